@@ -1,0 +1,70 @@
+"""Turns prompts into PNGs on disk through the Krea 2 Large API: nothing paid twice, nothing paid lost.
+
+from krea_batch import Engine, Job
+"""
+
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"
+
+if TYPE_CHECKING:
+    from krea_batch.engine import Engine, Handle
+    from krea_batch.errors import (
+        GatewayError,
+        InputError,
+        JobError,
+        KreaBatchBug,
+        KreaBatchError,
+        LedgerError,
+        RunFolderError,
+        RunStopped,
+        SettingsError,
+    )
+    from krea_batch.jobs import (
+        ImageStyleReference,
+        Job,
+        Moodboard,
+        Outcome,
+        State,
+        StoredFile,
+        Style,
+        Trouble,
+    )
+    from krea_batch.settings import ApiKey, Rate, Settings
+
+__all__ = [
+    "ApiKey",
+    "Engine",
+    "GatewayError",
+    "Handle",
+    "ImageStyleReference",
+    "InputError",
+    "Job",
+    "JobError",
+    "KreaBatchBug",
+    "KreaBatchError",
+    "LedgerError",
+    "Moodboard",
+    "Outcome",
+    "Rate",
+    "RunFolderError",
+    "RunStopped",
+    "Settings",
+    "SettingsError",
+    "State",
+    "StoredFile",
+    "Style",
+    "Trouble",
+    "__version__",
+]
+
+
+def __getattr__(name: str) -> Any:
+    """Import a public name when it is first used, so that `krea-batch --help` costs next to nothing."""
+    from importlib import import_module
+
+    for module in ("errors", "jobs", "settings", "engine") if name in __all__ else ():
+        found = import_module(f"krea_batch.{module}")
+        if name in vars(found):
+            return vars(found)[name]
+    raise AttributeError(f"module 'krea_batch' has no attribute {name!r}")

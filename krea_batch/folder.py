@@ -1,0 +1,54 @@
+"""A path comes in; a run's folder goes out, made if need be, and held by this process alone.
+
+Newcomers: the lock is on the folder itself, so that no lock file is left behind, and it goes when the process
+goes, however it goes.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from krea_batch.errors import RunFolderError
+
+LEDGER = "ledger.db"
+IMAGES = "images"
+
+
+class RunFolder:
+    """The folder of one run, locked from `take` to `release`."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.ledger = path / LEDGER
+        self._fd = -1
+
+    def take(self) -> None:
+        """Make the folder and lock it. Raises RunFolderError where another process has it, or it cannot be made."""
+        try:
+            (self.path / IMAGES).mkdir(parents=True, exist_ok=True)
+            self._fd = os.open(self.path, os.O_RDONLY)
+        except OSError as error:
+            raise RunFolderError(
+                self.path, f"the folder cannot be used ({error.strerror})", "choose another --out"
+            ) from error
+        if not _lock(self._fd):
+            self.release()
+            raise RunFolderError(
+                self.path, "another krea-batch is working in it", "wait for it, or choose another --out"
+            )
+
+    def release(self) -> None:
+        if self._fd >= 0:
+            os.close(self._fd)
+            self._fd = -1
+
+
+def _lock(fd: int) -> bool:
+    import fcntl  # not on Windows; imported where it is used
+
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        return False
+    return True

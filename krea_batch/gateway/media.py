@@ -1,0 +1,74 @@
+"""A media URL or a connected address comes in; whether a picture may be fetched from there goes out. Pure.
+
+Newcomers: the URL comes from the gateway's answer, so it is a stranger's word. Names are checked here, and the
+address that the name turned out to be is checked again at the moment of connecting.
+"""
+
+from __future__ import annotations
+
+import re
+from ipaddress import IPv6Address, ip_address
+from urllib.parse import urlsplit
+
+from krea_batch.settings import is_loopback
+
+MAX_IMAGE_BYTES = 64 << 20  # DESIGN, Safety
+
+_CONTENT_RANGE = re.compile(r"bytes (\d{1,12})-(\d{1,12})/(\d{1,12}|\*)")
+
+
+class MediaError(Exception):
+    """A picture could not be fetched this time. `status` is 0 where no answer came."""
+
+    def __init__(self, reason: str, *, status: int = 0, retry_after_s: float | None = None) -> None:
+        super().__init__(reason)
+        self.reason = reason
+        self.status = status
+        self.retry_after_s = retry_after_s
+
+
+def why_not_url(url: str, *, allow_loopback: bool) -> str | None:
+    """Why nothing is fetched from this URL, or None where it may be.
+
+    `allow_loopback` is true only when the gateway itself is on this machine.
+    """
+    try:
+        parts = urlsplit(url)
+        host, _ = parts.hostname, parts.port
+    except ValueError:
+        return "it cannot be read"
+    if not host:
+        return "it has no host"
+    if parts.username is not None or parts.password is not None:
+        return "it holds a user name"
+    if parts.scheme != "https" and not (parts.scheme == "http" and allow_loopback and is_loopback(host)):
+        return "it is not https"
+    if is_loopback(host) and not allow_loopback:
+        return "it points to this machine"
+    return None
+
+
+def is_public_address(address: str, *, allow_loopback: bool) -> bool:
+    """True for a global unicast address; for this machine's own only with `allow_loopback`."""
+    try:
+        ip = ip_address(address.partition("%")[0])
+    except ValueError:
+        return False
+    if isinstance(ip, IPv6Address) and ip.ipv4_mapped is not None:
+        ip = ip.ipv4_mapped
+    if ip.is_loopback:
+        return allow_loopback
+    return ip.is_global and not ip.is_multicast
+
+
+def starts_at(status: int, content_range: str | None, asked: int) -> int:
+    """The offset of an answer's first byte, when bytes from `asked` on were asked for.
+
+    Raises MediaError where the answer is no part that can be used.
+    """
+    if status == 200:
+        return 0
+    match = _CONTENT_RANGE.fullmatch(content_range or "")
+    if status == 206 and match and int(match[1]) == asked:
+        return asked
+    raise MediaError(f"an answer {status} with Content-Range {content_range!r:.60}", status=status)

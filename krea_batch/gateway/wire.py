@@ -1,0 +1,255 @@
+"""A job comes in, the bytes of its POST go out; an answer's bytes come in, a verdict goes out. Pure.
+
+Newcomers: the document is followed to the letter in what is sent and read tolerantly in what comes back, but
+tolerance ends where money begins: a POST's answer that is not clearly a refusal is `Unclear`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from datetime import UTC, datetime
+from email.utils import parsedate_to_datetime
+from typing import Any
+
+import msgspec
+import orjson
+
+from krea_batch.jobs import Job
+from krea_batch.rules.verdicts import (
+    Accepted,
+    Errored,
+    Failed,
+    Finished,
+    PollTrouble,
+    PollVerdict,
+    PostVerdict,
+    Progress,
+    Refusal,
+    Refused,
+    Unclear,
+    Waiting,
+)
+
+SUBMIT_PATH = (
+    "/krea-2-large-text-to-image/v1/krea-2-large-text-to-image-request"  # API document, Request Code
+)
+STATUS_PATH = "/v2/requests/status/"  # API document, Retrieving Results
+KEY_HEADER = "Ocp-Apim-Subscription-Key"  # API document, Authentication
+WEBHOOK_HEADER = "X-Webhook-URL"  # API document, Webhook
+SUBMIT_HEADERS = {"Content-Type": "application/json", "Cache-Control": "no-cache"}  # API document, Headers
+
+MAX_JSON_BYTES = 1 << 20  # DESIGN, Safety
+MAX_RETRY_AFTER_S = 3600.0  # chosen: a longer wait is a stop in disguise, and is tried each hour
+MAX_SAID_CHARS = 300  # chosen: enough for a sentence in a result row
+
+_REQUEST_ID = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9_~:-]|\.(?!\.)){0,199}")
+_REJECTED = frozenset({400, 404, 405, 413, 415, 422})
+_STOP = frozenset({401, 402, 403})
+_TRY_AGAIN = frozenset({500, 503})
+
+
+class Answer(msgspec.Struct, frozen=True):
+    """An HTTP answer, read to its end. `body` is None where it was too large, compressed or not whole."""
+
+    status: int
+    body: bytes | None
+    retry_after: str | None = None
+    date: str | None = None
+
+
+class _Fields(msgspec.Struct):
+    """The fields of an answer that mean something to us; their types are checked where they are used."""
+
+    request_id: Any = None
+    status: Any = None
+    output: Any = None
+    error: Any = None
+    message: Any = None
+    created_at: Any = None
+    completed_at: Any = None
+
+
+_read_fields = msgspec.json.Decoder(_Fields).decode
+
+
+def encode_body(job: Job) -> bytes:
+    """The body of the job's POST: the document's fields, with its defaults; `seed` only when given."""
+    body: dict[str, Any] = {
+        "prompt": job.prompt,
+        "aspect_ratio": job.aspect_ratio,
+        "creativity": job.creativity,
+    }
+    if job.seed is not msgspec.UNSET:
+        body["seed"] = job.seed
+    body["image_style_references"] = [
+        {"image_url": reference.image_url, "strength": reference.strength}
+        for reference in job.image_style_references
+    ]
+    body["styles"] = [{"id": style.id, "strength": style.strength} for style in job.styles]
+    body["moodboards"] = [{"id": board.id, "strength": board.strength} for board in job.moodboards]
+    return orjson.dumps(body)
+
+
+def fingerprint(job: Job) -> bytes:
+    """32 bytes that are the same for two jobs exactly when their POSTs ask for the same picture."""
+    return fingerprint_of(encode_body(job))
+
+
+def fingerprint_of(body: bytes) -> bytes:
+    """The fingerprint of a body that `encode_body` made: its key order is fixed, so its bytes are canonical."""
+    return hashlib.sha256(body).digest()
+
+
+def is_request_id(text: object) -> bool:
+    """True for what may stand in the path of a poll: no separators, no `..`, at most 200 characters."""
+    return isinstance(text, str) and _REQUEST_ID.fullmatch(text) is not None
+
+
+def read_post_answer(answer: Answer, *, now: datetime) -> PostVerdict:
+    """What became of a POST whose headers left us. `now` (UTC) serves a Retry-After date without a Date."""
+    fields = _decode(answer.body)
+    if 200 <= answer.status < 300:
+        return _read_acceptance(answer, fields)
+    said = _said(answer.status, fields)
+    wait_s = retry_after_s(answer.retry_after, answer.date, now=now)
+    if answer.body is None:
+        return Unclear(f"the answer {answer.status} was not whole")
+    if answer.status == 429 or (answer.status == 403 and wait_s is not None):
+        return Refused(Refusal.SLOW_DOWN, answer.status, said, wait_s)
+    if answer.status in _STOP:
+        return Refused(Refusal.STOP, answer.status, said)
+    if answer.status in _REJECTED:
+        return Refused(Refusal.REJECTED, answer.status, said)
+    if answer.status in _TRY_AGAIN and _is_error_body(fields):
+        return Refused(Refusal.TRY_AGAIN, answer.status, said, wait_s)
+    return Unclear(f"the answer {answer.status} does not say whether the job was queued")
+
+
+def _read_acceptance(answer: Answer, fields: _Fields | None) -> PostVerdict:
+    if fields is None:
+        return Unclear(f"the answer {answer.status} could not be read")
+    if not is_request_id(fields.request_id):
+        return Unclear(f"the answer {answer.status} has no valid request_id")
+    progress = _progress(fields)
+    return Accepted(fields.request_id, Waiting("QUEUED") if isinstance(progress, PollTrouble) else progress)
+
+
+def read_poll_answer(answer: Answer, request_id: str, *, now: datetime) -> PollVerdict:
+    """What a status answer says of the job `request_id`."""
+    fields = _decode(answer.body)
+    if answer.status != 200:
+        wait_s = retry_after_s(answer.retry_after, answer.date, now=now)
+        return PollTrouble(_said(answer.status, fields), answer.status, wait_s)
+    if fields is None:
+        return PollTrouble("the status answer could not be read", answer.status)
+    if fields.request_id is not None and fields.request_id != request_id:
+        return PollTrouble("the status answer speaks of another request", answer.status)
+    return _progress(fields)
+
+
+def _progress(fields: _Fields) -> PollVerdict:
+    """Unknown words mean "not yet"; an answer without a status that carries the output is finished."""
+    word = fields.status.upper() if isinstance(fields.status, str) else ""
+    if word == "FAILED":
+        return Failed(_sentence(fields))
+    if word == "ERROR":
+        return Errored(_sentence(fields))
+    if word not in ("COMPLETED", ""):
+        return Waiting(word[:40])
+    finished = _read_output(fields)
+    if finished is not None:
+        return finished
+    return PollTrouble("COMPLETED without a media_url" if word else "an answer without a status", 200)
+
+
+def _read_output(fields: _Fields) -> Finished | None:
+    output = fields.output
+    if not isinstance(output, dict):
+        return None
+    urls = output.get("media_url")
+    urls = [urls] if isinstance(urls, str) else urls
+    if not isinstance(urls, list):
+        return None
+    named = tuple(dict.fromkeys(url for url in urls if isinstance(url, str) and url))
+    media_type = output.get("media_type")
+    if not named:
+        return None
+    return Finished(named, media_type if isinstance(media_type, str) else "", _took_s(fields))
+
+
+def _took_s(fields: _Fields) -> float | None:
+    created, completed = _instant(fields.created_at), _instant(fields.completed_at)
+    if created is None or completed is None:
+        return None
+    took_s = (completed - created).total_seconds()
+    return took_s if took_s >= 0 else None
+
+
+def _instant(text: object) -> datetime | None:
+    """An ISO 8601 instant (API document, Response Completed: created_at), or None."""
+    if not isinstance(text, str):
+        return None
+    try:
+        instant = datetime.fromisoformat(text)
+    except ValueError:
+        return None
+    return instant if instant.tzinfo else instant.replace(tzinfo=UTC)
+
+
+def _decode(body: bytes | None) -> _Fields | None:
+    """The known fields of a JSON object, or None where the body is no such thing."""
+    if body is None:
+        return None
+    try:
+        return _read_fields(body)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        return None
+
+
+def _is_error_body(fields: _Fields | None) -> bool:
+    """True for the document's error body, which never names a request."""
+    return (
+        fields is not None
+        and isinstance(fields.error, str)
+        and fields.error != ""
+        and fields.request_id is None
+    )
+
+
+def _said(status: int, fields: _Fields | None) -> str:
+    return (_sentence(fields) if fields else "") or f"HTTP {status}"
+
+
+def _sentence(fields: _Fields) -> str:
+    words = [
+        text.strip() for text in (fields.error, fields.message) if isinstance(text, str) and text.strip()
+    ]
+    if not words and isinstance(fields.error, dict):  # some gateways nest: {"error": {"message": ...}}
+        words = [text for text in (fields.error.get("message"),) if isinstance(text, str)]
+    printable = "".join(char if char.isprintable() else " " for char in ": ".join(words))
+    return printable[:MAX_SAID_CHARS]
+
+
+def retry_after_s(value: str | None, date: str | None, *, now: datetime) -> float | None:
+    """Seconds to wait by a Retry-After header (seconds or HTTP-date), from 0 to one hour; None: it says nothing.
+
+    A date is read against the answer's own Date, so that a wrong clock here does no harm.
+    """
+    if value is None:
+        return None
+    text = value.strip()
+    if re.fullmatch(r"\d{1,12}(?:\.\d{1,9})?", text):
+        return min(float(text), MAX_RETRY_AFTER_S)
+    until, since = _http_date(text), _http_date(date or "") or now
+    if until is None:
+        return None
+    return min(max((until - since).total_seconds(), 0.0), MAX_RETRY_AFTER_S)
+
+
+def _http_date(text: str) -> datetime | None:
+    try:
+        instant = parsedate_to_datetime(text)
+    except (ValueError, TypeError, OverflowError, IndexError):
+        return None
+    return instant if instant.tzinfo else instant.replace(tzinfo=UTC)

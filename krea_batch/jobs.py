@@ -1,0 +1,187 @@
+"""A job's fields come in, typed and checked; what became of it goes out.
+
+Newcomers: `Job` is both the line of a job file and what library users make. Every check that a type cannot
+state is in `__post_init__`, so a `Job` that exists is one that the API takes (types included when it came
+from a file; a caller's own `Job(prompt=5)` is caught by `checked`).
+
+Types, ranges and defaults: the request parameters of the API document.
+"""
+
+from __future__ import annotations
+
+import re
+from enum import StrEnum
+from typing import Annotated, Any, Literal, get_args
+from urllib.parse import urlsplit
+
+import msgspec
+from msgspec import UNSET, Meta, Struct, UnsetType
+
+from krea_batch.errors import JobError
+
+AspectRatio = Literal["1:1", "4:3", "3:2", "16:9", "2.35:1", "4:5", "2:3", "9:16"]
+Creativity = Literal["raw", "low", "medium", "high"]
+ASPECT_RATIOS: tuple[str, ...] = get_args(AspectRatio)
+CREATIVITIES: tuple[str, ...] = get_args(Creativity)
+
+MAX_REFERENCES = 10  # API document, image_style_references: maximum 10 entries
+MAX_STYLES = 10  # API document, styles: maximum 10 entries
+MAX_MOODBOARDS = 1  # API document, moodboards: maximum 1 entry per request
+MAX_ID_BYTES = 200  # chosen: because file systems take 255, and "-12.png.part" has to fit behind it
+SEED_RANGE = (-(2**63), 2**64 - 1)  # chosen: the document gives no range; what JSON encoders carry exactly
+
+_UUID = re.compile(r"[0-9a-fA-F]{8}-(?:[0-9a-fA-F]{4}-){3}[0-9a-fA-F]{12}")
+_NOT_IN_FILE_NAMES = re.compile(r"[/\\\x00-\x1f\x7f]|\.\.")
+
+
+class ImageStyleReference(Struct, frozen=True, forbid_unknown_fields=True):
+    """A picture that guides the style. Negative strength pushes away from it."""
+
+    image_url: str
+    strength: float = 1.0
+
+    def __post_init__(self) -> None:
+        check_image_url(self.image_url)
+
+
+class Style(Struct, frozen=True, forbid_unknown_fields=True):
+    """One of Krea's LoRA styles, by its id in Krea's catalogue."""
+
+    id: Annotated[str, Meta(min_length=1)]
+    strength: float = 1.0
+
+
+class Moodboard(Struct, frozen=True, forbid_unknown_fields=True):
+    """One of Krea's moodboards, by its UUID in Krea's catalogue."""
+
+    id: str
+    strength: float = 0.23
+
+    def __post_init__(self) -> None:
+        if not _UUID.fullmatch(self.id):
+            raise ValueError(f"moodboard id {self.id[:60]!r} is not a UUID")
+
+
+class Job(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """One picture to be made: the request's own fields, and `id` and `metadata`, which are never sent.
+
+    `id` names the job in the ledger, in results and as a file; where it is empty, a job file gives the line
+    number and `Engine.submit` a new one. `seed` is sent only when it is given.
+    Raises ValueError for what no type can say (msgspec turns it into a ValidationError when decoding).
+    """
+
+    prompt: str
+    aspect_ratio: AspectRatio = "1:1"
+    creativity: Creativity = "medium"
+    seed: int | UnsetType = UNSET
+    image_style_references: Annotated[tuple[ImageStyleReference, ...], Meta(max_length=MAX_REFERENCES)] = ()
+    styles: Annotated[tuple[Style, ...], Meta(max_length=MAX_STYLES)] = ()
+    moodboards: Annotated[tuple[Moodboard, ...], Meta(max_length=MAX_MOODBOARDS)] = ()
+    id: str = ""
+    metadata: dict[str, Any] = {}  # noqa: RUF012 - msgspec copies an empty default for each instance
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.prompt, str):
+            raise TypeError(f"the prompt is {type(self.prompt).__name__}, not str")
+        if not self.prompt or self.prompt.isspace():
+            raise ValueError("the prompt is empty")
+        if self.id:
+            check_id(self.id)
+        if self.seed is not UNSET and not SEED_RANGE[0] <= self.seed <= SEED_RANGE[1]:
+            raise ValueError(f"seed {str(self.seed)[:24]} does not fit in 64 bits")
+
+
+FIELDS: tuple[str, ...] = Job.__struct_fields__
+
+
+def check_id(job_id: str) -> None:
+    """Raise ValueError unless the id is safe as the name of a file in the run's folder."""
+    if len(job_id.encode("utf-8", "surrogatepass")) > MAX_ID_BYTES:
+        raise ValueError(f"id {job_id[:40]!r}… is longer than {MAX_ID_BYTES} bytes")
+    if job_id == "." or _NOT_IN_FILE_NAMES.search(job_id):
+        raise ValueError(f"id {job_id!r} cannot be the name of a file")
+    try:
+        job_id.encode()
+    except UnicodeEncodeError:
+        raise ValueError(f"id {job_id!r} holds a lone surrogate") from None
+
+
+def check_image_url(url: str) -> None:
+    """Raise ValueError unless the URL is an absolute HTTPS one (API document, image_style_references)."""
+    try:
+        parts = urlsplit(url)
+    except ValueError:
+        parts = urlsplit("")
+    if parts.scheme != "https" or not parts.hostname:
+        raise ValueError(f"image_url {url[:80]!r} is not an HTTPS URL")
+
+
+def checked(job: Job) -> Job:
+    """Return the job with every field's type and range proven, as a job file's would be.
+
+    Raises JobError where a field is wrong.
+    """
+    try:
+        return msgspec.convert(msgspec.to_builtins(job), Job)
+    except (msgspec.ValidationError, TypeError) as error:
+        raise JobError(str(error), "see `krea-batch schema` for what a job takes", job_id=job.id) from None
+
+
+class State(StrEnum):
+    """Where a job stands. The table of what may follow what is in `rules.lifecycle`."""
+
+    PENDING = "pending"
+    SUBMITTING = "submitting"
+    ACCEPTED = "accepted"
+    FINISHED = "finished"
+    SUCCEEDED = "succeeded"
+    FAILED = "failed"
+    ERRORED = "errored"
+    REJECTED = "rejected"
+    AMBIGUOUS = "ambiguous"
+    TIMED_OUT = "timed_out"
+    CANCELLED = "cancelled"
+
+
+class StoredFile(Struct, frozen=True):
+    """A picture on disk, whole and synced. `path` is relative to the run's folder."""
+
+    path: str
+    bytes: int
+    sha256: str
+    width: int
+    height: int
+    media_type: str
+
+
+class Trouble(Struct, frozen=True):
+    """Why a job did not succeed: a short stable `kind`, and a sentence."""
+
+    kind: str
+    message: str
+
+
+class Outcome(Struct, frozen=True, kw_only=True):
+    """What became of one job: a row of `results.jsonl`. Instants are UTC, ISO 8601, None before they come.
+
+    `request` is the body as sent. `polls` and `attempts` count status requests and POSTs.
+    """
+
+    id: str
+    status: State
+    request_id: str | None
+    files: tuple[StoredFile, ...]
+    error: Trouble | None
+    request: dict[str, Any]
+    metadata: dict[str, Any]
+    polls: int
+    attempts: int
+    submitted_at: str | None
+    accepted_at: str | None
+    finished_at: str | None
+    stored_at: str | None
+
+    @property
+    def succeeded(self) -> bool:
+        """True when every picture of the job is on disk."""
+        return self.status is State.SUCCEEDED

@@ -1,0 +1,13 @@
+"""Remembers. A transition of a job comes in; when the call returns, it is on the disk's own platter or flash.
+
+store   the SQL, one public method a transition
+group   many transitions, one commit, in the ledger's own thread
+
+Newcomers: SQLite runs in WAL mode with synchronous=FULL, because NORMAL was measured to lose acknowledged
+commits when the power goes.
+"""
+
+from krea_batch.ledger.group import Ledger
+from krea_batch.ledger.store import Charges, OpenJob, Store
+
+__all__ = ["Charges", "Ledger", "OpenJob", "Store"]

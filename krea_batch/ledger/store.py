@@ -1,0 +1,377 @@
+"""One transition of one job comes in; SQL goes out. One public method is one transition is one transaction.
+
+Newcomers: each UPDATE names the state it starts from. When it touches no row, two parts of the engine disagree
+about a job, and that is a bug to be shown, not to be written over.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Callable, Iterable, Sequence
+from datetime import UTC, datetime
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from krea_batch.errors import KreaBatchBug, RunFolderError
+from krea_batch.jobs import Outcome, State, StoredFile, Trouble
+from krea_batch.rules import lifecycle
+from krea_batch.rules.verdicts import Finished
+
+APPLICATION_ID = 0x4B524541  # "KREA"
+SCHEMA_VERSION = 1
+BUSY_TIMEOUT_S = 10.0  # chosen: `status` of another process holds its read lock for far less
+
+_OUTCOME = (
+    "id, state, request_id, files, error_kind, error_message, body, metadata, polls, attempts, "
+    "submitted_at, accepted_at, finished_at, stored_at"
+)
+_OPEN = "n, id, state, request_id, media, attempts, errors, polls, accepted_at"
+_read_files = msgspec.json.Decoder(tuple[StoredFile, ...]).decode
+_read_media = msgspec.json.Decoder(Finished).decode
+
+
+class OpenJob(msgspec.Struct, frozen=True):
+    """A job of the ledger that has not ended. `accepted_at` is seconds since 1970."""
+
+    n: int
+    id: str
+    state: State
+    request_id: str | None
+    media: Finished | None
+    attempts: int
+    errors: int
+    polls: int
+    accepted_at: float | None
+
+
+class Charges(msgspec.Struct, frozen=True):
+    """Accepted POSTs that are paid, those that came to ERROR (free), and those nobody knows of."""
+
+    charged: int = 0
+    free: int = 0
+    unknown: int = 0
+
+
+class Store:
+    """The SQLite file of one run. Not thread-safe: `Ledger` calls it from its one thread."""
+
+    def __init__(self, path: Path, connection: sqlite3.Connection) -> None:
+        self.path = path
+        self._sql = connection
+
+    @classmethod
+    def open(cls, path: Path, *, read_only: bool = False) -> Store:
+        """Open the file, making it unless `read_only`. Raises RunFolderError for a stranger's or newer one."""
+        mode = "ro" if read_only else "rwc"
+        try:
+            connection = sqlite3.connect(
+                f"{path.absolute().as_uri()}?mode={mode}",
+                uri=True,
+                timeout=BUSY_TIMEOUT_S,
+                isolation_level=None,
+                check_same_thread=False,
+            )
+            _check_owner(connection, path)
+            if not read_only:
+                connection.execute("PRAGMA journal_mode = WAL")
+                connection.execute("PRAGMA synchronous = FULL")
+                _make_tables(connection)
+        except sqlite3.Error as error:
+            raise RunFolderError(
+                path, f"the ledger cannot be opened ({error})", "choose another --out"
+            ) from error
+        return cls(path, connection)
+
+    def close(self) -> None:
+        self._sql.close()
+
+    def transaction(self, works: Iterable[Callable[[Store], Any]]) -> list[Any]:
+        """Carry out all works and make them durable, or none of them."""
+        self._sql.execute("BEGIN IMMEDIATE")
+        try:
+            answers = [work(self) for work in works]
+            self._sql.execute("COMMIT")
+        except BaseException:
+            if self._sql.in_transaction:
+                self._sql.execute("ROLLBACK")
+            raise
+        return answers
+
+    # ---- the way to a POST -------------------------------------------------------------------------------
+
+    def intend(self, job_id: str, body: bytes, fingerprint: bytes, metadata: bytes, at: float) -> int:
+        """A new or pending job is about to be POSTed. Returns its number in the ledger."""
+        row = self._sql.execute(
+            "INSERT INTO jobs (id, state, body, fingerprint, metadata, attempts, submitted_at)"
+            " VALUES (?1, 'submitting', ?2, ?3, ?4, 1, ?5)"
+            " ON CONFLICT (id) DO UPDATE SET state = 'submitting', attempts = attempts + 1, submitted_at = ?5"
+            " WHERE state = 'pending' AND fingerprint = ?3 RETURNING n",
+            (job_id, body, fingerprint, metadata, at),
+        ).fetchone()
+        if row is None:
+            raise KreaBatchBug(f"job {job_id!r} is not pending, so it cannot be submitted")
+        self._sql.execute("INSERT INTO posts (job, sent_at) VALUES (?, ?)", (row[0], at))
+        return int(row[0])
+
+    def take_back(self, n: int, came_to: str) -> None:
+        """The POST was `refused` or `not_sent`: nothing was queued, the job is pending."""
+        self._move(n, State.SUBMITTING, State.PENDING)
+        self._came_to(n, came_to)
+
+    def accept(self, n: int, request_id: str, at: float) -> bool:
+        """The POST was accepted and is paid. False, and nothing is changed, where another has that request_id."""
+        if self._sql.execute("SELECT 1 FROM posts WHERE request_id = ?", (request_id,)).fetchone():
+            return False
+        self._move(n, State.SUBMITTING, State.ACCEPTED, "request_id = ?, accepted_at = ?", (request_id, at))
+        self._came_to(n, "accepted", request_id)
+        return True
+
+    def reject(self, n: int, why: Trouble, at: float) -> Outcome:
+        """The gateway will never take this body."""
+        self._came_to(n, "refused")
+        return self._end(n, State.SUBMITTING, State.REJECTED, why, at)
+
+    def hold(self, n: int, why: Trouble, at: float) -> Outcome:
+        """The POST left and nobody knows what became of it."""
+        self._came_to(n, "unclear")
+        return self._end(n, State.SUBMITTING, State.AMBIGUOUS, why, at)
+
+    def resubmit(self, n: int) -> None:
+        """Somebody decided that an ambiguous job is worth another POST."""
+        self._move(n, State.AMBIGUOUS, State.PENDING, "error_kind = NULL, error_message = NULL")
+
+    # ---- the way to a picture ----------------------------------------------------------------------------
+
+    def finish(self, n: int, finished: Finished, at: float, polls: int) -> None:
+        """The pictures can be fetched."""
+        self._move(
+            n,
+            State.ACCEPTED,
+            State.FINISHED,
+            "media = ?, finished_at = ?, polls = ?",
+            (msgspec.json.encode(finished).decode(), at, polls),
+        )
+
+    def store(self, n: int, stored: Sequence[StoredFile], at: float) -> Outcome:
+        """Every picture of the job is on disk and synced."""
+        self._move(
+            n,
+            State.FINISHED,
+            State.SUCCEEDED,
+            "files = ?, stored_at = ?, error_kind = NULL, error_message = NULL",
+            (msgspec.json.encode(stored).decode(), at),
+        )
+        return self.outcome(n)
+
+    def fail(self, n: int, why: Trouble, at: float, polls: int) -> Outcome:
+        """The gateway said FAILED."""
+        return self._end(n, State.ACCEPTED, State.FAILED, why, at, polls)
+
+    def error(self, n: int, why: Trouble, at: float, polls: int) -> Outcome:
+        """The gateway said ERROR, and no try is left."""
+        self._refund(n)
+        return self._end(n, State.ACCEPTED, State.ERRORED, why, at, polls)
+
+    def error_again(self, n: int, polls: int) -> None:
+        """The gateway said ERROR, which is free, and the job is pending again."""
+        self._refund(n)
+        lifecycle.check_move(State.ERRORED, State.PENDING)
+        self._move(n, State.ACCEPTED, State.ERRORED, "polls = ?", (polls,))
+        self._move(n, State.ERRORED, State.PENDING)
+
+    def time_out(self, n: int, why: Trouble, at: float, polls: int) -> Outcome:
+        """This run waits no longer for the job; its request_id stays, and the next run asks again."""
+        state = State(self._sql.execute("SELECT state FROM jobs WHERE n = ?", (n,)).fetchone()[0])
+        return self._end(n, state, State.TIMED_OUT, why, at, polls)
+
+    # ---- a new run ---------------------------------------------------------------------------------------
+
+    def start_run(self, gateway: str, version: str, at: float) -> int:
+        """Note that a run begins. Raises RunFolderError where the folder's jobs live at another gateway."""
+        before = self._sql.execute("SELECT gateway FROM runs ORDER BY n DESC LIMIT 1").fetchone()
+        if before and before[0] != gateway:
+            raise RunFolderError(
+                self.path,
+                f"its jobs were submitted to {before[0]}, not to {gateway}",
+                "use the same gateway, or another --out",
+            )
+        cursor = self._sql.execute(
+            "INSERT INTO runs (started_at, gateway, version) VALUES (?, ?, ?)", (at, gateway, version)
+        )
+        return int(cursor.lastrowid or 0)
+
+    def end_run(self, run: int, at: float) -> None:
+        """Note that a run has ended in order."""
+        self._sql.execute("UPDATE runs SET ended_at = ? WHERE n = ?", (at, run))
+
+    def reopen(self, *, max_attempts: int, resubmit_ambiguous: bool) -> None:
+        """Bring what the last run left into the states in which this one goes on."""
+        self._sql.execute("UPDATE posts SET came_to = 'unclear' WHERE came_to IS NULL")
+        rows = self._sql.execute(
+            "SELECT n, state, errors FROM jobs"
+            " WHERE state NOT IN ('succeeded', 'failed', 'rejected', 'cancelled')"
+        ).fetchall()
+        for n, word, errors in rows:
+            old = State(word)
+            new = lifecycle.on_resume(
+                old, errors=errors, max_attempts=max_attempts, resubmit_ambiguous=resubmit_ambiguous
+            )
+            if old is State.SUBMITTING:
+                self._end(n, old, State.AMBIGUOUS, _KILLED, 0.0)
+                old = State.AMBIGUOUS
+            if new is not None and new is not old:
+                self._move(n, old, new, "error_kind = NULL, error_message = NULL")
+
+    def open_jobs(self, after_n: int, limit: int) -> list[OpenJob]:
+        """Jobs to go on with, `limit` at most, in the order of their numbers from `after_n` on."""
+        rows = self._sql.execute(
+            f"SELECT {_OPEN} FROM jobs"  # noqa: S608 - a constant
+            " WHERE state NOT IN ('succeeded', 'failed', 'rejected', 'cancelled')"
+            " AND state IN ('pending', 'accepted', 'finished') AND n > ? ORDER BY n LIMIT ?",
+            (after_n, limit),
+        )
+        return [
+            OpenJob(n, job_id, State(state), request_id, _read_media(media) if media else None, *rest)
+            for n, job_id, state, request_id, media, *rest in rows
+        ]
+
+    def sending(self, n: int) -> tuple[bytes, bytes, bytes]:
+        """Body, fingerprint and metadata of a job, for another POST of it."""
+        row = self._sql.execute("SELECT body, fingerprint, metadata FROM jobs WHERE n = ?", (n,)).fetchone()
+        return bytes(row[0]), bytes(row[1]), bytes(row[2])
+
+    # ---- asking ------------------------------------------------------------------------------------------
+
+    def fingerprints(self, job_ids: Sequence[str]) -> dict[str, bytes]:
+        """The fingerprints of those ids that are on record."""
+        marks = ",".join("?" * len(job_ids))
+        rows = self._sql.execute(f"SELECT id, fingerprint FROM jobs WHERE id IN ({marks})", job_ids)  # noqa: S608
+        return {job_id: bytes(fingerprint) for job_id, fingerprint in rows}
+
+    def outcome(self, n: int) -> Outcome:
+        """The result row of one job."""
+        row = self._sql.execute(f"SELECT {_OUTCOME} FROM jobs WHERE n = ?", (n,)).fetchone()  # noqa: S608
+        return _outcome(row)
+
+    def known(self, job_id: str) -> tuple[str | None, Outcome | None]:
+        """The request_id of a job on record, and its result row where it has ended."""
+        row = self._sql.execute(f"SELECT {_OUTCOME} FROM jobs WHERE id = ?", (job_id,)).fetchone()  # noqa: S608
+        outcome = _outcome(row)
+        return outcome.request_id, outcome if outcome.status in lifecycle.ENDS else None
+
+    def outcomes(self, after_n: int, limit: int) -> tuple[list[Outcome], int | None]:
+        """Result rows of ended jobs from `after_n` on, and the number to go on from (None: that was all)."""
+        rows = self._sql.execute(
+            f"SELECT {_OUTCOME}, n FROM jobs WHERE n > ? ORDER BY n LIMIT ?",  # noqa: S608
+            (after_n, limit),
+        ).fetchall()
+        ended = [_outcome(row[:-1]) for row in rows if State(row[1]) in lifecycle.ENDS]
+        return ended, rows[-1][-1] if rows else None
+
+    def counts(self) -> dict[State, int]:
+        """How many jobs stand in each state that any job stands in."""
+        return {
+            State(state): count
+            for state, count in self._sql.execute("SELECT state, count(*) FROM jobs GROUP BY state")
+        }
+
+    def charges(self) -> Charges:
+        """What the POSTs of all runs in this folder came to."""
+        row = self._sql.execute(
+            "SELECT count(*) FILTER (WHERE came_to = 'accepted' AND NOT refunded),"
+            " count(*) FILTER (WHERE refunded),"
+            " count(*) FILTER (WHERE came_to = 'unclear' OR came_to IS NULL) FROM posts"
+        ).fetchone()
+        return Charges(*row)
+
+    # ---- parts -------------------------------------------------------------------------------------------
+
+    def _move(self, n: int, old: State, new: State, also: str = "", values: tuple[Any, ...] = ()) -> None:
+        lifecycle.check_move(old, new)
+        more = f", {also}" if also else ""
+        cursor = self._sql.execute(
+            f"UPDATE jobs SET state = ?{more} WHERE n = ? AND state = ?",  # noqa: S608 - our own column names
+            (new.value, *values, n, old.value),
+        )
+        if cursor.rowcount != 1:
+            raise KreaBatchBug(f"job number {n} was to go from {old} to {new}, but is not {old}")
+
+    def _end(
+        self, n: int, old: State, new: State, why: Trouble, at: float, polls: int | None = None
+    ) -> Outcome:
+        self._move(
+            n,
+            old,
+            new,
+            "error_kind = ?, error_message = ?, polls = coalesce(?, polls), finished_at = nullif(?, 0)",
+            (why.kind, why.message, polls, at),
+        )
+        return self.outcome(n)
+
+    def _came_to(self, n: int, came_to: str, request_id: str | None = None) -> None:
+        self._sql.execute(
+            "UPDATE posts SET came_to = ?, request_id = ? WHERE job = ? AND came_to IS NULL",
+            (came_to, request_id, n),
+        )
+
+    def _refund(self, n: int) -> None:
+        self._sql.execute(
+            "UPDATE posts SET refunded = 1 WHERE request_id = (SELECT request_id FROM jobs WHERE n = ?)", (n,)
+        )
+        self._sql.execute("UPDATE jobs SET errors = errors + 1 WHERE n = ?", (n,))
+
+
+_KILLED = Trouble("ambiguous", "the process ended while the POST was in the air")
+
+
+def _check_owner(connection: sqlite3.Connection, path: Path) -> None:
+    (application_id,) = connection.execute("PRAGMA application_id").fetchone()
+    (version,) = connection.execute("PRAGMA user_version").fetchone()
+    (tables,) = connection.execute("SELECT count(*) FROM sqlite_schema").fetchone()
+    if tables and application_id != APPLICATION_ID:
+        raise RunFolderError(path, "this is not a krea-batch ledger", "choose another --out")
+    if version > SCHEMA_VERSION:
+        raise RunFolderError(
+            path,
+            f"a newer krea-batch wrote it (schema {version})",
+            "update krea-batch, or choose another --out",
+        )
+
+
+def _make_tables(connection: sqlite3.Connection) -> None:
+    if connection.execute("SELECT count(*) FROM sqlite_schema").fetchone()[0]:
+        return
+    schema = files("krea_batch.ledger").joinpath("schema.sql").read_text()
+    connection.executescript(
+        f"BEGIN; PRAGMA application_id = {APPLICATION_ID}; PRAGMA user_version = {SCHEMA_VERSION};"
+        f"{schema} COMMIT;"
+    )
+
+
+def _outcome(row: Sequence[Any]) -> Outcome:
+    job_id, state, request_id, stored, kind, message, body, metadata, polls, attempts, *instants = row
+    submitted_at, accepted_at, finished_at, stored_at = (_iso(at) for at in instants)
+    return Outcome(
+        id=job_id,
+        status=State(state),
+        request_id=request_id,
+        files=_read_files(stored),
+        error=Trouble(kind, message) if kind is not None else None,
+        request=msgspec.json.decode(body),
+        metadata=msgspec.json.decode(metadata),
+        polls=polls,
+        attempts=attempts,
+        submitted_at=submitted_at,
+        accepted_at=accepted_at,
+        finished_at=finished_at,
+        stored_at=stored_at,
+    )
+
+
+def _iso(at: float | None) -> str | None:
+    if at is None:
+        return None
+    return datetime.fromtimestamp(at, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")

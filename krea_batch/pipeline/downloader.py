@@ -1,0 +1,177 @@
+"""Finished flights come in; they go out with every picture on disk, whole and synced, and on record.
+
+Newcomers: nothing that goes wrong here leads to another POST. A cut download goes on by Range where it stopped,
+a wrong body is fetched again, and what cannot be had in this run is left to the next one under its request_id.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from urllib.parse import urlsplit
+
+import anyio
+
+from krea_batch.errors import RunStopped
+from krea_batch.gateway.media import MediaError
+from krea_batch.jobs import Outcome, State, StoredFile, Trouble
+from krea_batch.ledger import Store
+from krea_batch.pipeline.flight import Flight
+from krea_batch.pipeline.picture import Picture, PngError
+from krea_batch.pipeline.run import Media, Run
+from krea_batch.rules import lifecycle
+
+GATHER_BYTES = 4 << 20  # chosen: a 2 MB picture costs one hop to a disk thread, which is cheapest (measured)
+
+
+class _Download:
+    """What is there of one flight's pictures."""
+
+    __slots__ = ("etag", "flight", "picture", "stored", "tries")
+
+    def __init__(self, flight: Flight) -> None:
+        self.flight = flight
+        self.stored: list[StoredFile] = []
+        self.picture: Picture | None = None
+        self.etag: str | None = None
+        self.tries = 0  # for the present picture
+
+    @property
+    def url(self) -> str:
+        """Where the next picture lies."""
+        return self._urls[len(self.stored)]
+
+    @property
+    def name(self) -> str:
+        """The stem of the next picture's file (DESIGN, A run's folder)."""
+        n = len(self.stored) + 1
+        return self.flight.id if n == 1 else f"{self.flight.id}-{n}"
+
+    @property
+    def complete(self) -> bool:
+        return len(self.stored) == len(self._urls)
+
+    @property
+    def _urls(self) -> tuple[str, ...]:
+        return self.flight.finished.media_urls if self.flight.finished else ()
+
+
+class Downloader:
+    """Fetches the pictures of finished flights, `settings.downloads` at a time.
+
+    `ended` takes a flight that ended here, `left` one that stays on record for the next run.
+    """
+
+    def __init__(
+        self, run: Run, *, ended: Callable[[Flight, Outcome], None], left: Callable[[Flight], None]
+    ) -> None:
+        self._run = run
+        self._ended = ended
+        self._left = left
+        self._queue: asyncio.Queue[_Download] = asyncio.Queue()
+        self._host_held_until_s: dict[str, float] = {}
+
+    def put(self, flight: Flight) -> None:
+        """Take a finished flight."""
+        self._queue.put_nowait(_Download(flight))
+
+    async def work(self) -> None:
+        """Download for ever, several at a time."""
+        async with anyio.create_task_group() as workers:
+            for _ in range(self._run.settings.downloads):
+                workers.start_soon(self._worker)
+
+    async def _worker(self) -> None:
+        while True:
+            download = await self._queue.get()
+            wait_s = self._host_held_until_s.get(_host(download.url), 0.0) - self._run.now_s()
+            if wait_s > 0:
+                self._run.after(wait_s, self._queue.put_nowait, download)
+                continue
+            try:
+                await self._fetch_all(download)
+            except MediaError as error:
+                await self._try_later(download, error)
+            except PngError as error:
+                download.picture = None  # its bytes are worthless: ask for all of them again
+                await self._try_later(download, MediaError(f"the picture is not whole: {error}"))
+            except OSError as error:  # the network's are MediaErrors by now: this is the disk
+                self._disk_failed(download, error)
+
+    async def _fetch_all(self, download: _Download) -> None:
+        while not download.complete:
+            stored = await self._fetch(download)
+            download.stored.append(stored)
+            download.picture, download.etag, download.tries = None, None, 0
+            self._run.stats.downloads += 1
+            self._run.stats.downloaded_bytes += stored.bytes
+        flight = download.flight
+        with anyio.CancelScope(shield=True):
+            outcome = await self._run.record(Store.store, flight.n, download.stored, self._run.at())
+            self._run.moved(flight, State.FINISHED, State.SUCCEEDED)
+            self._ended(flight, outcome)
+
+    async def _fetch(self, download: _Download) -> StoredFile:
+        """The next picture, on disk. Raises MediaError, PngError, OSError; what has come stays in its `.part`."""
+        picture = download.picture or Picture(self._run.settings.out, download.name)
+        download.picture = picture
+        etag = download.etag if picture.taken_bytes else None
+        media = await self._run.gateway.fetch(download.url, offset=picture.taken_bytes, etag=etag)
+        async with media:
+            if media.offset != picture.taken_bytes:
+                picture.start_over()
+            download.etag = media.etag
+            rest = await self._pour(media, picture)
+        return await self._run.on_disk(picture.finish, rest)
+
+    async def _pour(self, media: Media, picture: Picture) -> list[bytes]:
+        """Write what comes, a few megabytes a hop. Returns the last, unwritten bytes."""
+        gathered: list[bytes] = []
+        size_bytes = 0
+        try:
+            async for chunk in media.chunks():
+                gathered.append(chunk)
+                size_bytes += len(chunk)
+                if size_bytes >= GATHER_BYTES:
+                    await self._run.on_disk(picture.take, gathered)
+                    gathered, size_bytes = [], 0
+        except MediaError:
+            await self._run.on_disk(picture.pause, gathered)
+            raise
+        return gathered
+
+    # ---- trouble -----------------------------------------------------------------------------------------
+
+    async def _try_later(self, download: _Download, error: MediaError) -> None:
+        flight = download.flight
+        download.tries += 1
+        self._run.troubled(flight, "download", error.reason)
+        if download.tries >= self._run.settings.download_attempts:
+            await self._give_up(flight, f"tried {download.tries} times: {error.reason}")
+            return
+        wait_s = lifecycle.pause_s(download.tries, self._run.chance())
+        if error.status in (429, 503) and error.retry_after_s:
+            wait_s = max(wait_s, error.retry_after_s)
+            self._host_held_until_s[_host(download.url)] = self._run.now_s() + error.retry_after_s
+        self._run.after(wait_s, self._queue.put_nowait, download)
+
+    async def _give_up(self, flight: Flight, message: str) -> None:
+        """End the flight in this run; the next one asks for its status again, and so for fresh URLs."""
+        with anyio.CancelScope(shield=True):
+            why = Trouble("download", message)
+            outcome = await self._run.record(Store.time_out, flight.n, why, self._run.at(), flight.polls)
+            self._run.moved(flight, State.FINISHED, State.TIMED_OUT)
+            self._ended(flight, outcome)
+
+    def _disk_failed(self, download: _Download, error: OSError) -> None:
+        reason = f"the picture of job {download.flight.id!r} cannot be written ({error.strerror})"
+        self._run.stop(RunStopped(reason, "make room in --out, then run the same command again"))
+        self._left(download.flight)
+
+
+def _host(url: str) -> str:
+    """Whom a hold concerns. A URL that cannot be read gets no further than `fetch`, which refuses it."""
+    try:
+        return urlsplit(url).netloc
+    except ValueError:
+        return ""

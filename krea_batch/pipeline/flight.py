@@ -1,0 +1,91 @@
+"""A job goes in when a slot is free; a `Flight` carries it through the stages until it ends.
+
+Newcomers: a flight holds only what the next stage needs. The rest is in the ledger, which is why tens of
+thousands of them fit.
+"""
+
+from __future__ import annotations
+
+import anyio
+
+from krea_batch.rules.verdicts import Finished
+
+
+class Flight:
+    """One job on its way. Times ending in `_s` are the loop's monotonic seconds."""
+
+    __slots__ = (
+        "accepted_s",
+        "body",
+        "errors",
+        "finished",
+        "fingerprint",
+        "id",
+        "looked_s",
+        "metadata",
+        "n",
+        "polls",
+        "refusals",
+        "request_id",
+        "troubles",
+        "unclear",
+    )
+
+    def __init__(
+        self, job_id: str, body: bytes = b"", fingerprint: bytes = b"", metadata: bytes = b"{}"
+    ) -> None:
+        self.id = job_id
+        self.n = 0  # in the ledger; 0 before it is there
+        self.body = body  # empty once accepted
+        self.fingerprint = fingerprint
+        self.metadata = metadata
+        self.request_id = ""
+        self.finished: Finished | None = None
+        self.errors = 0  # accepted POSTs that came to ERROR
+        self.refusals = 0  # 500s and 503s in a row
+        self.unclear = 0  # POSTs of this run of which nobody knows what became
+        self.troubles = 0  # unreadable answers in a row, of polls or downloads
+        self.polls = 0
+        self.accepted_s = 0.0
+        self.looked_s = 0.0  # when a poll last found it unfinished
+
+
+class Slots:
+    """How many jobs are on their way; `limit` at most, but for those that an earlier run left open."""
+
+    def __init__(self, limit: int) -> None:
+        self.limit = limit
+        self.in_use = 0
+        self._free = anyio.Semaphore(limit)
+        self._empty = anyio.Event()
+        self._empty.set()
+
+    async def take(self) -> None:
+        """Wait for a free slot, first come, first served."""
+        await self._free.acquire()
+        self._count(+1)
+
+    def take_over(self) -> None:
+        """Hold a slot for a job that is on its way already, though the limit may be passed."""
+        try:
+            self._free.acquire_nowait()
+        except anyio.WouldBlock:
+            pass  # over the limit: `give_back` frees no slot until the count is under it again
+        self._count(+1)
+
+    def give_back(self) -> None:
+        self._count(-1)
+        if self.in_use < self.limit:
+            self._free.release()
+
+    async def wait_empty(self) -> None:
+        """Wait until nothing is on its way."""
+        while self.in_use:
+            await self._empty.wait()
+
+    def _count(self, change: int) -> None:
+        self.in_use += change
+        if self.in_use == 0:
+            self._empty.set()
+        elif change > 0 and self._empty.is_set():
+            self._empty = anyio.Event()

@@ -1,0 +1,125 @@
+"""The bytes of one picture come in as they stream; a whole, synced file with its final name comes out.
+
+Newcomers: a file under `images/` that ends in `.png` is whole, always: the name is given last, after the walk
+through the PNG, the sync of the file, and before the sync of the folder. Everything here blocks, and runs in a
+disk thread.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
+from itertools import count
+from pathlib import Path
+
+from krea_batch.gateway.png import PngError, PngWalk
+from krea_batch.jobs import StoredFile
+
+__all__ = ["Picture", "PngError"]
+
+IMAGES = "images"
+MEDIA_TYPE = "image/png"
+
+
+class Picture:
+    """One picture on its way to disk. `name` is the file's stem: the job's id, or `<id>-2` for its second."""
+
+    def __init__(self, out: Path, name: str) -> None:
+        self._folder = out / IMAGES
+        self._name = name
+        self._part = self._folder / f"{name}.png.part"
+        self._fd = -1
+        self._walk = PngWalk()
+        self._digest = hashlib.sha256()
+        self.taken_bytes = 0
+
+    def start_over(self) -> None:
+        """Forget what has come; the next bytes are the first ones."""
+        self._close()
+        self._walk, self._digest, self.taken_bytes = PngWalk(), hashlib.sha256(), 0
+
+    def take(self, chunks: Sequence[bytes]) -> None:
+        """Write and check the next bytes. Raises PngError where they are no PNG, OSError where the disk fails."""
+        data = b"".join(chunks)
+        try:
+            self._open()
+            self._walk.feed(data)
+            self._digest.update(data)
+            view = memoryview(data)
+            while view:
+                view = view[os.write(self._fd, view) :]
+        except BaseException:
+            self._close()
+            raise
+        self.taken_bytes += len(data)
+
+    def pause(self, chunks: Sequence[bytes]) -> None:
+        """Take what has come, and hold no file open until more comes. Raises as `take`."""
+        self.take(chunks)
+        self._close()
+
+    def finish(self, chunks: Sequence[bytes]) -> StoredFile:
+        """Take the last bytes, sync the picture and give it its name. Raises as `take`, and where it is cut."""
+        self.take(chunks)
+        try:
+            self._walk.finish()
+            os.fsync(self._fd)
+        finally:
+            self._close()
+        final = self._claim_name()
+        _sync_folder(self._folder)
+        return StoredFile(
+            f"{IMAGES}/{final.name}",
+            self.taken_bytes,
+            self._digest.hexdigest(),
+            self._walk.width,
+            self._walk.height,
+            MEDIA_TYPE,
+        )
+
+    def _open(self) -> None:
+        if self._fd >= 0:
+            return
+        flags = os.O_WRONLY | getattr(os, "O_NOFOLLOW", 0)
+        if self.taken_bytes:
+            self._fd = os.open(self._part, flags | os.O_APPEND)
+            return
+        with suppress(FileNotFoundError):
+            self._part.unlink()  # of a run that was cut short
+        self._fd = os.open(self._part, flags | os.O_CREAT | os.O_EXCL, 0o644)
+
+    def _close(self) -> None:
+        if self._fd >= 0:
+            os.close(self._fd)
+            self._fd = -1
+
+    def _claim_name(self) -> Path:
+        """Rename to the first free name. A file of the same bytes is ours, from a run that was cut short here."""
+        for name in _names(self._name):
+            final = self._folder / name
+            if not os.path.lexists(final) or self._is_ours(final):
+                self._part.replace(final)
+                return final
+        raise AssertionError("count() does not end")
+
+    def _is_ours(self, final: Path) -> bool:
+        if final.is_symlink() or not final.is_file() or final.stat().st_size != self.taken_bytes:
+            return False
+        with final.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").digest() == self._digest.digest()
+
+
+def _names(stem: str) -> Iterator[str]:
+    yield f"{stem}.png"
+    for n in count(2):
+        yield f"{stem}~{n}.png"  # somebody else's file has the name: it stays, and so does the picture
+
+
+def _sync_folder(folder: Path) -> None:
+    fd = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)

@@ -1,0 +1,196 @@
+"""Accepted flights come in; they go out finished, or ended, or back to the submitter (ERROR is not charged).
+
+Newcomers: all waiting jobs lie in one heap by the instant of their next poll, and one task sleeps until the
+first is due. A job costs nothing while it waits. What a poll cannot tell never changes a job's state.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import heapq
+from collections.abc import Callable
+from itertools import count
+
+import anyio
+import anyio.abc
+from aiolimiter import AsyncLimiter
+
+from krea_batch.errors import GatewayError
+from krea_batch.jobs import Outcome, State, Trouble
+from krea_batch.ledger import Store
+from krea_batch.pipeline.flight import Flight
+from krea_batch.pipeline.gate import drip
+from krea_batch.pipeline.run import Run
+from krea_batch.rules import lifecycle
+from krea_batch.rules.lifecycle import Again, End, Fetch, LookAgain
+from krea_batch.rules.schedule import Schedule
+from krea_batch.rules.verdicts import Finished, PollTrouble, PollVerdict, Progress, Waiting
+
+MOST_POLLS_IN_AIR = 128  # chosen: answers of 0.2 s at 640/s; more would only queue at the gateway
+KEY_REFUSED_TIMES = 3  # chosen: one 401 may be a stumble of the gateway, three in a row are its word
+
+
+class PollScheduler:
+    """Looks at every accepted flight when the schedule says so.
+
+    `finished` takes a flight whose pictures can be fetched, `again` one to be submitted once more after so many
+    seconds, `ended` one that ended here, `left` one that stays on record for the next run.
+    """
+
+    def __init__(
+        self,
+        run: Run,
+        *,
+        finished: Callable[[Flight], None],
+        again: Callable[[Flight, float], None],
+        ended: Callable[[Flight, Outcome], None],
+        left: Callable[[Flight], None],
+    ) -> None:
+        self._run = run
+        self._finished = finished
+        self._again = again
+        self._ended = ended
+        self._left = left
+        self._schedule = Schedule(run.settings.poll_interval_s)
+        self._limiter: AsyncLimiter | None = None
+        self._heap: list[tuple[float, int, Flight]] = []
+        self._order = count()
+        self._earlier = asyncio.Event()
+        self._seats = anyio.Semaphore(MOST_POLLS_IN_AIR)
+        self._held_until_s = 0.0
+
+    def put(self, flight: Flight, progress: Progress) -> None:
+        """Take an accepted flight, with what the answer to its POST already said."""
+        if isinstance(progress, Waiting):
+            self._look_in(flight, self._schedule.first_s())
+        else:
+            self._look_in(flight, 0.0)
+
+    def take_over(self, flight: Flight) -> None:
+        """Take a flight that an earlier run left accepted: it is looked at at once."""
+        flight.accepted_s = flight.looked_s = self._run.now_s()
+        self._look_in(flight, 0.0)
+
+    async def work(self) -> None:
+        """Poll what is due, for ever."""
+        if self._run.settings.poll_rate:
+            self._limiter = drip(self._run.settings.poll_rate.per_s)
+        async with anyio.create_task_group() as polls:
+            while True:
+                flight = await self._next_due()
+                await self._seats.acquire()
+                if self._limiter:
+                    await self._limiter.acquire()
+                polls.start_soon(self._poll, flight)
+
+    async def _next_due(self) -> Flight:
+        while True:
+            now_s = self._run.now_s()
+            due_s = max(self._heap[0][0], self._held_until_s) if self._heap else now_s + 3600.0
+            if self._heap and due_s <= now_s:
+                return heapq.heappop(self._heap)[2]
+            self._earlier.clear()
+            with anyio.move_on_after(due_s - now_s):
+                await self._earlier.wait()
+
+    def _look_in(self, flight: Flight, wait_s: float) -> None:
+        entry = (self._run.now_s() + wait_s, next(self._order), flight)
+        heapq.heappush(self._heap, entry)
+        if self._heap[0] is entry:
+            self._earlier.set()
+
+    # ---- one poll ----------------------------------------------------------------------------------------
+
+    async def _poll(self, flight: Flight) -> None:
+        try:
+            flight.polls += 1
+            self._run.stats.polls += 1
+            verdict = await self._run.gateway.poll(flight.request_id)
+        finally:
+            self._seats.release()
+        with anyio.CancelScope(shield=True):
+            await self._settle(flight, verdict)
+
+    async def _settle(self, flight: Flight, verdict: PollVerdict) -> None:
+        decision = lifecycle.after_poll(
+            verdict,
+            errors=flight.errors,
+            max_attempts=self._run.settings.max_attempts,
+            chance=self._run.chance(),
+        )
+        match decision:
+            case Fetch(finished):
+                await self._fetch(flight, finished)
+            case LookAgain(trouble):
+                await self._look_again(flight, trouble)
+            case Again(wait_s, reason):
+                await self._submit_again(flight, wait_s, reason)
+            case End(state, kind, message):
+                end = Store.fail if state is State.FAILED else Store.error
+                why = Trouble(kind, message)
+                outcome = await self._run.record(end, flight.n, why, self._run.at(), flight.polls)
+                self._end(flight, outcome)
+
+    async def _fetch(self, flight: Flight, finished: Finished) -> None:
+        self._schedule.learn(self._latency_s(flight, finished))
+        await self._run.record(Store.finish, flight.n, finished, self._run.at(), flight.polls)
+        flight.finished = finished
+        flight.troubles = 0
+        self._run.moved(flight, State.ACCEPTED, State.FINISHED)
+        self._finished(flight)
+
+    def _latency_s(self, flight: Flight, finished: Finished) -> float:
+        """How long the job took: the gateway's word where it fits between our last two looks, else ours."""
+        age_s = self._run.now_s() - flight.accepted_s
+        looked_s = flight.looked_s - flight.accepted_s
+        took_s = finished.took_s
+        return took_s if took_s is not None and looked_s <= took_s <= age_s else age_s
+
+    async def _look_again(self, flight: Flight, trouble: PollTrouble | None) -> None:
+        now_s = self._run.now_s()
+        if trouble is None:
+            flight.troubles = 0
+            flight.looked_s = now_s
+            wait_s = self._schedule.next_s(now_s - flight.accepted_s)
+        else:
+            flight.troubles += 1
+            self._run.troubled(flight, "poll", trouble.reason)
+            wait_s = self._schedule.after_trouble_s(flight.troubles, trouble.retry_after_s)
+            if self._key_is_refused(flight, trouble):
+                return
+            if trouble.status == 429:
+                self._held_until_s = max(self._held_until_s, now_s + (trouble.retry_after_s or wait_s))
+        timeout_s = self._run.settings.job_timeout_s
+        if now_s - flight.accepted_s >= timeout_s:
+            await self._time_out(flight, trouble)
+        else:
+            self._look_in(flight, min(wait_s, max(flight.accepted_s + timeout_s - now_s, 0.0)))
+
+    def _key_is_refused(self, flight: Flight, trouble: PollTrouble) -> bool:
+        """Leave the flight to the next run when the gateway no longer answers to this key."""
+        if trouble.status not in (401, 403) or flight.troubles < KEY_REFUSED_TIMES:
+            return False
+        next_step = "give a valid key, then run the same command again"
+        self._run.stop(GatewayError(trouble.status, trouble.reason, next_step))
+        self._left(flight)
+        return True
+
+    async def _time_out(self, flight: Flight, trouble: PollTrouble | None) -> None:
+        waited = f"not finished after {self._run.settings.job_timeout_s:g} s"
+        message = f"{waited} ({trouble.reason})" if trouble else waited
+        why = Trouble("timed_out", message)
+        outcome = await self._run.record(Store.time_out, flight.n, why, self._run.at(), flight.polls)
+        self._end(flight, outcome)
+
+    async def _submit_again(self, flight: Flight, wait_s: float, reason: str) -> None:
+        await self._run.record(Store.error_again, flight.n, flight.polls)
+        flight.errors += 1
+        flight.troubles = 0
+        flight.body, flight.fingerprint, flight.metadata = await self._run.record(Store.sending, flight.n)
+        self._run.troubled(flight, "poll", reason)
+        self._run.moved(flight, State.ACCEPTED, State.PENDING)
+        self._again(flight, wait_s)
+
+    def _end(self, flight: Flight, outcome: Outcome) -> None:
+        self._run.moved(flight, State.ACCEPTED, outcome.status)
+        self._ended(flight, outcome)

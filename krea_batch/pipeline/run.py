@@ -1,0 +1,166 @@
+"""What all stages of one run share: settings, gateway, ledger, disk threads, clock, chance, counters, the stop.
+
+Newcomers: a run that is stopping takes no more submits, but polls and downloads go on until what was paid is
+on disk. Only `KreaBatchBug`s and a broken ledger end it sooner.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator, Callable
+from concurrent.futures import Executor
+from random import Random
+from typing import Any, ParamSpec, Protocol, Self, TypeVar
+
+import msgspec
+
+from krea_batch.errors import RunStopped
+from krea_batch.events import Event, Held, Listener, Moved, Stopping, Troubled
+from krea_batch.jobs import State
+from krea_batch.ledger import Ledger
+from krea_batch.pipeline.flight import Flight, Slots
+from krea_batch.rules.verdicts import PollVerdict, PostVerdict
+from krea_batch.settings import Settings
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+log = logging.getLogger("krea_batch")
+
+
+class Media(Protocol):
+    """A picture on its way. `offset` is where its first byte belongs, `etag` a strong one or None."""
+
+    offset: int
+    etag: str | None
+
+    def chunks(self) -> AsyncIterator[bytes]: ...
+    async def __aenter__(self) -> Self: ...
+    async def __aexit__(self, *_: object) -> None: ...
+
+
+class Gateway(Protocol):
+    """What the stages ask of a gateway: the real client's, or a scripted one's."""
+
+    async def submit(self, body: bytes) -> PostVerdict: ...
+    async def poll(self, request_id: str) -> PollVerdict: ...
+    async def fetch(self, url: str, *, offset: int = 0, etag: str | None = None) -> Media: ...
+
+
+class Stats(msgspec.Struct):
+    """Counters of one run, for whoever looks. All are totals since its start, but for the last three."""
+
+    submits: int = 0  # POSTs that left
+    accepted: int = 0
+    refused_429: int = 0
+    polls: int = 0
+    downloads: int = 0  # pictures stored
+    downloaded_bytes: int = 0
+    succeeded: int = 0
+    failed: int = 0
+    errored: int = 0
+    rejected: int = 0
+    ambiguous: int = 0
+    timed_out: int = 0
+    cancelled: int = 0
+    skipped: int = 0  # jobs that an earlier run had ended
+    taken: int = 0  # jobs read from the input
+    in_flight: int = 0
+    rate_per_s: float = 0.0  # at which submits may go now
+    held_until_s: float = 0.0  # the loop's clock; submits wait until then
+
+    def count_end(self, state: State) -> None:
+        """A job came to an end in `state`."""
+        setattr(self, state.value, getattr(self, state.value) + 1)
+
+    @property
+    def ended(self) -> int:
+        """Jobs that this run brought to an end."""
+        return (
+            self.succeeded
+            + self.failed
+            + self.errored
+            + self.rejected
+            + self.ambiguous
+            + self.timed_out
+            + self.cancelled
+        )
+
+
+class Run:
+    """Shared by the stages of one run, on one event loop."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        gateway: Gateway,
+        ledger: Ledger,
+        disk: Executor,
+        *,
+        clock: Callable[[], float],
+        random: Random,
+        listeners: list[Listener],
+    ) -> None:
+        self.settings = settings
+        self.gateway = gateway
+        self.ledger = ledger
+        self.record = ledger.record
+        self.stats = Stats(rate_per_s=settings.rate.per_s)
+        self.slots = Slots(settings.max_in_flight)
+        self.chance = random.random
+        self.at = clock  # seconds since 1970
+        self.stopped: RunStopped | None = None
+        self._disk = disk
+        self._loop = asyncio.get_running_loop()
+        self._listeners = listeners
+        self._at_stop: list[Callable[[], None]] = []
+
+    def now_s(self) -> float:
+        """The loop's monotonic clock."""
+        return self._loop.time()
+
+    async def on_disk(self, work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+        """Do file work in one of the run's disk threads."""
+        return await self._loop.run_in_executor(self._disk, lambda: work(*args, **kwargs))
+
+    def after(self, wait_s: float, call: Callable[..., None], *args: Any) -> asyncio.TimerHandle:
+        """Call something later, without a task that waits."""
+        return self._loop.call_later(wait_s, call, *args)
+
+    # ---- the stop ----------------------------------------------------------------------------------------
+
+    def when_stopping(self, call: Callable[[], None]) -> None:
+        """Have `call` called when the run begins to stop."""
+        self._at_stop.append(call)
+
+    def stop(self, why: RunStopped) -> None:
+        """Take no more submits. What is in flight is brought home. The first reason is the one that counts."""
+        if self.stopped:
+            return
+        self.stopped = why
+        log.warning("! stopping reason=%s", why.reason)
+        self.tell(Stopping(why.reason))
+        for call in self._at_stop:
+            call()
+
+    # ---- telling -----------------------------------------------------------------------------------------
+
+    def tell(self, event: Event) -> None:
+        for listener in self._listeners:
+            listener(event)
+
+    def moved(self, flight: Flight, old: State, new: State) -> None:
+        log.debug("= job=%s from=%s to=%s request_id=%s", flight.id, old, new, flight.request_id)
+        if self._listeners:
+            self.tell(Moved(flight.id, old, new, flight.request_id or None))
+
+    def troubled(self, flight: Flight, where: str, reason: str) -> None:
+        log.info("! job=%s where=%s reason=%s", flight.id, where, reason)
+        if self._listeners:
+            self.tell(Troubled(flight.id, where, reason))
+
+    def held(self, wait_s: float, reason: str) -> None:
+        self.stats.held_until_s = max(self.stats.held_until_s, self.now_s() + wait_s)
+        log.info("! submits held for_s=%.1f rate_per_s=%.2f reason=%s", wait_s, self.stats.rate_per_s, reason)
+        self.tell(Held(wait_s, self.stats.rate_per_s, reason))

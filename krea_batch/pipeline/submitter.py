@@ -1,0 +1,251 @@
+"""Flights come in; they go out accepted, or ended, or back to pending. The only stage that spends money.
+
+Newcomers: the order is law. The pace lets one go; the intent is on disk; the POST leaves; what it came to is on
+disk; then, and only then, anything else. From the intent to the record of the answer nothing can be cancelled.
+A stop in a hurry shortens the wait for the answer, and what was still in the air becomes ambiguous.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+
+import anyio
+import anyio.abc
+
+from krea_batch.errors import GatewayError, RunStopped
+from krea_batch.jobs import Outcome, State, Trouble
+from krea_batch.ledger import Store
+from krea_batch.pipeline.flight import Flight
+from krea_batch.pipeline.gate import Gate
+from krea_batch.pipeline.run import Run
+from krea_batch.rules import lifecycle
+from krea_batch.rules.lifecycle import Again, End, Go, Stop
+from krea_batch.rules.pace import Pace
+from krea_batch.rules.verdicts import Accepted, NotSent, PostVerdict, Progress, Refusal, Refused, Unclear
+from krea_batch.settings import Ambiguous
+
+GRACE_S = 5.0  # chosen: a POST in the air is worth a short wait even to somebody in a hurry
+MOST_IN_AIR = 256  # chosen: answers of 1 s at 256/s; a gateway slower than that needs no more of us
+OUTAGE_AFTER = 3  # chosen: three failures in a row are no accident at the 10 % that a bad day brings
+
+
+class Submitter:
+    """Lets flights go at the run's pace, each in a short task of its own.
+
+    `accepted` takes a paid flight with what is already known of it, `ended` one that ended here, and `left` one
+    that stays on record for the next run.
+    """
+
+    def __init__(
+        self,
+        run: Run,
+        *,
+        accepted: Callable[[Flight, Progress], None],
+        ended: Callable[[Flight, Outcome], None],
+        left: Callable[[Flight], None],
+    ) -> None:
+        self._run = run
+        self._accepted = accepted
+        self._ended = ended
+        self._left = left
+        self._gate = Gate(Pace(run.settings.rate.per_s))
+        self._queue: asyncio.Queue[Flight] = asyncio.Queue()
+        self._later: dict[Flight, asyncio.TimerHandle] = {}
+        self._seats = anyio.Semaphore(MOST_IN_AIR)
+        self._in_air: set[anyio.CancelScope] = set()
+        self._failures_in_a_row = 0
+        self._charged = 0
+        self._dispatch = anyio.CancelScope()
+        run.when_stopping(self._stop)
+
+    def put(self, flight: Flight, wait_s: float = 0.0) -> None:
+        """Take a pending flight, to be submitted once `wait_s` seconds have passed."""
+        if self._run.stopped:
+            self._left(flight)
+        elif wait_s > 0:
+            self._later[flight] = self._run.after(wait_s, self._due, flight)
+        else:
+            self._queue.put_nowait(flight)
+
+    def begin_with(self, charged: int) -> None:
+        """Count `charged` POSTs of earlier runs towards --max-charges."""
+        self._charged = charged
+
+    async def work(self) -> None:
+        """Let flights go until the run stops, then see those in the air home."""
+        async with anyio.create_task_group() as posts:
+            with self._dispatch:
+                while True:
+                    await self._let_go(posts)
+            self._leave_queue()
+
+    def hurry(self) -> None:
+        """Give the POSTs in the air a few seconds more, then call them ambiguous."""
+        for scope in self._in_air:
+            scope.deadline = min(scope.deadline, self._run.now_s() + GRACE_S)
+
+    async def _let_go(self, posts: anyio.abc.TaskGroup) -> None:
+        flight = await self._queue.get()
+        try:
+            await self._seats.acquire()
+            sent_s = await self._gate.wait()
+        except asyncio.CancelledError:
+            self._left(flight)
+            raise
+        if self._would_cost_too_much():
+            self._left(flight)
+            return
+        self._charged += 1
+        posts.start_soon(self._submit, flight, sent_s)
+
+    def _would_cost_too_much(self) -> bool:
+        most = self._run.settings.max_charges
+        if most is None or self._charged < most:
+            return False
+        self._run.stop(
+            RunStopped(f"--max-charges {most} is reached", "raise it and run the same command again")
+        )
+        return True
+
+    # ---- one POST ----------------------------------------------------------------------------------------
+
+    async def _submit(self, flight: Flight, sent_s: float) -> None:
+        with anyio.CancelScope(shield=True):
+            try:
+                # Intent first: a crash from here on must not pay twice.
+                flight.n = await self._run.record(
+                    Store.intend, flight.id, flight.body, flight.fingerprint, flight.metadata, self._run.at()
+                )
+                verdict = await self._post(flight)
+                await self._settle(flight, verdict, sent_s)
+            finally:
+                self._seats.release()
+
+    async def _post(self, flight: Flight) -> PostVerdict:
+        self._run.stats.submits += 1
+        scope = anyio.CancelScope()
+        self._in_air.add(scope)
+        try:
+            with scope:
+                return await self._run.gateway.submit(flight.body)
+        finally:
+            self._in_air.discard(scope)
+        return Unclear("the run was stopped before the answer came")
+
+    async def _settle(self, flight: Flight, verdict: PostVerdict, sent_s: float) -> None:
+        self._pace(verdict, sent_s)
+        decision = lifecycle.after_post(verdict, refusals=flight.refusals, chance=self._run.chance())
+        match decision:
+            case Go(accepted):
+                await self._go(flight, accepted)
+            case Again(wait_s, reason):
+                await self._again(flight, verdict, wait_s, reason)
+            case Stop(status, said):
+                await self._take_back(flight, "refused")
+                self._run.stop(GatewayError(status, said, NEXT_STEP[status]))
+                self._left(flight)
+            case End(State.AMBIGUOUS, kind, message):
+                await self._unclear(flight, Trouble(kind, message))
+            case End(_, kind, message):
+                self._charged -= 1
+                self._end(
+                    flight,
+                    await self._run.record(Store.reject, flight.n, Trouble(kind, message), self._run.at()),
+                )
+
+    async def _go(self, flight: Flight, accepted: Accepted) -> None:
+        taken = await self._run.record(Store.accept, flight.n, accepted.request_id, self._run.at())
+        if not taken:
+            said = f"the gateway gave it the request_id of another job, {accepted.request_id}"
+            await self._unclear(flight, Trouble("ambiguous", said))
+            return
+        self._run.stats.accepted += 1
+        flight.request_id = accepted.request_id
+        flight.accepted_s = flight.looked_s = self._run.now_s()
+        flight.body = flight.metadata = flight.fingerprint = b""
+        flight.refusals = 0
+        self._run.moved(flight, State.SUBMITTING, State.ACCEPTED)
+        self._accepted(flight, accepted.progress)
+
+    async def _again(self, flight: Flight, verdict: PostVerdict, wait_s: float, reason: str) -> None:
+        await self._take_back(flight, "not_sent" if isinstance(verdict, NotSent) else "refused")
+        outage = self._failures_in_a_row > OUTAGE_AFTER
+        if isinstance(verdict, Refused) and verdict.refusal is Refusal.TRY_AGAIN and not outage:
+            flight.refusals += 1  # an outage is nobody's job's fault
+        self._run.troubled(flight, "submit", reason)
+        self.put(flight, wait_s)
+
+    async def _unclear(self, flight: Flight, why: Trouble) -> None:
+        outcome = await self._run.record(Store.hold, flight.n, why, self._run.at())
+        flight.unclear += 1
+        again = self._run.settings.ambiguous is Ambiguous.RESUBMIT
+        if again and flight.unclear < self._run.settings.max_attempts and not self._run.stopped:
+            await self._run.record(Store.resubmit, flight.n)
+            self._run.troubled(flight, "submit", why.message)
+            self.put(flight)
+        else:
+            self._end(flight, outcome)
+
+    async def _take_back(self, flight: Flight, came_to: str) -> None:
+        await self._run.record(Store.take_back, flight.n, came_to)
+        self._charged -= 1
+
+    def refunded(self) -> None:
+        """An accepted POST came to ERROR, which is not charged."""
+        self._charged -= 1
+
+    # ---- pace --------------------------------------------------------------------------------------------
+
+    def _pace(self, verdict: PostVerdict, sent_s: float) -> None:
+        now_s = self._run.now_s()
+        pace = self._gate.pace
+        match verdict:
+            case Refused(Refusal.SLOW_DOWN, status, said, retry_after_s):
+                self._run.stats.refused_429 += status == 429
+                pace.refused(sent_s, now_s, retry_after_s)
+                self._run.held(pace.paused_s(now_s), said)
+            case NotSent(reason):
+                self._back_off(reason, None)
+            case Refused(Refusal.TRY_AGAIN, _, said, retry_after_s):
+                self._back_off(said, retry_after_s)
+            case _:
+                self._failures_in_a_row = 0
+        self._run.stats.rate_per_s = pace.per_s
+
+    def _back_off(self, reason: str, retry_after_s: float | None) -> None:
+        """Hold every submit back while the gateway is away; one failure alone delays only its own job."""
+        self._failures_in_a_row += 1
+        late = self._failures_in_a_row - OUTAGE_AFTER
+        wait_s = max(lifecycle.pause_s(late, self._run.chance()) if late > 0 else 0.0, retry_after_s or 0.0)
+        if wait_s > 0:
+            self._gate.pace.hold(self._run.now_s(), wait_s)
+            self._run.held(wait_s, reason)
+
+    # ---- ends --------------------------------------------------------------------------------------------
+
+    def _end(self, flight: Flight, outcome: Outcome) -> None:
+        self._run.moved(flight, State.SUBMITTING, outcome.status)
+        self._ended(flight, outcome)
+
+    def _due(self, flight: Flight) -> None:
+        del self._later[flight]
+        self.put(flight)
+
+    def _stop(self) -> None:
+        self._dispatch.cancel()
+        later, self._later = self._later, {}
+        for flight, timer in later.items():
+            timer.cancel()
+            self._left(flight)
+
+    def _leave_queue(self) -> None:
+        while not self._queue.empty():
+            self._left(self._queue.get_nowait())
+
+
+NEXT_STEP = {
+    401: "give a valid key, then run the same command again",
+    402: "top up the wallet, then run the same command again",
+    403: "see why the key may not use this model, then run the same command again",
+}

@@ -1,0 +1,79 @@
+"""Outcomes come in as jobs end; `results.jsonl` goes out: one row a job, whole lines only.
+
+Newcomers: the ledger is the truth and this file its copy for people and their tools. Rows are appended as jobs
+end; at the begin and at the end of a run the file is written anew from the ledger, so that each id stands once.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import AsyncIterable, Callable, Iterable
+from concurrent.futures import Executor
+from pathlib import Path
+
+import msgspec
+
+from krea_batch.jobs import Outcome
+
+RESULTS = "results.jsonl"
+
+
+def row(outcome: Outcome) -> bytes:
+    """One line of `results.jsonl`, with its line end; the fields of `Outcome` in their order."""
+    return msgspec.json.encode(outcome) + b"\n"
+
+
+class Results:
+    """The results file of one run. File work is done in `disk`; `failed` hears of it when that cannot be done."""
+
+    def __init__(self, out: Path, disk: Executor, failed: Callable[[OSError], None]) -> None:
+        self._path = out / RESULTS
+        self._disk = disk
+        self._failed = failed
+        self._rows: list[bytes] = []
+        self._writing: asyncio.Future[None] | None = None
+
+    def append(self, outcome: Outcome) -> None:
+        """Have a row added at the end, together with those that come while the disk is busy."""
+        self._rows.append(row(outcome))
+        if self._writing is None:
+            self._write()
+
+    async def write_anew(self, groups: AsyncIterable[Iterable[Outcome]]) -> None:
+        """Write the whole file anew; the old one stays until the new one is synced. Raises OSError."""
+        while self._writing is not None:
+            await asyncio.wait([self._writing])
+        loop = asyncio.get_running_loop()
+        new = self._path.with_suffix(".jsonl.part")
+        file = await loop.run_in_executor(self._disk, new.open, "wb")
+        with file:
+            async for outcomes in groups:
+                await loop.run_in_executor(self._disk, file.writelines, list(map(row, outcomes)))
+            await loop.run_in_executor(self._disk, _sync, file.flush, file.fileno())
+        new.replace(self._path)
+
+    def _write(self) -> None:
+        rows, self._rows = self._rows, []
+        self._writing = asyncio.get_running_loop().run_in_executor(self._disk, _append, self._path, rows)
+        self._writing.add_done_callback(self._written)
+
+    def _written(self, done: asyncio.Future[None]) -> None:
+        self._writing = None
+        error = None if done.cancelled() else done.exception()
+        if isinstance(error, OSError):
+            self._failed(error)
+        elif error is not None:
+            raise error
+        elif self._rows:
+            self._write()
+
+
+def _append(path: Path, rows: list[bytes]) -> None:
+    with path.open("ab", buffering=0) as file:
+        file.write(b"".join(rows))
+
+
+def _sync(flush: Callable[[], None], fd: int) -> None:
+    flush()
+    os.fsync(fd)

@@ -1,0 +1,188 @@
+"""A verdict comes in with what is known of the job; what to do with the job goes out.
+
+The laws:
+1. A POST goes out only from `submitting`, and `submitting` is on disk before its first byte leaves.
+2. From `submitting` back to `pending` there is one way: proof that nothing was queued.
+3. `ambiguous` is left only by somebody's word: the user's, or a callback that names the job.
+4. A request_id is never forgotten, and trouble with polls or downloads never leads to another POST.
+5. ERROR is the one end that the document calls "not charged"; it alone leads to a second accepted POST.
+"""
+
+from __future__ import annotations
+
+from msgspec import Struct
+
+from krea_batch.errors import KreaBatchBug
+from krea_batch.jobs import State
+from krea_batch.rules.verdicts import (
+    Accepted,
+    Errored,
+    Failed,
+    Finished,
+    NotSent,
+    PollTrouble,
+    PollVerdict,
+    PostVerdict,
+    Refusal,
+    Refused,
+    Unclear,
+    Waiting,
+)
+
+TABLE: dict[State, frozenset[State]] = {
+    State.PENDING: frozenset({State.SUBMITTING, State.CANCELLED}),
+    State.SUBMITTING: frozenset({State.ACCEPTED, State.PENDING, State.REJECTED, State.AMBIGUOUS}),
+    State.ACCEPTED: frozenset({State.FINISHED, State.FAILED, State.ERRORED, State.TIMED_OUT}),
+    State.FINISHED: frozenset({State.SUCCEEDED, State.TIMED_OUT}),
+    State.SUCCEEDED: frozenset(),
+    State.FAILED: frozenset(),
+    State.ERRORED: frozenset({State.PENDING}),
+    State.REJECTED: frozenset(),
+    State.AMBIGUOUS: frozenset({State.PENDING, State.ACCEPTED}),
+    State.TIMED_OUT: frozenset({State.ACCEPTED}),
+    State.CANCELLED: frozenset(),
+}
+
+ENDS = frozenset(
+    {
+        State.SUCCEEDED,
+        State.FAILED,
+        State.ERRORED,
+        State.REJECTED,
+        State.AMBIGUOUS,
+        State.TIMED_OUT,
+        State.CANCELLED,
+    }
+)
+
+MAX_REFUSALS = 8  # chosen: with pauses doubling to 60 s this outlasts two minutes of 500s for one job
+
+FIRST_PAUSE_S = 0.5  # chosen: a passing fault of a gateway is over in about this time
+LONGEST_PAUSE_S = 60.0  # chosen: an outage is noticed to be over within a minute
+GROWTH = 2.0
+
+
+class Go(Struct, frozen=True):
+    """The POST was accepted: wait for it, or go on with what its answer already says."""
+
+    accepted: Accepted
+
+
+class Again(Struct, frozen=True):
+    """Nothing was queued: the job is pending again and may go after `wait_s` seconds."""
+
+    wait_s: float
+    reason: str
+
+
+class Stop(Struct, frozen=True):
+    """Nothing was queued and nothing more will be: the job stays pending and the run takes no more submits."""
+
+    status: int
+    said: str
+
+
+class End(Struct, frozen=True):
+    """The job ends in `state`."""
+
+    state: State
+    kind: str
+    message: str
+
+
+class Fetch(Struct, frozen=True):
+    """The pictures can be fetched."""
+
+    finished: Finished
+
+
+class LookAgain(Struct, frozen=True):
+    """Nothing is known yet. `trouble` says why the status could not be read, or is None."""
+
+    trouble: PollTrouble | None
+
+
+AfterPost = Go | Again | Stop | End
+AfterPoll = Fetch | LookAgain | Again | End
+
+
+def check_move(old: State, new: State) -> None:
+    """Raise KreaBatchBug for a move that the table does not have."""
+    if new not in TABLE[old]:
+        raise KreaBatchBug(f"a job cannot go from {old} to {new}")
+
+
+def pause_s(failures: int, chance: float) -> float:
+    """Seconds before the try after `failures` in a row: full jitter, `chance` from 0 to 1 is the caller's."""
+    most = min(FIRST_PAUSE_S * GROWTH ** min(failures - 1, 30), LONGEST_PAUSE_S)
+    return most * chance
+
+
+def after_post(verdict: PostVerdict, *, refusals: int, chance: float) -> AfterPost:
+    """What becomes of a job whose POST came to `verdict`.
+
+    `refusals` counts this job's 500s and 503s before this one; 429s are not counted, since they are the
+    pace's business. `chance` (0 to 1) spreads the tries.
+    """
+    match verdict:
+        case Accepted():
+            return Go(verdict)
+        case NotSent(reason):
+            return Again(pause_s(refusals + 1, chance), reason)
+        case Unclear(reason):
+            return End(State.AMBIGUOUS, "ambiguous", reason)
+        case Refused():
+            return _after_refusal(verdict, refusals, chance)
+
+
+def _after_refusal(refused: Refused, refusals: int, chance: float) -> AfterPost:
+    match refused.refusal:
+        case Refusal.SLOW_DOWN:
+            return Again(0.0, refused.said)
+        case Refusal.STOP:
+            return Stop(refused.status, refused.said)
+        case Refusal.REJECTED:
+            return End(State.REJECTED, f"http_{refused.status}", refused.said)
+        case Refusal.TRY_AGAIN if refusals + 1 < MAX_REFUSALS:
+            return Again(max(pause_s(refusals + 1, chance), refused.retry_after_s or 0.0), refused.said)
+        case Refusal.TRY_AGAIN:
+            said = f"refused {refusals + 1} times: {refused.said}"
+            return End(State.REJECTED, f"http_{refused.status}", said)
+
+
+def after_poll(verdict: PollVerdict, *, errors: int, max_attempts: int, chance: float) -> AfterPoll:
+    """What becomes of an accepted job whose status came to `verdict`.
+
+    `errors` counts the job's ERRORs before this one; `max_attempts` bounds how many accepted POSTs it may have.
+    """
+    match verdict:
+        case Finished():
+            return Fetch(verdict)
+        case Waiting():
+            return LookAgain(None)
+        case PollTrouble():
+            return LookAgain(verdict)
+        case Failed(said):
+            return End(State.FAILED, "failed", said or "the gateway gave no reason")
+        case Errored(said):
+            if errors + 1 < max_attempts:
+                return Again(pause_s(errors + 1, chance), said or "ERROR, not charged")
+            return End(State.ERRORED, "error", said or "the gateway gave no reason")
+
+
+def on_resume(state: State, *, errors: int, max_attempts: int, resubmit_ambiguous: bool) -> State | None:
+    """The state in which a new run goes on with a job of the ledger; None where it has ended for good.
+
+    `submitting` means that the last process died with the POST in the air: nobody knows what became of it.
+    """
+    match state:
+        case State.SUBMITTING | State.AMBIGUOUS:
+            return State.PENDING if resubmit_ambiguous else State.AMBIGUOUS
+        case State.ERRORED:
+            return State.PENDING if errors < max_attempts else None
+        case State.TIMED_OUT:
+            return State.ACCEPTED
+        case State.PENDING | State.ACCEPTED | State.FINISHED:
+            return state
+        case _:
+            return None

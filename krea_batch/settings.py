@@ -1,0 +1,158 @@
+"""Options come in as a user writes them; checked, typed `Settings` go out.
+
+Newcomers: nothing here reads the environment or a file; `cli` does. `ApiKey` hides itself: only the gateway's
+client calls `reveal`.
+"""
+
+from __future__ import annotations
+
+import re
+from enum import StrEnum
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+import msgspec
+
+from krea_batch.errors import SettingsError
+
+GATEWAY_URL = "https://gateway.pixazo.ai"  # API document, Base URL
+
+_RATE = re.compile(r"(?P<count>\d+(?:\.\d+)?)\s*/\s*(?P<unit>s|sec|second|m|min|minute|h|hour)")
+_UNIT_S = {"s": 1.0, "m": 60.0, "h": 3600.0}
+
+
+class ApiKey:
+    """The key of the paid account. It shows itself to nobody who does not call `reveal`."""
+
+    __slots__ = ("_text",)
+
+    def __init__(self, text: str) -> None:
+        if not text or not text.isascii() or not text.isprintable() or " " in text:
+            raise SettingsError(
+                "api-key-file",
+                "the API key is empty or holds blanks or control characters",
+                "give it as issued",
+            )
+        self._text = text
+
+    def reveal(self) -> str:
+        return self._text
+
+    def __repr__(self) -> str:
+        return "ApiKey(***)"
+
+    def __reduce__(self) -> str:
+        raise TypeError("an ApiKey is not pickled")
+
+
+class Rate(msgspec.Struct, frozen=True):
+    """How many requests in how long. `text` is what the user wrote, `per_s` what it means."""
+
+    per_s: float
+    text: str
+
+    @classmethod
+    def parse(cls, text: str, option: str = "rate") -> Rate:
+        """Read `10/s`, `600/min` or `5000/h`. Raises SettingsError for anything else."""
+        match = _RATE.fullmatch(text.strip())
+        per_s = float(match["count"]) / _UNIT_S[match["unit"][0]] if match else 0.0
+        if not 0 < per_s <= 100_000:
+            raise SettingsError(option, f"{text!r} is no rate", "write for example 10/s, 600/min or 5000/h")
+        return cls(per_s, text.strip())
+
+
+class Ambiguous(StrEnum):
+    """What to do with a job whose POST may or may not have been accepted (and paid)."""
+
+    HOLD = "hold"
+    RESUBMIT = "resubmit"
+
+
+class Settings(msgspec.Struct, frozen=True, kw_only=True):
+    """How a run behaves. Suffixes name units: `_s` seconds.
+
+    Raises SettingsError where a value has no meaning.
+    """
+
+    out: Path
+    gateway: str = GATEWAY_URL
+    rate: Rate = Rate(10.0, "10/s")  # chosen: polite, since the document names no limit
+    max_in_flight: int = 500  # DESIGN: hundreds of jobs on one loop
+    poll_interval_s: float = 5.0  # API document, Typical Workflow: poll every 5-10 seconds
+    poll_rate: Rate | None = None  # None: as many as the jobs in flight need
+    job_timeout_s: float = 1800.0  # chosen: 100 times the document's 15 s example
+    max_attempts: int = 3  # chosen: ERROR is free, so a second and third try cost nothing
+    ambiguous: Ambiguous = Ambiguous.HOLD
+    max_charges: int | None = None
+    request_timeout_s: float = 60.0  # chosen: a POST that only queues answers in far less
+    downloads: int = 16  # chosen: because 16 fsyncs in parallel cost least each
+    download_attempts: int = 8  # chosen: with backoff to 30 s this outlasts a CDN's bad two minutes
+
+    @classmethod
+    def of(cls, out: Path, **options: Any) -> Settings:
+        """Settings from keywords; rates and the ambiguous choice may be text."""
+        unknown = sorted(set(options) - set(cls.__struct_fields__))
+        if unknown:
+            raise SettingsError(unknown[0], "there is no such setting", "see the fields of Settings")
+        for field, option in (("rate", "rate"), ("poll_rate", "poll-rate")):
+            if isinstance(options.get(field), str):
+                options[field] = Rate.parse(options[field], option)
+        if "ambiguous" in options:
+            options["ambiguous"] = _ambiguous(options["ambiguous"])
+        return cls(out=out, **options)
+
+    @property
+    def origin(self) -> str:
+        """Where this run's request_ids mean something: scheme and host; ports come and go."""
+        parts = urlsplit(self.gateway)
+        return f"{parts.scheme}://{parts.hostname}"
+
+    def __post_init__(self) -> None:
+        self._check_gateway()
+        for option, value, least in (
+            ("max-in-flight", self.max_in_flight, 1),
+            ("max-attempts", self.max_attempts, 1),
+            ("max-charges", 0 if self.max_charges is None else self.max_charges, 0),
+            ("downloads", self.downloads, 1),
+            ("download-attempts", self.download_attempts, 1),
+        ):
+            if value < least:
+                raise SettingsError(option, f"{value} is too small", f"give {least} or more")
+        for option, seconds in (
+            ("poll-interval", self.poll_interval_s),
+            ("job-timeout", self.job_timeout_s),
+            ("request-timeout", self.request_timeout_s),
+        ):
+            if not 0 < seconds < 1e7:
+                raise SettingsError(option, f"{seconds} is no length of time", "give seconds, more than 0")
+
+    def _check_gateway(self) -> None:
+        parts = urlsplit(self.gateway)
+        wrong = (
+            "it has no host"
+            if not parts.hostname
+            else "the key would travel in clear text"
+            if parts.scheme != "https" and not is_loopback(parts.hostname)
+            else "only scheme, host and port belong there"
+            if parts.path.strip("/") or parts.query or parts.fragment or parts.username
+            else None
+        )
+        if wrong or parts.scheme not in ("http", "https"):
+            raise SettingsError(
+                "gateway",
+                f"{self.gateway!r}: {wrong or 'no http(s) URL'}",
+                f"write for example {GATEWAY_URL}",
+            )
+
+
+def _ambiguous(text: str) -> Ambiguous:
+    try:
+        return Ambiguous(text)
+    except ValueError:
+        raise SettingsError("ambiguous", f"{text!r} is no choice", "write hold or resubmit") from None
+
+
+def is_loopback(host: str) -> bool:
+    """True for the names and addresses of this very machine."""
+    return host == "localhost" or host == "::1" or bool(re.fullmatch(r"127(?:\.\d{1,3}){3}", host))

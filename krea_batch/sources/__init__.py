@@ -1,0 +1,14 @@
+"""Paths of job files come in; checked jobs go out, in the order of their lines.
+
+    path, pipe or "-" ─ spool ─► lines ─► jsonl ─► job_files ─► Job, Job, Job, …
+                                            │          │
+                               syntax, sentences      ids
+                               (why a line is bad)    (which ids come twice)
+
+Newcomers: job files are read twice, once to check every line before the first cent, once to run. Memory does
+not grow with the number of lines.
+"""
+
+from krea_batch.sources.job_files import Checked, JobFiles
+
+__all__ = ["Checked", "JobFiles"]

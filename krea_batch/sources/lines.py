@@ -1,0 +1,152 @@
+"""The path of a job file comes in; its numbered lines go out, as often as asked, and the same each time.
+
+Newcomers: the first reading remembers a checksum of each block, and later readings compare before they give out
+a line of that block. So a file that is edited while a run of many hours works through it is noticed before an
+unchecked line is paid for, and a file that was only touched is not refused.
+"""
+
+from __future__ import annotations
+
+import gzip
+import zlib
+from array import array
+from collections.abc import Iterator
+from contextlib import contextmanager
+from io import BufferedReader
+from pathlib import Path
+from typing import BinaryIO, cast
+
+from krea_batch.errors import InputError
+
+MAX_LINE_BYTES = 1 << 20
+"""Chosen: the same 1 MiB that answers of the gateway may have. The longest sensible prompt is a hundredth of it,
+and a file that is not made of lines is noticed before it fills the memory."""
+
+BLOCK_BYTES = 1 << 18  # benchmarks/validate.py: larger blocks gain nothing, and cost memory
+
+_BOM = b"\xef\xbb\xbf"
+_GZIP = b"\x1f\x8b"
+_UTF_16 = (b"\xff\xfe", b"\xfe\xff")
+_UTF_8 = "save it as UTF-8"
+
+
+class LineFile:
+    """One job file. `name` stands in problems; `spooled` is its content where the path can be read only once.
+
+    Lines are counted from 1, blank ones too. `line_count` is known after the first whole reading. Readings of
+    one file come one after another, never interleaved.
+    """
+
+    def __init__(self, name: str, spooled: BinaryIO | None = None) -> None:
+        self.name = name
+        self.line_count = 0
+        self.read_bytes = 0
+        self._spooled = spooled
+        self._checksums: array[int] | None = None
+
+    def close(self) -> None:
+        """Forget a spooled copy. Nothing else is open between readings."""
+        if self._spooled:
+            self._spooled.close()
+
+    def size_bytes(self) -> int:
+        """Bytes on disk, to measure progress by; 0 where that cannot be known."""
+        try:
+            if self._spooled:
+                return self._spooled.seek(0, 2)
+            return Path(self.name).stat().st_size
+        except (OSError, ValueError):
+            return 0
+
+    def lines(self) -> Iterator[tuple[int, bytes]]:
+        """Give each line that is not blank, with its number, without its newline.
+
+        A line longer than MAX_LINE_BYTES comes cut, but still longer than that, so that it is known by its length.
+        Raises InputError where the file cannot be read, is not UTF-8 by its first bytes, or has changed.
+        """
+        number = 0
+        rest = b""
+        for block in self._text_blocks():
+            parts = block.split(b"\n")
+            parts[0] = rest + parts[0]
+            rest = parts.pop()[: MAX_LINE_BYTES + 1]
+            for line in parts:
+                number += 1
+                if line and (not line.isspace() or len(line) > MAX_LINE_BYTES):
+                    yield number, line
+        if rest:
+            number += 1
+            if not rest.isspace() or len(rest) > MAX_LINE_BYTES:
+                yield number, rest
+        self.line_count = number
+
+    def _text_blocks(self) -> Iterator[bytes]:
+        """The blocks without a byte order mark."""
+        blocks = self._same_blocks()
+        first = next(blocks, b"")
+        if first.startswith(_UTF_16) or b"\0" in first[:2]:
+            raise InputError(f"{self.name}: it is UTF-16", _UTF_8)
+        yield first.removeprefix(_BOM)
+        yield from blocks
+
+    def _same_blocks(self) -> Iterator[bytes]:
+        """The blocks, each proven to be the one that was read the first time."""
+        before = self._checksums
+        now = array("Q")
+        for block in self._blocks():
+            checksum = zlib.crc32(block) << 32 | len(block)
+            if before is not None and (len(now) >= len(before) or before[len(now)] != checksum):
+                raise self._changed()
+            now.append(checksum)
+            yield block
+        if before is None:
+            self._checksums = now
+        elif len(now) != len(before):
+            raise self._changed()
+
+    def _blocks(self) -> Iterator[bytes]:
+        with _named_errors(self.name), self._opened() as file:
+            is_gzip = file.peek(2)[:2] == _GZIP
+            if self.name.endswith(".gz") and not is_gzip:
+                raise InputError(
+                    f"{self.name}: it is not a gzip file", "take the .gz off its name, or pack it again"
+                )
+            stream = gzip.GzipFile(fileobj=file) if is_gzip else file
+            while block := stream.read(BLOCK_BYTES):
+                self.read_bytes = file.tell()
+                yield block
+
+    @contextmanager
+    def _opened(self) -> Iterator[BufferedReader]:
+        if self._spooled:
+            self._spooled.seek(0)
+            yield cast(BufferedReader, self._spooled)
+            return
+        with Path(self.name).open("rb") as file:
+            yield file
+
+    def _changed(self) -> InputError:
+        return InputError(
+            f"{self.name}: it has changed since it was checked",
+            "start again with the same --out; what is on record is not paid again",
+        )
+
+
+@contextmanager
+def _named_errors(name: str) -> Iterator[None]:
+    """Turn what the system says into an InputError that names the file."""
+    try:
+        yield
+    except FileNotFoundError as error:
+        raise InputError(f"{name}: there is no such file", "check the path") from error
+    except IsADirectoryError as error:
+        raise InputError(f"{name}: it is a folder", "name the job files in it") from error
+    except PermissionError as error:
+        raise InputError(f"{name}: it may not be read", "check its permissions") from error
+    except EOFError as error:
+        raise InputError(f"{name}: its gzip data ends too early", "copy or pack it again") from error
+    except (gzip.BadGzipFile, zlib.error) as error:
+        raise InputError(f"{name}: its gzip data is damaged ({error})", "copy or pack it again") from error
+    except (OSError, ValueError) as error:
+        reason = error.strerror if isinstance(error, OSError) else str(error)
+        raise InputError(f"{name}: it cannot be read ({reason})", "check the path and the disk") from error
