@@ -317,9 +317,7 @@ class Engine:
         self._run.slots.take_over()
         match job.state:
             case State.PENDING:
-                flight.body, flight.fingerprint, flight.metadata = await self._run.record(
-                    Store.sending, job.n
-                )
+                flight.body, flight.fingerprint, flight.metadata = await self._run.record(Store.sending, job.n)
                 self._submitter.put(flight)
             case State.FINISHED:
                 flight.finished = job.media

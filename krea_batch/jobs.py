@@ -78,7 +78,7 @@ class Job(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     styles: Annotated[tuple[Style, ...], Meta(max_length=MAX_STYLES)] = ()
     moodboards: Annotated[tuple[Moodboard, ...], Meta(max_length=MAX_MOODBOARDS)] = ()
     id: str = ""
-    metadata: dict[str, Any] = {}  # noqa: RUF012 - msgspec copies an empty default for each instance
+    metadata: dict[str, Any] = {}
 
     def __post_init__(self) -> None:
         if not isinstance(self.prompt, str):

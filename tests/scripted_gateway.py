@@ -41,9 +41,7 @@ def png(width: int = 4, height: int = 3, text: bytes = b"") -> bytes:
 class ScriptedMedia:
     """A body that comes in pieces, and may break off."""
 
-    def __init__(
-        self, pieces: Iterable[bytes | Exception], offset: int = 0, etag: str | None = '"e"'
-    ) -> None:
+    def __init__(self, pieces: Iterable[bytes | Exception], offset: int = 0, etag: str | None = '"e"') -> None:
         self._pieces = list(pieces)
         self.offset = offset
         self.etag = etag

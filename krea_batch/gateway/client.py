@@ -167,9 +167,7 @@ async def _mark_sent(_: object, context: SimpleNamespace, __: object) -> None:
 
 async def _read_answer(response: aiohttp.ClientResponse) -> wire.Answer:
     body = None if _is_encoded(response) else await _read_capped(response)
-    return wire.Answer(
-        response.status, body, response.headers.get("Retry-After"), response.headers.get("Date")
-    )
+    return wire.Answer(response.status, body, response.headers.get("Retry-After"), response.headers.get("Date"))
 
 
 async def _read_capped(response: aiohttp.ClientResponse) -> bytes | None:

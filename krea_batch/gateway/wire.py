@@ -24,16 +24,13 @@ from krea_batch.rules.verdicts import (
     PollTrouble,
     PollVerdict,
     PostVerdict,
-    Progress,
     Refusal,
     Refused,
     Unclear,
     Waiting,
 )
 
-SUBMIT_PATH = (
-    "/krea-2-large-text-to-image/v1/krea-2-large-text-to-image-request"  # API document, Request Code
-)
+SUBMIT_PATH = "/krea-2-large-text-to-image/v1/krea-2-large-text-to-image-request"  # API document, Request Code
 STATUS_PATH = "/v2/requests/status/"  # API document, Retrieving Results
 KEY_HEADER = "Ocp-Apim-Subscription-Key"  # API document, Authentication
 WEBHOOK_HEADER = "X-Webhook-URL"  # API document, Webhook
@@ -210,10 +207,7 @@ def _decode(body: bytes | None) -> _Fields | None:
 def _is_error_body(fields: _Fields | None) -> bool:
     """True for the document's error body, which never names a request."""
     return (
-        fields is not None
-        and isinstance(fields.error, str)
-        and fields.error != ""
-        and fields.request_id is None
+        fields is not None and isinstance(fields.error, str) and fields.error != "" and fields.request_id is None
     )
 
 
@@ -222,9 +216,7 @@ def _said(status: int, fields: _Fields | None) -> str:
 
 
 def _sentence(fields: _Fields) -> str:
-    words = [
-        text.strip() for text in (fields.error, fields.message) if isinstance(text, str) and text.strip()
-    ]
+    words = [text.strip() for text in (fields.error, fields.message) if isinstance(text, str) and text.strip()]
     if not words and isinstance(fields.error, dict):  # some gateways nest: {"error": {"message": ...}}
         words = [text for text in (fields.error.get("message"),) if isinstance(text, str)]
     printable = "".join(char if char.isprintable() else " " for char in ": ".join(words))

@@ -39,9 +39,7 @@ class Ledger:
         """Open or make the ledger at `path`. Raises RunFolderError for a stranger's or newer file."""
         return cls(Store.open(path))
 
-    async def record(
-        self, transition: Callable[Concatenate[Store, P], T], *args: P.args, **kwargs: P.kwargs
-    ) -> T:
+    async def record(self, transition: Callable[Concatenate[Store, P], T], *args: P.args, **kwargs: P.kwargs) -> T:
         """Carry out one method of `Store` and return its answer once it is durable.
 
         A caller that is cancelled while waiting does not undo it. Raises LedgerError when the disk fails, from

@@ -80,9 +80,7 @@ class Store:
                 connection.execute("PRAGMA synchronous = FULL")
                 _make_tables(connection)
         except sqlite3.Error as error:
-            raise RunFolderError(
-                path, f"the ledger cannot be opened ({error})", "choose another --out"
-            ) from error
+            raise RunFolderError(path, f"the ledger cannot be opened ({error})", "choose another --out") from error
         return cls(path, connection)
 
     def close(self) -> None:
@@ -211,8 +209,7 @@ class Store:
         """Bring what the last run left into the states in which this one goes on."""
         self._sql.execute("UPDATE posts SET came_to = 'unclear' WHERE came_to IS NULL")
         rows = self._sql.execute(
-            "SELECT n, state, errors FROM jobs"
-            " WHERE state NOT IN ('succeeded', 'failed', 'rejected', 'cancelled')"
+            "SELECT n, state, errors FROM jobs WHERE state NOT IN ('succeeded', 'failed', 'rejected', 'cancelled')"
         ).fetchall()
         for n, word, errors in rows:
             old = State(word)
@@ -299,9 +296,7 @@ class Store:
         if cursor.rowcount != 1:
             raise KreaBatchBug(f"job number {n} was to go from {old} to {new}, but is not {old}")
 
-    def _end(
-        self, n: int, old: State, new: State, why: Trouble, at: float, polls: int | None = None
-    ) -> Outcome:
+    def _end(self, n: int, old: State, new: State, why: Trouble, at: float, polls: int | None = None) -> Outcome:
         self._move(
             n,
             old,
@@ -346,8 +341,7 @@ def _make_tables(connection: sqlite3.Connection) -> None:
         return
     schema = files("krea_batch.ledger").joinpath("schema.sql").read_text()
     connection.executescript(
-        f"BEGIN; PRAGMA application_id = {APPLICATION_ID}; PRAGMA user_version = {SCHEMA_VERSION};"
-        f"{schema} COMMIT;"
+        f"BEGIN; PRAGMA application_id = {APPLICATION_ID}; PRAGMA user_version = {SCHEMA_VERSION};{schema} COMMIT;"
     )
 
 

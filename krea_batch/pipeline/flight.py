@@ -18,8 +18,8 @@ class Flight:
         "accepted_s",
         "body",
         "errors",
-        "finished",
         "fingerprint",
+        "finished",
         "id",
         "looked_s",
         "metadata",
@@ -31,9 +31,7 @@ class Flight:
         "unclear",
     )
 
-    def __init__(
-        self, job_id: str, body: bytes = b"", fingerprint: bytes = b"", metadata: bytes = b"{}"
-    ) -> None:
+    def __init__(self, job_id: str, body: bytes = b"", fingerprint: bytes = b"", metadata: bytes = b"{}") -> None:
         self.id = job_id
         self.n = 0  # in the ledger; 0 before it is there
         self.body = body  # empty once accepted

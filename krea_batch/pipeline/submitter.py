@@ -103,9 +103,7 @@ class Submitter:
         most = self._run.settings.max_charges
         if most is None or self._charged < most:
             return False
-        self._run.stop(
-            RunStopped(f"--max-charges {most} is reached", "raise it and run the same command again")
-        )
+        self._run.stop(RunStopped(f"--max-charges {most} is reached", "raise it and run the same command again"))
         return True
 
     # ---- one POST ----------------------------------------------------------------------------------------

@@ -49,9 +49,7 @@ class IdSpill:
             if len(set(codes)) == len(codes):
                 continue
             seen = Counter(codes)
-            yield array(
-                "q", (number for code, number in zip(codes, items[1::2], strict=True) if seen[code] > 1)
-            )
+            yield array("q", (number for code, number in zip(codes, items[1::2], strict=True) if seen[code] > 1))
 
     def close(self) -> None:
         if self._file:

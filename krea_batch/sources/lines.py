@@ -120,7 +120,7 @@ class LineFile:
     def _opened(self) -> Iterator[BufferedReader]:
         if self._spooled:
             self._spooled.seek(0)
-            yield cast(BufferedReader, self._spooled)
+            yield cast("BufferedReader", self._spooled)
             return
         with Path(self.name).open("rb") as file:
             yield file
