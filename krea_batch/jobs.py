@@ -9,6 +9,7 @@ Types, ranges and defaults: the request parameters of the API document.
 
 from __future__ import annotations
 
+import math
 import re
 from enum import StrEnum
 from typing import Annotated, Any, Literal, get_args
@@ -30,8 +31,11 @@ MAX_MOODBOARDS = 1  # API document, moodboards: maximum 1 entry per request
 MAX_ID_BYTES = 200  # chosen: because file systems take 255, and "-12.png.part" has to fit behind it
 SEED_RANGE = (-(2**63), 2**64 - 1)  # chosen: the document gives no range; what JSON encoders carry exactly
 
-_UUID = re.compile(r"[0-9a-fA-F]{8}-(?:[0-9a-fA-F]{4}-){3}[0-9a-fA-F]{12}")
-_NOT_IN_FILE_NAMES = re.compile(r"[/\\\x00-\x1f\x7f]|\.\.")
+UUID_PATTERN = "[0-9a-fA-F]{8}-(?:[0-9a-fA-F]{4}-){3}[0-9a-fA-F]{12}"
+_UUID = re.compile(UUID_PATTERN)
+_PLAIN_ID = re.compile(r"[A-Za-z0-9_-]{1,200}")
+_NOT_IN_FILE_NAMES = re.compile(r"[/\\\x00-\x1f\x7f-\x9f]|\.\.")
+_NOT_IN_URLS = re.compile(r"[\s\x00-\x1f\x7f-\x9f]")
 
 
 class ImageStyleReference(Struct, frozen=True, forbid_unknown_fields=True):
@@ -42,6 +46,7 @@ class ImageStyleReference(Struct, frozen=True, forbid_unknown_fields=True):
 
     def __post_init__(self) -> None:
         check_image_url(self.image_url)
+        check_strength(self.strength)
 
 
 class Style(Struct, frozen=True, forbid_unknown_fields=True):
@@ -49,6 +54,9 @@ class Style(Struct, frozen=True, forbid_unknown_fields=True):
 
     id: Annotated[str, Meta(min_length=1)]
     strength: float = 1.0
+
+    def __post_init__(self) -> None:
+        check_strength(self.strength)
 
 
 class Moodboard(Struct, frozen=True, forbid_unknown_fields=True):
@@ -60,6 +68,7 @@ class Moodboard(Struct, frozen=True, forbid_unknown_fields=True):
     def __post_init__(self) -> None:
         if not _UUID.fullmatch(self.id):
             raise ValueError(f"moodboard id {self.id[:60]!r} is not a UUID")
+        check_strength(self.strength)
 
 
 class Job(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -78,7 +87,7 @@ class Job(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     styles: Annotated[tuple[Style, ...], Meta(max_length=MAX_STYLES)] = ()
     moodboards: Annotated[tuple[Moodboard, ...], Meta(max_length=MAX_MOODBOARDS)] = ()
     id: str = ""
-    metadata: dict[str, Any] = {}
+    metadata: dict[str, Any] = {}  # msgspec copies an empty default for each instance
 
     def __post_init__(self) -> None:
         if not isinstance(self.prompt, str):
@@ -93,9 +102,13 @@ class Job(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
 
 FIELDS: tuple[str, ...] = Job.__struct_fields__
 
+_decode = msgspec.json.Decoder(Job).decode
+
 
 def check_id(job_id: str) -> None:
     """Raise ValueError unless the id is safe as the name of a file in the run's folder."""
+    if _PLAIN_ID.fullmatch(job_id):
+        return  # nearly every id of a million, and seven times as fast
     if len(job_id.encode("utf-8", "surrogatepass")) > MAX_ID_BYTES:
         raise ValueError(f"id {job_id[:40]!r}… is longer than {MAX_ID_BYTES} bytes")
     if job_id == "." or _NOT_IN_FILE_NAMES.search(job_id):
@@ -112,18 +125,24 @@ def check_image_url(url: str) -> None:
         parts = urlsplit(url)
     except ValueError:
         parts = urlsplit("")
-    if parts.scheme != "https" or not parts.hostname:
+    if parts.scheme != "https" or not parts.hostname or _NOT_IN_URLS.search(url):
         raise ValueError(f"image_url {url[:80]!r} is not an HTTPS URL")
 
 
+def check_strength(strength: float) -> None:
+    """Raise ValueError for what JSON has no number for: NaN and the infinite."""
+    if not math.isfinite(strength):
+        raise ValueError(f"strength {strength} is not a finite number")
+
+
 def checked(job: Job) -> Job:
-    """Return the job with every field's type and range proven, as a job file's would be.
+    """Return the job with every field's type and range proven, and fit for JSON, as a job file's would be.
 
     Raises JobError where a field is wrong.
     """
     try:
-        return msgspec.convert(msgspec.to_builtins(job), Job)
-    except (msgspec.ValidationError, TypeError) as error:
+        return _decode(msgspec.json.encode(job))
+    except (msgspec.MsgspecError, TypeError, ValueError, OverflowError, RecursionError) as error:
         raise JobError(str(error), "see `krea-batch schema` for what a job takes", job_id=job.id) from None
 
 

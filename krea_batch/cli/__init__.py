@@ -1,1 +1,111 @@
-"""."""
+"""Arguments come in; exit codes and what people read go out.
+
+    0    every job succeeded
+    1    ended, some jobs did not succeed
+    2    bad usage, input or settings; nothing was spent
+    3    stopped early, can be resumed
+    130  interrupted, can be resumed
+
+Newcomers: `krea-batch --help` has to cost next to nothing, so the modules of this package import click alone at
+their top, and everything else inside the functions that need it.
+"""
+
+from __future__ import annotations
+
+import difflib
+import sys
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import click
+
+from krea_batch import __version__
+
+COMMANDS = ("run", "validate", "status", "schema", "simulate")
+CONFIG = "krea-batch.toml"
+ENVIRONMENT = "KREA_BATCH"
+
+OK, SOME_FAILED, BAD_INPUT, STOPPED, INTERRUPTED = 0, 1, 2, 3, 130
+
+
+class _Commands(click.Group):
+    """Imports the module of a command when it is asked for."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, name: str) -> click.Command | None:
+        if name not in COMMANDS:
+            return None
+        command: click.Command = getattr(import_module(f"krea_batch.cli.{name}"), name)
+        command.context_settings.setdefault("auto_envvar_prefix", ENVIRONMENT)
+        return command
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        near = difflib.get_close_matches(args[0], COMMANDS, 1)
+        if args[0] not in COMMANDS and near and not args[0].startswith("-"):
+            ctx.fail(f"No such command {args[0]!r}. Did you mean {near[0]!r}?")
+        return super().resolve_command(ctx, args)
+
+
+@click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.version_option(__version__, prog_name="krea-batch")
+@click.pass_context
+def app(ctx: click.Context) -> None:
+    """Turn files of prompts into PNGs through the Krea 2 Large API.
+
+    No image is paid for twice and no paid image is lost; run the same command again to go on after any stop.
+
+    \b
+    krea-batch run jobs.jsonl --out runs/cats --simulate    try it: offline, free
+    krea-batch run jobs.jsonl --out runs/cats               the real thing
+    """
+    ctx.default_map = _from_file(Path(CONFIG))
+
+
+def main() -> None:
+    """The console script. What krea-batch raises on purpose is told in a sentence, not in a traceback."""
+    from krea_batch.errors import InputError, KreaBatchBug, KreaBatchError
+
+    try:
+        app(prog_name="krea-batch")
+    except KreaBatchBug:
+        raise
+    except KreaBatchError as error:
+        say(f"krea-batch: {error}")
+        sys.exit(BAD_INPUT if isinstance(error, InputError) else STOPPED)
+
+
+def say(line: str) -> None:
+    """One line for people, on standard error, safe for any terminal."""
+    click.echo(line.encode("utf-8", "backslashreplace").decode(), err=True)
+
+
+def _from_file(path: Path) -> dict[str, dict[str, Any]]:
+    """Defaults from `krea-batch.toml` in the working folder: options by their long names, for every command.
+
+    Raises click.UsageError naming an option that no command has.
+    """
+    if not path.is_file():
+        return {}
+    import msgspec
+
+    try:
+        options = msgspec.toml.decode(path.read_bytes(), type=dict[str, Any])
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        raise click.UsageError(f"{path}: {error}") from None
+    known: dict[str, set[str]] = {}
+    for name in COMMANDS:
+        command = app.get_command(click.Context(app), name)
+        known[name] = {param.name or "" for param in command.params} if command else set()
+    every = set().union(*known.values())
+    for option in options:
+        if option.replace("-", "_") not in every:
+            near = difflib.get_close_matches(option.replace("-", "_"), every, 1)
+            hint = f" Did you mean {near[0].replace('_', '-')!r}?" if near else ""
+            raise click.UsageError(f"{path}: there is no option {option!r}.{hint}")
+    named = {option.replace("-", "_"): value for option, value in options.items()}
+    return {name: {key: value for key, value in named.items() if key in known[name]} for name in COMMANDS}

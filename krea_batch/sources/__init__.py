@@ -9,6 +9,7 @@ Newcomers: job files are read twice, once to check every line before the first c
 not grow with the number of lines.
 """
 
-from krea_batch.sources.job_files import Checked, JobFiles
+from krea_batch.sources.check import Checked
+from krea_batch.sources.job_files import JobFiles
 
 __all__ = ["Checked", "JobFiles"]

@@ -10,14 +10,22 @@ from __future__ import annotations
 from array import array
 from collections import Counter
 from collections.abc import Iterator
+from os import SEEK_END
 from pathlib import Path
 from tempfile import TemporaryFile
 from typing import IO
+
+from krea_batch.errors import InputError
 
 BUCKETS = 256  # chosen: a bucket of a hundred million lines still fits in the memory that a run needs anyway
 BUCKET_ITEMS = 1024  # chosen: 8 KiB each, so 2 MiB in memory, and writes that are worth a call
 
 _MASK = BUCKETS - 1
+
+
+def default_id(number: int) -> str:
+    """The id of a line without one, by its running number over all files."""
+    return f"{number:05d}"  # chosen: five digits keep the usual batches in order in a folder
 
 
 class IdSpill:
@@ -56,17 +64,24 @@ class IdSpill:
             self._file.close()
 
     def _flush(self, place: int) -> None:
-        if self._file is None:
-            self._file = TemporaryFile(dir=self._folder, prefix="krea-batch-")  # noqa: SIM115 - closed by close
-        self._chunks[place].append(self._file.seek(0, 2))
-        self._buckets[place].tofile(self._file)
-        del self._buckets[place][:]
+        bucket = self._buckets[place]
+        try:
+            if self._file is None:
+                self._file = TemporaryFile(dir=self._folder, prefix="krea-batch-")  # noqa: SIM115 - see close
+            self._chunks[place].append(self._file.seek(0, SEEK_END))
+            self._file.write(bucket)
+        except OSError as error:
+            raise InputError(
+                f"the ids could not be kept in a temporary file ({error.strerror})",
+                "point TMPDIR to a folder with room",
+            ) from error
+        del bucket[:]
 
     def _whole(self, place: int) -> array[int]:
         items = array("q")
-        for start in self._chunks[place]:
-            assert self._file is not None  # noqa: S101 - a chunk is in the file
-            self._file.seek(start)
-            items.fromfile(self._file, BUCKET_ITEMS)
+        if self._file:
+            for start in self._chunks[place]:
+                self._file.seek(start)
+                items.frombytes(self._file.read(BUCKET_ITEMS * items.itemsize))
         items.extend(self._buckets[place])
         return items

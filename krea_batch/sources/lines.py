@@ -10,7 +10,7 @@ from __future__ import annotations
 import gzip
 import zlib
 from array import array
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from io import BufferedReader
 from pathlib import Path
@@ -130,6 +130,15 @@ class LineFile:
             f"{self.name}: it has changed since it was checked",
             "start again with the same --out; what is on record is not paid again",
         )
+
+
+def numbered(files: Sequence[LineFile]) -> Iterator[tuple[int, bytes]]:
+    """The lines of all files with their running numbers, which go on from file to file."""
+    lines_before = 0
+    for file in files:
+        for number, line in file.lines():
+            yield lines_before + number, line
+        lines_before += file.line_count
 
 
 @contextmanager

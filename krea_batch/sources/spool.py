@@ -31,7 +31,7 @@ def spool(source: BinaryIO, name: str, folder: Path | None) -> BinaryIO:
     Raises InputError where the source cannot be read or the folder cannot take it.
     """
     try:
-        copy = cast("BinaryIO", TemporaryFile(dir=folder, prefix="krea-batch-"))
+        copy = cast("BinaryIO", TemporaryFile(dir=folder, prefix="krea-batch-"))  # noqa: SIM115 - given away
     except OSError as error:
         raise _cannot_keep(name, error) from error
     try:
@@ -46,11 +46,10 @@ def spool(source: BinaryIO, name: str, folder: Path | None) -> BinaryIO:
 def spool_path(path: str, folder: Path | None) -> BinaryIO:
     """The same for a pipe or device by its path."""
     try:
-        source = Path(path).open("rb", buffering=0)
+        with Path(path).open("rb") as source:
+            return spool(source, path, folder)
     except OSError as error:
         raise InputError(f"{path}: it cannot be opened ({error.strerror})", "check the path") from error
-    with source:
-        return spool(cast("BinaryIO", source), path, folder)
 
 
 def _cannot_keep(name: str, error: OSError) -> InputError:

@@ -1,0 +1,40 @@
+# Each target sets up what it needs: a virtual environment in .venv, made once and anew when pins change.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
+OUT ?= demo
+
+.PHONY: demo test check bench clean
+
+demo: $(VENV)/.demo
+	$(BIN)/krea-batch run sample_jobs/first.jsonl --out $(OUT) --simulate --time-scale 4
+
+test: $(VENV)/.dev
+	$(BIN)/python -m pytest
+
+check: $(VENV)/.dev
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/mypy krea_batch tests benchmarks
+	$(BIN)/lint-imports
+	$(BIN)/python -m pytest -m "not slow" -q
+
+bench: $(VENV)/.dev
+	$(BIN)/python benchmarks/validate.py
+
+clean:
+	rm -rf $(VENV) demo build dist .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis
+
+$(BIN)/python:
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "krea-batch needs Python 3.11 or newer")'
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/.demo: constraints.txt pyproject.toml | $(BIN)/python
+	$(PIP) install -c constraints.txt -e '.[simulator,fast]'
+	touch $@
+
+$(VENV)/.dev: constraints.txt pyproject.toml | $(BIN)/python
+	$(PIP) install -c constraints.txt -e '.[dev]'
+	touch $@ $(VENV)/.demo

@@ -1,0 +1,189 @@
+"""Checked job files and settings come in; a run from its first look at the folder to its summary goes out."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+from collections.abc import Callable, Sequence
+from contextlib import AsyncExitStack
+from pathlib import Path
+from typing import Any
+
+import anyio
+import click
+import msgspec
+
+from krea_batch.cli import INTERRUPTED, OK, SOME_FAILED, STOPPED, say
+from krea_batch.cli.display import Meter, keep_showing, make_display
+from krea_batch.cli.summary import FolderState, Summary
+from krea_batch.engine import KEY_VARIABLE, Engine
+from krea_batch.errors import InputError, JobFileError, KreaBatchError, LedgerError, RunStopped, SettingsError
+from krea_batch.folder import LEDGER
+from krea_batch.jobs import State
+from krea_batch.ledger import Store
+from krea_batch.rules.lifecycle import ENDS
+from krea_batch.settings import ApiKey, Settings
+from krea_batch.sources import Checked, JobFiles
+
+
+def prepare(options: dict[str, Any]) -> tuple[Settings, ApiKey | None]:
+    """Settings and key from the command line's options; no key with --simulate. Raises SettingsError."""
+    names = set(Settings.__struct_fields__)
+    renamed = {"poll_interval": "poll_interval_s", "job_timeout": "job_timeout_s"}
+    chosen = {renamed.get(name, name): value for name, value in options.items()}
+    fields = {name: value for name, value in chosen.items() if name in names and value is not None}
+    settings = Settings.of(**fields)
+    if options["simulate"]:
+        return settings, None
+    return settings, find_key(options["api_key_file"])
+
+
+def find_key(key_file: str | None) -> ApiKey:
+    """The API key from the file or the environment. Raises InputError naming the ways out."""
+    if key_file is None:
+        if text := os.environ.get(KEY_VARIABLE, ""):
+            return ApiKey(text)
+        raise InputError(
+            "there is no API key",
+            f"set {KEY_VARIABLE}, or give --api-key-file FILE; to try without a key and at no cost, add --simulate",
+        )
+    try:
+        return ApiKey(Path(key_file).read_text("utf-8").strip())
+    except (OSError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "not UTF-8"
+        raise SettingsError("api-key-file", f"{key_file} cannot be read ({reason})", "check the path") from None
+
+
+def check_jobs(files: JobFiles, settings: Settings, *, skip_invalid: bool, quiet: bool) -> Checked:
+    """Check every line before the first cent. Raises JobFileError when lines are bad and not to be skipped."""
+    ledger = settings.out / LEDGER
+    store = Store.open(ledger, read_only=True) if ledger.is_file() else None
+    try:
+        checked = files.check(known=_changed_since(store) if store else None)
+    finally:
+        if store:
+            store.close()
+    for problem in checked.problems:
+        say(str(problem))
+    if checked.bad_lines > len(checked.problems):
+        say(f"… and {checked.bad_lines - len(checked.problems):,} more; krea-batch validate shows all")
+    for note in () if quiet else checked.notes:
+        say(str(note))
+    if checked.bad_lines and not skip_invalid:
+        raise JobFileError(checked.problems, checked.bad_lines)
+    if not checked.jobs:
+        raise InputError(
+            "there is no job in what was given", "write one JSON object a line, see krea-batch schema"
+        )
+    return checked
+
+
+def _changed_since(store: Store) -> Callable[[Sequence[tuple[str, bytes]]], set[str]]:
+    """A question to the ledger: which of these ids are on record with another fingerprint?"""
+
+    def changed(batch: Sequence[tuple[str, bytes]]) -> set[str]:
+        known = store.fingerprints([job_id for job_id, _ in batch])
+        return {job_id for job_id, fingerprint in batch if known.get(job_id, fingerprint) != fingerprint}
+
+    return changed
+
+
+class Batch:
+    """One run of the command line."""
+
+    def __init__(
+        self, settings: Settings, key: ApiKey | None, files: JobFiles, checked: Checked, options: dict[str, Any]
+    ) -> None:
+        self._settings = settings
+        self._key = key
+        self._files = files
+        self._checked = checked
+        self._options = options
+        self._quiet: bool = options["quiet"]
+        self._interrupts = 0
+
+    async def run(self) -> int:
+        """Run to the end, or as far as it goes. Returns the exit code."""
+        loop = asyncio.get_running_loop()
+        began_s = loop.time()
+        async with AsyncExitStack() as stack:
+            engine = await self._engine(stack)
+            problem = await self._until_it_ends(engine)
+        folder = FolderState.read(self._settings.out)
+        stats = engine.stats()
+        summary = Summary(
+            folder=folder,
+            seconds=loop.time() - began_s,
+            downloaded_bytes=stats.downloaded_bytes,
+            bad_lines=self._checked.bad_lines,
+            simulated=self._key is None,
+            not_begun=max(0, self._checked.jobs - folder.total),
+            problem=problem,
+        )
+        self._tell(summary)
+        return self._exit_code(summary)
+
+    async def _until_it_ends(self, engine: Engine) -> KreaBatchError | None:
+        """Run the engine, with Ctrl-C heeded and progress shown. Returns what stopped it early, if anything did."""
+        problem: KreaBatchError | None = None
+        async with anyio.create_task_group() as beside:
+            beside.start_soon(self._heed_signals, engine)
+            try:
+                async with engine:
+                    beside.start_soon(keep_showing, make_display(quiet=self._quiet), await self._meter(engine))
+                    await engine.run(self._files)
+            except (RunStopped, LedgerError) as error:
+                problem = error
+            beside.cancel_scope.cancel()
+        return engine.stopped or problem
+
+    async def _meter(self, engine: Engine) -> Meter:
+        counts = await engine.counts()
+        ended = sum(count for state, count in counts.items() if state in ENDS)
+        return Meter(engine, self._checked.jobs, ended, counts.get(State.SUCCEEDED, 0))
+
+    async def _engine(self, stack: AsyncExitStack) -> Engine:
+        settings, key = self._settings, self._key
+        if key is None:
+            settings, key = await self._simulate(stack)
+        fields = {name: getattr(settings, name) for name in settings.__struct_fields__}
+        return Engine(api_key=key, **fields)
+
+    async def _simulate(self, stack: AsyncExitStack) -> tuple[Settings, ApiKey]:
+        """Start the simulator on this loop; it remembers its jobs in the run's folder, so that runs go on."""
+        from krea_batch.simulator import Simulator, SimulatorError, SimulatorSettings
+
+        try:
+            simulator = Simulator(SimulatorSettings(time_scale=self._options["time_scale"]))
+            await stack.enter_async_context(simulator)
+        except SimulatorError as error:
+            raise SettingsError("simulate", "the simulator cannot start", str(error)) from None
+        return msgspec.structs.replace(self._settings, gateway=simulator.gateway_url), ApiKey("simulated")
+
+    async def _heed_signals(self, engine: Engine) -> None:
+        with anyio.open_signal_receiver(signal.SIGINT, signal.SIGTERM) as received:
+            async for _ in received:
+                self._interrupts += 1
+                in_flight = engine.stats().in_flight
+                if self._interrupts == 1:
+                    engine.stop("interrupted")
+                    say(f"Stopping. {in_flight} jobs in flight are brought home; Ctrl-C again stops at once.")
+                else:
+                    engine.stop_now("interrupted")
+                    say("Stopping at once. What is in flight is on record.")
+
+    def _tell(self, summary: Summary) -> None:
+        if self._options["as_json"]:
+            click.echo(summary.as_json())
+        elif not self._quiet:
+            click.echo(summary.as_text())
+        elif summary.problem:
+            say(f"krea-batch: {summary.problem}")
+
+    def _exit_code(self, summary: Summary) -> int:
+        if self._interrupts:
+            return INTERRUPTED
+        if summary.problem:
+            return STOPPED
+        return OK if summary.folder.all_succeeded else SOME_FAILED

@@ -1,0 +1,117 @@
+"""`krea-batch run`: job files come in; pictures, results and an exit code go out."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import click
+
+KEY_VARIABLE = "PIXAZO_API_KEY"
+
+
+@click.command()
+@click.argument("jobs", nargs=-1, required=True, metavar="JOBS…")
+@click.option(
+    "--out",
+    required=True,
+    type=click.Path(path_type=Path, file_okay=False),
+    help="The run's folder: images/, results.jsonl, ledger.db. The same folder again goes on with the run.",
+)
+@click.option(
+    "--rate", default="10/s", show_default=True, metavar="RATE", help="Most submits: 10/s, 600/min, 5000/h."
+)
+@click.option(
+    "--max-in-flight", default=500, show_default=True, metavar="N", help="Most jobs between submit and stored."
+)
+@click.option(
+    "--poll-interval",
+    default=5.0,
+    show_default=True,
+    metavar="S",
+    help="Least seconds between two polls of one job.",
+)
+@click.option("--poll-rate", metavar="RATE", help="Most polls over all jobs.  [default: as many as needed]")
+@click.option(
+    "--job-timeout",
+    default=1800.0,
+    show_default=True,
+    metavar="S",
+    help="Seconds to wait for an accepted job in this run; the next run asks again.",
+)
+@click.option(
+    "--max-attempts",
+    default=3,
+    show_default=True,
+    metavar="N",
+    help="Most submits of a job whose status came to ERROR (not charged).",
+)
+@click.option(
+    "--ambiguous",
+    type=click.Choice(["hold", "resubmit"]),
+    default="hold",
+    show_default=True,
+    help="What to do where a submit may or may not have been paid.",
+)
+@click.option(
+    "--max-charges",
+    type=int,
+    metavar="N",
+    help="Stop before more than N submits are paid, all runs of the folder together.",
+)
+@click.option("--skip-invalid", is_flag=True, help="Run the good lines when others are bad.")
+@click.option("--keep-extra", is_flag=True, help="Put unknown fields of a job line into its metadata.")
+@click.option(
+    "--gateway", default="https://gateway.pixazo.ai", show_default=True, metavar="URL", help="Where the API is."
+)
+@click.option(
+    "--api-key-file",
+    type=click.Path(path_type=Path, dir_okay=False),
+    help=f"Read the API key from a file instead of {KEY_VARIABLE}.",
+)
+@click.option("--simulate", is_flag=True, help="Use the built-in offline gateway: real PNGs, no key, no cost.")
+@click.option(
+    "--time-scale",
+    type=click.FloatRange(min=0, min_open=True),
+    default=1.0,
+    metavar="X",
+    help="With --simulate: generation takes 1/X of the time.",
+)
+@click.option("--quiet", "-q", is_flag=True, help="Print nothing but errors.")
+@click.option("--json", "as_json", is_flag=True, help="Print the summary as one JSON object on standard output.")
+@click.option("--verbose", "-v", count=True, help="Log to standard error; twice for every move of every job.")
+def run(jobs: tuple[str, ...], **options: Any) -> None:
+    """Make a picture for each line of the JOBS files (JSONL, also .gz; - is standard input).
+
+    The files are checked whole before the first cent is spent. Ctrl-C brings home what is in flight; a second
+    one stops at once; the same command goes on where it stopped.
+    """
+    import anyio
+
+    from krea_batch.cli.batch import Batch, check_jobs, prepare
+    from krea_batch.sources import JobFiles
+
+    settings, key = prepare(options)
+    _log(options["verbose"])
+    with JobFiles(jobs, keep_extra=options["keep_extra"], skip_invalid=options["skip_invalid"]) as files:
+        checked = check_jobs(files, settings, skip_invalid=options["skip_invalid"], quiet=options["quiet"])
+        batch = Batch(settings, key, files, checked, options)
+        sys.exit(anyio.run(batch.run, backend_options={"use_uvloop": _have_uvloop()}))
+
+
+def _have_uvloop() -> bool:
+    from importlib.util import find_spec
+
+    return find_spec("uvloop") is not None
+
+
+def _log(verbose: int) -> None:
+    if not verbose:
+        return
+    import logging
+
+    logging.basicConfig(
+        format="%(asctime)s %(levelname).1s %(name)s %(message)s",
+        level=logging.DEBUG if verbose > 1 else logging.INFO,
+    )

@@ -1,0 +1,28 @@
+"""`krea-batch status`: a run's folder comes in; where its jobs stand goes out, also while it runs."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+
+@click.command()
+@click.argument("out", type=click.Path(path_type=Path, file_okay=False))
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+def status(out: Path, as_json: bool) -> None:
+    """Show where the jobs of the run in OUT stand, and what was charged."""
+    import orjson
+
+    from krea_batch.cli.summary import FolderState
+    from krea_batch.cli.words import counted
+    from krea_batch.errors import RunFolderError
+    from krea_batch.folder import LEDGER
+
+    if not (out / LEDGER).is_file():
+        raise RunFolderError(out, "there is no run in it", f"it has no {LEDGER}; give the --out of a run")
+    folder = FolderState.read(out)
+    if as_json:
+        click.echo(orjson.dumps(folder.fields()).decode())
+    else:
+        click.echo("\n".join([f"{counted(folder.total, 'job')} in {out}", *folder.lines()]))

@@ -1,0 +1,151 @@
+"""Many job files come in; one checked stream of jobs goes out, each with its id.
+
+    with JobFiles(["cats.jsonl", "dogs.jsonl.gz"]) as files:
+        checked = files.check()
+        for job in files: ...
+
+Newcomers: a line without an id is named by its running number, which goes on over the files, blank and bad lines
+included. So mending a line or adding a file never renames the jobs before it, which would pay for them again.
+"""
+
+from __future__ import annotations
+
+import stat
+import sys
+from bisect import bisect_left
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import BinaryIO, Self
+
+import msgspec
+
+from krea_batch.errors import InputError, JobFileError, KreaBatchBug
+from krea_batch.jobs import Job
+from krea_batch.sources.check import Check, Checked, Known, OnProblem, OnProgress
+from krea_batch.sources.ids import default_id
+from krea_batch.sources.jsonl import JsonLines
+from krea_batch.sources.lines import LineFile, numbered
+from krea_batch.sources.spool import is_read_once, spool, spool_path
+
+STDIN = "<stdin>"  # how problems name standard input, as compilers do
+
+_set = msgspec.structs.force_setattr
+
+
+class JobFiles:
+    """Job files in the order given; "-" is standard input. A context manager, since it may hold temporary files.
+
+    `keep_extra`: unknown fields go into the metadata. `skip_invalid`: iterating leaves out the bad lines, and of
+    two lines with one id the later. `stdin` and `spool_dir` stand in for the process's own.
+    Raises InputError where a file is named twice or cannot be read.
+    """
+
+    def __init__(
+        self,
+        paths: Sequence[str],
+        *,
+        keep_extra: bool = False,
+        skip_invalid: bool = False,
+        stdin: BinaryIO | None = None,
+        spool_dir: Path | None = None,
+    ) -> None:
+        _refuse_twice(paths)
+        self._keep_extra = keep_extra
+        self._skip_invalid = skip_invalid
+        self._spool_dir = spool_dir
+        self._skipped: Sequence[int] = ()  # running numbers of lines that read well and are bad all the same
+        self._checked: Checked | None = None
+        self._files: list[LineFile] = []
+        try:
+            for path in paths:
+                self._files.append(self._file(path, stdin))
+        except BaseException:
+            self.close()
+            raise
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Let the temporary files go."""
+        for file in self._files:
+            file.close()
+
+    def check(
+        self,
+        known: Known | None = None,
+        on_problem: OnProblem | None = None,
+        on_progress: OnProgress | None = None,
+    ) -> Checked:
+        """Read every line of every file, and every id against every other.
+
+        `known` is given batches of (id, fingerprint), and says which ids are on record with another fingerprint.
+        `on_problem` hears of each bad line as it is found, the clashes of ids last. `on_progress` hears how many
+        bytes of how many are read. Raises InputError where a file cannot be read.
+        """
+        reader = JsonLines(keep_extra=self._keep_extra)
+        with Check(self._files, reader, known, on_problem, self._spool_dir) as check:
+            check.read_lines(on_progress)
+            check.compare_ids()
+            self._skipped = check.skipped()
+            self._checked = check.result()
+        return self._checked
+
+    def __iter__(self) -> Iterator[Job]:
+        """Give the good jobs in order, reading as they are taken.
+
+        Raises JobFileError where lines are bad and not to be skipped, InputError where a file has changed since.
+        """
+        if self._checked is None:
+            raise KreaBatchBug("job files are checked before their jobs are taken")
+        if self._checked.bad_lines and not self._skip_invalid:
+            raise JobFileError(self._checked.problems, self._checked.bad_lines)
+        return self._jobs()
+
+    def _jobs(self) -> Iterator[Job]:
+        read = JsonLines(keep_extra=self._keep_extra).read
+        for number, line in numbered(self._files):
+            job = read(line)
+            if job is None or (self._skipped and _holds(self._skipped, number)):
+                if not self._skip_invalid:
+                    raise KreaBatchBug(f"line {number} was good and is bad now, though its file is the same")
+                continue
+            if not job.id:
+                _set(job, "id", default_id(number))  # nobody else has this job yet, and a copy costs more
+            yield job
+
+    def _file(self, path: str, stdin: BinaryIO | None) -> LineFile:
+        if path == "-":
+            return LineFile(STDIN, spool(stdin or sys.stdin.buffer, STDIN, self._spool_dir))
+        return LineFile(path, spool_path(path, self._spool_dir) if is_read_once(path) else None)
+
+
+def _holds(numbers: Sequence[int], number: int) -> bool:
+    """True when the ordered `numbers` have this one."""
+    at = bisect_left(numbers, number)
+    return at < len(numbers) and numbers[at] == number
+
+
+def _refuse_twice(paths: Sequence[str]) -> None:
+    """Raise InputError for a file that stands twice in the list, by whatever name: it would be paid for twice."""
+    seen: dict[object, str] = {}
+    for path in paths:
+        same = _identity(path)
+        if same in seen:
+            raise InputError(f"{path}: it is the same file as {seen[same]}", "name each file once")
+        if same:
+            seen[same] = path
+
+
+def _identity(path: str) -> object:
+    """What two names of one file have in common; None for what is no file, since opening it says so better."""
+    if path == "-":
+        return path
+    try:
+        info = Path(path).stat()
+    except (OSError, ValueError):
+        return None
+    return (info.st_dev, info.st_ino) if stat.S_ISREG(info.st_mode) else None
