@@ -33,7 +33,7 @@ SEED_RANGE = (-(2**63), 2**64 - 1)  # chosen: the document gives no range; what 
 
 UUID_PATTERN = "[0-9a-fA-F]{8}-(?:[0-9a-fA-F]{4}-){3}[0-9a-fA-F]{12}"
 _UUID = re.compile(UUID_PATTERN)
-_PLAIN_ID = re.compile(r"[A-Za-z0-9_-]{1,200}")
+_PLAIN_ID = re.compile(rf"[A-Za-z0-9_-]{{1,{MAX_ID_BYTES}}}")
 _NOT_IN_FILE_NAMES = re.compile(r"[/\\\x00-\x1f\x7f-\x9f]|\.\.")
 _NOT_IN_URLS = re.compile(r"[\s\x00-\x1f\x7f-\x9f]")
 
@@ -108,7 +108,7 @@ _decode = msgspec.json.Decoder(Job).decode
 def check_id(job_id: str) -> None:
     """Raise ValueError unless the id is safe as the name of a file in the run's folder."""
     if _PLAIN_ID.fullmatch(job_id):
-        return  # nearly every id of a million, and seven times as fast
+        return  # nearly every id, in a third of the time that the rest takes
     if len(job_id.encode("utf-8", "surrogatepass")) > MAX_ID_BYTES:
         raise ValueError(f"id {job_id[:40]!r}… is longer than {MAX_ID_BYTES} bytes")
     if job_id == "." or _NOT_IN_FILE_NAMES.search(job_id):

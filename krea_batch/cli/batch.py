@@ -133,10 +133,12 @@ class Batch:
                 async with engine:
                     beside.start_soon(keep_showing, make_display(quiet=self._quiet), await self._meter(engine))
                     await engine.run(self._files)
-            except (RunStopped, LedgerError) as error:
+            except KreaBatchError as error:
                 problem = error
             beside.cancel_scope.cancel()
-        return engine.stopped or problem
+        if problem is not None and not isinstance(problem, (RunStopped, LedgerError)):
+            raise problem
+        return problem or engine.stopped
 
     async def _meter(self, engine: Engine) -> Meter:
         counts = await engine.counts()

@@ -37,7 +37,7 @@ class JsonLines:
             job = _decode(line)
         except (msgspec.MsgspecError, ValueError, RecursionError):  # ValueError: not UTF-8
             return self._read_extra(line) if self.keep_extra else None
-        if line.count(b'"') > _quotes_needed(job) and not _is_sound(line):
+        if line.count(b'"') > _quotes_needed(job) and not syntax.is_sound(line):
             return None
         return job
 
@@ -84,14 +84,6 @@ def _quotes_needed(job: Job) -> int:
     if job.creativity != "medium":
         quotes += 4
     return quotes
-
-
-def _is_sound(line: bytes) -> bool:
-    try:
-        syntax.parse_object(line)
-    except JobError:
-        return False
-    return True
 
 
 def _in_other_words(line: bytes) -> JobError:

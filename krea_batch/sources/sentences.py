@@ -87,7 +87,9 @@ def _unknown(fields: dict[str, Any], names: tuple[str, ...], what: str) -> JobEr
     for name in fields:
         if name not in names:
             meant = nearest(name, names)
-            right = f'did you mean "{meant}"?' if meant else f"there are {', '.join(names)}"
+            right = f'did you mean "{meant}"?' if meant else f"the fields are {', '.join(names)}"
+            if names == FIELDS and not meant:
+                right += "; --keep-extra puts others into metadata"
             return JobError(f"{shown(name)} is not a field of {what}", right)
     return None
 

@@ -50,6 +50,18 @@ def parse_object(line: bytes) -> dict[str, Any]:
     return value
 
 
+def is_sound(line: bytes) -> bool:
+    """True for a line, already known to be JSON, in which no key stands twice and nothing is nested too deep."""
+    try:
+        if line.count(b"[") + line.count(b"{") > MAX_DEPTH:
+            parse_object(line)
+        else:
+            _PAIRS_DECODER.decode(line.decode())
+    except JobError:
+        return False
+    return True
+
+
 def shown(value: object) -> str:
     """A value as it could stand in a job line, printable and cut."""
     text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
@@ -97,6 +109,7 @@ def _constant(word: str) -> NoReturn:
     raise JobError(f"{word} is no number in JSON", "write a finite one, or leave the field out")
 
 
+_PAIRS_DECODER = json.JSONDecoder(object_pairs_hook=_pairs)
 _DECODER = json.JSONDecoder(
     object_pairs_hook=_pairs, parse_int=_integer, parse_float=_float, parse_constant=_constant
 )
@@ -146,21 +159,27 @@ def _texts(value: object, name: str) -> Iterator[tuple[str, str]]:
 
 def _syntax_error(text: str, error: json.JSONDecodeError) -> JobError:
     at = error.pos
-    here = text[at : at + 1]
-    before = text[:at].rstrip()[-1:]
-    where = f"at character {at + 1}"
-    if not here:
+    if at >= len(text):
         return JobError("the line ends before its object does", "write each job whole, on one line")
-    for wrong, right in _guesses(text, at, here, before, error.msg):
-        return JobError(f"{wrong} {where}", right)
-    return JobError(f"it is not JSON {where}: {shown(text[at : at + 20])}", "write one JSON object a line")
+    comma = _trailing_comma(text, at)
+    if comma:
+        return JobError(f"there is a trailing comma at character {comma}", "take it away")
+    for wrong, right in _guesses(text, at, error.msg):
+        return JobError(f"{wrong} at character {at + 1}", right)
+    return JobError(f"it is not JSON at character {at + 1}: {shown(text[at : at + 20])}", _EXAMPLE)
 
 
-def _guesses(text: str, at: int, here: str, before: str, said: str) -> Iterator[tuple[str, str]]:
+def _trailing_comma(text: str, at: int) -> int:
+    """Where a comma stands before a closing bracket, or 0. Python 3.13 points at it, older ones behind it."""
+    before = text[:at].rstrip()
+    if before.endswith(",") and text[at] in "}]":
+        return len(before)
+    return at + 1 if text[at] == "," and text[at + 1 :].lstrip()[:1] in ("}", "]") else 0
+
+
+def _guesses(text: str, at: int, said: str) -> Iterator[tuple[str, str]]:
     """What people mistype, the likeliest first."""
-    after = text[at + 1 :].lstrip()[:1]
-    if (before == "," and here in "}]") or (here == "," and after in ("}", "]")):
-        yield "there is a trailing comma", "take it away"
+    here = text[at]
     if said.startswith("Extra data"):
         if here == ",":
             yield "there is a comma behind the object", "take it away: jobs are parted by new lines only"
@@ -169,6 +188,8 @@ def _guesses(text: str, at: int, here: str, before: str, said: str) -> Iterator[
         yield f"there is the quote {here}", 'use the straight double quote "'
     if here in "#/":
         yield "there is a comment", "take it away: JSON has none"
+    if at == 0:
+        yield "there is no object", _EXAMPLE
     word = _WORD.match(text, at)
     if word and said.startswith(("Expecting property name", "Expecting value")):
         yield _about_word(word[0])

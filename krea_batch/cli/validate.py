@@ -1,0 +1,59 @@
+"""`krea-batch validate`: job files come in; every bad line, a summary and an exit code go out. Nothing is sent."""
+
+from __future__ import annotations
+
+import sys
+from typing import TYPE_CHECKING
+
+import click
+
+from krea_batch.cli import BAD_INPUT, OK, say
+from krea_batch.cli.words import counted
+
+if TYPE_CHECKING:
+    from krea_batch.errors import LineProblem
+    from krea_batch.sources import Checked
+
+
+@click.command()
+@click.argument("jobs", nargs=-1, required=True, metavar="JOBS…")
+@click.option("--keep-extra", is_flag=True, help="Put unknown fields of a job line into its metadata.")
+@click.option("--json", "as_json", is_flag=True, help="Print the summary as one JSON object on standard output.")
+@click.option("--quiet", "-q", is_flag=True, help="Print nothing but the bad lines.")
+def validate(jobs: tuple[str, ...], *, keep_extra: bool, as_json: bool, quiet: bool) -> None:
+    """Check every line of the JOBS files (JSONL, also .gz; - is standard input) as `run` would, and send nothing.
+
+    Bad lines are listed as FILE:LINE: what is wrong, what would be right. Exit code 0 when all are good, else 2.
+    """
+    from krea_batch.errors import InputError
+    from krea_batch.sources import JobFiles
+
+    try:
+        with JobFiles(jobs, keep_extra=keep_extra) as files:
+            checked = files.check(on_problem=_tell)
+    except InputError as error:
+        say(f"krea-batch: {error}")
+        sys.exit(BAD_INPUT)
+    for note in () if quiet else checked.notes:
+        _tell(note)
+    if not checked.jobs and not checked.bad_lines:
+        say("krea-batch: there is no job in what was given: write one JSON object a line, see krea-batch schema")
+    if as_json:
+        click.echo(_as_json(checked))
+    elif not quiet:
+        click.echo(
+            f"{counted(checked.jobs, 'good job')}, {counted(checked.bad_lines, 'bad line')} "
+            f"in {counted(len(jobs), 'file')}"
+        )
+    sys.exit(OK if checked.jobs and not checked.bad_lines else BAD_INPUT)
+
+
+def _tell(problem: LineProblem) -> None:
+    say(str(problem))
+
+
+def _as_json(checked: Checked) -> str:
+    """One line: the counts, and the first problems and notes as objects of path, line, wrong, right."""
+    import msgspec
+
+    return msgspec.json.encode(checked).decode()

@@ -1,0 +1,107 @@
+"""Real processes for the tests of the command line: the simulator beside, the command in front."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import urllib.request
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+COMMAND = [sys.executable, "-m", "krea_batch"]
+PATIENCE_S = 120.0
+
+
+class Simulated:
+    """A simulator in its own process."""
+
+    def __init__(self, *options: str) -> None:
+        self.process = subprocess.Popen(
+            [*COMMAND, "simulate", "--port", "0", "--json", *options], stdout=subprocess.PIPE, text=True
+        )
+        assert self.process.stdout is not None
+        urls = json.loads(self.process.stdout.readline())
+        self.gateway: str = urls["gateway_url"]
+        self.admin: str = urls["admin_url"]
+
+    def ask(self, path: str, body: dict[str, Any] | None = None) -> dict[str, Any]:
+        """GET an admin address, or POST to it."""
+        data = None if body is None else json.dumps(body).encode()
+        request = urllib.request.Request(self.admin.rstrip("/") + path, data=data)  # noqa: S310 - loopback
+        request.add_header("Content-Type", "application/json")
+        with urllib.request.urlopen(request, timeout=PATIENCE_S) as answer:  # noqa: S310 - loopback
+            answered: dict[str, Any] = json.load(answer)
+        return answered
+
+    def close(self) -> None:
+        self.process.send_signal(signal.SIGTERM)
+        self.process.communicate(timeout=PATIENCE_S)
+
+
+@pytest.fixture
+def simulate() -> Iterator[Callable[..., Simulated]]:
+    """Start simulators; they end with the test."""
+    started: list[Simulated] = []
+
+    def start(*options: str) -> Simulated:
+        started.append(Simulated(*options))
+        return started[-1]
+
+    yield start
+    for simulator in started:
+        simulator.close()
+
+
+def environment(**more: str) -> dict[str, str]:
+    """This process's environment without anything that speaks to krea-batch, and `more`."""
+    kept = {
+        name: value for name, value in os.environ.items() if not name.startswith(("KREA_BATCH_", "PIXAZO_"))
+    }
+    return kept | more
+
+
+def krea_batch(
+    *arguments: str | Path, cwd: Path, stdin: bytes | None = None, key: str = "test-key", **env: str
+) -> subprocess.CompletedProcess[str]:
+    """Run the command to its end."""
+    if key:
+        env["PIXAZO_API_KEY"] = key
+    return subprocess.run(
+        [*COMMAND, *map(str, arguments)],
+        cwd=cwd,
+        env=environment(**env),
+        input=None if stdin is None else stdin.decode("latin-1"),
+        encoding="latin-1" if stdin is not None else "utf-8",
+        capture_output=True,
+        timeout=PATIENCE_S,
+    )
+
+
+def begin(*arguments: str | Path, cwd: Path, key: str = "test-key") -> subprocess.Popen[str]:
+    """Start the command and leave it running."""
+    return subprocess.Popen(
+        [*COMMAND, *map(str, arguments)],
+        cwd=cwd,
+        env=environment(PIXAZO_API_KEY=key),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def write_jobs(path: Path, count: int, **fields: Any) -> Path:
+    """A job file of `count` jobs whose prompts are `picture 0`, `picture 1`, …"""
+    lines = [json.dumps({"prompt": f"picture {n}", **fields}) for n in range(count)]
+    path.write_text("\n".join(lines) + "\n")
+    return path
+
+
+def rows(out: Path) -> list[dict[str, Any]]:
+    """The rows of results.jsonl."""
+    return [json.loads(line) for line in (out / "results.jsonl").read_text().splitlines()]
