@@ -142,7 +142,7 @@ class Engine:
 
     def stop(self, reason: str = "the run was asked to stop") -> None:
         """Take no more submits; what is in flight is brought home."""
-        self._run.stop(RunStopped(reason, "run it again to go on"))
+        self._run.stop(RunStopped(reason, "run the same again to go on"))
 
     def stop_now(self, reason: str = "the run was asked to stop at once") -> None:
         """Stop polls and downloads too; POSTs in the air get a few seconds. All of it can be resumed."""
@@ -158,7 +158,7 @@ class Engine:
 
     def stats(self) -> Stats:
         """The counters of this run, now."""
-        self._run.stats.in_flight = self._run.slots.in_use
+        self._run.stats.in_flight = self._run.slots.in_use - self._submitter.waiting
         return self._run.stats
 
     async def charges(self) -> Charges:

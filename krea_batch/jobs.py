@@ -96,8 +96,8 @@ class Job(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
             raise ValueError("the prompt is empty")
         if self.id:
             check_id(self.id)
-        if self.seed is not UNSET and not SEED_RANGE[0] <= self.seed <= SEED_RANGE[1]:
-            raise ValueError(f"seed {str(self.seed)[:24]} does not fit in 64 bits")
+        if self.seed is not UNSET:
+            check_seed(self.seed)
 
 
 FIELDS: tuple[str, ...] = Job.__struct_fields__
@@ -117,6 +117,14 @@ def check_id(job_id: str) -> None:
         job_id.encode()
     except UnicodeEncodeError:
         raise ValueError(f"id {job_id!r} holds a lone surrogate") from None
+
+
+def check_seed(seed: int) -> None:
+    """Raise ValueError for a seed outside SEED_RANGE, TypeError for one that is no whole number."""
+    if not isinstance(seed, int):
+        raise TypeError(f"the seed is {type(seed).__name__}, not int")
+    if not SEED_RANGE[0] <= seed <= SEED_RANGE[1]:
+        raise ValueError(f"the seed has {seed.bit_length()} bits and does not fit in 64")
 
 
 def check_image_url(url: str) -> None:

@@ -15,8 +15,9 @@ import click
 import msgspec
 
 from krea_batch.cli import INTERRUPTED, OK, SOME_FAILED, STOPPED, say
-from krea_batch.cli.display import Meter, keep_showing, make_display
+from krea_batch.cli.display import Display, Meter, keep_showing, make_display
 from krea_batch.cli.summary import FolderState, Summary
+from krea_batch.cli.words import counted
 from krea_batch.engine import KEY_VARIABLE, Engine
 from krea_batch.errors import InputError, JobFileError, KreaBatchError, LedgerError, RunStopped, SettingsError
 from krea_batch.folder import LEDGER
@@ -127,11 +128,12 @@ class Batch:
     async def _until_it_ends(self, engine: Engine) -> KreaBatchError | None:
         """Run the engine, with Ctrl-C heeded and progress shown. Returns what stopped it early, if anything did."""
         problem: KreaBatchError | None = None
+        display = make_display(quiet=self._quiet)
         async with anyio.create_task_group() as beside:
-            beside.start_soon(self._heed_signals, engine)
+            beside.start_soon(self._heed_signals, engine, display)
             try:
                 async with engine:
-                    beside.start_soon(keep_showing, make_display(quiet=self._quiet), await self._meter(engine))
+                    beside.start_soon(keep_showing, display, await self._meter(engine))
                     await engine.run(self._files)
             except KreaBatchError as error:
                 problem = error
@@ -163,17 +165,17 @@ class Batch:
             raise SettingsError("simulate", "the simulator cannot start", str(error)) from None
         return msgspec.structs.replace(self._settings, gateway=simulator.gateway_url), ApiKey("simulated")
 
-    async def _heed_signals(self, engine: Engine) -> None:
+    async def _heed_signals(self, engine: Engine, display: Display) -> None:
         with anyio.open_signal_receiver(signal.SIGINT, signal.SIGTERM) as received:
             async for _ in received:
                 self._interrupts += 1
-                in_flight = engine.stats().in_flight
                 if self._interrupts == 1:
                     engine.stop("interrupted")
-                    say(f"Stopping. {in_flight} jobs in flight are brought home; Ctrl-C again stops at once.")
+                    in_flight = counted(engine.stats().in_flight, "job")
+                    display.say(f"Stopping: {in_flight} in flight to bring home. Ctrl-C again stops at once.")
                 else:
                     engine.stop_now("interrupted")
-                    say("Stopping at once. What is in flight is on record.")
+                    display.say("Stopping at once; what is in flight is on record.")
 
     def _tell(self, summary: Summary) -> None:
         if self._options["as_json"]:

@@ -39,10 +39,18 @@ class Figures(msgspec.Struct, frozen=True):
     downloaded_bytes: int
     left_s: float | None
     held_s: float
+    stopping: bool
+
+    @property
+    def left(self) -> str:
+        """How long it still takes, in words; empty where nobody can tell."""
+        if self.stopping:
+            return "stopping"
+        return f"{clock_time(self.left_s)} left" if self.left_s is not None and self.done < self.total else ""
 
     def as_line(self) -> str:
         """The figures as one plain line."""
-        left = f", {clock_time(self.left_s)} left" if self.left_s is not None else ""
+        left = f", {self.left}" if self.left else ""
         held = f", submits wait {self.held_s:.0f} s" if self.held_s > 0 else ""
         return (
             f"{self.done}/{self.total} done, {self.in_flight} in flight, {self.trouble} failed, "
@@ -85,15 +93,17 @@ class Meter:
             downloaded_bytes=stats.downloaded_bytes,
             left_s=left / ends_per_s if ends_per_s > 0 else None,
             held_s=stats.held_until_s - now_s,
+            stopping=self._engine.stopped is not None,
         )
 
 
 class Display(Protocol):
-    """Shows figures every so often, and once more at the end."""
+    """Shows figures every so often, and once more at the end; `say` puts a line above them."""
 
     every_s: float
 
     def show(self, figures: Figures) -> None: ...
+    def say(self, line: str) -> None: ...
     def close(self) -> None: ...
 
 
@@ -111,6 +121,9 @@ class Lines:
             say(line)
         self._last = line
 
+    def say(self, line: str) -> None:
+        say(line)
+
     def close(self) -> None: ...
 
 
@@ -120,6 +133,10 @@ class Silence:
     every_s = LINE_EVERY_S
 
     def show(self, figures: Figures) -> None: ...
+
+    def say(self, line: str) -> None:
+        say(line)
+
     def close(self) -> None: ...
 
 
@@ -143,13 +160,14 @@ class Live:
         )
         self._task = self._bar.add_task("", total=None, left="")
         self._live = RichLive(console=console, auto_refresh=False, transient=False)
-        self._live.start()
 
     def show(self, figures: Figures) -> None:
-        left = f"{clock_time(figures.left_s)} left" if figures.left_s is not None else ""
-        left = "" if figures.done == figures.total else left
-        self._bar.update(self._task, total=figures.total, completed=figures.done, left=left)
+        self._bar.update(self._task, total=figures.total, completed=figures.done, left=figures.left)
+        self._live.start()  # does nothing when it has started
         self._live.update(self._drawn(figures), refresh=True)
+
+    def say(self, line: str) -> None:
+        self._live.console.print(line, highlight=False)
 
     def close(self) -> None:
         self._live.stop()

@@ -27,6 +27,7 @@ P = ParamSpec("P")
 T = TypeVar("T")
 
 log = logging.getLogger("krea_batch")
+log.addHandler(logging.NullHandler())  # the core prints nothing unless its user asks for logs
 
 
 class Media(Protocol):

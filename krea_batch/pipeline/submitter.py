@@ -72,6 +72,11 @@ class Submitter:
         """Count `charged` POSTs of earlier runs towards --max-charges."""
         self._charged = charged
 
+    @property
+    def waiting(self) -> int:
+        """Flights that are not submitted yet."""
+        return self._queue.qsize() + len(self._later)
+
     async def work(self) -> None:
         """Let flights go until the run stops, then see those in the air home."""
         async with anyio.create_task_group() as posts:

@@ -60,6 +60,7 @@ class Check:
         self._on_problem = on_problem
         self._ids = IdSpill(spool_dir)
         self._lines_before: list[int] = []  # for each file: lines of the files before
+        self._all_bytes = 0
         self._read_well = 0
         self._read_badly = 0
         self._bad_later = array("q")
@@ -76,6 +77,7 @@ class Check:
     def read_lines(self, on_progress: OnProgress | None) -> None:
         """Read every line by itself, and hold it against the record."""
         lines_before = 0
+        self._all_bytes = sum(file.size_bytes() for file in self._files)
         for file in self._files:
             self._lines_before.append(lines_before)
             self._read_file(file, lines_before, on_progress)
@@ -197,5 +199,4 @@ class Check:
 
     def _tell_progress(self, on_progress: OnProgress | None) -> None:
         if on_progress:
-            read_bytes = sum(file.read_bytes for file in self._files)
-            on_progress(read_bytes, sum(file.size_bytes() for file in self._files))
+            on_progress(sum(file.read_bytes for file in self._files), self._all_bytes)

@@ -12,7 +12,7 @@ import zlib
 from array import array
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from io import BufferedReader
+from io import SEEK_END, BufferedReader
 from pathlib import Path
 from typing import BinaryIO, cast
 
@@ -42,6 +42,7 @@ class LineFile:
         self.line_count = 0
         self.read_bytes = 0
         self._spooled = spooled
+        self._spooled_bytes = spooled.seek(0, SEEK_END) if spooled else 0
         self._checksums: array[int] | None = None
 
     def close(self) -> None:
@@ -51,9 +52,9 @@ class LineFile:
 
     def size_bytes(self) -> int:
         """Bytes on disk, to measure progress by; 0 where that cannot be known."""
+        if self._spooled:
+            return self._spooled_bytes
         try:
-            if self._spooled:
-                return self._spooled.seek(0, 2)
             return Path(self.name).stat().st_size
         except (OSError, ValueError):
             return 0

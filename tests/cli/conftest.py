@@ -60,9 +60,7 @@ def simulate() -> Iterator[Callable[..., Simulated]]:
 
 def environment(**more: str) -> dict[str, str]:
     """This process's environment without anything that speaks to krea-batch, and `more`."""
-    kept = {
-        name: value for name, value in os.environ.items() if not name.startswith(("KREA_BATCH_", "PIXAZO_"))
-    }
+    kept = {name: value for name, value in os.environ.items() if not name.startswith(("KREA_BATCH_", "PIXAZO_"))}
     return kept | more
 
 

@@ -1,0 +1,476 @@
+"""`krea-batch run` as its users meet it: a real process, against the simulator in another."""
+
+from __future__ import annotations
+
+import gzip
+import hashlib
+import json
+import os
+import pty
+import signal
+import sqlite3
+import subprocess
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image
+
+from tests.cli.conftest import COMMAND, PATIENCE_S, Simulated, begin, environment, krea_batch, rows, write_jobs
+
+pytestmark = pytest.mark.slow
+
+Simulate = Callable[..., Simulated]
+FAST = ("--tiny", "--latency", "uniform:0.2,1.5")
+QUICK = ("--rate", "500/s", "--poll-interval", "0.5")
+
+
+def prompt_in(picture: Path) -> str:
+    """The prompt that the simulator wrote into a picture it drew."""
+    with Image.open(picture) as image:
+        image.load()
+        text: dict[str, Any] = getattr(image, "text", {})
+    return str(text["prompt"])
+
+
+def assert_all_there(out: Path, prompts: dict[str, str]) -> None:
+    """Each job has one row, and its files are whole and show its own prompt."""
+    by_id = {row["id"]: row for row in rows(out)}
+    assert set(by_id) == set(prompts)
+    assert len(rows(out)) == len(prompts)
+    for job_id, prompt in prompts.items():
+        row = by_id[job_id]
+        assert row["status"] == "succeeded"
+        assert row["request"]["prompt"] == prompt
+        for file in row["files"]:
+            picture = out / file["path"]
+            assert hashlib.sha256(picture.read_bytes()).hexdigest() == file["sha256"]
+            assert picture.stat().st_size == file["bytes"]
+            assert prompt_in(picture) == prompt
+            with Image.open(picture) as image:
+                assert image.size == (file["width"], file["height"])
+    stored = sorted(path.name for path in (out / "images").iterdir())
+    assert stored == sorted(Path(file["path"]).name for row in by_id.values() for file in row["files"])
+
+
+class TestToTheEnd:
+    def test_a_file_of_553_ragged_jobs_becomes_553_pictures(self, simulate: Simulate, tmp_path: Path) -> None:
+        """553 lines with nested, ragged extra fields give 553 pictures, each of its own prompt, and exit 0."""
+        jobs = tmp_path / "jobs.jsonl"
+        prompts = {f"{n + 1:05d}": f"a photo of {n} benches, “quoted”, 長椅子 {n}" for n in range(553)}
+        lines = [
+            {"tag": "counting", "include": [{"class": "bench", "count": n}], "prompt": prompt}
+            | ({"exclude": [{"class": "cow", "count": 3}]} if n % 3 else {})
+            for n, prompt in enumerate(prompts.values())
+        ]
+        jobs.write_text("".join(json.dumps(line, ensure_ascii=n % 2 == 0) + "\n" for n, line in enumerate(lines)))
+        gateway = simulate(*FAST)
+        done = krea_batch(
+            "run", jobs, "--keep-extra", "--out", "out", "--gateway", gateway.gateway, *QUICK, cwd=tmp_path
+        )
+        assert done.returncode == 0, done.stderr
+        assert_all_there(tmp_path / "out", prompts)
+        metadata = {row["id"]: row["metadata"] for row in rows(tmp_path / "out")}
+        assert metadata["00002"] == {key: value for key, value in lines[1].items() if key != "prompt"}
+        assert gateway.ask("/totals")["charged"] == 553
+
+    def test_simulate_needs_no_key_and_no_server(self, tmp_path: Path) -> None:
+        """`--simulate` alone puts real pictures of the right shape on disk."""
+        (tmp_path / "jobs.jsonl").write_text('{"prompt": "a fox", "aspect_ratio": "16:9", "id": "fox"}\n')
+        done = krea_batch(
+            "run", "jobs.jsonl", "--out", "out", "--simulate", "--time-scale", "50", cwd=tmp_path, key=""
+        )
+        assert done.returncode == 0, done.stderr
+        assert_all_there(tmp_path / "out", {"fox": "a fox"})
+        with Image.open(tmp_path / "out/images/fox.png") as image:
+            assert abs(image.width / image.height - 16 / 9) < 0.02
+            assert image.width * image.height > 500_000
+
+    def test_standard_input_gzip_and_several_files(self, simulate: Simulate, tmp_path: Path) -> None:
+        """Jobs come from standard input, gzip and several files in one run; numbering goes on over them."""
+        (tmp_path / "a.jsonl.gz").write_bytes(gzip.compress(b'{"prompt": "one"}\n{"prompt": "two"}\n'))
+        gateway = simulate(*FAST)
+        done = krea_batch(
+            "run", "a.jsonl.gz", "-", "--out", "out", "--gateway", gateway.gateway, *QUICK,
+            cwd=tmp_path, stdin=b'{"prompt": "three"}\r\n',
+        )  # fmt: skip
+        assert done.returncode == 0, done.stderr
+        assert_all_there(tmp_path / "out", {"00001": "one", "00002": "two", "00003": "three"})
+
+    def test_the_body_arrives_as_it_was_asked_for(self, simulate: Simulate, tmp_path: Path) -> None:
+        """What reaches the gateway is the line's fields and the document's defaults, `seed` only when given."""
+        full = {
+            "prompt": "Ünïcode \u2028 \U0001f98a",
+            "aspect_ratio": "2.35:1",
+            "creativity": "raw",
+            "seed": 18446744073709551615,
+            "image_style_references": [{"image_url": "https://example.com/a.png", "strength": -0.5}],
+            "styles": [{"id": "oil"}],
+            "moodboards": [{"id": "00000000-0000-4000-8000-000000000000"}],
+        }
+        (tmp_path / "jobs.jsonl").write_text(json.dumps({"prompt": "bare"}) + "\n" + json.dumps(full) + "\n")
+        gateway = simulate(*FAST)
+        done = krea_batch("run", "jobs.jsonl", "--out", "out", "--gateway", gateway.gateway, *QUICK, cwd=tmp_path)
+        assert done.returncode == 0, done.stderr
+        bodies = {post["body"]["prompt"]: post["body"] for post in gateway.ask("/ledger")["posts"]}
+        assert bodies["bare"] == {
+            "prompt": "bare",
+            "aspect_ratio": "1:1",
+            "creativity": "medium",
+            "image_style_references": [],
+            "styles": [],
+            "moodboards": [],
+        }
+        sent = full | {
+            "styles": [{"id": "oil", "strength": 1.0}],
+            "moodboards": [{"id": "00000000-0000-4000-8000-000000000000", "strength": 0.23}],
+        }
+        assert bodies[str(full["prompt"])] == sent
+
+    def test_jobs_that_fail_give_exit_1_and_a_row_each(self, simulate: Simulate, tmp_path: Path) -> None:
+        """FAILED jobs end the run with exit 1; their rows say why, and nothing is submitted for them again."""
+        write_jobs(tmp_path / "jobs.jsonl", 5)
+        gateway = simulate(*FAST, "--fault", "job-failed=1")
+        arguments = ("run", "jobs.jsonl", "--out", "out", "--gateway", gateway.gateway, *QUICK)
+        for _ in range(2):
+            done = krea_batch(*arguments, cwd=tmp_path)
+            assert done.returncode == 1, done.stderr
+            assert [row["status"] for row in rows(tmp_path / "out")] == ["failed"] * 5
+            assert all(row["error"]["message"] for row in rows(tmp_path / "out"))
+            assert gateway.ask("/totals")["accepted"] == 5
+
+
+class TestStops:
+    def arguments(self, gateway: Simulated, *more: str) -> tuple[str, ...]:
+        return ("run", "jobs.jsonl", "--out", "out", "--gateway", gateway.gateway, "--poll-interval", "0.5", *more)
+
+    def wait_until(self, gateway: Simulated, accepted: int, process: subprocess.Popen[str]) -> None:
+        while gateway.ask("/totals")["accepted"] < accepted:
+            assert process.poll() is None, process.communicate()
+
+    def finish(self, gateway: Simulated, tmp_path: Path, count: int) -> None:
+        """The same command ends the run, with one charge a job."""
+        done = krea_batch(*self.arguments(gateway, "--rate", "500/s"), cwd=tmp_path)
+        assert done.returncode == 0, done.stderr + done.stdout
+        assert_all_there(tmp_path / "out", {f"{n + 1:05d}": f"picture {n}" for n in range(count)})
+        assert gateway.ask("/totals")["charged"] == count
+
+    @pytest.mark.parametrize("wanted", [signal.SIGINT, signal.SIGTERM])
+    def test_one_signal_brings_home_what_is_in_flight(
+        self, simulate: Simulate, tmp_path: Path, wanted: signal.Signals
+    ) -> None:
+        """After one Ctrl-C nothing new is submitted, everything paid is stored, and the run can be gone on with."""
+        write_jobs(tmp_path / "jobs.jsonl", 120)
+        gateway = simulate("--tiny", "--latency", "fixed:1")
+        process = begin(*self.arguments(gateway, "--rate", "40/s"), cwd=tmp_path)
+        self.wait_until(gateway, 20, process)
+        process.send_signal(wanted)
+        _, said = process.communicate(timeout=PATIENCE_S)
+        assert process.returncode == 130
+        assert "Ctrl-C again" in said
+        paid = gateway.ask("/totals")["charged"]
+        assert 20 <= paid < 120
+        assert [row["status"] for row in rows(tmp_path / "out")] == ["succeeded"] * paid
+        self.finish(gateway, tmp_path, 120)
+
+    def test_two_signals_stop_at_once_and_lose_nothing(self, simulate: Simulate, tmp_path: Path) -> None:
+        """After a second Ctrl-C the process ends without waiting for pictures, and the next run fetches them."""
+        write_jobs(tmp_path / "jobs.jsonl", 60)
+        gateway = simulate("--tiny", "--latency", "fixed:20")
+        process = begin(*self.arguments(gateway, "--rate", "40/s"), cwd=tmp_path)
+        self.wait_until(gateway, 20, process)
+        process.send_signal(signal.SIGINT)
+        assert process.stderr is not None
+        while "Ctrl-C again" not in process.stderr.readline():
+            assert process.poll() is None
+        process.send_signal(signal.SIGINT)
+        process.communicate(timeout=PATIENCE_S)
+        assert process.returncode == 130
+        assert rows(tmp_path / "out") == []
+        gateway.ask("/settings", {"latency": "fixed:0.5"})
+        self.finish(gateway, tmp_path, 60)
+
+    def test_a_killed_run_goes_on_without_a_second_charge(self, simulate: Simulate, tmp_path: Path) -> None:
+        """kill -9 in mid-run: what was accepted is fetched by the next run, and at most a few are ambiguous."""
+        write_jobs(tmp_path / "jobs.jsonl", 150)
+        gateway = simulate("--tiny", "--latency", "uniform:0.5,2")
+        for accepted in (20, 60, 100):
+            process = begin(*self.arguments(gateway, "--rate", "60/s"), cwd=tmp_path)
+            self.wait_until(gateway, accepted, process)
+            process.kill()
+            process.communicate(timeout=PATIENCE_S)
+        done = krea_batch(*self.arguments(gateway), cwd=tmp_path)
+        status = [row["status"] for row in rows(tmp_path / "out")]
+        ambiguous = status.count("ambiguous")
+        assert status.count("succeeded") + ambiguous == 150, done.stderr
+        assert ambiguous <= 3 * 4
+        assert done.returncode == (1 if ambiguous else 0)
+        prompts = [post["body"]["prompt"] for post in gateway.ask("/ledger")["posts"] if post["charged"]]
+        assert len(prompts) == len(set(prompts))
+
+    def test_an_empty_wallet_stops_the_run_and_a_full_one_ends_it(
+        self, simulate: Simulate, tmp_path: Path
+    ) -> None:
+        """402 after 50 of 120: exit 3 with 50 pictures; after topping up, the same command ends at 120 charges."""
+        write_jobs(tmp_path / "jobs.jsonl", 120)
+        gateway = simulate(*FAST, "--balance", "50")
+        done = krea_batch(*self.arguments(gateway, "--rate", "40/s"), cwd=tmp_path)
+        assert done.returncode == 3
+        assert "402" in done.stdout + done.stderr
+        assert "top up" in done.stdout + done.stderr
+        assert len(list((tmp_path / "out/images").glob("*.png"))) == 50
+        assert gateway.ask("/totals")["refused"]["402"] <= 12
+        gateway.ask("/balance", {"add": 100})
+        self.finish(gateway, tmp_path, 120)
+
+    def test_max_charges_is_never_passed(self, simulate: Simulate, tmp_path: Path) -> None:
+        """--max-charges 30 pays for 30, exits 3, counts earlier runs, and says how to go on."""
+        write_jobs(tmp_path / "jobs.jsonl", 60)
+        gateway = simulate(*FAST)
+        for _ in range(2):
+            done = krea_batch(*self.arguments(gateway, "--max-charges", "30"), cwd=tmp_path)
+            assert done.returncode == 3
+            assert "--max-charges" in done.stdout
+            assert gateway.ask("/totals")["charged"] == 30
+        self.finish(gateway, tmp_path, 60)
+
+    def test_a_stopped_simulation_goes_on(self, tmp_path: Path) -> None:
+        """A run with --simulate that was killed goes on with --simulate: the jobs in flight are still known."""
+        write_jobs(tmp_path / "jobs.jsonl", 6)
+        arguments = ("run", "jobs.jsonl", "--out", "out", "--simulate", "--poll-interval", "0.5")
+        process = begin(*arguments, "--time-scale", "1", cwd=tmp_path, key="")
+        while not (tmp_path / "out/ledger.db").exists() or states(tmp_path / "out").get("accepted", 0) < 6:
+            assert process.poll() is None, process.communicate()
+        process.kill()
+        process.communicate(timeout=PATIENCE_S)
+        done = krea_batch(*arguments, "--time-scale", "100", cwd=tmp_path, key="")
+        assert done.returncode == 0, done.stderr
+        assert_all_there(tmp_path / "out", {f"{n + 1:05d}": f"picture {n}" for n in range(6)})
+
+
+def states(out: Path) -> dict[str, int]:
+    """How many jobs of a ledger stand in each state, read from beside."""
+    connection = sqlite3.connect(f"file:{out}/ledger.db?mode=ro", uri=True, timeout=10)
+    try:
+        return dict(connection.execute("SELECT state, count(*) FROM jobs GROUP BY state").fetchall())
+    except sqlite3.OperationalError:
+        return {}  # the tables are just being made
+    finally:
+        connection.close()
+
+
+class TestRefusals:
+    """What ends with exit 2 before anything is spent."""
+
+    def refused(self, tmp_path: Path, *arguments: str, gateway: Simulated | None = None, key: str = "k") -> str:
+        where = ("--gateway", gateway.gateway) if gateway else ()
+        done = krea_batch("run", *arguments, "--out", "out", *where, cwd=tmp_path, key=key)
+        assert done.returncode == 2, done.stderr
+        assert "Traceback" not in done.stderr
+        if gateway:
+            assert gateway.ask("/totals")["accepted"] == 0
+        return done.stderr
+
+    def test_no_key_names_both_ways_out(self, tmp_path: Path) -> None:
+        """Without a key the error names the variable, the file option and --simulate."""
+        write_jobs(tmp_path / "jobs.jsonl", 1)
+        said = self.refused(tmp_path, "jobs.jsonl", key="")
+        assert all(way in said for way in ("PIXAZO_API_KEY", "--api-key-file", "--simulate"))
+        assert not (tmp_path / "out").exists()
+
+    def test_bad_lines_are_all_named_and_nothing_is_spent(self, simulate: Simulate, tmp_path: Path) -> None:
+        """Every bad line is named by file and line; not even the good ones are submitted."""
+        (tmp_path / "jobs.jsonl").write_text('{"prompt": "good"}\n{"promt": "bad"}\n{"prompt": ""}\nnonsense\n')
+        said = self.refused(tmp_path, "jobs.jsonl", gateway=simulate(*FAST))
+        assert [line.split(":")[1] for line in said.splitlines() if line.startswith("jobs.jsonl:")] == [
+            "2",
+            "3",
+            "4",
+        ]
+        assert '"prompt"' in said
+        assert "--skip-invalid" in said
+
+    def test_skip_invalid_runs_the_good_lines(self, simulate: Simulate, tmp_path: Path) -> None:
+        """With --skip-invalid the good lines run, the bad ones are still named."""
+        (tmp_path / "jobs.jsonl").write_text('{"prompt": "good"}\n{"promt": "bad"}\n{"prompt": "fine"}\n')
+        gateway = simulate(*FAST)
+        done = krea_batch(
+            "run",
+            "jobs.jsonl",
+            "--skip-invalid",
+            "--out",
+            "out",
+            "--gateway",
+            gateway.gateway,
+            *QUICK,
+            cwd=tmp_path,
+        )
+        assert done.returncode == 0, done.stderr
+        assert "jobs.jsonl:2:" in done.stderr
+        assert_all_there(tmp_path / "out", {"00001": "good", "00003": "fine"})
+
+    def test_a_changed_line_under_an_old_id_is_refused(self, simulate: Simulate, tmp_path: Path) -> None:
+        """A line that changed since its id was paid for is named, and nothing is submitted."""
+        gateway = simulate(*FAST)
+        write_jobs(tmp_path / "jobs.jsonl", 3)
+        arguments = ("run", "jobs.jsonl", "--out", "out", "--gateway", gateway.gateway, *QUICK)
+        assert krea_batch(*arguments, cwd=tmp_path).returncode == 0
+        (tmp_path / "jobs.jsonl").write_text(
+            '{"prompt": "picture 0"}\n{"prompt": "other"}\n{"prompt": "picture 2"}\n'
+        )
+        done = krea_batch(*arguments, cwd=tmp_path)
+        assert done.returncode == 2
+        assert "jobs.jsonl:2:" in done.stderr
+        assert gateway.ask("/totals")["accepted"] == 3
+
+    def test_a_folder_in_use_is_refused(self, simulate: Simulate, tmp_path: Path) -> None:
+        """Two processes never work in one run folder."""
+        gateway = simulate("--tiny", "--latency", "fixed:30")
+        write_jobs(tmp_path / "jobs.jsonl", 1)
+        arguments = ("run", "jobs.jsonl", "--out", "out", "--gateway", gateway.gateway)
+        process = begin(*arguments, cwd=tmp_path)
+        while not gateway.ask("/totals")["accepted"]:
+            assert process.poll() is None, process.communicate()
+        second = krea_batch(*arguments, cwd=tmp_path)
+        process.kill()
+        process.communicate(timeout=PATIENCE_S)
+        assert second.returncode == 2
+        assert "another krea-batch" in second.stderr
+
+    @pytest.mark.parametrize(
+        ("arguments", "hint"),
+        [
+            (["--rate", "fast"], "10/s"),
+            (["--rate", "0/s"], "10/s"),
+            (["--max-in-flight", "0"], "1 or more"),
+            (["--poll-interval", "-1"], "more than 0"),
+            (["--gateway", "http://gateway.example"], "clear text"),
+            (["--gateway", "ftp://x"], "https://"),
+            (["--ambiguous", "maybe"], "resubmit"),
+            (["--api-key-file", "nowhere"], "nowhere"),
+            (["--no-such-option"], "No such option"),
+        ],
+    )
+    def test_settings_without_a_meaning(self, tmp_path: Path, arguments: list[str], hint: str) -> None:
+        """A setting that has no meaning is named, with what would be right."""
+        write_jobs(tmp_path / "jobs.jsonl", 1)
+        assert hint in self.refused(tmp_path, "jobs.jsonl", *arguments)
+
+    def test_a_strangers_ledger_is_refused(self, tmp_path: Path) -> None:
+        """A ledger.db that somebody else made is left alone."""
+        (tmp_path / "out").mkdir()
+        (tmp_path / "out/ledger.db").write_bytes(b"this is no database, but somebody needs it" * 50)
+        write_jobs(tmp_path / "jobs.jsonl", 1)
+        before = (tmp_path / "out/ledger.db").read_bytes()
+        self.refused(tmp_path, "jobs.jsonl")
+        assert (tmp_path / "out/ledger.db").read_bytes() == before
+
+
+class TestWhatPeopleSee:
+    def test_json_and_quiet(self, simulate: Simulate, tmp_path: Path) -> None:
+        """--json prints one object on standard output, --quiet nothing at all."""
+        write_jobs(tmp_path / "jobs.jsonl", 2)
+        arguments = ("run", "jobs.jsonl", "--out", "out", "--gateway", simulate(*FAST).gateway, *QUICK)
+        done = krea_batch(*arguments, "--json", cwd=tmp_path)
+        summary = json.loads(done.stdout)
+        assert summary["jobs"] == {"succeeded": 2}
+        assert summary["charges"] == {"charged": 2, "free": 0, "unknown": 0}
+        quiet = krea_batch(*arguments, "--quiet", cwd=tmp_path)
+        assert (quiet.returncode, quiet.stdout, quiet.stderr) == (0, "", "")
+
+    def test_a_terminal_gets_a_bar_and_a_pipe_gets_lines(self, simulate: Simulate, tmp_path: Path) -> None:
+        """In a terminal the display stays in place; without one there are plain lines and no control codes."""
+        write_jobs(tmp_path / "jobs.jsonl", 8)
+        arguments = ("run", "jobs.jsonl", "--gateway", simulate(*FAST).gateway, *QUICK)
+        piped = krea_batch(*arguments, "--out", "piped", cwd=tmp_path)
+        assert "8/8 done" in piped.stderr
+        assert "\x1b" not in piped.stderr + piped.stdout
+        code, screen = in_terminal([*COMMAND, *arguments, "--out", "seen"], tmp_path)
+        assert code == 0
+        assert "━" in screen
+        assert "8/8" in screen
+        assert "in flight" in screen
+
+    def test_options_from_environment_and_file(self, simulate: Simulate, tmp_path: Path) -> None:
+        """Options come from krea-batch.toml and the environment, the command line wins, mistakes are named."""
+        write_jobs(tmp_path / "jobs.jsonl", 2)
+        gateway = simulate(*FAST)
+        (tmp_path / "krea-batch.toml").write_text(
+            f'out = "from-file"\ngateway = "{gateway.gateway}"\npoll-interval = 0.5\nrate = "nonsense"\n'
+        )
+        done = krea_batch("run", "jobs.jsonl", cwd=tmp_path, KREA_BATCH_RATE="500/s")
+        assert done.returncode == 0, done.stderr
+        assert (tmp_path / "from-file/results.jsonl").exists()
+        (tmp_path / "krea-batch.toml").write_text('rat = "1/s"\n')
+        done = krea_batch("run", "jobs.jsonl", "--out", "o", cwd=tmp_path)
+        assert done.returncode == 2
+        assert "'rate'" in done.stderr
+
+    def test_the_key_is_shown_nowhere(self, simulate: Simulate, tmp_path: Path) -> None:
+        """With every log on, the key stands in no output and no file."""
+        write_jobs(tmp_path / "jobs.jsonl", 3)
+        gateway = simulate(*FAST, "--fault", "submit-500=0.3", "--fault", "poll-cut=0.3")
+        arguments = ("run", "jobs.jsonl", "--out", "out", "--gateway", gateway.gateway, *QUICK, "-vv")
+        done = krea_batch(*arguments, cwd=tmp_path, key="canary-7f3a")
+        assert done.returncode == 0, done.stderr
+        assert "canary" not in done.stdout + done.stderr
+        for path in (tmp_path / "out").rglob("*"):
+            assert not path.is_file() or b"canary" not in path.read_bytes()
+        assert gateway.ask("/totals")["cdn_with_key"] == 0
+
+    def test_status_tells_where_a_run_stands(self, simulate: Simulate, tmp_path: Path) -> None:
+        """`status` counts jobs and charges, for people and as JSON; a folder without a run is named."""
+        write_jobs(tmp_path / "jobs.jsonl", 3)
+        gateway = simulate(*FAST)
+        krea_batch("run", "jobs.jsonl", "--out", "out", "--gateway", gateway.gateway, *QUICK, cwd=tmp_path)
+        assert "3 stored" in krea_batch("status", "out", cwd=tmp_path).stdout
+        told = json.loads(krea_batch("status", "out", "--json", cwd=tmp_path).stdout)
+        assert told["jobs"] == {"succeeded": 3}
+        nowhere = krea_batch("status", "elsewhere", cwd=tmp_path)
+        assert nowhere.returncode == 2
+        assert "elsewhere" in nowhere.stderr
+
+    def test_help_imports_nothing_heavy(self, tmp_path: Path) -> None:
+        """`krea-batch --help` imports click, and none of the libraries that take long to import."""
+        code = (
+            "import sys\nfrom krea_batch.cli import app\n"
+            "try: app(['--help'], prog_name='krea-batch')\n"
+            "except SystemExit: pass\n"
+            "heavy = {'aiohttp', 'anyio', 'asyncio', 'rich', 'sqlite3', 'msgspec', 'PIL', 'orjson', 'aiolimiter'}\n"
+            "print(sorted(heavy & set(sys.modules)), file=sys.stderr)\n"
+        )
+        done = subprocess.run(
+            [COMMAND[0], "-c", code], capture_output=True, text=True, env=environment(), cwd=tmp_path
+        )
+        assert done.stderr.strip() == "[]"
+        assert "run" in done.stdout
+
+
+def in_terminal(command: list[str], cwd: Path) -> tuple[int, str]:
+    """Run a command in a terminal of its own. Returns its exit code and all that the terminal was sent."""
+    ours, theirs = pty.openpty()
+    process = subprocess.Popen(
+        command, cwd=cwd, stdin=theirs, stdout=theirs, stderr=theirs,
+        env=environment(PIXAZO_API_KEY="k", TERM="xterm-256color", COLUMNS="100"),
+    )  # fmt: skip
+    os.close(theirs)
+    shown: list[bytes] = []
+
+    def read() -> None:
+        while True:
+            try:
+                data = os.read(ours, 65536)
+            except OSError:
+                return  # the terminal is closed when the last process in it ends
+            if not data:
+                return
+            shown.append(data)
+
+    reader = threading.Thread(target=read)
+    reader.start()
+    code = process.wait(timeout=PATIENCE_S)
+    reader.join(timeout=PATIENCE_S)
+    os.close(ours)
+    return code, b"".join(shown).decode("utf-8", "replace")

@@ -1,0 +1,85 @@
+"""`krea-batch schema` says what a job line may be, and agrees with what is read."""
+
+from __future__ import annotations
+
+import json
+import re
+from typing import Any
+
+import pytest
+from click.testing import CliRunner
+
+from krea_batch.cli.schema import schema
+from krea_batch.jobs import ASPECT_RATIOS, CREATIVITIES, FIELDS, SEED_RANGE, Job
+
+
+@pytest.fixture
+def printed() -> dict[str, Any]:
+    """What the command prints."""
+    result = CliRunner().invoke(schema)
+    assert result.exit_code == 0
+    made: dict[str, Any] = json.loads(result.stdout)
+    return made
+
+
+def test_draft_and_shape(printed: dict[str, Any]) -> None:
+    """It is of draft 2020-12, has no $id, describes the job at its top, and allows no other fields."""
+    assert printed["$schema"] == "https://json-schema.org/draft/2020-12/schema"
+    assert "$id" not in printed
+    assert printed["type"] == "object"
+    assert tuple(printed["properties"]) == FIELDS
+    assert printed["required"] == ["prompt"]
+    assert set(printed["$defs"]) == {"ImageStyleReference", "Style", "Moodboard"}
+    for part in (printed, *printed["$defs"].values()):
+        assert part["additionalProperties"] is False
+        assert part["title"]
+
+
+def test_every_field_is_described(printed: dict[str, Any]) -> None:
+    """Every field of every object has a sentence for people."""
+    for part in (printed, *printed["$defs"].values()):
+        assert part["description"].endswith(".")
+        for field in part["properties"].values():
+            assert field["description"].endswith(".")
+
+
+def test_defaults_and_ranges(printed: dict[str, Any]) -> None:
+    """Defaults and ranges are the ones of the API document; an id and a seed have none."""
+    fields = printed["properties"]
+    assert fields["aspect_ratio"]["enum"] == list(ASPECT_RATIOS)
+    assert fields["creativity"]["enum"] == list(CREATIVITIES)
+    assert (fields["seed"]["minimum"], fields["seed"]["maximum"]) == SEED_RANGE
+    assert [fields[name]["maxItems"] for name in ("image_style_references", "styles", "moodboards")] == [10, 10, 1]
+    assert {name: field["default"] for name, field in fields.items() if "default" in field} == {
+        "aspect_ratio": "1:1",
+        "creativity": "medium",
+        "image_style_references": [],
+        "styles": [],
+        "moodboards": [],
+        "metadata": {},
+    }
+    strengths = {name: part["properties"]["strength"]["default"] for name, part in printed["$defs"].items()}
+    assert strengths == {"ImageStyleReference": 1.0, "Style": 1.0, "Moodboard": 0.23}
+
+
+@pytest.mark.parametrize(
+    "job_id", ["a", "", "née", ".a", "a.b", "..", ".", "a/b", "a\\b", "a\nb", "a\x9b", "x" * 201]
+)
+def test_ids_as_they_are_read(printed: dict[str, Any], job_id: str) -> None:
+    """The rules for ids allow what is read and refuse what is not."""
+    rules = printed["properties"]["id"]
+    allowed = re.search(rules["pattern"], job_id) is not None and len(job_id) <= rules["maxLength"]
+    try:
+        Job(prompt="x", id=job_id)
+    except ValueError:
+        assert not allowed
+    else:
+        assert allowed
+
+
+def test_patterns(printed: dict[str, Any]) -> None:
+    """Prompts, addresses and moodboards have patterns, and all patterns can be compiled."""
+    parts = printed["$defs"]
+    assert not re.search(printed["properties"]["prompt"]["pattern"], " \n")
+    assert not re.search(parts["ImageStyleReference"]["properties"]["image_url"]["pattern"], "http://a.b")
+    assert re.search(parts["Moodboard"]["properties"]["id"]["pattern"], "01234567-89ab-cdef-0123-456789abcdef")

@@ -1,0 +1,350 @@
+"""A line is a job, or there is one sentence that says why not."""
+
+from __future__ import annotations
+
+import json
+
+import msgspec
+import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
+
+from krea_batch.jobs import (
+    ASPECT_RATIOS,
+    CREATIVITIES,
+    SEED_RANGE,
+    ImageStyleReference,
+    Job,
+    Moodboard,
+    Style,
+)
+from krea_batch.sources.jsonl import JsonLines
+from krea_batch.sources.lines import MAX_LINE_BYTES
+from krea_batch.sources.syntax import MAX_DEPTH
+
+UUID = "01234567-89ab-cdef-0123-456789ABCDEF"
+
+
+def sentence(line: bytes | str, *, keep_extra: bool = False) -> str:
+    """What is wrong with a bad line, and what would be right."""
+    raw = line.encode() if isinstance(line, str) else line
+    reader = JsonLines(keep_extra=keep_extra)
+    assert reader.read(raw) is None
+    error = reader.explain(raw)
+    return f"{error.wrong}, {error.right}"
+
+
+def job_of(line: bytes | str, *, keep_extra: bool = False) -> Job:
+    job = JsonLines(keep_extra=keep_extra).read(line.encode() if isinstance(line, str) else line)
+    assert job is not None
+    return job
+
+
+@pytest.mark.parametrize(
+    ("fields", "said"),
+    [
+        ('"promt": "y"', '"promt" is not a field of a job, did you mean "prompt"?'),
+        ('"Prompt": "y"', '"Prompt" is not a field of a job, did you mean "prompt"?'),
+        ('"aspectRatio": "1:1"', '"aspectRatio" is not a field of a job, did you mean "aspect_ratio"?'),
+        ('"aspect-ratio": "1:1"', '"aspect-ratio" is not a field of a job, did you mean "aspect_ratio"?'),
+        ('"sead": 1', '"sead" is not a field of a job, did you mean "seed"?'),
+        ('"caption": "y"', '"caption" is not a field of a job, did you mean "prompt"?'),
+        ('"colour": 1', '"colour" is not a field of a job, the fields are prompt, '),
+        ('"\\u001b[31m": 1', '"\\x1b[31m" is not a field of a job, '),
+        (
+            '"aspect_ratio": "1:2"',
+            '"aspect_ratio" is "1:2", allowed are 1:1, 4:3, 3:2, 16:9, 2.35:1, 4:5, 2:3, 9:16',
+        ),
+        ('"aspect_ratio": "16x9"', '"aspect_ratio" is "16x9", write "16:9"'),
+        ('"aspect_ratio": 1', '"aspect_ratio" is 1, allowed are '),
+        ('"creativity": "High"', '"creativity" is "High", write "high"'),
+        ('"creativity": "wild"', '"creativity" is "wild", allowed are raw, low, medium, high'),
+        ('"seed": "5"', '"seed" is "5", write "seed": 5'),
+        ('"seed": 5.0', '"seed" is 5.0, write "seed": 5'),
+        ('"seed": 5.5', '"seed" is 5.5, write a whole number of at most 64 bits, or leave it out'),
+        ('"seed": null', '"seed" is null, write a whole number'),
+        ('"seed": true', '"seed" is true, write a whole number'),
+        (
+            '"seed": 18446744073709551616',
+            '"seed" is 18446744073709551616, write a whole number of at most 64 bits',
+        ),
+        (
+            '"seed": -9223372036854775809',
+            '"seed" is -9223372036854775809, write a whole number of at most 64 bits',
+        ),
+        ('"id": 12', '"id" is 12, write "id": "12"'),
+        ('"id": true', '"id" is true, an id is the name of a file'),
+        ('"id": "a/b"', '"id" is "a/b", an id is the name of a file: no / \\ .. or control characters'),
+        ('"id": "a\\\\b"', '"id" is "a\\b", an id is the name of a file'),
+        ('"id": ".."', '"id" is "..", an id is the name of a file'),
+        ('"id": "../../etc/passwd"', '"id" is "../../etc/passwd", an id is the name of a file'),
+        ('"id": "."', '"id" is ".", an id is the name of a file'),
+        ('"id": "a\\u0000"', '"id" is "a\\x00", an id is the name of a file'),
+        ('"id": "a\\u009b"', '"id" is "a\\x9b", an id is the name of a file'),
+        ('"id": "' + "é" * 101 + '"', '"id" is 202 bytes long, at most 200 fit into a file name'),
+        ('"id": "\\ud800"', '"id" holds \\ud800, half a character'),
+        ('"metadata": null', '"metadata" is null, write an object: {"key": "value"}'),
+        ('"metadata": [1]', '"metadata" is [1], write an object'),
+        (
+            '"styles": {"id": "a"}',
+            '"styles" is {"id": "a"}, write a list: "styles": [{"id": "…", "strength": 1.0}]',
+        ),
+        ('"styles": ["a"]', 'entry 1 of "styles" is "a", write {"id": "…", "strength": 1.0}'),
+        ('"styles": [{"id": "a"}, {}]', 'entry 2 of "styles" has no "id", write {"id": '),
+        ('"styles": [{"id": ""}]', '"id" in entry 1 of "styles" is "", write the style\'s id'),
+        ('"styles": [{"id": 5}]', '"id" in entry 1 of "styles" is 5, write the style\'s id'),
+        ('"styles": [{"id": "a", "strength": "1"}]', '"strength" in entry 1 of "styles" is "1", write a number'),
+        ('"styles": [{"id": "a", "strength": true}]', '"strength" in entry 1 of "styles" is true, write a number'),
+        (
+            '"styles": [{"id": "a", "strenght": 1}]',
+            '"strenght" is not a field of entry 1 of "styles", did you mean',
+        ),
+        ('"styles": [' + '{"id": "a"},' * 10 + '{"id": "a"}]', '"styles" has 11 entries, at most 10 entries are'),
+        (
+            '"image_style_references": [' + '{"image_url": "https://a.b"},' * 10 + '{"image_url": "https://a.b"}]',
+            '"image_style_references" has 11 entries, at most 10',
+        ),
+        (
+            '"image_style_references": [{"image_url": "http://a.b/c"}]',
+            '"image_url" in entry 1 of "image_style_references" is "http://a.b/c", write a whole https:// address',
+        ),
+        ('"image_style_references": [{"image_url": "https://a.b/ c"}]', '"image_url" in entry 1 of'),
+        (
+            '"image_style_references": [{"url": "https://a.b"}]',
+            '"url" is not a field of entry 1 of "image_style_references", ',
+        ),
+        (
+            '"moodboards": [{"id": "calm"}]',
+            '"id" in entry 1 of "moodboards" is "calm", write the moodboard\'s UUID',
+        ),
+        (
+            f'"moodboards": [{{"id": "{UUID}"}}, {{"id": "{UUID}"}}]',
+            '"moodboards" has 2 entries, at most 1 entry is allowed',
+        ),
+        ('"prompt": "y"', '"prompt" stands twice in one object, keep the one that you mean'),
+        ('"metadata": {"a": 1, "a": 1}', '"a" stands twice in one object'),
+        ('"seed": NaN', "NaN is no number in JSON, write a finite one"),
+        ('"seed": -Infinity', "-Infinity is no number in JSON"),
+        ('"metadata": {"a": 1e400}', "the number 1e400 is too large"),
+        ('"seed": ' + "9" * 5000, "the number 99999999999999999999… has 5000 digits"),
+        ('"metadata": {"a": ' + "9" * 5000 + "}", "the number 99999999999999999999… has 5000 digits"),
+        ('"metadata": {"a": [["\\udc00"]]}', '"a" holds \\udc00, half a character'),
+        ('"metadata": {"\\ud83d": 1}', "a key holds \\ud83d, half a character"),
+        ('"seed": None', "None is not JSON at character 23, write null"),
+        ('"seed": undefined', '"undefined" stands without quotes at character 23'),
+        ('"seed": 1,', "there is a trailing comma at character 24, take it away"),
+        ("seed: 1", '"seed" stands without quotes at character 15, put it into "…"'),
+        ('"id": "a\tb"', "a string holds a control character at character 23, write \\t for a tab"),
+        ('"id": “a”', "there is the quote “ at character 21"),
+        ('"id": "C:\\pictures"', "there is an unknown \\ escape at character 24"),
+        ('"id": "a" "seed": 1', "a comma is missing at character 25"),
+    ],
+)
+def test_bad_fields(fields: str, said: str) -> None:
+    """Whatever is wrong with a field, the sentence names it, shows it, and says what would be right."""
+    assert sentence('{"prompt":"x",' + fields + "}").startswith(said)
+
+
+@pytest.mark.parametrize(
+    ("line", "said"),
+    [
+        (b"{}", 'there is no "prompt", write {"prompt": "what the picture shows"}'),
+        (b'{"prompt": ""}', '"prompt" is empty, write in quotes what the picture shows'),
+        (b'{"prompt": " \\n\\u00a0"}', '"prompt" is empty'),
+        (b'{"prompt": 5}', '"prompt" is 5, write in quotes'),
+        (b'{"prompt": null}', '"prompt" is null, write in quotes'),
+        (b'{"prompt": "\\ud800"}', '"prompt" holds \\ud800, half a character (a lone surrogate)'),
+        (b'{"prompt": "\xff"}', "byte 13 (0xff) is not UTF-8, save the file as UTF-8"),
+        (b'{"prompt": "\xed\xa0\x80"}', "byte 13 (0xed) is not UTF-8"),
+        (b"{'prompt': 'x'}", "there is the quote ' at character 2"),
+        (b"{", "the line ends before its object does, write each job whole, on one line"),
+        (b'{"prompt": "x"', "the line ends before its object does"),
+        (b'{"prompt": "x', "a string is opened and never closed at character 12"),
+        (b'{"prompt": "x"},', "there is a comma behind the object at character 16"),
+        (
+            b'{"prompt": "x"} {"prompt": "y"}',
+            "there is something behind the object at character 17, write one job",
+        ),
+        (b"[]", "the line is [], not an object, write one object a line, without [ and ]"),
+        (b'"x"', 'the line is "x", not an object'),
+        (b"null", "the line is null, not an object"),
+        (b"12", "the line is 12, not an object"),
+        (b"a photo of a bench", "there is no object at character 1"),
+        (b"// a comment", "there is a comment at character 1"),
+        (b"[" * 100_000, f"the line is nested more than {MAX_DEPTH} levels deep"),
+        (b"[" * 500 + b"]" * 500, f"the line is nested more than {MAX_DEPTH} levels deep"),
+        (b'{"a":' * 100_000, f"the line is nested more than {MAX_DEPTH} levels deep"),
+        (b'{"prompt": "x", "metadata": ' + b'{"a":' * 120 + b"1" + b"}" * 121, "the line is nested more than 100"),
+        (b'{"prompt": "' + b"x" * MAX_LINE_BYTES + b'"}', "the line is longer than 1 MiB, write one job a line"),
+        (b'{"prompt": "x", "seed": 01}', "a comma is missing at character 26"),
+    ],
+)
+def test_bad_lines(line: bytes, said: str) -> None:
+    """What is no JSON object with a prompt is named for what it is, with the place where there is one."""
+    assert sentence(line).startswith(said)
+
+
+def test_sentences_are_short() -> None:
+    """However long a value is, its sentence fits on a few lines of a terminal."""
+    long = "x" * 100_000
+    for line in (
+        f'{{"prompt": "x", "{long}": 1}}',
+        f'{{"prompt": "x", "aspect_ratio": "{long}"}}',
+        f'{{"prompt": "x", "styles": "{long}"}}',
+        f'{{"prompt": "x", "id": "{long}/"}}',
+        f'{{"prompt": "x", "seed": 1e{"9" * 1000}}}',
+        f'{{"prompt": "x", {long}: 1}}',
+        f'"{long}"',
+    ):
+        assert len(sentence(line)) < 300
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        '{"prompt": "x", "seed": 1, "seed": 1}',
+        '{"prompt": "x", "aspect_ratio": "3:2", "aspect_ratio": "1:1"}',
+        '{"prompt": "x", "creativity": "high", "creativity": "medium"}',
+        '{"prompt": "x", "prompt": "aspect_ratio"}',
+        '{"prompt": "x", "id": "a", "id": ""}',
+        '{"prompt": "x", "pr\\u006fmpt": "y"}',
+        '{"prompt" : "x" ,\t"prompt" :"y"}',
+        '{"prompt": "a \\"quoted\\" word", "seed": 1, "seed": 2}',
+        '{"prompt": "x", "styles": [], "styles": [{"id": "a"}]}',
+        '{"prompt": "x", "styles": [{"id": "a", "id": "b"}]}',
+        '{"prompt": "x", "metadata": {}, "metadata": {}}',
+    ],
+)
+def test_a_key_may_stand_only_once(line: str) -> None:
+    """A key that stands twice in one object is refused wherever and however it is written."""
+    assert "stands twice in one object" in sentence(line)
+
+
+NAMES = st.sampled_from(
+    [
+        '"prompt":"x"',
+        '"prompt":"seed"',
+        '"prompt":"\\"id\\""',
+        '"id":"a"',
+        '"id":""',
+        '"seed":1',
+        '"aspect_ratio":"1:1"',
+        '"aspect_ratio":"3:2"',
+        '"creativity":"high"',
+        '"creativity":"medium"',
+        '"styles":[]',
+        '"styles":[{"id":"a"},{"id":"a"}]',
+        '"metadata":{"id":1}',
+        '"metadata":{"aspect_ratio":1,"creativity":2}',
+    ]
+)
+
+
+@given(st.lists(NAMES, max_size=5))
+def test_only_lines_with_each_key_once_are_jobs(fields: list[str]) -> None:
+    """Of lines whose fields are all good, exactly those are jobs that have a prompt, and no key twice."""
+    keys = [field.split(":")[0] for field in fields]
+    good = '"prompt"' in keys and len(set(keys)) == len(keys)
+    assert (JsonLines().read(("{" + ",".join(fields) + "}").encode()) is not None) == good
+
+
+def test_good_lines() -> None:
+    """Everything that the API document allows is read, with its defaults where nothing is said."""
+    assert job_of('{"prompt": "x"}') == Job(prompt="x")
+    assert job_of(b' {"prompt": "x", "id": ""} \r') == Job(prompt="x")
+    assert job_of('{"prompt": "\\ud83d\\ude00"}').prompt == "😀"
+    assert job_of('{"prompt": "x", "seed": 18446744073709551615}').seed == 2**64 - 1
+    assert job_of('{"prompt": "x", "metadata": {"n": 123456789012345678901234567890}}').metadata["n"] > 2**64
+    assert job_of('{"prompt": "x", "styles": [{"id": "a", "strength": -1}]}').styles == (Style("a", -1.0),)
+    assert job_of(f'{{"prompt": "x", "moodboards": [{{"id": "{UUID}"}}]}}').moodboards == (Moodboard(UUID, 0.23),)
+    deep = b'{"prompt": "x", "metadata": ' + b'{"a":' * 98 + b"1" + b"}" * 99
+    assert job_of(deep).metadata
+
+
+def test_keep_extra() -> None:
+    """Unknown fields go into the metadata, beside what stands there, and their names are told."""
+    reader = JsonLines(keep_extra=True)
+    job = reader.read(b'{"tag": [1], "prompt": "x", "metadata": {"a": 1}, "sead": 7}')
+    assert job == Job(prompt="x", metadata={"a": 1, "tag": [1], "sead": 7})
+    assert reader.strange == ["tag", "sead"]
+    assert reader.read(b'{"prompt": "x", "metadata": {"a": 1}}') == Job(prompt="x", metadata={"a": 1})
+    assert reader.strange == ["tag", "sead"]
+
+
+@pytest.mark.parametrize(
+    ("line", "said"),
+    [
+        ('{"prompt": "x", "a": 1, "metadata": {"a": 2}}', '"a" stands both on the line and in its metadata, keep'),
+        ('{"prompt": "x", "a": 1, "metadata": 5}', '"metadata" is 5, write an object'),
+        ('{"prompt": "x", "a": 1, "a": 2}', '"a" stands twice in one object'),
+        ('{"prompt": "x", "a": 1, "seed": "x"}', '"seed" is "x", write a whole number'),
+        ('{"prompt": "x", "a": 1, "prompt": "y"}', '"prompt" stands twice'),
+        ('{"promt": "x"}', 'there is no "prompt"'),
+        ('{"prompt": "x", "styles": [{"id": "a", "b": 1}]}', '"b" is not a field of entry 1 of "styles"'),
+        ('{"prompt": "x", "a": "\\ud800"}', '"a" holds \\ud800'),
+    ],
+)
+def test_keep_extra_keeps_the_other_rules(line: str, said: str) -> None:
+    """Keeping unknown fields lets nothing else pass, and never overwrites metadata."""
+    assert sentence(line, keep_extra=True).startswith(said)
+
+
+@given(st.binary(max_size=200), st.booleans())
+@example(b'{"prompt":"x","id":"\\ud800"}', False)
+@example(b"\xef\xbb\xbf{}", True)
+@example(b'{"prompt":"x","metadata":' + b"9" * 5000 + b"}", True)
+def test_any_bytes(line: bytes, keep_extra: bool) -> None:
+    """Any bytes at all are either a job or a sentence, and never an error of somebody else's."""
+    reader = JsonLines(keep_extra=keep_extra)
+    if reader.read(line) is None:
+        error = reader.explain(line)
+        assert error.wrong
+        assert error.right
+        assert str(error).isprintable()
+
+
+JSON = st.recursive(
+    st.none()
+    | st.booleans()
+    | st.integers()
+    | st.floats()
+    | st.text(max_size=5)
+    | st.sampled_from(["1:1", "high"]),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3),
+    max_leaves=6,
+)
+FIELD_NAMES = st.sampled_from([*Job.__struct_fields__, "sead", "tag"])
+
+
+@given(st.dictionaries(FIELD_NAMES, JSON), st.booleans())
+def test_any_json(fields: dict[str, object], keep_extra: bool) -> None:
+    """Any values in the fields of a job are either a job or a sentence."""
+    line = json.dumps({"prompt": "x"} | fields).encode()
+    reader = JsonLines(keep_extra=keep_extra)
+    if reader.read(line) is None:
+        assert "the line is not a job" not in reader.explain(line).wrong
+
+
+TEXT = st.text(st.characters(exclude_categories=["Cs"]), min_size=1)
+STRENGTHS = st.floats(allow_nan=False, allow_infinity=False)
+IDS = st.text(st.characters(exclude_categories=["Cs", "Cc"], exclude_characters="/\\."), max_size=50)
+JOBS = st.builds(
+    Job,
+    prompt=TEXT.filter(lambda text: not text.isspace()),
+    aspect_ratio=st.sampled_from(ASPECT_RATIOS),
+    creativity=st.sampled_from(CREATIVITIES),
+    seed=st.just(msgspec.UNSET) | st.integers(*SEED_RANGE),
+    image_style_references=st.lists(
+        st.builds(ImageStyleReference, st.just("https://example.com/a.png"), STRENGTHS), max_size=10
+    ).map(tuple),
+    styles=st.lists(st.builds(Style, TEXT, STRENGTHS), max_size=10).map(tuple),
+    moodboards=st.lists(st.builds(Moodboard, st.uuids().map(str), STRENGTHS), max_size=1).map(tuple),
+    id=IDS,
+    metadata=st.dictionaries(TEXT, st.integers() | TEXT | st.lists(st.booleans()), max_size=4),
+)
+
+
+@given(JOBS, st.booleans())
+def test_a_job_written_is_the_job_read(job: Job, keep_extra: bool) -> None:
+    """Any valid job, written as a line, is read as the same job."""
+    assert job_of(msgspec.json.encode(job), keep_extra=keep_extra) == job

@@ -1,0 +1,79 @@
+"""The README's commands, table and library example are run, so that none of them lies."""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from krea_batch.jobs import ASPECT_RATIOS, CREATIVITIES, FIELDS
+from tests.cli.conftest import krea_batch, write_jobs
+
+ROOT = Path(__file__).parent.parent
+README = (ROOT / "README.md").read_text("utf-8")
+
+
+def blocks(language: str) -> list[str]:
+    """The fenced blocks of one language."""
+    return re.findall(rf"```{language}\n(.*?)```", README, re.DOTALL)
+
+
+@pytest.mark.slow
+def test_the_commands_of_the_command_line_run(tmp_path: Path) -> None:
+    """Each krea-batch command of the README ends well, offline."""
+    write_jobs(tmp_path / "jobs.jsonl", 2)
+    lines = [line.split("#")[0].strip() for block in blocks("sh") for line in block.splitlines()]
+    commands = [line.split()[1:] for line in lines if line.startswith("krea-batch ")]
+    assert {command[0] for command in commands} == {"validate", "run", "status", "schema", "simulate"}
+    for command in commands:
+        if command[0] == "simulate":
+            continue  # a server: tests/simulator starts it
+        offline = ["--simulate", "--time-scale", "100"] if command[0] == "run" else []
+        done = krea_batch(*command, *(o for o in offline if o not in command), cwd=tmp_path)
+        assert done.returncode == 0, f"{command}: {done.stderr}"
+
+
+@pytest.mark.slow
+def test_the_example_of_the_library_runs(tmp_path: Path) -> None:
+    """The README's Python block runs as it stands, against the simulator."""
+    (example,) = blocks("python")
+    simulated = example.replace('rate="10/s"', 'rate="100/s", gateway=simulator.gateway_url, api_key="k"').replace(
+        "    async with Engine",
+        "    async with Simulator(SimulatorSettings(tiny=True, time_scale=100)) as simulator, Engine",
+    )
+    assert simulated != example
+    simulated = "from krea_batch.simulator import Simulator, SimulatorSettings\n" + simulated
+    done = subprocess.run(
+        [sys.executable, "-c", simulated], cwd=tmp_path, capture_output=True, text=True, timeout=120
+    )
+    assert done.returncode == 0, done.stderr
+    assert len(done.stdout.splitlines()) == 101
+    assert len(list((tmp_path / "runs/cats/images").glob("*.png"))) == 102
+
+
+def test_the_table_of_fields_is_the_job() -> None:
+    """The README's table names every field of a job line, and every value of the two choices."""
+    named = re.findall(r"^\| `(\w+)` \|", README, re.MULTILINE)
+    assert set(named) == set(FIELDS)
+    for choices, field in ((ASPECT_RATIOS, "aspect_ratio"), (CREATIVITIES, "creativity")):
+        (row,) = re.findall(rf"^\| `{field}` \| (.*?) \|", README, re.MULTILINE)
+        assert row.replace("`", "").split() == list(choices)
+
+
+def test_the_example_jobs_are_jobs(tmp_path: Path) -> None:
+    """The README's job lines pass `krea-batch validate`."""
+    (example,) = blocks("json")
+    assert all(json.loads(line) for line in example.splitlines())
+    (tmp_path / "jobs.jsonl").write_text(example)
+    assert krea_batch("validate", "jobs.jsonl", cwd=tmp_path).returncode == 0
+
+
+def test_what_make_offers_is_what_the_readme_names() -> None:
+    """`make demo` and `make test` of the README are targets of the Makefile."""
+    targets = set(re.findall(r"^(\w+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
+    named = set(re.findall(r"make (\w+)", README))
+    assert {"demo", "test", "check"} <= named <= targets
