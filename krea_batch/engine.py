@@ -24,7 +24,7 @@ import anyio
 import msgspec
 
 from krea_batch import __version__
-from krea_batch.errors import KreaBatchError, RunStopped, SettingsError
+from krea_batch.errors import InputError, KreaBatchError, RunStopped, SettingsError
 from krea_batch.events import Ended, Listener
 from krea_batch.folder import RunFolder
 from krea_batch.jobs import Job, Outcome, State, checked
@@ -154,7 +154,7 @@ class Engine:
     @property
     def stopped(self) -> RunStopped | None:
         """Why the run takes no more submits, or None while it does."""
-        return self._run.stopped
+        return self._run.stopped if hasattr(self, "_run") else None
 
     def stats(self) -> Stats:
         """The counters of this run, now."""
@@ -174,9 +174,15 @@ class Engine:
     async def run(self, jobs: Iterable[Job]) -> None:
         """Feed every job (each has its id) and wait until all have ended, or what is in flight when stopped has.
 
-        Jobs that the folder knows are not submitted again. Raises JobError where one has changed since.
+        Jobs that the folder knows are not submitted again. Raises InputError, once what is in flight is home,
+        where a job has changed since, or the source of the jobs cannot be read on.
         """
-        await self._while_running(self._producer.work(jobs))
+        try:
+            await self._while_running(self._producer.work(jobs))
+        except InputError as error:
+            self._run.stop(RunStopped(error.wrong, error.right))
+            await self._while_running(self._run.slots.wait_empty())
+            raise
         await self._while_running(self._run.slots.wait_empty())
 
     async def submit(self, job: Job) -> Handle:

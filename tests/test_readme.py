@@ -75,5 +75,5 @@ def test_the_example_jobs_are_jobs(tmp_path: Path) -> None:
 def test_what_make_offers_is_what_the_readme_names() -> None:
     """`make demo` and `make test` of the README are targets of the Makefile."""
     targets = set(re.findall(r"^(\w+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
-    named = set(re.findall(r"make (\w+)", README))
+    named = set(re.findall(r"(?:^|`)make (\w+)", README, re.MULTILINE))
     assert {"demo", "test", "check"} <= named <= targets

@@ -75,7 +75,7 @@ def check_jobs(files: JobFiles, settings: Settings, *, skip_invalid: bool, quiet
         raise JobFileError(checked.problems, checked.bad_lines)
     if not checked.jobs:
         raise InputError(
-            "there is no job in what was given", "write one JSON object a line, see krea-batch schema"
+            "there is no job in what was given", "write one JSON object a line; see krea-batch schema"
         )
     return checked
 
@@ -136,7 +136,7 @@ class Batch:
                     beside.start_soon(keep_showing, display, await self._meter(engine))
                     await engine.run(self._files)
             except KreaBatchError as error:
-                problem = error
+                problem = (engine.stopped if isinstance(error, InputError) else None) or error
             beside.cancel_scope.cancel()
         if problem is not None and not isinstance(problem, (RunStopped, LedgerError)):
             raise problem

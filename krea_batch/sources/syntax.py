@@ -17,7 +17,7 @@ MAX_DEPTH = 100  # chosen: no metadata needs more, and every encoder and call st
 
 _SHOWN_CHARS = 60  # chosen: enough to find the place, short enough for one line of a terminal
 _PYTHON_WORDS = {"True": "true", "False": "false", "None": "null"}
-_PARSER_WORDS = (  # how the parser's messages begin, and what they mean
+_PARSER_WORDS = (  # how messages of Python's parser begin (json.JSONDecodeError.msg), and what they mean
     (
         "Invalid control character",
         "a string holds a control character",
@@ -26,6 +26,9 @@ _PARSER_WORDS = (  # how the parser's messages begin, and what they mean
     ("Unterminated string", "a string is opened and never closed", 'close it with ", on the same line'),
     ("Invalid \\", "there is an unknown \\ escape", "write \\\\ for a backslash"),
     ("Expecting ',' delimiter", "a comma is missing", "part the fields by commas"),
+    ("Expecting ':' delimiter", "a colon is missing", 'write "field": value'),
+    ("Expecting property name", "the name of a field is missing", 'write "field": value'),
+    ("Expecting value", "a value is missing", 'write "field": value'),
 )
 _EXAMPLE = 'write {"prompt": "what the picture shows"}'
 _WORD = re.compile(r"[A-Za-z_]\w*")

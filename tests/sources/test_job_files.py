@@ -6,6 +6,7 @@ import io
 import os
 import sys
 import threading
+import tracemalloc
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -304,6 +305,29 @@ def test_missing_file(write: Write, tmp_path: Path) -> None:
     files = JobFiles([write("a.jsonl", '{"prompt": "x"}'), str(tmp_path / "none.jsonl")])
     with files, pytest.raises(InputError, match=r"none\.jsonl: there is no such file"):
         files.check()
+
+
+def test_memory_does_not_grow_with_lines(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Four times the lines take no more memory, ids of one's own and ids by number alike."""
+    monkeypatch.setattr(ids, "BUCKET_ITEMS", 32)  # full, and in the file, long before the smaller of the two ends
+
+    def peak_bytes(lines: int) -> int:
+        path = tmp_path / f"{lines}.jsonl"
+        path.write_text(
+            "".join(f'{{"prompt": "x", "id": "cat-{n}"}}\n{{"prompt": "y"}}\n' for n in range(lines // 2))
+        )
+        tracemalloc.start()
+        try:
+            with JobFiles([str(path)]) as files:
+                checked = files.check().jobs
+                jobs = sum(1 for _ in files)
+            assert checked == jobs == lines
+            return tracemalloc.get_traced_memory()[1]
+        finally:
+            tracemalloc.stop()
+
+    peak_bytes(100)  # what is made once
+    assert peak_bytes(80_000) < peak_bytes(20_000) + 300_000
 
 
 def test_progress(write: Write, monkeypatch: pytest.MonkeyPatch) -> None:
