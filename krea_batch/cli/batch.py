@@ -27,6 +27,8 @@ from krea_batch.rules.lifecycle import ENDS
 from krea_batch.settings import ApiKey, Settings
 from krea_batch.sources import Checked, JobFiles
 
+SIMULATED = "simulated.jsonl"  # in the run's folder: what the embedded simulator accepted
+
 
 def prepare(options: dict[str, Any]) -> tuple[Settings, ApiKey | None]:
     """Settings and key from the command line's options; no key with --simulate. Raises SettingsError."""
@@ -159,7 +161,10 @@ class Batch:
         from krea_batch.simulator import Simulator, SimulatorError, SimulatorSettings
 
         try:
-            simulator = Simulator(SimulatorSettings(time_scale=self._options["time_scale"]))
+            self._settings.out.mkdir(parents=True, exist_ok=True)
+            memory = str(self._settings.out / SIMULATED)
+            settings = SimulatorSettings(time_scale=self._options["time_scale"], remember_in=memory)
+            simulator = Simulator(settings)
             await stack.enter_async_context(simulator)
         except SimulatorError as error:
             raise SettingsError("simulate", "the simulator cannot start", str(error)) from None

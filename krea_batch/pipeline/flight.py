@@ -6,6 +6,8 @@ thousands of them fit.
 
 from __future__ import annotations
 
+from contextlib import suppress
+
 import anyio
 
 from krea_batch.rules.verdicts import Finished
@@ -65,10 +67,8 @@ class Slots:
 
     def take_over(self) -> None:
         """Hold a slot for a job that is on its way already, though the limit may be passed."""
-        try:
+        with suppress(anyio.WouldBlock):  # over the limit: no slot is freed until the count is under it again
             self._free.acquire_nowait()
-        except anyio.WouldBlock:
-            pass  # over the limit: `give_back` frees no slot until the count is under it again
         self._count(+1)
 
     def give_back(self) -> None:

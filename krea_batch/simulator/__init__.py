@@ -1,1 +1,13 @@
-"""."""
+"""The Krea 2 Large gateway and its CDN for offline use: settings in, two loopback ports out.
+
+    async with Simulator(SimulatorSettings(latency="fixed:2")) as simulator:
+        ... simulator.gateway_url ...
+
+Newcomers: this is also the judge of the engine, so it shares no code with it. It is written from the API document
+alone, and what it charged is told at its admin address.
+"""
+
+from krea_batch.simulator.server import Simulator
+from krea_batch.simulator.settings import SimulatorError, SimulatorSettings
+
+__all__ = ["Simulator", "SimulatorError", "SimulatorSettings"]

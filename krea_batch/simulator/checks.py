@@ -1,0 +1,65 @@
+"""The body of a POST comes in; what is wrong with it by the API document, or nothing, goes out. Pure."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from typing import Any
+
+RATIOS = ("1:1", "4:3", "3:2", "16:9", "2.35:1", "4:5", "2:3", "9:16")
+CREATIVITY = ("raw", "low", "medium", "high")
+_UUID = re.compile(r"[0-9a-fA-F]{8}(-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}")
+
+
+def complaint(body: Any, *, lenient: bool) -> str | None:
+    """The first thing that is wrong, as a sentence; None where the API would take the body."""
+    if not isinstance(body, dict):
+        return "the body has to be a JSON object"
+    if not isinstance(body.get("prompt"), str) or not body["prompt"].strip():
+        return "prompt is required and has to be a string"
+    for field, value in body.items():
+        check = _FIELDS.get(field)
+        if check is None:
+            if not lenient:
+                return f"unknown parameter {field!r}"
+        elif wrong := check(value):
+            return f"{field} {wrong}"
+    return None
+
+
+def _one_of(*words: str) -> Callable[[Any], str | None]:
+    return lambda value: (
+        None if isinstance(value, str) and value in words else f"has to be one of {', '.join(words)}"
+    )
+
+
+def _integer(value: Any) -> str | None:
+    return None if isinstance(value, int) and not isinstance(value, bool) else "has to be an integer"
+
+
+def _list_of(most: int, key: str, good: Callable[[str], bool], what: str) -> Callable[[Any], str | None]:
+    def check(value: Any) -> str | None:
+        if not isinstance(value, list) or len(value) > most:
+            return f"has to be an array of at most {most}"
+        for entry in value:
+            if not isinstance(entry, dict) or set(entry) - {key, "strength"}:
+                return f"entries have {key} and strength"
+            if not isinstance(entry.get(key), str) or not good(entry[key]):
+                return f"{key} has to be {what}"
+            strength = entry.get("strength", 1.0)
+            if isinstance(strength, bool) or not isinstance(strength, int | float):
+                return "strength has to be a number"
+        return None
+
+    return check
+
+
+_FIELDS: dict[str, Callable[[Any], str | None]] = {
+    "prompt": lambda value: None,
+    "aspect_ratio": _one_of(*RATIOS),
+    "creativity": _one_of(*CREATIVITY),
+    "seed": _integer,
+    "image_style_references": _list_of(10, "image_url", lambda url: url.startswith("https://"), "an HTTPS URL"),
+    "styles": _list_of(10, "id", bool, "a style identifier"),
+    "moodboards": _list_of(1, "id", lambda text: _UUID.fullmatch(text) is not None, "a UUID"),
+}

@@ -1,0 +1,78 @@
+"""Instants of requests come in; whether each is let through, and if not how long to wait, goes out. Pure.
+
+token-bucket:10/s,20   (rate, burst)   fixed-window:60/m   sliding-window:10/s
+"""
+
+from __future__ import annotations
+
+import re
+from collections import deque
+
+SYNTAX = "token-bucket:10/s (or 10/s,20 with a burst), fixed-window:60/m or sliding-window:10/s"
+_TEXT = re.compile(r"(token-bucket|fixed-window|sliding-window):(\d+(?:\.\d+)?)/(s|m)(?:,(\d+))?")
+
+
+class Limit:
+    """A rate limit. `take` returns 0.0 and counts the request, or the seconds after which one would pass."""
+
+    def take(self, now_s: float) -> float:
+        raise NotImplementedError
+
+
+class TokenBucket(Limit):
+    def __init__(self, per_s: float, burst: float) -> None:
+        self.per_s, self.burst = per_s, burst
+        self._tokens, self._at_s = burst, 0.0
+
+    def take(self, now_s: float) -> float:
+        self._tokens = min(self.burst, self._tokens + max(0.0, now_s - self._at_s) * self.per_s)
+        self._at_s = now_s
+        if self._tokens < 1:
+            return (1 - self._tokens) / self.per_s
+        self._tokens -= 1
+        return 0.0
+
+
+class FixedWindow(Limit):
+    def __init__(self, count: int, window_s: float) -> None:
+        self.count, self.window_s = count, window_s
+        self._window, self._used = -1, 0
+
+    def take(self, now_s: float) -> float:
+        window = int(now_s // self.window_s)
+        if window != self._window:
+            self._window, self._used = window, 0
+        if self._used >= self.count:
+            return max((window + 1) * self.window_s - now_s, 1e-6)
+        self._used += 1
+        return 0.0
+
+
+class SlidingWindow(Limit):
+    def __init__(self, count: int, window_s: float) -> None:
+        self.window_s = window_s
+        self._taken_s: deque[float] = deque(maxlen=count)
+
+    def take(self, now_s: float) -> float:
+        if len(self._taken_s) == self._taken_s.maxlen:
+            wait_s = self._taken_s[0] + self.window_s - now_s
+            if wait_s > 0:
+                return wait_s
+        self._taken_s.append(now_s)
+        return 0.0
+
+
+def parse_limit(text: str) -> Limit | None:
+    """The limit that a text describes; `none` is no limit. Raises ValueError that shows the syntax."""
+    if text == "none":
+        return None
+    match = _TEXT.fullmatch(text)
+    count = float(match[2]) if match else 0.0
+    if match is None or count <= 0:
+        raise ValueError(f"{text!r} is no limit; write none, {SYNTAX}")
+    window_s = 1.0 if match[3] == "s" else 60.0
+    if match[1] == "token-bucket":
+        per_s = count / window_s
+        return TokenBucket(per_s, float(match[4] or max(1.0, per_s)))
+    kind = FixedWindow if match[1] == "fixed-window" else SlidingWindow
+    return kind(max(1, int(count)), window_s)
