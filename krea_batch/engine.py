@@ -80,7 +80,7 @@ class _Watch:
         self.accept(outcome.request_id)
         self.outcome.set_result(outcome)
 
-    def give_up(self, why: RunStopped) -> None:
+    def give_up(self, why: KreaBatchError) -> None:
         for future in (self.accepted, self.outcome):
             if not future.done():
                 future.set_exception(why)
@@ -115,6 +115,8 @@ class Engine:
         self._random = random or Random()  # noqa: S311 - spreads retries, guards nothing
         self._listeners = list(listeners)
         self._watches: dict[str, _Watch] = {}
+        self._boarding: dict[str, asyncio.Task[None]] = {}  # jobs that wait for a slot
+        self._over = False
 
     # ---- life --------------------------------------------------------------------------------------------
 
@@ -133,7 +135,12 @@ class Engine:
         self._closing = asyncio.Event()
         self._hurry = asyncio.Event()
         self._task = asyncio.create_task(self._main(), name="krea-batch engine")
-        await self._while_running(self._ready.wait())
+        try:
+            await self._while_running(self._ready.wait())
+        except asyncio.CancelledError:
+            self._task.cancel()  # nobody is going to leave a context that was never entered
+            await asyncio.wait([self._task])
+            raise
 
     async def aclose(self) -> None:
         """Wait for everything submitted, write the results anew, close. Raises what ended the run early."""
@@ -202,11 +209,13 @@ class Engine:
     async def stream(self, jobs: Iterable[Job] | AsyncIterable[Job]) -> AsyncIterator[Outcome]:
         """Outcomes as jobs finish. `jobs` is read only as fast as slots become free and outcomes are taken.
 
-        Raises JobError, RunStopped. Leaving the loop early leaves what is submitted on its way.
+        Raises JobError, RunStopped, and what reading `jobs` raises, once what is in flight is home. Leaving the
+        loop early leaves what is submitted on its way.
         """
         ended: asyncio.Queue[asyncio.Future[Outcome] | None] = asyncio.Queue()
         window = anyio.Semaphore(self.settings.max_in_flight)
         fed = taken = 0
+        trouble: BaseException | None = None
 
         async def feed() -> None:
             nonlocal fed
@@ -224,13 +233,19 @@ class Engine:
             while not (feeder.done() and taken == fed):
                 outcome = await ended.get()
                 if outcome is None:
-                    await feeder
+                    await asyncio.wait([feeder])
                     continue
                 taken += 1
                 window.release()
-                yield outcome.result()
+                if outcome.exception() is None:
+                    yield outcome.result()
+                else:
+                    trouble = trouble or outcome.exception()
+            feeder.result()
         finally:
             feeder.cancel()
+        if trouble:
+            raise trouble
 
     # ---- the engine's own task ---------------------------------------------------------------------------
 
@@ -283,7 +298,8 @@ class Engine:
             left=self._left,
         )
         self._submitter = Submitter(self._run, accepted=self._accepted, ended=self._ended, left=self._left)
-        self._producer = Producer(self._run, self._submitter.put)
+        self._producer = Producer(self._run, self._take_off)
+        self._run.when_stopping(self._leave_boarding)
 
     async def _reopen(self, stack: AsyncExitStack) -> None:
         record, settings = self._run.record, self.settings
@@ -321,6 +337,7 @@ class Engine:
         flight.n, flight.errors, flight.polls = job.n, job.errors, job.polls
         flight.request_id = job.request_id or ""
         self._run.slots.take_over()
+        self._run.aloft[job.id] = b""  # the ledger has its fingerprint
         match job.state:
             case State.PENDING:
                 flight.body, flight.fingerprint, flight.metadata = await self._run.record(Store.sending, job.n)
@@ -369,21 +386,36 @@ class Engine:
     def _ended(self, flight: Flight, outcome: Outcome) -> None:
         self._run.slots.give_back()
         self._run.stats.count_end(outcome.status)
+        if outcome.status is State.ERRORED:
+            self._submitter.refunded()
         self._run.tell(Ended(outcome))
         self._results.append(outcome)
+        self._run.aloft.pop(flight.id, None)
         if watch := self._watches.pop(flight.id, None):
             watch.end(outcome)
 
     def _left(self, flight: Flight) -> None:
         self._run.slots.give_back()
-        if watch := self._watches.pop(flight.id, None):
+        self._give_up(flight.id)
+
+    def _give_up(self, job_id: str) -> None:
+        """Tell whoever waits for the job that this run brings it no further."""
+        self._run.aloft.pop(job_id, None)
+        if watch := self._watches.pop(job_id, None):
             watch.give_up(self._run.stopped or _CLOSED)
+
+    def _leave_boarding(self) -> None:
+        boarding, self._boarding = self._boarding, {}
+        for job_id, task in boarding.items():
+            task.cancel()
+            self._give_up(job_id)
 
     def _forsake(self) -> None:
         """The stages have ended: whoever still waits for a job waits in vain, in this run."""
-        for watch in self._watches.values():
-            watch.give_up(self._run.stopped or _CLOSED)
-        self._watches.clear()
+        self._over = True
+        self._leave_boarding()
+        for job_id in list(self._watches):
+            self._give_up(job_id)
 
     # ---- parts -------------------------------------------------------------------------------------------
 
@@ -393,39 +425,71 @@ class Engine:
         if not job.id:
             job = msgspec.structs.replace(job, id=uuid.uuid4().hex)
         flight = take_off(job)
-        known = await self._run.record(Store.fingerprints, [job.id])
-        if job.id in known:
-            check_same(flight, known[job.id])
-        if watch := self._watches.get(job.id):
-            return job.id, watch
-        watch = self._watches[job.id] = _Watch()
-        if job.id in known:
-            await self._find(job.id, watch)
-        else:
-            await self._while_running(self._run.slots.take())
-            self._submitter.put(flight)
+        known = await self._while_running(self._known(job.id))
+        fingerprint = known or self._run.aloft.get(job.id)
+        if fingerprint:
+            check_same(flight, fingerprint)
+        watch = self._watches.get(job.id)
+        if watch is None:
+            watch = self._watches[job.id] = _Watch()
+            # Tasks of the engine's own: others may wait for the same job when this caller is cancelled.
+            if fingerprint:
+                await self._let_be(asyncio.create_task(self._find(job.id, watch)))
+            elif self._run.stopped:
+                self._give_up(job.id)
+            else:
+                self._run.aloft[job.id] = flight.fingerprint
+                self._boarding[job.id] = asyncio.create_task(self._board(flight))
+        if boarding := self._boarding.get(job.id):
+            await self._let_be(boarding)
         return job.id, watch
+
+    async def _known(self, job_id: str) -> bytes | None:
+        """The fingerprint that the ledger has for this id, if any."""
+        return (await self._run.record(Store.fingerprints, [job_id])).get(job_id)
+
+    async def _board(self, flight: Flight) -> None:
+        await self._run.slots.take()
+        del self._boarding[flight.id]
+        self._submitter.put(flight)
+
+    def _take_off(self, flight: Flight) -> None:
+        """Take a flight that has its slot."""
+        self._run.aloft[flight.id] = flight.fingerprint
+        self._submitter.put(flight)
 
     async def _find(self, job_id: str, watch: _Watch) -> None:
         """Tell a new watch what the ledger already knows."""
-        request_id, outcome = await self._run.record(Store.known, job_id)
+        try:
+            request_id, outcome = await self._run.record(Store.known, job_id)
+        except KreaBatchError as error:
+            watch.give_up(error)
+            return
         if watch.outcome.done():
             return
         if outcome:
             del self._watches[job_id]
             watch.end(outcome)
+        elif job_id not in self._run.aloft:
+            self._give_up(job_id)  # the stop left it to the next run
         elif request_id:
             watch.accept(request_id)
+
+    async def _let_be(self, task: asyncio.Task[None]) -> None:
+        """Wait for a task, which a caller's cancel leaves alone."""
+        await self._while_running(asyncio.wait([task]))
 
     async def _while_running(self, work: Awaitable[T]) -> T:
         """Wait for what the stages bring about. Raises what ended them, where they end first."""
         waiting = asyncio.ensure_future(work)
         try:
-            await asyncio.wait([waiting, self._task], return_when=asyncio.FIRST_COMPLETED)
+            if not self._over:
+                await asyncio.wait([waiting, self._task], return_when=asyncio.FIRST_COMPLETED)
             if waiting.done():
                 return waiting.result()
+            await asyncio.wait([self._task])
             self._task.result()
-            raise _CLOSED
+            raise self.stopped or _CLOSED
         finally:
             waiting.cancel()
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 from enum import StrEnum
+from ipaddress import ip_address
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -19,6 +20,7 @@ from krea_batch.errors import SettingsError
 GATEWAY_URL = "https://gateway.pixazo.ai"  # API document, Base URL
 
 _RATE = re.compile(r"(?P<count>\d+(?:\.\d+)?)\s*/\s*(?P<unit>s|sec|second|m|min|minute|h|hour)")
+_NOT_IN_URLS = re.compile(r"[\s\x00-\x20\x7f%<>\"\\^`{|}]")
 _UNIT_S = {"s": 1.0, "m": 60.0, "h": 3600.0}
 
 
@@ -95,9 +97,10 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
         unknown = sorted(set(options) - set(cls.__struct_fields__))
         if unknown:
             raise SettingsError(unknown[0], "there is no such setting", "see the fields of Settings")
-        for field, option in (("rate", "rate"), ("poll_rate", "poll-rate")):
-            if isinstance(options.get(field), str):
-                options[field] = Rate.parse(options[field], option)
+        if "rate" in options:
+            options["rate"] = _rate(options["rate"], "rate")
+        if options.get("poll_rate") is not None:
+            options["poll_rate"] = _rate(options["poll_rate"], "poll-rate")
         if "ambiguous" in options:
             options["ambiguous"] = _ambiguous(options["ambiguous"])
         return cls(out=out, **options)
@@ -128,22 +131,30 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
                 raise SettingsError(option, f"{seconds} is no length of time", "give seconds, more than 0")
 
     def _check_gateway(self) -> None:
-        parts = urlsplit(self.gateway)
-        wrong = (
-            "it has no host"
-            if not parts.hostname
-            else "the key would travel in clear text"
-            if parts.scheme != "https" and not is_loopback(parts.hostname)
-            else "only scheme, host and port belong there"
-            if parts.path.strip("/") or parts.query or parts.fragment or parts.username
-            else None
-        )
-        if wrong or parts.scheme not in ("http", "https"):
-            raise SettingsError(
-                "gateway",
-                f"{self.gateway!r}: {wrong or 'no http(s) URL'}",
-                f"write for example {GATEWAY_URL}",
-            )
+        if wrong := _why_not_gateway(self.gateway):
+            raise SettingsError("gateway", f"{self.gateway!r}: {wrong}", f"write for example {GATEWAY_URL}")
+
+
+def _why_not_gateway(url: str) -> str | None:
+    try:
+        parts = urlsplit(url)
+        host, _ = parts.hostname or "", parts.port
+        host.encode("idna")  # a resolver would do so, and raise
+    except ValueError:
+        return "it cannot be read"
+    if parts.scheme not in ("http", "https") or _NOT_IN_URLS.search(url):
+        return "no http(s) URL"
+    if not host:
+        return "it has no host"
+    if parts.scheme != "https" and not is_loopback(host):
+        return "the key would travel in clear text"
+    if parts.path.strip("/") or parts.query or parts.fragment or "@" in parts.netloc:
+        return "only scheme, host and port belong there"
+    return None
+
+
+def _rate(given: object, option: str) -> Rate:
+    return given if isinstance(given, Rate) else Rate.parse(str(given), option)
 
 
 def _ambiguous(text: str) -> Ambiguous:
@@ -155,4 +166,7 @@ def _ambiguous(text: str) -> Ambiguous:
 
 def is_loopback(host: str) -> bool:
     """True for the names and addresses of this very machine."""
-    return host == "localhost" or host == "::1" or bool(re.fullmatch(r"127(?:\.\d{1,3}){3}", host))
+    try:
+        return host == "localhost" or ip_address(host).is_loopback
+    except ValueError:
+        return False

@@ -7,14 +7,18 @@ answer arrived.
 from __future__ import annotations
 
 import asyncio
+import sqlite3
 import struct
 import zlib
 from collections import defaultdict
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import AsyncIterator, Callable, Iterable
+from pathlib import Path
+from random import Random
 from typing import Any, Self
 
 import orjson
 
+from krea_batch import Engine, Job
 from krea_batch.gateway.media import MediaError
 from krea_batch.rules.verdicts import Accepted, Finished, PollVerdict, PostVerdict, Waiting
 
@@ -39,9 +43,11 @@ def png(width: int = 4, height: int = 3, text: bytes = b"") -> bytes:
 
 
 class ScriptedMedia:
-    """A body that comes in pieces, and may break off."""
+    """A body that comes in pieces, and may break off (an exception) or make one wait (seconds)."""
 
-    def __init__(self, pieces: Iterable[bytes | Exception], offset: int = 0, etag: str | None = '"e"') -> None:
+    def __init__(
+        self, pieces: Iterable[bytes | Exception | float], offset: int = 0, etag: str | None = '"e"'
+    ) -> None:
         self._pieces = list(pieces)
         self.offset = offset
         self.etag = etag
@@ -53,10 +59,11 @@ class ScriptedMedia:
 
     async def chunks(self) -> AsyncIterator[bytes]:
         for piece in self._pieces:
-            await asyncio.sleep(0)
+            await asyncio.sleep(piece if isinstance(piece, float) else 0)
             if isinstance(piece, Exception):
                 raise piece
-            yield piece
+            if isinstance(piece, bytes):
+                yield piece
 
 
 class ScriptedGateway:
@@ -78,9 +85,12 @@ class ScriptedGateway:
         self.post_s = 0.1
         self.in_air = 0
         self.most_in_air = 0
+        self.on_post: Callable[[str], None] = lambda _prompt: None
+        self.on_poll: Callable[[str], None] = lambda _request_id: None
 
     async def submit(self, body: bytes) -> PostVerdict:
         request = orjson.loads(body)
+        self.on_post(request["prompt"])
         self.bodies.append(request)
         self.post_times_s.append(asyncio.get_running_loop().time())
         self.in_air += 1
@@ -96,6 +106,11 @@ class ScriptedGateway:
             return entry  # type: ignore[no-any-return]
         return self.accept(request["prompt"])
 
+    @property
+    def prompts(self) -> list[str]:
+        """The prompts of all POSTs, in their order."""
+        return [body["prompt"] for body in self.bodies]
+
     def accept(self, prompt: str) -> Accepted:
         request_id = f"krea-2-large-text-to-image_{len(self.charged):08d}"
         self.charged[request_id] = prompt
@@ -105,11 +120,12 @@ class ScriptedGateway:
         prompt = self.charged[request_id]
         times_s = self.poll_times_s[request_id]
         times_s.append(asyncio.get_running_loop().time())
+        self.on_poll(request_id)
         await asyncio.sleep(0.05)
         done = self.finished(request_id)
         default = Waiting("PROCESSING") if len(times_s) < 2 else done
         entry = await _play(self.polls[prompt], default)
-        return done if entry is Finished else entry  # type: ignore[no-any-return]
+        return done if entry is Finished else entry
 
     def finished(self, request_id: str, outputs: int = 1) -> Finished:
         return Finished(
@@ -143,4 +159,59 @@ async def _play(script: list[Any], default: Any) -> Any:
     return entry
 
 
-__all__ = ["Accept", "MediaError", "ScriptedGateway", "ScriptedMedia", "png"]
+# ---- a run on this gateway, and what it left behind ---------------------------------------------------------
+
+
+def jobs(count: int) -> list[Job]:
+    """Jobs j0, j1 …, whose prompts are their ids."""
+    return [Job(prompt=f"j{n}", id=f"j{n}") for n in range(count)]
+
+
+async def play(out: Path, gateway: ScriptedGateway, todo: Iterable[Job], **options: Any) -> Engine:
+    """Run jobs to their ends, close the engine and return it."""
+    options.setdefault("random", Random(0))
+    async with Engine(out, gateway_client=gateway, **options) as engine:
+        await engine.run(todo)
+    return engine
+
+
+def rows(out: Path) -> dict[str, dict[str, Any]]:
+    """results.jsonl by id; each id stands there once."""
+    lines = [orjson.loads(line) for line in (out / "results.jsonl").read_bytes().splitlines()]
+    found = {line["id"]: line for line in lines}
+    assert len(found) == len(lines)
+    return found
+
+
+def statuses(out: Path) -> dict[str, str]:
+    """What each job came to, by results.jsonl."""
+    return {job_id: row["status"] for job_id, row in rows(out).items()}
+
+
+def ask(out: Path, sql: str, *values: Any) -> list[tuple[Any, ...]]:
+    """Ask the ledger by a connection of one's own, which sees only what is committed."""
+    ledger = sqlite3.connect(out / "ledger.db")
+    try:
+        return ledger.execute(sql, values).fetchall()
+    finally:
+        ledger.close()
+
+
+def states(out: Path) -> dict[str, str]:
+    """The state of each job in the ledger."""
+    return dict(ask(out, "SELECT id, state FROM jobs"))
+
+
+__all__ = [
+    "Accept",
+    "MediaError",
+    "ScriptedGateway",
+    "ScriptedMedia",
+    "ask",
+    "jobs",
+    "play",
+    "png",
+    "rows",
+    "states",
+    "statuses",
+]

@@ -7,12 +7,15 @@ address that the name turned out to be is checked again at the moment of connect
 from __future__ import annotations
 
 import re
-from ipaddress import IPv6Address, ip_address
+from ipaddress import IPv4Address, IPv6Address, ip_address, ip_network
 from urllib.parse import urlsplit
 
 from krea_batch.settings import is_loopback
 
 MAX_IMAGE_BYTES = 64 << 20  # DESIGN, Safety
+
+_GLOBAL_UNICAST_V6 = ip_network("2000::/3")  # RFC 4291, 2.4 and IANA's registry: nothing else is given out
+_NAT64 = ip_network("64:ff9b::/96")  # RFC 6052, 2.1
 
 _CONTENT_RANGE = re.compile(r"bytes (\d{1,12})-(\d{1,12})/(\d{1,12}|\*)")
 
@@ -54,11 +57,21 @@ def is_public_address(address: str, *, allow_loopback: bool) -> bool:
         ip = ip_address(address.partition("%")[0])
     except ValueError:
         return False
-    if isinstance(ip, IPv6Address) and ip.ipv4_mapped is not None:
-        ip = ip.ipv4_mapped
+    ip = _where_to(ip)
     if ip.is_loopback:
         return allow_loopback
+    if isinstance(ip, IPv6Address) and ip not in _GLOBAL_UNICAST_V6:
+        return False
     return ip.is_global and not ip.is_multicast
+
+
+def _where_to(ip: IPv4Address | IPv6Address) -> IPv4Address | IPv6Address:
+    """The IPv4 address to which an IPv6 one leads (mapped, NAT64, 6to4), or the address itself."""
+    if isinstance(ip, IPv4Address):
+        return ip
+    if ip in _NAT64:
+        return IPv4Address(int(ip) & 0xFFFF_FFFF)
+    return ip.ipv4_mapped or ip.sixtofour or ip
 
 
 def starts_at(status: int, content_range: str | None, asked: int) -> int:

@@ -65,7 +65,7 @@ class Store:
     @classmethod
     def open(cls, path: Path, *, read_only: bool = False) -> Store:
         """Open the file, making it unless `read_only`. Raises RunFolderError for a stranger's or newer one."""
-        mode = "ro" if read_only else "rwc"
+        mode = "rw" if read_only else "rwc"  # "ro" would leave WAL files behind, having no right to clear them up
         try:
             connection = sqlite3.connect(
                 f"{path.absolute().as_uri()}?mode={mode}",
@@ -75,7 +75,9 @@ class Store:
                 check_same_thread=False,
             )
             _check_owner(connection, path)
-            if not read_only:
+            if read_only:
+                connection.execute("PRAGMA query_only = ON")
+            else:
                 connection.execute("PRAGMA journal_mode = WAL")
                 connection.execute("PRAGMA synchronous = FULL")
                 _make_tables(connection)

@@ -113,7 +113,7 @@ class Downloader:
 
     async def _fetch(self, download: _Download) -> StoredFile:
         """The next picture, on disk. Raises MediaError, PngError, OSError; what has come stays in its `.part`."""
-        picture = download.picture or Picture(self._run.settings.out, download.name)
+        picture = download.picture or Picture(self._run.settings.out, download.name, download.flight.n)
         download.picture = picture
         etag = download.etag if picture.taken_bytes else None
         media = await self._run.gateway.fetch(download.url, offset=picture.taken_bytes, etag=etag)
@@ -136,7 +136,7 @@ class Downloader:
                     await self._run.on_disk(picture.take, gathered)
                     gathered, size_bytes = [], 0
         except MediaError:
-            await self._run.on_disk(picture.pause, gathered)
+            await self._run.on_disk(picture.take, gathered)
             raise
         return gathered
 

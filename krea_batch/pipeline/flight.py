@@ -23,6 +23,7 @@ class Flight:
         "fingerprint",
         "finished",
         "id",
+        "key_refusals",
         "looked_s",
         "metadata",
         "n",
@@ -45,6 +46,7 @@ class Flight:
         self.refusals = 0  # 500s and 503s in a row
         self.unclear = 0  # POSTs of this run of which nobody knows what became
         self.troubles = 0  # unreadable answers in a row, of polls or downloads
+        self.key_refusals = 0  # polls in a row that were answered 401 or 403
         self.polls = 0
         self.accepted_s = 0.0
         self.looked_s = 0.0  # when a poll last found it unfinished

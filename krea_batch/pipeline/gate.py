@@ -1,4 +1,4 @@
-"""Submits come in one after another; each goes out when the pace lets it.
+"""Submits come in; each goes out when the pace lets it.
 
 Newcomers: aiolimiter's leaky bucket spreads the submits; `rules.pace` above it says at which rate, holds them
 back after a 429, and keeps each window of one second under the ceiling, which a bucket alone does not.
@@ -22,21 +22,35 @@ def drip(per_s: float) -> AsyncLimiter:
 
 
 class Gate:
-    """Lets one submit pass at a time. Only one task may wait at it."""
+    """Lets submits pass in two steps: `wait` until one is due, record its intent, then `go`.
+
+    Commits take now long, now short; were the window kept before them only, POSTs would leave in bursts after a
+    long one, and past the ceiling.
+    """
 
     def __init__(self, pace: Pace) -> None:
         self.pace = pace
         self._limiter = drip(pace.per_s)
         self._limiter_per_s = pace.per_s
+        self._turn = asyncio.Lock()
 
-    async def wait(self) -> float:
-        """Wait for the next permission to submit, and use it. Returns its instant (loop time)."""
+    async def wait(self) -> None:
+        """Wait until the next submit is due. Only one task may wait here."""
         loop = asyncio.get_running_loop()
         if self._limiter_per_s != self.pace.per_s:
             self._limiter, self._limiter_per_s = drip(self.pace.per_s), self.pace.per_s
         await self._limiter.acquire()
-        while (wait_s := self.pace.wait_s(loop.time())) > 0:
+        while (wait_s := self.pace.wait_s(loop.time())) > 0:  # noqa: ASYNC110 - only the clock sets this event
             await asyncio.sleep(wait_s)
-        now_s = loop.time()
-        self.pace.sent(now_s)
-        return now_s
+
+    async def go(self) -> float | None:
+        """Let a submit that was due leave. Returns its instant (loop time), or None where all are held by now."""
+        loop = asyncio.get_running_loop()
+        async with self._turn:
+            while (wait_s := self.pace.wait_s(loop.time())) > 0:
+                if self.pace.paused_s(loop.time()) > 0:
+                    return None
+                await asyncio.sleep(wait_s)
+            now_s = loop.time()
+            self.pace.sent(now_s)
+            return now_s

@@ -10,9 +10,10 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Iterator, Sequence
-from contextlib import suppress
+from contextlib import contextmanager
 from itertools import count
 from pathlib import Path
+from threading import Lock
 
 from krea_batch.gateway.png import PngError, PngWalk
 from krea_batch.jobs import StoredFile
@@ -22,53 +23,41 @@ __all__ = ["Picture", "PngError"]
 IMAGES = "images"
 MEDIA_TYPE = "image/png"
 
+_CLAIMING = Lock()  # two disk threads that find the same name free would both take it
+
 
 class Picture:
-    """One picture on its way to disk. `name` is the file's stem: the job's id, or `<id>-2` for its second."""
+    """One picture on its way to disk.
 
-    def __init__(self, out: Path, name: str) -> None:
+    `name` is the file's stem: the job's id, or `<id>-2` for its second. `n` is the job's number in the ledger,
+    which keeps the `.part` apart from that of a job whose id is `<id>-2`, or differs in case only.
+    """
+
+    def __init__(self, out: Path, name: str, n: int) -> None:
         self._folder = out / IMAGES
         self._name = name
-        self._part = self._folder / f"{name}.png.part"
-        self._fd = -1
+        self._part = self._folder / f"{name}.{n}.png.part"
         self._walk = PngWalk()
         self._digest = hashlib.sha256()
         self.taken_bytes = 0
 
     def start_over(self) -> None:
         """Forget what has come; the next bytes are the first ones."""
-        self._close()
         self._walk, self._digest, self.taken_bytes = PngWalk(), hashlib.sha256(), 0
 
     def take(self, chunks: Sequence[bytes]) -> None:
         """Write and check the next bytes. Raises PngError where they are no PNG, OSError where the disk fails."""
-        data = b"".join(chunks)
-        try:
-            self._open()
-            self._walk.feed(data)
-            self._digest.update(data)
-            view = memoryview(data)
-            while view:
-                view = view[os.write(self._fd, view) :]
-        except BaseException:
-            self._close()
-            raise
-        self.taken_bytes += len(data)
-
-    def pause(self, chunks: Sequence[bytes]) -> None:
-        """Take what has come, and hold no file open until more comes. Raises as `take`."""
-        self.take(chunks)
-        self._close()
+        with self._opened() as fd:
+            self._write(fd, chunks)
 
     def finish(self, chunks: Sequence[bytes]) -> StoredFile:
         """Take the last bytes, sync the picture and give it its name. Raises as `take`, and where it is cut."""
-        self.take(chunks)
-        try:
+        with self._opened() as fd:
+            self._write(fd, chunks)
             self._walk.finish()
-            os.fsync(self._fd)
-        finally:
-            self._close()
-        final = self._claim_name()
+            os.fsync(fd)
+        with _CLAIMING:
+            final = self._claim_name()
         _sync_folder(self._folder)
         return StoredFile(
             f"{IMAGES}/{final.name}",
@@ -79,21 +68,28 @@ class Picture:
             MEDIA_TYPE,
         )
 
-    def _open(self) -> None:
-        if self._fd >= 0:
-            return
+    def _write(self, fd: int, chunks: Sequence[bytes]) -> None:
+        data = b"".join(chunks)
+        self._walk.feed(data)
+        self._digest.update(data)
+        view = memoryview(data)
+        while view:
+            view = view[os.write(fd, view) :]
+        self.taken_bytes += len(data)
+
+    @contextmanager
+    def _opened(self) -> Iterator[int]:
+        """The part, open for what comes next; never for longer, so that a download may be dropped at any time."""
         flags = os.O_WRONLY | getattr(os, "O_NOFOLLOW", 0)
         if self.taken_bytes:
-            self._fd = os.open(self._part, flags | os.O_APPEND)
-            return
-        with suppress(FileNotFoundError):
-            self._part.unlink()  # of a run that was cut short
-        self._fd = os.open(self._part, flags | os.O_CREAT | os.O_EXCL, 0o644)
-
-    def _close(self) -> None:
-        if self._fd >= 0:
-            os.close(self._fd)
-            self._fd = -1
+            fd = os.open(self._part, flags | os.O_APPEND)
+        else:
+            self._part.unlink(missing_ok=True)  # of a run that was cut short
+            fd = os.open(self._part, flags | os.O_CREAT | os.O_EXCL, 0o644)
+        try:
+            yield fd
+        finally:
+            os.close(fd)
 
     def _claim_name(self) -> Path:
         """Rename to the first free name. A file of the same bytes is ours, from a run that was cut short here."""

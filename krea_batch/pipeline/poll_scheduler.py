@@ -148,14 +148,16 @@ class PollScheduler:
 
     async def _look_again(self, flight: Flight, trouble: PollTrouble | None) -> None:
         now_s = self._run.now_s()
+        least_s = self._schedule.interval_s
         if trouble is None:
-            flight.troubles = 0
+            flight.troubles = flight.key_refusals = 0
             flight.looked_s = now_s
             wait_s = self._schedule.next_s(now_s - flight.accepted_s)
         else:
             flight.troubles += 1
             self._run.troubled(flight, "poll", trouble.reason)
             wait_s = self._schedule.after_trouble_s(flight.troubles, trouble.retry_after_s)
+            least_s = max(least_s, trouble.retry_after_s or 0.0)
             if self._key_is_refused(flight, trouble):
                 return
             if trouble.status == 429:
@@ -164,11 +166,12 @@ class PollScheduler:
         if now_s - flight.accepted_s >= timeout_s:
             await self._time_out(flight, trouble)
         else:
-            self._look_in(flight, min(wait_s, max(flight.accepted_s + timeout_s - now_s, 0.0)))
+            self._look_in(flight, min(wait_s, max(flight.accepted_s + timeout_s - now_s, least_s)))
 
     def _key_is_refused(self, flight: Flight, trouble: PollTrouble) -> bool:
         """Leave the flight to the next run when the gateway no longer answers to this key."""
-        if trouble.status not in (401, 403) or flight.troubles < KEY_REFUSED_TIMES:
+        flight.key_refusals = flight.key_refusals + 1 if trouble.status in (401, 403) else 0
+        if flight.key_refusals < KEY_REFUSED_TIMES:
             return False
         next_step = "give a valid key, then run the same command again"
         self._run.stop(GatewayError(trouble.status, trouble.reason, next_step))
@@ -185,7 +188,7 @@ class PollScheduler:
     async def _submit_again(self, flight: Flight, wait_s: float, reason: str) -> None:
         await self._run.record(Store.error_again, flight.n, flight.polls)
         flight.errors += 1
-        flight.troubles = 0
+        flight.troubles = flight.key_refusals = 0
         flight.body, flight.fingerprint, flight.metadata = await self._run.record(Store.sending, flight.n)
         self._run.troubled(flight, "poll", reason)
         self._run.moved(flight, State.ACCEPTED, State.PENDING)

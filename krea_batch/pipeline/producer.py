@@ -6,7 +6,7 @@ one batch.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from itertools import islice
 
 import msgspec
@@ -30,9 +30,8 @@ class Producer:
 
     async def work(self, jobs: Iterable[Job]) -> None:
         """Feed all jobs, or as many as go before the run stops. Raises JobError for a job that has changed."""
-        for batch in _batches(iter(jobs)):
-            if self._run.stopped:
-                return
+        remaining = iter(jobs)
+        while not self._run.stopped and (batch := list(islice(remaining, BATCH))):
             await self._feed(batch)
 
     async def _feed(self, batch: list[Job]) -> None:
@@ -40,14 +39,15 @@ class Producer:
         self._run.stats.taken += len(batch)
         for job in batch:
             flight = take_off(job)
-            if job.id in known:
-                check_same(flight, known[job.id])
+            if job.id in known or job.id in self._run.aloft:
+                check_same(flight, known.get(job.id) or self._run.aloft[job.id])
                 self._run.stats.skipped += 1
                 continue
             await self._run.slots.take()
             if self._run.stopped:
                 self._run.slots.give_back()
                 return
+            known[job.id] = flight.fingerprint
             self._out(flight)
 
 
@@ -65,8 +65,3 @@ def check_same(flight: Flight, fingerprint: bytes) -> None:
             "give it a new id, or choose another --out",
             job_id=flight.id,
         )
-
-
-def _batches(jobs: Iterator[Job]) -> Iterator[list[Job]]:
-    while batch := list(islice(jobs, BATCH)):
-        yield batch

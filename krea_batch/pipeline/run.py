@@ -13,6 +13,7 @@ from concurrent.futures import Executor
 from random import Random
 from typing import Any, ParamSpec, Protocol, Self, TypeVar
 
+import anyio
 import msgspec
 
 from krea_batch.errors import RunStopped
@@ -109,6 +110,7 @@ class Run:
         self.record = ledger.record
         self.stats = Stats(rate_per_s=settings.rate.per_s)
         self.slots = Slots(settings.max_in_flight)
+        self.aloft: dict[str, bytes] = {}  # fingerprints of the jobs on their way, by id; empty once on record
         self.chance = random.random
         self.at = clock  # seconds since 1970
         self.stopped: RunStopped | None = None
@@ -122,8 +124,10 @@ class Run:
         return self._loop.time()
 
     async def on_disk(self, work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
-        """Do file work in one of the run's disk threads."""
-        return await self._loop.run_in_executor(self._disk, lambda: work(*args, **kwargs))
+        """Do file work in one of the run's disk threads. A cancel waits until it is done."""
+        with anyio.CancelScope(shield=True):
+            done = await self._loop.run_in_executor(self._disk, lambda: work(*args, **kwargs))
+        return done  # noqa: RET504 - for mypy, a scope may swallow what is raised in it
 
     def after(self, wait_s: float, call: Callable[..., None], *args: Any) -> asyncio.TimerHandle:
         """Call something later, without a task that waits."""

@@ -1,8 +1,8 @@
 """Flights come in; they go out accepted, or ended, or back to pending. The only stage that spends money.
 
-Newcomers: the order is law. The pace lets one go; the intent is on disk; the POST leaves; what it came to is on
-disk; then, and only then, anything else. From the intent to the record of the answer nothing can be cancelled.
-A stop in a hurry shortens the wait for the answer, and what was still in the air becomes ambiguous.
+Newcomers: the order is law. One is due; the intent is on disk; the pace lets the POST leave; what it came to is
+on disk; then, and only then, anything else. From the intent to the record of the answer nothing can be
+cancelled. A stop in a hurry shortens the wait for the answer, and what was still in the air becomes ambiguous.
 """
 
 from __future__ import annotations
@@ -13,12 +13,12 @@ from collections.abc import Callable
 import anyio
 import anyio.abc
 
-from krea_batch.errors import GatewayError, RunStopped
+from krea_batch.errors import GatewayError, LedgerError, RunStopped
 from krea_batch.jobs import Outcome, State, Trouble
 from krea_batch.ledger import Store
 from krea_batch.pipeline.flight import Flight
 from krea_batch.pipeline.gate import Gate
-from krea_batch.pipeline.run import Run
+from krea_batch.pipeline.run import Run, log
 from krea_batch.rules import lifecycle
 from krea_batch.rules.lifecycle import Again, End, Go, Stop
 from krea_batch.rules.pace import Pace
@@ -55,7 +55,10 @@ class Submitter:
         self._seats = anyio.Semaphore(MOST_IN_AIR)
         self._in_air: set[anyio.CancelScope] = set()
         self._failures_in_a_row = 0
-        self._charged = 0
+        self._failing_since_s = 0.0
+        self._charged = 0  # POSTs that are paid, or may be
+        self._unsettled = 0  # POSTs that may yet turn out to be
+        self._settled = asyncio.Event()
         self._dispatch = anyio.CancelScope()
         run.when_stopping(self._stop)
 
@@ -94,36 +97,44 @@ class Submitter:
         flight = await self._queue.get()
         try:
             await self._seats.acquire()
-            sent_s = await self._gate.wait()
+            await self._room_for_a_charge()
+            await self._gate.wait()
         except asyncio.CancelledError:
             self._left(flight)
             raise
-        if self._would_cost_too_much():
-            self._left(flight)
-            return
-        self._charged += 1
-        posts.start_soon(self._submit, flight, sent_s)
+        self._unsettled += 1
+        posts.start_soon(self._submit, flight)
 
-    def _would_cost_too_much(self) -> bool:
+    async def _room_for_a_charge(self) -> None:
+        """Wait until one more POST cannot pass --max-charges. Where none ever can, stop the run."""
         most = self._run.settings.max_charges
-        if most is None or self._charged < most:
-            return False
-        self._run.stop(RunStopped(f"--max-charges {most} is reached", "raise it and run the same command again"))
-        return True
+        while most is not None and self._charged + self._unsettled >= most:
+            if self._charged >= most:
+                next_step = "raise it and run the same command again"
+                self._run.stop(RunStopped(f"--max-charges {most} is reached", next_step))
+            self._settled.clear()
+            await self._settled.wait()
 
     # ---- one POST ----------------------------------------------------------------------------------------
 
-    async def _submit(self, flight: Flight, sent_s: float) -> None:
+    async def _submit(self, flight: Flight) -> None:
         with anyio.CancelScope(shield=True):
             try:
                 # Intent first: a crash from here on must not pay twice.
                 flight.n = await self._run.record(
                     Store.intend, flight.id, flight.body, flight.fingerprint, flight.metadata, self._run.at()
                 )
+                sent_s = await self._gate.go()
+                if sent_s is None or self._run.stopped:  # since the intent was formed
+                    await self._run.record(Store.take_back, flight.n, "not_sent")
+                    self.put(flight)
+                    return
                 verdict = await self._post(flight)
                 await self._settle(flight, verdict, sent_s)
             finally:
                 self._seats.release()
+                self._unsettled -= 1
+                self._settled.set()
 
     async def _post(self, flight: Flight) -> PostVerdict:
         self._run.stats.submits += 1
@@ -145,24 +156,26 @@ class Submitter:
             case Again(wait_s, reason):
                 await self._again(flight, verdict, wait_s, reason)
             case Stop(status, said):
-                await self._take_back(flight, "refused")
+                await self._run.record(Store.take_back, flight.n, "refused")
                 self._run.stop(GatewayError(status, said, NEXT_STEP[status]))
                 self._left(flight)
             case End(State.AMBIGUOUS, kind, message):
                 await self._unclear(flight, Trouble(kind, message))
             case End(_, kind, message):
-                self._charged -= 1
-                self._end(
-                    flight,
-                    await self._run.record(Store.reject, flight.n, Trouble(kind, message), self._run.at()),
-                )
+                outcome = await self._run.record(Store.reject, flight.n, Trouble(kind, message), self._run.at())
+                self._end(flight, outcome)
 
     async def _go(self, flight: Flight, accepted: Accepted) -> None:
-        taken = await self._run.record(Store.accept, flight.n, accepted.request_id, self._run.at())
+        try:
+            taken = await self._run.record(Store.accept, flight.n, accepted.request_id, self._run.at())
+        except LedgerError:
+            log.error("! paid, but not on record: job=%s request_id=%s", flight.id, accepted.request_id)
+            raise
         if not taken:
             said = f"the gateway gave it the request_id of another job, {accepted.request_id}"
             await self._unclear(flight, Trouble("ambiguous", said))
             return
+        self._charged += 1
         self._run.stats.accepted += 1
         flight.request_id = accepted.request_id
         flight.accepted_s = flight.looked_s = self._run.now_s()
@@ -172,7 +185,8 @@ class Submitter:
         self._accepted(flight, accepted.progress)
 
     async def _again(self, flight: Flight, verdict: PostVerdict, wait_s: float, reason: str) -> None:
-        await self._take_back(flight, "not_sent" if isinstance(verdict, NotSent) else "refused")
+        came_to = "not_sent" if isinstance(verdict, NotSent) else "refused"
+        await self._run.record(Store.take_back, flight.n, came_to)
         outage = self._failures_in_a_row > OUTAGE_AFTER
         if isinstance(verdict, Refused) and verdict.refusal is Refusal.TRY_AGAIN and not outage:
             flight.refusals += 1  # an outage is nobody's job's fault
@@ -180,6 +194,7 @@ class Submitter:
         self.put(flight, wait_s)
 
     async def _unclear(self, flight: Flight, why: Trouble) -> None:
+        self._charged += 1
         outcome = await self._run.record(Store.hold, flight.n, why, self._run.at())
         flight.unclear += 1
         again = self._run.settings.ambiguous is Ambiguous.RESUBMIT
@@ -190,13 +205,10 @@ class Submitter:
         else:
             self._end(flight, outcome)
 
-    async def _take_back(self, flight: Flight, came_to: str) -> None:
-        await self._run.record(Store.take_back, flight.n, came_to)
-        self._charged -= 1
-
     def refunded(self) -> None:
         """An accepted POST came to ERROR, which is not charged."""
         self._charged -= 1
+        self._settled.set()
 
     # ---- pace --------------------------------------------------------------------------------------------
 
@@ -218,11 +230,17 @@ class Submitter:
 
     def _back_off(self, reason: str, retry_after_s: float | None) -> None:
         """Hold every submit back while the gateway is away; one failure alone delays only its own job."""
+        now_s, longest_s = self._run.now_s(), self._run.settings.job_timeout_s
+        if self._failures_in_a_row == 0:
+            self._failing_since_s = now_s
         self._failures_in_a_row += 1
         late = self._failures_in_a_row - OUTAGE_AFTER
+        if late > 0 and now_s - self._failing_since_s >= longest_s:
+            away = f"the gateway has taken nothing for {longest_s:g} s ({reason})"
+            self._run.stop(RunStopped(away, "see what is wrong, then run the same command again"))
         wait_s = max(lifecycle.pause_s(late, self._run.chance()) if late > 0 else 0.0, retry_after_s or 0.0)
         if wait_s > 0:
-            self._gate.pace.hold(self._run.now_s(), wait_s)
+            self._gate.pace.hold(now_s, wait_s)
             self._run.held(wait_s, reason)
 
     # ---- ends --------------------------------------------------------------------------------------------

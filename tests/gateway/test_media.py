@@ -1,0 +1,238 @@
+"""URLs and addresses of strangers go in; only what DESIGN, section 5, allows comes out."""
+
+from __future__ import annotations
+
+import ipaddress
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from krea_batch.gateway.media import MediaError, is_public_address, starts_at, why_not_url
+
+DOCUMENT = (  # API document, Response (Completed)
+    "https://pub-582b7213209642b9b995c96c95a30381.r2.dev/v1/krea-2-large-text-to-image_019dxxxx/output.png"
+)
+
+
+@pytest.mark.parametrize("loopback", [False, True])
+@pytest.mark.parametrize(
+    "url",
+    [
+        DOCUMENT,
+        "https://cdn.example:8443/a.png?token=x&y=%20#z",
+        "HTTPS://CDN.EXAMPLE/a.png",
+        "https://93.184.216.34/a.png",
+        "https://[2606:2800:220:1::1]/a.png",
+        "https://localhost.example/a.png",
+        "https://127.0.0.1.example/a.png",
+    ],
+)
+def test_urls_that_may_be_fetched(url: str, loopback: bool) -> None:
+    """An https URL of somebody else's host may be fetched; the document's own is one."""
+    assert why_not_url(url, allow_loopback=loopback) is None
+
+
+@pytest.mark.parametrize("loopback", [False, True])
+@pytest.mark.parametrize(
+    "url",
+    [
+        "http://cdn.example/a.png",
+        "ftp://cdn.example/a.png",
+        "file:///etc/passwd",
+        "file://localhost/etc/passwd",
+        "data:image/png;base64,AAAA",
+        "gopher://127.0.0.1/",
+        "//cdn.example/a.png",
+        "/a.png",
+        "a.png",
+        "",
+        " ",
+        "https:",
+        "https://",
+        "https:///a.png",
+        "https://user@cdn.example/a.png",
+        "https://user:word@cdn.example/a.png",
+        "https://@cdn.example/a.png",
+        "https://:@cdn.example/a.png",
+        "https://cdn.example\\@evil.example/a.png",
+        "https://cdn.example:port/a.png",
+        "https://cdn.example:99999/a.png",
+        "https://[::1/a.png",
+        "https://[cdn]/a.png",
+        "http://127.0.0.1.example/a.png",
+        "http://127.0.0.1@evil.example/a.png",
+        "http://localhost.example/a.png",
+        "http://notlocalhost/a.png",
+        "http://127.1/a.png",
+        "http://127.0.0.256/a.png",
+        "http://2130706433/a.png",
+        "http://0x7f000001/a.png",
+        "http://0.0.0.0/a.png",
+        "http://128.0.0.1/a.png",
+        "http://192.168.1.1/a.png",
+        "http://169.254.169.254/latest/meta-data",
+    ],
+)
+def test_urls_that_may_not(url: str, loopback: bool) -> None:
+    """Other schemes, user names, no host, and http to anything but this machine are refused, with a reason."""
+    assert why_not_url(url, allow_loopback=loopback)
+
+
+@pytest.mark.parametrize("scheme", ["http", "https"])
+@pytest.mark.parametrize("host", ["127.0.0.1", "localhost", "[::1]", "127.8.8.8", "LOCALHOST"])
+def test_this_machine(scheme: str, host: str) -> None:
+    """This machine is fetched from only when the gateway itself is on it; then http will do."""
+    url = f"{scheme}://{host}:8080/a.png"
+    assert why_not_url(url, allow_loopback=False)
+    assert why_not_url(url, allow_loopback=True) is None
+
+
+PRIVATE = [
+    "10.0.0.1",
+    "172.16.0.1",
+    "172.31.255.255",
+    "192.168.0.1",
+    "169.254.169.254",
+    "100.64.0.1",
+    "0.0.0.0",
+    "255.255.255.255",
+    "224.0.0.1",
+    "240.0.0.1",
+    "192.0.2.1",
+    "198.18.0.1",
+    "::",
+    "fe80::1",
+    "fe80::1%eth0",
+    "fc00::1",
+    "fd12:3456::1",
+    "fec0::1",
+    "ff02::1",
+    "ff0e::1",
+    "2001:db8::1",
+]
+EMBEDDED = ["10.0.0.1", "192.168.0.1", "169.254.169.254", "127.0.0.1", "0.0.0.0"]
+
+
+def six_to_four(ip: str) -> str:
+    return str(ipaddress.IPv6Address((0x2002 << 112) | (int(ipaddress.IPv4Address(ip)) << 80) | 1))
+
+
+@pytest.mark.parametrize("loopback", [False, True])
+@pytest.mark.parametrize("address", PRIVATE)
+def test_private_addresses(address: str, loopback: bool) -> None:
+    """No private, link-local, site-local, shared, multicast or reserved address is connected to, ever."""
+    assert not is_public_address(address, allow_loopback=loopback)
+
+
+@pytest.mark.parametrize("ip", EMBEDDED)
+@pytest.mark.parametrize("form", ["::ffff:{}", "::{}", "64:ff9b::{}", "6to4"])
+def test_addresses_in_addresses(ip: str, form: str) -> None:
+    """An IPv6 address that leads to a private IPv4 one (mapped, compatible, NAT64, 6to4) is no public address."""
+    address = six_to_four(ip) if form == "6to4" else form.format(ip)
+    assert not is_public_address(address, allow_loopback=False)
+
+
+@pytest.mark.parametrize(
+    "address",
+    [
+        "93.184.216.34",
+        "1.1.1.1",
+        "172.32.0.1",
+        "2606:4700::6810:1",
+        "::ffff:93.184.216.34",
+        "64:ff9b::93.184.216.34",  # how an IPv6-only network reaches it
+        six_to_four("93.184.216.34"),
+    ],
+)
+def test_public_addresses(address: str) -> None:
+    """Global unicast addresses are connected to."""
+    assert is_public_address(address, allow_loopback=False)
+    assert is_public_address(address, allow_loopback=True)
+
+
+@pytest.mark.parametrize("address", ["127.0.0.1", "127.255.0.1", "::1", "::ffff:127.0.0.1"])
+def test_loopback_addresses(address: str) -> None:
+    """This machine's own addresses are connected to only when the gateway itself is on it."""
+    assert is_public_address(address, allow_loopback=True)
+    assert not is_public_address(address, allow_loopback=False)
+
+
+@given(st.text(max_size=30) | st.from_regex(r"[0-9a-f:.%]{1,40}", fullmatch=True), st.booleans())
+def test_no_address_raises(address: str, loopback: bool) -> None:
+    """What is no address at all is not public, and raises nothing."""
+    try:
+        ipaddress.ip_address(address.partition("%")[0])
+    except ValueError:
+        assert not is_public_address(address, allow_loopback=loopback)
+    else:
+        is_public_address(address, allow_loopback=loopback)
+
+
+@given(st.text(max_size=60) | st.from_regex(r"https?://[\[\]@:/?#\\.a-z0-9%-]{0,30}", fullmatch=True), st.booleans())
+def test_no_url_raises(url: str, loopback: bool) -> None:
+    """No text raises; what is allowed without loopback is https, and has a host and no user name."""
+    if why_not_url(url, allow_loopback=loopback) is None and not loopback:
+        assert url.lower().lstrip().startswith("https:")
+        assert "@" not in url.split("/")[2]
+
+
+@given(st.ip_addresses())
+def test_no_private_address_passes(ip: ipaddress.IPv4Address | ipaddress.IPv6Address) -> None:
+    """Of all addresses there are, none passes that is not global and unicast."""
+    if is_public_address(str(ip), allow_loopback=False):
+        assert ip.is_global or (isinstance(ip, ipaddress.IPv6Address) and ip.ipv4_mapped is not None)
+        assert not (ip.is_multicast or ip.is_loopback or ip.is_link_local or ip.is_unspecified)
+
+
+# ---- parts of a picture ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("status", "content_range", "asked", "offset"),
+    [
+        (200, None, 0, 0),
+        (200, None, 500, 0),  # it changed, or the CDN knows no ranges: all of it comes
+        (200, "bytes 500-999/1000", 500, 0),
+        (206, "bytes 500-999/1000", 500, 500),
+        (206, "bytes 500-999/*", 500, 500),
+        (206, "bytes 0-999/1000", 0, 0),
+    ],
+)
+def test_starts_at(status: int, content_range: str | None, asked: int, offset: int) -> None:
+    """A whole answer starts at 0, whatever was asked; a part starts where it was asked to."""
+    assert starts_at(status, content_range, asked) == offset
+
+
+@pytest.mark.parametrize(
+    ("status", "content_range"),
+    [
+        (206, None),
+        (206, ""),
+        (206, "bytes 400-999/1000"),
+        (206, "bytes 0-999/1000"),
+        (206, "bytes */1000"),
+        (206, "items 500-999/1000"),
+        (206, "bytes 500-999"),
+        (206, "bytes=500-999/1000"),
+        (206, "bytes -500-999/1000"),
+        (206, "bytes 500-999/1000, bytes 0-1/1000"),
+        (416, "bytes */1000"),
+        (204, None),
+        (404, None),
+    ],
+)
+def test_parts_that_cannot_be_used(status: int, content_range: str | None) -> None:
+    """A part that is not said to begin where it was asked to is never glued to what is there."""
+    with pytest.raises(MediaError) as caught:
+        starts_at(status, content_range, 500)
+    assert caught.value.status == status
+
+
+@given(st.integers(100, 599), st.none() | st.text(max_size=40), st.integers(0, 10**12))
+def test_no_content_range_raises_anything_else(status: int, content_range: str | None, asked: int) -> None:
+    """Whatever a CDN says, it starts at 0 or where it was asked to, or it is a MediaError."""
+    try:
+        assert starts_at(status, content_range, asked) in (0, asked)
+    except MediaError as error:
+        assert str(error).isprintable()

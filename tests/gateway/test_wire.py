@@ -1,0 +1,563 @@
+"""Jobs go in and bodies come out; answers go in and verdicts come out (API document; DESIGN, section 3)."""
+
+from __future__ import annotations
+
+import json
+from datetime import UTC, datetime, timedelta
+from email.utils import format_datetime
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from krea_batch.gateway import wire
+from krea_batch.gateway.wire import Answer, encode_body, is_request_id, read_poll_answer, read_post_answer
+from krea_batch.jobs import ASPECT_RATIOS, CREATIVITIES, ImageStyleReference, Job, Moodboard, Style, checked
+from krea_batch.rules.verdicts import (
+    Accepted,
+    Errored,
+    Failed,
+    Finished,
+    PollTrouble,
+    PollVerdict,
+    PostVerdict,
+    Progress,
+    Refusal,
+    Refused,
+    Unclear,
+    Waiting,
+)
+
+NOW = datetime(2026, 3, 31, 10, 0, 0, tzinfo=UTC)
+ID = "krea-2-large-text-to-image_019dxxxx-xxxx-xxxx-xxxx-xxxxxxxxxxxx"
+BOARD = "0b0e6a5c-1c7e-4d51-9d6f-0d7b3a2f4e11"
+MEDIA = "https://pub-582b7213209642b9b995c96c95a30381.r2.dev/v1/krea-2-large-text-to-image_019dxxxx/output.png"
+
+QUEUED = {  # API document, Response
+    "request_id": ID,
+    "status": "QUEUED",
+    "polling_url": f"https://gateway.pixazo.ai/v2/requests/status/{ID}",
+}
+COMPLETED = {  # API document, Response (Completed)
+    "request_id": ID,
+    "status": "COMPLETED",
+    "model_id": "krea-2-large-text-to-image",
+    "error": None,
+    "output": {"media_url": [MEDIA], "media_type": "image/png"},
+    "created_at": "2026-03-31T10:00:00.000Z",
+    "updated_at": "2026-03-31T10:00:15.000Z",
+    "completed_at": "2026-03-31T10:00:15.000Z",
+}
+ERROR = {  # API document, Error via Status/Webhook
+    "request_id": ID,
+    "status": "ERROR",
+    "model_id": "krea-2-large-text-to-image",
+    "error": "Description of the error",
+    "output": None,
+}
+NO_MONEY = {"error": "Insufficient Balance", "message": "Your wallet does not have enough balance."}
+NO_MODEL = {
+    "error": "Model not found",
+    "message": "Model 'krea-2-large-text-to-image' not found or is disabled",
+}
+DONE = Finished((MEDIA,), "image/png", 15.0)
+
+GARBAGE: dict[str, bytes] = {
+    "empty": b"",
+    "blank": b" \n",
+    "html": b"<html><body>502 Bad Gateway</body></html>",
+    "text": b"Internal Server Error",
+    "truncated": json.dumps(QUEUED).encode()[:-1],
+    "cut in a key": b'{"request_',
+    "cut in the id": b'{"request_id": "krea-2-lar',
+    "two": json.dumps(QUEUED).encode() * 2,
+    "array": json.dumps([QUEUED]).encode(),
+    "string": json.dumps(ID).encode(),
+    "number": b"202",
+    "null": b"null",
+    "not UTF-8": b'{"request_id": "abc", "status": "\xff\xfe"}',
+    "UTF-16": json.dumps(QUEUED).encode("utf-16"),
+    "NUL": b"\0" * 100,
+    "deep array": b"[" * 200_000,
+    "deep object": b'{"output":' * 100_000 + b"1" + b"}" * 100_000,
+    "long number": b'{"status": ' + b"9" * 10_000 + b"}",
+    "overflow": b'{"status": 1e999}',
+    "NaN": b'{"request_id": "abc", "status": NaN}',
+    "lone surrogate": b'{"request_id": "abc", "status": "\\ud800"}',
+    "single quotes": b"{'request_id': 'abc'}",
+}
+
+
+def post(status: int, body: object, **headers: str) -> PostVerdict:
+    return read_post_answer(Answer(status, as_bytes(body), **headers), now=NOW)
+
+
+def poll(body: object, status: int = 200, **headers: str) -> PollVerdict:
+    return read_poll_answer(Answer(status, as_bytes(body), **headers), ID, now=NOW)
+
+
+def as_bytes(body: object) -> bytes | None:
+    return body if body is None or isinstance(body, bytes) else json.dumps(body).encode()
+
+
+# ---- the body of a POST ----------------------------------------------------------------------------------
+
+
+def test_the_documents_example() -> None:
+    """A job with a prompt alone is sent as the document's example request, field by field and in its order."""
+    body = encode_body(Job(prompt="A Van Gogh-tinged Provencal farmhouse under starry nights"))
+    assert body == (
+        b'{"prompt":"A Van Gogh-tinged Provencal farmhouse under starry nights","aspect_ratio":"1:1",'
+        b'"creativity":"medium","image_style_references":[],"styles":[],"moodboards":[]}'
+    )
+
+
+def test_every_field() -> None:
+    """Each parameter is sent under the document's name and type; id and metadata never are."""
+    job = Job(
+        prompt="Zwölf Boxkämpfer 🥊 \"quoted\" \\ back\nslash",
+        aspect_ratio="2.35:1",
+        creativity="raw",
+        seed=42,
+        image_style_references=(ImageStyleReference("https://example.com/a.png", -0.5),),
+        styles=(Style("style-1"), Style("style-2", 0.25)),
+        moodboards=(Moodboard(BOARD),),
+        id="mine",
+        metadata={"secret": "note"},
+    )
+    assert encode_body(job).decode() == (
+        '{"prompt":"Zwölf Boxkämpfer 🥊 \\"quoted\\" \\\\ back\\nslash","aspect_ratio":"2.35:1","creativity":"raw",'
+        '"seed":42,"image_style_references":[{"image_url":"https://example.com/a.png","strength":-0.5}],'
+        '"styles":[{"id":"style-1","strength":1.0},{"id":"style-2","strength":0.25}],'
+        f'"moodboards":[{{"id":"{BOARD}","strength":0.23}}]}}'
+    )
+
+
+@pytest.mark.parametrize("seed", [0, 1, -1, 2**32, 2**63, 2**64 - 1, -(2**63)])
+def test_seeds_are_exact(seed: int) -> None:
+    """A seed is sent digit for digit, 0 among them; without a seed there is no such field."""
+    assert f'"seed":{seed},'.encode() in encode_body(Job(prompt="a", seed=seed))
+    assert b"seed" not in encode_body(Job(prompt="a"))
+
+
+@pytest.mark.parametrize("ratio", ["1:1", "4:3", "3:2", "16:9", "2.35:1", "4:5", "2:3", "9:16"])
+@pytest.mark.parametrize("creativity", ["raw", "low", "medium", "high"])
+def test_enums(ratio: Any, creativity: Any) -> None:
+    """Each of the document's aspect ratios and creativities is sent as it is written."""
+    body = json.loads(encode_body(checked(Job(prompt="a", aspect_ratio=ratio, creativity=creativity))))
+    assert (body["aspect_ratio"], body["creativity"]) == (ratio, creativity)
+
+
+strengths = st.floats(allow_nan=False, allow_infinity=False)
+jobs = st.builds(
+    Job,
+    prompt=st.text(st.characters(exclude_categories=["Cs"]), min_size=1).filter(lambda text: not text.isspace()),
+    aspect_ratio=st.sampled_from(ASPECT_RATIOS),
+    creativity=st.sampled_from(CREATIVITIES),
+    styles=st.lists(st.builds(Style, st.text("ab", min_size=1), strengths), max_size=3).map(tuple),
+    seed=st.integers(-(2**63), 2**64 - 1),
+)
+
+
+@given(jobs)
+def test_nothing_is_lost_on_the_wire(job: Job) -> None:
+    """Whatever a job holds, its body is JSON that says exactly that."""
+    body = json.loads(encode_body(job))
+    assert body["prompt"] == job.prompt
+    assert body["seed"] == job.seed
+    assert body["styles"] == [{"id": style.id, "strength": style.strength} for style in job.styles]
+    assert set(body) == {
+        "prompt", "aspect_ratio", "creativity", "seed", "image_style_references", "styles", "moodboards"
+    }  # fmt: skip
+
+
+@given(jobs, jobs)
+def test_fingerprints(one: Job, other: Job) -> None:
+    """Two jobs share a fingerprint exactly when their bodies are the same, whatever their ids and metadata."""
+    assert (wire.fingerprint(one) == wire.fingerprint(other)) == (encode_body(one) == encode_body(other))
+    assert len(wire.fingerprint(one)) == 32
+
+
+def test_ids_and_metadata_do_not_change_the_fingerprint() -> None:
+    """A job under another id, with other metadata, asks for the same picture."""
+    one, other = Job(prompt="a", id="1"), Job(prompt="a", id="2", metadata={"x": 1})
+    assert wire.fingerprint(one) == wire.fingerprint(other) != wire.fingerprint(Job(prompt="b", id="1"))
+
+
+# ---- what became of a POST: accepted ---------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("status", [200, 201, 202, 203, 299])
+@pytest.mark.parametrize(
+    ("more", "progress"),
+    [
+        ({}, Waiting("QUEUED")),
+        ({"status": "PROCESSING"}, Waiting("PROCESSING")),
+        ({"status": "queued"}, Waiting("QUEUED")),
+        ({"status": "SOMETHING_NEW"}, Waiting("SOMETHING_NEW")),
+        ({"status": None}, Waiting("QUEUED")),
+        ({"status": 7}, Waiting("QUEUED")),
+        ({"polling_url": "file:///etc/passwd"}, Waiting("QUEUED")),
+        ({"polling_url": None, "eta_s": 12.5, "extra": {"a": [1, None]}}, Waiting("QUEUED")),
+        (COMPLETED, DONE),
+        ({**COMPLETED, "status": None}, DONE),
+        ({"status": "COMPLETED"}, Waiting("QUEUED")),  # without output it is for the poll to say
+        (ERROR, Errored("Description of the error")),
+        ({"status": "FAILED", "error": "nsfw"}, Failed("nsfw")),
+    ],
+)
+def test_accepted(status: int, more: dict[str, Any], progress: Progress) -> None:
+    """2xx with a valid request_id is accepted, whatever else stands there, and what it says already is kept."""
+    assert post(status, QUEUED | more) == Accepted(ID, progress)
+
+
+def test_accepted_without_a_status() -> None:
+    """A request_id alone is enough."""
+    assert post(202, {"request_id": ID}) == Accepted(ID, Waiting("QUEUED"))
+
+
+VALID_IDS = [ID, "a", "0", "A" * 200, "a.b", "a-b_c~d:e", "019d.1", "a."]
+INVALID_IDS: list[object] = [
+    "",
+    " ",
+    f" {ID}",
+    f"{ID}\n",
+    "a b",
+    "A" * 201,
+    "..",
+    ".",
+    "../../admin",
+    "a/../b",
+    "a..b",
+    "/etc/passwd",
+    "a/b",
+    "a\\b",
+    "a?x=1",
+    "a#b",
+    "a%2fb",
+    "a;b",
+    "a@b",
+    "-a",
+    "_a",
+    "ä",
+    "a\u0000",
+    "a\u202e",
+    "٣",
+    "https://evil.example/x",
+    None,
+    0,
+    1,
+    True,
+    1.5,
+    [ID],
+    {"id": ID},
+    [],
+]
+
+
+@pytest.mark.parametrize("request_id", VALID_IDS)
+def test_valid_request_ids(request_id: str) -> None:
+    """A request_id of letters, digits and harmless signs, up to 200, can be polled."""
+    assert is_request_id(request_id)
+    assert isinstance(post(202, {"request_id": request_id}), Accepted)
+
+
+@pytest.mark.parametrize("request_id", INVALID_IDS, ids=repr)
+def test_invalid_request_ids(request_id: object) -> None:
+    """2xx with a request_id that is a path, too long, no string or none at all is unclear, never free."""
+    assert not is_request_id(request_id)
+    assert isinstance(post(202, QUEUED | {"request_id": request_id}), Unclear)
+
+
+@given(st.text(max_size=30) | st.from_regex(r"[A-Za-z0-9./%~:_-]{1,30}", fullmatch=True))
+def test_request_ids_stay_in_their_segment(text: str) -> None:
+    """No valid request_id leads out of its place in the path of a poll."""
+    if is_request_id(text):
+        assert not set(text) & set("/\\?#%@ \t\r\n")
+        assert ".." not in text
+        assert text not in ("", ".")
+
+
+@pytest.mark.parametrize("status", [200, 202])
+@pytest.mark.parametrize("body", [*GARBAGE.values(), b"{}", NO_MONEY, {"status": "QUEUED"}], ids=[*GARBAGE, *"123"])
+def test_2xx_that_cannot_be_read(status: int, body: object) -> None:
+    """2xx without a readable request_id is unclear: the job may have been queued and paid."""
+    assert isinstance(post(status, body), Unclear)
+
+
+# ---- what became of a POST: refused or unclear -----------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("status", "body", "refusal", "said"),
+    [
+        (400, NO_MODEL, Refusal.REJECTED, "Model not found: Model 'krea-2-large-text-to-image' not found or is"),
+        (401, {"message": "Access denied"}, Refusal.STOP, "Access denied"),
+        (402, NO_MONEY, Refusal.STOP, "Insufficient Balance: Your wallet does not have enough balance."),
+        (403, b"", Refusal.STOP, "HTTP 403"),
+        (404, b"<html>", Refusal.REJECTED, "HTTP 404"),
+        (405, b"", Refusal.REJECTED, "HTTP 405"),
+        (413, {"error": {"message": "too large"}}, Refusal.REJECTED, "too large"),
+        (415, {"error": {"message": 5}}, Refusal.REJECTED, "HTTP 415"),
+        (422, {"error": "bad \u0007 ratio \u202e\n"}, Refusal.REJECTED, "bad   ratio"),
+        (429, b"", Refusal.SLOW_DOWN, "HTTP 429"),
+        (500, {"error": "Internal Server Error"}, Refusal.TRY_AGAIN, "Internal Server Error"),
+        (503, NO_MODEL, Refusal.TRY_AGAIN, "Model not found"),
+    ],
+)
+def test_refused(status: int, body: object, refusal: Refusal, said: str) -> None:
+    """A complete answer of the document's refusals says that nothing was queued, and keeps the gateway's words."""
+    verdict = post(status, body)
+    assert isinstance(verdict, Refused)
+    assert (verdict.refusal, verdict.status, verdict.retry_after_s) == (refusal, status, None)
+    assert verdict.said.startswith(said)
+    assert verdict.said.isprintable()
+
+
+@pytest.mark.parametrize("status", [400, 401, 402, 403, 404, 405, 413, 415, 422, 429])
+@pytest.mark.parametrize("body", GARBAGE.values(), ids=GARBAGE)
+def test_refusals_need_no_words(status: int, body: bytes) -> None:
+    """The status of a refusal is enough, whatever its body is, as long as it is complete."""
+    assert isinstance(post(status, body), Refused)
+
+
+@pytest.mark.parametrize("status", [500, 503])
+@pytest.mark.parametrize(
+    "body",
+    [
+        *GARBAGE.values(),
+        b"{}",
+        {"message": "Internal Server Error"},
+        {"error": ""},
+        {"error": None},
+        {"error": {"message": "nested"}},
+        {"error": ["x"]},
+        ERROR,
+        QUEUED,
+        {"error": "x", "request_id": ID},
+        {"error": "x", "request_id": "not/valid"},
+        {"error": "x", "request_id": 5},
+    ],
+)
+def test_a_500_that_proves_nothing(status: int, body: object) -> None:
+    """500 or 503 without the document's error body, or with one that names a request, is unclear."""
+    assert isinstance(post(status, body), Unclear)
+
+
+REFUSALS = {400, 401, 402, 403, 404, 405, 413, 415, 422, 429, 500, 503}
+
+
+@pytest.mark.parametrize("status", [code for code in range(100, 1000) if code not in REFUSALS and code // 100 != 2])
+def test_everything_else_is_unclear(status: int) -> None:
+    """3xx, 408, 409, 502, 504 and every other status is unclear, whatever the body says."""
+    for body in (NO_MONEY, QUEUED, COMPLETED, b"", None):
+        assert isinstance(post(status, body), Unclear)
+        assert isinstance(post(status, body, retry_after="5"), Unclear)
+
+
+@pytest.mark.parametrize("status", range(100, 1000))
+def test_an_answer_that_is_not_whole(status: int) -> None:
+    """An answer that was cut, too large or compressed never proves that nothing was queued."""
+    assert isinstance(post(status, None, retry_after="5"), Unclear)
+
+
+@pytest.mark.parametrize(
+    ("status", "body", "expected"),
+    [
+        (429, b"", Refused(Refusal.SLOW_DOWN, 429, "HTTP 429", 7.0)),
+        (403, {"error": "Quota exceeded"}, Refused(Refusal.SLOW_DOWN, 403, "Quota exceeded", 7.0)),
+        (503, {"error": "Busy"}, Refused(Refusal.TRY_AGAIN, 503, "Busy", 7.0)),
+        (500, {"error": "Oops"}, Refused(Refusal.TRY_AGAIN, 500, "Oops", 7.0)),
+        (401, b"", Refused(Refusal.STOP, 401, "HTTP 401")),
+        (402, b"", Refused(Refusal.STOP, 402, "HTTP 402")),
+        (400, b"", Refused(Refusal.REJECTED, 400, "HTTP 400")),
+    ],
+)
+def test_refused_with_retry_after(status: int, body: object, expected: Refused) -> None:
+    """Retry-After is heard with 429, 500 and 503, and makes a quota of a 403 (DESIGN, section 3)."""
+    assert post(status, body, retry_after="7") == expected
+
+
+def test_words_are_cut() -> None:
+    """The gateway's words are kept short in a verdict."""
+    verdict = post(400, {"error": "x" * 100_000})
+    assert isinstance(verdict, Refused)
+    assert len(verdict.said) == wire.MAX_SAID_CHARS
+
+
+# ---- polls -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        ({}, DONE),
+        ({"status": "completed"}, DONE),
+        ({"output": {"media_url": MEDIA, "media_type": "image/png"}}, DONE),
+        ({"output": {"media_url": [MEDIA, MEDIA], "media_type": "image/png"}}, DONE),
+        ({"output": {"media_url": [MEDIA, None, 5, "", ["x"]], "media_type": "image/png"}}, DONE),
+        ({"output": {"media_url": [MEDIA, "https://b"]}}, Finished((MEDIA, "https://b"), "", 15.0)),
+        ({"output": {"media_url": [MEDIA], "media_type": 5, "more": {}}}, Finished((MEDIA,), "", 15.0)),
+        ({"error": "a warning"}, DONE),
+        ({"model_id": 5, "progress": 100, "extra": {"deep": [[]]}}, DONE),
+        ({"request_id": None}, DONE),
+        ({"status": "QUEUED"}, Waiting("QUEUED")),
+        ({"status": "PROCESSING"}, Waiting("PROCESSING")),
+        ({"status": "Cancelled?"}, Waiting("CANCELLED?")),
+        ({"status": "x" * 500}, Waiting("X" * 40)),
+        ({"status": "FAILED", "error": "nsfw"}, Failed("nsfw")),
+        ({"status": "failed", "error": None}, Failed("")),
+        ({"status": "FAILED", "error": {"message": "deep"}}, Failed("deep")),
+        ({"status": "FAILED", "error": 5}, Failed("")),
+        (ERROR, Errored("Description of the error")),
+        ({"status": "ERROR", "error": None}, Errored("")),
+        ({"created_at": None}, Finished((MEDIA,), "image/png", None)),
+        ({"created_at": "yesterday"}, Finished((MEDIA,), "image/png", None)),
+        ({"created_at": 5, "completed_at": []}, Finished((MEDIA,), "image/png", None)),
+        ({"completed_at": "2026-03-31T09:00:00Z"}, Finished((MEDIA,), "image/png", None)),
+        ({"created_at": "2026-03-31T10:00:10"}, Finished((MEDIA,), "image/png", 5.0)),
+        ({"created_at": "2026-03-31T12:00:05+02:00"}, Finished((MEDIA,), "image/png", 10.0)),
+    ],
+)
+def test_polled(changes: dict[str, Any], expected: PollVerdict) -> None:
+    """Each word of the document means what it says; unknown ones mean "not yet"; one URL or an array will do."""
+    assert poll(COMPLETED | changes) == expected
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        *GARBAGE.values(),
+        b"{}",
+        COMPLETED | {"request_id": "another"},
+        COMPLETED | {"request_id": 5},
+        ERROR | {"request_id": "another"},
+        COMPLETED | {"output": None},
+        COMPLETED | {"output": []},
+        COMPLETED | {"output": {}},
+        COMPLETED | {"output": {"media_url": None}},
+        COMPLETED | {"output": {"media_url": []}},
+        COMPLETED | {"output": {"media_url": ""}},
+        COMPLETED | {"output": {"media_url": [None, 5]}},
+        COMPLETED | {"output": {"media_url": {"0": MEDIA}}},
+        {"request_id": ID},
+        {"request_id": ID, "status": 5},
+        NO_MONEY,
+        None,
+    ],
+)
+def test_polls_that_say_nothing(body: object) -> None:
+    """A status answer that cannot be read, or speaks of another request, says nothing about the job."""
+    assert isinstance(poll(body), PollTrouble)
+
+
+@pytest.mark.parametrize("status", [code for code in range(100, 1000) if code // 100 != 2])
+def test_polls_that_fail(status: int) -> None:
+    """No status but 2xx says anything about a job, not even with an ERROR or COMPLETED in its body."""
+    for body in (ERROR, COMPLETED, {"error": "FAILED"}, b"<html>", None):
+        verdict = poll(body, status, retry_after="9")
+        assert isinstance(verdict, PollTrouble)
+        assert (verdict.status, verdict.retry_after_s) == (status, 9.0)
+
+
+# ---- Retry-After -----------------------------------------------------------------------------------------
+
+
+def http_date(wait_s: float) -> str:
+    return format_datetime(NOW + timedelta(seconds=wait_s), usegmt=True)
+
+
+@pytest.mark.parametrize(
+    ("value", "date", "expected"),
+    [
+        (None, None, None),
+        ("", None, None),
+        ("soon", None, None),
+        ("0", None, 0.0),
+        ("5", None, 5.0),
+        (" 5 ", None, 5.0),
+        ("2.5", None, 2.5),
+        ("007", None, 7.0),
+        ("-1", None, None),
+        ("-0.5", None, None),
+        ("1e3", None, None),
+        ("nan", None, None),
+        ("inf", None, None),
+        ("5, 10", None, None),
+        ("5s", None, None),
+        ("3600", None, 3600.0),
+        ("3601", None, 3600.0),
+        ("99999999", None, 3600.0),
+        ("1774951200000", None, 3600.0),  # milliseconds since 1970
+        ("9" * 5000, None, 3600.0),
+        ("1." + "0" * 5000, None, 1.0),
+        (http_date(30), None, 30.0),
+        (http_date(-30), None, 0.0),
+        (http_date(86400 * 365), None, 3600.0),
+        (http_date(530), http_date(500), 30.0),  # our clock is wrong, the gateway's own says what it means
+        (http_date(-470), http_date(-500), 30.0),
+        (http_date(30), "garbage", 30.0),
+        (http_date(30), "", 30.0),
+        ("5", http_date(500), 5.0),
+        ("Wed, 31 Feb 2026 10:00:00 GMT", None, None),
+        ("Tuesday, 31-Mar-26 10:00:20 GMT", None, 20.0),  # RFC 850, which RFC 9110 still allows
+        ("Tue Mar 31 10:00:20 2026", None, 20.0),  # asctime, likewise
+        ("Tue, 31 Mar 2026 12:00:20 +0200", None, 20.0),
+        ("Tue, 31 Mar 99999 10:00:00 GMT", None, None),
+        ("2026-03-31T10:00:20Z", None, None),
+    ],
+)
+def test_retry_after(value: str | None, date: str | None, expected: float | None) -> None:
+    """Seconds or an HTTP-date, read against the answer's own Date, from 0 to an hour; anything else says nothing."""
+    assert wire.retry_after_s(value, date, now=NOW) == expected
+
+
+headerish = st.one_of(
+    st.text(max_size=40),
+    st.from_regex(r"[0-9.+\-eE ]{0,30}", fullmatch=True),
+    st.from_regex(
+        r"(Mon|Tue|x)?,? ?[0-9]{0,5} ?(Jan|Feb|Foo)? [0-9]{0,6} [0-9:.]{0,12} ?(GMT|[+-][0-9]{0,8}|EST)?", fullmatch=True
+    ),
+)
+
+
+@settings(deadline=None, max_examples=500)
+@given(headerish, st.none() | headerish)
+def test_no_retry_after_raises(value: str, date: str | None) -> None:
+    """Whatever stands in the headers, the wait is from 0 to an hour, or not said; nothing is raised."""
+    wait_s = wire.retry_after_s(value, date, now=NOW)
+    assert wait_s is None or 0 <= wait_s <= wire.MAX_RETRY_AFTER_S
+
+
+# ---- anything at all -------------------------------------------------------------------------------------
+
+values: st.SearchStrategy[Any] = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text(max_size=20),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=8), inner, max_size=3),
+    max_leaves=6,
+)
+answers = st.dictionaries(
+    st.sampled_from(["request_id", "status", "output", "error", "message", "created_at", "completed_at", "x"]),
+    values
+    | st.sampled_from(["COMPLETED", "FAILED", "ERROR", ID])
+    | st.fixed_dictionaries({"media_url": values, "media_type": values})
+    | st.datetimes().map(datetime.isoformat),
+).map(lambda fields: json.dumps(fields).encode())
+bodies = st.none() | st.binary(max_size=100) | answers
+
+
+@settings(deadline=None, max_examples=300)
+@given(st.integers(100, 999), bodies, st.none() | headerish, st.none() | headerish)
+def test_no_answer_raises(status: int, body: bytes | None, retry_after: str | None, date: str | None) -> None:
+    """No answer makes `wire` raise; a POST is free again only after the document's refusals; words can be stored."""
+    answer = Answer(status, body, retry_after, date)
+    verdict = read_post_answer(answer, now=NOW)
+    assert isinstance(verdict, Accepted | Refused | Unclear)
+    assert isinstance(verdict, Unclear) or status in REFUSALS or status // 100 == 2
+    assert isinstance(verdict, Accepted) <= (status // 100 == 2)
+    polled = read_poll_answer(answer, ID, now=NOW)
+    repr((verdict, polled)).encode()
+    if isinstance(polled, Finished):
+        assert polled.media_urls
+        "".join(polled.media_urls).encode()

@@ -1,0 +1,485 @@
+"""Tests of pipeline.submitter: what became of a POST decides about money."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from random import Random
+from typing import Any
+
+import pytest
+
+from krea_batch import Engine, GatewayError, Job, RunStopped
+from krea_batch.jobs import Outcome
+from krea_batch.rules.verdicts import Accepted, Errored, Finished, NotSent, Refusal, Refused, Unclear, Waiting
+from tests.scripted_gateway import Accept, ScriptedGateway, ask, jobs, play, rows, states, statuses
+from tests.virtual_time import run_virtual
+
+SLOW_DOWN = Refused(Refusal.SLOW_DOWN, 429, "too many requests", 2.0)
+QUOTA = Refused(Refusal.SLOW_DOWN, 403, "quota", 2.0)
+TRY_AGAIN = Refused(Refusal.TRY_AGAIN, 500, "internal error")
+AWAY = Refused(Refusal.TRY_AGAIN, 503, "unavailable", 7.0)
+NOT_SENT = NotSent("no connection")
+UNCLEAR = Unclear("the connection was cut")
+STOP = {status: Refused(Refusal.STOP, status, "no") for status in (401, 402, 403)}
+REJECTED = {status: Refused(Refusal.REJECTED, status, "bad") for status in (400, 404, 405, 413, 415, 422)}
+
+
+def sent_again_after_s(gateway: ScriptedGateway) -> list[float]:
+    times_s = gateway.post_times_s
+    return [later - earlier for earlier, later in zip(times_s, times_s[1:], strict=False)]
+
+
+class TestWhatBecameOfAPost:
+    def test_accepted_goes_home(self, tmp_path: Path) -> None:
+        """An accepted POST is followed to its picture, and is the only one."""
+        gateway = ScriptedGateway()
+        run_virtual(play(tmp_path, gateway, jobs(3)))
+        assert statuses(tmp_path) == {"j0": "succeeded", "j1": "succeeded", "j2": "succeeded"}
+        assert gateway.prompts == ["j0", "j1", "j2"]
+
+    @pytest.mark.parametrize("status", REJECTED)
+    def test_rejected_ends_the_job(self, tmp_path: Path, status: int) -> None:
+        """A 400-class answer ends its job, costs nothing, is never sent again, and concerns no other job."""
+        gateway = ScriptedGateway()
+        gateway.posts["j0"] = [REJECTED[status]]
+        run_virtual(play(tmp_path, gateway, jobs(2)))
+        assert statuses(tmp_path) == {"j0": "rejected", "j1": "succeeded"}
+        assert rows(tmp_path)["j0"]["error"] == {"kind": f"http_{status}", "message": "bad"}
+        assert gateway.prompts == ["j0", "j1"]
+        run_virtual(play(tmp_path, gateway, jobs(2)))
+        assert gateway.prompts == ["j0", "j1"]
+
+    @pytest.mark.parametrize("status", STOP)
+    def test_a_refused_key_or_wallet_stops_the_run(self, tmp_path: Path, status: int) -> None:
+        """401, 402 and 403 stop the run; the jobs stay pending, and the next run submits them."""
+        gateway = ScriptedGateway()
+        for job in jobs(4)[1:]:
+            gateway.posts[job.id] = [STOP[status], Accept]
+        engine = run_virtual(play(tmp_path, gateway, jobs(4), rate="1/s"))
+        assert isinstance(engine.stopped, GatewayError)
+        assert engine.stopped.status == status
+        assert gateway.prompts == ["j0", "j1"]
+        assert states(tmp_path) == {"j0": "succeeded", "j1": "pending"}
+        assert statuses(tmp_path) == {"j0": "succeeded"}
+        gateway.posts.clear()
+        run_virtual(play(tmp_path, gateway, jobs(4)))
+        assert set(statuses(tmp_path).values()) == {"succeeded"}
+        assert len(gateway.charged) == 4
+
+    @pytest.mark.parametrize("refusal", [SLOW_DOWN, QUOTA], ids=["429", "403 with Retry-After"])
+    def test_a_quota_pauses_and_goes_on(self, tmp_path: Path, refusal: Refused) -> None:
+        """429, and 403 with Retry-After, hold all submits back for as long as the answer asks, and go on."""
+        gateway = ScriptedGateway()
+        gateway.posts["j0"] = [refusal, Accept]
+        engine = run_virtual(play(tmp_path, gateway, jobs(5), rate="5/s"))
+        assert set(statuses(tmp_path).values()) == {"succeeded"}
+        assert engine.stopped is None
+        answered_s = gateway.post_times_s[0] + gateway.post_s
+        assert all(not answered_s + 0.001 < at_s < answered_s + 2.0 for at_s in gateway.post_times_s)
+        assert len(gateway.bodies) == 6
+        assert ask(tmp_path, "SELECT came_to FROM posts ORDER BY n")[0] == ("refused",)
+
+    @pytest.mark.parametrize("refusal", [TRY_AGAIN, AWAY, NOT_SENT], ids=["500", "503", "not sent"])
+    def test_what_was_not_queued_goes_again(self, tmp_path: Path, refusal: Any) -> None:
+        """500 and 503 with an error body, and what never left, are sent again until they are taken."""
+        gateway = ScriptedGateway()
+        gateway.posts["j0"] = [refusal] * 3 + [Accept]
+        run_virtual(play(tmp_path, gateway, jobs(1), random=Random(1)))
+        assert statuses(tmp_path) == {"j0": "succeeded"}
+        assert len(gateway.bodies) == 4
+        assert len(gateway.charged) == 1
+        assert rows(tmp_path)["j0"]["attempts"] == 4
+        words = [came_to for (came_to,) in ask(tmp_path, "SELECT came_to FROM posts ORDER BY n")]
+        assert words == ["not_sent" if refusal is NOT_SENT else "refused"] * 3 + ["accepted"]
+
+    def test_a_503_is_obeyed(self, tmp_path: Path) -> None:
+        """A 503's Retry-After is the least that its job waits."""
+        gateway = ScriptedGateway()
+        gateway.posts["j0"] = [AWAY, Accept]
+        run_virtual(play(tmp_path, gateway, jobs(1)))
+        assert min(sent_again_after_s(gateway)) >= 7.0
+
+    def test_backoff_grows(self, tmp_path: Path) -> None:
+        """With the least favourable chance the pauses double."""
+
+        class Worst(Random):
+            def random(self) -> float:
+                return 1.0
+
+        gateway = ScriptedGateway()
+        gateway.posts["j0"] = [TRY_AGAIN] * 4 + [Accept]
+        run_virtual(play(tmp_path, gateway, jobs(1), random=Worst()))
+        pauses_s = [gap_s - gateway.post_s for gap_s in sent_again_after_s(gateway)]
+        assert pauses_s[:3] == pytest.approx([0.5, 1.0, 2.0], abs=0.01)
+
+    def test_one_bad_job_among_good_ones_is_given_up(self, tmp_path: Path) -> None:
+        """A job that alone is answered 500 each time ends rejected, and holds nobody up."""
+        gateway = ScriptedGateway()
+        gateway.posts["j0"] = [TRY_AGAIN]
+        run_virtual(play(tmp_path, gateway, jobs(600), rate="5/s", max_in_flight=20))
+        found = statuses(tmp_path)
+        assert found.pop("j0") == "rejected"
+        assert set(found.values()) == {"succeeded"}
+        assert 8 <= gateway.prompts.count("j0") < 16
+
+    @pytest.mark.parametrize("trouble", [TRY_AGAIN, AWAY, NOT_SENT], ids=["500", "503", "not sent"])
+    def test_no_outage_is_waited_out_for_ever(self, tmp_path: Path, trouble: Any) -> None:
+        """When nothing was taken for as long as a job may take, the run stops; the jobs stay for the next one."""
+        gateway = ScriptedGateway()
+        gateway.posts["j0"] = gateway.posts["j1"] = [trouble]
+        engine = run_virtual(play(tmp_path, gateway, jobs(2), job_timeout_s=600.0))
+        assert engine.stopped is not None
+        assert "taken nothing for 600 s" in str(engine.stopped)
+        assert set(states(tmp_path).values()) == {"pending"}
+        gateway.posts.clear()
+        run_virtual(play(tmp_path, gateway, jobs(2)))
+        assert set(statuses(tmp_path).values()) == {"succeeded"}
+
+    @pytest.mark.parametrize("refusal", [TRY_AGAIN, NOT_SENT], ids=["500", "not sent"])
+    def test_an_outage_is_nobodys_fault(self, tmp_path: Path, refusal: Any) -> None:
+        """Ten minutes in which nothing is taken cost few POSTs, no money and no job."""
+        gateway = ScriptedGateway()
+        posted = gateway.submit
+
+        async def submit(body: bytes) -> Any:
+            verdict = await posted(body)
+            if asyncio.get_running_loop().time() < 1600.0:
+                gateway.charged.clear()
+                return refusal
+            return verdict
+
+        gateway.submit = submit  # type: ignore[method-assign]
+        run_virtual(play(tmp_path, gateway, jobs(20), rate="50/s"))
+        assert set(statuses(tmp_path).values()) == {"succeeded"}
+        assert len(gateway.charged) == 20
+        assert len(gateway.bodies) < 20 * 20
+
+    def test_unclear_is_ambiguous_and_never_sent_again(self, tmp_path: Path) -> None:
+        """A POST of which nobody knows what became is not repeated, in this run or the next."""
+        gateway = ScriptedGateway()
+        gateway.posts["j0"] = [UNCLEAR, Accept]
+        for _ in range(2):
+            run_virtual(play(tmp_path, gateway, jobs(2)))
+            assert statuses(tmp_path) == {"j0": "ambiguous", "j1": "succeeded"}
+            assert gateway.prompts == ["j0", "j1"]
+        assert rows(tmp_path)["j0"]["error"] == {"kind": "ambiguous", "message": UNCLEAR.reason}
+
+    def test_unclear_is_sent_again_when_asked_for(self, tmp_path: Path) -> None:
+        """With ambiguous=resubmit it is sent again, at most max_attempts times in all."""
+        gateway = ScriptedGateway()
+        gateway.posts["j0"] = [UNCLEAR, Accept]
+        gateway.posts["j1"] = [UNCLEAR]
+        run_virtual(play(tmp_path, gateway, jobs(2), ambiguous="resubmit", max_attempts=3))
+        assert statuses(tmp_path) == {"j0": "succeeded", "j1": "ambiguous"}
+        assert gateway.prompts.count("j0") == 2
+        assert gateway.prompts.count("j1") == 3
+        assert rows(tmp_path)["j0"]["error"] is None
+
+    def test_held_jobs_are_sent_again_by_a_run_that_says_so(self, tmp_path: Path) -> None:
+        """A run with ambiguous=resubmit takes up what an earlier one held."""
+        gateway = ScriptedGateway()
+        gateway.posts["j0"] = [UNCLEAR, Accept]
+        run_virtual(play(tmp_path, gateway, jobs(1)))
+        run_virtual(play(tmp_path, gateway, jobs(1), ambiguous="resubmit"))
+        assert statuses(tmp_path) == {"j0": "succeeded"}
+        assert len(gateway.bodies) == 2
+
+    def test_one_request_id_for_two_jobs(self, tmp_path: Path) -> None:
+        """The second job that is given a request_id is ambiguous; the first keeps it, and its picture."""
+        gateway = ScriptedGateway()
+        same = Accepted("krea_same", Waiting("QUEUED"))
+        gateway.posts["j0"] = [same]
+        gateway.posts["j1"] = [(1.0, same)]
+        run_virtual(play(tmp_path, gateway, jobs(2)))
+        assert statuses(tmp_path) == {"j0": "succeeded", "j1": "ambiguous"}
+        found = rows(tmp_path)
+        assert found["j0"]["request_id"] == "krea_same"
+        assert found["j1"]["request_id"] is None
+        assert len(gateway.bodies) == 2
+
+    def test_the_answer_brings_the_picture(self, tmp_path: Path) -> None:
+        """A job that its POST's answer already calls finished is not left waiting for an interval."""
+        gateway = ScriptedGateway()
+        request_id = "krea_quick"
+        done = gateway.finished(request_id)
+        gateway.posts["j0"] = [Accepted(request_id, done)]
+        gateway.polls["j0"] = [Finished]
+        engine = run_virtual(play(tmp_path, gateway, jobs(1), poll_interval_s=600.0))
+        assert statuses(tmp_path) == {"j0": "succeeded"}
+        assert engine.stats().polls <= 1
+        assert len(gateway.bodies) == 1
+
+
+class TestOrder:
+    def test_intent_is_on_disk_before_the_post_leaves(self, tmp_path: Path) -> None:
+        """When a POST leaves, another process that reads the ledger finds the job submitting, its POST in the air."""
+        gateway = ScriptedGateway()
+        seen: list[Any] = []
+        gateway.posts["j1"] = [TRY_AGAIN, Accept]
+        gateway.posts["j2"] = [SLOW_DOWN, NOT_SENT, Accept]
+        gateway.on_post = lambda prompt: seen.extend(
+            ask(
+                tmp_path,
+                "SELECT j.id, j.state, count(*) FROM jobs j JOIN posts p ON p.job = j.n"
+                " WHERE j.id = ? AND p.came_to IS NULL GROUP BY j.n",
+                prompt,
+            )
+        )
+        run_virtual(play(tmp_path, gateway, jobs(4)), disk_s=lambda: 0.3)
+        assert seen == [(prompt, "submitting", 1) for prompt in gateway.prompts]
+        assert len(seen) == 7
+
+    def test_the_request_id_is_on_disk_before_the_first_poll(self, tmp_path: Path) -> None:
+        """Whoever is polled is on record, and so is the moment at which `submit` returns."""
+        gateway = ScriptedGateway()
+        seen: list[Any] = []
+        sql = "SELECT request_id, state FROM jobs WHERE request_id = ?"
+        gateway.on_poll = lambda request_id: seen.append((request_id, ask(tmp_path, sql, request_id)))
+
+        async def main() -> None:
+            async with Engine(tmp_path, gateway_client=gateway) as engine:
+                handle = await engine.submit(jobs(1)[0])
+                assert ask(tmp_path, sql, handle.request_id) == [(handle.request_id, "accepted")]
+                await handle
+
+        run_virtual(main(), disk_s=lambda: 0.3)
+        assert seen
+        assert all(found == [(request_id, "accepted")] for request_id, found in seen)
+
+
+def most_in_a_window(times_s: Iterable[float], window_s: float = 1.0) -> int:
+    """The most instants in any half-open window."""
+    ordered = sorted(times_s)
+    most = begin = 0
+    for end, at_s in enumerate(ordered):
+        while ordered[begin] <= at_s - window_s:
+            begin += 1
+        most = max(most, end - begin + 1)
+    return most
+
+
+class TestPace:
+    @pytest.mark.parametrize(("per_s", "count"), [(5, 60), (50, 250), (500, 1500)])
+    def test_the_rate_is_used_to_the_full_and_never_passed(self, tmp_path: Path, per_s: int, count: int) -> None:
+        """No window of one second holds more than the rate and one, and 98 % of the rate is used."""
+        gateway = ScriptedGateway()
+        for job in jobs(count):
+            gateway.posts[job.id] = [REJECTED[400]]
+        run_virtual(play(tmp_path, gateway, jobs(count), rate=f"{per_s}/s"))
+        times_s = gateway.post_times_s
+        assert most_in_a_window(times_s) <= per_s + 1
+        assert (count - 1) / (times_s[-1] - times_s[0]) >= 0.98 * per_s
+
+    @pytest.mark.parametrize(("per_s", "count"), [(5, 40), (50, 250), (500, 1200)])
+    def test_a_disk_that_stalls_makes_no_burst(self, tmp_path: Path, per_s: int, count: int) -> None:
+        """Commits that take long now and then do not make POSTs leave together, past the rate."""
+        gateway = ScriptedGateway()
+        for job in jobs(count):
+            gateway.posts[job.id] = [REJECTED[400]]
+        chance = Random(7)
+        disk_s: Callable[[], float] = lambda: 0.6 if chance.random() < 0.02 else chance.uniform(0.001, 0.02)
+        run_virtual(play(tmp_path, gateway, jobs(count), rate=f"{per_s}/s"), disk_s=disk_s)
+        assert most_in_a_window(gateway.post_times_s) <= per_s + 1
+
+    def test_a_rate_a_minute(self, tmp_path: Path) -> None:
+        """A rate of less than one a second is kept, too."""
+        gateway = ScriptedGateway()
+        run_virtual(play(tmp_path, gateway, jobs(5), rate="6/min"))
+        assert min(sent_again_after_s(gateway)) >= 9.99
+
+    @pytest.mark.parametrize("limit_per_s", [3, 20])
+    def test_it_finds_a_limit_nobody_told_it(self, tmp_path: Path, limit_per_s: int) -> None:
+        """Where the gateway takes fewer than --rate, few POSTs are refused and most of its limit is used."""
+        gateway = ScriptedGateway()
+        gateway.post_s = 0.05
+        taken_s: list[float] = []
+        accept = gateway.submit
+
+        async def submit(body: bytes) -> Any:
+            now_s = asyncio.get_running_loop().time()
+            if len([at_s for at_s in taken_s if at_s > now_s - 1.0]) >= limit_per_s:
+                gateway.post_times_s.append(now_s)
+                await asyncio.sleep(0.05)
+                return Refused(Refusal.SLOW_DOWN, 429, "slow down", 1.0)
+            taken_s.append(now_s)
+            return await accept(body)
+
+        gateway.submit = submit  # type: ignore[method-assign]
+        count = 40 * limit_per_s
+        run_virtual(play(tmp_path, gateway, jobs(count), rate=f"{limit_per_s * 3}/s"))
+        assert set(statuses(tmp_path).values()) == {"succeeded"}
+        assert len(gateway.charged) == count
+        assert len(gateway.post_times_s) - count < 0.25 * count
+        assert count / (taken_s[-1] - taken_s[0]) >= 0.5 * limit_per_s
+
+    def test_a_storm_of_429s(self, tmp_path: Path) -> None:
+        """A hundred refusals at once cost one pause, not a hundred, and every job is submitted in the end."""
+        gateway = ScriptedGateway()
+        gateway.post_s = 2.0
+        for job in jobs(100):
+            gateway.posts[job.id] = [SLOW_DOWN, Accept]
+        run_virtual(play(tmp_path, gateway, jobs(100), rate="100/s"))
+        assert set(statuses(tmp_path).values()) == {"succeeded"}
+        assert len(gateway.bodies) == 200
+        assert gateway.post_times_s[-1] - gateway.post_times_s[0] < 30.0
+
+
+class TestBounds:
+    @pytest.mark.parametrize("most", [1, 7, 40])
+    def test_max_in_flight(self, tmp_path: Path, most: int) -> None:
+        """No more jobs than that are on their way at any time, from POST to picture."""
+        gateway = ScriptedGateway()
+        gateway.post_s = 3.0
+        on_way: list[int] = []
+        sql = "SELECT count(*) FROM jobs WHERE state NOT IN ('succeeded', 'rejected')"
+        gateway.on_post = lambda _: on_way.append(ask(tmp_path, sql)[0][0])
+        for job in jobs(100)[::3]:
+            gateway.posts[job.id] = [REJECTED[400]]
+        run_virtual(play(tmp_path, gateway, jobs(100), rate="200/s", max_in_flight=most))
+        assert gateway.most_in_air <= most
+        assert max(on_way) <= most
+        assert len(rows(tmp_path)) == 100
+
+    @pytest.mark.parametrize("post_s", [0.01, 30.0], ids=["quick answers", "slow answers"])
+    def test_max_charges(self, tmp_path: Path, post_s: float) -> None:
+        """Accepted and ambiguous POSTs never pass --max-charges, however many answers are in the air."""
+        gateway = ScriptedGateway()
+        gateway.post_s = post_s
+        for n in range(0, 50, 5):
+            gateway.posts[f"j{n}"] = [UNCLEAR]
+        engine = run_virtual(play(tmp_path, gateway, jobs(50), rate="100/s", max_charges=10))
+        came_to = [word for (word,) in ask(tmp_path, "SELECT came_to FROM posts")]
+        assert came_to.count("accepted") + came_to.count("unclear") == len(came_to) == 10
+        assert engine.stopped is not None
+        assert "--max-charges 10" in str(engine.stopped)
+        again = run_virtual(play(tmp_path, gateway, jobs(50), rate="100/s", max_charges=12))
+        assert again.stopped is not None
+        assert len(ask(tmp_path, "SELECT 1 FROM posts")) == 12
+
+    @pytest.mark.parametrize(
+        "free",
+        [REJECTED[400], TRY_AGAIN, NOT_SENT, SLOW_DOWN],
+        ids=["rejected", "500", "not sent", "429"],
+    )
+    def test_what_is_free_does_not_use_up_max_charges(self, tmp_path: Path, free: Any) -> None:
+        """POSTs in the air that turn out free leave room for as many others, and the budget is used to the full."""
+        gateway = ScriptedGateway()
+        gateway.post_s = 1.0
+        for n in range(12):
+            gateway.posts[f"j{n}"] = [free, Accept]
+        run_virtual(play(tmp_path, gateway, jobs(40), rate="100/s", max_charges=10))
+        assert len(gateway.charged) == 10
+        assert list(statuses(tmp_path).values()).count("succeeded") == 10
+
+    def test_errors_do_not_use_up_max_charges(self, tmp_path: Path) -> None:
+        """A job that ends errored was not charged, and leaves room for another."""
+        gateway = ScriptedGateway()
+        gateway.polls["j0"] = [Errored("system")]
+        run_virtual(play(tmp_path, gateway, jobs(4), rate="1/min", max_charges=2, max_attempts=1))
+        assert list(statuses(tmp_path).values()) == ["errored", "succeeded", "succeeded"]
+
+    def test_a_budget_that_is_just_enough_stops_nothing(self, tmp_path: Path) -> None:
+        """As many jobs as may be charged are done, and the run ends in order."""
+        gateway = ScriptedGateway()
+        engine = run_virtual(play(tmp_path, gateway, jobs(5), max_charges=5))
+        assert engine.stopped is None
+        assert set(statuses(tmp_path).values()) == {"succeeded"}
+
+    def test_a_budget_of_nothing(self, tmp_path: Path) -> None:
+        """--max-charges 0 sends nothing."""
+        gateway = ScriptedGateway()
+        engine = run_virtual(play(tmp_path, gateway, jobs(5), max_charges=0))
+        assert engine.stopped is not None
+        assert gateway.bodies == []
+
+
+class TestCancelling:
+    @pytest.mark.parametrize("after_ms", range(0, 1700, 100))
+    @pytest.mark.parametrize("what", ["caller", "stop", "stop_now", "leave"])
+    def test_no_post_is_ever_unrecorded(self, tmp_path: Path, what: str, after_ms: int) -> None:
+        """Whatever is cancelled at whatever moment: each POST that left is on record, with what it came to."""
+        gateway = ScriptedGateway()
+        gateway.post_s = 1.0
+
+        async def main() -> None:
+            engine = Engine(tmp_path, gateway_client=gateway)
+            try:
+                async with engine:
+                    waits = [asyncio.create_task(engine.generate(job)) for job in jobs(3)]
+                    await asyncio.sleep(after_ms / 1000)
+                    if what == "leave":
+                        raise LookupError
+                    if what == "caller":
+                        for wait in waits:
+                            wait.cancel()
+                    else:
+                        getattr(engine, what)()
+            except LookupError:
+                pass
+            await asyncio.gather(*waits, return_exceptions=True)
+
+        run_virtual(main(), disk_s=lambda: 0.1)
+        on_record = dict(
+            ask(tmp_path, "SELECT j.id, p.request_id FROM posts p JOIN jobs j ON j.n = p.job WHERE came_to = 'accepted'")
+        )
+        assert {request_id: prompt for prompt, request_id in on_record.items()} == gateway.charged
+        assert len(gateway.bodies) == len(gateway.charged)  # all of them were answered in time
+        assert not ask(tmp_path, "SELECT 1 FROM posts WHERE came_to IS NULL")
+
+    def test_in_a_hurry_the_answer_is_waited_for_but_not_long(self, tmp_path: Path) -> None:
+        """stop_now gives POSTs in the air a few seconds; then they are ambiguous, and the engine is closed."""
+        gateway = ScriptedGateway()
+        gateway.posts["j0"] = [(50.0, Accept)]
+        gateway.posts["j1"] = [(3.0, Accept)]
+
+        async def main() -> float:
+            loop = asyncio.get_running_loop()
+            async with Engine(tmp_path, gateway_client=gateway) as engine:
+                waits = [asyncio.create_task(engine.generate(job)) for job in jobs(2)]
+                await asyncio.sleep(1.0)
+                engine.stop_now()
+                began_s = loop.time()
+            ends: list[Outcome | BaseException] = await asyncio.gather(*waits, return_exceptions=True)
+            assert isinstance(ends[0], Outcome)
+            assert isinstance(ends[1], RunStopped)
+            return loop.time() - began_s
+
+        assert run_virtual(main()) <= 6.0
+        assert states(tmp_path) == {"j0": "ambiguous", "j1": "accepted"}
+
+    @pytest.mark.parametrize("after_ms", range(0, 500, 50))
+    def test_after_a_stop_nothing_leaves(self, tmp_path: Path, after_ms: int) -> None:
+        """Once the run is told to stop no further POST leaves, even where its intent was on its way to the disk."""
+        gateway = ScriptedGateway()
+
+        async def main() -> float:
+            async with Engine(tmp_path, gateway_client=gateway, rate="100/s") as engine:
+                running = asyncio.create_task(engine.run(jobs(100)))
+                await asyncio.sleep(after_ms / 1000)
+                engine.stop()
+                stopped_s = asyncio.get_running_loop().time()
+                await running
+            return stopped_s
+
+        stopped_s = run_virtual(main(), disk_s=lambda: 0.1)
+        assert all(at_s <= stopped_s for at_s in gateway.post_times_s)
+        assert set(states(tmp_path).values()) <= {"succeeded", "pending"}
+
+
+def test_a_job_of_the_library_is_sent_as_it_is_written(tmp_path: Path) -> None:
+    """The body of the POST holds the document's fields and no others."""
+    gateway = ScriptedGateway()
+    run_virtual(play(tmp_path, gateway, [Job(prompt="a cat", id="cat", metadata={"mine": 1}, seed=3)]))
+    assert gateway.bodies == [
+        {
+            "prompt": "a cat",
+            "aspect_ratio": "1:1",
+            "creativity": "medium",
+            "seed": 3,
+            "image_style_references": [],
+            "styles": [],
+            "moodboards": [],
+        }
+    ]

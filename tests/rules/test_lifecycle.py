@@ -1,0 +1,332 @@
+"""Verdicts and states go in; the decisions of DESIGN, section 3, come out."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from krea_batch.errors import KreaBatchBug
+from krea_batch.jobs import State
+from krea_batch.rules.lifecycle import (
+    ENDS,
+    LONGEST_PAUSE_S,
+    MAX_REFUSALS,
+    TABLE,
+    Again,
+    End,
+    Fetch,
+    Go,
+    LookAgain,
+    Stop,
+    after_poll,
+    after_post,
+    check_move,
+    on_resume,
+    pause_s,
+)
+from krea_batch.rules.verdicts import (
+    Accepted,
+    Errored,
+    Failed,
+    Finished,
+    NotSent,
+    PollTrouble,
+    PollVerdict,
+    PostVerdict,
+    Progress,
+    Refusal,
+    Refused,
+    Unclear,
+    Waiting,
+)
+
+DESIGN: dict[str, set[str]] = {
+    "pending": {"submitting", "cancelled"},
+    "submitting": {"accepted", "pending", "rejected", "ambiguous"},
+    "accepted": {"finished", "failed", "errored", "timed_out"},
+    "finished": {"succeeded", "timed_out"},
+    "succeeded": set(),
+    "failed": set(),
+    "rejected": set(),
+    "cancelled": set(),
+    "errored": {"pending"},  # not charged: submitted again
+    "ambiguous": {"pending", "accepted"},  # resubmitted, or resolved
+    "timed_out": {"accepted"},  # polled again by the next run
+}
+
+PICTURE = Finished(("https://cdn.example/a.png",), "image/png")
+chances = st.floats(0, 1)
+counts = st.integers(0, 1000)
+words = st.text(max_size=20)
+waits = st.none() | st.floats(0, 3600)
+progress: st.SearchStrategy[Progress] = st.one_of(
+    st.builds(Waiting, words), st.just(PICTURE), st.builds(Failed, words), st.builds(Errored, words)
+)
+refusals: st.SearchStrategy[Refused] = st.builds(
+    Refused, st.sampled_from(Refusal), st.integers(400, 599), words, waits
+)
+post_verdicts: st.SearchStrategy[PostVerdict] = st.one_of(
+    st.builds(Accepted, words, progress), refusals, st.builds(NotSent, words), st.builds(Unclear, words)
+)
+poll_verdicts: st.SearchStrategy[PollVerdict] = progress | st.builds(
+    PollTrouble, words, st.integers(0, 599), waits
+)
+
+
+def paths(old: State, without: State) -> Iterator[State]:
+    """Every state that can be reached from `old` without passing through `without`."""
+    seen: set[State] = set()
+    front = [old]
+    while front:
+        for new in TABLE[front.pop()] - seen - {without}:
+            seen.add(new)
+            front.append(new)
+            yield new
+
+
+@pytest.mark.parametrize("old", State)
+def test_table(old: State) -> None:
+    """The table holds the moves of DESIGN, section 3, and no others."""
+    assert {new.value for new in TABLE[old]} == DESIGN[old.value]
+
+
+@pytest.mark.parametrize("old", State)
+@pytest.mark.parametrize("new", State)
+def test_check_move(old: State, new: State) -> None:
+    """A move of the table passes; any other one is a bug of ours that names both states."""
+    if new.value in DESIGN[old.value]:
+        check_move(old, new)
+        return
+    with pytest.raises(KreaBatchBug, match=f"{old}.*{new}"):
+        check_move(old, new)
+
+
+def test_ends() -> None:
+    """The ends are the states that results.jsonl knows (DESIGN, section 3)."""
+    assert {state.value for state in ENDS} == set(DESIGN) - {"pending", "submitting", "accepted", "finished"}
+
+
+def test_a_post_goes_only_from_submitting() -> None:
+    """An accepted job has passed through `submitting`, whose intent is on disk, or somebody resolved it."""
+    assert {old for old in State if State.ACCEPTED in TABLE[old]} == {
+        State.SUBMITTING,
+        State.AMBIGUOUS,
+        State.TIMED_OUT,
+    }
+    assert {old for old in State if State.SUBMITTING in TABLE[old]} == {State.PENDING}
+
+
+def test_only_errored_leads_to_a_second_paid_post() -> None:
+    """From `accepted`, without passing `errored`, no path of the table leads to another POST."""
+    reached = set(paths(State.ACCEPTED, without=State.ERRORED))
+    assert not reached & {State.PENDING, State.SUBMITTING, State.AMBIGUOUS}
+
+
+def test_final_states_are_final() -> None:
+    """Nothing leads out of succeeded, failed, rejected and cancelled."""
+    assert {old for old in State if not TABLE[old]} == {
+        State.SUCCEEDED,
+        State.FAILED,
+        State.REJECTED,
+        State.CANCELLED,
+    }
+
+
+# ---- after a POST ----------------------------------------------------------------------------------------
+
+
+@given(post_verdicts, counts, chances)
+def test_every_post_decision_is_a_move(verdict: PostVerdict, refused: int, chance: float) -> None:
+    """Each verdict on a POST comes to a decision whose move from `submitting` is in the table."""
+    match after_post(verdict, refusals=refused, chance=chance):
+        case Go():
+            check_move(State.SUBMITTING, State.ACCEPTED)
+        case Again(wait_s):
+            check_move(State.SUBMITTING, State.PENDING)
+            assert 0 <= wait_s <= 3600
+        case Stop():
+            check_move(State.SUBMITTING, State.PENDING)
+        case End(state):
+            check_move(State.SUBMITTING, state)
+
+
+@given(post_verdicts, counts, chances)
+def test_back_to_pending_needs_proof(verdict: PostVerdict, refused: int, chance: float) -> None:
+    """From `submitting` a job is pending again only where nothing was sent or the gateway clearly refused."""
+    decision = after_post(verdict, refusals=refused, chance=chance)
+    if isinstance(decision, Again | Stop):
+        assert isinstance(verdict, NotSent | Refused)
+
+
+@given(words, counts, chances)
+def test_unclear_is_never_sent_again(reason: str, refused: int, chance: float) -> None:
+    """A POST of which nobody knows what became ends its job as ambiguous, whatever came before."""
+    decision = after_post(Unclear(reason), refusals=refused, chance=chance)
+    assert decision == End(State.AMBIGUOUS, "ambiguous", reason)
+
+
+@given(words, progress, counts, chances)
+def test_accepted_goes_on(request_id: str, said: Progress, refused: int, chance: float) -> None:
+    """An accepted POST goes on with its request_id and with all that its answer said."""
+    accepted = Accepted(request_id, said)
+    assert after_post(accepted, refusals=refused, chance=chance) == Go(accepted)
+
+
+@pytest.mark.parametrize(
+    ("verdict", "refused", "expected"),
+    [
+        (Refused(Refusal.REJECTED, 400, "bad prompt"), 0, End(State.REJECTED, "http_400", "bad prompt")),
+        (Refused(Refusal.REJECTED, 422, "no"), 7, End(State.REJECTED, "http_422", "no")),
+        (Refused(Refusal.STOP, 401, "no key"), 0, Stop(401, "no key")),
+        (Refused(Refusal.STOP, 402, "no money"), 99, Stop(402, "no money")),
+        (Refused(Refusal.STOP, 403, "forbidden"), 0, Stop(403, "forbidden")),
+        (Refused(Refusal.SLOW_DOWN, 429, "slow", 3.0), 0, Again(0.0, "slow")),
+        (Refused(Refusal.SLOW_DOWN, 429, "slow"), 1000, Again(0.0, "slow")),
+        (Refused(Refusal.SLOW_DOWN, 403, "quota", 60.0), 1000, Again(0.0, "quota")),
+        (Refused(Refusal.TRY_AGAIN, 500, "oops", 30.0), 0, Again(30.0, "oops")),
+        (Refused(Refusal.TRY_AGAIN, 503, "oops"), 0, Again(0.5, "oops")),
+        (Refused(Refusal.TRY_AGAIN, 503, "oops"), 1, Again(1.0, "oops")),
+        (NotSent("no route"), 0, Again(0.5, "no route")),
+    ],
+)
+def test_after_post(verdict: PostVerdict, refused: int, expected: object) -> None:
+    """400-class ends the job, 401/402/403 stop the run, 429/500/503 and what was not sent go again."""
+    assert after_post(verdict, refusals=refused, chance=1.0) == expected
+
+
+@given(st.sampled_from([500, 503]), words, chances)
+def test_refusals_come_to_an_end(status: int, said: str, chance: float) -> None:
+    """A job that is refused with 500 or 503 again and again is rejected in the end, and says how often."""
+    refused = Refused(Refusal.TRY_AGAIN, status, said)
+    decisions = [after_post(refused, refusals=count, chance=chance) for count in range(MAX_REFUSALS)]
+    assert all(isinstance(decision, Again) for decision in decisions[:-1])
+    last = decisions[-1]
+    assert isinstance(last, End)
+    assert last.state is State.REJECTED
+    assert str(MAX_REFUSALS) in last.message
+    assert said in last.message
+
+
+@given(st.integers(1, 10**6), chances)
+def test_pause(failures: int, chance: float) -> None:
+    """Pauses are spread from 0 to a bound that never shrinks with failures and never passes a minute."""
+    assert 0 <= pause_s(failures, chance) <= pause_s(failures, 1.0) <= pause_s(failures + 1, 1.0) <= LONGEST_PAUSE_S
+
+
+# ---- after a poll ----------------------------------------------------------------------------------------
+
+
+@given(poll_verdicts, counts, st.integers(1, 100), chances)
+def test_every_poll_decision_is_a_move(verdict: PollVerdict, errors: int, attempts: int, chance: float) -> None:
+    """Each verdict on a poll comes to a decision whose move from `accepted` is in the table."""
+    match after_poll(verdict, errors=errors, max_attempts=attempts, chance=chance):
+        case Fetch(finished):
+            assert finished == verdict
+            check_move(State.ACCEPTED, State.FINISHED)
+        case LookAgain():
+            assert isinstance(verdict, Waiting | PollTrouble)
+        case Again():
+            check_move(State.ACCEPTED, State.ERRORED)
+            check_move(State.ERRORED, State.PENDING)
+        case End(state):
+            check_move(State.ACCEPTED, state)
+
+
+@given(poll_verdicts, counts, st.integers(1, 100), chances)
+def test_only_error_leads_to_another_post(verdict: PollVerdict, errors: int, attempts: int, chance: float) -> None:
+    """After a poll only ERROR, which is not charged, sends a job back to the submitter, within max_attempts."""
+    decision = after_poll(verdict, errors=errors, max_attempts=attempts, chance=chance)
+    assert isinstance(decision, Again) == (isinstance(verdict, Errored) and errors + 1 < attempts)
+
+
+@given(words, st.integers(0, 599), waits, counts, st.integers(1, 100), chances)
+def test_poll_trouble_changes_no_state(
+    reason: str, status: int, wait_s: float | None, errors: int, attempts: int, chance: float
+) -> None:
+    """A status that could not be read, for whatever reason, leaves the job accepted."""
+    trouble = PollTrouble(reason, status, wait_s)
+    assert after_poll(trouble, errors=errors, max_attempts=attempts, chance=chance) == LookAgain(trouble)
+
+
+@pytest.mark.parametrize(
+    ("verdict", "errors", "expected"),
+    [
+        (Waiting("QUEUED"), 0, LookAgain(None)),
+        (Waiting("SOME NEW WORD"), 0, LookAgain(None)),
+        (PICTURE, 0, Fetch(PICTURE)),
+        (Failed("nsfw"), 0, End(State.FAILED, "failed", "nsfw")),
+        (Failed(""), 0, End(State.FAILED, "failed", "the gateway gave no reason")),
+        (Errored("gpu"), 0, Again(0.5, "gpu")),
+        (Errored("gpu"), 1, Again(1.0, "gpu")),
+        (Errored("gpu"), 2, End(State.ERRORED, "error", "gpu")),
+        (Errored(""), 2, End(State.ERRORED, "error", "the gateway gave no reason")),
+    ],
+)
+def test_after_poll(verdict: PollVerdict, errors: int, expected: object) -> None:
+    """Waiting is looked at again, FAILED ends, ERROR goes again until three accepted POSTs came to it."""
+    assert after_poll(verdict, errors=errors, max_attempts=3, chance=1.0) == expected
+
+
+@given(st.integers(1, 50))
+def test_max_attempts_counts_accepted_posts(attempts: int) -> None:
+    """A job that always comes to ERROR is POSTed max_attempts times, in one run or in many."""
+    posts, errors = 0, 0
+    while True:
+        posts += 1
+        decision = after_poll(Errored(""), errors=errors, max_attempts=attempts, chance=0.0)
+        errors += 1
+        if isinstance(decision, End):
+            break
+    assert posts == attempts
+    assert on_resume(State.ERRORED, errors=errors, max_attempts=attempts, resubmit_ambiguous=True) is None
+
+
+# ---- a new run -------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("state", "hold", "resubmit"),
+    [
+        ("pending", "pending", "pending"),
+        ("submitting", "ambiguous", "pending"),
+        ("accepted", "accepted", "accepted"),
+        ("finished", "finished", "finished"),
+        ("succeeded", None, None),
+        ("failed", None, None),
+        ("errored", "pending", "pending"),
+        ("rejected", None, None),
+        ("ambiguous", "ambiguous", "pending"),
+        ("timed_out", "accepted", "accepted"),
+        ("cancelled", None, None),
+    ],
+)
+def test_on_resume(state: str, hold: str | None, resubmit: str | None) -> None:
+    """A new run goes on from the state that the ledger has; a POST in the air is ambiguous unless asked."""
+    for asked, expected in ((False, hold), (True, resubmit)):
+        new = on_resume(State(state), errors=0, max_attempts=3, resubmit_ambiguous=asked)
+        assert (None if new is None else new.value) == expected
+
+
+@settings(max_examples=50)
+@given(st.sampled_from(State), counts, st.integers(1, 10), st.booleans())
+def test_resume_follows_the_table(state: State, errors: int, attempts: int, resubmit: bool) -> None:
+    """A new run moves a job only along the table; one that was in the air passes through `ambiguous`."""
+    new = on_resume(state, errors=errors, max_attempts=attempts, resubmit_ambiguous=resubmit)
+    if new is None or new is state:
+        return
+    if state is State.SUBMITTING:
+        check_move(state, State.AMBIGUOUS)
+        state = State.AMBIGUOUS
+    if new is not state:
+        check_move(state, new)
+
+
+@given(counts, st.integers(1, 10))
+def test_ambiguous_is_held_unless_asked(errors: int, attempts: int) -> None:
+    """Without --ambiguous resubmit no resume leads from a POST in the air or an ambiguous one to another POST."""
+    for state in (State.SUBMITTING, State.AMBIGUOUS):
+        held = on_resume(state, errors=errors, max_attempts=attempts, resubmit_ambiguous=False)
+        assert held is State.AMBIGUOUS
