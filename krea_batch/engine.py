@@ -80,7 +80,7 @@ class _Watch:
         self.accept(outcome.request_id)
         self.outcome.set_result(outcome)
 
-    def give_up(self, why: KreaBatchError) -> None:
+    def give_up(self, why: BaseException) -> None:
         for future in (self.accepted, self.outcome):
             if not future.done():
                 future.set_exception(why)
@@ -255,8 +255,10 @@ class Engine:
                 await self._open(stack)
                 try:
                     await self._work()
-                finally:
-                    self._forsake()
+                except BaseException as error:
+                    self._forsake(_first(error))
+                    raise
+                self._forsake(self.stopped or _CLOSED)
         except BaseExceptionGroup as group:
             raise _first(group) from group
 
@@ -396,26 +398,29 @@ class Engine:
 
     def _left(self, flight: Flight) -> None:
         self._run.slots.give_back()
-        self._give_up(flight.id)
+        self._run.aloft.pop(flight.id, None)
+        if self._run.stopped:  # else the stages are coming down, and `_forsake` will know why
+            self._give_up(flight.id)
 
-    def _give_up(self, job_id: str) -> None:
+    def _give_up(self, job_id: str, why: BaseException | None = None) -> None:
         """Tell whoever waits for the job that this run brings it no further."""
         self._run.aloft.pop(job_id, None)
         if watch := self._watches.pop(job_id, None):
-            watch.give_up(self._run.stopped or _CLOSED)
+            watch.give_up(why or self._run.stopped or _CLOSED)
 
-    def _leave_boarding(self) -> None:
+    def _leave_boarding(self, why: BaseException | None = None) -> None:
         boarding, self._boarding = self._boarding, {}
         for job_id, task in boarding.items():
             task.cancel()
-            self._give_up(job_id)
+            self._give_up(job_id, why)
 
-    def _forsake(self) -> None:
+    def _forsake(self, why: BaseException) -> None:
         """The stages have ended: whoever still waits for a job waits in vain, in this run."""
         self._over = True
-        self._leave_boarding()
+        why = _CLOSED if isinstance(why, asyncio.CancelledError) else why
+        self._leave_boarding(why)
         for job_id in list(self._watches):
-            self._give_up(job_id)
+            self._give_up(job_id, why)
 
     # ---- parts -------------------------------------------------------------------------------------------
 
@@ -525,10 +530,10 @@ async def _first_of(*works: Awaitable[Any]) -> None:
             task.cancel()
 
 
-def _first(group: BaseExceptionGroup[BaseException]) -> BaseException:
+def _first(error: BaseException) -> BaseException:
     """The error that ended the run: one of ours where there is one."""
-    ours = group.subgroup(KreaBatchError)
-    error: BaseException = ours or group
+    if isinstance(error, BaseExceptionGroup):
+        error = error.subgroup(KreaBatchError) or error
     while isinstance(error, BaseExceptionGroup):
         error = error.exceptions[0]
     return error

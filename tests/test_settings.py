@@ -231,11 +231,13 @@ def test_the_key_hides() -> None:
     assert not hasattr(key, "__dict__")
     for expose in (pickle.dumps, copy.copy, copy.deepcopy, msgspec.json.encode):
         with pytest.raises(TypeError) as caught:
-            expose(key)  # type: ignore[operator]
+            expose(key)
         assert KEY not in str(caught.value)
 
 
-@pytest.mark.parametrize("text", ["", " ", f"{KEY}\n", f"{KEY}\r\nX-Evil: 1", f"{KEY} x", f"{KEY}\t", f"{KEY}é", f"{KEY}\0"])
+@pytest.mark.parametrize(
+    "text", ["", " ", f"{KEY}\n", f"{KEY}\r\nX-Evil: 1", f"{KEY} x", f"{KEY}\t", f"{KEY}é", f"{KEY}\0"]
+)
 def test_what_is_no_key(text: str) -> None:
     """A key that could not stand in a header is refused, in words that do not show it."""
     with pytest.raises(SettingsError) as caught:

@@ -49,9 +49,7 @@ class VirtualTimeLoop(asyncio.SelectorEventLoop):
     def time(self) -> float:
         return self._jumping.now_s
 
-    def run_in_executor(
-        self, executor: Any, func: Callable[[Unpack[Ts]], T], *args: Unpack[Ts]
-    ) -> asyncio.Future[T]:
+    def run_in_executor(self, executor: Any, func: Callable[[Unpack[Ts]], T], *args: *Ts) -> asyncio.Future[T]:
         future: asyncio.Future[T] = self.create_future()
         if self._disk_s is None:
             self._work(lambda *answer: self.call_soon(_resolve, *answer), future, func, *args)
@@ -64,7 +62,7 @@ class VirtualTimeLoop(asyncio.SelectorEventLoop):
         tell: Callable[..., object],
         future: asyncio.Future[T],
         func: Callable[[Unpack[Ts]], T],
-        *args: Unpack[Ts],
+        *args: *Ts,
     ) -> None:
         """Do it even where nobody waits for it any more, as a thread would."""
         try:

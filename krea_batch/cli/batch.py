@@ -76,9 +76,7 @@ def check_jobs(files: JobFiles, settings: Settings, *, skip_invalid: bool, quiet
     if checked.bad_lines and not skip_invalid:
         raise JobFileError(checked.problems, checked.bad_lines)
     if not checked.jobs:
-        raise InputError(
-            "there is no job in what was given", "write one JSON object a line; see krea-batch schema"
-        )
+        raise InputError("there is no job in what was given", "write one JSON object a line; see krea-batch schema")
     return checked
 
 

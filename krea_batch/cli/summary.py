@@ -86,9 +86,7 @@ class Summary(msgspec.Struct, frozen=True):
 
     def as_text(self) -> str:
         took = f"{clock_time(self.seconds)}, {size(self.downloaded_bytes)}"
-        head = f"{counted(self.folder.total, 'job')} in {took}" + (
-            " (simulated, no cost)" if self.simulated else ""
-        )
+        head = f"{counted(self.folder.total, 'job')} in {took}" + (" (simulated, no cost)" if self.simulated else "")
         lines = [head, *self.folder.lines()]
         if self.not_begun:
             lines.append(f"  {counted(self.not_begun, 'job')} of the input not begun")

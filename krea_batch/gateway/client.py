@@ -14,6 +14,7 @@ from typing import Any, Self
 from urllib.parse import urlsplit
 
 import aiohttp
+from yarl import URL
 
 from krea_batch.gateway import wire
 from krea_batch.gateway.media import MAX_IMAGE_BYTES, MediaError, is_public_address, starts_at, why_not_url
@@ -36,7 +37,7 @@ class Media:
         self._response = response
         self.offset = offset
         etag = response.headers.get("ETag", "")
-        self.etag = etag if etag.startswith('"') else None
+        self.etag = etag if etag.startswith('"') and etag.isascii() else None  # others cannot be sent back
 
     async def __aenter__(self) -> Self:
         return self
@@ -129,11 +130,14 @@ class GatewayClient:
             raise MediaError(f"nothing is fetched from {url[:200]!r}: {why_not}")
         headers = {"Range": f"bytes={offset}-", "If-Range": etag} if offset and etag else {}
         try:
-            response = await self._cdn.get(url, headers=headers, allow_redirects=False)
+            response = await self._cdn.get(_as_given(url), headers=headers, allow_redirects=False)
         except _BROKEN as error:
             raise MediaError(_reason(error)) from None
         except ValueError as error:  # yarl and aiohttp refuse some URLs only when they are used
             raise MediaError(f"nothing is fetched from {url[:200]!r}: {type(error).__name__}") from None
+        if response.status == 416 and headers:  # nothing follows what we have, and yet it is not whole
+            response.close()
+            return await self.fetch(url)
         try:
             return self._media(response, offset if headers else 0)
         except MediaError:
@@ -158,6 +162,11 @@ class GatewayClient:
         if not is_public_address(str(sockaddr[0]), allow_loopback=self._allow_loopback):
             raise PermissionError(f"{sockaddr[0]} is no public address")
         return socket.socket(family, kind, protocol)
+
+
+def _as_given(url: str) -> URL:
+    """The URL byte for byte, since a signature may be in it; what no request line can hold is quoted."""
+    return URL(url, encoded=url.isascii() and url.isprintable() and " " not in url)
 
 
 async def _mark_sent(_: object, context: SimpleNamespace, __: object) -> None:

@@ -80,8 +80,7 @@ def encode_body(job: Job) -> bytes:
     if job.seed is not msgspec.UNSET:
         body["seed"] = job.seed
     body["image_style_references"] = [
-        {"image_url": reference.image_url, "strength": reference.strength}
-        for reference in job.image_style_references
+        {"image_url": reference.image_url, "strength": reference.strength} for reference in job.image_style_references
     ]
     body["styles"] = [{"id": style.id, "strength": style.strength} for style in job.styles]
     body["moodboards"] = [{"id": board.id, "strength": board.strength} for board in job.moodboards]
@@ -206,9 +205,7 @@ def _decode(body: bytes | None) -> _Fields | None:
 
 def _is_error_body(fields: _Fields | None) -> bool:
     """True for the document's error body, which never names a request."""
-    return (
-        fields is not None and isinstance(fields.error, str) and fields.error != "" and fields.request_id is None
-    )
+    return fields is not None and isinstance(fields.error, str) and fields.error != "" and fields.request_id is None
 
 
 def _said(status: int, fields: _Fields | None) -> str:
@@ -231,7 +228,7 @@ def retry_after_s(value: str | None, date: str | None, *, now: datetime) -> floa
     if value is None:
         return None
     text = value.strip()
-    if re.fullmatch(r"\d{1,12}(?:\.\d{1,9})?", text):
+    if re.fullmatch(r"\d+(?:\.\d+)?", text):
         return min(float(text), MAX_RETRY_AFTER_S)
     until, since = _http_date(text), _http_date(date or "") or now
     if until is None:

@@ -67,20 +67,16 @@ class Store:
         """Open the file, making it unless `read_only`. Raises RunFolderError for a stranger's or newer one."""
         mode = "rw" if read_only else "rwc"  # "ro" would leave WAL files behind, having no right to clear them up
         try:
-            connection = sqlite3.connect(
-                f"{path.absolute().as_uri()}?mode={mode}",
-                uri=True,
-                timeout=BUSY_TIMEOUT_S,
-                isolation_level=None,
-                check_same_thread=False,
-            )
-            _check_owner(connection, path)
-            if read_only:
-                connection.execute("PRAGMA query_only = ON")
-            else:
-                connection.execute("PRAGMA journal_mode = WAL")
-                connection.execute("PRAGMA synchronous = FULL")
-                _make_tables(connection)
+            connection = _connect(path, mode)
+            try:
+                _check_owner(connection, path)
+                if read_only:
+                    connection.execute("PRAGMA query_only = ON")
+                else:
+                    _make_ready(connection)
+            except BaseException:
+                connection.close()
+                raise
         except sqlite3.Error as error:
             raise RunFolderError(path, f"the ledger cannot be opened ({error})", "choose another --out") from error
         return cls(path, connection)
@@ -184,8 +180,9 @@ class Store:
 
     def time_out(self, n: int, why: Trouble, at: float, polls: int) -> Outcome:
         """This run waits no longer for the job; its request_id stays, and the next run asks again."""
-        state = State(self._sql.execute("SELECT state FROM jobs WHERE n = ?", (n,)).fetchone()[0])
-        return self._end(n, state, State.TIMED_OUT, why, at, polls)
+        finished = self._sql.execute("SELECT 1 FROM jobs WHERE n = ? AND state = 'finished'", (n,)).fetchone()
+        old = State.FINISHED if finished else State.ACCEPTED
+        return self._end(n, old, State.TIMED_OUT, why, at, polls)
 
     # ---- a new run ---------------------------------------------------------------------------------------
 
@@ -324,6 +321,16 @@ class Store:
 _KILLED = Trouble("ambiguous", "the process ended while the POST was in the air")
 
 
+def _connect(path: Path, mode: str) -> sqlite3.Connection:
+    return sqlite3.connect(
+        f"{path.absolute().as_uri()}?mode={mode}",
+        uri=True,
+        timeout=BUSY_TIMEOUT_S,
+        isolation_level=None,
+        check_same_thread=False,
+    )
+
+
 def _check_owner(connection: sqlite3.Connection, path: Path) -> None:
     (application_id,) = connection.execute("PRAGMA application_id").fetchone()
     (version,) = connection.execute("PRAGMA user_version").fetchone()
@@ -336,6 +343,15 @@ def _check_owner(connection: sqlite3.Connection, path: Path) -> None:
             f"a newer krea-batch wrote it (schema {version})",
             "update krea-batch, or choose another --out",
         )
+
+
+def _make_ready(connection: sqlite3.Connection) -> None:
+    connection.execute("PRAGMA journal_mode = WAL")
+    connection.execute("PRAGMA synchronous = FULL")
+    connection.execute("BEGIN")
+    connection.execute("PRAGMA user_version = 0")  # SQLite opens a file that cannot be written, too: tell it now
+    connection.execute("ROLLBACK")
+    _make_tables(connection)
 
 
 def _make_tables(connection: sqlite3.Connection) -> None:

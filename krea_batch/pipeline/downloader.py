@@ -62,9 +62,7 @@ class Downloader:
     `ended` takes a flight that ended here, `left` one that stays on record for the next run.
     """
 
-    def __init__(
-        self, run: Run, *, ended: Callable[[Flight, Outcome], None], left: Callable[[Flight], None]
-    ) -> None:
+    def __init__(self, run: Run, *, ended: Callable[[Flight, Outcome], None], left: Callable[[Flight], None]) -> None:
         self._run = run
         self._ended = ended
         self._left = left

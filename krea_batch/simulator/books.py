@@ -1,7 +1,7 @@
-"""What the gateway took, charged and answered, for the judge who asks; and each accepted job.
+"""What was received, accepted, polled and fetched comes in; counts and a ledger for the judge go out. Pure.
 
-Newcomers: a job has no task and no timer. Its end is drawn when it is accepted, and its status is worked out when
-somebody asks.
+Newcomers: `charged` is what stands now. A job that comes to ERROR is given back (document: not charged): its
+`charged` turns False and its `refunded` True, whether anybody polled it or not. So accepted = charged + refunded.
 """
 
 from __future__ import annotations
@@ -9,41 +9,22 @@ from __future__ import annotations
 import heapq
 import math
 from collections import Counter, deque
-from random import Random
 from typing import Any
 
 import msgspec
 
-from krea_batch.simulator.faults import Dice
-from krea_batch.simulator.latency import Latency
+from krea_batch.simulator.jobs import SimulatedJob
 
-MODEL_ID = "krea-2-large-text-to-image"
-
-
-class SimulatedJob:
-    """An accepted POST. Instants are seconds since 1970."""
-
-    __slots__ = ("body", "done_at", "end", "last_poll_at", "outputs", "request_id", "start_at", "submitted_at")
-
-    def __init__(self, request_id: str, body: dict[str, Any], submitted_at: float) -> None:
-        self.request_id = request_id
-        self.body = body
-        self.submitted_at = submitted_at
-        self.start_at = submitted_at
-        self.done_at = submitted_at
-        self.end = "COMPLETED"
-        self.outputs = 1
-        self.last_poll_at = -math.inf
-
-    def status(self, now: float) -> str:
-        if now >= self.done_at:
-            return self.end
-        return "PROCESSING" if now >= self.start_at else "QUEUED"
+_COUNTED = (
+    "accepted", "charged", "refunded", "undelivered", "polls", "polls_429", "cdn_requests", "cdn_with_key",
+    "downloads", "bytes", "webhooks", "webhooks_failed", "webhooks_refused",
+)  # fmt: skip
 
 
 class Post(msgspec.Struct):
-    """One POST received. `delivered` is False where its answer was made never to arrive."""
+    """One POST received. `status` is 0 where the connection was cut instead of an answer."""
 
+    order: int
     at_s: float
     status: int
     body: Any
@@ -54,107 +35,104 @@ class Post(msgspec.Struct):
 
 
 class Books:
-    """Everything that is counted."""
+    """Everything that is counted. `balance` is the credits left, None where they have no end."""
 
     def __init__(self, balance: int | None) -> None:
         self.jobs: dict[str, SimulatedJob] = {}
         self.posts: list[Post] = []
         self.post_of: dict[str, Post] = {}
         self.balance = balance
-        self.seen: Counter[str] = Counter()  # accepted POSTs of each body
+        self.received: Counter[str] = Counter()  # POSTs of each body
+        self.accepted: Counter[str] = Counter()  # of those, the accepted ones
         self.counts: Counter[str] = Counter()
         self.refused: Counter[int] = Counter()
         self.least_gap_s = math.inf
+        self.most_polls = 0
         self.most_in_a_second = 0
         self._last_second: deque[float] = deque()
+        self._to_refund: list[tuple[float, str]] = []  # a heap of the jobs that will come to ERROR
 
-    def post(self, post: Post) -> Post:
-        """Note a POST, whatever became of it."""
+    def post(self, at_s: float, status: int, body: Any, job: SimulatedJob | None, *, delivered: bool = True) -> Post:
+        """Note a POST, whatever became of it; `job` is None where it was refused."""
+        request_id = job.request_id if job else None
+        post = Post(len(self.posts) + 1, at_s, status, body, request_id, job is not None, False, delivered)
         self.posts.append(post)
-        if post.request_id is None:
-            self.refused[post.status] += 1
-        else:
-            self.counts["accepted"] += 1
-            self.counts["charged"] += post.charged
-            self.post_of[post.request_id] = post
-        window = self._last_second
-        window.append(post.at_s)
-        while post.at_s - window[0] >= 1.0:
-            window.popleft()
-        self.most_in_a_second = max(self.most_in_a_second, len(window))
+        self._count_second(at_s)
+        if job is None:
+            self.refused[status] += 1
+            return post
+        self.counts["accepted"] += 1
+        self.counts["charged"] += 1
+        self.counts["undelivered"] += not delivered
+        self.jobs[job.request_id] = job
+        self.post_of[job.request_id] = post
+        if self.balance is not None:
+            self.balance -= 1
+        if job.end == "ERROR":
+            heapq.heappush(self._to_refund, (job.done_at, job.request_id))
         return post
 
-    def polled(self, job: SimulatedJob, now: float) -> None:
-        self.least_gap_s = min(self.least_gap_s, now - job.last_poll_at)
-        job.last_poll_at = now
+    def _count_second(self, at_s: float) -> None:
+        window = self._last_second
+        window.append(at_s)
+        while at_s - window[0] >= 1.0:
+            window.popleft()
+        self.most_in_a_second = max(self.most_in_a_second, len(window))
 
-    def settle(self, job: SimulatedJob) -> None:
-        """Give back the charge of a job that has come to ERROR."""
-        post = self.post_of.get(job.request_id)
-        if post and job.end == "ERROR" and not post.refunded:
-            post.refunded, post.charged = True, False
+    def lost(self, post: Post) -> None:
+        """Note that an answer found nobody there."""
+        if post.delivered:
+            post.delivered = False
+            self.counts["undelivered"] += 1
+
+    def polled(self, job: SimulatedJob, now: float) -> None:
+        """Note a poll of a job, whatever its answer will be."""
+        job.least_gap_s = min(job.least_gap_s, now - job.last_poll_at)
+        self.least_gap_s = min(self.least_gap_s, job.least_gap_s)
+        job.last_poll_at = now
+        job.polls += 1
+        self.most_polls = max(self.most_polls, job.polls)
+
+    def settle(self, now: float) -> None:
+        """Give back the charges of the jobs that have come to ERROR by now."""
+        while self._to_refund and self._to_refund[0][0] <= now:
+            post = self.post_of[heapq.heappop(self._to_refund)[1]]
+            post.charged, post.refunded = False, True
             self.counts["charged"] -= 1
             self.counts["refunded"] += 1
             if self.balance is not None:
                 self.balance += 1
 
-    def totals(self) -> dict[str, Any]:
-        names = ("accepted", "charged", "refunded", "polls", "downloads", "bytes", "cdn_with_key", "webhooks")
-        return {name: self.counts[name] for name in names} | {
-            "posts": len(self.posts),
-            "refused": {str(status): count for status, count in self.refused.items()},
-            "polls_429": self.counts["polls_429"],
-            "least_poll_gap_s": None if math.isinf(self.least_gap_s) else self.least_gap_s,
-            "most_posts_in_a_second": self.most_in_a_second,
-            "balance": self.balance,
+    def totals(self, now: float) -> dict[str, Any]:
+        """Counts, which cost the same for one job and for a hundred thousand."""
+        self.settle(now)
+        return (
+            {"posts": len(self.posts)}
+            | {name: self.counts[name] for name in _COUNTED}
+            | {
+                "refused": {str(status): count for status, count in sorted(self.refused.items())},
+                "least_poll_gap_s": _known(self.least_gap_s),
+                "most_polls_of_a_job": self.most_polls,
+                "most_posts_in_a_second": self.most_in_a_second,
+                "balance": self.balance,
+            }
+        )
+
+    def ledger(self, now: float) -> dict[str, Any]:
+        """The totals and every POST."""
+        return {"totals": self.totals(now), "posts": [self._told(post, now) for post in self.posts]}
+
+    def _told(self, post: Post, now: float) -> dict[str, Any]:
+        told = {name: getattr(post, name) for name in Post.__struct_fields__}
+        job = self.jobs.get(post.request_id or "")
+        told["job"] = job and {
+            "status": job.status(now),
+            "polls": job.polls,
+            "least_poll_gap_s": _known(job.least_gap_s),
+            "fetches": sum(job.fetches),
         }
+        return told
 
 
-class Factory:
-    """Decides how long an accepted job waits and works, and how it ends."""
-
-    def __init__(self, latency: str, time_scale: float, workers: int, outputs: int, dice: Dice) -> None:
-        self.latency = Latency(latency)
-        self.time_scale = time_scale
-        self.outputs = outputs
-        self.dice = dice
-        self._free_at = [0.0] * workers  # a heap: when each worker is free again
-
-    def take(self, job: SimulatedJob, earlier: int, order: int) -> None:
-        """Draw the job's times and end. `earlier` counts accepted POSTs of the same body before it."""
-        random = Random(f"{self.dice.seed} {order}")
-        works_s = self.latency.draw(random) / self.time_scale
-        job.start_at = job.submitted_at + 0.1 * works_s
-        if self._free_at:
-            job.start_at = max(job.start_at, self._free_at[0])
-            heapq.heapreplace(self._free_at, job.start_at + 0.9 * works_s)
-        job.done_at = job.start_at + 0.9 * works_s
-        job.outputs = self.outputs
-        if self.dice.strikes("job-failed", order):
-            job.end = "FAILED"
-        elif self.dice.strikes("job-error", order) or (
-            earlier == 0 and self.dice.strikes("job-first-error", order)
-        ):
-            job.end = "ERROR"
-
-
-class Remembered(msgspec.Struct):
-    """A line of the file that keeps accepted jobs over restarts."""
-
-    request_id: str
-    body: dict[str, Any]
-    submitted_at: float
-    start_at: float
-    done_at: float
-    end: str
-    outputs: int
-
-    @classmethod
-    def of(cls, job: SimulatedJob) -> Remembered:
-        return cls(*(getattr(job, name) for name in cls.__struct_fields__))
-
-    def job(self) -> SimulatedJob:
-        job = SimulatedJob(self.request_id, self.body, self.submitted_at)
-        for name in ("start_at", "done_at", "end", "outputs"):
-            setattr(job, name, getattr(self, name))
-        return job
+def _known(gap_s: float) -> float | None:
+    return gap_s if math.isfinite(gap_s) else None

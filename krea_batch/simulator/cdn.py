@@ -1,130 +1,170 @@
-"""Requests for pictures come in; PNGs, parts of them, or a fault that was asked for, go out."""
+"""Requests for pictures come in; PNGs, parts of them, or a fault that was asked for, go out.
+
+Newcomers: a picture is drawn when it is first asked for, in a thread, and kept for a while.
+"""
 
 from __future__ import annotations
 
 import asyncio
 import re
 from collections import OrderedDict
-from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
+from functools import partial
+from importlib.util import find_spec
 
 from aiohttp import web
 
-from krea_batch.simulator.books import SimulatedJob
-from krea_batch.simulator.gateway import HTML, KEY_HEADER, Gateway, cut, error
+from krea_batch.simulator.answers import cut, error, html, server_error
+from krea_batch.simulator.jobs import SimulatedJob
+from krea_batch.simulator.ranges import wanted
 from krea_batch.simulator.settings import SimulatorError
-from krea_batch.simulator.tiny_png import tiny_png
+from krea_batch.simulator.state import KEY_HEADER, State
+from krea_batch.simulator.tiny_png import tiny_picture
 
-CACHED_PICTURES = 64  # chosen: what is asked for again is asked for soon
-TINY_SIZE = 24  # pixels on the longer side
-_RANGE = re.compile(r"bytes=(\d+)-(\d*)")
+THREADS = 2  # chosen: drawing shares its cores with the engine that waits for it
+CACHED_BYTES = 64 << 20  # chosen: what is asked for again is asked for soon
+INLINE_BYTES = 64 << 10  # a tiny picture up to this size is made on the loop, since a thread hop costs more
+SLOW_PIECES = 20
+_NAME = re.compile(r"output(?:-([2-4]))?\.png")
+_FAULTS = ("cdn-404", "cdn-503", "cdn-html", "cdn-cut", "cdn-corrupt", "cdn-trailing", "cdn-slow")
 
 
 class Cdn:
-    """The pictures of accepted jobs, drawn when they are first asked for."""
+    """The pictures of accepted jobs. Raises SimulatorError where they are to be drawn and Pillow is missing."""
 
-    def __init__(self, gateway: Gateway, threads: int = 2) -> None:
-        self.gateway = gateway
-        self._threads = ThreadPoolExecutor(threads, "simulator-pictures")
+    def __init__(self, state: State) -> None:
+        self.state = state
+        self._threads = ThreadPoolExecutor(THREADS, "simulator-pictures")
         self._cache: OrderedDict[str, bytes] = OrderedDict()
-        if not gateway.settings.tiny:
-            need_pillow()
+        self._cached_bytes = 0
 
     async def get(self, request: web.Request) -> web.StreamResponse:
-        books, dice = self.gateway.books, self.gateway.dice
-        books.counts["downloads"] += 1
-        books.counts["cdn_with_key"] += KEY_HEADER in request.headers
-        job = books.jobs.get(request.match_info["request_id"])
+        """GET and HEAD of a picture."""
+        self._count(request)
+        job = self.state.books.jobs.get(request.match_info["request_id"])
         number = _number(request.match_info["name"])
-        if job is None or not 1 <= number <= job.outputs or job.status(self.gateway.now()) != "COMPLETED":
-            return error(404, "Not Found", "There is no such object.")
-        about = (job.request_id, number, books.counts["downloads"])
-        fault = next((name for name in _FAULTS if dice.strikes(name, *about)), None)
-        if fault in _INSTEAD:
-            return _INSTEAD[fault]()
+        if job is None or not 1 <= number <= job.outputs or job.status(self.state.now()) != "COMPLETED":
+            return _not_found()
+        job.fetches[number - 1] += 1
+        fault = self.state.dice.first(_FAULTS, f"{job.about}/{number}", job.fetches[number - 1])
+        match fault:
+            case "cdn-404":
+                return _not_found()
+            case "cdn-503":
+                return server_error(503)
+            case "cdn-html":
+                return html(200)
+            case _:
+                pass
         picture = await self._picture(job, number)
-        etag = f'"{job.request_id[-12:]}-{number}"'
-        return await self._send(request, _spoil(picture, fault), etag, fault)
+        return await self._send(request, _spoil(picture, fault), f'"{job.request_id[-12:]}-{number}"', fault)
 
-    async def close(self) -> None:
+    async def anything(self, request: web.Request) -> web.StreamResponse:
+        """Any other address of the CDN."""
+        self._count(request)
+        return _not_found()
+
+    def close(self) -> None:
         self._threads.shutdown(cancel_futures=True)
 
-    async def _send(
-        self, request: web.Request, picture: bytes, etag: str, fault: str | None
+    def _count(self, request: web.Request) -> None:
+        self.state.books.counts["cdn_requests"] += 1
+        self.state.books.counts["cdn_with_key"] += KEY_HEADER in request.headers
+
+    async def _send(self, request: web.Request, whole: bytes, etag: str, fault: str | None) -> web.StreamResponse:
+        length = len(whole)
+        headers = {"ETag": etag, "Accept-Ranges": "bytes", "Content-Type": "image/png"}
+        part = wanted(request.headers.get("Range"), request.headers.get("If-Range"), etag, length)
+        if part is None:
+            headers["Content-Range"] = f"bytes */{length}"
+            del headers["Content-Type"]
+            return web.Response(status=416, headers=headers)
+        start, stop = part
+        status = 200
+        if stop - start < length:
+            status = 206
+            headers["Content-Range"] = f"bytes {start}-{stop - 1}/{length}"
+        body = whole[start:stop]
+        if request.method == "HEAD":
+            return web.Response(status=status, body=body, headers=headers)
+        if fault in ("cdn-cut", "cdn-slow"):
+            headers["Content-Length"] = str(len(body))
+            return await self._drip(request, web.StreamResponse(status=status, headers=headers), body, fault)
+        self._sent(len(body))
+        return web.Response(status=status, body=body, headers=headers)
+
+    async def _drip(
+        self, request: web.Request, response: web.StreamResponse, body: bytes, fault: str
     ) -> web.StreamResponse:
-        start = _start(request, len(picture), etag)
-        headers = {"ETag": etag, "Accept-Ranges": "bytes"}
-        if start:
-            headers["Content-Range"] = f"bytes {start}-{len(picture) - 1}/{len(picture)}"
-        part = picture[start:]
-        self.gateway.books.counts["bytes"] += len(part)
-        status = 206 if start else 200
-        if fault not in ("cdn-cut", "cdn-slow"):
-            return web.Response(status=status, body=part, headers=headers, content_type="image/png")
-        response = web.StreamResponse(status=status, headers=headers)
-        response.content_type = "image/png"
-        response.content_length = len(part)
+        """Send half and cut, or send all of it slowly."""
         await response.prepare(request)
         if fault == "cdn-cut":
-            await response.write(part[: len(part) // 2])
-            await asyncio.sleep(0.01)  # let the first half go out before the connection does
-            return cut(request)
-        for at in range(0, len(part), max(1, len(part) // 20)):
-            await response.write(part[at : at + max(1, len(part) // 20)])
-            await asyncio.sleep(0.05)
+            await response.write(body[: len(body) // 2])
+            self.state.books.counts["bytes"] += len(body) // 2
+            if request.transport is not None:
+                request.transport.close()  # what was written still goes out
+            return cut(request) if request.transport is None else response
+        size = max(1, -(-len(body) // SLOW_PIECES))
+        for at in range(0, len(body), size):
+            await asyncio.sleep(self.state.settings.slow_s / SLOW_PIECES)
+            await response.write(body[at : at + size])
+        self._sent(len(body))
         return response
+
+    def _sent(self, length: int) -> None:
+        self.state.books.counts["downloads"] += 1
+        self.state.books.counts["bytes"] += length
 
     async def _picture(self, job: SimulatedJob, number: int) -> bytes:
         key = f"{job.request_id} {number}"
         if key in self._cache:
             self._cache.move_to_end(key)
             return self._cache[key]
-        settings = self.gateway.settings
-        if settings.tiny:
-            picture = _tiny(job, number, settings.picture_bytes)
+        settings = self.state.settings
+        make = partial(_make, job, number, settings.seed, settings.picture_bytes, drawn=settings.draws)
+        if settings.draws or settings.picture_bytes > INLINE_BYTES:
+            picture = await asyncio.get_running_loop().run_in_executor(self._threads, make)
         else:
-            from krea_batch.simulator.pictures import draw
-
-            loop = asyncio.get_running_loop()
-            picture = await loop.run_in_executor(
-                self._threads, draw, job.body, number, settings.seed, text_of(job, number)
-            )
-        self._cache[key] = picture
-        while len(self._cache) > CACHED_PICTURES:
-            self._cache.popitem(last=False)
+            picture = make()
+        self._keep(key, picture)
         return picture
 
-
-def text_of(job: SimulatedJob, number: int) -> dict[str, str]:
-    """What a picture carries, so that anybody can prove whose it is."""
-    body = job.body
-    return {
-        "prompt": body["prompt"],
-        "seed": str(body.get("seed", "")),
-        "aspect_ratio": str(body.get("aspect_ratio", "1:1")),
-        "creativity": str(body.get("creativity", "medium")),
-        "request_id": job.request_id,
-        "output": str(number),
-    }
+    def _keep(self, key: str, picture: bytes) -> None:
+        self._cached_bytes += len(picture) - len(self._cache.get(key, b""))
+        self._cache[key] = picture
+        while self._cached_bytes > CACHED_BYTES:
+            self._cached_bytes -= len(self._cache.popitem(last=False)[1])
 
 
 def need_pillow() -> None:
     """Raise SimulatorError where pictures cannot be drawn."""
-    from importlib.util import find_spec
-
     if find_spec("PIL") is None:
         raise SimulatorError(
             "drawing pictures needs Pillow; pip install 'krea-batch[simulator]', or ask for tiny ones"
         )
 
 
-_INSTEAD: dict[str | None, Callable[[], web.Response]] = {
-    "cdn-404": lambda: error(404, "Not Found", "asked for by a fault"),
-    "cdn-503": lambda: error(503, "Service Unavailable", "asked for by a fault"),
-    "cdn-html": lambda: web.Response(text=HTML, content_type="text/html"),
-}
-_FAULTS = ("cdn-404", "cdn-503", "cdn-html", "cdn-cut", "cdn-corrupt", "cdn-trailing", "cdn-slow")
+def text_of(job: SimulatedJob, number: int) -> dict[str, str]:
+    """What a picture carries in its iTXt chunks, so that anybody can prove whose it is."""
+    return {
+        "prompt": job.body["prompt"],
+        "seed": str(job.body.get("seed", "")),
+        "aspect_ratio": job.body.get("aspect_ratio", "1:1"),
+        "creativity": job.body.get("creativity", "medium"),
+        "request_id": job.request_id,
+        "output": str(number),
+    }
+
+
+def _make(job: SimulatedJob, number: int, seed: int, size_bytes: int, *, drawn: bool) -> bytes:
+    """The same for the same body; where the body names no seed, each job has its own."""
+    text = text_of(job, number)
+    chance = repr((job.body.get("seed", f"{seed}/{job.copy}"), number))
+    if not drawn:
+        return tiny_picture(text, chance, size_bytes)
+    from krea_batch.simulator.pictures import draw
+
+    return draw(text, chance)
 
 
 def _spoil(picture: bytes, fault: str | None) -> bytes:
@@ -134,27 +174,10 @@ def _spoil(picture: bytes, fault: str | None) -> bytes:
     return picture + b"<!-- served by a cache -->" if fault == "cdn-trailing" else picture
 
 
-def _start(request: web.Request, length: int, etag: str) -> int:
-    """The first byte to send: that of a Range request which still means this picture, else 0."""
-    wanted = _RANGE.fullmatch(request.headers.get("Range", ""))
-    if wanted is None or request.headers.get("If-Range", etag) != etag:
-        return 0
-    start = int(wanted[1])
-    return start if start < length else 0
-
-
-def _tiny(job: SimulatedJob, number: int, about_bytes: int) -> bytes:
-    across, _, down = str(job.body.get("aspect_ratio", "1:1")).partition(":")
-    ratio = float(across) / float(down)
-    width = TINY_SIZE if ratio >= 1 else max(1, round(TINY_SIZE * ratio))
-    height = TINY_SIZE if ratio <= 1 else max(1, round(TINY_SIZE / ratio))
-    seed = hash((job.body["prompt"], job.body.get("seed"), number)) & 0xFFFFFFFF
-    return tiny_png(width, height, seed, text_of(job, number), about_bytes)
-
-
 def _number(name: str) -> int:
-    match = re.fullmatch(r"output(?:-(\d))?\.png", name)
+    match = _NAME.fullmatch(name)
     return 0 if match is None else int(match[1] or 1)
 
 
-__all__: list[Any] = ["Cdn", "need_pillow", "text_of"]
+def _not_found() -> web.Response:
+    return error(404, "Not Found", "There is no such object.")

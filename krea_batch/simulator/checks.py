@@ -28,9 +28,7 @@ def complaint(body: Any, *, lenient: bool) -> str | None:
 
 
 def _one_of(*words: str) -> Callable[[Any], str | None]:
-    return lambda value: (
-        None if isinstance(value, str) and value in words else f"has to be one of {', '.join(words)}"
-    )
+    return lambda value: None if isinstance(value, str) and value in words else f"has to be one of {', '.join(words)}"
 
 
 def _integer(value: Any) -> str | None:

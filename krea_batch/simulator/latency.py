@@ -1,6 +1,9 @@
-"""A description of latencies comes in; how long each job takes, in simulated seconds, goes out.
+"""A description of latencies comes in; how long each job takes, in simulated seconds, goes out. Pure.
 
-fixed:15   uniform:5,30   lognormal:12,0.4 (median, sigma)   bimodal:5,25,0.3 (low, high, share of high; ±20 %)
+fixed:15             every job takes 15 s
+uniform:5,30         from 5 to 30 s, each as likely
+lognormal:12,0.4     median 12 s, sigma 0.4: two of three between 12/1.5 and 12·1.5, now and then a long one
+bimodal:5,25,0.3     30 % around 25 s, the others around 5 s, each ±20 %
 """
 
 from __future__ import annotations
@@ -13,7 +16,7 @@ _COUNTS = {"fixed": 1, "uniform": 2, "lognormal": 2, "bimodal": 3}
 
 
 class Latency:
-    """One distribution; `draw` gives seconds."""
+    """One distribution; `draw` gives seconds. Raises ValueError that shows the syntax."""
 
     def __init__(self, text: str) -> None:
         self.text = text
@@ -22,9 +25,21 @@ class Latency:
             self.numbers = [float(number) for number in rest.split(",")]
         except ValueError:
             self.numbers = []
-        wanted = _COUNTS.get(self.kind)
-        if wanted != len(self.numbers) or not all(math.isfinite(n) and n >= 0 for n in self.numbers):
+        if len(self.numbers) != _COUNTS.get(self.kind) or not self._has_meaning():
             raise ValueError(f"{text!r} is no latency; write {SYNTAX}")
+
+    def _has_meaning(self) -> bool:
+        if not all(math.isfinite(number) and number >= 0 for number in self.numbers):
+            return False
+        match self.kind, self.numbers:
+            case "uniform", [low, high]:
+                return low <= high
+            case "lognormal", [median, sigma]:
+                return median > 0 and sigma <= 5
+            case "bimodal", [_, _, share]:
+                return share <= 1
+            case _:
+                return True
 
     def draw(self, random: Random) -> float:
         match self.kind, self.numbers:

@@ -1,6 +1,12 @@
 """Instants of requests come in; whether each is let through, and if not how long to wait, goes out. Pure.
 
-token-bucket:10/s,20   (rate, burst)   fixed-window:60/m   sliding-window:10/s
+token-bucket:10/s,20   refills at 10 a second and holds 20; without the 20 it holds a second's worth, at least one
+fixed-window:60/m      60 in each minute of the clock, so up to 120 around its turn
+sliding-window:10/s    never more than 10 in any second
+none
+
+Newcomers: the periods are s, m or min, and h. Times are real seconds, whatever the simulator's time scale is. A
+request that is refused counts for nothing.
 """
 
 from __future__ import annotations
@@ -9,7 +15,9 @@ import re
 from collections import deque
 
 SYNTAX = "token-bucket:10/s (or 10/s,20 with a burst), fixed-window:60/m or sliding-window:10/s"
-_TEXT = re.compile(r"(token-bucket|fixed-window|sliding-window):(\d+(?:\.\d+)?)/(s|m)(?:,(\d+))?")
+_TEXT = re.compile(r"(token-bucket|fixed-window|sliding-window):(\d+(?:\.\d+)?)/(s|m|min|h)(?:,(\d+))?")
+_PERIODS_S = {"s": 1.0, "m": 60.0, "min": 60.0, "h": 3600.0}
+_ROUNDING = 1e-6  # chosen: seconds since 1970 in a float are good to a fraction of a microsecond
 
 
 class Limit:
@@ -26,10 +34,10 @@ class TokenBucket(Limit):
 
     def take(self, now_s: float) -> float:
         self._tokens = min(self.burst, self._tokens + max(0.0, now_s - self._at_s) * self.per_s)
-        self._at_s = now_s
-        if self._tokens < 1:
+        self._at_s = max(now_s, self._at_s)
+        if self._tokens < 1 - _ROUNDING * max(1.0, self.per_s):
             return (1 - self._tokens) / self.per_s
-        self._tokens -= 1
+        self._tokens = max(0.0, self._tokens - 1)
         return 0.0
 
 
@@ -39,11 +47,11 @@ class FixedWindow(Limit):
         self._window, self._used = -1, 0
 
     def take(self, now_s: float) -> float:
-        window = int(now_s // self.window_s)
+        window = int((now_s + _ROUNDING) // self.window_s)
         if window != self._window:
             self._window, self._used = window, 0
         if self._used >= self.count:
-            return max((window + 1) * self.window_s - now_s, 1e-6)
+            return max((window + 1) * self.window_s - now_s, _ROUNDING)
         self._used += 1
         return 0.0
 
@@ -56,7 +64,7 @@ class SlidingWindow(Limit):
     def take(self, now_s: float) -> float:
         if len(self._taken_s) == self._taken_s.maxlen:
             wait_s = self._taken_s[0] + self.window_s - now_s
-            if wait_s > 0:
+            if wait_s > _ROUNDING:
                 return wait_s
         self._taken_s.append(now_s)
         return 0.0
@@ -68,11 +76,13 @@ def parse_limit(text: str) -> Limit | None:
         return None
     match = _TEXT.fullmatch(text)
     count = float(match[2]) if match else 0.0
-    if match is None or count <= 0:
+    if match is None or count <= 0 or match[4] == "0" or (match[4] and match[1] != "token-bucket"):
         raise ValueError(f"{text!r} is no limit; write none, {SYNTAX}")
-    window_s = 1.0 if match[3] == "s" else 60.0
+    window_s = _PERIODS_S[match[3]]
     if match[1] == "token-bucket":
         per_s = count / window_s
         return TokenBucket(per_s, float(match[4] or max(1.0, per_s)))
+    if not count.is_integer():
+        raise ValueError(f"{text!r} is no limit; a window holds a whole number, as in {match[1]}:10/s")
     kind = FixedWindow if match[1] == "fixed-window" else SlidingWindow
-    return kind(max(1, int(count)), window_s)
+    return kind(int(count), window_s)

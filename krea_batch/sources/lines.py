@@ -109,9 +109,7 @@ class LineFile:
         with _named_errors(self.name), self._opened() as file:
             is_gzip = file.peek(2)[:2] == _GZIP
             if self.name.endswith(".gz") and not is_gzip:
-                raise InputError(
-                    f"{self.name}: it is not a gzip file", "take the .gz off its name, or pack it again"
-                )
+                raise InputError(f"{self.name}: it is not a gzip file", "take the .gz off its name, or pack it again")
             stream = gzip.GzipFile(fileobj=file) if is_gzip else file
             while block := stream.read(BLOCK_BYTES):
                 self.read_bytes = file.tell()

@@ -120,9 +120,7 @@ def _value(name: str, value: object) -> JobError:
     if name == "prompt" and isinstance(value, str):
         return JobError('"prompt" is empty', _RIGHT["prompt"])
     if name == "id" and isinstance(value, str) and len(value.encode()) > MAX_ID_BYTES:
-        return JobError(
-            f'"id" is {len(value.encode())} bytes long', f"at most {MAX_ID_BYTES} fit into a file name"
-        )
+        return JobError(f'"id" is {len(value.encode())} bytes long', f"at most {MAX_ID_BYTES} fit into a file name")
     return JobError(f'"{name}" is {shown(value)}', _meant(name, value) or _RIGHT[name])
 
 

@@ -210,9 +210,7 @@ class TestStops:
         prompts = [post["body"]["prompt"] for post in gateway.ask("/ledger")["posts"] if post["charged"]]
         assert len(prompts) == len(set(prompts))
 
-    def test_an_empty_wallet_stops_the_run_and_a_full_one_ends_it(
-        self, simulate: Simulate, tmp_path: Path
-    ) -> None:
+    def test_an_empty_wallet_stops_the_run_and_a_full_one_ends_it(self, simulate: Simulate, tmp_path: Path) -> None:
         """402 after 50 of 120: exit 3 with 50 pictures; after topping up, the same command ends at 120 charges."""
         write_jobs(tmp_path / "jobs.jsonl", 120)
         gateway = simulate(*FAST, "--balance", "50")

@@ -116,7 +116,7 @@ def test_the_documents_example() -> None:
 def test_every_field() -> None:
     """Each parameter is sent under the document's name and type; id and metadata never are."""
     job = Job(
-        prompt="Zwölf Boxkämpfer 🥊 \"quoted\" \\ back\nslash",
+        prompt='Zwölf Boxkämpfer 🥊 "quoted" \\ back\nslash',
         aspect_ratio="2.35:1",
         creativity="raw",
         seed=42,
@@ -517,7 +517,8 @@ headerish = st.one_of(
     st.text(max_size=40),
     st.from_regex(r"[0-9.+\-eE ]{0,30}", fullmatch=True),
     st.from_regex(
-        r"(Mon|Tue|x)?,? ?[0-9]{0,5} ?(Jan|Feb|Foo)? [0-9]{0,6} [0-9:.]{0,12} ?(GMT|[+-][0-9]{0,8}|EST)?", fullmatch=True
+        r"(Mon|Tue|x)?,? ?[0-9]{0,5} ?(Jan|Feb|Foo)? [0-9]{0,6} [0-9:.]{0,12} ?(GMT|[+-][0-9]{0,8}|EST)?",
+        fullmatch=True,
     ),
 )
 
@@ -533,7 +534,11 @@ def test_no_retry_after_raises(value: str, date: str | None) -> None:
 # ---- anything at all -------------------------------------------------------------------------------------
 
 values: st.SearchStrategy[Any] = st.recursive(
-    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text(max_size=20),
+    st.none()
+    | st.booleans()
+    | st.integers()
+    | st.floats(allow_nan=False, allow_infinity=False)
+    | st.text(max_size=20),
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=8), inner, max_size=3),
     max_leaves=6,
 )

@@ -172,7 +172,7 @@ class TestTrouble:
         ids=["cut", "404", "HTML", "short"],
     )
     def test_what_cannot_be_had_is_left_to_the_next_run(self, tmp_path: Path, trouble: Any) -> None:
-        """After download_attempts the job is timed out, with its request_id; the next run fetches, and POSTs nothing."""
+        """After download_attempts the job is timed out, with its request_id; the next run fetches it, unpaid."""
         gateway = ScriptedGateway()
         gateway.media["j0"] = [trouble]
         run_virtual(play(tmp_path, gateway, jobs(2), download_attempts=3))

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterable
+import itertools
+from collections.abc import Iterable
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -28,7 +29,7 @@ REJECTED = {status: Refused(Refusal.REJECTED, status, "bad") for status in (400,
 
 def sent_again_after_s(gateway: ScriptedGateway) -> list[float]:
     times_s = gateway.post_times_s
-    return [later - earlier for earlier, later in zip(times_s, times_s[1:], strict=False)]
+    return [later - earlier for earlier, later in itertools.pairwise(times_s)]
 
 
 class TestWhatBecameOfAPost:
@@ -279,7 +280,10 @@ class TestPace:
         for job in jobs(count):
             gateway.posts[job.id] = [REJECTED[400]]
         chance = Random(7)
-        disk_s: Callable[[], float] = lambda: 0.6 if chance.random() < 0.02 else chance.uniform(0.001, 0.02)
+
+        def disk_s() -> float:
+            return 0.6 if chance.random() < 0.02 else chance.uniform(0.001, 0.02)
+
         run_virtual(play(tmp_path, gateway, jobs(count), rate=f"{per_s}/s"), disk_s=disk_s)
         assert most_in_a_window(gateway.post_times_s) <= per_s + 1
 
@@ -422,7 +426,10 @@ class TestCancelling:
 
         run_virtual(main(), disk_s=lambda: 0.1)
         on_record = dict(
-            ask(tmp_path, "SELECT j.id, p.request_id FROM posts p JOIN jobs j ON j.n = p.job WHERE came_to = 'accepted'")
+            ask(
+                tmp_path,
+                "SELECT j.id, p.request_id FROM posts p JOIN jobs j ON j.n = p.job WHERE came_to = 'accepted'",
+            )
         )
         assert {request_id: prompt for prompt, request_id in on_record.items()} == gateway.charged
         assert len(gateway.bodies) == len(gateway.charged)  # all of them were answered in time

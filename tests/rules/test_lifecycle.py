@@ -71,9 +71,7 @@ refusals: st.SearchStrategy[Refused] = st.builds(
 post_verdicts: st.SearchStrategy[PostVerdict] = st.one_of(
     st.builds(Accepted, words, progress), refusals, st.builds(NotSent, words), st.builds(Unclear, words)
 )
-poll_verdicts: st.SearchStrategy[PollVerdict] = progress | st.builds(
-    PollTrouble, words, st.integers(0, 599), waits
-)
+poll_verdicts: st.SearchStrategy[PollVerdict] = progress | st.builds(PollTrouble, words, st.integers(0, 599), waits)
 
 
 def paths(old: State, without: State) -> Iterator[State]:

@@ -13,9 +13,7 @@ from krea_batch.rules.pace import BLIND_PAUSE_S, DECREASE, RAISE_AFTER_S, Pace
 
 NUDGE_S = 1e-6  # what a clock's resolution may add
 
-rates = st.one_of(
-    st.sampled_from([0.1, 0.5, 1.0, 2.5, 10.0, 10.5, 100.0]), st.floats(0.05, 300, allow_nan=False)
-)
+rates = st.one_of(st.sampled_from([0.1, 0.5, 1.0, 2.5, 10.0, 10.5, 100.0]), st.floats(0.05, 300, allow_nan=False))
 
 
 def pass_one(pace: Pace, now_s: float) -> float:

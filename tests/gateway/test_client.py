@@ -1,0 +1,734 @@
+"""`GatewayClient` against servers of a few lines: what it sends, and what it makes of each way an answer can go."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import re
+import shutil
+import socket
+import ssl
+import subprocess
+from collections.abc import Awaitable, Callable, Coroutine
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, Self, TypeVar
+
+import pytest
+
+from krea_batch.gateway import client as client_module
+from krea_batch.gateway import media as media_module
+from krea_batch.gateway import wire
+from krea_batch.gateway.client import GatewayClient
+from krea_batch.gateway.media import MediaError
+from krea_batch.rules.verdicts import (
+    Accepted,
+    Finished,
+    NotSent,
+    PollTrouble,
+    PostVerdict,
+    Refusal,
+    Refused,
+    Unclear,
+    Waiting,
+)
+from krea_batch.settings import ApiKey, Settings
+
+T = TypeVar("T")
+KEY = "s3cret-k3y-0123456789"
+BODY = b'{"prompt":"a cat"}'
+ACCEPTED = b'{"request_id":"abc-1","status":"QUEUED"}'
+SHORT_S = 0.2  # a time-out that is meant to come
+LONG_S = 20.0  # one that is not
+
+
+class Request:
+    """A request as it came. Header names are in lower case."""
+
+    def __init__(self, head: bytes, body: bytes) -> None:
+        line, *lines = head.decode().split("\r\n")
+        self.method, self.path, _ = line.split(" ")
+        self.headers = {name.lower(): value for name, _, value in (line.partition(": ") for line in lines if line)}
+        self.body = body
+
+
+Answerer = Callable[[Request, asyncio.StreamWriter], Awaitable[None]]
+
+
+class Server:
+    """A server of one handler on a free port of this machine, which keeps every request that came."""
+
+    def __init__(self, answer: Answerer) -> None:
+        self._answer = answer
+        self._open: set[asyncio.StreamWriter] = set()
+        self.requests: list[Request] = []
+        self.connections = 0
+
+    async def __aenter__(self) -> Self:
+        self._server = await asyncio.start_server(self._connected, "127.0.0.1", 0)
+        self.port: int = self._server.sockets[0].getsockname()[1]
+        self.url = f"http://127.0.0.1:{self.port}"
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        self._server.close()
+        for writer in self._open:
+            writer.transport.abort()
+        await self._server.wait_closed()
+
+    async def _connected(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self.connections += 1
+        self._open.add(writer)
+        try:
+            while not writer.is_closing():
+                head = (await reader.readuntil(b"\r\n\r\n"))[:-4]
+                length = re.search(rb"(?i)content-length: (\d+)", head)
+                request = Request(head, await reader.readexactly(int(length[1])) if length else b"")
+                self.requests.append(request)
+                await self._answer(request, writer)
+                await writer.drain()
+        except (asyncio.IncompleteReadError, ConnectionError):
+            pass
+        finally:
+            self._open.discard(writer)
+            writer.close()
+
+
+def http(status: int, body: bytes = b"", *headers: str) -> bytes:
+    """An answer with a Content-Length."""
+    lines = [f"HTTP/1.1 {status} Said", f"Content-Length: {len(body)}", *headers]
+    return "\r\n".join(lines).encode() + b"\r\n\r\n" + body
+
+
+def always(*pieces: bytes, cut: bool = False) -> Answerer:
+    """Answer every request with the same pieces, and cut the connection if asked to."""
+
+    async def answer(_: Request, writer: asyncio.StreamWriter) -> None:
+        for piece in pieces:
+            writer.write(piece)
+            await writer.drain()
+            await asyncio.sleep(0)
+        if cut:
+            writer.close()
+
+    return answer
+
+
+async def never(_: Request, __: asyncio.StreamWriter) -> None:
+    await asyncio.Event().wait()
+
+
+def client(url: str, *, timeout_s: float = LONG_S) -> GatewayClient:
+    settings = Settings.of(Path("out"), gateway=url, request_timeout_s=timeout_s)
+    return GatewayClient(settings, ApiKey(KEY))
+
+
+def against(answer: Answerer, ask: Callable[[GatewayClient, Server], Coroutine[Any, Any, T]], **options: Any) -> T:
+    """Start a server and a client, ask, and stop both."""
+
+    async def main() -> T:
+        async with Server(answer) as server, client(server.url, **options) as gateway:
+            return await ask(gateway, server)
+
+    return asyncio.run(main())
+
+
+async def read(gateway: GatewayClient, url: str, *, offset: int = 0, etag: str | None = None) -> tuple[int, bytes]:
+    async with await gateway.fetch(url, offset=offset, etag=etag) as media:
+        return media.offset, b"".join([chunk async for chunk in media.chunks()])
+
+
+async def submit(gateway: GatewayClient, _: Server) -> PostVerdict:
+    return await gateway.submit(BODY)
+
+
+def free_port() -> int:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        port: int = taken.getsockname()[1]
+        return port
+
+
+def assert_hidden(*shown: object) -> None:
+    """The key stands in none of these, nor in what they are made of."""
+    for one in shown:
+        assert KEY not in f"{one!s} {one!r} {getattr(one, 'args', '')} {getattr(one, '__dict__', '')}"
+        if isinstance(one, BaseException):
+            assert one.__cause__ is None
+            assert one.__suppress_context__ or one.__context__ is None
+
+
+# ---- what is sent ----------------------------------------------------------------------------------------
+
+
+def test_a_post_as_the_document_says() -> None:
+    """A POST goes to the document's address with its three headers, and with the body byte for byte."""
+
+    async def ask(gateway: GatewayClient, server: Server) -> Request:
+        assert await gateway.submit(BODY) == Accepted("abc-1", Waiting("QUEUED"))
+        (request,) = server.requests
+        return request
+
+    request = against(always(http(202, ACCEPTED)), ask)
+    assert request.method == "POST"
+    assert request.path == "/krea-2-large-text-to-image/v1/krea-2-large-text-to-image-request"
+    assert request.headers["content-type"] == "application/json"
+    assert request.headers["cache-control"] == "no-cache"
+    assert request.headers["ocp-apim-subscription-key"] == KEY
+    assert request.headers["accept-encoding"] == "identity"
+    assert request.headers["content-length"] == str(len(BODY))
+    assert request.body == BODY
+    assert not {"cookie", "authorization", "x-webhook-url", "expect", "transfer-encoding"} & set(request.headers)
+
+
+def test_a_poll_as_the_document_says() -> None:
+    """A poll is a GET of the document's address for this request_id, with the key."""
+    request_id = "krea-2-large-text-to-image_019d:a~b.c-d"
+    answer = b'{"request_id":"%s","status":"PROCESSING"}' % request_id.encode()
+
+    async def ask(gateway: GatewayClient, server: Server) -> Request:
+        assert await gateway.poll(request_id) == Waiting("PROCESSING")
+        (request,) = server.requests
+        return request
+
+    request = against(always(http(200, answer)), ask)
+    assert (request.method, request.path) == ("GET", f"/v2/requests/status/{request_id}")
+    assert request.headers["ocp-apim-subscription-key"] == KEY
+    assert request.body == b""
+
+
+def test_the_key_never_goes_to_the_cdn() -> None:
+    """A download carries neither key nor cookies, even from the gateway's own machine and port."""
+
+    async def ask(gateway: GatewayClient, server: Server) -> Request:
+        await gateway.submit(BODY)
+        await read(gateway, server.url + "/v1/a.png?sig=%2F&x=1")
+        return server.requests[-1]
+
+    request = against(always(http(200, ACCEPTED, "Set-Cookie: session=1; Path=/")), ask)
+    assert (request.method, request.path) == ("GET", "/v1/a.png?sig=%2F&x=1")
+    assert KEY not in str(request.headers)
+    assert not {"ocp-apim-subscription-key", "cookie", "range", "if-range"} & set(request.headers)
+
+
+@pytest.mark.parametrize(
+    ("given", "sent"),
+    [
+        ("/a.png", "/a.png"),
+        ("/a%2Fb%20c.png?X-Amz-Credential=k%2F20260331%2Fauto&sig=a%2Bb%3D&x", None),
+        ("/a/./b//c.png?a=b+c&d=%E4&e=~!$'()*,;:@", None),
+        ("/%41.png?%61=%62", None),
+        ("/a.png?x=1#part", "/a.png?x=1"),
+        ("/a b\u00e4.png", "/a%20b%C3%A4.png"),
+    ],
+)
+def test_media_urls_are_fetched_as_given(given: str, sent: str | None) -> None:
+    """A picture is asked for under the very URL that the gateway gave, since a signature holds for its bytes."""
+
+    async def ask(gateway: GatewayClient, server: Server) -> str:
+        await read(gateway, server.url + given)
+        return server.requests[0].path
+
+    assert against(always(http(200, b"x")), ask) == (given if sent is None else sent)
+
+
+def test_cookies_are_not_kept() -> None:
+    """A cookie that the gateway or the CDN sets is never sent back."""
+
+    async def ask(gateway: GatewayClient, server: Server) -> None:
+        for _ in range(2):
+            await gateway.submit(BODY)
+            await gateway.poll("abc-1")
+            await read(gateway, server.url + "/a.png")
+        assert len(server.requests) == 6
+        assert all("cookie" not in request.headers for request in server.requests)
+
+    against(always(http(200, ACCEPTED, "Set-Cookie: session=1; Path=/", "Set-Cookie: b=2")), ask)
+
+
+def test_connections_are_kept() -> None:
+    """Many requests, one after another, share one connection to the gateway."""
+
+    async def ask(gateway: GatewayClient, server: Server) -> int:
+        for _ in range(10):
+            await gateway.submit(BODY)
+            await gateway.poll("abc-1")
+        return server.connections
+
+    assert against(always(http(202, ACCEPTED)), ask) == 1
+
+
+# ---- not sent --------------------------------------------------------------------------------------------
+
+
+async def alone(url: str) -> tuple[PostVerdict, object, MediaError | None]:
+    """What becomes of a POST, a poll and a download at an address."""
+    async with client(url) as gateway:
+        posted, polled = await gateway.submit(BODY), await gateway.poll("abc-1")
+        try:
+            await read(gateway, url + "/a.png")
+        except MediaError as error:
+            return posted, polled, error
+        return posted, polled, None
+
+
+def assert_nothing_left(url: str) -> None:
+    posted, polled, failed = asyncio.run(alone(url))
+    assert isinstance(posted, NotSent)
+    assert isinstance(polled, PollTrouble)
+    assert polled.status == 0
+    assert isinstance(failed, MediaError)
+    assert_hidden(posted, polled, failed)
+
+
+def test_refused_connections() -> None:
+    """Where nobody listens, nothing is sent, and the POST is free to go again."""
+    assert_nothing_left(f"http://127.0.0.1:{free_port()}")
+
+
+def test_names_that_are_not_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where the name has no address, nothing is sent."""
+
+    def no_name(*_: object, **__: object) -> None:
+        raise socket.gaierror(socket.EAI_NONAME, "Name or service not known")
+
+    monkeypatch.setattr(socket, "getaddrinfo", no_name)
+    assert_nothing_left("https://gateway.invalid")
+
+
+def test_no_tls() -> None:
+    """Where TLS fails, since the other side speaks none, nothing is sent."""
+    heard: list[bytes] = []
+
+    async def connected(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        heard.append(await reader.read(1 << 16))
+        writer.write(http(202, ACCEPTED))
+        writer.close()
+
+    async def main() -> None:
+        server = await asyncio.start_server(connected, "127.0.0.1", 0)
+        posted, polled, failed = await alone(f"https://127.0.0.1:{server.sockets[0].getsockname()[1]}")
+        server.close()
+        await server.wait_closed()
+        assert isinstance(posted, NotSent)
+        assert isinstance(polled, PollTrouble)
+        assert isinstance(failed, MediaError)
+        assert_hidden(posted, polled, failed)
+
+    asyncio.run(main())
+    assert heard
+    assert not any(KEY.encode() in data or BODY in data for data in heard)
+
+
+MAKE_CERTIFICATE = [
+    "req",
+    "-x509",
+    "-newkey",
+    "ec",
+    "-pkeyopt",
+    "ec_paramgen_curve:prime256v1",
+    "-nodes",
+    "-days",
+    "2",
+    "-subj",
+    "/CN=localhost",
+    "-addext",
+    "subjectAltName=IP:127.0.0.1",
+]
+
+
+def test_a_certificate_nobody_signed(tmp_path: Path) -> None:
+    """Where the gateway's certificate is not trusted, nothing is sent."""
+    openssl = shutil.which("openssl")
+    if openssl is None:
+        pytest.skip("there is no openssl to make a certificate with")
+    pem = tmp_path / "self-signed.pem"
+    subprocess.run([openssl, *MAKE_CERTIFICATE, "-keyout", pem, "-out", pem], check=True, capture_output=True)
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(pem)
+
+    async def connected(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        raise AssertionError("the handshake must fail")
+
+    async def main() -> tuple[PostVerdict, object, MediaError | None]:
+        server = await asyncio.start_server(connected, "127.0.0.1", 0, ssl=context)
+        try:
+            return await alone(f"https://127.0.0.1:{server.sockets[0].getsockname()[1]}")
+        finally:
+            server.close()
+            await server.wait_closed()
+
+    posted, polled, failed = asyncio.run(main())
+    assert isinstance(posted, NotSent)
+    assert "certificate" in posted.reason
+    assert isinstance(polled, PollTrouble)
+    assert isinstance(failed, MediaError)
+    assert_hidden(posted, polled, failed)
+
+
+# ---- sent, and nobody knows ------------------------------------------------------------------------------
+
+BROKEN_ANSWERS: dict[str, Answerer] = {
+    "cut before the answer": always(cut=True),
+    "cut in the status line": always(b"HTTP/1.1 2", cut=True),
+    "cut in the headers": always(b"HTTP/1.1 202 Accepted\r\nContent-Le", cut=True),
+    "cut before the body": always(b"HTTP/1.1 202 Accepted\r\nContent-Length: 40\r\n\r\n", cut=True),
+    "cut in the body": always(b"HTTP/1.1 202 Accepted\r\nContent-Length: 41\r\n\r\n" + ACCEPTED, cut=True),
+    "cut in a chunk": always(b"HTTP/1.1 202 Accepted\r\nTransfer-Encoding: chunked\r\n\r\nff\r\n{", cut=True),
+    "no last chunk": always(
+        b"HTTP/1.1 202 Accepted\r\nTransfer-Encoding: chunked\r\n\r\n",
+        b"%x\r\n%s\r\n" % (len(ACCEPTED), ACCEPTED),
+        cut=True,
+    ),
+    "a refusal that is cut": always(b"HTTP/1.1 400 Bad\r\nContent-Length: 100\r\n\r\n{", cut=True),
+    "a 429 that is cut": always(b"HTTP/1.1 429 Slow\r\nContent-Length: 100\r\nRetry-After: 1\r\n\r\n", cut=True),
+    "a bad chunk": always(b"HTTP/1.1 202 Accepted\r\nTransfer-Encoding: chunked\r\n\r\nzz\r\n", cut=True),
+    "no HTTP": always(b"220 smtp.example ESMTP\r\n\r\n", cut=True),
+    "HTTP/0.9": always(ACCEPTED, cut=True),
+    "noise": always(b"\x00\xff\xfe\r\n\r\n", cut=True),
+    "a bad length": always(b"HTTP/1.1 202 Accepted\r\nContent-Length: -5\r\n\r\n{}", cut=True),
+    "two lengths": always(
+        b"HTTP/1.1 202 Accepted\r\nContent-Length: 3\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n", cut=True
+    ),
+    "endless headers": always(b"HTTP/1.1 202 Accepted\r\nX: " + b"a" * 100_000 + b"\r\n\r\n{}", cut=True),
+    "too large": always(http(202, b" " * (wire.MAX_JSON_BYTES + 1 - len(ACCEPTED)) + ACCEPTED)),
+    "too large, no length": always(b"HTTP/1.1 202 Accepted\r\n\r\n", b" " * wire.MAX_JSON_BYTES, ACCEPTED, cut=True),
+    "too large a refusal": always(http(400, b" " * (wire.MAX_JSON_BYTES + 1))),
+    "compressed": always(http(202, ACCEPTED, "Content-Encoding: gzip")),
+    "a compressed refusal": always(http(400, b"\x1f\x8b", "Content-Encoding: br")),
+    "no content": always(http(204)),
+    "a redirect": always(http(302, b"", "Location: /elsewhere")),
+    "an upgrade": always(b"HTTP/1.1 101 Switching\r\nUpgrade: websocket\r\nConnection: upgrade\r\n\r\n", cut=True),
+}
+
+
+@pytest.mark.parametrize("answer", BROKEN_ANSWERS.values(), ids=BROKEN_ANSWERS)
+def test_broken_answers(answer: Answerer) -> None:
+    """Once headers were sent, every broken answer is unclear, and the POST is sent exactly once."""
+
+    async def ask(gateway: GatewayClient, server: Server) -> None:
+        posted = await gateway.submit(BODY)
+        assert isinstance(posted, Unclear)
+        assert [request.body for request in server.requests] == [BODY]
+        polled = await gateway.poll("abc-1")
+        assert isinstance(polled, PollTrouble)
+        assert_hidden(posted, polled)
+
+    against(answer, ask)
+
+
+def test_no_answer_in_time() -> None:
+    """A POST whose answer does not come in time is unclear; a poll is trouble."""
+
+    async def ask(gateway: GatewayClient, _: Server) -> tuple[PostVerdict, object]:
+        return await gateway.submit(BODY), await gateway.poll("abc-1")
+
+    posted, polled = against(never, ask, timeout_s=SHORT_S)
+    assert posted == Unclear("no answer in time")
+    assert polled == PollTrouble("no answer in time")
+
+
+def test_an_answer_that_never_ends() -> None:
+    """A POST whose answer begins and does not end is unclear once the time is over."""
+
+    async def answer(_: Request, writer: asyncio.StreamWriter) -> None:
+        writer.write(b"HTTP/1.1 202 Accepted\r\nContent-Length: 41\r\n\r\n" + ACCEPTED)
+        await asyncio.Event().wait()
+
+    assert isinstance(against(answer, submit, timeout_s=SHORT_S), Unclear)
+
+
+def test_a_connection_that_went_stale() -> None:
+    """A POST on a kept connection that the gateway has closed meanwhile is not repeated behind our back."""
+
+    async def ask(gateway: GatewayClient, server: Server) -> None:
+        verdicts = [await gateway.submit(BODY) for _ in range(4)]
+        accepted = sum(isinstance(verdict, Accepted) for verdict in verdicts)
+        assert accepted == len(server.requests)
+        assert all(isinstance(verdict, Accepted | Unclear | NotSent) for verdict in verdicts)
+        assert_hidden(*verdicts)
+
+    against(always(http(202, ACCEPTED), cut=True), ask)
+
+
+def test_a_cancelled_post_raises_nothing_else() -> None:
+    """A POST that is cancelled is cancelled; what that means for the money is for the caller to say."""
+
+    async def ask(gateway: GatewayClient, server: Server) -> None:
+        task = asyncio.ensure_future(gateway.submit(BODY))
+        while not server.requests:
+            await asyncio.sleep(0)
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+
+    against(never, ask)
+
+
+@pytest.mark.parametrize(
+    ("answer", "expected"),
+    [
+        (http(202, ACCEPTED), Accepted("abc-1", Waiting("QUEUED"))),
+        (http(200, ACCEPTED, "Content-Encoding: identity"), Accepted("abc-1", Waiting("QUEUED"))),
+        (b"HTTP/1.1 100 Continue\r\n\r\n" + http(202, ACCEPTED), Accepted("abc-1", Waiting("QUEUED"))),
+        (b"HTTP/1.1 103 Early Hints\r\n\r\n" + http(202, ACCEPTED), Accepted("abc-1", Waiting("QUEUED"))),
+        (http(202, ACCEPTED, "Content-Type: text/html; charset=x"), Accepted("abc-1", Waiting("QUEUED"))),
+        (http(429, b"", "Retry-After: 7"), Refused(Refusal.SLOW_DOWN, 429, "HTTP 429", 7.0)),
+        (
+            http(
+                429,
+                b"",
+                "Retry-After: Tue, 31 Mar 2026 10:00:07 GMT",
+                "Date: Tue, 31 Mar 2026 10:00:00 GMT",
+            ),
+            Refused(Refusal.SLOW_DOWN, 429, "HTTP 429", 7.0),
+        ),
+        (http(402, b'{"error":"Insufficient Balance"}'), Refused(Refusal.STOP, 402, "Insufficient Balance")),
+        (http(500, b'{"error":"Oops"}'), Refused(Refusal.TRY_AGAIN, 500, "Oops")),
+        (http(400), Refused(Refusal.REJECTED, 400, "HTTP 400")),
+    ],
+)
+def test_whole_answers(answer: bytes, expected: PostVerdict) -> None:
+    """Status, Retry-After, Date and body of a whole answer reach the verdict."""
+    assert against(always(answer), submit) == expected
+
+
+def test_many_at_once() -> None:
+    """Hundreds of POSTs in the air at once each get their own answer."""
+
+    async def echo(request: Request, writer: asyncio.StreamWriter) -> None:
+        writer.write(http(202, b'{"request_id":"%s"}' % request.body))
+
+    async def ask(gateway: GatewayClient, _: Server) -> list[PostVerdict]:
+        return await asyncio.gather(*(gateway.submit(b"id-%d" % n) for n in range(200)))
+
+    assert against(echo, ask) == [Accepted(f"id-{n}", Waiting("QUEUED")) for n in range(200)]
+
+
+# ---- redirects -------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("status", [301, 302, 303, 307, 308])
+def test_redirects_are_not_followed(status: int) -> None:
+    """No POST, poll or download follows a redirect, so the key and the money stay where they belong."""
+
+    async def ask(gateway: GatewayClient, server: Server) -> None:
+        assert isinstance(await gateway.submit(BODY), Unclear)
+        polled = await gateway.poll("abc-1")
+        assert isinstance(polled, PollTrouble)
+        assert polled.status == status
+        with pytest.raises(MediaError) as caught:
+            await read(gateway, server.url + "/a.png")
+        assert caught.value.status == status
+        assert [request.method for request in server.requests] == ["POST", "GET", "GET"]
+        assert all(request.path != "/elsewhere" for request in server.requests)
+
+    against(always(http(status, b"", "Location: /elsewhere")), ask)
+
+
+# ---- downloads -------------------------------------------------------------------------------------------
+
+PICTURE = bytes(range(256)) * 4000
+
+
+async def cdn(request: Request, writer: asyncio.StreamWriter) -> None:
+    """A CDN that knows ranges, and one version of one picture."""
+    asked = re.fullmatch(r"bytes=(\d+)-", request.headers.get("range", ""))
+    start = int(asked[1]) if asked and request.headers.get("if-range") == '"v2"' else 0
+    if start >= len(PICTURE):
+        writer.write(http(416, b"", f"Content-Range: bytes */{len(PICTURE)}"))
+    elif start:
+        said = f"Content-Range: bytes {start}-{len(PICTURE) - 1}/{len(PICTURE)}"
+        writer.write(http(206, PICTURE[start:], said, 'ETag: "v2"'))
+    else:
+        writer.write(http(200, PICTURE, 'ETag: "v2"'))
+
+
+@pytest.mark.parametrize(
+    ("offset", "etag", "start"),
+    [
+        (0, None, 0),
+        (0, '"v2"', 0),
+        (1000, '"v2"', 1000),
+        (len(PICTURE) - 1, '"v2"', len(PICTURE) - 1),
+        (1000, '"v1"', 0),  # another version: all of it
+        (1000, None, 0),  # nobody can say whether it is the same
+        (len(PICTURE), '"v2"', 0),  # 416: nothing is left to be had from there, so all of it
+    ],
+)
+def test_ranges(offset: int, etag: str | None, start: int) -> None:
+    """A download goes on from where it stopped where the CDN has the same picture, and else starts over."""
+
+    async def ask(gateway: GatewayClient, server: Server) -> tuple[int, bytes]:
+        return await read(gateway, server.url + "/a.png", offset=offset, etag=etag)
+
+    assert against(cdn, ask) == (start, PICTURE[start:])
+
+
+@pytest.mark.parametrize(
+    ("header", "etag"),
+    [('"v2"', '"v2"'), ('W/"v2"', None), ("v2", None), ("", None), ('"\u00ff"', None)],
+)
+def test_etags(header: str, etag: str | None) -> None:
+    """Only a strong ETag that can be sent back serves for going on."""
+
+    async def ask(gateway: GatewayClient, server: Server) -> str | None:
+        async with await gateway.fetch(server.url + "/a.png") as media:
+            return media.etag
+
+    assert against(always(http(200, b"x", f"ETag: {header}")), ask) == etag
+
+
+BROKEN_PICTURES: dict[str, tuple[Answerer, int]] = {
+    "404": (always(http(404)), 404),
+    "403": (always(http(403, b"<xml>expired")), 403),
+    "204": (always(http(204)), 204),
+    "416 for all of it": (always(http(416)), 416),
+    "another part": (always(http(206, b"x", "Content-Range: bytes 7-7/9")), 206),
+    "a part of nothing": (always(http(206, b"x")), 206),
+    "compressed": (always(http(200, b"x", "Content-Encoding: gzip")), 0),
+    "too large": (always(b"HTTP/1.1 200 OK\r\nContent-Length: 67108865\r\n\r\n"), 0),
+    "cut": (always(b"HTTP/1.1 200 OK\r\nContent-Length: 10\r\n\r\nabc", cut=True), 0),
+    "cut in a chunk": (always(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\nff\r\nabc", cut=True), 0),
+    "cut at once": (always(cut=True), 0),
+    "noise": (always(b"\x00\xff\r\n\r\n", cut=True), 0),
+}
+
+
+@pytest.mark.parametrize(("answer", "status"), BROKEN_PICTURES.values(), ids=BROKEN_PICTURES)
+def test_broken_pictures(answer: Answerer, status: int) -> None:
+    """Whatever is wrong with a download is a MediaError, with the HTTP status where that is what is wrong."""
+
+    async def ask(gateway: GatewayClient, server: Server) -> None:
+        with pytest.raises(MediaError) as caught:
+            await read(gateway, server.url + "/a.png")
+        assert caught.value.status == status
+        assert_hidden(caught.value)
+
+    against(answer, ask)
+
+
+def test_retry_after_of_the_cdn() -> None:
+    """The wait that a CDN asks for is in the MediaError."""
+
+    async def ask(gateway: GatewayClient, server: Server) -> None:
+        with pytest.raises(MediaError) as caught:
+            await read(gateway, server.url + "/a.png")
+        assert (caught.value.status, caught.value.retry_after_s) == (429, 11.0)
+
+    against(always(http(429, b"", "Retry-After: 11")), ask)
+
+
+def test_pictures_are_capped(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A picture without a length, or longer than the cap with what came before, is broken off."""
+    for module in (client_module, media_module):
+        monkeypatch.setattr(module, "MAX_IMAGE_BYTES", 10_000)
+
+    async def ask(gateway: GatewayClient, server: Server) -> None:
+        with pytest.raises(MediaError, match="larger"):
+            await read(gateway, server.url + "/a.png")
+
+    against(always(b"HTTP/1.1 200 OK\r\n\r\n", b"x" * 10_001, cut=True), ask)
+
+    async def ask_for_more(gateway: GatewayClient, server: Server) -> None:
+        with pytest.raises(MediaError, match="larger"):
+            await read(gateway, server.url + "/a.png", offset=9_000, etag='"e"')
+
+    against(always(http(206, b"x" * 1001, "Content-Range: bytes 9000-10000/10001")), ask_for_more)
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "http://cdn.example/a.png",
+        "https://user@127.0.0.1/a.png",
+        "ftp://127.0.0.1/a.png",
+        "",
+        "https://",
+        "https://[::1/a.png",
+        "https://a..b/a.png",
+        f"https://{'a' * 70}/a.png",
+        "https://127.0.0.1:0/a.png",
+        "https://a b/a.png",
+        "https://%/a.png",
+        "https://\ud800/a.png",
+        "http://127.0.0.1:1/\ud800",
+        "http://127.0.0.1:1/\x00\r\nX: y",
+        "http://127.0.0.1:1/%zz",
+    ],
+)
+def test_urls_that_cannot_be_fetched(url: str) -> None:
+    """A URL that may not or cannot be fetched is a MediaError, whichever part of the way finds out."""
+
+    async def main() -> None:
+        async with client(f"http://127.0.0.1:{free_port()}") as gateway:
+            with pytest.raises(MediaError) as caught:
+                await read(gateway, url)
+            str(caught.value).encode()
+            assert_hidden(caught.value)
+
+    asyncio.run(main())
+
+
+@pytest.mark.parametrize(
+    "address",
+    ["127.0.0.1", "10.0.0.1", "169.254.169.254", "192.168.1.1", "::1", "fd00::1", "fe80::1", "64:ff9b::a00:1"],
+)
+def test_private_addresses_are_not_connected_to(address: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A public name that turns out to be a private address is not connected to: the address itself is checked."""
+    family = socket.AF_INET6 if ":" in address else socket.AF_INET
+    sockaddr = (address, 443, 0, 0) if ":" in address else (address, 443)
+    found = [(family, socket.SOCK_STREAM, socket.IPPROTO_TCP, "", sockaddr)]
+    made: list[object] = []
+    monkeypatch.setattr(socket, "getaddrinfo", lambda *_, **__: found)
+    monkeypatch.setattr(client_module, "socket", SimpleNamespace(socket=lambda *args: made.append(args)))
+
+    async def main(url: str) -> None:
+        async with client("https://gateway.example") as gateway:
+            with pytest.raises(MediaError) as caught:
+                await read(gateway, url)
+            assert "no public address" in caught.value.reason or "no connection" in caught.value.reason
+
+    asyncio.run(main("https://cdn.example/a.png"))
+    assert made == []
+
+
+def test_loopback_needs_a_loopback_gateway() -> None:
+    """This machine's own pictures are fetched only when the gateway is on it."""
+
+    async def main() -> None:
+        async with Server(cdn) as server, client("https://gateway.example") as gateway:
+            for url in (server.url + "/a.png", f"https://127.0.0.1:{server.port}/a.png"):
+                with pytest.raises(MediaError):
+                    await read(gateway, url)
+            assert server.connections == 0
+
+    asyncio.run(main())
+
+
+# ---- nothing is left behind ------------------------------------------------------------------------------
+
+
+def test_the_output_may_be_in_the_answer() -> None:
+    """An answer to the POST that has the output already is accepted with it."""
+    body = b'{"request_id":"abc-1","status":"COMPLETED","output":{"media_url":"https://c/a.png","media_type":"image/png"}}'
+    assert against(always(http(200, body)), submit) == Accepted("abc-1", Finished(("https://c/a.png",), "image/png"))
+
+
+def test_a_download_that_is_left_is_closed() -> None:
+    """A picture of which only a part was read leaves no open connection and no warning."""
+
+    async def ask(gateway: GatewayClient, server: Server) -> None:
+        async with await gateway.fetch(server.url + "/a.png") as media:
+            async for _ in media.chunks():
+                break
+
+    against(cdn, ask)
+    gc.collect()
+
+
+def test_reprs_hide_the_key() -> None:
+    """The client shows the key in no repr of its own."""
+    gateway = client("https://gateway.example")
+    assert KEY not in repr(gateway)
+    assert KEY not in repr(vars(gateway))
