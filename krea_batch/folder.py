@@ -44,6 +44,12 @@ class RunFolder:
             self._fd = -1
 
 
+def check_run(out: Path) -> None:
+    """Raise RunFolderError unless there is a run in the folder."""
+    if not (out / LEDGER).is_file():
+        raise RunFolderError(out, "there is no run in it", f"it has no {LEDGER}; give the --out of a run")
+
+
 def _lock(fd: int) -> bool:
     import fcntl  # not on Windows; imported where it is used
 

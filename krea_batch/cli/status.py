@@ -16,11 +16,9 @@ def status(out: Path, as_json: bool) -> None:
 
     from krea_batch.cli.summary import FolderState
     from krea_batch.cli.words import counted
-    from krea_batch.errors import RunFolderError
-    from krea_batch.folder import LEDGER
+    from krea_batch.folder import check_run
 
-    if not (out / LEDGER).is_file():
-        raise RunFolderError(out, "there is no run in it", f"it has no {LEDGER}; give the --out of a run")
+    check_run(out)
     folder = FolderState.read(out)
     if as_json:
         click.echo(orjson.dumps(folder.fields()).decode())

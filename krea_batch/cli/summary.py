@@ -20,8 +20,7 @@ MEANING = {
     State.FAILED: "failed at the gateway (charged)",
     State.ERRORED: "ended in ERROR (not charged); run again with a higher --max-attempts",
     State.REJECTED: "rejected by the gateway (not charged)",
-    State.AMBIGUOUS: "ambiguous: submitted, but nobody knows whether accepted; held back unless you say "
-    "--ambiguous resubmit",
+    State.AMBIGUOUS: "ambiguous: submitted, but nobody knows whether accepted; decide with krea-batch resolve",
     State.TIMED_OUT: "not had in this run; the same command asks again, free of charge",
     State.CANCELLED: "cancelled",
     State.PENDING: "not submitted yet",

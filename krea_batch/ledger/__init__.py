@@ -8,6 +8,6 @@ commits when the power goes.
 """
 
 from krea_batch.ledger.group import Ledger
-from krea_batch.ledger.store import Charges, OpenJob, Store
+from krea_batch.ledger.store import Charges, Doubt, OpenJob, Store
 
-__all__ = ["Charges", "Ledger", "OpenJob", "Store"]
+__all__ = ["Charges", "Doubt", "Ledger", "OpenJob", "Store"]

@@ -28,6 +28,7 @@ _OUTCOME = (
     "id, state, request_id, files, error_kind, error_message, body, metadata, polls, attempts, "
     "submitted_at, accepted_at, finished_at, stored_at"
 )
+_NOT_ENDED = "state NOT IN ('succeeded', 'failed', 'rejected', 'cancelled')"  # word for word the index's
 _OPEN = "n, id, state, request_id, media, attempts, errors, polls, accepted_at"
 _read_files = msgspec.json.Decoder(tuple[StoredFile, ...]).decode
 _read_media = msgspec.json.Decoder(Finished).decode
@@ -45,6 +46,16 @@ class OpenJob(msgspec.Struct, frozen=True):
     errors: int
     polls: int
     accepted_at: float | None
+
+
+class Doubt(msgspec.Struct, frozen=True):
+    """A job of which nobody knows whether it was accepted. `submitted_at` is UTC, ISO 8601; `body` as sent."""
+
+    n: int
+    id: str
+    submitted_at: str | None
+    why: str
+    body: bytes
 
 
 class Charges(msgspec.Struct, frozen=True):
@@ -119,7 +130,7 @@ class Store:
 
     def accept(self, n: int, request_id: str, at: float) -> bool:
         """The POST was accepted and is paid. False, and nothing is changed, where another has that request_id."""
-        if self._sql.execute("SELECT 1 FROM posts WHERE request_id = ?", (request_id,)).fetchone():
+        if self._has_request_id(request_id):
             return False
         self._move(n, State.SUBMITTING, State.ACCEPTED, "request_id = ?, accepted_at = ?", (request_id, at))
         self._came_to(n, "accepted", request_id)
@@ -135,9 +146,42 @@ class Store:
         self._came_to(n, "unclear")
         return self._end(n, State.SUBMITTING, State.AMBIGUOUS, why, at)
 
+    # ---- out of doubt ------------------------------------------------------------------------------------
+
     def resubmit(self, n: int) -> None:
         """Somebody decided that an ambiguous job is worth another POST."""
         self._move(n, State.AMBIGUOUS, State.PENDING, "error_kind = NULL, error_message = NULL")
+
+    def abandon(self, n: int, at: float) -> Outcome:
+        """Somebody decided that an ambiguous job is not to be submitted again; its charge stays unknown."""
+        return self._end(n, State.AMBIGUOUS, State.CANCELLED, _ABANDONED, at)
+
+    def adopt(self, n: int, request_id: str, at: float) -> bool:
+        """Somebody learnt the request_id of an ambiguous job: it was accepted. False where another job has it."""
+        if self._has_request_id(request_id):
+            return False
+        also = "request_id = ?, accepted_at = ?, finished_at = NULL, error_kind = NULL, error_message = NULL"
+        self._move(n, State.AMBIGUOUS, State.ACCEPTED, also, (request_id, at))
+        self._sql.execute(
+            "UPDATE posts SET came_to = 'accepted', request_id = ?1"
+            " WHERE n = (SELECT max(n) FROM posts WHERE job = ?2 AND came_to = 'unclear')",
+            (request_id, n),
+        )
+        return True
+
+    def hold_in_air(self) -> None:
+        """The process that had POSTs in the air is dead: their jobs are ambiguous."""
+        self._sql.execute("UPDATE posts SET came_to = 'unclear' WHERE came_to IS NULL")
+        for (n,) in self._sql.execute(f"SELECT n FROM jobs WHERE {_NOT_ENDED} AND state = 'submitting'").fetchall():
+            self._end(n, State.SUBMITTING, State.AMBIGUOUS, _KILLED, 0.0)
+
+    def doubts(self) -> list[Doubt]:
+        """The jobs that are ambiguous, or whose POST is in the air (for ever, where its process is dead)."""
+        rows = self._sql.execute(
+            "SELECT n, id, submitted_at, coalesce(error_message, 'being submitted'), body FROM jobs"
+            f" WHERE {_NOT_ENDED} AND state IN ('ambiguous', 'submitting') ORDER BY n"
+        )
+        return [Doubt(n, job_id, _iso(at), why, bytes(body)) for n, job_id, at, why, body in rows]
 
     # ---- the way to a picture ----------------------------------------------------------------------------
 
@@ -206,26 +250,20 @@ class Store:
 
     def reopen(self, *, max_attempts: int, resubmit_ambiguous: bool) -> None:
         """Bring what the last run left into the states in which this one goes on."""
-        self._sql.execute("UPDATE posts SET came_to = 'unclear' WHERE came_to IS NULL")
-        rows = self._sql.execute(
-            "SELECT n, state, errors FROM jobs WHERE state NOT IN ('succeeded', 'failed', 'rejected', 'cancelled')"
-        ).fetchall()
+        self.hold_in_air()
+        rows = self._sql.execute(f"SELECT n, state, errors FROM jobs WHERE {_NOT_ENDED}").fetchall()
         for n, word, errors in rows:
             old = State(word)
             new = lifecycle.on_resume(
                 old, errors=errors, max_attempts=max_attempts, resubmit_ambiguous=resubmit_ambiguous
             )
-            if old is State.SUBMITTING:
-                self._end(n, old, State.AMBIGUOUS, _KILLED, 0.0)
-                old = State.AMBIGUOUS
             if new is not None and new is not old:
                 self._move(n, old, new, "error_kind = NULL, error_message = NULL")
 
     def open_jobs(self, after_n: int, limit: int) -> list[OpenJob]:
         """Jobs to go on with, `limit` at most, in the order of their numbers from `after_n` on."""
         rows = self._sql.execute(
-            f"SELECT {_OPEN} FROM jobs"  # noqa: S608 - a constant
-            " WHERE state NOT IN ('succeeded', 'failed', 'rejected', 'cancelled')"
+            f"SELECT {_OPEN} FROM jobs WHERE {_NOT_ENDED}"
             " AND state IN ('pending', 'accepted', 'finished') AND n > ? ORDER BY n LIMIT ?",
             (after_n, limit),
         )
@@ -244,24 +282,24 @@ class Store:
     def fingerprints(self, job_ids: Sequence[str]) -> dict[str, bytes]:
         """The fingerprints of those ids that are on record."""
         marks = ",".join("?" * len(job_ids))
-        rows = self._sql.execute(f"SELECT id, fingerprint FROM jobs WHERE id IN ({marks})", job_ids)  # noqa: S608
+        rows = self._sql.execute(f"SELECT id, fingerprint FROM jobs WHERE id IN ({marks})", job_ids)
         return {job_id: bytes(fingerprint) for job_id, fingerprint in rows}
 
     def outcome(self, n: int) -> Outcome:
         """The result row of one job."""
-        row = self._sql.execute(f"SELECT {_OUTCOME} FROM jobs WHERE n = ?", (n,)).fetchone()  # noqa: S608
+        row = self._sql.execute(f"SELECT {_OUTCOME} FROM jobs WHERE n = ?", (n,)).fetchone()
         return _outcome(row)
 
     def known(self, job_id: str) -> tuple[str | None, Outcome | None]:
         """The request_id of a job on record, and its result row where it has ended."""
-        row = self._sql.execute(f"SELECT {_OUTCOME} FROM jobs WHERE id = ?", (job_id,)).fetchone()  # noqa: S608
+        row = self._sql.execute(f"SELECT {_OUTCOME} FROM jobs WHERE id = ?", (job_id,)).fetchone()
         outcome = _outcome(row)
         return outcome.request_id, outcome if outcome.status in lifecycle.ENDS else None
 
     def outcomes(self, after_n: int, limit: int) -> tuple[list[Outcome], int | None]:
         """Result rows of ended jobs from `after_n` on, and the number to go on from (None: that was all)."""
         rows = self._sql.execute(
-            f"SELECT {_OUTCOME}, n FROM jobs WHERE n > ? ORDER BY n LIMIT ?",  # noqa: S608
+            f"SELECT {_OUTCOME}, n FROM jobs WHERE n > ? ORDER BY n LIMIT ?",
             (after_n, limit),
         ).fetchall()
         ended = [_outcome(row[:-1]) for row in rows if State(row[1]) in lifecycle.ENDS]
@@ -289,7 +327,7 @@ class Store:
         lifecycle.check_move(old, new)
         more = f", {also}" if also else ""
         cursor = self._sql.execute(
-            f"UPDATE jobs SET state = ?{more} WHERE n = ? AND state = ?",  # noqa: S608 - our own column names
+            f"UPDATE jobs SET state = ?{more} WHERE n = ? AND state = ?",
             (new.value, *values, n, old.value),
         )
         if cursor.rowcount != 1:
@@ -305,6 +343,9 @@ class Store:
         )
         return self.outcome(n)
 
+    def _has_request_id(self, request_id: str) -> bool:
+        return self._sql.execute("SELECT 1 FROM posts WHERE request_id = ?", (request_id,)).fetchone() is not None
+
     def _came_to(self, n: int, came_to: str, request_id: str | None = None) -> None:
         self._sql.execute(
             "UPDATE posts SET came_to = ?, request_id = ? WHERE job = ? AND came_to IS NULL",
@@ -318,6 +359,7 @@ class Store:
         self._sql.execute("UPDATE jobs SET errors = errors + 1 WHERE n = ?", (n,))
 
 
+_ABANDONED = Trouble("abandoned", "ambiguous, and it was decided not to submit it again")
 _KILLED = Trouble("ambiguous", "the process ended while the POST was in the air")
 
 

@@ -38,7 +38,7 @@ TABLE: dict[State, frozenset[State]] = {
     State.FAILED: frozenset(),
     State.ERRORED: frozenset({State.PENDING}),
     State.REJECTED: frozenset(),
-    State.AMBIGUOUS: frozenset({State.PENDING, State.ACCEPTED}),
+    State.AMBIGUOUS: frozenset({State.PENDING, State.ACCEPTED, State.CANCELLED}),
     State.TIMED_OUT: frozenset({State.ACCEPTED}),
     State.CANCELLED: frozenset(),
 }

@@ -53,7 +53,7 @@ DESIGN: dict[str, set[str]] = {
     "rejected": set(),
     "cancelled": set(),
     "errored": {"pending"},  # not charged: submitted again
-    "ambiguous": {"pending", "accepted"},  # resubmitted, or resolved
+    "ambiguous": {"pending", "accepted", "cancelled"},  # resubmitted, adopted, abandoned
     "timed_out": {"accepted"},  # polled again by the next run
 }
 

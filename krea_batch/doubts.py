@@ -1,0 +1,122 @@
+"""Somebody's word on ambiguous jobs comes in; it is on record, and in results.jsonl, when it returns.
+
+    with Doubts(Path("runs/cats")) as doubts:
+        doubts.adopt({"fox": "krea-2-large-text-to-image_019d…"})
+        doubts.abandon(job.id for job in doubts.jobs)
+
+Newcomers: nothing is sent from here. A job that is to be submitted again is pending, one whose request_id was
+found is accepted, and the next run of the folder goes on with both.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any, Self
+
+from krea_batch.errors import JobError
+from krea_batch.folder import LEDGER, RunFolder, check_run
+from krea_batch.gateway.wire import is_request_id
+from krea_batch.jobs import Outcome
+from krea_batch.ledger import Doubt, Store
+from krea_batch.report.results import Results
+
+READ_AT_ONCE = 1000  # chosen: rows of the ledger in memory at a time
+
+
+def list_doubts(out: Path) -> list[Doubt]:
+    """The ambiguous jobs of a run, also while it runs: those being submitted just now are among them.
+
+    Raises RunFolderError where there is no run.
+    """
+    check_run(out)
+    store = Store.open(out / LEDGER, read_only=True)
+    try:
+        return store.doubts()
+    finally:
+        store.close()
+
+
+class Doubts:
+    """The ambiguous jobs of a run that nobody is working on; a context manager that holds the folder meanwhile.
+
+    Each method decides all the jobs it is given or, where one of them cannot be decided so, none. Raises
+    RunFolderError where there is no run or another process is working in it; JobError for a job that is not
+    ambiguous. Call it from where no event loop is running.
+    """
+
+    def __init__(self, out: Path, clock: Callable[[], float] = time.time) -> None:
+        self._out = out
+        self._clock = clock
+        self._stack = ExitStack()
+
+    def __enter__(self) -> Self:
+        check_run(self._out)
+        with ExitStack() as stack:
+            folder = RunFolder(self._out)
+            folder.take()
+            stack.callback(folder.release)
+            self._store = Store.open(folder.ledger)
+            stack.callback(self._store.close)
+            self._store.transaction([Store.hold_in_air])
+            self._stack = stack.pop_all()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        with self._stack:
+            asyncio.run(self._write_results())
+
+    @property
+    def jobs(self) -> list[Doubt]:
+        """Those that are ambiguous now."""
+        return self._store.doubts()
+
+    def resubmit(self, job_ids: Iterable[str]) -> None:
+        """The next run submits them again; each may then be paid twice."""
+        self._decide(job_ids, lambda store, doubt: store.resubmit(doubt.n))
+
+    def abandon(self, job_ids: Iterable[str]) -> None:
+        """They end as cancelled; whether they were paid stays unknown."""
+        self._decide(job_ids, lambda store, doubt: store.abandon(doubt.n, self._clock()))
+
+    def adopt(self, request_ids: Mapping[str, str]) -> None:
+        """They were accepted, under these request_ids (by job id); the next run polls and downloads them."""
+
+        def decide(store: Store, doubt: Doubt) -> None:
+            request_id = request_ids[doubt.id]
+            if not is_request_id(request_id):
+                right = "give it as the gateway did, like krea-2-large-text-to-image_019d…"
+                raise JobError(f"{request_id!r} is no request_id", right, job_id=doubt.id)
+            if not store.adopt(doubt.n, request_id, self._clock()):
+                raise JobError(f"{request_id} belongs to another job", "look it up once more", job_id=doubt.id)
+
+        self._decide(request_ids, decide)
+
+    def _decide(self, job_ids: Iterable[str], decide: Callable[[Store, Doubt], Any]) -> None:
+        doubts = {doubt.id: doubt for doubt in self.jobs}
+
+        def decide_all(store: Store) -> None:
+            for job_id in dict.fromkeys(job_ids):
+                if job_id not in doubts:
+                    raise JobError("it is not ambiguous", "see krea-batch resolve OUT --list", job_id=job_id)
+                decide(store, doubts[job_id])
+
+        self._store.transaction([decide_all])
+
+    async def _write_results(self) -> None:
+        with ThreadPoolExecutor(1) as disk:
+            await Results(self._out, disk, _raise).write_anew(self._outcomes())
+
+    async def _outcomes(self) -> AsyncIterator[list[Outcome]]:
+        after_n: int | None = 0
+        while after_n is not None:
+            outcomes, after_n = self._store.outcomes(after_n, READ_AT_ONCE)
+            yield outcomes
+
+
+def _raise(error: OSError) -> None:
+    raise error

@@ -1,0 +1,105 @@
+"""`krea-batch resolve`: ambiguous jobs are listed, and decided by somebody's word alone."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from tests.cli.conftest import Simulated, krea_batch, rows, write_jobs
+
+pytestmark = pytest.mark.slow
+
+Simulate = Callable[..., Simulated]
+RUN = ("run", "jobs.jsonl", "--out", "out", "--rate", "500/s", "--poll-interval", "0.3")
+
+
+@pytest.fixture
+def gateway(simulate: Simulate, tmp_path: Path) -> Simulated:
+    """A gateway that took and charged six jobs, and whose every answer was lost."""
+    simulator = simulate("--tiny", "--latency", "fixed:0.2", "--fault", "submit-lost=1")
+    write_jobs(tmp_path / "jobs.jsonl", 6)
+    done = krea_batch(*RUN, "--gateway", simulator.gateway, cwd=tmp_path)
+    assert done.returncode == 1
+    assert "6 ambiguous" in done.stdout
+    assert "unknown: 6" in done.stdout
+    simulator.ask("/settings", {"faults": {}})
+    return simulator
+
+
+def statuses(folder: Path) -> dict[str, str]:
+    return {row["id"]: row["status"] for row in rows(folder / "out")}
+
+
+def test_list_shows_each_and_changes_nothing(gateway: Simulated, tmp_path: Path) -> None:
+    """Ids, prompts and what to do; the same command again charges nothing."""
+    shown = krea_batch("resolve", "out", "--list", cwd=tmp_path)
+    assert shown.returncode == 0
+    assert shown.stdout == krea_batch("resolve", "out", cwd=tmp_path).stdout
+    for n in range(6):
+        assert f"{n + 1:05d}  submitted 20" in shown.stdout
+        assert f"picture {n}\n" in shown.stdout
+    assert "--adopt" in shown.stdout
+    as_json = json.loads(krea_batch("resolve", "out", "--json", cwd=tmp_path).stdout)
+    assert [job["request"]["prompt"] for job in as_json["ambiguous"]] == [f"picture {n}" for n in range(6)]
+    again = krea_batch(*RUN, "--gateway", gateway.gateway, cwd=tmp_path)
+    assert again.returncode == 1
+    assert gateway.ask("/totals")["charged"] == 6
+    assert set(statuses(tmp_path).values()) == {"ambiguous"}
+
+
+def test_every_way_out_of_doubt(gateway: Simulated, tmp_path: Path) -> None:
+    """Adopted jobs are fetched without a charge, abandoned ones end, resubmitted ones are paid once more."""
+    posts = gateway.ask("/ledger")["posts"]
+    by_prompt = {post["body"]["prompt"]: post["request_id"] for post in posts}
+    adopt = [f"--adopt={n + 1:05d}={by_prompt[f'picture {n}']}" for n in (0, 1)]
+    adopted = krea_batch("resolve", "out", *adopt, cwd=tmp_path)
+    assert adopted.stdout.startswith("2 adopted, 4 still ambiguous"), adopted.stderr
+    abandoned = krea_batch("resolve", "out", "--abandon", "00003", "00004", cwd=tmp_path)
+    assert abandoned.stdout.startswith("2 abandoned, 2 still ambiguous")
+    assert statuses(tmp_path) == dict.fromkeys(["00003", "00004"], "cancelled") | dict.fromkeys(
+        ["00005", "00006"], "ambiguous"
+    )
+    resubmitted = krea_batch("resolve", "out", "--resubmit", cwd=tmp_path)
+    assert resubmitted.stdout.startswith("2 resubmitted, 0 still ambiguous")
+    done = krea_batch(*RUN, "--gateway", gateway.gateway, cwd=tmp_path)
+    assert done.returncode == 1  # two were given up
+    assert "charges: 4, unknown: 4" in done.stdout
+    ends = ["succeeded", "succeeded", "cancelled", "cancelled", "succeeded", "succeeded"]
+    assert [status for _, status in sorted(statuses(tmp_path).items())] == ends
+    assert {row["id"]: row["request_id"] for row in rows(tmp_path / "out")}["00001"] == by_prompt["picture 0"]
+    assert gateway.ask("/totals")["charged"] == 8
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["--resubmit", "fox"], "job 'fox': it is not ambiguous"),
+        (["--abandon", "00001", "fox"], "job 'fox': it is not ambiguous"),
+        (["--adopt", "00001=../../x"], "no request_id"),
+        (["--adopt", "00001"], "not JOB=REQUEST_ID"),
+        (["--adopt", "00001=a", "--adopt", "00001=b"], "given twice"),
+        (["--adopt", "00001=a", "--adopt", "00002=a"], "belongs to another job"),
+        (["--resubmit", "--abandon"], "do not go together"),
+        (["--list", "--resubmit"], "do not go together"),
+        (["--adopt", "00001=a", "00002"], "names its jobs itself"),
+    ],
+)
+def test_a_mistake_decides_nothing(gateway: Simulated, tmp_path: Path, arguments: list[str], says: str) -> None:
+    """A wrong job, request_id or combination is exit 2 with the reason, and all six stay ambiguous."""
+    done = krea_batch("resolve", "out", *arguments, cwd=tmp_path)
+    assert done.returncode == 2
+    assert says in done.stderr
+    assert list(statuses(tmp_path).values()) == ["ambiguous"] * 6
+
+
+def test_where_there_is_no_run(tmp_path: Path) -> None:
+    """A folder without a ledger is told as such, and stays as it was."""
+    (tmp_path / "out").mkdir()
+    for arguments in ([], ["--resubmit"]):
+        done = krea_batch("resolve", "out", *arguments, cwd=tmp_path)
+        assert done.returncode == 2
+        assert "there is no run in it" in done.stderr
+    assert list((tmp_path / "out").iterdir()) == []
