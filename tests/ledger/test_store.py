@@ -8,6 +8,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,7 @@ BODY = b'{"prompt":"a cat"}'
 PRINT = b"f" * 32
 META = b'{"row":7}'
 WHY = Trouble("kind", "a sentence")
+ABANDONED = Trouble("abandoned", "ambiguous, and it was decided not to submit it again")
 DONE = Finished(("https://cdn.example/a.png", "https://cdn.example/b.png"), "image/png", 12.5)
 FILE = StoredFile("images/a.png", 10, "0" * 64, 4, 3, "image/png")
 
@@ -69,6 +71,7 @@ WAYS: dict[State, list[Work]] = {
     State.REJECTED: [intend(), lambda store: store.reject(1, WHY, 3.0)],
     State.AMBIGUOUS: [intend(), lambda store: store.hold(1, WHY, 3.0)],
     State.TIMED_OUT: [intend(), accept(), lambda store: store.time_out(1, WHY, 3.0, 2)],
+    State.CANCELLED: [intend(), lambda store: store.hold(1, WHY, 3.0), lambda store: store.abandon(1, 4.0)],
 }
 MOVES: dict[str, tuple[Work, set[State], State]] = {
     "intend": (intend(at=9.0), {State.PENDING}, State.SUBMITTING),
@@ -77,6 +80,8 @@ MOVES: dict[str, tuple[Work, set[State], State]] = {
     "reject": (lambda store: store.reject(1, WHY, 9.0), {State.SUBMITTING}, State.REJECTED),
     "hold": (lambda store: store.hold(1, WHY, 9.0), {State.SUBMITTING}, State.AMBIGUOUS),
     "resubmit": (lambda store: store.resubmit(1), {State.AMBIGUOUS}, State.PENDING),
+    "abandon": (lambda store: store.abandon(1, 9.0), {State.AMBIGUOUS}, State.CANCELLED),
+    "adopt": (lambda store: store.adopt(1, "r-9", 9.0), {State.AMBIGUOUS}, State.ACCEPTED),
     "finish": (finish(), {State.ACCEPTED}, State.FINISHED),
     "fail": (lambda store: store.fail(1, WHY, 9.0, 5), {State.ACCEPTED}, State.FAILED),
     "error": (lambda store: store.error(1, WHY, 9.0, 5), {State.ACCEPTED}, State.ERRORED),
@@ -99,6 +104,7 @@ CHARGES: dict[State, Charges] = {
     State.REJECTED: Charges(),
     State.AMBIGUOUS: Charges(unknown=1),
     State.TIMED_OUT: Charges(charged=1),
+    State.CANCELLED: Charges(unknown=1),
 }
 
 
@@ -272,8 +278,10 @@ def test_rows_of_other_ends(store: Store, state: State) -> None:
     """The outcome of a job that did not succeed says why; the request_id is there wherever there was one."""
     bring(store, state)
     outcome = store.outcome(1)
-    assert (outcome.status, outcome.error, outcome.files) == (state, WHY, ())
-    assert outcome.request_id == (None if state in (State.REJECTED, State.AMBIGUOUS) else "r-1")
+    assert (outcome.status, outcome.files) == (state, ())
+    assert outcome.error == (WHY if state is not State.CANCELLED else ABANDONED)
+    never_accepted = (State.REJECTED, State.AMBIGUOUS, State.CANCELLED)
+    assert outcome.request_id == (None if state in never_accepted else "r-1")
     assert outcome.stored_at is None
 
 
@@ -354,6 +362,30 @@ def test_reopening_twice_changes_nothing_more(store: Store, path: Path) -> None:
     assert dump(path) == before
 
 
+def test_an_adopted_job_is_charged_under_its_request_id(store: Store) -> None:
+    """Of a job's doubtful POSTs the latest becomes the accepted one; a request_id that another has is refused."""
+    bring(store, State.AMBIGUOUS)
+    do(store, lambda store: store.resubmit(1), intend(), lambda store: store.hold(1, WHY, 5.0))
+    do(store, intend("b"), lambda store: store.accept(2, "r-1", 6.0))
+    assert do(store, lambda store: store.adopt(1, "r-1", 7.0)) is False
+    assert store.charges() == Charges(charged=1, unknown=2)
+    assert do(store, lambda store: store.adopt(1, "r-2", 7.0)) is True
+    assert store.charges() == Charges(charged=2, unknown=1)
+    assert store.known("a") == ("r-2", None)
+
+
+def test_doubts_are_the_ambiguous_and_what_is_in_the_air(store: Store) -> None:
+    """Both are told with their bodies; once the process is known to be dead, both are ambiguous."""
+    do(store, intend("a"), intend("b"), intend("c"), intend("d"))
+    do(store, lambda store: store.hold(1, WHY, 3.0), take_back(3), accept(4))
+    assert [(doubt.id, doubt.why, doubt.body) for doubt in store.doubts()] == [
+        ("a", WHY.message, BODY), ("b", "being submitted", BODY),
+    ]  # fmt: skip
+    do(store, Store.hold_in_air)
+    assert store.counts() == {State.AMBIGUOUS: 2, State.PENDING: 1, State.ACCEPTED: 1}
+    assert [doubt.n for doubt in store.doubts()] == [1, 2]
+
+
 def test_a_killed_post_is_unclear(store: Store) -> None:
     """A job that died with its POST in the air is ambiguous, says so, and its POST stays unknown for ever."""
     do(store, intend())
@@ -411,11 +443,13 @@ def test_no_order_of_events_breaks_the_laws(moves: list[str]) -> None:
         work: Work = MOVES[move][0] if move != "reopen" else _reopen
         if move == "accept":
             work = accept(1, f"r-{request}")
+        if move == "adopt":
+            work = partial(Store.adopt, n=1, request_id=f"r-{request}", at=9.0)
         try:
             do(store, work)
         except KreaBatchBug:
             continue
-        paid += move == "accept"
+        paid += move in ("accept", "adopt")
         words += move == "resubmit"
         charges = store.charges()
         assert charges.charged + charges.free == paid
