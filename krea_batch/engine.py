@@ -36,6 +36,7 @@ from krea_batch.pipeline.producer import Producer, check_same, take_off
 from krea_batch.pipeline.run import Gateway, Run, Stats
 from krea_batch.pipeline.submitter import Submitter
 from krea_batch.report.results import Results
+from krea_batch.rules.patience import SameFailure
 from krea_batch.rules.verdicts import Progress
 from krea_batch.settings import Ambiguous, ApiKey, Settings
 
@@ -312,6 +313,8 @@ class Engine:
             max_attempts=settings.max_attempts,
             resubmit_ambiguous=settings.ambiguous is Ambiguous.RESUBMIT,
         )
+        succeeded = (await record(Store.counts)).get(State.SUCCEEDED, 0)
+        self._same_failure = SameFailure(settings.max_same_failures, has_succeeded=succeeded > 0)
         charges = await record(Store.charges)
         self._submitter.begin_with(charges.charged + charges.unknown)
         await self._write_results()
@@ -377,6 +380,7 @@ class Engine:
     # ---- what the stages hand on -------------------------------------------------------------------------
 
     def _accepted(self, flight: Flight, progress: Progress) -> None:
+        self._same_failure.accepted()
         if watch := self._watches.get(flight.id):
             watch.accept(flight.request_id)
         self._scheduler.put(flight, progress)
@@ -390,6 +394,8 @@ class Engine:
         self._run.stats.count_end(outcome.status)
         if outcome.status is State.ERRORED:
             self._submitter.refunded()
+        if why := self._same_failure.ended(outcome):
+            self._run.stop(RunStopped(why, "see what is wrong, then run the same command again"))
         self._run.tell(Ended(outcome))
         self._results.append(outcome)
         self._run.aloft.pop(flight.id, None)

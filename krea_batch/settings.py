@@ -87,6 +87,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     max_attempts: int = 3  # chosen: ERROR is free, so a second and third try cost nothing
     ambiguous: Ambiguous = Ambiguous.HOLD
     max_charges: int | None = None
+    max_same_failures: int = 0  # 0: any number; a service's first users may well all be wrong
     request_timeout_s: float = 60.0  # chosen: a POST that only queues answers in far less
     downloads: int = 16  # chosen: because 16 fsyncs in parallel cost least each
     download_attempts: int = 8  # chosen: with backoff to 30 s this outlasts a CDN's bad two minutes
@@ -117,6 +118,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
             ("max-in-flight", self.max_in_flight, 1),
             ("max-attempts", self.max_attempts, 1),
             ("max-charges", 0 if self.max_charges is None else self.max_charges, 0),
+            ("max-same-failures", self.max_same_failures, 0),
             ("downloads", self.downloads, 1),
             ("download-attempts", self.download_attempts, 1),
         ):

@@ -15,7 +15,7 @@ import click
 import msgspec
 
 from krea_batch.cli import INTERRUPTED, OK, SOME_FAILED, STOPPED, say
-from krea_batch.cli.display import Display, Meter, keep_showing, make_display
+from krea_batch.cli.display import INTERRUPT, Meter, Teller, keep_showing, make_display
 from krea_batch.cli.summary import FolderState, Summary
 from krea_batch.cli.words import counted
 from krea_batch.engine import KEY_VARIABLE, Engine
@@ -103,6 +103,8 @@ class Batch:
         self._options = options
         self._quiet: bool = options["quiet"]
         self._interrupts = 0
+        self._display = make_display(quiet=options["quiet"])
+        self._told = Teller(self._display.say)
 
     async def run(self) -> int:
         """Run to the end, or as far as it goes. Returns the exit code."""
@@ -128,12 +130,11 @@ class Batch:
     async def _until_it_ends(self, engine: Engine) -> KreaBatchError | None:
         """Run the engine, with Ctrl-C heeded and progress shown. Returns what stopped it early, if anything did."""
         problem: KreaBatchError | None = None
-        display = make_display(quiet=self._quiet)
         async with anyio.create_task_group() as beside:
-            beside.start_soon(self._heed_signals, engine, display)
+            beside.start_soon(self._heed_signals, engine)
             try:
                 async with engine:
-                    beside.start_soon(keep_showing, display, await self._meter(engine))
+                    beside.start_soon(keep_showing, self._display, await self._meter(engine))
                     await engine.run(self._files)
             except KreaBatchError as error:
                 problem = (engine.stopped if isinstance(error, InputError) else None) or error
@@ -152,7 +153,7 @@ class Batch:
         if key is None:
             settings, key = await self._simulate(stack)
         fields = {name: getattr(settings, name) for name in settings.__struct_fields__}
-        return Engine(api_key=key, **fields)
+        return Engine(api_key=key, listeners=[self._told.hear], **fields)
 
     async def _simulate(self, stack: AsyncExitStack) -> tuple[Settings, ApiKey]:
         """Start the simulator on this loop; it remembers its jobs in the run's folder, so that runs go on."""
@@ -168,17 +169,17 @@ class Batch:
             raise SettingsError("simulate", "the simulator cannot start", str(error)) from None
         return msgspec.structs.replace(self._settings, gateway=simulator.gateway_url), ApiKey("simulated")
 
-    async def _heed_signals(self, engine: Engine, display: Display) -> None:
+    async def _heed_signals(self, engine: Engine) -> None:
         with anyio.open_signal_receiver(signal.SIGINT, signal.SIGTERM) as received:
             async for _ in received:
                 self._interrupts += 1
                 if self._interrupts == 1:
-                    engine.stop("interrupted")
+                    engine.stop(INTERRUPT)
                     in_flight = counted(engine.stats().in_flight, "job")
-                    display.say(f"Stopping: {in_flight} in flight to bring home. Ctrl-C again stops at once.")
+                    self._display.say(f"Stopping: {in_flight} in flight to bring home. Ctrl-C again stops at once.")
                 else:
-                    engine.stop_now("interrupted")
-                    display.say("Stopping at once; what is in flight is on record.")
+                    engine.stop_now(INTERRUPT)
+                    self._display.say("Stopping at once; what is in flight is on record.")
 
     def _tell(self, summary: Summary) -> None:
         if self._options["as_json"]:

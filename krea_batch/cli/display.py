@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import sys
 from collections import deque
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Protocol
 
 import msgspec
@@ -15,6 +16,7 @@ import msgspec
 from krea_batch.cli import say
 from krea_batch.cli.words import clock_time, size
 from krea_batch.engine import Engine
+from krea_batch.events import Event, Held, Stopping
 
 if TYPE_CHECKING:
     from rich.console import Console, RenderableType
@@ -22,6 +24,11 @@ if TYPE_CHECKING:
 LIVE_EVERY_S = 0.2  # chosen: fluent to the eye, nothing to the processor
 LINE_EVERY_S = 5.0  # chosen: a log of an hour stays under a thousand lines
 AVERAGE_OVER_S = 10.0  # chosen: short enough to show a pause, long enough not to jump
+
+
+INTERRUPT = "interrupted"  # the reason of a stop that people asked for, and are told of as they do
+TOLD_FROM_S = 5.0  # chosen: shorter pauses are the pace's daily work
+TOLD_AGAIN_S = 60.0  # chosen: an outage of an hour is sixty lines
 
 
 class Figures(msgspec.Struct, frozen=True):
@@ -95,6 +102,27 @@ class Meter:
             held_s=stats.held_until_s - now_s,
             stopping=self._engine.stopped is not None,
         )
+
+
+class Teller:
+    """Hears of a run's events and says, in a line each, what people should not miss: long pauses, early stops."""
+
+    def __init__(self, say: Callable[[str], None]) -> None:
+        self._say = say
+        self._paused_for = ""
+        self._said_s = 0.0
+
+    def hear(self, event: Event) -> None:
+        match event:
+            case Held(wait_s, _, reason) if wait_s >= TOLD_FROM_S:
+                now_s = asyncio.get_running_loop().time()
+                if reason != self._paused_for or now_s - self._said_s >= TOLD_AGAIN_S:
+                    self._say(f"Paused: {reason}. No submit for {wait_s:.0f} s, then on again.")
+                    self._paused_for, self._said_s = reason, now_s
+            case Stopping(reason) if reason != INTERRUPT:
+                self._say(f"Stopping: {reason}. What was paid is brought home.")
+            case _:
+                pass
 
 
 class Display(Protocol):
@@ -217,4 +245,4 @@ async def keep_showing(display: Display, meter: Meter) -> None:
         display.close()
 
 
-__all__: list[Any] = ["Display", "Figures", "Meter", "keep_showing", "make_display"]
+__all__: list[Any] = ["INTERRUPT", "Display", "Figures", "Meter", "Teller", "keep_showing", "make_display"]

@@ -60,6 +60,13 @@ KEY_VARIABLE = "PIXAZO_API_KEY"
     metavar="N",
     help="Stop before more than N submits are paid, all runs of the folder together.",
 )
+@click.option(
+    "--max-same-failures",
+    default=20,
+    show_default=True,
+    metavar="N",
+    help="Stop when the first N jobs all fail in one way, or N in a row are ambiguous; 0 never does.",
+)
 @click.option("--skip-invalid", is_flag=True, help="Run the good lines when others are bad.")
 @click.option("--keep-extra", is_flag=True, help="Put unknown fields of a job line into its metadata.")
 @click.option(

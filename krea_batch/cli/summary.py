@@ -59,10 +59,8 @@ class FolderState(msgspec.Struct, frozen=True):
         width = max((len(f"{count:,}") for count in self.counts.values()), default=1)
         rows = [f"  {self.counts[state]:>{width},} {MEANING[state]}" for state in MEANING if state in self.counts]
         charges = self.charges
-        paid = f"charges: {charges.charged:,}"
-        paid += f", free (ERROR): {charges.free:,}" if charges.free else ""
-        paid += f", unknown: {charges.unknown:,}" if charges.unknown else ""
-        return [*rows, f"  {paid}"]
+        paid = f"{charges.charged:,} paid, {charges.free:,} free (ERROR), {charges.unknown:,} unknown (ambiguous)"
+        return [*rows, f"  charges: {paid}"]
 
     def fields(self) -> dict[str, Any]:
         return {

@@ -148,6 +148,7 @@ class Downloader:
             await self._give_up(flight, f"tried {download.tries} times: {error.reason}")
             return
         wait_s = lifecycle.pause_s(download.tries, self._run.chance())
+        wait_s = max(wait_s, self._run.retries.spend(self._run.now_s()))
         if error.status in (429, 503) and error.retry_after_s:
             wait_s = max(wait_s, error.retry_after_s)
             self._host_held_until_s[_host(download.url)] = self._run.now_s() + error.retry_after_s

@@ -157,6 +157,7 @@ class PollScheduler:
             flight.troubles += 1
             self._run.troubled(flight, "poll", trouble.reason)
             wait_s = self._schedule.after_trouble_s(flight.troubles, trouble.retry_after_s)
+            wait_s = max(wait_s, self._run.retries.spend(now_s))
             least_s = max(least_s, trouble.retry_after_s or 0.0)
             if self._key_is_refused(flight, trouble):
                 return

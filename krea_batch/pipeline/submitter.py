@@ -22,12 +22,12 @@ from krea_batch.pipeline.run import Run, log
 from krea_batch.rules import lifecycle
 from krea_batch.rules.lifecycle import Again, End, Go, Stop
 from krea_batch.rules.pace import Pace
+from krea_batch.rules.patience import Outage
 from krea_batch.rules.verdicts import Accepted, NotSent, PostVerdict, Progress, Refusal, Refused, Unclear
 from krea_batch.settings import Ambiguous
 
 GRACE_S = 5.0  # chosen: a POST in the air is worth a short wait even to somebody in a hurry
 MOST_IN_AIR = 256  # chosen: answers of 1 s at 256/s; a gateway slower than that needs no more of us
-OUTAGE_AFTER = 3  # chosen: three failures in a row are no accident at the 10 % that a bad day brings
 
 
 class Submitter:
@@ -54,8 +54,7 @@ class Submitter:
         self._later: dict[Flight, asyncio.TimerHandle] = {}
         self._seats = anyio.Semaphore(MOST_IN_AIR)
         self._in_air: set[anyio.CancelScope] = set()
-        self._failures_in_a_row = 0
-        self._failing_since_s = 0.0
+        self._outage = Outage()
         self._charged = 0  # POSTs that are paid, or may be
         self._unsettled = 0  # POSTs that may yet turn out to be
         self._settled = asyncio.Event()
@@ -187,9 +186,10 @@ class Submitter:
     async def _again(self, flight: Flight, verdict: PostVerdict, wait_s: float, reason: str) -> None:
         came_to = "not_sent" if isinstance(verdict, NotSent) else "refused"
         await self._run.record(Store.take_back, flight.n, came_to)
-        outage = self._failures_in_a_row > OUTAGE_AFTER
-        if isinstance(verdict, Refused) and verdict.refusal is Refusal.TRY_AGAIN and not outage:
+        if isinstance(verdict, Refused) and verdict.refusal is Refusal.TRY_AGAIN and not self._outage.is_on:
             flight.refusals += 1  # an outage is nobody's job's fault
+        if not (isinstance(verdict, Refused) and verdict.refusal is Refusal.SLOW_DOWN):
+            wait_s = max(wait_s, self._run.retries.spend(self._run.now_s()))
         self._run.troubled(flight, "submit", reason)
         self.put(flight, wait_s)
 
@@ -221,24 +221,21 @@ class Submitter:
                 pace.refused(sent_s, now_s, retry_after_s)
                 self._run.held(pace.paused_s(now_s), said)
             case NotSent(reason):
-                self._back_off(reason, None)
+                self._back_off(reason, None, sent_s)
             case Refused(Refusal.TRY_AGAIN, _, said, retry_after_s):
-                self._back_off(said, retry_after_s)
+                self._back_off(said, retry_after_s, sent_s)
             case _:
-                self._failures_in_a_row = 0
+                self._outage.worked()
         self._run.stats.rate_per_s = pace.per_s
 
-    def _back_off(self, reason: str, retry_after_s: float | None) -> None:
+    def _back_off(self, reason: str, retry_after_s: float | None, sent_s: float) -> None:
         """Hold every submit back while the gateway is away; one failure alone delays only its own job."""
         now_s, longest_s = self._run.now_s(), self._run.settings.job_timeout_s
-        if self._failures_in_a_row == 0:
-            self._failing_since_s = now_s
-        self._failures_in_a_row += 1
-        late = self._failures_in_a_row - OUTAGE_AFTER
-        if late > 0 and now_s - self._failing_since_s >= longest_s:
+        pause_s = self._outage.failed(sent_s, now_s, self._run.chance())
+        if self._outage.is_on and now_s - self._outage.since_s >= longest_s:
             away = f"the gateway has taken nothing for {longest_s:g} s ({reason})"
             self._run.stop(RunStopped(away, "see what is wrong, then run the same command again"))
-        wait_s = max(lifecycle.pause_s(late, self._run.chance()) if late > 0 else 0.0, retry_after_s or 0.0)
+        wait_s = max(pause_s, retry_after_s or 0.0)
         if wait_s > 0:
             self._gate.pace.hold(now_s, wait_s)
             self._run.held(wait_s, reason)

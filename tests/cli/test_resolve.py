@@ -24,7 +24,7 @@ def gateway(simulate: Simulate, tmp_path: Path) -> Simulated:
     done = krea_batch(*RUN, "--gateway", simulator.gateway, cwd=tmp_path)
     assert done.returncode == 1
     assert "6 ambiguous" in done.stdout
-    assert "unknown: 6" in done.stdout
+    assert "charges: 0 paid, 0 free (ERROR), 6 unknown (ambiguous)" in done.stdout
     simulator.ask("/settings", {"faults": {}})
     return simulator
 
@@ -66,7 +66,7 @@ def test_every_way_out_of_doubt(gateway: Simulated, tmp_path: Path) -> None:
     assert resubmitted.stdout.startswith("2 resubmitted, 0 still ambiguous")
     done = krea_batch(*RUN, "--gateway", gateway.gateway, cwd=tmp_path)
     assert done.returncode == 1  # two were given up
-    assert "charges: 4, unknown: 4" in done.stdout
+    assert "charges: 4 paid, 0 free (ERROR), 4 unknown (ambiguous)" in done.stdout
     ends = ["succeeded", "succeeded", "cancelled", "cancelled", "succeeded", "succeeded"]
     assert [status for _, status in sorted(statuses(tmp_path).items())] == ends
     assert {row["id"]: row["request_id"] for row in rows(tmp_path / "out")}["00001"] == by_prompt["picture 0"]

@@ -13,7 +13,7 @@ import pytest
 
 from krea_batch import Engine, GatewayError, Job, RunStopped
 from krea_batch.jobs import Outcome
-from krea_batch.rules.verdicts import Accepted, Errored, Finished, NotSent, Refusal, Refused, Unclear, Waiting
+from krea_batch.rules.verdicts import Accepted, Errored, Failed, Finished, NotSent, Refusal, Refused, Unclear, Waiting
 from tests.scripted_gateway import Accept, ScriptedGateway, ask, jobs, play, rows, states, statuses
 from tests.virtual_time import run_virtual
 
@@ -490,3 +490,66 @@ def test_a_job_of_the_library_is_sent_as_it_is_written(tmp_path: Path) -> None:
             "moodboards": [],
         }
     ]
+
+
+class TestWhenAllFailAlike:
+    @pytest.mark.parametrize("verdict", [REJECTED[400], UNCLEAR], ids=["rejected", "ambiguous"])
+    def test_the_run_stops_and_the_next_goes_on(self, tmp_path: Path, verdict: Any) -> None:
+        """A run whose first jobs all come to the same stops there; what it did not begin, the next run does."""
+        gateway = ScriptedGateway()
+        for job in jobs(30):
+            gateway.posts[job.id] = [verdict]
+        engine = run_virtual(play(tmp_path, gateway, jobs(100), rate="2/s", max_same_failures=5))
+        assert engine.stopped is not None
+        assert "5 jobs" in engine.stopped.reason
+        assert 5 <= len(gateway.bodies) <= 7
+        gateway.posts.clear()
+        run_virtual(play(tmp_path, gateway, jobs(100), rate="50/s", max_same_failures=5))
+        assert len(rows(tmp_path)) == 100
+        assert len(gateway.bodies) == 100
+
+    def test_what_fails_at_the_model(self, tmp_path: Path) -> None:
+        """FAILED is paid: when the first ones all come to it, no more are submitted."""
+        gateway = ScriptedGateway()
+        for job in jobs(100):
+            gateway.polls[job.id] = [Failed("no GPU")]
+        engine = run_virtual(play(tmp_path, gateway, jobs(100), rate="2/s", max_same_failures=3))
+        assert engine.stopped is not None
+        assert "first 3 jobs all ended failed (no GPU)" in engine.stopped.reason
+        assert len(gateway.charged) < 30
+        assert set(statuses(tmp_path).values()) == {"failed"}
+
+    def test_a_few_bad_ones_stop_nothing(self, tmp_path: Path) -> None:
+        """Bad jobs among good ones are bad jobs."""
+        gateway = ScriptedGateway()
+        for job in jobs(100)[10:60]:
+            gateway.posts[job.id] = [REJECTED[400]]
+        engine = run_virtual(play(tmp_path, gateway, jobs(100), rate="2/s", max_same_failures=5))
+        assert engine.stopped is None
+        assert len(rows(tmp_path)) == 100
+
+
+class TestBrownOut:
+    def test_half_of_all_posts_fail(self, tmp_path: Path) -> None:
+        """Every job is done in the end, and at no time do retries pass their share of the rate."""
+        gateway = ScriptedGateway()
+        chance = Random(3)
+        failed_s: list[float] = []
+        accept = gateway.submit
+
+        async def submit(body: bytes) -> Any:
+            if chance.random() < 0.5:
+                now_s = asyncio.get_running_loop().time()
+                gateway.post_times_s.append(now_s)
+                failed_s.append(now_s)
+                return TRY_AGAIN
+            return await accept(body)
+
+        gateway.submit = submit  # type: ignore[method-assign]
+        run_virtual(play(tmp_path, gateway, jobs(400), rate="50/s"))
+        assert set(statuses(tmp_path).values()) == {"succeeded"}
+        assert len(gateway.charged) == 400
+        began_s = gateway.post_times_s[0]
+        for n, at_s in enumerate(gateway.post_times_s):
+            retries_so_far = n + 1 - 400
+            assert retries_so_far <= 50 + 10 * (at_s - began_s) + 1
