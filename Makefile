@@ -5,8 +5,9 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 OUT ?= demo
+SEEDS ?= 10000
 
-.PHONY: demo test check bench clean
+.PHONY: demo test check bench simtest clean
 
 demo: $(VENV)/.demo
 	$(BIN)/krea-batch run sample_jobs/first.jsonl --out $(OUT) --simulate --time-scale 4
@@ -20,6 +21,9 @@ check: $(VENV)/.dev
 	$(BIN)/mypy krea_batch tests benchmarks
 	$(BIN)/lint-imports
 	$(BIN)/python -m pytest -m "not slow" -q
+
+simtest: $(VENV)/.dev
+	$(BIN)/python -m tests.simulation --seeds $(SEEDS)
 
 bench: $(VENV)/.dev
 	$(BIN)/python benchmarks/validate.py

@@ -107,7 +107,7 @@ def run_until_killed(
         task.remove_done_callback(_stop)
         as_it_was = folder.with_name(f"{folder.name} as it was")
         shutil.copytree(folder, as_it_was)
-        _bury(loop)
+        bury(loop)
         shutil.rmtree(folder)
         as_it_was.rename(folder)
         return None
@@ -119,7 +119,7 @@ def _stop(task: asyncio.Task[Any]) -> None:
     task.get_loop().stop()
 
 
-def _bury(loop: asyncio.AbstractEventLoop) -> None:
+def bury(loop: asyncio.AbstractEventLoop) -> None:
     """Cancel everything; the dead do not complain."""
     loop.set_exception_handler(lambda *_: None)
     with warnings.catch_warnings(action="ignore"):

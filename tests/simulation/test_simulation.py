@@ -1,0 +1,114 @@
+"""Hundreds of seeds pass; and three faults, planted one at a time, are each caught."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from krea_batch.jobs import StoredFile
+from krea_batch.ledger import Store
+from krea_batch.pipeline import picture
+from krea_batch.pipeline.flight import Flight
+from krea_batch.pipeline.picture import Picture
+from krea_batch.pipeline.submitter import Submitter
+from krea_batch.rules import lifecycle
+from krea_batch.rules.lifecycle import AfterPost, Again
+from krea_batch.rules.verdicts import Accepted, Unclear
+from tests.simulation.__main__ import play
+from tests.simulation.plays import BrokenLaw, Play
+
+SEEDS = 500
+AT_ONCE = 25
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("first", range(0, SEEDS, AT_ONCE))
+def test_seeds(first: int) -> None:
+    """Whatever goes wrong, no job is paid twice, no paid one is lost, and what succeeded is whole."""
+    played = [play(seed) for seed in range(first, first + AT_ONCE)]
+    assert [failed for *_, failed in played if failed] == []
+    assert sum(deaths for _, deaths, _ in played) > 0
+
+
+def test_a_seed_goes_the_same_way_again(tmp_path: Path) -> None:
+    """Two plays of one seed take the same steps and leave the same books."""
+    stories = []
+    for name in ("one", "two"):
+        current = Play(11, tmp_path / name / "out")
+        current.play()
+        stories.append((current.deaths, current.world.charged, current.world.tries))
+    assert stories[0] == stories[1]
+
+
+def caught(tmp_path: Path, broken: str, most: int = 300) -> bool:
+    """Whether the simulation, playing one seed after the other, says this of the engine as it is now."""
+    for seed in range(most):
+        try:
+            Play(seed, tmp_path / str(seed) / "out").play()
+        except BrokenLaw as law:
+            if broken in str(law):
+                return True
+    return False
+
+
+def test_retrying_a_cut_post_is_caught(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An engine that takes a cut POST for one that was not sent pays twice, and is found out."""
+    after_post = lifecycle.after_post
+
+    def hopeful(verdict: Any, **known: Any) -> AfterPost:
+        return Again(0.0, verdict.reason) if isinstance(verdict, Unclear) else after_post(verdict, **known)
+
+    monkeypatch.setattr(lifecycle, "after_post", hopeful)
+    assert caught(tmp_path, "was paid 2 times")
+
+
+def test_recording_the_request_id_after_the_poll_is_caught(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An engine that goes on with an answer before it is on record is found out at its first poll."""
+    go = Submitter._go
+
+    async def hasty(self: Submitter, flight: Flight, accepted: Accepted) -> None:
+        await self._run.gateway.poll(accepted.request_id)
+        await go(self, flight, accepted)
+
+    monkeypatch.setattr(Submitter, "_go", hasty)
+    assert caught(tmp_path, "which is not on record")
+
+
+def test_renaming_before_the_sync_is_caught(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An engine that names a picture before it is synced leaves a torn one behind when the power goes."""
+
+    def hasty(self: Picture, chunks: Any) -> StoredFile:
+        with self._opened() as fd:
+            self._write(fd, chunks)
+            self._walk.finish()
+            final = self._claim_name()
+            vars(picture)["os"].fsync(fd)
+        picture._sync_folder(self._folder)
+        return StoredFile(
+            f"images/{final.name}", self.taken_bytes, self._digest.hexdigest(), self._walk.width, self._walk.height,
+            "image/png",
+        )  # fmt: skip
+
+    monkeypatch.setattr(Picture, "finish", hasty)
+    assert caught(tmp_path, "PngError")
+
+
+def test_forgetting_an_acceptance_is_caught(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A ledger that takes an accepted POST for a refused one loses what was paid, and is found out."""
+
+    def forgetful(self: Store, n: int, request_id: str, at: float) -> bool:
+        self.take_back(n, "refused")
+        return False
+
+    monkeypatch.setattr(Store, "accept", forgetful)
+    assert caught(tmp_path, "is not on record")
+
+
+def test_the_seeds_are_as_many_as_are_asked_for(capfd: pytest.CaptureFixture[str]) -> None:
+    """`python -m tests.simulation --seeds N` plays N seeds and says so."""
+    from tests.simulation.__main__ import play_all
+
+    assert play_all(range(4)) == 0
+    assert "4 seeds, 28 runs" in capfd.readouterr().out
