@@ -6,8 +6,9 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 OUT ?= demo
 SEEDS ?= 10000
+KILLS ?= 200
 
-.PHONY: demo test check bench simtest clean
+.PHONY: demo test check bench simtest crashtest clean
 
 demo: $(VENV)/.demo
 	$(BIN)/krea-batch run sample_jobs/first.jsonl --out $(OUT) --simulate --time-scale 4
@@ -24,6 +25,9 @@ check: $(VENV)/.dev
 
 simtest: $(VENV)/.dev
 	$(BIN)/python -m tests.simulation --seeds $(SEEDS)
+
+crashtest: $(VENV)/.dev
+	KILLS=$(KILLS) $(BIN)/python -m pytest tests/crash -v -rsP
 
 bench: $(VENV)/.dev
 	$(BIN)/python benchmarks/validate.py

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from krea_batch.jobs import ASPECT_RATIOS, CREATIVITIES, FIELDS
-from tests.cli.conftest import krea_batch, write_jobs
+from tests.processes import krea_batch, write_jobs
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text("utf-8")

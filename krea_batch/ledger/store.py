@@ -81,13 +81,13 @@ class Store:
             connection = _connect(path, mode)
             try:
                 _check_owner(connection, path)
-                if read_only:
-                    connection.execute("PRAGMA query_only = ON")
-                else:
+                if not read_only:
                     _make_ready(connection)
             except BaseException:
                 connection.close()
                 raise
+            if read_only:
+                connection = _reading(connection)
         except sqlite3.Error as error:
             raise RunFolderError(path, f"the ledger cannot be opened ({error})", "choose another --out") from error
         return cls(path, connection)
@@ -376,8 +376,7 @@ def _connect(path: Path, mode: str) -> sqlite3.Connection:
 def _check_owner(connection: sqlite3.Connection, path: Path) -> None:
     (application_id,) = connection.execute("PRAGMA application_id").fetchone()
     (version,) = connection.execute("PRAGMA user_version").fetchone()
-    (tables,) = connection.execute("SELECT count(*) FROM sqlite_schema").fetchone()
-    if tables and application_id != APPLICATION_ID:
+    if _has_tables(connection) and application_id != APPLICATION_ID:
         raise RunFolderError(path, "this is not a krea-batch ledger", "choose another --out")
     if version > SCHEMA_VERSION:
         raise RunFolderError(
@@ -385,6 +384,20 @@ def _check_owner(connection: sqlite3.Connection, path: Path) -> None:
             f"a newer krea-batch wrote it (schema {version})",
             "update krea-batch, or choose another --out",
         )
+
+
+def _reading(connection: sqlite3.Connection) -> sqlite3.Connection:
+    """The same for reading only; an empty ledger where a process died while it made this one."""
+    if not _has_tables(connection):
+        connection.close()
+        connection = sqlite3.connect(":memory:", isolation_level=None)
+        _make_tables(connection)
+    connection.execute("PRAGMA query_only = ON")
+    return connection
+
+
+def _has_tables(connection: sqlite3.Connection) -> bool:
+    return bool(connection.execute("SELECT count(*) FROM sqlite_schema").fetchone()[0])
 
 
 def _make_ready(connection: sqlite3.Connection) -> None:
@@ -397,7 +410,7 @@ def _make_ready(connection: sqlite3.Connection) -> None:
 
 
 def _make_tables(connection: sqlite3.Connection) -> None:
-    if connection.execute("SELECT count(*) FROM sqlite_schema").fetchone()[0]:
+    if _has_tables(connection):
         return
     schema = files("krea_batch.ledger").joinpath("schema.sql").read_text()
     connection.executescript(

@@ -10,7 +10,7 @@ POST /_admin/reset    {}                forget every job and count
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Annotated, Any
 
 import msgspec
 from aiohttp import web
@@ -22,11 +22,12 @@ from krea_batch.simulator.state import State
 from krea_batch.simulator.webhooks import Webhooks
 
 FIXED = ("host", "port", "cdn_port", "remember_in")  # settings that cannot change while it runs
+_NOT_READ = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
 
 
 class _Balance(msgspec.Struct, forbid_unknown_fields=True):
     add: int = 0
-    set: int | msgspec.UnsetType | None = msgspec.UNSET
+    set: Annotated[int, msgspec.Meta(ge=0)] | msgspec.UnsetType | None = msgspec.UNSET
 
 
 class Admin:
@@ -59,7 +60,7 @@ class Admin:
         try:
             named = msgspec.json.decode(await request.read(), type=dict[str, Any])
             settings = _changed(self.state.settings, named)
-        except (SimulatorError, msgspec.DecodeError) as problem:
+        except (SimulatorError, *_NOT_READ) as problem:
             return bad_request(str(problem))
         self.state.configure(settings)
         return await self.settings(request)
@@ -67,7 +68,7 @@ class Admin:
     async def add_balance(self, request: web.Request) -> web.Response:
         try:
             wish = msgspec.json.decode(await request.read(), type=_Balance)
-        except msgspec.DecodeError as problem:
+        except _NOT_READ as problem:
             return bad_request(f'{problem}; write {{"add": 100}}')
         books = self.state.books
         if wish.set is not msgspec.UNSET:

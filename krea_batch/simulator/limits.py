@@ -12,10 +12,11 @@ request that is refused counts for nothing.
 from __future__ import annotations
 
 import re
+import sys
 from collections import deque
 
 SYNTAX = "token-bucket:10/s (or 10/s,20 with a burst), fixed-window:60/m or sliding-window:10/s"
-_TEXT = re.compile(r"(token-bucket|fixed-window|sliding-window):(\d+(?:\.\d+)?)/(s|m|min|h)(?:,(\d+))?")
+_TEXT = re.compile(r"(token-bucket|fixed-window|sliding-window):(\d+(?:\.\d+)?)/(s|m|min|h)(?:,0*([1-9]\d*))?")
 _PERIODS_S = {"s": 1.0, "m": 60.0, "min": 60.0, "h": 3600.0}
 _ROUNDING = 1e-6  # chosen: seconds since 1970 in a float are good to a fraction of a microsecond
 
@@ -59,7 +60,7 @@ class FixedWindow(Limit):
 class SlidingWindow(Limit):
     def __init__(self, count: int, window_s: float) -> None:
         self.window_s = window_s
-        self._taken_s: deque[float] = deque(maxlen=count)
+        self._taken_s: deque[float] = deque(maxlen=min(count, sys.maxsize))
 
     def take(self, now_s: float) -> float:
         if len(self._taken_s) == self._taken_s.maxlen:
@@ -76,7 +77,7 @@ def parse_limit(text: str) -> Limit | None:
         return None
     match = _TEXT.fullmatch(text)
     count = float(match[2]) if match else 0.0
-    if match is None or count <= 0 or match[4] == "0" or (match[4] and match[1] != "token-bucket"):
+    if match is None or count <= 0 or (match[4] and match[1] != "token-bucket"):
         raise ValueError(f"{text!r} is no limit; write none, {SYNTAX}")
     window_s = _PERIODS_S[match[3]]
     if match[1] == "token-bucket":

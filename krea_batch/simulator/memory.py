@@ -52,7 +52,7 @@ class Memory:
         for line in data.splitlines():
             try:
                 seen = decode(line)
-            except msgspec.DecodeError:
+            except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
                 continue  # a process was killed while it wrote this line
             job = SimulatedJob(seen.request_id, seen.body, seen.submitted_at, seen.mark, seen.copy)
             job.start_at, job.done_at, job.end, job.outputs = seen.start_at, seen.done_at, seen.end, seen.outputs

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 
-_RANGE = re.compile(r"bytes\s*=\s*(\d*)-(\d*)")
+_RANGE = re.compile(r"bytes\s*=\s*(\d{0,18})-(\d{0,18})")
 
 
 def wanted(header: str | None, if_range: str | None, etag: str, length: int) -> tuple[int, int] | None:

@@ -22,10 +22,11 @@ _NOISE_BYTES = 1 << 16
 def tiny_picture(text: Mapping[str, str], chance: str, size_bytes: int = 0) -> bytes:
     """A PNG of one colour, or of noise and exactly `size_bytes` large. The ratio is the one that `text` names."""
     colour = hashlib.blake2b(f"{text['prompt']}\0{chance}".encode("utf-8", "surrogatepass"), digest_size=3).digest()
-    width, height = _shape(text["aspect_ratio"])
+    wide = _wide(text["aspect_ratio"])
     notes = text_chunks(text)
     if size_bytes:
-        return _padded(width / height, colour, notes, size_bytes)
+        return _padded(wide, colour, notes, size_bytes)
+    width, height = (LONG_SIDE, round(LONG_SIDE / wide)) if wide >= 1 else (round(LONG_SIDE * wide), LONG_SIDE)
     pixels = zlib.compress((b"\0" + colour * width) * height, 1)
     return png(width, height, pixels, notes)
 
@@ -50,12 +51,9 @@ def chunk(kind: bytes, data: bytes) -> bytes:
 
 
 @cache
-def _shape(ratio: str) -> tuple[int, int]:
+def _wide(ratio: str) -> float:
     across, _, down = ratio.partition(":")
-    wide = float(across) / float(down)
-    if wide >= 1:
-        return LONG_SIDE, round(LONG_SIDE / wide)
-    return round(LONG_SIDE * wide), LONG_SIDE
+    return float(across) / float(down)
 
 
 @cache

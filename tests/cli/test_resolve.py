@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.cli.conftest import Simulated, krea_batch, rows, write_jobs
+from tests.processes import Simulated, krea_batch, rows, write_jobs
 
 pytestmark = pytest.mark.slow
 

@@ -18,7 +18,7 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from tests.cli.conftest import COMMAND, PATIENCE_S, Simulated, begin, environment, krea_batch, rows, write_jobs
+from tests.processes import COMMAND, PATIENCE_S, Simulated, begin, environment, krea_batch, rows, write_jobs
 
 pytestmark = pytest.mark.slow
 

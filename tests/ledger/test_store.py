@@ -511,6 +511,16 @@ def test_a_file_that_is_not_there(path: Path) -> None:
         Store.open(path.parent / "none" / "ledger.db")
 
 
+def test_an_empty_file_reads_as_an_empty_ledger(path: Path) -> None:
+    """A process that died while it made the ledger left a run with nothing in it, for whoever looks."""
+    path.touch()
+    reader = Store.open(path, read_only=True)
+    assert (reader.counts(), reader.charges(), reader.doubts()) == ({}, Charges(), [])
+    assert reader.fingerprints(["a"]) == {}
+    reader.close()
+    assert path.stat().st_size == 0
+
+
 def test_an_empty_file_becomes_a_ledger(path: Path) -> None:
     """An empty file, as a crash may leave one, is taken for a new ledger."""
     path.touch()

@@ -1,4 +1,4 @@
-"""Real processes for the tests of the command line: the simulator beside, the command in front."""
+"""Real processes for tests: the simulator beside, the command in front, and what they leave behind."""
 
 from __future__ import annotations
 
@@ -8,11 +8,8 @@ import signal
 import subprocess
 import sys
 import urllib.request
-from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
-
-import pytest
 
 COMMAND = [sys.executable, "-m", "krea_batch"]
 PATIENCE_S = 120.0
@@ -42,20 +39,6 @@ class Simulated:
     def close(self) -> None:
         self.process.send_signal(signal.SIGTERM)
         self.process.communicate(timeout=PATIENCE_S)
-
-
-@pytest.fixture
-def simulate() -> Iterator[Callable[..., Simulated]]:
-    """Start simulators; they end with the test."""
-    started: list[Simulated] = []
-
-    def start(*options: str) -> Simulated:
-        started.append(Simulated(*options))
-        return started[-1]
-
-    yield start
-    for simulator in started:
-        simulator.close()
 
 
 def environment(**more: str) -> dict[str, str]:

@@ -1,0 +1,98 @@
+"""A job file, a simulator that charges, a command that can be killed, and the books of both to compare."""
+
+from __future__ import annotations
+
+import sqlite3
+import subprocess
+import threading
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+from tests.processes import COMMAND, PATIENCE_S, Simulated, environment, krea_batch, rows, write_jobs
+
+FAST = ("--tiny", "--latency", "uniform:0.2,0.8")
+QUICK = ("--rate", "200/s", "--poll-interval", "0.3")
+
+
+class Scene:
+    """A run of `count` jobs into `out`, which is begun, killed and begun again."""
+
+    def __init__(self, simulator: Simulated, folder: Path, count: int, out: Path | None = None) -> None:
+        self.simulator = simulator
+        self.folder = folder
+        self.out = out or folder / "out"
+        write_jobs(folder / "jobs.jsonl", count)
+        self.count = count
+        self.kills = 0
+
+    @property
+    def command(self) -> list[str]:
+        out, gateway = str(self.out), self.simulator.gateway
+        return ["run", "jobs.jsonl", "--out", out, "--gateway", gateway, *QUICK, "--quiet"]
+
+    def begin(self, *before: str, stderr: int = subprocess.DEVNULL) -> subprocess.Popen[bytes]:
+        """Start the command, perhaps under another one."""
+        return subprocess.Popen(
+            [*before, *COMMAND, *self.command],
+            cwd=self.folder,
+            env=environment(PIXAZO_API_KEY="test-key"),
+            stdout=subprocess.DEVNULL,
+            stderr=stderr,
+        )
+
+    def kill_after(self, seconds: float) -> bool:
+        """Run the command and kill it after so long. Returns False where it had ended before."""
+        process = self.begin()
+        timer = threading.Timer(seconds, process.kill)
+        timer.start()
+        process.wait(PATIENCE_S)
+        timer.cancel()
+        self.kills += process.returncode < 0
+        return process.returncode < 0
+
+    def finish(self) -> int:
+        """Run the command to its end and return its exit code, 0 or 1."""
+        done = krea_batch(*self.command, cwd=self.folder)
+        assert done.returncode in (0, 1), done.stderr
+        return done.returncode
+
+    def ask(self, sql: str) -> list[tuple[Any, ...]]:
+        ledger = sqlite3.connect(self.out / "ledger.db")
+        try:
+            return ledger.execute(sql).fetchall()
+        finally:
+            ledger.close()
+
+    def assert_books_agree(self) -> int:
+        """Nothing is paid twice, everything paid is accounted for, every picture is its job's own.
+
+        Returns how many jobs are ambiguous.
+        """
+        posts = [post for post in self.simulator.ask("/ledger")["posts"] if post["charged"]]
+        paid = Counter(post["body"]["prompt"] for post in posts)
+        assert max(paid.values(), default=0) <= 1, f"paid twice: {paid.most_common(3)}"
+        sql = "SELECT p.request_id, json_extract(j.body, '$.prompt') FROM posts p JOIN jobs j ON j.n = p.job"
+        on_record = {request_id: prompt for request_id, prompt in self.ask(sql) if request_id}
+        status_of = {row["request"]["prompt"]: row["status"] for row in rows(self.out)}
+        assert len(status_of) == self.count
+        for post in posts:
+            prompt = post["body"]["prompt"]
+            if post["request_id"] not in on_record:
+                assert status_of[prompt] == "ambiguous", f"{prompt} was paid, and nobody knows"
+            else:
+                assert on_record[post["request_id"]] == prompt
+                assert status_of[prompt] == "succeeded"
+        self.assert_pictures()
+        assert set(status_of.values()) <= {"succeeded", "ambiguous"}
+        return list(status_of.values()).count("ambiguous")
+
+    def assert_pictures(self) -> None:
+        for row in rows(self.out):
+            for file in row["files"]:
+                with Image.open(self.out / file["path"]) as image:
+                    image.load()
+                    assert image.text["prompt"] == row["request"]["prompt"]  # type: ignore[attr-defined]
+                    assert image.text["request_id"] == row["request_id"]  # type: ignore[attr-defined]

@@ -1,0 +1,148 @@
+"""Disks that are full, that cannot be written, and that lose their power."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import shutil
+import signal
+import struct
+import subprocess
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from random import Random
+
+import pytest
+
+from tests.crash.scene import FAST, Scene
+from tests.processes import PATIENCE_S, Simulated, krea_batch, rows
+
+pytestmark = pytest.mark.slow
+
+Simulate = Callable[..., Simulated]
+
+
+SHUT_DOWN = 0x8004587D  # EXT4_IOC_SHUTDOWN: from now on every write fails with EIO
+LOG_FLUSHED, LOG_LOST = 1, 2  # what the disk's journal holds is written before, or is not
+
+
+def need_mounts(*tools: str) -> None:
+    """Skip, and say why, where this machine cannot mount."""
+    if os.geteuid() != 0:
+        pytest.skip("only root may mount a disk of its own")
+    if missing := [tool for tool in ("mount", "umount", *tools) if shutil.which(tool) is None]:
+        pytest.skip(f"{', '.join(missing)} not installed: no disk of its own can be made")
+
+
+@contextmanager
+def mounted(folder: Path, *arguments: str) -> Iterator[Path]:
+    """A disk of its own; skips where it cannot be mounted."""
+    folder.mkdir()
+    done = subprocess.run(["mount", *arguments, str(folder)], capture_output=True, text=True)
+    if done.returncode:
+        pytest.skip(f"mount does not work here: {done.stderr.strip()}")
+    try:
+        yield folder
+    finally:
+        subprocess.run(["umount", "-l", str(folder)], check=True)
+
+
+def test_a_full_disk_stops_the_run_and_room_ends_it(simulate: Simulate, tmp_path: Path) -> None:
+    """No room: exit 3 and why; submits have stopped. With room, the same command ends the run."""
+    need_mounts()
+    simulator = simulate("--picture-bytes", "20000", "--latency", "uniform:0.2,0.8")
+    with mounted(tmp_path / "small", "-t", "tmpfs", "-o", "size=1m", "tmpfs") as disk:
+        scene = Scene(simulator, tmp_path, 200, disk / "out")
+        full = krea_batch(*scene.command, cwd=tmp_path)
+        assert full.returncode == 3, full.stderr
+        assert "No space left on device" in full.stderr or "disk is full" in full.stderr, full.stderr
+        assert "run the same command again" in full.stderr
+        charged = simulator.ask("/totals")["charged"]
+        assert charged < 200
+        subprocess.run(["mount", "-o", "remount,size=64m", str(disk)], check=True)
+        assert scene.finish() == 0
+        assert simulator.ask("/totals")["charged"] == 200
+        assert scene.assert_books_agree() == 0
+
+
+@pytest.mark.parametrize("flags", [LOG_FLUSHED, LOG_LOST], ids=["the disk breaks", "and forgets"])
+def test_a_disk_that_breaks(simulate: Simulate, tmp_path: Path, flags: int) -> None:
+    """Every write fails from one instant on: exit 3 and why, submits stop; mended, the same command ends the run."""
+    need_mounts("mkfs.ext4", "losetup")
+    simulator = simulate(*FAST)
+    image = new_image(tmp_path / "disk.img")
+    with mounted(tmp_path / "disk", "-o", "loop", str(image)) as disk:
+        scene = Scene(simulator, tmp_path, 600, disk / "out")
+        process = scene.begin(stderr=subprocess.PIPE)
+        while simulator.ask("/totals")["charged"] < 50:
+            assert process.poll() is None
+        fd = os.open(disk, os.O_RDONLY)
+        fcntl.ioctl(fd, SHUT_DOWN, struct.pack("I", flags))
+        os.close(fd)
+        _, said = process.communicate(timeout=PATIENCE_S)
+        assert process.returncode == 3
+        assert b"run the same command again" in said
+        assert simulator.ask("/totals")["accepted"] < 150, "submits went on"
+    with mounted(tmp_path / "mended", "-o", "loop", str(image)) as disk:
+        scene = Scene(simulator, tmp_path, 600, disk / "out")
+        scene.finish()
+        assert scene.assert_books_agree() <= 40  # POSTs that were in the air
+
+
+def test_a_folder_that_cannot_be_written_from_the_start(simulate: Simulate, tmp_path: Path) -> None:
+    """A read-only disk: exit 2 with the reason, nothing sent; and a run that was there is readable by status."""
+    need_mounts()
+    simulator = simulate(*FAST)
+    with mounted(tmp_path / "disk", "-t", "tmpfs", "-o", "size=64m", "tmpfs") as disk:
+        scene = Scene(simulator, tmp_path, 5, disk / "out")
+        subprocess.run(["mount", "-o", "remount,ro", str(disk)], check=True)
+        done = krea_batch(*scene.command, cwd=tmp_path)
+        assert done.returncode == 2
+        assert "Read-only file system" in done.stderr
+        assert simulator.ask("/totals")["accepted"] == 0
+
+
+def test_a_power_cut(simulate: Simulate, tmp_path: Path) -> None:
+    """What an ext4 disk holds at a random instant, no more, is enough to pay nothing twice and to lose nothing."""
+    need_mounts("mkfs.ext4", "losetup")
+    simulator = simulate(*FAST)
+    image, chance = new_image(tmp_path / "disk.img"), Random(5)
+    ambiguous = cuts = 0
+    while cuts < 5:
+        with mounted(tmp_path / f"disk {cuts}", "-o", "loop", str(image)) as disk:
+            scene = Scene(simulator, tmp_path, 300, disk / "out")
+            process = scene.begin()
+            time.sleep(chance.uniform(0.6, 1.6))
+            process.send_signal(signal.SIGSTOP)  # the same instant for process and disk
+            snapshot = still(image, tmp_path / "snapshot.img")
+            process.kill()
+            process.wait(PATIENCE_S)
+            cuts += 1
+        snapshot.replace(image)
+    with mounted(tmp_path / "disk at last", "-o", "loop", str(image)) as disk:
+        scene = Scene(simulator, tmp_path, 300, disk / "out")
+        scene.finish()
+        ambiguous = scene.assert_books_agree()
+        assert len(rows(scene.out)) == 300
+    assert ambiguous <= 8 * cuts
+
+
+def new_image(path: Path) -> Path:
+    """A file that can be mounted as an ext4 disk."""
+    with path.open("wb") as file:
+        file.truncate(64 << 20)
+    subprocess.run(["mkfs.ext4", "-q", "-E", "lazy_itable_init=0", str(path)], check=True)
+    return path
+
+
+def still(image: Path, copy: Path) -> Path:
+    """A copy of the disk as it is: while it was made, nothing was written."""
+    for _ in range(20):
+        before = image.stat().st_mtime_ns
+        subprocess.run(["cp", "--sparse=always", str(image), str(copy)], check=True)
+        if image.stat().st_mtime_ns == before:
+            return copy
+        time.sleep(0.05)
+    raise AssertionError("the disk is never still")
