@@ -26,6 +26,7 @@ from krea_batch.rules.patience import Outage
 from krea_batch.rules.verdicts import Accepted, NotSent, PostVerdict, Progress, Refusal, Refused, Unclear
 from krea_batch.settings import Ambiguous
 
+MOST_UNCLEAR = 5  # chosen: at one answer in ten lost, a job in 100,000 is not resubmitted any more
 GRACE_S = 5.0  # chosen: a POST in the air is worth a short wait even to somebody in a hurry
 MOST_IN_AIR = 256  # chosen: answers of 1 s at 256/s; a gateway slower than that needs no more of us
 
@@ -198,7 +199,7 @@ class Submitter:
         outcome = await self._run.record(Store.hold, flight.n, why, self._run.at())
         flight.unclear += 1
         again = self._run.settings.ambiguous is Ambiguous.RESUBMIT
-        if again and flight.unclear < self._run.settings.max_attempts and not self._run.stopped:
+        if again and flight.unclear < MOST_UNCLEAR and not self._run.stopped:
             await self._run.record(Store.resubmit, flight.n)
             self._run.troubled(flight, "submit", why.message)
             self.put(flight)

@@ -24,7 +24,7 @@ IN_THE_AIR = 8  # at 200/s, an intent is on record for some 10 ms before its ans
 GROUPS = {
     "sync": "fsync,fdatasync",
     "send": "sendto,sendmsg,write",
-    "receive": "recvfrom,recvmsg,epoll_wait,epoll_pwait",  # uvloop reads by read(2), as the start does a thousand times
+    "receive": "recvfrom,recvmsg,epoll_wait,epoll_pwait",  # uvloop's read(2) is Python's at its start, too
     "rename": "rename,renameat,renameat2",
     "ledger": "pwrite64",
 }
