@@ -1,7 +1,7 @@
 """Bytes of a POST, a request_id or a media URL come in; verdicts and pictures' bytes go out, by aiohttp.
 
-Newcomers: aiohttp repeats a GET on a stale connection by itself, never a POST, and neither do we: whether
-headers had left when a POST broke is what tells `NotSent` from `Unclear`.
+Newcomers: nothing is repeated here, neither a POST nor a poll. Whether headers had left when a POST broke is what
+tells `NotSent` from `Unclear`.
 """
 
 from __future__ import annotations
@@ -78,6 +78,7 @@ class GatewayClient:
             auto_decompress=False,
             trace_configs=[trace],
         )
+        self._gateway._retry_connection = False  # a poll that is cut is asked again when the schedule says so
         self._cdn = aiohttp.ClientSession(
             connector=aiohttp.TCPConnector(limit=0, socket_factory=self._open_public_socket),
             headers={"Accept-Encoding": "identity"},

@@ -451,6 +451,26 @@ def test_a_connection_that_went_stale() -> None:
     against(always(http(202, ACCEPTED), cut=True), ask)
 
 
+def test_a_cut_poll_is_asked_once() -> None:
+    """A poll whose kept connection is cut under it is trouble, and not repeated behind the schedule's back."""
+    polls = 0
+
+    async def answer(_: Request, writer: asyncio.StreamWriter) -> None:
+        nonlocal polls
+        polls += 1
+        if polls == 1:
+            writer.write(http(200, b'{"request_id":"abc-1","status":"QUEUED"}'))
+        else:
+            writer.close()
+
+    async def ask(gateway: GatewayClient, server: Server) -> None:
+        assert isinstance(await gateway.poll("abc-1"), Waiting)
+        assert isinstance(await gateway.poll("abc-1"), PollTrouble)
+        assert (polls, server.connections) == (2, 1)
+
+    against(answer, ask)
+
+
 def test_a_cancelled_post_raises_nothing_else() -> None:
     """A POST that is cancelled is cancelled; what that means for the money is for the caller to say."""
 

@@ -1,0 +1,159 @@
+"""A served simulator for the tests: settings in, a plain HTTP client beside it and a clock to turn go out.
+
+Newcomers: the client knows the API document and nothing of the engine. It is kept from quietly repeating a GET
+whose connection was cut, as aiohttp would: one request asked for is one request counted.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Callable, Coroutine
+from io import BytesIO
+from types import TracebackType
+from typing import Any, NamedTuple, Self, TypeVar
+
+import aiohttp
+
+from krea_batch.simulator import Simulator, SimulatorSettings
+
+T = TypeVar("T")
+KEY = "s3cret-k3y-0123456789"
+BEGUN_AT = 1774951200.0  # 2026-03-31T10:00:00Z, the instant of the document's example
+PATIENCE_S = 60.0
+SUBMIT = "/krea-2-large-text-to-image/v1/krea-2-large-text-to-image-request"
+MODEL = "krea-2-large-text-to-image"
+CAT: dict[str, Any] = {"prompt": "a cat"}
+
+
+class Clock:
+    """The simulator's clock, which goes on only where a test turns it."""
+
+    def __init__(self) -> None:
+        self.at = BEGUN_AT
+
+    def __call__(self) -> float:
+        return self.at
+
+
+class Answer(NamedTuple):
+    """What a client sees. `status` is 0 where there was no answer at all, and `whole` tells if its body came."""
+
+    status: int
+    headers: dict[str, str]  # names in lower case
+    body: bytes
+    whole: bool = True
+
+    @property
+    def json(self) -> Any:
+        return json.loads(self.body)
+
+
+class Client:
+    """Asks a simulator by HTTP."""
+
+    def __init__(self, simulator: Simulator, clock: Clock) -> None:
+        self.simulator = simulator
+        self.clock = clock
+        self.gateway = simulator.gateway_url
+        self.cdn = simulator.cdn_url
+
+    async def __aenter__(self) -> Self:
+        self._session = aiohttp.ClientSession(
+            connector=aiohttp.TCPConnector(force_close=True, limit=20),
+            timeout=aiohttp.ClientTimeout(total=PATIENCE_S),
+            auto_decompress=False,
+        )
+        self._session._retry_connection = False
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, problem: BaseException | None, at: TracebackType | None
+    ) -> None:
+        await self._session.close()
+
+    async def ask(self, method: str, url: str, **options: Any) -> Answer:
+        """One request; a broken connection is an answer too."""
+        status, headers = 0, {}
+        body = bytearray()
+        try:
+            async with self._session.request(method, url, allow_redirects=False, **options) as answer:
+                status = answer.status
+                headers = {name.lower(): value for name, value in answer.headers.items()}
+                async for piece in answer.content.iter_any():
+                    body += piece
+        except aiohttp.ClientError:
+            return Answer(status, headers, bytes(body), whole=False)
+        return Answer(status, headers, bytes(body))
+
+    async def post(self, body: object = CAT, *, key: str | None = KEY, **headers: str) -> Answer:
+        """A generate request; a `body` of bytes goes as it is."""
+        data = body if isinstance(body, bytes) else json.dumps(body).encode()
+        given = {"Content-Type": "application/json"} | {
+            name.replace("_", "-"): text for name, text in headers.items()
+        }
+        return await self.ask("POST", self.gateway + SUBMIT, data=BytesIO(data), headers=_with_key(given, key))
+
+    async def poll(self, request_id: str, *, key: str | None = KEY) -> Answer:
+        url = f"{self.gateway}/v2/requests/status/{request_id}"
+        return await self.ask("GET", url, headers=_with_key({}, key))
+
+    async def accepted(self, body: object = CAT, **headers: str) -> str:
+        """Submit, and return the request_id from the books, which know it even where the answer does not."""
+        await self.post(body, **headers)
+        request_id = self.posts()[-1]["request_id"]
+        assert isinstance(request_id, str)
+        return request_id
+
+    async def get(self, url: str, method: str = "GET", **headers: str) -> Answer:
+        return await self.ask(method, url, headers=_named(headers))
+
+    async def picture(self, body: object = CAT) -> bytes:
+        """Submit to a simulator whose jobs take no time, and download what it made."""
+        return (await self.get(self.media(await self.accepted(body)))).body
+
+    def media(self, request_id: str, name: str = "output.png") -> str:
+        return f"{self.cdn}/v1/{request_id}/{name}"
+
+    async def admin(self, path: str, wish: object = None) -> Answer:
+        """GET an admin address, or POST a wish to it."""
+        url = f"{self.simulator.admin_url}/{path}"
+        if wish is None:
+            return await self.ask("GET", url)
+        return await self.ask("POST", url, data=wish if isinstance(wish, bytes) else json.dumps(wish).encode())
+
+    def totals(self) -> dict[str, Any]:
+        return self.simulator.totals()
+
+    def posts(self) -> list[dict[str, Any]]:
+        posts: list[dict[str, Any]] = self.simulator.ledger()["posts"]
+        return posts
+
+
+def _named(headers: dict[str, str]) -> dict[str, str]:
+    return {name.replace("_", "-"): text for name, text in headers.items()}
+
+
+def _with_key(headers: dict[str, str], key: str | None) -> dict[str, str]:
+    return headers if key is None else headers | {"Ocp-Apim-Subscription-Key": key}
+
+
+def with_clock(simulator: Simulator) -> Clock:
+    """Give the simulator a clock that stands still."""
+    clock, state = Clock(), simulator._state
+    state.now, state.began_at = clock, clock.at
+    return clock
+
+
+def served(ask: Callable[[Client], Coroutine[Any, Any, T]], *, still: bool = True, **settings: Any) -> T:
+    """Serve tiny pictures by these settings, ask, and stop; time stands still unless `still` is False."""
+
+    given: dict[str, Any] = {"tiny": True, "latency": "fixed:15"} | settings
+
+    async def main() -> T:
+        simulator = Simulator(SimulatorSettings(**given))
+        clock = with_clock(simulator) if still else Clock()
+        async with asyncio.timeout(PATIENCE_S), simulator, Client(simulator, clock) as client:
+            return await ask(client)
+
+    return asyncio.run(main())

@@ -1,0 +1,324 @@
+"""The judge's address: totals, ledger, settings that change while it runs, the balance, and a fresh start."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+import pytest
+
+from krea_batch.simulator import Simulator, SimulatorError, SimulatorSettings
+from tests.simulator.served import BEGUN_AT, CAT, Client, served
+
+ZEROS = [
+    "posts",
+    "accepted",
+    "charged",
+    "refunded",
+    "undelivered",
+    "polls",
+    "polls_429",
+    "cdn_requests",
+    "cdn_with_key",
+    "downloads",
+    "bytes",
+    "webhooks",
+    "webhooks_failed",
+    "webhooks_refused",
+    "most_polls_of_a_job",
+    "most_posts_in_a_second",
+]
+NOTHING: dict[str, Any] = dict.fromkeys(ZEROS, 0) | {"refused": {}, "least_poll_gap_s": None, "balance": None}
+
+
+def test_totals_of_nothing() -> None:
+    """Before the first request every count is there and is nothing."""
+
+    async def ask(client: Client) -> None:
+        answer = await client.admin("totals")
+        assert answer.status == 200
+        assert answer.json == NOTHING == client.totals()
+
+    served(ask)
+
+
+def test_totals_and_ledger() -> None:
+    """Totals and ledger are the same by HTTP as in the process, and the ledger holds every POST in order."""
+
+    async def ask(client: Client) -> None:
+        done = await client.accepted(CAT | {"seed": 2**70})
+        await client.post({})
+        await client.post(b"{")
+        client.clock.at += 20
+        lost = await client.accepted({"prompt": "a dog"})
+        await client.poll(done)
+        await client.get(client.media(done))
+        ledger = (await client.admin("ledger")).json
+        assert ledger == client.simulator.ledger()
+        assert ledger["totals"] == client.totals() == (await client.admin("totals")).json
+        assert [post["order"] for post in ledger["posts"]] == [1, 2, 3, 4]
+        assert [post["at_s"] for post in ledger["posts"]] == [0, 0, 0, 20]
+        assert [post["body"] for post in ledger["posts"]] == [CAT | {"seed": 2**70}, {}, None, {"prompt": "a dog"}]
+        assert [post["request_id"] for post in ledger["posts"]] == [done, None, None, lost]
+        assert [post["job"] and post["job"]["status"] for post in ledger["posts"]] == [
+            "COMPLETED",
+            None,
+            None,
+            "QUEUED",
+        ]
+        assert (ledger["totals"]["posts"], ledger["totals"]["refused"]) == (4, {"400": 2})
+        assert (ledger["totals"]["polls"], ledger["totals"]["downloads"]) == (1, 1)
+
+    served(ask)
+
+
+def test_the_books_can_be_read_after_the_end() -> None:
+    """What was counted is still there when the ports are closed."""
+
+    async def ask(client: Client) -> Simulator:
+        await client.post()
+        return client.simulator
+
+    assert served(ask).totals()["accepted"] == 1
+
+
+def test_settings_are_told_and_can_be_sent_back() -> None:
+    """The settings that are told are all there are, and sending them back changes nothing."""
+
+    async def ask(client: Client) -> None:
+        told = (await client.admin("settings")).json
+        assert set(told) == set(SimulatorSettings.__struct_fields__)
+        assert (told["latency"], told["faults"], told["balance"]) == ("fixed:15", {"cdn-404": 0.5}, None)
+        changeable = {name: value for name, value in told.items() if not name.endswith("port")}
+        del changeable["host"], changeable["remember_in"]
+        assert (await client.admin("settings", changeable)).json == told
+        assert (await client.admin("settings", {})).json == told
+
+    served(ask, faults={"cdn-404": 0.5})
+
+
+def test_changed_settings_hold_from_now_on() -> None:
+    """Named settings change for what comes, those not named stay, and accepted jobs keep their times."""
+
+    async def ask(client: Client) -> None:
+        before = await client.accepted()
+        changed = await client.admin("settings", {"latency": "fixed:2", "faults": {"job-failed": 1}})
+        assert changed.json["latency"] == "fixed:2"
+        assert changed.json["tiny"] is True
+        after = await client.accepted()
+        client.clock.at += 2
+        assert [(await client.poll(job)).json["status"] for job in (before, after)] == ["PROCESSING", "FAILED"]
+        client.clock.at += 13
+        assert (await client.poll(before)).json["status"] == "COMPLETED"
+        await client.admin("settings", {"faults": {}, "key": "new", "picture_bytes": 4096})
+        assert (await client.post(key="old")).status == 401
+        assert (await client.post(key="new")).status == 202
+        assert len((await client.get(client.media(before))).body) == 4096
+
+    served(ask)
+
+
+def test_an_unchanged_limit_keeps_its_count() -> None:
+    """Changing other settings does not open a limit, changing the limit begins it anew."""
+
+    async def ask(client: Client) -> None:
+        assert [(await client.post()).status for _ in range(2)] == [202, 429]
+        await client.admin("settings", {"retry_after": "none", "submit_limit": "fixed-window:1/h"})
+        answer = await client.post()
+        assert (answer.status, "retry-after" in answer.headers) == (429, False)
+        await client.admin("settings", {"submit_limit": "fixed-window:2/h"})
+        assert [(await client.post()).status for _ in range(3)] == [202, 202, 429]
+        await client.admin("settings", {"submit_limit": "none"})
+        assert (await client.post()).status == 202
+
+    served(ask, submit_limit="fixed-window:1/h")
+
+
+@pytest.mark.parametrize(
+    ("wish", "named"),
+    [
+        (b"", ""),
+        (b"{", ""),
+        (b"[]", "object"),
+        (b"null", "object"),
+        (b'{"key": "\xff"}', ""),
+        (b'{"faults": ' + b"[" * 100_000, ""),
+        ({"speed": 1}, "speed"),
+        ({"latency": "slow"}, "latency"),
+        ({"latency": 15}, "latency"),
+        ({"time_scale": 0}, "time_scale"),
+        ({"time_scale": -1}, "time_scale"),
+        ({"time_scale": "2"}, "time_scale"),
+        (b'{"time_scale": 1e999}', ""),
+        ({"workers": -1}, "workers"),
+        ({"workers": 1.5}, "workers"),
+        ({"submit_limit": "10/s"}, "submit_limit"),
+        ({"poll_limit": ""}, "poll_limit"),
+        ({"retry_after": "minutes"}, "retry_after"),
+        ({"faults": {"poll-501": 1}}, "poll-501"),
+        ({"faults": {"poll-500": 1.5}}, "poll-500=1.5"),
+        ({"faults": {"poll-500": -0.1}}, "poll-500=-0.1"),
+        ({"faults": ["poll-500"]}, "faults"),
+        ({"fault_tries": -1}, "fault_tries"),
+        ({"hang_s": -1}, "hang_s"),
+        ({"slow_s": None}, "slow_s"),
+        ({"balance": -1}, "balance"),
+        ({"outputs": 0}, "outputs"),
+        ({"outputs": 5}, "outputs"),
+        ({"picture_bytes": 4095}, "picture_bytes"),
+        ({"picture_bytes": (1 << 26) + 1}, "picture_bytes"),
+        ({"revoke_after": -1}, "revoke_after"),
+        ({"host": "127.0.0.1"}, "host"),
+        ({"port": 0}, "port"),
+        ({"cdn_port": 0}, "cdn_port"),
+        ({"remember_in": ""}, "remember_in"),
+    ],
+)
+def test_settings_without_a_meaning(wish: object, named: str) -> None:
+    """A wish without a meaning is a 400 that names what is wrong, and changes nothing, not even its good half."""
+
+    async def ask(client: Client) -> None:
+        before = (await client.admin("settings")).json
+        answer = await client.admin("settings", {"seed": 9} | wish if isinstance(wish, dict) else wish)
+        assert answer.status == 400
+        assert named in answer.json["message"]
+        assert (await client.admin("settings")).json == before
+
+    served(ask)
+
+
+def test_the_balance() -> None:
+    """The balance can be topped up, set, and made endless, and the answer is the totals."""
+
+    async def ask(client: Client) -> None:
+        assert (await client.post()).status == 402
+        assert (await client.admin("balance", {"add": 2})).json["balance"] == 2
+        assert [(await client.post()).status for _ in range(3)] == [202, 202, 402]
+        assert (await client.admin("balance", {"set": 1})).json["balance"] == 1
+        assert (await client.admin("balance", {"set": 1, "add": 2})).json["balance"] == 3
+        assert (await client.admin("balance", {"add": -1})).json["balance"] == 2
+        assert (await client.admin("balance", {"set": None})).json["balance"] is None
+        assert (await client.admin("balance", {"add": 5})).json["balance"] is None
+        assert (await client.post()).status == 202
+        assert (await client.admin("settings", {"balance": 7})).json["balance"] == 7
+        assert client.totals()["balance"] == 7
+
+    served(ask, balance=0)
+
+
+@pytest.mark.parametrize(
+    "wish",
+    [
+        b"",
+        b"5",
+        b"[]",
+        b"[" * 100_000,
+        {"add": "5"},
+        {"add": 1.5},
+        {"add": None},
+        {"plus": 1},
+        {"set": -1},
+        {"set": "x"},
+    ],
+)
+def test_balances_without_a_meaning(wish: object) -> None:
+    """A balance without a meaning is a 400 and leaves the balance as it was."""
+
+    async def ask(client: Client) -> None:
+        answer = await client.admin("balance", wish)
+        assert (answer.status, answer.json["error"]) == (400, "Bad Request")
+        assert client.totals()["balance"] == 3
+
+    served(ask, balance=3)
+
+
+def test_a_reset() -> None:
+    """A reset forgets every job and count, begins with the balance of the settings, and keeps the settings."""
+
+    async def ask(client: Client) -> None:
+        request_id = await client.accepted()
+        await client.poll(request_id)
+        await client.post({})
+        await client.admin("settings", {"seed": 4})
+        client.clock.at += 15
+        answer = await client.admin("reset", {})
+        assert answer.json == NOTHING | {"balance": 2}
+        assert (await client.poll(request_id)).status == 404
+        assert (await client.get(client.media(request_id))).status == 404
+        assert (await client.admin("settings")).json["seed"] == 4
+        assert (await client.post()).status == 202
+        (post,) = client.posts()
+        assert (post["order"], post["at_s"]) == (1, 0.0)
+        assert client.totals()["balance"] == 1
+
+    served(ask, balance=2)
+
+
+def test_a_reset_makes_revoked_keys_good() -> None:
+    """After a reset no POST was accepted, so keys that were refused after so many are good again."""
+
+    async def ask(client: Client) -> None:
+        assert [(await client.post()).status for _ in range(2)] == [202, 401]
+        await client.admin("reset", {})
+        assert (await client.post()).status == 202
+
+    served(ask, revoke_after=1)
+
+
+def test_after_a_reset_the_same_requests_meet_the_same() -> None:
+    """Chance does not go on after a reset: the same POSTs meet the same faults, latencies and pictures."""
+
+    async def one_run(client: Client) -> list[object]:
+        client.clock.at = BEGUN_AT
+        told: list[object] = []
+        for n in range(30):
+            told.append((await client.post({"prompt": f"picture {n % 10}"})).status)
+        client.clock.at += 1000
+        for post in client.posts():
+            if post["request_id"]:
+                status = (await client.poll(post["request_id"])).json
+                told += [status["status"], status["completed_at"]]
+        return told
+
+    async def ask(client: Client) -> tuple[list[object], list[object]]:
+        first = await one_run(client)
+        await client.admin("reset", {})
+        return first, await one_run(client)
+
+    faults = {"submit-500": 0.3, "job-failed": 0.3}
+    first, second = served(ask, latency="uniform:5,30", faults=faults)
+    assert first == second
+    assert {202, 500, "FAILED", "COMPLETED"} <= set(first)
+    assert served(ask, latency="uniform:5,30", faults=faults)[0] == first
+    assert served(ask, latency="uniform:5,30", faults=faults, seed=1)[0] != first
+
+
+def test_a_port_in_use() -> None:
+    """A simulator that cannot listen says which of its ports it is, and leaves nothing open."""
+
+    async def ask(client: Client) -> None:
+        taken = int(client.gateway.rpartition(":")[2])
+        for name in ("port", "cdn_port"):
+            settings = (
+                SimulatorSettings(tiny=True, port=taken) if name == "port" else SimulatorSettings(cdn_port=taken)
+            )
+            with pytest.raises(SimulatorError, match="cannot be listened on") as told:
+                await Simulator(settings).start()
+            assert told.value.field == name
+
+    served(ask)
+
+
+def test_a_simulator_by_hand() -> None:
+    """Start and close do what the context manager does, closing twice does no harm, and its ports are three URLs."""
+
+    async def main() -> None:
+        simulator = Simulator(SimulatorSettings(tiny=True, host="0.0.0.0"))
+        await simulator.start()
+        assert simulator.gateway_url.startswith("http://127.0.0.1:")
+        assert simulator.admin_url == simulator.gateway_url + "/_admin"
+        assert simulator.cdn_url not in ("", simulator.gateway_url)
+        await simulator.close()
+        await simulator.close()
+
+    asyncio.run(main())

@@ -1,0 +1,257 @@
+"""Webhooks: what is delivered when a job ends, how often, and to whom nothing is sent."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Coroutine
+from typing import Any
+
+import pytest
+from aiohttp import web
+
+from krea_batch.simulator import webhooks
+from krea_batch.simulator.webhooks import TRIES, is_loopback
+from tests.simulator.served import MODEL, Client, served
+
+SOON: dict[str, Any] = {"latency": "fixed:1", "time_scale": 100.0, "still": False}
+
+
+class Receiver:
+    """A callback address. It answers these statuses, the last of them for good, and keeps what came."""
+
+    def __init__(self, *statuses: int) -> None:
+        self.statuses = list(statuses) or [200]
+        self.url = ""
+        self.came: asyncio.Queue[tuple[str, str, Any]] = asyncio.Queue()
+
+    async def answer(self, request: web.Request) -> web.Response:
+        await self.came.put((request.path, request.content_type, await request.json()))
+        status = self.statuses.pop(0) if len(self.statuses) > 1 else self.statuses[0]
+        return web.Response(status=status, headers={"Location": self.url + "/elsewhere"})
+
+    async def next(self) -> Any:
+        """The next body that comes."""
+        path, kind, body = await self.came.get()
+        assert (path, kind) == ("/hook", "application/json")
+        return body
+
+
+def received(
+    receiver: Receiver, ask: Callable[[Client], Coroutine[Any, Any, None]], *, host: str = "127.0.0.1", **options: Any
+) -> None:
+    """Serve the receiver and a simulator, and ask."""
+
+    async def both(client: Client) -> None:
+        app = web.Application()
+        app.router.add_post("/{path:.*}", receiver.answer)
+        runner = web.AppRunner(app, access_log=None, shutdown_timeout=0.1)
+        await runner.setup()
+        site = web.TCPSite(runner, "127.0.0.1", 0)
+        await site.start()
+        receiver.url = f"http://{host}:{runner.addresses[0][1]}/hook"
+        try:
+            await ask(client)
+        finally:
+            await runner.cleanup()
+
+    served(both, **(SOON | options))
+
+
+async def counted(client: Client, name: str, count: int) -> None:
+    """Wait until the books count so many."""
+    while client.totals()[name] < count:
+        await client.admin("totals")
+
+
+@pytest.mark.parametrize(
+    ("faults", "status"), [({}, "COMPLETED"), ({"job-failed": 1.0}, "FAILED"), ({"job-error": 1.0}, "ERROR")]
+)
+def test_a_webhook(faults: dict[str, float], status: str) -> None:
+    """When a job ends its callback address gets what a poll would say, once."""
+    receiver = Receiver()
+
+    async def ask(client: Client) -> None:
+        request_id = await client.accepted(X_Webhook_URL=receiver.url)
+        body = await receiver.next()
+        assert (body["request_id"], body["status"], body["model_id"]) == (request_id, status, MODEL)
+        assert body == (await client.poll(request_id)).json
+        await counted(client, "webhooks", 1)
+        assert receiver.came.empty()
+
+    received(receiver, ask, faults=faults)
+
+
+def test_a_webhook_of_a_job_that_takes_no_time() -> None:
+    """A job that is done at once calls its address as well."""
+    receiver = Receiver()
+
+    async def ask(client: Client) -> None:
+        await client.post(X_Webhook_URL=receiver.url)
+        assert (await receiver.next())["status"] == "COMPLETED"
+
+    received(receiver, ask, faults={"submit-done": 1.0})
+
+
+def test_no_webhook_unless_asked_for() -> None:
+    """A refused POST and one without the header call nobody."""
+    receiver = Receiver()
+
+    async def ask(client: Client) -> None:
+        await client.post()
+        await client.post({}, X_Webhook_URL=receiver.url)
+        request_id = await client.accepted(X_Webhook_URL=receiver.url)
+        assert (await receiver.next())["request_id"] == request_id
+        await counted(client, "webhooks", 1)
+        assert receiver.came.empty()
+
+    received(receiver, ask)
+
+
+def test_a_webhook_twice() -> None:
+    """With webhook-twice the same body comes two times."""
+    receiver = Receiver()
+
+    async def ask(client: Client) -> None:
+        await client.post(X_Webhook_URL=receiver.url)
+        assert await receiver.next() == await receiver.next()
+        await counted(client, "webhooks", 2)
+
+    received(receiver, ask, faults={"webhook-twice": 1.0})
+
+
+def test_a_lost_webhook() -> None:
+    """With webhook-lost nothing is sent, though the job is completed: a later job's webhook is the first to come."""
+    receiver = Receiver()
+
+    async def ask(client: Client) -> None:
+        lost = await client.accepted(X_Webhook_URL=receiver.url)
+        while (await client.poll(lost)).json["status"] != "COMPLETED":
+            pass
+        await client.admin("settings", {"faults": {}})
+        later = await client.accepted(X_Webhook_URL=receiver.url)
+        assert (await receiver.next())["request_id"] == later
+        await counted(client, "webhooks", 1)
+        assert receiver.came.empty()
+
+    received(receiver, ask, faults={"webhook-lost": 1.0})
+
+
+@pytest.mark.parametrize("refusal", [500, 404, 307])
+def test_a_webhook_is_tried_again(refusal: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A webhook that is not answered 2xx comes again with the same body, redirects not followed, until it is."""
+    monkeypatch.setattr(webhooks, "GAP_S", 0.0)
+    receiver = Receiver(refusal, refusal, 204)
+
+    async def ask(client: Client) -> None:
+        await client.post(X_Webhook_URL=receiver.url)
+        first, *others = [await receiver.next() for _ in range(TRIES)]
+        assert others == [first, first]
+        await counted(client, "webhooks", 1)
+        assert client.totals()["webhooks_failed"] == 0
+        assert receiver.came.empty()
+
+    received(receiver, ask)
+
+
+def test_a_webhook_that_nobody_takes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """After the last try a webhook has failed and is not sent again; the job is as ever."""
+    monkeypatch.setattr(webhooks, "GAP_S", 0.0)
+    receiver = Receiver(503)
+
+    async def ask(client: Client) -> None:
+        request_id = await client.accepted(X_Webhook_URL=receiver.url)
+        await counted(client, "webhooks_failed", 1)
+        assert receiver.came.qsize() == TRIES
+        assert client.totals()["webhooks"] == 0
+        assert (await client.poll(request_id)).json["status"] == "COMPLETED"
+
+    received(receiver, ask)
+
+
+@pytest.mark.parametrize("url", ["http://127.0.0.1:1/", "http://127.0.0.1:99999/", "http://localhost:1/a b"])
+def test_a_webhook_to_a_closed_port(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An address where nobody listens, or that is none, is a failed webhook and nothing worse."""
+    monkeypatch.setattr(webhooks, "GAP_S", 0.0)
+
+    async def ask(client: Client) -> None:
+        assert (await client.post(X_Webhook_URL=url)).status == 202
+        await counted(client, "webhooks_failed", 1)
+
+    served(ask, **SOON)
+
+
+def test_no_webhook_to_other_hosts() -> None:
+    """A callback address that is not of this machine is not called, and the POST is accepted all the same."""
+    receiver = Receiver()
+
+    async def ask(client: Client) -> None:
+        assert (await client.post(X_Webhook_URL="https://example.org/hook")).status == 202
+        assert (await client.post(X_Webhook_URL=receiver.url)).status == 202
+        totals = client.totals()
+        assert (totals["webhooks_refused"], totals["accepted"]) == (2, 2)
+        await client.admin("settings", {"webhooks_anywhere": True})
+        allowed = await client.accepted(X_Webhook_URL=receiver.url)
+        assert (await receiver.next())["request_id"] == allowed
+        assert client.totals()["webhooks_refused"] == 2
+
+    received(receiver, ask, host="0.0.0.0")  # not a loopback address by name, and yet it leads here
+
+
+@pytest.mark.parametrize(
+    ("url", "here"),
+    [
+        ("http://127.0.0.1/a", True),
+        ("https://127.9.9.9:8443/", True),
+        ("http://localhost:80/hook?x=1", True),
+        ("http://LOCALHOST/", True),
+        ("http://[::1]:9/", True),
+        ("http://user:pass@127.0.0.1/", True),
+        ("http://example.org/", False),
+        ("http://127.0.0.1@example.org/", False),
+        ("http://127.0.0.1.example.org/", False),
+        ("http://localhost.example.org/", False),
+        ("http://0.0.0.0/", False),
+        ("http://10.0.0.1/", False),
+        ("http://169.254.169.254/latest", False),
+        ("http://[::2]/", False),
+        ("http://[::1/", False),
+        ("ftp://127.0.0.1/", False),
+        ("file:///etc/passwd", False),
+        ("//127.0.0.1/", False),
+        ("127.0.0.1", False),
+        ("", False),
+    ],
+)
+def test_what_is_this_machine(url: str, here: bool) -> None:
+    """Only http and https to a loopback address or to localhost are this machine."""
+    assert is_loopback(url) == here
+
+
+def test_a_reset_calls_nobody_any_more() -> None:
+    """Webhooks that wait for the end of their jobs are forgotten with them, and those of later jobs are sent."""
+    receiver = Receiver()
+
+    async def ask(client: Client) -> None:
+        await client.post(X_Webhook_URL=receiver.url)
+        (timer,) = client.simulator._webhooks._timers
+        await client.admin("reset", {})
+        assert timer.cancelled()
+        await client.admin("settings", {"time_scale": 100.0})
+        later = await client.accepted(X_Webhook_URL=receiver.url)
+        assert (await receiver.next())["request_id"] == later
+        assert receiver.came.empty()
+
+    received(receiver, ask, time_scale=0.01)
+
+
+def test_the_end_does_not_wait_for_webhooks() -> None:
+    """A simulator that is closed leaves webhooks that are due, or are being tried, behind."""
+    receiver = Receiver(503)
+
+    async def ask(client: Client) -> None:
+        await client.post(X_Webhook_URL=receiver.url)
+        await receiver.next()
+        await client.admin("settings", {"latency": "fixed:1000000"})
+        await client.post(X_Webhook_URL=receiver.url)
+
+    received(receiver, ask)
