@@ -10,7 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from krea_batch.jobs import ASPECT_RATIOS, CREATIVITIES, FIELDS
+from krea_batch.jobs import ASPECT_RATIOS, CREATIVITIES, FIELDS, Trouble
+from krea_batch.ledger import Store
 from tests.processes import krea_batch, write_jobs
 
 ROOT = Path(__file__).parent.parent
@@ -22,16 +23,29 @@ def blocks(language: str) -> list[str]:
     return re.findall(rf"```{language}\n(.*?)```", README, re.DOTALL)
 
 
+def make_doubts(out: Path) -> None:
+    """Make the job `fox` of a run ambiguous, whatever it was."""
+    (out / "images").mkdir(parents=True, exist_ok=True)
+    store = Store.open(out / "ledger.db")
+    store._sql.execute("DELETE FROM posts WHERE job IN (SELECT n FROM jobs WHERE id = 'fox')")
+    store._sql.execute("DELETE FROM jobs WHERE id = 'fox'")
+    n = store.intend("fox", b'{"prompt":"a fox"}', bytes(32), b"{}", 1.0)
+    store.hold(n, Trouble("ambiguous", "the connection was cut"), 2.0)
+    store.close()
+
+
 @pytest.mark.slow
 def test_the_commands_of_the_command_line_run(tmp_path: Path) -> None:
     """Each krea-batch command of the README ends well, offline."""
     write_jobs(tmp_path / "jobs.jsonl", 2)
     lines = [line.split("#")[0].strip() for block in blocks("sh") for line in block.splitlines()]
-    commands = [line.split()[1:] for line in lines if line.startswith("krea-batch ")]
-    assert {command[0] for command in commands} == {"validate", "run", "status", "schema", "simulate"}
+    commands = [line.replace("…", "0").split()[1:] for line in lines if line.startswith("krea-batch ")]
+    assert {command[0] for command in commands} == {"validate", "run", "status", "resolve", "schema", "simulate"}
     for command in commands:
         if command[0] == "simulate":
             continue  # a server: tests/simulator starts it
+        if command[0] == "resolve":
+            make_doubts(tmp_path / "runs/cats")
         offline = ["--simulate", "--time-scale", "100"] if command[0] == "run" else []
         done = krea_batch(*command, *(o for o in offline if o not in command), cwd=tmp_path)
         assert done.returncode == 0, f"{command}: {done.stderr}"

@@ -11,12 +11,14 @@ import os
 from collections.abc import AsyncIterable, Callable, Iterable
 from concurrent.futures import Executor
 from pathlib import Path
+from typing import BinaryIO
 
 import msgspec
 
 from krea_batch.jobs import Outcome
 
 RESULTS = "results.jsonl"
+_NO_LINK = getattr(os, "O_NOFOLLOW", 0)  # a link would lead out of the folder
 
 
 def row(outcome: Outcome) -> bytes:
@@ -46,7 +48,7 @@ class Results:
             await asyncio.wait([self._writing])
         loop = asyncio.get_running_loop()
         new = self._path.with_suffix(".jsonl.part")
-        file = await loop.run_in_executor(self._disk, new.open, "wb")
+        file = await loop.run_in_executor(self._disk, _begin, new)
         with file:
             async for outcomes in groups:
                 await loop.run_in_executor(self._disk, file.writelines, list(map(row, outcomes)))
@@ -70,8 +72,19 @@ class Results:
 
 
 def _append(path: Path, rows: list[bytes]) -> None:
-    with path.open("ab", buffering=0) as file:
-        file.write(b"".join(rows))
+    data = memoryview(b"".join(rows))
+    fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | _NO_LINK, 0o644)
+    try:
+        while data:
+            data = data[os.write(fd, data) :]
+    finally:
+        os.close(fd)
+
+
+def _begin(path: Path) -> BinaryIO:
+    """A new, empty file in place of whatever has the name."""
+    path.unlink(missing_ok=True)
+    return os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | _NO_LINK, 0o644), "wb")
 
 
 def _sync(flush: Callable[[], None], fd: int) -> None:

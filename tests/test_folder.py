@@ -1,0 +1,81 @@
+"""A path goes in; the folder is made and held by one, or refused with the reason."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from krea_batch.errors import RunFolderError
+from krea_batch.folder import IMAGES, LEDGER, RunFolder, check_run
+from tests.processes import environment
+
+HOLD = """
+import sys, time
+from pathlib import Path
+from krea_batch.folder import RunFolder
+RunFolder(Path(sys.argv[1])).take()
+print("held", flush=True)
+time.sleep(60)
+"""
+
+
+def test_it_is_made_with_its_parents(tmp_path: Path) -> None:
+    """A folder that is not there is made, with the one for pictures; nothing else."""
+    out = tmp_path / "runs" / "ä cat"
+    folder = RunFolder(out)
+    folder.take()
+    assert [path.name for path in out.iterdir()] == [IMAGES]
+    assert folder.ledger == out / LEDGER
+    folder.release()
+
+
+def test_one_holds_it(tmp_path: Path) -> None:
+    """In one process, too, the second is refused until the first lets go; letting go twice does no harm."""
+    first, second = RunFolder(tmp_path / "out"), RunFolder(tmp_path / "out")
+    first.take()
+    with pytest.raises(RunFolderError, match="another krea-batch is working in it"):
+        second.take()
+    first.release()
+    first.release()
+    second.take()
+    second.release()
+
+
+def test_a_killed_process_holds_nothing(tmp_path: Path) -> None:
+    """While another process has the folder it is refused; when that is killed, it is free."""
+    holder = subprocess.Popen(
+        [sys.executable, "-c", HOLD, tmp_path], stdout=subprocess.PIPE, text=True, env=environment()
+    )
+    assert holder.stdout is not None
+    assert holder.stdout.readline() == "held\n"
+    folder = RunFolder(tmp_path)
+    with pytest.raises(RunFolderError, match="another krea-batch"):
+        folder.take()
+    holder.kill()
+    holder.communicate()
+    folder.take()
+    folder.release()
+
+
+@pytest.mark.parametrize("there", ["out", f"out/{IMAGES}", "."], ids=["a file", "images is a file", "a file above"])
+def test_what_is_no_folder(tmp_path: Path, there: str) -> None:
+    """Where a file stands in the way, the error names the path and the reason, and nothing is left behind."""
+    out = tmp_path / "out" if there != "." else tmp_path / "file" / "out"
+    in_the_way = tmp_path / there if there != "." else tmp_path / "file"
+    in_the_way.parent.mkdir(exist_ok=True)
+    in_the_way.write_text("mine")
+    with pytest.raises(RunFolderError, match="cannot be used") as caught:
+        RunFolder(out).take()
+    assert caught.value.path == out
+    assert in_the_way.read_text() == "mine"
+
+
+def test_where_there_is_no_run(tmp_path: Path) -> None:
+    """A folder without a ledger holds no run, and is told so; one with a ledger does."""
+    with pytest.raises(RunFolderError, match="there is no run in it"):
+        check_run(tmp_path)
+    (tmp_path / LEDGER).touch()
+    check_run(tmp_path)
