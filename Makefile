@@ -30,7 +30,8 @@ crashtest: $(VENV)/.dev
 	KILLS=$(KILLS) $(BIN)/python -m pytest tests/crash -v -rsP
 
 bench: $(VENV)/.dev
-	$(BIN)/python benchmarks/validate.py
+	$(BIN)/python -m benchmarks.validate
+	$(BIN)/python -m benchmarks.polls
 
 clean:
 	rm -rf $(VENV) demo build dist .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis

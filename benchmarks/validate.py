@@ -1,7 +1,7 @@
 """How many lines a second does a whole check read, and how much memory does it take?
 
-    python benchmarks/validate.py                a million lines, and a thousand to compare the memory with
-    python benchmarks/validate.py --lines 2000   the short form
+    python -m benchmarks.validate                a million lines, and a thousand to compare the memory with
+    python -m benchmarks.validate --lines 2000   the short form
 
 Each check runs in a process of its own, so that its peak of memory is nobody else's.
 """

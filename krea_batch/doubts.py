@@ -36,9 +36,10 @@ def list_doubts(out: Path) -> list[Doubt]:
     check_run(out)
     store = Store.open(out / LEDGER, read_only=True)
     try:
-        return store.doubts()
+        (doubts,) = store.read(Store.doubts)
     finally:
         store.close()
+    return list(doubts)
 
 
 class Doubts:

@@ -44,6 +44,7 @@ T = TypeVar("T")
 
 KEY_VARIABLE = "PIXAZO_API_KEY"  # DESIGN, Safety
 DISK_THREADS = 8  # chosen: fsyncs in parallel cost less each; more threads than this gained little
+LEARN_FROM_LAST = 500  # chosen: as many latencies as the schedule remembers
 READ_AT_ONCE = 1000  # chosen: rows of the ledger in one transaction; a few milliseconds
 
 
@@ -315,6 +316,7 @@ class Engine:
         )
         succeeded = (await record(Store.counts)).get(State.SUCCEEDED, 0)
         self._same_failure = SameFailure(settings.max_same_failures, has_succeeded=succeeded > 0)
+        self._scheduler.learn(await record(Store.latencies_s, LEARN_FROM_LAST))
         charges = await record(Store.charges)
         self._submitter.begin_with(charges.charged + charges.unknown)
         await self._write_results()

@@ -83,6 +83,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     max_in_flight: int = 500  # DESIGN: hundreds of jobs on one loop
     poll_interval_s: float = 5.0  # API document, Typical Workflow: poll every 5-10 seconds
     poll_rate: Rate | None = None  # None: as many as the jobs in flight need
+    poll_eagerness: float = 1.0  # what an interval's lag is worth, in polls; chosen: as much as one
     job_timeout_s: float = 1800.0  # chosen: 100 times the document's 15 s example
     max_attempts: int = 3  # chosen: ERROR is free, so a second and third try cost nothing
     ambiguous: Ambiguous = Ambiguous.HOLD
@@ -126,11 +127,12 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
                 raise SettingsError(option, f"{value} is too small", f"give {least} or more")
         for option, seconds in (
             ("poll-interval", self.poll_interval_s),
+            ("poll-eagerness", self.poll_eagerness),
             ("job-timeout", self.job_timeout_s),
             ("request-timeout", self.request_timeout_s),
         ):
             if not 0 < seconds < 1e7:
-                raise SettingsError(option, f"{seconds} is no length of time", "give seconds, more than 0")
+                raise SettingsError(option, f"{seconds} has no meaning", "give a number, more than 0")
 
     def _check_gateway(self) -> None:
         if wrong := _why_not_gateway(self.gateway):

@@ -19,7 +19,15 @@ from krea_batch.cli.display import INTERRUPT, Meter, Teller, keep_showing, make_
 from krea_batch.cli.summary import FolderState, Summary
 from krea_batch.cli.words import counted
 from krea_batch.engine import KEY_VARIABLE, Engine
-from krea_batch.errors import InputError, JobFileError, KreaBatchError, LedgerError, RunStopped, SettingsError
+from krea_batch.errors import (
+    InputError,
+    JobFileError,
+    KreaBatchError,
+    LedgerError,
+    RunFolderError,
+    RunStopped,
+    SettingsError,
+)
 from krea_batch.folder import LEDGER
 from krea_batch.jobs import State
 from krea_batch.ledger import Store
@@ -84,7 +92,7 @@ def _changed_since(store: Store) -> Callable[[Sequence[tuple[str, bytes]]], set[
     """A question to the ledger: which of these ids are on record with another fingerprint?"""
 
     def changed(batch: Sequence[tuple[str, bytes]]) -> set[str]:
-        known = store.fingerprints([job_id for job_id, _ in batch])
+        (known,) = store.read(lambda store: store.fingerprints([job_id for job_id, _ in batch]))
         return {job_id for job_id, fingerprint in batch if known.get(job_id, fingerprint) != fingerprint}
 
     return changed
@@ -113,7 +121,10 @@ class Batch:
         async with AsyncExitStack() as stack:
             engine = await self._engine(stack)
             problem = await self._until_it_ends(engine)
-        folder = FolderState.read(self._settings.out)
+        try:
+            folder = FolderState.read(self._settings.out)
+        except (RunFolderError, LedgerError) as error:
+            raise problem or error from None  # a disk that broke under the run cannot be read, either
         stats = engine.stats()
         summary = Summary(
             folder=folder,

@@ -34,6 +34,13 @@ KEY_VARIABLE = "PIXAZO_API_KEY"
 )
 @click.option("--poll-rate", metavar="RATE", help="Most polls over all jobs.  [default: as many as needed]")
 @click.option(
+    "--poll-eagerness",
+    default=1.0,
+    show_default=True,
+    metavar="X",
+    help="How many polls it is worth to see a job's end one interval sooner.",
+)
+@click.option(
     "--job-timeout",
     default=1800.0,
     show_default=True,

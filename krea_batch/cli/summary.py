@@ -39,10 +39,10 @@ class FolderState(msgspec.Struct, frozen=True):
 
     @classmethod
     def read(cls, out: Path) -> FolderState:
-        """Raises RunFolderError where there is no ledger."""
+        """Raises RunFolderError where there is no ledger, LedgerError where the disk cannot read it."""
         store = Store.open(out / LEDGER, read_only=True)
         try:
-            return cls(out, store.counts(), store.charges())
+            return cls(out, *store.read(Store.counts, Store.charges))
         finally:
             store.close()
 

@@ -15,7 +15,7 @@ from typing import Any
 
 import msgspec
 
-from krea_batch.errors import KreaBatchBug, RunFolderError
+from krea_batch.errors import KreaBatchBug, LedgerError, RunFolderError
 from krea_batch.jobs import Outcome, State, StoredFile, Trouble
 from krea_batch.rules import lifecycle
 from krea_batch.rules.verdicts import Finished
@@ -106,6 +106,19 @@ class Store:
                 self._sql.execute("ROLLBACK")
             raise
         return answers
+
+    def read(self, *works: Callable[[Store], Any]) -> list[Any]:
+        """The answers to several questions, all of one instant. Raises LedgerError where the file cannot be read."""
+        try:
+            self._sql.execute("BEGIN")
+            try:
+                return [work(self) for work in works]
+            finally:
+                self._sql.execute("ROLLBACK")
+        except sqlite3.Error as error:
+            raise LedgerError(
+                self.path, f"the ledger cannot be read ({error})", "see whether the disk works"
+            ) from error
 
     # ---- the way to a POST -------------------------------------------------------------------------------
 
@@ -271,6 +284,15 @@ class Store:
             OpenJob(n, job_id, State(state), request_id, _read_media(media) if media else None, *rest)
             for n, job_id, state, request_id, media, *rest in rows
         ]
+
+    def latencies_s(self, limit: int) -> list[float]:
+        """How long the latest finished jobs took, in seconds, by the gateway's word where it gave one."""
+        rows = self._sql.execute(
+            "SELECT coalesce(json_extract(media, '$.took_s'), finished_at - accepted_at) FROM jobs"
+            " WHERE media IS NOT NULL ORDER BY n DESC LIMIT ?",
+            (limit,),
+        )
+        return [took_s for (took_s,) in rows if took_s is not None and took_s >= 0][::-1]
 
     def sending(self, n: int) -> tuple[bytes, bytes, bytes]:
         """Body, fingerprint and metadata of a job, for another POST of it."""

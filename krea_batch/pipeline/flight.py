@@ -27,9 +27,12 @@ class Flight:
         "looked_s",
         "metadata",
         "n",
+        "planned",
         "polls",
         "refusals",
         "request_id",
+        "scout",
+        "taken_over",
         "troubles",
         "unclear",
     )
@@ -50,6 +53,9 @@ class Flight:
         self.polls = 0
         self.accepted_s = 0.0
         self.looked_s = 0.0  # when a poll last found it unfinished
+        self.planned = False  # its next poll is where the schedule's plan puts it
+        self.scout = False  # looked at every interval, while nothing is known
+        self.taken_over = False  # of an earlier run: how long it has been waiting is not known to us
 
 
 class Slots:

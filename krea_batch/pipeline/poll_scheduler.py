@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import heapq
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from itertools import count
 
 import anyio
@@ -23,10 +23,12 @@ from krea_batch.pipeline.gate import drip
 from krea_batch.pipeline.run import Run
 from krea_batch.rules import lifecycle
 from krea_batch.rules.lifecycle import Again, End, Fetch, LookAgain
-from krea_batch.rules.schedule import Schedule
+from krea_batch.rules.schedule import SCOUTS, Schedule
 from krea_batch.rules.verdicts import Finished, PollTrouble, PollVerdict, Progress, Waiting
 
 MOST_POLLS_IN_AIR = 128  # chosen: answers of 0.2 s at 640/s; more would only queue at the gateway
+EXPLORED_SHARE = 0.04  # chosen: a poll more for one job in 25, and a change is seen within minutes
+MOST_MOVED = 10_000  # chosen: moving so many waiting polls takes the loop ten milliseconds
 KEY_REFUSED_TIMES = 3  # chosen: one 401 may be a stumble of the gateway, three in a row are its word
 
 
@@ -51,7 +53,9 @@ class PollScheduler:
         self._again = again
         self._ended = ended
         self._left = left
-        self._schedule = Schedule(run.settings.poll_interval_s)
+        self._schedule = Schedule(run.settings.poll_interval_s, run.settings.poll_eagerness)
+        self._plan = self._schedule.version
+        self._scouts = 0
         self._limiter: AsyncLimiter | None = None
         self._heap: list[tuple[float, int, Flight]] = []
         self._order = count()
@@ -61,14 +65,27 @@ class PollScheduler:
 
     def put(self, flight: Flight, progress: Progress) -> None:
         """Take an accepted flight, with what the answer to its POST already said."""
-        if isinstance(progress, Waiting):
-            self._look_in(flight, self._schedule.first_s())
-        else:
+        if not isinstance(progress, Waiting):
             self._look_in(flight, 0.0)
+            return
+        flight.scout = self._scouts < SCOUTS and self._schedule.scouting
+        self._scouts += flight.scout
+        if self._schedule.vague and self._run.chance() < EXPLORED_SHARE:
+            least_s = self._schedule.interval_s
+            self._look_in(flight, least_s + self._run.chance() * (self._schedule.first_s() - least_s))
+        else:
+            self._look_as_planned(flight)
+
+    def learn(self, latencies_s: Iterable[float]) -> None:
+        """Take how long jobs of earlier runs took."""
+        for latency_s in latencies_s:
+            self._schedule.learn(latency_s)
+        self._plan = self._schedule.version
 
     def take_over(self, flight: Flight) -> None:
         """Take a flight that an earlier run left accepted: it is looked at at once."""
         flight.accepted_s = flight.looked_s = self._run.now_s()
+        flight.taken_over = True
         self._look_in(flight, 0.0)
 
     async def work(self) -> None:
@@ -93,6 +110,27 @@ class PollScheduler:
             with anyio.move_on_after(due_s - now_s):
                 await self._earlier.wait()
 
+    def _look_as_planned(self, flight: Flight) -> None:
+        """Put the next poll where the plan wants it, counted from the last look, or else from the acceptance."""
+        flight.planned = True
+        self._look_in(flight, self._due_s(flight) - self._run.now_s())
+
+    def _due_s(self, flight: Flight) -> float:
+        if flight.scout and self._schedule.scouting:
+            return flight.looked_s + self._schedule.interval_s
+        return flight.looked_s + self._schedule.next_s(flight.looked_s - flight.accepted_s)
+
+    def _plan_anew(self) -> None:
+        """Move the polls that wait to where a new plan wants them."""
+        self._plan = self._schedule.version
+        if len(self._heap) <= MOST_MOVED:
+            self._heap = [
+                (self._due_s(flight) if flight.planned else due_s, order, flight)
+                for due_s, order, flight in self._heap
+            ]
+            heapq.heapify(self._heap)
+            self._earlier.set()
+
     def _look_in(self, flight: Flight, wait_s: float) -> None:
         entry = (self._run.now_s() + wait_s, next(self._order), flight)
         heapq.heappush(self._heap, entry)
@@ -103,6 +141,7 @@ class PollScheduler:
 
     async def _poll(self, flight: Flight) -> None:
         try:
+            flight.planned = False
             flight.polls += 1
             self._run.stats.polls += 1
             verdict = await self._run.gateway.poll(flight.request_id)
@@ -128,31 +167,41 @@ class PollScheduler:
             case End(state, kind, message):
                 end = Store.fail if state is State.FAILED else Store.error
                 why = Trouble(kind, message)
+                self._forget(flight)
                 outcome = await self._run.record(end, flight.n, why, self._run.at(), flight.polls)
                 self._end(flight, outcome)
 
     async def _fetch(self, flight: Flight, finished: Finished) -> None:
-        self._schedule.learn(self._latency_s(flight, finished))
+        self._learn(flight, finished)
         await self._run.record(Store.finish, flight.n, finished, self._run.at(), flight.polls)
         flight.finished = finished
         flight.troubles = 0
         self._run.moved(flight, State.ACCEPTED, State.FINISHED)
         self._finished(flight)
 
-    def _latency_s(self, flight: Flight, finished: Finished) -> float:
+    def _learn(self, flight: Flight, finished: Finished) -> None:
         """How long the job took: the gateway's word where it fits between our last two looks, else ours."""
         age_s = self._run.now_s() - flight.accepted_s
         looked_s = flight.looked_s - flight.accepted_s
         took_s = finished.took_s
-        return took_s if took_s is not None and looked_s <= took_s <= age_s else age_s
+        if flight.taken_over:
+            if took_s is not None:
+                self._schedule.learn(took_s)
+        else:
+            fits = took_s is not None and looked_s <= took_s <= age_s
+            self._schedule.learn(took_s if took_s is not None and fits else age_s, looked_s, exact=fits)
+        if self._plan != self._schedule.version:
+            self._plan_anew()
 
     async def _look_again(self, flight: Flight, trouble: PollTrouble | None) -> None:
         now_s = self._run.now_s()
         least_s = self._schedule.interval_s
         if trouble is None:
             flight.troubles = flight.key_refusals = 0
+            if not flight.taken_over:
+                self._schedule.unfinished(now_s - flight.accepted_s, flight.looked_s - flight.accepted_s)
             flight.looked_s = now_s
-            wait_s = self._schedule.next_s(now_s - flight.accepted_s)
+            wait_s = self._due_s(flight) - now_s
         else:
             flight.troubles += 1
             self._run.troubled(flight, "poll", trouble.reason)
@@ -165,9 +214,16 @@ class PollScheduler:
                 self._held_until_s = max(self._held_until_s, now_s + (trouble.retry_after_s or wait_s))
         timeout_s = self._run.settings.job_timeout_s
         if now_s - flight.accepted_s >= timeout_s:
+            self._forget(flight)
             await self._time_out(flight, trouble)
         else:
+            flight.planned = trouble is None and now_s + wait_s < flight.accepted_s + timeout_s
             self._look_in(flight, min(wait_s, max(flight.accepted_s + timeout_s - now_s, least_s)))
+
+    def _forget(self, flight: Flight) -> None:
+        """The flight ends here without having been seen finished."""
+        if not flight.taken_over:
+            self._schedule.lost(flight.looked_s - flight.accepted_s)
 
     def _key_is_refused(self, flight: Flight, trouble: PollTrouble) -> bool:
         """Leave the flight to the next run when the gateway no longer answers to this key."""
@@ -187,6 +243,7 @@ class PollScheduler:
         self._end(flight, outcome)
 
     async def _submit_again(self, flight: Flight, wait_s: float, reason: str) -> None:
+        self._forget(flight)
         await self._run.record(Store.error_again, flight.n, flight.polls)
         flight.errors += 1
         flight.troubles = flight.key_refusals = 0

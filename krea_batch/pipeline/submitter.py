@@ -187,7 +187,7 @@ class Submitter:
     async def _again(self, flight: Flight, verdict: PostVerdict, wait_s: float, reason: str) -> None:
         came_to = "not_sent" if isinstance(verdict, NotSent) else "refused"
         await self._run.record(Store.take_back, flight.n, came_to)
-        if isinstance(verdict, Refused) and verdict.refusal is Refusal.TRY_AGAIN and not self._outage.is_on:
+        if isinstance(verdict, Refused) and verdict.refusal is Refusal.TRY_AGAIN and not self._outage.is_near:
             flight.refusals += 1  # an outage is nobody's job's fault
         if not (isinstance(verdict, Refused) and verdict.refusal is Refusal.SLOW_DOWN):
             wait_s = max(wait_s, self._run.retries.spend(self._run.now_s()))

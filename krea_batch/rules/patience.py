@@ -11,6 +11,8 @@ from krea_batch.jobs import Outcome, State
 from krea_batch.rules.lifecycle import LONGEST_PAUSE_S, pause_s
 
 OUTAGE_AFTER = 3  # chosen: more failures in a row are no accident at the 10 % that a bad day brings
+BROWN_OUT = 0.2  # chosen: share of failures; twice what a bad day brings
+LATEST_SHARE = 0.05  # chosen: the latest twenty requests or so decide
 RETRY_SHARE = 0.2  # chosen: of the rate; a brown-out then sees a fifth more requests at most
 LEAST_RETRIES_PER_S = 1.0  # chosen: a slow run has to get over a bad minute, too
 RETRIES_AT_ONCE = 50  # chosen: a passing fault of hundreds of jobs in flight is retried without delay
@@ -19,9 +21,10 @@ RETRIES_AT_ONCE = 50  # chosen: a passing fault of hundreds of jobs in flight is
 class Outage:
     """Whether the gateway is away, by the failures in a row of all jobs."""
 
-    __slots__ = ("_in_a_row", "_paused_s", "_pauses", "since_s")
+    __slots__ = ("_failing", "_in_a_row", "_paused_s", "_pauses", "since_s")
 
     def __init__(self) -> None:
+        self._failing = 0.0  # share of the latest requests that failed
         self._in_a_row = 0
         self._pauses = 0
         self._paused_s = 0.0  # when the present pause began
@@ -31,15 +34,22 @@ class Outage:
     def is_on(self) -> bool:
         return self._in_a_row > OUTAGE_AFTER
 
+    @property
+    def is_near(self) -> bool:
+        """Whether so many requests fail that the failures of one job are not its own fault."""
+        return self.is_on or self._failing > BROWN_OUT
+
     def worked(self) -> None:
         """The gateway gave an answer that means something."""
         self._in_a_row = self._pauses = 0
+        self._failing -= self._failing * LATEST_SHARE
 
     def failed(self, sent_s: float, now_s: float, chance: float) -> float:
         """A request of `sent_s` failed. Returns the seconds for which all requests should wait, mostly 0.
 
         What was in the air when a pause began tells nothing new, and makes the next pause no longer.
         """
+        self._failing += (1.0 - self._failing) * LATEST_SHARE
         if self._in_a_row == 0:
             self.since_s = now_s
         self._in_a_row += 1

@@ -234,7 +234,7 @@ class TestBounds:
         assert (len(times_s) - 1) / (times_s[-1] - times_s[0]) >= 0.95 * per_s
 
     def test_hundreds_of_jobs_on_one_heap(self, tmp_path: Path) -> None:
-        """Eight hundred waiting jobs need no task each, and each is found finished soon after it is."""
+        """Eight hundred waiting jobs need no task each, and they are found finished soon after they are."""
         chance = Random(9)
         gateway = Latencies([chance.uniform(1.0, 60.0) for _ in range(800)])
         tasks: list[int] = []
@@ -243,7 +243,8 @@ class TestBounds:
         assert set(statuses(tmp_path).values()) == {"succeeded"}
         assert max(tasks) < 300  # 256 POSTs or 128 polls in the air, and the stages
         lags_s = [times_s[-1] - gateway.done_s[request_id] for request_id, times_s in gateway.poll_times_s.items()]
-        assert max(lags_s) < 4 * 5.0 + 1.0
+        assert sum(lags_s) / len(lags_s) < 2 * 5.0
+        assert max(lags_s) < 8 * 5.0
 
 
 class TestTimeOut:

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
+import math
 import random
+from collections.abc import Callable
 from itertools import pairwise
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from krea_batch.rules.schedule import LEARN_FROM, MOST_INTERVALS, MOST_TROUBLE_S, REMEMBER, Schedule
+from krea_batch.rules.schedule import MOST_TROUBLE_S, Schedule
 
-latencies = st.lists(st.floats(0, 4000), max_size=600)
+latencies = st.lists(st.floats(0, 4000), max_size=300)
 intervals = st.floats(0.01, 600)
-few = st.lists(st.floats(0, 4000), max_size=LEARN_FROM - 1)
 
 
 def learned(interval_s: float, seen_s: list[float]) -> Schedule:
@@ -31,63 +32,125 @@ def polls_of(schedule: Schedule, latency_s: float) -> list[float]:
     return ages_s
 
 
-@settings(deadline=None)
+def cost(schedule: Schedule, seen_s: list[float]) -> float:
+    """Polls, and lag in intervals, of jobs that take so long; the mean."""
+    polls = [polls_of(schedule, latency_s) for latency_s in seen_s]
+    lag_s = sum(ages_s[-1] - latency_s for ages_s, latency_s in zip(polls, seen_s, strict=True))
+    return (sum(map(len, polls)) + lag_s / schedule.interval_s) / len(seen_s)
+
+
+@settings(deadline=None, max_examples=50)
 @given(intervals, latencies, st.floats(0, 10_000))
 def test_never_closer_than_the_interval(interval_s: float, seen_s: list[float], age_s: float) -> None:
-    """Whatever was learned, a job is looked at no sooner than the interval and no later than four of them."""
+    """Whatever was learned, a job is looked at no sooner than the interval, and at some time."""
     schedule = learned(interval_s, seen_s)
     for gap_s in (schedule.first_s(), schedule.next_s(age_s)):
-        assert interval_s <= gap_s <= MOST_INTERVALS * interval_s
+        assert interval_s <= gap_s <= 1e5
 
 
-@given(intervals, few, st.floats(0, 10_000))
-def test_sound_before_anything_is_learned(interval_s: float, seen_s: list[float], age_s: float) -> None:
-    """With few latencies or none every gap is the interval that the document asks for."""
-    schedule = learned(interval_s, seen_s)
-    assert schedule.first_s() == interval_s
-    assert schedule.next_s(age_s) == interval_s
+@given(intervals)
+def test_sound_before_anything_is_learned(interval_s: float) -> None:
+    """With no latency seen, jobs are looked at as for the document's example: after some intervals, and again."""
+    schedule = Schedule(interval_s)
+    assert schedule.scouting
+    ages_s = polls_of(schedule, 12 * interval_s)
+    assert ages_s[0] <= 6 * interval_s
+    assert len(ages_s) <= 6
+    assert ages_s[-1] <= 24 * interval_s
 
 
-@pytest.mark.parametrize("latency_s", [6.0, 9.0, 14.0, 19.0])
+@pytest.mark.parametrize("latency_s", [6.0, 9.0, 14.0, 19.0, 60.0, 1000.0])
 def test_it_learns_a_steady_latency(latency_s: float) -> None:
-    """Jobs that all take the same time are each found finished by their first poll, with no lag."""
-    schedule = learned(5.0, [latency_s] * LEARN_FROM)
-    assert polls_of(schedule, latency_s) == [latency_s]
+    """Jobs that all take the same time are each found finished by their first poll, with next to no lag."""
+    schedule = learned(5.0, [latency_s] * 1000)
+    assert not schedule.scouting
+    (age_s,) = polls_of(schedule, latency_s)
+    assert age_s - latency_s <= max(0.25, latency_s / 100)
 
 
-def test_it_polls_less_than_every_interval() -> None:
-    """For latencies around 15 s, learned polls are fewer than polls every 5 s, and find jobs no later on average."""
+@pytest.mark.parametrize("eagerness", [0.2, 1.0, 5.0])
+def test_eagerness_buys_less_lag_with_more_polls(eagerness: float) -> None:
+    """The plan is the cheapest for the worth that was given to lag: every other plan costs more by that measure."""
+    chance = random.Random(3)
+    seen_s = [chance.uniform(5, 30) for _ in range(2000)]
+    costs = {}
+    for tried in (0.2, 1.0, 5.0):
+        schedule = Schedule(5.0, tried)
+        for latency_s in seen_s:
+            schedule.learn(latency_s)
+        polls = [polls_of(schedule, latency_s) for latency_s in seen_s]
+        lag_s = sum(ages_s[-1] - latency_s for ages_s, latency_s in zip(polls, seen_s, strict=True))
+        costs[tried] = sum(map(len, polls)) + eagerness * lag_s / 5.0
+    assert min(costs, key=lambda tried: costs[tried]) == eagerness
+
+
+@pytest.mark.parametrize(
+    "draw",
+    [
+        lambda chance: chance.lognormvariate(2.5, 0.4),
+        lambda chance: chance.uniform(5, 30),
+        lambda chance: (25 if chance.random() < 0.3 else 6) * chance.uniform(0.8, 1.2),
+    ],
+    ids=["lognormal", "uniform", "two humps"],
+)
+def test_once_learned_it_is_nearly_the_best(draw: Callable[[random.Random], float]) -> None:
+    """For latencies like those it has learned, no two fixed ages for the first polls are better by a twentieth."""
     chance = random.Random(7)
-    seen_s = [chance.gauss(15, 2) for _ in range(1200)]
-    schedule = Schedule(5.0)
-    blind_polls = learned_polls = 0
-    blind_lag_s = learned_lag_s = 0.0
-    for latency_s in seen_s[:200]:
-        schedule.learn(latency_s)
-    for latency_s in seen_s[200:]:
-        blind, wise = polls_of(Schedule(5.0), latency_s), polls_of(schedule, latency_s)
-        blind_polls, learned_polls = blind_polls + len(blind), learned_polls + len(wise)
-        blind_lag_s, learned_lag_s = blind_lag_s + blind[-1] - latency_s, learned_lag_s + wise[-1] - latency_s
-        schedule.learn(latency_s)
-    assert learned_polls < 0.6 * blind_polls
-    assert learned_lag_s < 1.2 * blind_lag_s
+    schedule = learned(5.0, [draw(chance) for _ in range(500)])
+    seen_s = [draw(chance) for _ in range(300)]
+    ours = cost(schedule, seen_s)
+    for first_s in range(5, 40, 2):
+        for gap_s in range(5, 30, 2):
+            lag_s = polls = 0.0
+            for latency_s in seen_s:
+                more = max(0, math.ceil((latency_s - first_s) / gap_s))
+                polls += 1 + more
+                lag_s += first_s + more * gap_s - latency_s
+            assert ours <= 1.05 * (polls + lag_s / 5.0) / len(seen_s)
 
 
-@settings(deadline=None)
+def test_what_is_still_unfinished_counts() -> None:
+    """Twenty jobs of fast ones seen finished and a hundred seen unfinished at 20 s are no reason to poll at 6 s."""
+    schedule = learned(5.0, [6.0] * 20)
+    assert schedule.first_s() < 8
+    for _ in range(100):
+        schedule.unfinished(10.0)
+        schedule.unfinished(20.0, 10.0)
+    assert schedule.first_s() > 15
+
+
+@settings(deadline=None, max_examples=30)
 @given(st.floats(5, 20), st.floats(5, 20))
 def test_it_follows_a_shift(before_s: float, after_s: float) -> None:
     """When latencies change for good, the old ones are forgotten, and first polls follow the new ones."""
-    schedule = learned(5.0, [before_s] * 2000 + [after_s] * REMEMBER)
-    assert schedule.first_s() == after_s
+    schedule = learned(5.0, [before_s] * 2000 + [after_s] * 4000)
+    assert after_s - 1e-6 <= schedule.first_s() <= after_s + 0.5
 
 
-@settings(deadline=None)
-@given(st.lists(st.sampled_from([1.0, 5.0, 7.5, 12.0, 20.0]), min_size=REMEMBER, max_size=REMEMBER + 80))
-def test_only_the_latest_count(seen_s: list[float]) -> None:
-    """A schedule that has seen many latencies decides as one that has seen the latest ones only."""
-    long, short = learned(5.0, seen_s), learned(5.0, seen_s[-REMEMBER:])
-    assert long.first_s() == short.first_s()
-    assert [long.next_s(age_s) for age_s in range(30)] == [short.next_s(age_s) for age_s in range(30)]
+def test_ends_that_are_not_exact_are_narrowed_down() -> None:
+    """From jobs known only to have ended between two looks, where they end is found out."""
+    chance, schedule = random.Random(1), Schedule(5.0)
+    for _ in range(600):
+        age_s = chance.uniform(5, 20)
+        if age_s < 12.0:
+            schedule.unfinished(age_s)
+            schedule.learn(age_s + 5.0, age_s, exact=False)
+        else:
+            schedule.learn(age_s, exact=False)
+    assert schedule.vague
+    assert 11.5 <= schedule.first_s() <= 14.0
+
+
+def test_a_new_plan_is_told() -> None:
+    """The version grows when the plan is another, and not while all goes as expected."""
+    schedule = learned(5.0, [15.0] * 400)
+    before = schedule.version
+    for _ in range(100):
+        schedule.learn(15.0)
+    assert schedule.version == before
+    for _ in range(300):
+        schedule.unfinished(25.0)
+    assert schedule.version > before
 
 
 @given(intervals, st.integers(1, 2000), st.none() | st.floats(0, 3600))
