@@ -21,6 +21,8 @@ GATEWAY_URL = "https://gateway.pixazo.ai"  # API document, Base URL
 
 _RATE = re.compile(r"(?P<count>\d+(?:\.\d+)?)\s*/\s*(?P<unit>s|sec|second|m|min|minute|h|hour)")
 _NOT_IN_URLS = re.compile(r"[\s\x00-\x20\x7f%<>\"\\^`{|}]")
+AUTO = "auto"
+AUTO_PER_S = 10_000.0  # chosen: more than one loop can submit
 _UNIT_S = {"s": 1.0, "m": 60.0, "h": 3600.0}
 
 
@@ -54,13 +56,21 @@ class Rate(msgspec.Struct, frozen=True):
     per_s: float
     text: str
 
+    @property
+    def is_auto(self) -> bool:
+        """Whether the rate is to be found out; `per_s` is then the most that one loop can submit."""
+        return self.text == AUTO
+
     @classmethod
     def parse(cls, text: str, option: str = "rate") -> Rate:
-        """Read `10/s`, `600/min` or `5000/h`. Raises SettingsError for anything else."""
+        """Read `10/s`, `600/min`, `5000/h`, or `auto` for --rate. Raises SettingsError for anything else."""
+        if option == "rate" and text.strip() == AUTO:
+            return cls(AUTO_PER_S, AUTO)
         match = _RATE.fullmatch(text.strip())
         per_s = float(match["count"]) / _UNIT_S[match["unit"][0]] if match else 0.0
         if not 0 < per_s <= 100_000:
-            raise SettingsError(option, f"{text!r} is no rate", "write for example 10/s, 600/min or 5000/h")
+            right = "write for example 10/s, 600/min or 5000/h"
+            raise SettingsError(option, f"{text!r} is no rate", right + (", or auto" if option == "rate" else ""))
         return cls(per_s, text.strip())
 
 
@@ -83,6 +93,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     max_in_flight: int = 500  # DESIGN: hundreds of jobs on one loop
     poll_interval_s: float = 5.0  # API document, Typical Workflow: poll every 5-10 seconds
     poll_rate: Rate | None = None  # None: as many as the jobs in flight need
+    shared_quota: bool = False  # polls and submits count against one rate
     poll_eagerness: float = 1.0  # what an interval's lag is worth, in polls; chosen: as much as one
     job_timeout_s: float = 1800.0  # chosen: 100 times the document's 15 s example
     max_attempts: int = 3  # chosen: ERROR is free, so a second and third try cost nothing

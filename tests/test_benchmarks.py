@@ -35,5 +35,5 @@ def test_polls() -> None:
     assert len(rows) == 6
     for row in rows:
         best, engine = (float(cell) for cell in row.split("|")[2:4])
-        assert 1.0 <= best
+        assert best >= 1.0
         assert engine >= 0.8 * best

@@ -20,7 +20,11 @@ KEY_VARIABLE = "PIXAZO_API_KEY"
     help="The run's folder: images/, results.jsonl, ledger.db. The same folder again goes on with the run.",
 )
 @click.option(
-    "--rate", default="10/s", show_default=True, metavar="RATE", help="Most submits: 10/s, 600/min, 5000/h."
+    "--rate",
+    default="10/s",
+    show_default=True,
+    metavar="RATE",
+    help="Most submits: 10/s, 600/min, 5000/h; auto finds the limit.",
 )
 @click.option(
     "--max-in-flight", default=500, show_default=True, metavar="N", help="Most jobs between submit and stored."
@@ -33,6 +37,7 @@ KEY_VARIABLE = "PIXAZO_API_KEY"
     help="Least seconds between two polls of one job.",
 )
 @click.option("--poll-rate", metavar="RATE", help="Most polls over all jobs.  [default: as many as needed]")
+@click.option("--shared-quota", is_flag=True, help="Polls and submits count against one limit, --rate.")
 @click.option(
     "--poll-eagerness",
     default=1.0,

@@ -28,6 +28,7 @@ from krea_batch.rules.verdicts import Finished, PollTrouble, PollVerdict, Progre
 
 MOST_POLLS_IN_AIR = 128  # chosen: answers of 0.2 s at 640/s; more would only queue at the gateway
 EXPLORED_SHARE = 0.04  # chosen: a poll more for one job in 25, and a change is seen within minutes
+KEPT_FOR_SUBMITS = 0.5  # chosen: of a shared quota; polls are served late rather than submits, which bring them
 MOST_MOVED = 10_000  # chosen: moving so many waiting polls takes the loop ten milliseconds
 KEY_REFUSED_TIMES = 3  # chosen: one 401 may be a stumble of the gateway, three in a row are its word
 
@@ -90,15 +91,27 @@ class PollScheduler:
 
     async def work(self) -> None:
         """Poll what is due, for ever."""
-        if self._run.settings.poll_rate:
-            self._limiter = drip(self._run.settings.poll_rate.per_s)
+        settings = self._run.settings
+        if settings.poll_rate:
+            self._limiter = drip(settings.poll_rate.per_s)
+        elif settings.shared_quota and not settings.rate.is_auto:
+            self._limiter = drip(settings.rate.per_s * (1.0 - KEPT_FOR_SUBMITS))
         async with anyio.create_task_group() as polls:
             while True:
                 flight = await self._next_due()
                 await self._seats.acquire()
                 if self._limiter:
                     await self._limiter.acquire()
+                if settings.shared_quota:
+                    await self._share()
                 polls.start_soon(self._poll, flight)
+
+    async def _share(self) -> None:
+        """Wait until the quota that submits use, too, has room for a poll."""
+        pace = self._run.pace
+        while (wait_s := pace.wait_s(self._run.now_s())) > 0:  # noqa: ASYNC110 - only the clock sets this event
+            await asyncio.sleep(wait_s)
+        pace.shared(self._run.now_s())
 
     async def _next_due(self) -> Flight:
         while True:
@@ -212,6 +225,8 @@ class PollScheduler:
                 return
             if trouble.status == 429:
                 self._held_until_s = max(self._held_until_s, now_s + (trouble.retry_after_s or wait_s))
+                if self._run.settings.shared_quota:
+                    self._run.pace.refused(now_s, now_s, trouble.retry_after_s)
         timeout_s = self._run.settings.job_timeout_s
         if now_s - flight.accepted_s >= timeout_s:
             self._forget(flight)

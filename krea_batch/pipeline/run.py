@@ -21,6 +21,7 @@ from krea_batch.events import Event, Held, Listener, Moved, Stopping, Troubled
 from krea_batch.jobs import State
 from krea_batch.ledger import Ledger
 from krea_batch.pipeline.flight import Flight, Slots
+from krea_batch.rules.pace import Pace
 from krea_batch.rules.patience import RetryBudget
 from krea_batch.rules.verdicts import PollVerdict, PostVerdict
 from krea_batch.settings import Settings
@@ -109,10 +110,12 @@ class Run:
         self.gateway = gateway
         self.ledger = ledger
         self.record = ledger.record
-        self.stats = Stats(rate_per_s=settings.rate.per_s)
+        self.stats = Stats()
         self.slots = Slots(settings.max_in_flight)
         self.aloft: dict[str, bytes] = {}  # fingerprints of the jobs on their way, by id; empty once on record
-        self.retries = RetryBudget(settings.rate.per_s)
+        self.pace = Pace(settings.rate.per_s, seek=settings.rate.is_auto)
+        self.retries = RetryBudget(self.pace.per_s)
+        self.stats.rate_per_s = self.pace.per_s
         self.chance = random.random
         self.at = clock  # seconds since 1970
         self.stopped: RunStopped | None = None

@@ -21,7 +21,6 @@ from krea_batch.pipeline.gate import Gate
 from krea_batch.pipeline.run import Run, log
 from krea_batch.rules import lifecycle
 from krea_batch.rules.lifecycle import Again, End, Go, Stop
-from krea_batch.rules.pace import Pace
 from krea_batch.rules.patience import Outage
 from krea_batch.rules.verdicts import Accepted, NotSent, PostVerdict, Progress, Refusal, Refused, Unclear
 from krea_batch.settings import Ambiguous
@@ -50,7 +49,7 @@ class Submitter:
         self._accepted = accepted
         self._ended = ended
         self._left = left
-        self._gate = Gate(Pace(run.settings.rate.per_s))
+        self._gate = Gate(run.pace)
         self._queue: asyncio.Queue[Flight] = asyncio.Queue()
         self._later: dict[Flight, asyncio.TimerHandle] = {}
         self._seats = anyio.Semaphore(MOST_IN_AIR)
@@ -224,8 +223,10 @@ class Submitter:
             case NotSent(reason):
                 self._back_off(reason, None, sent_s)
             case Refused(Refusal.TRY_AGAIN, _, said, retry_after_s):
+                pace.let_through(sent_s)
                 self._back_off(said, retry_after_s, sent_s)
             case _:
+                pace.let_through(sent_s)
                 self._outage.worked()
         self._run.stats.rate_per_s = pace.per_s
 

@@ -1,83 +1,177 @@
-"""Instants of submits and refusals come in; how long the next submit has to wait goes out.
+"""Instants of submits and what became of them come in; how long the next submit has to wait goes out.
 
 Newcomers: the limiter below this (aiolimiter) spreads submits evenly at `per_s`; this rule says what `per_s`
-is, keeps every window of one second under the ceiling, and holds everything back after a 429. `now_s` is
-monotonic.
+is, keeps every window of one second under it, and holds everything back after a 429. `now_s` is monotonic.
 
-The rate follows the additive-increase, multiplicative-decrease rule of congestion control (RFC 5681, 3.1):
-a 429 lowers it, quiet raises it step by step up to the ceiling.
+A limit that nobody told is found as follows. When a 429 comes, what was let through since the last one says what the
+limit is: that many requests in so many seconds. The rate goes down to that and stays there for a while, then tries a
+little more, with growing steps, since the limit may have grown; each time that is in vain, the while is doubled.
 """
 
 from __future__ import annotations
 
 import math
 from collections import deque
+from itertools import takewhile
 
 WINDOW_S = 1.0  # DESIGN, pace: no window of one second ever holds more than the rate (plus one)
-DECREASE = 0.7  # chosen: CUBIC's factor (RFC 9438, 4.6); half the rate would waste more than it saves
-RAISE_AFTER_S = 1.0  # chosen: one window of answers without a 429 says that the rate is carried
-RAISE_SHARE = 0.05  # chosen: from 0.7 back to 1 in six quiet seconds
+MARGIN_S = 0.005  # chosen: requests that left within a window and a margin do not arrive within the window
+DECREASE = 0.7  # chosen: CUBIC's factor (RFC 9438, 4.6), where nothing else is known
+LONG_S = 4.0  # chosen: the pause in so long a time spoils the estimate no more …
+PAUSED = 1.1  # … and in a shorter one, this makes up for it
+BELOW = 0.98  # chosen: a rate that was refused is not tried again at once
+STAY_S = 10.0  # chosen: a try in vain costs a second's submits, a tenth at first
+LONGEST_STAY_S = 320.0  # chosen: a limit that has grown is found out within minutes
+STEP_S = 1.0  # chosen: one window says whether a rate is carried
+PROBE_SHARE = 0.02  # chosen: 2 %, then 8, 18, 32 %: careful at first, ten times as much in 22 s
+SATURATED = 0.7  # chosen: who sends less than this share of what is allowed learns nothing of the limit
 LEAST_PER_S = 0.1  # chosen: a limit under 6/min is better told than found
-BLIND_PAUSE_S = 1.0  # chosen: a 429 without Retry-After is over after one window
+BLIND_PAUSE_S = 0.25  # chosen: a 429 without Retry-After; doubled while nothing is let through
+LONGEST_BLIND_PAUSE_S = 32.0  # chosen: a window of a minute is over at the second try
+AUTO_START_PER_S = 10.0  # chosen: what nobody calls abuse
+AUTO_GROWTH = 2.0  # chosen: tenfold in two seconds
+AUTO_STEP_S = 0.5
 
 
 class Pace:
-    """How fast submits may go now. `per_s` is the present rate, `ceiling_per_s` the most it will ever be."""
+    """How fast submits may go now. `per_s` is the present rate, `ceiling_per_s` the most it will ever be.
 
-    __slots__ = (
-        "_answer_s",
-        "_lowered_s",
-        "_paused_until_s",
-        "_quiet_since_s",
-        "_sent_s",
-        "_window_s",
-        "ceiling_per_s",
-        "per_s",
-    )
+    With `seek`, the ceiling is not the user's word: the rate starts low and grows fast until something is refused.
+    """
 
-    def __init__(self, ceiling_per_s: float) -> None:
+    def __init__(self, ceiling_per_s: float, *, seek: bool = False) -> None:
         self.ceiling_per_s = ceiling_per_s
-        self.per_s = ceiling_per_s
-        window = math.ceil(ceiling_per_s * WINDOW_S)
-        self._window_s = window / ceiling_per_s  # one second, or as much more as makes the count whole
-        self._sent_s: deque[float] = deque(maxlen=window)
+        self.per_s = min(AUTO_START_PER_S, ceiling_per_s) if seek else ceiling_per_s
+        self._seeks = seek
+        self._sent_s: deque[float] = deque(maxlen=math.ceil(ceiling_per_s * WINDOW_S))
         self._paused_until_s = -math.inf
+        # What was let through, for the estimate: since the last refusal, and lately.
+        self._since_s: float | None = None
+        self._through = 0
+        self._lately_s: deque[float] = deque()
+        self._vain = 0  # refusals in a row without anything let through
+        self._resumed_s = -math.inf  # when the last pause was over
         self._lowered_s = -math.inf  # submits before this instant went at a rate that is known to be too high
-        self._quiet_since_s = -math.inf  # no 429 and no step up since
+        # The limit as it was found, and how to get off it.
+        self._found_per_s: float | None = None
+        self._stay_s = STAY_S
+        self._quiet_since_s = -math.inf
         self._answer_s = 0.0  # how long the latest refusal took to come: a rate is not judged sooner
+        self._steps = 0
+        self._stepped_s = -math.inf
+        self._near = False  # the last refusal was of a try at a little more
+
+    # ---- may one go? -------------------------------------------------------------------------------------
 
     def wait_s(self, now_s: float) -> float:
         """Seconds until a submit may go; 0 when it may go now."""
-        full = len(self._sent_s) == self._sent_s.maxlen
-        window_end_s = self._sent_s[0] + self._window_s if full else -math.inf
-        return max(0.0, self._paused_until_s - now_s, window_end_s - now_s)
+        count = max(1, math.ceil(self.per_s * WINDOW_S - 1e-9))
+        free_s = -math.inf
+        if len(self._sent_s) >= count:
+            free_s = self._sent_s[-count] + count / self.per_s + MARGIN_S
+        return max(0.0, self._paused_until_s - now_s, free_s - now_s)
 
     def paused_s(self, now_s: float) -> float:
         """Seconds that a refusal still holds every submit back."""
         return max(0.0, self._paused_until_s - now_s)
 
+    def hold(self, now_s: float, wait_s: float) -> None:
+        """Let nothing go for `wait_s` seconds; the rate stays as it is."""
+        self._paused_until_s = max(self._paused_until_s, now_s + wait_s)
+
+    # ---- what happened -----------------------------------------------------------------------------------
+
     def sent(self, now_s: float) -> None:
         """A submit goes out at `now_s`."""
         self._sent_s.append(now_s)
-        quiet_s = now_s - self._quiet_since_s - self._answer_s
-        if self.per_s < self.ceiling_per_s and quiet_s >= RAISE_AFTER_S:
-            self.per_s = min(self.ceiling_per_s, self.per_s + RAISE_SHARE * self.ceiling_per_s)
-            self._quiet_since_s = now_s
+        if self._since_s is None:
+            self._since_s = now_s
+        if self._seeks:
+            self._seek(now_s)
+        elif self._found_per_s is not None and self.per_s < self.ceiling_per_s:
+            self._try_more(now_s, self._found_per_s)
+
+    def shared(self, now_s: float) -> None:
+        """Another request goes out that counts against the same limit."""
+        self._sent_s.append(now_s)
+
+    def let_through(self, sent_s: float) -> None:
+        """A submit of `sent_s` was not refused with a 429, whatever else became of it."""
+        self._through += 1
+        self._vain = 0
+        self._lately_s.append(sent_s)
+        while self._lately_s[0] <= sent_s - WINDOW_S:
+            self._lately_s.popleft()
 
     def refused(self, sent_s: float, now_s: float, retry_after_s: float | None) -> None:
         """A submit of `sent_s` was refused with 429 at `now_s`.
 
         Submits that were in the air when the rate was last lowered say nothing new, and do not lower it again.
-        Those sent since then do, though the rate may have been raised while they were in the air.
         """
-        wait_s = BLIND_PAUSE_S if retry_after_s is None else retry_after_s
-        self._paused_until_s = max(self._paused_until_s, now_s + wait_s)
+        news = sent_s >= self._lowered_s
+        blind_s = min(BLIND_PAUSE_S * 2.0 ** min(self._vain, 30), LONGEST_BLIND_PAUSE_S)
+        wait_s = blind_s if retry_after_s is None else retry_after_s
+        if news or retry_after_s is not None:
+            self._paused_until_s = max(self._paused_until_s, now_s + wait_s)
         self._quiet_since_s = max(now_s, self._paused_until_s)
-        if sent_s >= self._lowered_s:
-            self.per_s = min(self.per_s, max(LEAST_PER_S, self.per_s * DECREASE))
-            self._lowered_s = self._quiet_since_s
-            self._answer_s = now_s - sent_s
+        if not news:
+            return
+        self._vain += 1
+        self._lower(sent_s)
+        self._lowered_s = self._resumed_s = self._quiet_since_s
+        self._answer_s = now_s - sent_s
+        self._since_s, self._through = sent_s, 0
+        self._steps, self._stepped_s = 0, -math.inf
 
-    def hold(self, now_s: float, wait_s: float) -> None:
-        """Let nothing go for `wait_s` seconds; the rate stays as it is."""
-        self._paused_until_s = max(self._paused_until_s, now_s + wait_s)
+    # ---- the rate ----------------------------------------------------------------------------------------
+
+    def _lower(self, sent_s: float) -> None:
+        if self._found_per_s is None:
+            found = min(self.per_s * (BELOW if self._through else DECREASE), self._seen_per_s(sent_s))
+        elif self._steps:  # a try in vain: back to the step before the last, which a whole window has carried
+            found = self._found_per_s * (1.0 + PROBE_SHARE * max(0, self._steps - 2) ** 2)
+            self._stay_s = min(self._stay_s * 2, LONGEST_STAY_S)
+        elif self._through:
+            found = min(self.per_s * BELOW, self._seen_per_s(sent_s))
+        else:  # the window of the last refusal is not over yet
+            found = self.per_s
+        self._seeks = False
+        self._near = self._steps > 0 or (self._near and self._seen_s(sent_s) < LONG_S)
+        self.per_s = self._found_per_s = min(self.per_s, max(LEAST_PER_S, found))
+
+    def _seen_s(self, sent_s: float) -> float:
+        """How long ago the last refused submit was, or the first one of all."""
+        return sent_s - self._since_s if self._since_s is not None else 0.0
+
+    def _seen_per_s(self, sent_s: float) -> float:
+        """The limit, by what was let through before a refusal; infinite where that says nothing."""
+        span_s = self._seen_s(sent_s)
+        lately_s = min(WINDOW_S, span_s, sent_s - self._resumed_s)
+        sent = sum(1 for _ in takewhile(lambda at_s: at_s > sent_s - WINDOW_S, reversed(self._sent_s)))
+        idle = sent < SATURATED * self.per_s * lately_s and not self._seeks
+        if idle or not self._through:
+            return math.inf
+        lately = sum(1 for at_s in self._lately_s if sent_s - WINDOW_S < at_s <= sent_s) / WINDOW_S
+        overall = self._through / span_s if span_s > 0 else math.inf
+        if span_s < LONG_S:
+            overall = math.inf if self._near else overall * PAUSED
+        if self._found_per_s is None:  # the begin says more of us than of the limit
+            overall = math.inf
+        return min(lately, overall) if lately else overall
+
+    def _seek(self, now_s: float) -> None:
+        """Grow while what is allowed is used, and nothing is refused."""
+        if now_s - self._stepped_s < AUTO_STEP_S:
+            return
+        used = sum(1 for _ in takewhile(lambda at_s: at_s > now_s - AUTO_STEP_S, reversed(self._sent_s)))
+        if self._stepped_s > -math.inf and used >= SATURATED * self.per_s * AUTO_STEP_S:
+            self.per_s = min(self.ceiling_per_s, self.per_s * AUTO_GROWTH)
+        self._stepped_s = now_s
+
+    def _try_more(self, now_s: float, found_per_s: float) -> None:
+        quiet_s = now_s - self._quiet_since_s - self._answer_s
+        if quiet_s >= self._stay_s and now_s - self._stepped_s >= STEP_S:
+            self._steps += 1
+            self._stepped_s = now_s
+            more = 1.0 + PROBE_SHARE * self._steps**2
+            self.per_s = min(self.ceiling_per_s, found_per_s * more)
