@@ -7,6 +7,7 @@ a wrong body is fetched again, and what cannot be had in this run is left to the
 from __future__ import annotations
 
 import asyncio
+import functools
 from collections.abc import Callable
 from urllib.parse import urlsplit
 
@@ -17,7 +18,7 @@ from krea_batch.gateway.media import MediaError
 from krea_batch.jobs import Outcome, State, StoredFile, Trouble
 from krea_batch.ledger import Store
 from krea_batch.pipeline.flight import Flight
-from krea_batch.pipeline.picture import Picture, PngError
+from krea_batch.pipeline.picture import Picture, PngError, sync_folder
 from krea_batch.pipeline.run import Media, Run
 from krea_batch.rules import lifecycle
 
@@ -56,6 +57,39 @@ class _Download:
         return self.flight.finished.media_urls if self.flight.finished else ()
 
 
+class _Names:
+    """Makes the names of pictures durable, many at a time: those who ask while one sync runs share the next."""
+
+    def __init__(self, run: Run) -> None:
+        self._run = run
+        self._next: asyncio.Future[None] | None = None
+        self._syncing: asyncio.Task[None] | None = None
+
+    async def synced(self) -> None:
+        """Wait until every name given before this call is durable. Raises OSError."""
+        asked = self._next = self._next or asyncio.get_running_loop().create_future()
+        if self._syncing is None:
+            self._start()
+        await asyncio.shield(asked)
+
+    def _start(self) -> None:
+        asked, self._next = self._next, None
+        if asked is not None:
+            self._syncing = asyncio.create_task(self._run.on_disk(sync_folder, self._run.settings.out))
+            self._syncing.add_done_callback(functools.partial(self._done, asked))
+
+    def _done(self, asked: asyncio.Future[None], syncing: asyncio.Task[None]) -> None:
+        self._syncing = None
+        if syncing.cancelled():
+            asked.cancel()
+        elif error := syncing.exception():
+            asked.set_exception(error)
+            asked.exception()  # nobody may be waiting any more
+        else:
+            asked.set_result(None)
+        self._start()
+
+
 class Downloader:
     """Fetches the pictures of finished flights, `settings.downloads` at a time.
 
@@ -68,6 +102,7 @@ class Downloader:
         self._left = left
         self._queue: asyncio.Queue[_Download] = asyncio.Queue()
         self._host_held_until_s: dict[str, float] = {}
+        self._names = _Names(run)
 
     def put(self, flight: Flight) -> None:
         """Take a finished flight."""
@@ -103,6 +138,7 @@ class Downloader:
             download.picture, download.etag, download.tries = None, None, 0
             self._run.stats.downloads += 1
             self._run.stats.downloaded_bytes += stored.bytes
+        await self._names.synced()
         flight = download.flight
         with anyio.CancelScope(shield=True):
             outcome = await self._run.record(Store.store, flight.n, download.stored, self._run.at())

@@ -64,7 +64,7 @@ class Slots:
     def __init__(self, limit: int) -> None:
         self.limit = limit
         self.in_use = 0
-        self._free = anyio.Semaphore(limit)
+        self._free = anyio.Semaphore(limit, fast_acquire=True)
         self._empty = anyio.Event()
         self._empty.set()
 

@@ -18,7 +18,7 @@ from threading import Lock
 from krea_batch.gateway.png import PngError, PngWalk
 from krea_batch.jobs import StoredFile
 
-__all__ = ["Picture", "PngError"]
+__all__ = ["Picture", "PngError", "sync_folder"]
 
 IMAGES = "images"
 MEDIA_TYPE = "image/png"
@@ -51,14 +51,16 @@ class Picture:
             self._write(fd, chunks)
 
     def finish(self, chunks: Sequence[bytes]) -> StoredFile:
-        """Take the last bytes, sync the picture and give it its name. Raises as `take`, and where it is cut."""
+        """Take the last bytes, sync the picture and give it its name. Raises as `take`, and where it is cut.
+
+        The name is durable once `sync_folder` has returned, too; one call serves many pictures.
+        """
         with self._opened() as fd:
             self._write(fd, chunks)
             self._walk.finish()
             os.fsync(fd)
         with _CLAIMING:
             final = self._claim_name()
-        _sync_folder(self._folder)
         return StoredFile(
             f"{IMAGES}/{final.name}",
             self.taken_bytes,
@@ -113,8 +115,9 @@ def _names(stem: str) -> Iterator[str]:
         yield f"{stem}~{n}.png"  # somebody else's file has the name: it stays, and so does the picture
 
 
-def _sync_folder(folder: Path) -> None:
-    fd = os.open(folder, os.O_RDONLY)
+def sync_folder(out: Path) -> None:
+    """Make the names of all finished pictures durable."""
+    fd = os.open(out / IMAGES, os.O_RDONLY)
     try:
         os.fsync(fd)
     finally:

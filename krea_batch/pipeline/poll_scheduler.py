@@ -61,7 +61,7 @@ class PollScheduler:
         self._heap: list[tuple[float, int, Flight]] = []
         self._order = count()
         self._earlier = asyncio.Event()
-        self._seats = anyio.Semaphore(MOST_POLLS_IN_AIR)
+        self._seats = anyio.Semaphore(MOST_POLLS_IN_AIR, fast_acquire=True)
         self._held_until_s = 0.0
 
     def put(self, flight: Flight, progress: Progress) -> None:

@@ -52,7 +52,7 @@ class Submitter:
         self._gate = Gate(run.pace)
         self._queue: asyncio.Queue[Flight] = asyncio.Queue()
         self._later: dict[Flight, asyncio.TimerHandle] = {}
-        self._seats = anyio.Semaphore(MOST_IN_AIR)
+        self._seats = anyio.Semaphore(MOST_IN_AIR, fast_acquire=True)
         self._in_air: set[anyio.CancelScope] = set()
         self._outage = Outage()
         self._charged = 0  # POSTs that are paid, or may be

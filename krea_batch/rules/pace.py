@@ -15,7 +15,9 @@ from collections import deque
 from itertools import takewhile
 
 WINDOW_S = 1.0  # DESIGN, pace: no window of one second ever holds more than the rate (plus one)
-MARGIN_S = 0.005  # chosen: requests that left within a window and a margin do not arrive within the window
+MARGIN_S = 0.008  # chosen: requests that left within a window and a margin do not arrive within the window …
+MOST_MARGIN_S = 0.064  # … of the network and of a busy loop; doubled up to this where they did
+NEARLY = 0.95  # chosen: who was let through so much of the rate he was told was told the truth
 DECREASE = 0.7  # chosen: CUBIC's factor (RFC 9438, 4.6), where nothing else is known
 LONG_S = 4.0  # chosen: the pause in so long a time spoils the estimate no more …
 PAUSED = 1.1  # … and in a shorter one, this makes up for it
@@ -45,6 +47,7 @@ class Pace:
         self._seeks = seek
         self._sent_s: deque[float] = deque(maxlen=math.ceil(ceiling_per_s * WINDOW_S))
         self._paused_until_s = -math.inf
+        self._margin_s = MARGIN_S
         # What was let through, for the estimate: since the last refusal, and lately.
         self._since_s: float | None = None
         self._through = 0
@@ -68,7 +71,7 @@ class Pace:
         count = max(1, math.ceil(self.per_s * WINDOW_S - 1e-9))
         free_s = -math.inf
         if len(self._sent_s) >= count:
-            free_s = self._sent_s[-count] + count / self.per_s + MARGIN_S
+            free_s = self._sent_s[-count] + count / self.per_s + self._margin_s
         return max(0.0, self._paused_until_s - now_s, free_s - now_s)
 
     def paused_s(self, now_s: float) -> float:
@@ -126,6 +129,9 @@ class Pace:
     # ---- the rate ----------------------------------------------------------------------------------------
 
     def _lower(self, sent_s: float) -> None:
+        if self.per_s == self.ceiling_per_s and self._nearly_all(sent_s):
+            self._margin_s *= 2  # they arrived closer to each other than they left
+            return
         if self._found_per_s is None:
             found = min(self.per_s * (BELOW if self._through else DECREASE), self._seen_per_s(sent_s))
         elif self._steps:  # a try in vain: back to the step before the last, which a whole window has carried
@@ -138,6 +144,11 @@ class Pace:
         self._seeks = False
         self._near = self._steps > 0 or (self._near and self._seen_s(sent_s) < LONG_S)
         self.per_s = self._found_per_s = min(self.per_s, max(LEAST_PER_S, found))
+
+    def _nearly_all(self, sent_s: float) -> bool:
+        """Whether as many were let through lately as the user said may be."""
+        lately = sum(1 for at_s in self._lately_s if sent_s - WINDOW_S < at_s <= sent_s)
+        return lately >= NEARLY * self.per_s * WINDOW_S and self._margin_s < MOST_MARGIN_S
 
     def _seen_s(self, sent_s: float) -> float:
         """How long ago the last refused submit was, or the first one of all."""

@@ -85,7 +85,6 @@ def test_renaming_before_the_sync_is_caught(tmp_path: Path, monkeypatch: pytest.
             self._walk.finish()
             final = self._claim_name()
             vars(picture)["os"].fsync(fd)
-        picture._sync_folder(self._folder)
         return StoredFile(
             f"images/{final.name}", self.taken_bytes, self._digest.hexdigest(), self._walk.width, self._walk.height,
             "image/png",

@@ -1,0 +1,136 @@
+"""How much of a rate limit is used, and how many submits are refused?
+
+    python -m benchmarks.throughput                        every kind of limit, three times each; medians
+    python -m benchmarks.throughput --share 0.05 --repeat 1   the short form: a twentieth of the jobs
+
+The real command runs against the simulator, each in a process of its own. What was accepted, and when, is read from
+the simulator's ledger. `used` is accepted submits a second, from the first to the last, over the limit.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, NamedTuple
+
+COMMAND = [sys.executable, "-m", "krea_batch"]
+
+
+class Case(NamedTuple):
+    """A limit, what the engine is told of it, and how many jobs show what comes of it."""
+
+    name: str
+    limit: str
+    per_s: float
+    rate: str
+    jobs: int
+    retry_after: str = "seconds"
+
+
+CASES = [
+    Case("told 200/s", "sliding-window:200/s", 200, "200/s", 4000),
+    Case("told 800/s", "sliding-window:800/s", 800, "800/s", 12000),
+    *(
+        Case(f"told {rate}, Retry-After: {retry_after}", f"{kind}:60/s", 60, rate, 2400, retry_after)
+        for rate in ("500/s", "auto")
+        for retry_after in ("seconds", "none")
+        for kind in ("fixed-window", "token-bucket", "sliding-window")
+    ),
+]
+
+
+class Measured(NamedTuple):
+    """What came of a case: shares of the limit, 429s a job, and milliseconds of processor time a job."""
+
+    used: float
+    most_in_a_second: float
+    refused: float
+    cpu_ms: float
+
+
+@contextmanager
+def simulator(case: Case) -> Iterator[dict[str, str]]:
+    """A simulator with the limit of the case; gives its addresses."""
+    options = [
+        "--rate-limit",
+        case.limit,
+        "--retry-after",
+        case.retry_after,
+        "--tiny",
+        "--latency",
+        "uniform:0.5,1.5",
+    ]
+    process = subprocess.Popen(
+        [*COMMAND, "simulate", "--port", "0", "--json", *options], stdout=subprocess.PIPE, text=True
+    )
+    assert process.stdout is not None
+    try:
+        yield json.loads(process.stdout.readline())
+    finally:
+        process.terminate()
+        process.communicate()
+
+
+def measure(case: Case, jobs: int) -> Measured:
+    with tempfile.TemporaryDirectory() as folder, simulator(case) as urls:
+        lines = (json.dumps({"prompt": f"picture {n}"}) + "\n" for n in range(jobs))
+        (Path(folder) / "jobs.jsonl").write_text("".join(lines))
+        options = ["--out", "out", "--gateway", urls["gateway_url"], "--rate", case.rate, "--poll-interval", "0.5"]
+        before = os.times()
+        subprocess.run(
+            [*COMMAND, "run", "jobs.jsonl", *options, "--max-in-flight", "5000", "--quiet"],
+            cwd=folder,
+            env=os.environ | {"PIXAZO_API_KEY": "benchmark"},
+            check=True,
+        )
+        after = os.times()
+        with urllib.request.urlopen(urls["admin_url"] + "/ledger") as answer:  # noqa: S310 - loopback
+            posts: list[dict[str, Any]] = json.load(answer)["posts"]
+    accepted_s = [post["at_s"] for post in posts if post["charged"]]
+    per_s = (len(accepted_s) - 1) / (accepted_s[-1] - accepted_s[0])
+    cpu_s = after.children_user + after.children_system - before.children_user - before.children_system
+    refused = sum(post["status"] == 429 for post in posts)
+    most = most_in_a_second(accepted_s)
+    return Measured(per_s / case.per_s, most / case.per_s, refused / jobs, 1000 * cpu_s / jobs)
+
+
+def most_in_a_second(at_s: list[float]) -> int:
+    most = first = 0
+    for last, instant_s in enumerate(at_s):
+        while at_s[first] <= instant_s - 1.0:
+            first += 1
+        most = max(most, last - first + 1)
+    return most
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--share", type=float, default=1.0)
+    parser.add_argument("--repeat", type=int, default=3)
+    parser.add_argument("--only", default="")
+    options = parser.parse_args()
+    print("| the engine is | limit | used | most in a second | 429s a job | CPU ms a job |")
+    print("|---|---|---|---|---|---|")
+    for case in CASES:
+        if options.only not in case.name + case.limit:
+            continue
+        runs = [measure(case, max(20, int(case.jobs * options.share))) for _ in range(options.repeat)]
+        median = Measured(*(statistics.median(figures) for figures in zip(*runs, strict=True)))
+        print(
+            f"| {case.name} | {case.limit} | {median.used:.3f} | {median.most_in_a_second:.3f} "
+            f"| {median.refused:.4f} | {median.cpu_ms:.2f} |",
+            flush=True,
+        )
+
+
+if __name__ == "__main__":
+    main()
