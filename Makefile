@@ -32,6 +32,7 @@ crashtest: $(VENV)/.dev
 bench: $(VENV)/.dev
 	$(BIN)/python -m benchmarks.validate
 	$(BIN)/python -m benchmarks.polls
+	$(BIN)/python -m benchmarks.throughput
 
 clean:
 	rm -rf $(VENV) demo build dist .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis

@@ -37,8 +37,11 @@ class Case(NamedTuple):
 
 
 CASES = [
-    Case("told 200/s", "sliding-window:200/s", 200, "200/s", 4000),
-    Case("told 800/s", "sliding-window:800/s", 800, "800/s", 12000),
+    *(
+        Case(f"told {per_s}/s", f"{kind}:{per_s}/s", per_s, f"{per_s}/s", 15 * per_s)
+        for per_s in (200, 800)
+        for kind in ("fixed-window", "token-bucket", "sliding-window")
+    ),
     *(
         Case(f"told {rate}, Retry-After: {retry_after}", f"{kind}:60/s", 60, rate, 2400, retry_after)
         for rate in ("500/s", "auto")

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
-    from krea_batch.engine import Engine, Handle
+    from krea_batch.engine import Engine
     from krea_batch.errors import (
         GatewayError,
         InputError,
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
         RunStopped,
         SettingsError,
     )
+    from krea_batch.handles import Handle
     from krea_batch.jobs import (
         ImageStyleReference,
         Job,
@@ -63,7 +64,7 @@ def __getattr__(name: str) -> Any:
     """Import a public name when it is first used, so that `krea-batch --help` costs next to nothing."""
     from importlib import import_module
 
-    for module in ("errors", "jobs", "settings", "engine") if name in __all__ else ():
+    for module in ("errors", "jobs", "settings", "handles", "engine") if name in __all__ else ():
         found = import_module(f"krea_batch.{module}")
         if name in vars(found):
             return vars(found)[name]

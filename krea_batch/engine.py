@@ -13,7 +13,7 @@ import asyncio
 import os
 import time
 import uuid
-from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable, Generator, Iterable
+from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AsyncExitStack
 from pathlib import Path
@@ -27,6 +27,7 @@ from krea_batch import __version__
 from krea_batch.errors import InputError, KreaBatchError, RunStopped, SettingsError
 from krea_batch.events import Ended, Listener
 from krea_batch.folder import RunFolder
+from krea_batch.handles import Handle, Watch
 from krea_batch.jobs import Job, Outcome, State, checked
 from krea_batch.ledger import Charges, Ledger, OpenJob, Store
 from krea_batch.pipeline.downloader import Downloader
@@ -46,47 +47,6 @@ KEY_VARIABLE = "PIXAZO_API_KEY"  # DESIGN, Safety
 DISK_THREADS = 8  # chosen: fsyncs in parallel cost less each; more threads than this gained little
 LEARN_FROM_LAST = 500  # chosen: as many latencies as the schedule remembers
 READ_AT_ONCE = 1000  # chosen: rows of the ledger in one transaction; a few milliseconds
-
-
-class Handle:
-    """A submitted job. Await it for its Outcome; cancelling that wait never loses the picture.
-
-    `request_id` is None only for a job that ended before it had one.
-    """
-
-    def __init__(self, job_id: str, request_id: str | None, outcome: asyncio.Future[Outcome]) -> None:
-        self.id = job_id
-        self.request_id = request_id
-        self._outcome = outcome
-
-    def __await__(self) -> Generator[Any, None, Outcome]:
-        return asyncio.shield(self._outcome).__await__()
-
-    def __repr__(self) -> str:
-        return f"Handle(id={self.id!r}, request_id={self.request_id!r})"
-
-
-class _Watch:
-    """What callers wait for: `accepted` once the request_id is on record (or the end came), `outcome` the end."""
-
-    def __init__(self) -> None:
-        loop = asyncio.get_running_loop()
-        self.accepted: asyncio.Future[str | None] = loop.create_future()
-        self.outcome: asyncio.Future[Outcome] = loop.create_future()
-
-    def accept(self, request_id: str | None) -> None:
-        if not self.accepted.done():
-            self.accepted.set_result(request_id)
-
-    def end(self, outcome: Outcome) -> None:
-        self.accept(outcome.request_id)
-        self.outcome.set_result(outcome)
-
-    def give_up(self, why: BaseException) -> None:
-        for future in (self.accepted, self.outcome):
-            if not future.done():
-                future.set_exception(why)
-                future.exception()  # nobody has to wait for it
 
 
 class Engine:
@@ -116,7 +76,7 @@ class Engine:
         self._clock = clock
         self._random = random or Random()  # noqa: S311 - spreads retries, guards nothing
         self._listeners = list(listeners)
-        self._watches: dict[str, _Watch] = {}
+        self._watches: dict[str, Watch] = {}
         self._boarding: dict[str, asyncio.Task[None]] = {}  # jobs that wait for a slot
         self._over = False
 
@@ -432,7 +392,7 @@ class Engine:
 
     # ---- parts -------------------------------------------------------------------------------------------
 
-    async def _enter(self, job: Job) -> tuple[str, _Watch]:
+    async def _enter(self, job: Job) -> tuple[str, Watch]:
         """Put a new job on its way, or find the one on record under its id. Raises JobError, RunStopped."""
         job = checked(job)
         if not job.id:
@@ -444,7 +404,7 @@ class Engine:
             check_same(flight, fingerprint)
         watch = self._watches.get(job.id)
         if watch is None:
-            watch = self._watches[job.id] = _Watch()
+            watch = self._watches[job.id] = Watch()
             # Tasks of the engine's own: others may wait for the same job when this caller is cancelled.
             if fingerprint:
                 await self._let_be(asyncio.create_task(self._find(job.id, watch)))
@@ -471,7 +431,7 @@ class Engine:
         self._run.aloft[flight.id] = flight.fingerprint
         self._submitter.put(flight)
 
-    async def _find(self, job_id: str, watch: _Watch) -> None:
+    async def _find(self, job_id: str, watch: Watch) -> None:
         """Tell a new watch what the ledger already knows."""
         try:
             request_id, outcome = await self._run.record(Store.known, job_id)

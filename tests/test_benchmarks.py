@@ -37,3 +37,15 @@ def test_polls() -> None:
         best, engine = (float(cell) for cell in row.split("|")[2:4])
         assert best >= 1.0
         assert engine >= 0.8 * best
+
+
+@pytest.mark.slow
+def test_throughput() -> None:
+    """A row for each kind of limit, with shares of it, refusals and processor time."""
+    head, _, *rows = benchmark("throughput", "--repeat", "1", "--share", "0.05", "--only", "told 200/s")
+    assert [row.split("|")[2].strip() for row in rows] == [
+        f"{kind}:200/s" for kind in ("fixed-window", "token-bucket", "sliding-window")
+    ]
+    for row in rows:
+        assert all(float(cell) >= 0 for cell in row.split("|")[3:-1])
+        assert row.count("|") == head.count("|")

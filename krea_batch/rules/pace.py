@@ -15,8 +15,10 @@ from collections import deque
 from itertools import takewhile
 
 WINDOW_S = 1.0  # DESIGN, pace: no window of one second ever holds more than the rate (plus one)
-MARGIN_S = 0.008  # chosen: requests that left within a window and a margin do not arrive within the window …
-MOST_MARGIN_S = 0.064  # … of the network and of a busy loop; doubled up to this where they did
+MARGIN_S = 0.005  # chosen: requests that left within a window and a margin do not arrive within the window …
+MOST_MARGIN_S = 0.04  # … of the network and of a busy loop; doubled up to this where they did
+COLD_MARGIN_S = 0.04  # chosen: the first requests wait for names, connections and TLS, those behind them do not
+WARM_UP_S = 0.5
 NEARLY = 0.95  # chosen: who was let through so much of the rate he was told was told the truth
 DECREASE = 0.7  # chosen: CUBIC's factor (RFC 9438, 4.6), where nothing else is known
 LONG_S = 4.0  # chosen: the pause in so long a time spoils the estimate no more …
@@ -48,6 +50,7 @@ class Pace:
         self._sent_s: deque[float] = deque(maxlen=math.ceil(ceiling_per_s * WINDOW_S))
         self._paused_until_s = -math.inf
         self._margin_s = MARGIN_S
+        self._first_s = -math.inf
         # What was let through, for the estimate: since the last refusal, and lately.
         self._since_s: float | None = None
         self._through = 0
@@ -71,7 +74,9 @@ class Pace:
         count = max(1, math.ceil(self.per_s * WINDOW_S - 1e-9))
         free_s = -math.inf
         if len(self._sent_s) >= count:
-            free_s = self._sent_s[-count] + count / self.per_s + self._margin_s
+            first_s = self._sent_s[-count]
+            cold = first_s - self._first_s < WARM_UP_S
+            free_s = first_s + count / self.per_s + (COLD_MARGIN_S if cold else self._margin_s)
         return max(0.0, self._paused_until_s - now_s, free_s - now_s)
 
     def paused_s(self, now_s: float) -> float:
@@ -88,7 +93,7 @@ class Pace:
         """A submit goes out at `now_s`."""
         self._sent_s.append(now_s)
         if self._since_s is None:
-            self._since_s = now_s
+            self._since_s = self._first_s = now_s
         if self._seeks:
             self._seek(now_s)
         elif self._found_per_s is not None and self.per_s < self.ceiling_per_s:

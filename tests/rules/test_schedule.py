@@ -143,7 +143,7 @@ def test_ends_that_are_not_exact_are_narrowed_down() -> None:
 
 def test_a_new_plan_is_told() -> None:
     """The version grows when the plan is another, and not while all goes as expected."""
-    schedule = learned(5.0, [15.0] * 600)
+    schedule = learned(5.0, [15.0] * 700)
     before = schedule.version
     for _ in range(100):
         schedule.learn(15.0)
