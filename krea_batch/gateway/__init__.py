@@ -2,5 +2,5 @@
 
 wire     pure: job → bytes, answer → verdict
 png      pure: the bytes of a picture → is it whole
-client   aiohttp: one session with the key for the gateway, one without for the CDN
+client   aiohttp: sessions with the key for the gateway, one without for the CDN
 """

@@ -70,15 +70,10 @@ class GatewayClient:
     async def __aenter__(self) -> Self:
         trace = aiohttp.TraceConfig()
         trace.on_request_headers_sent.append(_mark_sent)
-        self._gateway = aiohttp.ClientSession(
-            connector=aiohttp.TCPConnector(limit=0, keepalive_timeout=KEEPALIVE_S),
-            headers={wire.KEY_HEADER: self._key.reveal(), "Accept-Encoding": "identity"},
-            timeout=aiohttp.ClientTimeout(total=self._request_timeout_s, sock_connect=CONNECT_TIMEOUT_S),
-            cookie_jar=aiohttp.DummyCookieJar(),
-            auto_decompress=False,
-            trace_configs=[trace],
-        )
-        self._gateway._retry_connection = False  # a poll that is cut is asked again when the schedule says so
+        self._connections = aiohttp.TCPConnector(limit=0, keepalive_timeout=KEEPALIVE_S)
+        self._submits = self._open_gateway(trace)
+        self._polls = self._open_gateway()
+        self._polls._retry_connection = False  # a poll that is cut is asked again when the schedule says so
         self._cdn = aiohttp.ClientSession(
             connector=aiohttp.TCPConnector(limit=0, socket_factory=self._open_public_socket),
             headers={"Accept-Encoding": "identity"},
@@ -91,14 +86,28 @@ class GatewayClient:
         return self
 
     async def __aexit__(self, *_: object) -> None:
-        await self._gateway.close()
+        await self._submits.close()
+        await self._polls.close()
+        await self._connections.close()
         await self._cdn.close()
+
+    def _open_gateway(self, *traces: aiohttp.TraceConfig) -> aiohttp.ClientSession:
+        """A session that carries the key, over the connections of both: only submits pay for the trace."""
+        return aiohttp.ClientSession(
+            connector=self._connections,
+            connector_owner=False,
+            headers={wire.KEY_HEADER: self._key.reveal(), "Accept-Encoding": "identity"},
+            timeout=aiohttp.ClientTimeout(total=self._request_timeout_s, sock_connect=CONNECT_TIMEOUT_S),
+            cookie_jar=aiohttp.DummyCookieJar(),
+            auto_decompress=False,
+            trace_configs=list(traces),
+        )
 
     async def submit(self, body: bytes) -> PostVerdict:
         """POST a job's body once, and say what became of it."""
         sent = SimpleNamespace(headers=False)
         try:
-            async with self._gateway.post(
+            async with self._submits.post(
                 self._base + wire.SUBMIT_PATH,
                 data=body,
                 headers=wire.SUBMIT_HEADERS,
@@ -113,9 +122,7 @@ class GatewayClient:
     async def poll(self, request_id: str) -> PollVerdict:
         """GET a job's status once. `request_id` has passed `wire.is_request_id`."""
         try:
-            async with self._gateway.get(
-                self._base + wire.STATUS_PATH + request_id, allow_redirects=False
-            ) as response:
+            async with self._polls.get(self._base + wire.STATUS_PATH + request_id, allow_redirects=False) as response:
                 answer = await _read_answer(response)
         except _BROKEN as error:
             return PollTrouble(_reason(error))

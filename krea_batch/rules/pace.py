@@ -152,28 +152,34 @@ class Pace:
 
     def _nearly_all(self, sent_s: float) -> bool:
         """Whether as many were let through lately as the user said may be."""
-        lately = sum(1 for at_s in self._lately_s if sent_s - WINDOW_S < at_s <= sent_s)
-        return lately >= NEARLY * self.per_s * WINDOW_S and self._margin_s < MOST_MARGIN_S
+        return self._lately_per_s(sent_s) >= NEARLY * self.per_s and self._margin_s < MOST_MARGIN_S
 
     def _seen_s(self, sent_s: float) -> float:
         """How long ago the last refused submit was, or the first one of all."""
         return sent_s - self._since_s if self._since_s is not None else 0.0
 
+    def _lately_per_s(self, sent_s: float) -> float:
+        """What was let through of the submits of the last window."""
+        return sum(1 for at_s in self._lately_s if sent_s - WINDOW_S < at_s <= sent_s) / WINDOW_S
+
     def _seen_per_s(self, sent_s: float) -> float:
         """The limit, by what was let through before a refusal; infinite where that says nothing."""
         span_s = self._seen_s(sent_s)
+        if not self._through or self._was_idle(sent_s, span_s):
+            return math.inf
+        seen = [self._lately_per_s(sent_s) or math.inf]
+        if self._found_per_s is not None:  # else the begin says more of us than of the limit
+            if span_s >= LONG_S:
+                seen.append(self._through / span_s)
+            elif span_s > 0 and not self._near:
+                seen.append(self._through / span_s * PAUSED)
+        return min(seen)
+
+    def _was_idle(self, sent_s: float, span_s: float) -> bool:
+        """Whether far less was sent lately than was allowed; a pace that still seeks is never idle."""
         lately_s = min(WINDOW_S, span_s, sent_s - self._resumed_s)
         sent = sum(1 for _ in takewhile(lambda at_s: at_s > sent_s - WINDOW_S, reversed(self._sent_s)))
-        idle = sent < SATURATED * self.per_s * lately_s and not self._seeks
-        if idle or not self._through:
-            return math.inf
-        lately = sum(1 for at_s in self._lately_s if sent_s - WINDOW_S < at_s <= sent_s) / WINDOW_S
-        overall = self._through / span_s if span_s > 0 else math.inf
-        if span_s < LONG_S:
-            overall = math.inf if self._near else overall * PAUSED
-        if self._found_per_s is None:  # the begin says more of us than of the limit
-            overall = math.inf
-        return min(lately, overall) if lately else overall
+        return sent < SATURATED * self.per_s * lately_s and not self._seeks
 
     def _seek(self, now_s: float) -> None:
         """Grow while what is allowed is used, and nothing is refused."""
