@@ -22,6 +22,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from tests.windows import most_in_a_window
+
 COMMAND = [sys.executable, "-m", "krea_batch"]
 
 
@@ -102,17 +104,8 @@ def measure(case: Case, jobs: int) -> Measured:
     per_s = (len(accepted_s) - 1) / (accepted_s[-1] - accepted_s[0])
     cpu_s = after.children_user + after.children_system - before.children_user - before.children_system
     refused = sum(post["status"] == 429 for post in posts)
-    most = most_in_a_second(accepted_s)
+    most = most_in_a_window(accepted_s)
     return Measured(per_s / case.per_s, most / case.per_s, refused / jobs, 1000 * cpu_s / jobs)
-
-
-def most_in_a_second(at_s: list[float]) -> int:
-    most = first = 0
-    for last, instant_s in enumerate(at_s):
-        while at_s[first] <= instant_s - 1.0:
-            first += 1
-        most = max(most, last - first + 1)
-    return most
 
 
 def main() -> None:

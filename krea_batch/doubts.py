@@ -12,20 +12,17 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
 from pathlib import Path
 from typing import Any, Self
 
 from krea_batch.errors import JobError
 from krea_batch.folder import LEDGER, RunFolder, check_run
 from krea_batch.gateway.wire import is_request_id
-from krea_batch.jobs import Outcome
-from krea_batch.ledger import Doubt, Store
+from krea_batch.ledger import Doubt, Ledger, Store
 from krea_batch.report.results import Results
-
-READ_AT_ONCE = 1000  # chosen: rows of the ledger in memory at a time
 
 
 def list_doubts(out: Path) -> list[Doubt]:
@@ -34,11 +31,8 @@ def list_doubts(out: Path) -> list[Doubt]:
     Raises RunFolderError where there is no run.
     """
     check_run(out)
-    store = Store.open(out / LEDGER, read_only=True)
-    try:
+    with closing(Store.open(out / LEDGER, read_only=True)) as store:
         (doubts,) = store.read(Store.doubts)
-    finally:
-        store.close()
     return list(doubts)
 
 
@@ -109,14 +103,12 @@ class Doubts:
         self._store.transaction([decide_all])
 
     async def _write_results(self) -> None:
-        with ThreadPoolExecutor(1) as disk:
-            await Results(self._out, disk, _raise).write_anew(self._outcomes())
-
-    async def _outcomes(self) -> AsyncIterator[list[Outcome]]:
-        after_n: int | None = 0
-        while after_n is not None:
-            outcomes, after_n = self._store.outcomes(after_n, READ_AT_ONCE)
-            yield outcomes
+        ledger = Ledger(self._store)
+        try:
+            with ThreadPoolExecutor(1) as disk:
+                await Results(self._out, disk, _raise).write_anew(ledger.outcomes())
+        finally:
+            await ledger.close()
 
 
 def _raise(error: OSError) -> None:

@@ -29,7 +29,7 @@ from krea_batch.events import Ended, Listener
 from krea_batch.folder import RunFolder
 from krea_batch.handles import Handle, Watch
 from krea_batch.jobs import Job, Outcome, State, checked
-from krea_batch.ledger import Charges, Ledger, OpenJob, Store
+from krea_batch.ledger import READ_AT_ONCE, Charges, Ledger, OpenJob, Store
 from krea_batch.pipeline.downloader import Downloader
 from krea_batch.pipeline.flight import Flight
 from krea_batch.pipeline.poll_scheduler import PollScheduler
@@ -46,7 +46,6 @@ T = TypeVar("T")
 KEY_VARIABLE = "PIXAZO_API_KEY"  # DESIGN, Safety
 DISK_THREADS = 8  # chosen: fsyncs in parallel cost less each; more threads than this gained little
 LEARN_FROM_LAST = 500  # chosen: as many latencies as the schedule remembers
-READ_AT_ONCE = 1000  # chosen: rows of the ledger in one transaction; a few milliseconds
 
 
 class Engine:
@@ -274,8 +273,8 @@ class Engine:
             max_attempts=settings.max_attempts,
             resubmit_ambiguous=settings.ambiguous is Ambiguous.RESUBMIT,
         )
-        succeeded = (await record(Store.counts)).get(State.SUCCEEDED, 0)
-        self._same_failure = SameFailure(settings.max_same_failures, has_succeeded=succeeded > 0)
+        has_succeeded = await record(Store.has_succeeded)
+        self._same_failure = SameFailure(settings.max_same_failures, has_succeeded=has_succeeded)
         self._scheduler.learn(await record(Store.latencies_s, LEARN_FROM_LAST))
         charges = await record(Store.charges)
         self._submitter.begin_with(charges.charged + charges.unknown)
@@ -325,15 +324,9 @@ class Engine:
 
     async def _write_results(self) -> None:
         try:
-            await self._results.write_anew(self._outcomes())
+            await self._results.write_anew(self._run.ledger.outcomes())
         except OSError as error:
             self._results_failed(error)
-
-    async def _outcomes(self) -> AsyncIterator[list[Outcome]]:
-        after_n: int | None = 0
-        while after_n is not None:
-            outcomes, after_n = await self._run.record(Store.outcomes, after_n, READ_AT_ONCE)
-            yield outcomes
 
     def _results_failed(self, error: OSError) -> None:
         reason = f"results.jsonl cannot be written ({error.strerror})"

@@ -136,14 +136,14 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
         ):
             if value < least:
                 raise SettingsError(option, f"{value} is too small", f"give {least} or more")
-        for option, seconds in (
+        for option, number in (
             ("poll-interval", self.poll_interval_s),
             ("poll-eagerness", self.poll_eagerness),
             ("job-timeout", self.job_timeout_s),
             ("request-timeout", self.request_timeout_s),
         ):
-            if not 0 < seconds < 1e7:
-                raise SettingsError(option, f"{seconds} has no meaning", "give a number, more than 0")
+            if not 0 < number < 1e7:
+                raise SettingsError(option, f"{number} has no meaning", "give a number, more than 0")
 
     def _check_gateway(self) -> None:
         if wrong := _why_not_gateway(self.gateway):

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
 import pytest
 
-from tests.processes import Simulated
+from tests.processes import Simulate, Simulated
 
 
 @pytest.fixture
-def simulate() -> Iterator[Callable[..., Simulated]]:
+def simulate() -> Iterator[Simulate]:
     """Start simulators; they end with the test."""
     started: list[Simulated] = []
 

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import urllib.request
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +40,10 @@ class Simulated:
     def close(self) -> None:
         self.process.send_signal(signal.SIGTERM)
         self.process.communicate(timeout=PATIENCE_S)
+
+
+Simulate = Callable[..., Simulated]
+"""What the fixture `simulate` gives: start a simulator with these options."""
 
 
 def environment(**more: str) -> dict[str, str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -40,11 +41,8 @@ class FolderState(msgspec.Struct, frozen=True):
     @classmethod
     def read(cls, out: Path) -> FolderState:
         """Raises RunFolderError where there is no ledger, LedgerError where the disk cannot read it."""
-        store = Store.open(out / LEDGER, read_only=True)
-        try:
+        with closing(Store.open(out / LEDGER, read_only=True)) as store:
             return cls(out, *store.read(Store.counts, Store.charges))
-        finally:
-            store.close()
 
     @property
     def total(self) -> int:

@@ -9,17 +9,19 @@ from __future__ import annotations
 import asyncio
 import functools
 import sqlite3
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Concatenate, ParamSpec, TypeVar
 
 from krea_batch.errors import KreaBatchError, LedgerError
+from krea_batch.jobs import Outcome
 from krea_batch.ledger.store import Store
 
 P = ParamSpec("P")
 T = TypeVar("T")
 
+READ_AT_ONCE = 1000  # chosen: rows in one transaction; a few milliseconds
 _Work = Callable[[Store], Any]
 _MOST_AT_ONCE = 1000  # chosen: 131,000 records a second were measured at this group size, at 7 ms a commit
 
@@ -53,6 +55,13 @@ class Ledger:
         if self._committing is None:
             self._start(loop)
         return await future
+
+    async def outcomes(self) -> AsyncIterator[list[Outcome]]:
+        """Result rows of all ended jobs, in the order of their first submits, some at a time."""
+        after_n: int | None = 0
+        while after_n is not None:
+            outcomes, after_n = await self.record(Store.outcomes, after_n, READ_AT_ONCE)
+            yield outcomes
 
     async def close(self) -> None:
         """Wait for what is on its way, then close the file."""

@@ -334,6 +334,10 @@ class Store:
             for state, count in self._sql.execute("SELECT state, count(*) FROM jobs GROUP BY state")
         }
 
+    def has_succeeded(self) -> bool:
+        """Whether any job has."""
+        return self._sql.execute("SELECT 1 FROM jobs WHERE state = 'succeeded' LIMIT 1").fetchone() is not None
+
     def charges(self) -> Charges:
         """What the POSTs of all runs in this folder came to."""
         row = self._sql.execute(

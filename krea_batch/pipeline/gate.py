@@ -21,6 +21,13 @@ def drip(per_s: float) -> AsyncLimiter:
     return AsyncLimiter(burst, burst / per_s)
 
 
+async def room(pace: Pace) -> None:
+    """Wait until the pace lets one more request go."""
+    loop = asyncio.get_running_loop()
+    while (wait_s := pace.wait_s(loop.time())) > 0:  # noqa: ASYNC110 - only the clock sets this event
+        await asyncio.sleep(wait_s)
+
+
 class Gate:
     """Lets submits pass in two steps: `wait` until one is due, record its intent, then `go`.
 
@@ -36,12 +43,10 @@ class Gate:
 
     async def wait(self) -> None:
         """Wait until the next submit is due. Only one task may wait here."""
-        loop = asyncio.get_running_loop()
         if self._limiter_per_s != self.pace.per_s:
             self._limiter, self._limiter_per_s = drip(self.pace.per_s), self.pace.per_s
         await self._limiter.acquire()
-        while (wait_s := self.pace.wait_s(loop.time())) > 0:  # noqa: ASYNC110 - only the clock sets this event
-            await asyncio.sleep(wait_s)
+        await room(self.pace)
 
     async def go(self) -> float | None:
         """Let a submit that was due leave. Returns its instant (loop time), or None where all are held by now."""

@@ -19,7 +19,7 @@ from krea_batch.errors import GatewayError
 from krea_batch.jobs import Outcome, State, Trouble
 from krea_batch.ledger import Store
 from krea_batch.pipeline.flight import Flight
-from krea_batch.pipeline.gate import drip
+from krea_batch.pipeline.gate import drip, room
 from krea_batch.pipeline.run import Run
 from krea_batch.rules import lifecycle
 from krea_batch.rules.lifecycle import Again, End, Fetch, LookAgain
@@ -103,15 +103,9 @@ class PollScheduler:
                 if self._limiter:
                     await self._limiter.acquire()
                 if settings.shared_quota:
-                    await self._share()
+                    await room(self._run.pace)
+                    self._run.pace.shared(self._run.now_s())
                 polls.start_soon(self._poll, flight)
-
-    async def _share(self) -> None:
-        """Wait until the quota that submits use, too, has room for a poll."""
-        pace = self._run.pace
-        while (wait_s := pace.wait_s(self._run.now_s())) > 0:  # noqa: ASYNC110 - only the clock sets this event
-            await asyncio.sleep(wait_s)
-        pace.shared(self._run.now_s())
 
     async def _next_due(self) -> Flight:
         while True:
@@ -200,9 +194,10 @@ class PollScheduler:
         if flight.taken_over:
             if took_s is not None:
                 self._schedule.learn(took_s)
+        elif took_s is not None and looked_s <= took_s <= age_s:
+            self._schedule.learn(took_s, looked_s)
         else:
-            fits = took_s is not None and looked_s <= took_s <= age_s
-            self._schedule.learn(took_s if took_s is not None and fits else age_s, looked_s, exact=fits)
+            self._schedule.learn(age_s, looked_s, exact=False)
         if self._plan != self._schedule.version:
             self._plan_anew()
 

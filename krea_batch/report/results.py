@@ -18,7 +18,6 @@ import msgspec
 from krea_batch.jobs import Outcome
 
 RESULTS = "results.jsonl"
-_NO_LINK = getattr(os, "O_NOFOLLOW", 0)  # a link would lead out of the folder
 
 
 def row(outcome: Outcome) -> bytes:
@@ -73,10 +72,10 @@ class Results:
 
 def _append(path: Path, rows: list[bytes]) -> None:
     data = memoryview(b"".join(rows))
-    fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | _NO_LINK, 0o644)
+    fd = _open(path, os.O_APPEND)
     try:
         while data:
-            data = data[os.write(fd, data) :]
+            data = data[os.write(fd, data) :]  # all at once where the disk has room, so that no line is torn
     finally:
         os.close(fd)
 
@@ -84,7 +83,13 @@ def _append(path: Path, rows: list[bytes]) -> None:
 def _begin(path: Path) -> BinaryIO:
     """A new, empty file in place of whatever has the name."""
     path.unlink(missing_ok=True)
-    return os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | _NO_LINK, 0o644), "wb")
+    return os.fdopen(_open(path, os.O_EXCL), "wb")
+
+
+def _open(path: Path, how: int) -> int:
+    """Open for writing, and make the file where need be; a link is not followed, since it would lead elsewhere."""
+    no_link = getattr(os, "O_NOFOLLOW", 0)  # not on Windows
+    return os.open(path, os.O_WRONLY | os.O_CREAT | how | no_link, 0o644)
 
 
 def _sync(flush: Callable[[], None], fd: int) -> None:

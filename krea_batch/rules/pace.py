@@ -56,8 +56,7 @@ class Pace:
         self._through = 0
         self._lately_s: deque[float] = deque()
         self._vain = 0  # refusals in a row without anything let through
-        self._resumed_s = -math.inf  # when the last pause was over
-        self._lowered_s = -math.inf  # submits before this instant went at a rate that is known to be too high
+        self._lowered_s = -math.inf  # when the last pause was over: submits before it say nothing of the new rate
         # The limit as it was found, and how to get off it.
         self._found_per_s: float | None = None
         self._stay_s = STAY_S
@@ -126,7 +125,7 @@ class Pace:
             return
         self._vain += 1
         self._lower(sent_s)
-        self._lowered_s = self._resumed_s = self._quiet_since_s
+        self._lowered_s = self._quiet_since_s
         self._answer_s = now_s - sent_s
         self._since_s, self._through = sent_s, 0
         self._steps, self._stepped_s = 0, -math.inf
@@ -177,15 +176,17 @@ class Pace:
 
     def _was_idle(self, sent_s: float, span_s: float) -> bool:
         """Whether far less was sent lately than was allowed; a pace that still seeks is never idle."""
-        lately_s = min(WINDOW_S, span_s, sent_s - self._resumed_s)
-        sent = sum(1 for _ in takewhile(lambda at_s: at_s > sent_s - WINDOW_S, reversed(self._sent_s)))
-        return sent < SATURATED * self.per_s * lately_s and not self._seeks
+        lately_s = min(WINDOW_S, span_s, sent_s - self._lowered_s)
+        return self._sent_after(sent_s - WINDOW_S) < SATURATED * self.per_s * lately_s and not self._seeks
+
+    def _sent_after(self, begin_s: float) -> int:
+        return sum(1 for _ in takewhile(lambda at_s: at_s > begin_s, reversed(self._sent_s)))
 
     def _seek(self, now_s: float) -> None:
         """Grow while what is allowed is used, and nothing is refused."""
         if now_s - self._stepped_s < AUTO_STEP_S:
             return
-        used = sum(1 for _ in takewhile(lambda at_s: at_s > now_s - AUTO_STEP_S, reversed(self._sent_s)))
+        used = self._sent_after(now_s - AUTO_STEP_S)
         if self._stepped_s > -math.inf and used >= SATURATED * self.per_s * AUTO_STEP_S:
             self.per_s = min(self.ceiling_per_s, self.per_s * AUTO_GROWTH)
         self._stepped_s = now_s

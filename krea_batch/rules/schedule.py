@@ -68,8 +68,7 @@ class Schedule:
         self._next_check = 1
         self._done = [0.0]  # by cell: finished jobs, older ones counting less
         self._open = [0.0]  # by cell: jobs last seen unfinished there
-        self._planned = _Plan([], [], 0, self._step_s)
-        self._plan()
+        self._plan(self._survival())
 
     # ---- what polls have found ---------------------------------------------------------------------------
 
@@ -79,8 +78,7 @@ class Schedule:
         `looked_s` is when it was last seen unfinished, 0 where it never was.
         """
         cell = self._cell(latency_s)
-        if looked_s > 0:
-            self._take(looked_s)
+        self.lost(looked_s)
         if exact:
             self._done[cell] += 1.0
         else:
@@ -91,8 +89,7 @@ class Schedule:
 
     def unfinished(self, age_s: float, looked_s: float = 0.0) -> None:
         """A poll at `age_s` found a job unfinished, as one at `looked_s` had, if there was one."""
-        if looked_s > 0:
-            self._take(looked_s)
+        self.lost(looked_s)
         self._open[self._cell(age_s)] += 1.0
         self._heard_something()
 
@@ -110,9 +107,10 @@ class Schedule:
             self._done[cell] += share / total
 
     def lost(self, looked_s: float) -> None:
-        """A job that was last seen unfinished at `looked_s` will be looked at no more."""
+        """A job is no longer one that was last seen unfinished at `looked_s`, 0 where it never was."""
         if looked_s > 0:
-            self._take(looked_s)
+            cell = self._cell(looked_s)
+            self._open[cell] = max(0.0, self._open[cell] - 1.0)
 
     # ---- when to look ------------------------------------------------------------------------------------
 
@@ -160,18 +158,15 @@ class Schedule:
             first, rest = cells[0], cells[1:]
             cells[:] = [first] + [sum(rest[at : at + 2]) for at in range(0, len(rest), 2)]
 
-    def _take(self, looked_s: float) -> None:
-        cell = self._cell(looked_s)
-        self._open[cell] = max(0.0, self._open[cell] - 1.0)
-
     def _heard_something(self) -> None:
         self._heard += 1
         if self._heard >= self._next_check:
             self._next_check = self._heard + min(CHECK_EVERY, 1 + self._heard // 4)
             self._forget()
-            if self._learned >= self._grown or self._surprise() > SURPRISE:
+            surviving = self._survival()
+            if self._learned >= self._grown or self._surprise(surviving) > SURPRISE:
                 self._grown = 2 * max(SCOUTS, self._learned)
-                self._plan()
+                self._plan(surviving)
 
     def _forget(self) -> None:
         """Let older jobs count for less, so that those of the last minutes decide."""
@@ -179,7 +174,7 @@ class Schedule:
         if weight > REMEMBERED:
             self._done = [count * REMEMBERED / weight for count in self._done]
 
-    def _surprise(self) -> float:
+    def _surprise(self, surviving: list[float]) -> float:
         """How far the distribution has moved since the plan was made, at the age where it has moved most.
 
         Differences count the more, the fewer jobs are left at an age: what the leaders of a run find out about old
@@ -188,7 +183,7 @@ class Schedule:
         planned = self._planned.survival
         if self._planned.step_s != self._step_s:
             return math.inf
-        ends = zip(self._survival(), planned, strict=False)
+        ends = zip(surviving, planned, strict=False)
         return max(abs(now - then) / (then + FEW) for now, then in ends)
 
     def _survival(self) -> list[float]:
@@ -214,8 +209,7 @@ class Schedule:
         prior, weight = _prior(self._step_s / self.interval_s), 1.0 / (1.0 + self._learned / PRIOR_FADES)
         return [count + weight * belief for count, belief in zip_longest(self._done, prior, fillvalue=0.0)]
 
-    def _plan(self) -> None:
-        surviving = self._survival()
+    def _plan(self, surviving: list[float]) -> None:
         spacing = max(1, math.ceil(self.interval_s / self._step_s - 1e-6))
         following = best_polls(surviving, spacing, self._eagerness * self._step_s / self.interval_s)
         self._planned = _Plan(following, surviving, spacing, self._step_s)

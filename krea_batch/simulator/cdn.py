@@ -14,7 +14,7 @@ from importlib.util import find_spec
 
 from aiohttp import web
 
-from krea_batch.simulator.answers import cut, error, html, server_error
+from krea_batch.simulator.answers import error, html, server_error
 from krea_batch.simulator.jobs import SimulatedJob
 from krea_batch.simulator.ranges import wanted
 from krea_batch.simulator.settings import SimulatorError
@@ -103,7 +103,7 @@ class Cdn:
             self.state.books.counts["bytes"] += len(body) // 2
             if request.transport is not None:
                 request.transport.close()  # what was written still goes out
-            return cut(request) if request.transport is None else response
+            return response
         size = max(1, -(-len(body) // SLOW_PIECES))
         for at in range(0, len(body), size):
             await asyncio.sleep(self.state.settings.slow_s / SLOW_PIECES)

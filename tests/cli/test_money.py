@@ -4,18 +4,16 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 from PIL import Image
 
-from tests.processes import Simulated, begin, krea_batch, rows, write_jobs
+from tests.processes import Simulate, Simulated, begin, krea_batch, rows, write_jobs
 
 pytestmark = pytest.mark.slow
 
-Simulate = Callable[..., Simulated]
 FAST = ("--tiny", "--latency", "uniform:0.2,0.8")
 CANARY = "canary-7f3a9c5e21d84b60"
 

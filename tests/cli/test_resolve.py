@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from tests.processes import Simulated, krea_batch, rows, write_jobs
+from tests.processes import Simulate, Simulated, krea_batch, rows, write_jobs
 
 pytestmark = pytest.mark.slow
 
-Simulate = Callable[..., Simulated]
 RUN = ("run", "jobs.jsonl", "--out", "out", "--rate", "500/s", "--poll-interval", "0.3")
 
 

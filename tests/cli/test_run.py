@@ -11,18 +11,16 @@ import signal
 import sqlite3
 import subprocess
 import threading
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 from PIL import Image
 
-from tests.processes import COMMAND, PATIENCE_S, Simulated, begin, environment, krea_batch, rows, write_jobs
+from tests.processes import COMMAND, PATIENCE_S, Simulate, Simulated, begin, environment, krea_batch, rows, write_jobs
 
 pytestmark = pytest.mark.slow
 
-Simulate = Callable[..., Simulated]
 FAST = ("--tiny", "--latency", "uniform:0.2,1.5")
 QUICK = ("--rate", "500/s", "--poll-interval", "0.5")
 

@@ -9,7 +9,7 @@ import signal
 import struct
 import subprocess
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from random import Random
@@ -17,11 +17,9 @@ from random import Random
 import pytest
 
 from tests.crash.scene import FAST, Scene
-from tests.processes import PATIENCE_S, Simulated, krea_batch, rows
+from tests.processes import PATIENCE_S, Simulate, krea_batch, rows
 
 pytestmark = pytest.mark.slow
-
-Simulate = Callable[..., Simulated]
 
 
 SHUT_DOWN = 0x8004587D  # EXT4_IOC_SHUTDOWN: from now on every write fails with EIO

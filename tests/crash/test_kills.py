@@ -5,18 +5,16 @@ from __future__ import annotations
 import os
 import shutil
 import subprocess
-from collections.abc import Callable
 from pathlib import Path
 from random import Random
 
 import pytest
 
 from tests.crash.scene import FAST, Scene
-from tests.processes import PATIENCE_S, Simulated
+from tests.processes import PATIENCE_S, Simulate
 
 pytestmark = pytest.mark.slow
 
-Simulate = Callable[..., Simulated]
 KILLS = int(os.environ.get("KILLS", "10"))
 JOBS = 600
 IN_THE_AIR = 8  # at 200/s, an intent is on record for some 10 ms before its answer is; twice and four times that

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import itertools
-from collections.abc import Iterable
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -17,6 +16,7 @@ from krea_batch.pipeline.submitter import MOST_UNCLEAR
 from krea_batch.rules.verdicts import Accepted, Errored, Failed, Finished, NotSent, Refusal, Refused, Unclear, Waiting
 from tests.scripted_gateway import Accept, ScriptedGateway, ask, jobs, play, rows, states, statuses
 from tests.virtual_time import run_virtual
+from tests.windows import most_in_a_window
 
 SLOW_DOWN = Refused(Refusal.SLOW_DOWN, 429, "too many requests", 2.0)
 QUOTA = Refused(Refusal.SLOW_DOWN, 403, "quota", 2.0)
@@ -249,17 +249,6 @@ class TestOrder:
         run_virtual(main(), disk_s=lambda: 0.3)
         assert seen
         assert all(found == [(request_id, "accepted")] for request_id, found in seen)
-
-
-def most_in_a_window(times_s: Iterable[float], window_s: float = 1.0) -> int:
-    """The most instants in any half-open window."""
-    ordered = sorted(times_s)
-    most = begin = 0
-    for end, at_s in enumerate(ordered):
-        while ordered[begin] <= at_s - window_s:
-            begin += 1
-        most = max(most, end - begin + 1)
-    return most
 
 
 class TestPace:

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from krea_batch.rules.pace import AUTO_START_PER_S, BLIND_PAUSE_S, DECREASE, LONGEST_BLIND_PAUSE_S, STAY_S, Pace
 from krea_batch.simulator.limits import parse_limit
+from tests.windows import most_in_a_window
 
 NUDGE_S = 1e-6  # what a clock's resolution may add
 
@@ -26,16 +27,6 @@ def pass_one(pace: Pace, now_s: float) -> float:
     pace.sent(now_s)
     pace.let_through(now_s)
     return now_s
-
-
-def most_in_a_window(times_s: list[float], window_s: float = 1.0) -> int:
-    """The most instants that any half-open window holds."""
-    most, first = 0, 0
-    for last, time_s in enumerate(times_s):
-        while times_s[first] <= time_s - window_s:
-            first += 1
-        most = max(most, last - first + 1)
-    return most
 
 
 @settings(deadline=None)

@@ -24,11 +24,11 @@ from krea_batch.cli.summary import FolderState
 from krea_batch.doubts import Doubts
 from krea_batch.gateway.png import PngWalk
 from krea_batch.rules.lifecycle import ENDS
-from tests.rules.test_pace import most_in_a_window
 from tests.scripted_gateway import ask, rows, states
 from tests.simulation.mortal import run_mortal
 from tests.simulation.world import World, picture
 from tests.virtual_time import run_virtual
+from tests.windows import most_in_a_window
 
 IDS = ["a", "a-2", "a~2", "a.1", "A", "ä", "b", "b-2", "0001", "x y", "-", "c", "d", "e"]
 FOREIGN = {"notes.txt": b"mine", "images/b.png": b"my own b", "images/c-2.png": b"", "images/e.png.part": b"e"}
