@@ -101,7 +101,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     max_charges: int | None = None
     max_same_failures: int = 0  # 0: any number; a service's first users may well all be wrong
     request_timeout_s: float = 60.0  # chosen: a POST that only queues answers in far less
-    downloads: int = 16  # chosen: because 16 fsyncs in parallel cost least each
+    downloads: int = 64  # chosen: 200 pictures a second where a CDN takes 0.3 s for one
     download_attempts: int = 8  # chosen: with backoff to 30 s this outlasts a CDN's bad two minutes
 
     @classmethod

@@ -62,10 +62,12 @@ class GatewayClient:
     """The gateway and its CDN for one run. An async context manager; `submit` and `poll` never raise for a peer."""
 
     def __init__(self, settings: Settings, key: ApiKey) -> None:
-        self._base = settings.gateway.rstrip("/")
+        base = settings.gateway.rstrip("/")
+        self._submit_url = URL(base + wire.SUBMIT_PATH)
+        self._status_url = str(URL(base + wire.STATUS_PATH))  # a request_id that is one needs no quoting after it
         self._key = key
         self._request_timeout_s = settings.request_timeout_s
-        self._allow_loopback = is_loopback(urlsplit(self._base).hostname or "")
+        self._allow_loopback = is_loopback(urlsplit(base).hostname or "")
 
     async def __aenter__(self) -> Self:
         trace = aiohttp.TraceConfig()
@@ -108,7 +110,7 @@ class GatewayClient:
         sent = SimpleNamespace(headers=False)
         try:
             async with self._submits.post(
-                self._base + wire.SUBMIT_PATH,
+                self._submit_url,
                 data=body,
                 headers=wire.SUBMIT_HEADERS,
                 allow_redirects=False,
@@ -121,8 +123,9 @@ class GatewayClient:
 
     async def poll(self, request_id: str) -> PollVerdict:
         """GET a job's status once. `request_id` has passed `wire.is_request_id`."""
+        url = URL(self._status_url + request_id, encoded=True)
         try:
-            async with self._polls.get(self._base + wire.STATUS_PATH + request_id, allow_redirects=False) as response:
+            async with self._polls.get(url, allow_redirects=False) as response:
                 answer = await _read_answer(response)
         except _BROKEN as error:
             return PollTrouble(_reason(error))

@@ -21,6 +21,7 @@ from krea_batch.ledger.store import Store
 P = ParamSpec("P")
 T = TypeVar("T")
 
+LINGER_S = 0.004  # chosen: between the begins of two commits; nobody feels it, and a sync serves more of them
 READ_AT_ONCE = 1000  # chosen: rows in one transaction; a few milliseconds
 _Work = Callable[[Store], Any]
 _MOST_AT_ONCE = 1000  # chosen: 131,000 records a second were measured at this group size, at 7 ms a commit
@@ -34,6 +35,9 @@ class Ledger:
         self._thread = ThreadPoolExecutor(1, "krea-batch-ledger")
         self._waiting: list[tuple[_Work, asyncio.Future[Any]]] = []
         self._committing: asyncio.Future[Any] | None = None
+        self._timer: asyncio.TimerHandle | None = None  # of the next commit
+        self._began_s = -LINGER_S  # the last one
+        self._refused: KreaBatchError | None = None  # a note
         self.broken: LedgerError | None = None
 
     @classmethod
@@ -47,14 +51,14 @@ class Ledger:
         A caller that is cancelled while waiting does not undo it. Raises LedgerError when the disk fails, from
         then on for every call.
         """
-        if self.broken:
-            raise self.broken
-        loop = asyncio.get_running_loop()
-        future: asyncio.Future[T] = loop.create_future()
-        self._waiting.append((functools.partial(_call, transition, args, kwargs), future))
-        if self._committing is None:
-            self._start(loop)
-        return await future
+        return await self._put(functools.partial(_call, transition, args, kwargs))
+
+    def note(self, transition: Callable[Concatenate[Store, P], T], *args: P.args, **kwargs: P.kwargs) -> None:
+        """The same for what nobody waits for: it is durable before any later `record` is. Raises as `record`.
+
+        Where it fails, every later call does.
+        """
+        self._put(functools.partial(_call, transition, args, kwargs)).add_done_callback(self._noted)
 
     async def outcomes(self) -> AsyncIterator[list[Outcome]]:
         """Result rows of all ended jobs, in the order of their first submits, some at a time."""
@@ -65,16 +69,43 @@ class Ledger:
 
     async def close(self) -> None:
         """Wait for what is on its way, then close the file."""
-        while self._committing is not None:
-            await asyncio.wait([self._committing])
+        while self._waiting or self._committing:
+            committing = self._committing or self._start(asyncio.get_running_loop())
+            await asyncio.wait([committing])
         await asyncio.get_running_loop().run_in_executor(self._thread, self._store.close)
         self._thread.shutdown(wait=False)
 
-    def _start(self, loop: asyncio.AbstractEventLoop) -> None:
+    def _put(self, work: Callable[[Store], T]) -> asyncio.Future[T]:
+        if trouble := self.broken or self._refused:
+            raise trouble
+        loop = asyncio.get_running_loop()
+        future: asyncio.Future[T] = loop.create_future()
+        self._waiting.append((work, future))
+        if self._committing is None and self._timer is None:
+            self._next(loop)
+        return future
+
+    def _next(self, loop: asyncio.AbstractEventLoop) -> None:
+        wait_s = self._began_s + LINGER_S - loop.time()
+        if wait_s > 0:
+            self._timer = loop.call_later(wait_s, self._start, loop)
+        else:
+            self._start(loop)
+
+    def _noted(self, done: asyncio.Future[Any]) -> None:
+        if not done.cancelled() and isinstance(error := done.exception(), KreaBatchError):
+            self._refused = error
+
+    def _start(self, loop: asyncio.AbstractEventLoop) -> asyncio.Future[Any]:
+        if self._timer:
+            self._timer.cancel()
+            self._timer = None
+        self._began_s = loop.time()
         group, self._waiting = self._waiting[:_MOST_AT_ONCE], self._waiting[_MOST_AT_ONCE:]
         works = [work for work, _ in group]
         self._committing = loop.run_in_executor(self._thread, commit, self._store, works)
         self._committing.add_done_callback(functools.partial(self._done, loop, group))
+        return self._committing
 
     def _done(
         self,
@@ -97,7 +128,7 @@ class Ledger:
             else:
                 future.set_result(answer)
         if self._waiting:
-            self._start(loop)
+            self._next(loop)
 
 
 def _call(transition: Callable[..., T], args: tuple[Any, ...], kwargs: dict[str, Any], store: Store) -> T:

@@ -7,7 +7,6 @@ a wrong body is fetched again, and what cannot be had in this run is left to the
 from __future__ import annotations
 
 import asyncio
-import functools
 from collections.abc import Callable
 from urllib.parse import urlsplit
 
@@ -17,12 +16,14 @@ from krea_batch.errors import RunStopped
 from krea_batch.gateway.media import MediaError
 from krea_batch.jobs import Outcome, State, StoredFile, Trouble
 from krea_batch.ledger import Store
+from krea_batch.pipeline.crew import Crew
 from krea_batch.pipeline.flight import Flight
-from krea_batch.pipeline.picture import Picture, PngError, sync_folder
+from krea_batch.pipeline.picture import Picture, PngError
 from krea_batch.pipeline.run import Media, Run
+from krea_batch.pipeline.shelf import Shelf
 from krea_batch.rules import lifecycle
 
-GATHER_BYTES = 4 << 20  # chosen: a 2 MB picture costs one hop to a disk thread, which is cheapest (measured)
+GATHER_BYTES = 2 << 20  # chosen: most pictures cost one hop to a disk thread; 64 of them 128 MB at the worst
 
 
 class _Download:
@@ -57,39 +58,6 @@ class _Download:
         return self.flight.finished.media_urls if self.flight.finished else ()
 
 
-class _Names:
-    """Makes the names of pictures durable, many at a time: those who ask while one sync runs share the next."""
-
-    def __init__(self, run: Run) -> None:
-        self._run = run
-        self._next: asyncio.Future[None] | None = None
-        self._syncing: asyncio.Task[None] | None = None
-
-    async def synced(self) -> None:
-        """Wait until every name given before this call is durable. Raises OSError."""
-        asked = self._next = self._next or asyncio.get_running_loop().create_future()
-        if self._syncing is None:
-            self._start()
-        await asyncio.shield(asked)
-
-    def _start(self) -> None:
-        asked, self._next = self._next, None
-        if asked is not None:
-            self._syncing = asyncio.create_task(self._run.on_disk(sync_folder, self._run.settings.out))
-            self._syncing.add_done_callback(functools.partial(self._done, asked))
-
-    def _done(self, asked: asyncio.Future[None], syncing: asyncio.Task[None]) -> None:
-        self._syncing = None
-        if syncing.cancelled():
-            asked.cancel()
-        elif error := syncing.exception():
-            asked.set_exception(error)
-            asked.exception()  # nobody may be waiting any more
-        else:
-            asked.set_result(None)
-        self._start()
-
-
 class Downloader:
     """Fetches the pictures of finished flights, `settings.downloads` at a time.
 
@@ -102,7 +70,8 @@ class Downloader:
         self._left = left
         self._queue: asyncio.Queue[_Download] = asyncio.Queue()
         self._host_held_until_s: dict[str, float] = {}
-        self._names = _Names(run)
+        self._shelf = Shelf(run)
+        self._crew = Crew()
 
     def put(self, flight: Flight) -> None:
         """Take a finished flight."""
@@ -110,15 +79,15 @@ class Downloader:
 
     async def work(self) -> None:
         """Download for ever, several at a time."""
-        async with anyio.create_task_group() as workers:
+        async with self._crew as workers:
             for _ in range(self._run.settings.downloads):
-                workers.start_soon(self._worker)
+                workers.start(self._worker())
+            await anyio.sleep_forever()
 
     async def _worker(self) -> None:
         while True:
-            download = await self._queue.get()
-            wait_s = self._host_held_until_s.get(_host(download.url), 0.0) - self._run.now_s()
-            if wait_s > 0:
+            download = await self._crew.exposed(self._queue.get)
+            if (wait_s := self._held_s(download)) > 0:
                 self._run.after(wait_s, self._queue.put_nowait, download)
                 continue
             try:
@@ -138,25 +107,27 @@ class Downloader:
             download.picture, download.etag, download.tries = None, None, 0
             self._run.stats.downloads += 1
             self._run.stats.downloaded_bytes += stored.bytes
-        await self._names.synced()
         flight = download.flight
-        with anyio.CancelScope(shield=True):
-            outcome = await self._run.record(Store.store, flight.n, download.stored, self._run.at())
-            self._run.moved(flight, State.FINISHED, State.SUCCEEDED)
-            self._ended(flight, outcome)
+        outcome = await self._run.record(Store.store, flight.n, download.stored, self._run.at())
+        self._run.moved(flight, State.FINISHED, State.SUCCEEDED)
+        self._ended(flight, outcome)
 
     async def _fetch(self, download: _Download) -> StoredFile:
         """The next picture, on disk. Raises MediaError, PngError, OSError; what has come stays in its `.part`."""
         picture = download.picture or Picture(self._run.settings.out, download.name, download.flight.n)
         download.picture = picture
+        rest = await self._crew.exposed(self._receive, download, picture)
+        return await self._shelf.finish(picture, rest)
+
+    async def _receive(self, download: _Download, picture: Picture) -> list[bytes]:
+        """Have the picture sent. Returns the last, unwritten bytes."""
         etag = download.etag if picture.taken_bytes else None
         media = await self._run.gateway.fetch(download.url, offset=picture.taken_bytes, etag=etag)
         async with media:
             if media.offset != picture.taken_bytes:
                 picture.start_over()
             download.etag = media.etag
-            rest = await self._pour(media, picture)
-        return await self._run.on_disk(picture.finish, rest)
+            return await self._pour(media, picture)
 
     async def _pour(self, media: Media, picture: Picture) -> list[bytes]:
         """Write what comes, a few megabytes a hop. Returns the last, unwritten bytes."""
@@ -173,6 +144,12 @@ class Downloader:
             await self._run.on_disk(picture.take, gathered)
             raise
         return gathered
+
+    def _held_s(self, download: _Download) -> float:
+        """How long nothing is to be fetched from where the picture lies, because its host said so."""
+        if not self._host_held_until_s:
+            return 0.0
+        return self._host_held_until_s.get(_host(download.url), 0.0) - self._run.now_s()
 
     # ---- trouble -----------------------------------------------------------------------------------------
 
@@ -192,11 +169,10 @@ class Downloader:
 
     async def _give_up(self, flight: Flight, message: str) -> None:
         """End the flight in this run; the next one asks for its status again, and so for fresh URLs."""
-        with anyio.CancelScope(shield=True):
-            why = Trouble("download", message)
-            outcome = await self._run.record(Store.time_out, flight.n, why, self._run.at(), flight.polls)
-            self._run.moved(flight, State.FINISHED, State.TIMED_OUT)
-            self._ended(flight, outcome)
+        why = Trouble("download", message)
+        outcome = await self._run.record(Store.time_out, flight.n, why, self._run.at(), flight.polls)
+        self._run.moved(flight, State.FINISHED, State.TIMED_OUT)
+        self._ended(flight, outcome)
 
     def _disk_failed(self, download: _Download, error: OSError) -> None:
         reason = f"the picture of job {download.flight.id!r} cannot be written ({error.strerror})"

@@ -12,12 +12,12 @@ from collections.abc import Callable, Iterable
 from itertools import count
 
 import anyio
-import anyio.abc
 from aiolimiter import AsyncLimiter
 
 from krea_batch.errors import GatewayError
 from krea_batch.jobs import Outcome, State, Trouble
 from krea_batch.ledger import Store
+from krea_batch.pipeline.crew import Crew
 from krea_batch.pipeline.flight import Flight
 from krea_batch.pipeline.gate import drip, room
 from krea_batch.pipeline.run import Run
@@ -61,7 +61,8 @@ class PollScheduler:
         self._heap: list[tuple[float, int, Flight]] = []
         self._order = count()
         self._earlier = asyncio.Event()
-        self._seats = anyio.Semaphore(MOST_POLLS_IN_AIR, fast_acquire=True)
+        self._seats = asyncio.Semaphore(MOST_POLLS_IN_AIR)
+        self._crew = Crew()
         self._held_until_s = 0.0
 
     def put(self, flight: Flight, progress: Progress) -> None:
@@ -96,7 +97,7 @@ class PollScheduler:
             self._limiter = drip(settings.poll_rate.per_s)
         elif settings.shared_quota and not settings.rate.is_auto:
             self._limiter = drip(settings.rate.per_s * (1.0 - KEPT_FOR_SUBMITS))
-        async with anyio.create_task_group() as polls:
+        async with self._crew as polls:
             while True:
                 flight = await self._next_due()
                 await self._seats.acquire()
@@ -105,7 +106,7 @@ class PollScheduler:
                 if settings.shared_quota:
                     await room(self._run.pace)
                     self._run.pace.shared(self._run.now_s())
-                polls.start_soon(self._poll, flight)
+                polls.start(self._poll(flight))
 
     async def _next_due(self) -> Flight:
         while True:
@@ -151,11 +152,10 @@ class PollScheduler:
             flight.planned = False
             flight.polls += 1
             self._run.stats.polls += 1
-            verdict = await self._run.gateway.poll(flight.request_id)
+            verdict = await self._crew.exposed(self._run.gateway.poll, flight.request_id)
         finally:
             self._seats.release()
-        with anyio.CancelScope(shield=True):
-            await self._settle(flight, verdict)
+        await self._settle(flight, verdict)
 
     async def _settle(self, flight: Flight, verdict: PollVerdict) -> None:
         decision = lifecycle.after_poll(
@@ -166,7 +166,7 @@ class PollScheduler:
         )
         match decision:
             case Fetch(finished):
-                await self._fetch(flight, finished)
+                self._fetch(flight, finished)
             case LookAgain(trouble):
                 await self._look_again(flight, trouble)
             case Again(wait_s, reason):
@@ -178,9 +178,9 @@ class PollScheduler:
                 outcome = await self._run.record(end, flight.n, why, self._run.at(), flight.polls)
                 self._end(flight, outcome)
 
-    async def _fetch(self, flight: Flight, finished: Finished) -> None:
+    def _fetch(self, flight: Flight, finished: Finished) -> None:
         self._learn(flight, finished)
-        await self._run.record(Store.finish, flight.n, finished, self._run.at(), flight.polls)
+        self._run.note(Store.finish, flight.n, finished, self._run.at(), flight.polls)
         flight.finished = finished
         flight.troubles = 0
         self._run.moved(flight, State.ACCEPTED, State.FINISHED)

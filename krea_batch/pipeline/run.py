@@ -7,13 +7,13 @@ on disk. Only `KreaBatchBug`s and a broken ledger end it sooner.
 from __future__ import annotations
 
 import asyncio
+import functools
 import logging
 from collections.abc import AsyncIterator, Callable
 from concurrent.futures import Executor
 from random import Random
 from typing import Any, ParamSpec, Protocol, Self, TypeVar
 
-import anyio
 import msgspec
 
 from krea_batch.errors import RunStopped
@@ -110,6 +110,7 @@ class Run:
         self.gateway = gateway
         self.ledger = ledger
         self.record = ledger.record
+        self.note = ledger.note
         self.stats = Stats()
         self.slots = Slots(settings.max_in_flight)
         self.aloft: dict[str, bytes] = {}  # fingerprints of the jobs on their way, by id; empty once on record
@@ -128,11 +129,9 @@ class Run:
         """The loop's monotonic clock."""
         return self._loop.time()
 
-    async def on_disk(self, work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
-        """Do file work in one of the run's disk threads. A cancel waits until it is done."""
-        with anyio.CancelScope(shield=True):
-            done = await self._loop.run_in_executor(self._disk, lambda: work(*args, **kwargs))
-        return done  # noqa: RET504 - for mypy, a scope may swallow what is raised in it
+    def on_disk(self, work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> asyncio.Future[T]:
+        """Do file work in one of the run's disk threads. A cancel does not undo it."""
+        return self._loop.run_in_executor(self._disk, functools.partial(work, *args, **kwargs))
 
     def after(self, wait_s: float, call: Callable[..., None], *args: Any) -> asyncio.TimerHandle:
         """Call something later, without a task that waits."""

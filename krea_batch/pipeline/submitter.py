@@ -8,14 +8,16 @@ cancelled. A stop in a hurry shortens the wait for the answer, and what was stil
 from __future__ import annotations
 
 import asyncio
+from asyncio import current_task
 from collections.abc import Callable
+from typing import Any
 
 import anyio
-import anyio.abc
 
 from krea_batch.errors import GatewayError, LedgerError, RunStopped
 from krea_batch.jobs import Outcome, State, Trouble
 from krea_batch.ledger import Store
+from krea_batch.pipeline.crew import Crew
 from krea_batch.pipeline.flight import Flight
 from krea_batch.pipeline.gate import Gate
 from krea_batch.pipeline.run import Run, log
@@ -52,8 +54,8 @@ class Submitter:
         self._gate = Gate(run.pace)
         self._queue: asyncio.Queue[Flight] = asyncio.Queue()
         self._later: dict[Flight, asyncio.TimerHandle] = {}
-        self._seats = anyio.Semaphore(MOST_IN_AIR, fast_acquire=True)
-        self._in_air: set[anyio.CancelScope] = set()
+        self._seats = asyncio.Semaphore(MOST_IN_AIR)
+        self._in_air: set[asyncio.Task[Any] | None] = set()  # tasks that wait for an answer
         self._outage = Outage()
         self._charged = 0  # POSTs that are paid, or may be
         self._unsettled = 0  # POSTs that may yet turn out to be
@@ -81,7 +83,7 @@ class Submitter:
 
     async def work(self) -> None:
         """Let flights go until the run stops, then see those in the air home."""
-        async with anyio.create_task_group() as posts:
+        async with Crew() as posts:
             with self._dispatch:
                 while True:
                     await self._let_go(posts)
@@ -89,10 +91,9 @@ class Submitter:
 
     def hurry(self) -> None:
         """Give the POSTs in the air a few seconds more, then call them ambiguous."""
-        for scope in self._in_air:
-            scope.deadline = min(scope.deadline, self._run.now_s() + GRACE_S)
+        self._run.after(GRACE_S, self._leave_air)
 
-    async def _let_go(self, posts: anyio.abc.TaskGroup) -> None:
+    async def _let_go(self, posts: Crew) -> None:
         flight = await self._queue.get()
         try:
             await self._seats.acquire()
@@ -102,7 +103,7 @@ class Submitter:
             self._left(flight)
             raise
         self._unsettled += 1
-        posts.start_soon(self._submit, flight)
+        posts.start(self._submit(flight))
 
     async def _room_for_a_charge(self) -> None:
         """Wait until one more POST cannot pass --max-charges. Where none ever can, stop the run."""
@@ -117,34 +118,40 @@ class Submitter:
     # ---- one POST ----------------------------------------------------------------------------------------
 
     async def _submit(self, flight: Flight) -> None:
-        with anyio.CancelScope(shield=True):
-            try:
-                # Intent first: a crash from here on must not pay twice.
-                flight.n = await self._run.record(
-                    Store.intend, flight.id, flight.body, flight.fingerprint, flight.metadata, self._run.at()
-                )
-                sent_s = await self._gate.go()
-                if sent_s is None or self._run.stopped:  # since the intent was formed
-                    await self._run.record(Store.take_back, flight.n, "not_sent")
-                    self.put(flight)
-                    return
-                verdict = await self._post(flight)
-                await self._settle(flight, verdict, sent_s)
-            finally:
-                self._seats.release()
-                self._unsettled -= 1
-                self._settled.set()
+        try:
+            # Intent first: a crash from here on must not pay twice.
+            flight.n = await self._run.record(
+                Store.intend, flight.id, flight.body, flight.fingerprint, flight.metadata, self._run.at()
+            )
+            sent_s = await self._gate.go()
+            if sent_s is None or self._run.stopped:  # since the intent was formed
+                await self._run.record(Store.take_back, flight.n, "not_sent")
+                self.put(flight)
+                return
+            verdict = await self._post(flight)
+            await self._settle(flight, verdict, sent_s)
+        finally:
+            self._seats.release()
+            self._unsettled -= 1
+            self._settled.set()
 
     async def _post(self, flight: Flight) -> PostVerdict:
         self._run.stats.submits += 1
-        scope = anyio.CancelScope()
-        self._in_air.add(scope)
+        task = current_task()
+        self._in_air.add(task)
         try:
-            with scope:
-                return await self._run.gateway.submit(flight.body)
+            return await self._run.gateway.submit(flight.body)
+        except asyncio.CancelledError:  # what it came to has to be on record all the same
+            if task:
+                task.uncancel()
+            return Unclear("the run was stopped before the answer came")
         finally:
-            self._in_air.discard(scope)
-        return Unclear("the run was stopped before the answer came")
+            self._in_air.discard(task)
+
+    def _leave_air(self) -> None:
+        for task in self._in_air:
+            if task:
+                task.cancel()
 
     async def _settle(self, flight: Flight, verdict: PostVerdict, sent_s: float) -> None:
         self._pace(verdict, sent_s)

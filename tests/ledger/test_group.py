@@ -14,6 +14,7 @@ from krea_batch.errors import KreaBatchBug, LedgerError, RunFolderError
 from krea_batch.jobs import State, Trouble
 from krea_batch.ledger import Ledger, Store
 from krea_batch.ledger.group import commit
+from tests.virtual_time import run_virtual
 
 T = TypeVar("T")
 WHY = Trouble("kind", "a sentence")
@@ -47,7 +48,11 @@ def path(tmp_path: Path) -> Path:
     return tmp_path / "ledger.db"
 
 
-def with_ledger(path: Path, use: Callable[[Ledger, Disk], Coroutine[Any, Any, T]]) -> T:
+def with_ledger(
+    path: Path,
+    use: Callable[[Ledger, Disk], Coroutine[Any, Any, T]],
+    run: Callable[[Coroutine[Any, Any, T]], T] = asyncio.run,
+) -> T:
     """Open a ledger on a disk that can fail, use it, and close it."""
 
     async def main() -> T:
@@ -60,7 +65,7 @@ def with_ledger(path: Path, use: Callable[[Ledger, Disk], Coroutine[Any, Any, T]
         finally:
             await ledger.close()
 
-    return asyncio.run(main())
+    return run(main())
 
 
 async def intend(ledger: Ledger, job_id: str) -> int:
@@ -298,3 +303,59 @@ def test_a_bug_in_a_transition_is_not_swallowed(path: Path) -> None:
 
     with_ledger(path, use)
     assert on_record(path) == {State.SUBMITTING: 1}
+
+
+def test_a_note_is_durable_before_a_later_record(path: Path) -> None:
+    """Nobody waits for a note, and yet no record that came after it returns before it is there."""
+
+    async def use(ledger: Ledger, disk: Disk) -> dict[State, int]:
+        n = await intend(ledger, "a")
+        ledger.note(Store.accept, n, "r-1", 2.0)
+        await intend(ledger, "b")
+        return on_record(path)
+
+    assert with_ledger(path, use) == {State.ACCEPTED: 1, State.SUBMITTING: 1}
+
+
+def test_a_note_is_written_though_nothing_follows(path: Path) -> None:
+    """A note that was the last before the close is in the file."""
+
+    async def use(ledger: Ledger, disk: Disk) -> None:
+        n = await intend(ledger, "a")
+        ledger.note(Store.accept, n, "r-1", 2.0)
+
+    with_ledger(path, use)
+    assert on_record(path) == {State.ACCEPTED: 1}
+
+
+def test_a_note_that_is_refused_is_told(path: Path) -> None:
+    """A transition that was no transition is a bug, and whoever calls next hears of it."""
+
+    async def use(ledger: Ledger, disk: Disk) -> None:
+        n = await intend(ledger, "a")
+        ledger.note(Store.adopt, n, "r-1", 2.0)
+        answers = await all_of(intend(ledger, "b"))
+        assert isinstance(answers[0], int), "it was on its way already"
+        with pytest.raises(KreaBatchBug, match="job number 1"):
+            await intend(ledger, "c")
+        with pytest.raises(KreaBatchBug, match="job number 1"):
+            ledger.note(Store.accept, n, "r-1", 2.0)
+
+    with_ledger(path, use)
+    assert on_record(path) == {State.SUBMITTING: 2}
+
+
+def test_commits_keep_a_distance(path: Path) -> None:
+    """Those who follow each other closely wait a little for each other, and share a commit."""
+
+    async def use(ledger: Ledger, disk: Disk) -> int:
+        await intend(ledger, "before")
+        before = disk.commits
+        later = [asyncio.ensure_future(intend(ledger, f"job-{n}")) for n in range(3)]
+        for n in range(3, 6):
+            await asyncio.sleep(0)
+            later.append(asyncio.ensure_future(intend(ledger, f"job-{n}")))
+        await asyncio.gather(*later)
+        return disk.commits - before
+
+    assert with_ledger(path, use, run_virtual) == 1

@@ -231,7 +231,7 @@ class TestDisk:
         check_whole(tmp_path)
 
     @pytest.mark.parametrize("code", [errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS])
-    @pytest.mark.parametrize("method", ["take", "finish"])
+    @pytest.mark.parametrize("method", ["take", "close_up", "sync", "name"])
     def test_a_full_disk_stops_the_run(
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: int, method: str
     ) -> None:

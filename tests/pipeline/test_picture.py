@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import threading
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ from typing import Any
 import pytest
 
 from krea_batch.jobs import StoredFile
-from krea_batch.pipeline.picture import Picture, PngError
+from krea_batch.pipeline.picture import Picture, PngError, finish
 from tests.scripted_gateway import png
 
 CAT = png(text=b"cat")
@@ -33,6 +34,14 @@ def parts(out: Path) -> list[Path]:
     return [path for path in (out / "images").iterdir() if path.suffix == ".part"]
 
 
+def finished(picture: Picture, last: Sequence[bytes]) -> StoredFile:
+    """The row of one picture, or what went wrong with it."""
+    (answer,) = finish([(picture, last)])
+    if not isinstance(answer, StoredFile):
+        raise answer
+    return answer
+
+
 def whole(out: Path, stored: StoredFile, data: bytes) -> bool:
     """What is on disk is exactly this picture, and its row says so."""
     on_disk = (out / stored.path).read_bytes()
@@ -47,7 +56,7 @@ class TestWhole:
         pieces = [DOG[at : at + size] for at in range(0, len(DOG), size)]
         for piece in pieces[:-1]:
             picture.take([piece])
-        stored = picture.finish(pieces[-1:])
+        stored = finished(picture, pieces[-1:])
         assert whole(out, stored, DOG)
         assert (stored.path, stored.width, stored.height) == ("images/x.png", 5, 5)
         assert names(out) == ["x.png"]
@@ -69,7 +78,7 @@ class TestWhole:
     def test_what_is_not_whole_gets_no_name(self, out: Path, body: bytes) -> None:
         """Bytes that are not one whole PNG are refused, and no .png appears."""
         with pytest.raises(PngError):
-            Picture(out, "x", 1).finish([body])
+            finished(Picture(out, "x", 1), [body])
         assert not [name for name in names(out) if name.endswith(".png")]
 
     def test_start_over(self, out: Path) -> None:
@@ -77,7 +86,7 @@ class TestWhole:
         picture = Picture(out, "x", 1)
         picture.take([DOG[:60]])
         picture.start_over()
-        assert whole(out, picture.finish([CAT]), CAT)
+        assert whole(out, finished(picture, [CAT]), CAT)
 
     def test_the_part_of_a_dead_run_is_not_gone_on_with(self, out: Path) -> None:
         """What a killed process left in the .part does not get into the picture."""
@@ -85,7 +94,7 @@ class TestWhole:
         dead.take([DOG[:60]])
         picture = Picture(out, "x", 1)
         picture.take([CAT[:30]])
-        assert whole(out, picture.finish([CAT[30:]]), CAT)
+        assert whole(out, finished(picture, [CAT[30:]]), CAT)
         assert names(out) == ["x.png"]
 
     def test_no_file_stays_open(self, out: Path) -> None:
@@ -101,7 +110,7 @@ class TestOthersFiles:
     def test_somebody_elses_file_stays(self, out: Path, theirs: bytes) -> None:
         """A file of the name that does not hold these bytes is never touched; the picture takes another name."""
         (out / "images" / "x.png").write_bytes(theirs)
-        stored = Picture(out, "x", 1).finish([CAT])
+        stored = finished(Picture(out, "x", 1), [CAT])
         assert (out / "images" / "x.png").read_bytes() == theirs
         assert stored.path == "images/x~2.png"
         assert whole(out, stored, CAT)
@@ -109,7 +118,7 @@ class TestOthersFiles:
     def test_our_own_is_adopted(self, out: Path) -> None:
         """A file of the same bytes is ours, from a crash between rename and ledger: no second copy is made."""
         for _ in range(2):
-            stored = Picture(out, "x", 1).finish([CAT])
+            stored = finished(Picture(out, "x", 1), [CAT])
             assert stored.path == "images/x.png"
             assert whole(out, stored, CAT)
             assert names(out) == ["x.png"]
@@ -121,7 +130,7 @@ class TestOthersFiles:
         if there:
             target.write_bytes(CAT)
         (out / "images" / "x.png").symlink_to(target)
-        stored = Picture(out, "x", 1).finish([CAT])
+        stored = finished(Picture(out, "x", 1), [CAT])
         assert stored.path == "images/x~2.png"
         assert (out / "images" / "x.png").is_symlink()
         assert target.exists() == there
@@ -138,16 +147,16 @@ class TestOthersFiles:
         part.symlink_to(target)
         if when == "between":
             with pytest.raises(OSError, match="symbolic"):
-                picture.finish([CAT[50:]])
+                finished(picture, [CAT[50:]])
         else:
-            assert whole(out, Picture(out, "x", 1).finish([CAT]), CAT)
+            assert whole(out, finished(Picture(out, "x", 1), [CAT]), CAT)
         assert target.read_bytes() == b"precious"
         assert not (out / "images" / "x.png").is_symlink()
 
     def test_a_folder_of_the_name_stays(self, out: Path) -> None:
         """Not even a folder in the place of the picture stops it."""
         (out / "images" / "x.png").mkdir()
-        assert Picture(out, "x", 1).finish([CAT]).path == "images/x~2.png"
+        assert finished(Picture(out, "x", 1), [CAT]).path == "images/x~2.png"
 
 
 class TestTwoOfOneName:
@@ -160,11 +169,11 @@ class TestTwoOfOneName:
         second_of_a.take([CAT[:40]])
         a_2.take([DOG[:50]])
         if first_ends:
-            cat = second_of_a.finish([CAT[40:]])
-            dog = a_2.finish([DOG[50:]])
+            cat = finished(second_of_a, [CAT[40:]])
+            dog = finished(a_2, [DOG[50:]])
         else:
-            dog = a_2.finish([DOG[50:]])
-            cat = second_of_a.finish([CAT[40:]])
+            dog = finished(a_2, [DOG[50:]])
+            cat = finished(second_of_a, [CAT[40:]])
         assert whole(out, cat, CAT)
         assert whole(out, dog, DOG)
         assert names(out) == ["a-2.png", "a-2~2.png"]
@@ -184,8 +193,8 @@ class TestTwoOfOneName:
 
         monkeypatch.setattr(os.path, "lexists", looks)
         with ThreadPoolExecutor(2) as threads:
-            cat = threads.submit(Picture(out, "a-2", 1).finish, [CAT])
-            dog = threads.submit(Picture(out, "a-2", 2).finish, [DOG])
+            cat = threads.submit(finished, Picture(out, "a-2", 1), [CAT])
+            dog = threads.submit(finished, Picture(out, "a-2", 2), [DOG])
             assert whole(out, cat.result(), CAT)
             assert whole(out, dog.result(), DOG)
         assert names(out) == ["a-2.png", "a-2~2.png"]
