@@ -48,7 +48,7 @@ def finish_all(disk: Disk, out: Path, bodies: list[bytes]) -> list[StoredFile | 
     """Finish a picture of each body, all of them put at the same moment."""
 
     async def main() -> list[StoredFile | BaseException]:
-        pictures = Shelf(cast(Any, disk))  # on_disk is all that it asks of a run
+        pictures = Shelf(cast("Any", disk))  # on_disk is all that it asks of a run
         works = (pictures.finish(Picture(out, f"p{n}", n), [body]) for n, body in enumerate(bodies))
         return await asyncio.gather(*works, return_exceptions=True)
 
