@@ -106,9 +106,8 @@ def run(jobs: tuple[str, ...], **options: Any) -> None:
     The files are checked whole before the first cent is spent. Ctrl-C brings home what is in flight; a second
     one stops at once; the same command goes on where it stopped.
     """
-    import anyio
-
     from krea_batch.cli.batch import Batch, check_jobs, prepare
+    from krea_batch.cli.loop import run_loop
     from krea_batch.sources import JobFiles
 
     settings, key = prepare(options)
@@ -116,13 +115,7 @@ def run(jobs: tuple[str, ...], **options: Any) -> None:
     with JobFiles(jobs, keep_extra=options["keep_extra"], skip_invalid=options["skip_invalid"]) as files:
         checked = check_jobs(files, settings, skip_invalid=options["skip_invalid"], quiet=options["quiet"])
         batch = Batch(settings, key, files, checked, options)
-        sys.exit(anyio.run(batch.run, backend_options={"use_uvloop": _have_uvloop()}))
-
-
-def _have_uvloop() -> bool:
-    from importlib.util import find_spec
-
-    return find_spec("uvloop") is not None
+        sys.exit(run_loop(batch.run))
 
 
 def _log(verbose: int) -> None:

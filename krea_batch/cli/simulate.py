@@ -76,8 +76,7 @@ def simulate(faults: tuple[str, ...], as_json: bool, **options: Any) -> None:
 
     What it charged is told at /_admin/totals and /_admin/ledger of the gateway's address.
     """
-    import anyio
-
+    from krea_batch.cli.loop import run_loop
     from krea_batch.simulator import SimulatorError, SimulatorSettings
     from krea_batch.simulator.faults import FAULTS
 
@@ -86,7 +85,7 @@ def simulate(faults: tuple[str, ...], as_json: bool, **options: Any) -> None:
         return
     try:
         settings = SimulatorSettings(faults=dict(map(_fault, faults)), **options)
-        anyio.run(_serve, settings, as_json)
+        run_loop(_serve, settings, as_json)
     except SimulatorError as problem:
         raise _bad(problem) from None
 

@@ -230,10 +230,10 @@ class Submitter:
             case NotSent(reason):
                 self._back_off(reason, None, sent_s)
             case Refused(Refusal.TRY_AGAIN, _, said, retry_after_s):
-                pace.let_through(sent_s)
+                pace.let_through(sent_s, now_s)
                 self._back_off(said, retry_after_s, sent_s)
             case _:
-                pace.let_through(sent_s)
+                pace.let_through(sent_s, now_s)
                 self._outage.worked()
         self._run.stats.rate_per_s = pace.per_s
 

@@ -11,14 +11,17 @@ little more, with growing steps, since the limit may have grown; each time that 
 from __future__ import annotations
 
 import math
+from bisect import insort
 from collections import deque
 from itertools import takewhile
 
 WINDOW_S = 1.0  # DESIGN, pace: no window of one second ever holds more than the rate (plus one)
-MARGIN_S = 0.005  # chosen: requests that left within a window and a margin do not arrive within the window …
+MARGIN_S = 0.008  # measured: requests that left within a window and so much do not arrive within the window …
 MOST_MARGIN_S = 0.04  # … of the network and of a busy loop; doubled up to this where they did
 COLD_MARGIN_S = 0.04  # chosen: the first requests wait for names, connections and TLS, those behind them do not
 WARM_UP_S = 0.5
+VARIATIONS = 4.0  # RFC 6298, 2: an answer that takes longer than usual by so many usual variations is late
+LEAST_SMOOTHED = 8.0  # RFC 6298, 2: answers that count for what is usual; at higher rates those of a second
 NEARLY = 0.95  # chosen: who was let through so much of the rate he was told was told the truth
 DECREASE = 0.7  # chosen: CUBIC's factor (RFC 9438, 4.6), where nothing else is known
 LONG_S = 4.0  # chosen: the pause in so long a time spoils the estimate no more …
@@ -51,6 +54,9 @@ class Pace:
         self._paused_until_s = -math.inf
         self._margin_s = MARGIN_S
         self._first_s = -math.inf
+        self._answers = 0.0  # that count for
+        self._usual_s = 0.0  # how long answers take …
+        self._variation_s = 0.0  # … and how much that varies
         # What was let through, for the estimate: since the last refusal, and lately.
         self._since_s: float | None = None
         self._through = 0
@@ -102,8 +108,9 @@ class Pace:
         """Another request goes out that counts against the same limit."""
         self._sent_s.append(now_s)
 
-    def let_through(self, sent_s: float) -> None:
-        """A submit of `sent_s` was not refused with a 429, whatever else became of it."""
+    def let_through(self, sent_s: float, now_s: float) -> None:
+        """A submit of `sent_s` was answered at `now_s`, not with a 429, whatever else became of it."""
+        self._arrived(sent_s, now_s - sent_s)
         self._through += 1
         self._vain = 0
         self._lately_s.append(sent_s)
@@ -115,6 +122,7 @@ class Pace:
 
         Submits that were in the air when the rate was last lowered say nothing new, and do not lower it again.
         """
+        self._arrived(sent_s, now_s - sent_s)
         news = sent_s >= self._lowered_s
         blind_s = min(BLIND_PAUSE_S * 2.0 ** min(self._vain, 30), LONGEST_BLIND_PAUSE_S)
         wait_s = blind_s if retry_after_s is None else retry_after_s
@@ -129,6 +137,22 @@ class Pace:
         self._answer_s = now_s - sent_s
         self._since_s, self._through = sent_s, 0
         self._steps, self._stepped_s = 0, -math.inf
+
+    def _arrived(self, sent_s: float, took_s: float) -> None:
+        """Count a submit whose answer took far longer than usual as sent later: it was held up on its way.
+
+        Those that were held up arrive together, and in the window of the gateway beside those of a second later.
+        """
+        self._answers = min(self._answers + 1.0, max(LEAST_SMOOTHED, self.per_s * WINDOW_S))
+        late_s = took_s - self._usual_s
+        most_s = max(VARIATIONS * self._variation_s, MARGIN_S)
+        if late_s > most_s and sent_s in self._sent_s:
+            self._sent_s.remove(sent_s)
+            insort(self._sent_s, sent_s + late_s)
+        if self._answers > LEAST_SMOOTHED:
+            late_s = min(late_s, most_s)
+        self._variation_s += (abs(late_s) - self._variation_s) / self._answers
+        self._usual_s += late_s / self._answers
 
     # ---- the rate ----------------------------------------------------------------------------------------
 
