@@ -261,7 +261,7 @@ class Engine:
             left=self._left,
         )
         self._submitter = Submitter(self._run, accepted=self._accepted, ended=self._ended, left=self._left)
-        self._producer = Producer(self._run, self._take_off)
+        self._producer = Producer(self._run, self._submitter.room, self._take_off)
         self._run.when_stopping(self._leave_boarding)
 
     async def _reopen(self, stack: AsyncExitStack) -> None:

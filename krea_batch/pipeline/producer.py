@@ -1,12 +1,12 @@
 """Jobs come in from an iterable, in order; those that are not on record yet go out as flights.
 
-Newcomers: the source is read only as fast as slots become free, so a file of any length needs the memory of
-one batch.
+Newcomers: the source is read only as fast as slots become free and submits go, so a file of any length needs the
+memory of a few batches.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Awaitable, Callable, Iterable
 from itertools import islice
 
 import msgspec
@@ -22,10 +22,11 @@ BATCH = 256  # chosen: one question to the ledger for many jobs; small against t
 
 
 class Producer:
-    """Feeds `out` with a flight for each job that the ledger does not know."""
+    """Feeds `out` with a flight for each job that the ledger does not know, each after `room` has been awaited."""
 
-    def __init__(self, run: Run, out: Callable[[Flight], None]) -> None:
+    def __init__(self, run: Run, room: Callable[[], Awaitable[None]], out: Callable[[Flight], None]) -> None:
         self._run = run
+        self._room = room
         self._out = out
 
     async def work(self, jobs: Iterable[Job]) -> None:
@@ -43,6 +44,7 @@ class Producer:
                 check_same(flight, known.get(job.id) or self._run.aloft[job.id])
                 self._run.stats.skipped += 1
                 continue
+            await self._room()
             await self._run.slots.take()
             if self._run.stopped:
                 self._run.slots.give_back()

@@ -29,6 +29,7 @@ from krea_batch.settings import Ambiguous
 
 MOST_UNCLEAR = 5  # chosen: at one answer in ten lost, a job in 100,000 is not resubmitted any more
 GRACE_S = 5.0  # chosen: a POST in the air is worth a short wait even to somebody in a hurry
+MOST_QUEUED = 1000  # chosen: a second at 1000/s; those behind are still in their file, and need no memory
 MOST_IN_AIR = 256  # chosen: answers of 1 s at 256/s; a gateway slower than that needs no more of us
 
 
@@ -53,6 +54,8 @@ class Submitter:
         self._left = left
         self._gate = Gate(run.pace)
         self._queue: asyncio.Queue[Flight] = asyncio.Queue()
+        self._has_room = asyncio.Event()
+        self._has_room.set()
         self._later: dict[Flight, asyncio.TimerHandle] = {}
         self._seats = asyncio.Semaphore(MOST_IN_AIR)
         self._in_air: set[asyncio.Task[Any] | None] = set()  # tasks that wait for an answer
@@ -71,6 +74,12 @@ class Submitter:
             self._later[flight] = self._run.after(wait_s, self._due, flight)
         else:
             self._queue.put_nowait(flight)
+            if self._queue.qsize() >= MOST_QUEUED:
+                self._has_room.clear()
+
+    async def room(self) -> None:
+        """Wait until few flights wait to be submitted, or the run stops."""
+        await self._has_room.wait()
 
     def begin_with(self, charged: int) -> None:
         """Count `charged` POSTs of earlier runs towards --max-charges."""
@@ -95,6 +104,8 @@ class Submitter:
 
     async def _let_go(self, posts: Crew) -> None:
         flight = await self._queue.get()
+        if self._queue.qsize() < MOST_QUEUED:
+            self._has_room.set()
         try:
             await self._seats.acquire()
             await self._room_for_a_charge()
@@ -261,6 +272,7 @@ class Submitter:
 
     def _stop(self) -> None:
         self._dispatch.cancel()
+        self._has_room.set()
         later, self._later = self._later, {}
         for flight, timer in later.items():
             timer.cancel()

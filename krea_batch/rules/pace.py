@@ -143,6 +143,8 @@ class Pace:
 
         Those that were held up arrive together, and in the window of the gateway beside those of a second later.
         """
+        if not self._answers:
+            self._usual_s, self._variation_s = took_s, took_s / 2
         self._answers = min(self._answers + 1.0, max(LEAST_SMOOTHED, self.per_s * WINDOW_S))
         late_s = took_s - self._usual_s
         most_s = max(VARIATIONS * self._variation_s, MARGIN_S)

@@ -1,0 +1,143 @@
+"""What do 30,000 jobs cost that wait at the same time, on one event loop?
+
+    python -m benchmarks.in_flight                 30,000 jobs at 1000/s, 45 s each: 75 seconds at best
+    python -m benchmarks.in_flight --jobs 300 --latency 1   the short form
+
+The real engine with its ledger and real files, in real time, against a gateway in the same process that keeps nothing
+of a job in memory: its request_ids say when they are finished. Memory is what the process grew by, from before the
+first submit until all wait, over the jobs that wait. The loop's lag is how late a task wakes that sleeps 10 ms.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import gc
+import os
+import tempfile
+import time
+from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
+from pathlib import Path
+from random import Random
+from typing import NamedTuple
+
+from krea_batch import Engine, Job
+from krea_batch.cli.loop import run_loop
+from krea_batch.rules.verdicts import Accepted, Finished, PollVerdict, PostVerdict, Waiting
+from tests.scripted_gateway import ScriptedMedia, png
+
+RATE_PER_S = 1000
+ANSWER_S = 0.02
+LAG_EVERY_S = 0.01
+PICTURE = png(64, 64)
+
+
+class Measured(NamedTuple):
+    """What the jobs cost. Memory in KiB a job, lag in ms, the rest as named."""
+
+    in_flight: int
+    kib: float
+    lag_p50_ms: float
+    lag_p99_ms: float
+    lag_max_ms: float
+    wall: float  # over the ideal
+    polls: float  # a job
+    cpu_ms: float  # a job
+
+
+class Forgetful:
+    """A gateway that remembers nothing: a request_id is `<number>_<when it is finished>`."""
+
+    def __init__(self, latency_s: Callable[[], float]) -> None:
+        self._latency_s = latency_s
+        self._accepted = 0
+        self.ideal_s = 0.0  # until the last one is finished, where each is submitted as soon as the rate lets it
+
+    async def submit(self, _: bytes) -> PostVerdict:
+        await asyncio.sleep(ANSWER_S)
+        latency_s = self._latency_s()
+        self.ideal_s = max(self.ideal_s, self._accepted / RATE_PER_S + latency_s)
+        self._accepted += 1
+        return Accepted(f"{self._accepted}_{time.monotonic() + latency_s:.3f}", Waiting("QUEUED"))
+
+    async def poll(self, request_id: str) -> PollVerdict:
+        await asyncio.sleep(ANSWER_S)
+        if time.monotonic() < float(request_id.partition("_")[2]):
+            return Waiting("PROCESSING")
+        return Finished((f"https://cdn.example/{request_id}.png",), "image/png")
+
+    async def fetch(self, url: str, *, offset: int = 0, etag: str | None = None) -> ScriptedMedia:
+        await asyncio.sleep(ANSWER_S)
+        return ScriptedMedia([PICTURE])
+
+
+def resident_kib() -> float:
+    """What the process has in memory."""
+    gc.collect()
+    pages = int(Path("/proc/self/statm").read_text().split()[1])
+    return pages * os.sysconf("SC_PAGE_SIZE") / 1024
+
+
+async def _feel(lags_s: list[float]) -> None:
+    loop = asyncio.get_running_loop()
+    while True:
+        due_s = loop.time() + LAG_EVERY_S
+        await asyncio.sleep(LAG_EVERY_S)
+        lags_s.append(loop.time() - due_s)
+
+
+async def _measure(jobs: int, latency_s: float, sigma: float, out: str) -> Measured:
+    chance, loop = Random(1), asyncio.get_running_loop()
+    gateway = Forgetful(lambda: latency_s * chance.lognormvariate(0, sigma))
+    async with Engine(out, gateway_client=gateway, rate=f"{RATE_PER_S}/s", max_in_flight=jobs) as engine:
+        before_kib, lags_s, cpu_s, begun_s = resident_kib(), list[float](), time.process_time(), loop.time()
+        feeling = asyncio.create_task(_feel(lags_s))
+        running = asyncio.create_task(engine.run(Job(prompt=f"picture {n}", id=f"{n:06}") for n in range(jobs)))
+        while engine.stats().accepted < jobs and not running.done():
+            await asyncio.sleep(LAG_EVERY_S)
+        looking_s = loop.time()
+        in_flight = engine.stats().in_flight
+        grown_kib = resident_kib() - before_kib
+        looking_s = loop.time() - looking_s  # a look at the memory is ours, and holds the loop
+        await running
+        wall_s = loop.time() - begun_s - looking_s
+        feeling.cancel()
+        stats = engine.stats()
+    assert stats.succeeded == jobs, stats
+    lags_s = sorted(lags_s)[:-1] or [0.0]  # the last is that look
+    p50, p99, most = (1000 * lags_s[min(len(lags_s) - 1, int(len(lags_s) * share))] for share in (0.5, 0.99, 1.0))
+    cpu_ms = 1000 * (time.process_time() - cpu_s) / jobs
+    wall = wall_s / gateway.ideal_s
+    return Measured(in_flight, grown_kib / in_flight, p50, p99, most, wall, stats.polls / jobs, cpu_ms)
+
+
+def measure(jobs: int, latency_s: float, sigma: float) -> Measured:
+    """In a process of its own, whose memory is its own."""
+    with tempfile.TemporaryDirectory() as out:
+        return run_loop(_measure, jobs, latency_s, sigma, out)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--jobs", type=int, default=30_000)
+    parser.add_argument("--latency", type=float, default=45.0)
+    options = parser.parse_args()
+    print(
+        "| latency | in flight | KiB a job | loop lag p50, p99, max ms | wall ÷ ideal | polls a job | CPU ms a job |"
+    )
+    print("|---|---|---|---|---|---|---|")
+    for name, sigma in (("all the same", 0.0), ("lognormal, sigma 0.3", 0.3)):
+        with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as fresh:
+            got = fresh.submit(measure, options.jobs, options.latency, sigma).result()
+        print(
+            f"| {options.latency:g} s, {name} | {got.in_flight:,} | {got.kib:.2f} "
+            f"| {got.lag_p50_ms:.1f}, {got.lag_p99_ms:.1f}, {got.lag_max_ms:.0f} | {got.wall:.3f} "
+            f"| {got.polls:.2f} | {got.cpu_ms:.2f} |",
+            flush=True,
+        )
+
+
+if __name__ == "__main__":
+    main()
