@@ -85,6 +85,13 @@ def simulator(case: Case) -> Iterator[dict[str, str]]:
         process.communicate()
 
 
+def posts_of(urls: dict[str, str]) -> list[dict[str, Any]]:
+    """The POSTs that a simulator has seen."""
+    with urllib.request.urlopen(urls["admin_url"] + "/ledger") as answer:  # noqa: S310 - loopback
+        posts: list[dict[str, Any]] = json.load(answer)["posts"]
+    return posts
+
+
 def measure(case: Case, jobs: int) -> Measured:
     with tempfile.TemporaryDirectory() as folder, simulator(case) as urls:
         lines = (json.dumps({"prompt": f"picture {n}"}) + "\n" for n in range(jobs))
@@ -98,8 +105,7 @@ def measure(case: Case, jobs: int) -> Measured:
             check=True,
         )
         after = os.times()
-        with urllib.request.urlopen(urls["admin_url"] + "/ledger") as answer:  # noqa: S310 - loopback
-            posts: list[dict[str, Any]] = json.load(answer)["posts"]
+        posts = posts_of(urls)
     accepted_s = [post["at_s"] for post in posts if post["charged"]]
     per_s = (len(accepted_s) - 1) / (accepted_s[-1] - accepted_s[0])
     cpu_s = after.children_user + after.children_system - before.children_user - before.children_system

@@ -106,7 +106,9 @@ class Doubts:
         ledger = Ledger(self._store)
         try:
             with ThreadPoolExecutor(1) as disk:
-                await Results(self._out, disk, _raise).write_anew(ledger.outcomes())
+                results = Results(self._out, disk, _raise)
+                await results.write_anew(ledger.outcomes())
+                await ledger.record(Store.results_written, results.size_bytes())
         finally:
             await ledger.close()
 

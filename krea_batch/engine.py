@@ -152,6 +152,7 @@ class Engine:
             await self._while_running(self._run.slots.wait_empty())
             raise
         await self._while_running(self._run.slots.wait_empty())
+        self._producer.keep_mark()
 
     async def submit(self, job: Job) -> Handle:
         """Submit a job and return once its request_id is on record, or it has ended without one.
@@ -266,6 +267,7 @@ class Engine:
 
     async def _reopen(self, stack: AsyncExitStack) -> None:
         record, settings = self._run.record, self.settings
+        results_bytes = await record(Store.results_bytes)
         number = await record(Store.start_run, settings.origin, __version__, self._clock())
         stack.push_async_callback(self._close_books, number)
         await record(
@@ -278,7 +280,27 @@ class Engine:
         self._scheduler.learn(await record(Store.latencies_s, LEARN_FROM_LAST))
         charges = await record(Store.charges)
         self._submitter.begin_with(charges.charged + charges.unknown)
-        await self._write_results()
+        if results_bytes is None or results_bytes != self._results.size_bytes():
+            await self._renew_results(stack)
+
+    async def _renew_results(self, stack: AsyncExitStack) -> None:
+        """Write the results anew beside the run, as they are now; the last run did not come to it."""
+        past = await self._run.on_disk(Store.snapshot, RunFolder(self.settings.out).ledger)
+        stack.callback(past.close)
+        self._results.hold()
+        renewing = asyncio.create_task(self._write_results(self._outcomes(past)))
+        stack.push_async_callback(_cancelled, renewing)
+
+    async def _outcomes(self, store: Store) -> AsyncIterator[list[Outcome]]:
+        after_n: int | None = 0
+        while after_n is not None:
+            page = self._run.on_disk(store.outcomes, after_n, READ_AT_ONCE)
+            try:
+                outcomes, after_n = await asyncio.shield(page)
+            except asyncio.CancelledError:
+                await asyncio.wait([page])  # the store is closed next, and no thread may be at it
+                raise
+            yield outcomes
 
     async def _work(self) -> None:
         async with anyio.create_task_group() as stages:
@@ -319,14 +341,18 @@ class Engine:
         if self._run.ledger.broken:
             return
         with anyio.CancelScope(shield=True):
+            if await self._write_results(self._run.ledger.outcomes()):
+                await self._run.record(Store.results_written, self._results.size_bytes())
             await self._run.record(Store.end_run, run_number, self._clock())
-            await self._write_results()
 
-    async def _write_results(self) -> None:
+    async def _write_results(self, outcomes: AsyncIterator[list[Outcome]]) -> bool:
+        """Write them anew. False, and the run is told to stop, where the disk does not take them."""
         try:
-            await self._results.write_anew(self._run.ledger.outcomes())
+            await self._results.write_anew(outcomes)
         except OSError as error:
             self._results_failed(error)
+            return False
+        return True
 
     def _results_failed(self, error: OSError) -> None:
         reason = f"results.jsonl cannot be written ({error.strerror})"
@@ -489,6 +515,11 @@ async def _first_of(*works: Awaitable[Any]) -> None:
     finally:
         for task in tasks:
             task.cancel()
+
+
+async def _cancelled(task: asyncio.Task[Any]) -> None:
+    task.cancel()
+    await asyncio.wait([task])
 
 
 def _first(error: BaseException) -> BaseException:

@@ -71,6 +71,8 @@ def check_jobs(files: JobFiles, settings: Settings, *, skip_invalid: bool, quiet
     ledger = settings.out / LEDGER
     store = Store.open(ledger, read_only=True) if ledger.is_file() else None
     try:
+        if store:
+            files.go_on_from(*store.read(Store.bookmark))
         checked = files.check(known=_changed_since(store) if store else None)
     finally:
         if store:

@@ -26,6 +26,10 @@ CREATE TABLE jobs (
 CREATE INDEX jobs_open ON jobs (n)
     WHERE state NOT IN ('succeeded', 'failed', 'rejected', 'cancelled');
 
+-- What was paid or refused in vain, which is little; all others that have ended succeeded.
+CREATE INDEX jobs_in_vain ON jobs (state)
+    WHERE state IN ('failed', 'rejected', 'cancelled');
+
 -- Every POST that was about to leave, since each may cost money.
 CREATE TABLE posts (
     n          INTEGER PRIMARY KEY,
@@ -43,5 +47,12 @@ CREATE TABLE runs (
     started_at REAL NOT NULL,
     ended_at   REAL,
     gateway    TEXT NOT NULL,                    -- where the request_ids of this folder mean something
-    version    TEXT NOT NULL                     -- of krea-batch
+    version    TEXT NOT NULL,                    -- of krea-batch
+    results_bytes INTEGER                        -- size of results.jsonl, once it holds all and is synced
+) STRICT;
+
+-- How far job files have been read of which every job is on record: JSON, see sources/bookmark.py.
+CREATE TABLE bookmark (
+    only INTEGER PRIMARY KEY CHECK (only = 1),
+    what BLOB NOT NULL
 ) STRICT;

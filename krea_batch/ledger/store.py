@@ -29,6 +29,7 @@ _OUTCOME = (
     "submitted_at, accepted_at, finished_at, stored_at"
 )
 _NOT_ENDED = "state NOT IN ('succeeded', 'failed', 'rejected', 'cancelled')"  # word for word the index's
+_IN_VAIN = "state IN ('failed', 'rejected', 'cancelled')"  # word for word the other's
 _OPEN = "n, id, state, request_id, media, attempts, errors, polls, accepted_at"
 _read_files = msgspec.json.Decoder(tuple[StoredFile, ...]).decode
 _read_media = msgspec.json.Decoder(Finished).decode
@@ -72,6 +73,14 @@ class Store:
     def __init__(self, path: Path, connection: sqlite3.Connection) -> None:
         self.path = path
         self._sql = connection
+
+    @classmethod
+    def snapshot(cls, path: Path) -> Store:
+        """The file as it is now, for reading, whatever is written to it later. Raises as `open`."""
+        store = cls.open(path, read_only=True)
+        store._sql.execute("BEGIN")
+        store._sql.execute("SELECT max(n) FROM jobs").fetchone()  # SQLite takes its snapshot at the first look
+        return store
 
     @classmethod
     def open(cls, path: Path, *, read_only: bool = False) -> Store:
@@ -257,6 +266,24 @@ class Store:
         )
         return int(cursor.lastrowid or 0)
 
+    def results_written(self, size_bytes: int | None) -> None:
+        """Note that results.jsonl holds what the ledger does; None: it does not."""
+        self._sql.execute("UPDATE runs SET results_bytes = ? WHERE n = (SELECT max(n) FROM runs)", (size_bytes,))
+
+    def results_bytes(self) -> int | None:
+        """How large results.jsonl is, where nothing has happened since it was written; None: something may have."""
+        row = self._sql.execute("SELECT results_bytes FROM runs ORDER BY n DESC LIMIT 1").fetchone()
+        return row[0] if row else None
+
+    def set_bookmark(self, what: bytes) -> None:
+        """Note how far job files have been read of which every job is on record."""
+        self._sql.execute("INSERT INTO bookmark VALUES (1, ?1) ON CONFLICT (only) DO UPDATE SET what = ?1", (what,))
+
+    def bookmark(self) -> bytes | None:
+        """What `set_bookmark` noted last."""
+        row = self._sql.execute("SELECT what FROM bookmark").fetchone()
+        return bytes(row[0]) if row else None
+
     def end_run(self, run: int, at: float) -> None:
         """Note that a run has ended in order."""
         self._sql.execute("UPDATE runs SET ended_at = ? WHERE n = ?", (at, run))
@@ -329,10 +356,15 @@ class Store:
 
     def counts(self) -> dict[State, int]:
         """How many jobs stand in each state that any job stands in."""
-        return {
-            State(state): count
-            for state, count in self._sql.execute("SELECT state, count(*) FROM jobs GROUP BY state")
-        }
+        few = self._sql.execute(
+            f"SELECT state, count(*) FROM jobs WHERE {_NOT_ENDED} GROUP BY state UNION ALL"
+            f" SELECT state, count(*) FROM jobs WHERE {_IN_VAIN} GROUP BY state"
+        )
+        counts = {State(state): count for state, count in few}
+        (all_of_them,) = self._sql.execute("SELECT coalesce(max(n), 0) FROM jobs").fetchone()  # none is ever deleted
+        if succeeded := all_of_them - sum(counts.values()):
+            counts[State.SUCCEEDED] = succeeded
+        return counts
 
     def has_succeeded(self) -> bool:
         """Whether any job has."""

@@ -1,7 +1,8 @@
 """Outcomes come in as jobs end; `results.jsonl` goes out: one row a job, whole lines only.
 
 Newcomers: the ledger is the truth and this file its copy for people and their tools. Rows are appended as jobs
-end; at the begin and at the end of a run the file is written anew from the ledger, so that each id stands once.
+end; at the end of a run the file is written anew from the ledger, so that each id stands once, and at the begin where
+the last run did not come to that.
 """
 
 from __future__ import annotations
@@ -33,16 +34,28 @@ class Results:
         self._disk = disk
         self._failed = failed
         self._rows: list[bytes] = []
+        self._held = False
         self._writing: asyncio.Future[None] | None = None
 
     def append(self, outcome: Outcome) -> None:
         """Have a row added at the end, together with those that come while the disk is busy."""
         self._rows.append(row(outcome))
-        if self._writing is None:
-            self._write()
+        self._write()
+
+    def hold(self) -> None:
+        """Keep the rows that are appended until the file has been written anew."""
+        self._held = True
+
+    def size_bytes(self) -> int | None:
+        """How large the file is; None where there is none."""
+        try:
+            return self._path.stat().st_size
+        except OSError:
+            return None
 
     async def write_anew(self, groups: AsyncIterable[Iterable[Outcome]]) -> None:
         """Write the whole file anew; the old one stays until the new one is synced. Raises OSError."""
+        self.hold()
         while self._writing is not None:
             await asyncio.wait([self._writing])
         loop = asyncio.get_running_loop()
@@ -53,8 +66,12 @@ class Results:
                 await loop.run_in_executor(self._disk, file.writelines, list(map(row, outcomes)))
             await loop.run_in_executor(self._disk, _sync, file.flush, file.fileno())
         new.replace(self._path)
+        self._held = False
+        self._write()
 
     def _write(self) -> None:
+        if not self._rows or self._held or self._writing is not None:
+            return
         rows, self._rows = self._rows, []
         self._writing = asyncio.get_running_loop().run_in_executor(self._disk, _append, self._path, rows)
         self._writing.add_done_callback(self._written)
@@ -66,7 +83,7 @@ class Results:
             self._failed(error)
         elif error is not None:
             raise error
-        elif self._rows:
+        else:
             self._write()
 
 

@@ -53,10 +53,13 @@ class Check:
         known: Known | None,
         on_problem: OnProblem | None,
         spool_dir: Path | None,
+        *,
+        known_lines: int = 0,
     ) -> None:
         self._files = files
         self._reader = reader
         self._known = known
+        self._known_lines = known_lines  # so many of the first lines are on record as they are
         self._on_problem = on_problem
         self._ids = IdSpill(spool_dir)
         self._lines_before: list[int] = []  # for each file: lines of the files before
@@ -123,7 +126,7 @@ class Check:
             add(job.id or default_id(number), number)
             if reader.strange:
                 self._note_strange(number)
-            if self._known:
+            if self._known and number > self._known_lines:
                 self._remember(number, job)
             if on_progress and not line_number % PROGRESS_LINES:
                 self._tell_progress(on_progress)

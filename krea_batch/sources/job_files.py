@@ -10,6 +10,7 @@ included. So mending a line or adding a file never renames the jobs before it, w
 
 from __future__ import annotations
 
+import functools
 import stat
 import sys
 from bisect import bisect_left
@@ -21,6 +22,7 @@ import msgspec
 
 from krea_batch.errors import InputError, JobFileError, KreaBatchBug
 from krea_batch.jobs import Job
+from krea_batch.sources.bookmark import Bookmark, Part
 from krea_batch.sources.check import Check, Checked, Known, OnProblem, OnProgress
 from krea_batch.sources.ids import default_id
 from krea_batch.sources.jsonl import JsonLines
@@ -55,7 +57,12 @@ class JobFiles:
         self._spool_dir = spool_dir
         self._skipped: Sequence[int] = ()  # running numbers of lines that read well and are bad all the same
         self._checked: Checked | None = None
+        self._known_lines = 0  # so many of the first lines need not be looked at
+        self._given = 0  # jobs, in the present iteration
+        self._parts: list[Part] = []  # how far the files have been read in it
+        self._mark: tuple[int, Bookmark] | None = None
         self._files: list[LineFile] = []
+        self.passed = 0
         try:
             for path in paths:
                 self._files.append(self._file(path, stdin))
@@ -74,6 +81,25 @@ class JobFiles:
         for file in self._files:
             file.close()
 
+    def go_on_from(self, bookmark: bytes | None) -> None:
+        """Do not look again at the jobs that a mark of an earlier run covers, where the files still begin so.
+
+        `passed` says how many these are: `check` counts them, iterating leaves them out.
+        """
+        mark = Bookmark.decode(bookmark) if bookmark else None
+        if mark and mark.keep_extra == self._keep_extra and mark.fits(self._files):
+            self._known_lines, self.passed = mark.lines, mark.jobs
+
+    def mark(self) -> tuple[int, bytes] | None:
+        """How far the files have been read, and how many jobs the present iteration had given by then.
+
+        To be kept once all of them are on record. None where no mark can be: lines are bad, or none was read.
+        """
+        if self._mark is None or self._checked is None or self._checked.bad_lines:
+            return None
+        given, bookmark = self._mark
+        return given, bookmark.encode()
+
     def check(
         self,
         known: Known | None = None,
@@ -87,7 +113,8 @@ class JobFiles:
         bytes of how many are read. Raises InputError where a file cannot be read.
         """
         reader = JsonLines(keep_extra=self._keep_extra)
-        with Check(self._files, reader, known, on_problem, self._spool_dir) as check:
+        known_lines = self._known_lines
+        with Check(self._files, reader, known, on_problem, self._spool_dir, known_lines=known_lines) as check:
             check.read_lines(on_progress)
             check.compare_ids()
             self._skipped = check.skipped()
@@ -107,7 +134,10 @@ class JobFiles:
 
     def _jobs(self) -> Iterator[Job]:
         read = JsonLines(keep_extra=self._keep_extra).read
-        for number, line in numbered(self._files):
+        self._given, self._parts, self._mark = 0, [], None
+        for number, line in numbered(self._files, lambda n: functools.partial(self._at_block, n)):
+            if number <= self._known_lines:
+                continue
             job = read(line)
             if job is None or (self._skipped and _holds(self._skipped, number)):
                 if not self._skip_invalid:
@@ -115,7 +145,17 @@ class JobFiles:
                 continue
             if not job.id:
                 _set(job, "id", default_id(number))  # nobody else has this job yet, and a copy costs more
+            self._given += 1
             yield job
+
+    def _at_block(self, n: int, lines: int, size_bytes: int, sha256: str) -> None:
+        """All lines so far of the file number `n` have been taken."""
+        if n and (len(self._parts) < n or self._parts[n - 1].lines != self._files[n - 1].line_count):
+            return  # the last line of the file before has no end: if it grows, all numbers may change
+        self._parts[n:] = [Part(size_bytes, sha256, lines)]
+        bookmark = Bookmark(tuple(self._parts), self.passed + self._given, self._keep_extra)
+        if bookmark.lines > self._known_lines:
+            self._mark = self._given, bookmark
 
     def _file(self, path: str, stdin: BinaryIO | None) -> LineFile:
         if path == "-":

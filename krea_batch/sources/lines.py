@@ -8,9 +8,10 @@ unchecked line is paid for, and a file that was only touched is not refused.
 from __future__ import annotations
 
 import gzip
+import hashlib
 import zlib
 from array import array
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from io import SEEK_END, BufferedReader
 from pathlib import Path
@@ -23,6 +24,9 @@ MAX_LINE_BYTES = 1 << 20
 and a file that is not made of lines is noticed before it fills the memory."""
 
 BLOCK_BYTES = 1 << 18  # benchmarks/validate.py: larger blocks gain nothing, and cost memory
+
+AtBlock = Callable[[int, int, str], None]
+"""Hears how many lines have ended, and size and SHA-256 of the text so far, once all of these lines were taken."""
 
 _BOM = b"\xef\xbb\xbf"
 _GZIP = b"\x1f\x8b"
@@ -59,15 +63,21 @@ class LineFile:
         except (OSError, ValueError):
             return 0
 
-    def lines(self) -> Iterator[tuple[int, bytes]]:
+    def lines(self, at_block: AtBlock | None = None) -> Iterator[tuple[int, bytes]]:
         """Give each line that is not blank, with its number, without its newline.
 
         A line longer than MAX_LINE_BYTES comes cut, but still longer than that, so that it is known by its length.
         Raises InputError where the file cannot be read, is not UTF-8 by its first bytes, or has changed.
         """
-        number = 0
+        number = size_bytes = 0
+        digest = hashlib.sha256()
         rest = b""
-        for block in self._text_blocks():
+        for block in self._text(self._same_blocks()):
+            if at_block:
+                if number:
+                    at_block(number, size_bytes, digest.hexdigest())
+                digest.update(block)
+                size_bytes += len(block)
             parts = block.split(b"\n")
             parts[0] = rest + parts[0]
             rest = parts.pop()[: MAX_LINE_BYTES + 1]
@@ -80,10 +90,15 @@ class LineFile:
             if not rest.isspace() or len(rest) > MAX_LINE_BYTES:
                 yield number, rest
         self.line_count = number
+        if at_block and not rest:  # a last line without its end may yet become another one
+            at_block(number, size_bytes, digest.hexdigest())
 
-    def _text_blocks(self) -> Iterator[bytes]:
+    def blocks(self) -> Iterator[bytes]:
+        """The text in blocks, whatever it was before. Raises as `lines`."""
+        yield from self._text(self._blocks())
+
+    def _text(self, blocks: Iterator[bytes]) -> Iterator[bytes]:
         """The blocks without a byte order mark."""
-        blocks = self._same_blocks()
         first = next(blocks, b"")
         if first.startswith(_UTF_16) or b"\0" in first[:2]:
             raise InputError(f"{self.name}: it is UTF-16", _UTF_8)
@@ -131,11 +146,16 @@ class LineFile:
         )
 
 
-def numbered(files: Sequence[LineFile]) -> Iterator[tuple[int, bytes]]:
-    """The lines of all files with their running numbers, which go on from file to file."""
+def numbered(
+    files: Sequence[LineFile], at_block: Callable[[int], AtBlock] | None = None
+) -> Iterator[tuple[int, bytes]]:
+    """The lines of all files with their running numbers, which go on from file to file.
+
+    `at_block` gives for the file of an index who is to hear of its blocks.
+    """
     lines_before = 0
-    for file in files:
-        for number, line in file.lines():
+    for n, file in enumerate(files):
+        for number, line in file.lines(at_block(n) if at_block else None):
             yield lines_before + number, line
         lines_before += file.line_count
 

@@ -1,0 +1,164 @@
+"""How long does a run of a million recorded jobs take to its first new submit?
+
+    python -m benchmarks.resume                        1,000,000 jobs on record and 100 new ones behind them
+    python -m benchmarks.resume --jobs 2000 --repeat 1     the short form
+
+The real command goes on with a folder whose ledger and results hold every old job as succeeded, once after a run that
+ended in order, once after one that was killed. Measured is the time from the start of the process to the first POST
+that the simulator, a process of its own, has seen; and the most memory that the process had.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import shutil
+import statistics
+import subprocess
+import tempfile
+import time
+import urllib.request
+from itertools import islice
+from pathlib import Path
+from typing import NamedTuple
+
+import msgspec
+
+from benchmarks.throughput import COMMAND, Case, posts_of, simulator
+from krea_batch import Job, __version__
+from krea_batch.gateway import wire
+from krea_batch.ledger import Store
+from krea_batch.report.results import row
+from krea_batch.settings import Settings
+from krea_batch.sources import JobFiles
+
+NEW = 100
+ENDED_AT = 1_700_000_000.0
+KEY = "benchmark"
+CASE = Case("resume", "none", 1000, "1000/s", NEW)
+
+
+class Measured(NamedTuple):
+    """Seconds from the start to the first new submit and to the end, and MiB at the most."""
+
+    first_s: float
+    all_s: float
+    mib: float
+
+
+def prompts(count: int) -> list[str]:
+    """Lines as people write them, about 140 bytes each."""
+    return [
+        f"a photograph of {n} red bicycles leaning on a wall, golden hour, 35 mm, film grain" for n in range(count)
+    ]
+
+
+def write_jobs(path: Path, count: int) -> None:
+    with path.open("wb") as file:
+        for n, prompt in enumerate(prompts(count)):
+            file.write(msgspec.json.encode({"prompt": prompt, "seed": n, "metadata": {"row": n}}) + b"\n")
+
+
+def record(jobs_file: Path, out: Path, gateway: str, count: int, *, in_order: bool) -> None:
+    """Make the folder as a run would leave it that has brought the first `count` jobs of the file home."""
+    (out / "images").mkdir(parents=True)
+    store = Store.open(out / "ledger.db")
+    run = store.transaction([lambda store: store.start_run(gateway, __version__, ENDED_AT)])[0]
+    sql = store._sql
+    with JobFiles([str(jobs_file)]) as files:
+        files.check()
+        jobs = islice(iter(files), count)
+        mark = None
+        while batch := list(islice(jobs, 10_000)):
+            mark = files.mark() or mark
+            sql.execute("BEGIN")
+            sql.executemany(
+                "INSERT INTO jobs (id, state, body, fingerprint, metadata, request_id, media, files, attempts, polls,"
+                " submitted_at, accepted_at, finished_at, stored_at)"
+                " VALUES (?, 'succeeded', ?, ?, ?, ?, ?, ?, 1, 2, ?, ?, ?, ?)",
+                map(_succeeded, batch),
+            )
+            sql.execute("COMMIT")
+    sql.execute(
+        "INSERT INTO posts (n, job, sent_at, came_to, request_id)"
+        " SELECT n, n, submitted_at, 'accepted', request_id FROM jobs"
+    )
+    with (out / "results.jsonl").open("wb") as results:
+        after_n: int | None = 0
+        while after_n is not None:
+            outcomes, after_n = store.outcomes(after_n, 10_000)
+            results.writelines(map(row, outcomes))
+    if mark:
+        store.transaction([lambda store: store.set_bookmark(mark[1])])
+    if in_order:
+        size_bytes = (out / "results.jsonl").stat().st_size
+        store.transaction(
+            [lambda store: store.results_written(size_bytes), lambda store: store.end_run(run, ENDED_AT)]
+        )
+    store.close()
+
+
+def _succeeded(job: Job) -> tuple[object, ...]:
+    body = wire.encode_body(job)
+    request_id = f"krea-2-large-text-to-image_{job.id}"
+    media = {"media_urls": [f"https://cdn.example/{request_id}/1.png"], "media_type": "image/png", "took_s": 12.5}
+    stored = {
+        "path": f"images/{job.id}.png", "bytes": 1_500_000, "sha256": "0" * 64, "width": 1024, "height": 1024,
+        "media_type": "image/png",
+    }  # fmt: skip
+    files = msgspec.json.encode([stored]).decode()
+    return (
+        job.id, body, wire.fingerprint_of(body), msgspec.json.encode(job.metadata), request_id,
+        msgspec.json.encode(media).decode(), files, ENDED_AT, ENDED_AT + 1, ENDED_AT + 13, ENDED_AT + 15,
+    )  # fmt: skip
+
+
+def measure(jobs_file: Path, count: int, folder: Path, *, in_order: bool) -> Measured:
+    with simulator(CASE) as urls:
+        out = folder / "out"
+        shutil.rmtree(out, ignore_errors=True)
+        origin = Settings.of(out, gateway=urls["gateway_url"]).origin
+        record(jobs_file, out, origin, count, in_order=in_order)
+        options = ["--out", str(out), "--gateway", urls["gateway_url"], "--rate", CASE.rate, "--quiet"]
+        post_one(urls["gateway_url"])
+        began_s = time.monotonic()
+        process = subprocess.Popen(
+            [*COMMAND, "run", str(jobs_file), *options, "--poll-interval", "0.5"],
+            env=os.environ | {"PIXAZO_API_KEY": KEY},
+        )
+        _, status, usage = os.wait4(process.pid, 0)
+        all_s = time.monotonic() - began_s
+        ours, *posts = posts_of(urls)
+    assert os.waitstatus_to_exitcode(status) == 0
+    assert sum(post["charged"] for post in posts) == NEW, len(posts)
+    return Measured(posts[0]["at_s"] - ours["at_s"], all_s, usage.ru_maxrss / 1024)
+
+
+def post_one(gateway: str) -> None:
+    """A POST of our own, at the very start: the simulator's clock is its own."""
+    headers = {wire.KEY_HEADER: KEY} | wire.SUBMIT_HEADERS
+    body = wire.encode_body(Job(prompt="now"))
+    urllib.request.urlopen(urllib.request.Request(gateway + wire.SUBMIT_PATH, body, headers)).close()  # noqa: S310
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--jobs", type=int, default=1_000_000)
+    parser.add_argument("--repeat", type=int, default=3)
+    options = parser.parse_args()
+    print("| on record | the last run | first new submit after | end after | most memory |")
+    print("|---|---|---|---|---|")
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        jobs_file = folder / "jobs.jsonl"
+        write_jobs(jobs_file, options.jobs + NEW)
+        for in_order in (True, False):
+            runs = [measure(jobs_file, options.jobs, folder, in_order=in_order) for _ in range(options.repeat)]
+            median = Measured(*(statistics.median(figures) for figures in zip(*runs, strict=True)))
+            how = "ended in order" if in_order else "was killed"
+            times = f"{median.first_s:.2f} s | {median.all_s:.1f} s"
+            print(f"| {options.jobs:,} | {how} | {times} | {median.mib:.0f} MiB |", flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,69 @@
+"""How far job files have been read comes in; a mark that a later run can compare with its files goes out.
+
+Newcomers: a mark is kept only where every line before it was good and its job is on record with this very content. A
+run that finds the same bytes again need not ask the ledger about each of a million lines. Where anything differs, it
+asks about all of them, as if there had been no mark.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+
+import msgspec
+
+from krea_batch.sources.lines import LineFile
+
+
+class Part(msgspec.Struct, frozen=True):
+    """The begin of one file: its text's size in bytes and SHA-256, and how many of its lines end there."""
+
+    size_bytes: int
+    sha256: str
+    lines: int
+
+
+class Bookmark(msgspec.Struct, frozen=True):
+    """How far files have been read, the last of them perhaps in part, and how many jobs they hold up to there."""
+
+    parts: tuple[Part, ...]
+    jobs: int
+    keep_extra: bool
+
+    @property
+    def lines(self) -> int:
+        """The running number of the last line before it."""
+        return sum(part.lines for part in self.parts)
+
+    def encode(self) -> bytes:
+        return msgspec.json.encode(self)
+
+    @classmethod
+    def decode(cls, data: bytes) -> Bookmark | None:
+        """None for what is no bookmark of ours."""
+        try:
+            return msgspec.json.decode(data, type=cls)
+        except msgspec.DecodeError:
+            return None
+
+    def fits(self, files: Sequence[LineFile]) -> bool:
+        """Whether these files begin with the same bytes; all but the last of its files end there, too."""
+        if len(self.parts) > len(files):
+            return False
+        last = len(self.parts) - 1
+        return all(
+            _begins_with(file, part, whole=n < last)
+            for n, (file, part) in enumerate(zip(files, self.parts, strict=False))
+        )
+
+
+def _begins_with(file: LineFile, part: Part, *, whole: bool) -> bool:
+    digest, left = hashlib.sha256(), part.size_bytes
+    for block in file.blocks():
+        if left == 0:
+            return not whole and digest.hexdigest() == part.sha256
+        digest.update(block[:left])
+        if whole and len(block) > left:
+            return False
+        left -= min(left, len(block))
+    return left == 0 and digest.hexdigest() == part.sha256
