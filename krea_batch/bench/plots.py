@@ -47,6 +47,7 @@ def write_plots(folder: Path, rows: Sequence[Figures]) -> list[Path]:
         for name, draw in PLOTS.items():
             figure = Figure(figsize=SIZE_IN)
             draw(figure, rows)
+            _one_legend(figure)
             path = folder / f"{name}.svg"
             figure.savefig(path, metadata={"Date": None})
             written.append(path)
@@ -63,25 +64,23 @@ def _throughput(figure: Figure, rows: Sequence[Figures]) -> None:
 
 
 def _timeline(figure: Figure, rows: Sequence[Figures]) -> None:
+    from matplotlib.ticker import MaxNLocator
+
     panels = [(limit, list(of)) for limit, of in groupby(sorted(rows, key=_limit), key=_limit)]
     columns = 1 if len(panels) == 1 else 2
     lines = -(-len(panels) // columns)
-    figure.set_size_inches(SIZE_IN[0], 1.0 + 2.6 * lines)
-    every = figure.subplots(lines, columns, squeeze=False).flat
-    for axes, (limit, of) in zip(every, panels, strict=False):
+    figure.set_size_inches(SIZE_IN[0], 1.2 + 2.6 * lines)
+    for n, (limit, of) in enumerate(panels, 1):
+        axes = figure.add_subplot(lines, columns, n)
         axes.axhline(limit, color=IDEAL, linestyle="--", label="limit")
-        for row in of:
+        for row in reversed(of):  # the engine last, so that it lies above what runs along with it
             whole = row.accepted_each_second[:-1] or row.accepted_each_second  # the last second is cut short
-            axes.step(range(len(whole)), whole, where="post", color=COLOURS[row.contender], label=row.contender.value)
-        axes.set_title(f"limit {limit:g}/s")
-        axes.set_ylim(0, None)
+            axes.stairs(whole, baseline=None, linewidth=1.5, color=COLOURS[row.contender], label=row.contender.value)
+        _name(axes, f"limit {limit:g}/s", "seconds since the first accept", "accepted (submits/s)")
+        _floor(axes)
         axes.set_xlim(0, None)
-    for axes in list(every)[len(panels) :]:
-        axes.set_visible(False)
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     figure.suptitle("Accepted submits in each second", fontweight="bold")
-    figure.supxlabel("seconds since the first submit was accepted", fontsize=10)
-    figure.supylabel("accepted (submits/s)", fontsize=10)
-    _one_legend(figure)
 
 
 def _refused(figure: Figure, rows: Sequence[Figures]) -> None:
@@ -121,6 +120,7 @@ def _loop(figure: Figure, rows: Sequence[Figures]) -> None:
         axes.plot(limits, late, linestyle=style, marker="o", color=COLOURS[Contender.ENGINE], label=name)
     _name(axes, "How late the event loop wakes", "limit (submits/s)", "late (ms)")
     axes.set_yscale("log")
+    axes.yaxis.set_major_formatter("{x:g}")
     _limits(axes, rows)
 
 
@@ -136,12 +136,12 @@ PLOTS: dict[str, Callable[[Figure, Sequence[Figures]], None]] = {
 
 def _lines(axes: Axes, rows: Sequence[Figures], value: Callable[[Figures], float | None]) -> None:
     """A line for each contender over the limits, of what could be measured."""
-    for contender in Contender:
+    for contender in reversed(Contender):  # the engine last, above the rest
         of = sorted((row for row in rows if row.contender is contender), key=_limit)
         points = [(row.limit_per_s, found) for row in of if (found := value(row)) is not None]
         if points:
             xs, ys = zip(*points, strict=True)
-            axes.plot(xs, ys, marker=MARKS[contender], color=COLOURS[contender], label=contender.value)
+            axes.plot(xs, ys, marker=MARKS[contender], clip_on=False, color=COLOURS[contender], label=contender.value)
 
 
 def _name(axes: Axes, title: str, x: str, y: str) -> None:
@@ -151,19 +151,23 @@ def _name(axes: Axes, title: str, x: str, y: str) -> None:
 
 
 def _limits(axes: Axes, rows: Sequence[Figures]) -> None:
-    """The limits that were measured as the ticks of x, zero as the floor of y, and who is who."""
+    """The limits that were measured as the ticks of x, zero as the floor of a linear y."""
     limits = sorted({row.limit_per_s for row in rows})
     axes.set_xscale("log")
     axes.set_xticks(limits, [f"{limit:g}" for limit in limits])
     axes.minorticks_off()
     if axes.get_yscale() == "linear":
-        axes.set_ylim(0, None)
-    if axes.get_legend_handles_labels()[0]:
-        axes.legend(frameon=False)
+        _floor(axes)
+
+
+def _floor(axes: Axes) -> None:
+    """Zero below, and room above the highest line; where all is zero, a scale on which one would show."""
+    highest = axes.dataLim.y1
+    axes.set_ylim(0, 1.1 * highest if highest > 0 else 1)
 
 
 def _one_legend(figure: Figure) -> None:
-    """One legend for all panels, beside them."""
+    """One legend for all panels, below them: beside no line, above no line."""
     named: dict[str, Artist] = {}
     for axes in figure.axes:
         lines, labels = axes.get_legend_handles_labels()
