@@ -49,10 +49,11 @@ def measure(options: dict[str, Any]) -> int:
         began_at = datetime.now(UTC)
         progress = _progress(quiet=options["quiet"])
         sweep = Sweep(options["latency"], progress.show)
-        with _heeding(sweep), progress:
-            rows = list(_rows(sweep, cases, progress))
-    if rows:
-        _tell(rows, report(rows, _public(options), began_at), options)
+        with _heeding(sweep):
+            with progress:
+                rows = list(_rows(sweep, cases, progress))
+            if rows:
+                _tell(rows, report(rows, _public(options), began_at), options)
     return _exit_code(sweep, cases, rows)
 
 
