@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from krea_batch.cli import COMMANDS
 from krea_batch.jobs import ASPECT_RATIOS, CREATIVITIES, FIELDS, Trouble
 from krea_batch.ledger import Store
 from tests.processes import krea_batch, write_jobs
@@ -40,13 +41,16 @@ def test_the_commands_of_the_command_line_run(tmp_path: Path) -> None:
     write_jobs(tmp_path / "jobs.jsonl", 2)
     lines = [line.split("#")[0].strip() for block in blocks("sh") for line in block.splitlines()]
     commands = [line.replace("…", "0").split()[1:] for line in lines if line.startswith("krea-batch ")]
-    assert {command[0] for command in commands} == {"validate", "run", "status", "resolve", "schema", "simulate"}
+    assert {command[0] for command in commands} == {*COMMANDS}
     for command in commands:
-        if command[0] == "simulate":
-            continue  # a server: tests/simulator starts it
+        if command[0] == "simulate" or (command[0] == "bench" and "--gateway" in command):
+            continue  # a server: tests/simulator starts it; real money: tests/cli/test_bench spends a simulator's
         if command[0] == "resolve":
             make_doubts(tmp_path / "runs/cats")
-        offline = ["--simulate", "--time-scale", "100"] if command[0] == "run" else []
+        offline = {
+            "run": ["--simulate", "--time-scale", "100"],
+            "bench": ["--jobs", "4", "--latency", "fixed:0.1", "--poll-interval", "0.1"],
+        }.get(command[0], [])
         done = krea_batch(*command, *(o for o in offline if o not in command), cwd=tmp_path)
         assert done.returncode == 0, f"{command}: {done.stderr}"
 
