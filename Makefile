@@ -30,9 +30,7 @@ crashtest: $(VENV)/.dev
 	KILLS=$(KILLS) $(BIN)/python -m pytest tests/crash -v -rsP
 
 bench: $(VENV)/.dev
-	$(BIN)/python -m benchmarks.validate
-	$(BIN)/python -m benchmarks.polls
-	$(BIN)/python -m benchmarks.throughput
+	$(BIN)/python -m benchmarks
 
 clean:
 	rm -rf $(VENV) demo build dist .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis

@@ -23,6 +23,7 @@ from pathlib import Path
 from random import Random
 from typing import NamedTuple
 
+from benchmarks.report import tell_goal
 from krea_batch import Engine, Job
 from krea_batch.cli.loop import run_loop
 from krea_batch.rules.verdicts import Accepted, Finished, PollVerdict, PostVerdict, Waiting
@@ -128,15 +129,22 @@ def main() -> None:
         "| latency | in flight | KiB a job | loop lag p50, p99, max ms | wall ÷ ideal | polls a job | CPU ms a job |"
     )
     print("|---|---|---|---|---|---|---|")
+    found = []
     for name, sigma in (("all the same", 0.0), ("lognormal, sigma 0.3", 0.3)):
         with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as fresh:
             got = fresh.submit(measure, options.jobs, options.latency, sigma).result()
+        found.append(got)
         print(
             f"| {options.latency:g} s, {name} | {got.in_flight:,} | {got.kib:.2f} "
             f"| {got.lag_p50_ms:.1f}, {got.lag_p99_ms:.1f}, {got.lag_max_ms:.0f} | {got.wall:.3f} "
             f"| {got.polls:.2f} | {got.cpu_ms:.2f} |",
             flush=True,
         )
+    kib, late_ms, wall = (max(getattr(got, name) for got in found) for name in ("kib", "lag_p99_ms", "wall"))
+    what = f"{options.jobs:,} jobs in flight"
+    tell_goal(f"{what}: memory a job", "≤ 3 KiB", f"{kib:.2f} KiB", met=kib <= 3)
+    tell_goal(f"{what}: loop lag, p99", "≤ 50 ms", f"{late_ms:.1f} ms", met=late_ms <= 50)
+    tell_goal(f"{what}: wall ÷ ideal", "≤ 1.15", f"{wall:.3f}", met=wall <= 1.15)
 
 
 if __name__ == "__main__":

@@ -22,6 +22,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from benchmarks.report import tell_goal
 from tests.windows import most_in_a_window
 
 COMMAND = [sys.executable, "-m", "krea_batch"]
@@ -36,6 +37,7 @@ class Case(NamedTuple):
     rate: str
     jobs: int
     retry_after: str = "seconds"
+    latency: str = "uniform:0.5,1.5"
 
 
 CASES = [
@@ -53,6 +55,10 @@ CASES = [
 ]
 
 
+GOALS = {"told 200/s": 0.985, "told 800/s": 0.97, "told 500/s": 0.92, "told auto": 0.90}
+MOST_USED, MOST_REFUSED = 1.01, 0.08  # of a limit that was told; 429s a job where it was not
+
+
 class Measured(NamedTuple):
     """What came of a case: shares of the limit, 429s a job, and milliseconds of processor time a job."""
 
@@ -63,8 +69,8 @@ class Measured(NamedTuple):
 
 
 @contextmanager
-def simulator(case: Case) -> Iterator[dict[str, str]]:
-    """A simulator with the limit of the case; gives its addresses."""
+def simulator(case: Case, *more: str) -> Iterator[dict[str, str]]:
+    """A simulator with the limit of the case, and more options; gives its addresses."""
     options = [
         "--rate-limit",
         case.limit,
@@ -72,7 +78,8 @@ def simulator(case: Case) -> Iterator[dict[str, str]]:
         case.retry_after,
         "--tiny",
         "--latency",
-        "uniform:0.5,1.5",
+        case.latency,
+        *more,
     ]
     process = subprocess.Popen(
         [*COMMAND, "simulate", "--port", "0", "--json", *options], stdout=subprocess.PIPE, text=True
@@ -122,6 +129,7 @@ def main() -> None:
     options = parser.parse_args()
     print("| the engine is | limit | used | most in a second | 429s a job | CPU ms a job |")
     print("|---|---|---|---|---|---|")
+    found = []
     for case in CASES:
         if options.only not in case.name + case.limit:
             continue
@@ -132,6 +140,21 @@ def main() -> None:
             f"| {median.refused:.4f} | {median.cpu_ms:.2f} |",
             flush=True,
         )
+        found.append((case, median))
+    for begin, least in GOALS.items():
+        if some := [(case, median) for case, median in found if case.name.startswith(begin)]:
+            _tell(begin, least, some)
+
+
+def _tell(begin: str, least: float, found: list[tuple[Case, Measured]]) -> None:
+    low, high = min(median.used for _, median in found), max(median.used for _, median in found)
+    refused = max(median.refused for _, median in found)
+    if all(case.rate == f"{case.per_s}/s" for case, _ in found):
+        bound, met = f"≥ {least}, ≤ {MOST_USED}", least <= low and high <= MOST_USED
+    else:
+        bound, met = f"≥ {least}, 429s a job ≤ {MOST_REFUSED}", least <= low and refused <= MOST_REFUSED
+    reached = f"{low:.3f} to {high:.3f}, 429s a job {refused:.4f}"
+    tell_goal(f"used of a limit, {begin}", bound, reached, met=met)
 
 
 if __name__ == "__main__":

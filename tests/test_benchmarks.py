@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from benchmarks.__main__ import ALL, README, goals_of, put
+
 ROOT = Path(__file__).parents[1]
 
 
@@ -30,7 +32,8 @@ def test_validate() -> None:
 @pytest.mark.slow
 def test_polls() -> None:
     """A row for each kind of latency, no engine better than possible by more than one that may change its mind."""
-    head, rule, *rows = benchmark("polls", "--jobs", "80")
+    head, rule, *rows, goal = benchmark("polls", "--jobs", "80")
+    assert goal.startswith("goal\tpolls + lag")
     assert head.count("|") == rule.count("|") == 9
     assert len(rows) == 6
     for row in rows:
@@ -42,10 +45,71 @@ def test_polls() -> None:
 @pytest.mark.slow
 def test_throughput() -> None:
     """A row for each kind of limit, with shares of it, refusals and processor time."""
-    head, _, *rows = benchmark("throughput", "--repeat", "1", "--share", "0.05", "--only", "told 200/s")
+    head, _, *rows, goal = benchmark("throughput", "--repeat", "1", "--share", "0.05", "--only", "told 200/s")
+    assert goal.startswith("goal\tused of a limit, told 200/s\t≥ 0.985, ≤ 1.01\t")
     assert [row.split("|")[2].strip() for row in rows] == [
         f"{kind}:200/s" for kind in ("fixed-window", "token-bucket", "sliding-window")
     ]
     for row in rows:
         assert all(float(cell) >= 0 for cell in row.split("|")[3:-1])
         assert row.count("|") == head.count("|")
+
+
+@pytest.mark.slow
+def test_overhead() -> None:
+    """A row for each size of picture; the engine, which does more, costs more."""
+    _, _, *rows, goal = benchmark("overhead", "--jobs", "60", "--repeat", "1")
+    assert len(rows) == 2
+    for row in rows:
+        bare_ms, engine_ms, loop_ms, ratio = (float(cell) for cell in row.split("|")[2:6])
+        assert 0 < bare_ms < engine_ms
+        assert 0 < loop_ms < engine_ms
+        assert ratio > 1
+    assert goal.endswith("\tno")
+
+
+@pytest.mark.slow
+def test_in_flight() -> None:
+    """A row for each kind of latency, and three goals."""
+    _, _, *rows = benchmark("in_flight", "--jobs", "100", "--latency", "0.5")
+    rows, goals = rows[:2], rows[2:]
+    assert all(row.startswith("| 0.5 s, ") for row in rows)
+    assert [goal.split("\t")[1] for goal in goals] == [
+        f"100 jobs in flight: {what}" for what in ("memory a job", "loop lag, p99", "wall ÷ ideal")
+    ]
+
+
+@pytest.mark.slow
+def test_resume() -> None:
+    """A row for a run that ended in order and for one that did not; the benchmark itself counts what was charged."""
+    _, _, *rows, goal = benchmark("resume", "--jobs", "3000", "--repeat", "1")
+    assert [row.split("|")[2].strip() for row in rows] == ["ended in order", "was killed"]
+    assert goal.startswith("goal\tresume of 3,000 jobs")
+
+
+@pytest.mark.slow
+def test_scale(tmp_path: Path) -> None:
+    """A row for each number of jobs, and a plot; the benchmark itself looks at what was paid and stored."""
+    plot = tmp_path / "scale.svg"
+    _, _, *rows, _ = benchmark("scale", "--most", "1100", "--plot", str(plot))
+    assert [row.split("|")[1].strip() for row in rows] == ["1,000", "1,100"]
+    assert "<svg" in plot.read_text()
+
+
+def test_what_is_printed_goes_between_the_markers() -> None:
+    """What stands around them stays; the goals of all sections come together."""
+    text = "by hand\n<!-- goals -->\nold\n<!-- /goals -->\n<!-- polls -->\nold\n<!-- /polls -->\nby hand, too\n"
+    new = put(text, "polls", "| polls | ≤ 1.15 | 1.05 | yes |")
+    new = put(new, "goals", goals_of(new.partition("<!-- /goals -->")[2]))
+    assert "old" not in new
+    assert new.startswith("by hand\n<!-- goals -->\n| what | goal | reached | met |\n")
+    assert new.count("| polls | ≤ 1.15 | 1.05 | yes |") == 2
+    assert new.endswith("by hand, too\n")
+
+
+def test_every_benchmark_has_its_place() -> None:
+    """The notes have markers for each, and each has a short form among these tests."""
+    text = README.read_text("utf-8")
+    for name in ALL:
+        assert text.count(f"<!-- {name} -->") == text.count(f"<!-- /{name} -->") == 1
+        assert f"def test_{name}(" in Path(__file__).read_text("utf-8")

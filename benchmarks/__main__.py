@@ -1,0 +1,105 @@
+"""Runs the benchmarks, one after the other, and writes what they print into benchmarks/README.md.
+
+    python -m benchmarks                     all of them; about an hour
+    python -m benchmarks polls in_flight     these; the other sections stay as they are
+    python -m benchmarks --repeat 1          each case once
+
+Between two markers of the README stands what a benchmark printed; the text around is written by hand and stays. The
+table of goals at the top is gathered from all sections.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import platform
+import re
+import sqlite3
+import subprocess
+import sys
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+
+from benchmarks.report import GOAL
+
+README = Path(__file__).with_name("README.md")
+ALL = ("validate", "polls", "throughput", "overhead", "in_flight", "resume", "scale")
+REPEATS = frozenset({"validate", "throughput", "overhead", "resume"})
+LIBRARIES = ("aiohttp", "anyio", "uvloop", "msgspec")
+
+
+def run(name: str, repeat: int | None) -> tuple[str, list[list[str]]]:
+    """What a benchmark prints, as Markdown, and the goals in it."""
+    options = ["--repeat", str(repeat)] if repeat and name in REPEATS else []
+    command = [sys.executable, "-m", f"benchmarks.{name}", *options]
+    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
+    lines = done.stdout.splitlines()
+    goals = [line.split("\t")[1:] for line in lines if line.startswith(f"{GOAL}\t")]
+    told = "\n".join(line for line in lines if not line.startswith(f"{GOAL}\t"))
+    shown = told if told.startswith("|") else f"```text\n{told}\n```"
+    ran = " ".join(["python", *command[1:]])
+    rows = "\n".join(f"| {' | '.join(goal)} |" for goal in goals)
+    stated = f"\n\n| goal | | reached | |\n|---|---|---|---|\n{rows}" if goals else ""
+    return f"`{ran}`, {datetime.now(UTC):%Y-%m-%d}:\n\n{shown}{stated}", goals
+
+
+def put(text: str, name: str, content: str) -> str:
+    """The README with this between the markers of that name."""
+    begin, end = f"<!-- {name} -->", f"<!-- /{name} -->"
+    before, found, rest = text.partition(begin)
+    _, ended, after = rest.partition(end)
+    if not (found and ended):
+        raise SystemExit(f"{README} has no {begin} … {end}")
+    return f"{before}{begin}\n{content}\n{end}{after}"
+
+
+def goals_of(text: str) -> str:
+    """The goals of all sections in one table."""
+    rows = re.findall(r"^\| .+ \| (?:yes|no) \|$", text, re.MULTILINE)
+    return "\n".join(["| what | goal | reached | met |", "|---|---|---|---|", *dict.fromkeys(rows)])
+
+
+def machine() -> str:
+    """Where this was measured."""
+    model = re.search(r"model name\s*: (.+)", _read("/proc/cpuinfo"))
+    memory = re.search(r"MemTotal:\s*(\d+)", _read("/proc/meminfo"))
+    parts = [
+        f"{os.cpu_count()} shared cores" + (f" ({model[1]})" if model else ""),
+        f"{int(memory[1]) >> 20} GiB" if memory else "",
+        f"{platform.system()} {platform.release().split('-')[0]}",
+        f"Python {platform.python_version()}",
+        *(f"{name} {version(name)}" for name in LIBRARIES),
+        f"SQLite {sqlite3.sqlite_version}",
+    ]
+    return "Machine: " + ", ".join(part for part in parts if part) + "."
+
+
+def _read(path: str) -> str:
+    try:
+        return Path(path).read_text()
+    except OSError:
+        return ""
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("names", nargs="*", metavar="NAME", help=f"of {', '.join(ALL)}")
+    parser.add_argument("--repeat", type=int)
+    parser.add_argument("--readme", type=Path, default=README)
+    options = parser.parse_args()
+    if unknown := set(options.names) - set(ALL):
+        parser.error(f"there is no benchmark {unknown.pop()!r}; there are {', '.join(ALL)}")
+    for name in options.names or ALL:
+        print(f"{name} …", flush=True)
+        content, goals = run(name, options.repeat)
+        for what, bound, reached, met in goals:
+            print(f"  {what}: {reached} ({bound}: {met})", flush=True)
+        text = put(options.readme.read_text("utf-8"), name, content)
+        text = put(text, "machine", machine())
+        text = put(text, "goals", goals_of(text.partition("<!-- /goals -->")[2]))
+        options.readme.write_text(text, "utf-8")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,149 @@
+"""Does a job cost more where there are more of them?
+
+    python -m benchmarks.scale                     1,000 to 100,000 jobs at 20 s latency, in simulated time
+    python -m benchmarks.scale --most 300          the short form
+
+The real engine with its real ledger runs on a loop whose clock jumps, against a gateway that keeps books: each job is
+charged once, fetched once, and stored once, or the benchmark fails. Pictures go to a folder in memory where there is
+one. The plot, benchmarks/scale.svg, shows processor time a job against their number.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import os
+import resource
+import sqlite3
+import tempfile
+import time
+from collections import Counter
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
+from pathlib import Path
+from random import Random
+from typing import NamedTuple
+
+from benchmarks.report import tell_goal
+from krea_batch import Engine, Job
+from krea_batch.rules.verdicts import Finished, PollVerdict, PostVerdict, Waiting
+from tests.scripted_gateway import ScriptedGateway, ScriptedMedia, png
+from tests.virtual_time import run_virtual
+
+LATENCY_S = 20.0
+RATE_PER_S = 1000
+SIZES = (1_000, 3_000, 10_000, 30_000, 100_000)
+PICTURE = png()
+PLOT = Path(__file__).with_name("scale.svg")
+SHARED_MEMORY = Path("/dev/shm")  # noqa: S108 - its fsync costs nothing; it is not the disk that is measured
+MOST_GROWTH = 1.15  # chosen: what noise may look like
+
+
+class Measured(NamedTuple):
+    """What one job cost among so many."""
+
+    jobs: int
+    cpu_ms: float
+    polls: float
+    mib: float
+
+
+class Lasting(ScriptedGateway):
+    """Each job takes `LATENCY_S`; nobody's polls are remembered."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.ends_s: dict[str, float] = {}
+        self.polls_made: Counter[str] = Counter()
+
+    async def submit(self, body: bytes) -> PostVerdict:
+        self.bodies.clear()
+        self.post_times_s.clear()
+        accepted = await super().submit(body)
+        self.ends_s[accepted.request_id] = time_now() + LATENCY_S  # type: ignore[union-attr]
+        return accepted
+
+    async def poll(self, request_id: str) -> PollVerdict:
+        self.polls_made[request_id] += 1
+        if time_now() < self.ends_s[request_id]:
+            return Waiting("PROCESSING")
+        return Finished((f"https://cdn.example/{request_id}/1.png",), "image/png", LATENCY_S)
+
+    async def fetch(self, url: str, *, offset: int = 0, etag: str | None = None) -> ScriptedMedia:
+        self.fetched.append((url, offset))
+        return ScriptedMedia([PICTURE])
+
+
+def time_now() -> float:
+    return asyncio.get_running_loop().time()
+
+
+def measure(jobs: int) -> Measured:
+    """In a process of its own, whose memory is its own."""
+    gateway = Lasting()
+
+    async def main(out: str) -> None:
+        rate = f"{RATE_PER_S}/s"
+        async with Engine(out, gateway_client=gateway, rate=rate, max_in_flight=100_000, random=Random(1)) as engine:
+            await engine.run(Job(prompt=f"picture {n}", id=f"{n:06}") for n in range(jobs))
+
+    with tempfile.TemporaryDirectory(dir=SHARED_MEMORY if SHARED_MEMORY.is_dir() else None) as out:
+        began = time.process_time()
+        run_virtual(main(out))
+        cpu_ms = 1000 * (time.process_time() - began) / jobs
+        _check(Path(out), gateway, jobs)
+    peak_mib = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    return Measured(jobs, cpu_ms, gateway.polls_made.total() / jobs, peak_mib)
+
+
+def _check(out: Path, gateway: Lasting, jobs: int) -> None:
+    """Charged once, fetched once, stored once."""
+    assert len(gateway.charged) == jobs
+    assert len(set(gateway.charged.values())) == jobs, "a job was paid for twice"
+    assert len(gateway.fetched) == len(set(gateway.fetched)) == jobs
+    ledger = sqlite3.connect(out / "ledger.db")
+    assert ledger.execute("SELECT state, count(*) FROM jobs GROUP BY state").fetchall() == [("succeeded", jobs)]
+    assert ledger.execute("SELECT count(DISTINCT request_id) FROM jobs").fetchone() == (jobs,)
+    ledger.close()
+    assert sum(entry.name.endswith(".png") for entry in os.scandir(out / "images")) == jobs
+
+
+def draw(measured: list[Measured], path: Path) -> None:
+    import matplotlib as mpl
+
+    mpl.use("svg")
+    mpl.rcParams["svg.hashsalt"] = "krea-batch"
+    from matplotlib import pyplot
+
+    figure, axes = pyplot.subplots(figsize=(7, 3.5), layout="constrained")
+    axes.plot([one.jobs for one in measured], [one.cpu_ms for one in measured], marker="o")
+    axes.set_xscale("log")
+    axes.set_ylim(0, 1.5 * max(one.cpu_ms for one in measured))
+    axes.set_xlabel("jobs in one run")
+    axes.set_ylabel("processor time a job, ms")
+    axes.set_title("What a job costs does not grow with their number")
+    axes.grid(alpha=0.3)
+    figure.savefig(path, metadata={"Date": None})
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--most", type=int, default=SIZES[-1])
+    parser.add_argument("--plot", type=Path, default=PLOT)
+    options = parser.parse_args()
+    print("| jobs | processor time a job | polls a job | most memory |")
+    print("|---|---|---|---|")
+    measured = []
+    for jobs in sorted({min(size, options.most) for size in SIZES}):
+        with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as fresh:
+            one = fresh.submit(measure, jobs).result()
+        measured.append(one)
+        print(f"| {one.jobs:,} | {one.cpu_ms:.2f} ms | {one.polls:.2f} | {one.mib:.0f} MiB |", flush=True)
+    draw(measured, options.plot)
+    growth = measured[-1].cpu_ms / measured[min(1, len(measured) - 1)].cpu_ms
+    reached = f"{growth:.2f} times one among {measured[min(1, len(measured) - 1)].jobs:,}"
+    tell_goal(f"a job among {measured[-1].jobs:,}", "costs no more", reached, met=growth <= MOST_GROWTH)
+
+
+if __name__ == "__main__":
+    main()
