@@ -19,6 +19,7 @@ from typing import Any
 
 from benchmarks.report import tell_goal
 from krea_batch import Engine, Job
+from krea_batch.jobs import Creativity
 from krea_batch.rules.verdicts import Finished, PollVerdict, PostVerdict, Waiting
 from tests.scripted_gateway import ScriptedGateway
 from tests.virtual_time import run_virtual
@@ -65,15 +66,16 @@ class Timed(ScriptedGateway):
         return Finished(finished.media_urls, "image/png", latency_s if self.tells else None)
 
 
-def engines(latencies_s: list[float], *, tells: bool) -> float:
-    """Cost a job of the real engine."""
+def engines(latencies_s: list[float], *, tells: bool, kinds: tuple[Creativity, ...] = ("medium",)) -> float:
+    """Cost a job of the real engine; the jobs are of these kinds in turn."""
     gateway = Timed(latencies_s, tells=tells)
 
     async def main(out: str) -> None:
         async with Engine(
             out, gateway_client=gateway, rate=f"{RATE_PER_S}/s", max_in_flight=100_000, random=Random(1)
         ) as engine:
-            await engine.run(Job(prompt=str(n), id=str(n)) for n in range(len(latencies_s)))
+            jobs = range(len(latencies_s))
+            await engine.run(Job(prompt=str(n), id=str(n), creativity=kinds[n % len(kinds)]) for n in jobs)
 
     with tempfile.TemporaryDirectory() as out:
         run_virtual(main(out))
@@ -117,6 +119,24 @@ def best(latencies_s: list[float]) -> float:
     return cost[0] / total
 
 
+def _two_kinds(jobs: int) -> None:
+    """Jobs of low creativity take 6 s, those of high creativity 25 s; the best possible knows which is which."""
+    chance = Random(7)
+    latencies_s = [(25 if n % 2 else 6) * chance.uniform(0.8, 1.2) for n in range(jobs)]
+    least = (best(latencies_s[::2]) * len(latencies_s[::2]) + best(latencies_s[1::2]) * len(latencies_s[1::2])) / jobs
+    told, untold = (engines(latencies_s, tells=tells, kinds=("low", "high")) for tells in (True, False))
+    fives, tens = fixed(latencies_s, 5.0), fixed(latencies_s, 10.0)
+    _tell("two kinds of jobs, 6 and 25 s", least, told, untold, fives, tens)
+
+
+def _tell(name: str, least: float, told: float, untold: float, fives: float, tens: float) -> None:
+    print(
+        f"| {name} | {least:.3f} | {told:.3f} | **{told / least:.3f}** | {untold:.3f} | {untold / least:.3f} "
+        f"| {fives:.3f} | {tens:.3f} |",
+        flush=True,
+    )
+
+
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--jobs", type=int, default=2500)
@@ -132,12 +152,9 @@ def main() -> None:
         least = best(latencies_s)
         told, untold = engines(latencies_s, tells=True), engines(latencies_s, tells=False)
         fives, tens = fixed(latencies_s, 5.0), fixed(latencies_s, 10.0)
-        print(
-            f"| {name} | {least:.3f} | {told:.3f} | **{told / least:.3f}** | {untold:.3f} | {untold / least:.3f} "
-            f"| {fives:.3f} | {tens:.3f} |",
-            flush=True,
-        )
+        _tell(name, least, told, untold, fives, tens)
         worst = max(worst, told / least)
+    _two_kinds(jobs)  # half of them are submitted before the first slow one ends; no goal was set for that
     tell_goal("polls + lag ÷ the best possible", f"≤ {MOST}", f"{worst:.3f} at the most", met=worst <= MOST)
 
 

@@ -277,7 +277,7 @@ class Engine:
         )
         has_succeeded = await record(Store.has_succeeded)
         self._same_failure = SameFailure(settings.max_same_failures, has_succeeded=has_succeeded)
-        self._scheduler.learn(await record(Store.latencies_s, LEARN_FROM_LAST))
+        self._scheduler.learn(await record(Store.latencies, LEARN_FROM_LAST))
         charges = await record(Store.charges)
         self._submitter.begin_with(charges.charged + charges.unknown)
         if results_bytes is None or results_bytes != self._results.size_bytes():
@@ -321,7 +321,7 @@ class Engine:
             after_n = batch[-1].n
 
     async def _go_on_with(self, job: OpenJob) -> None:
-        flight = Flight(job.id)
+        flight = Flight(job.id, kind=job.kind)
         flight.n, flight.errors, flight.polls = job.n, job.errors, job.polls
         flight.request_id = job.request_id or ""
         self._run.slots.take_over()

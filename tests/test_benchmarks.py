@@ -35,7 +35,7 @@ def test_polls() -> None:
     head, rule, *rows, goal = benchmark("polls", "--jobs", "80")
     assert goal.startswith("goal\tpolls + lag")
     assert head.count("|") == rule.count("|") == 9
-    assert len(rows) == 6
+    assert len(rows) == 7
     for row in rows:
         best, engine = (float(cell) for cell in row.split("|")[2:4])
         assert best >= 1.0

@@ -30,7 +30,9 @@ _OUTCOME = (
 )
 _NOT_ENDED = "state NOT IN ('succeeded', 'failed', 'rejected', 'cancelled')"  # word for word the index's
 _IN_VAIN = "state IN ('failed', 'rejected', 'cancelled')"  # word for word the other's
-_OPEN = "n, id, state, request_id, media, attempts, errors, polls, accepted_at"
+_BODY = "CAST(body AS TEXT)"
+_KIND = f"json_extract({_BODY}, '$.aspect_ratio') || ' ' || json_extract({_BODY}, '$.creativity')"  # rules/kinds
+_OPEN = f"n, id, state, request_id, media, attempts, errors, polls, accepted_at, coalesce({_KIND}, '')"
 _read_files = msgspec.json.Decoder(tuple[StoredFile, ...]).decode
 _read_media = msgspec.json.Decoder(Finished).decode
 
@@ -47,6 +49,7 @@ class OpenJob(msgspec.Struct, frozen=True):
     errors: int
     polls: int
     accepted_at: float | None
+    kind: str
 
 
 class Doubt(msgspec.Struct, frozen=True):
@@ -312,14 +315,14 @@ class Store:
             for n, job_id, state, request_id, media, *rest in rows
         ]
 
-    def latencies_s(self, limit: int) -> list[float]:
-        """How long the latest finished jobs took, in seconds, by the gateway's word where it gave one."""
+    def latencies(self, limit: int) -> list[tuple[str, float]]:
+        """Kinds of the latest finished jobs, and the seconds they took, by the gateway's word where it gave one."""
         rows = self._sql.execute(
-            "SELECT coalesce(json_extract(media, '$.took_s'), finished_at - accepted_at) FROM jobs"
-            " WHERE media IS NOT NULL ORDER BY n DESC LIMIT ?",
+            f"SELECT coalesce({_KIND}, ''), coalesce(json_extract(media, '$.took_s'), finished_at - accepted_at)"
+            " FROM jobs WHERE media IS NOT NULL ORDER BY n DESC LIMIT ?",
             (limit,),
         )
-        return [took_s for (took_s,) in rows if took_s is not None and took_s >= 0][::-1]
+        return [(kind, took_s) for kind, took_s in rows if took_s is not None and took_s >= 0][::-1]
 
     def sending(self, n: int) -> tuple[bytes, bytes, bytes]:
         """Body, fingerprint and metadata of a job, for another POST of it."""

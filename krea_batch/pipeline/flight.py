@@ -24,6 +24,7 @@ class Flight:
         "finished",
         "id",
         "key_refusals",
+        "kind",
         "looked_s",
         "metadata",
         "n",
@@ -37,8 +38,16 @@ class Flight:
         "unclear",
     )
 
-    def __init__(self, job_id: str, body: bytes = b"", fingerprint: bytes = b"", metadata: bytes = b"{}") -> None:
+    def __init__(
+        self,
+        job_id: str,
+        body: bytes = b"",
+        fingerprint: bytes = b"",
+        metadata: bytes = b"{}",
+        kind: str = "",
+    ) -> None:
         self.id = job_id
+        self.kind = kind  # what may change how long it takes
         self.n = 0  # in the ledger; 0 before it is there
         self.body = body  # empty once accepted
         self.fingerprint = fingerprint

@@ -22,8 +22,9 @@ from krea_batch.pipeline.flight import Flight
 from krea_batch.pipeline.gate import drip, room
 from krea_batch.pipeline.run import Run
 from krea_batch.rules import lifecycle
+from krea_batch.rules.kinds import Schedules
 from krea_batch.rules.lifecycle import Again, End, Fetch, LookAgain
-from krea_batch.rules.schedule import SCOUTS, Schedule
+from krea_batch.rules.schedule import SCOUTS
 from krea_batch.rules.verdicts import Finished, PollTrouble, PollVerdict, Progress, Waiting
 
 MOST_POLLS_IN_AIR = 128  # chosen: answers of 0.2 s at 640/s; more would only queue at the gateway
@@ -54,8 +55,8 @@ class PollScheduler:
         self._again = again
         self._ended = ended
         self._left = left
-        self._schedule = Schedule(run.settings.poll_interval_s, run.settings.poll_eagerness)
-        self._plan = self._schedule.version
+        self._schedules = Schedules(run.settings.poll_interval_s, run.settings.poll_eagerness)
+        self._plan = self._schedules.version
         self._scouts = 0
         self._limiter: AsyncLimiter | None = None
         self._heap: list[tuple[float, int, Flight]] = []
@@ -70,19 +71,20 @@ class PollScheduler:
         if not isinstance(progress, Waiting):
             self._look_in(flight, 0.0)
             return
-        flight.scout = self._scouts < SCOUTS and self._schedule.scouting
+        schedule = self._schedules.of(flight.kind)
+        flight.scout = self._scouts < SCOUTS and schedule.scouting
         self._scouts += flight.scout
-        if self._schedule.vague and self._run.chance() < EXPLORED_SHARE:
-            least_s = self._schedule.interval_s
-            self._look_in(flight, least_s + self._run.chance() * (self._schedule.first_s() - least_s))
+        if schedule.vague and self._run.chance() < EXPLORED_SHARE:
+            least_s = schedule.interval_s
+            self._look_in(flight, least_s + self._run.chance() * (schedule.first_s() - least_s))
         else:
             self._look_as_planned(flight)
 
-    def learn(self, latencies_s: Iterable[float]) -> None:
-        """Take how long jobs of earlier runs took."""
-        for latency_s in latencies_s:
-            self._schedule.learn(latency_s)
-        self._plan = self._schedule.version
+    def learn(self, latencies_s: Iterable[tuple[str, float]]) -> None:
+        """Take how long jobs of earlier runs took, each with its kind."""
+        for kind, latency_s in latencies_s:
+            self._schedules.learn(kind, latency_s)
+        self._plan = self._schedules.version
 
     def take_over(self, flight: Flight) -> None:
         """Take a flight that an earlier run left accepted: it is looked at at once."""
@@ -124,13 +126,14 @@ class PollScheduler:
         self._look_in(flight, self._due_s(flight) - self._run.now_s())
 
     def _due_s(self, flight: Flight) -> float:
-        if flight.scout and self._schedule.scouting:
-            return flight.looked_s + self._schedule.interval_s
-        return flight.looked_s + self._schedule.next_s(flight.looked_s - flight.accepted_s)
+        schedule = self._schedules.of(flight.kind)
+        if flight.scout and schedule.scouting:
+            return flight.looked_s + schedule.interval_s
+        return flight.looked_s + schedule.next_s(flight.looked_s - flight.accepted_s)
 
     def _plan_anew(self) -> None:
         """Move the polls that wait to where a new plan wants them."""
-        self._plan = self._schedule.version
+        self._plan = self._schedules.version
         if len(self._heap) <= MOST_MOVED:
             self._heap = [
                 (self._due_s(flight) if flight.planned else due_s, order, flight)
@@ -193,27 +196,29 @@ class PollScheduler:
         took_s = finished.took_s
         if flight.taken_over:
             if took_s is not None:
-                self._schedule.learn(took_s)
+                self._schedules.learn(flight.kind, took_s)
         elif took_s is not None and looked_s <= took_s <= age_s:
-            self._schedule.learn(took_s, looked_s)
+            self._schedules.learn(flight.kind, took_s, looked_s)
         else:
-            self._schedule.learn(age_s, looked_s, exact=False)
-        if self._plan != self._schedule.version:
+            self._schedules.learn(flight.kind, age_s, looked_s, exact=False)
+        if self._plan != self._schedules.version:
             self._plan_anew()
 
     async def _look_again(self, flight: Flight, trouble: PollTrouble | None) -> None:
         now_s = self._run.now_s()
-        least_s = self._schedule.interval_s
+        schedule = self._schedules.of(flight.kind)
+        least_s = schedule.interval_s
         if trouble is None:
             flight.troubles = flight.key_refusals = 0
             if not flight.taken_over:
-                self._schedule.unfinished(now_s - flight.accepted_s, flight.looked_s - flight.accepted_s)
+                looked_s = flight.looked_s - flight.accepted_s
+                self._schedules.unfinished(flight.kind, now_s - flight.accepted_s, looked_s)
             flight.looked_s = now_s
             wait_s = self._due_s(flight) - now_s
         else:
             flight.troubles += 1
             self._run.troubled(flight, "poll", trouble.reason)
-            wait_s = self._schedule.after_trouble_s(flight.troubles, trouble.retry_after_s)
+            wait_s = schedule.after_trouble_s(flight.troubles, trouble.retry_after_s)
             wait_s = max(wait_s, self._run.retries.spend(now_s))
             least_s = max(least_s, trouble.retry_after_s or 0.0)
             if self._key_is_refused(flight, trouble):
@@ -233,7 +238,7 @@ class PollScheduler:
     def _forget(self, flight: Flight) -> None:
         """The flight ends here without having been seen finished."""
         if not flight.taken_over:
-            self._schedule.lost(flight.looked_s - flight.accepted_s)
+            self._schedules.lost(flight.kind, flight.looked_s - flight.accepted_s)
 
     def _key_is_refused(self, flight: Flight, trouble: PollTrouble) -> bool:
         """Leave the flight to the next run when the gateway no longer answers to this key."""

@@ -6,6 +6,7 @@ memory of a few batches.
 
 from __future__ import annotations
 
+import sys
 from collections import deque
 from collections.abc import Awaitable, Callable, Iterable
 from itertools import islice
@@ -97,7 +98,8 @@ class Producer:
 def take_off(job: Job) -> Flight:
     """The flight of a job that has its id."""
     body = wire.encode_body(job)
-    return Flight(job.id, body, wire.fingerprint_of(body), msgspec.json.encode(job.metadata))
+    kind = sys.intern(f"{job.aspect_ratio} {job.creativity}")  # few, and each flight holds one
+    return Flight(job.id, body, wire.fingerprint_of(body), msgspec.json.encode(job.metadata), kind)
 
 
 def check_same(flight: Flight, fingerprint: bytes) -> None:

@@ -197,3 +197,16 @@ class TestTheKey:
             assert done.returncode in (2, 3)
             assert CANARY not in done.stdout + done.stderr
         assert self.seen(tmp_path) == [str(tmp_path / "key")]
+
+
+def test_a_shared_quota(simulate: Simulate, tmp_path: Path) -> None:
+    """Where polls and submits count against one limit, it is kept: all jobs come home, next to nothing is refused."""
+    simulator = simulate(*FAST, "--rate-limit", "sliding-window:40/s", "--shared-limit")
+    write_jobs(tmp_path / "jobs.jsonl", 120)
+    options = ("--rate", "40/s", "--shared-quota", "--poll-interval", "0.5")
+    done = run(simulator, tmp_path, *options)
+    assert done.returncode == 0, done.stdout + done.stderr
+    totals = simulator.ask("/totals")
+    assert totals["charged"] == 120
+    refused = sum(post["status"] == 429 for post in simulator.ask("/ledger")["posts"]) + totals.get("polls_429", 0)
+    assert refused <= 0.05 * (120 + totals["polls"])
