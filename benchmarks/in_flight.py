@@ -25,7 +25,7 @@ from typing import NamedTuple
 
 from benchmarks.report import tell_goal
 from krea_batch import Engine, Job
-from krea_batch.cli.loop import run_loop
+from krea_batch.loop import run_loop
 from krea_batch.rules.verdicts import Accepted, Finished, PollVerdict, PostVerdict, Waiting
 from tests.scripted_gateway import ScriptedMedia, png
 

@@ -8,18 +8,16 @@ imports is imported before the first look at either.
 
 from __future__ import annotations
 
-import asyncio
 import sys
 import threading
-from collections.abc import Callable, Coroutine
-from importlib.util import find_spec
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import msgspec
 
 from krea_batch.bench.cases import Case, Contender
 from krea_batch.bench.notes import Notes
+from krea_batch.loop import run_loop
 
 TELL_EVERY_S = 0.5  # chosen: fluent enough for a count
 
@@ -44,23 +42,12 @@ def _work(case: Case) -> Callable[[Notes], None]:
     if case.contender is Contender.ENGINE:
         from krea_batch.bench.engine_run import run_engine
 
-        return lambda notes: _on_a_loop(run_engine(case, notes))
+        return lambda notes: run_loop(run_engine, case, notes)
     from krea_batch.bench.scripts import run_tasks, run_threads
 
     if case.contender is Contender.TASKS:
-        return lambda notes: _on_a_loop(run_tasks(case, notes))
+        return lambda notes: run_loop(run_tasks, case, notes)
     return lambda notes: run_threads(case, notes)
-
-
-def _on_a_loop(work: Coroutine[Any, Any, None]) -> None:
-    """Run it on uvloop where that is installed, as the command `run` does: engine and script alike."""
-    factory: Callable[[], asyncio.AbstractEventLoop] | None = None
-    if find_spec("uvloop"):
-        import uvloop
-
-        factory = uvloop.new_event_loop
-    with asyncio.Runner(loop_factory=factory) as runner:
-        runner.run(work)
 
 
 def _tell(notes: Notes, done: threading.Event) -> None:

@@ -107,7 +107,7 @@ def run(jobs: tuple[str, ...], **options: Any) -> None:
     one stops at once; the same command goes on where it stopped.
     """
     from krea_batch.cli.batch import Batch, check_jobs, prepare
-    from krea_batch.cli.loop import run_loop
+    from krea_batch.loop import run_loop
     from krea_batch.sources import JobFiles
 
     settings, key = prepare(options)

@@ -76,7 +76,7 @@ def simulate(faults: tuple[str, ...], as_json: bool, **options: Any) -> None:
 
     What it charged is told at /_admin/totals and /_admin/ledger of the gateway's address.
     """
-    from krea_batch.cli.loop import run_loop
+    from krea_batch.loop import run_loop
     from krea_batch.simulator import SimulatorError, SimulatorSettings
     from krea_batch.simulator.faults import FAULTS
 
