@@ -25,6 +25,8 @@ from typing import NamedTuple
 
 from benchmarks.report import tell_goal
 from krea_batch import Engine, Job
+from krea_batch.bench.figures import percentile
+from krea_batch.bench.notes import watch_loop
 from krea_batch.loop import run_loop
 from krea_batch.rules.verdicts import Accepted, Finished, PollVerdict, PostVerdict, Waiting
 from tests.scripted_gateway import ScriptedMedia, png
@@ -81,20 +83,12 @@ def resident_kib() -> float:
     return pages * os.sysconf("SC_PAGE_SIZE") / 1024
 
 
-async def _feel(lags_s: list[float]) -> None:
-    loop = asyncio.get_running_loop()
-    while True:
-        due_s = loop.time() + LAG_EVERY_S
-        await asyncio.sleep(LAG_EVERY_S)
-        lags_s.append(loop.time() - due_s)
-
-
 async def _measure(jobs: int, latency_s: float, sigma: float, out: str) -> Measured:
     chance, loop = Random(1), asyncio.get_running_loop()
     gateway = Forgetful(lambda: latency_s * chance.lognormvariate(0, sigma))
     async with Engine(out, gateway_client=gateway, rate=f"{RATE_PER_S}/s", max_in_flight=jobs) as engine:
-        before_kib, lags_s, cpu_s, begun_s = resident_kib(), list[float](), time.process_time(), loop.time()
-        feeling = asyncio.create_task(_feel(lags_s))
+        before_kib, lags_ms, cpu_s, begun_s = resident_kib(), list[float](), time.process_time(), loop.time()
+        feeling = asyncio.create_task(watch_loop(lags_ms))
         running = asyncio.create_task(engine.run(Job(prompt=f"picture {n}", id=f"{n:06}") for n in range(jobs)))
         while engine.stats().accepted < jobs and not running.done():
             await asyncio.sleep(LAG_EVERY_S)
@@ -107,8 +101,8 @@ async def _measure(jobs: int, latency_s: float, sigma: float, out: str) -> Measu
         feeling.cancel()
         stats = engine.stats()
     assert stats.succeeded == jobs, stats
-    lags_s = sorted(lags_s)[:-1] or [0.0]  # the last is that look
-    p50, p99, most = (1000 * lags_s[min(len(lags_s) - 1, int(len(lags_s) * share))] for share in (0.5, 0.99, 1.0))
+    lags_ms = sorted(lags_ms)[:-1] or [0.0]  # the last is that look
+    p50, p99, most = (percentile(lags_ms, percent) for percent in (50, 99, 100))
     cpu_ms = 1000 * (time.process_time() - cpu_s) / jobs
     wall = wall_s / gateway.ideal_s
     return Measured(in_flight, grown_kib / in_flight, p50, p99, most, wall, stats.polls / jobs, cpu_ms)

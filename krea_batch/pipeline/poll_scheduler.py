@@ -106,7 +106,7 @@ class PollScheduler:
                 if self._limiter:
                     await self._limiter.acquire()
                 if settings.shared_quota:
-                    await room(self._run.pace)
+                    await room(self._run.pace, self._run.now_s)
                     self._run.pace.shared(self._run.now_s())
                 polls.start(self._poll(flight))
 

@@ -21,6 +21,7 @@ from krea_batch.events import Event, Held, Listener, Moved, Stopping, Troubled
 from krea_batch.jobs import State
 from krea_batch.ledger import Ledger
 from krea_batch.pipeline.flight import Flight, Slots
+from krea_batch.pipeline.gate import clock_of
 from krea_batch.rules.pace import Pace
 from krea_batch.rules.patience import RetryBudget
 from krea_batch.rules.verdicts import PollVerdict, PostVerdict
@@ -122,12 +123,9 @@ class Run:
         self.stopped: RunStopped | None = None
         self._disk = disk
         self._loop = asyncio.get_running_loop()
+        self.now_s = clock_of(self._loop)
         self._listeners = listeners
         self._at_stop: list[Callable[[], None]] = []
-
-    def now_s(self) -> float:
-        """The loop's monotonic clock."""
-        return self._loop.time()
 
     def on_disk(self, work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> asyncio.Future[T]:
         """Do file work in one of the run's disk threads. A cancel does not undo it."""

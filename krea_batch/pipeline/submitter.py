@@ -52,7 +52,7 @@ class Submitter:
         self._accepted = accepted
         self._ended = ended
         self._left = left
-        self._gate = Gate(run.pace)
+        self._gate = Gate(run.pace, run.now_s)
         self._queue: asyncio.Queue[Flight] = asyncio.Queue()
         self._has_room = asyncio.Event()
         self._has_room.set()
