@@ -1,6 +1,6 @@
 """How much of a rate limit is used, and how many submits are refused?
 
-    python -m benchmarks.throughput                        every kind of limit, three times each; medians
+    python -m benchmarks.throughput                        every kind of limit, three times each; medians. Told limits nine times
     python -m benchmarks.throughput --share 0.05 --repeat 1   the short form: a twentieth of the jobs
 
 The real command runs against the simulator, each in a process of its own. What was accepted, and when, is read from
@@ -39,6 +39,11 @@ class Case(NamedTuple):
     retry_after: str = "seconds"
     latency: str = "uniform:0.5,1.5"
 
+    @property
+    def is_told(self) -> bool:
+        """Whether the engine is told the very limit."""
+        return self.rate == f"{self.per_s:g}/s"
+
 
 CASES = [
     *(
@@ -56,6 +61,7 @@ CASES = [
 
 
 GOALS = {"told 200/s": 0.985, "told 800/s": 0.97, "told 500/s": 0.92, "told auto": 0.90}
+OFTENER = 3  # chosen: where the limit is told, runs are short, and one stall of the machine spoils one
 MOST_USED, MOST_REFUSED = 1.01, 0.08  # of a limit that was told; 429s a job where it was not
 
 
@@ -133,7 +139,8 @@ def main() -> None:
     for case in CASES:
         if options.only not in case.name + case.limit:
             continue
-        runs = [measure(case, max(20, int(case.jobs * options.share))) for _ in range(options.repeat)]
+        times = options.repeat * (OFTENER if case.is_told and options.share == 1 else 1)
+        runs = [measure(case, max(20, int(case.jobs * options.share))) for _ in range(times)]
         median = Measured(*(statistics.median(figures) for figures in zip(*runs, strict=True)))
         print(
             f"| {case.name} | {case.limit} | {median.used:.3f} | {median.most_in_a_second:.3f} "
@@ -149,7 +156,7 @@ def main() -> None:
 def _tell(begin: str, least: float, found: list[tuple[Case, Measured]]) -> None:
     low, high = min(median.used for _, median in found), max(median.used for _, median in found)
     refused = max(median.refused for _, median in found)
-    if all(case.rate == f"{case.per_s}/s" for case, _ in found):
+    if all(case.is_told for case, _ in found):
         bound, met = f"≥ {least}, ≤ {MOST_USED}", least <= low and high <= MOST_USED
     else:
         bound, met = f"≥ {least}, 429s a job ≤ {MOST_REFUSED}", least <= low and refused <= MOST_REFUSED
