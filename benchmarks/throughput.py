@@ -1,8 +1,9 @@
 """How much of a rate limit is used, and how many submits are refused?
 
-    python -m benchmarks.throughput                        every kind of limit, three times each; medians. Told limits nine times
+    python -m benchmarks.throughput                        every kind of limit, three times each; medians
     python -m benchmarks.throughput --share 0.05 --repeat 1   the short form: a twentieth of the jobs
 
+Limits that are told are measured three times as often, since one stall of the machine spoils a short run.
 The real command runs against the simulator, each in a process of its own. What was accepted, and when, is read from
 the simulator's ledger. `used` is accepted submits a second, from the first to the last, over the limit.
 """
