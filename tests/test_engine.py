@@ -28,6 +28,7 @@ from krea_batch import (
 from krea_batch.errors import KreaBatchError
 from krea_batch.events import Event, Stopping
 from krea_batch.ledger import Store
+from krea_batch.report.results import Results
 from krea_batch.rules.verdicts import Errored, Failed, PollTrouble, Refusal, Refused, Unclear, Waiting
 from tests.scripted_gateway import (
     Accept,
@@ -828,6 +829,27 @@ class TestResults:
         run_virtual(play(tmp_path, gateway, jobs(3)))
         check_books(tmp_path, gateway)
         assert set(statuses(tmp_path).values()) == {"succeeded"}
+
+    @pytest.mark.parametrize("after_s", [2.0, 5.2, 5.3, 60.0])
+    def test_they_are_written_anew_at_the_start_only_where_need_be(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, after_s: float
+    ) -> None:
+        """Where the last run was killed they are, beside the run; where it ended in order, only at the end."""
+        times: list[int] = []
+        write_anew = Results.write_anew
+
+        async def counted(self: Results, groups: Any) -> None:
+            times.append(1)
+            await write_anew(self, groups)
+
+        gateway, out = ScriptedGateway(), tmp_path / "out"
+        killed = run_until_killed(play(out, gateway, jobs(8)), after_s, out) is None
+        assert killed == (after_s < 60)
+        monkeypatch.setattr(Results, "write_anew", counted)
+        run_virtual(play(out, gateway, jobs(12)))
+        assert len(times) == (2 if killed else 1)
+        assert len(statuses(out)) == 12
+        check_books(out, gateway)
 
     def test_a_row_says_what_design_says(self, tmp_path: Path) -> None:
         """The fields of a row are the ones of DESIGN, A run's folder."""

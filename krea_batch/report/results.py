@@ -43,7 +43,8 @@ class Results:
         self._write()
 
     def hold(self) -> None:
-        """Keep the rows that are appended until the file has been written anew."""
+        """Keep the rows that are appended from now on until the file has been written anew, which has the others."""
+        self._rows.clear()
         self._held = True
 
     def size_bytes(self) -> int | None:
@@ -54,10 +55,21 @@ class Results:
             return None
 
     async def write_anew(self, groups: AsyncIterable[Iterable[Outcome]]) -> None:
-        """Write the whole file anew; the old one stays until the new one is synced. Raises OSError."""
-        self.hold()
-        while self._writing is not None:
-            await asyncio.wait([self._writing])
+        """Write the whole file anew: what has ended by now, or had when `hold` was called.
+
+        The old file stays until the new one is synced. Raises OSError.
+        """
+        if not self._held:
+            self.hold()
+        try:
+            while self._writing is not None:
+                await asyncio.wait([self._writing])
+            await self._replace(groups)
+        finally:
+            self._held = False
+            self._write()
+
+    async def _replace(self, groups: AsyncIterable[Iterable[Outcome]]) -> None:
         loop = asyncio.get_running_loop()
         new = self._path.with_suffix(".jsonl.part")
         file = await loop.run_in_executor(self._disk, _begin, new)
@@ -66,8 +78,6 @@ class Results:
                 await loop.run_in_executor(self._disk, file.writelines, list(map(row, outcomes)))
             await loop.run_in_executor(self._disk, _sync, file.flush, file.fileno())
         new.replace(self._path)
-        self._held = False
-        self._write()
 
     def _write(self) -> None:
         if not self._rows or self._held or self._writing is not None:

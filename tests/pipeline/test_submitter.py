@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -12,7 +14,8 @@ import pytest
 
 from krea_batch import Engine, GatewayError, Job, RunStopped
 from krea_batch.jobs import Outcome
-from krea_batch.pipeline.submitter import MOST_UNCLEAR
+from krea_batch.pipeline.producer import BATCH
+from krea_batch.pipeline.submitter import MOST_QUEUED, MOST_UNCLEAR
 from krea_batch.rules.verdicts import Accepted, Errored, Failed, Finished, NotSent, Refusal, Refused, Unclear, Waiting
 from tests.scripted_gateway import Accept, ScriptedGateway, ask, jobs, play, rows, states, statuses
 from tests.virtual_time import run_virtual
@@ -335,6 +338,32 @@ class TestBounds:
         assert gateway.most_in_air <= most
         assert max(on_way) <= most
         assert len(rows(tmp_path)) == 100
+
+    def test_the_source_is_read_no_faster_than_submits_go(self, tmp_path: Path) -> None:
+        """Jobs that cannot be submitted yet stay where they come from, however many may be in flight."""
+        read = 0
+
+        def source() -> Iterator[Job]:
+            nonlocal read
+            for job in jobs(5000):
+                read += 1
+                yield job
+
+        async def main() -> None:
+            async with Engine(
+                tmp_path, gateway_client=ScriptedGateway(), rate="10/s", max_in_flight=100_000
+            ) as engine:
+                running = asyncio.create_task(engine.run(source()))
+                await asyncio.sleep(3)
+                assert engine.stats().submits == pytest.approx(30, abs=3)
+                assert read <= MOST_QUEUED + 2 * BATCH
+                engine.stop_now()
+                await asyncio.wait([running])
+                running.exception()
+
+        with suppress(RunStopped):
+            run_virtual(main())
+        assert 0 < read < 5000
 
     @pytest.mark.parametrize("post_s", [0.01, 30.0], ids=["quick answers", "slow answers"])
     def test_max_charges(self, tmp_path: Path, post_s: float) -> None:

@@ -119,6 +119,52 @@ def test_written_anew_each_id_stands_once(tmp_path: Path, disk: Executor) -> Non
     assert [path.name for path in tmp_path.iterdir()] == [RESULTS]
 
 
+def test_rows_that_come_while_it_is_written_anew_stand_behind(tmp_path: Path, disk: Executor) -> None:
+    """What ends meanwhile is in the new file, once; what had ended before the hold is not put there again."""
+    (tmp_path / RESULTS).write_bytes(row(outcome("old")))
+
+    async def slow(results: Results) -> AsyncIterator[list[Outcome]]:
+        yield [outcome("a"), outcome("b")]
+        results.append(outcome("d"))
+        await asyncio.sleep(0.01)
+        assert ids_in(tmp_path)[0] == "old"
+        yield [outcome("c")]
+
+    async def work(results: Results) -> None:
+        results.append(outcome("b"))
+        results.hold()
+        results.append(outcome("e"))
+        await results.write_anew(slow(results))
+        results.append(outcome("f"))
+
+    assert with_results(tmp_path, disk, work) == []
+    assert ids_in(tmp_path) == ["a", "b", "c", "e", "d", "f"]
+
+
+def test_rows_that_come_while_that_breaks_off_are_not_lost(tmp_path: Path, disk: Executor) -> None:
+    """They go to the old file, which stays; and the next time, nothing stands twice."""
+    (tmp_path / RESULTS).write_bytes(row(outcome("old")))
+
+    async def for_ever() -> AsyncIterator[list[Outcome]]:
+        yield [outcome("old")]
+        await asyncio.sleep(3600)
+
+    async def work(results: Results) -> None:
+        renewing = asyncio.create_task(results.write_anew(for_ever()))
+        await asyncio.sleep(0.01)
+        results.append(outcome("a"))
+        renewing.cancel()
+        await asyncio.wait([renewing])
+        while results._writing is not None:
+            await asyncio.sleep(0.001)
+        assert ids_in(tmp_path) == ["old", "a"]
+        results.append(outcome("b"))
+        await results.write_anew(groups(["old", "a", "b"]))
+
+    assert with_results(tmp_path, disk, work) == []
+    assert ids_in(tmp_path) == ["old", "a", "b"]
+
+
 def test_until_the_new_one_is_whole_the_old_one_stays(tmp_path: Path, disk: Executor) -> None:
     """Where writing anew breaks off, the old file is as it was."""
     old = row(outcome("old"))
