@@ -99,6 +99,7 @@ class Doubts:
                 if job_id not in doubts:
                     raise JobError("it is not ambiguous", "see krea-batch resolve OUT --list", job_id=job_id)
                 decide(store, doubts[job_id])
+            store.results_written(None)  # until they are
 
         self._store.transaction([decide_all])
 

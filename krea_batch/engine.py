@@ -36,7 +36,7 @@ from krea_batch.pipeline.poll_scheduler import PollScheduler
 from krea_batch.pipeline.producer import Producer, check_same, take_off
 from krea_batch.pipeline.run import Gateway, Run, Stats
 from krea_batch.pipeline.submitter import Submitter
-from krea_batch.report.results import Results
+from krea_batch.report.results import Results, to_the_end
 from krea_batch.rules.patience import SameFailure
 from krea_batch.rules.verdicts import Progress
 from krea_batch.settings import Ambiguous, ApiKey, Settings
@@ -270,7 +270,7 @@ class Engine:
         results_bytes = await record(Store.results_bytes)
         number = await record(Store.start_run, settings.origin, __version__, self._clock())
         stack.push_async_callback(self._close_books, number)
-        await record(
+        reopened = await record(
             Store.reopen,
             max_attempts=settings.max_attempts,
             resubmit_ambiguous=settings.ambiguous is Ambiguous.RESUBMIT,
@@ -280,7 +280,7 @@ class Engine:
         self._scheduler.learn(await record(Store.latencies, LEARN_FROM_LAST))
         charges = await record(Store.charges)
         self._submitter.begin_with(charges.charged + charges.unknown)
-        if results_bytes is None or results_bytes != self._results.size_bytes():
+        if reopened or results_bytes is None or results_bytes != self._results.size_bytes():
             await self._renew_results(stack)
 
     async def _renew_results(self, stack: AsyncExitStack) -> None:
@@ -294,12 +294,7 @@ class Engine:
     async def _outcomes(self, store: Store) -> AsyncIterator[list[Outcome]]:
         after_n: int | None = 0
         while after_n is not None:
-            page = self._run.on_disk(store.outcomes, after_n, READ_AT_ONCE)
-            try:
-                outcomes, after_n = await asyncio.shield(page)
-            except asyncio.CancelledError:
-                await asyncio.wait([page])  # the store is closed next, and no thread may be at it
-                raise
+            outcomes, after_n = await to_the_end(self._run.on_disk(store.past_outcomes, after_n, READ_AT_ONCE))
             yield outcomes
 
     async def _work(self) -> None:
@@ -518,8 +513,11 @@ async def _first_of(*works: Awaitable[Any]) -> None:
 
 
 async def _cancelled(task: asyncio.Task[Any]) -> None:
+    """Cancel a task and wait for its end. Raises what it raised by itself."""
     task.cancel()
     await asyncio.wait([task])
+    if not task.cancelled():
+        task.result()
 
 
 def _first(error: BaseException) -> BaseException:

@@ -81,8 +81,12 @@ class Store:
     def snapshot(cls, path: Path) -> Store:
         """The file as it is now, for reading, whatever is written to it later. Raises as `open`."""
         store = cls.open(path, read_only=True)
-        store._sql.execute("BEGIN")
-        store._sql.execute("SELECT max(n) FROM jobs").fetchone()  # SQLite takes its snapshot at the first look
+        try:
+            store._sql.execute("BEGIN")
+            store._sql.execute("SELECT max(n) FROM jobs").fetchone()  # SQLite takes its snapshot at the first look
+        except sqlite3.Error as error:
+            store.close()
+            raise store._unreadable(error) from error
         return store
 
     @classmethod
@@ -128,9 +132,7 @@ class Store:
             finally:
                 self._sql.execute("ROLLBACK")
         except sqlite3.Error as error:
-            raise LedgerError(
-                self.path, f"the ledger cannot be read ({error})", "see whether the disk works"
-            ) from error
+            raise self._unreadable(error) from error
 
     # ---- the way to a POST -------------------------------------------------------------------------------
 
@@ -291,8 +293,9 @@ class Store:
         """Note that a run has ended in order."""
         self._sql.execute("UPDATE runs SET ended_at = ? WHERE n = ?", (at, run))
 
-    def reopen(self, *, max_attempts: int, resubmit_ambiguous: bool) -> None:
-        """Bring what the last run left into the states in which this one goes on."""
+    def reopen(self, *, max_attempts: int, resubmit_ambiguous: bool) -> bool:
+        """Bring what the last run left into the states in which this one goes on. True where ends are no more."""
+        reopened = False
         self.hold_in_air()
         rows = self._sql.execute(f"SELECT n, state, errors FROM jobs WHERE {_NOT_ENDED}").fetchall()
         for n, word, errors in rows:
@@ -302,6 +305,8 @@ class Store:
             )
             if new is not None and new is not old:
                 self._move(n, old, new, "error_kind = NULL, error_message = NULL")
+                reopened = reopened or old in lifecycle.ENDS
+        return reopened
 
     def open_jobs(self, after_n: int, limit: int) -> list[OpenJob]:
         """Jobs to go on with, `limit` at most, in the order of their numbers from `after_n` on."""
@@ -357,6 +362,13 @@ class Store:
         ended = [_outcome(row[:-1]) for row in rows if State(row[1]) in lifecycle.ENDS]
         return ended, rows[-1][-1] if rows else None
 
+    def past_outcomes(self, after_n: int, limit: int) -> tuple[list[Outcome], int | None]:
+        """The same of a snapshot. Raises LedgerError where the file cannot be read."""
+        try:
+            return self.outcomes(after_n, limit)
+        except sqlite3.Error as error:
+            raise self._unreadable(error) from error
+
     def counts(self) -> dict[State, int]:
         """How many jobs stand in each state that any job stands in."""
         few = self._sql.execute(
@@ -403,6 +415,9 @@ class Store:
             (why.kind, why.message, polls, at),
         )
         return self.outcome(n)
+
+    def _unreadable(self, error: sqlite3.Error) -> LedgerError:
+        return LedgerError(self.path, f"the ledger cannot be read ({error})", "see whether the disk works")
 
     def _has_request_id(self, request_id: str) -> bool:
         return self._sql.execute("SELECT 1 FROM posts WHERE request_id = ?", (request_id,)).fetchone() is not None

@@ -82,6 +82,8 @@ class Producer:
             if job.id in known or job.id in self._run.aloft:
                 check_same(flight, known.get(job.id) or self._run.aloft[job.id])
                 self._run.stats.skipped += 1
+                if job.id not in known:  # somebody else has just submitted it, and it may not be on record yet
+                    self._unrecorded.append((self._given, flight))
                 self._given += 1
                 continue
             await self._room()

@@ -12,11 +12,14 @@ import os
 from collections.abc import AsyncIterable, Callable, Iterable
 from concurrent.futures import Executor
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, TypeVar, TypeVarTuple, Unpack
 
 import msgspec
 
 from krea_batch.jobs import Outcome
+
+T = TypeVar("T")
+Ts = TypeVarTuple("Ts")
 
 RESULTS = "results.jsonl"
 
@@ -70,14 +73,15 @@ class Results:
             self._write()
 
     async def _replace(self, groups: AsyncIterable[Iterable[Outcome]]) -> None:
-        loop = asyncio.get_running_loop()
         new = self._path.with_suffix(".jsonl.part")
-        file = await loop.run_in_executor(self._disk, _begin, new)
-        with file:
+        with await self._on_disk(_begin, new) as file:
             async for outcomes in groups:
-                await loop.run_in_executor(self._disk, file.writelines, list(map(row, outcomes)))
-            await loop.run_in_executor(self._disk, _sync, file.flush, file.fileno())
-        new.replace(self._path)
+                await self._on_disk(file.writelines, list(map(row, outcomes)))
+            await self._on_disk(_sync, file.flush, file.fileno())
+        await self._on_disk(_put, new, self._path)
+
+    async def _on_disk(self, work: Callable[[Unpack[Ts]], T], *args: *Ts) -> T:
+        return await to_the_end(asyncio.get_running_loop().run_in_executor(self._disk, work, *args))
 
     def _write(self) -> None:
         if not self._rows or self._held or self._writing is not None:
@@ -95,6 +99,15 @@ class Results:
             raise error
         else:
             self._write()
+
+
+async def to_the_end(work: asyncio.Future[T]) -> T:
+    """Wait for work in a thread. A cancel waits, too: whoever comes next may not meet it at the same file."""
+    try:
+        return await asyncio.shield(work)
+    except asyncio.CancelledError:
+        await asyncio.wait([work])
+        raise
 
 
 def _append(path: Path, rows: list[bytes]) -> None:
@@ -117,6 +130,16 @@ def _open(path: Path, how: int) -> int:
     """Open for writing, and make the file where need be; a link is not followed, since it would lead elsewhere."""
     no_link = getattr(os, "O_NOFOLLOW", 0)  # not on Windows
     return os.open(path, os.O_WRONLY | os.O_CREAT | how | no_link, 0o644)
+
+
+def _put(new: Path, path: Path) -> None:
+    """Give the new file its name, for good: a size that was noted must not be that of the old one after all."""
+    new.replace(path)
+    fd = os.open(path.parent, os.O_RDONLY)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
 
 
 def _sync(flush: Callable[[], None], fd: int) -> None:

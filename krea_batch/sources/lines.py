@@ -48,6 +48,7 @@ class LineFile:
         self._spooled = spooled
         self._spooled_bytes = spooled.seek(0, SEEK_END) if spooled else 0
         self._checksums: array[int] | None = None
+        self._begin: list[int] = []  # checksums of the blocks that `blocks` has given
 
     def close(self) -> None:
         """Forget a spooled copy. Nothing else is open between readings."""
@@ -94,8 +95,8 @@ class LineFile:
             at_block(number, size_bytes, digest.hexdigest())
 
     def blocks(self) -> Iterator[bytes]:
-        """The text in blocks, whatever it was before. Raises as `lines`."""
-        yield from self._text(self._blocks())
+        """The text in blocks, as many as are taken; `lines` proves later that these were the same. Raises as it."""
+        yield from self._text(self._noted())
 
     def _text(self, blocks: Iterator[bytes]) -> Iterator[bytes]:
         """The blocks without a byte order mark."""
@@ -110,8 +111,10 @@ class LineFile:
         before = self._checksums
         now = array("Q")
         for block in self._blocks():
-            checksum = zlib.crc32(block) << 32 | len(block)
+            checksum = _checksum(block)
             if before is not None and (len(now) >= len(before) or before[len(now)] != checksum):
+                raise self._changed()
+            if len(now) < len(self._begin) and self._begin[len(now)] != checksum:
                 raise self._changed()
             now.append(checksum)
             yield block
@@ -119,6 +122,12 @@ class LineFile:
             self._checksums = now
         elif len(now) != len(before):
             raise self._changed()
+
+    def _noted(self) -> Iterator[bytes]:
+        self._begin = []
+        for block in self._blocks():
+            self._begin.append(_checksum(block))
+            yield block
 
     def _blocks(self) -> Iterator[bytes]:
         with _named_errors(self.name), self._opened() as file:
@@ -144,6 +153,10 @@ class LineFile:
             f"{self.name}: it has changed since it was checked",
             "start again with the same --out; what is on record is not paid again",
         )
+
+
+def _checksum(block: bytes) -> int:
+    return zlib.crc32(block) << 32 | len(block)
 
 
 def numbered(
