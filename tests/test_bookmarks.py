@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from krea_batch import Engine
+from krea_batch import Engine, InputError
 from krea_batch.ledger import Store
 from krea_batch.pipeline import producer
 from krea_batch.sources import JobFiles, lines
@@ -146,6 +146,16 @@ class TestWhatDoesNot:
         """A ledger that somebody has changed by hand spares no look."""
         jobs = written(tmp_path / "jobs.jsonl", 0, 20)
         assert passed(data, jobs) == (0, 20)
+
+    def test_a_file_that_changes_after_the_look_at_its_mark(self, tmp_path: Path) -> None:
+        """The check notices: else a line that nobody submitted would count as on record from the next mark on."""
+        path = tmp_path / "jobs.jsonl"
+        bookmark = marked(written(path, 0, 50))
+        with JobFiles([str(path)]) as files:
+            files.go_on_from(bookmark)
+            path.write_text(path.read_text().replace('"picture 20"', '"picturE 20"'))
+            with pytest.raises(InputError, match="has changed since it was checked"):
+                files.check()
 
     def test_bad_lines_leave_no_mark(self, tmp_path: Path) -> None:
         """They are told at each start, so each start looks at all lines."""

@@ -851,6 +851,27 @@ class TestResults:
         assert len(statuses(out)) == 12
         check_books(out, gateway)
 
+    def test_an_end_that_is_no_more_has_no_row(self, tmp_path: Path) -> None:
+        """A job that timed out in the last run, and is asked for again in this one, never stands there twice."""
+        gateway = ScriptedGateway()
+        _timed_out_waiting(tmp_path, gateway)
+        gateway.polls.clear()
+        looks = 0
+
+        async def main() -> None:
+            nonlocal looks
+            async with engine_on(tmp_path, gateway) as engine:
+                running = asyncio.create_task(engine.run(jobs(3)))
+                while not running.done():
+                    await asyncio.sleep(0.05)
+                    rows(tmp_path)  # each id once
+                    looks += 1
+                await running
+
+        run_virtual(main())
+        assert looks > 10
+        check_books(tmp_path, gateway)
+
     def test_a_row_says_what_design_says(self, tmp_path: Path) -> None:
         """The fields of a row are the ones of DESIGN, A run's folder."""
         gateway = ScriptedGateway()
