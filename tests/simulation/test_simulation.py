@@ -79,18 +79,20 @@ def test_recording_the_request_id_after_the_poll_is_caught(tmp_path: Path, monke
 def test_renaming_before_the_sync_is_caught(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """An engine that names a picture before it is synced leaves a torn one behind when the power goes."""
 
-    def hasty(self: Picture, chunks: Any) -> StoredFile:
-        with self._opened() as fd:
-            self._write(fd, chunks)
-            self._walk.finish()
-            final = self._claim_name()
-            vars(picture)["os"].fsync(fd)
-        return StoredFile(
-            f"images/{final.name}", self.taken_bytes, self._digest.hexdigest(), self._walk.width, self._walk.height,
-            "image/png",
-        )  # fmt: skip
+    name, named = Picture.name, dict[Picture, StoredFile]()
 
-    monkeypatch.setattr(Picture, "finish", hasty)
+    def hasty(self: Picture) -> None:
+        named[self] = name(self)
+
+    def late(self: Picture) -> StoredFile:
+        disk = vars(picture)["os"]
+        fd = disk.open(self.folder.parent / named[self].path, disk.O_WRONLY)
+        disk.fsync(fd)
+        disk.close(fd)
+        return named.pop(self)
+
+    monkeypatch.setattr(Picture, "sync", hasty)
+    monkeypatch.setattr(Picture, "name", late)
     assert caught(tmp_path, "PngError")
 
 
