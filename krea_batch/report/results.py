@@ -12,7 +12,7 @@ import os
 from collections.abc import AsyncIterable, Callable, Iterable
 from concurrent.futures import Executor
 from pathlib import Path
-from typing import BinaryIO, TypeVar, TypeVarTuple, Unpack
+from typing import TypeVar, TypeVarTuple, Unpack
 
 import msgspec
 
@@ -74,10 +74,9 @@ class Results:
 
     async def _replace(self, groups: AsyncIterable[Iterable[Outcome]]) -> None:
         new = self._path.with_suffix(".jsonl.part")
-        with await self._on_disk(_begin, new) as file:
-            async for outcomes in groups:
-                await self._on_disk(file.writelines, list(map(row, outcomes)))
-            await self._on_disk(_sync, file.flush, file.fileno())
+        await self._on_disk(_begin, new)
+        async for outcomes in groups:
+            await self._on_disk(_append, new, list(map(row, outcomes)))
         await self._on_disk(_put, new, self._path)
 
     async def _on_disk(self, work: Callable[[Unpack[Ts]], T], *args: *Ts) -> T:
@@ -120,10 +119,10 @@ def _append(path: Path, rows: list[bytes]) -> None:
         os.close(fd)
 
 
-def _begin(path: Path) -> BinaryIO:
+def _begin(path: Path) -> None:
     """A new, empty file in place of whatever has the name."""
     path.unlink(missing_ok=True)
-    return os.fdopen(_open(path, os.O_EXCL), "wb")
+    os.close(_open(path, os.O_EXCL))
 
 
 def _open(path: Path, how: int) -> int:
@@ -134,14 +133,13 @@ def _open(path: Path, how: int) -> int:
 
 def _put(new: Path, path: Path) -> None:
     """Give the new file its name, for good: a size that was noted must not be that of the old one after all."""
+    _sync(_open(new, os.O_APPEND))
     new.replace(path)
-    fd = os.open(path.parent, os.O_RDONLY)
+    _sync(os.open(path.parent, os.O_RDONLY))
+
+
+def _sync(fd: int) -> None:
     try:
         os.fsync(fd)
     finally:
         os.close(fd)
-
-
-def _sync(flush: Callable[[], None], fd: int) -> None:
-    flush()
-    os.fsync(fd)
