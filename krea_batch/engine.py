@@ -26,20 +26,21 @@ import msgspec
 from krea_batch import __version__
 from krea_batch.errors import InputError, KreaBatchError, RunStopped, SettingsError
 from krea_batch.events import Ended, Listener
-from krea_batch.folder import RunFolder
+from krea_batch.folder import LEDGER, RunFolder
 from krea_batch.handles import Handle, Watch
 from krea_batch.jobs import Job, Outcome, State, checked
-from krea_batch.ledger import READ_AT_ONCE, Charges, Ledger, OpenJob, Store
+from krea_batch.ledger import READ_AT_ONCE, Charges, Ledger, OpenJob, Store, pages
 from krea_batch.pipeline.downloader import Downloader
 from krea_batch.pipeline.flight import Flight
 from krea_batch.pipeline.poll_scheduler import PollScheduler
 from krea_batch.pipeline.producer import Producer, check_same, take_off
 from krea_batch.pipeline.run import Gateway, Run, Stats
 from krea_batch.pipeline.submitter import Submitter
-from krea_batch.report.results import Results, to_the_end
+from krea_batch.report.results import Results
 from krea_batch.rules.patience import SameFailure
 from krea_batch.rules.verdicts import Progress
 from krea_batch.settings import Ambiguous, ApiKey, Settings
+from krea_batch.waits import to_the_end
 
 T = TypeVar("T")
 
@@ -285,17 +286,12 @@ class Engine:
 
     async def _renew_results(self, stack: AsyncExitStack) -> None:
         """Write the results anew beside the run, as they are now; the last run did not come to it."""
-        past = await self._run.on_disk(Store.snapshot, RunFolder(self.settings.out).ledger)
+        past = await self._run.on_disk(Store.snapshot, self.settings.out / LEDGER)
         stack.callback(past.close)
         self._results.hold()
-        renewing = asyncio.create_task(self._write_results(self._outcomes(past)))
+        outcomes = pages(lambda after_n: to_the_end(self._run.on_disk(past.past_outcomes, after_n, READ_AT_ONCE)))
+        renewing = asyncio.create_task(self._write_results(outcomes))
         stack.push_async_callback(_cancelled, renewing)
-
-    async def _outcomes(self, store: Store) -> AsyncIterator[list[Outcome]]:
-        after_n: int | None = 0
-        while after_n is not None:
-            outcomes, after_n = await to_the_end(self._run.on_disk(store.past_outcomes, after_n, READ_AT_ONCE))
-            yield outcomes
 
     async def _work(self) -> None:
         async with anyio.create_task_group() as stages:

@@ -58,9 +58,8 @@ def _throughput(figure: Figure, rows: Sequence[Figures]) -> None:
     axes = figure.subplots()
     limits = sorted({row.limit_per_s for row in rows})
     axes.plot(limits, limits, color=IDEAL, linestyle="--", label="the limit itself")
-    _lines(axes, rows, lambda row: row.accepted_per_s)
-    _name(axes, "How much of the rate limit is used", "limit (submits/s)", "accepted (submits/s)")
-    _limits(axes, rows)
+    used = "How much of the rate limit is used"
+    _panel(axes, rows, lambda row: row.accepted_per_s, used, "accepted (submits/s)")
 
 
 def _timeline(figure: Figure, rows: Sequence[Figures]) -> None:
@@ -84,30 +83,19 @@ def _timeline(figure: Figure, rows: Sequence[Figures]) -> None:
 
 
 def _refused(figure: Figure, rows: Sequence[Figures]) -> None:
-    axes = figure.subplots()
-    _lines(axes, rows, lambda row: row.refused_429_per_job)
-    _name(axes, "Submits refused with 429", "limit (submits/s)", "429s a job")
-    _limits(axes, rows)
+    _panel(figure.subplots(), rows, lambda row: row.refused_429_per_job, "Submits refused with 429", "429s a job")
 
 
 def _polls(figure: Figure, rows: Sequence[Figures]) -> None:
-    left, right = figure.subplots(1, 2)
-    _lines(left, rows, lambda row: row.polls_per_job)
-    _name(left, "Polls until an end is seen", "limit (submits/s)", "polls a job")
-    _lines(right, rows, lambda row: row.lag_mean_s)
-    _name(right, "Lag from an end until it is seen", "limit (submits/s)", "mean lag (s)")
-    _limits(left, rows)
-    _limits(right, rows)
+    polls, lag = figure.subplots(1, 2)
+    _panel(polls, rows, lambda row: row.polls_per_job, "Polls until an end is seen", "polls a job")
+    _panel(lag, rows, lambda row: row.lag_mean_s, "Lag from an end until it is seen", "mean lag (s)")
 
 
 def _cost(figure: Figure, rows: Sequence[Figures]) -> None:
-    left, right = figure.subplots(1, 2)
-    _lines(left, rows, lambda row: row.cpu_ms_per_job)
-    _name(left, "Processor time", "limit (submits/s)", "CPU ms a job")
-    _lines(right, rows, lambda row: row.memory_kib_per_job_in_flight)
-    _name(right, "Memory", "limit (submits/s)", "KiB a job in flight")
-    _limits(left, rows)
-    _limits(right, rows)
+    time, memory = figure.subplots(1, 2)
+    _panel(time, rows, lambda row: row.cpu_ms_per_job, "Processor time", "CPU ms a job")
+    _panel(memory, rows, lambda row: row.memory_kib_per_job_in_flight, "Memory", "KiB a job in flight")
 
 
 def _loop(figure: Figure, rows: Sequence[Figures]) -> None:
@@ -132,6 +120,13 @@ PLOTS: dict[str, Callable[[Figure, Sequence[Figures]], None]] = {
     "cost": _cost,
     "loop": _loop,
 }
+
+
+def _panel(axes: Axes, rows: Sequence[Figures], value: Callable[[Figures], float | None], title: str, y: str) -> None:
+    """One figure of each row over the limits."""
+    _lines(axes, rows, value)
+    _name(axes, title, "limit (submits/s)", y)
+    _limits(axes, rows)
 
 
 def _lines(axes: Axes, rows: Sequence[Figures], value: Callable[[Figures], float | None]) -> None:

@@ -7,7 +7,7 @@ Newcomers: SQLite runs in WAL mode with synchronous=FULL, because NORMAL was mea
 commits when the power goes.
 """
 
-from krea_batch.ledger.group import READ_AT_ONCE, Ledger
+from krea_batch.ledger.group import READ_AT_ONCE, Ledger, pages
 from krea_batch.ledger.store import Charges, Doubt, OpenJob, Store
 
-__all__ = ["READ_AT_ONCE", "Charges", "Doubt", "Ledger", "OpenJob", "Store"]
+__all__ = ["READ_AT_ONCE", "Charges", "Doubt", "Ledger", "OpenJob", "Store", "pages"]

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import functools
 import sqlite3
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Concatenate, ParamSpec, TypeVar
@@ -17,6 +17,7 @@ from typing import Any, Concatenate, ParamSpec, TypeVar
 from krea_batch.errors import KreaBatchError, LedgerError
 from krea_batch.jobs import Outcome
 from krea_batch.ledger.store import Store
+from krea_batch.waits import answer_all
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -24,6 +25,7 @@ T = TypeVar("T")
 LINGER_S = 0.004  # chosen: between the begins of two commits; nobody feels it, and a sync serves more of them
 READ_AT_ONCE = 1000  # chosen: rows in one transaction; a few milliseconds
 _Work = Callable[[Store], Any]
+_Page = tuple[list[Outcome], int | None]
 _MOST_AT_ONCE = 1000  # chosen: 131,000 records a second were measured at this group size, at 7 ms a commit
 
 
@@ -60,12 +62,9 @@ class Ledger:
         """
         self._put(functools.partial(_call, transition, args, kwargs)).add_done_callback(self._noted)
 
-    async def outcomes(self) -> AsyncIterator[list[Outcome]]:
+    def outcomes(self) -> AsyncIterator[list[Outcome]]:
         """Result rows of all ended jobs, in the order of their first submits, some at a time."""
-        after_n: int | None = 0
-        while after_n is not None:
-            outcomes, after_n = await self.record(Store.outcomes, after_n, READ_AT_ONCE)
-            yield outcomes
+        return pages(lambda after_n: self.record(Store.outcomes, after_n, READ_AT_ONCE))
 
     async def close(self) -> None:
         """Wait for what is on its way, then close the file."""
@@ -120,15 +119,17 @@ class Ledger:
             self.broken = failed
             group, self._waiting = group + self._waiting, []
             answers = [failed] * len(group)
-        for (_, future), answer in zip(group, answers, strict=True):
-            if future.done():
-                continue
-            if isinstance(answer, BaseException):
-                future.set_exception(answer)
-            else:
-                future.set_result(answer)
+        answer_all((future for _, future in group), answers)
         if self._waiting:
             self._next(loop)
+
+
+async def pages(read: Callable[[int], Awaitable[_Page]]) -> AsyncIterator[list[Outcome]]:
+    """All result rows, a page at a time. `read` gives those from a number on, and the number to go on from."""
+    after_n: int | None = 0
+    while after_n is not None:
+        outcomes, after_n = await read(after_n)
+        yield outcomes
 
 
 def _call(transition: Callable[..., T], args: tuple[Any, ...], kwargs: dict[str, Any], store: Store) -> T:

@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from krea_batch.jobs import StoredFile
 from krea_batch.pipeline.picture import Picture, PngError, finish
 from krea_batch.pipeline.run import Run
+from krea_batch.waits import answer_all
 
 FULL_PICTURES = 32  # chosen: more in one group make none of them cheaper (measured)
 FULL_BYTES = 8 << 20  # chosen: what a disk thread checks and writes in 20 ms
@@ -57,12 +58,6 @@ class Shelf:
             answers = [error] * len(group)
         else:
             answers = work.result()
-        for (_, _, future), answer in zip(group, answers, strict=True):
-            if future.done():
-                continue
-            if isinstance(answer, StoredFile):
-                future.set_result(answer)
-            else:
-                future.set_exception(answer)
+        answer_all((future for _, _, future in group), answers)
         if self._waiting:
             self._start()

@@ -17,6 +17,7 @@ from typing import TypeVar, TypeVarTuple, Unpack
 import msgspec
 
 from krea_batch.jobs import Outcome
+from krea_batch.waits import to_the_end
 
 T = TypeVar("T")
 Ts = TypeVarTuple("Ts")
@@ -98,15 +99,6 @@ class Results:
             raise error
         else:
             self._write()
-
-
-async def to_the_end(work: asyncio.Future[T]) -> T:
-    """Wait for work in a thread. A cancel waits, too: whoever comes next may not meet it at the same file."""
-    try:
-        return await asyncio.shield(work)
-    except asyncio.CancelledError:
-        await asyncio.wait([work])
-        raise
 
 
 def _append(path: Path, rows: list[bytes]) -> None:

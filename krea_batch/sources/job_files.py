@@ -60,7 +60,7 @@ class JobFiles:
         self._known_lines = 0  # so many of the first lines need not be looked at
         self._given = 0  # jobs, in the present iteration
         self._parts: list[Part] = []  # how far the files have been read in it
-        self._mark: tuple[int, Bookmark] | None = None
+        self._mark: tuple[int, bytes] | None = None
         self._files: list[LineFile] = []
         self.passed = 0
         try:
@@ -95,10 +95,9 @@ class JobFiles:
 
         To be kept once all of them are on record. None where no mark can be: lines are bad, or none was read.
         """
-        if self._mark is None or self._checked is None or self._checked.bad_lines:
+        if self._checked is None or self._checked.bad_lines:
             return None
-        given, bookmark = self._mark
-        return given, bookmark.encode()
+        return self._mark
 
     def check(
         self,
@@ -155,7 +154,7 @@ class JobFiles:
         self._parts[n:] = [Part(size_bytes, sha256, lines)]
         bookmark = Bookmark(tuple(self._parts), self.passed + self._given, self._keep_extra)
         if bookmark.lines > self._known_lines:
-            self._mark = self._given, bookmark
+            self._mark = self._given, bookmark.encode()
 
     def _file(self, path: str, stdin: BinaryIO | None) -> LineFile:
         if path == "-":
