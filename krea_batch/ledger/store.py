@@ -23,6 +23,7 @@ from krea_batch.rules.verdicts import Finished
 APPLICATION_ID = 0x4B524541  # "KREA"
 SCHEMA_VERSION = 1
 BUSY_TIMEOUT_S = 10.0  # chosen: `status` of another process holds its read lock for far less
+CACHE_KIB = 16_384  # measured: with the 2 MB of the default, a job among 100,000 costs 1.3 times one among 3,000
 
 _OUTCOME = (
     "id, state, request_id, files, error_kind, error_message, body, metadata, polls, attempts, "
@@ -479,6 +480,7 @@ def _has_tables(connection: sqlite3.Connection) -> bool:
 def _make_ready(connection: sqlite3.Connection) -> None:
     connection.execute("PRAGMA journal_mode = WAL")
     connection.execute("PRAGMA synchronous = FULL")
+    connection.execute(f"PRAGMA cache_size = -{CACHE_KIB}")
     connection.execute("BEGIN")
     connection.execute("PRAGMA user_version = 0")  # SQLite opens a file that cannot be written, too: tell it now
     connection.execute("ROLLBACK")

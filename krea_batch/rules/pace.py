@@ -6,6 +6,8 @@ is, keeps every window of one second under it, and holds everything back after a
 A limit that nobody told is found as follows. When a 429 comes, what was let through since the last one says what the
 limit is: that many requests in so many seconds. The rate goes down to that and stays there for a while, then tries a
 little more, with growing steps, since the limit may have grown; each time that is in vain, the while is doubled.
+A pace that seeks does not know how long before the first 429 the window began; so, once its pause is over, it fills
+the next one in a burst, which shows what a window holds.
 """
 
 from __future__ import annotations
@@ -24,10 +26,12 @@ VARIATIONS = 4.0  # RFC 6298, 2: an answer that takes longer than usual by so ma
 LEAST_SMOOTHED = 8.0  # RFC 6298, 2: answers that count for what is usual; at higher rates those of a second
 NEARLY = 0.95  # chosen: who was let through so much of the rate he was told was told the truth
 DECREASE = 0.7  # chosen: CUBIC's factor (RFC 9438, 4.6), where nothing else is known
+SHORT_S = 0.3  # chosen: what comes through in a shorter time was waiting for it
 LONG_S = 4.0  # chosen: the pause in so long a time spoils the estimate no more …
-PAUSED = 1.1  # … and in a shorter one, this makes up for it
+PAUSED = 1.1  # … and in a shorter one, this makes up for it, at the least
 BELOW = 0.98  # chosen: a rate that was refused is not tried again at once
-STAY_S = 10.0  # chosen: a try in vain costs a second's submits, a tenth at first
+STAY_S = 20.0  # chosen: a try in vain costs a second's submits, a twentieth at first
+UNSURE_STAY_S = 5.0  # chosen: an estimate from a short time may be a third too low
 LONGEST_STAY_S = 320.0  # chosen: a limit that has grown is found out within minutes
 STEP_S = 1.0  # chosen: one window says whether a rate is carried
 PROBE_SHARE = 0.02  # chosen: 2 %, then 8, 18, 32 %: careful at first, ten times as much in 22 s
@@ -36,8 +40,9 @@ LEAST_PER_S = 0.1  # chosen: a limit under 6/min is better told than found
 BLIND_PAUSE_S = 0.25  # chosen: a 429 without Retry-After; doubled while nothing is let through
 LONGEST_BLIND_PAUSE_S = 32.0  # chosen: a window of a minute is over at the second try
 AUTO_START_PER_S = 10.0  # chosen: what nobody calls abuse
-AUTO_GROWTH = 2.0  # chosen: tenfold in two seconds
-AUTO_STEP_S = 0.5
+AUTO_GROWTH = 2.0  # chosen: tenfold in little more than a second
+AUTO_STEP_S = 0.33
+BURST = 4.0  # chosen: what a window holds is let through in a quarter of it
 
 
 class Pace:
@@ -71,6 +76,7 @@ class Pace:
         self._steps = 0
         self._stepped_s = -math.inf
         self._near = False  # the last refusal was of a try at a little more
+        self._bursts = False  # a window is being filled, to see what it holds
 
     # ---- may one go? -------------------------------------------------------------------------------------
 
@@ -132,7 +138,10 @@ class Pace:
         if not news:
             return
         self._vain += 1
-        self._lower(sent_s)
+        if self._seeks and retry_after_s is not None:
+            self._burst(sent_s)
+        else:
+            self._lower(sent_s)
         self._lowered_s = self._quiet_since_s
         self._answer_s = now_s - sent_s
         self._since_s, self._through = sent_s, 0
@@ -158,20 +167,29 @@ class Pace:
 
     # ---- the rate ----------------------------------------------------------------------------------------
 
+    def _burst(self, sent_s: float) -> None:
+        """Fill the next window fast, once the pause is over."""
+        self._seeks, self._bursts = False, True
+        self.per_s = min(self.ceiling_per_s, BURST * (self._lately_per_s(sent_s) or self.per_s))
+
     def _lower(self, sent_s: float) -> None:
         if self.per_s == self.ceiling_per_s and self._nearly_all(sent_s):
             self._margin_s *= 2  # they arrived closer to each other than they left
             return
-        if self._found_per_s is None:
+        if self._bursts:
+            found = BELOW * (self._lately_per_s(sent_s) or self.per_s / BURST)
+        elif self._found_per_s is None:
             found = min(self.per_s * (BELOW if self._through else DECREASE), self._seen_per_s(sent_s))
         elif self._steps:  # a try in vain: back to the step before the last, which a whole window has carried
             found = self._found_per_s * (1.0 + PROBE_SHARE * max(0, self._steps - 2) ** 2)
             self._stay_s = min(self._stay_s * 2, LONGEST_STAY_S)
         elif self._through:
             found = min(self.per_s * BELOW, self._seen_per_s(sent_s))
+            if self._seen_s(sent_s) < LONG_S and not self._near:
+                self._stay_s = UNSURE_STAY_S
         else:  # the window of the last refusal is not over yet
             found = self.per_s
-        self._seeks = False
+        self._seeks = self._bursts = False
         self._near = self._steps > 0 or (self._near and self._seen_s(sent_s) < LONG_S)
         self.per_s = self._found_per_s = min(self.per_s, max(LEAST_PER_S, found))
 
@@ -197,8 +215,13 @@ class Pace:
             if span_s >= LONG_S:
                 seen.append(self._through / span_s)
             elif span_s > 0 and not self._near:
-                seen.append(self._through / span_s * PAUSED)
+                seen.append(self._seen_in_short(sent_s, span_s))
         return min(seen)
+
+    def _seen_in_short(self, sent_s: float, span_s: float) -> float:
+        """Between what came through in all that time, and what did in the part of it that was no pause."""
+        going_s = max(sent_s - self._lowered_s, SHORT_S)
+        return self._through * math.sqrt(PAUSED / (span_s * going_s))
 
     def _was_idle(self, sent_s: float, span_s: float) -> bool:
         """Whether far less was sent lately than was allowed; a pace that still seeks is never idle."""
