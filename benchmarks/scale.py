@@ -5,7 +5,9 @@
 
 The real engine with its real ledger runs on a loop whose clock jumps, against a gateway that keeps books: each job is
 charged once, fetched once, and stored once, or the benchmark fails. Pictures go to a folder in memory where there is
-one. The plot, benchmarks/scale.svg, shows processor time a job against their number.
+one. From 2,000 jobs on, as many are in flight in a short run as in a long one: what many in flight cost is another
+question, and benchmarks.in_flight answers it. Each size runs several times and the least counts, since whatever else
+the machine does only adds. The plot, benchmarks/scale.svg, shows processor time a job against their number.
 """
 
 from __future__ import annotations
@@ -32,7 +34,7 @@ from tests.scripted_gateway import ScriptedGateway, ScriptedMedia, png
 from tests.virtual_time import run_virtual
 
 LATENCY_S = 20.0
-RATE_PER_S = 1000
+RATE_PER_S = 100
 SIZES = (1_000, 3_000, 10_000, 30_000, 100_000)
 PICTURE = png()
 PLOT = Path(__file__).with_name("scale.svg")
@@ -79,8 +81,13 @@ def time_now() -> float:
     return asyncio.get_running_loop().time()
 
 
-def measure(jobs: int) -> Measured:
+def measure_apart(jobs: int) -> Measured:
     """In a process of its own, whose memory is its own."""
+    with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as fresh:
+        return fresh.submit(measure, jobs).result()
+
+
+def measure(jobs: int) -> Measured:
     gateway = Lasting()
 
     async def main(out: str) -> None:
@@ -131,14 +138,14 @@ def draw(measured: list[Measured], path: Path) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--most", type=int, default=SIZES[-1])
+    parser.add_argument("--repeat", type=int, default=3)
     parser.add_argument("--plot", type=Path, default=PLOT)
     options = parser.parse_args()
     print("| jobs | processor time a job | polls a job | most memory |")
     print("|---|---|---|---|")
     measured = []
     for jobs in sorted({min(size, options.most) for size in SIZES}):
-        with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as fresh:
-            one = fresh.submit(measure, jobs).result()
+        one = min((measure_apart(jobs) for _ in range(options.repeat)), key=lambda run: run.cpu_ms)
         measured.append(one)
         print(f"| {one.jobs:,} | {one.cpu_ms:.2f} ms | {one.polls:.2f} | {one.mib:.0f} MiB |", flush=True)
     draw(measured, options.plot)
