@@ -20,6 +20,7 @@ if TYPE_CHECKING:
         RunStopped,
         SettingsError,
     )
+    from krea_batch.events import Ended, Event, Held, Listener, Missed, Moved, Stopping, Troubled
     from krea_batch.handles import Handle
     from krea_batch.jobs import (
         ImageStyleReference,
@@ -31,13 +32,18 @@ if TYPE_CHECKING:
         Style,
         Trouble,
     )
+    from krea_batch.pipeline.gate import Pace
+    from krea_batch.pipeline.run import Stats
     from krea_batch.settings import ApiKey, Rate, Settings
 
 __all__ = [
     "ApiKey",
+    "Ended",
     "Engine",
+    "Event",
     "GatewayError",
     "Handle",
+    "Held",
     "ImageStyleReference",
     "InputError",
     "Job",
@@ -45,18 +51,29 @@ __all__ = [
     "KreaBatchBug",
     "KreaBatchError",
     "LedgerError",
+    "Listener",
+    "Missed",
     "Moodboard",
+    "Moved",
     "Outcome",
+    "Pace",
     "Rate",
     "RunFolderError",
     "RunStopped",
     "Settings",
     "SettingsError",
     "State",
+    "Stats",
+    "Stopping",
     "StoredFile",
     "Style",
     "Trouble",
+    "Troubled",
     "__version__",
+    "errors",
+    "handles",
+    "jobs",
+    "settings",
 ]
 
 
@@ -64,7 +81,11 @@ def __getattr__(name: str) -> Any:
     """Import a public name when it is first used, so that `krea-batch --help` costs next to nothing."""
     from importlib import import_module
 
-    for module in ("errors", "jobs", "settings", "handles", "engine") if name in __all__ else ():
+    for module in (
+        ("errors", "jobs", "settings", "events", "handles", "pipeline.gate", "pipeline.run", "engine")
+        if name in __all__
+        else ()
+    ):
         found = import_module(f"krea_batch.{module}")
         if name in vars(found):
             return vars(found)[name]

@@ -13,9 +13,10 @@ import asyncio
 import os
 import time
 import uuid
-from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable, Iterable
+from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable, Coroutine, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AsyncExitStack
+from functools import partial
 from pathlib import Path
 from random import Random
 from typing import Any, Self, TypeVar
@@ -25,18 +26,21 @@ import msgspec
 
 from krea_batch import __version__
 from krea_batch.errors import InputError, KreaBatchError, RunStopped, SettingsError
-from krea_batch.events import Ended, Listener
+from krea_batch.events import Ended, Event, Listener, Moved, Troubled
 from krea_batch.folder import LEDGER, RunFolder
-from krea_batch.handles import Handle, Watch
+from krea_batch.handles import Handle, Reader, Watch
 from krea_batch.jobs import Job, Outcome, State, checked
 from krea_batch.ledger import READ_AT_ONCE, Charges, Ledger, OpenJob, Store, pages
+from krea_batch.pipeline.boarding import Boarding
 from krea_batch.pipeline.downloader import Downloader
 from krea_batch.pipeline.flight import Flight
+from krea_batch.pipeline.gate import Pace
 from krea_batch.pipeline.poll_scheduler import PollScheduler
 from krea_batch.pipeline.producer import Producer, check_same, take_off
 from krea_batch.pipeline.run import Gateway, Run, Stats
 from krea_batch.pipeline.submitter import Submitter
 from krea_batch.report.results import Results
+from krea_batch.rules.lifecycle import ENDS
 from krea_batch.rules.patience import SameFailure
 from krea_batch.rules.verdicts import Progress
 from krea_batch.settings import Ambiguous, ApiKey, Settings
@@ -46,6 +50,7 @@ T = TypeVar("T")
 
 KEY_VARIABLE = "PIXAZO_API_KEY"  # DESIGN, Safety
 DISK_THREADS = 8  # chosen: fsyncs in parallel cost less each; more threads than this gained little
+MOST_BOARDED = 16  # chosen: what waits at the submitter has had its turn; 20 ms at 800/s
 LEARN_FROM_LAST = 500  # chosen: as many latencies as the schedule remembers
 
 
@@ -55,6 +60,7 @@ class Engine:
     `out` is the run's folder; further keywords are the fields of `Settings`, where rates may be text ("10/s").
     `api_key` comes from the environment (PIXAZO_API_KEY) when it is not given. Leaving the context waits for
     what was submitted; leaving it by an exception stops at once, and the next engine on the folder goes on.
+    `pace` is one that other engines have, too, in place of `rate`; `listeners` are called with each event.
 
     Raises SettingsError; `start` also RunFolderError and LedgerError.
     """
@@ -64,20 +70,26 @@ class Engine:
         out: str | os.PathLike[str],
         *,
         api_key: str | ApiKey | None = None,
+        pace: Pace | None = None,
         listeners: Iterable[Listener] = (),
         gateway_client: Gateway | None = None,
         clock: Callable[[], float] = time.time,
         random: Random | None = None,
         **options: Any,
     ) -> None:
+        if pace is not None and "rate" in options:
+            raise SettingsError("rate", "there is a pace, which has a rate of its own", "give one of the two")
+        if pace is not None:
+            options["rate"] = pace.rate
         self.settings = Settings.of(Path(out), **options)
+        self._pace = pace or Pace(self.settings.rate)
         self._client = gateway_client
         self._key = _find_key(api_key) if gateway_client is None else None
         self._clock = clock
         self._random = random or Random()  # noqa: S311 - spreads retries, guards nothing
         self._listeners = list(listeners)
         self._watches: dict[str, Watch] = {}
-        self._boarding: dict[str, asyncio.Task[None]] = {}  # jobs that wait for a slot
+        self._readers: list[Reader] = []
         self._over = False
 
     # ---- life --------------------------------------------------------------------------------------------
@@ -104,8 +116,14 @@ class Engine:
             await asyncio.wait([self._task])
             raise
 
-    async def aclose(self) -> None:
-        """Wait for everything submitted, write the results anew, close. Raises what ended the run early."""
+    async def aclose(self, *, detach: bool = False) -> None:
+        """Wait for everything submitted, write the results anew, close. Raises what ended the run early.
+
+        With `detach`, nothing is waited for but POSTs in the air: all is on record, whoever waits for a job gets
+        RunStopped, and the next engine on the folder goes on.
+        """
+        if detach:
+            self.stop_now("the engine is closed")
         self._closing.set()
         await asyncio.shield(self._task)
 
@@ -124,6 +142,24 @@ class Engine:
     def stopped(self) -> RunStopped | None:
         """Why the run takes no more submits, or None while it does."""
         return self._run.stopped if hasattr(self, "_run") else None
+
+    def share(self) -> Pace:
+        """The engine's pace, for other engines of the same key on this loop: `Engine(…, pace=engine.share())`."""
+        return self._pace
+
+    async def events(self) -> AsyncIterator[Event]:
+        """What happens in the run, from the first step of the iteration on, until the engine closes."""
+        reader = Reader()
+        self._run.listen(reader.hear)
+        self._readers.append(reader)
+        if self._over:
+            reader.end()
+        try:
+            async for event in reader:
+                yield event
+        finally:
+            self._readers.remove(reader)
+            self._run.forget(reader.hear)
 
     def stats(self) -> Stats:
         """The counters of this run, now."""
@@ -150,30 +186,49 @@ class Engine:
             await self._while_running(self._producer.work(jobs))
         except InputError as error:
             self._run.stop(RunStopped(error.wrong, error.right))
-            await self._while_running(self._run.slots.wait_empty())
+            await self._while_running(self._all_home())
             raise
-        await self._while_running(self._run.slots.wait_empty())
+        await self._while_running(self._all_home())
         self._producer.keep_mark()
 
-    async def submit(self, job: Job) -> Handle:
+    async def submit(self, job: Job, *, tenant: str = "") -> Handle:
         """Submit a job and return once its request_id is on record, or it has ended without one.
 
         Waits for a free slot and for the pace. A job whose id the folder knows is not submitted again: the
-        handle is that of the first. Cancelling the wait does not take the job back. Raises JobError, RunStopped.
+        handle is that of the first. Cancelling the wait does not take the job back. `tenant` says whose job it is:
+        where jobs wait, tenants take turns, and so none starves another. Raises JobError, RunStopped.
         """
-        job_id, watch = await self._enter(job)
-        request_id = await self._while_running(asyncio.shield(watch.accepted))
-        return Handle(job_id, request_id, watch.outcome)
+        handle, watch = await self._enter(job, tenant)
+        await self._while_running(asyncio.shield(watch.accepted))
+        return handle
 
-    async def generate(self, job: Job) -> Outcome:
+    async def enqueue(self, job: Job, *, tenant: str = "") -> Handle:
+        """Put a job on record and return; it is submitted when its turn comes, in this run or the next.
+
+        As `submit` otherwise. What is on record and waits needs memory, some kilobytes a job, and is not bounded.
+        """
+        handle, watch = await self._enter(job, tenant, on_record=True)
+        if watch.outcome.done() and (why := watch.outcome.exception()):
+            raise why
+        return handle
+
+    async def generate(self, job: Job, *, tenant: str = "") -> Outcome:
         """Submit a job and wait for its end: accepted, finished, stored. Raises JobError, RunStopped."""
-        return await (await self.submit(job))
+        return await (await self.submit(job, tenant=tenant))
 
-    async def stream(self, jobs: Iterable[Job] | AsyncIterable[Job]) -> AsyncIterator[Outcome]:
-        """Outcomes as jobs finish. `jobs` is read only as fast as slots become free and outcomes are taken.
+    async def get(self, job_id: str) -> Handle | None:
+        """The job of this id, from whichever run of the folder; None where there is none."""
+        watch = await self._in_own_task(self._look_up(job_id))
+        return Handle(job_id, watch) if watch else None
 
-        Raises JobError, RunStopped, and what reading `jobs` raises, once what is in flight is home. Leaving the
-        loop early leaves what is submitted on its way.
+    async def stream(
+        self, jobs: Iterable[Job] | AsyncIterable[Job], *, ordered: bool = False, tenant: str = ""
+    ) -> AsyncIterator[Outcome]:
+        """Outcomes as jobs finish, or, `ordered`, in the order of `jobs`.
+
+        `jobs` is read only as fast as slots become free and outcomes are taken. Raises JobError, RunStopped, and
+        what reading `jobs` raises, once what is in flight is home. Leaving the loop early leaves what is submitted
+        on its way.
         """
         ended: asyncio.Queue[asyncio.Future[Outcome] | None] = asyncio.Queue()
         window = anyio.Semaphore(self.settings.max_in_flight)
@@ -185,9 +240,13 @@ class Engine:
             try:
                 async for job in _each(jobs):
                     await window.acquire()
-                    _, watch = await self._enter(job)
+                    _, watch = await self._enter(job, tenant)
+                    await self._while_running(asyncio.wait([watch.boarded]))
                     fed += 1
-                    watch.outcome.add_done_callback(ended.put_nowait)
+                    if ordered:
+                        ended.put_nowait(watch.outcome)
+                    else:
+                        watch.outcome.add_done_callback(ended.put_nowait)
             finally:
                 ended.put_nowait(None)
 
@@ -198,6 +257,7 @@ class Engine:
                 if outcome is None:
                     await asyncio.wait([feeder])
                     continue
+                await asyncio.wait([outcome])
                 taken += 1
                 window.release()
                 if outcome.exception() is None:
@@ -242,6 +302,7 @@ class Engine:
             clock=self._clock,
             random=self._random,
             listeners=self._listeners,
+            pace=self._pace,
         )
         self._results = Results(self.settings.out, disk, self._results_failed)
         self._join()
@@ -263,8 +324,13 @@ class Engine:
             left=self._left,
         )
         self._submitter = Submitter(self._run, accepted=self._accepted, ended=self._ended, left=self._left)
+        self._boarding = Boarding(
+            self._run,
+            partial(self._submitter.room, MOST_BOARDED),
+            self._board,
+            self._left_waiting,
+        )
         self._producer = Producer(self._run, self._submitter.room, self._take_off)
-        self._run.when_stopping(self._leave_boarding)
 
     async def _reopen(self, stack: AsyncExitStack) -> None:
         record, settings = self._run.record, self.settings
@@ -295,14 +361,21 @@ class Engine:
 
     async def _work(self) -> None:
         async with anyio.create_task_group() as stages:
+            stages.start_soon(self._boarding.work)
             stages.start_soon(self._submitter.work)
             stages.start_soon(self._scheduler.work)
             stages.start_soon(self._downloader.work)
             await self._go_on_with_open_jobs()
             self._ready.set()
             await self._closing.wait()
-            await _first_of(self._run.slots.wait_empty(), self._hurry.wait())
+            await _first_of(self._all_home(), self._hurry.wait())
             stages.cancel_scope.cancel()
+
+    async def _all_home(self) -> None:
+        """Wait until nothing waits for its turn, and nothing is on its way."""
+        while self._run.stats.waiting or self._run.slots.in_use:
+            await self._boarding.wait_empty()
+            await self._run.slots.wait_empty()
 
     async def _go_on_with_open_jobs(self) -> None:
         after_n = 0
@@ -312,15 +385,16 @@ class Engine:
             after_n = batch[-1].n
 
     async def _go_on_with(self, job: OpenJob) -> None:
-        flight = Flight(job.id, kind=job.kind)
+        flight = Flight(job.id, kind=job.kind, tenant=job.tenant)
         flight.n, flight.errors, flight.polls = job.n, job.errors, job.polls
         flight.request_id = job.request_id or ""
-        self._run.slots.take_over()
         self._run.aloft[job.id] = b""  # the ledger has its fingerprint
+        if job.state is State.PENDING:
+            flight.body, flight.fingerprint, flight.metadata = await self._run.record(Store.sending, job.n)
+            self._boarding.put(flight)
+            return
+        self._run.slots.take_over()
         match job.state:
-            case State.PENDING:
-                flight.body, flight.fingerprint, flight.metadata = await self._run.record(Store.sending, job.n)
-                self._submitter.put(flight)
             case State.FINISHED:
                 flight.finished = job.media
                 self._downloader.put(flight)
@@ -371,7 +445,7 @@ class Engine:
         self._run.tell(Ended(outcome))
         self._results.append(outcome)
         self._run.aloft.pop(flight.id, None)
-        if watch := self._watches.pop(flight.id, None):
+        if watch := self._unwatch(flight.id):
             watch.end(outcome)
 
     def _left(self, flight: Flight) -> None:
@@ -383,57 +457,103 @@ class Engine:
     def _give_up(self, job_id: str, why: BaseException | None = None) -> None:
         """Tell whoever waits for the job that this run brings it no further."""
         self._run.aloft.pop(job_id, None)
-        if watch := self._watches.pop(job_id, None):
+        if watch := self._unwatch(job_id):
             watch.give_up(why or self._run.stopped or _CLOSED)
 
-    def _leave_boarding(self, why: BaseException | None = None) -> None:
-        boarding, self._boarding = self._boarding, {}
-        for job_id, task in boarding.items():
-            task.cancel()
-            self._give_up(job_id, why)
+    def _left_waiting(self, flight: Flight) -> None:
+        """The run stopped before the job's turn came."""
+        self._run.aloft.pop(flight.id, None)
+        self._give_up(flight.id)
 
     def _forsake(self, why: BaseException) -> None:
         """The stages have ended: whoever still waits for a job waits in vain, in this run."""
         self._over = True
         why = _CLOSED if isinstance(why, asyncio.CancelledError) else why
-        self._leave_boarding(why)
         for job_id in list(self._watches):
             self._give_up(job_id, why)
+        for reader in self._readers:
+            reader.end()
 
     # ---- parts -------------------------------------------------------------------------------------------
 
-    async def _enter(self, job: Job) -> tuple[str, Watch]:
+    async def _enter(self, job: Job, tenant: str, *, on_record: bool = False) -> tuple[Handle, Watch]:
         """Put a new job on its way, or find the one on record under its id. Raises JobError, RunStopped."""
         job = checked(job)
         if not job.id:
             job = msgspec.structs.replace(job, id=uuid.uuid4().hex)
-        flight = take_off(job)
-        known = await self._while_running(self._known(job.id))
-        fingerprint = known or self._run.aloft.get(job.id)
+        watch = await self._in_own_task(self._take_in(take_off(job, tenant), on_record=on_record))
+        return Handle(job.id, watch), watch
+
+    async def _take_in(self, flight: Flight, *, on_record: bool) -> Watch:
+        fingerprint = await self._known(flight.id) or self._run.aloft.get(flight.id)
         if fingerprint:
             check_same(flight, fingerprint)
-        watch = self._watches.get(job.id)
-        if watch is None:
-            watch = self._watches[job.id] = Watch()
-            # Tasks of the engine's own: others may wait for the same job when this caller is cancelled.
-            if fingerprint:
-                await self._let_be(asyncio.create_task(self._find(job.id, watch)))
-            elif self._run.stopped:
-                self._give_up(job.id)
-            else:
-                self._run.aloft[job.id] = flight.fingerprint
-                self._boarding[job.id] = asyncio.create_task(self._board(flight))
-        if boarding := self._boarding.get(job.id):
-            await self._let_be(boarding)
-        return job.id, watch
+        elif self._run.stopped:
+            raise self._run.stopped
+        else:
+            self._run.aloft[flight.id] = flight.fingerprint
+            watch = self._watch(flight.id)
+            if on_record:
+                await self._put_on_record(flight)
+            self._boarding.put(flight)
+            return watch
+        if on_record:  # whoever brought it first may not have got so far
+            await self._put_on_record(flight)
+        return await self._find(flight.id)
+
+    async def _look_up(self, job_id: str) -> Watch | None:
+        if await self._known(job_id) or job_id in self._run.aloft:
+            return await self._find(job_id)
+        return None
+
+    async def _find(self, job_id: str) -> Watch:
+        """The watch of a job that is on its way or on record, told what the ledger knows of it."""
+        if watch := self._watches.get(job_id):
+            return watch
+        watch = self._watch(job_id)
+        row = await self._run.record(Store.known, job_id)
+        if row and not watch.outcome.done():
+            self._tell_known(watch, row)
+        return watch
+
+    def _tell_known(self, watch: Watch, row: Outcome) -> None:
+        if row.status in ENDS:
+            self._unwatch(row.id)
+            watch.end(row)
+        elif row.id not in self._run.aloft:
+            self._give_up(row.id)  # the stop left it to the next run
+        elif row.status is not State.PENDING:
+            watch.go_on_from(row)
+
+    async def _put_on_record(self, flight: Flight) -> None:
+        """Make the job durable before its turn comes."""
+        body = (flight.id, flight.body, flight.fingerprint, flight.metadata)
+        await self._run.record(Store.enqueue, *body, flight.tenant)
 
     async def _known(self, job_id: str) -> bytes | None:
         """The fingerprint that the ledger has for this id, if any."""
         return (await self._run.record(Store.fingerprints, [job_id])).get(job_id)
 
-    async def _board(self, flight: Flight) -> None:
-        await self._run.slots.take()
-        del self._boarding[flight.id]
+    def _watch(self, job_id: str) -> Watch:
+        if not self._watches:
+            self._run.listen(self._hear)
+        return self._watches.setdefault(job_id, Watch())
+
+    def _unwatch(self, job_id: str) -> Watch | None:
+        watch = self._watches.pop(job_id, None)
+        if watch and not self._watches:
+            self._run.forget(self._hear)
+        return watch
+
+    def _hear(self, event: Event) -> None:
+        """Tell those who wait for a job what happens to it."""
+        if isinstance(event, (Moved, Troubled)) and (watch := self._watches.get(event.job_id)):
+            watch.hear(event)
+
+    def _board(self, flight: Flight) -> None:
+        """Take a flight whose turn has come, with its slot."""
+        if watch := self._watches.get(flight.id):
+            watch.board()
         self._submitter.put(flight)
 
     def _take_off(self, flight: Flight) -> None:
@@ -441,26 +561,9 @@ class Engine:
         self._run.aloft[flight.id] = flight.fingerprint
         self._submitter.put(flight)
 
-    async def _find(self, job_id: str, watch: Watch) -> None:
-        """Tell a new watch what the ledger already knows."""
-        try:
-            request_id, outcome = await self._run.record(Store.known, job_id)
-        except KreaBatchError as error:
-            watch.give_up(error)
-            return
-        if watch.outcome.done():
-            return
-        if outcome:
-            del self._watches[job_id]
-            watch.end(outcome)
-        elif job_id not in self._run.aloft:
-            self._give_up(job_id)  # the stop left it to the next run
-        elif request_id:
-            watch.accept(request_id)
-
-    async def _let_be(self, task: asyncio.Task[None]) -> None:
-        """Wait for a task, which a caller's cancel leaves alone."""
-        await self._while_running(asyncio.wait([task]))
+    async def _in_own_task(self, work: Coroutine[Any, Any, T]) -> T:
+        """Have something done whether its caller is cancelled or not: others may wait for the same job."""
+        return await self._while_running(asyncio.shield(asyncio.create_task(work)))
 
     async def _while_running(self, work: Awaitable[T]) -> T:
         """Wait for what the stages bring about. Raises what ended them, where they end first."""

@@ -50,5 +50,11 @@ class Stopping(Struct, frozen=True):
     reason: str
 
 
-Event = Moved | Ended | Held | Troubled | Stopping
+class Missed(Struct, frozen=True):
+    """A reader of events was so slow that `count` of them, the oldest unread, were dropped before this one."""
+
+    count: int
+
+
+Event = Moved | Ended | Held | Troubled | Stopping | Missed
 Listener = Callable[[Event], None]

@@ -8,6 +8,7 @@ CREATE TABLE jobs (
     body          BLOB    NOT NULL,              -- JSON, exactly as it is sent
     fingerprint   BLOB    NOT NULL,              -- SHA-256 of the body
     metadata      BLOB    NOT NULL,              -- JSON, never sent
+    tenant        TEXT    NOT NULL DEFAULT '',   -- whose it is, where several take turns
     request_id    TEXT,                          -- of the latest accepted POST
     media         TEXT,                          -- JSON {"media_urls": […], "media_type": …} once finished
     files         TEXT    NOT NULL DEFAULT '[]', -- JSON, the rows of StoredFile

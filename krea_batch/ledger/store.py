@@ -33,7 +33,7 @@ _NOT_ENDED = "state NOT IN ('succeeded', 'failed', 'rejected', 'cancelled')"  # 
 _IN_VAIN = "state IN ('failed', 'rejected', 'cancelled')"  # word for word the other's
 _BODY = "CAST(body AS TEXT)"
 _KIND = f"json_extract({_BODY}, '$.aspect_ratio') || ' ' || json_extract({_BODY}, '$.creativity')"  # rules/kinds
-_OPEN = f"n, id, state, request_id, media, attempts, errors, polls, accepted_at, coalesce({_KIND}, '')"
+_OPEN = f"n, id, state, request_id, media, attempts, errors, polls, accepted_at, coalesce({_KIND}, ''), tenant"
 _read_files = msgspec.json.Decoder(tuple[StoredFile, ...]).decode
 _read_media = msgspec.json.Decoder(Finished).decode
 
@@ -51,6 +51,7 @@ class OpenJob(msgspec.Struct, frozen=True):
     polls: int
     accepted_at: float | None
     kind: str
+    tenant: str
 
 
 class Doubt(msgspec.Struct, frozen=True):
@@ -137,14 +138,24 @@ class Store:
 
     # ---- the way to a POST -------------------------------------------------------------------------------
 
-    def intend(self, job_id: str, body: bytes, fingerprint: bytes, metadata: bytes, at: float) -> int:
+    def enqueue(self, job_id: str, body: bytes, fingerprint: bytes, metadata: bytes, tenant: str) -> None:
+        """A new job is to be submitted when its turn comes. One that is on record stays as it is."""
+        self._sql.execute(
+            "INSERT INTO jobs (id, state, body, fingerprint, metadata, tenant) VALUES (?, 'pending', ?, ?, ?, ?)"
+            " ON CONFLICT (id) DO NOTHING",
+            (job_id, body, fingerprint, metadata, tenant),
+        )
+
+    def intend(
+        self, job_id: str, body: bytes, fingerprint: bytes, metadata: bytes, at: float, tenant: str = ""
+    ) -> int:
         """A new or pending job is about to be POSTed. Returns its number in the ledger."""
         row = self._sql.execute(
-            "INSERT INTO jobs (id, state, body, fingerprint, metadata, attempts, submitted_at)"
-            " VALUES (?1, 'submitting', ?2, ?3, ?4, 1, ?5)"
+            "INSERT INTO jobs (id, state, body, fingerprint, metadata, tenant, attempts, submitted_at)"
+            " VALUES (?1, 'submitting', ?2, ?3, ?4, ?6, 1, ?5)"
             " ON CONFLICT (id) DO UPDATE SET state = 'submitting', attempts = attempts + 1, submitted_at = ?5"
             " WHERE state = 'pending' AND fingerprint = ?3 RETURNING n",
-            (job_id, body, fingerprint, metadata, at),
+            (job_id, body, fingerprint, metadata, at, tenant),
         ).fetchone()
         if row is None:
             raise KreaBatchBug(f"job {job_id!r} is not pending, so it cannot be submitted")
@@ -348,11 +359,10 @@ class Store:
         row = self._sql.execute(f"SELECT {_OUTCOME} FROM jobs WHERE n = ?", (n,)).fetchone()
         return _outcome(row)
 
-    def known(self, job_id: str) -> tuple[str | None, Outcome | None]:
-        """The request_id of a job on record, and its result row where it has ended."""
+    def known(self, job_id: str) -> Outcome | None:
+        """The row of a job on record, whether it has ended or not; None where there is none."""
         row = self._sql.execute(f"SELECT {_OUTCOME} FROM jobs WHERE id = ?", (job_id,)).fetchone()
-        outcome = _outcome(row)
-        return outcome.request_id, outcome if outcome.status in lifecycle.ENDS else None
+        return _outcome(row) if row else None
 
     def outcomes(self, after_n: int, limit: int) -> tuple[list[Outcome], int | None]:
         """Result rows of ended jobs from `after_n` on, and the number to go on from (None: that was all)."""

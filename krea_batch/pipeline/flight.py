@@ -34,6 +34,7 @@ class Flight:
         "request_id",
         "scout",
         "taken_over",
+        "tenant",
         "troubles",
         "unclear",
     )
@@ -45,8 +46,10 @@ class Flight:
         fingerprint: bytes = b"",
         metadata: bytes = b"{}",
         kind: str = "",
+        tenant: str = "",
     ) -> None:
         self.id = job_id
+        self.tenant = tenant
         self.kind = kind  # what may change how long it takes
         self.n = 0  # in the ledger; 0 before it is there
         self.body = body  # empty once accepted

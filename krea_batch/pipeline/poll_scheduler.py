@@ -19,7 +19,7 @@ from krea_batch.jobs import Outcome, State, Trouble
 from krea_batch.ledger import Store
 from krea_batch.pipeline.crew import Crew
 from krea_batch.pipeline.flight import Flight
-from krea_batch.pipeline.gate import drip, room
+from krea_batch.pipeline.gate import drip
 from krea_batch.pipeline.run import Run
 from krea_batch.rules import lifecycle
 from krea_batch.rules.kinds import Schedules
@@ -106,8 +106,7 @@ class PollScheduler:
                 if self._limiter:
                     await self._limiter.acquire()
                 if settings.shared_quota:
-                    await room(self._run.pace, self._run.now_s)
-                    self._run.pace.shared(self._run.now_s())
+                    await self._run.pace.let_by()
                 polls.start(self._poll(flight))
 
     async def _next_due(self) -> Flight:
@@ -226,7 +225,7 @@ class PollScheduler:
             if trouble.status == 429:
                 self._held_until_s = max(self._held_until_s, now_s + (trouble.retry_after_s or wait_s))
                 if self._run.settings.shared_quota:
-                    self._run.pace.refused(now_s, now_s, trouble.retry_after_s)
+                    self._run.pace.rule.refused(now_s, now_s, trouble.retry_after_s)
         timeout_s = self._run.settings.job_timeout_s
         if now_s - flight.accepted_s >= timeout_s:
             self._forget(flight)

@@ -97,11 +97,11 @@ class Producer:
             self._out(flight)
 
 
-def take_off(job: Job) -> Flight:
+def take_off(job: Job, tenant: str = "") -> Flight:
     """The flight of a job that has its id."""
     body = wire.encode_body(job)
     kind = sys.intern(f"{job.aspect_ratio} {job.creativity}")  # few, and each flight holds one
-    return Flight(job.id, body, wire.fingerprint_of(body), msgspec.json.encode(job.metadata), kind)
+    return Flight(job.id, body, wire.fingerprint_of(body), msgspec.json.encode(job.metadata), kind, tenant)
 
 
 def check_same(flight: Flight, fingerprint: bytes) -> None:

@@ -21,8 +21,7 @@ from krea_batch.events import Event, Held, Listener, Moved, Stopping, Troubled
 from krea_batch.jobs import State
 from krea_batch.ledger import Ledger
 from krea_batch.pipeline.flight import Flight, Slots
-from krea_batch.pipeline.gate import clock_of
-from krea_batch.rules.pace import Pace
+from krea_batch.pipeline.gate import Pace, clock_of
 from krea_batch.rules.patience import RetryBudget
 from krea_batch.rules.verdicts import PollVerdict, PostVerdict
 from krea_batch.settings import Settings
@@ -54,7 +53,7 @@ class Gateway(Protocol):
 
 
 class Stats(msgspec.Struct):
-    """Counters of one run, for whoever looks. All are totals since its start, but for the last three."""
+    """Counters of one run, for whoever looks. All are totals since its start, but for the last four."""
 
     submits: int = 0  # POSTs that left
     accepted: int = 0
@@ -71,6 +70,7 @@ class Stats(msgspec.Struct):
     cancelled: int = 0
     skipped: int = 0  # jobs that an earlier run had ended
     taken: int = 0  # jobs read from the input
+    waiting: int = 0  # jobs of callers that wait for their turn
     in_flight: int = 0
     rate_per_s: float = 0.0  # at which submits may go now
     held_until_s: float = 0.0  # the loop's clock; submits wait until then
@@ -106,6 +106,7 @@ class Run:
         clock: Callable[[], float],
         random: Random,
         listeners: list[Listener],
+        pace: Pace,
     ) -> None:
         self.settings = settings
         self.gateway = gateway
@@ -115,9 +116,10 @@ class Run:
         self.stats = Stats()
         self.slots = Slots(settings.max_in_flight)
         self.aloft: dict[str, bytes] = {}  # fingerprints of the jobs on their way, by id; empty once on record
-        self.pace = Pace(settings.rate.per_s, seek=settings.rate.is_auto)
-        self.retries = RetryBudget(self.pace.per_s)
-        self.stats.rate_per_s = self.pace.per_s
+        pace.bind()
+        self.pace = pace
+        self.retries = RetryBudget(pace.rule.per_s)
+        self.stats.rate_per_s = pace.rule.per_s
         self.chance = random.random
         self.at = clock  # seconds since 1970
         self.stopped: RunStopped | None = None
@@ -152,6 +154,14 @@ class Run:
             call()
 
     # ---- telling -----------------------------------------------------------------------------------------
+
+    def listen(self, listener: Listener) -> None:
+        """Have a listener told of what happens from now on."""
+        self._listeners.append(listener)
+
+    def forget(self, listener: Listener) -> None:
+        """Tell a listener no more."""
+        self._listeners.remove(listener)
 
     def tell(self, event: Event) -> None:
         for listener in self._listeners:

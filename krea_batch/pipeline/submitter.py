@@ -19,7 +19,6 @@ from krea_batch.jobs import Outcome, State, Trouble
 from krea_batch.ledger import Store
 from krea_batch.pipeline.crew import Crew
 from krea_batch.pipeline.flight import Flight
-from krea_batch.pipeline.gate import Gate
 from krea_batch.pipeline.run import Run, log
 from krea_batch.rules import lifecycle
 from krea_batch.rules.lifecycle import Again, End, Go, Stop
@@ -52,10 +51,8 @@ class Submitter:
         self._accepted = accepted
         self._ended = ended
         self._left = left
-        self._gate = Gate(run.pace, run.now_s)
         self._queue: asyncio.Queue[Flight] = asyncio.Queue()
-        self._has_room = asyncio.Event()
-        self._has_room.set()
+        self._taken = asyncio.Event()
         self._later: dict[Flight, asyncio.TimerHandle] = {}
         self._seats = asyncio.Semaphore(MOST_IN_AIR)
         self._in_air: set[asyncio.Task[Any] | None] = set()  # tasks that wait for an answer
@@ -74,12 +71,12 @@ class Submitter:
             self._later[flight] = self._run.after(wait_s, self._due, flight)
         else:
             self._queue.put_nowait(flight)
-            if self._queue.qsize() >= MOST_QUEUED:
-                self._has_room.clear()
 
-    async def room(self) -> None:
-        """Wait until few flights wait to be submitted, or the run stops."""
-        await self._has_room.wait()
+    async def room(self, most: int = MOST_QUEUED) -> None:
+        """Wait until fewer flights than that wait to be submitted, or the run stops."""
+        while self._queue.qsize() >= most and not self._run.stopped:
+            self._taken.clear()
+            await self._taken.wait()
 
     def begin_with(self, charged: int) -> None:
         """Count `charged` POSTs of earlier runs towards --max-charges."""
@@ -104,12 +101,11 @@ class Submitter:
 
     async def _let_go(self, posts: Crew) -> None:
         flight = await self._queue.get()
-        if self._queue.qsize() < MOST_QUEUED:
-            self._has_room.set()
+        self._taken.set()
         try:
             await self._seats.acquire()
             await self._room_for_a_charge()
-            await self._gate.wait()
+            await self._run.pace.wait()
         except asyncio.CancelledError:
             self._left(flight)
             raise
@@ -132,9 +128,15 @@ class Submitter:
         try:
             # Intent first: a crash from here on must not pay twice.
             flight.n = await self._run.record(
-                Store.intend, flight.id, flight.body, flight.fingerprint, flight.metadata, self._run.at()
+                Store.intend,
+                flight.id,
+                flight.body,
+                flight.fingerprint,
+                flight.metadata,
+                self._run.at(),
+                flight.tenant,
             )
-            sent_s = await self._gate.go()
+            sent_s = await self._run.pace.go()
             if sent_s is None or self._run.stopped:  # since the intent was formed
                 await self._run.record(Store.take_back, flight.n, "not_sent")
                 self.put(flight)
@@ -232,7 +234,7 @@ class Submitter:
 
     def _pace(self, verdict: PostVerdict, sent_s: float) -> None:
         now_s = self._run.now_s()
-        pace = self._gate.pace
+        pace = self._run.pace.rule
         match verdict:
             case Refused(Refusal.SLOW_DOWN, status, said, retry_after_s):
                 self._run.stats.refused_429 += status == 429
@@ -257,7 +259,7 @@ class Submitter:
             self._run.stop(RunStopped(away, "see what is wrong, then run the same command again"))
         wait_s = max(pause_s, retry_after_s or 0.0)
         if wait_s > 0:
-            self._gate.pace.hold(now_s, wait_s)
+            self._run.pace.rule.hold(now_s, wait_s)
             self._run.held(wait_s, reason)
 
     # ---- ends --------------------------------------------------------------------------------------------
@@ -272,7 +274,7 @@ class Submitter:
 
     def _stop(self) -> None:
         self._dispatch.cancel()
-        self._has_room.set()
+        self._taken.set()
         later, self._later = self._later, {}
         for flight, timer in later.items():
             timer.cancel()

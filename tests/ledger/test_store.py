@@ -270,7 +270,7 @@ def test_a_row_of_success(store: Store) -> None:
         accepted_at="2026-03-31T10:00:00.250Z", finished_at="1970-01-01T00:00:03.000Z",
         stored_at="1970-01-01T00:00:04.000Z",
     )  # fmt: skip
-    assert store.known("a") == ("r-1", outcome)
+    assert store.known("a") == outcome
 
 
 @pytest.mark.parametrize("state", [state for state in WAYS if state in lifecycle.ENDS - {State.SUCCEEDED}])
@@ -287,12 +287,27 @@ def test_rows_of_other_ends(store: Store, state: State) -> None:
 
 @pytest.mark.parametrize("state", WAYS)
 def test_only_ends_are_outcomes(store: Store, state: State) -> None:
-    """Result rows are of jobs that have ended; a job on its way is known by its request_id only."""
+    """Result rows are of jobs that have ended; a job that is asked for by its id is known wherever it stands."""
     bring(store, state)
     outcomes, _ = store.outcomes(0, 10)
-    _, known = store.known("a")
+    known = store.known("a")
     assert [outcome.status for outcome in outcomes] == ([state] if state in lifecycle.ENDS else [])
-    assert (known is None) == (state not in lifecycle.ENDS)
+    assert known is not None
+    assert known.status is state
+    assert store.known("b") is None
+
+
+def test_what_waits_for_its_turn_is_on_record(store: Store) -> None:
+    """A job that is enqueued is pending, with no POST; twice makes no difference; then it is submitted as any other."""
+    for _ in range(2):
+        do(store, lambda store: store.enqueue("a", BODY, PRINT, META, "ann"))
+    (job,) = store.open_jobs(0, 10)
+    assert (job.id, job.state, job.tenant, job.attempts) == ("a", State.PENDING, "ann", 0)
+    assert store.charges() == Charges()
+    assert do(store, lambda store: store.intend("a", BODY, PRINT, META, 1.0, "ann")) == job.n
+    do(store, lambda store: store.accept(job.n, "r-1", 2.0))
+    do(store, lambda store: store.enqueue("a", BODY, PRINT, META, "ann"))
+    assert [job.state for job in store.open_jobs(0, 10)] == [State.ACCEPTED]
 
 
 @given(st.integers(1, 7))
@@ -371,7 +386,9 @@ def test_an_adopted_job_is_charged_under_its_request_id(store: Store) -> None:
     assert store.charges() == Charges(charged=1, unknown=2)
     assert do(store, lambda store: store.adopt(1, "r-2", 7.0)) is True
     assert store.charges() == Charges(charged=2, unknown=1)
-    assert store.known("a") == ("r-2", None)
+    known = store.known("a")
+    assert known is not None
+    assert (known.request_id, known.status) == ("r-2", State.ACCEPTED)
 
 
 def test_doubts_are_the_ambiguous_and_what_is_in_the_air(store: Store) -> None:
