@@ -298,7 +298,7 @@ def test_only_ends_are_outcomes(store: Store, state: State) -> None:
 
 
 def test_what_waits_for_its_turn_is_on_record(store: Store) -> None:
-    """A job that is enqueued is pending, with no POST; twice makes no difference; then it is submitted as any other."""
+    """A job that is enqueued is pending, with no POST; twice makes no difference; then it is submitted."""
     for _ in range(2):
         do(store, lambda store: store.enqueue("a", BODY, PRINT, META, "ann"))
     (job,) = store.open_jobs(0, 10)
