@@ -58,7 +58,7 @@ class Forgetful:
         self._accepted = 0
         self.ideal_s = 0.0  # until the last one is finished, where each is submitted as soon as the rate lets it
 
-    async def submit(self, _: bytes) -> PostVerdict:
+    async def submit(self, _: bytes, *, callback: str = "") -> PostVerdict:
         await asyncio.sleep(ANSWER_S)
         latency_s = self._latency_s()
         self.ideal_s = max(self.ideal_s, self._accepted / RATE_PER_S + latency_s)

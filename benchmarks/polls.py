@@ -50,7 +50,7 @@ class Timed(ScriptedGateway):
         self.polls_made = 0
         self.lag_s = 0.0
 
-    async def submit(self, body: bytes) -> PostVerdict:
+    async def submit(self, body: bytes, *, callback: str = "") -> PostVerdict:
         accepted: Any = await super().submit(body)
         self.began_s[accepted.request_id] = asyncio.get_running_loop().time()
         return accepted  # type: ignore[no-any-return]

@@ -59,10 +59,10 @@ class Lasting(ScriptedGateway):
         self.ends_s: dict[str, float] = {}
         self.polls_made: Counter[str] = Counter()
 
-    async def submit(self, body: bytes) -> PostVerdict:
+    async def submit(self, body: bytes, *, callback: str = "") -> PostVerdict:
         self.bodies.clear()
         self.post_times_s.clear()
-        accepted = await super().submit(body)
+        accepted = await super().submit(body, callback=callback)
         self.ends_s[accepted.request_id] = time_now() + LATENCY_S  # type: ignore[union-attr]
         return accepted
 

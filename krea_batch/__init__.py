@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     )
     from krea_batch.pipeline.gate import Pace
     from krea_batch.pipeline.run import Stats
-    from krea_batch.settings import ApiKey, Rate, Settings
+    from krea_batch.settings import ApiKey, Rate, Settings, Webhook
 
 __all__ = [
     "ApiKey",
@@ -69,6 +69,7 @@ __all__ = [
     "Style",
     "Trouble",
     "Troubled",
+    "Webhook",
     "__version__",
     "errors",
     "handles",

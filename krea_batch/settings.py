@@ -81,6 +81,37 @@ class Ambiguous(StrEnum):
     RESUBMIT = "resubmit"
 
 
+class Webhook(msgspec.Struct, frozen=True):
+    """Where the gateway calls when a job ends (API document, Webhook).
+
+    `url` is how the gateway reaches us: https, but for loopback. With `listen` ("0.0.0.0:8080") the engine opens a
+    server of its own there; without it, the service mounts `Engine.callbacks_app` or `Engine.callbacks_handler` at
+    `url`. A `listen` on loopback needs no `url`. Raises SettingsError.
+    """
+
+    url: str = ""
+    listen: str = ""
+
+    def __post_init__(self) -> None:
+        if not self.url and not (self.listen and is_loopback(self.listen_address[0])):
+            right = "give the URL at which the gateway reaches this machine"
+            raise SettingsError("webhook-url", "there is none", right)
+        if self.listen:
+            _ = self.listen_address
+        if self.url and (wrong := _why_not_webhook(self.url)):
+            right = "write for example https://my.host/krea"
+            raise SettingsError("webhook-url", f"{self.url!r}: {wrong}", right)
+
+    @property
+    def listen_address(self) -> tuple[str, int]:
+        """Host and port of `listen`."""
+        host, _, port = self.listen.rpartition(":")
+        if not host or not port.isascii() or not port.isdigit() or int(port) > 65535:
+            right = "write for example 0.0.0.0:8080"
+            raise SettingsError("webhook-listen", f"{self.listen!r} is no HOST:PORT", right)
+        return host.strip("[]"), int(port)
+
+
 class Settings(msgspec.Struct, frozen=True, kw_only=True):
     """How a run behaves. Suffixes name units: `_s` seconds.
 
@@ -98,6 +129,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     job_timeout_s: float = 1800.0  # chosen: 100 times the document's 15 s example
     max_attempts: int = 3  # chosen: ERROR is free, so a second and third try cost nothing
     ambiguous: Ambiguous = Ambiguous.HOLD
+    webhook: Webhook | None = None
     max_charges: int | None = None
     max_same_failures: int = 0  # 0: any number; a service's first users may well all be wrong
     request_timeout_s: float = 60.0  # chosen: a POST that only queues answers in far less
@@ -165,6 +197,21 @@ def _why_not_gateway(url: str) -> str | None:
         return "the key would travel in clear text"
     if parts.path.strip("/") or parts.query or parts.fragment or "@" in parts.netloc:
         return "only scheme, host and port belong there"
+    return None
+
+
+def _why_not_webhook(url: str) -> str | None:
+    try:
+        parts = urlsplit(url)
+        host, _ = parts.hostname or "", parts.port
+    except ValueError:
+        return "it cannot be read"
+    if parts.scheme not in ("http", "https") or not host or _NOT_IN_URLS.search(url) or not url.isascii():
+        return "no http(s) URL"
+    if parts.query or parts.fragment or "@" in parts.netloc:
+        return "only scheme, host, port and path belong there"
+    if parts.scheme != "https" and not is_loopback(host):
+        return "what makes its paths unguessable would travel in clear text"
     return None
 
 

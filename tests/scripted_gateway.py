@@ -88,7 +88,7 @@ class ScriptedGateway:
         self.on_post: Callable[[str], None] = lambda _prompt: None
         self.on_poll: Callable[[str], None] = lambda _request_id: None
 
-    async def submit(self, body: bytes) -> PostVerdict:
+    async def submit(self, body: bytes, *, callback: str = "") -> PostVerdict:
         request = orjson.loads(body)
         self.on_post(request["prompt"])
         self.bodies.append(request)

@@ -33,7 +33,7 @@ class Listening:
         self._gateway = gateway
         self._notes = notes
 
-    async def submit(self, body: bytes) -> PostVerdict:
+    async def submit(self, body: bytes, *, callback: str = "") -> PostVerdict:
         verdict = await self._gateway.submit(body)
         match verdict:
             case Accepted(request_id):

@@ -32,7 +32,7 @@ from krea_batch.folder import LEDGER
 from krea_batch.jobs import State
 from krea_batch.ledger import Store
 from krea_batch.rules.lifecycle import ENDS
-from krea_batch.settings import ApiKey, Settings
+from krea_batch.settings import ApiKey, Settings, Webhook
 from krea_batch.sources import Checked, JobFiles
 
 SIMULATED = "simulated.jsonl"  # in the run's folder: what the embedded simulator accepted
@@ -44,6 +44,11 @@ def prepare(options: dict[str, Any]) -> tuple[Settings, ApiKey | None]:
     renamed = {"poll_interval": "poll_interval_s", "job_timeout": "job_timeout_s"}
     chosen = {renamed.get(name, name): value for name, value in options.items()}
     fields = {name: value for name, value in chosen.items() if name in names and value is not None}
+    if options["webhook_listen"]:
+        fields["webhook"] = Webhook(options["webhook_url"] or "", options["webhook_listen"])
+    elif options["webhook_url"]:
+        right = "give --webhook-listen HOST:PORT, where that URL leads"
+        raise SettingsError("webhook-url", "nothing listens for what is called there", right)
     settings = Settings.of(**fields)
     if options["simulate"]:
         return settings, None

@@ -89,6 +89,12 @@ KEY_VARIABLE = "PIXAZO_API_KEY"
     type=click.Path(path_type=Path, dir_okay=False),
     help=f"Read the API key from a file instead of {KEY_VARIABLE}.",
 )
+@click.option(
+    "--webhook-listen",
+    metavar="HOST:PORT",
+    help="Open a server there, which the gateway calls when a job ends, so that fewer polls are needed.",
+)
+@click.option("--webhook-url", metavar="URL", help="How the gateway reaches that server: https, but for loopback.")
 @click.option("--simulate", is_flag=True, help="Use the built-in offline gateway: real PNGs, no key, no cost.")
 @click.option(
     "--time-scale",

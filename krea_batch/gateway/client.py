@@ -105,14 +105,15 @@ class GatewayClient:
             trace_configs=list(traces),
         )
 
-    async def submit(self, body: bytes) -> PostVerdict:
-        """POST a job's body once, and say what became of it."""
+    async def submit(self, body: bytes, *, callback: str = "") -> PostVerdict:
+        """POST a job's body once, and say what became of it. `callback` is where to call at its end."""
         sent = SimpleNamespace(headers=False)
+        headers = {**wire.SUBMIT_HEADERS, wire.WEBHOOK_HEADER: callback} if callback else wire.SUBMIT_HEADERS
         try:
             async with self._submits.post(
                 self._submit_url,
                 data=body,
-                headers=wire.SUBMIT_HEADERS,
+                headers=headers,
                 allow_redirects=False,
                 trace_request_ctx=sent,
             ) as response:

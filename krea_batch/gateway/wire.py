@@ -55,6 +55,13 @@ class Answer(msgspec.Struct, frozen=True):
     date: str | None = None
 
 
+class Told(msgspec.Struct, frozen=True):
+    """What a callback says: of which request, and whether it has ended (or says nothing that can be read)."""
+
+    request_id: str | None = None
+    over: bool = True
+
+
 class _Fields(msgspec.Struct):
     """The fields of an answer that mean something to us; their types are checked where they are used."""
 
@@ -142,6 +149,15 @@ def read_poll_answer(answer: Answer, request_id: str, *, now: datetime) -> PollV
     if fields.request_id is not None and fields.request_id != request_id:
         return PollTrouble("the status answer speaks of another request", answer.status)
     return _progress(fields)
+
+
+def read_callback(body: bytes) -> Told:
+    """What a callback tells, which nobody has to believe. One whose body cannot be read is a call all the same."""
+    fields = _decode(body)
+    if fields is None:
+        return Told()
+    named = fields.request_id if is_request_id(fields.request_id) else None
+    return Told(named, not isinstance(_progress(fields), Waiting))
 
 
 def _progress(fields: _Fields) -> PollVerdict:

@@ -52,6 +52,12 @@ CREATE TABLE runs (
     results_bytes INTEGER                        -- size of results.jsonl, once it holds all and is synced
 ) STRICT;
 
+-- What makes the addresses for callbacks unguessable, for all runs of the folder; see gateway/callbacks.py.
+CREATE TABLE callbacks (
+    only   INTEGER PRIMARY KEY CHECK (only = 1),
+    secret BLOB NOT NULL
+) STRICT;
+
 -- How far job files have been read of which every job is on record: JSON, see sources/bookmark.py.
 CREATE TABLE bookmark (
     only INTEGER PRIMARY KEY CHECK (only = 1),

@@ -208,6 +208,17 @@ class Store:
         )
         return True
 
+    def doubted(self, n: int) -> OpenJob | None:
+        """The job of this number, where it is ambiguous."""
+        row = self._sql.execute(f"SELECT {_OPEN} FROM jobs WHERE n = ? AND state = 'ambiguous'", (n,)).fetchone()
+        return _open_job(row) if row else None
+
+    def callback_secret(self, new: bytes) -> bytes:
+        """What makes this folder's callback addresses; `new` where there is none yet."""
+        self._sql.execute("INSERT INTO callbacks VALUES (1, ?) ON CONFLICT (only) DO NOTHING", (new,))
+        (secret,) = self._sql.execute("SELECT secret FROM callbacks").fetchone()
+        return bytes(secret)
+
     def hold_in_air(self) -> None:
         """The process that had POSTs in the air is dead: their jobs are ambiguous."""
         self._sql.execute("UPDATE posts SET came_to = 'unclear' WHERE came_to IS NULL")
@@ -327,10 +338,7 @@ class Store:
             " AND state IN ('pending', 'accepted', 'finished') AND n > ? ORDER BY n LIMIT ?",
             (after_n, limit),
         )
-        return [
-            OpenJob(n, job_id, State(state), request_id, _read_media(media) if media else None, *rest)
-            for n, job_id, state, request_id, media, *rest in rows
-        ]
+        return [_open_job(row) for row in rows]
 
     def latencies(self, limit: int) -> list[tuple[str, float]]:
         """Kinds of the latest finished jobs, and the seconds they took, by the gateway's word where it gave one."""
@@ -504,6 +512,11 @@ def _make_tables(connection: sqlite3.Connection) -> None:
     connection.executescript(
         f"BEGIN; PRAGMA application_id = {APPLICATION_ID}; PRAGMA user_version = {SCHEMA_VERSION};{schema} COMMIT;"
     )
+
+
+def _open_job(row: tuple[Any, ...]) -> OpenJob:
+    n, job_id, state, request_id, media, *rest = row
+    return OpenJob(n, job_id, State(state), request_id, _read_media(media) if media else None, *rest)
 
 
 def _outcome(row: Sequence[Any]) -> Outcome:

@@ -6,6 +6,7 @@ thousands of them fit.
 
 from __future__ import annotations
 
+import math
 from contextlib import suppress
 
 import anyio
@@ -19,6 +20,8 @@ class Flight:
     __slots__ = (
         "accepted_s",
         "body",
+        "called_s",
+        "calls",
         "errors",
         "fingerprint",
         "finished",
@@ -36,6 +39,7 @@ class Flight:
         "taken_over",
         "tenant",
         "troubles",
+        "turn",
         "unclear",
     )
 
@@ -65,6 +69,9 @@ class Flight:
         self.polls = 0
         self.accepted_s = 0.0
         self.looked_s = 0.0  # when a poll last found it unfinished
+        self.turn = -1  # of its next poll; -1 while none waits
+        self.called_s = -math.inf  # when a callback last hastened a poll
+        self.calls = False  # a callback came while a poll was in the air
         self.planned = False  # its next poll is where the schedule's plan puts it
         self.scout = False  # looked at every interval, while nothing is known
         self.taken_over = False  # of an earlier run: how long it has been waiting is not known to us

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import heapq
+import math
 from collections.abc import Callable, Iterable
 from itertools import count
 
@@ -15,6 +16,7 @@ import anyio
 from aiolimiter import AsyncLimiter
 
 from krea_batch.errors import GatewayError
+from krea_batch.gateway.wire import Told
 from krea_batch.jobs import Outcome, State, Trouble
 from krea_batch.ledger import Store
 from krea_batch.pipeline.crew import Crew
@@ -26,6 +28,7 @@ from krea_batch.rules.kinds import Schedules
 from krea_batch.rules.lifecycle import Again, End, Fetch, LookAgain
 from krea_batch.rules.schedule import SCOUTS
 from krea_batch.rules.verdicts import Finished, PollTrouble, PollVerdict, Progress, Waiting
+from krea_batch.rules.word import GRACE_S, Word
 
 MOST_POLLS_IN_AIR = 128  # chosen: answers of 0.2 s at 640/s; more would only queue at the gateway
 EXPLORED_SHARE = 0.04  # chosen: a poll more for one job in 25, and a change is seen within minutes
@@ -60,6 +63,9 @@ class PollScheduler:
         self._scouts = 0
         self._limiter: AsyncLimiter | None = None
         self._heap: list[tuple[float, int, Flight]] = []
+        self._by_n: dict[int, Flight] = {}  # accepted flights, where callbacks may name them
+        self._word = Word()
+        self._uncalled: set[int] = set()  # jobs that ended a moment ago, and no callback came so far
         self._order = count()
         self._earlier = asyncio.Event()
         self._seats = asyncio.Semaphore(MOST_POLLS_IN_AIR)
@@ -68,6 +74,7 @@ class PollScheduler:
 
     def put(self, flight: Flight, progress: Progress) -> None:
         """Take an accepted flight, with what the answer to its POST already said."""
+        self._expect_call(flight)
         if not isinstance(progress, Waiting):
             self._look_in(flight, 0.0)
             return
@@ -90,7 +97,32 @@ class PollScheduler:
         """Take a flight that an earlier run left accepted: it is looked at at once."""
         flight.accepted_s = flight.looked_s = self._run.now_s()
         flight.taken_over = True
+        self._expect_call(flight)
         self._look_in(flight, 0.0)
+
+    def called(self, n: int, told: Told) -> bool:
+        """Look at a job at once, since a callback says that it has ended. False where it is none that waits here.
+
+        However often the gateway calls, that brings one more poll of a job in each interval.
+        """
+        flight = self._by_n.get(n)
+        if flight is None:
+            if n in self._uncalled:
+                self._uncalled.discard(n)
+                self._keep_word(came=True)
+                return True
+            return False
+        now_s = self._run.now_s()
+        is_other = told.request_id not in (None, flight.request_id)
+        if is_other or not told.over or now_s - flight.called_s < self._run.settings.poll_interval_s:
+            return True
+        flight.called_s = now_s
+        flight.planned = False
+        if flight.turn >= 0:
+            self._look_in(flight, 0.0)
+        else:
+            flight.calls = True  # a poll is in the air, and may have been too early
+        return True
 
     async def work(self) -> None:
         """Poll what is due, for ever."""
@@ -114,7 +146,11 @@ class PollScheduler:
             now_s = self._run.now_s()
             due_s = max(self._heap[0][0], self._held_until_s) if self._heap else now_s + 3600.0
             if self._heap and due_s <= now_s:
-                return heapq.heappop(self._heap)[2]
+                _, turn, flight = heapq.heappop(self._heap)
+                if turn != flight.turn:
+                    continue  # it was put forward
+                flight.turn = -1
+                return flight
             self._earlier.clear()
             with anyio.move_on_after(due_s - now_s):
                 await self._earlier.wait()
@@ -128,6 +164,8 @@ class PollScheduler:
         schedule = self._schedules.of(flight.kind)
         if flight.scout and schedule.scouting:
             return flight.looked_s + schedule.interval_s
+        if self._word.good and flight.looked_s == flight.accepted_s:
+            return flight.accepted_s + schedule.late_s()
         return flight.looked_s + schedule.next_s(flight.looked_s - flight.accepted_s)
 
     def _plan_anew(self) -> None:
@@ -135,17 +173,55 @@ class PollScheduler:
         self._plan = self._schedules.version
         if len(self._heap) <= MOST_MOVED:
             self._heap = [
-                (self._due_s(flight) if flight.planned else due_s, order, flight)
-                for due_s, order, flight in self._heap
+                (self._due_s(flight) if flight.planned else due_s, turn, flight)
+                for due_s, turn, flight in self._heap
+                if turn == flight.turn
             ]
             heapq.heapify(self._heap)
             self._earlier.set()
 
     def _look_in(self, flight: Flight, wait_s: float) -> None:
-        entry = (self._run.now_s() + wait_s, next(self._order), flight)
+        flight.turn = next(self._order)
+        entry = (self._run.now_s() + wait_s, flight.turn, flight)
         heapq.heappush(self._heap, entry)
         if self._heap[0] is entry:
             self._earlier.set()
+
+    def hope_s(self, flight: Flight) -> float:
+        """Seconds within which the gateway may well call for a job whose acceptance is not known."""
+        if not (self._run.callbacks and self._word.good):
+            return 0.0
+        return min(self._schedules.of(flight.kind).late_s(), self._run.settings.job_timeout_s)
+
+    # ---- callbacks ---------------------------------------------------------------------------------------
+
+    def _expect_call(self, flight: Flight) -> None:
+        if self._run.callbacks:
+            self._by_n[flight.n] = flight
+
+    def _expect_none(self, flight: Flight) -> None:
+        """The flight's end was seen, by whichever way."""
+        if self._by_n.pop(flight.n, None) is None or flight.taken_over:
+            return
+        if flight.called_s > -math.inf:
+            self._keep_word(came=True)
+        else:
+            self._uncalled.add(flight.n)
+            self._run.after(GRACE_S, self._miss_call, flight.n)
+
+    def _miss_call(self, n: int) -> None:
+        if n in self._uncalled:
+            self._uncalled.discard(n)
+            self._keep_word(came=False)
+
+    def _keep_word(self, *, came: bool) -> None:
+        was_good = self._word.good
+        if came:
+            self._word.came()
+        else:
+            self._word.missed()
+        if was_good != self._word.good:
+            self._plan_anew()
 
     # ---- one poll ----------------------------------------------------------------------------------------
 
@@ -168,6 +244,7 @@ class PollScheduler:
         )
         match decision:
             case Fetch(finished):
+                self._expect_none(flight)
                 self._fetch(flight, finished)
             case LookAgain(trouble):
                 await self._look_again(flight, trouble)
@@ -177,6 +254,7 @@ class PollScheduler:
                 end = Store.fail if state is State.FAILED else Store.error
                 why = Trouble(kind, message)
                 self._forget(flight)
+                self._expect_none(flight)
                 outcome = await self._run.record(end, flight.n, why, self._run.at(), flight.polls)
                 self._end(flight, outcome)
 
@@ -198,6 +276,8 @@ class PollScheduler:
                 self._schedules.learn(flight.kind, took_s)
         elif took_s is not None and looked_s <= took_s <= age_s:
             self._schedules.learn(flight.kind, took_s, looked_s)
+        elif flight.called_s >= flight.looked_s:
+            self._schedules.learn(flight.kind, flight.called_s - flight.accepted_s, looked_s)
         else:
             self._schedules.learn(flight.kind, age_s, looked_s, exact=False)
         if self._plan != self._schedules.version:
@@ -226,9 +306,12 @@ class PollScheduler:
                 self._held_until_s = max(self._held_until_s, now_s + (trouble.retry_after_s or wait_s))
                 if self._run.settings.shared_quota:
                     self._run.pace.rule.refused(now_s, now_s, trouble.retry_after_s)
+        if flight.calls:
+            flight.calls, wait_s, least_s = False, 0.0, 0.0
         timeout_s = self._run.settings.job_timeout_s
         if now_s - flight.accepted_s >= timeout_s:
             self._forget(flight)
+            self._by_n.pop(flight.n, None)
             await self._time_out(flight, trouble)
         else:
             flight.planned = trouble is None and now_s + wait_s < flight.accepted_s + timeout_s
@@ -246,6 +329,7 @@ class PollScheduler:
             return False
         next_step = "give a valid key, then run the same command again"
         self._run.stop(GatewayError(trouble.status, trouble.reason, next_step))
+        self._by_n.pop(flight.n, None)
         self._left(flight)
         return True
 
@@ -258,6 +342,8 @@ class PollScheduler:
 
     async def _submit_again(self, flight: Flight, wait_s: float, reason: str) -> None:
         self._forget(flight)
+        self._expect_none(flight)
+        flight.called_s = -math.inf
         await self._run.record(Store.error_again, flight.n, flight.polls)
         flight.errors += 1
         flight.troubles = flight.key_refusals = 0

@@ -18,6 +18,7 @@ import msgspec
 
 from krea_batch.errors import RunStopped
 from krea_batch.events import Event, Held, Listener, Moved, Stopping, Troubled
+from krea_batch.gateway.wire import Told
 from krea_batch.jobs import State
 from krea_batch.ledger import Ledger
 from krea_batch.pipeline.flight import Flight, Slots
@@ -47,9 +48,15 @@ class Media(Protocol):
 class Gateway(Protocol):
     """What the stages ask of a gateway: the real client's, or a scripted one's."""
 
-    async def submit(self, body: bytes) -> PostVerdict: ...
+    async def submit(self, body: bytes, *, callback: str = "") -> PostVerdict: ...
     async def poll(self, request_id: str) -> PollVerdict: ...
     async def fetch(self, url: str, *, offset: int = 0, etag: str | None = None) -> Media: ...
+
+
+class Callbacks(Protocol):
+    """Where the gateway calls for a job."""
+
+    def address_of(self, n: int) -> str: ...
 
 
 class Stats(msgspec.Struct):
@@ -59,6 +66,7 @@ class Stats(msgspec.Struct):
     accepted: int = 0
     refused_429: int = 0
     polls: int = 0
+    callbacks: int = 0  # that named a job of this folder
     downloads: int = 0  # pictures stored
     downloaded_bytes: int = 0
     succeeded: int = 0
@@ -118,6 +126,8 @@ class Run:
         self.aloft: dict[str, bytes] = {}  # fingerprints of the jobs on their way, by id; empty once on record
         pace.bind()
         self.pace = pace
+        self.callbacks: Callbacks | None = None
+        self.told: dict[int, Told | None] = {}  # by job, what callbacks told while its POST was in the air
         self.retries = RetryBudget(pace.rule.per_s)
         self.stats.rate_per_s = pace.rule.per_s
         self.chance = random.random

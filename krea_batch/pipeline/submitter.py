@@ -15,6 +15,7 @@ from typing import Any
 import anyio
 
 from krea_batch.errors import GatewayError, LedgerError, RunStopped
+from krea_batch.gateway.wire import Told
 from krea_batch.jobs import Outcome, State, Trouble
 from krea_batch.ledger import Store
 from krea_batch.pipeline.crew import Crew
@@ -23,7 +24,7 @@ from krea_batch.pipeline.run import Run, log
 from krea_batch.rules import lifecycle
 from krea_batch.rules.lifecycle import Again, End, Go, Stop
 from krea_batch.rules.patience import Outage
-from krea_batch.rules.verdicts import Accepted, NotSent, PostVerdict, Progress, Refusal, Refused, Unclear
+from krea_batch.rules.verdicts import Accepted, NotSent, PollTrouble, PostVerdict, Progress, Refusal, Refused, Unclear
 from krea_batch.settings import Ambiguous
 
 MOST_UNCLEAR = 5  # chosen: at one answer in ten lost, a job in 100,000 is not resubmitted any more
@@ -35,8 +36,8 @@ MOST_IN_AIR = 256  # chosen: answers of 1 s at 256/s; a gateway slower than that
 class Submitter:
     """Lets flights go at the run's pace, each in a short task of its own.
 
-    `accepted` takes a paid flight with what is already known of it, `ended` one that ended here, and `left` one
-    that stays on record for the next run.
+    `accepted` takes a paid flight with what is already known of it, `ended` one that ended here, `left` one
+    that stays on record for the next run, and `called` what a callback told while a POST was in the air.
     """
 
     def __init__(
@@ -46,11 +47,13 @@ class Submitter:
         accepted: Callable[[Flight, Progress], None],
         ended: Callable[[Flight, Outcome], None],
         left: Callable[[Flight], None],
+        called: Callable[[int, Told], None],
     ) -> None:
         self._run = run
         self._accepted = accepted
         self._ended = ended
         self._left = left
+        self._called = called
         self._queue: asyncio.Queue[Flight] = asyncio.Queue()
         self._taken = asyncio.Event()
         self._later: dict[Flight, asyncio.TimerHandle] = {}
@@ -144,22 +147,38 @@ class Submitter:
             verdict = await self._post(flight)
             await self._settle(flight, verdict, sent_s)
         finally:
+            told = self._run.told.pop(flight.n, None)
             self._seats.release()
             self._unsettled -= 1
             self._settled.set()
+        if told:
+            self._called(flight.n, told)
 
     async def _post(self, flight: Flight) -> PostVerdict:
         self._run.stats.submits += 1
         task = current_task()
         self._in_air.add(task)
         try:
-            return await self._run.gateway.submit(flight.body)
+            if not self._run.callbacks:
+                return await self._run.gateway.submit(flight.body)
+            self._run.told[flight.n] = None
+            callback = self._run.callbacks.address_of(flight.n)
+            verdict = await self._run.gateway.submit(flight.body, callback=callback)
+            return await self._made_clear(flight, verdict)
         except asyncio.CancelledError:  # what it came to has to be on record all the same
             if task:
                 task.uncancel()
             return Unclear("the run was stopped before the answer came")
         finally:
             self._in_air.discard(task)
+
+    async def _made_clear(self, flight: Flight, verdict: PostVerdict) -> PostVerdict:
+        """A POST whose answer was lost, but for which the gateway has called, was accepted, if a poll says so."""
+        told = self._run.told.get(flight.n)
+        if not isinstance(verdict, Unclear) or told is None or told.request_id is None:
+            return verdict
+        progress = await self._run.gateway.poll(told.request_id)
+        return verdict if isinstance(progress, PollTrouble) else Accepted(told.request_id, progress)
 
     def _leave_air(self) -> None:
         for task in self._in_air:

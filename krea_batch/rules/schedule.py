@@ -13,6 +13,7 @@ unfinished count for what they tell. All times are seconds since the job was acc
 from __future__ import annotations
 
 import math
+from bisect import bisect_left
 from collections.abc import Sequence
 from functools import cache
 from itertools import pairwise, zip_longest
@@ -33,6 +34,7 @@ CHECK_EVERY = 25  # chosen: polls between two looks at whether it has moved
 VAGUE_SHARE = 0.1  # chosen: a gateway is known for vague after a dozen jobs
 DOUBT = 1e-4  # chosen: no cell is ruled out by a belief
 NEGLIGIBLE = 1e-4  # chosen: a share of jobs for which no poll is placed
+NEARLY_ALL = 0.99  # chosen: one job in a hundred is polled once in vain
 TAIL_COST = 3.0  # polls, for a job that outlives everything seen so far
 TROUBLE_GROWTH = 2.0
 MOST_TROUBLE_S = 60.0  # chosen: an outage is noticed to be over within a minute
@@ -121,6 +123,10 @@ class Schedule:
     def next_s(self, age_s: float) -> float:
         """Seconds from a poll that found the job unfinished at `age_s` to its next poll."""
         return max(self.interval_s, self._planned.after(age_s) - age_s)
+
+    def late_s(self) -> float:
+        """Seconds after the acceptance by which nearly every job has ended, and an interval more."""
+        return self._planned.most_done_s(NEARLY_ALL) + self.interval_s
 
     @property
     def scouting(self) -> bool:
@@ -235,6 +241,11 @@ class _Plan:
         self._spacing = spacing
         self.step_s = step_s
         self.survival = survival
+
+    def most_done_s(self, share: float) -> float:
+        """The age at which so many jobs have ended."""
+        cell = bisect_left(self.survival, share - 1.0, key=lambda alive: -alive)
+        return cell * self.step_s
 
     def after(self, age_s: float) -> float:
         """The age of the poll that follows one at `age_s`. Beyond everything seen, the older the rarer."""

@@ -148,7 +148,7 @@ class TestWhatBecameOfAPost:
         gateway = ScriptedGateway()
         posted = gateway.submit
 
-        async def submit(body: bytes) -> Any:
+        async def submit(body: bytes, *, callback: str = "") -> Any:
             verdict = await posted(body)
             if asyncio.get_running_loop().time() < 1600.0:
                 gateway.charged.clear()
@@ -294,7 +294,7 @@ class TestPace:
         taken_s: list[float] = []
         accept = gateway.submit
 
-        async def submit(body: bytes) -> Any:
+        async def submit(body: bytes, *, callback: str = "") -> Any:
             now_s = asyncio.get_running_loop().time()
             if len([at_s for at_s in taken_s if at_s > now_s - 1.0]) >= limit_per_s:
                 gateway.post_times_s.append(now_s)
@@ -556,7 +556,7 @@ class TestBrownOut:
         failed_s: list[float] = []
         accept = gateway.submit
 
-        async def submit(body: bytes) -> Any:
+        async def submit(body: bytes, *, callback: str = "") -> Any:
             if chance.random() < 0.5:
                 now_s = asyncio.get_running_loop().time()
                 gateway.post_times_s.append(now_s)

@@ -98,7 +98,7 @@ class World(ScriptedGateway):
 
     # ---- POSTs -------------------------------------------------------------------------------------------
 
-    async def submit(self, body: bytes) -> PostVerdict:
+    async def submit(self, body: bytes, *, callback: str = "") -> PostVerdict:
         self._somebody_asks()
         prompt = body.split(b'"')[3].decode()
         sql = "SELECT state, came_to FROM jobs j JOIN posts p ON p.job = j.n WHERE j.id = ? ORDER BY p.n DESC LIMIT 1"

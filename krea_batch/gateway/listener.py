@@ -1,0 +1,58 @@
+"""HTTP requests for a door come in, by aiohttp; answers go out. A server of our own, or a handler for another's."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from typing import Self
+
+from aiohttp import web
+
+from krea_batch.errors import SettingsError
+from krea_batch.gateway.callbacks import MOST_BYTES, Door
+from krea_batch.settings import Webhook
+
+Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
+
+
+def handler_of(door: Door) -> Handler:
+    """A handler for every method and path under the door's address."""
+
+    async def handle(request: web.Request) -> web.StreamResponse:
+        return web.Response(status=door.receive(request.method, request.path, await _body_of(request)))
+
+    return handle
+
+
+class CallbackListener:
+    """A server of its own for callbacks. An async context manager; `port` is known inside of it."""
+
+    def __init__(self, webhook: Webhook, door: Door) -> None:
+        self._host, self._port = webhook.listen_address
+        self._door = door
+
+    async def __aenter__(self) -> Self:
+        app = web.Application()
+        app.router.add_route("*", "/{path:.*}", handler_of(self._door))
+        self._runner = web.AppRunner(app, access_log=None, handle_signals=False)
+        await self._runner.setup()
+        try:
+            await web.TCPSite(self._runner, self._host, self._port).start()
+        except OSError as error:
+            await self._runner.cleanup()
+            wrong = f"nothing can be heard at {self._host}:{self._port} ({error.strerror})"
+            raise SettingsError("webhook-listen", wrong, "give a free port of this machine") from error
+        self.port: int = self._runner.addresses[0][1]
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self._runner.cleanup()
+
+
+async def _body_of(request: web.Request) -> bytes | None:
+    """The body of a request; None where it is too large."""
+    body = bytearray()
+    async for chunk in request.content.iter_any():
+        body += chunk
+        if len(body) > MOST_BYTES:
+            return None
+    return bytes(body)

@@ -1,0 +1,37 @@
+"""Whether callbacks came comes in; whether their coming can be relied upon goes out.
+
+Newcomers: nothing is believed because a callback says so. What is decided here is how long the polls may wait: a
+gateway that has called for nearly every job lately is waited for, and its jobs are looked at late; where calls stay
+out, polls go as if there were none.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+
+REMEMBERED = 20  # chosen: the latest ends; a gateway that falls silent is noticed within so many
+ENOUGH = 5  # chosen: so many calls in a row are no accident
+MOST_MISSING = 0.1  # chosen: of the latest ends; for who calls less often, waiting costs more than polls
+GRACE_S = 2.0  # chosen: a call may come so long after the end that a poll has seen
+
+
+class Word:
+    """How well the gateway keeps its word to call."""
+
+    __slots__ = ("_kept",)
+
+    def __init__(self) -> None:
+        self._kept: deque[bool] = deque(maxlen=REMEMBERED)
+
+    def came(self) -> None:
+        """A job ended, and the gateway called."""
+        self._kept.append(True)
+
+    def missed(self) -> None:
+        """A job ended, and no call came."""
+        self._kept.append(False)
+
+    @property
+    def good(self) -> bool:
+        """Whether calls can be relied upon."""
+        return len(self._kept) >= ENOUGH and self._kept.count(False) <= MOST_MISSING * len(self._kept)
