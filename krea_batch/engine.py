@@ -658,7 +658,9 @@ class Engine:
 
     async def _in_own_task(self, work: Coroutine[Any, Any, T]) -> T:
         """Have something done whether its caller is cancelled or not: others may wait for the same job."""
-        return await self._while_running(asyncio.shield(asyncio.create_task(work)))
+        task = asyncio.create_task(work)
+        task.add_done_callback(_note_error)  # its caller may be gone
+        return await self._while_running(asyncio.shield(task))
 
     async def _while_running(self, work: Awaitable[T]) -> T:
         """Wait for what the stages bring about. Raises what ended them, where they end first."""
@@ -720,6 +722,12 @@ async def _cancelled(task: asyncio.Task[Any]) -> None:
     await asyncio.wait([task])
     if not task.cancelled():
         task.result()
+
+
+def _note_error(task: asyncio.Task[Any]) -> None:
+    """Whether anybody still waits for the task or not, asyncio need not tell of its error."""
+    if not task.cancelled():
+        task.exception()
 
 
 def _first(error: BaseException) -> BaseException:

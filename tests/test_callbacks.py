@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -15,29 +14,11 @@ from krea_batch import Engine, Job, SettingsError, State, Webhook
 from krea_batch.gateway.callbacks import Callbacks
 from krea_batch.gateway.wire import Told
 from krea_batch.rules.verdicts import Accepted, PollTrouble, PollVerdict, PostVerdict, Unclear, Waiting
+from tests.callers import App, call
 from tests.scripted_gateway import ScriptedGateway, ask, states
 from tests.virtual_time import run_virtual
 
 URL = "https://my.host/krea"
-App = Callable[..., Awaitable[None]]
-
-
-async def call(app: App, path: str, body: bytes = b"", method: str = "POST", pieces: int = 1) -> int:
-    """Call an ASGI app as a server does. Returns the HTTP status."""
-    size = max(1, len(body) // pieces)
-    chunks = [body[at : at + size] for at in range(0, len(body), size)] or [b""]
-    messages = [{"type": "http.request", "body": chunk, "more_body": True} for chunk in chunks]
-    messages[-1]["more_body"] = False
-    answers: list[dict[str, Any]] = []
-
-    async def receive() -> dict[str, Any]:
-        return messages.pop(0)
-
-    async def send(message: dict[str, Any]) -> None:
-        answers.append(message)
-
-    await app({"type": "http", "method": method, "path": path}, receive, send)
-    return int(answers[0]["status"])
 
 
 class CallingGateway(ScriptedGateway):

@@ -15,11 +15,12 @@ import asyncio
 import hashlib
 import math
 from collections import Counter
+from collections.abc import Callable, Coroutine
 from pathlib import Path
 from random import Random
 from typing import Any
 
-from krea_batch import Engine, Job, KreaBatchError
+from krea_batch import Engine, Job, KreaBatchError, RunStopped, Webhook
 from krea_batch.cli.summary import FolderState
 from krea_batch.doubts import Doubts
 from krea_batch.gateway.png import PngWalk
@@ -37,6 +38,23 @@ ROUNDS = 6
 
 class BrokenLaw(AssertionError):
     """What must hold does not; `seed` and `round` say when."""
+
+
+Feed = Callable[[Engine, list[Job]], Coroutine[Any, Any, None]]
+
+
+async def feed_run(engine: Engine, jobs: list[Job]) -> None:
+    await engine.run(jobs)
+
+
+async def feed_enqueue(engine: Engine, jobs: list[Job]) -> None:
+    """As a service does: each job on record, then wait for all. What the run does not bring home is for the next."""
+    try:
+        handles = [await engine.enqueue(job, tenant=job.id[:1]) for job in jobs]
+        for handle in handles:
+            await handle
+    except RunStopped:
+        pass
 
 
 class Play:
@@ -84,6 +102,9 @@ class Play:
             "ambiguous": "resubmit" if self.may_resubmit and chance.random() < 0.5 else "hold",
             "random": Random(chance.random()),
         }
+        beside = Random(f"{self.seed}/{len(self.told)}/beside")
+        options["webhook"] = Webhook("https://my.host/krea") if beside.random() < 0.5 else None
+        feed = beside.choice([feed_run, feed_enqueue])
         self.world.post_times_s.clear()
         latency, slow_s = Random(chance.random()), chance.choice([0.0001, 0.02, 0.5])
         until_s = chance.choice([0.05, 1.0, 4.0, 15.0, 60.0, 600.0]) * chance.random()
@@ -93,7 +114,7 @@ class Play:
         chance.shuffle(self.jobs)
         if way in ("die", "lose power"):
             at_the_disk = chance.random() < 0.4
-            work = self.work("to the end", math.inf, options)
+            work = self.work("to the end", math.inf, options, feed)
             steps, died = run_mortal(
                 work,
                 self.out,
@@ -107,17 +128,19 @@ class Play:
             self.deaths += died
             self.told[-1] += f", step {steps}{'' if died else ', lived'}"
         else:
-            run_virtual(self.work(way, until_s, options), lambda: latency.random() * slow_s)
+            run_virtual(self.work(way, until_s, options, feed), lambda: latency.random() * slow_s)
             self.check_results()
         assert most_in_a_window(self.world.post_times_s) <= rate + 1, "the rate was passed"
 
-    async def work(self, way: str, until_s: float, options: dict[str, Any]) -> None:
+    async def work(self, way: str, until_s: float, options: dict[str, Any], feed: Feed) -> None:
         try:
-            async with Engine(self.out, gateway_client=self.world, **options) as engine:
+            engine = Engine(self.out, gateway_client=self.world, **options)
+            self.world.app = engine.callbacks_app()
+            async with engine:
                 if way == "to the end":
-                    await engine.run(self.jobs)
+                    await feed(engine, self.jobs)
                     return
-                running = asyncio.create_task(engine.run(self.jobs))
+                running = asyncio.create_task(feed(engine, self.jobs))
                 await asyncio.sleep(until_s)
                 if way == "leave":
                     running.cancel()

@@ -27,6 +27,7 @@ from krea_batch.rules.verdicts import (
     Unclear,
     Waiting,
 )
+from tests.callers import call
 from tests.scripted_gateway import ScriptedGateway, ScriptedMedia, ask, png
 
 POSTS: list[tuple[int, Any]] = [
@@ -55,6 +56,14 @@ POLLS: list[tuple[int, Any]] = [
     (2, PollTrouble("not found", 404)),
 ]
 ENDS: list[tuple[int, str]] = [(75, "one"), (10, "two"), (7, "failed"), (12, "error")]
+CALLS: list[tuple[int, str]] = [
+    (40, "lost"),
+    (35, "one"),
+    (10, "two"),
+    (5, "of another request"),
+    (5, "forged"),
+    (5, "unreadable"),
+]
 FETCHES: list[tuple[int, str]] = [
     (50, "whole"),
     (15, "cut"),
@@ -85,6 +94,8 @@ class World(ScriptedGateway):
         self.broken: list[str] = []
         self.tries: Counter[str] = Counter()
         self.told_errors: dict[str, set[str]] = {}
+        self.app: Any = None  # takes callbacks
+        self.named: set[str] = set()  # by callbacks
 
     def chance(self, *what: str) -> Random:
         """The next chance of one thing."""
@@ -110,6 +121,8 @@ class World(ScriptedGateway):
         request_id = f"krea_{len(self.charged):04d}"
         if isinstance(fate, str):
             self.charged[request_id] = prompt  # however the answer fares
+            if callback:
+                self._plan_call(request_id, callback)
         await asyncio.sleep(chance.choice([0.01, 0.1, 0.5, 2.0, 20.0]))
         if fate == "accept, and the answer is lost":
             return Unclear("the connection was cut")
@@ -118,14 +131,46 @@ class World(ScriptedGateway):
             request_id = on_record[0][0] or request_id
         return Accepted(request_id, Waiting("QUEUED")) if isinstance(fate, str) else fate
 
+    # ---- callbacks ---------------------------------------------------------------------------------------
+
+    def _plan_call(self, request_id: str, address: str) -> None:
+        """Call when the job ends, as chance will have it; mostly before the answer to a POST that takes long."""
+        chance = self.chance("call", request_id)
+        fate = draw(chance, CALLS)
+        loop = asyncio.get_running_loop()
+        for _ in range(0 if fate == "lost" else 2 if fate == "two" else 1):
+            after_s = chance.choice([0.0, 0.3, 4.0, 30.0])
+            loop.call_later(after_s, lambda: loop.create_task(self._call(fate, request_id, address)))
+
+    async def _call(self, fate: str, request_id: str, address: str) -> None:
+        if self.gone or self.app is None:
+            return
+        named = request_id
+        if fate == "of another request":
+            on_record = [
+                named for (named,) in ask(self.out, "SELECT request_id FROM posts WHERE came_to = 'accepted'")
+            ]
+            named = self.chance("named", request_id).choice([*on_record, "nobody's"])
+        if fate == "forged":
+            address = address[:-1] + ("0" if address[-1] != "0" else "1")
+        elif fate != "unreadable":
+            self.named.add(named)
+        body = b"\xff" if fate == "unreadable" else b'{"request_id": "%s", "status": "COMPLETED"}' % named.encode()
+        status = await call(self.app, address, body)
+        if (fate == "forged") != (status == 404) and status != 503:
+            self.broken.append(f"a call, {fate}, was answered {status}")
+
     # ---- polls -------------------------------------------------------------------------------------------
 
     async def poll(self, request_id: str) -> PollVerdict:
         self._somebody_asks()
-        if not ask(self.out, "SELECT 1 FROM posts WHERE request_id = ? AND came_to = 'accepted'", request_id):
+        on_record = ask(self.out, "SELECT 1 FROM posts WHERE request_id = ? AND came_to = 'accepted'", request_id)
+        if not on_record and request_id not in self.named:
             self.broken.append(f"a poll of {request_id}, which is not on record")
         chance = self.chance("poll", request_id)
         await asyncio.sleep(chance.choice([0.05, 0.2, 3.0]))
+        if request_id not in self.charged:
+            return PollTrouble("not found", 404)
         fate: PollVerdict | str = "the truth" if self.calm else draw(chance, POLLS)
         return self.end(request_id) if isinstance(fate, str) else fate
 
