@@ -1,0 +1,184 @@
+"""The whole public face, used as a service uses it: what mypy sees here is what callers see. On both event loops."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import signal
+import sys
+import threading
+from collections.abc import AsyncIterator, Awaitable, Callable
+from pathlib import Path
+from typing import Any, assert_type
+
+import pytest
+
+import krea_batch
+from krea_batch import (
+    Ended,
+    Engine,
+    Event,
+    Handle,
+    Held,
+    ImageStyleReference,
+    Job,
+    JobError,
+    KreaBatchError,
+    Listener,
+    Missed,
+    Moodboard,
+    Moved,
+    Outcome,
+    Pace,
+    Rate,
+    RunStopped,
+    Settings,
+    SettingsError,
+    State,
+    Stats,
+    Stopping,
+    StoredFile,
+    Style,
+    Trouble,
+    Troubled,
+    Webhook,
+)
+from krea_batch.simulator import Simulator, SimulatorSettings
+
+pytestmark = [
+    pytest.mark.anyio,
+    pytest.mark.parametrize(
+        "anyio_backend",
+        [
+            pytest.param(("asyncio", {"use_uvloop": False}), id="asyncio"),
+            pytest.param(("asyncio", {"use_uvloop": True}), id="uvloop"),
+        ],
+    ),
+]
+
+
+async def test_the_whole_of_it(tmp_path: Path) -> None:
+    """Every public way in and out, against the simulator; types are what they say."""
+    heard: list[Event] = []
+    listener: Listener = heard.append
+    async with Simulator(SimulatorSettings(latency="uniform:0.2,0.5", tiny=True)) as simulator:
+        pace = Pace("200/s")
+        engine = Engine(
+            tmp_path / "out",
+            api_key="simulated",
+            gateway=simulator.gateway_url,
+            pace=pace,
+            poll_interval_s=0.2,
+            webhook=Webhook(listen="127.0.0.1:0"),
+            listeners=[listener],
+        )
+        async with engine as entered:
+            assert_type(entered, Engine)
+            telling = asyncio.create_task(told(engine))
+            await use(engine)
+            assert_type(engine.settings, Settings)
+            assert_type(engine.settings.rate, Rate)
+            assert_type(engine.share(), Pace)
+            assert engine.share() is pace
+            app: Callable[..., Awaitable[None]] = engine.callbacks_app()
+            assert callable(app)
+            assert callable(engine.callbacks_handler())
+            await beside(engine, simulator.gateway_url, tmp_path / "other")
+        assert (await telling)["Ended"] >= 12
+        assert engine.stats().callbacks > 0
+    assert {type(event) for event in heard} >= {Moved, Ended}
+
+
+async def use(engine: Engine) -> None:
+    style = ImageStyleReference("https://example.com/style.png", 0.5)
+    board = Moodboard("7f1b5b2e-2a4e-4a52-9f0e-0c9f9b6a4d11")
+    job = Job(prompt="a cat", image_style_references=(style,), styles=(Style("lora", 0.8),), moodboards=(board,))
+    outcome = assert_type(await engine.generate(job, tenant="ann"), Outcome)
+    assert_type(outcome.status, State)
+    assert_type(outcome.files, tuple[StoredFile, ...])
+    assert_type(outcome.error, Trouble | None)
+    assert outcome.succeeded
+    handle = assert_type(await engine.submit(Job(prompt="a dog", id="dog")), Handle)
+    assert_type(handle.request_id, str | None)
+    assert_type(handle.status, State)
+    assert_type(handle.outcome, Outcome | None)
+    assert handle.request_id
+    async for event in handle:
+        assert_type(event, Event)
+        match event:
+            case Moved(job_id, _, new):
+                assert_type(new, State)
+                assert job_id == "dog"
+            case Ended(ended):
+                assert_type(ended, Outcome)
+            case Troubled() | Held() | Stopping() | Missed():
+                pass
+    assert assert_type(await handle, Outcome).succeeded
+    queued = assert_type(await engine.enqueue(Job(prompt="an owl", id="owl"), tenant="bob"), Handle)
+    assert (await queued).id == "owl"
+    found = assert_type(await engine.get("owl"), Handle | None)
+    assert found
+    assert await engine.get("nobody") is None
+    names = [outcome.id async for outcome in engine.stream(some(5), ordered=True, tenant="ann")]
+    assert names == [f"some-{n}" for n in range(5)]
+    listed = [Job(prompt=f"{n}") for n in range(5)]
+    assert len([assert_type(outcome, Outcome) async for outcome in engine.stream(listed)]) == 5
+    with pytest.raises(JobError):
+        await engine.submit(Job(prompt="a cat", creativity="wild"))  # type: ignore[arg-type]
+    assert issubclass(RunStopped, KreaBatchError)
+    with pytest.raises(SettingsError):
+        Engine("out", no_such_setting=1)
+    assert assert_type(engine.stats(), Stats).succeeded == 13
+    assert assert_type(engine.stopped, RunStopped | None) is None
+    assert (await engine.charges()).charged == 13
+    assert (await engine.counts())[State.SUCCEEDED] == 13
+
+
+async def beside(engine: Engine, gateway: str, out: Path) -> None:
+    """Another engine on another folder, with the pace of the first."""
+    other = Engine(out, api_key="simulated", gateway=gateway, pace=engine.share(), poll_interval_s=0.2)
+    await other.start()
+    handle = await other.enqueue(Job(prompt="left behind", id="left"))
+    await other.aclose(detach=True)
+    with pytest.raises(RunStopped):
+        await handle
+    async with Engine(out, api_key="simulated", gateway=gateway, pace=engine.share(), poll_interval_s=0.2) as again:
+        found = await again.get("left")
+        assert found
+        assert (await found).succeeded
+
+
+async def told(engine: Engine) -> dict[str, int]:
+    """How often each kind of event was told."""
+    counts: dict[str, int] = {}
+    async for event in engine.events():
+        counts[type(event).__name__] = counts.get(type(event).__name__, 0) + 1
+    return counts
+
+
+async def some(count: int) -> AsyncIterator[Job]:
+    for n in range(count):
+        yield Job(prompt=f"some {n}", id=f"some-{n}")
+
+
+async def test_a_guest_in_its_house(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    """An engine prints nothing, handles no signals, sets up no logs, changes no globals, and leaves no thread."""
+    signals = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    handlers, threads = list(logging.getLogger().handlers), set(threading.enumerate())
+    hooks = (sys.excepthook, asyncio.get_running_loop().get_exception_handler())
+    async with Simulator(SimulatorSettings(latency="fixed:0.1", tiny=True)) as simulator:
+        options: dict[str, Any] = {"gateway": simulator.gateway_url, "poll_interval_s": 0.1, "api_key": "simulated"}
+        async with Engine(tmp_path, **options) as engine:
+            assert (await engine.generate(Job(prompt="a cat"))).succeeded
+    assert {number: signal.getsignal(number) for number in signals} == signals
+    assert logging.getLogger().handlers == handlers
+    assert (sys.excepthook, asyncio.get_running_loop().get_exception_handler()) == hooks
+    assert {thread for thread in set(threading.enumerate()) - threads if thread.name.startswith("krea")} == set()
+    assert capfd.readouterr() == ("", "")
+
+
+async def test_every_public_name_is_there(anyio_backend: object) -> None:
+    """What the package says that it has can be imported, and says what it is."""
+    for name in krea_batch.__all__:
+        what = getattr(krea_batch, name)
+        assert name in {"__version__", "Event", "Listener"} or what.__doc__
