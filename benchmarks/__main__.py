@@ -24,7 +24,7 @@ from pathlib import Path
 from benchmarks.report import GOAL
 
 README = Path(__file__).with_name("README.md")
-ALL = ("validate", "polls", "throughput", "overhead", "in_flight", "resume", "scale")
+ALL = ("validate", "polls", "throughput", "overhead", "in_flight", "resume", "scale", "callbacks", "tenants")
 REPEATS = frozenset({"validate", "throughput", "overhead", "resume"})
 LIBRARIES = ("aiohttp", "anyio", "uvloop", "msgspec")
 

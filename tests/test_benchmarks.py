@@ -94,6 +94,24 @@ def test_scale(tmp_path: Path) -> None:
     assert "<svg" in plot.read_text()
 
 
+@pytest.mark.slow
+def test_callbacks() -> None:
+    """A row for each way in which a gateway may call, and two goals."""
+    head, _, *rows, honest, none = benchmark("callbacks", "--jobs", "60")
+    assert len(rows) == 6
+    assert all(row.count("|") == head.count("|") for row in rows)
+    assert honest.startswith("goal\thonest callbacks")
+    assert none.startswith("goal\tno callback arrives")
+
+
+@pytest.mark.slow
+def test_tenants() -> None:
+    """A row for each thing that may bound an engine, and a goal."""
+    _, _, *rows, goal = benchmark("tenants", "--jobs", "300")
+    assert [row.split("|")[1].strip() for row in rows] == ["the rate, 10/s", "the rate, 200/s", "50 jobs in flight"]
+    assert goal.startswith("goal\tnine tenants beside one with 300 jobs")
+
+
 def test_what_is_printed_goes_between_the_markers() -> None:
     """What stands around them stays; the goals of all sections come together."""
     text = "by hand\n<!-- goals -->\nold\n<!-- /goals -->\n<!-- polls -->\nold\n<!-- /polls -->\nby hand, too\n"

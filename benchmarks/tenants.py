@@ -1,0 +1,69 @@
+"""How long does who brings ten jobs wait beside who brings ten thousand?
+
+    python -m benchmarks.tenants                   one tenant with 10,000 jobs, nine with ten each, in virtual time
+    python -m benchmarks.tenants --jobs 300        the short form
+
+The real engine against a scripted gateway whose jobs take 6 to 15 s, where the rate is what bounds it, and where the
+jobs in flight are. The nine come when the ten thousand wait already. `alone` is how long the nine take by themselves.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import tempfile
+from random import Random
+from typing import Any
+
+from benchmarks.report import tell_goal
+from krea_batch import Engine, Job
+from tests.calling_gateway import CallingGateway
+from tests.virtual_time import run_virtual
+
+NINE, EACH = "bcdefghij", 10
+MOST = 2.0
+BOUNDS: dict[str, dict[str, Any]] = {
+    "the rate, 10/s": {"rate": "10/s", "max_in_flight": 500},
+    "the rate, 200/s": {"rate": "200/s", "max_in_flight": 5000},
+    "50 jobs in flight": {"rate": "1000/s", "max_in_flight": 50},
+}
+
+
+async def nine(engine: Engine) -> float:
+    """Seconds until each of the nine has his ten pictures."""
+    loop = asyncio.get_running_loop()
+    began_s = loop.time()
+    jobs = [(tenant, Job(prompt=f"{tenant} {n}")) for tenant in NINE for n in range(EACH)]
+    await asyncio.gather(*(engine.generate(job, tenant=tenant) for tenant, job in jobs))
+    return loop.time() - began_s
+
+
+async def beside(many: int, bound: dict[str, Any]) -> float:
+    """The same, beside a tenant with so many jobs."""
+    with tempfile.TemporaryDirectory() as out:
+        engine = Engine(out, gateway_client=CallingGateway(), random=Random(1), **bound)
+        await engine.start()
+        for n in range(many):
+            await engine.enqueue(Job(prompt=f"a {n}"), tenant="a")
+        took_s = await nine(engine)
+        await engine.aclose(detach=True)
+        return took_s
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--jobs", type=int, default=10_000)
+    many = parser.parse_args().jobs
+    print("| what bounds the engine | the nine alone | beside one with " + f"{many:,} | |")
+    print("|---|---|---|---|")
+    worst = 0.0
+    for name, bound in BOUNDS.items():
+        alone_s, beside_s = run_virtual(beside(0, bound)), run_virtual(beside(many, bound))
+        worst = max(worst, beside_s / alone_s)
+        print(f"| {name} | {alone_s:.1f} s | {beside_s:.1f} s | {beside_s / alone_s:.2f} times |", flush=True)
+    goal = f"≤ {MOST} times as long as alone"
+    tell_goal(f"nine tenants beside one with {many:,} jobs", goal, f"{worst:.2f} times", met=worst <= MOST)
+
+
+if __name__ == "__main__":
+    main()
