@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import re
 import subprocess
 import sys
+import textwrap
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from krea_batch import Engine, Job
 from krea_batch.cli import COMMANDS
 from krea_batch.jobs import ASPECT_RATIOS, CREATIVITIES, FIELDS, Trouble
 from krea_batch.ledger import Store
+from krea_batch.simulator import Simulator, SimulatorSettings
 from tests.processes import krea_batch, write_jobs
 
 ROOT = Path(__file__).parent.parent
@@ -40,6 +45,7 @@ def test_the_commands_of_the_command_line_run(tmp_path: Path) -> None:
     """Each krea-batch command of the README ends well, offline."""
     write_jobs(tmp_path / "jobs.jsonl", 2)
     lines = [line.split("#")[0].strip() for block in blocks("sh") for line in block.splitlines()]
+    lines = [line.replace("0.0.0.0:8080", "127.0.0.1:0") for line in lines]  # whatever else is on this machine
     commands = [line.replace("…", "0").split()[1:] for line in lines if line.startswith("krea-batch ")]
     assert {command[0] for command in commands} == {*COMMANDS}
     for command in commands:
@@ -58,7 +64,7 @@ def test_the_commands_of_the_command_line_run(tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_the_example_of_the_library_runs(tmp_path: Path) -> None:
     """The README's Python block runs as it stands, against the simulator."""
-    (example,) = blocks("python")
+    example, _ = blocks("python")
     simulated = example.replace('rate="10/s"', 'rate="100/s", gateway=simulator.gateway_url, api_key="k"').replace(
         "    async with Engine",
         "    async with Simulator(SimulatorSettings(tiny=True, time_scale=100)) as simulator, Engine",
@@ -71,6 +77,24 @@ def test_the_example_of_the_library_runs(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     assert len(done.stdout.splitlines()) == 101
     assert len(list((tmp_path / "runs/cats/images").glob("*.png"))) == 102
+
+
+def test_the_example_of_a_service_runs(tmp_path: Path) -> None:
+    """The README's lines for a web service run as they stand, on an engine of the simulator's."""
+    _, example = blocks("python")
+    body = textwrap.indent(example.replace("job_id", "handle.id"), "    ")
+    names: dict[str, Any] = {"Job": Job}
+    exec(f"async def serve(engine):\n{body}    return handle", names)  # noqa: S102 - our own README
+
+    async def main() -> None:
+        async with (
+            Simulator(SimulatorSettings(tiny=True, time_scale=100)) as simulator,
+            Engine(tmp_path, gateway=simulator.gateway_url, api_key="k", poll_interval_s=0.1) as engine,
+        ):
+            handle = await names["serve"](engine)
+            assert (await handle).succeeded
+
+    asyncio.run(main())
 
 
 def test_the_table_of_fields_is_the_job() -> None:
