@@ -39,7 +39,7 @@ def measure(jobs: int, gateway: CallingGateway, webhook: Webhook | None) -> Meas
         engine = Engine(
             out, gateway_client=gateway, rate="20/s", max_in_flight=1000, webhook=webhook, random=Random(1)
         )
-        gateway.app = engine.callbacks_app()
+        gateway.app = engine.callbacks_app() if webhook else None
         async with engine:
             await engine.run(Job(prompt=f"picture {n}", id=f"{n:05}") for n in range(jobs))
 

@@ -172,14 +172,24 @@ class Engine:
             self._run.forget(reader.hear)
 
     def callbacks_app(self) -> Callable[[Scope, Receive, Send], Awaitable[None]]:
-        """An ASGI app that takes the gateway's callbacks, to be mounted where the URL of `webhook` leads."""
+        """An ASGI app that takes the gateway's callbacks, to be mounted where the URL of `webhook` leads.
+
+        Before `start` and after `aclose` it answers 503, so that the gateway tries again. Raises SettingsError.
+        """
+        self._check_webhook()
         return self._door.asgi
 
     def callbacks_handler(self) -> Handler:
         """The same as a handler of aiohttp, for POSTs to every path under that URL."""
         from krea_batch.gateway.listener import handler_of  # aiohttp: only where it is needed
 
+        self._check_webhook()
         return handler_of(self._door)
+
+    def _check_webhook(self) -> None:
+        if self.settings.webhook is None:
+            right = "open the engine with webhook=Webhook(url=…)"
+            raise SettingsError("webhook", "nobody will call: the gateway is told no URL", right)
 
     def stats(self) -> Stats:
         """The counters of this run, now."""

@@ -24,7 +24,7 @@ URL = "https://my.host/krea"
 async def play(out: Path, gateway: CallingGateway, count: int, **options: Any) -> Engine:
     chosen: dict[str, Any] = {"webhook": Webhook(URL), "rate": "20/s"} | options
     engine = Engine(out, gateway_client=gateway, random=Random(0), **chosen)
-    gateway.app = engine.callbacks_app()
+    gateway.app = engine.callbacks_app() if chosen["webhook"] else None
     async with engine:
         await engine.run([Job(prompt=f"picture {n}", id=f"job-{n}") for n in range(count)])
     assert set(states(out).values()) == {"succeeded"}
@@ -241,6 +241,14 @@ def test_a_wrong_webhook(url: str, listen: str) -> None:
     """An address at which nobody can be called, or that would give the tokens away, is refused."""
     with pytest.raises(SettingsError, match="webhook"):
         Webhook(url, listen)
+
+
+def test_a_door_that_nobody_knows_of(tmp_path: Path) -> None:
+    """An engine that tells the gateway no URL has no app to mount, and says so."""
+    engine = Engine(tmp_path, gateway_client=CallingGateway())
+    for way_in in (engine.callbacks_app, engine.callbacks_handler):
+        with pytest.raises(SettingsError, match="webhook"):
+            way_in()
 
 
 def test_addresses() -> None:

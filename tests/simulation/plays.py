@@ -135,7 +135,7 @@ class Play:
     async def work(self, way: str, until_s: float, options: dict[str, Any], feed: Feed) -> None:
         try:
             engine = Engine(self.out, gateway_client=self.world, **options)
-            self.world.app = engine.callbacks_app()
+            self.world.app = engine.callbacks_app() if options["webhook"] else None
             async with engine:
                 if way == "to the end":
                     await feed(engine, self.jobs)
