@@ -40,6 +40,7 @@ from krea_batch.report.results import Results
 from krea_batch.rules.patience import SameFailure
 from krea_batch.rules.verdicts import Progress
 from krea_batch.settings import Ambiguous, ApiKey, Settings
+from krea_batch.sinks import Sink, open_sink
 from krea_batch.waits import to_the_end
 
 T = TypeVar("T")
@@ -53,7 +54,8 @@ class Engine:
     """One run folder, one gateway, one key. An async context manager; `start` and `aclose` do the same.
 
     `out` is the run's folder; further keywords are the fields of `Settings`, where rates may be text ("10/s").
-    `api_key` comes from the environment (PIXAZO_API_KEY) when it is not given. Leaving the context waits for
+    `api_key` comes from the environment (PIXAZO_API_KEY) when it is not given. `sink` is where pictures are kept:
+    a URL (s3://bucket/prefix), a `Sink`, or None for the run's folder. Leaving the context waits for
     what was submitted; leaving it by an exception stops at once, and the next engine on the folder goes on.
 
     Raises SettingsError; `start` also RunFolderError and LedgerError.
@@ -66,11 +68,13 @@ class Engine:
         api_key: str | ApiKey | None = None,
         listeners: Iterable[Listener] = (),
         gateway_client: Gateway | None = None,
+        sink: Sink | str | None = None,
         clock: Callable[[], float] = time.time,
         random: Random | None = None,
         **options: Any,
     ) -> None:
-        self.settings = Settings.of(Path(out), **options)
+        self.settings = Settings.of(Path(out), **options | ({"sink": sink} if isinstance(sink, str) else {}))
+        self._sink = open_sink(self.settings.sink) if sink is None or isinstance(sink, str) else sink
         self._client = gateway_client
         self._key = _find_key(api_key) if gateway_client is None else None
         self._clock = clock
@@ -254,7 +258,7 @@ class Engine:
         return await stack.enter_async_context(GatewayClient(self.settings, self._key))
 
     def _join(self) -> None:
-        self._downloader = Downloader(self._run, ended=self._ended, left=self._left)
+        self._downloader = Downloader(self._run, ended=self._ended, left=self._left, sink=self._sink)
         self._scheduler = PollScheduler(
             self._run,
             finished=self._downloader.put,
@@ -281,6 +285,7 @@ class Engine:
         self._scheduler.learn(await record(Store.latencies, LEARN_FROM_LAST))
         charges = await record(Store.charges)
         self._submitter.begin_with(charges.charged + charges.unknown)
+        await self._downloader.make_ready()
         if reopened or results_bytes is None or results_bytes != self._results.size_bytes():
             await self._renew_results(stack)
 
