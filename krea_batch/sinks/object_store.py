@@ -39,6 +39,7 @@ LARGE_AT_ONCE = 4  # chosen: 256 MB of the largest pictures
 SHA256 = "sha256"  # the key of an object's own metadata
 
 _STATUS = re.compile(r"status code: (\d{3})")
+_CODE = re.compile(r"<Code>(\w+)</Code>")
 _MISSING = (FileNotFoundError,)  # what obstore raises for a bucket or an object that is not there
 _DENIED = (PermissionDeniedError, UnauthenticatedError)
 _TOO_SLOW = "<Code>RequestTimeout</Code>"  # S3's Error Responses: a 400 that may pass
@@ -81,10 +82,9 @@ class ObjectStoreSink:
         """
         try:
             await obstore.list_with_delimiter_async(self._store, self._prefix or None)
-        except PermissionDeniedError:
-            return
         except (BaseError, *_MISSING) as error:
-            raise self._trouble(error) from None
+            if not _may_not_list(error):
+                raise self._trouble(error) from None
 
     async def put(self, picture: WholePicture) -> str:
         """Keep a picture. Raises SinkError, SinkRefused."""
@@ -148,8 +148,7 @@ class ObjectStoreSink:
     def _trouble(self, error: Exception) -> SinkError | SinkRefused:
         """What an error of the store means. Its own text may hold keys and tokens, and is not repeated."""
         text = str(error)
-        found = _STATUS.search(text)
-        status = int(found[1]) if found else 0
+        status = _status(text)
         if isinstance(error, _MISSING) or status == 404:
             return SinkRefused(f"there is no bucket for {self.url}", f"make it, or mend --sink, then {_AGAIN}")
         if isinstance(error, _DENIED) or (status in (400, 401, 403) and _TOO_SLOW not in text):
@@ -159,6 +158,19 @@ class ObjectStoreSink:
             reason = f"{self.url} does not take pictures this way ({_kind(error, status)})"
             return SinkRefused(reason, f"see to --sink and the store's region, then {_AGAIN}")
         return SinkError(f"{self.url} cannot be reached" if not status else f"{self.url} answered HTTP {status}")
+
+
+def _may_not_list(error: Exception) -> bool:
+    """Whether the key is known to the store, and only not allowed to list; a key that is wrong gets 403, too."""
+    text = str(error)
+    code = _CODE.search(text)
+    return _status(text) == 403 and (code is None or code[1] == "AccessDenied")  # S3, Error Responses
+
+
+def _status(text: str) -> int:
+    """The HTTP status that an error of obstore's tells, or 0."""
+    found = _STATUS.search(text)
+    return int(found[1]) if found else 0
 
 
 def _kind(error: Exception, status: int) -> str:

@@ -41,17 +41,32 @@ class Asked:
         return self.method == "PUT" and bool(self.key)
 
 
-class Bucket:
-    """The server, its bucket and the door before it. `shut` and `after` may be set at any time.
+class NoAnswer(Exception):
+    """Raised by `after`: what was asked is done, and whoever asked never hears of it."""
 
-    `shut` says for a request what status it is answered with instead, 0 for none at all, or None to let it in;
+
+class Bucket:
+    """The server, its bucket and the door before it. `shut`, `says` and `after` may be set at any time.
+
+    `shut` says for a request what status it is answered with instead, and the body `says`, 0 for none at all, or
+    None to let it in;
     `after` is called when the server has done what was asked, and before the answer leaves.
     """
 
     def __init__(self) -> None:
+        self._open()
+
+    def _open(self) -> None:
         self.shut: Callable[[Asked], int | None] = lambda _: None
         self.after: Callable[[Asked], None] = lambda _: None
+        self.says = b""
         self.asked: list[Asked] = []
+
+    def reset(self) -> None:
+        """Open the door, and empty the bucket."""
+        self._open()
+        self.forward("POST", "/moto-api/reset", {}, b"")
+        self.create()
 
     def __enter__(self) -> Self:
         command = [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", "0"]
@@ -70,7 +85,6 @@ class Bucket:
         self._door = ThreadingHTTPServer(("127.0.0.1", 0), _handler(self))
         self._guard = threading.Thread(target=self._door.serve_forever)
         self._guard.start()
-        self.create()
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -149,10 +163,14 @@ def _handler(bucket: Bucket) -> type[BaseHTTPRequestHandler]:
             if status == 0:
                 self.close_connection = True
             elif status is not None:
-                self._answer(status, {}, b"")
+                self._answer(status, {}, bucket.says)
             else:
                 answer = bucket.forward(self.command, self.path, dict(self.headers.items()), body)
-                bucket.after(asked)
+                try:
+                    bucket.after(asked)
+                except NoAnswer:
+                    self.close_connection = True
+                    return
                 self._answer(*answer)
 
         do_PUT = do_HEAD = do_POST = do_DELETE = do_GET  # noqa: N815 - http.server's own names

@@ -5,12 +5,12 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import os
+import signal
 import subprocess
 import threading
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 from obstore.store import MemoryStore, S3Store
@@ -24,7 +24,7 @@ from krea_batch.sinks.object_store import LARGE_BYTES, ObjectStoreSink
 from tests.processes import COMMAND, PATIENCE_S, Simulate, environment, krea_batch, rows, write_jobs
 from tests.scripted_gateway import ScriptedGateway, jobs, play, png
 from tests.scripted_gateway import rows as rows_by_id
-from tests.sinks.bucket import BUCKET, Asked, Bucket
+from tests.sinks.bucket import BUCKET, Asked, Bucket, NoAnswer
 
 URL = f"s3://{BUCKET}/runs/cats"
 PREFIX = "runs/cats/"
@@ -32,13 +32,19 @@ FAST = {"rate": "1000/s", "poll_interval_s": 0.05}
 QUICK = ("--rate", "200/s", "--poll-interval", "0.1")
 
 
-@pytest.fixture
-def bucket(monkeypatch: pytest.MonkeyPatch) -> Iterator[Bucket]:
-    """A bucket that is empty, and this process's environment leading to it."""
+@pytest.fixture(scope="module")
+def server() -> Iterator[Bucket]:
     with Bucket() as started:
-        for name, value in started.environment.items():
-            monkeypatch.setenv(name, value)
         yield started
+
+
+@pytest.fixture
+def bucket(server: Bucket, monkeypatch: pytest.MonkeyPatch) -> Bucket:
+    """A bucket that is empty, its door open, and this process's environment leading to it."""
+    server.reset()
+    for name, value in server.environment.items():
+        monkeypatch.setenv(name, value)
+    return server
 
 
 def staged(folder: Path, name: str = "fox", data: bytes = b"") -> WholePicture:
@@ -125,10 +131,9 @@ class TestPut:
         def lose(asked: Asked) -> None:
             if asked.is_upload and not lost:
                 lost.append(asked)
-                raise ConnectionAbortedError
+                raise NoAnswer
 
         bucket.after = lose
-        bucket._door.handle_error = lambda *_: None  # type: ignore[method-assign]
         picture = staged(tmp_path)
         assert asyncio.run(_until_kept(ObjectStoreSink.of(URL), picture)) == f"{URL}/fox.png"
         assert lost
@@ -201,6 +206,17 @@ class TestTrouble:
         with pytest.raises(SinkRefused, match="may not read"):
             asyncio.run(sink.put(picture))
 
+    @pytest.mark.parametrize(("code", "passes"), [("AccessDenied", True), ("InvalidAccessKeyId", False)])
+    def test_check_finds_a_wrong_key(self, bucket: Bucket, code: str, passes: bool) -> None:
+        """A key that may not list may still be right; one that the store does not know is told at once."""
+        bucket.shut, bucket.says = (lambda _: 403), f"<Error><Code>{code}</Code></Error>".encode()
+        sink = ObjectStoreSink.of(URL)
+        if passes:
+            asyncio.run(sink.check())
+            return
+        with pytest.raises(SinkRefused, match="takes no pictures from these credentials"):
+            asyncio.run(sink.check())
+
     def test_check_finds_a_missing_bucket(self, bucket: Bucket) -> None:
         """Before a cent is spent."""
         sink = ObjectStoreSink.of(URL)
@@ -242,9 +258,10 @@ class TestEngine:
         check_objects(tmp_path, bucket)
         assert set(bucket.objects()) == {f"{PREFIX}j{n}{nth}.png" for n in range(40) for nth in ("", "-2")}
         assert set(Counter(bucket.uploads()).values()) == {1}
+        objects = bucket.objects()
         for row in rows_by_id(tmp_path).values():
             key = row["files"][0]["path"].removeprefix(f"s3://{BUCKET}/")
-            assert bucket.objects()[key] == png(text=row["request"]["prompt"].encode())
+            assert objects[key] == png(text=row["request"]["prompt"].encode())
 
     def test_a_store_that_goes_away_and_comes_back(self, tmp_path: Path, bucket: Bucket) -> None:
         """Ten uploads without an answer and ten with 503 delay their pictures, and cost no download and no POST."""
@@ -259,8 +276,8 @@ class TestEngine:
     def test_a_bucket_that_vanishes(self, tmp_path: Path, bucket: Bucket) -> None:
         """A missing bucket in mid-run stops the run by name; with the bucket there, the next one brings all home."""
 
-        def vanish(asked: Asked) -> None:
-            if len(bucket.uploads()) == 3 and asked.is_upload:
+        def vanish(_: Asked) -> None:
+            if len(bucket.uploads()) >= 3:
                 bucket.shut = lambda _: 404
 
         bucket.after = vanish
@@ -269,7 +286,7 @@ class TestEngine:
         engine = asyncio.run(play(tmp_path, gateway, todo, sink=URL, max_in_flight=5, **FAST))
         assert f"there is no bucket for {URL}" in str(engine.stopped)
         assert len(gateway.bodies) < 200
-        bucket.shut = lambda _: None
+        bucket.shut, bucket.after = (lambda _: None), (lambda _: None)
         asyncio.run(play(tmp_path, gateway, todo, sink=URL, **FAST))
         check_objects(tmp_path, bucket)
         assert len(gateway.bodies) == 200
@@ -279,6 +296,23 @@ def start(folder: Path, gateway: str) -> subprocess.Popen[bytes]:
     """Begin the run of jobs.jsonl into the bucket."""
     command = [*COMMAND, "run", "jobs.jsonl", "--out", "out", "--gateway", gateway, "--sink", URL, *QUICK, "--quiet"]
     return subprocess.Popen(command, cwd=folder, env=environment(PIXAZO_API_KEY="test-key"), stderr=subprocess.PIPE)
+
+
+def let_one_in() -> Callable[[Asked], int | None]:
+    """A door that is shut to all uploads but the first."""
+    first = threading.Lock()
+    return lambda asked: 0 if asked.is_upload and not first.acquire(blocking=False) else None
+
+
+def kill(process: subprocess.Popen[bytes]) -> Callable[[Asked], None]:
+    """Kill a process when a picture of its is in."""
+
+    def after(asked: Asked) -> None:
+        if asked.is_upload:
+            process.kill()
+            process.wait(PATIENCE_S)
+
+    return after
 
 
 @pytest.mark.slow
@@ -312,24 +346,13 @@ class TestCommand:
         """Killed the moment the store has a picture, five times: all come home, uploaded once, paid once."""
         simulator = simulate("--tiny", "--latency", "fixed:0.1")
         write_jobs(tmp_path / "jobs.jsonl", 20)
-        kept_before = 0
-        for _ in range(5):
+        for kills in range(1, 6):
             process = start(tmp_path, simulator.gateway)
-            uploaded = threading.Event()
-
-            def kill(asked: Asked, process: Any = process, uploaded: threading.Event = uploaded) -> None:
-                if asked.is_upload:
-                    process.kill()
-                    process.wait(PATIENCE_S)
-                    uploaded.set()
-
-            bucket.after = kill
+            bucket.shut, bucket.after = let_one_in(), kill(process)
             process.communicate(timeout=PATIENCE_S)
-            assert uploaded.wait(PATIENCE_S), "it ended without an upload"
-            kept = len(bucket.objects())
-            assert kept > kept_before
-            kept_before = kept
-        bucket.after = lambda _: None
+            assert process.returncode == -signal.SIGKILL
+            assert len(bucket.objects()) == kills
+        bucket.shut, bucket.after = (lambda _: None), (lambda _: None)
         last = start(tmp_path, simulator.gateway)
         _, said = last.communicate(timeout=PATIENCE_S)
         assert last.returncode in (0, 1), said
