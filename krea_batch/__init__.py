@@ -32,6 +32,7 @@ if TYPE_CHECKING:
         Trouble,
     )
     from krea_batch.settings import ApiKey, Rate, Settings
+    from krea_batch.sinks import Sink, SinkError, SinkRefused, WholePicture
 
 __all__ = [
     "ApiKey",
@@ -52,10 +53,14 @@ __all__ = [
     "RunStopped",
     "Settings",
     "SettingsError",
+    "Sink",
+    "SinkError",
+    "SinkRefused",
     "State",
     "StoredFile",
     "Style",
     "Trouble",
+    "WholePicture",
     "__version__",
 ]
 
@@ -64,7 +69,7 @@ def __getattr__(name: str) -> Any:
     """Import a public name when it is first used, so that `krea-batch --help` costs next to nothing."""
     from importlib import import_module
 
-    for module in ("errors", "jobs", "settings", "handles", "engine") if name in __all__ else ():
+    for module in ("errors", "jobs", "settings", "sinks", "handles", "engine") if name in __all__ else ():
         found = import_module(f"krea_batch.{module}")
         if name in vars(found):
             return vars(found)[name]
