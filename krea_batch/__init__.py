@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from krea_batch.pipeline.gate import Pace
     from krea_batch.pipeline.run import Stats
     from krea_batch.settings import ApiKey, Rate, Settings, Webhook
+    from krea_batch.sinks import Sink, SinkError, SinkRefused, WholePicture
 
 __all__ = [
     "ApiKey",
@@ -62,6 +63,9 @@ __all__ = [
     "RunStopped",
     "Settings",
     "SettingsError",
+    "Sink",
+    "SinkError",
+    "SinkRefused",
     "State",
     "Stats",
     "Stopping",
@@ -70,23 +74,18 @@ __all__ = [
     "Trouble",
     "Troubled",
     "Webhook",
+    "WholePicture",
     "__version__",
-    "errors",
-    "handles",
-    "jobs",
-    "settings",
 ]
+
+_MODULES = ("errors", "jobs", "settings", "events", "sinks", "handles", "pipeline.gate", "pipeline.run", "engine")
 
 
 def __getattr__(name: str) -> Any:
     """Import a public name when it is first used, so that `krea-batch --help` costs next to nothing."""
     from importlib import import_module
 
-    for module in (
-        ("errors", "jobs", "settings", "events", "handles", "pipeline.gate", "pipeline.run", "engine")
-        if name in __all__
-        else ()
-    ):
+    for module in _MODULES if name in __all__ else ():
         found = import_module(f"krea_batch.{module}")
         if name in vars(found):
             return vars(found)[name]

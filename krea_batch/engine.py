@@ -46,6 +46,7 @@ from krea_batch.rules.lifecycle import ENDS
 from krea_batch.rules.patience import SameFailure
 from krea_batch.rules.verdicts import PollTrouble, Progress
 from krea_batch.settings import Ambiguous, ApiKey, Settings, Webhook
+from krea_batch.sinks import Sink, open_sink
 from krea_batch.waits import to_the_end
 
 if TYPE_CHECKING:
@@ -64,7 +65,8 @@ class Engine:
     """One run folder, one gateway, one key. An async context manager; `start` and `aclose` do the same.
 
     `out` is the run's folder; further keywords are the fields of `Settings`, where rates may be text ("10/s").
-    `api_key` comes from the environment (PIXAZO_API_KEY) when it is not given. Leaving the context waits for
+    `api_key` comes from the environment (PIXAZO_API_KEY) when it is not given. `sink` is where pictures are kept:
+    a URL (s3://bucket/prefix), a `Sink`, or None for the run's folder. Leaving the context waits for
     what was submitted; leaving it by an exception stops at once, and the next engine on the folder goes on.
     `pace` is one that other engines have, too, in place of `rate`; `listeners` are called with each event.
 
@@ -79,6 +81,7 @@ class Engine:
         pace: Pace | None = None,
         listeners: Iterable[Listener] = (),
         gateway_client: Gateway | None = None,
+        sink: Sink | str | None = None,
         clock: Callable[[], float] = time.time,
         random: Random | None = None,
         **options: Any,
@@ -87,8 +90,11 @@ class Engine:
             raise SettingsError("rate", "there is a pace, which has a rate of its own", "give one of the two")
         if pace is not None:
             options["rate"] = pace.rate
+        if isinstance(sink, str):
+            options["sink"] = sink
         self.settings = Settings.of(Path(out), **options)
         self._pace = pace or Pace(self.settings.rate)
+        self._sink = open_sink(self.settings.sink) if sink is None or isinstance(sink, str) else sink
         self._client = gateway_client
         self._key = _find_key(api_key) if gateway_client is None else None
         self._clock = clock
@@ -361,7 +367,7 @@ class Engine:
         self._door.callbacks = callbacks
 
     def _join(self) -> None:
-        self._downloader = Downloader(self._run, ended=self._ended, left=self._left)
+        self._downloader = Downloader(self._run, ended=self._ended, left=self._left, sink=self._sink)
         self._scheduler = PollScheduler(
             self._run,
             finished=self._downloader.put,
@@ -395,6 +401,7 @@ class Engine:
         self._scheduler.learn(await record(Store.latencies, LEARN_FROM_LAST))
         charges = await record(Store.charges)
         self._submitter.begin_with(charges.charged + charges.unknown)
+        await self._downloader.make_ready()
         if reopened or results_bytes is None or results_bytes != self._results.size_bytes():
             await self._renew_results(stack)
 

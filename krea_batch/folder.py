@@ -7,6 +7,8 @@ goes, however it goes.
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
+from itertools import count
 from pathlib import Path
 
 from krea_batch.errors import RunFolderError
@@ -42,6 +44,13 @@ class RunFolder:
         if self._fd >= 0:
             os.close(self._fd)
             self._fd = -1
+
+
+def file_names(stem: str) -> Iterator[str]:
+    """The names that a picture may have, in a folder or a bucket, the best first; without an end."""
+    yield f"{stem}.png"
+    for n in count(2):
+        yield f"{stem}~{n}.png"  # somebody else's picture has the name: it stays, and so does ours
 
 
 def check_run(out: Path) -> None:

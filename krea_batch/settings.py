@@ -21,6 +21,7 @@ GATEWAY_URL = "https://gateway.pixazo.ai"  # API document, Base URL
 
 _RATE = re.compile(r"(?P<count>\d+(?:\.\d+)?)\s*/\s*(?P<unit>s|sec|second|m|min|minute|h|hour)")
 _NOT_IN_URLS = re.compile(r"[\s\x00-\x20\x7f%<>\"\\^`{|}]")
+SINK_SCHEMES = ("s3", "gs", "az")  # those of obstore that name a bucket or container
 AUTO = "auto"
 AUTO_PER_S = 10_000.0  # chosen: more than one loop can submit
 _UNIT_S = {"s": 1.0, "m": 60.0, "h": 3600.0}
@@ -134,6 +135,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     max_same_failures: int = 0  # 0: any number; a service's first users may well all be wrong
     request_timeout_s: float = 60.0  # chosen: a POST that only queues answers in far less
     downloads: int = 64  # chosen: 200 pictures a second where a CDN takes 0.3 s for one
+    sink: str | None = None  # where pictures are kept, as a URL; None: in the run's folder
     download_attempts: int = 8  # chosen: with backoff to 30 s this outlasts a CDN's bad two minutes
 
     @classmethod
@@ -158,6 +160,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
 
     def __post_init__(self) -> None:
         self._check_gateway()
+        self._check_sink()
         for option, value, least in (
             ("max-in-flight", self.max_in_flight, 1),
             ("max-attempts", self.max_attempts, 1),
@@ -180,6 +183,25 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     def _check_gateway(self) -> None:
         if wrong := _why_not_gateway(self.gateway):
             raise SettingsError("gateway", f"{self.gateway!r}: {wrong}", f"write for example {GATEWAY_URL}")
+
+    def _check_sink(self) -> None:
+        if self.sink is not None and (wrong := _why_not_sink(self.sink)):
+            raise SettingsError("sink", wrong, "write for example s3://bucket/folder")
+
+
+def _why_not_sink(url: str) -> str | None:
+    """What is wrong with a URL of a place for pictures. What is secret in it is not repeated."""
+    try:
+        parts = urlsplit(url)
+    except ValueError:
+        return "it cannot be read"
+    if parts.scheme not in SINK_SCHEMES:
+        return f"{parts.scheme!r} is no kind of object store; there are {', '.join(SINK_SCHEMES)}"
+    if "@" in parts.netloc or parts.query or parts.fragment:
+        return "it holds more than bucket and folder; credentials belong in the environment"
+    if not parts.netloc or _NOT_IN_URLS.search(url) or "//" in parts.path or "/../" in f"{parts.path}/":
+        return f"{url!r} names no bucket and folder"
+    return None
 
 
 def _why_not_gateway(url: str) -> str | None:

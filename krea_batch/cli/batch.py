@@ -140,6 +140,7 @@ class Batch:
             bad_lines=self._checked.bad_lines,
             simulated=self._key is None,
             not_begun=max(0, self._checked.jobs - folder.total),
+            sink=self._settings.sink,
             problem=problem,
         )
         self._tell(summary)

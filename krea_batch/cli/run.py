@@ -79,6 +79,11 @@ KEY_VARIABLE = "PIXAZO_API_KEY"
     metavar="N",
     help="Stop when the first N jobs all fail in one way, or N in a row are ambiguous; 0 never does.",
 )
+@click.option(
+    "--sink",
+    metavar="URL",
+    help="Keep pictures in an object store: s3://bucket/folder, gs://…, az://….  [default: OUT/images]",
+)
 @click.option("--skip-invalid", is_flag=True, help="Run the good lines when others are bad.")
 @click.option("--keep-extra", is_flag=True, help="Put unknown fields of a job line into its metadata.")
 @click.option(

@@ -77,6 +77,7 @@ class Summary(msgspec.Struct, frozen=True):
     bad_lines: int
     simulated: bool
     not_begun: int
+    sink: str | None
     problem: KreaBatchError | None
 
     def as_text(self) -> str:
@@ -87,7 +88,7 @@ class Summary(msgspec.Struct, frozen=True):
             lines.append(f"  {counted(self.not_begun, 'job')} of the input not begun")
         if self.bad_lines:
             lines.append(f"  {counted(self.bad_lines, 'bad line')} skipped")
-        lines.append(f"pictures: {self.folder.out / IMAGES}")
+        lines.append(f"pictures: {self.sink or self.folder.out / IMAGES}")
         lines.append(f"results:  {self.folder.out / RESULTS}")
         if self.problem:
             lines.append(f"stopped early: {self.problem}")

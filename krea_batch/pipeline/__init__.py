@@ -11,6 +11,7 @@ producer    jobs, from any iterable, in order → flights, as slots become free
 submitter   flights → accepted ones: the only stage that spends money
 poll_scheduler   accepted flights → finished ones: one heap, one task
 downloader  finished flights → pictures on disk
+courier     whole pictures → the caller's sink, where there is one; `shelf` brings them to the run's folder
 picture     the disk's side of one download: checked while it streams, whole when it has its name
 
 Newcomers: stages do not know each other. The engine hands each the function that takes what it has done.

@@ -1,4 +1,4 @@
-"""Finished flights come in; they go out with every picture on disk, whole and synced, and on record.
+"""Finished flights come in; they go out with every picture kept, on disk or by a sink, whole, and on record.
 
 Newcomers: nothing that goes wrong here leads to another POST. A cut download goes on by Range where it stopped,
 a wrong body is fetched again, and what cannot be had in this run is left to the next one under its request_id.
@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
+from pathlib import Path
 from urllib.parse import urlsplit
 
 import anyio
@@ -16,12 +17,14 @@ from krea_batch.errors import RunStopped
 from krea_batch.gateway.media import MediaError
 from krea_batch.jobs import Outcome, State, StoredFile, Trouble
 from krea_batch.ledger import Store
+from krea_batch.pipeline.courier import Courier
 from krea_batch.pipeline.crew import Crew
 from krea_batch.pipeline.flight import Flight
 from krea_batch.pipeline.picture import Picture, PngError
 from krea_batch.pipeline.run import Media, Run
 from krea_batch.pipeline.shelf import Shelf
 from krea_batch.rules import lifecycle
+from krea_batch.sinks import Sink, SinkError, SinkRefused
 
 GATHER_BYTES = 2 << 20  # chosen: most pictures cost one hop to a disk thread; 64 of them 128 MB at the worst
 
@@ -43,11 +46,11 @@ class _Download:
         """Where the next picture lies."""
         return self._urls[len(self.stored)]
 
-    @property
-    def name(self) -> str:
-        """The stem of the next picture's file (DESIGN, A run's folder)."""
-        n = len(self.stored) + 1
-        return self.flight.id if n == 1 else f"{self.flight.id}-{n}"
+    def next_picture(self, out: Path) -> Picture:
+        """The next picture, nothing of which has come; its file's stem as in DESIGN, A run's folder."""
+        flight, output = self.flight, len(self.stored) + 1
+        name = flight.id if output == 1 else f"{flight.id}-{output}"
+        return Picture(out, name, flight.n, job_id=flight.id, output=output)
 
     @property
     def complete(self) -> bool:
@@ -61,21 +64,34 @@ class _Download:
 class Downloader:
     """Fetches the pictures of finished flights, `settings.downloads` at a time.
 
-    `ended` takes a flight that ended here, `left` one that stays on record for the next run.
+    `ended` takes a flight that ended here, `left` one that stays on record for the next run. Pictures are kept in
+    the run's folder, or by `sink`.
     """
 
-    def __init__(self, run: Run, *, ended: Callable[[Flight, Outcome], None], left: Callable[[Flight], None]) -> None:
+    def __init__(
+        self,
+        run: Run,
+        *,
+        ended: Callable[[Flight, Outcome], None],
+        left: Callable[[Flight], None],
+        sink: Sink | None = None,
+    ) -> None:
         self._run = run
         self._ended = ended
         self._left = left
         self._queue: asyncio.Queue[_Download] = asyncio.Queue()
         self._host_held_until_s: dict[str, float] = {}
-        self._shelf = Shelf(run)
         self._crew = Crew()
+        self._keeper = Shelf(run) if sink is None else Courier(run, sink, self._crew)
 
     def put(self, flight: Flight) -> None:
         """Take a finished flight."""
         self._queue.put_nowait(_Download(flight))
+
+    async def make_ready(self) -> None:
+        """Be called before anything is paid; a sink that keeps nothing stops the run here."""
+        if isinstance(self._keeper, Courier):
+            await self._keeper.make_ready()
 
     async def work(self) -> None:
         """Download for ever, several at a time."""
@@ -93,10 +109,14 @@ class Downloader:
             try:
                 await self._fetch_all(download)
             except MediaError as error:
-                await self._try_later(download, error)
+                await self._try_later(download, "download", error.reason, self._hold_host(download, error))
             except PngError as error:
                 download.picture = None  # its bytes are worthless: ask for all of them again
-                await self._try_later(download, MediaError(f"the picture is not whole: {error}"))
+                await self._try_later(download, "download", f"the picture is not whole: {error}")
+            except SinkError as error:  # the picture stays in its `.part`, and is not fetched again
+                await self._try_later(download, "sink", error.reason)
+            except SinkRefused as error:
+                self._stop(download, RunStopped(error.reason, error.next_step))
             except OSError as error:  # the network's are MediaErrors by now: this is the disk
                 self._disk_failed(download, error)
 
@@ -113,11 +133,14 @@ class Downloader:
         self._ended(flight, outcome)
 
     async def _fetch(self, download: _Download) -> StoredFile:
-        """The next picture, on disk. Raises MediaError, PngError, OSError; what has come stays in its `.part`."""
-        picture = download.picture or Picture(self._run.settings.out, download.name, download.flight.n)
+        """The next picture, kept. Raises MediaError, PngError, SinkError, SinkRefused, OSError.
+
+        What has come stays in its `.part`.
+        """
+        picture = download.picture or download.next_picture(self._run.settings.out)
         download.picture = picture
-        rest = await self._crew.exposed(self._receive, download, picture)
-        return await self._shelf.finish(picture, rest)
+        rest = [] if picture.is_whole else await self._crew.exposed(self._receive, download, picture)
+        return await self._keeper.finish(picture, rest)
 
     async def _receive(self, download: _Download, picture: Picture) -> list[bytes]:
         """Have the picture sent. Returns the last, unwritten bytes."""
@@ -153,30 +176,36 @@ class Downloader:
 
     # ---- trouble -----------------------------------------------------------------------------------------
 
-    async def _try_later(self, download: _Download, error: MediaError) -> None:
+    async def _try_later(self, download: _Download, where: str, reason: str, least_s: float = 0.0) -> None:
         flight = download.flight
         download.tries += 1
-        self._run.troubled(flight, "download", error.reason)
+        self._run.troubled(flight, where, reason)
         if download.tries >= self._run.settings.download_attempts:
-            await self._give_up(flight, f"tried {download.tries} times: {error.reason}")
+            await self._give_up(flight, Trouble(where, f"tried {download.tries} times: {reason}"))
             return
         wait_s = lifecycle.pause_s(download.tries, self._run.chance())
-        wait_s = max(wait_s, self._run.retries.spend(self._run.now_s()))
-        if error.status in (429, 503) and error.retry_after_s:
-            wait_s = max(wait_s, error.retry_after_s)
-            self._host_held_until_s[_host(download.url)] = self._run.now_s() + error.retry_after_s
+        wait_s = max(wait_s, self._run.retries.spend(self._run.now_s()), least_s)
         self._run.after(wait_s, self._queue.put_nowait, download)
 
-    async def _give_up(self, flight: Flight, message: str) -> None:
+    def _hold_host(self, download: _Download, error: MediaError) -> float:
+        """Heed a host that asks to be left alone. Returns for how many seconds it does."""
+        if error.status not in (429, 503) or not error.retry_after_s:
+            return 0.0
+        self._host_held_until_s[_host(download.url)] = self._run.now_s() + error.retry_after_s
+        return error.retry_after_s
+
+    async def _give_up(self, flight: Flight, why: Trouble) -> None:
         """End the flight in this run; the next one asks for its status again, and so for fresh URLs."""
-        why = Trouble("download", message)
         outcome = await self._run.record(Store.time_out, flight.n, why, self._run.at(), flight.polls)
         self._run.moved(flight, State.FINISHED, State.TIMED_OUT)
         self._ended(flight, outcome)
 
     def _disk_failed(self, download: _Download, error: OSError) -> None:
         reason = f"the picture of job {download.flight.id!r} cannot be written ({error.strerror})"
-        self._run.stop(RunStopped(reason, "make room in --out, then run the same command again"))
+        self._stop(download, RunStopped(reason, "make room in --out, then run the same command again"))
+
+    def _stop(self, download: _Download, why: RunStopped) -> None:
+        self._run.stop(why)
         self._left(download.flight)
 
 

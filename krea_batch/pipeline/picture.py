@@ -11,20 +11,19 @@ import hashlib
 import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from itertools import count
 from pathlib import Path
 from threading import Lock
 from typing import ParamSpec, TypeVar
 
+from krea_batch.folder import IMAGES, file_names
 from krea_batch.gateway.png import PngError, PngWalk
 from krea_batch.jobs import StoredFile
 
-__all__ = ["Picture", "PngError", "finish"]
+__all__ = ["Picture", "PngError", "finish", "sweep"]
 
 P = ParamSpec("P")
 T = TypeVar("T")
 
-IMAGES = "images"
 MEDIA_TYPE = "image/png"
 
 _NO_LINK = getattr(os, "O_NOFOLLOW", 0)  # not on Windows
@@ -35,16 +34,20 @@ class Picture:
     """One picture on its way to disk.
 
     `name` is the file's stem: the job's id, or `<id>-2` for its second. `n` is the job's number in the ledger,
-    which keeps the `.part` apart from that of a job whose id is `<id>-2`, or differs in case only.
+    which keeps the `.part` apart from that of a job whose id is `<id>-2`, or differs in case only. `output` is the
+    picture's place among those of its job, from 1.
     """
 
-    def __init__(self, out: Path, name: str, n: int) -> None:
+    def __init__(self, out: Path, name: str, n: int, *, job_id: str = "", output: int = 1) -> None:
+        self.job_id = job_id or name
+        self.output = output
         self.folder = out / IMAGES
-        self._name = name
-        self._part = self.folder / f"{name}.{n}.png.part"
+        self.stem = name
+        self.part = self.folder / f"{name}.{n}.png.part"
         self._walk = PngWalk()
         self._digest = hashlib.sha256()
         self.taken_bytes = 0
+        self.is_whole = False  # every byte has come, and was checked
 
     def start_over(self) -> None:
         """Forget what has come; the next bytes are the first ones."""
@@ -60,11 +63,12 @@ class Picture:
         with self._opened() as fd:
             self._write(fd, chunks)
             self._walk.finish()
+            self.is_whole = True
             _begin_sync(fd)
 
     def sync(self) -> None:
         """Make the bytes durable. Raises OSError."""
-        fd = os.open(self._part, os.O_WRONLY | _NO_LINK)
+        fd = os.open(self.part, os.O_WRONLY | _NO_LINK)
         try:
             os.fsync(fd)
         finally:
@@ -74,8 +78,12 @@ class Picture:
         """Give the picture its name; it is durable once the folder is synced, too. Raises OSError."""
         with _CLAIMING:
             final = self._claim_name()
+        return self.row(f"{IMAGES}/{final.name}")
+
+    def row(self, path: str) -> StoredFile:
+        """What results say of the whole picture, kept at `path`."""
         return StoredFile(
-            f"{IMAGES}/{final.name}",
+            path,
             self.taken_bytes,
             self._digest.hexdigest(),
             self._walk.width,
@@ -97,10 +105,10 @@ class Picture:
         """The part, open for what comes next; never for longer, so that a download may be dropped at any time."""
         flags = os.O_WRONLY | _NO_LINK
         if self.taken_bytes:
-            fd = os.open(self._part, flags | os.O_APPEND)
+            fd = os.open(self.part, flags | os.O_APPEND)
         else:
-            self._part.unlink(missing_ok=True)  # of a run that was cut short
-            fd = os.open(self._part, flags | os.O_CREAT | os.O_EXCL, 0o644)
+            self.part.unlink(missing_ok=True)  # of a run that was cut short
+            fd = os.open(self.part, flags | os.O_CREAT | os.O_EXCL, 0o644)
         try:
             yield fd
         finally:
@@ -108,10 +116,10 @@ class Picture:
 
     def _claim_name(self) -> Path:
         """Rename to the first free name. A file of the same bytes is ours, from a run that was cut short here."""
-        for name in _names(self._name):
+        for name in file_names(self.stem):
             final = self.folder / name
             if not os.path.lexists(final) or self._is_ours(final):
-                self._part.replace(final)
+                self.part.replace(final)
                 return final
         raise AssertionError("count() does not end")
 
@@ -122,10 +130,11 @@ class Picture:
             return hashlib.file_digest(file, "sha256").digest() == self._digest.digest()
 
 
-def _names(stem: str) -> Iterator[str]:
-    yield f"{stem}.png"
-    for n in count(2):
-        yield f"{stem}~{n}.png"  # somebody else's file has the name: it stays, and so does the picture
+def sweep(out: Path) -> None:
+    """Delete the parts that an earlier run left in a run's folder. Raises OSError."""
+    for part in (out / IMAGES).glob("*.png.part"):
+        if part.name.removesuffix(".png.part").rpartition(".")[2].isdecimal():  # others are not ours
+            part.unlink()
 
 
 def finish(last: Sequence[tuple[Picture, Sequence[bytes]]]) -> list[StoredFile | PngError | OSError]:

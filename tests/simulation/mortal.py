@@ -18,6 +18,7 @@ from random import Random
 from typing import Any, TypeVar, TypeVarTuple, Unpack
 from unittest.mock import patch
 
+from krea_batch import folder
 from krea_batch.pipeline import picture
 from tests.virtual_time import VirtualTimeLoop, bury
 
@@ -201,7 +202,7 @@ def run_mortal(
     whether it died.
     """
     loop = MortalLoop(disk_s, dies_at, at_the_disk=at_the_disk)
-    disk = Disk(out / picture.IMAGES, loop.disk_step)
+    disk = Disk(out / folder.IMAGES, loop.disk_step)
     try:
         with disk.watched():
             task = loop.create_task(main)
@@ -213,7 +214,7 @@ def run_mortal(
             as_it_was = out.with_name(f"{out.name} as it was")
             shutil.copytree(out, as_it_was, symlinks=True)
             if power is not None:
-                disk.lose_power(as_it_was / picture.IMAGES, power)
+                disk.lose_power(as_it_was / folder.IMAGES, power)
             died()
             loop.haunt()
             task.remove_done_callback(_stop)

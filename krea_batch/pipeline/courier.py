@@ -1,0 +1,79 @@
+"""Pictures whose last bytes have come go in, one a caller; each goes out verified, and kept by the caller's sink.
+
+Newcomers: this is what `Shelf` is for the run's folder. A picture is staged in its `.part` under `images/`, so
+that it is whole and hashed before the sink hears of it, and so that a sink which fails is tried again without
+another download. The part goes once the sink has said that the picture is durable: a later run fetches anew, and
+the sink finds that it has it. What a killed run left is swept by the next.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable
+from typing import TypeVar
+
+from krea_batch.errors import RunStopped
+from krea_batch.jobs import StoredFile
+from krea_batch.pipeline.crew import Crew
+from krea_batch.pipeline.picture import Picture, sweep
+from krea_batch.pipeline.run import Run
+from krea_batch.sinks import Sink, SinkError, SinkRefused, WholePicture
+
+PUT_S = 300.0  # chosen: 64 MiB, the largest picture, at 2 Mbit/s
+CHECK_S = 60.0  # chosen: a store that takes longer to say a word is none to begin a paid run with
+
+T = TypeVar("T")
+
+
+class Courier:
+    """Brings the pictures of one run to a sink."""
+
+    def __init__(self, run: Run, sink: Sink, crew: Crew) -> None:
+        self._run = run
+        self._sink = sink
+        self._crew = crew
+
+    async def make_ready(self) -> None:
+        """Sweep what a killed run left, and stop this one before it pays where the sink keeps nothing."""
+        await self._run.on_disk(sweep, self._run.settings.out)
+        try:
+            await _in_time(self._sink.check(), CHECK_S)
+        except SinkError as error:
+            reason = f"pictures cannot be kept ({error.reason})"
+            self._run.stop(RunStopped(reason, "see to --sink, then run the same command again"))
+        except SinkRefused as error:
+            self._run.stop(RunStopped(error.reason, error.next_step))
+
+    async def finish(self, picture: Picture, last: list[bytes]) -> StoredFile:
+        """Take a picture's last bytes. Raises PngError and OSError as the shelf does, SinkError, SinkRefused."""
+        if not picture.is_whole:
+            await self._run.on_disk(picture.close_up, last)
+        row = picture.row("")
+        whole = WholePicture(
+            picture.job_id,
+            picture.output,
+            picture.stem,
+            picture.part,
+            row.bytes,
+            row.sha256,
+            row.width,
+            row.height,
+            row.media_type,
+        )
+        where = await self._crew.exposed(self._put, whole)
+        await self._run.on_disk(picture.part.unlink)
+        return picture.row(where)
+
+    async def _put(self, whole: WholePicture) -> str:
+        return await _in_time(self._sink.put(whole), PUT_S)
+
+
+async def _in_time(work: Awaitable[T], limit_s: float) -> T:
+    """What a sink gives. Its silence and its network's errors become SinkErrors, apart from our own disk's."""
+    try:
+        async with asyncio.timeout(limit_s):
+            return await work
+    except TimeoutError:
+        raise SinkError(f"the sink gave no answer in {limit_s:.0f} s") from None
+    except OSError as error:
+        raise SinkError(error.strerror or type(error).__name__) from error
