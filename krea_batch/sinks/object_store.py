@@ -11,7 +11,7 @@ import asyncio
 import hashlib
 import os
 import re
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from datetime import timedelta
 from typing import Any
 
@@ -36,6 +36,7 @@ STORE_RETRIES = 1  # chosen: the downloader has patience of its own, and tells w
 LARGE_BYTES = 8 << 20  # chosen: 64 uploads of this size at once take 512 MB
 LARGE_AT_ONCE = 4  # chosen: 256 MB of the largest pictures
 
+PROBE = "krea-batch-was-here"
 SHA256 = "sha256"  # the key of an object's own metadata
 
 _STATUS = re.compile(r"status code: (\d{3})")
@@ -78,13 +79,23 @@ class ObjectStoreSink:
     async def check(self) -> None:
         """Raise SinkRefused where the bucket is missing or the credentials are none, SinkError where nobody answers.
 
-        A key that may write but not list passes; its first picture tells.
+        A key that may not list is asked to write: an empty object, which it deletes again if it may.
         """
         try:
             await obstore.list_with_delimiter_async(self._store, self._prefix or None)
         except (BaseError, *_MISSING) as error:
             if not _may_not_list(error):
                 raise self._trouble(error) from None
+            await self._write_nothing()
+
+    async def _write_nothing(self) -> None:
+        key = f"{self._prefix}{PROBE}"
+        try:
+            await obstore.put_async(self._store, key, b"", use_multipart=False)
+            with suppress(PermissionDeniedError):  # it stays; it is empty, and the next run writes the same
+                await obstore.delete_async(self._store, key)
+        except (BaseError, *_MISSING) as error:
+            raise self._trouble(error) from None
 
     async def put(self, picture: WholePicture) -> str:
         """Keep a picture. Raises SinkError, SinkRefused."""
