@@ -294,6 +294,7 @@ class Engine:
         stack.push_async_callback(_cancelled, renewing)
 
     async def _work(self) -> None:
+        self._run.opened()
         async with anyio.create_task_group() as stages:
             stages.start_soon(self._submitter.work)
             stages.start_soon(self._scheduler.work)
@@ -317,6 +318,7 @@ class Engine:
         flight.request_id = job.request_id or ""
         self._run.slots.take_over()
         self._run.aloft[job.id] = b""  # the ledger has its fingerprint
+        self._run.taken_over(flight, job.state)
         match job.state:
             case State.PENDING:
                 flight.body, flight.fingerprint, flight.metadata = await self._run.record(Store.sending, job.n)
@@ -395,6 +397,7 @@ class Engine:
     def _forsake(self, why: BaseException) -> None:
         """The stages have ended: whoever still waits for a job waits in vain, in this run."""
         self._over = True
+        self._run.closed()
         why = _CLOSED if isinstance(why, asyncio.CancelledError) else why
         self._leave_boarding(why)
         for job_id in list(self._watches):

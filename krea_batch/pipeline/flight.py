@@ -33,6 +33,7 @@ class Flight:
         "refusals",
         "request_id",
         "scout",
+        "sent_s",
         "taken_over",
         "troubles",
         "unclear",
@@ -60,6 +61,7 @@ class Flight:
         self.troubles = 0  # unreadable answers in a row, of polls or downloads
         self.key_refusals = 0  # polls in a row that were answered 401 or 403
         self.polls = 0
+        self.sent_s = 0.0  # when its last POST left
         self.accepted_s = 0.0
         self.looked_s = 0.0  # when a poll last found it unfinished
         self.planned = False  # its next poll is where the schedule's plan puts it

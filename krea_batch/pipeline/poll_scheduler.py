@@ -158,6 +158,7 @@ class PollScheduler:
             verdict = await self._crew.exposed(self._run.gateway.poll, flight.request_id)
         finally:
             self._seats.release()
+        self._run.polled(flight, verdict)
         await self._settle(flight, verdict)
 
     async def _settle(self, flight: Flight, verdict: PollVerdict) -> None:
@@ -186,6 +187,7 @@ class PollScheduler:
         self._run.note(Store.finish, flight.n, finished, self._run.at(), flight.polls)
         flight.finished = finished
         flight.troubles = 0
+        self._run.generated(flight, self._believed_s(flight, finished))
         self._run.moved(flight, State.ACCEPTED, State.FINISHED)
         self._finished(flight)
 
@@ -193,16 +195,21 @@ class PollScheduler:
         """How long the job took: the gateway's word where it fits between our last two looks, else ours."""
         age_s = self._run.now_s() - flight.accepted_s
         looked_s = flight.looked_s - flight.accepted_s
-        took_s = finished.took_s
         if flight.taken_over:
-            if took_s is not None:
-                self._schedules.learn(flight.kind, took_s)
-        elif took_s is not None and looked_s <= took_s <= age_s:
+            if finished.took_s is not None:
+                self._schedules.learn(flight.kind, finished.took_s)
+        elif (took_s := self._believed_s(flight, finished)) is not None:
             self._schedules.learn(flight.kind, took_s, looked_s)
         else:
             self._schedules.learn(flight.kind, age_s, looked_s, exact=False)
         if self._plan != self._schedules.version:
             self._plan_anew()
+
+    def _believed_s(self, flight: Flight, finished: Finished) -> float | None:
+        """The gateway's word for how long the job took, where it fits between our last two looks."""
+        age_s, looked_s = self._run.now_s() - flight.accepted_s, flight.looked_s - flight.accepted_s
+        took_s = finished.took_s
+        return took_s if took_s is not None and looked_s <= took_s <= age_s else None
 
     async def _look_again(self, flight: Flight, trouble: PollTrouble | None) -> None:
         now_s = self._run.now_s()
