@@ -9,7 +9,7 @@ is wanted (`krea-batch[metrics]`, `krea-batch[otel]`), so each is imported when 
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from krea_batch.observe.dashboard import dashboard
+    from krea_batch.observe.grafana import dashboard
     from krea_batch.observe.logs import JsonLines, KeyValues
     from krea_batch.observe.metrics import Metrics
     from krea_batch.observe.traces import Traces
@@ -21,7 +21,7 @@ _MODULES = {
     "KeyValues": "logs",
     "Metrics": "metrics",
     "Traces": "traces",
-    "dashboard": "dashboard",
+    "dashboard": "grafana",
 }
 
 

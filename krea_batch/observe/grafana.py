@@ -6,5 +6,5 @@ from importlib.resources import files
 
 
 def dashboard() -> str:
-    """The JSON of the dashboard. It asks for its Prometheus when it is imported."""
+    """The JSON of the dashboard. Which Prometheus it asks, and about which runs, is chosen at its top."""
     return files("krea_batch.observe").joinpath("dashboard.json").read_text("utf-8")
