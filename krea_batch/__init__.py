@@ -20,7 +20,24 @@ if TYPE_CHECKING:
         RunStopped,
         SettingsError,
     )
-    from krea_batch.events import Ended, Event, Held, Listener, Missed, Moved, Stopping, Troubled
+    from krea_batch.events import (
+        Called,
+        Closed,
+        Ended,
+        Event,
+        Generated,
+        Held,
+        Listener,
+        Missed,
+        Moved,
+        Paced,
+        Polled,
+        Posted,
+        Stopping,
+        Stored,
+        TakenOver,
+        Troubled,
+    )
     from krea_batch.handles import Handle
     from krea_batch.jobs import (
         ImageStyleReference,
@@ -39,10 +56,13 @@ if TYPE_CHECKING:
 
 __all__ = [
     "ApiKey",
+    "Called",
+    "Closed",
     "Ended",
     "Engine",
     "Event",
     "GatewayError",
+    "Generated",
     "Handle",
     "Held",
     "ImageStyleReference",
@@ -58,6 +78,9 @@ __all__ = [
     "Moved",
     "Outcome",
     "Pace",
+    "Paced",
+    "Polled",
+    "Posted",
     "Rate",
     "RunFolderError",
     "RunStopped",
@@ -69,8 +92,10 @@ __all__ = [
     "State",
     "Stats",
     "Stopping",
+    "Stored",
     "StoredFile",
     "Style",
+    "TakenOver",
     "Trouble",
     "Troubled",
     "Webhook",

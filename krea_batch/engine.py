@@ -26,7 +26,7 @@ import msgspec
 
 from krea_batch import __version__
 from krea_batch.errors import InputError, KreaBatchError, RunStopped, SettingsError
-from krea_batch.events import Ended, Event, Listener, Moved, Troubled
+from krea_batch.events import Called, Ended, Event, Listener, Moved, Troubled
 from krea_batch.folder import LEDGER, RunFolder
 from krea_batch.gateway.callbacks import SECRET_BYTES, Callbacks, Door, Receive, Scope, Send
 from krea_batch.gateway.wire import Told
@@ -415,6 +415,7 @@ class Engine:
         stack.push_async_callback(_cancelled, renewing)
 
     async def _work(self) -> None:
+        self._run.opened()
         async with anyio.create_task_group() as stages:
             self._stages = stages
             stages.start_soon(self._boarding.work)
@@ -456,6 +457,7 @@ class Engine:
     async def _go_on_with(self, job: OpenJob) -> None:
         flight = _flight_of(job)
         self._run.aloft[job.id] = b""  # the ledger has its fingerprint
+        self._run.taken_over(flight, job.state)
         if job.state is State.PENDING:
             flight.body, flight.fingerprint, flight.metadata = await self._run.record(Store.sending, job.n)
             self._boarding.put(flight)
@@ -504,7 +506,9 @@ class Engine:
             self._run.told[n] = told  # its POST is in the air
             return
         self._run.stats.callbacks += 1
-        if not self._scheduler.called(n, told) and told.request_id and n not in self._doubted:
+        result = self._scheduler.called(n, told)
+        self._run.tell(Called(result))
+        if result == "elsewhere" and told.request_id and n not in self._doubted:
             self._doubted.add(n)
             self._stages.start_soon(self._bring_out_of_doubt, n, told.request_id)
 
@@ -580,6 +584,7 @@ class Engine:
     def _forsake(self, why: BaseException) -> None:
         """The stages have ended: whoever still waits for a job waits in vain, in this run."""
         self._over = True
+        self._run.closed()
         why = _CLOSED if isinstance(why, asyncio.CancelledError) else why
         for job_id in list(self._watches):
             self._give_up(job_id, why)

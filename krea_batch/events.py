@@ -7,10 +7,18 @@ not block, and must not raise.
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Literal
 
 from msgspec import Struct
 
 from krea_batch.jobs import Outcome, State
+
+PostResult = Literal["accepted", "refused", "rejected", "ambiguous", "not_sent"]
+"""`rejected` ends its job; what was `refused` or `not_sent` goes again, in this run or the next."""
+
+CallResult = Literal["hastened", "idle", "elsewhere"]
+
+PollResult = Literal["waiting", "finished", "failed", "errored", "trouble"]
 
 
 class Moved(Struct, frozen=True):
@@ -26,6 +34,69 @@ class Ended(Struct, frozen=True):
     """A job ended; its row is in the ledger."""
 
     outcome: Outcome
+
+
+class TakenOver(Struct, frozen=True):
+    """A job that an earlier run left in `state` goes on in this one. `request_id` is None before the acceptance."""
+
+    job_id: str
+    state: State
+    request_id: str | None = None
+
+
+class Posted(Struct, frozen=True):
+    """What a POST came to is on record. `status` is the HTTP status of a clear refusal, and else 0.
+
+    `took_s` is counted from when it left. Told before the job's `Moved`.
+    """
+
+    job_id: str
+    result: PostResult
+    status: int
+    took_s: float
+
+
+class Polled(Struct, frozen=True):
+    """The gateway was asked for a job's status. What follows from the answer is told by `Moved`, once on record."""
+
+    job_id: str
+    result: PollResult
+
+
+class Generated(Struct, frozen=True):
+    """A job of this run was seen finished, `took_s` after its acceptance.
+
+    `lag_s` is how long it had been finished by then, and is not counted in `took_s`; None where the gateway does
+    not say, or what it says cannot be.
+    """
+
+    job_id: str
+    took_s: float
+    lag_s: float | None
+
+
+class Stored(Struct, frozen=True):
+    """A picture is on disk, whole and synced, `took_s` after it was last asked for."""
+
+    job_id: str
+    bytes: int
+    took_s: float
+
+
+class Called(Struct, frozen=True):
+    """A callback came for a job of this folder.
+
+    It put a poll forward (`hastened`), needed none (`idle`), or was for a job that waits for none, since it has ended
+    or is ambiguous (`elsewhere`).
+    """
+
+    result: CallResult
+
+
+class Paced(Struct, frozen=True):
+    """Submits may go at `per_s` from now on. Told when a run begins, and at each change."""
+
+    per_s: float
 
 
 class Held(Struct, frozen=True):
@@ -50,11 +121,32 @@ class Stopping(Struct, frozen=True):
     reason: str
 
 
+class Closed(Struct, frozen=True):
+    """The run is over. `left` counts the jobs on their way that the next run goes on with, by their state."""
+
+    left: dict[State, int]
+
+
 class Missed(Struct, frozen=True):
     """A reader of events was so slow that `count` of them, the oldest unread, were dropped before this one."""
 
     count: int
 
 
-Event = Moved | Ended | Held | Troubled | Stopping | Missed
+Event = (
+    Moved
+    | Ended
+    | TakenOver
+    | Posted
+    | Polled
+    | Called
+    | Generated
+    | Stored
+    | Paced
+    | Held
+    | Troubled
+    | Stopping
+    | Closed
+    | Missed
+)
 Listener = Callable[[Event], None]

@@ -111,8 +111,8 @@ async def use(engine: Engine) -> None:
                 assert job_id == "dog"
             case Ended(ended):
                 assert_type(ended, Outcome)
-            case Troubled() | Held() | Stopping() | Missed():
-                pass
+            case _:
+                assert not isinstance(event, (Troubled, Held, Stopping, Missed))
     assert assert_type(await handle, Outcome).succeeded
     queued = assert_type(await engine.enqueue(Job(prompt="an owl", id="owl"), tenant="bob"), Handle)
     assert (await queued).id == "owl"

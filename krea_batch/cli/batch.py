@@ -6,7 +6,7 @@ import asyncio
 import os
 import signal
 from collections.abc import Callable, Sequence
-from contextlib import AsyncExitStack
+from contextlib import AsyncExitStack, ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ import msgspec
 from krea_batch.cli import INTERRUPTED, OK, SOME_FAILED, STOPPED, say
 from krea_batch.cli.display import INTERRUPT, Meter, Teller, keep_showing, make_display
 from krea_batch.cli.summary import FolderState, Summary
+from krea_batch.cli.watch import serve_metrics
 from krea_batch.cli.words import counted
 from krea_batch.engine import KEY_VARIABLE, Engine
 from krea_batch.errors import (
@@ -28,6 +29,7 @@ from krea_batch.errors import (
     RunStopped,
     SettingsError,
 )
+from krea_batch.events import Listener
 from krea_batch.folder import LEDGER
 from krea_batch.jobs import State
 from krea_batch.ledger import Store
@@ -126,7 +128,8 @@ class Batch:
         loop = asyncio.get_running_loop()
         began_s = loop.time()
         async with AsyncExitStack() as stack:
-            engine = await self._engine(stack)
+            listeners = self._listeners(stack.enter_context(ExitStack()))
+            engine = await self._engine(stack, listeners)
             problem = await self._until_it_ends(engine)
         try:
             folder = FolderState.read(self._settings.out)
@@ -167,12 +170,17 @@ class Batch:
         ended = sum(count for state, count in counts.items() if state in ENDS)
         return Meter(engine, self._checked.jobs, ended, counts.get(State.SUCCEEDED, 0))
 
-    async def _engine(self, stack: AsyncExitStack) -> Engine:
+    def _listeners(self, stack: ExitStack) -> list[Listener]:
+        if not self._options["metrics_port"]:
+            return [self._told.hear]
+        return [self._told.hear, serve_metrics(self._options["metrics_port"], stack, quiet=self._quiet)]
+
+    async def _engine(self, stack: AsyncExitStack, listeners: list[Listener]) -> Engine:
         settings, key = self._settings, self._key
         if key is None:
             settings, key = await self._simulate(stack)
         fields = {name: getattr(settings, name) for name in settings.__struct_fields__}
-        return Engine(api_key=key, listeners=[self._told.hear], **fields)
+        return Engine(api_key=key, listeners=listeners, **fields)
 
     async def _simulate(self, stack: AsyncExitStack) -> tuple[Settings, ApiKey]:
         """Start the simulator on this loop; it remembers its jobs in the run's folder, so that runs go on."""

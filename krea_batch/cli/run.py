@@ -111,6 +111,23 @@ KEY_VARIABLE = "PIXAZO_API_KEY"
 @click.option("--quiet", "-q", is_flag=True, help="Print nothing but errors.")
 @click.option("--json", "as_json", is_flag=True, help="Print the summary as one JSON object on standard output.")
 @click.option("--verbose", "-v", count=True, help="Log to standard error; twice for every move of every job.")
+@click.option(
+    "--log-file",
+    type=click.Path(path_type=Path, dir_okay=False),
+    help="Log to the end of a file instead; -vv for every move of every job.",
+)
+@click.option(
+    "--log-format",
+    type=click.Choice(["text", "json"]),
+    default="text",
+    show_default=True,
+    help="A line of the log: key=value, or a JSON object.",
+)
+@click.option(
+    "--metrics-port",
+    metavar="[HOST:]PORT",
+    help="Serve metrics for Prometheus during the run, to this machine alone unless HOST is given; 0: any free port.",
+)
 def run(jobs: tuple[str, ...], **options: Any) -> None:
     """Make a picture for each line of the JOBS files (JSONL, also .gz; - is standard input).
 
@@ -118,23 +135,13 @@ def run(jobs: tuple[str, ...], **options: Any) -> None:
     one stops at once; the same command goes on where it stopped.
     """
     from krea_batch.cli.batch import Batch, check_jobs, prepare
+    from krea_batch.cli.watch import keep_log
     from krea_batch.loop import run_loop
     from krea_batch.sources import JobFiles
 
     settings, key = prepare(options)
-    _log(options["verbose"])
+    keep_log(verbose=options["verbose"], log_file=options["log_file"], log_format=options["log_format"])
     with JobFiles(jobs, keep_extra=options["keep_extra"], skip_invalid=options["skip_invalid"]) as files:
         checked = check_jobs(files, settings, skip_invalid=options["skip_invalid"], quiet=options["quiet"])
         batch = Batch(settings, key, files, checked, options)
         sys.exit(run_loop(batch.run))
-
-
-def _log(verbose: int) -> None:
-    if not verbose:
-        return
-    import logging
-
-    logging.basicConfig(
-        format="%(asctime)s %(levelname).1s %(name)s %(message)s",
-        level=logging.DEBUG if verbose > 1 else logging.INFO,
-    )

@@ -122,11 +122,13 @@ class Downloader:
 
     async def _fetch_all(self, download: _Download) -> None:
         while not download.complete:
+            asked_s = self._run.now_s()
             stored = await self._fetch(download)
             download.stored.append(stored)
             download.picture, download.etag, download.tries = None, None, 0
             self._run.stats.downloads += 1
             self._run.stats.downloaded_bytes += stored.bytes
+            self._run.stored(download.flight, stored, asked_s)
         flight = download.flight
         outcome = await self._run.record(Store.store, flight.n, download.stored, self._run.at())
         self._run.moved(flight, State.FINISHED, State.SUCCEEDED)

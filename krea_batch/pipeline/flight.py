@@ -36,6 +36,7 @@ class Flight:
         "refusals",
         "request_id",
         "scout",
+        "sent_s",
         "taken_over",
         "tenant",
         "troubles",
@@ -67,6 +68,7 @@ class Flight:
         self.troubles = 0  # unreadable answers in a row, of polls or downloads
         self.key_refusals = 0  # polls in a row that were answered 401 or 403
         self.polls = 0
+        self.sent_s = 0.0  # when its last POST left
         self.accepted_s = 0.0
         self.looked_s = 0.0  # when a poll last found it unfinished
         self.turn = -1  # of its next poll; -1 while none waits

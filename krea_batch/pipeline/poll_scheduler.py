@@ -16,6 +16,7 @@ import anyio
 from aiolimiter import AsyncLimiter
 
 from krea_batch.errors import GatewayError
+from krea_batch.events import CallResult
 from krea_batch.gateway.wire import Told
 from krea_batch.jobs import Outcome, State, Trouble
 from krea_batch.ledger import Store
@@ -100,8 +101,8 @@ class PollScheduler:
         self._expect_call(flight)
         self._look_in(flight, 0.0)
 
-    def called(self, n: int, told: Told) -> bool:
-        """Look at a job at once, since a callback says that it has ended. False where it is none that waits here.
+    def called(self, n: int, told: Told) -> CallResult:
+        """Look at a job at once, since a callback says that it has ended.
 
         However often the gateway calls, that brings one more poll of a job in each interval.
         """
@@ -110,19 +111,19 @@ class PollScheduler:
             if n in self._uncalled:
                 self._uncalled.discard(n)
                 self._keep_word(came=True)
-                return True
-            return False
+                return "idle"
+            return "elsewhere"
         now_s = self._run.now_s()
         is_other = told.request_id not in (None, flight.request_id)
         if is_other or not told.over or now_s - flight.called_s < self._run.settings.poll_interval_s:
-            return True
+            return "idle"
         flight.called_s = now_s
         flight.planned = False
         if flight.turn >= 0:
             self._look_in(flight, 0.0)
         else:
             flight.calls = True  # a poll is in the air, and may have been too early
-        return True
+        return "hastened"
 
     async def work(self) -> None:
         """Poll what is due, for ever."""
@@ -233,6 +234,7 @@ class PollScheduler:
             verdict = await self._crew.exposed(self._run.gateway.poll, flight.request_id)
         finally:
             self._seats.release()
+        self._run.polled(flight, verdict)
         await self._settle(flight, verdict)
 
     async def _settle(self, flight: Flight, verdict: PollVerdict) -> None:
@@ -263,6 +265,7 @@ class PollScheduler:
         self._run.note(Store.finish, flight.n, finished, self._run.at(), flight.polls)
         flight.finished = finished
         flight.troubles = 0
+        self._run.generated(flight, self._believed_s(flight, finished))
         self._run.moved(flight, State.ACCEPTED, State.FINISHED)
         self._finished(flight)
 
@@ -270,11 +273,10 @@ class PollScheduler:
         """How long the job took: the gateway's word where it fits between our last two looks, else ours."""
         age_s = self._run.now_s() - flight.accepted_s
         looked_s = flight.looked_s - flight.accepted_s
-        took_s = finished.took_s
         if flight.taken_over:
-            if took_s is not None:
-                self._schedules.learn(flight.kind, took_s)
-        elif took_s is not None and looked_s <= took_s <= age_s:
+            if finished.took_s is not None:
+                self._schedules.learn(flight.kind, finished.took_s)
+        elif (took_s := self._believed_s(flight, finished)) is not None:
             self._schedules.learn(flight.kind, took_s, looked_s)
         elif flight.called_s >= flight.looked_s:
             self._schedules.learn(flight.kind, flight.called_s - flight.accepted_s, looked_s)
@@ -282,6 +284,12 @@ class PollScheduler:
             self._schedules.learn(flight.kind, age_s, looked_s, exact=False)
         if self._plan != self._schedules.version:
             self._plan_anew()
+
+    def _believed_s(self, flight: Flight, finished: Finished) -> float | None:
+        """The gateway's word for how long the job took, where it fits between our last two looks."""
+        age_s, looked_s = self._run.now_s() - flight.accepted_s, flight.looked_s - flight.accepted_s
+        took_s = finished.took_s
+        return took_s if took_s is not None and looked_s <= took_s <= age_s else None
 
     async def _look_again(self, flight: Flight, trouble: PollTrouble | None) -> None:
         now_s = self._run.now_s()

@@ -9,7 +9,8 @@ from __future__ import annotations
 import asyncio
 import functools
 import logging
-from collections.abc import AsyncIterator, Callable
+from collections import Counter
+from collections.abc import AsyncIterator, Callable, Mapping
 from concurrent.futures import Executor
 from random import Random
 from typing import Any, ParamSpec, Protocol, Self, TypeVar
@@ -17,14 +18,39 @@ from typing import Any, ParamSpec, Protocol, Self, TypeVar
 import msgspec
 
 from krea_batch.errors import RunStopped
-from krea_batch.events import Event, Held, Listener, Moved, Stopping, Troubled
+from krea_batch.events import (
+    Closed,
+    Event,
+    Generated,
+    Held,
+    Listener,
+    Moved,
+    Paced,
+    Polled,
+    PollResult,
+    Posted,
+    PostResult,
+    Stopping,
+    Stored,
+    TakenOver,
+    Troubled,
+)
 from krea_batch.gateway.wire import Told
-from krea_batch.jobs import State
+from krea_batch.jobs import State, StoredFile
 from krea_batch.ledger import Ledger
 from krea_batch.pipeline.flight import Flight, Slots
 from krea_batch.pipeline.gate import Pace, clock_of
 from krea_batch.rules.patience import RetryBudget
-from krea_batch.rules.verdicts import PollVerdict, PostVerdict
+from krea_batch.rules.verdicts import (
+    Errored,
+    Failed,
+    Finished,
+    PollTrouble,
+    PollVerdict,
+    PostVerdict,
+    Refused,
+    Waiting,
+)
 from krea_batch.settings import Settings
 
 P = ParamSpec("P")
@@ -32,6 +58,16 @@ T = TypeVar("T")
 
 log = logging.getLogger("krea_batch")
 log.addHandler(logging.NullHandler())  # the core prints nothing unless its user asks for logs
+
+ON_THEIR_WAY = (State.SUBMITTING, State.ACCEPTED, State.FINISHED)
+
+_POLL_RESULTS: Mapping[type[PollVerdict], PollResult] = {
+    Waiting: "waiting",
+    Finished: "finished",
+    Failed: "failed",
+    Errored: "errored",
+    PollTrouble: "trouble",
+}
 
 
 class Media(Protocol):
@@ -137,6 +173,7 @@ class Run:
         self._loop = asyncio.get_running_loop()
         self.now_s = clock_of(self._loop)
         self._listeners = listeners
+        self._standing: Counter[State] = Counter()  # jobs of this run in each state
         self._at_stop: list[Callable[[], None]] = []
 
     def on_disk(self, work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> asyncio.Future[T]:
@@ -179,8 +216,52 @@ class Run:
 
     def moved(self, flight: Flight, old: State, new: State) -> None:
         log.debug("= job=%s from=%s to=%s request_id=%s", flight.id, old, new, flight.request_id)
+        self._standing[old] -= 1
+        self._standing[new] += 1
         if self._listeners:
             self.tell(Moved(flight.id, old, new, flight.request_id or None))
+
+    def taken_over(self, flight: Flight, state: State) -> None:
+        """A flight goes on from where an earlier run left it."""
+        self._standing[state] += 1
+        if self._listeners:
+            self.tell(TakenOver(flight.id, state, flight.request_id or None))
+
+    def posted(self, flight: Flight, result: PostResult, verdict: PostVerdict) -> None:
+        """What a POST came to is on record."""
+        if self._listeners:
+            status = verdict.status if isinstance(verdict, Refused) else 0
+            self.tell(Posted(flight.id, result, status, self.now_s() - flight.sent_s))
+
+    def polled(self, flight: Flight, verdict: PollVerdict) -> None:
+        if self._listeners:
+            self.tell(Polled(flight.id, _POLL_RESULTS[type(verdict)]))
+
+    def generated(self, flight: Flight, took_s: float | None) -> None:
+        """A flight is seen finished; `took_s` is the gateway's word, None where there is none to be believed."""
+        if self._listeners and not flight.taken_over:
+            age_s = self.now_s() - flight.accepted_s
+            lag_s = None if took_s is None else age_s - took_s
+            self.tell(Generated(flight.id, age_s if took_s is None else took_s, lag_s))
+
+    def stored(self, flight: Flight, stored: StoredFile, asked_s: float) -> None:
+        """A picture that was asked for at `asked_s` is on disk."""
+        if self._listeners:
+            self.tell(Stored(flight.id, stored.bytes, self.now_s() - asked_s))
+
+    def paced(self, per_s: float) -> None:
+        """Submits may go at this rate from now on."""
+        if per_s != self.stats.rate_per_s:
+            self.stats.rate_per_s = per_s
+            self.tell(Paced(per_s))
+
+    def opened(self) -> None:
+        """The stages are about to begin."""
+        self.tell(Paced(self.stats.rate_per_s))
+
+    def closed(self) -> None:
+        """The stages have ended; whatever is on its way stays on record."""
+        self.tell(Closed({state: self._standing[state] for state in ON_THEIR_WAY}))
 
     def troubled(self, flight: Flight, where: str, reason: str) -> None:
         log.info("! job=%s where=%s reason=%s", flight.id, where, reason)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 from asyncio import current_task
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Literal
 
 import anyio
 
@@ -139,11 +139,14 @@ class Submitter:
                 self._run.at(),
                 flight.tenant,
             )
+            self._run.moved(flight, State.PENDING, State.SUBMITTING)
             sent_s = await self._run.pace.go()
             if sent_s is None or self._run.stopped:  # since the intent was formed
                 await self._run.record(Store.take_back, flight.n, "not_sent")
+                self._run.moved(flight, State.SUBMITTING, State.PENDING)
                 self.put(flight)
                 return
+            flight.sent_s = sent_s
             verdict = await self._post(flight)
             await self._settle(flight, verdict, sent_s)
         finally:
@@ -195,12 +198,15 @@ class Submitter:
                 await self._again(flight, verdict, wait_s, reason)
             case Stop(status, said):
                 await self._run.record(Store.take_back, flight.n, "refused")
+                self._run.posted(flight, "refused", verdict)
+                self._run.moved(flight, State.SUBMITTING, State.PENDING)
                 self._run.stop(GatewayError(status, said, NEXT_STEP[status]))
                 self._left(flight)
             case End(State.AMBIGUOUS, kind, message):
-                await self._unclear(flight, Trouble(kind, message))
+                await self._unclear(flight, verdict, Trouble(kind, message))
             case End(_, kind, message):
                 outcome = await self._run.record(Store.reject, flight.n, Trouble(kind, message), self._run.at())
+                self._run.posted(flight, "rejected", verdict)
                 self._end(flight, outcome)
 
     async def _go(self, flight: Flight, accepted: Accepted) -> None:
@@ -211,7 +217,7 @@ class Submitter:
             raise
         if not taken:
             said = f"the gateway gave it the request_id of another job, {accepted.request_id}"
-            await self._unclear(flight, Trouble("ambiguous", said))
+            await self._unclear(flight, accepted, Trouble("ambiguous", said))
             return
         self._charged += 1
         self._run.stats.accepted += 1
@@ -219,12 +225,15 @@ class Submitter:
         flight.accepted_s = flight.looked_s = self._run.now_s()
         flight.body = flight.metadata = flight.fingerprint = b""
         flight.refusals = 0
+        self._run.posted(flight, "accepted", accepted)
         self._run.moved(flight, State.SUBMITTING, State.ACCEPTED)
         self._accepted(flight, accepted.progress)
 
     async def _again(self, flight: Flight, verdict: PostVerdict, wait_s: float, reason: str) -> None:
-        came_to = "not_sent" if isinstance(verdict, NotSent) else "refused"
+        came_to: Literal["not_sent", "refused"] = "not_sent" if isinstance(verdict, NotSent) else "refused"
         await self._run.record(Store.take_back, flight.n, came_to)
+        self._run.posted(flight, came_to, verdict)
+        self._run.moved(flight, State.SUBMITTING, State.PENDING)
         if isinstance(verdict, Refused) and verdict.refusal is Refusal.TRY_AGAIN and not self._outage.is_near:
             flight.refusals += 1  # an outage is nobody's job's fault
         if not (isinstance(verdict, Refused) and verdict.refusal is Refusal.SLOW_DOWN):
@@ -232,13 +241,15 @@ class Submitter:
         self._run.troubled(flight, "submit", reason)
         self.put(flight, wait_s)
 
-    async def _unclear(self, flight: Flight, why: Trouble) -> None:
+    async def _unclear(self, flight: Flight, verdict: PostVerdict, why: Trouble) -> None:
         self._charged += 1
         outcome = await self._run.record(Store.hold, flight.n, why, self._run.at())
+        self._run.posted(flight, "ambiguous", verdict)
         flight.unclear += 1
         again = self._run.settings.ambiguous is Ambiguous.RESUBMIT
         if again and flight.unclear < MOST_UNCLEAR and not self._run.stopped:
             await self._run.record(Store.resubmit, flight.n)
+            self._run.moved(flight, State.SUBMITTING, State.PENDING)
             self._run.troubled(flight, "submit", why.message)
             self.put(flight)
         else:
@@ -267,7 +278,7 @@ class Submitter:
             case _:
                 pace.let_through(sent_s, now_s)
                 self._outage.worked()
-        self._run.stats.rate_per_s = pace.per_s
+        self._run.paced(pace.per_s)
 
     def _back_off(self, reason: str, retry_after_s: float | None, sent_s: float) -> None:
         """Hold every submit back while the gateway is away; one failure alone delays only its own job."""

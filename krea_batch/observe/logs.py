@@ -1,0 +1,91 @@
+"""Log records come in; lines whose values can be told apart go out: JSON, or key=value with quotes where need be.
+
+Newcomers: the core logs `"= job=%s from=%s"` with its arguments beside. The fields are read off the record's template
+and arguments, not off the finished line, so a value with blanks stays one value.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import re
+from collections.abc import Iterator, Mapping
+from datetime import UTC, datetime
+from typing import Any
+
+import orjson
+
+_SLOT = re.compile(r"(?:(?P<key>[A-Za-z_]\w*)=)?%(?P<how>[-+ #0]*\d*(?:\.\d+)?[a-zA-Z])|%%")
+_PLAIN = re.compile(r"[^\s\"=\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]+")
+_INTEGERS = range(-(2**63), 2**64)  # what JSON encoders carry exactly
+
+
+class JsonLines(logging.Formatter):
+    """One JSON object a line: time (UTC), level, logger, message, the fields of the message, exception if any."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        line: dict[str, Any] = {"time": _instant(record), "level": record.levelname, "logger": record.name}
+        line["message"] = _sound(record.getMessage())
+        for key, value in fields(record):
+            line.setdefault(key, _carried(value))
+        if record.exc_info:
+            line["exception"] = _sound(self.formatException(record.exc_info))
+        return orjson.dumps(line).decode()
+
+
+class KeyValues(logging.Formatter):
+    """One line of `key=value`; a value with blanks, quotes or line ends in it is put in quotes, as JSON has them."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        line = f"{_instant(record)} {record.levelname[0]} {record.name} {_quoted(record)}"
+        return f"{line}\n{_sound(self.formatException(record.exc_info))}" if record.exc_info else line
+
+
+def fields(record: logging.LogRecord) -> Iterator[tuple[str, Any]]:
+    """Each `key=%…` of the record's template with the argument that belongs there."""
+    for slot, value in _filled(record):
+        if slot["key"]:
+            yield slot["key"], value
+
+
+def _filled(record: logging.LogRecord) -> Iterator[tuple[re.Match[str], Any]]:
+    """The places of the template that arguments go to, and the arguments."""
+    args = record.args
+    if isinstance(record.msg, str) and args and not isinstance(args, Mapping):
+        slots = [slot for slot in _SLOT.finditer(record.msg) if slot["how"]]
+        yield from zip(slots, args, strict=False)
+
+
+def _quoted(record: logging.LogRecord) -> str:
+    """The record's message, with its fields quoted where need be."""
+    line, done = "", 0
+    for slot, value in _filled(record):
+        text = f"%{slot['how']}" % value
+        line += _literal(record.msg[done : slot.start()])
+        line += f"{slot['key']}={_quote(text)}" if slot["key"] else _sound(text)
+        done = slot.end()
+    return line + _literal(record.msg[done:]) if done else _sound(record.getMessage())
+
+
+def _literal(template: str) -> str:
+    return _sound(template.replace("%%", "%"))
+
+
+def _quote(text: str) -> str:
+    return text if _PLAIN.fullmatch(text) else json.dumps(text, ensure_ascii=not text.isprintable())
+
+
+def _sound(text: str) -> str:
+    """The text without what UTF-8 cannot carry."""
+    return text.encode("utf-8", "backslashreplace").decode()
+
+
+def _carried(value: Any) -> Any:
+    """What JSON carries as it is, and of anything else its text."""
+    if value is None or isinstance(value, (bool, float)) or (type(value) is int and value in _INTEGERS):
+        return value
+    return _sound(str(value))
+
+
+def _instant(record: logging.LogRecord) -> str:
+    return datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")

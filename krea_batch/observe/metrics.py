@@ -1,0 +1,225 @@
+"""Events come in; counters, gauges and histograms for Prometheus go out.
+
+    metrics = Metrics()                       # a registry of its own: metrics.registry
+    Engine("runs/cats", listeners=[metrics])
+
+Newcomers: labels are words from fixed lists, never an id or a prompt, so that the number of series is known before
+the first job. Counters begin at 0 with the process; what the folder came to over all its runs is in its ledger.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable
+from datetime import datetime
+from typing import Any, get_args
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+
+from krea_batch.events import (
+    Called,
+    CallResult,
+    Closed,
+    Ended,
+    Event,
+    Generated,
+    Held,
+    Moved,
+    Paced,
+    Polled,
+    PollResult,
+    Posted,
+    PostResult,
+    Stopping,
+    Stored,
+    TakenOver,
+    Troubled,
+)
+from krea_batch.jobs import State
+
+IN_FLIGHT = (State.SUBMITTING, State.ACCEPTED, State.FINISHED)
+ENDS = tuple(state for state in State if state not in (State.PENDING, *IN_FLIGHT))
+CHARGES = ("charged", "refunded", "unknown", "explained")
+TROUBLED = ("submit", "poll", "download", "sink")  # events.Troubled
+
+# Chosen: steps of a third to a half where the usual values lie, wider ones to where a setting ends the wait.
+ANSWER_S = (0.05, 0.1, 0.2, 0.3, 0.5, 0.75, 1.0, 2.0, 5.0, 10.0, 30.0, 60.0)  # to request_timeout_s
+GENERATION_S = (1.0, 2.0, 4.0, 6.0, 8.0, 10.0, 12.5, 15.0, 20.0, 25.0, 30.0, 45.0, 60.0, 120.0, 300.0, 600.0, 1800.0)
+LAG_S = (0.1, 0.25, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 5.0, 7.5, 10.0, 20.0, 60.0)  # about poll_interval_s
+DOWNLOAD_S = (0.05, 0.1, 0.2, 0.3, 0.5, 0.75, 1.0, 2.0, 5.0, 10.0, 30.0, 60.0, 300.0)
+JOB_S = (*GENERATION_S, 3600.0, 86400.0)  # a run that was stopped goes on hours later
+
+
+class Metrics:
+    """A listener of events that keeps metrics in `registry`; one of its own where none is given.
+
+    One may listen to several engines: what they do adds up, and the rate is the one told last.
+    """
+
+    def __init__(self, registry: CollectorRegistry | None = None, *, clock: Callable[[], float] = time.time) -> None:
+        self.registry = CollectorRegistry() if registry is None else registry
+        self._clock = clock  # seconds since 1970
+        self._held_until_at = 0.0
+        self._make_job_metrics()
+        self._make_submit_metrics()
+        self._make_poll_metrics()
+        self._make_download_metrics()
+        self._hear: dict[type[Event], Callable[[Any], None]] = {
+            Moved: self._moved,
+            Ended: self._ended,
+            TakenOver: self._taken_over,
+            Posted: self._posted,
+            Polled: self._polled,
+            Called: self._called,
+            Generated: self._generated,
+            Stored: self._stored,
+            Paced: self._paced,
+            Held: self._held,
+            Troubled: self._troubled,
+            Stopping: self._stopping,
+            Closed: self._closed,
+        }
+
+    def __call__(self, event: Event) -> None:
+        """Count an event. Of kinds that are not known here, nothing is counted."""
+        if hear := self._hear.get(type(event)):
+            hear(event)
+
+    # ---- what there is -----------------------------------------------------------------------------------
+
+    def _make_job_metrics(self) -> None:
+        self._jobs = self._counter("jobs", "Jobs that ended.", "status", ENDS)
+        self._in_flight = self._gauge("jobs_in_flight", "Jobs between submit and stored.", "state", IN_FLIGHT)
+        self._job_s = self._histogram("job_seconds", "From the last submit of a job until it was stored.", JOB_S)
+        self._troubles = self._counter("troubles", "What failed and is tried again.", "where", TROUBLED)
+        self._stops = self._total("stops", "Times that a run stopped early.")
+
+    def _make_submit_metrics(self) -> None:
+        self._submits = self._counter("submits", "POSTs, by what they came to.", "result", get_args(PostResult))
+        self._submit_s = self._histogram("submit_seconds", "From a POST until its answer was on record.", ANSWER_S)
+        self._refused = self._counter("refused", "POSTs that were clearly refused.", "status", ("429",))
+        self._charges = self._counter(
+            "charges",
+            "Accepted POSTs (charged), those of them that came to ERROR (refunded), ambiguous POSTs (unknown), "
+            "and those of them that a callback proved to be accepted (explained, and charged).",
+            "kind",
+            CHARGES,
+        )
+        self._rate = self._own(Gauge, "rate_per_second", "Submits that are allowed in a second now.")
+        self._holds = self._total("holds", "Times that all submits were held back.")
+        self._held_until = self._own(
+            Gauge, "held_until_timestamp_seconds", "Until when submits are held back, in seconds since 1970."
+        )
+
+    def _make_poll_metrics(self) -> None:
+        self._polls = self._counter("polls", "Answers to polls.", "result", get_args(PollResult))
+        self._calls = self._counter("callbacks", "Callbacks for jobs of this folder.", "result", get_args(CallResult))
+        self._generation_s = self._histogram(
+            "generation_seconds",
+            "From accepted to finished: by the gateway's word, or else until it was seen.",
+            GENERATION_S,
+        )
+        self._lag_s = self._histogram(
+            "lag_seconds", "From finished, by the gateway's word, until it was seen.", LAG_S
+        )
+
+    def _make_download_metrics(self) -> None:
+        self._downloads = self._total("downloads", "Pictures stored.")
+        self._downloaded_bytes = self._total("downloaded_bytes", "Bytes of the pictures stored.")
+        self._download_s = self._histogram(
+            "download_seconds", "From the last request for a picture until it was stored.", DOWNLOAD_S
+        )
+
+    def _own(self, kind: Callable[..., Any], name: str, about: str, **more: Any) -> Any:
+        return kind(f"krea_batch_{name}", about, registry=self.registry, **more)
+
+    def _total(self, name: str, about: str) -> Counter:
+        made: Counter = self._own(Counter, name, about)
+        return made
+
+    def _counter(self, name: str, about: str, label: str, words: Iterable[str]) -> Counter:
+        made: Counter = self._own(Counter, name, about, labelnames=[label])
+        for word in words:
+            made.labels(str(word))  # there from the start, so that the first one is seen as a step from 0
+        return made
+
+    def _gauge(self, name: str, about: str, label: str, words: Iterable[str]) -> Gauge:
+        made: Gauge = self._own(Gauge, name, about, labelnames=[label])
+        for word in words:
+            made.labels(str(word))
+        return made
+
+    def _histogram(self, name: str, about: str, buckets: tuple[float, ...]) -> Histogram:
+        made: Histogram = self._own(Histogram, name, about, buckets=buckets)
+        return made
+
+    # ---- what each event counts for ----------------------------------------------------------------------
+
+    def _moved(self, event: Moved) -> None:
+        if event.old in IN_FLIGHT:
+            self._in_flight.labels(event.old.value).dec()
+        if event.new in IN_FLIGHT:
+            self._in_flight.labels(event.new.value).inc()
+        if event.old is State.ACCEPTED and event.new in (State.PENDING, State.ERRORED):
+            self._charges.labels("refunded").inc()
+        if event.old is State.AMBIGUOUS and event.new is State.ACCEPTED:
+            self._charges.labels("explained").inc()
+            self._charges.labels("charged").inc()
+
+    def _ended(self, event: Ended) -> None:
+        outcome = event.outcome
+        self._jobs.labels(outcome.status.value).inc()
+        if outcome.succeeded and outcome.submitted_at and outcome.stored_at:
+            self._job_s.observe(_between_s(outcome.submitted_at, outcome.stored_at))
+
+    def _taken_over(self, event: TakenOver) -> None:
+        if event.state in IN_FLIGHT:
+            self._in_flight.labels(event.state.value).inc()
+
+    def _posted(self, event: Posted) -> None:
+        self._submits.labels(event.result).inc()
+        self._submit_s.observe(event.took_s)
+        if event.status:
+            self._refused.labels(str(event.status)).inc()
+        if event.result == "accepted":
+            self._charges.labels("charged").inc()
+        elif event.result == "ambiguous":
+            self._charges.labels("unknown").inc()
+
+    def _polled(self, event: Polled) -> None:
+        self._polls.labels(event.result).inc()
+
+    def _called(self, event: Called) -> None:
+        self._calls.labels(event.result).inc()
+
+    def _generated(self, event: Generated) -> None:
+        self._generation_s.observe(event.took_s)
+        if event.lag_s is not None:
+            self._lag_s.observe(event.lag_s)
+
+    def _stored(self, event: Stored) -> None:
+        self._downloads.inc()
+        self._downloaded_bytes.inc(event.bytes)
+        self._download_s.observe(event.took_s)
+
+    def _paced(self, event: Paced) -> None:
+        self._rate.set(event.per_s)
+
+    def _held(self, event: Held) -> None:
+        self._holds.inc()
+        self._held_until_at = max(self._held_until_at, self._clock() + event.wait_s)
+        self._held_until.set(self._held_until_at)
+
+    def _troubled(self, event: Troubled) -> None:
+        self._troubles.labels(event.where).inc()
+
+    def _stopping(self, _: Stopping) -> None:
+        self._stops.inc()
+
+    def _closed(self, event: Closed) -> None:
+        for state, count in event.left.items():
+            self._in_flight.labels(state.value).dec(count)
+
+
+def _between_s(first: str, last: str) -> float:
+    return (datetime.fromisoformat(last) - datetime.fromisoformat(first)).total_seconds()

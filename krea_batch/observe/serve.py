@@ -1,0 +1,58 @@
+"""An address and a registry come in; `/metrics` is served there, by a thread of its own, until it is closed.
+
+Newcomers: who can reach the address can read the figures of the run, and nothing else. It is this machine alone
+unless a host is named.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import prometheus_client
+from msgspec import Struct
+from prometheus_client import CollectorRegistry
+
+from krea_batch.errors import SettingsError
+
+OPTION = "metrics-port"
+
+
+class Address(Struct, frozen=True):
+    """Where to listen. Port 0 is any free one."""
+
+    host: str
+    port: int
+
+    @classmethod
+    def parse(cls, text: str) -> Address:
+        """Read `9100`, `0.0.0.0:9100` or `[::1]:9100`. Raises SettingsError for anything else."""
+        host, colon, port = text.strip().rpartition(":")
+        host = host.removeprefix("[").removesuffix("]")
+        if not (port.isascii() and port.isdecimal()) or int(port) > 65535 or (colon and not host):
+            right = "write for example 9100, 0.0.0.0:9100, or 0 for any free port"
+            raise SettingsError(OPTION, f"{text!r} is no port", right)
+        return cls(host or "127.0.0.1", int(port))
+
+    @property
+    def url(self) -> str:
+        """The address of the metrics."""
+        host = f"[{self.host}]" if ":" in self.host else self.host
+        return f"http://{host}:{self.port}/metrics"
+
+
+@contextmanager
+def served(registry: CollectorRegistry, address: Address) -> Iterator[Address]:
+    """Serve the metrics; yields where they are. Raises SettingsError when nobody can listen there."""
+    try:
+        server, thread = prometheus_client.start_http_server(address.port, address.host, registry)
+    except (OSError, UnicodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "no name of a host"
+        wrong = f"nobody can listen at {address.host}:{address.port} ({reason})"
+        raise SettingsError(OPTION, wrong, "give another port, or 0 for any free one") from None
+    try:
+        yield Address(address.host, server.server_port)
+    finally:
+        server.shutdown()
+        server.server_close()
+        thread.join()

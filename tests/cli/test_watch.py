@@ -1,0 +1,164 @@
+"""Metrics and logs of `krea-batch run` as its users meet them: real processes, against the simulator in another."""
+
+from __future__ import annotations
+
+import json
+import socket
+import sys
+import urllib.request
+from contextlib import ExitStack
+from pathlib import Path
+from subprocess import Popen
+from typing import Any
+
+import pytest
+from prometheus_client.parser import text_string_to_metric_families
+
+from krea_batch import SettingsError
+from krea_batch.cli.watch import serve_metrics
+from krea_batch.observe import dashboard
+from tests.processes import PATIENCE_S, Simulate, begin, krea_batch, rows, write_jobs
+
+FAST = ("--tiny", "--latency", "uniform:0.2,0.5")
+QUICK = ("--rate", "20/s", "--poll-interval", "0.2")
+SECRET = "s3cret-k3y-0123456789"
+
+
+def told_url(run: Popen[str]) -> str:
+    """Where a run says that its metrics are."""
+    assert run.stderr is not None
+    line = run.stderr.readline()
+    assert line.startswith("Metrics: http://127.0.0.1:"), line
+    return line.removeprefix("Metrics: ").strip()
+
+
+def scraped(url: str) -> dict[tuple[str, ...], float]:
+    """What Prometheus would see: a value by the series' name and the values of its labels."""
+    with urllib.request.urlopen(url, timeout=PATIENCE_S) as answer:  # noqa: S310 - loopback
+        families = text_string_to_metric_families(answer.read().decode())
+        samples = [sample for family in families for sample in family.samples]
+    return {(sample.name.removeprefix("krea_batch_"), *sample.labels.values()): sample.value for sample in samples}
+
+
+def log_lines(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+@pytest.mark.slow
+class TestMetrics:
+    def test_a_run_can_be_scraped_while_it_goes_on(self, simulate: Simulate, tmp_path: Path) -> None:
+        """With --metrics-port 0 the run tells where its metrics are, and they grow with it and add up."""
+        write_jobs(tmp_path / "jobs.jsonl", 60)
+        gateway = simulate(*FAST).gateway
+        run = begin(
+            "run", "jobs.jsonl", "--out", "out", "--gateway", gateway, *QUICK, "--metrics-port", "0", cwd=tmp_path
+        )
+        url = told_url(run)
+        while (seen := scraped(url))["jobs_total", "succeeded"] < 5:
+            assert run.poll() is None
+        _, errors = run.communicate(timeout=PATIENCE_S)
+        assert run.returncode == 0, errors
+        assert seen["rate_per_second",] == 20
+        assert seen["submits_total", "accepted"] == seen["charges_total", "charged"] <= len(rows(tmp_path / "out"))
+        assert seen["downloads_total",] >= seen["jobs_total", "succeeded"]
+        assert not [name for name, *_ in seen if name.endswith("_created")]
+
+    @pytest.mark.parametrize("way", ["environment", "file"])
+    def test_as_every_option(self, way: str, simulate: Simulate, tmp_path: Path) -> None:
+        """The port can stand in the environment and in krea-batch.toml; one that was found is told with --quiet."""
+        write_jobs(tmp_path / "jobs.jsonl", 1)
+        if way == "file":
+            (tmp_path / "krea-batch.toml").write_text("metrics-port = 0\n")
+        arguments = ("run", "jobs.jsonl", "--out", "out", "--gateway", simulate(*FAST).gateway, *QUICK, "--quiet")
+        if way == "environment":
+            done = krea_batch(*arguments, cwd=tmp_path, KREA_BATCH_METRICS_PORT="0")
+        else:
+            done = krea_batch(*arguments, cwd=tmp_path)
+        assert done.returncode == 0, done.stderr
+        assert done.stderr.startswith("Metrics: http://127.0.0.1:")
+
+    def test_a_port_in_use_spends_nothing(self, simulate: Simulate, tmp_path: Path) -> None:
+        """Where the port is taken, the run ends with exit 2 before anything is submitted."""
+        write_jobs(tmp_path / "jobs.jsonl", 1)
+        simulator = simulate(*FAST)
+        with socket.create_server(("127.0.0.1", 0)) as taken:
+            port = str(taken.getsockname()[1])
+            done = krea_batch(
+                "run", "jobs.jsonl", "--out", "out", "--gateway", simulator.gateway, "--metrics-port", port,
+                cwd=tmp_path,
+            )  # fmt: skip
+        assert done.returncode == 2
+        assert f"--metrics-port: nobody can listen at 127.0.0.1:{port}" in done.stderr
+        assert simulator.ask("/totals")["charged"] == 0
+        assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.slow
+class TestLogs:
+    def test_a_log_of_json_lines(self, simulate: Simulate, tmp_path: Path) -> None:
+        """--log-file with --log-format json keeps every move as an object a line, over two runs, without the key."""
+        write_jobs(tmp_path / "jobs.jsonl", 3)
+        arguments = (
+            "run", "jobs.jsonl", "--out", "out", "--gateway", simulate(*FAST).gateway, *QUICK,
+            "-vv", "--log-file", "run.log", "--log-format", "json",
+        )  # fmt: skip
+        done = krea_batch(*arguments, cwd=tmp_path, key=SECRET)
+        assert done.returncode == 0, done.stderr
+        assert "DEBUG" not in done.stderr
+        first = log_lines(tmp_path / "run.log")
+        assert {line["job"] for line in first if line.get("to") == "succeeded"} == {"00001", "00002", "00003"}
+        assert {line["request_id"] for line in first if line.get("to") == "succeeded"} == {
+            row["request_id"] for row in rows(tmp_path / "out")
+        }
+        assert krea_batch(*arguments, cwd=tmp_path, key=SECRET).returncode == 0
+        assert log_lines(tmp_path / "run.log")[: len(first)] == first
+        assert SECRET not in (tmp_path / "run.log").read_text()
+
+    def test_text_on_standard_error(self, simulate: Simulate, tmp_path: Path) -> None:
+        """-v tells in a line what is tried again, its reason in quotes; --log-format json tells it as an object."""
+        write_jobs(tmp_path / "jobs.jsonl", 1)
+        gateway = simulate(*FAST, "--fault", "poll-garbled=1", "--fault-tries", "1").gateway
+        for out, how in (("text", ()), ("json", ("--log-format", "json"))):
+            arguments = ("run", "jobs.jsonl", "--out", out, "--gateway", gateway, *QUICK, "--quiet", "-v", *how)
+            done = krea_batch(*arguments, cwd=tmp_path)
+            assert done.returncode == 0, done.stderr
+            (line,) = [line for line in done.stderr.splitlines() if "where" in line]
+            if how:
+                assert (json.loads(line)["job"], json.loads(line)["where"]) == ("00001", "poll")
+            else:
+                assert ' I krea_batch ! job=00001 where=poll reason="' in line
+
+    def test_a_log_that_cannot_be_written(self, tmp_path: Path) -> None:
+        """A --log-file in a folder that is not there is exit 2, and named."""
+        write_jobs(tmp_path / "jobs.jsonl", 1)
+        done = krea_batch("run", "jobs.jsonl", "--out", "out", "--simulate", "--log-file", "no/run.log", cwd=tmp_path)
+        assert done.returncode == 2
+        assert "--log-file: no/run.log cannot be written (No such file or directory)" in done.stderr
+        assert not (tmp_path / "out").exists()
+
+
+class TestExtras:
+    def test_without_the_library_the_option_says_what_to_install(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Where prometheus_client is not installed, --metrics-port names the extra that brings it."""
+        monkeypatch.setitem(sys.modules, "prometheus_client", None)
+        with ExitStack() as stack, pytest.raises(SettingsError, match=r"pip install 'krea-batch\[metrics\]'"):
+            serve_metrics("0", stack, quiet=True)
+
+    def test_who_does_not_ask_pays_for_nothing(self, tmp_path: Path) -> None:
+        """Neither library is imported by the package, its public names, the log formats or the command's module."""
+        import subprocess
+
+        script = (
+            "import sys, krea_batch.cli.batch, krea_batch.cli.run, krea_batch.observe\n"
+            "krea_batch.Engine, krea_batch.observe.JsonLines, krea_batch.observe.dashboard()\n"
+            "print([name for name in sys.modules if name.startswith(('prometheus', 'opentelemetry'))])"
+        )
+        done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, cwd=tmp_path)
+        assert done.stdout == "[]\n", done.stderr
+
+    def test_the_dashboard_is_printed(self, tmp_path: Path) -> None:
+        """`krea-batch dashboard` prints the JSON that Grafana imports."""
+        done = krea_batch("dashboard", cwd=tmp_path)
+        assert done.returncode == 0
+        assert done.stdout == dashboard()
+        assert json.loads(done.stdout)["title"] == "krea-batch"

@@ -1,0 +1,73 @@
+"""A gateway under which jobs meet every fate that there is, and what a registry says afterwards."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from random import Random
+from typing import Any
+
+from prometheus_client import CollectorRegistry
+
+from krea_batch import Engine, Job
+from krea_batch.rules.verdicts import (
+    Errored,
+    Failed,
+    Finished,
+    NotSent,
+    PollTrouble,
+    Refusal,
+    Refused,
+    Unclear,
+    Waiting,
+)
+from tests.scripted_gateway import Accept, MediaError, ScriptedGateway
+
+SLOW_DOWN = Refused(Refusal.SLOW_DOWN, 429, "too many", 2.0)
+
+_POSTS: dict[str, list[Any]] = {
+    "rejected": [Refused(Refusal.REJECTED, 400, "bad prompt")],
+    "ambiguous": [Unclear("the connection broke")],
+    "refused, then taken": [SLOW_DOWN, SLOW_DOWN, Accept],
+    "not sent, then taken": [NotSent("no route"), Accept],
+}
+_POLLS: dict[str, list[Any]] = {
+    "failed": [Waiting("QUEUED"), Failed("nsfw")],
+    "errored": [Errored("worker died")],
+    "errored, then made": [Errored("worker died"), Finished],
+    "timed out": [Waiting("QUEUED")],
+    "poll trouble": [PollTrouble("garbled"), Finished],
+}
+_MEDIA: dict[str, list[Any]] = {
+    "download trouble": [MediaError("cut"), None],
+}
+FATES = ("plain", *_POSTS, *_POLLS, *_MEDIA)
+
+
+def every_fate() -> tuple[ScriptedGateway, list[Job]]:
+    """A gateway, and jobs whose prompts name the fates that they meet there."""
+    gateway = ScriptedGateway()
+    for scripts, written in ((gateway.posts, _POSTS), (gateway.polls, _POLLS), (gateway.media, _MEDIA)):
+        scripts.update({fate: list(script) for fate, script in written.items()})
+    return gateway, [Job(prompt=fate, id=f"one {fate}", aspect_ratio="16:9") for fate in FATES]
+
+
+def engine_on(out: Any, gateway: ScriptedGateway, *listeners: Callable[[Any], None], **options: Any) -> Engine:
+    """An engine with listeners."""
+    return Engine(out, gateway_client=gateway, listeners=listeners, random=Random(0), **options)
+
+
+def figures(registry: CollectorRegistry, name: str) -> dict[str, float]:
+    """The values of a metric by the value of its one label."""
+    return {
+        next(iter(sample.labels.values()), ""): sample.value
+        for metric in registry.collect()
+        for sample in metric.samples
+        if sample.name == f"krea_batch_{name}"
+    }
+
+
+def figure(registry: CollectorRegistry, name: str, **labels: str) -> float:
+    """One value, which has to be there."""
+    value = registry.get_sample_value(f"krea_batch_{name}", labels)
+    assert value is not None, name
+    return value

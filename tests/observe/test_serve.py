@@ -1,0 +1,64 @@
+"""Tests of serve: addresses as people write them, and metrics as Prometheus fetches them."""
+
+from __future__ import annotations
+
+import urllib.error
+import urllib.request
+
+import pytest
+from prometheus_client import CollectorRegistry
+from prometheus_client.parser import text_string_to_metric_families
+
+from krea_batch import SettingsError
+from krea_batch.events import Stopping
+from krea_batch.observe import Metrics
+from krea_batch.observe.serve import Address, served
+
+
+@pytest.mark.parametrize(
+    ("text", "host", "port", "url"),
+    [
+        ("9100", "127.0.0.1", 9100, "http://127.0.0.1:9100/metrics"),
+        ("0.0.0.0:0", "0.0.0.0", 0, "http://0.0.0.0:0/metrics"),
+        (" localhost:80 ", "localhost", 80, "http://localhost:80/metrics"),
+        ("[::1]:9100", "::1", 9100, "http://[::1]:9100/metrics"),
+    ],
+)
+def test_an_address(text: str, host: str, port: int, url: str) -> None:
+    """A port alone is one of this machine; a host may stand before it."""
+    address = Address.parse(text)
+    assert (address.host, address.port, address.url) == (host, port, url)
+
+
+@pytest.mark.parametrize("text", ["", "http", "-1", "65536", ":9100", "localhost:", "[]:1", "²", "9100/metrics"])
+def test_what_is_no_address(text: str) -> None:
+    """Anything else is named, with what would be right."""
+    with pytest.raises(SettingsError, match=r"--metrics-port: .* is no port: write for example 9100"):
+        Address.parse(text)
+
+
+def test_metrics_are_served_until_closed() -> None:
+    """A free port is found and told; what is fetched there is what the registry has; afterwards nobody answers."""
+    metrics = Metrics()
+    metrics(Stopping("no money"))
+    with served(metrics.registry, Address("127.0.0.1", 0)) as address:
+        assert address.port > 0
+        assert samples(address)["krea_batch_stops_total"] == 1
+    with pytest.raises(urllib.error.URLError):
+        samples(address)
+
+
+def samples(address: Address) -> dict[str, float]:
+    """What a scrape gives, by the names of its series."""
+    with urllib.request.urlopen(address.url) as answer:  # noqa: S310 - loopback
+        families = text_string_to_metric_families(answer.read().decode())
+        return {sample.name: sample.value for family in families for sample in family.samples}
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "no.such.host.invalid", "..", "192.0.2.1"])
+def test_where_nobody_can_listen(host: str) -> None:
+    """A port that is taken and a host that is not this machine's are errors of the option."""
+    with served(CollectorRegistry(), Address("127.0.0.1", 0)) as taken:
+        never = served(CollectorRegistry(), Address(host, taken.port))
+        with pytest.raises(SettingsError, match="--metrics-port: nobody can listen at"), never:
+            pass
