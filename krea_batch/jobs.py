@@ -170,6 +170,10 @@ class State(StrEnum):
     CANCELLED = "cancelled"
 
 
+IN_FLIGHT = (State.SUBMITTING, State.ACCEPTED, State.FINISHED)
+"""Between the intent to submit and the end of a job: what a stop brings home."""
+
+
 class StoredFile(Struct, frozen=True):
     """A picture on disk, whole and synced. `path` is relative to the run's folder."""
 

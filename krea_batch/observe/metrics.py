@@ -35,9 +35,8 @@ from krea_batch.events import (
     TakenOver,
     Troubled,
 )
-from krea_batch.jobs import State
+from krea_batch.jobs import IN_FLIGHT, State
 
-IN_FLIGHT = (State.SUBMITTING, State.ACCEPTED, State.FINISHED)
 ENDS = tuple(state for state in State if state not in (State.PENDING, *IN_FLIGHT))
 CHARGES = ("charged", "refunded", "unknown", "explained")
 TROUBLED = ("submit", "poll", "download", "sink")  # events.Troubled

@@ -36,7 +36,7 @@ from krea_batch.events import (
     Troubled,
 )
 from krea_batch.gateway.wire import Told
-from krea_batch.jobs import State, StoredFile
+from krea_batch.jobs import IN_FLIGHT, State, StoredFile
 from krea_batch.ledger import Ledger
 from krea_batch.pipeline.flight import Flight, Slots
 from krea_batch.pipeline.gate import Pace, clock_of
@@ -58,8 +58,6 @@ T = TypeVar("T")
 
 log = logging.getLogger("krea_batch")
 log.addHandler(logging.NullHandler())  # the core prints nothing unless its user asks for logs
-
-ON_THEIR_WAY = (State.SUBMITTING, State.ACCEPTED, State.FINISHED)
 
 _POLL_RESULTS: Mapping[type[PollVerdict], PollResult] = {
     Waiting: "waiting",
@@ -261,7 +259,7 @@ class Run:
 
     def closed(self) -> None:
         """The stages have ended; whatever is on its way stays on record."""
-        self.tell(Closed({state: self._standing[state] for state in ON_THEIR_WAY}))
+        self.tell(Closed({state: self._standing[state] for state in IN_FLIGHT}))
 
     def troubled(self, flight: Flight, where: str, reason: str) -> None:
         log.info("! job=%s where=%s reason=%s", flight.id, where, reason)
