@@ -19,7 +19,7 @@ test: $(VENV)/.dev
 check: $(VENV)/.dev
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
-	$(BIN)/mypy krea_batch tests benchmarks
+	$(BIN)/mypy krea_batch tests benchmarks examples
 	$(BIN)/lint-imports
 	$(BIN)/python -m pytest -m "not slow" -q
 

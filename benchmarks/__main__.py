@@ -24,8 +24,19 @@ from pathlib import Path
 from benchmarks.report import GOAL
 
 README = Path(__file__).with_name("README.md")
-ALL = ("validate", "polls", "throughput", "overhead", "in_flight", "resume", "scale", "callbacks", "tenants")
-REPEATS = frozenset({"validate", "throughput", "overhead", "resume"})
+ALL = (
+    "validate",
+    "polls",
+    "throughput",
+    "overhead",
+    "in_flight",
+    "resume",
+    "scale",
+    "callbacks",
+    "tenants",
+    "service",
+)
+REPEATS = frozenset({"validate", "throughput", "overhead", "resume", "service"})
 LIBRARIES = ("aiohttp", "anyio", "uvloop", "msgspec")
 
 

@@ -47,6 +47,7 @@ from krea_batch.rules.patience import SameFailure
 from krea_batch.rules.verdicts import PollTrouble, Progress
 from krea_batch.settings import Ambiguous, ApiKey, Settings, Webhook
 from krea_batch.sinks import Sink, open_sink
+from krea_batch.streams import Stream
 from krea_batch.waits import to_the_end
 
 if TYPE_CHECKING:
@@ -102,6 +103,7 @@ class Engine:
         self._listeners = list(listeners)
         self._watches: dict[str, Watch] = {}
         self._readers: list[Reader] = []
+        self._streams: list[Stream] = []
         self._door = Door()
         self._doubted: set[int] = set()  # jobs that a callback may bring out of doubt just now
         self._hopes: dict[int, float] = {}  # ambiguous jobs, and until when a callback may come for them
@@ -266,45 +268,21 @@ class Engine:
         what reading `jobs` raises, once what is in flight is home. Leaving the loop early leaves what is submitted
         on its way.
         """
-        ended: asyncio.Queue[asyncio.Future[Outcome] | None] = asyncio.Queue()
-        window = anyio.Semaphore(self.settings.max_in_flight)
-        fed = taken = 0
-        trouble: BaseException | None = None
 
-        async def feed() -> None:
-            nonlocal fed
-            try:
-                async for job in _each(jobs):
-                    await window.acquire()
-                    _, watch = await self._enter(job, tenant)
-                    await self._while_running(asyncio.wait([watch.boarded]))
-                    fed += 1
-                    if ordered:
-                        ended.put_nowait(watch.outcome)
-                    else:
-                        watch.outcome.add_done_callback(ended.put_nowait)
-            finally:
-                ended.put_nowait(None)
+        async def enter(job: Job) -> asyncio.Future[Outcome]:
+            _, watch = await self._enter(job, tenant)
+            await self._while_running(asyncio.wait([watch.boarded]))
+            return watch.outcome
 
-        feeder = asyncio.create_task(feed())
+        stream = Stream(enter, self.settings.max_in_flight, ordered=ordered)
+        self._streams.append(stream)
         try:
-            while not (feeder.done() and taken == fed):
-                outcome = await ended.get()
-                if outcome is None:
-                    await asyncio.wait([feeder])
-                    continue
-                await asyncio.wait([outcome])
-                taken += 1
-                window.release()
-                if outcome.exception() is None:
-                    yield outcome.result()
-                else:
-                    trouble = trouble or outcome.exception()
-            feeder.result()
+            async for outcome in stream.outcomes(jobs):
+                yield outcome
+            if stream.is_cut:
+                raise self.stopped or _CLOSED
         finally:
-            feeder.cancel()
-        if trouble:
-            raise trouble
+            self._streams.remove(stream)
 
     # ---- the engine's own task ---------------------------------------------------------------------------
 
@@ -384,6 +362,7 @@ class Engine:
             self._board,
             self._left_waiting,
         )
+        self._run.when_stopping(self._cut_streams)
         self._producer = Producer(self._run, self._submitter.room, self._take_off)
 
     async def _reopen(self, stack: AsyncExitStack) -> None:
@@ -590,6 +569,12 @@ class Engine:
             self._give_up(job_id, why)
         for reader in self._readers:
             reader.end()
+        self._cut_streams()
+
+    def _cut_streams(self) -> None:
+        """Read no more of any caller's jobs: nothing would come of them in this run."""
+        for stream in self._streams:
+            stream.cut()
 
     # ---- parts -------------------------------------------------------------------------------------------
 
@@ -717,15 +702,6 @@ def _flight_of(job: OpenJob) -> Flight:
     flight.n, flight.errors, flight.polls = job.n, job.errors, job.polls
     flight.request_id = job.request_id or ""
     return flight
-
-
-async def _each(jobs: Iterable[Job] | AsyncIterable[Job]) -> AsyncIterator[Job]:
-    if isinstance(jobs, AsyncIterable):
-        async for job in jobs:
-            yield job
-    else:
-        for job in jobs:
-            yield job
 
 
 async def _first_of(*works: Awaitable[Any]) -> None:

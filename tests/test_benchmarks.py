@@ -112,6 +112,14 @@ def test_tenants() -> None:
     assert goal.startswith("goal\tnine tenants beside one with 300 jobs")
 
 
+@pytest.mark.slow
+def test_service() -> None:
+    """A row for the service alone and one beside the pictures, which all succeed; and a goal."""
+    head, _, alone, beside, goal = benchmark("service", "--jobs", "20", "--repeat", "1", "--seconds", "2")
+    assert alone.count("|") == beside.count("|") == head.count("|")
+    assert goal.startswith("goal\tp99 of a service beside 20 generates")
+
+
 def test_what_is_printed_goes_between_the_markers() -> None:
     """What stands around them stays; the goals of all sections come together."""
     text = "by hand\n<!-- goals -->\nold\n<!-- /goals -->\n<!-- polls -->\nold\n<!-- /polls -->\nby hand, too\n"

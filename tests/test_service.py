@@ -324,6 +324,39 @@ class TestStream:
         assert sorted(unordered) == sorted(f"job-{n}" for n in range(100, 108))
         assert unordered[0] != "job-100"
 
+    @pytest.mark.parametrize("end", ["stop", "stop_now", "aclose", "detach"])
+    def test_a_source_that_has_nothing_just_now(self, tmp_path: Path, end: str) -> None:
+        """Who waits for a source that is silent is told of the engine's end, after all that was on its way."""
+
+        async def silent_at_last() -> AsyncIterator[Job]:
+            for n in range(3):
+                yield job(n)
+            await asyncio.sleep(1e9)
+
+        async def main() -> list[str]:
+            engine, found = engine_on(tmp_path, ScriptedGateway()), list[str]()
+            await engine.start()
+
+            async def read() -> None:
+                async for outcome in engine.stream(silent_at_last()):
+                    found.append(outcome.id)
+
+            reading = asyncio.create_task(read())
+            await asyncio.sleep(100.0 if end == "aclose" else 1.0)
+            if end.startswith("stop"):
+                getattr(engine, end)()
+                with pytest.raises(RunStopped):
+                    await reading
+                await engine.aclose()
+            else:
+                await engine.aclose(detach=end == "detach")
+                with pytest.raises(RunStopped):
+                    await reading
+            return found
+
+        found = run_virtual(main())
+        assert found == ([] if end in ("stop_now", "detach") else ["job-0", "job-1", "job-2"])
+
 
 class TestTenants:
     @pytest.mark.parametrize("bound", [{"rate": "20/s"}, {"rate": "1000/s", "max_in_flight": 20}])

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import hmac
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any
 
 from krea_batch.gateway import wire
@@ -20,9 +20,9 @@ _MOST_DIGITS = 18
 
 NOTED, UNKNOWN, NOT_POST, TOO_LARGE, NOT_NOW = 204, 404, 405, 413, 503
 
-Scope = dict[str, Any]
-Receive = Callable[[], Awaitable[dict[str, Any]]]
-Send = Callable[[dict[str, Any]], Awaitable[None]]
+Scope = MutableMapping[str, Any]
+Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
+Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
 Hear = Callable[[int, wire.Told], None]
 
 

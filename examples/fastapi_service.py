@@ -1,0 +1,141 @@
+"""A web backend that turns its users' requests into pictures, and survives being killed.
+
+    krea-batch simulate --port 8787                                    # a gateway that costs nothing
+    KREA_GATEWAY=http://127.0.0.1:8787 PIXAZO_API_KEY=any uvicorn examples.fastapi_service:app --port 8000
+
+    curl -X POST localhost:8000/images -H 'Content-Type: application/json' -d '{"prompt": "a cat"}'
+
+A request is on record before it is answered, so that its id is good for ever: after a crash the next process on the
+same folder goes on with it, and pays for nothing twice. One process a folder: more workers need a folder each.
+
+From the environment: PIXAZO_API_KEY; KREA_OUT, where pictures and ledger are kept; KREA_GATEWAY; KREA_RATE;
+KREA_POLL_INTERVAL_S; KREA_PUBLIC_URL, under which the gateway reaches this service, for callbacks instead of polls.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Annotated, Any
+
+import msgspec
+from fastapi import Body, FastAPI, Header, HTTPException, Request, Response
+from fastapi.responses import FileResponse, StreamingResponse
+
+from krea_batch import Engine, Handle, Job, JobError, KreaBatchError, Webhook
+from krea_batch.events import Event
+
+OUT = Path(os.environ.get("KREA_OUT", "service-data"))
+PUBLIC_URL = os.environ.get("KREA_PUBLIC_URL", "")
+CALLBACKS = "/krea"
+
+
+def open_engine() -> Engine:
+    """The engine of this service; it begins to work when the service does."""
+    options: dict[str, Any] = {"rate": os.environ.get("KREA_RATE", "10/s")}
+    if gateway := os.environ.get("KREA_GATEWAY"):
+        options["gateway"] = gateway
+    if interval_s := os.environ.get("KREA_POLL_INTERVAL_S"):
+        options["poll_interval_s"] = float(interval_s)
+    if PUBLIC_URL:
+        options["webhook"] = Webhook(PUBLIC_URL.rstrip("/") + CALLBACKS)
+    return Engine(OUT, **options)
+
+
+engine = open_engine()
+
+
+@asynccontextmanager
+async def life(_: FastAPI) -> AsyncIterator[None]:
+    """Go on with what an earlier process left; at the end, leave what is open to the next one."""
+    await engine.start()
+    yield
+    await engine.aclose(detach=True)
+
+
+app = FastAPI(title="Pictures", lifespan=life)
+if PUBLIC_URL:
+    app.mount(CALLBACKS, engine.callbacks_app())
+
+
+@app.exception_handler(JobError)
+async def not_a_job(_: Request, error: JobError) -> Response:
+    """What was asked for cannot be made, or its id has been used for something else."""
+    return _answer({"error": str(error)}, status=422)
+
+
+@app.exception_handler(KreaBatchError)
+async def not_now(_: Request, error: KreaBatchError) -> Response:
+    """The engine has stopped: the wallet is empty, say. What is on record stays there."""
+    return _answer({"error": str(error)}, status=503, headers={"Retry-After": "60"})
+
+
+@app.post("/images", status_code=202)
+async def order(job: Annotated[dict[str, Any], Body()], x_tenant: Annotated[str, Header()] = "") -> dict[str, str]:
+    """Put a picture on record. Users who bring many do not keep others waiting: X-Tenant says who asks."""
+    try:
+        asked = msgspec.convert(job, Job)
+    except msgspec.ValidationError as error:
+        raise JobError(str(error), "see GET /docs and `krea-batch schema`", job_id=str(job.get("id", ""))) from None
+    handle = await engine.enqueue(asked, tenant=x_tenant)
+    return {"id": handle.id, "url": f"/images/{handle.id}"}
+
+
+@app.get("/images/{image_id}")
+async def status(image_id: str) -> dict[str, Any]:
+    """Where a picture stands."""
+    handle = await _find(image_id)
+    told: dict[str, Any] = {"id": handle.id, "status": handle.status, "request_id": handle.request_id}
+    if handle.outcome and handle.outcome.succeeded:
+        told["file"] = f"/images/{handle.id}/file"
+    elif handle.outcome and handle.outcome.error:
+        told["error"] = handle.outcome.error.message
+    return told
+
+
+@app.get("/images/{image_id}/file")
+async def picture(image_id: str) -> FileResponse:
+    """The picture itself, once it is there."""
+    outcome = (await _find(image_id)).outcome
+    if not (outcome and outcome.succeeded):
+        raise HTTPException(404, f"there is no picture of {image_id!r} yet; GET /images/{image_id} says why")
+    return FileResponse(OUT / outcome.files[0].path, media_type=outcome.files[0].media_type)
+
+
+@app.get("/images/{image_id}/events")
+async def events(image_id: str) -> StreamingResponse:
+    """What happens to a picture, as server-sent events, until its end."""
+    return StreamingResponse(_stream(await _find(image_id)), media_type="text/event-stream")
+
+
+@app.get("/healthz")
+async def health() -> dict[str, Any]:
+    """What the engine is at; 503 once it takes no more."""
+    if engine.stopped:
+        raise engine.stopped
+    return msgspec.to_builtins(engine.stats())  # type: ignore[no-any-return]
+
+
+async def _find(image_id: str) -> Handle:
+    handle = await engine.get(image_id)
+    if handle is None:
+        raise HTTPException(404, f"nobody asked for {image_id!r} here")
+    return handle
+
+
+async def _stream(handle: Handle) -> AsyncIterator[str]:
+    try:
+        async for event in handle:
+            yield _sse(event)
+    except KreaBatchError as error:  # the engine stops; the next process goes on with the job
+        yield f"event: Interrupted\ndata: {msgspec.json.encode(str(error)).decode()}\n\n"
+
+
+def _sse(event: Event) -> str:
+    return f"event: {type(event).__name__}\ndata: {msgspec.json.encode(event).decode()}\n\n"
+
+
+def _answer(told: dict[str, str], status: int, headers: dict[str, str] | None = None) -> Response:
+    return Response(msgspec.json.encode(told), status, headers, "application/json")

@@ -1,0 +1,131 @@
+"""A worker fed by a durable queue: what is in the queue is made once, however often the worker dies.
+
+    krea-batch simulate --port 8787                                    # a gateway that costs nothing
+    python examples/queue_worker.py put queue.db "a cat" "a dog"
+    PIXAZO_API_KEY=any python examples/queue_worker.py work queue.db --out pictures --gateway http://127.0.0.1:8787
+
+The queue is a table of SQLite's, which any process may put messages into; a broker would do as well. It delivers at
+least once, as queues do: a message is marked done only when its result is written back, so a worker that dies meets
+it again. The message's number is the job's id, and the engine knows its ids: it is paid for once.
+
+SIGTERM leaves what is open to the next worker; `--once` ends the worker when the queue is empty.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import signal
+import sqlite3
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+from krea_batch import Engine, Job, KreaBatchError, Outcome, RunStopped
+
+LOOK_EVERY_S = 0.2
+SCHEMA = """
+CREATE TABLE IF NOT EXISTS messages (
+    id     INTEGER PRIMARY KEY,
+    prompt TEXT NOT NULL,
+    status TEXT,                -- NULL until it is done
+    result TEXT                 -- the picture's path, or what was wrong
+)"""
+
+
+class Queue:
+    """Messages, each a prompt."""
+
+    def __init__(self, path: Path) -> None:
+        self._sql = sqlite3.connect(path, isolation_level=None, timeout=10.0)
+        self._sql.execute("PRAGMA journal_mode = WAL")
+        self._sql.execute(SCHEMA)
+
+    def put(self, prompt: str) -> int:
+        """Add a message. Returns its number."""
+        return int(self._sql.execute("INSERT INTO messages (prompt) VALUES (?)", (prompt,)).lastrowid or 0)
+
+    def after(self, message_id: int) -> list[tuple[int, str]]:
+        """The next messages that nobody has done yet, in order."""
+        sql = "SELECT id, prompt FROM messages WHERE id > ? AND status IS NULL ORDER BY id LIMIT 100"
+        return self._sql.execute(sql, (message_id,)).fetchall()
+
+    def done(self, message_id: int, status: str, result: str) -> None:
+        """Write back what became of a message."""
+        self._sql.execute("UPDATE messages SET status = ?, result = ? WHERE id = ?", (status, result, message_id))
+
+
+async def jobs_of(queue: Queue, *, once: bool) -> AsyncIterator[Job]:
+    """A job for each message, as they come; read no faster than the engine takes them."""
+    last = 0
+    while True:
+        for number, prompt in queue.after(last):
+            last = number
+            try:
+                job = Job(prompt=prompt, id=f"message-{number}")
+            except ValueError as error:
+                queue.done(number, "rejected", str(error))
+            else:
+                yield job
+        if not queue.after(last):
+            if once:
+                return
+            await asyncio.sleep(LOOK_EVERY_S)
+
+
+def write_back(queue: Queue, outcome: Outcome) -> None:
+    """A message is done once what became of it is in the queue."""
+    result = outcome.files[0].path if outcome.succeeded else outcome.error.message if outcome.error else ""
+    queue.done(int(outcome.id.removeprefix("message-")), outcome.status, result)
+
+
+async def work(queue: Queue, engine: Engine, *, once: bool) -> None:
+    """Make what is in the queue until there is nothing more, or somebody asks to stop."""
+    asked = asyncio.Event()
+    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, asked.set)
+    await engine.start()
+    working = asyncio.create_task(make_all(queue, engine, once=once))
+    asking = asyncio.create_task(asked.wait())
+    await asyncio.wait([working, asking], return_when=asyncio.FIRST_COMPLETED)
+    asking.cancel()
+    await engine.aclose(detach=asked.is_set())
+    try:
+        await working
+    except RunStopped as stopped:
+        print(f"stopped: {stopped}")  # noqa: T201 - what is open stays in the queue and in the folder
+
+
+async def make_all(queue: Queue, engine: Engine, *, once: bool) -> None:
+    async for outcome in engine.stream(jobs_of(queue, once=once)):
+        write_back(queue, outcome)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    commands = parser.add_subparsers(dest="command", required=True)
+    put = commands.add_parser("put")
+    put.add_argument("queue", type=Path)
+    put.add_argument("prompts", nargs="+")
+    worker = commands.add_parser("work")
+    worker.add_argument("queue", type=Path)
+    worker.add_argument("--out", type=Path, required=True)
+    worker.add_argument("--gateway", default="https://gateway.pixazo.ai")
+    worker.add_argument("--rate", default="10/s")
+    worker.add_argument("--poll-interval", type=float, default=5.0)
+    worker.add_argument("--once", action="store_true")
+    options = parser.parse_args()
+    queue = Queue(options.queue)
+    if options.command == "put":
+        for prompt in options.prompts:
+            queue.put(prompt)
+        return
+    try:
+        engine = Engine(
+            options.out, gateway=options.gateway, rate=options.rate, poll_interval_s=options.poll_interval
+        )
+        asyncio.run(work(queue, engine, once=options.once))
+    except KreaBatchError as error:
+        raise SystemExit(str(error)) from None
+
+
+if __name__ == "__main__":
+    main()

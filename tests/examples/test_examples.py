@@ -1,0 +1,253 @@
+"""The examples, started as their docstrings say and driven over HTTP, under load, and killed in mid-flight."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import signal
+import socket
+import sqlite3
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+import pytest
+
+from tests.processes import PATIENCE_S, Simulate, Simulated, environment
+
+pytestmark = pytest.mark.slow
+
+ROOT = Path(__file__).parents[2]
+PNG = b"\x89PNG\r\n\x1a\n"
+TAKES = ("--tiny", "--latency", "uniform:1,3")
+
+
+def free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        return int(server.getsockname()[1])
+
+
+class Service:
+    """The web service in a process of its own, on one port and one folder, however often it is started."""
+
+    def __init__(self, out: Path, gateway: str, *, callbacks: bool = False, rate: str = "200/s") -> None:
+        self.port = free_port()
+        self.url = f"http://127.0.0.1:{self.port}"
+        self._environment = environment(
+            PIXAZO_API_KEY="test-key",
+            KREA_OUT=str(out),
+            KREA_GATEWAY=gateway,
+            KREA_RATE=rate,
+            KREA_POLL_INTERVAL_S="0.5",
+            **({"KREA_PUBLIC_URL": self.url} if callbacks else {}),
+        )
+
+    @contextmanager
+    def running(self) -> Iterator[subprocess.Popen[bytes]]:
+        command = [sys.executable, "-m", "uvicorn", "examples.fastapi_service:app"]
+        process = subprocess.Popen(
+            [*command, "--port", str(self.port), "--log-level", "warning"], cwd=ROOT, env=self._environment
+        )
+        try:
+            self._wait(process)
+            yield process
+        finally:
+            process.send_signal(signal.SIGTERM)
+            process.wait(PATIENCE_S)
+
+    def _wait(self, process: subprocess.Popen[bytes]) -> None:
+        deadline_s = time.monotonic() + PATIENCE_S
+        while time.monotonic() < deadline_s and process.poll() is None:
+            with socket.socket() as trial:
+                if trial.connect_ex(("127.0.0.1", self.port)) == 0:
+                    return
+            time.sleep(0.05)
+        raise AssertionError("the service does not come up")
+
+
+async def order(web: aiohttp.ClientSession, **job: Any) -> str:
+    async with web.post("/images", json=job) as answer:
+        assert answer.status == 202, await answer.text()
+        told = await answer.json()
+        assert told["url"] == f"/images/{told['id']}"
+        return str(told["id"])
+
+
+async def wait_for(web: aiohttp.ClientSession, image_id: str) -> dict[str, Any]:
+    """Read the events of an image until its end, then what is told of it."""
+    async with web.get(f"/images/{image_id}/events") as answer:
+        assert answer.status == 200
+        assert answer.headers["Content-Type"].startswith("text/event-stream")
+        text = await answer.text()
+    assert "event: Ended" in text
+    async with web.get(f"/images/{image_id}") as answer:
+        told: dict[str, Any] = await answer.json()
+        return told
+
+
+def paid(simulated: Simulated) -> list[str]:
+    """The prompts of all POSTs that were charged."""
+    return [post["body"]["prompt"] for post in simulated.ask("/ledger")["posts"] if post["charged"]]
+
+
+class TestService:
+    @pytest.mark.parametrize("callbacks", [False, True], ids=["polls", "callbacks"])
+    def test_from_order_to_picture(self, simulate: Simulate, tmp_path: Path, callbacks: bool) -> None:
+        """An order is answered with 202 and an id; its events run to its end; then the picture is there."""
+        simulated = simulate(*TAKES)
+        service = Service(tmp_path, simulated.gateway, callbacks=callbacks)
+
+        async def drive() -> None:
+            async with aiohttp.ClientSession(service.url) as web:
+                image_id = await order(web, prompt="a cat", seed=7)
+                told = await wait_for(web, image_id)
+                assert told["status"] == "succeeded"
+                async with web.get(told["file"]) as answer:
+                    assert answer.headers["Content-Type"] == "image/png"
+                    assert (await answer.read()).startswith(PNG)
+                async with web.get("/healthz") as answer:
+                    stats = await answer.json()
+                    assert stats["succeeded"] == 1
+                    assert (stats["callbacks"] > 0) == callbacks
+
+        with service.running():
+            asyncio.run(drive())
+        assert paid(simulated) == ["a cat"]
+
+    def test_mistakes(self, simulate: Simulate, tmp_path: Path) -> None:
+        """What is no job is 422 and says what is wrong; what nobody asked for is 404; nothing is spent."""
+        simulated = simulate(*TAKES)
+        service = Service(tmp_path, simulated.gateway)
+
+        async def drive() -> None:
+            async with aiohttp.ClientSession(service.url) as web:
+                for job, said in (
+                    ({"prompt": ""}, "prompt"),
+                    ({"prompt": "x", "creativity": "wild"}, "creativity"),
+                    ({"promt": "x"}, "prom"),
+                    ({"prompt": "x", "id": "../x"}, "id"),
+                ):
+                    async with web.post("/images", json=job) as answer:
+                        assert answer.status == 422, job
+                        assert said in await answer.text()
+                for path in ("/images/nobody", "/images/nobody/file", "/images/nobody/events"):
+                    async with web.get(path) as answer:
+                        assert answer.status == 404
+
+        with service.running():
+            asyncio.run(drive())
+        assert paid(simulated) == []
+
+    def test_an_empty_wallet(self, simulate: Simulate, tmp_path: Path) -> None:
+        """Once the wallet is empty, orders and health are answered with 503 and the reason."""
+        simulated = simulate(*TAKES, "--balance", "1")
+        service = Service(tmp_path, simulated.gateway)
+
+        async def drive() -> None:
+            async with aiohttp.ClientSession(service.url) as web:
+                first = await order(web, prompt="one")
+                assert (await wait_for(web, first))["status"] == "succeeded"
+                second = await order(web, prompt="two")
+                async with web.get(f"/images/{second}/events") as answer:
+                    assert "Interrupted" in await answer.text()
+                async with web.post("/images", json={"prompt": "three"}) as answer:
+                    assert answer.status == 503
+                    assert "402" in await answer.text()
+                async with web.get("/healthz") as answer:
+                    assert answer.status == 503
+
+        with service.running():
+            asyncio.run(drive())
+
+    @pytest.mark.parametrize("callbacks", [False, True], ids=["polls", "callbacks"])
+    def test_killed_with_hundreds_in_flight(self, simulate: Simulate, tmp_path: Path, callbacks: bool) -> None:
+        """Killed with 300 in flight and more waiting: every id is found again, and nothing is paid for twice."""
+        simulated = simulate("--tiny", "--latency", "uniform:5,8")
+        service = Service(tmp_path, simulated.gateway, callbacks=callbacks, rate="150/s")
+        ids: list[str] = []
+
+        async def fill() -> None:
+            async with aiohttp.ClientSession(service.url) as web:
+                ids.extend(await asyncio.gather(*(order(web, prompt=f"picture {n}") for n in range(400))))
+                while True:
+                    async with web.get("/healthz") as answer:
+                        if (await answer.json())["accepted"] >= 300:
+                            return
+                    await asyncio.sleep(0.02)
+
+        async def find_all() -> list[str]:
+            async with aiohttp.ClientSession(service.url) as web:
+                return [(await wait_for(web, image_id))["status"] for image_id in ids]
+
+        with service.running() as process:
+            asyncio.run(fill())
+            process.kill()
+            process.wait()
+        with service.running():
+            statuses = asyncio.run(find_all())
+        assert len(statuses) == 400
+        assert set(statuses) <= {"succeeded", "ambiguous"}  # what was in the air at the kill
+        assert statuses.count("ambiguous") <= 60
+        bought = paid(simulated)
+        assert len(bought) == len(set(bought))
+
+
+class TestWorker:
+    @staticmethod
+    def command(*arguments: str | Path) -> list[str]:
+        return [sys.executable, str(ROOT / "examples/queue_worker.py"), *map(str, arguments)]
+
+    def put(self, queue: Path, *prompts: str) -> None:
+        subprocess.run(self.command("put", queue, *prompts), check=True, timeout=PATIENCE_S)
+
+    def start(self, tmp_path: Path, gateway: str, *more: str) -> subprocess.Popen[bytes]:
+        options = ("--out", tmp_path / "out", "--gateway", gateway, "--rate", "100/s", "--poll-interval", "0.5")
+        command = self.command("work", tmp_path / "queue.db", *options, *more)
+        return subprocess.Popen(command, env=environment(PIXAZO_API_KEY="test-key"))
+
+    @staticmethod
+    def messages(tmp_path: Path) -> list[tuple[Any, ...]]:
+        with sqlite3.connect(tmp_path / "queue.db") as queue:
+            return queue.execute("SELECT prompt, status, result FROM messages ORDER BY id").fetchall()
+
+    def test_what_is_in_the_queue_is_made(self, simulate: Simulate, tmp_path: Path) -> None:
+        """Each message gets its picture written back, one that comes meanwhile, too; a bad one is told."""
+        simulated = simulate(*TAKES)
+        self.put(tmp_path / "queue.db", *(f"picture {n}" for n in range(30)), " ")
+        worker = self.start(tmp_path, simulated.gateway)
+        self.put(tmp_path / "queue.db", "a late one")
+        self.wait(tmp_path, lambda done: done == 32)
+        worker.send_signal(signal.SIGTERM)
+        assert worker.wait(PATIENCE_S) == 0
+        made = {prompt: (status, result) for prompt, status, result in self.messages(tmp_path)}
+        assert made.pop(" ")[0] == "rejected"
+        assert {status for status, _ in made.values()} == {"succeeded"}
+        assert all((tmp_path / "out" / result).read_bytes().startswith(PNG) for _, result in made.values())
+        assert sorted(paid(simulated)) == sorted(made)
+
+    @pytest.mark.parametrize("end", [signal.SIGKILL, signal.SIGTERM])
+    def test_ended_in_mid_flight(self, simulate: Simulate, tmp_path: Path, end: signal.Signals) -> None:
+        """However a worker ends, the next one brings home what is open; no message is paid for twice."""
+        simulated = simulate("--tiny", "--latency", "uniform:2,4")
+        self.put(tmp_path / "queue.db", *(f"picture {n}" for n in range(200)))
+        worker = self.start(tmp_path, simulated.gateway)
+        self.wait(tmp_path, lambda done: done >= 20)
+        worker.send_signal(end)
+        worker.wait(PATIENCE_S)
+        assert any(status is None for _, status, _ in self.messages(tmp_path))
+        assert self.start(tmp_path, simulated.gateway, "--once").wait(PATIENCE_S) == 0
+        statuses = [status for _, status, _ in self.messages(tmp_path)]
+        assert set(statuses) <= ({"succeeded"} if end is signal.SIGTERM else {"succeeded", "ambiguous"})
+        bought = paid(simulated)
+        assert len(bought) == len(set(bought))
+
+    def wait(self, tmp_path: Path, enough: Any) -> None:
+        deadline_s = time.monotonic() + PATIENCE_S
+        while not enough(sum(status is not None for _, status, _ in self.messages(tmp_path))):
+            assert time.monotonic() < deadline_s, json.dumps(self.messages(tmp_path))
+            time.sleep(0.05)
