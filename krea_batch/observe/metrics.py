@@ -93,7 +93,7 @@ class Metrics:
 
     def _make_submit_metrics(self) -> None:
         self._submits = self._counter("submits", "POSTs, by what they came to.", "result", get_args(PostResult))
-        self._submit_s = self._histogram("submit_seconds", "From a POST until what it came to was on record.", ANSWER_S)
+        self._submit_s = self._histogram("submit_seconds", "From a POST until its result was on record.", ANSWER_S)
         self._refused = self._counter("refused", "POSTs that were clearly refused.", "status", ("429",))
         self._charges = self._counter(
             "charges",
