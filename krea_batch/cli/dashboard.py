@@ -8,6 +8,6 @@ import click
 @click.command()
 def dashboard() -> None:
     """Print a Grafana dashboard for `krea-batch run --metrics-port`, as JSON to be imported."""
-    from krea_batch.observe import dashboard
+    from krea_batch import observe
 
-    click.echo(dashboard(), nl=False)
+    click.echo(observe.dashboard(), nl=False)

@@ -30,6 +30,7 @@ def keep_log(*, verbose: int, log_file: Path | None, log_format: str) -> None:
 
 def _to_file(path: Path) -> logging.Handler:
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)  # it may lie in --out, which the run has yet to make
         return logging.FileHandler(path, encoding="utf-8")
     except OSError as error:
         raise SettingsError("log-file", f"{path} cannot be written ({error.strerror})", "check the path") from None

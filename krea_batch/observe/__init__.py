@@ -2,8 +2,8 @@
 
     engine = Engine("runs/cats", listeners=[metrics := Metrics(), Traces()])
 
-Newcomers: nothing here is needed for a run, and the core does not know of it. Each listener is one for whom a library
-is wanted (`krea-batch[metrics]`, `krea-batch[otel]`), so each is imported when it is first asked for.
+Newcomers: nothing here is needed for a run, and the core does not know of it. Metrics and traces each need a library
+of their own (`krea-batch[metrics]`, `krea-batch[otel]`), which is imported when its listener is first asked for.
 """
 
 from typing import TYPE_CHECKING, Any

@@ -269,6 +269,7 @@ class Submitter:
             case Refused(Refusal.SLOW_DOWN, status, said, retry_after_s):
                 self._run.stats.refused_429 += status == 429
                 pace.refused(sent_s, now_s, retry_after_s)
+                self._run.paced(pace.per_s)
                 self._run.held(pace.paused_s(now_s), said)
             case NotSent(reason):
                 self._back_off(reason, None, sent_s)

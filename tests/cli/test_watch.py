@@ -100,19 +100,19 @@ class TestLogs:
         write_jobs(tmp_path / "jobs.jsonl", 3)
         arguments = (
             "run", "jobs.jsonl", "--out", "out", "--gateway", simulate(*FAST).gateway, *QUICK,
-            "-vv", "--log-file", "run.log", "--log-format", "json",
+            "-vv", "--log-file", "out/run.log", "--log-format", "json",
         )  # fmt: skip
         done = krea_batch(*arguments, cwd=tmp_path, key=SECRET)
         assert done.returncode == 0, done.stderr
         assert "DEBUG" not in done.stderr
-        first = log_lines(tmp_path / "run.log")
+        first = log_lines(tmp_path / "out/run.log")
         assert {line["job"] for line in first if line.get("to") == "succeeded"} == {"00001", "00002", "00003"}
         assert {line["request_id"] for line in first if line.get("to") == "succeeded"} == {
             row["request_id"] for row in rows(tmp_path / "out")
         }
         assert krea_batch(*arguments, cwd=tmp_path, key=SECRET).returncode == 0
-        assert log_lines(tmp_path / "run.log")[: len(first)] == first
-        assert SECRET not in (tmp_path / "run.log").read_text()
+        assert log_lines(tmp_path / "out/run.log")[: len(first)] == first
+        assert SECRET not in (tmp_path / "out/run.log").read_text()
 
     def test_text_on_standard_error(self, simulate: Simulate, tmp_path: Path) -> None:
         """-v tells in a line what is tried again, its reason in quotes; --log-format json tells it as an object."""
@@ -129,11 +129,12 @@ class TestLogs:
                 assert ' I krea_batch ! job=00001 where=poll reason="' in line
 
     def test_a_log_that_cannot_be_written(self, tmp_path: Path) -> None:
-        """A --log-file in a folder that is not there is exit 2, and named."""
+        """A --log-file where no file can be is exit 2, and named."""
         write_jobs(tmp_path / "jobs.jsonl", 1)
-        done = krea_batch("run", "jobs.jsonl", "--out", "out", "--simulate", "--log-file", "no/run.log", cwd=tmp_path)
+        arguments = ("run", "jobs.jsonl", "--out", "out", "--simulate", "--log-file", "jobs.jsonl/run.log")
+        done = krea_batch(*arguments, cwd=tmp_path)
         assert done.returncode == 2
-        assert "--log-file: no/run.log cannot be written (No such file or directory)" in done.stderr
+        assert "--log-file: jobs.jsonl/run.log cannot be written (File exists): " in done.stderr
         assert not (tmp_path / "out").exists()
 
 

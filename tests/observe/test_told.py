@@ -7,7 +7,7 @@ from itertools import pairwise
 from pathlib import Path
 
 from krea_batch import State
-from krea_batch.events import Closed, Ended, Event, Moved, Paced, Posted, Stored, TakenOver
+from krea_batch.events import Closed, Ended, Event, Held, Moved, Paced, Posted, Stored, TakenOver
 from krea_batch.rules.lifecycle import ENDS
 from krea_batch.rules.verdicts import Waiting
 from tests.observe.fates import FATES, engine_on, every_fate
@@ -97,6 +97,17 @@ def test_a_post_is_told_before_its_job_moves(tmp_path: Path) -> None:
             case _:
                 pass
     assert not posted
+
+
+def test_a_hold_says_how_fast_it_goes_on(tmp_path: Path) -> None:
+    """After a 429 the rate that a hold speaks of is the lower one, told just before it."""
+    told = told_of_every_fate(tmp_path)
+    holds = [(before, event) for before, event in pairwise(told) if isinstance(event, Held)]
+    holds = [(before, hold) for before, hold in holds if hold.reason == "too many"]
+    assert holds
+    for before, hold in holds:
+        assert before == Paced(hold.per_s)
+        assert hold.per_s < 2.0
 
 
 def test_a_run_that_goes_on_says_so(tmp_path: Path) -> None:
