@@ -8,7 +8,7 @@ OUT ?= demo
 SEEDS ?= 10000
 KILLS ?= 200
 
-.PHONY: demo test check bench simtest crashtest clean
+.PHONY: demo test check docs bench simtest crashtest clean
 
 demo: $(VENV)/.demo
 	$(BIN)/krea-batch run sample_jobs/first.jsonl --out $(OUT) --simulate --time-scale 4
@@ -21,7 +21,11 @@ check: $(VENV)/.dev
 	$(BIN)/ruff format --check
 	$(BIN)/mypy krea_batch tests benchmarks examples
 	$(BIN)/lint-imports
+	$(BIN)/mkdocs build --strict --quiet
 	$(BIN)/python -m pytest -m "not slow" -q
+
+docs: $(VENV)/.dev
+	$(BIN)/mkdocs build --strict
 
 simtest: $(VENV)/.dev
 	$(BIN)/python -m tests.simulation --seeds $(SEEDS)
@@ -33,7 +37,7 @@ bench: $(VENV)/.dev
 	$(BIN)/python -m benchmarks
 
 clean:
-	rm -rf $(VENV) demo build dist .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis
+	rm -rf $(VENV) demo site build dist .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis
 
 $(BIN)/python:
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "krea-batch needs Python 3.11 or newer")'

@@ -4,9 +4,9 @@
     python -m benchmarks.service --jobs 20 --repeat 1 --seconds 2   the short form
 
 A FastAPI service on uvicorn and uvloop answers requests of its own, 200 a second, first alone and then while 500
-tasks of the same loop wait in `engine.generate`. The requests come from this process, at fixed instants, whether
-answers come or not; the simulator has a process of its own: three on the cores of one machine. Loop lag is how much later
-than asked a sleep of 10 ms ends.
+tasks of the same loop wait in `engine.generate`. The requests come from this process at fixed instants, whether
+answers come or not; the simulator has a process of its own: three on the cores of one machine. Loop lag is how much
+later than asked a sleep of 10 ms ends.
 """
 
 from __future__ import annotations
