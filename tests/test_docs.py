@@ -17,9 +17,6 @@ from tests.test_security import names_in
 ROOT = Path(__file__).parents[1]
 PAGES = {path.relative_to(ROOT / "docs").as_posix(): path.read_text("utf-8") for path in ROOT.glob("docs/**/*.md")}
 OFFLINE = {"run": ["--simulate", "--time-scale=100"], "bench": ["--latency=fixed:0.1", "--poll-interval=0.1"]}
-    "run": ["--simulate", "--time-scale", "100"],
-    "bench": ["--latency", "fixed:0.1", "--poll-interval", "0.1"],
-}
 ELSEWHERE = ("--sink",)  # tests/sinks has a bucket
 
 
