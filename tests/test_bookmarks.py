@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import json
 from pathlib import Path
+from random import Random
 
 import pytest
 
@@ -176,7 +177,9 @@ async def go(out: Path, gateway: ScriptedGateway, path: str, max_in_flight: int 
             files.go_on_from(*store.read(Store.bookmark))
             store.close()
         files.check()
-        async with Engine(out, gateway_client=gateway, rate="100/s", max_in_flight=max_in_flight) as engine:
+        async with Engine(
+            out, gateway_client=gateway, rate="100/s", max_in_flight=max_in_flight, random=Random(0)
+        ) as engine:
             await engine.run(files)
     return engine
 
@@ -197,7 +200,7 @@ def test_the_next_run_passes_over_what_is_on_record(tmp_path: Path) -> None:
 marks_seen: set[int] = set()
 
 
-@pytest.mark.parametrize("after_ms", range(400, 26_000, 1_100))
+@pytest.mark.parametrize("after_ms", range(400, 60_000, 1_900))
 def test_a_mark_covers_only_what_is_on_record(tmp_path: Path, after_ms: int) -> None:
     """Wherever the process is killed, every job before the mark is in the ledger, and none is left out later."""
     out, gateway, path = tmp_path / "out", ScriptedGateway(), tmp_path / "jobs.jsonl"
@@ -218,4 +221,4 @@ def test_a_mark_covers_only_what_is_on_record(tmp_path: Path, after_ms: int) -> 
 
 def test_marks_were_there_to_be_checked() -> None:
     """The kills above have met marks in the middle of the file."""
-    assert len(marks_seen) > 3
+    assert len(marks_seen) > 3, marks_seen
