@@ -72,7 +72,7 @@ class Ledger:
             committing = self._committing or self._start(asyncio.get_running_loop())
             await asyncio.wait([committing])
         await asyncio.get_running_loop().run_in_executor(self._thread, self._store.close)
-        self._thread.shutdown(wait=False)
+        self._thread.shutdown()  # it has nothing left to do
 
     def _put(self, work: Callable[[Store], T]) -> asyncio.Future[T]:
         if trouble := self.broken or self._refused:
