@@ -7,6 +7,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 OUT ?= demo
 SEEDS ?= 10000
 KILLS ?= 200
+AT_ONCE ?= -n 2 --dist loadfile
 
 # Material for MkDocs is mended until May 2027, and says so at each build.
 export NO_MKDOCS_2_WARNING := 1
@@ -17,7 +18,7 @@ demo: $(VENV)/.demo
 	$(BIN)/krea-batch run sample_jobs/first.jsonl --out $(OUT) --simulate --time-scale 4
 
 test: $(VENV)/.dev
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest $(AT_ONCE)
 
 check: $(VENV)/.dev
 	$(BIN)/ruff check
@@ -25,7 +26,7 @@ check: $(VENV)/.dev
 	$(BIN)/mypy krea_batch tests benchmarks examples docs
 	$(BIN)/lint-imports
 	$(BIN)/mkdocs build --strict
-	$(BIN)/python -m pytest -m "not slow" -q
+	$(BIN)/python -m pytest -m "not slow" -q $(AT_ONCE)
 
 docs: $(VENV)/.dev
 	$(BIN)/mkdocs build --strict

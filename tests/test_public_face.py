@@ -5,13 +5,16 @@ from __future__ import annotations
 import asyncio
 import logging
 import signal
+import socket
 import sys
 import threading
 from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 from typing import Any, assert_type
 
+import aiohttp
 import pytest
+from aiohttp import web
 
 import krea_batch
 from krea_batch import (
@@ -182,3 +185,35 @@ async def test_every_public_name_is_there(anyio_backend: object) -> None:
     for name in krea_batch.__all__:
         what = getattr(krea_batch, name)
         assert name in {"__version__", "Event", "Listener"} or what.__doc__
+
+
+async def test_callbacks_through_a_server_of_the_callers(tmp_path: Path) -> None:
+    """Mounted in an aiohttp server of the caller's, the handler takes the gateway's calls, and no others."""
+    app = web.Application()
+    runner = web.AppRunner(app)
+    async with Simulator(SimulatorSettings(latency="uniform:0.3,0.6", tiny=True)) as simulator:
+        port = free_port()
+        engine = Engine(
+            tmp_path,
+            api_key="simulated",
+            gateway=simulator.gateway_url,
+            webhook=Webhook(f"http://127.0.0.1:{port}/krea"),
+            rate="100/s",
+        )
+        app.router.add_post("/krea/{path:.*}", engine.callbacks_handler())
+        await runner.setup()
+        await web.TCPSite(runner, "127.0.0.1", port).start()
+        async with engine, aiohttp.ClientSession() as stranger:
+            outcomes = await asyncio.gather(*(engine.generate(Job(prompt=f"cat {n}")) for n in range(20)))
+            async with stranger.post(f"http://127.0.0.1:{port}/krea/a/1/b", data=b"x") as answer:
+                assert answer.status == 404
+            async with stranger.post(f"http://127.0.0.1:{port}/krea/a/1/b", data=b"x" * 70_000) as answer:
+                assert answer.status == 413
+        assert all(outcome.succeeded for outcome in outcomes)
+        assert engine.stats().callbacks == engine.stats().polls == 20
+    await runner.cleanup()
+
+
+def free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        return int(server.getsockname()[1])

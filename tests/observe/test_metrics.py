@@ -55,7 +55,7 @@ def heard(*events: Event, at: float = 0.0) -> CollectorRegistry:
 
 
 class TestEachEvent:
-    @pytest.mark.parametrize("end", ENDS)
+    @pytest.mark.parametrize("end", sorted(ENDS))
     def test_every_end_is_counted(self, end: State) -> None:
         """A job that ended is counted under its own end, and all other ends stand at 0 beside it."""
         assert figures(heard(Ended(an_outcome(end))), "jobs_total") == {each: float(each is end) for each in ENDS}
