@@ -20,7 +20,7 @@ from tests.docs.pages import ROOT, Block, blocks
 from tests.processes import Simulate, environment, krea_batch, write_jobs
 from tests.test_readme import make_doubts
 
-NOT_RUN = ("make ", "pip ", "python3 -m venv ", ". ", "export ")  # they set a machine up
+NOT_RUN = ("make ", "pip ", "python3 -m venv ", ". ", "export ")  # what prepares a machine
 OFFLINE = {
     "run": ["--simulate", "--time-scale=100", "--poll-interval=0.1"],
     "bench": ["--latency=fixed:0.1", "--poll-interval=0.1"],

@@ -8,9 +8,11 @@ from pathlib import Path
 
 import click
 import msgspec
+from prometheus_client import generate_latest
 
-from krea_batch.cli import app
+from krea_batch.cli import BAD_INPUT, INTERRUPTED, OK, SOME_FAILED, STOPPED, app
 from krea_batch.jobs import ASPECT_RATIOS, CREATIVITIES, FIELDS, Outcome, State
+from krea_batch.observe import Metrics
 from krea_batch.settings import Rate, Settings
 from tests.docs.pages import PAGES, ROOT, blocks, names, rows
 from tests.processes import krea_batch
@@ -27,6 +29,12 @@ def test_every_test_named_exists() -> None:
 def test_the_states_are_those_that_there_are() -> None:
     """The table of states has each of them, once."""
     assert [names(row[0])[0] for row in rows("reference/files.md", "States")] == [state.value for state in State]
+
+
+def test_the_exit_codes() -> None:
+    """The table of exit codes has each of them, once."""
+    told = re.findall(r"^\| (\d+) \|", PAGES["reference/files.md"], re.MULTILINE)
+    assert [int(code) for code in told] == [OK, SOME_FAILED, BAD_INPUT, STOPPED, INTERRUPTED]
 
 
 def test_a_row_has_the_fields_that_are_told() -> None:
@@ -57,6 +65,14 @@ def test_the_settings() -> None:
     assert told <= options
     alike = {f"--{name.removesuffix('_s').replace('_', '-')}" for name in fields}
     assert alike & options <= told, "a setting has an option that the table leaves out"
+
+
+def test_the_metrics() -> None:
+    """Each metric that is told of is one that is served."""
+    served = generate_latest(Metrics().registry).decode()
+    told = set(re.findall(r"`(krea_batch_\w+)`", PAGES["howto/watch.md"]))
+    assert len(told) >= 8
+    assert [name for name in told if f"\n{name}" not in served] == []
 
 
 def in_words(default: object) -> str:
