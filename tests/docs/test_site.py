@@ -71,6 +71,8 @@ def test_the_whole_command_line_is_there(site: Path) -> None:
     for name in COMMANDS:
         command = app.get_command(click.Context(app), name)
         assert command is not None
-        part = page.rpartition(f"krea-batch {name} [OPTIONS]")[2]
+        _, found, rest = page.partition(f"krea-batch {name} [OPTIONS]")
+        assert found, f"{name} is not there"
+        part = rest.partition("Usage:")[0]
         options = [option for param in command.params if isinstance(param, click.Option) for option in param.opts]
         assert [option for option in options if option not in part] == []
