@@ -23,9 +23,9 @@ test: $(VENV)/.dev
 check: $(VENV)/.dev
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
-	$(BIN)/mypy krea_batch tests benchmarks examples
+	$(BIN)/mypy krea_batch tests benchmarks examples docs
 	$(BIN)/lint-imports
-	$(BIN)/mkdocs build --strict --quiet
+	$(BIN)/mkdocs build --strict
 	$(BIN)/python -m pytest -m "not slow" -q $(AT_ONCE)
 
 docs: $(VENV)/.dev

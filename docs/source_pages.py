@@ -1,0 +1,23 @@
+"""Files of the source come in; pages of the site go out, so that nothing is written in two places."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from mkdocs.config.defaults import MkDocsConfig
+from mkdocs.structure.files import File, Files
+
+PAGES = {
+    "changelog.md": "CHANGELOG.md",
+    "measured.md": "benchmarks/README.md",
+    "scale.svg": "benchmarks/scale.svg",
+    "security.md": "SECURITY.md",
+}
+
+
+def on_files(files: Files, *, config: MkDocsConfig) -> Files:
+    """Add the pages; MkDocs calls this before it reads any."""
+    root = Path(config.config_file_path).parent
+    for page, source in PAGES.items():
+        files.append(File.generated(config, page, abs_src_path=str(root / source)))
+    return files

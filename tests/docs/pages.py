@@ -1,0 +1,48 @@
+"""The documentation's pages come in; their fenced blocks go out."""
+
+from __future__ import annotations
+
+import re
+import textwrap
+from pathlib import Path
+from typing import NamedTuple
+
+ROOT = Path(__file__).parents[2]
+PAGES = {path.relative_to(ROOT / "docs").as_posix(): path.read_text("utf-8") for path in ROOT.glob("docs/**/*.md")}
+_BLOCK = re.compile(r"^( *)```(\w+)[^\n]*\n(.*?)^\1```$", re.DOTALL | re.MULTILINE)
+
+
+class Block(NamedTuple):
+    """A fenced block: its page, which one of the page's it is, and its lines."""
+
+    page: str
+    number: int
+    text: str
+
+    @property
+    def name(self) -> str:
+        """A name that is one for files and modules, too."""
+        return f"{re.sub(r'[^a-z]', '_', self.page.removesuffix('.md'))}_{self.number}"
+
+
+def blocks(language: str) -> list[Block]:
+    """Every block of one language, but for those that another file of the source is put into."""
+    found: list[Block] = []
+    for page, text in PAGES.items():
+        own = [each for _, of, each in _BLOCK.findall(text) if of == language and "--8<--" not in each]
+        found += [Block(page, number, textwrap.dedent(each)) for number, each in enumerate(own)]
+    return found
+
+
+def rows(page: str, heading: str = "") -> list[list[str]]:
+    """The cells of a page's tables, below a heading where there is one; of the first cell, what is in backticks."""
+    text = PAGES[page]
+    if heading:
+        text = text.partition(f"\n## {heading}\n")[2].partition("\n## ")[0]
+    lines = [line for line in text.splitlines() if line.startswith("| `")]
+    return [[cell.strip() for cell in line.strip("|").split(" | ")] for line in lines]
+
+
+def names(cell: str) -> list[str]:
+    """What stands in backticks in a cell."""
+    return re.findall(r"`([^`]+)`", cell)

@@ -1,0 +1,182 @@
+"""What the pages tell to type is typed: commands run, Python passes mypy, scripts and services run offline."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from aiohttp.test_utils import TestClient, TestServer
+
+import krea_batch as library
+from krea_batch import Engine, State
+from krea_batch.simulator import Simulator, SimulatorSettings
+from tests.docs.pages import ROOT, Block, blocks
+from tests.processes import Simulate, environment, krea_batch, write_jobs
+from tests.test_readme import make_doubts
+
+NOT_RUN = ("make ", "pip ", "python3 -m venv ", ". ", "export ")  # what prepares a machine
+OFFLINE = {
+    "run": ["--simulate", "--time-scale=100", "--poll-interval=0.1"],
+    "bench": ["--latency=fixed:0.1", "--poll-interval=0.1"],
+}
+ELSEWHERE = ("--sink",)  # tests/sinks has a bucket
+TYPED_ONLY = {
+    "howto_callbacks_0": "a host that the gateway reaches; tests/test_callbacks.py and tests/test_public_face.py",
+    "howto_callbacks_1": "as above",
+    "howto_callbacks_2": "as above",
+    "howto_sinks_0": "a bucket; tests/sinks has one",
+}
+SERVICES = ("howto_embed_1", "howto_embed_2")
+SIMULATED = """
+import runpy, sys
+import krea_batch
+from krea_batch.engine import Engine as Real
+
+def simulated(out, **options):
+    return Real(out, **{"gateway": sys.argv[1], "api_key": "none", "poll_interval_s": 0.1} | options)
+
+krea_batch.Engine = simulated
+runpy.run_path(sys.argv[2], run_name="__main__")
+"""
+QUICK = SimulatorSettings(tiny=True, latency="fixed:0.3")
+
+PYTHON = blocks("python")
+SCRIPTS = [block for block in PYTHON if block.name not in TYPED_ONLY and block.name not in SERVICES]
+
+
+def commands(page: str) -> list[list[str]]:
+    """The krea-batch commands of a page, as they can be run anywhere."""
+    lines = [line for block in blocks("sh") if block.page == page for line in block.text.splitlines()]
+    wanted = [line for line in lines if not line.startswith(NOT_RUN)]
+    local = [line.replace("0.0.0.0:8080", "127.0.0.1:0").replace("9100", "0") for line in wanted]
+    return [line.split() for line in local if not any(option in line for option in ELSEWHERE)]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("page", sorted({block.page for block in blocks("sh")}))
+def test_the_commands_run(tmp_path: Path, page: str) -> None:
+    """Each command of a page ends well, offline."""
+    for n, (name, *command) in enumerate(commands(page)):
+        assert name == "krea-batch", f"{name} is not known here"
+        out = tmp_path / f"{n}"
+        out.mkdir()
+        write_jobs(out / "jobs.jsonl", 2)
+        if command[0] in ("status", "resolve"):
+            assert krea_batch("run", "jobs.jsonl", "--out", "runs/cats", *OFFLINE["run"], cwd=out).returncode == 0
+        if command[0] == "resolve":
+            make_doubts(out / "runs/cats")
+        offline = [option for option in OFFLINE.get(command[0], []) if option not in command]
+        done = krea_batch(*command, *offline, cwd=out)
+        assert done.returncode == 0, f"{command}: {done.stderr}"
+
+
+@pytest.mark.slow
+def test_the_python_is_typed(tmp_path: Path) -> None:
+    """Every block of Python passes mypy --strict as a module of its own."""
+    for block in PYTHON:
+        (tmp_path / f"{block.name}.py").write_text(block.text)
+    files = sorted(map(str, tmp_path.glob("*.py")))
+    assert len(files) == len(PYTHON) >= 10
+    done = subprocess.run(
+        [sys.executable, "-m", "mypy", "--strict", *files], cwd=ROOT, capture_output=True, text=True, timeout=300
+    )
+    assert done.returncode == 0, done.stdout
+
+
+def test_what_is_only_typed_is_there() -> None:
+    """The blocks that no test runs are named, and so are those that are services."""
+    assert {*TYPED_ONLY, *SERVICES} <= {block.name for block in PYTHON}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("script", SCRIPTS, ids=lambda block: block.name)
+def test_the_scripts_run(tmp_path: Path, simulate: Simulate, script: Block) -> None:
+    """Each script of a page ends well as it stands, against the simulator, and warns of nothing."""
+    (tmp_path / "simulated.py").write_text(SIMULATED)
+    (tmp_path / "script.py").write_text(script.text)
+    gateway = simulate("--tiny", "--latency", "fixed:0.3").gateway
+    done = subprocess.run(
+        [sys.executable, "-W", "error", "simulated.py", gateway, "script.py"],
+        cwd=tmp_path,
+        env=environment(),
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert done.returncode == 0, done.stderr
+    if "Engine(" in script.text:
+        rows = [row for path in tmp_path.glob("runs/*/results.jsonl") for row in path.read_text().splitlines()]
+        assert {json.loads(row)["status"] for row in rows} == {"succeeded"}
+
+
+@pytest.fixture
+def service(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str, str], Any]:
+    """Gives the `app` of a block that is a service, on an engine of the simulator's."""
+    monkeypatch.chdir(tmp_path)
+
+    def of(name: str, gateway: str) -> Any:
+        class Simulated(Engine):
+            def __init__(self, out: str, **options: Any) -> None:
+                super().__init__(out, gateway=gateway, api_key="none", poll_interval_s=0.1, **options)
+
+        monkeypatch.setattr(library, "Engine", Simulated)
+        module: dict[str, Any] = {"__name__": name}
+        exec(next(block.text for block in PYTHON if block.name == name), module)  # noqa: S102 - our own page
+        return module["app"]
+
+    return of
+
+
+@pytest.mark.anyio
+async def test_the_service_of_fastapi(service: Callable[[str, str], Any], anyio_backend: object) -> None:
+    """The FastAPI service answers 202 with an id, tells of events until the end, and knows no other id."""
+    async with Simulator(QUICK) as simulator:
+        app = service("howto_embed_1", simulator.gateway_url)
+        async with app.router.lifespan_context(app):
+            status, body = await ask(app, "POST", "/images", b"prompt=an%20owl&user=ann")
+            assert status == 202
+            image_id = json.loads(body)["id"]
+            status, body = await ask(app, "GET", f"/images/{image_id}/events")
+            assert status == 200
+            assert body.decode().rpartition("event: ")[2].startswith("Ended\ndata: {")
+            assert await ask(app, "GET", f"/images/{image_id}") == (200, b'{"status":"succeeded"}')
+            assert (await ask(app, "GET", "/images/nobody"))[0] == 404
+
+
+@pytest.mark.anyio
+async def test_the_service_of_aiohttp(service: Callable[[str, str], Any], anyio_backend: object) -> None:
+    """The aiohttp service answers 202 with an id, finds its job by it, and knows no other id."""
+    async with Simulator(QUICK) as simulator:
+        app = service("howto_embed_2", simulator.gateway_url)
+        async with TestClient(TestServer(app)) as client:
+            async with client.post("/images", params={"prompt": "an owl"}) as answer:
+                assert answer.status == 202
+                image_id = (await answer.json())["id"]
+            async with client.get(f"/images/{image_id}") as answer:
+                assert (await answer.json())["status"] in {state.value for state in State}
+            async with client.get("/images/nobody") as answer:
+                assert answer.status == 404
+
+
+async def ask(app: Any, method: str, path: str, query: bytes = b"") -> tuple[int, bytes]:
+    """Ask an ASGI app as a server does, for a client that stays until the end. Returns status and body."""
+    answers: list[dict[str, Any]] = []
+    asked = [{"type": "http.request", "body": b"", "more_body": False}]
+
+    async def receive() -> dict[str, Any]:
+        if not asked:
+            await asyncio.Event().wait()
+        return asked.pop()
+
+    async def send(message: dict[str, Any]) -> None:
+        answers.append(message)
+
+    scope = {"type": "http", "method": method, "path": path, "query_string": query, "headers": []}
+    await app(scope, receive, send)
+    return answers[0]["status"], b"".join(answer.get("body", b"") for answer in answers)

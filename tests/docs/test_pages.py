@@ -1,0 +1,101 @@
+"""What the pages say of the code is so: their tables are the code's own, the tests they name are there."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+
+import click
+import msgspec
+from prometheus_client import generate_latest
+
+from krea_batch.cli import BAD_INPUT, INTERRUPTED, OK, SOME_FAILED, STOPPED, app
+from krea_batch.jobs import ASPECT_RATIOS, CREATIVITIES, FIELDS, Outcome, State
+from krea_batch.observe import Metrics
+from krea_batch.settings import Rate, Settings
+from tests.docs.pages import PAGES, ROOT, blocks, names, rows
+from tests.processes import krea_batch
+from tests.test_security import names_in
+
+
+def test_every_test_named_exists() -> None:
+    """Each promise is held by a test that is there."""
+    named = re.findall(r"`(tests/[\w/]+\.py)::([\w:]+)`", PAGES["promises.md"])
+    assert len(named) >= 12
+    assert [f"{path}::{name}" for path, name in named if name not in names_in(ROOT / path)] == []
+
+
+def test_the_states_are_those_that_there_are() -> None:
+    """The table of states has each of them, once."""
+    assert [names(row[0])[0] for row in rows("reference/files.md", "States")] == [state.value for state in State]
+
+
+def test_the_exit_codes() -> None:
+    """The table of exit codes has each of them, once."""
+    told = re.findall(r"^\| (\d+) \|", PAGES["reference/files.md"], re.MULTILINE)
+    assert [int(code) for code in told] == [OK, SOME_FAILED, BAD_INPUT, STOPPED, INTERRUPTED]
+
+
+def test_a_row_has_the_fields_that_are_told() -> None:
+    """The table of a result row has each field of an outcome, in order."""
+    told = [name for row in rows("reference/files.md", "A row of results.jsonl") for name in names(row[0])]
+    assert told == list(Outcome.__struct_fields__)
+
+
+def test_the_fields_of_a_job() -> None:
+    """The table of a job has each field, and every value of the two choices."""
+    table = {names(row[0])[0]: row[1] for row in rows("reference/jobs.md")}
+    assert set(table) == set(FIELDS)
+    assert names(table["aspect_ratio"]) == list(ASPECT_RATIOS)
+    assert names(table["creativity"]) == list(CREATIVITIES)
+
+
+def test_the_settings() -> None:
+    """The table of settings has each of them, its default, and the options that set it."""
+    table = {names(row[0])[0]: row for row in rows("reference/settings.md")}
+    fields = {field.name: field.default for field in msgspec.structs.fields(Settings) if field.name != "out"}
+    assert list(table) == list(fields)
+    for name, default in fields.items():
+        assert table[name][2].partition(";")[0].strip("`") == in_words(default), name
+    command = app.get_command(click.Context(app), "run")
+    assert command is not None
+    options = {option for param in command.params for option in param.opts}
+    told = {option for row in table.values() for option in names(row[1])}
+    assert told <= options
+    alike = {f"--{name.removesuffix('_s').replace('_', '-')}" for name in fields}
+    assert alike & options <= told, "a setting has an option that the table leaves out"
+
+
+def test_the_metrics() -> None:
+    """Each metric that is told of is one that is served."""
+    served = generate_latest(Metrics().registry).decode()
+    told = set(re.findall(r"`(krea_batch_\w+)`", PAGES["howto/watch.md"]))
+    assert len(told) >= 8
+    assert [name for name in told if f"\n{name}" not in served] == []
+
+
+def in_words(default: object) -> str:
+    """A setting's default as the table has it."""
+    if default is None:
+        return "none"
+    if isinstance(default, bool):
+        return "on" if default else "off"
+    return default.text if isinstance(default, Rate) else str(default)
+
+
+def test_the_example_jobs_are_jobs(tmp_path: Path) -> None:
+    """Every job line of the pages passes `krea-batch validate`."""
+    found = blocks("json")
+    assert len(found) >= 2
+    for block in found:
+        assert all(json.loads(line) for line in block.text.splitlines())
+        (tmp_path / "jobs.jsonl").write_text(block.text)
+        assert krea_batch("validate", "jobs.jsonl", cwd=tmp_path).returncode == 0
+
+
+def test_what_make_offers_is_what_is_named() -> None:
+    """Each `make` of the pages is a target of the Makefile."""
+    targets = set(re.findall(r"^(\w+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
+    named = {target for page in PAGES.values() for target in re.findall(r"(?:^|`)make (\w+)", page, re.MULTILINE)}
+    assert {"demo", "test"} <= named <= targets

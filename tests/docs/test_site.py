@@ -1,0 +1,78 @@
+"""The site that is built of the pages: nothing is missing there, and nothing is fetched from elsewhere."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import click
+import pytest
+
+import krea_batch
+import krea_batch.observe
+from krea_batch.cli import COMMANDS, app
+from tests.docs.pages import PAGES, ROOT
+
+FETCHED = re.compile(r"<(?:script|img|iframe|source)\b[^>]*\bsrc=\"?([^\" >]+)|<link\b[^>]*\bhref=\"?([^\" >]+)")
+FETCHED_BY_STYLES = re.compile(r"url\(\"?([^\")]+)|@import \"?([^\";]+)")
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The site, built as `make docs` does."""
+    out = tmp_path_factory.mktemp("site")
+    done = subprocess.run(
+        [sys.executable, "-m", "mkdocs", "build", "--strict", "--site-dir", out],
+        cwd=ROOT,
+        env=os.environ | {"NO_MKDOCS_2_WARNING": "1"},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    return out
+
+
+def test_every_page_is_there(site: Path) -> None:
+    """Each page of the documentation, and each that is made of a file of the source, is built, and in the menu."""
+    built = {path.relative_to(site).as_posix() for path in site.rglob("*.html")}
+    expected = {page.replace(".md", ".html") for page in PAGES} | {"changelog.html", "measured.html", "security.html"}
+    assert built == expected | {"404.html"}
+    index = (site / "index.html").read_text("utf-8")
+    assert all(f'href="{page}"' in index for page in expected)
+
+
+def test_nothing_is_fetched_from_elsewhere(site: Path) -> None:
+    """No page loads a script, a style, a font or a picture from another host."""
+    pages = "".join(path.read_text("utf-8") for path in site.rglob("*.html"))
+    styles = "".join(path.read_text("utf-8") for path in site.rglob("*.css"))
+    found = FETCHED.findall(pages) + FETCHED_BY_STYLES.findall(styles)
+    fetched = {url for either in found for url in either}
+    assert any(url.endswith(".js") for url in fetched)
+    assert any(url.endswith(".css") for url in fetched)
+    assert [url for url in fetched if re.match(r"(?:https?:)?//", url)] == []
+
+
+def test_the_whole_library_is_there(site: Path) -> None:
+    """Every public name has its place in the reference, and structs show their fields."""
+    page = (site / "reference/library.html").read_text("utf-8")
+    public = {*krea_batch.__all__, *krea_batch.observe.__all__} - {"__version__"}
+    anchors = {anchor.rpartition(".")[2] for anchor in re.findall(r'id="(krea_batch\.[\w.]+)"', page)}
+    assert public - anchors == set()
+    signature = re.sub(r"<[^>]+>", "", page.partition('id="krea_batch.events.Held"')[2])[:400]
+    assert "wait_s: float" in signature
+
+
+def test_the_whole_command_line_is_there(site: Path) -> None:
+    """Every command has its place in the reference, with each of its options."""
+    page = re.sub(r"<[^>]+>", "", (site / "reference/command-line.html").read_text("utf-8"))
+    for name in COMMANDS:
+        command = app.get_command(click.Context(app), name)
+        assert command is not None
+        _, found, rest = page.partition(f"krea-batch {name} [OPTIONS]")
+        assert found, f"{name} is not there"
+        part = rest.partition("Usage:")[0]
+        options = [option for param in command.params if isinstance(param, click.Option) for option in param.opts]
+        assert [option for option in options if option not in part] == []
