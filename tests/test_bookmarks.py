@@ -12,7 +12,7 @@ import pytest
 from krea_batch import Engine, InputError
 from krea_batch.ledger import Store
 from krea_batch.pipeline import producer
-from krea_batch.sources import JobFiles, lines
+from krea_batch.sources import JobFiles, Reading, lines
 from krea_batch.sources.bookmark import Bookmark
 from tests.scripted_gateway import ScriptedGateway, ask, statuses
 from tests.virtual_time import run_until_killed, run_virtual
@@ -36,7 +36,7 @@ def written(path: Path, begin: int, end: int, how: str = "w") -> str:
 
 def marked(*paths: str, keep_extra: bool = False) -> bytes:
     """The mark of files that have been read to their end."""
-    with JobFiles(paths, keep_extra=keep_extra) as files:
+    with JobFiles(paths, reading=Reading(keep_extra=keep_extra)) as files:
         files.check()
         list(files)
         mark = files.mark()
@@ -46,7 +46,7 @@ def marked(*paths: str, keep_extra: bool = False) -> bytes:
 
 def passed(bookmark: bytes, *paths: str, keep_extra: bool = False) -> tuple[int, int]:
     """How many jobs the mark spares, and how many are left."""
-    with JobFiles(paths, keep_extra=keep_extra) as files:
+    with JobFiles(paths, reading=Reading(keep_extra=keep_extra)) as files:
         files.go_on_from(bookmark)
         checked = files.check()
         left = list(files)
@@ -142,7 +142,7 @@ class TestWhatDoesNot:
         jobs = written(tmp_path / "jobs.jsonl", 0, 20)
         assert passed(marked(jobs), jobs, keep_extra=True) == (0, 20)
 
-    @pytest.mark.parametrize("data", [b"", b"{}", b"\xff", b'{"parts":[],"jobs":"x","keep_extra":false}'])
+    @pytest.mark.parametrize("data", [b"", b"{}", b"\xff", b'{"parts":[],"jobs":"x","reading":""}'])
     def test_what_is_no_mark(self, tmp_path: Path, data: bytes) -> None:
         """A ledger that somebody has changed by hand spares no look."""
         jobs = written(tmp_path / "jobs.jsonl", 0, 20)

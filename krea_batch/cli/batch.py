@@ -16,6 +16,7 @@ import msgspec
 
 from krea_batch.cli import INTERRUPTED, OK, SOME_FAILED, STOPPED, say
 from krea_batch.cli.display import INTERRUPT, Meter, Teller, keep_showing, make_display
+from krea_batch.cli.reading import expanded
 from krea_batch.cli.summary import FolderState, Summary
 from krea_batch.cli.watch import serve_metrics
 from krea_batch.cli.words import counted
@@ -88,12 +89,14 @@ def check_jobs(files: JobFiles, settings: Settings, *, skip_invalid: bool, quiet
         say(str(problem))
     if checked.bad_lines > len(checked.problems):
         say(f"… and {checked.bad_lines - len(checked.problems):,} more; krea-batch validate shows all")
-    for note in () if quiet else checked.notes:
-        say(str(note))
+    for sentence in () if quiet else (*files.said(), *map(str, checked.notes), *expanded(checked)):
+        say(sentence)
     if checked.bad_lines and not skip_invalid:
         raise JobFileError(checked.problems, checked.bad_lines)
     if not checked.jobs:
-        raise InputError("there is no job in what was given", "write one JSON object a line; see krea-batch schema")
+        raise InputError(
+            "there is no job in what was given", "write a prompt a line, or one JSON object; see krea-batch schema"
+        )
     return checked
 
 

@@ -8,6 +8,8 @@ from typing import Any
 
 import click
 
+from krea_batch.cli.reading import reading_of, reading_options
+
 KEY_VARIABLE = "PIXAZO_API_KEY"
 
 
@@ -85,7 +87,7 @@ KEY_VARIABLE = "PIXAZO_API_KEY"
     help="Keep pictures in an object store: s3://bucket/folder, gs://…, az://….  [default: OUT/images]",
 )
 @click.option("--skip-invalid", is_flag=True, help="Run the good lines when others are bad.")
-@click.option("--keep-extra", is_flag=True, help="Put unknown fields of a job line into its metadata.")
+@reading_options
 @click.option(
     "--gateway", default="https://gateway.pixazo.ai", show_default=True, metavar="URL", help="Where the API is."
 )
@@ -129,7 +131,8 @@ KEY_VARIABLE = "PIXAZO_API_KEY"
     help="Serve metrics for Prometheus during the run, to this machine alone unless HOST is given; 0: any free port.",
 )
 def run(jobs: tuple[str, ...], **options: Any) -> None:
-    """Make a picture for each line of the JOBS files (JSONL, also .gz; - is standard input).
+    """Make a picture for each prompt in the JOBS: files of JSONL, JSON, CSV, TSV, Parquet or text (also .gz, .zst),
+    folders of texts, or - for standard input.
 
     The files are checked whole before the first cent is spent. Ctrl-C brings home what is in flight; a second
     one stops at once; the same command goes on where it stopped.
@@ -141,7 +144,7 @@ def run(jobs: tuple[str, ...], **options: Any) -> None:
 
     settings, key = prepare(options)
     keep_log(verbose=options["verbose"], log_file=options["log_file"], log_format=options["log_format"])
-    with JobFiles(jobs, keep_extra=options["keep_extra"], skip_invalid=options["skip_invalid"]) as files:
+    with JobFiles(jobs, reading=reading_of(options), skip_invalid=options["skip_invalid"]) as files:
         checked = check_jobs(files, settings, skip_invalid=options["skip_invalid"], quiet=options["quiet"])
         batch = Batch(settings, key, files, checked, options)
         sys.exit(run_loop(batch.run))

@@ -12,6 +12,10 @@ import click
 
 DRAFT = "https://json-schema.org/draft/2020-12/schema"
 
+SWEEP = (
+    "Makes the job once with each combination of these values: a list, an object that names them, or for seeds a "
+    "range like 1..4; repeat says how many of each."
+)
 STRENGTH = "How much it counts. A negative strength pushes away from it."
 WORDS = {
     "Job": {
@@ -83,8 +87,22 @@ def _put_words(part: dict[str, Any], words: dict[str, str]) -> None:
 def _put_checks(parts: dict[str, Any]) -> None:
     """Say what `Job` checks in code, and put the document's order back into what msgspec has sorted."""
     from krea_batch.jobs import ASPECT_RATIOS, CREATIVITIES, MAX_ID_BYTES, SEED_RANGE, UUID_PATTERN
+    from krea_batch.sources.sweeps import MAX_JOBS_A_ROW, REPEAT, SWEPT
 
     job = parts["Job"]["properties"]
+    job["sweep"] = {
+        "description": SWEEP,
+        "type": "object",
+        "propertyNames": {"enum": [*SWEPT, REPEAT]},
+        "additionalProperties": {
+            "anyOf": [
+                {"type": "array", "minItems": 1},
+                {"type": "object", "minProperties": 1},
+                {"type": "string", "pattern": r"^-?\d"},
+                {"type": "integer", "minimum": 1, "maximum": MAX_JOBS_A_ROW},
+            ]
+        },
+    }
     job["prompt"]["pattern"] = r"\S"
     job["aspect_ratio"]["enum"] = list(ASPECT_RATIOS)
     job["creativity"]["enum"] = list(CREATIVITIES)

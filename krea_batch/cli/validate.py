@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import sys
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from krea_batch.cli import BAD_INPUT, OK, say
+from krea_batch.cli.reading import expanded, reading_of, reading_options
 from krea_batch.cli.words import counted
 
 if TYPE_CHECKING:
@@ -17,11 +18,11 @@ if TYPE_CHECKING:
 
 @click.command()
 @click.argument("jobs", nargs=-1, required=True, metavar="JOBS…")
-@click.option("--keep-extra", is_flag=True, help="Put unknown fields of a job line into its metadata.")
+@reading_options
 @click.option("--json", "as_json", is_flag=True, help="Print the summary as one JSON object on standard output.")
 @click.option("--quiet", "-q", is_flag=True, help="Print nothing but the bad lines.")
-def validate(jobs: tuple[str, ...], *, keep_extra: bool, as_json: bool, quiet: bool) -> None:
-    """Check every line of the JOBS files (JSONL, also .gz; - is standard input) as `run` would, and send nothing.
+def validate(jobs: tuple[str, ...], *, as_json: bool, quiet: bool, **options: Any) -> None:
+    """Check every row of the JOBS (files as `run` takes them; - is standard input) as it would, and send nothing.
 
     Bad lines are listed as FILE:LINE: what is wrong, what would be right. Exit code 0 when all are good, else 2.
     """
@@ -29,15 +30,19 @@ def validate(jobs: tuple[str, ...], *, keep_extra: bool, as_json: bool, quiet: b
     from krea_batch.sources import JobFiles
 
     try:
-        with JobFiles(jobs, keep_extra=keep_extra) as files:
+        with JobFiles(jobs, reading=reading_of(options)) as files:
             checked = files.check(on_problem=_tell)
+            said = files.said()
     except InputError as error:
         say(f"krea-batch: {error}")
         sys.exit(BAD_INPUT)
-    for note in () if quiet else checked.notes:
-        _tell(note)
+    for sentence in () if quiet else (*said, *map(str, checked.notes), *expanded(checked)):
+        say(sentence)
     if not checked.jobs and not checked.bad_lines:
-        say("krea-batch: there is no job in what was given: write one JSON object a line, see krea-batch schema")
+        say(
+            "krea-batch: there is no job in what was given: "
+            "write a prompt a line, or one JSON object; see krea-batch schema"
+        )
     if as_json:
         click.echo(_as_json(checked))
     elif not quiet:

@@ -1,16 +1,17 @@
-"""Paths of job files come in; checked jobs go out, in the order of their lines.
+"""Paths of job files come in; checked jobs go out, in the order of their rows.
 
-    path, pipe or "-" ─ spool ─► lines ─► jsonl ─┬► check ─► Checked          first reading
-                                            │    │    │
-                             syntax, sentences   │   ids (which come twice)
-                             (why a line is bad) │
-                                                 └► job_files ─► Job, Job, …  second reading
+    path, pipe or "-" ─ spool ─► lines ─┬► texts, tables, documents, columnar ─► inputs ─► reader ─┬► check ─► Checked
+                                        └──────────────── JSONL ───────────────┘        │      │
+                                                          sweeps, template (rows to jobs)       │
+                                                          jsonl, syntax, sentences (why bad)    │
+                                                                                                └► job_files ─► Job, …
 
-Newcomers: job files are read twice, once to check every line before the first cent, once to run. Memory does
-not grow with the number of lines.
+Newcomers: job files are read twice, once to check every row before the first cent, once to run. Memory does not grow
+with the number of rows, but for JSON documents.
 """
 
 from krea_batch.sources.check import Checked
 from krea_batch.sources.job_files import JobFiles
+from krea_batch.sources.reading import Reading
 
-__all__ = ["Checked", "JobFiles"]
+__all__ = ["Checked", "JobFiles", "Reading"]

@@ -12,23 +12,29 @@ from collections.abc import Sequence
 
 import msgspec
 
+from krea_batch.sources.inputs import Input
 from krea_batch.sources.lines import LineFile
+from krea_batch.sources.reading import Format
 
 
 class Part(msgspec.Struct, frozen=True):
-    """The begin of one file: its text's size in bytes and SHA-256, and how many of its lines end there."""
+    """The begin of one file: its text's size in bytes and SHA-256, how many lines end there, and its format."""
 
     size_bytes: int
     sha256: str
     lines: int
+    format: Format
 
 
 class Bookmark(msgspec.Struct, frozen=True):
-    """How far files have been read, the last of them perhaps in part, and how many jobs they hold up to there."""
+    """How far files have been read, the last of them perhaps in part, and how many jobs they hold up to there.
+
+    `reading` is the fingerprint of how they are read.
+    """
 
     parts: tuple[Part, ...]
     jobs: int
-    keep_extra: bool
+    reading: str
 
     @property
     def lines(self) -> int:
@@ -46,14 +52,14 @@ class Bookmark(msgspec.Struct, frozen=True):
         except msgspec.DecodeError:
             return None
 
-    def fits(self, files: Sequence[LineFile]) -> bool:
+    def fits(self, inputs: Sequence[Input]) -> bool:
         """Whether these files begin with the same bytes; all but the last of its files end there, too."""
-        if len(self.parts) > len(files):
+        if len(self.parts) > len(inputs):
             return False
         last = len(self.parts) - 1
         return all(
-            _begins_with(file, part, whole=n < last)
-            for n, (file, part) in enumerate(zip(files, self.parts, strict=False))
+            each.format is part.format and _begins_with(each.file, part, whole=n < last)
+            for n, (each, part) in enumerate(zip(inputs, self.parts, strict=False))
         )
 
 

@@ -1,4 +1,4 @@
-"""Lines of all job files come in; how many are good, and what is wrong with the others, goes out.
+"""Rows of all job files come in; how many are good, and what is wrong with the others, goes out.
 
 Newcomers: a line can be bad by itself, by another line with the same id, or by a job on record that had the same
 id and asked for another picture. Only the first is seen when its line is read.
@@ -18,10 +18,11 @@ from krea_batch.errors import JobError, LineProblem
 from krea_batch.gateway import wire
 from krea_batch.jobs import Job
 from krea_batch.sources.ids import IdSpill, default_id
-from krea_batch.sources.jsonl import JsonLines
-from krea_batch.sources.lines import LineFile, numbered
+from krea_batch.sources.inputs import Input, numbered
+from krea_batch.sources.reader import Reader
 from krea_batch.sources.sentences import nearest
 from krea_batch.sources.syntax import shown
+from krea_batch.sources.twins import Twins
 
 MAX_PROBLEMS_KEPT = 100  # chosen: more than anybody reads before mending; `on_problem` hears of all
 MAX_NOTES_KEPT = 100  # chosen: one for each mistyped name
@@ -35,10 +36,15 @@ Known = Callable[[Sequence[tuple[str, bytes]]], Collection[str]]
 
 
 class Checked(msgspec.Struct, frozen=True):
-    """What a whole check found. `jobs` are good; `problems` and `notes` are only the first ones."""
+    """What a whole check found: the good `rows` and their `jobs`; of `problems` and `notes` only the first.
+
+    `duplicates` were left out, since an earlier job asks for the same.
+    """
 
     jobs: int
+    rows: int
     bad_lines: int
+    duplicates: int
     problems: tuple[LineProblem, ...]
     notes: tuple[LineProblem, ...]
 
@@ -48,28 +54,32 @@ class Check:
 
     def __init__(
         self,
-        files: Sequence[LineFile],
-        reader: JsonLines,
+        inputs: Sequence[Input],
+        reader: Reader,
         known: Known | None,
         on_problem: OnProblem | None,
         spool_dir: Path | None,
         *,
         known_lines: int = 0,
+        dedupe: bool = False,
     ) -> None:
-        self._files = files
+        self._inputs = inputs
         self._reader = reader
+        self._twins = Twins() if dedupe else None
         self._known = known
         self._known_lines = known_lines  # so many of the first lines are on record as they are
         self._on_problem = on_problem
         self._ids = IdSpill(spool_dir)
-        self._lines_before: list[int] = []  # for each file: lines of the files before
+        self._lines_before: list[int] = []  # for each file: rows of the files before
         self._all_bytes = 0
-        self._read_well = 0
+        self._jobs = 0
+        self._rows = 0
         self._read_badly = 0
-        self._bad_later = array("q")
+        self._bad_later = array("q")  # the numbers of rows, and beside it how many jobs each of them would have been
+        self._bad_jobs = array("q")
         self._problems: list[LineProblem] = []
         self._notes: dict[str, LineProblem] = {}
-        self._asking: list[tuple[int, str, bytes]] = []
+        self._asking: list[tuple[int, int, str, bytes]] = []
 
     def __enter__(self) -> Self:
         return self
@@ -80,11 +90,11 @@ class Check:
     def read_lines(self, on_progress: OnProgress | None) -> None:
         """Read every line by itself, and hold it against the record."""
         lines_before = 0
-        self._all_bytes = sum(file.size_bytes() for file in self._files)
-        for file in self._files:
+        self._all_bytes = sum(each.file.size_bytes() for each in self._inputs)
+        for each in self._inputs:
             self._lines_before.append(lines_before)
-            self._read_file(file, lines_before, on_progress)
-            lines_before += file.line_count
+            self._read_file(each, lines_before, on_progress)
+            lines_before += each.row_count
         if self._asking:
             self._ask()
         self._tell_progress(on_progress)
@@ -101,54 +111,70 @@ class Check:
             self._compare(sorted(numbers))
 
     def skipped(self) -> Sequence[int]:
-        """Running numbers, in order, of the lines that read well and are bad all the same."""
+        """Running numbers, in order, of the rows that read well and are bad all the same."""
         return array("q", sorted(set(self._bad_later)))
 
     def result(self) -> Checked:
-        bad_later = len(self.skipped())
+        bad_later = dict(zip(self._bad_later, self._bad_jobs, strict=True))
         return Checked(
-            self._read_well - bad_later,
-            self._read_badly + bad_later,
-            tuple(self._problems),
-            tuple(self._notes.values()),
+            jobs=self._jobs - sum(bad_later.values()),
+            rows=self._rows - len(bad_later),
+            bad_lines=self._read_badly + len(bad_later),
+            duplicates=self._twins.found if self._twins else 0,
+            problems=tuple(self._problems),
+            notes=tuple(self._notes.values()),
         )
 
-    def _read_file(self, file: LineFile, lines_before: int, on_progress: OnProgress | None) -> None:
+    def _read_file(self, each: Input, lines_before: int, on_progress: OnProgress | None) -> None:
         reader, read, add = self._reader, self._reader.read, self._ids.add
-        for line_number, line in file.lines():
+        for line_number, row in each.rows():
             number = lines_before + line_number
-            job = read(line)
-            if job is None:
+            jobs = read(number, row)
+            if not jobs:
                 self._read_badly += 1
-                self._report(number, reader.explain(line))
+                self._report(number, reader.explain(number, row))
                 continue
-            self._read_well += 1
-            add(job.id or default_id(number), number)
+            if self._twins:
+                jobs = self._twins.without(number, jobs)
+            self._jobs += len(jobs)
+            self._rows += 1
+            for job in jobs:
+                add(job.id or default_id(number), number)
+                if self._known and number > self._known_lines:
+                    self._remember(number, len(jobs), job)
             if reader.strange:
                 self._note_strange(number)
-            if self._known and number > self._known_lines:
-                self._remember(number, job)
             if on_progress and not line_number % PROGRESS_LINES:
                 self._tell_progress(on_progress)
 
     def _compare(self, numbers: list[int]) -> None:
-        """Read the lines of these running numbers again, and report each whose id an earlier one has."""
+        """Read the rows of these running numbers again, and report each whose id an earlier one has."""
         waiting = iter(numbers)
         wanted = next(waiting, None)
         first: dict[str, tuple[int, bool]] = {}
-        for number, line in numbered(self._files):
+        for number, row in numbered(self._inputs):
             if number != wanted:
                 continue
-            wanted = next(waiting, None)
-            job = self._reader.read(line)
-            if job is None:
-                continue  # not to be: the lines are proven to be the same as before
-            job_id = job.id or default_id(number)
-            earlier, earlier_is_default = first.setdefault(job_id, (number, not job.id))
-            if earlier != number:
-                self._bad_later.append(number)
-                self._report(number, self._twice(earlier, number, job_id, earlier_is_default or not job.id))
+            while wanted == number:  # a row of several jobs may be suspected more than once
+                wanted = next(waiting, None)
+            jobs = self._reader.read(number, row)
+            for job in jobs:
+                if self._twins and self._twins.was_left_out(number, job):
+                    continue
+                job_id = job.id or default_id(number)
+                earlier, earlier_is_default = first.setdefault(job_id, (number, not job.id))
+                if earlier != number:
+                    twice = self._twice(earlier, number, job_id, earlier_is_default or not job.id)
+                    self._bad(number, len(jobs), twice)
+                    break
         self._reader.strange.clear()
+
+    def _bad(self, number: int, jobs: int, error: JobError) -> None:
+        """Report a row that read well, once."""
+        if not self._bad_later or self._bad_later[-1] != number:
+            self._bad_later.append(number)
+            self._bad_jobs.append(jobs)
+            self._report(number, error)
 
     def _twice(self, earlier: int, later: int, job_id: str, is_default: bool) -> JobError:
         wrong = f"{self._place(earlier)} and {self._place(later)} both have the id {shown(job_id)}"
@@ -156,8 +182,8 @@ class Check:
             return JobError(wrong, "a line without an id has its number for one; give the other line another id")
         return JobError(wrong, "give one of them another id")
 
-    def _remember(self, number: int, job: Job) -> None:
-        self._asking.append((number, job.id or default_id(number), wire.fingerprint(job)))
+    def _remember(self, number: int, jobs: int, job: Job) -> None:
+        self._asking.append((number, jobs, job.id or default_id(number), wire.fingerprint(job)))
         if len(self._asking) >= KNOWN_BATCH:
             self._ask()
 
@@ -165,12 +191,11 @@ class Check:
         """Ask which of the remembered jobs are on record as another picture."""
         if not self._known:
             return
-        changed = set(self._known([(job_id, fingerprint) for _, job_id, fingerprint in self._asking]))
-        for number, job_id, _ in self._asking:
+        changed = set(self._known([(job_id, fingerprint) for _, _, job_id, fingerprint in self._asking]))
+        for number, jobs, job_id, _ in self._asking:
             if job_id in changed:
-                self._bad_later.append(number)
                 wrong = f"the line changed since its id {shown(job_id)} was submitted"
-                self._report(number, JobError(wrong, "give it a new id, or choose another --out"))
+                self._bad(number, jobs, JobError(wrong, "give it a new id, or choose another --out"))
         self._asking.clear()
 
     def _note_strange(self, number: int) -> None:
@@ -194,7 +219,7 @@ class Check:
     def _where(self, number: int) -> tuple[str, int]:
         """File and line of a running number."""
         at = bisect_right(self._lines_before, number - 1) - 1
-        return self._files[at].name, number - self._lines_before[at]
+        return self._inputs[at].name, number - self._lines_before[at]
 
     def _place(self, number: int) -> str:
         path, line = self._where(number)
@@ -202,4 +227,4 @@ class Check:
 
     def _tell_progress(self, on_progress: OnProgress | None) -> None:
         if on_progress:
-            on_progress(sum(file.read_bytes for file in self._files), self._all_bytes)
+            on_progress(sum(each.file.read_bytes for each in self._inputs), self._all_bytes)

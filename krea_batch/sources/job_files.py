@@ -25,11 +25,10 @@ from krea_batch.jobs import Job
 from krea_batch.sources.bookmark import Bookmark, Part
 from krea_batch.sources.check import Check, Checked, Known, OnProblem, OnProgress
 from krea_batch.sources.ids import default_id
-from krea_batch.sources.jsonl import JsonLines
-from krea_batch.sources.lines import LineFile, numbered
-from krea_batch.sources.spool import is_read_once, spool, spool_path
-
-STDIN = "<stdin>"  # how problems name standard input, as compilers do
+from krea_batch.sources.inputs import Input, numbered, open_inputs
+from krea_batch.sources.reader import Reader
+from krea_batch.sources.reading import Reading
+from krea_batch.sources.twins import Twins
 
 _set = msgspec.structs.force_setattr
 
@@ -37,22 +36,23 @@ _set = msgspec.structs.force_setattr
 class JobFiles:
     """Job files in the order given; "-" is standard input. A context manager, since it may hold temporary files.
 
-    `keep_extra`: unknown fields go into the metadata. `skip_invalid`: iterating leaves out the bad lines, and of
-    two lines with one id the later. `stdin` and `spool_dir` stand in for the process's own.
-    Raises InputError where a file is named twice or cannot be read.
+    `reading` says how they are read. `skip_invalid`: iterating leaves out the bad lines, and of two lines with one id
+    the later. `stdin` and `spool_dir` stand in for the process's own.
+    Raises InputError where a file is named twice or cannot be read, or a template or sweep cannot be.
     """
 
     def __init__(
         self,
         paths: Sequence[str],
         *,
-        keep_extra: bool = False,
+        reading: Reading | None = None,
         skip_invalid: bool = False,
         stdin: BinaryIO | None = None,
         spool_dir: Path | None = None,
     ) -> None:
         _refuse_twice(paths)
-        self._keep_extra = keep_extra
+        self._reading = reading or Reading()
+        Reader(self._reading)  # what is wrong with the reading itself is told before any file
         self._skip_invalid = skip_invalid
         self._spool_dir = spool_dir
         self._skipped: Sequence[int] = ()  # running numbers of lines that read well and are bad all the same
@@ -61,11 +61,12 @@ class JobFiles:
         self._given = 0  # jobs, in the present iteration
         self._parts: list[Part] = []  # how far the files have been read in it
         self._mark: tuple[int, bytes] | None = None
-        self._files: list[LineFile] = []
+        self._inputs: list[Input] = []
         self.passed = 0
         try:
             for path in paths:
-                self._files.append(self._file(path, stdin))
+                for each in open_inputs(path, self._reading, stdin or sys.stdin.buffer, spool_dir):
+                    self._inputs.append(each)
         except BaseException:
             self.close()
             raise
@@ -78,8 +79,12 @@ class JobFiles:
 
     def close(self) -> None:
         """Let the temporary files go."""
-        for file in self._files:
-            file.close()
+        for each in self._inputs:
+            each.file.close()
+
+    def said(self) -> list[str]:
+        """What was guessed of the files, a sentence each, once they are checked."""
+        return [sentence for each in self._inputs for sentence in each.said]
 
     def go_on_from(self, bookmark: bytes | None) -> None:
         """Do not look again at the jobs that a mark of an earlier run covers, where the files still begin so.
@@ -87,7 +92,8 @@ class JobFiles:
         `passed` says how many these are: `check` counts them, iterating leaves them out.
         """
         mark = Bookmark.decode(bookmark) if bookmark else None
-        if mark and mark.keep_extra == self._keep_extra and mark.fits(self._files):
+        same = mark and not self._reading.dedupe and mark.reading == self._reading.fingerprint()
+        if mark and same and mark.fits(self._inputs):
             self._known_lines, self.passed = mark.lines, mark.jobs
 
     def mark(self) -> tuple[int, bytes] | None:
@@ -95,7 +101,7 @@ class JobFiles:
 
         To be kept once all of them are on record. None where no mark can be: lines are bad, or none was read.
         """
-        if self._checked is None or self._checked.bad_lines:
+        if self._checked is None or self._checked.bad_lines or self._reading.dedupe:
             return None
         return self._mark
 
@@ -111,9 +117,11 @@ class JobFiles:
         `on_problem` hears of each bad line as it is found, the clashes of ids last. `on_progress` hears how many
         bytes of how many are read. Raises InputError where a file cannot be read.
         """
-        reader = JsonLines(keep_extra=self._keep_extra)
-        known_lines = self._known_lines
-        with Check(self._files, reader, known, on_problem, self._spool_dir, known_lines=known_lines) as check:
+        reader = Reader(self._reading)
+        known_lines, dedupe = self._known_lines, self._reading.dedupe
+        with Check(
+            self._inputs, reader, known, on_problem, self._spool_dir, known_lines=known_lines, dedupe=dedupe
+        ) as check:
             check.read_lines(on_progress)
             check.compare_ids()
             self._skipped = check.skipped()
@@ -132,34 +140,33 @@ class JobFiles:
         return self._jobs()
 
     def _jobs(self) -> Iterator[Job]:
-        read = JsonLines(keep_extra=self._keep_extra).read
+        reader = Reader(self._reading)
+        read = reader.read
+        twins = Twins() if self._reading.dedupe else None
         self._given, self._parts, self._mark = 0, [], None
-        for number, line in numbered(self._files, lambda n: functools.partial(self._at_block, n)):
+        for number, row in numbered(self._inputs, lambda n: functools.partial(self._at_block, n)):
             if number <= self._known_lines:
                 continue
-            job = read(line)
-            if job is None or (self._skipped and _holds(self._skipped, number)):
+            jobs = read(number, row)
+            kept = twins.without(number, jobs) if twins else jobs
+            if not jobs or (self._skipped and _holds(self._skipped, number)):
                 if not self._skip_invalid:
                     raise KreaBatchBug(f"line {number} was good and is bad now, though its file is the same")
                 continue
-            if not job.id:
-                _set(job, "id", default_id(number))  # nobody else has this job yet, and a copy costs more
-            self._given += 1
-            yield job
+            for job in kept:
+                if not job.id:
+                    _set(job, "id", default_id(number))  # nobody else has this job yet, and a copy costs more
+                self._given += 1
+                yield job
 
     def _at_block(self, n: int, lines: int, size_bytes: int, sha256: str) -> None:
         """All lines so far of the file number `n` have been taken."""
-        if n and (len(self._parts) < n or self._parts[n - 1].lines != self._files[n - 1].line_count):
+        if n and (len(self._parts) < n or self._parts[n - 1].lines != self._inputs[n - 1].file.line_count):
             return  # the last line of the file before has no end: if it grows, all numbers may change
-        self._parts[n:] = [Part(size_bytes, sha256, lines)]
-        bookmark = Bookmark(tuple(self._parts), self.passed + self._given, self._keep_extra)
+        self._parts[n:] = [Part(size_bytes, sha256, lines, self._inputs[n].format)]
+        bookmark = Bookmark(tuple(self._parts), self.passed + self._given, self._reading.fingerprint())
         if bookmark.lines > self._known_lines:
             self._mark = self._given, bookmark.encode()
-
-    def _file(self, path: str, stdin: BinaryIO | None) -> LineFile:
-        if path == "-":
-            return LineFile(STDIN, spool(stdin or sys.stdin.buffer, STDIN, self._spool_dir))
-        return LineFile(path, spool_path(path, self._spool_dir) if is_read_once(path) else None)
 
 
 def _holds(numbers: Sequence[int], number: int) -> bool:

@@ -9,13 +9,16 @@ from __future__ import annotations
 
 import gzip
 import hashlib
+import sys
 import zlib
 from array import array
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from importlib import import_module
 from io import SEEK_END, BufferedReader
 from pathlib import Path
-from typing import BinaryIO, cast
+from types import ModuleType
+from typing import IO, BinaryIO, cast
 
 from krea_batch.errors import InputError
 
@@ -30,6 +33,7 @@ AtBlock = Callable[[int, int, str], None]
 
 _BOM = b"\xef\xbb\xbf"
 _GZIP = b"\x1f\x8b"
+_ZSTD = b"\x28\xb5\x2f\xfd"  # RFC 8878, section 3.1.1
 _UTF_16 = (b"\xff\xfe", b"\xfe\xff")
 _UTF_8 = "save it as UTF-8"
 
@@ -94,6 +98,18 @@ class LineFile:
         if at_block and not rest:  # a last line without its end may yet become another one
             at_block(number, size_bytes, digest.hexdigest())
 
+    def text(self) -> Iterator[bytes]:
+        """The text in blocks, each proven to be the one of the first reading. Raises as `lines`."""
+        yield from self._text(self._same_blocks())
+
+    def content(self) -> Iterator[bytes]:
+        """The same for what is no text."""
+        yield from self._same_blocks()
+
+    def begin(self) -> bytes:
+        """The first block, to tell the format by. Raises as `lines`, but for what is no UTF-8."""
+        return next(self._blocks(), b"").removeprefix(_BOM)
+
     def blocks(self) -> Iterator[bytes]:
         """The text in blocks, as many as are taken; `lines` proves later that these were the same. Raises as it."""
         yield from self._text(self._noted())
@@ -131,10 +147,7 @@ class LineFile:
 
     def _blocks(self) -> Iterator[bytes]:
         with _named_errors(self.name), self._opened() as file:
-            is_gzip = file.peek(2)[:2] == _GZIP
-            if self.name.endswith(".gz") and not is_gzip:
-                raise InputError(f"{self.name}: it is not a gzip file", "take the .gz off its name, or pack it again")
-            stream = gzip.GzipFile(fileobj=file) if is_gzip else file
+            stream = _unpacked(self.name, file)
             while block := stream.read(BLOCK_BYTES):
                 self.read_bytes = file.tell()
                 yield block
@@ -155,22 +168,44 @@ class LineFile:
         )
 
 
+def _unpacked(name: str, file: BufferedReader) -> IO[bytes]:
+    """What is in a packed file, by its first bytes, or the file itself."""
+    magic = file.peek(4)[:4]
+    if magic.startswith(_GZIP):
+        return cast("IO[bytes]", gzip.GzipFile(fileobj=file))
+    if magic == _ZSTD:
+        return _unzstd(name, file)
+    for ending, kind in ((".gz", "gzip"), (".zst", "Zstandard")):
+        if name.endswith(ending):
+            raise InputError(f"{name}: it is not a {kind} file", f"take the {ending} off its name, or pack it again")
+    return file
+
+
+def _unzstd(name: str, file: BufferedReader) -> IO[bytes]:
+    try:
+        zstd = import_module("compression.zstd" if sys.version_info >= (3, 14) else "backports.zstd")
+    except ImportError:
+        raise InputError(f"{name}: it is packed with Zstandard", "pip install 'krea-batch[zst]'") from None
+    return cast("IO[bytes]", _Zstd(zstd, file))
+
+
+class _Zstd:
+    """Reads a Zstandard file, and says what is wrong with it as the system does."""
+
+    def __init__(self, zstd: ModuleType, file: BufferedReader) -> None:
+        self._file = zstd.ZstdFile(file)
+        self._error: type[Exception] = zstd.ZstdError
+
+    def read(self, size: int) -> bytes:
+        try:
+            block: bytes = self._file.read(size)
+        except self._error as error:
+            raise zlib.error(str(error)) from None
+        return block
+
+
 def _checksum(block: bytes) -> int:
     return zlib.crc32(block) << 32 | len(block)
-
-
-def numbered(
-    files: Sequence[LineFile], at_block: Callable[[int], AtBlock] | None = None
-) -> Iterator[tuple[int, bytes]]:
-    """The lines of all files with their running numbers, which go on from file to file.
-
-    `at_block` gives for the file of an index who is to hear of its blocks.
-    """
-    lines_before = 0
-    for n, file in enumerate(files):
-        for number, line in file.lines(at_block(n) if at_block else None):
-            yield lines_before + number, line
-        lines_before += file.line_count
 
 
 @contextmanager
@@ -185,9 +220,9 @@ def _named_errors(name: str) -> Iterator[None]:
     except PermissionError as error:
         raise InputError(f"{name}: it may not be read", "check its permissions") from error
     except EOFError as error:
-        raise InputError(f"{name}: its gzip data ends too early", "copy or pack it again") from error
+        raise InputError(f"{name}: its packed data ends too early", "copy or pack it again") from error
     except (gzip.BadGzipFile, zlib.error) as error:
-        raise InputError(f"{name}: its gzip data is damaged ({error})", "copy or pack it again") from error
+        raise InputError(f"{name}: its packed data is damaged ({error})", "copy or pack it again") from error
     except (OSError, ValueError) as error:
         reason = error.strerror if isinstance(error, OSError) else str(error)
         raise InputError(f"{name}: it cannot be read ({reason})", "check the path and the disk") from error

@@ -11,7 +11,7 @@ import re
 from collections.abc import Iterator
 from typing import Any, NoReturn
 
-from krea_batch.errors import JobError
+from krea_batch.errors import InputError, JobError
 
 MAX_DEPTH = 100  # chosen: no metadata needs more, and every encoder and call stack on its way can take it
 
@@ -50,6 +50,35 @@ def parse_object(line: bytes) -> dict[str, Any]:
     if not isinstance(value, dict):
         right = "write one object a line, without [ and ]" if isinstance(value, list) else _EXAMPLE
         raise JobError(f"the line is {shown(value)}, not an object", right)
+    return value
+
+
+def parse_value(text: str) -> Any:
+    """The JSON value of a cell. Raises JobError."""
+    try:
+        return _DECODER.decode(text)
+    except json.JSONDecodeError as error:
+        raise _syntax_error(text, error) from None
+    except RecursionError:
+        raise _too_deep() from None
+
+
+def parse_document(content: bytes, name: str) -> Any:
+    """The value of a whole file. Raises InputError that names the line."""
+    try:
+        text = _decoded(content)
+        value = _DECODER.decode(text)
+        if text.count("[") + text.count("{") > MAX_DEPTH:
+            _check_depth(value)
+        if "\\u" in text:
+            _check_surrogates(value)
+    except json.JSONDecodeError as error:
+        wrong = f"{name}:{error.lineno}: it is not JSON at character {error.colno} ({error.msg})"
+        raise InputError(wrong, "mend it there, or give --input-format") from None
+    except JobError as error:
+        raise InputError(f"{name}: {error.wrong}", error.right) from None
+    except RecursionError:
+        raise InputError(f"{name}: it is nested too deep", "keep metadata flat") from None
     return value
 
 

@@ -27,7 +27,7 @@ def test_draft_and_shape(printed: dict[str, Any]) -> None:
     assert printed["$schema"] == "https://json-schema.org/draft/2020-12/schema"
     assert "$id" not in printed
     assert printed["type"] == "object"
-    assert tuple(printed["properties"]) == FIELDS
+    assert tuple(printed["properties"]) == (*FIELDS, "sweep")
     assert printed["required"] == ["prompt"]
     assert set(printed["$defs"]) == {"ImageStyleReference", "Style", "Moodboard"}
     for part in (printed, *printed["$defs"].values()):

@@ -52,7 +52,14 @@ def test_json(folder: Path) -> None:
         "wrong": '"prompt" is empty',
         "right": "write in quotes what the picture shows",
     }
-    assert json.loads(result.stdout) == {"jobs": 1, "bad_lines": 1, "problems": [problem], "notes": []}
+    assert json.loads(result.stdout) == {
+        "jobs": 1,
+        "rows": 1,
+        "bad_lines": 1,
+        "duplicates": 0,
+        "problems": [problem],
+        "notes": [],
+    }
     assert result.stderr.startswith("a.jsonl:2: ")
     assert result.exit_code == 2
 

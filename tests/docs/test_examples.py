@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import shlex
 import subprocess
 import sys
 from collections.abc import Callable
@@ -55,7 +56,7 @@ def commands(page: str) -> list[list[str]]:
     lines = [line for block in blocks("sh") if block.page == page for line in block.text.splitlines()]
     wanted = [line for line in lines if not line.startswith(NOT_RUN)]
     local = [line.replace("0.0.0.0:8080", "127.0.0.1:0").replace("9100", "0") for line in wanted]
-    return [line.split() for line in local if not any(option in line for option in ELSEWHERE)]
+    return [shlex.split(line) for line in local if not any(option in line for option in ELSEWHERE)]
 
 
 @pytest.mark.slow
@@ -67,6 +68,8 @@ def test_the_commands_run(tmp_path: Path, page: str) -> None:
         out = tmp_path / f"{n}"
         out.mkdir()
         write_jobs(out / "jobs.jsonl", 2)
+        (out / "prompts.txt").write_text("a cat\na dog\n")
+        (out / "prompts.csv").write_text("Nr,prompt,Caption,Start\n7,a cat,a big cat,1\n")
         if command[0] in ("status", "resolve"):
             assert krea_batch("run", "jobs.jsonl", "--out", "runs/cats", *OFFLINE["run"], cwd=out).returncode == 0
         if command[0] == "resolve":

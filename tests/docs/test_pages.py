@@ -46,7 +46,7 @@ def test_a_row_has_the_fields_that_are_told() -> None:
 def test_the_fields_of_a_job() -> None:
     """The table of a job has each field, and every value of the two choices."""
     table = {names(row[0])[0]: row[1] for row in rows("reference/jobs.md")}
-    assert set(table) == set(FIELDS)
+    assert set(table) == {*FIELDS, "sweep"}
     assert names(table["aspect_ratio"]) == list(ASPECT_RATIOS)
     assert names(table["creativity"]) == list(CREATIVITIES)
 

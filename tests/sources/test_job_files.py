@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from krea_batch.errors import InputError, JobFileError, KreaBatchBug, LineProblem
 from krea_batch.gateway.wire import fingerprint
 from krea_batch.jobs import Job
-from krea_batch.sources import Checked, JobFiles, check, ids
+from krea_batch.sources import Checked, JobFiles, Reading, check, ids
 
 Write = Callable[..., str]
 
@@ -36,7 +36,7 @@ def write(tmp_path: Path) -> Write:
 
 
 def read(*paths: str, keep_extra: bool = False, skip_invalid: bool = False) -> tuple[Checked, list[Job]]:
-    with JobFiles(paths, keep_extra=keep_extra, skip_invalid=skip_invalid) as files:
+    with JobFiles(paths, reading=Reading(keep_extra=keep_extra), skip_invalid=skip_invalid) as files:
         return files.check(), list(files)
 
 
@@ -49,7 +49,7 @@ def test_ids_by_number_and_by_name(write: Write) -> None:
     """A line has the id that it gives, or its number, blank lines counted."""
     path = write("a.jsonl", '{"prompt": "x"}', "", '{"prompt": "y", "id": "why"}', '{"prompt": "z", "id": ""}')
     checked, jobs = read(path)
-    assert checked == Checked(jobs=3, bad_lines=0, problems=(), notes=())
+    assert checked == Checked(jobs=3, rows=3, bad_lines=0, duplicates=0, problems=(), notes=())
     assert jobs == [
         Job(prompt="x", id="00001"),
         Job(prompt="y", id="why"),
@@ -66,8 +66,8 @@ def test_numbers_go_on_over_files(write: Write) -> None:
 
 def test_no_file_and_no_line(write: Write) -> None:
     """Nothing given is nothing to do, and no error."""
-    assert read() == (Checked(0, 0, (), ()), [])
-    assert read(write("empty.jsonl"), write("blank.jsonl", "", " ")) == (Checked(0, 0, (), ()), [])
+    assert read() == (Checked(0, 0, 0, 0, (), ()), [])
+    assert read(write("empty.jsonl"), write("blank.jsonl", "", " ")) == (Checked(0, 0, 0, 0, (), ()), [])
 
 
 def test_all_problems_are_told(write: Write, tmp_path: Path) -> None:

@@ -11,7 +11,9 @@ from pathlib import Path
 import pytest
 
 from krea_batch.errors import InputError
-from krea_batch.sources.lines import BLOCK_BYTES, MAX_LINE_BYTES, LineFile, numbered
+from krea_batch.sources.inputs import Input, numbered
+from krea_batch.sources.lines import BLOCK_BYTES, MAX_LINE_BYTES, LineFile
+from krea_batch.sources.reading import Format, Reading
 
 
 def written(folder: Path, content: bytes, name: str = "jobs.jsonl") -> LineFile:
@@ -83,9 +85,9 @@ def test_gzip(tmp_path: Path, name: str) -> None:
     [
         ("a.jsonl.gz", b'{"prompt": "x"}\n', "it is not a gzip file"),
         ("a.jsonl.gz", b"", "it is not a gzip file"),
-        ("a.jsonl.gz", gzip.compress(os.urandom(5000))[:2000], "its gzip data ends too early"),
-        ("a.jsonl.gz", gzip.compress(b"a" * 100)[:-6] + b"abcdef", "its gzip data is damaged"),
-        ("a.jsonl.gz", gzip.compress(b"a" * 100)[:10] + b"\xff" * 30, "its gzip data is damaged"),
+        ("a.jsonl.gz", gzip.compress(os.urandom(5000), mtime=0)[:2000], "its packed data ends too early"),
+        ("a.jsonl.gz", gzip.compress(b"a" * 100, mtime=0)[:-6] + b"abcdef", "its packed data is damaged"),
+        ("a.jsonl.gz", gzip.compress(b"a" * 100, mtime=0)[:10] + b"\xff" * 30, "its packed data is damaged"),
         ("a.jsonl", '{"prompt": "x"}'.encode("utf-16"), "it is UTF-16"),
         ("a.jsonl", '{"prompt": "x"}'.encode("utf-16-le"), "it is UTF-16"),
         ("a.jsonl", '{"prompt": "x"}'.encode("utf-16-be"), "it is UTF-16"),
@@ -195,4 +197,5 @@ def test_numbers_go_on_over_files(tmp_path: Path) -> None:
         written(tmp_path, b"", "2.jsonl"),
         written(tmp_path, b"\nc", "3.jsonl"),
     ]
-    assert list(numbered(files)) == [(1, b"a"), (3, b"b"), (5, b"c")]
+    inputs = [Input(file, Format.JSONL, Reading()) for file in files]
+    assert list(numbered(inputs)) == [(1, b"a"), (3, b"b"), (5, b"c")]

@@ -1,0 +1,44 @@
+"""A prompt with names in braces comes in; the prompt of a row goes out.
+
+Newcomers: values are put in as they are, in one pass, so braces in a value mean nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from string import Formatter
+from typing import Any
+
+from krea_batch.errors import JobError
+from krea_batch.sources.syntax import shown
+
+
+class Template:
+    """A prompt such as `{animal} at {place}`; {{ and }} are braces. Raises JobError where it is none."""
+
+    def __init__(self, text: str) -> None:
+        right = "write a column's name in braces, {animal}, and {{ }} for braces"
+        try:
+            parts = list(Formatter().parse(text))
+        except ValueError as error:
+            raise JobError(f"the template {shown(text)} is not one ({error})", right) from None
+        if any(name == "" or conversion or spec for _, name, spec, conversion in parts):
+            raise JobError(f"the template {shown(text)} has a brace without a name", right)
+        self._parts = [(before, name) for before, name, _, _ in parts]
+        self.names = tuple(dict.fromkeys(name for _, name in self._parts if name))
+        if not self.names:
+            raise JobError(f"the template {shown(text)} names no column", right)
+
+    def render(self, values: Mapping[str, Any]) -> str:
+        """The prompt with these values. Raises JobError where one is missing or is no text or number."""
+        return "".join(before + (self._value(values, name) if name else "") for before, name in self._parts)
+
+    def _value(self, values: Mapping[str, Any], name: str) -> str:
+        if name not in values:
+            raise JobError(f"there is no {shown(name)} for the template", f"there is {', '.join(values)}")
+        value = values[name]
+        if isinstance(value, str):
+            return value
+        if value is None or isinstance(value, list | dict):
+            raise JobError(f"{shown(name)} is {shown(value)}", "a template takes text and numbers")
+        return shown(value)

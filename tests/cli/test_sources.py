@@ -1,0 +1,137 @@
+"""Prompts in any form become pictures by one command."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from click.testing import CliRunner, Result
+
+from krea_batch.cli import app
+from tests.processes import krea_batch
+
+AWKWARD = ["-dash", "# hash", "@at", "{} {x}", '"quoted" "words', "🦊 füße", "x" * 2500, "-dash"]
+SIMULATED = ("--simulate", "--time-scale=1000", "--rate=100/s", "--poll-interval=0.1")
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty folder to stand in."""
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def validate(*args: str, stdin: str = "") -> Result:
+    return CliRunner().invoke(app, ["validate", *args], input=stdin)
+
+
+def results(out: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (out / "results.jsonl").read_text("utf-8").splitlines()]
+
+
+@pytest.mark.slow
+class TestRun:
+    @pytest.mark.parametrize("end", ["\n", "\r\n"])
+    def test_text(self, tmp_path: Path, end: str) -> None:
+        """Every line of a text is a picture of that very prompt, repeated ones too."""
+        (tmp_path / "p.txt").write_bytes(end.join(AWKWARD).encode())
+        done = krea_batch("run", "p.txt", "--out", "out", *SIMULATED, cwd=tmp_path)
+        assert done.returncode == 0, done.stderr
+        assert "p.txt: read as text, a prompt a line" in done.stderr
+        rows = results(tmp_path / "out")
+        assert sorted(row["request"]["prompt"] for row in rows) == sorted(AWKWARD)
+        assert len(list((tmp_path / "out" / "images").glob("*.png"))) == len(AWKWARD)
+
+    def test_tsv_with_a_sweep(self, tmp_path: Path) -> None:
+        """A table times a sweep: each combination is a picture, its words in its name."""
+        (tmp_path / "p.tsv").write_text('Prompt\tCategory\n"a" cat\tpets\na dog\tpets\n')
+        done = krea_batch(
+            "run",
+            "p.tsv",
+            "--out",
+            "out",
+            "--sweep",
+            "creativity=raw,high",
+            "--seeds",
+            "1..2",
+            *SIMULATED,
+            cwd=tmp_path,
+        )
+        assert done.returncode == 0, done.stderr
+        assert "2 rows make 8 jobs" in done.stderr
+        rows = {row["id"]: row for row in results(tmp_path / "out")}
+        assert len(rows) == 8
+        row = rows["00002-creativity=high-seed=2"]
+        assert {"prompt": '"a" cat', "creativity": "high", "seed": 2}.items() <= row["request"].items()
+        assert row["metadata"] == {"Category": "pets"}
+
+    def test_a_sweep_that_grows_pays_for_nothing_twice(self, tmp_path: Path) -> None:
+        """The same command with a further value makes the new pictures alone."""
+        (tmp_path / "p.txt").write_text("a cat\na dog\n")
+        for seeds, total in (("1..2", 4), ("1..3", 6), ("3,2,1", 6)):
+            done = krea_batch("run", "p.txt", "--out", "out", "--seeds", seeds, *SIMULATED, cwd=tmp_path)
+            assert done.returncode == 0, done.stderr
+            assert len((tmp_path / "out" / "simulated.jsonl").read_text().splitlines()) == total
+            assert all(row["attempts"] == 1 for row in results(tmp_path / "out"))
+
+    def test_stopped_between_and_with_other_options(self, tmp_path: Path) -> None:
+        """The mark of one reading spares nothing in another: with a template every prompt is another one."""
+        (tmp_path / "p.txt").write_text("a cat\n")
+        assert krea_batch("run", "p.txt", "--out", "out", *SIMULATED, cwd=tmp_path).returncode == 0
+        done = krea_batch(
+            "run", "p.txt", "--out", "out", "--prompt-template", "{prompt} in oil", *SIMULATED, cwd=tmp_path
+        )
+        assert done.returncode == 2
+        assert "the line changed since its id" in done.stderr
+
+
+def test_formats_are_told_and_counted(folder: Path) -> None:
+    """What was guessed, what was left out, and how many jobs there are."""
+    (folder / "p.csv").write_text("Prompt,Note\na cat,x\na cat,y\na dog,z\n")
+    done = validate("p.csv", "--dedupe", "--repeat", "2")
+    assert done.exit_code == 0, done.stderr
+    assert done.stderr.splitlines() == [
+        'p.csv: prompt from "Prompt"; "Note" into the metadata',
+        "2 jobs left out, which ask for the same as earlier ones (--dedupe)",
+        "3 rows make 4 jobs",
+    ]
+    assert done.stdout == "4 good jobs, 0 bad lines in 1 file\n"
+
+
+def test_standard_input_of_any_format(folder: Path) -> None:
+    """--input-format says what standard input is."""
+    assert validate("-", "--input-format", "text", stdin="a cat\n").stdout.startswith("1 good job")
+    done = validate("-", stdin="a cat\n")
+    assert done.exit_code == 2
+    assert "give --input-format" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        (["--sweep", "creativty=raw"], '--sweep: "creativty" cannot be swept: did you mean "creativity"?'),
+        (["--sweep", "creativity"], '--sweep: the sweep is "creativity": write a field and its values'),
+        (["--seeds", "4..1"], "--seeds: the seeds 4..1 are"),
+        (["--repeat", "0"], "--repeat: repeat is 0"),
+        (["--prompt-template", "a cat"], '--prompt-template: the template "a cat" names no column'),
+        (["--map", "sead=x"], "--map: it is 'sead=x': write FIELD=COLUMN"),
+        (["--map", "id=x", "--id-column", "y"], "--map: id is named twice"),
+        (["--seeds", "1", "--sweep", "seed=2"], '"seed" is swept twice'),
+        (["--prompt-column", "Text"], 'there is no column "Text"'),
+    ],
+)
+def test_options_that_cannot_be(folder: Path, options: list[str], expected: str) -> None:
+    """A mistake in an option is told with the option and what would be right."""
+    (folder / "p.csv").write_text("prompt\na cat\n")
+    done = validate("p.csv", *options)
+    assert done.exit_code == 2
+    assert expected in done.stderr
+
+
+def test_defaults_from_a_file(folder: Path) -> None:
+    """krea-batch.toml takes lists for options that may come several times."""
+    (folder / "krea-batch.toml").write_text('sweep = ["creativity=raw,high"]\nseeds = "1..2"\n')
+    (folder / "p.txt").write_text("a cat\n")
+    assert validate("p.txt").stdout.startswith("4 good jobs")

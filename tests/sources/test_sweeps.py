@@ -1,0 +1,162 @@
+"""Lists of values become jobs, with ids that stay the same."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from krea_batch.errors import JobError
+from krea_batch.jobs import check_id
+from krea_batch.sources.sweeps import MAX_JOBS_A_ROW, Axis, axis, axis_of_text, check_names, points, repeats, seeds
+from krea_batch.sources.template import Template
+
+
+def suffixes(*axes: Axis) -> list[str]:
+    return [point.suffix for point in points(axes)]
+
+
+def said(error: pytest.ExceptionInfo[JobError]) -> str:
+    return f"{error.value.wrong}, {error.value.right}"
+
+
+def test_ids_speak() -> None:
+    """Each combination has a suffix of the names and values, the last axis fastest."""
+    assert suffixes(axis("creativity", ["raw", "high"]), axis("seed", [3, 4])) == [
+        "-creativity=raw-seed=3",
+        "-creativity=raw-seed=4",
+        "-creativity=high-seed=3",
+        "-creativity=high-seed=4",
+    ]
+    assert suffixes(axis("aspect_ratio", ["16:9", "2.35:1"])) == ["-aspect_ratio=16x9", "-aspect_ratio=2.35x1"]
+
+
+def test_the_order_of_the_axes_changes_no_id() -> None:
+    """Options in another order are the same pictures, not new ones to pay for."""
+    axes = [axis("seed", [1, 2]), repeats(2), axis("style", ["ink"]), axis("creativity", ["raw", "high"])]
+    assert suffixes(*axes) == suffixes(*reversed(axes))
+    assert suffixes(*axes)[0] == "-style=ink-creativity=raw-seed=1-repeat=1"
+
+
+def test_a_further_value_renames_nothing() -> None:
+    """Pictures that are paid keep their ids when the sweep grows."""
+    assert set(suffixes(axis("seed", [1, 2]))) < set(suffixes(axis("seed", [3, 1, 2])))
+    assert set(suffixes(repeats(2))) < set(suffixes(repeats(3)))
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [("1..4", [1, 2, 3, 4]), ("7,11,12", [7, 11, 12]), ("1..2, 9", [1, 2, 9]), ("-1..1", [-1, 0, 1]), ("5..5", [5])],
+)
+def test_seeds(text: str, expected: list[int]) -> None:
+    """A range has both its ends, and parts are put together."""
+    assert seeds(text) == expected
+
+
+@pytest.mark.parametrize("text", ["", "1..", "4..1", "a", "1-4", f"1..{MAX_JOBS_A_ROW + 1}", "1,,2"])
+def test_what_is_no_seeds(text: str) -> None:
+    """What cannot be meant is an error that shows how to write it."""
+    with pytest.raises(JobError, match=r"1\.\.4"):
+        seeds(text)
+
+
+@pytest.mark.parametrize(
+    ("name", "values", "expected"),
+    [
+        ("seed", [1, 1], '1 and 1 in the sweep of "seed" would be 1 in an id, keep one of them'),
+        ("style", ["a b", "a/b"], '"a b" and "a/b" in the sweep of "style" would be a_b in an id, name them: '),
+        ("style", [], 'the sweep of "style" has no value, '),
+        ("style", "ink", 'the sweep of "style" is "ink", write '),
+        ("style", ["?"], '"?" in the sweep of "style" has no word for an id, give it a name'),
+        ("styles", [[{"id": "x"}]], 'a value in the sweep of "styles" is [{"id": "x"}], name its values: '),
+        ("repeat", 0, "repeat is 0, write a whole number from 1 to 10,000"),
+        ("repeat", True, "repeat is true, "),
+        ("repeat", [1], "repeat is [1], "),
+    ],
+)
+def test_what_is_no_axis(name: str, values: object, expected: str) -> None:
+    """An error says which sweep, and what would be right."""
+    with pytest.raises(JobError) as error:
+        axis(name, values)
+    assert said(error).startswith(expected)
+
+
+def test_named_values() -> None:
+    """Values that have no word of their own are named in an object."""
+    styles = axis("styles", {"ink": [{"id": "ink-7"}], "none": []})
+    assert [(point.suffix, point.values) for point in points([styles])] == [
+        ("-styles=ink", {"styles": [{"id": "ink-7"}]}),
+        ("-styles=none", {"styles": []}),
+    ]
+
+
+def test_long_values_are_cut_and_stay_apart() -> None:
+    """Two long texts that begin alike have words of their own."""
+    first, second = suffixes(axis("place", ["x" * 100 + "1", "x" * 100 + "2"]))
+    assert first != second
+    assert len(first) < 60
+
+
+@pytest.mark.parametrize("text", ["creativity", "=raw", "creativity=", "seed=a", "repeat=x"])
+def test_what_is_no_sweep_on_the_command_line(text: str) -> None:
+    """A sweep is a field and its values."""
+    with pytest.raises(JobError):
+        axis_of_text(text)
+
+
+def test_sweeps_on_the_command_line() -> None:
+    """Values are parted by commas; seeds are numbers."""
+    assert axis_of_text("creativity=raw, high") == axis("creativity", ["raw", "high"])
+    assert axis_of_text("seed=1..3,9") == axis("seed", [1, 2, 3, 9])
+    assert axis_of_text("repeat=3") == repeats(3)
+
+
+def test_what_cannot_be_swept() -> None:
+    """Only what the API takes and what the template names changes a picture."""
+    check_names([axis("animal", ["cat"]), axis("seed", [1]), repeats(2)], ["animal"])
+    with pytest.raises(JobError) as error:
+        check_names([axis("creativty", ["raw"])])
+    assert said(error) == '"creativty" cannot be swept, did you mean "creativity"?'
+    with pytest.raises(JobError):
+        check_names([axis("prompt", ["a cat"])])
+
+
+def test_too_many_and_twice() -> None:
+    """A mistyped range and a sweep that is given twice are told before any job is made."""
+    with pytest.raises(JobError, match="20,000"):
+        next(points([axis("seed", "1..10000"), repeats(2)]))
+    with pytest.raises(JobError, match="swept twice"):
+        next(points([axis("seed", [1]), axis("seed", [2])]))
+
+
+@given(st.lists(st.text(min_size=1, max_size=60), min_size=1, max_size=5, unique=True))
+def test_any_value_gives_a_good_id_or_an_error(values: list[str]) -> None:
+    """No value makes an id that is no file name, and no two combinations have one id."""
+    try:
+        made = suffixes(axis("name", values))
+    except JobError:
+        return
+    assert len(set(made)) == len(values)
+    for suffix in made:
+        check_id("00001" + suffix)
+
+
+def test_template() -> None:
+    """Names are replaced by values in one pass; doubled braces are braces."""
+    template = Template("{{{animal}}} at {place}, {n}")
+    assert template.names == ("animal", "place", "n")
+    assert template.render({"animal": "a {place}", "place": "sea", "n": 2}) == "{a {place}} at sea, 2"
+
+
+@pytest.mark.parametrize("text", ["a cat", "{", "{}", "}", "{animal!r}", "{animal:>5}"])
+def test_what_is_no_template(text: str) -> None:
+    """A template without a name would be one prompt for every row."""
+    with pytest.raises(JobError, match="template"):
+        Template(text)
+
+
+@pytest.mark.parametrize("values", [{}, {"animal": None}, {"animal": ["cat"]}])
+def test_what_a_template_does_not_take(values: dict[str, object]) -> None:
+    """A prompt with a hole in it would be a wrong picture."""
+    with pytest.raises(JobError, match='"animal"'):
+        Template("a {animal}").render(values)
