@@ -44,6 +44,8 @@ def make_doubts(out: Path) -> None:
 def test_the_commands_of_the_command_line_run(tmp_path: Path) -> None:
     """Each krea-batch command of the README ends well, offline."""
     write_jobs(tmp_path / "jobs.jsonl", 2)
+    (tmp_path / "prompts.txt").write_text("a cat\n")
+    (tmp_path / "prompts.csv").write_text("prompt\na cat\n")
     lines = [line.split("#")[0].strip() for block in blocks("sh") for line in block.splitlines()]
     lines = [
         line.replace("0.0.0.0:8080", "127.0.0.1:0").replace("9100", "0") for line in lines
