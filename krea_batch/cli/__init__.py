@@ -22,7 +22,19 @@ import click
 
 from krea_batch import __version__
 
-COMMANDS = ("run", "validate", "status", "resolve", "schema", "simulate", "bench", "dashboard")
+COMMANDS = (
+    "run",
+    "validate",
+    "status",
+    "resolve",
+    "verify",
+    "export",
+    "inspect",
+    "schema",
+    "simulate",
+    "bench",
+    "dashboard",
+)
 CONFIG = "krea-batch.toml"
 ENVIRONMENT = "KREA_BATCH"
 

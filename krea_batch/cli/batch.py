@@ -110,6 +110,22 @@ def _changed_since(store: Store) -> Callable[[Sequence[tuple[str, bytes]]], set[
     return changed
 
 
+async def start_simulator(stack: AsyncExitStack, out: Path, *, time_scale: float = 1.0) -> str:
+    """Start the simulator on this loop, and return its URL; it remembers its jobs in the run's folder.
+
+    Raises SettingsError where it cannot start.
+    """
+    from krea_batch.simulator import Simulator, SimulatorError, SimulatorSettings
+
+    try:
+        await anyio.Path(out).mkdir(parents=True, exist_ok=True)
+        simulator = Simulator(SimulatorSettings(time_scale=time_scale, remember_in=str(out / SIMULATED)))
+        await stack.enter_async_context(simulator)
+    except SimulatorError as error:
+        raise SettingsError("simulate", "the simulator cannot start", str(error)) from None
+    return simulator.gateway_url
+
+
 class Batch:
     """One run of the command line."""
 
@@ -186,18 +202,8 @@ class Batch:
         return Engine(api_key=key, listeners=listeners, **fields)
 
     async def _simulate(self, stack: AsyncExitStack) -> tuple[Settings, ApiKey]:
-        """Start the simulator on this loop; it remembers its jobs in the run's folder, so that runs go on."""
-        from krea_batch.simulator import Simulator, SimulatorError, SimulatorSettings
-
-        try:
-            self._settings.out.mkdir(parents=True, exist_ok=True)
-            memory = str(self._settings.out / SIMULATED)
-            settings = SimulatorSettings(time_scale=self._options["time_scale"], remember_in=memory)
-            simulator = Simulator(settings)
-            await stack.enter_async_context(simulator)
-        except SimulatorError as error:
-            raise SettingsError("simulate", "the simulator cannot start", str(error)) from None
-        return msgspec.structs.replace(self._settings, gateway=simulator.gateway_url), ApiKey("simulated")
+        url = await start_simulator(stack, self._settings.out, time_scale=self._options["time_scale"])
+        return msgspec.structs.replace(self._settings, gateway=url), ApiKey("simulated")
 
     async def _heed_signals(self, engine: Engine) -> None:
         with anyio.open_signal_receiver(signal.SIGINT, signal.SIGTERM) as received:

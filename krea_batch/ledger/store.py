@@ -294,6 +294,11 @@ class Store:
         )
         return int(cursor.lastrowid or 0)
 
+    def gateway(self) -> str | None:
+        """Where this folder's jobs were submitted: `Settings.origin` of its latest run."""
+        row = self._sql.execute("SELECT gateway FROM runs ORDER BY n DESC LIMIT 1").fetchone()
+        return row[0] if row else None
+
     def results_written(self, size_bytes: int | None) -> None:
         """Note that results.jsonl holds what the ledger does; None: it does not."""
         self._sql.execute("UPDATE runs SET results_bytes = ? WHERE n = (SELECT max(n) FROM runs)", (size_bytes,))

@@ -70,7 +70,10 @@ def test_the_commands_run(tmp_path: Path, page: str) -> None:
         write_jobs(out / "jobs.jsonl", 2)
         (out / "prompts.txt").write_text("a cat\na dog\n")
         (out / "prompts.csv").write_text("Nr,prompt,Caption,Start\n7,a cat,a big cat,1\n")
-        if command[0] in ("status", "resolve"):
+        if command[0] == "inspect":
+            assert krea_batch("run", "jobs.jsonl", "--out", ".", *OFFLINE["run"], cwd=out).returncode == 0
+            (out / "images" / "00001.png").rename(out / "cat.png")
+        if command[0] in ("status", "resolve", "verify", "export"):
             assert krea_batch("run", "jobs.jsonl", "--out", "runs/cats", *OFFLINE["run"], cwd=out).returncode == 0
         if command[0] == "resolve":
             make_doubts(out / "runs/cats")

@@ -1,0 +1,28 @@
+"""A finished run to export: made by the command, in a moment."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from tests.processes import krea_batch
+
+PROMPTS = ["a cat", "=1+1, a 'formula'", 'füße, "quoted"\nand a 🦊', "a dog"]
+
+
+@pytest.fixture(scope="session")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with four pictures and one job without any; it is not to be changed."""
+    folder = tmp_path_factory.mktemp("finished")
+    lines = [
+        {"id": f"job.{n}", "prompt": prompt, "seed": 2**63 + n, "metadata": {"set": n % 2, "tags": ["x"]}}
+        for n, prompt in enumerate(PROMPTS)
+    ]
+    lines[3].pop("seed")
+    (folder / "jobs.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    simulated = ("--simulate", "--time-scale=1000", "--poll-interval=0.1", "--rate=100/s", "-q")
+    done = krea_batch("run", "jobs.jsonl", "--out", "out", *simulated, cwd=folder)
+    assert done.returncode == 0, done.stderr
+    return folder / "out"

@@ -1,0 +1,61 @@
+"""Texts in a PNG are read as they were written, by us and by others, and the pixels stay."""
+
+from __future__ import annotations
+
+import io
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image
+from PIL.PngImagePlugin import PngImageFile, PngInfo
+
+from krea_batch.exports.embed import MAX_TEXT_BYTES, texts_in, with_texts
+from krea_batch.gateway.png import PngError
+
+
+def png(texts: PngInfo | None = None) -> bytes:
+    file = io.BytesIO()
+    Image.new("RGB", (3, 2), "red").save(file, "PNG", pnginfo=texts)
+    return file.getvalue()
+
+
+@given(
+    st.dictionaries(st.sampled_from(["Description", "krea-batch", "parameters"]), st.text().map(lambda text: text))
+)
+def test_any_text(texts: dict[str, str]) -> None:
+    """What is put in comes out, here and in Pillow, and the picture is the same."""
+    texts = {keyword: text.encode("utf-8", "replace").decode() for keyword, text in texts.items()}
+    written = with_texts(png(), texts)
+    assert texts_in(written) == texts
+    with PngImageFile(io.BytesIO(written)) as picture:
+        picture.load()
+        assert picture.text == texts
+        assert picture.getpixel((0, 0)) == (255, 0, 0)
+
+
+def test_texts_of_others() -> None:
+    """tEXt, zTXt and compressed iTXt are read, and stay when ours are put in; ours are replaced."""
+    info = PngInfo()
+    info.add_text("Author", "Zoë")
+    info.add_text("Long", "x" * 1000, zip=True)
+    info.add_itxt("Title", "狐", "zh", "標題", zip=True)
+    info.add_itxt("Description", "old")
+    written = with_texts(png(info), {"Description": "new"})
+    assert texts_in(written) == {"Description": "new", "Author": "Zoë", "Long": "x" * 1000, "Title": "狐"}
+    assert with_texts(written, {"Description": "new"}) == written
+
+
+@pytest.mark.parametrize("data", [b"", b"GIF89a", png()[:-4], png() + b"x"])
+def test_what_is_no_whole_png(data: bytes) -> None:
+    """A cut or strange file is refused."""
+    with pytest.raises(PngError):
+        texts_in(data)
+
+
+def test_a_text_that_unpacks_to_too_much() -> None:
+    """A text of a few kilobytes that would fill the memory is refused."""
+    info = PngInfo()
+    info.add_text("Bomb", "x" * (MAX_TEXT_BYTES + 1), zip=True)
+    with pytest.raises(PngError, match="longer than"):
+        texts_in(png(info))

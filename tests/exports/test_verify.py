@@ -1,0 +1,127 @@
+"""Every picture is held against the ledger; what is damaged is fetched again, and nothing is paid."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from krea_batch.folder import RunFolder
+from tests.processes import Simulate, krea_batch, write_jobs
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture
+def out(finished: Path, tmp_path: Path) -> Path:
+    """A copy of the finished run, to be damaged."""
+    shutil.copytree(finished, tmp_path / "out")
+    return tmp_path / "out"
+
+
+def damage(out: Path) -> None:
+    """One picture is gone, one cut, one another; one is well."""
+    (out / "images" / "job.0.png").unlink()
+    whole = (out / "images" / "job.1.png").read_bytes()
+    (out / "images" / "job.1.png").write_bytes(whole[:-20])
+    shutil.copy(out / "images" / "job.3.png", out / "images" / "job.2.png")
+
+
+def verify(out: Path, *options: str, **more: Any) -> tuple[int, dict[str, Any], str]:
+    done = krea_batch("verify", out, "--json", *options, cwd=out.parent, **more)
+    return done.returncode, json.loads(done.stdout) if done.stdout else {}, done.stderr
+
+
+def posts(out: Path) -> int:
+    """How many POSTs the run's simulator has accepted."""
+    return len((out / "simulated.jsonl").read_bytes().splitlines())
+
+
+def test_all_is_well(out: Path) -> None:
+    """Nothing to tell, exit code 0, and no key is needed."""
+    assert verify(out, key="")[:2] == (0, {"pictures": 4, "faults": 0, "repaired": 0, "which": []})
+    done = krea_batch("verify", out, cwd=out.parent)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "4 pictures, all as recorded\n", "")
+
+
+def test_faults_are_named(out: Path) -> None:
+    """Gone, cut and swapped are each told; nothing is changed."""
+    damage(out)
+    code, told, _ = verify(out)
+    assert code == 1
+    gone, cut, swapped = (fault["what"] for fault in told["which"])
+    assert (gone, cut) == ("it is gone", "it is not whole (the picture is cut short)")
+    assert swapped.startswith(("it has", "it is another picture"))
+    assert not (out / "images" / "job.0.png").exists()
+
+
+def test_repaired(out: Path, finished: Path) -> None:
+    """Each comes back byte for byte, without a POST, and the next look finds all well."""
+    damage(out)
+    before = posts(out)
+    code, told, said = verify(out, "--repair", "--simulate")
+    assert (code, told["faults"], told["repaired"]) == (0, 3, 3), said
+    assert posts(out) == before
+    for path in (finished / "images").iterdir():
+        assert (out / "images" / path.name).read_bytes() == path.read_bytes()
+    assert verify(out)[0] == 0
+    assert not list((out / "images").glob(".*"))
+
+
+def test_over_a_gateway(simulate: Simulate, tmp_path: Path) -> None:
+    """Against a gateway of its own: polls and downloads, and not one POST."""
+    gateway = simulate("--latency=fixed:0.1")
+    write_jobs(tmp_path / "jobs.jsonl", 2)
+    run = ("run", "jobs.jsonl", "--out", "out", "--gateway", gateway.gateway, "--poll-interval=0.1", "-q")
+    assert krea_batch(*run, cwd=tmp_path).returncode == 0
+    (tmp_path / "out" / "images" / "00001.png").unlink()
+    before = len(gateway.ask("/ledger")["posts"])
+    code, told, said = verify(tmp_path / "out", "--repair", "--gateway", gateway.gateway)
+    assert (code, told["repaired"]) == (0, 1), said
+    assert len(gateway.ask("/ledger")["posts"]) == before == 2
+    assert verify(tmp_path / "out")[0] == 0
+
+
+def test_another_gateway(out: Path) -> None:
+    """Request_ids of one gateway are not asked of another."""
+    damage(out)
+    done = krea_batch("verify", out, "--repair", cwd=out.parent)
+    assert done.returncode == 2
+    assert (
+        "its jobs were submitted to http://127.0.0.1, not to https://gateway.pixazo.ai: add --simulate" in done.stderr
+    )
+
+
+def test_no_key(out: Path) -> None:
+    """Only --repair needs one, and says how to give it."""
+    damage(out)
+    done = krea_batch("verify", out, "--repair", cwd=out.parent, key="")
+    assert done.returncode == 2
+    assert "there is no API key" in done.stderr
+
+
+def test_what_the_gateway_has_no_more(out: Path) -> None:
+    """A picture that cannot be had again is named, and what is there stays."""
+    damage(out)
+    (out / "simulated.jsonl").write_text("")
+    cut = (out / "images" / "job.1.png").read_bytes()
+    code, told, _ = verify(out, "--repair", "--simulate")
+    assert (code, told["repaired"]) == (1, 0)
+    assert (out / "images" / "job.1.png").read_bytes() == cut
+
+
+def test_a_run_that_is_going_on(out: Path) -> None:
+    """Another process's run may be looked at, and not be repaired."""
+    damage(out)
+    folder = RunFolder(out)
+    folder.take()
+    try:
+        assert verify(out)[0] == 1
+        done = krea_batch("verify", out, "--repair", "--simulate", cwd=out.parent)
+    finally:
+        folder.release()
+    assert done.returncode == 2
+    assert "another krea-batch is working in it" in done.stderr
