@@ -10,19 +10,16 @@ found is accepted, and the next run of the folder goes on with both.
 
 from __future__ import annotations
 
-import asyncio
-import time
 from collections.abc import Callable, Iterable, Mapping
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, closing
+from contextlib import closing
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
 from krea_batch.errors import JobError
-from krea_batch.folder import LEDGER, RunFolder, check_run
+from krea_batch.folder import LEDGER, check_run
 from krea_batch.gateway.wire import is_request_id
-from krea_batch.ledger import Doubt, Ledger, Store
-from krea_batch.report.results import Results
+from krea_batch.held import HeldRun
+from krea_batch.ledger import Doubt, Store
 
 
 def list_doubts(out: Path) -> list[Doubt]:
@@ -36,34 +33,13 @@ def list_doubts(out: Path) -> list[Doubt]:
     return list(doubts)
 
 
-class Doubts:
+class Doubts(HeldRun):
     """The ambiguous jobs of a run that nobody is working on; a context manager that holds the folder meanwhile.
 
     Each method decides all the jobs it is given or, where one of them cannot be decided so, none. Raises
     RunFolderError where there is no run or another process is working in it; JobError for a job that is not
     ambiguous. Call it from where no event loop is running.
     """
-
-    def __init__(self, out: Path, clock: Callable[[], float] = time.time) -> None:
-        self._out = out
-        self._clock = clock
-        self._stack = ExitStack()
-
-    def __enter__(self) -> Self:
-        check_run(self._out)
-        with ExitStack() as stack:
-            folder = RunFolder(self._out)
-            folder.take()
-            stack.callback(folder.release)
-            self._store = Store.open(folder.ledger)
-            stack.callback(self._store.close)
-            self._store.transaction([Store.hold_in_air])
-            self._stack = stack.pop_all()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        with self._stack:
-            asyncio.run(self._write_results())
 
     @property
     def jobs(self) -> list[Doubt]:
@@ -102,17 +78,3 @@ class Doubts:
             store.results_written(None)  # until they are
 
         self._store.transaction([decide_all])
-
-    async def _write_results(self) -> None:
-        ledger = Ledger(self._store)
-        try:
-            with ThreadPoolExecutor(1) as disk:
-                results = Results(self._out, disk, _raise)
-                await results.write_anew(ledger.outcomes())
-                await ledger.record(Store.results_written, results.size_bytes())
-        finally:
-            await ledger.close()
-
-
-def _raise(error: OSError) -> None:
-    raise error

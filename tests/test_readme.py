@@ -18,7 +18,7 @@ from krea_batch.cli import COMMANDS
 from krea_batch.jobs import ASPECT_RATIOS, CREATIVITIES, FIELDS, Trouble
 from krea_batch.ledger import Store
 from krea_batch.simulator import Simulator, SimulatorSettings
-from tests.processes import krea_batch, write_jobs
+from tests.processes import Simulate, krea_batch, write_jobs
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text("utf-8")
@@ -41,8 +41,9 @@ def make_doubts(out: Path) -> None:
 
 
 @pytest.mark.slow
-def test_the_commands_of_the_command_line_run(tmp_path: Path) -> None:
+def test_the_commands_of_the_command_line_run(simulate: Simulate, tmp_path: Path) -> None:
     """Each krea-batch command of the README ends well, offline."""
+    gateway = simulate().gateway
     write_jobs(tmp_path / "jobs.jsonl", 2)
     (tmp_path / "prompts.txt").write_text("a cat\n")
     (tmp_path / "prompts.csv").write_text("prompt\na cat\n")
@@ -55,14 +56,17 @@ def test_the_commands_of_the_command_line_run(tmp_path: Path) -> None:
     for command in commands:
         if command[0] == "simulate" or (command[0] == "bench" and "--gateway" in command):
             continue  # a server: tests/simulator starts it; real money: tests/cli/test_bench spends a simulator's
+        if command[0] == "doctor":
+            command += ["--gateway", gateway]
         if command[0] == "resolve":
             make_doubts(tmp_path / "runs/cats")
         offline = {
             "run": ["--simulate", "--time-scale", "100"],
+            "retry": ["--simulate", "--time-scale", "100"],
             "bench": ["--jobs", "4", "--latency", "fixed:0.1", "--poll-interval", "0.1"],
         }.get(command[0], [])
         done = krea_batch(*command, *(o for o in offline if o not in command), cwd=tmp_path)
-        assert done.returncode == 0, f"{command}: {done.stderr}"
+        assert done.returncode == 0, f"{command}: {done.stdout}{done.stderr}"
 
 
 @pytest.mark.slow

@@ -27,6 +27,7 @@ COMMANDS = (
     "validate",
     "status",
     "resolve",
+    "retry",
     "verify",
     "export",
     "inspect",
@@ -34,6 +35,9 @@ COMMANDS = (
     "simulate",
     "bench",
     "dashboard",
+    "init",
+    "doctor",
+    "completion",
 )
 CONFIG = "krea-batch.toml"
 ENVIRONMENT = "KREA_BATCH"

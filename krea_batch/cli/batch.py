@@ -16,9 +16,9 @@ import msgspec
 
 from krea_batch.cli import INTERRUPTED, OK, SOME_FAILED, STOPPED, say
 from krea_batch.cli.display import INTERRUPT, Meter, Teller, keep_showing, make_display
+from krea_batch.cli.observing import serve_metrics
 from krea_batch.cli.reading import expanded
 from krea_batch.cli.summary import FolderState, Summary
-from krea_batch.cli.watch import serve_metrics
 from krea_batch.cli.words import counted
 from krea_batch.engine import KEY_VARIABLE, Engine
 from krea_batch.errors import (

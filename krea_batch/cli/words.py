@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import click
+
+_COLOURS = {"ok": "green", "warn": "yellow", "fail": "red"}
+
 
 def size(count: float) -> str:
     """Bytes, in the largest decimal unit that leaves a number of at least 1: `1.4 MB`."""
@@ -22,3 +26,10 @@ def clock_time(seconds: float) -> str:
 def counted(count: int, noun: str) -> str:
     """`1 job`, `2 jobs`."""
     return f"{count:,} {noun}" if count == 1 else f"{count:,} {noun}s"
+
+
+def marked(state: str) -> str:
+    """`ok`, `warn` or `fail` in a width of four, in its colour where people look (click takes it off elsewhere)."""
+    import os
+
+    return click.style(f"{state:4}", fg=None if os.environ.get("NO_COLOR") else _COLOURS[state])

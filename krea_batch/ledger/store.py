@@ -7,7 +7,7 @@ about a job, and that is a bug to be shown, not to be written over.
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from datetime import UTC, datetime
 from importlib.resources import files
 from pathlib import Path
@@ -22,6 +22,7 @@ from krea_batch.rules.verdicts import Finished
 
 APPLICATION_ID = 0x4B524541  # "KREA"
 SCHEMA_VERSION = 1
+SQLITE_VERSION = sqlite3.sqlite_version
 BUSY_TIMEOUT_S = 10.0  # chosen: `status` of another process holds its read lock for far less
 CACHE_KIB = 16_384  # measured: with the 2 MB of the default, a job among 100,000 costs 1.3 times one among 3,000
 
@@ -225,6 +226,21 @@ class Store:
         for (n,) in self._sql.execute(f"SELECT n FROM jobs WHERE {_NOT_ENDED} AND state = 'submitting'").fetchall():
             self._end(n, State.SUBMITTING, State.AMBIGUOUS, _KILLED, 0.0)
 
+    def in_vain(self, states: Collection[State]) -> list[tuple[int, str, State]]:
+        """Number, id and state of the jobs that ended in one of these states (of lifecycle.IN_VAIN)."""
+        rows = self._sql.execute(
+            f"SELECT n, id, state FROM jobs WHERE {_IN_VAIN}"
+            f" UNION ALL SELECT n, id, state FROM jobs WHERE {_NOT_ENDED} AND state = 'errored' ORDER BY n"
+        )
+        return [(n, job_id, State(word)) for n, job_id, word in rows if State(word) in states]
+
+    def retry(self, n: int, state: State) -> None:
+        """Somebody decided that a job which ended in vain is worth another POST. What it was paid stays on record."""
+        if state not in lifecycle.IN_VAIN:
+            raise KreaBatchBug(f"a job that is {state} is not to be submitted again")
+        also = "errors = 0, finished_at = NULL, error_kind = NULL, error_message = NULL"
+        self._set(n, state, State.PENDING, also)
+
     def doubts(self) -> list[Doubt]:
         """The jobs that are ambiguous, or whose POST is in the air (for ever, where its process is dead)."""
         rows = self._sql.execute(
@@ -422,6 +438,9 @@ class Store:
 
     def _move(self, n: int, old: State, new: State, also: str = "", values: tuple[Any, ...] = ()) -> None:
         lifecycle.check_move(old, new)
+        self._set(n, old, new, also, values)
+
+    def _set(self, n: int, old: State, new: State, also: str = "", values: tuple[Any, ...] = ()) -> None:
         more = f", {also}" if also else ""
         cursor = self._sql.execute(
             f"UPDATE jobs SET state = ?{more} WHERE n = ? AND state = ?",

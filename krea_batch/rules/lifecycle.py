@@ -6,6 +6,7 @@ The laws:
 3. `ambiguous` is left only by somebody's word: the user's, or a callback that names the job.
 4. A request_id is never forgotten, and trouble with polls or downloads never leads to another POST.
 5. ERROR is the one end that the document calls "not charged"; it alone leads to a second accepted POST.
+6. The table holds for engines. Somebody's word may make a job pending that ended in vain (`krea-batch retry`).
 """
 
 from __future__ import annotations
@@ -54,6 +55,9 @@ ENDS = frozenset(
         State.CANCELLED,
     }
 )
+
+IN_VAIN = (State.FAILED, State.REJECTED, State.ERRORED, State.CANCELLED)
+"""Ends without a picture, from which somebody's word makes a job pending; the table has no such move."""
 
 MAX_REFUSALS = 8  # chosen: with pauses doubling to 60 s this outlasts two minutes of 500s for one job
 

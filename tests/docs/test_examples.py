@@ -23,6 +23,7 @@ from tests.test_readme import make_doubts
 
 NOT_RUN = ("make ", "pip ", "python3 -m venv ", ". ", "export ")  # what prepares a machine
 OFFLINE = {
+    "retry": ["--simulate", "--time-scale=100", "--poll-interval=0.1"],
     "run": ["--simulate", "--time-scale=100", "--poll-interval=0.1"],
     "bench": ["--latency=fixed:0.1", "--poll-interval=0.1"],
 }
@@ -73,7 +74,7 @@ def test_the_commands_run(tmp_path: Path, page: str) -> None:
         if command[0] == "inspect":
             assert krea_batch("run", "jobs.jsonl", "--out", ".", *OFFLINE["run"], cwd=out).returncode == 0
             (out / "images" / "00001.png").rename(out / "cat.png")
-        if command[0] in ("status", "resolve", "verify", "export"):
+        if command[0] in ("status", "resolve", "retry", "verify", "export"):
             assert krea_batch("run", "jobs.jsonl", "--out", "runs/cats", *OFFLINE["run"], cwd=out).returncode == 0
         if command[0] == "resolve":
             make_doubts(out / "runs/cats")

@@ -24,6 +24,7 @@ from krea_batch import Engine, Job, KreaBatchError, RunStopped, Webhook
 from krea_batch.cli.summary import FolderState
 from krea_batch.doubts import Doubts
 from krea_batch.gateway.png import PngWalk
+from krea_batch.retries import Retries
 from krea_batch.rules.lifecycle import ENDS
 from tests.scripted_gateway import ask, rows, states
 from tests.simulation.mortal import run_mortal
@@ -68,8 +69,10 @@ class Play:
         self.jobs = [Job(prompt=job_id, id=job_id) for job_id in IDS]
         self.may_resubmit = self.chance.random() < 0.3
         self.words: Counter[str] = Counter()  # of somebody, to submit a job again
+        self.again: Counter[str] = Counter()  # those of them that were for jobs which had ended in vain
         self.told: list[str] = []
         self.deaths = 0
+        self.beside = Random(f"{seed}/retries")  # a chance of its own, so that older seeds play as they did
 
     def play(self) -> None:
         (self.out / "images").mkdir(parents=True)
@@ -82,6 +85,9 @@ class Play:
                 self.check()
                 if not self.world.calm and self.chance.random() < 0.3:
                     self.resolve()
+                    self.check()
+                if not self.world.calm and self.beside.random() < 0.3:
+                    self.retry()
                     self.check()
             except Exception as error:
                 raise BrokenLaw(f"seed {self.seed}, round {n} ({self.told[-1]}): {error!r}") from error
@@ -174,6 +180,18 @@ class Play:
                         pass
         self.check_results()
 
+    def retry(self) -> None:
+        """Somebody has jobs that ended without a picture submitted again."""
+        if not self.has_begun():
+            return
+        self.told.append("retry")
+        with Retries(self.out) as retries:
+            chosen = [job_id for job_id in retries.jobs() if self.beside.random() < 0.5]
+            self.words.update(chosen)
+            self.again.update(chosen)
+            retries.again(chosen)
+        self.check_results()
+
     # ---- the books ---------------------------------------------------------------------------------------
 
     def has_begun(self) -> bool:
@@ -197,7 +215,7 @@ class Play:
         lost = Counter(prompt for request_id, prompt in self.world.charged.items() if request_id not in on_record)
         for job_id in IDS:
             errors = len(self.world.told_errors.get(job_id, ()))
-            again = unclear[job_id] if self.may_resubmit else self.words[job_id]
+            again = unclear[job_id] + self.again[job_id] if self.may_resubmit else self.words[job_id]
             assert paid[job_id] <= 1 + errors + again, f"{job_id} was paid {paid[job_id]} times"
             assert lost[job_id] <= unclear[job_id], f"a paid POST of {job_id} is not on record"
         for request_id, job_id in on_record.items():

@@ -15,7 +15,7 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from krea_batch import SettingsError
-from krea_batch.cli.watch import serve_metrics
+from krea_batch.cli.observing import serve_metrics
 from krea_batch.observe import dashboard
 from tests.processes import PATIENCE_S, Simulate, begin, krea_batch, rows, write_jobs
 

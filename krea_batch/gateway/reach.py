@@ -1,0 +1,32 @@
+"""The address of a gateway comes in; whether it can be reached, and what time it is there, goes out.
+
+Newcomers: no key is sent, and nothing that could be paid. The status of a request that cannot be is asked for.
+"""
+
+from __future__ import annotations
+
+import aiohttp
+
+from krea_batch.gateway import wire
+from krea_batch.settings import Settings
+
+PATIENCE_S = 10.0  # chosen: who has not answered by then is as good as away
+NO_REQUEST = "krea-batch-doctor"
+
+
+class Unreachable(Exception):
+    """No answer came; the text says why."""
+
+
+async def date_at(settings: Settings) -> str | None:
+    """The Date header of the gateway's answer, whatever it answers. Raises Unreachable."""
+    url = settings.gateway.rstrip("/") + wire.STATUS_PATH + NO_REQUEST
+    timeout = aiohttp.ClientTimeout(total=PATIENCE_S)
+    try:
+        async with (
+            aiohttp.ClientSession(timeout=timeout, cookie_jar=aiohttp.DummyCookieJar()) as session,
+            session.get(url, allow_redirects=False) as response,
+        ):
+            return response.headers.get("Date")
+    except (aiohttp.ClientError, TimeoutError, OSError) as error:
+        raise Unreachable(str(error) or type(error).__name__) from None

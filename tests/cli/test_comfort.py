@@ -1,0 +1,194 @@
+"""What helps people to begin: init, doctor, completion, help."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import threading
+import tomllib
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, HTTPServer
+from pathlib import Path
+from typing import Any
+
+import click
+import pytest
+from click.testing import CliRunner, Result
+
+from krea_batch.cli import COMMANDS, app, checkup
+from krea_batch.cli.checkup import check_all
+from krea_batch.cli.init import config
+from tests.processes import environment, krea_batch
+
+
+def call(*arguments: str) -> Result:
+    return CliRunner().invoke(app, arguments)
+
+
+class TestInit:
+    @pytest.mark.slow
+    def test_its_two_commands(self, tmp_path: Path) -> None:
+        """What it writes runs as it says, and nothing is written twice."""
+        done = krea_batch("init", cwd=tmp_path)
+        assert done.returncode == 0
+        assert "krea-batch run jobs.jsonl --out out --simulate" in done.stdout
+        first = krea_batch("run", "jobs.jsonl", "--out", "out", "--simulate", "--time-scale=100", cwd=tmp_path)
+        assert first.returncode == 0, first.stderr
+        assert {path.stem for path in (tmp_path / "out" / "images").iterdir()} == {
+            "lighthouse",
+            "fox",
+            "tea-seed=1",
+            "tea-seed=2",
+        }
+        (tmp_path / "jobs.jsonl").write_text("mine")
+        again = krea_batch("init", cwd=tmp_path)
+        assert again.returncode == 1
+        assert (tmp_path / "jobs.jsonl").read_text() == "mine"
+
+    def test_every_option_is_in_it(self) -> None:
+        """With the # off each line, the file is TOML that `run` takes."""
+        lines = [
+            line.removeprefix("#") for line in config().splitlines() if line.startswith("#") and line[1:2] != " "
+        ]
+        options = tomllib.loads("\n".join(lines))
+        names = {option.replace("-", "_") for option in options}
+        command = app.get_command(click.Context(app), "run")
+        assert command
+        known = {
+            option.opts[0].lstrip("-").replace("-", "_")
+            for option in command.params
+            if option.param_type_name == "option"
+        }
+        assert known - names == {"out", "json", "verbose", "quiet"}
+        assert not names - known
+
+    def test_defaults_are_the_defaults(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        """A line whose # is off changes nothing where it shows a default."""
+        monkeypatch.chdir(tmp_path)
+        (tmp_path / "krea-batch.toml").write_text(config().replace('#rate = "10/s"', 'rate = "10/s"'))
+        (tmp_path / "p.txt").write_text("a cat\n")
+        assert call("validate", "p.txt").exit_code == 0
+
+
+class Answers(BaseHTTPRequestHandler):
+    """A gateway that says what time it is, and remembers what it was asked."""
+
+    date = ""
+    asked: list[tuple[str, str, dict[str, str]]] = []  # noqa: RUF012 - one server at a time
+
+    def do_GET(self) -> None:
+        self.asked.append((self.command, self.path, dict(self.headers)))
+        self.send_response_only(404)
+        self.send_header("Date", self.date or self.date_time_string())
+        self.end_headers()
+
+    def log_message(self, *_: Any) -> None:
+        pass
+
+
+@pytest.fixture
+def gateway() -> Iterator[str]:
+    Answers.date, Answers.asked = "", []
+    server = HTTPServer(("127.0.0.1", 0), Answers)
+    thread = threading.Thread(target=server.serve_forever)
+    thread.start()
+    yield f"http://127.0.0.1:{server.server_port}"
+    server.shutdown()
+    thread.join()
+    server.server_close()
+
+
+class TestDoctor:
+    def test_all_is_well(self, gateway: str, tmp_path: Path) -> None:
+        """Everything is looked at; one GET is sent, without the key."""
+        done = krea_batch("doctor", "--gateway", gateway, "--json", cwd=tmp_path, key="very-secret")
+        told = json.loads(done.stdout)
+        assert done.returncode == 0, told
+        assert told["state"] == "ok"
+        assert [finding["what"] for finding in told["findings"]] == [
+            "key",
+            "gateway",
+            "disk",
+            "files",
+            "versions",
+            "extras",
+        ]
+        ((command, path, headers),) = Answers.asked
+        assert (command, path.rpartition("/")[2]) == ("GET", "krea-batch-doctor")
+        assert "very-secret" not in str(headers) + done.stdout + done.stderr
+
+    def test_what_is_missing(self, tmp_path: Path) -> None:
+        """Without a key and a gateway: each is told with what to do, exit code 2, no colours in a pipe."""
+        done = krea_batch("doctor", "--gateway", "http://127.0.0.1:9", cwd=tmp_path, key="")
+        assert done.returncode == 2
+        assert "fail key      there is no API key\n              set PIXAZO_API_KEY" in done.stdout
+        assert "fail gateway  http://127.0.0.1:9 cannot be reached" in done.stdout
+        assert "\x1b" not in done.stdout
+
+    def test_clocks_that_differ(self, gateway: str, tmp_path: Path) -> None:
+        """A clock that is far off is a warning."""
+        Answers.date = "Mon, 01 Jan 2024 00:00:00 GMT"
+        done = krea_batch("doctor", "--gateway", gateway, cwd=tmp_path)
+        assert done.returncode == 1
+        assert "s ahead of the gateway's" in done.stdout
+
+    def test_what_may_trouble_a_run(self, gateway: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Little room, few files and a network file system are warnings."""
+        monkeypatch.setenv("PIXAZO_API_KEY", "k")
+        monkeypatch.setattr(checkup, "FEW_PICTURES", 10**12)
+        monkeypatch.setattr(checkup, "_file_system", lambda _: "nfs4")
+        found = {
+            (each.what, each.state): each.found for each in check_all(tmp_path / "new" / "out", gateway, None, 10**9)
+        }
+        assert "network file system (nfs4)" in found["disk", "warn"] or "free in" in found["disk", "warn"]
+        assert ("files", "warn") in found
+        assert not (tmp_path / "new").exists()
+
+    def test_a_folder_that_cannot_be_written(self, gateway: str, monkeypatch: pytest.MonkeyPatch) -> None:
+        """A disk that takes nothing is a failure."""
+        monkeypatch.setenv("PIXAZO_API_KEY", "k")
+        found = [each for each in check_all(Path("/proc/none"), gateway, None, 1) if each.what == "disk"]
+        assert [each.state for each in found] == ["fail"]
+
+
+class TestCompletion:
+    @pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
+    def test_a_script_for_each_shell(self, shell: str) -> None:
+        """The script is that of the shell, and asks krea-batch."""
+        done = call("completion", shell)
+        assert done.exit_code == 0
+        assert f"_KREA_BATCH_COMPLETE={shell}_complete" in done.stdout
+
+    @pytest.mark.slow
+    @pytest.mark.parametrize(
+        ("words", "expected"),
+        [("krea-batch ret", "retry"), ("krea-batch export --form", "--format"), ("krea-batch completion f", "fish")],
+    )
+    def test_in_a_real_bash(self, tmp_path: Path, words: str, expected: str) -> None:
+        """Commands, options and values are completed."""
+        bash = shutil.which("bash")
+        assert bash
+        own = Path(shutil.which("krea-batch") or "")
+        script = (
+            "source <(krea-batch completion bash)\n"
+            f"COMP_WORDS=({words}); COMP_CWORD=$((${{#COMP_WORDS[@]}} - 1))\n"
+            '_krea_batch_completion krea-batch; printf "%s\\n" "${COMPREPLY[@]}"'
+        )
+        env = environment(PATH=f"{own.parent}:/usr/bin:/bin")
+        done = subprocess.run([bash, "-c", script], cwd=tmp_path, env=env, capture_output=True, text=True, timeout=60)
+        assert expected in done.stdout.split(), done.stderr
+
+
+class TestHelp:
+    @pytest.mark.parametrize("name", COMMANDS)
+    def test_every_command_says_what_it_does(self, name: str) -> None:
+        """Each command has a help of its own, with a sentence for every option."""
+        done = call(name, "--help")
+        assert done.exit_code == 0
+        command = app.get_command(click.Context(app), name)
+        assert command
+        assert command.help
+        assert all(
+            option.help for option in command.params if isinstance(option, click.Option) and option.name != "help"
+        )
