@@ -25,6 +25,7 @@ from krea_batch import __version__
 COMMANDS = (
     "run",
     "validate",
+    "plan",
     "status",
     "resolve",
     "retry",

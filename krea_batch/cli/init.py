@@ -37,9 +37,10 @@ EXAMPLES = {
     "sweep": ["creativity=raw,high"],
     "seeds": "1..4",
     "repeat": 4,
+    "confirm-above": 100,
 }
 """Of options without a default: what they may look like."""
-NOT_HERE = ("jobs", "out", "as_json", "verbose", "quiet")  # of one call, not of a folder
+NOT_HERE = ("jobs", "out", "as_json", "verbose", "quiet", "yes")  # of one call, not of a folder
 
 
 @click.command()

@@ -8,6 +8,7 @@ from typing import Any
 
 import click
 
+from krea_batch.cli import BAD_INPUT
 from krea_batch.cli.reading import reading_of, reading_options
 from krea_batch.cli.running import running_options
 
@@ -23,6 +24,13 @@ from krea_batch.cli.running import running_options
 @running_options
 @click.option("--skip-invalid", is_flag=True, help="Run the good lines when others are bad.")
 @reading_options
+@click.option(
+    "--confirm-above",
+    type=click.IntRange(min=0),
+    metavar="N",
+    help="In a terminal, ask before more than N images are paid for.",
+)
+@click.option("--yes", "-y", is_flag=True, help="Do not ask.")
 def run(jobs: tuple[str, ...], **options: Any) -> None:
     """Make a picture for each prompt in the JOBS: files of JSONL, JSON, CSV, TSV, Parquet or text (also .gz, .zst),
     folders of texts, or - for standard input.
@@ -31,6 +39,7 @@ def run(jobs: tuple[str, ...], **options: Any) -> None:
     one stops at once; the same command goes on where it stopped.
     """
     from krea_batch.cli.batch import Batch, check_jobs, prepare
+    from krea_batch.cli.forecasting import agreed
     from krea_batch.cli.observing import keep_log
     from krea_batch.loop import run_loop
     from krea_batch.sources import JobFiles
@@ -39,5 +48,7 @@ def run(jobs: tuple[str, ...], **options: Any) -> None:
     keep_log(verbose=options["verbose"], log_file=options["log_file"], log_format=options["log_format"])
     with JobFiles(jobs, reading=reading_of(options), skip_invalid=options["skip_invalid"]) as files:
         checked = check_jobs(files, settings, skip_invalid=options["skip_invalid"], quiet=options["quiet"])
+        if not agreed(checked, settings, options):
+            sys.exit(BAD_INPUT)
         batch = Batch(settings, key, files, checked, options)
         sys.exit(run_loop(batch.run))

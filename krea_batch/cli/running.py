@@ -10,7 +10,7 @@ import click
 
 KEY_VARIABLE = "PIXAZO_API_KEY"
 
-_OPTIONS = (
+_PACE_OPTIONS = (
     click.option(
         "--rate",
         default="10/s",
@@ -37,6 +37,9 @@ _OPTIONS = (
         metavar="X",
         help="How many polls it is worth to see a job's end one interval sooner.",
     ),
+)
+
+_MORE_OPTIONS = (
     click.option(
         "--job-timeout",
         default=1800.0,
@@ -124,8 +127,15 @@ _OPTIONS = (
 )
 
 
-def running_options(command: Callable[..., Any]) -> Callable[..., Any]:
-    """The options, for a command that runs an engine."""
-    for option in reversed(_OPTIONS):
+def pace_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Those that say how fast it goes."""
+    for option in reversed(_PACE_OPTIONS):
         command = option(command)
     return command
+
+
+def running_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """All of them, for a command that runs an engine."""
+    for option in reversed(_MORE_OPTIONS):
+        command = option(command)
+    return pace_options(command)

@@ -60,7 +60,7 @@ class TestInit:
             for option in command.params
             if option.param_type_name == "option"
         }
-        assert known - names == {"out", "json", "verbose", "quiet"}
+        assert known - names == {"out", "json", "verbose", "quiet", "yes"}
         assert not names - known
 
     def test_defaults_are_the_defaults(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

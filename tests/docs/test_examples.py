@@ -74,7 +74,7 @@ def test_the_commands_run(tmp_path: Path, page: str) -> None:
         if command[0] == "inspect":
             assert krea_batch("run", "jobs.jsonl", "--out", ".", *OFFLINE["run"], cwd=out).returncode == 0
             (out / "images" / "00001.png").rename(out / "cat.png")
-        if command[0] in ("status", "resolve", "retry", "verify", "export"):
+        if command[0] in ("plan", "status", "resolve", "retry", "verify", "export"):
             assert krea_batch("run", "jobs.jsonl", "--out", "runs/cats", *OFFLINE["run"], cwd=out).returncode == 0
         if command[0] == "resolve":
             make_doubts(out / "runs/cats")

@@ -1,0 +1,54 @@
+"""A text such as `lognormal:12,0.3` comes in, or the latencies of an earlier run; a draw of latencies goes out."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Callable, Sequence
+from random import Random
+
+from krea_batch.errors import SettingsError
+
+Latencies = Callable[[Random], float]
+"""Draws the seconds from an accepted POST to the end of its job."""
+
+USUAL = "lognormal:12,0.3"  # the simulator's: around the API document's example of 15 s
+
+_NUMBER = r"(\d+(?:\.\d+)?)"
+_FORMS = (
+    (rf"(?:fixed:)?{_NUMBER}s?", lambda a: lambda _: a),
+    (rf"(?:uniform:)?{_NUMBER}s?(?:,|\.\.){_NUMBER}s?", lambda a, b: lambda chance: chance.uniform(a, b)),
+    (rf"lognormal:{_NUMBER},{_NUMBER}", lambda m, s: lambda chance: chance.lognormvariate(math.log(m), s)),
+    (
+        rf"bimodal:{_NUMBER},{_NUMBER},{_NUMBER}",
+        lambda a, b, share: lambda chance: b if chance.random() < share else a,
+    ),
+)
+
+
+def latencies_of(text: str) -> Latencies:
+    """The latencies of a text. Raises SettingsError.
+
+    `12s` or `fixed:12`; `5s..30s` or `uniform:5,30`; `lognormal:12,0.3` (median, sigma); `bimodal:5,25,0.3` (two
+    values, and the share of the second). Seconds, all of them.
+    """
+    for form, make in _FORMS:
+        match = re.fullmatch(form, text.strip())
+        if match and all(float(number) >= 0 for number in match.groups()):
+            numbers = [float(number) for number in match.groups()]
+            if text.strip().startswith("lognormal") and not numbers[0]:
+                break
+            latencies: Latencies = make(*numbers)
+            return latencies
+    right = "write 12s, 5s..30s, lognormal:12,0.3 (median, sigma) or bimodal:5,25,0.3"
+    raise SettingsError("latency", f"it is {text!r}", right)
+
+
+def like(seen: Sequence[float]) -> Latencies:
+    """The latencies of an earlier run, drawn from those that it saw."""
+    return lambda chance: chance.choice(seen)
+
+
+def scaled(latencies: Latencies, by: float) -> Latencies:
+    """The same, `by` times as long."""
+    return lambda chance: latencies(chance) * by

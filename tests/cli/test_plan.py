@@ -1,0 +1,164 @@
+"""`plan` tells before anything is sent; `run` shows it, and asks where much is to be paid."""
+
+from __future__ import annotations
+
+import json
+import os
+import pty
+import select
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.processes import COMMAND, PATIENCE_S, Simulate, environment, krea_batch, write_jobs
+
+pytestmark = pytest.mark.slow
+
+
+def plan(folder: Path, *options: str) -> dict[str, Any]:
+    done = krea_batch("plan", "jobs.jsonl", "--json", *options, cwd=folder, key="")
+    assert done.returncode == 0, done.stderr
+    told: dict[str, Any] = json.loads(done.stdout)
+    return told
+
+
+def test_for_people(tmp_path: Path) -> None:
+    """Images, time, what limits, polls, bytes and cost, a line each; nothing is made."""
+    write_jobs(tmp_path / "jobs.jsonl", 40)
+    pace = ("--rate", "10/s", "--latency", "3s")
+    done = krea_batch("plan", "jobs.jsonl", *pace, "--price", "0.05", cwd=tmp_path, key="")
+    assert done.returncode == 0, done.stderr
+    assert [line[:11].strip() for line in done.stdout.splitlines()] == [
+        "images",
+        "time",
+        "limited by",
+        "in flight",
+        "polls",
+        "bytes",
+        "cost",
+    ]
+    assert "2.00 at 0.05 an image" in done.stdout
+    assert [path.name for path in tmp_path.iterdir()] == ["jobs.jsonl"]
+
+
+def test_sweeps_are_counted(tmp_path: Path) -> None:
+    """Jobs are counted as `run` would make them."""
+    write_jobs(tmp_path / "jobs.jsonl", 3)
+    assert plan(tmp_path, "--seeds", "1..4", "--price", "1")["cost"] == 12
+
+
+def test_what_is_left_of_a_run(tmp_path: Path) -> None:
+    """With --out only what has not ended; with --like latencies and sizes of that run."""
+    write_jobs(tmp_path / "jobs.jsonl", 6)
+    options = ("--simulate", "--time-scale=10", "--poll-interval=0.1", "-q")
+    assert krea_batch("run", "jobs.jsonl", "--out", "out", *options, cwd=tmp_path).returncode == 0
+    assert plan(tmp_path, "--out", "out")["jobs"] == 0
+    write_jobs(tmp_path / "jobs.jsonl", 10)
+    told = plan(tmp_path, "--out", "out", "--like", "out", "--rate", "100/s")
+    assert told["jobs"] == 4
+    assert told["seconds"] < 10  # a tenth of the usual latency
+    sizes = [path.stat().st_size for path in (tmp_path / "out" / "images").iterdir()]
+    assert told["bytes"] == round(4 * sum(sizes) / len(sizes))
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        (["--latency", "soon"], "--latency: it is 'soon': write 12s"),
+        (["--latency", "5s", "--like", "out"], "--like: it tells the latency"),
+        (["--like", "out"], "there is no run in it"),
+        (["--limit", "fast"], "--limit: 'fast' is no rate"),
+    ],
+)
+def test_mistakes(tmp_path: Path, options: list[str], expected: str) -> None:
+    """A mistake is told with the option."""
+    write_jobs(tmp_path / "jobs.jsonl", 1)
+    done = krea_batch("plan", "jobs.jsonl", *options, cwd=tmp_path)
+    assert done.returncode == 2
+    assert expected in done.stderr
+
+
+class Terminal:
+    """The command in a terminal."""
+
+    def __init__(self, *arguments: str, cwd: Path) -> None:
+        self._ours, theirs = pty.openpty()
+        env = environment(PIXAZO_API_KEY="k", TERM="xterm")
+        self._process = subprocess.Popen(
+            [*COMMAND, *arguments], cwd=cwd, env=env, stdin=theirs, stdout=theirs, stderr=theirs
+        )
+        os.close(theirs)
+        self.text = ""
+
+    def read_until(self, expected: str) -> None:
+        while expected not in self.text and self._read():
+            pass
+        assert expected in self.text
+
+    def type(self, text: str) -> None:
+        os.write(self._ours, text.encode())
+
+    def end(self) -> int:
+        while self._read():
+            pass
+        os.close(self._ours)
+        return self._process.wait(PATIENCE_S)
+
+    def _read(self) -> bool:
+        ready, _, _ = select.select([self._ours], [], [], PATIENCE_S)
+        assert ready, self.text
+        try:
+            data = os.read(self._ours, 65536)
+        except OSError:  # how Linux says that nobody has the other end any more
+            return False
+        self.text += data.decode("utf-8", "replace")
+        return bool(data)
+
+
+class TestRun:
+    def begin(self, simulate: Simulate, folder: Path, *options: str) -> tuple[Any, Terminal]:
+        gateway = simulate("--latency=fixed:0.1", "--tiny")
+        write_jobs(folder / "jobs.jsonl", 5)
+        arguments = (
+            "run",
+            "jobs.jsonl",
+            "--out",
+            "out",
+            "--gateway",
+            gateway.gateway,
+            "--poll-interval=0.1",
+            *options,
+        )
+        return gateway, Terminal(*arguments, cwd=folder)
+
+    @pytest.mark.parametrize(("answer", "code", "paid"), [("n\n", 2, 0), ("y\n", 0, 5)])
+    def test_asked(self, simulate: Simulate, tmp_path: Path, answer: str, code: int, paid: int) -> None:
+        """Above the bound a person decides, and a no spends nothing."""
+        gateway, terminal = self.begin(simulate, tmp_path, "--confirm-above", "4")
+        terminal.read_until("Pay for up to 5 images?")
+        assert "5 images, about 0:" in terminal.text
+        assert not gateway.ask("/ledger")["posts"]
+        terminal.type(answer)
+        assert terminal.end() == code
+        assert len(gateway.ask("/ledger")["posts"]) == paid
+        assert ("Nothing was submitted." in terminal.text) == (code == 2)
+
+    @pytest.mark.parametrize("options", [["--confirm-above", "5"], ["--confirm-above", "4", "--yes"], []], ids=str)
+    def test_not_asked(self, simulate: Simulate, tmp_path: Path, options: list[str]) -> None:
+        """Within the bound, with --yes or without a bound it goes on, the forecast being shown."""
+        gateway, terminal = self.begin(simulate, tmp_path, *options)
+        assert terminal.end() == 0
+        assert "5 images, about 0:" in terminal.text
+        assert "Pay for" not in terminal.text
+        assert len(gateway.ask("/ledger")["posts"]) == 5
+
+    def test_without_a_terminal(self, simulate: Simulate, tmp_path: Path) -> None:
+        """A script is never kept waiting."""
+        gateway = simulate("--latency=fixed:0.1", "--tiny")
+        write_jobs(tmp_path / "jobs.jsonl", 2)
+        done = krea_batch(
+            "run", "jobs.jsonl", "--out=out", "--gateway", gateway.gateway, "--confirm-above=1", "-q", cwd=tmp_path
+        )
+        assert (done.returncode, done.stderr) == (0, "")
