@@ -27,6 +27,8 @@ COMMANDS = (
     "validate",
     "plan",
     "status",
+    "view",
+    "report",
     "resolve",
     "retry",
     "verify",

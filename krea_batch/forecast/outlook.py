@@ -157,11 +157,9 @@ def _steady(seen: _Seen, question: Question, run: int) -> tuple[float, int]:
     per_s = (len(accepted_s) - 1 - half) / span_s if span_s > 0 else float(len(accepted_s))
     if run == question.jobs or _is_full(seen, question):
         return per_s, seen.most_in_flight
-    chance = Random(1)
-    stay_s = sum(question.latencies(chance) for _ in range(DRAWS)) / DRAWS
-    return min(per_s, question.cap / max(stay_s, 1e-9)), round(
-        min(question.cap, max(seen.most_in_flight, per_s * stay_s))
-    )
+    stay_s = seen.in_flight_s / run
+    per_s = min(per_s, question.cap / max(stay_s, SAMPLE_EVERY_S))
+    return per_s, max(seen.most_in_flight, round(per_s * stay_s))
 
 
 def _is_full(seen: _Seen, question: Question) -> bool:

@@ -402,6 +402,11 @@ class Store:
         ended = [_outcome(row[:-1]) for row in rows if State(row[1]) in lifecycle.ENDS]
         return ended, rows[-1][-1] if rows else None
 
+    def glimpses(self, after_n: int, limit: int) -> list[tuple[int, Outcome]]:
+        """Number and row of jobs, ended or not, `limit` at most, in the order of their numbers after `after_n`."""
+        sql = f"SELECT {_OUTCOME}, n FROM jobs WHERE n > ? ORDER BY n LIMIT ?"
+        return [(row[-1], _outcome(row[:-1])) for row in self._sql.execute(sql, (after_n, limit))]
+
     def past_outcomes(self, after_n: int, limit: int) -> tuple[list[Outcome], int | None]:
         """The same of a snapshot. Raises LedgerError where the file cannot be read."""
         try:

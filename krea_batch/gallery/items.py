@@ -1,0 +1,49 @@
+"""Rows of the ledger come in; what the page knows of each job goes out."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from krea_batch.jobs import Outcome
+from krea_batch.ledger import Store
+
+PAGE_ROWS = 500  # chosen: rows of the ledger in memory at once
+PARAMETERS = ("aspect_ratio", "creativity", "seed", "styles", "moodboards", "image_style_references")
+
+
+def item(n: int, outcome: Outcome) -> dict[str, Any]:
+    """A job as the page has it. `files` holds names and sizes; what is empty is left out of `parameters`."""
+    request = outcome.request
+    return {
+        "n": n,
+        "id": outcome.id,
+        "status": outcome.status.value,
+        "prompt": request["prompt"],
+        "parameters": {name: request[name] for name in PARAMETERS if request.get(name) not in (None, [])},
+        "metadata": outcome.metadata,
+        "request_id": outcome.request_id,
+        "error": outcome.error.message if outcome.error else None,
+        "attempts": outcome.attempts,
+        "polls": outcome.polls,
+        "submitted_at": outcome.submitted_at,
+        "stored_at": outcome.stored_at,
+        "files": [{"path": file.path, "width": file.width, "height": file.height} for file in outcome.files],
+    }
+
+
+def all_items(store: Store, after_n: int = 0) -> Iterator[tuple[int, Outcome]]:
+    """Every job whose number is above this one, whatever became of it. Raises LedgerError."""
+    while True:
+        (page,) = store.read(partial(Store.glimpses, after_n=after_n, limit=PAGE_ROWS))
+        yield from page
+        if len(page) < PAGE_ROWS:
+            return
+        after_n = page[-1][0]
+
+
+def place_of(out: Path, path: str) -> Path | None:
+    """The file of a picture; None where it is kept in an object store."""
+    return None if "://" in path else out / path

@@ -1,0 +1,365 @@
+"use strict";
+// The items of the ledger come in; what people look at goes out. Nothing is loaded but from this page's own server.
+
+const $ = (id) => document.getElementById(id);
+const body = document.body.dataset;
+const live = body.live === "1";
+const block = Number(body.block);
+const items = new Map();         // by number in the ledger
+const marked = new Set();        // ids
+const chosen = {};               // filter name -> value
+let shown = [];                  // items that pass the filters, in order
+let view = "pictures";
+let order = new Map();           // in a report: place of an item's thumbnail among all
+
+const el = (name, attributes = {}, ...children) => {
+  const made = document.createElement(name);
+  for (const [key, value] of Object.entries(attributes)) {
+    if (key.startsWith("on")) made.addEventListener(key.slice(2), value);
+    else if (value === true) made.setAttribute(key, "");
+    else if (value !== false && value != null) made.setAttribute(key, value);
+  }
+  made.append(...children.filter((child) => child != null));
+  return made;
+};
+const words = (value) => (typeof value === "string" ? value : JSON.stringify(value));
+
+// ---- where pictures are ----
+
+const blocks = new Map();
+function thumbnail(item) {
+  if (!item.files.length) return null;
+  if (live) return `/thumbnail/${item.n}`;
+  const place = order.get(item.n), at = Math.floor(place / block);
+  if (!blocks.has(at)) {
+    const script = $(`thumbnails-${at}`);
+    // a block is whole once something stands behind it
+    if (!script || (document.readyState === "loading" && !script.nextElementSibling)) return null;
+    blocks.set(at, script.textContent.split("\n"));
+  }
+  const data = blocks.get(at)[place % block];
+  return data ? `data:image/webp;base64,${data}` : null;
+}
+const original = (item, k) => (live ? `/picture/${item.n}/${k}` : encodeURI(item.files[k].path));
+
+// ---- filters ----
+
+function facets() {
+  const found = new Map();
+  const add = (name, value) => {
+    if (!found.has(name)) found.set(name, new Map());
+    const values = found.get(name), word = words(value);
+    if (values.size <= 60) values.set(word, (values.get(word) || 0) + 1);
+  };
+  for (const item of items.values()) {
+    add("status", item.status);
+    for (const [name, value] of Object.entries(item.parameters)) add(name, value);
+    for (const [name, value] of Object.entries(item.metadata)) add(name, value);
+  }
+  for (const [name, values] of found) {
+    if (name !== "status" && (values.size < 2 || values.size > 60)) found.delete(name);
+  }
+  return found;
+}
+const valueOf = (item, name) =>
+  name === "status" ? item.status : name in item.parameters ? words(item.parameters[name])
+    : name in item.metadata ? words(item.metadata[name]) : name === "id" ? item.id : name === "prompt" ? item.prompt : "";
+
+let facetKey = "";
+function drawFilters() {
+  const found = facets();
+  const key = JSON.stringify([...found].map(([name, values]) => [name, [...values.keys()]]));
+  if (key === facetKey) return;
+  facetKey = key;
+  $("chosen").replaceChildren(...[...found].map(([name, values]) => {
+    const select = el("select", { "aria-label": name, "data-filter": name, onchange: () => {
+      chosen[name] = select.value;
+      filter();
+    } }, el("option", { value: "" }, `${name}: all`),
+    ...[...values.keys()].sort().map((value) => el("option", { value, selected: chosen[name] === value }, value)));
+    return select;
+  }));
+  if (live) {
+    $("chosen").append(el("button", { type: "button", id: "again", onclick: askAgain }, "Retry failed"));
+  }
+  const axes = [...found.keys()].filter((name) => name !== "status");
+  const fill = (id, wanted) => {
+    const before = $(id).value;
+    $(id).replaceChildren(...["prompt", ...axes].map((name) => el("option", { value: name }, name)));
+    $(id).value = before || wanted;
+  };
+  fill("rows", "prompt");
+  fill("columns", axes[0] || "prompt");
+  drawAgain();
+}
+const inVain = () => [...items.values()].filter((item) => ["failed", "rejected", "errored"].includes(item.status));
+function drawAgain() {
+  const button = $("again");
+  if (button) button.hidden = !inVain().length;
+}
+
+function filter() {
+  const wanted = $("text").value.trim().toLowerCase().split(/\s+/).filter(Boolean);
+  const picks = Object.entries(chosen).filter(([, value]) => value);
+  shown = [...items.values()].filter((item) => {
+    const text = (item.prompt + " " + item.id).toLowerCase();
+    return wanted.every((word) => text.includes(word)) && picks.every(([name, value]) => valueOf(item, name) === value);
+  });
+  const all = items.size, stored = [...items.values()].filter((item) => item.status === "succeeded").length;
+  const some = shown.length === all ? "" : `${shown.length.toLocaleString("en")} shown of `;
+  $("counts").textContent = `${some}${all.toLocaleString("en")} jobs, ${stored.toLocaleString("en")} with a picture`;
+  $("nothing").hidden = shown.length > 0 || view === "charts";
+  draw();
+}
+
+// ---- pictures: only those in sight are in the page ----
+
+const TILE = 200, GAP = 12, UNDER = 34;
+let layout = { columns: 1, width: TILE };
+const tiles = new Map();
+function measure() {
+  const width = $("pictures").clientWidth - parseFloat(getComputedStyle($("pictures")).paddingLeft) * 2;
+  const columns = Math.max(2, Math.floor((width + GAP) / (TILE + GAP)));
+  layout = { columns, width: (width - GAP * (columns - 1)) / columns };
+}
+function draw() {
+  if (view === "grid") return drawGrid();
+  if (view !== "pictures") return;
+  measure();
+  const { columns, width } = layout, height = width + UNDER + GAP;
+  $("canvas").style.height = `${Math.ceil(shown.length / columns) * height}px`;
+  const top = $("pictures").scrollTop, sight = $("pictures").clientHeight;
+  const first = Math.max(0, Math.floor(top / height) - 2) * columns;
+  const last = Math.min(shown.length, (Math.ceil((top + sight) / height) + 2) * columns);
+  const wanted = new Set();
+  for (let at = first; at < last; at++) {
+    const item = shown[at];
+    wanted.add(item.n);
+    let tile = tiles.get(item.n);
+    if (!tile || tile.item !== item || tile.waits) {
+      tile?.node.remove();
+      tile = makeTile(item);
+      tiles.set(item.n, tile);
+      $("canvas").append(tile.node);
+    }
+    const { style } = tile.node;
+    style.width = `${width}px`;
+    style.transform = `translate(${(at % columns) * (width + GAP)}px, ${Math.floor(at / columns) * height}px)`;
+    tile.face.style.height = `${width}px`;
+    tile.mark.setAttribute("aria-pressed", marked.has(item.id));
+  }
+  for (const [n, tile] of tiles) {
+    if (!wanted.has(n)) { tile.node.remove(); tiles.delete(n); }
+  }
+}
+function faceOf(item) {
+  const source = thumbnail(item);
+  if (source) return el("img", { src: source, alt: item.prompt, decoding: "async", loading: "lazy" });
+  const bad = ["failed", "rejected", "errored", "ambiguous", "timed_out"].includes(item.status);
+  return el("div", { class: bad ? "none bad" : "none" }, item.status === "succeeded" ? "…" : item.status);
+}
+function makeTile(item) {
+  const face = faceOf(item);
+  const mark = el("button", { type: "button", class: "mark", "aria-label": `Mark ${item.id}`, "aria-pressed": false,
+    onclick: () => toggle(item.id) }, "✓");
+  const open = el("button", { type: "button", class: "open", "aria-label": `Open ${item.id}`, onclick: () => show(item) }, face);
+  const under = el("div", { class: "under", title: item.prompt }, el("span", { class: "prompt" }, item.prompt));
+  const node = el("div", { class: "tile", "data-id": item.id, "data-status": item.status }, open, under, mark);
+  return { node, face, mark, item, waits: !live && item.files.length > 0 && face.tagName !== "IMG" && document.readyState !== "complete" };
+}
+
+// ---- the sweep as a grid ----
+
+function drawGrid() {
+  const rows = $("rows").value, columns = $("columns").value;
+  const cells = new Map(), rowNames = new Set(), columnNames = new Set();
+  for (const item of shown) {
+    const row = valueOf(item, rows), column = valueOf(item, columns), key = JSON.stringify([row, column]);
+    rowNames.add(row);
+    columnNames.add(column);
+    if (!cells.has(key)) cells.set(key, []);
+    cells.get(key).push(item);
+  }
+  const most = 60; // rows in the page at once; the filters lead to the others
+  const natural = new Intl.Collator("en", { numeric: true }).compare;
+  const names = [...columnNames].sort(natural);
+  $("grid").replaceChildren(el("table", { class: "sweep" },
+    el("thead", {}, el("tr", {}, el("td"), ...names.map((name) => el("th", { scope: "col" }, name)))),
+    el("tbody", {}, ...[...rowNames].slice(0, most).map((row) => el("tr", {}, el("th", { scope: "row" }, row),
+      ...names.map((column) => {
+        const found = cells.get(JSON.stringify([row, column])) || [];
+        if (!found.length) return el("td", { class: "cell" });
+        const more = found.length > 1 ? el("span", { class: "more" }, `${found.length} pictures`) : null;
+        return el("td", { class: "cell" },
+          el("button", { type: "button", class: "open", "aria-label": `Open ${found[0].id}`,
+            onclick: () => show(found[0]) }, faceOf(found[0])), more);
+      }))))),
+  rowNames.size > most ? el("p", {}, `${rowNames.size - most} more rows: filter to see them.`) : "");
+}
+
+// ---- one picture ----
+
+let current = null;
+function show(item, k = 0) {
+  current = item;
+  const facts = { id: item.id, status: item.status, ...item.parameters, ...item.metadata, request_id: item.request_id,
+    size: item.files[k] ? `${item.files[k].width} × ${item.files[k].height}` : null, submitted: item.submitted_at,
+    stored: item.stored_at, submits: item.attempts, polls: item.polls, error: item.error };
+  const stage = el("div", { class: "stage" });
+  if (item.files.length) {
+    const small = thumbnail(item);
+    if (small) stage.append(el("img", { src: small, alt: "" }));
+    const big = el("img", { src: original(item, k), alt: item.prompt });
+    big.addEventListener("error", () => big.remove()); // a report may lie elsewhere than its pictures
+    stage.append(big);
+  } else stage.append(faceOf(item));
+  const step = (label, by) => el("button", { type: "button", onclick: () => go(by), "aria-label": label }, by < 0 ? "←" : "→");
+  $("lightbox").replaceChildren(el("div", { class: "big" }, stage, el("div", { class: "facts", tabindex: 0 },
+    el("div", { class: "steps" }, step("Previous picture", -1), step("Next picture", 1),
+      el("button", { type: "button", onclick: () => { toggle(item.id); show(item, k); } }, marked.has(item.id) ? "Unmark" : "Mark"),
+      item.files.length ? el("a", { href: original(item, k), target: "_blank", rel: "noopener" }, "Open file") : null,
+      el("button", { type: "button", onclick: () => $("lightbox").close(), "aria-label": "Close" }, "✕")),
+    ...(item.files.length > 1 ? [el("div", { class: "steps" }, ...item.files.map((_, n) =>
+      el("button", { type: "button", "aria-pressed": n === k, onclick: () => show(item, n) }, `${n + 1}`)))] : []),
+    el("h2", { class: "whole" }, item.prompt),
+    el("dl", {}, ...Object.entries(facts).filter(([, value]) => value != null && value !== "").flatMap(([name, value]) =>
+      [el("dt", {}, name), el("dd", {}, words(value))])))));
+  if (!$("lightbox").open) $("lightbox").showModal();
+}
+function go(by) {
+  const at = shown.indexOf(current) + by;
+  if (at >= 0 && at < shown.length) show(shown[at]);
+}
+
+// ---- marks ----
+
+function toggle(id) {
+  if (!marked.delete(id)) marked.add(id);
+  $("marked").hidden = !marked.size;
+  $("marks").textContent = `${marked.size} marked`;
+  draw();
+}
+const markedItems = () => [...items.values()].filter((item) => marked.has(item.id));
+function save(name, type, text) {
+  const link = el("a", { href: URL.createObjectURL(new Blob([text], { type })), download: name });
+  link.click();
+  setTimeout(() => URL.revokeObjectURL(link.href), 1000);
+}
+function compare() {
+  const chosenItems = markedItems();
+  if (chosenItems.length < 2) return;
+  const names = new Set(chosenItems.flatMap((item) => Object.keys({ ...item.parameters, ...item.metadata })));
+  names.add("prompt");
+  const differs = (name) => new Set(chosenItems.map((item) => valueOf(item, name))).size > 1;
+  $("side-by-side").replaceChildren(
+    el("div", { class: "steps ask" }, el("button", { type: "button", onclick: () => $("side-by-side").close() }, "Close")),
+    el("div", { class: "pair" }, ...chosenItems.map((item) => el("div", {},
+      item.files.length ? el("img", { src: live ? original(item, 0) : thumbnail(item) || "", alt: item.prompt }) : faceOf(item),
+      el("div", { class: "facts" }, el("h2", {}, item.id), el("dl", {}, ...[...names].flatMap((name) => [el("dt", {}, name),
+        el("dd", { class: differs(name) ? "differs" : "" }, valueOf(item, name))])))))));
+  $("side-by-side").showModal();
+}
+
+// ---- what failed, once more ----
+
+function askAgain() {
+  const ids = inVain().map((item) => item.id);
+  const jobs = ids.length === 1 ? "1 job" : `${ids.length.toLocaleString("en")} jobs`;
+  const cost = body.simulated === "1" ? "The run is simulated, so nothing is paid." : `Up to ${jobs} will be paid for.`;
+  $("asking").replaceChildren(el("div", { class: "ask" }, el("p", {}, `Submit ${jobs} again? ${cost}`), el("div", { class: "steps" },
+    el("button", { type: "button", id: "yes", onclick: () => { $("asking").close(); again(ids); } }, "Submit again"),
+    el("button", { type: "button", autofocus: true, onclick: () => $("asking").close() }, "Leave it"))));
+  $("asking").showModal();
+}
+async function again(ids) {
+  const answer = await fetch("/retry", { method: "POST", headers: { "X-Token": body.token }, body: JSON.stringify(ids) });
+  tell(answer.ok ? "Submitting again…" : "That could not be started: another retry is running.");
+}
+function tell(text) {
+  $("said").textContent = text;
+  $("said").hidden = !text;
+}
+
+// ---- keys, views, life ----
+
+function turn(to) {
+  view = to;
+  for (const button of document.querySelectorAll("[data-view]")) button.setAttribute("aria-pressed", button.dataset.view === to);
+  for (const id of ["pictures", "grid", "charts"]) $(id).hidden = id !== to;
+  $("axes").hidden = to !== "grid";
+  filter();
+}
+document.addEventListener("keydown", (event) => {
+  if (event.ctrlKey || event.metaKey || event.altKey) return;
+  const typing = /INPUT|SELECT|TEXTAREA/.test(event.target.tagName);
+  if (event.key === "/" && !typing) { event.preventDefault(); $("text").focus(); return; }
+  if (event.key === "Escape" && event.target === $("text")) { $("text").value = ""; filter(); $("text").blur(); return; }
+  if (typing) return;
+  if ($("lightbox").open) {
+    if (event.key === "ArrowRight") go(1);
+    else if (event.key === "ArrowLeft") go(-1);
+    else if (event.key === "m") { toggle(current.id); show(current); }
+    return;
+  }
+  if (event.key === "c") compare();
+  else if (event.key === "g") turn(view === "grid" ? "pictures" : "grid");
+  else if (event.key.startsWith("Arrow") && view === "pictures") move(event);
+  else if (event.key === "m") { const tile = document.activeElement.closest?.(".tile"); if (tile) toggle(tile.dataset.id); }
+});
+function move(event) {
+  const tile = document.activeElement.closest?.(".tile");
+  const at = tile ? shown.findIndex((item) => item.id === tile.dataset.id) : -1;
+  const by = { ArrowRight: 1, ArrowLeft: -1, ArrowDown: layout.columns, ArrowUp: -layout.columns }[event.key];
+  const to = tile ? at + by : 0;
+  if (to < 0 || to >= shown.length) return;
+  event.preventDefault();
+  const height = layout.width + UNDER + GAP, top = Math.floor(to / layout.columns) * height, box = $("pictures");
+  if (top < box.scrollTop) box.scrollTop = top;
+  else if (top + height > box.scrollTop + box.clientHeight) box.scrollTop = top + height - box.clientHeight;
+  draw();
+  tiles.get(shown[to].n)?.node.querySelector(".open").focus({ preventScroll: true });
+}
+for (const button of document.querySelectorAll("[data-view]")) button.addEventListener("click", () => turn(button.dataset.view));
+$("text").addEventListener("input", filter);
+$("rows").addEventListener("change", draw);
+$("columns").addEventListener("change", draw);
+$("pictures").addEventListener("scroll", () => requestAnimationFrame(draw), { passive: true });
+addEventListener("resize", () => requestAnimationFrame(draw));
+$("compare").addEventListener("click", compare);
+$("unmark").addEventListener("click", () => { marked.clear(); $("marked").hidden = true; draw(); });
+$("save-ids").addEventListener("click", () => save("ids.txt", "text/plain", markedItems().map((item) => item.id + "\n").join("")));
+$("save-json").addEventListener("click", () => save("marked.json", "application/json", JSON.stringify(markedItems(), null, 1)));
+
+function take(changed) {
+  for (const item of changed) items.set(item.n, item);
+  drawFilters();
+  drawAgain();
+  filter();
+}
+if (live) {
+  let open = false;
+  const listen = () => {
+    const source = new EventSource("/events");
+    source.addEventListener("open", async () => {
+      open = true;
+      take(await (await fetch("/items")).json()); // also what was missed while the line was cut
+      document.body.dataset.ready = "1";
+    });
+    source.addEventListener("items", (event) => take(JSON.parse(event.data)));
+    source.addEventListener("said", (event) => tell(JSON.parse(event.data).text));
+    source.addEventListener("error", () => { if (open) tell("The server is gone; waiting for it."); open = false; });
+    source.addEventListener("open", () => tell(""));
+  };
+  listen();
+} else {
+  const all = JSON.parse($("items").textContent);
+  let place = 0;
+  for (const item of all) if (item.files.length) order.set(item.n, place++);
+  take(all);
+  document.body.dataset.ready = "1";
+  document.addEventListener("readystatechange", draw);
+  if (document.readyState === "loading") new MutationObserver((_, observer) => {
+    draw();
+    if (document.readyState !== "loading") observer.disconnect();
+  }).observe(document.body, { childList: true });
+}

@@ -1,0 +1,224 @@
+"""A run's folder comes in; a page on this machine goes out, that shows its pictures as they arrive.
+
+Newcomers: the ledger is looked at once a second, from the first job on that has not ended, and what has changed is
+sent to every page that is open. Only files that the ledger lists are given out, and only to pages of this server: a
+name that leads here from elsewhere (DNS rebinding) is refused, and so is a POST without the page's token.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+import sys
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager, closing
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+import anyio
+import anyio.to_thread
+import msgspec
+from aiohttp import web
+
+from krea_batch.folder import LEDGER, check_run
+from krea_batch.gallery.items import all_items, item, place_of
+from krea_batch.gallery.report import page
+from krea_batch.gallery.thumbnails import Kept
+from krea_batch.jobs import Outcome
+from krea_batch.ledger import Store
+from krea_batch.rules.lifecycle import ENDS
+
+LOOK_EVERY_S = 1.0  # chosen: as live as anybody needs
+SAID_LINES = 3  # chosen: the end of what a retry says, for the page
+SIMULATED = "simulated.jsonl"
+POLICY = (
+    "default-src 'none'; img-src 'self' data:; style-src 'unsafe-inline'; script-src 'unsafe-inline'; "
+    "connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+)
+
+Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
+
+
+class Gallery:
+    """The run of one folder. `changes` are sent to whoever listens."""
+
+    def __init__(self, out: Path) -> None:
+        check_run(out)
+        self.out = out
+        self.token = secrets.token_urlsafe()
+        self.retrying = False
+        self._outcomes: dict[int, Outcome] = {}
+        self._listeners: set[asyncio.Queue[bytes]] = set()
+        self._kept = Kept()
+
+    @property
+    def simulated(self) -> bool:
+        return (self.out / SIMULATED).is_file()
+
+    def items(self) -> bytes:
+        """All jobs, as JSON."""
+        return msgspec.json.encode([item(n, outcome) for n, outcome in self._outcomes.items()])
+
+    def place(self, n: int, k: int) -> Path | None:
+        """The file of a job's picture, counted from 0; None where there is none on this disk."""
+        outcome = self._outcomes.get(n)
+        if outcome is None or not 0 <= k < len(outcome.files):
+            return None
+        return place_of(self.out, outcome.files[k].path)
+
+    def thumbnail(self, place: Path) -> bytes | None:
+        return self._kept.get(place)
+
+    async def look(self) -> None:
+        """See what has changed since the last look, and tell it."""
+        changed = await anyio.to_thread.run_sync(self._read)
+        if changed:
+            self.tell("items", [item(n, outcome) for n, outcome in changed])
+
+    def tell(self, event: str, what: object) -> None:
+        message = f"event: {event}\ndata: ".encode() + msgspec.json.encode(what) + b"\n\n"
+        for queue in self._listeners:
+            queue.put_nowait(message)
+
+    @asynccontextmanager
+    async def listening(self) -> AsyncIterator[asyncio.Queue[bytes]]:
+        queue: asyncio.Queue[bytes] = asyncio.Queue()
+        self._listeners.add(queue)
+        try:
+            yield queue
+        finally:
+            self._listeners.discard(queue)
+
+    def _read(self) -> list[tuple[int, Outcome]]:
+        with closing(Store.open(self.out / LEDGER, read_only=True)) as store:
+            (counts,) = store.read(Store.counts)
+            ended = sum(1 for outcome in self._outcomes.values() if outcome.status in ENDS)
+            again = ended > sum(count for state, count in counts.items() if state in ENDS)  # a retry took ends back
+            still = (n for n, outcome in self._outcomes.items() if outcome.status not in ENDS)
+            after = 0 if again else next(still, len(self._outcomes) + 1) - 1
+            changed = [row for row in all_items(store, after) if self._outcomes.get(row[0]) != row[1]]
+        self._outcomes.update(changed)
+        return changed
+
+    async def retry(self, ids: list[str]) -> None:
+        """Have these jobs submitted again by a process of its own, and tell how it went."""
+        simulate = ["--simulate"] if self.simulated else []
+        command = [sys.executable, "-m", "krea_batch", "retry", str(self.out), "--yes", "--ids-from=-", *simulate]
+        self.retrying = True
+        try:
+            process = await asyncio.create_subprocess_exec(
+                *command,
+                stdin=asyncio.subprocess.PIPE,
+                stdout=asyncio.subprocess.PIPE,
+                stderr=asyncio.subprocess.STDOUT,
+            )
+            said, _ = await process.communicate("\n".join(ids).encode())
+        finally:
+            self.retrying = False
+        lines = said.decode("utf-8", "replace").strip().splitlines()
+        self.tell("said", {"ok": process.returncode in (0, 1), "text": "\n".join(lines[-SAID_LINES:])})
+
+
+class Pages:
+    """What is answered to the browser."""
+
+    def __init__(self, gallery: Gallery) -> None:
+        self._gallery = gallery
+        self._tasks: set[asyncio.Task[None]] = set()
+        self.closing = False
+
+    def application(self) -> web.Application:
+        app = web.Application(middlewares=[_guard])
+        app.router.add_get("/", self.index)
+        app.router.add_get("/items", self.items)
+        app.router.add_get("/events", self.events)
+        app.router.add_get(r"/picture/{n:\d+}/{k:\d+}", self.picture)
+        app.router.add_get(r"/thumbnail/{n:\d+}", self.thumbnail)
+        app.router.add_post("/retry", self.retry)
+        return app
+
+    async def index(self, _: web.Request) -> web.Response:
+        gallery = self._gallery
+        text = page(
+            title=gallery.out.name,
+            live=True,
+            token=gallery.token,
+            simulated=gallery.simulated,
+            items="[]",
+            charts=[],
+            errors=[],
+        )
+        return web.Response(text=text, content_type="text/html")
+
+    async def items(self, _: web.Request) -> web.Response:
+        return web.Response(body=self._gallery.items(), content_type="application/json")
+
+    async def picture(self, request: web.Request) -> web.StreamResponse:
+        place = self._gallery.place(int(request.match_info["n"]), int(request.match_info["k"]))
+        if place is None or not await anyio.Path(place).is_file():
+            raise web.HTTPNotFound
+        return web.FileResponse(place, headers={"Content-Type": "image/png"})
+
+    async def thumbnail(self, request: web.Request) -> web.Response:
+        place = self._gallery.place(int(request.match_info["n"]), 0)
+        data = await anyio.to_thread.run_sync(self._gallery.thumbnail, place) if place else None
+        if data is None:
+            raise web.HTTPNotFound
+        return web.Response(body=data, content_type="image/webp", headers={"Cache-Control": "private, max-age=60"})
+
+    async def events(self, request: web.Request) -> web.StreamResponse:
+        response = web.StreamResponse(headers={"Content-Type": "text/event-stream", "Cache-Control": "no-store"})
+        async with self._gallery.listening() as queue:
+            await response.prepare(request)
+            await response.write(b": hello\n\n")
+            while not self.closing:
+                await response.write(await queue.get())
+        return response
+
+    async def retry(self, request: web.Request) -> web.Response:
+        gallery = self._gallery
+        if not secrets.compare_digest(request.headers.get("X-Token", ""), gallery.token):
+            raise web.HTTPForbidden
+        try:
+            ids = msgspec.json.decode(await request.read(), type=list[str])
+        except msgspec.DecodeError:
+            raise web.HTTPBadRequest from None
+        if gallery.retrying or not ids:
+            raise web.HTTPConflict
+        task = asyncio.create_task(gallery.retry(ids))
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+        return web.Response(status=202)
+
+
+@web.middleware
+async def _guard(request: web.Request, handler: Handler) -> web.StreamResponse:
+    """Answer only who speaks to this machine by its own name, and let the page load nothing from elsewhere."""
+    if urlsplit(f"//{request.host}").hostname not in ("127.0.0.1", "localhost", "::1"):
+        raise web.HTTPMisdirectedRequest
+    response = await handler(request)
+    if not response.prepared:
+        response.headers["Content-Security-Policy"] = POLICY
+        response.headers["X-Content-Type-Options"] = "nosniff"
+        response.headers["Referrer-Policy"] = "no-referrer"
+    return response
+
+
+async def serve(gallery: Gallery, port: int, ready: Callable[[str], Any]) -> None:
+    """Serve until cancelled. `ready` hears the address. Raises OSError where the port is in use."""
+    await gallery.look()
+    pages = Pages(gallery)
+    runner = web.AppRunner(pages.application(), access_log=None, shutdown_timeout=1.0)
+    await runner.setup()
+    try:
+        site = web.TCPSite(runner, "127.0.0.1", port)
+        await site.start()
+        ready(f"http://127.0.0.1:{runner.addresses[0][1]}/")
+        while True:
+            await asyncio.sleep(LOOK_EVERY_S)
+            await gallery.look()
+    finally:
+        pages.closing = True
+        gallery.tell("end", None)
+        await runner.cleanup()

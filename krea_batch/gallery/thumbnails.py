@@ -1,0 +1,67 @@
+"""The path of a picture comes in; a small WebP goes out, or None where there is none to be had."""
+
+from __future__ import annotations
+
+from collections import OrderedDict, deque
+from collections.abc import Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from io import BytesIO
+from os import cpu_count
+from pathlib import Path
+
+from PIL import Image
+
+WIDTH_PX = 240  # chosen: sharp at the size that the page shows; some 6 kB each
+QUALITY = 70
+KEPT = 2000  # chosen: 12 MB of what was just looked at
+
+
+def thumbnail(path: Path, width_px: int = WIDTH_PX) -> bytes | None:
+    """A WebP of at most that many pixels each way; None where the file cannot be read as a picture."""
+    try:
+        with Image.open(path) as picture:
+            small = picture.convert("RGB")
+            small.thumbnail((width_px, width_px), reducing_gap=2.0)
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):
+        return None
+    file = BytesIO()
+    small.save(file, "WEBP", quality=QUALITY, method=2)
+    return file.getvalue()
+
+
+def thumbnails(paths: Iterable[Path | None], width_px: int = WIDTH_PX) -> Iterator[bytes | None]:
+    """One for each path, in order; as many at once as there are processors, and few more in memory."""
+    workers = cpu_count() or 1
+    waiting: deque[Future[bytes | None]] = deque()
+    with ThreadPoolExecutor(workers) as pool:
+        for path in paths:
+            waiting.append(pool.submit(thumbnail, path, width_px) if path else _none())
+            if len(waiting) > 2 * workers:
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()
+
+
+def _none() -> Future[bytes | None]:
+    done: Future[bytes | None] = Future()
+    done.set_result(None)
+    return done
+
+
+class Kept:
+    """The thumbnails that were asked for last, by path."""
+
+    def __init__(self) -> None:
+        self._kept: OrderedDict[Path, bytes] = OrderedDict()
+
+    def get(self, path: Path) -> bytes | None:
+        """The thumbnail of a picture, from memory or made now. Blocks."""
+        if path in self._kept:
+            self._kept.move_to_end(path)
+            return self._kept[path]
+        made = thumbnail(path)
+        if made:
+            self._kept[path] = made
+            while len(self._kept) > KEPT:
+                self._kept.popitem(last=False)
+        return made
