@@ -202,6 +202,7 @@ class Engine:
     def stats(self) -> Stats:
         """The counters of this run, now."""
         self._run.stats.in_flight = self._run.slots.in_use - self._submitter.waiting
+        self._run.stats.downloading = self._run.standing[State.FINISHED]
         return self._run.stats
 
     async def charges(self) -> Charges:
@@ -211,6 +212,10 @@ class Engine:
     async def counts(self) -> dict[State, int]:
         """How many of the folder's jobs stand in each state."""
         return await self._run.record(Store.counts)
+
+    async def expect(self, jobs: int) -> None:
+        """Put on record how many jobs the folder is to come to, for those who watch it from elsewhere."""
+        await self._run.record(Store.expect, jobs)
 
     # ---- jobs in, outcomes out ---------------------------------------------------------------------------
 
@@ -368,7 +373,8 @@ class Engine:
     async def _reopen(self, stack: AsyncExitStack) -> None:
         record, settings = self._run.record, self.settings
         results_bytes = await record(Store.results_bytes)
-        number = await record(Store.start_run, settings.origin, __version__, self._clock())
+        per_s = None if settings.rate.is_auto else settings.rate.per_s
+        number = await record(Store.start_run, settings.origin, __version__, self._clock(), per_s)
         stack.push_async_callback(self._close_books, number)
         reopened = await record(
             Store.reopen,

@@ -7,6 +7,7 @@ goes, however it goes.
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Iterator
 from itertools import count
 from pathlib import Path
@@ -15,6 +16,7 @@ from krea_batch.errors import RunFolderError
 
 LEDGER = "ledger.db"
 IMAGES = "images"
+TRIES, TRY_AGAIN_S = 3, 0.05  # chosen: who only asks whether a run is at work holds the lock for an instant
 
 
 class RunFolder:
@@ -27,6 +29,8 @@ class RunFolder:
 
     def take(self) -> None:
         """Make the folder and lock it. Raises RunFolderError where another process has it, or it cannot be made."""
+        if os.name == "nt":
+            raise RunFolderError(self.path, "no folder can be locked on Windows", "run krea-batch in WSL")
         try:
             (self.path / IMAGES).mkdir(parents=True, exist_ok=True)
             self._fd = os.open(self.path, os.O_RDONLY)
@@ -34,7 +38,7 @@ class RunFolder:
             raise RunFolderError(
                 self.path, f"the folder cannot be used ({error.strerror})", "choose another --out"
             ) from error
-        if not _lock(self._fd):
+        if not _lock(self._fd, tries=TRIES):
             self.release()
             raise RunFolderError(
                 self.path, "another krea-batch is working in it", "wait for it, or choose another --out"
@@ -44,6 +48,18 @@ class RunFolder:
         if self._fd >= 0:
             os.close(self._fd)
             self._fd = -1
+
+
+def is_at_work(path: Path) -> bool:
+    """Whether a process has the run's folder."""
+    try:
+        fd = os.open(path, os.O_RDONLY)
+    except OSError:
+        return False
+    try:
+        return not _lock(fd)
+    finally:
+        os.close(fd)
 
 
 def file_names(stem: str) -> Iterator[str]:
@@ -59,11 +75,15 @@ def check_run(out: Path) -> None:
         raise RunFolderError(out, "there is no run in it", f"it has no {LEDGER}; give the --out of a run")
 
 
-def _lock(fd: int) -> bool:
+def _lock(fd: int, tries: int = 1) -> bool:
     import fcntl  # not on Windows; imported where it is used
 
-    try:
-        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
-        return False
-    return True
+    for n in range(tries):
+        if n:
+            time.sleep(TRY_AGAIN_S)
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            continue
+        return True
+    return False

@@ -27,6 +27,7 @@ COMMANDS = (
     "validate",
     "plan",
     "status",
+    "watch",
     "view",
     "report",
     "resolve",

@@ -15,7 +15,8 @@ import click
 import msgspec
 
 from krea_batch.cli import INTERRUPTED, OK, SOME_FAILED, STOPPED, say
-from krea_batch.cli.display import INTERRUPT, Meter, Teller, keep_showing, make_display
+from krea_batch.cli.display import INTERRUPT, Teller, keep_showing, make_display
+from krea_batch.cli.figures import Errors, Meter
 from krea_batch.cli.observing import serve_metrics
 from krea_batch.cli.reading import expanded
 from krea_batch.cli.summary import FolderState, Summary
@@ -32,6 +33,7 @@ from krea_batch.errors import (
 )
 from krea_batch.events import Listener
 from krea_batch.folder import LEDGER
+from krea_batch.forecast import Forecast
 from krea_batch.jobs import State
 from krea_batch.ledger import Store
 from krea_batch.rules.lifecycle import ENDS
@@ -130,17 +132,26 @@ class Batch:
     """One run of the command line."""
 
     def __init__(
-        self, settings: Settings, key: ApiKey | None, files: JobFiles, checked: Checked, options: dict[str, Any]
+        self,
+        settings: Settings,
+        key: ApiKey | None,
+        files: JobFiles,
+        checked: Checked,
+        options: dict[str, Any],
+        *,
+        forecast: Forecast | None = None,
     ) -> None:
         self._settings = settings
         self._key = key
         self._files = files
         self._checked = checked
         self._options = options
+        self._forecast = forecast
         self._quiet: bool = options["quiet"]
         self._interrupts = 0
         self._display = make_display(quiet=options["quiet"])
         self._told = Teller(self._display.say)
+        self._errors = Errors()
 
     async def run(self) -> int:
         """Run to the end, or as far as it goes. Returns the exit code."""
@@ -175,7 +186,9 @@ class Batch:
             beside.start_soon(self._heed_signals, engine)
             try:
                 async with engine:
-                    beside.start_soon(keep_showing, self._display, await self._meter(engine))
+                    await engine.expect(self._checked.jobs)
+                    meter = await self._meter(engine)
+                    beside.start_soon(keep_showing, self._display, meter.read)
                     await engine.run(self._files)
             except KreaBatchError as error:
                 problem = (engine.stopped if isinstance(error, InputError) else None) or error
@@ -187,12 +200,20 @@ class Batch:
     async def _meter(self, engine: Engine) -> Meter:
         counts = await engine.counts()
         ended = sum(count for state, count in counts.items() if state in ENDS)
-        return Meter(engine, self._checked.jobs, ended, counts.get(State.SUCCEEDED, 0))
+        return Meter(
+            engine,
+            self._errors,
+            total=self._checked.jobs,
+            done_before=ended,
+            succeeded_before=counts.get(State.SUCCEEDED, 0),
+            forecast=self._forecast,
+        )
 
     def _listeners(self, stack: ExitStack) -> list[Listener]:
-        if not self._options["metrics_port"]:
-            return [self._told.hear]
-        return [self._told.hear, serve_metrics(self._options["metrics_port"], stack, quiet=self._quiet)]
+        listeners: list[Listener] = [self._told.hear, self._errors.hear]
+        if self._options["metrics_port"]:
+            listeners.append(serve_metrics(self._options["metrics_port"], stack, quiet=self._quiet))
+        return listeners
 
     async def _engine(self, stack: AsyncExitStack, listeners: list[Listener]) -> Engine:
         settings, key = self._settings, self._key

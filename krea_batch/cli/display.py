@@ -1,4 +1,4 @@
-"""An engine's counters come in; what people see while a run goes on goes out: a live display, or plain lines.
+"""Figures of a run come in; what people see while it goes on goes out: a live display, or plain lines.
 
 Newcomers: everything that moves goes to standard error; standard output holds the summary alone.
 """
@@ -7,15 +7,12 @@ from __future__ import annotations
 
 import asyncio
 import sys
-from collections import deque
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, Protocol
-
-import msgspec
+from typing import TYPE_CHECKING, Protocol
 
 from krea_batch.cli import say
-from krea_batch.cli.words import clock_time, size
-from krea_batch.engine import Engine
+from krea_batch.cli.figures import Figures
+from krea_batch.cli.words import size
 from krea_batch.events import Event, Held, Stopping
 
 if TYPE_CHECKING:
@@ -23,85 +20,13 @@ if TYPE_CHECKING:
 
 LIVE_EVERY_S = 0.2  # chosen: fluent to the eye, nothing to the processor
 LINE_EVERY_S = 5.0  # chosen: a log of an hour stays under a thousand lines
-AVERAGE_OVER_S = 10.0  # chosen: short enough to show a pause, long enough not to jump
-
 
 INTERRUPT = "interrupted"  # the reason of a stop that people asked for, and are told of as they do
 TOLD_FROM_S = 5.0  # chosen: shorter pauses are the pace's daily work
 TOLD_AGAIN_S = 60.0  # chosen: an outage of an hour is sixty lines
 
-
-class Figures(msgspec.Struct, frozen=True):
-    """What is shown of a run at one instant."""
-
-    total: int
-    done: int
-    succeeded: int
-    in_flight: int
-    trouble: int  # jobs that ended without a picture
-    submitted: int
-    per_s: float
-    limit_per_s: float
-    polls: int
-    downloaded_bytes: int
-    left_s: float | None
-    held_s: float
-    stopping: bool
-
-    @property
-    def left(self) -> str:
-        """How long it still takes, in words; empty where nobody can tell."""
-        if self.stopping:
-            return "stopping"
-        return f"{clock_time(self.left_s)} left" if self.left_s is not None and self.done < self.total else ""
-
-    def as_line(self) -> str:
-        """The figures as one plain line."""
-        left = f", {self.left}" if self.left else ""
-        held = f", submits wait {self.held_s:.0f} s" if self.held_s > 0 else ""
-        return (
-            f"{self.done}/{self.total} done, {self.in_flight} in flight, {self.trouble} failed, "
-            f"{self.submitted} submitted at {self.per_s:.1f}/s of {self.limit_per_s:g}/s, "
-            f"{self.polls} polls, {size(self.downloaded_bytes)}{left}{held}"
-        )
-
-
-class Meter:
-    """Reads an engine's counters into figures; rates are averages over the last seconds."""
-
-    def __init__(self, engine: Engine, total: int, done_before: int, succeeded_before: int) -> None:
-        self._engine = engine
-        self._total = max(total, done_before)
-        self._done_before = done_before
-        self._succeeded_before = succeeded_before
-        self._samples: deque[tuple[float, int, int]] = deque()
-
-    def read(self) -> Figures:
-        stats = self._engine.stats()
-        now_s = asyncio.get_running_loop().time()
-        self._samples.append((now_s, stats.submits, stats.ended))
-        while now_s - self._samples[0][0] > AVERAGE_OVER_S:
-            self._samples.popleft()
-        begin_s, submits, ended = self._samples[0]
-        over_s = max(now_s - begin_s, 1e-9)
-        done = self._done_before + stats.ended
-        ends_per_s = (stats.ended - ended) / over_s
-        left = self._total - done
-        return Figures(
-            total=self._total,
-            done=done,
-            succeeded=self._succeeded_before + stats.succeeded,
-            in_flight=stats.in_flight,
-            trouble=done - self._succeeded_before - stats.succeeded,
-            submitted=stats.submits,
-            per_s=(stats.submits - submits) / over_s,
-            limit_per_s=stats.rate_per_s,
-            polls=stats.polls,
-            downloaded_bytes=stats.downloaded_bytes,
-            left_s=left / ends_per_s if ends_per_s > 0 else None,
-            held_s=stats.held_until_s - now_s,
-            stopping=self._engine.stopped is not None,
-        )
+STEPS = "▁▂▃▄▅▆▇█"
+PLAIN_STEPS = "_.:-=+*#"  # where the terminal has no others
 
 
 class Teller:
@@ -169,58 +94,87 @@ class Silence:
 
 
 class Live:
-    """For terminals: a bar and three lines under it that stay where they are."""
+    """For terminals: a bar for each stage, the pace of late, and what went wrong; it stays where it is."""
 
     every_s = LIVE_EVERY_S
 
     def __init__(self, console: Console) -> None:
         from rich.live import Live as RichLive
-        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskProgressColumn, TextColumn
 
-        self._bar = Progress(
-            TextColumn("[bold]krea-batch"),
-            BarColumn(bar_width=None),
-            MofNCompleteColumn(),
-            TaskProgressColumn(),
-            TextColumn("{task.fields[left]}"),
-            console=console,
-            expand=True,
-        )
-        self._task = self._bar.add_task("", total=None, left="")
         self._live = RichLive(console=console, auto_refresh=False, transient=False)
 
     def show(self, figures: Figures) -> None:
-        self._bar.update(self._task, total=figures.total, completed=figures.done, left=figures.left)
         self._live.start()  # does nothing when it has started
         self._live.update(self._drawn(figures), refresh=True)
 
     def say(self, line: str) -> None:
-        self._live.console.print(line, highlight=False)
+        self._live.console.print(line, highlight=False, markup=False)
 
     def close(self) -> None:
         self._live.stop()
 
     def _drawn(self, figures: Figures) -> RenderableType:
         from rich.console import Group
-        from rich.table import Table
 
-        table = Table.grid(padding=(0, 3))
-        for _ in range(4):
-            table.add_column(no_wrap=True)
-        trouble = "red" if figures.trouble else "dim"
-        table.add_row(
-            f"[green]{figures.succeeded:,}[/] stored",
-            f"[cyan]{figures.in_flight:,}[/] in flight",
-            f"{figures.submitted:,} submitted",
-            f"[{trouble}]{figures.trouble:,} failed[/]",
-        )
-        table.add_row(
-            f"{size(figures.downloaded_bytes)}",
-            f"{figures.polls:,} polls",
-            f"{figures.per_s:.1f}/s of {figures.limit_per_s:g}/s",
-            f"[yellow]submits wait {figures.held_s:.0f} s[/]" if figures.held_s > 0 else "",
-        )
-        return Group(self._bar, table)
+        return Group(self._stages(figures), self._facts(figures))
+
+    def _stages(self, figures: Figures) -> RenderableType:
+        from rich.progress_bar import ProgressBar
+        from rich.table import Table
+        from rich.text import Text
+
+        submitted = min(figures.total, figures.done + figures.in_flight)
+        generated = min(submitted, figures.done + figures.downloading)
+        stages = (("submitted", submitted, "cyan"), ("generated", generated, "blue"), ("done", figures.done, "green"))
+        table = Table.grid(padding=(0, 1), expand=True)
+        table.add_column(no_wrap=True, min_width=LABEL)
+        table.add_column(ratio=1)
+        table.add_column(no_wrap=True, justify="right")
+        table.add_column(no_wrap=True, min_width=LEFT)
+        for name, count, colour in stages:
+            bar = ProgressBar(
+                total=max(1, figures.total), completed=count, complete_style=colour, finished_style=colour
+            )
+            told = f"{count:,}/{figures.total:,}"
+            table.add_row(name, bar, Text(told), Text(f" {figures.left}" if name == "done" else "", style="bold"))
+        return table
+
+    def _facts(self, figures: Figures) -> RenderableType:
+        from rich.table import Table
+        from rich.text import Text
+
+        table = Table.grid(padding=(0, 1))
+        table.add_column(no_wrap=True, min_width=LABEL)
+        table.add_column(no_wrap=True, overflow="ellipsis")
+        steps = STEPS if self._live.console.encoding.startswith("utf") else PLAIN_STEPS
+        pace = Text(sparkline(figures.history, figures.limit_per_s, steps), style="cyan").append(f"  {figures.pace}")
+        if figures.held_s > 0:
+            pace.append(f"  submits wait {figures.held_s:.0f} s", style="yellow")
+        table.add_row("submits", pace)
+        facts = [f"{figures.succeeded:,} stored", f"{figures.in_flight:,} in flight"]
+        if figures.polls is not None:
+            facts.append(f"{figures.polls:,} polls")
+        if figures.downloaded_bytes is not None:
+            facts.append(size(figures.downloaded_bytes))
+        jobs = Text("   ".join(facts))
+        if figures.trouble:
+            jobs.append(f"   {figures.trouble:,} failed", style="red")
+        table.add_row("jobs", jobs)
+        for n, (reason, count) in enumerate(figures.errors):
+            table.add_row("" if n else "trouble", Text(f"{count:,} times: {reason}", style="yellow"))
+        return table
+
+
+LABEL = 9  # columns of the longest of them, "submitted"
+LEFT = 11  # columns of " 12:30 left", so that bars keep their length
+
+
+def sparkline(history: tuple[float, ...], limit: float | None, steps: str) -> str:
+    """A cell a second, full where the limit was used to the full; none where nothing happened."""
+    most = max(limit or 0.0, *history, 1e-9) if history else 1.0
+    return "".join(
+        " " if not count else steps[min(len(steps) - 1, int(count / most * len(steps)))] for count in history
+    )
 
 
 def make_display(*, quiet: bool) -> Display:
@@ -234,15 +188,12 @@ def make_display(*, quiet: bool) -> Display:
     return Live(Console(stderr=True))
 
 
-async def keep_showing(display: Display, meter: Meter) -> None:
+async def keep_showing(display: Display, read: Callable[[], Figures]) -> None:
     """Show the figures again and again, until cancelled, and then once more."""
     try:
         while True:
-            display.show(meter.read())
+            display.show(read())
             await asyncio.sleep(display.every_s)
     finally:
-        display.show(meter.read())
+        display.show(read())
         display.close()
-
-
-__all__: list[Any] = ["INTERRUPT", "Display", "Figures", "Meter", "Teller", "keep_showing", "make_display"]

@@ -92,20 +92,27 @@ def as_lines(found: Forecast, price: float | None) -> list[str]:
     return [f"{name:<11}{value}" for name, value in rows]
 
 
-def agreed(checked: Checked, settings: Settings, options: dict[str, Any]) -> bool:
-    """Show the forecast of a run where people look, and ask where more is to be paid than --confirm-above says."""
+def outlook(checked: Checked, settings: Settings, options: dict[str, Any]) -> Forecast | None:
+    """Show the forecast of a run where people look; None where they do not, or nothing is left to do."""
     if options["quiet"] or not sys.stderr.isatty():
-        return True
+        return None
     left = left_of(checked.jobs, settings.out)
     if not left:
-        return True
+        return None
     question = question_of(left, options, most_jobs=FEW_JOBS, same_as=_seen_before(settings.out))
     found = forecast(question)
     say(f"{counted(left, 'image')}, about {clock_time(found.seconds)}; limited by {found.binds}")
+    return found
+
+
+def agreed(found: Forecast | None, options: dict[str, Any]) -> bool:
+    """Ask, where people look, whether more is to be paid for than --confirm-above says."""
     most = options["confirm_above"]
-    if options["simulate"] or options["yes"] or most is None or left <= most or not sys.stdin.isatty():
+    if found is None or options["simulate"] or options["yes"] or most is None:
         return True
-    if click.confirm(f"Pay for up to {counted(left, 'image')}?", err=True):
+    if found.jobs <= most or not sys.stdin.isatty():
+        return True
+    if click.confirm(f"Pay for up to {counted(found.jobs, 'image')}?", err=True):
         return True
     say("Nothing was submitted.")
     return False

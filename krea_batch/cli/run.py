@@ -39,7 +39,7 @@ def run(jobs: tuple[str, ...], **options: Any) -> None:
     one stops at once; the same command goes on where it stopped.
     """
     from krea_batch.cli.batch import Batch, check_jobs, prepare
-    from krea_batch.cli.forecasting import agreed
+    from krea_batch.cli.forecasting import agreed, outlook
     from krea_batch.cli.observing import keep_log
     from krea_batch.loop import run_loop
     from krea_batch.sources import JobFiles
@@ -48,7 +48,8 @@ def run(jobs: tuple[str, ...], **options: Any) -> None:
     keep_log(verbose=options["verbose"], log_file=options["log_file"], log_format=options["log_format"])
     with JobFiles(jobs, reading=reading_of(options), skip_invalid=options["skip_invalid"]) as files:
         checked = check_jobs(files, settings, skip_invalid=options["skip_invalid"], quiet=options["quiet"])
-        if not agreed(checked, settings, options):
+        forecast = outlook(checked, settings, options)
+        if not agreed(forecast, options):
             sys.exit(BAD_INPUT)
-        batch = Batch(settings, key, files, checked, options)
+        batch = Batch(settings, key, files, checked, options, forecast=forecast)
         sys.exit(run_loop(batch.run))

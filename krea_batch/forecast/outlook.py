@@ -59,6 +59,8 @@ class Forecast(msgspec.Struct, frozen=True, kw_only=True):
     bytes: int
     in_flight: int
     per_s: float
+    submits_per_s: float  # accepted ones, once the pipeline is full
+    tail_s: float  # from the last submit to the end
     binds: str
     simulated_jobs: int
 
@@ -87,6 +89,8 @@ def forecast(question: Question) -> Forecast:
             bytes=0,
             in_flight=0,
             per_s=0.0,
+            submits_per_s=0.0,
+            tail_s=0.0,
             binds="there is nothing to do",
             simulated_jobs=0,
         )
@@ -103,6 +107,8 @@ def forecast(question: Question) -> Forecast:
         bytes=round(jobs * question.picture_bytes),
         in_flight=in_flight,
         per_s=jobs / seconds,
+        submits_per_s=per_s,
+        tail_s=seen.seconds - seen.accepted_s[-1],
         binds=_binds(seen, question, (jobs - run) / per_s, in_flight),
         simulated_jobs=run,
     )

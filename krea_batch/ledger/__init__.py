@@ -8,6 +8,17 @@ commits when the power goes.
 """
 
 from krea_batch.ledger.group import READ_AT_ONCE, Ledger, pages
-from krea_batch.ledger.store import SQLITE_VERSION, Charges, Doubt, OpenJob, Store
+from krea_batch.ledger.store import SQLITE_VERSION, Charges, Doubt, OpenJob, RunRow, Stay, Store
 
-__all__ = ["READ_AT_ONCE", "SQLITE_VERSION", "Charges", "Doubt", "Ledger", "OpenJob", "Store", "pages"]
+__all__ = [
+    "READ_AT_ONCE",
+    "SQLITE_VERSION",
+    "Charges",
+    "Doubt",
+    "Ledger",
+    "OpenJob",
+    "RunRow",
+    "Stay",
+    "Store",
+    "pages",
+]

@@ -49,6 +49,8 @@ CREATE TABLE runs (
     ended_at   REAL,
     gateway    TEXT NOT NULL,                    -- where the request_ids of this folder mean something
     version    TEXT NOT NULL,                    -- of krea-batch
+    per_s      REAL,                             -- most submits a second; NULL: the limit was to be found
+    jobs       INTEGER,                          -- that the folder is to come to; NULL: not told
     results_bytes INTEGER                        -- size of results.jsonl, once it holds all and is synced
 ) STRICT;
 

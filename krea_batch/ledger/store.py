@@ -73,6 +73,25 @@ class Charges(msgspec.Struct, frozen=True):
     unknown: int = 0
 
 
+class RunRow(msgspec.Struct, frozen=True):
+    """A run of the folder. `per_s` is None where its limit was to be found, `jobs` where nobody told."""
+
+    started_at: float
+    per_s: float | None
+    jobs: int | None
+
+
+class Stay(msgspec.Struct, frozen=True):
+    """When a job was accepted, seen to be finished, and stored; `took_s` by the gateway's own word, or None."""
+
+    n: int
+    accepted_at: float
+    finished_at: float | None
+    stored_at: float | None
+    took_s: float | None
+    polls: int
+
+
 class Store:
     """The SQLite file of one run. Not thread-safe: `Ledger` calls it from its one thread."""
 
@@ -296,8 +315,11 @@ class Store:
 
     # ---- a new run ---------------------------------------------------------------------------------------
 
-    def start_run(self, gateway: str, version: str, at: float) -> int:
-        """Note that a run begins. Raises RunFolderError where the folder's jobs live at another gateway."""
+    def start_run(self, gateway: str, version: str, at: float, per_s: float | None = None) -> int:
+        """Note that a run begins, of at most `per_s` submits a second.
+
+        Raises RunFolderError where the folder's jobs live at another gateway.
+        """
         before = self._sql.execute("SELECT gateway FROM runs ORDER BY n DESC LIMIT 1").fetchone()
         if before and before[0] != gateway:
             raise RunFolderError(
@@ -306,9 +328,19 @@ class Store:
                 "use the same gateway, or another --out",
             )
         cursor = self._sql.execute(
-            "INSERT INTO runs (started_at, gateway, version) VALUES (?, ?, ?)", (at, gateway, version)
+            "INSERT INTO runs (started_at, gateway, version, per_s) VALUES (?, ?, ?, ?)",
+            (at, gateway, version, per_s),
         )
         return int(cursor.lastrowid or 0)
+
+    def expect(self, jobs: int) -> None:
+        """Note how many jobs the folder is to come to."""
+        self._sql.execute("UPDATE runs SET jobs = ? WHERE n = (SELECT max(n) FROM runs)", (jobs,))
+
+    def latest_run(self) -> RunRow | None:
+        """What is on record of the latest run; None where none began."""
+        row = self._sql.execute("SELECT started_at, per_s, jobs FROM runs ORDER BY n DESC LIMIT 1").fetchone()
+        return RunRow(*row) if row else None
 
     def gateway(self) -> str | None:
         """Where this folder's jobs were submitted: `Settings.origin` of its latest run."""
@@ -425,6 +457,33 @@ class Store:
         if succeeded := all_of_them - sum(counts.values()):
             counts[State.SUCCEEDED] = succeeded
         return counts
+
+    def posts(self) -> int:
+        """How many POSTs were about to leave, in all runs."""
+        (count,) = self._sql.execute("SELECT coalesce(max(n), 0) FROM posts").fetchone()  # none is ever deleted
+        return int(count)
+
+    def commonest_errors(self, limit: int) -> list[tuple[str, int]]:
+        """Why jobs have no picture, most often first, and how often."""
+        sql = (
+            f"SELECT message, count(*) FROM (SELECT error_message AS message FROM jobs WHERE {_IN_VAIN} UNION ALL"
+            f" SELECT error_message FROM jobs WHERE {_NOT_ENDED} AND error_message IS NOT NULL)"
+            " GROUP BY message ORDER BY 2 DESC, 1 LIMIT ?"
+        )
+        return self._sql.execute(sql, (limit,)).fetchall()
+
+    def sent(self, after_n: int, limit: int) -> list[tuple[int, float, str]]:
+        """Number, instant and upshot of POSTs, in the order in which they left, after that of number `after_n`."""
+        sql = "SELECT n, sent_at, coalesce(came_to, 'in_air') FROM posts WHERE n > ? ORDER BY n LIMIT ?"
+        return self._sql.execute(sql, (after_n, limit)).fetchall()
+
+    def stays(self, after_n: int, limit: int) -> list[Stay]:
+        """How long jobs stayed where, in the order of their numbers, after that of number `after_n`."""
+        sql = (
+            "SELECT n, accepted_at, finished_at, stored_at, json_extract(media, '$.took_s'), polls FROM jobs"
+            " WHERE n > ? AND accepted_at IS NOT NULL ORDER BY n LIMIT ?"
+        )
+        return [Stay(*row) for row in self._sql.execute(sql, (after_n, limit))]
 
     def has_succeeded(self) -> bool:
         """Whether any job has."""

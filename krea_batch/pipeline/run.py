@@ -94,7 +94,7 @@ class Callbacks(Protocol):
 
 
 class Stats(msgspec.Struct):
-    """Counters of one run, for whoever looks. All are totals since its start, but for the last four."""
+    """Counters of one run, for whoever looks. All are totals since its start, but for the last five."""
 
     submits: int = 0  # POSTs that left
     accepted: int = 0
@@ -114,6 +114,7 @@ class Stats(msgspec.Struct):
     taken: int = 0  # jobs read from the input
     waiting: int = 0  # jobs of callers that wait for their turn
     in_flight: int = 0
+    downloading: int = 0  # of those: finished, and not stored yet
     rate_per_s: float = 0.0  # at which submits may go now
     held_until_s: float = 0.0  # the loop's clock; submits wait until then
 
@@ -171,7 +172,7 @@ class Run:
         self._loop = asyncio.get_running_loop()
         self.now_s = clock_of(self._loop)
         self._listeners = listeners
-        self._standing: Counter[State] = Counter()  # jobs of this run in each state
+        self.standing: Counter[State] = Counter()  # jobs of this run in each state
         self._at_stop: list[Callable[[], None]] = []
 
     def on_disk(self, work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> asyncio.Future[T]:
@@ -214,14 +215,14 @@ class Run:
 
     def moved(self, flight: Flight, old: State, new: State) -> None:
         log.debug("= job=%s from=%s to=%s request_id=%s", flight.id, old, new, flight.request_id)
-        self._standing[old] -= 1
-        self._standing[new] += 1
+        self.standing[old] -= 1
+        self.standing[new] += 1
         if self._listeners:
             self.tell(Moved(flight.id, old, new, flight.request_id or None))
 
     def taken_over(self, flight: Flight, state: State) -> None:
         """A flight goes on from where an earlier run left it."""
-        self._standing[state] += 1
+        self.standing[state] += 1
         if self._listeners:
             self.tell(TakenOver(flight.id, state, flight.request_id or None))
 
@@ -259,7 +260,7 @@ class Run:
 
     def closed(self) -> None:
         """The stages have ended; whatever is on its way stays on record."""
-        self.tell(Closed({state: self._standing[state] for state in IN_FLIGHT}))
+        self.tell(Closed({state: self.standing[state] for state in IN_FLIGHT}))
 
     def troubled(self, flight: Flight, where: str, reason: str) -> None:
         log.info("! job=%s where=%s reason=%s", flight.id, where, reason)
