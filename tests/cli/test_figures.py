@@ -1,0 +1,212 @@
+"""What is shown of a run says what happened: rates of late, time left, troubles; and it fits on any terminal."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+
+import msgspec
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from rich.console import Console
+
+from krea_batch.cli.display import PLAIN_STEPS, STEPS, Live, sparkline
+from krea_batch.cli.figures import AVERAGE_OVER_S, HISTORY_S, Errors, Figures, Onlooker, Trail, left_s
+from krea_batch.events import Ended, Troubled
+from krea_batch.folder import LEDGER
+from krea_batch.jobs import Outcome, State, Trouble
+from krea_batch.ledger import Store
+from krea_batch.rules.verdicts import Finished
+
+SOME = Figures(
+    total=1000,
+    done=206,
+    succeeded=193,
+    in_flight=325,
+    downloading=185,
+    trouble=13,
+    submitted=531,
+    per_s=15.6,
+    limit_per_s=19.0,
+    polls=447,
+    downloaded_bytes=126_600_000,
+    left_s=60.0,
+    history=(3.0, 0.0, 19.0, 9.0),
+    errors=(("submit: HTTP 500", 13), ("failed: [b]no[/b] picture of “長椅子”", 2)),
+)
+
+
+def outcome(status: State, message: str | None) -> Outcome:
+    return Outcome(
+        id="a",
+        status=status,
+        request_id=None,
+        files=(),
+        error=Trouble("kind", message) if message else None,
+        request={},
+        metadata={},
+        polls=0,
+        attempts=1,
+        submitted_at=None,
+        accepted_at=None,
+        finished_at=None,
+        stored_at=None,
+    )
+
+
+class TestTrail:
+    def test_the_mean_of_late(self) -> None:
+        """Rates are those of the last seconds alone, whatever was before."""
+        trail = Trail()
+        for second in range(40):
+            trail.add(float(second), 10 * second if second < 30 else 300, second)
+        assert trail.per_s(9.0) == (0.0, 1.0)
+        assert trail.per_s(39.0)[0] == pytest.approx(300 / 39)
+        assert trail.seen_s == 39.0
+
+    def test_each_second_once(self) -> None:
+        """The history holds what was submitted in each second that is over, the latest last."""
+        trail = Trail()
+        for tenth in range(31):
+            trail.add(tenth / 10, min(tenth, 20), 0)
+        assert list(trail.history) == [10, 10, 0]
+
+    def test_a_long_look_away(self) -> None:
+        """What came while nobody looked is spread over the seconds of that, and none is lost."""
+        trail = Trail()
+        trail.add(0.0, 0, 0)
+        trail.add(4.0, 10, 0)
+        assert list(trail.history) == [3, 3, 2, 2]
+        trail.add(1000.0, 10, 0)
+        assert trail.history == (0,) * HISTORY_S
+
+    @given(st.lists(st.tuples(st.floats(0.01, 30), st.integers(0, 50)), min_size=1))
+    def test_nothing_is_lost_or_doubled(self, steps: list[tuple[float, int]]) -> None:
+        """However irregular the looks, the history never holds more than was submitted, nor a negative count."""
+        trail, now_s, submits = Trail(), 0.0, 0
+        trail.add(now_s, submits, 0)
+        for wait_s, more in steps:
+            now_s, submits = now_s + wait_s, submits + more
+            trail.add(now_s, submits, 0)
+        assert sum(trail.history) <= submits
+        assert all(count >= 0 for count in trail.history)
+        assert len(trail.history) <= HISTORY_S
+
+    def test_time_left(self) -> None:
+        """As long as there is something to submit, ends follow submits; then only ends tell; else nobody can."""
+        trail = Trail()
+        trail.add(0.0, 0, 0)
+        assert left_s(trail, 50, 50) is None
+        trail.add(AVERAGE_OVER_S, 100, 20)
+        assert left_s(trail, 50, 10) == pytest.approx(5.0)
+        assert left_s(trail, 50, 0) == pytest.approx(25.0)
+
+
+def test_troubles_that_are_alike_are_one() -> None:
+    """The commonest of late are told, tries and ends alike; a picture is no trouble."""
+    errors = Errors()
+    for n in range(3):
+        errors.hear(Troubled(f"{n}", "submit", "HTTP 500"))
+    errors.hear(Ended(outcome(State.FAILED, "no")))
+    errors.hear(Ended(outcome(State.SUCCEEDED, None)))
+    assert errors.commonest() == (("submit: HTTP 500", 3), ("failed: no", 1))
+    for n in range(300):
+        errors.hear(Troubled(f"{n}", "poll", "cut"))
+    assert errors.commonest() == (("poll: cut", 200),)
+
+
+@pytest.mark.parametrize(
+    ("history", "limit", "expected"),
+    [
+        ((), 10.0, ""),
+        ((0, 1, 5, 10, 10), 10.0, " ▁▅██"),
+        ((1, 20), 10.0, "▁█"),
+        ((1, 2), None, "▅█"),
+        ((0, 0), None, "  "),
+    ],
+)
+def test_sparkline(history: tuple[float, ...], limit: float | None, expected: str) -> None:
+    """A cell a second: empty where nothing went, full where the limit was used."""
+    assert sparkline(history, limit, STEPS) == expected
+
+
+class TestLive:
+    def drawn(self, figures: Figures, *, width: int = 80, encoding: str = "utf-8") -> list[str]:
+        file = io.TextIOWrapper(io.BytesIO(), encoding=encoding, write_through=True)
+        console = Console(file=file, width=width, force_terminal=False, color_system=None)
+        console.print(Live(console)._drawn(figures))
+        assert isinstance(file.buffer, io.BytesIO)
+        return file.buffer.getvalue().decode(encoding).splitlines()
+
+    def test_what_stands_there(self) -> None:
+        """Three stages, the pace, the jobs, the troubles; nothing of an error's text is taken for markup."""
+        lines = self.drawn(SOME)
+        assert [line.split()[0] for line in lines[:6]] == [
+            "submitted", "generated", "done", "submits", "jobs", "trouble",
+        ]  # fmt: skip
+        assert "531/1,000" in lines[0]
+        assert "391/1,000" in lines[1]
+        assert "206/1,000" in lines[2]
+        assert "1:00 left" in lines[2]
+        assert "▂ █▄" in lines[3]
+        assert "15.6/s of 19/s" in lines[3]
+        assert "193 stored" in lines[4]
+        assert "13 failed" in lines[4]
+        assert "[b]no[/b] picture of “長椅子”" in lines[6]
+
+    @pytest.mark.parametrize("width", [40, 60, 80, 200])
+    def test_it_fits(self, width: int) -> None:
+        """No line is broken or longer than the terminal is wide."""
+        lines = self.drawn(SOME, width=width)
+        assert len(lines) == 7
+        assert all(len(line) <= width for line in lines)
+
+    def test_a_plain_terminal(self) -> None:
+        """Where the terminal knows ASCII alone, nothing else is written."""
+        plain = but(SOME, errors=())
+        text = "\n".join(self.drawn(plain, encoding="ascii"))
+        assert text.isascii()
+        assert set(PLAIN_STEPS) & set(text)
+
+    def test_what_nobody_knows_is_left_out(self) -> None:
+        """A run of another process has no polls and bytes to tell, and no limit where it is to be found."""
+        lines = self.drawn(but(SOME, polls=None, downloaded_bytes=None, limit_per_s=None, left_s=None, errors=()))
+        assert "polls" not in "".join(lines)
+        assert "15.6/s" in lines[3]
+        assert "of" not in lines[3]
+        assert "left" not in lines[2]
+
+
+def but(figures: Figures, **changes: object) -> Figures:
+    """The same figures but for these."""
+    return msgspec.structs.replace(figures, **changes)
+
+
+def test_a_run_of_another_process(tmp_path: Path) -> None:
+    """The ledger alone tells how many jobs there are, where they stand, what the limit is and what went wrong."""
+    store = Store.open(tmp_path / LEDGER)
+    onlooker = Onlooker(tmp_path, clock=iter([0.0, 5.0]).__next__)
+    store.transaction([lambda store: store.start_run("https://a", "0", 0.0, 12.0)])
+    store.transaction([lambda store: store.expect(10)])
+    before = onlooker.read()
+    assert (before.total, before.done, before.limit_per_s, before.errors) == (10, 0, 12.0, ())
+
+    def jobs(store: Store) -> None:
+        for n in range(4):
+            number = store.intend(f"{n}", b'{"prompt":"a"}', bytes(32), b"{}", 1.0)
+            store.accept(number, f"r{n}", 2.0)
+        store.finish(1, Finished(("https://a/b.png",), "image/png"), 3.0, 1)
+        store.finish(2, Finished(("https://a/b.png",), "image/png"), 3.0, 1)
+        store.store(2, (), 4.0)
+        store.fail(3, Trouble("failed", "no"), 4.0, 1)
+        store.enqueue("later", b'{"prompt":"a"}', bytes(32), b"{}", "")
+
+    store.transaction([jobs])
+    after = onlooker.read()
+    store.close()
+    assert (after.total, after.done, after.succeeded, after.in_flight, after.downloading) == (10, 2, 1, 2, 1)
+    assert (after.submitted, after.trouble, after.errors) == (4, 1, (("no", 1),))
+    assert after.per_s == pytest.approx(0.8)
+    assert not onlooker.at_work
+    assert after.left_s is None

@@ -1,0 +1,108 @@
+"""`krea-batch watch` as its users meet it: a run goes on in one process, and is looked at in another."""
+
+from __future__ import annotations
+
+import os
+import pty
+import re
+import signal
+import subprocess
+import threading
+from pathlib import Path
+
+import pytest
+
+from krea_batch.folder import RunFolder, is_at_work
+from tests.processes import COMMAND, PATIENCE_S, Simulate, begin, environment, krea_batch, write_jobs
+
+
+@pytest.mark.slow
+class TestWatch:
+    def test_until_the_run_ends(self, simulate: Simulate, tmp_path: Path) -> None:
+        """It tells how many of all jobs are done, ends when the run does, and exits as the run did."""
+        write_jobs(tmp_path / "jobs.jsonl", 60)
+        gateway = simulate("--tiny", "--latency", "fixed:1").gateway
+        run = begin("run", "jobs.jsonl", "--out", "out", "--gateway", gateway, "--rate", "20/s", cwd=tmp_path)
+        assert run.stderr is not None
+        assert "0/60" in run.stderr.readline()  # the folder is held, and the jobs are counted
+        watched = krea_batch("watch", "out", cwd=tmp_path)
+        run.communicate(timeout=PATIENCE_S)
+        assert run.returncode == 0
+        assert watched.returncode == 0, watched.stderr
+        told = [int(count) for count in re.findall(r"^(\d+)/60 done", watched.stderr, re.MULTILINE)]
+        assert told == sorted(told)
+        assert told[-1] == 60
+        assert "60 stored" in watched.stdout
+
+    def test_leaving_it_leaves_the_run(self, simulate: Simulate, tmp_path: Path) -> None:
+        """Ctrl-C ends the watching and says that the run goes on, and so it does."""
+        write_jobs(tmp_path / "jobs.jsonl", 100)
+        gateway = simulate("--tiny", "--latency", "fixed:1").gateway
+        run = begin("run", "jobs.jsonl", "--out", "out", "--gateway", gateway, "--rate", "20/s", cwd=tmp_path)
+        assert run.stderr is not None
+        run.stderr.readline()
+        watching = begin("watch", "out", cwd=tmp_path)
+        assert watching.stderr is not None
+        watching.stderr.readline()
+        watching.send_signal(signal.SIGINT)
+        _, said = watching.communicate(timeout=PATIENCE_S)
+        assert watching.returncode == 0
+        assert said.endswith("The run goes on.\n")
+        assert run.poll() is None
+        run.communicate(timeout=PATIENCE_S)
+        assert run.returncode == 0
+
+    def test_a_run_that_failed(self, simulate: Simulate, tmp_path: Path) -> None:
+        """A run that nobody works on is shown as it is: what failed, why, and exit 1."""
+        write_jobs(tmp_path / "jobs.jsonl", 3)
+        gateway = simulate("--tiny", "--latency", "fixed:0", "--fault", "job-failed=1").gateway
+        krea_batch("run", "jobs.jsonl", "--out", "out", "--gateway", gateway, "--poll-interval", "0.1", cwd=tmp_path)
+        done = krea_batch("watch", "out", cwd=tmp_path)
+        assert done.returncode == 1
+        assert "no process is working on it" in done.stdout
+        assert "3 failed at the gateway" in done.stdout
+
+    def test_in_a_terminal(self, tmp_path: Path) -> None:
+        """There it is a live display, with the bars of the stages."""
+        write_jobs(tmp_path / "jobs.jsonl", 2)
+        krea_batch("run", "jobs.jsonl", "--out", "out", "--simulate", "--time-scale", "100", cwd=tmp_path)
+        ours, theirs = pty.openpty()
+        done = subprocess.run(
+            [*COMMAND, "watch", "out"], cwd=tmp_path, env=environment(TERM="xterm"), stderr=theirs, timeout=PATIENCE_S
+        )
+        os.close(theirs)
+        shown = os.read(ours, 100_000).decode()
+        os.close(ours)
+        assert done.returncode == 0
+        for word in ("submitted", "generated", "2/2", "2 stored"):
+            assert word in shown
+
+
+def test_no_run(tmp_path: Path) -> None:
+    """A folder without a run is told to be one, with exit 2."""
+    done = krea_batch("watch", "nowhere", cwd=tmp_path)
+    assert done.returncode == 2
+    assert "there is no run in it" in done.stderr
+
+
+def test_who_asks_is_in_nobodys_way(tmp_path: Path) -> None:
+    """However often somebody asks whether a run is at work, a run can begin, and is seen as long as it lasts."""
+    assert not is_at_work(tmp_path / "nowhere")
+    over = threading.Event()
+
+    def ask() -> None:
+        while not over.is_set():
+            is_at_work(tmp_path)
+
+    asking = threading.Thread(target=ask)
+    asking.start()
+    try:
+        for _ in range(200):
+            folder = RunFolder(tmp_path)
+            folder.take()
+            assert is_at_work(tmp_path)
+            folder.release()
+    finally:
+        over.set()
+        asking.join()
+    assert not is_at_work(tmp_path)
