@@ -13,7 +13,7 @@ import click
 @click.option(
     "--to", type=click.Path(path_type=Path, dir_okay=False), metavar="FILE", help="Where.  [default: OUT/report.html]"
 )
-@click.option("--rate", metavar="RATE", help="The limit to draw beside the throughput: 10/s.")
+@click.option("--rate", metavar="RATE", help="The limit to draw beside the throughput.  [default: --rate of the run]")
 @click.option(
     "--thumbnails",
     type=click.IntRange(32, 1024),

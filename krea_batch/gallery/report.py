@@ -51,17 +51,18 @@ def write_report(
     times, rows, places = charts.Times(), [], []
     with closing(Store.snapshot(out / LEDGER)) as store:
         for n, outcome in _snapshot_rows(store):
-            row = item(n, outcome)
-            times.add(row)
-            rows.append(_linked(row, out, to))
+            times.count(outcome)
+            rows.append(_linked(item(n, outcome), out, to))
             places += [place_of(out, file.path) for file in outcome.files[:1]]
+        times.read(store)
+    times.limit_per_s = limit_per_s or times.limit_per_s
     head, tail = page(
         title=out.name,
         live=False,
         token="",
         simulated=False,
         items=_inert(msgspec.json.encode(rows).decode()),
-        charts=charts.draw(times, limit_per_s),
+        charts=charts.draw(times),
         errors=times.errors.most_common(8),
     ).split(MARK)
     del rows

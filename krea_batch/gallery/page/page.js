@@ -10,6 +10,7 @@ const marked = new Set();        // ids
 const chosen = {};               // filter name -> value
 let shown = [];                  // items that pass the filters, in order
 let view = "pictures";
+let axes = [];                   // names of what differs between jobs
 let order = new Map();           // in a report: place of an item's thumbnail among all
 
 const el = (name, attributes = {}, ...children) => {
@@ -65,6 +66,12 @@ const valueOf = (item, name) =>
   name === "status" ? item.status : name in item.parameters ? words(item.parameters[name])
     : name in item.metadata ? words(item.metadata[name]) : name === "id" ? item.id : name === "prompt" ? item.prompt : "";
 
+// Numbers by their size; all else as the jobs have it, since whoever wrote a sweep had an order in mind.
+function ordered(values) {
+  const all = [...values];
+  return all.every((value) => value !== "" && Number.isFinite(Number(value))) ? all.sort((a, b) => a - b) : all;
+}
+
 let facetKey = "";
 function drawFilters() {
   const found = facets();
@@ -76,13 +83,13 @@ function drawFilters() {
       chosen[name] = select.value;
       filter();
     } }, el("option", { value: "" }, `${name}: all`),
-    ...[...values.keys()].sort().map((value) => el("option", { value, selected: chosen[name] === value }, value)));
+    ...ordered(values.keys()).map((value) => el("option", { value, selected: chosen[name] === value }, value)));
     return select;
   }));
   if (live) {
     $("chosen").append(el("button", { type: "button", id: "again", onclick: askAgain }, "Retry failed"));
   }
-  const axes = [...found.keys()].filter((name) => name !== "status");
+  axes = [...found.keys()].filter((name) => name !== "status");
   const fill = (id, wanted) => {
     const before = $(id).value;
     $(id).replaceChildren(...["prompt", ...axes].map((name) => el("option", { value: name }, name)));
@@ -114,7 +121,7 @@ function filter() {
 
 // ---- pictures: only those in sight are in the page ----
 
-const TILE = 200, GAP = 12, UNDER = 34;
+const TILE = 200, GAP = 12, UNDER = 54;
 let layout = { columns: 1, width: TILE };
 const tiles = new Map();
 function measure() {
@@ -163,7 +170,9 @@ function makeTile(item) {
   const mark = el("button", { type: "button", class: "mark", "aria-label": `Mark ${item.id}`, "aria-pressed": false,
     onclick: () => toggle(item.id) }, "✓");
   const open = el("button", { type: "button", class: "open", "aria-label": `Open ${item.id}`, onclick: () => show(item) }, face);
-  const under = el("div", { class: "under", title: item.prompt }, el("span", { class: "prompt" }, item.prompt));
+  const differs = axes.map((name) => valueOf(item, name)).filter(Boolean).join(" · ");
+  const under = el("div", { class: "under", title: item.prompt }, el("div", { class: "prompt" }, item.prompt),
+    el("div", { class: "differs" }, differs || item.id));
   const node = el("div", { class: "tile", "data-id": item.id, "data-status": item.status }, open, under, mark);
   return { node, face, mark, item, waits: !live && item.files.length > 0 && face.tagName !== "IMG" && document.readyState !== "complete" };
 }
@@ -181,18 +190,18 @@ function drawGrid() {
     cells.get(key).push(item);
   }
   const most = 60; // rows in the page at once; the filters lead to the others
-  const natural = new Intl.Collator("en", { numeric: true }).compare;
-  const names = [...columnNames].sort(natural);
+  const several = 4; // pictures of one cell that are shown
+  const names = ordered(columnNames);
   $("grid").replaceChildren(el("table", { class: "sweep" },
     el("thead", {}, el("tr", {}, el("td"), ...names.map((name) => el("th", { scope: "col" }, name)))),
-    el("tbody", {}, ...[...rowNames].slice(0, most).map((row) => el("tr", {}, el("th", { scope: "row" }, row),
+    el("tbody", {}, ...ordered(rowNames).slice(0, most).map((row) => el("tr", {}, el("th", { scope: "row" }, row),
       ...names.map((column) => {
         const found = cells.get(JSON.stringify([row, column])) || [];
         if (!found.length) return el("td", { class: "cell" });
-        const more = found.length > 1 ? el("span", { class: "more" }, `${found.length} pictures`) : null;
-        return el("td", { class: "cell" },
-          el("button", { type: "button", class: "open", "aria-label": `Open ${found[0].id}`,
-            onclick: () => show(found[0]) }, faceOf(found[0])), more);
+        const more = found.length > several ? el("span", { class: "more" }, `and ${found.length - several} more`) : null;
+        return el("td", { class: "cell" }, el("div", { class: found.length > 1 ? "several" : "" },
+          ...found.slice(0, several).map((item) => el("button", { type: "button", class: "open", "aria-label": `Open ${item.id}`,
+            onclick: () => show(item) }, faceOf(item)))), more);
       }))))),
   rowNames.size > most ? el("p", {}, `${rowNames.size - most} more rows: filter to see them.`) : "");
 }
@@ -287,6 +296,7 @@ function turn(to) {
   for (const button of document.querySelectorAll("[data-view]")) button.setAttribute("aria-pressed", button.dataset.view === to);
   for (const id of ["pictures", "grid", "charts"]) $(id).hidden = id !== to;
   $("axes").hidden = to !== "grid";
+  $("filters").hidden = to === "charts";
   filter();
 }
 document.addEventListener("keydown", (event) => {
