@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import IO, Any
 
 import msgspec
-from jinja2 import Environment, PackageLoader, select_autoescape
+from jinja2 import Environment, PackageLoader
 
 from krea_batch.folder import LEDGER, check_run
 from krea_batch.gallery import charts
@@ -29,7 +29,7 @@ MARK = "<!-- thumbnails -->"
 
 def page(**values: Any) -> str:
     """The page with these values."""
-    environment = Environment(loader=PackageLoader("krea_batch.gallery", "page"), autoescape=select_autoescape())
+    environment = Environment(loader=PackageLoader("krea_batch.gallery", "page"), autoescape=True)
     return environment.get_template("page.html.j2").render(
         style=_part("page.css"), script=_part("page.js"), block=BLOCK, **values
     )
