@@ -23,7 +23,7 @@ from aiohttp import web
 
 from krea_batch.folder import LEDGER, check_run
 from krea_batch.gallery.items import all_items, item, place_of
-from krea_batch.gallery.report import page
+from krea_batch.gallery.report import page, script_source
 from krea_batch.gallery.thumbnails import Kept
 from krea_batch.jobs import Outcome
 from krea_batch.ledger import Store
@@ -33,7 +33,7 @@ LOOK_EVERY_S = 1.0  # chosen: as live as anybody needs
 SAID_LINES = 3  # chosen: the end of what a retry says, for the page
 SIMULATED = "simulated.jsonl"
 POLICY = (
-    "default-src 'none'; img-src 'self' data:; style-src 'unsafe-inline'; script-src 'unsafe-inline'; "
+    f"default-src 'none'; img-src 'self' data:; style-src 'unsafe-inline'; script-src {script_source()}; "
     "connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
 )
 
