@@ -36,6 +36,12 @@ POLICY = (
     f"default-src 'none'; img-src 'self' data:; style-src 'unsafe-inline'; script-src {script_source()}; "
     "connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
 )
+SEALS = {
+    "Content-Security-Policy": POLICY,
+    "X-Content-Type-Options": "nosniff",
+    "Referrer-Policy": "no-referrer",
+    "Cross-Origin-Resource-Policy": "same-origin",  # no page elsewhere shows pictures of a run
+}
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
@@ -130,6 +136,7 @@ class Pages:
 
     def application(self) -> web.Application:
         app = web.Application(middlewares=[_guard])
+        app.on_response_prepare.append(_seal)
         app.router.add_get("/", self.index)
         app.router.add_get("/items", self.items)
         app.router.add_get("/events", self.events)
@@ -194,15 +201,19 @@ class Pages:
 
 @web.middleware
 async def _guard(request: web.Request, handler: Handler) -> web.StreamResponse:
-    """Answer only who speaks to this machine by its own name, and let the page load nothing from elsewhere."""
-    if urlsplit(f"//{request.host}").hostname not in ("127.0.0.1", "localhost", "::1"):
+    """Answer only who speaks to this machine by its own name."""
+    try:
+        name = urlsplit(f"//{request.host}").hostname
+    except ValueError:
+        name = None
+    if name not in ("127.0.0.1", "localhost", "::1"):
         raise web.HTTPMisdirectedRequest
-    response = await handler(request)
-    if not response.prepared:
-        response.headers["Content-Security-Policy"] = POLICY
-        response.headers["X-Content-Type-Options"] = "nosniff"
-        response.headers["Referrer-Policy"] = "no-referrer"
-    return response
+    return await handler(request)
+
+
+async def _seal(_: web.Request, response: web.StreamResponse) -> None:
+    """Every answer, of an error too, says that the page is this server's alone."""
+    response.headers.update(SEALS)
 
 
 async def serve(gallery: Gallery, port: int, ready: Callable[[str], Any]) -> None:
