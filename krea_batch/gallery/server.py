@@ -11,7 +11,7 @@ import asyncio
 import secrets
 import sys
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager, closing
+from contextlib import asynccontextmanager, closing, suppress
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -177,10 +177,11 @@ class Pages:
     async def events(self, request: web.Request) -> web.StreamResponse:
         response = web.StreamResponse(headers={"Content-Type": "text/event-stream", "Cache-Control": "no-store"})
         async with self._gallery.listening() as queue:
-            await response.prepare(request)
-            await response.write(b": hello\n\n")
-            while not self.closing:
-                await response.write(await queue.get())
+            with suppress(ConnectionResetError):  # the page was closed
+                await response.prepare(request)
+                await response.write(b": hello\n\n")
+                while not self.closing:
+                    await response.write(await queue.get())
         return response
 
     async def retry(self, request: web.Request) -> web.Response:
