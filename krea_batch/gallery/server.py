@@ -140,8 +140,8 @@ class Pages:
         app.router.add_get("/", self.index)
         app.router.add_get("/items", self.items)
         app.router.add_get("/events", self.events)
-        app.router.add_get(r"/picture/{n:\d+}/{k:\d+}", self.picture)
-        app.router.add_get(r"/thumbnail/{n:\d+}", self.thumbnail)
+        app.router.add_get(r"/picture/{n:[0-9]+}/{k:[0-9]+}", self.picture)
+        app.router.add_get(r"/thumbnail/{n:[0-9]+}", self.thumbnail)
         app.router.add_post("/retry", self.retry)
         return app
 
@@ -186,7 +186,7 @@ class Pages:
 
     async def retry(self, request: web.Request) -> web.Response:
         gallery = self._gallery
-        if not secrets.compare_digest(request.headers.get("X-Token", ""), gallery.token):
+        if not secrets.compare_digest(_bytes(request.headers.get("X-Token", "")), gallery.token.encode()):
             raise web.HTTPForbidden
         try:
             ids = msgspec.json.decode(await request.read(), type=list[str])
@@ -198,6 +198,10 @@ class Pages:
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
         return web.Response(status=202)
+
+
+def _bytes(header: str) -> bytes:
+    return header.encode("utf-8", "surrogateescape")  # as it came
 
 
 @web.middleware
