@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import secrets
 import sys
+from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager, closing, suppress
 from pathlib import Path
@@ -99,8 +100,8 @@ class Gallery:
     def _read(self) -> list[tuple[int, Outcome]]:
         with closing(Store.open(self.out / LEDGER, read_only=True)) as store:
             (counts,) = store.read(Store.counts)
-            ended = sum(1 for outcome in self._outcomes.values() if outcome.status in ENDS)
-            again = ended > sum(count for state, count in counts.items() if state in ENDS)  # a retry took ends back
+            ended = Counter(outcome.status for outcome in self._outcomes.values() if outcome.status in ENDS)
+            again = any(count > counts.get(state, 0) for state, count in ended.items())  # a retry took ends back
             still = (n for n, outcome in self._outcomes.items() if outcome.status not in ENDS)
             after = 0 if again else next(still, len(self._outcomes) + 1) - 1
             changed = [row for row in all_items(store, after) if self._outcomes.get(row[0]) != row[1]]
