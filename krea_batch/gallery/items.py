@@ -45,5 +45,6 @@ def all_items(store: Store, after_n: int = 0) -> Iterator[tuple[int, Outcome]]:
 
 
 def place_of(out: Path, path: str) -> Path | None:
-    """The file of a picture; None where it is kept in an object store."""
-    return None if "://" in path else out / path
+    """The file of a picture; None where it is kept in an object store, or would lie outside of the run's folder."""
+    inside = "://" not in path and not Path(path).is_absolute() and ".." not in Path(path).parts
+    return out / path if inside else None

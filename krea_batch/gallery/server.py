@@ -10,8 +10,9 @@ from __future__ import annotations
 import asyncio
 import secrets
 import sys
+from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager, closing
+from contextlib import asynccontextmanager, closing, suppress
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -23,7 +24,7 @@ from aiohttp import web
 
 from krea_batch.folder import LEDGER, check_run
 from krea_batch.gallery.items import all_items, item, place_of
-from krea_batch.gallery.report import page
+from krea_batch.gallery.report import page, script_source
 from krea_batch.gallery.thumbnails import Kept
 from krea_batch.jobs import Outcome
 from krea_batch.ledger import Store
@@ -33,9 +34,15 @@ LOOK_EVERY_S = 1.0  # chosen: as live as anybody needs
 SAID_LINES = 3  # chosen: the end of what a retry says, for the page
 SIMULATED = "simulated.jsonl"
 POLICY = (
-    "default-src 'none'; img-src 'self' data:; style-src 'unsafe-inline'; script-src 'unsafe-inline'; "
+    f"default-src 'none'; img-src 'self' data:; style-src 'unsafe-inline'; script-src {script_source()}; "
     "connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
 )
+SEALS = {
+    "Content-Security-Policy": POLICY,
+    "X-Content-Type-Options": "nosniff",
+    "Referrer-Policy": "no-referrer",
+    "Cross-Origin-Resource-Policy": "same-origin",  # no page elsewhere shows pictures of a run
+}
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
@@ -93,8 +100,8 @@ class Gallery:
     def _read(self) -> list[tuple[int, Outcome]]:
         with closing(Store.open(self.out / LEDGER, read_only=True)) as store:
             (counts,) = store.read(Store.counts)
-            ended = sum(1 for outcome in self._outcomes.values() if outcome.status in ENDS)
-            again = ended > sum(count for state, count in counts.items() if state in ENDS)  # a retry took ends back
+            ended = Counter(outcome.status for outcome in self._outcomes.values() if outcome.status in ENDS)
+            again = any(count > counts.get(state, 0) for state, count in ended.items())  # a retry took ends back
             still = (n for n, outcome in self._outcomes.items() if outcome.status not in ENDS)
             after = 0 if again else next(still, len(self._outcomes) + 1) - 1
             changed = [row for row in all_items(store, after) if self._outcomes.get(row[0]) != row[1]]
@@ -130,11 +137,12 @@ class Pages:
 
     def application(self) -> web.Application:
         app = web.Application(middlewares=[_guard])
+        app.on_response_prepare.append(_seal)
         app.router.add_get("/", self.index)
         app.router.add_get("/items", self.items)
         app.router.add_get("/events", self.events)
-        app.router.add_get(r"/picture/{n:\d+}/{k:\d+}", self.picture)
-        app.router.add_get(r"/thumbnail/{n:\d+}", self.thumbnail)
+        app.router.add_get(r"/picture/{n:[0-9]+}/{k:[0-9]+}", self.picture)
+        app.router.add_get(r"/thumbnail/{n:[0-9]+}", self.thumbnail)
         app.router.add_post("/retry", self.retry)
         return app
 
@@ -170,15 +178,16 @@ class Pages:
     async def events(self, request: web.Request) -> web.StreamResponse:
         response = web.StreamResponse(headers={"Content-Type": "text/event-stream", "Cache-Control": "no-store"})
         async with self._gallery.listening() as queue:
-            await response.prepare(request)
-            await response.write(b": hello\n\n")
-            while not self.closing:
-                await response.write(await queue.get())
+            with suppress(ConnectionResetError):  # the page was closed
+                await response.prepare(request)
+                await response.write(b": hello\n\n")
+                while not self.closing:
+                    await response.write(await queue.get())
         return response
 
     async def retry(self, request: web.Request) -> web.Response:
         gallery = self._gallery
-        if not secrets.compare_digest(request.headers.get("X-Token", ""), gallery.token):
+        if not secrets.compare_digest(_bytes(request.headers.get("X-Token", "")), gallery.token.encode()):
             raise web.HTTPForbidden
         try:
             ids = msgspec.json.decode(await request.read(), type=list[str])
@@ -192,17 +201,25 @@ class Pages:
         return web.Response(status=202)
 
 
+def _bytes(header: str) -> bytes:
+    return header.encode("utf-8", "surrogateescape")  # as it came
+
+
 @web.middleware
 async def _guard(request: web.Request, handler: Handler) -> web.StreamResponse:
-    """Answer only who speaks to this machine by its own name, and let the page load nothing from elsewhere."""
-    if urlsplit(f"//{request.host}").hostname not in ("127.0.0.1", "localhost", "::1"):
+    """Answer only who speaks to this machine by its own name."""
+    try:
+        name = urlsplit(f"//{request.host}").hostname
+    except ValueError:
+        name = None
+    if name not in ("127.0.0.1", "localhost", "::1"):
         raise web.HTTPMisdirectedRequest
-    response = await handler(request)
-    if not response.prepared:
-        response.headers["Content-Security-Policy"] = POLICY
-        response.headers["X-Content-Type-Options"] = "nosniff"
-        response.headers["Referrer-Policy"] = "no-referrer"
-    return response
+    return await handler(request)
+
+
+async def _seal(_: web.Request, response: web.StreamResponse) -> None:
+    """Every answer, of an error too, says that the page is this server's alone."""
+    response.headers.update(SEALS)
 
 
 async def serve(gallery: Gallery, port: int, ready: Callable[[str], Any]) -> None:

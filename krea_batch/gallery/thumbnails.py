@@ -8,6 +8,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from io import BytesIO
 from os import cpu_count
 from pathlib import Path
+from threading import Lock
 
 from PIL import Image
 
@@ -54,15 +55,18 @@ class Kept:
 
     def __init__(self) -> None:
         self._kept: OrderedDict[Path, bytes] = OrderedDict()
+        self._lock = Lock()  # asked from many threads
 
     def get(self, path: Path) -> bytes | None:
         """The thumbnail of a picture, from memory or made now. Blocks."""
-        if path in self._kept:
-            self._kept.move_to_end(path)
-            return self._kept[path]
+        with self._lock:
+            if path in self._kept:
+                self._kept.move_to_end(path)
+                return self._kept[path]
         made = thumbnail(path)
         if made:
-            self._kept[path] = made
-            while len(self._kept) > KEPT:
-                self._kept.popitem(last=False)
+            with self._lock:
+                self._kept[path] = made
+                while len(self._kept) > KEPT:
+                    self._kept.popitem(last=False)
         return made
