@@ -26,14 +26,14 @@ import msgspec
 
 from krea_batch import __version__
 from krea_batch.errors import InputError, KreaBatchError, RunStopped, SettingsError
-from krea_batch.events import Called, Ended, Event, Listener, Moved, Troubled
+from krea_batch.events import Ended, Event, Listener, Moved, Troubled
 from krea_batch.folder import LEDGER, RunFolder
 from krea_batch.gateway.callbacks import SECRET_BYTES, Callbacks, Door, Receive, Scope, Send
-from krea_batch.gateway.wire import Told
 from krea_batch.handles import Handle, Reader, Watch
 from krea_batch.jobs import Job, Outcome, State, checked
 from krea_batch.ledger import READ_AT_ONCE, Charges, Ledger, OpenJob, Store, pages
 from krea_batch.pipeline.boarding import Boarding
+from krea_batch.pipeline.calls import Calls
 from krea_batch.pipeline.downloader import Downloader
 from krea_batch.pipeline.flight import Flight
 from krea_batch.pipeline.gate import Pace
@@ -44,7 +44,7 @@ from krea_batch.pipeline.submitter import Submitter
 from krea_batch.report.results import Results
 from krea_batch.rules.lifecycle import ENDS
 from krea_batch.rules.patience import SameFailure
-from krea_batch.rules.verdicts import PollTrouble, Progress
+from krea_batch.rules.verdicts import Progress
 from krea_batch.settings import Ambiguous, ApiKey, Settings, Webhook
 from krea_batch.sinks import Sink, open_sink
 from krea_batch.streams import Stream
@@ -56,7 +56,6 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 KEY_VARIABLE = "PIXAZO_API_KEY"  # DESIGN, Safety
-PROOFS = 3  # chosen: a poll that fails proves nothing, three of them little, and the gateway may call again
 DISK_THREADS = 8  # chosen: fsyncs in parallel cost less each; more threads than this gained little
 MOST_BOARDED = 16  # chosen: what waits at the submitter has had its turn; 20 ms at 800/s
 LEARN_FROM_LAST = 500  # chosen: as many latencies as the schedule remembers
@@ -105,9 +104,6 @@ class Engine:
         self._readers: list[Reader] = []
         self._streams: list[Stream] = []
         self._door = Door()
-        self._doubted: set[int] = set()  # jobs that a callback may bring out of doubt just now
-        self._hopes: dict[int, float] = {}  # ambiguous jobs, and until when a callback may come for them
-        self._hoped = asyncio.Event()
         self._over = False
 
     # ---- life --------------------------------------------------------------------------------------------
@@ -338,7 +334,7 @@ class Engine:
     async def _listen(self, stack: AsyncExitStack, webhook: Webhook) -> None:
         """Have the gateway call at the end of each job."""
         secret = await self._run.record(Store.callback_secret, os.urandom(SECRET_BYTES))
-        callbacks = Callbacks(secret, self._called)
+        callbacks = Callbacks(secret, self._calls.hear)
         if webhook.listen:
             from krea_batch.gateway.listener import CallbackListener  # aiohttp: only where it is needed
 
@@ -358,8 +354,9 @@ class Engine:
             ended=self._ended,
             left=self._left,
         )
+        self._calls = Calls(self._run, hasten=self._scheduler.called, adopted=self._scheduler.put)
         self._submitter = Submitter(
-            self._run, accepted=self._accepted, ended=self._ended, left=self._left, called=self._called
+            self._run, accepted=self._accepted, ended=self._ended, left=self._left, called=self._calls.hear
         )
         self._boarding = Boarding(
             self._run,
@@ -402,7 +399,7 @@ class Engine:
     async def _work(self) -> None:
         self._run.opened()
         async with anyio.create_task_group() as stages:
-            self._stages = stages
+            stages.start_soon(self._calls.work)
             stages.start_soon(self._boarding.work)
             stages.start_soon(self._submitter.work)
             stages.start_soon(self._scheduler.work)
@@ -416,21 +413,10 @@ class Engine:
 
     async def _all_home(self) -> None:
         """Wait until nothing waits for its turn, and nothing is on its way."""
-        while self._run.stats.waiting or self._run.slots.in_use or self._hopes:
+        while self._run.stats.waiting or self._run.slots.in_use or self._calls.hoping:
             await self._boarding.wait_empty()
             await self._run.slots.wait_empty()
-            if self._hopes:
-                await self._wait_for_calls()
-
-    async def _wait_for_calls(self) -> None:
-        """Give the gateway time to call for jobs that are ambiguous."""
-        last_s = max(self._hopes.values())
-        with anyio.move_on_after(last_s - self._run.now_s()) as scope:
-            while self._hopes and not self._run.slots.in_use:
-                self._hoped = asyncio.Event()
-                await self._hoped.wait()
-        if scope.cancelled_caught:
-            self._hopes.clear()
+            await self._calls.wait()
 
     async def _go_on_with_open_jobs(self) -> None:
         after_n = 0
@@ -440,7 +426,7 @@ class Engine:
             after_n = batch[-1].n
 
     async def _go_on_with(self, job: OpenJob) -> None:
-        flight = _flight_of(job)
+        flight = Flight.of(job)
         self._run.aloft[job.id] = b""  # the ledger has its fingerprint
         self._run.taken_over(flight, job.state)
         if job.state is State.PENDING:
@@ -485,51 +471,6 @@ class Engine:
             watch.accept(flight.request_id)
         self._scheduler.put(flight, progress)
 
-    def _called(self, n: int, told: Told) -> None:
-        """The gateway called for a job. That only hastens a poll, which says what has become of it."""
-        if n in self._run.told:
-            self._run.told[n] = told  # its POST is in the air
-            return
-        self._run.stats.callbacks += 1
-        result = self._scheduler.called(n, told)
-        self._run.tell(Called(result))
-        if result == "elsewhere" and told.request_id and n not in self._doubted:
-            self._doubted.add(n)
-            self._stages.start_soon(self._bring_out_of_doubt, n, told.request_id)
-
-    async def _bring_out_of_doubt(self, n: int, request_id: str) -> None:
-        """Give an ambiguous job the request_id that a callback names, if a poll says that there is one."""
-        try:
-            job = await self._run.record(Store.doubted, n)
-            if job is None:
-                return
-            progress = await self._proven(request_id)
-            if progress is None or not await self._run.record(Store.adopt, n, request_id, self._run.at()):
-                return
-        finally:
-            self._doubted.discard(n)
-        flight = _flight_of(job)
-        flight.request_id = request_id
-        flight.accepted_s = flight.looked_s = self._run.now_s()
-        flight.taken_over = True
-        self._run.slots.take_over()
-        self._run.aloft[job.id] = b""  # the ledger has its fingerprint
-        self._run.stats.ambiguous = max(0, self._run.stats.ambiguous - 1)
-        self._hopes.pop(n, None)
-        self._hoped.set()
-        self._run.moved(flight, State.AMBIGUOUS, State.ACCEPTED)
-        self._scheduler.put(flight, progress)
-
-    async def _proven(self, request_id: str) -> Progress | None:
-        """What the gateway says of a request that a callback named; None where it knows of none."""
-        for _ in range(PROOFS):
-            progress = await self._run.gateway.poll(request_id)
-            self._run.stats.polls += 1
-            if not isinstance(progress, PollTrouble):
-                return progress
-            await asyncio.sleep(self.settings.poll_interval_s)
-        return None
-
     def _submit_again(self, flight: Flight, wait_s: float) -> None:
         self._submitter.refunded()
         self._submitter.put(flight, wait_s)
@@ -539,8 +480,8 @@ class Engine:
         self._run.stats.count_end(outcome.status)
         if outcome.status is State.ERRORED:
             self._submitter.refunded()
-        if outcome.status is State.AMBIGUOUS and (wait_s := self._scheduler.hope_s(flight)) > 0:
-            self._hopes[flight.n] = self._run.now_s() + wait_s
+        if outcome.status is State.AMBIGUOUS:
+            self._calls.hope(flight.n, self._scheduler.hope_s(flight))
         if why := self._same_failure.ended(outcome):
             self._run.stop(RunStopped(why, "see what is wrong, then run the same command again"))
         self._run.tell(Ended(outcome))
@@ -700,14 +641,6 @@ def _find_key(given: str | ApiKey | None) -> ApiKey:
     if not text:
         raise SettingsError("api-key-file", "there is no API key", f"set {KEY_VARIABLE}, or pass api_key=…")
     return ApiKey(text)
-
-
-def _flight_of(job: OpenJob) -> Flight:
-    """A job of the ledger, on its way again."""
-    flight = Flight(job.id, kind=job.kind, tenant=job.tenant)
-    flight.n, flight.errors, flight.polls = job.n, job.errors, job.polls
-    flight.request_id = job.request_id or ""
-    return flight
 
 
 async def _first_of(*works: Awaitable[Any]) -> None:

@@ -10,6 +10,7 @@ flight      one job on its way, and the slots that bound how many are
 producer    jobs, from any iterable, in order → flights, as slots become free
 submitter   flights → accepted ones: the only stage that spends money
 poll_scheduler   accepted flights → finished ones: one heap, one task
+calls       the gateway's callbacks → polls put forward, ambiguous jobs out of doubt
 downloader  finished flights → pictures on disk
 courier     whole pictures → the caller's sink, where there is one; `shelf` brings them to the run's folder
 picture     the disk's side of one download: checked while it streams, whole when it has its name

@@ -11,6 +11,7 @@ from contextlib import suppress
 
 import anyio
 
+from krea_batch.ledger import OpenJob
 from krea_batch.rules.verdicts import Finished
 
 
@@ -77,6 +78,14 @@ class Flight:
         self.planned = False  # its next poll is where the schedule's plan puts it
         self.scout = False  # looked at every interval, while nothing is known
         self.taken_over = False  # of an earlier run: how long it has been waiting is not known to us
+
+    @classmethod
+    def of(cls, job: OpenJob) -> Flight:
+        """A job of the ledger, on its way again."""
+        flight = cls(job.id, kind=job.kind, tenant=job.tenant)
+        flight.n, flight.errors, flight.polls = job.n, job.errors, job.polls
+        flight.request_id = job.request_id or ""
+        return flight
 
 
 class Slots:
