@@ -41,7 +41,7 @@ function thumbnail(item) {
   const data = blocks.get(at)[place % block];
   return data ? `data:image/webp;base64,${data}` : null;
 }
-const original = (item, k) => (live ? `/picture/${item.n}/${k}` : encodeURI(item.files[k].path));
+const original = (item, k) => (live ? `/picture/${item.n}/${k}` : item.files[k].path.split("/").map(encodeURIComponent).join("/"));
 
 // ---- filters ----
 
