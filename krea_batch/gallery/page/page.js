@@ -28,8 +28,9 @@ const words = (value) => (typeof value === "string" ? value : JSON.stringify(val
 // ---- where pictures are ----
 
 const blocks = new Map();
+const isHere = (item, k = 0) => item.files.length > k && !item.files[k].path.includes("://"); // else: in an object store
 function thumbnail(item) {
-  if (!item.files.length) return null;
+  if (!isHere(item)) return null;
   if (live) return `/thumbnail/${item.n}`;
   const place = order.get(item.n), at = Math.floor(place / block);
   if (!blocks.has(at)) {
@@ -163,7 +164,7 @@ function faceOf(item) {
   const source = thumbnail(item);
   if (source) return el("img", { src: source, alt: item.prompt, decoding: "async", loading: "lazy" });
   const bad = ["failed", "rejected", "errored", "ambiguous", "timed_out"].includes(item.status);
-  return el("div", { class: bad ? "none bad" : "none" }, item.status === "succeeded" ? "…" : item.status);
+  return el("div", { class: bad ? "none bad" : "none" }, item.status !== "succeeded" ? item.status : isHere(item) ? "…" : "kept elsewhere");
 }
 function makeTile(item) {
   const face = faceOf(item);
@@ -212,21 +213,24 @@ let current = null;
 function show(item, k = 0) {
   current = item;
   const facts = { id: item.id, status: item.status, ...item.parameters, ...item.metadata, request_id: item.request_id,
-    size: item.files[k] ? `${item.files[k].width} × ${item.files[k].height}` : null, submitted: item.submitted_at,
+    file: item.files[k]?.path, size: item.files[k] ? `${item.files[k].width} × ${item.files[k].height}` : null, submitted: item.submitted_at,
     stored: item.stored_at, submits: item.attempts, polls: item.polls, error: item.error };
   const stage = el("div", { class: "stage" });
   if (item.files.length) {
     const small = thumbnail(item);
     if (small) stage.append(el("img", { src: small, alt: "" }));
-    const big = el("img", { src: original(item, k), alt: item.prompt });
-    big.addEventListener("error", () => big.remove()); // a report may lie elsewhere than its pictures
-    stage.append(big);
+    if (!small) stage.append(faceOf(item));
+    if (isHere(item, k)) {
+      const big = el("img", { src: original(item, k), alt: item.prompt });
+      big.addEventListener("error", () => big.remove()); // a report may lie elsewhere than its pictures
+      stage.append(big);
+    }
   } else stage.append(faceOf(item));
   const step = (label, by) => el("button", { type: "button", onclick: () => go(by), "aria-label": label }, by < 0 ? "←" : "→");
   $("lightbox").replaceChildren(el("div", { class: "big" }, stage, el("div", { class: "facts", tabindex: 0 },
     el("div", { class: "steps" }, step("Previous picture", -1), step("Next picture", 1),
       el("button", { type: "button", onclick: () => { toggle(item.id); show(item, k); } }, marked.has(item.id) ? "Unmark" : "Mark"),
-      item.files.length ? el("a", { href: original(item, k), target: "_blank", rel: "noopener" }, "Open file") : null,
+      isHere(item, k) ? el("a", { href: original(item, k), target: "_blank", rel: "noopener" }, "Open file") : null,
       el("button", { type: "button", onclick: () => $("lightbox").close(), "aria-label": "Close" }, "✕")),
     ...(item.files.length > 1 ? [el("div", { class: "steps" }, ...item.files.map((_, n) =>
       el("button", { type: "button", "aria-pressed": n === k, onclick: () => show(item, n) }, `${n + 1}`)))] : []),
@@ -263,7 +267,7 @@ function compare() {
   $("side-by-side").replaceChildren(
     el("div", { class: "steps ask" }, el("button", { type: "button", onclick: () => $("side-by-side").close() }, "Close")),
     el("div", { class: "pair" }, ...chosenItems.map((item) => el("div", {},
-      item.files.length ? el("img", { src: live ? original(item, 0) : thumbnail(item) || "", alt: item.prompt }) : faceOf(item),
+      isHere(item) ? el("img", { src: live ? original(item, 0) : thumbnail(item) || "", alt: item.prompt }) : faceOf(item),
       el("div", { class: "facts" }, el("h2", {}, item.id), el("dl", {}, ...[...names].flatMap((name) => [el("dt", {}, name),
         el("dd", { class: differs(name) ? "differs" : "" }, valueOf(item, name))])))))));
   $("side-by-side").showModal();
