@@ -116,6 +116,7 @@ function filter() {
   const all = items.size, stored = [...items.values()].filter((item) => item.status === "succeeded").length;
   const some = shown.length === all ? "" : `${shown.length.toLocaleString("en")} shown of `;
   $("counts").textContent = `${some}${all.toLocaleString("en")} jobs, ${stored.toLocaleString("en")} with a picture`;
+  $("nothing").textContent = all ? "Nothing matches the filters." : "Nothing to show yet.";
   $("nothing").hidden = shown.length > 0 || view === "charts";
   draw();
 }
