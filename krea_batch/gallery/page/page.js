@@ -210,9 +210,12 @@ function drawGrid() {
 
 // ---- one picture ----
 
-let current = null;
+let current = null, currentFile = 0;
 function show(item, k = 0) {
   current = item;
+  currentFile = k;
+  const controls = () => [...$("lightbox").querySelectorAll("button, a")];
+  const held = controls().indexOf(document.activeElement);
   const facts = { id: item.id, status: item.status, ...item.parameters, ...item.metadata, request_id: item.request_id,
     file: item.files[k]?.path, size: item.files[k] ? `${item.files[k].width} × ${item.files[k].height}` : null, submitted: item.submitted_at,
     stored: item.stored_at, submits: item.attempts, polls: item.polls, error: item.error };
@@ -234,11 +237,12 @@ function show(item, k = 0) {
       isHere(item, k) ? el("a", { href: original(item, k), target: "_blank", rel: "noopener" }, "Open file") : null,
       el("button", { type: "button", onclick: () => $("lightbox").close(), "aria-label": "Close" }, "✕")),
     ...(item.files.length > 1 ? [el("div", { class: "steps" }, ...item.files.map((_, n) =>
-      el("button", { type: "button", "aria-pressed": n === k, onclick: () => show(item, n) }, `${n + 1}`)))] : []),
+      el("button", { type: "button", "aria-pressed": String(n === k), onclick: () => show(item, n) }, `${n + 1}`)))] : []),
     el("h2", { class: "whole" }, item.prompt),
     el("dl", {}, ...Object.entries(facts).filter(([, value]) => value != null && value !== "").flatMap(([name, value]) =>
       [el("dt", {}, name), el("dd", {}, words(value))])))));
   if (!$("lightbox").open) $("lightbox").showModal();
+  else controls()[held]?.focus(); // who steps on by a button can press it again
 }
 function go(by) {
   const at = shown.indexOf(current) + by;
@@ -313,7 +317,7 @@ document.addEventListener("keydown", (event) => {
   if ($("lightbox").open) {
     if (event.key === "ArrowRight") go(1);
     else if (event.key === "ArrowLeft") go(-1);
-    else if (event.key === "m") { toggle(current.id); show(current); }
+    else if (event.key === "m") { toggle(current.id); show(current, currentFile); }
     return;
   }
   if (event.key === "c") compare();
