@@ -56,16 +56,18 @@ function facets() {
   for (const item of items.values()) {
     add("status", item.status);
     for (const [name, value] of Object.entries(item.parameters)) add(name, value);
-    for (const [name, value] of Object.entries(item.metadata)) add(name, value);
+    for (const [name, value] of Object.entries(item.metadata)) if (!own(item, name)) add(name, value);
   }
   for (const [name, values] of found) {
     if (name !== "status" && (values.size < 2 || values.size > 60)) found.delete(name);
   }
   return found;
 }
+// Metadata can have any name, those of the job's own fields too, which go first.
+const own = (item, name) => ["status", "id", "prompt"].includes(name) || Object.hasOwn(item.parameters, name);
 const valueOf = (item, name) =>
-  name === "status" ? item.status : name in item.parameters ? words(item.parameters[name])
-    : name in item.metadata ? words(item.metadata[name]) : name === "id" ? item.id : name === "prompt" ? item.prompt : "";
+  ["status", "id", "prompt"].includes(name) ? item[name] : Object.hasOwn(item.parameters, name) ? words(item.parameters[name])
+    : Object.hasOwn(item.metadata, name) ? words(item.metadata[name]) : "";
 
 // Numbers by their size; all else as the jobs have it, since whoever wrote a sweep had an order in mind.
 function ordered(values) {
@@ -216,7 +218,8 @@ function show(item, k = 0) {
   currentFile = k;
   const controls = () => [...$("lightbox").querySelectorAll("button, a")];
   const held = controls().indexOf(document.activeElement);
-  const facts = { id: item.id, status: item.status, ...item.parameters, ...item.metadata, request_id: item.request_id,
+  const known = { id: item.id, status: item.status, ...item.parameters };
+  const facts = { request_id: item.request_id,
     file: item.files[k]?.path, size: item.files[k] ? `${item.files[k].width} × ${item.files[k].height}` : null, submitted: item.submitted_at,
     stored: item.stored_at, submits: item.attempts, polls: item.polls, error: item.error };
   const stage = el("div", { class: "stage" });
@@ -239,7 +242,7 @@ function show(item, k = 0) {
     ...(item.files.length > 1 ? [el("div", { class: "steps" }, ...item.files.map((_, n) =>
       el("button", { type: "button", "aria-pressed": String(n === k), onclick: () => show(item, n) }, `${n + 1}`)))] : []),
     el("h2", { class: "whole" }, item.prompt),
-    el("dl", {}, ...Object.entries(facts).filter(([, value]) => value != null && value !== "").flatMap(([name, value]) =>
+    el("dl", {}, ...[known, item.metadata, facts].flatMap(Object.entries).filter(([, value]) => value != null && value !== "").flatMap(([name, value]) =>
       [el("dt", {}, name), el("dd", {}, words(value))])))));
   if (!$("lightbox").open) $("lightbox").showModal();
   else controls()[held]?.focus(); // who steps on by a button can press it again
