@@ -142,25 +142,29 @@ function draw() {
   const top = $("pictures").scrollTop, sight = $("pictures").clientHeight;
   const first = Math.max(0, Math.floor(top / height) - 2) * columns;
   const last = Math.min(shown.length, (Math.ceil((top + sight) / height) + 2) * columns);
-  const wanted = new Set();
+  const wanted = new Set(shown.slice(first, last).map((item) => item.n));
+  for (const [n, tile] of tiles) {
+    if (!wanted.has(n)) { tile.node.remove(); tiles.delete(n); }
+  }
+  let next = $("canvas").firstChild; // tiles stand in the order in which they are seen, as Tab goes
   for (let at = first; at < last; at++) {
     const item = shown[at];
-    wanted.add(item.n);
-    let tile = tiles.get(item.n);
+    const before = tiles.get(item.n);
+    let tile = before;
     if (!tile || tile.item !== item || tile.waits) {
-      tile?.node.remove();
       tile = makeTile(item);
       tiles.set(item.n, tile);
-      $("canvas").append(tile.node);
+      const focused = before?.node.contains(document.activeElement);
+      if (before) before.node.replaceWith(tile.node);
+      else $("canvas").insertBefore(tile.node, next);
+      if (focused) tile.node.querySelector(".open").focus({ preventScroll: true });
     }
+    next = tile.node.nextSibling;
     const { style } = tile.node;
     style.width = `${width}px`;
     style.transform = `translate(${(at % columns) * (width + GAP)}px, ${Math.floor(at / columns) * height}px)`;
     tile.face.style.height = `${width}px`;
     tile.mark.setAttribute("aria-pressed", marked.has(item.id));
-  }
-  for (const [n, tile] of tiles) {
-    if (!wanted.has(n)) { tile.node.remove(); tiles.delete(n); }
   }
 }
 function faceOf(item) {
