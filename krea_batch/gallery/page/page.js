@@ -81,6 +81,7 @@ function drawFilters() {
   const key = JSON.stringify([...found].map(([name, values]) => [name, [...values.keys()]]));
   if (key === facetKey) return;
   facetKey = key;
+  const focused = document.activeElement.dataset.filter;
   $("chosen").replaceChildren(...[...found].map(([name, values]) => {
     const select = el("select", { "aria-label": name, "data-filter": name, onchange: () => {
       chosen[name] = select.value;
@@ -89,6 +90,7 @@ function drawFilters() {
     ...ordered(values.keys()).map((value) => el("option", { value, selected: chosen[name] === value }, value)));
     return select;
   }));
+  if (focused) document.querySelector(`[data-filter=${CSS.escape(focused)}]`)?.focus();
   if (live) {
     $("chosen").append(el("button", { type: "button", id: "again", onclick: askAgain }, "Retry failed"));
   }
