@@ -331,14 +331,14 @@ document.addEventListener("keydown", (event) => {
   }
   if (event.key === "c") compare();
   else if (event.key === "g") turn(view === "grid" ? "pictures" : "grid");
-  else if (event.key.startsWith("Arrow") && view === "pictures") move(event);
+  else if (/^(Arrow|Home$|End$)/.test(event.key) && view === "pictures") move(event);
   else if (event.key === "m") { const tile = document.activeElement.closest?.(".tile"); if (tile) toggle(tile.dataset.id); }
 });
 function move(event) {
   const tile = document.activeElement.closest?.(".tile");
   const at = tile ? shown.findIndex((item) => item.id === tile.dataset.id) : -1;
   const by = { ArrowRight: 1, ArrowLeft: -1, ArrowDown: layout.columns, ArrowUp: -layout.columns }[event.key];
-  const to = tile ? at + by : 0;
+  const to = { Home: 0, End: shown.length - 1 }[event.key] ?? (tile ? at + by : 0);
   if (to < 0 || to >= shown.length) return;
   event.preventDefault();
   const height = layout.width + UNDER + GAP, top = Math.floor(to / layout.columns) * height, box = $("pictures");
