@@ -291,16 +291,20 @@ function compare() {
 
 function askAgain() {
   const ids = inVain().map((item) => item.id);
-  const jobs = ids.length === 1 ? "1 job" : `${ids.length.toLocaleString("en")} jobs`;
-  const cost = body.simulated === "1" ? "The run is simulated, so nothing is paid." : `Up to ${jobs} will be paid for.`;
+  const counted = (count) => count === 1 ? "1 job" : `${count.toLocaleString("en")} jobs`;
+  const jobs = counted(ids.length), waiting = [...items.values()].filter((item) => item.status === "pending").length;
+  const also = waiting ? `What waits to be submitted goes on as well: ${counted(waiting)}. ` : "";
+  const cost = also + (body.simulated === "1" ? "The run is simulated, so nothing is paid." : `Up to ${counted(ids.length + waiting)} will be paid for.`);
   $("asking").replaceChildren(el("div", { class: "ask" }, el("p", {}, `Submit ${jobs} again? ${cost}`), el("div", { class: "steps" },
     el("button", { type: "button", id: "yes", onclick: () => { $("asking").close(); again(ids); } }, "Submit again"),
     el("button", { type: "button", autofocus: true, onclick: () => $("asking").close() }, "Leave it"))));
   $("asking").showModal();
 }
 async function again(ids) {
-  const answer = await fetch("/retry", { method: "POST", headers: { "X-Token": body.token }, body: JSON.stringify(ids) });
-  tell(answer.ok ? "Submitting again…" : "That could not be started: another retry is running.");
+  const options = { method: "POST", headers: { "X-Token": body.token }, body: JSON.stringify(ids) };
+  const status = await fetch("/retry", options).then((answer) => answer.status, () => 0);
+  const why = { 0: "the server is gone", 403: "the server was started anew, so reload this page", 409: "another retry is running" };
+  tell(status === 202 ? "Submitting again…" : `That could not be started: ${why[status] ?? `the server answered ${status}`}.`);
 }
 function tell(text) {
   $("said").textContent = text;
