@@ -31,6 +31,7 @@ from krea_batch.ledger import Store
 from krea_batch.rules.lifecycle import ENDS
 
 LOOK_EVERY_S = 1.0  # chosen: as live as anybody needs
+MOST_IDS_BYTES = 64 * 1024 * 1024  # chosen: 300,000 of the longest
 SAID_LINES = 3  # chosen: the end of what a retry says, for the page
 SIMULATED = "simulated.jsonl"
 POLICY = (
@@ -55,6 +56,7 @@ class Gallery:
         self.out = out
         self.token = secrets.token_urlsafe()
         self.retrying = False
+        self._anew = False  # look at all jobs, those that had ended too
         self._outcomes: dict[int, Outcome] = {}
         self._listeners: set[asyncio.Queue[bytes]] = set()
         self._kept = Kept()
@@ -101,7 +103,8 @@ class Gallery:
         with closing(Store.open(self.out / LEDGER, read_only=True)) as store:
             (counts,) = store.read(Store.counts)
             ended = Counter(outcome.status for outcome in self._outcomes.values() if outcome.status in ENDS)
-            again = any(count > counts.get(state, 0) for state, count in ended.items())  # a retry took ends back
+            again = self._anew or any(count > counts.get(state, 0) for state, count in ended.items())  # ends no more
+            self._anew = False
             still = (n for n, outcome in self._outcomes.items() if outcome.status not in ENDS)
             after = 0 if again else next(still, len(self._outcomes) + 1) - 1
             changed = [row for row in all_items(store, after) if self._outcomes.get(row[0]) != row[1]]
@@ -123,6 +126,7 @@ class Gallery:
             said, _ = await process.communicate("\n".join(ids).encode())
         finally:
             self.retrying = False
+            self._anew = True
         lines = said.decode("utf-8", "replace").strip().splitlines()
         self.tell("said", {"ok": process.returncode in (0, 1), "text": "\n".join(lines[-SAID_LINES:])})
 
@@ -136,7 +140,7 @@ class Pages:
         self.closing = False
 
     def application(self) -> web.Application:
-        app = web.Application(middlewares=[_guard])
+        app = web.Application(middlewares=[_guard], client_max_size=MOST_IDS_BYTES)
         app.on_response_prepare.append(_seal)
         app.router.add_get("/", self.index)
         app.router.add_get("/items", self.items)
