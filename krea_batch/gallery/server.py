@@ -32,7 +32,7 @@ from krea_batch.rules.lifecycle import ENDS
 
 LOOK_EVERY_S = 1.0  # chosen: as live as anybody needs
 MOST_IDS_BYTES = 64 * 1024 * 1024  # chosen: 300,000 of the longest
-SAID_LINES = 3  # chosen: the end of what a retry says, for the page
+SAID_LINES = 5  # chosen: a run's summary, or the end of what went wrong
 SIMULATED = "simulated.jsonl"
 POLICY = (
     f"default-src 'none'; img-src 'self' data:; style-src 'unsafe-inline'; script-src {script_source()}; "
