@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import secrets
+import signal
 import sys
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -122,13 +123,26 @@ class Gallery:
                 stdin=asyncio.subprocess.PIPE,
                 stdout=asyncio.subprocess.PIPE,
                 stderr=asyncio.subprocess.STDOUT,
+                start_new_session=True,  # a Ctrl-C in the terminal reaches it through `_stop` alone
             )
-            said, _ = await process.communicate("\n".join(ids).encode())
+            try:
+                said, _ = await process.communicate("\n".join(ids).encode())
+            except asyncio.CancelledError:
+                await _stop(process)
+                raise
         finally:
             self.retrying = False
             self._anew = True
         lines = said.decode("utf-8", "replace").strip().splitlines()
         self.tell("said", {"ok": process.returncode in (0, 1), "text": "\n".join(lines[-SAID_LINES:])})
+
+
+async def _stop(process: asyncio.subprocess.Process) -> None:
+    """End a retry as two Ctrl-C would: at once, with no POST in doubt, since asyncio would kill it."""
+    for name in (signal.SIGINT, signal.SIGTERM):  # two of one name may arrive as one
+        with suppress(ProcessLookupError):
+            process.send_signal(name)
+    await process.wait()
 
 
 class Pages:
