@@ -369,15 +369,22 @@ function take(changed) {
   filter();
 }
 if (live) {
-  let open = false;
+  let open = false, news = null;
   const listen = () => {
     const source = new EventSource("/events");
     source.addEventListener("open", async () => {
       open = true;
-      take(await (await fetch("/items")).json()); // also what was missed while the line was cut
+      news = []; // it waits: what is asked for now may be older
+      const answer = await fetch("/items").catch(() => null); // also what was missed while the line was cut
+      if (!answer?.ok) return; // the server is gone again; the next "open" asks anew
+      take([...await answer.json(), ...news]);
+      news = null;
       document.body.dataset.ready = "1";
     });
-    source.addEventListener("items", (event) => take(JSON.parse(event.data)));
+    source.addEventListener("items", (event) => {
+      if (news) news.push(...JSON.parse(event.data));
+      else take(JSON.parse(event.data));
+    });
     source.addEventListener("said", (event) => tell(JSON.parse(event.data).text));
     source.addEventListener("error", () => { if (open) tell("The server is gone; waiting for it."); open = false; });
     source.addEventListener("open", () => tell(""));
