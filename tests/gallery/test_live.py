@@ -8,7 +8,7 @@ from functools import partial
 from pathlib import Path
 
 import pytest
-from playwright.sync_api import Page, expect
+from playwright.sync_api import APIResponse, Page, Route, expect
 
 from krea_batch.jobs import State
 from krea_batch.ledger import Store
@@ -132,6 +132,23 @@ class TestArriving:
         expect(tile(page, "two")).to_contain_text("ambiguous")
         assert page.evaluate("document.activeElement.closest('.tile')?.dataset.id") == "two"
         assert shown_ids(page) == ["one", "two", "three"]
+
+    def test_news_overtake_what_was_asked_for(self, view: View, look: Look, tmp_path: Path) -> None:
+        """What is told while all items are still on their way is neither lost nor out of order."""
+        out = make_run(tmp_path / "run", Made(id="one"), Made(id="two", status=State.SUBMITTING))
+        url = view(out).url
+        page, witness = look(url), look(url)
+        held: list[tuple[Route, APIResponse]] = []
+        page.route("**/items", lambda route: held.append((route, route.fetch())))
+        with page.expect_request("**/items"):
+            page.reload(wait_until="commit")
+        with closing(Store.open(out / "ledger.db")) as store:
+            store.hold(2, AMBIGUOUS, 3.0)
+        expect(tile(witness, "two")).to_contain_text("ambiguous")
+        ((route, old),) = held
+        route.fulfill(response=old)
+        expect(tile(page, "two")).to_contain_text("ambiguous")
+        assert shown_ids(page) == ["one", "two"]
 
     def test_the_server_is_gone_for_a_while(self, view: View, look: Look, tmp_path: Path) -> None:
         """A page that is open when its server ends finds the next one at the same port, and what came in between."""
@@ -281,4 +298,20 @@ class TestRetry:
         page.get_by_role("button", name="Retry failed").click()
         page.get_by_role("button", name="Submit again").click()
         with_picture(page, 4)
+        assert len(gateway.ask("/ledger")["posts"]) == 6
+
+    def test_ctrl_c_during_a_retry(self, failed: Path, gateway: Simulated, view_retrying: View, look: Look) -> None:
+        """It ends with view, in order: the answer of a POST in the air is waited for, and none is in doubt."""
+        gateway.ask("/settings", {"faults": {"submit-hang": 1.0}, "hang_s": 1.0})
+        viewed = view_retrying(failed)
+        page = look(viewed.url, bears=GONE)
+        page.get_by_role("button", name="Retry failed").click()
+        page.get_by_role("button", name="Submit again").click()
+        while len(gateway.ask("/ledger")["posts"]) == 3:
+            assert viewed.process.poll() is None
+        assert viewed.close() == (0, "")
+        assert set(states(failed).values()) <= {State.PENDING, State.ACCEPTED, State.ERRORED, State.SUCCEEDED}
+        gateway.ask("/settings", {"faults": {}})
+        options = ("--gateway", gateway.gateway, *QUICK)
+        assert krea_batch("run", "jobs.jsonl", "--out", "run", *options, cwd=failed.parent).returncode == 0
         assert len(gateway.ask("/ledger")["posts"]) == 6
