@@ -35,6 +35,8 @@ ALL = (
     "callbacks",
     "tenants",
     "service",
+    "forecast",
+    "gallery",
 )
 REPEATS = frozenset({"validate", "throughput", "overhead", "resume", "service"})
 LIBRARIES = ("aiohttp", "anyio", "uvloop", "msgspec")

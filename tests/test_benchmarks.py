@@ -120,6 +120,27 @@ def test_service() -> None:
     assert goal.startswith("goal\tp99 of a service beside 20 generates")
 
 
+@pytest.mark.slow
+def test_forecast() -> None:
+    """A row for each thing that may bind a run, with the times of both, and a goal."""
+    head, _, *rows, goal = benchmark("forecast", "--share", "0.02")
+    assert [row.split("|")[1].strip() for row in rows] == [
+        "the rate", "jobs in flight", "latency", "the gateway's limit (429)",
+    ]  # fmt: skip
+    assert all(row.count("|") == head.count("|") for row in rows)
+    assert goal.startswith("goal\tthe time that plan forecasts")
+
+
+@pytest.mark.slow
+def test_gallery() -> None:
+    """A row, and a goal for the making and one for the page."""
+    head, _, row, made, used = benchmark("gallery", "--pictures", "30")
+    assert row.startswith("| 30 | ")
+    assert row.count("|") == head.count("|")
+    assert made.startswith("goal\treport of 30 pictures")
+    assert used.startswith("goal\tpage of 30 pictures")
+
+
 def test_what_is_printed_goes_between_the_markers() -> None:
     """What stands around them stays; the goals of all sections come together."""
     text = "by hand\n<!-- goals -->\nold\n<!-- /goals -->\n<!-- polls -->\nold\n<!-- /polls -->\nby hand, too\n"

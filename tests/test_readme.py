@@ -54,8 +54,8 @@ def test_the_commands_of_the_command_line_run(simulate: Simulate, tmp_path: Path
     commands = [line.replace("…", "0").split()[1:] for line in lines if line.startswith("krea-batch ")]
     assert {command[0] for command in commands} == {*COMMANDS}
     for command in commands:
-        if command[0] == "simulate" or (command[0] == "bench" and "--gateway" in command):
-            continue  # a server: tests/simulator starts it; real money: tests/cli/test_bench spends a simulator's
+        if command[0] in ("simulate", "view") or (command[0] == "bench" and "--gateway" in command):
+            continue  # servers: tests/simulator, tests/gallery; real money: tests/cli/test_bench, of a simulator's
         if command[0] == "doctor":
             command += ["--gateway", gateway]
         if command[0] == "resolve":

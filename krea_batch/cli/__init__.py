@@ -21,28 +21,30 @@ from typing import Any
 import click
 
 from krea_batch import __version__
+from krea_batch.cli.examples import epilog
 
-COMMANDS = (
-    "run",
-    "validate",
-    "plan",
-    "status",
-    "watch",
-    "view",
-    "report",
-    "resolve",
-    "retry",
-    "verify",
-    "export",
-    "inspect",
-    "schema",
-    "simulate",
-    "bench",
-    "dashboard",
-    "init",
-    "doctor",
-    "completion",
-)
+COMMANDS = {
+    "run": "Make a picture for each prompt.",
+    "validate": "Check job files; spend nothing.",
+    "plan": "Forecast time, polls and cost.",
+    "status": "Where jobs stand, what was charged.",
+    "watch": "Show a run of another process.",
+    "view": "Show the pictures in your browser.",
+    "report": "Write pictures and charts into one HTML file.",
+    "resolve": "Decide on ambiguous submits.",
+    "retry": "Submit again what ended in vain.",
+    "verify": "Hold files against the ledger; repair them.",
+    "export": "Write pictures as other tools load them.",
+    "inspect": "Show what is written in PNG files.",
+    "schema": "Print the JSON Schema of a job line.",
+    "simulate": "Serve the gateway offline.",
+    "bench": "Measure what becomes of your rate limit.",
+    "dashboard": "Print a Grafana dashboard.",
+    "init": "Write settings and a first job file.",
+    "doctor": "Look for what would trouble a run.",
+    "completion": "Print a shell's completion script.",
+}
+"""Each command's name, and what stands beside it in the list of all."""
 CONFIG = "krea-batch.toml"
 ENVIRONMENT = "KREA_BATCH"
 
@@ -60,6 +62,8 @@ class _Commands(click.Group):
             return None
         command: click.Command = getattr(import_module(f"krea_batch.cli.{name}"), name)
         command.context_settings.setdefault("auto_envvar_prefix", ENVIRONMENT)
+        command.short_help = COMMANDS[name]
+        command.epilog = epilog(name)
         return command
 
     def resolve_command(
@@ -71,7 +75,21 @@ class _Commands(click.Group):
         return super().resolve_command(ctx, args)
 
 
-@click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+EXIT_CODES = """\b
+Exit codes:
+  0    every job succeeded
+  1    ended, some jobs did not succeed
+  2    bad usage, input or settings; nothing was spent
+  3    stopped early; run the same command again to go on
+  130  interrupted; run the same command again to go on
+"""
+
+
+@click.group(
+    cls=_Commands,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
+    epilog=EXIT_CODES,
+)
 @click.version_option(__version__, prog_name="krea-batch")
 @click.pass_context
 def app(ctx: click.Context) -> None:
@@ -80,8 +98,10 @@ def app(ctx: click.Context) -> None:
     No image is paid for twice and no paid image is lost; run the same command again to go on after any stop.
 
     \b
+    krea-batch init                                         a first job file and settings
     krea-batch run jobs.jsonl --out runs/cats --simulate    try it: offline, free
     krea-batch run jobs.jsonl --out runs/cats               the real thing
+    krea-batch view runs/cats                               the pictures, in your browser
     """
     ctx.default_map = _from_file(Path(CONFIG))
 

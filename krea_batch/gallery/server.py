@@ -23,7 +23,7 @@ import anyio.to_thread
 import msgspec
 from aiohttp import web
 
-from krea_batch.folder import LEDGER, check_run
+from krea_batch.folder import LEDGER, check_run, is_at_work
 from krea_batch.gallery.items import all_items, item, place_of
 from krea_batch.gallery.report import page, script_source
 from krea_batch.gallery.thumbnails import Kept
@@ -58,6 +58,7 @@ class Gallery:
         self.token = secrets.token_urlsafe()
         self.retrying = False
         self._anew = False  # look at all jobs, those that had ended too
+        self.standing: dict[str, Any] = {}  # how many jobs there are to be, and whether a process works on them
         self._outcomes: dict[int, Outcome] = {}
         self._listeners: set[asyncio.Queue[bytes]] = set()
         self._kept = Kept()
@@ -82,12 +83,15 @@ class Gallery:
 
     async def look(self) -> None:
         """See what has changed since the last look, and tell it."""
+        before = self.standing
         changed = await anyio.to_thread.run_sync(self._read)
+        if self.standing != before:
+            self.tell("standing", self.standing)
         if changed:
             self.tell("items", [item(n, outcome) for n, outcome in changed])
 
     def tell(self, event: str, what: object) -> None:
-        message = f"event: {event}\ndata: ".encode() + msgspec.json.encode(what) + b"\n\n"
+        message = as_event(event, what)
         for queue in self._listeners:
             queue.put_nowait(message)
 
@@ -101,8 +105,9 @@ class Gallery:
             self._listeners.discard(queue)
 
     def _read(self) -> list[tuple[int, Outcome]]:
+        at_work = is_at_work(self.out)  # looked at first: what its end wrote is then seen
         with closing(Store.open(self.out / LEDGER, read_only=True)) as store:
-            (counts,) = store.read(Store.counts)
+            counts, run = store.read(Store.counts, Store.latest_run)
             ended = Counter(outcome.status for outcome in self._outcomes.values() if outcome.status in ENDS)
             again = self._anew or any(count > counts.get(state, 0) for state, count in ended.items())  # ends no more
             self._anew = False
@@ -110,6 +115,7 @@ class Gallery:
             after = 0 if again else next(still, len(self._outcomes) + 1) - 1
             changed = [row for row in all_items(store, after) if self._outcomes.get(row[0]) != row[1]]
         self._outcomes.update(changed)
+        self.standing = {"jobs": run.jobs if run else None, "at_work": at_work}
         return changed
 
     async def retry(self, ids: list[str]) -> None:
@@ -143,6 +149,11 @@ async def _stop(process: asyncio.subprocess.Process) -> None:
         with suppress(ProcessLookupError):
             process.send_signal(name)
     await process.wait()
+
+
+def as_event(name: str, what: object) -> bytes:
+    """A server-sent event."""
+    return f"event: {name}\ndata: ".encode() + msgspec.json.encode(what) + b"\n\n"
 
 
 class Pages:
@@ -198,7 +209,7 @@ class Pages:
         async with self._gallery.listening() as queue:
             with suppress(ConnectionResetError):  # the page was closed
                 await response.prepare(request)
-                await response.write(b": hello\n\n")
+                await response.write(as_event("standing", self._gallery.standing))
                 while not self.closing:
                     await response.write(await queue.get())
         return response

@@ -14,6 +14,7 @@ from PIL import Image
 
 WIDTH_PX = 240  # chosen: sharp at the size that the page shows; some 6 kB each
 QUALITY = 70
+REDUCING_GAP = 1.0  # chosen: a third of the time of 3.0, and no difference that is seen at such a size
 KEPT = 2000  # chosen: 12 MB of what was just looked at
 
 
@@ -22,7 +23,7 @@ def thumbnail(path: Path, width_px: int = WIDTH_PX) -> bytes | None:
     try:
         with Image.open(path) as picture:
             small = picture.convert("RGB")
-            small.thumbnail((width_px, width_px), reducing_gap=2.0)
+            small.thumbnail((width_px, width_px), reducing_gap=REDUCING_GAP)
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):
         return None
     file = BytesIO()

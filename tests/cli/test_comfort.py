@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import re
+import shlex
 import shutil
 import subprocess
 import threading
@@ -16,8 +18,9 @@ import click
 import pytest
 from click.testing import CliRunner, Result
 
-from krea_batch.cli import COMMANDS, app, checkup
+from krea_batch.cli import BAD_INPUT, COMMANDS, INTERRUPTED, OK, SOME_FAILED, STOPPED, app, checkup
 from krea_batch.cli.checkup import check_all
+from krea_batch.cli.examples import EXAMPLES
 from krea_batch.cli.init import config
 from tests.processes import environment, krea_batch
 
@@ -192,3 +195,23 @@ class TestHelp:
         assert all(
             option.help for option in command.params if isinstance(option, click.Option) and option.name != "help"
         )
+
+    @pytest.mark.parametrize("name", COMMANDS)
+    def test_examples_are_commands(self, name: str) -> None:
+        """Its help ends with examples, and each is a command that is understood as it stands."""
+        shown = CliRunner().invoke(app, [name, "--help"]).output
+        for line in EXAMPLES[name]:
+            assert line in shown
+            typed = re.search(r"krea-batch ([^>)]+)", line)
+            assert typed
+            command_name, *words = shlex.split(typed[1])
+            assert command_name == name
+            command = app.get_command(click.Context(app), name)
+            assert command is not None
+            command.make_context(name, words)  # raises where an option is not known
+
+    def test_exit_codes(self) -> None:
+        """The help of krea-batch itself has each exit code."""
+        shown = CliRunner().invoke(app, ["--help"]).output
+        told = re.findall(r"^ +(\d+) +[a-z]", shown, re.MULTILINE)
+        assert [int(code) for code in told] == [OK, SOME_FAILED, BAD_INPUT, STOPPED, INTERRUPTED]

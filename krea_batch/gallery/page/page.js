@@ -11,6 +11,7 @@ const chosen = {};               // filter name -> value
 let shown = [];                  // items that pass the filters, in order
 let view = "pictures";
 let axes = [];                   // names of what differs between jobs
+let standing = {};               // how many jobs there are to be, and whether a process works on them
 let order = new Map();           // in a report: place of an item's thumbnail among all
 
 const el = (name, attributes = {}, ...children) => {
@@ -118,8 +119,11 @@ function filter() {
     return wanted.every((word) => text.includes(word)) && picks.every(([name, value]) => valueOf(item, name) === value);
   });
   const all = items.size, stored = [...items.values()].filter((item) => item.status === "succeeded").length;
-  const some = shown.length === all ? "" : `${shown.length.toLocaleString("en")} shown of `;
-  $("counts").textContent = `${some}${all.toLocaleString("en")} jobs, ${stored.toLocaleString("en")} with a picture`;
+  const told = (count) => count.toLocaleString("en");
+  const some = shown.length === all ? "" : `${told(shown.length)} shown of `;
+  const begun = standing.jobs > all ? ` begun of ${told(standing.jobs)}` : "";
+  const going = standing.at_work ? ", going on" : "";
+  $("counts").textContent = `${some}${told(all)} ${all === 1 ? "job" : "jobs"}${begun}, ${told(stored)} with a picture${going}`;
   $("nothing").textContent = all ? "Nothing matches the filters." : "Nothing to show yet.";
   $("nothing").hidden = shown.length > 0 || view === "charts";
   draw();
@@ -381,6 +385,7 @@ if (live) {
       news = null;
       document.body.dataset.ready = "1";
     });
+    source.addEventListener("standing", (event) => { standing = JSON.parse(event.data); filter(); });
     source.addEventListener("items", (event) => {
       if (news) news.push(...JSON.parse(event.data));
       else take(JSON.parse(event.data));
