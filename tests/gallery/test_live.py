@@ -248,7 +248,7 @@ class TestRetry:
         assert len(gateway.ask("/ledger")["posts"]) == 3 + count
 
     def test_where_it_cannot_be(self, failed: Path, gateway: Simulated, view_retrying: View, look: Look) -> None:
-        """Without a key nothing is submitted, and the page says what is missing; so while a run has the folder."""
+        """Without a key nothing is submitted, and the page says what is missing."""
         page = look(view_retrying(failed, key="").url, bears=("400", "403", "409", "500"))
         page.get_by_role("button", name="Retry failed").click()
         page.get_by_role("button", name="Submit again").click()
