@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import secrets
+import signal
 import sys
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -31,7 +32,8 @@ from krea_batch.ledger import Store
 from krea_batch.rules.lifecycle import ENDS
 
 LOOK_EVERY_S = 1.0  # chosen: as live as anybody needs
-SAID_LINES = 3  # chosen: the end of what a retry says, for the page
+MOST_IDS_BYTES = 64 * 1024 * 1024  # chosen: 300,000 of the longest
+SAID_LINES = 5  # chosen: a run's summary, or the end of what went wrong
 SIMULATED = "simulated.jsonl"
 POLICY = (
     f"default-src 'none'; img-src 'self' data:; style-src 'unsafe-inline'; script-src {script_source()}; "
@@ -55,6 +57,7 @@ class Gallery:
         self.out = out
         self.token = secrets.token_urlsafe()
         self.retrying = False
+        self._anew = False  # look at all jobs, those that had ended too
         self.standing: dict[str, Any] = {}  # how many jobs there are to be, and whether a process works on them
         self._outcomes: dict[int, Outcome] = {}
         self._listeners: set[asyncio.Queue[bytes]] = set()
@@ -106,7 +109,8 @@ class Gallery:
         with closing(Store.open(self.out / LEDGER, read_only=True)) as store:
             counts, run = store.read(Store.counts, Store.latest_run)
             ended = Counter(outcome.status for outcome in self._outcomes.values() if outcome.status in ENDS)
-            again = any(count > counts.get(state, 0) for state, count in ended.items())  # a retry took ends back
+            again = self._anew or any(count > counts.get(state, 0) for state, count in ended.items())  # ends no more
+            self._anew = False
             still = (n for n, outcome in self._outcomes.items() if outcome.status not in ENDS)
             after = 0 if again else next(still, len(self._outcomes) + 1) - 1
             changed = [row for row in all_items(store, after) if self._outcomes.get(row[0]) != row[1]]
@@ -125,12 +129,26 @@ class Gallery:
                 stdin=asyncio.subprocess.PIPE,
                 stdout=asyncio.subprocess.PIPE,
                 stderr=asyncio.subprocess.STDOUT,
+                start_new_session=True,  # a Ctrl-C in the terminal reaches it through `_stop` alone
             )
-            said, _ = await process.communicate("\n".join(ids).encode())
+            try:
+                said, _ = await process.communicate("\n".join(ids).encode())
+            except asyncio.CancelledError:
+                await _stop(process)
+                raise
         finally:
             self.retrying = False
+            self._anew = True
         lines = said.decode("utf-8", "replace").strip().splitlines()
         self.tell("said", {"ok": process.returncode in (0, 1), "text": "\n".join(lines[-SAID_LINES:])})
+
+
+async def _stop(process: asyncio.subprocess.Process) -> None:
+    """End a retry as two Ctrl-C would: at once, with no POST in doubt, since asyncio would kill it."""
+    for name in (signal.SIGINT, signal.SIGTERM):  # two of one name may arrive as one
+        with suppress(ProcessLookupError):
+            process.send_signal(name)
+    await process.wait()
 
 
 def as_event(name: str, what: object) -> bytes:
@@ -147,7 +165,7 @@ class Pages:
         self.closing = False
 
     def application(self) -> web.Application:
-        app = web.Application(middlewares=[_guard])
+        app = web.Application(middlewares=[_guard], client_max_size=MOST_IDS_BYTES)
         app.on_response_prepare.append(_seal)
         app.router.add_get("/", self.index)
         app.router.add_get("/items", self.items)

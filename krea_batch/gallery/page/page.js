@@ -29,8 +29,9 @@ const words = (value) => (typeof value === "string" ? value : JSON.stringify(val
 // ---- where pictures are ----
 
 const blocks = new Map();
+const isHere = (item, k = 0) => item.files.length > k && !item.files[k].path.includes("://"); // else: in an object store
 function thumbnail(item) {
-  if (!item.files.length) return null;
+  if (!isHere(item)) return null;
   if (live) return `/thumbnail/${item.n}`;
   const place = order.get(item.n), at = Math.floor(place / block);
   if (!blocks.has(at)) {
@@ -42,7 +43,7 @@ function thumbnail(item) {
   const data = blocks.get(at)[place % block];
   return data ? `data:image/webp;base64,${data}` : null;
 }
-const original = (item, k) => (live ? `/picture/${item.n}/${k}` : encodeURI(item.files[k].path));
+const original = (item, k) => (live ? `/picture/${item.n}/${k}` : item.files[k].path.split("/").map(encodeURIComponent).join("/"));
 
 // ---- filters ----
 
@@ -56,16 +57,18 @@ function facets() {
   for (const item of items.values()) {
     add("status", item.status);
     for (const [name, value] of Object.entries(item.parameters)) add(name, value);
-    for (const [name, value] of Object.entries(item.metadata)) add(name, value);
+    for (const [name, value] of Object.entries(item.metadata)) if (!own(item, name)) add(name, value);
   }
   for (const [name, values] of found) {
     if (name !== "status" && (values.size < 2 || values.size > 60)) found.delete(name);
   }
   return found;
 }
+// Metadata can have any name, those of the job's own fields too, which go first.
+const own = (item, name) => ["status", "id", "prompt"].includes(name) || Object.hasOwn(item.parameters, name);
 const valueOf = (item, name) =>
-  name === "status" ? item.status : name in item.parameters ? words(item.parameters[name])
-    : name in item.metadata ? words(item.metadata[name]) : name === "id" ? item.id : name === "prompt" ? item.prompt : "";
+  ["status", "id", "prompt"].includes(name) ? item[name] : Object.hasOwn(item.parameters, name) ? words(item.parameters[name])
+    : Object.hasOwn(item.metadata, name) ? words(item.metadata[name]) : "";
 
 // Numbers by their size; all else as the jobs have it, since whoever wrote a sweep had an order in mind.
 function ordered(values) {
@@ -79,6 +82,7 @@ function drawFilters() {
   const key = JSON.stringify([...found].map(([name, values]) => [name, [...values.keys()]]));
   if (key === facetKey) return;
   facetKey = key;
+  const focused = document.activeElement.dataset.filter;
   $("chosen").replaceChildren(...[...found].map(([name, values]) => {
     const select = el("select", { "aria-label": name, "data-filter": name, onchange: () => {
       chosen[name] = select.value;
@@ -87,6 +91,7 @@ function drawFilters() {
     ...ordered(values.keys()).map((value) => el("option", { value, selected: chosen[name] === value }, value)));
     return select;
   }));
+  if (focused) document.querySelector(`[data-filter=${CSS.escape(focused)}]`)?.focus();
   if (live) {
     $("chosen").append(el("button", { type: "button", id: "again", onclick: askAgain }, "Retry failed"));
   }
@@ -119,6 +124,7 @@ function filter() {
   const begun = standing.jobs > all ? ` begun of ${told(standing.jobs)}` : "";
   const going = standing.at_work ? ", going on" : "";
   $("counts").textContent = `${some}${told(all)} ${all === 1 ? "job" : "jobs"}${begun}, ${told(stored)} with a picture${going}`;
+  $("nothing").textContent = all ? "Nothing matches the filters." : "Nothing to show yet.";
   $("nothing").hidden = shown.length > 0 || view === "charts";
   draw();
 }
@@ -142,32 +148,36 @@ function draw() {
   const top = $("pictures").scrollTop, sight = $("pictures").clientHeight;
   const first = Math.max(0, Math.floor(top / height) - 2) * columns;
   const last = Math.min(shown.length, (Math.ceil((top + sight) / height) + 2) * columns);
-  const wanted = new Set();
+  const wanted = new Set(shown.slice(first, last).map((item) => item.n));
+  for (const [n, tile] of tiles) {
+    if (!wanted.has(n)) { tile.node.remove(); tiles.delete(n); }
+  }
+  let next = $("canvas").firstChild; // tiles stand in the order in which they are seen, as Tab goes
   for (let at = first; at < last; at++) {
     const item = shown[at];
-    wanted.add(item.n);
-    let tile = tiles.get(item.n);
+    const before = tiles.get(item.n);
+    let tile = before;
     if (!tile || tile.item !== item || tile.waits) {
-      tile?.node.remove();
       tile = makeTile(item);
       tiles.set(item.n, tile);
-      $("canvas").append(tile.node);
+      const focused = before?.node.contains(document.activeElement);
+      if (before) before.node.replaceWith(tile.node);
+      else $("canvas").insertBefore(tile.node, next);
+      if (focused) tile.node.querySelector(".open").focus({ preventScroll: true });
     }
+    next = tile.node.nextSibling;
     const { style } = tile.node;
     style.width = `${width}px`;
     style.transform = `translate(${(at % columns) * (width + GAP)}px, ${Math.floor(at / columns) * height}px)`;
     tile.face.style.height = `${width}px`;
     tile.mark.setAttribute("aria-pressed", marked.has(item.id));
   }
-  for (const [n, tile] of tiles) {
-    if (!wanted.has(n)) { tile.node.remove(); tiles.delete(n); }
-  }
 }
 function faceOf(item) {
   const source = thumbnail(item);
   if (source) return el("img", { src: source, alt: item.prompt, decoding: "async", loading: "lazy" });
   const bad = ["failed", "rejected", "errored", "ambiguous", "timed_out"].includes(item.status);
-  return el("div", { class: bad ? "none bad" : "none" }, item.status === "succeeded" ? "…" : item.status);
+  return el("div", { class: bad ? "none bad" : "none" }, item.status !== "succeeded" ? item.status : isHere(item) ? "…" : "kept elsewhere");
 }
 function makeTile(item) {
   const face = faceOf(item);
@@ -212,32 +222,40 @@ function drawGrid() {
 
 // ---- one picture ----
 
-let current = null;
+let current = null, currentFile = 0;
 function show(item, k = 0) {
   current = item;
-  const facts = { id: item.id, status: item.status, ...item.parameters, ...item.metadata, request_id: item.request_id,
-    size: item.files[k] ? `${item.files[k].width} × ${item.files[k].height}` : null, submitted: item.submitted_at,
+  currentFile = k;
+  const controls = () => [...$("lightbox").querySelectorAll("button, a")];
+  const held = controls().indexOf(document.activeElement);
+  const known = { id: item.id, status: item.status, ...item.parameters };
+  const facts = { request_id: item.request_id,
+    file: item.files[k]?.path, size: item.files[k] ? `${item.files[k].width} × ${item.files[k].height}` : null, submitted: item.submitted_at,
     stored: item.stored_at, submits: item.attempts, polls: item.polls, error: item.error };
   const stage = el("div", { class: "stage" });
   if (item.files.length) {
     const small = thumbnail(item);
     if (small) stage.append(el("img", { src: small, alt: "" }));
-    const big = el("img", { src: original(item, k), alt: item.prompt });
-    big.addEventListener("error", () => big.remove()); // a report may lie elsewhere than its pictures
-    stage.append(big);
+    if (!small) stage.append(faceOf(item));
+    if (isHere(item, k)) {
+      const big = el("img", { src: original(item, k), alt: item.prompt });
+      big.addEventListener("error", () => big.remove()); // a report may lie elsewhere than its pictures
+      stage.append(big);
+    }
   } else stage.append(faceOf(item));
   const step = (label, by) => el("button", { type: "button", onclick: () => go(by), "aria-label": label }, by < 0 ? "←" : "→");
   $("lightbox").replaceChildren(el("div", { class: "big" }, stage, el("div", { class: "facts", tabindex: 0 },
     el("div", { class: "steps" }, step("Previous picture", -1), step("Next picture", 1),
       el("button", { type: "button", onclick: () => { toggle(item.id); show(item, k); } }, marked.has(item.id) ? "Unmark" : "Mark"),
-      item.files.length ? el("a", { href: original(item, k), target: "_blank", rel: "noopener" }, "Open file") : null,
+      isHere(item, k) ? el("a", { href: original(item, k), target: "_blank", rel: "noopener" }, "Open file") : null,
       el("button", { type: "button", onclick: () => $("lightbox").close(), "aria-label": "Close" }, "✕")),
     ...(item.files.length > 1 ? [el("div", { class: "steps" }, ...item.files.map((_, n) =>
-      el("button", { type: "button", "aria-pressed": n === k, onclick: () => show(item, n) }, `${n + 1}`)))] : []),
+      el("button", { type: "button", "aria-pressed": String(n === k), onclick: () => show(item, n) }, `${n + 1}`)))] : []),
     el("h2", { class: "whole" }, item.prompt),
-    el("dl", {}, ...Object.entries(facts).filter(([, value]) => value != null && value !== "").flatMap(([name, value]) =>
+    el("dl", {}, ...[known, item.metadata, facts].flatMap(Object.entries).filter(([, value]) => value != null && value !== "").flatMap(([name, value]) =>
       [el("dt", {}, name), el("dd", {}, words(value))])))));
   if (!$("lightbox").open) $("lightbox").showModal();
+  else controls()[held]?.focus(); // who steps on by a button can press it again
 }
 function go(by) {
   const at = shown.indexOf(current) + by;
@@ -267,7 +285,7 @@ function compare() {
   $("side-by-side").replaceChildren(
     el("div", { class: "steps ask" }, el("button", { type: "button", onclick: () => $("side-by-side").close() }, "Close")),
     el("div", { class: "pair" }, ...chosenItems.map((item) => el("div", {},
-      item.files.length ? el("img", { src: live ? original(item, 0) : thumbnail(item) || "", alt: item.prompt }) : faceOf(item),
+      isHere(item) ? el("img", { src: live ? original(item, 0) : thumbnail(item) || "", alt: item.prompt }) : faceOf(item),
       el("div", { class: "facts" }, el("h2", {}, item.id), el("dl", {}, ...[...names].flatMap((name) => [el("dt", {}, name),
         el("dd", { class: differs(name) ? "differs" : "" }, valueOf(item, name))])))))));
   $("side-by-side").showModal();
@@ -277,16 +295,20 @@ function compare() {
 
 function askAgain() {
   const ids = inVain().map((item) => item.id);
-  const jobs = ids.length === 1 ? "1 job" : `${ids.length.toLocaleString("en")} jobs`;
-  const cost = body.simulated === "1" ? "The run is simulated, so nothing is paid." : `Up to ${jobs} will be paid for.`;
+  const counted = (count) => count === 1 ? "1 job" : `${count.toLocaleString("en")} jobs`;
+  const jobs = counted(ids.length), waiting = [...items.values()].filter((item) => item.status === "pending").length;
+  const also = waiting ? `What waits to be submitted goes on as well: ${counted(waiting)}. ` : "";
+  const cost = also + (body.simulated === "1" ? "The run is simulated, so nothing is paid." : `Up to ${counted(ids.length + waiting)} will be paid for.`);
   $("asking").replaceChildren(el("div", { class: "ask" }, el("p", {}, `Submit ${jobs} again? ${cost}`), el("div", { class: "steps" },
     el("button", { type: "button", id: "yes", onclick: () => { $("asking").close(); again(ids); } }, "Submit again"),
     el("button", { type: "button", autofocus: true, onclick: () => $("asking").close() }, "Leave it"))));
   $("asking").showModal();
 }
 async function again(ids) {
-  const answer = await fetch("/retry", { method: "POST", headers: { "X-Token": body.token }, body: JSON.stringify(ids) });
-  tell(answer.ok ? "Submitting again…" : "That could not be started: another retry is running.");
+  const options = { method: "POST", headers: { "X-Token": body.token }, body: JSON.stringify(ids) };
+  const status = await fetch("/retry", options).then((answer) => answer.status, () => 0);
+  const why = { 0: "the server is gone", 403: "the server was started anew, so reload this page", 409: "another retry is running" };
+  tell(status === 202 ? "Submitting again…" : `That could not be started: ${why[status] ?? `the server answered ${status}`}.`);
 }
 function tell(text) {
   $("said").textContent = text;
@@ -312,19 +334,19 @@ document.addEventListener("keydown", (event) => {
   if ($("lightbox").open) {
     if (event.key === "ArrowRight") go(1);
     else if (event.key === "ArrowLeft") go(-1);
-    else if (event.key === "m") { toggle(current.id); show(current); }
+    else if (event.key === "m") { toggle(current.id); show(current, currentFile); }
     return;
   }
   if (event.key === "c") compare();
   else if (event.key === "g") turn(view === "grid" ? "pictures" : "grid");
-  else if (event.key.startsWith("Arrow") && view === "pictures") move(event);
+  else if (/^(Arrow|Home$|End$)/.test(event.key) && view === "pictures") move(event);
   else if (event.key === "m") { const tile = document.activeElement.closest?.(".tile"); if (tile) toggle(tile.dataset.id); }
 });
 function move(event) {
   const tile = document.activeElement.closest?.(".tile");
   const at = tile ? shown.findIndex((item) => item.id === tile.dataset.id) : -1;
   const by = { ArrowRight: 1, ArrowLeft: -1, ArrowDown: layout.columns, ArrowUp: -layout.columns }[event.key];
-  const to = tile ? at + by : 0;
+  const to = { Home: 0, End: shown.length - 1 }[event.key] ?? (tile ? at + by : 0);
   if (to < 0 || to >= shown.length) return;
   event.preventDefault();
   const height = layout.width + UNDER + GAP, top = Math.floor(to / layout.columns) * height, box = $("pictures");
@@ -351,16 +373,23 @@ function take(changed) {
   filter();
 }
 if (live) {
-  let open = false;
+  let open = false, news = null;
   const listen = () => {
     const source = new EventSource("/events");
     source.addEventListener("open", async () => {
       open = true;
-      take(await (await fetch("/items")).json()); // also what was missed while the line was cut
+      news = []; // it waits: what is asked for now may be older
+      const answer = await fetch("/items").catch(() => null); // also what was missed while the line was cut
+      if (!answer?.ok) return; // the server is gone again; the next "open" asks anew
+      take([...await answer.json(), ...news]);
+      news = null;
       document.body.dataset.ready = "1";
     });
     source.addEventListener("standing", (event) => { standing = JSON.parse(event.data); filter(); });
-    source.addEventListener("items", (event) => take(JSON.parse(event.data)));
+    source.addEventListener("items", (event) => {
+      if (news) news.push(...JSON.parse(event.data));
+      else take(JSON.parse(event.data));
+    });
     source.addEventListener("said", (event) => tell(JSON.parse(event.data).text));
     source.addEventListener("error", () => { if (open) tell("The server is gone; waiting for it."); open = false; });
     source.addEventListener("open", () => tell(""));

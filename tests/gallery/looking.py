@@ -1,0 +1,207 @@
+"""Runs to look at, made in the ledger itself; `krea-batch view` in a process of its own; what a page shows of them.
+
+Newcomers: the picture of a job is of one colour, `colour(n)`, and `width_px(n)` wide, so that a test sees by a
+thumbnail or by an original which job it belongs to.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import signal
+import subprocess
+from collections.abc import Callable
+from functools import lru_cache, partial
+from hashlib import sha256
+from io import BytesIO
+from pathlib import Path
+from typing import Any
+
+from msgspec import Struct
+from PIL import Image
+from playwright.sync_api import ElementHandle, Locator, Page
+
+from krea_batch.jobs import State, StoredFile, Trouble
+from krea_batch.ledger import Store
+from krea_batch.rules.verdicts import Finished
+from tests.processes import COMMAND, PATIENCE_S, environment
+
+KINDS = 27  # pictures that differ in colour and width
+FAILED = Trouble("failed", "The model could not make this picture.")
+REJECTED = Trouble("http_400", "prompt: too long")
+AMBIGUOUS = Trouble("ambiguous", "the connection was cut")
+ERRORED = Trouble("error", "The worker of this job was lost.")
+
+
+class Made(Struct, frozen=True, kw_only=True):
+    """A job to be put into a ledger in the state it is to have. `fields` are the request's own."""
+
+    id: str
+    prompt: str = "a picture"
+    status: State = State.SUCCEEDED
+    files: int = 1
+    prefix: str = "images/"
+    metadata: dict[str, Any] = {}
+    fields: dict[str, Any] = {}
+    trouble: str = FAILED.message
+
+    def body(self) -> bytes:
+        """The request as it would have been sent."""
+        lists: dict[str, Any] = {"image_style_references": [], "styles": [], "moodboards": []}
+        defaults = {"prompt": self.prompt, "aspect_ratio": "1:1", "creativity": "medium"}
+        return json.dumps(defaults | lists | self.fields).encode()
+
+    def names(self) -> list[str]:
+        """Its files, as seen from the run's folder."""
+        return [f"{self.prefix}{self.id}{f'-{n}' if n > 1 else ''}.png" for n in range(1, self.files + 1)]
+
+
+def make_run(out: Path, *jobs: Made, gateway: str | None = "http://127.0.0.1:9") -> Path:
+    """A run's folder with these jobs after those that it has, and their pictures. `gateway`: of its first run."""
+    (out / "images").mkdir(parents=True, exist_ok=True)
+    store = Store.open(out / "ledger.db")
+    try:
+        if gateway and store.gateway() is None:
+            store.start_run(gateway, "test", 1.0)
+        store.transaction(partial(_make, out=out, job=job) for job in jobs)
+    finally:
+        store.close()
+    return out
+
+
+def sweep(name: str, prompt: str, metadata: dict[str, Any]) -> list[Made]:
+    """What a sweep of four creativities and two seeds makes of one job."""
+    return [
+        Made(
+            id=f"{name}-creativity={creativity}-seed={seed}",
+            prompt=prompt,
+            metadata=metadata,
+            fields={"creativity": creativity, "seed": seed},
+        )
+        for creativity in ("raw", "low", "medium", "high")
+        for seed in (1, 2)
+    ]
+
+
+def request_id(n: int) -> str:
+    return f"krea-2-large-text-to-image_{n:08d}"
+
+
+def colour(n: int, number: int = 1) -> tuple[int, int, int]:
+    """The colour of picture `number` of the job with this number in the ledger."""
+    kind = (n + number - 1) % KINDS
+    return (40 + 80 * (kind % 3), 40 + 80 * (kind // 3 % 3), 40 + 80 * (kind // 9))
+
+
+def width_px(n: int, number: int = 1) -> int:
+    """The width of the same; no thumbnail is as wide."""
+    return 300 + (n + number - 1) % KINDS
+
+
+def _make(store: Store, *, out: Path, job: Made) -> None:
+    body, metadata = job.body(), json.dumps(job.metadata).encode()
+    if job.status is State.PENDING:
+        store.enqueue(job.id, body, sha256(body).digest(), metadata, "")
+        return
+    n = store.intend(job.id, body, sha256(body).digest(), metadata, 1_800_000_000.0)
+    at = 1_800_000_000.0 + n
+    if job.status is State.REJECTED:
+        store.reject(n, REJECTED, at)
+    elif job.status is State.AMBIGUOUS:
+        store.hold(n, AMBIGUOUS, at)
+    elif job.status is not State.SUBMITTING:
+        store.accept(n, request_id(n), at)
+        _go_on(store, n, out, job, at)
+
+
+def _go_on(store: Store, n: int, out: Path, job: Made, at: float) -> None:
+    if job.status is State.FAILED:
+        store.fail(n, Trouble(FAILED.kind, job.trouble), at, 2)
+    elif job.status is State.ERRORED:
+        store.error(n, ERRORED, at, 2)
+    elif job.status is State.SUCCEEDED:
+        store.finish(n, Finished(("https://cdn.example/1.png",), "image/png"), at, 3)
+        store.store(n, [_stored(out, name, n, number) for number, name in enumerate(job.names(), 1)], at + 1)
+
+
+def _stored(out: Path, name: str, n: int, number: int) -> StoredFile:
+    data = _png((n + number - 1) % KINDS)
+    if "://" not in name:
+        (out / name).write_bytes(data)
+    return StoredFile(name, len(data), sha256(data).hexdigest(), width_px(n, number), 200, "image/png")
+
+
+@lru_cache
+def _png(kind: int) -> bytes:
+    file = BytesIO()
+    Image.new("RGB", (width_px(kind), 200), colour(kind)).save(file, "PNG")
+    return file.getvalue()
+
+
+class Viewed:
+    """`krea-batch view` in its own process."""
+
+    def __init__(self, out: Path, *, port: int = 0, key: str = "test-key", **env: str) -> None:
+        self.process = subprocess.Popen(
+            [*COMMAND, "view", str(out), "--no-open", "--port", str(port)],
+            env=environment(PIXAZO_API_KEY=key, **env),
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        assert self.process.stdout is not None
+        told = re.search(r"http://127\.0\.0\.1:(\d+)/", self.process.stdout.readline())
+        assert told is not None, self.process.communicate(timeout=PATIENCE_S)[1]
+        self.url, self.port = told[0], int(told[1])
+
+    def close(self) -> tuple[int, str]:
+        """Press Ctrl-C. Returns how it ended, and what it said on standard error."""
+        if self.process.poll() is None:
+            self.process.send_signal(signal.SIGINT)
+        _, said = self.process.communicate(timeout=PATIENCE_S)
+        return self.process.returncode, said
+
+
+View = Callable[..., Viewed]
+"""What the fixture `view` gives: show a run in a process of its own."""
+
+Look = Callable[..., Page]
+"""What the fixture `look` gives: a page that has shown what it has, whose troubles are the test's."""
+
+
+def tile(page: Page, job_id: str) -> Locator:
+    """The tile of a job."""
+    return page.locator(f".tile[data-id={json.dumps(job_id, ensure_ascii=False)}]")
+
+
+def shown_ids(page: Page) -> list[str]:
+    """Ids of the tiles that stand in the page now."""
+    return page.locator(".tile").evaluate_all("all => all.map(tile => tile.dataset.id)")  # type: ignore[no-any-return]
+
+
+def seen_colour(image: Locator | ElementHandle) -> tuple[int, int, int]:
+    """The colour in the middle of an image, as the browser has drawn it."""
+    red, green, blue = image.evaluate(
+        """async (image) => {
+            await image.decode();
+            const canvas = document.createElement("canvas");
+            canvas.width = canvas.height = 1;
+            const pen = canvas.getContext("2d");
+            pen.drawImage(image, image.naturalWidth / 2, image.naturalHeight / 2, 1, 1, 0, 0, 1, 1);
+            return [...pen.getImageData(0, 0, 1, 1).data].slice(0, 3);
+        }"""
+    )
+    return red, green, blue
+
+
+def is_colour(seen: tuple[int, int, int], n: int) -> bool:
+    """Whether it is the colour of a job's picture, but for what a thumbnail's compression does to it."""
+    return all(abs(one - other) <= 12 for one, other in zip(seen, colour(n), strict=True))
+
+
+def facts(page: Page, dialog: str = "#lightbox") -> dict[str, str]:
+    """What an open dialog says of a picture."""
+    pairs: list[tuple[str, str]] = page.locator(f"{dialog} dl").first.evaluate(
+        "list => [...list.querySelectorAll('dt')].map(dt => [dt.textContent, dt.nextElementSibling.textContent])"
+    )
+    return dict(reversed(pairs))  # of two of one name, the upper
