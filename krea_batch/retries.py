@@ -62,6 +62,10 @@ class Retries(HeldRun):
         counts = self._store.counts()
         return sum(counts.get(state, 0) for state in (State.PENDING, State.ACCEPTED, State.FINISHED, State.TIMED_OUT))
 
+    def waiting(self) -> int:
+        """How many of those were never accepted, and are submitted, too."""
+        return self._store.counts().get(State.PENDING, 0)
+
     def total(self) -> int:
         """How many jobs there are."""
         return sum(self._store.counts().values())

@@ -60,7 +60,7 @@ def retry(
             click.echo(f"no job in {out} ended in {' or '.join(status or USUALLY)}; nothing to submit again")
             sys.exit(OK)
         if chosen and not (yes or options["simulate"]):
-            _ask(chosen)
+            _ask(chosen, retries.waiting())
         retries.again(chosen)
         total = retries.total()
     checked = Checked(jobs=total, rows=total, bad_lines=0, duplicates=0, problems=(), notes=())
@@ -75,13 +75,14 @@ def _states(words: tuple[str, ...]) -> list[State]:
     return [State(word) for word in words]
 
 
-def _ask(chosen: dict[str, State]) -> None:
+def _ask(chosen: dict[str, State], waiting: int) -> None:
     """Go on only by somebody's word; exits with 2 where there is none."""
     from krea_batch.cli.words import counted
 
     kinds = ", ".join(f"{count:,} {state.value}" for state, count in Counter(chosen.values()).items())
-    jobs, charges = counted(len(chosen), "job"), counted(len(chosen), "charge")
-    click.echo(f"{jobs} ({kinds}) to be submitted again: up to {charges}", err=True)
+    jobs, charges = counted(len(chosen), "job"), counted(len(chosen) + waiting, "charge")
+    also = f", and {waiting:,} not submitted yet" if waiting else ""
+    click.echo(f"{jobs} ({kinds}) to be submitted again{also}: up to {charges}", err=True)
     if not sys.stdin.isatty():
         raise click.UsageError("nobody can be asked here: add --yes to pay for them")
     if not click.confirm("Go on?", err=True):

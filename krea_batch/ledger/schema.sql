@@ -1,4 +1,4 @@
--- The ledger of a run: what was asked, what was paid, what became of it. Version 1.
+-- The ledger of a run: what was asked, what was paid, what became of it. Version 2.
 -- Instants are seconds since 1970 (UTC). States and what may follow them: rules/lifecycle.py.
 
 CREATE TABLE jobs (

@@ -21,7 +21,7 @@ from krea_batch.rules import lifecycle
 from krea_batch.rules.verdicts import Finished
 
 APPLICATION_ID = 0x4B524541  # "KREA"
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 SQLITE_VERSION = sqlite3.sqlite_version
 BUSY_TIMEOUT_S = 10.0  # chosen: `status` of another process holds its read lock for far less
 CACHE_KIB = 16_384  # measured: with the 2 MB of the default, a job among 100,000 costs 1.3 times one among 3,000
@@ -559,13 +559,20 @@ def _connect(path: Path, mode: str) -> sqlite3.Connection:
 def _check_owner(connection: sqlite3.Connection, path: Path) -> None:
     (application_id,) = connection.execute("PRAGMA application_id").fetchone()
     (version,) = connection.execute("PRAGMA user_version").fetchone()
-    if _has_tables(connection) and application_id != APPLICATION_ID:
+    has_tables = _has_tables(connection)
+    if has_tables and application_id != APPLICATION_ID:
         raise RunFolderError(path, "this is not a krea-batch ledger", "choose another --out")
     if version > SCHEMA_VERSION:
         raise RunFolderError(
             path,
             f"a newer krea-batch wrote it (schema {version})",
             "update krea-batch, or choose another --out",
+        )
+    if has_tables and version < SCHEMA_VERSION:
+        raise RunFolderError(
+            path,
+            f"a krea-batch from before the first release wrote it (schema {version})",
+            "go on with that one, or choose another --out",
         )
 
 

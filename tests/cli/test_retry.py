@@ -95,6 +95,20 @@ def test_nobody_to_ask(simulate: Simulate, tmp_path: Path) -> None:
     assert not gateway.ask("/ledger")["posts"]
 
 
+def test_what_waits_is_counted_too(simulate: Simulate, tmp_path: Path) -> None:
+    """A job that was never submitted goes along, so the question says that it may be paid as well."""
+    gateway, out = failed_run(simulate, tmp_path)
+    store = Store.open(out / "ledger.db")
+    store.transaction([lambda store: store.enqueue("later", b'{"prompt":"a"}', bytes(32), b"{}", "")])
+    store.close()
+    done = krea_batch("retry", out, "--gateway", gateway.gateway, cwd=tmp_path)
+    assert done.returncode == 2
+    assert (
+        "4 jobs (4 failed) to be submitted again, and 1 that still wait to be submitted: up to 5 charges"
+        in done.stderr
+    )
+
+
 @pytest.mark.parametrize(("answer", "state", "code"), [("n\n", "failed", 2), ("y\n", "succeeded", 0)])
 def test_asked_in_a_terminal(simulate: Simulate, tmp_path: Path, answer: str, state: str, code: int) -> None:
     """A person decides."""

@@ -501,14 +501,18 @@ def foreign(path: Path, *statements: str) -> Path:
             path, f"PRAGMA application_id = {APPLICATION_ID}", f"PRAGMA user_version = {SCHEMA_VERSION + 1}",
             "CREATE TABLE jobs (x)",
         ),
+        lambda path: foreign(
+            path, f"PRAGMA application_id = {APPLICATION_ID}", f"PRAGMA user_version = {SCHEMA_VERSION - 1}",
+            "CREATE TABLE jobs (x)",
+        ),
         lambda path: path.write_text("this is a text, and longer than the head of a database\n" * 100),
         lambda path: path.write_bytes(b"SQLite format 3\0" + b"\xff" * 4000),
         lambda path: path.mkdir(),
     ],
-    ids=["other tables", "other application", "newer schema", "a text", "a damaged file", "a folder"],
+    ids=["other tables", "other application", "newer schema", "older schema", "a text", "a damaged file", "a folder"],
 )  # fmt: skip
 def test_strangers_files(path: Path, make: Callable[[Path], object], read_only: bool) -> None:
-    """A stranger's, newer or damaged file is a RunFolderError that names it, and is left as it was."""
+    """A stranger's, newer, older or damaged file is a RunFolderError that names it, and is left as it was."""
     make(path)
     before = path.read_bytes() if path.is_file() else b""
     with pytest.raises(RunFolderError) as caught:
