@@ -103,10 +103,7 @@ def test_what_waits_is_counted_too(simulate: Simulate, tmp_path: Path) -> None:
     store.close()
     done = krea_batch("retry", out, "--gateway", gateway.gateway, cwd=tmp_path)
     assert done.returncode == 2
-    assert (
-        "4 jobs (4 failed) to be submitted again, and 1 that still wait to be submitted: up to 5 charges"
-        in done.stderr
-    )
+    assert "4 jobs (4 failed) to be submitted again, and 1 not submitted yet: up to 5 charges" in done.stderr
 
 
 @pytest.mark.parametrize(("answer", "state", "code"), [("n\n", "failed", 2), ("y\n", "succeeded", 0)])
