@@ -1,0 +1,153 @@
+"""`Exchange` and what stands on it: what may be in a request, what leaves, and how long an answer may take."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+
+import aiohttp
+import pytest
+from yarl import URL
+
+from krea_batch.gateway import client as client_module
+from krea_batch.gateway import exchange as exchange_module
+from krea_batch.gateway.client import GatewayClient
+from krea_batch.gateway.exchange import Exchange, read_capped
+from krea_batch.gateway.media import MediaError
+from krea_batch.rules.verdicts import NotSent
+from krea_batch.settings import ApiKey, Settings
+from tests.gateway.test_client import ACCEPTED, BODY, Request, Server, against, always, http, read
+
+
+def test_no_header_ends_a_line() -> None:
+    """A value that would begin a header of its own is refused before anything is sent."""
+
+    async def ask(gateway: GatewayClient, server: Server) -> int:
+        for evil in ("https://a.example/\r\nX-Evil: 1", "a\nb", "a\0b"):
+            with pytest.raises(ValueError, match="X-Webhook-URL"):
+                await gateway.submit(BODY, callback=evil)
+        return len(server.requests)
+
+    assert against(always(http(202, ACCEPTED)), ask) == 0
+    with pytest.raises(ValueError, match="line end"):
+        Exchange(None, {"Ocp-Apim-Subscription-Key": "s3cret\n"})  # type: ignore[arg-type]
+
+
+def test_it_leaves_after_connecting_and_before_its_first_byte() -> None:
+    """`leaves` is called once a connection is there, and before the peer can have seen anything."""
+    seen: list[str] = []
+
+    async def answer(request: Request, writer: asyncio.StreamWriter) -> None:
+        seen.append("the peer has it")
+        writer.write(http(200, b"x"))
+
+    async def main() -> None:
+        async with Server(answer) as server, aiohttp.TCPConnector() as connector:
+            reply = await Exchange(connector).ask("GET", URL(server.url), leaves=lambda: seen.append("it leaves"))
+            assert await read_capped(reply, 10) == b"x"
+            reply.close()
+
+    asyncio.run(main())
+    assert seen == ["it leaves", "the peer has it"]
+
+
+def test_a_connection_that_is_cut_before_it_is_used(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where the connection is gone when the POST should be written, nothing was sent."""
+    connect = aiohttp.TCPConnector.connect
+
+    async def connects_and_loses(*args: object) -> object:
+        connection = await connect(*args)  # type: ignore[arg-type]
+        assert connection.transport
+        connection.transport.close()
+        return connection
+
+    monkeypatch.setattr(aiohttp.TCPConnector, "connect", connects_and_loses)
+
+    async def ask(gateway: GatewayClient, server: Server) -> int:
+        assert isinstance(await gateway.submit(BODY), NotSent)
+        return len(server.requests)
+
+    assert against(always(http(202, ACCEPTED)), ask) == 0
+
+
+def test_what_is_only_announced_is_passed_over() -> None:
+    """Informational answers before the true one do not count."""
+    announced = b"HTTP/1.1 103 Early Hints\r\nLink: </a.css>\r\n\r\nHTTP/1.1 100 Continue\r\n\r\n"
+
+    async def ask(gateway: GatewayClient, server: Server) -> bytes:
+        return (await read(gateway, server.url + "/a.png"))[1]
+
+    assert against(always(announced + http(200, b"whole")), ask) == b"whole"
+
+
+def test_a_picture_on_an_old_connection_is_asked_for_again() -> None:
+    """A CDN that cut the connection it kept costs no try: a picture is free to be fetched twice."""
+    seen = 0
+
+    async def answer(_: Request, writer: asyncio.StreamWriter) -> None:
+        nonlocal seen
+        seen += 1
+        if seen == 2:
+            writer.close()
+        else:
+            writer.write(http(200, b"x"))
+
+    async def ask(gateway: GatewayClient, server: Server) -> None:
+        for _ in range(2):
+            assert await read(gateway, server.url + "/a.png") == (0, b"x")
+        assert (seen, server.connections) == (3, 2)
+
+    against(answer, ask)
+
+
+@pytest.mark.parametrize("patience", ["SILENCE_S", "DOWNLOAD_TIMEOUT_S"])
+def test_a_slow_picture_is_given_up(patience: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A picture that pauses for too long, or trickles for too long, is broken off."""
+    monkeypatch.setattr(client_module, patience, 0.1)
+
+    async def answer(request: Request, writer: asyncio.StreamWriter) -> None:
+        writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: 1000\r\n\r\n")
+        for _ in range(1 if patience == "SILENCE_S" else 1000):
+            writer.write(b"x")
+            await asyncio.sleep(0.02)
+        await asyncio.Event().wait()
+
+    async def ask(gateway: GatewayClient, server: Server) -> None:
+        with pytest.raises(MediaError, match="no answer in time"):
+            await read(gateway, server.url + "/a.png")
+
+    against(answer, ask)
+
+
+def test_a_silent_cdn_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A CDN that takes a request and says nothing is broken off."""
+    monkeypatch.setattr(client_module, "SILENCE_S", 0.1)
+
+    async def silent(_: Request, __: asyncio.StreamWriter) -> None:
+        await asyncio.Event().wait()
+
+    async def ask(gateway: GatewayClient, server: Server) -> None:
+        with pytest.raises(MediaError, match="no answer in time"):
+            await read(gateway, server.url + "/a.png")
+
+    against(silent, ask)
+
+
+def test_pictures_of_many_hosts(monkeypatch: pytest.MonkeyPatch) -> None:
+    """However many origins there are, only the latest are kept in mind, and each is asked under its own name."""
+    monkeypatch.setattr(exchange_module, "MOST_ORIGINS", 1)
+
+    async def main() -> None:
+        settings = Settings.of(Path("out"), gateway="http://127.0.0.1")
+        async with (
+            Server(always(http(200, b"1"))) as first,
+            Server(always(http(200, b"2"))) as second,
+            GatewayClient(settings, ApiKey("key")) as gateway,
+        ):
+            for _ in range(2):
+                assert await read(gateway, first.url + "/a.png") == (0, b"1")
+                assert await read(gateway, second.url + "/a.png") == (0, b"2")
+            assert {request.headers["host"] for request in first.requests} == {f"127.0.0.1:{first.port}"}
+            assert {request.headers["host"] for request in second.requests} == {f"127.0.0.1:{second.port}"}
+
+    asyncio.run(main())
