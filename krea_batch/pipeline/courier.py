@@ -15,7 +15,7 @@ from typing import TypeVar
 from krea_batch.errors import RunStopped
 from krea_batch.jobs import StoredFile
 from krea_batch.pipeline.crew import Crew
-from krea_batch.pipeline.picture import Picture, sweep
+from krea_batch.pipeline.picture import Picture, stage, sweep
 from krea_batch.pipeline.run import Run
 from krea_batch.sinks import Sink, SinkError, SinkRefused, WholePicture
 
@@ -47,7 +47,7 @@ class Courier:
     async def finish(self, picture: Picture, last: list[bytes]) -> StoredFile:
         """Take a picture's last bytes. Raises PngError and OSError as the shelf does, SinkError, SinkRefused."""
         if not picture.is_whole:
-            await self._run.on_disk(picture.close_up, last)
+            await self._run.on_disk(stage, picture, last)
         row = picture.row("")
         whole = WholePicture(
             picture.job_id,
