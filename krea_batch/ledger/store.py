@@ -9,6 +9,7 @@ from __future__ import annotations
 import sqlite3
 from collections.abc import Callable, Collection, Iterable, Sequence
 from datetime import UTC, datetime
+from functools import lru_cache
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -189,10 +190,11 @@ class Store:
 
     def accept(self, n: int, request_id: str, at: float) -> bool:
         """The POST was accepted and is paid. False, and nothing is changed, where another has that request_id."""
-        if self._has_request_id(request_id):
+        try:
+            self._came_to(n, "accepted", request_id)
+        except sqlite3.IntegrityError:  # posts.request_id is UNIQUE
             return False
         self._move(n, State.SUBMITTING, State.ACCEPTED, "request_id = ?, accepted_at = ?", (request_id, at))
-        self._came_to(n, "accepted", request_id)
         return True
 
     def reject(self, n: int, why: Trouble, at: float) -> Outcome:
@@ -635,6 +637,14 @@ def _outcome(row: Sequence[Any]) -> Outcome:
 
 
 def _iso(at: float | None) -> str | None:
+    """An instant as ISO 8601, in whole milliseconds."""
     if at is None:
         return None
-    return datetime.fromtimestamp(at, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+    second, rest_us = divmod(round(at * 1_000_000), 1_000_000)
+    return f"{_iso_second(second)}.{rest_us // 1000:03}Z"
+
+
+@lru_cache(maxsize=1024)
+def _iso_second(second: int) -> str:
+    """The seconds of a run are few, each written for many jobs; that is most of what a result row costs."""
+    return datetime.fromtimestamp(second, UTC).isoformat(timespec="seconds").removesuffix("+00:00")
