@@ -157,13 +157,21 @@ class Pace:
         self._answers = min(self._answers + 1.0, max(LEAST_SMOOTHED, self.per_s * WINDOW_S))
         late_s = took_s - self._usual_s
         most_s = max(VARIATIONS * self._variation_s, MARGIN_S)
-        if late_s > most_s and sent_s in self._sent_s:
-            self._sent_s.remove(sent_s)
-            insort(self._sent_s, sent_s + late_s)
+        if late_s > most_s:
+            self._count_later(sent_s, late_s)
         if self._answers > LEAST_SMOOTHED:
             late_s = min(late_s, most_s)
         self._variation_s += (abs(late_s) - self._variation_s) / self._answers
         self._usual_s += late_s / self._answers
+
+    def _count_later(self, sent_s: float, late_s: float) -> None:
+        """Move a submit, where it still counts. Those behind it are few, though a window may hold many."""
+        behind: deque[float] = deque()
+        while self._sent_s and self._sent_s[-1] > sent_s:
+            behind.appendleft(self._sent_s.pop())
+        if self._sent_s and self._sent_s[-1] == sent_s:
+            insort(behind, self._sent_s.pop() + late_s)
+        self._sent_s.extend(behind)
 
     # ---- the rate ----------------------------------------------------------------------------------------
 
