@@ -22,7 +22,7 @@ from krea_batch.waits import answer_all
 P = ParamSpec("P")
 T = TypeVar("T")
 
-LINGER_S = 0.004  # chosen: between the begins of two commits; nobody feels it, and a sync serves more of them
+LINGER_S = 0.010  # chosen: between the begins of two commits; nobody feels it, and a sync serves more of them
 READ_AT_ONCE = 1000  # chosen: rows in one transaction; a few milliseconds
 _Work = Callable[[Store], Any]
 _Page = tuple[list[Outcome], int | None]
