@@ -13,6 +13,8 @@ from playwright.sync_api import Browser, BrowserContext, Page, sync_playwright
 
 from krea_batch.jobs import State
 from tests.gallery.looking import Look, Made, View, Viewed, make_run, sweep
+from tests.processes import Simulate, Simulated, krea_batch, write_jobs
+from tests.scripted_gateway import states
 
 OPTIONS = [
     "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
@@ -111,3 +113,19 @@ def mixed(mixed_run: Path) -> Iterator[str]:
     viewed = Viewed(mixed_run)
     yield viewed.url
     assert viewed.close() == (0, "")
+
+
+@pytest.fixture
+def gateway(simulate: Simulate) -> Simulated:
+    """One at which the first POST of a job ends in ERROR, and the second is well."""
+    return simulate("--latency=fixed:0.1", "--tiny", "--fault", "job-first-error=1")
+
+
+@pytest.fixture
+def failed(gateway: Simulated, tmp_path: Path) -> Path:
+    """A run whose three jobs have all come to nothing."""
+    write_jobs(tmp_path / "jobs.jsonl", 3)
+    options = ("--max-attempts=1", "--poll-interval=0.1", "--rate=20/s", "-q", "--gateway", gateway.gateway)
+    krea_batch("run", "jobs.jsonl", "--out", "run", *options, cwd=tmp_path)
+    assert set(states(tmp_path / "run").values()) == {State.ERRORED}
+    return tmp_path / "run"

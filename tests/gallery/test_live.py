@@ -169,20 +169,6 @@ class TestArriving:
 
 class TestRetry:
     @pytest.fixture
-    def gateway(self, simulate: Simulate) -> Simulated:
-        """One at which the first POST of a job ends in ERROR, and the second is well."""
-        return simulate("--latency=fixed:0.1", "--tiny", "--fault", "job-first-error=1")
-
-    @pytest.fixture
-    def failed(self, gateway: Simulated, tmp_path: Path) -> Path:
-        """A run whose three jobs have all come to nothing."""
-        write_jobs(tmp_path / "jobs.jsonl", 3)
-        options = ("--max-attempts=1", *QUICK, "--gateway", gateway.gateway)
-        krea_batch("run", "jobs.jsonl", "--out", "run", *options, cwd=tmp_path)
-        assert set(states(tmp_path / "run").values()) == {State.ERRORED}
-        return tmp_path / "run"
-
-    @pytest.fixture
     def view_retrying(self, view: View, gateway: Simulated) -> View:
         """`view` whose retries go to that gateway, as its environment says."""
         return partial(view, KREA_BATCH_GATEWAY=gateway.gateway, KREA_BATCH_POLL_INTERVAL="0.1")

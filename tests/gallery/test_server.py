@@ -14,7 +14,7 @@ from playwright.sync_api import expect
 from krea_batch.jobs import State
 from tests.gallery.conftest import MIXED, NUMBERS
 from tests.gallery.looking import Look, Made, View, make_run
-from tests.processes import PATIENCE_S, Simulate, Simulated, krea_batch, write_jobs
+from tests.processes import PATIENCE_S, Simulated, krea_batch
 from tests.scripted_gateway import states
 
 pytestmark = pytest.mark.slow
@@ -209,19 +209,6 @@ class TestBeginAndEnd:
 
 
 class TestRetry:
-    @pytest.fixture
-    def gateway(self, simulate: Simulate) -> Simulated:
-        return simulate("--latency=fixed:0.1", "--tiny", "--fault", "job-first-error=1")
-
-    @pytest.fixture
-    def failed(self, gateway: Simulated, tmp_path: Path) -> Path:
-        """A run whose jobs have all failed, and would not again."""
-        write_jobs(tmp_path / "jobs.jsonl", 2)
-        options = ("--max-attempts=1", "--poll-interval=0.1", "--rate=50/s", "--gateway", gateway.gateway, "-q")
-        krea_batch("run", "jobs.jsonl", "--out", "run", *options, cwd=tmp_path)
-        assert set(states(tmp_path / "run").values()) == {State.ERRORED}
-        return tmp_path / "run"
-
     def test_not_for_others(self, failed: Path, gateway: Simulated, view: View) -> None:
         """Without the page's token, or from another origin or host, a POST is refused and nothing is submitted."""
         viewed = view(failed)

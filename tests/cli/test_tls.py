@@ -1,0 +1,95 @@
+"""A gateway behind TLS, as the real one is: its certificate is checked before anything is sent."""
+
+from __future__ import annotations
+
+import asyncio
+import ssl
+import subprocess
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import pytest
+
+from tests.processes import Simulate, krea_batch, rows, write_jobs
+
+CERTIFICATE = (
+    "openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2", "-subj", "/CN=localhost",
+    "-addext", "subjectAltName=DNS:localhost",
+)  # fmt: skip
+
+
+@pytest.fixture
+def pem(tmp_path: Path) -> Path:
+    """A certificate for localhost that certifies itself, and its key."""
+    made = tmp_path / "localhost.pem"
+    subprocess.run([*CERTIFICATE, "-keyout", made, "-out", made], check=True, capture_output=True)
+    return made
+
+
+@contextmanager
+def behind_tls(port: int, pem: Path) -> Iterator[int]:
+    """A port of this machine that speaks TLS and hands on to another one."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(pem)
+    loop = asyncio.new_event_loop()
+
+    async def hand_on(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        while data := await reader.read(65536):
+            writer.write(data)
+            await writer.drain()
+        writer.close()
+
+    async def connected(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        behind_reader, behind_writer = await asyncio.open_connection("127.0.0.1", port)
+        await asyncio.gather(
+            hand_on(reader, behind_writer), hand_on(behind_reader, writer), return_exceptions=True
+        )  # whoever is cut first
+
+    server = loop.run_until_complete(asyncio.start_server(connected, "127.0.0.1", 0, ssl=context))
+    thread = threading.Thread(target=loop.run_forever)
+    thread.start()
+    try:
+        yield server.sockets[0].getsockname()[1]
+    finally:
+        loop.call_soon_threadsafe(loop.stop)
+        thread.join()
+        for task in asyncio.all_tasks(loop):
+            task.cancel()
+        server.close()
+        loop.run_until_complete(asyncio.sleep(0))
+        loop.close()
+
+
+@pytest.mark.slow
+def test_a_certificate_that_is_known(simulate: Simulate, tmp_path: Path, pem: Path) -> None:
+    """Where the certificate is one that this machine trusts, jobs run as they do without TLS."""
+    write_jobs(tmp_path / "jobs.jsonl", 20)
+    gateway = simulate("--tiny", "--latency", "fixed:0.2")
+    port = urlsplit(gateway.gateway).port
+    assert port
+    with behind_tls(port, pem) as safe:
+        options = ("--gateway", f"https://localhost:{safe}", "--rate", "50/s", "--poll-interval", "0.2")
+        done = krea_batch("run", "jobs.jsonl", "--out", "out", *options, cwd=tmp_path, SSL_CERT_FILE=str(pem))
+    assert done.returncode == 0, done.stderr
+    assert {row["status"] for row in rows(tmp_path / "out")} == {"succeeded"}
+    assert gateway.ask("/totals")["charged"] == 20
+
+
+@pytest.mark.slow
+def test_a_certificate_of_somebody_else(simulate: Simulate, tmp_path: Path, pem: Path) -> None:
+    """Where it is not, or is another host's, nothing is sent, and the reason is told; nothing is in doubt."""
+    write_jobs(tmp_path / "jobs.jsonl", 1)
+    gateway = simulate("--tiny")
+    port = urlsplit(gateway.gateway).port
+    assert port
+    with behind_tls(port, pem) as safe:
+        for host, trusted in (("localhost", ""), ("127.0.0.1", str(pem))):
+            options = ("--gateway", f"https://{host}:{safe}", "--job-timeout", "1")
+            done = krea_batch("run", "jobs.jsonl", "--out", host, *options, cwd=tmp_path, SSL_CERT_FILE=trusted)
+            assert done.returncode == 3, done.stderr
+            assert "certificate verify failed" in done.stdout + done.stderr
+            assert "1 not submitted yet" in done.stdout
+    assert gateway.ask("/ledger")["posts"] == []
