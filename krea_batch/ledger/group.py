@@ -22,7 +22,7 @@ from krea_batch.waits import answer_all
 P = ParamSpec("P")
 T = TypeVar("T")
 
-LINGER_S = 0.010  # chosen: between the begins of two commits; nobody feels it, and a sync serves more of them
+LINGER_S = 0.010  # chosen: between the begins of two commits where many come; a sync serves more of them
 READ_AT_ONCE = 1000  # chosen: rows in one transaction; a few milliseconds
 _Work = Callable[[Store], Any]
 _Page = tuple[list[Outcome], int | None]
@@ -39,6 +39,7 @@ class Ledger:
         self._committing: asyncio.Future[Any] | None = None
         self._timer: asyncio.TimerHandle | None = None  # of the next commit
         self._began_s = -LINGER_S  # the last one
+        self._served = 0  # by it
         self._refused: KreaBatchError | None = None  # a note
         self.broken: LedgerError | None = None
 
@@ -85,7 +86,8 @@ class Ledger:
         return future
 
     def _next(self, loop: asyncio.AbstractEventLoop) -> None:
-        wait_s = self._began_s + LINGER_S - loop.time()
+        linger_s = LINGER_S if self._served > 1 else 0.0  # who comes alone waits for nobody
+        wait_s = self._began_s + linger_s - loop.time()
         if wait_s > 0:
             self._timer = loop.call_later(wait_s, self._start, loop)
         else:
@@ -102,6 +104,7 @@ class Ledger:
         self._began_s = loop.time()
         group, self._waiting = self._waiting[:_MOST_AT_ONCE], self._waiting[_MOST_AT_ONCE:]
         works = [work for work, _ in group]
+        self._served = len(works)
         self._committing = loop.run_in_executor(self._thread, commit, self._store, works)
         self._committing.add_done_callback(functools.partial(self._done, loop, group))
         return self._committing

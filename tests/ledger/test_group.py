@@ -346,10 +346,10 @@ def test_a_note_that_is_refused_is_told(path: Path) -> None:
 
 
 def test_commits_keep_a_distance(path: Path) -> None:
-    """Those who follow each other closely wait a little for each other, and share a commit."""
+    """Where several come at a time, those who follow closely wait a little for each other, and share a commit."""
 
     async def use(ledger: Ledger, disk: Disk) -> int:
-        await intend(ledger, "before")
+        await asyncio.gather(*(intend(ledger, f"before-{n}") for n in range(3)))  # one, and then two together
         before = disk.commits
         later = [asyncio.ensure_future(intend(ledger, f"job-{n}")) for n in range(3)]
         for n in range(3, 6):
@@ -359,3 +359,16 @@ def test_commits_keep_a_distance(path: Path) -> None:
         return disk.commits - before
 
     assert with_ledger(path, use, run_virtual) == 1
+
+
+def test_who_comes_alone_waits_for_nobody(path: Path) -> None:
+    """One transition after the other costs no time but the disk's."""
+
+    async def use(ledger: Ledger, disk: Disk) -> float:
+        loop = asyncio.get_running_loop()
+        began_s = loop.time()
+        for n in range(20):
+            await intend(ledger, f"job-{n}")
+        return loop.time() - began_s
+
+    assert with_ledger(path, use, run_virtual) == pytest.approx(0.0, abs=0.001)  # of virtual time

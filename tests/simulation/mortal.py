@@ -122,6 +122,12 @@ class Disk:
         self._step()
         return os.write(fd, data)
 
+    def replace(self, old: str, new: str) -> None:
+        self._step()
+        part = Path(old)
+        self._since.append((part.name, Path(new).name, part.stat().st_ino))
+        part.replace(new)
+
     def fsync(self, fd: int) -> None:
         self._step()
         stat = os.fstat(fd)
@@ -134,13 +140,7 @@ class Disk:
     @contextmanager
     def watched(self) -> Iterator[None]:
         """Be the disk of whatever runs inside."""
-        rename, unlink = Path.replace, Path.unlink
-
-        def renamed(path: Path, target: Path) -> Path:
-            if path.parent == self._images:
-                self._step()
-                self._since.append((path.name, Path(target).name, path.stat().st_ino))
-            return rename(path, target)
+        unlink = Path.unlink
 
         def unlinked(path: Path, missing_ok: bool = False) -> None:
             if path.parent == self._images and path.exists():
@@ -150,7 +150,6 @@ class Disk:
 
         with (
             patch.object(picture, "os", self),
-            patch.object(Path, "replace", renamed),
             patch.object(Path, "unlink", unlinked),
         ):
             try:
