@@ -7,6 +7,7 @@ import re
 import shlex
 import shutil
 import subprocess
+import sys
 import threading
 import tomllib
 from collections.abc import Iterator
@@ -172,7 +173,8 @@ class TestCompletion:
         """Commands, options and values are completed."""
         bash = shutil.which("bash")
         assert bash
-        own = Path(shutil.which("krea-batch") or "")
+        own = Path(sys.executable).with_name("krea-batch")
+        assert own.is_file()
         script = (
             "source <(krea-batch completion bash)\n"
             f"COMP_WORDS=({words}); COMP_CWORD=$((${{#COMP_WORDS[@]}} - 1))\n"

@@ -260,9 +260,7 @@ class TestRetry:
         page.get_by_role("button", name="Submit again").click()
         expect(page.locator("#said")).to_contain_text("2 failed", timeout=PATIENCE_MS)
         expect(page.get_by_role("button", name="Retry failed")).to_be_visible()
-        page.wait_for_function(
-            "fetch('/items').then(a => a.json()).then(all => all.every(job => job.attempts === 2))"
-        )
+        page.wait_for_function("() => [...items.values()].every((job) => job.attempts === 2)")  # as the page knows it
         tile(page, "00001").locator(".open").click()
         assert facts(page)["submits"] == "2"
 
