@@ -36,7 +36,7 @@ from krea_batch.folder import LEDGER
 from krea_batch.forecast import Forecast
 from krea_batch.jobs import State
 from krea_batch.ledger import Store
-from krea_batch.rules.lifecycle import ENDS
+from krea_batch.rules.lifecycle import ended
 from krea_batch.settings import ApiKey, Settings, Webhook
 from krea_batch.sources import Checked, JobFiles
 
@@ -199,12 +199,11 @@ class Batch:
 
     async def _meter(self, engine: Engine) -> Meter:
         counts = await engine.counts()
-        ended = sum(count for state, count in counts.items() if state in ENDS)
         return Meter(
             engine,
             self._errors,
             total=self._checked.jobs,
-            done_before=ended,
+            done_before=ended(counts),
             succeeded_before=counts.get(State.SUCCEEDED, 0),
             forecast=self._forecast,
         )

@@ -22,7 +22,7 @@ from krea_batch.folder import LEDGER, is_at_work
 from krea_batch.forecast import Forecast
 from krea_batch.jobs import State
 from krea_batch.ledger import Store
-from krea_batch.rules.lifecycle import ENDS
+from krea_batch.rules.lifecycle import ended
 
 AVERAGE_OVER_S = 10.0  # chosen: short enough to show a pause, long enough not to jump
 TRUSTED_FROM_S = 60.0  # chosen: what a minute has shown says more of the next than the forecast does
@@ -212,7 +212,7 @@ class Onlooker:
             counts, posts, run, errors = store.read(
                 Store.counts, Store.posts, Store.latest_run, lambda store: store.commonest_errors(ERRORS)
             )
-        done = sum(count for state, count in counts.items() if state in ENDS)
+        done = ended(counts)
         succeeded = counts.get(State.SUCCEEDED, 0)
         on_record = sum(counts.values())
         in_flight = on_record - done - counts.get(State.PENDING, 0)

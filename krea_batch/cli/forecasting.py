@@ -17,7 +17,7 @@ from krea_batch.forecast import Forecast, Question, forecast
 from krea_batch.forecast.latency import USUAL, Latencies, latencies_of, like, scaled
 from krea_batch.forecast.outlook import FEW_JOBS, MOST_JOBS, PICTURE_BYTES
 from krea_batch.ledger import Store
-from krea_batch.rules.lifecycle import ENDS
+from krea_batch.rules.lifecycle import ended
 from krea_batch.settings import Rate, Settings
 from krea_batch.sources import Checked
 
@@ -69,8 +69,7 @@ def left_of(jobs: int, out: Path | None) -> int:
         return jobs
     with closing(Store.open(out / LEDGER, read_only=True)) as store:
         (counts,) = store.read(Store.counts)
-    ended: int = sum(count for state, count in counts.items() if state in ENDS)
-    return max(0, jobs - ended)
+    return max(0, jobs - ended(counts))
 
 
 def as_lines(found: Forecast, price: float | None) -> list[str]:

@@ -4,20 +4,18 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
 from io import StringIO
-from typing import Any, TypeVar
+from typing import Any
 
 import msgspec
 
+from krea_batch.gallery.items import all_rows, number_of
 from krea_batch.jobs import Outcome
 from krea_batch.ledger import Stay, Store
 
-T = TypeVar("T")
-
 BINS = 60  # chosen: bars that are still told apart at 480 pixels
 FEWEST_BINS = 12  # chosen: fewer show no shape
-ROWS = 5000  # chosen: of the ledger in memory at once
 INK, SOFT, GRID, FILL, LIMIT = "#1d2733", "#556270", "#d9dee5", "#3567b5", "#b5482f"
 
 
@@ -43,9 +41,9 @@ class Times(msgspec.Struct):
         """Take in all POSTs and stays, and the limit of the latest run."""
         run = store.latest_run()
         self.limit_per_s = run.per_s if run else None
-        for _, sent_s, came_to in _all(store.sent, lambda row: row[0]):
+        for _, sent_s, came_to in all_rows(store.sent, number_of):
             (self.accepted_s if came_to == "accepted" else self.refused_s).append(sent_s)
-        for stay in _all(store.stays, lambda stay: stay.n):
+        for stay in all_rows(store.stays, lambda stay: stay.n):
             self._add(stay)
 
     def _add(self, stay: Stay) -> None:
@@ -57,14 +55,6 @@ class Times(msgspec.Struct):
         self.took_s.append(seen_s if stay.took_s is None else stay.took_s)
         if stay.took_s is not None:
             self.lag_s.append(max(0.0, seen_s - stay.took_s))  # the gateway's clock may be ahead of ours
-
-
-def _all(read: Callable[[int, int], list[T]], number: Callable[[T], int]) -> Iterator[T]:
-    """All rows of a table, a page at a time."""
-    after_n = 0
-    while page := read(after_n, ROWS):
-        yield from page
-        after_n = number(page[-1])
 
 
 def draw(times: Times) -> list[tuple[str, str]]:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from functools import partial
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from krea_batch.jobs import Outcome
-from krea_batch.ledger import Store
+
+T = TypeVar("T")
 
 PAGE_ROWS = 500  # chosen: rows of the ledger in memory at once
 PARAMETERS = ("aspect_ratio", "creativity", "seed", "styles", "moodboards", "image_style_references")
@@ -34,14 +34,16 @@ def item(n: int, outcome: Outcome) -> dict[str, Any]:
     }
 
 
-def all_items(store: Store, after_n: int = 0) -> Iterator[tuple[int, Outcome]]:
-    """Every job whose number is above this one, whatever became of it. Raises LedgerError."""
-    while True:
-        (page,) = store.read(partial(Store.glimpses, after_n=after_n, limit=PAGE_ROWS))
+def all_rows(read: Callable[[int, int], list[T]], number: Callable[[T], int], after_n: int = 0) -> Iterator[T]:
+    """Every row whose number is above this one, a page at a time. `read` takes a number and how many rows at most."""
+    while page := read(after_n, PAGE_ROWS):
         yield from page
-        if len(page) < PAGE_ROWS:
-            return
-        after_n = page[-1][0]
+        after_n = number(page[-1])
+
+
+def number_of(row: tuple[Any, ...]) -> int:
+    """The number that a row of the ledger begins with."""
+    return int(row[0])
 
 
 def place_of(out: Path, path: str) -> Path | None:

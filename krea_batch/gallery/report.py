@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import base64
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import closing
 from hashlib import sha256
 from importlib.resources import files
@@ -20,7 +20,7 @@ from jinja2 import Environment, PackageLoader
 
 from krea_batch.folder import LEDGER, check_run
 from krea_batch.gallery import charts
-from krea_batch.gallery.items import item, place_of
+from krea_batch.gallery.items import all_rows, item, number_of, place_of
 from krea_batch.gallery.thumbnails import WIDTH_PX, thumbnails
 from krea_batch.ledger import Store
 
@@ -56,7 +56,7 @@ def write_report(
     check_run(out)
     times, rows, places = charts.Times(), [], []
     with closing(Store.snapshot(out / LEDGER)) as store:
-        for n, outcome in _snapshot_rows(store):
+        for n, outcome in all_rows(store.glimpses, number_of):
             times.count(outcome)
             rows.append(_linked(item(n, outcome), out, to))
             places += [place_of(out, file.path) for file in outcome.files[:1]]
@@ -82,14 +82,6 @@ def write_report(
     finally:
         part.unlink(missing_ok=True)
     return len(places)
-
-
-def _snapshot_rows(store: Store) -> Iterator[tuple[int, Any]]:
-    """All jobs of a snapshot, which is one transaction already."""
-    after = 0
-    while page := store.glimpses(after, BLOCK):
-        yield from page
-        after = page[-1][0]
 
 
 def _write_thumbnails(file: IO[str], places: list[Path | None], width_px: int, seen: Callable[[int], None]) -> None:

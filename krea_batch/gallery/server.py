@@ -14,6 +14,7 @@ import sys
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager, closing, suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -24,7 +25,7 @@ import msgspec
 from aiohttp import web
 
 from krea_batch.folder import LEDGER, check_run, is_at_work
-from krea_batch.gallery.items import all_items, item, place_of
+from krea_batch.gallery.items import all_rows, item, number_of, place_of
 from krea_batch.gallery.report import page, script_source
 from krea_batch.gallery.thumbnails import Kept
 from krea_batch.jobs import Outcome
@@ -50,7 +51,7 @@ Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 
 class Gallery:
-    """The run of one folder. `changes` are sent to whoever listens."""
+    """The run of one folder, and those who listen to what becomes of it."""
 
     def __init__(self, out: Path) -> None:
         check_run(out)
@@ -113,7 +114,8 @@ class Gallery:
             self._anew = False
             still = (n for n, outcome in self._outcomes.items() if outcome.status not in ENDS)
             after = 0 if again else next(still, len(self._outcomes) + 1) - 1
-            changed = [row for row in all_items(store, after) if self._outcomes.get(row[0]) != row[1]]
+            rows = all_rows(partial(_glimpses, store), number_of, after)
+            changed = [row for row in rows if self._outcomes.get(row[0]) != row[1]]
         self._outcomes.update(changed)
         self.standing = {"jobs": run.jobs if run else None, "at_work": at_work}
         return changed
@@ -141,6 +143,12 @@ class Gallery:
             self._anew = True
         lines = said.decode("utf-8", "replace").strip().splitlines()
         self.tell("said", {"ok": process.returncode in (0, 1), "text": "\n".join(lines[-SAID_LINES:])})
+
+
+def _glimpses(store: Store, after_n: int, limit: int) -> list[tuple[int, Outcome]]:
+    """A page of jobs as of one moment. Raises LedgerError."""
+    (page,) = store.read(lambda store: store.glimpses(after_n, limit))
+    return page  # type: ignore[no-any-return]
 
 
 async def _stop(process: asyncio.subprocess.Process) -> None:

@@ -11,6 +11,8 @@ The laws:
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from msgspec import Struct
 
 from krea_batch.errors import KreaBatchBug
@@ -108,6 +110,11 @@ class LookAgain(Struct, frozen=True):
 
 AfterPost = Go | Again | Stop | End
 AfterPoll = Fetch | LookAgain | Again | End
+
+
+def ended(counts: Mapping[State, int]) -> int:
+    """How many jobs have ended, of how many stand in each state."""
+    return sum(count for state, count in counts.items() if state in ENDS)
 
 
 def check_move(old: State, new: State) -> None:
