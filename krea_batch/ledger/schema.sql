@@ -1,10 +1,13 @@
--- The ledger of a run: what was asked, what was paid, what became of it. Version 2.
+-- The ledger of a run: what was asked, what was paid, what became of it. Version 3.
 -- Instants are seconds since 1970 (UTC). States and what may follow them: rules/lifecycle.py.
 
 CREATE TABLE jobs (
     n             INTEGER PRIMARY KEY,           -- in the order of the first submit
     id            TEXT    NOT NULL UNIQUE,
     state         TEXT    NOT NULL,
+    over          TEXT                           -- 'well', 'in vain'; NULL: this run or a later one goes on with it
+        CHECK (over IS NULL OR over = CASE
+            WHEN state = 'succeeded' THEN 'well' WHEN state IN ('failed', 'rejected', 'cancelled') THEN 'in vain' END),
     body          BLOB    NOT NULL,              -- JSON, exactly as it is sent
     fingerprint   BLOB    NOT NULL,              -- SHA-256 of the body
     metadata      BLOB    NOT NULL,              -- JSON, never sent
@@ -23,13 +26,12 @@ CREATE TABLE jobs (
     stored_at     REAL
 ) STRICT;
 
--- What a new run has to look at, and no more, however many jobs have ended.
-CREATE INDEX jobs_open ON jobs (n)
-    WHERE state NOT IN ('succeeded', 'failed', 'rejected', 'cancelled');
+-- What a new run has to look at, and no more, however many jobs are over. Not by the states themselves: each of a
+-- job's steps would then write to both indexes, which costs more than all the rest of the step.
+CREATE INDEX jobs_open ON jobs (n) WHERE over IS NULL;
 
--- What was paid or refused in vain, which is little; all others that have ended succeeded.
-CREATE INDEX jobs_in_vain ON jobs (state)
-    WHERE state IN ('failed', 'rejected', 'cancelled');
+-- What was paid or refused in vain, which is little.
+CREATE INDEX jobs_in_vain ON jobs (n) WHERE over = 'in vain';
 
 -- Every POST that was about to leave, since each may cost money.
 CREATE TABLE posts (

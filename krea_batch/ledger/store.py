@@ -22,7 +22,7 @@ from krea_batch.rules import lifecycle
 from krea_batch.rules.verdicts import Finished
 
 APPLICATION_ID = 0x4B524541  # "KREA"
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 SQLITE_VERSION = sqlite3.sqlite_version
 BUSY_TIMEOUT_S = 10.0  # chosen: `status` of another process holds its read lock for far less
 CACHE_KIB = 16_384  # measured: with the 2 MB of the default, a job among 100,000 costs 1.3 times one among 3,000
@@ -31,8 +31,14 @@ _OUTCOME = (
     "id, state, request_id, files, error_kind, error_message, body, metadata, polls, attempts, "
     "submitted_at, accepted_at, finished_at, stored_at"
 )
-_NOT_ENDED = "state NOT IN ('succeeded', 'failed', 'rejected', 'cancelled')"  # word for word the index's
-_IN_VAIN = "state IN ('failed', 'rejected', 'cancelled')"  # word for word the other's
+_OVER = {  # states that no run goes on with
+    State.SUCCEEDED: "'well'",
+    State.FAILED: "'in vain'",
+    State.REJECTED: "'in vain'",
+    State.CANCELLED: "'in vain'",
+}
+_NOT_OVER = "over IS NULL"  # word for word the index's
+_IN_VAIN = "over = 'in vain'"  # word for word the other's
 _BODY = "CAST(body AS TEXT)"
 _KIND = f"json_extract({_BODY}, '$.aspect_ratio') || ' ' || json_extract({_BODY}, '$.creativity')"  # rules/kinds
 _OPEN = f"n, id, state, request_id, media, attempts, errors, polls, accepted_at, coalesce({_KIND}, ''), tenant"
@@ -244,14 +250,14 @@ class Store:
     def hold_in_air(self) -> None:
         """The process that had POSTs in the air is dead: their jobs are ambiguous."""
         self._sql.execute("UPDATE posts SET came_to = 'unclear' WHERE came_to IS NULL")
-        for (n,) in self._sql.execute(f"SELECT n FROM jobs WHERE {_NOT_ENDED} AND state = 'submitting'").fetchall():
+        for (n,) in self._sql.execute(f"SELECT n FROM jobs WHERE {_NOT_OVER} AND state = 'submitting'").fetchall():
             self._end(n, State.SUBMITTING, State.AMBIGUOUS, _KILLED, 0.0)
 
     def in_vain(self, states: Collection[State]) -> list[tuple[int, str, State]]:
         """Number, id and state of the jobs that ended in one of these states (of lifecycle.IN_VAIN)."""
         rows = self._sql.execute(
             f"SELECT n, id, state FROM jobs WHERE {_IN_VAIN}"
-            f" UNION ALL SELECT n, id, state FROM jobs WHERE {_NOT_ENDED} AND state = 'errored' ORDER BY n"
+            f" UNION ALL SELECT n, id, state FROM jobs WHERE {_NOT_OVER} AND state = 'errored' ORDER BY n"
         )
         return [(n, job_id, State(word)) for n, job_id, word in rows if State(word) in states]
 
@@ -266,7 +272,7 @@ class Store:
         """The jobs that are ambiguous, or whose POST is in the air (for ever, where its process is dead)."""
         rows = self._sql.execute(
             "SELECT n, id, submitted_at, coalesce(error_message, 'being submitted'), body FROM jobs"
-            f" WHERE {_NOT_ENDED} AND state IN ('ambiguous', 'submitting') ORDER BY n"
+            f" WHERE {_NOT_OVER} AND state IN ('ambiguous', 'submitting') ORDER BY n"
         )
         return [Doubt(n, job_id, _iso(at), why, bytes(body)) for n, job_id, at, why, body in rows]
 
@@ -375,7 +381,7 @@ class Store:
         """Bring what the last run left into the states in which this one goes on. True where ends are no more."""
         reopened = False
         self.hold_in_air()
-        rows = self._sql.execute(f"SELECT n, state, errors FROM jobs WHERE {_NOT_ENDED}").fetchall()
+        rows = self._sql.execute(f"SELECT n, state, errors FROM jobs WHERE {_NOT_OVER}").fetchall()
         for n, word, errors in rows:
             old = State(word)
             new = lifecycle.on_resume(
@@ -389,7 +395,7 @@ class Store:
     def open_jobs(self, after_n: int, limit: int) -> list[OpenJob]:
         """Jobs to go on with, `limit` at most, in the order of their numbers from `after_n` on."""
         rows = self._sql.execute(
-            f"SELECT {_OPEN} FROM jobs WHERE {_NOT_ENDED}"
+            f"SELECT {_OPEN} FROM jobs WHERE {_NOT_OVER}"
             " AND state IN ('pending', 'accepted', 'finished') AND n > ? ORDER BY n LIMIT ?",
             (after_n, limit),
         )
@@ -451,7 +457,7 @@ class Store:
     def counts(self) -> dict[State, int]:
         """How many jobs stand in each state that any job stands in."""
         few = self._sql.execute(
-            f"SELECT state, count(*) FROM jobs WHERE {_NOT_ENDED} GROUP BY state UNION ALL"
+            f"SELECT state, count(*) FROM jobs WHERE {_NOT_OVER} GROUP BY state UNION ALL"
             f" SELECT state, count(*) FROM jobs WHERE {_IN_VAIN} GROUP BY state"
         )
         counts = {State(state): count for state, count in few}
@@ -469,7 +475,7 @@ class Store:
         """Why jobs have no picture, most often first, and how often."""
         sql = (
             f"SELECT message, count(*) FROM (SELECT error_message AS message FROM jobs WHERE {_IN_VAIN} UNION ALL"
-            f" SELECT error_message FROM jobs WHERE {_NOT_ENDED} AND error_message IS NOT NULL)"
+            f" SELECT error_message FROM jobs WHERE {_NOT_OVER} AND error_message IS NOT NULL)"
             " GROUP BY message ORDER BY 2 DESC, 1 LIMIT ?"
         )
         return self._sql.execute(sql, (limit,)).fetchall()
@@ -508,6 +514,8 @@ class Store:
 
     def _set(self, n: int, old: State, new: State, also: str = "", values: tuple[Any, ...] = ()) -> None:
         more = f", {also}" if also else ""
+        if new in _OVER or old in _OVER:
+            more += f", over = {_OVER.get(new, 'NULL')}"
         cursor = self._sql.execute(
             f"UPDATE jobs SET state = ?{more} WHERE n = ? AND state = ?",
             (new.value, *values, n, old.value),

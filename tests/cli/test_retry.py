@@ -181,7 +181,7 @@ def test_simulated_runs_need_no_word(tmp_path: Path) -> None:
     simulated = ("--simulate", "--time-scale=100", *QUICK)
     assert krea_batch("run", "jobs.jsonl", "--out", "out", *simulated, cwd=tmp_path).returncode == 0
     store = Store.open(tmp_path / "out" / "ledger.db")
-    store._sql.execute("UPDATE jobs SET state = 'failed', files = '[]'")
+    store._sql.execute("UPDATE jobs SET state = 'failed', over = 'in vain', files = '[]'")
     store.close()
     done = krea_batch("retry", "out", *simulated, cwd=tmp_path, key="")
     assert done.returncode == 0, done.stderr
@@ -193,7 +193,7 @@ class TestRules:
         """One job that cannot be retried leaves the others as they are."""
         out = run(gateway, tmp_path)
         store = Store.open(out / "ledger.db")
-        store._sql.execute("UPDATE jobs SET state = 'failed' WHERE id < '00003'")
+        store._sql.execute("UPDATE jobs SET state = 'failed', over = 'in vain' WHERE id < '00003'")
         (n,) = store._sql.execute("SELECT n FROM jobs WHERE id = '00003'").fetchone()
         with pytest.raises(KreaBatchBug, match="succeeded"):
             store.retry(n, State.SUCCEEDED)
