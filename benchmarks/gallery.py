@@ -72,7 +72,7 @@ def multiply(out: Path, count: int) -> None:
             path = f"images/{n:05}.png"
             os.link(out / file.path, out / path)
             body = json.dumps(like.request | {"prompt": f"a harbour at dawn, number {n}", "seed": n}).encode()
-            number = store.intend(f"{n:05}", body, bytes(32), b"{}", 1e9 + n / 50)
+            number = store.intend(f"{n:05}", body, bytes(32), b"{}", 1e9 + n / 50, "")
             store.accept(number, f"krea-2-large-text-to-image_{n}", 1e9 + n / 50)
             store.finish(number, Finished(("https://a/b.png",), "image/png", took_s=12.0), 1e9 + n / 50 + 13, 1)
             stored = StoredFile(path, file.bytes, file.sha256, file.width, file.height, file.media_type)

@@ -74,8 +74,8 @@ def record(jobs_file: Path, out: Path, gateway: str, count: int, *, in_order: bo
             mark = files.mark() or mark
             sql.execute("BEGIN")
             sql.executemany(
-                "INSERT INTO jobs (id, state, over, body, fingerprint, metadata, request_id, media, files, attempts, polls,"
-                " submitted_at, accepted_at, finished_at, stored_at)"
+                "INSERT INTO jobs (id, state, over, body, fingerprint, metadata, request_id, media, files, attempts,"
+                " polls, submitted_at, accepted_at, finished_at, stored_at)"
                 " VALUES (?, 'succeeded', 'well', ?, ?, ?, ?, ?, ?, 1, 2, ?, ?, ?, ?)",
                 map(_succeeded, batch),
             )

@@ -35,7 +35,7 @@ def make_doubts(out: Path) -> None:
     store = Store.open(out / "ledger.db")
     store._sql.execute("DELETE FROM posts WHERE job IN (SELECT n FROM jobs WHERE id = 'fox')")
     store._sql.execute("DELETE FROM jobs WHERE id = 'fox'")
-    n = store.intend("fox", b'{"prompt":"a fox"}', bytes(32), b"{}", 1.0)
+    n = store.intend("fox", b'{"prompt":"a fox"}', bytes(32), b"{}", 1.0, "")
     store.hold(n, Trouble("ambiguous", "the connection was cut"), 2.0)
     store.close()
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import functools
 import sqlite3
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Concatenate, ParamSpec, TypeVar
@@ -17,6 +17,7 @@ from typing import Any, Concatenate, ParamSpec, TypeVar
 from krea_batch.errors import KreaBatchError, LedgerError
 from krea_batch.jobs import Outcome
 from krea_batch.ledger.store import Store
+from krea_batch.ledger.together import Call, carry_out
 from krea_batch.waits import answer_all
 
 P = ParamSpec("P")
@@ -24,7 +25,6 @@ T = TypeVar("T")
 
 LINGER_S = 0.010  # chosen: between the begins of two commits where many come; a sync serves more of them
 READ_AT_ONCE = 1000  # chosen: rows in one transaction; a few milliseconds
-_Work = Callable[[Store], Any]
 _Page = tuple[list[Outcome], int | None]
 _MOST_AT_ONCE = 1000  # chosen: 131,000 records a second were measured at this group size, at 7 ms a commit
 
@@ -35,7 +35,7 @@ class Ledger:
     def __init__(self, store: Store) -> None:
         self._store = store
         self._thread = ThreadPoolExecutor(1, "krea-batch-ledger")
-        self._waiting: list[tuple[_Work, asyncio.Future[Any]]] = []
+        self._waiting: list[tuple[Call, asyncio.Future[Any]]] = []
         self._committing: asyncio.Future[Any] | None = None
         self._timer: asyncio.TimerHandle | None = None  # of the next commit
         self._began_s = -LINGER_S  # the last one
@@ -54,14 +54,15 @@ class Ledger:
         A caller that is cancelled while waiting does not undo it. Raises LedgerError when the disk fails, from
         then on for every call.
         """
-        return await self._put(functools.partial(_call, transition, args, kwargs))
+        answer: T = await self._put(Call(transition, args, kwargs))
+        return answer
 
     def note(self, transition: Callable[Concatenate[Store, P], T], *args: P.args, **kwargs: P.kwargs) -> None:
         """The same for what nobody waits for: it is durable before any later `record` is. Raises as `record`.
 
         Where it fails, every later call does.
         """
-        self._put(functools.partial(_call, transition, args, kwargs)).add_done_callback(self._noted)
+        self._put(Call(transition, args, kwargs)).add_done_callback(self._noted)
 
     def outcomes(self) -> AsyncIterator[list[Outcome]]:
         """Result rows of all ended jobs, in the order of their first submits, some at a time."""
@@ -75,12 +76,12 @@ class Ledger:
         await asyncio.get_running_loop().run_in_executor(self._thread, self._store.close)
         self._thread.shutdown()  # it has nothing left to do
 
-    def _put(self, work: Callable[[Store], T]) -> asyncio.Future[T]:
+    def _put(self, call: Call) -> asyncio.Future[Any]:
         if trouble := self.broken or self._refused:
             raise trouble
         loop = asyncio.get_running_loop()
-        future: asyncio.Future[T] = loop.create_future()
-        self._waiting.append((work, future))
+        future: asyncio.Future[Any] = loop.create_future()
+        self._waiting.append((call, future))
         if self._committing is None and self._timer is None:
             self._next(loop)
         return future
@@ -103,16 +104,16 @@ class Ledger:
             self._timer = None
         self._began_s = loop.time()
         group, self._waiting = self._waiting[:_MOST_AT_ONCE], self._waiting[_MOST_AT_ONCE:]
-        works = [work for work, _ in group]
-        self._served = len(works)
-        self._committing = loop.run_in_executor(self._thread, commit, self._store, works)
+        calls = [call for call, _ in group]
+        self._served = len(calls)
+        self._committing = loop.run_in_executor(self._thread, commit, self._store, calls)
         self._committing.add_done_callback(functools.partial(self._done, loop, group))
         return self._committing
 
     def _done(
         self,
         loop: asyncio.AbstractEventLoop,
-        group: list[tuple[_Work, asyncio.Future[Any]]],
+        group: list[tuple[Call, asyncio.Future[Any]]],
         done: asyncio.Future[list[Any]],
     ) -> None:
         self._committing = None
@@ -135,20 +136,16 @@ async def pages(read: Callable[[int], Awaitable[_Page]]) -> AsyncIterator[list[O
         yield outcomes
 
 
-def _call(transition: Callable[..., T], args: tuple[Any, ...], kwargs: dict[str, Any], store: Store) -> T:
-    return transition(store, *args, **kwargs)
+def commit(store: Store, calls: Sequence[Call]) -> list[Any]:
+    """Carry out the calls in one transaction; where one of them is refused, each in its own.
 
-
-def commit(store: Store, works: list[_Work]) -> list[Any]:
-    """Carry out the works in one transaction; where one of them is refused, each in its own.
-
-    Returns an answer or a KreaBatchError for each work. Raises LedgerError when the disk fails.
+    Returns an answer or a KreaBatchError for each call. Raises LedgerError when the disk fails.
     """
     try:
         try:
-            return store.transaction(works)
+            return store.transaction([functools.partial(carry_out, calls)])[0]
         except KreaBatchError:
-            return [_alone(store, work) for work in works]
+            return [_alone(store, call) for call in calls]
     except (sqlite3.Error, OSError) as error:
         raise LedgerError(
             store.path,
@@ -157,8 +154,8 @@ def commit(store: Store, works: list[_Work]) -> list[Any]:
         ) from error
 
 
-def _alone(store: Store, work: _Work) -> Any:
+def _alone(store: Store, call: Call) -> Any:
     try:
-        return store.transaction([work])[0]
+        return store.transaction([call.carry_out])[0]
     except KreaBatchError as refused:
         return refused

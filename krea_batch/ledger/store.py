@@ -7,104 +7,38 @@ about a job, and that is a bug to be shown, not to be written over.
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Callable, Collection, Iterable, Sequence
-from datetime import UTC, datetime
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import lru_cache
-from importlib.resources import files
+from itertools import chain, repeat
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import msgspec
 
-from krea_batch.errors import KreaBatchBug, LedgerError, RunFolderError
+from krea_batch.errors import KreaBatchBug, RunFolderError
 from krea_batch.jobs import Outcome, State, StoredFile, Trouble
+from krea_batch.ledger.books import IN_VAIN, NOT_OVER, Books
+from krea_batch.ledger.file import open_file
+from krea_batch.ledger.rows import OUTCOME, outcome_of
 from krea_batch.rules import lifecycle
 from krea_batch.rules.verdicts import Finished
 
-APPLICATION_ID = 0x4B524541  # "KREA"
-SCHEMA_VERSION = 3
-SQLITE_VERSION = sqlite3.sqlite_version
-BUSY_TIMEOUT_S = 10.0  # chosen: `status` of another process holds its read lock for far less
-CACHE_KIB = 16_384  # measured: with the 2 MB of the default, a job among 100,000 costs 1.3 times one among 3,000
+T = TypeVar("T")
 
-_OUTCOME = (
-    "id, state, request_id, files, error_kind, error_message, body, metadata, polls, attempts, "
-    "submitted_at, accepted_at, finished_at, stored_at"
-)
-_OVER = {  # states that no run goes on with
+MOST_ROWS = 64  # chosen: of one statement; more in one make none of them cheaper (measured)
+_OVER = {  # how jobs are over in the states that no run goes on with
     State.SUCCEEDED: "'well'",
-    State.FAILED: "'in vain'",
-    State.REJECTED: "'in vain'",
-    State.CANCELLED: "'in vain'",
+    State.FAILED: IN_VAIN,
+    State.REJECTED: IN_VAIN,
+    State.CANCELLED: IN_VAIN,
 }
-_NOT_OVER = "over IS NULL"  # word for word the index's
-_IN_VAIN = "over = 'in vain'"  # word for word the other's
-_BODY = "CAST(body AS TEXT)"
-_KIND = f"json_extract({_BODY}, '$.aspect_ratio') || ' ' || json_extract({_BODY}, '$.creativity')"  # rules/kinds
-_OPEN = f"n, id, state, request_id, media, attempts, errors, polls, accepted_at, coalesce({_KIND}, ''), tenant"
-_read_files = msgspec.json.Decoder(tuple[StoredFile, ...]).decode
-_read_media = msgspec.json.Decoder(Finished).decode
+
+Intent = tuple[str, bytes, bytes, bytes, float, str]
+"""What `intend` takes."""
 
 
-class OpenJob(msgspec.Struct, frozen=True):
-    """A job of the ledger that has not ended. `accepted_at` is seconds since 1970."""
-
-    n: int
-    id: str
-    state: State
-    request_id: str | None
-    media: Finished | None
-    attempts: int
-    errors: int
-    polls: int
-    accepted_at: float | None
-    kind: str
-    tenant: str
-
-
-class Doubt(msgspec.Struct, frozen=True):
-    """A job of which nobody knows whether it was accepted. `submitted_at` is UTC, ISO 8601; `body` as sent."""
-
-    n: int
-    id: str
-    submitted_at: str | None
-    why: str
-    body: bytes
-
-
-class Charges(msgspec.Struct, frozen=True):
-    """Accepted POSTs that are paid, those that came to ERROR (free), and those nobody knows of."""
-
-    charged: int = 0
-    free: int = 0
-    unknown: int = 0
-
-
-class RunRow(msgspec.Struct, frozen=True):
-    """A run of the folder. `per_s` is None where its limit was to be found, `jobs` where nobody told."""
-
-    started_at: float
-    per_s: float | None
-    jobs: int | None
-
-
-class Stay(msgspec.Struct, frozen=True):
-    """When a job was accepted, seen to be finished, and stored; `took_s` by the gateway's own word, or None."""
-
-    n: int
-    accepted_at: float
-    finished_at: float | None
-    stored_at: float | None
-    took_s: float | None
-    polls: int
-
-
-class Store:
+class Store(Books):
     """The SQLite file of one run. Not thread-safe: `Ledger` calls it from its one thread."""
-
-    def __init__(self, path: Path, connection: sqlite3.Connection) -> None:
-        self.path = path
-        self._sql = connection
 
     @classmethod
     def snapshot(cls, path: Path) -> Store:
@@ -121,26 +55,15 @@ class Store:
     @classmethod
     def open(cls, path: Path, *, read_only: bool = False) -> Store:
         """Open the file, making it unless `read_only`. Raises RunFolderError for a stranger's or newer one."""
-        mode = "rw" if read_only else "rwc"  # "ro" would leave WAL files behind, having no right to clear them up
         try:
-            connection = _connect(path, mode)
-            try:
-                _check_owner(connection, path)
-                if not read_only:
-                    _make_ready(connection)
-            except BaseException:
-                connection.close()
-                raise
-            if read_only:
-                connection = _reading(connection)
+            return cls(path, open_file(path, read_only=read_only))
         except sqlite3.Error as error:
             raise RunFolderError(path, f"the ledger cannot be opened ({error})", "choose another --out") from error
-        return cls(path, connection)
 
     def close(self) -> None:
         self._sql.close()
 
-    def transaction(self, works: Iterable[Callable[[Store], Any]]) -> list[Any]:
+    def transaction(self, works: Iterable[Callable[[Store], T]]) -> list[T]:
         """Carry out all works and make them durable, or none of them."""
         self._sql.execute("BEGIN IMMEDIATE")
         try:
@@ -152,17 +75,6 @@ class Store:
             raise
         return answers
 
-    def read(self, *works: Callable[[Store], Any]) -> list[Any]:
-        """The answers to several questions, all of one instant. Raises LedgerError where the file cannot be read."""
-        try:
-            self._sql.execute("BEGIN")
-            try:
-                return [work(self) for work in works]
-            finally:
-                self._sql.execute("ROLLBACK")
-        except sqlite3.Error as error:
-            raise self._unreadable(error) from error
-
     # ---- the way to a POST -------------------------------------------------------------------------------
 
     def enqueue(self, job_id: str, body: bytes, fingerprint: bytes, metadata: bytes, tenant: str) -> None:
@@ -173,21 +85,30 @@ class Store:
             (job_id, body, fingerprint, metadata, tenant),
         )
 
-    def intend(
-        self, job_id: str, body: bytes, fingerprint: bytes, metadata: bytes, at: float, tenant: str = ""
-    ) -> int:
+    def intend(self, job_id: str, body: bytes, fingerprint: bytes, metadata: bytes, at: float, tenant: str) -> int:
         """A new or pending job is about to be POSTed. Returns its number in the ledger."""
-        row = self._sql.execute(
-            "INSERT INTO jobs (id, state, body, fingerprint, metadata, tenant, attempts, submitted_at)"
-            " VALUES (?1, 'submitting', ?2, ?3, ?4, ?6, 1, ?5)"
-            " ON CONFLICT (id) DO UPDATE SET state = 'submitting', attempts = attempts + 1, submitted_at = ?5"
-            " WHERE state = 'pending' AND fingerprint = ?3 RETURNING n",
-            (job_id, body, fingerprint, metadata, at, tenant),
-        ).fetchone()
-        if row is None:
-            raise KreaBatchBug(f"job {job_id!r} is not pending, so it cannot be submitted")
-        self._sql.execute("INSERT INTO posts (job, sent_at) VALUES (?, ?)", (row[0], at))
-        return int(row[0])
+        return self.intend_all([(job_id, body, fingerprint, metadata, at, tenant)])[0]
+
+    def intend_all(self, intents: Sequence[Intent]) -> list[int]:
+        """The same of several jobs."""
+        written = self._each(
+            "INSERT INTO jobs (id, state, body, fingerprint, metadata, submitted_at, tenant, attempts)"
+            " SELECT column1, 'submitting', column2, column3, column4, column5, column6, 1"
+            " FROM {rows} WHERE column1 IS NOT NULL"
+            " ON CONFLICT (id) DO UPDATE SET state = 'submitting', attempts = attempts + 1,"
+            " submitted_at = excluded.submitted_at"
+            " WHERE state = 'pending' AND fingerprint = excluded.fingerprint RETURNING id, n",
+            intents,
+        )
+        numbers = dict(written)
+        if len(written) != len(intents):  # a job that is named twice is written once
+            ids = " or ".join(repr(job_id) for job_id, *_ in intents)
+            raise KreaBatchBug(f"job {ids} is not pending, so it cannot be submitted")
+        posts = [(numbers[job_id], at) for job_id, _, _, _, at, _ in intents]
+        self._each(
+            "INSERT INTO posts (job, sent_at) SELECT column1, column2 FROM {rows} WHERE column1 IS NOT NULL", posts
+        )
+        return [n for n, _ in posts]
 
     def take_back(self, n: int, came_to: str) -> None:
         """The POST was `refused` or `not_sent`: nothing was queued, the job is pending."""
@@ -196,12 +117,17 @@ class Store:
 
     def accept(self, n: int, request_id: str, at: float) -> bool:
         """The POST was accepted and is paid. False, and nothing is changed, where another has that request_id."""
+        return self.accept_all([(n, request_id, at)])[0]
+
+    def accept_all(self, accepted: Sequence[tuple[int, str, float]]) -> list[bool]:
+        """The same of several jobs."""
+        came_to = "UPDATE posts SET came_to = 'accepted', request_id = column2 FROM {rows}"
         try:
-            self._came_to(n, "accepted", request_id)
+            self._each(f"{came_to} WHERE job = column1 AND came_to IS NULL", accepted)
         except sqlite3.IntegrityError:  # posts.request_id is UNIQUE
-            return False
-        self._move(n, State.SUBMITTING, State.ACCEPTED, "request_id = ?, accepted_at = ?", (request_id, at))
-        return True
+            return [self.accept(*one) for one in accepted] if len(accepted) > 1 else [False]
+        self._move_all(State.SUBMITTING, State.ACCEPTED, "request_id = column2, accepted_at = column3", accepted)
+        return [True] * len(accepted)
 
     def reject(self, n: int, why: Trouble, at: float) -> Outcome:
         """The gateway will never take this body."""
@@ -236,11 +162,6 @@ class Store:
         )
         return True
 
-    def doubted(self, n: int) -> OpenJob | None:
-        """The job of this number, where it is ambiguous."""
-        row = self._sql.execute(f"SELECT {_OPEN} FROM jobs WHERE n = ? AND state = 'ambiguous'", (n,)).fetchone()
-        return _open_job(row) if row else None
-
     def callback_secret(self, new: bytes) -> bytes:
         """What makes this folder's callback addresses; `new` where there is none yet."""
         self._sql.execute("INSERT INTO callbacks VALUES (1, ?) ON CONFLICT (only) DO NOTHING", (new,))
@@ -250,16 +171,8 @@ class Store:
     def hold_in_air(self) -> None:
         """The process that had POSTs in the air is dead: their jobs are ambiguous."""
         self._sql.execute("UPDATE posts SET came_to = 'unclear' WHERE came_to IS NULL")
-        for (n,) in self._sql.execute(f"SELECT n FROM jobs WHERE {_NOT_OVER} AND state = 'submitting'").fetchall():
+        for (n,) in self._sql.execute(f"SELECT n FROM jobs WHERE {NOT_OVER} AND state = 'submitting'").fetchall():
             self._end(n, State.SUBMITTING, State.AMBIGUOUS, _KILLED, 0.0)
-
-    def in_vain(self, states: Collection[State]) -> list[tuple[int, str, State]]:
-        """Number, id and state of the jobs that ended in one of these states (of lifecycle.IN_VAIN)."""
-        rows = self._sql.execute(
-            f"SELECT n, id, state FROM jobs WHERE {_IN_VAIN}"
-            f" UNION ALL SELECT n, id, state FROM jobs WHERE {_NOT_OVER} AND state = 'errored' ORDER BY n"
-        )
-        return [(n, job_id, State(word)) for n, job_id, word in rows if State(word) in states]
 
     def retry(self, n: int, state: State) -> None:
         """Somebody decided that a job which ended in vain is worth another POST. What it was paid stays on record."""
@@ -268,36 +181,31 @@ class Store:
         also = "errors = 0, finished_at = NULL, error_kind = NULL, error_message = NULL"
         self._set(n, state, State.PENDING, also)
 
-    def doubts(self) -> list[Doubt]:
-        """The jobs that are ambiguous, or whose POST is in the air (for ever, where its process is dead)."""
-        rows = self._sql.execute(
-            "SELECT n, id, submitted_at, coalesce(error_message, 'being submitted'), body FROM jobs"
-            f" WHERE {_NOT_OVER} AND state IN ('ambiguous', 'submitting') ORDER BY n"
-        )
-        return [Doubt(n, job_id, _iso(at), why, bytes(body)) for n, job_id, at, why, body in rows]
-
     # ---- the way to a picture ----------------------------------------------------------------------------
 
     def finish(self, n: int, finished: Finished, at: float, polls: int) -> None:
         """The pictures can be fetched."""
-        self._move(
-            n,
-            State.ACCEPTED,
-            State.FINISHED,
-            "media = ?, finished_at = ?, polls = ?",
-            (msgspec.json.encode(finished).decode(), at, polls),
-        )
+        self.finish_all([(n, finished, at, polls)])
+
+    def finish_all(self, finished: Sequence[tuple[int, Finished, float, int]]) -> list[None]:
+        """The same of several jobs."""
+        rows = [(n, msgspec.json.encode(media).decode(), at, polls) for n, media, at, polls in finished]
+        also = "media = column2, finished_at = column3, polls = column4"
+        self._move_all(State.ACCEPTED, State.FINISHED, also, rows)
+        return [None] * len(rows)
 
     def store(self, n: int, stored: Sequence[StoredFile], at: float) -> Outcome:
         """Every picture of the job is on disk and synced."""
-        self._move(
-            n,
-            State.FINISHED,
-            State.SUCCEEDED,
-            "files = ?, stored_at = ?, error_kind = NULL, error_message = NULL",
-            (msgspec.json.encode(stored).decode(), at),
-        )
-        return self.outcome(n)
+        return self.store_all([(n, stored, at)])[0]
+
+    def store_all(self, stored: Sequence[tuple[int, Sequence[StoredFile], float]]) -> list[Outcome]:
+        """The same of several jobs."""
+        rows = [(n, msgspec.json.encode(files).decode(), at) for n, files, at in stored]
+        also = "files = column2, stored_at = column3, error_kind = NULL, error_message = NULL"
+        self._move_all(State.FINISHED, State.SUCCEEDED, also, rows)
+        found = self._each(f"SELECT n, {OUTCOME} FROM {{rows}} JOIN jobs ON n = column1", [(n,) for n, *_ in rows])
+        outcomes = {n: outcome_of(row) for n, *row in found}
+        return [outcomes[n] for n, *_ in rows]
 
     def fail(self, n: int, why: Trouble, at: float, polls: int) -> Outcome:
         """The gateway said FAILED."""
@@ -345,33 +253,13 @@ class Store:
         """Note how many jobs the folder is to come to."""
         self._sql.execute("UPDATE runs SET jobs = ? WHERE n = (SELECT max(n) FROM runs)", (jobs,))
 
-    def latest_run(self) -> RunRow | None:
-        """What is on record of the latest run; None where none began."""
-        row = self._sql.execute("SELECT started_at, per_s, jobs FROM runs ORDER BY n DESC LIMIT 1").fetchone()
-        return RunRow(*row) if row else None
-
-    def gateway(self) -> str | None:
-        """Where this folder's jobs were submitted: `Settings.origin` of its latest run."""
-        row = self._sql.execute("SELECT gateway FROM runs ORDER BY n DESC LIMIT 1").fetchone()
-        return row[0] if row else None
-
     def results_written(self, size_bytes: int | None) -> None:
         """Note that results.jsonl holds what the ledger does; None: it does not."""
         self._sql.execute("UPDATE runs SET results_bytes = ? WHERE n = (SELECT max(n) FROM runs)", (size_bytes,))
 
-    def results_bytes(self) -> int | None:
-        """How large results.jsonl is, where nothing has happened since it was written; None: something may have."""
-        row = self._sql.execute("SELECT results_bytes FROM runs ORDER BY n DESC LIMIT 1").fetchone()
-        return row[0] if row else None
-
     def set_bookmark(self, what: bytes) -> None:
         """Note how far job files have been read of which every job is on record."""
         self._sql.execute("INSERT INTO bookmark VALUES (1, ?1) ON CONFLICT (only) DO UPDATE SET what = ?1", (what,))
-
-    def bookmark(self) -> bytes | None:
-        """What `set_bookmark` noted last."""
-        row = self._sql.execute("SELECT what FROM bookmark").fetchone()
-        return bytes(row[0]) if row else None
 
     def end_run(self, run: int, at: float) -> None:
         """Note that a run has ended in order."""
@@ -381,7 +269,7 @@ class Store:
         """Bring what the last run left into the states in which this one goes on. True where ends are no more."""
         reopened = False
         self.hold_in_air()
-        rows = self._sql.execute(f"SELECT n, state, errors FROM jobs WHERE {_NOT_OVER}").fetchall()
+        rows = self._sql.execute(f"SELECT n, state, errors FROM jobs WHERE {NOT_OVER}").fetchall()
         for n, word, errors in rows:
             old = State(word)
             new = lifecycle.on_resume(
@@ -392,136 +280,41 @@ class Store:
                 reopened = reopened or old in lifecycle.ENDS
         return reopened
 
-    def open_jobs(self, after_n: int, limit: int) -> list[OpenJob]:
-        """Jobs to go on with, `limit` at most, in the order of their numbers from `after_n` on."""
-        rows = self._sql.execute(
-            f"SELECT {_OPEN} FROM jobs WHERE {_NOT_OVER}"
-            " AND state IN ('pending', 'accepted', 'finished') AND n > ? ORDER BY n LIMIT ?",
-            (after_n, limit),
-        )
-        return [_open_job(row) for row in rows]
-
-    def latencies(self, limit: int) -> list[tuple[str, float]]:
-        """Kinds of the latest finished jobs, and the seconds they took, by the gateway's word where it gave one."""
-        rows = self._sql.execute(
-            f"SELECT coalesce({_KIND}, ''), coalesce(json_extract(media, '$.took_s'), finished_at - accepted_at)"
-            " FROM jobs WHERE media IS NOT NULL ORDER BY n DESC LIMIT ?",
-            (limit,),
-        )
-        return [(kind, took_s) for kind, took_s in rows if took_s is not None and took_s >= 0][::-1]
-
-    def sending(self, n: int) -> tuple[bytes, bytes, bytes]:
-        """Body, fingerprint and metadata of a job, for another POST of it."""
-        row = self._sql.execute("SELECT body, fingerprint, metadata FROM jobs WHERE n = ?", (n,)).fetchone()
-        return bytes(row[0]), bytes(row[1]), bytes(row[2])
-
-    # ---- asking ------------------------------------------------------------------------------------------
-
-    def fingerprints(self, job_ids: Sequence[str]) -> dict[str, bytes]:
-        """The fingerprints of those ids that are on record."""
-        marks = ",".join("?" * len(job_ids))
-        rows = self._sql.execute(f"SELECT id, fingerprint FROM jobs WHERE id IN ({marks})", job_ids)
-        return {job_id: bytes(fingerprint) for job_id, fingerprint in rows}
-
-    def outcome(self, n: int) -> Outcome:
-        """The result row of one job."""
-        row = self._sql.execute(f"SELECT {_OUTCOME} FROM jobs WHERE n = ?", (n,)).fetchone()
-        return _outcome(row)
-
-    def known(self, job_id: str) -> Outcome | None:
-        """The row of a job on record, whether it has ended or not; None where there is none."""
-        row = self._sql.execute(f"SELECT {_OUTCOME} FROM jobs WHERE id = ?", (job_id,)).fetchone()
-        return _outcome(row) if row else None
-
-    def outcomes(self, after_n: int, limit: int) -> tuple[list[Outcome], int | None]:
-        """Result rows of ended jobs from `after_n` on, and the number to go on from (None: that was all)."""
-        rows = self._sql.execute(
-            f"SELECT {_OUTCOME}, n FROM jobs WHERE n > ? ORDER BY n LIMIT ?",
-            (after_n, limit),
-        ).fetchall()
-        ended = [_outcome(row[:-1]) for row in rows if State(row[1]) in lifecycle.ENDS]
-        return ended, rows[-1][-1] if rows else None
-
-    def glimpses(self, after_n: int, limit: int) -> list[tuple[int, Outcome]]:
-        """Number and row of jobs, ended or not, `limit` at most, in the order of their numbers after `after_n`."""
-        sql = f"SELECT {_OUTCOME}, n FROM jobs WHERE n > ? ORDER BY n LIMIT ?"
-        return [(row[-1], _outcome(row[:-1])) for row in self._sql.execute(sql, (after_n, limit))]
-
-    def past_outcomes(self, after_n: int, limit: int) -> tuple[list[Outcome], int | None]:
-        """The same of a snapshot. Raises LedgerError where the file cannot be read."""
-        try:
-            return self.outcomes(after_n, limit)
-        except sqlite3.Error as error:
-            raise self._unreadable(error) from error
-
-    def counts(self) -> dict[State, int]:
-        """How many jobs stand in each state that any job stands in."""
-        few = self._sql.execute(
-            f"SELECT state, count(*) FROM jobs WHERE {_NOT_OVER} GROUP BY state UNION ALL"
-            f" SELECT state, count(*) FROM jobs WHERE {_IN_VAIN} GROUP BY state"
-        )
-        counts = {State(state): count for state, count in few}
-        (all_of_them,) = self._sql.execute("SELECT coalesce(max(n), 0) FROM jobs").fetchone()  # none is ever deleted
-        if succeeded := all_of_them - sum(counts.values()):
-            counts[State.SUCCEEDED] = succeeded
-        return counts
-
-    def posts(self) -> int:
-        """How many POSTs were about to leave, in all runs."""
-        (count,) = self._sql.execute("SELECT coalesce(max(n), 0) FROM posts").fetchone()  # none is ever deleted
-        return int(count)
-
-    def commonest_errors(self, limit: int) -> list[tuple[str, int]]:
-        """Why jobs have no picture, most often first, and how often."""
-        sql = (
-            f"SELECT message, count(*) FROM (SELECT error_message AS message FROM jobs WHERE {_IN_VAIN} UNION ALL"
-            f" SELECT error_message FROM jobs WHERE {_NOT_OVER} AND error_message IS NOT NULL)"
-            " GROUP BY message ORDER BY 2 DESC, 1 LIMIT ?"
-        )
-        return self._sql.execute(sql, (limit,)).fetchall()
-
-    def sent(self, after_n: int, limit: int) -> list[tuple[int, float, str]]:
-        """Number, instant and upshot of POSTs, in the order in which they left, after that of number `after_n`."""
-        sql = "SELECT n, sent_at, coalesce(came_to, 'in_air') FROM posts WHERE n > ? ORDER BY n LIMIT ?"
-        return self._sql.execute(sql, (after_n, limit)).fetchall()
-
-    def stays(self, after_n: int, limit: int) -> list[Stay]:
-        """How long jobs stayed where, in the order of their numbers, after that of number `after_n`."""
-        sql = (
-            "SELECT n, accepted_at, finished_at, stored_at, json_extract(media, '$.took_s'), polls FROM jobs"
-            " WHERE n > ? AND accepted_at IS NOT NULL ORDER BY n LIMIT ?"
-        )
-        return [Stay(*row) for row in self._sql.execute(sql, (after_n, limit))]
-
-    def has_succeeded(self) -> bool:
-        """Whether any job has."""
-        return self._sql.execute("SELECT 1 FROM jobs WHERE state = 'succeeded' LIMIT 1").fetchone() is not None
-
-    def charges(self) -> Charges:
-        """What the POSTs of all runs in this folder came to."""
-        row = self._sql.execute(
-            "SELECT count(*) FILTER (WHERE came_to = 'accepted' AND NOT refunded),"
-            " count(*) FILTER (WHERE refunded),"
-            " count(*) FILTER (WHERE came_to = 'unclear' OR came_to IS NULL) FROM posts"
-        ).fetchone()
-        return Charges(*row)
-
     # ---- parts -------------------------------------------------------------------------------------------
 
     def _move(self, n: int, old: State, new: State, also: str = "", values: tuple[Any, ...] = ()) -> None:
         lifecycle.check_move(old, new)
         self._set(n, old, new, also, values)
 
+    def _move_all(self, old: State, new: State, also: str, rows: Sequence[tuple[Any, ...]]) -> None:
+        """Move the jobs whose numbers the rows begin with."""
+        lifecycle.check_move(old, new)
+        moves = f"UPDATE jobs SET state = '{new}', {also}{_over(old, new)} FROM {{rows}}"
+        moved = sum(done.rowcount for done in self._batches(f"{moves} WHERE n = column1 AND state = '{old}'", rows))
+        if moved != len(rows):
+            numbers = ", ".join(str(n) for n, *_ in rows)
+            raise KreaBatchBug(f"job number {numbers} was to go from {old} to {new}, but is not {old}")
+
     def _set(self, n: int, old: State, new: State, also: str = "", values: tuple[Any, ...] = ()) -> None:
         more = f", {also}" if also else ""
-        if new in _OVER or old in _OVER:
-            more += f", over = {_OVER.get(new, 'NULL')}"
         cursor = self._sql.execute(
-            f"UPDATE jobs SET state = ?{more} WHERE n = ? AND state = ?",
+            f"UPDATE jobs SET state = ?{more}{_over(old, new)} WHERE n = ? AND state = ?",
             (new.value, *values, n, old.value),
         )
         if cursor.rowcount != 1:
             raise KreaBatchBug(f"job number {n} was to go from {old} to {new}, but is not {old}")
+
+    def _each(self, sql: str, rows: Sequence[tuple[Any, ...]]) -> list[Any]:
+        """What one statement finds for all rows, which stand for `{rows}` in it, as column1, column2 and so on."""
+        return list(chain.from_iterable(self._batches(sql, rows)))
+
+    def _batches(self, sql: str, rows: Sequence[tuple[Any, ...]]) -> Iterator[sqlite3.Cursor]:
+        """Rows of NULL, which match nothing, fill up: for few sizes SQLite can keep what it made of the statement."""
+        for begin in range(0, len(rows), MOST_ROWS):
+            batch = rows[begin : begin + MOST_ROWS]
+            size = 1 << (len(batch) - 1).bit_length()
+            nulls = repeat(None, (size - len(batch)) * len(batch[0]))
+            yield self._sql.execute(_sized(sql, size, len(batch[0])), (*chain.from_iterable(batch), *nulls))
 
     def _end(self, n: int, old: State, new: State, why: Trouble, at: float, polls: int | None = None) -> Outcome:
         self._move(
@@ -532,9 +325,6 @@ class Store:
             (why.kind, why.message, polls, at),
         )
         return self.outcome(n)
-
-    def _unreadable(self, error: sqlite3.Error) -> LedgerError:
-        return LedgerError(self.path, f"the ledger cannot be read ({error})", "see whether the disk works")
 
     def _has_request_id(self, request_id: str) -> bool:
         return self._sql.execute("SELECT 1 FROM posts WHERE request_id = ?", (request_id,)).fetchone() is not None
@@ -552,107 +342,16 @@ class Store:
         self._sql.execute("UPDATE jobs SET errors = errors + 1 WHERE n = ?", (n,))
 
 
+@lru_cache(maxsize=256)
+def _sized(sql: str, rows: int, columns: int) -> str:
+    row = f"({', '.join('?' * columns)})"
+    return sql.format(rows=f"(VALUES {', '.join([row] * rows)})")
+
+
+def _over(old: State, new: State) -> str:
+    """What a move sets beside the state."""
+    return f", over = {_OVER.get(new, 'NULL')}" if new in _OVER or old in _OVER else ""
+
+
 _ABANDONED = Trouble("abandoned", "ambiguous, and it was decided not to submit it again")
 _KILLED = Trouble("ambiguous", "the process ended while the POST was in the air")
-
-
-def _connect(path: Path, mode: str) -> sqlite3.Connection:
-    return sqlite3.connect(
-        f"{path.absolute().as_uri()}?mode={mode}",
-        uri=True,
-        timeout=BUSY_TIMEOUT_S,
-        isolation_level=None,
-        check_same_thread=False,
-    )
-
-
-def _check_owner(connection: sqlite3.Connection, path: Path) -> None:
-    (application_id,) = connection.execute("PRAGMA application_id").fetchone()
-    (version,) = connection.execute("PRAGMA user_version").fetchone()
-    has_tables = _has_tables(connection)
-    if has_tables and application_id != APPLICATION_ID:
-        raise RunFolderError(path, "this is not a krea-batch ledger", "choose another --out")
-    if version > SCHEMA_VERSION:
-        raise RunFolderError(
-            path,
-            f"a newer krea-batch wrote it (schema {version})",
-            "update krea-batch, or choose another --out",
-        )
-    if has_tables and version < SCHEMA_VERSION:
-        raise RunFolderError(
-            path,
-            f"a krea-batch from before the first release wrote it (schema {version})",
-            "go on with that one, or choose another --out",
-        )
-
-
-def _reading(connection: sqlite3.Connection) -> sqlite3.Connection:
-    """The same for reading only; an empty ledger where a process died while it made this one."""
-    if not _has_tables(connection):
-        connection.close()
-        connection = sqlite3.connect(":memory:", isolation_level=None)
-        _make_tables(connection)
-    connection.execute("PRAGMA query_only = ON")
-    return connection
-
-
-def _has_tables(connection: sqlite3.Connection) -> bool:
-    return bool(connection.execute("SELECT count(*) FROM sqlite_schema").fetchone()[0])
-
-
-def _make_ready(connection: sqlite3.Connection) -> None:
-    connection.execute("PRAGMA journal_mode = WAL")
-    connection.execute("PRAGMA synchronous = FULL")
-    connection.execute(f"PRAGMA cache_size = -{CACHE_KIB}")
-    connection.execute("BEGIN")
-    connection.execute("PRAGMA user_version = 0")  # SQLite opens a file that cannot be written, too: tell it now
-    connection.execute("ROLLBACK")
-    _make_tables(connection)
-
-
-def _make_tables(connection: sqlite3.Connection) -> None:
-    if _has_tables(connection):
-        return
-    schema = files("krea_batch.ledger").joinpath("schema.sql").read_text()
-    connection.executescript(
-        f"BEGIN; PRAGMA application_id = {APPLICATION_ID}; PRAGMA user_version = {SCHEMA_VERSION};{schema} COMMIT;"
-    )
-
-
-def _open_job(row: tuple[Any, ...]) -> OpenJob:
-    n, job_id, state, request_id, media, *rest = row
-    return OpenJob(n, job_id, State(state), request_id, _read_media(media) if media else None, *rest)
-
-
-def _outcome(row: Sequence[Any]) -> Outcome:
-    job_id, state, request_id, stored, kind, message, body, metadata, polls, attempts, *instants = row
-    submitted_at, accepted_at, finished_at, stored_at = (_iso(at) for at in instants)
-    return Outcome(
-        id=job_id,
-        status=State(state),
-        request_id=request_id,
-        files=_read_files(stored),
-        error=Trouble(kind, message) if kind is not None else None,
-        request=msgspec.json.decode(body),
-        metadata=msgspec.json.decode(metadata),
-        polls=polls,
-        attempts=attempts,
-        submitted_at=submitted_at,
-        accepted_at=accepted_at,
-        finished_at=finished_at,
-        stored_at=stored_at,
-    )
-
-
-def _iso(at: float | None) -> str | None:
-    """An instant as ISO 8601, in whole milliseconds."""
-    if at is None:
-        return None
-    second, rest_us = divmod(round(at * 1_000_000), 1_000_000)
-    return f"{_iso_second(second)}.{rest_us // 1000:03}Z"
-
-
-@lru_cache(maxsize=1024)
-def _iso_second(second: int) -> str:
-    """The seconds of a run are few, each written for many jobs; that is most of what a result row costs."""
-    return datetime.fromtimestamp(second, UTC).isoformat(timespec="seconds").removesuffix("+00:00")

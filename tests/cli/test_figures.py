@@ -194,7 +194,7 @@ def test_a_run_of_another_process(tmp_path: Path) -> None:
 
     def jobs(store: Store) -> None:
         for n in range(4):
-            number = store.intend(f"{n}", b'{"prompt":"a"}', bytes(32), b"{}", 1.0)
+            number = store.intend(f"{n}", b'{"prompt":"a"}', bytes(32), b"{}", 1.0, "")
             store.accept(number, f"r{n}", 2.0)
         store.finish(1, Finished(("https://a/b.png",), "image/png"), 3.0, 1)
         store.finish(2, Finished(("https://a/b.png",), "image/png"), 3.0, 1)

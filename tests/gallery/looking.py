@@ -103,7 +103,7 @@ def _make(store: Store, *, out: Path, job: Made) -> None:
     if job.status is State.PENDING:
         store.enqueue(job.id, body, sha256(body).digest(), metadata, "")
         return
-    n = store.intend(job.id, body, sha256(body).digest(), metadata, 1_800_000_000.0)
+    n = store.intend(job.id, body, sha256(body).digest(), metadata, 1_800_000_000.0, "")
     at = 1_800_000_000.0 + n
     if job.status is State.REJECTED:
         store.reject(n, REJECTED, at)

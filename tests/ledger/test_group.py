@@ -14,6 +14,7 @@ from krea_batch.errors import KreaBatchBug, LedgerError, RunFolderError
 from krea_batch.jobs import State, Trouble
 from krea_batch.ledger import Ledger, Store
 from krea_batch.ledger.group import commit
+from krea_batch.ledger.together import Call
 from tests.virtual_time import run_virtual
 
 T = TypeVar("T")
@@ -69,7 +70,7 @@ def with_ledger(
 
 
 async def intend(ledger: Ledger, job_id: str) -> int:
-    return await ledger.record(Store.intend, job_id, b"{}", b"f" * 32, b"{}", 1.0)
+    return await ledger.record(Store.intend, job_id, b"{}", b"f" * 32, b"{}", 1.0, "")
 
 
 async def all_of(*works: Awaitable[Any]) -> list[Any]:
@@ -235,7 +236,7 @@ def test_commit_maps_foreign_errors(path: Path) -> None:
     store = Store.open(path)
     store.close()
     with pytest.raises(LedgerError):
-        commit(store, [lambda store: store.charges()])
+        commit(store, [Call(Store.charges, (), {})])
 
 
 # ---- cancels and the end ---------------------------------------------------------------------------------
@@ -293,7 +294,7 @@ def test_a_bug_in_a_transition_is_not_swallowed(path: Path) -> None:
     """An error that is neither ours nor the disk's reaches the callers, and what they asked for is not on record."""
 
     def broken(store: Store) -> None:
-        store.intend("half", b"{}", b"f" * 32, b"{}", 1.0)
+        store.intend("half", b"{}", b"f" * 32, b"{}", 1.0, "")
         raise ZeroDivisionError
 
     async def use(ledger: Ledger, _: Disk) -> None:

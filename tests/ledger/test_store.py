@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 from krea_batch.errors import KreaBatchBug, RunFolderError
 from krea_batch.jobs import Outcome, State, StoredFile, Trouble
 from krea_batch.ledger import Charges, Store
-from krea_batch.ledger.store import APPLICATION_ID, SCHEMA_VERSION
+from krea_batch.ledger.file import APPLICATION_ID, SCHEMA_VERSION
 from krea_batch.rules import lifecycle
 from krea_batch.rules.verdicts import Finished
 
@@ -40,7 +40,7 @@ def do(store: Store, *works: Work) -> Any:
 
 
 def intend(job_id: str = "a", at: float = 1.0) -> Work:
-    return lambda store: store.intend(job_id, BODY, PRINT, META, at)
+    return lambda store: store.intend(job_id, BODY, PRINT, META, at, "")
 
 
 def accept(n: int = 1, request_id: str = "r-1") -> Work:
@@ -242,7 +242,7 @@ def test_a_changed_body_under_an_old_id(store: Store) -> None:
     """A pending job is not submitted under another fingerprint; a new id is a new job."""
     do(store, intend(), take_back())
     with pytest.raises(KreaBatchBug):
-        do(store, lambda store: store.intend("a", b"{}", b"g" * 32, META, 5.0))
+        do(store, lambda store: store.intend("a", b"{}", b"g" * 32, META, 5.0, ""))
     assert do(store, intend("b")) == 2
     assert do(store, intend("a")) == 1
     assert store.fingerprints(["a", "b", "c"]) == {"a": PRINT, "b": PRINT}
@@ -261,7 +261,7 @@ def test_one_refused_undoes_its_transaction(store: Store) -> None:
 
 def test_a_row_of_success(store: Store) -> None:
     """The outcome of a job holds all that its row shows, with instants in UTC to the millisecond."""
-    do(store, lambda store: store.intend("a", BODY, PRINT, META, 1_774_951_200.0))
+    do(store, lambda store: store.intend("a", BODY, PRINT, META, 1_774_951_200.0, ""))
     do(store, lambda store: store.accept(1, "r-1", 1_774_951_200.25), finish())
     outcome = do(store, lambda store: store.store(1, [FILE], 4.0))
     assert outcome == store.outcome(1) == Outcome(
@@ -620,10 +620,10 @@ import os, sys
 from pathlib import Path
 from krea_batch.ledger import Store
 store = Store.open(Path(sys.argv[1]))
-store.transaction([lambda s: s.intend("a", b"{}", b"f" * 32, b"{}", 1.0)])
+store.transaction([lambda s: s.intend("a", b"{}", b"f" * 32, b"{}", 1.0, "")])
 store.transaction([lambda s: s.accept(1, "r-1", 2.0)])
 store._sql.execute("BEGIN IMMEDIATE")
-store.intend("b", b"{}", b"f" * 32, b"{}", 1.0)
+store.intend("b", b"{}", b"f" * 32, b"{}", 1.0, "")
 os.kill(os.getpid(), 9)
 """
 

@@ -1,0 +1,204 @@
+"""Questions come in; answers go out, of one file, as it is at that instant. Nothing here writes."""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Callable, Collection, Sequence
+from pathlib import Path
+from typing import Any, Self
+
+from krea_batch.errors import LedgerError
+from krea_batch.jobs import Outcome, State
+from krea_batch.ledger.rows import (
+    KIND,
+    OPEN,
+    OUTCOME,
+    Charges,
+    Doubt,
+    OpenJob,
+    RunRow,
+    Stay,
+    iso,
+    open_job,
+    outcome_of,
+)
+from krea_batch.rules import lifecycle
+
+NOT_OVER = "over IS NULL"  # word for word the index's
+IN_VAIN = "'in vain'"
+_IN_VAIN = f"over = {IN_VAIN}"  # word for word the other's
+
+
+class Books:
+    """The SQLite file of one run, for reading."""
+
+    def __init__(self, path: Path, connection: sqlite3.Connection) -> None:
+        self.path = path
+        self._sql = connection
+
+    def read(self, *works: Callable[[Self], Any]) -> list[Any]:
+        """The answers to several questions, all of one instant. Raises LedgerError where the file cannot be read."""
+        try:
+            self._sql.execute("BEGIN")
+            try:
+                return [work(self) for work in works]
+            finally:
+                self._sql.execute("ROLLBACK")
+        except sqlite3.Error as error:
+            raise self._unreadable(error) from error
+
+    def doubted(self, n: int) -> OpenJob | None:
+        """The job of this number, where it is ambiguous."""
+        row = self._sql.execute(f"SELECT {OPEN} FROM jobs WHERE n = ? AND state = 'ambiguous'", (n,)).fetchone()
+        return open_job(row) if row else None
+
+    def in_vain(self, states: Collection[State]) -> list[tuple[int, str, State]]:
+        """Number, id and state of the jobs that ended in one of these states (of lifecycle.IN_VAIN)."""
+        rows = self._sql.execute(
+            f"SELECT n, id, state FROM jobs WHERE {_IN_VAIN}"
+            f" UNION ALL SELECT n, id, state FROM jobs WHERE {NOT_OVER} AND state = 'errored' ORDER BY n"
+        )
+        return [(n, job_id, State(word)) for n, job_id, word in rows if State(word) in states]
+
+    def doubts(self) -> list[Doubt]:
+        """The jobs that are ambiguous, or whose POST is in the air (for ever, where its process is dead)."""
+        rows = self._sql.execute(
+            "SELECT n, id, submitted_at, coalesce(error_message, 'being submitted'), body FROM jobs"
+            f" WHERE {NOT_OVER} AND state IN ('ambiguous', 'submitting') ORDER BY n"
+        )
+        return [Doubt(n, job_id, iso(at), why, bytes(body)) for n, job_id, at, why, body in rows]
+
+    def latest_run(self) -> RunRow | None:
+        """What is on record of the latest run; None where none began."""
+        row = self._sql.execute("SELECT started_at, per_s, jobs FROM runs ORDER BY n DESC LIMIT 1").fetchone()
+        return RunRow(*row) if row else None
+
+    def gateway(self) -> str | None:
+        """Where this folder's jobs were submitted: `Settings.origin` of its latest run."""
+        row = self._sql.execute("SELECT gateway FROM runs ORDER BY n DESC LIMIT 1").fetchone()
+        return row[0] if row else None
+
+    def results_bytes(self) -> int | None:
+        """How large results.jsonl is, where nothing has happened since it was written; None: something may have."""
+        row = self._sql.execute("SELECT results_bytes FROM runs ORDER BY n DESC LIMIT 1").fetchone()
+        return row[0] if row else None
+
+    def bookmark(self) -> bytes | None:
+        """What `set_bookmark` noted last."""
+        row = self._sql.execute("SELECT what FROM bookmark").fetchone()
+        return bytes(row[0]) if row else None
+
+    def open_jobs(self, after_n: int, limit: int) -> list[OpenJob]:
+        """Jobs to go on with, `limit` at most, in the order of their numbers from `after_n` on."""
+        rows = self._sql.execute(
+            f"SELECT {OPEN} FROM jobs WHERE {NOT_OVER}"
+            " AND state IN ('pending', 'accepted', 'finished') AND n > ? ORDER BY n LIMIT ?",
+            (after_n, limit),
+        )
+        return [open_job(row) for row in rows]
+
+    def latencies(self, limit: int) -> list[tuple[str, float]]:
+        """Kinds of the latest finished jobs, and the seconds they took, by the gateway's word where it gave one."""
+        rows = self._sql.execute(
+            f"SELECT coalesce({KIND}, ''), coalesce(json_extract(media, '$.took_s'), finished_at - accepted_at)"
+            " FROM jobs WHERE media IS NOT NULL ORDER BY n DESC LIMIT ?",
+            (limit,),
+        )
+        return [(kind, took_s) for kind, took_s in rows if took_s is not None and took_s >= 0][::-1]
+
+    def sending(self, n: int) -> tuple[bytes, bytes, bytes]:
+        """Body, fingerprint and metadata of a job, for another POST of it."""
+        row = self._sql.execute("SELECT body, fingerprint, metadata FROM jobs WHERE n = ?", (n,)).fetchone()
+        return bytes(row[0]), bytes(row[1]), bytes(row[2])
+
+    def fingerprints(self, job_ids: Sequence[str]) -> dict[str, bytes]:
+        """The fingerprints of those ids that are on record."""
+        marks = ",".join("?" * len(job_ids))
+        rows = self._sql.execute(f"SELECT id, fingerprint FROM jobs WHERE id IN ({marks})", job_ids)
+        return {job_id: bytes(fingerprint) for job_id, fingerprint in rows}
+
+    def outcome(self, n: int) -> Outcome:
+        """The result row of one job."""
+        row = self._sql.execute(f"SELECT {OUTCOME} FROM jobs WHERE n = ?", (n,)).fetchone()
+        return outcome_of(row)
+
+    def known(self, job_id: str) -> Outcome | None:
+        """The row of a job on record, whether it has ended or not; None where there is none."""
+        row = self._sql.execute(f"SELECT {OUTCOME} FROM jobs WHERE id = ?", (job_id,)).fetchone()
+        return outcome_of(row) if row else None
+
+    def outcomes(self, after_n: int, limit: int) -> tuple[list[Outcome], int | None]:
+        """Result rows of ended jobs from `after_n` on, and the number to go on from (None: that was all)."""
+        rows = self._sql.execute(
+            f"SELECT {OUTCOME}, n FROM jobs WHERE n > ? ORDER BY n LIMIT ?",
+            (after_n, limit),
+        ).fetchall()
+        ended = [outcome_of(row[:-1]) for row in rows if State(row[1]) in lifecycle.ENDS]
+        return ended, rows[-1][-1] if rows else None
+
+    def glimpses(self, after_n: int, limit: int) -> list[tuple[int, Outcome]]:
+        """Number and row of jobs, ended or not, `limit` at most, in the order of their numbers after `after_n`."""
+        sql = f"SELECT {OUTCOME}, n FROM jobs WHERE n > ? ORDER BY n LIMIT ?"
+        return [(row[-1], outcome_of(row[:-1])) for row in self._sql.execute(sql, (after_n, limit))]
+
+    def past_outcomes(self, after_n: int, limit: int) -> tuple[list[Outcome], int | None]:
+        """The same of a snapshot. Raises LedgerError where the file cannot be read."""
+        try:
+            return self.outcomes(after_n, limit)
+        except sqlite3.Error as error:
+            raise self._unreadable(error) from error
+
+    def counts(self) -> dict[State, int]:
+        """How many jobs stand in each state that any job stands in."""
+        few = self._sql.execute(
+            f"SELECT state, count(*) FROM jobs WHERE {NOT_OVER} GROUP BY state UNION ALL"
+            f" SELECT state, count(*) FROM jobs WHERE {_IN_VAIN} GROUP BY state"
+        )
+        counts = {State(state): count for state, count in few}
+        (all_of_them,) = self._sql.execute("SELECT coalesce(max(n), 0) FROM jobs").fetchone()  # none is ever deleted
+        if succeeded := all_of_them - sum(counts.values()):
+            counts[State.SUCCEEDED] = succeeded
+        return counts
+
+    def posts(self) -> int:
+        """How many POSTs were about to leave, in all runs."""
+        (count,) = self._sql.execute("SELECT coalesce(max(n), 0) FROM posts").fetchone()  # none is ever deleted
+        return int(count)
+
+    def commonest_errors(self, limit: int) -> list[tuple[str, int]]:
+        """Why jobs have no picture, most often first, and how often."""
+        sql = (
+            f"SELECT message, count(*) FROM (SELECT error_message AS message FROM jobs WHERE {_IN_VAIN} UNION ALL"
+            f" SELECT error_message FROM jobs WHERE {NOT_OVER} AND error_message IS NOT NULL)"
+            " GROUP BY message ORDER BY 2 DESC, 1 LIMIT ?"
+        )
+        return self._sql.execute(sql, (limit,)).fetchall()
+
+    def sent(self, after_n: int, limit: int) -> list[tuple[int, float, str]]:
+        """Number, instant and upshot of POSTs, in the order in which they left, after that of number `after_n`."""
+        sql = "SELECT n, sent_at, coalesce(came_to, 'in_air') FROM posts WHERE n > ? ORDER BY n LIMIT ?"
+        return self._sql.execute(sql, (after_n, limit)).fetchall()
+
+    def stays(self, after_n: int, limit: int) -> list[Stay]:
+        """How long jobs stayed where, in the order of their numbers, after that of number `after_n`."""
+        sql = (
+            "SELECT n, accepted_at, finished_at, stored_at, json_extract(media, '$.took_s'), polls FROM jobs"
+            " WHERE n > ? AND accepted_at IS NOT NULL ORDER BY n LIMIT ?"
+        )
+        return [Stay(*row) for row in self._sql.execute(sql, (after_n, limit))]
+
+    def has_succeeded(self) -> bool:
+        """Whether any job has."""
+        return self._sql.execute("SELECT 1 FROM jobs WHERE state = 'succeeded' LIMIT 1").fetchone() is not None
+
+    def charges(self) -> Charges:
+        """What the POSTs of all runs in this folder came to."""
+        row = self._sql.execute(
+            "SELECT count(*) FILTER (WHERE came_to = 'accepted' AND NOT refunded),"
+            " count(*) FILTER (WHERE refunded),"
+            " count(*) FILTER (WHERE came_to = 'unclear' OR came_to IS NULL) FROM posts"
+        ).fetchone()
+        return Charges(*row)
+
+    def _unreadable(self, error: sqlite3.Error) -> LedgerError:
+        return LedgerError(self.path, f"the ledger cannot be read ({error})", "see whether the disk works")

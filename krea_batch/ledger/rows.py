@@ -1,0 +1,115 @@
+"""Rows of SQLite come in; what the ledger's callers know them as goes out."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from functools import lru_cache
+from typing import Any
+
+import msgspec
+
+from krea_batch.jobs import Outcome, State, StoredFile, Trouble
+from krea_batch.rules.verdicts import Finished
+
+OUTCOME = (
+    "id, state, request_id, files, error_kind, error_message, body, metadata, polls, attempts, "
+    "submitted_at, accepted_at, finished_at, stored_at"
+)
+_BODY = "CAST(body AS TEXT)"
+KIND = f"json_extract({_BODY}, '$.aspect_ratio') || ' ' || json_extract({_BODY}, '$.creativity')"  # rules/kinds
+OPEN = f"n, id, state, request_id, media, attempts, errors, polls, accepted_at, coalesce({KIND}, ''), tenant"
+_read_files = msgspec.json.Decoder(tuple[StoredFile, ...]).decode
+_read_media = msgspec.json.Decoder(Finished).decode
+
+
+class OpenJob(msgspec.Struct, frozen=True):
+    """A job of the ledger that has not ended. `accepted_at` is seconds since 1970."""
+
+    n: int
+    id: str
+    state: State
+    request_id: str | None
+    media: Finished | None
+    attempts: int
+    errors: int
+    polls: int
+    accepted_at: float | None
+    kind: str
+    tenant: str
+
+
+class Doubt(msgspec.Struct, frozen=True):
+    """A job of which nobody knows whether it was accepted. `submitted_at` is UTC, ISO 8601; `body` as sent."""
+
+    n: int
+    id: str
+    submitted_at: str | None
+    why: str
+    body: bytes
+
+
+class Charges(msgspec.Struct, frozen=True):
+    """Accepted POSTs that are paid, those that came to ERROR (free), and those nobody knows of."""
+
+    charged: int = 0
+    free: int = 0
+    unknown: int = 0
+
+
+class RunRow(msgspec.Struct, frozen=True):
+    """A run of the folder. `per_s` is None where its limit was to be found, `jobs` where nobody told."""
+
+    started_at: float
+    per_s: float | None
+    jobs: int | None
+
+
+class Stay(msgspec.Struct, frozen=True):
+    """When a job was accepted, seen to be finished, and stored; `took_s` by the gateway's own word, or None."""
+
+    n: int
+    accepted_at: float
+    finished_at: float | None
+    stored_at: float | None
+    took_s: float | None
+    polls: int
+
+
+def open_job(row: tuple[Any, ...]) -> OpenJob:
+    n, job_id, state, request_id, media, *rest = row
+    return OpenJob(n, job_id, State(state), request_id, _read_media(media) if media else None, *rest)
+
+
+def outcome_of(row: Sequence[Any]) -> Outcome:
+    job_id, state, request_id, stored, kind, message, body, metadata, polls, attempts, *instants = row
+    submitted_at, accepted_at, finished_at, stored_at = (iso(at) for at in instants)
+    return Outcome(
+        id=job_id,
+        status=State(state),
+        request_id=request_id,
+        files=_read_files(stored),
+        error=Trouble(kind, message) if kind is not None else None,
+        request=msgspec.json.decode(body),
+        metadata=msgspec.json.decode(metadata),
+        polls=polls,
+        attempts=attempts,
+        submitted_at=submitted_at,
+        accepted_at=accepted_at,
+        finished_at=finished_at,
+        stored_at=stored_at,
+    )
+
+
+def iso(at: float | None) -> str | None:
+    """An instant as ISO 8601, in whole milliseconds."""
+    if at is None:
+        return None
+    second, rest_us = divmod(round(at * 1_000_000), 1_000_000)
+    return f"{_iso_second(second)}.{rest_us // 1000:03}Z"
+
+
+@lru_cache(maxsize=1024)
+def _iso_second(second: int) -> str:
+    """The seconds of a run are few, each written for many jobs; that is most of what a result row costs."""
+    return datetime.fromtimestamp(second, UTC).isoformat(timespec="seconds").removesuffix("+00:00")
