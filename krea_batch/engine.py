@@ -26,7 +26,7 @@ import msgspec
 
 from krea_batch import __version__
 from krea_batch.errors import InputError, KreaBatchError, RunStopped, SettingsError
-from krea_batch.events import Ended, Event, Listener, Moved, Troubled
+from krea_batch.events import Ended, Event, Listener
 from krea_batch.folder import LEDGER, RunFolder
 from krea_batch.gateway.callbacks import SECRET_BYTES, Callbacks, Door, Receive, Scope, Send
 from krea_batch.handles import Handle, Reader, Watch
@@ -38,17 +38,17 @@ from krea_batch.pipeline.downloader import Downloader
 from krea_batch.pipeline.flight import Flight
 from krea_batch.pipeline.gate import Pace
 from krea_batch.pipeline.poll_scheduler import PollScheduler
-from krea_batch.pipeline.producer import Producer, check_same, take_off
+from krea_batch.pipeline.producer import Producer, take_off
 from krea_batch.pipeline.run import Gateway, Run, Stats
 from krea_batch.pipeline.submitter import Submitter
 from krea_batch.report.results import Results
-from krea_batch.rules.lifecycle import ENDS
 from krea_batch.rules.patience import SameFailure
 from krea_batch.rules.verdicts import Progress
 from krea_batch.settings import Ambiguous, ApiKey, Settings, Webhook
 from krea_batch.sinks import Sink, open_sink
 from krea_batch.streams import Stream
 from krea_batch.waits import to_the_end
+from krea_batch.watches import CLOSED, Watches
 
 if TYPE_CHECKING:
     from krea_batch.gateway.listener import Handler
@@ -100,7 +100,6 @@ class Engine:
         self._clock = clock
         self._random = random or Random()  # noqa: S311 - spreads retries, guards nothing
         self._listeners = list(listeners)
-        self._watches: dict[str, Watch] = {}
         self._readers: list[Reader] = []
         self._streams: list[Stream] = []
         self._door = Door()
@@ -257,7 +256,7 @@ class Engine:
 
     async def get(self, job_id: str) -> Handle | None:
         """The job of this id, from whichever run of the folder; None where there is none."""
-        watch = await self._in_own_task(self._look_up(job_id))
+        watch = await self._in_own_task(self._watches.look_up(job_id))
         return Handle(job_id, watch) if watch else None
 
     async def stream(
@@ -281,7 +280,7 @@ class Engine:
             async for outcome in stream.outcomes(jobs):
                 yield outcome
             if stream.is_cut:
-                raise self.stopped or _CLOSED
+                raise self.stopped or CLOSED
         finally:
             self._streams.remove(stream)
 
@@ -296,7 +295,7 @@ class Engine:
                 except BaseException as error:
                     self._forsake(_first(error))
                     raise
-                self._forsake(self.stopped or _CLOSED)
+                self._forsake(self.stopped or CLOSED)
         except BaseExceptionGroup as group:
             raise _first(group) from group
 
@@ -320,6 +319,7 @@ class Engine:
             pace=self._pace,
         )
         self._results = Results(self.settings.out, disk, self._results_failed)
+        stack.push_async_callback(self._results.close)
         self._join()
         await self._reopen(stack)
         if self.settings.webhook:
@@ -364,6 +364,7 @@ class Engine:
             self._board,
             self._left_waiting,
         )
+        self._watches = Watches(self._run, self._boarding.put)
         self._run.when_stopping(self._cut_streams)
         self._producer = Producer(self._run, self._submitter.room, self._take_off)
 
@@ -467,8 +468,7 @@ class Engine:
 
     def _accepted(self, flight: Flight, progress: Progress) -> None:
         self._same_failure.accepted()
-        if watch := self._watches.get(flight.id):
-            watch.accept(flight.request_id)
+        self._watches.accepted(flight)
         self._scheduler.put(flight, progress)
 
     def _submit_again(self, flight: Flight, wait_s: float) -> None:
@@ -487,33 +487,20 @@ class Engine:
         self._run.tell(Ended(outcome))
         self._results.append(outcome)
         self._run.aloft.pop(flight.id, None)
-        if watch := self._unwatch(flight.id):
-            watch.end(outcome)
+        self._watches.ended(outcome)
 
     def _left(self, flight: Flight) -> None:
         self._run.slots.give_back()
         self._run.aloft.pop(flight.id, None)
         if self._run.stopped:  # else the stages are coming down, and `_forsake` will know why
-            self._give_up(flight.id)
-
-    def _give_up(self, job_id: str, why: BaseException | None = None) -> None:
-        """Tell whoever waits for the job that this run brings it no further."""
-        self._run.aloft.pop(job_id, None)
-        if watch := self._unwatch(job_id):
-            watch.give_up(why or self._run.stopped or _CLOSED)
-
-    def _left_waiting(self, flight: Flight) -> None:
-        """The run stopped before the job's turn came."""
-        self._run.aloft.pop(flight.id, None)
-        self._give_up(flight.id)
+            self._watches.give_up(flight.id)
 
     def _forsake(self, why: BaseException) -> None:
         """The stages have ended: whoever still waits for a job waits in vain, in this run."""
         self._over = True
         self._run.closed()
-        why = _CLOSED if isinstance(why, asyncio.CancelledError) else why
-        for job_id in list(self._watches):
-            self._give_up(job_id, why)
+        why = CLOSED if isinstance(why, asyncio.CancelledError) else why
+        self._watches.give_all_up(why)
         for reader in self._readers:
             reader.end()
         self._cut_streams()
@@ -530,80 +517,17 @@ class Engine:
         job = checked(job)
         if not job.id:
             job = msgspec.structs.replace(job, id=uuid.uuid4().hex)
-        watch = await self._in_own_task(self._take_in(take_off(job, tenant), on_record=on_record))
+        watch = await self._in_own_task(self._watches.take_in(take_off(job, tenant), on_record=on_record))
         return Handle(job.id, watch), watch
-
-    async def _take_in(self, flight: Flight, *, on_record: bool) -> Watch:
-        fingerprint = await self._known(flight.id) or self._run.aloft.get(flight.id)
-        if fingerprint:
-            check_same(flight, fingerprint)
-        elif self._run.stopped:
-            raise self._run.stopped
-        else:
-            self._run.aloft[flight.id] = flight.fingerprint
-            watch = self._watch(flight.id)
-            if on_record:
-                await self._put_on_record(flight)
-            self._boarding.put(flight)
-            return watch
-        if on_record:  # whoever brought it first may not have got so far
-            await self._put_on_record(flight)
-        return await self._find(flight.id)
-
-    async def _look_up(self, job_id: str) -> Watch | None:
-        if await self._known(job_id) or job_id in self._run.aloft:
-            return await self._find(job_id)
-        return None
-
-    async def _find(self, job_id: str) -> Watch:
-        """The watch of a job that is on its way or on record, told what the ledger knows of it."""
-        if watch := self._watches.get(job_id):
-            return watch
-        watch = self._watch(job_id)
-        row = await self._run.record(Store.known, job_id)
-        if row and not watch.outcome.done():
-            self._tell_known(watch, row)
-        return watch
-
-    def _tell_known(self, watch: Watch, row: Outcome) -> None:
-        if row.status in ENDS:
-            self._unwatch(row.id)
-            watch.end(row)
-        elif row.id not in self._run.aloft:
-            self._give_up(row.id)  # the stop left it to the next run
-        elif row.status is not State.PENDING:
-            watch.go_on_from(row)
-
-    async def _put_on_record(self, flight: Flight) -> None:
-        """Make the job durable before its turn comes."""
-        body = (flight.id, flight.body, flight.fingerprint, flight.metadata)
-        await self._run.record(Store.enqueue, *body, flight.tenant)
-
-    async def _known(self, job_id: str) -> bytes | None:
-        """The fingerprint that the ledger has for this id, if any."""
-        return (await self._run.record(Store.fingerprints, [job_id])).get(job_id)
-
-    def _watch(self, job_id: str) -> Watch:
-        if not self._watches:
-            self._run.listen(self._hear)
-        return self._watches.setdefault(job_id, Watch())
-
-    def _unwatch(self, job_id: str) -> Watch | None:
-        watch = self._watches.pop(job_id, None)
-        if watch and not self._watches:
-            self._run.forget(self._hear)
-        return watch
-
-    def _hear(self, event: Event) -> None:
-        """Tell those who wait for a job what happens to it."""
-        if isinstance(event, (Moved, Troubled)) and (watch := self._watches.get(event.job_id)):
-            watch.hear(event)
 
     def _board(self, flight: Flight) -> None:
         """Take a flight whose turn has come, with its slot."""
-        if watch := self._watches.get(flight.id):
-            watch.board()
+        self._watches.boarded(flight)
         self._submitter.put(flight)
+
+    def _left_waiting(self, flight: Flight) -> None:
+        """The run stopped before the job's turn came."""
+        self._watches.give_up(flight.id)
 
     def _take_off(self, flight: Flight) -> None:
         """Take a flight that has its slot."""
@@ -626,12 +550,9 @@ class Engine:
                 return waiting.result()
             await asyncio.wait([self._task])
             self._task.result()
-            raise self.stopped or _CLOSED
+            raise self.stopped or CLOSED
         finally:
             waiting.cancel()
-
-
-_CLOSED = RunStopped("the engine is closed", "open it again to go on")
 
 
 def _find_key(given: str | ApiKey | None) -> ApiKey:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 from enum import StrEnum
+from functools import lru_cache
 from ipaddress import ip_address
 from pathlib import Path
 from typing import Any
@@ -248,6 +249,7 @@ def _ambiguous(text: str) -> Ambiguous:
         raise SettingsError("ambiguous", f"{text!r} is no choice", "write hold or resubmit") from None
 
 
+@lru_cache(maxsize=64)  # a run meets few hosts
 def is_loopback(host: str) -> bool:
     """True for the names and addresses of this very machine."""
     try:

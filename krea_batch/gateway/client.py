@@ -17,7 +17,7 @@ import aiohttp
 from yarl import URL
 
 from krea_batch.gateway import wire
-from krea_batch.gateway.exchange import BROKEN, Exchange, Reply, read_capped, reason
+from krea_batch.gateway.exchange import BROKEN, Exchange, Reply, header_lines, read_capped, reason
 from krea_batch.gateway.media import MAX_IMAGE_BYTES, MediaError, is_public_address, starts_at, why_not_url
 from krea_batch.rules.verdicts import NotSent, PollTrouble, PollVerdict, PostVerdict, Unclear
 from krea_batch.settings import ApiKey, Settings, is_loopback
@@ -26,6 +26,7 @@ KEEPALIVE_S = 2.0  # chosen: under the 5 s after which common servers drop idle 
 SILENCE_S = 30.0  # chosen: a CDN that is silent for longer has lost us
 DOWNLOAD_TIMEOUT_S = 600.0  # chosen: 64 MiB at 1 Mbit/s; a slower one goes on where it stopped
 CHUNK_BYTES = 1 << 18
+_SUBMIT_HEADERS = header_lines(wire.SUBMIT_HEADERS)
 
 
 class Media:
@@ -64,8 +65,9 @@ class GatewayClient:
 
     def __init__(self, settings: Settings, key: ApiKey) -> None:
         base = settings.gateway.rstrip("/")
-        self._submit_url = URL(base + wire.SUBMIT_PATH)
-        self._status_url = str(URL(base + wire.STATUS_PATH))  # a request_id that is one needs no quoting after it
+        self._base = URL(base)
+        self._submit_target = URL(base + wire.SUBMIT_PATH).raw_path_qs
+        self._status_target = URL(base + wire.STATUS_PATH).raw_path_qs  # no request_id needs quoting behind it
         self._key = key
         self._request_timeout_s = settings.request_timeout_s
         self._allow_loopback = is_loopback(urlsplit(base).hostname or "")
@@ -73,6 +75,7 @@ class GatewayClient:
     async def __aenter__(self) -> Self:
         self._gateway_connections = aiohttp.TCPConnector(limit=0, keepalive_timeout=KEEPALIVE_S)
         self._gateway = Exchange(self._gateway_connections, {wire.KEY_HEADER: self._key.reveal()})
+        self._origin = self._gateway.origin(self._base)
         self._cdn_connections = aiohttp.TCPConnector(limit=0, socket_factory=self._open_public_socket)
         self._cdn = Exchange(self._cdn_connections, silence_s=SILENCE_S)
         return self
@@ -89,10 +92,12 @@ class GatewayClient:
             nonlocal left
             left = True
 
-        headers = {**wire.SUBMIT_HEADERS, wire.WEBHOOK_HEADER: callback} if callback else wire.SUBMIT_HEADERS
+        headers = _SUBMIT_HEADERS + header_lines({wire.WEBHOOK_HEADER: callback}) if callback else _SUBMIT_HEADERS
         try:
             async with asyncio.timeout(self._request_timeout_s):
-                reply = await self._gateway.ask("POST", self._submit_url, headers, body, leaves=leaves)
+                reply = await self._gateway.ask(
+                    "POST", self._origin, self._submit_target, headers, body, leaves=leaves
+                )
                 answer = await _read_answer(reply)
         except BROKEN as error:
             return Unclear(reason(error)) if left else NotSent(reason(error))
@@ -100,10 +105,11 @@ class GatewayClient:
 
     async def poll(self, request_id: str) -> PollVerdict:
         """GET a job's status once. `request_id` has passed `wire.is_request_id`."""
-        url = URL(self._status_url + request_id, encoded=True)
         try:
             async with asyncio.timeout(self._request_timeout_s):
-                answer = await _read_answer(await self._gateway.ask("GET", url))
+                answer = await _read_answer(
+                    await self._gateway.ask("GET", self._origin, self._status_target + request_id)
+                )
         except BROKEN as error:
             return PollTrouble(reason(error))
         return wire.read_poll_answer(answer, request_id, now=datetime.now(UTC))
@@ -116,7 +122,7 @@ class GatewayClient:
         why_not = why_not_url(url, allow_loopback=self._allow_loopback)
         if why_not:
             raise MediaError(f"nothing is fetched from {url[:200]!r}: {why_not}")
-        headers = {"Range": f"bytes={offset}-", "If-Range": etag} if offset and etag else {}
+        headers = header_lines({"Range": f"bytes={offset}-", "If-Range": etag}) if offset and etag else ""
         until_s = asyncio.get_running_loop().time() + DOWNLOAD_TIMEOUT_S
         try:
             async with asyncio.timeout_at(until_s):
@@ -134,12 +140,13 @@ class GatewayClient:
             reply.close()
             raise
 
-    async def _ask_cdn(self, url: URL, headers: dict[str, str]) -> Reply:
+    async def _ask_cdn(self, url: URL, headers: str) -> Reply:
         """Ask once more where the connection was cut: it may have been an old one, and a picture costs nothing."""
+        origin, target = self._cdn.origin(url), url.raw_path_qs
         try:
-            return await self._cdn.ask("GET", url, headers)
+            return await self._cdn.ask("GET", origin, target, headers)
         except (aiohttp.ServerDisconnectedError, ConnectionError):
-            return await self._cdn.ask("GET", url, headers)
+            return await self._cdn.ask("GET", origin, target, headers)
 
     def _media(self, reply: Reply, asked: int, until_s: float) -> Media:
         if reply.status not in (200, 206):

@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import re
 from collections.abc import Callable, Mapping
+from typing import NamedTuple
 
 import aiohttp
 from aiohttp.client_proto import ResponseHandler
@@ -56,6 +57,13 @@ class Reply:
         self._connection.close()
 
 
+class Origin(NamedTuple):
+    """Where requests go: what aiohttp has to know to connect, and the line that names the host."""
+
+    where: aiohttp.ClientRequest
+    host: str
+
+
 class Exchange:
     """Asks over the connections of `connector`, with `headers` in each request.
 
@@ -66,29 +74,29 @@ class Exchange:
         self, connector: aiohttp.BaseConnector, headers: Mapping[str, str] = {}, *, silence_s: float | None = None
     ) -> None:
         self._connector = connector
-        self._headers = _lines({**_HEADERS, **headers})
+        self._headers = header_lines({**_HEADERS, **headers})
         self._silence_s = silence_s
         self._timeout = aiohttp.ClientTimeout(sock_connect=CONNECT_TIMEOUT_S)
-        self._origins: dict[tuple[str, str | None, int | None], tuple[aiohttp.ClientRequest, str]] = {}
+        self._origins: dict[tuple[str, str | None, int | None], Origin] = {}
 
     async def ask(
         self,
         method: str,
-        url: URL,
-        headers: Mapping[str, str] = {},
+        origin: Origin,
+        target: str,
+        headers: str = "",
         body: bytes | None = None,
         *,
         leaves: Callable[[], None] | None = None,
     ) -> Reply:
         """Send a request once and wait for the head of its answer.
 
-        `leaves` is called before its first byte is given to the connection. Raises what BROKEN holds, and ValueError
-        for what cannot stand in a request.
+        `target` is path and query as they are sent, `headers` what `header_lines` made. `leaves` is called before the
+        first byte is given to the connection. Raises what BROKEN holds, and ValueError where ASCII does not hold it.
         """
-        where, host = self._origin(url)
-        said = _lines(headers) if body is None else f"{_lines(headers)}Content-Length: {len(body)}\r\n"
-        head = f"{method} {url.raw_path_qs} HTTP/1.1\r\n{host}{self._headers}{said}\r\n".encode("ascii")
-        connection = await self._connector.connect(where, [], self._timeout)
+        size = "" if body is None else f"Content-Length: {len(body)}\r\n"
+        head = f"{method} {target} HTTP/1.1\r\n{origin.host}{self._headers}{headers}{size}\r\n".encode("ascii")
+        connection = await self._connector.connect(origin.where, [], self._timeout)
         try:
             transport, protocol = _ends(connection)
             protocol.set_response_params(read_until_eof=True, auto_decompress=False, read_timeout=self._silence_s)
@@ -104,15 +112,15 @@ class Exchange:
             connection.close()
             raise
 
-    def _origin(self, url: URL) -> tuple[aiohttp.ClientRequest, str]:
-        """What aiohttp has to know to connect, and the line that names the host."""
+    def origin(self, url: URL) -> Origin:
+        """Where requests for a URL go. Raises ValueError."""
         key = (url.scheme, url.raw_host, url.explicit_port)
         known = self._origins.get(key)
         if known is None:
             if len(self._origins) >= MOST_ORIGINS:
                 self._origins.clear()
             where = aiohttp.ClientRequest("GET", url.origin())
-            known = self._origins[key] = where, _lines({"Host": where.headers["Host"]})
+            known = self._origins[key] = Origin(where, header_lines({"Host": where.headers["Host"]}))
         return known
 
 
@@ -149,7 +157,7 @@ def reason(error: Exception) -> str:
     return type(error).__name__
 
 
-def _lines(headers: Mapping[str, str]) -> str:
+def header_lines(headers: Mapping[str, str]) -> str:
     """Headers as they stand in a request. Raises ValueError for what would end a line early."""
     for name, value in headers.items():
         if _NOT_IN_HEADS.search(name) or _NOT_IN_HEADS.search(value):

@@ -44,9 +44,10 @@ def why_not_url(url: str, *, allow_loopback: bool) -> str | None:
         return "it has no host"
     if parts.username is not None or parts.password is not None:
         return "it holds a user name"
-    if parts.scheme != "https" and not (parts.scheme == "http" and allow_loopback and is_loopback(host)):
+    near = is_loopback(host)
+    if parts.scheme != "https" and not (parts.scheme == "http" and allow_loopback and near):
         return "it is not https"
-    if is_loopback(host) and not allow_loopback:
+    if near and not allow_loopback:
         return "it points to this machine"
     return None
 

@@ -41,7 +41,7 @@ class Picture:
     def __init__(self, out: Path, name: str, n: int, *, job_id: str = "", output: int = 1) -> None:
         self.job_id = job_id or name
         self.output = output
-        self.folder = out / IMAGES
+        self.folder = f"{out}/{IMAGES}"  # objects for paths cost as much as the calls that they are for
         self.stem = name
         self._part = f"{self.folder}/{name}.{n}.png.part"
         self._fd = -1  # of the part, from its last bytes until it is synced
@@ -138,7 +138,7 @@ class Picture:
         for name in file_names(self.stem):
             final = f"{self.folder}/{name}"
             if not os.path.lexists(final) or self._is_ours(Path(final)):
-                os.replace(self._part, final)  # noqa: PTH105 - objects for paths cost as much as the call
+                os.replace(self._part, final)  # noqa: PTH105
                 return name
         raise AssertionError("count() does not end")
 
@@ -197,7 +197,7 @@ def _tried(step: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T | PngEr
         return error
 
 
-def _sync_folder(folder: Path) -> None:
+def _sync_folder(folder: str) -> None:
     fd = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(fd)

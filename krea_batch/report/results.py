@@ -23,6 +23,7 @@ T = TypeVar("T")
 Ts = TypeVarTuple("Ts")
 
 RESULTS = "results.jsonl"
+GATHER_S = 0.1  # chosen: between the begins of two appends where many rows come; nobody reads faster
 
 
 def row(outcome: Outcome) -> bytes:
@@ -40,11 +41,14 @@ class Results:
         self._rows: list[bytes] = []
         self._held = False
         self._writing: asyncio.Future[None] | None = None
+        self._timer: asyncio.TimerHandle | None = None  # of the next append
+        self._began_s = -GATHER_S  # the last one
 
     def append(self, outcome: Outcome) -> None:
-        """Have a row added at the end, together with those that come while the disk is busy."""
+        """Have a row added at the end, together with those that come soon after it, or while the disk is busy."""
         self._rows.append(row(outcome))
-        self._write()
+        if self._writing is None and self._timer is None:
+            self._next()
 
     def hold(self) -> None:
         """Keep the rows that are appended from now on until the file has been written anew, which has the others."""
@@ -57,6 +61,14 @@ class Results:
             return self._path.stat().st_size
         except OSError:
             return None
+
+    async def close(self) -> None:
+        """Write what was gathered or held."""
+        self._held = False
+        while self._rows or self._writing is not None:
+            self._write()
+            if self._writing is not None:
+                await asyncio.wait([self._writing])
 
     async def write_anew(self, groups: AsyncIterable[Iterable[Outcome]]) -> None:
         """Write the whole file anew: what has ended by now, or had when `hold` was called.
@@ -83,11 +95,24 @@ class Results:
     async def _on_disk(self, work: Callable[[Unpack[Ts]], T], *args: *Ts) -> T:
         return await to_the_end(asyncio.get_running_loop().run_in_executor(self._disk, work, *args))
 
+    def _next(self) -> None:
+        loop = asyncio.get_running_loop()
+        wait_s = self._began_s + GATHER_S - loop.time()
+        if wait_s > 0:
+            self._timer = loop.call_later(wait_s, self._write)
+        else:
+            self._write()
+
     def _write(self) -> None:
+        if self._timer:
+            self._timer.cancel()
+            self._timer = None
         if not self._rows or self._held or self._writing is not None:
             return
         rows, self._rows = self._rows, []
-        self._writing = asyncio.get_running_loop().run_in_executor(self._disk, _append, self._path, rows)
+        loop = asyncio.get_running_loop()
+        self._began_s = loop.time()
+        self._writing = loop.run_in_executor(self._disk, _append, self._path, rows)
         self._writing.add_done_callback(self._written)
 
     def _written(self, done: asyncio.Future[None]) -> None:
@@ -97,8 +122,8 @@ class Results:
             self._failed(error)
         elif error is not None:
             raise error
-        else:
-            self._write()
+        elif self._rows:
+            self._next()
 
 
 def _append(path: Path, rows: list[bytes]) -> None:

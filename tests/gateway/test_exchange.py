@@ -43,7 +43,9 @@ def test_it_leaves_after_connecting_and_before_its_first_byte() -> None:
 
     async def main() -> None:
         async with Server(answer) as server, aiohttp.TCPConnector() as connector:
-            reply = await Exchange(connector).ask("GET", URL(server.url), leaves=lambda: seen.append("it leaves"))
+            exchange = Exchange(connector)
+            origin = exchange.origin(URL(server.url))
+            reply = await exchange.ask("GET", origin, "/", leaves=lambda: seen.append("it leaves"))
             assert await read_capped(reply, 10) == b"x"
             reply.close()
 

@@ -54,9 +54,7 @@ def with_results(out: Path, disk: Executor, work: Callable[[Results], Coroutine[
     async def main() -> None:
         results = Results(out, disk, failed.append)
         await work(results)
-        while results._writing is not None:
-            await asyncio.wait([results._writing])
-            await asyncio.sleep(0)
+        await results.close()
 
     asyncio.run(main())
     return failed

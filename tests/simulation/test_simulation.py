@@ -86,7 +86,7 @@ def test_renaming_before_the_sync_is_caught(tmp_path: Path, monkeypatch: pytest.
 
     def late(self: Picture) -> StoredFile:
         disk = vars(picture)["os"]
-        fd = disk.open(self.folder.parent / named[self].path, disk.O_WRONLY)
+        fd = disk.open(Path(self.folder).parent / named[self].path, disk.O_WRONLY)
         disk.fsync(fd)
         disk.close(fd)
         return named.pop(self)
