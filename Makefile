@@ -7,7 +7,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 OUT ?= demo
 SEEDS ?= 10000
 KILLS ?= 200
-AT_ONCE ?= -n 2 --dist loadfile
+AT_ONCE ?= -n 3 --dist worksteal
 
 # Material for MkDocs is mended until May 2027, and says so at each build.
 export NO_MKDOCS_2_WARNING := 1

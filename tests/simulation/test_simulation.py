@@ -19,7 +19,7 @@ from krea_batch.rules.verdicts import Accepted, Unclear
 from tests.simulation.__main__ import play
 from tests.simulation.plays import BrokenLaw, Play
 
-SEEDS = 500
+SEEDS = 200
 AT_ONCE = 25
 
 
