@@ -122,6 +122,16 @@ class TestArriving:
         expect(page.get_by_label("seed", exact=True).locator("option")).to_have_count(4)
         expect(page.get_by_label("seed", exact=True)).to_be_focused()
 
+    def test_the_focus_stays_in_the_grid(self, view: View, look: Look, tmp_path: Path) -> None:
+        """A picture that arrives leaves the focus on the cell that has it."""
+        out = make_run(tmp_path / "run", Made(id="one", fields={"seed": 0}), Made(id="two", fields={"seed": 1}))
+        page = look(view(out).url)
+        page.keyboard.press("g")
+        page.locator("#grid").get_by_label("Open two").focus()
+        make_run(out, Made(id="three", prompt="a new row", fields={"seed": 1}))
+        expect(page.locator("#grid").get_by_label("Open three")).to_be_visible()
+        expect(page.locator("#grid").get_by_label("Open two")).to_be_focused()
+
     def test_a_picture_comes_under_the_focus(self, view: View, look: Look, tmp_path: Path) -> None:
         """A tile that holds the focus while its job changes holds it still, and Tab goes to the next in sight."""
         out = make_run(tmp_path / "run", Made(id="one"), Made(id="two", status=State.SUBMITTING), Made(id="three"))

@@ -614,6 +614,17 @@ class TestFiveThousand:
         choose(page, seed="3")
         expect(page.locator(".tile")).to_have_count(sum(n % 7 == 3 for n in range(3210, 3220)))
 
+    def test_arrows_go_on_from_what_was_scrolled_away(self, large: str, look: Look) -> None:
+        """Who looks elsewhere in between comes back to where he was, not to the first picture."""
+        page = look(large)
+        tile(page, "job-00001").locator(".open").focus()
+        page.keyboard.press("ArrowRight")
+        pane = page.locator("#pictures")
+        pane.evaluate("pane => { pane.scrollTop = pane.scrollHeight / 2; }")
+        expect(tile(page, "job-00002")).to_have_count(0)
+        page.keyboard.press("ArrowRight")
+        expect(tile(page, "job-00003").locator(".open")).to_be_focused()
+
     def test_the_grid_of_many(self, large: str, look: Look) -> None:
         """A grid of thousands of prompts keeps its nodes few."""
         page = look(large)

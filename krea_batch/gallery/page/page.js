@@ -206,6 +206,7 @@ function drawGrid() {
   const most = 60; // rows in the page at once; the filters lead to the others
   const several = 4; // pictures of one cell that are shown
   const names = ordered(columnNames);
+  const focused = $("grid").contains(document.activeElement) && document.activeElement.dataset.open;
   $("grid").replaceChildren(el("table", { class: "sweep" },
     el("thead", {}, el("tr", {}, el("td"), ...names.map((name) => el("th", { scope: "col" }, name)))),
     el("tbody", {}, ...ordered(rowNames).slice(0, most).map((row) => el("tr", {}, el("th", { scope: "row" }, row),
@@ -214,10 +215,11 @@ function drawGrid() {
         if (!found.length) return el("td", { class: "cell" });
         const more = found.length > several ? el("span", { class: "more" }, `and ${found.length - several} more`) : null;
         return el("td", { class: "cell" }, el("div", { class: found.length > 1 ? "several" : "" },
-          ...found.slice(0, several).map((item) => el("button", { type: "button", class: "open", "aria-label": `Open ${item.id}`,
-            onclick: () => show(item) }, faceOf(item)))), more);
+          ...found.slice(0, several).map((item) => el("button", { type: "button", class: "open", "data-open": item.id,
+            "aria-label": `Open ${item.id}`, onclick: () => show(item) }, faceOf(item)))), more);
       }))))),
   rowNames.size > most ? el("p", {}, `${rowNames.size - most} more rows: filter to see them.`) : "");
+  if (focused) document.querySelector(`[data-open=${CSS.escape(focused)}]`)?.focus({ preventScroll: true });
 }
 
 // ---- one picture ----
@@ -342,11 +344,12 @@ document.addEventListener("keydown", (event) => {
   else if (/^(Arrow|Home$|End$)/.test(event.key) && view === "pictures") move(event);
   else if (event.key === "m") { const tile = document.activeElement.closest?.(".tile"); if (tile) toggle(tile.dataset.id); }
 });
+let last = null; // the id of the tile that had the focus last; its tile may be out of sight, and so out of the page
+$("canvas").addEventListener("focusin", (event) => { last = event.target.closest(".tile").dataset.id; });
 function move(event) {
-  const tile = document.activeElement.closest?.(".tile");
-  const at = tile ? shown.findIndex((item) => item.id === tile.dataset.id) : -1;
+  const at = shown.findIndex((item) => item.id === last);
   const by = { ArrowRight: 1, ArrowLeft: -1, ArrowDown: layout.columns, ArrowUp: -layout.columns }[event.key];
-  const to = { Home: 0, End: shown.length - 1 }[event.key] ?? (tile ? at + by : 0);
+  const to = { Home: 0, End: shown.length - 1 }[event.key] ?? (at < 0 ? 0 : at + by);
   if (to < 0 || to >= shown.length) return;
   event.preventDefault();
   const height = layout.width + UNDER + GAP, top = Math.floor(to / layout.columns) * height, box = $("pictures");
