@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
-from collections.abc import Callable, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import AsyncExitStack, ExitStack
 from pathlib import Path
 from typing import Any
@@ -27,6 +28,7 @@ from krea_batch.errors import (
     JobFileError,
     KreaBatchError,
     LedgerError,
+    LineProblem,
     RunFolderError,
     RunStopped,
     SettingsError,
@@ -40,6 +42,7 @@ from krea_batch.rules.lifecycle import ended
 from krea_batch.settings import ApiKey, Settings, Webhook
 from krea_batch.sources import Checked, JobFiles
 
+MOST_ALIKE = 5  # chosen: bad lines of one kind; more say nothing new
 SIMULATED = "simulated.jsonl"  # in the run's folder: what the embedded simulator accepted
 
 
@@ -87,10 +90,12 @@ def check_jobs(files: JobFiles, settings: Settings, *, skip_invalid: bool, quiet
     finally:
         if store:
             store.close()
-    for problem in checked.problems:
+    shown = _some_of_each(checked.problems)
+    for problem in shown:
         say(str(problem))
-    if checked.bad_lines > len(checked.problems):
-        say(f"… and {checked.bad_lines - len(checked.problems):,} more; krea-batch validate shows all")
+    if checked.bad_lines > len(shown):
+        alike = " like these" if len(shown) < len(checked.problems) else ""
+        say(f"… and {checked.bad_lines - len(shown):,} more{alike}; krea-batch validate shows all")
     for sentence in () if quiet else (*files.said(), *map(str, checked.notes), *expanded(checked)):
         say(sentence)
     if checked.bad_lines and not skip_invalid:
@@ -100,6 +105,17 @@ def check_jobs(files: JobFiles, settings: Settings, *, skip_invalid: bool, quiet
             "there is no job in what was given", "write a prompt a line, or one JSON object; see krea-batch schema"
         )
     return checked
+
+
+def _some_of_each(problems: Iterable[LineProblem]) -> list[LineProblem]:
+    """The problems in their order, of those that say the same only the first: a wrong field is in every line."""
+    said = Counter[tuple[str, str]]()
+    shown = []
+    for problem in problems:
+        said[problem.wrong, problem.right] += 1
+        if said[problem.wrong, problem.right] <= MOST_ALIKE:
+            shown.append(problem)
+    return shown
 
 
 def _changed_since(store: Store) -> Callable[[Sequence[tuple[str, bytes]]], set[str]]:

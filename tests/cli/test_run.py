@@ -275,6 +275,16 @@ class TestRefusals:
         assert '"prompt"' in said
         assert "--skip-invalid" in said
 
+    def test_of_bad_lines_that_are_alike_the_first_are_named(self, simulate: Simulate, tmp_path: Path) -> None:
+        """A wrong field in hundreds of lines is told five times, and does not hide another mistake."""
+        lines = ['{"prompt": "a", "tag": 1}\n'] * 300
+        lines[50] = "nonsense\n"
+        (tmp_path / "jobs.jsonl").write_text("".join(lines))
+        said = self.refused(tmp_path, "jobs.jsonl", gateway=simulate(*FAST)).splitlines()
+        named = [int(line.split(":")[1]) for line in said if line.startswith("jobs.jsonl:")]
+        assert named == [1, 2, 3, 4, 5, 51]
+        assert "… and 294 more like these; krea-batch validate shows all" in said
+
     def test_skip_invalid_runs_the_good_lines(self, simulate: Simulate, tmp_path: Path) -> None:
         """With --skip-invalid the good lines run, the bad ones are still named."""
         (tmp_path / "jobs.jsonl").write_text('{"prompt": "good"}\n{"promt": "bad"}\n{"prompt": "fine"}\n')
