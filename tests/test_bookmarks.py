@@ -19,6 +19,8 @@ from tests.virtual_time import run_until_killed, run_virtual
 
 BLOCK_BYTES = 200  # four lines or so
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(autouse=True)
 def small_pieces(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -20,6 +20,8 @@ from tests.virtual_time import run_virtual
 
 URL = "https://my.host/krea"
 
+pytestmark = pytest.mark.slow
+
 
 async def play(out: Path, gateway: CallingGateway, count: int, **options: Any) -> Engine:
     chosen: dict[str, Any] = {"webhook": Webhook(URL), "rate": "20/s"} | options

@@ -33,6 +33,8 @@ from tests.windows import most_in_a_window
 
 NO_MONEY = Refused(Refusal.STOP, 402, "no money")
 
+pytestmark = pytest.mark.slow
+
 
 def engine_on(out: Path, client: ScriptedGateway, **options: Any) -> Engine:
     return Engine(out, gateway_client=client, random=Random(0), **options)

@@ -12,6 +12,8 @@ from krea_batch.errors import SettingsError
 from krea_batch.forecast import Forecast, Question, forecast, latencies_of
 from krea_batch.forecast.latency import like, scaled
 
+pytestmark = pytest.mark.slow
+
 
 def foretold(jobs: int, latency: str = "10s", limit: float | None = None, **settings: object) -> Forecast:
     return forecast(Question(jobs=jobs, latencies=latencies_of(latency), settings=dict(settings), limit_per_s=limit))

@@ -242,6 +242,7 @@ class TestTrouble:
         assert Settings.of(tmp_path, sink=URL).sink == URL
 
 
+@pytest.mark.slow
 class TestEngine:
     def test_a_run_into_a_bucket(self, tmp_path: Path, bucket: Bucket) -> None:
         """Forty jobs of two outputs are eighty objects, uploaded once each; the folder keeps none."""
