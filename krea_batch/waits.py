@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterable
+import math
+from collections.abc import Callable, Iterable
 from typing import Any, TypeVar
 
 T = TypeVar("T")
@@ -16,6 +17,40 @@ async def to_the_end(work: asyncio.Future[T]) -> T:
     except asyncio.CancelledError:
         await asyncio.wait([work])
         raise
+
+
+class Spacing:
+    """Has something begin, but not sooner than some seconds after it last began."""
+
+    def __init__(self, begin: Callable[[], object]) -> None:
+        self._begin = begin
+        self._began_s = -math.inf  # the last time; the loop's clock
+        self._timer: asyncio.TimerHandle | None = None
+
+    @property
+    def is_set(self) -> bool:
+        """Whether it is going to begin."""
+        return self._timer is not None
+
+    def next(self, apart_s: float) -> None:
+        """Begin now, or once `apart_s` seconds have passed since the last time."""
+        loop = asyncio.get_running_loop()
+        wait_s = self._began_s + apart_s - loop.time()
+        if wait_s > 0:
+            self._timer = loop.call_later(wait_s, self._due)
+        else:
+            self._begin()
+
+    def begun(self) -> None:
+        """It has begun, in whichever way."""
+        if self._timer:
+            self._timer.cancel()
+            self._timer = None
+        self._began_s = asyncio.get_running_loop().time()
+
+    def _due(self) -> None:
+        self._timer = None
+        self._begin()
 
 
 def answer_all(futures: Iterable[asyncio.Future[Any]], answers: Iterable[Any]) -> None:

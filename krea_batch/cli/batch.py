@@ -112,8 +112,8 @@ def _some_of_each(problems: Iterable[LineProblem]) -> list[LineProblem]:
     said = Counter[tuple[str, str]]()
     shown = []
     for problem in problems:
-        said[problem.wrong, problem.right] += 1
-        if said[problem.wrong, problem.right] <= MOST_ALIKE:
+        said[alike := (problem.wrong, problem.right)] += 1
+        if said[alike] <= MOST_ALIKE:
             shown.append(problem)
     return shown
 

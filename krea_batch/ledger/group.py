@@ -18,7 +18,7 @@ from krea_batch.errors import KreaBatchError, LedgerError
 from krea_batch.jobs import Outcome
 from krea_batch.ledger.store import Store
 from krea_batch.ledger.together import Call, carry_out
-from krea_batch.waits import answer_all
+from krea_batch.waits import Spacing, answer_all
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -37,9 +37,8 @@ class Ledger:
         self._thread = ThreadPoolExecutor(1, "krea-batch-ledger")
         self._waiting: list[tuple[Call, asyncio.Future[Any]]] = []
         self._committing: asyncio.Future[Any] | None = None
-        self._timer: asyncio.TimerHandle | None = None  # of the next commit
-        self._began_s = -LINGER_S  # the last one
-        self._served = 0  # by it
+        self._commits = Spacing(self._start)
+        self._served = 0  # by the last commit
         self._refused: KreaBatchError | None = None  # a note
         self.broken: LedgerError | None = None
 
@@ -71,7 +70,7 @@ class Ledger:
     async def close(self) -> None:
         """Wait for what is on its way, then close the file."""
         while self._waiting or self._committing:
-            committing = self._committing or self._start(asyncio.get_running_loop())
+            committing = self._committing or self._start()
             await asyncio.wait([committing])
         await asyncio.get_running_loop().run_in_executor(self._thread, self._store.close)
         self._thread.shutdown()  # it has nothing left to do
@@ -79,40 +78,31 @@ class Ledger:
     def _put(self, call: Call) -> asyncio.Future[Any]:
         if trouble := self.broken or self._refused:
             raise trouble
-        loop = asyncio.get_running_loop()
-        future: asyncio.Future[Any] = loop.create_future()
+        future: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
         self._waiting.append((call, future))
-        if self._committing is None and self._timer is None:
-            self._next(loop)
+        if self._committing is None and not self._commits.is_set:
+            self._next()
         return future
 
-    def _next(self, loop: asyncio.AbstractEventLoop) -> None:
-        linger_s = LINGER_S if self._served > 1 else 0.0  # who comes alone waits for nobody
-        wait_s = self._began_s + linger_s - loop.time()
-        if wait_s > 0:
-            self._timer = loop.call_later(wait_s, self._start, loop)
-        else:
-            self._start(loop)
+    def _next(self) -> None:
+        self._commits.next(LINGER_S if self._served > 1 else 0.0)  # who comes alone waits for nobody
 
     def _noted(self, done: asyncio.Future[Any]) -> None:
         if not done.cancelled() and isinstance(error := done.exception(), KreaBatchError):
             self._refused = error
 
-    def _start(self, loop: asyncio.AbstractEventLoop) -> asyncio.Future[Any]:
-        if self._timer:
-            self._timer.cancel()
-            self._timer = None
-        self._began_s = loop.time()
+    def _start(self) -> asyncio.Future[Any]:
+        self._commits.begun()
         group, self._waiting = self._waiting[:_MOST_AT_ONCE], self._waiting[_MOST_AT_ONCE:]
         calls = [call for call, _ in group]
         self._served = len(calls)
+        loop = asyncio.get_running_loop()
         self._committing = loop.run_in_executor(self._thread, commit, self._store, calls)
-        self._committing.add_done_callback(functools.partial(self._done, loop, group))
+        self._committing.add_done_callback(functools.partial(self._done, group))
         return self._committing
 
     def _done(
         self,
-        loop: asyncio.AbstractEventLoop,
         group: list[tuple[Call, asyncio.Future[Any]]],
         done: asyncio.Future[list[Any]],
     ) -> None:
@@ -125,7 +115,7 @@ class Ledger:
             answers = [failed] * len(group)
         answer_all((future for _, future in group), answers)
         if self._waiting:
-            self._next(loop)
+            self._next()
 
 
 async def pages(read: Callable[[int], Awaitable[_Page]]) -> AsyncIterator[list[Outcome]]:

@@ -329,10 +329,10 @@ class Store(Books):
     def _has_request_id(self, request_id: str) -> bool:
         return self._sql.execute("SELECT 1 FROM posts WHERE request_id = ?", (request_id,)).fetchone() is not None
 
-    def _came_to(self, n: int, came_to: str, request_id: str | None = None) -> None:
+    def _came_to(self, n: int, came_to: str) -> None:
         self._sql.execute(
-            "UPDATE posts SET came_to = ?, request_id = ? WHERE job = ? AND came_to IS NULL",
-            (came_to, request_id, n),
+            "UPDATE posts SET came_to = ? WHERE job = ? AND came_to IS NULL",
+            (came_to, n),
         )
 
     def _refund(self, n: int) -> None:

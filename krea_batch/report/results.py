@@ -17,7 +17,7 @@ from typing import TypeVar, TypeVarTuple, Unpack
 import msgspec
 
 from krea_batch.jobs import Outcome
-from krea_batch.waits import to_the_end
+from krea_batch.waits import Spacing, to_the_end
 
 T = TypeVar("T")
 Ts = TypeVarTuple("Ts")
@@ -41,14 +41,13 @@ class Results:
         self._rows: list[bytes] = []
         self._held = False
         self._writing: asyncio.Future[None] | None = None
-        self._timer: asyncio.TimerHandle | None = None  # of the next append
-        self._began_s = -GATHER_S  # the last one
+        self._appends = Spacing(self._write)
 
     def append(self, outcome: Outcome) -> None:
         """Have a row added at the end, together with those that come soon after it, or while the disk is busy."""
         self._rows.append(row(outcome))
-        if self._writing is None and self._timer is None:
-            self._next()
+        if self._writing is None and not self._appends.is_set:
+            self._appends.next(GATHER_S)
 
     def hold(self) -> None:
         """Keep the rows that are appended from now on until the file has been written anew, which has the others."""
@@ -95,24 +94,12 @@ class Results:
     async def _on_disk(self, work: Callable[[Unpack[Ts]], T], *args: *Ts) -> T:
         return await to_the_end(asyncio.get_running_loop().run_in_executor(self._disk, work, *args))
 
-    def _next(self) -> None:
-        loop = asyncio.get_running_loop()
-        wait_s = self._began_s + GATHER_S - loop.time()
-        if wait_s > 0:
-            self._timer = loop.call_later(wait_s, self._write)
-        else:
-            self._write()
-
     def _write(self) -> None:
-        if self._timer:
-            self._timer.cancel()
-            self._timer = None
         if not self._rows or self._held or self._writing is not None:
             return
         rows, self._rows = self._rows, []
-        loop = asyncio.get_running_loop()
-        self._began_s = loop.time()
-        self._writing = loop.run_in_executor(self._disk, _append, self._path, rows)
+        self._appends.begun()
+        self._writing = asyncio.get_running_loop().run_in_executor(self._disk, _append, self._path, rows)
         self._writing.add_done_callback(self._written)
 
     def _written(self, done: asyncio.Future[None]) -> None:
@@ -123,7 +110,7 @@ class Results:
         elif error is not None:
             raise error
         elif self._rows:
-            self._next()
+            self._appends.next(GATHER_S)
 
 
 def _append(path: Path, rows: list[bytes]) -> None:
