@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import gzip
 import json
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from random import Random
 
 import pytest
 
-from krea_batch import Engine, InputError
+from krea_batch import Engine, InputError, Job
+from krea_batch.gateway import wire
 from krea_batch.ledger import Store
 from krea_batch.pipeline import producer
-from krea_batch.sources import JobFiles, Reading, lines
+from krea_batch.sources import JobFiles, Reading, check, lines
 from krea_batch.sources.bookmark import Bookmark
+from krea_batch.sources.reader import Reader
 from tests.scripted_gateway import ScriptedGateway, ask, statuses
 from tests.virtual_time import run_until_killed, run_virtual
 
@@ -101,6 +104,82 @@ class TestWhatFits:
         assert passed(marked(str(path)), str(path)) == (30 - left, left)
 
 
+OLD_AND_NEW = {  # lines of an earlier run, and lines behind them with an id that stands there already
+    "named alike": ('{"prompt": "a", "id": "cat"}', '{"prompt": "a", "id": "cat"}'),
+    "named by its number, then by itself": ('{"prompt": "a"}', '{"prompt": "a", "id": "00013"}'),
+    "named by itself, then by its number": ('{"prompt": "a", "id": "00031"}', '{"prompt": "a"}'),
+    "one of a sweep": (
+        '{"prompt": "a", "id": "cat", "sweep": {"seed": [1, 2]}}',
+        '{"prompt": "a", "id": "cat-seed=2", "seed": 2}',
+    ),
+    "of another picture": ('{"prompt": "a", "id": "cat"}', '{"prompt": "b", "id": "cat"}'),
+}
+
+
+class TestIdsOnBothSides:
+    @pytest.mark.parametrize("most", [0, 50])
+    @pytest.mark.parametrize("asked", [True, False])
+    @pytest.mark.parametrize("kind", OLD_AND_NEW)
+    def test_are_found(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str, most: int, *, asked: bool
+    ) -> None:
+        """As well as with no mark, though few lines before it are read: the new line is bad, and no other."""
+        old, new = OLD_AND_NEW[kind]
+        monkeypatch.setattr(check, "MOST_MET", most)
+        jobs = tmp_path / "jobs.jsonl"
+        written(jobs, 0, 12)
+        jobs.write_text(f"{jobs.read_text()}{old}\n")
+        written(jobs, 13, 30, "a")
+        record = {job.id: wire.fingerprint(job) for job in read(str(jobs))}
+        bookmark = marked(str(jobs))
+        jobs.write_text(f"{jobs.read_text()}{new}\n")
+        found = []
+        for mark in (bookmark, None):
+            with JobFiles([str(jobs)]) as files:
+                files.go_on_from(mark)
+                checked = files.check(known=record_of(record) if asked else None)
+            found.append((checked.rows, checked.jobs, checked.bad_lines, [str(each) for each in checked.problems]))
+        assert found[0] == found[1]
+        assert found[0][2] == 1
+
+    def test_are_found_behind_a_mark_that_a_kill_left(self, tmp_path: Path) -> None:
+        """Lines behind it that are on record are no clash by themselves."""
+        jobs = Path(written(tmp_path / "jobs.jsonl", 0, 30))
+        bookmark = marked(str(jobs))
+        written(jobs, 30, 40, "a")
+        record = {job.id: wire.fingerprint(job) for job in read(str(jobs))}
+        with JobFiles([str(jobs)]) as files:
+            files.go_on_from(bookmark)
+            checked = files.check(known=record_of(record))
+        assert (checked.jobs, checked.bad_lines) == (40, 0)
+
+    def test_lines_before_the_mark_are_not_read_where_all_is_new(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Of a million recorded jobs, that would be most of the time to the first new submit."""
+        jobs = Path(written(tmp_path / "jobs.jsonl", 0, 30))
+        bookmark = marked(str(jobs))
+        written(jobs, 30, 40, "a")
+        numbers: list[int] = []
+        monkeypatch.setattr(Reader, "read", lambda _, number, row: numbers.append(number) or (Job(prompt="x"),))
+        with JobFiles([str(jobs)]) as files:
+            files.go_on_from(bookmark)
+            files.check(known=record_of({}))
+            assert len(list(files)) == 10
+        assert numbers == [*range(31, 41), *range(31, 41)]
+
+
+def read(*paths: str) -> list[Job]:
+    with JobFiles(paths) as files:
+        files.check()
+        return list(files)
+
+
+def record_of(record: dict[str, bytes]) -> Callable[[Sequence[str]], dict[str, bytes]]:
+    """What a ledger answers that has these jobs."""
+    return lambda ids: {job_id: record[job_id] for job_id in ids if job_id in record}
+
+
 class TestWhatDoesNot:
     @pytest.mark.parametrize("at", [0, 13, 49])
     def test_a_line_that_has_changed(self, tmp_path: Path, at: int) -> None:
@@ -144,7 +223,7 @@ class TestWhatDoesNot:
         jobs = written(tmp_path / "jobs.jsonl", 0, 20)
         assert passed(marked(jobs), jobs, keep_extra=True) == (0, 20)
 
-    @pytest.mark.parametrize("data", [b"", b"{}", b"\xff", b'{"parts":[],"jobs":"x","reading":""}'])
+    @pytest.mark.parametrize("data", [b"", b"{}", b"\xff", b'{"parts":[],"rows":0,"jobs":"x","reading":""}'])
     def test_what_is_no_mark(self, tmp_path: Path, data: bytes) -> None:
         """A ledger that somebody has changed by hand spares no look."""
         jobs = written(tmp_path / "jobs.jsonl", 0, 20)

@@ -6,7 +6,7 @@ import asyncio
 import os
 import signal
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AsyncExitStack, ExitStack
 from pathlib import Path
 from typing import Any
@@ -86,7 +86,7 @@ def check_jobs(files: JobFiles, settings: Settings, *, skip_invalid: bool, quiet
     try:
         if store:
             files.go_on_from(*store.read(Store.bookmark))
-        checked = files.check(known=_changed_since(store) if store else None)
+        checked = files.check(known=_on_record(store) if store else None)
     finally:
         if store:
             store.close()
@@ -118,14 +118,14 @@ def _some_of_each(problems: Iterable[LineProblem]) -> list[LineProblem]:
     return shown
 
 
-def _changed_since(store: Store) -> Callable[[Sequence[tuple[str, bytes]]], set[str]]:
-    """A question to the ledger: which of these ids are on record with another fingerprint?"""
+def _on_record(store: Store) -> Callable[[Sequence[str]], Mapping[str, bytes]]:
+    """A question to the ledger: which of these ids are on record, with which fingerprints?"""
 
-    def changed(batch: Sequence[tuple[str, bytes]]) -> set[str]:
-        (known,) = store.read(lambda store: store.fingerprints([job_id for job_id, _ in batch]))
-        return {job_id for job_id, fingerprint in batch if known.get(job_id, fingerprint) != fingerprint}
+    def known(job_ids: Sequence[str]) -> Mapping[str, bytes]:
+        (found,) = store.read(lambda store: store.fingerprints(job_ids))
+        return found
 
-    return changed
+    return known
 
 
 async def start_simulator(stack: AsyncExitStack, out: Path, *, time_scale: float = 1.0) -> str:

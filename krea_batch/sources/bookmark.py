@@ -1,8 +1,8 @@
 """How far job files have been read comes in; a mark that a later run can compare with its files goes out.
 
 Newcomers: a mark is kept only where every line before it was good and its job is on record with this very content. A
-run that finds the same bytes again need not ask the ledger about each of a million lines. Where anything differs, it
-asks about all of them, as if there had been no mark.
+run that finds the same bytes again need not look at each of a million lines. Where anything differs, it looks at all
+of them, as if there had been no mark.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from collections.abc import Sequence
 import msgspec
 
 from krea_batch.sources.inputs import Input
-from krea_batch.sources.lines import LineFile
+from krea_batch.sources.lines import LineFile, Place
 from krea_batch.sources.reading import Format
 
 
@@ -27,12 +27,13 @@ class Part(msgspec.Struct, frozen=True):
 
 
 class Bookmark(msgspec.Struct, frozen=True):
-    """How far files have been read, the last of them perhaps in part, and how many jobs they hold up to there.
+    """How far files have been read, the last of them perhaps in part; how many rows and jobs they hold up to there.
 
     `reading` is the fingerprint of how they are read.
     """
 
     parts: tuple[Part, ...]
+    rows: int
     jobs: int
     reading: str
 
@@ -40,6 +41,11 @@ class Bookmark(msgspec.Struct, frozen=True):
     def lines(self) -> int:
         """The running number of the last line before it."""
         return sum(part.lines for part in self.parts)
+
+    @property
+    def places(self) -> list[Place]:
+        """For each of these files where it ends in it."""
+        return [Place(part.size_bytes, part.lines) for part in self.parts]
 
     def encode(self) -> bytes:
         return msgspec.json.encode(self)
@@ -61,6 +67,9 @@ class Bookmark(msgspec.Struct, frozen=True):
             each.format is part.format and _begins_with(each.file, part, whole=n < last)
             for n, (each, part) in enumerate(zip(inputs, self.parts, strict=False))
         )
+
+
+NOTHING = Bookmark((), 0, 0, "")
 
 
 def _begins_with(file: LineFile, part: Part, *, whole: bool) -> bool:

@@ -8,7 +8,9 @@ from __future__ import annotations
 
 from array import array
 from bisect import bisect_right
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import closing
+from itertools import chain, islice, repeat
 from pathlib import Path
 from typing import Self
 
@@ -17,8 +19,10 @@ import msgspec
 from krea_batch.errors import JobError, LineProblem
 from krea_batch.gateway import wire
 from krea_batch.jobs import Job
+from krea_batch.sources.bookmark import Bookmark
 from krea_batch.sources.ids import IdSpill, default_id
 from krea_batch.sources.inputs import Input, numbered
+from krea_batch.sources.lines import BEGIN, Place
 from krea_batch.sources.reader import Reader
 from krea_batch.sources.sentences import nearest
 from krea_batch.sources.syntax import shown
@@ -28,11 +32,12 @@ MAX_PROBLEMS_KEPT = 100  # chosen: more than anybody reads before mending; `on_p
 MAX_NOTES_KEPT = 100  # chosen: one for each mistyped name
 KNOWN_BATCH = 500  # chosen: one question to the ledger for many jobs, within the 999 variables of older SQLites
 SUSPECTS_AT_ONCE = 50_000  # chosen: their ids take about 10 MB; each further batch reads the files once more
+MOST_MET = 50_000  # chosen: as many ids again
 PROGRESS_LINES = 10_000  # chosen: some fifty times a second
 
 OnProblem = Callable[[LineProblem], None]
 OnProgress = Callable[[int, int], None]
-Known = Callable[[Sequence[tuple[str, bytes]]], Collection[str]]
+Known = Callable[[Sequence[str]], Mapping[str, bytes]]
 
 
 class Checked(msgspec.Struct, frozen=True):
@@ -59,21 +64,21 @@ class Check:
         known: Known | None,
         on_problem: OnProblem | None,
         spool_dir: Path | None,
-        *,
-        known_lines: int = 0,
-        dedupe: bool = False,
+        before: Bookmark,
+        twins: Twins | None,
     ) -> None:
         self._inputs = inputs
         self._reader = reader
-        self._twins = Twins() if dedupe else None
+        self._twins = twins
         self._known = known
-        self._known_lines = known_lines  # so many of the first lines are on record as they are
+        self._before = before  # up to there all jobs are on record as they are
+        self._met: set[str] = set()  # ids behind it that are on record; one more than MOST_MET at the most
         self._on_problem = on_problem
         self._ids = IdSpill(spool_dir)
         self._lines_before: list[int] = []  # for each file: rows of the files before
         self._all_bytes = 0
-        self._jobs = 0
-        self._rows = 0
+        self._jobs = before.jobs
+        self._rows = before.rows
         self._read_badly = 0
         self._bad_later = array("q")  # the numbers of rows, and beside it how many jobs each of them would have been
         self._bad_jobs = array("q")
@@ -88,12 +93,12 @@ class Check:
         self._ids.close()
 
     def read_lines(self, on_progress: OnProgress | None) -> None:
-        """Read every line by itself, and hold it against the record."""
+        """Read every line behind the mark by itself, and hold it against the record."""
         lines_before = 0
         self._all_bytes = sum(each.file.size_bytes() for each in self._inputs)
-        for each in self._inputs:
+        for each, place in zip(self._inputs, chain(self._before.places, repeat(BEGIN)), strict=False):
             self._lines_before.append(lines_before)
-            self._read_file(each, lines_before, on_progress)
+            self._read_file(each, place, lines_before, on_progress)
             lines_before += each.row_count
         if self._asking:
             self._ask()
@@ -101,6 +106,8 @@ class Check:
 
     def compare_ids(self) -> None:
         """Find the lines that have the id of an earlier line."""
+        if self._before.lines and (self._met or not self._known):
+            self._add_met()
         numbers = array("q")
         for suspects in self._ids.suspects():
             numbers.extend(suspects)
@@ -125,9 +132,9 @@ class Check:
             notes=tuple(self._notes.values()),
         )
 
-    def _read_file(self, each: Input, lines_before: int, on_progress: OnProgress | None) -> None:
+    def _read_file(self, each: Input, after: Place, lines_before: int, on_progress: OnProgress | None) -> None:
         reader, read, add = self._reader, self._reader.read, self._ids.add
-        for line_number, row in each.rows():
+        for line_number, row in each.rows(after=after):
             number = lines_before + line_number
             jobs = read(number, row)
             if not jobs:
@@ -140,12 +147,27 @@ class Check:
             self._rows += 1
             for job in jobs:
                 add(job.id or default_id(number), number)
-                if self._known and number > self._known_lines:
+                if self._known:
                     self._remember(number, len(jobs), job)
             if reader.strange:
                 self._note_strange(number)
             if on_progress and not line_number % PROGRESS_LINES:
                 self._tell_progress(on_progress)
+
+    def _add_met(self) -> None:
+        """Add the lines before the mark that have an id of those behind it; all of them where these are too many.
+
+        After a run that was killed some ids behind it are on record, whether or not they stand before it, too.
+        """
+        few = 0 < len(self._met) <= MOST_MET
+        ids, add = self._reader.ids, self._ids.add
+        with closing(numbered(self._inputs)) as rows:
+            for number, row in rows:
+                if number > self._before.lines:
+                    break
+                for job_id in ids(number, row):
+                    if not few or job_id in self._met:
+                        add(job_id, number)
 
     def _compare(self, numbers: list[int]) -> None:
         """Read the rows of these running numbers again, and report each whose id an earlier one has."""
@@ -188,12 +210,14 @@ class Check:
             self._ask()
 
     def _ask(self) -> None:
-        """Ask which of the remembered jobs are on record as another picture."""
+        """Ask which of the remembered jobs are on record, and whether as another picture."""
         if not self._known:
             return
-        changed = set(self._known([(job_id, fingerprint) for _, _, job_id, fingerprint in self._asking]))
-        for number, jobs, job_id, _ in self._asking:
-            if job_id in changed:
+        known = self._known([job_id for _, _, job_id, _ in self._asking])
+        if self._before.lines:
+            self._met.update(islice(known, MOST_MET + 1 - len(self._met)))
+        for number, jobs, job_id, fingerprint in self._asking:
+            if known.get(job_id, fingerprint) != fingerprint:
                 wrong = f"the line changed since its id {shown(job_id)} was submitted"
                 self._bad(number, jobs, JobError(wrong, "give it a new id, or choose another --out"))
         self._asking.clear()

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterator, Sequence
+from itertools import chain, repeat
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -16,7 +17,7 @@ import msgspec
 
 from krea_batch.errors import InputError, JobError
 from krea_batch.sources import columnar, documents, tables, texts
-from krea_batch.sources.lines import AtBlock, LineFile
+from krea_batch.sources.lines import BEGIN, AtBlock, LineFile, Place
 from krea_batch.sources.reading import CHOSEN, Format, Reading
 from krea_batch.sources.spool import is_read_once, spool, spool_path
 
@@ -55,27 +56,27 @@ class Input:
         """Whether a later run can tell by the file's first bytes that its rows are still the same."""
         return self.format in (Format.JSONL, Format.TEXT)
 
-    def rows(self, at_block: AtBlock | None = None) -> Iterator[tuple[int, Row]]:
+    def rows(self, at_block: AtBlock | None = None, after: Place = BEGIN) -> Iterator[tuple[int, Row]]:
         """Every row with its number, from 1. Raises InputError where the file cannot be read or has changed.
 
-        `at_block` hears how far the file was read, where that can be marked.
+        `at_block` hears how far the file was read, where that can be marked, and rows `after` such a mark are given.
         """
         if self.format is Format.JSONL and not self._reading.columns:
-            yield from self.file.lines(at_block)  # as it is: a million lines are read like this
+            yield from self.file.lines(at_block, after)  # as it is: a million lines are read like this
             self.row_count = self.file.line_count
             return
         self.row_count = 0
-        for self.row_count, row in self._read(at_block):  # noqa: B020 - the last one stays
+        for self.row_count, row in self._read(at_block, after):  # noqa: B020 - the last one stays
             yield self.row_count, row
         self.row_count = max(self.row_count, self.file.line_count)
 
-    def _read(self, at_block: AtBlock | None) -> Iterator[tuple[int, Row]]:
+    def _read(self, at_block: AtBlock | None, after: Place) -> Iterator[tuple[int, Row]]:
         file, reading, say = self.file, self._reading, self._say
         match self.format:
             case Format.JSONL:
-                return documents.renamed(file.lines(at_block), reading)
+                return documents.renamed(file.lines(at_block, after), reading)
             case Format.TEXT:
-                return texts.lines(file, reading, at_block)
+                return texts.lines(file, reading, at_block, after)
             case Format.PAGE:
                 return texts.page(file)
             case Format.JSON:
@@ -93,14 +94,17 @@ class Input:
             self.said.append(said)
 
 
-def numbered(inputs: Sequence[Input], at_block: Callable[[int], AtBlock] | None = None) -> Iterator[tuple[int, Row]]:
+def numbered(
+    inputs: Sequence[Input], at_block: Callable[[int], AtBlock] | None = None, after: Sequence[Place] = ()
+) -> Iterator[tuple[int, Row]]:
     """The rows of all files with their running numbers, which go on from file to file.
 
-    `at_block` gives for the file of an index who is to hear of its blocks.
+    `at_block` gives for the file of an index who is to hear of its blocks. Of the first files only the rows `after`
+    these places are given.
     """
     rows_before = 0
-    for n, each in enumerate(inputs):
-        for number, row in each.rows(at_block(n) if at_block else None):
+    for n, (each, place) in enumerate(zip(inputs, chain(after, repeat(BEGIN)), strict=False)):
+        for number, row in each.rows(at_block(n) if at_block else None, place):
             yield rows_before + number, row
         rows_before += each.row_count
 

@@ -22,7 +22,7 @@ import msgspec
 
 from krea_batch.errors import InputError, JobFileError, KreaBatchBug
 from krea_batch.jobs import Job
-from krea_batch.sources.bookmark import Bookmark, Part
+from krea_batch.sources.bookmark import NOTHING, Bookmark, Part
 from krea_batch.sources.check import Check, Checked, Known, OnProblem, OnProgress
 from krea_batch.sources.ids import default_id
 from krea_batch.sources.inputs import Input, numbered, open_inputs
@@ -57,8 +57,9 @@ class JobFiles:
         self._spool_dir = spool_dir
         self._skipped: Sequence[int] = ()  # running numbers of lines that read well and are bad all the same
         self._checked: Checked | None = None
-        self._known_lines = 0  # so many of the first lines need not be looked at
+        self._before = NOTHING  # the lines up to there need not be looked at
         self._given = 0  # jobs, in the present iteration
+        self._taken = 0  # rows in it
         self._parts: list[Part] = []  # how far the files have been read in it
         self._mark: tuple[int, bytes] | None = None
         self._inputs: list[Input] = []
@@ -94,7 +95,7 @@ class JobFiles:
         mark = Bookmark.decode(bookmark) if bookmark else None
         same = mark and not self._reading.dedupe and mark.reading == self._reading.fingerprint()
         if mark and same and mark.fits(self._inputs):
-            self._known_lines, self.passed = mark.lines, mark.jobs
+            self._before, self.passed = mark, mark.jobs
 
     def mark(self) -> tuple[int, bytes] | None:
         """How far the files have been read, and how many jobs the present iteration had given by then.
@@ -113,15 +114,13 @@ class JobFiles:
     ) -> Checked:
         """Read every line of every file, and every id against every other.
 
-        `known` is given batches of (id, fingerprint), and says which ids are on record with another fingerprint.
+        `known` is given batches of ids, and gives the fingerprints of those that are on record.
         `on_problem` hears of each bad line as it is found, the clashes of ids last. `on_progress` hears how many
         bytes of how many are read. Raises InputError where a file cannot be read.
         """
         reader = Reader(self._reading)
-        known_lines, dedupe = self._known_lines, self._reading.dedupe
-        with Check(
-            self._inputs, reader, known, on_problem, self._spool_dir, known_lines=known_lines, dedupe=dedupe
-        ) as check:
+        twins = Twins() if self._reading.dedupe else None
+        with Check(self._inputs, reader, known, on_problem, self._spool_dir, self._before, twins) as check:
             check.read_lines(on_progress)
             check.compare_ids()
             self._skipped = check.skipped()
@@ -143,10 +142,11 @@ class JobFiles:
         reader = Reader(self._reading)
         read = reader.read
         twins = Twins() if self._reading.dedupe else None
-        self._given, self._parts, self._mark = 0, [], None
-        for number, row in numbered(self._inputs, lambda n: functools.partial(self._at_block, n)):
-            if number <= self._known_lines:
-                continue
+        self._given, self._taken, self._parts, self._mark = 0, 0, [], None
+        for number, row in numbered(
+            self._inputs, lambda n: functools.partial(self._at_block, n), self._before.places
+        ):
+            self._taken += 1
             jobs = read(number, row)
             kept = twins.without(number, jobs) if twins else jobs
             if not jobs or (self._skipped and _holds(self._skipped, number)):
@@ -164,8 +164,10 @@ class JobFiles:
         if n and (len(self._parts) < n or self._parts[n - 1].lines != self._inputs[n - 1].file.line_count):
             return  # the last line of the file before has no end: if it grows, all numbers may change
         self._parts[n:] = [Part(size_bytes, sha256, lines, self._inputs[n].format)]
-        bookmark = Bookmark(tuple(self._parts), self.passed + self._given, self._reading.fingerprint())
-        if bookmark.lines > self._known_lines:
+        before = self._before
+        rows, jobs = before.rows + self._taken, before.jobs + self._given
+        bookmark = Bookmark(tuple(self._parts), rows, jobs, self._reading.fingerprint())
+        if bookmark.lines > before.lines:
             self._mark = self._given, bookmark.encode()
 
 

@@ -18,6 +18,13 @@ from krea_batch.sources.lines import MAX_LINE_BYTES
 _decode = msgspec.json.Decoder(Job).decode
 
 
+class _Named(msgspec.Struct):
+    id: str = ""
+
+
+_decode_id = msgspec.json.Decoder(_Named).decode
+
+
 class JsonLines:
     """Reads lines of JSONL.
 
@@ -66,6 +73,11 @@ class JsonLines:
             return None
         self.strange.extend(names)
         return job
+
+
+def id_of(line: bytes) -> str:
+    """The id in a line that `JsonLines.read` takes; empty where it has none."""
+    return _decode_id(line).id
 
 
 def _quotes_needed(job: Job) -> int:

@@ -18,7 +18,7 @@ from importlib import import_module
 from io import SEEK_END, BufferedReader
 from pathlib import Path
 from types import ModuleType
-from typing import IO, BinaryIO, cast
+from typing import IO, BinaryIO, NamedTuple, cast
 
 from krea_batch.errors import InputError
 
@@ -36,6 +36,16 @@ _GZIP = b"\x1f\x8b"
 _ZSTD = b"\x28\xb5\x2f\xfd"  # RFC 8878, section 3.1.1
 _UTF_16 = (b"\xff\xfe", b"\xfe\xff")
 _UTF_8 = "save it as UTF-8"
+
+
+class Place(NamedTuple):
+    """How far a text was read: its first bytes, and how many lines end in them."""
+
+    size_bytes: int
+    lines: int
+
+
+BEGIN = Place(0, 0)
 
 
 class LineFile:
@@ -68,8 +78,8 @@ class LineFile:
         except (OSError, ValueError):
             return 0
 
-    def lines(self, at_block: AtBlock | None = None) -> Iterator[tuple[int, bytes]]:
-        """Give each line that is not blank, with its number, without its newline.
+    def lines(self, at_block: AtBlock | None = None, after: Place = BEGIN) -> Iterator[tuple[int, bytes]]:
+        """Give each line that is not blank and ends after a place, with its number, without its newline.
 
         A line longer than MAX_LINE_BYTES comes cut, but still longer than that, so that it is known by its length.
         Raises InputError where the file cannot be read, is not UTF-8 by its first bytes, or has changed.
@@ -82,8 +92,12 @@ class LineFile:
                 if number:
                     at_block(number, size_bytes, digest.hexdigest())
                 digest.update(block)
-                size_bytes += len(block)
-            parts = block.split(b"\n")
+            rest, new = _pass_over(after.size_bytes - size_bytes, rest, block)
+            size_bytes += len(block)
+            if size_bytes < after.size_bytes:
+                continue
+            number = max(number, after.lines)
+            parts = new.split(b"\n")
             parts[0] = rest + parts[0]
             rest = parts.pop()[: MAX_LINE_BYTES + 1]
             for line in parts:
@@ -166,6 +180,14 @@ class LineFile:
             f"{self.name}: it has changed since it was checked",
             "start again with the same --out; what is on record is not paid again",
         )
+
+
+def _pass_over(size_bytes: int, rest: bytes, block: bytes) -> tuple[bytes, bytes]:
+    """What of `rest` and the first bytes of a block is a line that has not ended there; the other bytes of the block."""
+    if size_bytes <= 0:
+        return rest, block
+    begun = (rest + block[:size_bytes]).rpartition(b"\n")[2]
+    return begun[: MAX_LINE_BYTES + 1], block[size_bytes:]
 
 
 def _unpacked(name: str, file: BufferedReader) -> IO[bytes]:

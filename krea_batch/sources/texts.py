@@ -7,15 +7,15 @@ from pathlib import Path
 from typing import Any
 
 from krea_batch.errors import JobError
-from krea_batch.sources.lines import MAX_LINE_BYTES, AtBlock, LineFile
+from krea_batch.sources.lines import BEGIN, MAX_LINE_BYTES, AtBlock, LineFile, Place
 from krea_batch.sources.reading import Reading
 
 Rows = Iterator[tuple[int, dict[str, Any] | JobError]]
 
 
-def lines(file: LineFile, reading: Reading, at_block: AtBlock | None) -> Rows:
+def lines(file: LineFile, reading: Reading, at_block: AtBlock | None = None, after: Place = BEGIN) -> Rows:
     """A prompt for each line that is not blank, nor a comment where comments are asked for."""
-    for number, line in file.lines(at_block):
+    for number, line in file.lines(at_block, after):
         if not (reading.comments and line.lstrip().startswith(b"#")):
             yield number, _prompt(line.removesuffix(b"\r"), "the line")
 

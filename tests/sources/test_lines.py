@@ -12,7 +12,7 @@ import pytest
 
 from krea_batch.errors import InputError
 from krea_batch.sources.inputs import Input, numbered
-from krea_batch.sources.lines import BLOCK_BYTES, MAX_LINE_BYTES, LineFile
+from krea_batch.sources.lines import BLOCK_BYTES, MAX_LINE_BYTES, LineFile, Place
 from krea_batch.sources.reading import Format, Reading
 
 
@@ -50,6 +50,21 @@ def test_lines_over_blocks(tmp_path: Path, length: int) -> None:
     content = [bytes([65 + place]) * length for place in range(5)]
     file = written(tmp_path, b"\n".join(content) + b"\n")
     assert [line for _, line in file.lines()] == content
+
+
+@pytest.mark.parametrize("end", [b"", b"\n", b"\n\n", b"\nlast"])
+@pytest.mark.parametrize("begin", [b"", b"\xef\xbb\xbf", b"\n"])
+def test_lines_after_a_place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, begin: bytes, end: bytes) -> None:
+    """From wherever a reading was, the same lines with the same numbers come as if all had been read."""
+    monkeypatch.setattr("krea_batch.sources.lines.BLOCK_BYTES", 16)
+    text = b"\n".join(b"x" * length for length in (5, 0, 40, 1, 15, 16, 17, 0, 0, 3)) + end
+    file = written(tmp_path, begin + text)
+    places: list[Place] = []
+    whole = list(file.lines(lambda lines, size_bytes, _: places.append(Place(size_bytes, lines))))
+    assert len(places) > 4
+    for place in places:
+        assert list(file.lines(after=place)) == [line for line in whole if line[0] > place.lines]
+        assert file.line_count == (whole[-1][0] if not end.endswith(b"\n\n") else whole[-1][0] + 1)
 
 
 def test_long_line_is_cut(tmp_path: Path) -> None:
