@@ -382,8 +382,9 @@ class Engine:
         has_succeeded = await record(Store.has_succeeded)
         self._same_failure = SameFailure(settings.max_same_failures, has_succeeded=has_succeeded)
         self._scheduler.learn(await record(Store.latencies, LEARN_FROM_LAST))
-        charges = await record(Store.charges)
-        self._submitter.begin_with(charges.charged + charges.unknown)
+        if settings.max_charges is not None:  # to count them takes half a second of a million jobs
+            charges = await record(Store.charges)
+            self._submitter.begin_with(charges.charged + charges.unknown)
         await self._downloader.make_ready()
         if reopened or results_bytes is None or results_bytes != self._results.size_bytes():
             await self._renew_results(stack)

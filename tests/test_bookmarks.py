@@ -16,6 +16,7 @@ from krea_batch.ledger import Store
 from krea_batch.pipeline import producer
 from krea_batch.sources import JobFiles, Reading, check, lines
 from krea_batch.sources.bookmark import Bookmark
+from krea_batch.sources.inputs import Row
 from krea_batch.sources.reader import Reader
 from tests.scripted_gateway import ScriptedGateway, ask, statuses
 from tests.virtual_time import run_until_killed, run_virtual
@@ -161,7 +162,12 @@ class TestIdsOnBothSides:
         bookmark = marked(str(jobs))
         written(jobs, 30, 40, "a")
         numbers: list[int] = []
-        monkeypatch.setattr(Reader, "read", lambda _, number, row: numbers.append(number) or (Job(prompt="x"),))
+
+        def read_one(_: Reader, number: int, row: Row) -> tuple[Job, ...]:
+            numbers.append(number)
+            return (Job(prompt=str(row)),)
+
+        monkeypatch.setattr(Reader, "read", read_one)
         with JobFiles([str(jobs)]) as files:
             files.go_on_from(bookmark)
             files.check(known=record_of({}))

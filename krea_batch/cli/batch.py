@@ -122,7 +122,7 @@ def _on_record(store: Store) -> Callable[[Sequence[str]], Mapping[str, bytes]]:
     """A question to the ledger: which of these ids are on record, with which fingerprints?"""
 
     def known(job_ids: Sequence[str]) -> Mapping[str, bytes]:
-        (found,) = store.read(lambda store: store.fingerprints(job_ids))
+        found: dict[str, bytes] = store.read(lambda store: store.fingerprints(job_ids))[0]
         return found
 
     return known

@@ -9,7 +9,6 @@ from __future__ import annotations
 from array import array
 from bisect import bisect_right
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import closing
 from itertools import chain, islice, repeat
 from pathlib import Path
 from typing import Self
@@ -159,15 +158,14 @@ class Check:
 
         After a run that was killed some ids behind it are on record, whether or not they stand before it, too.
         """
-        few = 0 < len(self._met) <= MOST_MET
-        ids, add = self._reader.ids, self._ids.add
-        with closing(numbered(self._inputs)) as rows:
-            for number, row in rows:
-                if number > self._before.lines:
-                    break
-                for job_id in ids(number, row):
-                    if not few or job_id in self._met:
-                        add(job_id, number)
+        met = self._met if 0 < len(self._met) <= MOST_MET else None
+        last, ids = self._before.lines, self._reader.ids
+        for number, row in numbered(self._inputs):
+            if number > last:
+                break
+            for job_id in ids(number, row):
+                if met is None or job_id in met:
+                    self._ids.add(job_id, number)
 
     def _compare(self, numbers: list[int]) -> None:
         """Read the rows of these running numbers again, and report each whose id an earlier one has."""

@@ -183,7 +183,7 @@ class LineFile:
 
 
 def _pass_over(size_bytes: int, rest: bytes, block: bytes) -> tuple[bytes, bytes]:
-    """What of `rest` and the first bytes of a block is a line that has not ended there; the other bytes of the block."""
+    """What of `rest` and the first bytes of a block is a line without its end yet; the other bytes of the block."""
     if size_bytes <= 0:
         return rest, block
     begun = (rest + block[:size_bytes]).rpartition(b"\n")[2]
