@@ -16,7 +16,7 @@ from krea_batch.errors import RunFolderError
 
 LEDGER = "ledger.db"
 IMAGES = "images"
-TRIES, TRY_AGAIN_S = 3, 0.05  # chosen: who only asks whether a run is at work holds the lock for an instant
+TRIES, TRY_AGAIN_S = 25, 0.02  # chosen: who only asks whether a run is at work has a lock for an instant
 
 
 class RunFolder:
@@ -38,7 +38,7 @@ class RunFolder:
             raise RunFolderError(
                 self.path, f"the folder cannot be used ({error.strerror})", "choose another --out"
             ) from error
-        if not _lock(self._fd, tries=TRIES):
+        if not _lock(self._fd):
             self.release()
             raise RunFolderError(
                 self.path, "another krea-batch is working in it", "wait for it, or choose another --out"
@@ -57,7 +57,7 @@ def is_at_work(path: Path) -> bool:
     except OSError:
         return False
     try:
-        return not _lock(fd)
+        return not _lock(fd, shared=True)
     finally:
         os.close(fd)
 
@@ -75,14 +75,15 @@ def check_run(out: Path) -> None:
         raise RunFolderError(out, "there is no run in it", f"it has no {LEDGER}; give the --out of a run")
 
 
-def _lock(fd: int, tries: int = 1) -> bool:
+def _lock(fd: int, *, shared: bool = False) -> bool:
+    """Lock a folder, for this process alone or `shared` with others that only ask. False where that cannot be."""
     import fcntl  # not on Windows; imported where it is used
 
-    for n in range(tries):
+    for n in range(1 if shared else TRIES):
         if n:
             time.sleep(TRY_AGAIN_S)
         try:
-            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(fd, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
         except OSError:
             continue
         return True

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import pty
 import re
@@ -86,16 +87,17 @@ def test_no_run(tmp_path: Path) -> None:
 
 
 def test_who_asks_is_in_nobodys_way(tmp_path: Path) -> None:
-    """However often somebody asks whether a run is at work, a run can begin, and is seen as long as it lasts."""
+    """Though several ask a thousand times a second whether a run is at work, one can begin, and is seen."""
     assert not is_at_work(tmp_path / "nowhere")
     over = threading.Event()
 
     def ask() -> None:
-        while not over.is_set():
+        while not over.wait(0.001):
             is_at_work(tmp_path)
 
-    asking = threading.Thread(target=ask)
-    asking.start()
+    asking = [threading.Thread(target=ask) for _ in range(3)]
+    for each in asking:
+        each.start()
     try:
         for _ in range(200):
             folder = RunFolder(tmp_path)
@@ -104,5 +106,16 @@ def test_who_asks_is_in_nobodys_way(tmp_path: Path) -> None:
             folder.release()
     finally:
         over.set()
-        asking.join()
+        for each in asking:
+            each.join()
     assert not is_at_work(tmp_path)
+
+
+def test_those_who_ask_are_no_run(tmp_path: Path) -> None:
+    """Two that ask at one time do not take each other for a run."""
+    fd = os.open(tmp_path, os.O_RDONLY)
+    fcntl.flock(fd, fcntl.LOCK_SH)  # as one that asks
+    try:
+        assert not is_at_work(tmp_path)
+    finally:
+        os.close(fd)

@@ -59,8 +59,18 @@ class Scene:
         assert done.returncode in (0, 1), done.stderr
         return done.returncode
 
+    @property
+    def ledger(self) -> Path:
+        return self.out / "ledger.db"
+
+    def accepted(self) -> set[str]:
+        """The request ids on record; none where there is no ledger yet."""
+        if not self.ask("SELECT 1 FROM sqlite_schema WHERE name = 'posts'"):
+            return set()
+        return {request_id for (request_id,) in self.ask("SELECT request_id FROM posts WHERE came_to = 'accepted'")}
+
     def ask(self, sql: str) -> list[tuple[Any, ...]]:
-        ledger = sqlite3.connect(self.out / "ledger.db")
+        ledger = sqlite3.connect(self.ledger)
         try:
             return ledger.execute(sql).fetchall()
         finally:
