@@ -7,6 +7,7 @@ what tells `NotSent` from `Unclear`.
 from __future__ import annotations
 
 import asyncio
+import re
 import socket
 from collections.abc import AsyncIterator
 from datetime import UTC, datetime
@@ -17,7 +18,16 @@ import aiohttp
 from yarl import URL
 
 from krea_batch.gateway import wire
-from krea_batch.gateway.exchange import BROKEN, Exchange, Reply, header_lines, read_capped, reason
+from krea_batch.gateway.exchange import (
+    BROKEN,
+    MOST_ORIGINS,
+    Exchange,
+    Origin,
+    Reply,
+    header_lines,
+    read_capped,
+    reason,
+)
 from krea_batch.gateway.media import MAX_IMAGE_BYTES, MediaError, is_public_address, starts_at, why_not_url
 from krea_batch.rules.verdicts import NotSent, PollTrouble, PollVerdict, PostVerdict, Unclear
 from krea_batch.settings import ApiKey, Settings, is_loopback
@@ -26,6 +36,7 @@ KEEPALIVE_S = 2.0  # chosen: under the 5 s after which common servers drop idle 
 SILENCE_S = 30.0  # chosen: a CDN that is silent for longer has lost us
 DOWNLOAD_TIMEOUT_S = 600.0  # chosen: 64 MiB at 1 Mbit/s; a slower one goes on where it stopped
 CHUNK_BYTES = 1 << 18
+_PLAIN_URL = re.compile(r"(https?://[a-z0-9.-]+(?::[0-9]{1,5})?)(/[!-\"$-~]*)")  # nothing to quote, no fragment
 _SUBMIT_HEADERS = header_lines(wire.SUBMIT_HEADERS)
 
 
@@ -78,6 +89,7 @@ class GatewayClient:
         self._origin = self._gateway.origin(self._base)
         self._cdn_connections = aiohttp.TCPConnector(limit=0, socket_factory=self._open_public_socket)
         self._cdn = Exchange(self._cdn_connections, silence_s=SILENCE_S)
+        self._fetched_from: dict[str, Origin] = {}  # by the begin of a plain URL: it was looked at, and is good
         return self
 
     async def __aexit__(self, *_: object) -> None:
@@ -119,18 +131,16 @@ class GatewayClient:
 
         The caller closes it (`async with`). Raises MediaError.
         """
-        why_not = why_not_url(url, allow_loopback=self._allow_loopback)
-        if why_not:
-            raise MediaError(f"nothing is fetched from {url[:200]!r}: {why_not}")
+        origin, target = self._whence(url)
         headers = header_lines({"Range": f"bytes={offset}-", "If-Range": etag}) if offset and etag else ""
         until_s = asyncio.get_running_loop().time() + DOWNLOAD_TIMEOUT_S
         try:
             async with asyncio.timeout_at(until_s):
-                reply = await self._ask_cdn(_as_given(url), headers)
+                reply = await self._ask_cdn(origin, target, headers)
         except BROKEN as error:
             raise MediaError(reason(error)) from None
-        except ValueError as error:  # yarl and aiohttp refuse some URLs only when they are used
-            raise MediaError(f"nothing is fetched from {url[:200]!r}: {type(error).__name__}") from None
+        except ValueError as error:  # what no request line can hold, and yarl let pass
+            raise _nothing_from(url, type(error).__name__) from None
         if reply.status == 416 and headers:  # nothing follows what we have, and yet it is not whole
             reply.close()
             return await self.fetch(url)
@@ -140,9 +150,28 @@ class GatewayClient:
             reply.close()
             raise
 
-    async def _ask_cdn(self, url: URL, headers: str) -> Reply:
+    def _whence(self, url: str) -> tuple[Origin, str]:
+        """Where a picture is to be fetched, path and query. Raises MediaError.
+
+        Pictures of one run lie on a few hosts, so what was found of one is kept: to take each URL apart with all care
+        costs a twentieth of the loop's time.
+        """
+        plain = _PLAIN_URL.fullmatch(url)
+        if plain and (known := self._fetched_from.get(plain[1])):
+            return known, plain[2]
+        if why_not := why_not_url(url, allow_loopback=self._allow_loopback):
+            raise _nothing_from(url, why_not)
+        try:
+            given = _as_given(url)
+            origin, target = self._cdn.origin(given), given.raw_path_qs
+        except ValueError as error:  # yarl and aiohttp refuse some URLs only when they are used
+            raise _nothing_from(url, type(error).__name__) from None
+        if plain and len(self._fetched_from) < MOST_ORIGINS:
+            self._fetched_from[plain[1]] = origin
+        return origin, target
+
+    async def _ask_cdn(self, origin: Origin, target: str, headers: str) -> Reply:
         """Ask once more where the connection was cut: it may have been an old one, and a picture costs nothing."""
-        origin, target = self._cdn.origin(url), url.raw_path_qs
         try:
             return await self._cdn.ask("GET", origin, target, headers)
         except (aiohttp.ServerDisconnectedError, ConnectionError):
@@ -166,6 +195,10 @@ class GatewayClient:
         if not is_public_address(str(sockaddr[0]), allow_loopback=self._allow_loopback):
             raise PermissionError(f"{sockaddr[0]} is no public address")
         return socket.socket(family, kind, protocol)
+
+
+def _nothing_from(url: str, why_not: str) -> MediaError:
+    return MediaError(f"nothing is fetched from {url[:200]!r}: {why_not}")
 
 
 def _as_given(url: str) -> URL:

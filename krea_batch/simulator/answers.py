@@ -10,6 +10,7 @@ import os
 import time
 from datetime import UTC, datetime
 from email.utils import formatdate
+from functools import lru_cache
 from typing import Any
 
 import orjson
@@ -83,7 +84,13 @@ def cut(request: web.Request) -> web.Response:
 
 def instant(at: float) -> str:
     """As the document writes instants: 2026-03-31T10:00:00.000Z."""
-    return datetime.fromtimestamp(at, UTC).isoformat(timespec="milliseconds")[:-6] + "Z"
+    second, of_a_second = divmod(int(at * 1000), 1000)
+    return f"{_second(second)}.{of_a_second:03}Z"
+
+
+@lru_cache(1024)
+def _second(second: int) -> str:
+    return datetime.fromtimestamp(second, UTC).isoformat()[:-6]  # without +00:00
 
 
 def new_request_id() -> str:
