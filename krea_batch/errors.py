@@ -80,8 +80,8 @@ class JobFileError(InputError):
     """Lines of the job files are bad. `problems` holds the first ones, `count` says how many there are."""
 
     def __init__(self, problems: Sequence[LineProblem], count: int) -> None:
-        lines = "line is" if count == 1 else "lines are"
-        super().__init__(f"{count} {lines} bad", "mend them, or run the good lines with --skip-invalid")
+        wrong, them = ("1 line is bad", "it") if count == 1 else (f"{count:,} lines are bad", "them")
+        super().__init__(wrong, f"mend {them}, or run the good lines with --skip-invalid")
         self.problems = tuple(problems)
         self.count = count
 

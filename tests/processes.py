@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 import os
+import pty
 import signal
 import subprocess
 import sys
+import threading
 import urllib.request
 from collections.abc import Callable
 from pathlib import Path
@@ -91,3 +93,31 @@ def write_jobs(path: Path, count: int, **fields: Any) -> Path:
 def rows(out: Path) -> list[dict[str, Any]]:
     """The rows of results.jsonl."""
     return [json.loads(line) for line in (out / "results.jsonl").read_text().splitlines()]
+
+
+def in_terminal(command: list[str], cwd: Path) -> tuple[int, str]:
+    """Run a command in a terminal of its own. Returns its exit code and all that the terminal was sent."""
+    ours, theirs = pty.openpty()
+    process = subprocess.Popen(
+        command, cwd=cwd, stdin=theirs, stdout=theirs, stderr=theirs,
+        env=environment(PIXAZO_API_KEY="k", TERM="xterm-256color", COLUMNS="100"),
+    )  # fmt: skip
+    os.close(theirs)
+    shown: list[bytes] = []
+
+    def read() -> None:
+        while True:
+            try:
+                data = os.read(ours, 65536)
+            except OSError:
+                return  # the terminal is closed when the last process in it ends
+            if not data:
+                return
+            shown.append(data)
+
+    reader = threading.Thread(target=read)
+    reader.start()
+    code = process.wait(timeout=PATIENCE_S)
+    reader.join(timeout=PATIENCE_S)
+    os.close(ours)
+    return code, b"".join(shown).decode("utf-8", "replace")

@@ -16,6 +16,7 @@ import click
 import msgspec
 
 from krea_batch.cli import INTERRUPTED, OK, SOME_FAILED, STOPPED, say
+from krea_batch.cli.checking import Checking
 from krea_batch.cli.display import INTERRUPT, Teller, keep_showing, make_display
 from krea_batch.cli.figures import Errors, Meter
 from krea_batch.cli.observing import serve_metrics
@@ -86,7 +87,8 @@ def check_jobs(files: JobFiles, settings: Settings, *, skip_invalid: bool, quiet
     try:
         if store:
             files.go_on_from(*store.read(Store.bookmark))
-        checked = files.check(known=_on_record(store) if store else None)
+        with Checking(quiet=quiet) as checking:
+            checked = files.check(known=_on_record(store) if store else None, on_progress=checking.hear)
     finally:
         if store:
             store.close()
@@ -166,7 +168,7 @@ class Batch:
         self._quiet: bool = options["quiet"]
         self._interrupts = 0
         self._display = make_display(quiet=options["quiet"])
-        self._told = Teller(self._display.say)
+        self._told = Teller(self._display.say, jobs=checked.jobs)
         self._errors = Errors()
 
     async def run(self) -> int:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Protocol
 from krea_batch.cli import say
 from krea_batch.cli.figures import Figures
 from krea_batch.cli.words import size
-from krea_batch.events import Event, Held, Stopping
+from krea_batch.events import Closed, Event, Held, Stopping
 
 if TYPE_CHECKING:
     from rich.console import Console, RenderableType
@@ -23,6 +23,7 @@ LINE_EVERY_S = 5.0  # chosen: a log of an hour stays under a thousand lines
 
 INTERRUPT = "interrupted"  # the reason of a stop that people asked for, and are told of as they do
 TOLD_FROM_S = 5.0  # chosen: shorter pauses are the pace's daily work
+MANY_ROWS = 50_000  # chosen: to write them anew takes a second or two
 TOLD_AGAIN_S = 60.0  # chosen: an outage of an hour is sixty lines
 
 STEPS = "▁▂▃▄▅▆▇█"
@@ -30,10 +31,14 @@ PLAIN_STEPS = "_.:-=+*#"  # where the terminal has no others
 
 
 class Teller:
-    """Hears of a run's events and says, in a line each, what people should not miss: long pauses, early stops."""
+    """Hears of a run's events and says, in a line each, what people should not miss: long pauses, early stops.
 
-    def __init__(self, say: Callable[[str], None]) -> None:
+    A run of very many `jobs` takes its time at the end, too.
+    """
+
+    def __init__(self, say: Callable[[str], None], *, jobs: int = 0) -> None:
         self._say = say
+        self._jobs = jobs
         self._paused_for = ""
         self._said_s = 0.0
 
@@ -46,6 +51,8 @@ class Teller:
                     self._paused_for, self._said_s = reason, now_s
             case Stopping(reason) if reason != INTERRUPT:
                 self._say(f"Stopping: {reason}. What was paid is brought home.")
+            case Closed() if self._jobs >= MANY_ROWS:
+                self._say("Writing results.jsonl anew.")
             case _:
                 pass
 

@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from krea_batch.cli import BAD_INPUT, OK, say
+from krea_batch.cli.checking import Checking
 from krea_batch.cli.reading import expanded, reading_of, reading_options
 from krea_batch.cli.words import counted
 
 if TYPE_CHECKING:
-    from krea_batch.errors import LineProblem
     from krea_batch.sources import Checked
 
 
@@ -30,8 +30,8 @@ def validate(jobs: tuple[str, ...], *, as_json: bool, quiet: bool, **options: An
     from krea_batch.sources import JobFiles
 
     try:
-        with JobFiles(jobs, reading=reading_of(options)) as files:
-            checked = files.check(on_problem=_tell)
+        with JobFiles(jobs, reading=reading_of(options)) as files, Checking(quiet=quiet or as_json) as checking:
+            checked = files.check(on_problem=checking.tell, on_progress=checking.hear)
             said = files.said()
     except InputError as error:
         say(f"krea-batch: {error}")
@@ -51,10 +51,6 @@ def validate(jobs: tuple[str, ...], *, as_json: bool, quiet: bool, **options: An
             f"in {counted(len(jobs), 'file')}"
         )
     sys.exit(OK if checked.jobs and not checked.bad_lines else BAD_INPUT)
-
-
-def _tell(problem: LineProblem) -> None:
-    say(str(problem))
 
 
 def _as_json(checked: Checked) -> str:

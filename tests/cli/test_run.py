@@ -5,19 +5,27 @@ from __future__ import annotations
 import gzip
 import hashlib
 import json
-import os
-import pty
 import signal
 import sqlite3
 import subprocess
-import threading
 from pathlib import Path
 from typing import Any
 
 import pytest
 from PIL import Image
 
-from tests.processes import COMMAND, PATIENCE_S, Simulate, Simulated, begin, environment, krea_batch, rows, write_jobs
+from tests.processes import (
+    COMMAND,
+    PATIENCE_S,
+    Simulate,
+    Simulated,
+    begin,
+    environment,
+    in_terminal,
+    krea_batch,
+    rows,
+    write_jobs,
+)
 
 pytestmark = pytest.mark.slow
 
@@ -427,31 +435,3 @@ class TestWhatPeopleSee:
         )
         assert done.stderr.strip() == "[]"
         assert "run" in done.stdout
-
-
-def in_terminal(command: list[str], cwd: Path) -> tuple[int, str]:
-    """Run a command in a terminal of its own. Returns its exit code and all that the terminal was sent."""
-    ours, theirs = pty.openpty()
-    process = subprocess.Popen(
-        command, cwd=cwd, stdin=theirs, stdout=theirs, stderr=theirs,
-        env=environment(PIXAZO_API_KEY="k", TERM="xterm-256color", COLUMNS="100"),
-    )  # fmt: skip
-    os.close(theirs)
-    shown: list[bytes] = []
-
-    def read() -> None:
-        while True:
-            try:
-                data = os.read(ours, 65536)
-            except OSError:
-                return  # the terminal is closed when the last process in it ends
-            if not data:
-                return
-            shown.append(data)
-
-    reader = threading.Thread(target=read)
-    reader.start()
-    code = process.wait(timeout=PATIENCE_S)
-    reader.join(timeout=PATIENCE_S)
-    os.close(ours)
-    return code, b"".join(shown).decode("utf-8", "replace")

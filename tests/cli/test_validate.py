@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -10,7 +11,9 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner, Result
 
+from krea_batch.cli import checking
 from krea_batch.cli.validate import validate
+from tests.processes import in_terminal
 
 
 @pytest.fixture
@@ -103,3 +106,44 @@ def test_as_a_command(folder: Path) -> None:
     done = subprocess.run(command, capture_output=True, env={"LC_ALL": "C"}, text=True)
     assert done.returncode == 2
     assert done.stderr.startswith("a.jsonl:1: there is the quote")
+
+
+@pytest.fixture
+def eager(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Progress is shown from the first moment on, and each time."""
+    monkeypatch.setattr(checking, "SHOWN_FROM_S", 0)
+    monkeypatch.setattr(checking, "LINE_EVERY_S", 0)
+
+
+@pytest.mark.usefixtures("eager")
+def test_long_files_show_how_far_they_are_checked(folder: Path) -> None:
+    """Where there is no terminal, by lines on standard error; not with --quiet, nor beside --json."""
+    (folder / "a.jsonl").write_text('{"prompt": "x"}\n' * 35_000)
+    shares = [int(line.split()[0]) for line in call("a.jsonl").stderr.splitlines()]
+    assert len(shares) == 4  # each 10,000 lines, and the end
+    assert shares == sorted(shares)
+    assert shares[-1] == 100
+    assert call("a.jsonl", "--quiet").stderr == ""
+    assert call("a.jsonl", "--json").stderr == ""
+
+
+def test_short_files_are_checked_in_silence(folder: Path) -> None:
+    """Nobody waits for them."""
+    (folder / "a.jsonl").write_text('{"prompt": "x"}\n' * 20_000)
+    assert call("a.jsonl").stderr == ""
+
+
+def test_in_a_terminal_a_bar_is_shown_and_taken_away(folder: Path) -> None:
+    """Bad lines stand above it, whole; at the end it is gone."""
+    (folder / "a.jsonl").write_text('{"prompt": "x"}\n' * 15_000 + "bad\n" + '{"prompt": "x"}\n' * 15_000)
+    code = (
+        "from krea_batch.cli import checking, main; checking.SHOWN_FROM_S = checking.BAR_EVERY_S = 0;"
+        "import sys; sys.argv = ['krea-batch', 'validate', 'a.jsonl']; main()"
+    )
+    exit_code, shown = in_terminal([sys.executable, "-c", code], folder)
+    assert exit_code == 2
+    plain = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", shown)
+    assert re.search(r"checking .* [1-9]\d% ", plain)
+    assert re.search(r"[\r\n]a\.jsonl:15001: [^\r\n]+\r\n", plain)
+    assert "\x1b[2K" in shown, "the bar's line is cleared"
+    assert plain.rstrip().endswith("30,000 good jobs, 1 bad line in 1 file")
