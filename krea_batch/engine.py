@@ -41,7 +41,7 @@ from krea_batch.pipeline.poll_scheduler import PollScheduler
 from krea_batch.pipeline.producer import Producer, take_off
 from krea_batch.pipeline.run import Gateway, Run, Stats
 from krea_batch.pipeline.submitter import Submitter
-from krea_batch.report.results import Results
+from krea_batch.report.results import NOTHING_KEPT, Kept, Results
 from krea_batch.rules.patience import SameFailure
 from krea_batch.rules.verdicts import Progress
 from krea_batch.settings import Ambiguous, ApiKey, Settings, Webhook
@@ -103,6 +103,7 @@ class Engine:
         self._readers: list[Reader] = []
         self._streams: list[Stream] = []
         self._door = Door()
+        self._kept = NOTHING_KEPT
         self._over = False
 
     # ---- life --------------------------------------------------------------------------------------------
@@ -388,6 +389,8 @@ class Engine:
         await self._downloader.make_ready()
         if reopened or results_bytes is None or results_bytes != self._results.size_bytes():
             await self._renew_results(stack)
+        elif settled := await record(Store.settled):
+            self._kept = Kept(settled, results_bytes)
 
     async def _renew_results(self, stack: AsyncExitStack) -> None:
         """Write the results anew beside the run, as they are now; the last run did not come to it."""
@@ -448,14 +451,17 @@ class Engine:
         if self._run.ledger.broken:
             return
         with anyio.CancelScope(shield=True):
-            if await self._write_results(self._run.ledger.outcomes()):
+            is_there = (self._results.size_bytes() or 0) >= self._kept.size_bytes
+            kept = self._kept if is_there else NOTHING_KEPT
+            outcomes = self._run.ledger.outcomes(kept.last)
+            if await self._write_results(outcomes, keep_bytes=kept.size_bytes):
                 await self._run.record(Store.results_written, self._results.size_bytes())
             await self._run.record(Store.end_run, run_number, self._clock())
 
-    async def _write_results(self, outcomes: AsyncIterator[list[Outcome]]) -> bool:
+    async def _write_results(self, outcomes: AsyncIterator[list[Outcome]], *, keep_bytes: int = 0) -> bool:
         """Write them anew. False, and the run is told to stop, where the disk does not take them."""
         try:
-            await self._results.write_anew(outcomes)
+            await self._results.write_anew(outcomes, keep_bytes=keep_bytes)
         except OSError as error:
             self._results_failed(error)
             return False

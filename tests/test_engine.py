@@ -6,6 +6,7 @@ import asyncio
 import shutil
 import sqlite3
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
+from contextlib import closing
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -29,6 +30,7 @@ from krea_batch.errors import KreaBatchError
 from krea_batch.events import Event, Stopping
 from krea_batch.ledger import Store
 from krea_batch.report.results import Results
+from krea_batch.report.results import row as result_row
 from krea_batch.rules.verdicts import Errored, Failed, PollTrouble, Refusal, Refused, Unclear, Waiting
 from tests.scripted_gateway import (
     Accept,
@@ -838,9 +840,9 @@ class TestResults:
         times: list[int] = []
         write_anew = Results.write_anew
 
-        async def counted(self: Results, groups: Any) -> None:
+        async def counted(self: Results, groups: Any, **how: Any) -> None:
             times.append(1)
-            await write_anew(self, groups)
+            await write_anew(self, groups, **how)
 
         gateway, out = ScriptedGateway(), tmp_path / "out"
         killed = run_until_killed(play(out, gateway, jobs(8)), after_s, out) is None
@@ -850,6 +852,46 @@ class TestResults:
         assert len(times) == (2 if killed else 1)
         assert len(statuses(out)) == 12
         check_books(out, gateway)
+
+    @pytest.mark.parametrize("all_over", [True, False])
+    def test_only_rows_that_can_have_changed_are_read_again(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, *, all_over: bool
+    ) -> None:
+        """Where all jobs were over, those of earlier runs are not, and the file is the same as if they were."""
+        gateway, out = ScriptedGateway(), tmp_path / "out"
+        if all_over:
+            run_virtual(play(out, gateway, jobs(3)))
+        else:
+            _timed_out_waiting(out, gateway)
+            gateway.polls.clear()
+        asked: list[int] = []
+        outcomes = Store.outcomes
+
+        def noted(self: Store, after_n: int, limit: int) -> Any:
+            asked.append(after_n)
+            return outcomes(self, after_n, limit)
+
+        monkeypatch.setattr(Store, "outcomes", noted)
+        run_virtual(play(out, gateway, jobs(7)))
+        assert (min(asked) == 3) == all_over
+        check_books(out, gateway)
+        with closing(Store.open(out / "ledger.db", read_only=True)) as store:
+            whole, _ = outcomes(store, 0, 100)
+        assert (out / "results.jsonl").read_bytes() == b"".join(map(result_row, whole))
+        assert len(whole) == 7
+
+    def test_a_file_that_somebody_took_away_is_whole_again(self, tmp_path: Path) -> None:
+        """Also where it was taken during the run."""
+        gateway = ScriptedGateway()
+        run_virtual(play(tmp_path, gateway, jobs(3)))
+
+        async def main() -> None:
+            async with engine_on(tmp_path, gateway) as engine:
+                (tmp_path / "results.jsonl").unlink()
+                await engine.run(jobs(4))
+
+        run_virtual(main())
+        assert len(statuses(tmp_path)) == 4
 
     def test_an_end_that_is_no_more_has_no_row(self, tmp_path: Path) -> None:
         """A job that timed out in the last run, and is asked for again in this one, never stands there twice."""

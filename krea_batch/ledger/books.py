@@ -83,6 +83,14 @@ class Books:
         row = self._sql.execute("SELECT results_bytes FROM runs ORDER BY n DESC LIMIT 1").fetchone()
         return row[0] if row else None
 
+    def settled(self) -> int:
+        """The number of the last job, where all are over for good, so that no row of theirs will change; else 0."""
+        (n,) = self._sql.execute(
+            f"SELECT CASE WHEN EXISTS (SELECT 1 FROM jobs WHERE {NOT_OVER}) THEN 0"
+            " ELSE (SELECT coalesce(max(n), 0) FROM jobs) END"
+        ).fetchone()
+        return int(n)
+
     def bookmark(self) -> bytes | None:
         """What `set_bookmark` noted last."""
         row = self._sql.execute("SELECT what FROM bookmark").fetchone()

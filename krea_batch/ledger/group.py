@@ -63,9 +63,9 @@ class Ledger:
         """
         self._put(Call(transition, args, kwargs)).add_done_callback(self._noted)
 
-    def outcomes(self) -> AsyncIterator[list[Outcome]]:
-        """Result rows of all ended jobs, in the order of their first submits, some at a time."""
-        return pages(lambda after_n: self.record(Store.outcomes, after_n, READ_AT_ONCE))
+    def outcomes(self, after_n: int = 0) -> AsyncIterator[list[Outcome]]:
+        """Result rows of all ended jobs after that number, in the order of their first submits, some at a time."""
+        return pages(lambda after_n: self.record(Store.outcomes, after_n, READ_AT_ONCE), after_n)
 
     async def close(self) -> None:
         """Wait for what is on its way, then close the file."""
@@ -118,11 +118,11 @@ class Ledger:
             self._next()
 
 
-async def pages(read: Callable[[int], Awaitable[_Page]]) -> AsyncIterator[list[Outcome]]:
-    """All result rows, a page at a time. `read` gives those from a number on, and the number to go on from."""
-    after_n: int | None = 0
-    while after_n is not None:
-        outcomes, after_n = await read(after_n)
+async def pages(read: Callable[[int], Awaitable[_Page]], after_n: int = 0) -> AsyncIterator[list[Outcome]]:
+    """Result rows after a number, a page at a time. `read` gives those after one, and the number to go on from."""
+    next_n: int | None = after_n
+    while next_n is not None:
+        outcomes, next_n = await read(next_n)
         yield outcomes
 
 

@@ -2,17 +2,18 @@
 
 Newcomers: the ledger is the truth and this file its copy for people and their tools. Rows are appended as jobs
 end; at the end of a run the file is written anew from the ledger, so that each id stands once, and at the begin where
-the last run did not come to that.
+the last run did not come to that. Rows that can have changed in a run are written, others stay as they are.
 """
 
 from __future__ import annotations
 
 import asyncio
+import errno
 import os
 from collections.abc import AsyncIterable, Callable, Iterable
 from concurrent.futures import Executor
 from pathlib import Path
-from typing import TypeVar, TypeVarTuple, Unpack
+from typing import NamedTuple, TypeVar, TypeVarTuple, Unpack
 
 import msgspec
 
@@ -23,7 +24,18 @@ T = TypeVar("T")
 Ts = TypeVarTuple("Ts")
 
 RESULTS = "results.jsonl"
+COPY_BYTES = 1 << 20
 GATHER_S = 0.1  # chosen: between the begins of two appends where many rows come; nobody reads faster
+
+
+class Kept(NamedTuple):
+    """The rows of the jobs up to the number `last`: they are the first bytes of the file, and will not change."""
+
+    last: int
+    size_bytes: int
+
+
+NOTHING_KEPT = Kept(0, 0)
 
 
 def row(outcome: Outcome) -> bytes:
@@ -69,8 +81,8 @@ class Results:
             if self._writing is not None:
                 await asyncio.wait([self._writing])
 
-    async def write_anew(self, groups: AsyncIterable[Iterable[Outcome]]) -> None:
-        """Write the whole file anew: what has ended by now, or had when `hold` was called.
+    async def write_anew(self, groups: AsyncIterable[Iterable[Outcome]], *, keep_bytes: int = 0) -> None:
+        """Write the file anew behind its first `keep_bytes`: what has ended by now, or had when `hold` was called.
 
         The old file stays until the new one is synced. Raises OSError.
         """
@@ -79,14 +91,14 @@ class Results:
         try:
             while self._writing is not None:
                 await asyncio.wait([self._writing])
-            await self._replace(groups)
+            await self._replace(groups, keep_bytes)
         finally:
             self._held = False
             self._write()
 
-    async def _replace(self, groups: AsyncIterable[Iterable[Outcome]]) -> None:
+    async def _replace(self, groups: AsyncIterable[Iterable[Outcome]], keep_bytes: int) -> None:
         new = self._path.with_suffix(".jsonl.part")
-        await self._on_disk(_begin, new)
+        await self._on_disk(_begin, new, self._path, keep_bytes)
         async for outcomes in groups:
             await self._on_disk(_append, new, list(map(row, outcomes)))
         await self._on_disk(_put, new, self._path)
@@ -123,10 +135,17 @@ def _append(path: Path, rows: list[bytes]) -> None:
         os.close(fd)
 
 
-def _begin(path: Path) -> None:
-    """A new, empty file in place of whatever has the name."""
+def _begin(path: Path, old: Path, keep_bytes: int) -> None:
+    """A new file in place of whatever has the name, with so many bytes of the old one."""
     path.unlink(missing_ok=True)
-    os.close(_open(path, os.O_EXCL))
+    with os.fdopen(_open(path, os.O_EXCL), "wb") as file:
+        if keep_bytes:
+            with old.open("rb") as kept:
+                while keep_bytes:
+                    piece = kept.read(min(keep_bytes, COPY_BYTES))
+                    if not piece:
+                        raise OSError(errno.EIO, "it was cut while it was copied")
+                    keep_bytes -= file.write(piece)
 
 
 def _open(path: Path, how: int) -> int:

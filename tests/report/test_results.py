@@ -117,6 +117,31 @@ def test_written_anew_each_id_stands_once(tmp_path: Path, disk: Executor) -> Non
     assert [path.name for path in tmp_path.iterdir()] == [RESULTS]
 
 
+def test_rows_that_will_not_change_stay_as_they_are(tmp_path: Path, disk: Executor) -> None:
+    """So many first bytes are those of the old file; the rows behind them are given anew."""
+    old = b"not even looked at\n"
+    (tmp_path / RESULTS).write_bytes(old + row(outcome("b")) + b'{"id": "torn')
+
+    async def work(results: Results) -> None:
+        results.append(outcome("c"))
+        await results.write_anew(groups(["b"], ["c"]), keep_bytes=len(old))
+
+    assert with_results(tmp_path, disk, work) == []
+    assert (tmp_path / RESULTS).read_bytes() == old + row(outcome("b")) + row(outcome("c"))
+
+
+def test_a_file_that_lost_rows_is_not_taken_for_whole(tmp_path: Path, disk: Executor) -> None:
+    """Where fewer bytes are there than were to stay, the old file does."""
+    (tmp_path / RESULTS).write_bytes(b"short")
+
+    async def work(results: Results) -> None:
+        with pytest.raises(OSError, match="it was cut while it was copied"):
+            await results.write_anew(groups(["b"]), keep_bytes=6)
+
+    assert with_results(tmp_path, disk, work) == []
+    assert (tmp_path / RESULTS).read_bytes() == b"short"
+
+
 def test_rows_that_come_while_it_is_written_anew_stand_behind(tmp_path: Path, disk: Executor) -> None:
     """What ends meanwhile is in the new file, once; what had ended before the hold is not put there again."""
     (tmp_path / RESULTS).write_bytes(row(outcome("old")))
