@@ -371,6 +371,7 @@ class Engine:
 
     async def _reopen(self, stack: AsyncExitStack) -> None:
         record, settings = self._run.record, self.settings
+        self._kept = NOTHING_KEPT
         results_bytes = await record(Store.results_bytes)
         per_s = None if settings.rate.is_auto else settings.rate.per_s
         number = await record(Store.start_run, settings.origin, __version__, self._clock(), per_s)
@@ -390,7 +391,7 @@ class Engine:
         if reopened or results_bytes is None or results_bytes != self._results.size_bytes():
             await self._renew_results(stack)
         elif settled := await record(Store.settled):
-            self._kept = Kept(settled, results_bytes)
+            self._kept = Kept(settled, results_bytes, self._results.identity())
 
     async def _renew_results(self, stack: AsyncExitStack) -> None:
         """Write the results anew beside the run, as they are now; the last run did not come to it."""
@@ -451,8 +452,8 @@ class Engine:
         if self._run.ledger.broken:
             return
         with anyio.CancelScope(shield=True):
-            is_there = (self._results.size_bytes() or 0) >= self._kept.size_bytes
-            kept = self._kept if is_there else NOTHING_KEPT
+            is_the_same = self._results.identity() == self._kept.identity
+            kept = self._kept if is_the_same else NOTHING_KEPT
             outcomes = self._run.ledger.outcomes(kept.last)
             if await self._write_results(outcomes, keep_bytes=kept.size_bytes):
                 await self._run.record(Store.results_written, self._results.size_bytes())

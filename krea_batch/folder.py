@@ -16,7 +16,7 @@ from krea_batch.errors import RunFolderError
 
 LEDGER = "ledger.db"
 IMAGES = "images"
-TRIES, TRY_AGAIN_S = 25, 0.02  # chosen: who only asks whether a run is at work has a lock for an instant
+TRIES, TRY_AGAIN_S = 10, 0.01  # chosen: who only asks whether a run is at work has a lock for an instant
 
 
 class RunFolder:

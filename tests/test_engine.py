@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import shutil
+import socket
 import sqlite3
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
 from contextlib import closing
@@ -24,7 +25,9 @@ from krea_batch import (
     Outcome,
     RunFolderError,
     RunStopped,
+    SettingsError,
     State,
+    Webhook,
 )
 from krea_batch.errors import KreaBatchError
 from krea_batch.events import Event, Stopping
@@ -881,17 +884,39 @@ class TestResults:
         assert len(whole) == 7
 
     def test_a_file_that_somebody_took_away_is_whole_again(self, tmp_path: Path) -> None:
-        """Also where it was taken during the run."""
+        """Also where it was taken during the run, and came back, and grew larger than it had been."""
         gateway = ScriptedGateway()
         run_virtual(play(tmp_path, gateway, jobs(3)))
 
         async def main() -> None:
             async with engine_on(tmp_path, gateway) as engine:
-                (tmp_path / "results.jsonl").unlink()
-                await engine.run(jobs(4))
+                (tmp_path / "results.jsonl").rename(tmp_path / "yesterday.jsonl")
+                await engine.run(jobs(12))
 
         run_virtual(main())
-        assert len(statuses(tmp_path)) == 4
+        assert len(statuses(tmp_path)) == 12
+        check_books(tmp_path, gateway)
+
+    def test_a_start_that_failed_leaves_nothing_to_the_next(self, tmp_path: Path) -> None:
+        """Rows that were good at the first start of an engine need not be at the second."""
+        gateway = ScriptedGateway()
+        run_virtual(play(tmp_path, gateway, jobs(3)))
+
+        async def main() -> None:
+            with socket.socket() as taken:
+                taken.bind(("127.0.0.1", 0))
+                taken.listen()
+                webhook = Webhook(listen=f"127.0.0.1:{taken.getsockname()[1]}")
+                engine = engine_on(tmp_path, gateway, webhook=webhook)
+                with pytest.raises(SettingsError):
+                    await engine.start()
+            (tmp_path / "results.jsonl").write_bytes(b"")
+            await engine.start()
+            await engine.run(jobs(5))
+            await engine.aclose()
+
+        asyncio.run(main())
+        assert len(statuses(tmp_path)) == 5
 
     def test_an_end_that_is_no_more_has_no_row(self, tmp_path: Path) -> None:
         """A job that timed out in the last run, and is asked for again in this one, never stands there twice."""

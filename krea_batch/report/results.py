@@ -33,9 +33,10 @@ class Kept(NamedTuple):
 
     last: int
     size_bytes: int
+    identity: tuple[int, int] | None
 
 
-NOTHING_KEPT = Kept(0, 0)
+NOTHING_KEPT = Kept(0, 0, None)
 
 
 def row(outcome: Outcome) -> bytes:
@@ -72,6 +73,14 @@ class Results:
             return self._path.stat().st_size
         except OSError:
             return None
+
+    def identity(self) -> tuple[int, int] | None:
+        """What tells this file from another that came in its place; None where there is none."""
+        try:
+            info = self._path.stat()
+        except OSError:
+            return None
+        return info.st_dev, info.st_ino
 
     async def close(self) -> None:
         """Write what was gathered or held."""

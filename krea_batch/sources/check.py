@@ -9,7 +9,7 @@ from __future__ import annotations
 from array import array
 from bisect import bisect_right
 from collections.abc import Callable, Mapping, Sequence
-from itertools import chain, islice, repeat
+from itertools import chain, repeat
 from pathlib import Path
 from typing import Self
 
@@ -71,7 +71,7 @@ class Check:
         self._twins = twins
         self._known = known
         self._before = before  # up to there all jobs are on record as they are
-        self._met: set[str] = set()  # ids behind it that are on record; one more than MOST_MET at the most
+        self._met: set[str] = set()  # ids behind it that are on record; no more of them once they are too many
         self._on_problem = on_problem
         self._ids = IdSpill(spool_dir)
         self._lines_before: list[int] = []  # for each file: rows of the files before
@@ -212,8 +212,8 @@ class Check:
         if not self._known:
             return
         known = self._known([job_id for _, _, job_id, _ in self._asking])
-        if self._before.lines:
-            self._met.update(islice(known, MOST_MET + 1 - len(self._met)))
+        if self._before.lines and len(self._met) <= MOST_MET:
+            self._met.update(known)
         for number, jobs, job_id, fingerprint in self._asking:
             if known.get(job_id, fingerprint) != fingerprint:
                 wrong = f"the line changed since its id {shown(job_id)} was submitted"

@@ -148,6 +148,7 @@ class JobFiles:
         ):
             self._taken += 1
             jobs = read(number, row)
+            reader.strange.clear()  # the check has told of them
             kept = twins.without(number, jobs) if twins else jobs
             if not jobs or (self._skipped and _holds(self._skipped, number)):
                 if not self._skip_invalid:

@@ -58,7 +58,9 @@ class Reader:
         """The ids of the jobs that `read` gives of this row, in less time; of its number where it has none."""
         if self._plain and type(row) is bytes and b'"sweep"' not in row:
             return (id_of(row) or default_id(number),)
-        return tuple(job.id or default_id(number) for job in self.read(number, row))
+        ids = tuple(job.id or default_id(number) for job in self.read(number, row))
+        self.strange.clear()
+        return ids
 
     def explain(self, number: int, row: Row) -> JobError:
         """Why `read` gave none."""
