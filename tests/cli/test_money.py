@@ -96,7 +96,7 @@ def test_an_empty_wallet(simulate: Simulate, tmp_path: Path) -> None:
     assert done.returncode == 3
     assert "top up the wallet, then run the same command again" in done.stdout
     assert len(list((tmp_path / "out" / "images").glob("*.png"))) == 50
-    assert 1 <= simulator.ask("/totals")["refused"]["402"] <= 12
+    assert 1 <= simulator.ask("/totals")["refused"]["402"] < 60  # of 70; those in the air when the first was read
     simulator.ask("/balance", {"add": 500})
     assert run(simulator, tmp_path).returncode == 0
     assert simulator.ask("/totals")["charged"] == 120
