@@ -168,7 +168,7 @@ class Batch:
         self._quiet: bool = options["quiet"]
         self._interrupts = 0
         self._display = make_display(quiet=options["quiet"])
-        self._told = Teller(self._display.say, jobs=checked.jobs)
+        self._told = Teller(self._display.say, jobs=0 if options["quiet"] else checked.jobs)
         self._errors = Errors()
 
     async def run(self) -> int:
