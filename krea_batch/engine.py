@@ -103,7 +103,6 @@ class Engine:
         self._readers: list[Reader] = []
         self._streams: list[Stream] = []
         self._door = Door()
-        self._kept = NOTHING_KEPT
         self._over = False
 
     # ---- life --------------------------------------------------------------------------------------------

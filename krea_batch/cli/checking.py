@@ -55,19 +55,26 @@ class Checking:
             say(str(line))
 
     def _draw(self, read_bytes: int, all_bytes: int) -> None:
-        from rich.console import Console
-        from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
-
         if self._bar is None:
-            columns = (TextColumn("checking"), BarColumn(None), TaskProgressColumn(), TimeRemainingColumn())
-            self._bar = Progress(
-                *columns,
-                console=Console(stderr=True),
-                auto_refresh=False,
-                transient=True,
-                expand=True,
-                redirect_stderr=False,  # else it has its own idea of whether that is a terminal
-            )
-            self._bar.add_task("")
+            self._bar = _new_bar()
             self._bar.start()
         self._bar.update(self._bar.task_ids[0], completed=read_bytes, total=all_bytes, refresh=True)
+
+
+def _new_bar() -> Progress:
+    from rich.console import Console
+    from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
+
+    bar = Progress(
+        TextColumn("checking"),
+        BarColumn(None),
+        TaskProgressColumn(),
+        TimeRemainingColumn(),
+        console=Console(stderr=True),
+        auto_refresh=False,
+        transient=True,
+        expand=True,
+        redirect_stderr=False,  # else it has its own idea of whether that is a terminal
+    )
+    bar.add_task("")
+    return bar

@@ -32,7 +32,8 @@ class Marked(Protocol):
     iteration had given by then.
     """
 
-    passed: int
+    @property
+    def passed(self) -> int: ...
 
     def mark(self) -> tuple[int, bytes] | None: ...
 

@@ -13,7 +13,7 @@ import os
 from collections.abc import AsyncIterable, Callable, Iterable
 from concurrent.futures import Executor
 from pathlib import Path
-from typing import NamedTuple, TypeVar, TypeVarTuple, Unpack
+from typing import BinaryIO, NamedTuple, TypeVar, TypeVarTuple, Unpack
 
 import msgspec
 
@@ -69,18 +69,13 @@ class Results:
 
     def size_bytes(self) -> int | None:
         """How large the file is; None where there is none."""
-        try:
-            return self._path.stat().st_size
-        except OSError:
-            return None
+        info = self._stat()
+        return info.st_size if info else None
 
     def identity(self) -> tuple[int, int] | None:
         """What tells this file from another that came in its place; None where there is none."""
-        try:
-            info = self._path.stat()
-        except OSError:
-            return None
-        return info.st_dev, info.st_ino
+        info = self._stat()
+        return (info.st_dev, info.st_ino) if info else None
 
     async def close(self) -> None:
         """Write what was gathered or held."""
@@ -104,6 +99,12 @@ class Results:
         finally:
             self._held = False
             self._write()
+
+    def _stat(self) -> os.stat_result | None:
+        try:
+            return self._path.stat()
+        except OSError:
+            return None
 
     async def _replace(self, groups: AsyncIterable[Iterable[Outcome]], keep_bytes: int) -> None:
         new = self._path.with_suffix(".jsonl.part")
@@ -150,11 +151,15 @@ def _begin(path: Path, old: Path, keep_bytes: int) -> None:
     with os.fdopen(_open(path, os.O_EXCL), "wb") as file:
         if keep_bytes:
             with old.open("rb") as kept:
-                while keep_bytes:
-                    piece = kept.read(min(keep_bytes, COPY_BYTES))
-                    if not piece:
-                        raise OSError(errno.EIO, "it was cut while it was copied")
-                    keep_bytes -= file.write(piece)
+                _copy(kept, file, keep_bytes)
+
+
+def _copy(source: BinaryIO, target: BinaryIO, size_bytes: int) -> None:
+    while size_bytes:
+        piece = source.read(min(size_bytes, COPY_BYTES))
+        if not piece:
+            raise OSError(errno.EIO, "it was cut while it was copied")
+        size_bytes -= target.write(piece)
 
 
 def _open(path: Path, how: int) -> int:

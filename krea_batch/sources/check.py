@@ -9,7 +9,6 @@ from __future__ import annotations
 from array import array
 from bisect import bisect_right
 from collections.abc import Callable, Mapping, Sequence
-from itertools import chain, repeat
 from pathlib import Path
 from typing import Self
 
@@ -20,8 +19,8 @@ from krea_batch.gateway import wire
 from krea_batch.jobs import Job
 from krea_batch.sources.bookmark import Bookmark
 from krea_batch.sources.ids import IdSpill, default_id
-from krea_batch.sources.inputs import Input, numbered
-from krea_batch.sources.lines import BEGIN, Place
+from krea_batch.sources.inputs import Input, numbered, with_places
+from krea_batch.sources.lines import Place
 from krea_batch.sources.reader import Reader
 from krea_batch.sources.sentences import nearest
 from krea_batch.sources.syntax import shown
@@ -63,12 +62,13 @@ class Check:
         known: Known | None,
         on_problem: OnProblem | None,
         spool_dir: Path | None,
+        *,
         before: Bookmark,
-        twins: Twins | None,
+        dedupe: bool,
     ) -> None:
         self._inputs = inputs
         self._reader = reader
-        self._twins = twins
+        self._twins = Twins() if dedupe else None
         self._known = known
         self._before = before  # up to there all jobs are on record as they are
         self._met: set[str] = set()  # ids behind it that are on record; no more of them once they are too many
@@ -95,7 +95,7 @@ class Check:
         """Read every line behind the mark by itself, and hold it against the record."""
         lines_before = 0
         self._all_bytes = sum(each.file.size_bytes() for each in self._inputs)
-        for each, place in zip(self._inputs, chain(self._before.places, repeat(BEGIN)), strict=False):
+        for each, place in with_places(self._inputs, self._before.places):
             self._lines_before.append(lines_before)
             self._read_file(each, place, lines_before, on_progress)
             lines_before += each.row_count

@@ -94,6 +94,11 @@ class Input:
             self.said.append(said)
 
 
+def with_places(inputs: Sequence[Input], after: Sequence[Place]) -> Iterator[tuple[Input, Place]]:
+    """Each input with the place after which its rows are to be read; those that have none from their begin."""
+    return zip(inputs, chain(after, repeat(BEGIN)), strict=False)
+
+
 def numbered(
     inputs: Sequence[Input], at_block: Callable[[int], AtBlock] | None = None, after: Sequence[Place] = ()
 ) -> Iterator[tuple[int, Row]]:
@@ -103,7 +108,7 @@ def numbered(
     these places are given.
     """
     rows_before = 0
-    for n, (each, place) in enumerate(zip(inputs, chain(after, repeat(BEGIN)), strict=False)):
+    for n, (each, place) in enumerate(with_places(inputs, after)):
         for number, row in each.rows(at_block(n) if at_block else None, place):
             yield rows_before + number, row
         rows_before += each.row_count

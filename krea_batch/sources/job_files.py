@@ -63,7 +63,6 @@ class JobFiles:
         self._parts: list[Part] = []  # how far the files have been read in it
         self._mark: tuple[int, bytes] | None = None
         self._inputs: list[Input] = []
-        self.passed = 0
         try:
             for path in paths:
                 for each in open_inputs(path, self._reading, stdin or sys.stdin.buffer, spool_dir):
@@ -83,6 +82,11 @@ class JobFiles:
         for each in self._inputs:
             each.file.close()
 
+    @property
+    def passed(self) -> int:
+        """How many jobs an earlier run's mark covers."""
+        return self._before.jobs
+
     def said(self) -> list[str]:
         """What was guessed of the files, a sentence each, once they are checked."""
         return [sentence for each in self._inputs for sentence in each.said]
@@ -95,7 +99,7 @@ class JobFiles:
         mark = Bookmark.decode(bookmark) if bookmark else None
         same = mark and not self._reading.dedupe and mark.reading == self._reading.fingerprint()
         if mark and same and mark.fits(self._inputs):
-            self._before, self.passed = mark, mark.jobs
+            self._before = mark
 
     def mark(self) -> tuple[int, bytes] | None:
         """How far the files have been read, and how many jobs the present iteration had given by then.
@@ -119,8 +123,8 @@ class JobFiles:
         bytes of how many are read. Raises InputError where a file cannot be read.
         """
         reader = Reader(self._reading)
-        twins = Twins() if self._reading.dedupe else None
-        with Check(self._inputs, reader, known, on_problem, self._spool_dir, self._before, twins) as check:
+        before, dedupe = self._before, self._reading.dedupe
+        with Check(self._inputs, reader, known, on_problem, self._spool_dir, before=before, dedupe=dedupe) as check:
             check.read_lines(on_progress)
             check.compare_ids()
             self._skipped = check.skipped()

@@ -7,13 +7,13 @@ from pathlib import Path
 from typing import Any
 
 from krea_batch.errors import JobError
-from krea_batch.sources.lines import BEGIN, MAX_LINE_BYTES, AtBlock, LineFile, Place
+from krea_batch.sources.lines import MAX_LINE_BYTES, AtBlock, LineFile, Place
 from krea_batch.sources.reading import Reading
 
 Rows = Iterator[tuple[int, dict[str, Any] | JobError]]
 
 
-def lines(file: LineFile, reading: Reading, at_block: AtBlock | None = None, after: Place = BEGIN) -> Rows:
+def lines(file: LineFile, reading: Reading, at_block: AtBlock | None, after: Place) -> Rows:
     """A prompt for each line that is not blank, nor a comment where comments are asked for."""
     for number, line in file.lines(at_block, after):
         if not (reading.comments and line.lstrip().startswith(b"#")):
