@@ -17,8 +17,8 @@ from typing import NamedTuple
 
 from benchmarks.report import tell_goal
 from krea_batch import Engine, Job, Webhook
+from krea_batch.testing.scripted_gateway import states
 from tests.calling_gateway import CallingGateway
-from tests.scripted_gateway import states
 from tests.virtual_time import run_virtual
 
 URL = "https://my.host/krea"

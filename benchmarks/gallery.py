@@ -31,7 +31,7 @@ from krea_batch import Engine, Job
 from krea_batch.jobs import StoredFile
 from krea_batch.ledger import Store
 from krea_batch.rules.verdicts import Finished
-from krea_batch.simulator import Simulator, SimulatorSettings
+from krea_batch.testing.simulator import Simulator, SimulatorSettings
 
 COMMAND = [sys.executable, "-m", "krea_batch"]
 DRAWN = 40

@@ -25,11 +25,11 @@ from typing import NamedTuple
 
 from benchmarks.report import tell_goal
 from krea_batch import Engine, Job
-from krea_batch.bench.figures import percentile
-from krea_batch.bench.notes import watch_loop
-from krea_batch.loop import run_loop
+from krea_batch.benchmark.measurements import percentile
+from krea_batch.benchmark.recorder import watch_loop
+from krea_batch.engine.event_loop import run_loop
 from krea_batch.rules.verdicts import Accepted, Finished, PollVerdict, PostVerdict, Waiting
-from tests.scripted_gateway import ScriptedMedia, png
+from krea_batch.testing.scripted_gateway import ScriptedMedia, png
 
 RATE_PER_S = 1000
 ANSWER_S = 0.02

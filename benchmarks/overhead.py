@@ -27,8 +27,8 @@ import orjson
 from benchmarks.report import tell_goal
 from benchmarks.throughput import Case, simulator
 from krea_batch import Engine, Job
+from krea_batch.engine.event_loop import run_loop
 from krea_batch.gateway import wire
-from krea_batch.loop import run_loop
 
 IN_FLIGHT = 64
 CASE = Case("overhead", "none", 0, "100000/s", 5000, latency="fixed:0")

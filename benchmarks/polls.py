@@ -21,7 +21,7 @@ from benchmarks.report import tell_goal
 from krea_batch import Engine, Job
 from krea_batch.jobs import Creativity
 from krea_batch.rules.verdicts import Finished, PollVerdict, PostVerdict, Waiting
-from tests.scripted_gateway import ScriptedGateway
+from krea_batch.testing.scripted_gateway import ScriptedGateway
 from tests.virtual_time import run_virtual
 
 INTERVAL_S = 5.0

@@ -18,6 +18,7 @@ import subprocess
 import tempfile
 import time
 import urllib.request
+from importlib.metadata import version
 from itertools import islice
 from pathlib import Path
 from typing import NamedTuple
@@ -26,12 +27,12 @@ import msgspec
 
 from benchmarks.report import tell_goal
 from benchmarks.throughput import COMMAND, Case, posts_of, simulator
-from krea_batch import Job, __version__
+from krea_batch import Job
 from krea_batch.gateway import wire
 from krea_batch.ledger import Store
-from krea_batch.report.results import row
 from krea_batch.settings import Settings
 from krea_batch.sources import JobFiles
+from krea_batch.storage.results_file import row
 
 NEW = 100
 ENDED_AT = 1_700_000_000.0
@@ -64,7 +65,7 @@ def record(jobs_file: Path, out: Path, gateway: str, count: int, *, in_order: bo
     """Make the folder as a run would leave it that has brought the first `count` jobs of the file home."""
     (out / "images").mkdir(parents=True)
     store = Store.open(out / "ledger.db")
-    run = store.transaction([lambda store: store.start_run(gateway, __version__, ENDED_AT)])[0]
+    run = store.transaction([lambda store: store.start_run(gateway, version("krea-batch"), ENDED_AT)])[0]
     sql = store._sql
     with JobFiles([str(jobs_file)]) as files:
         files.check()

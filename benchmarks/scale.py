@@ -28,9 +28,9 @@ from typing import NamedTuple
 
 from benchmarks.report import tell_goal
 from krea_batch import Engine, Job
-from krea_batch.loop import spare_the_collector
+from krea_batch.engine.event_loop import spare_the_collector
 from krea_batch.rules.verdicts import Finished, PollVerdict, PostVerdict, Waiting
-from tests.scripted_gateway import ScriptedGateway, ScriptedMedia, png
+from krea_batch.testing.scripted_gateway import ScriptedGateway, ScriptedMedia, png
 from tests.virtual_time import run_virtual
 
 LATENCY_S = 20.0

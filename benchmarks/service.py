@@ -52,7 +52,7 @@ def serve(out: str, gateway: str) -> None:
     from fastapi import FastAPI
 
     from krea_batch import Engine, Job
-    from krea_batch.loop import spare_the_collector
+    from krea_batch.engine.event_loop import spare_the_collector
 
     spare_the_collector()
     engine = Engine(out, gateway=gateway, api_key="benchmark", rate=RATE)

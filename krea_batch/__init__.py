@@ -5,10 +5,11 @@ from krea_batch import Engine, Job
 
 from typing import TYPE_CHECKING, Any
 
-__version__ = "0.1.0"
-
 if TYPE_CHECKING:
-    from krea_batch.engine import Engine
+    __version__: str
+
+    from krea_batch.engine.engine import Engine
+    from krea_batch.engine.handle import Handle
     from krea_batch.errors import (
         GatewayError,
         InputError,
@@ -38,7 +39,6 @@ if TYPE_CHECKING:
         TakenOver,
         Troubled,
     )
-    from krea_batch.handles import Handle
     from krea_batch.jobs import (
         ImageStyleReference,
         Job,
@@ -49,10 +49,10 @@ if TYPE_CHECKING:
         Style,
         Trouble,
     )
-    from krea_batch.pipeline.gate import Pace
-    from krea_batch.pipeline.run import Stats
+    from krea_batch.pipeline.rate_limiter import Pace
+    from krea_batch.pipeline.stats import Stats
     from krea_batch.settings import ApiKey, Rate, Settings, Webhook
-    from krea_batch.sinks import Sink, SinkError, SinkRefused, WholePicture
+    from krea_batch.storage.sinks import Sink, SinkError, SinkRefused, WholePicture
 
 __all__ = [
     "ApiKey",
@@ -103,13 +103,20 @@ __all__ = [
     "__version__",
 ]
 
-_MODULES = ("errors", "jobs", "settings", "events", "sinks", "handles", "pipeline.gate", "pipeline.run", "engine")
+_MODULES = (
+    "errors", "jobs", "settings", "events", "storage.sinks", "engine.handle", "pipeline.rate_limiter",
+    "pipeline.stats", "engine.engine",
+)  # fmt: skip
 
 
 def __getattr__(name: str) -> Any:
     """Import a public name when it is first used, so that `krea-batch --help` costs next to nothing."""
     from importlib import import_module
 
+    if name == "__version__":
+        from importlib.metadata import version
+
+        return version("krea-batch")
     for module in _MODULES if name in __all__ else ():
         found = import_module(f"krea_batch.{module}")
         if name in vars(found):

@@ -1,5 +1,5 @@
 """`python -m krea_batch` is `krea-batch`."""
 
-from krea_batch.cli import main
+from krea_batch.cli.app import main
 
 main()

@@ -9,8 +9,8 @@ from typing import Any
 import orjson
 
 from krea_batch.rules.verdicts import Accepted, PollTrouble, PollVerdict, PostVerdict, Unclear, Waiting
+from krea_batch.testing.scripted_gateway import ScriptedGateway
 from tests.callers import App, call
-from tests.scripted_gateway import ScriptedGateway
 
 
 class CallingGateway(ScriptedGateway):

@@ -14,11 +14,12 @@ from krea_batch import Engine, InputError, Job
 from krea_batch.gateway import wire
 from krea_batch.ledger import Store
 from krea_batch.pipeline import producer
-from krea_batch.sources import JobFiles, Reading, check, lines
-from krea_batch.sources.bookmark import Bookmark
+from krea_batch.sources import JobFiles, Reading, check
+from krea_batch.sources.checkpoint import Bookmark
+from krea_batch.sources.formats import line_file
 from krea_batch.sources.inputs import Row
-from krea_batch.sources.reader import Reader
-from tests.scripted_gateway import ScriptedGateway, ask, statuses
+from krea_batch.sources.parser import Reader
+from krea_batch.testing.scripted_gateway import ScriptedGateway, ask, statuses
 from tests.virtual_time import run_until_killed, run_virtual
 
 BLOCK_BYTES = 200  # four lines or so
@@ -28,7 +29,7 @@ pytestmark = pytest.mark.slow
 
 @pytest.fixture(autouse=True)
 def small_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(lines, "BLOCK_BYTES", BLOCK_BYTES)
+    monkeypatch.setattr(line_file, "BLOCK_BYTES", BLOCK_BYTES)
     monkeypatch.setattr(producer, "BATCH", 7)
 
 

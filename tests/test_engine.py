@@ -32,10 +32,10 @@ from krea_batch import (
 from krea_batch.errors import KreaBatchError
 from krea_batch.events import Event, Stopping
 from krea_batch.ledger import Store
-from krea_batch.report.results import Results
-from krea_batch.report.results import row as result_row
 from krea_batch.rules.verdicts import Errored, Failed, PollTrouble, Refusal, Refused, Unclear, Waiting
-from tests.scripted_gateway import (
+from krea_batch.storage.results_file import Results
+from krea_batch.storage.results_file import row as result_row
+from krea_batch.testing.scripted_gateway import (
     Accept,
     MediaError,
     ScriptedGateway,
@@ -962,7 +962,7 @@ class TestResults:
             raise OSError(28, "No space left on device")
 
         with monkeypatch.context() as patch:
-            patch.setattr("krea_batch.report.results._append", full)
+            patch.setattr("krea_batch.storage.results_file._append", full)
             engine = run_virtual(play(tmp_path, gateway, jobs(30), rate="1/s"))
         assert engine.stopped is not None
         assert "No space left" in str(engine.stopped)

@@ -9,13 +9,13 @@ from pathlib import Path
 import pytest
 
 from krea_batch.errors import RunFolderError
-from krea_batch.folder import IMAGES, LEDGER, RunFolder, check_run
+from krea_batch.storage.run_dir import IMAGES, LEDGER, RunFolder, check_run
 from tests.processes import environment
 
 HOLD = """
 import sys, time
 from pathlib import Path
-from krea_batch.folder import RunFolder
+from krea_batch.storage.run_dir import RunFolder
 RunFolder(Path(sys.argv[1])).take()
 print("held", flush=True)
 time.sleep(60)

@@ -46,7 +46,7 @@ from krea_batch import (
     Troubled,
     Webhook,
 )
-from krea_batch.simulator import Simulator, SimulatorSettings
+from krea_batch.testing.simulator import Simulator, SimulatorSettings
 
 pytestmark = [
     pytest.mark.anyio,

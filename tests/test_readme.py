@@ -14,10 +14,10 @@ from typing import Any
 import pytest
 
 from krea_batch import Engine, Job
-from krea_batch.cli import COMMANDS
+from krea_batch.cli.app import COMMANDS
 from krea_batch.jobs import ASPECT_RATIOS, CREATIVITIES, FIELDS, Trouble
 from krea_batch.ledger import Store
-from krea_batch.simulator import Simulator, SimulatorSettings
+from krea_batch.testing.simulator import Simulator, SimulatorSettings
 from tests.processes import Simulate, krea_batch, write_jobs
 
 ROOT = Path(__file__).parent.parent
@@ -78,7 +78,7 @@ def test_the_example_of_the_library_runs(tmp_path: Path) -> None:
         "    async with Simulator(SimulatorSettings(tiny=True, time_scale=100)) as simulator, Engine",
     )
     assert simulated != example
-    simulated = "from krea_batch.simulator import Simulator, SimulatorSettings\n" + simulated
+    simulated = "from krea_batch.testing.simulator import Simulator, SimulatorSettings\n" + simulated
     done = subprocess.run(
         [sys.executable, "-c", simulated], cwd=tmp_path, capture_output=True, text=True, timeout=120
     )

@@ -25,9 +25,9 @@ from krea_batch import (
     State,
     Troubled,
 )
-from krea_batch.handles import Reader
+from krea_batch.engine.event_stream import Reader
 from krea_batch.rules.verdicts import Finished, PollTrouble, Refusal, Refused, Unclear
-from tests.scripted_gateway import Accept, ScriptedGateway, rows, states
+from krea_batch.testing.scripted_gateway import Accept, ScriptedGateway, rows, states
 from tests.virtual_time import run_until_killed, run_virtual
 from tests.windows import most_in_a_window
 

@@ -10,7 +10,7 @@ from collections.abc import Callable, Coroutine
 from pathlib import Path
 from typing import Any, TypeVar
 
-from krea_batch.forecast.virtual_time import VirtualTimeLoop, run_virtual
+from krea_batch.testing.virtual_time import VirtualTimeLoop, run_virtual
 
 __all__ = ["VirtualTimeLoop", "bury", "run_until_killed", "run_virtual"]
 

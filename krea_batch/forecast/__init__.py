@@ -6,7 +6,7 @@ Newcomers: no formula stands for the engine: its own stages, pace and poll sched
 Of many jobs the first some thousand are run, and what then goes on the same is counted on.
 """
 
-from krea_batch.forecast.latency import Latencies, latencies_of
-from krea_batch.forecast.outlook import Forecast, Question, forecast
+from krea_batch.forecast.estimate import Forecast, Question, forecast
+from krea_batch.forecast.latency_model import Latencies, latencies_of
 
 __all__ = ["Forecast", "Latencies", "Question", "forecast", "latencies_of"]

@@ -10,9 +10,9 @@ from typing import Any
 
 import msgspec
 
-from krea_batch.gallery.items import all_rows, number_of
 from krea_batch.jobs import Outcome
 from krea_batch.ledger import Stay, Store
+from krea_batch.ledger.paging import all_rows, number_of
 
 BINS = 60  # chosen: bars that are still told apart at 480 pixels
 FEWEST_BINS = 12  # chosen: fewer show no shape

@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 from krea_batch.jobs import Outcome
 
-T = TypeVar("T")
-
-PAGE_ROWS = 500  # chosen: rows of the ledger in memory at once
 PARAMETERS = ("aspect_ratio", "creativity", "seed", "styles", "moodboards", "image_style_references")
 
 
@@ -32,18 +28,6 @@ def item(n: int, outcome: Outcome) -> dict[str, Any]:
         "stored_at": outcome.stored_at,
         "files": [{"path": file.path, "width": file.width, "height": file.height} for file in outcome.files],
     }
-
-
-def all_rows(read: Callable[[int, int], list[T]], number: Callable[[T], int], after_n: int = 0) -> Iterator[T]:
-    """Every row whose number is above this one, a page at a time. `read` takes a number and how many rows at most."""
-    while page := read(after_n, PAGE_ROWS):
-        yield from page
-        after_n = number(page[-1])
-
-
-def number_of(row: tuple[Any, ...]) -> int:
-    """The number that a row of the ledger begins with."""
-    return int(row[0])
 
 
 def place_of(out: Path, path: str) -> Path | None:

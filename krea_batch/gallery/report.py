@@ -18,11 +18,12 @@ from typing import IO, Any
 import msgspec
 from jinja2 import Environment, PackageLoader
 
-from krea_batch.folder import LEDGER, check_run
 from krea_batch.gallery import charts
-from krea_batch.gallery.items import all_rows, item, number_of, place_of
+from krea_batch.gallery.items import item, place_of
 from krea_batch.gallery.thumbnails import WIDTH_PX, thumbnails
 from krea_batch.ledger import Store
+from krea_batch.ledger.paging import all_rows, number_of
+from krea_batch.storage.run_dir import LEDGER, check_run
 
 BLOCK = 100  # chosen: thumbnails that are unpacked together, some 600 kB
 MARK = "<!-- thumbnails -->"

@@ -24,13 +24,14 @@ import anyio.to_thread
 import msgspec
 from aiohttp import web
 
-from krea_batch.folder import LEDGER, check_run, is_at_work
-from krea_batch.gallery.items import all_rows, item, number_of, place_of
+from krea_batch.gallery.items import item, place_of
 from krea_batch.gallery.report import page, script_source
 from krea_batch.gallery.thumbnails import Kept
 from krea_batch.jobs import Outcome
 from krea_batch.ledger import Store
+from krea_batch.ledger.paging import all_rows, number_of
 from krea_batch.rules.lifecycle import ENDS
+from krea_batch.storage.run_dir import LEDGER, check_run, is_at_work
 
 LOOK_EVERY_S = 1.0  # chosen: as live as anybody needs
 MOST_IDS_BYTES = 64 * 1024 * 1024  # chosen: 300,000 of the longest

@@ -18,7 +18,7 @@ import aiohttp
 from yarl import URL
 
 from krea_batch.gateway import wire
-from krea_batch.gateway.exchange import (
+from krea_batch.gateway.http import (
     BROKEN,
     MOST_ORIGINS,
     Exchange,
@@ -28,7 +28,7 @@ from krea_batch.gateway.exchange import (
     read_capped,
     reason,
 )
-from krea_batch.gateway.media import MAX_IMAGE_BYTES, MediaError, is_public_address, starts_at, why_not_url
+from krea_batch.gateway.url_policy import MAX_IMAGE_BYTES, MediaError, is_public_address, starts_at, why_not_url
 from krea_batch.rules.verdicts import NotSent, PollTrouble, PollVerdict, PostVerdict, Unclear
 from krea_batch.settings import ApiKey, Settings, is_loopback
 

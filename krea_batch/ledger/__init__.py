@@ -11,10 +11,11 @@ Newcomers: SQLite runs in WAL mode with synchronous=FULL, because NORMAL was mea
 commits when the power goes.
 """
 
-from krea_batch.ledger.file import SQLITE_VERSION
-from krea_batch.ledger.group import READ_AT_ONCE, Ledger, pages
+from krea_batch.ledger.database import SQLITE_VERSION
+from krea_batch.ledger.paging import pages
 from krea_batch.ledger.rows import Charges, Doubt, OpenJob, RunRow, Stay
-from krea_batch.ledger.store import Store
+from krea_batch.ledger.transitions import Store
+from krea_batch.ledger.writer import READ_AT_ONCE, Ledger
 
 __all__ = [
     "READ_AT_ONCE",

@@ -14,17 +14,17 @@ from urllib.parse import urlsplit
 import anyio
 
 from krea_batch.errors import RunStopped
-from krea_batch.gateway.media import MediaError
+from krea_batch.gateway.url_policy import MediaError
 from krea_batch.jobs import Outcome, State, StoredFile, Trouble
 from krea_batch.ledger import Store
-from krea_batch.pipeline.courier import Courier
-from krea_batch.pipeline.crew import Crew
-from krea_batch.pipeline.flight import Flight
-from krea_batch.pipeline.picture import Picture, PngError
-from krea_batch.pipeline.run import Media, Run
-from krea_batch.pipeline.shelf import Shelf
-from krea_batch.rules import lifecycle
-from krea_batch.sinks import Sink, SinkError, SinkRefused
+from krea_batch.pipeline.context import Media, Run
+from krea_batch.pipeline.in_flight_job import Flight
+from krea_batch.pipeline.task_pool import Crew
+from krea_batch.rules import backoff
+from krea_batch.storage.image_file import Picture, PngError
+from krea_batch.storage.local_writer import Shelf
+from krea_batch.storage.sink_writer import Courier
+from krea_batch.storage.sinks import Sink, SinkError, SinkRefused
 
 GATHER_BYTES = 2 << 20  # chosen: most pictures cost one hop to a disk thread; 64 of them 128 MB at the worst
 
@@ -82,7 +82,11 @@ class Downloader:
         self._queue: asyncio.Queue[_Download] = asyncio.Queue()
         self._host_held_until_s: dict[str, float] = {}
         self._crew = Crew()
-        self._keeper = Shelf(run) if sink is None else Courier(run, sink, self._crew)
+        self._keeper: Shelf | Courier
+        if sink is None:
+            self._keeper = Shelf(run.disk)
+        else:
+            self._keeper = Courier(run.settings.out, run.disk, sink, stop=run.stop, cancellable=self._crew.exposed)
 
     def put(self, flight: Flight) -> None:
         """Take a finished flight."""
@@ -185,7 +189,7 @@ class Downloader:
         if download.tries >= self._run.settings.download_attempts:
             await self._give_up(flight, Trouble(where, f"tried {download.tries} times: {reason}"))
             return
-        wait_s = lifecycle.pause_s(download.tries, self._run.chance())
+        wait_s = backoff.pause_s(download.tries, self._run.chance())
         wait_s = max(wait_s, self._run.retries.spend(self._run.now_s()), least_s)
         self._run.after(wait_s, self._queue.put_nowait, download)
 

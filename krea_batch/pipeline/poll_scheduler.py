@@ -20,16 +20,16 @@ from krea_batch.events import CallResult
 from krea_batch.gateway.wire import Told
 from krea_batch.jobs import Outcome, State, Trouble
 from krea_batch.ledger import Store
-from krea_batch.pipeline.crew import Crew
-from krea_batch.pipeline.flight import Flight
-from krea_batch.pipeline.gate import drip
-from krea_batch.pipeline.run import Run
+from krea_batch.pipeline.context import Run
+from krea_batch.pipeline.in_flight_job import Flight
+from krea_batch.pipeline.rate_limiter import drip
+from krea_batch.pipeline.task_pool import Crew
 from krea_batch.rules import lifecycle
-from krea_batch.rules.kinds import Schedules
+from krea_batch.rules.callback_reliability import GRACE_S, Word
 from krea_batch.rules.lifecycle import Again, End, Fetch, LookAgain
-from krea_batch.rules.schedule import SCOUTS
+from krea_batch.rules.poll_schedule import SCOUTS
+from krea_batch.rules.poll_schedule_by_kind import Schedules
 from krea_batch.rules.verdicts import Finished, PollTrouble, PollVerdict, Progress, Waiting
-from krea_batch.rules.word import GRACE_S, Word
 
 MOST_POLLS_IN_AIR = 128  # chosen: answers of 0.2 s at 640/s; more would only queue at the gateway
 EXPLORED_SHARE = 0.04  # chosen: a poll more for one job in 25, and a change is seen within minutes

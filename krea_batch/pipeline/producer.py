@@ -6,20 +6,15 @@ memory of a few batches.
 
 from __future__ import annotations
 
-import sys
 from collections import deque
 from collections.abc import Awaitable, Callable, Iterable
 from itertools import islice
 from typing import Protocol, runtime_checkable
 
-import msgspec
-
-from krea_batch.errors import JobError
-from krea_batch.gateway import wire
 from krea_batch.jobs import Job
 from krea_batch.ledger import Store
-from krea_batch.pipeline.flight import Flight
-from krea_batch.pipeline.run import Run
+from krea_batch.pipeline.context import Run
+from krea_batch.pipeline.in_flight_job import Flight, check_same, take_off
 
 BATCH = 256  # chosen: one question to the ledger for many jobs; small against the memory of a run
 
@@ -96,20 +91,3 @@ class Producer:
             self._unrecorded.append((self._given, flight))
             self._given += 1
             self._out(flight)
-
-
-def take_off(job: Job, tenant: str = "") -> Flight:
-    """The flight of a job that has its id."""
-    body = wire.encode_body(job)
-    kind = sys.intern(f"{job.aspect_ratio} {job.creativity}")  # few, and each flight holds one
-    return Flight(job.id, body, wire.fingerprint_of(body), msgspec.json.encode(job.metadata), kind, tenant)
-
-
-def check_same(flight: Flight, fingerprint: bytes) -> None:
-    """Raise JobError where a job on record under this id asked for another picture."""
-    if flight.fingerprint != fingerprint:
-        raise JobError(
-            "the job has changed since this id was submitted",
-            "give it a new id, or choose another --out",
-            job_id=flight.id,
-        )

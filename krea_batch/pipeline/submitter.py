@@ -18,12 +18,12 @@ from krea_batch.errors import GatewayError, LedgerError, RunStopped
 from krea_batch.gateway.wire import Told
 from krea_batch.jobs import Outcome, State, Trouble
 from krea_batch.ledger import Store
-from krea_batch.pipeline.crew import Crew
-from krea_batch.pipeline.flight import Flight
-from krea_batch.pipeline.run import Run, log
+from krea_batch.pipeline.context import Run, log
+from krea_batch.pipeline.in_flight_job import Flight
+from krea_batch.pipeline.task_pool import Crew
 from krea_batch.rules import lifecycle
+from krea_batch.rules.circuit_breaker import Outage
 from krea_batch.rules.lifecycle import Again, End, Go, Stop
-from krea_batch.rules.patience import Outage
 from krea_batch.rules.verdicts import Accepted, NotSent, PollTrouble, PostVerdict, Progress, Refusal, Refused, Unclear
 from krea_batch.settings import Ambiguous
 

@@ -17,6 +17,7 @@ from msgspec import Struct
 
 from krea_batch.errors import KreaBatchBug
 from krea_batch.jobs import State
+from krea_batch.rules.backoff import pause_s
 from krea_batch.rules.verdicts import (
     Accepted,
     Errored,
@@ -62,10 +63,6 @@ IN_VAIN = (State.FAILED, State.REJECTED, State.ERRORED, State.CANCELLED)
 """Ends without a picture, from which somebody's word makes a job pending; the table has no such move."""
 
 MAX_REFUSALS = 8  # chosen: with pauses doubling to 60 s this outlasts two minutes of 500s for one job
-
-FIRST_PAUSE_S = 0.5  # chosen: a passing fault of a gateway is over in about this time
-LONGEST_PAUSE_S = 60.0  # chosen: an outage is noticed to be over within a minute
-GROWTH = 2.0
 
 
 class Go(Struct, frozen=True):
@@ -121,12 +118,6 @@ def check_move(old: State, new: State) -> None:
     """Raise KreaBatchBug for a move that the table does not have."""
     if new not in TABLE[old]:
         raise KreaBatchBug(f"a job cannot go from {old} to {new}")
-
-
-def pause_s(failures: int, chance: float) -> float:
-    """Seconds before the try after `failures` in a row: full jitter, `chance` from 0 to 1 is the caller's."""
-    most = min(FIRST_PAUSE_S * GROWTH ** min(failures - 1, 30), LONGEST_PAUSE_S)
-    return most * chance
 
 
 def after_post(verdict: PostVerdict, *, refusals: int, chance: float) -> AfterPost:

@@ -12,6 +12,6 @@ with the number of rows, but for JSON documents.
 
 from krea_batch.sources.check import Checked
 from krea_batch.sources.job_files import JobFiles
-from krea_batch.sources.reading import Reading
+from krea_batch.sources.options import Reading
 
 __all__ = ["Checked", "JobFiles", "Reading"]

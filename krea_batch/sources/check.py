@@ -17,14 +17,14 @@ import msgspec
 from krea_batch.errors import JobError, LineProblem
 from krea_batch.gateway import wire
 from krea_batch.jobs import Job
-from krea_batch.sources.bookmark import Bookmark
-from krea_batch.sources.ids import IdSpill, default_id
+from krea_batch.sources.checkpoint import Bookmark
+from krea_batch.sources.dedupe import Twins
+from krea_batch.sources.duplicate_ids import IdSpill, default_id
+from krea_batch.sources.field_errors import nearest
+from krea_batch.sources.formats.line_file import Place
 from krea_batch.sources.inputs import Input, numbered, with_places
-from krea_batch.sources.lines import Place
-from krea_batch.sources.reader import Reader
-from krea_batch.sources.sentences import nearest
-from krea_batch.sources.syntax import shown
-from krea_batch.sources.twins import Twins
+from krea_batch.sources.json_errors import shown
+from krea_batch.sources.parser import Reader
 
 MAX_PROBLEMS_KEPT = 100  # chosen: more than anybody reads before mending; `on_problem` hears of all
 MAX_NOTES_KEPT = 100  # chosen: one for each mistyped name

@@ -16,10 +16,10 @@ from typing import Any, BinaryIO
 import msgspec
 
 from krea_batch.errors import InputError, JobError
-from krea_batch.sources import columnar, documents, tables, texts
-from krea_batch.sources.lines import BEGIN, AtBlock, LineFile, Place
-from krea_batch.sources.reading import CHOSEN, Format, Reading
-from krea_batch.sources.spool import is_read_once, spool, spool_path
+from krea_batch.sources.formats import json_document, parquet, tables, text
+from krea_batch.sources.formats.line_file import BEGIN, AtBlock, LineFile, Place
+from krea_batch.sources.formats.spool import is_read_once, spool, spool_path
+from krea_batch.sources.options import CHOSEN, Format, Reading
 
 STDIN = "<stdin>"  # how problems name standard input, as compilers do
 
@@ -74,19 +74,19 @@ class Input:
         file, reading, say = self.file, self._reading, self._say
         match self.format:
             case Format.JSONL:
-                return documents.renamed(file.lines(at_block, after), reading)
+                return json_document.renamed(file.lines(at_block, after), reading)
             case Format.TEXT:
-                return texts.lines(file, reading, at_block, after)
+                return text.lines(file, reading, at_block, after)
             case Format.PAGE:
-                return texts.page(file)
+                return text.page(file)
             case Format.JSON:
-                return documents.renamed(documents.rows(file), reading)
+                return json_document.renamed(json_document.rows(file), reading)
             case Format.CSV:
                 return tables.csv_rows(file, reading, say)
             case Format.TSV:
                 return tables.tsv_rows(file, reading, say)
             case Format.PARQUET | Format.ARROW:
-                return columnar.rows(file, reading, say, arrow=self.format is Format.ARROW)
+                return parquet.rows(file, reading, say, arrow=self.format is Format.ARROW)
 
     def _say(self, sentence: str) -> None:
         said = f"{self.name}: {sentence}"
@@ -166,7 +166,7 @@ def _is_a_job(begin: bytes) -> bool:
 def _in_folder(folder: Path, reading: Reading) -> Iterator[Input]:
     """A Hugging Face dataset as `save_to_disk` writes it, Parquet files, or texts of a prompt each."""
     if (folder / "state.json").is_file():
-        for name in columnar.files_of(folder):
+        for name in parquet.files_of(folder):
             yield Input(LineFile(str(name)), Format.ARROW, reading)
         return
     if (folder / "dataset_dict.json").is_file():

@@ -22,13 +22,13 @@ import msgspec
 
 from krea_batch.errors import InputError, JobFileError, KreaBatchBug
 from krea_batch.jobs import Job
-from krea_batch.sources.bookmark import NOTHING, Bookmark, Part
 from krea_batch.sources.check import Check, Checked, Known, OnProblem, OnProgress
-from krea_batch.sources.ids import default_id
+from krea_batch.sources.checkpoint import NOTHING, Bookmark, Part
+from krea_batch.sources.dedupe import Twins
+from krea_batch.sources.duplicate_ids import default_id
 from krea_batch.sources.inputs import Input, numbered, open_inputs
-from krea_batch.sources.reader import Reader
-from krea_batch.sources.reading import Reading
-from krea_batch.sources.twins import Twins
+from krea_batch.sources.options import Reading
+from krea_batch.sources.parser import Reader
 
 _set = msgspec.structs.force_setattr
 

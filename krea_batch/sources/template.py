@@ -10,7 +10,7 @@ from string import Formatter
 from typing import Any
 
 from krea_batch.errors import JobError
-from krea_batch.sources.syntax import shown
+from krea_batch.sources.json_errors import shown
 
 
 class Template:

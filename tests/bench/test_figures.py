@@ -12,10 +12,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from rich.console import Console
 
-from krea_batch.bench.cases import Case, Contender, Record, folder_name, jobs_at, parse_rates
-from krea_batch.bench.figures import each_second, figures, per_second, percentile, spread
-from krea_batch.bench.report import report, write_report
-from krea_batch.bench.table import HEADS, cells, table
+from krea_batch.benchmark.cases import Case, Contender, Record, folder_name, jobs_at, parse_rates
+from krea_batch.benchmark.measurements import each_second, figures, per_second, percentile, spread
+from krea_batch.benchmark.output import HEADS, cells, report, table, write_report
 from krea_batch.errors import SettingsError
 from krea_batch.settings import Rate
 

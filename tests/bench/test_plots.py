@@ -8,9 +8,9 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from krea_batch.bench.cases import Contender
-from krea_batch.bench.figures import Figures, figures
-from krea_batch.bench.plots import PLOTS, write_plots
+from krea_batch.benchmark.cases import Contender
+from krea_batch.benchmark.measurements import Figures, figures
+from krea_batch.benchmark.plots import PLOTS, write_plots
 from tests.bench.test_figures import CASE, RECORD
 
 TITLES = {

@@ -19,10 +19,10 @@ import click
 import pytest
 from click.testing import CliRunner, Result
 
-from krea_batch.cli import BAD_INPUT, COMMANDS, INTERRUPTED, OK, SOME_FAILED, STOPPED, app, checkup
-from krea_batch.cli.checkup import check_all
-from krea_batch.cli.examples import EXAMPLES
-from krea_batch.cli.init import config
+from krea_batch.cli.app import BAD_INPUT, COMMANDS, EXAMPLES, INTERRUPTED, OK, SOME_FAILED, STOPPED, app
+from krea_batch.cli.commands.init import config
+from krea_batch.cli.ui import diagnostics
+from krea_batch.cli.ui.diagnostics import check_all
 from tests.processes import environment, krea_batch
 
 
@@ -140,8 +140,8 @@ class TestDoctor:
     def test_what_may_trouble_a_run(self, gateway: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         """Little room, few files and a network file system are warnings."""
         monkeypatch.setenv("PIXAZO_API_KEY", "k")
-        monkeypatch.setattr(checkup, "FEW_PICTURES", 10**12)
-        monkeypatch.setattr(checkup, "_file_system", lambda _: "nfs4")
+        monkeypatch.setattr(diagnostics, "FEW_PICTURES", 10**12)
+        monkeypatch.setattr(diagnostics, "_file_system", lambda _: "nfs4")
         found = {
             (each.what, each.state): each.found for each in check_all(tmp_path / "new" / "out", gateway, None, 10**9)
         }

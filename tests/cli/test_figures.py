@@ -11,13 +11,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from rich.console import Console
 
-from krea_batch.cli.display import PLAIN_STEPS, STEPS, Live, sparkline
-from krea_batch.cli.figures import AVERAGE_OVER_S, HISTORY_S, Errors, Figures, Onlooker, Trail, left_s
+from krea_batch.cli.ui.progress import PLAIN_STEPS, STEPS, Live, sparkline
+from krea_batch.cli.ui.run_status import AVERAGE_OVER_S, HISTORY_S, Errors, Figures, Onlooker, Trail, left_s
 from krea_batch.events import Ended, Troubled
-from krea_batch.folder import LEDGER
 from krea_batch.jobs import Outcome, State, Trouble
 from krea_batch.ledger import Store
 from krea_batch.rules.verdicts import Finished
+from krea_batch.storage.run_dir import LEDGER
 
 SOME = Figures(
     total=1000,

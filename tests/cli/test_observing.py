@@ -15,8 +15,8 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from krea_batch import SettingsError
-from krea_batch.cli.observing import serve_metrics
-from krea_batch.observe import dashboard
+from krea_batch.cli.options.logging_options import serve_metrics
+from krea_batch.observability import dashboard
 from tests.processes import PATIENCE_S, Simulate, begin, krea_batch, rows, write_jobs
 
 FAST = ("--tiny", "--latency", "uniform:0.2,0.5")
@@ -150,8 +150,8 @@ class TestExtras:
         import subprocess
 
         script = (
-            "import sys, krea_batch.cli.batch, krea_batch.cli.run, krea_batch.observe\n"
-            "krea_batch.Engine, krea_batch.observe.JsonLines, krea_batch.observe.dashboard()\n"
+            "import sys, krea_batch.cli.ui.run_session, krea_batch.cli.commands.run, krea_batch.observability\n"
+            "krea_batch.Engine, krea_batch.observability.JsonLines, krea_batch.observability.dashboard()\n"
             "print([name for name in sys.modules if name.startswith(('prometheus', 'opentelemetry'))])"
         )
         done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, cwd=tmp_path)

@@ -16,9 +16,9 @@ import pytest
 from krea_batch.errors import JobError, KreaBatchBug
 from krea_batch.jobs import State
 from krea_batch.ledger import Store
-from krea_batch.retries import Retries
+from krea_batch.maintenance.retry import Retries
+from krea_batch.testing.scripted_gateway import states
 from tests.processes import COMMAND, PATIENCE_S, Simulate, Simulated, begin, environment, krea_batch, write_jobs
-from tests.scripted_gateway import states
 from tests.test_readme import make_doubts
 
 pytestmark = pytest.mark.slow

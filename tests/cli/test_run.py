@@ -424,7 +424,7 @@ class TestWhatPeopleSee:
     def test_help_imports_nothing_heavy(self, tmp_path: Path) -> None:
         """`krea-batch --help` imports click, and none of the libraries that take long to import."""
         code = (
-            "import sys\nfrom krea_batch.cli import app\n"
+            "import sys\nfrom krea_batch.cli.app import app\n"
             "try: app(['--help'], prog_name='krea-batch')\n"
             "except SystemExit: pass\n"
             "heavy = {'aiohttp', 'anyio', 'asyncio', 'rich', 'sqlite3', 'msgspec', 'PIL', 'orjson', 'aiolimiter'}\n"

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from click.testing import CliRunner
 
-from krea_batch.cli.schema import schema
+from krea_batch.cli.commands.schema import schema
 from krea_batch.jobs import ASPECT_RATIOS, CREATIVITIES, FIELDS, SEED_RANGE, Job
 
 

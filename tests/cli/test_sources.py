@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from click.testing import CliRunner, Result
 
-from krea_batch.cli import app
+from krea_batch.cli.app import app
 from tests.processes import krea_batch
 
 AWKWARD = ["-dash", "# hash", "@at", "{} {x}", '"quoted" "words', "🦊 füße", "x" * 2500, "-dash"]

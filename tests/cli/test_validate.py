@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner, Result
 
-from krea_batch.cli import checking
-from krea_batch.cli.validate import validate
+from krea_batch.cli.commands.validate import validate
+from krea_batch.cli.ui import check_progress
 from tests.processes import in_terminal
 
 
@@ -111,8 +111,8 @@ def test_as_a_command(folder: Path) -> None:
 @pytest.fixture
 def eager(monkeypatch: pytest.MonkeyPatch) -> None:
     """Progress is shown from the first moment on, and each time."""
-    monkeypatch.setattr(checking, "SHOWN_FROM_S", 0)
-    monkeypatch.setattr(checking, "LINE_EVERY_S", 0)
+    monkeypatch.setattr(check_progress, "SHOWN_FROM_S", 0)
+    monkeypatch.setattr(check_progress, "LINE_EVERY_S", 0)
 
 
 @pytest.mark.usefixtures("eager")
@@ -137,8 +137,9 @@ def test_in_a_terminal_a_bar_is_shown_and_taken_away(folder: Path) -> None:
     """Bad lines stand above it, whole; at the end it is gone."""
     (folder / "a.jsonl").write_text('{"prompt": "x"}\n' * 15_000 + "bad\n" + '{"prompt": "x"}\n' * 15_000)
     code = (
-        "from krea_batch.cli import checking, main; checking.SHOWN_FROM_S = checking.BAR_EVERY_S = 0;"
-        "import sys; sys.argv = ['krea-batch', 'validate', 'a.jsonl']; main()"
+        "import sys; from krea_batch.cli.app import main; from krea_batch.cli.ui import check_progress;"
+        "check_progress.SHOWN_FROM_S = check_progress.BAR_EVERY_S = 0;"
+        "sys.argv = ['krea-batch', 'validate', 'a.jsonl']; main()"
     )
     exit_code, shown = in_terminal([sys.executable, "-c", code], folder)
     assert exit_code == 2

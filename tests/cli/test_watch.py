@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from krea_batch.folder import RunFolder, is_at_work
+from krea_batch.storage.run_dir import RunFolder, is_at_work
 from tests.processes import COMMAND, PATIENCE_S, Simulate, begin, environment, krea_batch, write_jobs
 
 

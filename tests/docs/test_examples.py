@@ -16,7 +16,7 @@ from aiohttp.test_utils import TestClient, TestServer
 
 import krea_batch as library
 from krea_batch import Engine, State
-from krea_batch.simulator import Simulator, SimulatorSettings
+from krea_batch.testing.simulator import Simulator, SimulatorSettings
 from tests.docs.pages import ROOT, Block, blocks
 from tests.processes import Simulate, environment, krea_batch, write_jobs
 from tests.test_readme import make_doubts
@@ -40,7 +40,7 @@ SERVICES = ("howto_embed_1", "howto_embed_2")
 SIMULATED = """
 import runpy, sys
 import krea_batch
-from krea_batch.engine import Engine as Real
+from krea_batch.engine.engine import Engine as Real
 
 def simulated(out, **options):
     return Real(out, **{"gateway": sys.argv[1], "api_key": "none", "poll_interval_s": 0.1} | options)

@@ -10,9 +10,9 @@ import click
 import msgspec
 from prometheus_client import generate_latest
 
-from krea_batch.cli import BAD_INPUT, INTERRUPTED, OK, SOME_FAILED, STOPPED, app
+from krea_batch.cli.app import BAD_INPUT, INTERRUPTED, OK, SOME_FAILED, STOPPED, app
 from krea_batch.jobs import ASPECT_RATIOS, CREATIVITIES, FIELDS, Outcome, State
-from krea_batch.observe import Metrics
+from krea_batch.observability import Metrics
 from krea_batch.settings import Rate, Settings
 from tests.docs.pages import PAGES, ROOT, blocks, names, rows
 from tests.processes import krea_batch

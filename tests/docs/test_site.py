@@ -12,8 +12,8 @@ import click
 import pytest
 
 import krea_batch
-import krea_batch.observe
-from krea_batch.cli import COMMANDS, app
+import krea_batch.observability
+from krea_batch.cli.app import COMMANDS, app
 from tests.docs.pages import PAGES, ROOT
 
 FETCHED = re.compile(r"<(?:script|img|iframe|source)\b[^>]*\bsrc=\"?([^\" >]+)|<link\b[^>]*\bhref=\"?([^\" >]+)")
@@ -58,7 +58,7 @@ def test_nothing_is_fetched_from_elsewhere(site: Path) -> None:
 def test_the_whole_library_is_there(site: Path) -> None:
     """Every public name has its place in the reference, and structs show their fields."""
     page = (site / "reference/library.html").read_text("utf-8")
-    public = {*krea_batch.__all__, *krea_batch.observe.__all__} - {"__version__"}
+    public = {*krea_batch.__all__, *krea_batch.observability.__all__} - {"__version__"}
     anchors = {anchor.rpartition(".")[2] for anchor in re.findall(r'id="(krea_batch\.[\w.]+)"', page)}
     assert public - anchors == set()
     signature = re.sub(r"<[^>]+>", "", page.partition('id="krea_batch.events.Held"')[2])[:400]

@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 from PIL import Image
 from PIL.PngImagePlugin import PngImageFile, PngInfo
 
-from krea_batch.exports.embed import MAX_TEXT_BYTES, texts_in, with_texts
-from krea_batch.gateway.png import PngError
+from krea_batch.maintenance.export.png_metadata import MAX_TEXT_BYTES, texts_in, with_texts
+from krea_batch.storage.png import PngError
 
 
 def png(texts: PngInfo | None = None) -> bytes:

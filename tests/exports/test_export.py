@@ -22,8 +22,8 @@ from PIL import Image
 from PIL.PngImagePlugin import PngImageFile
 
 from krea_batch.errors import InputError, RunFolderError
-from krea_batch.exports import FORMATS, Gallery, export
-from krea_batch.exports.formats import Options
+from krea_batch.maintenance.export import FORMATS, Gallery, export
+from krea_batch.maintenance.export.writers import Options
 from tests.exports.conftest import PROMPTS
 from tests.processes import PATIENCE_S, environment, krea_batch
 
@@ -193,14 +193,14 @@ class TestRefused:
 
 SLOW = """
 import sys, time
-from krea_batch.exports import gallery
+from krea_batch.maintenance.export import gallery
 read = gallery.Picture.read
 def slowly(self):
     print("reading", flush=True)
     time.sleep(0.2)
     return read(self)
 gallery.Picture.read = slowly
-from krea_batch.cli import main
+from krea_batch.cli.app import main
 main()
 """
 

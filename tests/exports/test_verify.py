@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from krea_batch.folder import RunFolder
+from krea_batch.storage.run_dir import RunFolder
 from tests.processes import Simulate, krea_batch, write_jobs
 
 pytestmark = pytest.mark.slow

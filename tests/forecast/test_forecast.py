@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from krea_batch.errors import SettingsError
 from krea_batch.forecast import Forecast, Question, forecast, latencies_of
-from krea_batch.forecast.latency import like, scaled
+from krea_batch.forecast.latency_model import like, scaled
 
 pytestmark = pytest.mark.slow
 

@@ -12,9 +12,9 @@ import pytest
 from playwright.sync_api import Browser, BrowserContext, Page, sync_playwright
 
 from krea_batch.jobs import State
+from krea_batch.testing.scripted_gateway import states
 from tests.gallery.looking import Look, Made, View, Viewed, make_run, sweep
 from tests.processes import Simulate, Simulated, krea_batch, write_jobs
-from tests.scripted_gateway import states
 
 OPTIONS = [
     "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",

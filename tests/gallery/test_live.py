@@ -12,6 +12,7 @@ from playwright.sync_api import APIResponse, Page, Route, expect
 
 from krea_batch.jobs import State
 from krea_batch.ledger import Store
+from krea_batch.testing.scripted_gateway import states
 from tests.gallery.looking import (
     AMBIGUOUS,
     Look,
@@ -25,7 +26,6 @@ from tests.gallery.looking import (
     tile,
 )
 from tests.processes import PATIENCE_S, Simulate, Simulated, begin, krea_batch, write_jobs
-from tests.scripted_gateway import states
 
 pytestmark = pytest.mark.slow
 

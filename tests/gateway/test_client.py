@@ -17,10 +17,10 @@ from typing import Any, Self, TypeVar
 import pytest
 
 from krea_batch.gateway import client as client_module
-from krea_batch.gateway import media as media_module
+from krea_batch.gateway import url_policy as media_module
 from krea_batch.gateway import wire
 from krea_batch.gateway.client import GatewayClient
-from krea_batch.gateway.media import MediaError
+from krea_batch.gateway.url_policy import MediaError
 from krea_batch.rules.verdicts import (
     Accepted,
     Finished,

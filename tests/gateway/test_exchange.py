@@ -10,10 +10,10 @@ import pytest
 from yarl import URL
 
 from krea_batch.gateway import client as client_module
-from krea_batch.gateway import exchange as exchange_module
+from krea_batch.gateway import http as exchange_module
 from krea_batch.gateway.client import GatewayClient
-from krea_batch.gateway.exchange import Exchange, read_capped
-from krea_batch.gateway.media import MediaError
+from krea_batch.gateway.http import Exchange, read_capped
+from krea_batch.gateway.url_policy import MediaError
 from krea_batch.rules.verdicts import NotSent
 from krea_batch.settings import ApiKey, Settings
 from tests.gateway.test_client import ACCEPTED, BODY, Request, Server, against, always, http, read

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from krea_batch.gateway.media import MediaError, is_public_address, starts_at, why_not_url
+from krea_batch.gateway.url_policy import MediaError, is_public_address, starts_at, why_not_url
 
 DOCUMENT = (  # API document, Response (Completed)
     "https://pub-582b7213209642b9b995c96c95a30381.r2.dev/v1/krea-2-large-text-to-image_019dxxxx/output.png"

@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from krea_batch.gateway.png import SIGNATURE, PngError, PngWalk
+from krea_batch.storage.png import SIGNATURE, PngError, PngWalk
 
 
 def chunk(kind: bytes, data: bytes = b"") -> bytes:

@@ -13,8 +13,7 @@ import pytest
 from krea_batch.errors import KreaBatchBug, LedgerError, RunFolderError
 from krea_batch.jobs import State, Trouble
 from krea_batch.ledger import Ledger, Store
-from krea_batch.ledger.group import commit
-from krea_batch.ledger.together import Call
+from krea_batch.ledger.writer import Call, commit
 from tests.virtual_time import run_virtual
 
 T = TypeVar("T")

@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 from krea_batch.errors import KreaBatchBug, RunFolderError
 from krea_batch.jobs import Outcome, State, StoredFile, Trouble
 from krea_batch.ledger import Charges, Store
-from krea_batch.ledger.file import APPLICATION_ID, SCHEMA_VERSION
+from krea_batch.ledger.database import APPLICATION_ID, SCHEMA_VERSION
 from krea_batch.rules import lifecycle
 from krea_batch.rules.verdicts import Finished
 

@@ -15,8 +15,7 @@ from hypothesis import strategies as st
 from krea_batch.errors import KreaBatchBug
 from krea_batch.jobs import Outcome, State, StoredFile, Trouble
 from krea_batch.ledger import Store
-from krea_batch.ledger.group import commit
-from krea_batch.ledger.together import Call, carry_out
+from krea_batch.ledger.writer import Call, carry_out, commit
 from krea_batch.rules.verdicts import Finished
 
 AT = 1_774_951_200.123456

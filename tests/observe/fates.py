@@ -20,7 +20,7 @@ from krea_batch.rules.verdicts import (
     Unclear,
     Waiting,
 )
-from tests.scripted_gateway import Accept, MediaError, ScriptedGateway
+from krea_batch.testing.scripted_gateway import Accept, MediaError, ScriptedGateway
 
 SLOW_DOWN = Refused(Refusal.SLOW_DOWN, 429, "too many", 2.0)
 

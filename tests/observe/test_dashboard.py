@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from prometheus_client import CollectorRegistry
 
-from krea_batch.observe import Metrics, dashboard
+from krea_batch.observability import Metrics, dashboard
 from tests.observe.fates import engine_on, every_fate
 from tests.virtual_time import run_virtual
 

@@ -13,10 +13,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from krea_batch.observe import JsonLines, KeyValues
-from krea_batch.observe.logs import fields
+from krea_batch.observability import JsonLines, KeyValues
+from krea_batch.observability.logs import fields
+from krea_batch.testing.scripted_gateway import rows
 from tests.observe.fates import engine_on, every_fate
-from tests.scripted_gateway import rows
 from tests.virtual_time import run_virtual
 
 

@@ -30,12 +30,12 @@ from krea_batch.events import (
 )
 from krea_batch.jobs import Outcome
 from krea_batch.ledger import Charges
-from krea_batch.observe import Metrics
-from krea_batch.observe.metrics import CHARGES, TROUBLED
+from krea_batch.observability import Metrics
+from krea_batch.observability.metrics import CHARGES, TROUBLED
 from krea_batch.rules.lifecycle import ENDS
 from krea_batch.rules.verdicts import Finished, Waiting
+from krea_batch.testing.scripted_gateway import ScriptedGateway, jobs, rows
 from tests.observe.fates import engine_on, every_fate, figure, figures
-from tests.scripted_gateway import ScriptedGateway, jobs, rows
 from tests.virtual_time import run_virtual
 
 

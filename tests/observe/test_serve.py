@@ -11,8 +11,8 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from krea_batch import SettingsError
 from krea_batch.events import Stopping
-from krea_batch.observe import Metrics
-from krea_batch.observe.serve import Address, served
+from krea_batch.observability import Metrics
+from krea_batch.observability.metrics_server import Address, served
 
 
 @pytest.mark.parametrize(

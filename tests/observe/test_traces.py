@@ -14,11 +14,11 @@ from opentelemetry.trace import StatusCode
 
 from krea_batch import Job
 from krea_batch.events import Event, Held, Paced, Polled, Stopping
-from krea_batch.observe import Traces
-from krea_batch.observe.traces import JOB
+from krea_batch.observability import Traces
+from krea_batch.observability.traces import JOB
 from krea_batch.rules.verdicts import Waiting
+from krea_batch.testing.scripted_gateway import ScriptedGateway, jobs, rows
 from tests.observe.fates import FATES, engine_on, every_fate
-from tests.scripted_gateway import ScriptedGateway, jobs, rows
 from tests.virtual_time import run_virtual
 
 

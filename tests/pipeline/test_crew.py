@@ -7,7 +7,7 @@ import asyncio
 import anyio
 import pytest
 
-from krea_batch.pipeline.crew import Crew
+from krea_batch.pipeline.task_pool import Crew
 from tests.virtual_time import run_virtual
 
 

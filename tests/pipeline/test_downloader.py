@@ -13,9 +13,9 @@ import pytest
 
 from krea_batch import Engine, Job
 from krea_batch.ledger import Store
-from krea_batch.pipeline.picture import Picture
 from krea_batch.rules.verdicts import Finished
-from tests.scripted_gateway import (
+from krea_batch.storage.image_file import Picture
+from krea_batch.testing.scripted_gateway import (
     MediaError,
     ScriptedGateway,
     ScriptedMedia,

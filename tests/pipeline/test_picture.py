@@ -13,8 +13,8 @@ from typing import Any
 import pytest
 
 from krea_batch.jobs import StoredFile
-from krea_batch.pipeline.picture import Picture, PngError, finish
-from tests.scripted_gateway import png
+from krea_batch.storage.image_file import Picture, PngError, finish
+from krea_batch.testing.scripted_gateway import png
 
 CAT = png(text=b"cat")
 DOG = png(5, 5, text=b"dog, and more")

@@ -9,10 +9,10 @@ from typing import Any, cast
 import pytest
 
 from krea_batch.jobs import StoredFile
-from krea_batch.pipeline import shelf
-from krea_batch.pipeline.picture import Picture, PngError
-from krea_batch.pipeline.shelf import FULL_PICTURES, MOST_GROUPS, Shelf
-from tests.scripted_gateway import png
+from krea_batch.storage import local_writer
+from krea_batch.storage.image_file import Picture, PngError
+from krea_batch.storage.local_writer import FULL_PICTURES, MOST_GROUPS, Shelf
+from krea_batch.testing.scripted_gateway import png
 from tests.virtual_time import run_virtual
 
 GROUP_S = 0.1
@@ -26,7 +26,7 @@ class Disk:
         self.at_once = 0
         self.most_at_once = 0
 
-    def on_disk(self, work: Any, group: list[Any]) -> asyncio.Future[Any]:
+    def run(self, work: Any, group: list[Any]) -> asyncio.Future[Any]:
         return asyncio.ensure_future(self._work(work, group))
 
     async def _work(self, work: Any, group: list[Any]) -> Any:
@@ -48,7 +48,7 @@ def finish_all(disk: Disk, out: Path, bodies: list[bytes]) -> list[StoredFile | 
     """Finish a picture of each body, all of them put at the same moment."""
 
     async def main() -> list[StoredFile | BaseException]:
-        pictures = Shelf(cast("Any", disk))  # on_disk is all that it asks of a run
+        pictures = Shelf(cast("Any", disk))  # `run` is all that it uses
         works = (pictures.finish(Picture(out, f"p{n}", n), [body]) for n, body in enumerate(bodies))
         return await asyncio.gather(*works, return_exceptions=True)
 
@@ -78,7 +78,7 @@ def test_many_go_in_several_groups(out: Path) -> None:
 
 def test_large_pictures_do_not_wait_for_many(out: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A group is full by its bytes, too."""
-    monkeypatch.setattr(shelf, "FULL_BYTES", 150)
+    monkeypatch.setattr(local_writer, "FULL_BYTES", 150)
     disk = Disk()
     finish_all(disk, out, [png(text=b"%d" % n) for n in range(4)])
     assert disk.most_at_once > 1
@@ -101,6 +101,6 @@ def test_a_folder_that_cannot_be_synced_fails_all(out: Path, monkeypatch: pytest
     def breaks(_: Path) -> None:
         raise OSError(5, "Input/output error")
 
-    monkeypatch.setattr("krea_batch.pipeline.picture._sync_folder", breaks)
+    monkeypatch.setattr("krea_batch.storage.image_file._sync_folder", breaks)
     answers = finish_all(Disk(), out, [png(text=b"%d" % n) for n in range(3)])
     assert all(isinstance(answer, OSError) for answer in answers)

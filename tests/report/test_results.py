@@ -15,7 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from krea_batch.jobs import Outcome, State, StoredFile, Trouble
-from krea_batch.report.results import RESULTS, Results, row
+from krea_batch.storage.results_file import RESULTS, Results, row
 
 FIELDS = [  # DESIGN, A run's folder
     "id", "status", "request_id", "files", "error", "request", "metadata", "polls", "attempts",

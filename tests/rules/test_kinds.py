@@ -7,7 +7,7 @@ from random import Random
 
 import pytest
 
-from krea_batch.rules.kinds import LEAST, Schedules, distance
+from krea_batch.rules.poll_schedule_by_kind import LEAST, Schedules, distance
 
 INTERVAL_S = 5.0
 

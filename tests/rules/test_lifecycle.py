@@ -10,9 +10,9 @@ from hypothesis import strategies as st
 
 from krea_batch.errors import KreaBatchBug
 from krea_batch.jobs import State
+from krea_batch.rules.backoff import LONGEST_PAUSE_S, pause_s
 from krea_batch.rules.lifecycle import (
     ENDS,
-    LONGEST_PAUSE_S,
     MAX_REFUSALS,
     TABLE,
     Again,
@@ -25,7 +25,6 @@ from krea_batch.rules.lifecycle import (
     after_post,
     check_move,
     on_resume,
-    pause_s,
 )
 from krea_batch.rules.verdicts import (
     Accepted,

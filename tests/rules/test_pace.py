@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from krea_batch.rules.pace import (
+from krea_batch.rules.rate_control import (
     AUTO_START_PER_S,
     BELOW,
     BLIND_PAUSE_S,
@@ -20,7 +20,7 @@ from krea_batch.rules.pace import (
     STAY_S,
     Pace,
 )
-from krea_batch.simulator.limits import parse_limit
+from krea_batch.testing.simulator.request_limits import parse_limit
 from tests.windows import most_in_a_window
 
 NUDGE_S = 1e-6  # what a clock's resolution may add

@@ -7,8 +7,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from krea_batch.jobs import Outcome, State, Trouble
-from krea_batch.rules.lifecycle import LONGEST_PAUSE_S
-from krea_batch.rules.patience import OUTAGE_AFTER, RETRIES_AT_ONCE, Outage, RetryBudget, SameFailure
+from krea_batch.rules.backoff import LONGEST_PAUSE_S, RETRIES_AT_ONCE, RetryBudget
+from krea_batch.rules.circuit_breaker import OUTAGE_AFTER, Outage
+from krea_batch.rules.fail_fast import SameFailure
 
 
 def ended(status: State, kind: str = "") -> Outcome:

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from krea_batch.rules.schedule import MOST_TROUBLE_S, Schedule
+from krea_batch.rules.poll_schedule import MOST_TROUBLE_S, Schedule
 
 latencies = st.lists(st.floats(0, 4000), max_size=300)
 intervals = st.floats(0.01, 600)

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from krea_batch.rules.turns import Turns
+from krea_batch.rules.round_robin import Turns
 
 
 def test_one_tenant_is_a_queue() -> None:

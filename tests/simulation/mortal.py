@@ -18,8 +18,7 @@ from random import Random
 from typing import Any, TypeVar, TypeVarTuple, Unpack
 from unittest.mock import patch
 
-from krea_batch import folder
-from krea_batch.pipeline import picture
+from krea_batch.storage import image_file, run_dir
 from tests.virtual_time import VirtualTimeLoop, bury
 
 T = TypeVar("T")
@@ -149,7 +148,7 @@ class Disk:
             unlink(path, missing_ok=missing_ok)
 
         with (
-            patch.object(picture, "os", self),
+            patch.object(image_file, "os", self),
             patch.object(Path, "unlink", unlinked),
         ):
             try:
@@ -159,7 +158,7 @@ class Disk:
                     os.close(fd)
 
     def lose_power(self, copy: Path, chance: Random) -> None:
-        """Make of `copy`, a copy of the folder, what a power loss would have left of it."""
+        """Make of `copy`, a copy of the directory, what a power loss would have left of it."""
         names = dict(self._names)
         kept = chance.choice([len(self._since), chance.randint(0, len(self._since))])
         for old, new, inode in self._since[:kept]:
@@ -201,7 +200,7 @@ def run_mortal(
     whether it died.
     """
     loop = MortalLoop(disk_s, dies_at, at_the_disk=at_the_disk)
-    disk = Disk(out / folder.IMAGES, loop.disk_step)
+    disk = Disk(out / run_dir.IMAGES, loop.disk_step)
     try:
         with disk.watched():
             task = loop.create_task(main)
@@ -213,7 +212,7 @@ def run_mortal(
             as_it_was = out.with_name(f"{out.name} as it was")
             shutil.copytree(out, as_it_was, symlinks=True)
             if power is not None:
-                disk.lose_power(as_it_was / folder.IMAGES, power)
+                disk.lose_power(as_it_was / run_dir.IMAGES, power)
             died()
             loop.haunt()
             task.remove_done_callback(_stop)

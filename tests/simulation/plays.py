@@ -21,12 +21,12 @@ from random import Random
 from typing import Any
 
 from krea_batch import Engine, Job, KreaBatchError, RunStopped, Webhook
-from krea_batch.cli.summary import FolderState
-from krea_batch.doubts import Doubts
-from krea_batch.gateway.png import PngWalk
-from krea_batch.retries import Retries
+from krea_batch.cli.ui.summary import FolderState
+from krea_batch.maintenance.resolve import Doubts
+from krea_batch.maintenance.retry import Retries
 from krea_batch.rules.lifecycle import ENDS
-from tests.scripted_gateway import ask, rows, states
+from krea_batch.storage.png import PngWalk
+from krea_batch.testing.scripted_gateway import ask, rows, states
 from tests.simulation.mortal import run_mortal
 from tests.simulation.world import World, picture
 from tests.virtual_time import run_virtual

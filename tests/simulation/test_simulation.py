@@ -9,13 +9,13 @@ import pytest
 
 from krea_batch.jobs import StoredFile
 from krea_batch.ledger import Store
-from krea_batch.pipeline import picture
-from krea_batch.pipeline.flight import Flight
-from krea_batch.pipeline.picture import Picture
+from krea_batch.pipeline.in_flight_job import Flight
 from krea_batch.pipeline.submitter import Submitter
 from krea_batch.rules import lifecycle
 from krea_batch.rules.lifecycle import AfterPost, Again
 from krea_batch.rules.verdicts import Accepted, Unclear
+from krea_batch.storage import image_file
+from krea_batch.storage.image_file import Picture
 from tests.simulation.__main__ import play
 from tests.simulation.plays import BrokenLaw, Play
 
@@ -86,7 +86,7 @@ def test_renaming_before_the_sync_is_caught(tmp_path: Path, monkeypatch: pytest.
         named[self] = name(self)
 
     def late(self: Picture) -> StoredFile:
-        disk = vars(picture)["os"]
+        disk = vars(image_file)["os"]
         fd = disk.open(Path(self.folder).parent / named[self].path, disk.O_WRONLY)
         disk.fsync(fd)
         disk.close(fd)

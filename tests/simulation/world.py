@@ -12,7 +12,7 @@ from pathlib import Path
 from random import Random
 from typing import Any
 
-from krea_batch.gateway.media import MediaError
+from krea_batch.gateway.url_policy import MediaError
 from krea_batch.rules.verdicts import (
     Accepted,
     Errored,
@@ -27,8 +27,8 @@ from krea_batch.rules.verdicts import (
     Unclear,
     Waiting,
 )
+from krea_batch.testing.scripted_gateway import ScriptedGateway, ScriptedMedia, ask, png
 from tests.callers import call
-from tests.scripted_gateway import ScriptedGateway, ScriptedMedia, ask, png
 
 POSTS: list[tuple[int, Any]] = [
     (60, "accept"),

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple, Self, TypeVar
 
 import aiohttp
 
-from krea_batch.simulator import Simulator, SimulatorSettings
+from krea_batch.testing.simulator import Simulator, SimulatorSettings
 
 T = TypeVar("T")
 KEY = "s3cret-k3y-0123456789"

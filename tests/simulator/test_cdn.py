@@ -16,9 +16,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from krea_batch.simulator.checks import CREATIVITY, RATIOS
-from krea_batch.simulator.pictures import SIZES, draw
-from krea_batch.simulator.tiny_png import SIGNATURE, tiny_picture
+from krea_batch.testing.simulator.body_validation import CREATIVITY, RATIOS
+from krea_batch.testing.simulator.drawing.images import SIZES, draw
+from krea_batch.testing.simulator.drawing.tiny_png import SIGNATURE, tiny_picture
 from tests.simulator.served import CAT, KEY, Client, served
 
 AT_ONCE: dict[str, Any] = {"latency": "fixed:0"}
@@ -455,8 +455,8 @@ def test_pictures_are_the_same_in_every_process() -> None:
     """Drawn, tiny and noisy pictures are the same bytes in processes whose string hashes differ."""
     program = (
         "import hashlib, sys, ast\n"
-        "from krea_batch.simulator.pictures import draw\n"
-        "from krea_batch.simulator.tiny_png import tiny_picture\n"
+        "from krea_batch.testing.simulator.drawing.images import draw\n"
+        "from krea_batch.testing.simulator.drawing.tiny_png import tiny_picture\n"
         "text = ast.literal_eval(sys.argv[1])\n"
         "made = draw(text, '7') + tiny_picture(text, '7') + tiny_picture(text, '7', 9999)\n"
         "print(hashlib.sha256(made).hexdigest())\n"

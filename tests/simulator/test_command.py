@@ -16,7 +16,7 @@ from typing import Any
 import aiohttp
 import pytest
 
-from krea_batch.simulator.faults import FAULTS
+from krea_batch.testing.simulator.faults import FAULTS
 from tests.simulator.served import CAT, KEY, PATIENCE_S, SUBMIT
 
 COMMAND = [sys.executable, "-m", "krea_batch", "simulate"]

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from krea_batch.simulator.limits import FixedWindow, Limit, SlidingWindow, TokenBucket, parse_limit
+from krea_batch.testing.simulator.request_limits import FixedWindow, Limit, SlidingWindow, TokenBucket, parse_limit
 
 BEGUN_AT = 1774951200.0  # a minute of the clock begins here
 EXACT_S = 2e-6  # what limits grant for rounding, twice

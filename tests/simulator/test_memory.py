@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from krea_batch.simulator import SimulatorError
+from krea_batch.testing.simulator import SimulatorError
 from tests.simulator.served import BEGUN_AT, CAT, Client, served
 
 

@@ -13,14 +13,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from krea_batch.simulator import SimulatorError, SimulatorSettings
-from krea_batch.simulator.answers import instant, new_request_id
-from krea_batch.simulator.books import Books
-from krea_batch.simulator.checks import CREATIVITY, RATIOS, complaint
-from krea_batch.simulator.faults import FAULTS, Dice, check_faults
-from krea_batch.simulator.jobs import Factory, SimulatedJob
-from krea_batch.simulator.latency import Latency
-from krea_batch.simulator.ranges import wanted
+from krea_batch.testing.simulator import SimulatorError, SimulatorSettings
+from krea_batch.testing.simulator.accounting import Books
+from krea_batch.testing.simulator.body_validation import CREATIVITY, RATIOS, complaint
+from krea_batch.testing.simulator.cdn import wanted
+from krea_batch.testing.simulator.faults import FAULTS, Dice, check_faults
+from krea_batch.testing.simulator.job_planner import Factory, SimulatedJob
+from krea_batch.testing.simulator.latency import Latency
+from krea_batch.testing.simulator.responses import instant, new_request_id
 
 ETAG = '"abc-1"'
 scalars = st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(max_size=20)

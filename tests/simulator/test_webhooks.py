@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 from aiohttp import web
 
-from krea_batch.simulator import webhooks
-from krea_batch.simulator.webhooks import TRIES, is_loopback
+from krea_batch.testing.simulator import webhooks
+from krea_batch.testing.simulator.webhooks import TRIES, is_loopback
 from tests.simulator.served import MODEL, Client, served
 
 SOON: dict[str, Any] = {"latency": "fixed:1", "time_scale": 100.0, "still": False}

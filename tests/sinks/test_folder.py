@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 
 from krea_batch import Engine
-from krea_batch.sinks import SinkRefused, WholePicture
-from krea_batch.sinks.folder import FolderSink
-from tests.scripted_gateway import ScriptedGateway, jobs, play, png, rows
+from krea_batch.storage.sinks import SinkRefused, WholePicture
+from krea_batch.storage.sinks.folder import FolderSink
+from krea_batch.testing.scripted_gateway import ScriptedGateway, jobs, play, png, rows
 from tests.virtual_time import run_virtual
 
 

@@ -19,11 +19,11 @@ from krea_batch import Engine, Job
 from krea_batch.errors import SettingsError
 from krea_batch.rules.verdicts import Finished
 from krea_batch.settings import Settings
-from krea_batch.sinks import SinkError, SinkRefused, WholePicture
-from krea_batch.sinks.object_store import LARGE_BYTES, ObjectStoreSink
+from krea_batch.storage.sinks import SinkError, SinkRefused, WholePicture
+from krea_batch.storage.sinks.object_store import LARGE_BYTES, ObjectStoreSink
+from krea_batch.testing.scripted_gateway import ScriptedGateway, jobs, play, png
+from krea_batch.testing.scripted_gateway import rows as rows_by_id
 from tests.processes import COMMAND, PATIENCE_S, Simulate, environment, krea_batch, rows, write_jobs
-from tests.scripted_gateway import ScriptedGateway, jobs, play, png
-from tests.scripted_gateway import rows as rows_by_id
 from tests.sinks.bucket import BUCKET, Asked, Bucket, NoAnswer
 
 URL = f"s3://{BUCKET}/runs/cats"

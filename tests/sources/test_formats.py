@@ -22,8 +22,8 @@ from krea_batch.errors import InputError
 from krea_batch.jobs import Job
 from krea_batch.sources import Checked, JobFiles, Reading
 from krea_batch.sources.inputs import natural
-from krea_batch.sources.reading import Format
-from krea_batch.sources.sweeps import axis
+from krea_batch.sources.options import Format
+from krea_batch.sources.sweep import axis
 
 AWKWARD = [
     "-starts with a dash",
@@ -454,7 +454,7 @@ class TestPacked:
                 raise ImportError(name)
             return known(name, package)
 
-        monkeypatch.setattr("krea_batch.sources.lines.import_module", missing)
+        monkeypatch.setattr("krea_batch.sources.formats.line_file.import_module", missing)
         with pytest.raises(InputError, match=r"krea-batch\[zst\]"):
             read(path)
 

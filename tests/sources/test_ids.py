@@ -9,8 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from krea_batch.errors import InputError
-from krea_batch.sources import ids
-from krea_batch.sources.ids import BUCKET_ITEMS, BUCKETS, IdSpill, default_id
+from krea_batch.sources import duplicate_ids
+from krea_batch.sources.duplicate_ids import BUCKET_ITEMS, BUCKETS, IdSpill, default_id
 
 
 def suspects_of(spill: IdSpill) -> list[int]:
@@ -43,7 +43,7 @@ def test_many_ids_go_through_a_file(tmp_path: Path) -> None:
 
 def test_one_hash_for_all(monkeypatch: pytest.MonkeyPatch) -> None:
     """Ids that share a hash are suspects together, and it is for others to tell them apart."""
-    monkeypatch.setattr(ids, "hash", lambda _: -(2**63), raising=False)
+    monkeypatch.setattr(duplicate_ids, "hash", lambda _: -(2**63), raising=False)
     spill = IdSpill()
     spill.add("a", 1)
     spill.add("b", 2)
@@ -52,7 +52,7 @@ def test_one_hash_for_all(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_full_disk(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """A temporary folder that cannot be used is an InputError with the way out."""
-    monkeypatch.setattr(ids, "hash", lambda _: 0, raising=False)
+    monkeypatch.setattr(duplicate_ids, "hash", lambda _: 0, raising=False)
     spill = IdSpill(tmp_path / "none")
     for number in range(BUCKET_ITEMS // 2 - 1):  # an id and a number are two items
         spill.add("x", number)

@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from krea_batch.errors import InputError, JobFileError, KreaBatchBug, LineProblem
 from krea_batch.gateway.wire import fingerprint
 from krea_batch.jobs import Job
-from krea_batch.sources import Checked, JobFiles, Reading, check, ids
+from krea_batch.sources import Checked, JobFiles, Reading, check, duplicate_ids
 
 Write = Callable[..., str]
 
@@ -143,7 +143,7 @@ def test_id_that_is_its_own_number(write: Write) -> None:
 
 def test_forged_hashes(write: Write, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Ids that differ are never reported as the same, though all their hashes be one."""
-    monkeypatch.setattr(ids, "hash", lambda _: 7, raising=False)
+    monkeypatch.setattr(duplicate_ids, "hash", lambda _: 7, raising=False)
     names = [f"job-{number}" for number in range(2000)]
     path = write("a.jsonl", *(f'{{"prompt": "x", "id": "{name}"}}' for name in [*names, "job-1999"]))
     checked, jobs = read(path, skip_invalid=True)
@@ -307,7 +307,9 @@ def test_missing_file(write: Write, tmp_path: Path) -> None:
 
 def test_memory_does_not_grow_with_lines(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Four times the lines take no more memory, ids of one's own and ids by number alike."""
-    monkeypatch.setattr(ids, "BUCKET_ITEMS", 32)  # full, and in the file, long before the smaller of the two ends
+    monkeypatch.setattr(
+        duplicate_ids, "BUCKET_ITEMS", 32
+    )  # full, and in the file, long before the smaller of the two ends
 
     def peak_bytes(lines: int) -> int:
         path = tmp_path / f"{lines}.jsonl"

@@ -19,10 +19,10 @@ from krea_batch.jobs import (
     Moodboard,
     Style,
 )
-from krea_batch.sources import syntax
-from krea_batch.sources.jsonl import JsonLines
-from krea_batch.sources.lines import MAX_LINE_BYTES
-from krea_batch.sources.syntax import MAX_DEPTH
+from krea_batch.sources import json_errors
+from krea_batch.sources.formats.jsonl import JsonLines
+from krea_batch.sources.formats.line_file import MAX_LINE_BYTES
+from krea_batch.sources.json_errors import MAX_DEPTH
 
 UUID = "01234567-89ab-cdef-0123-456789ABCDEF"
 
@@ -283,7 +283,7 @@ def test_a_key_that_stands_twice_is_found_by_counting_quotes(
     if quotes_escaped:
         line = line.replace('\\"', "\\u0022")
     try:
-        syntax.parse_object(line.encode())
+        json_errors.parse_object(line.encode())
     except JobError:
         assert JsonLines().read(line.encode()) is None
     else:

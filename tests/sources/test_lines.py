@@ -11,9 +11,9 @@ from pathlib import Path
 import pytest
 
 from krea_batch.errors import InputError
+from krea_batch.sources.formats.line_file import BLOCK_BYTES, MAX_LINE_BYTES, LineFile, Place
 from krea_batch.sources.inputs import Input, numbered
-from krea_batch.sources.lines import BLOCK_BYTES, MAX_LINE_BYTES, LineFile, Place
-from krea_batch.sources.reading import Format, Reading
+from krea_batch.sources.options import Format, Reading
 
 
 def written(folder: Path, content: bytes, name: str = "jobs.jsonl") -> LineFile:
@@ -56,7 +56,7 @@ def test_lines_over_blocks(tmp_path: Path, length: int) -> None:
 @pytest.mark.parametrize("begin", [b"", b"\xef\xbb\xbf", b"\n"])
 def test_lines_after_a_place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, begin: bytes, end: bytes) -> None:
     """From wherever a reading was, the same lines with the same numbers come as if all had been read."""
-    monkeypatch.setattr("krea_batch.sources.lines.BLOCK_BYTES", 16)
+    monkeypatch.setattr("krea_batch.sources.formats.line_file.BLOCK_BYTES", 16)
     text = b"\n".join(b"x" * length for length in (5, 0, 40, 1, 15, 16, 17, 0, 0, 3)) + end
     file = written(tmp_path, begin + text)
     places: list[Place] = []

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from krea_batch.errors import JobError
 from krea_batch.jobs import check_id
-from krea_batch.sources.sweeps import MAX_JOBS_A_ROW, Axis, axis, axis_of_text, check_names, points, repeats, seeds
+from krea_batch.sources.sweep import MAX_JOBS_A_ROW, Axis, axis, axis_of_text, check_names, points, repeats, seeds
 from krea_batch.sources.template import Template
 
 

@@ -1,0 +1,111 @@
+"""A case comes in; the engine does its work, as a library, and notes of it go out.
+
+Newcomers: the engine's gateway is wrapped, so that what is noted is what the wire said. All that the wrapper does is
+listen; nothing of the engine is left out or changed for the measurement.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+from collections.abc import Iterator
+from contextlib import AsyncExitStack
+from pathlib import Path
+from typing import Any
+
+from krea_batch.benchmark.cases import Case
+from krea_batch.benchmark.recorder import Notes, watch_loop
+from krea_batch.engine.engine import KEY_VARIABLE, Engine
+from krea_batch.errors import KreaBatchError
+from krea_batch.events import Ended, Event
+from krea_batch.gateway.client import GatewayClient
+from krea_batch.jobs import Job
+from krea_batch.pipeline.context import Gateway, Media
+from krea_batch.rules.verdicts import Accepted, Finished, PollVerdict, PostVerdict, Refused
+from krea_batch.settings import ApiKey, Settings
+
+
+class Listening:
+    """A gateway that notes what another one says."""
+
+    def __init__(self, gateway: Gateway, notes: Notes) -> None:
+        self._gateway = gateway
+        self._notes = notes
+
+    async def submit(self, body: bytes, *, callback: str = "") -> PostVerdict:
+        verdict = await self._gateway.submit(body)
+        match verdict:
+            case Accepted(request_id):
+                self._notes.accepted(request_id)
+            case Refused(_, 429):
+                self._notes.refused()
+            case _:
+                pass
+        return verdict
+
+    async def poll(self, request_id: str) -> PollVerdict:
+        self._notes.polled()
+        verdict = await self._gateway.poll(request_id)
+        if isinstance(verdict, Finished):
+            self._notes.finished(request_id, verdict.took_s)
+        return verdict
+
+    async def fetch(self, url: str, *, offset: int = 0, etag: str | None = None) -> Media:
+        return await self._gateway.fetch(url, offset=offset, etag=etag)
+
+
+async def run_engine(case: Case, notes: Notes) -> None:
+    """Do the jobs of a case. The first SIGINT brings home what is in flight, the second stops at once."""
+    options: dict[str, Any] = {
+        "gateway": case.gateway,
+        "rate": case.rate,
+        "poll_interval_s": case.poll_interval_s,
+        "max_in_flight": case.max_in_flight,
+        "max_charges": case.jobs,  # what was announced is never passed
+        "max_same_failures": 20,  # as the command line has it: a mistake should not cost a whole sweep
+    }
+    out = Path(case.out)
+    async with AsyncExitStack() as stack:
+        settings = Settings.of(out, **options)
+        client = await stack.enter_async_context(GatewayClient(settings, _key(case)))
+        engine = Engine(
+            out, gateway_client=Listening(client, notes), listeners=[lambda event: _hear(event, notes)], **options
+        )
+        watch = asyncio.create_task(watch_loop(notes.record.late_ms))
+        stack.callback(watch.cancel)
+        try:
+            async with engine:
+                _heed_interrupts(engine)
+                await engine.run(_jobs(case))
+        except KreaBatchError as stop:
+            notes.record.problem = str(stop)
+
+
+def _key(case: Case) -> ApiKey:
+    if case.simulated:
+        return ApiKey("simulated")
+    if case.key_file is None:
+        return ApiKey(os.environ.get(KEY_VARIABLE, ""))
+    return ApiKey(Path(case.key_file).read_text("utf-8").strip())
+
+
+def _jobs(case: Case) -> Iterator[Job]:
+    """The same jobs each time, so that a second run of the command finds them done."""
+    for n in range(case.jobs):
+        yield Job(id=f"{n + 1:06d}", prompt=case.prompt, seed=n)
+
+
+def _hear(event: Event, notes: Notes) -> None:
+    if isinstance(event, Ended):
+        notes.stored()
+
+
+def _heed_interrupts(engine: Engine) -> None:
+    def interrupted() -> None:
+        if engine.stopped is None:
+            engine.stop("interrupted")
+        else:
+            engine.stop_now("interrupted")
+
+    asyncio.get_running_loop().add_signal_handler(signal.SIGINT, interrupted)

@@ -1,0 +1,91 @@
+"""Figures come in; the table that people read on a terminal goes out.
+
+Newcomers: lateness of the event loop is three numbers, p50/p99/max; on the threads' script there is no loop.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from importlib.metadata import version
+from typing import TYPE_CHECKING
+
+from krea_batch.benchmark.measurements import Figures
+
+if TYPE_CHECKING:
+    from rich.table import Table
+import os
+import platform
+from datetime import UTC, datetime
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import orjson
+
+HEADS = (
+    "who", "limit", "jobs", "accepted/s", "of limit", "429s a job", "polls a job", "lag s",
+    "CPU ms a job", "KiB a job", "loop late ms",
+)  # fmt: skip
+
+
+def table(rows: Sequence[Figures]) -> Table:
+    """The table for rich to draw, one row a case."""
+    from rich import box
+    from rich.table import Table
+
+    drawn = Table(box=box.SIMPLE, header_style="bold", pad_edge=False)
+    for head in HEADS:
+        drawn.add_column(head, justify="left" if head == "who" else "right", no_wrap=head in ("who", "limit"))
+    for row in rows:
+        drawn.add_row(*cells(row))
+    return drawn
+
+
+def cells(row: Figures) -> list[str]:
+    """One row in words, in the order of HEADS; a dash is what could not be measured."""
+    late = row.loop_late_ms
+    jobs = f"{row.accepted:,}" if row.accepted == row.jobs else f"{row.accepted:,} of {row.jobs:,}"
+    return [
+        row.contender.value,
+        row.rate,
+        jobs,
+        _number(row.accepted_per_s, ".1f"),
+        _number(row.used, ".3f"),
+        _number(row.refused_429_per_job, ".4f"),
+        _number(row.polls_per_job, ".2f"),
+        _number(row.lag_mean_s, ".2f"),
+        _number(row.cpu_ms_per_job, ".2f"),
+        _number(row.memory_kib_per_job_in_flight, ".1f"),
+        f"{late.p50:.1f}/{late.p99:.1f}/{late.max:.0f}" if late else "–",
+    ]
+
+
+def _number(value: float | None, form: str) -> str:
+    return "–" if value is None else format(value, form)
+
+
+REPORT = "bench.json"
+
+
+def report(rows: Sequence[Figures], options: dict[str, Any], at: datetime) -> dict[str, Any]:
+    """Everything that was measured, where, when and how."""
+    return {
+        "krea_batch": version("krea-batch"),
+        "at": at.astimezone(UTC).isoformat(timespec="seconds"),
+        "machine": {
+            "cpus": os.cpu_count(),
+            "system": platform.system(),
+            "python": platform.python_version(),
+            "uvloop": find_spec("uvloop") is not None,
+        },
+        "options": options,
+        "figures": [msgspec.to_builtins(row) for row in rows],
+    }
+
+
+def write_report(folder: Path, content: dict[str, Any]) -> Path:
+    """Write it into the folder, in the place of an earlier one."""
+    path = folder / REPORT
+    path.write_bytes(orjson.dumps(content, option=orjson.OPT_INDENT_2 | orjson.OPT_APPEND_NEWLINE))
+    return path

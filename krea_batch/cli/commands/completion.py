@@ -1,0 +1,28 @@
+"""`krea-batch completion`: the name of a shell comes in; the script that completes commands there goes out."""
+
+from __future__ import annotations
+
+import click
+
+SHELLS = ("bash", "zsh", "fish")
+
+
+@click.command()
+@click.argument("shell", type=click.Choice(SHELLS))
+def completion(shell: str) -> None:
+    """Print the script that completes krea-batch in a SHELL.
+
+    \b
+    bash   eval "$(krea-batch completion bash)"    in ~/.bashrc
+    zsh    eval "$(krea-batch completion zsh)"    in ~/.zshrc, behind compinit
+    fish   krea-batch completion fish > ~/.config/fish/completions/krea-batch.fish
+    """
+    from click.shell_completion import get_completion_class
+
+    from krea_batch.cli.app import app
+
+    kind = get_completion_class(shell)
+    if kind is None:
+        raise click.UsageError(f"{shell} is not known to the installed click")
+    script = kind(app, {}, "krea-batch", "_KREA_BATCH_COMPLETE").source()
+    click.echo(script)

@@ -1,0 +1,13 @@
+"""`krea-batch dashboard`: nothing comes in; a Grafana dashboard for the metrics of --metrics-port goes out."""
+
+from __future__ import annotations
+
+import click
+
+
+@click.command()
+def dashboard() -> None:
+    """Print a Grafana dashboard for `krea-batch run --metrics-port`, as JSON to be imported."""
+    from krea_batch import observability
+
+    click.echo(observability.dashboard(), nl=False)

@@ -1,0 +1,52 @@
+"""`krea-batch doctor`: nothing but this machine comes in; what stands in the way of a run goes out."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import click
+
+from krea_batch.cli.app import BAD_INPUT, OK, SOME_FAILED
+
+CODES = {"ok": OK, "warn": SOME_FAILED, "fail": BAD_INPUT}
+
+
+@click.command()
+@click.option(
+    "--out",
+    type=click.Path(path_type=Path, file_okay=False),
+    default=".",
+    help="Where the run is to be.  [default: here]",
+)
+@click.option(
+    "--gateway", default="https://gateway.pixazo.ai", show_default=True, metavar="URL", help="Where the API is."
+)
+@click.option(
+    "--api-key-file",
+    type=click.Path(path_type=Path, dir_okay=False),
+    help="Read the API key from a file instead of PIXAZO_API_KEY. It is looked at, and not sent.",
+)
+@click.option(
+    "--max-in-flight", type=int, default=500, show_default=True, metavar="N", help="As `run` is to have it."
+)
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+def doctor(out: Path, gateway: str, api_key_file: Path | None, max_in_flight: int, as_json: bool) -> None:
+    """Look at the key, the disk, the clock, the way to the gateway, and what is installed. Nothing is paid.
+
+    Exit code 0 when all is well, 1 when something may trouble a run, 2 when a run cannot be.
+    """
+    import msgspec
+
+    from krea_batch.cli.ui.diagnostics import check_all
+    from krea_batch.cli.ui.formatting import marked
+
+    findings = check_all(out, gateway, str(api_key_file) if api_key_file else None, max_in_flight)
+    worst = max((finding.state for finding in findings), key=list(CODES).index)
+    if as_json:
+        click.echo(msgspec.json.encode({"state": worst, "findings": findings}))
+    else:
+        for finding in findings:
+            right = f"\n              {finding.right}" if finding.right else ""
+            click.echo(f"{marked(finding.state)} {finding.what:8} {finding.found}{right}")
+    sys.exit(CODES[worst])

@@ -1,0 +1,80 @@
+"""`krea-batch export`: a run's folder comes in; its pictures, as other tools load them, go out."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+if TYPE_CHECKING:
+    from krea_batch.maintenance.export import Gallery
+    from krea_batch.maintenance.export.writers import Options
+
+FORMATS = ("imagefolder", "parquet", "webdataset", "csv", "zip")
+
+
+@click.command()
+@click.argument("out", type=click.Path(path_type=Path, file_okay=False))
+@click.option("--format", "format_", type=click.Choice(FORMATS), required=True, help="What to write.")
+@click.option("--to", type=click.Path(path_type=Path), required=True, metavar="DEST", help="Where to write it.")
+@click.option("--ids-from", metavar="FILE", help="Only the jobs whose ids are in FILE, one a line; - reads them.")
+@click.option("--embed-metadata", is_flag=True, help="Put prompt, parameters and request_id into each PNG.")
+@click.option(
+    "--shard-size",
+    type=click.IntRange(min=1),
+    default=1000,
+    show_default=True,
+    metavar="N",
+    help="Pictures in a shard of a WebDataset.",
+)
+@click.option("--force", is_flag=True, help="Replace DEST where it is there.")
+@click.option("--quiet", "-q", is_flag=True, help="Print nothing but errors.")
+def export(
+    out: Path,
+    format_: str,
+    to: Path,
+    ids_from: str | None,
+    embed_metadata: bool,
+    shard_size: int,
+    force: bool,
+    quiet: bool,
+) -> None:
+    """Write the pictures of the run in OUT as other tools load them. The run is only read, and may be going on.
+
+    \b
+    imagefolder   a folder with metadata.jsonl: datasets.load_dataset("imagefolder", data_dir=DEST)
+    parquet       one file with the pictures in it: datasets.load_dataset("parquet", data_files=DEST)
+    webdataset    a folder of tar shards
+    csv           a row a picture, for spreadsheets and pandas; the pictures stay where they are
+    zip           pictures and metadata.jsonl in one file
+    """
+    from krea_batch.cli.options.job_id_file import ids_from as read_ids
+    from krea_batch.cli.ui.formatting import counted
+    from krea_batch.errors import InputError
+    from krea_batch.maintenance.export import Gallery
+    from krea_batch.maintenance.export.writers import Options
+
+    options = Options(embed=embed_metadata, shard_pictures=shard_size, force=force)
+    if embed_metadata and format_ == "csv":
+        raise click.UsageError("--embed-metadata does not go with csv: it leaves the pictures where they are")
+    with Gallery(out, read_ids(ids_from)) as gallery:
+        try:
+            count = _shown(gallery, format_, to, options, quiet=quiet)
+        except OSError as error:
+            raise InputError(
+                f"{to} cannot be written ({error.strerror})", "make room, or choose another place"
+            ) from None
+    if not quiet:
+        click.echo(f"{counted(count, 'picture')} in {to}")
+
+
+def _shown(gallery: Gallery, format_: str, to: Path, options: Options, *, quiet: bool) -> int:
+    """Export with a bar on standard error, where that is a terminal."""
+    from krea_batch.maintenance.export import export as write
+
+    if quiet or not sys.stderr.isatty():
+        return write(gallery, format_, to, options)
+    with click.progressbar(length=gallery.count(), label=f"{format_:11}", file=sys.stderr) as bar:
+        return write(gallery, format_, to, options, bar.update)

@@ -1,0 +1,91 @@
+"""`krea-batch init`: a folder comes in; a commented `krea-batch.toml` and a first job file go out."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from krea_batch.cli.app import CONFIG, SOME_FAILED
+from krea_batch.cli.ui.formatting import say
+
+JOBS = "jobs.jsonl"
+SAMPLE = """\
+{"id": "lighthouse", "prompt": "a lighthouse in a storm, oil on canvas", "aspect_ratio": "16:9"}
+{"id": "fox", "prompt": "a fox asleep under a fern, morning light", "creativity": "high", "seed": 7}
+{"id": "tea", "prompt": "a tin robot pouring tea, studio photograph", "sweep": {"seed": "1..2"}}
+"""
+HEAD = """\
+# Defaults of krea-batch for commands that are started in this folder. Take the # off a line to set it.
+# An option on the command line, and then KREA_BATCH_… in the environment, count before this file.
+# The API key does not belong here: set PIXAZO_API_KEY, or name a file of its own by api-key-file.
+"""
+EXAMPLES = {
+    "poll-rate": "50/s",
+    "max-charges": 1000,
+    "sink": "s3://bucket/folder",
+    "api-key-file": "key.txt",
+    "webhook-listen": "0.0.0.0:8080",
+    "webhook-url": "https://my.host/krea",
+    "log-file": "run.log",
+    "metrics-port": "9100",
+    "input-format": "text",
+    "prompt-column": "caption",
+    "id-column": "nr",
+    "map": ["seed=start"],
+    "prompt-template": "{prompt}, oil on canvas",
+    "sweep": ["creativity=raw,high"],
+    "seeds": "1..4",
+    "repeat": 4,
+    "confirm-above": 100,
+}
+"""Of options without a default: what they may look like."""
+NOT_HERE = ("jobs", "out", "as_json", "verbose", "quiet", "yes")  # of one call, not of a folder
+
+
+@click.command()
+@click.argument("folder", type=click.Path(path_type=Path, file_okay=False), default=".")
+def init(folder: Path) -> None:
+    """Write a commented krea-batch.toml and a first job file into FOLDER (the one you are in).
+
+    Nothing is overwritten.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    kept = [name for name, text in ((CONFIG, config()), (JOBS, SAMPLE)) if not _write(folder / name, text)]
+    for name in kept:
+        say(f"krea-batch: {folder / name} is there already, and stays as it is")
+    if len(kept) == 2:
+        raise SystemExit(SOME_FAILED)
+    within = "" if folder == Path() else f"cd {folder}\n  "
+    click.echo(
+        f"try it, offline and free:\n  {within}krea-batch run {JOBS} --out out --simulate\n"
+        f"and in earnest:\n  export PIXAZO_API_KEY=…\n  krea-batch run {JOBS} --out pictures"
+    )
+
+
+def config() -> str:
+    """A `krea-batch.toml` in which every option of `run` stands with its default, commented out."""
+    from krea_batch.cli.commands.run import run
+
+    options = [each for each in run.params if isinstance(each, click.Option) and each.name not in NOT_HERE]
+    return "\n".join([HEAD, *(f"# {' '.join((each.help or '').split())}\n#{_line(each)}\n" for each in options)])
+
+
+def _line(option: click.Option) -> str:
+    """The option with its default, or with what it may look like."""
+    import json
+
+    name = option.opts[0].lstrip("-")
+    value: Any = False if option.is_flag else EXAMPLES.get(name, option.default)
+    return f"{name} = {json.dumps(value, ensure_ascii=False)}"  # of text, numbers, lists and flags, TOML is the same
+
+
+def _write(path: Path, text: str) -> bool:
+    """Write a new file; False where there is one."""
+    try:
+        with path.open("x", encoding="utf-8") as file:
+            file.write(text)
+    except FileExistsError:
+        return False
+    return True

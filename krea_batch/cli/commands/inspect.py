@@ -1,0 +1,66 @@
+"""`krea-batch inspect`: PNG files come in; what is written in them goes out."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import click
+
+from krea_batch.cli.app import BAD_INPUT, OK
+from krea_batch.cli.ui.formatting import say
+
+
+@click.command()
+@click.argument("files", nargs=-1, required=True, type=click.Path(path_type=Path), metavar="FILE…")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object a file.")
+def inspect(files: tuple[Path, ...], as_json: bool) -> None:
+    """Show what is written in PNG files: what `export --embed-metadata` put there, and what others did.
+
+    Exit code 0, or 2 where a file is no whole PNG.
+    """
+    import msgspec
+
+    from krea_batch.maintenance.export.png_metadata import texts_in
+    from krea_batch.storage.png import PngError
+
+    code = OK
+    for path in files:
+        try:
+            texts = texts_in(path.read_bytes())
+        except (OSError, PngError) as error:
+            reason = error.strerror if isinstance(error, OSError) else error
+            say(f"krea-batch: {path}: {reason}")
+            code = BAD_INPUT
+            continue
+        if as_json:
+            click.echo(msgspec.json.encode({"file": str(path), "texts": texts}))
+        else:
+            click.echo("\n".join([str(path), *_lines(texts)]))
+    sys.exit(code)
+
+
+def _lines(texts: dict[str, str]) -> list[str]:
+    """A line a text; ours unfolded into its parts."""
+    import msgspec
+
+    from krea_batch.maintenance.export.png_metadata import DETAILS
+
+    if not texts:
+        return ["  nothing is written in it (krea-batch export --embed-metadata does)"]
+    shown = {keyword: text for keyword, text in texts.items() if keyword != DETAILS}
+    try:
+        details = msgspec.json.decode(texts.get(DETAILS, "{}"), type=dict[str, object])
+    except msgspec.DecodeError:
+        details = {DETAILS: texts[DETAILS]}
+    request = details.pop("request", {})
+    if isinstance(request, dict):
+        details |= {key: value for key, value in request.items() if key != "prompt"}
+    shown |= {key: msgspec.json.encode(value).decode().strip('"') for key, value in details.items() if value}
+    width = max(map(len, shown))
+    return [f"  {keyword:<{width}}  {_safe(text)}" for keyword, text in shown.items()]
+
+
+def _safe(text: str) -> str:
+    """Without what would move a terminal's cursor."""
+    return "".join(letter if letter.isprintable() else " " for letter in text)

@@ -1,0 +1,77 @@
+"""`krea-batch plan`: jobs come in; how long they take and what they cost goes out. Nothing is sent."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from krea_batch.cli.options.input_options import reading_of, reading_options
+from krea_batch.cli.options.run_options import pace_options
+
+
+@click.command()
+@click.argument("jobs", nargs=-1, required=True, metavar="JOBS…")
+@click.option(
+    "--out",
+    type=click.Path(path_type=Path, file_okay=False),
+    help="The run's folder: only what is left of it is counted.",
+)
+@click.option("--price", type=click.FloatRange(min=0), metavar="X", help="What an image costs.")
+@click.option(
+    "--latency",
+    metavar="DIST",
+    help="How long a job takes: 12s, 5s..30s, lognormal:12,0.3 (median, sigma), bimodal:5,25,0.3.  "
+    "[default: lognormal:12,0.3]",
+)
+@click.option(
+    "--like",
+    type=click.Path(path_type=Path, file_okay=False),
+    metavar="OUT",
+    help="Learn latencies and sizes from an earlier run.",
+)
+@click.option("--limit", metavar="RATE", help="The gateway's own limit, where it is lower than --rate.")
+@click.option(
+    "--time-scale",
+    type=click.FloatRange(min=0, min_open=True),
+    default=1.0,
+    metavar="X",
+    help="As for `run --simulate`: generation takes 1/X of the time.",
+)
+@pace_options
+@click.option("--skip-invalid", is_flag=True, help="Count the good lines when others are bad.")
+@reading_options
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+def plan(
+    jobs: tuple[str, ...],
+    out: Path | None,
+    price: float | None,
+    latency: str | None,
+    like: Path | None,
+    limit: str | None,
+    as_json: bool,
+    **options: Any,
+) -> None:
+    """Forecast a run of the JOBS: images, time, polls, bytes, cost, and what limits it. Nothing is sent or paid.
+
+    The real engine is run in virtual time with the given rate and cap, against a model of the gateway.
+    """
+    import msgspec
+
+    from krea_batch.cli.ui.forecast_output import as_lines, left_of, question_of
+    from krea_batch.cli.ui.run_session import check_jobs
+    from krea_batch.forecast import forecast
+    from krea_batch.settings import Settings
+    from krea_batch.sources import JobFiles
+
+    skip_invalid = options["skip_invalid"]
+    question = question_of(0, options, latency=latency, same_as=like, limit=limit)  # mistakes are told before a look
+    with JobFiles(jobs, reading=reading_of(options), skip_invalid=skip_invalid) as files:
+        checked = check_jobs(files, Settings(out=out or Path()), skip_invalid=skip_invalid, quiet=as_json)
+    found = forecast(msgspec.structs.replace(question, jobs=left_of(checked.jobs, out)))
+    if as_json:
+        told = msgspec.to_builtins(found) | {"cost": None if price is None else found.jobs * price}
+        click.echo(msgspec.json.encode(told))
+    else:
+        click.echo("\n".join(as_lines(found, price)))

@@ -1,0 +1,121 @@
+"""`krea-batch resolve`: somebody's word on ambiguous jobs comes in; the record of it goes out."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+if TYPE_CHECKING:
+    from krea_batch.ledger import Doubt
+    from krea_batch.maintenance.resolve import Doubts
+
+
+@click.command()
+@click.argument("out", type=click.Path(path_type=Path, file_okay=False))
+@click.argument("jobs", nargs=-1, metavar="[JOB]…")
+@click.option("--list", "listed", is_flag=True, help="Show the ambiguous jobs and change nothing (the default).")
+@click.option("--resubmit", is_flag=True, help="Have the next run submit them again; they may be paid twice.")
+@click.option("--abandon", is_flag=True, help="End them as cancelled; whether they were paid stays unknown.")
+@click.option(
+    "--adopt",
+    multiple=True,
+    metavar="JOB=REQUEST_ID",
+    help="The job was accepted, under this request_id (look into the provider's dashboard, or ask its support); "
+    "the next run fetches the picture. May be given often.",
+)
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+def resolve(
+    out: Path,
+    jobs: tuple[str, ...],
+    listed: bool,
+    resubmit: bool,
+    abandon: bool,
+    adopt: tuple[str, ...],
+    as_json: bool,
+) -> None:
+    """Decide what becomes of the ambiguous jobs of the run in OUT: all of them, or each JOB that is named.
+
+    A job is ambiguous when its submit left this machine and no answer proves whether it was accepted, and so
+    paid. Nothing is sent from here: run the same command as before to go on.
+    """
+    from krea_batch.maintenance.resolve import Doubts, list_doubts
+
+    chosen = [name for name, on in (("--list", listed), ("--resubmit", resubmit), ("--abandon", abandon)) if on]
+    chosen += ["--adopt"] * bool(adopt)
+    if len(chosen) > 1:
+        raise click.UsageError(f"{' and '.join(chosen)} do not go together; decide one after the other")
+    if not chosen or listed:
+        _show([doubt for doubt in list_doubts(out) if not jobs or doubt.id in jobs], out, as_json=as_json)
+        return
+    if adopt and jobs:
+        raise click.UsageError("--adopt names its jobs itself")
+    with Doubts(out) as doubts:
+        decided = _decide(doubts, jobs, _pairs(adopt), resubmit=resubmit)
+        left = doubts.jobs
+    _tell(decided, left, as_json=as_json)
+
+
+def _decide(doubts: Doubts, jobs: tuple[str, ...], found: dict[str, str], *, resubmit: bool) -> dict[str, int]:
+    """How many jobs were decided in which way."""
+    if found:
+        doubts.adopt(found)
+        return {"adopted": len(found)}
+    chosen = jobs or [doubt.id for doubt in doubts.jobs]
+    if resubmit:
+        doubts.resubmit(chosen)
+        return {"resubmitted": len(chosen)}
+    doubts.abandon(chosen)
+    return {"abandoned": len(chosen)}
+
+
+def _pairs(adopt: tuple[str, ...]) -> dict[str, str]:
+    """Request_ids by job, from JOB=REQUEST_ID; an id may hold an equals sign, a request_id cannot."""
+    pairs: dict[str, str] = {}
+    for text in adopt:
+        job_id, equals, request_id = text.rpartition("=")
+        if not (job_id and equals and request_id) or job_id in pairs:
+            wrong = "is given twice" if job_id in pairs else "is not JOB=REQUEST_ID"
+            raise click.BadParameter(f"{text!r} {wrong}", param_hint="'--adopt'")
+        pairs[job_id] = request_id
+    return pairs
+
+
+def _show(doubts: list[Doubt], out: Path, *, as_json: bool) -> None:
+    import msgspec
+
+    from krea_batch.cli.ui.formatting import counted
+
+    if as_json:
+        fields = [
+            {"id": doubt.id, "submitted_at": doubt.submitted_at, "why": doubt.why, "request": msgspec.Raw(doubt.body)}
+            for doubt in doubts
+        ]
+        click.echo(msgspec.json.encode({"ambiguous": fields}))
+        return
+    if not doubts:
+        click.echo(f"no ambiguous job in {out}")
+        return
+    click.echo(f"{counted(len(doubts), 'ambiguous job')} in {out}: each may or may not have been paid")
+    for doubt in doubts:
+        prompt = " ".join(msgspec.json.decode(doubt.body)["prompt"].split())
+        click.echo(f"  {doubt.id}  submitted {doubt.submitted_at}  {doubt.why}\n      {_safe(prompt)[:100]}")
+    click.echo("decide by --adopt JOB=REQUEST_ID, --resubmit or --abandon")
+
+
+def _tell(decided: dict[str, int], left: list[Doubt], *, as_json: bool) -> None:
+    import orjson
+
+    if as_json:
+        click.echo(orjson.dumps(decided | {"ambiguous": len(left)}).decode())
+        return
+    (word, count) = next(iter(decided.items()))
+    click.echo(f"{count:,} {word}, {len(left):,} still ambiguous")
+    if word != "abandoned":
+        click.echo("run the same command as before to go on")
+
+
+def _safe(text: str) -> str:
+    """Without what would move a terminal's cursor."""
+    return "".join(letter if letter.isprintable() else " " for letter in text)

@@ -1,0 +1,90 @@
+"""`krea-batch retry`: jobs that ended without a picture come in; they are submitted again."""
+
+from __future__ import annotations
+
+import sys
+from collections import Counter
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from krea_batch.cli.app import BAD_INPUT, OK
+from krea_batch.cli.options.run_options import running_options
+
+if TYPE_CHECKING:
+    from krea_batch.jobs import State
+
+STATES = ("failed", "rejected", "errored", "cancelled")
+USUALLY = ("failed", "rejected", "errored")
+
+
+@click.command()
+@click.argument("out", type=click.Path(path_type=Path, file_okay=False))
+@click.argument("ids", nargs=-1, metavar="[ID]…")
+@click.option(
+    "--status",
+    type=click.Choice(STATES),
+    multiple=True,
+    help=f"Which, where no ID is given; may be given often.  [default: {', '.join(USUALLY)}]",
+)
+@click.option("--ids-from", metavar="FILE", help="The jobs whose ids are in FILE, one a line; - reads them.")
+@click.option("--yes", "-y", is_flag=True, help="Do not ask; each of them may be paid again.")
+@running_options
+def retry(
+    out: Path, ids: tuple[str, ...], status: tuple[str, ...], ids_from: str | None, yes: bool, **options: Any
+) -> None:
+    """Submit jobs of the run in OUT again that ended without a picture: all of them, or each ID.
+
+    Every POST that is accepted is paid, so it says how many that may be, and asks. Jobs that have their picture are
+    never submitted again; ambiguous ones are decided with `resolve`. What else is open in OUT goes on as well.
+    """
+    from krea_batch.cli.options.job_id_file import ids_from as read_ids
+    from krea_batch.cli.options.logging_options import keep_log
+    from krea_batch.cli.ui.run_session import Batch, prepare
+    from krea_batch.engine.event_loop import run_loop
+    from krea_batch.maintenance.retry import Retries
+    from krea_batch.sources import Checked, JobFiles
+    from krea_batch.storage.run_dir import check_run
+
+    named = [*ids, *(read_ids(ids_from) or [])]
+    if named and status:
+        raise click.UsageError("--status does not go with ids")
+    check_run(out)
+    options["out"] = out
+    settings, key = prepare(options)
+    keep_log(verbose=options["verbose"], log_file=options["log_file"], log_format=options["log_format"])
+    with Retries(out) as retries:
+        chosen = retries.named(named) if named else retries.jobs(_states(status or USUALLY))
+        if not chosen and not retries.open_jobs():
+            click.echo(f"no job in {out} ended in {' or '.join(status or USUALLY)}; nothing to submit again")
+            sys.exit(OK)
+        if chosen and not (yes or options["simulate"]):
+            _ask(chosen, retries.waiting())
+        retries.again(chosen)
+        total = retries.total()
+    checked = Checked(jobs=total, rows=total, bad_lines=0, duplicates=0, problems=(), notes=())
+    with JobFiles(()) as none:
+        none.check()
+        sys.exit(run_loop(Batch(settings, key, none, checked, options).run))
+
+
+def _states(words: tuple[str, ...]) -> list[State]:
+    from krea_batch.jobs import State
+
+    return [State(word) for word in words]
+
+
+def _ask(chosen: dict[str, State], waiting: int) -> None:
+    """Go on only by somebody's word; exits with 2 where there is none."""
+    from krea_batch.cli.ui.formatting import counted
+
+    kinds = ", ".join(f"{count:,} {state.value}" for state, count in Counter(chosen.values()).items())
+    jobs, charges = counted(len(chosen), "job"), counted(len(chosen) + waiting, "charge")
+    also = f", and {waiting:,} not submitted yet" if waiting else ""
+    click.echo(f"{jobs} ({kinds}) to be submitted again{also}: up to {charges}", err=True)
+    if not sys.stdin.isatty():
+        raise click.UsageError("nobody can be asked here: add --yes to pay for them")
+    if not click.confirm("Go on?", err=True):
+        click.echo("Nothing was submitted.", err=True)
+        sys.exit(BAD_INPUT)

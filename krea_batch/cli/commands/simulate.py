@@ -1,0 +1,140 @@
+"""`krea-batch simulate`: options come in; an offline gateway that serves until it is told to stop goes out."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import click
+
+if TYPE_CHECKING:
+    from krea_batch.testing.simulator import Simulator, SimulatorError, SimulatorSettings
+
+
+@click.command()
+@click.option("--host", default="127.0.0.1", show_default=True, help="Where to listen.")
+@click.option("--port", default=8787, show_default=True, help="The gateway's port; 0 takes any free one.")
+@click.option("--cdn-port", default=0, help="The CDN's port.  [default: any free one]")
+@click.option(
+    "--latency",
+    default="lognormal:12,0.3",
+    show_default=True,
+    metavar="DIST",
+    help="How long a job takes: fixed:15, uniform:5,30, lognormal:12,0.4 or bimodal:5,25,0.3.",
+)
+@click.option(
+    "--time-scale",
+    default=1.0,
+    show_default=True,
+    metavar="X",
+    help="Jobs take 1/X of their latency. Limits and Retry-After stay in real time.",
+)
+@click.option("--workers", default=0, metavar="N", help="Jobs in work at once.  [default: no bound]")
+@click.option(
+    "--rate-limit",
+    "--submit-limit",
+    "submit_limit",
+    default="none",
+    metavar="LIMIT",
+    help="Of submits: token-bucket:10/s or 10/s,20 (burst), fixed-window:60/m, sliding-window:10/s.",
+)
+@click.option("--poll-limit", default="none", metavar="LIMIT", help="The same for polls.")
+@click.option("--shared-limit", is_flag=True, help="Polls draw on the submits' limit.")
+@click.option(
+    "--retry-after",
+    default="seconds",
+    show_default=True,
+    metavar="FORM",
+    help="What a 429 says of when to come back: seconds, date or none.",
+)
+@click.option(
+    "--fault",
+    "faults",
+    multiple=True,
+    metavar="NAME=P",
+    help="Strike with probability P, for example submit-500=0.1; may be given often. --fault list shows all.",
+)
+@click.option(
+    "--fault-tries", default=0, metavar="N", help="Faults strike only the first N tries of one thing.  [default: all]"
+)
+@click.option("--balance", type=int, metavar="N", help="Credits; each accepted submit takes one.  [default: endless]")
+@click.option("--outputs", default=1, show_default=True, metavar="N", help="Pictures of a job, 1 to 4.")
+@click.option("--tiny", is_flag=True, help="Small pictures, made in no time.")
+@click.option("--picture-bytes", default=0, metavar="N", help="Pictures of noise, of exactly N bytes.")
+@click.option("--key", default="", help="The only API key to accept.  [default: any]")
+@click.option("--revoke-after", default=0, metavar="N", help="Refuse every key after N accepted submits.")
+@click.option("--lenient", is_flag=True, help="Accept unknown fields in a body.")
+@click.option("--webhooks-anywhere", is_flag=True, help="Send webhooks to other hosts than this one, too.")
+@click.option("--slow-s", default=1.0, show_default=True, metavar="S", help="What the fault cdn-slow takes.")
+@click.option(
+    "--hang-s", default=30.0, show_default=True, metavar="S", help="What the faults submit-hang and poll-hang take."
+)
+@click.option("--remember-in", default="", metavar="FILE", help="Keep accepted jobs over restarts.")
+@click.option("--seed", default=0, show_default=True, help="All chance comes from it.")
+@click.option("--json", "as_json", is_flag=True, help="Print the addresses as one JSON object.")
+def simulate(faults: tuple[str, ...], as_json: bool, **options: Any) -> None:
+    """Serve the Krea 2 Large gateway and its CDN offline, as the API document says.
+
+    What it charged is told at /_admin/totals and /_admin/ledger of the gateway's address.
+    """
+    from krea_batch.engine.event_loop import run_loop
+    from krea_batch.testing.simulator import SimulatorError, SimulatorSettings
+    from krea_batch.testing.simulator.faults import FAULTS
+
+    if "list" in faults:
+        click.echo("\n".join(f"{name:<16} {meaning}" for name, meaning in FAULTS.items()))
+        return
+    try:
+        settings = SimulatorSettings(faults=dict(map(_fault, faults)), **options)
+        run_loop(_serve, settings, as_json)
+    except SimulatorError as problem:
+        raise _bad(problem) from None
+
+
+async def _serve(settings: SimulatorSettings, as_json: bool) -> None:
+    import signal
+
+    import anyio
+
+    from krea_batch.testing.simulator import Simulator
+
+    with anyio.open_signal_receiver(signal.SIGINT, signal.SIGTERM) as signals:
+        async with Simulator(settings) as simulator:
+            _announce(simulator, as_json)
+            async for _ in signals:
+                break
+    if not as_json:
+        totals = simulator.totals()
+        named = (f"{totals[name]:,} {name}" for name in ("accepted", "charged", "polls", "downloads"))
+        click.echo("\n" + ", ".join(named))
+
+
+def _announce(simulator: Simulator, as_json: bool) -> None:
+    """Print where it is found; click.echo flushes each line."""
+    urls = {name: getattr(simulator, name) for name in ("gateway_url", "cdn_url", "admin_url")}
+    if as_json:
+        import orjson
+
+        click.echo(orjson.dumps(urls))
+        return
+    click.echo(f"gateway  {urls['gateway_url']}")
+    click.echo(f"pictures {urls['cdn_url']}")
+    click.echo(f"books    {urls['admin_url']}/totals")
+    click.echo(f"PIXAZO_API_KEY=any krea-batch run JOBS --out DIR --gateway {urls['gateway_url']}")
+    click.echo("Ctrl-C ends it.")
+
+
+def _fault(text: str) -> tuple[str, float]:
+    name, _, probability = text.partition("=")
+    try:
+        return name, float(probability or 1)
+    except ValueError:
+        hint = "'--fault'"
+        raise click.BadParameter(f"{text!r}: write NAME=P, for example submit-500=0.1", param_hint=hint) from None
+
+
+def _bad(problem: SimulatorError) -> click.UsageError:
+    """The same in terms of the command line."""
+    option = {"submit_limit": "rate-limit", "faults": "fault"}.get(problem.field, problem.field.replace("_", "-"))
+    if not option:
+        return click.UsageError(str(problem))
+    return click.BadParameter(problem.problem, param_hint=f"'--{option}'")

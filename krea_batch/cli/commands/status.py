@@ -1,0 +1,26 @@
+"""`krea-batch status`: a run's folder comes in; where its jobs stand goes out, also while it runs."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+
+@click.command()
+@click.argument("out", type=click.Path(path_type=Path, file_okay=False))
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+def status(out: Path, as_json: bool) -> None:
+    """Show where the jobs of the run in OUT stand, and what was charged."""
+    import orjson
+
+    from krea_batch.cli.ui.formatting import counted
+    from krea_batch.cli.ui.summary import FolderState
+    from krea_batch.storage.run_dir import check_run
+
+    check_run(out)
+    folder = FolderState.read(out)
+    if as_json:
+        click.echo(orjson.dumps(folder.fields()).decode())
+    else:
+        click.echo("\n".join([f"{counted(folder.total, 'job')} in {out}", *folder.lines()]))

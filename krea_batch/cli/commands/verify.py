@@ -1,0 +1,180 @@
+"""`krea-batch verify`: a run's folder comes in; the pictures that are not as recorded go out, or are mended."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from krea_batch.cli.app import OK, SOME_FAILED
+from krea_batch.cli.ui.formatting import say
+
+if TYPE_CHECKING:
+    from krea_batch.maintenance.export.run_images import Gallery, Picture
+    from krea_batch.maintenance.verify import Fault, Fetcher
+    from krea_batch.settings import ApiKey, Settings
+
+
+@click.command()
+@click.argument("out", type=click.Path(path_type=Path, file_okay=False))
+@click.option("--repair", is_flag=True, help="Fetch again what is damaged or gone. It is paid; nothing is submitted.")
+@click.option(
+    "--gateway", default="https://gateway.pixazo.ai", show_default=True, metavar="URL", help="Where the API is."
+)
+@click.option(
+    "--api-key-file",
+    type=click.Path(path_type=Path, dir_okay=False),
+    help="Read the API key from a file instead of PIXAZO_API_KEY; only --repair needs one.",
+)
+@click.option("--simulate", is_flag=True, help="With --repair: the run was made with --simulate.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+@click.option("--quiet", "-q", is_flag=True, help="Print nothing but what is wrong.")
+def verify(
+    out: Path, repair: bool, gateway: str, api_key_file: Path | None, simulate: bool, as_json: bool, quiet: bool
+) -> None:
+    """Hold every picture of the run in OUT against the ledger: is it there, whole, and the very one recorded?
+
+    Exit code 0 when all are, or are repaired; 1 when some are not.
+    """
+    from krea_batch.maintenance.export.run_images import Gallery
+
+    with Gallery(out) as pictures:
+        if repair:
+            checked, found = _repaired(pictures, out, gateway, api_key_file, simulate=simulate)
+        else:
+            checked, found = _found(pictures)
+    _tell(out, checked, found, as_json=as_json, quiet=quiet)
+    sys.exit(SOME_FAILED if any(not fault.repaired for fault in found) else OK)
+
+
+def _found(gallery: Gallery) -> tuple[int, list[Fault]]:
+    checked, damaged = _damaged(gallery)
+    return checked, [_fault(picture, what) for picture, what in damaged]
+
+
+def _damaged(gallery: Gallery) -> tuple[int, list[tuple[Picture, str]]]:
+    """How many pictures there are, and those that are not as recorded; with a bar where people look."""
+    from krea_batch.maintenance.verify import faults
+
+    checked, found = 0, []
+    with click.progressbar(
+        faults(gallery), length=gallery.count(), label="verify", file=sys.stderr, hidden=not sys.stderr.isatty()
+    ) as seen:
+        for picture, what in seen:
+            checked += 1
+            if what:
+                found.append((picture, what))
+    return checked, found
+
+
+def _repaired(
+    gallery: Gallery, out: Path, gateway: str, api_key_file: Path | None, *, simulate: bool
+) -> tuple[int, list[Fault]]:
+    """The same, with all of it fetched again that can be. The folder is held meanwhile."""
+    from krea_batch.cli.ui.run_session import find_key
+    from krea_batch.engine.event_loop import run_loop
+    from krea_batch.settings import ApiKey, Settings
+    from krea_batch.storage.run_dir import RunFolder
+
+    key = ApiKey("simulated") if simulate else find_key(str(api_key_file) if api_key_file else None)
+    settings = Settings.of(out=out, gateway=gateway)
+    folder = RunFolder(out)
+    folder.take()
+    try:
+        checked, damaged = _damaged(gallery)
+        repaired: list[Fault] = []
+
+        async def mend() -> int:
+            repaired.extend(await _mend(damaged, settings, key, simulate=simulate))
+            return OK
+
+        if damaged:
+            run_loop(mend)
+    finally:
+        folder.release()
+    return checked, repaired
+
+
+async def _mend(
+    damaged: list[tuple[Picture, str]], settings: Settings, key: ApiKey, *, simulate: bool
+) -> list[Fault]:
+    from contextlib import AsyncExitStack
+
+    import anyio
+    import msgspec
+
+    from krea_batch.cli.ui.run_session import start_simulator
+    from krea_batch.gateway.client import GatewayClient
+    from krea_batch.maintenance.verify import AT_ONCE
+
+    found: dict[int, Fault] = {}
+    async with AsyncExitStack() as stack:
+        if simulate:
+            url = await start_simulator(stack, settings.out)
+            settings = msgspec.structs.replace(settings, gateway=url)
+        _check_origin(settings)
+        gateway = await stack.enter_async_context(GatewayClient(settings, key))
+        slots = anyio.CapacityLimiter(AT_ONCE)
+
+        async def one(n: int, picture: Picture, what: str) -> None:
+            async with slots:
+                found[n] = await _mended(picture, what, gateway)
+
+        async with anyio.create_task_group() as group:
+            for n, (picture, what) in enumerate(damaged):
+                group.start_soon(one, n, picture, what)
+    return [found[n] for n in sorted(found)]
+
+
+async def _mended(picture: Picture, what: str, gateway: Fetcher) -> Fault:
+    from krea_batch.maintenance.verify import NotRepaired, repair
+
+    try:
+        await repair(picture, gateway)
+    except NotRepaired as error:
+        return _fault(picture, f"{what}; {error}")
+    return _fault(picture, what, repaired=True)
+
+
+def _check_origin(settings: Settings) -> None:
+    """Raise RunFolderError where the run's request_ids mean nothing at this gateway."""
+    from contextlib import closing
+
+    from krea_batch.errors import RunFolderError
+    from krea_batch.ledger import Store
+    from krea_batch.storage.run_dir import LEDGER
+
+    with closing(Store.open(settings.out / LEDGER, read_only=True)) as store:
+        (origin,) = store.read(Store.gateway)
+    if origin != settings.origin:
+        wrong = f"its jobs were submitted to {origin}, not to {settings.origin}"
+        right = "add --simulate" if "127.0.0.1" in str(origin) else "give the same --gateway"
+        raise RunFolderError(settings.out, wrong, right)
+
+
+def _fault(picture: Picture, what: str, *, repaired: bool = False) -> Fault:
+    from krea_batch.maintenance.verify import Fault
+
+    return Fault(picture.outcome.id, picture.file.path, picture.outcome.request_id, what, repaired)
+
+
+def _tell(out: Path, checked: int, found: list[Fault], *, as_json: bool, quiet: bool) -> None:
+    import msgspec
+
+    from krea_batch.cli.ui.formatting import counted
+
+    repaired = sum(fault.repaired for fault in found)
+    if as_json:
+        fields = {"pictures": checked, "faults": len(found), "repaired": repaired, "which": found}
+        click.echo(msgspec.json.encode(fields))
+        return
+    for fault in found:
+        say(f"{out / fault.path}: {fault.what}{'; fetched again' if fault.repaired else ''}")
+    if quiet:
+        return
+    wrong = f"{len(found):,} not as recorded" if found else "all as recorded"
+    click.echo(f"{counted(checked, 'picture')}, {wrong}{f', {repaired:,} fetched again' if repaired else ''}")
+    if found and not repaired:
+        click.echo("krea-batch verify OUT --repair fetches them again; nothing is paid twice")

@@ -1,0 +1,46 @@
+"""`krea-batch watch`: a run's folder comes in; how the run goes on goes out, whichever process has it."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import click
+
+from krea_batch.cli.app import OK, SOME_FAILED
+
+
+@click.command()
+@click.argument("out", type=click.Path(path_type=Path, file_okay=False))
+def watch(out: Path) -> None:
+    """Show how the run in OUT goes on, in this terminal, until it ends; of whichever process it is.
+
+    The run is only read. Ctrl-C ends the watching, not the run.
+    """
+    import time
+
+    from krea_batch.cli.ui.formatting import counted
+    from krea_batch.cli.ui.progress import make_display
+    from krea_batch.cli.ui.run_status import Onlooker
+    from krea_batch.cli.ui.summary import FolderState
+    from krea_batch.storage.run_dir import check_run
+
+    check_run(out)
+    onlooker, display = Onlooker(out), make_display(quiet=False)
+    try:
+        while True:
+            display.show(onlooker.read())
+            if not onlooker.at_work:
+                break
+            time.sleep(max(LOOK_EVERY_S, display.every_s))
+    except KeyboardInterrupt:
+        display.close()
+        click.echo("The run goes on.", err=True)
+        return
+    display.close()
+    folder = FolderState.read(out)
+    click.echo("\n".join([f"{counted(folder.total, 'job')} in {out}; no process is working on it", *folder.lines()]))
+    sys.exit(OK if folder.all_succeeded else SOME_FAILED)
+
+
+LOOK_EVERY_S = 1.0  # chosen: a look costs the run nothing, and the eye wants no more

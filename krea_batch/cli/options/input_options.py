@@ -1,0 +1,123 @@
+"""Options that say how job files are read: the same for every command that reads them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from krea_batch.cli.ui.formatting import counted
+
+if TYPE_CHECKING:
+    from krea_batch.sources import Checked, Reading
+
+FORMATS = ("jsonl", "json", "csv", "tsv", "text", "parquet")
+
+_OPTIONS = (
+    click.option(
+        "--input-format",
+        type=click.Choice(FORMATS),
+        help="How the JOBS are written.  [default: by name and first bytes]",
+    ),
+    click.option("--prompt-column", metavar="NAME", help="The column or key that holds the prompt."),
+    click.option("--id-column", metavar="NAME", help='The one that holds the id; "" for none: lines are numbered.'),
+    click.option(
+        "--map",
+        "columns",
+        multiple=True,
+        metavar="FIELD=COLUMN",
+        help="The column or key that holds any other field: --map seed=Seed. May be given several times.",
+    ),
+    click.option("--keep-extra", is_flag=True, help="Put unknown fields of a job line into its metadata."),
+    click.option("--comments", is_flag=True, help="In a text, lines that begin with # are no prompts."),
+    click.option("--dedupe", is_flag=True, help="Leave out a job that asks for the same as an earlier one."),
+    click.option(
+        "--prompt-template",
+        metavar="TEXT",
+        help="Make each prompt of columns or keys: '{prompt}, oil on canvas', '{animal} at {place}'.",
+    ),
+    click.option(
+        "--sweep",
+        multiple=True,
+        metavar="FIELD=A,B,…",
+        help="Make each job with each of these values; several sweeps are combined. creativity=raw,high",
+    ),
+    click.option("--seeds", metavar="RANGE", help="Make each job with each of these seeds: 1..4, or 7,11,12."),
+    click.option("--repeat", type=int, metavar="N", help="Make each job N times, without a seed."),
+)
+
+
+def reading_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """The options, for a command that takes JOBS."""
+    for option in reversed(_OPTIONS):
+        command = option(command)
+    return command
+
+
+def reading_of(options: dict[str, Any]) -> Reading:
+    """How the files are read, by what the options say. Raises SettingsError naming the option that is wrong."""
+    from krea_batch.errors import JobError, SettingsError
+    from krea_batch.sources import Reading
+    from krea_batch.sources.options import Format
+    from krea_batch.sources.sweep import axis as axis_of
+    from krea_batch.sources.sweep import axis_of_text, check_names, repeats, seeds
+    from krea_batch.sources.template import Template
+
+    template = options["prompt_template"] or ""
+    axes = []
+    option = "prompt-template"
+    try:
+        names = Template(template).names if template else ()
+        option = "sweep"
+        for text in options["sweep"]:
+            axes.append(axis_of_text(text))
+            check_names(axes, names)
+        option = "seeds"
+        if options["seeds"] is not None:
+            axes.append(axis_of("seed", seeds(options["seeds"])))
+        option = "repeat"
+        if options["repeat"] is not None:
+            axes.append(repeats(options["repeat"]))
+    except JobError as error:
+        raise SettingsError(option, error.wrong, error.right) from None
+    return Reading(
+        format=Format(options["input_format"]) if options["input_format"] else None,
+        keep_extra=options["keep_extra"],
+        columns=_columns(options),
+        comments=options["comments"],
+        dedupe=options["dedupe"],
+        template=template,
+        axes=tuple(axes),
+    )
+
+
+def expanded(checked: Checked) -> list[str]:
+    """What became of the rows, where it is not one job each: a sentence for each reason."""
+    said = []
+    if checked.duplicates:
+        said.append(
+            f"{counted(checked.duplicates, 'job')} left out, which ask for the same as earlier ones (--dedupe)"
+        )
+    if checked.jobs + checked.duplicates != checked.rows:
+        said.append(f"{counted(checked.rows, 'row')} make {counted(checked.jobs, 'job')}")
+    return said
+
+
+def _columns(options: dict[str, Any]) -> dict[str, str]:
+    """Field to column. Raises SettingsError for what is no field, or is named twice."""
+    from krea_batch.errors import SettingsError
+    from krea_batch.jobs import FIELDS
+
+    columns: dict[str, str] = {}
+    for field in ("prompt", "id"):
+        if options[f"{field}_column"] is not None:
+            columns[field] = options[f"{field}_column"]
+    for text in options["columns"]:
+        field, equals, column = text.partition("=")
+        if not equals or field not in FIELDS:
+            raise SettingsError("map", f"it is {text!r}", f"write FIELD=COLUMN; the fields are {', '.join(FIELDS)}")
+        if field in columns:
+            raise SettingsError("map", f"{field} is named twice", "name one column for each field")
+        columns[field] = column
+    return columns

@@ -1,0 +1,58 @@
+"""The options of logs and metrics come in; a log that is being kept and metrics that are being served go out."""
+
+from __future__ import annotations
+
+import logging
+from contextlib import ExitStack
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from krea_batch.cli.ui.formatting import say
+from krea_batch.errors import SettingsError
+
+if TYPE_CHECKING:
+    from krea_batch.observability import Metrics
+
+
+def keep_log(*, verbose: int, log_file: Path | None, log_format: str) -> None:
+    """Log to a file where there is one, else to standard error where --verbose asks for it.
+
+    What is told is each hindrance; with --verbose twice each move of each job, too. Raises SettingsError.
+    """
+    if not (verbose or log_file):
+        return
+    from krea_batch.observability import JsonLines, KeyValues
+
+    handler = _to_file(log_file) if log_file else logging.StreamHandler()
+    handler.setFormatter(JsonLines() if log_format == "json" else KeyValues())
+    logging.basicConfig(handlers=[handler], level=logging.DEBUG if verbose > 1 else logging.INFO)
+
+
+def _to_file(path: Path) -> logging.Handler:
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)  # it may lie in --out, which the run has yet to make
+        return logging.FileHandler(path, encoding="utf-8")
+    except OSError as error:
+        raise SettingsError("log-file", f"{path} cannot be written ({error.strerror})", "check the path") from None
+
+
+def serve_metrics(where: str, stack: ExitStack, *, quiet: bool) -> Metrics:
+    """Serve metrics at `where` until the stack is closed. Returns their listener. Raises SettingsError."""
+    try:
+        import prometheus_client
+
+        from krea_batch.observability import Metrics
+        from krea_batch.observability.metrics_server import Address, served
+    except ModuleNotFoundError as error:
+        if error.name != "prometheus_client":
+            raise
+        right = "pip install 'krea-batch[metrics]'"
+        raise SettingsError("metrics-port", "prometheus_client is not installed", right) from None
+    # Else each counter has a second series, which nobody asks for.
+    prometheus_client.disable_created_metrics()  # type: ignore[no-untyped-call]
+    metrics = Metrics()
+    asked = Address.parse(where)
+    address = stack.enter_context(served(metrics.registry, asked))
+    if not quiet or asked.port == 0:
+        say(f"Metrics: {address.url}")
+    return metrics

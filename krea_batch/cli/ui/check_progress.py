@@ -1,0 +1,80 @@
+"""How far a check has read comes in; a bar in a terminal, a line now and then elsewhere, goes out.
+
+Newcomers: most job files are checked before anybody could read that they are. Only from `SHOWN_FROM_S` on is
+something shown, and in a terminal it is gone when the check is done.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from typing import TYPE_CHECKING, Self
+
+from krea_batch.cli.ui.formatting import say
+
+if TYPE_CHECKING:
+    from rich.progress import Progress
+
+SHOWN_FROM_S = 1.0  # chosen: whoever waits for longer wonders
+BAR_EVERY_S = 0.1  # chosen: fluent to the eye
+LINE_EVERY_S = 5.0  # chosen: as a run's lines
+
+
+class Checking:
+    """Shows the progress of one check; nothing with `quiet`. A context manager."""
+
+    def __init__(self, *, quiet: bool = False) -> None:
+        self._quiet = quiet
+        self._next_s = time.monotonic() + SHOWN_FROM_S
+        self._bar: Progress | None = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._bar:
+            self._bar.stop()
+
+    def hear(self, read_bytes: int, all_bytes: int) -> None:
+        """Take how many bytes of how many have been read."""
+        now_s = time.monotonic()
+        if self._quiet or not all_bytes or now_s < self._next_s:
+            return
+        if sys.stderr.isatty():
+            self._draw(read_bytes, all_bytes)
+            self._next_s = now_s + BAR_EVERY_S
+        else:
+            say(f"{100 * read_bytes // all_bytes} % of the jobs checked")
+            self._next_s = now_s + LINE_EVERY_S
+
+    def tell(self, line: object) -> None:
+        """Say a line on standard error, above the bar."""
+        if self._bar:
+            self._bar.console.print(str(line), markup=False, highlight=False, soft_wrap=True)
+        else:
+            say(str(line))
+
+    def _draw(self, read_bytes: int, all_bytes: int) -> None:
+        if self._bar is None:
+            self._bar = _new_bar()
+            self._bar.start()
+        self._bar.update(self._bar.task_ids[0], completed=read_bytes, total=all_bytes, refresh=True)
+
+
+def _new_bar() -> Progress:
+    from rich.console import Console
+    from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
+
+    bar = Progress(
+        TextColumn("checking"),
+        BarColumn(None),
+        TaskProgressColumn(),
+        TimeRemainingColumn(),
+        console=Console(stderr=True),
+        auto_refresh=False,
+        transient=True,
+        expand=True,
+        redirect_stderr=False,  # else it has its own idea of whether that is a terminal
+    )
+    bar.add_task("")
+    return bar

@@ -1,0 +1,158 @@
+"""A machine comes in; a finding for each thing that a run needs goes out.
+
+Newcomers: the gateway is asked for the status of a request that cannot be, without the key. Whatever it answers, it
+can be reached, and its answer says what time it is there.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import platform
+import shutil
+import ssl
+import sys
+import tempfile
+from datetime import UTC, datetime
+from email.utils import parsedate_to_datetime
+from importlib.metadata import version
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Literal
+
+import msgspec
+
+from krea_batch.cli.ui.formatting import counted, size
+from krea_batch.cli.ui.run_session import find_key
+from krea_batch.errors import InputError
+from krea_batch.gateway.health import Unreachable, date_at
+from krea_batch.ledger import SQLITE_VERSION
+from krea_batch.settings import Settings
+
+PICTURE_BYTES = 2_000_000  # chosen: what pictures of a megapixel were seen to have, rounded up
+FEW_PICTURES = 500  # chosen: with less room than this, people are warned
+MOST_SKEW_S = 60.0  # chosen: Retry-After dates and expiring addresses are off by as much
+FILES_BESIDE = 200  # chosen: sockets of polls and downloads, the ledger, pictures, Python's own
+NETWORK_FILE_SYSTEMS = ("nfs", "nfs4", "cifs", "smb3", "9p", "fuse.sshfs", "afs")
+LIBRARIES = ("aiohttp", "anyio", "msgspec", "aiolimiter", "orjson", "click", "rich")
+EXTRAS = {
+    "simulator": "PIL",
+    "bench": "matplotlib",
+    "object-store": "obstore",
+    "metrics": "prometheus_client",
+    "otel": "opentelemetry",
+    "parquet": "pyarrow",
+    "fast": "uvloop",
+}
+
+
+class Finding(msgspec.Struct, frozen=True):
+    """What was found of one thing, and what would be right where it is not."""
+
+    what: str
+    state: Literal["ok", "warn", "fail"]
+    found: str
+    right: str = ""
+
+
+def check_all(out: Path, gateway: str, key_file: str | None, max_in_flight: int) -> list[Finding]:
+    """Every finding, in the order in which they matter."""
+    return [
+        _key(key_file),
+        _gateway_and_clock(out, gateway),
+        *_disk(out),
+        _open_files(max_in_flight),
+        _versions(),
+        _extras(),
+    ]
+
+
+def _key(key_file: str | None) -> Finding:
+    try:
+        find_key(key_file)
+    except InputError as error:
+        return Finding("key", "fail", error.wrong, error.right)
+    where = key_file or "PIXAZO_API_KEY"
+    return Finding("key", "ok", f"there is one in {where}; it was not sent")
+
+
+def _gateway_and_clock(out: Path, gateway: str) -> Finding:
+    try:
+        settings = Settings.of(out=out, gateway=gateway)
+    except InputError as error:
+        return Finding("gateway", "fail", error.wrong, error.right)
+    try:
+        there = asyncio.run(date_at(settings))
+    except Unreachable as error:
+        right = "see whether this machine reaches the network, and its proxy and firewall let it"
+        return Finding("gateway", "fail", f"{settings.gateway} cannot be reached ({error})", right)
+    if there is None:
+        return Finding("gateway", "ok", f"{settings.gateway} answers; it does not say what time it is")
+    skew_s = (datetime.now(UTC) - parsedate_to_datetime(there)).total_seconds()
+    if abs(skew_s) > MOST_SKEW_S:
+        which = "ahead of" if skew_s > 0 else "behind"
+        return Finding("clock", "warn", f"this clock is {abs(skew_s):.0f} s {which} the gateway's", "set it by NTP")
+    return Finding("gateway", "ok", f"{settings.gateway} answers, and the clocks agree")
+
+
+def _disk(out: Path) -> list[Finding]:
+    there = next(folder for folder in (out.absolute(), *out.absolute().parents) if folder.is_dir())
+    try:
+        with tempfile.TemporaryFile(dir=there) as file:
+            file.write(b"krea-batch")
+            file.flush()
+            os.fsync(file.fileno())
+    except OSError as error:
+        return [Finding("disk", "fail", f"{there} cannot be written ({error.strerror})", "choose another --out")]
+    free = shutil.disk_usage(there).free
+    room = f"{size(free)} free in {there}, some {counted(free // PICTURE_BYTES, 'picture')}"
+    findings = [
+        Finding("disk", "ok", room)
+        if free >= FEW_PICTURES * PICTURE_BYTES
+        else Finding("disk", "warn", room, "make room, or choose another --out")
+    ]
+    kind = _file_system(there)
+    if kind in NETWORK_FILE_SYSTEMS:
+        right = "keep OUT on a disk of this machine, and pictures elsewhere by --sink"
+        findings.append(
+            Finding("disk", "warn", f"it is a network file system ({kind}), whose locks SQLite may miss", right)
+        )
+    return findings
+
+
+def _file_system(folder: Path) -> str:
+    """Its type, by the longest mount point that leads there; empty where the system does not tell."""
+    try:
+        mounts = [line.split() for line in Path("/proc/mounts").read_text("utf-8").splitlines()]
+    except OSError:
+        return ""
+    inside = [mount for mount in mounts if len(mount) > 2 and folder.is_relative_to(mount[1])]
+    return max(inside, key=lambda mount: len(mount[1]))[2] if inside else ""
+
+
+def _open_files(max_in_flight: int) -> Finding:
+    if sys.platform == "win32":
+        return Finding("files", "ok", "this system has no limit of open files worth mentioning")
+    import resource
+
+    limit, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    needed = max_in_flight + FILES_BESIDE
+    if limit != resource.RLIM_INFINITY and limit < needed:
+        right = f"ulimit -n {needed}, or a lower --max-in-flight"
+        return Finding(
+            "files", "warn", f"{limit:,} files may be open, {max_in_flight:,} jobs in flight may need more", right
+        )
+    return Finding("files", "ok", "enough of them may be open")
+
+
+def _versions() -> Finding:
+    libraries = ", ".join(f"{name} {version(name)}" for name in LIBRARIES)
+    own = f"krea-batch {version('krea-batch')}, Python {platform.python_version()}, SQLite {SQLITE_VERSION}"
+    return Finding("versions", "ok", f"{own}, {ssl.OPENSSL_VERSION}, {libraries}")
+
+
+def _extras() -> Finding:
+    there = [name for name, module in EXTRAS.items() if find_spec(module)]
+    missing = [name for name in EXTRAS if name not in there]
+    found = ", ".join(there) or "none"
+    return Finding("extras", "ok", f"{found}; not installed: {', '.join(missing) or 'none'}")

@@ -1,0 +1,271 @@
+"""Checked job files and settings come in; a run from its first look at the folder to its summary goes out."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import AsyncExitStack, ExitStack
+from pathlib import Path
+from typing import Any
+
+import anyio
+import click
+import msgspec
+
+from krea_batch.cli.app import INTERRUPTED, OK, SOME_FAILED, STOPPED
+from krea_batch.cli.options.input_options import expanded
+from krea_batch.cli.options.logging_options import serve_metrics
+from krea_batch.cli.ui.check_progress import Checking
+from krea_batch.cli.ui.formatting import counted, say
+from krea_batch.cli.ui.progress import INTERRUPT, Teller, keep_showing, make_display
+from krea_batch.cli.ui.run_status import Errors, Meter
+from krea_batch.cli.ui.summary import FolderState, Summary
+from krea_batch.engine.engine import KEY_VARIABLE, Engine
+from krea_batch.errors import (
+    InputError,
+    JobFileError,
+    KreaBatchError,
+    LedgerError,
+    LineProblem,
+    RunFolderError,
+    RunStopped,
+    SettingsError,
+)
+from krea_batch.events import Listener
+from krea_batch.forecast import Forecast
+from krea_batch.jobs import State
+from krea_batch.ledger import Store
+from krea_batch.rules.lifecycle import ended
+from krea_batch.settings import ApiKey, Settings, Webhook
+from krea_batch.sources import Checked, JobFiles
+from krea_batch.storage.run_dir import LEDGER
+
+MOST_ALIKE = 5  # chosen: bad lines of one kind; more say nothing new
+SIMULATED = "simulated.jsonl"  # in the run's folder: what the embedded simulator accepted
+
+
+def prepare(options: dict[str, Any]) -> tuple[Settings, ApiKey | None]:
+    """Settings and key from the command line's options; no key with --simulate. Raises SettingsError."""
+    names = set(Settings.__struct_fields__)
+    renamed = {"poll_interval": "poll_interval_s", "job_timeout": "job_timeout_s"}
+    chosen = {renamed.get(name, name): value for name, value in options.items()}
+    fields = {name: value for name, value in chosen.items() if name in names and value is not None}
+    if options["webhook_listen"]:
+        fields["webhook"] = Webhook(options["webhook_url"] or "", options["webhook_listen"])
+    elif options["webhook_url"]:
+        right = "give --webhook-listen HOST:PORT, where that URL leads"
+        raise SettingsError("webhook-url", "nothing listens for what is called there", right)
+    settings = Settings.of(**fields)
+    if options["simulate"]:
+        return settings, None
+    return settings, find_key(options["api_key_file"])
+
+
+def find_key(key_file: str | None) -> ApiKey:
+    """The API key from the file or the environment. Raises InputError naming the ways out."""
+    if key_file is None:
+        if text := os.environ.get(KEY_VARIABLE, ""):
+            return ApiKey(text)
+        raise InputError(
+            "there is no API key",
+            f"set {KEY_VARIABLE}, or give --api-key-file FILE; to try without a key and at no cost, add --simulate",
+        )
+    try:
+        return ApiKey(Path(key_file).read_text("utf-8").strip())
+    except (OSError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "not UTF-8"
+        raise SettingsError("api-key-file", f"{key_file} cannot be read ({reason})", "check the path") from None
+
+
+def check_jobs(files: JobFiles, settings: Settings, *, skip_invalid: bool, quiet: bool) -> Checked:
+    """Check every line before the first cent. Raises JobFileError when lines are bad and not to be skipped."""
+    ledger = settings.out / LEDGER
+    store = Store.open(ledger, read_only=True) if ledger.is_file() else None
+    try:
+        if store:
+            files.go_on_from(*store.read(Store.bookmark))
+        with Checking(quiet=quiet) as checking:
+            checked = files.check(known=_on_record(store) if store else None, on_progress=checking.hear)
+    finally:
+        if store:
+            store.close()
+    shown = _some_of_each(checked.problems)
+    for problem in shown:
+        say(str(problem))
+    if checked.bad_lines > len(shown):
+        alike = " like these" if len(shown) < len(checked.problems) else ""
+        say(f"… and {checked.bad_lines - len(shown):,} more{alike}; krea-batch validate shows all")
+    for sentence in () if quiet else (*files.said(), *map(str, checked.notes), *expanded(checked)):
+        say(sentence)
+    if checked.bad_lines and not skip_invalid:
+        raise JobFileError(checked.problems, checked.bad_lines)
+    if not checked.jobs:
+        raise InputError(
+            "there is no job in what was given", "write a prompt a line, or one JSON object; see krea-batch schema"
+        )
+    return checked
+
+
+def _some_of_each(problems: Iterable[LineProblem]) -> list[LineProblem]:
+    """The problems in their order, of those that say the same only the first: a wrong field is in every line."""
+    said = Counter[tuple[str, str]]()
+    shown = []
+    for problem in problems:
+        said[alike := (problem.wrong, problem.right)] += 1
+        if said[alike] <= MOST_ALIKE:
+            shown.append(problem)
+    return shown
+
+
+def _on_record(store: Store) -> Callable[[Sequence[str]], Mapping[str, bytes]]:
+    """A question to the ledger: which of these ids are on record, with which fingerprints?"""
+
+    def known(job_ids: Sequence[str]) -> Mapping[str, bytes]:
+        found: dict[str, bytes] = store.read(lambda store: store.fingerprints(job_ids))[0]
+        return found
+
+    return known
+
+
+async def start_simulator(stack: AsyncExitStack, out: Path, *, time_scale: float = 1.0) -> str:
+    """Start the simulator on this loop, and return its URL; it remembers its jobs in the run's folder.
+
+    Raises SettingsError where it cannot start.
+    """
+    from krea_batch.testing.simulator import Simulator, SimulatorError, SimulatorSettings
+
+    try:
+        await anyio.Path(out).mkdir(parents=True, exist_ok=True)
+        simulator = Simulator(SimulatorSettings(time_scale=time_scale, remember_in=str(out / SIMULATED)))
+        await stack.enter_async_context(simulator)
+    except SimulatorError as error:
+        raise SettingsError("simulate", "the simulator cannot start", str(error)) from None
+    return simulator.gateway_url
+
+
+class Batch:
+    """One run of the command line."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        key: ApiKey | None,
+        files: JobFiles,
+        checked: Checked,
+        options: dict[str, Any],
+        *,
+        forecast: Forecast | None = None,
+    ) -> None:
+        self._settings = settings
+        self._key = key
+        self._files = files
+        self._checked = checked
+        self._options = options
+        self._forecast = forecast
+        self._quiet: bool = options["quiet"]
+        self._interrupts = 0
+        self._display = make_display(quiet=options["quiet"])
+        self._told = Teller(self._display.say, jobs=0 if options["quiet"] else checked.jobs)
+        self._errors = Errors()
+
+    async def run(self) -> int:
+        """Run to the end, or as far as it goes. Returns the exit code."""
+        loop = asyncio.get_running_loop()
+        began_s = loop.time()
+        async with AsyncExitStack() as stack:
+            listeners = self._listeners(stack.enter_context(ExitStack()))
+            engine = await self._engine(stack, listeners)
+            problem = await self._until_it_ends(engine)
+        try:
+            folder = FolderState.read(self._settings.out)
+        except (RunFolderError, LedgerError) as error:
+            raise problem or error from None  # a disk that broke under the run cannot be read, either
+        stats = engine.stats()
+        summary = Summary(
+            folder=folder,
+            seconds=loop.time() - began_s,
+            downloaded_bytes=stats.downloaded_bytes,
+            bad_lines=self._checked.bad_lines,
+            simulated=self._key is None,
+            not_begun=max(0, self._checked.jobs - folder.total),
+            sink=self._settings.sink,
+            problem=problem,
+        )
+        self._tell(summary)
+        return self._exit_code(summary)
+
+    async def _until_it_ends(self, engine: Engine) -> KreaBatchError | None:
+        """Run the engine, with Ctrl-C heeded and progress shown. Returns what stopped it early, if anything did."""
+        problem: KreaBatchError | None = None
+        async with anyio.create_task_group() as beside:
+            beside.start_soon(self._heed_signals, engine)
+            try:
+                async with engine:
+                    await engine.expect(self._checked.jobs)
+                    meter = await self._meter(engine)
+                    beside.start_soon(keep_showing, self._display, meter.read)
+                    await engine.run(self._files)
+            except KreaBatchError as error:
+                problem = (engine.stopped if isinstance(error, InputError) else None) or error
+            beside.cancel_scope.cancel()
+        if problem is not None and not isinstance(problem, (RunStopped, LedgerError)):
+            raise problem
+        return problem or engine.stopped
+
+    async def _meter(self, engine: Engine) -> Meter:
+        counts = await engine.counts()
+        return Meter(
+            engine,
+            self._errors,
+            total=self._checked.jobs,
+            done_before=ended(counts),
+            succeeded_before=counts.get(State.SUCCEEDED, 0),
+            forecast=self._forecast,
+        )
+
+    def _listeners(self, stack: ExitStack) -> list[Listener]:
+        listeners: list[Listener] = [self._told.hear, self._errors.hear]
+        if self._options["metrics_port"]:
+            listeners.append(serve_metrics(self._options["metrics_port"], stack, quiet=self._quiet))
+        return listeners
+
+    async def _engine(self, stack: AsyncExitStack, listeners: list[Listener]) -> Engine:
+        settings, key = self._settings, self._key
+        if key is None:
+            settings, key = await self._simulate(stack)
+        fields = {name: getattr(settings, name) for name in settings.__struct_fields__}
+        return Engine(api_key=key, listeners=listeners, **fields)
+
+    async def _simulate(self, stack: AsyncExitStack) -> tuple[Settings, ApiKey]:
+        url = await start_simulator(stack, self._settings.out, time_scale=self._options["time_scale"])
+        return msgspec.structs.replace(self._settings, gateway=url), ApiKey("simulated")
+
+    async def _heed_signals(self, engine: Engine) -> None:
+        with anyio.open_signal_receiver(signal.SIGINT, signal.SIGTERM) as received:
+            async for _ in received:
+                self._interrupts += 1
+                if self._interrupts == 1:
+                    engine.stop(INTERRUPT)
+                    in_flight = counted(engine.stats().in_flight, "job")
+                    self._display.say(f"Stopping: {in_flight} in flight to bring home. Ctrl-C again stops at once.")
+                else:
+                    engine.stop_now(INTERRUPT)
+                    self._display.say("Stopping at once; what is in flight is on record.")
+
+    def _tell(self, summary: Summary) -> None:
+        if self._options["as_json"]:
+            click.echo(summary.as_json())
+        elif not self._quiet:
+            click.echo(summary.as_text())
+        elif summary.problem:
+            say(f"krea-batch: {summary.problem}")
+
+    def _exit_code(self, summary: Summary) -> int:
+        if self._interrupts:
+            return INTERRUPTED
+        if summary.problem:
+            return STOPPED
+        return OK if summary.folder.all_succeeded else SOME_FAILED

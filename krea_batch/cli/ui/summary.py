@@ -1,0 +1,106 @@
+"""A run's folder comes in; what became of its jobs, in words or as JSON, goes out."""
+
+from __future__ import annotations
+
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import orjson
+
+from krea_batch.cli.ui.formatting import clock_time, counted, size
+from krea_batch.errors import KreaBatchError
+from krea_batch.jobs import State
+from krea_batch.ledger import Charges, Store
+from krea_batch.storage.results_file import RESULTS
+from krea_batch.storage.run_dir import IMAGES, LEDGER
+
+MEANING = {
+    State.SUCCEEDED: "stored",
+    State.FAILED: "failed at the gateway (charged)",
+    State.ERRORED: "ended in ERROR (not charged); run again with a higher --max-attempts",
+    State.REJECTED: "rejected by the gateway (not charged)",
+    State.AMBIGUOUS: "ambiguous: submitted, but nobody knows whether accepted; decide with krea-batch resolve",
+    State.TIMED_OUT: "not had in this run; the same command asks again, free of charge",
+    State.CANCELLED: "cancelled",
+    State.PENDING: "not submitted yet",
+    State.SUBMITTING: "being submitted",
+    State.ACCEPTED: "in work at the gateway",
+    State.FINISHED: "finished, not downloaded yet",
+}
+
+
+class FolderState(msgspec.Struct, frozen=True):
+    """What a run's ledger says."""
+
+    out: Path
+    counts: dict[State, int]
+    charges: Charges
+
+    @classmethod
+    def read(cls, out: Path) -> FolderState:
+        """Raises RunFolderError where there is no ledger, LedgerError where the disk cannot read it."""
+        with closing(Store.open(out / LEDGER, read_only=True)) as store:
+            return cls(out, *store.read(Store.counts, Store.charges))
+
+    @property
+    def total(self) -> int:
+        return sum(self.counts.values())
+
+    @property
+    def all_succeeded(self) -> bool:
+        return self.counts.get(State.SUCCEEDED, 0) == self.total
+
+    def lines(self) -> list[str]:
+        """One line a state that any job stands in, then the charges."""
+        width = max((len(f"{count:,}") for count in self.counts.values()), default=1)
+        rows = [f"  {self.counts[state]:>{width},} {MEANING[state]}" for state in MEANING if state in self.counts]
+        charges = self.charges
+        paid = f"{charges.charged:,} paid, {charges.free:,} free (ERROR), {charges.unknown:,} unknown (ambiguous)"
+        return [*rows, f"  charges: {paid}"]
+
+    def fields(self) -> dict[str, Any]:
+        return {
+            "out": str(self.out),
+            "jobs": {state.value: count for state, count in self.counts.items()},
+            "charges": msgspec.to_builtins(self.charges),
+        }
+
+
+class Summary(msgspec.Struct, frozen=True):
+    """What is said at the end of a run. `problem` is why it stopped early, or None."""
+
+    folder: FolderState
+    seconds: float
+    downloaded_bytes: int
+    bad_lines: int
+    simulated: bool
+    not_begun: int
+    sink: str | None
+    problem: KreaBatchError | None
+
+    def as_text(self) -> str:
+        took = f"{clock_time(self.seconds)}, {size(self.downloaded_bytes)}"
+        head = f"{counted(self.folder.total, 'job')} in {took}" + (" (simulated, no cost)" if self.simulated else "")
+        lines = [head, *self.folder.lines()]
+        if self.not_begun:
+            lines.append(f"  {counted(self.not_begun, 'job')} of the input not begun")
+        if self.bad_lines:
+            lines.append(f"  {counted(self.bad_lines, 'bad line')} skipped")
+        lines.append(f"pictures: {self.sink or self.folder.out / IMAGES}")
+        lines.append(f"results:  {self.folder.out / RESULTS}")
+        if self.problem:
+            lines.append(f"stopped early: {self.problem}")
+        return "\n".join(lines)
+
+    def as_json(self) -> str:
+        fields = self.folder.fields() | {
+            "seconds": round(self.seconds, 3),
+            "downloaded_bytes": self.downloaded_bytes,
+            "bad_lines": self.bad_lines,
+            "not_begun": self.not_begun,
+            "simulated": self.simulated,
+            "stopped": str(self.problem) if self.problem else None,
+        }
+        return orjson.dumps(fields).decode()

@@ -1,0 +1,606 @@
+"""Jobs come in; pictures on disk and outcomes go out. Opens ledger and gateway and joins the stages.
+
+    async with Engine("runs/cats", rate="10/s") as engine:
+        outcome = await engine.generate(Job(prompt="a cat"))
+
+Newcomers: the stages run in a task of the engine's own, so nothing a caller cancels can lose a picture. What is
+not finished when the engine closes stays in the ledger, and the next engine on that folder goes on with it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import time
+import uuid
+from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable, Coroutine, Iterable
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import AsyncExitStack
+from functools import partial
+from importlib.metadata import version
+from pathlib import Path
+from random import Random
+from typing import TYPE_CHECKING, Any, Self, TypeVar
+
+import anyio
+import msgspec
+
+from krea_batch.engine.event_stream import Reader
+from krea_batch.engine.handle import Handle
+from krea_batch.engine.outcome_stream import Stream
+from krea_batch.engine.waiters import CLOSED, Watch, Watches
+from krea_batch.errors import InputError, KreaBatchError, RunStopped, SettingsError
+from krea_batch.events import Ended, Event, Listener
+from krea_batch.gateway.callbacks import SECRET_BYTES, Callbacks, Door, Receive, Scope, Send
+from krea_batch.jobs import Job, Outcome, State, checked
+from krea_batch.ledger import READ_AT_ONCE, Charges, Ledger, OpenJob, Store, pages
+from krea_batch.pipeline.admission import Boarding
+from krea_batch.pipeline.callback_handler import Calls
+from krea_batch.pipeline.context import Gateway, Run
+from krea_batch.pipeline.downloader import Downloader
+from krea_batch.pipeline.in_flight_job import Flight, take_off
+from krea_batch.pipeline.poll_scheduler import PollScheduler
+from krea_batch.pipeline.producer import Producer
+from krea_batch.pipeline.rate_limiter import Pace
+from krea_batch.pipeline.stats import Stats
+from krea_batch.pipeline.submitter import Submitter
+from krea_batch.rules.fail_fast import SameFailure
+from krea_batch.rules.verdicts import Progress
+from krea_batch.settings import Ambiguous, ApiKey, Settings, Webhook
+from krea_batch.storage.async_io import to_the_end
+from krea_batch.storage.results_file import NOTHING_KEPT, Kept, Results
+from krea_batch.storage.run_dir import LEDGER, RunFolder
+from krea_batch.storage.sinks import Sink, open_sink
+
+if TYPE_CHECKING:
+    from krea_batch.gateway.callback_server import Handler
+
+T = TypeVar("T")
+
+KEY_VARIABLE = "PIXAZO_API_KEY"  # DESIGN, Safety
+DISK_THREADS = 8  # chosen: fsyncs in parallel cost less each; more threads than this gained little
+MOST_BOARDED = 16  # chosen: what waits at the submitter has had its turn; 20 ms at 800/s
+LEARN_FROM_LAST = 500  # chosen: as many latencies as the schedule remembers
+
+
+class Engine:
+    """One run folder, one gateway, one key. An async context manager; `start` and `aclose` do the same.
+
+    `out` is the run's folder; further keywords are the fields of `Settings`, where rates may be text ("10/s").
+    `api_key` comes from the environment (PIXAZO_API_KEY) when it is not given. `sink` is where pictures are kept:
+    a URL (s3://bucket/prefix), a `Sink`, or None for the run's folder. Leaving the context waits for
+    what was submitted; leaving it by an exception stops at once, and the next engine on the folder goes on.
+    `pace` is one that other engines have, too, in place of `rate`; `listeners` are called with each event.
+
+    Raises SettingsError; `start` also RunFolderError and LedgerError.
+    """
+
+    def __init__(
+        self,
+        out: str | os.PathLike[str],
+        *,
+        api_key: str | ApiKey | None = None,
+        pace: Pace | None = None,
+        listeners: Iterable[Listener] = (),
+        gateway_client: Gateway | None = None,
+        sink: Sink | str | None = None,
+        clock: Callable[[], float] = time.time,
+        random: Random | None = None,
+        **options: Any,
+    ) -> None:
+        if pace is not None and "rate" in options:
+            raise SettingsError("rate", "there is a pace, which has a rate of its own", "give one of the two")
+        if pace is not None:
+            options["rate"] = pace.rate
+        if isinstance(sink, str):
+            options["sink"] = sink
+        self.settings = Settings.of(Path(out), **options)
+        self._pace = pace or Pace(self.settings.rate)
+        self._sink = open_sink(self.settings.sink) if sink is None or isinstance(sink, str) else sink
+        self._client = gateway_client
+        self._key = _find_key(api_key) if gateway_client is None else None
+        self._clock = clock
+        self._random = random or Random()  # noqa: S311 - spreads retries, guards nothing
+        self._listeners = list(listeners)
+        self._readers: list[Reader] = []
+        self._streams: list[Stream] = []
+        self._door = Door()
+        self._over = False
+
+    # ---- life --------------------------------------------------------------------------------------------
+
+    async def __aenter__(self) -> Self:
+        await self.start()
+        return self
+
+    async def __aexit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        if kind is not None:
+            self.stop_now("an exception left the engine's context")
+        await self.aclose()
+
+    async def start(self) -> None:
+        """Open the folder and go on with what an earlier run left in it."""
+        self._ready = asyncio.Event()
+        self._closing = asyncio.Event()
+        self._hurry = asyncio.Event()
+        self._task = asyncio.create_task(self._main(), name="krea-batch engine")
+        try:
+            await self._while_running(self._ready.wait())
+        except asyncio.CancelledError:
+            self._task.cancel()  # nobody is going to leave a context that was never entered
+            await asyncio.wait([self._task])
+            raise
+
+    async def aclose(self, *, detach: bool = False) -> None:
+        """Wait for everything submitted, write the results anew, close. Raises what ended the run early.
+
+        With `detach`, nothing is waited for but POSTs in the air: all is on record, whoever waits for a job gets
+        RunStopped, and the next engine on the folder goes on.
+        """
+        if detach:
+            self.stop_now("the engine is closed")
+        self._closing.set()
+        await asyncio.shield(self._task)
+
+    def stop(self, reason: str = "the run was asked to stop") -> None:
+        """Take no more submits; what is in flight is brought home."""
+        self._run.stop(RunStopped(reason, "run the same again to go on"))
+
+    def stop_now(self, reason: str = "the run was asked to stop at once") -> None:
+        """Stop polls and downloads too; POSTs in the air get a few seconds. All of it can be resumed."""
+        self.stop(reason)
+        self._submitter.hurry()
+        self._hurry.set()
+        self._closing.set()
+
+    @property
+    def stopped(self) -> RunStopped | None:
+        """Why the run takes no more submits, or None while it does."""
+        return self._run.stopped if hasattr(self, "_run") else None
+
+    def share(self) -> Pace:
+        """The engine's pace, for other engines of the same key on this loop: `Engine(…, pace=engine.share())`."""
+        return self._pace
+
+    async def events(self) -> AsyncIterator[Event]:
+        """What happens in the run, from the first step of the iteration on, until the engine closes."""
+        reader = Reader()
+        self._run.listen(reader.hear)
+        self._readers.append(reader)
+        if self._over:
+            reader.end()
+        try:
+            async for event in reader:
+                yield event
+        finally:
+            self._readers.remove(reader)
+            self._run.forget(reader.hear)
+
+    def callbacks_app(self) -> Callable[[Scope, Receive, Send], Awaitable[None]]:
+        """An ASGI app that takes the gateway's callbacks, to be mounted where the URL of `webhook` leads.
+
+        Before `start` and after `aclose` it answers 503, so that the gateway tries again. Raises SettingsError.
+        """
+        self._check_webhook()
+        return self._door.asgi
+
+    def callbacks_handler(self) -> Handler:
+        """The same as a handler of aiohttp, for POSTs to every path under that URL."""
+        from krea_batch.gateway.callback_server import handler_of  # aiohttp: only where it is needed
+
+        self._check_webhook()
+        return handler_of(self._door)
+
+    def _check_webhook(self) -> None:
+        if self.settings.webhook is None:
+            right = "open the engine with webhook=Webhook(url=…)"
+            raise SettingsError("webhook", "nobody will call: the gateway is told no URL", right)
+
+    def stats(self) -> Stats:
+        """The counters of this run, now."""
+        self._run.stats.in_flight = self._run.slots.in_use - self._submitter.waiting
+        self._run.stats.downloading = self._run.standing[State.FINISHED]
+        return self._run.stats
+
+    async def charges(self) -> Charges:
+        """What the POSTs of this folder came to, in this run and before it."""
+        return await self._run.record(Store.charges)
+
+    async def counts(self) -> dict[State, int]:
+        """How many of the folder's jobs stand in each state."""
+        return await self._run.record(Store.counts)
+
+    async def expect(self, jobs: int) -> None:
+        """Put on record how many jobs the folder is to come to, for those who watch it from elsewhere."""
+        await self._run.record(Store.expect, jobs)
+
+    # ---- jobs in, outcomes out ---------------------------------------------------------------------------
+
+    async def run(self, jobs: Iterable[Job]) -> None:
+        """Feed every job (each has its id) and wait until all have ended, or what is in flight when stopped has.
+
+        Jobs that the folder knows are not submitted again. Raises InputError, once what is in flight is home,
+        where a job has changed since, or the source of the jobs cannot be read on.
+        """
+        try:
+            await self._while_running(self._producer.work(jobs))
+        except InputError as error:
+            self._run.stop(RunStopped(error.wrong, error.right))
+            await self._while_running(self._all_home())
+            raise
+        await self._while_running(self._all_home())
+        self._producer.keep_mark()
+
+    async def submit(self, job: Job, *, tenant: str = "") -> Handle:
+        """Submit a job and return once its request_id is on record, or it has ended without one.
+
+        Waits for a free slot and for the pace. A job whose id the folder knows is not submitted again: the
+        handle is that of the first. Cancelling the wait does not take the job back. `tenant` says whose job it is:
+        where jobs wait, tenants take turns, and so none starves another. Raises JobError, RunStopped.
+        """
+        handle, watch = await self._enter(job, tenant)
+        await self._while_running(asyncio.shield(watch.accepted))
+        return handle
+
+    async def enqueue(self, job: Job, *, tenant: str = "") -> Handle:
+        """Put a job on record and return; it is submitted when its turn comes, in this run or the next.
+
+        As `submit` otherwise. What is on record and waits needs memory, some kilobytes a job, and is not bounded.
+        """
+        handle, watch = await self._enter(job, tenant, on_record=True)
+        if watch.outcome.done() and (why := watch.outcome.exception()):
+            raise why
+        return handle
+
+    async def generate(self, job: Job, *, tenant: str = "") -> Outcome:
+        """Submit a job and wait for its end: accepted, finished, stored. Raises JobError, RunStopped."""
+        return await (await self.submit(job, tenant=tenant))
+
+    async def get(self, job_id: str) -> Handle | None:
+        """The job of this id, from whichever run of the folder; None where there is none."""
+        watch = await self._in_own_task(self._watches.look_up(job_id))
+        return Handle(job_id, watch) if watch else None
+
+    async def stream(
+        self, jobs: Iterable[Job] | AsyncIterable[Job], *, ordered: bool = False, tenant: str = ""
+    ) -> AsyncIterator[Outcome]:
+        """Outcomes as jobs finish, or, `ordered`, in the order of `jobs`.
+
+        `jobs` is read only as fast as slots become free and outcomes are taken. Raises JobError, RunStopped, and
+        what reading `jobs` raises, once what is in flight is home. Leaving the loop early leaves what is submitted
+        on its way.
+        """
+
+        async def enter(job: Job) -> asyncio.Future[Outcome]:
+            _, watch = await self._enter(job, tenant)
+            await self._while_running(asyncio.wait([watch.boarded]))
+            return watch.outcome
+
+        stream = Stream(enter, self.settings.max_in_flight, ordered=ordered)
+        self._streams.append(stream)
+        try:
+            async for outcome in stream.outcomes(jobs):
+                yield outcome
+            if stream.is_cut:
+                raise self.stopped or CLOSED
+        finally:
+            self._streams.remove(stream)
+
+    # ---- the engine's own task ---------------------------------------------------------------------------
+
+    async def _main(self) -> None:
+        try:
+            async with AsyncExitStack() as stack:
+                await self._open(stack)
+                try:
+                    await self._work()
+                except BaseException as error:
+                    self._forsake(_first(error))
+                    raise
+                self._forsake(self.stopped or CLOSED)
+        except BaseExceptionGroup as group:
+            raise _first(group) from group
+
+    async def _open(self, stack: AsyncExitStack) -> None:
+        folder = RunFolder(self.settings.out)
+        folder.take()
+        stack.callback(folder.release)
+        ledger = Ledger.open(folder.ledger)
+        stack.push_async_callback(ledger.close)
+        disk = ThreadPoolExecutor(DISK_THREADS, "krea-batch-disk")
+        stack.callback(disk.shutdown)
+        client = self._client or await self._connect(stack)
+        self._run = Run(
+            self.settings,
+            client,
+            ledger,
+            disk,
+            clock=self._clock,
+            random=self._random,
+            listeners=self._listeners,
+            pace=self._pace,
+        )
+        self._results = Results(self.settings.out, disk, self._results_failed)
+        stack.push_async_callback(self._results.close)
+        self._join()
+        await self._reopen(stack)
+        if self.settings.webhook:
+            await self._listen(stack, self.settings.webhook)
+
+    async def _connect(self, stack: AsyncExitStack) -> Gateway:
+        from krea_batch.gateway.client import GatewayClient  # aiohttp: only where it is needed
+
+        assert self._key is not None  # noqa: S101 - __init__ found one
+        return await stack.enter_async_context(GatewayClient(self.settings, self._key))
+
+    async def _listen(self, stack: AsyncExitStack, webhook: Webhook) -> None:
+        """Have the gateway call at the end of each job."""
+        secret = await self._run.record(Store.callback_secret, os.urandom(SECRET_BYTES))
+        callbacks = Callbacks(secret, self._calls.hear)
+        if webhook.listen:
+            from krea_batch.gateway.callback_server import CallbackListener  # aiohttp: only where it is needed
+
+            listener = await stack.enter_async_context(CallbackListener(webhook, self._door))
+            host = webhook.listen_address[0]
+            callbacks.base_url = f"http://{f'[{host}]' if ':' in host else host}:{listener.port}"
+        callbacks.base_url = webhook.url.rstrip("/") or callbacks.base_url
+        self._run.callbacks = callbacks
+        self._door.callbacks = callbacks
+
+    def _join(self) -> None:
+        self._downloader = Downloader(self._run, ended=self._ended, left=self._left, sink=self._sink)
+        self._scheduler = PollScheduler(
+            self._run,
+            finished=self._downloader.put,
+            again=self._submit_again,
+            ended=self._ended,
+            left=self._left,
+        )
+        self._calls = Calls(self._run, hasten=self._scheduler.called, adopted=self._scheduler.put)
+        self._submitter = Submitter(
+            self._run, accepted=self._accepted, ended=self._ended, left=self._left, called=self._calls.hear
+        )
+        self._boarding = Boarding(
+            self._run,
+            partial(self._submitter.room, MOST_BOARDED),
+            self._board,
+            self._left_waiting,
+        )
+        self._watches = Watches(self._run, self._boarding.put)
+        self._run.when_stopping(self._cut_streams)
+        self._producer = Producer(self._run, self._submitter.room, self._take_off)
+
+    async def _reopen(self, stack: AsyncExitStack) -> None:
+        record, settings = self._run.record, self.settings
+        self._kept = NOTHING_KEPT
+        results_bytes = await record(Store.results_bytes)
+        per_s = None if settings.rate.is_auto else settings.rate.per_s
+        number = await record(Store.start_run, settings.origin, version("krea-batch"), self._clock(), per_s)
+        stack.push_async_callback(self._close_books, number)
+        reopened = await record(
+            Store.reopen,
+            max_attempts=settings.max_attempts,
+            resubmit_ambiguous=settings.ambiguous is Ambiguous.RESUBMIT,
+        )
+        has_succeeded = await record(Store.has_succeeded)
+        self._same_failure = SameFailure(settings.max_same_failures, has_succeeded=has_succeeded)
+        self._scheduler.learn(await record(Store.latencies, LEARN_FROM_LAST))
+        if settings.max_charges is not None:  # to count them takes half a second of a million jobs
+            charges = await record(Store.charges)
+            self._submitter.begin_with(charges.charged + charges.unknown)
+        await self._downloader.make_ready()
+        if reopened or results_bytes is None or results_bytes != self._results.size_bytes():
+            await self._renew_results(stack)
+        elif settled := await record(Store.settled):
+            self._kept = Kept(settled, results_bytes, self._results.identity())
+
+    async def _renew_results(self, stack: AsyncExitStack) -> None:
+        """Write the results anew beside the run, as they are now; the last run did not come to it."""
+        past = await self._run.on_disk(Store.snapshot, self.settings.out / LEDGER)
+        stack.callback(past.close)
+        self._results.hold()
+        outcomes = pages(lambda after_n: to_the_end(self._run.on_disk(past.past_outcomes, after_n, READ_AT_ONCE)))
+        renewing = asyncio.create_task(self._write_results(outcomes))
+        stack.push_async_callback(_cancelled, renewing)
+
+    async def _work(self) -> None:
+        self._run.opened()
+        async with anyio.create_task_group() as stages:
+            stages.start_soon(self._calls.work)
+            stages.start_soon(self._boarding.work)
+            stages.start_soon(self._submitter.work)
+            stages.start_soon(self._scheduler.work)
+            stages.start_soon(self._downloader.work)
+            await self._go_on_with_open_jobs()
+            self._ready.set()
+            await self._closing.wait()
+            await _first_of(self._all_home(), self._hurry.wait())
+            self._door.callbacks = None
+            stages.cancel_scope.cancel()
+
+    async def _all_home(self) -> None:
+        """Wait until nothing waits for its turn, and nothing is on its way."""
+        while self._run.stats.waiting or self._run.slots.in_use or self._calls.hoping:
+            await self._boarding.wait_empty()
+            await self._run.slots.wait_empty()
+            await self._calls.wait()
+
+    async def _go_on_with_open_jobs(self) -> None:
+        after_n = 0
+        while batch := await self._run.record(Store.open_jobs, after_n, READ_AT_ONCE):
+            for job in batch:
+                await self._go_on_with(job)
+            after_n = batch[-1].n
+
+    async def _go_on_with(self, job: OpenJob) -> None:
+        flight = Flight.of(job)
+        self._run.aloft[job.id] = b""  # the ledger has its fingerprint
+        self._run.taken_over(flight, job.state)
+        if job.state is State.PENDING:
+            flight.body, flight.fingerprint, flight.metadata = await self._run.record(Store.sending, job.n)
+            self._boarding.put(flight)
+            return
+        self._run.slots.take_over()
+        match job.state:
+            case State.FINISHED:
+                flight.finished = job.media
+                self._downloader.put(flight)
+            case _:
+                self._scheduler.take_over(flight)
+
+    async def _close_books(self, run_number: int) -> None:
+        """The last that is done with an open ledger: note the end, write the results anew."""
+        if self._run.ledger.broken:
+            return
+        with anyio.CancelScope(shield=True):
+            is_the_same = self._results.identity() == self._kept.identity
+            kept = self._kept if is_the_same else NOTHING_KEPT
+            outcomes = self._run.ledger.outcomes(kept.last)
+            if await self._write_results(outcomes, keep_bytes=kept.size_bytes):
+                await self._run.record(Store.results_written, self._results.size_bytes())
+            await self._run.record(Store.end_run, run_number, self._clock())
+
+    async def _write_results(self, outcomes: AsyncIterator[list[Outcome]], *, keep_bytes: int = 0) -> bool:
+        """Write them anew. False, and the run is told to stop, where the disk does not take them."""
+        try:
+            await self._results.write_anew(outcomes, keep_bytes=keep_bytes)
+        except OSError as error:
+            self._results_failed(error)
+            return False
+        return True
+
+    def _results_failed(self, error: OSError) -> None:
+        reason = f"results.jsonl cannot be written ({error.strerror})"
+        self._run.stop(RunStopped(reason, "make room in --out, then run the same command again"))
+
+    # ---- what the stages hand on -------------------------------------------------------------------------
+
+    def _accepted(self, flight: Flight, progress: Progress) -> None:
+        self._same_failure.accepted()
+        self._watches.accepted(flight)
+        self._scheduler.put(flight, progress)
+
+    def _submit_again(self, flight: Flight, wait_s: float) -> None:
+        self._submitter.refunded()
+        self._submitter.put(flight, wait_s)
+
+    def _ended(self, flight: Flight, outcome: Outcome) -> None:
+        self._run.slots.give_back()
+        self._run.stats.count_end(outcome.status)
+        if outcome.status is State.ERRORED:
+            self._submitter.refunded()
+        if outcome.status is State.AMBIGUOUS:
+            self._calls.hope(flight.n, self._scheduler.hope_s(flight))
+        if why := self._same_failure.ended(outcome):
+            self._run.stop(RunStopped(why, "see what is wrong, then run the same command again"))
+        self._run.tell(Ended(outcome))
+        self._results.append(outcome)
+        self._run.aloft.pop(flight.id, None)
+        self._watches.ended(outcome)
+
+    def _left(self, flight: Flight) -> None:
+        self._run.slots.give_back()
+        self._run.aloft.pop(flight.id, None)
+        if self._run.stopped:  # else the stages are coming down, and `_forsake` will know why
+            self._watches.give_up(flight.id)
+
+    def _forsake(self, why: BaseException) -> None:
+        """The stages have ended: whoever still waits for a job waits in vain, in this run."""
+        self._over = True
+        self._run.closed()
+        why = CLOSED if isinstance(why, asyncio.CancelledError) else why
+        self._watches.give_all_up(why)
+        for reader in self._readers:
+            reader.end()
+        self._cut_streams()
+
+    def _cut_streams(self) -> None:
+        """Read no more of any caller's jobs: nothing would come of them in this run."""
+        for stream in self._streams:
+            stream.cut()
+
+    # ---- parts -------------------------------------------------------------------------------------------
+
+    async def _enter(self, job: Job, tenant: str, *, on_record: bool = False) -> tuple[Handle, Watch]:
+        """Put a new job on its way, or find the one on record under its id. Raises JobError, RunStopped."""
+        job = checked(job)
+        if not job.id:
+            job = msgspec.structs.replace(job, id=uuid.uuid4().hex)
+        watch = await self._in_own_task(self._watches.take_in(take_off(job, tenant), on_record=on_record))
+        return Handle(job.id, watch), watch
+
+    def _board(self, flight: Flight) -> None:
+        """Take a flight whose turn has come, with its slot."""
+        self._watches.boarded(flight)
+        self._submitter.put(flight)
+
+    def _left_waiting(self, flight: Flight) -> None:
+        """The run stopped before the job's turn came."""
+        self._watches.give_up(flight.id)
+
+    def _take_off(self, flight: Flight) -> None:
+        """Take a flight that has its slot."""
+        self._run.aloft[flight.id] = flight.fingerprint
+        self._submitter.put(flight)
+
+    async def _in_own_task(self, work: Coroutine[Any, Any, T]) -> T:
+        """Have something done whether its caller is cancelled or not: others may wait for the same job."""
+        task = asyncio.create_task(work)
+        task.add_done_callback(_note_error)  # its caller may be gone
+        return await self._while_running(asyncio.shield(task))
+
+    async def _while_running(self, work: Awaitable[T]) -> T:
+        """Wait for what the stages bring about. Raises what ended them, where they end first."""
+        waiting = asyncio.ensure_future(work)
+        try:
+            if not self._over:
+                await asyncio.wait([waiting, self._task], return_when=asyncio.FIRST_COMPLETED)
+            if waiting.done():
+                return waiting.result()
+            await asyncio.wait([self._task])
+            self._task.result()
+            raise self.stopped or CLOSED
+        finally:
+            waiting.cancel()
+
+
+def _find_key(given: str | ApiKey | None) -> ApiKey:
+    if isinstance(given, ApiKey):
+        return given
+    text = given or os.environ.get(KEY_VARIABLE, "")
+    if not text:
+        raise SettingsError("api-key-file", "there is no API key", f"set {KEY_VARIABLE}, or pass api_key=…")
+    return ApiKey(text)
+
+
+async def _first_of(*works: Awaitable[Any]) -> None:
+    """Wait for the first of several to be done, and let the others be."""
+    tasks = [asyncio.ensure_future(work) for work in works]
+    try:
+        await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        for task in tasks:
+            task.cancel()
+
+
+async def _cancelled(task: asyncio.Task[Any]) -> None:
+    """Cancel a task and wait for its end. Raises what it raised by itself."""
+    task.cancel()
+    await asyncio.wait([task])
+    if not task.cancelled():
+        task.result()
+
+
+def _note_error(task: asyncio.Task[Any]) -> None:
+    """Whether anybody still waits for the task or not, asyncio need not tell of its error."""
+    if not task.cancelled():
+        task.exception()
+
+
+def _first(error: BaseException) -> BaseException:
+    """The error that ended the run: one of ours where there is one."""
+    if isinstance(error, BaseExceptionGroup):
+        error = error.subgroup(KreaBatchError) or error
+    while isinstance(error, BaseExceptionGroup):
+        error = error.exceptions[0]
+    return error

@@ -1,0 +1,34 @@
+"""TODO"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from typing import Any, TypeVar
+
+from krea_batch.jobs import Outcome
+
+_Page = tuple[list[Outcome], int | None]
+
+
+async def pages(read: Callable[[int], Awaitable[_Page]], after_n: int = 0) -> AsyncIterator[list[Outcome]]:
+    """Result rows after a number, a page at a time. `read` gives those after one, and the number to go on from."""
+    next_n: int | None = after_n
+    while next_n is not None:
+        outcomes, next_n = await read(next_n)
+        yield outcomes
+
+
+T = TypeVar("T")
+PAGE_ROWS = 500  # chosen: rows of the ledger in memory at once
+
+
+def all_rows(read: Callable[[int, int], list[T]], number: Callable[[T], int], after_n: int = 0) -> Iterator[T]:
+    """Every row whose number is above this one, a page at a time. `read` takes a number and how many rows at most."""
+    while page := read(after_n, PAGE_ROWS):
+        yield from page
+        after_n = number(page[-1])
+
+
+def number_of(row: tuple[Any, ...]) -> int:
+    """The number that a row of the ledger begins with."""
+    return int(row[0])

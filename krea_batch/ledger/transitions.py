@@ -1,0 +1,357 @@
+"""One transition of one job comes in; SQL goes out. One public method is one transition is one transaction.
+
+Newcomers: each UPDATE names the state it starts from. When it touches no row, two parts of the engine disagree
+about a job, and that is a bug to be shown, not to be written over.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import lru_cache
+from itertools import chain, repeat
+from pathlib import Path
+from typing import Any, TypeVar
+
+import msgspec
+
+from krea_batch.errors import KreaBatchBug, RunFolderError
+from krea_batch.jobs import Outcome, State, StoredFile, Trouble
+from krea_batch.ledger.database import open_file
+from krea_batch.ledger.queries import IN_VAIN, NOT_OVER, Books
+from krea_batch.ledger.rows import OUTCOME, outcome_of
+from krea_batch.rules import lifecycle
+from krea_batch.rules.verdicts import Finished
+
+T = TypeVar("T")
+
+MOST_ROWS = 64  # chosen: of one statement; more in one make none of them cheaper (measured)
+_OVER = {  # how jobs are over in the states that no run goes on with
+    State.SUCCEEDED: "'well'",
+    State.FAILED: IN_VAIN,
+    State.REJECTED: IN_VAIN,
+    State.CANCELLED: IN_VAIN,
+}
+
+Intent = tuple[str, bytes, bytes, bytes, float, str]
+"""What `intend` takes."""
+
+
+class Store(Books):
+    """The SQLite file of one run. Not thread-safe: `Ledger` calls it from its one thread."""
+
+    @classmethod
+    def snapshot(cls, path: Path) -> Store:
+        """The file as it is now, for reading, whatever is written to it later. Raises as `open`."""
+        store = cls.open(path, read_only=True)
+        try:
+            store._sql.execute("BEGIN")
+            store._sql.execute("SELECT max(n) FROM jobs").fetchone()  # SQLite takes its snapshot at the first look
+        except sqlite3.Error as error:
+            store.close()
+            raise store._unreadable(error) from error
+        return store
+
+    @classmethod
+    def open(cls, path: Path, *, read_only: bool = False) -> Store:
+        """Open the file, making it unless `read_only`. Raises RunFolderError for a stranger's or newer one."""
+        try:
+            return cls(path, open_file(path, read_only=read_only))
+        except sqlite3.Error as error:
+            raise RunFolderError(path, f"the ledger cannot be opened ({error})", "choose another --out") from error
+
+    def close(self) -> None:
+        self._sql.close()
+
+    def transaction(self, works: Iterable[Callable[[Store], T]]) -> list[T]:
+        """Carry out all works and make them durable, or none of them."""
+        self._sql.execute("BEGIN IMMEDIATE")
+        try:
+            answers = [work(self) for work in works]
+            self._sql.execute("COMMIT")
+        except BaseException:
+            if self._sql.in_transaction:
+                self._sql.execute("ROLLBACK")
+            raise
+        return answers
+
+    # ---- the way to a POST -------------------------------------------------------------------------------
+
+    def enqueue(self, job_id: str, body: bytes, fingerprint: bytes, metadata: bytes, tenant: str) -> None:
+        """A new job is to be submitted when its turn comes. One that is on record stays as it is."""
+        self._sql.execute(
+            "INSERT INTO jobs (id, state, body, fingerprint, metadata, tenant) VALUES (?, 'pending', ?, ?, ?, ?)"
+            " ON CONFLICT (id) DO NOTHING",
+            (job_id, body, fingerprint, metadata, tenant),
+        )
+
+    def intend(self, job_id: str, body: bytes, fingerprint: bytes, metadata: bytes, at: float, tenant: str) -> int:
+        """A new or pending job is about to be POSTed. Returns its number in the ledger."""
+        return self.intend_all([(job_id, body, fingerprint, metadata, at, tenant)])[0]
+
+    def intend_all(self, intents: Sequence[Intent]) -> list[int]:
+        """The same of several jobs."""
+        written = self._each(
+            "INSERT INTO jobs (id, state, body, fingerprint, metadata, submitted_at, tenant, attempts)"
+            " SELECT column1, 'submitting', column2, column3, column4, column5, column6, 1"
+            " FROM {rows} WHERE column1 IS NOT NULL"
+            " ON CONFLICT (id) DO UPDATE SET state = 'submitting', attempts = attempts + 1,"
+            " submitted_at = excluded.submitted_at"
+            " WHERE state = 'pending' AND fingerprint = excluded.fingerprint RETURNING id, n",
+            intents,
+        )
+        numbers = dict(written)
+        if len(written) != len(intents):  # a job that is named twice is written once
+            ids = " or ".join(repr(job_id) for job_id, *_ in intents)
+            raise KreaBatchBug(f"job {ids} is not pending, so it cannot be submitted")
+        posts = [(numbers[job_id], at) for job_id, _, _, _, at, _ in intents]
+        self._each(
+            "INSERT INTO posts (job, sent_at) SELECT column1, column2 FROM {rows} WHERE column1 IS NOT NULL", posts
+        )
+        return [n for n, _ in posts]
+
+    def take_back(self, n: int, came_to: str) -> None:
+        """The POST was `refused` or `not_sent`: nothing was queued, the job is pending."""
+        self._move(n, State.SUBMITTING, State.PENDING)
+        self._came_to(n, came_to)
+
+    def accept(self, n: int, request_id: str, at: float) -> bool:
+        """The POST was accepted and is paid. False, and nothing is changed, where another has that request_id."""
+        return self.accept_all([(n, request_id, at)])[0]
+
+    def accept_all(self, accepted: Sequence[tuple[int, str, float]]) -> list[bool]:
+        """The same of several jobs."""
+        came_to = "UPDATE posts SET came_to = 'accepted', request_id = column2 FROM {rows}"
+        try:
+            self._each(f"{came_to} WHERE job = column1 AND came_to IS NULL", accepted)
+        except sqlite3.IntegrityError:  # posts.request_id is UNIQUE
+            return [self.accept(*one) for one in accepted] if len(accepted) > 1 else [False]
+        self._move_all(State.SUBMITTING, State.ACCEPTED, "request_id = column2, accepted_at = column3", accepted)
+        return [True] * len(accepted)
+
+    def reject(self, n: int, why: Trouble, at: float) -> Outcome:
+        """The gateway will never take this body."""
+        self._came_to(n, "refused")
+        return self._end(n, State.SUBMITTING, State.REJECTED, why, at)
+
+    def hold(self, n: int, why: Trouble, at: float) -> Outcome:
+        """The POST left and nobody knows what became of it."""
+        self._came_to(n, "unclear")
+        return self._end(n, State.SUBMITTING, State.AMBIGUOUS, why, at)
+
+    # ---- out of doubt ------------------------------------------------------------------------------------
+
+    def resubmit(self, n: int) -> None:
+        """Somebody decided that an ambiguous job is worth another POST."""
+        self._move(n, State.AMBIGUOUS, State.PENDING, "error_kind = NULL, error_message = NULL")
+
+    def abandon(self, n: int, at: float) -> Outcome:
+        """Somebody decided that an ambiguous job is not to be submitted again; its charge stays unknown."""
+        return self._end(n, State.AMBIGUOUS, State.CANCELLED, _ABANDONED, at)
+
+    def adopt(self, n: int, request_id: str, at: float) -> bool:
+        """Somebody learnt the request_id of an ambiguous job: it was accepted. False where another job has it."""
+        if self._has_request_id(request_id):
+            return False
+        also = "request_id = ?, accepted_at = ?, finished_at = NULL, error_kind = NULL, error_message = NULL"
+        self._move(n, State.AMBIGUOUS, State.ACCEPTED, also, (request_id, at))
+        self._sql.execute(
+            "UPDATE posts SET came_to = 'accepted', request_id = ?1"
+            " WHERE n = (SELECT max(n) FROM posts WHERE job = ?2 AND came_to = 'unclear')",
+            (request_id, n),
+        )
+        return True
+
+    def callback_secret(self, new: bytes) -> bytes:
+        """What makes this folder's callback addresses; `new` where there is none yet."""
+        self._sql.execute("INSERT INTO callbacks VALUES (1, ?) ON CONFLICT (only) DO NOTHING", (new,))
+        (secret,) = self._sql.execute("SELECT secret FROM callbacks").fetchone()
+        return bytes(secret)
+
+    def hold_in_air(self) -> None:
+        """The process that had POSTs in the air is dead: their jobs are ambiguous."""
+        self._sql.execute("UPDATE posts SET came_to = 'unclear' WHERE came_to IS NULL")
+        for (n,) in self._sql.execute(f"SELECT n FROM jobs WHERE {NOT_OVER} AND state = 'submitting'").fetchall():
+            self._end(n, State.SUBMITTING, State.AMBIGUOUS, _KILLED, 0.0)
+
+    def retry(self, n: int, state: State) -> None:
+        """Somebody decided that a job which ended in vain is worth another POST. What it was paid stays on record."""
+        if state not in lifecycle.IN_VAIN:
+            raise KreaBatchBug(f"a job that is {state} is not to be submitted again")
+        also = "errors = 0, finished_at = NULL, error_kind = NULL, error_message = NULL"
+        self._set(n, state, State.PENDING, also)
+
+    # ---- the way to a picture ----------------------------------------------------------------------------
+
+    def finish(self, n: int, finished: Finished, at: float, polls: int) -> None:
+        """The pictures can be fetched."""
+        self.finish_all([(n, finished, at, polls)])
+
+    def finish_all(self, finished: Sequence[tuple[int, Finished, float, int]]) -> list[None]:
+        """The same of several jobs."""
+        rows = [(n, msgspec.json.encode(media).decode(), at, polls) for n, media, at, polls in finished]
+        also = "media = column2, finished_at = column3, polls = column4"
+        self._move_all(State.ACCEPTED, State.FINISHED, also, rows)
+        return [None] * len(rows)
+
+    def store(self, n: int, stored: Sequence[StoredFile], at: float) -> Outcome:
+        """Every picture of the job is on disk and synced."""
+        return self.store_all([(n, stored, at)])[0]
+
+    def store_all(self, stored: Sequence[tuple[int, Sequence[StoredFile], float]]) -> list[Outcome]:
+        """The same of several jobs."""
+        rows = [(n, msgspec.json.encode(files).decode(), at) for n, files, at in stored]
+        also = "files = column2, stored_at = column3, error_kind = NULL, error_message = NULL"
+        self._move_all(State.FINISHED, State.SUCCEEDED, also, rows)
+        found = self._each(f"SELECT n, {OUTCOME} FROM {{rows}} JOIN jobs ON n = column1", [(n,) for n, *_ in rows])
+        outcomes = {n: outcome_of(row) for n, *row in found}
+        return [outcomes[n] for n, *_ in rows]
+
+    def fail(self, n: int, why: Trouble, at: float, polls: int) -> Outcome:
+        """The gateway said FAILED."""
+        return self._end(n, State.ACCEPTED, State.FAILED, why, at, polls)
+
+    def error(self, n: int, why: Trouble, at: float, polls: int) -> Outcome:
+        """The gateway said ERROR, and no try is left."""
+        self._refund(n)
+        return self._end(n, State.ACCEPTED, State.ERRORED, why, at, polls)
+
+    def error_again(self, n: int, polls: int) -> None:
+        """The gateway said ERROR, which is free, and the job is pending again."""
+        self._refund(n)
+        lifecycle.check_move(State.ERRORED, State.PENDING)
+        self._move(n, State.ACCEPTED, State.ERRORED, "polls = ?", (polls,))
+        self._move(n, State.ERRORED, State.PENDING)
+
+    def time_out(self, n: int, why: Trouble, at: float, polls: int) -> Outcome:
+        """This run waits no longer for the job; its request_id stays, and the next run asks again."""
+        finished = self._sql.execute("SELECT 1 FROM jobs WHERE n = ? AND state = 'finished'", (n,)).fetchone()
+        old = State.FINISHED if finished else State.ACCEPTED
+        return self._end(n, old, State.TIMED_OUT, why, at, polls)
+
+    # ---- a new run ---------------------------------------------------------------------------------------
+
+    def start_run(self, gateway: str, version: str, at: float, per_s: float | None = None) -> int:
+        """Note that a run begins, of at most `per_s` submits a second.
+
+        Raises RunFolderError where the folder's jobs live at another gateway.
+        """
+        before = self._sql.execute("SELECT gateway FROM runs ORDER BY n DESC LIMIT 1").fetchone()
+        if before and before[0] != gateway:
+            raise RunFolderError(
+                self.path,
+                f"its jobs were submitted to {before[0]}, not to {gateway}",
+                "use the same gateway, or another --out",
+            )
+        cursor = self._sql.execute(
+            "INSERT INTO runs (started_at, gateway, version, per_s) VALUES (?, ?, ?, ?)",
+            (at, gateway, version, per_s),
+        )
+        return int(cursor.lastrowid or 0)
+
+    def expect(self, jobs: int) -> None:
+        """Note how many jobs the folder is to come to."""
+        self._sql.execute("UPDATE runs SET jobs = ? WHERE n = (SELECT max(n) FROM runs)", (jobs,))
+
+    def results_written(self, size_bytes: int | None) -> None:
+        """Note that results.jsonl holds what the ledger does; None: it does not."""
+        self._sql.execute("UPDATE runs SET results_bytes = ? WHERE n = (SELECT max(n) FROM runs)", (size_bytes,))
+
+    def set_bookmark(self, what: bytes) -> None:
+        """Note how far job files have been read of which every job is on record."""
+        self._sql.execute("INSERT INTO bookmark VALUES (1, ?1) ON CONFLICT (only) DO UPDATE SET what = ?1", (what,))
+
+    def end_run(self, run: int, at: float) -> None:
+        """Note that a run has ended in order."""
+        self._sql.execute("UPDATE runs SET ended_at = ? WHERE n = ?", (at, run))
+
+    def reopen(self, *, max_attempts: int, resubmit_ambiguous: bool) -> bool:
+        """Bring what the last run left into the states in which this one goes on. True where ends are no more."""
+        reopened = False
+        self.hold_in_air()
+        rows = self._sql.execute(f"SELECT n, state, errors FROM jobs WHERE {NOT_OVER}").fetchall()
+        for n, word, errors in rows:
+            old = State(word)
+            new = lifecycle.on_resume(
+                old, errors=errors, max_attempts=max_attempts, resubmit_ambiguous=resubmit_ambiguous
+            )
+            if new is not None and new is not old:
+                self._move(n, old, new, "error_kind = NULL, error_message = NULL")
+                reopened = reopened or old in lifecycle.ENDS
+        return reopened
+
+    # ---- parts -------------------------------------------------------------------------------------------
+
+    def _move(self, n: int, old: State, new: State, also: str = "", values: tuple[Any, ...] = ()) -> None:
+        lifecycle.check_move(old, new)
+        self._set(n, old, new, also, values)
+
+    def _move_all(self, old: State, new: State, also: str, rows: Sequence[tuple[Any, ...]]) -> None:
+        """Move the jobs whose numbers the rows begin with."""
+        lifecycle.check_move(old, new)
+        moves = f"UPDATE jobs SET state = '{new}', {also}{_over(old, new)} FROM {{rows}}"
+        moved = sum(done.rowcount for done in self._batches(f"{moves} WHERE n = column1 AND state = '{old}'", rows))
+        if moved != len(rows):
+            numbers = ", ".join(str(n) for n, *_ in rows)
+            raise KreaBatchBug(f"job number {numbers} was to go from {old} to {new}, but is not {old}")
+
+    def _set(self, n: int, old: State, new: State, also: str = "", values: tuple[Any, ...] = ()) -> None:
+        more = f", {also}" if also else ""
+        cursor = self._sql.execute(
+            f"UPDATE jobs SET state = ?{more}{_over(old, new)} WHERE n = ? AND state = ?",
+            (new.value, *values, n, old.value),
+        )
+        if cursor.rowcount != 1:
+            raise KreaBatchBug(f"job number {n} was to go from {old} to {new}, but is not {old}")
+
+    def _each(self, sql: str, rows: Sequence[tuple[Any, ...]]) -> list[Any]:
+        """What one statement finds for all rows, which stand for `{rows}` in it, as column1, column2 and so on."""
+        return list(chain.from_iterable(self._batches(sql, rows)))
+
+    def _batches(self, sql: str, rows: Sequence[tuple[Any, ...]]) -> Iterator[sqlite3.Cursor]:
+        """Rows of NULL, which match nothing, fill up: for few sizes SQLite can keep what it made of the statement."""
+        for begin in range(0, len(rows), MOST_ROWS):
+            batch = rows[begin : begin + MOST_ROWS]
+            size = 1 << (len(batch) - 1).bit_length()
+            nulls = repeat(None, (size - len(batch)) * len(batch[0]))
+            yield self._sql.execute(_sized(sql, size, len(batch[0])), (*chain.from_iterable(batch), *nulls))
+
+    def _end(self, n: int, old: State, new: State, why: Trouble, at: float, polls: int | None = None) -> Outcome:
+        self._move(
+            n,
+            old,
+            new,
+            "error_kind = ?, error_message = ?, polls = coalesce(?, polls), finished_at = nullif(?, 0)",
+            (why.kind, why.message, polls, at),
+        )
+        return self.outcome(n)
+
+    def _has_request_id(self, request_id: str) -> bool:
+        return self._sql.execute("SELECT 1 FROM posts WHERE request_id = ?", (request_id,)).fetchone() is not None
+
+    def _came_to(self, n: int, came_to: str) -> None:
+        self._sql.execute(
+            "UPDATE posts SET came_to = ? WHERE job = ? AND came_to IS NULL",
+            (came_to, n),
+        )
+
+    def _refund(self, n: int) -> None:
+        self._sql.execute(
+            "UPDATE posts SET refunded = 1 WHERE request_id = (SELECT request_id FROM jobs WHERE n = ?)", (n,)
+        )
+        self._sql.execute("UPDATE jobs SET errors = errors + 1 WHERE n = ?", (n,))
+
+
+@lru_cache(maxsize=256)
+def _sized(sql: str, rows: int, columns: int) -> str:
+    row = f"({', '.join('?' * columns)})"
+    return sql.format(rows=f"(VALUES {', '.join([row] * rows)})")
+
+
+def _over(old: State, new: State) -> str:
+    """What a move sets beside the state."""
+    return f", over = {_OVER.get(new, 'NULL')}" if new in _OVER or old in _OVER else ""
+
+
+_ABANDONED = Trouble("abandoned", "ambiguous, and it was decided not to submit it again")
+_KILLED = Trouble("ambiguous", "the process ended while the POST was in the air")

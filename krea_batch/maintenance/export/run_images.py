@@ -1,0 +1,122 @@
+"""A run's folder comes in; its pictures go out, each with what is known of it, in the order of their submits."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Collection, Iterator
+from pathlib import Path, PurePosixPath
+from typing import Any, Self
+
+import msgspec
+
+from krea_batch.errors import InputError
+from krea_batch.jobs import Outcome, State, StoredFile
+from krea_batch.ledger import Store
+from krea_batch.storage.run_dir import LEDGER, check_run
+
+PAGE = 500  # chosen: rows of the ledger in memory at once
+
+LISTS = ("image_style_references", "styles", "moodboards")
+
+
+class Picture(msgspec.Struct, frozen=True):
+    """One picture of a job. `place` is the file; `number` counts all pictures from 1."""
+
+    number: int
+    outcome: Outcome
+    file: StoredFile
+    place: Path
+
+    @property
+    def name(self) -> str:
+        """The name of its file."""
+        return PurePosixPath(self.file.path.replace(os.sep, "/")).name
+
+    def read(self) -> bytes:
+        """Its bytes. Raises InputError where they are not those on record."""
+        try:
+            data = self.place.read_bytes()
+        except OSError as error:
+            raise self._wrong(f"cannot be read ({error.strerror})") from None
+        if len(data) != self.file.bytes or hashlib.sha256(data).hexdigest() != self.file.sha256:
+            raise self._wrong("is not the one on record")
+        return data
+
+    def columns(self) -> dict[str, Any]:
+        """What is known of it, flat, the same keys for every picture; lists and metadata are JSON, `{}` if empty."""
+        request, outcome = self.outcome.request, self.outcome
+        return {
+            "id": outcome.id,
+            "prompt": request["prompt"],
+            "aspect_ratio": request.get("aspect_ratio"),
+            "creativity": request.get("creativity"),
+            "seed": request.get("seed"),
+            **{name: _json(request.get(name, [])) for name in LISTS},
+            "request_id": outcome.request_id,
+            "width": self.file.width,
+            "height": self.file.height,
+            "bytes": self.file.bytes,
+            "sha256": self.file.sha256,
+            "submitted_at": outcome.submitted_at,
+            "stored_at": outcome.stored_at,
+            "metadata": _json(outcome.metadata),
+        }
+
+    def _wrong(self, what: str) -> InputError:
+        return InputError(f"the picture {self.place} {what}", "see krea-batch verify OUT --repair")
+
+
+class Gallery:
+    """The pictures of a run as it was when this was opened; a context manager.
+
+    `ids`: only those jobs. Raises RunFolderError where there is no run, InputError where an id has no picture or
+    pictures are not on this disk.
+    """
+
+    def __init__(self, out: Path, ids: Collection[str] | None = None) -> None:
+        check_run(out)
+        self.out = out
+        self._ids = None if ids is None else set(ids)
+        self._store = Store.snapshot(out / LEDGER)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._store.close()
+
+    def pictures(self) -> Iterator[Picture]:
+        """Each picture, as often as asked. Raises InputError for one that is kept in an object store."""
+        number = 0
+        for outcome in self._outcomes():
+            for file in outcome.files:
+                if "://" in file.path:
+                    right = "copy them to a folder with your store's own tool"
+                    raise InputError(f"the pictures are in {file.path.rpartition('/')[0]}, not on this disk", right)
+                number += 1
+                yield Picture(number, outcome, file, self.out / file.path)
+
+    def count(self) -> int:
+        """How many pictures there are. Raises InputError where one of `ids` has none."""
+        found = 0
+        missing = set(self._ids or ())
+        for picture in self.pictures():
+            found += 1
+            missing.discard(picture.outcome.id)
+        if missing:
+            named = ", ".join(sorted(missing)[:5]) + (" …" if len(missing) > 5 else "")
+            raise InputError(f"{len(missing):,} of the ids have no picture: {named}", "see krea-batch status OUT")
+        return found
+
+    def _outcomes(self) -> Iterator[Outcome]:
+        after: int | None = 0
+        while after is not None:
+            page, after = self._store.past_outcomes(after, PAGE)
+            for outcome in page:
+                if outcome.status is State.SUCCEEDED and (self._ids is None or outcome.id in self._ids):
+                    yield outcome
+
+
+def _json(value: object) -> str:
+    return msgspec.json.encode(value).decode()

@@ -1,0 +1,203 @@
+"""Pictures come in; a folder or file that other tools load goes out, under its name once it is whole.
+
+Newcomers: everything is written beside its place first, and renamed at the end. A process that dies leaves a hidden
+`.NAME.part`, which the next export of that name clears away.
+"""
+
+from __future__ import annotations
+
+import csv
+import os
+import shutil
+import tarfile
+import zipfile
+from collections.abc import Callable, Iterable
+from importlib import import_module
+from io import BytesIO
+from itertools import chain, islice
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from krea_batch.errors import InputError
+from krea_batch.maintenance.export.png_metadata import texts_of, with_texts
+from krea_batch.maintenance.export.run_images import Gallery, Picture
+
+ROW_GROUP_BYTES = 64 << 20  # chosen: pictures in memory at once, and what a reader of Parquet loads at once
+SHARD_PICTURES = 1000  # chosen: with 2 MB a picture, shards of the 1 to 2 GB that WebDataset's documentation advises
+METADATA = "metadata.jsonl"  # Hugging Face datasets, "Create an image dataset": its name, and `file_name` first
+
+Seen = Callable[[int], None]
+
+
+class Options(msgspec.Struct, frozen=True, kw_only=True):
+    """How to export. `embed`: what is known of a picture is put into its PNG."""
+
+    embed: bool = False
+    shard_pictures: int = SHARD_PICTURES
+    force: bool = False
+
+
+def export(gallery: Gallery, name: str, to: Path, options: Options, seen: Seen | None = None) -> int:
+    """Write the gallery's pictures to `to` in the format of this name (FORMATS). Returns how many they are.
+
+    `seen` hears of each picture, 1 at a time. Raises InputError where `to` is there and not to be replaced, a picture
+    is not as recorded, or there is none; OSError where the disk fails.
+    """
+    count = gallery.count()
+    if not count:
+        raise InputError(f"there is no picture in {gallery.out}", "see krea-batch status OUT")
+    if os.path.lexists(to) and not options.force:
+        raise InputError(f"{to} is there already", "choose another name, or add --force to replace it")
+    write = FORMATS[name]
+    to.parent.mkdir(parents=True, exist_ok=True)
+    part = to.parent / f".{to.name}.part"
+    _clear(part)
+    try:
+        write(gallery, part, options, seen or (lambda _: None))
+        if options.force:
+            _clear(to)
+        part.rename(to)
+    except BaseException:
+        _clear(part)
+        raise
+    return count
+
+
+def _imagefolder(gallery: Gallery, part: Path, options: Options, seen: Seen) -> None:
+    """A folder of PNGs with `metadata.jsonl`, as `datasets.load_dataset("imagefolder")` takes it."""
+    part.mkdir()
+    with (part / METADATA).open("wb") as rows:
+        for picture in gallery.pictures():
+            (part / picture.name).write_bytes(_bytes_of(picture, options))
+            rows.write(msgspec.json.encode({"file_name": picture.name, **picture.columns()}) + b"\n")
+            seen(1)
+
+
+def _zip(gallery: Gallery, part: Path, options: Options, seen: Seen) -> None:
+    """The same in a ZIP file, stored: PNGs do not get any smaller."""
+    rows = BytesIO()
+    with zipfile.ZipFile(part, "w", zipfile.ZIP_STORED) as file:
+        for picture in gallery.pictures():
+            file.writestr(f"images/{picture.name}", _bytes_of(picture, options))
+            rows.write(msgspec.json.encode({"file_name": f"images/{picture.name}", **picture.columns()}) + b"\n")
+            seen(1)
+        file.writestr(METADATA, rows.getvalue(), zipfile.ZIP_DEFLATED)
+
+
+def _csv(gallery: Gallery, part: Path, _: Options, seen: Seen) -> None:
+    """A row a picture, a column a key of the metadata; the pictures stay where they are, and `path` leads there."""
+    keys = list(dict.fromkeys(key for picture in gallery.pictures() for key in picture.outcome.metadata))
+    with part.open("w", encoding="utf-8", newline="") as file:
+        rows = csv.writer(file)
+        for picture in gallery.pictures():
+            columns = picture.columns()
+            columns.pop("metadata")
+            if picture.number == 1:
+                rows.writerow(["path", *columns, *(f"metadata.{key}" for key in keys)])
+            told = [picture.outcome.metadata.get(key) for key in keys]
+            rows.writerow([picture.place.absolute(), *columns.values(), *map(_cell, told)])
+            seen(1)
+
+
+def _webdataset(gallery: Gallery, part: Path, options: Options, seen: Seen) -> None:
+    """Shards of `<number>.png` and `<number>.json`: an id may hold dots, at which WebDataset parts names."""
+    part.mkdir()
+    pictures = gallery.pictures()
+    for n, first in enumerate(pictures):
+        with tarfile.open(part / f"shard-{n:06d}.tar", "w") as shard:
+            for picture in chain([first], islice(pictures, options.shard_pictures - 1)):
+                fields = picture.columns() | {"metadata": picture.outcome.metadata}
+                _add(shard, f"{picture.number:09d}.png", _bytes_of(picture, options))
+                _add(shard, f"{picture.number:09d}.json", msgspec.json.encode(fields))
+                seen(1)
+
+
+def _add(shard: tarfile.TarFile, name: str, data: bytes) -> None:
+    info = tarfile.TarInfo(name)
+    info.size = len(data)
+    shard.addfile(info, BytesIO(data))
+
+
+def _parquet(gallery: Gallery, part: Path, options: Options, seen: Seen) -> None:
+    """One file with the pictures in it, in the schema that Hugging Face datasets knows images by."""
+    try:
+        arrow, parquet = import_module("pyarrow"), import_module("pyarrow.parquet")
+    except ImportError:
+        raise InputError("Parquet is written by pyarrow", "pip install 'krea-batch[parquet]'") from None
+    schema = _schema(arrow, _seed_type(arrow, gallery.pictures()))
+    size_bytes = 0
+    rows: list[dict[str, Any]] = []
+    with parquet.ParquetWriter(part, schema) as file:
+        for picture in gallery.pictures():
+            data = _bytes_of(picture, options)
+            rows.append({"image": {"bytes": data, "path": picture.name}, **picture.columns()})
+            size_bytes += len(data)
+            if size_bytes >= ROW_GROUP_BYTES:
+                file.write_table(arrow.Table.from_pylist(rows, schema))
+                rows, size_bytes = [], 0
+            seen(1)
+        if rows:
+            file.write_table(arrow.Table.from_pylist(rows, schema))
+
+
+def _schema(arrow: Any, seed: Any) -> Any:
+    numbers = {"width": arrow.int32(), "height": arrow.int32(), "bytes": arrow.int64(), "seed": seed}
+    image = arrow.struct([("bytes", arrow.binary()), ("path", arrow.string())])
+    columns = [("image", image), *((name, numbers.get(name, arrow.string())) for name in _COLUMNS)]
+    features = {"image": {"_type": "Image"}} | {
+        name: {"dtype": str(kind), "_type": "Value"} for name, kind in columns if name != "image"
+    }
+    told = msgspec.json.encode({"info": {"features": features}})
+    return arrow.schema(columns, {"huggingface": told.decode()})
+
+
+def _seed_type(arrow: Any, pictures: Iterable[Picture]) -> Any:
+    """The narrowest whole number that holds every seed: a seed may have 64 bits, with a sign or without."""
+    seeds = [seed for picture in pictures if (seed := picture.outcome.request.get("seed")) is not None]
+    return arrow.uint64() if seeds and max(seeds) >= 1 << 63 else arrow.int64()
+
+
+def _bytes_of(picture: Picture, options: Options) -> bytes:
+    data = picture.read()
+    return with_texts(data, texts_of(picture.outcome)) if options.embed else data
+
+
+def _cell(value: object) -> object:
+    return msgspec.json.encode(value).decode() if isinstance(value, list | dict) else value
+
+
+def _clear(path: Path) -> None:
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
+
+
+_COLUMNS = (
+    "id",
+    "prompt",
+    "aspect_ratio",
+    "creativity",
+    "seed",
+    "image_style_references",
+    "styles",
+    "moodboards",
+    "request_id",
+    "width",
+    "height",
+    "bytes",
+    "sha256",
+    "submitted_at",
+    "stored_at",
+    "metadata",
+)
+
+FORMATS: dict[str, Callable[[Gallery, Path, Options, Seen], None]] = {
+    "imagefolder": _imagefolder,
+    "parquet": _parquet,
+    "webdataset": _webdataset,
+    "csv": _csv,
+    "zip": _zip,
+}

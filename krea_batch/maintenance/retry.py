@@ -1,0 +1,71 @@
+"""Somebody's word that jobs are to be made after all comes in; when it returns, they are pending.
+
+    with Retries(Path("runs/cats")) as retries:
+        retries.again(retries.jobs([State.REJECTED]))
+
+Newcomers: nothing is sent from here; the next run submits them. Every POST that was paid stays on record, so charges
+add up over all tries.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable
+
+from krea_batch.errors import JobError
+from krea_batch.jobs import State
+from krea_batch.ledger import Store
+from krea_batch.maintenance.locked_run import HeldRun
+from krea_batch.rules.lifecycle import IN_VAIN
+
+_WHY_NOT = {
+    State.SUCCEEDED: ("its picture is there", "give a job that ended without one"),
+    State.AMBIGUOUS: ("nobody knows whether it was paid", "decide with krea-batch resolve"),
+}
+
+
+class Retries(HeldRun):
+    """The jobs of a run that ended without a picture. Raises as `HeldRun`."""
+
+    def jobs(self, states: Collection[State] = IN_VAIN) -> dict[str, State]:
+        """Those that ended in one of these states: id to state, in the order of their submits."""
+        return {job_id: state for _, job_id, state in self._store.in_vain(states)}
+
+    def named(self, job_ids: Iterable[str]) -> dict[str, State]:
+        """The same for jobs by their ids; those that are still on their way are left out, since they go on anyway.
+
+        Raises JobError for one that is unknown, has its picture, or is ambiguous.
+        """
+        found: dict[str, State] = {}
+        for job_id in dict.fromkeys(job_ids):
+            outcome = self._store.known(job_id)
+            if outcome is None:
+                raise JobError("it is not in this run", "see krea-batch status OUT", job_id=job_id)
+            if outcome.status in _WHY_NOT:
+                raise JobError(*_WHY_NOT[outcome.status], job_id=job_id)
+            if outcome.status in IN_VAIN:
+                found[job_id] = outcome.status
+        return found
+
+    def again(self, job_ids: Iterable[str]) -> None:
+        """They are to be submitted again, all or none of them; each may be paid again. Raises KreaBatchBug."""
+        known = {job_id: (n, state) for n, job_id, state in self._store.in_vain(IN_VAIN)}
+
+        def move(store: Store) -> None:
+            for job_id in job_ids:
+                store.retry(*known[job_id])
+            store.results_written(None)  # until they are
+
+        self._store.transaction([move])
+
+    def open_jobs(self) -> int:
+        """How many jobs the next run goes on with."""
+        counts = self._store.counts()
+        return sum(counts.get(state, 0) for state in (State.PENDING, State.ACCEPTED, State.FINISHED, State.TIMED_OUT))
+
+    def waiting(self) -> int:
+        """How many of those were never accepted, and are submitted, too."""
+        return self._store.counts().get(State.PENDING, 0)
+
+    def total(self) -> int:
+        """How many jobs there are."""
+        return sum(self._store.counts().values())

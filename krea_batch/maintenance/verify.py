@@ -1,0 +1,138 @@
+"""A run's pictures come in; those that are not as the ledger says go out, and on request they are fetched again.
+
+Newcomers: fetching again is a poll and a download of what is paid. Nothing here can submit: it holds neither a job's
+body nor the address of a submit.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Protocol
+
+import anyio
+import msgspec
+
+from krea_batch.gateway.url_policy import MediaError
+from krea_batch.maintenance.export.run_images import Gallery, Picture
+from krea_batch.pipeline.context import Media
+from krea_batch.rules.backoff import pause_s
+from krea_batch.rules.verdicts import Errored, Failed, Finished, PollTrouble, PollVerdict
+from krea_batch.storage.png import PngError, PngWalk
+
+AT_ONCE = 8  # chosen: repairs are few, and the gateway's limit is not known here
+TRIES = 5  # chosen: with pauses doubling from half a second, some eight seconds of trouble
+READ_BYTES = 1 << 20
+
+
+class Fault(msgspec.Struct, frozen=True):
+    """A picture that is not as recorded. `what` says how; `repaired` whether it is now."""
+
+    id: str
+    path: str
+    request_id: str | None
+    what: str
+    repaired: bool = False
+
+
+class Fetcher(Protocol):
+    """What a repair needs of the gateway: `gateway.client.GatewayClient` has it."""
+
+    async def poll(self, request_id: str) -> PollVerdict: ...
+
+    async def fetch(self, url: str, *, offset: int = 0, etag: str | None = None) -> Media: ...
+
+
+def faults(gallery: Gallery) -> Iterator[tuple[Picture, str | None]]:
+    """Each picture, with what is wrong with its file, or None."""
+    for picture in gallery.pictures():
+        yield picture, why_not(picture)
+
+
+def why_not(picture: Picture) -> str | None:
+    """Why the file is not the picture on record; None where it is, byte for byte, and a whole PNG."""
+    walk, digest, size_bytes = PngWalk(), hashlib.sha256(), 0
+    try:
+        with picture.place.open("rb") as file:
+            while data := file.read(READ_BYTES):
+                size_bytes += len(data)
+                digest.update(data)
+                walk.feed(data)
+            walk.finish()
+    except FileNotFoundError:
+        return "it is gone"
+    except OSError as error:
+        return f"it cannot be read ({error.strerror})"
+    except PngError as error:
+        return f"it is not whole ({error})"
+    if size_bytes != picture.file.bytes:
+        return f"it has {size_bytes:,} bytes instead of {picture.file.bytes:,}"
+    return None if digest.hexdigest() == picture.file.sha256 else "it is another picture (its SHA-256 differs)"
+
+
+class NotRepaired(Exception):
+    """A picture could not be had again; the text says why."""
+
+
+async def repair(picture: Picture, gateway: Fetcher) -> None:
+    """Put the picture on record back into its place. Raises NotRepaired, and then leaves what is there."""
+    data = await _fetched(picture, gateway)
+    if hashlib.sha256(data).hexdigest() != picture.file.sha256:
+        raise NotRepaired("the gateway now gives another picture than the one on record")
+    try:
+        await anyio.to_thread.run_sync(_put, picture.place, data)
+    except OSError as error:
+        raise NotRepaired(f"it cannot be written ({error.strerror})") from None
+
+
+async def _fetched(picture: Picture, gateway: Fetcher) -> bytes:
+    """The picture's bytes: its status is asked for, since addresses of pictures expire."""
+    reason = ""
+    for tries in range(1, TRIES + 1):
+        try:
+            url = await _url(picture, gateway)
+            media = await gateway.fetch(url)
+            async with media:
+                return b"".join([chunk async for chunk in media.chunks()])
+        except MediaError as error:
+            reason = error.reason
+            await anyio.sleep(max(pause_s(tries, 1.0), error.retry_after_s or 0.0))
+    raise NotRepaired(f"tried {TRIES} times: {reason}")
+
+
+async def _url(picture: Picture, gateway: Fetcher) -> str:
+    """Where the picture is now. Raises MediaError for trouble that may pass, NotRepaired for what will not."""
+    if not picture.outcome.request_id:
+        raise NotRepaired("there is no request_id to ask for it by")
+    output = [file.path for file in picture.outcome.files].index(picture.file.path)
+    match await gateway.poll(picture.outcome.request_id):
+        case Finished(media_urls=urls) if output < len(urls):
+            return urls[output]
+        case Failed(said) | Errored(said):
+            raise NotRepaired(f"the gateway says of it now: {said or 'failed'}")
+        case PollTrouble(reason=reason, retry_after_s=wait_s):
+            raise MediaError(reason, retry_after_s=wait_s)
+        case _:
+            raise NotRepaired("the gateway has no picture of it any more")
+
+
+def _put(place: Path, data: bytes) -> None:
+    """The file under its name, whole and durable, or as before."""
+    place.parent.mkdir(parents=True, exist_ok=True)
+    part = place.with_name(f".{place.name}.part")
+    part.unlink(missing_ok=True)
+    try:
+        with part.open("xb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        part.replace(place)
+    finally:
+        part.unlink(missing_ok=True)
+    fd = os.open(place.parent, os.O_RDONLY)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)

@@ -1,0 +1,77 @@
+"""Flights of callers come in, each with its tenant; they go out to the submitter in turn, as slots become free.
+
+Newcomers: whose turn it is is decided as late as can be, when a slot is free and the submitter has next to nothing to
+do. What waits at the submitter has had its turn; so little may wait there.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+
+import anyio
+
+from krea_batch.pipeline.context import Run
+from krea_batch.pipeline.in_flight_job import Flight
+from krea_batch.rules.round_robin import Turns
+
+
+class Boarding:
+    """Where flights wait for their slots. `room` waits until the submitter can do with more, `out` takes a flight."""
+
+    def __init__(
+        self,
+        run: Run,
+        room: Callable[[], Awaitable[None]],
+        out: Callable[[Flight], None],
+        left: Callable[[Flight], None],
+    ) -> None:
+        self._run = run
+        self._room = room
+        self._out = out
+        self._left = left
+        self._turns: Turns[Flight] = Turns()
+        self._some = asyncio.Event()
+        self._empty = anyio.Event()
+        self._empty.set()
+        run.when_stopping(self._stop)
+
+    def put(self, flight: Flight) -> None:
+        """Take a flight, to be submitted when its tenant's turn comes."""
+        if self._run.stopped:
+            self._left(flight)
+            return
+        self._turns.put(flight.tenant, flight)
+        self._run.stats.waiting += 1
+        self._some.set()
+        if self._empty.is_set():
+            self._empty = anyio.Event()
+
+    async def work(self) -> None:
+        """Let flights board, for ever."""
+        while True:
+            await self._some.wait()
+            await self._room()
+            await self._run.slots.take()
+            if not self._turns:  # the run stopped meanwhile
+                self._run.slots.give_back()
+                continue
+            flight = self._turns.take()
+            self._count()
+            self._out(flight)
+
+    async def wait_empty(self) -> None:
+        """Wait until nobody waits."""
+        await self._empty.wait()
+
+    def _count(self) -> None:
+        self._run.stats.waiting = len(self._turns)
+        if not self._turns:
+            self._some.clear()
+            self._empty.set()
+
+    def _stop(self) -> None:
+        left = list(self._turns.take_all())
+        self._count()
+        for flight in left:
+            self._left(flight)

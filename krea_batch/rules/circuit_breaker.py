@@ -1,0 +1,56 @@
+"""Failures come in; how long to wait, or why the run had better stop, goes out.
+
+Newcomers: each job has its own pauses (`lifecycle.pause_s`). What is here looks at all jobs together: an outage is
+nobody's job's fault, a brown-out is not to be answered with more requests, and what fails for every job alike will
+fail for the next thousand, too. `now_s` is monotonic, `chance` from 0 to 1.
+"""
+
+from __future__ import annotations
+
+from krea_batch.rules.backoff import pause_s
+
+OUTAGE_AFTER = 3  # chosen: more failures in a row are no accident at the 10 % that a bad day brings
+BROWN_OUT = 0.2  # chosen: share of failures; twice what a bad day brings
+LATEST_SHARE = 0.05  # chosen: the latest twenty requests or so decide
+
+
+class Outage:
+    """Whether the gateway is away, by the failures in a row of all jobs."""
+
+    __slots__ = ("_failing", "_in_a_row", "_paused_s", "_pauses", "since_s")
+
+    def __init__(self) -> None:
+        self._failing = 0.0  # share of the latest requests that failed
+        self._in_a_row = 0
+        self._pauses = 0
+        self._paused_s = 0.0  # when the present pause began
+        self.since_s = 0.0
+
+    @property
+    def is_on(self) -> bool:
+        return self._in_a_row > OUTAGE_AFTER
+
+    @property
+    def is_near(self) -> bool:
+        """Whether so many requests fail that the failures of one job are not its own fault."""
+        return self.is_on or self._failing > BROWN_OUT
+
+    def worked(self) -> None:
+        """The gateway gave an answer that means something."""
+        self._in_a_row = self._pauses = 0
+        self._failing -= self._failing * LATEST_SHARE
+
+    def failed(self, sent_s: float, now_s: float, chance: float) -> float:
+        """A request of `sent_s` failed. Returns the seconds for which all requests should wait, mostly 0.
+
+        What was in the air when a pause began tells nothing new, and makes the next pause no longer.
+        """
+        self._failing += (1.0 - self._failing) * LATEST_SHARE
+        if self._in_a_row == 0:
+            self.since_s = now_s
+        self._in_a_row += 1
+        if not self.is_on or (self._pauses and sent_s < self._paused_s):
+            return 0.0
+        self._pauses += 1
+        self._paused_s = now_s
+        return pause_s(self._pauses, chance)

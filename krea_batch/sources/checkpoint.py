@@ -1,0 +1,84 @@
+"""How far job files have been read comes in; a mark that a later run can compare with its files goes out.
+
+Newcomers: a mark is kept only where every line before it was good and its job is on record with this very content. A
+run that finds the same bytes again need not look at each of a million lines. Where anything differs, it looks at all
+of them, as if there had been no mark.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+
+import msgspec
+
+from krea_batch.sources.formats.line_file import LineFile, Place
+from krea_batch.sources.inputs import Input
+from krea_batch.sources.options import Format
+
+
+class Part(msgspec.Struct, frozen=True):
+    """The begin of one file: its text's size in bytes and SHA-256, how many lines end there, and its format."""
+
+    size_bytes: int
+    sha256: str
+    lines: int
+    format: Format
+
+
+class Bookmark(msgspec.Struct, frozen=True):
+    """How far files have been read, the last of them perhaps in part; how many rows and jobs they hold up to there.
+
+    `reading` is the fingerprint of how they are read.
+    """
+
+    parts: tuple[Part, ...]
+    rows: int
+    jobs: int
+    reading: str
+
+    @property
+    def lines(self) -> int:
+        """The running number of the last line before it."""
+        return sum(part.lines for part in self.parts)
+
+    @property
+    def places(self) -> list[Place]:
+        """For each of these files where it ends in it."""
+        return [Place(part.size_bytes, part.lines) for part in self.parts]
+
+    def encode(self) -> bytes:
+        return msgspec.json.encode(self)
+
+    @classmethod
+    def decode(cls, data: bytes) -> Bookmark | None:
+        """None for what is no bookmark of ours."""
+        try:
+            return msgspec.json.decode(data, type=cls)
+        except msgspec.DecodeError:
+            return None
+
+    def fits(self, inputs: Sequence[Input]) -> bool:
+        """Whether these files begin with the same bytes; all but the last of its files end there, too."""
+        if len(self.parts) > len(inputs):
+            return False
+        last = len(self.parts) - 1
+        return all(
+            each.format is part.format and _begins_with(each.file, part, whole=n < last)
+            for n, (each, part) in enumerate(zip(inputs, self.parts, strict=False))
+        )
+
+
+NOTHING = Bookmark((), 0, 0, "")
+
+
+def _begins_with(file: LineFile, part: Part, *, whole: bool) -> bool:
+    digest, left = hashlib.sha256(), part.size_bytes
+    for block in file.blocks():
+        if left == 0:
+            return not whole and digest.hexdigest() == part.sha256
+        digest.update(block[:left])
+        if whole and len(block) > left:
+            return False
+        left -= min(left, len(block))
+    return left == 0 and digest.hexdigest() == part.sha256

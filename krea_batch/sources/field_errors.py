@@ -1,0 +1,181 @@
+"""An object that stands on a line comes in; a JobError goes out that says what is wrong with it as a job.
+
+Newcomers: what is allowed is said once, by the types in `jobs`. Here each field is tried against them alone, to
+find the one that is wrong, and only then a sentence is made for people.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from difflib import get_close_matches
+from functools import lru_cache
+from typing import Any
+
+import msgspec
+
+from krea_batch.errors import JobError
+from krea_batch.jobs import (
+    ASPECT_RATIOS,
+    CREATIVITIES,
+    FIELDS,
+    MAX_ID_BYTES,
+    MAX_MOODBOARDS,
+    MAX_REFERENCES,
+    MAX_STYLES,
+    ImageStyleReference,
+    Job,
+    Moodboard,
+    Style,
+)
+from krea_batch.sources.json_errors import shown
+
+NEAR = 0.7  # chosen: finds a swapped, missing or doubled letter, and leaves "tag" and "include" alone
+_CACHED_NAMES = 1024  # chosen: the names in a file repeat; bounded all the same
+
+_OTHER_WORDS = {"text": "prompt", "caption": "prompt", "description": "prompt", "ratio": "aspect_ratio"}
+
+_LISTS: dict[str, tuple[type[msgspec.Struct], int]] = {
+    "image_style_references": (ImageStyleReference, MAX_REFERENCES),
+    "styles": (Style, MAX_STYLES),
+    "moodboards": (Moodboard, MAX_MOODBOARDS),
+}
+_ENTRIES = {
+    "image_style_references": '{"image_url": "https://…", "strength": 1.0}',
+    "styles": '{"id": "…", "strength": 1.0}',
+    "moodboards": '{"id": "a UUID", "strength": 0.23}',
+}
+_RIGHT = {
+    "prompt": "write in quotes what the picture shows",
+    "aspect_ratio": f"allowed are {', '.join(ASPECT_RATIOS)}",
+    "creativity": f"allowed are {', '.join(CREATIVITIES)}",
+    "seed": "write a whole number of at most 64 bits, or leave it out",
+    "id": f"an id is the name of a file: no / \\ .. or control characters, at most {MAX_ID_BYTES} bytes",
+    "metadata": 'write an object: {"key": "value"}',
+    "image_url": "write a whole https:// address",
+    "strength": "write a number like 0.5 or -1",
+}
+_STYLE_ID = "write the style's id from Krea's catalogue"
+_MOODBOARD_ID = "write the moodboard's UUID, like 01234567-89ab-cdef-0123-456789abcdef"
+
+
+@lru_cache(_CACHED_NAMES)
+def nearest(name: str, names: tuple[str, ...] = FIELDS) -> str | None:
+    """The one of `names` that was probably meant, or None."""
+    plain = "".join("_" + char.lower() if char.isupper() else char for char in name).strip("_ ").replace("-", "_")
+    for spelt in (plain.replace(" ", "_"), name.lower()):
+        close = get_close_matches(spelt, names, n=1, cutoff=NEAR)
+        if close:
+            return close[0]
+    other = _OTHER_WORDS.get(plain)
+    return other if other in names else None
+
+
+def explain(fields: dict[str, Any], *, keep_extra: bool = False) -> JobError | None:
+    """What is wrong with the job of these fields, as a file would have it; None where nothing is found."""
+    return (
+        (_clash(fields) if keep_extra else _unknown(fields, FIELDS, "a job"))
+        or _without_prompt(fields)
+        or _first(_field(name, fields[name]) for name in FIELDS if name in fields)
+    )
+
+
+def _first(errors: Iterable[JobError | None]) -> JobError | None:
+    return next((error for error in errors if error), None)
+
+
+def _unknown(fields: dict[str, Any], names: tuple[str, ...], what: str) -> JobError | None:
+    for name in fields:
+        if name not in names:
+            meant = nearest(name, names)
+            right = f'did you mean "{meant}"?' if meant else f"the fields are {', '.join(names)}"
+            if names == FIELDS and not meant:
+                right += "; --keep-extra puts others into metadata"
+            return JobError(f"{shown(name)} is not a field of {what}", right)
+    return None
+
+
+def _clash(fields: dict[str, Any]) -> JobError | None:
+    metadata = fields.get("metadata")
+    for name in fields:
+        if name not in FIELDS and isinstance(metadata, dict) and name in metadata:
+            return JobError(f"{shown(name)} stands both on the line and in its metadata", "keep one of them")
+    return None
+
+
+def _without_prompt(fields: dict[str, Any]) -> JobError | None:
+    if "prompt" in fields:
+        return None
+    return JobError('there is no "prompt"', 'write {"prompt": "what the picture shows"}')
+
+
+def _field(name: str, value: object) -> JobError | None:
+    try:
+        msgspec.convert({"prompt": "x", name: value}, Job)
+    except msgspec.ValidationError:
+        return _list(name, value) if name in _LISTS else _value(name, value)
+    return None
+
+
+def _value(name: str, value: object) -> JobError:
+    if name == "prompt" and isinstance(value, str):
+        return JobError('"prompt" is empty', _RIGHT["prompt"])
+    if name == "id" and isinstance(value, str) and len(value.encode()) > MAX_ID_BYTES:
+        return JobError(f'"id" is {len(value.encode())} bytes long', f"at most {MAX_ID_BYTES} fit into a file name")
+    return JobError(f'"{name}" is {shown(value)}', _meant(name, value) or _RIGHT[name])
+
+
+def _meant(name: str, value: object) -> str | None:
+    """What to write instead, where the value tells."""
+    if name == "id" and isinstance(value, int) and not isinstance(value, bool):
+        return f'write "id": "{shown(value)}"'
+    if name == "seed":
+        whole = _whole_number(value)
+        return None if whole is None else f'write "seed": {whole}'
+    if name in ("aspect_ratio", "creativity") and isinstance(value, str):
+        allowed = ASPECT_RATIOS if name == "aspect_ratio" else CREATIVITIES
+        plain = value.strip().lower().replace("x", ":").replace("/", ":")
+        return f'write "{plain}"' if plain in allowed else None
+    return None
+
+
+def _whole_number(value: object) -> int | None:
+    if isinstance(value, float) and value.is_integer() and abs(value) < 2**53:
+        return int(value)
+    if isinstance(value, str) and value.isascii() and value.isdigit() and len(value) < 19:
+        return int(value)
+    return None
+
+
+def _list(name: str, value: object) -> JobError:
+    entry_type, most = _LISTS[name]
+    if not isinstance(value, list):
+        return JobError(f'"{name}" is {shown(value)}', f'write a list: "{name}": [{_ENTRIES[name]}]')
+    if len(value) > most:
+        entries = "entry is" if most == 1 else "entries are"
+        return JobError(f'"{name}" has {len(value)} entries', f"at most {most} {entries} allowed")
+    found = _first(
+        _entry(f'entry {place} of "{name}"', entry, entry_type, _ENTRIES[name])
+        for place, entry in enumerate(value, 1)
+    )
+    return found or JobError(f'"{name}" is {shown(value)}', f"write [{_ENTRIES[name]}]")
+
+
+def _entry(where: str, entry: object, entry_type: type[msgspec.Struct], example: str) -> JobError | None:
+    try:
+        msgspec.convert(entry, entry_type)
+    except msgspec.ValidationError:
+        pass
+    else:
+        return None
+    if not isinstance(entry, dict):
+        return JobError(f"{where} is {shown(entry)}", f"write {example}")
+    key = entry_type.__struct_fields__[0]
+    if unknown := _unknown(entry, entry_type.__struct_fields__, where):
+        return unknown
+    if key not in entry:
+        return JobError(f'{where} has no "{key}"', f"write {example}")
+    strength = entry.get("strength", 1.0)
+    if isinstance(strength, bool) or not isinstance(strength, int | float):
+        return JobError(f'"strength" in {where} is {shown(strength)}', _RIGHT["strength"])
+    right = {ImageStyleReference: _RIGHT["image_url"], Style: _STYLE_ID}.get(entry_type, _MOODBOARD_ID)
+    return JobError(f'"{key}" in {where} is {shown(entry[key])}', right)

@@ -1,0 +1,87 @@
+"""Parquet files and Hugging Face datasets on disk come in; the fields of a job for each row go out.
+
+Newcomers: pyarrow reads both, and comes with an extra. Pictures and other bytes in them are left alone.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from importlib import import_module
+from pathlib import Path
+from tempfile import TemporaryFile
+from typing import IO, Any
+
+from krea_batch.errors import InputError, JobError
+from krea_batch.sources.formats.line_file import LineFile
+from krea_batch.sources.formats.tables import Columns, Rows, Say
+from krea_batch.sources.options import Reading
+
+BATCH_ROWS = 1024  # chosen: rows in memory at once
+
+
+def rows(file: LineFile, reading: Reading, say: Say, *, arrow: bool) -> Rows:
+    """The rows of a Parquet file, or of an Arrow stream as `Dataset.save_to_disk` writes it, numbered from 1."""
+    arrow_module = _pyarrow(file.name)
+    with TemporaryFile(prefix="krea-batch-") as copy:
+        for block in file.content():  # proves that it is the file that was checked
+            copy.write(block)
+        copy.seek(0)
+        try:
+            yield from _rows(copy, file.name, reading, say, arrow=arrow)
+        except arrow_module.ArrowException as error:
+            kind = "an Arrow stream" if arrow else "a Parquet file"
+            raise InputError(f"{file.name}: it cannot be read as {kind} ({error})", "see --input-format") from None
+
+
+def files_of(folder: Path) -> Iterator[Path]:
+    """The Arrow files of a dataset that `Dataset.save_to_disk` wrote, in their order."""
+    try:
+        state = json.loads((folder / "state.json").read_bytes())
+        names = [str(each["filename"]) for each in state["_data_files"]]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        wrong = f"{folder}: its state.json is not that of a dataset ({error!r})"
+        raise InputError(wrong, "name a folder that Dataset.save_to_disk wrote") from None
+    for name in names:
+        if Path(name).name != name:
+            raise InputError(f"{folder}: its state.json names {name}", "the files of a dataset lie in its folder")
+        yield folder / name
+
+
+def _rows(file: IO[bytes], name: str, reading: Reading, say: Say, *, arrow: bool) -> Rows:
+    if arrow:
+        stream = import_module("pyarrow.ipc").open_stream(file)
+        schema, batches = stream.schema, iter(stream)
+    else:
+        parquet = import_module("pyarrow.parquet").ParquetFile(file)
+        schema = parquet.schema_arrow
+        batches = parquet.iter_batches(
+            BATCH_ROWS, columns=[each.name for each in schema if not _has_bytes(each.type)]
+        )
+    kept = [each.name for each in schema if not _has_bytes(each.type)]
+    if left := [each.name for each in schema if _has_bytes(each.type)]:
+        say(f"left out {', '.join(left)}, which holds pictures or other bytes")
+    columns = Columns(name, kept, reading, say)
+    number = 0
+    for batch in batches:
+        for row in batch.select(kept).to_pylist():
+            number += 1
+            try:
+                yield number, columns.row([row[each] for each in kept])
+            except JobError as error:
+                yield number, error
+
+
+def _has_bytes(kind: Any) -> bool:
+    """Whether a type is binary or has something binary in it."""
+    types = import_module("pyarrow").types
+    if types.is_binary(kind) or types.is_large_binary(kind) or types.is_fixed_size_binary(kind):
+        return True
+    return any(_has_bytes(kind.field(n).type) for n in range(kind.num_fields))
+
+
+def _pyarrow(name: str) -> Any:
+    try:
+        return import_module("pyarrow")
+    except ImportError:
+        raise InputError(f"{name}: it is read by pyarrow", "pip install 'krea-batch[parquet]'") from None

@@ -1,0 +1,36 @@
+"""Plain text comes in; a prompt a line, or a prompt a file, goes out, byte for byte."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from krea_batch.errors import JobError
+from krea_batch.sources.formats.line_file import MAX_LINE_BYTES, AtBlock, LineFile, Place
+from krea_batch.sources.options import Reading
+
+Rows = Iterator[tuple[int, dict[str, Any] | JobError]]
+
+
+def lines(file: LineFile, reading: Reading, at_block: AtBlock | None, after: Place) -> Rows:
+    """A prompt for each line that is not blank, nor a comment where comments are asked for."""
+    for number, line in file.lines(at_block, after):
+        if not (reading.comments and line.lstrip().startswith(b"#")):
+            yield number, _prompt(line.removesuffix(b"\r"), "the line")
+
+
+def page(file: LineFile) -> Rows:
+    """The whole file as one prompt, its id the name of the file without `.txt`."""
+    content = b"".join(file.text())
+    row = _prompt(content.removesuffix(b"\n").removesuffix(b"\r"), "the file")
+    yield 1, row if isinstance(row, JobError) else row | {"id": Path(file.name).stem}
+
+
+def _prompt(text: bytes, what: str) -> dict[str, Any] | JobError:
+    if len(text) > MAX_LINE_BYTES:
+        return JobError(f"{what} is longer than {MAX_LINE_BYTES >> 20} MiB", "give a shorter prompt")
+    try:
+        return {"prompt": text.decode()}
+    except UnicodeDecodeError as error:
+        return JobError(f"byte {error.start + 1} (0x{text[error.start]:02x}) is not UTF-8", "save the file as UTF-8")

@@ -1,0 +1,143 @@
+"""A row comes in; its jobs go out, one or as many as its sweep has, or the reason why it has none.
+
+Newcomers: `read` is fast and says only yes or no, since a second reading of a file needs no more. `explain` reads the
+row again, slowly.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import msgspec
+
+from krea_batch.errors import JobError
+from krea_batch.jobs import FIELDS, Job
+from krea_batch.sources import field_errors
+from krea_batch.sources.duplicate_ids import default_id
+from krea_batch.sources.formats.jsonl import JsonLines, id_of
+from krea_batch.sources.inputs import Row
+from krea_batch.sources.json_errors import parse_object, shown
+from krea_batch.sources.options import Reading
+from krea_batch.sources.sweep import REPEAT, Axis, Point, axis, check_names, points
+from krea_batch.sources.template import Template
+
+
+class Reader:
+    """Makes jobs of rows. Raises JobError where the template or the sweep cannot be.
+
+    `strange` has the names of fields that went into the metadata, for the caller to look at and to empty.
+    """
+
+    def __init__(self, reading: Reading) -> None:
+        self._lines = JsonLines(keep_extra=reading.keep_extra)
+        self._keep_extra = reading.keep_extra
+        self._axes = reading.axes
+        self._template = Template(reading.template) if reading.template else None
+        self._plain = not (reading.axes or reading.template)
+        names = self._template.names if self._template else ()
+        check_names(self._axes, names)
+        for _ in points(self._axes):  # a sweep that is too large is told before the first row
+            break
+        self.strange = self._lines.strange
+
+    def read(self, number: int, row: Row) -> tuple[Job, ...]:
+        """The jobs of the row of this running number; none where it is bad. An id is empty where the row has none."""
+        if self._plain and type(row) is bytes:
+            job = self._lines.read(row)
+            if job is not None:
+                return (job,)
+            if b'"sweep"' not in row:
+                return ()
+        try:
+            return tuple(self._jobs(number, row))
+        except JobError:
+            return ()
+
+    def ids(self, number: int, row: Row) -> tuple[str, ...]:
+        """The ids of the jobs that `read` gives of this row, in less time; of its number where it has none."""
+        if self._plain and type(row) is bytes and b'"sweep"' not in row:
+            return (id_of(row) or default_id(number),)
+        ids = tuple(job.id or default_id(number) for job in self.read(number, row))
+        self.strange.clear()
+        return ids
+
+    def explain(self, number: int, row: Row) -> JobError:
+        """Why `read` gave none."""
+        if self._plain and isinstance(row, bytes):
+            found = self._lines.explain(row)
+            if b'"sweep"' not in row:
+                return found
+        try:
+            tuple(self._jobs(number, row))
+        except JobError as error:
+            return error
+        return JobError("the row is not a job", "see `krea-batch schema`")
+
+    def _jobs(self, number: int, row: Row) -> Iterator[Job]:
+        if isinstance(row, JobError):
+            raise row
+        fields = parse_object(row) if isinstance(row, bytes) else dict(row)
+        sweep = fields.pop("sweep", {})
+        metadata = fields.setdefault("metadata", {})
+        if isinstance(metadata, dict):
+            fields["metadata"] = self._with_extra(fields, dict(metadata))
+        axes = (*self._axes, *self._own_axes(sweep))
+        if not axes and not self._template:
+            yield _job(fields, keep_extra=self._keep_extra)
+            return
+        _check_said_once(fields, axes)
+        base = (fields.get("id") or default_id(number)) if axes else ""
+        for point in points(axes):
+            yield _job(self._at(fields, point, base), keep_extra=self._keep_extra)
+
+    def _with_extra(self, fields: dict[str, Any], metadata: dict[str, Any]) -> dict[str, Any]:
+        """The metadata with the fields that are to go into it; these are taken out."""
+        for name in [name for name in fields if name not in FIELDS]:
+            if name in metadata or not (self._keep_extra or (self._template and name in self._template.names)):
+                continue
+            metadata[name] = fields.pop(name)
+            self.strange.append(name)
+        return metadata
+
+    def _own_axes(self, sweep: object) -> tuple[Axis, ...]:
+        if not isinstance(sweep, dict):
+            raise JobError(f'"sweep" is {shown(sweep)}', 'write "sweep": {"creativity": ["raw", "high"]}')
+        axes = tuple(axis(name, values) for name, values in sweep.items())
+        check_names(axes, self._template.names if self._template else ())
+        return axes
+
+    def _at(self, fields: dict[str, Any], point: Point, base: object) -> dict[str, Any]:
+        """The fields of the row at one combination of its sweep."""
+        swept = fields | {name: value for name, value in point.values.items() if name in FIELDS}
+        told = {name: value for name, value in point.values.items() if name not in FIELDS}
+        if told and isinstance(fields["metadata"], dict):
+            swept["metadata"] = fields["metadata"] | told
+        if base:
+            swept["id"] = base + point.suffix if isinstance(base, str) else base
+        if self._template:
+            metadata = swept["metadata"] if isinstance(swept["metadata"], dict) else {}
+            swept["prompt"] = self._template.render(metadata | {key: swept[key] for key in FIELDS if key in swept})
+        return swept
+
+
+def _check_said_once(fields: dict[str, Any], axes: tuple[Axis, ...]) -> None:
+    """Raise JobError for a row that gives a value which is swept as well, or repeats what has a fixed seed."""
+    seen: set[str] = set()
+    metadata = fields.get("metadata")
+    for each in axes:
+        if each.name in fields or each.name in seen or (isinstance(metadata, dict) and each.name in metadata):
+            raise JobError(f"{shown(each.name)} is given, and swept as well", "keep one of them")
+        seen.add(each.name)
+    if REPEAT in seen and ("seed" in fields or "seed" in seen):
+        repeats = next(len(each.values) for each in axes if each.name == REPEAT)
+        if repeats > 1:
+            raise JobError("it is repeated with a seed, which gives the same picture", "sweep the seed instead: 1..4")
+
+
+def _job(fields: dict[str, Any], *, keep_extra: bool) -> Job:
+    try:
+        return msgspec.convert(fields, Job)
+    except (msgspec.ValidationError, RecursionError) as error:
+        found = field_errors.explain(fields, keep_extra=keep_extra)
+        raise found or JobError(f"it is not a job ({error})", "see `krea-batch schema`") from None

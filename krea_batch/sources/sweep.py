@@ -1,0 +1,160 @@
+"""Lists of values come in; each of their combinations goes out, with the words that name it in an id.
+
+Newcomers: an id made here has to be the same tomorrow, since a new one is a new picture to pay for. So the order of
+the axes is fixed, whatever order they are given in, and adding a value to an axis renames nothing.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import math
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any
+
+import msgspec
+
+from krea_batch.errors import JobError
+from krea_batch.jobs import FIELDS
+from krea_batch.sources.field_errors import nearest
+from krea_batch.sources.json_errors import shown
+
+SWEPT = tuple(name for name in FIELDS if name not in ("prompt", "id", "metadata"))
+REPEAT = "repeat"
+MAX_JOBS_A_ROW = 10_000  # chosen: more for one prompt is a mistyped range
+MAX_WORD_CHARS = 40  # chosen: three such words fit into an id beside its beginning
+
+_RANGE = re.compile(r"(-?\d+)\.\.(-?\d+)")
+_NOT_IN_WORDS = re.compile(r"[^\w.,+-]+|\.{2,}")
+_EXAMPLE = 'write "sweep": {"creativity": ["raw", "high"], "seed": [1, 2, 3]}'
+
+
+class Axis(msgspec.Struct, frozen=True):
+    """A name that takes several values, each with the word that stands for it in an id."""
+
+    name: str
+    values: tuple[tuple[str, Any], ...]
+
+
+class Point(msgspec.Struct, frozen=True):
+    """One combination: what is added to the id, and the values by their names."""
+
+    suffix: str
+    values: dict[str, Any]
+
+
+def axis(name: str, values: object) -> Axis:
+    """An axis of a list of values, of an object that names them, or of a text such as `1..4`.
+
+    Raises JobError where that is none, or where two values have the same word.
+    """
+    if name == REPEAT:
+        return repeats(values)
+    if name == "seed" and isinstance(values, str):
+        values = seeds(values)
+    if isinstance(values, Mapping):
+        named = [(_word(name, word), value) for word, value in values.items()]
+    elif isinstance(values, Sequence) and not isinstance(values, str):
+        named = [(_word(name, value), value) for value in values]
+    else:
+        raise JobError(f"the sweep of {shown(name)} is {shown(values)}", _EXAMPLE)
+    if not named:
+        raise JobError(f"the sweep of {shown(name)} has no value", "give it at least one, or take it away")
+    for n, (word, value) in enumerate(named):
+        for other_word, other in named[:n]:
+            if word == other_word:
+                wrong = f"{shown(other)} and {shown(value)} in the sweep of {shown(name)} would be {word} in an id"
+                right = "keep one of them" if other == value else 'name them: {"first": …, "second": …}'
+                raise JobError(wrong, right)
+    return Axis(name, tuple(named))
+
+
+def repeats(count: object) -> Axis:
+    """The axis of so many pictures of one request."""
+    if isinstance(count, bool) or not isinstance(count, int) or not 1 <= count <= MAX_JOBS_A_ROW:
+        raise JobError(f"repeat is {shown(count)}", f"write a whole number from 1 to {MAX_JOBS_A_ROW:,}")
+    return Axis(REPEAT, tuple((str(n), n) for n in range(1, count + 1)))
+
+
+def seeds(text: str) -> list[int]:
+    """The seeds of a text like `1..4` or `7,11,20..22`; both ends are in. Raises JobError."""
+    found: list[int] = []
+    for part in text.split(","):
+        word = part.strip()
+        if match := _RANGE.fullmatch(word):
+            first, last = int(match[1]), int(match[2])
+            if not 0 <= last - first < MAX_JOBS_A_ROW:
+                raise JobError(f"the seeds {word} are {last - first + 1:,}", f"give 1 to {MAX_JOBS_A_ROW:,}: 1..4")
+            found.extend(range(first, last + 1))
+        elif re.fullmatch(r"-?\d{1,20}", word):
+            found.append(int(word))
+        else:
+            raise JobError(f"the seeds are {shown(text)}", "write 1..4, or 7,11,12")
+    return found
+
+
+def axis_of_text(text: str) -> Axis:
+    """The axis of `creativity=raw,high`, as the command line has it. Raises JobError."""
+    name, equals, values = text.partition("=")
+    name = name.strip()
+    if not name or not equals or not values:
+        raise JobError(f"the sweep is {shown(text)}", "write a field and its values: creativity=raw,high")
+    if name == "seed":
+        return axis(name, seeds(values))
+    if name == REPEAT:
+        return repeats(int(values) if values.isascii() and values.isdigit() else values)
+    return axis(name, [value.strip() for value in values.split(",")])
+
+
+def check_names(axes: Iterable[Axis], also: Iterable[str] = ()) -> None:
+    """Raise JobError for an axis that is neither a field of the API nor one of `also`, the names of a template."""
+    for each in axes:
+        if each.name not in (*SWEPT, REPEAT) and each.name not in also:
+            meant = nearest(each.name, SWEPT)
+            right = f'did you mean "{meant}"?' if meant else f"the fields are {', '.join(SWEPT)}"
+            raise JobError(f"{shown(each.name)} cannot be swept", right)
+
+
+def size(axes: Iterable[Axis]) -> int:
+    """How many combinations there are."""
+    return math.prod(len(each.values) for each in axes)
+
+
+def points(axes: Iterable[Axis]) -> Iterator[Point]:
+    """Every combination, the last axis fastest: names of a template first, then fields, repeats last.
+
+    Raises JobError where a name stands twice or there are more than MAX_JOBS_A_ROW.
+    """
+    ordered = sorted(axes, key=_place)
+    for one, other in itertools.pairwise(ordered):
+        if one.name == other.name:
+            raise JobError(f"{shown(one.name)} is swept twice", "give all its values in one sweep")
+    if (count := size(ordered)) > MAX_JOBS_A_ROW:
+        raise JobError(f"the sweep makes {count:,} jobs of one row", f"at most {MAX_JOBS_A_ROW:,} are taken")
+    for chosen in itertools.product(*(each.values for each in ordered)):
+        named = list(zip(ordered, chosen, strict=True))
+        suffix = "".join(f"-{each.name}={word}" for each, (word, _) in named)
+        yield Point(suffix, {each.name: value for each, (_, value) in named})
+
+
+def _place(each: Axis) -> tuple[int, str]:
+    if each.name == REPEAT:
+        return len(FIELDS), ""
+    return (FIELDS.index(each.name), "") if each.name in FIELDS else (-1, each.name)
+
+
+def _word(name: str, value: object) -> str:
+    if isinstance(value, bool | int | float):
+        return shown(value)
+    if not isinstance(value, str):
+        raise JobError(
+            f"a value in the sweep of {shown(name)} is {shown(value)}",
+            f'name its values: "{name}": {{"first": …, "second": …}}',
+        )
+    word = _NOT_IN_WORDS.sub("_", re.sub(r"(?<=\d):(?=\d)", "x", value)).strip("_.")
+    if not word:
+        raise JobError(f"{shown(value)} in the sweep of {shown(name)} has no word for an id", "give it a name")
+    if len(word) <= MAX_WORD_CHARS:
+        return word
+    return f"{word[:MAX_WORD_CHARS]}~{hashlib.sha256(value.encode()).hexdigest()[:6]}"

@@ -1,0 +1,182 @@
+"""Outcomes come in as jobs end; `results.jsonl` goes out: one row a job, whole lines only.
+
+Newcomers: the ledger is the truth and this file its copy for people and their tools. Rows are appended as jobs
+end; at the end of a run the file is written anew from the ledger, so that each id stands once, and at the begin where
+the last run did not come to that. Rows that can have changed in a run are written, others stay as they are.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import os
+from collections.abc import AsyncIterable, Callable, Iterable
+from concurrent.futures import Executor
+from pathlib import Path
+from typing import BinaryIO, NamedTuple, TypeVar, TypeVarTuple, Unpack
+
+import msgspec
+
+from krea_batch.jobs import Outcome
+from krea_batch.storage.async_io import Spacing, to_the_end
+
+T = TypeVar("T")
+Ts = TypeVarTuple("Ts")
+
+RESULTS = "results.jsonl"
+COPY_BYTES = 1 << 20
+GATHER_S = 0.1  # chosen: between the begins of two appends where many rows come; nobody reads faster
+
+
+class Kept(NamedTuple):
+    """The rows of the jobs up to the number `last`: they are the first bytes of the file, and will not change."""
+
+    last: int
+    size_bytes: int
+    identity: tuple[int, int] | None
+
+
+NOTHING_KEPT = Kept(0, 0, None)
+
+
+def row(outcome: Outcome) -> bytes:
+    """One line of `results.jsonl`, with its line end; the fields of `Outcome` in their order."""
+    return msgspec.json.encode(outcome) + b"\n"
+
+
+class Results:
+    """The results file of one run. File work is done in `disk`; `failed` hears of it when that cannot be done."""
+
+    def __init__(self, out: Path, disk: Executor, failed: Callable[[OSError], None]) -> None:
+        self._path = out / RESULTS
+        self._disk = disk
+        self._failed = failed
+        self._rows: list[bytes] = []
+        self._held = False
+        self._writing: asyncio.Future[None] | None = None
+        self._appends = Spacing(self._write)
+
+    def append(self, outcome: Outcome) -> None:
+        """Have a row added at the end, together with those that come soon after it, or while the disk is busy."""
+        self._rows.append(row(outcome))
+        if self._writing is None and not self._appends.is_set:
+            self._appends.next(GATHER_S)
+
+    def hold(self) -> None:
+        """Keep the rows that are appended from now on until the file has been written anew, which has the others."""
+        self._rows.clear()
+        self._held = True
+
+    def size_bytes(self) -> int | None:
+        """How large the file is; None where there is none."""
+        info = self._stat()
+        return info.st_size if info else None
+
+    def identity(self) -> tuple[int, int] | None:
+        """What tells this file from another that came in its place; None where there is none."""
+        info = self._stat()
+        return (info.st_dev, info.st_ino) if info else None
+
+    async def close(self) -> None:
+        """Write what was gathered or held."""
+        self._held = False
+        while self._rows or self._writing is not None:
+            self._write()
+            if self._writing is not None:
+                await asyncio.wait([self._writing])
+
+    async def write_anew(self, groups: AsyncIterable[Iterable[Outcome]], *, keep_bytes: int = 0) -> None:
+        """Write the file anew behind its first `keep_bytes`: what has ended by now, or had when `hold` was called.
+
+        The old file stays until the new one is synced. Raises OSError.
+        """
+        if not self._held:
+            self.hold()
+        try:
+            while self._writing is not None:
+                await asyncio.wait([self._writing])
+            await self._replace(groups, keep_bytes)
+        finally:
+            self._held = False
+            self._write()
+
+    def _stat(self) -> os.stat_result | None:
+        try:
+            return self._path.stat()
+        except OSError:
+            return None
+
+    async def _replace(self, groups: AsyncIterable[Iterable[Outcome]], keep_bytes: int) -> None:
+        new = self._path.with_suffix(".jsonl.part")
+        await self._on_disk(_begin, new, self._path, keep_bytes)
+        async for outcomes in groups:
+            await self._on_disk(_append, new, list(map(row, outcomes)))
+        await self._on_disk(_put, new, self._path)
+
+    async def _on_disk(self, work: Callable[[Unpack[Ts]], T], *args: *Ts) -> T:
+        return await to_the_end(asyncio.get_running_loop().run_in_executor(self._disk, work, *args))
+
+    def _write(self) -> None:
+        if not self._rows or self._held or self._writing is not None:
+            return
+        rows, self._rows = self._rows, []
+        self._appends.begun()
+        self._writing = asyncio.get_running_loop().run_in_executor(self._disk, _append, self._path, rows)
+        self._writing.add_done_callback(self._written)
+
+    def _written(self, done: asyncio.Future[None]) -> None:
+        self._writing = None
+        error = None if done.cancelled() else done.exception()
+        if isinstance(error, OSError):
+            self._failed(error)
+        elif error is not None:
+            raise error
+        elif self._rows:
+            self._appends.next(GATHER_S)
+
+
+def _append(path: Path, rows: list[bytes]) -> None:
+    data = memoryview(b"".join(rows))
+    fd = _open(path, os.O_APPEND)
+    try:
+        while data:
+            data = data[os.write(fd, data) :]  # all at once where the disk has room, so that no line is torn
+    finally:
+        os.close(fd)
+
+
+def _begin(path: Path, old: Path, keep_bytes: int) -> None:
+    """A new file in place of whatever has the name, with so many bytes of the old one."""
+    path.unlink(missing_ok=True)
+    with os.fdopen(_open(path, os.O_EXCL), "wb") as file:
+        if keep_bytes:
+            with old.open("rb") as kept:
+                _copy(kept, file, keep_bytes)
+
+
+def _copy(source: BinaryIO, target: BinaryIO, size_bytes: int) -> None:
+    while size_bytes:
+        piece = source.read(min(size_bytes, COPY_BYTES))
+        if not piece:
+            raise OSError(errno.EIO, "it was cut while it was copied")
+        size_bytes -= target.write(piece)
+
+
+def _open(path: Path, how: int) -> int:
+    """Open for writing, and make the file where need be; a link is not followed, since it would lead elsewhere."""
+    no_link = getattr(os, "O_NOFOLLOW", 0)  # not on Windows
+    return os.open(path, os.O_WRONLY | os.O_CREAT | how | no_link, 0o644)
+
+
+def _put(new: Path, path: Path) -> None:
+    """Give the new file its name, for good: a size that was noted must not be that of the old one after all."""
+    _sync(_open(new, os.O_APPEND))
+    new.replace(path)
+    _sync(os.open(path.parent, os.O_RDONLY))
+
+
+def _sync(fd: int) -> None:
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)

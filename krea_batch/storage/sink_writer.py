@@ -1,0 +1,89 @@
+"""Pictures whose last bytes have come go in, one a caller; each goes out verified, and kept by the caller's sink.
+
+Newcomers: this is what `Shelf` is for the run's folder. A picture is staged in its `.part` under `images/`, so
+that it is whole and hashed before the sink hears of it, and so that a sink which fails is tried again without
+another download. The part goes once the sink has said that the picture is durable: a later run fetches anew, and
+the sink finds that it has it. What a killed run left is swept by the next.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from typing import TypeVar
+
+from krea_batch.errors import RunStopped
+from krea_batch.jobs import StoredFile
+from krea_batch.storage.async_io import DiskThreads
+from krea_batch.storage.image_file import Picture, stage, sweep
+from krea_batch.storage.sinks import Sink, SinkError, SinkRefused, WholePicture
+
+PUT_S = 300.0  # chosen: 64 MiB, the largest picture, at 2 Mbit/s
+CHECK_S = 60.0  # chosen: a store that takes longer to say a word is none to begin a paid run with
+
+T = TypeVar("T")
+
+
+class Courier:
+    """Verifies the images of one run and hands them to a sink.
+
+    `stop` ends the run early. `cancellable` runs a sink's upload so that a stop of the run may cancel it.
+    """
+
+    def __init__(
+        self,
+        out: Path,
+        disk: DiskThreads,
+        sink: Sink,
+        *,
+        stop: Callable[[RunStopped], None],
+        cancellable: Callable[[Callable[[], Awaitable[str]]], Awaitable[str]],
+    ) -> None:
+        self._out = out
+        self._disk = disk
+        self._sink = sink
+        self._stop = stop
+        self._cancellable = cancellable
+
+    async def make_ready(self) -> None:
+        """Sweep what a killed run left, and stop this one before it pays where the sink keeps nothing."""
+        await self._disk.run(sweep, self._out)
+        try:
+            await _in_time(self._sink.check(), CHECK_S)
+        except SinkError as error:
+            reason = f"pictures cannot be kept ({error.reason})"
+            self._stop(RunStopped(reason, "see to --sink, then run the same command again"))
+        except SinkRefused as error:
+            self._stop(RunStopped(error.reason, error.next_step))
+
+    async def finish(self, picture: Picture, last: list[bytes]) -> StoredFile:
+        """Take a picture's last bytes. Raises PngError and OSError as the shelf does, SinkError, SinkRefused."""
+        if not picture.is_whole:
+            await self._disk.run(stage, picture, last)
+        row = picture.row("")
+        whole = WholePicture(
+            picture.job_id,
+            picture.output,
+            picture.stem,
+            picture.part,
+            row.bytes,
+            row.sha256,
+            row.width,
+            row.height,
+            row.media_type,
+        )
+        where = await self._cancellable(lambda: _in_time(self._sink.put(whole), PUT_S))
+        await self._disk.run(picture.part.unlink)
+        return picture.row(where)
+
+
+async def _in_time(work: Awaitable[T], limit_s: float) -> T:
+    """What a sink gives. Its silence and its network's errors become SinkErrors, apart from our own disk's."""
+    try:
+        async with asyncio.timeout(limit_s):
+            return await work
+    except TimeoutError:
+        raise SinkError(f"the sink gave no answer in {limit_s:.0f} s") from None
+    except OSError as error:
+        raise SinkError(error.strerror or type(error).__name__) from error

@@ -1,0 +1,79 @@
+"""Whole pictures come in; files in a folder of the caller's choice go out, each under a name that was free."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import os
+import shutil
+from pathlib import Path
+
+from krea_batch.storage.run_dir import file_names
+from krea_batch.storage.sinks import SinkRefused, WholePicture
+
+
+class FolderSink:
+    """Keeps pictures as `<path>/<id>.png`, wherever that is mounted; results name them by their full path.
+
+    For the run's own folder there is no need of it. A file of other bytes is never overwritten: the picture is then
+    `<id>~2.png`. The filesystem has to know hard links, by which a name is taken only where it is free.
+    """
+
+    def __init__(self, path: str | os.PathLike[str]) -> None:
+        self.path = Path(path).absolute()
+
+    async def check(self) -> None:
+        """Make the folder. Raises SinkRefused where it cannot be written."""
+        try:
+            await asyncio.to_thread(self._make_ready)
+        except OSError as error:
+            reason = f"no picture can be kept in {self.path} ({error.strerror})"
+            raise SinkRefused(reason, "see to the folder and its rights, then run the same command again") from None
+
+    async def put(self, picture: WholePicture) -> str:
+        """Keep a picture, synced. Raises OSError."""
+        return str(await asyncio.to_thread(self._keep, picture))
+
+    def _make_ready(self) -> None:
+        self.path.mkdir(parents=True, exist_ok=True)
+        probe = self.path / f".krea-batch.{os.getpid()}"
+        probe.touch()
+        probe.unlink()
+
+    def _keep(self, picture: WholePicture) -> Path:
+        part = self.path / f".{picture.sha256}.{picture.name}.part"
+        try:
+            shutil.copyfile(picture.staged, part)
+            _sync(part)
+            final = self._name(part, picture)
+        finally:
+            part.unlink(missing_ok=True)
+        _sync(self.path)
+        return final
+
+    def _name(self, part: Path, picture: WholePicture) -> Path:
+        """Give it the first name that is free, or that of a file of the same bytes, which an earlier run has kept."""
+        for name in file_names(picture.name):
+            final = self.path / name
+            try:
+                final.hardlink_to(part)
+            except FileExistsError:
+                if not _is_same(final, picture):
+                    continue
+            return final
+        raise AssertionError("file_names does not end")
+
+
+def _is_same(path: Path, picture: WholePicture) -> bool:
+    if path.is_symlink() or not path.is_file() or path.stat().st_size != picture.size_bytes:
+        return False
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest() == picture.sha256
+
+
+def _sync(path: Path) -> None:
+    fd = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)

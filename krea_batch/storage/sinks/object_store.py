@@ -1,0 +1,206 @@
+"""Whole pictures come in; objects in S3, Google Cloud Storage or Azure go out, each under a name that was free.
+
+Newcomers: every picture goes up in one request that the store refuses where the name is taken. An upload in
+several parts knows no such condition, and when its process is killed it leaves parts behind that are paid for and
+that no listing shows; 64 MiB, the largest picture, is far below what stores take in one request.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import os
+import re
+from contextlib import nullcontext, suppress
+from datetime import timedelta
+from typing import Any
+
+import obstore
+from obstore.exceptions import (
+    AlreadyExistsError,
+    BaseError,
+    InvalidPathError,
+    NotSupportedError,
+    PermissionDeniedError,
+    UnauthenticatedError,
+    UnknownConfigurationKeyError,
+)
+from obstore.store import AzureStore, GCSStore, ObjectStore, S3Store, from_url
+
+from krea_batch.errors import SettingsError
+from krea_batch.storage.run_dir import file_names
+from krea_batch.storage.sinks import SinkError, SinkRefused, WholePicture
+
+REQUEST_TIMEOUT = "120s"  # chosen: 64 MiB at 5 Mbit/s
+STORE_RETRIES = 1  # chosen: the downloader has patience of its own, and tells what it waits for
+LARGE_BYTES = 8 << 20  # chosen: 64 uploads of this size at once take 512 MB
+LARGE_AT_ONCE = 4  # chosen: 256 MB of the largest pictures
+
+PROBE = "krea-batch-was-here"
+SHA256 = "sha256"  # the key of an object's own metadata
+
+_STATUS = re.compile(r"status code: (\d{3})")
+_CODE = re.compile(r"<Code>(\w+)</Code>")
+_MISSING = (FileNotFoundError,)  # what obstore raises for a bucket or an object that is not there
+_DENIED = (PermissionDeniedError, UnauthenticatedError)
+_TOO_SLOW = "<Code>RequestTimeout</Code>"  # S3's Error Responses: a 400 that may pass
+_AGAIN = "run the same command again"
+
+
+class ObjectStoreSink:
+    """Keeps pictures in any store of obstore's, as `<prefix>/<id>.png`; results name them by URL.
+
+    Credentials are the store's: from its usual environment, or as it was made. An object of other bytes is never
+    overwritten: the picture is then `<id>~2.png`. `url` is what results call the place, where the store has no
+    name of its own.
+    """
+
+    def __init__(self, store: ObjectStore, prefix: str = "", *, url: str = "") -> None:
+        self._store = store
+        self._prefix = f"{prefix.strip('/')}/" if prefix.strip("/") else ""
+        self.url = (url or _url_of(store)).rstrip("/")
+        self._large = asyncio.Semaphore(LARGE_AT_ONCE)
+
+    @classmethod
+    def of(cls, url: str) -> ObjectStoreSink:
+        """The place of a URL such as s3://bucket/folder. Raises SettingsError."""
+        options: Any = {"timeout": REQUEST_TIMEOUT, "allow_http": _allows_http()}
+        try:
+            store: Any = from_url(
+                url,
+                client_options=options,
+                retry_config={"max_retries": STORE_RETRIES, "retry_timeout": timedelta(seconds=120)},
+            )
+        except (BaseError, UnknownConfigurationKeyError, ValueError) as error:
+            wrong = f"{url} cannot be opened ({type(error).__name__})"
+            raise SettingsError("sink", wrong, "see the bucket's name and the store's environment") from None
+        return cls(store, url=url)
+
+    async def check(self) -> None:
+        """Raise SinkRefused where the bucket is missing or the credentials are none, SinkError where nobody answers.
+
+        A key that may not list is asked to write: an empty object, which it deletes again if it may.
+        """
+        try:
+            await obstore.list_with_delimiter_async(self._store, self._prefix or None)
+        except (BaseError, *_MISSING) as error:
+            if not _may_not_list(error):
+                raise self._trouble(error) from None
+            await self._write_nothing()
+
+    async def _write_nothing(self) -> None:
+        key = f"{self._prefix}{PROBE}"
+        try:
+            await obstore.put_async(self._store, key, b"", use_multipart=False)
+            with suppress(PermissionDeniedError):  # it stays; it is empty, and the next run writes the same
+                await obstore.delete_async(self._store, key)
+        except (BaseError, *_MISSING) as error:
+            raise self._trouble(error) from None
+
+    async def put(self, picture: WholePicture) -> str:
+        """Keep a picture. Raises SinkError, SinkRefused."""
+        large = self._large if picture.size_bytes > LARGE_BYTES else nullcontext()
+        try:
+            async with large:
+                key = await self._place(picture)
+        except (BaseError, *_MISSING) as error:
+            raise self._trouble(error) from None
+        return f"{self.url}/{key}"
+
+    async def _place(self, picture: WholePicture) -> str:
+        """Put the picture under the first name that is free, or find it where an earlier run put it."""
+        for name in file_names(picture.name):
+            key = self._prefix + name
+            if await self._is_free(key) and await self._create(key, picture):
+                return key
+            if await self._is_ours(key, picture):
+                return key
+        raise AssertionError("file_names does not end")
+
+    async def _is_free(self, key: str) -> bool:
+        """Whether nothing has this name, which spares an upload, and protects where a store ignores conditions."""
+        try:
+            await obstore.head_async(self._store, key)
+        except FileNotFoundError:
+            return True
+        except PermissionDeniedError:
+            return True  # S3 says so of objects that are missing, to keys that may not list
+        return False
+
+    async def _create(self, key: str, picture: WholePicture) -> bool:
+        """Upload. False where the name is taken, perhaps by ourselves: an answer was lost."""
+        attributes: Any = {"Content-Type": picture.media_type, SHA256: picture.sha256}
+        data = await picture.read()
+        try:
+            await obstore.put_async(self._store, key, data, mode="create", attributes=attributes, use_multipart=False)
+        except AlreadyExistsError:
+            return False
+        return True
+
+    async def _is_ours(self, key: str, picture: WholePicture) -> bool:
+        """Whether the object has the picture's bytes, by its metadata, or where it has none, by its content."""
+        try:
+            head = await obstore.get_async(self._store, key, options={"head": True})
+            if head.meta["size"] != picture.size_bytes:
+                return False
+            if known := head.attributes.get(SHA256):
+                return bool(known == picture.sha256)
+            return await self._hash(key) == picture.sha256
+        except PermissionDeniedError:
+            reason = f"{self.url}/{key} is there, and this key may not read whether it is the same picture"
+            raise SinkRefused(reason, f"allow reading, or choose another --sink, then {_AGAIN}") from None
+
+    async def _hash(self, key: str) -> str:
+        digest = hashlib.sha256()
+        async for chunk in (await obstore.get_async(self._store, key)).stream():
+            digest.update(chunk)
+        return digest.hexdigest()
+
+    def _trouble(self, error: Exception) -> SinkError | SinkRefused:
+        """What an error of the store means. Its own text may hold keys and tokens, and is not repeated."""
+        text = str(error)
+        status = _status(text)
+        if isinstance(error, _MISSING) or status == 404:
+            return SinkRefused(f"there is no bucket for {self.url}", f"make it, or mend --sink, then {_AGAIN}")
+        if isinstance(error, _DENIED) or (status in (400, 401, 403) and _TOO_SLOW not in text):
+            reason = f"{self.url} takes no pictures from these credentials (HTTP {status or 403})"
+            return SinkRefused(reason, f"see to the store's credentials and rights, then {_AGAIN}")
+        if isinstance(error, (InvalidPathError, NotSupportedError)) or 300 <= status < 400 or status == 501:
+            reason = f"{self.url} does not take pictures this way ({_kind(error, status)})"
+            return SinkRefused(reason, f"see to --sink and the store's region, then {_AGAIN}")
+        return SinkError(f"{self.url} cannot be reached" if not status else f"{self.url} answered HTTP {status}")
+
+
+def _may_not_list(error: Exception) -> bool:
+    """Whether the key is known to the store, and only not allowed to list; a key that is wrong gets 403, too."""
+    text = str(error)
+    code = _CODE.search(text)
+    return _status(text) == 403 and (code is None or code[1] == "AccessDenied")  # S3, Error Responses
+
+
+def _status(text: str) -> int:
+    """The HTTP status that an error of obstore's tells, or 0."""
+    found = _STATUS.search(text)
+    return int(found[1]) if found else 0
+
+
+def _kind(error: Exception, status: int) -> str:
+    return f"HTTP {status}" if status else type(error).__name__
+
+
+def _allows_http() -> bool:
+    """Whether AWS_ALLOW_HTTP, obstore's own variable, lets a store be reached without TLS."""
+    return os.environ.get("AWS_ALLOW_HTTP", "").lower() in ("1", "true")
+
+
+def _url_of(store: ObjectStore) -> str:
+    """What results call a store that was made by the caller."""
+    if isinstance(store, S3Store):
+        place = f"s3://{store.config.get('bucket', '')}"
+    elif isinstance(store, GCSStore):
+        place = f"gs://{store.config.get('bucket', '')}"
+    elif isinstance(store, AzureStore):
+        place = f"az://{store.config.get('account_name', '')}/{store.config.get('container_name', '')}"
+    else:
+        return "memory://" if type(store).__name__ == "MemoryStore" else type(store).__name__
+    return f"{place}/{store.prefix}" if store.prefix else place

@@ -1,0 +1,138 @@
+"""What was received, accepted, polled and fetched comes in; counts and a ledger for the judge go out. Pure.
+
+Newcomers: `charged` is what stands now. A job that comes to ERROR is given back (document: not charged): its
+`charged` turns False and its `refunded` True, whether anybody polled it or not. So accepted = charged + refunded.
+"""
+
+from __future__ import annotations
+
+import heapq
+import math
+from collections import Counter, deque
+from typing import Any
+
+import msgspec
+
+from krea_batch.testing.simulator.job_planner import SimulatedJob
+
+_COUNTED = (
+    "accepted", "charged", "refunded", "undelivered", "polls", "polls_429", "cdn_requests", "cdn_with_key",
+    "downloads", "bytes", "webhooks", "webhooks_failed", "webhooks_refused",
+)  # fmt: skip
+
+
+class Post(msgspec.Struct):
+    """One POST received. `status` is 0 where the connection was cut instead of an answer."""
+
+    order: int
+    at_s: float
+    status: int
+    body: Any
+    request_id: str | None
+    charged: bool
+    refunded: bool
+    delivered: bool
+
+
+class Books:
+    """Everything that is counted. `balance` is the credits left, None where they have no end."""
+
+    def __init__(self, balance: int | None) -> None:
+        self.jobs: dict[str, SimulatedJob] = {}
+        self.posts: list[Post] = []
+        self.post_of: dict[str, Post] = {}
+        self.balance = balance
+        self.received: Counter[str] = Counter()  # POSTs of each body
+        self.accepted: Counter[str] = Counter()  # of those, the accepted ones
+        self.counts: Counter[str] = Counter()
+        self.refused: Counter[int] = Counter()
+        self.least_gap_s = math.inf
+        self.most_polls = 0
+        self.most_in_a_second = 0
+        self._last_second: deque[float] = deque()
+        self._to_refund: list[tuple[float, str]] = []  # a heap of the jobs that will come to ERROR
+
+    def post(self, at_s: float, status: int, body: Any, job: SimulatedJob | None, *, delivered: bool = True) -> Post:
+        """Note a POST, whatever became of it; `job` is None where it was refused."""
+        request_id = job.request_id if job else None
+        post = Post(len(self.posts) + 1, at_s, status, body, request_id, job is not None, False, delivered)
+        self.posts.append(post)
+        self._count_second(at_s)
+        if job is None:
+            self.refused[status] += 1
+            return post
+        self.counts["accepted"] += 1
+        self.counts["charged"] += 1
+        self.counts["undelivered"] += not delivered
+        self.jobs[job.request_id] = job
+        self.post_of[job.request_id] = post
+        if self.balance is not None:
+            self.balance -= 1
+        if job.end == "ERROR":
+            heapq.heappush(self._to_refund, (job.done_at, job.request_id))
+        return post
+
+    def _count_second(self, at_s: float) -> None:
+        window = self._last_second
+        window.append(at_s)
+        while at_s - window[0] >= 1.0:
+            window.popleft()
+        self.most_in_a_second = max(self.most_in_a_second, len(window))
+
+    def lost(self, post: Post) -> None:
+        """Note that an answer found nobody there."""
+        if post.delivered:
+            post.delivered = False
+            self.counts["undelivered"] += 1
+
+    def polled(self, job: SimulatedJob, now: float) -> None:
+        """Note a poll of a job, whatever its answer will be."""
+        job.least_gap_s = min(job.least_gap_s, now - job.last_poll_at)
+        self.least_gap_s = min(self.least_gap_s, job.least_gap_s)
+        job.last_poll_at = now
+        job.polls += 1
+        self.most_polls = max(self.most_polls, job.polls)
+
+    def settle(self, now: float) -> None:
+        """Give back the charges of the jobs that have come to ERROR by now."""
+        while self._to_refund and self._to_refund[0][0] <= now:
+            post = self.post_of[heapq.heappop(self._to_refund)[1]]
+            post.charged, post.refunded = False, True
+            self.counts["charged"] -= 1
+            self.counts["refunded"] += 1
+            if self.balance is not None:
+                self.balance += 1
+
+    def totals(self, now: float) -> dict[str, Any]:
+        """Counts, which cost the same for one job and for a hundred thousand."""
+        self.settle(now)
+        return (
+            {"posts": len(self.posts)}
+            | {name: self.counts[name] for name in _COUNTED}
+            | {
+                "refused": {str(status): count for status, count in sorted(self.refused.items())},
+                "least_poll_gap_s": _known(self.least_gap_s),
+                "most_polls_of_a_job": self.most_polls,
+                "most_posts_in_a_second": self.most_in_a_second,
+                "balance": self.balance,
+            }
+        )
+
+    def ledger(self, now: float) -> dict[str, Any]:
+        """The totals and every POST."""
+        return {"totals": self.totals(now), "posts": [self._told(post, now) for post in self.posts]}
+
+    def _told(self, post: Post, now: float) -> dict[str, Any]:
+        told = {name: getattr(post, name) for name in Post.__struct_fields__}
+        job = self.jobs.get(post.request_id or "")
+        told["job"] = job and {
+            "status": job.status(now),
+            "polls": job.polls,
+            "least_poll_gap_s": _known(job.least_gap_s),
+            "fetches": sum(job.fetches),
+        }
+        return told
+
+
+def _known(gap_s: float) -> float | None:
+    return gap_s if math.isfinite(gap_s) else None

@@ -1,0 +1,77 @@
+"""What a job asks for comes in; a real PNG of its shape, drawn from its words and seed, goes out.
+
+Newcomers: the same words, parameters and seed give the same pixels, another prompt or seed other ones. Words choose
+the scene and its colours, chance the rest, and creativity how wild it gets.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import zlib
+from collections.abc import Callable, Mapping
+from random import Random
+
+from PIL import Image, ImageChops
+
+from krea_batch.testing.simulator.drawing import landscapes, patterns
+from krea_batch.testing.simulator.drawing.canvas import grained
+from krea_batch.testing.simulator.drawing.caption import frame_of, framed
+from krea_batch.testing.simulator.drawing.palettes import Palette, palette_for, words_of
+from krea_batch.testing.simulator.drawing.tiny_png import png, text_chunks
+
+SIZES = {  # chosen: about one megapixel each; each ratio is met to a hundredth
+    "1:1": (1024, 1024),
+    "4:3": (1152, 864),
+    "3:2": (1248, 832),
+    "16:9": (1344, 756),
+    "2.35:1": (1504, 640),
+    "4:5": (912, 1140),
+    "2:3": (832, 1248),
+    "9:16": (756, 1344),
+}
+WILDNESS = {"raw": 0.3, "low": 0.6, "medium": 1.0, "high": 1.9}
+Scene = Callable[[tuple[int, int], Palette, Random, float], Image.Image]
+_SCENES: dict[Scene, str] = {
+    landscapes.hills: "mountain mountains hill hills forest tree trees valley fox wolf deer bear castle farmhouse",
+    landscapes.dunes: "desert dune dunes sand camel mars pyramid snow snowy winter",
+    landscapes.sea: "sea ocean beach wave waves lake water coast lighthouse ship boat whale fish island harbour",
+    landscapes.city: "city street tower towers skyline neon tokyo paris london york building cyberpunk robot",
+    patterns.strokes: "painting oil gogh monet impressionist starry farmhouse field fields garden flowers portrait",
+    patterns.cut_paper: "map abstract paper layers topographic island agate marble",
+    patterns.tiles: "pattern geometric bauhaus tile tiles mosaic poster design quilt toy chess",
+    patterns.currents: "wind flow hair music dance dancer silk smoke motion bird birds river",
+    patterns.washes: "watercolour watercolor wash bubbles balloons fruit flower flowers cat tea sketch",
+    patterns.planet: "space planet galaxy moon mars cosmos universe astronaut star stars alien rocket",
+}
+
+
+def draw(text: Mapping[str, str], chance: str) -> bytes:
+    """The bytes of a PNG that carries `text`. Blocks for some 100 ms; call it from a thread."""
+    prompt, creativity = text["prompt"], text["creativity"]
+    about = repr((prompt, text["aspect_ratio"], creativity, chance))
+    random = Random(hashlib.sha256(about.encode("utf-8", "surrogatepass")).digest())
+    size, wildness = SIZES[text["aspect_ratio"]], WILDNESS[creativity]
+    palette = palette_for(prompt, random, wildness)
+    margin, _, strip = frame_of(size)
+    inner = (size[0] - 2 * margin, size[1] - margin - strip)
+    scene = grained(_scene_for(prompt, random)(inner, palette, random, wildness), random)
+    note = f"seed {text['seed']}" if text["seed"] else ""
+    return _packed(framed(scene, size, prompt, note[:30], palette), text_chunks(text))
+
+
+def _scene_for(prompt: str, random: Random) -> Scene:
+    """A scene that a word of the prompt names, or any."""
+    words = set(words_of(prompt))
+    named = [scene for scene, about in _SCENES.items() if words & set(about.split())]
+    return random.choice(named or list(_SCENES))
+
+
+def _packed(picture: Image.Image, notes: bytes) -> bytes:
+    """A PNG whose rows are told as differences to the row above: good for skies, and all of it done in C."""
+    width, height = picture.size
+    above = Image.new("RGB", picture.size)
+    above.paste(picture, (0, 1))
+    change = ImageChops.subtract_modulo(picture, above).tobytes()
+    stride = width * 3
+    rows = b"".join(b"\2" + change[at : at + stride] for at in range(0, height * stride, stride))
+    return png(width, height, zlib.compress(rows, 1), notes)

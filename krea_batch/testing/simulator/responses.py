@@ -1,0 +1,102 @@
+"""Facts come in; answers as the API document writes them go out.
+
+Newcomers: the texts of 402 and of the unknown model are the document's own, to the letter; it gives no others.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import time
+from datetime import UTC, datetime
+from email.utils import formatdate
+from functools import lru_cache
+from typing import Any
+
+import orjson
+from aiohttp import web
+
+from krea_batch.testing.simulator.job_planner import MODEL_ID
+
+HTML = b"<html><body><h1>Something is wrong</h1></body></html>"
+_JSON = {"Content-Type": "application/json; charset=utf-8"}
+
+
+def json(status: int, fields: dict[str, Any]) -> web.Response:
+    return encoded(status, orjson.dumps(fields))
+
+
+def encoded(status: int, body: bytes) -> web.Response:
+    """An answer whose JSON is encoded already, whether it is JSON or not."""
+    return web.Response(status=status, body=body, headers=_JSON)
+
+
+def error(status: int, name: str, message: str) -> web.Response:
+    """The document's error body."""
+    return json(status, {"error": name, "message": message})
+
+
+def html(status: int) -> web.Response:
+    """What a proxy on the way says."""
+    return web.Response(status=status, body=HTML, headers={"Content-Type": "text/html; charset=utf-8"})
+
+
+def bad_request(message: str) -> web.Response:
+    return error(400, "Bad Request", message)
+
+
+def unauthorized() -> web.Response:
+    return error(401, "Unauthorized", "Access denied due to a missing or invalid subscription key.")
+
+
+def no_balance() -> web.Response:
+    return error(402, "Insufficient Balance", "Your wallet does not have enough balance.")
+
+
+def forbidden() -> web.Response:
+    return error(403, "Forbidden", "This subscription may not call this operation.")
+
+
+def server_error(status: int = 500) -> web.Response:
+    return error(status, "Internal Server Error" if status == 500 else "Service Unavailable", "Please try again.")
+
+
+def no_model(model: str = MODEL_ID) -> web.Response:
+    return error(400, "Model not found", f"Model '{model}' not found or is disabled")
+
+
+def too_many(wait_s: float, retry_after: str, now: float) -> web.Response:
+    """A 429. `retry_after` says how it tells the wait: seconds, date or none; whole seconds, rounded up."""
+    answer = error(429, "Too Many Requests", "Rate limit is exceeded.")
+    if retry_after == "seconds":
+        answer.headers["Retry-After"] = str(max(1, math.ceil(wait_s)))
+    elif retry_after == "date":
+        answer.headers["Retry-After"] = formatdate(math.ceil(now + wait_s), usegmt=True)
+    return answer
+
+
+def cut(request: web.Request) -> web.Response:
+    """Cut the connection without an answer, or without the rest of one."""
+    if request.transport is not None:
+        request.transport.abort()
+    return web.Response(status=500)  # goes nowhere
+
+
+def instant(at: float) -> str:
+    """As the document writes instants: 2026-03-31T10:00:00.000Z."""
+    second, of_a_second = divmod(int(at * 1000), 1000)
+    return f"{_second(second)}.{of_a_second:03}Z"
+
+
+@lru_cache(1024)
+def _second(second: int) -> str:
+    return datetime.fromtimestamp(second, UTC).isoformat()[:-6]  # without +00:00
+
+
+def new_request_id() -> str:
+    """The document's form: the model's name and a UUID of version 7 (RFC 9562, 5.7)."""
+    noise = bytearray(os.urandom(10))
+    noise[0] = noise[0] & 0x0F | 0x70
+    noise[2] = noise[2] & 0x3F | 0x80
+    digits = (int(time.time() * 1000).to_bytes(6) + noise).hex()
+    return f"{MODEL_ID}_{digits[:8]}-{digits[8:12]}-{digits[12:16]}-{digits[16:20]}-{digits[20:]}"

@@ -1,0 +1,134 @@
+"""Settings come in; a gateway and its CDN on two loopback ports go out, with an address for the judge.
+
+Newcomers: it runs on the caller's event loop, asyncio's own or uvloop. No handler computes for longer than some
+hundred microseconds: pictures are drawn in threads.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Self
+
+from aiohttp import web
+
+from krea_batch.testing.simulator.accounting import Books
+from krea_batch.testing.simulator.admin import Admin
+from krea_batch.testing.simulator.cdn import Cdn, need_pillow
+from krea_batch.testing.simulator.job_log import Memory
+from krea_batch.testing.simulator.responses import error
+from krea_batch.testing.simulator.settings import SimulatorError, SimulatorSettings
+from krea_batch.testing.simulator.state import State
+from krea_batch.testing.simulator.status_handler import STATUS_PATH, Polls
+from krea_batch.testing.simulator.submit_handler import SUBMIT_PATH, Submits
+from krea_batch.testing.simulator.webhooks import Webhooks
+
+MAX_BODY_BYTES = 4 << 20  # chosen: four times what the engine may send
+BACKLOG = 1024  # chosen: a burst of new connections as large as that is not refused
+CLOSING_S = 0.5  # chosen: what is being answered may be answered, and then it is over
+
+
+class Simulator:
+    """The simulated gateway and CDN. An async context manager; `start` and `close` do the same by hand.
+
+    `gateway_url`, `cdn_url` and `admin_url` are there once it has started. Raises SimulatorError where it cannot
+    start: a port in use, Pillow missing, a file of remembered jobs that cannot be opened.
+    """
+
+    def __init__(self, settings: SimulatorSettings | None = None) -> None:
+        self.settings = settings or SimulatorSettings()
+        self.gateway_url = ""
+        self.cdn_url = ""
+        self.admin_url = ""
+        self._state = State(self.settings)
+        self._webhooks = Webhooks(self._state)
+        self._runners: list[web.AppRunner] = []
+        self._cdn: Cdn | None = None
+        self._memory: Memory | None = None
+
+    async def __aenter__(self) -> Self:
+        await self.start()
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.close()
+
+    async def start(self) -> None:
+        """Open both ports. When this returns, requests are answered."""
+        try:
+            await self._start()
+        except BaseException:
+            await self.close()
+            raise
+
+    async def close(self) -> None:
+        """Close both ports. What was counted can still be read."""
+        await self._webhooks.close()
+        for runner in reversed(self._runners):
+            await runner.cleanup()
+        self._runners.clear()
+        if self._cdn is not None:
+            self._cdn.close()
+        if self._memory is not None:
+            self._memory.close()
+
+    @property
+    def books(self) -> Books:
+        """What was counted, for a judge in the same process."""
+        return self._state.books
+
+    def totals(self) -> dict[str, Any]:
+        """What GET /_admin/totals says."""
+        return self.books.totals(self._state.now())
+
+    def ledger(self) -> dict[str, Any]:
+        """What GET /_admin/ledger says."""
+        return self.books.ledger(self._state.now())
+
+    async def _start(self) -> None:
+        settings, state = self.settings, self._state
+        if settings.draws:
+            need_pillow()
+        if settings.remember_in:
+            try:
+                self._memory = Memory(Path(settings.remember_in), state.books)
+            except OSError as problem:
+                raise SimulatorError(f"{settings.remember_in}: {problem.strerror}", "remember_in") from None
+        self._cdn = Cdn(state)
+        state.cdn_url = self.cdn_url = await self._serve(_cdn_app(self._cdn), settings.cdn_port, "cdn_port")
+        app = _gateway_app(Submits(state, self._webhooks, self._memory), Polls(state), Admin(state, self._webhooks))
+        state.gateway_url = self.gateway_url = await self._serve(app, settings.port, "port")
+        self.admin_url = self.gateway_url + "/_admin"
+
+    async def _serve(self, app: web.Application, port: int, name: str) -> str:
+        """Listen, and return the URL at which this is found."""
+        runner = web.AppRunner(app, access_log=None, shutdown_timeout=CLOSING_S)
+        await runner.setup()
+        self._runners.append(runner)
+        host = self.settings.host
+        try:
+            await web.TCPSite(runner, host, port, backlog=BACKLOG).start()
+        except OSError as problem:
+            raise SimulatorError(f"{host}:{port} cannot be listened on ({problem.strerror})", name) from None
+        reached = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)  # noqa: S104 - compared, not listened on
+        return f"http://{f'[{reached}]' if ':' in reached else reached}:{runner.addresses[0][1]}"
+
+
+def _gateway_app(submits: Submits, polls: Polls, admin: Admin) -> web.Application:
+    app = web.Application(client_max_size=MAX_BODY_BYTES)
+    app.router.add_post(SUBMIT_PATH, submits.post)
+    app.router.add_get(STATUS_PATH, polls.get, allow_head=False)
+    app.router.add_routes(admin.routes())
+    app.router.add_post("/{model}/v1/{name}", submits.other_model)
+    app.router.add_route("*", "/{path:.*}", _nothing_here)
+    return app
+
+
+def _cdn_app(cdn: Cdn) -> web.Application:
+    app = web.Application()
+    app.router.add_get("/v1/{request_id}/{name}", cdn.get)
+    app.router.add_route("*", "/{path:.*}", cdn.anything)
+    return app
+
+
+async def _nothing_here(request: web.Request) -> web.StreamResponse:
+    return error(404, "Not Found", "There is nothing at this address.")

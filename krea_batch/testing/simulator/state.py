@@ -1,0 +1,100 @@
+"""Settings come in; what all endpoints share goes out: the clock, the chances, the limits and the books."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import Any
+
+from aiohttp import web
+
+from krea_batch.testing.simulator.accounting import Books
+from krea_batch.testing.simulator.faults import Dice
+from krea_batch.testing.simulator.job_planner import MODEL_ID, Factory, SimulatedJob
+from krea_batch.testing.simulator.request_limits import Limit, parse_limit
+from krea_batch.testing.simulator.responses import instant, too_many
+from krea_batch.testing.simulator.settings import SimulatorSettings
+
+KEY_HEADER = "Ocp-Apim-Subscription-Key"
+_ERRORS = {"FAILED": "The model could not make this picture.", "ERROR": "The worker of this job was lost."}
+
+
+def steady_clock() -> Callable[[], float]:
+    """Seconds since 1970 that never jump, from the monotonic clock."""
+    at_zero = time.time() - time.monotonic()
+    return lambda: at_zero + time.monotonic()
+
+
+class State:
+    """The simulated world. `now` gives seconds since 1970; the URLs are known once the ports are open."""
+
+    def __init__(self, settings: SimulatorSettings, now: Callable[[], float] | None = None) -> None:
+        self.now = now or steady_clock()
+        self.gateway_url = ""
+        self.cdn_url = ""
+        self.settings = settings
+        self.submit_limit: Limit | None = None
+        self.poll_limit: Limit | None = None
+        self.configure(settings, anew=True)
+        self.reset()
+
+    def configure(self, settings: SimulatorSettings, *, anew: bool = False) -> None:
+        """Behave by these settings from now on. What was accepted keeps its times, an unchanged limit its count."""
+        old, self.settings = self.settings, settings
+
+        def changed(*names: str) -> bool:
+            return anew or any(getattr(old, name) != getattr(settings, name) for name in names)
+
+        self.dice = Dice(settings.seed, settings.faults, settings.fault_tries)
+        if changed("latency", "time_scale", "workers", "outputs"):
+            self.factory = Factory(settings.latency, settings.time_scale, settings.workers, settings.outputs)
+        if changed("submit_limit"):
+            self.submit_limit = parse_limit(settings.submit_limit)
+        if changed("poll_limit"):
+            self.own_poll_limit = parse_limit(settings.poll_limit)
+        self.poll_limit = self.submit_limit if settings.shared_limit else self.own_poll_limit
+        if not anew and changed("balance"):
+            self.books.balance = settings.balance
+
+    def reset(self) -> None:
+        """Forget every job and count, and begin with the balance of the settings."""
+        self.books = Books(self.settings.balance)
+        self.began_at = self.now()
+
+    def knows_key(self, request: web.Request) -> bool:
+        key = request.headers.get(KEY_HEADER, "")
+        last = self.settings.revoke_after
+        if not key or (last and self.books.counts["accepted"] >= last):
+            return False
+        return self.settings.key in ("", key)
+
+    def over(self, limit: Limit | None) -> web.Response | None:
+        """A 429, where a limit does not let a request through."""
+        if limit is None:
+            return None
+        now = self.now()
+        wait_s = limit.take(now)
+        return too_many(wait_s, self.settings.retry_after, now) if wait_s > 0 else None
+
+    def told(self, job: SimulatedJob) -> dict[str, Any]:
+        """What the status endpoint and a webhook say of a job now."""
+        now = self.now()
+        status = job.status(now)
+        ended = now >= job.done_at
+        updated_at = job.done_at if ended else job.start_at if now >= job.start_at else job.submitted_at
+        return {
+            "request_id": job.request_id,
+            "status": status,
+            "model_id": MODEL_ID,
+            "error": _ERRORS.get(status),
+            "output": self._output(job) if status == "COMPLETED" else None,
+            "created_at": instant(job.submitted_at),
+            "updated_at": instant(updated_at),
+            "completed_at": instant(job.done_at) if ended else None,
+        }
+
+    def _output(self, job: SimulatedJob) -> dict[str, Any]:
+        urls = [f"{self.cdn_url}/v1/{job.request_id}/output.png"]
+        urls += [f"{self.cdn_url}/v1/{job.request_id}/output-{n}.png" for n in range(2, job.outputs + 1)]
+        alone = len(urls) == 1 and self.dice.strikes("media-string", job.mark, job.copy)
+        return {"media_url": urls[0] if alone else urls, "media_type": "image/png"}
