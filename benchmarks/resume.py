@@ -119,7 +119,7 @@ def measure(jobs_file: Path, count: int, folder: Path, *, in_order: bool) -> Mea
     with simulator(CASE) as urls:
         out = folder / "out"
         shutil.rmtree(out, ignore_errors=True)
-        origin = Settings.of(out, gateway=urls["gateway_url"]).origin
+        origin = Settings.from_options(out, gateway=urls["gateway_url"]).origin
         record(jobs_file, out, origin, count, in_order=in_order)
         options = ["--out", str(out), "--gateway", urls["gateway_url"], "--rate", CASE.rate, "--quiet"]
         post_one(urls["gateway_url"])

@@ -13,11 +13,11 @@ if TYPE_CHECKING:
     from krea_batch.errors import (
         GatewayError,
         InputError,
+        InternalError,
         JobError,
-        KreaBatchBug,
         KreaBatchError,
         LedgerError,
-        RunFolderError,
+        RunDirError,
         RunStopped,
         SettingsError,
     )
@@ -50,7 +50,7 @@ if TYPE_CHECKING:
         Trouble,
     )
     from krea_batch.pipeline.rate_limiter import Pace
-    from krea_batch.pipeline.stats import Stats
+    from krea_batch.pipeline.stats import RunStats
     from krea_batch.settings import ApiKey, Rate, Settings, Webhook
     from krea_batch.storage.sinks import Sink, SinkError, SinkRefused, WholePicture
 
@@ -67,9 +67,9 @@ __all__ = [
     "Held",
     "ImageStyleReference",
     "InputError",
+    "InternalError",
     "Job",
     "JobError",
-    "KreaBatchBug",
     "KreaBatchError",
     "LedgerError",
     "Listener",
@@ -82,7 +82,8 @@ __all__ = [
     "Polled",
     "Posted",
     "Rate",
-    "RunFolderError",
+    "RunDirError",
+    "RunStats",
     "RunStopped",
     "Settings",
     "SettingsError",
@@ -90,7 +91,6 @@ __all__ = [
     "SinkError",
     "SinkRefused",
     "State",
-    "Stats",
     "Stopping",
     "Stored",
     "StoredFile",

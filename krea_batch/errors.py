@@ -1,18 +1,18 @@
-"""Facts of what went wrong come in; one sentence with the next step goes out.
+"""Errors made of facts; `str` says what happened, where, and what to do next.
 
     KreaBatchError
-    ├── InputError        the user's: a job file, a setting, a folder; nothing was spent
-    │   ├── JobError         one job is not what the API takes
-    │   ├── JobFileError     lines of job files are bad, each named
-    │   ├── SettingsError    an option has no meaning
-    │   └── RunFolderError   the folder is not this run's, or another process is using it
-    ├── RunStopped        the run takes no more; every job stays on record
-    │   └── GatewayError     because the gateway takes no more from this key
-    ├── LedgerError       the disk's: the record cannot be kept
-    └── KreaBatchBug      ours
+    ├── InputError       the user's input: a job file, a setting, a directory; nothing was charged
+    │   ├── JobError         one job is not valid
+    │   ├── JobFileError     lines of job files are not valid
+    │   ├── SettingsError    a setting is not valid
+    │   └── RunDirError      the run directory belongs to another run or version, or is in use
+    ├── RunStopped       the run submits nothing more; every job is in the ledger
+    │   └── GatewayError     because the gateway refuses this key
+    ├── LedgerError      the ledger cannot be read or written
+    └── InternalError    a bug in krea-batch
 
-Newcomers: an error of one *job* is never raised inside the pipeline. It travels on as a value and is found in
-the job's `Outcome`.
+An error of one *job* is never raised inside the pipeline. It is passed on as a value and ends in the job's `Outcome`.
+Library errors name parameters; the command line shows the names of its options instead.
 """
 
 from __future__ import annotations
@@ -25,51 +25,51 @@ import msgspec
 __all__ = [
     "GatewayError",
     "InputError",
+    "InternalError",
     "JobError",
     "JobFileError",
-    "KreaBatchBug",
     "KreaBatchError",
     "LedgerError",
     "LineProblem",
-    "RunFolderError",
+    "RunDirError",
     "RunStopped",
     "SettingsError",
 ]
 
 
 class LineProblem(msgspec.Struct, frozen=True):
-    """One bad line: where, what is wrong, what would be right. `line` counts from 1."""
+    """One invalid line of a job file. `line` counts from 1."""
 
     path: str
     line: int
-    wrong: str
-    right: str
+    problem: str
+    hint: str
 
     def __str__(self) -> str:
-        return f"{self.path}:{self.line}: {self.wrong}, {self.right}"
+        return f"{self.path}:{self.line}: {self.problem}; {self.hint}"
 
 
 class KreaBatchError(Exception):
-    """The root of all errors that krea-batch raises on purpose."""
+    """The base class of all errors that krea-batch raises on purpose."""
 
 
 class InputError(KreaBatchError):
-    """The user's input cannot be used; nothing was sent and nothing was spent."""
+    """The input cannot be used; nothing was sent or charged. `hint` is what would be right; it may be empty."""
 
-    def __init__(self, wrong: str, right: str) -> None:
-        super().__init__(wrong, right)
-        self.wrong = wrong
-        self.right = right
+    def __init__(self, problem: str, hint: str = "") -> None:
+        super().__init__(problem, hint)
+        self.problem = problem
+        self.hint = hint
 
     def __str__(self) -> str:
-        return f"{self.wrong}: {self.right}"
+        return f"{self.problem}; {self.hint}" if self.hint else self.problem
 
 
 class JobError(InputError):
-    """One job is not what the API takes. `job_id` is empty where the job has none yet."""
+    """A job is not valid. `job_id` is empty where the job has no id yet."""
 
-    def __init__(self, wrong: str, right: str, *, job_id: str = "") -> None:
-        super().__init__(wrong, right)
+    def __init__(self, problem: str, hint: str, *, job_id: str = "") -> None:
+        super().__init__(problem, hint)
         self.job_id = job_id
 
     def __str__(self) -> str:
@@ -77,31 +77,31 @@ class JobError(InputError):
 
 
 class JobFileError(InputError):
-    """Lines of the job files are bad. `problems` holds the first ones, `count` says how many there are."""
+    """Lines of the job files are not valid. `problems` holds the first ones, `count` is the number of all."""
 
     def __init__(self, problems: Sequence[LineProblem], count: int) -> None:
-        wrong, them = ("1 line is bad", "it") if count == 1 else (f"{count:,} lines are bad", "them")
-        super().__init__(wrong, f"mend {them}, or run the good lines with --skip-invalid")
+        lines = "1 invalid line" if count == 1 else f"{count:,} invalid lines"
+        super().__init__(lines, f"fix {'it' if count == 1 else 'them'}, or skip invalid lines")
         self.problems = tuple(problems)
         self.count = count
 
 
 class SettingsError(InputError):
-    """An option's value has no meaning. `option` is its name on the command line, without the dashes."""
+    """A setting is not valid. `parameter` is its keyword: `max_in_flight`, or `webhook.url` for a part of one."""
 
-    def __init__(self, option: str, wrong: str, right: str) -> None:
-        super().__init__(wrong, right)
-        self.option = option
+    def __init__(self, parameter: str, problem: str, hint: str = "") -> None:
+        super().__init__(problem, hint)
+        self.parameter = parameter
 
     def __str__(self) -> str:
-        return f"--{self.option}: {super().__str__()}"
+        return f"{self.parameter}: {super().__str__()}"
 
 
-class RunFolderError(InputError):
-    """The run's folder cannot be used: a stranger's or newer ledger, other jobs, or another process in it."""
+class RunDirError(InputError):
+    """The run directory cannot be used: another run's or a newer ledger, other jobs, or a process that uses it."""
 
-    def __init__(self, path: Path, wrong: str, right: str) -> None:
-        super().__init__(wrong, right)
+    def __init__(self, path: Path, problem: str, hint: str) -> None:
+        super().__init__(problem, hint)
         self.path = path
 
     def __str__(self) -> str:
@@ -109,7 +109,7 @@ class RunFolderError(InputError):
 
 
 class RunStopped(KreaBatchError):
-    """The run takes no more submits. What is on record stays there, and a new run goes on with it."""
+    """The run submits nothing more. The ledger has every job, and a new run resumes them."""
 
     def __init__(self, reason: str, next_step: str) -> None:
         super().__init__(reason, next_step)
@@ -117,32 +117,32 @@ class RunStopped(KreaBatchError):
         self.next_step = next_step
 
     def __str__(self) -> str:
-        return f"{self.reason}: {self.next_step}"
+        return f"{self.reason}; {self.next_step}"
 
 
 class GatewayError(RunStopped):
-    """The gateway takes no more from this key. `status` is its HTTP status, `said` its own words, if any."""
+    """The gateway refuses this key. `status` is the HTTP status, `detail` the server's message, if any."""
 
-    def __init__(self, status: int, said: str, next_step: str) -> None:
+    def __init__(self, status: int, detail: str, next_step: str) -> None:
         super().__init__(
-            f"the gateway answered {status} ({said})" if said else f"the gateway answered {status}", next_step
+            f"the gateway answered {status} ({detail})" if detail else f"the gateway answered {status}", next_step
         )
         self.status = status
-        self.said = said
+        self.detail = detail
 
 
 class LedgerError(KreaBatchError):
-    """The ledger cannot be read or written, so nothing more may be sent. `path` is the file."""
+    """The ledger cannot be read or written, so nothing more is sent. `path` is the file."""
 
-    def __init__(self, path: Path, wrong: str, next_step: str) -> None:
-        super().__init__(path, wrong, next_step)
+    def __init__(self, path: Path, problem: str, next_step: str) -> None:
+        super().__init__(path, problem, next_step)
         self.path = path
-        self.wrong = wrong
+        self.problem = problem
         self.next_step = next_step
 
     def __str__(self) -> str:
-        return f"{self.path}: {self.wrong}: {self.next_step}"
+        return f"{self.path}: {self.problem}; {self.next_step}"
 
 
-class KreaBatchBug(KreaBatchError):
-    """A law of the engine is broken; please report it. The run ends, what is on record stays."""
+class InternalError(KreaBatchError):
+    """An invariant of the engine does not hold: a bug, please report it. The run ends; the ledger keeps all jobs."""

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import math
 import re
+from collections.abc import Mapping
 from enum import StrEnum
 from typing import Annotated, Any, Literal, get_args
 from urllib.parse import urlsplit
@@ -154,8 +155,29 @@ def checked(job: Job) -> Job:
         raise JobError(str(error), "see `krea-batch schema` for what a job takes", job_id=job.id) from None
 
 
+class StateInfo(Struct, frozen=True, kw_only=True):
+    """What is known of a state; everything that asks about states derives from it.
+
+    `final`: this run does nothing more with the job. `in_flight`: submitted and not final. `charged`: whether the
+    latest submission was charged; None where that is unknown or nothing was submitted. `resumes_as`: the state in
+    which the next run takes the job up, None where it does not; `rules.lifecycle.on_resume` adds the conditions.
+    `unsuccessful`: final for every later run, too, and without an image. `retryable`: `krea-batch retry` may submit
+    the job again, and does so unasked if `retried_by_default`. `label` is shown in summaries, `doc` in the reference.
+    """
+
+    label: str
+    doc: str
+    final: bool = False
+    in_flight: bool = False
+    charged: bool | None = None
+    resumes_as: str | None = None
+    unsuccessful: bool = False
+    retryable: bool = False
+    retried_by_default: bool = False
+
+
 class State(StrEnum):
-    """Where a job stands. The table of what may follow what is in `rules.lifecycle`."""
+    """The state of a job. `STATES` says what each means, `rules.lifecycle` which transitions there are."""
 
     PENDING = "pending"
     SUBMITTING = "submitting"
@@ -169,9 +191,97 @@ class State(StrEnum):
     TIMED_OUT = "timed_out"
     CANCELLED = "cancelled"
 
+    @property
+    def info(self) -> StateInfo:
+        """What the table of states says of it."""
+        return STATES[self]
 
-IN_FLIGHT = (State.SUBMITTING, State.ACCEPTED, State.FINISHED)
-"""Between the intent to submit and the end of a job: what a stop brings home."""
+
+STATES: Mapping[State, StateInfo] = {
+    State.PENDING: StateInfo(
+        resumes_as="pending",
+        label="not submitted yet",
+        doc="Waits to be submitted, or to be submitted again after a refusal that charged nothing.",
+    ),
+    State.SUBMITTING: StateInfo(
+        in_flight=True,
+        resumes_as="ambiguous",
+        label="being submitted",
+        doc="The intent to submit is durable; the POST may have been sent.",
+    ),
+    State.ACCEPTED: StateInfo(
+        in_flight=True,
+        charged=True,
+        resumes_as="accepted",
+        label="generating",
+        doc="The gateway has accepted the job; its request_id is durable.",
+    ),
+    State.FINISHED: StateInfo(
+        in_flight=True,
+        charged=True,
+        resumes_as="finished",
+        label="completed, not downloaded yet",
+        doc="The gateway has completed the job; its images are being downloaded.",
+    ),
+    State.SUCCEEDED: StateInfo(final=True, charged=True, label="stored", doc="Every image of the job is stored."),
+    State.FAILED: StateInfo(
+        final=True,
+        charged=True,
+        unsuccessful=True,
+        retryable=True,
+        retried_by_default=True,
+        label="failed at the gateway (charged)",
+        doc="The gateway reported FAILED, which is charged.",
+    ),
+    State.ERRORED: StateInfo(
+        final=True,
+        charged=False,
+        resumes_as="pending",
+        retryable=True,
+        retried_by_default=True,
+        label="ended in ERROR (not charged); run again with a higher --max-attempts",
+        doc="The gateway reported ERROR, which is not charged, as often as `max_attempts` allows.",
+    ),
+    State.REJECTED: StateInfo(
+        final=True,
+        charged=False,
+        unsuccessful=True,
+        retryable=True,
+        retried_by_default=True,
+        label="rejected by the gateway (not charged)",
+        doc="The gateway refused the request; nothing was queued.",
+    ),
+    State.AMBIGUOUS: StateInfo(
+        final=True,
+        resumes_as="ambiguous",
+        label="ambiguous (may have been charged); decide with krea-batch resolve",
+        doc="A POST was sent, and it is unknown whether the gateway accepted it.",
+    ),
+    State.TIMED_OUT: StateInfo(
+        final=True,
+        charged=True,
+        resumes_as="accepted",
+        label="timed out; run again to keep polling (no extra charge)",
+        doc="The image did not arrive within `job_timeout_s`; the next run continues to poll.",
+    ),
+    State.CANCELLED: StateInfo(
+        final=True,
+        unsuccessful=True,
+        retryable=True,
+        label="cancelled",
+        doc="A user decided not to submit an ambiguous job again.",
+    ),
+}
+"""The table of states. To add one: a member of `State`, a row here, and its transitions in `rules.lifecycle`."""
+
+IN_FLIGHT = tuple(state for state in State if state.info.in_flight)
+"""The states between the intent to submit and the end of a job."""
+
+FINAL = frozenset(state for state in State if state.info.final)
+"""The states in which a job has ended for this run."""
+
+RETRYABLE = tuple(state for state in State if state.info.retryable)
+"""The states without an image from which `krea-batch retry` makes a job pending."""
 
 
 class StoredFile(Struct, frozen=True):

@@ -1,44 +1,44 @@
-"""Options come in as a user writes them; checked, typed `Settings` go out.
+"""The settings of a run: one table of names, types, defaults, ranges and help texts.
 
-Newcomers: nothing here reads the environment or a file; `cli` does. `ApiKey` hides itself: only the gateway's
-client calls `reveal`.
+Nothing here reads the environment or a file; `cli` does. `ApiKey` hides its text: only the gateway's client calls
+`reveal`.
 """
 
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from enum import StrEnum
 from functools import lru_cache
 from ipaddress import ip_address
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, get_origin, get_type_hints
 from urllib.parse import urlsplit
 
 import msgspec
 
 from krea_batch.errors import SettingsError
 
+KEY_VARIABLE = "PIXAZO_API_KEY"  # API document, Authentication: an environment variable of our choice
 GATEWAY_URL = "https://gateway.pixazo.ai"  # API document, Base URL
 
 _RATE = re.compile(r"(?P<count>\d+(?:\.\d+)?)\s*/\s*(?P<unit>s|sec|second|m|min|minute|h|hour)")
-_NOT_IN_URLS = re.compile(r"[\s\x00-\x20\x7f%<>\"\\^`{|}]")
+_INVALID_IN_URLS = re.compile(r"[\s\x00-\x20\x7f%<>\"\\^`{|}]")
 SINK_SCHEMES = ("s3", "gs", "az")  # those of obstore that name a bucket or container
 AUTO = "auto"
-AUTO_PER_S = 10_000.0  # chosen: more than one loop can submit
+MAX_PER_S = 10_000.0  # chosen: more than one event loop can submit
 _UNIT_S = {"s": 1.0, "m": 60.0, "h": 3600.0}
 
 
 class ApiKey:
-    """The key of the paid account. It shows itself to nobody who does not call `reveal`."""
+    """The API key. Only `reveal` returns it; repr, str and pickling do not."""
 
     __slots__ = ("_text",)
 
     def __init__(self, text: str) -> None:
         if not text or not text.isascii() or not text.isprintable() or " " in text:
             raise SettingsError(
-                "api-key-file",
-                "the API key is empty or holds blanks or control characters",
-                "give it as issued",
+                "api_key", "the API key is empty or contains spaces or control characters", "use it as issued"
             )
         self._text = text
 
@@ -53,41 +53,41 @@ class ApiKey:
 
 
 class Rate(msgspec.Struct, frozen=True):
-    """How many requests in how long. `text` is what the user wrote, `per_s` what it means."""
+    """A number of requests per second, minute or hour. `text` is as the user wrote it, `per_s` its value."""
 
     per_s: float
     text: str
 
     @property
     def is_auto(self) -> bool:
-        """Whether the rate is to be found out; `per_s` is then the most that one loop can submit."""
+        """Whether the limit is to be found; `per_s` is then the maximum that one event loop can submit."""
         return self.text == AUTO
 
     @classmethod
-    def parse(cls, text: str, option: str = "rate") -> Rate:
-        """Read `10/s`, `600/min`, `5000/h`, or `auto` for --rate. Raises SettingsError for anything else."""
-        if option == "rate" and text.strip() == AUTO:
-            return cls(AUTO_PER_S, AUTO)
+    def parse(cls, text: str, parameter: str = "rate") -> Rate:
+        """Parse `10/s`, `600/min`, `5000/h`, or `auto` for `rate`. Raises SettingsError naming `parameter`."""
+        if parameter == "rate" and text.strip() == AUTO:
+            return cls(MAX_PER_S, AUTO)
         match = _RATE.fullmatch(text.strip())
         per_s = float(match["count"]) / _UNIT_S[match["unit"][0]] if match else 0.0
         if not 0 < per_s <= 100_000:
-            right = "write for example 10/s, 600/min or 5000/h"
-            raise SettingsError(option, f"{text!r} is no rate", right + (", or auto" if option == "rate" else ""))
+            hint = "use e.g. 10/s, 600/min or 5000/h" + (", or auto" if parameter == "rate" else "")
+            raise SettingsError(parameter, f"invalid rate {text!r}", hint)
         return cls(per_s, text.strip())
 
 
 class Ambiguous(StrEnum):
-    """What to do with a job whose POST may or may not have been accepted (and paid)."""
+    """What to do with a job whose POST may or may not have been accepted and charged."""
 
-    HOLD = "hold"
+    KEEP = "keep"
     RESUBMIT = "resubmit"
 
 
 class Webhook(msgspec.Struct, frozen=True):
     """Where the gateway calls when a job ends (API document, Webhook).
 
-    `url` is how the gateway reaches us: https, but for loopback. With `listen` ("0.0.0.0:8080") the engine opens a
-    server of its own there; without it, the service mounts `Engine.callbacks_app` or `Engine.callbacks_handler` at
+    `url` is how the gateway reaches us: https, except on loopback. With `listen` ("0.0.0.0:8080") the engine opens
+    its own server there; without it, the service mounts `Engine.callbacks_app` or `Engine.callbacks_handler` at
     `url`. A `listen` on loopback needs no `url`. Raises SettingsError.
     """
 
@@ -96,162 +96,259 @@ class Webhook(msgspec.Struct, frozen=True):
 
     def __post_init__(self) -> None:
         if not self.url and not (self.listen and is_loopback(self.listen_address[0])):
-            right = "give the URL at which the gateway reaches this machine"
-            raise SettingsError("webhook-url", "there is none", right)
+            hint = "pass the URL at which the gateway reaches this machine"
+            raise SettingsError("webhook.url", "required when webhook.listen is not on loopback", hint)
         if self.listen:
             _ = self.listen_address
-        if self.url and (wrong := _why_not_webhook(self.url)):
-            right = "write for example https://my.host/krea"
-            raise SettingsError("webhook-url", f"{self.url!r}: {wrong}", right)
+        if self.url and (problem := _webhook_problem(self.url)):
+            raise SettingsError("webhook.url", f"{self.url!r}: {problem}", "use e.g. https://my.host/krea")
 
     @property
     def listen_address(self) -> tuple[str, int]:
         """Host and port of `listen`."""
         host, _, port = self.listen.rpartition(":")
         if not host or not port.isascii() or not port.isdigit() or int(port) > 65535:
-            right = "write for example 0.0.0.0:8080"
-            raise SettingsError("webhook-listen", f"{self.listen!r} is no HOST:PORT", right)
+            raise SettingsError("webhook.listen", f"invalid address {self.listen!r}", "use e.g. 0.0.0.0:8080")
         return host.strip("[]"), int(port)
 
 
-class Settings(msgspec.Struct, frozen=True, kw_only=True):
-    """How a run behaves. Suffixes name units: `_s` seconds.
+class Option(msgspec.Struct, frozen=True, kw_only=True):
+    """What is known of a setting besides its name, type and default.
 
-    Raises SettingsError where a value has no meaning.
+    The command line's options, the range checks, the settings file and the reference page are made from it. `minimum`
+    and `above` are limits of numbers: at least `minimum`, or more than `above`. `example` is shown where there is no
+    default. `command_default` replaces the default on the command line. `command_line` is False for settings that
+    only the library has. Settings with `forecast` change the result of `plan`.
+    """
+
+    help: str
+    metavar: str | None = None
+    minimum: int | None = None
+    above: float | None = None
+    none_means: str | None = None
+    example: str | int | None = None
+    command_default: int | None = None
+    command_line: bool = True
+    forecast: bool = False
+
+
+MAX_NUMBER = 1e7  # chosen: seconds, about four months; no setting has a use for more
+
+
+class Settings(msgspec.Struct, frozen=True, kw_only=True):
+    """How a run behaves. A suffix `_s` means seconds. Raises SettingsError where a value is out of range.
+
+    To add a setting, add a field here and a parameter to `Engine`; everything else is derived from the two.
     """
 
     out: Path
-    gateway: str = GATEWAY_URL
-    rate: Rate = Rate(10.0, "10/s")  # chosen: polite, since the document names no limit
-    max_in_flight: int = 500  # DESIGN: hundreds of jobs on one loop
-    poll_interval_s: float = 5.0  # API document, Typical Workflow: poll every 5-10 seconds
-    poll_rate: Rate | None = None  # None: as many as the jobs in flight need
-    shared_quota: bool = False  # polls and submits count against one rate
-    poll_eagerness: float = 1.0  # what an interval's lag is worth, in polls; chosen: as much as one
-    job_timeout_s: float = 1800.0  # chosen: 100 times the document's 15 s example
-    max_attempts: int = 3  # chosen: ERROR is free, so a second and third try cost nothing
-    ambiguous: Ambiguous = Ambiguous.HOLD
-    webhook: Webhook | None = None
-    max_charges: int | None = None
-    max_same_failures: int = 0  # 0: any number; a service's first users may well all be wrong
-    request_timeout_s: float = 60.0  # chosen: a POST that only queues answers in far less
-    downloads: int = 64  # chosen: 200 pictures a second where a CDN takes 0.3 s for one
-    sink: str | None = None  # where pictures are kept, as a URL; None: in the run's folder
-    download_attempts: int = 8  # chosen: with backoff to 30 s this outlasts a CDN's bad two minutes
+    rate: Annotated[
+        Rate,
+        Option(
+            metavar="RATE", forecast=True, help="Maximum submit rate: 10/s, 600/min, 5000/h; auto finds the limit."
+        ),
+    ] = Rate(10.0, "10/s")  # chosen: polite, since the API document names no limit
+    max_in_flight: Annotated[int, Option(metavar="N", minimum=1, forecast=True, help="Maximum jobs in flight.")] = (
+        500  # chosen: at 10/s and 50 s a job this is the whole rate
+    )
+    poll_interval_s: Annotated[
+        float, Option(metavar="S", above=0, forecast=True, help="Minimum seconds between polls of a job.")
+    ] = 5.0  # API document, Typical Workflow: poll every 5-10 seconds
+    poll_rate: Annotated[
+        Rate | None,
+        Option(
+            metavar="RATE",
+            forecast=True,
+            none_means="as needed",
+            example="50/s",
+            help="Maximum poll rate over all jobs.",
+        ),
+    ] = None
+    shared_quota: Annotated[
+        bool, Option(forecast=True, help="Count polls and submits against one limit, --rate.")
+    ] = False
+    poll_lag_weight: Annotated[
+        float,
+        Option(
+            metavar="X",
+            above=0,
+            forecast=True,
+            help="Weight of latency against poll count; higher values poll more often.",
+        ),
+    ] = 1.0  # chosen: one interval's lag is worth one poll
+    job_timeout_s: Annotated[
+        float,
+        Option(
+            metavar="S",
+            above=0,
+            help="Seconds to wait for an accepted job in this run; the next run continues to poll.",
+        ),
+    ] = 1800.0  # chosen: 100 times the API document's 15 s example
+    max_attempts: Annotated[
+        int,
+        Option(metavar="N", minimum=1, help="Maximum submits of a job that ends in ERROR (not charged)."),
+    ] = 3  # chosen: ERROR is free, so a second and third attempt cost nothing
+    ambiguous: Annotated[
+        Ambiguous,
+        Option(help="Keep jobs whose submit may have been charged, or resubmit them."),
+    ] = Ambiguous.KEEP
+    max_charges: Annotated[
+        int | None,
+        Option(
+            metavar="N",
+            minimum=0,
+            none_means="no limit",
+            example=1000,
+            help="Stop before more than N submits are charged, counting all runs of the directory.",
+        ),
+    ] = None
+    max_identical_failures: Annotated[
+        int,
+        Option(
+            metavar="N",
+            minimum=0,
+            command_default=20,
+            help="Stop if the first N jobs fail with the same error, or N consecutive jobs are ambiguous (0 = off).",
+        ),
+    ] = 0  # chosen: the first users of a service may well all send bad requests
+    sink: Annotated[
+        str | None,
+        Option(
+            metavar="URL",
+            none_means="OUT/images",
+            example="s3://bucket/folder",
+            help="Store images in an object store: s3://bucket/folder, gs://…, az://….",
+        ),
+    ] = None
+    gateway: Annotated[str, Option(metavar="URL", help="Base URL of the API.")] = GATEWAY_URL
+    webhook: Annotated[
+        Webhook | None,
+        Option(command_line=False, none_means="polls only", help="Where the gateway calls when a job ends."),
+    ] = None
+    request_timeout_s: Annotated[
+        float, Option(command_line=False, above=0, help="Seconds to wait for an answer of the API.")
+    ] = 60.0  # chosen: a POST that only queues a job answers in far less
+    downloads: Annotated[int, Option(command_line=False, minimum=1, help="Maximum concurrent downloads.")] = (
+        64  # chosen: 200 images a second where a CDN takes 0.3 s for one
+    )
+    download_attempts: Annotated[
+        int, Option(command_line=False, minimum=1, help="Attempts before an image is left to the next run.")
+    ] = 8  # chosen: with backoff to 60 s
 
     @classmethod
-    def of(cls, out: Path, **options: Any) -> Settings:
-        """Settings from keywords; rates and the ambiguous choice may be text."""
+    def from_options(cls, out: Path, **options: Any) -> Settings:
+        """Return settings from keywords; rates and `ambiguous` may be text. Raises SettingsError."""
         unknown = sorted(set(options) - set(cls.__struct_fields__))
         if unknown:
-            raise SettingsError(unknown[0], "there is no such setting", "see the fields of Settings")
+            raise SettingsError(unknown[0], "unknown setting", "see the fields of Settings")
         if "rate" in options:
             options["rate"] = _rate(options["rate"], "rate")
         if options.get("poll_rate") is not None:
-            options["poll_rate"] = _rate(options["poll_rate"], "poll-rate")
+            options["poll_rate"] = _rate(options["poll_rate"], "poll_rate")
         if "ambiguous" in options:
             options["ambiguous"] = _ambiguous(options["ambiguous"])
         return cls(out=out, **options)
 
+    @classmethod
+    def fields(cls) -> tuple[msgspec.structs.FieldInfo, ...]:
+        """Return the fields with their types and defaults."""
+        return msgspec.structs.fields(cls)
+
     @property
     def origin(self) -> str:
-        """Where this run's request_ids mean something: scheme and host; ports come and go."""
+        """Scheme and host of the gateway, where this run's request_ids are valid; ports come and go."""
         parts = urlsplit(self.gateway)
         return f"{parts.scheme}://{parts.hostname}"
 
     def __post_init__(self) -> None:
-        self._check_gateway()
-        self._check_sink()
-        for option, value, least in (
-            ("max-in-flight", self.max_in_flight, 1),
-            ("max-attempts", self.max_attempts, 1),
-            ("max-charges", 0 if self.max_charges is None else self.max_charges, 0),
-            ("max-same-failures", self.max_same_failures, 0),
-            ("downloads", self.downloads, 1),
-            ("download-attempts", self.download_attempts, 1),
-        ):
-            if value < least:
-                raise SettingsError(option, f"{value} is too small", f"give {least} or more")
-        for option, number in (
-            ("poll-interval", self.poll_interval_s),
-            ("poll-eagerness", self.poll_eagerness),
-            ("job-timeout", self.job_timeout_s),
-            ("request-timeout", self.request_timeout_s),
-        ):
-            if not 0 < number < 1e7:
-                raise SettingsError(option, f"{number} has no meaning", "give a number, more than 0")
-
-    def _check_gateway(self) -> None:
-        if wrong := _why_not_gateway(self.gateway):
-            raise SettingsError("gateway", f"{self.gateway!r}: {wrong}", f"write for example {GATEWAY_URL}")
-
-    def _check_sink(self) -> None:
-        if self.sink is not None and (wrong := _why_not_sink(self.sink)):
-            raise SettingsError("sink", wrong, "write for example s3://bucket/folder")
+        if problem := _gateway_problem(self.gateway):
+            raise SettingsError("gateway", f"{self.gateway!r}: {problem}", f"use e.g. {GATEWAY_URL}")
+        if self.sink is not None and (problem := _sink_problem(self.sink)):
+            raise SettingsError("sink", problem, "use e.g. s3://bucket/folder")
+        for name, option in OPTIONS.items():
+            _check_range(name, option, getattr(self, name))
 
 
-def _why_not_sink(url: str) -> str | None:
-    """What is wrong with a URL of a place for pictures. What is secret in it is not repeated."""
+OPTIONS: Mapping[str, Option] = {
+    name: hint.__metadata__[0]
+    for name, hint in get_type_hints(Settings, include_extras=True).items()
+    if get_origin(hint) is Annotated
+}
+"""The options of `Settings`, by field name, in the order of `--help`."""
+
+
+def _check_range(name: str, option: Option, value: Any) -> None:
+    """Raise SettingsError for a number outside the option's range."""
+    if option.minimum is not None and value is not None and value < option.minimum:
+        raise SettingsError(name, f"must be at least {option.minimum} (got {value})")
+    if option.above is not None and not value > option.above:
+        raise SettingsError(name, f"must be greater than {option.above:g} (got {value})")
+    if option.above is not None and not value < MAX_NUMBER:
+        raise SettingsError(name, f"must be less than {MAX_NUMBER:,.0f} (got {value})")
+
+
+def _sink_problem(url: str) -> str | None:
+    """Return what is wrong with a sink's URL. Secrets in it are not repeated."""
     try:
         parts = urlsplit(url)
     except ValueError:
-        return "it cannot be read"
+        return "not a valid URL"
     if parts.scheme not in SINK_SCHEMES:
-        return f"{parts.scheme!r} is no kind of object store; there are {', '.join(SINK_SCHEMES)}"
+        return f"unknown scheme {parts.scheme!r}; the object stores are {', '.join(SINK_SCHEMES)}"
     if "@" in parts.netloc or parts.query or parts.fragment:
-        return "it holds more than bucket and folder; credentials belong in the environment"
-    if not parts.netloc or _NOT_IN_URLS.search(url) or "//" in parts.path or "/../" in f"{parts.path}/":
-        return f"{url!r} names no bucket and folder"
+        return "only bucket and folder are allowed; put credentials into the environment"
+    if not parts.netloc or _INVALID_IN_URLS.search(url) or "//" in parts.path or "/../" in f"{parts.path}/":
+        return f"{url!r} does not name a bucket and folder"
     return None
 
 
-def _why_not_gateway(url: str) -> str | None:
+def _gateway_problem(url: str) -> str | None:
     try:
         parts = urlsplit(url)
         host, _ = parts.hostname or "", parts.port
         host.encode("idna")  # a resolver would do so, and raise
     except ValueError:
-        return "it cannot be read"
-    if parts.scheme not in ("http", "https") or _NOT_IN_URLS.search(url):
-        return "no http(s) URL"
+        return "not a valid URL"
+    if parts.scheme not in ("http", "https") or _INVALID_IN_URLS.search(url):
+        return "not an http(s) URL"
     if not host:
-        return "it has no host"
+        return "no host"
     if parts.scheme != "https" and not is_loopback(host):
-        return "the key would travel in clear text"
+        return "the key would be sent unencrypted"
     if parts.path.strip("/") or parts.query or parts.fragment or "@" in parts.netloc:
-        return "only scheme, host and port belong there"
+        return "only scheme, host and port are allowed"
     return None
 
 
-def _why_not_webhook(url: str) -> str | None:
+def _webhook_problem(url: str) -> str | None:
     try:
         parts = urlsplit(url)
         host, _ = parts.hostname or "", parts.port
     except ValueError:
-        return "it cannot be read"
-    if parts.scheme not in ("http", "https") or not host or _NOT_IN_URLS.search(url) or not url.isascii():
-        return "no http(s) URL"
+        return "not a valid URL"
+    if parts.scheme not in ("http", "https") or not host or _INVALID_IN_URLS.search(url) or not url.isascii():
+        return "not an http(s) URL"
     if parts.query or parts.fragment or "@" in parts.netloc:
-        return "only scheme, host, port and path belong there"
+        return "only scheme, host, port and path are allowed"
     if parts.scheme != "https" and not is_loopback(host):
-        return "what makes its paths unguessable would travel in clear text"
+        return "the secret in its path would be sent unencrypted"
     return None
 
 
-def _rate(given: object, option: str) -> Rate:
-    return given if isinstance(given, Rate) else Rate.parse(str(given), option)
+def _rate(given: object, parameter: str) -> Rate:
+    return given if isinstance(given, Rate) else Rate.parse(str(given), parameter)
 
 
 def _ambiguous(text: str) -> Ambiguous:
     try:
         return Ambiguous(text)
     except ValueError:
-        raise SettingsError("ambiguous", f"{text!r} is no choice", "write hold or resubmit") from None
+        raise SettingsError("ambiguous", f"unknown choice {text!r}", "use keep or resubmit") from None
 
 
-@lru_cache(maxsize=64)  # a run meets few hosts
+@lru_cache(maxsize=64)  # a run connects to few hosts
 def is_loopback(host: str) -> bool:
-    """True for the names and addresses of this very machine."""
+    """Return whether the host name or address is this machine's."""
     try:
         return host == "localhost" or ip_address(host).is_loopback
     except ValueError:

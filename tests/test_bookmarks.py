@@ -279,7 +279,7 @@ def test_the_next_run_passes_over_what_is_on_record(tmp_path: Path) -> None:
     assert ask(tmp_path / "out", "SELECT count(*) FROM bookmark") == [(1,)]
     written(path, 60, 75, "a")
     engine = run_virtual(go(tmp_path / "out", gateway, str(path)))
-    assert (engine.stats().taken, engine.stats().skipped, engine.stats().submits) == (75, 60, 15)
+    assert (engine.stats().jobs_read, engine.stats().skipped, engine.stats().submits) == (75, 60, 15)
     assert sorted(gateway.prompts) == sorted(f"picture {n}" for n in range(75))
     assert set(statuses(tmp_path / "out").values()) == {"succeeded"}
     assert len(statuses(tmp_path / "out")) == 75

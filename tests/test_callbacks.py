@@ -203,7 +203,7 @@ class TestOutOfDoubt:
                 again = await engine.get("cat")
                 assert again
                 assert (await again).succeeded
-                assert engine.stats().ambiguous == 0
+                assert engine.stats().ended_by_state[State.AMBIGUOUS] == 0
                 assert (await engine.charges()).unknown == 0
 
         run_virtual(main())

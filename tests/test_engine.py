@@ -18,12 +18,12 @@ import pytest
 from krea_batch import (
     Engine,
     GatewayError,
+    InternalError,
     Job,
     JobError,
-    KreaBatchBug,
     LedgerError,
     Outcome,
-    RunFolderError,
+    RunDirError,
     RunStopped,
     SettingsError,
     State,
@@ -552,7 +552,7 @@ class TestLeaving:
             async with engine_on(tmp_path, gateway) as engine:
                 waiting = asyncio.create_task(engine.generate(jobs(1)[0]))
                 await asyncio.sleep(0.5)
-                with pytest.raises(RunFolderError):
+                with pytest.raises(RunDirError):
                     async with engine_on(tmp_path, gateway):
                         pass
                 assert (await waiting).succeeded
@@ -803,7 +803,7 @@ class TestResume:
             async with engine_on(tmp_path, gateway, gateway="https://other.example"):
                 pass
 
-        with pytest.raises(RunFolderError):
+        with pytest.raises(RunDirError):
             run_virtual(main())
 
 
@@ -1054,7 +1054,7 @@ class TestBroken:
     @pytest.mark.parametrize("method", BREAKS)
     @pytest.mark.parametrize(
         ("error", "surfaces"),
-        [(sqlite3.OperationalError("disk I/O error"), LedgerError), (KreaBatchBug("a law"), KreaBatchBug)],
+        [(sqlite3.OperationalError("disk I/O error"), LedgerError), (InternalError("a law"), InternalError)],
         ids=["disk", "bug"],
     )
     @pytest.mark.parametrize("way", ["run", "generate", "stream"])
@@ -1168,7 +1168,12 @@ def test_stats_and_counts(tmp_path: Path) -> None:
         async with engine_on(tmp_path, gateway) as engine:
             await engine.run(jobs(7))
             stats = engine.stats()
-            assert (stats.succeeded, stats.failed, stats.ambiguous, stats.rejected) == (4, 1, 1, 1)
+            assert stats.ended_by_state == {
+                State.SUCCEEDED: 4,
+                State.FAILED: 1,
+                State.AMBIGUOUS: 1,
+                State.REJECTED: 1,
+            }
             assert (stats.submits, stats.accepted, stats.in_flight) == (8, 5, 0)
             assert await engine.counts() == {
                 State.SUCCEEDED: 4,

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from krea_batch.errors import RunFolderError
+from krea_batch.errors import RunDirError
 from krea_batch.storage.run_dir import IMAGES, LEDGER, RunFolder, check_run
 from tests.processes import environment
 
@@ -36,7 +36,7 @@ def test_one_holds_it(tmp_path: Path) -> None:
     """In one process, too, the second is refused until the first lets go; letting go twice does no harm."""
     first, second = RunFolder(tmp_path / "out"), RunFolder(tmp_path / "out")
     first.take()
-    with pytest.raises(RunFolderError, match="another krea-batch is working in it"):
+    with pytest.raises(RunDirError, match="another krea-batch is working in it"):
         second.take()
     first.release()
     first.release()
@@ -52,7 +52,7 @@ def test_a_killed_process_holds_nothing(tmp_path: Path) -> None:
     assert holder.stdout is not None
     assert holder.stdout.readline() == "held\n"
     folder = RunFolder(tmp_path)
-    with pytest.raises(RunFolderError, match="another krea-batch"):
+    with pytest.raises(RunDirError, match="another krea-batch"):
         folder.take()
     holder.kill()
     holder.communicate()
@@ -67,7 +67,7 @@ def test_what_is_no_folder(tmp_path: Path, there: str) -> None:
     in_the_way = tmp_path / there if there != "." else tmp_path / "file"
     in_the_way.parent.mkdir(exist_ok=True)
     in_the_way.write_text("mine")
-    with pytest.raises(RunFolderError, match="cannot be used") as caught:
+    with pytest.raises(RunDirError, match="cannot be used") as caught:
         RunFolder(out).take()
     assert caught.value.path == out
     assert in_the_way.read_text() == "mine"
@@ -75,7 +75,7 @@ def test_what_is_no_folder(tmp_path: Path, there: str) -> None:
 
 def test_where_there_is_no_run(tmp_path: Path) -> None:
     """A folder without a ledger holds no run, and is told so; one with a ledger does."""
-    with pytest.raises(RunFolderError, match="there is no run in it"):
+    with pytest.raises(RunDirError, match="there is no run in it"):
         check_run(tmp_path)
     (tmp_path / LEDGER).touch()
     check_run(tmp_path)

@@ -62,5 +62,5 @@ def test_bad_lines(monkeypatch: pytest.MonkeyPatch) -> None:
     with JobFiles(["bad_lines.jsonl"]) as files:
         checked = files.check(on_problem=heard.append)
     assert [str(problem) for problem in heard] == Path("bad_lines.expected.txt").read_text("utf-8").splitlines()
-    assert len({problem.wrong for problem in heard}) == checked.bad_lines
+    assert len({problem.problem for problem in heard}) == checked.bad_lines
     assert checked.jobs == 2

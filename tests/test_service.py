@@ -387,7 +387,7 @@ class TestTenants:
             for n in range(2000):
                 await engine.enqueue(Job(prompt=f"a {n}"), tenant="a")
             took_s = await nine(engine)
-            assert engine.stats().waiting > 1000
+            assert engine.stats().jobs_queued > 1000
             await engine.aclose(detach=True)
             return took_s
 

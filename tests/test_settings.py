@@ -52,7 +52,7 @@ def test_what_is_no_rate(text: str) -> None:
     """Anything else is no rate; the error names the option and shows one."""
     with pytest.raises(SettingsError, match="10/s") as caught:
         Rate.parse(text, "poll-rate")
-    assert caught.value.option == "poll-rate"
+    assert caught.value.parameter == "poll-rate"
     assert str(caught.value).startswith("--poll-rate: ")
 
 
@@ -74,18 +74,18 @@ def test_defaults() -> None:
     assert settings.gateway == "https://gateway.pixazo.ai"
     assert settings.max_in_flight == 500
     assert settings.poll_interval_s == 5
-    assert settings.ambiguous is Ambiguous.HOLD
+    assert settings.ambiguous is Ambiguous.KEEP
     assert settings.max_charges is None
 
 
 def test_of_reads_text() -> None:
     """Rates and the choice for ambiguous jobs may be text."""
-    settings = Settings.of(OUT, rate="6/min", poll_rate="20/s", ambiguous="resubmit", max_charges=0)
+    settings = Settings.from_options(OUT, rate="6/min", poll_rate="20/s", ambiguous="resubmit", max_charges=0)
     assert settings.rate.per_s == pytest.approx(0.1)
     assert settings.poll_rate is not None
     assert settings.poll_rate.per_s == 20
     assert settings.ambiguous is Ambiguous.RESUBMIT
-    assert Settings.of(OUT, rate=Rate(3.0, "3/s"), poll_rate=None).rate.per_s == 3
+    assert Settings.from_options(OUT, rate=Rate(3.0, "3/s"), poll_rate=None).rate.per_s == 3
 
 
 @pytest.mark.parametrize(
@@ -115,9 +115,9 @@ def test_of_reads_text() -> None:
 def test_values_without_meaning(option: str, options: dict[str, Any]) -> None:
     """A value without meaning is a SettingsError that names its option."""
     with pytest.raises(SettingsError) as caught:
-        Settings.of(OUT, **options)
-    assert caught.value.option == option
-    assert caught.value.right
+        Settings.from_options(OUT, **options)
+    assert caught.value.parameter == option
+    assert caught.value.hint
 
 
 @pytest.mark.parametrize(
@@ -135,7 +135,7 @@ def test_values_without_meaning(option: str, options: dict[str, Any]) -> None:
 )
 def test_gateways(url: str) -> None:
     """A gateway is an https origin, or an http one on this machine."""
-    assert Settings.of(OUT, gateway=url).gateway == url
+    assert Settings.from_options(OUT, gateway=url).gateway == url
 
 
 @pytest.mark.parametrize(
@@ -173,8 +173,8 @@ def test_gateways(url: str) -> None:
 def test_what_is_no_gateway(url: str) -> None:
     """Clear text, paths, user names, ports and hosts that cannot be are refused before anything is sent."""
     with pytest.raises(SettingsError) as caught:
-        Settings.of(OUT, gateway=url)
-    assert caught.value.option == "gateway"
+        Settings.from_options(OUT, gateway=url)
+    assert caught.value.parameter == "gateway"
 
 
 @given(st.text(max_size=30) | st.from_regex(r"https?://[\[\]@:/?#\\.a-z0-9%-]{0,30}", fullmatch=True))
@@ -198,7 +198,7 @@ def test_no_gateway_raises_anything_else(url: str) -> None:
 )
 def test_origin(url: str, origin: str) -> None:
     """The origin is scheme and host, the same for every port and way of writing it."""
-    assert Settings.of(OUT, gateway=url).origin == origin
+    assert Settings.from_options(OUT, gateway=url).origin == origin
 
 
 @pytest.mark.parametrize("host", ["localhost", "127.0.0.1", "127.255.255.254", "::1"])

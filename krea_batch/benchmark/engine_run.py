@@ -16,14 +16,14 @@ from typing import Any
 
 from krea_batch.benchmark.cases import Case
 from krea_batch.benchmark.recorder import Notes, watch_loop
-from krea_batch.engine.engine import KEY_VARIABLE, Engine
+from krea_batch.engine.engine import Engine
 from krea_batch.errors import KreaBatchError
 from krea_batch.events import Ended, Event
 from krea_batch.gateway.client import GatewayClient
 from krea_batch.jobs import Job
 from krea_batch.pipeline.context import Gateway, Media
 from krea_batch.rules.verdicts import Accepted, Finished, PollVerdict, PostVerdict, Refused
-from krea_batch.settings import ApiKey, Settings
+from krea_batch.settings import KEY_VARIABLE, ApiKey, Settings
 
 
 class Listening:
@@ -63,11 +63,11 @@ async def run_engine(case: Case, notes: Notes) -> None:
         "poll_interval_s": case.poll_interval_s,
         "max_in_flight": case.max_in_flight,
         "max_charges": case.jobs,  # what was announced is never passed
-        "max_same_failures": 20,  # as the command line has it: a mistake should not cost a whole sweep
+        "max_identical_failures": 20,  # as the command line has it: a mistake should not cost a whole sweep
     }
     out = Path(case.out)
     async with AsyncExitStack() as stack:
-        settings = Settings.of(out, **options)
+        settings = Settings.from_options(out, **options)
         client = await stack.enter_async_context(GatewayClient(settings, _key(case)))
         engine = Engine(
             out, gateway_client=Listening(client, notes), listeners=[lambda event: _hear(event, notes)], **options

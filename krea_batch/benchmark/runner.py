@@ -19,7 +19,7 @@ import msgspec
 
 from krea_batch.benchmark.cases import Case, Record, Seen
 from krea_batch.benchmark.measurements import Figures, figures
-from krea_batch.errors import InputError, KreaBatchBug, RunStopped
+from krea_batch.errors import InputError, InternalError, RunStopped
 
 FIGURES = "figures.json"  # in a paid run's folder: what was measured when it was paid for
 ENDS_WITHIN_S = 10.0  # chosen: a child that was told to end and has not by then is killed
@@ -148,6 +148,6 @@ def _read_books(admin_url: str, record: Record) -> None:
         posts = msgspec.json.decode(answer.read(), type=_Books).posts
     accepted = [post.at_s for post in posts if post.request_id is not None]
     if len(accepted) < len(record.accepted_at):
-        raise KreaBatchBug(f"{len(record.accepted_at)} accepts were seen, {len(accepted)} are in the ledger")
+        raise InternalError(f"{len(record.accepted_at)} accepts were seen, {len(accepted)} are in the ledger")
     record.accepted_at = accepted
     record.refused_429 = sum(post.status == 429 for post in posts)

@@ -106,16 +106,26 @@ def app(ctx: click.Context) -> None:
 
 
 def main() -> None:
-    """The console script. What krea-batch raises on purpose is told in a sentence, not in a traceback."""
-    from krea_batch.errors import InputError, KreaBatchBug, KreaBatchError
+    """Run the console script. An error of krea-batch is printed as a sentence, without a traceback."""
+    from krea_batch.errors import InputError, InternalError, KreaBatchError, SettingsError
 
     try:
         app(prog_name="krea-batch")
-    except KreaBatchBug:
+    except InternalError:
         raise
+    except SettingsError as error:
+        say(f"krea-batch: {option_of(error.parameter)}: {InputError.__str__(error)}")
+        sys.exit(BAD_INPUT)
     except KreaBatchError as error:
         say(f"krea-batch: {error}")
         sys.exit(BAD_INPUT if isinstance(error, InputError) else STOPPED)
+
+
+def option_of(parameter: str) -> str:
+    """Return the option of a parameter that a SettingsError names: `max_in_flight`, `webhook.url`."""
+    if parameter == "api_key":
+        return "--api-key-file"
+    return "--" + parameter.removesuffix("_s").replace("_", "-").replace(".", "-")
 
 
 def _from_file(path: Path) -> dict[str, dict[str, Any]]:

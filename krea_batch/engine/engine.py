@@ -42,11 +42,11 @@ from krea_batch.pipeline.in_flight_job import Flight, take_off
 from krea_batch.pipeline.poll_scheduler import PollScheduler
 from krea_batch.pipeline.producer import Producer
 from krea_batch.pipeline.rate_limiter import Pace
-from krea_batch.pipeline.stats import Stats
+from krea_batch.pipeline.stats import RunStats
 from krea_batch.pipeline.submitter import Submitter
 from krea_batch.rules.fail_fast import SameFailure
 from krea_batch.rules.verdicts import Progress
-from krea_batch.settings import Ambiguous, ApiKey, Settings, Webhook
+from krea_batch.settings import KEY_VARIABLE, OPTIONS, Ambiguous, ApiKey, Rate, Settings, Webhook
 from krea_batch.storage.async_io import to_the_end
 from krea_batch.storage.results_file import NOTHING_KEPT, Kept, Results
 from krea_batch.storage.run_dir import LEDGER, RunFolder
@@ -57,7 +57,6 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-KEY_VARIABLE = "PIXAZO_API_KEY"  # DESIGN, Safety
 DISK_THREADS = 8  # chosen: fsyncs in parallel cost less each; more threads than this gained little
 MOST_BOARDED = 16  # chosen: what waits at the submitter has had its turn; 20 ms at 800/s
 LEARN_FROM_LAST = 500  # chosen: as many latencies as the schedule remembers
@@ -77,24 +76,41 @@ class Engine:
 
     def __init__(
         self,
-        out: str | os.PathLike[str],
+        out: str | os.PathLike[str] | None = None,
         *,
+        settings: Settings | None = None,
         api_key: str | ApiKey | None = None,
         pace: Pace | None = None,
         listeners: Iterable[Listener] = (),
         gateway_client: Gateway | None = None,
-        sink: Sink | str | None = None,
         clock: Callable[[], float] = time.time,
         random: Random | None = None,
-        **options: Any,
+        rate: Rate | str | None = None,
+        max_in_flight: int | None = None,
+        poll_interval_s: float | None = None,
+        poll_rate: Rate | str | None = None,
+        shared_quota: bool | None = None,
+        poll_lag_weight: float | None = None,
+        job_timeout_s: float | None = None,
+        max_attempts: int | None = None,
+        ambiguous: Ambiguous | str | None = None,
+        max_charges: int | None = None,
+        max_identical_failures: int | None = None,
+        sink: Sink | str | None = None,
+        gateway: str | None = None,
+        webhook: Webhook | None = None,
+        request_timeout_s: float | None = None,
+        downloads: int | None = None,
+        download_attempts: int | None = None,
     ) -> None:
-        if pace is not None and "rate" in options:
-            raise SettingsError("rate", "there is a pace, which has a rate of its own", "give one of the two")
+        given = {name: value for name, value in locals().items() if name in OPTIONS and value is not None}
+        if pace is not None and "rate" in given:
+            raise SettingsError("rate", "cannot be combined with rate_limiter, which has its own rate")
         if pace is not None:
-            options["rate"] = pace.rate
-        if isinstance(sink, str):
-            options["sink"] = sink
-        self.settings = Settings.of(Path(out), **options)
+            given["rate"] = pace.rate
+        if not isinstance(given.get("sink", ""), str):
+            del given["sink"]
+        self.settings = _settings(out, settings, given)
         self._pace = pace or Pace(self.settings.rate)
         self._sink = open_sink(self.settings.sink) if sink is None or isinstance(sink, str) else sink
         self._client = gateway_client
@@ -193,10 +209,10 @@ class Engine:
 
     def _check_webhook(self) -> None:
         if self.settings.webhook is None:
-            right = "open the engine with webhook=Webhook(url=…)"
-            raise SettingsError("webhook", "nobody will call: the gateway is told no URL", right)
+            hint = "pass webhook=Webhook(url=…)"
+            raise SettingsError("webhook", "no callback URL configured", hint)
 
-    def stats(self) -> Stats:
+    def stats(self) -> RunStats:
         """The counters of this run, now."""
         self._run.stats.in_flight = self._run.slots.in_use - self._submitter.waiting
         self._run.stats.downloading = self._run.standing[State.FINISHED]
@@ -225,7 +241,7 @@ class Engine:
         try:
             await self._while_running(self._producer.work(jobs))
         except InputError as error:
-            self._run.stop(RunStopped(error.wrong, error.right))
+            self._run.stop(RunStopped(error.problem, error.hint))
             await self._while_running(self._all_home())
             raise
         await self._while_running(self._all_home())
@@ -383,7 +399,7 @@ class Engine:
             resubmit_ambiguous=settings.ambiguous is Ambiguous.RESUBMIT,
         )
         has_succeeded = await record(Store.has_succeeded)
-        self._same_failure = SameFailure(settings.max_same_failures, has_succeeded=has_succeeded)
+        self._same_failure = SameFailure(settings.max_identical_failures, has_succeeded=has_succeeded)
         self._scheduler.learn(await record(Store.latencies, LEARN_FROM_LAST))
         if settings.max_charges is not None:  # to count them takes half a second of a million jobs
             charges = await record(Store.charges)
@@ -420,7 +436,7 @@ class Engine:
 
     async def _all_home(self) -> None:
         """Wait until nothing waits for its turn, and nothing is on its way."""
-        while self._run.stats.waiting or self._run.slots.in_use or self._calls.hoping:
+        while self._run.stats.jobs_queued or self._run.slots.in_use or self._calls.hoping:
             await self._boarding.wait_empty()
             await self._run.slots.wait_empty()
             await self._calls.wait()
@@ -486,7 +502,7 @@ class Engine:
 
     def _ended(self, flight: Flight, outcome: Outcome) -> None:
         self._run.slots.give_back()
-        self._run.stats.count_end(outcome.status)
+        self._run.stats.ended_by_state[outcome.status] += 1
         if outcome.status is State.ERRORED:
             self._submitter.refunded()
         if outcome.status is State.AMBIGUOUS:
@@ -564,12 +580,23 @@ class Engine:
             waiting.cancel()
 
 
+def _settings(out: str | os.PathLike[str] | None, settings: Settings | None, given: dict[str, Any]) -> Settings:
+    """Return the settings of an engine, which are passed either as one value or as keywords."""
+    if settings is None:
+        if out is None:
+            raise SettingsError("out", "missing", "pass the run directory, or settings=Settings(out=…)")
+        return Settings.from_options(Path(out), **given)
+    if out is not None or given.keys() - {"rate"}:
+        raise SettingsError("settings", "cannot be combined with out or other settings")
+    return msgspec.structs.replace(settings, **given)
+
+
 def _find_key(given: str | ApiKey | None) -> ApiKey:
     if isinstance(given, ApiKey):
         return given
     text = given or os.environ.get(KEY_VARIABLE, "")
     if not text:
-        raise SettingsError("api-key-file", "there is no API key", f"set {KEY_VARIABLE}, or pass api_key=…")
+        raise SettingsError("api_key", "no API key", f"set {KEY_VARIABLE} or pass api_key=…")
     return ApiKey(text)
 
 

@@ -12,11 +12,10 @@ from collections.abc import Callable
 from krea_batch.engine.event_stream import Reader
 from krea_batch.errors import RunStopped
 from krea_batch.events import Ended, Event, Moved, Troubled
-from krea_batch.jobs import Outcome, State
+from krea_batch.jobs import FINAL, Outcome, State
 from krea_batch.ledger import Store
 from krea_batch.pipeline.context import Run
 from krea_batch.pipeline.in_flight_job import Flight, check_same
-from krea_batch.rules.lifecycle import ENDS
 
 CLOSED = RunStopped("the engine is closed", "open it again to go on")
 
@@ -99,7 +98,7 @@ class Watches:
         return watch
 
     def _tell_known(self, watch: Watch, row: Outcome) -> None:
-        if row.status in ENDS:
+        if row.status in FINAL:
             self._unwatch(row.id)
             watch.end(row)
         elif row.id not in self._run.aloft:

@@ -46,7 +46,7 @@ class Question(msgspec.Struct, frozen=True, kw_only=True):
     @property
     def cap(self) -> int:
         """Most jobs in flight."""
-        return Settings.of(Path(), **self.settings).max_in_flight
+        return Settings.from_options(Path(), **self.settings).max_in_flight
 
 
 class Forecast(msgspec.Struct, frozen=True, kw_only=True):
@@ -129,7 +129,7 @@ async def _run(question: Question, jobs: int) -> _Seen:
             seen.seconds = loop.time() - began_s
             watching.cancel()
             stats = engine.stats()
-            seen.polls, seen.refused_429 = stats.polls, stats.refused_429
+            seen.polls, seen.refused_429 = stats.polls, stats.rate_limited
     seen.accepted_s = [at_s - began_s for at_s in world.accepted_s]
     return seen
 

@@ -27,10 +27,9 @@ from aiohttp import web
 from krea_batch.gallery.items import item, place_of
 from krea_batch.gallery.report import page, script_source
 from krea_batch.gallery.thumbnails import Kept
-from krea_batch.jobs import Outcome
+from krea_batch.jobs import FINAL, Outcome
 from krea_batch.ledger import Store
 from krea_batch.ledger.paging import all_rows, number_of
-from krea_batch.rules.lifecycle import ENDS
 from krea_batch.storage.run_dir import LEDGER, check_run, is_at_work
 
 LOOK_EVERY_S = 1.0  # chosen: as live as anybody needs
@@ -110,10 +109,10 @@ class Gallery:
         at_work = is_at_work(self.out)  # looked at first: what its end wrote is then seen
         with closing(Store.open(self.out / LEDGER, read_only=True)) as store:
             counts, run = store.read(Store.counts, Store.latest_run)
-            ended = Counter(outcome.status for outcome in self._outcomes.values() if outcome.status in ENDS)
+            ended = Counter(outcome.status for outcome in self._outcomes.values() if outcome.status in FINAL)
             again = self._anew or any(count > counts.get(state, 0) for state, count in ended.items())  # ends no more
             self._anew = False
-            still = (n for n, outcome in self._outcomes.items() if outcome.status not in ENDS)
+            still = (n for n, outcome in self._outcomes.items() if outcome.status not in FINAL)
             after = 0 if again else next(still, len(self._outcomes) + 1) - 1
             rows = all_rows(partial(_glimpses, store), number_of, after)
             changed = [row for row in rows if self._outcomes.get(row[0]) != row[1]]

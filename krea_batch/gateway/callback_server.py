@@ -39,8 +39,8 @@ class CallbackListener:
             await web.TCPSite(self._runner, self._host, self._port).start()
         except OSError as error:
             await self._runner.cleanup()
-            wrong = f"nothing can be heard at {self._host}:{self._port} ({error.strerror})"
-            raise SettingsError("webhook-listen", wrong, "give a free port of this machine") from error
+            problem = f"cannot listen on {self._host}:{self._port} ({error.strerror})"
+            raise SettingsError("webhook.listen", problem, "use a free port of this machine") from error
         self.port: int = self._runner.addresses[0][1]
         return self
 

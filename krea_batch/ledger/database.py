@@ -6,7 +6,7 @@ import sqlite3
 from importlib.resources import files
 from pathlib import Path
 
-from krea_batch.errors import RunFolderError
+from krea_batch.errors import RunDirError
 
 APPLICATION_ID = 0x4B524541  # "KREA"
 SCHEMA_VERSION = 3
@@ -45,15 +45,15 @@ def _check_owner(connection: sqlite3.Connection, path: Path) -> None:
     (version,) = connection.execute("PRAGMA user_version").fetchone()
     has_tables = _has_tables(connection)
     if has_tables and application_id != APPLICATION_ID:
-        raise RunFolderError(path, "this is not a krea-batch ledger", "choose another --out")
+        raise RunDirError(path, "this is not a krea-batch ledger", "choose another --out")
     if version > SCHEMA_VERSION:
-        raise RunFolderError(
+        raise RunDirError(
             path,
             f"a newer krea-batch wrote it (schema {version})",
             "update krea-batch, or choose another --out",
         )
     if has_tables and version < SCHEMA_VERSION:
-        raise RunFolderError(
+        raise RunDirError(
             path,
             f"a krea-batch from before the first release wrote it (schema {version})",
             "go on with that one, or choose another --out",

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, Self
 
 from krea_batch.errors import LedgerError
-from krea_batch.jobs import Outcome, State
+from krea_batch.jobs import FINAL, Outcome, State
 from krea_batch.ledger.rows import (
     KIND,
     OPEN,
@@ -22,7 +22,6 @@ from krea_batch.ledger.rows import (
     open_job,
     outcome_of,
 )
-from krea_batch.rules import lifecycle
 
 NOT_OVER = "over IS NULL"  # word for word the index's
 IN_VAIN = "'in vain'"
@@ -53,7 +52,7 @@ class Books:
         return open_job(row) if row else None
 
     def in_vain(self, states: Collection[State]) -> list[tuple[int, str, State]]:
-        """Number, id and state of the jobs that ended in one of these states (of lifecycle.IN_VAIN)."""
+        """Number, id and state of the jobs that ended in one of these states (of RETRYABLE)."""
         rows = self._sql.execute(
             f"SELECT n, id, state FROM jobs WHERE {_IN_VAIN}"
             f" UNION ALL SELECT n, id, state FROM jobs WHERE {NOT_OVER} AND state = 'errored' ORDER BY n"
@@ -141,7 +140,7 @@ class Books:
             f"SELECT {OUTCOME}, n FROM jobs WHERE n > ? ORDER BY n LIMIT ?",
             (after_n, limit),
         ).fetchall()
-        ended = [outcome_of(row[:-1]) for row in rows if State(row[1]) in lifecycle.ENDS]
+        ended = [outcome_of(row[:-1]) for row in rows if State(row[1]) in FINAL]
         return ended, rows[-1][-1] if rows else None
 
     def glimpses(self, after_n: int, limit: int) -> list[tuple[int, Outcome]]:

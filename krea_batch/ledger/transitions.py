@@ -15,8 +15,8 @@ from typing import Any, TypeVar
 
 import msgspec
 
-from krea_batch.errors import KreaBatchBug, RunFolderError
-from krea_batch.jobs import Outcome, State, StoredFile, Trouble
+from krea_batch.errors import InternalError, RunDirError
+from krea_batch.jobs import FINAL, RETRYABLE, Outcome, State, StoredFile, Trouble
 from krea_batch.ledger.database import open_file
 from krea_batch.ledger.queries import IN_VAIN, NOT_OVER, Books
 from krea_batch.ledger.rows import OUTCOME, outcome_of
@@ -58,7 +58,7 @@ class Store(Books):
         try:
             return cls(path, open_file(path, read_only=read_only))
         except sqlite3.Error as error:
-            raise RunFolderError(path, f"the ledger cannot be opened ({error})", "choose another --out") from error
+            raise RunDirError(path, f"the ledger cannot be opened ({error})", "choose another --out") from error
 
     def close(self) -> None:
         self._sql.close()
@@ -103,7 +103,7 @@ class Store(Books):
         numbers = dict(written)
         if len(written) != len(intents):  # a job that is named twice is written once
             ids = " or ".join(repr(job_id) for job_id, *_ in intents)
-            raise KreaBatchBug(f"job {ids} is not pending, so it cannot be submitted")
+            raise InternalError(f"job {ids} is not pending, so it cannot be submitted")
         posts = [(numbers[job_id], at) for job_id, _, _, _, at, _ in intents]
         self._each(
             "INSERT INTO posts (job, sent_at) SELECT column1, column2 FROM {rows} WHERE column1 IS NOT NULL", posts
@@ -176,8 +176,8 @@ class Store(Books):
 
     def retry(self, n: int, state: State) -> None:
         """Somebody decided that a job which ended in vain is worth another POST. What it was paid stays on record."""
-        if state not in lifecycle.IN_VAIN:
-            raise KreaBatchBug(f"a job that is {state} is not to be submitted again")
+        if state not in RETRYABLE:
+            raise InternalError(f"a job that is {state} is not to be submitted again")
         also = "errors = 0, finished_at = NULL, error_kind = NULL, error_message = NULL"
         self._set(n, state, State.PENDING, also)
 
@@ -238,7 +238,7 @@ class Store(Books):
         """
         before = self._sql.execute("SELECT gateway FROM runs ORDER BY n DESC LIMIT 1").fetchone()
         if before and before[0] != gateway:
-            raise RunFolderError(
+            raise RunDirError(
                 self.path,
                 f"its jobs were submitted to {before[0]}, not to {gateway}",
                 "use the same gateway, or another --out",
@@ -277,7 +277,7 @@ class Store(Books):
             )
             if new is not None and new is not old:
                 self._move(n, old, new, "error_kind = NULL, error_message = NULL")
-                reopened = reopened or old in lifecycle.ENDS
+                reopened = reopened or old in FINAL
         return reopened
 
     # ---- parts -------------------------------------------------------------------------------------------
@@ -293,7 +293,7 @@ class Store(Books):
         moved = sum(done.rowcount for done in self._batches(f"{moves} WHERE n = column1 AND state = '{old}'", rows))
         if moved != len(rows):
             numbers = ", ".join(str(n) for n, *_ in rows)
-            raise KreaBatchBug(f"job number {numbers} was to go from {old} to {new}, but is not {old}")
+            raise InternalError(f"job number {numbers} was to go from {old} to {new}, but is not {old}")
 
     def _set(self, n: int, old: State, new: State, also: str = "", values: tuple[Any, ...] = ()) -> None:
         more = f", {also}" if also else ""
@@ -302,7 +302,7 @@ class Store(Books):
             (new.value, *values, n, old.value),
         )
         if cursor.rowcount != 1:
-            raise KreaBatchBug(f"job number {n} was to go from {old} to {new}, but is not {old}")
+            raise InternalError(f"job number {n} was to go from {old} to {new}, but is not {old}")
 
     def _each(self, sql: str, rows: Sequence[tuple[Any, ...]]) -> list[Any]:
         """What one statement finds for all rows, which stand for `{rows}` in it, as column1, column2 and so on."""

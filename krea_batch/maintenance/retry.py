@@ -12,11 +12,11 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable
 
 from krea_batch.errors import JobError
-from krea_batch.jobs import State
+from krea_batch.jobs import RETRYABLE, State
 from krea_batch.ledger import Store
 from krea_batch.maintenance.locked_run import HeldRun
-from krea_batch.rules.lifecycle import IN_VAIN
 
+WORKED_ON = (State.PENDING, State.ACCEPTED, State.FINISHED)  # the next run submits, polls or downloads them
 _WHY_NOT = {
     State.SUCCEEDED: ("its picture is there", "give a job that ended without one"),
     State.AMBIGUOUS: ("nobody knows whether it was paid", "decide with krea-batch resolve"),
@@ -26,7 +26,7 @@ _WHY_NOT = {
 class Retries(HeldRun):
     """The jobs of a run that ended without a picture. Raises as `HeldRun`."""
 
-    def jobs(self, states: Collection[State] = IN_VAIN) -> dict[str, State]:
+    def jobs(self, states: Collection[State] = RETRYABLE) -> dict[str, State]:
         """Those that ended in one of these states: id to state, in the order of their submits."""
         return {job_id: state for _, job_id, state in self._store.in_vain(states)}
 
@@ -42,13 +42,13 @@ class Retries(HeldRun):
                 raise JobError("it is not in this run", "see krea-batch status OUT", job_id=job_id)
             if outcome.status in _WHY_NOT:
                 raise JobError(*_WHY_NOT[outcome.status], job_id=job_id)
-            if outcome.status in IN_VAIN:
+            if outcome.status in RETRYABLE:
                 found[job_id] = outcome.status
         return found
 
     def again(self, job_ids: Iterable[str]) -> None:
         """They are to be submitted again, all or none of them; each may be paid again. Raises KreaBatchBug."""
-        known = {job_id: (n, state) for n, job_id, state in self._store.in_vain(IN_VAIN)}
+        known = {job_id: (n, state) for n, job_id, state in self._store.in_vain(RETRYABLE)}
 
         def move(store: Store) -> None:
             for job_id in job_ids:
@@ -60,7 +60,8 @@ class Retries(HeldRun):
     def open_jobs(self) -> int:
         """How many jobs the next run goes on with."""
         counts = self._store.counts()
-        return sum(counts.get(state, 0) for state in (State.PENDING, State.ACCEPTED, State.FINISHED, State.TIMED_OUT))
+        resumed = [state for state in State if state.info.resumes_as in WORKED_ON and not state.info.retryable]
+        return sum(counts.get(state, 0) for state in resumed)
 
     def waiting(self) -> int:
         """How many of those were never accepted, and are submitted, too."""

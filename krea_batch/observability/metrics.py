@@ -35,9 +35,8 @@ from krea_batch.events import (
     TakenOver,
     Troubled,
 )
-from krea_batch.jobs import IN_FLIGHT, State
+from krea_batch.jobs import FINAL, IN_FLIGHT, State
 
-ENDS = tuple(state for state in State if state not in (State.PENDING, *IN_FLIGHT))
 CHARGES = ("charged", "refunded", "unknown", "explained")
 TROUBLED = ("submit", "poll", "download", "sink")  # events.Troubled
 
@@ -88,7 +87,7 @@ class Metrics:
     # ---- what there is -----------------------------------------------------------------------------------
 
     def _make_job_metrics(self) -> None:
-        self._jobs = self._counter("jobs", "Jobs that ended.", "status", ENDS)
+        self._jobs = self._counter("jobs", "Jobs that ended.", "status", FINAL)
         self._in_flight = self._gauge("jobs_in_flight", "Jobs between submit and stored.", "state", IN_FLIGHT)
         self._job_s = self._histogram("job_seconds", "From the last submit of a job until it was stored.", JOB_S)
         self._troubles = self._counter("troubles", "What failed and is tried again.", "where", TROUBLED)

@@ -15,7 +15,7 @@ from prometheus_client import CollectorRegistry
 
 from krea_batch.errors import SettingsError
 
-OPTION = "metrics-port"
+OPTION = "metrics_port"
 
 
 class Address(Struct, frozen=True):
@@ -30,8 +30,9 @@ class Address(Struct, frozen=True):
         host, colon, port = text.strip().rpartition(":")
         host = host.removeprefix("[").removesuffix("]")
         if not (port.isascii() and port.isdecimal()) or int(port) > 65535 or (colon and not host):
-            right = "write for example 9100, 0.0.0.0:9100, or 0 for any free port"
-            raise SettingsError(OPTION, f"{text!r} is no port", right)
+            raise SettingsError(
+                OPTION, f"invalid port {text!r}", "use e.g. 9100, 0.0.0.0:9100, or 0 for any free port"
+            )
         return cls(host or "127.0.0.1", int(port))
 
     @property
@@ -47,9 +48,9 @@ def served(registry: CollectorRegistry, address: Address) -> Iterator[Address]:
     try:
         server, thread = prometheus_client.start_http_server(address.port, address.host, registry)
     except (OSError, UnicodeError) as error:
-        reason = error.strerror if isinstance(error, OSError) else "no name of a host"
-        wrong = f"nobody can listen at {address.host}:{address.port} ({reason})"
-        raise SettingsError(OPTION, wrong, "give another port, or 0 for any free one") from None
+        reason = error.strerror if isinstance(error, OSError) else "invalid host name"
+        problem = f"cannot listen on {address.host}:{address.port} ({reason})"
+        raise SettingsError(OPTION, problem, "use another port, or 0 for any free port") from None
     try:
         yield Address(address.host, server.server_port)
     finally:

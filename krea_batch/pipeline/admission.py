@@ -42,7 +42,7 @@ class Boarding:
             self._left(flight)
             return
         self._turns.put(flight.tenant, flight)
-        self._run.stats.waiting += 1
+        self._run.stats.jobs_queued += 1
         self._some.set()
         if self._empty.is_set():
             self._empty = anyio.Event()
@@ -65,7 +65,7 @@ class Boarding:
         await self._empty.wait()
 
     def _count(self) -> None:
-        self._run.stats.waiting = len(self._turns)
+        self._run.stats.jobs_queued = len(self._turns)
         if not self._turns:
             self._some.clear()
             self._empty.set()

@@ -103,7 +103,8 @@ class Calls:
         flight.taken_over = True
         self._run.slots.take_over()
         self._run.aloft[job.id] = b""  # the ledger has its fingerprint
-        self._run.stats.ambiguous = max(0, self._run.stats.ambiguous - 1)
+        ended = self._run.stats.ended_by_state
+        ended[State.AMBIGUOUS] = max(0, ended[State.AMBIGUOUS] - 1)
         self._hopes.pop(n, None)
         self._hoped.set()
         self._run.moved(flight, State.AMBIGUOUS, State.ACCEPTED)

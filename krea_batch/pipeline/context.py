@@ -37,7 +37,7 @@ from krea_batch.jobs import IN_FLIGHT, State, StoredFile
 from krea_batch.ledger import Ledger
 from krea_batch.pipeline.in_flight_job import Flight, Slots
 from krea_batch.pipeline.rate_limiter import Pace, clock_of
-from krea_batch.pipeline.stats import Stats
+from krea_batch.pipeline.stats import RunStats
 from krea_batch.rules.backoff import RetryBudget
 from krea_batch.rules.verdicts import (
     Errored,
@@ -112,7 +112,7 @@ class Run:
         self.ledger = ledger
         self.record = ledger.record
         self.note = ledger.note
-        self.stats = Stats()
+        self.stats = RunStats()
         self.slots = Slots(settings.max_in_flight)
         self.aloft: dict[str, bytes] = {}  # fingerprints of the jobs on their way, by id; empty once on record
         pace.bind()
@@ -221,6 +221,6 @@ class Run:
             self.tell(Troubled(flight.id, where, reason))
 
     def held(self, wait_s: float, reason: str) -> None:
-        self.stats.held_until_s = max(self.stats.held_until_s, self.now_s() + wait_s)
+        self.stats.paused_until_s = max(self.stats.paused_until_s, self.now_s() + wait_s)
         log.info("! submits held for_s=%.1f rate_per_s=%.2f reason=%s", wait_s, self.stats.rate_per_s, reason)
         self.tell(Held(wait_s, self.stats.rate_per_s, reason))

@@ -59,7 +59,7 @@ class PollScheduler:
         self._again = again
         self._ended = ended
         self._left = left
-        self._schedules = Schedules(run.settings.poll_interval_s, run.settings.poll_eagerness)
+        self._schedules = Schedules(run.settings.poll_interval_s, run.settings.poll_lag_weight)
         self._plan = self._schedules.version
         self._scouts = 0
         self._limiter: AsyncLimiter | None = None

@@ -50,7 +50,7 @@ class Producer:
         remaining = iter(jobs)
         source = jobs if isinstance(jobs, Marked) else None
         if source:
-            self._run.stats.taken += source.passed
+            self._run.stats.jobs_read += source.passed
             self._run.stats.skipped += source.passed
         while not self._run.stopped and (batch := list(islice(remaining, BATCH))):
             await self._feed(batch)
@@ -72,7 +72,7 @@ class Producer:
 
     async def _feed(self, batch: list[Job]) -> None:
         known = await self._run.record(Store.fingerprints, [job.id for job in batch])
-        self._run.stats.taken += len(batch)
+        self._run.stats.jobs_read += len(batch)
         for job in batch:
             flight = take_off(job)
             if job.id in known or job.id in self._run.aloft:

@@ -65,7 +65,7 @@ class Pace:
             self._loop = loop
             self._now_s = clock_of(loop)
         if self._loop is not loop:
-            raise SettingsError("pace", "it belongs to another event loop", "make a Pace for each loop")
+            raise SettingsError("rate_limiter", "bound to a different event loop", "create one for each event loop")
 
     async def wait(self) -> None:
         """Wait until the next submit is due, behind those who came before."""

@@ -1,50 +1,43 @@
-"""TODO"""
+"""Counters of one run."""
 
 from __future__ import annotations
+
+from collections import Counter
 
 import msgspec
 
 from krea_batch.jobs import State
 
 
-class Stats(msgspec.Struct):
-    """Counters of one run, for whoever looks. All are totals since its start, but for the last five."""
+class RunStats(msgspec.Struct):
+    """Counters of one run.
 
-    submits: int = 0  # POSTs that left
+    All are totals since the run started, except `jobs_queued`, `in_flight`, `downloading`, `rate_per_s` and
+    `paused_until_s`, which are current values.
+    """
+
+    submits: int = 0  # POSTs sent
     accepted: int = 0
-    refused_429: int = 0
+    rate_limited: int = 0  # answers 429
     polls: int = 0
-    callbacks: int = 0  # that named a job of this folder
-    downloads: int = 0  # pictures stored
+    callbacks: int = 0  # for a job of this run directory
+    downloads: int = 0  # images stored
     downloaded_bytes: int = 0
-    succeeded: int = 0
-    failed: int = 0
-    errored: int = 0
-    rejected: int = 0
-    ambiguous: int = 0
-    timed_out: int = 0
-    cancelled: int = 0
-    skipped: int = 0  # jobs that an earlier run had ended
-    taken: int = 0  # jobs read from the input
-    waiting: int = 0  # jobs of callers that wait for their turn
+    ended_by_state: Counter[State] = msgspec.field(default_factory=Counter)  # jobs that this run brought to an end
+    skipped: int = 0  # jobs that an earlier run ended
+    jobs_read: int = 0  # from the input
+    jobs_queued: int = 0  # jobs of callers that wait to be submitted
     in_flight: int = 0
-    downloading: int = 0  # of those: finished, and not stored yet
-    rate_per_s: float = 0.0  # at which submits may go now
-    held_until_s: float = 0.0  # the loop's clock; submits wait until then
-
-    def count_end(self, state: State) -> None:
-        """A job came to an end in `state`."""
-        setattr(self, state.value, getattr(self, state.value) + 1)
+    downloading: int = 0  # in flight, completed and not stored yet
+    rate_per_s: float = 0.0  # current submit rate
+    paused_until_s: float = 0.0  # the event loop's clock; submits wait until then
 
     @property
     def ended(self) -> int:
-        """Jobs that this run brought to an end."""
-        return (
-            self.succeeded
-            + self.failed
-            + self.errored
-            + self.rejected
-            + self.ambiguous
-            + self.timed_out
-            + self.cancelled
-        )
+        """The number of jobs that this run brought to an end."""
+        return self.ended_by_state.total()
+
+    @property
+    def succeeded(self) -> int:
+        """The number of jobs of which this run stored every image."""
+        return self.ended_by_state[State.SUCCEEDED]

@@ -267,7 +267,7 @@ class Submitter:
         pace = self._run.pace.rule
         match verdict:
             case Refused(Refusal.SLOW_DOWN, status, said, retry_after_s):
-                self._run.stats.refused_429 += status == 429
+                self._run.stats.rate_limited += status == 429
                 pace.refused(sent_s, now_s, retry_after_s)
                 self._run.paced(pace.per_s)
                 self._run.held(pace.paused_s(now_s), said)

@@ -15,7 +15,7 @@ from collections.abc import Mapping
 
 from msgspec import Struct
 
-from krea_batch.errors import KreaBatchBug
+from krea_batch.errors import InternalError
 from krea_batch.jobs import State
 from krea_batch.rules.backoff import pause_s
 from krea_batch.rules.verdicts import (
@@ -46,21 +46,6 @@ TABLE: dict[State, frozenset[State]] = {
     State.TIMED_OUT: frozenset({State.ACCEPTED}),
     State.CANCELLED: frozenset(),
 }
-
-ENDS = frozenset(
-    {
-        State.SUCCEEDED,
-        State.FAILED,
-        State.ERRORED,
-        State.REJECTED,
-        State.AMBIGUOUS,
-        State.TIMED_OUT,
-        State.CANCELLED,
-    }
-)
-
-IN_VAIN = (State.FAILED, State.REJECTED, State.ERRORED, State.CANCELLED)
-"""Ends without a picture, from which somebody's word makes a job pending; the table has no such move."""
 
 MAX_REFUSALS = 8  # chosen: with pauses doubling to 60 s this outlasts two minutes of 500s for one job
 
@@ -111,13 +96,13 @@ AfterPoll = Fetch | LookAgain | Again | End
 
 def ended(counts: Mapping[State, int]) -> int:
     """How many jobs have ended, of how many stand in each state."""
-    return sum(count for state, count in counts.items() if state in ENDS)
+    return sum(count for state, count in counts.items() if state.info.final)
 
 
 def check_move(old: State, new: State) -> None:
     """Raise KreaBatchBug for a move that the table does not have."""
     if new not in TABLE[old]:
-        raise KreaBatchBug(f"a job cannot go from {old} to {new}")
+        raise InternalError(f"a job cannot go from {old} to {new}")
 
 
 def after_post(verdict: PostVerdict, *, refusals: int, chance: float) -> AfterPost:
@@ -177,14 +162,8 @@ def on_resume(state: State, *, errors: int, max_attempts: int, resubmit_ambiguou
 
     `submitting` means that the last process died with the POST in the air: nobody knows what became of it.
     """
-    match state:
-        case State.SUBMITTING | State.AMBIGUOUS:
-            return State.PENDING if resubmit_ambiguous else State.AMBIGUOUS
-        case State.ERRORED:
-            return State.PENDING if errors < max_attempts else None
-        case State.TIMED_OUT:
-            return State.ACCEPTED
-        case State.PENDING | State.ACCEPTED | State.FINISHED:
-            return state
-        case _:
-            return None
+    if state in (State.SUBMITTING, State.AMBIGUOUS):
+        return State.PENDING if resubmit_ambiguous else State.AMBIGUOUS
+    if state is State.ERRORED and errors >= max_attempts:
+        return None
+    return State(state.info.resumes_as) if state.info.resumes_as else None

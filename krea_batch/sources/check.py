@@ -232,7 +232,7 @@ class Check:
 
     def _report(self, number: int, error: JobError) -> None:
         path, line = self._where(number)
-        problem = LineProblem(path, line, error.wrong, error.right)
+        problem = LineProblem(path, line, error.problem, error.hint)
         if len(self._problems) < MAX_PROBLEMS_KEPT:
             self._problems.append(problem)
         if self._on_problem:

@@ -20,7 +20,7 @@ from typing import BinaryIO, Self
 
 import msgspec
 
-from krea_batch.errors import InputError, JobFileError, KreaBatchBug
+from krea_batch.errors import InputError, InternalError, JobFileError
 from krea_batch.jobs import Job
 from krea_batch.sources.check import Check, Checked, Known, OnProblem, OnProgress
 from krea_batch.sources.checkpoint import NOTHING, Bookmark, Part
@@ -137,7 +137,7 @@ class JobFiles:
         Raises JobFileError where lines are bad and not to be skipped, InputError where a file has changed since.
         """
         if self._checked is None:
-            raise KreaBatchBug("job files are checked before their jobs are taken")
+            raise InternalError("job files are checked before their jobs are taken")
         if self._checked.bad_lines and not self._skip_invalid:
             raise JobFileError(self._checked.problems, self._checked.bad_lines)
         return self._jobs()
@@ -156,7 +156,7 @@ class JobFiles:
             kept = twins.without(number, jobs) if twins else jobs
             if not jobs or (self._skipped and _holds(self._skipped, number)):
                 if not self._skip_invalid:
-                    raise KreaBatchBug(f"line {number} was good and is bad now, though its file is the same")
+                    raise InternalError(f"line {number} was good and is bad now, though its file is the same")
                 continue
             for job in kept:
                 if not job.id:

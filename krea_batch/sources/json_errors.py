@@ -76,7 +76,7 @@ def parse_document(content: bytes, name: str) -> Any:
         wrong = f"{name}:{error.lineno}: it is not JSON at character {error.colno} ({error.msg})"
         raise InputError(wrong, "mend it there, or give --input-format") from None
     except JobError as error:
-        raise InputError(f"{name}: {error.wrong}", error.right) from None
+        raise InputError(f"{name}: {error.problem}", error.hint) from None
     except RecursionError:
         raise InputError(f"{name}: it is nested too deep", "keep metadata flat") from None
     return value

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from itertools import count
 from pathlib import Path
 
-from krea_batch.errors import RunFolderError
+from krea_batch.errors import RunDirError
 
 LEDGER = "ledger.db"
 IMAGES = "images"
@@ -30,17 +30,17 @@ class RunFolder:
     def take(self) -> None:
         """Make the folder and lock it. Raises RunFolderError where another process has it, or it cannot be made."""
         if os.name == "nt":
-            raise RunFolderError(self.path, "no folder can be locked on Windows", "run krea-batch in WSL")
+            raise RunDirError(self.path, "no folder can be locked on Windows", "run krea-batch in WSL")
         try:
             (self.path / IMAGES).mkdir(parents=True, exist_ok=True)
             self._fd = os.open(self.path, os.O_RDONLY)
         except OSError as error:
-            raise RunFolderError(
+            raise RunDirError(
                 self.path, f"the folder cannot be used ({error.strerror})", "choose another --out"
             ) from error
         if not _lock(self._fd):
             self.release()
-            raise RunFolderError(
+            raise RunDirError(
                 self.path, "another krea-batch is working in it", "wait for it, or choose another --out"
             )
 
@@ -72,7 +72,7 @@ def file_names(stem: str) -> Iterator[str]:
 def check_run(out: Path) -> None:
     """Raise RunFolderError unless there is a run in the folder."""
     if not (out / LEDGER).is_file():
-        raise RunFolderError(out, "there is no run in it", f"it has no {LEDGER}; give the --out of a run")
+        raise RunDirError(out, "there is no run in it", f"it has no {LEDGER}; give the --out of a run")
 
 
 def _lock(fd: int, *, shared: bool = False) -> bool:

@@ -11,7 +11,7 @@ import selectors
 from collections.abc import Callable, Coroutine
 from typing import Any, TypeVar, TypeVarTuple, Unpack
 
-from krea_batch.errors import KreaBatchBug
+from krea_batch.errors import InternalError
 
 T = TypeVar("T")
 Ts = TypeVarTuple("Ts")
@@ -29,10 +29,10 @@ class _JumpingSelector(selectors.SelectSelector):
 
     def select(self, timeout: float | None = None) -> list[tuple[selectors.SelectorKey, int]]:
         if timeout is None:
-            raise KreaBatchBug("everything waits for ever: nothing is ready and no timer runs")
+            raise InternalError("everything waits for ever: nothing is ready and no timer runs")
         self.now_s += max(timeout, TICK_S)
         if self.now_s > LONGEST_S:
-            raise KreaBatchBug(f"{LONGEST_S / 86400:.0f} days have passed: something is waited for that never comes")
+            raise InternalError(f"{LONGEST_S / 86400:.0f} days have passed: something is waited for that never comes")
         return super().select(0)
 
 

@@ -130,7 +130,7 @@ def test_a_model_that_is_gone(simulate: Simulate, tmp_path: Path) -> None:
     assert done.returncode == 3
     assert "the first 20 jobs all ended rejected (Model not found" in done.stderr + done.stdout
     assert 20 <= simulator.ask("/totals")["refused"]["400"] <= 60
-    assert run(simulator, tmp_path, "--max-same-failures", "0").returncode == 1
+    assert run(simulator, tmp_path, "--max-identical-failures", "0").returncode == 1
     assert len(rows(tmp_path / "out")) == 500
 
 

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from krea_batch.errors import JobError, KreaBatchBug
+from krea_batch.errors import InternalError, JobError
 from krea_batch.jobs import State
 from krea_batch.ledger import Store
 from krea_batch.maintenance.retry import Retries
@@ -195,7 +195,7 @@ class TestRules:
         store = Store.open(out / "ledger.db")
         store._sql.execute("UPDATE jobs SET state = 'failed', over = 'in vain' WHERE id < '00003'")
         (n,) = store._sql.execute("SELECT n FROM jobs WHERE id = '00003'").fetchone()
-        with pytest.raises(KreaBatchBug, match="succeeded"):
+        with pytest.raises(InternalError, match="succeeded"):
             store.retry(n, State.SUCCEEDED)
         store.close()
         with Retries(out) as retries:

@@ -21,7 +21,7 @@ import webdataset
 from PIL import Image
 from PIL.PngImagePlugin import PngImageFile
 
-from krea_batch.errors import InputError, RunFolderError
+from krea_batch.errors import InputError, RunDirError
 from krea_batch.maintenance.export import FORMATS, Gallery, export
 from krea_batch.maintenance.export.writers import Options
 from tests.exports.conftest import PROMPTS
@@ -170,7 +170,7 @@ class TestRefused:
 
     def test_no_run_and_no_picture(self, tmp_path: Path) -> None:
         """A folder without a run is told, and nothing is made in it."""
-        with pytest.raises(RunFolderError, match="there is no run in it"):
+        with pytest.raises(RunDirError, match="there is no run in it"):
             Gallery(tmp_path)
         assert not list(tmp_path.iterdir())
 

@@ -119,7 +119,7 @@ async def never(_: Request, __: asyncio.StreamWriter) -> None:
 
 
 def client(url: str, *, timeout_s: float = LONG_S) -> GatewayClient:
-    settings = Settings.of(Path("out"), gateway=url, request_timeout_s=timeout_s)
+    settings = Settings.from_options(Path("out"), gateway=url, request_timeout_s=timeout_s)
     return GatewayClient(settings, ApiKey(KEY))
 
 

@@ -140,7 +140,7 @@ def test_pictures_of_many_hosts(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(exchange_module, "MOST_ORIGINS", 1)
 
     async def main() -> None:
-        settings = Settings.of(Path("out"), gateway="http://127.0.0.1")
+        settings = Settings.from_options(Path("out"), gateway="http://127.0.0.1")
         async with (
             Server(always(http(200, b"1"))) as first,
             Server(always(http(200, b"2"))) as second,

@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 
 import pytest
 
-from krea_batch.errors import KreaBatchBug, LedgerError, RunFolderError
+from krea_batch.errors import InternalError, LedgerError, RunDirError
 from krea_batch.jobs import State, Trouble
 from krea_batch.ledger import Ledger, Store
 from krea_batch.ledger.writer import Call, commit
@@ -115,7 +115,7 @@ def test_one_refused_among_many(path: Path, bad: int) -> None:
         await intend(ledger, "taken")
         answers = await all_of(*(intend(ledger, "taken" if n == bad else f"job-{n}") for n in range(100)))
         refused = answers.pop(bad)
-        assert isinstance(refused, KreaBatchBug)
+        assert isinstance(refused, InternalError)
         assert not isinstance(refused, LedgerError)
         assert sorted(answers) == list(range(2, 101))
         assert ledger.broken is None
@@ -134,7 +134,7 @@ def test_a_refused_transition_leaves_no_half(path: Path) -> None:
         before = await ledger.record(Store.charges)
         for group in (1, 20):
             answers = await all_of(*(ledger.record(Store.error, 1, WHY, 4.0, 2) for _ in range(group)))
-            assert all(isinstance(answer, KreaBatchBug) for answer in answers)
+            assert all(isinstance(answer, InternalError) for answer in answers)
         assert await ledger.record(Store.charges) == before
 
     with_ledger(path, use)
@@ -151,7 +151,7 @@ def test_run_folder_errors_reach_their_caller(path: Path) -> None:
 
     async def use(ledger: Ledger, _: Disk) -> None:
         await ledger.record(Store.start_run, "https://a", "0.1", 1.0)
-        with pytest.raises(RunFolderError):
+        with pytest.raises(RunDirError):
             await ledger.record(Store.start_run, "https://b", "0.1", 1.0)
         assert await intend(ledger, "a") == 1
 
@@ -336,9 +336,9 @@ def test_a_note_that_is_refused_is_told(path: Path) -> None:
         ledger.note(Store.adopt, n, "r-1", 2.0)
         answers = await all_of(intend(ledger, "b"))
         assert isinstance(answers[0], int), "it was on its way already"
-        with pytest.raises(KreaBatchBug, match="job number 1"):
+        with pytest.raises(InternalError, match="job number 1"):
             await intend(ledger, "c")
-        with pytest.raises(KreaBatchBug, match="job number 1"):
+        with pytest.raises(InternalError, match="job number 1"):
             ledger.note(Store.accept, n, "r-1", 2.0)
 
     with_ledger(path, use)

@@ -16,8 +16,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from krea_batch.errors import KreaBatchBug, RunFolderError
-from krea_batch.jobs import Outcome, State, StoredFile, Trouble
+from krea_batch.errors import InternalError, RunDirError
+from krea_batch.jobs import FINAL, Outcome, State, StoredFile, Trouble
 from krea_batch.ledger import Charges, Store
 from krea_batch.ledger.database import APPLICATION_ID, SCHEMA_VERSION
 from krea_batch.rules import lifecycle
@@ -153,7 +153,7 @@ def test_every_transition(store: Store, path: Path, state: State, move: str) -> 
         assert state_of(store) is new
         return
     before = dump(path)
-    with pytest.raises(KreaBatchBug):
+    with pytest.raises(InternalError):
         do(store, work)
     assert dump(path) == before
     assert state_of(store) is state
@@ -162,7 +162,7 @@ def test_every_transition(store: Store, path: Path, state: State, move: str) -> 
 @pytest.mark.parametrize("move", [move for move in MOVES if move != "intend"])
 def test_jobs_that_are_not_on_record(store: Store, move: str) -> None:
     """A transition of a job that the ledger does not have is a bug of ours."""
-    with pytest.raises(KreaBatchBug):
+    with pytest.raises(InternalError):
         do(store, MOVES[move][0])
     assert store.counts() == {}
 
@@ -241,7 +241,7 @@ def test_the_request_id_of_an_earlier_post_of_the_same_job(store: Store) -> None
 def test_a_changed_body_under_an_old_id(store: Store) -> None:
     """A pending job is not submitted under another fingerprint; a new id is a new job."""
     do(store, intend(), take_back())
-    with pytest.raises(KreaBatchBug):
+    with pytest.raises(InternalError):
         do(store, lambda store: store.intend("a", b"{}", b"g" * 32, META, 5.0, ""))
     assert do(store, intend("b")) == 2
     assert do(store, intend("a")) == 1
@@ -251,7 +251,7 @@ def test_a_changed_body_under_an_old_id(store: Store) -> None:
 def test_one_refused_undoes_its_transaction(store: Store) -> None:
     """Works that share a transaction are carried out together or not at all."""
     do(store, intend("a"))
-    with pytest.raises(KreaBatchBug):
+    with pytest.raises(InternalError):
         do(store, accept(1), intend("b"), finish(2))
     assert store.counts() == {State.SUBMITTING: 1}
 
@@ -273,7 +273,7 @@ def test_a_row_of_success(store: Store) -> None:
     assert store.known("a") == outcome
 
 
-@pytest.mark.parametrize("state", [state for state in WAYS if state in lifecycle.ENDS - {State.SUCCEEDED}])
+@pytest.mark.parametrize("state", [state for state in WAYS if state in FINAL - {State.SUCCEEDED}])
 def test_rows_of_other_ends(store: Store, state: State) -> None:
     """The outcome of a job that did not succeed says why; the request_id is there wherever there was one."""
     bring(store, state)
@@ -291,7 +291,7 @@ def test_only_ends_are_outcomes(store: Store, state: State) -> None:
     bring(store, state)
     outcomes, _ = store.outcomes(0, 10)
     known = store.known("a")
-    assert [outcome.status for outcome in outcomes] == ([state] if state in lifecycle.ENDS else [])
+    assert [outcome.status for outcome in outcomes] == ([state] if state in FINAL else [])
     assert known is not None
     assert known.status is state
     assert store.known("b") is None
@@ -442,7 +442,7 @@ def test_runs_stay_with_their_gateway(store: Store) -> None:
     run = do(store, lambda store: store.start_run("https://a", "0.1", 1.0))
     do(store, lambda store: store.end_run(run, 2.0))
     assert do(store, lambda store: store.start_run("https://a", "0.2", 3.0)) == run + 1
-    with pytest.raises(RunFolderError, match="https://a"):
+    with pytest.raises(RunDirError, match="https://a"):
         do(store, lambda store: store.start_run("https://b", "0.2", 4.0))
 
 
@@ -464,7 +464,7 @@ def test_no_order_of_events_breaks_the_laws(moves: list[str]) -> None:
             work = partial(Store.adopt, n=1, request_id=f"r-{request}", at=9.0)
         try:
             do(store, work)
-        except KreaBatchBug:
+        except InternalError:
             continue
         paid += move in ("accept", "adopt")
         words += move == "resubmit"
@@ -515,7 +515,7 @@ def test_strangers_files(path: Path, make: Callable[[Path], object], read_only: 
     """A stranger's, newer, older or damaged file is a RunFolderError that names it, and is left as it was."""
     make(path)
     before = path.read_bytes() if path.is_file() else b""
-    with pytest.raises(RunFolderError) as caught:
+    with pytest.raises(RunDirError) as caught:
         Store.open(path, read_only=read_only)
     assert caught.value.path == path
     assert (path.read_bytes() if path.is_file() else b"") == before
@@ -525,10 +525,10 @@ def test_strangers_files(path: Path, make: Callable[[Path], object], read_only: 
 
 def test_a_file_that_is_not_there(path: Path) -> None:
     """Opened to read only, a ledger that is not there is a RunFolderError, and is not made."""
-    with pytest.raises(RunFolderError):
+    with pytest.raises(RunDirError):
         Store.open(path, read_only=True)
     assert not path.exists()
-    with pytest.raises(RunFolderError):
+    with pytest.raises(RunDirError):
         Store.open(path.parent / "none" / "ledger.db")
 
 

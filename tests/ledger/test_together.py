@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from krea_batch.errors import KreaBatchBug
+from krea_batch.errors import InternalError
 from krea_batch.jobs import Outcome, State, StoredFile, Trouble
 from krea_batch.ledger import Store
 from krea_batch.ledger.writer import Call, carry_out, commit
@@ -145,12 +145,12 @@ def test_bytes_stay_what_they_are(ledger: Store) -> None:
 
 def test_a_job_is_intended_once(ledger: Store) -> None:
     """A job that two want to submit in one group is nobody's, for one POST more would be paid."""
-    with pytest.raises(KreaBatchBug, match="'a'"):
+    with pytest.raises(InternalError, match="'a'"):
         together(ledger, intend("a"), intend("b"), intend("a"))
     assert rows(ledger) == []
     together(ledger, intend("c"))
     together(ledger, call(Store.take_back, 1, "refused"))
-    with pytest.raises(KreaBatchBug, match="'c'"):
+    with pytest.raises(InternalError, match="'c'"):
         together(ledger, intend("c"), intend("c"))
     assert ledger.counts() == {State.PENDING: 1}
 
@@ -160,8 +160,8 @@ def test_the_others_of_a_refused_group_go_on(ledger: Store) -> None:
     together(ledger, *map(intend, "abc"))
     answers = commit(ledger, [accept(1), accept(2), accept(2), accept(9), accept(3)])
     assert answers[:2] == [True, True]
-    assert isinstance(answers[2], KreaBatchBug)
-    assert isinstance(answers[3], KreaBatchBug)
+    assert isinstance(answers[2], InternalError)
+    assert isinstance(answers[3], InternalError)
     assert answers[4] is True
     assert ledger.counts() == {State.ACCEPTED: 3}
 
@@ -171,7 +171,7 @@ def test_a_state_that_is_another(ledger: Store) -> None:
     together(ledger, *map(intend, "ab"))
     together(ledger, accept(1))
     before = rows(ledger)
-    with pytest.raises(KreaBatchBug, match="1, 2"):
+    with pytest.raises(InternalError, match="1, 2"):
         together(ledger, finish(1), finish(2))
     assert rows(ledger) == before
 

@@ -28,11 +28,10 @@ from krea_batch.events import (
     Stored,
     TakenOver,
 )
-from krea_batch.jobs import Outcome
+from krea_batch.jobs import FINAL, Outcome
 from krea_batch.ledger import Charges
 from krea_batch.observability import Metrics
 from krea_batch.observability.metrics import CHARGES, TROUBLED
-from krea_batch.rules.lifecycle import ENDS
 from krea_batch.rules.verdicts import Finished, Waiting
 from krea_batch.testing.scripted_gateway import ScriptedGateway, jobs, rows
 from tests.observe.fates import engine_on, every_fate, figure, figures
@@ -55,10 +54,10 @@ def heard(*events: Event, at: float = 0.0) -> CollectorRegistry:
 
 
 class TestEachEvent:
-    @pytest.mark.parametrize("end", sorted(ENDS))
+    @pytest.mark.parametrize("end", sorted(FINAL))
     def test_every_end_is_counted(self, end: State) -> None:
         """A job that ended is counted under its own end, and all other ends stand at 0 beside it."""
-        assert figures(heard(Ended(an_outcome(end))), "jobs_total") == {each: float(each is end) for each in ENDS}
+        assert figures(heard(Ended(an_outcome(end))), "jobs_total") == {each: float(each is end) for each in FINAL}
 
     def test_a_job_in_flight_stands_in_one_state(self) -> None:
         """A job's moves take it from one state to the next; before the submit and after the end it is in none."""
@@ -178,7 +177,7 @@ class TestTotals:
         registry, _, _ = of_every_fate(tmp_path)
         ends = Counter(row["status"] for row in rows(tmp_path).values())
         assert {status for status, count in ends.items() if count} >= {"succeeded", "failed", "errored", "timed_out"}
-        assert figures(registry, "jobs_total") == {end.value: ends[end.value] for end in ENDS}
+        assert figures(registry, "jobs_total") == {end.value: ends[end.value] for end in FINAL}
         pictures = [file for row in rows(tmp_path).values() for file in row["files"]]
         assert figure(registry, "downloads_total") == len(pictures)
         assert figure(registry, "downloaded_bytes_total") == sum(file["bytes"] for file in pictures)
@@ -193,7 +192,7 @@ class TestTotals:
         assert figure(registry, "submit_seconds_count") == stats.submits - submits["not_sent"]
         assert submits["accepted"] == stats.accepted
         assert all(submits.values())
-        assert figure(registry, "refused_total", status="429") == stats.refused_429 == 2
+        assert figure(registry, "refused_total", status="429") == stats.rate_limited == 2
         polls = figures(registry, "polls_total")
         assert sum(polls.values()) == stats.polls == sum(row["polls"] for row in rows(tmp_path).values())
         assert all(polls.values())

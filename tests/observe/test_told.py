@@ -8,7 +8,7 @@ from pathlib import Path
 
 from krea_batch import State
 from krea_batch.events import Closed, Ended, Event, Held, Moved, Paced, Posted, Stored, TakenOver
-from krea_batch.rules.lifecycle import ENDS
+from krea_batch.jobs import FINAL
 from krea_batch.rules.verdicts import Waiting
 from krea_batch.testing.scripted_gateway import ScriptedGateway, ask, jobs, states
 from tests.observe.fates import FATES, engine_on, every_fate
@@ -78,7 +78,7 @@ def test_the_moves_of_a_job_follow_each_other(tmp_path: Path) -> None:
     for way in ways.values():
         assert way[0].old is State.PENDING
         assert all(one.new is next_.old for one, next_ in pairwise(way))
-        assert way[-1].new in ENDS
+        assert way[-1].new in FINAL
     ended = [event.outcome.id for event in told if isinstance(event, Ended)]
     assert sorted(ended) == sorted(ways)
 

@@ -518,12 +518,12 @@ class TestWhenAllFailAlike:
         gateway = ScriptedGateway()
         for job in jobs(30):
             gateway.posts[job.id] = [verdict]
-        engine = run_virtual(play(tmp_path, gateway, jobs(100), rate="2/s", max_same_failures=5))
+        engine = run_virtual(play(tmp_path, gateway, jobs(100), rate="2/s", max_identical_failures=5))
         assert engine.stopped is not None
         assert "5 jobs" in engine.stopped.reason
         assert 5 <= len(gateway.bodies) <= 7
         gateway.posts.clear()
-        run_virtual(play(tmp_path, gateway, jobs(100), rate="50/s", max_same_failures=5))
+        run_virtual(play(tmp_path, gateway, jobs(100), rate="50/s", max_identical_failures=5))
         assert len(rows(tmp_path)) == 100
         assert len(gateway.bodies) == 100
 
@@ -532,7 +532,7 @@ class TestWhenAllFailAlike:
         gateway = ScriptedGateway()
         for job in jobs(100):
             gateway.polls[job.id] = [Failed("no GPU")]
-        engine = run_virtual(play(tmp_path, gateway, jobs(100), rate="2/s", max_same_failures=3))
+        engine = run_virtual(play(tmp_path, gateway, jobs(100), rate="2/s", max_identical_failures=3))
         assert engine.stopped is not None
         assert "first 3 jobs all ended failed (no GPU)" in engine.stopped.reason
         assert len(gateway.charged) < 30
@@ -543,7 +543,7 @@ class TestWhenAllFailAlike:
         gateway = ScriptedGateway()
         for job in jobs(100)[10:60]:
             gateway.posts[job.id] = [REJECTED[400]]
-        engine = run_virtual(play(tmp_path, gateway, jobs(100), rate="2/s", max_same_failures=5))
+        engine = run_virtual(play(tmp_path, gateway, jobs(100), rate="2/s", max_identical_failures=5))
         assert engine.stopped is None
         assert len(rows(tmp_path)) == 100
 

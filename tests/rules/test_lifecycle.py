@@ -8,11 +8,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from krea_batch.errors import KreaBatchBug
-from krea_batch.jobs import State
+from krea_batch.errors import InternalError
+from krea_batch.jobs import FINAL, State
 from krea_batch.rules.backoff import LONGEST_PAUSE_S, pause_s
 from krea_batch.rules.lifecycle import (
-    ENDS,
     MAX_REFUSALS,
     TABLE,
     Again,
@@ -97,13 +96,13 @@ def test_check_move(old: State, new: State) -> None:
     if new.value in DESIGN[old.value]:
         check_move(old, new)
         return
-    with pytest.raises(KreaBatchBug, match=f"{old}.*{new}"):
+    with pytest.raises(InternalError, match=f"{old}.*{new}"):
         check_move(old, new)
 
 
 def test_ends() -> None:
     """The ends are the states that results.jsonl knows (DESIGN, section 3)."""
-    assert {state.value for state in ENDS} == set(DESIGN) - {"pending", "submitting", "accepted", "finished"}
+    assert {state.value for state in FINAL} == set(DESIGN) - {"pending", "submitting", "accepted", "finished"}
 
 
 def test_a_post_goes_only_from_submitting() -> None:

@@ -22,9 +22,9 @@ from typing import Any
 
 from krea_batch import Engine, Job, KreaBatchError, RunStopped, Webhook
 from krea_batch.cli.ui.summary import FolderState
+from krea_batch.jobs import FINAL
 from krea_batch.maintenance.resolve import Doubts
 from krea_batch.maintenance.retry import Retries
-from krea_batch.rules.lifecycle import ENDS
 from krea_batch.storage.png import PngWalk
 from krea_batch.testing.scripted_gateway import ask, rows, states
 from tests.simulation.mortal import run_mortal
@@ -234,7 +234,7 @@ class Play:
         """After a process that ended in order: what people read is what the ledger says, and each file its job's."""
         in_ledger = states(self.out)
         found = rows(self.out)
-        ends = {job_id: state for job_id, state in in_ledger.items() if state in ENDS}
+        ends = {job_id: state for job_id, state in in_ledger.items() if state in FINAL}
         assert {job_id: row["status"] for job_id, row in found.items()} == ends
         taken: set[str] = set()
         for job_id, row in found.items():

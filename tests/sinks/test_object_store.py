@@ -233,13 +233,13 @@ class TestTrouble:
         """It is a SettingsError that shows the right form and no secret, before anything else is done."""
         with pytest.raises(SettingsError, match="s3://bucket/folder") as raised:
             Engine(tmp_path, api_key="k", sink=url)
-        assert raised.value.option == "sink"
+        assert raised.value.parameter == "sink"
         assert "secret" not in str(raised.value)
 
     def test_settings_alone_know_it(self, tmp_path: Path) -> None:
         """A sink by URL is one of the settings, so environment and krea-batch.toml can name it."""
         assert Settings(out=tmp_path).sink is None
-        assert Settings.of(tmp_path, sink=URL).sink == URL
+        assert Settings.from_options(tmp_path, sink=URL).sink == URL
 
 
 @pytest.mark.slow

@@ -15,7 +15,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from krea_batch.errors import InputError, JobFileError, KreaBatchBug, LineProblem
+from krea_batch.errors import InputError, InternalError, JobFileError, LineProblem
 from krea_batch.gateway.wire import fingerprint
 from krea_batch.jobs import Job
 from krea_batch.sources import Checked, JobFiles, Reading, check, duplicate_ids
@@ -92,7 +92,7 @@ def test_bad_lines_give_no_jobs(write: Write) -> None:
 
 def test_unchecked_files_give_no_jobs(write: Write) -> None:
     """Jobs that nobody has checked cannot be taken."""
-    with JobFiles([write("a.jsonl", '{"prompt": "x"}')]) as files, pytest.raises(KreaBatchBug):
+    with JobFiles([write("a.jsonl", '{"prompt": "x"}')]) as files, pytest.raises(InternalError):
         iter(files)
 
 

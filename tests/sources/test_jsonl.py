@@ -33,7 +33,7 @@ def sentence(line: bytes | str, *, keep_extra: bool = False) -> str:
     reader = JsonLines(keep_extra=keep_extra)
     assert reader.read(raw) is None
     error = reader.explain(raw)
-    return f"{error.wrong}, {error.right}"
+    return f"{error.problem}, {error.hint}"
 
 
 def job_of(line: bytes | str, *, keep_extra: bool = False) -> Job:
@@ -340,8 +340,8 @@ def test_any_bytes(line: bytes, keep_extra: bool) -> None:
     reader = JsonLines(keep_extra=keep_extra)
     if reader.read(line) is None:
         error = reader.explain(line)
-        assert error.wrong
-        assert error.right
+        assert error.problem
+        assert error.hint
         assert str(error).isprintable()
 
 
@@ -359,7 +359,7 @@ def test_any_json(fields: dict[str, object], keep_extra: bool) -> None:
     line = json.dumps({"prompt": "x"} | fields).encode()
     reader = JsonLines(keep_extra=keep_extra)
     if reader.read(line) is None:
-        assert "the line is not a job" not in reader.explain(line).wrong
+        assert "the line is not a job" not in reader.explain(line).problem
 
 
 TEXT = st.text(st.characters(exclude_categories=["Cs"]), min_size=1)

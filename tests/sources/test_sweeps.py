@@ -17,7 +17,7 @@ def suffixes(*axes: Axis) -> list[str]:
 
 
 def said(error: pytest.ExceptionInfo[JobError]) -> str:
-    return f"{error.value.wrong}, {error.value.right}"
+    return f"{error.value.problem}, {error.value.hint}"
 
 
 def test_ids_speak() -> None:

@@ -8,6 +8,8 @@ from typing import Any
 
 import click
 
+from krea_batch.cli.options.run_options import api_key_file_option, setting_option
+
 
 @click.command()
 @click.option(
@@ -26,18 +28,9 @@ import click
 @click.option(
     "--latency", default="lognormal:4,0.3", show_default=True, metavar="DIST", help="How long a simulated job takes."
 )
-@click.option(
-    "--poll-interval",
-    default=1.0,
-    show_default=True,
-    metavar="S",
-    help="Least seconds between two polls of one job.",
-)
-@click.option(
-    "--max-in-flight",
-    type=int,
-    metavar="N",
-    help="Most jobs between submit and stored.  [default: as many as there are]",
+@setting_option("poll_interval_s", default=1.0)
+@setting_option(
+    "max_in_flight", default=None, show_default=False, help="Maximum jobs in flight.  [default: all jobs]"
 )
 @click.option(
     "--compare", is_flag=True, help="Measure the scripts that people usually write beside it (simulator only)."
@@ -54,11 +47,7 @@ import click
     "--price", type=click.FloatRange(min=0), metavar="X", help="What one image costs, to be told the sum beforehand."
 )
 @click.option("--yes", is_flag=True, help="Pay without being asked.")
-@click.option(
-    "--api-key-file",
-    type=click.Path(path_type=Path, dir_okay=False),
-    help="Read the API key from a file instead of PIXAZO_API_KEY.",
-)
+@api_key_file_option()
 @click.option(
     "--out",
     default="krea-batch-bench",

@@ -8,6 +8,8 @@ from pathlib import Path
 import click
 
 from krea_batch.cli.app import BAD_INPUT, OK, SOME_FAILED
+from krea_batch.cli.options.run_options import api_key_file_option, setting_option
+from krea_batch.settings import KEY_VARIABLE
 
 CODES = {"ok": OK, "warn": SOME_FAILED, "fail": BAD_INPUT}
 
@@ -19,17 +21,9 @@ CODES = {"ok": OK, "warn": SOME_FAILED, "fail": BAD_INPUT}
     default=".",
     help="Where the run is to be.  [default: here]",
 )
-@click.option(
-    "--gateway", default="https://gateway.pixazo.ai", show_default=True, metavar="URL", help="Where the API is."
-)
-@click.option(
-    "--api-key-file",
-    type=click.Path(path_type=Path, dir_okay=False),
-    help="Read the API key from a file instead of PIXAZO_API_KEY. It is looked at, and not sent.",
-)
-@click.option(
-    "--max-in-flight", type=int, default=500, show_default=True, metavar="N", help="As `run` is to have it."
-)
+@setting_option("gateway")
+@api_key_file_option(help=f"Check this file's API key instead of {KEY_VARIABLE}. The key is not sent.")
+@setting_option("max_in_flight")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 def doctor(out: Path, gateway: str, api_key_file: Path | None, max_in_flight: int, as_json: bool) -> None:
     """Look at the key, the disk, the clock, the way to the gateway, and what is installed. Nothing is paid.

@@ -8,6 +8,7 @@ from typing import Any
 import click
 
 from krea_batch.cli.app import CONFIG, SOME_FAILED
+from krea_batch.cli.options.run_options import ExampleOption
 from krea_batch.cli.ui.formatting import say
 
 JOBS = "jobs.jsonl"
@@ -21,26 +22,6 @@ HEAD = """\
 # An option on the command line, and then KREA_BATCH_… in the environment, count before this file.
 # The API key does not belong here: set PIXAZO_API_KEY, or name a file of its own by api-key-file.
 """
-EXAMPLES = {
-    "poll-rate": "50/s",
-    "max-charges": 1000,
-    "sink": "s3://bucket/folder",
-    "api-key-file": "key.txt",
-    "webhook-listen": "0.0.0.0:8080",
-    "webhook-url": "https://my.host/krea",
-    "log-file": "run.log",
-    "metrics-port": "9100",
-    "input-format": "text",
-    "prompt-column": "caption",
-    "id-column": "nr",
-    "map": ["seed=start"],
-    "prompt-template": "{prompt}, oil on canvas",
-    "sweep": ["creativity=raw,high"],
-    "seeds": "1..4",
-    "repeat": 4,
-    "confirm-above": 100,
-}
-"""Of options without a default: what they may look like."""
 NOT_HERE = ("jobs", "out", "as_json", "verbose", "quiet", "yes")  # of one call, not of a folder
 
 
@@ -77,7 +58,8 @@ def _line(option: click.Option) -> str:
     import json
 
     name = option.opts[0].lstrip("-")
-    value: Any = False if option.is_flag else EXAMPLES.get(name, option.default)
+    example = option.example if isinstance(option, ExampleOption) else None
+    value: Any = False if option.is_flag else option.default if example is None else example
     return f"{name} = {json.dumps(value, ensure_ascii=False)}"  # of text, numbers, lists and flags, TOML is the same
 
 

@@ -8,7 +8,7 @@ from typing import Any
 import click
 
 from krea_batch.cli.options.input_options import reading_of, reading_options
-from krea_batch.cli.options.run_options import pace_options
+from krea_batch.cli.options.run_options import forecast_options
 
 
 @click.command()
@@ -39,7 +39,7 @@ from krea_batch.cli.options.run_options import pace_options
     metavar="X",
     help="As for `run --simulate`: generation takes 1/X of the time.",
 )
-@pace_options
+@forecast_options
 @click.option("--skip-invalid", is_flag=True, help="Count the good lines when others are bad.")
 @reading_options
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")

@@ -5,18 +5,16 @@ from __future__ import annotations
 import sys
 from collections import Counter
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
 
 from krea_batch.cli.app import BAD_INPUT, OK
-from krea_batch.cli.options.run_options import running_options
+from krea_batch.cli.options.run_options import run_options
+from krea_batch.jobs import RETRYABLE, State
 
-if TYPE_CHECKING:
-    from krea_batch.jobs import State
-
-STATES = ("failed", "rejected", "errored", "cancelled")
-USUALLY = ("failed", "rejected", "errored")
+STATES = tuple(state.value for state in RETRYABLE)
+DEFAULT_STATES = tuple(state.value for state in RETRYABLE if state.info.retried_by_default)
 
 
 @click.command()
@@ -26,11 +24,11 @@ USUALLY = ("failed", "rejected", "errored")
     "--status",
     type=click.Choice(STATES),
     multiple=True,
-    help=f"Which, where no ID is given; may be given often.  [default: {', '.join(USUALLY)}]",
+    help=f"Which, where no ID is given; may be given often.  [default: {', '.join(DEFAULT_STATES)}]",
 )
 @click.option("--ids-from", metavar="FILE", help="The jobs whose ids are in FILE, one a line; - reads them.")
 @click.option("--yes", "-y", is_flag=True, help="Do not ask; each of them may be paid again.")
-@running_options
+@run_options
 def retry(
     out: Path, ids: tuple[str, ...], status: tuple[str, ...], ids_from: str | None, yes: bool, **options: Any
 ) -> None:
@@ -55,9 +53,9 @@ def retry(
     settings, key = prepare(options)
     keep_log(verbose=options["verbose"], log_file=options["log_file"], log_format=options["log_format"])
     with Retries(out) as retries:
-        chosen = retries.named(named) if named else retries.jobs(_states(status or USUALLY))
+        chosen = retries.named(named) if named else retries.jobs(_states(status or DEFAULT_STATES))
         if not chosen and not retries.open_jobs():
-            click.echo(f"no job in {out} ended in {' or '.join(status or USUALLY)}; nothing to submit again")
+            click.echo(f"no job in {out} ended in {' or '.join(status or DEFAULT_STATES)}; nothing to submit again")
             sys.exit(OK)
         if chosen and not (yes or options["simulate"]):
             _ask(chosen, retries.waiting())
@@ -70,8 +68,6 @@ def retry(
 
 
 def _states(words: tuple[str, ...]) -> list[State]:
-    from krea_batch.jobs import State
-
     return [State(word) for word in words]
 
 

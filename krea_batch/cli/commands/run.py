@@ -10,7 +10,7 @@ import click
 
 from krea_batch.cli.app import BAD_INPUT
 from krea_batch.cli.options.input_options import reading_of, reading_options
-from krea_batch.cli.options.run_options import running_options
+from krea_batch.cli.options.run_options import ExampleOption, run_options
 
 
 @click.command()
@@ -21,11 +21,13 @@ from krea_batch.cli.options.run_options import running_options
     type=click.Path(path_type=Path, file_okay=False),
     help="The run's folder: images/, results.jsonl, ledger.db. The same folder again goes on with the run.",
 )
-@running_options
+@run_options
 @click.option("--skip-invalid", is_flag=True, help="Run the good lines when others are bad.")
 @reading_options
 @click.option(
     "--confirm-above",
+    cls=ExampleOption,
+    example=100,
     type=click.IntRange(min=0),
     metavar="N",
     help="In a terminal, ask before more than N images are paid for.",

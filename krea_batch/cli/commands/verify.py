@@ -79,7 +79,7 @@ def _repaired(
     from krea_batch.storage.run_dir import RunFolder
 
     key = ApiKey("simulated") if simulate else find_key(str(api_key_file) if api_key_file else None)
-    settings = Settings.of(out=out, gateway=gateway)
+    settings = Settings.from_options(out=out, gateway=gateway)
     folder = RunFolder(out)
     folder.take()
     try:
@@ -142,7 +142,7 @@ def _check_origin(settings: Settings) -> None:
     """Raise RunFolderError where the run's request_ids mean nothing at this gateway."""
     from contextlib import closing
 
-    from krea_batch.errors import RunFolderError
+    from krea_batch.errors import RunDirError
     from krea_batch.ledger import Store
     from krea_batch.storage.run_dir import LEDGER
 
@@ -151,7 +151,7 @@ def _check_origin(settings: Settings) -> None:
     if origin != settings.origin:
         wrong = f"its jobs were submitted to {origin}, not to {settings.origin}"
         right = "add --simulate" if "127.0.0.1" in str(origin) else "give the same --gateway"
-        raise RunFolderError(settings.out, wrong, right)
+        raise RunDirError(settings.out, wrong, right)
 
 
 def _fault(picture: Picture, what: str, *, repaired: bool = False) -> Fault:

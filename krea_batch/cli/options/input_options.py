@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from krea_batch.cli.options.run_options import ExampleOption
 from krea_batch.cli.ui.formatting import counted
 
 if TYPE_CHECKING:
@@ -17,34 +18,62 @@ FORMATS = ("jsonl", "json", "csv", "tsv", "text", "parquet")
 _OPTIONS = (
     click.option(
         "--input-format",
+        cls=ExampleOption,
+        example="text",
         type=click.Choice(FORMATS),
         help="How the JOBS are written.  [default: by name and first bytes]",
     ),
-    click.option("--prompt-column", metavar="NAME", help="The column or key that holds the prompt."),
-    click.option("--id-column", metavar="NAME", help='The one that holds the id; "" for none: lines are numbered.'),
     click.option(
-        "--map",
+        "--prompt-column",
+        cls=ExampleOption,
+        example="caption",
+        metavar="NAME",
+        help="The column or key that holds the prompt.",
+    ),
+    click.option(
+        "--id-column",
+        cls=ExampleOption,
+        example="nr",
+        metavar="NAME",
+        help='The one that holds the id; "" for none: lines are numbered.',
+    ),
+    click.option(
+        "--column",
         "columns",
+        cls=ExampleOption,
+        example=["seed=start"],
         multiple=True,
         metavar="FIELD=COLUMN",
-        help="The column or key that holds any other field: --map seed=Seed. May be given several times.",
+        help="The column or key that holds any other field: --column seed=Seed (repeatable).",
     ),
     click.option("--keep-extra", is_flag=True, help="Put unknown fields of a job line into its metadata."),
     click.option("--comments", is_flag=True, help="In a text, lines that begin with # are no prompts."),
     click.option("--dedupe", is_flag=True, help="Leave out a job that asks for the same as an earlier one."),
     click.option(
         "--prompt-template",
+        cls=ExampleOption,
+        example="{prompt}, oil on canvas",
         metavar="TEXT",
         help="Make each prompt of columns or keys: '{prompt}, oil on canvas', '{animal} at {place}'.",
     ),
     click.option(
         "--sweep",
+        cls=ExampleOption,
+        example=["creativity=raw,high"],
         multiple=True,
         metavar="FIELD=A,B,…",
         help="Make each job with each of these values; several sweeps are combined. creativity=raw,high",
     ),
-    click.option("--seeds", metavar="RANGE", help="Make each job with each of these seeds: 1..4, or 7,11,12."),
-    click.option("--repeat", type=int, metavar="N", help="Make each job N times, without a seed."),
+    click.option(
+        "--seeds",
+        cls=ExampleOption,
+        example="1..4",
+        metavar="RANGE",
+        help="Make each job with each of these seeds: 1..4, or 7,11,12.",
+    ),
+    click.option(
+        "--repeat", cls=ExampleOption, example=4, type=int, metavar="N", help="Make each job N times, without a seed."
+    ),
 )
 
 
@@ -66,7 +95,7 @@ def reading_of(options: dict[str, Any]) -> Reading:
 
     template = options["prompt_template"] or ""
     axes = []
-    option = "prompt-template"
+    option = "prompt_template"
     try:
         names = Template(template).names if template else ()
         option = "sweep"
@@ -80,7 +109,7 @@ def reading_of(options: dict[str, Any]) -> Reading:
         if options["repeat"] is not None:
             axes.append(repeats(options["repeat"]))
     except JobError as error:
-        raise SettingsError(option, error.wrong, error.right) from None
+        raise SettingsError(option, error.problem, error.hint) from None
     return Reading(
         format=Format(options["input_format"]) if options["input_format"] else None,
         keep_extra=options["keep_extra"],
@@ -116,8 +145,10 @@ def _columns(options: dict[str, Any]) -> dict[str, str]:
     for text in options["columns"]:
         field, equals, column = text.partition("=")
         if not equals or field not in FIELDS:
-            raise SettingsError("map", f"it is {text!r}", f"write FIELD=COLUMN; the fields are {', '.join(FIELDS)}")
+            raise SettingsError(
+                "column", f"invalid value {text!r}", f"use FIELD=COLUMN; the fields are {', '.join(FIELDS)}"
+            )
         if field in columns:
-            raise SettingsError("map", f"{field} is named twice", "name one column for each field")
+            raise SettingsError("column", f"{field} is given more than once", "use one column for each field")
         columns[field] = column
     return columns

@@ -33,7 +33,7 @@ def _to_file(path: Path) -> logging.Handler:
         path.parent.mkdir(parents=True, exist_ok=True)  # it may lie in --out, which the run has yet to make
         return logging.FileHandler(path, encoding="utf-8")
     except OSError as error:
-        raise SettingsError("log-file", f"{path} cannot be written ({error.strerror})", "check the path") from None
+        raise SettingsError("log_file", f"cannot write {path} ({error.strerror})", "check the path") from None
 
 
 def serve_metrics(where: str, stack: ExitStack, *, quiet: bool) -> Metrics:
@@ -46,8 +46,8 @@ def serve_metrics(where: str, stack: ExitStack, *, quiet: bool) -> Metrics:
     except ModuleNotFoundError as error:
         if error.name != "prometheus_client":
             raise
-        right = "pip install 'krea-batch[metrics]'"
-        raise SettingsError("metrics-port", "prometheus_client is not installed", right) from None
+        hint = "pip install 'krea-batch[metrics]'"
+        raise SettingsError("metrics_port", "prometheus_client is not installed", hint) from None
     # Else each counter has a second series, which nobody asks for.
     prometheus_client.disable_created_metrics()  # type: ignore[no-untyped-call]
     metrics = Metrics()

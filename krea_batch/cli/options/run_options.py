@@ -1,99 +1,87 @@
-"""Options that say how a run goes: the same for every command that submits."""
+"""The options of commands that run the engine, most of them derived from the table in `krea_batch.settings`."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from enum import StrEnum
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args, get_type_hints
 
 import click
 
-KEY_VARIABLE = "PIXAZO_API_KEY"
+from krea_batch.settings import KEY_VARIABLE, OPTIONS, Option, Rate, Settings
 
-_PACE_OPTIONS = (
-    click.option(
-        "--rate",
-        default="10/s",
-        show_default=True,
-        metavar="RATE",
-        help="Most submits: 10/s, 600/min, 5000/h; auto finds the limit.",
-    ),
-    click.option(
-        "--max-in-flight", default=500, show_default=True, metavar="N", help="Most jobs between submit and stored."
-    ),
-    click.option(
-        "--poll-interval",
-        default=5.0,
-        show_default=True,
-        metavar="S",
-        help="Least seconds between two polls of one job.",
-    ),
-    click.option("--poll-rate", metavar="RATE", help="Most polls over all jobs.  [default: as many as needed]"),
-    click.option("--shared-quota", is_flag=True, help="Polls and submits count against one limit, --rate."),
-    click.option(
-        "--poll-eagerness",
-        default=1.0,
-        show_default=True,
-        metavar="X",
-        help="How many polls it is worth to see a job's end one interval sooner.",
-    ),
-)
+Decorator = Callable[[Callable[..., Any]], Callable[..., Any]]
 
-_MORE_OPTIONS = (
-    click.option(
-        "--job-timeout",
-        default=1800.0,
-        show_default=True,
-        metavar="S",
-        help="Seconds to wait for an accepted job in this run; the next run asks again.",
-    ),
-    click.option(
-        "--max-attempts",
-        default=3,
-        show_default=True,
-        metavar="N",
-        help="Most submits of a job whose status came to ERROR (not charged).",
-    ),
-    click.option(
-        "--ambiguous",
-        type=click.Choice(["hold", "resubmit"]),
-        default="hold",
-        show_default=True,
-        help="What to do where a submit may or may not have been paid.",
-    ),
-    click.option(
-        "--max-charges",
-        type=int,
-        metavar="N",
-        help="Stop before more than N submits are paid, all runs of the folder together.",
-    ),
-    click.option(
-        "--max-same-failures",
-        default=20,
-        show_default=True,
-        metavar="N",
-        help="Stop when the first N jobs all fail in one way, or N in a row are ambiguous; 0 never does.",
-    ),
-    click.option(
-        "--sink",
-        metavar="URL",
-        help="Keep pictures in an object store: s3://bucket/folder, gs://…, az://….  [default: OUT/images]",
-    ),
-    click.option(
-        "--gateway", default="https://gateway.pixazo.ai", show_default=True, metavar="URL", help="Where the API is."
-    ),
-    click.option(
-        "--api-key-file",
-        type=click.Path(path_type=Path, dir_okay=False),
-        help=f"Read the API key from a file instead of {KEY_VARIABLE}.",
-    ),
+TYPES = get_type_hints(Settings)
+DEFAULTS = {field.name: field.default for field in Settings.fields()}
+
+
+class ExampleOption(click.Option):
+    """An option without a default, with an example value for the settings file."""
+
+    def __init__(self, *args: Any, example: Any = None, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.example = example
+
+
+def key_of(field: str) -> str:
+    """Return the click parameter of a setting: its name without the unit."""
+    return field.removesuffix("_s")
+
+
+def setting_option(field: str, **changes: Any) -> Decorator:
+    """Return the option of a setting. `changes` replace what the table says (`help`, `default`)."""
+    option: Option = OPTIONS[field]
+    default = DEFAULTS[field] if option.command_default is None else option.command_default
+    if isinstance(default, Rate):
+        default = default.text
+    named: dict[str, Any] = {
+        "type": _click_type(TYPES[field]),
+        "is_flag": TYPES[field] is bool,
+        "default": default.value if isinstance(default, StrEnum) else default,
+        "show_default": default is not None and TYPES[field] is not bool,
+        "metavar": option.metavar,
+        "help": option.help + (f"  [default: {option.none_means}]" if option.none_means else ""),
+        "example": option.example,
+        "cls": ExampleOption,
+    }
+    return click.option(f"--{key_of(field).replace('_', '-')}", key_of(field), **named | changes)
+
+
+def _click_type(hint: Any) -> Any:
+    kind = next((arg for arg in get_args(hint) if arg is not type(None)), hint)
+    if issubclass(kind, StrEnum):
+        return click.Choice([choice.value for choice in kind])
+    return {Rate: str}.get(kind, kind)
+
+
+def api_key_file_option(**changes: Any) -> Decorator:
+    """Return the option that names the file of the API key."""
+    named: dict[str, Any] = {
+        "type": click.Path(path_type=Path, dir_okay=False),
+        "help": f"Read the API key from a file instead of {KEY_VARIABLE}.",
+        "example": "key.txt",
+        "cls": ExampleOption,
+    }
+    return click.option("--api-key-file", **named | changes)
+
+
+_COMMAND_OPTIONS: tuple[Decorator, ...] = (
+    api_key_file_option(),
     click.option(
         "--webhook-listen",
         metavar="HOST:PORT",
-        help="Open a server there, which the gateway calls when a job ends, so that fewer polls are needed.",
+        cls=ExampleOption,
+        example="0.0.0.0:8080",
+        help="Listen there for callbacks of the gateway, so that fewer polls are needed.",
     ),
     click.option(
-        "--webhook-url", metavar="URL", help="How the gateway reaches that server: https, but for loopback."
+        "--webhook-url",
+        metavar="URL",
+        cls=ExampleOption,
+        example="https://my.host/krea",
+        help="URL at which the gateway reaches --webhook-listen: https, except on loopback.",
     ),
     click.option("--simulate", is_flag=True, help="Use the built-in offline gateway: real PNGs, no key, no cost."),
     click.option(
@@ -101,41 +89,56 @@ _MORE_OPTIONS = (
         type=click.FloatRange(min=0, min_open=True),
         default=1.0,
         metavar="X",
-        help="With --simulate: generation takes 1/X of the time.",
+        help="With --simulate: generate images X times as fast.",
     ),
-    click.option("--quiet", "-q", is_flag=True, help="Print nothing but errors."),
+    click.option("--quiet", "-q", is_flag=True, help="Print only errors."),
     click.option("--json", "as_json", is_flag=True, help="Print the summary as one JSON object on standard output."),
-    click.option("--verbose", "-v", count=True, help="Log to standard error; twice for every move of every job."),
+    click.option("--verbose", "-v", count=True, help="Log to standard error; -vv also logs each change of state."),
     click.option(
         "--log-file",
         type=click.Path(path_type=Path, dir_okay=False),
-        help="Log to the end of a file instead; -vv for every move of every job.",
+        cls=ExampleOption,
+        example="run.log",
+        help="Append the log to a file instead; -vv also logs each change of state.",
     ),
     click.option(
         "--log-format",
         type=click.Choice(["text", "json"]),
         default="text",
         show_default=True,
-        help="A line of the log: key=value, or a JSON object.",
+        help="Format of a log line: key=value, or a JSON object.",
     ),
     click.option(
         "--metrics-port",
         metavar="[HOST:]PORT",
-        help="Serve metrics for Prometheus during the run, to this machine alone unless HOST is given; "
-        "0: any free port.",
+        cls=ExampleOption,
+        example="9100",
+        help="Serve Prometheus metrics during the run, on loopback unless HOST is given; 0: any free port.",
     ),
 )
 
 
-def pace_options(command: Callable[..., Any]) -> Callable[..., Any]:
-    """Those that say how fast it goes."""
-    for option in reversed(_PACE_OPTIONS):
+def _apply(options: tuple[Decorator, ...], command: Callable[..., Any]) -> Callable[..., Any]:
+    for option in reversed(options):
         command = option(command)
     return command
 
 
-def running_options(command: Callable[..., Any]) -> Callable[..., Any]:
-    """All of them, for a command that runs an engine."""
-    for option in reversed(_MORE_OPTIONS):
-        command = option(command)
-    return pace_options(command)
+def forecast_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Add the settings that change a run's duration or its polls."""
+    return _apply(tuple(setting_option(field) for field, option in OPTIONS.items() if option.forecast), command)
+
+
+def run_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Add all options of a command that runs the engine."""
+    settings = tuple(setting_option(field) for field, option in OPTIONS.items() if option.command_line)
+    return _apply(settings + _COMMAND_OPTIONS, command)
+
+
+def given_settings(options: Mapping[str, Any], *, forecast_only: bool = False) -> dict[str, Any]:
+    """Return the fields of `Settings` among a command's options, without those that are None."""
+    return {
+        field: options[key_of(field)]
+        for field, option in OPTIONS.items()
+        if options.get(key_of(field)) is not None and (option.forecast or not forecast_only)
+    }

@@ -94,7 +94,7 @@ def _cases(options: dict[str, Any], folder: Path) -> list[Case]:
 def _check_settings(case: Case) -> None:
     """Let the engine's own settings say now what they would say later."""
     where = {"gateway": case.gateway} if case.gateway else {}
-    Settings.of(
+    Settings.from_options(
         Path(case.out),
         poll_interval_s=case.poll_interval_s,
         max_in_flight=case.max_in_flight,

@@ -71,16 +71,16 @@ def _key(key_file: str | None) -> Finding:
     try:
         find_key(key_file)
     except InputError as error:
-        return Finding("key", "fail", error.wrong, error.right)
+        return Finding("key", "fail", error.problem, error.hint)
     where = key_file or "PIXAZO_API_KEY"
     return Finding("key", "ok", f"there is one in {where}; it was not sent")
 
 
 def _gateway_and_clock(out: Path, gateway: str) -> Finding:
     try:
-        settings = Settings.of(out=out, gateway=gateway)
+        settings = Settings.from_options(out=out, gateway=gateway)
     except InputError as error:
-        return Finding("gateway", "fail", error.wrong, error.right)
+        return Finding("gateway", "fail", error.problem, error.hint)
     try:
         there = asyncio.run(date_at(settings))
     except Unreachable as error:

@@ -9,8 +9,9 @@ from typing import Any
 
 import click
 
+from krea_batch.cli.options.run_options import given_settings
 from krea_batch.cli.ui.formatting import clock_time, counted, say, size
-from krea_batch.errors import RunFolderError, SettingsError
+from krea_batch.errors import RunDirError, SettingsError
 from krea_batch.forecast import Forecast, Question, forecast
 from krea_batch.forecast.estimate import FEW_JOBS, MOST_JOBS, PICTURE_BYTES
 from krea_batch.forecast.latency_model import USUAL, Latencies, latencies_of, like, scaled
@@ -20,7 +21,6 @@ from krea_batch.settings import Rate, Settings
 from krea_batch.sources import Checked
 from krea_batch.storage.run_dir import LEDGER, check_run
 
-PACE = ("rate", "max_in_flight", "poll_interval", "poll_rate", "shared_quota", "poll_eagerness")
 LIKE_LAST = 5000  # chosen: latencies of an earlier run that are drawn from
 
 
@@ -39,11 +39,10 @@ def question_of(
     latencies, picture_bytes = _learnt(same_as) if same_as else (latencies_of(latency or USUAL), PICTURE_BYTES)
     if not same_as and (scale := options.get("time_scale") or 1.0) != 1.0:
         latencies = scaled(latencies, 1 / scale)
-    renamed = {"poll_interval": "poll_interval_s"}
     return Question(
         jobs=jobs,
         latencies=latencies,
-        settings={renamed.get(name, name): options[name] for name in PACE if options.get(name) is not None},
+        settings=given_settings(options, forecast_only=True),
         limit_per_s=Rate.parse(limit, "limit").per_s if limit else None,
         picture_bytes=picture_bytes,
         most_jobs=most_jobs,
@@ -57,7 +56,7 @@ def _learnt(out: Path) -> tuple[Latencies, float]:
         (seen,) = store.read(lambda store: store.latencies(LIKE_LAST))
         (page, _) = store.read(lambda store: store.outcomes(0, LIKE_LAST))[0]
     if not seen:
-        raise RunFolderError(out, "no job of it has finished, so nothing can be learnt", "give --latency")
+        raise RunDirError(out, "no job of it has finished, so nothing can be learnt", "give --latency")
     sizes = [file.bytes for outcome in page for file in outcome.files]
     return like([took_s for _, took_s in seen]), sum(sizes) / len(sizes) if sizes else PICTURE_BYTES
 

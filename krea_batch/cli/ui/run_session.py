@@ -18,19 +18,20 @@ import msgspec
 from krea_batch.cli.app import INTERRUPTED, OK, SOME_FAILED, STOPPED
 from krea_batch.cli.options.input_options import expanded
 from krea_batch.cli.options.logging_options import serve_metrics
+from krea_batch.cli.options.run_options import given_settings
 from krea_batch.cli.ui.check_progress import Checking
 from krea_batch.cli.ui.formatting import counted, say
 from krea_batch.cli.ui.progress import INTERRUPT, Teller, keep_showing, make_display
 from krea_batch.cli.ui.run_status import Errors, Meter
 from krea_batch.cli.ui.summary import FolderState, Summary
-from krea_batch.engine.engine import KEY_VARIABLE, Engine
+from krea_batch.engine.engine import Engine
 from krea_batch.errors import (
     InputError,
     JobFileError,
     KreaBatchError,
     LedgerError,
     LineProblem,
-    RunFolderError,
+    RunDirError,
     RunStopped,
     SettingsError,
 )
@@ -39,7 +40,7 @@ from krea_batch.forecast import Forecast
 from krea_batch.jobs import State
 from krea_batch.ledger import Store
 from krea_batch.rules.lifecycle import ended
-from krea_batch.settings import ApiKey, Settings, Webhook
+from krea_batch.settings import KEY_VARIABLE, ApiKey, Settings, Webhook
 from krea_batch.sources import Checked, JobFiles
 from krea_batch.storage.run_dir import LEDGER
 
@@ -49,16 +50,12 @@ SIMULATED = "simulated.jsonl"  # in the run's folder: what the embedded simulato
 
 def prepare(options: dict[str, Any]) -> tuple[Settings, ApiKey | None]:
     """Settings and key from the command line's options; no key with --simulate. Raises SettingsError."""
-    names = set(Settings.__struct_fields__)
-    renamed = {"poll_interval": "poll_interval_s", "job_timeout": "job_timeout_s"}
-    chosen = {renamed.get(name, name): value for name, value in options.items()}
-    fields = {name: value for name, value in chosen.items() if name in names and value is not None}
+    fields = given_settings(options)
     if options["webhook_listen"]:
         fields["webhook"] = Webhook(options["webhook_url"] or "", options["webhook_listen"])
     elif options["webhook_url"]:
-        right = "give --webhook-listen HOST:PORT, where that URL leads"
-        raise SettingsError("webhook-url", "nothing listens for what is called there", right)
-    settings = Settings.of(**fields)
+        raise SettingsError("webhook.url", "requires --webhook-listen HOST:PORT")
+    settings = Settings.from_options(options["out"], **fields)
     if options["simulate"]:
         return settings, None
     return settings, find_key(options["api_key_file"])
@@ -70,14 +67,15 @@ def find_key(key_file: str | None) -> ApiKey:
         if text := os.environ.get(KEY_VARIABLE, ""):
             return ApiKey(text)
         raise InputError(
-            "there is no API key",
-            f"set {KEY_VARIABLE}, or give --api-key-file FILE; to try without a key and at no cost, add --simulate",
+            "no API key",
+            f"set {KEY_VARIABLE} or pass --api-key-file FILE; to try krea-batch without a key and free of charge, "
+            "add --simulate",
         )
     try:
         return ApiKey(Path(key_file).read_text("utf-8").strip())
     except (OSError, UnicodeDecodeError) as error:
         reason = error.strerror if isinstance(error, OSError) else "not UTF-8"
-        raise SettingsError("api-key-file", f"{key_file} cannot be read ({reason})", "check the path") from None
+        raise SettingsError("api_key_file", f"cannot read {key_file} ({reason})", "check the path") from None
 
 
 def check_jobs(files: JobFiles, settings: Settings, *, skip_invalid: bool, quiet: bool) -> Checked:
@@ -114,7 +112,7 @@ def _some_of_each(problems: Iterable[LineProblem]) -> list[LineProblem]:
     said = Counter[tuple[str, str]]()
     shown = []
     for problem in problems:
-        said[alike := (problem.wrong, problem.right)] += 1
+        said[alike := (problem.problem, problem.hint)] += 1
         if said[alike] <= MOST_ALIKE:
             shown.append(problem)
     return shown
@@ -181,7 +179,7 @@ class Batch:
             problem = await self._until_it_ends(engine)
         try:
             folder = FolderState.read(self._settings.out)
-        except (RunFolderError, LedgerError) as error:
+        except (RunDirError, LedgerError) as error:
             raise problem or error from None  # a disk that broke under the run cannot be read, either
         stats = engine.stats()
         summary = Summary(
@@ -236,8 +234,7 @@ class Batch:
         settings, key = self._settings, self._key
         if key is None:
             settings, key = await self._simulate(stack)
-        fields = {name: getattr(settings, name) for name in settings.__struct_fields__}
-        return Engine(api_key=key, listeners=listeners, **fields)
+        return Engine(settings=settings, api_key=key, listeners=listeners)
 
     async def _simulate(self, stack: AsyncExitStack) -> tuple[Settings, ApiKey]:
         url = await start_simulator(stack, self._settings.out, time_scale=self._options["time_scale"])

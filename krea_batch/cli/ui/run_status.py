@@ -160,7 +160,7 @@ class Meter:
         if stats.submits > self._submits:
             self._last_submit_s, self._submits = now_s, stats.submits
         self._trail.add(now_s, stats.submits, stats.ended)
-        held_s = stats.held_until_s - now_s
+        held_s = stats.paused_until_s - now_s
         done = self._done_before + stats.ended
         succeeded = self._succeeded_before + stats.succeeded
         return Figures(

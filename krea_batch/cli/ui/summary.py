@@ -16,19 +16,8 @@ from krea_batch.ledger import Charges, Store
 from krea_batch.storage.results_file import RESULTS
 from krea_batch.storage.run_dir import IMAGES, LEDGER
 
-MEANING = {
-    State.SUCCEEDED: "stored",
-    State.FAILED: "failed at the gateway (charged)",
-    State.ERRORED: "ended in ERROR (not charged); run again with a higher --max-attempts",
-    State.REJECTED: "rejected by the gateway (not charged)",
-    State.AMBIGUOUS: "ambiguous: submitted, but nobody knows whether accepted; decide with krea-batch resolve",
-    State.TIMED_OUT: "not had in this run; the same command asks again, free of charge",
-    State.CANCELLED: "cancelled",
-    State.PENDING: "not submitted yet",
-    State.SUBMITTING: "being submitted",
-    State.ACCEPTED: "in work at the gateway",
-    State.FINISHED: "finished, not downloaded yet",
-}
+FINAL_FIRST = sorted(State, key=lambda state: not state.info.final)
+"""The states in the order of the summary."""
 
 
 class FolderState(msgspec.Struct, frozen=True):
@@ -55,7 +44,9 @@ class FolderState(msgspec.Struct, frozen=True):
     def lines(self) -> list[str]:
         """One line a state that any job stands in, then the charges."""
         width = max((len(f"{count:,}") for count in self.counts.values()), default=1)
-        rows = [f"  {self.counts[state]:>{width},} {MEANING[state]}" for state in MEANING if state in self.counts]
+        rows = [
+            f"  {self.counts[state]:>{width},} {state.info.label}" for state in FINAL_FIRST if state in self.counts
+        ]
         charges = self.charges
         paid = f"{charges.charged:,} paid, {charges.free:,} free (ERROR), {charges.unknown:,} unknown (ambiguous)"
         return [*rows, f"  charges: {paid}"]

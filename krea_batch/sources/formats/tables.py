@@ -187,7 +187,7 @@ def _rows(file: LineFile, parsed: Any, reading: Reading, say: Say) -> Rows:
             yield number, JobError(f"the row cannot be read ({error})", 'write a " in a quoted cell as ""')
         except JobError as error:
             if columns is None:
-                raise InputError(f"{file.name}: {error.wrong}", error.right) from None
+                raise InputError(f"{file.name}: {error.problem}", error.hint) from None
             yield number, error
 
 
