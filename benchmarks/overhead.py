@@ -107,7 +107,7 @@ def main() -> None:
     ratios = []
     with tempfile.TemporaryDirectory(dir=Path.cwd()) as folder:
         for name, size in (("of 1 KB", "0"), ("of 20 KB", "20000")):
-            with simulator(CASE, "--picture-bytes", size) as urls:
+            with simulator(CASE, "--image-bytes", size) as urls:
                 work = (urls["gateway_url"], options.jobs)
                 pairs = [
                     (in_a_process(bare, *work), in_a_process(engine, *work, folder)) for _ in range(options.repeat)

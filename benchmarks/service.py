@@ -177,7 +177,7 @@ def main() -> None:
 
     runs = []
     for _ in range(options.repeat):
-        simulated = Simulated("--latency", "uniform:4,12", "--picture-bytes", "20000")
+        simulated = Simulated("--latency", "uniform:4,12", "--image-bytes", "20000")
         try:
             with service(simulated.gateway) as url:
                 runs.append(uvloop.run(both(url, options.jobs, options.seconds)))

@@ -160,7 +160,7 @@ class TestForgedCalls:
 
 
 class TestOutOfDoubt:
-    @pytest.mark.parametrize("ambiguous", ["hold", "resubmit"])
+    @pytest.mark.parametrize("ambiguous", ["keep", "resubmit"])
     def test_a_call_while_the_post_is_in_the_air(self, tmp_path: Path, ambiguous: str) -> None:
         """A POST whose answer is lost, but for which the gateway has called meanwhile, is not ambiguous at all."""
         gateway = CallingGateway(share=0.0)

@@ -37,7 +37,6 @@ from krea_batch import (
     RunStats,
     RunStopped,
     Settings,
-    SettingsError,
     State,
     Stopping,
     StoredFile,

@@ -44,13 +44,13 @@ COMMANDS = {
     "completion": "Print a shell's completion script.",
 }
 """Each command's name, and what stands beside it in the list of all."""
-CONFIG = "krea-batch.toml"
-ENVIRONMENT = "KREA_BATCH"
+CONFIG_FILE = "krea-batch.toml"
+ENV_PREFIX = "KREA_BATCH"
 
 OK, SOME_FAILED, BAD_INPUT, STOPPED, INTERRUPTED = 0, 1, 2, 3, 130
 
 
-class _Commands(click.Group):
+class _LazyGroup(click.Group):
     """Imports the module of a command when it is asked for."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
@@ -60,7 +60,7 @@ class _Commands(click.Group):
         if name not in COMMANDS:
             return None
         command: click.Command = getattr(import_module(f"krea_batch.cli.commands.{name}"), name)
-        command.context_settings.setdefault("auto_envvar_prefix", ENVIRONMENT)
+        command.context_settings.setdefault("auto_envvar_prefix", ENV_PREFIX)
         command.short_help = COMMANDS[name]
         command.epilog = epilog(name)
         return command
@@ -68,9 +68,9 @@ class _Commands(click.Group):
     def resolve_command(
         self, ctx: click.Context, args: list[str]
     ) -> tuple[str | None, click.Command | None, list[str]]:
-        near = difflib.get_close_matches(args[0], COMMANDS, 1)
-        if args[0] not in COMMANDS and near and not args[0].startswith("-"):
-            ctx.fail(f"No such command {args[0]!r}. Did you mean {near[0]!r}?")
+        close_matches = difflib.get_close_matches(args[0], COMMANDS, 1)
+        if args[0] not in COMMANDS and close_matches and not args[0].startswith("-"):
+            ctx.fail(f"No such command {args[0]!r}. Did you mean {close_matches[0]!r}?")
         return super().resolve_command(ctx, args)
 
 
@@ -85,7 +85,7 @@ Exit codes:
 
 
 @click.group(
-    cls=_Commands,
+    cls=_LazyGroup,
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
     epilog=EXIT_CODES,
 )
@@ -102,7 +102,7 @@ def app(ctx: click.Context) -> None:
     krea-batch run jobs.jsonl --out runs/cats               the real thing
     krea-batch view runs/cats                               the pictures, in your browser
     """
-    ctx.default_map = _from_file(Path(CONFIG))
+    ctx.default_map = _load_config(Path(CONFIG_FILE))
 
 
 def main() -> None:
@@ -128,7 +128,7 @@ def option_of(parameter: str) -> str:
     return "--" + parameter.removesuffix("_s").replace("_", "-").replace(".", "-")
 
 
-def _from_file(path: Path) -> dict[str, dict[str, Any]]:
+def _load_config(path: Path) -> dict[str, dict[str, Any]]:
     """Defaults from `krea-batch.toml` in the working folder: options by their long names, for every command.
 
     Raises click.UsageError naming an option that no command has.
@@ -145,14 +145,14 @@ def _from_file(path: Path) -> dict[str, dict[str, Any]]:
     for name in COMMANDS:
         command = app.get_command(click.Context(app), name)
         known[name] = {param.name or "" for param in command.params} if command else set()
-    every = set().union(*known.values())
+    all_names = set().union(*known.values())
     for option in options:
-        if option.replace("-", "_") not in every:
-            near = difflib.get_close_matches(option.replace("-", "_"), every, 1)
-            hint = f" Did you mean {near[0].replace('_', '-')!r}?" if near else ""
+        if option.replace("-", "_") not in all_names:
+            close_matches = difflib.get_close_matches(option.replace("-", "_"), all_names, 1)
+            hint = f" Did you mean {close_matches[0].replace('_', '-')!r}?" if close_matches else ""
             raise click.UsageError(f"{path}: there is no option {option!r}.{hint}")
-    named = {option.replace("-", "_"): value for option, value in options.items()}
-    return {name: {key: value for key, value in named.items() if key in known[name]} for name in COMMANDS}
+    by_param_name = {option.replace("-", "_"): value for option, value in options.items()}
+    return {name: {key: value for key, value in by_param_name.items() if key in known[name]} for name in COMMANDS}
 
 
 EXAMPLES: dict[str, tuple[str, ...]] = {
@@ -168,12 +168,12 @@ EXAMPLES: dict[str, tuple[str, ...]] = {
     ),
     "plan": (
         "krea-batch plan jobs.jsonl --rate 10/s --price 0.05",
-        "krea-batch plan jobs.jsonl --like runs/cats --max-in-flight 100",
+        "krea-batch plan jobs.jsonl --latency-from runs/cats --max-in-flight 100",
     ),
     "status": ("krea-batch status runs/cats", "krea-batch status runs/cats --json"),
     "watch": ("krea-batch watch runs/cats",),
     "view": ("krea-batch view runs/cats", "krea-batch view runs/cats --port 0 --no-open"),
-    "report": ("krea-batch report runs/cats", "krea-batch report runs/cats --to cats.html --thumbnails 160"),
+    "report": ("krea-batch report runs/cats", "krea-batch report runs/cats --output cats.html --thumbnails 160"),
     "resolve": (
         "krea-batch resolve runs/cats --list",
         "krea-batch resolve runs/cats --resubmit fox",
@@ -182,8 +182,8 @@ EXAMPLES: dict[str, tuple[str, ...]] = {
     "retry": ("krea-batch retry runs/cats --yes", "krea-batch retry runs/cats fox owl"),
     "verify": ("krea-batch verify runs/cats", "krea-batch verify runs/cats --repair"),
     "export": (
-        "krea-batch export runs/cats --format imagefolder --to set --embed-metadata",
-        "krea-batch export runs/cats --format zip --to cats.zip --ids-from ids.txt",
+        "krea-batch export runs/cats --format imagefolder --output set --embed-metadata",
+        "krea-batch export runs/cats --format zip --output cats.zip --ids-from ids.txt",
     ),
     "inspect": ("krea-batch inspect set/00001.png",),
     "schema": ("krea-batch schema > job.schema.json",),

@@ -30,7 +30,7 @@ FULL = 0.9  # chosen: from this share of its cap on, "in flight" counts as full
 TAIL = 0.5  # chosen: a run that waits for its last jobs for this share of its time is bound by their latency
 _SHM = Path("/dev/shm")  # noqa: S108 - a ledger that is thrown away need not wait for a disk
 MEMORY = _SHM if _SHM.is_dir() else None
-PICTURE_BYTES = 1_500_000  # measured: the mean of what the simulator draws at 1:1; --like learns the real one
+PICTURE_BYTES = 1_500_000  # measured: the mean of what the simulator draws at 1:1; --latency-from learns the real one
 
 
 class Question(msgspec.Struct, frozen=True, kw_only=True):
@@ -40,7 +40,7 @@ class Question(msgspec.Struct, frozen=True, kw_only=True):
     latencies: Latencies
     settings: dict[str, Any]
     limit_per_s: float | None = None
-    picture_bytes: float = PICTURE_BYTES
+    image_bytes: float = PICTURE_BYTES
     most_jobs: int = MOST_JOBS
 
     @property
@@ -104,7 +104,7 @@ def forecast(question: Question) -> Forecast:
         seconds=seconds,
         polls=round(seen.polls * share),
         refused_429=round(seen.refused_429 * share),
-        bytes=round(jobs * question.picture_bytes),
+        bytes=round(jobs * question.image_bytes),
         in_flight=in_flight,
         per_s=jobs / seconds,
         submits_per_s=per_s,

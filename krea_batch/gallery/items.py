@@ -10,11 +10,11 @@ from krea_batch.jobs import Outcome
 PARAMETERS = ("aspect_ratio", "creativity", "seed", "styles", "moodboards", "image_style_references")
 
 
-def item(n: int, outcome: Outcome) -> dict[str, Any]:
+def item(job_no: int, outcome: Outcome) -> dict[str, Any]:
     """A job as the page has it. `files` holds names and sizes; what is empty is left out of `parameters`."""
     request = outcome.request
     return {
-        "n": n,
+        "n": job_no,
         "id": outcome.id,
         "status": outcome.status.value,
         "prompt": request["prompt"],
@@ -30,7 +30,7 @@ def item(n: int, outcome: Outcome) -> dict[str, Any]:
     }
 
 
-def place_of(out: Path, path: str) -> Path | None:
+def local_image_path(out: Path, path: str) -> Path | None:
     """The file of a picture; None where it is kept in an object store, or would lie outside of the run's folder."""
     inside = "://" not in path and not Path(path).is_absolute() and ".." not in Path(path).parts
     return out / path if inside else None

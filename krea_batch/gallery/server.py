@@ -24,30 +24,30 @@ import anyio.to_thread
 import msgspec
 from aiohttp import web
 
-from krea_batch.gallery.items import item, place_of
-from krea_batch.gallery.report import page, script_source
-from krea_batch.gallery.thumbnails import Kept
+from krea_batch.gallery.items import item, local_image_path
+from krea_batch.gallery.report import render_page, script_csp_source
+from krea_batch.gallery.thumbnails import ThumbnailCache
 from krea_batch.jobs import FINAL, Outcome
 from krea_batch.ledger import Store
-from krea_batch.ledger.paging import all_rows, number_of
+from krea_batch.ledger.paging import first_column, iter_rows
 from krea_batch.storage.run_dir import LEDGER, check_run, is_at_work
 
-LOOK_EVERY_S = 1.0  # chosen: as live as anybody needs
-MOST_IDS_BYTES = 64 * 1024 * 1024  # chosen: 300,000 of the longest
-SAID_LINES = 5  # chosen: a run's summary, or the end of what went wrong
-SIMULATED = "simulated.jsonl"
-POLICY = (
-    f"default-src 'none'; img-src 'self' data:; style-src 'unsafe-inline'; script-src {script_source()}; "
+REFRESH_INTERVAL_S = 1.0  # chosen: as live as anybody needs
+MAX_RETRY_BODY_BYTES = 64 * 1024 * 1024  # chosen: 300,000 of the longest
+RETRY_OUTPUT_LINES = 5  # chosen: a run's summary, or the end of what went wrong
+SIMULATOR_STATE_FILE = "simulated.jsonl"
+CONTENT_SECURITY_POLICY = (
+    f"default-src 'none'; img-src 'self' data:; style-src 'unsafe-inline'; script-src {script_csp_source()}; "
     "connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
 )
-SEALS = {
-    "Content-Security-Policy": POLICY,
+SECURITY_HEADERS = {
+    "Content-Security-Policy": CONTENT_SECURITY_POLICY,
     "X-Content-Type-Options": "nosniff",
     "Referrer-Policy": "no-referrer",
     "Cross-Origin-Resource-Policy": "same-origin",  # no page elsewhere shows pictures of a run
 }
 
-Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
+RequestHandler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 
 class Gallery:
@@ -58,66 +58,68 @@ class Gallery:
         self.out = out
         self.token = secrets.token_urlsafe()
         self.retrying = False
-        self._anew = False  # look at all jobs, those that had ended too
-        self.standing: dict[str, Any] = {}  # how many jobs there are to be, and whether a process works on them
+        self._reread_all = False  # look at all jobs, those that had ended too
+        self.run_status: dict[str, Any] = {}  # how many jobs there are to be, and whether a process works on them
         self._outcomes: dict[int, Outcome] = {}
-        self._listeners: set[asyncio.Queue[bytes]] = set()
-        self._kept = Kept()
+        self._subscribers: set[asyncio.Queue[bytes]] = set()
+        self._thumbnail_cache = ThumbnailCache()
 
     @property
     def simulated(self) -> bool:
-        return (self.out / SIMULATED).is_file()
+        return (self.out / SIMULATOR_STATE_FILE).is_file()
 
     def items(self) -> bytes:
         """All jobs, as JSON."""
         return msgspec.json.encode([item(n, outcome) for n, outcome in self._outcomes.items()])
 
-    def place(self, n: int, k: int) -> Path | None:
+    def path(self, job_no: int, file_index: int) -> Path | None:
         """The file of a job's picture, counted from 0; None where there is none on this disk."""
-        outcome = self._outcomes.get(n)
-        if outcome is None or not 0 <= k < len(outcome.files):
+        outcome = self._outcomes.get(job_no)
+        if outcome is None or not 0 <= file_index < len(outcome.files):
             return None
-        return place_of(self.out, outcome.files[k].path)
+        return local_image_path(self.out, outcome.files[file_index].path)
 
-    def thumbnail(self, place: Path) -> bytes | None:
-        return self._kept.get(place)
+    def thumbnail(self, path: Path) -> bytes | None:
+        return self._thumbnail_cache.get(path)
 
-    async def look(self) -> None:
+    async def refresh(self) -> None:
         """See what has changed since the last look, and tell it."""
-        before = self.standing
-        changed = await anyio.to_thread.run_sync(self._read)
-        if self.standing != before:
-            self.tell("standing", self.standing)
+        before = self.run_status
+        changed = await anyio.to_thread.run_sync(self._read_changes)
+        if self.run_status != before:
+            self.broadcast("standing", self.run_status)
         if changed:
-            self.tell("items", [item(n, outcome) for n, outcome in changed])
+            self.broadcast("items", [item(n, outcome) for n, outcome in changed])
 
-    def tell(self, event: str, what: object) -> None:
-        message = as_event(event, what)
-        for queue in self._listeners:
+    def broadcast(self, event: str, data: object) -> None:
+        message = sse_event(event, data)
+        for queue in self._subscribers:
             queue.put_nowait(message)
 
     @asynccontextmanager
-    async def listening(self) -> AsyncIterator[asyncio.Queue[bytes]]:
+    async def subscribe(self) -> AsyncIterator[asyncio.Queue[bytes]]:
         queue: asyncio.Queue[bytes] = asyncio.Queue()
-        self._listeners.add(queue)
+        self._subscribers.add(queue)
         try:
             yield queue
         finally:
-            self._listeners.discard(queue)
+            self._subscribers.discard(queue)
 
-    def _read(self) -> list[tuple[int, Outcome]]:
+    def _read_changes(self) -> list[tuple[int, Outcome]]:
         at_work = is_at_work(self.out)  # looked at first: what its end wrote is then seen
         with closing(Store.open(self.out / LEDGER, read_only=True)) as store:
             counts, run = store.read(Store.counts, Store.latest_run)
             ended = Counter(outcome.status for outcome in self._outcomes.values() if outcome.status in FINAL)
-            again = self._anew or any(count > counts.get(state, 0) for state, count in ended.items())  # ends no more
-            self._anew = False
-            still = (n for n, outcome in self._outcomes.items() if outcome.status not in FINAL)
-            after = 0 if again else next(still, len(self._outcomes) + 1) - 1
-            rows = all_rows(partial(_glimpses, store), number_of, after)
+            reread_all = self._reread_all or any(
+                count > counts.get(state, 0) for state, count in ended.items()
+            )  # ends no more
+            self._reread_all = False
+            open_jobs = (n for n, outcome in self._outcomes.items() if outcome.status not in FINAL)
+            after_job_no = 0 if reread_all else next(open_jobs, len(self._outcomes) + 1) - 1
+            rows = iter_rows(partial(_jobs_page, store), first_column, after_job_no)
             changed = [row for row in rows if self._outcomes.get(row[0]) != row[1]]
         self._outcomes.update(changed)
-        self.standing = {"jobs": run.jobs if run else None, "at_work": at_work}
+        self.run_status = {"jobs": run.jobs if run else None, "at_work": at_work}
         return changed
 
     async def retry(self, ids: list[str]) -> None:
@@ -134,24 +136,24 @@ class Gallery:
                 start_new_session=True,  # a Ctrl-C in the terminal reaches it through `_stop` alone
             )
             try:
-                said, _ = await process.communicate("\n".join(ids).encode())
+                retry_output, _ = await process.communicate("\n".join(ids).encode())
             except asyncio.CancelledError:
-                await _stop(process)
+                await _interrupt(process)
                 raise
         finally:
             self.retrying = False
-            self._anew = True
-        lines = said.decode("utf-8", "replace").strip().splitlines()
-        self.tell("said", {"ok": process.returncode in (0, 1), "text": "\n".join(lines[-SAID_LINES:])})
+            self._reread_all = True
+        lines = retry_output.decode("utf-8", "replace").strip().splitlines()
+        self.broadcast("said", {"ok": process.returncode in (0, 1), "text": "\n".join(lines[-RETRY_OUTPUT_LINES:])})
 
 
-def _glimpses(store: Store, after_n: int, limit: int) -> list[tuple[int, Outcome]]:
+def _jobs_page(store: Store, after_job_no: int, limit: int) -> list[tuple[int, Outcome]]:
     """A page of jobs as of one moment. Raises LedgerError."""
-    (page,) = store.read(lambda store: store.glimpses(after_n, limit))
+    (page,) = store.read(lambda store: store.glimpses(after_job_no, limit))
     return page  # type: ignore[no-any-return]
 
 
-async def _stop(process: asyncio.subprocess.Process) -> None:
+async def _interrupt(process: asyncio.subprocess.Process) -> None:
     """End a retry as two Ctrl-C would: at once, with no POST in doubt, since asyncio would kill it."""
     for name in (signal.SIGINT, signal.SIGTERM):  # two of one name may arrive as one
         with suppress(ProcessLookupError):
@@ -159,12 +161,12 @@ async def _stop(process: asyncio.subprocess.Process) -> None:
     await process.wait()
 
 
-def as_event(name: str, what: object) -> bytes:
+def sse_event(name: str, data: object) -> bytes:
     """A server-sent event."""
-    return f"event: {name}\ndata: ".encode() + msgspec.json.encode(what) + b"\n\n"
+    return f"event: {name}\ndata: ".encode() + msgspec.json.encode(data) + b"\n\n"
 
 
-class Pages:
+class GalleryApp:
     """What is answered to the browser."""
 
     def __init__(self, gallery: Gallery) -> None:
@@ -172,20 +174,20 @@ class Pages:
         self._tasks: set[asyncio.Task[None]] = set()
         self.closing = False
 
-    def application(self) -> web.Application:
-        app = web.Application(middlewares=[_guard], client_max_size=MOST_IDS_BYTES)
-        app.on_response_prepare.append(_seal)
+    def build(self) -> web.Application:
+        app = web.Application(middlewares=[_require_local_host], client_max_size=MAX_RETRY_BODY_BYTES)
+        app.on_response_prepare.append(_add_security_headers)
         app.router.add_get("/", self.index)
         app.router.add_get("/items", self.items)
         app.router.add_get("/events", self.events)
-        app.router.add_get(r"/picture/{n:[0-9]+}/{k:[0-9]+}", self.picture)
+        app.router.add_get(r"/picture/{n:[0-9]+}/{k:[0-9]+}", self.image)
         app.router.add_get(r"/thumbnail/{n:[0-9]+}", self.thumbnail)
         app.router.add_post("/retry", self.retry)
         return app
 
     async def index(self, _: web.Request) -> web.Response:
         gallery = self._gallery
-        text = page(
+        text = render_page(
             title=gallery.out.name,
             live=True,
             token=gallery.token,
@@ -199,32 +201,32 @@ class Pages:
     async def items(self, _: web.Request) -> web.Response:
         return web.Response(body=self._gallery.items(), content_type="application/json")
 
-    async def picture(self, request: web.Request) -> web.StreamResponse:
-        place = self._gallery.place(int(request.match_info["n"]), int(request.match_info["k"]))
-        if place is None or not await anyio.Path(place).is_file():
+    async def image(self, request: web.Request) -> web.StreamResponse:
+        path = self._gallery.path(int(request.match_info["n"]), int(request.match_info["k"]))
+        if path is None or not await anyio.Path(path).is_file():
             raise web.HTTPNotFound
-        return web.FileResponse(place, headers={"Content-Type": "image/png"})
+        return web.FileResponse(path, headers={"Content-Type": "image/png"})
 
     async def thumbnail(self, request: web.Request) -> web.Response:
-        place = self._gallery.place(int(request.match_info["n"]), 0)
-        data = await anyio.to_thread.run_sync(self._gallery.thumbnail, place) if place else None
+        path = self._gallery.path(int(request.match_info["n"]), 0)
+        data = await anyio.to_thread.run_sync(self._gallery.thumbnail, path) if path else None
         if data is None:
             raise web.HTTPNotFound
         return web.Response(body=data, content_type="image/webp", headers={"Cache-Control": "private, max-age=60"})
 
     async def events(self, request: web.Request) -> web.StreamResponse:
         response = web.StreamResponse(headers={"Content-Type": "text/event-stream", "Cache-Control": "no-store"})
-        async with self._gallery.listening() as queue:
+        async with self._gallery.subscribe() as queue:
             with suppress(ConnectionResetError):  # the page was closed
                 await response.prepare(request)
-                await response.write(as_event("standing", self._gallery.standing))
+                await response.write(sse_event("standing", self._gallery.run_status))
                 while not self.closing:
                     await response.write(await queue.get())
         return response
 
     async def retry(self, request: web.Request) -> web.Response:
         gallery = self._gallery
-        if not secrets.compare_digest(_bytes(request.headers.get("X-Token", "")), gallery.token.encode()):
+        if not secrets.compare_digest(_header_bytes(request.headers.get("X-Token", "")), gallery.token.encode()):
             raise web.HTTPForbidden
         try:
             ids = msgspec.json.decode(await request.read(), type=list[str])
@@ -238,12 +240,12 @@ class Pages:
         return web.Response(status=202)
 
 
-def _bytes(header: str) -> bytes:
+def _header_bytes(header: str) -> bytes:
     return header.encode("utf-8", "surrogateescape")  # as it came
 
 
 @web.middleware
-async def _guard(request: web.Request, handler: Handler) -> web.StreamResponse:
+async def _require_local_host(request: web.Request, handler: RequestHandler) -> web.StreamResponse:
     """Answer only who speaks to this machine by its own name."""
     try:
         name = urlsplit(f"//{request.host}").hostname
@@ -254,25 +256,25 @@ async def _guard(request: web.Request, handler: Handler) -> web.StreamResponse:
     return await handler(request)
 
 
-async def _seal(_: web.Request, response: web.StreamResponse) -> None:
+async def _add_security_headers(_: web.Request, response: web.StreamResponse) -> None:
     """Every answer, of an error too, says that the page is this server's alone."""
-    response.headers.update(SEALS)
+    response.headers.update(SECURITY_HEADERS)
 
 
-async def serve(gallery: Gallery, port: int, ready: Callable[[str], Any]) -> None:
+async def serve(gallery: Gallery, port: int, on_ready: Callable[[str], Any]) -> None:
     """Serve until cancelled. `ready` hears the address. Raises OSError where the port is in use."""
-    await gallery.look()
-    pages = Pages(gallery)
-    runner = web.AppRunner(pages.application(), access_log=None, shutdown_timeout=1.0)
+    await gallery.refresh()
+    app = GalleryApp(gallery)
+    runner = web.AppRunner(app.build(), access_log=None, shutdown_timeout=1.0)
     await runner.setup()
     try:
         site = web.TCPSite(runner, "127.0.0.1", port)
         await site.start()
-        ready(f"http://127.0.0.1:{runner.addresses[0][1]}/")
+        on_ready(f"http://127.0.0.1:{runner.addresses[0][1]}/")
         while True:
-            await asyncio.sleep(LOOK_EVERY_S)
-            await gallery.look()
+            await asyncio.sleep(REFRESH_INTERVAL_S)
+            await gallery.refresh()
     finally:
-        pages.closing = True
-        gallery.tell("end", None)
+        app.closing = True
+        gallery.broadcast("end", None)
         await runner.cleanup()

@@ -22,13 +22,15 @@ T = TypeVar("T")
 PAGE_ROWS = 500  # chosen: rows of the ledger in memory at once
 
 
-def all_rows(read: Callable[[int, int], list[T]], number: Callable[[T], int], after_n: int = 0) -> Iterator[T]:
+def iter_rows(
+    read: Callable[[int, int], list[T]], job_no_of: Callable[[T], int], after_job_no: int = 0
+) -> Iterator[T]:
     """Every row whose number is above this one, a page at a time. `read` takes a number and how many rows at most."""
-    while page := read(after_n, PAGE_ROWS):
+    while page := read(after_job_no, PAGE_ROWS):
         yield from page
-        after_n = number(page[-1])
+        after_job_no = job_no_of(page[-1])
 
 
-def number_of(row: tuple[Any, ...]) -> int:
+def first_column(row: tuple[Any, ...]) -> int:
     """The number that a row of the ledger begins with."""
     return int(row[0])

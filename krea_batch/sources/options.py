@@ -40,7 +40,7 @@ class Reading(msgspec.Struct, frozen=True, kw_only=True):
     format: Format | None = None
     keep_extra: bool = False
     columns: Mapping[str, str] = {}
-    comments: bool = False
+    skip_comments: bool = False
     dedupe: bool = False
     template: str = ""
     axes: tuple[Axis, ...] = ()

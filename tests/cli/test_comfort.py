@@ -20,9 +20,9 @@ import pytest
 from click.testing import CliRunner, Result
 
 from krea_batch.cli.app import BAD_INPUT, COMMANDS, EXAMPLES, INTERRUPTED, OK, SOME_FAILED, STOPPED, app
-from krea_batch.cli.commands.init import config
+from krea_batch.cli.commands.init import config_text
 from krea_batch.cli.ui import diagnostics
-from krea_batch.cli.ui.diagnostics import check_all
+from krea_batch.cli.ui.diagnostics import run_diagnostics
 from tests.processes import environment, krea_batch
 
 
@@ -53,7 +53,7 @@ class TestInit:
     def test_every_option_is_in_it(self) -> None:
         """With the # off each line, the file is TOML that `run` takes."""
         lines = [
-            line.removeprefix("#") for line in config().splitlines() if line.startswith("#") and line[1:2] != " "
+            line.removeprefix("#") for line in config_text().splitlines() if line.startswith("#") and line[1:2] != " "
         ]
         options = tomllib.loads("\n".join(lines))
         names = {option.replace("-", "_") for option in options}
@@ -70,7 +70,7 @@ class TestInit:
     def test_defaults_are_the_defaults(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         """A line whose # is off changes nothing where it shows a default."""
         monkeypatch.chdir(tmp_path)
-        (tmp_path / "krea-batch.toml").write_text(config().replace('#rate = "10/s"', 'rate = "10/s"'))
+        (tmp_path / "krea-batch.toml").write_text(config_text().replace('#rate = "10/s"', 'rate = "10/s"'))
         (tmp_path / "p.txt").write_text("a cat\n")
         assert call("validate", "p.txt").exit_code == 0
 
@@ -143,7 +143,8 @@ class TestDoctor:
         monkeypatch.setattr(diagnostics, "FEW_PICTURES", 10**12)
         monkeypatch.setattr(diagnostics, "_file_system", lambda _: "nfs4")
         found = {
-            (each.what, each.state): each.found for each in check_all(tmp_path / "new" / "out", gateway, None, 10**9)
+            (each.check, each.state): each.detail
+            for each in run_diagnostics(tmp_path / "new" / "out", gateway, None, 10**9)
         }
         assert "network file system (nfs4)" in found["disk", "warn"] or "free in" in found["disk", "warn"]
         assert ("files", "warn") in found
@@ -152,7 +153,7 @@ class TestDoctor:
     def test_a_folder_that_cannot_be_written(self, gateway: str, monkeypatch: pytest.MonkeyPatch) -> None:
         """A disk that takes nothing is a failure."""
         monkeypatch.setenv("PIXAZO_API_KEY", "k")
-        found = [each for each in check_all(Path("/proc/none"), gateway, None, 1) if each.what == "disk"]
+        found = [each for each in run_diagnostics(Path("/proc/none"), gateway, None, 1) if each.check == "disk"]
         assert [each.state for each in found] == ["fail"]
 
 

@@ -11,29 +11,37 @@ from hypothesis import given
 from hypothesis import strategies as st
 from rich.console import Console
 
-from krea_batch.cli.ui.progress import PLAIN_STEPS, STEPS, Live, sparkline
-from krea_batch.cli.ui.run_status import AVERAGE_OVER_S, HISTORY_S, Errors, Figures, Onlooker, Trail, left_s
+from krea_batch.cli.ui.progress import ASCII_SPARKLINE_CHARS, SPARKLINE_CHARS, LiveDisplay, sparkline
+from krea_batch.cli.ui.run_status import (
+    HISTORY_S,
+    RATE_WINDOW_S,
+    LedgerStatusReader,
+    RateHistory,
+    RecentErrors,
+    RunStatus,
+    remaining_s,
+)
 from krea_batch.events import Ended, Troubled
 from krea_batch.jobs import Outcome, State, Trouble
 from krea_batch.ledger import Store
 from krea_batch.rules.verdicts import Finished
 from krea_batch.storage.run_dir import LEDGER
 
-SOME = Figures(
+SOME = RunStatus(
     total=1000,
     done=206,
     succeeded=193,
     in_flight=325,
     downloading=185,
-    trouble=13,
+    unsuccessful=13,
     submitted=531,
-    per_s=15.6,
+    submits_per_s=15.6,
     limit_per_s=19.0,
     polls=447,
     downloaded_bytes=126_600_000,
-    left_s=60.0,
-    history=(3.0, 0.0, 19.0, 9.0),
-    errors=(("submit: HTTP 500", 13), ("failed: [b]no[/b] picture of “長椅子”", 2)),
+    remaining_s=60.0,
+    submits_each_second=(3.0, 0.0, 19.0, 9.0),
+    top_errors=(("submit: HTTP 500", 13), ("failed: [b]no[/b] picture of “長椅子”", 2)),
 )
 
 
@@ -58,62 +66,62 @@ def outcome(status: State, message: str | None) -> Outcome:
 class TestTrail:
     def test_the_mean_of_late(self) -> None:
         """Rates are those of the last seconds alone, whatever was before."""
-        trail = Trail()
+        trail = RateHistory()
         for second in range(40):
             trail.add(float(second), 10 * second if second < 30 else 300, second)
-        assert trail.per_s(9.0) == (0.0, 1.0)
-        assert trail.per_s(39.0)[0] == pytest.approx(300 / 39)
-        assert trail.seen_s == 39.0
+        assert trail.rates_per_s(9.0) == (0.0, 1.0)
+        assert trail.rates_per_s(39.0)[0] == pytest.approx(300 / 39)
+        assert trail.span_s == 39.0
 
     def test_each_second_once(self) -> None:
         """The history holds what was submitted in each second that is over, the latest last."""
-        trail = Trail()
+        trail = RateHistory()
         for tenth in range(31):
             trail.add(tenth / 10, min(tenth, 20), 0)
-        assert list(trail.history) == [10, 10, 0]
+        assert list(trail.submits_each_second) == [10, 10, 0]
 
     def test_a_long_look_away(self) -> None:
         """What came while nobody looked is spread over the seconds of that, and none is lost."""
-        trail = Trail()
+        trail = RateHistory()
         trail.add(0.0, 0, 0)
         trail.add(4.0, 10, 0)
-        assert list(trail.history) == [3, 3, 2, 2]
+        assert list(trail.submits_each_second) == [3, 3, 2, 2]
         trail.add(1000.0, 10, 0)
-        assert trail.history == (0,) * HISTORY_S
+        assert trail.submits_each_second == (0,) * HISTORY_S
 
     @given(st.lists(st.tuples(st.floats(0.01, 30), st.integers(0, 50)), min_size=1))
     def test_nothing_is_lost_or_doubled(self, steps: list[tuple[float, int]]) -> None:
         """However irregular the looks, the history never holds more than was submitted, nor a negative count."""
-        trail, now_s, submits = Trail(), 0.0, 0
+        trail, now_s, submits = RateHistory(), 0.0, 0
         trail.add(now_s, submits, 0)
         for wait_s, more in steps:
             now_s, submits = now_s + wait_s, submits + more
             trail.add(now_s, submits, 0)
-        assert sum(trail.history) <= submits
-        assert all(count >= 0 for count in trail.history)
-        assert len(trail.history) <= HISTORY_S
+        assert sum(trail.submits_each_second) <= submits
+        assert all(count >= 0 for count in trail.submits_each_second)
+        assert len(trail.submits_each_second) <= HISTORY_S
 
     def test_time_left(self) -> None:
         """As long as there is something to submit, ends follow submits; then only ends tell; else nobody can."""
-        trail = Trail()
+        trail = RateHistory()
         trail.add(0.0, 0, 0)
-        assert left_s(trail, 50, 50) is None
-        trail.add(AVERAGE_OVER_S, 100, 20)
-        assert left_s(trail, 50, 10) == pytest.approx(5.0)
-        assert left_s(trail, 50, 0) == pytest.approx(25.0)
+        assert remaining_s(trail, 50, 50) is None
+        trail.add(RATE_WINDOW_S, 100, 20)
+        assert remaining_s(trail, 50, 10) == pytest.approx(5.0)
+        assert remaining_s(trail, 50, 0) == pytest.approx(25.0)
 
 
 def test_troubles_that_are_alike_are_one() -> None:
     """The commonest of late are told, tries and ends alike; a picture is no trouble."""
-    errors = Errors()
+    errors = RecentErrors()
     for n in range(3):
-        errors.hear(Troubled(f"{n}", "submit", "HTTP 500"))
-    errors.hear(Ended(outcome(State.FAILED, "no")))
-    errors.hear(Ended(outcome(State.SUCCEEDED, None)))
-    assert errors.commonest() == (("submit: HTTP 500", 3), ("failed: no", 1))
+        errors.on_event(Troubled(f"{n}", "submit", "HTTP 500"))
+    errors.on_event(Ended(outcome(State.FAILED, "no")))
+    errors.on_event(Ended(outcome(State.SUCCEEDED, None)))
+    assert errors.most_common() == (("submit: HTTP 500", 3), ("failed: no", 1))
     for n in range(300):
-        errors.hear(Troubled(f"{n}", "poll", "cut"))
-    assert errors.commonest() == (("poll: cut", 200),)
+        errors.on_event(Troubled(f"{n}", "poll", "cut"))
+    assert errors.most_common() == (("poll: cut", 200),)
 
 
 @pytest.mark.parametrize(
@@ -128,14 +136,14 @@ def test_troubles_that_are_alike_are_one() -> None:
 )
 def test_sparkline(history: tuple[float, ...], limit: float | None, expected: str) -> None:
     """A cell a second: empty where nothing went, full where the limit was used."""
-    assert sparkline(history, limit, STEPS) == expected
+    assert sparkline(history, limit, SPARKLINE_CHARS) == expected
 
 
 class TestLive:
-    def drawn(self, figures: Figures, *, width: int = 80, encoding: str = "utf-8") -> list[str]:
+    def drawn(self, figures: RunStatus, *, width: int = 80, encoding: str = "utf-8") -> list[str]:
         file = io.TextIOWrapper(io.BytesIO(), encoding=encoding, write_through=True)
         console = Console(file=file, width=width, force_terminal=False, color_system=None)
-        console.print(Live(console)._drawn(figures))
+        console.print(LiveDisplay(console)._render(figures))
         assert isinstance(file.buffer, io.BytesIO)
         return file.buffer.getvalue().decode(encoding).splitlines()
 
@@ -167,7 +175,7 @@ class TestLive:
         plain = but(SOME, errors=())
         text = "\n".join(self.drawn(plain, encoding="ascii"))
         assert text.isascii()
-        assert set(PLAIN_STEPS) & set(text)
+        assert set(ASCII_SPARKLINE_CHARS) & set(text)
 
     def test_what_nobody_knows_is_left_out(self) -> None:
         """A run of another process has no polls and bytes to tell, and no limit where it is to be found."""
@@ -178,7 +186,7 @@ class TestLive:
         assert "left" not in lines[2]
 
 
-def but(figures: Figures, **changes: object) -> Figures:
+def but(figures: RunStatus, **changes: object) -> RunStatus:
     """The same figures but for these."""
     return msgspec.structs.replace(figures, **changes)
 
@@ -186,11 +194,11 @@ def but(figures: Figures, **changes: object) -> Figures:
 def test_a_run_of_another_process(tmp_path: Path) -> None:
     """The ledger alone tells how many jobs there are, where they stand, what the limit is and what went wrong."""
     store = Store.open(tmp_path / LEDGER)
-    onlooker = Onlooker(tmp_path, clock=iter([0.0, 5.0]).__next__)
+    onlooker = LedgerStatusReader(tmp_path, clock=iter([0.0, 5.0]).__next__)
     store.transaction([lambda store: store.start_run("https://a", "0", 0.0, 12.0)])
     store.transaction([lambda store: store.expect(10)])
     before = onlooker.read()
-    assert (before.total, before.done, before.limit_per_s, before.errors) == (10, 0, 12.0, ())
+    assert (before.total, before.done, before.limit_per_s, before.top_errors) == (10, 0, 12.0, ())
 
     def jobs(store: Store) -> None:
         for n in range(4):
@@ -206,7 +214,7 @@ def test_a_run_of_another_process(tmp_path: Path) -> None:
     after = onlooker.read()
     store.close()
     assert (after.total, after.done, after.succeeded, after.in_flight, after.downloading) == (10, 2, 1, 2, 1)
-    assert (after.submitted, after.trouble, after.errors) == (4, 1, (("no", 1),))
-    assert after.per_s == pytest.approx(0.8)
-    assert not onlooker.at_work
-    assert after.left_s is None
+    assert (after.submitted, after.unsuccessful, after.top_errors) == (4, 1, (("no", 1),))
+    assert after.submits_per_s == pytest.approx(0.8)
+    assert not onlooker.is_running
+    assert after.remaining_s is None

@@ -117,7 +117,7 @@ class TestLogs:
     def test_text_on_standard_error(self, simulate: Simulate, tmp_path: Path) -> None:
         """-v tells in a line what is tried again, its reason in quotes; --log-format json tells it as an object."""
         write_jobs(tmp_path / "jobs.jsonl", 1)
-        gateway = simulate(*FAST, "--fault", "poll-garbled=1", "--fault-tries", "1").gateway
+        gateway = simulate(*FAST, "--fault", "poll-garbled=1", "--fault-max-attempts", "1").gateway
         for out, how in (("text", ()), ("json", ("--log-format", "json"))):
             arguments = ("run", "jobs.jsonl", "--out", out, "--gateway", gateway, *QUICK, "--quiet", "-v", *how)
             done = krea_batch(*arguments, cwd=tmp_path)

@@ -50,13 +50,13 @@ def test_sweeps_are_counted(tmp_path: Path) -> None:
 
 
 def test_what_is_left_of_a_run(tmp_path: Path) -> None:
-    """With --out only what has not ended; with --like latencies and sizes of that run."""
+    """With --out only what has not ended; with --latency-from latencies and sizes of that run."""
     write_jobs(tmp_path / "jobs.jsonl", 6)
     options = ("--simulate", "--time-scale=10", "--poll-interval=0.1", "-q")
     assert krea_batch("run", "jobs.jsonl", "--out", "out", *options, cwd=tmp_path).returncode == 0
     assert plan(tmp_path, "--out", "out")["jobs"] == 0
     write_jobs(tmp_path / "jobs.jsonl", 10)
-    told = plan(tmp_path, "--out", "out", "--like", "out", "--rate", "100/s")
+    told = plan(tmp_path, "--out", "out", "--latency-from", "out", "--rate", "100/s")
     assert told["jobs"] == 4
     assert told["seconds"] < 10  # a tenth of the usual latency
     sizes = [path.stat().st_size for path in (tmp_path / "out" / "images").iterdir()]
@@ -67,8 +67,8 @@ def test_what_is_left_of_a_run(tmp_path: Path) -> None:
     ("options", "expected"),
     [
         (["--latency", "soon"], "--latency: it is 'soon': write 12s"),
-        (["--latency", "5s", "--like", "out"], "--like: it tells the latency"),
-        (["--like", "out"], "there is no run in it"),
+        (["--latency", "5s", "--latency-from", "out"], "--latency-from: it tells the latency"),
+        (["--latency-from", "out"], "there is no run in it"),
         (["--limit", "fast"], "--limit: 'fast' is no rate"),
     ],
 )

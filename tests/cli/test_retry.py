@@ -41,11 +41,11 @@ def run(gateway: Simulated, folder: Path, jobs: int = 4) -> Path:
 def failed_run(simulate: Simulate, folder: Path, fault: str = "job-failed") -> tuple[Simulated, Path]:
     """A run whose jobs all fail, at a gateway that is well from then on."""
     gateway = simulate(
-        "--latency=fixed:0.1", "--tiny", "--fault", f"{fault}=1", "--remember-in", str(folder / "memory")
+        "--latency=fixed:0.1", "--tiny", "--fault", f"{fault}=1", "--state-file", str(folder / "memory")
     )
     out = run(gateway, folder)
     gateway.close()
-    return simulate("--latency=fixed:0.1", "--tiny", "--remember-in", str(folder / "memory")), out
+    return simulate("--latency=fixed:0.1", "--tiny", "--state-file", str(folder / "memory")), out
 
 
 def charges(out: Path) -> dict[str, int]:

@@ -53,7 +53,7 @@ def mounted(folder: Path, *arguments: str) -> Iterator[Path]:
 def test_a_full_disk_stops_the_run_and_room_ends_it(simulate: Simulate, tmp_path: Path) -> None:
     """No room: exit 3 and why; submits have stopped. With room, the same command ends the run."""
     need_mounts()
-    simulator = simulate("--picture-bytes", "20000", "--latency", "uniform:0.2,0.8")
+    simulator = simulate("--image-bytes", "20000", "--latency", "uniform:0.2,0.8")
     with mounted(tmp_path / "small", "-t", "tmpfs", "-o", "size=1m", "tmpfs") as disk:
         scene = Scene(simulator, tmp_path, 200, disk / "out")
         full = krea_batch(*scene.command, cwd=tmp_path)

@@ -57,14 +57,14 @@ def originals(out: Path) -> dict[str, bytes]:
 class TestRead:
     def test_imagefolder(self, finished: Path, tmp_path: Path) -> None:
         """datasets loads the folder; prompts, ids and pixels are those of the run."""
-        said = command(finished, "--format", "imagefolder", "--to", "set", cwd=tmp_path)
+        said = command(finished, "--format", "imagefolder", "--output", "set", cwd=tmp_path)
         assert said.stdout == "4 pictures in set\n"
         rows = datasets.load_dataset("imagefolder", data_dir=str(tmp_path / "set"), split="train")
         self.check(rows, finished)
 
     def test_parquet(self, finished: Path, tmp_path: Path) -> None:
         """datasets knows the column of pictures by the schema, and pyarrow reads the file."""
-        command(finished, "--format", "parquet", "--to", "set.parquet", cwd=tmp_path)
+        command(finished, "--format", "parquet", "--output", "set.parquet", cwd=tmp_path)
         rows = datasets.load_dataset("parquet", data_files=str(tmp_path / "set.parquet"), split="train")
         assert isinstance(rows.features["image"], datasets.Image)
         self.check(rows, finished)
@@ -81,7 +81,7 @@ class TestRead:
     @pytest.mark.filterwarnings("ignore:unclosed file:ResourceWarning")  # webdataset leaves its shards open
     def test_webdataset(self, finished: Path, tmp_path: Path) -> None:
         """webdataset reads the shards; ids with dots do not part its keys."""
-        command(finished, "--format", "webdataset", "--to", "set", "--shard-size", "3", cwd=tmp_path)
+        command(finished, "--format", "webdataset", "--output", "set", "--shard-size", "3", cwd=tmp_path)
         shards = sorted(str(path) for path in (tmp_path / "set").iterdir())
         assert [Path(shard).name for shard in shards] == ["shard-000000.tar", "shard-000001.tar"]
         rows = list(webdataset.WebDataset(shards, shardshuffle=False).decode())
@@ -93,7 +93,7 @@ class TestRead:
 
     def test_csv(self, finished: Path, tmp_path: Path) -> None:
         """A row a picture, byte for byte, a column a key of the metadata; paths lead to the run's own pictures."""
-        command(finished, "--format", "csv", "--to", "set.csv", cwd=tmp_path)
+        command(finished, "--format", "csv", "--output", "set.csv", cwd=tmp_path)
         with (tmp_path / "set.csv").open(encoding="utf-8", newline="") as file:
             rows = list(csv.DictReader(file))
         assert [row["prompt"] for row in rows] == PROMPTS
@@ -103,7 +103,7 @@ class TestRead:
 
     def test_zip(self, finished: Path, tmp_path: Path) -> None:
         """The pictures as they are, and a row for each."""
-        command(finished, "--format", "zip", "--to", "set.zip", cwd=tmp_path)
+        command(finished, "--format", "zip", "--output", "set.zip", cwd=tmp_path)
         with zipfile.ZipFile(tmp_path / "set.zip") as file:
             assert file.testzip() is None
             rows = [json.loads(line) for line in file.read("metadata.jsonl").splitlines()]
@@ -113,7 +113,7 @@ class TestRead:
 
     def test_embedded_metadata(self, finished: Path, tmp_path: Path) -> None:
         """The pixels are the same, Pillow reads the texts, and `inspect` shows them."""
-        command(finished, "--format", "imagefolder", "--to", "set", "--embed-metadata", cwd=tmp_path)
+        command(finished, "--format", "imagefolder", "--output", "set", "--embed-metadata", cwd=tmp_path)
         for n, prompt in enumerate(PROMPTS):
             path = tmp_path / "set" / f"job.{n}.png"
             assert pixels(path) == originals(finished)[f"job.{n}"]
@@ -131,12 +131,18 @@ class TestRead:
     def test_chosen_ids(self, finished: Path, tmp_path: Path) -> None:
         """Only the jobs that are named, from a file or standard input; one without a picture is an error."""
         (tmp_path / "ids").write_text("job.3\njob.0\n")
-        command(finished, "--format", "zip", "--to", "a.zip", "--ids-from", "ids", cwd=tmp_path)
+        command(finished, "--format", "zip", "--output", "a.zip", "--ids-from", "ids", cwd=tmp_path)
         with zipfile.ZipFile(tmp_path / "a.zip") as file:
             assert sorted(file.namelist()) == ["images/job.0.png", "images/job.3.png", "metadata.jsonl"]
-        command(finished, "--format", "zip", "--to", "b.zip", "--ids-from", "-", cwd=tmp_path, stdin=b"job.1\n")
+        command(finished, "--format", "zip", "--output", "b.zip", "--ids-from", "-", cwd=tmp_path, stdin=b"job.1\n")
         done = krea_batch(
-            "export", finished, "--format=zip", "--to=c.zip", "--ids-from=-", cwd=tmp_path, stdin=b"job.9\njob.1\n"
+            "export",
+            finished,
+            "--format=zip",
+            "--output=c.zip",
+            "--ids-from=-",
+            cwd=tmp_path,
+            stdin=b"job.9\njob.1\n",
         )
         assert done.returncode == 2
         assert "1 of the ids have no picture: job.9" in done.stderr
@@ -148,10 +154,10 @@ class TestRefused:
         """Nothing is replaced unasked."""
         (tmp_path / "set").mkdir()
         (tmp_path / "set" / "mine").write_text("x")
-        done = krea_batch("export", finished, "--format", "imagefolder", "--to", "set", cwd=tmp_path)
+        done = krea_batch("export", finished, "--format", "imagefolder", "--output", "set", cwd=tmp_path)
         assert (done.returncode, (tmp_path / "set" / "mine").exists()) == (2, True)
         assert "add --force" in done.stderr
-        command(finished, "--format", "imagefolder", "--to", "set", "--force", cwd=tmp_path)
+        command(finished, "--format", "imagefolder", "--output", "set", "--force", cwd=tmp_path)
         assert not (tmp_path / "set" / "mine").exists()
 
     @pytest.mark.parametrize("name", list(FORMATS))
@@ -176,7 +182,7 @@ class TestRefused:
 
     def test_embedding_in_a_csv(self, finished: Path, tmp_path: Path) -> None:
         """A CSV leaves the pictures where they are, so nothing could be embedded."""
-        done = krea_batch("export", finished, "--format=csv", "--to=x", "--embed-metadata", cwd=tmp_path)
+        done = krea_batch("export", finished, "--format=csv", "--output=x", "--embed-metadata", cwd=tmp_path)
         assert done.returncode == 2
         assert "does not go with csv" in done.stderr
 
@@ -187,7 +193,7 @@ class TestRefused:
             return {str(path): path.read_bytes() for path in finished.rglob("*") if path.is_file()}
 
         before = state()
-        command(finished, "--format", "zip", "--to", "a.zip", cwd=tmp_path)
+        command(finished, "--format", "zip", "--output", "a.zip", cwd=tmp_path)
         assert state() == before
 
 
@@ -208,7 +214,7 @@ main()
 @pytest.mark.parametrize("name", [name for name in FORMATS if name != "csv"])
 def test_killed_on_the_way(finished: Path, tmp_path: Path, name: str) -> None:
     """kill -9 leaves nothing under the name, and the next export clears away what it left beside it."""
-    arguments = ["export", str(finished), "--format", name, "--to", "set"]
+    arguments = ["export", str(finished), "--format", name, "--output", "set"]
     process = subprocess.Popen(
         [sys.executable, "-c", SLOW, *arguments], cwd=tmp_path, env=environment(), stdout=subprocess.PIPE, text=True
     )
@@ -219,5 +225,5 @@ def test_killed_on_the_way(finished: Path, tmp_path: Path, name: str) -> None:
     process.communicate(timeout=PATIENCE_S)
     assert not (tmp_path / "set").exists()
     assert (tmp_path / ".set.part").exists()
-    command(finished, "--format", name, "--to", "set", cwd=tmp_path)
+    command(finished, "--format", name, "--output", "set", cwd=tmp_path)
     assert sorted(path.name for path in tmp_path.iterdir() if path.name != "cache") == ["set"]

@@ -296,7 +296,7 @@ class TestRetry:
 
     def test_ctrl_c_during_a_retry(self, failed: Path, gateway: Simulated, view_retrying: View, look: Look) -> None:
         """It ends with view, in order: the answer of a POST in the air is waited for, and none is in doubt."""
-        gateway.ask("/settings", {"faults": {"submit-hang": 1.0}, "hang_s": 1.0})
+        gateway.ask("/settings", {"faults": {"submit-hang": 1.0}, "hang_duration_s": 1.0})
         viewed = view_retrying(failed)
         page = look(viewed.url, bears=GONE)
         page.get_by_role("button", name="Retry failed").click()

@@ -171,7 +171,7 @@ class TestWords:
         out = make_run(tmp_path / "50% of #1? ü" / "run", Made(id="one"))
         (tmp_path / "else where").mkdir()
         to = tmp_path / "else where" / "r#1.html"
-        done = krea_batch("report", out, "--to", to, cwd=tmp_path)
+        done = krea_batch("report", out, "--output", to, cwd=tmp_path)
         assert done.returncode == 0, done.stderr
         page = look(to.as_uri())
         tile(page, "one").locator(".open").click()
@@ -227,10 +227,10 @@ class TestFewAndMany:
 
 class TestWriting:
     def test_elsewhere(self, look: Look, tmp_path: Path) -> None:
-        """--to writes it elsewhere, from where it still finds the pictures; the run's folder stays as it is."""
+        """--output writes it elsewhere, from where it still finds the pictures; the run's folder stays as it is."""
         out = make_run(tmp_path / "runs" / "run", Made(id="one"))
         (tmp_path / "reports").mkdir()
-        done = krea_batch("report", "runs/run", "--to", "reports/one.html", cwd=tmp_path)
+        done = krea_batch("report", "runs/run", "--output", "reports/one.html", cwd=tmp_path)
         assert (done.returncode, done.stderr) == (0, "")
         assert "1 picture in reports/one.html" in done.stdout
         assert not (out / "report.html").exists()
@@ -255,7 +255,7 @@ class TestWriting:
     def test_a_folder_that_is_not_there(self, tmp_path: Path) -> None:
         """Where it cannot be written it says so and exits with 2."""
         out = make_run(tmp_path / "run", Made(id="one"))
-        done = krea_batch("report", out, "--to", "none/report.html", cwd=tmp_path)
+        done = krea_batch("report", out, "--output", "none/report.html", cwd=tmp_path)
         assert done.returncode == 2
         assert "none/report.html cannot be written" in done.stderr
         assert "Traceback" not in done.stderr

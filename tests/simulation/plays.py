@@ -21,7 +21,7 @@ from random import Random
 from typing import Any
 
 from krea_batch import Engine, Job, KreaBatchError, RunStopped, Webhook
-from krea_batch.cli.ui.summary import FolderState
+from krea_batch.cli.ui.summary import RunTotals
 from krea_batch.jobs import FINAL
 from krea_batch.maintenance.resolve import Doubts
 from krea_batch.maintenance.retry import Retries
@@ -105,7 +105,7 @@ class Play:
             "max_in_flight": chance.choice([1, 3, 100]),
             "job_timeout_s": 1800.0 if calm else chance.choice([30.0, 1800.0]),
             "download_attempts": chance.choice([2, 8]),
-            "ambiguous": "resubmit" if self.may_resubmit and chance.random() < 0.5 else "hold",
+            "ambiguous": "resubmit" if self.may_resubmit and chance.random() < 0.5 else "keep",
             "random": Random(chance.random()),
         }
         beside = Random(f"{self.seed}/{len(self.told)}/beside")
@@ -249,7 +249,7 @@ class Play:
         self.check_summary(in_ledger)
 
     def check_summary(self, in_ledger: dict[str, str]) -> None:
-        folder = FolderState.read(self.out)
+        folder = RunTotals.read(self.out)
         assert {state.value: count for state, count in folder.counts.items()} == Counter(in_ledger.values())
         assert folder.all_succeeded == (set(in_ledger.values()) <= {"succeeded"})
         sql = "SELECT came_to, refunded, request_id FROM posts"

@@ -90,7 +90,7 @@ def test_settings_are_told_and_can_be_sent_back() -> None:
         assert set(told) == set(SimulatorSettings.__struct_fields__)
         assert (told["latency"], told["faults"], told["balance"]) == ("fixed:15", {"cdn-404": 0.5}, None)
         changeable = {name: value for name, value in told.items() if not name.endswith("port")}
-        del changeable["host"], changeable["remember_in"]
+        del changeable["host"], changeable["state_file"]
         assert (await client.admin("settings", changeable)).json == told
         assert (await client.admin("settings", {})).json == told
 
@@ -110,7 +110,7 @@ def test_changed_settings_hold_from_now_on() -> None:
         assert [(await client.poll(job)).json["status"] for job in (before, after)] == ["PROCESSING", "FAILED"]
         client.clock.at += 13
         assert (await client.poll(before)).json["status"] == "COMPLETED"
-        await client.admin("settings", {"faults": {}, "key": "new", "picture_bytes": 4096})
+        await client.admin("settings", {"faults": {}, "key": "new", "image_bytes": 4096})
         assert (await client.post(key="old")).status == 401
         assert (await client.post(key="new")).status == 202
         assert len((await client.get(client.media(before))).body) == 4096
@@ -159,19 +159,19 @@ def test_an_unchanged_limit_keeps_its_count() -> None:
         ({"faults": {"poll-500": 1.5}}, "poll-500=1.5"),
         ({"faults": {"poll-500": -0.1}}, "poll-500=-0.1"),
         ({"faults": ["poll-500"]}, "faults"),
-        ({"fault_tries": -1}, "fault_tries"),
-        ({"hang_s": -1}, "hang_s"),
-        ({"slow_s": None}, "slow_s"),
+        ({"fault_max_attempts": -1}, "fault_max_attempts"),
+        ({"hang_duration_s": -1}, "hang_duration_s"),
+        ({"slow_duration_s": None}, "slow_duration_s"),
         ({"balance": -1}, "balance"),
         ({"outputs": 0}, "outputs"),
         ({"outputs": 5}, "outputs"),
-        ({"picture_bytes": 4095}, "picture_bytes"),
-        ({"picture_bytes": (1 << 26) + 1}, "picture_bytes"),
+        ({"image_bytes": 4095}, "image_bytes"),
+        ({"image_bytes": (1 << 26) + 1}, "image_bytes"),
         ({"revoke_after": -1}, "revoke_after"),
         ({"host": "127.0.0.1"}, "host"),
         ({"port": 0}, "port"),
         ({"cdn_port": 0}, "cdn_port"),
-        ({"remember_in": ""}, "remember_in"),
+        ({"state_file": ""}, "state_file"),
     ],
 )
 def test_settings_without_a_meaning(wish: object, named: str) -> None:

@@ -134,7 +134,7 @@ def test_a_range(asked: str, start: int, stop: int) -> None:
         assert part.headers["content-type"] == "image/png"
         assert client.totals()["bytes"] == 5000 + stop - start
 
-    served(ask, **AT_ONCE, picture_bytes=5000)
+    served(ask, **AT_ONCE, image_bytes=5000)
 
 
 @pytest.mark.parametrize(
@@ -147,7 +147,7 @@ def test_a_range_that_is_the_whole(asked: str) -> None:
         answer = await client.get(client.media(await client.accepted()), Range=asked)
         assert (answer.status, len(answer.body)) == (200, 5000)
 
-    served(ask, **AT_ONCE, picture_bytes=5000)
+    served(ask, **AT_ONCE, image_bytes=5000)
 
 
 def test_a_range_of_more_digits_than_a_number_has() -> None:
@@ -171,7 +171,7 @@ def test_a_range_behind_the_end(asked: str) -> None:
         assert answer.headers["content-range"] == "bytes */5000"
         assert client.totals()["downloads"] == 0
 
-    served(ask, **AT_ONCE, picture_bytes=5000)
+    served(ask, **AT_ONCE, image_bytes=5000)
 
 
 def test_if_range() -> None:
@@ -321,7 +321,7 @@ def test_faults_of_the_cdn(fault: str, status: int, kind: str) -> None:
         complete = 2 if fault in ("cdn-corrupt", "cdn-trailing", "cdn-slow") else 1
         assert client.totals()["downloads"] == complete
 
-    served(ask, **AT_ONCE, picture_bytes=50_000, faults={fault: 1.0}, fault_tries=1, slow_s=0.0)
+    served(ask, **AT_ONCE, image_bytes=50_000, faults={fault: 1.0}, fault_max_attempts=1, slow_duration_s=0.0)
 
 
 def test_a_cut_download_can_be_resumed() -> None:
@@ -339,18 +339,18 @@ def test_a_cut_download_can_be_resumed() -> None:
         assert client.posts()[0]["job"]["fetches"] == 4
         assert client.totals()["bytes"] == 50_000
 
-    served(ask, **AT_ONCE, picture_bytes=50_000, faults={"cdn-cut": 1.0}, fault_tries=3)
+    served(ask, **AT_ONCE, image_bytes=50_000, faults={"cdn-cut": 1.0}, fault_max_attempts=3)
 
 
 def test_faults_strike_each_output_by_itself() -> None:
-    """With fault_tries the first download of each output is struck, in whatever order they are asked for."""
+    """With fault_max_attempts the first download of each output is struck, in whatever order they are asked for."""
 
     async def ask(client: Client) -> None:
         request_id = await client.accepted()
         one, two = client.media(request_id), client.media(request_id, "output-2.png")
         assert [(await client.get(url)).status for url in (one, one, two, one, two)] == [503, 200, 503, 200, 200]
 
-    served(ask, **AT_ONCE, outputs=2, faults={"cdn-503": 1.0}, fault_tries=1)
+    served(ask, **AT_ONCE, outputs=2, faults={"cdn-503": 1.0}, fault_max_attempts=1)
 
 
 # ---- drawn pictures --------------------------------------------------------------------------------------
@@ -525,7 +525,7 @@ def test_without_a_seed_each_job_makes_its_own_picture() -> None:
 
 @pytest.mark.parametrize("size", [4096, 5000, 65_536, 65_537, 300_000])
 def test_a_picture_of_so_many_bytes(size: int) -> None:
-    """With `picture_bytes` a picture has exactly that size, opens, and hardly compresses."""
+    """With `image_bytes` a picture has exactly that size, opens, and hardly compresses."""
 
     async def ask(client: Client) -> None:
         picture = await client.picture()
@@ -533,7 +533,7 @@ def test_a_picture_of_so_many_bytes(size: int) -> None:
         assert opened(picture).info["prompt"] == "a cat"
         assert len(zlib.compress(picture)) > size * 0.7
 
-    served(ask, **AT_ONCE, picture_bytes=size)
+    served(ask, **AT_ONCE, image_bytes=size)
 
 
 @settings(deadline=None, max_examples=150)

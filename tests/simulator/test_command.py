@@ -81,7 +81,7 @@ async def made(gateway: str) -> tuple[dict[str, Any], bytes]:
 
 def test_it_serves(start: Start) -> None:
     """With --json the first line holds three addresses, at which a picture is made and the books are told."""
-    process = start("--json", "--time-scale", "100", "--picture-bytes", "5000", "--balance", "3")
+    process = start("--json", "--time-scale", "100", "--image-bytes", "5000", "--balance", "3")
     urls = json.loads(first_line(process))
     assert set(urls) == {"gateway_url", "cdn_url", "admin_url"}
     status, picture = asyncio.run(made(urls["gateway_url"]))
@@ -115,7 +115,7 @@ def test_it_ends_with_counts(start: Start, by: signal.Signals) -> None:
 
 def test_it_remembers_over_a_kill(start: Start, tmp_path: Path) -> None:
     """A job that was accepted before a kill -9 is known to the next process with the same file."""
-    options = ("--json", "--tiny", "--time-scale", "1000", "--remember-in", str(tmp_path / "jobs"))
+    options = ("--json", "--tiny", "--time-scale", "1000", "--state-file", str(tmp_path / "jobs"))
     process = start(*options)
     status, picture = asyncio.run(made(json.loads(first_line(process))["gateway_url"]))
     assert ended(process, signal.SIGKILL)[0] == -signal.SIGKILL
@@ -152,8 +152,8 @@ def test_the_list_of_faults() -> None:
         (["--fault", "poll-500=2"], "--fault"),
         (["--balance", "-1"], "--balance"),
         (["--outputs", "9"], "--outputs"),
-        (["--picture-bytes", "7"], "--picture-bytes"),
-        (["--remember-in", "/missing/jobs"], "--remember-in"),
+        (["--image-bytes", "7"], "--image-bytes"),
+        (["--state-file", "/missing/jobs"], "--state-file"),
         (["--nothing"], "--nothing"),
     ],
 )

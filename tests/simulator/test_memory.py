@@ -22,7 +22,7 @@ def submitted(path: Path, *bodies: object, **settings: Any) -> list[str]:
     async def ask(client: Client) -> list[str]:
         return [await client.accepted(body) for body in bodies]
 
-    return served(ask, remember_in=str(path), **settings)
+    return served(ask, state_file=str(path), **settings)
 
 
 @pytest.mark.parametrize(
@@ -42,7 +42,7 @@ def test_jobs_outlive_a_restart(path: Path, faults: dict[str, float], status: st
         assert found == ([200, 200] if status == "COMPLETED" else [404, 404])
         assert (await client.poll(request_id)).json["completed_at"] == "2026-03-31T10:00:15.000Z"
 
-    served(ask, remember_in=str(path), latency="fixed:99")
+    served(ask, state_file=str(path), latency="fixed:99")
 
 
 def test_remembered_jobs_are_in_no_totals(path: Path) -> None:
@@ -57,7 +57,7 @@ def test_remembered_jobs_are_in_no_totals(path: Path) -> None:
         assert (totals["balance"], totals["polls"]) == (3, 1)
         assert client.posts() == []
 
-    served(ask, remember_in=str(path), balance=3)
+    served(ask, state_file=str(path), balance=3)
 
 
 def test_the_picture_is_the_same_after_a_restart(path: Path) -> None:
@@ -68,7 +68,7 @@ def test_the_picture_is_the_same_after_a_restart(path: Path) -> None:
         answer = await client.get(client.media(request_id))
         return request_id, answer.body, answer.headers["etag"]
 
-    request_id, picture, etag = served(before, remember_in=str(path), latency="fixed:0", picture_bytes=4096)
+    request_id, picture, etag = served(before, state_file=str(path), latency="fixed:0", image_bytes=4096)
 
     async def after(client: Client) -> None:
         answer = await client.get(client.media(request_id))
@@ -76,7 +76,7 @@ def test_the_picture_is_the_same_after_a_restart(path: Path) -> None:
         again = await client.picture()
         assert again[-2000:] != picture[-2000:]
 
-    served(after, remember_in=str(path), latency="fixed:0", picture_bytes=4096)
+    served(after, state_file=str(path), latency="fixed:0", image_bytes=4096)
 
 
 def test_a_job_is_remembered_before_its_answer(path: Path) -> None:
@@ -86,7 +86,7 @@ def test_a_job_is_remembered_before_its_answer(path: Path) -> None:
     async def refused(client: Client) -> None:
         await client.post({})
 
-    served(refused, remember_in=str(path))
+    served(refused, state_file=str(path))
     assert len(path.read_bytes().splitlines()) == 1
 
 
@@ -101,7 +101,7 @@ def test_a_torn_last_line(path: Path, lost: int) -> None:
         assert [(await client.poll(job)).status for job in (first, third)] == [200, 200]
         assert (await client.poll(torn)).status == (200 if lost == 1 else 404)
 
-    served(ask, remember_in=str(path))
+    served(ask, state_file=str(path))
 
 
 @pytest.mark.parametrize(
@@ -116,7 +116,7 @@ def test_lines_that_are_no_job(path: Path, line: bytes) -> None:
     async def ask(client: Client) -> None:
         assert [(await client.poll(job)).status for job in (first, second)] == [200, 200]
 
-    served(ask, remember_in=str(path))
+    served(ask, state_file=str(path))
 
 
 def test_prompts_of_many_lines(path: Path) -> None:
@@ -126,7 +126,7 @@ def test_prompts_of_many_lines(path: Path) -> None:
     async def ask(client: Client) -> None:
         assert [(await client.poll(job)).status for job in jobs] == [200, 200]
 
-    served(ask, remember_in=str(path))
+    served(ask, state_file=str(path))
 
 
 @pytest.mark.parametrize("name", [".", "missing/jobs.jsonl"])
@@ -134,4 +134,4 @@ def test_a_file_that_cannot_be_opened(tmp_path: Path, name: str) -> None:
     """A place where no file can be is an error of that setting, before any port is open."""
     with pytest.raises(SimulatorError) as told:
         submitted(tmp_path / name)
-    assert told.value.field == "remember_in"
+    assert told.value.field == "state_file"

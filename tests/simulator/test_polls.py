@@ -244,7 +244,7 @@ def test_faults_of_polls(fault: str, status: int, shown: bytes) -> None:
         assert client.totals()["polls"] == 2
         assert charges(client) == (1, 1, 0)
 
-    served(ask, faults={fault: 1.0}, fault_tries=1, hang_s=0.0)
+    served(ask, faults={fault: 1.0}, fault_max_attempts=1, hang_duration_s=0.0)
 
 
 def test_a_status_the_document_does_not_have() -> None:
@@ -258,14 +258,14 @@ def test_a_status_the_document_does_not_have() -> None:
 
 
 def test_faults_strike_each_job_by_itself() -> None:
-    """With fault_tries the first polls of each job are struck, in whatever order jobs are polled."""
+    """With fault_max_attempts the first polls of each job are struck, in whatever order jobs are polled."""
 
     async def ask(client: Client) -> None:
         first, second = await client.accepted(), await client.accepted()
         told = [(await client.poll(job)).status for job in (first, second, first, first, second, second)]
         assert told == [500, 500, 500, 200, 500, 200]
 
-    served(ask, faults={"poll-500": 1.0}, fault_tries=2)
+    served(ask, faults={"poll-500": 1.0}, fault_max_attempts=2)
 
 
 @pytest.mark.parametrize(("outputs", "text"), [(1, True), (2, False)])

@@ -429,7 +429,7 @@ def test_faults_that_cost_nothing(fault: str, status: int, shown: bytes) -> None
         assert (await client.post()).status == 202  # faults strike the first try alone
         assert client.totals()["balance"] == 4
 
-    served(ask, faults={fault: 1.0}, fault_tries=1, balance=5)
+    served(ask, faults={fault: 1.0}, fault_max_attempts=1, balance=5)
 
 
 @pytest.mark.parametrize(
@@ -459,7 +459,7 @@ def test_faults_that_cost(fault: str, status: int, shown: bytes, noted: int, del
         client.clock.at += 15
         assert (await client.poll(post["request_id"])).json["status"] == "COMPLETED"
 
-    served(ask, faults={fault: 1.0}, balance=5, hang_s=0.0)
+    served(ask, faults={fault: 1.0}, balance=5, hang_duration_s=0.0)
 
 
 def test_an_answer_that_nobody_waits_for() -> None:
@@ -476,7 +476,7 @@ def test_an_answer_that_nobody_waits_for() -> None:
         assert charged(client) == (1, 1)
         assert client.totals()["undelivered"] == 1
 
-    served(ask, faults={"submit-hang": 1.0}, hang_s=0.5)
+    served(ask, faults={"submit-hang": 1.0}, hang_duration_s=0.5)
 
 
 def test_a_job_that_is_done_at_once() -> None:
@@ -506,14 +506,14 @@ def test_faults_strike_after_key_limit_and_body_and_before_the_balance() -> None
         ]
         assert [answer.status for answer in answers] == [401, 400, 500, 402]
 
-    served(ask, faults={"submit-500": 1.0}, fault_tries=1, balance=0)
+    served(ask, faults={"submit-500": 1.0}, fault_max_attempts=1, balance=0)
 
 
 def test_faults_strike_each_body_by_itself() -> None:
-    """With fault_tries each body is struck so often, whatever else is sent in between."""
+    """With fault_max_attempts each body is struck so often, whatever else is sent in between."""
 
     async def ask(client: Client) -> None:
         statuses = [(await client.post({"prompt": prompt})).status for prompt in "abaabb"]
         assert statuses == [503, 503, 503, 202, 503, 202]
 
-    served(ask, faults={"submit-503": 1.0}, fault_tries=2)
+    served(ask, faults={"submit-503": 1.0}, fault_max_attempts=2)

@@ -189,7 +189,7 @@ def test_no_webhook_to_other_hosts() -> None:
         assert (await client.post(X_Webhook_URL=receiver.url)).status == 202
         totals = client.totals()
         assert (totals["webhooks_refused"], totals["accepted"]) == (2, 2)
-        await client.admin("settings", {"webhooks_anywhere": True})
+        await client.admin("settings", {"allow_remote_webhooks": True})
         allowed = await client.accepted(X_Webhook_URL=receiver.url)
         assert (await receiver.next())["request_id"] == allowed
         assert client.totals()["webhooks_refused"] == 2

@@ -106,7 +106,7 @@ class TestText:
         """A # begins a prompt, unless comments were asked for."""
         path = written("p.txt", "# cats\na cat\n # more\n")
         assert prompts(path) == ["# cats", "a cat", " # more"]
-        assert prompts(path, comments=True) == ["a cat"]
+        assert prompts(path, skip_comments=True) == ["a cat"]
 
     def test_repeated_prompts(self, written: Written) -> None:
         """One prompt twice is two pictures, unless duplicates are to be left out."""
@@ -172,7 +172,7 @@ class TestTables:
         )
 
     def test_named_columns(self, written: Written) -> None:
-        """--prompt-column, --id-column and --map choose the columns, by any case."""
+        """--prompt-column, --id-column and --column choose the columns, by any case."""
         path = written("p.csv", "Text,prompt,Key,Zufall\na cat,x,0007,3\n")
         _, (job,) = read(path, columns={"prompt": "text", "id": "Key", "seed": "Zufall"})
         assert (job.prompt, job.id, job.seed, job.metadata) == ("a cat", "0007", 3, {"prompt": "x"})
@@ -295,7 +295,7 @@ class TestJson:
         assert [job.id for job in read(path, skip_invalid=True)[1]] == ["00001", "00004"]
 
     def test_keys_of_other_names(self, written: Written) -> None:
-        """--map and its kin work on keys, too, in JSON and in JSONL."""
+        """--column and its kin work on keys, too, in JSON and in JSONL."""
         entry = '{"text": "a cat", "n": 7, "nr": 3}'
         for path in (written("p.json", f"[{entry}]"), written("p.jsonl", entry)):
             _, (job,) = read(path, columns={"prompt": "text", "id": "n", "seed": "nr"})

@@ -63,6 +63,6 @@ def bench(**options: Any) -> None:
     Without --gateway it runs against the simulator: offline and free. With it, the command says first how many
     images will be paid for, and asks; the same command again pays for none of them twice.
     """
-    from krea_batch.cli.ui.bench_runner import measure
+    from krea_batch.cli.ui.bench_runner import run_bench
 
-    sys.exit(measure(options))
+    sys.exit(run_bench(options))

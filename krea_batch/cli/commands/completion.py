@@ -21,8 +21,8 @@ def completion(shell: str) -> None:
 
     from krea_batch.cli.app import app
 
-    kind = get_completion_class(shell)
-    if kind is None:
+    completion_class = get_completion_class(shell)
+    if completion_class is None:
         raise click.UsageError(f"{shell} is not known to the installed click")
-    script = kind(app, {}, "krea-batch", "_KREA_BATCH_COMPLETE").source()
+    script = completion_class(app, {}, "krea-batch", "_KREA_BATCH_COMPLETE").source()
     click.echo(script)

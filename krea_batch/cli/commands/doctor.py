@@ -11,7 +11,7 @@ from krea_batch.cli.app import BAD_INPUT, OK, SOME_FAILED
 from krea_batch.cli.options.run_options import api_key_file_option, setting_option
 from krea_batch.settings import KEY_VARIABLE
 
-CODES = {"ok": OK, "warn": SOME_FAILED, "fail": BAD_INPUT}
+EXIT_CODE_OF_STATE = {"ok": OK, "warn": SOME_FAILED, "fail": BAD_INPUT}
 
 
 @click.command()
@@ -32,15 +32,15 @@ def doctor(out: Path, gateway: str, api_key_file: Path | None, max_in_flight: in
     """
     import msgspec
 
-    from krea_batch.cli.ui.diagnostics import check_all
-    from krea_batch.cli.ui.formatting import marked
+    from krea_batch.cli.ui.diagnostics import run_diagnostics
+    from krea_batch.cli.ui.formatting import styled_status
 
-    findings = check_all(out, gateway, str(api_key_file) if api_key_file else None, max_in_flight)
-    worst = max((finding.state for finding in findings), key=list(CODES).index)
+    findings = run_diagnostics(out, gateway, str(api_key_file) if api_key_file else None, max_in_flight)
+    worst = max((finding.state for finding in findings), key=list(EXIT_CODE_OF_STATE).index)
     if as_json:
         click.echo(msgspec.json.encode({"state": worst, "findings": findings}))
     else:
         for finding in findings:
-            right = f"\n              {finding.right}" if finding.right else ""
-            click.echo(f"{marked(finding.state)} {finding.what:8} {finding.found}{right}")
-    sys.exit(CODES[worst])
+            hint = f"\n              {finding.hint}" if finding.hint else ""
+            click.echo(f"{styled_status(finding.state)} {finding.check:8} {finding.detail}{hint}")
+    sys.exit(EXIT_CODE_OF_STATE[worst])

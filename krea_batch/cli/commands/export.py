@@ -12,13 +12,15 @@ if TYPE_CHECKING:
     from krea_batch.maintenance.export import Gallery
     from krea_batch.maintenance.export.writers import Options
 
-FORMATS = ("imagefolder", "parquet", "webdataset", "csv", "zip")
+EXPORT_FORMATS = ("imagefolder", "parquet", "webdataset", "csv", "zip")
 
 
 @click.command()
 @click.argument("out", type=click.Path(path_type=Path, file_okay=False))
-@click.option("--format", "format_", type=click.Choice(FORMATS), required=True, help="What to write.")
-@click.option("--to", type=click.Path(path_type=Path), required=True, metavar="DEST", help="Where to write it.")
+@click.option("--format", "format_", type=click.Choice(EXPORT_FORMATS), required=True, help="What to write.")
+@click.option(
+    "--output", "-o", type=click.Path(path_type=Path), required=True, metavar="DEST", help="Where to write it."
+)
 @click.option("--ids-from", metavar="FILE", help="Only the jobs whose ids are in FILE, one a line; - reads them.")
 @click.option("--embed-metadata", is_flag=True, help="Put prompt, parameters and request_id into each PNG.")
 @click.option(
@@ -34,7 +36,7 @@ FORMATS = ("imagefolder", "parquet", "webdataset", "csv", "zip")
 def export(
     out: Path,
     format_: str,
-    to: Path,
+    output: Path,
     ids_from: str | None,
     embed_metadata: bool,
     shard_size: int,
@@ -50,8 +52,8 @@ def export(
     csv           a row a picture, for spreadsheets and pandas; the pictures stay where they are
     zip           pictures and metadata.jsonl in one file
     """
-    from krea_batch.cli.options.job_id_file import ids_from as read_ids
-    from krea_batch.cli.ui.formatting import counted
+    from krea_batch.cli.options.job_id_file import read_ids
+    from krea_batch.cli.ui.formatting import pluralize
     from krea_batch.errors import InputError
     from krea_batch.maintenance.export import Gallery
     from krea_batch.maintenance.export.writers import Options
@@ -59,22 +61,22 @@ def export(
     options = Options(embed=embed_metadata, shard_pictures=shard_size, force=force)
     if embed_metadata and format_ == "csv":
         raise click.UsageError("--embed-metadata does not go with csv: it leaves the pictures where they are")
-    with Gallery(out, read_ids(ids_from)) as gallery:
+    with Gallery(out, read_ids(ids_from)) as images:
         try:
-            count = _shown(gallery, format_, to, options, quiet=quiet)
+            count = _export_with_progress(images, format_, output, options, quiet=quiet)
         except OSError as error:
             raise InputError(
-                f"{to} cannot be written ({error.strerror})", "make room, or choose another place"
+                f"{output} cannot be written ({error.strerror})", "make room, or choose another place"
             ) from None
     if not quiet:
-        click.echo(f"{counted(count, 'picture')} in {to}")
+        click.echo(f"{pluralize(count, 'picture')} in {output}")
 
 
-def _shown(gallery: Gallery, format_: str, to: Path, options: Options, *, quiet: bool) -> int:
+def _export_with_progress(images: Gallery, format_: str, output: Path, options: Options, *, quiet: bool) -> int:
     """Export with a bar on standard error, where that is a terminal."""
     from krea_batch.maintenance.export import export as write
 
     if quiet or not sys.stderr.isatty():
-        return write(gallery, format_, to, options)
-    with click.progressbar(length=gallery.count(), label=f"{format_:11}", file=sys.stderr) as bar:
-        return write(gallery, format_, to, options, bar.update)
+        return write(images, format_, output, options)
+    with click.progressbar(length=images.count(), label=f"{format_:11}", file=sys.stderr) as bar:
+        return write(images, format_, output, options, bar.update)

@@ -58,9 +58,9 @@ def _lines(texts: dict[str, str]) -> list[str]:
         details |= {key: value for key, value in request.items() if key != "prompt"}
     shown |= {key: msgspec.json.encode(value).decode().strip('"') for key, value in details.items() if value}
     width = max(map(len, shown))
-    return [f"  {keyword:<{width}}  {_safe(text)}" for keyword, text in shown.items()]
+    return [f"  {keyword:<{width}}  {_printable(text)}" for keyword, text in shown.items()]
 
 
-def _safe(text: str) -> str:
+def _printable(text: str) -> str:
     """Without what would move a terminal's cursor."""
-    return "".join(letter if letter.isprintable() else " " for letter in text)
+    return "".join(character if character.isprintable() else " " for character in text)

@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from krea_batch.cli.options.input_options import reading_of, reading_options
+from krea_batch.cli.options.input_options import add_input_options, input_options
 from krea_batch.cli.options.run_options import forecast_options
 
 
@@ -26,12 +26,12 @@ from krea_batch.cli.options.run_options import forecast_options
     "[default: lognormal:12,0.3]",
 )
 @click.option(
-    "--like",
+    "--latency-from",
     type=click.Path(path_type=Path, file_okay=False),
-    metavar="OUT",
+    metavar="RUN",
     help="Learn latencies and sizes from an earlier run.",
 )
-@click.option("--limit", metavar="RATE", help="The gateway's own limit, where it is lower than --rate.")
+@click.option("--gateway-limit", metavar="RATE", help="The gateway's own limit, where it is lower than --rate.")
 @click.option(
     "--time-scale",
     type=click.FloatRange(min=0, min_open=True),
@@ -41,15 +41,15 @@ from krea_batch.cli.options.run_options import forecast_options
 )
 @forecast_options
 @click.option("--skip-invalid", is_flag=True, help="Count the good lines when others are bad.")
-@reading_options
+@add_input_options
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 def plan(
     jobs: tuple[str, ...],
     out: Path | None,
     price: float | None,
     latency: str | None,
-    like: Path | None,
-    limit: str | None,
+    latency_from: Path | None,
+    gateway_limit: str | None,
     as_json: bool,
     **options: Any,
 ) -> None:
@@ -59,19 +59,21 @@ def plan(
     """
     import msgspec
 
-    from krea_batch.cli.ui.forecast_output import as_lines, left_of, question_of
+    from krea_batch.cli.ui.forecast_output import forecast_lines, forecast_request, remaining_jobs
     from krea_batch.cli.ui.run_session import check_jobs
     from krea_batch.forecast import forecast
     from krea_batch.settings import Settings
     from krea_batch.sources import JobFiles
 
     skip_invalid = options["skip_invalid"]
-    question = question_of(0, options, latency=latency, same_as=like, limit=limit)  # mistakes are told before a look
-    with JobFiles(jobs, reading=reading_of(options), skip_invalid=skip_invalid) as files:
+    request = forecast_request(
+        0, options, latency=latency, latency_from=latency_from, gateway_limit=gateway_limit
+    )  # mistakes are told before a look
+    with JobFiles(jobs, reading=input_options(options), skip_invalid=skip_invalid) as files:
         checked = check_jobs(files, Settings(out=out or Path()), skip_invalid=skip_invalid, quiet=as_json)
-    found = forecast(msgspec.structs.replace(question, jobs=left_of(checked.jobs, out)))
+    result = forecast(msgspec.structs.replace(request, jobs=remaining_jobs(checked.jobs, out)))
     if as_json:
-        told = msgspec.to_builtins(found) | {"cost": None if price is None else found.jobs * price}
-        click.echo(msgspec.json.encode(told))
+        fields = msgspec.to_builtins(result) | {"cost": None if price is None else result.jobs * price}
+        click.echo(msgspec.json.encode(fields))
     else:
-        click.echo("\n".join(as_lines(found, price)))
+        click.echo("\n".join(forecast_lines(result, price)))

@@ -11,7 +11,11 @@ import click
 @click.command()
 @click.argument("out", type=click.Path(path_type=Path, file_okay=False))
 @click.option(
-    "--to", type=click.Path(path_type=Path, dir_okay=False), metavar="FILE", help="Where.  [default: OUT/report.html]"
+    "--output",
+    "-o",
+    type=click.Path(path_type=Path, dir_okay=False),
+    metavar="FILE",
+    help="Where.  [default: OUT/report.html]",
 )
 @click.option("--rate", metavar="RATE", help="The limit to draw beside the throughput.  [default: --rate of the run]")
 @click.option(
@@ -23,37 +27,41 @@ import click
     help="Most pixels of a thumbnail, each way.",
 )
 @click.option("--quiet", "-q", is_flag=True, help="Print nothing but errors.")
-def report(out: Path, to: Path | None, rate: str | None, thumbnails: int, quiet: bool) -> None:
+def report(out: Path, output: Path | None, rate: str | None, thumbnails: int, quiet: bool) -> None:
     """Write the pictures of the run in OUT, with what is known of them and the run's charts, into one HTML file.
 
     It needs no network and nothing beside it: filters, a grid of sweeps, a lightbox. The pictures
     themselves are opened from where they are, as long as the report stays in its place.
     """
-    from krea_batch.cli.ui.formatting import counted, size
-    from krea_batch.cli.ui.optional_deps import needs_gallery
+    from krea_batch.cli.ui.formatting import format_bytes, pluralize
+    from krea_batch.cli.ui.optional_deps import require_gallery_extra
     from krea_batch.errors import InputError
     from krea_batch.settings import Rate
     from krea_batch.storage.run_dir import check_run
 
     check_run(out)
-    limit_per_s = Rate.parse(rate, "limit").per_s if rate else None
-    place = to or out / "report.html"
-    with needs_gallery():
+    limit_per_s = Rate.parse(rate, "rate").per_s if rate else None
+    output_path = output or out / "report.html"
+    with require_gallery_extra():
         from krea_batch.gallery.report import write_report
     try:
         if quiet or not sys.stderr.isatty():
-            count = write_report(out, place, limit_per_s=limit_per_s, width_px=thumbnails)
+            count = write_report(out, output_path, limit_per_s=limit_per_s, width_px=thumbnails)
         else:
-            with click.progressbar(length=_pictures(out), label="report", file=sys.stderr) as bar:
-                count = write_report(out, place, limit_per_s=limit_per_s, width_px=thumbnails, seen=bar.update)
+            with click.progressbar(length=_image_count(out), label="report", file=sys.stderr) as bar:
+                count = write_report(
+                    out, output_path, limit_per_s=limit_per_s, width_px=thumbnails, on_progress=bar.update
+                )
     except OSError as error:
-        raise InputError(f"{place} cannot be written ({error.strerror})", "make room, or name another --to") from None
+        raise InputError(
+            f"{output_path} cannot be written ({error.strerror})", "make room, or name another --output"
+        ) from None
     if not quiet:
-        click.echo(f"{counted(count, 'picture')} in {place}, {size(place.stat().st_size)}")
+        click.echo(f"{pluralize(count, 'picture')} in {output_path}, {format_bytes(output_path.stat().st_size)}")
 
 
-def _pictures(out: Path) -> int:
-    from krea_batch.cli.ui.summary import FolderState
+def _image_count(out: Path) -> int:
+    from krea_batch.cli.ui.summary import RunTotals
     from krea_batch.jobs import State
 
-    return FolderState.read(out).counts.get(State.SUCCEEDED, 0)
+    return RunTotals.read(out).counts.get(State.SUCCEEDED, 0)

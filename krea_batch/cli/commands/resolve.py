@@ -42,80 +42,82 @@ def resolve(
     """
     from krea_batch.maintenance.resolve import Doubts, list_doubts
 
-    chosen = [name for name, on in (("--list", listed), ("--resubmit", resubmit), ("--abandon", abandon)) if on]
-    chosen += ["--adopt"] * bool(adopt)
-    if len(chosen) > 1:
-        raise click.UsageError(f"{' and '.join(chosen)} do not go together; decide one after the other")
-    if not chosen or listed:
-        _show([doubt for doubt in list_doubts(out) if not jobs or doubt.id in jobs], out, as_json=as_json)
+    actions = [name for name, on in (("--list", listed), ("--resubmit", resubmit), ("--abandon", abandon)) if on]
+    actions += ["--adopt"] * bool(adopt)
+    if len(actions) > 1:
+        raise click.UsageError(f"{' and '.join(actions)} do not go together; decide one after the other")
+    if not actions or listed:
+        _print_ambiguous([doubt for doubt in list_doubts(out) if not jobs or doubt.id in jobs], out, as_json=as_json)
         return
     if adopt and jobs:
         raise click.UsageError("--adopt names its jobs itself")
-    with Doubts(out) as doubts:
-        decided = _decide(doubts, jobs, _pairs(adopt), resubmit=resubmit)
-        left = doubts.jobs
-    _tell(decided, left, as_json=as_json)
+    with Doubts(out) as ambiguous:
+        decided = _decide(ambiguous, jobs, _parse_adopt(adopt), resubmit=resubmit)
+        remaining = ambiguous.jobs
+    _print_decision(decided, remaining, as_json=as_json)
 
 
-def _decide(doubts: Doubts, jobs: tuple[str, ...], found: dict[str, str], *, resubmit: bool) -> dict[str, int]:
+def _decide(
+    ambiguous: Doubts, jobs: tuple[str, ...], request_ids: dict[str, str], *, resubmit: bool
+) -> dict[str, int]:
     """How many jobs were decided in which way."""
-    if found:
-        doubts.adopt(found)
-        return {"adopted": len(found)}
-    chosen = jobs or [doubt.id for doubt in doubts.jobs]
+    if request_ids:
+        ambiguous.adopt(request_ids)
+        return {"adopted": len(request_ids)}
+    chosen = jobs or [doubt.id for doubt in ambiguous.jobs]
     if resubmit:
-        doubts.resubmit(chosen)
+        ambiguous.resubmit(chosen)
         return {"resubmitted": len(chosen)}
-    doubts.abandon(chosen)
+    ambiguous.abandon(chosen)
     return {"abandoned": len(chosen)}
 
 
-def _pairs(adopt: tuple[str, ...]) -> dict[str, str]:
+def _parse_adopt(adopt: tuple[str, ...]) -> dict[str, str]:
     """Request_ids by job, from JOB=REQUEST_ID; an id may hold an equals sign, a request_id cannot."""
     pairs: dict[str, str] = {}
     for text in adopt:
         job_id, equals, request_id = text.rpartition("=")
         if not (job_id and equals and request_id) or job_id in pairs:
-            wrong = "is given twice" if job_id in pairs else "is not JOB=REQUEST_ID"
-            raise click.BadParameter(f"{text!r} {wrong}", param_hint="'--adopt'")
+            problem = "is given twice" if job_id in pairs else "is not JOB=REQUEST_ID"
+            raise click.BadParameter(f"{text!r} {problem}", param_hint="'--adopt'")
         pairs[job_id] = request_id
     return pairs
 
 
-def _show(doubts: list[Doubt], out: Path, *, as_json: bool) -> None:
+def _print_ambiguous(ambiguous: list[Doubt], out: Path, *, as_json: bool) -> None:
     import msgspec
 
-    from krea_batch.cli.ui.formatting import counted
+    from krea_batch.cli.ui.formatting import pluralize
 
     if as_json:
         fields = [
             {"id": doubt.id, "submitted_at": doubt.submitted_at, "why": doubt.why, "request": msgspec.Raw(doubt.body)}
-            for doubt in doubts
+            for doubt in ambiguous
         ]
         click.echo(msgspec.json.encode({"ambiguous": fields}))
         return
-    if not doubts:
+    if not ambiguous:
         click.echo(f"no ambiguous job in {out}")
         return
-    click.echo(f"{counted(len(doubts), 'ambiguous job')} in {out}: each may or may not have been paid")
-    for doubt in doubts:
+    click.echo(f"{pluralize(len(ambiguous), 'ambiguous job')} in {out}: each may or may not have been paid")
+    for doubt in ambiguous:
         prompt = " ".join(msgspec.json.decode(doubt.body)["prompt"].split())
-        click.echo(f"  {doubt.id}  submitted {doubt.submitted_at}  {doubt.why}\n      {_safe(prompt)[:100]}")
+        click.echo(f"  {doubt.id}  submitted {doubt.submitted_at}  {doubt.why}\n      {_printable(prompt)[:100]}")
     click.echo("decide by --adopt JOB=REQUEST_ID, --resubmit or --abandon")
 
 
-def _tell(decided: dict[str, int], left: list[Doubt], *, as_json: bool) -> None:
+def _print_decision(decided: dict[str, int], remaining: list[Doubt], *, as_json: bool) -> None:
     import orjson
 
     if as_json:
-        click.echo(orjson.dumps(decided | {"ambiguous": len(left)}).decode())
+        click.echo(orjson.dumps(decided | {"ambiguous": len(remaining)}).decode())
         return
-    (word, count) = next(iter(decided.items()))
-    click.echo(f"{count:,} {word}, {len(left):,} still ambiguous")
-    if word != "abandoned":
+    (decision, count) = next(iter(decided.items()))
+    click.echo(f"{count:,} {decision}, {len(remaining):,} still ambiguous")
+    if decision != "abandoned":
         click.echo("run the same command as before to go on")
 
 
-def _safe(text: str) -> str:
+def _printable(text: str) -> str:
     """Without what would move a terminal's cursor."""
-    return "".join(letter if letter.isprintable() else " " for letter in text)
+    return "".join(character if character.isprintable() else " " for character in text)

@@ -13,7 +13,7 @@ from krea_batch.cli.app import BAD_INPUT, OK
 from krea_batch.cli.options.run_options import run_options
 from krea_batch.jobs import RETRYABLE, State
 
-STATES = tuple(state.value for state in RETRYABLE)
+RETRYABLE_STATES = tuple(state.value for state in RETRYABLE)
 DEFAULT_STATES = tuple(state.value for state in RETRYABLE if state.info.retried_by_default)
 
 
@@ -22,7 +22,7 @@ DEFAULT_STATES = tuple(state.value for state in RETRYABLE if state.info.retried_
 @click.argument("ids", nargs=-1, metavar="[ID]…")
 @click.option(
     "--status",
-    type=click.Choice(STATES),
+    type=click.Choice(RETRYABLE_STATES),
     multiple=True,
     help=f"Which, where no ID is given; may be given often.  [default: {', '.join(DEFAULT_STATES)}]",
 )
@@ -37,48 +37,50 @@ def retry(
     Every POST that is accepted is paid, so it says how many that may be, and asks. Jobs that have their picture are
     never submitted again; ambiguous ones are decided with `resolve`. What else is open in OUT goes on as well.
     """
-    from krea_batch.cli.options.job_id_file import ids_from as read_ids
-    from krea_batch.cli.options.logging_options import keep_log
-    from krea_batch.cli.ui.run_session import Batch, prepare
+    from krea_batch.cli.options.job_id_file import read_ids
+    from krea_batch.cli.options.logging_options import configure_logging
+    from krea_batch.cli.ui.run_session import RunSession, settings_and_key
     from krea_batch.engine.event_loop import run_loop
     from krea_batch.maintenance.retry import Retries
     from krea_batch.sources import Checked, JobFiles
     from krea_batch.storage.run_dir import check_run
 
-    named = [*ids, *(read_ids(ids_from) or [])]
-    if named and status:
+    requested_ids = [*ids, *(read_ids(ids_from) or [])]
+    if requested_ids and status:
         raise click.UsageError("--status does not go with ids")
     check_run(out)
     options["out"] = out
-    settings, key = prepare(options)
-    keep_log(verbose=options["verbose"], log_file=options["log_file"], log_format=options["log_format"])
-    with Retries(out) as retries:
-        chosen = retries.named(named) if named else retries.jobs(_states(status or DEFAULT_STATES))
-        if not chosen and not retries.open_jobs():
+    settings, key = settings_and_key(options)
+    configure_logging(verbose=options["verbose"], log_file=options["log_file"], log_format=options["log_format"])
+    with Retries(out) as retry_plan:
+        chosen = (
+            retry_plan.named(requested_ids) if requested_ids else retry_plan.jobs(_states(status or DEFAULT_STATES))
+        )
+        if not chosen and not retry_plan.open_jobs():
             click.echo(f"no job in {out} ended in {' or '.join(status or DEFAULT_STATES)}; nothing to submit again")
             sys.exit(OK)
         if chosen and not (yes or options["simulate"]):
-            _ask(chosen, retries.waiting())
-        retries.again(chosen)
-        total = retries.total()
+            _confirm(chosen, retry_plan.waiting())
+        retry_plan.again(chosen)
+        total = retry_plan.total()
     checked = Checked(jobs=total, rows=total, bad_lines=0, duplicates=0, problems=(), notes=())
-    with JobFiles(()) as none:
-        none.check()
-        sys.exit(run_loop(Batch(settings, key, none, checked, options).run))
+    with JobFiles(()) as no_files:
+        no_files.check()
+        sys.exit(run_loop(RunSession(settings, key, no_files, checked, options).run))
 
 
-def _states(words: tuple[str, ...]) -> list[State]:
-    return [State(word) for word in words]
+def _states(names: tuple[str, ...]) -> list[State]:
+    return [State(word) for word in names]
 
 
-def _ask(chosen: dict[str, State], waiting: int) -> None:
+def _confirm(chosen: dict[str, State], waiting: int) -> None:
     """Go on only by somebody's word; exits with 2 where there is none."""
-    from krea_batch.cli.ui.formatting import counted
+    from krea_batch.cli.ui.formatting import pluralize
 
-    kinds = ", ".join(f"{count:,} {state.value}" for state, count in Counter(chosen.values()).items())
-    jobs, charges = counted(len(chosen), "job"), counted(len(chosen) + waiting, "charge")
+    states = ", ".join(f"{count:,} {state.value}" for state, count in Counter(chosen.values()).items())
+    jobs, charges = pluralize(len(chosen), "job"), pluralize(len(chosen) + waiting, "charge")
     also = f", and {waiting:,} not submitted yet" if waiting else ""
-    click.echo(f"{jobs} ({kinds}) to be submitted again{also}: up to {charges}", err=True)
+    click.echo(f"{jobs} ({states}) to be submitted again{also}: up to {charges}", err=True)
     if not sys.stdin.isatty():
         raise click.UsageError("nobody can be asked here: add --yes to pay for them")
     if not click.confirm("Go on?", err=True):

@@ -9,7 +9,7 @@ from typing import Any
 import click
 
 from krea_batch.cli.app import BAD_INPUT
-from krea_batch.cli.options.input_options import reading_of, reading_options
+from krea_batch.cli.options.input_options import add_input_options, input_options
 from krea_batch.cli.options.run_options import ExampleOption, run_options
 
 
@@ -23,7 +23,7 @@ from krea_batch.cli.options.run_options import ExampleOption, run_options
 )
 @run_options
 @click.option("--skip-invalid", is_flag=True, help="Run the good lines when others are bad.")
-@reading_options
+@add_input_options
 @click.option(
     "--confirm-above",
     cls=ExampleOption,
@@ -40,18 +40,18 @@ def run(jobs: tuple[str, ...], **options: Any) -> None:
     The files are checked whole before the first cent is spent. Ctrl-C brings home what is in flight; a second
     one stops at once; the same command goes on where it stopped.
     """
-    from krea_batch.cli.options.logging_options import keep_log
-    from krea_batch.cli.ui.forecast_output import agreed, outlook
-    from krea_batch.cli.ui.run_session import Batch, check_jobs, prepare
+    from krea_batch.cli.options.logging_options import configure_logging
+    from krea_batch.cli.ui.forecast_output import confirm_charges, show_forecast
+    from krea_batch.cli.ui.run_session import RunSession, check_jobs, settings_and_key
     from krea_batch.engine.event_loop import run_loop
     from krea_batch.sources import JobFiles
 
-    settings, key = prepare(options)
-    keep_log(verbose=options["verbose"], log_file=options["log_file"], log_format=options["log_format"])
-    with JobFiles(jobs, reading=reading_of(options), skip_invalid=options["skip_invalid"]) as files:
+    settings, key = settings_and_key(options)
+    configure_logging(verbose=options["verbose"], log_file=options["log_file"], log_format=options["log_format"])
+    with JobFiles(jobs, reading=input_options(options), skip_invalid=options["skip_invalid"]) as files:
         checked = check_jobs(files, settings, skip_invalid=options["skip_invalid"], quiet=options["quiet"])
-        forecast = outlook(checked, settings, options)
-        if not agreed(forecast, options):
+        forecast = show_forecast(checked, settings, options)
+        if not confirm_charges(forecast, options):
             sys.exit(BAD_INPUT)
-        batch = Batch(settings, key, files, checked, options, forecast=forecast)
+        batch = RunSession(settings, key, files, checked, options, forecast=forecast)
         sys.exit(run_loop(batch.run))

@@ -12,12 +12,12 @@ import click
 
 DRAFT = "https://json-schema.org/draft/2020-12/schema"
 
-SWEEP = (
+SWEEP_DESCRIPTION = (
     "Makes the job once with each combination of these values: a list, an object that names them, or for seeds a "
     "range like 1..4; repeat says how many of each."
 )
-STRENGTH = "How much it counts. A negative strength pushes away from it."
-WORDS = {
+STRENGTH_DESCRIPTION = "How much it counts. A negative strength pushes away from it."
+DESCRIPTIONS = {
     "Job": {
         "": "One line of a job file: one picture to be made. Only the prompt is needed.",
         "prompt": "What the picture shows. The more it says, the better the picture.",
@@ -40,17 +40,17 @@ WORDS = {
     "ImageStyleReference": {
         "": "A picture that guides the style.",
         "image_url": "Where the picture is: an HTTPS address that the gateway can reach.",
-        "strength": STRENGTH,
+        "strength": STRENGTH_DESCRIPTION,
     },
     "Style": {
         "": "One of Krea's LoRA styles.",
         "id": "The style's id in Krea's catalogue.",
-        "strength": STRENGTH,
+        "strength": STRENGTH_DESCRIPTION,
     },
     "Moodboard": {
         "": "One of Krea's moodboards.",
         "id": "The moodboard's UUID in Krea's catalogue.",
-        "strength": STRENGTH,
+        "strength": STRENGTH_DESCRIPTION,
     },
 }
 
@@ -69,29 +69,29 @@ def job_schema() -> dict[str, Any]:
 
     from krea_batch.jobs import Job
 
-    made: dict[str, Any] = msgspec.to_builtins(msgspec.json.schema(Job))
-    parts = made["$defs"]
-    for name, part in parts.items():
-        _put_words(part, WORDS[name])
-    _put_checks(parts)
-    job: dict[str, Any] = parts.pop("Job")
-    return {"$schema": DRAFT} | job | {"title": "A krea-batch job line", "$defs": parts}
+    full_schema: dict[str, Any] = msgspec.to_builtins(msgspec.json.schema(Job))
+    definitions = full_schema["$defs"]
+    for name, definition in definitions.items():
+        _add_descriptions(definition, DESCRIPTIONS[name])
+    _add_constraints(definitions)
+    job: dict[str, Any] = definitions.pop("Job")
+    return {"$schema": DRAFT} | job | {"title": "A krea-batch job line", "$defs": definitions}
 
 
-def _put_words(part: dict[str, Any], words: dict[str, str]) -> None:
-    part["description"] = words[""]
-    for field, rules in part["properties"].items():
-        part["properties"][field] = {"description": words[field]} | rules
+def _add_descriptions(definition: dict[str, Any], descriptions: dict[str, str]) -> None:
+    definition["description"] = descriptions[""]
+    for field, rules in definition["properties"].items():
+        definition["properties"][field] = {"description": descriptions[field]} | rules
 
 
-def _put_checks(parts: dict[str, Any]) -> None:
+def _add_constraints(definitions: dict[str, Any]) -> None:
     """Say what `Job` checks in code, and put the document's order back into what msgspec has sorted."""
     from krea_batch.jobs import ASPECT_RATIOS, CREATIVITIES, MAX_ID_BYTES, SEED_RANGE, UUID_PATTERN
     from krea_batch.sources.sweep import MAX_JOBS_A_ROW, REPEAT, SWEPT
 
-    job = parts["Job"]["properties"]
+    job = definitions["Job"]["properties"]
     job["sweep"] = {
-        "description": SWEEP,
+        "description": SWEEP_DESCRIPTION,
         "type": "object",
         "propertyNames": {"enum": [*SWEPT, REPEAT]},
         "additionalProperties": {
@@ -109,5 +109,5 @@ def _put_checks(parts: dict[str, Any]) -> None:
     job["seed"] |= {"minimum": SEED_RANGE[0], "maximum": SEED_RANGE[1]}
     del job["id"]["default"]  # an empty id stands for the number of the line
     job["id"] |= {"pattern": r"^(?!\.$)(?!.*\.\.)[^/\\\u0000-\u001f\u007f-\u009f]*$", "maxLength": MAX_ID_BYTES}
-    parts["ImageStyleReference"]["properties"]["image_url"]["pattern"] = r"^https://\S+$"
-    parts["Moodboard"]["properties"]["id"]["pattern"] = f"^{UUID_PATTERN}$"
+    definitions["ImageStyleReference"]["properties"]["image_url"]["pattern"] = r"^https://\S+$"
+    definitions["Moodboard"]["properties"]["id"]["pattern"] = f"^{UUID_PATTERN}$"

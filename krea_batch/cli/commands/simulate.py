@@ -54,24 +54,33 @@ if TYPE_CHECKING:
     help="Strike with probability P, for example submit-500=0.1; may be given often. --fault list shows all.",
 )
 @click.option(
-    "--fault-tries", default=0, metavar="N", help="Faults strike only the first N tries of one thing.  [default: all]"
+    "--fault-max-attempts",
+    default=0,
+    metavar="N",
+    help="Faults strike only the first N tries of one thing.  [default: all]",
 )
 @click.option("--balance", type=int, metavar="N", help="Credits; each accepted submit takes one.  [default: endless]")
 @click.option("--outputs", default=1, show_default=True, metavar="N", help="Pictures of a job, 1 to 4.")
 @click.option("--tiny", is_flag=True, help="Small pictures, made in no time.")
-@click.option("--picture-bytes", default=0, metavar="N", help="Pictures of noise, of exactly N bytes.")
+@click.option("--image-bytes", default=0, metavar="N", help="Pictures of noise, of exactly N bytes.")
 @click.option("--key", default="", help="The only API key to accept.  [default: any]")
 @click.option("--revoke-after", default=0, metavar="N", help="Refuse every key after N accepted submits.")
 @click.option("--lenient", is_flag=True, help="Accept unknown fields in a body.")
-@click.option("--webhooks-anywhere", is_flag=True, help="Send webhooks to other hosts than this one, too.")
-@click.option("--slow-s", default=1.0, show_default=True, metavar="S", help="What the fault cdn-slow takes.")
+@click.option("--allow-remote-webhooks", is_flag=True, help="Send webhooks to other hosts than this one, too.")
+@click.option("--slow-duration", default=1.0, show_default=True, metavar="S", help="What the fault cdn-slow takes.")
 @click.option(
-    "--hang-s", default=30.0, show_default=True, metavar="S", help="What the faults submit-hang and poll-hang take."
+    "--hang-duration",
+    default=30.0,
+    show_default=True,
+    metavar="S",
+    help="What the faults submit-hang and poll-hang take.",
 )
-@click.option("--remember-in", default="", metavar="FILE", help="Keep accepted jobs over restarts.")
+@click.option("--state-file", default="", metavar="FILE", help="Keep accepted jobs over restarts.")
 @click.option("--seed", default=0, show_default=True, help="All chance comes from it.")
 @click.option("--json", "as_json", is_flag=True, help="Print the addresses as one JSON object.")
-def simulate(faults: tuple[str, ...], as_json: bool, **options: Any) -> None:
+def simulate(
+    faults: tuple[str, ...], slow_duration: float, hang_duration: float, as_json: bool, **options: Any
+) -> None:
     """Serve the Krea 2 Large gateway and its CDN offline, as the API document says.
 
     What it charged is told at /_admin/totals and /_admin/ledger of the gateway's address.
@@ -84,10 +93,15 @@ def simulate(faults: tuple[str, ...], as_json: bool, **options: Any) -> None:
         click.echo("\n".join(f"{name:<16} {meaning}" for name, meaning in FAULTS.items()))
         return
     try:
-        settings = SimulatorSettings(faults=dict(map(_fault, faults)), **options)
+        settings = SimulatorSettings(
+            faults=dict(map(_parse_fault, faults)),
+            slow_duration_s=slow_duration,
+            hang_duration_s=hang_duration,
+            **options,
+        )
         run_loop(_serve, settings, as_json)
     except SimulatorError as problem:
-        raise _bad(problem) from None
+        raise _usage_error(problem) from None
 
 
 async def _serve(settings: SimulatorSettings, as_json: bool) -> None:
@@ -99,16 +113,16 @@ async def _serve(settings: SimulatorSettings, as_json: bool) -> None:
 
     with anyio.open_signal_receiver(signal.SIGINT, signal.SIGTERM) as signals:
         async with Simulator(settings) as simulator:
-            _announce(simulator, as_json)
+            _print_urls(simulator, as_json)
             async for _ in signals:
                 break
     if not as_json:
         totals = simulator.totals()
-        named = (f"{totals[name]:,} {name}" for name in ("accepted", "charged", "polls", "downloads"))
-        click.echo("\n" + ", ".join(named))
+        counts = (f"{totals[name]:,} {name}" for name in ("accepted", "charged", "polls", "downloads"))
+        click.echo("\n" + ", ".join(counts))
 
 
-def _announce(simulator: Simulator, as_json: bool) -> None:
+def _print_urls(simulator: Simulator, as_json: bool) -> None:
     """Print where it is found; click.echo flushes each line."""
     urls = {name: getattr(simulator, name) for name in ("gateway_url", "cdn_url", "admin_url")}
     if as_json:
@@ -123,7 +137,7 @@ def _announce(simulator: Simulator, as_json: bool) -> None:
     click.echo("Ctrl-C ends it.")
 
 
-def _fault(text: str) -> tuple[str, float]:
+def _parse_fault(text: str) -> tuple[str, float]:
     name, _, probability = text.partition("=")
     try:
         return name, float(probability or 1)
@@ -132,9 +146,10 @@ def _fault(text: str) -> tuple[str, float]:
         raise click.BadParameter(f"{text!r}: write NAME=P, for example submit-500=0.1", param_hint=hint) from None
 
 
-def _bad(problem: SimulatorError) -> click.UsageError:
+def _usage_error(problem: SimulatorError) -> click.UsageError:
     """The same in terms of the command line."""
-    option = {"submit_limit": "rate-limit", "faults": "fault"}.get(problem.field, problem.field.replace("_", "-"))
+    names = {"submit_limit": "rate-limit", "faults": "fault"}
+    option = names.get(problem.field, problem.field.removesuffix("_s").replace("_", "-"))
     if not option:
         return click.UsageError(str(problem))
     return click.BadParameter(problem.problem, param_hint=f"'--{option}'")

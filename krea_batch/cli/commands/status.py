@@ -14,13 +14,13 @@ def status(out: Path, as_json: bool) -> None:
     """Show where the jobs of the run in OUT stand, and what was charged."""
     import orjson
 
-    from krea_batch.cli.ui.formatting import counted
-    from krea_batch.cli.ui.summary import FolderState
+    from krea_batch.cli.ui.formatting import pluralize
+    from krea_batch.cli.ui.summary import RunTotals
     from krea_batch.storage.run_dir import check_run
 
     check_run(out)
-    folder = FolderState.read(out)
+    totals = RunTotals.read(out)
     if as_json:
-        click.echo(orjson.dumps(folder.fields()).decode())
+        click.echo(orjson.dumps(totals.fields()).decode())
     else:
-        click.echo("\n".join([f"{counted(folder.total, 'job')} in {out}", *folder.lines()]))
+        click.echo("\n".join([f"{pluralize(totals.total, 'job')} in {out}", *totals.lines()]))

@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from krea_batch.cli.app import BAD_INPUT, OK
-from krea_batch.cli.options.input_options import expanded, reading_of, reading_options
-from krea_batch.cli.ui.check_progress import Checking
-from krea_batch.cli.ui.formatting import counted, say
+from krea_batch.cli.options.input_options import add_input_options, expansion_notices, input_options
+from krea_batch.cli.ui.check_progress import CheckProgress
+from krea_batch.cli.ui.formatting import pluralize, say
 
 if TYPE_CHECKING:
     from krea_batch.sources import Checked
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 @click.command()
 @click.argument("jobs", nargs=-1, required=True, metavar="JOBS…")
-@reading_options
+@add_input_options
 @click.option("--json", "as_json", is_flag=True, help="Print the summary as one JSON object on standard output.")
 @click.option("--quiet", "-q", is_flag=True, help="Print nothing but the bad lines.")
 def validate(jobs: tuple[str, ...], *, as_json: bool, quiet: bool, **options: Any) -> None:
@@ -30,14 +30,17 @@ def validate(jobs: tuple[str, ...], *, as_json: bool, quiet: bool, **options: An
     from krea_batch.sources import JobFiles
 
     try:
-        with JobFiles(jobs, reading=reading_of(options)) as files, Checking(quiet=quiet or as_json) as checking:
-            checked = files.check(on_problem=checking.tell, on_progress=checking.hear)
-            said = files.said()
+        with (
+            JobFiles(jobs, reading=input_options(options)) as files,
+            CheckProgress(quiet=quiet or as_json) as progress,
+        ):
+            checked = files.check(on_problem=progress.print_line, on_progress=progress.update)
+            notices = files.said()
     except InputError as error:
         say(f"krea-batch: {error}")
         sys.exit(BAD_INPUT)
-    for sentence in () if quiet else (*said, *map(str, checked.notes), *expanded(checked)):
-        say(sentence)
+    for notice in () if quiet else (*notices, *map(str, checked.notes), *expansion_notices(checked)):
+        say(notice)
     if not checked.jobs and not checked.bad_lines:
         say(
             "krea-batch: there is no job in what was given: "
@@ -47,8 +50,8 @@ def validate(jobs: tuple[str, ...], *, as_json: bool, quiet: bool, **options: An
         click.echo(_as_json(checked))
     elif not quiet:
         click.echo(
-            f"{counted(checked.jobs, 'good job')}, {counted(checked.bad_lines, 'bad line')} "
-            f"in {counted(len(jobs), 'file')}"
+            f"{pluralize(checked.jobs, 'good job')}, {pluralize(checked.bad_lines, 'bad line')} "
+            f"in {pluralize(len(jobs), 'file')}"
         )
     sys.exit(OK if checked.jobs and not checked.bad_lines else BAD_INPUT)
 

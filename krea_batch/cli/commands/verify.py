@@ -40,37 +40,37 @@ def verify(
     """
     from krea_batch.maintenance.export.run_images import Gallery
 
-    with Gallery(out) as pictures:
+    with Gallery(out) as images:
         if repair:
-            checked, found = _repaired(pictures, out, gateway, api_key_file, simulate=simulate)
+            checked, mismatches = _repair_run(images, out, gateway, api_key_file, simulate=simulate)
         else:
-            checked, found = _found(pictures)
-    _tell(out, checked, found, as_json=as_json, quiet=quiet)
-    sys.exit(SOME_FAILED if any(not fault.repaired for fault in found) else OK)
+            checked, mismatches = _check_all(images)
+    _print_report(out, checked, mismatches, as_json=as_json, quiet=quiet)
+    sys.exit(SOME_FAILED if any(not fault.repaired for fault in mismatches) else OK)
 
 
-def _found(gallery: Gallery) -> tuple[int, list[Fault]]:
-    checked, damaged = _damaged(gallery)
-    return checked, [_fault(picture, what) for picture, what in damaged]
+def _check_all(images: Gallery) -> tuple[int, list[Fault]]:
+    checked, damaged = _find_damaged(images)
+    return checked, [_mismatch(picture, what) for picture, what in damaged]
 
 
-def _damaged(gallery: Gallery) -> tuple[int, list[tuple[Picture, str]]]:
+def _find_damaged(images: Gallery) -> tuple[int, list[tuple[Picture, str]]]:
     """How many pictures there are, and those that are not as recorded; with a bar where people look."""
     from krea_batch.maintenance.verify import faults
 
-    checked, found = 0, []
+    checked, damaged = 0, []
     with click.progressbar(
-        faults(gallery), length=gallery.count(), label="verify", file=sys.stderr, hidden=not sys.stderr.isatty()
-    ) as seen:
-        for picture, what in seen:
+        faults(images), length=images.count(), label="verify", file=sys.stderr, hidden=not sys.stderr.isatty()
+    ) as results:
+        for image, problem in results:
             checked += 1
-            if what:
-                found.append((picture, what))
-    return checked, found
+            if problem:
+                damaged.append((image, problem))
+    return checked, damaged
 
 
-def _repaired(
-    gallery: Gallery, out: Path, gateway: str, api_key_file: Path | None, *, simulate: bool
+def _repair_run(
+    images: Gallery, out: Path, gateway: str, api_key_file: Path | None, *, simulate: bool
 ) -> tuple[int, list[Fault]]:
     """The same, with all of it fetched again that can be. The folder is held meanwhile."""
     from krea_batch.cli.ui.run_session import find_key
@@ -80,24 +80,24 @@ def _repaired(
 
     key = ApiKey("simulated") if simulate else find_key(str(api_key_file) if api_key_file else None)
     settings = Settings.from_options(out=out, gateway=gateway)
-    folder = RunFolder(out)
-    folder.take()
+    run_dir = RunFolder(out)
+    run_dir.take()
     try:
-        checked, damaged = _damaged(gallery)
+        checked, damaged = _find_damaged(images)
         repaired: list[Fault] = []
 
-        async def mend() -> int:
-            repaired.extend(await _mend(damaged, settings, key, simulate=simulate))
+        async def repair_damaged() -> int:
+            repaired.extend(await _repair_images(damaged, settings, key, simulate=simulate))
             return OK
 
         if damaged:
-            run_loop(mend)
+            run_loop(repair_damaged)
     finally:
-        folder.release()
+        run_dir.release()
     return checked, repaired
 
 
-async def _mend(
+async def _repair_images(
     damaged: list[tuple[Picture, str]], settings: Settings, key: ApiKey, *, simulate: bool
 ) -> list[Fault]:
     from contextlib import AsyncExitStack
@@ -109,33 +109,33 @@ async def _mend(
     from krea_batch.gateway.client import GatewayClient
     from krea_batch.maintenance.verify import AT_ONCE
 
-    found: dict[int, Fault] = {}
+    results: dict[int, Fault] = {}
     async with AsyncExitStack() as stack:
         if simulate:
             url = await start_simulator(stack, settings.out)
             settings = msgspec.structs.replace(settings, gateway=url)
         _check_origin(settings)
         gateway = await stack.enter_async_context(GatewayClient(settings, key))
-        slots = anyio.CapacityLimiter(AT_ONCE)
+        limiter = anyio.CapacityLimiter(AT_ONCE)
 
-        async def one(n: int, picture: Picture, what: str) -> None:
-            async with slots:
-                found[n] = await _mended(picture, what, gateway)
+        async def repair_one(n: int, image: Picture, problem: str) -> None:
+            async with limiter:
+                results[n] = await _repair_image(image, problem, gateway)
 
         async with anyio.create_task_group() as group:
             for n, (picture, what) in enumerate(damaged):
-                group.start_soon(one, n, picture, what)
-    return [found[n] for n in sorted(found)]
+                group.start_soon(repair_one, n, picture, what)
+    return [results[n] for n in sorted(results)]
 
 
-async def _mended(picture: Picture, what: str, gateway: Fetcher) -> Fault:
+async def _repair_image(image: Picture, problem: str, gateway: Fetcher) -> Fault:
     from krea_batch.maintenance.verify import NotRepaired, repair
 
     try:
-        await repair(picture, gateway)
+        await repair(image, gateway)
     except NotRepaired as error:
-        return _fault(picture, f"{what}; {error}")
-    return _fault(picture, what, repaired=True)
+        return _mismatch(image, f"{problem}; {error}")
+    return _mismatch(image, problem, repaired=True)
 
 
 def _check_origin(settings: Settings) -> None:
@@ -149,32 +149,32 @@ def _check_origin(settings: Settings) -> None:
     with closing(Store.open(settings.out / LEDGER, read_only=True)) as store:
         (origin,) = store.read(Store.gateway)
     if origin != settings.origin:
-        wrong = f"its jobs were submitted to {origin}, not to {settings.origin}"
-        right = "add --simulate" if "127.0.0.1" in str(origin) else "give the same --gateway"
-        raise RunDirError(settings.out, wrong, right)
+        problem = f"its jobs were submitted to {origin}, not to {settings.origin}"
+        hint = "add --simulate" if "127.0.0.1" in str(origin) else "give the same --gateway"
+        raise RunDirError(settings.out, problem, hint)
 
 
-def _fault(picture: Picture, what: str, *, repaired: bool = False) -> Fault:
+def _mismatch(image: Picture, problem: str, *, repaired: bool = False) -> Fault:
     from krea_batch.maintenance.verify import Fault
 
-    return Fault(picture.outcome.id, picture.file.path, picture.outcome.request_id, what, repaired)
+    return Fault(image.outcome.id, image.file.path, image.outcome.request_id, problem, repaired)
 
 
-def _tell(out: Path, checked: int, found: list[Fault], *, as_json: bool, quiet: bool) -> None:
+def _print_report(out: Path, checked: int, mismatches: list[Fault], *, as_json: bool, quiet: bool) -> None:
     import msgspec
 
-    from krea_batch.cli.ui.formatting import counted
+    from krea_batch.cli.ui.formatting import pluralize
 
-    repaired = sum(fault.repaired for fault in found)
+    repaired = sum(fault.repaired for fault in mismatches)
     if as_json:
-        fields = {"pictures": checked, "faults": len(found), "repaired": repaired, "which": found}
+        fields = {"pictures": checked, "faults": len(mismatches), "repaired": repaired, "which": mismatches}
         click.echo(msgspec.json.encode(fields))
         return
-    for fault in found:
+    for fault in mismatches:
         say(f"{out / fault.path}: {fault.what}{'; fetched again' if fault.repaired else ''}")
     if quiet:
         return
-    wrong = f"{len(found):,} not as recorded" if found else "all as recorded"
-    click.echo(f"{counted(checked, 'picture')}, {wrong}{f', {repaired:,} fetched again' if repaired else ''}")
-    if found and not repaired:
+    result = f"{len(mismatches):,} not as recorded" if mismatches else "all as recorded"
+    click.echo(f"{pluralize(checked, 'picture')}, {result}{f', {repaired:,} fetched again' if repaired else ''}")
+    if mismatches and not repaired:
         click.echo("krea-batch verify OUT --repair fetches them again; nothing is paid twice")

@@ -18,21 +18,21 @@ def view(out: Path, port: int, open_: bool) -> None:
     """
     import anyio
 
-    from krea_batch.cli.ui.optional_deps import needs_gallery
+    from krea_batch.cli.ui.optional_deps import require_gallery_extra
     from krea_batch.errors import InputError
     from krea_batch.storage.run_dir import check_run
 
     check_run(out)
-    with needs_gallery():
+    with require_gallery_extra():
         from krea_batch.gallery.server import Gallery, serve
 
-    def ready(url: str) -> None:
+    def on_ready(url: str) -> None:
         click.echo(f"{out} is shown at {url}  (Ctrl-C ends it)")
         if open_:
             click.launch(url)
 
     try:
-        anyio.run(serve, Gallery(out), port, ready)
+        anyio.run(serve, Gallery(out), port, on_ready)
     except KeyboardInterrupt:
         return
     except OSError as error:

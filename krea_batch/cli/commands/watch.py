@@ -19,28 +19,30 @@ def watch(out: Path) -> None:
     """
     import time
 
-    from krea_batch.cli.ui.formatting import counted
+    from krea_batch.cli.ui.formatting import pluralize
     from krea_batch.cli.ui.progress import make_display
-    from krea_batch.cli.ui.run_status import Onlooker
-    from krea_batch.cli.ui.summary import FolderState
+    from krea_batch.cli.ui.run_status import LedgerStatusReader
+    from krea_batch.cli.ui.summary import RunTotals
     from krea_batch.storage.run_dir import check_run
 
     check_run(out)
-    onlooker, display = Onlooker(out), make_display(quiet=False)
+    status_reader, display = LedgerStatusReader(out), make_display(quiet=False)
     try:
         while True:
-            display.show(onlooker.read())
-            if not onlooker.at_work:
+            display.show(status_reader.read())
+            if not status_reader.is_running:
                 break
-            time.sleep(max(LOOK_EVERY_S, display.every_s))
+            time.sleep(max(WATCH_INTERVAL_S, display.interval_s))
     except KeyboardInterrupt:
         display.close()
         click.echo("The run goes on.", err=True)
         return
     display.close()
-    folder = FolderState.read(out)
-    click.echo("\n".join([f"{counted(folder.total, 'job')} in {out}; no process is working on it", *folder.lines()]))
-    sys.exit(OK if folder.all_succeeded else SOME_FAILED)
+    totals = RunTotals.read(out)
+    click.echo(
+        "\n".join([f"{pluralize(totals.total, 'job')} in {out}; no process is working on it", *totals.lines()])
+    )
+    sys.exit(OK if totals.all_succeeded else SOME_FAILED)
 
 
-LOOK_EVERY_S = 1.0  # chosen: a look costs the run nothing, and the eye wants no more
+WATCH_INTERVAL_S = 1.0  # chosen: a look costs the run nothing, and the eye wants no more

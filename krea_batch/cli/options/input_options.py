@@ -8,19 +8,19 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from krea_batch.cli.options.run_options import ExampleOption
-from krea_batch.cli.ui.formatting import counted
+from krea_batch.cli.ui.formatting import pluralize
 
 if TYPE_CHECKING:
     from krea_batch.sources import Checked, Reading
 
-FORMATS = ("jsonl", "json", "csv", "tsv", "text", "parquet")
+INPUT_FORMATS = ("jsonl", "json", "csv", "tsv", "text", "parquet")
 
-_OPTIONS = (
+_INPUT_OPTIONS = (
     click.option(
         "--input-format",
         cls=ExampleOption,
         example="text",
-        type=click.Choice(FORMATS),
+        type=click.Choice(INPUT_FORMATS),
         help="How the JOBS are written.  [default: by name and first bytes]",
     ),
     click.option(
@@ -39,7 +39,6 @@ _OPTIONS = (
     ),
     click.option(
         "--column",
-        "columns",
         cls=ExampleOption,
         example=["seed=start"],
         multiple=True,
@@ -47,7 +46,7 @@ _OPTIONS = (
         help="The column or key that holds any other field: --column seed=Seed (repeatable).",
     ),
     click.option("--keep-extra", is_flag=True, help="Put unknown fields of a job line into its metadata."),
-    click.option("--comments", is_flag=True, help="In a text, lines that begin with # are no prompts."),
+    click.option("--skip-comments", is_flag=True, help="In a text, lines that begin with # are no prompts."),
     click.option("--dedupe", is_flag=True, help="Leave out a job that asks for the same as an earlier one."),
     click.option(
         "--prompt-template",
@@ -77,14 +76,14 @@ _OPTIONS = (
 )
 
 
-def reading_options(command: Callable[..., Any]) -> Callable[..., Any]:
+def add_input_options(command: Callable[..., Any]) -> Callable[..., Any]:
     """The options, for a command that takes JOBS."""
-    for option in reversed(_OPTIONS):
+    for option in reversed(_INPUT_OPTIONS):
         command = option(command)
     return command
 
 
-def reading_of(options: dict[str, Any]) -> Reading:
+def input_options(options: dict[str, Any]) -> Reading:
     """How the files are read, by what the options say. Raises SettingsError naming the option that is wrong."""
     from krea_batch.errors import JobError, SettingsError
     from krea_batch.sources import Reading
@@ -114,23 +113,23 @@ def reading_of(options: dict[str, Any]) -> Reading:
         format=Format(options["input_format"]) if options["input_format"] else None,
         keep_extra=options["keep_extra"],
         columns=_columns(options),
-        comments=options["comments"],
+        skip_comments=options["skip_comments"],
         dedupe=options["dedupe"],
         template=template,
         axes=tuple(axes),
     )
 
 
-def expanded(checked: Checked) -> list[str]:
+def expansion_notices(checked: Checked) -> list[str]:
     """What became of the rows, where it is not one job each: a sentence for each reason."""
-    said = []
+    notices = []
     if checked.duplicates:
-        said.append(
-            f"{counted(checked.duplicates, 'job')} left out, which ask for the same as earlier ones (--dedupe)"
+        notices.append(
+            f"{pluralize(checked.duplicates, 'job')} left out, which ask for the same as earlier ones (--dedupe)"
         )
     if checked.jobs + checked.duplicates != checked.rows:
-        said.append(f"{counted(checked.rows, 'row')} make {counted(checked.jobs, 'job')}")
-    return said
+        notices.append(f"{pluralize(checked.rows, 'row')} make {pluralize(checked.jobs, 'job')}")
+    return notices
 
 
 def _columns(options: dict[str, Any]) -> dict[str, str]:
@@ -142,7 +141,7 @@ def _columns(options: dict[str, Any]) -> dict[str, str]:
     for field in ("prompt", "id"):
         if options[f"{field}_column"] is not None:
             columns[field] = options[f"{field}_column"]
-    for text in options["columns"]:
+    for text in options["column"]:
         field, equals, column = text.partition("=")
         if not equals or field not in FIELDS:
             raise SettingsError(

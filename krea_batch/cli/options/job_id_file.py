@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 
 
-def ids_from(path: str | None) -> list[str] | None:
+def read_ids(path: str | None) -> list[str] | None:
     """The ids in a file, or on standard input ("-"); None where no file is named. Raises InputError."""
     from krea_batch.errors import InputError
 

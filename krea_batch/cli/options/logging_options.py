@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from krea_batch.observability import Metrics
 
 
-def keep_log(*, verbose: int, log_file: Path | None, log_format: str) -> None:
+def configure_logging(*, verbose: int, log_file: Path | None, log_format: str) -> None:
     """Log to a file where there is one, else to standard error where --verbose asks for it.
 
     What is told is each hindrance; with --verbose twice each move of each job, too. Raises SettingsError.
@@ -23,12 +23,12 @@ def keep_log(*, verbose: int, log_file: Path | None, log_format: str) -> None:
         return
     from krea_batch.observability import JsonLines, KeyValues
 
-    handler = _to_file(log_file) if log_file else logging.StreamHandler()
+    handler = _file_handler(log_file) if log_file else logging.StreamHandler()
     handler.setFormatter(JsonLines() if log_format == "json" else KeyValues())
     logging.basicConfig(handlers=[handler], level=logging.DEBUG if verbose > 1 else logging.INFO)
 
 
-def _to_file(path: Path) -> logging.Handler:
+def _file_handler(path: Path) -> logging.Handler:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)  # it may lie in --out, which the run has yet to make
         return logging.FileHandler(path, encoding="utf-8")
@@ -36,7 +36,7 @@ def _to_file(path: Path) -> logging.Handler:
         raise SettingsError("log_file", f"cannot write {path} ({error.strerror})", "check the path") from None
 
 
-def serve_metrics(where: str, stack: ExitStack, *, quiet: bool) -> Metrics:
+def serve_metrics(listen: str, stack: ExitStack, *, quiet: bool) -> Metrics:
     """Serve metrics at `where` until the stack is closed. Returns their listener. Raises SettingsError."""
     try:
         import prometheus_client
@@ -51,8 +51,8 @@ def serve_metrics(where: str, stack: ExitStack, *, quiet: bool) -> Metrics:
     # Else each counter has a second series, which nobody asks for.
     prometheus_client.disable_created_metrics()  # type: ignore[no-untyped-call]
     metrics = Metrics()
-    asked = Address.parse(where)
-    address = stack.enter_context(served(metrics.registry, asked))
-    if not quiet or asked.port == 0:
+    requested = Address.parse(listen)
+    address = stack.enter_context(served(metrics.registry, requested))
+    if not quiet or requested.port == 0:
         say(f"Metrics: {address.url}")
     return metrics

@@ -25,46 +25,46 @@ from krea_batch.benchmark.measurements import Figures
 from krea_batch.benchmark.output import report, write_report
 from krea_batch.benchmark.runner import Sweep
 from krea_batch.cli.app import BAD_INPUT, INTERRUPTED, OK, SOME_FAILED, STOPPED
-from krea_batch.cli.ui.formatting import counted, say
-from krea_batch.cli.ui.progress import LINE_EVERY_S
+from krea_batch.cli.ui.formatting import pluralize, say
+from krea_batch.cli.ui.progress import LINE_INTERVAL_S
 from krea_batch.cli.ui.run_session import find_key
-from krea_batch.cli.ui.summary import FolderState
+from krea_batch.cli.ui.summary import RunTotals
 from krea_batch.errors import InputError
 from krea_batch.settings import Settings
 from krea_batch.storage.run_dir import LEDGER
 
-INSTALL = "pip install 'krea-batch[bench]'"
-WIDE = 130  # columns of the table in a file or a pipe, where nobody says how many there are
+INSTALL_COMMAND = "pip install 'krea-batch[bench]'"
+TABLE_WIDTH = 130  # columns of the table in a file or a pipe, where nobody says how many there are
 
 
-def measure(options: dict[str, Any]) -> int:
+def run_bench(options: dict[str, Any]) -> int:
     """Run the whole command. Raises InputError with nothing spent, RunStopped where a child broke."""
-    _check(options)
+    _check_options(options)
     with tempfile.TemporaryDirectory(prefix="krea-batch-bench-") as scratch:
         cases = _cases(options, Path(options["out"]) / "runs" if options["gateway"] else Path(scratch))
-        if options["gateway"] and not _agreed(cases, options):
+        if options["gateway"] and not _confirm_charges(cases, options):
             say("Nothing was sent, and nothing was spent.")
             return BAD_INPUT
         options["out"].mkdir(parents=True, exist_ok=True)
-        began_at = datetime.now(UTC)
-        progress = _progress(quiet=options["quiet"])
-        sweep = Sweep(options["latency"], progress.show)
-        with _heeding(sweep):
+        started_at = datetime.now(UTC)
+        progress = _make_progress(quiet=options["quiet"])
+        runner = Sweep(options["latency"], progress.case_progress)
+        with _forward_signals(runner):
             with progress:
-                rows = list(_rows(sweep, cases, progress))
+                rows = list(_run_cases(runner, cases, progress))
             if rows:
-                _tell(rows, report(rows, _public(options), began_at), options)
-    return _exit_code(sweep, cases, rows)
+                _write_results(rows, report(rows, _public_options(options), started_at), options)
+    return _exit_code(runner, cases, rows)
 
 
-def _check(options: dict[str, Any]) -> None:
+def _check_options(options: dict[str, Any]) -> None:
     """Raises click.UsageError or InputError for options that do not go together, or a key that is not there."""
     if options["gateway"] and options["compare"]:
         raise click.UsageError("--compare does not go with --gateway: each script would pay for all images again")
     if options["gateway"]:
         find_key(options["api_key_file"])
     if options["compare"] and not find_spec("requests"):
-        raise InputError("--compare needs the package requests", INSTALL)
+        raise InputError("--compare needs the package requests", INSTALL_COMMAND)
 
 
 def _cases(options: dict[str, Any], folder: Path) -> list[Case]:
@@ -72,15 +72,15 @@ def _cases(options: dict[str, Any], folder: Path) -> list[Case]:
     cases = []
     for rate in parse_rates(options["rates"]):
         jobs = jobs_at(rate, options["jobs"])
-        for contender in (Contender.ENGINE, *(SCRIPTS if options["compare"] else ())):
+        for implementation in (Contender.ENGINE, *(SCRIPTS if options["compare"] else ())):
             case = Case(
-                contender=contender,
+                contender=implementation,
                 rate=rate.text,
                 per_s=rate.per_s,
                 jobs=jobs,
                 poll_interval_s=options["poll_interval"],
                 max_in_flight=jobs if options["max_in_flight"] is None else options["max_in_flight"],
-                out=str(folder / contender.name.lower() / folder_name(rate)),
+                out=str(folder / implementation.name.lower() / folder_name(rate)),
                 prompt=options["prompt"],
                 gateway=options["gateway"] or "",
                 key_file=str(options["api_key_file"]) if options["api_key_file"] else None,
@@ -93,29 +93,32 @@ def _cases(options: dict[str, Any], folder: Path) -> list[Case]:
 
 def _check_settings(case: Case) -> None:
     """Let the engine's own settings say now what they would say later."""
-    where = {"gateway": case.gateway} if case.gateway else {}
+    gateway = {"gateway": case.gateway} if case.gateway else {}
     Settings.from_options(
         Path(case.out),
         poll_interval_s=case.poll_interval_s,
         max_in_flight=case.max_in_flight,
         rate=case.rate,
-        **where,
+        **gateway,
     )
 
 
 # ---- money -----------------------------------------------------------------------------------------------
 
 
-def _agreed(cases: list[Case], options: dict[str, Any]) -> bool:
+def _confirm_charges(cases: list[Case], options: dict[str, Any]) -> bool:
     """Say what is going to be paid for, and ask. Raises InputError where there is nobody to ask."""
-    to_pay = [max(0, case.jobs - _paid(case)) for case in cases]
-    for case, images in zip(cases, to_pay, strict=True):
-        before = case.jobs - images
-        say(f"{case.rate}: {counted(images, 'image')} to pay for" + (f", {before:,} paid already" if before else ""))
+    images_to_pay = [max(0, case.jobs - _charged_or_unknown(case)) for case in cases]
+    for case, images in zip(cases, images_to_pay, strict=True):
+        already_paid = case.jobs - images
+        say(
+            f"{case.rate}: {pluralize(images, 'image')} to pay for"
+            + (f", {already_paid:,} paid already" if already_paid else "")
+        )
     price = options["price"]
-    total = sum(to_pay)
+    total = sum(images_to_pay)
     cost = f", {price:g} each, {price * total:,.2f} together" if price is not None else ""
-    say(f"In all {counted(total, 'image')} will be paid for at {options['gateway']}{cost}.")
+    say(f"In all {pluralize(total, 'image')} will be paid for at {options['gateway']}{cost}.")
     if options["yes"] or not total:
         return True
     if not sys.stdin.isatty():
@@ -123,70 +126,70 @@ def _agreed(cases: list[Case], options: dict[str, Any]) -> bool:
     return click.confirm("Go on?", default=False, err=True)
 
 
-def _paid(case: Case) -> int:
+def _charged_or_unknown(case: Case) -> int:
     """How many images of a case are paid already, or may be."""
     out = Path(case.out)
     if not (out / LEDGER).is_file():
         return 0
-    charges = FolderState.read(out).charges
+    charges = RunTotals.read(out).charges
     return charges.charged + charges.unknown
 
 
 # ---- while it runs ---------------------------------------------------------------------------------------
 
 
-def _rows(sweep: Sweep, cases: list[Case], progress: Lines) -> Iterator[Figures]:
+def _run_cases(runner: Sweep, cases: list[Case], progress: BenchProgress) -> Iterator[Figures]:
     """Run the cases until they are through, one breaks, or Ctrl-C is pressed."""
     for case in cases:
-        if sweep.interrupts:
+        if runner.interrupts:
             return
-        progress.begin(case)
-        row = sweep.measure(case)
+        progress.case_started(case)
+        row = runner.measure(case)
         if row is None:
             return
-        progress.end(row)
+        progress.case_finished(row)
         yield row
         if row.problem:
             return
 
 
 @contextmanager
-def _heeding(sweep: Sweep) -> Iterator[None]:
+def _forward_signals(runner: Sweep) -> Iterator[None]:
     """Pass Ctrl-C and SIGTERM on to the sweep, instead of breaking off between a child's start and its end."""
 
-    def interrupted(*_: object) -> None:
-        sweep.interrupt()
+    def on_signal(*_: object) -> None:
+        runner.interrupt()
 
-    before = {name: signal.signal(name, interrupted) for name in (signal.SIGINT, signal.SIGTERM)}
+    previous_handlers = {name: signal.signal(name, on_signal) for name in (signal.SIGINT, signal.SIGTERM)}
     try:
         yield
     finally:
-        for name, handler in before.items():
+        for name, handler in previous_handlers.items():
             signal.signal(name, handler)
 
 
-class Lines:
+class BenchProgress:
     """For logs and pipes, and with --quiet: a line as a case begins and ends, and every few seconds between."""
 
     def __init__(self, *, quiet: bool) -> None:
         self._quiet = quiet
-        self._told_s = 0.0
+        self._last_line_s = 0.0
 
-    def __enter__(self) -> Lines:
+    def __enter__(self) -> BenchProgress:
         return self
 
     def __exit__(self, *_: object) -> None: ...
 
-    def begin(self, case: Case) -> None:
-        self._told_s = time.monotonic()
-        self.say(f"{case.contender} at {case.rate}: {counted(case.jobs, 'job')}")
+    def case_started(self, case: Case) -> None:
+        self._last_line_s = time.monotonic()
+        self.say(f"{case.contender} at {case.rate}: {pluralize(case.jobs, 'job')}")
 
-    def show(self, case: Case, seen: Seen) -> None:
-        if time.monotonic() - self._told_s >= LINE_EVERY_S:
-            self._told_s = time.monotonic()
-            self.say(_counts(case, seen))
+    def case_progress(self, case: Case, progress: Seen) -> None:
+        if time.monotonic() - self._last_line_s >= LINE_INTERVAL_S:
+            self._last_line_s = time.monotonic()
+            self.say(_progress_text(case, progress))
 
-    def end(self, row: Figures) -> None:
+    def case_finished(self, row: Figures) -> None:
         used = "" if row.used is None else f", {row.accepted_per_s:.1f}/s, {row.used:.1%} of the limit"
         self.say(f"{row.contender} at {row.rate}: {row.accepted:,} accepted{used}")
         if row.problem:
@@ -197,7 +200,7 @@ class Lines:
             say(line)
 
 
-class Live(Lines):
+class LiveBenchProgress(BenchProgress):
     """For terminals: the counts in one line that stays where it is, and a line for each case that is done."""
 
     def __init__(self) -> None:
@@ -207,45 +210,45 @@ class Live(Lines):
         self._console = Console(stderr=True)
         self._status = self._console.status("")
 
-    def __enter__(self) -> Lines:
+    def __enter__(self) -> BenchProgress:
         self._status.start()
         return self
 
     def __exit__(self, *_: object) -> None:
         self._status.stop()
 
-    def begin(self, case: Case) -> None:
+    def case_started(self, case: Case) -> None:
         self._status.update(f"{case.contender} at {case.rate}: starting")
 
-    def show(self, case: Case, seen: Seen) -> None:
-        self._status.update(_counts(case, seen))
+    def case_progress(self, case: Case, progress: Seen) -> None:
+        self._status.update(_progress_text(case, progress))
 
     def say(self, line: str) -> None:
         self._console.print(line, highlight=False, markup=False)
 
 
-def _progress(*, quiet: bool) -> Lines:
-    return Lines(quiet=quiet) if quiet or not sys.stderr.isatty() else Live()
+def _make_progress(*, quiet: bool) -> BenchProgress:
+    return BenchProgress(quiet=quiet) if quiet or not sys.stderr.isatty() else LiveBenchProgress()
 
 
-def _counts(case: Case, seen: Seen) -> str:
+def _progress_text(case: Case, progress: Seen) -> str:
     return (
-        f"{case.contender} at {case.rate}: {seen.accepted:,}/{case.jobs:,} accepted, {seen.stored:,} stored, "
-        f"{seen.refused_429:,} refused, {seen.polls:,} polls"
+        f"{case.contender} at {case.rate}: {progress.accepted:,}/{case.jobs:,} accepted, {progress.stored:,} stored, "
+        f"{progress.refused_429:,} refused, {progress.polls:,} polls"
     )
 
 
 # ---- at the end ------------------------------------------------------------------------------------------
 
 
-def _tell(rows: list[Figures], content: dict[str, Any], options: dict[str, Any]) -> None:
+def _write_results(rows: list[Figures], content: dict[str, Any], options: dict[str, Any]) -> None:
     written = [write_report(options["out"], content)]
     if find_spec("matplotlib"):
         from krea_batch.benchmark.plots import write_plots
 
         written += write_plots(options["out"], rows)
     else:
-        say(f"No plots without matplotlib: {INSTALL}")
+        say(f"No plots without matplotlib: {INSTALL_COMMAND}")
     if options["as_json"]:
         click.echo(orjson.dumps(content, option=orjson.OPT_INDENT_2))
     elif not options["quiet"]:
@@ -260,28 +263,28 @@ def _print_table(rows: list[Figures]) -> None:
 
     console = Console()
     if not console.is_terminal:
-        console.width = max(console.width, WIDE)
+        console.width = max(console.width, TABLE_WIDTH)
     console.print(table(rows))
 
 
-def _public(options: dict[str, Any]) -> dict[str, Any]:
+def _public_options(options: dict[str, Any]) -> dict[str, Any]:
     """The options as they go into the report; paths are nobody's business."""
-    hidden = ("api_key_file", "out", "quiet", "as_json", "yes")
-    return {name: value for name, value in options.items() if name not in hidden}
+    excluded = ("api_key_file", "out", "quiet", "as_json", "yes")
+    return {name: value for name, value in options.items() if name not in excluded}
 
 
-def _exit_code(sweep: Sweep, cases: list[Case], rows: list[Figures]) -> int:
-    if sweep.interrupts:
+def _exit_code(runner: Sweep, cases: list[Case], rows: list[Figures]) -> int:
+    if runner.interrupts:
         return INTERRUPTED
     if any(row.problem for row in rows):
         return STOPPED
-    engine = [(case, row) for case, row in zip(cases, rows, strict=True) if case.contender is Contender.ENGINE]
-    return OK if all(_whole(case, row) for case, row in engine) else SOME_FAILED
+    engine_rows = [(case, row) for case, row in zip(cases, rows, strict=True) if case.contender is Contender.ENGINE]
+    return OK if all(_is_complete(case, row) for case, row in engine_rows) else SOME_FAILED
 
 
-def _whole(case: Case, row: Figures) -> bool:
+def _is_complete(case: Case, row: Figures) -> bool:
     """Whether every job has its picture: a paid run's folder knows, whichever run of the command it was."""
     if case.simulated:
         return row.stored == case.jobs
-    folder = FolderState.read(Path(case.out))
-    return folder.all_succeeded and folder.total == case.jobs
+    totals = RunTotals.read(Path(case.out))
+    return totals.all_succeeded and totals.total == case.jobs

@@ -15,17 +15,17 @@ from krea_batch.cli.ui.formatting import say
 if TYPE_CHECKING:
     from rich.progress import Progress
 
-SHOWN_FROM_S = 1.0  # chosen: whoever waits for longer wonders
-BAR_EVERY_S = 0.1  # chosen: fluent to the eye
-LINE_EVERY_S = 5.0  # chosen: as a run's lines
+SHOW_AFTER_S = 1.0  # chosen: whoever waits for longer wonders
+BAR_INTERVAL_S = 0.1  # chosen: fluent to the eye
+CHECK_LINE_INTERVAL_S = 5.0  # chosen: as a run's lines
 
 
-class Checking:
+class CheckProgress:
     """Shows the progress of one check; nothing with `quiet`. A context manager."""
 
     def __init__(self, *, quiet: bool = False) -> None:
         self._quiet = quiet
-        self._next_s = time.monotonic() + SHOWN_FROM_S
+        self._next_update_s = time.monotonic() + SHOW_AFTER_S
         self._bar: Progress | None = None
 
     def __enter__(self) -> Self:
@@ -35,30 +35,30 @@ class Checking:
         if self._bar:
             self._bar.stop()
 
-    def hear(self, read_bytes: int, all_bytes: int) -> None:
+    def update(self, read_bytes: int, total_bytes: int) -> None:
         """Take how many bytes of how many have been read."""
         now_s = time.monotonic()
-        if self._quiet or not all_bytes or now_s < self._next_s:
+        if self._quiet or not total_bytes or now_s < self._next_update_s:
             return
         if sys.stderr.isatty():
-            self._draw(read_bytes, all_bytes)
-            self._next_s = now_s + BAR_EVERY_S
+            self._draw(read_bytes, total_bytes)
+            self._next_update_s = now_s + BAR_INTERVAL_S
         else:
-            say(f"{100 * read_bytes // all_bytes} % of the jobs checked")
-            self._next_s = now_s + LINE_EVERY_S
+            say(f"{100 * read_bytes // total_bytes} % of the jobs checked")
+            self._next_update_s = now_s + CHECK_LINE_INTERVAL_S
 
-    def tell(self, line: object) -> None:
+    def print_line(self, line: object) -> None:
         """Say a line on standard error, above the bar."""
         if self._bar:
             self._bar.console.print(str(line), markup=False, highlight=False, soft_wrap=True)
         else:
             say(str(line))
 
-    def _draw(self, read_bytes: int, all_bytes: int) -> None:
+    def _draw(self, read_bytes: int, total_bytes: int) -> None:
         if self._bar is None:
             self._bar = _new_bar()
             self._bar.start()
-        self._bar.update(self._bar.task_ids[0], completed=read_bytes, total=all_bytes, refresh=True)
+        self._bar.update(self._bar.task_ids[0], completed=read_bytes, total=total_bytes, refresh=True)
 
 
 def _new_bar() -> Progress:

@@ -10,7 +10,7 @@ from typing import Any
 import click
 
 from krea_batch.cli.options.run_options import given_settings
-from krea_batch.cli.ui.formatting import clock_time, counted, say, size
+from krea_batch.cli.ui.formatting import format_bytes, format_duration, pluralize, say
 from krea_batch.errors import RunDirError, SettingsError
 from krea_batch.forecast import Forecast, Question, forecast
 from krea_batch.forecast.estimate import FEW_JOBS, MOST_JOBS, PICTURE_BYTES
@@ -21,47 +21,49 @@ from krea_batch.settings import Rate, Settings
 from krea_batch.sources import Checked
 from krea_batch.storage.run_dir import LEDGER, check_run
 
-LIKE_LAST = 5000  # chosen: latencies of an earlier run that are drawn from
+MAX_LATENCY_SAMPLES = 5000  # chosen: latencies of an earlier run that are drawn from
 
 
-def question_of(
+def forecast_request(
     jobs: int,
     options: dict[str, Any],
     *,
     latency: str | None = None,
-    same_as: Path | None = None,
-    limit: str | None = None,
-    most_jobs: int = MOST_JOBS,
+    latency_from: Path | None = None,
+    gateway_limit: str | None = None,
+    max_jobs: int = MOST_JOBS,
 ) -> Question:
     """What is to be forecast, from a command's options. Raises SettingsError, RunFolderError."""
-    if latency and same_as:
-        raise SettingsError("like", "it tells the latency, and so does --latency", "give one of the two")
-    latencies, picture_bytes = _learnt(same_as) if same_as else (latencies_of(latency or USUAL), PICTURE_BYTES)
-    if not same_as and (scale := options.get("time_scale") or 1.0) != 1.0:
+    if latency and latency_from:
+        raise SettingsError("latency_from", "cannot be combined with --latency")
+    latencies, image_bytes = (
+        _latencies_of_run(latency_from) if latency_from else (latencies_of(latency or USUAL), PICTURE_BYTES)
+    )
+    if not latency_from and (scale := options.get("time_scale") or 1.0) != 1.0:
         latencies = scaled(latencies, 1 / scale)
     return Question(
         jobs=jobs,
         latencies=latencies,
         settings=given_settings(options, forecast_only=True),
-        limit_per_s=Rate.parse(limit, "limit").per_s if limit else None,
-        picture_bytes=picture_bytes,
-        most_jobs=most_jobs,
+        limit_per_s=Rate.parse(gateway_limit, "gateway_limit").per_s if gateway_limit else None,
+        image_bytes=image_bytes,
+        most_jobs=max_jobs,
     )
 
 
-def _learnt(out: Path) -> tuple[Latencies, float]:
+def _latencies_of_run(out: Path) -> tuple[Latencies, float]:
     """The latencies of an earlier run, and the mean size of its pictures."""
     check_run(out)
     with closing(Store.open(out / LEDGER, read_only=True)) as store:
-        (seen,) = store.read(lambda store: store.latencies(LIKE_LAST))
-        (page, _) = store.read(lambda store: store.outcomes(0, LIKE_LAST))[0]
-    if not seen:
+        (samples,) = store.read(lambda store: store.latencies(MAX_LATENCY_SAMPLES))
+        (page, _) = store.read(lambda store: store.outcomes(0, MAX_LATENCY_SAMPLES))[0]
+    if not samples:
         raise RunDirError(out, "no job of it has finished, so nothing can be learnt", "give --latency")
     sizes = [file.bytes for outcome in page for file in outcome.files]
-    return like([took_s for _, took_s in seen]), sum(sizes) / len(sizes) if sizes else PICTURE_BYTES
+    return like([took_s for _, took_s in samples]), sum(sizes) / len(sizes) if sizes else PICTURE_BYTES
 
 
-def left_of(jobs: int, out: Path | None) -> int:
+def remaining_jobs(jobs: int, out: Path | None) -> int:
     """How many of the jobs have not ended in the run's folder."""
     if out is None or not (out / LEDGER).is_file():
         return jobs
@@ -70,55 +72,57 @@ def left_of(jobs: int, out: Path | None) -> int:
     return max(0, jobs - ended(counts))
 
 
-def as_lines(found: Forecast, price: float | None) -> list[str]:
+def forecast_lines(result: Forecast, price: float | None) -> list[str]:
     """The forecast for people."""
     rows = [
-        ("images", f"{found.jobs:,}"),
-        ("time", f"about {clock_time(found.seconds)}, {found.per_s:.1f} images a second"),
-        ("limited by", found.binds),
-        ("in flight", f"{found.in_flight:,} at most"),
-        ("polls", f"{found.polls:,}, {found.polls / found.jobs:.2f} a job" if found.jobs else "0"),
-        ("bytes", f"about {size(found.bytes)}"),
+        ("images", f"{result.jobs:,}"),
+        ("time", f"about {format_duration(result.seconds)}, {result.per_s:.1f} images a second"),
+        ("limited by", result.binds),
+        ("in flight", f"{result.in_flight:,} at most"),
+        ("polls", f"{result.polls:,}, {result.polls / result.jobs:.2f} a job" if result.jobs else "0"),
+        ("bytes", f"about {format_bytes(result.bytes)}"),
     ]
-    if found.refused_429:
-        rows.insert(5, ("refused", f"{found.refused_429:,} submits (429, not charged)"))
+    if result.refused_429:
+        rows.insert(5, ("refused", f"{result.refused_429:,} submits (429, not charged)"))
     if price is not None:
-        rows.append(("cost", f"{found.jobs * price:,.2f} at {price:g} an image"))
-    if found.simulated_jobs < found.jobs:
-        rows.append(("", f"from {counted(found.simulated_jobs, 'job')} in virtual time; the rest goes on the same"))
+        rows.append(("cost", f"{result.jobs * price:,.2f} at {price:g} an image"))
+    if result.simulated_jobs < result.jobs:
+        rows.append(
+            ("", f"from {pluralize(result.simulated_jobs, 'job')} in virtual time; the rest goes on the same")
+        )
     return [f"{name:<11}{value}" for name, value in rows]
 
 
-def outlook(checked: Checked, settings: Settings, options: dict[str, Any]) -> Forecast | None:
+def show_forecast(checked: Checked, settings: Settings, options: dict[str, Any]) -> Forecast | None:
     """Show the forecast of a run where people look; None where they do not, or nothing is left to do."""
     if options["quiet"] or not sys.stderr.isatty():
         return None
-    left = left_of(checked.jobs, settings.out)
-    if not left:
+    jobs_left = remaining_jobs(checked.jobs, settings.out)
+    if not jobs_left:
         return None
-    question = question_of(left, options, most_jobs=FEW_JOBS, same_as=_seen_before(settings.out))
-    found = forecast(question)
-    say(f"{counted(left, 'image')}, about {clock_time(found.seconds)}; limited by {found.binds}")
-    return found
+    request = forecast_request(jobs_left, options, max_jobs=FEW_JOBS, latency_from=_run_with_latencies(settings.out))
+    result = forecast(request)
+    say(f"{pluralize(jobs_left, 'image')}, about {format_duration(result.seconds)}; limited by {result.binds}")
+    return result
 
 
-def agreed(found: Forecast | None, options: dict[str, Any]) -> bool:
+def confirm_charges(result: Forecast | None, options: dict[str, Any]) -> bool:
     """Ask, where people look, whether more is to be paid for than --confirm-above says."""
-    most = options["confirm_above"]
-    if found is None or options["simulate"] or options["yes"] or most is None:
+    threshold = options["confirm_above"]
+    if result is None or options["simulate"] or options["yes"] or threshold is None:
         return True
-    if found.jobs <= most or not sys.stdin.isatty():
+    if result.jobs <= threshold or not sys.stdin.isatty():
         return True
-    if click.confirm(f"Pay for up to {counted(found.jobs, 'image')}?", err=True):
+    if click.confirm(f"Pay for up to {pluralize(result.jobs, 'image')}?", err=True):
         return True
     say("Nothing was submitted.")
     return False
 
 
-def _seen_before(out: Path) -> Path | None:
+def _run_with_latencies(out: Path) -> Path | None:
     """The run's folder, where its latencies can be learnt from."""
     if not (out / LEDGER).is_file():
         return None
     with closing(Store.open(out / LEDGER, read_only=True)) as store:
-        (seen,) = store.read(lambda store: store.latencies(1))
-    return out if seen else None
+        (samples,) = store.read(lambda store: store.latencies(1))
+    return out if samples else None

@@ -7,7 +7,7 @@ import click
 _COLOURS = {"ok": "green", "warn": "yellow", "fail": "red"}
 
 
-def size(count: float) -> str:
+def format_bytes(count: float) -> str:
     """Bytes, in the largest decimal unit that leaves a number of at least 1: `1.4 MB`."""
     for unit in ("B", "kB", "MB", "GB"):
         if count < 1000:
@@ -16,19 +16,19 @@ def size(count: float) -> str:
     return f"{count:.1f} TB"
 
 
-def clock_time(seconds: float) -> str:
+def format_duration(seconds: float) -> str:
     """A length of time: `0:07`, `12:30`, `3:00:00`."""
     whole = max(0, round(seconds))
     hours, minutes = whole // 3600, whole // 60 % 60
     return f"{hours}:{minutes:02d}:{whole % 60:02d}" if hours else f"{minutes}:{whole % 60:02d}"
 
 
-def counted(count: int, noun: str) -> str:
+def pluralize(count: int, noun: str) -> str:
     """`1 job`, `2 jobs`."""
     return f"{count:,} {noun}" if count == 1 else f"{count:,} {noun}s"
 
 
-def marked(state: str) -> str:
+def styled_status(state: str) -> str:
     """`ok`, `warn` or `fail` in a width of four, in its colour where people look (click takes it off elsewhere)."""
     import os
 

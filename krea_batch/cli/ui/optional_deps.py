@@ -7,7 +7,7 @@ from contextlib import contextmanager
 
 
 @contextmanager
-def needs_gallery() -> Iterator[None]:
+def require_gallery_extra() -> Iterator[None]:
     """Raises InputError where Jinja2, Pillow or matplotlib is missing."""
     from krea_batch.errors import InputError
 

@@ -16,14 +16,14 @@ import click
 import msgspec
 
 from krea_batch.cli.app import INTERRUPTED, OK, SOME_FAILED, STOPPED
-from krea_batch.cli.options.input_options import expanded
+from krea_batch.cli.options.input_options import expansion_notices
 from krea_batch.cli.options.logging_options import serve_metrics
 from krea_batch.cli.options.run_options import given_settings
-from krea_batch.cli.ui.check_progress import Checking
-from krea_batch.cli.ui.formatting import counted, say
-from krea_batch.cli.ui.progress import INTERRUPT, Teller, keep_showing, make_display
-from krea_batch.cli.ui.run_status import Errors, Meter
-from krea_batch.cli.ui.summary import FolderState, Summary
+from krea_batch.cli.ui.check_progress import CheckProgress
+from krea_batch.cli.ui.formatting import pluralize, say
+from krea_batch.cli.ui.progress import INTERRUPT_REASON, EventAnnouncer, make_display, refresh_until_cancelled
+from krea_batch.cli.ui.run_status import EngineStatusReader, RecentErrors
+from krea_batch.cli.ui.summary import RunSummary, RunTotals
 from krea_batch.engine.engine import Engine
 from krea_batch.errors import (
     InputError,
@@ -44,11 +44,11 @@ from krea_batch.settings import KEY_VARIABLE, ApiKey, Settings, Webhook
 from krea_batch.sources import Checked, JobFiles
 from krea_batch.storage.run_dir import LEDGER
 
-MOST_ALIKE = 5  # chosen: bad lines of one kind; more say nothing new
-SIMULATED = "simulated.jsonl"  # in the run's folder: what the embedded simulator accepted
+MAX_REPEATED_PROBLEMS = 5  # chosen: bad lines of one kind; more say nothing new
+SIMULATOR_STATE_FILE = "simulated.jsonl"  # in the run's folder: what the embedded simulator accepted
 
 
-def prepare(options: dict[str, Any]) -> tuple[Settings, ApiKey | None]:
+def settings_and_key(options: dict[str, Any]) -> tuple[Settings, ApiKey | None]:
     """Settings and key from the command line's options; no key with --simulate. Raises SettingsError."""
     fields = given_settings(options)
     if options["webhook_listen"]:
@@ -85,19 +85,19 @@ def check_jobs(files: JobFiles, settings: Settings, *, skip_invalid: bool, quiet
     try:
         if store:
             files.go_on_from(*store.read(Store.bookmark))
-        with Checking(quiet=quiet) as checking:
-            checked = files.check(known=_on_record(store) if store else None, on_progress=checking.hear)
+        with CheckProgress(quiet=quiet) as progress:
+            checked = files.check(known=_fingerprint_lookup(store) if store else None, on_progress=progress.update)
     finally:
         if store:
             store.close()
-    shown = _some_of_each(checked.problems)
+    shown = _limit_repeats(checked.problems)
     for problem in shown:
         say(str(problem))
     if checked.bad_lines > len(shown):
-        alike = " like these" if len(shown) < len(checked.problems) else ""
-        say(f"… and {checked.bad_lines - len(shown):,} more{alike}; krea-batch validate shows all")
-    for sentence in () if quiet else (*files.said(), *map(str, checked.notes), *expanded(checked)):
-        say(sentence)
+        similar = " like these" if len(shown) < len(checked.problems) else ""
+        say(f"… and {checked.bad_lines - len(shown):,} more{similar}; krea-batch validate shows all")
+    for notice in () if quiet else (*files.said(), *map(str, checked.notes), *expansion_notices(checked)):
+        say(notice)
     if checked.bad_lines and not skip_invalid:
         raise JobFileError(checked.problems, checked.bad_lines)
     if not checked.jobs:
@@ -107,23 +107,23 @@ def check_jobs(files: JobFiles, settings: Settings, *, skip_invalid: bool, quiet
     return checked
 
 
-def _some_of_each(problems: Iterable[LineProblem]) -> list[LineProblem]:
+def _limit_repeats(problems: Iterable[LineProblem]) -> list[LineProblem]:
     """The problems in their order, of those that say the same only the first: a wrong field is in every line."""
-    said = Counter[tuple[str, str]]()
+    repeats = Counter[tuple[str, str]]()
     shown = []
     for problem in problems:
-        said[alike := (problem.problem, problem.hint)] += 1
-        if said[alike] <= MOST_ALIKE:
+        repeats[text := (problem.problem, problem.hint)] += 1
+        if repeats[text] <= MAX_REPEATED_PROBLEMS:
             shown.append(problem)
     return shown
 
 
-def _on_record(store: Store) -> Callable[[Sequence[str]], Mapping[str, bytes]]:
+def _fingerprint_lookup(store: Store) -> Callable[[Sequence[str]], Mapping[str, bytes]]:
     """A question to the ledger: which of these ids are on record, with which fingerprints?"""
 
     def known(job_ids: Sequence[str]) -> Mapping[str, bytes]:
-        found: dict[str, bytes] = store.read(lambda store: store.fingerprints(job_ids))[0]
-        return found
+        fingerprints: dict[str, bytes] = store.read(lambda store: store.fingerprints(job_ids))[0]
+        return fingerprints
 
     return known
 
@@ -137,14 +137,14 @@ async def start_simulator(stack: AsyncExitStack, out: Path, *, time_scale: float
 
     try:
         await anyio.Path(out).mkdir(parents=True, exist_ok=True)
-        simulator = Simulator(SimulatorSettings(time_scale=time_scale, remember_in=str(out / SIMULATED)))
+        simulator = Simulator(SimulatorSettings(time_scale=time_scale, state_file=str(out / SIMULATOR_STATE_FILE)))
         await stack.enter_async_context(simulator)
     except SimulatorError as error:
         raise SettingsError("simulate", "the simulator cannot start", str(error)) from None
     return simulator.gateway_url
 
 
-class Batch:
+class RunSession:
     """One run of the command line."""
 
     def __init__(
@@ -166,58 +166,58 @@ class Batch:
         self._quiet: bool = options["quiet"]
         self._interrupts = 0
         self._display = make_display(quiet=options["quiet"])
-        self._told = Teller(self._display.say, jobs=0 if options["quiet"] else checked.jobs)
-        self._errors = Errors()
+        self._announcer = EventAnnouncer(self._display.say, jobs=0 if options["quiet"] else checked.jobs)
+        self._recent_errors = RecentErrors()
 
     async def run(self) -> int:
         """Run to the end, or as far as it goes. Returns the exit code."""
         loop = asyncio.get_running_loop()
-        began_s = loop.time()
+        started_s = loop.time()
         async with AsyncExitStack() as stack:
             listeners = self._listeners(stack.enter_context(ExitStack()))
-            engine = await self._engine(stack, listeners)
-            problem = await self._until_it_ends(engine)
+            engine = await self._create_engine(stack, listeners)
+            problem = await self._run_engine(engine)
         try:
-            folder = FolderState.read(self._settings.out)
+            totals = RunTotals.read(self._settings.out)
         except (RunDirError, LedgerError) as error:
             raise problem or error from None  # a disk that broke under the run cannot be read, either
         stats = engine.stats()
-        summary = Summary(
-            folder=folder,
-            seconds=loop.time() - began_s,
+        summary = RunSummary(
+            totals=totals,
+            seconds=loop.time() - started_s,
             downloaded_bytes=stats.downloaded_bytes,
             bad_lines=self._checked.bad_lines,
             simulated=self._key is None,
-            not_begun=max(0, self._checked.jobs - folder.total),
+            not_started=max(0, self._checked.jobs - totals.total),
             sink=self._settings.sink,
             problem=problem,
         )
-        self._tell(summary)
+        self._print_summary(summary)
         return self._exit_code(summary)
 
-    async def _until_it_ends(self, engine: Engine) -> KreaBatchError | None:
+    async def _run_engine(self, engine: Engine) -> KreaBatchError | None:
         """Run the engine, with Ctrl-C heeded and progress shown. Returns what stopped it early, if anything did."""
         problem: KreaBatchError | None = None
-        async with anyio.create_task_group() as beside:
-            beside.start_soon(self._heed_signals, engine)
+        async with anyio.create_task_group() as task_group:
+            task_group.start_soon(self._handle_signals, engine)
             try:
                 async with engine:
                     await engine.expect(self._checked.jobs)
-                    meter = await self._meter(engine)
-                    beside.start_soon(keep_showing, self._display, meter.read)
+                    status_reader = await self._status_reader(engine)
+                    task_group.start_soon(refresh_until_cancelled, self._display, status_reader.read)
                     await engine.run(self._files)
             except KreaBatchError as error:
                 problem = (engine.stopped if isinstance(error, InputError) else None) or error
-            beside.cancel_scope.cancel()
+            task_group.cancel_scope.cancel()
         if problem is not None and not isinstance(problem, (RunStopped, LedgerError)):
             raise problem
         return problem or engine.stopped
 
-    async def _meter(self, engine: Engine) -> Meter:
+    async def _status_reader(self, engine: Engine) -> EngineStatusReader:
         counts = await engine.counts()
-        return Meter(
+        return EngineStatusReader(
             engine,
-            self._errors,
+            self._recent_errors,
             total=self._checked.jobs,
             done_before=ended(counts),
             succeeded_before=counts.get(State.SUCCEEDED, 0),
@@ -225,34 +225,34 @@ class Batch:
         )
 
     def _listeners(self, stack: ExitStack) -> list[Listener]:
-        listeners: list[Listener] = [self._told.hear, self._errors.hear]
+        listeners: list[Listener] = [self._announcer.on_event, self._recent_errors.on_event]
         if self._options["metrics_port"]:
             listeners.append(serve_metrics(self._options["metrics_port"], stack, quiet=self._quiet))
         return listeners
 
-    async def _engine(self, stack: AsyncExitStack, listeners: list[Listener]) -> Engine:
+    async def _create_engine(self, stack: AsyncExitStack, listeners: list[Listener]) -> Engine:
         settings, key = self._settings, self._key
         if key is None:
-            settings, key = await self._simulate(stack)
+            settings, key = await self._start_simulator(stack)
         return Engine(settings=settings, api_key=key, listeners=listeners)
 
-    async def _simulate(self, stack: AsyncExitStack) -> tuple[Settings, ApiKey]:
+    async def _start_simulator(self, stack: AsyncExitStack) -> tuple[Settings, ApiKey]:
         url = await start_simulator(stack, self._settings.out, time_scale=self._options["time_scale"])
         return msgspec.structs.replace(self._settings, gateway=url), ApiKey("simulated")
 
-    async def _heed_signals(self, engine: Engine) -> None:
+    async def _handle_signals(self, engine: Engine) -> None:
         with anyio.open_signal_receiver(signal.SIGINT, signal.SIGTERM) as received:
             async for _ in received:
                 self._interrupts += 1
                 if self._interrupts == 1:
-                    engine.stop(INTERRUPT)
-                    in_flight = counted(engine.stats().in_flight, "job")
+                    engine.stop(INTERRUPT_REASON)
+                    in_flight = pluralize(engine.stats().in_flight, "job")
                     self._display.say(f"Stopping: {in_flight} in flight to bring home. Ctrl-C again stops at once.")
                 else:
-                    engine.stop_now(INTERRUPT)
+                    engine.stop_now(INTERRUPT_REASON)
                     self._display.say("Stopping at once; what is in flight is on record.")
 
-    def _tell(self, summary: Summary) -> None:
+    def _print_summary(self, summary: RunSummary) -> None:
         if self._options["as_json"]:
             click.echo(summary.as_json())
         elif not self._quiet:
@@ -260,9 +260,9 @@ class Batch:
         elif summary.problem:
             say(f"krea-batch: {summary.problem}")
 
-    def _exit_code(self, summary: Summary) -> int:
+    def _exit_code(self, summary: RunSummary) -> int:
         if self._interrupts:
             return INTERRUPTED
         if summary.problem:
             return STOPPED
-        return OK if summary.folder.all_succeeded else SOME_FAILED
+        return OK if summary.totals.all_succeeded else SOME_FAILED

@@ -9,7 +9,7 @@ from typing import Any
 import msgspec
 import orjson
 
-from krea_batch.cli.ui.formatting import clock_time, counted, size
+from krea_batch.cli.ui.formatting import format_bytes, format_duration, pluralize
 from krea_batch.errors import KreaBatchError
 from krea_batch.jobs import State
 from krea_batch.ledger import Charges, Store
@@ -20,7 +20,7 @@ FINAL_FIRST = sorted(State, key=lambda state: not state.info.final)
 """The states in the order of the summary."""
 
 
-class FolderState(msgspec.Struct, frozen=True):
+class RunTotals(msgspec.Struct, frozen=True):
     """What a run's ledger says."""
 
     out: Path
@@ -28,7 +28,7 @@ class FolderState(msgspec.Struct, frozen=True):
     charges: Charges
 
     @classmethod
-    def read(cls, out: Path) -> FolderState:
+    def read(cls, out: Path) -> RunTotals:
         """Raises RunFolderError where there is no ledger, LedgerError where the disk cannot read it."""
         with closing(Store.open(out / LEDGER, read_only=True)) as store:
             return cls(out, *store.read(Store.counts, Store.charges))
@@ -59,38 +59,40 @@ class FolderState(msgspec.Struct, frozen=True):
         }
 
 
-class Summary(msgspec.Struct, frozen=True):
+class RunSummary(msgspec.Struct, frozen=True):
     """What is said at the end of a run. `problem` is why it stopped early, or None."""
 
-    folder: FolderState
+    totals: RunTotals
     seconds: float
     downloaded_bytes: int
     bad_lines: int
     simulated: bool
-    not_begun: int
+    not_started: int
     sink: str | None
     problem: KreaBatchError | None
 
     def as_text(self) -> str:
-        took = f"{clock_time(self.seconds)}, {size(self.downloaded_bytes)}"
-        head = f"{counted(self.folder.total, 'job')} in {took}" + (" (simulated, no cost)" if self.simulated else "")
-        lines = [head, *self.folder.lines()]
-        if self.not_begun:
-            lines.append(f"  {counted(self.not_begun, 'job')} of the input not begun")
+        took = f"{format_duration(self.seconds)}, {format_bytes(self.downloaded_bytes)}"
+        heading = f"{pluralize(self.totals.total, 'job')} in {took}" + (
+            " (simulated, no cost)" if self.simulated else ""
+        )
+        lines = [heading, *self.totals.lines()]
+        if self.not_started:
+            lines.append(f"  {pluralize(self.not_started, 'job')} of the input not begun")
         if self.bad_lines:
-            lines.append(f"  {counted(self.bad_lines, 'bad line')} skipped")
-        lines.append(f"pictures: {self.sink or self.folder.out / IMAGES}")
-        lines.append(f"results:  {self.folder.out / RESULTS}")
+            lines.append(f"  {pluralize(self.bad_lines, 'bad line')} skipped")
+        lines.append(f"pictures: {self.sink or self.totals.out / IMAGES}")
+        lines.append(f"results:  {self.totals.out / RESULTS}")
         if self.problem:
             lines.append(f"stopped early: {self.problem}")
         return "\n".join(lines)
 
     def as_json(self) -> str:
-        fields = self.folder.fields() | {
+        fields = self.totals.fields() | {
             "seconds": round(self.seconds, 3),
             "downloaded_bytes": self.downloaded_bytes,
             "bad_lines": self.bad_lines,
-            "not_begun": self.not_begun,
+            "not_begun": self.not_started,
             "simulated": self.simulated,
             "stopped": str(self.problem) if self.problem else None,
         }

@@ -5,6 +5,7 @@ const $ = (id) => document.getElementById(id);
 const body = document.body.dataset;
 const live = body.live === "1";
 const block = Number(body.block);
+const states = JSON.parse($("states").textContent); // what krea_batch.jobs.STATES says of each state
 const items = new Map();         // by number in the ledger
 const marked = new Set();        // ids
 const chosen = {};               // filter name -> value
@@ -105,10 +106,10 @@ function drawFilters() {
   fill("columns", axes[0] || "prompt");
   drawAgain();
 }
-const inVain = () => [...items.values()].filter((item) => ["failed", "rejected", "errored"].includes(item.status));
+const retryable = () => [...items.values()].filter((item) => states[item.status].retried_by_default);
 function drawAgain() {
   const button = $("again");
-  if (button) button.hidden = !inVain().length;
+  if (button) button.hidden = !retryable().length;
 }
 
 function filter() {
@@ -176,7 +177,7 @@ function draw() {
 function faceOf(item) {
   const source = thumbnail(item);
   if (source) return el("img", { src: source, alt: item.prompt, decoding: "async", loading: "lazy" });
-  const bad = ["failed", "rejected", "errored", "ambiguous", "timed_out"].includes(item.status);
+  const bad = states[item.status].final && item.status !== "succeeded";
   return el("div", { class: bad ? "none bad" : "none" }, item.status !== "succeeded" ? item.status : isHere(item) ? "…" : "kept elsewhere");
 }
 function makeTile(item) {
@@ -296,7 +297,7 @@ function compare() {
 // ---- what failed, once more ----
 
 function askAgain() {
-  const ids = inVain().map((item) => item.id);
+  const ids = retryable().map((item) => item.id);
   const counted = (count) => count === 1 ? "1 job" : `${count.toLocaleString("en")} jobs`;
   const jobs = counted(ids.length), waiting = [...items.values()].filter((item) => item.status === "pending").length;
   const also = waiting ? `What waits to be submitted goes on as well: ${counted(waiting)}. ` : "";

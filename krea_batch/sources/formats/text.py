@@ -16,7 +16,7 @@ Rows = Iterator[tuple[int, dict[str, Any] | JobError]]
 def lines(file: LineFile, reading: Reading, at_block: AtBlock | None, after: Place) -> Rows:
     """A prompt for each line that is not blank, nor a comment where comments are asked for."""
     for number, line in file.lines(at_block, after):
-        if not (reading.comments and line.lstrip().startswith(b"#")):
+        if not (reading.skip_comments and line.lstrip().startswith(b"#")):
             yield number, _prompt(line.removesuffix(b"\r"), "the line")
 
 

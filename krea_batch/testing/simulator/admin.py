@@ -21,7 +21,7 @@ from krea_batch.testing.simulator.settings import SimulatorError, SimulatorSetti
 from krea_batch.testing.simulator.state import State
 from krea_batch.testing.simulator.webhooks import Webhooks
 
-FIXED = ("host", "port", "cdn_port", "remember_in")  # settings that cannot change while it runs
+FIXED = ("host", "port", "cdn_port", "state_file")  # settings that cannot change while it runs
 _NOT_READ = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
 
 

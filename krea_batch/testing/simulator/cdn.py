@@ -105,7 +105,7 @@ class Cdn:
             return response
         size = max(1, -(-len(body) // SLOW_PIECES))
         for at in range(0, len(body), size):
-            await asyncio.sleep(self.state.settings.slow_s / SLOW_PIECES)
+            await asyncio.sleep(self.state.settings.slow_duration_s / SLOW_PIECES)
             await response.write(body[at : at + size])
         self._sent(len(body))
         return response
@@ -120,8 +120,8 @@ class Cdn:
             self._cache.move_to_end(key)
             return self._cache[key]
         settings = self.state.settings
-        make = partial(_make, job, number, settings.seed, settings.picture_bytes, drawn=settings.draws)
-        if settings.draws or settings.picture_bytes > INLINE_BYTES:
+        make = partial(_make, job, number, settings.seed, settings.image_bytes, drawn=settings.draws)
+        if settings.draws or settings.image_bytes > INLINE_BYTES:
             picture = await asyncio.get_running_loop().run_in_executor(self._threads, make)
         else:
             picture = make()

@@ -88,11 +88,11 @@ class Simulator:
         settings, state = self.settings, self._state
         if settings.draws:
             need_pillow()
-        if settings.remember_in:
+        if settings.state_file:
             try:
-                self._memory = Memory(Path(settings.remember_in), state.books)
+                self._memory = Memory(Path(settings.state_file), state.books)
             except OSError as problem:
-                raise SimulatorError(f"{settings.remember_in}: {problem.strerror}", "remember_in") from None
+                raise SimulatorError(f"{settings.state_file}: {problem.strerror}", "state_file") from None
         self._cdn = Cdn(state)
         state.cdn_url = self.cdn_url = await self._serve(_cdn_app(self._cdn), settings.cdn_port, "cdn_port")
         app = _gateway_app(Submits(state, self._webhooks, self._memory), Polls(state), Admin(state, self._webhooks))

@@ -1,7 +1,7 @@
 """Numbers and words come in; settings that have a meaning, or an error that says what would be right, go out.
 
 Newcomers: `latency` is in simulated seconds, which `time_scale` makes shorter. Everything else that is a time
-(limits, Retry-After, slow_s, hang_s) is in real seconds: a limit of 10/s is 10 in a second of your own clock.
+(limits, Retry-After, slow_duration_s, hang_duration_s) is in real seconds: a limit of 10/s is 10 in a second of your own clock.
 """
 
 from __future__ import annotations
@@ -58,11 +58,11 @@ class SimulatorSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknow
     """What a 429 says of when to come back: seconds, date (an HTTP-date) or none."""
     faults: dict[str, float] = {}
     """Probabilities from 0 to 1 by name, see `faults`."""
-    fault_tries: int = 0
+    fault_max_attempts: int = 0
     """Faults strike only the first so many tries of one thing (a body, a job's poll, a picture); 0 is all."""
-    slow_s: float = 1.0
+    slow_duration_s: float = 1.0
     """Real seconds that a download takes which the fault cdn-slow has struck."""
-    hang_s: float = 30.0
+    hang_duration_s: float = 30.0
     """Real seconds before the answer, where submit-hang or poll-hang has struck."""
     balance: int | None = None
     """Credits; each accepted POST takes one, ERROR gives it back (document: not charged). None is without end."""
@@ -70,7 +70,7 @@ class SimulatorSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknow
     """Pictures of a completed job, 1 to 4. The document shows an array of one."""
     tiny: bool = False
     """Small pictures, made in microseconds without Pillow."""
-    picture_bytes: int = 0
+    image_bytes: int = 0
     """The exact size of each picture in bytes, noise that does not compress; 0 is as it comes. Implies `tiny`."""
     key: str = ""
     """The one API key to accept; empty is any that is not empty."""
@@ -78,9 +78,9 @@ class SimulatorSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknow
     """After so many accepted POSTs every key is refused with 401; 0 is never."""
     lenient: bool = False
     """Take unknown fields in a body, where else they are a 400."""
-    webhooks_anywhere: bool = False
+    allow_remote_webhooks: bool = False
     """Send webhooks to any host; else to loopback alone."""
-    remember_in: str = ""
+    state_file: str = ""
     """A file that keeps the accepted jobs over restarts; empty is none."""
 
     def __post_init__(self) -> None:
@@ -97,7 +97,7 @@ class SimulatorSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknow
     @property
     def draws(self) -> bool:
         """Whether pictures are drawn, for which Pillow is needed."""
-        return not (self.tiny or self.picture_bytes)
+        return not (self.tiny or self.image_bytes)
 
 
 _PARSED: dict[str, Callable[[Any], object]] = {
@@ -125,12 +125,12 @@ _RANGES: dict[str, _Range] = {
     "time_scale": (lambda value: math.isfinite(value) and value > 0, "it is more than 0, for example 20"),
     "workers": _at_least(0),
     "retry_after": (lambda value: value in RETRY_AFTER, f"it is one of {', '.join(RETRY_AFTER)}"),
-    "fault_tries": _at_least(0),
-    "slow_s": _at_least(0),
-    "hang_s": _at_least(0),
+    "fault_max_attempts": _at_least(0),
+    "slow_duration_s": _at_least(0),
+    "hang_duration_s": _at_least(0),
     "balance": (lambda value: value is None or value >= 0, "it is 0 or more credits"),
     "outputs": (lambda value: 1 <= value <= 4, "a job has 1 to 4 outputs"),
-    "picture_bytes": (
+    "image_bytes": (
         lambda value: value == 0 or 4096 <= value <= 1 << 26,
         "it is 4096 to 67108864, room for the words in a picture; or 0",
     ),

@@ -45,7 +45,7 @@ class State:
         def changed(*names: str) -> bool:
             return anew or any(getattr(old, name) != getattr(settings, name) for name in names)
 
-        self.dice = Dice(settings.seed, settings.faults, settings.fault_tries)
+        self.dice = Dice(settings.seed, settings.faults, settings.fault_max_attempts)
         if changed("latency", "time_scale", "workers", "outputs"):
             self.factory = Factory(settings.latency, settings.time_scale, settings.workers, settings.outputs)
         if changed("submit_limit"):

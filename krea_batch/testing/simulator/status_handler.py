@@ -59,7 +59,7 @@ class Polls:
             case "poll-garbled":
                 return encoded(200, b'{"status": "COMPL')
             case _:
-                await asyncio.sleep(self.state.settings.hang_s)
+                await asyncio.sleep(self.state.settings.hang_duration_s)
                 return self._answer(job)
 
 

@@ -122,7 +122,7 @@ class Submits:
                 return await self._hang(request, job, post)
 
     async def _hang(self, request: web.Request, job: SimulatedJob, post: Post) -> web.StreamResponse:
-        await asyncio.sleep(self.state.settings.hang_s)
+        await asyncio.sleep(self.state.settings.hang_duration_s)
         if request.transport is None or request.transport.is_closing():
             self.state.books.lost(post)
         return self._accepted(job, post.status)

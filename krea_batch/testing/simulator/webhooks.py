@@ -32,7 +32,7 @@ class Webhooks:
 
     def plan(self, job: SimulatedJob, url: str) -> None:
         """Call this address when the job ends; hosts other than loopback only where the settings allow it."""
-        if not (self.state.settings.webhooks_anywhere or is_loopback(url)):
+        if not (self.state.settings.allow_remote_webhooks or is_loopback(url)):
             self.state.books.counts["webhooks_refused"] += 1
             return
         if self.state.dice.strikes("webhook-lost", job.mark, job.copy):
