@@ -1,6 +1,22 @@
-"""Turns prompts into PNGs on disk through the Krea 2 Large API: nothing paid twice, nothing paid lost.
+"""Generate images in batches through the Krea 2 Large API, without paying for one twice or losing one.
 
-from krea_batch import Engine, Job
+    from krea_batch import Engine, Job
+
+engine          what callers hold: Engine, Handle, streams of events and outcomes
+pipeline        the stages of a run: submit, poll, download
+rules           pure decisions: states, backoff, rate control, poll schedule
+gateway         the API's wire format and the HTTP client
+ledger          the durable record of every job, in SQLite
+storage         files of the run directory, sinks for object stores
+sources         job files: JSONL, JSON, CSV, text, Parquet
+maintenance     a run that no process is working on: resolve, retry, verify, export
+gallery         a live page and an HTML report of a run's images
+observability   logs, metrics and traces
+forecast        the estimate of `krea-batch plan`
+benchmark       `krea-batch bench`
+testing         a simulated gateway, a scripted gateway, a virtual clock
+cli             the command line
+jobs, events, settings, errors   the vocabulary of all of them
 """
 
 from typing import TYPE_CHECKING, Any

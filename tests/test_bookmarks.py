@@ -19,7 +19,8 @@ from krea_batch.sources.checkpoint import Bookmark
 from krea_batch.sources.formats import line_file
 from krea_batch.sources.inputs import Row
 from krea_batch.sources.parser import Reader
-from krea_batch.testing.scripted_gateway import ScriptedGateway, ask, statuses
+from krea_batch.testing.scripted_gateway import ScriptedGateway
+from tests.engine_fixtures import ask, statuses
 from tests.virtual_time import run_until_killed, run_virtual
 
 BLOCK_BYTES = 200  # four lines or so

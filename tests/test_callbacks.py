@@ -13,9 +13,9 @@ from krea_batch import Engine, Job, SettingsError, State, Webhook
 from krea_batch.gateway.callbacks import Callbacks
 from krea_batch.gateway.wire import Told
 from krea_batch.rules.verdicts import PostVerdict
-from krea_batch.testing.scripted_gateway import ask, states
 from tests.callers import call
 from tests.calling_gateway import CallingGateway
+from tests.engine_fixtures import ask, states
 from tests.virtual_time import run_virtual
 
 URL = "https://my.host/krea"

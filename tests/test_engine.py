@@ -31,22 +31,13 @@ from krea_batch import (
 )
 from krea_batch.errors import KreaBatchError
 from krea_batch.events import Event, Stopping
+from krea_batch.gateway.url_policy import MediaError
 from krea_batch.ledger import Store
 from krea_batch.rules.verdicts import Errored, Failed, PollTrouble, Refusal, Refused, Unclear, Waiting
 from krea_batch.storage.results_file import Results
 from krea_batch.storage.results_file import row as result_row
-from krea_batch.testing.scripted_gateway import (
-    Accept,
-    MediaError,
-    ScriptedGateway,
-    ask,
-    jobs,
-    play,
-    png,
-    rows,
-    states,
-    statuses,
-)
+from krea_batch.testing.scripted_gateway import Accept, ScriptedGateway, png
+from tests.engine_fixtures import ask, jobs, play, rows, states, statuses
 from tests.virtual_time import run_until_killed, run_virtual
 
 NO_MONEY = Refused(Refusal.STOP, 402, "no money")

@@ -27,7 +27,8 @@ from krea_batch import (
 )
 from krea_batch.engine.event_stream import Reader
 from krea_batch.rules.verdicts import Finished, PollTrouble, Refusal, Refused, Unclear
-from krea_batch.testing.scripted_gateway import Accept, ScriptedGateway, rows, states
+from krea_batch.testing.scripted_gateway import Accept, ScriptedGateway
+from tests.engine_fixtures import rows, states
 from tests.virtual_time import run_until_killed, run_virtual
 from tests.windows import most_in_a_window
 

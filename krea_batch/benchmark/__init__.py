@@ -1,7 +1,14 @@
-"""Rate limits come in; what the engine (or a usual script) makes of each goes out: figures, a table, plots.
+"""`krea-batch bench`: throughput against rate limits, of the engine or of ordinary scripts.
 
-    case ─► sweep ─► a simulator, in a process of its own
-              └────► worker, in a process of its own ─► record ─► figures ─► table · bench.json · plots
+cases             what is measured
+runner            starts a simulator and a worker for each case
+worker            the process that measures one case
+engine_run        the engine as the subject
+baseline_scripts  ordinary scripts as the subject
+recorder          what a worker records
+measurements      the numbers made from a record
+output            the table and bench.json
+plots             the plots
 
-Newcomers: a worker is a fresh process for each case, so that processor time and memory are that case's alone.
+A worker is a fresh process for each case, so that processor time and memory are that case's alone.
 """

@@ -1,9 +1,11 @@
-"""Jobs, limits and latencies come in; how long a run takes, and what it costs, goes out, before anything is sent.
+"""The estimate of `krea-batch plan`: time, polls and cost, before anything is sent.
 
-    latency ─► world (a gateway that is a model) ─► outlook: the real engine against it, in virtual time
+estimate       runs the real engine in virtual time and extrapolates
+model_gateway  the gateway that it runs against
+latency_model  how long jobs take: a distribution, or an earlier run's latencies
 
-Newcomers: no formula stands for the engine: its own stages, pace and poll schedule run, on a loop whose clock jumps.
-Of many jobs the first some thousand are run, and what then goes on the same is counted on.
+The estimate is a simulation, not a formula: the engine's own stages, rate limiter and poll schedule run on an event
+loop whose clock jumps. Of many jobs the first few thousand are simulated.
 """
 
 from krea_batch.forecast.estimate import Forecast, Question, forecast

@@ -1,11 +1,8 @@
-"""A run's folder comes in; a page of its pictures goes out: as one file, or served while they arrive.
+"""A page of a run's images: served while they arrive, or as one HTML file. A run is only read.
 
-    ledger ─ items ─┬─► report   one HTML file with thumbnails and charts in it
-                    └─► server   the same page on this machine, live by server-sent events
-
-thumbnails   pictures made small, in threads
-charts       what the run was like, as SVG
-page/        the page itself: a template, a style sheet, a script; no other network than its own
-
-Newcomers: a run is only read, and may be of another process.
+server      the page on this machine, updated by server-sent events
+report      the page as one file, with thumbnails and charts
+thumbnails  small images, made in threads
+charts      the run's charts, as SVG
+page/       template, style sheet and script; the page loads nothing from other hosts
 """

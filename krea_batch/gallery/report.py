@@ -19,9 +19,8 @@ import msgspec
 from jinja2 import Environment, PackageLoader
 
 from krea_batch.gallery import charts
-from krea_batch.gallery.items import item, local_image_path
-from krea_batch.gallery.thumbnails import WIDTH_PX, thumbnails
-from krea_batch.jobs import STATES
+from krea_batch.gallery.thumbnails import WIDTH_PX, local_image_path, thumbnails
+from krea_batch.jobs import STATES, Outcome
 from krea_batch.ledger import Store
 from krea_batch.ledger.paging import first_column, iter_rows
 from krea_batch.storage.run_dir import LEDGER, check_run
@@ -120,3 +119,26 @@ def _escape_script_json(json: str) -> str:
 
 def _page_file(name: str) -> str:
     return files("krea_batch.gallery").joinpath("page", name).read_text("utf-8")
+
+
+PARAMETERS = ("aspect_ratio", "creativity", "seed", "styles", "moodboards", "image_style_references")
+
+
+def item(job_no: int, outcome: Outcome) -> dict[str, Any]:
+    """A job as the page has it. `files` holds names and sizes; what is empty is left out of `parameters`."""
+    request = outcome.request
+    return {
+        "n": job_no,
+        "id": outcome.id,
+        "status": outcome.status.value,
+        "prompt": request["prompt"],
+        "parameters": {name: request[name] for name in PARAMETERS if request.get(name) not in (None, [])},
+        "metadata": outcome.metadata,
+        "request_id": outcome.request_id,
+        "error": outcome.error.message if outcome.error else None,
+        "attempts": outcome.attempts,
+        "polls": outcome.polls,
+        "submitted_at": outcome.submitted_at,
+        "stored_at": outcome.stored_at,
+        "files": [{"path": file.path, "width": file.width, "height": file.height} for file in outcome.files],
+    }

@@ -24,9 +24,8 @@ import anyio.to_thread
 import msgspec
 from aiohttp import web
 
-from krea_batch.gallery.items import item, local_image_path
-from krea_batch.gallery.report import render_page, script_csp_source
-from krea_batch.gallery.thumbnails import ThumbnailCache
+from krea_batch.gallery.report import item, render_page, script_csp_source
+from krea_batch.gallery.thumbnails import ThumbnailCache, local_image_path
 from krea_batch.jobs import FINAL, Outcome
 from krea_batch.ledger import Store
 from krea_batch.ledger.paging import first_column, iter_rows

@@ -70,3 +70,9 @@ class ThumbnailCache:
                 while len(self._cache) > MAX_CACHED:
                     self._cache.popitem(last=False)
         return data
+
+
+def local_image_path(out: Path, path: str) -> Path | None:
+    """The file of a picture; None where it is kept in an object store, or would lie outside of the run's folder."""
+    inside = "://" not in path and not Path(path).is_absolute() and ".." not in Path(path).parts
+    return out / path if inside else None

@@ -1,14 +1,14 @@
-"""Remembers. A transition of a job comes in; when the call returns, it is on the disk's own platter or flash.
+"""The durable record of a run: SQLite in WAL mode. Calls return after fsync.
 
-file      the SQLite file, made or opened
-rows      what its rows are read as
-books     the questions
-store     the transitions, one public method each
-together  those of one kind, in one statement
-group     many transitions, one commit, in the ledger's own thread
+database     opens or creates the file
+transitions  LedgerStore: one method per transition of a job
+queries      LedgerQueries: read-only questions
+writer       LedgerWriter: many transitions in one commit, on the ledger's own thread
+rows         the values that rows are read as
+paging       iterates over rows in pages
+schema.sql   the tables
 
-Newcomers: SQLite runs in WAL mode with synchronous=FULL, because NORMAL was measured to lose acknowledged
-commits when the power goes.
+`synchronous` is FULL, because NORMAL was measured to lose acknowledged commits when the power fails.
 """
 
 from krea_batch.ledger.database import SQLITE_VERSION

@@ -1,9 +1,14 @@
-"""Events and log records come in; metrics, traces and log lines go out, in the forms that other programs read.
+"""Logs, metrics and traces of a run.
 
-    engine = Engine("runs/cats", listeners=[metrics := Metrics(), Traces()])
+    engine = Engine("runs/cats", listeners=[metrics := MetricsListener(), TracingListener()])
 
-Newcomers: nothing here is needed for a run, and the core does not know of it. Metrics and traces each need a library
-of their own (`krea-batch[metrics]`, `krea-batch[otel]`), which is imported when its listener is first asked for.
+logs            formatters for the standard library's logging
+metrics         a listener that counts for Prometheus
+metrics_server  serves the metrics over HTTP
+traces          a listener that records OpenTelemetry spans
+
+A run does not depend on this package. Metrics and traces each need a library of their own (`krea-batch[metrics]`,
+`krea-batch[otel]`), which is imported when the listener is first used.
 """
 
 from typing import TYPE_CHECKING, Any

@@ -1,21 +1,23 @@
-"""The way of a job, one stage a module; each takes, asks a rule, records intent, does, records outcome, puts.
+"""The stages of a run. Each takes a job, obtains a verdict, asks a rule, records the result, and hands the job on.
 
     jobs ─► producer ─► submitter ─► poll_scheduler ─► downloader ─► Outcome
                │            │  ▲           │  │              │
                │            │  └─ ERROR ───┘  │              │      (not charged: submitted again)
-            slots ◄─────────┴─── an end ──────┴──────────────┘      (a slot is held from submit to end)
+    in-flight limit ◄───────┴── job ended ────┴──────────────┘
 
-run         what all stages share: settings, gateway, ledger, counters, the stop
-flight      one job on its way, and the slots that bound how many are
-producer    jobs, from any iterable, in order → flights, as slots become free
-submitter   flights → accepted ones: the only stage that spends money
-poll_scheduler   accepted flights → finished ones: one heap, one task
-calls       the gateway's callbacks → polls put forward, ambiguous jobs out of doubt
-downloader  finished flights → pictures on disk
-courier     whole pictures → the caller's sink, where there is one; `shelf` brings them to the run's folder
-picture     the disk's side of one download: checked while it streams, whole when it has its name
+context           what all stages share: settings, gateway, ledger, clock, events, the stop
+stats             the counters of a run
+in_flight_job     one job in flight, and the limit on their number
+producer          reads jobs from an iterable, in order, as the limit allows
+admission         the fair queue of jobs that callers submit
+rate_limiter      when the next POST may be sent; shared by engines
+submitter         POSTs jobs: the only stage that spends money
+poll_scheduler    polls accepted jobs: one heap of due times, one task
+callback_handler  callbacks of the gateway bring polls forward and resolve ambiguous jobs
+downloader        downloads completed images and hands them to a writer of `storage`
+task_pool         the supervised tasks of a stage
 
-Newcomers: stages do not know each other. The engine hands each the function that takes what it has done.
-Slots are the backpressure: a slow disk or CDN keeps slots, and so slows submits; no queue needs a bound of
-its own.
+Stages do not import each other: the engine passes each the function that takes a job it has finished with. The
+in-flight limit is the backpressure: a slow disk or CDN keeps jobs in flight, which slows submits, so no queue needs a
+bound of its own.
 """

@@ -1,7 +1,13 @@
-"""Facts come in, decisions go out: no I/O, no clock, no randomness of their own.
+"""Pure decisions: facts in, a decision out; no I/O, no clock, no randomness.
 
-verdicts    what an answer of the gateway means
-lifecycle   which state may follow which, and what a verdict does to a job
-pace        when the next POST may go
-schedule    when a job is looked at again
+verdicts               what an answer of the gateway means
+lifecycle              transitions between states, and the decision after each verdict
+backoff                retry delays with jitter, and the retry budget
+circuit_breaker        pauses all submits after many failures in a row
+fail_fast              stops a run whose jobs all fail with the same error
+rate_control           finds and keeps a rate limit
+poll_schedule          when to poll, from the latencies seen so far
+poll_schedule_by_kind  separate poll schedules for jobs that take differently long
+callback_reliability   whether the gateway delivers callbacks reliably
+round_robin            a queue that serves tenants in turn
 """

@@ -1,13 +1,21 @@
-"""Paths of job files come in; checked jobs go out, in the order of their rows.
+"""Job files: paths in, checked jobs out, in the order of their rows.
 
-    path, pipe or "-" ─ spool ─► lines ─┬► texts, tables, documents, columnar ─► inputs ─► reader ─┬► check ─► Checked
-                                        └──────────────── JSONL ───────────────┘        │      │
-                                                          sweeps, template (rows to jobs)       │
-                                                          jsonl, syntax, sentences (why bad)    │
-                                                                                                └► job_files ─► Job, …
+job_files      JobFiles: check all files, then iterate over their jobs
+check          checks every row before anything is charged
+inputs         opens files, folders and standard input, and finds their format
+options        how files are read: format, columns, template, sweep
+parser         a row to its jobs, one or as many as its sweep has
+sweep          combinations of field values
+template       prompts made from columns
+dedupe         drops jobs whose request duplicates an earlier one
+duplicate_ids  finds ids that are used twice, with bounded memory
+checkpoint     how far the files were read, so that a resumed run skips the rest
+json_errors    explains invalid JSON
+field_errors   explains invalid fields
+formats        one module per format
 
-Newcomers: job files are read twice, once to check every row before the first cent, once to run. Memory does not grow
-with the number of rows, but for JSON documents.
+Files are read twice: once to check every row, once to run. Memory does not grow with the number of rows, except for
+JSON documents.
 """
 
 from krea_batch.sources.check import Checked

@@ -1,0 +1,12 @@
+"""Bytes on disk and in object stores.
+
+run_dir       the run directory: its files, its lock
+atomic        replace a file atomically
+async_io      asyncio helpers for file work
+png           validates PNG data while it streams
+image_file    a partial download: .part file, fsync, rename
+local_writer  stores images in the run directory, several per fsync
+sink_writer   verifies images and hands them to a sink
+results_file  results.jsonl
+sinks         folders and object stores
+"""

@@ -7,19 +7,14 @@ answer arrived.
 from __future__ import annotations
 
 import asyncio
-import sqlite3
 import struct
 import zlib
 from collections import defaultdict
 from collections.abc import AsyncIterator, Callable, Iterable
-from pathlib import Path
-from random import Random
 from typing import Any, Self
 
 import orjson
 
-from krea_batch import Engine, Job
-from krea_batch.gateway.url_policy import MediaError
 from krea_batch.rules.verdicts import Accepted, Finished, PollVerdict, PostVerdict, Waiting
 
 Accept = object()
@@ -157,61 +152,3 @@ async def _play(script: list[Any], default: Any) -> Any:
     if isinstance(entry, Exception):
         raise entry
     return entry
-
-
-# ---- a run on this gateway, and what it left behind ---------------------------------------------------------
-
-
-def jobs(count: int) -> list[Job]:
-    """Jobs j0, j1 …, whose prompts are their ids."""
-    return [Job(prompt=f"j{n}", id=f"j{n}") for n in range(count)]
-
-
-async def play(out: Path, gateway: ScriptedGateway, todo: Iterable[Job], **options: Any) -> Engine:
-    """Run jobs to their ends, close the engine and return it."""
-    options.setdefault("random", Random(0))
-    async with Engine(out, gateway_client=gateway, **options) as engine:
-        await engine.run(todo)
-    return engine
-
-
-def rows(out: Path) -> dict[str, dict[str, Any]]:
-    """results.jsonl by id; each id stands there once."""
-    lines = [orjson.loads(line) for line in (out / "results.jsonl").read_bytes().splitlines()]
-    found = {line["id"]: line for line in lines}
-    assert len(found) == len(lines)
-    return found
-
-
-def statuses(out: Path) -> dict[str, str]:
-    """What each job came to, by results.jsonl."""
-    return {job_id: row["status"] for job_id, row in rows(out).items()}
-
-
-def ask(out: Path, sql: str, *values: Any) -> list[tuple[Any, ...]]:
-    """Ask the ledger by a connection of one's own, which sees only what is committed."""
-    ledger = sqlite3.connect(out / "ledger.db")
-    try:
-        return ledger.execute(sql, values).fetchall()
-    finally:
-        ledger.close()
-
-
-def states(out: Path) -> dict[str, str]:
-    """The state of each job in the ledger."""
-    return dict(ask(out, "SELECT id, state FROM jobs"))
-
-
-__all__ = [
-    "Accept",
-    "MediaError",
-    "ScriptedGateway",
-    "ScriptedMedia",
-    "ask",
-    "jobs",
-    "play",
-    "png",
-    "rows",
-    "states",
-    "statuses",
-]

@@ -17,7 +17,7 @@ from krea_batch.errors import InternalError, JobError
 from krea_batch.jobs import State
 from krea_batch.ledger import Store
 from krea_batch.maintenance.retry import Retries
-from krea_batch.testing.scripted_gateway import states
+from tests.engine_fixtures import states
 from tests.processes import COMMAND, PATIENCE_S, Simulate, Simulated, begin, environment, krea_batch, write_jobs
 from tests.test_readme import make_doubts
 

@@ -12,7 +12,7 @@ import pytest
 from playwright.sync_api import Browser, BrowserContext, Page, sync_playwright
 
 from krea_batch.jobs import State
-from krea_batch.testing.scripted_gateway import states
+from tests.engine_fixtures import states
 from tests.gallery.looking import Look, Made, View, Viewed, make_run, sweep
 from tests.processes import Simulate, Simulated, krea_batch, write_jobs
 

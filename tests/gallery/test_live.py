@@ -12,7 +12,7 @@ from playwright.sync_api import APIResponse, Page, Route, expect
 
 from krea_batch.jobs import State
 from krea_batch.ledger import Store
-from krea_batch.testing.scripted_gateway import states
+from tests.engine_fixtures import states
 from tests.gallery.looking import (
     AMBIGUOUS,
     Look,

@@ -12,7 +12,7 @@ import pytest
 from playwright.sync_api import expect
 
 from krea_batch.jobs import State
-from krea_batch.testing.scripted_gateway import states
+from tests.engine_fixtures import states
 from tests.gallery.conftest import MIXED, NUMBERS
 from tests.gallery.looking import Look, Made, View, make_run
 from tests.processes import PATIENCE_S, Simulated, krea_batch

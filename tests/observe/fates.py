@@ -9,6 +9,7 @@ from typing import Any
 from prometheus_client import CollectorRegistry
 
 from krea_batch import Engine, Job
+from krea_batch.gateway.url_policy import MediaError
 from krea_batch.rules.verdicts import (
     Errored,
     Failed,
@@ -20,7 +21,7 @@ from krea_batch.rules.verdicts import (
     Unclear,
     Waiting,
 )
-from krea_batch.testing.scripted_gateway import Accept, MediaError, ScriptedGateway
+from krea_batch.testing.scripted_gateway import Accept, ScriptedGateway
 
 SLOW_DOWN = Refused(Refusal.SLOW_DOWN, 429, "too many", 2.0)
 

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from krea_batch.observability import JsonLines, KeyValues
 from krea_batch.observability.logs import fields
-from krea_batch.testing.scripted_gateway import rows
+from tests.engine_fixtures import rows
 from tests.observe.fates import engine_on, every_fate
 from tests.virtual_time import run_virtual
 

@@ -33,7 +33,8 @@ from krea_batch.ledger import Charges
 from krea_batch.observability import Metrics
 from krea_batch.observability.metrics import CHARGES, TROUBLED
 from krea_batch.rules.verdicts import Finished, Waiting
-from krea_batch.testing.scripted_gateway import ScriptedGateway, jobs, rows
+from krea_batch.testing.scripted_gateway import ScriptedGateway
+from tests.engine_fixtures import jobs, rows
 from tests.observe.fates import engine_on, every_fate, figure, figures
 from tests.virtual_time import run_virtual
 

@@ -10,7 +10,8 @@ from krea_batch import State
 from krea_batch.events import Closed, Ended, Event, Held, Moved, Paced, Posted, Stored, TakenOver
 from krea_batch.jobs import FINAL
 from krea_batch.rules.verdicts import Waiting
-from krea_batch.testing.scripted_gateway import ScriptedGateway, ask, jobs, states
+from krea_batch.testing.scripted_gateway import ScriptedGateway
+from tests.engine_fixtures import ask, jobs, states
 from tests.observe.fates import FATES, engine_on, every_fate
 from tests.virtual_time import run_virtual
 

@@ -17,7 +17,8 @@ from krea_batch.events import Event, Held, Paced, Polled, Stopping
 from krea_batch.observability import Traces
 from krea_batch.observability.traces import JOB
 from krea_batch.rules.verdicts import Waiting
-from krea_batch.testing.scripted_gateway import ScriptedGateway, jobs, rows
+from krea_batch.testing.scripted_gateway import ScriptedGateway
+from tests.engine_fixtures import jobs, rows
 from tests.observe.fates import FATES, engine_on, every_fate
 from tests.virtual_time import run_virtual
 

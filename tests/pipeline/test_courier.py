@@ -12,11 +12,13 @@ from typing import Any
 import pytest
 
 from krea_batch import Engine, Job, RunStopped
+from krea_batch.gateway.url_policy import MediaError
 from krea_batch.ledger import Store
 from krea_batch.rules.verdicts import Finished
 from krea_batch.storage.sink_writer import CHECK_S, PUT_S
 from krea_batch.storage.sinks import SinkError, SinkRefused, WholePicture
-from krea_batch.testing.scripted_gateway import MediaError, ScriptedGateway, jobs, play, png, rows, states, statuses
+from krea_batch.testing.scripted_gateway import ScriptedGateway, png
+from tests.engine_fixtures import jobs, play, rows, states, statuses
 from tests.virtual_time import run_until_killed, run_virtual
 
 BUSY = SinkError("the gallery answered HTTP 503")

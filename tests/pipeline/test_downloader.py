@@ -12,20 +12,12 @@ from typing import Any
 import pytest
 
 from krea_batch import Engine, Job
+from krea_batch.gateway.url_policy import MediaError
 from krea_batch.ledger import Store
 from krea_batch.rules.verdicts import Finished
 from krea_batch.storage.image_file import Picture
-from krea_batch.testing.scripted_gateway import (
-    MediaError,
-    ScriptedGateway,
-    ScriptedMedia,
-    jobs,
-    play,
-    png,
-    rows,
-    states,
-    statuses,
-)
+from krea_batch.testing.scripted_gateway import ScriptedGateway, ScriptedMedia, png
+from tests.engine_fixtures import jobs, play, rows, states, statuses
 from tests.virtual_time import run_until_killed, run_virtual
 
 CUT = MediaError("the connection was cut")

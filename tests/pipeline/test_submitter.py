@@ -17,7 +17,8 @@ from krea_batch.jobs import Outcome
 from krea_batch.pipeline.producer import BATCH
 from krea_batch.pipeline.submitter import MOST_QUEUED, MOST_UNCLEAR
 from krea_batch.rules.verdicts import Accepted, Errored, Failed, Finished, NotSent, Refusal, Refused, Unclear, Waiting
-from krea_batch.testing.scripted_gateway import Accept, ScriptedGateway, ask, jobs, play, rows, states, statuses
+from krea_batch.testing.scripted_gateway import Accept, ScriptedGateway
+from tests.engine_fixtures import ask, jobs, play, rows, states, statuses
 from tests.virtual_time import run_virtual
 from tests.windows import most_in_a_window
 

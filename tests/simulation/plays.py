@@ -26,7 +26,7 @@ from krea_batch.jobs import FINAL
 from krea_batch.maintenance.resolve import Doubts
 from krea_batch.maintenance.retry import Retries
 from krea_batch.storage.png import PngWalk
-from krea_batch.testing.scripted_gateway import ask, rows, states
+from tests.engine_fixtures import ask, rows, states
 from tests.simulation.mortal import run_mortal
 from tests.simulation.world import World, picture
 from tests.virtual_time import run_virtual

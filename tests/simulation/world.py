@@ -27,8 +27,9 @@ from krea_batch.rules.verdicts import (
     Unclear,
     Waiting,
 )
-from krea_batch.testing.scripted_gateway import ScriptedGateway, ScriptedMedia, ask, png
+from krea_batch.testing.scripted_gateway import ScriptedGateway, ScriptedMedia, png
 from tests.callers import call
+from tests.engine_fixtures import ask
 
 POSTS: list[tuple[int, Any]] = [
     (60, "accept"),

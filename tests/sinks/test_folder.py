@@ -11,7 +11,8 @@ import pytest
 from krea_batch import Engine
 from krea_batch.storage.sinks import SinkRefused, WholePicture
 from krea_batch.storage.sinks.folder import FolderSink
-from krea_batch.testing.scripted_gateway import ScriptedGateway, jobs, play, png, rows
+from krea_batch.testing.scripted_gateway import ScriptedGateway, png
+from tests.engine_fixtures import jobs, play, rows
 from tests.virtual_time import run_virtual
 
 

@@ -21,8 +21,9 @@ from krea_batch.rules.verdicts import Finished
 from krea_batch.settings import Settings
 from krea_batch.storage.sinks import SinkError, SinkRefused, WholePicture
 from krea_batch.storage.sinks.object_store import LARGE_BYTES, ObjectStoreSink
-from krea_batch.testing.scripted_gateway import ScriptedGateway, jobs, play, png
-from krea_batch.testing.scripted_gateway import rows as rows_by_id
+from krea_batch.testing.scripted_gateway import ScriptedGateway, png
+from tests.engine_fixtures import jobs, play
+from tests.engine_fixtures import rows as rows_by_id
 from tests.processes import COMMAND, PATIENCE_S, Simulate, environment, krea_batch, rows, write_jobs
 from tests.sinks.bucket import BUCKET, Asked, Bucket, NoAnswer
 

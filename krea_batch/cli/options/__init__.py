@@ -1,0 +1,7 @@
+"""Options that several commands share.
+
+run_options      the settings of a run, derived from the table in `krea_batch.settings`
+input_options    how job files are read
+logging_options  logs and metrics
+job_id_file      a file of job ids
+"""

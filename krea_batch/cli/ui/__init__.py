@@ -1,0 +1,13 @@
+"""What people see.
+
+run_session      a run of the command line, from the check of its input to its summary
+progress         the live display
+run_status       the numbers of the display
+summary          the summary at the end of a run
+check_progress   the progress of a check
+forecast_output  a forecast in words
+bench_runner     a benchmark, from its question to its table
+diagnostics      the checks of `krea-batch doctor`
+formatting       numbers, durations and sizes in words
+optional_deps    errors that name the extra to install
+"""

@@ -1,11 +1,10 @@
-"""A run's pictures come in; the folders and files that other tools load go out.
+"""A run's images in the formats of other tools.
 
-    ledger ─ gallery (which pictures, what is known of each) ─► imagefolder | parquet | webdataset | csv | zip
+run_images    which images a run has, and what is known of each
+writers       imagefolder, parquet, webdataset, csv, zip
+png_metadata  writes a job's prompt and parameters into its PNG, and reads them
 
-embed     what is known of a picture, put into its PNG, and read from there
-check     every picture held against the ledger
-
-Newcomers: a run is only read. What is written appears under its name when it is whole, and not before.
+A run is only read. Output appears under its name once it is complete.
 """
 
 from krea_batch.maintenance.export.run_images import Gallery, Picture

@@ -1,0 +1,10 @@
+"""The formats of job files.
+
+line_file      lines of any length, also compressed, with their positions
+jsonl          a JSON object per line
+text           a prompt per line, or per file
+tables         CSV and TSV
+json_document  a JSON array or object
+parquet        Parquet, and Arrow files of the datasets library
+spool          keeps what can be read only once, such as standard input
+"""

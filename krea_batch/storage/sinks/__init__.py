@@ -1,18 +1,20 @@
-"""Pictures that are whole come in, one a call; the place where each is kept for good goes out.
+"""Where images are stored, other than in the run directory.
 
-Newcomers: without a sink, pictures are kept in the run's folder (`pipeline.shelf`). A sink of your own is a class
-with the two methods of `Sink`:
+folder        FolderSink: a directory
+object_store  ObjectStoreSink: S3, Google Cloud Storage, Azure
 
-    class Gallery:
+A sink of your own is a class with the two methods of `Sink`:
+
+    class DatabaseSink:
         async def check(self) -> None:
-            await self.database.execute("SELECT 1 FROM pictures LIMIT 1")
+            await self.database.execute("SELECT 1 FROM images LIMIT 1")
 
-        async def put(self, picture: WholePicture) -> str:
-            sql = "INSERT INTO pictures VALUES ($1, $2) ON CONFLICT (sha256) DO NOTHING"
-            await self.database.execute(sql, picture.sha256, await picture.read())
-            return f"gallery:{picture.sha256}"
+        async def put(self, image: VerifiedImage) -> str:
+            sql = "INSERT INTO images VALUES ($1, $2) ON CONFLICT (sha256) DO NOTHING"
+            await self.database.execute(sql, image.sha256, await image.read())
+            return f"database:{image.sha256}"
 
-    async with Engine("runs/cats", sink=Gallery()) as engine: ...
+    async with Engine("runs/cats", sink=DatabaseSink()) as engine: ...
 """
 
 from __future__ import annotations
