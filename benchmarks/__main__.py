@@ -24,7 +24,7 @@ from pathlib import Path
 from benchmarks.report import GOAL
 
 README = Path(__file__).with_name("README.md")
-ALL = (
+BENCHMARKS = (
     "validate",
     "polls",
     "throughput",
@@ -38,26 +38,26 @@ ALL = (
     "forecast",
     "gallery",
 )
-REPEATS = frozenset({"validate", "throughput", "overhead", "resume", "service"})
-LIBRARIES = ("aiohttp", "anyio", "uvloop", "msgspec")
+REPEATABLE = frozenset({"validate", "throughput", "overhead", "resume", "service"})
+REPORTED_LIBRARIES = ("aiohttp", "anyio", "uvloop", "msgspec")
 
 
 def run(name: str, repeat: int | None) -> tuple[str, list[list[str]]]:
     """What a benchmark prints, as Markdown, and the goals in it."""
-    options = ["--repeat", str(repeat)] if repeat and name in REPEATS else []
+    options = ["--repeat", str(repeat)] if repeat and name in REPEATABLE else []
     command = [sys.executable, "-m", f"benchmarks.{name}", *options]
-    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
-    lines = done.stdout.splitlines()
+    process = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
+    lines = process.stdout.splitlines()
     goals = [line.split("\t")[1:] for line in lines if line.startswith(f"{GOAL}\t")]
-    told = "\n".join(line for line in lines if not line.startswith(f"{GOAL}\t"))
-    shown = told if told.startswith("|") else f"```text\n{told}\n```"
-    ran = " ".join(["python", *command[1:]])
+    output = "\n".join(line for line in lines if not line.startswith(f"{GOAL}\t"))
+    shown = output if output.startswith("|") else f"```text\n{output}\n```"
+    command_line = " ".join(["python", *command[1:]])
     rows = "\n".join(f"| {' | '.join(goal)} |" for goal in goals)
-    stated = f"\n\n| goal | | reached | |\n|---|---|---|---|\n{rows}" if goals else ""
-    return f"`{ran}`, {datetime.now(UTC):%Y-%m-%d}:\n\n{shown}{stated}", goals
+    goals_section = f"\n\n| goal | | reached | |\n|---|---|---|---|\n{rows}" if goals else ""
+    return f"`{command_line}`, {datetime.now(UTC):%Y-%m-%d}:\n\n{shown}{goals_section}", goals
 
 
-def put(text: str, name: str, content: str) -> str:
+def replace_section(text: str, name: str, content: str) -> str:
     """The README with this between the markers of that name."""
     begin, end = f"<!-- {name} -->", f"<!-- /{name} -->"
     before, found, rest = text.partition(begin)
@@ -67,7 +67,7 @@ def put(text: str, name: str, content: str) -> str:
     return f"{before}{begin}\n{content}\n{end}{after}"
 
 
-def goals_of(text: str) -> str:
+def goal_table(text: str) -> str:
     """The goals of all sections in one table."""
     rows = re.findall(r"^\| .+ \| (?:yes|no) \|$", text, re.MULTILINE)
     return "\n".join(["| what | goal | reached | met |", "|---|---|---|---|", *dict.fromkeys(rows)])
@@ -82,7 +82,7 @@ def machine() -> str:
         f"{int(memory[1]) >> 20} GiB" if memory else "",
         f"{platform.system()} {platform.release().split('-')[0]}",
         f"Python {platform.python_version()}",
-        *(f"{name} {version(name)}" for name in LIBRARIES),
+        *(f"{name} {version(name)}" for name in REPORTED_LIBRARIES),
         f"SQLite {sqlite3.sqlite_version}",
     ]
     return "Machine: " + ", ".join(part for part in parts if part) + "."
@@ -97,20 +97,20 @@ def _read(path: str) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser()
-    parser.add_argument("names", nargs="*", metavar="NAME", help=f"of {', '.join(ALL)}")
+    parser.add_argument("names", nargs="*", metavar="NAME", help=f"of {', '.join(BENCHMARKS)}")
     parser.add_argument("--repeat", type=int)
     parser.add_argument("--readme", type=Path, default=README)
     options = parser.parse_args()
-    if unknown := set(options.names) - set(ALL):
-        parser.error(f"there is no benchmark {unknown.pop()!r}; there are {', '.join(ALL)}")
-    for name in options.names or ALL:
+    if unknown := set(options.names) - set(BENCHMARKS):
+        parser.error(f"there is no benchmark {unknown.pop()!r}; there are {', '.join(BENCHMARKS)}")
+    for name in options.names or BENCHMARKS:
         print(f"{name} …", flush=True)
         content, goals = run(name, options.repeat)
-        for what, bound, reached, met in goals:
-            print(f"  {what}: {reached} ({bound}: {met})", flush=True)
-        text = put(options.readme.read_text("utf-8"), name, content)
-        text = put(text, "machine", machine())
-        text = put(text, "goals", goals_of(text.partition("<!-- /goals -->")[2]))
+        for label, bound, reached, met in goals:
+            print(f"  {label}: {reached} ({bound}: {met})", flush=True)
+        text = replace_section(options.readme.read_text("utf-8"), name, content)
+        text = replace_section(text, "machine", machine())
+        text = replace_section(text, "goals", goal_table(text.partition("<!-- /goals -->")[2]))
         options.readme.write_text(text, "utf-8")
 
 

@@ -15,18 +15,18 @@ from pathlib import Path
 from random import Random
 from typing import NamedTuple
 
-from benchmarks.report import tell_goal
+from benchmarks.report import report_goal
 from krea_batch import Engine, Job, Webhook
-from krea_batch.testing.scripted_gateway import states
 from tests.calling_gateway import CallingGateway
+from tests.engine_fixtures import states
 from tests.virtual_time import run_virtual
 
 URL = "https://my.host/krea"
-MOST_POLLS, MOST_LAG_S = 1.1, 0.3
-NO_MORE = 1.02  # of polls and lag, where none arrives: what chance may make of it
+MAX_POLLS, MAX_LAG_S = 1.1, 0.3
+MAX_RATIO_WITHOUT_CALLBACKS = 1.02  # of polls and lag, where none arrives: what chance may make of it
 
 
-class Measured(NamedTuple):
+class CallbackCost(NamedTuple):
     """Polls a job, and seconds of lag."""
 
     polls: float
@@ -34,49 +34,54 @@ class Measured(NamedTuple):
     p99_s: float
 
 
-def measure(jobs: int, gateway: CallingGateway, webhook: Webhook | None) -> Measured:
+def measure(jobs: int, gateway: CallingGateway, webhook: Webhook | None) -> CallbackCost:
     async def main(out: str) -> None:
         engine = Engine(
             out, gateway_client=gateway, rate="20/s", max_in_flight=1000, webhook=webhook, random=Random(1)
         )
         gateway.app = engine.callbacks_app() if webhook else None
         async with engine:
-            await engine.run(Job(prompt=f"picture {n}", id=f"{n:05}") for n in range(jobs))
+            await engine.run(Job(prompt=f"picture {index}", id=f"{index:05}") for index in range(jobs))
 
     with tempfile.TemporaryDirectory() as out:
         run_virtual(main(out))
         assert set(states(Path(out)).values()) == {"succeeded"}
         assert len(set(gateway.charged.values())) == len(gateway.charged) == jobs
     lags_s = gateway.lags_s
-    return Measured(gateway.polls_a_job, sum(lags_s) / jobs, lags_s[int(0.99 * (jobs - 1))])
+    return CallbackCost(gateway.polls_a_job, sum(lags_s) / jobs, lags_s[int(0.99 * (jobs - 1))])
 
 
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--jobs", type=int, default=1000)
     jobs = parser.parse_args().jobs
-    hook = Webhook(URL)
+    config = Webhook(URL)
     cases = {
         "without callbacks": (CallingGateway(), None),
-        "honest": (CallingGateway(), hook),
-        "honest, twice, and once more 9 s late": (CallingGateway(after_s=(0.05, 0.06, 9.0)), hook),
-        "one in twenty is lost": (CallingGateway(share=0.95), hook),
-        "half of them are lost": (CallingGateway(share=0.5), hook),
-        "none arrives": (CallingGateway(share=0.0), hook),
+        "honest": (CallingGateway(), config),
+        "honest, twice, and once more 9 s late": (CallingGateway(after_s=(0.05, 0.06, 9.0)), config),
+        "one in twenty is lost": (CallingGateway(share=0.95), config),
+        "half of them are lost": (CallingGateway(share=0.5), config),
+        "none arrives": (CallingGateway(share=0.0), config),
     }
     print("| callbacks | polls a job | lag, mean | lag, p99 |")
     print("|---|---|---|---|")
-    found: dict[str, Measured] = {}
+    results: dict[str, CallbackCost] = {}
     for name, (gateway, webhook) in cases.items():
-        one = found[name] = measure(jobs, gateway, webhook)
-        print(f"| {name} | {one.polls:.3f} | {one.mean_s:.2f} s | {one.p99_s:.2f} s |", flush=True)
-    honest, none, without = found["honest"], found["none arrives"], found["without callbacks"]
+        result = results[name] = measure(jobs, gateway, webhook)
+        print(f"| {name} | {result.polls:.3f} | {result.mean_s:.2f} s | {result.p99_s:.2f} s |", flush=True)
+    honest, none, without = results["honest"], results["none arrives"], results["without callbacks"]
     reached = f"{honest.polls:.3f}, {honest.p99_s:.2f} s"
-    met = honest.polls <= MOST_POLLS and honest.p99_s <= MOST_LAG_S
-    tell_goal("honest callbacks: polls a job, lag", f"≤ {MOST_POLLS}, ≤ {MOST_LAG_S} s", reached, met=met)
-    more = max(none.polls / without.polls, none.mean_s / without.mean_s)
-    reached = f"{more:.3f} times"
-    tell_goal("no callback arrives: polls and lag", "as without callbacks", reached, met=more <= NO_MORE)
+    met = honest.polls <= MAX_POLLS and honest.p99_s <= MAX_LAG_S
+    report_goal("honest callbacks: polls a job, lag", f"≤ {MAX_POLLS}, ≤ {MAX_LAG_S} s", reached, met=met)
+    ratio = max(none.polls / without.polls, none.mean_s / without.mean_s)
+    reached = f"{ratio:.3f} times"
+    report_goal(
+        "no callback arrives: polls and lag",
+        "as without callbacks",
+        reached,
+        met=ratio <= MAX_RATIO_WITHOUT_CALLBACKS,
+    )
 
 
 if __name__ == "__main__":

@@ -26,24 +26,24 @@ from typing import NamedTuple
 
 from playwright.sync_api import Browser, sync_playwright
 
-from benchmarks.report import tell_goal
+from benchmarks.report import report_goal
 from krea_batch import Engine, Job
 from krea_batch.jobs import StoredFile
 from krea_batch.ledger import Store
 from krea_batch.rules.verdicts import Finished
 from krea_batch.testing.simulator import Simulator, SimulatorSettings
 
-COMMAND = [sys.executable, "-m", "krea_batch"]
-DRAWN = 40
-MOST_S, MOST_MB, USABLE_S = 60.0, 300.0, 2.0
-FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-component-update"]
-IN_SIGHT = """() => {
+KREA_BATCH_COMMAND = [sys.executable, "-m", "krea_batch"]
+DRAWN_IMAGES = 40
+MAX_REPORT_S, MAX_REPORT_MB, MAX_USABLE_S = 60.0, 300.0, 2.0
+CHROMIUM_FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-component-update"]
+ALL_IMAGES_LOADED = """() => {
     const images = [...document.querySelectorAll("#pictures img")];
     return images.length > 0 && images.every((image) => image.complete && image.naturalWidth > 0);
 }"""
 
 
-class Made(NamedTuple):
+class ReportCost(NamedTuple):
     """What it took to make the report, and what came of it."""
 
     seconds: float
@@ -51,7 +51,7 @@ class Made(NamedTuple):
     file_mb: float
 
 
-async def draw(out: Path, count: int) -> None:
+async def draw_images(out: Path, count: int) -> None:
     """A run of pictures as the simulator draws them."""
     async with (
         Simulator(SimulatorSettings(time_scale=100)) as simulator,
@@ -60,43 +60,43 @@ async def draw(out: Path, count: int) -> None:
         await engine.run(Job(prompt=f"a harbour at dawn, number {n}", id=f"{n:05}", seed=n) for n in range(count))
 
 
-def multiply(out: Path, count: int) -> None:
+def copy_jobs(out: Path, count: int) -> None:
     """Give the run as many jobs as are wanted, whose pictures are those that were drawn."""
     store = Store.open(out / "ledger.db")
-    drawn = store.outcomes(0, DRAWN)[0]
+    drawn = store.outcomes(0, DRAWN_IMAGES)[0]
 
-    def more(store: Store) -> None:
+    def insert_jobs(store: Store) -> None:
         for n in range(len(drawn), count):
-            like = drawn[n % len(drawn)]
-            (file,) = like.files
+            source = drawn[n % len(drawn)]
+            (file,) = source.files
             path = f"images/{n:05}.png"
             os.link(out / file.path, out / path)
-            body = json.dumps(like.request | {"prompt": f"a harbour at dawn, number {n}", "seed": n}).encode()
+            body = json.dumps(source.request | {"prompt": f"a harbour at dawn, number {n}", "seed": n}).encode()
             number = store.intend(f"{n:05}", body, bytes(32), b"{}", 1e9 + n / 50, "")
             store.accept(number, f"krea-2-large-text-to-image_{n}", 1e9 + n / 50)
             store.finish(number, Finished(("https://a/b.png",), "image/png", took_s=12.0), 1e9 + n / 50 + 13, 1)
             stored = StoredFile(path, file.bytes, file.sha256, file.width, file.height, file.media_type)
             store.store(number, (stored,), 1e9 + n / 50 + 14)
 
-    store.transaction([more])
+    store.transaction([insert_jobs])
     store.close()
 
 
-def report(out: Path) -> Made:
+def make_report(out: Path) -> ReportCost:
     """Make the report in a process of its own, and look at what that used."""
-    began_s = time.perf_counter()
-    process = subprocess.Popen([*COMMAND, "report", str(out), "--quiet"])
-    _, status, used = os.wait4(process.pid, 0)
+    started_s = time.perf_counter()
+    process = subprocess.Popen([*KREA_BATCH_COMMAND, "report", str(out), "--quiet"])
+    _, status, usage = os.wait4(process.pid, 0)
     assert status == 0
-    seconds = time.perf_counter() - began_s
-    return Made(seconds, used.ru_maxrss * 1024 / 1e6, (out / "report.html").stat().st_size / 1e6)
+    seconds = time.perf_counter() - started_s
+    return ReportCost(seconds, usage.ru_maxrss * 1024 / 1e6, (out / "report.html").stat().st_size / 1e6)
 
 
 @contextmanager
-def viewed(out: Path) -> Iterator[str]:
+def live_page(out: Path) -> Iterator[str]:
     """The address of the live page of a run."""
     process = subprocess.Popen(
-        [*COMMAND, "view", str(out), "--port", "0", "--no-open"], stdout=subprocess.PIPE, text=True
+        [*KREA_BATCH_COMMAND, "view", str(out), "--port", "0", "--no-open"], stdout=subprocess.PIPE, text=True
     )
     assert process.stdout is not None
     try:
@@ -109,13 +109,13 @@ def viewed(out: Path) -> Iterator[str]:
 def open_page(browser: Browser, url: str, count: int) -> float:
     """Seconds until the page of that address can be used."""
     page = browser.new_page(viewport={"width": 1280, "height": 800})
-    began_s = time.perf_counter()
+    started_s = time.perf_counter()
     page.goto(url, wait_until="commit")
     page.wait_for_selector("body[data-ready='1']", state="attached")
-    page.wait_for_function(IN_SIGHT)
+    page.wait_for_function(ALL_IMAGES_LOADED)
     page.fill("#text", f"number {count - 1}")
     page.wait_for_function("document.querySelectorAll('.tile').length === 1")
-    seconds = time.perf_counter() - began_s
+    seconds = time.perf_counter() - started_s
     page.close()
     return seconds
 
@@ -126,34 +126,34 @@ def main() -> None:
     count = parser.parse_args().pictures
     with tempfile.TemporaryDirectory(dir=Path.cwd()) as folder:
         out = Path(folder) / "run"
-        asyncio.run(draw(out, min(DRAWN, count)))
-        multiply(out, count)
-        made = report(out)
+        asyncio.run(draw_images(out, min(DRAWN_IMAGES, count)))
+        copy_jobs(out, count)
+        report_cost = make_report(out)
         with sync_playwright() as playwright:
-            browser = playwright.chromium.launch(executable_path=shutil.which("chromium"), args=FLAGS)
+            browser = playwright.chromium.launch(executable_path=shutil.which("chromium"), args=CHROMIUM_FLAGS)
             from_file_s = open_page(browser, (out / "report.html").as_uri(), count)
-            with viewed(out) as url:
+            with live_page(out) as url:
                 live_s = open_page(browser, url, count)
             browser.close()
     print("| pictures | report made in | most memory | its size | usable from the file after | live after |")
     print("|---|---|---|---|---|---|")
     print(
-        f"| {count:,} | {made.seconds:.1f} s | {made.peak_mb:.0f} MB | {made.file_mb:.1f} MB "
+        f"| {count:,} | {report_cost.seconds:.1f} s | {report_cost.peak_mb:.0f} MB | {report_cost.file_mb:.1f} MB "
         f"| {from_file_s:.2f} s | {live_s:.2f} s |",
         flush=True,
     )
-    tell_goal(
+    report_goal(
         f"report of {count:,} pictures",
-        f"≤ {MOST_S:.0f} s, ≤ {MOST_MB:.0f} MB",
-        f"{made.seconds:.1f} s, {made.peak_mb:.0f} MB",
-        met=made.seconds <= MOST_S and made.peak_mb <= MOST_MB,
+        f"≤ {MAX_REPORT_S:.0f} s, ≤ {MAX_REPORT_MB:.0f} MB",
+        f"{report_cost.seconds:.1f} s, {report_cost.peak_mb:.0f} MB",
+        met=report_cost.seconds <= MAX_REPORT_S and report_cost.peak_mb <= MAX_REPORT_MB,
     )
     usable_s = max(from_file_s, live_s)
-    tell_goal(
+    report_goal(
         f"page of {count:,} pictures: usable after",
-        f"≤ {USABLE_S:g} s",
+        f"≤ {MAX_USABLE_S:g} s",
         f"{usable_s:.2f} s",
-        met=usable_s <= USABLE_S,
+        met=usable_s <= MAX_USABLE_S,
     )
 
 

@@ -23,21 +23,21 @@ from pathlib import Path
 from random import Random
 from typing import NamedTuple
 
-from benchmarks.report import tell_goal
+from benchmarks.report import report_goal
 from krea_batch import Engine, Job
 from krea_batch.benchmark.measurements import percentile
-from krea_batch.benchmark.recorder import watch_loop
+from krea_batch.benchmark.recorder import measure_loop_lag
 from krea_batch.engine.event_loop import run_loop
 from krea_batch.rules.verdicts import Accepted, Finished, PollVerdict, PostVerdict, Waiting
 from krea_batch.testing.scripted_gateway import ScriptedMedia, png
 
-RATE_PER_S = 1000
-ANSWER_S = 0.02
-LAG_EVERY_S = 0.01
-PICTURE = png(64, 64)
+RATE_LIMIT_PER_S = 1000
+RESPONSE_LATENCY_S = 0.02
+CHECK_INTERVAL_S = 0.01
+IMAGE = png(64, 64)
 
 
-class Measured(NamedTuple):
+class InFlightCost(NamedTuple):
     """What the jobs cost. Memory in KiB a job, lag in ms, the rest as named."""
 
     in_flight: int
@@ -50,7 +50,7 @@ class Measured(NamedTuple):
     cpu_ms: float  # a job
 
 
-class Forgetful:
+class StatelessGateway:
     """A gateway that remembers nothing: a request_id is `<number>_<when it is finished>`."""
 
     def __init__(self, latency_s: Callable[[], float]) -> None:
@@ -59,21 +59,21 @@ class Forgetful:
         self.ideal_s = 0.0  # until the last one is finished, where each is submitted as soon as the rate lets it
 
     async def submit(self, _: bytes, *, callback: str = "") -> PostVerdict:
-        await asyncio.sleep(ANSWER_S)
+        await asyncio.sleep(RESPONSE_LATENCY_S)
         latency_s = self._latency_s()
-        self.ideal_s = max(self.ideal_s, self._accepted / RATE_PER_S + latency_s)
+        self.ideal_s = max(self.ideal_s, self._accepted / RATE_LIMIT_PER_S + latency_s)
         self._accepted += 1
         return Accepted(f"{self._accepted}_{time.monotonic() + latency_s:.3f}", Waiting("QUEUED"))
 
     async def poll(self, request_id: str) -> PollVerdict:
-        await asyncio.sleep(ANSWER_S)
+        await asyncio.sleep(RESPONSE_LATENCY_S)
         if time.monotonic() < float(request_id.partition("_")[2]):
             return Waiting("PROCESSING")
         return Finished((f"https://cdn.example/{request_id}.png",), "image/png")
 
     async def fetch(self, url: str, *, offset: int = 0, etag: str | None = None) -> ScriptedMedia:
-        await asyncio.sleep(ANSWER_S)
-        return ScriptedMedia([PICTURE])
+        await asyncio.sleep(RESPONSE_LATENCY_S)
+        return ScriptedMedia([IMAGE])
 
 
 def resident_kib() -> float:
@@ -83,32 +83,32 @@ def resident_kib() -> float:
     return pages * os.sysconf("SC_PAGE_SIZE") / 1024
 
 
-async def _measure(jobs: int, latency_s: float, sigma: float, out: str) -> Measured:
-    chance, loop = Random(1), asyncio.get_running_loop()
-    gateway = Forgetful(lambda: latency_s * chance.lognormvariate(0, sigma))
-    async with Engine(out, gateway_client=gateway, rate=f"{RATE_PER_S}/s", max_in_flight=jobs) as engine:
-        before_kib, lags_ms, cpu_s, begun_s = resident_kib(), list[float](), time.process_time(), loop.time()
-        feeling = asyncio.create_task(watch_loop(lags_ms))
+async def _measure(jobs: int, latency_s: float, sigma: float, out: str) -> InFlightCost:
+    random, loop = Random(1), asyncio.get_running_loop()
+    gateway = StatelessGateway(lambda: latency_s * random.lognormvariate(0, sigma))
+    async with Engine(out, gateway_client=gateway, rate=f"{RATE_LIMIT_PER_S}/s", max_in_flight=jobs) as engine:
+        before_kib, lags_ms, cpu_s, started_s = resident_kib(), list[float](), time.process_time(), loop.time()
+        lag_task = asyncio.create_task(measure_loop_lag(lags_ms))
         running = asyncio.create_task(engine.run(Job(prompt=f"picture {n}", id=f"{n:06}") for n in range(jobs)))
         while engine.stats().accepted < jobs and not running.done():
-            await asyncio.sleep(LAG_EVERY_S)
-        looking_s = loop.time()
+            await asyncio.sleep(CHECK_INTERVAL_S)
+        memory_check_s = loop.time()
         in_flight = engine.stats().in_flight
         grown_kib = resident_kib() - before_kib
-        looking_s = loop.time() - looking_s  # a look at the memory is ours, and holds the loop
+        memory_check_s = loop.time() - memory_check_s  # a look at the memory is ours, and holds the loop
         await running
-        wall_s = loop.time() - begun_s - looking_s
-        feeling.cancel()
+        wall_s = loop.time() - started_s - memory_check_s
+        lag_task.cancel()
         stats = engine.stats()
     assert stats.succeeded == jobs, stats
     lags_ms = sorted(lags_ms)[:-1] or [0.0]  # the last is that look
-    p50, p99, most = (percentile(lags_ms, percent) for percent in (50, 99, 100))
+    p50, p99, maximum = (percentile(lags_ms, percent) for percent in (50, 99, 100))
     cpu_ms = 1000 * (time.process_time() - cpu_s) / jobs
     wall = wall_s / gateway.ideal_s
-    return Measured(in_flight, grown_kib / in_flight, p50, p99, most, wall, stats.polls / jobs, cpu_ms)
+    return InFlightCost(in_flight, grown_kib / in_flight, p50, p99, maximum, wall, stats.polls / jobs, cpu_ms)
 
 
-def measure(jobs: int, latency_s: float, sigma: float) -> Measured:
+def measure(jobs: int, latency_s: float, sigma: float) -> InFlightCost:
     """In a process of its own, whose memory is its own."""
     with tempfile.TemporaryDirectory() as out:
         return run_loop(_measure, jobs, latency_s, sigma, out)
@@ -123,22 +123,22 @@ def main() -> None:
         "| latency | in flight | KiB a job | loop lag p50, p99, max ms | wall ÷ ideal | polls a job | CPU ms a job |"
     )
     print("|---|---|---|---|---|---|---|")
-    found = []
+    results = []
     for name, sigma in (("all the same", 0.0), ("lognormal, sigma 0.3", 0.3)):
-        with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as fresh:
-            got = fresh.submit(measure, options.jobs, options.latency, sigma).result()
-        found.append(got)
+        with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as executor:
+            result = executor.submit(measure, options.jobs, options.latency, sigma).result()
+        results.append(result)
         print(
-            f"| {options.latency:g} s, {name} | {got.in_flight:,} | {got.kib:.2f} "
-            f"| {got.lag_p50_ms:.1f}, {got.lag_p99_ms:.1f}, {got.lag_max_ms:.0f} | {got.wall:.3f} "
-            f"| {got.polls:.2f} | {got.cpu_ms:.2f} |",
+            f"| {options.latency:g} s, {name} | {result.in_flight:,} | {result.kib:.2f} "
+            f"| {result.lag_p50_ms:.1f}, {result.lag_p99_ms:.1f}, {result.lag_max_ms:.0f} | {result.wall:.3f} "
+            f"| {result.polls:.2f} | {result.cpu_ms:.2f} |",
             flush=True,
         )
-    kib, late_ms, wall = (max(getattr(got, name) for got in found) for name in ("kib", "lag_p99_ms", "wall"))
-    what = f"{options.jobs:,} jobs in flight"
-    tell_goal(f"{what}: memory a job", "≤ 3 KiB", f"{kib:.2f} KiB", met=kib <= 3)
-    tell_goal(f"{what}: loop lag, p99", "≤ 50 ms", f"{late_ms:.1f} ms", met=late_ms <= 50)
-    tell_goal(f"{what}: wall ÷ ideal", "≤ 1.15", f"{wall:.3f}", met=wall <= 1.15)
+    kib, lag_ms, wall = (max(getattr(got, name) for got in results) for name in ("kib", "lag_p99_ms", "wall"))
+    label = f"{options.jobs:,} jobs in flight"
+    report_goal(f"{label}: memory a job", "≤ 3 KiB", f"{kib:.2f} KiB", met=kib <= 3)
+    report_goal(f"{label}: loop lag, p99", "≤ 50 ms", f"{lag_ms:.1f} ms", met=lag_ms <= 50)
+    report_goal(f"{label}: wall ÷ ideal", "≤ 1.15", f"{wall:.3f}", met=wall <= 1.15)
 
 
 if __name__ == "__main__":

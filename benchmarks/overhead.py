@@ -24,15 +24,15 @@ from typing import Any, NamedTuple
 import aiohttp
 import orjson
 
-from benchmarks.report import tell_goal
-from benchmarks.throughput import Case, simulator
+from benchmarks.report import report_goal
+from benchmarks.throughput import LimitCase, run_simulator
 from krea_batch import Engine, Job
 from krea_batch.engine.event_loop import run_loop
 from krea_batch.gateway import wire
 
-IN_FLIGHT = 64
-CASE = Case("overhead", "none", 0, "100000/s", 5000, latency="fixed:0")
-MOST = 1.5
+MAX_IN_FLIGHT = 64
+OVERHEAD_CASE = LimitCase("overhead", "none", 0, "100000/s", 5000, latency="fixed:0")
+MAX_CPU_RATIO = 1.5
 
 
 class Cost(NamedTuple):
@@ -43,35 +43,35 @@ class Cost(NamedTuple):
 
 
 def _cost(jobs: int, work: Callable[[], None]) -> Cost:
-    began, loop_began = time.process_time(), time.thread_time()
+    started_s, loop_started_s = time.process_time(), time.thread_time()
     work()
-    all_s, loop_s = time.process_time() - began, time.thread_time() - loop_began
+    all_s, loop_s = time.process_time() - started_s, time.thread_time() - loop_started_s
     return Cost(1000 * all_s / jobs, 1000 * loop_s / jobs)
 
 
-def bare(gateway: str, jobs: int) -> Cost:
+def bare_loop(gateway: str, jobs: int) -> Cost:
     """The requests and nothing else."""
 
-    async def one(session: aiohttp.ClientSession, seats: asyncio.Semaphore, n: int) -> None:
-        body = orjson.dumps({"prompt": f"picture {n}"})
-        async with seats:
-            async with session.post(gateway + wire.SUBMIT_PATH, data=body, headers=wire.SUBMIT_HEADERS) as answer:
-                request_id = (await answer.json())["request_id"]
-            async with session.get(gateway + wire.STATUS_PATH + request_id) as answer:
-                output: Any = (await answer.json())["output"]["media_url"]
-            async with session.get(output if isinstance(output, str) else output[0]) as answer:
-                await answer.read()
+    async def run_job(session: aiohttp.ClientSession, semaphore: asyncio.Semaphore, index: int) -> None:
+        body = orjson.dumps({"prompt": f"picture {index}"})
+        async with semaphore:
+            async with session.post(gateway + wire.SUBMIT_PATH, data=body, headers=wire.SUBMIT_HEADERS) as response:
+                request_id = (await response.json())["request_id"]
+            async with session.get(gateway + wire.STATUS_PATH + request_id) as response:
+                output: Any = (await response.json())["output"]["media_url"]
+            async with session.get(output if isinstance(output, str) else output[0]) as response:
+                await response.read()
 
     async def main() -> None:
-        seats = asyncio.Semaphore(IN_FLIGHT)
+        semaphore = asyncio.Semaphore(MAX_IN_FLIGHT)
         connector = aiohttp.TCPConnector(limit=0)
         async with aiohttp.ClientSession(connector=connector, headers={wire.KEY_HEADER: "benchmark"}) as session:
-            await asyncio.gather(*(one(session, seats, n) for n in range(jobs)))
+            await asyncio.gather(*(run_job(session, semaphore, n) for n in range(jobs)))
 
     return _cost(jobs, lambda: run_loop(main))
 
 
-def engine(gateway: str, jobs: int, folder: str) -> Cost:
+def engine_run(gateway: str, jobs: int, folder: str) -> Cost:
     """The same by the engine, in a new folder: it is not deleted before all is measured.
 
     For minutes after files were deleted, ext4 makes new ones several times as slowly.
@@ -82,19 +82,19 @@ def engine(gateway: str, jobs: int, folder: str) -> Cost:
             out,
             api_key="benchmark",
             gateway=gateway,
-            rate=CASE.rate,
-            max_in_flight=IN_FLIGHT,
+            rate=OVERHEAD_CASE.rate,
+            max_in_flight=MAX_IN_FLIGHT,
             poll_interval_s=0.01,
-        ) as running:
-            await running.run(Job(prompt=f"picture {n}", id=f"{n:06}") for n in range(jobs))
-        assert running.stats().succeeded == jobs
+        ) as krea_engine:
+            await krea_engine.run(Job(prompt=f"picture {n}", id=f"{n:06}") for n in range(jobs))
+        assert krea_engine.stats().succeeded == jobs
 
     return _cost(jobs, lambda: run_loop(main, tempfile.mkdtemp(dir=folder)))
 
 
-def in_a_process(work: Callable[..., Cost], *args: Any) -> Cost:
-    with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as fresh:
-        return fresh.submit(work, *args).result()
+def in_fresh_process(work: Callable[..., Cost], *args: Any) -> Cost:
+    with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as executor:
+        return executor.submit(work, *args).result()
 
 
 def main() -> None:
@@ -107,18 +107,19 @@ def main() -> None:
     ratios = []
     with tempfile.TemporaryDirectory(dir=Path.cwd()) as folder:
         for name, size in (("of 1 KB", "0"), ("of 20 KB", "20000")):
-            with simulator(CASE, "--image-bytes", size) as urls:
+            with run_simulator(OVERHEAD_CASE, "--image-bytes", size) as urls:
                 work = (urls["gateway_url"], options.jobs)
                 pairs = [
-                    (in_a_process(bare, *work), in_a_process(engine, *work, folder)) for _ in range(options.repeat)
+                    (in_fresh_process(bare_loop, *work), in_fresh_process(engine_run, *work, folder))
+                    for _ in range(options.repeat)
                 ]
-            bare_ms = statistics.median(without.all_ms for without, _ in pairs)
-            engine_ms = statistics.median(books.all_ms for _, books in pairs)
+            bare_ms = statistics.median(without_ledger.all_ms for without_ledger, _ in pairs)
+            engine_ms = statistics.median(with_ledger.all_ms for _, with_ledger in pairs)
             loop_ms = statistics.median(books.loop_ms for _, books in pairs)
             ratios.append(statistics.median(books.all_ms / without.all_ms for without, books in pairs))
             print(f"| {name} | {bare_ms:.2f} | {engine_ms:.2f} | {loop_ms:.2f} | {ratios[-1]:.2f} |", flush=True)
     reached = " and ".join(f"{ratio:.1f}" for ratio in ratios)
-    tell_goal("processor time a job ÷ bare loop", f"≤ {MOST}", reached, met=max(ratios) <= MOST)
+    report_goal("processor time a job ÷ bare loop", f"≤ {MAX_CPU_RATIO}", reached, met=max(ratios) <= MAX_CPU_RATIO)
 
 
 if __name__ == "__main__":

@@ -5,6 +5,6 @@ from __future__ import annotations
 GOAL = "goal"
 
 
-def tell_goal(what: str, bound: str, reached: str, *, met: bool) -> None:
+def report_goal(label: str, bound: str, reached: str, *, met: bool) -> None:
     """Say what was to be reached, and what was."""
-    print("\t".join((GOAL, what, bound, reached, "yes" if met else "no")), flush=True)
+    print("\t".join((GOAL, label, bound, reached, "yes" if met else "no")), flush=True)

@@ -25,8 +25,8 @@ from typing import NamedTuple
 
 import msgspec
 
-from benchmarks.report import tell_goal
-from benchmarks.throughput import COMMAND, Case, posts_of, simulator
+from benchmarks.report import report_goal
+from benchmarks.throughput import COMMAND, LimitCase, fetch_posts, run_simulator
 from krea_batch import Job
 from krea_batch.gateway import wire
 from krea_batch.ledger import Store
@@ -34,18 +34,18 @@ from krea_batch.settings import Settings
 from krea_batch.sources import JobFiles
 from krea_batch.storage.results_file import row
 
-NEW = 100
+NEW_JOBS = 100
 ENDED_AT = 1_700_000_000.0
-KEY = "benchmark"
-CASE = Case("resume", "none", 1000, "1000/s", NEW)
+API_KEY = "benchmark"
+RESUME_CASE = LimitCase("resume", "none", 1000, "1000/s", NEW_JOBS)
 
 
-class Measured(NamedTuple):
+class ResumeTimes(NamedTuple):
     """Seconds from the start to the first new submit and to the end, and MiB at the most."""
 
     first_s: float
-    all_s: float
-    mib: float
+    total_s: float
+    peak_mib: float
 
 
 def prompts(count: int) -> list[str]:
@@ -61,7 +61,7 @@ def write_jobs(path: Path, count: int) -> None:
             file.write(msgspec.json.encode({"prompt": prompt, "seed": n, "metadata": {"row": n}}) + b"\n")
 
 
-def record(jobs_file: Path, out: Path, gateway: str, count: int, *, in_order: bool) -> None:
+def create_run(jobs_file: Path, out: Path, gateway: str, count: int, *, in_order: bool) -> None:
     """Make the folder as a run would leave it that has brought the first `count` jobs of the file home."""
     (out / "images").mkdir(parents=True)
     store = Store.open(out / "ledger.db")
@@ -70,15 +70,15 @@ def record(jobs_file: Path, out: Path, gateway: str, count: int, *, in_order: bo
     with JobFiles([str(jobs_file)]) as files:
         files.check()
         jobs = islice(iter(files), count)
-        mark = None
+        checkpoint = None
         while batch := list(islice(jobs, 10_000)):
-            mark = files.mark() or mark
+            checkpoint = files.mark() or checkpoint
             sql.execute("BEGIN")
             sql.executemany(
                 "INSERT INTO jobs (id, state, over, body, fingerprint, metadata, request_id, media, files, attempts,"
                 " polls, submitted_at, accepted_at, finished_at, stored_at)"
                 " VALUES (?, 'succeeded', 'well', ?, ?, ?, ?, ?, ?, 1, 2, ?, ?, ?, ?)",
-                map(_succeeded, batch),
+                map(_succeeded_row, batch),
             )
             sql.execute("COMMIT")
     sql.execute(
@@ -90,8 +90,8 @@ def record(jobs_file: Path, out: Path, gateway: str, count: int, *, in_order: bo
         while after_n is not None:
             outcomes, after_n = store.outcomes(after_n, 10_000)
             results.writelines(map(row, outcomes))
-    if mark:
-        store.transaction([lambda store: store.set_bookmark(mark[1])])
+    if checkpoint:
+        store.transaction([lambda store: store.set_bookmark(checkpoint[1])])
     if in_order:
         size_bytes = (out / "results.jsonl").stat().st_size
         store.transaction(
@@ -100,7 +100,7 @@ def record(jobs_file: Path, out: Path, gateway: str, count: int, *, in_order: bo
     store.close()
 
 
-def _succeeded(job: Job) -> tuple[object, ...]:
+def _succeeded_row(job: Job) -> tuple[object, ...]:
     body = wire.encode_body(job)
     request_id = f"krea-2-large-text-to-image_{job.id}"
     media = {"media_urls": [f"https://cdn.example/{request_id}/1.png"], "media_type": "image/png", "took_s": 12.5}
@@ -115,30 +115,30 @@ def _succeeded(job: Job) -> tuple[object, ...]:
     )  # fmt: skip
 
 
-def measure(jobs_file: Path, count: int, folder: Path, *, in_order: bool) -> Measured:
-    with simulator(CASE) as urls:
+def measure(jobs_file: Path, count: int, folder: Path, *, in_order: bool) -> ResumeTimes:
+    with run_simulator(RESUME_CASE) as urls:
         out = folder / "out"
         shutil.rmtree(out, ignore_errors=True)
         origin = Settings.from_options(out, gateway=urls["gateway_url"]).origin
-        record(jobs_file, out, origin, count, in_order=in_order)
-        options = ["--out", str(out), "--gateway", urls["gateway_url"], "--rate", CASE.rate, "--quiet"]
-        post_one(urls["gateway_url"])
-        began_s = time.monotonic()
+        create_run(jobs_file, out, origin, count, in_order=in_order)
+        options = ["--out", str(out), "--gateway", urls["gateway_url"], "--rate", RESUME_CASE.rate, "--quiet"]
+        submit_probe(urls["gateway_url"])
+        started_s = time.monotonic()
         process = subprocess.Popen(
             [*COMMAND, "run", str(jobs_file), *options, "--poll-interval", "0.5"],
-            env=os.environ | {"PIXAZO_API_KEY": KEY},
+            env=os.environ | {"PIXAZO_API_KEY": API_KEY},
         )
         _, status, usage = os.wait4(process.pid, 0)
-        all_s = time.monotonic() - began_s
-        ours, *posts = posts_of(urls)
+        all_s = time.monotonic() - started_s
+        probe, *posts = fetch_posts(urls)
     assert os.waitstatus_to_exitcode(status) == 0
-    assert sum(post["charged"] for post in posts) == NEW, len(posts)
-    return Measured(posts[0]["at_s"] - ours["at_s"], all_s, usage.ru_maxrss / 1024)
+    assert sum(post["charged"] for post in posts) == NEW_JOBS, len(posts)
+    return ResumeTimes(posts[0]["at_s"] - probe["at_s"], all_s, usage.ru_maxrss / 1024)
 
 
-def post_one(gateway: str) -> None:
+def submit_probe(gateway: str) -> None:
     """A POST of our own, at the very start: the simulator's clock is its own."""
-    headers = {wire.KEY_HEADER: KEY} | wire.SUBMIT_HEADERS
+    headers = {wire.KEY_HEADER: API_KEY} | wire.SUBMIT_HEADERS
     body = wire.encode_body(Job(prompt="now"))
     urllib.request.urlopen(urllib.request.Request(gateway + wire.SUBMIT_PATH, body, headers)).close()  # noqa: S310
 
@@ -153,17 +153,17 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         jobs_file = folder / "jobs.jsonl"
-        write_jobs(jobs_file, options.jobs + NEW)
+        write_jobs(jobs_file, options.jobs + NEW_JOBS)
         slowest_s = 0.0
         for in_order in (True, False):
             runs = [measure(jobs_file, options.jobs, folder, in_order=in_order) for _ in range(options.repeat)]
-            median = Measured(*(statistics.median(figures) for figures in zip(*runs, strict=True)))
-            how = "ended in order" if in_order else "was killed"
+            median = ResumeTimes(*(statistics.median(figures) for figures in zip(*runs, strict=True)))
+            previous_end = "ended in order" if in_order else "was killed"
             slowest_s = max(slowest_s, median.first_s)
-            times = f"{median.first_s:.2f} s | {median.all_s:.1f} s"
-            print(f"| {options.jobs:,} | {how} | {times} | {median.mib:.0f} MiB |", flush=True)
-    what = f"resume of {options.jobs:,} jobs: first new submit after"
-    tell_goal(what, "≤ 5 s", f"{slowest_s:.1f} s", met=slowest_s <= 5)
+            times = f"{median.first_s:.2f} s | {median.total_s:.1f} s"
+            print(f"| {options.jobs:,} | {previous_end} | {times} | {median.peak_mib:.0f} MiB |", flush=True)
+    label = f"resume of {options.jobs:,} jobs: first new submit after"
+    report_goal(label, "≤ 5 s", f"{slowest_s:.1f} s", met=slowest_s <= 5)
 
 
 if __name__ == "__main__":

@@ -26,7 +26,7 @@ from pathlib import Path
 from random import Random
 from typing import NamedTuple
 
-from benchmarks.report import tell_goal
+from benchmarks.report import report_goal
 from krea_batch import Engine, Job
 from krea_batch.engine.event_loop import spare_the_collector
 from krea_batch.rules.verdicts import Finished, PollVerdict, PostVerdict, Waiting
@@ -34,24 +34,24 @@ from krea_batch.testing.scripted_gateway import ScriptedGateway, ScriptedMedia, 
 from tests.virtual_time import run_virtual
 
 LATENCY_S = 20.0
-RATE_PER_S = 100
-SIZES = (1_000, 3_000, 10_000, 30_000, 100_000)
-PICTURE = png()
+SCALE_RATE_PER_S = 100
+JOB_COUNTS = (1_000, 3_000, 10_000, 30_000, 100_000)
+SCALE_IMAGE = png()
 PLOT = Path(__file__).with_name("scale.svg")
 SHARED_MEMORY = Path("/dev/shm")  # noqa: S108 - its fsync costs nothing; it is not the disk that is measured
-MOST_GROWTH = 1.15  # chosen: what noise may look like
+MAX_GROWTH = 1.15  # chosen: what noise may look like
 
 
-class Measured(NamedTuple):
+class ScaleCost(NamedTuple):
     """What one job cost among so many."""
 
     jobs: int
     cpu_ms: float
     polls: float
-    mib: float
+    peak_mib: float
 
 
-class Lasting(ScriptedGateway):
+class FixedLatencyGateway(ScriptedGateway):
     """Each job takes `LATENCY_S`; nobody's polls are remembered."""
 
     def __init__(self) -> None:
@@ -63,49 +63,49 @@ class Lasting(ScriptedGateway):
         self.bodies.clear()
         self.post_times_s.clear()
         accepted = await super().submit(body, callback=callback)
-        self.ends_s[accepted.request_id] = time_now() + LATENCY_S  # type: ignore[union-attr]
+        self.ends_s[accepted.request_id] = loop_time_s() + LATENCY_S  # type: ignore[union-attr]
         return accepted
 
     async def poll(self, request_id: str) -> PollVerdict:
         self.polls_made[request_id] += 1
-        if time_now() < self.ends_s[request_id]:
+        if loop_time_s() < self.ends_s[request_id]:
             return Waiting("PROCESSING")
         return Finished((f"https://cdn.example/{request_id}/1.png",), "image/png", LATENCY_S)
 
     async def fetch(self, url: str, *, offset: int = 0, etag: str | None = None) -> ScriptedMedia:
         self.fetched.append((url, offset))
-        return ScriptedMedia([PICTURE])
+        return ScriptedMedia([SCALE_IMAGE])
 
 
-def time_now() -> float:
+def loop_time_s() -> float:
     return asyncio.get_running_loop().time()
 
 
-def measure_apart(jobs: int) -> Measured:
+def measure_in_fresh_process(jobs: int) -> ScaleCost:
     """In a process of its own, whose memory is its own."""
-    with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as fresh:
-        return fresh.submit(measure, jobs).result()
+    with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as executor:
+        return executor.submit(measure, jobs).result()
 
 
-def measure(jobs: int) -> Measured:
-    gateway = Lasting()
+def measure(jobs: int) -> ScaleCost:
+    gateway = FixedLatencyGateway()
 
     async def main(out: str) -> None:
-        rate = f"{RATE_PER_S}/s"
+        rate = f"{SCALE_RATE_PER_S}/s"
         async with Engine(out, gateway_client=gateway, rate=rate, max_in_flight=100_000, random=Random(1)) as engine:
             await engine.run(Job(prompt=f"picture {n}", id=f"{n:06}") for n in range(jobs))
 
     with tempfile.TemporaryDirectory(dir=SHARED_MEMORY if SHARED_MEMORY.is_dir() else None) as out:
         spare_the_collector()  # as the command does
-        began = time.process_time()
+        started_s = time.process_time()
         run_virtual(main(out))
-        cpu_ms = 1000 * (time.process_time() - began) / jobs
+        cpu_ms = 1000 * (time.process_time() - started_s) / jobs
         _check(Path(out), gateway, jobs)
     peak_mib = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-    return Measured(jobs, cpu_ms, gateway.polls_made.total() / jobs, peak_mib)
+    return ScaleCost(jobs, cpu_ms, gateway.polls_made.total() / jobs, peak_mib)
 
 
-def _check(out: Path, gateway: Lasting, jobs: int) -> None:
+def _check(out: Path, gateway: FixedLatencyGateway, jobs: int) -> None:
     """Charged once, fetched once, stored once."""
     assert len(gateway.charged) == jobs
     assert len(set(gateway.charged.values())) == jobs, "a job was paid for twice"
@@ -117,7 +117,7 @@ def _check(out: Path, gateway: Lasting, jobs: int) -> None:
     assert sum(entry.name.endswith(".png") for entry in os.scandir(out / "images")) == jobs
 
 
-def draw(measured: list[Measured], path: Path) -> None:
+def draw_plot(results: list[ScaleCost], path: Path) -> None:
     import matplotlib as mpl
 
     mpl.use("svg")
@@ -125,9 +125,9 @@ def draw(measured: list[Measured], path: Path) -> None:
     from matplotlib import pyplot
 
     figure, axes = pyplot.subplots(figsize=(7, 3.5), layout="constrained")
-    axes.plot([one.jobs for one in measured], [one.cpu_ms for one in measured], marker="o")
+    axes.plot([one.jobs for one in results], [one.cpu_ms for one in results], marker="o")
     axes.set_xscale("log")
-    axes.set_ylim(0, 1.5 * max(one.cpu_ms for one in measured))
+    axes.set_ylim(0, 1.5 * max(one.cpu_ms for one in results))
     axes.set_xlabel("jobs in one run")
     axes.set_ylabel("processor time a job, ms")
     axes.set_title("What a job costs in runs of 1,000 to 100,000")
@@ -137,21 +137,24 @@ def draw(measured: list[Measured], path: Path) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser()
-    parser.add_argument("--most", type=int, default=SIZES[-1])
+    parser.add_argument("--most", type=int, default=JOB_COUNTS[-1])
     parser.add_argument("--repeat", type=int, default=3)
     parser.add_argument("--plot", type=Path, default=PLOT)
     options = parser.parse_args()
     print("| jobs | processor time a job | polls a job | most memory |")
     print("|---|---|---|---|")
-    measured = []
-    for jobs in sorted({min(size, options.most) for size in SIZES}):
-        one = min((measure_apart(jobs) for _ in range(options.repeat)), key=lambda run: run.cpu_ms)
-        measured.append(one)
-        print(f"| {one.jobs:,} | {one.cpu_ms:.2f} ms | {one.polls:.2f} | {one.mib:.0f} MiB |", flush=True)
-    draw(measured, options.plot)
-    growth = measured[-1].cpu_ms / measured[min(1, len(measured) - 1)].cpu_ms
-    reached = f"{growth:.2f} times one among {measured[min(1, len(measured) - 1)].jobs:,}"
-    tell_goal(f"a job among {measured[-1].jobs:,}", "costs no more", reached, met=growth <= MOST_GROWTH)
+    results = []
+    for jobs in sorted({min(size, options.most) for size in JOB_COUNTS}):
+        result = min((measure_in_fresh_process(jobs) for _ in range(options.repeat)), key=lambda run: run.cpu_ms)
+        results.append(result)
+        print(
+            f"| {result.jobs:,} | {result.cpu_ms:.2f} ms | {result.polls:.2f} | {result.peak_mib:.0f} MiB |",
+            flush=True,
+        )
+    draw_plot(results, options.plot)
+    growth = results[-1].cpu_ms / results[min(1, len(results) - 1)].cpu_ms
+    reached = f"{growth:.2f} times one among {results[min(1, len(results) - 1)].jobs:,}"
+    report_goal(f"a job among {results[-1].jobs:,}", "costs no more", reached, met=growth <= MAX_GROWTH)
 
 
 if __name__ == "__main__":

@@ -27,16 +27,16 @@ from typing import Any, NamedTuple
 
 import aiohttp
 
-from benchmarks.report import tell_goal
+from benchmarks.report import report_goal
 from tests.processes import Simulated
 
-PER_S = 200
-MOST_MS = 20.0
-TICK_S = 0.01
-RATE = "100/s"
+REQUESTS_PER_S = 200
+MAX_GROWTH_MS = 20.0
+LAG_TICK_S = 0.01
+SUBMIT_RATE = "100/s"
 
 
-class Measured(NamedTuple):
+class ServiceTimes(NamedTuple):
     """Milliseconds: latencies of the service's own requests, and lag of its loop."""
 
     p50_ms: float
@@ -55,30 +55,30 @@ def serve(out: str, gateway: str) -> None:
     from krea_batch.engine.event_loop import spare_the_collector
 
     spare_the_collector()
-    engine = Engine(out, gateway=gateway, api_key="benchmark", rate=RATE)
+    engine = Engine(out, gateway=gateway, api_key="benchmark", rate=SUBMIT_RATE)
     lags_s: list[float] = []
 
     async def tick() -> None:
         while True:
-            began_s = time.monotonic()
-            await asyncio.sleep(TICK_S)
-            lags_s.append(time.monotonic() - began_s - TICK_S)
+            started_s = time.monotonic()
+            await asyncio.sleep(LAG_TICK_S)
+            lags_s.append(time.monotonic() - started_s - LAG_TICK_S)
 
     @asynccontextmanager
-    async def life(_: FastAPI) -> AsyncIterator[None]:
-        ticking = asyncio.create_task(tick())
+    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        lag_task = asyncio.create_task(tick())
         async with engine:
             yield
-        ticking.cancel()
+        lag_task.cancel()
 
-    app = FastAPI(lifespan=life)
+    app = FastAPI(lifespan=lifespan)
 
     @app.get("/own")
     async def own() -> dict[str, str]:
         return {"said": "hello"}
 
     @app.post("/pictures/{count}")
-    async def pictures(count: int) -> int:
+    async def images(count: int) -> int:
         outcomes = await asyncio.gather(*(engine.generate(Job(prompt=f"picture {n}")) for n in range(count)))
         return sum(outcome.succeeded for outcome in outcomes)
 
@@ -88,10 +88,10 @@ def serve(out: str, gateway: str) -> None:
         lags_s.clear()
         return worst
 
-    listening = socket.create_server(("127.0.0.1", 0))
-    print(json.dumps(f"http://127.0.0.1:{listening.getsockname()[1]}"), flush=True)
+    server_socket = socket.create_server(("127.0.0.1", 0))
+    print(json.dumps(f"http://127.0.0.1:{server_socket.getsockname()[1]}"), flush=True)
     config = uvicorn.Config(app, loop="uvloop", log_level="warning")
-    uvicorn.Server(config).run(sockets=[listening])
+    uvicorn.Server(config).run(sockets=[server_socket])
 
 
 @contextmanager
@@ -113,29 +113,29 @@ def percentile(values: list[float], share: float) -> float:
     return ordered[min(len(ordered) - 1, int(share * len(ordered)))] if ordered else 0.0
 
 
-async def load(web: aiohttp.ClientSession, until: asyncio.Event) -> list[float]:
+async def load(web: aiohttp.ClientSession, stop: asyncio.Event) -> list[float]:
     """Latencies, in seconds, of requests at fixed instants, from when each was due."""
     latencies_s: list[float] = []
-    asking: set[asyncio.Task[None]] = set()
+    pending: set[asyncio.Task[None]] = set()
 
-    async def ask(due_s: float) -> None:
+    async def request(due_s: float) -> None:
         async with web.get("/own") as answer:
             assert answer.status == 200
             await answer.read()
         latencies_s.append(time.monotonic() - due_s)
 
     due_s = time.monotonic()
-    while not until.is_set():
-        due_s += 1 / PER_S
+    while not stop.is_set():
+        due_s += 1 / REQUESTS_PER_S
         await asyncio.sleep(max(0.0, due_s - time.monotonic()))
-        task = asyncio.create_task(ask(max(due_s, time.monotonic() - TICK_S)))
-        asking.add(task)
-        task.add_done_callback(asking.discard)
-    await asyncio.gather(*asking)
+        task = asyncio.create_task(request(max(due_s, time.monotonic() - LAG_TICK_S)))
+        pending.add(task)
+        task.add_done_callback(pending.discard)
+    await asyncio.gather(*pending)
     return latencies_s
 
 
-async def measured_while(web: aiohttp.ClientSession, work: Any) -> Measured:
+async def measure_during(web: aiohttp.ClientSession, work: Any) -> ServiceTimes:
     """What requests meet while something else goes on."""
     done = asyncio.Event()
     async with web.get("/lag"):
@@ -146,20 +146,20 @@ async def measured_while(web: aiohttp.ClientSession, work: Any) -> Measured:
     latencies_s = await loading
     async with web.get("/lag") as answer:
         lag_s = float(await answer.text())
-    return Measured(1000 * percentile(latencies_s, 0.5), 1000 * percentile(latencies_s, 0.99), 1000 * lag_s)
+    return ServiceTimes(1000 * percentile(latencies_s, 0.5), 1000 * percentile(latencies_s, 0.99), 1000 * lag_s)
 
 
-async def both(url: str, jobs: int, seconds: float) -> tuple[Measured, Measured]:
+async def measure_both(url: str, jobs: int, seconds: float) -> tuple[ServiceTimes, ServiceTimes]:
     """Alone, and beside the pictures."""
 
-    async def make() -> None:
-        async with web.post(f"/pictures/{jobs}", timeout=aiohttp.ClientTimeout(total=600)) as answer:
-            assert int(await answer.text()) == jobs
+    async def generate() -> None:
+        async with web.post(f"/pictures/{jobs}", timeout=aiohttp.ClientTimeout(total=600)) as response:
+            assert int(await response.text()) == jobs
 
     async with aiohttp.ClientSession(url, connector=aiohttp.TCPConnector(limit=0)) as web:
-        await measured_while(web, asyncio.sleep(1.0))  # connections, caches
-        alone = await measured_while(web, asyncio.sleep(seconds))
-        return alone, await measured_while(web, make())
+        await measure_during(web, asyncio.sleep(1.0))  # connections, caches
+        alone = await measure_during(web, asyncio.sleep(seconds))
+        return alone, await measure_during(web, generate())
 
 
 def main() -> None:
@@ -180,18 +180,23 @@ def main() -> None:
         simulated = Simulated("--latency", "uniform:4,12", "--image-bytes", "20000")
         try:
             with service(simulated.gateway) as url:
-                runs.append(uvloop.run(both(url, options.jobs, options.seconds)))
+                runs.append(uvloop.run(measure_both(url, options.jobs, options.seconds)))
         finally:
             simulated.close()
     print("| the service's own requests | p50 | p99 | loop lag, p99 |")
     print("|---|---|---|---|")
-    alone, beside = (Measured(*map(statistics.median, zip(*some, strict=True))) for some in zip(*runs, strict=True))
-    for name, one in (("alone", alone), (f"beside {options.jobs} concurrent generates", beside)):
-        print(f"| {name} | {one.p50_ms:.1f} ms | {one.p99_ms:.1f} ms | {one.lag_ms:.1f} ms |", flush=True)
+    baseline, concurrent = (
+        ServiceTimes(*map(statistics.median, zip(*group, strict=True))) for group in zip(*runs, strict=True)
+    )
+    for name, result in (("alone", baseline), (f"beside {options.jobs} concurrent generates", concurrent)):
+        print(f"| {name} | {result.p50_ms:.1f} ms | {result.p99_ms:.1f} ms | {result.lag_ms:.1f} ms |", flush=True)
     grown_ms = statistics.median(second.p99_ms - first.p99_ms for first, second in runs)
-    goal = f"grows by ≤ {MOST_MS:.0f} ms"
-    tell_goal(
-        f"p99 of a service beside {options.jobs} generates", goal, f"{grown_ms:+.1f} ms", met=grown_ms <= MOST_MS
+    goal = f"grows by ≤ {MAX_GROWTH_MS:.0f} ms"
+    report_goal(
+        f"p99 of a service beside {options.jobs} generates",
+        goal,
+        f"{grown_ms:+.1f} ms",
+        met=grown_ms <= MAX_GROWTH_MS,
     )
 
 

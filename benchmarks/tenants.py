@@ -15,13 +15,13 @@ import tempfile
 from random import Random
 from typing import Any
 
-from benchmarks.report import tell_goal
+from benchmarks.report import report_goal
 from krea_batch import Engine, Job
 from tests.calling_gateway import CallingGateway
 from tests.virtual_time import run_virtual
 
-NINE, EACH = "bcdefghij", 10
-MOST = 2.0
+SMALL_TENANTS, JOBS_EACH = "bcdefghij", 10
+MAX_SLOWDOWN = 2.0
 BOUNDS: dict[str, dict[str, Any]] = {
     "the rate, 10/s": {"rate": "10/s", "max_in_flight": 500},
     "the rate, 200/s": {"rate": "200/s", "max_in_flight": 5000},
@@ -29,23 +29,23 @@ BOUNDS: dict[str, dict[str, Any]] = {
 }
 
 
-async def nine(engine: Engine) -> float:
+async def run_small_tenants(engine: Engine) -> float:
     """Seconds until each of the nine has his ten pictures."""
     loop = asyncio.get_running_loop()
-    began_s = loop.time()
-    jobs = [(tenant, Job(prompt=f"{tenant} {n}")) for tenant in NINE for n in range(EACH)]
+    started_s = loop.time()
+    jobs = [(tenant, Job(prompt=f"{tenant} {n}")) for tenant in SMALL_TENANTS for n in range(JOBS_EACH)]
     await asyncio.gather(*(engine.generate(job, tenant=tenant) for tenant, job in jobs))
-    return loop.time() - began_s
+    return loop.time() - started_s
 
 
-async def beside(many: int, bound: dict[str, Any]) -> float:
+async def run_beside_large_tenant(large_jobs: int, bound: dict[str, Any]) -> float:
     """The same, beside a tenant with so many jobs."""
     with tempfile.TemporaryDirectory() as out:
         engine = Engine(out, gateway_client=CallingGateway(), random=Random(1), **bound)
         await engine.start()
-        for n in range(many):
+        for n in range(large_jobs):
             await engine.enqueue(Job(prompt=f"a {n}"), tenant="a")
-        took_s = await nine(engine)
+        took_s = await run_small_tenants(engine)
         await engine.aclose(detach=True)
         return took_s
 
@@ -53,16 +53,21 @@ async def beside(many: int, bound: dict[str, Any]) -> float:
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--jobs", type=int, default=10_000)
-    many = parser.parse_args().jobs
-    print("| what bounds the engine | the nine alone | beside one with " + f"{many:,} | |")
+    large_jobs = parser.parse_args().jobs
+    print("| what bounds the engine | the nine alone | beside one with " + f"{large_jobs:,} | |")
     print("|---|---|---|---|")
     worst = 0.0
     for name, bound in BOUNDS.items():
-        alone_s, beside_s = run_virtual(beside(0, bound)), run_virtual(beside(many, bound))
+        alone_s, beside_s = (
+            run_virtual(run_beside_large_tenant(0, bound)),
+            run_virtual(run_beside_large_tenant(large_jobs, bound)),
+        )
         worst = max(worst, beside_s / alone_s)
         print(f"| {name} | {alone_s:.1f} s | {beside_s:.1f} s | {beside_s / alone_s:.2f} times |", flush=True)
-    goal = f"≤ {MOST} times as long as alone"
-    tell_goal(f"nine tenants beside one with {many:,} jobs", goal, f"{worst:.2f} times", met=worst <= MOST)
+    goal = f"≤ {MAX_SLOWDOWN} times as long as alone"
+    report_goal(
+        f"nine tenants beside one with {large_jobs:,} jobs", goal, f"{worst:.2f} times", met=worst <= MAX_SLOWDOWN
+    )
 
 
 if __name__ == "__main__":

@@ -25,13 +25,13 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from benchmarks.report import tell_goal
+from benchmarks.report import report_goal
 from tests.windows import most_in_a_window
 
 COMMAND = [sys.executable, "-m", "krea_batch"]
 
 
-class Case(NamedTuple):
+class LimitCase(NamedTuple):
     """A limit, what the engine is told of it, and how many jobs show what comes of it."""
 
     name: str
@@ -43,19 +43,19 @@ class Case(NamedTuple):
     latency: str = "uniform:0.5,1.5"
 
     @property
-    def is_told(self) -> bool:
+    def is_configured(self) -> bool:
         """Whether the engine is told the very limit."""
         return self.rate == f"{self.per_s:g}/s"
 
 
-CASES = [
+LIMIT_CASES = [
     *(
-        Case(f"told {per_s}/s", f"{kind}:{per_s}/s", per_s, f"{per_s}/s", 15 * per_s)
+        LimitCase(f"told {per_s}/s", f"{kind}:{per_s}/s", per_s, f"{per_s}/s", 15 * per_s)
         for per_s in (200, 800)
         for kind in ("fixed-window", "token-bucket", "sliding-window")
     ),
     *(
-        Case(f"told {rate}, Retry-After: {retry_after}", f"{kind}:60/s", 60, rate, 2400, retry_after)
+        LimitCase(f"told {rate}, Retry-After: {retry_after}", f"{kind}:60/s", 60, rate, 2400, retry_after)
         for rate in ("500/s", "auto")
         for retry_after in ("seconds", "none")
         for kind in ("fixed-window", "token-bucket", "sliding-window")
@@ -64,22 +64,24 @@ CASES = [
 
 
 GOALS = {"told 200/s": 0.985, "told 800/s": 0.97, "told 500/s": 0.92, "told auto": 0.90}
-AT_ONCE = 3  # chosen: runs at 60/s, each with its simulator a third of a core
-OFTENER = 2  # chosen: where the limit is told, runs are short, and one stall of the machine spoils one
-MOST_USED, MOST_REFUSED = 1.01, 0.08  # of a limit that was told; 429s a job where it was not
+MAX_PARALLEL_RUNS = 3  # chosen: runs at 60/s, each with its simulator a third of a core
+CONFIGURED_REPEAT_FACTOR = (
+    2  # chosen: where the limit is told, runs are short, and one stall of the machine spoils one
+)
+MAX_UTILISATION, MAX_RATE_LIMITED_PER_JOB = 1.01, 0.08  # of a limit that was told; 429s a job where it was not
 
 
-class Measured(NamedTuple):
+class ThroughputResult(NamedTuple):
     """What came of a case: shares of the limit, 429s a job, and milliseconds of processor time a job."""
 
-    used: float
-    most_in_a_second: float
-    refused: float
+    utilisation: float
+    peak_utilisation: float
+    rate_limited_per_job: float
     cpu_ms: float
 
 
 @contextmanager
-def simulator(case: Case, *more: str) -> Iterator[dict[str, str]]:
+def run_simulator(case: LimitCase, *extra_options: str) -> Iterator[dict[str, str]]:
     """A simulator with the limit of the case, and more options; gives its addresses."""
     options = [
         "--rate-limit",
@@ -89,7 +91,7 @@ def simulator(case: Case, *more: str) -> Iterator[dict[str, str]]:
         "--tiny",
         "--latency",
         case.latency,
-        *more,
+        *extra_options,
     ]
     process = subprocess.Popen(
         [*COMMAND, "simulate", "--port", "0", "--json", *options], stdout=subprocess.PIPE, text=True
@@ -102,17 +104,17 @@ def simulator(case: Case, *more: str) -> Iterator[dict[str, str]]:
         process.communicate()
 
 
-def posts_of(urls: dict[str, str]) -> list[dict[str, Any]]:
+def fetch_posts(urls: dict[str, str]) -> list[dict[str, Any]]:
     """The POSTs that a simulator has seen."""
-    with urllib.request.urlopen(urls["admin_url"] + "/ledger") as answer:  # noqa: S310 - loopback
-        posts: list[dict[str, Any]] = json.load(answer)["posts"]
+    with urllib.request.urlopen(urls["admin_url"] + "/ledger") as response:  # noqa: S310 - loopback
+        posts: list[dict[str, Any]] = json.load(response)["posts"]
     return posts
 
 
-def measure(case: Case, jobs: int, within: str) -> Measured:
+def measure(case: LimitCase, jobs: int, parent_dir: str) -> ThroughputResult:
     """Run a case in a new folder, which is not deleted before all is measured: see benchmarks.overhead."""
-    folder = tempfile.mkdtemp(dir=within)
-    with simulator(case) as urls:
+    folder = tempfile.mkdtemp(dir=parent_dir)
+    with run_simulator(case) as urls:
         lines = (json.dumps({"prompt": f"picture {n}"}) + "\n" for n in range(jobs))
         (Path(folder) / "jobs.jsonl").write_text("".join(lines))
         options = ["--out", "out", "--gateway", urls["gateway_url"], "--rate", case.rate, "--poll-interval", "0.5"]
@@ -122,14 +124,14 @@ def measure(case: Case, jobs: int, within: str) -> Measured:
             env=os.environ | {"PIXAZO_API_KEY": "benchmark"},
         )
         _, status, usage = os.wait4(process.pid, 0)
-        posts = posts_of(urls)
+        posts = fetch_posts(urls)
     assert os.waitstatus_to_exitcode(status) == 0
     accepted_s = [post["at_s"] for post in posts if post["charged"]]
     per_s = (len(accepted_s) - 1) / (accepted_s[-1] - accepted_s[0])
     cpu_s = usage.ru_utime + usage.ru_stime
-    refused = sum(post["status"] == 429 for post in posts)
-    most = most_in_a_window(accepted_s)
-    return Measured(per_s / case.per_s, most / case.per_s, refused / jobs, 1000 * cpu_s / jobs)
+    rate_limited = sum(post["status"] == 429 for post in posts)
+    peak_per_s = most_in_a_window(accepted_s)
+    return ThroughputResult(per_s / case.per_s, peak_per_s / case.per_s, rate_limited / jobs, 1000 * cpu_s / jobs)
 
 
 def main() -> None:
@@ -140,47 +142,53 @@ def main() -> None:
     options = parser.parse_args()
     print("| the engine is | limit | used | most in a second | 429s a job | CPU ms a job |")
     print("|---|---|---|---|---|---|")
-    cases = [case for case in CASES if options.only in case.name + case.limit]
-    oftener = OFTENER if options.share == 1 else 1
+    cases = [case for case in LIMIT_CASES if options.only in case.name + case.limit]
+    repeat_factor = CONFIGURED_REPEAT_FACTOR if options.share == 1 else 1
     with tempfile.TemporaryDirectory() as folder:
 
-        def run(case: Case) -> Measured:
+        def run(case: LimitCase) -> ThroughputResult:
             return measure(case, max(20, int(case.jobs * options.share)), folder)
 
-        told = [case for case in cases if case.is_told]
-        found = [(case, _shown(case, [run(case) for _ in range(options.repeat * oftener)])) for case in told]
-        with ThreadPoolExecutor(AT_ONCE) as at_once:
-            untold = [
-                (case, [at_once.submit(run, case) for _ in range(options.repeat)])
+        configured = [case for case in cases if case.is_configured]
+        results = [
+            (case, _print_median(case, [run(case) for _ in range(options.repeat * repeat_factor)]))
+            for case in configured
+        ]
+        with ThreadPoolExecutor(MAX_PARALLEL_RUNS) as executor:
+            unconfigured = [
+                (case, [executor.submit(run, case) for _ in range(options.repeat)])
                 for case in cases
-                if case not in told
+                if case not in configured
             ]
-            found += [(case, _shown(case, [each.result() for each in runs])) for case, runs in untold]
-    for begin, least in GOALS.items():
-        if some := [(case, median) for case, median in found if case.name.startswith(begin)]:
-            _tell(begin, least, some)
+            results += [(case, _print_median(case, [each.result() for each in runs])) for case, runs in unconfigured]
+    for prefix, min_utilisation in GOALS.items():
+        if matching := [(case, median) for case, median in results if case.name.startswith(prefix)]:
+            _report_goal(prefix, min_utilisation, matching)
 
 
-def _shown(case: Case, runs: list[Measured]) -> Measured:
+def _print_median(case: LimitCase, runs: list[ThroughputResult]) -> ThroughputResult:
     """The medians of the runs of a case, as a row of the table."""
-    median = Measured(*(statistics.median(figures) for figures in zip(*runs, strict=True)))
+    median = ThroughputResult(*(statistics.median(figures) for figures in zip(*runs, strict=True)))
     print(
-        f"| {case.name} | {case.limit} | {median.used:.3f} | {median.most_in_a_second:.3f} "
-        f"| {median.refused:.4f} | {median.cpu_ms:.2f} |",
+        f"| {case.name} | {case.limit} | {median.utilisation:.3f} | {median.peak_utilisation:.3f} "
+        f"| {median.rate_limited_per_job:.4f} | {median.cpu_ms:.2f} |",
         flush=True,
     )
     return median
 
 
-def _tell(begin: str, least: float, found: list[tuple[Case, Measured]]) -> None:
-    low, high = min(median.used for _, median in found), max(median.used for _, median in found)
-    refused = max(median.refused for _, median in found)
-    if all(case.is_told for case, _ in found):
-        bound, met = f"≥ {least}, ≤ {MOST_USED}", least <= low and high <= MOST_USED
+def _report_goal(prefix: str, min_utilisation: float, results: list[tuple[LimitCase, ThroughputResult]]) -> None:
+    low, high = min(median.utilisation for _, median in results), max(median.utilisation for _, median in results)
+    rate_limited = max(median.rate_limited_per_job for _, median in results)
+    if all(case.is_configured for case, _ in results):
+        bound, met = f"≥ {min_utilisation}, ≤ {MAX_UTILISATION}", min_utilisation <= low and high <= MAX_UTILISATION
     else:
-        bound, met = f"≥ {least}, 429s a job ≤ {MOST_REFUSED}", least <= low and refused <= MOST_REFUSED
-    reached = f"{low:.3f} to {high:.3f}, 429s a job {refused:.4f}"
-    tell_goal(f"used of a limit, {begin}", bound, reached, met=met)
+        bound, met = (
+            f"≥ {min_utilisation}, 429s a job ≤ {MAX_RATE_LIMITED_PER_JOB}",
+            min_utilisation <= low and rate_limited <= MAX_RATE_LIMITED_PER_JOB,
+        )
+    reached = f"{low:.3f} to {high:.3f}, 429s a job {rate_limited:.4f}"
+    report_goal(f"used of a limit, {prefix}", bound, reached, met=met)
 
 
 if __name__ == "__main__":

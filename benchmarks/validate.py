@@ -22,7 +22,7 @@ PHRASE = (
     "a quiet harbour at dawn with wooden boats and red lanterns over wet stones under an old bridge while snow "
     "falls on the pine forest in soft light beside the market where two children watch paper kites"
 )
-FEW_LINES = 1000
+COMPARISON_LINES = 1000
 BYTES_PER_MAXRSS = 1 if sys.platform == "darwin" else 1024  # getrusage(2): kilobytes on Linux, bytes on macOS
 
 
@@ -36,10 +36,10 @@ def main() -> None:
         print(json.dumps(check(arguments.one)))
         return
     with tempfile.TemporaryDirectory() as folder:
-        for lines in sorted({min(FEW_LINES, arguments.lines), arguments.lines}):
+        for lines in sorted({min(COMPARISON_LINES, arguments.lines), arguments.lines}):
             path = Path(folder) / f"{lines}.jsonl"
             write_jobs(path, lines)
-            tell(lines, path.stat().st_size, [in_fresh_process(path) for _ in range(arguments.repeat)])
+            print_result(lines, path.stat().st_size, [in_fresh_process(path) for _ in range(arguments.repeat)])
 
 
 def write_jobs(path: Path, lines: int) -> None:
@@ -67,7 +67,7 @@ def check(path: Path) -> dict[str, float]:
     from krea_batch.sources import JobFiles
 
     with JobFiles([str(path)]) as files:
-        began_s = perf_counter()
+        started_s = perf_counter()
         checked = files.check()
         checked_s = perf_counter()
         jobs = sum(1 for _ in files)
@@ -75,10 +75,10 @@ def check(path: Path) -> dict[str, float]:
     assert checked.bad_lines == 0
     assert jobs == checked.jobs
     peak_bytes = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * BYTES_PER_MAXRSS
-    return {"check_s": checked_s - began_s, "read_s": ended_s - checked_s, "jobs": jobs, "peak_bytes": peak_bytes}
+    return {"check_s": checked_s - started_s, "read_s": ended_s - checked_s, "jobs": jobs, "peak_bytes": peak_bytes}
 
 
-def tell(lines: int, size_bytes: int, results: list[dict[str, float]]) -> None:
+def print_result(lines: int, size_bytes: int, results: list[dict[str, float]]) -> None:
     assert all(result["jobs"] == lines for result in results)
     check_per_s = lines / min(result["check_s"] for result in results)
     read_per_s = lines / min(result["read_s"] for result in results)

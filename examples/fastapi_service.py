@@ -48,57 +48,59 @@ engine = open_engine()
 
 
 @asynccontextmanager
-async def life(_: FastAPI) -> AsyncIterator[None]:
+async def lifespan(_: FastAPI) -> AsyncIterator[None]:
     """Go on with what an earlier process left; at the end, leave what is open to the next one."""
     await engine.start()
     yield
     await engine.aclose(detach=True)
 
 
-app = FastAPI(title="Pictures", lifespan=life)
+app = FastAPI(title="Pictures", lifespan=lifespan)
 if PUBLIC_URL:
     app.mount(CALLBACKS, engine.callbacks_app())
 
 
 @app.exception_handler(JobError)
-async def not_a_job(_: Request, error: JobError) -> Response:
+async def invalid_job(_: Request, error: JobError) -> Response:
     """What was asked for cannot be made, or its id has been used for something else."""
-    return _answer({"error": str(error)}, status=422)
+    return _json_response({"error": str(error)}, status=422)
 
 
 @app.exception_handler(KreaBatchError)
-async def not_now(_: Request, error: KreaBatchError) -> Response:
+async def engine_stopped(_: Request, error: KreaBatchError) -> Response:
     """The engine has stopped: the wallet is empty, say. What is on record stays there."""
-    return _answer({"error": str(error)}, status=503, headers={"Retry-After": "60"})
+    return _json_response({"error": str(error)}, status=503, headers={"Retry-After": "60"})
 
 
 @app.post("/images", status_code=202)
-async def order(job: Annotated[dict[str, Any], Body()], x_tenant: Annotated[str, Header()] = "") -> dict[str, str]:
+async def create_image(
+    job: Annotated[dict[str, Any], Body()], x_tenant: Annotated[str, Header()] = ""
+) -> dict[str, str]:
     """Put a picture on record. Users who bring many do not keep others waiting: X-Tenant says who asks."""
     try:
-        asked = msgspec.convert(job, Job)
+        parsed = msgspec.convert(job, Job)
     except msgspec.ValidationError as error:
         raise JobError(str(error), "see GET /docs and `krea-batch schema`", job_id=str(job.get("id", ""))) from None
-    handle = await engine.enqueue(asked, tenant=x_tenant)
+    handle = await engine.enqueue(parsed, tenant=x_tenant)
     return {"id": handle.id, "url": f"/images/{handle.id}"}
 
 
 @app.get("/images/{image_id}")
 async def status(image_id: str) -> dict[str, Any]:
     """Where a picture stands."""
-    handle = await _find(image_id)
-    told: dict[str, Any] = {"id": handle.id, "status": handle.status, "request_id": handle.request_id}
+    handle = await _get_handle(image_id)
+    body: dict[str, Any] = {"id": handle.id, "status": handle.status, "request_id": handle.request_id}
     if handle.outcome and handle.outcome.succeeded:
-        told["file"] = f"/images/{handle.id}/file"
+        body["file"] = f"/images/{handle.id}/file"
     elif handle.outcome and handle.outcome.error:
-        told["error"] = handle.outcome.error.message
-    return told
+        body["error"] = handle.outcome.error.message
+    return body
 
 
 @app.get("/images/{image_id}/file")
-async def picture(image_id: str) -> FileResponse:
+async def image_file(image_id: str) -> FileResponse:
     """The picture itself, once it is there."""
-    outcome = (await _find(image_id)).outcome
+    outcome = (await _get_handle(image_id)).outcome
     if not (outcome and outcome.succeeded):
         raise HTTPException(404, f"there is no picture of {image_id!r} yet; GET /images/{image_id} says why")
     return FileResponse(OUT / outcome.files[0].path, media_type=outcome.files[0].media_type)
@@ -107,7 +109,7 @@ async def picture(image_id: str) -> FileResponse:
 @app.get("/images/{image_id}/events")
 async def events(image_id: str) -> StreamingResponse:
     """What happens to a picture, as server-sent events, until its end."""
-    return StreamingResponse(_stream(await _find(image_id)), media_type="text/event-stream")
+    return StreamingResponse(_stream(await _get_handle(image_id)), media_type="text/event-stream")
 
 
 @app.get("/healthz")
@@ -118,7 +120,7 @@ async def health() -> dict[str, Any]:
     return msgspec.to_builtins(engine.stats())  # type: ignore[no-any-return]
 
 
-async def _find(image_id: str) -> Handle:
+async def _get_handle(image_id: str) -> Handle:
     handle = await engine.get(image_id)
     if handle is None:
         raise HTTPException(404, f"nobody asked for {image_id!r} here")
@@ -137,5 +139,5 @@ def _sse(event: Event) -> str:
     return f"event: {type(event).__name__}\ndata: {msgspec.json.encode(event).decode()}\n\n"
 
 
-def _answer(told: dict[str, str], status: int, headers: dict[str, str] | None = None) -> Response:
-    return Response(msgspec.json.encode(told), status, headers, "application/json")
+def _json_response(body: dict[str, str], status: int, headers: dict[str, str] | None = None) -> Response:
+    return Response(msgspec.json.encode(body), status, headers, "application/json")

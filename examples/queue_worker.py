@@ -22,7 +22,7 @@ from pathlib import Path
 
 from krea_batch import Engine, Job, KreaBatchError, Outcome, RunStopped
 
-LOOK_EVERY_S = 0.2
+QUEUE_POLL_INTERVAL_S = 0.2
 SCHEMA = """
 CREATE TABLE IF NOT EXISTS messages (
     id     INTEGER PRIMARY KEY,
@@ -44,12 +44,12 @@ class Queue:
         """Add a message. Returns its number."""
         return int(self._sql.execute("INSERT INTO messages (prompt) VALUES (?)", (prompt,)).lastrowid or 0)
 
-    def after(self, message_id: int) -> list[tuple[int, str]]:
+    def pending_after(self, message_id: int) -> list[tuple[int, str]]:
         """The next messages that nobody has done yet, in order."""
         sql = "SELECT id, prompt FROM messages WHERE id > ? AND status IS NULL ORDER BY id LIMIT 100"
         return self._sql.execute(sql, (message_id,)).fetchall()
 
-    def done(self, message_id: int, status: str, result: str) -> None:
+    def complete(self, message_id: int, status: str, result: str) -> None:
         """Write back what became of a message."""
         self._sql.execute("UPDATE messages SET status = ?, result = ? WHERE id = ?", (status, result, message_id))
 
@@ -58,43 +58,43 @@ async def jobs_of(queue: Queue, *, once: bool) -> AsyncIterator[Job]:
     """A job for each message, as they come; read no faster than the engine takes them."""
     last = 0
     while True:
-        for number, prompt in queue.after(last):
+        for number, prompt in queue.pending_after(last):
             last = number
             try:
                 job = Job(prompt=prompt, id=f"message-{number}")
             except ValueError as error:
-                queue.done(number, "rejected", str(error))
+                queue.complete(number, "rejected", str(error))
             else:
                 yield job
-        if not queue.after(last):
+        if not queue.pending_after(last):
             if once:
                 return
-            await asyncio.sleep(LOOK_EVERY_S)
+            await asyncio.sleep(QUEUE_POLL_INTERVAL_S)
 
 
 def write_back(queue: Queue, outcome: Outcome) -> None:
     """A message is done once what became of it is in the queue."""
     result = outcome.files[0].path if outcome.succeeded else outcome.error.message if outcome.error else ""
-    queue.done(int(outcome.id.removeprefix("message-")), outcome.status, result)
+    queue.complete(int(outcome.id.removeprefix("message-")), outcome.status, result)
 
 
 async def work(queue: Queue, engine: Engine, *, once: bool) -> None:
     """Make what is in the queue until there is nothing more, or somebody asks to stop."""
-    asked = asyncio.Event()
-    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, asked.set)
+    stop_requested = asyncio.Event()
+    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, stop_requested.set)
     await engine.start()
-    working = asyncio.create_task(make_all(queue, engine, once=once))
-    asking = asyncio.create_task(asked.wait())
-    await asyncio.wait([working, asking], return_when=asyncio.FIRST_COMPLETED)
-    asking.cancel()
-    await engine.aclose(detach=asked.is_set())
+    worker_task = asyncio.create_task(process_queue(queue, engine, once=once))
+    stop_task = asyncio.create_task(stop_requested.wait())
+    await asyncio.wait([worker_task, stop_task], return_when=asyncio.FIRST_COMPLETED)
+    stop_task.cancel()
+    await engine.aclose(detach=stop_requested.is_set())
     try:
-        await working
+        await worker_task
     except RunStopped as stopped:
         print(f"stopped: {stopped}")  # noqa: T201 - what is open stays in the queue and in the folder
 
 
-async def make_all(queue: Queue, engine: Engine, *, once: bool) -> None:
+async def process_queue(queue: Queue, engine: Engine, *, once: bool) -> None:
     async for outcome in engine.stream(jobs_of(queue, once=once)):
         write_back(queue, outcome)
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.__main__ import ALL, README, goals_of, put
+from benchmarks.__main__ import BENCHMARKS, README, goal_table, replace_section
 
 ROOT = Path(__file__).parents[1]
 
@@ -144,8 +144,8 @@ def test_gallery() -> None:
 def test_what_is_printed_goes_between_the_markers() -> None:
     """What stands around them stays; the goals of all sections come together."""
     text = "by hand\n<!-- goals -->\nold\n<!-- /goals -->\n<!-- polls -->\nold\n<!-- /polls -->\nby hand, too\n"
-    new = put(text, "polls", "| polls | ≤ 1.15 | 1.05 | yes |")
-    new = put(new, "goals", goals_of(new.partition("<!-- /goals -->")[2]))
+    new = replace_section(text, "polls", "| polls | ≤ 1.15 | 1.05 | yes |")
+    new = replace_section(new, "goals", goal_table(new.partition("<!-- /goals -->")[2]))
     assert "old" not in new
     assert new.startswith("by hand\n<!-- goals -->\n| what | goal | reached | met |\n")
     assert new.count("| polls | ≤ 1.15 | 1.05 | yes |") == 2
@@ -155,6 +155,6 @@ def test_what_is_printed_goes_between_the_markers() -> None:
 def test_every_benchmark_has_its_place() -> None:
     """The notes have markers for each, and each has a short form among these tests."""
     text = README.read_text("utf-8")
-    for name in ALL:
+    for name in BENCHMARKS:
         assert text.count(f"<!-- {name} -->") == text.count(f"<!-- /{name} -->") == 1
         assert f"def test_{name}(" in Path(__file__).read_text("utf-8")

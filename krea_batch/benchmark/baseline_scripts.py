@@ -18,122 +18,122 @@ import aiohttp
 from aiolimiter import AsyncLimiter
 
 from krea_batch.benchmark.cases import Case
-from krea_batch.benchmark.recorder import Notes, watch_loop
+from krea_batch.benchmark.recorder import Recorder, measure_loop_lag
 
-SUBMIT = "/krea-2-large-text-to-image/v1/krea-2-large-text-to-image-request"  # API document, Code samples
-STATUS = "/v2/requests/status/"  # API document, Retrieving Results
+SUBMIT_URL_PATH = "/krea-2-large-text-to-image/v1/krea-2-large-text-to-image-request"  # API document, Code samples
+STATUS_URL_PATH = "/v2/requests/status/"  # API document, Retrieving Results
 HEADERS = {"Cache-Control": "no-cache", "Ocp-Apim-Subscription-Key": "simulated"}
-THREADS = 32  # chosen: what ThreadPoolExecutor itself takes at most by default
-WITHOUT_RETRY_AFTER_S = 1.0  # chosen: what such scripts sleep when nobody tells them
+MAX_THREADS = 32  # chosen: what ThreadPoolExecutor itself takes at most by default
+DEFAULT_RETRY_AFTER_S = 1.0  # chosen: what such scripts sleep when nobody tells them
 
 
-def run_threads(case: Case, notes: Notes) -> None:
+def run_threads(case: Case, recorder: Recorder) -> None:
     """A thread a job, 32 at once, with requests: the API document's Python sample in a pool."""
     import requests  # of the extra `bench`; the command has seen to it
 
     lock = threading.Lock()
-    give_up_s = time.monotonic() + case.submit_for_s
-    own = threading.local()
+    submit_until_s = time.monotonic() + case.submit_window_s
+    thread_local = threading.local()
 
     def session() -> requests.Session:
-        if not hasattr(own, "session"):
-            own.session = requests.Session()
-            own.session.headers.update(HEADERS)
-        kept: requests.Session = own.session
-        return kept
+        if not hasattr(thread_local, "session"):
+            thread_local.session = requests.Session()
+            thread_local.session.headers.update(HEADERS)
+        thread_session: requests.Session = thread_local.session
+        return thread_session
 
-    def submit(n: int) -> str | None:
-        while time.monotonic() < give_up_s:
-            answer = session().post(case.gateway + SUBMIT, json=_body(case, n), timeout=60)
-            if answer.status_code == 429:
+    def submit(index: int) -> str | None:
+        while time.monotonic() < submit_until_s:
+            response = session().post(case.gateway + SUBMIT_URL_PATH, json=_body(case, index), timeout=60)
+            if response.status_code == 429:
                 with lock:
-                    notes.refused()
-                time.sleep(_retry_after_s(answer.headers.get("Retry-After")))
+                    recorder.record_rate_limited()
+                time.sleep(_retry_after_s(response.headers.get("Retry-After")))
                 continue
-            answer.raise_for_status()
-            request_id: str = answer.json()["request_id"]
+            response.raise_for_status()
+            request_id: str = response.json()["request_id"]
             with lock:
-                notes.accepted(request_id)
+                recorder.record_accepted(request_id)
             return request_id
         return None
 
-    def one(n: int) -> None:
-        request_id = submit(n)
+    def run_job(index: int) -> None:
+        request_id = submit(index)
         while request_id:
             time.sleep(case.poll_interval_s)
-            answer = session().get(case.gateway + STATUS + request_id, timeout=60)
-            answer.raise_for_status()
-            status = answer.json()
+            response = session().get(case.gateway + STATUS_URL_PATH + request_id, timeout=60)
+            response.raise_for_status()
+            status = response.json()
             with lock:
-                notes.polled()
+                recorder.record_poll()
             if status["status"] == "COMPLETED":
                 with lock:
-                    notes.finished(request_id, _took_s(status))
-                picture = session().get(status["output"]["media_url"][0], timeout=60)
-                picture.raise_for_status()
-                _picture(case, n).write_bytes(picture.content)
+                    recorder.record_finished(request_id, _took_s(status))
+                image = session().get(status["output"]["media_url"][0], timeout=60)
+                image.raise_for_status()
+                _image_path(case, index).write_bytes(image.content)
                 with lock:
-                    notes.stored()
+                    recorder.record_stored()
                 return
 
-    with ThreadPoolExecutor(THREADS) as pool:
-        for done in [pool.submit(one, n) for n in range(case.jobs)]:
-            done.result()
+    with ThreadPoolExecutor(MAX_THREADS) as pool:
+        for future in [pool.submit(run_job, n) for n in range(case.jobs)]:
+            future.result()
 
 
-async def run_tasks(case: Case, notes: Notes) -> None:
+async def run_tasks(case: Case, recorder: Recorder) -> None:
     """A task a job with aiohttp, and aiolimiter before each submit."""
     limiter = AsyncLimiter(1, 1 / case.per_s)
-    give_up_s = time.monotonic() + case.submit_for_s
+    submit_until_s = time.monotonic() + case.submit_window_s
 
-    async def submit(session: aiohttp.ClientSession, n: int) -> str | None:
-        while time.monotonic() < give_up_s:
-            async with limiter, session.post(case.gateway + SUBMIT, json=_body(case, n)) as answer:
-                if answer.status != 429:
-                    answer.raise_for_status()
-                    request_id: str = (await answer.json())["request_id"]
-                    notes.accepted(request_id)
+    async def submit(session: aiohttp.ClientSession, index: int) -> str | None:
+        while time.monotonic() < submit_until_s:
+            async with limiter, session.post(case.gateway + SUBMIT_URL_PATH, json=_body(case, index)) as response:
+                if response.status != 429:
+                    response.raise_for_status()
+                    request_id: str = (await response.json())["request_id"]
+                    recorder.record_accepted(request_id)
                     return request_id
-                notes.refused()
-                wait_s = _retry_after_s(answer.headers.get("Retry-After"))
+                recorder.record_rate_limited()
+                wait_s = _retry_after_s(response.headers.get("Retry-After"))
             await asyncio.sleep(wait_s)
         return None
 
-    async def one(session: aiohttp.ClientSession, n: int) -> None:
-        request_id = await submit(session, n)
+    async def run_job(session: aiohttp.ClientSession, index: int) -> None:
+        request_id = await submit(session, index)
         while request_id:
             await asyncio.sleep(case.poll_interval_s)
-            async with session.get(case.gateway + STATUS + request_id) as answer:
-                answer.raise_for_status()
-                status = await answer.json()
-            notes.polled()
+            async with session.get(case.gateway + STATUS_URL_PATH + request_id) as response:
+                response.raise_for_status()
+                status = await response.json()
+            recorder.record_poll()
             if status["status"] == "COMPLETED":
-                notes.finished(request_id, _took_s(status))
-                async with session.get(status["output"]["media_url"][0]) as picture:
-                    picture.raise_for_status()
-                    _picture(case, n).write_bytes(await picture.read())
-                notes.stored()
+                recorder.record_finished(request_id, _took_s(status))
+                async with session.get(status["output"]["media_url"][0]) as image:
+                    image.raise_for_status()
+                    _image_path(case, index).write_bytes(await image.read())
+                recorder.record_stored()
                 return
 
-    watch = asyncio.create_task(watch_loop(notes.record.late_ms))
+    lag_task = asyncio.create_task(measure_loop_lag(recorder.record.loop_lags_ms))
     try:
         async with aiohttp.ClientSession(headers=HEADERS) as session, asyncio.TaskGroup() as tasks:
             for n in range(case.jobs):
-                tasks.create_task(one(session, n))
+                tasks.create_task(run_job(session, n))
     finally:
-        watch.cancel()
+        lag_task.cancel()
 
 
-def _body(case: Case, n: int) -> dict[str, Any]:
-    return {"prompt": case.prompt, "seed": n}
+def _body(case: Case, index: int) -> dict[str, Any]:
+    return {"prompt": case.prompt, "seed": index}
 
 
-def _picture(case: Case, n: int) -> Path:
-    return Path(case.out) / f"{n + 1:06d}.png"
+def _image_path(case: Case, index: int) -> Path:
+    return Path(case.out) / f"{index + 1:06d}.png"
 
 
 def _retry_after_s(header: str | None) -> float:
-    return float(header) if header and header.isdigit() else WITHOUT_RETRY_AFTER_S
+    return float(header) if header and header.isdigit() else DEFAULT_RETRY_AFTER_S
 
 
 def _took_s(status: dict[str, Any]) -> float | None:

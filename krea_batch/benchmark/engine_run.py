@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from krea_batch.benchmark.cases import Case
-from krea_batch.benchmark.recorder import Notes, watch_loop
+from krea_batch.benchmark.recorder import Recorder, measure_loop_lag
 from krea_batch.engine.engine import Engine
 from krea_batch.errors import KreaBatchError
 from krea_batch.events import Ended, Event
@@ -26,36 +26,36 @@ from krea_batch.rules.verdicts import Accepted, Finished, PollVerdict, PostVerdi
 from krea_batch.settings import KEY_VARIABLE, ApiKey, Settings
 
 
-class Listening:
+class RecordingGateway:
     """A gateway that notes what another one says."""
 
-    def __init__(self, gateway: Gateway, notes: Notes) -> None:
+    def __init__(self, gateway: Gateway, recorder: Recorder) -> None:
         self._gateway = gateway
-        self._notes = notes
+        self._recorder = recorder
 
     async def submit(self, body: bytes, *, callback: str = "") -> PostVerdict:
         verdict = await self._gateway.submit(body)
         match verdict:
             case Accepted(request_id):
-                self._notes.accepted(request_id)
+                self._recorder.record_accepted(request_id)
             case Refused(_, 429):
-                self._notes.refused()
+                self._recorder.record_rate_limited()
             case _:
                 pass
         return verdict
 
     async def poll(self, request_id: str) -> PollVerdict:
-        self._notes.polled()
+        self._recorder.record_poll()
         verdict = await self._gateway.poll(request_id)
         if isinstance(verdict, Finished):
-            self._notes.finished(request_id, verdict.took_s)
+            self._recorder.record_finished(request_id, verdict.took_s)
         return verdict
 
     async def fetch(self, url: str, *, offset: int = 0, etag: str | None = None) -> Media:
         return await self._gateway.fetch(url, offset=offset, etag=etag)
 
 
-async def run_engine(case: Case, notes: Notes) -> None:
+async def run_engine(case: Case, recorder: Recorder) -> None:
     """Do the jobs of a case. The first SIGINT brings home what is in flight, the second stops at once."""
     options: dict[str, Any] = {
         "gateway": case.gateway,
@@ -70,16 +70,19 @@ async def run_engine(case: Case, notes: Notes) -> None:
         settings = Settings.from_options(out, **options)
         client = await stack.enter_async_context(GatewayClient(settings, _key(case)))
         engine = Engine(
-            out, gateway_client=Listening(client, notes), listeners=[lambda event: _hear(event, notes)], **options
+            out,
+            gateway_client=RecordingGateway(client, recorder),
+            listeners=[lambda event: _on_event(event, recorder)],
+            **options,
         )
-        watch = asyncio.create_task(watch_loop(notes.record.late_ms))
-        stack.callback(watch.cancel)
+        lag_task = asyncio.create_task(measure_loop_lag(recorder.record.loop_lags_ms))
+        stack.callback(lag_task.cancel)
         try:
             async with engine:
-                _heed_interrupts(engine)
+                _handle_interrupts(engine)
                 await engine.run(_jobs(case))
-        except KreaBatchError as stop:
-            notes.record.problem = str(stop)
+        except KreaBatchError as error:
+            recorder.record.problem = str(error)
 
 
 def _key(case: Case) -> ApiKey:
@@ -92,20 +95,20 @@ def _key(case: Case) -> ApiKey:
 
 def _jobs(case: Case) -> Iterator[Job]:
     """The same jobs each time, so that a second run of the command finds them done."""
-    for n in range(case.jobs):
-        yield Job(id=f"{n + 1:06d}", prompt=case.prompt, seed=n)
+    for index in range(case.jobs):
+        yield Job(id=f"{index + 1:06d}", prompt=case.prompt, seed=index)
 
 
-def _hear(event: Event, notes: Notes) -> None:
+def _on_event(event: Event, recorder: Recorder) -> None:
     if isinstance(event, Ended):
-        notes.stored()
+        recorder.record_stored()
 
 
-def _heed_interrupts(engine: Engine) -> None:
-    def interrupted() -> None:
+def _handle_interrupts(engine: Engine) -> None:
+    def on_sigint() -> None:
         if engine.stopped is None:
             engine.stop("interrupted")
         else:
             engine.stop_now("interrupted")
 
-    asyncio.get_running_loop().add_signal_handler(signal.SIGINT, interrupted)
+    asyncio.get_running_loop().add_signal_handler(signal.SIGINT, on_sigint)

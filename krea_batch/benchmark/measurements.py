@@ -12,10 +12,10 @@ from statistics import fmean
 
 import msgspec
 
-from krea_batch.benchmark.cases import Case, Contender, Record
+from krea_batch.benchmark.cases import Case, CaseRecord, Implementation
 
 
-class Spread(msgspec.Struct, frozen=True):
+class Percentiles(msgspec.Struct, frozen=True):
     """How something is spread: its middle, its 99th percentile, its largest."""
 
     p50: float
@@ -23,80 +23,80 @@ class Spread(msgspec.Struct, frozen=True):
     max: float
 
 
-class Figures(msgspec.Struct, frozen=True, kw_only=True):
+class CaseResult(msgspec.Struct, frozen=True, kw_only=True):
     """One row of the report. Units are in the names; None is what could not be measured."""
 
-    contender: Contender
+    implementation: Implementation
     rate: str
     limit_per_s: float
     jobs: int
     accepted: int
     stored: int
     accepted_per_s: float | None
-    used: float | None
+    limit_utilisation: float | None
     accepted_each_second: list[int]
-    refused_429_per_job: float | None
+    rate_limited_per_job: float | None
     polls_per_job: float | None
     lag_mean_s: float | None
-    lag_s: Spread | None
+    lag_s: Percentiles | None
     cpu_ms_per_job: float | None
     memory_kib_per_job_in_flight: float | None
-    most_in_flight: int
-    loop_late_ms: Spread | None
+    peak_in_flight: int
+    loop_lag_ms: Percentiles | None
     problem: str | None = None
 
 
-def figures(case: Case, record: Record) -> Figures:
+def case_result(case: Case, record: CaseRecord) -> CaseResult:
     """The numbers of one case."""
     accepted = len(record.accepted_at)
-    per_s = per_second(record.accepted_at)
-    return Figures(
-        contender=case.contender,
+    per_s = rate_per_s(record.accepted_at)
+    return CaseResult(
+        implementation=case.implementation,
         rate=case.rate,
         limit_per_s=case.per_s,
         jobs=case.jobs,
         accepted=accepted,
         stored=record.stored,
         accepted_per_s=per_s,
-        used=None if per_s is None else per_s / case.per_s,
-        accepted_each_second=each_second(record.accepted_at),
-        refused_429_per_job=_over(record.refused_429, accepted),
-        polls_per_job=_over(record.polls, accepted),
+        limit_utilisation=None if per_s is None else per_s / case.per_s,
+        accepted_each_second=counts_per_second(record.accepted_at),
+        rate_limited_per_job=_ratio(record.rate_limited, accepted),
+        polls_per_job=_ratio(record.polls, accepted),
         lag_mean_s=fmean(record.lags_s) if record.lags_s else None,
-        lag_s=spread(record.lags_s),
-        cpu_ms_per_job=_over(1000 * record.cpu_s, accepted),
-        memory_kib_per_job_in_flight=_over(record.memory_kib, record.most_in_flight),
-        most_in_flight=record.most_in_flight,
-        loop_late_ms=spread(record.late_ms),
+        lag_s=percentiles(record.lags_s),
+        cpu_ms_per_job=_ratio(1000 * record.cpu_s, accepted),
+        memory_kib_per_job_in_flight=_ratio(record.memory_kib, record.peak_in_flight),
+        peak_in_flight=record.peak_in_flight,
+        loop_lag_ms=percentiles(record.loop_lags_ms),
         problem=record.problem,
     )
 
 
-def per_second(instants: Sequence[float]) -> float | None:
+def rate_per_s(times_s: Sequence[float]) -> float | None:
     """How many a second, from the first to the last; None for fewer than two."""
-    if len(instants) < 2:
+    if len(times_s) < 2:
         return None
-    over_s = max(instants) - min(instants)
-    return (len(instants) - 1) / over_s if over_s > 0 else None
+    span_s = max(times_s) - min(times_s)
+    return (len(times_s) - 1) / span_s if span_s > 0 else None
 
 
-def each_second(instants: Sequence[float]) -> list[int]:
+def counts_per_second(times_s: Sequence[float]) -> list[int]:
     """How many fell into each second since the first, empty seconds between them included."""
-    if not instants:
+    if not times_s:
         return []
-    first = min(instants)
-    bins = [0] * (int(max(instants) - first) + 1)
-    for at in instants:
-        bins[int(at - first)] += 1
+    first = min(times_s)
+    bins = [0] * (int(max(times_s) - first) + 1)
+    for time_s in times_s:
+        bins[int(time_s - first)] += 1
     return bins
 
 
-def spread(values: Sequence[float]) -> Spread | None:
+def percentiles(values: Sequence[float]) -> Percentiles | None:
     """Middle, 99th percentile and largest; None for no values."""
     if not values:
         return None
     ordered = sorted(values)
-    return Spread(percentile(ordered, 50), percentile(ordered, 99), ordered[-1])
+    return Percentiles(percentile(ordered, 50), percentile(ordered, 99), ordered[-1])
 
 
 def percentile(ordered: Sequence[float], percent: float) -> float:
@@ -104,5 +104,5 @@ def percentile(ordered: Sequence[float], percent: float) -> float:
     return ordered[max(0, math.ceil(len(ordered) * percent / 100) - 1)]
 
 
-def _over(amount: float, count: int) -> float | None:
+def _ratio(amount: float, count: int) -> float | None:
     return amount / count if count else None

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from importlib.metadata import version
 from typing import TYPE_CHECKING
 
-from krea_batch.benchmark.measurements import Figures
+from krea_batch.benchmark.measurements import CaseResult
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -23,41 +23,41 @@ from typing import Any
 import msgspec
 import orjson
 
-HEADS = (
+COLUMN_TITLES = (
     "who", "limit", "jobs", "accepted/s", "of limit", "429s a job", "polls a job", "lag s",
     "CPU ms a job", "KiB a job", "loop late ms",
 )  # fmt: skip
 
 
-def table(rows: Sequence[Figures]) -> Table:
+def result_table(rows: Sequence[CaseResult]) -> Table:
     """The table for rich to draw, one row a case."""
     from rich import box
     from rich.table import Table
 
-    drawn = Table(box=box.SIMPLE, header_style="bold", pad_edge=False)
-    for head in HEADS:
-        drawn.add_column(head, justify="left" if head == "who" else "right", no_wrap=head in ("who", "limit"))
+    output = Table(box=box.SIMPLE, header_style="bold", pad_edge=False)
+    for title in COLUMN_TITLES:
+        output.add_column(title, justify="left" if title == "who" else "right", no_wrap=title in ("who", "limit"))
     for row in rows:
-        drawn.add_row(*cells(row))
-    return drawn
+        output.add_row(*cells(row))
+    return output
 
 
-def cells(row: Figures) -> list[str]:
+def cells(row: CaseResult) -> list[str]:
     """One row in words, in the order of HEADS; a dash is what could not be measured."""
-    late = row.loop_late_ms
+    loop_lag = row.loop_lag_ms
     jobs = f"{row.accepted:,}" if row.accepted == row.jobs else f"{row.accepted:,} of {row.jobs:,}"
     return [
-        row.contender.value,
+        row.implementation.value,
         row.rate,
         jobs,
         _number(row.accepted_per_s, ".1f"),
-        _number(row.used, ".3f"),
-        _number(row.refused_429_per_job, ".4f"),
+        _number(row.limit_utilisation, ".3f"),
+        _number(row.rate_limited_per_job, ".4f"),
         _number(row.polls_per_job, ".2f"),
         _number(row.lag_mean_s, ".2f"),
         _number(row.cpu_ms_per_job, ".2f"),
         _number(row.memory_kib_per_job_in_flight, ".1f"),
-        f"{late.p50:.1f}/{late.p99:.1f}/{late.max:.0f}" if late else "–",
+        f"{loop_lag.p50:.1f}/{loop_lag.p99:.1f}/{loop_lag.max:.0f}" if loop_lag else "–",
     ]
 
 
@@ -65,14 +65,14 @@ def _number(value: float | None, form: str) -> str:
     return "–" if value is None else format(value, form)
 
 
-REPORT = "bench.json"
+BENCH_JSON = "bench.json"
 
 
-def report(rows: Sequence[Figures], options: dict[str, Any], at: datetime) -> dict[str, Any]:
+def bench_report(rows: Sequence[CaseResult], options: dict[str, Any], measured_at: datetime) -> dict[str, Any]:
     """Everything that was measured, where, when and how."""
     return {
         "krea_batch": version("krea-batch"),
-        "at": at.astimezone(UTC).isoformat(timespec="seconds"),
+        "at": measured_at.astimezone(UTC).isoformat(timespec="seconds"),
         "machine": {
             "cpus": os.cpu_count(),
             "system": platform.system(),
@@ -80,12 +80,12 @@ def report(rows: Sequence[Figures], options: dict[str, Any], at: datetime) -> di
             "uvloop": find_spec("uvloop") is not None,
         },
         "options": options,
-        "figures": [msgspec.to_builtins(row) for row in rows],
+        "results": [msgspec.to_builtins(row) for row in rows],
     }
 
 
-def write_report(folder: Path, content: dict[str, Any]) -> Path:
+def write_bench_json(folder: Path, content: dict[str, Any]) -> Path:
     """Write it into the folder, in the place of an earlier one."""
-    path = folder / REPORT
+    path = folder / BENCH_JSON
     path.write_bytes(orjson.dumps(content, option=orjson.OPT_INDENT_2 | orjson.OPT_APPEND_NEWLINE))
     return path

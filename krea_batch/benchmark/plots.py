@@ -11,8 +11,8 @@ from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from krea_batch.benchmark.cases import Contender
-from krea_batch.benchmark.measurements import Figures
+from krea_batch.benchmark.cases import Implementation
+from krea_batch.benchmark.measurements import CaseResult
 
 if TYPE_CHECKING:
     from matplotlib.artist import Artist
@@ -20,10 +20,10 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 SIZE_IN = (8.0, 4.5)  # chosen: 800 px wide at 100 dots an inch, where labels of 10 points read well
-COLOURS = {Contender.ENGINE: "#1b6ca8", Contender.THREADS: "#c8553d", Contender.TASKS: "#8a6fb0"}
-IDEAL = "#888888"
-MARKS = {Contender.ENGINE: "o", Contender.THREADS: "s", Contender.TASKS: "^"}
-LOOK: dict[Any, Any] = {
+COLOURS = {Implementation.ENGINE: "#1b6ca8", Implementation.THREADS: "#c8553d", Implementation.TASKS: "#8a6fb0"}
+IDEAL_COLOUR = "#888888"
+MARKERS = {Implementation.ENGINE: "o", Implementation.THREADS: "s", Implementation.TASKS: "^"}
+RC_PARAMS: dict[Any, Any] = {
     "svg.hashsalt": "krea-batch",
     "svg.fonttype": "none",
     "font.size": 10,
@@ -37,138 +37,155 @@ LOOK: dict[Any, Any] = {
 }
 
 
-def write_plots(folder: Path, rows: Sequence[Figures]) -> list[Path]:
+def write_plots(folder: Path, rows: Sequence[CaseResult]) -> list[Path]:
     """Draw every plot that the figures have something for. Raises ImportError without matplotlib."""
     import matplotlib as mpl
     from matplotlib.figure import Figure
 
     written = []
-    with mpl.rc_context(LOOK):
+    with mpl.rc_context(RC_PARAMS):
         for name, draw in PLOTS.items():
             figure = Figure(figsize=SIZE_IN)
             draw(figure, rows)
-            _one_legend(figure)
+            _shared_legend(figure)
             path = folder / f"{name}.svg"
             figure.savefig(path, metadata={"Date": None})
             written.append(path)
     return written
 
 
-def _throughput(figure: Figure, rows: Sequence[Figures]) -> None:
+def _throughput(figure: Figure, rows: Sequence[CaseResult]) -> None:
     axes = figure.subplots()
     limits = sorted({row.limit_per_s for row in rows})
-    axes.plot(limits, limits, color=IDEAL, linestyle="--", label="the limit itself")
+    axes.plot(limits, limits, color=IDEAL_COLOUR, linestyle="--", label="the limit itself")
     used = "How much of the rate limit is used"
     _panel(axes, rows, lambda row: row.accepted_per_s, used, "accepted (submits/s)")
 
 
-def _timeline(figure: Figure, rows: Sequence[Figures]) -> None:
+def _timeline(figure: Figure, rows: Sequence[CaseResult]) -> None:
     from matplotlib.ticker import MaxNLocator
 
     panels = [(limit, list(of)) for limit, of in groupby(sorted(rows, key=_limit), key=_limit)]
     columns = 1 if len(panels) == 1 else 2
     lines = -(-len(panels) // columns)
     figure.set_size_inches(SIZE_IN[0], 1.2 + 2.6 * lines)
-    for n, (limit, of) in enumerate(panels, 1):
-        axes = figure.add_subplot(lines, columns, n)
-        axes.axhline(limit, color=IDEAL, linestyle="--", label="limit")
-        for row in reversed(of):  # the engine last, so that it lies above what runs along with it
-            whole = row.accepted_each_second[:-1] or row.accepted_each_second  # the last second is cut short
-            axes.stairs(whole, baseline=None, linewidth=1.5, color=COLOURS[row.contender], label=row.contender.value)
-        _name(axes, f"limit {limit:g}/s", "seconds since the first accept", "accepted (submits/s)")
-        _floor(axes)
+    for position, (limit, panel_rows) in enumerate(panels, 1):
+        axes = figure.add_subplot(lines, columns, position)
+        axes.axhline(limit, color=IDEAL_COLOUR, linestyle="--", label="limit")
+        for row in reversed(panel_rows):  # the engine last, so that it lies above what runs along with it
+            counts = row.accepted_each_second[:-1] or row.accepted_each_second  # the last second is cut short
+            axes.stairs(
+                counts,
+                baseline=None,
+                linewidth=1.5,
+                color=COLOURS[row.implementation],
+                label=row.implementation.value,
+            )
+        _label_axes(axes, f"limit {limit:g}/s", "seconds since the first accept", "accepted (submits/s)")
+        _set_y_floor(axes)
         axes.set_xlim(0, None)
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     figure.suptitle("Accepted submits in each second", fontweight="bold")
 
 
-def _refused(figure: Figure, rows: Sequence[Figures]) -> None:
-    _panel(figure.subplots(), rows, lambda row: row.refused_429_per_job, "Submits refused with 429", "429s a job")
+def _rate_limited(figure: Figure, rows: Sequence[CaseResult]) -> None:
+    _panel(figure.subplots(), rows, lambda row: row.rate_limited_per_job, "Submits refused with 429", "429s a job")
 
 
-def _polls(figure: Figure, rows: Sequence[Figures]) -> None:
+def _polls(figure: Figure, rows: Sequence[CaseResult]) -> None:
     polls, lag = figure.subplots(1, 2)
     _panel(polls, rows, lambda row: row.polls_per_job, "Polls until an end is seen", "polls a job")
     _panel(lag, rows, lambda row: row.lag_mean_s, "Lag from an end until it is seen", "mean lag (s)")
 
 
-def _cost(figure: Figure, rows: Sequence[Figures]) -> None:
+def _cost(figure: Figure, rows: Sequence[CaseResult]) -> None:
     time, memory = figure.subplots(1, 2)
     _panel(time, rows, lambda row: row.cpu_ms_per_job, "Processor time", "CPU ms a job")
     _panel(memory, rows, lambda row: row.memory_kib_per_job_in_flight, "Memory", "KiB a job in flight")
 
 
-def _loop(figure: Figure, rows: Sequence[Figures]) -> None:
+def _loop_lag(figure: Figure, rows: Sequence[CaseResult]) -> None:
     axes = figure.subplots()
-    engine = sorted((row for row in rows if row.contender is Contender.ENGINE), key=_limit)
-    spreads = [(row.limit_per_s, row.loop_late_ms) for row in engine if row.loop_late_ms]
-    limits = [limit for limit, _ in spreads]
+    engine = sorted((row for row in rows if row.implementation is Implementation.ENGINE), key=_limit)
+    lags = [(row.limit_per_s, row.loop_lag_ms) for row in engine if row.loop_lag_ms]
+    limits = [limit for limit, _ in lags]
     for name, style in (("max", ":"), ("p99", "--"), ("p50", "-")):  # as they lie above each other
-        late = [getattr(spread, name) for _, spread in spreads]
-        axes.plot(limits, late, linestyle=style, marker="o", color=COLOURS[Contender.ENGINE], label=name)
-    _name(axes, "How late the event loop wakes", "limit (submits/s)", "late (ms)")
+        values_ms = [getattr(lag, name) for _, lag in lags]
+        axes.plot(limits, values_ms, linestyle=style, marker="o", color=COLOURS[Implementation.ENGINE], label=name)
+    _label_axes(axes, "How late the event loop wakes", "limit (submits/s)", "late (ms)")
     axes.set_yscale("log")
     axes.yaxis.set_major_formatter("{x:g}")
-    _limits(axes, rows)
+    _set_limit_ticks(axes, rows)
 
 
-PLOTS: dict[str, Callable[[Figure, Sequence[Figures]], None]] = {
+PLOTS: dict[str, Callable[[Figure, Sequence[CaseResult]], None]] = {
     "throughput": _throughput,
     "timeline": _timeline,
-    "refused": _refused,
+    "refused": _rate_limited,
     "polls": _polls,
     "cost": _cost,
-    "loop": _loop,
+    "loop": _loop_lag,
 }
 
 
-def _panel(axes: Axes, rows: Sequence[Figures], value: Callable[[Figures], float | None], title: str, y: str) -> None:
+def _panel(
+    axes: Axes, rows: Sequence[CaseResult], value: Callable[[CaseResult], float | None], title: str, y: str
+) -> None:
     """One figure of each row over the limits."""
     _lines(axes, rows, value)
-    _name(axes, title, "limit (submits/s)", y)
-    _limits(axes, rows)
+    _label_axes(axes, title, "limit (submits/s)", y)
+    _set_limit_ticks(axes, rows)
 
 
-def _lines(axes: Axes, rows: Sequence[Figures], value: Callable[[Figures], float | None]) -> None:
+def _lines(axes: Axes, rows: Sequence[CaseResult], value: Callable[[CaseResult], float | None]) -> None:
     """A line for each contender over the limits, of what could be measured."""
-    for contender in reversed(Contender):  # the engine last, above the rest
-        of = sorted((row for row in rows if row.contender is contender), key=_limit)
-        points = [(row.limit_per_s, found) for row in of if (found := value(row)) is not None]
+    for implementation in reversed(Implementation):  # the engine last, above the rest
+        selected = sorted((row for row in rows if row.implementation is implementation), key=_limit)
+        points = [(row.limit_per_s, measured) for row in selected if (measured := value(row)) is not None]
         if points:
             xs, ys = zip(*points, strict=True)
-            axes.plot(xs, ys, marker=MARKS[contender], clip_on=False, color=COLOURS[contender], label=contender.value)
+            axes.plot(
+                xs,
+                ys,
+                marker=MARKERS[implementation],
+                clip_on=False,
+                color=COLOURS[implementation],
+                label=implementation.value,
+            )
 
 
-def _name(axes: Axes, title: str, x: str, y: str) -> None:
+def _label_axes(axes: Axes, title: str, x: str, y: str) -> None:
     axes.set_title(title)
     axes.set_xlabel(x)
     axes.set_ylabel(y)
 
 
-def _limits(axes: Axes, rows: Sequence[Figures]) -> None:
+def _set_limit_ticks(axes: Axes, rows: Sequence[CaseResult]) -> None:
     """The limits that were measured as the ticks of x, zero as the floor of a linear y."""
     limits = sorted({row.limit_per_s for row in rows})
     axes.set_xscale("log")
     axes.set_xticks(limits, [f"{limit:g}" for limit in limits])
     axes.minorticks_off()
     if axes.get_yscale() == "linear":
-        _floor(axes)
+        _set_y_floor(axes)
 
 
-def _floor(axes: Axes) -> None:
+def _set_y_floor(axes: Axes) -> None:
     """Zero below, and room above the highest line; where all is zero, a scale on which one would show."""
     highest = axes.dataLim.y1
     axes.set_ylim(0, 1.1 * highest if highest > 0 else 1)
 
 
-def _one_legend(figure: Figure) -> None:
+def _shared_legend(figure: Figure) -> None:
     """One legend for all panels, below them: beside no line, above no line."""
-    named: dict[str, Artist] = {}
+    handles: dict[str, Artist] = {}
     for axes in figure.axes:
         lines, labels = axes.get_legend_handles_labels()
-        named |= {str(label): line for line, label in zip(lines, labels, strict=True)}
-    figure.legend(list(named.values()), list(named), loc="outside lower center", ncols=len(named), frameon=False)
+        handles |= {str(label): line for line, label in zip(lines, labels, strict=True)}
+    figure.legend(
+        list(handles.values()), list(handles), loc="outside lower center", ncols=len(handles), frameon=False
+    )
 
 
-def _limit(row: Figures) -> float:
+def _limit(row: CaseResult) -> float:
     return row.limit_per_s

@@ -17,16 +17,16 @@ from typing import Any
 
 import msgspec
 
-from krea_batch.benchmark.cases import Case, Record, Seen
-from krea_batch.benchmark.measurements import Figures, figures
+from krea_batch.benchmark.cases import Case, CaseRecord, WorkerProgress
+from krea_batch.benchmark.measurements import CaseResult, case_result
 from krea_batch.errors import InputError, InternalError, RunStopped
 
-FIGURES = "figures.json"  # in a paid run's folder: what was measured when it was paid for
-ENDS_WITHIN_S = 10.0  # chosen: a child that was told to end and has not by then is killed
-_Line = msgspec.json.Decoder(Record | Seen)
+RESULT_FILE = "result.json"  # in a paid run's folder: what was measured when it was paid for
+TERMINATE_TIMEOUT_S = 10.0  # chosen: a child that was told to end and has not by then is killed
+_decoder = msgspec.json.Decoder(CaseRecord | WorkerProgress)
 
 
-class _Post(msgspec.Struct):
+class _LedgerPost(msgspec.Struct):
     """A POST in the simulator's ledger; the rest of its fields does not matter here."""
 
     at_s: float
@@ -34,59 +34,59 @@ class _Post(msgspec.Struct):
     request_id: str | None
 
 
-class _Books(msgspec.Struct):
-    posts: list[_Post]
+class _SimulatorLedger(msgspec.Struct):
+    posts: list[_LedgerPost]
 
 
-class Sweep:
+class BenchRunner:
     """Runs cases one after another. `interrupt` may be called from a signal handler at any time."""
 
-    def __init__(self, latency: str, tell: Callable[[Case, Seen], None]) -> None:
+    def __init__(self, latency: str, on_progress: Callable[[Case, WorkerProgress], None]) -> None:
         self.interrupts = 0
         self._latency = latency
-        self._tell = tell
+        self._on_progress = on_progress
         self._worker: subprocess.Popen[bytes] | None = None
         self._simulated = True
 
-    def measure(self, case: Case) -> Figures | None:
+    def measure(self, case: Case) -> CaseResult | None:
         """Run one case. Returns None where it was interrupted with nothing to show; raises RunStopped."""
         if not case.simulated:
-            return self._paid(case)
+            return self._measure_paid(case)
         with self._simulator(case) as urls:
             if not urls:
                 return None
-            record = self._work(msgspec.structs.replace(case, gateway=urls["gateway_url"]))
+            record = self._run_worker(msgspec.structs.replace(case, gateway=urls["gateway_url"]))
             if record is None:
                 return None
-            _read_books(urls["admin_url"], record)
-        return figures(case, record)
+            _use_simulator_ledger(urls["admin_url"], record)
+        return case_result(case, record)
 
     def interrupt(self) -> None:
         """Count a Ctrl-C and pass it on: a simulated run is killed, a paid one is asked to bring home what it has."""
         self.interrupts += 1
-        self._pass_on()
+        self._forward_interrupt()
 
-    def _pass_on(self) -> None:
+    def _forward_interrupt(self) -> None:
         worker = self._worker
         if worker is not None and self._simulated:
             worker.kill()
         elif worker is not None:
             worker.send_signal(signal.SIGINT)
 
-    def _paid(self, case: Case) -> Figures | None:
-        record = self._work(case)
+    def _measure_paid(self, case: Case) -> CaseResult | None:
+        record = self._run_worker(case)
         if record is None:
             return None
-        kept = Path(case.out) / FIGURES
-        if not record.accepted_at and kept.is_file():
-            return msgspec.json.decode(kept.read_bytes(), type=Figures)
-        measured = figures(case, record)
-        kept.write_bytes(msgspec.json.encode(measured))
-        return measured
+        result_file = Path(case.out) / RESULT_FILE
+        if not record.accepted_at and result_file.is_file():
+            return msgspec.json.decode(result_file.read_bytes(), type=CaseResult)
+        result = case_result(case, record)
+        result_file.write_bytes(msgspec.json.encode(result))
+        return result
 
-    def _work(self, case: Case) -> Record | None:
+    def _run_worker(self, case: Case) -> CaseRecord | None:
         """Run a worker to its end. Raises RunStopped where it breaks by itself."""
-        record: Record | None = None
+        record: CaseRecord | None = None
         command = [sys.executable, "-m", "krea_batch.benchmark.worker"]
         with _child(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as worker:
             assert worker.stdin is not None  # noqa: S101 - for mypy
@@ -98,16 +98,16 @@ class Sweep:
                 worker.stdin.write(msgspec.json.encode(case))
                 worker.stdin.close()
                 for line in worker.stdout:
-                    told = _Line.decode(line)
-                    if isinstance(told, Record):
-                        record = told
+                    message = _decoder.decode(line)
+                    if isinstance(message, CaseRecord):
+                        record = message
                     else:
-                        self._tell(case, told)
+                        self._on_progress(case, message)
                 worker.wait()
             finally:
                 self._worker = None
         if record is None and not self.interrupts:
-            raise RunStopped(f"{case.contender} at {case.rate} broke off", "what it said of it stands above")
+            raise RunStopped(f"{case.implementation} at {case.rate} broke off", "what it said of it stands above")
         return record
 
     @contextmanager
@@ -133,7 +133,7 @@ def _child(command: list[str], **pipes: Any) -> Iterator[subprocess.Popen[bytes]
     finally:
         process.terminate()
         try:
-            process.wait(ENDS_WITHIN_S)
+            process.wait(TERMINATE_TIMEOUT_S)
         except subprocess.TimeoutExpired:
             process.kill()
             process.wait()
@@ -142,12 +142,12 @@ def _child(command: list[str], **pipes: Any) -> Iterator[subprocess.Popen[bytes]
                 pipe.close()
 
 
-def _read_books(admin_url: str, record: Record) -> None:
+def _use_simulator_ledger(admin_url: str, record: CaseRecord) -> None:
     """Put the gateway's own instants and refusals in the place of what the contender saw of them."""
-    with urllib.request.urlopen(admin_url.rstrip("/") + "/ledger", timeout=60) as answer:  # noqa: S310 - loopback
-        posts = msgspec.json.decode(answer.read(), type=_Books).posts
+    with urllib.request.urlopen(admin_url.rstrip("/") + "/ledger", timeout=60) as response:  # noqa: S310 - loopback
+        posts = msgspec.json.decode(response.read(), type=_SimulatorLedger).posts
     accepted = [post.at_s for post in posts if post.request_id is not None]
     if len(accepted) < len(record.accepted_at):
         raise InternalError(f"{len(record.accepted_at)} accepts were seen, {len(accepted)} are in the ledger")
     record.accepted_at = accepted
-    record.refused_429 = sum(post.status == 429 for post in posts)
+    record.rate_limited = sum(post.status == 429 for post in posts)

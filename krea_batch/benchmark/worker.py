@@ -15,48 +15,48 @@ from pathlib import Path
 
 import msgspec
 
-from krea_batch.benchmark.cases import Case, Contender
-from krea_batch.benchmark.recorder import Notes
+from krea_batch.benchmark.cases import Case, Implementation
+from krea_batch.benchmark.recorder import Recorder
 from krea_batch.engine.event_loop import run_loop
 
-TELL_EVERY_S = 0.5  # chosen: fluent enough for a count
+PROGRESS_INTERVAL_S = 0.5  # chosen: fluent enough for a count
 
 
 def main() -> None:
     case = msgspec.json.decode(sys.stdin.buffer.read(), type=Case)
     Path(case.out).mkdir(parents=True, exist_ok=True)
-    work = _work(case)
-    notes = Notes()
+    run_case = _case_runner(case)
+    recorder = Recorder()
     done = threading.Event()
-    teller = threading.Thread(target=_tell, args=(notes, done))
-    teller.start()
+    progress_thread = threading.Thread(target=_report_progress, args=(recorder, done))
+    progress_thread.start()
     try:
-        work(notes)
+        run_case(recorder)
     finally:
         done.set()
-        teller.join()
-    _print(notes.close())
+        progress_thread.join()
+    _print(recorder.finish())
 
 
-def _work(case: Case) -> Callable[[Notes], None]:
-    if case.contender is Contender.ENGINE:
+def _case_runner(case: Case) -> Callable[[Recorder], None]:
+    if case.implementation is Implementation.ENGINE:
         from krea_batch.benchmark.engine_run import run_engine
 
         return lambda notes: run_loop(run_engine, case, notes)
     from krea_batch.benchmark.baseline_scripts import run_tasks, run_threads
 
-    if case.contender is Contender.TASKS:
+    if case.implementation is Implementation.TASKS:
         return lambda notes: run_loop(run_tasks, case, notes)
     return lambda notes: run_threads(case, notes)
 
 
-def _tell(notes: Notes, done: threading.Event) -> None:
-    while not done.wait(TELL_EVERY_S):
-        _print(notes.seen())
+def _report_progress(recorder: Recorder, done: threading.Event) -> None:
+    while not done.wait(PROGRESS_INTERVAL_S):
+        _print(recorder.progress())
 
 
-def _print(told: msgspec.Struct) -> None:
-    sys.stdout.buffer.write(msgspec.json.encode(told) + b"\n")
+def _print(message: msgspec.Struct) -> None:
+    sys.stdout.buffer.write(msgspec.json.encode(message) + b"\n")
     sys.stdout.buffer.flush()
 
 

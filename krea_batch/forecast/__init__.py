@@ -8,7 +8,7 @@ The estimate is a simulation, not a formula: the engine's own stages, rate limit
 loop whose clock jumps. Of many jobs the first few thousand are simulated.
 """
 
-from krea_batch.forecast.estimate import Forecast, Question, forecast
-from krea_batch.forecast.latency_model import Latencies, latencies_of
+from krea_batch.forecast.estimate import Forecast, ForecastRequest, forecast
+from krea_batch.forecast.latency_model import Latencies, parse_latencies
 
-__all__ = ["Forecast", "Latencies", "Question", "forecast", "latencies_of"]
+__all__ = ["Forecast", "ForecastRequest", "Latencies", "forecast", "parse_latencies"]

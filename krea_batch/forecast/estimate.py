@@ -18,33 +18,37 @@ import msgspec
 
 from krea_batch.engine.engine import Engine
 from krea_batch.forecast.latency_model import Latencies
-from krea_batch.forecast.model_gateway import World
+from krea_batch.forecast.model_gateway import ModelGateway
 from krea_batch.jobs import Job
 from krea_batch.settings import Settings
 from krea_batch.testing.virtual_time import run_virtual
 
-MOST_JOBS = 2000  # chosen: some two seconds of real time, and four times the usual cap on jobs in flight
-FEW_JOBS = 400  # chosen: less than one
-SAMPLE_EVERY_S = 1.0
-FULL = 0.9  # chosen: from this share of its cap on, "in flight" counts as full
-TAIL = 0.5  # chosen: a run that waits for its last jobs for this share of its time is bound by their latency
+MAX_SIMULATED_JOBS = 2000  # chosen: some two seconds of real time, and four times the usual cap on jobs in flight
+MAX_SIMULATED_JOBS_QUICK = 400  # chosen: less than one
+IN_FLIGHT_SAMPLE_INTERVAL_S = 1.0
+AT_CAP_SHARE = 0.9  # chosen: from this share of its cap on, "in flight" counts as full
+LATENCY_BOUND_SHARE = (
+    0.5  # chosen: a run that waits for its last jobs for this share of its time is bound by their latency
+)
 _SHM = Path("/dev/shm")  # noqa: S108 - a ledger that is thrown away need not wait for a disk
-MEMORY = _SHM if _SHM.is_dir() else None
-PICTURE_BYTES = 1_500_000  # measured: the mean of what the simulator draws at 1:1; --latency-from learns the real one
+LEDGER_DIR = _SHM if _SHM.is_dir() else None
+SIMULATED_IMAGE_BYTES = (
+    1_500_000  # measured: the mean of what the simulator draws at 1:1; --latency-from learns the real one
+)
 
 
-class Question(msgspec.Struct, frozen=True, kw_only=True):
+class ForecastRequest(msgspec.Struct, frozen=True, kw_only=True):
     """What is to be run. `settings` are those of `Settings` that say how fast; `limit_per_s` is the gateway's."""
 
     jobs: int
     latencies: Latencies
     settings: dict[str, Any]
     limit_per_s: float | None = None
-    image_bytes: float = PICTURE_BYTES
-    most_jobs: int = MOST_JOBS
+    image_bytes: float = SIMULATED_IMAGE_BYTES
+    max_simulated_jobs: int = MAX_SIMULATED_JOBS
 
     @property
-    def cap(self) -> int:
+    def max_in_flight(self) -> int:
         """Most jobs in flight."""
         return Settings.from_options(Path(), **self.settings).max_in_flight
 
@@ -55,130 +59,132 @@ class Forecast(msgspec.Struct, frozen=True, kw_only=True):
     jobs: int
     seconds: float
     polls: int
-    refused_429: int
+    rate_limited: int
     bytes: int
     in_flight: int
     per_s: float
     submits_per_s: float  # accepted ones, once the pipeline is full
     tail_s: float  # from the last submit to the end
-    binds: str
+    bottleneck: str
     simulated_jobs: int
 
 
-class _Seen(msgspec.Struct):
+class _Measurements(msgspec.Struct):
     """What a simulated run came to."""
 
     seconds: float = 0.0
     polls: int = 0
-    refused_429: int = 0
-    most_in_flight: int = 0
+    rate_limited: int = 0
+    peak_in_flight: int = 0
     in_flight_s: float = 0.0  # all jobs together
-    full_s: float = 0.0
+    at_cap_s: float = 0.0
     accepted_s: list[float] = []
 
 
-def forecast(question: Question) -> Forecast:
+def forecast(request: ForecastRequest) -> Forecast:
     """Run the question's jobs in virtual time. Call it from where no event loop is running. Raises SettingsError."""
-    jobs = question.jobs
+    jobs = request.jobs
     if not jobs:
         return Forecast(
             jobs=0,
             seconds=0.0,
             polls=0,
-            refused_429=0,
+            rate_limited=0,
             bytes=0,
             in_flight=0,
             per_s=0.0,
             submits_per_s=0.0,
             tail_s=0.0,
-            binds="there is nothing to do",
+            bottleneck="there is nothing to do",
             simulated_jobs=0,
         )
-    run = min(jobs, question.most_jobs)
-    seen = run_virtual(_run(question, run))
-    per_s, in_flight = _steady(seen, question, run)
-    seconds = seen.seconds + (jobs - run) / per_s
-    share = jobs / run
+    simulated_jobs = min(jobs, request.max_simulated_jobs)
+    measured = run_virtual(_simulate(request, simulated_jobs))
+    per_s, in_flight = _steady_state(measured, request, simulated_jobs)
+    seconds = measured.seconds + (jobs - simulated_jobs) / per_s
+    scale = jobs / simulated_jobs
     return Forecast(
         jobs=jobs,
         seconds=seconds,
-        polls=round(seen.polls * share),
-        refused_429=round(seen.refused_429 * share),
-        bytes=round(jobs * question.image_bytes),
+        polls=round(measured.polls * scale),
+        rate_limited=round(measured.rate_limited * scale),
+        bytes=round(jobs * request.image_bytes),
         in_flight=in_flight,
         per_s=jobs / seconds,
         submits_per_s=per_s,
-        tail_s=seen.seconds - seen.accepted_s[-1],
-        binds=_binds(seen, question, (jobs - run) / per_s, in_flight),
-        simulated_jobs=run,
+        tail_s=measured.seconds - measured.accepted_s[-1],
+        bottleneck=_bottleneck(measured, request, (jobs - simulated_jobs) / per_s, in_flight),
+        simulated_jobs=simulated_jobs,
     )
 
 
-async def _run(question: Question, jobs: int) -> _Seen:
+async def _simulate(request: ForecastRequest, jobs: int) -> _Measurements:
     loop = asyncio.get_running_loop()
-    world = World(question.latencies, question.limit_per_s)
-    seen = _Seen(accepted_s=world.accepted_s)
-    with tempfile.TemporaryDirectory(prefix="krea-batch-", dir=MEMORY) as folder:
+    gateway = ModelGateway(request.latencies, request.limit_per_s)
+    measured = _Measurements(accepted_s=gateway.accepted_s)
+    with tempfile.TemporaryDirectory(prefix="krea-batch-", dir=LEDGER_DIR) as folder:
         engine = Engine(
-            Path(folder) / "out", gateway_client=world, clock=loop.time, random=Random(0), **question.settings
+            Path(folder) / "out", gateway_client=gateway, clock=loop.time, random=Random(0), **request.settings
         )
         async with engine:
-            watching = asyncio.create_task(_watch(engine, seen))
-            began_s = loop.time()
+            sampler = asyncio.create_task(_sample_in_flight(engine, measured))
+            started_s = loop.time()
             await engine.run(_jobs(jobs))
-            seen.seconds = loop.time() - began_s
-            watching.cancel()
+            measured.seconds = loop.time() - started_s
+            sampler.cancel()
             stats = engine.stats()
-            seen.polls, seen.refused_429 = stats.polls, stats.rate_limited
-    seen.accepted_s = [at_s - began_s for at_s in world.accepted_s]
-    return seen
+            measured.polls, measured.rate_limited = stats.polls, stats.rate_limited
+    measured.accepted_s = [at_s - started_s for at_s in gateway.accepted_s]
+    return measured
 
 
-async def _watch(engine: Engine, seen: _Seen) -> None:
+async def _sample_in_flight(engine: Engine, measured: _Measurements) -> None:
     """Look at how many jobs are in flight, now and then."""
     cap = engine.settings.max_in_flight
     while True:
-        await asyncio.sleep(SAMPLE_EVERY_S)
+        await asyncio.sleep(IN_FLIGHT_SAMPLE_INTERVAL_S)
         in_flight = engine.stats().in_flight
-        seen.most_in_flight = max(seen.most_in_flight, in_flight)
-        seen.in_flight_s += in_flight * SAMPLE_EVERY_S
-        if in_flight >= FULL * cap:
-            seen.full_s += SAMPLE_EVERY_S
+        measured.peak_in_flight = max(measured.peak_in_flight, in_flight)
+        measured.in_flight_s += in_flight * IN_FLIGHT_SAMPLE_INTERVAL_S
+        if in_flight >= AT_CAP_SHARE * cap:
+            measured.at_cap_s += IN_FLIGHT_SAMPLE_INTERVAL_S
 
 
 def _jobs(count: int) -> Iterator[Job]:
-    for n in range(count):
-        yield Job(prompt="a forecast", id=f"{n:07d}")
+    for index in range(count):
+        yield Job(prompt="a forecast", id=f"{index:07d}")
 
 
-def _steady(seen: _Seen, question: Question, run: int) -> tuple[float, int]:
+def _steady_state(measured: _Measurements, request: ForecastRequest, simulated_jobs: int) -> tuple[float, int]:
     """How many jobs are accepted a second once the pipeline is full, and how many are then in flight.
 
     The later half of those that were run tells. Where there are more jobs, and the cap on jobs in flight was not
     met yet, Little's law (in flight = rate x stay) tells whether it will be.
     """
-    accepted_s = seen.accepted_s
-    half = len(accepted_s) // 2
-    span_s = accepted_s[-1] - accepted_s[half]
-    per_s = (len(accepted_s) - 1 - half) / span_s if span_s > 0 else float(len(accepted_s))
-    if run == question.jobs or _is_full(seen, question):
-        return per_s, seen.most_in_flight
-    stay_s = seen.in_flight_s / run
-    per_s = min(per_s, question.cap / max(stay_s, SAMPLE_EVERY_S))
-    return per_s, max(seen.most_in_flight, round(per_s * stay_s))
+    accepted_s = measured.accepted_s
+    middle = len(accepted_s) // 2
+    span_s = accepted_s[-1] - accepted_s[middle]
+    per_s = (len(accepted_s) - 1 - middle) / span_s if span_s > 0 else float(len(accepted_s))
+    if simulated_jobs == request.jobs or _is_at_cap(measured, request):
+        return per_s, measured.peak_in_flight
+    in_flight_time_s = measured.in_flight_s / simulated_jobs
+    per_s = min(per_s, request.max_in_flight / max(in_flight_time_s, IN_FLIGHT_SAMPLE_INTERVAL_S))
+    return per_s, max(measured.peak_in_flight, round(per_s * in_flight_time_s))
 
 
-def _is_full(seen: _Seen, question: Question) -> bool:
-    return seen.most_in_flight >= FULL * question.cap
+def _is_at_cap(measured: _Measurements, request: ForecastRequest) -> bool:
+    return measured.peak_in_flight >= AT_CAP_SHARE * request.max_in_flight
 
 
-def _binds(seen: _Seen, question: Question, more_s: float, in_flight: int) -> str:
+def _bottleneck(measured: _Measurements, request: ForecastRequest, extrapolated_s: float, in_flight: int) -> str:
     """What the time is due to, in words. The jobs that were not run take `more_s`."""
-    seconds, accepting_s = seen.seconds + more_s, seen.accepted_s[-1] + more_s
-    if seen.refused_429:
+    seconds, submitting_s = measured.seconds + extrapolated_s, measured.accepted_s[-1] + extrapolated_s
+    if measured.rate_limited:
         return "the gateway's limit: it refuses what comes faster (429)"
-    if seconds - accepting_s > TAIL * seconds:
+    if seconds - submitting_s > LATENCY_BOUND_SHARE * seconds:
         return "the latency of the jobs: most of the time passes after the last submit"
-    if seen.full_s > (1 - FULL) * seen.seconds or (more_s and in_flight >= FULL * question.cap):
+    if measured.at_cap_s > (1 - AT_CAP_SHARE) * measured.seconds or (
+        extrapolated_s and in_flight >= AT_CAP_SHARE * request.max_in_flight
+    ):
         return "the cap on jobs in flight: --max-in-flight"
     return "the rate: --rate"

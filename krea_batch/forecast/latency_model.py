@@ -12,7 +12,7 @@ from krea_batch.errors import SettingsError
 Latencies = Callable[[Random], float]
 """Draws the seconds from an accepted POST to the end of its job."""
 
-USUAL = "lognormal:12,0.3"  # the simulator's: around the API document's example of 15 s
+DEFAULT_LATENCY = "lognormal:12,0.3"  # the simulator's: around the API document's example of 15 s
 
 _NUMBER = r"(\d+(?:\.\d+)?)"
 _FORMS = (
@@ -26,7 +26,7 @@ _FORMS = (
 )
 
 
-def latencies_of(text: str) -> Latencies:
+def parse_latencies(text: str) -> Latencies:
     """The latencies of a text. Raises SettingsError.
 
     `12s` or `fixed:12`; `5s..30s` or `uniform:5,30`; `lognormal:12,0.3` (median, sigma); `bimodal:5,25,0.3` (two
@@ -40,15 +40,15 @@ def latencies_of(text: str) -> Latencies:
                 break
             latencies: Latencies = make(*numbers)
             return latencies
-    right = "write 12s, 5s..30s, lognormal:12,0.3 (median, sigma) or bimodal:5,25,0.3"
-    raise SettingsError("latency", f"it is {text!r}", right)
+    hint = "write 12s, 5s..30s, lognormal:12,0.3 (median, sigma) or bimodal:5,25,0.3"
+    raise SettingsError("latency", f"it is {text!r}", hint)
 
 
-def like(seen: Sequence[float]) -> Latencies:
+def empirical(samples_s: Sequence[float]) -> Latencies:
     """The latencies of an earlier run, drawn from those that it saw."""
-    return lambda chance: chance.choice(seen)
+    return lambda chance: chance.choice(samples_s)
 
 
-def scaled(latencies: Latencies, by: float) -> Latencies:
+def scaled(latencies: Latencies, factor: float) -> Latencies:
     """The same, `by` times as long."""
-    return lambda chance: latencies(chance) * by
+    return lambda chance: latencies(chance) * factor

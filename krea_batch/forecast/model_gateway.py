@@ -16,16 +16,16 @@ from typing import Self
 from krea_batch.forecast.latency_model import Latencies
 from krea_batch.rules.verdicts import Accepted, Finished, PollVerdict, PostVerdict, Refusal, Refused, Waiting
 
-POST_S = 0.05  # chosen: an answer of a gateway that is some milliseconds away and has something to do
-POLL_S = 0.03
-FETCH_S = 0.1  # chosen: a picture of 2 MB at 160 Mbit/s
+SUBMIT_LATENCY_S = 0.05  # chosen: an answer of a gateway that is some milliseconds away and has something to do
+POLL_LATENCY_S = 0.03
+DOWNLOAD_LATENCY_S = 0.1  # chosen: a picture of 2 MB at 160 Mbit/s
 
 
 def _chunk(kind: bytes, data: bytes) -> bytes:
     return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
 
 
-_PIXEL = (
+_PIXEL_PNG = (
     b"\x89PNG\r\n\x1a\n"
     + _chunk(b"IHDR", struct.pack(">IIBBBBB", 1, 1, 8, 0, 0, 0, 0))
     + _chunk(b"IDAT", zlib.compress(b"\0\0"))
@@ -33,7 +33,7 @@ _PIXEL = (
 )
 
 
-class Pixel:
+class OnePixelImage:
     """The picture of every job."""
 
     def __init__(self) -> None:
@@ -46,44 +46,44 @@ class Pixel:
     async def __aexit__(self, *_: object) -> None: ...
 
     async def chunks(self) -> AsyncIterator[bytes]:
-        yield _PIXEL
+        yield _PIXEL_PNG
 
 
-class World:
+class ModelGateway:
     """A gateway with these latencies. `limit_per_s`: it refuses what comes faster, as a window of a second does."""
 
     def __init__(self, latencies: Latencies, limit_per_s: float | None, seed: int = 0) -> None:
         self._latencies = latencies
         self._limit_per_s = limit_per_s
-        self._chance = Random(seed)
+        self._random = Random(seed)
         self._ends_s: dict[str, tuple[float, float]] = {}  # by request_id: when it ends, and how long it took
         self._window: deque[float] = deque()
         self.accepted_s: list[float] = []
 
     async def submit(self, body: bytes, *, callback: str = "") -> PostVerdict:
         now_s = asyncio.get_running_loop().time()
-        refused = self._refused(now_s)
-        await asyncio.sleep(POST_S)
-        if refused:
-            return refused
-        took_s = self._latencies(self._chance)
+        refusal = self._check_limit(now_s)
+        await asyncio.sleep(SUBMIT_LATENCY_S)
+        if refusal:
+            return refusal
+        took_s = self._latencies(self._random)
         request_id = f"krea-2-large-text-to-image_{len(self._ends_s):012d}"
         self._ends_s[request_id] = now_s + took_s, took_s
         self.accepted_s.append(now_s)
         return Accepted(request_id, Waiting("QUEUED"))
 
     async def poll(self, request_id: str) -> PollVerdict:
-        await asyncio.sleep(POLL_S)
+        await asyncio.sleep(POLL_LATENCY_S)
         end_s, took_s = self._ends_s[request_id]
         if asyncio.get_running_loop().time() < end_s:
             return Waiting("PROCESSING")
         return Finished((f"https://cdn.invalid/{request_id}.png",), "image/png", took_s=took_s)
 
-    async def fetch(self, url: str, *, offset: int = 0, etag: str | None = None) -> Pixel:
-        await asyncio.sleep(FETCH_S)
-        return Pixel()
+    async def fetch(self, url: str, *, offset: int = 0, etag: str | None = None) -> OnePixelImage:
+        await asyncio.sleep(DOWNLOAD_LATENCY_S)
+        return OnePixelImage()
 
-    def _refused(self, now_s: float) -> Refused | None:
+    def _check_limit(self, now_s: float) -> Refused | None:
         if self._limit_per_s is None:
             return None
         span_s = max(1.0, 1.0 / self._limit_per_s)

@@ -14,18 +14,18 @@ A run does not depend on this package. Metrics and traces each need a library of
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from krea_batch.observability.logs import JsonLines, KeyValues
-    from krea_batch.observability.metrics import Metrics
-    from krea_batch.observability.traces import Traces
+    from krea_batch.observability.logs import JsonFormatter, LogfmtFormatter
+    from krea_batch.observability.metrics import MetricsListener
+    from krea_batch.observability.traces import TracingListener
 from importlib.resources import files
 
-__all__ = ["JsonLines", "KeyValues", "Metrics", "Traces", "dashboard"]
+__all__ = ["JsonFormatter", "LogfmtFormatter", "MetricsListener", "TracingListener", "dashboard"]
 
-_MODULES = {
-    "JsonLines": "logs",
-    "KeyValues": "logs",
-    "Metrics": "metrics",
-    "Traces": "traces",
+_LAZY_MODULES = {
+    "JsonFormatter": "logs",
+    "LogfmtFormatter": "logs",
+    "MetricsListener": "metrics",
+    "TracingListener": "traces",
     "dashboard": "grafana",
 }
 
@@ -34,9 +34,9 @@ def __getattr__(name: str) -> Any:
     """Import a public name, and the library behind it, when it is first used."""
     from importlib import import_module
 
-    if name not in _MODULES:
+    if name not in _LAZY_MODULES:
         raise AttributeError(f"module 'krea_batch.observability' has no attribute {name!r}")
-    return getattr(import_module(f"krea_batch.observability.{_MODULES[name]}"), name)
+    return getattr(import_module(f"krea_batch.observability.{_LAZY_MODULES[name]}"), name)
 
 
 def dashboard() -> str:

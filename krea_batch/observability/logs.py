@@ -15,77 +15,77 @@ from typing import Any
 
 import orjson
 
-_SLOT = re.compile(r"(?:(?P<key>[A-Za-z_]\w*)=)?%(?P<how>[-+ #0]*\d*(?:\.\d+)?[a-zA-Z])|%%")
-_PLAIN = re.compile(r"[^\s\"=\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]+")
-_INTEGERS = range(-(2**63), 2**64)  # what JSON encoders carry exactly
+_PLACEHOLDER = re.compile(r"(?:(?P<key>[A-Za-z_]\w*)=)?%(?P<how>[-+ #0]*\d*(?:\.\d+)?[a-zA-Z])|%%")
+_UNQUOTED = re.compile(r"[^\s\"=\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]+")
+_JSON_INTEGERS = range(-(2**63), 2**64)  # what JSON encoders carry exactly
 
 
-class JsonLines(logging.Formatter):
+class JsonFormatter(logging.Formatter):
     """One JSON object a line: time (UTC), level, logger, message, the fields of the message, exception if any."""
 
     def format(self, record: logging.LogRecord) -> str:
-        line: dict[str, Any] = {"time": _instant(record), "level": record.levelname, "logger": record.name}
-        line["message"] = _sound(record.getMessage())
-        for key, value in fields(record):
-            line.setdefault(key, _carried(value))
+        line: dict[str, Any] = {"time": _format_time(record), "level": record.levelname, "logger": record.name}
+        line["message"] = _utf8_safe(record.getMessage())
+        for key, value in record_fields(record):
+            line.setdefault(key, _json_value(value))
         if record.exc_info:
-            line["exception"] = _sound(self.formatException(record.exc_info))
+            line["exception"] = _utf8_safe(self.formatException(record.exc_info))
         return orjson.dumps(line).decode()
 
 
-class KeyValues(logging.Formatter):
+class LogfmtFormatter(logging.Formatter):
     """One line of `key=value`; a value with blanks, quotes or line ends in it is put in quotes, as JSON has them."""
 
     def format(self, record: logging.LogRecord) -> str:
-        line = f"{_instant(record)} {record.levelname[0]} {record.name} {_quoted(record)}"
-        return f"{line}\n{_sound(self.formatException(record.exc_info))}" if record.exc_info else line
+        line = f"{_format_time(record)} {record.levelname[0]} {record.name} {_quoted_message(record)}"
+        return f"{line}\n{_utf8_safe(self.formatException(record.exc_info))}" if record.exc_info else line
 
 
-def fields(record: logging.LogRecord) -> Iterator[tuple[str, Any]]:
+def record_fields(record: logging.LogRecord) -> Iterator[tuple[str, Any]]:
     """Each `key=%…` of the record's template with the argument that belongs there."""
-    for slot, value in _filled(record):
+    for slot, value in _slots_with_args(record):
         if slot["key"]:
             yield slot["key"], value
 
 
-def _filled(record: logging.LogRecord) -> Iterator[tuple[re.Match[str], Any]]:
+def _slots_with_args(record: logging.LogRecord) -> Iterator[tuple[re.Match[str], Any]]:
     """The places of the template that arguments go to, and the arguments."""
     args = record.args
     if isinstance(record.msg, str) and args and not isinstance(args, Mapping):
-        slots = [slot for slot in _SLOT.finditer(record.msg) if slot["how"]]
+        slots = [slot for slot in _PLACEHOLDER.finditer(record.msg) if slot["how"]]
         yield from zip(slots, args, strict=False)
 
 
-def _quoted(record: logging.LogRecord) -> str:
+def _quoted_message(record: logging.LogRecord) -> str:
     """The record's message, with its fields quoted where need be."""
-    line, done = "", 0
-    for slot, value in _filled(record):
+    line, end = "", 0
+    for slot, value in _slots_with_args(record):
         text = f"%{slot['how']}" % value
-        line += _literal(record.msg[done : slot.start()])
-        line += f"{slot['key']}={_quote(text)}" if slot["key"] else _sound(text)
-        done = slot.end()
-    return line + _literal(record.msg[done:]) if done else _sound(record.getMessage())
+        line += _literal(record.msg[end : slot.start()])
+        line += f"{slot['key']}={_quote(text)}" if slot["key"] else _utf8_safe(text)
+        end = slot.end()
+    return line + _literal(record.msg[end:]) if end else _utf8_safe(record.getMessage())
 
 
 def _literal(template: str) -> str:
-    return _sound(template.replace("%%", "%"))
+    return _utf8_safe(template.replace("%%", "%"))
 
 
 def _quote(text: str) -> str:
-    return text if _PLAIN.fullmatch(text) else json.dumps(text, ensure_ascii=not text.isprintable())
+    return text if _UNQUOTED.fullmatch(text) else json.dumps(text, ensure_ascii=not text.isprintable())
 
 
-def _sound(text: str) -> str:
+def _utf8_safe(text: str) -> str:
     """The text without what UTF-8 cannot carry."""
     return text.encode("utf-8", "backslashreplace").decode()
 
 
-def _carried(value: Any) -> Any:
+def _json_value(value: Any) -> Any:
     """What JSON carries as it is, and of anything else its text."""
-    if value is None or isinstance(value, (bool, float)) or (type(value) is int and value in _INTEGERS):
+    if value is None or isinstance(value, (bool, float)) or (type(value) is int and value in _JSON_INTEGERS):
         return value
-    return _sound(str(value))
+    return _utf8_safe(str(value))
 
 
-def _instant(record: logging.LogRecord) -> str:
+def _format_time(record: logging.LogRecord) -> str:
     return datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")

@@ -37,19 +37,37 @@ from krea_batch.events import (
 )
 from krea_batch.jobs import FINAL, IN_FLIGHT, State
 
-CHARGES = ("charged", "refunded", "unknown", "explained")
-TROUBLED = ("submit", "poll", "download", "sink")  # events.Troubled
+CHARGE_KINDS = ("charged", "refunded", "unknown", "resolved")
+RETRY_STAGES = ("submit", "poll", "download", "sink")  # events.Troubled
 
 # Chosen: narrow steps where the usual values lie, wider ones from there to where a setting ends the wait.
-ANSWER_S = (0.05, 0.1, 0.2, 0.3, 0.5, 0.75, 1.0, 2.0, 5.0, 10.0, 30.0, 60.0)  # to request_timeout_s
+SUBMIT_BUCKETS_S = (0.05, 0.1, 0.2, 0.3, 0.5, 0.75, 1.0, 2.0, 5.0, 10.0, 30.0, 60.0)  # to request_timeout_s
 # The document's example takes 15 s; job_timeout_s ends the wait.
-GENERATION_S = (1.0, 2.0, 4.0, 6.0, 8.0, 10.0, 12.5, 15.0, 20.0, 25.0, 30.0, 45.0, 60.0, 120.0, 300.0, 600.0, 1800.0)
-LAG_S = (0.1, 0.25, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 5.0, 7.5, 10.0, 20.0, 60.0)  # about poll_interval_s
-DOWNLOAD_S = (0.05, 0.1, 0.2, 0.3, 0.5, 0.75, 1.0, 2.0, 5.0, 10.0, 30.0, 60.0, 300.0)
-JOB_S = (*GENERATION_S, 3600.0, 86400.0)  # a run that was stopped goes on hours later
+GENERATION_BUCKETS_S = (
+    1.0,
+    2.0,
+    4.0,
+    6.0,
+    8.0,
+    10.0,
+    12.5,
+    15.0,
+    20.0,
+    25.0,
+    30.0,
+    45.0,
+    60.0,
+    120.0,
+    300.0,
+    600.0,
+    1800.0,
+)
+LAG_BUCKETS_S = (0.1, 0.25, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 5.0, 7.5, 10.0, 20.0, 60.0)  # about poll_interval_s
+DOWNLOAD_BUCKETS_S = (0.05, 0.1, 0.2, 0.3, 0.5, 0.75, 1.0, 2.0, 5.0, 10.0, 30.0, 60.0, 300.0)
+JOB_BUCKETS_S = (*GENERATION_BUCKETS_S, 3600.0, 86400.0)  # a run that was stopped goes on hours later
 
 
-class Metrics:
+class MetricsListener:
     """A listener of events that keeps metrics in `registry`; one of its own where none is given.
 
     One may listen to several engines: what they do adds up, and the rate is the one told last.
@@ -58,103 +76,109 @@ class Metrics:
     def __init__(self, registry: CollectorRegistry | None = None, *, clock: Callable[[], float] = time.time) -> None:
         self.registry = CollectorRegistry() if registry is None else registry
         self._clock = clock  # seconds since 1970
-        self._held_until_at = 0.0
+        self._paused_until_at = 0.0
         self._make_job_metrics()
         self._make_submit_metrics()
         self._make_poll_metrics()
         self._make_download_metrics()
-        self._hear: dict[type[Event], Callable[[Any], None]] = {
-            Moved: self._moved,
-            Ended: self._ended,
-            TakenOver: self._taken_over,
-            Posted: self._posted,
-            Polled: self._polled,
-            Called: self._called,
-            Generated: self._generated,
-            Stored: self._stored,
-            Paced: self._paced,
-            Held: self._held,
-            Troubled: self._troubled,
-            Stopping: self._stopping,
-            Closed: self._closed,
+        self._handlers: dict[type[Event], Callable[[Any], None]] = {
+            Moved: self._on_state_changed,
+            Ended: self._on_job_ended,
+            TakenOver: self._on_job_resumed,
+            Posted: self._on_submit_completed,
+            Polled: self._on_poll_completed,
+            Called: self._on_callback_received,
+            Generated: self._on_generation_completed,
+            Stored: self._on_image_stored,
+            Paced: self._on_rate_changed,
+            Held: self._on_submits_paused,
+            Troubled: self._on_retry_scheduled,
+            Stopping: self._on_run_stopping,
+            Closed: self._on_run_closed,
         }
 
     def __call__(self, event: Event) -> None:
         """Count an event. Of kinds that are not known here, nothing is counted."""
-        if hear := self._hear.get(type(event)):
-            hear(event)
+        if handler := self._handlers.get(type(event)):
+            handler(event)
 
     # ---- what there is -----------------------------------------------------------------------------------
 
     def _make_job_metrics(self) -> None:
         self._jobs = self._counter("jobs", "Jobs that ended.", "status", FINAL)
         self._in_flight = self._gauge("jobs_in_flight", "Jobs between submit and stored.", "state", IN_FLIGHT)
-        self._job_s = self._histogram("job_seconds", "From the last submit of a job until it was stored.", JOB_S)
-        self._troubles = self._counter("troubles", "What failed and is tried again.", "where", TROUBLED)
-        self._stops = self._total("stops", "Times that a run stopped early.")
+        self._job_s = self._histogram(
+            "job_seconds", "From the last submit of a job until it was stored.", JOB_BUCKETS_S
+        )
+        self._retries = self._counter("retries", "Requests that failed and are retried.", "stage", RETRY_STAGES)
+        self._early_stops = self._total("early_stops", "Runs that stopped early.")
 
     def _make_submit_metrics(self) -> None:
         self._submits = self._counter("submits", "POSTs, by what they came to.", "result", get_args(PostResult))
-        self._submit_s = self._histogram("submit_seconds", "From a POST until its result was on record.", ANSWER_S)
-        self._refused = self._counter("refused", "POSTs that were clearly refused.", "status", ("429",))
+        self._submit_s = self._histogram(
+            "submit_seconds", "From a POST until its result was on record.", SUBMIT_BUCKETS_S
+        )
+        self._refused = self._counter("submit_errors", "POSTs that the gateway refused.", "status", ("429",))
         self._charges = self._counter(
             "charges",
             "Accepted POSTs (charged), those of them that came to ERROR (refunded), ambiguous POSTs (unknown), "
             "and those of them that a callback proved to be accepted (explained, and charged).",
             "kind",
-            CHARGES,
+            CHARGE_KINDS,
         )
-        self._rate = self._own(Gauge, "rate_per_second", "Submits that are allowed in a second now.")
-        self._holds = self._total("holds", "Times that all submits were held back.")
-        self._held_until = self._own(
-            Gauge, "held_until_timestamp_seconds", "Until when submits are held back, in seconds since 1970."
+        self._rate = self._create(Gauge, "rate_per_second", "Submits that are allowed in a second now.")
+        self._submit_pauses = self._total("submit_pauses", "Pauses of all submits.")
+        self._paused_until = self._create(
+            Gauge, "submits_paused_until_timestamp_seconds", "When paused submits resume, in seconds since 1970."
         )
 
     def _make_poll_metrics(self) -> None:
         self._polls = self._counter("polls", "Answers to polls.", "result", get_args(PollResult))
-        self._calls = self._counter("callbacks", "Callbacks for jobs of this folder.", "result", get_args(CallResult))
+        self._callbacks = self._counter(
+            "callbacks", "Callbacks for jobs of this folder.", "result", get_args(CallResult)
+        )
         self._generation_s = self._histogram(
             "generation_seconds",
             "From accepted to finished: by the gateway's word, or else until it was seen.",
-            GENERATION_S,
+            GENERATION_BUCKETS_S,
         )
         self._lag_s = self._histogram(
-            "lag_seconds", "From finished, by the gateway's word, until it was seen.", LAG_S
+            "lag_seconds", "From finished, by the gateway's word, until it was seen.", LAG_BUCKETS_S
         )
 
     def _make_download_metrics(self) -> None:
         self._downloads = self._total("downloads", "Pictures stored.")
         self._downloaded_bytes = self._total("downloaded_bytes", "Bytes of the pictures stored.")
         self._download_s = self._histogram(
-            "download_seconds", "From the last request for a picture until it was stored.", DOWNLOAD_S
+            "download_seconds", "From the last request for a picture until it was stored.", DOWNLOAD_BUCKETS_S
         )
 
-    def _own(self, kind: Callable[..., Any], name: str, about: str, **more: Any) -> Any:
-        return kind(f"krea_batch_{name}", about, registry=self.registry, **more)
+    def _create(self, kind: Callable[..., Any], name: str, documentation: str, **options: Any) -> Any:
+        return kind(f"krea_batch_{name}", documentation, registry=self.registry, **options)
 
-    def _total(self, name: str, about: str) -> Counter:
-        made: Counter = self._own(Counter, name, about)
-        return made
+    def _total(self, name: str, documentation: str) -> Counter:
+        metric: Counter = self._create(Counter, name, documentation)
+        return metric
 
-    def _counter(self, name: str, about: str, label: str, words: Iterable[str]) -> Counter:
-        made: Counter = self._own(Counter, name, about, labelnames=[label])
-        for word in words:
-            made.labels(str(word))  # there from the start, so that the first one is seen as a step from 0
-        return made
+    def _counter(self, name: str, documentation: str, label: str, values: Iterable[str]) -> Counter:
+        metric: Counter = self._create(Counter, name, documentation, labelnames=[label])
+        for value in values:
+            metric.labels(str(value))  # there from the start, so that the first one is seen as a step from 0
+        return metric
 
-    def _gauge(self, name: str, about: str, label: str, words: Iterable[str]) -> Gauge:
-        made: Gauge = self._own(Gauge, name, about, labelnames=[label])
-        for word in words:
-            made.labels(str(word))
-        return made
+    def _gauge(self, name: str, documentation: str, label: str, values: Iterable[str]) -> Gauge:
+        metric: Gauge = self._create(Gauge, name, documentation, labelnames=[label])
+        for value in values:
+            metric.labels(str(value))
+        return metric
 
-    def _histogram(self, name: str, about: str, buckets: tuple[float, ...]) -> Histogram:
-        made: Histogram = self._own(Histogram, name, about, buckets=buckets)
-        return made
+    def _histogram(self, name: str, documentation: str, buckets: tuple[float, ...]) -> Histogram:
+        metric: Histogram = self._create(Histogram, name, documentation, buckets=buckets)
+        return metric
 
     # ---- what each event counts for ----------------------------------------------------------------------
 
-    def _moved(self, event: Moved) -> None:
+    def _on_state_changed(self, event: Moved) -> None:
         if event.old in IN_FLIGHT:
             self._in_flight.labels(event.old.value).dec()
         if event.new in IN_FLIGHT:
@@ -162,20 +186,20 @@ class Metrics:
         if event.old is State.ACCEPTED and event.new in (State.PENDING, State.ERRORED):
             self._charges.labels("refunded").inc()
         if event.old is State.AMBIGUOUS and event.new is State.ACCEPTED:
-            self._charges.labels("explained").inc()
+            self._charges.labels("resolved").inc()
             self._charges.labels("charged").inc()
 
-    def _ended(self, event: Ended) -> None:
+    def _on_job_ended(self, event: Ended) -> None:
         outcome = event.outcome
         self._jobs.labels(outcome.status.value).inc()
         if outcome.succeeded and outcome.submitted_at and outcome.stored_at:
             self._job_s.observe(_between_s(outcome.submitted_at, outcome.stored_at))
 
-    def _taken_over(self, event: TakenOver) -> None:
+    def _on_job_resumed(self, event: TakenOver) -> None:
         if event.state in IN_FLIGHT:
             self._in_flight.labels(event.state.value).inc()
 
-    def _posted(self, event: Posted) -> None:
+    def _on_submit_completed(self, event: Posted) -> None:
         self._submits.labels(event.result).inc()
         if event.result != "not_sent":
             self._submit_s.observe(event.took_s)
@@ -186,37 +210,37 @@ class Metrics:
         elif event.result == "ambiguous":
             self._charges.labels("unknown").inc()
 
-    def _polled(self, event: Polled) -> None:
+    def _on_poll_completed(self, event: Polled) -> None:
         self._polls.labels(event.result).inc()
 
-    def _called(self, event: Called) -> None:
-        self._calls.labels(event.result).inc()
+    def _on_callback_received(self, event: Called) -> None:
+        self._callbacks.labels(event.result).inc()
 
-    def _generated(self, event: Generated) -> None:
+    def _on_generation_completed(self, event: Generated) -> None:
         self._generation_s.observe(event.took_s)
         if event.lag_s is not None:
             self._lag_s.observe(event.lag_s)
 
-    def _stored(self, event: Stored) -> None:
+    def _on_image_stored(self, event: Stored) -> None:
         self._downloads.inc()
         self._downloaded_bytes.inc(event.bytes)
         self._download_s.observe(event.took_s)
 
-    def _paced(self, event: Paced) -> None:
+    def _on_rate_changed(self, event: Paced) -> None:
         self._rate.set(event.per_s)
 
-    def _held(self, event: Held) -> None:
-        self._holds.inc()
-        self._held_until_at = max(self._held_until_at, self._clock() + event.wait_s)
-        self._held_until.set(self._held_until_at)
+    def _on_submits_paused(self, event: Held) -> None:
+        self._submit_pauses.inc()
+        self._paused_until_at = max(self._paused_until_at, self._clock() + event.wait_s)
+        self._paused_until.set(self._paused_until_at)
 
-    def _troubled(self, event: Troubled) -> None:
-        self._troubles.labels(event.where).inc()
+    def _on_retry_scheduled(self, event: Troubled) -> None:
+        self._retries.labels(event.where).inc()
 
-    def _stopping(self, _: Stopping) -> None:
-        self._stops.inc()
+    def _on_run_stopping(self, _: Stopping) -> None:
+        self._early_stops.inc()
 
-    def _closed(self, event: Closed) -> None:
+    def _on_run_closed(self, event: Closed) -> None:
         for state, count in event.left.items():
             self._in_flight.labels(state.value).dec(count)
 

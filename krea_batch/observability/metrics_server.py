@@ -15,7 +15,7 @@ from prometheus_client import CollectorRegistry
 
 from krea_batch.errors import SettingsError
 
-OPTION = "metrics_port"
+METRICS_PORT = "metrics_port"
 
 
 class Address(Struct, frozen=True):
@@ -31,7 +31,7 @@ class Address(Struct, frozen=True):
         host = host.removeprefix("[").removesuffix("]")
         if not (port.isascii() and port.isdecimal()) or int(port) > 65535 or (colon and not host):
             raise SettingsError(
-                OPTION, f"invalid port {text!r}", "use e.g. 9100, 0.0.0.0:9100, or 0 for any free port"
+                METRICS_PORT, f"invalid port {text!r}", "use e.g. 9100, 0.0.0.0:9100, or 0 for any free port"
             )
         return cls(host or "127.0.0.1", int(port))
 
@@ -43,14 +43,14 @@ class Address(Struct, frozen=True):
 
 
 @contextmanager
-def served(registry: CollectorRegistry, address: Address) -> Iterator[Address]:
+def serve_registry(registry: CollectorRegistry, address: Address) -> Iterator[Address]:
     """Serve the metrics; yields where they are. Raises SettingsError when nobody can listen there."""
     try:
         server, thread = prometheus_client.start_http_server(address.port, address.host, registry)
     except (OSError, UnicodeError) as error:
         reason = error.strerror if isinstance(error, OSError) else "invalid host name"
         problem = f"cannot listen on {address.host}:{address.port} ({reason})"
-        raise SettingsError(OPTION, problem, "use another port, or 0 for any free port") from None
+        raise SettingsError(METRICS_PORT, problem, "use another port, or 0 for any free port") from None
     try:
         yield Address(address.host, server.server_port)
     finally:

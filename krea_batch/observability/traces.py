@@ -23,12 +23,12 @@ from opentelemetry.trace import Span, Status, StatusCode, TracerProvider
 from krea_batch.events import Closed, Ended, Event, Moved, Posted, TakenOver, Troubled
 from krea_batch.jobs import Outcome, State
 
-JOB = "krea-2-large"
-STAGES = {State.ACCEPTED: "wait", State.FINISHED: "download"}
-TOLD = ("aspect_ratio", "creativity", "seed")  # of the request; never its prompt
+JOB_SPAN = "krea-2-large"
+STAGE_SPANS = {State.ACCEPTED: "wait", State.FINISHED: "download"}
+REQUEST_ATTRIBUTES = ("aspect_ratio", "creativity", "seed")  # of the request; never its prompt
 
 
-class _Trip:
+class _JobSpans:
     """The open spans of one job."""
 
     __slots__ = ("context", "job", "stage")
@@ -39,7 +39,7 @@ class _Trip:
         self.stage: Span | None = None
 
 
-class Traces:
+class TracingListener:
     """A listener of events that makes spans, by the global provider where none is given."""
 
     def __init__(
@@ -47,106 +47,111 @@ class Traces:
     ) -> None:
         self._tracer = trace.get_tracer("krea_batch", version("krea-batch"), tracer_provider)
         self._clock_ns = clock_ns
-        self._trips: dict[str, _Trip] = {}
-        self._hear: dict[type[Event], Callable[[Any], None]] = {
-            Moved: self._moved,
-            TakenOver: self._taken_over,
-            Posted: self._posted,
-            Troubled: self._troubled,
-            Ended: self._ended,
-            Closed: self._closed,
+        self._open_jobs: dict[str, _JobSpans] = {}
+        self._handlers: dict[type[Event], Callable[[Any], None]] = {
+            Moved: self._on_state_changed,
+            TakenOver: self._on_job_resumed,
+            Posted: self._on_submit_completed,
+            Troubled: self._on_retry_scheduled,
+            Ended: self._on_job_ended,
+            Closed: self._on_run_closed,
         }
 
     def __call__(self, event: Event) -> None:
         """Begin and end the spans that an event speaks of."""
-        if hear := self._hear.get(type(event)):
-            hear(event)
+        if handler := self._handlers.get(type(event)):
+            handler(event)
 
     @property
     def open_jobs(self) -> int:
         """Jobs whose span has not ended."""
-        return len(self._trips)
+        return len(self._open_jobs)
 
     # ---- what each event begins and ends -----------------------------------------------------------------
 
-    def _moved(self, event: Moved) -> None:
-        trip = self._trips.get(event.job_id) or self._begin(event.job_id)
+    def _on_state_changed(self, event: Moved) -> None:
+        spans = self._open_jobs.get(event.job_id) or self._start_job(event.job_id)
         if event.request_id:
-            trip.job.set_attribute("krea_batch.request_id", event.request_id)
-        self._enter(trip, event.new)
+            spans.job.set_attribute("krea_batch.request_id", event.request_id)
+        self._enter_stage(spans, event.new)
 
-    def _taken_over(self, event: TakenOver) -> None:
-        trip = self._begin(event.job_id)
-        trip.job.set_attribute("krea_batch.taken_over", True)
+    def _on_job_resumed(self, event: TakenOver) -> None:
+        spans = self._start_job(event.job_id)
+        spans.job.set_attribute("krea_batch.resumed", True)
         if event.request_id:
-            trip.job.set_attribute("krea_batch.request_id", event.request_id)
-        self._enter(trip, event.state)
+            spans.job.set_attribute("krea_batch.request_id", event.request_id)
+        self._enter_stage(spans, event.state)
 
-    def _posted(self, event: Posted) -> None:
-        trip = self._trips.get(event.job_id) or self._begin(event.job_id)
+    def _on_submit_completed(self, event: Posted) -> None:
+        spans = self._open_jobs.get(event.job_id) or self._start_job(event.job_id)
         now_ns = self._clock_ns()
         span = self._tracer.start_span(
-            "submit", trip.context, start_time=now_ns - round(event.took_s * 1e9), attributes=_of_post(event)
+            "submit",
+            spans.context,
+            start_time=now_ns - round(event.took_s * 1e9),
+            attributes=_submit_attributes(event),
         )
         if event.result != "accepted":
             span.set_status(Status(StatusCode.ERROR, event.result))
         span.end(now_ns)
 
-    def _troubled(self, event: Troubled) -> None:
-        if trip := self._trips.get(event.job_id):
-            told = {"krea_batch.where": event.where, "krea_batch.reason": event.reason}
-            (trip.stage or trip.job).add_event("trouble", told, self._clock_ns())
+    def _on_retry_scheduled(self, event: Troubled) -> None:
+        if spans := self._open_jobs.get(event.job_id):
+            attributes = {"krea_batch.stage": event.where, "krea_batch.reason": event.reason}
+            (spans.stage or spans.job).add_event("trouble", attributes, self._clock_ns())
 
-    def _ended(self, event: Ended) -> None:
-        if trip := self._trips.pop(event.outcome.id, None):
-            trip.job.set_attributes(_of_outcome(event.outcome))
+    def _on_job_ended(self, event: Ended) -> None:
+        if spans := self._open_jobs.pop(event.outcome.id, None):
+            spans.job.set_attributes(_outcome_attributes(event.outcome))
             if error := event.outcome.error:
-                trip.job.set_attribute("error.type", error.kind)
-                trip.job.set_status(Status(StatusCode.ERROR, error.message))
-            self._end(trip)
+                spans.job.set_attribute("error.type", error.kind)
+                spans.job.set_status(Status(StatusCode.ERROR, error.message))
+            self._end_job(spans)
 
-    def _closed(self, _: Closed) -> None:
-        trips, self._trips = self._trips, {}
-        for trip in trips.values():
-            trip.job.set_attribute("krea_batch.left", True)  # the next run goes on with it, in a span of its own
-            self._end(trip)
+    def _on_run_closed(self, _: Closed) -> None:
+        open_jobs, self._open_jobs = self._open_jobs, {}
+        for spans in open_jobs.values():
+            spans.job.set_attribute("krea_batch.unfinished", True)  # the next run goes on with it, in a span of its own
+            self._end_job(spans)
 
     # ---- parts -------------------------------------------------------------------------------------------
 
-    def _begin(self, job_id: str) -> _Trip:
+    def _start_job(self, job_id: str) -> _JobSpans:
         job = self._tracer.start_span(
-            JOB, Context(), start_time=self._clock_ns(), attributes={"krea_batch.job_id": job_id}
+            JOB_SPAN, Context(), start_time=self._clock_ns(), attributes={"krea_batch.job_id": job_id}
         )
-        trip = self._trips[job_id] = _Trip(job)
-        return trip
+        spans = self._open_jobs[job_id] = _JobSpans(job)
+        return spans
 
-    def _enter(self, trip: _Trip, state: State) -> None:
+    def _enter_stage(self, spans: _JobSpans, state: State) -> None:
         """End the stage that the job was in, and begin the one that it is in now, if that is one."""
         now_ns = self._clock_ns()
-        if trip.stage:
-            trip.stage.end(now_ns)
-        name = STAGES.get(state)
-        trip.stage = self._tracer.start_span(name, trip.context, start_time=now_ns) if name else None
+        if spans.stage:
+            spans.stage.end(now_ns)
+        name = STAGE_SPANS.get(state)
+        spans.stage = self._tracer.start_span(name, spans.context, start_time=now_ns) if name else None
 
-    def _end(self, trip: _Trip) -> None:
+    def _end_job(self, spans: _JobSpans) -> None:
         now_ns = self._clock_ns()
-        if trip.stage:
-            trip.stage.end(now_ns)
-        trip.job.end(now_ns)
+        if spans.stage:
+            spans.stage.end(now_ns)
+        spans.job.end(now_ns)
 
 
-def _of_post(event: Posted) -> dict[str, str | int]:
-    told: dict[str, str | int] = {"krea_batch.result": event.result}
-    return told | {"http.response.status_code": event.status} if event.status else told
+def _submit_attributes(event: Posted) -> dict[str, str | int]:
+    attributes: dict[str, str | int] = {"krea_batch.result": event.result}
+    return attributes | {"http.response.status_code": event.status} if event.status else attributes
 
 
-def _of_outcome(outcome: Outcome) -> dict[str, str | int]:
-    told: dict[str, str | int] = {
+def _outcome_attributes(outcome: Outcome) -> dict[str, str | int]:
+    attributes: dict[str, str | int] = {
         "krea_batch.status": outcome.status.value,
         "krea_batch.polls": outcome.polls,
         "krea_batch.attempts": outcome.attempts,
         "krea_batch.bytes": sum(file.bytes for file in outcome.files),
     }
     if outcome.request_id:
-        told["krea_batch.request_id"] = outcome.request_id
-    return told | {f"krea_batch.{name}": outcome.request[name] for name in TOLD if name in outcome.request}
+        attributes["krea_batch.request_id"] = outcome.request_id
+    return attributes | {
+        f"krea_batch.{name}": outcome.request[name] for name in REQUEST_ATTRIBUTES if name in outcome.request
+    }

@@ -16,11 +16,11 @@ from krea_batch.errors import InternalError
 T = TypeVar("T")
 Ts = TypeVarTuple("Ts")
 
-LONGEST_S = 3650 * 86400.0  # chosen: longer than any forecast
-TICK_S = 1e-6  # a clock that stands still is a trap for whoever waits for "just after now"
+MAX_VIRTUAL_TIME_S = 3650 * 86400.0  # chosen: longer than any forecast
+MIN_STEP_S = 1e-6  # a clock that stands still is a trap for whoever waits for "just after now"
 
 
-class _JumpingSelector(selectors.SelectSelector):
+class _ClockSelector(selectors.SelectSelector):
     """Instead of sleeping, moves the clock."""
 
     def __init__(self) -> None:
@@ -30,9 +30,11 @@ class _JumpingSelector(selectors.SelectSelector):
     def select(self, timeout: float | None = None) -> list[tuple[selectors.SelectorKey, int]]:
         if timeout is None:
             raise InternalError("everything waits for ever: nothing is ready and no timer runs")
-        self.now_s += max(timeout, TICK_S)
-        if self.now_s > LONGEST_S:
-            raise InternalError(f"{LONGEST_S / 86400:.0f} days have passed: something is waited for that never comes")
+        self.now_s += max(timeout, MIN_STEP_S)
+        if self.now_s > MAX_VIRTUAL_TIME_S:
+            raise InternalError(
+                f"{MAX_VIRTUAL_TIME_S / 86400:.0f} days have passed: something is waited for that never comes"
+            )
         return super().select(0)
 
 
@@ -40,42 +42,42 @@ class VirtualTimeLoop(asyncio.SelectorEventLoop):
     """`disk_s` says how many seconds each piece of work for a thread takes; it is done at the end of them."""
 
     def __init__(self, disk_s: Callable[[], float] | None = None) -> None:
-        self._jumping = _JumpingSelector()
+        self._clock_selector = _ClockSelector()
         self._disk_s = disk_s
-        super().__init__(self._jumping)
+        super().__init__(self._clock_selector)
 
     def time(self) -> float:
-        return self._jumping.now_s
+        return self._clock_selector.now_s
 
     def run_in_executor(self, executor: Any, func: Callable[[Unpack[Ts]], T], *args: *Ts) -> asyncio.Future[T]:
         future: asyncio.Future[T] = self.create_future()
         if self._disk_s is None:
-            self._work(lambda *answer: self.call_soon(_resolve, *answer), future, func, *args)
+            self._run_call(lambda *answer: self.call_soon(_resolve, *answer), future, func, *args)
         else:
-            self.call_later(self._disk_s(), self._work, _resolve, future, func, *args)
+            self.call_later(self._disk_s(), self._run_call, _resolve, future, func, *args)
         return future
 
-    def _work(
+    def _run_call(
         self,
-        tell: Callable[..., object],
+        resolve: Callable[..., object],
         future: asyncio.Future[T],
         func: Callable[[Unpack[Ts]], T],
         *args: *Ts,
     ) -> None:
         """Do it even where nobody waits for it any more, as a thread would."""
         try:
-            tell(future, func(*args), None)
+            resolve(future, func(*args), None)
         except Exception as error:  # noqa: BLE001 - a thread would hand it over, too
-            tell(future, None, error)
+            resolve(future, None, error)
 
 
-def _resolve(future: asyncio.Future[Any], answer: Any, error: Exception | None) -> None:
+def _resolve(future: asyncio.Future[Any], result: Any, error: Exception | None) -> None:
     if future.cancelled():
         return
     if error is not None:
         future.set_exception(error)
     else:
-        future.set_result(answer)
+        future.set_result(result)
 
 
 def run_virtual(main: Coroutine[Any, Any, T], disk_s: Callable[[], float] | None = None) -> T:

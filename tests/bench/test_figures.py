@@ -12,14 +12,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 from rich.console import Console
 
-from krea_batch.benchmark.cases import Case, Contender, Record, folder_name, jobs_at, parse_rates
-from krea_batch.benchmark.measurements import each_second, figures, per_second, percentile, spread
-from krea_batch.benchmark.output import HEADS, cells, report, table, write_report
+from krea_batch.benchmark.cases import Case, CaseRecord, Implementation, jobs_for_rate, parse_rates, run_dir_name
+from krea_batch.benchmark.measurements import case_result, counts_per_second, percentile, percentiles, rate_per_s
+from krea_batch.benchmark.output import COLUMN_TITLES, bench_report, cells, result_table, write_bench_json
 from krea_batch.errors import SettingsError
 from krea_batch.settings import Rate
 
 CASE = Case(
-    contender=Contender.ENGINE,
+    implementation=Implementation.ENGINE,
     rate="2/s",
     per_s=2.0,
     jobs=5,
@@ -28,14 +28,14 @@ CASE = Case(
     out="out",
     prompt="a fox",
 )
-RECORD = Record(
+RECORD = CaseRecord(
     accepted_at=[100.0, 100.5, 101.0, 101.5, 103.0],
-    refused_429=1,
+    rate_limited=1,
     polls=10,
     stored=4,
-    most_in_flight=4,
+    peak_in_flight=4,
     lags_s=[0.1, 0.3],
-    late_ms=[1.0, 2.0, 9.0],
+    loop_lags_ms=[1.0, 2.0, 9.0],
     cpu_s=0.02,
     memory_kib=400,
 )
@@ -44,27 +44,29 @@ RECORD = Record(
 class TestNumbers:
     def test_a_record_becomes_figures_a_job(self) -> None:
         """Counts are divided by the accepted jobs, memory by the most in flight, throughput by the limit."""
-        row = figures(CASE, RECORD)
+        row = case_result(CASE, RECORD)
         assert row.accepted == 5
         assert row.accepted_per_s == pytest.approx(4 / 3)
-        assert row.used == pytest.approx(2 / 3)
+        assert row.limit_utilisation == pytest.approx(2 / 3)
         assert row.accepted_each_second == [2, 2, 0, 1]
-        assert (row.refused_429_per_job, row.polls_per_job) == (0.2, 2.0)
+        assert (row.rate_limited_per_job, row.polls_per_job) == (0.2, 2.0)
         assert row.cpu_ms_per_job == pytest.approx(4.0)
         assert row.memory_kib_per_job_in_flight == 100.0
         assert row.lag_mean_s == pytest.approx(0.2)
-        assert row.loop_late_ms == spread([1.0, 2.0, 9.0])
+        assert row.loop_lag_ms == percentiles([1.0, 2.0, 9.0])
 
     def test_what_was_not_measured_is_none_and_not_zero(self) -> None:
         """A run in which nothing was accepted divides by nothing and makes nothing up."""
-        row = figures(CASE, Record())
-        assert (row.used, row.polls_per_job, row.lag_s, row.cpu_ms_per_job, row.loop_late_ms) == (None,) * 5
+        row = case_result(CASE, CaseRecord())
+        assert (row.limit_utilisation, row.polls_per_job, row.lag_s, row.cpu_ms_per_job, row.loop_lag_ms) == (
+            None,
+        ) * 5
         assert "–" in cells(row)
 
     @given(st.lists(st.floats(0, 1000), min_size=1))
     def test_every_instant_is_in_one_bin(self, instants: list[float]) -> None:
         """The bins hold each instant once; the first and the last bin are not empty."""
-        bins = each_second(instants)
+        bins = counts_per_second(instants)
         assert sum(bins) == len(instants)
         assert bins[0]
         assert bins[-1]
@@ -78,10 +80,10 @@ class TestNumbers:
 
     def test_one_instant_has_no_rate(self) -> None:
         """A rate needs two instants that differ."""
-        assert per_second([]) is None
-        assert per_second([3.0]) is None
-        assert per_second([3.0, 3.0]) is None
-        assert each_second([]) == []
+        assert rate_per_s([]) is None
+        assert rate_per_s([3.0]) is None
+        assert rate_per_s([3.0, 3.0]) is None
+        assert counts_per_second([]) == []
 
 
 class TestRates:
@@ -97,29 +99,29 @@ class TestRates:
 
     def test_jobs_are_ten_seconds_of_the_rate(self) -> None:
         """Unless a number was asked for."""
-        assert jobs_at(Rate.parse("50/s"), None) == 500
-        assert jobs_at(Rate.parse("50/s"), 7) == 7
-        assert jobs_at(Rate.parse("1/h"), None) == 2
+        assert jobs_for_rate(Rate.parse("50/s"), None) == 500
+        assert jobs_for_rate(Rate.parse("50/s"), 7) == 7
+        assert jobs_for_rate(Rate.parse("1/h"), None) == 2
 
     def test_a_rate_names_a_folder(self) -> None:
         """Without a separator in it."""
-        assert folder_name(Rate.parse("600/min")) == "600-per-min"
+        assert run_dir_name(Rate.parse("600/min")) == "600-per-min"
 
 
 class TestReport:
     def test_the_table_holds_every_head_and_figure(self) -> None:
         """A row a case, under the heads."""
         text = StringIO()
-        Console(file=text, width=160).print(table([figures(CASE, RECORD)]))
-        for word in (*HEADS, "krea-batch", "2/s", "0.667", "2.0/9.0/9"):
+        Console(file=text, width=160).print(result_table([case_result(CASE, RECORD)]))
+        for word in (*COLUMN_TITLES, "krea-batch", "2/s", "0.667", "2.0/9.0/9"):
             assert word in text.getvalue()
 
     def test_the_report_is_json_with_machine_and_options(self, tmp_path: Path) -> None:
         """bench.json tells what was measured, where, when and how."""
         at = datetime(2030, 1, 2, tzinfo=UTC)
-        path = write_report(tmp_path, report([figures(CASE, RECORD)], {"rates": "2/s"}, at))
+        path = write_bench_json(tmp_path, bench_report([case_result(CASE, RECORD)], {"rates": "2/s"}, at))
         told = json.loads(path.read_text())
         assert told["at"] == "2030-01-02T00:00:00+00:00"
         assert told["options"] == {"rates": "2/s"}
         assert set(told["machine"]) == {"cpus", "system", "python", "uvloop"}
-        assert told["figures"][0]["accepted_each_second"] == [2, 2, 0, 1]
+        assert told["results"][0]["accepted_each_second"] == [2, 2, 0, 1]

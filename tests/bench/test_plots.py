@@ -8,8 +8,8 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from krea_batch.benchmark.cases import Contender
-from krea_batch.benchmark.measurements import Figures, figures
+from krea_batch.benchmark.cases import Implementation
+from krea_batch.benchmark.measurements import CaseResult, case_result
 from krea_batch.benchmark.plots import PLOTS, write_plots
 from tests.bench.test_figures import CASE, RECORD
 
@@ -23,14 +23,14 @@ TITLES = {
 }
 
 
-def rows() -> list[Figures]:
+def rows() -> list[CaseResult]:
     """Two rates, the engine and one script at each; the script has no event loop."""
     made = []
     for per_s in (2.0, 4.0):
-        for contender in (Contender.ENGINE, Contender.THREADS):
+        for contender in (Implementation.ENGINE, Implementation.THREADS):
             case = msgspec.structs.replace(CASE, contender=contender, per_s=per_s, rate=f"{per_s:g}/s")
-            late = RECORD.late_ms if contender is Contender.ENGINE else []
-            made.append(figures(case, msgspec.structs.replace(RECORD, late_ms=late)))
+            late = RECORD.loop_lags_ms if contender is Implementation.ENGINE else []
+            made.append(case_result(case, msgspec.structs.replace(RECORD, late_ms=late)))
     return made
 
 
@@ -45,7 +45,7 @@ def test_every_plot_is_xml_with_its_titles_and_units(tmp_path: Path) -> None:
         text = text_of(tmp_path / f"{name}.svg")
         for title in titles:
             assert title in text
-        assert name == "loop" or Contender.THREADS.value in text
+        assert name == "loop" or Implementation.THREADS.value in text
 
 
 def test_the_same_figures_give_the_same_bytes(tmp_path: Path) -> None:
@@ -63,4 +63,4 @@ def test_a_sweep_in_which_nothing_could_be_measured_is_drawn(tmp_path: Path, cou
     """Empty figures give empty plots, and no error."""
     nothing = msgspec.structs.replace(RECORD, accepted_at=[], late_ms=[], lags_s=[])
     cases = [msgspec.structs.replace(CASE, per_s=float(n + 1)) for n in range(count)]
-    assert len(write_plots(tmp_path, [figures(case, nothing) for case in cases])) == len(PLOTS)
+    assert len(write_plots(tmp_path, [case_result(case, nothing) for case in cases])) == len(PLOTS)

@@ -17,12 +17,12 @@ from tests.processes import PATIENCE_S, Simulate, begin, krea_batch
 pytestmark = pytest.mark.slow
 
 TINY = ("--rates", "20/s,40/s", "--jobs", "8", "--latency", "uniform:0.1,0.4", "--poll-interval", "0.2")
-PLOTS = {"throughput.svg", "timeline.svg", "refused.svg", "polls.svg", "cost.svg", "loop.svg"}
+PLOTS = {"throughput.svg", "timeline.svg", "rate_limited.svg", "polls.svg", "cost.svg", "loop.svg"}
 
 
 def told(folder: Path) -> list[dict[str, Any]]:
     """The figures in bench.json."""
-    figures: list[dict[str, Any]] = json.loads((folder / "bench.json").read_text())["figures"]
+    figures: list[dict[str, Any]] = json.loads((folder / "bench.json").read_text())["results"]
     return figures
 
 
@@ -55,18 +55,18 @@ class TestSimulated:
         for row in rows:
             assert row["accepted"] == row["stored"] == sum(row["accepted_each_second"]) == 8
             assert row["polls_per_job"] >= 1
-            assert row["used"] > 0
+            assert row["limit_utilisation"] > 0
             assert row["cpu_ms_per_job"] > 0
             assert row["lag_s"]["max"] >= row["lag_s"]["p50"] >= 0
-            assert row["loop_late_ms"]["max"] >= row["loop_late_ms"]["p50"]
+            assert row["loop_lag_ms"]["max"] >= row["loop_lag_ms"]["p50"]
 
     def test_compare_measures_the_usual_scripts_on_the_same_work(self, tmp_path: Path) -> None:
         """Three rows a rate, each with all jobs stored, and the simulator's own count of accepts."""
         done = krea_batch("bench", *TINY[2:], "--rates", "40/s", "--compare", "--json", "-q", cwd=tmp_path, key="")
         assert done.returncode == 0, done.stderr
         assert done.stderr == ""
-        rows = json.loads(done.stdout)["figures"]
-        assert [row["contender"] for row in rows] == ["krea-batch", "threads + requests", "aiohttp + aiolimiter"]
+        rows = json.loads(done.stdout)["results"]
+        assert [row["implementation"] for row in rows] == ["krea-batch", "threads + requests", "aiohttp + aiolimiter"]
         for row in rows:
             assert row["accepted"] == row["stored"] == 8
             assert row["lag_mean_s"] is not None

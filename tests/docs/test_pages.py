@@ -12,7 +12,7 @@ from prometheus_client import generate_latest
 
 from krea_batch.cli.app import BAD_INPUT, INTERRUPTED, OK, SOME_FAILED, STOPPED, app
 from krea_batch.jobs import ASPECT_RATIOS, CREATIVITIES, FIELDS, Outcome, State
-from krea_batch.observability import Metrics
+from krea_batch.observability import MetricsListener
 from krea_batch.settings import Rate, Settings
 from tests.docs.pages import PAGES, ROOT, blocks, names, rows
 from tests.processes import krea_batch
@@ -69,7 +69,7 @@ def test_the_settings() -> None:
 
 def test_the_metrics() -> None:
     """Each metric that is told of is one that is served."""
-    served = generate_latest(Metrics().registry).decode()
+    served = generate_latest(MetricsListener().registry).decode()
     told = set(re.findall(r"`(krea_batch_\w+)`", PAGES["howto/watch.md"]))
     assert len(told) >= 8
     assert [name for name in told if f"\n{name}" not in served] == []

@@ -9,21 +9,23 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from krea_batch.errors import SettingsError
-from krea_batch.forecast import Forecast, Question, forecast, latencies_of
-from krea_batch.forecast.latency_model import like, scaled
+from krea_batch.forecast import Forecast, ForecastRequest, forecast, parse_latencies
+from krea_batch.forecast.latency_model import empirical, scaled
 
 pytestmark = pytest.mark.slow
 
 
 def foretold(jobs: int, latency: str = "10s", limit: float | None = None, **settings: object) -> Forecast:
-    return forecast(Question(jobs=jobs, latencies=latencies_of(latency), settings=dict(settings), limit_per_s=limit))
+    return forecast(
+        ForecastRequest(jobs=jobs, latencies=parse_latencies(latency), settings=dict(settings), limit_per_s=limit)
+    )
 
 
 def test_bound_by_the_rate() -> None:
     """500 jobs at 10/s are submitted in 50 s, and the last one takes its latency more."""
     found = foretold(500, rate="10/s")
     assert 58 < found.seconds < 66
-    assert "--rate" in found.binds
+    assert "--rate" in found.bottleneck
     assert found.jobs == found.simulated_jobs == 500
     assert 80 < found.in_flight < 140
 
@@ -32,7 +34,7 @@ def test_bound_by_the_cap() -> None:
     """20 jobs in flight of 10 s each are two a second, whatever the rate."""
     found = foretold(200, rate="50/s", max_in_flight=20)
     assert 100 < found.seconds < 130
-    assert "--max-in-flight" in found.binds
+    assert "--max-in-flight" in found.bottleneck
     assert found.in_flight == 20
 
 
@@ -40,15 +42,15 @@ def test_bound_by_latency() -> None:
     """A hundred jobs are submitted in a moment, and then waited for."""
     found = foretold(100, "60s", rate="50/s")
     assert 60 < found.seconds < 75  # and seen to be done at the next poll
-    assert "latency" in found.binds
+    assert "latency" in found.bottleneck
 
 
 def test_bound_by_the_gateway() -> None:
     """A gateway that takes 5/s is submitted to at 5/s; what it refuses is counted."""
     found = foretold(200, rate="20/s", limit=5.0)
     assert 45 < found.seconds < 75
-    assert "gateway's limit" in found.binds
-    assert found.refused_429 > 0
+    assert "gateway's limit" in found.bottleneck
+    assert found.rate_limited > 0
 
 
 def test_many_jobs_go_on_as_the_first() -> None:
@@ -63,7 +65,7 @@ def test_a_cap_that_is_met_late() -> None:
     """A cap that the first jobs do not reach binds the later ones: 1,900 of 100 s each are 19 a second."""
     found = foretold(50_000, "100s", rate="20/s", max_in_flight=1900)
     assert found.seconds == pytest.approx(50_000 / 19, rel=0.1)
-    assert "--max-in-flight" in found.binds
+    assert "--max-in-flight" in found.bottleneck
     assert found.in_flight == 1900
 
 
@@ -91,7 +93,7 @@ def test_the_same_each_time() -> None:
 )
 def test_latencies(text: str, least: float, most: float) -> None:
     """Each form draws what it says."""
-    latencies, chance = latencies_of(text), Random(0)
+    latencies, chance = parse_latencies(text), Random(0)
     drawn = [latencies(chance) for _ in range(200)]
     assert least <= min(drawn) <= max(drawn) <= most
     assert max(scaled(latencies, 0.5)(Random(0)) for _ in range(5)) <= most / 2
@@ -101,10 +103,10 @@ def test_latencies(text: str, least: float, most: float) -> None:
 def test_what_is_no_latency(text: str) -> None:
     """The error shows how to write one."""
     with pytest.raises(SettingsError, match=r"write 12s, 5s\.\.30s"):
-        latencies_of(text)
+        parse_latencies(text)
 
 
 @given(st.lists(st.floats(0, 100), min_size=1))
 def test_latencies_of_an_earlier_run(seen: list[float]) -> None:
     """Only what was seen is drawn."""
-    assert like(seen)(Random(0)) in seen
+    assert empirical(seen)(Random(0)) in seen

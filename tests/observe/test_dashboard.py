@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from prometheus_client import CollectorRegistry
 
-from krea_batch.observability import Metrics, dashboard
+from krea_batch.observability import MetricsListener, dashboard
 from tests.observe.fates import engine_on, every_fate
 from tests.virtual_time import run_virtual
 
@@ -38,7 +38,7 @@ def expressions() -> Iterator[str]:
 @pytest.fixture(scope="module")
 def registry(tmp_path_factory: pytest.TempPathFactory) -> CollectorRegistry:
     """What a run exports in which everything happens."""
-    metrics = Metrics()
+    metrics = MetricsListener()
     gateway, todo = every_fate()
 
     async def main() -> None:

@@ -13,8 +13,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from krea_batch.observability import JsonLines, KeyValues
-from krea_batch.observability.logs import fields
+from krea_batch.observability import JsonFormatter, LogfmtFormatter
+from krea_batch.observability.logs import record_fields
 from tests.engine_fixtures import rows
 from tests.observe.fates import engine_on, every_fate
 from tests.virtual_time import run_virtual
@@ -25,7 +25,7 @@ def record(template: object, *args: Any, **more: Any) -> logging.LogRecord:
 
 
 def as_json(*given_: Any, **more: Any) -> dict[str, Any]:
-    line = JsonLines().format(record(*given_, **more))
+    line = JsonFormatter().format(record(*given_, **more))
     assert "\n" not in line
     read: dict[str, Any] = json.loads(line)
     return read
@@ -33,7 +33,7 @@ def as_json(*given_: Any, **more: Any) -> dict[str, Any]:
 
 def message(*given_: Any) -> str:
     """A text line without its time, level and logger."""
-    return KeyValues().format(record(*given_)).split(" ", 3)[3]
+    return LogfmtFormatter().format(record(*given_)).split(" ", 3)[3]
 
 
 TOKEN = r'"(?:[^"\\]|\\.)*"|[^ "=]+'
@@ -60,7 +60,7 @@ class TestJson:
 
     def test_a_place_without_a_name_shifts_no_other(self) -> None:
         """An argument that has no key in the template is left out, and those behind it keep theirs."""
-        assert dict(fields(record("100%% of %s: job=%s", "all", "fox"))) == {"job": "fox"}
+        assert dict(record_fields(record("100%% of %s: job=%s", "all", "fox"))) == {"job": "fox"}
 
     def test_an_exception_stands_in_its_own_field(self) -> None:
         """A traceback is one value of one line."""
@@ -125,6 +125,6 @@ class TestRun:
 
         with caplog.at_level(logging.DEBUG, "krea_batch"):
             run_virtual(main())
-        lines = [json.loads(JsonLines().format(each)) for each in caplog.records if each.name == "krea_batch"]
+        lines = [json.loads(JsonFormatter().format(each)) for each in caplog.records if each.name == "krea_batch"]
         last = {line["job"]: line["to"] for line in lines if "to" in line}
         assert last == {job_id: row["status"] for job_id, row in rows(tmp_path).items()}

@@ -30,8 +30,8 @@ from krea_batch.events import (
 )
 from krea_batch.jobs import FINAL, Outcome
 from krea_batch.ledger import Charges
-from krea_batch.observability import Metrics
-from krea_batch.observability.metrics import CHARGES, TROUBLED
+from krea_batch.observability import MetricsListener
+from krea_batch.observability.metrics import CHARGE_KINDS, RETRY_STAGES
 from krea_batch.rules.verdicts import Finished, Waiting
 from krea_batch.testing.scripted_gateway import ScriptedGateway
 from tests.engine_fixtures import jobs, rows
@@ -48,7 +48,7 @@ def an_outcome(status: State = State.SUCCEEDED, **fields: Any) -> Outcome:
 
 def heard(*events: Event, at: float = 0.0) -> CollectorRegistry:
     """What the metrics say after these events."""
-    metrics = Metrics(clock=lambda: at)
+    metrics = MetricsListener(clock=lambda: at)
     for event in events:
         metrics(event)
     return metrics.registry
@@ -79,24 +79,24 @@ class TestEachEvent:
     def test_error_is_a_refund(self, after: State) -> None:
         """An accepted POST that came to ERROR is charged and refunded, whether or not the job goes again."""
         registry = heard(Posted("a", "accepted", 0, 0.1), Moved("a", State.ACCEPTED, after))
-        assert figures(registry, "charges_total") == {"charged": 1, "refunded": 1, "unknown": 0, "explained": 0}
+        assert figures(registry, "charges_total") == {"charged": 1, "refunded": 1, "unknown": 0, "resolved": 0}
 
     def test_an_ambiguous_post_is_an_unknown_charge(self) -> None:
         """A POST of which nobody knows is counted as unknown, and not as charged."""
         registry = heard(Posted("a", "ambiguous", 0, 0.1))
-        assert figures(registry, "charges_total") == {"charged": 0, "refunded": 0, "unknown": 1, "explained": 0}
+        assert figures(registry, "charges_total") == {"charged": 0, "refunded": 0, "unknown": 1, "resolved": 0}
 
     def test_refusals_by_status(self) -> None:
         """A clear refusal is counted under its HTTP status; 429 is there from the start."""
-        assert figures(heard(), "refused_total") == {"429": 0}
+        assert figures(heard(), "submit_errors_total") == {"429": 0}
         registry = heard(Posted("a", "refused", 503, 0.1), Posted("a", "rejected", 400, 0.1))
-        assert figures(registry, "refused_total") == {"429": 0, "503": 1, "400": 1}
+        assert figures(registry, "submit_errors_total") == {"429": 0, "503": 1, "400": 1}
 
     def test_a_hold_lasts_until_the_latest_end_told(self) -> None:
         """Of two holds that overlap, the one that ends later counts."""
         registry = heard(Held(30, 5, "429"), Held(10, 5, "429"), at=1000.0)
-        assert figure(registry, "held_until_timestamp_seconds") == 1030
-        assert figure(registry, "holds_total") == 2
+        assert figure(registry, "submits_paused_until_timestamp_seconds") == 1030
+        assert figure(registry, "submit_pauses_total") == 2
 
     def test_the_rate_is_the_one_told_last(self) -> None:
         """The gauge of the allowed rate follows what is told."""
@@ -121,11 +121,13 @@ class TestEachEvent:
         assert figure(registry, "downloads_total") == 2
         assert figure(registry, "downloaded_bytes_total") == 1500
         assert figure(registry, "download_seconds_sum") == 0.5
-        assert figure(registry, "stops_total") == 1
+        assert figure(registry, "early_stops_total") == 1
 
     def test_every_event_changes_something(self) -> None:
         """No kind of event is forgotten: the listener has an answer to each."""
-        assert set(Metrics()._hear) == set(get_args(Event)) - {Missed}  # which is told to slow readers alone
+        assert set(MetricsListener()._handlers) == set(get_args(Event)) - {
+            Missed
+        }  # which is told to slow readers alone
 
 
 class TestRegistry:
@@ -133,10 +135,10 @@ class TestRegistry:
         """Two listeners stand side by side, and neither touches the library's global registry."""
         from prometheus_client import REGISTRY
 
-        first, second = Metrics(), Metrics()
+        first, second = MetricsListener(), MetricsListener()
         first(Stopping("enough"))
-        assert figure(first.registry, "stops_total") == 1
-        assert figure(second.registry, "stops_total") == 0
+        assert figure(first.registry, "early_stops_total") == 1
+        assert figure(second.registry, "early_stops_total") == 0
         assert not [metric.name for metric in REGISTRY.collect() if metric.name.startswith("krea")]
 
     def test_an_embedders_registry_is_used(self, tmp_path: Path) -> None:
@@ -144,7 +146,7 @@ class TestRegistry:
         registry = CollectorRegistry()
 
         async def main() -> None:
-            async with engine_on(tmp_path, ScriptedGateway(), Metrics(registry)) as engine:
+            async with engine_on(tmp_path, ScriptedGateway(), MetricsListener(registry)) as engine:
                 assert (await engine.generate(Job(prompt="a cat"))).succeeded
 
         run_virtual(main())
@@ -155,13 +157,20 @@ class TestRegistry:
         registry = of_every_fate(tmp_path)[0]
         samples = [sample for metric in registry.collect() for sample in metric.samples]
         words = {text for sample in samples for name, text in sample.labels.items() if name != "le"}
-        known = {*State, *get_args(PostResult), *get_args(PollResult), *get_args(CallResult), *CHARGES, *TROUBLED}
+        known = {
+            *State,
+            *get_args(PostResult),
+            *get_args(PollResult),
+            *get_args(CallResult),
+            *CHARGE_KINDS,
+            *RETRY_STAGES,
+        }
         assert {word for word in words - known if not word.isdigit()} == set()
 
 
 def of_every_fate(out: Path) -> tuple[CollectorRegistry, Engine, Charges]:
     """What the metrics, the counters and the books say of a run in which everything happens."""
-    metrics = Metrics()
+    metrics = MetricsListener()
     gateway, todo = every_fate()
 
     async def main() -> tuple[Engine, Charges]:
@@ -193,11 +202,11 @@ class TestTotals:
         assert figure(registry, "submit_seconds_count") == stats.submits - submits["not_sent"]
         assert submits["accepted"] == stats.accepted
         assert all(submits.values())
-        assert figure(registry, "refused_total", status="429") == stats.rate_limited == 2
+        assert figure(registry, "submit_errors_total", status="429") == stats.rate_limited == 2
         polls = figures(registry, "polls_total")
         assert sum(polls.values()) == stats.polls == sum(row["polls"] for row in rows(tmp_path).values())
         assert all(polls.values())
-        troubles = figures(registry, "troubles_total")
+        troubles = figures(registry, "retries_total")
         assert all(count for where, count in troubles.items() if where != "sink")  # there is none
 
     def test_charges_equal_the_books(self, tmp_path: Path) -> None:
@@ -220,7 +229,7 @@ class TestTotals:
 class TestWayThrough:
     def test_in_flight_is_what_the_gateway_has(self, tmp_path: Path) -> None:
         """While jobs wait at the gateway, as many are counted as accepted; a stop at once takes them off."""
-        metrics, gateway = Metrics(), ScriptedGateway()
+        metrics, gateway = MetricsListener(), ScriptedGateway()
         for job in jobs(5):
             gateway.polls[job.prompt] = [Waiting("QUEUED")]
 
@@ -236,7 +245,7 @@ class TestWayThrough:
         assert set(figures(metrics.registry, "jobs_in_flight").values()) == {0}
 
         gateway.polls.clear()
-        metrics = Metrics()
+        metrics = MetricsListener()
 
         async def go_on() -> dict[str, float]:
             async with engine_on(tmp_path, gateway, metrics):
@@ -250,7 +259,7 @@ class TestWayThrough:
 
     def test_lag_is_what_the_gateway_did_not_take(self, tmp_path: Path) -> None:
         """Generation by the gateway's word and lag together are the age at which a job was seen finished."""
-        metrics, gateway = Metrics(), ScriptedGateway()
+        metrics, gateway = MetricsListener(), ScriptedGateway()
         told: list[Event] = []
 
         url = "https://cdn.example/krea-2-large-text-to-image_00000000/1.png"

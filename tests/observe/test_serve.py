@@ -11,8 +11,8 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from krea_batch import SettingsError
 from krea_batch.events import Stopping
-from krea_batch.observability import Metrics
-from krea_batch.observability.metrics_server import Address, served
+from krea_batch.observability import MetricsListener
+from krea_batch.observability.metrics_server import Address, serve_registry
 
 
 @pytest.mark.parametrize(
@@ -39,9 +39,9 @@ def test_what_is_no_address(text: str) -> None:
 
 def test_metrics_are_served_until_closed() -> None:
     """A free port is found and told; what is fetched there is what the registry has; afterwards nobody answers."""
-    metrics = Metrics()
+    metrics = MetricsListener()
     metrics(Stopping("no money"))
-    with served(metrics.registry, Address("127.0.0.1", 0)) as address:
+    with serve_registry(metrics.registry, Address("127.0.0.1", 0)) as address:
         assert address.port > 0
         assert samples(address)["krea_batch_stops_total"] == 1
     with pytest.raises(urllib.error.URLError):
@@ -58,7 +58,7 @@ def samples(address: Address) -> dict[str, float]:
 @pytest.mark.parametrize("host", ["127.0.0.1", "no.such.host.invalid", "..", "192.0.2.1"])
 def test_where_nobody_can_listen(host: str) -> None:
     """A port that is taken and a host that is not this machine's are errors of the option."""
-    with served(CollectorRegistry(), Address("127.0.0.1", 0)) as taken:
-        never = served(CollectorRegistry(), Address(host, taken.port))
+    with serve_registry(CollectorRegistry(), Address("127.0.0.1", 0)) as taken:
+        never = serve_registry(CollectorRegistry(), Address(host, taken.port))
         with pytest.raises(SettingsError, match="--metrics-port: nobody can listen at"), never:
             pass

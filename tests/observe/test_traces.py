@@ -14,8 +14,8 @@ from opentelemetry.trace import StatusCode
 
 from krea_batch import Job
 from krea_batch.events import Event, Held, Paced, Polled, Stopping
-from krea_batch.observability import Traces
-from krea_batch.observability.traces import JOB
+from krea_batch.observability import TracingListener
+from krea_batch.observability.traces import JOB_SPAN
 from krea_batch.rules.verdicts import Waiting
 from krea_batch.testing.scripted_gateway import ScriptedGateway
 from tests.engine_fixtures import jobs, rows
@@ -35,12 +35,12 @@ class Exported:
         self._spans = InMemorySpanExporter()
         provider = TracerProvider(shutdown_on_exit=False)
         provider.add_span_processor(SimpleSpanProcessor(self._spans))
-        self.traces = Traces(provider, clock_ns=loop_ns)
+        self.traces = TracingListener(provider, clock_ns=loop_ns)
 
     @property
     def jobs(self) -> dict[str, ReadableSpan]:
         """The spans of jobs, by job id."""
-        spans = [span for span in self._spans.get_finished_spans() if span.name == JOB]
+        spans = [span for span in self._spans.get_finished_spans() if span.name == JOB_SPAN]
         return {str(told(span)["krea_batch.job_id"]): span for span in spans}
 
     def parts(self, job: ReadableSpan) -> list[ReadableSpan]:
@@ -133,7 +133,7 @@ class TestSpans:
         """What failed and was tried again is an event of the span in which it did."""
         *_, download = of_every_fate.parts(of_every_fate.jobs["one download trouble"])
         (trouble,) = download.events
-        assert dict(trouble.attributes or {}) == {"krea_batch.where": "download", "krea_batch.reason": "cut"}
+        assert dict(trouble.attributes or {}) == {"krea_batch.stage": "download", "krea_batch.reason": "cut"}
 
 
 class TestEnds:
@@ -155,12 +155,12 @@ class TestEnds:
 
         run_virtual(stop())
         assert first.traces.open_jobs == 0
-        assert told(first.jobs["j0"])["krea_batch.left"] is True
+        assert told(first.jobs["j0"])["krea_batch.unfinished"] is True
         assert first.names("j0") == ["submit", "wait"]
         gateway.polls.clear()
         run_virtual(go_on())
         assert second.names("j0") == ["wait", "download"]
-        assert told(second.jobs["j0"])["krea_batch.taken_over"] is True
+        assert told(second.jobs["j0"])["krea_batch.resumed"] is True
         assert told(second.jobs["j0"])["krea_batch.status"] == "succeeded"
 
     def test_an_engine_that_breaks_ends_every_span(self, tmp_path: Path) -> None:

@@ -141,7 +141,7 @@ def _with_key(headers: dict[str, str], key: str | None) -> dict[str, str]:
 def with_clock(simulator: Simulator) -> Clock:
     """Give the simulator a clock that stands still."""
     clock, state = Clock(), simulator._state
-    state.now, state.began_at = clock, clock.at
+    state.now, state.started_at = clock, clock.at
     return clock
 
 

@@ -25,10 +25,10 @@ ZEROS = [
     "webhooks",
     "webhooks_failed",
     "webhooks_refused",
-    "most_polls_of_a_job",
-    "most_posts_in_a_second",
+    "max_polls_per_job",
+    "max_posts_per_second",
 ]
-NOTHING: dict[str, Any] = dict.fromkeys(ZEROS, 0) | {"refused": {}, "least_poll_gap_s": None, "balance": None}
+NOTHING: dict[str, Any] = dict.fromkeys(ZEROS, 0) | {"refused": {}, "min_poll_gap_s": None, "balance": None}
 
 
 def test_totals_of_nothing() -> None:

@@ -16,9 +16,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from krea_batch.testing.simulator.body_validation import CREATIVITY, RATIOS
-from krea_batch.testing.simulator.drawing.images import SIZES, draw
-from krea_batch.testing.simulator.drawing.tiny_png import SIGNATURE, tiny_picture
+from krea_batch.testing.simulator.body_validation import CREATIVITY, VALID_ASPECT_RATIOS
+from krea_batch.testing.simulator.drawing.images import IMAGE_SIZES, draw
+from krea_batch.testing.simulator.drawing.tiny_png import PNG_FILE_SIGNATURE, tiny_image
 from tests.simulator.served import CAT, KEY, Client, served
 
 AT_ONCE: dict[str, Any] = {"latency": "fixed:0"}
@@ -49,8 +49,8 @@ def pixels(picture: bytes) -> bytes:
 
 def chunks(picture: bytes) -> list[tuple[bytes, bytes]]:
     """A PNG's chunks, each with a checksum that is right."""
-    assert picture.startswith(SIGNATURE)
-    at, found = len(SIGNATURE), []
+    assert picture.startswith(PNG_FILE_SIGNATURE)
+    at, found = len(PNG_FILE_SIGNATURE), []
     while at < len(picture):
         length, kind = struct.unpack_from(">I4s", picture, at)
         data = picture[at + 8 : at + 8 + length]
@@ -88,7 +88,7 @@ def test_a_whole_picture() -> None:
         totals = client.totals()
         assert (totals["downloads"], totals["bytes"]) == (2, 2 * len(first.body))
         assert totals["cdn_requests"] == 2
-        assert client.posts()[0]["job"]["fetches"] == 2
+        assert client.posts()[0]["job"]["download_requests"] == 2
 
     served(ask, **AT_ONCE)
 
@@ -204,7 +204,7 @@ def test_several_outputs() -> None:
         assert len({answer.headers["etag"] for answer in answers}) == 4
         assert len({pixels(answer.body) for answer in answers}) == 4
         assert [opened(answer.body).info["output"] for answer in answers] == ["1", "2", "3", "4"]
-        assert client.posts()[0]["job"]["fetches"] == 4
+        assert client.posts()[0]["job"]["download_requests"] == 4
 
     served(ask, **AT_ONCE, outputs=4)
 
@@ -336,7 +336,7 @@ def test_a_cut_download_can_be_resumed() -> None:
             assert part.status == 206
             got += part.body
         opened(got)
-        assert client.posts()[0]["job"]["fetches"] == 4
+        assert client.posts()[0]["job"]["download_requests"] == 4
         assert client.totals()["bytes"] == 50_000
 
     served(ask, **AT_ONCE, image_bytes=50_000, faults={"cdn-cut": 1.0}, fault_max_attempts=3)
@@ -380,14 +380,14 @@ def test_a_drawn_picture_is_whose_it_says() -> None:
 
 def test_sizes_are_about_a_megapixel_and_keep_their_ratio() -> None:
     """Each ratio of the document has a size that meets it within one percent, of about a million pixels."""
-    assert set(SIZES) == set(RATIOS)
-    for text, (width, height) in SIZES.items():
+    assert set(IMAGE_SIZES) == set(VALID_ASPECT_RATIOS)
+    for text, (width, height) in IMAGE_SIZES.items():
         assert width / height == pytest.approx(ratio(text), rel=0.01)
         assert width * height == pytest.approx(1e6, rel=0.15)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("aspect_ratio", RATIOS)
+@pytest.mark.parametrize("aspect_ratio", VALID_ASPECT_RATIOS)
 def test_each_ratio_as_drawn(aspect_ratio: str) -> None:
     """A downloaded picture has the ratio that its job asked for within one percent."""
 
@@ -447,7 +447,7 @@ def test_any_prompt_can_be_drawn(prompt: str) -> None:
     """Whatever a prompt says, its picture opens and carries it to the letter."""
     image = opened(draw(TEXT | {"prompt": prompt, "aspect_ratio": "2.35:1", "creativity": "high"}, "1"))
     assert image.info["prompt"] == prompt
-    assert image.size == SIZES["2.35:1"]
+    assert image.size == IMAGE_SIZES["2.35:1"]
 
 
 @pytest.mark.slow
@@ -462,7 +462,7 @@ def test_pictures_are_the_same_in_every_process() -> None:
         "print(hashlib.sha256(made).hexdigest())\n"
     )
     text = TEXT | {"prompt": "a sea of stars, a city and a cat in the wind"}
-    made = draw(text, "7") + tiny_picture(text, "7") + tiny_picture(text, "7", 9999)
+    made = draw(text, "7") + tiny_image(text, "7") + tiny_image(text, "7", 9999)
     for hash_seed in ("1", "2"):
         run = subprocess.run(
             [sys.executable, "-c", program, repr(text)],
@@ -493,10 +493,10 @@ def test_a_tiny_picture() -> None:
 
 def test_tiny_ratios_are_told_apart() -> None:
     """The eight ratios have eight tiny sizes, in the order of their widths."""
-    sizes = {text: opened(tiny_picture(TEXT | {"aspect_ratio": text}, "1")).size for text in RATIOS}
+    sizes = {text: opened(tiny_image(TEXT | {"aspect_ratio": text}, "1")).size for text in VALID_ASPECT_RATIOS}
     assert len(set(sizes.values())) == 8
-    in_order = sorted(RATIOS, key=ratio)
-    assert sorted(RATIOS, key=lambda text: sizes[text][0] / sizes[text][1]) == in_order
+    in_order = sorted(VALID_ASPECT_RATIOS, key=ratio)
+    assert sorted(VALID_ASPECT_RATIOS, key=lambda text: sizes[text][0] / sizes[text][1]) == in_order
 
 
 def test_tiny_colours_come_from_prompt_and_seed() -> None:
@@ -539,14 +539,14 @@ def test_a_picture_of_so_many_bytes(size: int) -> None:
 @settings(deadline=None, max_examples=150)
 @given(
     size=st.integers(4096, 120_000),
-    aspect_ratio=st.sampled_from(RATIOS),
+    aspect_ratio=st.sampled_from(VALID_ASPECT_RATIOS),
     prompt=st.text(st.characters(exclude_categories=["Cs"]), max_size=300),
     chance=st.text(max_size=8),
 )
 def test_picture_bytes_are_exact(size: int, aspect_ratio: str, prompt: str, chance: str) -> None:
     """For any size and any words a padded picture has exactly so many bytes, right chunks, and the ratio."""
     text = TEXT | {"aspect_ratio": aspect_ratio, "prompt": prompt}
-    picture = tiny_picture(text, chance, size)
+    picture = tiny_image(text, chance, size)
     assert len(picture) == size
     found = chunks(picture)
     width, height = struct.unpack(">II", found[0][1][:8])
@@ -561,5 +561,5 @@ def test_picture_bytes_are_exact(size: int, aspect_ratio: str, prompt: str, chan
 def test_a_prompt_too_long_for_its_size() -> None:
     """A prompt that needs more room than the size has is carried whole all the same."""
     prompt = "long " * 2000
-    picture = tiny_picture(TEXT | {"prompt": prompt}, "1", 4096)
+    picture = tiny_image(TEXT | {"prompt": prompt}, "1", 4096)
     assert opened(picture).info["prompt"] == prompt

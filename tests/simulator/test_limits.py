@@ -6,7 +6,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from krea_batch.testing.simulator.request_limits import FixedWindow, Limit, SlidingWindow, TokenBucket, parse_limit
+from krea_batch.testing.simulator.request_limits import (
+    FixedWindow,
+    RequestLimit,
+    SlidingWindow,
+    TokenBucket,
+    parse_limit,
+)
 
 BEGUN_AT = 1774951200.0  # a minute of the clock begins here
 EXACT_S = 2e-6  # what limits grant for rounding, twice
@@ -19,12 +25,12 @@ counts = st.integers(1, 12)
 windows_s = st.sampled_from([1.0, 2.0, 60.0])
 
 
-def let_through(limit: Limit, instants: list[float]) -> list[float]:
+def let_through(limit: RequestLimit, instants: list[float]) -> list[float]:
     return [instant for instant in instants if limit.take(instant) == 0.0]
 
 
 @st.composite
-def limits(draw: st.DrawFn) -> Limit:
+def limits(draw: st.DrawFn) -> RequestLimit:
     """Any limit."""
     match draw(st.integers(0, 2)):
         case 0:
@@ -67,7 +73,7 @@ def test_a_bucket_never_gives_more_than_burst_and_refill(per_s: float, burst: in
 
 @settings(deadline=None)
 @given(limit=limits(), instants=arrivals)
-def test_the_wait_told_is_enough_and_not_too_long(limit: Limit, instants: list[float]) -> None:
+def test_the_wait_told_is_enough_and_not_too_long(limit: RequestLimit, instants: list[float]) -> None:
     """Who comes back after the wait that was told passes; shortly before its end nobody does."""
     now = BEGUN_AT
     for instant in instants:
@@ -87,7 +93,7 @@ def test_refused_requests_count_for_nothing(data: st.DataObject, instants: list[
     """Knocking on a closed door any number of times changes nothing for those who come later."""
     kind, count, window_s = data.draw(st.integers(0, 2)), data.draw(counts), data.draw(windows_s)
 
-    def fresh() -> Limit:
+    def fresh() -> RequestLimit:
         return (TokenBucket(count / 4, count), FixedWindow(count, window_s), SlidingWindow(count, window_s))[kind]
 
     eager = fresh()

@@ -136,7 +136,7 @@ def test_an_unknown_request() -> None:
         answer = await client.poll(f"{MODEL}_019d0000-0000-7000-8000-000000000000")
         assert (answer.status, answer.json["error"]) == (404, "Not Found")
         assert client.totals()["polls"] == 1
-        assert client.totals()["most_polls_of_a_job"] == 0
+        assert client.totals()["max_polls_per_job"] == 0
 
     served(ask)
 
@@ -290,17 +290,17 @@ def test_gaps_between_polls() -> None:
 
     async def ask(client: Client) -> None:
         first, second = await client.accepted(), await client.accepted()
-        assert client.totals()["least_poll_gap_s"] is None
+        assert client.totals()["min_poll_gap_s"] is None
         for at, job in [(0, first), (1, second), (5, first), (8, second), (9, first), (20, second), (20, first)]:
             client.clock.at = BEGUN_AT + at
             await client.poll(job)
         totals = client.totals()
         assert totals["polls"] == 7
-        assert totals["most_polls_of_a_job"] == 4
-        assert totals["least_poll_gap_s"] == pytest.approx(4)
+        assert totals["max_polls_per_job"] == 4
+        assert totals["min_poll_gap_s"] == pytest.approx(4)
         jobs = [post["job"] for post in client.posts()]
         assert [job["polls"] for job in jobs] == [4, 3]
-        assert [job["least_poll_gap_s"] for job in jobs] == pytest.approx([4, 7])
+        assert [job["min_poll_gap_s"] for job in jobs] == pytest.approx([4, 7])
 
     served(ask)
 
@@ -311,8 +311,8 @@ def test_one_poll_has_no_gap() -> None:
     async def ask(client: Client) -> None:
         for _ in range(2):
             await client.poll(await client.accepted())
-        assert client.totals()["least_poll_gap_s"] is None
-        assert client.totals()["most_polls_of_a_job"] == 1
+        assert client.totals()["min_poll_gap_s"] is None
+        assert client.totals()["max_polls_per_job"] == 1
 
     served(ask)
 
@@ -328,6 +328,6 @@ def test_polls_that_were_refused_count_too() -> None:
             told.append((await client.poll(request_id, key=key)).status)
         assert told == [401, 200, 429]
         totals = client.totals()
-        assert (totals["polls"], totals["polls_429"], totals["least_poll_gap_s"]) == (3, 1, 0.5)
+        assert (totals["polls"], totals["polls_429"], totals["min_poll_gap_s"]) == (3, 1, 0.5)
 
     served(ask, poll_limit="sliding-window:1/s")

@@ -14,13 +14,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from krea_batch.testing.simulator import SimulatorError, SimulatorSettings
-from krea_batch.testing.simulator.accounting import Books
-from krea_batch.testing.simulator.body_validation import CREATIVITY, RATIOS, complaint
-from krea_batch.testing.simulator.cdn import wanted
-from krea_batch.testing.simulator.faults import FAULTS, Dice, check_faults
-from krea_batch.testing.simulator.job_planner import Factory, SimulatedJob
-from krea_batch.testing.simulator.latency import Latency
-from krea_batch.testing.simulator.responses import instant, new_request_id
+from krea_batch.testing.simulator.accounting import Accounting
+from krea_batch.testing.simulator.body_validation import CREATIVITY, VALID_ASPECT_RATIOS, validate_body
+from krea_batch.testing.simulator.cdn import resolve_range
+from krea_batch.testing.simulator.faults import FAULTS, FaultInjector, check_faults
+from krea_batch.testing.simulator.job_planner import JobPlanner, SimulatedJob
+from krea_batch.testing.simulator.latency import LatencyDistribution
+from krea_batch.testing.simulator.responses import format_instant, new_request_id
 
 ETAG = '"abc-1"'
 scalars = st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(max_size=20)
@@ -30,11 +30,11 @@ anything = st.recursive(
 FIELDS = ["prompt", "aspect_ratio", "creativity", "seed", "image_style_references", "styles", "moodboards", "size"]
 
 
-def taken(factory: Factory, dice: Dice, *arrivals: float) -> list[SimulatedJob]:
+def taken(factory: JobPlanner, dice: FaultInjector, *arrivals: float) -> list[SimulatedJob]:
     """Jobs of different bodies, accepted at these instants."""
     jobs = [SimulatedJob(f"r-{n}", {"prompt": "x"}, at, f"body {n}", 1) for n, at in enumerate(arrivals)]
     for job in jobs:
-        factory.take(job, dice)
+        factory.plan(job, dice)
     return jobs
 
 
@@ -58,17 +58,17 @@ def taken(factory: Factory, dice: Dice, *arrivals: float) -> list[SimulatedJob]:
 )
 def test_what_latencies_are_drawn(text: str, least: float, most: float, median: float) -> None:
     """A distribution draws within its bounds and around its median, and the same for the same chance."""
-    latency = Latency(text)
+    latency = LatencyDistribution(text)
     drawn = [latency.draw(Random(n)) for n in range(2000)]
     assert least <= min(drawn)
     assert max(drawn) <= most
     assert statistics.median(drawn) == pytest.approx(median, rel=0.1)
-    assert drawn == [Latency(text).draw(Random(n)) for n in range(2000)]
+    assert drawn == [LatencyDistribution(text).draw(Random(n)) for n in range(2000)]
 
 
 def test_a_bimodal_latency_has_two_modes() -> None:
     """Three of ten draws of bimodal:5,25,0.3 lie around 25, the others around 5, and none between."""
-    drawn = [Latency("bimodal:5,25,0.3").draw(Random(n)) for n in range(2000)]
+    drawn = [LatencyDistribution("bimodal:5,25,0.3").draw(Random(n)) for n in range(2000)]
     slow = [seconds for seconds in drawn if seconds > 15]
     assert len(slow) / len(drawn) == pytest.approx(0.3, abs=0.05)
     assert all(4 <= seconds <= 6 or 20 <= seconds <= 30 for seconds in drawn)
@@ -100,7 +100,7 @@ def test_a_bimodal_latency_has_two_modes() -> None:
 def test_texts_that_are_no_latency(text: str) -> None:
     """A text that says no latency is refused with the text itself and with how to write one."""
     with pytest.raises(ValueError, match="is no latency; write fixed:15") as told:
-        Latency(text)
+        LatencyDistribution(text)
     assert repr(text) in str(told.value)
 
 
@@ -116,27 +116,27 @@ def test_texts_that_are_no_latency(text: str) -> None:
 def test_faults_hang_on_no_order(seed: int, about: list[tuple[str, str, int]], shuffle: Random) -> None:
     """Whether a fault strikes hangs on seed, fault, thing and try alone, in whatever order things are asked for."""
     faults = dict.fromkeys(FAULTS, 0.5)
-    dice = Dice(seed, faults)
-    told = {each: dice.strikes(*each) for each in about}
+    dice = FaultInjector(seed, faults)
+    told = {each: dice.should_fail(*each) for each in about}
     shuffled = sorted(about, key=lambda _: shuffle.random())
-    again = Dice(seed, faults)
-    assert {each: again.strikes(*each) for each in shuffled} == told
-    alone = {each: Dice(seed, {each[0]: 0.5}).strikes(*each) for each in about}
+    again = FaultInjector(seed, faults)
+    assert {each: again.should_fail(*each) for each in shuffled} == told
+    alone = {each: FaultInjector(seed, {each[0]: 0.5}).should_fail(*each) for each in about}
     assert alone == told
 
 
 def test_chance_is_the_same_in_every_version() -> None:
     """Chance is fixed by the seed for good, so a run can be repeated years later."""
-    dice = Dice(7, {"job-failed": 0.5})
-    assert dice.chance("job-failed", "a", 1) == 0.5409197489607855
+    dice = FaultInjector(7, {"job-failed": 0.5})
+    assert dice.fraction("job-failed", "a", 1) == 0.5409197489607855
 
 
 @pytest.mark.parametrize("probability", [0.01, 0.1, 0.5, 0.9])
 def test_faults_strike_as_often_as_asked(probability: float) -> None:
     """Of many things the asked share is struck, for each fault, and the shares of two faults are independent."""
-    dice = Dice(1, {"poll-500": probability, "poll-404": probability})
+    dice = FaultInjector(1, {"poll-500": probability, "poll-404": probability})
     things = [(str(thing), tried) for thing in range(2000) for tried in (1, 2, 3)]
-    struck = [{thing for thing in things if dice.strikes(name, *thing)} for name in dice.faults]
+    struck = [{thing for thing in things if dice.should_fail(name, *thing)} for name in dice.faults]
     for each in struck:
         assert len(each) / len(things) == pytest.approx(probability, abs=0.03)
     assert len(struck[0] & struck[1]) / len(things) == pytest.approx(probability**2, abs=0.03)
@@ -144,19 +144,19 @@ def test_faults_strike_as_often_as_asked(probability: float) -> None:
 
 def test_never_always_and_the_first_tries() -> None:
     """A fault of probability 0 never strikes, one of 1 always, and with `most_tries` on the first tries alone."""
-    dice = Dice(0, {"poll-500": 1.0, "poll-404": 0.0})
-    assert all(dice.strikes("poll-500", "a", tried) for tried in range(1, 100))
-    assert not any(dice.strikes(name, "a", 1) for name in ("poll-404", "poll-cut"))
-    few = Dice(0, {"poll-500": 1.0}, most_tries=2)
-    assert [few.strikes("poll-500", "a", tried) for tried in (1, 2, 3, 4)] == [True, True, False, False]
+    dice = FaultInjector(0, {"poll-500": 1.0, "poll-404": 0.0})
+    assert all(dice.should_fail("poll-500", "a", tried) for tried in range(1, 100))
+    assert not any(dice.should_fail(name, "a", 1) for name in ("poll-404", "poll-cut"))
+    few = FaultInjector(0, {"poll-500": 1.0}, max_attempts=2)
+    assert [few.should_fail("poll-500", "a", tried) for tried in (1, 2, 3, 4)] == [True, True, False, False]
 
 
 def test_the_first_fault_that_strikes() -> None:
     """Of several faults the first in the order of the names asked for is taken."""
-    dice = Dice(0, {"poll-404": 1.0, "poll-500": 1.0})
-    assert dice.first(["poll-cut", "poll-500", "poll-404"], "a", 1) == "poll-500"
-    assert dice.first(["poll-cut"], "a", 1) is None
-    assert Dice(0, {}).first(FAULTS, "a", 1) is None
+    dice = FaultInjector(0, {"poll-404": 1.0, "poll-500": 1.0})
+    assert dice.first_fault(["poll-cut", "poll-500", "poll-404"], "a", 1) == "poll-500"
+    assert dice.first_fault(["poll-cut"], "a", 1) is None
+    assert FaultInjector(0, {}).first_fault(FAULTS, "a", 1) is None
 
 
 @pytest.mark.parametrize(
@@ -182,7 +182,7 @@ def test_faults_without_a_meaning(faults: dict[str, float], named: str) -> None:
 @given(length=st.integers(1, 200), first=st.integers(0, 250), last=st.integers(0, 250), etag=st.booleans())
 def test_ranges_of_first_and_last(length: int, first: int, last: int, etag: bool) -> None:
     """A range of two ends sends what a slice of the picture holds, nothing is 416, and a turned one is the whole."""
-    told = wanted(f"bytes={first}-{last}", ETAG if etag else None, ETAG, length)
+    told = resolve_range(f"bytes={first}-{last}", ETAG if etag else None, ETAG, length)
     whole = range(length)
     if last < first:
         assert told == (0, length)
@@ -196,21 +196,23 @@ def test_ranges_of_first_and_last(length: int, first: int, last: int, etag: bool
 @given(length=st.integers(1, 200), number=st.integers(0, 250))
 def test_open_ranges(length: int, number: int) -> None:
     """A range without an end goes to the last byte, one without a beginning counts from there."""
-    assert wanted(f"bytes={number}-", None, ETAG, length) == ((number, length) if number < length else None)
-    assert wanted(f"bytes=-{number}", None, ETAG, length) == ((max(0, length - number), length) if number else None)
+    assert resolve_range(f"bytes={number}-", None, ETAG, length) == ((number, length) if number < length else None)
+    assert resolve_range(f"bytes=-{number}", None, ETAG, length) == (
+        (max(0, length - number), length) if number else None
+    )
 
 
 @given(header=st.none() | st.text(max_size=30), if_range=st.none() | st.text(max_size=10), length=st.integers(1, 99))
 def test_any_range_has_an_answer(header: str | None, if_range: str | None, length: int) -> None:
     """Whatever stands in the headers, what is sent lies within the picture."""
-    told = wanted(header, if_range, ETAG, length)
+    told = resolve_range(header, if_range, ETAG, length)
     assert told is None or 0 <= told[0] < told[1] <= length
 
 
 @pytest.mark.parametrize("header", ["bytes = 3-4", " bytes=3-4 "])
 def test_spaces_in_a_range(header: str) -> None:
     """Spaces around a range and its sign do not matter."""
-    assert wanted(header, None, ETAG, 10) == (3, 5)
+    assert resolve_range(header, None, ETAG, 10) == (3, 5)
 
 
 # ---- checks ----------------------------------------------------------------------------------------------
@@ -220,11 +222,11 @@ def test_spaces_in_a_range(header: str) -> None:
 @given(body=anything | st.dictionaries(st.sampled_from(FIELDS), anything), lenient=st.booleans())
 def test_any_body_is_judged(body: Any, lenient: bool) -> None:
     """Whatever JSON a body is, it is taken or there is one sentence about it; what is taken has a prompt."""
-    wrong = complaint(body, lenient=lenient)
+    wrong = validate_body(body, lenient=lenient)
     assert wrong is None or (wrong and "\n" not in wrong.replace(repr(body), ""))
     if wrong is None:
         assert body["prompt"].strip()
-        assert complaint(body, lenient=True) is None
+        assert validate_body(body, lenient=True) is None
 
 
 @st.composite
@@ -241,7 +243,7 @@ def good_bodies(draw: st.DrawFn) -> dict[str, Any]:
         st.fixed_dictionaries(
             {"prompt": st.text(min_size=1).filter(str.strip)},
             optional={
-                "aspect_ratio": st.sampled_from(RATIOS),
+                "aspect_ratio": st.sampled_from(VALID_ASPECT_RATIOS),
                 "creativity": st.sampled_from(CREATIVITY),
                 "seed": st.integers(),
                 "image_style_references": entries("image_url", urls, 10),
@@ -256,8 +258,8 @@ def good_bodies(draw: st.DrawFn) -> dict[str, Any]:
 @given(body=good_bodies(), field=st.sampled_from(FIELDS), value=anything)
 def test_good_bodies_are_taken(body: dict[str, Any], field: str, value: Any) -> None:
     """Every body that the document allows is taken; a complaint about one more value begins with its field."""
-    assert complaint(body, lenient=False) is None
-    wrong = complaint(body | {field: value}, lenient=False)
+    assert validate_body(body, lenient=False) is None
+    wrong = validate_body(body | {field: value}, lenient=False)
     assert wrong is None or wrong.startswith((f"{field} ", f"unknown parameter {field!r}"))
 
 
@@ -274,12 +276,12 @@ def test_good_bodies_are_taken(body: dict[str, Any], field: str, value: Any) -> 
 def test_no_more_jobs_in_work_than_workers(workers: int, gaps: list[int], latency: str, seed: int) -> None:
     """At any instant at most as many jobs are PROCESSING as there are workers, and equal jobs begin in turn."""
     arrivals = [float(sum(gaps[: n + 1])) for n in range(len(gaps))]
-    jobs = taken(Factory(latency, 1.0, workers, 1), Dice(seed, {}), *arrivals)
-    for instant_ in {at for job in jobs for at in (job.submitted_at, job.start_at, job.done_at)}:
+    jobs = taken(JobPlanner(latency, 1.0, workers, 1), FaultInjector(seed, {}), *arrivals)
+    for instant_ in {at for job in jobs for at in (job.submitted_at, job.processing_at, job.done_at)}:
         there = [job.status(instant_) for job in jobs if job.submitted_at <= instant_]
         assert there.count("PROCESSING") <= workers
     if latency == "fixed:10":
-        begun = [job.start_at for job in jobs]
+        begun = [job.processing_at for job in jobs]
         assert begun == sorted(begun)
 
 
@@ -287,23 +289,25 @@ def test_no_more_jobs_in_work_than_workers(workers: int, gaps: list[int], latenc
 @given(instants=st.lists(st.floats(0, 100), max_size=20), seed=st.integers(0, 99))
 def test_a_job_goes_one_way(instants: list[float], seed: int) -> None:
     """Looked at in any instants, a job goes from QUEUED over PROCESSING to its end and never back."""
-    (job,) = taken(Factory("uniform:0,100", 1.0, 0, 1), Dice(seed, {"job-failed": 0.3, "job-error": 0.3}), 0.0)
+    (job,) = taken(
+        JobPlanner("uniform:0,100", 1.0, 0, 1), FaultInjector(seed, {"job-failed": 0.3, "job-error": 0.3}), 0.0
+    )
     seen = [job.status(at) for at in sorted(instants)]
-    ranks = [("QUEUED", "PROCESSING", job.end).index(status) for status in seen]
+    ranks = [("QUEUED", "PROCESSING", job.final_status).index(status) for status in seen]
     assert ranks == sorted(ranks)
-    assert job.status(job.done_at) == job.end
-    assert job.submitted_at <= job.start_at <= job.done_at
+    assert job.status(job.done_at) == job.final_status
+    assert job.submitted_at <= job.processing_at <= job.done_at
 
 
 def test_latencies_hang_on_no_order() -> None:
     """A job's time and end hang on the seed, its body and how often that was accepted, not on the jobs before it."""
 
     def told(order: list[int], seed: int = 3) -> dict[str, tuple[float, str]]:
-        factory, dice = Factory("lognormal:12,0.4", 1.0, 0, 1), Dice(seed, {"job-failed": 0.5})
+        factory, dice = JobPlanner("lognormal:12,0.4", 1.0, 0, 1), FaultInjector(seed, {"job-failed": 0.5})
         jobs = [SimulatedJob("r", {}, 0.0, f"body {n // 2}", n % 2 + 1) for n in order]
         for job in jobs:
-            factory.take(job, dice)
-        return {job.about: (job.done_at, job.end) for job in jobs}
+            factory.plan(job, dice)
+        return {job.fault_key: (job.done_at, job.final_status) for job in jobs}
 
     assert told(list(range(40))) == told(list(reversed(range(40))))
     assert len(set(told(list(range(40))).values())) == 40
@@ -321,11 +325,11 @@ def test_latencies_hang_on_no_order() -> None:
 )
 def test_the_books_add_up(ends: list[tuple[int, str]], balance: int | None, instants: list[int]) -> None:
     """At any instant exactly the jobs that have come to ERROR are given back, in counts, ledger and balance."""
-    books = Books(balance)
+    books = Accounting(balance)
     for n, (done_at, end) in enumerate(ends):
         job = SimulatedJob(f"r-{n}", {}, 0.0, "m", n + 1)
-        job.done_at, job.end = float(done_at), end
-        books.post(0.0, 202, {}, job)
+        job.done_at, job.final_status = float(done_at), end
+        books.record_post(0.0, 202, {}, job)
     for now in sorted(instants):
         ledger = books.ledger(now)
         refunded = sum(end == "ERROR" and done_at <= now for done_at, end in ends)
@@ -338,11 +342,11 @@ def test_the_books_add_up(ends: list[tuple[int, str]], balance: int | None, inst
 @given(instants=st.lists(st.integers(0, 5000), max_size=60).map(sorted))
 def test_most_posts_in_any_second(instants: list[int]) -> None:
     """The most POSTs in a second are those of the fullest second that begins with a POST."""
-    books = Books(None)
+    books = Accounting(None)
     for at in instants:
-        books.post(at / 1024, 400, None, None)
+        books.record_post(at / 1024, 400, None, None)
     fullest = max((sum(at <= other < at + 1024 for other in instants) for at in instants), default=0)
-    assert books.totals(9.0)["most_posts_in_a_second"] == fullest
+    assert books.totals(9.0)["max_posts_per_second"] == fullest
 
 
 # ---- settings and how things are written -----------------------------------------------------------------
@@ -390,7 +394,7 @@ def test_settings_name_what_is_wrong(name: str, value: Any) -> None:
 )
 def test_instants_as_written(at: float, text: str) -> None:
     """Instants are written as in the document: UTC, with milliseconds and a Z."""
-    assert instant(at) == text
+    assert format_instant(at) == text
 
 
 def test_request_ids_as_written() -> None:

@@ -62,7 +62,7 @@ def test_an_accepted_body(body: dict[str, Any]) -> None:
             "charged": True,
             "refunded": False,
             "delivered": True,
-            "job": {"status": "QUEUED", "polls": 0, "least_poll_gap_s": None, "fetches": 0},
+            "job": {"status": "QUEUED", "polls": 0, "min_poll_gap_s": None, "download_requests": 0},
         }
         assert charged(client) == (1, 1)
 
@@ -384,7 +384,7 @@ def test_most_posts_in_a_second() -> None:
         for at in (0.0, 0.4, 0.8, 0.9, 1.3, 1.35, 5.0):
             client.clock.at = BEGUN_AT + at
             await client.post(CAT if at else {})
-        assert client.totals()["most_posts_in_a_second"] == 5
+        assert client.totals()["max_posts_per_second"] == 5
         assert [post["at_s"] for post in client.posts()] == pytest.approx([0.0, 0.4, 0.8, 0.9, 1.3, 1.35, 5.0])
 
     served(ask)

@@ -10,7 +10,7 @@ import pytest
 from aiohttp import web
 
 from krea_batch.testing.simulator import webhooks
-from krea_batch.testing.simulator.webhooks import TRIES, is_loopback
+from krea_batch.testing.simulator.webhooks import MAX_DELIVERY_ATTEMPTS, is_loopback
 from tests.simulator.served import MODEL, Client, served
 
 SOON: dict[str, Any] = {"latency": "fixed:1", "time_scale": 100.0, "still": False}
@@ -139,12 +139,12 @@ def test_a_lost_webhook() -> None:
 @pytest.mark.parametrize("refusal", [500, 404, 307])
 def test_a_webhook_is_tried_again(refusal: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """A webhook that is not answered 2xx comes again with the same body, redirects not followed, until it is."""
-    monkeypatch.setattr(webhooks, "GAP_S", 0.0)
+    monkeypatch.setattr(webhooks, "RETRY_DELAY_S", 0.0)
     receiver = Receiver(refusal, refusal, 204)
 
     async def ask(client: Client) -> None:
         await client.post(X_Webhook_URL=receiver.url)
-        first, *others = [await receiver.next() for _ in range(TRIES)]
+        first, *others = [await receiver.next() for _ in range(MAX_DELIVERY_ATTEMPTS)]
         assert others == [first, first]
         await counted(client, "webhooks", 1)
         assert client.totals()["webhooks_failed"] == 0
@@ -155,13 +155,13 @@ def test_a_webhook_is_tried_again(refusal: int, monkeypatch: pytest.MonkeyPatch)
 
 def test_a_webhook_that_nobody_takes(monkeypatch: pytest.MonkeyPatch) -> None:
     """After the last try a webhook has failed and is not sent again; the job is as ever."""
-    monkeypatch.setattr(webhooks, "GAP_S", 0.0)
+    monkeypatch.setattr(webhooks, "RETRY_DELAY_S", 0.0)
     receiver = Receiver(503)
 
     async def ask(client: Client) -> None:
         request_id = await client.accepted(X_Webhook_URL=receiver.url)
         await counted(client, "webhooks_failed", 1)
-        assert receiver.came.qsize() == TRIES
+        assert receiver.came.qsize() == MAX_DELIVERY_ATTEMPTS
         assert client.totals()["webhooks"] == 0
         assert (await client.poll(request_id)).json["status"] == "COMPLETED"
 
@@ -171,7 +171,7 @@ def test_a_webhook_that_nobody_takes(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize("url", ["http://127.0.0.1:1/", "http://127.0.0.1:99999/", "http://localhost:1/a b"])
 def test_a_webhook_to_a_closed_port(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """An address where nobody listens, or that is none, is a failed webhook and nothing worse."""
-    monkeypatch.setattr(webhooks, "GAP_S", 0.0)
+    monkeypatch.setattr(webhooks, "RETRY_DELAY_S", 0.0)
 
     async def ask(client: Client) -> None:
         assert (await client.post(X_Webhook_URL=url)).status == 202

@@ -11,7 +11,7 @@ from krea_batch.cli.ui.formatting import say
 from krea_batch.errors import SettingsError
 
 if TYPE_CHECKING:
-    from krea_batch.observability import Metrics
+    from krea_batch.observability import MetricsListener
 
 
 def configure_logging(*, verbose: int, log_file: Path | None, log_format: str) -> None:
@@ -21,10 +21,10 @@ def configure_logging(*, verbose: int, log_file: Path | None, log_format: str) -
     """
     if not (verbose or log_file):
         return
-    from krea_batch.observability import JsonLines, KeyValues
+    from krea_batch.observability import JsonFormatter, LogfmtFormatter
 
     handler = _file_handler(log_file) if log_file else logging.StreamHandler()
-    handler.setFormatter(JsonLines() if log_format == "json" else KeyValues())
+    handler.setFormatter(JsonFormatter() if log_format == "json" else LogfmtFormatter())
     logging.basicConfig(handlers=[handler], level=logging.DEBUG if verbose > 1 else logging.INFO)
 
 
@@ -36,13 +36,13 @@ def _file_handler(path: Path) -> logging.Handler:
         raise SettingsError("log_file", f"cannot write {path} ({error.strerror})", "check the path") from None
 
 
-def serve_metrics(listen: str, stack: ExitStack, *, quiet: bool) -> Metrics:
+def serve_metrics(listen: str, stack: ExitStack, *, quiet: bool) -> MetricsListener:
     """Serve metrics at `where` until the stack is closed. Returns their listener. Raises SettingsError."""
     try:
         import prometheus_client
 
-        from krea_batch.observability import Metrics
-        from krea_batch.observability.metrics_server import Address, served
+        from krea_batch.observability import MetricsListener
+        from krea_batch.observability.metrics_server import Address, serve_registry
     except ModuleNotFoundError as error:
         if error.name != "prometheus_client":
             raise
@@ -50,9 +50,9 @@ def serve_metrics(listen: str, stack: ExitStack, *, quiet: bool) -> Metrics:
         raise SettingsError("metrics_port", "prometheus_client is not installed", hint) from None
     # Else each counter has a second series, which nobody asks for.
     prometheus_client.disable_created_metrics()  # type: ignore[no-untyped-call]
-    metrics = Metrics()
+    metrics = MetricsListener()
     requested = Address.parse(listen)
-    address = stack.enter_context(served(metrics.registry, requested))
+    address = stack.enter_context(serve_registry(metrics.registry, requested))
     if not quiet or requested.port == 0:
         say(f"Metrics: {address.url}")
     return metrics

@@ -20,10 +20,18 @@ from typing import Any
 import click
 import orjson
 
-from krea_batch.benchmark.cases import SCRIPTS, Case, Contender, Seen, folder_name, jobs_at, parse_rates
-from krea_batch.benchmark.measurements import Figures
-from krea_batch.benchmark.output import report, write_report
-from krea_batch.benchmark.runner import Sweep
+from krea_batch.benchmark.cases import (
+    BASELINES,
+    Case,
+    Implementation,
+    WorkerProgress,
+    jobs_for_rate,
+    parse_rates,
+    run_dir_name,
+)
+from krea_batch.benchmark.measurements import CaseResult
+from krea_batch.benchmark.output import bench_report, write_bench_json
+from krea_batch.benchmark.runner import BenchRunner
 from krea_batch.cli.app import BAD_INPUT, INTERRUPTED, OK, SOME_FAILED, STOPPED
 from krea_batch.cli.ui.formatting import pluralize, say
 from krea_batch.cli.ui.progress import LINE_INTERVAL_S
@@ -48,12 +56,12 @@ def run_bench(options: dict[str, Any]) -> int:
         options["out"].mkdir(parents=True, exist_ok=True)
         started_at = datetime.now(UTC)
         progress = _make_progress(quiet=options["quiet"])
-        runner = Sweep(options["latency"], progress.case_progress)
+        runner = BenchRunner(options["latency"], progress.case_progress)
         with _forward_signals(runner):
             with progress:
                 rows = list(_run_cases(runner, cases, progress))
             if rows:
-                _write_results(rows, report(rows, _public_options(options), started_at), options)
+                _write_results(rows, bench_report(rows, _public_options(options), started_at), options)
     return _exit_code(runner, cases, rows)
 
 
@@ -71,16 +79,16 @@ def _cases(options: dict[str, Any], folder: Path) -> list[Case]:
     """Every case of the sweep, rate by rate. Raises SettingsError."""
     cases = []
     for rate in parse_rates(options["rates"]):
-        jobs = jobs_at(rate, options["jobs"])
-        for implementation in (Contender.ENGINE, *(SCRIPTS if options["compare"] else ())):
+        jobs = jobs_for_rate(rate, options["jobs"])
+        for implementation in (Implementation.ENGINE, *(BASELINES if options["compare"] else ())):
             case = Case(
-                contender=implementation,
+                implementation=implementation,
                 rate=rate.text,
                 per_s=rate.per_s,
                 jobs=jobs,
                 poll_interval_s=options["poll_interval"],
                 max_in_flight=jobs if options["max_in_flight"] is None else options["max_in_flight"],
-                out=str(folder / implementation.name.lower() / folder_name(rate)),
+                out=str(folder / implementation.name.lower() / run_dir_name(rate)),
                 prompt=options["prompt"],
                 gateway=options["gateway"] or "",
                 key_file=str(options["api_key_file"]) if options["api_key_file"] else None,
@@ -138,7 +146,7 @@ def _charged_or_unknown(case: Case) -> int:
 # ---- while it runs ---------------------------------------------------------------------------------------
 
 
-def _run_cases(runner: Sweep, cases: list[Case], progress: BenchProgress) -> Iterator[Figures]:
+def _run_cases(runner: BenchRunner, cases: list[Case], progress: BenchProgress) -> Iterator[CaseResult]:
     """Run the cases until they are through, one breaks, or Ctrl-C is pressed."""
     for case in cases:
         if runner.interrupts:
@@ -154,7 +162,7 @@ def _run_cases(runner: Sweep, cases: list[Case], progress: BenchProgress) -> Ite
 
 
 @contextmanager
-def _forward_signals(runner: Sweep) -> Iterator[None]:
+def _forward_signals(runner: BenchRunner) -> Iterator[None]:
     """Pass Ctrl-C and SIGTERM on to the sweep, instead of breaking off between a child's start and its end."""
 
     def on_signal(*_: object) -> None:
@@ -182,16 +190,20 @@ class BenchProgress:
 
     def case_started(self, case: Case) -> None:
         self._last_line_s = time.monotonic()
-        self.say(f"{case.contender} at {case.rate}: {pluralize(case.jobs, 'job')}")
+        self.say(f"{case.implementation} at {case.rate}: {pluralize(case.jobs, 'job')}")
 
-    def case_progress(self, case: Case, progress: Seen) -> None:
+    def case_progress(self, case: Case, progress: WorkerProgress) -> None:
         if time.monotonic() - self._last_line_s >= LINE_INTERVAL_S:
             self._last_line_s = time.monotonic()
             self.say(_progress_text(case, progress))
 
-    def case_finished(self, row: Figures) -> None:
-        used = "" if row.used is None else f", {row.accepted_per_s:.1f}/s, {row.used:.1%} of the limit"
-        self.say(f"{row.contender} at {row.rate}: {row.accepted:,} accepted{used}")
+    def case_finished(self, row: CaseResult) -> None:
+        used = (
+            ""
+            if row.limit_utilisation is None
+            else f", {row.accepted_per_s:.1f}/s, {row.limit_utilisation:.1%} of the limit"
+        )
+        self.say(f"{row.implementation} at {row.rate}: {row.accepted:,} accepted{used}")
         if row.problem:
             say(f"krea-batch: {row.problem}")
 
@@ -218,9 +230,9 @@ class LiveBenchProgress(BenchProgress):
         self._status.stop()
 
     def case_started(self, case: Case) -> None:
-        self._status.update(f"{case.contender} at {case.rate}: starting")
+        self._status.update(f"{case.implementation} at {case.rate}: starting")
 
-    def case_progress(self, case: Case, progress: Seen) -> None:
+    def case_progress(self, case: Case, progress: WorkerProgress) -> None:
         self._status.update(_progress_text(case, progress))
 
     def say(self, line: str) -> None:
@@ -231,18 +243,18 @@ def _make_progress(*, quiet: bool) -> BenchProgress:
     return BenchProgress(quiet=quiet) if quiet or not sys.stderr.isatty() else LiveBenchProgress()
 
 
-def _progress_text(case: Case, progress: Seen) -> str:
+def _progress_text(case: Case, progress: WorkerProgress) -> str:
     return (
-        f"{case.contender} at {case.rate}: {progress.accepted:,}/{case.jobs:,} accepted, {progress.stored:,} stored, "
-        f"{progress.refused_429:,} refused, {progress.polls:,} polls"
+        f"{case.implementation} at {case.rate}: {progress.accepted:,}/{case.jobs:,} accepted, {progress.stored:,} stored, "
+        f"{progress.rate_limited:,} refused, {progress.polls:,} polls"
     )
 
 
 # ---- at the end ------------------------------------------------------------------------------------------
 
 
-def _write_results(rows: list[Figures], content: dict[str, Any], options: dict[str, Any]) -> None:
-    written = [write_report(options["out"], content)]
+def _write_results(rows: list[CaseResult], content: dict[str, Any], options: dict[str, Any]) -> None:
+    written = [write_bench_json(options["out"], content)]
     if find_spec("matplotlib"):
         from krea_batch.benchmark.plots import write_plots
 
@@ -256,15 +268,15 @@ def _write_results(rows: list[Figures], content: dict[str, Any], options: dict[s
         click.echo("Written: " + ", ".join(str(path) for path in written))
 
 
-def _print_table(rows: list[Figures]) -> None:
+def _print_table(rows: list[CaseResult]) -> None:
     from rich.console import Console
 
-    from krea_batch.benchmark.output import table
+    from krea_batch.benchmark.output import result_table
 
     console = Console()
     if not console.is_terminal:
         console.width = max(console.width, TABLE_WIDTH)
-    console.print(table(rows))
+    console.print(result_table(rows))
 
 
 def _public_options(options: dict[str, Any]) -> dict[str, Any]:
@@ -273,16 +285,18 @@ def _public_options(options: dict[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in options.items() if name not in excluded}
 
 
-def _exit_code(runner: Sweep, cases: list[Case], rows: list[Figures]) -> int:
+def _exit_code(runner: BenchRunner, cases: list[Case], rows: list[CaseResult]) -> int:
     if runner.interrupts:
         return INTERRUPTED
     if any(row.problem for row in rows):
         return STOPPED
-    engine_rows = [(case, row) for case, row in zip(cases, rows, strict=True) if case.contender is Contender.ENGINE]
+    engine_rows = [
+        (case, row) for case, row in zip(cases, rows, strict=True) if case.implementation is Implementation.ENGINE
+    ]
     return OK if all(_is_complete(case, row) for case, row in engine_rows) else SOME_FAILED
 
 
-def _is_complete(case: Case, row: Figures) -> bool:
+def _is_complete(case: Case, row: CaseResult) -> bool:
     """Whether every job has its picture: a paid run's folder knows, whichever run of the command it was."""
     if case.simulated:
         return row.stored == case.jobs

@@ -12,9 +12,9 @@ import click
 from krea_batch.cli.options.run_options import given_settings
 from krea_batch.cli.ui.formatting import format_bytes, format_duration, pluralize, say
 from krea_batch.errors import RunDirError, SettingsError
-from krea_batch.forecast import Forecast, Question, forecast
-from krea_batch.forecast.estimate import FEW_JOBS, MOST_JOBS, PICTURE_BYTES
-from krea_batch.forecast.latency_model import USUAL, Latencies, latencies_of, like, scaled
+from krea_batch.forecast import Forecast, ForecastRequest, forecast
+from krea_batch.forecast.estimate import MAX_SIMULATED_JOBS, MAX_SIMULATED_JOBS_QUICK, SIMULATED_IMAGE_BYTES
+from krea_batch.forecast.latency_model import DEFAULT_LATENCY, Latencies, empirical, parse_latencies, scaled
 from krea_batch.ledger import Store
 from krea_batch.rules.lifecycle import ended
 from krea_batch.settings import Rate, Settings
@@ -31,23 +31,25 @@ def forecast_request(
     latency: str | None = None,
     latency_from: Path | None = None,
     gateway_limit: str | None = None,
-    max_jobs: int = MOST_JOBS,
-) -> Question:
+    max_jobs: int = MAX_SIMULATED_JOBS,
+) -> ForecastRequest:
     """What is to be forecast, from a command's options. Raises SettingsError, RunFolderError."""
     if latency and latency_from:
         raise SettingsError("latency_from", "cannot be combined with --latency")
     latencies, image_bytes = (
-        _latencies_of_run(latency_from) if latency_from else (latencies_of(latency or USUAL), PICTURE_BYTES)
+        _latencies_of_run(latency_from)
+        if latency_from
+        else (parse_latencies(latency or DEFAULT_LATENCY), SIMULATED_IMAGE_BYTES)
     )
     if not latency_from and (scale := options.get("time_scale") or 1.0) != 1.0:
         latencies = scaled(latencies, 1 / scale)
-    return Question(
+    return ForecastRequest(
         jobs=jobs,
         latencies=latencies,
         settings=given_settings(options, forecast_only=True),
         limit_per_s=Rate.parse(gateway_limit, "gateway_limit").per_s if gateway_limit else None,
         image_bytes=image_bytes,
-        most_jobs=max_jobs,
+        max_simulated_jobs=max_jobs,
     )
 
 
@@ -60,7 +62,7 @@ def _latencies_of_run(out: Path) -> tuple[Latencies, float]:
     if not samples:
         raise RunDirError(out, "no job of it has finished, so nothing can be learnt", "give --latency")
     sizes = [file.bytes for outcome in page for file in outcome.files]
-    return like([took_s for _, took_s in samples]), sum(sizes) / len(sizes) if sizes else PICTURE_BYTES
+    return empirical([took_s for _, took_s in samples]), sum(sizes) / len(sizes) if sizes else SIMULATED_IMAGE_BYTES
 
 
 def remaining_jobs(jobs: int, out: Path | None) -> int:
@@ -77,13 +79,13 @@ def forecast_lines(result: Forecast, price: float | None) -> list[str]:
     rows = [
         ("images", f"{result.jobs:,}"),
         ("time", f"about {format_duration(result.seconds)}, {result.per_s:.1f} images a second"),
-        ("limited by", result.binds),
+        ("limited by", result.bottleneck),
         ("in flight", f"{result.in_flight:,} at most"),
         ("polls", f"{result.polls:,}, {result.polls / result.jobs:.2f} a job" if result.jobs else "0"),
         ("bytes", f"about {format_bytes(result.bytes)}"),
     ]
-    if result.refused_429:
-        rows.insert(5, ("refused", f"{result.refused_429:,} submits (429, not charged)"))
+    if result.rate_limited:
+        rows.insert(5, ("refused", f"{result.rate_limited:,} submits (429, not charged)"))
     if price is not None:
         rows.append(("cost", f"{result.jobs * price:,.2f} at {price:g} an image"))
     if result.simulated_jobs < result.jobs:
@@ -100,9 +102,11 @@ def show_forecast(checked: Checked, settings: Settings, options: dict[str, Any])
     jobs_left = remaining_jobs(checked.jobs, settings.out)
     if not jobs_left:
         return None
-    request = forecast_request(jobs_left, options, max_jobs=FEW_JOBS, latency_from=_run_with_latencies(settings.out))
+    request = forecast_request(
+        jobs_left, options, max_jobs=MAX_SIMULATED_JOBS_QUICK, latency_from=_run_with_latencies(settings.out)
+    )
     result = forecast(request)
-    say(f"{pluralize(jobs_left, 'image')}, about {format_duration(result.seconds)}; limited by {result.binds}")
+    say(f"{pluralize(jobs_left, 'image')}, about {format_duration(result.seconds)}; limited by {result.bottleneck}")
     return result
 
 

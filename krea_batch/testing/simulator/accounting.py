@@ -15,13 +15,13 @@ import msgspec
 
 from krea_batch.testing.simulator.job_planner import SimulatedJob
 
-_COUNTED = (
+COUNT_NAMES = (
     "accepted", "charged", "refunded", "undelivered", "polls", "polls_429", "cdn_requests", "cdn_with_key",
     "downloads", "bytes", "webhooks", "webhooks_failed", "webhooks_refused",
 )  # fmt: skip
 
 
-class Post(msgspec.Struct):
+class ReceivedPost(msgspec.Struct):
     """One POST received. `status` is 0 where the connection was cut instead of an answer."""
 
     order: int
@@ -34,28 +34,30 @@ class Post(msgspec.Struct):
     delivered: bool
 
 
-class Books:
+class Accounting:
     """Everything that is counted. `balance` is the credits left, None where they have no end."""
 
     def __init__(self, balance: int | None) -> None:
         self.jobs: dict[str, SimulatedJob] = {}
-        self.posts: list[Post] = []
-        self.post_of: dict[str, Post] = {}
+        self.posts: list[ReceivedPost] = []
+        self.post_of: dict[str, ReceivedPost] = {}
         self.balance = balance
         self.received: Counter[str] = Counter()  # POSTs of each body
         self.accepted: Counter[str] = Counter()  # of those, the accepted ones
         self.counts: Counter[str] = Counter()
         self.refused: Counter[int] = Counter()
-        self.least_gap_s = math.inf
-        self.most_polls = 0
-        self.most_in_a_second = 0
+        self.min_poll_gap_s = math.inf
+        self.max_polls_per_job = 0
+        self.max_posts_per_second = 0
         self._last_second: deque[float] = deque()
         self._to_refund: list[tuple[float, str]] = []  # a heap of the jobs that will come to ERROR
 
-    def post(self, at_s: float, status: int, body: Any, job: SimulatedJob | None, *, delivered: bool = True) -> Post:
+    def record_post(
+        self, at_s: float, status: int, body: Any, job: SimulatedJob | None, *, delivered: bool = True
+    ) -> ReceivedPost:
         """Note a POST, whatever became of it; `job` is None where it was refused."""
         request_id = job.request_id if job else None
-        post = Post(len(self.posts) + 1, at_s, status, body, request_id, job is not None, False, delivered)
+        post = ReceivedPost(len(self.posts) + 1, at_s, status, body, request_id, job is not None, False, delivered)
         self.posts.append(post)
         self._count_second(at_s)
         if job is None:
@@ -68,7 +70,7 @@ class Books:
         self.post_of[job.request_id] = post
         if self.balance is not None:
             self.balance -= 1
-        if job.end == "ERROR":
+        if job.final_status == "ERROR":
             heapq.heappush(self._to_refund, (job.done_at, job.request_id))
         return post
 
@@ -77,21 +79,21 @@ class Books:
         window.append(at_s)
         while at_s - window[0] >= 1.0:
             window.popleft()
-        self.most_in_a_second = max(self.most_in_a_second, len(window))
+        self.max_posts_per_second = max(self.max_posts_per_second, len(window))
 
-    def lost(self, post: Post) -> None:
+    def record_undelivered(self, post: ReceivedPost) -> None:
         """Note that an answer found nobody there."""
         if post.delivered:
             post.delivered = False
             self.counts["undelivered"] += 1
 
-    def polled(self, job: SimulatedJob, now: float) -> None:
+    def record_poll(self, job: SimulatedJob, now: float) -> None:
         """Note a poll of a job, whatever its answer will be."""
-        job.least_gap_s = min(job.least_gap_s, now - job.last_poll_at)
-        self.least_gap_s = min(self.least_gap_s, job.least_gap_s)
+        job.min_poll_gap_s = min(job.min_poll_gap_s, now - job.last_poll_at)
+        self.min_poll_gap_s = min(self.min_poll_gap_s, job.min_poll_gap_s)
         job.last_poll_at = now
         job.polls += 1
-        self.most_polls = max(self.most_polls, job.polls)
+        self.max_polls_per_job = max(self.max_polls_per_job, job.polls)
 
     def settle(self, now: float) -> None:
         """Give back the charges of the jobs that have come to ERROR by now."""
@@ -108,31 +110,31 @@ class Books:
         self.settle(now)
         return (
             {"posts": len(self.posts)}
-            | {name: self.counts[name] for name in _COUNTED}
+            | {name: self.counts[name] for name in COUNT_NAMES}
             | {
                 "refused": {str(status): count for status, count in sorted(self.refused.items())},
-                "least_poll_gap_s": _known(self.least_gap_s),
-                "most_polls_of_a_job": self.most_polls,
-                "most_posts_in_a_second": self.most_in_a_second,
+                "min_poll_gap_s": _finite_or_none(self.min_poll_gap_s),
+                "max_polls_per_job": self.max_polls_per_job,
+                "max_posts_per_second": self.max_posts_per_second,
                 "balance": self.balance,
             }
         )
 
     def ledger(self, now: float) -> dict[str, Any]:
         """The totals and every POST."""
-        return {"totals": self.totals(now), "posts": [self._told(post, now) for post in self.posts]}
+        return {"totals": self.totals(now), "posts": [self._ledger_entry(post, now) for post in self.posts]}
 
-    def _told(self, post: Post, now: float) -> dict[str, Any]:
-        told = {name: getattr(post, name) for name in Post.__struct_fields__}
+    def _ledger_entry(self, post: ReceivedPost, now: float) -> dict[str, Any]:
+        entry = {name: getattr(post, name) for name in ReceivedPost.__struct_fields__}
         job = self.jobs.get(post.request_id or "")
-        told["job"] = job and {
+        entry["job"] = job and {
             "status": job.status(now),
             "polls": job.polls,
-            "least_poll_gap_s": _known(job.least_gap_s),
-            "fetches": sum(job.fetches),
+            "min_poll_gap_s": _finite_or_none(job.min_poll_gap_s),
+            "download_requests": sum(job.download_requests),
         }
-        return told
+        return entry
 
 
-def _known(gap_s: float) -> float | None:
+def _finite_or_none(gap_s: float) -> float | None:
     return gap_s if math.isfinite(gap_s) else None

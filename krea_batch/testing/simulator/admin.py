@@ -15,14 +15,14 @@ from typing import Annotated, Any
 import msgspec
 from aiohttp import web
 
-from krea_batch.testing.simulator.cdn import need_pillow
-from krea_batch.testing.simulator.responses import bad_request, encoded
+from krea_batch.testing.simulator.cdn import require_pillow
+from krea_batch.testing.simulator.responses import bad_request, raw_json
 from krea_batch.testing.simulator.settings import SimulatorError, SimulatorSettings
-from krea_batch.testing.simulator.state import State
+from krea_batch.testing.simulator.state import SimulatorState
 from krea_batch.testing.simulator.webhooks import Webhooks
 
-FIXED = ("host", "port", "cdn_port", "state_file")  # settings that cannot change while it runs
-_NOT_READ = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
+FIXED_SETTINGS = ("host", "port", "cdn_port", "state_file")  # settings that cannot change while it runs
+_DECODE_ERRORS = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
 
 
 class _Balance(msgspec.Struct, forbid_unknown_fields=True):
@@ -33,7 +33,7 @@ class _Balance(msgspec.Struct, forbid_unknown_fields=True):
 class Admin:
     """The judge's address."""
 
-    def __init__(self, state: State, webhooks: Webhooks) -> None:
+    def __init__(self, state: SimulatorState, webhooks: Webhooks) -> None:
         self.state = state
         self.webhooks = webhooks
 
@@ -42,55 +42,55 @@ class Admin:
             web.get("/_admin/totals", self.totals),
             web.get("/_admin/ledger", self.ledger),
             web.get("/_admin/settings", self.settings),
-            web.post("/_admin/settings", self.change),
-            web.post("/_admin/balance", self.add_balance),
+            web.post("/_admin/settings", self.change_settings),
+            web.post("/_admin/balance", self.change_balance),
             web.post("/_admin/reset", self.reset),
         ]
 
     async def totals(self, request: web.Request) -> web.Response:
-        return _told(self.state.books.totals(self.state.now()))
+        return _json_response(self.state.accounting.totals(self.state.now()))
 
     async def ledger(self, request: web.Request) -> web.Response:
-        return _told(self.state.books.ledger(self.state.now()))
+        return _json_response(self.state.accounting.ledger(self.state.now()))
 
     async def settings(self, request: web.Request) -> web.Response:
-        return _told(msgspec.to_builtins(self.state.settings))
+        return _json_response(msgspec.to_builtins(self.state.settings))
 
-    async def change(self, request: web.Request) -> web.Response:
+    async def change_settings(self, request: web.Request) -> web.Response:
         try:
-            named = msgspec.json.decode(await request.read(), type=dict[str, Any])
-            settings = _changed(self.state.settings, named)
-        except (SimulatorError, *_NOT_READ) as problem:
-            return bad_request(str(problem))
+            changes = msgspec.json.decode(await request.read(), type=dict[str, Any])
+            settings = _apply_changes(self.state.settings, changes)
+        except (SimulatorError, *_DECODE_ERRORS) as error:
+            return bad_request(str(error))
         self.state.configure(settings)
         return await self.settings(request)
 
-    async def add_balance(self, request: web.Request) -> web.Response:
+    async def change_balance(self, request: web.Request) -> web.Response:
         try:
-            wish = msgspec.json.decode(await request.read(), type=_Balance)
-        except _NOT_READ as problem:
-            return bad_request(f'{problem}; write {{"add": 100}}')
-        books = self.state.books
-        if wish.set is not msgspec.UNSET:
-            books.balance = wish.set
-        if books.balance is not None:
-            books.balance += wish.add
+            change = msgspec.json.decode(await request.read(), type=_Balance)
+        except _DECODE_ERRORS as error:
+            return bad_request(f'{error}; write {{"add": 100}}')
+        accounting = self.state.accounting
+        if change.set is not msgspec.UNSET:
+            accounting.balance = change.set
+        if accounting.balance is not None:
+            accounting.balance += change.add
         return await self.totals(request)
 
     async def reset(self, request: web.Request) -> web.Response:
-        await self.webhooks.forget()
+        await self.webhooks.cancel_all()
         self.state.reset()
         return await self.totals(request)
 
 
-def _changed(settings: SimulatorSettings, named: dict[str, Any]) -> SimulatorSettings:
-    if fixed := [name for name in FIXED if name in named]:
+def _apply_changes(settings: SimulatorSettings, changes: dict[str, Any]) -> SimulatorSettings:
+    if fixed := [name for name in FIXED_SETTINGS if name in changes]:
         raise SimulatorError("it cannot change while the simulator runs", fixed[0])
-    changed = msgspec.convert(msgspec.to_builtins(settings) | named, SimulatorSettings)
-    if changed.draws:
-        need_pillow()
+    changed = msgspec.convert(msgspec.to_builtins(settings) | changes, SimulatorSettings)
+    if changed.draws_images:
+        require_pillow()
     return changed
 
 
-def _told(fields: dict[str, Any]) -> web.Response:
-    return encoded(200, msgspec.json.encode(fields))  # and not orjson: a seed may have any number of digits
+def _json_response(fields: dict[str, Any]) -> web.Response:
+    return raw_json(200, msgspec.json.encode(fields))  # and not orjson: a seed may have any number of digits

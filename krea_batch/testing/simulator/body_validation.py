@@ -6,12 +6,12 @@ import re
 from collections.abc import Callable
 from typing import Any
 
-RATIOS = ("1:1", "4:3", "3:2", "16:9", "2.35:1", "4:5", "2:3", "9:16")
+VALID_ASPECT_RATIOS = ("1:1", "4:3", "3:2", "16:9", "2.35:1", "4:5", "2:3", "9:16")
 CREATIVITY = ("raw", "low", "medium", "high")
-_UUID = re.compile(r"[0-9a-fA-F]{8}(-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}")
+_UUID_FORMAT = re.compile(r"[0-9a-fA-F]{8}(-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}")
 
 
-def complaint(body: Any, *, lenient: bool) -> str | None:
+def validate_body(body: Any, *, lenient: bool) -> str | None:
     """The first thing that is wrong, as a sentence; None where the API would take the body."""
     if not isinstance(body, dict):
         return "the body has to be a JSON object"
@@ -22,28 +22,32 @@ def complaint(body: Any, *, lenient: bool) -> str | None:
         if check is None:
             if not lenient:
                 return f"unknown parameter {field!r}"
-        elif wrong := check(value):
-            return f"{field} {wrong}"
+        elif problem := check(value):
+            return f"{field} {problem}"
     return None
 
 
-def _one_of(*words: str) -> Callable[[Any], str | None]:
-    return lambda value: None if isinstance(value, str) and value in words else f"has to be one of {', '.join(words)}"
+def _one_of(*choices: str) -> Callable[[Any], str | None]:
+    return lambda value: (
+        None if isinstance(value, str) and value in choices else f"has to be one of {', '.join(choices)}"
+    )
 
 
 def _integer(value: Any) -> str | None:
     return None if isinstance(value, int) and not isinstance(value, bool) else "has to be an integer"
 
 
-def _list_of(most: int, key: str, good: Callable[[str], bool], what: str) -> Callable[[Any], str | None]:
+def _list_of(
+    max_items: int, key: str, is_valid: Callable[[str], bool], description: str
+) -> Callable[[Any], str | None]:
     def check(value: Any) -> str | None:
-        if not isinstance(value, list) or len(value) > most:
-            return f"has to be an array of at most {most}"
+        if not isinstance(value, list) or len(value) > max_items:
+            return f"has to be an array of at most {max_items}"
         for entry in value:
             if not isinstance(entry, dict) or set(entry) - {key, "strength"}:
                 return f"entries have {key} and strength"
-            if not isinstance(entry.get(key), str) or not good(entry[key]):
-                return f"{key} has to be {what}"
+            if not isinstance(entry.get(key), str) or not is_valid(entry[key]):
+                return f"{key} has to be {description}"
             strength = entry.get("strength", 1.0)
             if isinstance(strength, bool) or not isinstance(strength, int | float):
                 return "strength has to be a number"
@@ -54,10 +58,10 @@ def _list_of(most: int, key: str, good: Callable[[str], bool], what: str) -> Cal
 
 _FIELDS: dict[str, Callable[[Any], str | None]] = {
     "prompt": lambda value: None,
-    "aspect_ratio": _one_of(*RATIOS),
+    "aspect_ratio": _one_of(*VALID_ASPECT_RATIOS),
     "creativity": _one_of(*CREATIVITY),
     "seed": _integer,
     "image_style_references": _list_of(10, "image_url", lambda url: url.startswith("https://"), "an HTTPS URL"),
     "styles": _list_of(10, "id", bool, "a style identifier"),
-    "moodboards": _list_of(1, "id", lambda text: _UUID.fullmatch(text) is not None, "a UUID"),
+    "moodboards": _list_of(1, "id", lambda text: _UUID_FORMAT.fullmatch(text) is not None, "a UUID"),
 }

@@ -60,28 +60,28 @@ def check_faults(faults: Mapping[str, float]) -> None:
             raise ValueError(f"{name}={probability}: a probability lies between 0 and 1")
 
 
-class Dice:
+class FaultInjector:
     """Decides each fault. `most_tries` is the last try of a thing that can be struck, 0 where all can."""
 
-    def __init__(self, seed: int, faults: Mapping[str, float], most_tries: int = 0) -> None:
+    def __init__(self, seed: int, faults: Mapping[str, float], max_attempts: int = 0) -> None:
         self.seed = seed
         self.faults = dict(faults)
-        self.most_tries = most_tries
+        self.max_attempts = max_attempts
 
-    def strikes(self, name: str, about: str, tried: int) -> bool:
+    def should_fail(self, name: str, subject: str, attempt: int) -> bool:
         """Whether this fault strikes the `tried`-th try (from 1) of what it is about."""
         probability = self.faults.get(name, 0.0)
-        if probability == 0.0 or 0 < self.most_tries < tried:
+        if probability == 0.0 or 0 < self.max_attempts < attempt:
             return False
-        return probability == 1.0 or self.chance(name, about, tried) < probability
+        return probability == 1.0 or self.fraction(name, subject, attempt) < probability
 
-    def first(self, names: Iterable[str], about: str, tried: int) -> str | None:
+    def first_fault(self, names: Iterable[str], subject: str, attempt: int) -> str | None:
         """The first of these faults that strikes."""
         if not self.faults:
             return None
-        return next((name for name in names if self.strikes(name, about, tried)), None)
+        return next((name for name in names if self.should_fail(name, subject, attempt)), None)
 
-    def chance(self, *about: object) -> float:
+    def fraction(self, *key: object) -> float:
         """A number from 0 to 1 that depends on the seed and on what it is about alone."""
-        text = "\0".join(map(str, (self.seed, *about))).encode("utf-8", "surrogatepass")
+        text = "\0".join(map(str, (self.seed, *key))).encode("utf-8", "surrogatepass")
         return int.from_bytes(hashlib.blake2b(text, digest_size=6).digest()) / 2**48

@@ -11,51 +11,58 @@ from typing import Any, BinaryIO
 
 import msgspec
 
-from krea_batch.testing.simulator.accounting import Books
+from krea_batch.testing.simulator.accounting import Accounting
 from krea_batch.testing.simulator.job_planner import SimulatedJob
 
 
-class Remembered(msgspec.Struct):
+class LoggedJob(msgspec.Struct):
     """A line of the file."""
 
     request_id: str
     body: dict[str, Any]
     submitted_at: float
-    start_at: float
+    processing_at: float
     done_at: float
-    end: str
+    final_status: str
     outputs: int
-    mark: str = ""
-    copy: int = 1
+    body_hash: str = ""
+    occurrence: int = 1
 
 
-class Memory:
+class JobLog:
     """The file of one simulator. Raises OSError where it cannot be read or written."""
 
-    def __init__(self, path: Path, books: Books) -> None:
-        torn = self._recall(path, books) if path.exists() else False
+    def __init__(self, path: Path, accounting: Accounting) -> None:
+        is_torn = self._load(path, accounting) if path.exists() else False
         self._file: BinaryIO = path.open("ab", buffering=0)
-        if torn:
+        if is_torn:
             self._file.write(b"\n")
 
-    def keep(self, job: SimulatedJob) -> None:
-        line = Remembered(*(getattr(job, name) for name in Remembered.__struct_fields__))
+    def append(self, job: SimulatedJob) -> None:
+        line = LoggedJob(*(getattr(job, name) for name in LoggedJob.__struct_fields__))
         self._file.write(msgspec.json.encode(line) + b"\n")
 
     def close(self) -> None:
         self._file.close()
 
-    def _recall(self, path: Path, books: Books) -> bool:
+    def _load(self, path: Path, accounting: Accounting) -> bool:
         """Know again the jobs of earlier processes; they count in no totals. True where the last line is torn."""
-        decode = msgspec.json.Decoder(Remembered).decode
+        decode = msgspec.json.Decoder(LoggedJob).decode
         data = path.read_bytes()
         for line in data.splitlines():
             try:
-                seen = decode(line)
+                logged = decode(line)
             except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
                 continue  # a process was killed while it wrote this line
-            job = SimulatedJob(seen.request_id, seen.body, seen.submitted_at, seen.mark, seen.copy)
-            job.start_at, job.done_at, job.end, job.outputs = seen.start_at, seen.done_at, seen.end, seen.outputs
-            books.jobs[job.request_id] = job
-            books.accepted[job.mark] = max(books.accepted[job.mark], job.copy)
+            job = SimulatedJob(
+                logged.request_id, logged.body, logged.submitted_at, logged.body_hash, logged.occurrence
+            )
+            job.processing_at, job.done_at, job.final_status, job.outputs = (
+                logged.processing_at,
+                logged.done_at,
+                logged.final_status,
+                logged.outputs,
+            )
+            accounting.jobs[job.request_id] = job
+            accounting.accepted[job.body_hash] = max(accounting.accepted[job.body_hash], job.occurrence)
         return bool(data) and not data.endswith(b"\n")

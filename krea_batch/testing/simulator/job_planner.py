@@ -11,8 +11,8 @@ import math
 from random import Random
 from typing import Any
 
-from krea_batch.testing.simulator.faults import Dice
-from krea_batch.testing.simulator.latency import Latency
+from krea_batch.testing.simulator.faults import FaultInjector
+from krea_batch.testing.simulator.latency import LatencyDistribution
 
 MODEL_ID = "krea-2-large-text-to-image"
 QUEUED_SHARE = 0.1  # chosen: how much of its latency a job that waits for nobody is QUEUED rather than PROCESSING
@@ -23,73 +23,75 @@ class SimulatedJob:
 
     __slots__ = (
         "body",
-        "copy",
+        "body_hash",
         "done_at",
-        "end",
-        "fetches",
+        "download_requests",
+        "final_status",
         "last_poll_at",
-        "least_gap_s",
-        "mark",
+        "min_poll_gap_s",
+        "occurrence",
         "outputs",
         "polls",
+        "processing_at",
         "request_id",
-        "start_at",
         "submitted_at",
     )  # fmt: skip
 
-    def __init__(self, request_id: str, body: dict[str, Any], submitted_at: float, mark: str, copy: int) -> None:
+    def __init__(
+        self, request_id: str, body: dict[str, Any], submitted_at: float, body_hash: str, occurrence: int
+    ) -> None:
         self.request_id = request_id
         self.body = body
-        self.mark = mark
-        self.copy = copy
+        self.body_hash = body_hash
+        self.occurrence = occurrence
         self.submitted_at = submitted_at
-        self.start_at = submitted_at
+        self.processing_at = submitted_at
         self.done_at = submitted_at
-        self.end = "COMPLETED"
+        self.final_status = "COMPLETED"
         self.outputs = 1
         self.polls = 0
         self.last_poll_at = -math.inf
-        self.least_gap_s = math.inf
-        self.fetches = [0, 0, 0, 0]
+        self.min_poll_gap_s = math.inf
+        self.download_requests = [0, 0, 0, 0]
 
     @property
-    def about(self) -> str:
+    def fault_key(self) -> str:
         """What chance knows this job by: the body and which accepted POST of it this is."""
-        return f"{self.mark}/{self.copy}"
+        return f"{self.body_hash}/{self.occurrence}"
 
     def status(self, now: float) -> str:
         if now >= self.done_at:
-            return self.end
-        return "PROCESSING" if now >= self.start_at else "QUEUED"
+            return self.final_status
+        return "PROCESSING" if now >= self.processing_at else "QUEUED"
 
 
-class Factory:
+class JobPlanner:
     """Decides how long an accepted job waits and works, and how it ends."""
 
     def __init__(self, latency: str, time_scale: float, workers: int, outputs: int) -> None:
-        self.latency = Latency(latency)
+        self.latency = LatencyDistribution(latency)
         self.time_scale = time_scale
         self.outputs = outputs
         self._free_at = [0.0] * workers  # a heap: when each worker is free again
 
-    def take(self, job: SimulatedJob, dice: Dice) -> None:
+    def plan(self, job: SimulatedJob, fault_injector: FaultInjector) -> None:
         """Draw the job's times and end. Jobs are taken in the order in which they were accepted."""
-        if dice.strikes("submit-done", job.mark, job.copy):
+        if fault_injector.should_fail("submit-done", job.body_hash, job.occurrence):
             job.outputs = self.outputs
             return
-        latency_s = self.latency.draw(Random(f"{dice.seed} {job.about}")) / self.time_scale
-        works_s = (1 - QUEUED_SHARE) * latency_s
-        job.start_at = job.submitted_at + latency_s - works_s
+        latency_s = self.latency.draw(Random(f"{fault_injector.seed} {job.fault_key}")) / self.time_scale
+        processing_s = (1 - QUEUED_SHARE) * latency_s
+        job.processing_at = job.submitted_at + latency_s - processing_s
         if self._free_at:
-            job.start_at = max(job.start_at, self._free_at[0])
-            heapq.heapreplace(self._free_at, job.start_at + works_s)
-        job.done_at = job.start_at + works_s
+            job.processing_at = max(job.processing_at, self._free_at[0])
+            heapq.heapreplace(self._free_at, job.processing_at + processing_s)
+        job.done_at = job.processing_at + processing_s
         job.outputs = self.outputs
-        job.end = self._end(job, dice)
+        job.final_status = self._final_status(job, fault_injector)
 
-    def _end(self, job: SimulatedJob, dice: Dice) -> str:
-        if dice.strikes("job-failed", job.mark, job.copy):
+    def _final_status(self, job: SimulatedJob, fault_injector: FaultInjector) -> str:
+        if fault_injector.should_fail("job-failed", job.body_hash, job.occurrence):
             return "FAILED"
-        if job.copy == 1 and dice.strikes("job-first-error", job.mark, job.copy):
+        if job.occurrence == 1 and fault_injector.should_fail("job-first-error", job.body_hash, job.occurrence):
             return "ERROR"
-        return "ERROR" if dice.strikes("job-error", job.mark, job.copy) else "COMPLETED"
+        return "ERROR" if fault_injector.should_fail("job-error", job.body_hash, job.occurrence) else "COMPLETED"

@@ -11,11 +11,11 @@ from __future__ import annotations
 import math
 from random import Random
 
-SYNTAX = "fixed:15, uniform:5,30, lognormal:12,0.4 or bimodal:5,25,0.3"
-_COUNTS = {"fixed": 1, "uniform": 2, "lognormal": 2, "bimodal": 3}
+LATENCY_SYNTAX = "fixed:15, uniform:5,30, lognormal:12,0.4 or bimodal:5,25,0.3"
+_PARAMETER_COUNTS = {"fixed": 1, "uniform": 2, "lognormal": 2, "bimodal": 3}
 
 
-class Latency:
+class LatencyDistribution:
     """One distribution; `draw` gives seconds. Raises ValueError that shows the syntax."""
 
     def __init__(self, text: str) -> None:
@@ -25,10 +25,10 @@ class Latency:
             self.numbers = [float(number) for number in rest.split(",")]
         except ValueError:
             self.numbers = []
-        if len(self.numbers) != _COUNTS.get(self.kind) or not self._has_meaning():
-            raise ValueError(f"{text!r} is no latency; write {SYNTAX}")
+        if len(self.numbers) != _PARAMETER_COUNTS.get(self.kind) or not self._is_valid():
+            raise ValueError(f"{text!r} is no latency; write {LATENCY_SYNTAX}")
 
-    def _has_meaning(self) -> bool:
+    def _is_valid(self) -> bool:
         if not all(math.isfinite(number) and number >= 0 for number in self.numbers):
             return False
         match self.kind, self.numbers:

@@ -15,20 +15,22 @@ import re
 import sys
 from collections import deque
 
-SYNTAX = "token-bucket:10/s (or 10/s,20 with a burst), fixed-window:60/m or sliding-window:10/s"
-_TEXT = re.compile(r"(token-bucket|fixed-window|sliding-window):(\d+(?:\.\d+)?)/(s|m|min|h)(?:,0*([1-9]\d*))?")
+LIMIT_SYNTAX = "token-bucket:10/s (or 10/s,20 with a burst), fixed-window:60/m or sliding-window:10/s"
+_LIMIT_FORMAT = re.compile(
+    r"(token-bucket|fixed-window|sliding-window):(\d+(?:\.\d+)?)/(s|m|min|h)(?:,0*([1-9]\d*))?"
+)
 _PERIODS_S = {"s": 1.0, "m": 60.0, "min": 60.0, "h": 3600.0}
-_ROUNDING = 1e-6  # chosen: seconds since 1970 in a float are good to a fraction of a microsecond
+_TIME_TOLERANCE_S = 1e-6  # chosen: seconds since 1970 in a float are good to a fraction of a microsecond
 
 
-class Limit:
+class RequestLimit:
     """A rate limit. `take` returns 0.0 and counts the request, or the seconds after which one would pass."""
 
     def take(self, now_s: float) -> float:
         raise NotImplementedError
 
 
-class TokenBucket(Limit):
+class TokenBucket(RequestLimit):
     def __init__(self, per_s: float, burst: float) -> None:
         self.per_s, self.burst = per_s, burst
         self._tokens, self._at_s = burst, 0.0
@@ -36,54 +38,54 @@ class TokenBucket(Limit):
     def take(self, now_s: float) -> float:
         self._tokens = min(self.burst, self._tokens + max(0.0, now_s - self._at_s) * self.per_s)
         self._at_s = max(now_s, self._at_s)
-        if self._tokens < 1 - _ROUNDING * max(1.0, self.per_s):
+        if self._tokens < 1 - _TIME_TOLERANCE_S * max(1.0, self.per_s):
             return (1 - self._tokens) / self.per_s
         self._tokens = max(0.0, self._tokens - 1)
         return 0.0
 
 
-class FixedWindow(Limit):
+class FixedWindow(RequestLimit):
     def __init__(self, count: int, window_s: float) -> None:
         self.count, self.window_s = count, window_s
         self._window, self._used = -1, 0
 
     def take(self, now_s: float) -> float:
-        window = int((now_s + _ROUNDING) // self.window_s)
+        window = int((now_s + _TIME_TOLERANCE_S) // self.window_s)
         if window != self._window:
             self._window, self._used = window, 0
         if self._used >= self.count:
-            return max((window + 1) * self.window_s - now_s, _ROUNDING)
+            return max((window + 1) * self.window_s - now_s, _TIME_TOLERANCE_S)
         self._used += 1
         return 0.0
 
 
-class SlidingWindow(Limit):
+class SlidingWindow(RequestLimit):
     def __init__(self, count: int, window_s: float) -> None:
         self.window_s = window_s
-        self._taken_s: deque[float] = deque(maxlen=min(count, sys.maxsize))
+        self._accepted_times_s: deque[float] = deque(maxlen=min(count, sys.maxsize))
 
     def take(self, now_s: float) -> float:
-        if len(self._taken_s) == self._taken_s.maxlen:
-            wait_s = self._taken_s[0] + self.window_s - now_s
-            if wait_s > _ROUNDING:
+        if len(self._accepted_times_s) == self._accepted_times_s.maxlen:
+            wait_s = self._accepted_times_s[0] + self.window_s - now_s
+            if wait_s > _TIME_TOLERANCE_S:
                 return wait_s
-        self._taken_s.append(now_s)
+        self._accepted_times_s.append(now_s)
         return 0.0
 
 
-def parse_limit(text: str) -> Limit | None:
+def parse_limit(text: str) -> RequestLimit | None:
     """The limit that a text describes; `none` is no limit. Raises ValueError that shows the syntax."""
     if text == "none":
         return None
-    match = _TEXT.fullmatch(text)
+    match = _LIMIT_FORMAT.fullmatch(text)
     count = float(match[2]) if match else 0.0
     if match is None or count <= 0 or (match[4] and match[1] != "token-bucket"):
-        raise ValueError(f"{text!r} is no limit; write none, {SYNTAX}")
+        raise ValueError(f"{text!r} is no limit; write none, {LIMIT_SYNTAX}")
     window_s = _PERIODS_S[match[3]]
     if match[1] == "token-bucket":
         per_s = count / window_s
         return TokenBucket(per_s, float(match[4] or max(1.0, per_s)))
     if not count.is_integer():
         raise ValueError(f"{text!r} is no limit; a window holds a whole number, as in {match[1]}:10/s")
-    kind = FixedWindow if match[1] == "fixed-window" else SlidingWindow
-    return kind(int(count), window_s)
+    window_type = FixedWindow if match[1] == "fixed-window" else SlidingWindow
+    return window_type(int(count), window_s)

@@ -23,10 +23,10 @@ _JSON = {"Content-Type": "application/json; charset=utf-8"}
 
 
 def json(status: int, fields: dict[str, Any]) -> web.Response:
-    return encoded(status, orjson.dumps(fields))
+    return raw_json(status, orjson.dumps(fields))
 
 
-def encoded(status: int, body: bytes) -> web.Response:
+def raw_json(status: int, body: bytes) -> web.Response:
     """An answer whose JSON is encoded already, whether it is JSON or not."""
     return web.Response(status=status, body=body, headers=_JSON)
 
@@ -49,7 +49,7 @@ def unauthorized() -> web.Response:
     return error(401, "Unauthorized", "Access denied due to a missing or invalid subscription key.")
 
 
-def no_balance() -> web.Response:
+def insufficient_balance() -> web.Response:
     return error(402, "Insufficient Balance", "Your wallet does not have enough balance.")
 
 
@@ -61,42 +61,42 @@ def server_error(status: int = 500) -> web.Response:
     return error(status, "Internal Server Error" if status == 500 else "Service Unavailable", "Please try again.")
 
 
-def no_model(model: str = MODEL_ID) -> web.Response:
+def model_not_found(model: str = MODEL_ID) -> web.Response:
     return error(400, "Model not found", f"Model '{model}' not found or is disabled")
 
 
-def too_many(wait_s: float, retry_after: str, now: float) -> web.Response:
+def rate_limited(wait_s: float, retry_after: str, now: float) -> web.Response:
     """A 429. `retry_after` says how it tells the wait: seconds, date or none; whole seconds, rounded up."""
-    answer = error(429, "Too Many Requests", "Rate limit is exceeded.")
+    response = error(429, "Too Many Requests", "Rate limit is exceeded.")
     if retry_after == "seconds":
-        answer.headers["Retry-After"] = str(max(1, math.ceil(wait_s)))
+        response.headers["Retry-After"] = str(max(1, math.ceil(wait_s)))
     elif retry_after == "date":
-        answer.headers["Retry-After"] = formatdate(math.ceil(now + wait_s), usegmt=True)
-    return answer
+        response.headers["Retry-After"] = formatdate(math.ceil(now + wait_s), usegmt=True)
+    return response
 
 
-def cut(request: web.Request) -> web.Response:
+def abort_connection(request: web.Request) -> web.Response:
     """Cut the connection without an answer, or without the rest of one."""
     if request.transport is not None:
         request.transport.abort()
     return web.Response(status=500)  # goes nowhere
 
 
-def instant(at: float) -> str:
+def format_instant(at: float) -> str:
     """As the document writes instants: 2026-03-31T10:00:00.000Z."""
-    second, of_a_second = divmod(int(at * 1000), 1000)
-    return f"{_second(second)}.{of_a_second:03}Z"
+    second, milliseconds = divmod(int(at * 1000), 1000)
+    return f"{_format_second(second)}.{milliseconds:03}Z"
 
 
 @lru_cache(1024)
-def _second(second: int) -> str:
+def _format_second(second: int) -> str:
     return datetime.fromtimestamp(second, UTC).isoformat()[:-6]  # without +00:00
 
 
 def new_request_id() -> str:
     """The document's form: the model's name and a UUID of version 7 (RFC 9562, 5.7)."""
-    noise = bytearray(os.urandom(10))
-    noise[0] = noise[0] & 0x0F | 0x70
-    noise[2] = noise[2] & 0x3F | 0x80
-    digits = (int(time.time() * 1000).to_bytes(6) + noise).hex()
+    random_bytes = bytearray(os.urandom(10))
+    random_bytes[0] = random_bytes[0] & 0x0F | 0x70
+    random_bytes[2] = random_bytes[2] & 0x3F | 0x80
+    digits = (int(time.time() * 1000).to_bytes(6) + random_bytes).hex()
     return f"{MODEL_ID}_{digits[:8]}-{digits[8:12]}-{digits[12:16]}-{digits[16:20]}-{digits[20:]}"

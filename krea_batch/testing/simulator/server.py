@@ -11,20 +11,20 @@ from typing import Any, Self
 
 from aiohttp import web
 
-from krea_batch.testing.simulator.accounting import Books
+from krea_batch.testing.simulator.accounting import Accounting
 from krea_batch.testing.simulator.admin import Admin
-from krea_batch.testing.simulator.cdn import Cdn, need_pillow
-from krea_batch.testing.simulator.job_log import Memory
+from krea_batch.testing.simulator.cdn import Cdn, require_pillow
+from krea_batch.testing.simulator.job_log import JobLog
 from krea_batch.testing.simulator.responses import error
 from krea_batch.testing.simulator.settings import SimulatorError, SimulatorSettings
-from krea_batch.testing.simulator.state import State
-from krea_batch.testing.simulator.status_handler import STATUS_PATH, Polls
-from krea_batch.testing.simulator.submit_handler import SUBMIT_PATH, Submits
+from krea_batch.testing.simulator.state import SimulatorState
+from krea_batch.testing.simulator.status_handler import STATUS_ROUTE, StatusHandler
+from krea_batch.testing.simulator.submit_handler import SUBMIT_ROUTE, SubmitHandler
 from krea_batch.testing.simulator.webhooks import Webhooks
 
 MAX_BODY_BYTES = 4 << 20  # chosen: four times what the engine may send
 BACKLOG = 1024  # chosen: a burst of new connections as large as that is not refused
-CLOSING_S = 0.5  # chosen: what is being answered may be answered, and then it is over
+SHUTDOWN_TIMEOUT_S = 0.5  # chosen: what is being answered may be answered, and then it is over
 
 
 class Simulator:
@@ -39,11 +39,11 @@ class Simulator:
         self.gateway_url = ""
         self.cdn_url = ""
         self.admin_url = ""
-        self._state = State(self.settings)
+        self._state = SimulatorState(self.settings)
         self._webhooks = Webhooks(self._state)
         self._runners: list[web.AppRunner] = []
         self._cdn: Cdn | None = None
-        self._memory: Memory | None = None
+        self._job_log: JobLog | None = None
 
     async def __aenter__(self) -> Self:
         await self.start()
@@ -68,67 +68,69 @@ class Simulator:
         self._runners.clear()
         if self._cdn is not None:
             self._cdn.close()
-        if self._memory is not None:
-            self._memory.close()
+        if self._job_log is not None:
+            self._job_log.close()
 
     @property
-    def books(self) -> Books:
+    def accounting(self) -> Accounting:
         """What was counted, for a judge in the same process."""
-        return self._state.books
+        return self._state.accounting
 
     def totals(self) -> dict[str, Any]:
         """What GET /_admin/totals says."""
-        return self.books.totals(self._state.now())
+        return self.accounting.totals(self._state.now())
 
     def ledger(self) -> dict[str, Any]:
         """What GET /_admin/ledger says."""
-        return self.books.ledger(self._state.now())
+        return self.accounting.ledger(self._state.now())
 
     async def _start(self) -> None:
         settings, state = self.settings, self._state
-        if settings.draws:
-            need_pillow()
+        if settings.draws_images:
+            require_pillow()
         if settings.state_file:
             try:
-                self._memory = Memory(Path(settings.state_file), state.books)
-            except OSError as problem:
-                raise SimulatorError(f"{settings.state_file}: {problem.strerror}", "state_file") from None
+                self._job_log = JobLog(Path(settings.state_file), state.accounting)
+            except OSError as error:
+                raise SimulatorError(f"{settings.state_file}: {error.strerror}", "state_file") from None
         self._cdn = Cdn(state)
         state.cdn_url = self.cdn_url = await self._serve(_cdn_app(self._cdn), settings.cdn_port, "cdn_port")
-        app = _gateway_app(Submits(state, self._webhooks, self._memory), Polls(state), Admin(state, self._webhooks))
+        app = _gateway_app(
+            SubmitHandler(state, self._webhooks, self._job_log), StatusHandler(state), Admin(state, self._webhooks)
+        )
         state.gateway_url = self.gateway_url = await self._serve(app, settings.port, "port")
         self.admin_url = self.gateway_url + "/_admin"
 
     async def _serve(self, app: web.Application, port: int, name: str) -> str:
         """Listen, and return the URL at which this is found."""
-        runner = web.AppRunner(app, access_log=None, shutdown_timeout=CLOSING_S)
+        runner = web.AppRunner(app, access_log=None, shutdown_timeout=SHUTDOWN_TIMEOUT_S)
         await runner.setup()
         self._runners.append(runner)
         host = self.settings.host
         try:
             await web.TCPSite(runner, host, port, backlog=BACKLOG).start()
-        except OSError as problem:
-            raise SimulatorError(f"{host}:{port} cannot be listened on ({problem.strerror})", name) from None
-        reached = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)  # noqa: S104 - compared, not listened on
-        return f"http://{f'[{reached}]' if ':' in reached else reached}:{runner.addresses[0][1]}"
+        except OSError as error:
+            raise SimulatorError(f"{host}:{port} cannot be listened on ({error.strerror})", name) from None
+        url_host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)  # noqa: S104 - compared, not listened on
+        return f"http://{f'[{url_host}]' if ':' in url_host else url_host}:{runner.addresses[0][1]}"
 
 
-def _gateway_app(submits: Submits, polls: Polls, admin: Admin) -> web.Application:
+def _gateway_app(submits: SubmitHandler, polls: StatusHandler, admin: Admin) -> web.Application:
     app = web.Application(client_max_size=MAX_BODY_BYTES)
-    app.router.add_post(SUBMIT_PATH, submits.post)
-    app.router.add_get(STATUS_PATH, polls.get, allow_head=False)
+    app.router.add_post(SUBMIT_ROUTE, submits.post)
+    app.router.add_get(STATUS_ROUTE, polls.get, allow_head=False)
     app.router.add_routes(admin.routes())
     app.router.add_post("/{model}/v1/{name}", submits.other_model)
-    app.router.add_route("*", "/{path:.*}", _nothing_here)
+    app.router.add_route("*", "/{path:.*}", _no_such_path)
     return app
 
 
 def _cdn_app(cdn: Cdn) -> web.Application:
     app = web.Application()
     app.router.add_get("/v1/{request_id}/{name}", cdn.get)
-    app.router.add_route("*", "/{path:.*}", cdn.anything)
+    app.router.add_route("*", "/{path:.*}", cdn.other_path)
     return app
 
 
-async def _nothing_here(request: web.Request) -> web.StreamResponse:
+async def _no_such_path(request: web.Request) -> web.StreamResponse:
     return error(404, "Not Found", "There is nothing at this address.")

@@ -13,10 +13,10 @@ from typing import Any
 import msgspec
 
 from krea_batch.testing.simulator.faults import check_faults
-from krea_batch.testing.simulator.latency import Latency
+from krea_batch.testing.simulator.latency import LatencyDistribution
 from krea_batch.testing.simulator.request_limits import parse_limit
 
-RETRY_AFTER = ("seconds", "date", "none")
+RETRY_AFTER_FORMS = ("seconds", "date", "none")
 
 
 class SimulatorError(Exception):
@@ -84,47 +84,47 @@ class SimulatorSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknow
     """A file that keeps the accepted jobs over restarts; empty is none."""
 
     def __post_init__(self) -> None:
-        for name, parse in _PARSED.items():
+        for name, parse in _PARSERS.items():
             try:
                 parse(getattr(self, name))
-            except ValueError as problem:
-                raise SimulatorError(str(problem), name) from None
-        for name, (good, right) in _RANGES.items():
+            except ValueError as error:
+                raise SimulatorError(str(error), name) from None
+        for name, (is_valid, hint) in _VALUE_RULES.items():
             value = getattr(self, name)
-            if not good(value):
-                raise SimulatorError(f"{value!r} has no meaning; {right}", name)
+            if not is_valid(value):
+                raise SimulatorError(f"{value!r} has no meaning; {hint}", name)
 
     @property
-    def draws(self) -> bool:
+    def draws_images(self) -> bool:
         """Whether pictures are drawn, for which Pillow is needed."""
         return not (self.tiny or self.image_bytes)
 
 
-_PARSED: dict[str, Callable[[Any], object]] = {
-    "latency": Latency,
+_PARSERS: dict[str, Callable[[Any], object]] = {
+    "latency": LatencyDistribution,
     "submit_limit": parse_limit,
     "poll_limit": parse_limit,
     "faults": check_faults,
 }
 
 
-_Range = tuple[Callable[[Any], bool], str]
+_ValueRule = tuple[Callable[[Any], bool], str]
 
 
-def _at_least(least: float) -> _Range:
-    return lambda value: math.isfinite(value) and value >= least, f"it is {least} or more"
+def _at_least(minimum: float) -> _ValueRule:
+    return lambda value: math.isfinite(value) and value >= minimum, f"it is {minimum} or more"
 
 
-_PORT: _Range = (
+_PORT: _ValueRule = (
     lambda value: 0 <= value <= 65535,
     "a port is 0 (any free one) to 65535",
 )
-_RANGES: dict[str, _Range] = {
+_VALUE_RULES: dict[str, _ValueRule] = {
     "port": _PORT,
     "cdn_port": _PORT,
     "time_scale": (lambda value: math.isfinite(value) and value > 0, "it is more than 0, for example 20"),
     "workers": _at_least(0),
-    "retry_after": (lambda value: value in RETRY_AFTER, f"it is one of {', '.join(RETRY_AFTER)}"),
+    "retry_after": (lambda value: value in RETRY_AFTER_FORMS, f"it is one of {', '.join(RETRY_AFTER_FORMS)}"),
     "fault_max_attempts": _at_least(0),
     "slow_duration_s": _at_least(0),
     "hang_duration_s": _at_least(0),

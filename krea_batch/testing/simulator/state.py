@@ -8,24 +8,24 @@ from typing import Any
 
 from aiohttp import web
 
-from krea_batch.testing.simulator.accounting import Books
-from krea_batch.testing.simulator.faults import Dice
-from krea_batch.testing.simulator.job_planner import MODEL_ID, Factory, SimulatedJob
-from krea_batch.testing.simulator.request_limits import Limit, parse_limit
-from krea_batch.testing.simulator.responses import instant, too_many
+from krea_batch.testing.simulator.accounting import Accounting
+from krea_batch.testing.simulator.faults import FaultInjector
+from krea_batch.testing.simulator.job_planner import MODEL_ID, JobPlanner, SimulatedJob
+from krea_batch.testing.simulator.request_limits import RequestLimit, parse_limit
+from krea_batch.testing.simulator.responses import format_instant, rate_limited
 from krea_batch.testing.simulator.settings import SimulatorSettings
 
-KEY_HEADER = "Ocp-Apim-Subscription-Key"
-_ERRORS = {"FAILED": "The model could not make this picture.", "ERROR": "The worker of this job was lost."}
+API_KEY_HEADER = "Ocp-Apim-Subscription-Key"
+_ERROR_MESSAGES = {"FAILED": "The model could not make this picture.", "ERROR": "The worker of this job was lost."}
 
 
 def steady_clock() -> Callable[[], float]:
     """Seconds since 1970 that never jump, from the monotonic clock."""
-    at_zero = time.time() - time.monotonic()
-    return lambda: at_zero + time.monotonic()
+    offset_s = time.time() - time.monotonic()
+    return lambda: offset_s + time.monotonic()
 
 
-class State:
+class SimulatorState:
     """The simulated world. `now` gives seconds since 1970; the URLs are known once the ports are open."""
 
     def __init__(self, settings: SimulatorSettings, now: Callable[[], float] | None = None) -> None:
@@ -33,68 +33,68 @@ class State:
         self.gateway_url = ""
         self.cdn_url = ""
         self.settings = settings
-        self.submit_limit: Limit | None = None
-        self.poll_limit: Limit | None = None
-        self.configure(settings, anew=True)
+        self.submit_limit: RequestLimit | None = None
+        self.poll_limit: RequestLimit | None = None
+        self.configure(settings, initial=True)
         self.reset()
 
-    def configure(self, settings: SimulatorSettings, *, anew: bool = False) -> None:
+    def configure(self, settings: SimulatorSettings, *, initial: bool = False) -> None:
         """Behave by these settings from now on. What was accepted keeps its times, an unchanged limit its count."""
         old, self.settings = self.settings, settings
 
         def changed(*names: str) -> bool:
-            return anew or any(getattr(old, name) != getattr(settings, name) for name in names)
+            return initial or any(getattr(old, name) != getattr(settings, name) for name in names)
 
-        self.dice = Dice(settings.seed, settings.faults, settings.fault_max_attempts)
+        self.fault_injector = FaultInjector(settings.seed, settings.faults, settings.fault_max_attempts)
         if changed("latency", "time_scale", "workers", "outputs"):
-            self.factory = Factory(settings.latency, settings.time_scale, settings.workers, settings.outputs)
+            self.job_planner = JobPlanner(settings.latency, settings.time_scale, settings.workers, settings.outputs)
         if changed("submit_limit"):
             self.submit_limit = parse_limit(settings.submit_limit)
         if changed("poll_limit"):
             self.own_poll_limit = parse_limit(settings.poll_limit)
         self.poll_limit = self.submit_limit if settings.shared_limit else self.own_poll_limit
-        if not anew and changed("balance"):
-            self.books.balance = settings.balance
+        if not initial and changed("balance"):
+            self.accounting.balance = settings.balance
 
     def reset(self) -> None:
         """Forget every job and count, and begin with the balance of the settings."""
-        self.books = Books(self.settings.balance)
-        self.began_at = self.now()
+        self.accounting = Accounting(self.settings.balance)
+        self.started_at = self.now()
 
-    def knows_key(self, request: web.Request) -> bool:
-        key = request.headers.get(KEY_HEADER, "")
-        last = self.settings.revoke_after
-        if not key or (last and self.books.counts["accepted"] >= last):
+    def accepts_key(self, request: web.Request) -> bool:
+        key = request.headers.get(API_KEY_HEADER, "")
+        max_accepted = self.settings.revoke_after
+        if not key or (max_accepted and self.accounting.counts["accepted"] >= max_accepted):
             return False
         return self.settings.key in ("", key)
 
-    def over(self, limit: Limit | None) -> web.Response | None:
+    def check_limit(self, limit: RequestLimit | None) -> web.Response | None:
         """A 429, where a limit does not let a request through."""
         if limit is None:
             return None
         now = self.now()
         wait_s = limit.take(now)
-        return too_many(wait_s, self.settings.retry_after, now) if wait_s > 0 else None
+        return rate_limited(wait_s, self.settings.retry_after, now) if wait_s > 0 else None
 
-    def told(self, job: SimulatedJob) -> dict[str, Any]:
+    def status_body(self, job: SimulatedJob) -> dict[str, Any]:
         """What the status endpoint and a webhook say of a job now."""
         now = self.now()
         status = job.status(now)
         ended = now >= job.done_at
-        updated_at = job.done_at if ended else job.start_at if now >= job.start_at else job.submitted_at
+        updated_at = job.done_at if ended else job.processing_at if now >= job.processing_at else job.submitted_at
         return {
             "request_id": job.request_id,
             "status": status,
             "model_id": MODEL_ID,
-            "error": _ERRORS.get(status),
+            "error": _ERROR_MESSAGES.get(status),
             "output": self._output(job) if status == "COMPLETED" else None,
-            "created_at": instant(job.submitted_at),
-            "updated_at": instant(updated_at),
-            "completed_at": instant(job.done_at) if ended else None,
+            "created_at": format_instant(job.submitted_at),
+            "updated_at": format_instant(updated_at),
+            "completed_at": format_instant(job.done_at) if ended else None,
         }
 
     def _output(self, job: SimulatedJob) -> dict[str, Any]:
         urls = [f"{self.cdn_url}/v1/{job.request_id}/output.png"]
-        urls += [f"{self.cdn_url}/v1/{job.request_id}/output-{n}.png" for n in range(2, job.outputs + 1)]
-        alone = len(urls) == 1 and self.dice.strikes("media-string", job.mark, job.copy)
-        return {"media_url": urls[0] if alone else urls, "media_type": "image/png"}
+        urls += [f"{self.cdn_url}/v1/{job.request_id}/output-{number}.png" for number in range(2, job.outputs + 1)]
+        as_string = len(urls) == 1 and self.fault_injector.should_fail("media-string", job.body_hash, job.occurrence)
+        return {"media_url": urls[0] if as_string else urls, "media_type": "image/png"}

@@ -14,159 +14,167 @@ from typing import Any
 import msgspec
 from aiohttp import web
 
-from krea_batch.testing.simulator.accounting import Post
-from krea_batch.testing.simulator.body_validation import complaint
-from krea_batch.testing.simulator.job_log import Memory
+from krea_batch.testing.simulator.accounting import ReceivedPost
+from krea_batch.testing.simulator.body_validation import validate_body
+from krea_batch.testing.simulator.job_log import JobLog
 from krea_batch.testing.simulator.job_planner import SimulatedJob
 from krea_batch.testing.simulator.responses import (
+    abort_connection,
     bad_request,
-    cut,
-    encoded,
     error,
     forbidden,
     html,
+    insufficient_balance,
     json,
+    model_not_found,
     new_request_id,
-    no_balance,
-    no_model,
+    raw_json,
     server_error,
     unauthorized,
 )
-from krea_batch.testing.simulator.state import State
+from krea_batch.testing.simulator.state import SimulatorState
 from krea_batch.testing.simulator.webhooks import Webhooks
 
-SUBMIT_PATH = "/krea-2-large-text-to-image/v1/krea-2-large-text-to-image-request"
-WEBHOOK_HEADER = "X-Webhook-URL"
-_decode = msgspec.json.Decoder().decode
+SUBMIT_ROUTE = "/krea-2-large-text-to-image/v1/krea-2-large-text-to-image-request"
+WEBHOOK_URL_HEADER = "X-Webhook-URL"
+_decode_body = msgspec.json.Decoder().decode
 
 
-class Submits:
+class SubmitHandler:
     """The generate endpoint."""
 
-    def __init__(self, state: State, webhooks: Webhooks, memory: Memory | None) -> None:
+    def __init__(self, state: SimulatorState, webhooks: Webhooks, job_log: JobLog | None) -> None:
         self.state = state
         self.webhooks = webhooks
-        self.memory = memory
+        self.job_log = job_log
 
     async def post(self, request: web.Request) -> web.StreamResponse:
-        state, books = self.state, self.state.books
+        state, accounting = self.state, self.state.accounting
         try:
             raw = await request.read()
         except web.HTTPRequestEntityTooLarge:
-            return self._refused(error(413, "Payload Too Large", "The body is too large."), None)
-        mark = hashlib.blake2b(raw, digest_size=8).hexdigest()
-        books.received[mark] += 1
-        body, wrong = _read(raw, lenient=state.settings.lenient)
-        if refusal := self._refusal(request, wrong):
-            return self._refused(refusal, body)
-        if struck := state.dice.first(_BEFORE, mark, books.received[mark]):
-            return self._struck(struck, request, body)
-        books.settle(state.now())
-        if books.balance is not None and books.balance < 1:
-            return self._refused(no_balance(), body)
-        return await self._accept(request, body, mark)
+            return self._refuse(error(413, "Payload Too Large", "The body is too large."), None)
+        body_hash = hashlib.blake2b(raw, digest_size=8).hexdigest()
+        accounting.received[body_hash] += 1
+        body, problem = _read(raw, lenient=state.settings.lenient)
+        if refusal := self._check_request(request, problem):
+            return self._refuse(refusal, body)
+        if fault := state.fault_injector.first_fault(
+            _FAULTS_BEFORE_ACCEPT, body_hash, accounting.received[body_hash]
+        ):
+            return self._inject_fault(fault, request, body)
+        accounting.settle(state.now())
+        if accounting.balance is not None and accounting.balance < 1:
+            return self._refuse(insufficient_balance(), body)
+        return await self._accept(request, body, body_hash)
 
-    def _refusal(self, request: web.Request, wrong: str | None) -> web.Response | None:
-        if not self.state.knows_key(request):
+    def _check_request(self, request: web.Request, problem: str | None) -> web.Response | None:
+        if not self.state.accepts_key(request):
             return unauthorized()
-        if limited := self.state.over(self.state.submit_limit):
+        if limited := self.state.check_limit(self.state.submit_limit):
             return limited
         if request.content_type != "application/json":
             return bad_request("Content-Type has to be application/json")
-        return bad_request(wrong) if wrong else None
+        return bad_request(problem) if problem else None
 
-    def _refused(self, answer: web.Response, body: Any, status: int | None = None) -> web.Response:
-        at_s = self.state.now() - self.state.began_at
-        self.state.books.post(at_s, answer.status if status is None else status, body, None)
-        return answer
+    def _refuse(self, response: web.Response, body: Any, status: int | None = None) -> web.Response:
+        at_s = self.state.now() - self.state.started_at
+        self.state.accounting.record_post(at_s, response.status if status is None else status, body, None)
+        return response
 
-    def _struck(self, fault: str, request: web.Request, body: Any) -> web.Response:
+    def _inject_fault(self, fault: str, request: web.Request, body: Any) -> web.Response:
         """A fault that strikes before anything is accepted."""
         if fault == "submit-cut":
-            return self._refused(cut(request), body, 0)
-        answer = _BEFORE[fault]()
+            return self._refuse(abort_connection(request), body, 0)
+        response = _FAULTS_BEFORE_ACCEPT[fault]()
         if fault == "submit-redirect":
-            answer.headers["Location"] = self.state.cdn_url + "/elsewhere"
-        return self._refused(answer, body)
+            response.headers["Location"] = self.state.cdn_url + "/elsewhere"
+        return self._refuse(response, body)
 
-    async def _accept(self, request: web.Request, body: dict[str, Any], mark: str) -> web.StreamResponse:
-        state, books = self.state, self.state.books
-        tried = books.received[mark]
-        books.accepted[mark] += 1
-        job = SimulatedJob(new_request_id(), body, state.now(), mark, books.accepted[mark])
-        state.factory.take(job, state.dice)
-        fault = state.dice.first(_AFTER, mark, tried)
-        status = 200 if state.dice.strikes("submit-200", mark, tried) else 202
-        noted, delivered = _AFTER.get(fault or "", (status, True))
-        post = books.post(job.submitted_at - state.began_at, noted, body, job, delivered=delivered)
-        if self.memory:
-            self.memory.keep(job)
-        if url := request.headers.get(WEBHOOK_HEADER):
-            self.webhooks.plan(job, url)
+    async def _accept(self, request: web.Request, body: dict[str, Any], body_hash: str) -> web.StreamResponse:
+        state, accounting = self.state, self.state.accounting
+        attempt = accounting.received[body_hash]
+        accounting.accepted[body_hash] += 1
+        job = SimulatedJob(new_request_id(), body, state.now(), body_hash, accounting.accepted[body_hash])
+        state.job_planner.plan(job, state.fault_injector)
+        fault = state.fault_injector.first_fault(_FAULTS_AFTER_ACCEPT, body_hash, attempt)
+        status = 200 if state.fault_injector.should_fail("submit-200", body_hash, attempt) else 202
+        recorded_status, delivered = _FAULTS_AFTER_ACCEPT.get(fault or "", (status, True))
+        post = accounting.record_post(
+            job.submitted_at - state.started_at, recorded_status, body, job, delivered=delivered
+        )
+        if self.job_log:
+            self.job_log.append(job)
+        if url := request.headers.get(WEBHOOK_URL_HEADER):
+            self.webhooks.schedule(job, url)
         if fault is None:
-            return self._accepted(job, status)
-        return await self._spoiled(fault, request, job, post)
+            return self._accepted_response(job, status)
+        return await self._faulty_response(fault, request, job, post)
 
-    async def _spoiled(self, fault: str, request: web.Request, job: SimulatedJob, post: Post) -> web.StreamResponse:
+    async def _faulty_response(
+        self, fault: str, request: web.Request, job: SimulatedJob, post: ReceivedPost
+    ) -> web.StreamResponse:
         """The answer that is spoiled, of a POST that was accepted and charged."""
         match fault:
             case "submit-lost":
-                return cut(request)
+                return abort_connection(request)
             case "submit-504":
                 return html(504)
             case "submit-garbled":
-                return encoded(202, b'{"request_id": "krea-2-la')
+                return raw_json(202, b'{"request_id": "krea-2-la')
             case "submit-no-id":
                 return json(202, {"status": "QUEUED"})
             case _:
-                return await self._hang(request, job, post)
+                return await self._respond_late(request, job, post)
 
-    async def _hang(self, request: web.Request, job: SimulatedJob, post: Post) -> web.StreamResponse:
+    async def _respond_late(self, request: web.Request, job: SimulatedJob, post: ReceivedPost) -> web.StreamResponse:
         await asyncio.sleep(self.state.settings.hang_duration_s)
         if request.transport is None or request.transport.is_closing():
-            self.state.books.lost(post)
-        return self._accepted(job, post.status)
+            self.state.accounting.record_undelivered(post)
+        return self._accepted_response(job, post.status)
 
-    def _accepted(self, job: SimulatedJob, status: int) -> web.Response:
+    def _accepted_response(self, job: SimulatedJob, status: int) -> web.Response:
         if job.done_at <= job.submitted_at:
-            return json(status, self.state.told(job))
+            return json(status, self.state.status_body(job))
         polling_url = f"{self.state.gateway_url}/v2/requests/status/{job.request_id}"
         return json(status, {"request_id": job.request_id, "status": "QUEUED", "polling_url": polling_url})
 
     async def other_model(self, request: web.Request) -> web.StreamResponse:
         """A generate request for a model that is not served here; the document's 400."""
-        return no_model(request.match_info["model"]) if self.state.knows_key(request) else unauthorized()
+        return model_not_found(request.match_info["model"]) if self.state.accepts_key(request) else unauthorized()
 
 
 def _read(raw: bytes, *, lenient: bool) -> tuple[Any, str | None]:
     """The body and what is wrong with it."""
     try:
-        body = _decode(raw)
+        body = _decode_body(raw)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         return None, "the body is not JSON"
-    return body, complaint(body, lenient=lenient)
+    return body, validate_body(body, lenient=lenient)
 
 
-def _quota() -> web.Response:
-    answer = forbidden()
-    answer.headers["Retry-After"] = "1"
-    return answer
+def _quota_exceeded() -> web.Response:
+    response = forbidden()
+    response.headers["Retry-After"] = "1"
+    return response
 
 
-_BEFORE: dict[str, Callable[[], web.Response]] = {
+_FAULTS_BEFORE_ACCEPT: dict[str, Callable[[], web.Response]] = {
     "submit-cut": lambda: html(500),
     "submit-400": lambda: bad_request("The prompt was refused."),
-    "submit-no-model": no_model,
-    "submit-402": no_balance,
+    "submit-no-model": model_not_found,
+    "submit-402": insufficient_balance,
     "submit-403": forbidden,
-    "submit-403-quota": _quota,
+    "submit-403-quota": _quota_exceeded,
     "submit-500": server_error,
     "submit-503": lambda: server_error(503),
     "submit-502": lambda: html(502),
     "submit-408": lambda: html(408),
     "submit-redirect": lambda: html(307),
 }
-_AFTER: dict[str, tuple[int, bool]] = {  # what the ledger notes: the status, and whether the answer arrives
+_FAULTS_AFTER_ACCEPT: dict[
+    str, tuple[int, bool]
+] = {  # what the ledger notes: the status, and whether the answer arrives
     "submit-lost": (0, False),
     "submit-504": (504, True),
     "submit-garbled": (202, True),

@@ -13,72 +13,75 @@ import aiohttp
 import orjson
 
 from krea_batch.testing.simulator.job_planner import SimulatedJob
-from krea_batch.testing.simulator.state import State
+from krea_batch.testing.simulator.state import SimulatorState
 
-TRIES = 3
-GAP_S = 0.2  # chosen: after the first try, real seconds; then twice as long
-TIMEOUT_S = 5.0
-AT_ONCE = 100
+MAX_DELIVERY_ATTEMPTS = 3
+RETRY_DELAY_S = 0.2  # chosen: after the first try, real seconds; then twice as long
+DELIVERY_TIMEOUT_S = 5.0
+MAX_CONNECTIONS = 100
 
 
 class Webhooks:
     """The callbacks of one simulator."""
 
-    def __init__(self, state: State) -> None:
+    def __init__(self, state: SimulatorState) -> None:
         self.state = state
         self._timers: set[asyncio.TimerHandle] = set()
         self._tasks: set[asyncio.Task[None]] = set()
         self._session: aiohttp.ClientSession | None = None
 
-    def plan(self, job: SimulatedJob, url: str) -> None:
+    def schedule(self, job: SimulatedJob, url: str) -> None:
         """Call this address when the job ends; hosts other than loopback only where the settings allow it."""
         if not (self.state.settings.allow_remote_webhooks or is_loopback(url)):
-            self.state.books.counts["webhooks_refused"] += 1
+            self.state.accounting.counts["webhooks_refused"] += 1
             return
-        if self.state.dice.strikes("webhook-lost", job.mark, job.copy):
+        if self.state.fault_injector.should_fail("webhook-lost", job.body_hash, job.occurrence):
             return
-        times = 2 if self.state.dice.strikes("webhook-twice", job.mark, job.copy) else 1
+        times = 2 if self.state.fault_injector.should_fail("webhook-twice", job.body_hash, job.occurrence) else 1
         for _ in range(times):
-            self._wait(job, url)
+            self._start_timer(job, url)
 
-    def _wait(self, job: SimulatedJob, url: str) -> None:
+    def _start_timer(self, job: SimulatedJob, url: str) -> None:
         loop = asyncio.get_running_loop()
 
-        def due() -> None:
+        def on_due() -> None:
             self._timers.discard(timer)
             task = loop.create_task(self._deliver(job, url))
             self._tasks.add(task)
             task.add_done_callback(self._tasks.discard)
 
-        timer = loop.call_later(max(0.0, job.done_at - self.state.now()) + 0.001, due)
+        timer = loop.call_later(max(0.0, job.done_at - self.state.now()) + 0.001, on_due)
         self._timers.add(timer)
 
     async def _deliver(self, job: SimulatedJob, url: str) -> None:
-        body = orjson.dumps(self.state.told(job))
-        for attempt in range(TRIES):
+        body = orjson.dumps(self.state.status_body(job))
+        for attempt in range(MAX_DELIVERY_ATTEMPTS):
             if attempt:
-                await asyncio.sleep(GAP_S * 2 ** (attempt - 1))
-            if await self._try(url, body):
-                self.state.books.counts["webhooks"] += 1
+                await asyncio.sleep(RETRY_DELAY_S * 2 ** (attempt - 1))
+            if await self._post(url, body):
+                self.state.accounting.counts["webhooks"] += 1
                 return
-        self.state.books.counts["webhooks_failed"] += 1
+        self.state.accounting.counts["webhooks_failed"] += 1
 
-    async def _try(self, url: str, body: bytes) -> bool:
+    async def _post(self, url: str, body: bytes) -> bool:
         headers = {"Content-Type": "application/json"}
         try:
-            async with self._open().post(url, data=body, headers=headers, allow_redirects=False) as answer:
-                return answer.status < 300
+            async with self._client_session().post(
+                url, data=body, headers=headers, allow_redirects=False
+            ) as response:
+                return response.status < 300
         except (aiohttp.ClientError, TimeoutError, ValueError):
             return False
 
-    def _open(self) -> aiohttp.ClientSession:
+    def _client_session(self) -> aiohttp.ClientSession:
         if self._session is None:
             self._session = aiohttp.ClientSession(
-                connector=aiohttp.TCPConnector(limit=AT_ONCE), timeout=aiohttp.ClientTimeout(total=TIMEOUT_S)
+                connector=aiohttp.TCPConnector(limit=MAX_CONNECTIONS),
+                timeout=aiohttp.ClientTimeout(total=DELIVERY_TIMEOUT_S),
             )
         return self._session
 
-    async def forget(self) -> None:
+    async def cancel_all(self) -> None:
         """Call nobody any more."""
         for timer in self._timers:
             timer.cancel()
@@ -89,7 +92,7 @@ class Webhooks:
         await asyncio.gather(*tasks, return_exceptions=True)
 
     async def close(self) -> None:
-        await self.forget()
+        await self.cancel_all()
         if self._session is not None:
             await self._session.close()
             self._session = None

@@ -13,7 +13,7 @@ from random import Random
 
 from PIL import Image, ImageChops, ImageDraw, ImageFilter
 
-from krea_batch.testing.simulator.drawing.palettes import Colour, Palette, along, mixed
+from krea_batch.testing.simulator.drawing.palettes import Colour, Palette, blend, interpolate
 
 Size = tuple[int, int]
 Line = Sequence[tuple[float, float]]
@@ -22,9 +22,9 @@ Line = Sequence[tuple[float, float]]
 def gradient(size: Size, colours: list[Colour]) -> Image.Image:
     """Smooth from top to bottom."""
     rows = max(2, size[1])
-    column = Image.new("RGB", (1, rows))
-    column.putdata([along(colours, row / (rows - 1)) for row in range(rows)])
-    return column.resize(size, Image.Resampling.NEAREST)
+    strip = Image.new("RGB", (1, rows))
+    strip.putdata([interpolate(colours, row / (rows - 1)) for row in range(rows)])
+    return strip.resize(size, Image.Resampling.NEAREST)
 
 
 def noise(size: Size, cells: float, random: Random, stretch: float = 1.0) -> Image.Image:
@@ -35,9 +35,9 @@ def noise(size: Size, cells: float, random: Random, stretch: float = 1.0) -> Ima
     return field.resize(size, Image.Resampling.BICUBIC)
 
 
-def fill_below(picture: Image.Image, line: Line, colours: list[Colour]) -> None:
+def fill_below(image: Image.Image, line: Line, colours: list[Colour]) -> None:
     """Paint everything below a line that runs from left to right, smooth from its highest point down."""
-    width, height = picture.size
+    width, height = image.size
     top = max(0, int(min(y for _, y in line)) - 1)
     bottom = min(height, int(max(y for _, y in line)) + 2)
     if top >= height:
@@ -45,15 +45,15 @@ def fill_below(picture: Image.Image, line: Line, colours: list[Colour]) -> None:
     paint = gradient((width, height - top), colours)
     if bottom > top:
         mask = polygon_mask((width, bottom - top), [*line, (width + 9, bottom + 9), (-9, bottom + 9)], (0, top))
-        picture.paste(paint.crop((0, 0, width, bottom - top)), (0, top), mask)
+        image.paste(paint.crop((0, 0, width, bottom - top)), (0, top), mask)
     if bottom < height:
-        picture.paste(paint.crop((0, bottom - top, width, height - top)), (0, max(bottom, top)))
+        image.paste(paint.crop((0, bottom - top, width, height - top)), (0, max(bottom, top)))
 
 
-def polygon_mask(size: Size, points: Line, corner: tuple[float, float] = (0, 0), fill: int = 255) -> Image.Image:
+def polygon_mask(size: Size, points: Line, offset: tuple[float, float] = (0, 0), fill: int = 255) -> Image.Image:
     """A polygon with smooth edges; `corner` is where the mask will lie."""
     mask = Image.new("L", (size[0] * 2, size[1] * 2))
-    shifted = [((x - corner[0]) * 2, (y - corner[1]) * 2) for x, y in points]
+    shifted = [((x - offset[0]) * 2, (y - offset[1]) * 2) for x, y in points]
     ImageDraw.Draw(mask).polygon(shifted, fill)
     return mask.reduce(2)
 
@@ -71,19 +71,19 @@ def waves(width: int, base: float, height: float, rough: float, random: Random, 
     ]
 
 
-def disc(picture: Image.Image, centre: tuple[float, float], radius: float, colour: Colour, glow: float = 1.0) -> None:
+def disc(image: Image.Image, centre: tuple[float, float], radius: float, colour: Colour, glow: float = 1.0) -> None:
     """A sun or moon with its glow."""
     x, y = centre
     reach = int(radius * 5)
     halo = _halo().resize((reach * 2, reach * 2), Image.Resampling.BILINEAR)
     if glow != 1.0:
         halo = halo.point([min(255, int(value * glow)) for value in range(256)])
-    picture.paste(Image.new("RGB", halo.size, colour), (int(x) - reach, int(y) - reach), halo)
+    image.paste(Image.new("RGB", halo.size, colour), (int(x) - reach, int(y) - reach), halo)
     box = int(radius * 8)
     mask = Image.new("L", (box, box))
     ImageDraw.Draw(mask).ellipse((0, 0, box - 1, box - 1), fill=255)
     mask = mask.reduce(4)
-    picture.paste(Image.new("RGB", mask.size, colour), (int(x - radius), int(y - radius)), mask)
+    image.paste(Image.new("RGB", mask.size, colour), (int(x - radius), int(y - radius)), mask)
 
 
 @cache
@@ -92,38 +92,38 @@ def _halo() -> Image.Image:
     return Image.radial_gradient("L").point([int(210 * max(0.0, 1 - value / 181) ** 3.2) for value in range(256)])
 
 
-def stars(picture: Image.Image, palette: Palette, random: Random, down: float, count: int) -> None:
+def stars(image: Image.Image, palette: Palette, random: Random, down: float, count: int) -> None:
     """Points of light, fewer towards the bottom of the sky; `down` is where it ends."""
-    pen = ImageDraw.Draw(picture)
+    pen = ImageDraw.Draw(image)
     for _ in range(count):
-        x, share = random.randrange(picture.width), random.random() ** 1.5
+        x, share = random.randrange(image.width), random.random() ** 1.5
         y = int(share * down)
-        under = picture.getpixel((x, min(y, picture.height - 1)))
+        under = image.getpixel((x, min(y, image.height - 1)))
         assert isinstance(under, tuple)  # noqa: S101 - tells the type checker that this is RGB
-        colour = mixed((under[0], under[1], under[2]), palette.light, random.uniform(0.25, 1.0) * (1 - 0.6 * share))
+        colour = blend((under[0], under[1], under[2]), palette.light, random.uniform(0.25, 1.0) * (1 - 0.6 * share))
         pen.point((x, y), colour)
         if random.random() < 0.22:
             pen.point(((x + 1, y), (x, y + 1), (x + 1, y + 1)), colour)
         if random.random() < 0.02:
-            pen.line((x - 3, y, x + 3, y), mixed(colour, palette.sky[1], 0.5))
-            pen.line((x, y - 3, x, y + 3), mixed(colour, palette.sky[1], 0.5))
+            pen.line((x - 3, y, x + 3, y), blend(colour, palette.sky[1], 0.5))
+            pen.line((x, y - 3, x, y + 3), blend(colour, palette.sky[1], 0.5))
 
 
 def sky(size: Size, palette: Palette, random: Random, horizon: float) -> Image.Image:
     """A sky down to the horizon, with what the night or the day has in it."""
     height = int(horizon)
-    picture = Image.new("RGB", size, palette.sky[-1])
-    picture.paste(gradient((size[0], height), palette.sky), (0, 0))
+    image = Image.new("RGB", size, palette.sky[-1])
+    image.paste(gradient((size[0], height), palette.sky), (0, 0))
     if palette.dark:
         haze = noise((size[0], height), 4, random).point([max(0, value - 110) // 3 for value in range(256)])
-        picture.paste(Image.new("RGB", (size[0], height), palette.sky[-2]), (0, 0), haze)
-        stars(picture, palette, random, height * 0.95, size[0] * size[1] // 1600)
+        image.paste(Image.new("RGB", (size[0], height), palette.sky[-2]), (0, 0), haze)
+        stars(image, palette, random, height * 0.95, size[0] * size[1] // 1600)
     streaks = noise((size[0], height), 26, random, stretch=7).point([max(0, v - 150) * 3 // 5 for v in range(256)])
     strength = 70 if palette.dark else 140
     fade = gradient_mask((size[0], height), [0, strength, strength, 0])
-    light = Image.new("RGB", (size[0], height), mixed(palette.sky[-1], palette.light, 0.5))
-    picture.paste(light, (0, 0), ImageChops.multiply(streaks, fade))
-    return picture
+    light = Image.new("RGB", (size[0], height), blend(palette.sky[-1], palette.light, 0.5))
+    image.paste(light, (0, 0), ImageChops.multiply(streaks, fade))
+    return image
 
 
 def gradient_mask(size: Size, values: list[int]) -> Image.Image:
@@ -131,14 +131,14 @@ def gradient_mask(size: Size, values: list[int]) -> Image.Image:
     return gradient((1, size[1]), [(value, value, value) for value in values]).getchannel(0).resize(size)
 
 
-def grained(picture: Image.Image, random: Random) -> Image.Image:
+def add_grain(image: Image.Image, random: Random) -> Image.Image:
     """A breath of paper, so that gradients do not band and do not look like plastic."""
     tile = _grain()
-    grain = Image.new("L", picture.size)
-    for x in range(-random.randrange(tile.width), picture.width, tile.width):
-        for y in range(-random.randrange(tile.height), picture.height, tile.height):
+    grain = Image.new("L", image.size)
+    for x in range(-random.randrange(tile.width), image.width, tile.width):
+        for y in range(-random.randrange(tile.height), image.height, tile.height):
             grain.paste(tile, (x, y))
-    return ImageChops.subtract(ImageChops.add(picture, Image.merge("RGB", (grain,) * 3)), _level(picture.size))
+    return ImageChops.subtract(ImageChops.add(image, Image.merge("RGB", (grain,) * 3)), _level(image.size))
 
 
 GRAIN = 4  # levels up and down

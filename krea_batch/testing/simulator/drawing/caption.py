@@ -11,86 +11,86 @@ from functools import cache
 
 from PIL import Image, ImageDraw, ImageFont
 
-from krea_batch.testing.simulator.drawing.palettes import Palette, mixed
+from krea_batch.testing.simulator.drawing.palettes import Palette, blend
 
-LINES = 2
+MAX_LINES = 2
 Font = ImageFont.FreeTypeFont | ImageFont.ImageFont
 
 
-def frame_of(size: tuple[int, int]) -> tuple[int, int, int]:
+def frame_metrics(size: tuple[int, int]) -> tuple[int, int, int]:
     """Margin, letter size and the height of the strip at the foot, in pixels, for a picture of this size."""
     margin = round(min(size) * 0.035)
     points = max(17, round(min(size) ** 0.5 * max(size) ** 0.5 / 46))
-    return margin, points, round(points * 1.36 * LINES + margin * 1.25)
+    return margin, points, round(points * 1.36 * MAX_LINES + margin * 1.25)
 
 
-def framed(picture: Image.Image, size: tuple[int, int], prompt: str, note: str, palette: Palette) -> Image.Image:
+def add_caption(image: Image.Image, size: tuple[int, int], prompt: str, note: str, palette: Palette) -> Image.Image:
     """`picture` on a sheet of this size, as `frame_of` leaves room for it; `note` stands small on the right."""
-    margin, points, strip = frame_of(size)
-    paper = mixed((250, 247, 241), palette.light, 0.25)
-    ink = mixed(palette.land[-1], (40, 38, 44), 0.5)
+    margin, points, strip = frame_metrics(size)
+    paper = blend((250, 247, 241), palette.light, 0.25)
+    ink = blend(palette.land[-1], (40, 38, 44), 0.5)
     sheet = Image.new("RGB", size, paper)
-    sheet.paste(picture, (margin, margin))
-    pen = ImageDraw.Draw(sheet)
+    sheet.paste(image, (margin, margin))
+    drawing = ImageDraw.Draw(sheet)
     font, small = ImageFont.load_default(points), ImageFont.load_default(points * 0.62)
-    aside = small.getlength(note)
-    lines = wrapped(written(prompt), font, size[0] - 2 * margin - aside - points * 1.5)
+    note_width = small.getlength(note)
+    lines = wrap_lines(renderable_text(prompt), font, size[0] - 2 * margin - note_width - points * 1.5)
     step = points * 1.36
     top = size[1] - strip + (strip - margin * 0.25 - step * len(lines)) / 2
-    for n, line in enumerate(lines):
-        pen.text((margin, top + n * step), line, ink, font)
-    pen.text((size[0] - margin - aside, top + points * 0.42), note, mixed(ink, paper, 0.5), small)
+    for index, line in enumerate(lines):
+        drawing.text((margin, top + index * step), line, ink, font)
+    drawing.text((size[0] - margin - note_width, top + points * 0.42), note, blend(ink, paper, 0.5), small)
     return sheet
 
 
-def wrapped(text: str, font: Font, most: float, lines_most: int = LINES) -> list[str]:
+def wrap_lines(text: str, font: Font, max_width: float, max_lines: int = MAX_LINES) -> list[str]:
     """Lines no longer than `most` pixels; what is left over is an ellipsis."""
     lines: list[str] = []
     rest = text
-    while rest and len(lines) < lines_most:
-        line, rest = _line(rest, font, most)
+    while rest and len(lines) < max_lines:
+        line, rest = _first_line(rest, font, max_width)
         lines.append(line)
     if rest:
         last = lines[-1]
-        while last and font.getlength(last + "…") > most:
+        while last and font.getlength(last + "…") > max_width:
             last = last[:-1]
         lines[-1] = last.rstrip(" ,.;:") + "…"
     return lines
 
 
-def _line(text: str, font: Font, most: float) -> tuple[str, str]:
+def _first_line(text: str, font: Font, max_width: float) -> tuple[str, str]:
     """As many whole words as fit, at least one letter, and the rest."""
     text = text[:400]  # no line is longer
     words = text.split(" ")
     count = len(words)
-    while count > 1 and font.getlength(" ".join(words[:count])) > most:
+    while count > 1 and font.getlength(" ".join(words[:count])) > max_width:
         count -= 1
     line = " ".join(words[:count])
-    while len(line) > 1 and font.getlength(line) > most:
+    while len(line) > 1 and font.getlength(line) > max_width:
         line = line[:-1]
     return line, text[len(line) :].lstrip()
 
 
-def written(prompt: str) -> str:
+def renderable_text(prompt: str) -> str:
     """The prompt in letters that the font has."""
     parts: list[str] = []
     for letter in unicodedata.normalize("NFC", prompt[:1000]):
         if letter.isspace():
             parts.append(" ")
-        elif _has(letter):
+        elif _has_glyph(letter):
             parts.append(letter)
         else:
-            parts.append(_said(letter))
+            parts.append(_substitute(letter))
     text = "".join(parts)
     while "……" in text:
         text = text.replace("……", "…")
     return " ".join(text.split()) or "…"
 
 
-def _said(letter: str) -> str:
+def _substitute(letter: str) -> str:
     """Another way to write a letter: its plain form, or the name of an emoji, else an ellipsis."""
     plain = unicodedata.normalize("NFKD", letter)[0]
-    if plain != letter and _has(plain):
+    if plain != letter and _has_glyph(plain):
         return plain
     kind = unicodedata.category(letter)
     if kind == "So":
@@ -104,16 +104,16 @@ def _font() -> Font:
 
 
 @cache
-def _missing() -> bytes:
+def _missing_glyph() -> bytes:
     return bytes(_font().getmask("\U0010fffe"))
 
 
-def _has(letter: str) -> bool:
-    return " " < letter <= "~" or _drawn(letter)
+def _has_glyph(letter: str) -> bool:
+    return " " < letter <= "~" or _is_drawable(letter)
 
 
 @cache
-def _drawn(letter: str) -> bool:
+def _is_drawable(letter: str) -> bool:
     if unicodedata.category(letter)[0] in "CM":
         return False
-    return bytes(_font().getmask(letter)) != _missing()
+    return bytes(_font().getmask(letter)) != _missing_glyph()

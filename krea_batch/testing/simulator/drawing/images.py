@@ -14,12 +14,12 @@ from random import Random
 from PIL import Image, ImageChops
 
 from krea_batch.testing.simulator.drawing import landscapes, patterns
-from krea_batch.testing.simulator.drawing.canvas import grained
-from krea_batch.testing.simulator.drawing.caption import frame_of, framed
-from krea_batch.testing.simulator.drawing.palettes import Palette, palette_for, words_of
-from krea_batch.testing.simulator.drawing.tiny_png import png, text_chunks
+from krea_batch.testing.simulator.drawing.canvas import add_grain
+from krea_batch.testing.simulator.drawing.caption import add_caption, frame_metrics
+from krea_batch.testing.simulator.drawing.palettes import Palette, palette_for, split_words
+from krea_batch.testing.simulator.drawing.tiny_png import encode_png, text_chunks
 
-SIZES = {  # chosen: about one megapixel each; each ratio is met to a hundredth
+IMAGE_SIZES = {  # chosen: about one megapixel each; each ratio is met to a hundredth
     "1:1": (1024, 1024),
     "4:3": (1152, 864),
     "3:2": (1248, 832),
@@ -45,33 +45,33 @@ _SCENES: dict[Scene, str] = {
 }
 
 
-def draw(text: Mapping[str, str], chance: str) -> bytes:
+def draw(text: Mapping[str, str], seed_key: str) -> bytes:
     """The bytes of a PNG that carries `text`. Blocks for some 100 ms; call it from a thread."""
     prompt, creativity = text["prompt"], text["creativity"]
-    about = repr((prompt, text["aspect_ratio"], creativity, chance))
-    random = Random(hashlib.sha256(about.encode("utf-8", "surrogatepass")).digest())
-    size, wildness = SIZES[text["aspect_ratio"]], WILDNESS[creativity]
+    random_key = repr((prompt, text["aspect_ratio"], creativity, seed_key))
+    random = Random(hashlib.sha256(random_key.encode("utf-8", "surrogatepass")).digest())
+    size, wildness = IMAGE_SIZES[text["aspect_ratio"]], WILDNESS[creativity]
     palette = palette_for(prompt, random, wildness)
-    margin, _, strip = frame_of(size)
+    margin, _, strip = frame_metrics(size)
     inner = (size[0] - 2 * margin, size[1] - margin - strip)
-    scene = grained(_scene_for(prompt, random)(inner, palette, random, wildness), random)
+    scene = add_grain(_scene_for(prompt, random)(inner, palette, random, wildness), random)
     note = f"seed {text['seed']}" if text["seed"] else ""
-    return _packed(framed(scene, size, prompt, note[:30], palette), text_chunks(text))
+    return _encode_png(add_caption(scene, size, prompt, note[:30], palette), text_chunks(text))
 
 
 def _scene_for(prompt: str, random: Random) -> Scene:
     """A scene that a word of the prompt names, or any."""
-    words = set(words_of(prompt))
-    named = [scene for scene, about in _SCENES.items() if words & set(about.split())]
-    return random.choice(named or list(_SCENES))
+    words = set(split_words(prompt))
+    matches = [scene for scene, scene_words in _SCENES.items() if words & set(scene_words.split())]
+    return random.choice(matches or list(_SCENES))
 
 
-def _packed(picture: Image.Image, notes: bytes) -> bytes:
+def _encode_png(image: Image.Image, chunks: bytes) -> bytes:
     """A PNG whose rows are told as differences to the row above: good for skies, and all of it done in C."""
-    width, height = picture.size
-    above = Image.new("RGB", picture.size)
-    above.paste(picture, (0, 1))
-    change = ImageChops.subtract_modulo(picture, above).tobytes()
+    width, height = image.size
+    above = Image.new("RGB", image.size)
+    above.paste(image, (0, 1))
+    change = ImageChops.subtract_modulo(image, above).tobytes()
     stride = width * 3
     rows = b"".join(b"\2" + change[at : at + stride] for at in range(0, height * stride, stride))
-    return png(width, height, zlib.compress(rows, 1), notes)
+    return encode_png(width, height, zlib.compress(rows, 1), chunks)

@@ -17,91 +17,91 @@ from krea_batch.testing.simulator.drawing.canvas import (
     sky,
     waves,
 )
-from krea_batch.testing.simulator.drawing.palettes import Palette, along, mixed
+from krea_batch.testing.simulator.drawing.palettes import Palette, blend, interpolate
 
 
 def hills(size: Size, palette: Palette, random: Random, wildness: float) -> Image.Image:
     """Ranges of hills in the mist, firs on the near ones, under a sun or a moon."""
     width, height = size
     horizon = height * random.uniform(0.62, 0.7)
-    picture = sky(size, palette, random, horizon)
-    _sun(picture, palette, random, 0.18, 0.42)
+    image = sky(size, palette, random, horizon)
+    _sun(image, palette, random, 0.18, 0.42)
     ranges = random.randint(5, 7)
     firs = random.random() < 0.75
-    for n in range(ranges):
-        near = (n + 1) / ranges
+    for layer in range(ranges):
+        near = (layer + 1) / ranges
         base = height * (0.46 + 0.44 * near**1.15)
         rough = 0.4 + 0.1 * min(wildness, 1.6)
         tall = height * (0.06 + 0.07 * wildness * (0.5 + 0.5 * near))
         line = waves(width, base, tall, rough, random)
         if firs and near > 0.6:
             line = _firs(line, height * (0.012 + 0.035 * near**3), random)
-        body = along(palette.land, near**1.1)
-        mist = mixed(body, palette.sky[-1], 0.55 * (1 - near) + 0.12)
-        fill_below(picture, line, [body, mixed(body, mist, 0.5), mist, mist, mist])
-    return picture
+        body = interpolate(palette.land, near**1.1)
+        mist = blend(body, palette.sky[-1], 0.55 * (1 - near) + 0.12)
+        fill_below(image, line, [body, blend(body, mist, 0.5), mist, mist, mist])
+    return image
 
 
 def dunes(size: Size, palette: Palette, random: Random, wildness: float) -> Image.Image:
     """Dunes, lit from one side."""
     width, height = size
-    picture = sky(size, palette, random, height * 0.6)
-    _sun(picture, palette, random, 0.2, 0.4)
+    image = sky(size, palette, random, height * 0.6)
+    _sun(image, palette, random, 0.2, 0.4)
     count = random.randint(5, 6)
-    for n in range(count):
-        near = (n + 1) / count
+    for layer in range(count):
+        near = (layer + 1) / count
         base = height * (0.44 + 0.42 * near)
         crest = waves(width, base, height * (0.05 + 0.09 * near) * (0.7 + 0.3 * wildness), 0.24, random, slow=1.5)
-        lit = mixed(along(palette.land, 0.62 * near), palette.sky[-1], 0.42 * (1 - near))
-        shade = along(palette.land, min(1.0, 0.25 + 0.75 * near))
-        fill_below(picture, crest, [mixed(lit, palette.light, 0.25), lit, mixed(lit, shade, 0.35)])
-        _lee(picture, crest, height * (0.1 + 0.3 * near), shade, random)
-    return picture
+        lit = blend(interpolate(palette.land, 0.62 * near), palette.sky[-1], 0.42 * (1 - near))
+        shade = interpolate(palette.land, min(1.0, 0.25 + 0.75 * near))
+        fill_below(image, crest, [blend(lit, palette.light, 0.25), lit, blend(lit, shade, 0.35)])
+        _shade_lee(image, crest, height * (0.1 + 0.3 * near), shade, random)
+    return image
 
 
 def sea(size: Size, palette: Palette, random: Random, wildness: float) -> Image.Image:
     """A low sun over the water, its way on the waves, and a coast far off."""
     width, height = size
     horizon = int(height * random.uniform(0.46, 0.56))
-    picture = sky(size, palette, random, horizon)
+    image = sky(size, palette, random, horizon)
     across = width * random.uniform(0.28, 0.72)
     radius = min(size) * random.uniform(0.06, 0.09)
-    disc(picture, (across, horizon - radius * random.uniform(0.3, 2.4)), radius, palette.light)
+    disc(image, (across, horizon - radius * random.uniform(0.3, 2.4)), radius, palette.light)
     for far in (0.15, 0.4):
         coast = waves(width, horizon + height * 0.012, height * 0.05, 0.5, random)
         low = [(x, max(y, horizon - height * 0.06)) for x, y in coast]
-        fill_below(picture, low, [along(palette.land, far)] * 2)
-    water = [palette.sky[-1], palette.sky[-2], palette.sky[1], mixed(palette.sky[0], palette.land[-1], 0.55)]
-    water = [mixed(colour, palette.land[2], 0.25) for colour in water]
-    picture.paste(gradient((width, height - horizon), water), (0, horizon))
-    _ripples(picture, palette, random, (across, horizon), wildness)
-    return picture
+        fill_below(image, low, [interpolate(palette.land, far)] * 2)
+    water = [palette.sky[-1], palette.sky[-2], palette.sky[1], blend(palette.sky[0], palette.land[-1], 0.55)]
+    water = [blend(colour, palette.land[2], 0.25) for colour in water]
+    image.paste(gradient((width, height - horizon), water), (0, horizon))
+    _ripples(image, palette, random, (across, horizon), wildness)
+    return image
 
 
 def city(size: Size, palette: Palette, random: Random, wildness: float) -> Image.Image:
     """Towers in the haze, lights in their windows, and all of it again in the water."""
     width, height = size
     shore = int(height * random.uniform(0.7, 0.78))
-    picture = sky(size, palette, random, shore)
-    _sun(picture, palette, random, 0.16, 0.36)
+    image = sky(size, palette, random, shore)
+    _sun(image, palette, random, 0.16, 0.36)
     layers = 4
-    for n in range(layers):
-        near = (n + 1) / layers
-        body = along(palette.land, near)
-        haze = mixed(body, palette.sky[-1], 0.6 * (1 - near) + 0.1)
+    for layer in range(layers):
+        near = (layer + 1) / layers
+        body = interpolate(palette.land, near)
+        haze = blend(body, palette.sky[-1], 0.6 * (1 - near) + 0.1)
         towers = _towers(width, shore, height * (0.5 - 0.18 * near) * (0.75 + 0.25 * wildness), near, random)
         line = [point for left, top, right in towers for point in ((left, top), (right, top))]
-        fill_below(picture, line, [body, haze])
+        fill_below(image, line, [body, haze])
         if near > 0.3:
-            _windows(picture, towers, shore, palette, near, random)
-    _mirror(picture, shore, palette, random)
-    return picture
+            _windows(image, towers, shore, palette, near, random)
+    _mirror(image, shore, palette, random)
+    return image
 
 
-def _sun(picture: Image.Image, palette: Palette, random: Random, high: float, low: float) -> None:
-    width, height = picture.size
+def _sun(image: Image.Image, palette: Palette, random: Random, high: float, low: float) -> None:
+    width, height = image.size
     centre = width * random.uniform(0.2, 0.8), height * random.uniform(high, low)
-    disc(picture, centre, min(width, height) * random.uniform(0.05, 0.085), palette.light)
+    disc(image, centre, min(width, height) * random.uniform(0.05, 0.085), palette.light)
 
 
 def _firs(line: Line, tall: float, random: Random) -> Line:
@@ -122,9 +122,9 @@ def _firs(line: Line, tall: float, random: Random) -> Line:
     return points
 
 
-def _lee(picture: Image.Image, crest: Line, deep: float, shade: tuple[int, int, int], random: Random) -> None:
+def _shade_lee(image: Image.Image, crest: Line, deep: float, shade: tuple[int, int, int], random: Random) -> None:
     """The side of a dune that lies in the shade: a blade below its crest."""
-    width, height = picture.size
+    width, height = image.size
     at, speed = random.uniform(0, math.tau), random.uniform(1.2, 2.4) * math.tau / width
     lower = [(x, y + deep * max(0.0, math.sin(at + x * speed)) ** 1.5) for x, y in crest]
     top = max(0, int(min(y for _, y in crest)) - 1)
@@ -132,13 +132,13 @@ def _lee(picture: Image.Image, crest: Line, deep: float, shade: tuple[int, int, 
     if bottom - top < 2:
         return
     mask = polygon_mask((width, bottom - top), [*crest, *reversed(lower)], (0, top), 205)
-    picture.paste(Image.new("RGB", mask.size, shade), (0, top), mask)
+    image.paste(Image.new("RGB", mask.size, shade), (0, top), mask)
 
 
-def _ripples(picture: Image.Image, palette: Palette, random: Random, sun: tuple[float, int], wildness: float) -> None:
-    width, height = picture.size
+def _ripples(image: Image.Image, palette: Palette, random: Random, sun: tuple[float, int], wildness: float) -> None:
+    width, height = image.size
     x_sun, horizon = sun
-    pen = ImageDraw.Draw(picture, "RGBA")
+    pen = ImageDraw.Draw(image, "RGBA")
     y = horizon + 1.0
     while y < height:
         depth = (y - horizon) / (height - horizon)
@@ -170,16 +170,16 @@ def _towers(width: int, shore: int, tall: float, near: float, random: Random) ->
 
 
 def _windows(
-    picture: Image.Image,
+    image: Image.Image,
     towers: list[tuple[int, int, int]],
     shore: int,
     palette: Palette,
     near: float,
     random: Random,
 ) -> None:
-    pen = ImageDraw.Draw(picture)
-    step, dark = 7 + int(5 * near), along(palette.land, near)
-    lights = [mixed(dark, light, 0.25 + 0.6 * near) for light in (palette.light, palette.accents[0], palette.light)]
+    pen = ImageDraw.Draw(image)
+    step, dark = 7 + int(5 * near), interpolate(palette.land, near)
+    lights = [blend(dark, light, 0.25 + 0.6 * near) for light in (palette.light, palette.accents[0], palette.light)]
     for left, top, right in towers:
         lit, light = random.random() ** 2 * 0.75, random.choice(lights)
         for x in range(left + step // 2 + 1, right - step // 2, step):
@@ -188,15 +188,15 @@ def _windows(
                     pen.rectangle((x, y, x + step // 3, y + step // 2), light)
 
 
-def _mirror(picture: Image.Image, shore: int, palette: Palette, random: Random) -> None:
-    width, height = picture.size
+def _mirror(image: Image.Image, shore: int, palette: Palette, random: Random) -> None:
+    width, height = image.size
     deep = height - shore
-    image = picture.crop((0, shore - deep, width, shore)).transpose(Image.Transpose.FLIP_TOP_BOTTOM)
-    image = image.resize((width, deep // 6)).resize((width, deep), Image.Resampling.BILINEAR)
-    image = image.filter(ImageFilter.BoxBlur((2, 4)))
-    image = Image.blend(image, gradient(image.size, [palette.sky[1], palette.land[-1]]), 0.42)
-    picture.paste(image, (0, shore))
-    pen = ImageDraw.Draw(picture, "RGBA")
+    reflection = image.crop((0, shore - deep, width, shore)).transpose(Image.Transpose.FLIP_TOP_BOTTOM)
+    reflection = reflection.resize((width, deep // 6)).resize((width, deep), Image.Resampling.BILINEAR)
+    reflection = reflection.filter(ImageFilter.BoxBlur((2, 4)))
+    reflection = Image.blend(reflection, gradient(reflection.size, [palette.sky[1], palette.land[-1]]), 0.42)
+    image.paste(reflection, (0, shore))
+    pen = ImageDraw.Draw(image, "RGBA")
     for _ in range(deep // 2):
         y = shore + int(deep * random.random() ** 1.5)
         x, long = random.uniform(-0.1, 1) * width, width * random.uniform(0.02, 0.14)

@@ -35,7 +35,7 @@ class Palette(NamedTuple):
 
 
 # name: sky, land, light, accents; chosen: by eye, on pictures
-_HAND_PICKED = {
+_PALETTES = {
     "dusk": "2b2350 6b3a78 c65b7c f59e7a ffdca8|c9788a 7a3f6d 3a2352 160f2b|fff4d9|f59e7a c65b7c 6b3a78 ffdca8 3a7d8c",
     "dawn": "8fb7d9 b9cfe0 f3d9c9 fbc8a4 f9a980|c9a9a6 8f7f93 57597a 2c3350|fff6e0|f9a980 e2725b 57597a 8fb7d9 f3d9c9",
     "night": "050a1f 0d1b3f 1b3566 35608f 7fa9c2|4a759b 2a4b74 152b4d 070f24|f8efc4|f2d479 6d9dbd 35608f e8eef2 d9824a",
@@ -52,7 +52,7 @@ _HAND_PICKED = {
     "gold": "8a5a2b c98f3c eec36a f8e0a5 fdf3d7|d2a558 9c6d35 5d3d24 2a1a13|fffdf0|c98f3c 7a4b2a eec36a 3d6a6b b5523b",
     "ink": "8d8f92 b4b5b6 d4d3d0 e6e4df f3f0ea|b9b8b6 838487 4b4d52 191a1e|ffffff|191a1e 6b6d72 b23a32 d4d3d0 9a9b9e",
 }  # fmt: skip
-_WORDS = {
+_PALETTE_WORDS = {
     "dusk": "sunset dusk evening twilight purple violet magenta mauve plum",
     "dawn": "dawn sunrise morning spring peach pastel soft mist misty fog foggy",
     "night": "night nights starry star stars moon moonlit midnight dark blue indigo navy space galaxy cosmos owl",
@@ -69,38 +69,38 @@ _WORDS = {
     "gold": "gold golden yellow honey amber wheat sun sunny sunflower desk library lion brass",
     "ink": "ink monochrome black pencil sketch charcoal etching noir calligraphy",
 }
-_BY_WORD = {word: name for name, words in _WORDS.items() for word in words.split()}
+_PALETTE_BY_WORD = {word: name for name, words in _PALETTE_WORDS.items() for word in words.split()}
 
 
-def words_of(prompt: str) -> list[str]:
+def split_words(prompt: str) -> list[str]:
     """The words of a prompt, in their order, in small letters."""
     return re.findall(r"[^\W\d_]+", prompt.lower())
 
 
 def palette_for(prompt: str, random: Random, wildness: float) -> Palette:
     """The palette of a word of the prompt, or of chance; hues drift a little, more for a wild one."""
-    named = [_BY_WORD[word] for word in words_of(prompt) if word in _BY_WORD]
-    name = random.choice(named) if named else random.choice([name for name in _HAND_PICKED if name != "ink"])
-    drift = random.gauss(0.0, 0.012 * wildness)
-    parts = [[_drifted(number, drift) for number in part.split()] for part in _HAND_PICKED[name].split("|")]
+    matches = [_PALETTE_BY_WORD[word] for word in split_words(prompt) if word in _PALETTE_BY_WORD]
+    name = random.choice(matches) if matches else random.choice([name for name in _PALETTES if name != "ink"])
+    hue_shift = random.gauss(0.0, 0.012 * wildness)
+    parts = [[_shift_hue(number, hue_shift) for number in part.split()] for part in _PALETTES[name].split("|")]
     return Palette(name, parts[0], parts[1], parts[2][0], parts[3])
 
 
-def mixed(one: Colour, other: Colour, share: float) -> Colour:
+def blend(first: Colour, second: Colour, share: float) -> Colour:
     """A colour between two; share 0 is the one, 1 the other."""
-    red, green, blue = (round(a + (b - a) * share) for a, b in zip(one, other, strict=True))
+    red, green, blue = (round(a + (b - a) * share) for a, b in zip(first, second, strict=True))
     return red, green, blue
 
 
-def along(colours: list[Colour], share: float) -> Colour:
+def interpolate(colours: list[Colour], share: float) -> Colour:
     """A colour on the way through several; share goes from 0 to 1."""
-    at = min(max(share, 0.0), 1.0) * (len(colours) - 1)
-    step = min(int(at), len(colours) - 2)
-    return mixed(colours[step], colours[step + 1], at - step)
+    position = min(max(share, 0.0), 1.0) * (len(colours) - 1)
+    index = min(int(position), len(colours) - 2)
+    return blend(colours[index], colours[index + 1], position - index)
 
 
-def _drifted(number: str, drift: float) -> Colour:
-    red, green, blue = bytes.fromhex(number)
+def _shift_hue(hex_code: str, hue_shift: float) -> Colour:
+    red, green, blue = bytes.fromhex(hex_code)
     hue, light, depth = colorsys.rgb_to_hls(red / 255, green / 255, blue / 255)
-    red, green, blue = (round(part * 255) for part in colorsys.hls_to_rgb((hue + drift) % 1.0, light, depth))
+    red, green, blue = (round(part * 255) for part in colorsys.hls_to_rgb((hue + hue_shift) % 1.0, light, depth))
     return red, green, blue

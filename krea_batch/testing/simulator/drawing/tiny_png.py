@@ -14,46 +14,56 @@ from collections.abc import Mapping
 from functools import cache
 from random import Random
 
-SIGNATURE = b"\x89PNG\r\n\x1a\n"
-LONG_SIDE = 24  # pixels; chosen: the eight ratios are still told apart
+PNG_FILE_SIGNATURE = b"\x89PNG\r\n\x1a\n"
+MAX_SIDE_PX = 24  # pixels; chosen: the eight ratios are still told apart
 _NOISE_BYTES = 1 << 16
 
 
-def tiny_picture(text: Mapping[str, str], chance: str, size_bytes: int = 0) -> bytes:
+def tiny_image(text: Mapping[str, str], seed_key: str, size_bytes: int = 0) -> bytes:
     """A PNG of one colour, or of noise and exactly `size_bytes` large. The ratio is the one that `text` names."""
-    colour = hashlib.blake2b(f"{text['prompt']}\0{chance}".encode("utf-8", "surrogatepass"), digest_size=3).digest()
-    wide = _wide(text["aspect_ratio"])
-    notes = text_chunks(text)
+    colour = hashlib.blake2b(f"{text['prompt']}\0{seed_key}".encode("utf-8", "surrogatepass"), digest_size=3).digest()
+    ratio = _ratio_value(text["aspect_ratio"])
+    chunks = text_chunks(text)
     if size_bytes:
-        return _padded(wide, colour, notes, size_bytes)
-    width, height = (LONG_SIDE, round(LONG_SIDE / wide)) if wide >= 1 else (round(LONG_SIDE * wide), LONG_SIDE)
+        return _noise_image(ratio, colour, chunks, size_bytes)
+    width, height = (
+        (MAX_SIDE_PX, round(MAX_SIDE_PX / ratio)) if ratio >= 1 else (round(MAX_SIDE_PX * ratio), MAX_SIDE_PX)
+    )
     pixels = zlib.compress((b"\0" + colour * width) * height, 1)
-    return png(width, height, pixels, notes)
+    return encode_png(width, height, pixels, chunks)
 
 
-def png(width: int, height: int, packed: bytes, notes: bytes) -> bytes:
+def encode_png(width: int, height: int, compressed: bytes, chunks: bytes) -> bytes:
     """A PNG of 8-bit RGB: filtered rows, packed by zlib, and chunks to carry along."""
-    head = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
-    return b"".join((SIGNATURE, chunk(b"IHDR", head), notes, chunk(b"IDAT", packed), chunk(b"IEND", b"")))
+    header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
+    return b"".join(
+        (
+            PNG_FILE_SIGNATURE,
+            png_chunk(b"IHDR", header),
+            chunks,
+            png_chunk(b"IDAT", compressed),
+            png_chunk(b"IEND", b""),
+        )
+    )
 
 
 def text_chunks(text: Mapping[str, str]) -> bytes:
     """Uncompressed iTXt chunks (PNG specification, 11.3.3.4)."""
     return b"".join(
-        chunk(b"iTXt", key.encode("latin-1") + b"\0\0\0\0\0" + value.encode("utf-8", "replace"))
+        png_chunk(b"iTXt", key.encode("latin-1") + b"\0\0\0\0\0" + value.encode("utf-8", "replace"))
         for key, value in text.items()
     )
 
 
-def chunk(kind: bytes, data: bytes) -> bytes:
+def png_chunk(kind: bytes, data: bytes) -> bytes:
     """A chunk (PNG specification, 5.3)."""
     return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(data, zlib.crc32(kind)))
 
 
 @cache
-def _wide(ratio: str) -> float:
-    across, _, down = ratio.partition(":")
-    return float(across) / float(down)
+def _ratio_value(ratio: str) -> float:
+    width, _, height = ratio.partition(":")
+    return float(width) / float(height)
 
 
 @cache
@@ -61,21 +71,21 @@ def _noise() -> bytes:
     return Random(0).randbytes(_NOISE_BYTES)
 
 
-def _padded(wide: float, colour: bytes, notes: bytes, size_bytes: int) -> bytes:
-    room = size_bytes - len(notes) - 600  # signature, chunks and zlib's own framing take less
-    height = max(1, math.isqrt(int(max(1, room) / 3.05 / wide)))
-    width = max(1, round(height * wide))
+def _noise_image(ratio: float, colour: bytes, chunks: bytes, size_bytes: int) -> bytes:
+    pixel_bytes = size_bytes - len(chunks) - 600  # signature, chunks and zlib's own framing take less
+    height = max(1, math.isqrt(int(max(1, pixel_bytes) / 3.05 / ratio)))
+    width = max(1, round(height * ratio))
     noise = _noise()
     start = int.from_bytes(colour) % _NOISE_BYTES
     line = b"\0" + colour * width
     length = len(line) * height
-    turns = length // _NOISE_BYTES + 2
-    rows = bytearray((noise * turns)[start : start + length])
+    repeats = length // _NOISE_BYTES + 2
+    rows = bytearray((noise * repeats)[start : start + length])
     rows[:: len(line)] = bytes(height)  # filter 0 begins each row
     rows[: len(line)] = line
-    picture = png(width, height, zlib.compress(rows, 0), notes)
-    missing = size_bytes - len(picture)
+    image = encode_png(width, height, zlib.compress(rows, 0), chunks)
+    missing = size_bytes - len(image)
     if missing < 12:
-        return picture  # a prompt too long for the size
-    fill = chunk(b"npAd", bytes(missing - 12))
-    return picture[:-12] + fill + picture[-12:]
+        return image  # a prompt too long for the size
+    padding = png_chunk(b"npAd", bytes(missing - 12))
+    return image[:-12] + padding + image[-12:]
