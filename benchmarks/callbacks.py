@@ -17,9 +17,9 @@ from typing import NamedTuple
 
 from benchmarks.report import report_goal
 from krea_batch import Engine, Job, Webhook
-from tests.calling_gateway import CallingGateway
+from tests.callback_gateway import CallingGateway
 from tests.engine_fixtures import states
-from tests.virtual_time import run_virtual
+from tests.virtual_time_runs import run_virtual
 
 URL = "https://my.host/krea"
 MAX_POLLS, MAX_LAG_S = 1.1, 0.3

@@ -74,7 +74,10 @@ def main() -> None:
         plan, seconds = measure(max(2, round(share * jobs)), options, latency, limit)
         error = plan["seconds"] / seconds - 1
         max_error = max(max_error, abs(error))
-        print(f"| {name} | {plan['seconds']:.1f} s | {seconds:.1f} s | {error:+.1%} | {plan["bottleneck"]} |", flush=True)
+        print(
+            f"| {name} | {plan['seconds']:.1f} s | {seconds:.1f} s | {error:+.1%} | {plan['bottleneck']} |",
+            flush=True,
+        )
     reached = f"{max_error:.1%} at the most"
     report_goal(
         "the time that plan forecasts, off the run's by", f"≤ {MAX_ERROR:.0%}", reached, met=max_error <= MAX_ERROR

@@ -22,7 +22,7 @@ from krea_batch import Engine, Job
 from krea_batch.jobs import Creativity
 from krea_batch.rules.verdicts import Finished, PollVerdict, PostVerdict, Waiting
 from krea_batch.testing.scripted_gateway import ScriptedGateway
-from tests.virtual_time import run_virtual
+from tests.virtual_time_runs import run_virtual
 
 INTERVAL_S = 5.0
 SUBMIT_RATE_PER_S = 50

@@ -31,7 +31,7 @@ from krea_batch import Engine, Job
 from krea_batch.engine.event_loop import spare_the_collector
 from krea_batch.rules.verdicts import Finished, PollVerdict, PostVerdict, Waiting
 from krea_batch.testing.scripted_gateway import ScriptedGateway, ScriptedMedia, png
-from tests.virtual_time import run_virtual
+from tests.virtual_time_runs import run_virtual
 
 LATENCY_S = 20.0
 SCALE_RATE_PER_S = 100

@@ -17,8 +17,8 @@ from typing import Any
 
 from benchmarks.report import report_goal
 from krea_batch import Engine, Job
-from tests.calling_gateway import CallingGateway
-from tests.virtual_time import run_virtual
+from tests.callback_gateway import CallingGateway
+from tests.virtual_time_runs import run_virtual
 
 SMALL_TENANTS, JOBS_EACH = "bcdefghij", 10
 MAX_SLOWDOWN = 2.0

@@ -26,7 +26,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from benchmarks.report import report_goal
-from tests.windows import most_in_a_window
+from tests.window_stats import most_in_a_window
 
 COMMAND = [sys.executable, "-m", "krea_batch"]
 

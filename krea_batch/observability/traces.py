@@ -111,7 +111,9 @@ class TracingListener:
     def _on_run_closed(self, _: Closed) -> None:
         open_jobs, self._open_jobs = self._open_jobs, {}
         for spans in open_jobs.values():
-            spans.job.set_attribute("krea_batch.unfinished", True)  # the next run goes on with it, in a span of its own
+            spans.job.set_attribute(
+                "krea_batch.unfinished", True
+            )  # the next run goes on with it, in a span of its own
             self._end_job(spans)
 
     # ---- parts -------------------------------------------------------------------------------------------

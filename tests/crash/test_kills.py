@@ -10,7 +10,7 @@ from random import Random
 
 import pytest
 
-from tests.crash.scene import FAST, Scene
+from tests.crash.crash_scenario import FAST, Scene
 from tests.processes import PATIENCE_S, Simulate
 
 pytestmark = pytest.mark.slow

@@ -13,7 +13,7 @@ from playwright.sync_api import Browser, BrowserContext, Page, sync_playwright
 
 from krea_batch.jobs import State
 from tests.engine_fixtures import states
-from tests.gallery.looking import Look, Made, View, Viewed, make_run, sweep
+from tests.gallery.gallery_fixtures import Look, Made, View, Viewed, make_run, sweep
 from tests.processes import Simulate, Simulated, krea_batch, write_jobs
 
 OPTIONS = [

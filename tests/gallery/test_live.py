@@ -13,7 +13,7 @@ from playwright.sync_api import APIResponse, Page, Route, expect
 from krea_batch.jobs import State
 from krea_batch.ledger import Store
 from tests.engine_fixtures import states
-from tests.gallery.looking import (
+from tests.gallery.gallery_fixtures import (
     AMBIGUOUS,
     Look,
     Made,

@@ -13,7 +13,7 @@ from playwright.sync_api import Locator, Page, expect
 
 from krea_batch.jobs import State
 from tests.gallery.conftest import HOSTILE, MIXED, NUMBERS
-from tests.gallery.looking import (
+from tests.gallery.gallery_fixtures import (
     AMBIGUOUS,
     ERRORED,
     FAILED,

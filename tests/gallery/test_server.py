@@ -14,7 +14,7 @@ from playwright.sync_api import expect
 from krea_batch.jobs import State
 from tests.engine_fixtures import states
 from tests.gallery.conftest import MIXED, NUMBERS
-from tests.gallery.looking import Look, Made, View, make_run
+from tests.gallery.gallery_fixtures import Look, Made, View, make_run
 from tests.processes import PATIENCE_S, Simulated, krea_batch
 
 pytestmark = pytest.mark.slow

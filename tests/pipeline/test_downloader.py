@@ -18,7 +18,7 @@ from krea_batch.rules.verdicts import Finished
 from krea_batch.storage.image_file import Picture
 from krea_batch.testing.scripted_gateway import ScriptedGateway, ScriptedMedia, png
 from tests.engine_fixtures import jobs, play, rows, states, statuses
-from tests.virtual_time import run_until_killed, run_virtual
+from tests.virtual_time_runs import run_until_killed, run_virtual
 
 CUT = MediaError("the connection was cut")
 WHOLE = None  # in a script of media: the picture, from where it is asked for

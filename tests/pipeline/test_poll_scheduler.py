@@ -15,8 +15,8 @@ from krea_batch import Engine, GatewayError
 from krea_batch.rules.verdicts import Errored, Failed, Finished, PollTrouble, Waiting
 from krea_batch.testing.scripted_gateway import Accept, ScriptedGateway
 from tests.engine_fixtures import ask, jobs, play, rows, states, statuses
-from tests.virtual_time import run_virtual
-from tests.windows import most_in_a_window
+from tests.virtual_time_runs import run_virtual
+from tests.window_stats import most_in_a_window
 
 WAITING = Waiting("PROCESSING")
 TROUBLES = {

@@ -19,8 +19,8 @@ from krea_batch.pipeline.submitter import MOST_QUEUED, MOST_UNCLEAR
 from krea_batch.rules.verdicts import Accepted, Errored, Failed, Finished, NotSent, Refusal, Refused, Unclear, Waiting
 from krea_batch.testing.scripted_gateway import Accept, ScriptedGateway
 from tests.engine_fixtures import ask, jobs, play, rows, states, statuses
-from tests.virtual_time import run_virtual
-from tests.windows import most_in_a_window
+from tests.virtual_time_runs import run_virtual
+from tests.window_stats import most_in_a_window
 
 SLOW_DOWN = Refused(Refusal.SLOW_DOWN, 429, "too many requests", 2.0)
 QUOTA = Refused(Refusal.SLOW_DOWN, 403, "quota", 2.0)

@@ -11,7 +11,7 @@ import time
 import traceback
 from pathlib import Path
 
-from tests.simulation.plays import ROUNDS, Play
+from tests.simulation.scenario import ROUNDS, Play
 
 SHARED_MEMORY = Path("/dev/shm")  # noqa: S108 - its fsync costs nothing; deaths are simulated, not real
 

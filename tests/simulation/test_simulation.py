@@ -17,7 +17,7 @@ from krea_batch.rules.verdicts import Accepted, Unclear
 from krea_batch.storage import image_file
 from krea_batch.storage.image_file import Picture
 from tests.simulation.__main__ import play
-from tests.simulation.plays import BrokenLaw, Play
+from tests.simulation.scenario import BrokenLaw, Play
 
 pytestmark = pytest.mark.slow
 

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from krea_batch.testing.simulator import Simulator, SimulatorError, SimulatorSettings
-from tests.simulator.served import BEGUN_AT, CAT, Client, served
+from tests.simulator.simulator_fixture import BEGUN_AT, CAT, Client, served
 
 ZEROS = [
     "posts",

@@ -19,7 +19,7 @@ from PIL import Image
 from krea_batch.testing.simulator.body_validation import CREATIVITY, VALID_ASPECT_RATIOS
 from krea_batch.testing.simulator.drawing.images import IMAGE_SIZES, draw
 from krea_batch.testing.simulator.drawing.tiny_png import PNG_FILE_SIGNATURE, tiny_image
-from tests.simulator.served import CAT, KEY, Client, served
+from tests.simulator.simulator_fixture import CAT, KEY, Client, served
 
 AT_ONCE: dict[str, Any] = {"latency": "fixed:0"}
 TEXT = {

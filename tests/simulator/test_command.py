@@ -17,7 +17,7 @@ import aiohttp
 import pytest
 
 from krea_batch.testing.simulator.faults import FAULTS
-from tests.simulator.served import CAT, KEY, PATIENCE_S, SUBMIT
+from tests.simulator.simulator_fixture import CAT, KEY, PATIENCE_S, SUBMIT
 
 COMMAND = [sys.executable, "-m", "krea_batch", "simulate"]
 pytestmark = pytest.mark.slow

@@ -11,7 +11,7 @@ from aiohttp import web
 
 from krea_batch.testing.simulator import webhooks
 from krea_batch.testing.simulator.webhooks import MAX_DELIVERY_ATTEMPTS, is_loopback
-from tests.simulator.served import MODEL, Client, served
+from tests.simulator.simulator_fixture import MODEL, Client, served
 
 SOON: dict[str, Any] = {"latency": "fixed:1", "time_scale": 100.0, "still": False}
 

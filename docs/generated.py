@@ -1,0 +1,79 @@
+"""Text that cog inserts into the documentation, so that options, help and states are written in one place.
+
+`make generate` inserts it, `make check` compares.
+"""
+
+from __future__ import annotations
+
+from typing import get_args, get_type_hints
+
+import click
+
+from krea_batch.cli.app import COMMANDS, app
+from krea_batch.cli.options.run_options import key_of
+from krea_batch.jobs import STATES
+from krea_batch.rules.lifecycle import TRANSITIONS
+from krea_batch.settings import OPTIONS, Rate, Settings
+
+WIDTH = 100
+CHARGED = {True: "yes", False: "no", None: "unknown"}
+
+
+def help_of_all_commands() -> str:
+    """Return a section with the help of each command."""
+    root = click.Context(app, info_name="krea-batch", max_content_width=WIDTH, terminal_width=WIDTH)
+    sections = []
+    for name in COMMANDS:
+        command = app.get_command(root, name)
+        assert command is not None
+        context = click.Context(command, info_name=name, parent=root, max_content_width=WIDTH, terminal_width=WIDTH)
+        sections.append(f"## krea-batch {name}\n\n```text\n{command.get_help(context)}\n```\n")
+    return "\n" + "\n".join(sections)
+
+
+def settings_table() -> str:
+    """Return a row for each setting: keyword, option, type, default, meaning."""
+    hints = get_type_hints(Settings)
+    rows = ["| keyword of `Engine` | option | type | default | |", "|---|---|---|---|---|"]
+    for field in Settings.fields():
+        if (option := OPTIONS.get(field.name)) is None:
+            continue
+        flag = f"`--{key_of(field.name).replace('_', '-')}`" if option.command_line else "–"
+        rows.append(
+            f"| `{field.name}` | {flag} | {_type(hints[field.name])} | {_default(field.name)} | {option.help} |"
+        )
+    return "\n".join(["", *rows, ""])
+
+
+def _type(hint: object) -> str:
+    names = [getattr(kind, "__name__", str(kind)) for kind in get_args(hint) or (hint,) if kind is not type(None)]
+    return ", ".join(f"`{name}`" for name in names)
+
+
+def _default(name: str) -> str:
+    option = OPTIONS[name]
+    default = next(field.default for field in Settings.fields() if field.name == name)
+    if default is None:
+        return option.none_means or "none"
+    text = f"`{default.text if isinstance(default, Rate) else default}`"
+    return text if option.command_default is None else f"{text}; on the command line `{option.command_default}`"
+
+
+def states_table() -> str:
+    """Return a row for each state."""
+    rows = ["| state | meaning | final | charged | the next run resumes it as |", "|---|---|---|---|---|"]
+    for state, info in STATES.items():
+        final = "yes" if info.final else ""
+        resumes_as = f"`{info.resumes_as}`" if info.resumes_as else "–"
+        charged = "no" if state.value == "pending" else CHARGED[info.charged]
+        rows.append(f"| `{state}` | {info.doc} | {final} | {charged} | {resumes_as} |")
+    return "\n".join(["", *rows, ""])
+
+
+def transitions_table() -> str:
+    """Return a row for each state with the states that may follow it in a run."""
+    rows = ["| from | to |", "|---|---|"]
+    for state, following in TRANSITIONS.items():
+        names = ", ".join(f"`{name}`" for name in STATES if name in following) or "–"
+        rows.append(f"| `{state}` | {names} |")
+    return "\n".join(["", *rows, ""])

@@ -1,0 +1,1178 @@
+"""Tests of engine: the stages joined, stopped and opened again, on a loop of virtual time."""
+
+from __future__ import annotations
+
+import asyncio
+import shutil
+import socket
+import sqlite3
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
+from contextlib import closing
+from pathlib import Path
+from random import Random
+from typing import Any
+
+import orjson
+import pytest
+
+from krea_batch import (
+    Engine,
+    GatewayError,
+    InternalError,
+    Job,
+    JobError,
+    LedgerError,
+    Outcome,
+    RunDirError,
+    RunStopped,
+    SettingsError,
+    State,
+    Webhook,
+)
+from krea_batch.errors import KreaBatchError
+from krea_batch.events import Event, Stopping
+from krea_batch.gateway.url_policy import MediaError
+from krea_batch.ledger import Store
+from krea_batch.rules.verdicts import Errored, Failed, PollTrouble, Refusal, Refused, Unclear, Waiting
+from krea_batch.storage.results_file import Results
+from krea_batch.storage.results_file import row as result_row
+from krea_batch.testing.scripted_gateway import Accept, ScriptedGateway, png
+from tests.engine_fixtures import ask, jobs, play, rows, states, statuses
+from tests.virtual_time_runs import run_until_killed, run_virtual
+
+NO_MONEY = Refused(Refusal.STOP, 402, "no money")
+
+
+def disk_s() -> float:
+    return 0.05
+
+
+def engine_on(out: Path, client: ScriptedGateway, **options: Any) -> Engine:
+    return Engine(out, gateway_client=client, random=Random(0), **options)
+
+
+def check_books(out: Path, gateway: ScriptedGateway) -> None:
+    """Results equal the ledger; what succeeded is on disk; what was charged is on record."""
+    found = rows(out)
+    ends = {"succeeded", "failed", "errored", "rejected", "ambiguous", "timed_out", "cancelled"}
+    assert {job_id: row["status"] for job_id, row in found.items()} == {
+        job_id: state for job_id, state in states(out).items() if state in ends
+    }
+    for row in found.values():
+        if row["status"] == "succeeded":
+            assert [(out / file["path"]).read_bytes() for file in row["files"]] == [
+                png(text=row["request"]["prompt"].encode())
+            ]
+    on_record = {request_id for (request_id,) in ask(out, "SELECT request_id FROM posts WHERE came_to = 'accepted'")}
+    assert set(gateway.charged) <= on_record
+
+
+class TestWaysIn:
+    def test_generate(self, tmp_path: Path) -> None:
+        """generate returns once the picture is on disk and on record."""
+        gateway = ScriptedGateway()
+
+        async def main() -> None:
+            async with engine_on(tmp_path, gateway) as engine:
+                outcome = await engine.generate(Job(prompt="a cat"))
+                assert outcome.succeeded
+                assert states(tmp_path) == {outcome.id: "succeeded"}
+                assert (tmp_path / outcome.files[0].path).read_bytes() == png(text=b"a cat")
+
+        run_virtual(main())
+        check_books(tmp_path, gateway)
+
+    def test_submit(self, tmp_path: Path) -> None:
+        """submit returns when the request_id is on record; the handle is awaited for the outcome, however often."""
+        gateway = ScriptedGateway()
+
+        async def main() -> None:
+            async with engine_on(tmp_path, gateway) as engine:
+                handle = await engine.submit(Job(prompt="a dog", id="dog"))
+                assert handle.request_id in gateway.charged
+                assert states(tmp_path) == {"dog": "accepted"}
+                first, second = await handle, await handle
+                assert first is second
+                assert first.request_id == handle.request_id
+
+        run_virtual(main(), disk_s=disk_s)
+
+    @pytest.mark.parametrize("kind", ["list", "generator", "async generator"])
+    def test_stream(self, tmp_path: Path, kind: str) -> None:
+        """stream gives each outcome once, as jobs finish, from any iterable."""
+        gateway = ScriptedGateway()
+        gateway.polls["j0"] = [Waiting("QUEUED")] * 9 + [Failed("late")]
+        gateway.posts["j1"] = [Refused(Refusal.REJECTED, 400, "bad")]
+
+        async def trickle() -> AsyncIterator[Job]:
+            for job in jobs(10):
+                await asyncio.sleep(0.5)
+                yield job
+
+        async def main() -> list[Outcome]:
+            source: Any = {"list": jobs(10), "generator": iter(jobs(10)), "async generator": trickle()}[kind]
+            async with engine_on(tmp_path, gateway) as engine:
+                return [outcome async for outcome in engine.stream(source)]
+
+        outcomes = run_virtual(main())
+        assert sorted(outcome.id for outcome in outcomes) == [job.id for job in jobs(10)]
+        assert (outcomes[0].id, outcomes[-1].id) == ("j1", "j0")
+        check_books(tmp_path, gateway)
+
+    def test_stream_reads_only_as_fast_as_outcomes_are_taken(self, tmp_path: Path) -> None:
+        """A consumer that does nothing stops the reading after max_in_flight jobs."""
+        gateway = ScriptedGateway()
+        read: list[str] = []
+
+        def source() -> Iterator[Job]:
+            for job in jobs(100):
+                read.append(job.id)
+                yield job
+
+        async def main() -> None:
+            async with engine_on(tmp_path, gateway, max_in_flight=5) as engine:
+                taken = 0
+                async for _ in engine.stream(source()):
+                    taken += 1
+                    await asyncio.sleep(3600.0)
+                    assert len(read) <= taken + 5 + 1
+                    if taken == 10:
+                        break
+
+        run_virtual(main())
+
+    def test_stream_brings_home_what_was_paid_before_it_tells_of_the_stop(self, tmp_path: Path) -> None:
+        """When the wallet is empty, the outcomes of what is in flight come first, and then the error."""
+        gateway = ScriptedGateway()
+        for job in jobs(10)[5:]:
+            gateway.posts[job.id] = [NO_MONEY]
+        outcomes: list[Outcome] = []
+
+        async def main() -> None:
+            async with engine_on(tmp_path, gateway, rate="2/s") as engine:
+                async for outcome in engine.stream(jobs(10)):
+                    outcomes.append(outcome)
+
+        with pytest.raises(GatewayError, match="402"):
+            run_virtual(main())
+        assert {outcome.id for outcome in outcomes} == {"j0", "j1", "j2", "j3", "j4"}
+        check_books(tmp_path, gateway)
+
+    def test_leaving_a_stream_loses_nothing(self, tmp_path: Path) -> None:
+        """Jobs that a left stream had submitted come home all the same."""
+        gateway = ScriptedGateway()
+
+        async def main() -> None:
+            async with engine_on(tmp_path, gateway) as engine:
+                async for _ in engine.stream(jobs(10)):
+                    break
+
+        run_virtual(main())
+        assert set(statuses(tmp_path).values()) == {"succeeded"}
+        assert len(rows(tmp_path)) == len(gateway.charged)
+        check_books(tmp_path, gateway)
+
+    def test_a_source_that_fails(self, tmp_path: Path) -> None:
+        """An exception of the caller's own iterable comes out of run and of stream."""
+
+        def source() -> Iterator[Job]:
+            yield from jobs(2)
+            raise LookupError("mine")
+
+        async def by_stream(out: Path) -> None:
+            async with engine_on(out, ScriptedGateway()) as engine:
+                async for _ in engine.stream(source()):
+                    pass
+
+        with pytest.raises(LookupError, match="mine"):
+            run_virtual(by_stream(tmp_path / "stream"))
+        with pytest.raises(LookupError, match="mine"):
+            run_virtual(play(tmp_path / "run", ScriptedGateway(), source()))
+
+    @pytest.mark.parametrize(
+        "job", [{"prompt": 5}, {"prompt": "x", "aspect_ratio": "5:5"}, {"prompt": "x", "creativity": "wild"}]
+    )
+    def test_a_wrong_job_is_refused(self, tmp_path: Path, job: dict[str, Any]) -> None:
+        """What the API would not take is a JobError before anything is sent, and harms no later job."""
+        gateway = ScriptedGateway()
+
+        async def main() -> None:
+            async with engine_on(tmp_path, gateway) as engine:
+                with pytest.raises((JobError, TypeError)):
+                    await engine.generate(Job(**job))
+                await engine.generate(Job(prompt="good"))
+
+        run_virtual(main())
+        assert gateway.prompts == ["good"]
+
+
+class TestOneIdOnePost:
+    @pytest.mark.parametrize("later", [0.0, 0.05, 0.5, 4.0, 20.0], ids=lambda s: f"after {s} s")
+    def test_a_known_id(self, tmp_path: Path, later: float) -> None:
+        """Whoever submits an id again, at whatever moment, gets the outcome of the first, and nothing is sent."""
+        gateway = ScriptedGateway()
+
+        async def main() -> None:
+            async with engine_on(tmp_path, gateway) as engine:
+                first = asyncio.create_task(engine.generate(jobs(1)[0]))
+                await asyncio.sleep(later)
+                second = await engine.generate(jobs(1)[0])
+                assert second == await first
+
+        run_virtual(main(), disk_s=disk_s)
+        assert len(gateway.bodies) == 1
+
+    def test_a_known_id_of_an_earlier_run(self, tmp_path: Path) -> None:
+        """The outcome of an earlier engine is given at once."""
+        gateway = ScriptedGateway()
+        gateway.posts["j1"] = [Unclear("cut")]
+        gateway.polls["j2"] = [Failed("no")]
+        run_virtual(play(tmp_path, gateway, jobs(3)))
+
+        async def main() -> list[State]:
+            async with engine_on(tmp_path, gateway) as engine:
+                handles = [await engine.submit(job) for job in jobs(3)]
+                assert handles[0].request_id in gateway.charged
+                return [(await handle).status for handle in handles]
+
+        assert run_virtual(main()) == [State.SUCCEEDED, State.AMBIGUOUS, State.FAILED]
+        assert len(gateway.bodies) == 3
+
+    def test_a_known_id_that_is_on_its_way_from_an_earlier_run(self, tmp_path: Path) -> None:
+        """A job that this engine took over is waited for, and its request_id is known at once."""
+        gateway = ScriptedGateway()
+        gateway.polls["j0"] = [Waiting("QUEUED")]
+        assert run_until_killed(play(tmp_path, gateway, jobs(1)), 20.0, tmp_path) is None
+        gateway.polls["j0"] = [Waiting("QUEUED")] * 3 + [Failed("no")]
+
+        async def main() -> Outcome:
+            async with engine_on(tmp_path, gateway) as engine:
+                handle = await engine.submit(jobs(1)[0])
+                assert handle.request_id in gateway.charged
+                return await handle
+
+        assert run_virtual(main()).status is State.FAILED
+        assert len(gateway.bodies) == 1
+
+    @pytest.mark.parametrize("later", [0.0, 0.05, 0.5, 4.0, 20.0], ids=lambda s: f"after {s} s")
+    def test_a_changed_job(self, tmp_path: Path, later: float) -> None:
+        """Another picture under an old id is a JobError, at whatever moment it is asked for."""
+        gateway = ScriptedGateway()
+
+        async def main() -> None:
+            async with engine_on(tmp_path, gateway) as engine:
+                first = asyncio.create_task(engine.generate(jobs(1)[0]))
+                await asyncio.sleep(later)
+                with pytest.raises(JobError, match="j0"):
+                    await engine.generate(Job(prompt="other", id="j0"))
+                assert (await first).succeeded
+
+        run_virtual(main(), disk_s=disk_s)
+        assert len(gateway.bodies) == 1
+
+    def test_many_at_once(self, tmp_path: Path) -> None:
+        """Fifty callers with one id cause one POST and see one outcome."""
+        gateway = ScriptedGateway()
+
+        async def main() -> list[Outcome]:
+            async with engine_on(tmp_path, gateway) as engine:
+                return await asyncio.gather(*(engine.generate(jobs(1)[0]) for _ in range(50)))
+
+        outcomes = run_virtual(main(), disk_s=disk_s)
+        assert len(gateway.bodies) == 1
+        assert all(outcome == outcomes[0] for outcome in outcomes)
+
+    def test_a_submit_beside_a_run(self, tmp_path: Path) -> None:
+        """A job that run has in its queue, not yet on record, is not sent a second time for a submit."""
+        gateway = ScriptedGateway()
+
+        async def main() -> None:
+            async with engine_on(tmp_path, gateway, rate="1/s") as engine:
+                running = asyncio.create_task(engine.run(jobs(10)))
+                await asyncio.sleep(2.5)
+                outcomes = await asyncio.gather(*(engine.generate(job) for job in jobs(10)))
+                assert all(outcome.succeeded for outcome in outcomes)
+                await running
+
+        run_virtual(main(), disk_s=disk_s)
+        assert sorted(gateway.prompts) == sorted(job.id for job in jobs(10))
+
+    @pytest.mark.parametrize("apart", [0, 1, 300])
+    def test_an_id_twice_in_a_run(self, tmp_path: Path, apart: int) -> None:
+        """A job that comes twice is done once; with another prompt the second is a JobError, the rest comes home."""
+        gateway = ScriptedGateway()
+        todo = [Job(prompt="twice", id="twice"), *jobs(apart), Job(prompt="twice", id="twice")]
+        run_virtual(play(tmp_path / "same", gateway, todo, rate="20/s", max_in_flight=1000))
+        assert gateway.prompts.count("twice") == 1
+        todo[-1] = Job(prompt="other", id="twice")
+        other = ScriptedGateway()
+        with pytest.raises(JobError, match="twice"):
+            run_virtual(play(tmp_path / "other", other, todo, rate="20/s", max_in_flight=1000))
+        assert "other" not in other.prompts
+        check_books(tmp_path / "other", other)
+
+
+class TestCallers:
+    @pytest.mark.parametrize("after_ms", [0, 20, 60, 120, 180, 250, 1000, 6000, 11_000])
+    def test_cancelling_a_caller_loses_nothing(self, tmp_path: Path, after_ms: int) -> None:
+        """The job of a cancelled caller goes on; whoever asks again gets its outcome, and one POST was sent."""
+        gateway = ScriptedGateway()
+
+        async def main() -> None:
+            async with engine_on(tmp_path, gateway) as engine:
+                caller = asyncio.create_task(engine.generate(jobs(1)[0]))
+                await asyncio.sleep(after_ms / 1000)
+                caller.cancel()
+                await asyncio.wait([caller])
+                assert (await engine.generate(jobs(1)[0])).succeeded
+
+        run_virtual(main(), disk_s=disk_s)
+        assert len(gateway.bodies) == 1
+        check_books(tmp_path, gateway)
+
+    @pytest.mark.parametrize("after_ms", [100, 200, 1000])
+    def test_cancelling_a_caller_who_waits_for_a_slot(self, tmp_path: Path, after_ms: int) -> None:
+        """Others who wait for the same job do not hang, no slot is lost, and the engine closes."""
+        gateway = ScriptedGateway()
+
+        async def main() -> None:
+            async with engine_on(tmp_path, gateway, max_in_flight=1) as engine:
+                first = asyncio.create_task(engine.generate(jobs(2)[0]))
+                await asyncio.sleep(0.05)
+                waits = [asyncio.create_task(engine.generate(jobs(2)[1])) for _ in range(3)]
+                await asyncio.sleep(after_ms / 1000)
+                waits[0].cancel()
+                assert (await first).succeeded
+                assert (await waits[1]).succeeded
+                assert (await waits[2]).succeeded
+                assert (await engine.generate(Job(prompt="more"))).succeeded
+
+        run_virtual(main(), disk_s=disk_s)
+        assert len(gateway.bodies) == 3
+
+    def test_cancelling_callers_at_the_moment_a_slot_is_free(self, tmp_path: Path) -> None:
+        """Callers cancelled while a slot is being given to them do not take it with them."""
+        gateway = ScriptedGateway()
+
+        async def main() -> None:
+            async with engine_on(tmp_path, gateway, max_in_flight=1, rate="100/s") as engine:
+                for n in range(40):
+                    first = asyncio.create_task(engine.generate(Job(prompt="x", id=f"a{n}")))
+                    await asyncio.sleep(0.3)
+                    second = asyncio.create_task(engine.generate(Job(prompt="x", id=f"b{n}")))
+                    await first
+                    for _ in range(n % 10):
+                        await asyncio.sleep(0)
+                    second.cancel()
+                    await asyncio.wait([second])
+                assert (await engine.generate(Job(prompt="more"))).succeeded
+
+        run_virtual(main())
+
+    def test_cancelling_a_wait_for_a_known_job(self, tmp_path: Path) -> None:
+        """Who asks for a known job and is cancelled while the ledger answers leaves nothing for others to hang on."""
+        gateway = ScriptedGateway()
+        run_virtual(play(tmp_path, gateway, jobs(1)))
+
+        async def main() -> None:
+            async with engine_on(tmp_path, gateway) as engine:
+                for after_ms in (10, 60, 90, 110, 140):
+                    caller = asyncio.create_task(engine.generate(jobs(1)[0]))
+                    await asyncio.sleep(after_ms / 1000)
+                    caller.cancel()
+                    await asyncio.wait([caller])
+                    assert (await engine.generate(jobs(1)[0])).succeeded
+
+        run_virtual(main(), disk_s=disk_s)
+        assert len(gateway.bodies) == 1
+
+    def test_run_may_be_cancelled(self, tmp_path: Path) -> None:
+        """Cancelling run ends the reading of jobs; what it submitted comes home before the context is left."""
+        gateway = ScriptedGateway()
+
+        async def main() -> None:
+            async with engine_on(tmp_path, gateway, max_in_flight=3) as engine:
+                running = asyncio.create_task(engine.run(jobs(50)))
+                await asyncio.sleep(1.0)
+                running.cancel()
+                await asyncio.wait([running])
+
+        run_virtual(main())
+        assert statuses(tmp_path) == {"j0": "succeeded", "j1": "succeeded", "j2": "succeeded"}
+        check_books(tmp_path, gateway)
+
+    def test_after_a_stop_nobody_waits_in_vain(self, tmp_path: Path) -> None:
+        """New jobs, and jobs that the stop left on record, are RunStopped at once, also while the slots are full."""
+        gateway = ScriptedGateway()
+        gateway.polls["j0"] = [Waiting("QUEUED")]
+        gateway.posts["j1"] = [NO_MONEY]
+
+        async def main() -> None:
+            loop = asyncio.get_running_loop()
+            async with engine_on(tmp_path, gateway, max_in_flight=2) as engine:
+                await engine.submit(jobs(1)[0])
+                waits = [asyncio.create_task(engine.generate(job)) for job in jobs(5)[1:]]
+                await asyncio.sleep(1.0)
+                began_s = loop.time()
+                for result in await asyncio.gather(*waits, return_exceptions=True):
+                    assert isinstance(result, GatewayError)
+                for job in jobs(7)[1:]:
+                    with pytest.raises(RunStopped):
+                        await engine.generate(job)
+                assert loop.time() - began_s < 1.0
+                engine.stop_now()
+
+        run_virtual(main(), disk_s=disk_s)
+        assert states(tmp_path) == {"j0": "accepted", "j1": "pending"}
+
+    def test_a_job_left_by_a_refused_key(self, tmp_path: Path) -> None:
+        """Who asks for an accepted job that this run no longer polls is told so, and does not wait for ever."""
+        gateway = ScriptedGateway()
+        gateway.polls["j0"] = [PollTrouble("unauthorized", 401)]
+
+        async def main() -> None:
+            async with engine_on(tmp_path, gateway) as engine:
+                with pytest.raises(GatewayError):
+                    await engine.generate(jobs(1)[0])
+                with pytest.raises(GatewayError):
+                    await engine.generate(jobs(1)[0])
+
+        run_virtual(main())
+        assert states(tmp_path) == {"j0": "accepted"}
+
+    def test_a_closed_engine_says_so(self, tmp_path: Path) -> None:
+        """Jobs for an engine that is closed are RunStopped, and nothing is sent."""
+        gateway = ScriptedGateway()
+
+        async def main() -> None:
+            async with engine_on(tmp_path, gateway) as engine:
+                pass
+            for ask_it in (engine.generate, engine.submit):
+                with pytest.raises(RunStopped):
+                    await ask_it(jobs(1)[0])
+            with pytest.raises(RunStopped):
+                await engine.run(jobs(1))
+            with pytest.raises(RunStopped):
+                [outcome async for outcome in engine.stream(jobs(3))]
+
+        run_virtual(main())
+        assert gateway.bodies == []
+
+    @pytest.mark.parametrize("after_ms", [0, 60, 120, 200, 400])
+    def test_cancelling_the_start(self, tmp_path: Path, after_ms: int) -> None:
+        """An engine whose start is cancelled lets go of the folder, and what it had begun goes on in the next."""
+        gateway = ScriptedGateway()
+        gateway.posts["j0"] = [NO_MONEY]
+        run_virtual(play(tmp_path, gateway, jobs(1)))
+        gateway.posts.clear()
+
+        async def main() -> None:
+            starting = asyncio.create_task(engine_on(tmp_path, gateway).start())
+            await asyncio.sleep(after_ms / 1000)
+            if starting.done():
+                return
+            starting.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await starting
+            await play(tmp_path, gateway, jobs(1))
+
+        if after_ms < 400:
+            run_virtual(main(), disk_s=lambda: 0.1)
+            assert statuses(tmp_path) == {"j0": "succeeded"}
+            assert len(gateway.charged) == 1
+
+
+class TestLeaving:
+    def test_by_an_exception(self, tmp_path: Path) -> None:
+        """The exception comes out, the engine is closed soon, and the next one goes on without a POST."""
+        gateway = ScriptedGateway()
+
+        async def main() -> float:
+            loop = asyncio.get_running_loop()
+            with pytest.raises(LookupError, match="mine"):
+                async with engine_on(tmp_path, gateway) as engine:
+                    for job in jobs(3):
+                        await engine.submit(job)
+                    began_s = loop.time()
+                    raise LookupError("mine")
+            return loop.time() - began_s
+
+        assert run_virtual(main()) < 1.0
+        assert set(states(tmp_path).values()) == {"accepted"}
+        run_virtual(play(tmp_path, gateway, jobs(3)))
+        assert set(statuses(tmp_path).values()) == {"succeeded"}
+        assert len(gateway.bodies) == 3
+
+    def test_in_order_waits_for_what_was_submitted(self, tmp_path: Path) -> None:
+        """Leaving the context brings home what was submitted, though nobody waits for it."""
+        gateway = ScriptedGateway()
+
+        async def main() -> None:
+            async with engine_on(tmp_path, gateway) as engine:
+                for job in jobs(3):
+                    await engine.submit(job)
+
+        run_virtual(main())
+        assert set(statuses(tmp_path).values()) == {"succeeded"}
+
+    def test_by_a_cancel(self, tmp_path: Path) -> None:
+        """A task that is cancelled inside the context closes the engine, and nothing it paid for is lost."""
+        gateway = ScriptedGateway()
+
+        async def work() -> None:
+            async with engine_on(tmp_path, gateway) as engine:
+                await engine.run(jobs(20))
+
+        async def main() -> None:
+            task = asyncio.create_task(work())
+            await asyncio.sleep(1.05)
+            task.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await task
+            await play(tmp_path, gateway, jobs(20))
+
+        run_virtual(main(), disk_s=disk_s)
+        assert set(statuses(tmp_path).values()) == {"succeeded"}
+        assert len(gateway.bodies) == 20
+
+    def test_two_engines_on_one_folder(self, tmp_path: Path) -> None:
+        """The second is refused, and the first does not notice."""
+        gateway = ScriptedGateway()
+
+        async def main() -> None:
+            async with engine_on(tmp_path, gateway) as engine:
+                waiting = asyncio.create_task(engine.generate(jobs(1)[0]))
+                await asyncio.sleep(0.5)
+                with pytest.raises(RunDirError):
+                    async with engine_on(tmp_path, gateway):
+                        pass
+                assert (await waiting).succeeded
+
+        run_virtual(main())
+
+    def test_two_engines_on_two_folders(self, tmp_path: Path) -> None:
+        """Engines share nothing: two of them work beside each other on one loop."""
+        gateways = [ScriptedGateway(), ScriptedGateway()]
+
+        async def main() -> None:
+            await asyncio.gather(
+                *(play(tmp_path / str(n), gateway, jobs(10 + n)) for n, gateway in enumerate(gateways))
+            )
+
+        run_virtual(main())
+        assert [len(rows(tmp_path / str(n))) for n in range(2)] == [10, 11]
+
+
+class TestStops:
+    def test_stop_drains(self, tmp_path: Path) -> None:
+        """After stop nothing new is sent, what is in flight is brought home, and the next run does the rest."""
+        gateway = ScriptedGateway()
+        told: list[Event] = []
+
+        async def main() -> int:
+            async with engine_on(tmp_path, gateway, listeners=[told.append]) as engine:
+                running = asyncio.create_task(engine.run(jobs(50)))
+                await asyncio.sleep(1.05)
+                engine.stop("enough")
+                sent = len(gateway.bodies)
+                await running
+                assert engine.stopped is not None
+                assert engine.stopped.reason == "enough"
+            return sent
+
+        sent = run_virtual(main())
+        assert 0 < sent < 50
+        assert len(gateway.bodies) == sent
+        assert list(statuses(tmp_path).values()) == ["succeeded"] * sent
+        assert [event.reason for event in told if isinstance(event, Stopping)] == ["enough"]
+        run_virtual(play(tmp_path, gateway, jobs(50)))
+        assert len(gateway.bodies) == 50
+        assert set(statuses(tmp_path).values()) == {"succeeded"}
+
+    @pytest.mark.parametrize("after_ms", [*range(0, 2000, 130), *range(5000, 6000, 130), *range(10_000, 12_000, 130)])
+    def test_stop_now_at_any_moment(self, tmp_path: Path, after_ms: int) -> None:
+        """It is over soon, and the next engine goes on without a second charge."""
+        gateway = ScriptedGateway()
+        gateway.post_s = 0.7
+
+        async def main() -> float:
+            loop = asyncio.get_running_loop()
+            async with engine_on(tmp_path, gateway, rate="5/s") as engine:
+                running = asyncio.create_task(engine.run(jobs(6)))
+                await asyncio.sleep(after_ms / 1000)
+                engine.stop_now("now")
+                began_s = loop.time()
+                (ended,) = await asyncio.gather(running, return_exceptions=True)
+                assert ended is None or (isinstance(ended, RunStopped) and ended.reason == "now")
+            return loop.time() - began_s
+
+        assert run_virtual(main(), disk_s=disk_s) < 6.5
+        check_books(tmp_path, gateway)
+        run_virtual(play(tmp_path, gateway, jobs(6)))
+        assert set(statuses(tmp_path).values()) == {"succeeded"}
+        assert len(gateway.bodies) == len(gateway.charged) == 6
+        check_books(tmp_path, gateway)
+
+    def test_stop_then_stop_now(self, tmp_path: Path) -> None:
+        """The second Ctrl-C is quicker than the first; the first reason is the one that counts."""
+        gateway = ScriptedGateway()
+        gateway.polls["j0"] = [Waiting("QUEUED")]
+
+        async def main() -> None:
+            async with engine_on(tmp_path, gateway) as engine:
+                await engine.submit(jobs(1)[0])
+                engine.stop("first")
+                await asyncio.sleep(100.0)
+                engine.stop_now("second")
+                engine.stop_now("third")
+            assert engine.stopped is not None
+            assert engine.stopped.reason == "first"
+
+        run_virtual(main())
+        assert states(tmp_path) == {"j0": "accepted"}
+
+
+Folder = Callable[[Path, ScriptedGateway], None]
+
+
+def _pending(out: Path, gateway: ScriptedGateway) -> None:
+    gateway.posts["j0"] = [NO_MONEY]
+    run_virtual(play(out, gateway, jobs(1)))
+
+
+def _submitting(out: Path, gateway: ScriptedGateway) -> None:
+    gateway.posts["j0"] = [(100.0, Accept)]
+    assert run_until_killed(play(out, gateway, jobs(1)), 5.0, out) is None
+
+
+def _accepted(out: Path, gateway: ScriptedGateway) -> None:
+    assert run_until_killed(play(out, gateway, jobs(1)), 1.0, out) is None
+
+
+def _finished(out: Path, gateway: ScriptedGateway) -> None:
+    gateway.media["j0"] = [[png(text=b"j0")[:40], 3600.0]]
+    assert run_until_killed(play(out, gateway, jobs(1)), 60.0, out) is None
+
+
+def _succeeded(out: Path, gateway: ScriptedGateway) -> None:
+    run_virtual(play(out, gateway, jobs(1)))
+
+
+def _failed(out: Path, gateway: ScriptedGateway) -> None:
+    gateway.polls["j0"] = [Failed("no")]
+    run_virtual(play(out, gateway, jobs(1)))
+
+
+def _errored(out: Path, gateway: ScriptedGateway) -> None:
+    gateway.polls["j0"] = [Errored("gpu")]
+    run_virtual(play(out, gateway, jobs(1), max_attempts=1))
+
+
+def _rejected(out: Path, gateway: ScriptedGateway) -> None:
+    gateway.posts["j0"] = [Refused(Refusal.REJECTED, 400, "bad")]
+    run_virtual(play(out, gateway, jobs(1)))
+
+
+def _ambiguous(out: Path, gateway: ScriptedGateway) -> None:
+    gateway.posts["j0"] = [Unclear("cut")]
+    run_virtual(play(out, gateway, jobs(1)))
+
+
+def _timed_out_waiting(out: Path, gateway: ScriptedGateway) -> None:
+    gateway.polls["j0"] = [Waiting("QUEUED")]
+    run_virtual(play(out, gateway, jobs(1), job_timeout_s=20.0))
+
+
+def _timed_out_fetching(out: Path, gateway: ScriptedGateway) -> None:
+    gateway.media["j0"] = [MediaError("HTTP 404", status=404)]
+    run_virtual(play(out, gateway, jobs(1)))
+
+
+class TestResume:
+    """The next engine goes on from every state of the table."""
+
+    @pytest.mark.parametrize(
+        ("build", "state", "then", "posts"),
+        [
+            (_pending, "pending", "succeeded", 2),
+            (_submitting, "submitting", "ambiguous", 1),
+            (_accepted, "accepted", "succeeded", 1),
+            (_finished, "finished", "succeeded", 1),
+            (_succeeded, "succeeded", "succeeded", 1),
+            (_failed, "failed", "failed", 1),
+            (_errored, "errored", "succeeded", 2),
+            (_rejected, "rejected", "rejected", 1),
+            (_ambiguous, "ambiguous", "ambiguous", 1),
+            (_timed_out_waiting, "timed_out", "succeeded", 1),
+            (_timed_out_fetching, "timed_out", "succeeded", 1),
+        ],
+    )
+    def test_from_each_state(self, tmp_path: Path, build: Folder, state: str, then: str, posts: int) -> None:
+        """A job of each state comes to its end with as many POSTs as are free of a second charge."""
+        out, gateway = tmp_path / "out", ScriptedGateway()
+        build(out, gateway)
+        assert states(out) == {"j0": state}
+        gateway.posts.clear()
+        gateway.polls.clear()
+        gateway.media.clear()
+        for _ in range(2):
+            run_virtual(play(out, gateway, jobs(1)))
+            assert statuses(out) == {"j0": then}
+            assert len(gateway.bodies) == posts
+            check_books(out, gateway)
+
+    @pytest.mark.parametrize("build", [_submitting, _ambiguous])
+    def test_resubmit(self, tmp_path: Path, build: Folder) -> None:
+        """Only a run that says so sends what is ambiguous again."""
+        out, gateway = tmp_path / "out", ScriptedGateway()
+        build(out, gateway)
+        gateway.posts.clear()
+        run_virtual(play(out, gateway, jobs(1), ambiguous="resubmit"))
+        assert statuses(out) == {"j0": "succeeded"}
+        assert len(gateway.bodies) == 2
+
+    @pytest.mark.parametrize(
+        "killed_ms", [*range(50, 3000, 170), *range(5000, 6500, 110), *range(10_000, 13_000, 170)]
+    )
+    def test_killed_at_any_moment(self, tmp_path: Path, killed_ms: int) -> None:
+        """What was in the air is ambiguous, everything else comes home, and no job is charged twice."""
+        out, gateway = tmp_path / "out", ScriptedGateway()
+        gateway.post_s = 0.4
+        run_until_killed(play(out, gateway, jobs(5), rate="4/s"), killed_ms / 1000, out, disk_s=disk_s)
+        in_air = {job_id for job_id, state in states(out).items() if state == "submitting"}
+        run_virtual(play(out, gateway, jobs(5)))
+        found = statuses(out)
+        assert {job_id for job_id, status in found.items() if status == "ambiguous"} == in_air
+        assert {status for job_id, status in found.items() if job_id not in in_air} <= {"succeeded"}
+        assert len(gateway.charged) == len(set(gateway.charged.values()))
+        assert len(found) == 5
+
+    def test_a_folder_copied_while_it_is_in_use(self, tmp_path: Path) -> None:
+        """A copy of a running folder goes on where the copy was taken, without another POST."""
+        gateway = ScriptedGateway()
+
+        async def main() -> None:
+            async with engine_on(tmp_path / "out", gateway) as engine:
+                running = asyncio.create_task(engine.run(jobs(10)))
+                await asyncio.sleep(8.0)
+                shutil.copytree(tmp_path / "out", tmp_path / "copy")
+                await running
+
+        run_virtual(main())
+        run_virtual(play(tmp_path / "copy", gateway, jobs(10)))
+        assert set(statuses(tmp_path / "copy").values()) == {"succeeded"}
+        assert len(gateway.bodies) == 10
+
+    def test_a_smaller_max_in_flight(self, tmp_path: Path) -> None:
+        """More open jobs than slots are all taken over; new ones wait until the count is under the limit."""
+        out, gateway = tmp_path / "out", ScriptedGateway()
+        run_until_killed(play(out, gateway, jobs(30), rate="100/s"), 2.0, out)
+        on_way: list[int] = []
+        sql = "SELECT count(*) FROM jobs WHERE state != 'succeeded'"
+        gateway.on_post = lambda _: on_way.append(ask(out, sql)[0][0])
+        run_virtual(play(out, gateway, jobs(60), rate="100/s", max_in_flight=4))
+        assert max(on_way) <= 4
+        assert set(statuses(out).values()) == {"succeeded"}
+        assert len(gateway.bodies) == 60
+
+    def test_a_changed_line_under_an_old_id(self, tmp_path: Path) -> None:
+        """run refuses it once what is in flight is home."""
+        gateway = ScriptedGateway()
+        run_virtual(play(tmp_path, gateway, jobs(2)))
+        with pytest.raises(JobError, match="j1"):
+            run_virtual(play(tmp_path, gateway, [Job(prompt="new", id="new"), Job(prompt="other", id="j1")]))
+        assert set(statuses(tmp_path).values()) == {"succeeded"}
+        assert "other" not in gateway.prompts
+        check_books(tmp_path, gateway)
+
+    def test_another_gateway(self, tmp_path: Path) -> None:
+        """request_ids of one gateway mean nothing at another: the folder is refused."""
+        gateway = ScriptedGateway()
+        run_virtual(play(tmp_path, gateway, jobs(1)))
+
+        async def main() -> None:
+            async with engine_on(tmp_path, gateway, gateway="https://other.example"):
+                pass
+
+        with pytest.raises(RunDirError):
+            run_virtual(main())
+
+
+class TestResults:
+    def test_rows_stand_there_as_jobs_end(self, tmp_path: Path) -> None:
+        """While the run goes on, results.jsonl has a whole row for each job that has ended."""
+        gateway = ScriptedGateway()
+        seen: list[int] = []
+
+        async def main() -> None:
+            async with engine_on(tmp_path, gateway, rate="2/s") as engine:
+                async for _ in engine.stream(jobs(10)):
+                    await asyncio.sleep(0.01)
+                    lines = (tmp_path / "results.jsonl").read_bytes().splitlines()
+                    assert all(orjson.loads(line)["status"] == "succeeded" for line in lines)
+                    seen.append(len(lines))
+
+        run_virtual(main())
+        assert seen == list(range(1, 11))
+
+    def test_each_id_once_however_often_it_ended(self, tmp_path: Path) -> None:
+        """A job that ended in one run and again in the next has one row, the last; half rows of a crash are gone."""
+        gateway = ScriptedGateway()
+        _timed_out_waiting(tmp_path, gateway)
+        gateway.polls.clear()
+        results = tmp_path / "results.jsonl"
+        results.write_bytes(results.read_bytes() + b'{"id": "half')
+        run_virtual(play(tmp_path, gateway, jobs(3)))
+        check_books(tmp_path, gateway)
+        assert set(statuses(tmp_path).values()) == {"succeeded"}
+
+    @pytest.mark.parametrize("after_s", [2.0, 5.2, 5.3, 60.0])
+    def test_they_are_written_anew_at_the_start_only_where_need_be(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, after_s: float
+    ) -> None:
+        """Where the last run was killed they are, beside the run; where it ended in order, only at the end."""
+        times: list[int] = []
+        write_anew = Results.write_anew
+
+        async def counted(self: Results, groups: Any, **how: Any) -> None:
+            times.append(1)
+            await write_anew(self, groups, **how)
+
+        gateway, out = ScriptedGateway(), tmp_path / "out"
+        killed = run_until_killed(play(out, gateway, jobs(8)), after_s, out) is None
+        assert killed == (after_s < 60)
+        monkeypatch.setattr(Results, "write_anew", counted)
+        run_virtual(play(out, gateway, jobs(12)))
+        assert len(times) == (2 if killed else 1)
+        assert len(statuses(out)) == 12
+        check_books(out, gateway)
+
+    @pytest.mark.parametrize("all_over", [True, False])
+    def test_only_rows_that_can_have_changed_are_read_again(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, *, all_over: bool
+    ) -> None:
+        """Where all jobs were over, those of earlier runs are not, and the file is the same as if they were."""
+        gateway, out = ScriptedGateway(), tmp_path / "out"
+        if all_over:
+            run_virtual(play(out, gateway, jobs(3)))
+        else:
+            _timed_out_waiting(out, gateway)
+            gateway.polls.clear()
+        asked: list[int] = []
+        outcomes = Store.outcomes
+
+        def noted(self: Store, after_n: int, limit: int) -> Any:
+            asked.append(after_n)
+            return outcomes(self, after_n, limit)
+
+        monkeypatch.setattr(Store, "outcomes", noted)
+        run_virtual(play(out, gateway, jobs(7)))
+        assert (min(asked) == 3) == all_over
+        check_books(out, gateway)
+        with closing(Store.open(out / "ledger.db", read_only=True)) as store:
+            whole, _ = outcomes(store, 0, 100)
+        assert (out / "results.jsonl").read_bytes() == b"".join(map(result_row, whole))
+        assert len(whole) == 7
+
+    def test_a_file_that_somebody_took_away_is_whole_again(self, tmp_path: Path) -> None:
+        """Also where it was taken during the run, and came back, and grew larger than it had been."""
+        gateway = ScriptedGateway()
+        run_virtual(play(tmp_path, gateway, jobs(3)))
+
+        async def main() -> None:
+            async with engine_on(tmp_path, gateway) as engine:
+                (tmp_path / "results.jsonl").rename(tmp_path / "yesterday.jsonl")
+                await engine.run(jobs(12))
+
+        run_virtual(main())
+        assert len(statuses(tmp_path)) == 12
+        check_books(tmp_path, gateway)
+
+    def test_a_start_that_failed_leaves_nothing_to_the_next(self, tmp_path: Path) -> None:
+        """Rows that were good at the first start of an engine need not be at the second."""
+        gateway = ScriptedGateway()
+        run_virtual(play(tmp_path, gateway, jobs(3)))
+
+        async def main() -> None:
+            with socket.socket() as taken:
+                taken.bind(("127.0.0.1", 0))
+                taken.listen()
+                webhook = Webhook(listen=f"127.0.0.1:{taken.getsockname()[1]}")
+                engine = engine_on(tmp_path, gateway, webhook=webhook)
+                with pytest.raises(SettingsError):
+                    await engine.start()
+            (tmp_path / "results.jsonl").write_bytes(b"")
+            await engine.start()
+            await engine.run(jobs(5))
+            await engine.aclose()
+
+        asyncio.run(main())
+        assert len(statuses(tmp_path)) == 5
+
+    def test_an_end_that_is_no_more_has_no_row(self, tmp_path: Path) -> None:
+        """A job that timed out in the last run, and is asked for again in this one, never stands there twice."""
+        gateway = ScriptedGateway()
+        _timed_out_waiting(tmp_path, gateway)
+        gateway.polls.clear()
+        looks = 0
+
+        async def main() -> None:
+            nonlocal looks
+            async with engine_on(tmp_path, gateway) as engine:
+                running = asyncio.create_task(engine.run(jobs(3)))
+                while not running.done():
+                    await asyncio.sleep(0.05)
+                    rows(tmp_path)  # each id once
+                    looks += 1
+                await running
+
+        run_virtual(main())
+        assert looks > 10
+        check_books(tmp_path, gateway)
+
+    def test_a_row_says_what_design_says(self, tmp_path: Path) -> None:
+        """The fields of a row are the ones of DESIGN, A run's folder."""
+        gateway = ScriptedGateway()
+        run_virtual(play(tmp_path, gateway, [Job(prompt="x", id="x", metadata={"a": [1]})], clock=lambda: 0.0))
+        row = rows(tmp_path)["x"]
+        assert set(row) == {
+            "id", "status", "request_id", "files", "error", "request", "metadata", "polls", "attempts",
+            "submitted_at", "accepted_at", "finished_at", "stored_at",
+        }  # fmt: skip
+        assert set(row["files"][0]) == {"path", "bytes", "sha256", "width", "height", "media_type"}
+        assert row["metadata"] == {"a": [1]}
+        assert row["request"] == gateway.bodies[0]
+        assert (row["attempts"], row["polls"], row["error"]) == (1, 2, None)
+        assert row["stored_at"] == "1970-01-01T00:00:00.000Z"
+
+    def test_no_room_for_results(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Where rows cannot be appended the run stops, and goes on later."""
+        gateway = ScriptedGateway()
+
+        def full(*_: object) -> None:
+            raise OSError(28, "No space left on device")
+
+        with monkeypatch.context() as patch:
+            patch.setattr("krea_batch.storage.results_file._append", full)
+            engine = run_virtual(play(tmp_path, gateway, jobs(30), rate="1/s"))
+        assert engine.stopped is not None
+        assert "No space left" in str(engine.stopped)
+        run_virtual(play(tmp_path, gateway, jobs(30)))
+        assert len(gateway.bodies) == 30
+        check_books(tmp_path, gateway)
+
+
+class TestBackpressure:
+    def test_a_slow_cdn_slows_submits(self, tmp_path: Path) -> None:
+        """Slots are held from POST to picture: with a slow CDN no more is submitted than can be stored."""
+        gateway = ScriptedGateway()
+        read: list[str] = []
+        unstored: list[int] = []
+        sql = "SELECT count(*) FROM jobs WHERE state != 'succeeded'"
+        gateway.on_post = lambda _: unstored.append(ask(tmp_path, sql)[0][0])
+        for job in jobs(300):
+            gateway.media[job.id] = [[50.0, png(text=job.id.encode())]]
+
+        def source() -> Iterator[Job]:
+            for job in jobs(300):
+                read.append(job.id)
+                assert len(read) <= len(set(gateway.prompts)) + 256 + 8
+                yield job
+
+        run_virtual(play(tmp_path, gateway, source(), rate="100/s", max_in_flight=8, downloads=2))
+        assert max(unstored) <= 8
+        assert gateway.post_times_s[-1] - gateway.post_times_s[0] > 290 / 2 * 50.0 * 0.9
+        assert set(statuses(tmp_path).values()) == {"succeeded"}
+
+    def test_the_source_is_read_no_further_than_a_batch(self, tmp_path: Path) -> None:
+        """A source without an end is no trouble: what is read ahead is one batch and the slots."""
+        gateway = ScriptedGateway()
+        read: list[int] = []
+
+        def endless() -> Iterator[Job]:
+            while True:
+                read.append(len(read))
+                yield Job(prompt="x", id=f"e{read[-1]}")
+
+        async def main() -> None:
+            async with engine_on(tmp_path, gateway, max_in_flight=10) as engine:
+                running = asyncio.create_task(engine.run(endless()))
+                await asyncio.sleep(60.0)
+                engine.stop()
+                await running
+
+        run_virtual(main())
+        assert len(read) <= len(gateway.bodies) + 256 + 10
+        assert len(rows(tmp_path)) == len(gateway.bodies)
+
+    def test_two_thousand_in_flight(self, tmp_path: Path) -> None:
+        """Two thousand jobs are on their way at once on one loop, and all come home."""
+        gateway = ScriptedGateway()
+        gateway.on_poll = lambda _: most.append(len(gateway.charged))
+        most: list[int] = []
+        for job in jobs(2000):
+            gateway.polls[job.id] = [Waiting("QUEUED"), Waiting("QUEUED"), Failed("done")]
+        run_virtual(play(tmp_path, gateway, jobs(2000), rate="1000/s", max_in_flight=2000))
+        assert list(statuses(tmp_path).values()) == ["failed"] * 2000
+        assert len(gateway.bodies) == 2000
+
+
+def within(seconds: float, work: Coroutine[Any, Any, Any]) -> Any:
+    """Virtual seconds are a deadline that costs nothing."""
+
+    async def main() -> Any:
+        async with asyncio.timeout(seconds):
+            return await work
+
+    return run_virtual(main())
+
+
+BREAKS = ["intend", "accept", "finish", "store", "fail", "hold", "take_back", "reject"]
+
+
+class TestBroken:
+    """Three jobs end well, one each fails, is unclear, is refused for now and is rejected."""
+
+    @staticmethod
+    def gateway() -> ScriptedGateway:
+        gateway = ScriptedGateway()
+        gateway.polls["j3"] = [Failed("no")]
+        gateway.posts["j4"] = [Unclear("cut")]
+        gateway.posts["j5"] = [Refused(Refusal.TRY_AGAIN, 500, "later"), Accept]
+        gateway.posts["j6"] = [Refused(Refusal.REJECTED, 400, "bad")]
+        return gateway
+
+    @pytest.mark.parametrize("method", BREAKS)
+    @pytest.mark.parametrize(
+        ("error", "surfaces"),
+        [(sqlite3.OperationalError("disk I/O error"), LedgerError), (InternalError("a law"), InternalError)],
+        ids=["disk", "bug"],
+    )
+    @pytest.mark.parametrize("way", ["run", "generate", "stream"])
+    def test_a_transition_that_fails(
+        self,
+        tmp_path: Path,
+        monkeypatch: pytest.MonkeyPatch,
+        method: str,
+        error: Exception,
+        surfaces: type[KreaBatchError],
+        way: str,
+    ) -> None:
+        """Submits stop at once, the error comes out of whatever one waits for, and nothing is paid twice later."""
+        gateway = self.gateway()
+        broke_s: list[float] = []
+
+        def breaks(*_: object, **__: object) -> None:
+            broke_s.append(asyncio.get_running_loop().time())
+            raise error
+
+        async def work() -> None:
+            async with engine_on(tmp_path, gateway, rate="4/s") as engine:
+                if way == "run":
+                    await engine.run(jobs(100))
+                elif way == "generate":
+                    await asyncio.gather(*(engine.generate(job) for job in jobs(100)))
+                else:
+                    [outcome async for outcome in engine.stream(jobs(100))]
+
+        with monkeypatch.context() as patch:
+            patch.setattr(Store, method, breaks)
+            with pytest.raises(surfaces):
+                within(600.0, work())
+        assert all(at_s <= broke_s[0] for at_s in gateway.post_times_s)
+        assert len(gateway.bodies) < 60
+        run_virtual(play(tmp_path, gateway, jobs(7)))
+        assert len(set(gateway.charged.values())) == len(gateway.charged)
+
+    @pytest.mark.parametrize("what", ["submit", "poll", "fetch"])
+    @pytest.mark.parametrize("caught", [True, False])
+    def test_a_bug_in_a_stage(self, tmp_path: Path, what: str, caught: bool) -> None:
+        """An exception that nobody foresaw comes out of run, and of aclose, and nothing hangs."""
+        gateway = ScriptedGateway()
+
+        async def stumbles(*_: object, **__: object) -> None:
+            await asyncio.sleep(0.05)
+            raise ZeroDivisionError("a bug")
+
+        setattr(gateway, what, stumbles)
+
+        async def work() -> None:
+            engine = engine_on(tmp_path, gateway)
+            await engine.start()
+            if caught:
+                with pytest.raises(ZeroDivisionError):
+                    await engine.run(jobs(5))
+            else:
+                waits = [asyncio.create_task(engine.generate(job)) for job in jobs(5)]
+                await asyncio.sleep(60.0)
+                ends = await asyncio.gather(*waits, return_exceptions=True)
+                assert {type(end) for end in ends} == {ZeroDivisionError}
+            with pytest.raises((RunStopped, ZeroDivisionError)):
+                await engine.generate(Job(prompt="more"))
+            with pytest.raises(ZeroDivisionError):
+                await engine.aclose()
+
+        within(600.0, work())
+        honest = ScriptedGateway()
+        honest.charged.update(gateway.charged)
+        run_virtual(play(tmp_path, honest, jobs(5)))
+        assert len(rows(tmp_path)) == 5
+        assert set(statuses(tmp_path).values()) == {"ambiguous", "succeeded"} if what == "submit" else {"succeeded"}
+
+    def test_the_ledger_breaks_with_a_post_in_the_air(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        """A request_id that was paid for but cannot be kept is in the log at least; the job is ambiguous then."""
+        gateway = ScriptedGateway()
+
+        def breaks(*_: object) -> None:
+            raise sqlite3.OperationalError("disk I/O error")
+
+        with monkeypatch.context() as patch:
+            patch.setattr(Store, "accept", breaks)
+            with pytest.raises(LedgerError):
+                run_virtual(play(tmp_path, gateway, jobs(1)))
+        (request_id,) = gateway.charged
+        assert request_id in caplog.text
+        run_virtual(play(tmp_path, gateway, jobs(1)))
+        assert statuses(tmp_path) == {"j0": "ambiguous"}
+        assert len(gateway.bodies) == 1
+
+    def test_a_listener_that_raises(self, tmp_path: Path) -> None:
+        """A listener that breaks its promise ends the run with its own error, and nothing hangs or is paid twice."""
+
+        def raises(_: Event) -> None:
+            raise ZeroDivisionError("a listener")
+
+        gateway = ScriptedGateway()
+        with pytest.raises(ZeroDivisionError):
+            within(600.0, play(tmp_path, gateway, jobs(5), listeners=[raises]))
+        run_virtual(play(tmp_path, gateway, jobs(5)))
+        assert len(gateway.charged) == len(set(gateway.charged.values())) == 5
+
+
+def test_stats_and_counts(tmp_path: Path) -> None:
+    """What the engine says of itself agrees with what happened."""
+    gateway = TestBroken.gateway()
+
+    async def main() -> None:
+        async with engine_on(tmp_path, gateway) as engine:
+            await engine.run(jobs(7))
+            stats = engine.stats()
+            assert stats.ended_by_state == {
+                State.SUCCEEDED: 4,
+                State.FAILED: 1,
+                State.AMBIGUOUS: 1,
+                State.REJECTED: 1,
+            }
+            assert (stats.submits, stats.accepted, stats.in_flight) == (8, 5, 0)
+            assert await engine.counts() == {
+                State.SUCCEEDED: 4,
+                State.FAILED: 1,
+                State.AMBIGUOUS: 1,
+                State.REJECTED: 1,
+            }
+            charges = await engine.charges()
+            assert (charges.charged, charges.free, charges.unknown) == (5, 0, 1)
+
+    run_virtual(main())

@@ -1,0 +1,491 @@
+"""Tests of the engine inside a service: handles, events, tenants, shared paces, on a loop of virtual time."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from pathlib import Path
+from random import Random
+from typing import Any
+
+import pytest
+
+from krea_batch import (
+    Ended,
+    Engine,
+    Event,
+    Job,
+    JobError,
+    Missed,
+    Moved,
+    Outcome,
+    Pace,
+    RunStopped,
+    SettingsError,
+    State,
+    Troubled,
+)
+from krea_batch.engine.event_stream import Reader
+from krea_batch.rules.verdicts import Finished, PollTrouble, Refusal, Refused, Unclear
+from krea_batch.testing.scripted_gateway import Accept, ScriptedGateway
+from tests.engine_fixtures import rows, states
+from tests.virtual_time_runs import run_until_killed, run_virtual
+from tests.window_stats import most_in_a_window
+
+NO_MONEY = Refused(Refusal.STOP, 402, "no money")
+
+pytestmark = pytest.mark.slow
+
+
+def engine_on(out: Path, client: ScriptedGateway, **options: Any) -> Engine:
+    return Engine(out, gateway_client=client, random=Random(0), **options)
+
+
+def job(n: int | str) -> Job:
+    return Job(prompt=f"picture {n}", id=f"job-{n}")
+
+
+class TestHandles:
+    def test_status_follows_the_job(self, tmp_path: Path) -> None:
+        """A handle shows where the job stands, its request_id once there is one, and its outcome at the end."""
+        gateway = ScriptedGateway()
+        seen: list[State] = []
+
+        async def main() -> None:
+            async with engine_on(tmp_path, gateway) as engine:
+                handle = await engine.enqueue(job(1))
+                seen.append(handle.status)
+                assert (handle.id, handle.request_id, handle.outcome) == ("job-1", None, None)
+                async for event in handle:
+                    assert isinstance(event, (Moved, Ended))
+                    seen.append(handle.status)
+                assert handle.request_id in gateway.charged
+                assert handle.outcome == await handle
+
+        run_virtual(main())
+        assert seen[0] is State.PENDING
+        assert State.ACCEPTED in seen
+        assert seen[-1] is State.SUCCEEDED
+
+    def test_events_of_a_job(self, tmp_path: Path) -> None:
+        """Iterating over a handle tells all that happens to its job and to no other, until its end, each reader."""
+        gateway = ScriptedGateway()
+        gateway.polls["picture 1"] = [PollTrouble("HTTP 500", 500), Finished]
+
+        async def read(handle: Any) -> list[Event]:
+            return [event async for event in handle]
+
+        async def main() -> None:
+            async with engine_on(tmp_path, gateway) as engine:
+                first, _ = await engine.enqueue(job(1)), await engine.enqueue(job(2))
+                one, other = await asyncio.gather(read(first), read(first))
+                assert one == other
+                moves = [event.new for event in one if isinstance(event, Moved)]
+                assert moves[-3:] == [State.ACCEPTED, State.FINISHED, State.SUCCEEDED]
+                assert [event.where for event in one if isinstance(event, Troubled)] == ["poll"]
+                assert one[-1] == Ended(await first)
+                assert await read(first) == [Ended(await first)]
+
+        run_virtual(main())
+
+    def test_a_reader_that_leaves_early(self, tmp_path: Path) -> None:
+        """Who stops reading events loses nothing but them."""
+
+        async def main() -> None:
+            async with engine_on(tmp_path, ScriptedGateway()) as engine:
+                handle = await engine.submit(job(1))
+                async for _ in handle:
+                    break
+                assert (await handle).succeeded
+
+        run_virtual(main())
+
+    def test_the_engine_stops_before_the_end(self, tmp_path: Path) -> None:
+        """Reading events of a job that this run brings no further raises what waiting for it does."""
+
+        async def main() -> None:
+            engine = engine_on(tmp_path, ScriptedGateway())
+            await engine.start()
+            handle = await engine.submit(job(1))
+            reading = asyncio.create_task(_read(handle))
+            await asyncio.sleep(0.1)
+            await engine.aclose(detach=True)
+            with pytest.raises(RunStopped):
+                await reading
+            with pytest.raises(RunStopped):
+                await handle
+            assert handle.outcome is None
+            assert handle.status is State.ACCEPTED
+
+        run_virtual(main())
+
+    def test_events_of_all(self, tmp_path: Path) -> None:
+        """engine.events tells what happens in the whole run, until the engine closes."""
+
+        async def main() -> list[Event]:
+            heard: list[Event] = []
+
+            async def listen(engine: Engine) -> None:
+                async for event in engine.events():
+                    heard.append(event)
+
+            async with engine_on(tmp_path, ScriptedGateway()) as engine:
+                listening = asyncio.create_task(listen(engine))
+                await asyncio.sleep(0)
+                await asyncio.gather(*(engine.generate(job(n)) for n in range(3)))
+            await listening
+            return heard
+
+        heard = run_virtual(main())
+        assert {event.outcome.id for event in heard if isinstance(event, Ended)} == {"job-0", "job-1", "job-2"}
+
+    def test_a_slow_reader_is_told_what_he_missed(self) -> None:
+        """Events that nobody reads are bounded; the oldest go, and their number is told."""
+
+        async def main() -> list[Event]:
+            reader = Reader(most=3)
+            for n in range(5):
+                reader.hear(Troubled(f"job-{n}", "poll", "HTTP 500"))
+            reader.end()
+            return [event async for event in reader]
+
+        assert run_virtual(main()) == [Missed(2), *(Troubled(f"job-{n}", "poll", "HTTP 500") for n in (2, 3, 4))]
+
+
+class TestGet:
+    def test_wherever_the_job_stands(self, tmp_path: Path) -> None:
+        """get finds a job that waits, one on its way, one that has ended; None for one that nobody brought."""
+        gateway = ScriptedGateway()
+
+        async def main() -> None:
+            async with engine_on(tmp_path, gateway, max_in_flight=1) as engine:
+                await engine.submit(job(1))
+                await engine.enqueue(job(2))
+                waiting = asyncio.create_task(engine.submit(job(3)))
+                await asyncio.sleep(0.01)
+                found = [await engine.get(f"job-{n}") for n in (1, 2, 3)]
+                handles = [handle for handle in found if handle]
+                assert [handle.status for handle in handles] == [State.ACCEPTED, State.PENDING, State.PENDING]
+                assert [(await handle).id for handle in handles] == ["job-1", "job-2", "job-3"]
+                assert await engine.get("job-4") is None
+                assert (await waiting).status is State.SUCCEEDED
+                ended = await engine.get("job-1")
+                assert ended is not None
+                assert ended.outcome is not None
+
+        run_virtual(main())
+
+    @pytest.mark.parametrize("killed_ms", range(10, 900, 60))
+    def test_after_a_kill(self, tmp_path: Path, killed_ms: int) -> None:
+        """What was on record is found by the next engine, wherever the first one died; nothing is paid twice."""
+        gateway, on_record = ScriptedGateway(), set[str]()
+
+        async def first() -> None:
+            async with engine_on(tmp_path, gateway, rate="20/s", max_in_flight=5) as engine:
+                for n in range(20):
+                    on_record.add((await engine.enqueue(job(n), tenant=f"t{n % 3}")).id)
+                await asyncio.sleep(3600)
+
+        async def second() -> dict[str, Outcome]:
+            async with engine_on(tmp_path, gateway, rate="20/s", max_in_flight=5) as engine:
+                handles = {job_id: await engine.get(job_id) for job_id in on_record}
+                return {job_id: await handle for job_id, handle in handles.items() if handle}
+
+        run_until_killed(first(), killed_ms / 1000, tmp_path, disk_s=lambda: 0.01)
+        outcomes = run_virtual(second())
+        assert outcomes.keys() == on_record
+        assert {outcome.status for outcome in outcomes.values()} <= {State.SUCCEEDED, State.AMBIGUOUS}
+        paid = list(gateway.charged.values())
+        assert len(paid) == len(set(paid))
+
+    def test_of_an_earlier_run(self, tmp_path: Path) -> None:
+        """A job that an earlier run brought home is found with its outcome, and nothing is submitted."""
+        gateway = ScriptedGateway()
+
+        async def main() -> None:
+            async with engine_on(tmp_path, gateway) as engine:
+                outcome = await engine.generate(job(1))
+            async with engine_on(tmp_path, gateway) as engine:
+                handle = await engine.get("job-1")
+                assert handle is not None
+                assert handle.outcome == outcome
+                assert handle.request_id == outcome.request_id
+
+        run_virtual(main())
+        assert len(gateway.charged) == 1
+
+    def test_a_cancelled_get_leaves_no_trap(self, tmp_path: Path) -> None:
+        """A caller who gives up while his job is looked up does not keep the next one from finding it."""
+        gateway = ScriptedGateway()
+
+        async def main() -> None:
+            async with engine_on(tmp_path, gateway) as engine:
+                await engine.generate(job(1))
+            async with engine_on(tmp_path, gateway) as engine:
+                for _ in range(5):
+                    looking = asyncio.create_task(engine.get("job-1"))
+                    await asyncio.sleep(0)
+                    looking.cancel()
+                    await asyncio.wait([looking])
+                handle = await engine.get("job-1")
+                assert handle is not None
+                assert (await handle).succeeded
+
+        run_virtual(main())
+
+
+class TestEnqueue:
+    def test_it_returns_before_the_submit(self, tmp_path: Path) -> None:
+        """enqueue returns when the job is on record as pending; a gateway that takes long is not waited for."""
+        gateway = ScriptedGateway()
+        gateway.post_s = 30.0
+
+        async def main() -> None:
+            async with engine_on(tmp_path, gateway) as engine:
+                loop = asyncio.get_running_loop()
+                began_s = loop.time()
+                handle = await engine.enqueue(job(1))
+                assert loop.time() - began_s < 1
+                assert states(tmp_path) in ({"job-1": "pending"}, {"job-1": "submitting"})
+                assert (await handle).succeeded
+
+        run_virtual(main())
+
+    def test_twice(self, tmp_path: Path) -> None:
+        """The same job brought twice, at once or later, is one job; another under its id is refused."""
+        gateway = ScriptedGateway()
+
+        async def main() -> None:
+            async with engine_on(tmp_path, gateway) as engine:
+                handles = await asyncio.gather(*(engine.enqueue(job(1)) for _ in range(5)), engine.submit(job(1)))
+                assert len({(await handle).request_id for handle in handles}) == 1
+                with pytest.raises(JobError, match="changed"):
+                    await engine.enqueue(Job(prompt="another", id="job-1"))
+
+        run_virtual(main())
+        assert len(gateway.charged) == 1
+
+    def test_a_stopped_run_takes_none(self, tmp_path: Path) -> None:
+        """Once the account is empty, enqueue says so at once, and so do those who wait."""
+        gateway = ScriptedGateway()
+        gateway.posts["picture 1"] = [NO_MONEY]
+
+        async def main() -> None:
+            async with engine_on(tmp_path, gateway, rate="1/s") as engine:
+                first, second = await engine.enqueue(job(1)), await engine.enqueue(job(2))
+                for handle in (first, second):
+                    with pytest.raises(RunStopped):
+                        await handle
+                with pytest.raises(RunStopped):
+                    await engine.enqueue(job(3))
+
+        run_virtual(main())
+        assert states(tmp_path) == {"job-1": "pending", "job-2": "pending"}
+
+    def test_closing_waits_for_what_waits(self, tmp_path: Path) -> None:
+        """Leaving the context brings home what was enqueued, too; detaching leaves it to the next engine."""
+        gateway = ScriptedGateway()
+
+        async def drain() -> None:
+            async with engine_on(tmp_path, gateway, rate="5/s", max_in_flight=2) as engine:
+                for n in range(20):
+                    await engine.enqueue(job(n))
+
+        async def detach() -> None:
+            engine = engine_on(tmp_path, gateway, rate="5/s", max_in_flight=2)
+            await engine.start()
+            for n in range(20, 40):
+                await engine.enqueue(job(n))
+            await engine.aclose(detach=True)
+
+        run_virtual(drain())
+        assert set(states(tmp_path).values()) == {"succeeded"}
+        run_virtual(detach())
+        assert len(gateway.charged) < 30
+        run_virtual(drain())
+        assert set(states(tmp_path).values()) == {"succeeded"}
+        assert len(states(tmp_path)) == len(gateway.charged) == len(rows(tmp_path)) == 40
+
+
+class TestStream:
+    def test_ordered(self, tmp_path: Path) -> None:
+        """An ordered stream gives outcomes in the order of its jobs, whichever end first."""
+        gateway = ScriptedGateway()
+        gateway.polls["picture 0"] = [*[PollTrouble("HTTP 500", 500)] * 4, Finished]
+
+        async def main(*, ordered: bool, begin: int) -> list[str]:
+            async def some() -> AsyncIterator[Job]:
+                for n in range(begin, begin + 8):
+                    yield job(n)
+
+            async with engine_on(tmp_path / str(begin), gateway, max_in_flight=3) as engine:
+                return [outcome.id async for outcome in engine.stream(some(), ordered=ordered)]
+
+        assert run_virtual(main(ordered=True, begin=0)) == [f"job-{n}" for n in range(8)]
+        gateway.polls["picture 100"] = [*[PollTrouble("HTTP 500", 500)] * 4, Finished]
+        unordered = run_virtual(main(ordered=False, begin=100))
+        assert sorted(unordered) == sorted(f"job-{n}" for n in range(100, 108))
+        assert unordered[0] != "job-100"
+
+    @pytest.mark.parametrize("end", ["stop", "stop_now", "aclose", "detach"])
+    def test_a_source_that_has_nothing_just_now(self, tmp_path: Path, end: str) -> None:
+        """Who waits for a source that is silent is told of the engine's end, after all that was on its way."""
+
+        async def silent_at_last() -> AsyncIterator[Job]:
+            for n in range(3):
+                yield job(n)
+            await asyncio.sleep(1e9)
+
+        async def main() -> list[str]:
+            engine, found = engine_on(tmp_path, ScriptedGateway()), list[str]()
+            await engine.start()
+
+            async def read() -> None:
+                async for outcome in engine.stream(silent_at_last()):
+                    found.append(outcome.id)
+
+            reading = asyncio.create_task(read())
+            await asyncio.sleep(100.0 if end == "aclose" else 1.0)
+            if end.startswith("stop"):
+                getattr(engine, end)()
+                with pytest.raises(RunStopped):
+                    await reading
+                await engine.aclose()
+            else:
+                await engine.aclose(detach=end == "detach")
+                with pytest.raises(RunStopped):
+                    await reading
+            return found
+
+        found = run_virtual(main())
+        assert found == ([] if end in ("stop_now", "detach") else ["job-0", "job-1", "job-2"])
+
+
+class TestTenants:
+    @pytest.mark.parametrize("bound", [{"rate": "20/s"}, {"rate": "1000/s", "max_in_flight": 20}])
+    def test_none_starves(self, tmp_path: Path, bound: dict[str, Any]) -> None:
+        """Beside one with 2,000 jobs, nine with ten each are done within twice the time they need alone."""
+
+        async def nine(engine: Engine) -> float:
+            loop = asyncio.get_running_loop()
+            began_s = loop.time()
+            await asyncio.gather(
+                *(
+                    engine.generate(Job(prompt=f"{tenant} {n}"), tenant=tenant)
+                    for tenant in "bcdefghij"
+                    for n in range(10)
+                )
+            )
+            return loop.time() - began_s
+
+        async def alone() -> float:
+            async with engine_on(tmp_path / "alone", ScriptedGateway(), **bound) as engine:
+                return await nine(engine)
+
+        async def beside() -> float:
+            engine = engine_on(tmp_path / "beside", ScriptedGateway(), **bound)
+            await engine.start()
+            for n in range(2000):
+                await engine.enqueue(Job(prompt=f"a {n}"), tenant="a")
+            took_s = await nine(engine)
+            assert engine.stats().jobs_queued > 1000
+            await engine.aclose(detach=True)
+            return took_s
+
+        assert run_virtual(beside()) <= 2 * run_virtual(alone())
+
+    def test_turns_survive_a_restart(self, tmp_path: Path) -> None:
+        """What an earlier run left waiting takes turns with what is new."""
+        gateway = ScriptedGateway()
+
+        async def leave() -> None:
+            engine = engine_on(tmp_path, gateway, rate="1/s")
+            await engine.start()
+            for n in range(200):
+                await engine.enqueue(job(n), tenant="ann")
+            await engine.aclose(detach=True)
+
+        async def go_on() -> None:
+            engine = engine_on(tmp_path, gateway, rate="1/s")
+            await engine.start()
+            await engine.generate(job("new"), tenant="bob")
+            assert len(gateway.charged) < 60
+            await engine.aclose(detach=True)
+
+        run_virtual(leave())
+        run_virtual(go_on())
+
+
+class TestSharedPace:
+    @pytest.mark.parametrize("how", ["share", "Pace"])
+    def test_two_engines_keep_one_limit(self, tmp_path: Path, how: str) -> None:
+        """Engines with one pace keep its rate together, use all of it, and take turns."""
+        one, other = ScriptedGateway(), ScriptedGateway()
+
+        async def main() -> None:
+            pace = Pace("20/s")
+            first = engine_on(tmp_path / "a", one, **({"pace": pace} if how == "Pace" else {"rate": "20/s"}))
+            second = engine_on(tmp_path / "b", other, pace=pace if how == "Pace" else first.share())
+            async with first, second:
+                await asyncio.gather(
+                    first.run([job(n) for n in range(100)]), second.run([job(n) for n in range(100)])
+                )
+
+        run_virtual(main())
+        times_s = sorted(one.post_times_s + other.post_times_s)
+        assert most_in_a_window(times_s) <= 21
+        assert 200 / (times_s[-1] - times_s[0]) >= 0.95 * 20
+        half = times_s[100]
+        assert abs(sum(at_s < half for at_s in one.post_times_s) - 50) <= 5
+
+    def test_what_the_gateway_says_to_one_holds_for_all(self, tmp_path: Path) -> None:
+        """A 429 to one engine holds the submits of the other."""
+        one, other = ScriptedGateway(), ScriptedGateway()
+        one.posts["picture 0"] = [Refused(Refusal.SLOW_DOWN, 429, "slow down", 20.0), Accept]
+
+        async def main() -> None:
+            pace = Pace("10/s")
+            first, second = (engine_on(tmp_path / name, gw, pace=pace) for name, gw in (("a", one), ("b", other)))
+            async with first, second:
+                begin_s = asyncio.get_running_loop().time()
+                await asyncio.gather(first.generate(job(0)), second.run([job(n) for n in range(30)]))
+                held = [at_s - begin_s for at_s in other.post_times_s if 1 < at_s - begin_s < 20]
+                assert held == []
+
+        run_virtual(main())
+
+    def test_a_rate_beside_a_pace(self, tmp_path: Path) -> None:
+        """Two words for one thing are refused."""
+        with pytest.raises(SettingsError, match="pace"):
+            engine_on(tmp_path, ScriptedGateway(), pace=Pace("1/s"), rate="2/s")
+
+    def test_a_pace_of_another_loop(self, tmp_path: Path) -> None:
+        """A pace belongs to one event loop, and says so on another."""
+        pace = Pace("100/s")
+
+        async def main() -> None:
+            async with engine_on(tmp_path, ScriptedGateway(), pace=pace) as engine:
+                await engine.generate(Job(prompt="a cat"))
+
+        run_virtual(main())
+        with pytest.raises(SettingsError, match="loop"):
+            run_virtual(main())
+
+
+def test_an_ambiguous_end_is_an_end(tmp_path: Path) -> None:
+    """submit of a job of which nobody knows what became returns a handle that says so."""
+    gateway = ScriptedGateway()
+    gateway.posts["picture 1"] = [Unclear("cut")]
+
+    async def main() -> None:
+        async with engine_on(tmp_path, gateway) as engine:
+            handle = await engine.submit(job(1))
+            assert handle.status is State.AMBIGUOUS
+            assert handle.request_id is None
+            assert (await handle).status is State.AMBIGUOUS
+
+    run_virtual(main())
+
+
+async def _read(handle: Any) -> list[Event]:
+    return [event async for event in handle]

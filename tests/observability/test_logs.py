@@ -1,0 +1,130 @@
+"""Tests of logs: each line can be read back, whatever stands in its values."""
+
+from __future__ import annotations
+
+import json
+import logging
+import re
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from krea_batch.observability import JsonFormatter, LogfmtFormatter
+from krea_batch.observability.logs import record_fields
+from tests.engine_fixtures import rows
+from tests.observability.outcomes import engine_on, every_fate
+from tests.virtual_time_runs import run_virtual
+
+
+def record(template: object, *args: Any, **more: Any) -> logging.LogRecord:
+    return logging.LogRecord("krea_batch", logging.INFO, __file__, 1, template, args, more.get("exc_info"))
+
+
+def as_json(*given_: Any, **more: Any) -> dict[str, Any]:
+    line = JsonFormatter().format(record(*given_, **more))
+    assert "\n" not in line
+    read: dict[str, Any] = json.loads(line)
+    return read
+
+
+def message(*given_: Any) -> str:
+    """A text line without its time, level and logger."""
+    return LogfmtFormatter().format(record(*given_)).split(" ", 3)[3]
+
+
+TOKEN = r'"(?:[^"\\]|\\.)*"|[^ "=]+'
+
+
+class TestJson:
+    def test_a_line(self) -> None:
+        """A line has time, level, logger and message, and each field of the message under its own name."""
+        line = as_json("! job=%s where=%s reason=%s", "fox", "poll", "no answer in 60 s")
+        assert line.pop("time").endswith("Z")
+        assert line == {
+            "level": "INFO",
+            "logger": "krea_batch",
+            "message": "! job=fox where=poll reason=no answer in 60 s",
+            "job": "fox",
+            "where": "poll",
+            "reason": "no answer in 60 s",
+        }
+
+    def test_numbers_stay_numbers(self) -> None:
+        """A number is carried whole, not as the message rounds it."""
+        line = as_json("! submits held for_s=%.1f rate_per_s=%.2f n=%d", 2.25, 1 / 3, 7)
+        assert (line["for_s"], line["rate_per_s"], line["n"]) == (2.25, 1 / 3, 7)
+
+    def test_a_place_without_a_name_shifts_no_other(self) -> None:
+        """An argument that has no key in the template is left out, and those behind it keep theirs."""
+        assert dict(record_fields(record("100%% of %s: job=%s", "all", "fox"))) == {"job": "fox"}
+
+    def test_an_exception_stands_in_its_own_field(self) -> None:
+        """A traceback is one value of one line."""
+        try:
+            raise ZeroDivisionError("by\nzero")
+        except ZeroDivisionError:
+            line = as_json("! broken job=%s", "fox", exc_info=sys.exc_info())
+        assert "ZeroDivisionError: by\nzero" in line["exception"]
+
+    @pytest.mark.parametrize("args", [(), ({"job": "fox"},)], ids=["none", "a mapping"])
+    def test_other_records_are_lines_too(self, args: tuple[Any, ...]) -> None:
+        """What other libraries log, without arguments or with named ones, has its message and no fields."""
+        template = "%(job)s ended" if args else "100% job=done"
+        line = as_json(template, *args)
+        assert line["message"] == ("fox ended" if args else "100% job=done")
+        assert "job" not in line
+
+    def test_time_and_level_are_not_overwritten(self) -> None:
+        """A field that is named like a part of the line itself stands in the message alone."""
+        line = as_json("level=%s", "storeys")
+        assert (line["level"], line["message"]) == ("INFO", "level=storeys")
+
+    @given(st.text(alphabet=st.characters(codec=None)), st.integers() | st.floats() | st.none() | st.binary())
+    def test_anything_can_be_logged(self, text: str, value: object) -> None:
+        """Any value makes one line of JSON, and text comes back as it was but for what UTF-8 cannot carry."""
+        line = as_json("job=%s value=%s", text, value)
+        assert line["job"] == text.encode("utf-8", "backslashreplace").decode()
+        assert "value" in line
+
+
+class TestText:
+    def test_plain_values_stand_as_they_are(self) -> None:
+        """Words and numbers are not quoted, and look as the template wants them."""
+        assert message("= job=%s for_s=%.1f 100%%", "fox", 2.25) == "= job=fox for_s=2.2 100%"
+
+    def test_values_with_blanks_are_quoted(self) -> None:
+        """A reason that looks like further fields stays one value."""
+        assert message("! job=%s reason=%s", "a fox", 'said "no" job=x') == (
+            r'! job="a fox" reason="said \"no\" job=x"'
+        )
+        assert message("! request_id=%s", "") == '! request_id=""'
+
+    @given(st.text(alphabet=st.characters(codec=None)), st.text(alphabet=st.characters(codec=None)))
+    def test_values_can_be_told_apart(self, job: str, reason: str) -> None:
+        """Two values of any text are one line of two tokens, from which both can be read back."""
+        line = message("job=%s reason=%s", job, reason)
+        assert len(line.splitlines()) == 1
+        line.encode()
+        found = re.fullmatch(f"job=({TOKEN}) reason=({TOKEN})", line)
+        assert found
+        assert [json.loads(token) if token.startswith('"') else token for token in found.groups()] == [job, reason]
+
+
+class TestRun:
+    def test_the_moves_of_a_run_can_be_read_back(self, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+        """The log of a run tells the last state of each job, as it stands in the results."""
+        gateway, todo = every_fate()
+
+        async def main() -> None:
+            async with engine_on(tmp_path, gateway, rate="2/s", job_timeout_s=200.0) as engine:
+                await engine.run(todo)
+
+        with caplog.at_level(logging.DEBUG, "krea_batch"):
+            run_virtual(main())
+        lines = [json.loads(JsonFormatter().format(each)) for each in caplog.records if each.name == "krea_batch"]
+        last = {line["job"]: line["to"] for line in lines if "to" in line}
+        assert last == {job_id: row["status"] for job_id, row in rows(tmp_path).items()}

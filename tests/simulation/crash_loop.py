@@ -1,0 +1,224 @@
+"""A process that dies: at the Nth step of its event loop, or between two calls to its disk.
+
+Newcomers: a step is one callback of the loop, so that a death may come at any await, and before and after any
+commit. A death by power loss takes with it what was not synced: bytes that were only written, and names given since
+the folder was last synced.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import shutil
+from collections.abc import Callable, Coroutine, Iterator
+from contextlib import contextmanager, suppress
+from contextvars import Context
+from pathlib import Path
+from random import Random
+from typing import Any, TypeVar, TypeVarTuple, Unpack
+from unittest.mock import patch
+
+from krea_batch.storage import image_file, run_dir
+from tests.virtual_time_runs import VirtualTimeLoop, bury
+
+T = TypeVar("T")
+Ts = TypeVarTuple("Ts")
+
+
+class Killed(BaseException):
+    """The process is dead."""
+
+
+class MortalLoop(VirtualTimeLoop):
+    """Dies at step `dies_at` of its own, or of its disk's: from then on no callback does anything."""
+
+    def __init__(self, disk_s: Callable[[], float], dies_at: int, *, at_the_disk: bool) -> None:
+        self.steps = 0
+        self.disk_steps = 0
+        self.dead = False
+        self._dies_at = dies_at
+        self._at_the_disk = at_the_disk
+        self._unlived: list[Callable[[], object]] = []
+        super().__init__(disk_s)
+        self.set_exception_handler(_complain)
+
+    def step(self) -> None:
+        """Live one step further. Raises Killed where that was one too many."""
+        self.steps += 1
+        self._die_at(self.steps, at_the_disk=False)
+
+    def disk_step(self) -> None:
+        """The same for one call to the disk."""
+        self.disk_steps += 1
+        self._die_at(self.disk_steps, at_the_disk=True)
+
+    def _die_at(self, steps: int, *, at_the_disk: bool) -> None:
+        if self.dead or (steps == self._dies_at and at_the_disk == self._at_the_disk):
+            self.dead = True
+            self.stop()
+            raise Killed
+
+    def _live(self, callback: Callable[[Unpack[Ts]], object], *args: *Ts) -> None:
+        with suppress(Killed):
+            self.step()
+        if self.dead:
+            self._unlived.append(lambda: callback(*args))
+        else:
+            callback(*args)
+
+    def call_soon(
+        self, callback: Callable[[Unpack[Ts]], object], *args: *Ts, context: Context | None = None
+    ) -> asyncio.Handle:
+        return super().call_soon(self._live, callback, *args, context=context)
+
+    def call_at(
+        self, when: float, callback: Callable[[Unpack[Ts]], object], *args: *Ts, context: Context | None = None
+    ) -> asyncio.TimerHandle:
+        return super().call_at(when, self._live, callback, *args, context=context)
+
+    def haunt(self) -> None:
+        """Let the callbacks run once more, so that the dead can be buried."""
+        self.dead = False
+        self._dies_at = -1
+        for callback in self._unlived:
+            self.call_soon(callback)
+
+
+def _stop(task: asyncio.Task[Any]) -> None:
+    task.get_loop().stop()
+
+
+def _complain(loop: Any, context: dict[str, Any]) -> None:
+    if not isinstance(context.get("exception"), Killed):
+        loop.default_exception_handler(context)
+
+
+class Disk:
+    """Knows what of the folder `images` would survive a power loss. Stands in for `os` in `pipeline.picture`."""
+
+    def __init__(self, images: Path, step: Callable[[], None]) -> None:
+        self._images = images
+        self._step = step
+        self._synced_bytes: dict[int, int] = {}  # by inode
+        self._pins: dict[int, int] = {}  # an open file for each inode, lest its number be given to another
+        self._names: dict[str, int] = self._listed()  # as of the last sync of the folder
+        self._since: list[tuple[str | None, str | None, int]] = []  # (old name, new name, inode), in their order
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(os, name)
+
+    def open(self, path: Path, flags: int, mode: int = 0o777) -> int:
+        self._step()
+        fd = os.open(path, flags, mode)
+        if flags & os.O_CREAT:
+            inode = os.fstat(fd).st_ino
+            self._pins[inode] = os.open(path, os.O_RDONLY)
+            self._synced_bytes[inode] = 0
+            self._since.append((None, Path(path).name, inode))
+        return fd
+
+    def write(self, fd: int, data: memoryview) -> int:
+        self._step()
+        return os.write(fd, data)
+
+    def replace(self, old: str, new: str) -> None:
+        self._step()
+        part = Path(old)
+        self._since.append((part.name, Path(new).name, part.stat().st_ino))
+        part.replace(new)
+
+    def fsync(self, fd: int) -> None:
+        self._step()
+        stat = os.fstat(fd)
+        if stat.st_ino == self._images.stat().st_ino:
+            self._names, self._since = self._listed(), []
+        else:
+            self._synced_bytes[stat.st_ino] = stat.st_size
+        self._step()
+
+    @contextmanager
+    def watched(self) -> Iterator[None]:
+        """Be the disk of whatever runs inside."""
+        unlink = Path.unlink
+
+        def unlinked(path: Path, missing_ok: bool = False) -> None:
+            if path.parent == self._images and path.exists():
+                self._step()
+                self._since.append((path.name, None, path.stat().st_ino))
+            unlink(path, missing_ok=missing_ok)
+
+        with (
+            patch.object(image_file, "os", self),
+            patch.object(Path, "unlink", unlinked),
+        ):
+            try:
+                yield
+            finally:
+                for fd in self._pins.values():
+                    os.close(fd)
+
+    def lose_power(self, copy: Path, chance: Random) -> None:
+        """Make of `copy`, a copy of the directory, what a power loss would have left of it."""
+        names = dict(self._names)
+        kept = chance.choice([len(self._since), chance.randint(0, len(self._since))])
+        for old, new, inode in self._since[:kept]:
+            if old is not None:
+                names.pop(old, None)
+            if new is not None:
+                names[new] = inode
+        for name in self._listed():
+            (copy / name).unlink()
+        for name, inode in names.items():
+            data = os.pread(self._pins[inode], os.fstat(self._pins[inode]).st_size, 0)
+            synced = self._synced_bytes.get(inode, len(data))  # what was there before this process began
+            (copy / name).write_bytes(data[: chance.randint(min(synced, len(data)), len(data))])
+
+    def _listed(self) -> dict[str, int]:
+        """Names and inodes, each inode pinned."""
+        if not self._images.is_dir():
+            return {}
+        files = [entry for entry in os.scandir(self._images) if entry.is_file(follow_symlinks=False)]
+        for entry in files:
+            if entry.inode() not in self._pins:
+                self._pins[entry.inode()] = os.open(entry, os.O_RDONLY)
+        return {entry.name: entry.inode() for entry in files}
+
+
+def run_mortal(
+    main: Coroutine[Any, Any, T],
+    out: Path,
+    disk_s: Callable[[], float],
+    *,
+    dies_at: int,
+    power: Random | None,
+    at_the_disk: bool,
+    died: Callable[[], None],
+) -> tuple[int, bool]:
+    """Run a coroutine as a process that dies at a step, and leave `out` as it then was.
+
+    With `power`, the power goes with it; `died` is told before the burial. Returns the steps it lived, and
+    whether it died.
+    """
+    loop = MortalLoop(disk_s, dies_at, at_the_disk=at_the_disk)
+    disk = Disk(out / run_dir.IMAGES, loop.disk_step)
+    try:
+        with disk.watched():
+            task = loop.create_task(main)
+            task.add_done_callback(_stop)
+            loop.run_forever()
+            if not loop.dead:
+                task.result()
+                return loop.steps, False
+            as_it_was = out.with_name(f"{out.name} as it was")
+            shutil.copytree(out, as_it_was, symlinks=True)
+            if power is not None:
+                disk.lose_power(as_it_was / run_dir.IMAGES, power)
+            died()
+            loop.haunt()
+            task.remove_done_callback(_stop)
+        bury(loop)
+        shutil.rmtree(out)
+        as_it_was.rename(out)
+        return loop.steps, True
+    finally:
+        loop.close()

@@ -1,0 +1,70 @@
+"""Tests of sinks.folder: pictures come whole into a folder of the caller's choice; nothing there is overwritten."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+from pathlib import Path
+
+import pytest
+
+from krea_batch import Engine
+from krea_batch.storage.sinks import SinkRefused, WholePicture
+from krea_batch.storage.sinks.folder import FolderSink
+from krea_batch.testing.scripted_gateway import ScriptedGateway, png
+from tests.engine_fixtures import jobs, play, rows
+from tests.virtual_time_runs import run_virtual
+
+
+def staged(folder: Path, data: bytes, name: str = "fox") -> WholePicture:
+    digest = hashlib.sha256(data).hexdigest()
+    part = folder / digest
+    part.write_bytes(data)
+    return WholePicture(name, 1, name, part, len(data), digest, 4, 3, "image/png")
+
+
+def test_a_run_into_a_folder(tmp_path: Path) -> None:
+    """Every picture is there, byte by byte, under the path that results name; the run's own folder holds none."""
+    gateway, shelf = ScriptedGateway(), tmp_path / "nas/cats"
+    engine = Engine(tmp_path / "out", gateway_client=gateway, sink=FolderSink(shelf))
+
+    async def main() -> None:
+        async with engine:
+            await engine.run(jobs(5))
+
+    run_virtual(main())
+    found = rows(tmp_path / "out")
+    assert len(found) == 5
+    for row in found.values():
+        (file,) = row["files"]
+        assert Path(file["path"]).read_bytes() == png(text=row["request"]["prompt"].encode())
+    assert {Path(row["files"][0]["path"]) for row in found.values()} == set(shelf.iterdir())
+    assert list((tmp_path / "out/images").iterdir()) == []
+    run_virtual(play(tmp_path / "out", gateway, jobs(5)))
+    assert len(gateway.charged) == 5
+
+
+def test_again_is_once_and_others_stay(tmp_path: Path) -> None:
+    """The same picture twice is one file; another's file and another's link keep their names."""
+    shelf = tmp_path / "shelf"
+    sink, one, other = FolderSink(shelf), png(text=b"one"), png(text=b"two")
+
+    async def main() -> list[str]:
+        await sink.check()
+        (shelf / "owl.png").symlink_to(tmp_path / "elsewhere")
+        pictures = [staged(tmp_path, one), staged(tmp_path, one), staged(tmp_path, other)]
+        return [await sink.put(picture) for picture in [*pictures, staged(tmp_path, one, "owl")]]
+
+    names = [Path(place).name for place in asyncio.run(main())]
+    assert names == ["fox.png", "fox.png", "fox~2.png", "owl~2.png"]
+    assert (shelf / "fox.png").read_bytes() == one
+    assert (shelf / "fox~2.png").read_bytes() == other
+    assert not (tmp_path / "elsewhere").exists()
+    assert {path.name for path in shelf.iterdir()} == {"fox.png", "fox~2.png", "owl.png", "owl~2.png"}
+
+
+def test_a_folder_that_is_none(tmp_path: Path) -> None:
+    """A place where no folder can be stops the run before anything is paid, and says where and why."""
+    (tmp_path / "file").write_text("mine")
+    with pytest.raises(SinkRefused, match=r"file/cats .*run the same command again"):
+        asyncio.run(FolderSink(tmp_path / "file/cats").check())

@@ -1,0 +1,387 @@
+"""Tests of sinks.object_store: pictures come whole into a real S3 server, whatever happens on their way."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import os
+import signal
+import subprocess
+import threading
+from collections import Counter
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from obstore.store import MemoryStore, S3Store
+
+from krea_batch import Engine, Job
+from krea_batch.errors import SettingsError
+from krea_batch.rules.verdicts import Finished
+from krea_batch.settings import Settings
+from krea_batch.storage.sinks import SinkError, SinkRefused, WholePicture
+from krea_batch.storage.sinks.object_store import LARGE_BYTES, ObjectStoreSink
+from krea_batch.testing.scripted_gateway import ScriptedGateway, png
+from tests.engine_fixtures import jobs, play
+from tests.engine_fixtures import rows as rows_by_id
+from tests.processes import COMMAND, PATIENCE_S, Simulate, environment, krea_batch, rows, write_jobs
+from tests.storage.s3_server import BUCKET, Asked, Bucket, NoAnswer
+
+URL = f"s3://{BUCKET}/runs/cats"
+PREFIX = "runs/cats/"
+FAST = {"rate": "1000/s", "poll_interval_s": 0.05}
+QUICK = ("--rate", "200/s", "--poll-interval", "0.1")
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[Bucket]:
+    with Bucket() as started:
+        yield started
+
+
+@pytest.fixture
+def bucket(server: Bucket, monkeypatch: pytest.MonkeyPatch) -> Bucket:
+    """A bucket that is empty, its door open, and this process's environment leading to it."""
+    server.reset()
+    for name, value in server.environment.items():
+        monkeypatch.setenv(name, value)
+    return server
+
+
+def staged(folder: Path, name: str = "fox", data: bytes = b"") -> WholePicture:
+    """A picture as the engine would hand it over."""
+    data = data or png(text=name.encode())
+    part = folder / f"{hashlib.sha256(data).hexdigest()}.part"
+    part.write_bytes(data)
+    return WholePicture(name, 1, name, part, len(data), hashlib.sha256(data).hexdigest(), 4, 3, "image/png")
+
+
+def check_objects(out: Path, bucket: Bucket, prefix: str = PREFIX) -> None:
+    """Every job succeeded; the bucket has what the results say, byte by byte, and nothing else."""
+    objects = bucket.objects()
+    named = {}
+    for row in rows(out):
+        assert row["status"] == "succeeded", row
+        for file in row["files"]:
+            data = objects[file["path"].removeprefix(f"s3://{BUCKET}/")]
+            assert hashlib.sha256(data).hexdigest() == file["sha256"]
+            assert len(data) == file["bytes"]
+            named[file["path"]] = row["id"]
+    assert set(named) == {f"s3://{BUCKET}/{key}" for key in objects if key.startswith(prefix)}
+    assert os.listdir(out / "images") == []
+
+
+class TestPut:
+    def test_what_an_object_is(self, tmp_path: Path, bucket: Bucket) -> None:
+        """It has the picture's bytes, says that it is a PNG, carries its hash, and its URL is what results get."""
+        picture = staged(tmp_path)
+        assert asyncio.run(ObjectStoreSink.of(URL).put(picture)) == f"{URL}/fox.png"
+        assert bucket.objects() == {f"{PREFIX}fox.png": picture.staged.read_bytes()}
+        headers = bucket.headers(f"{PREFIX}fox.png")
+        assert headers["content-type"] == "image/png"
+        assert headers["x-amz-meta-sha256"] == picture.sha256
+
+    @pytest.mark.parametrize("name", ["a fox", "Füchse~2", "a#b?c&d=e", "100%", "a%20b", "*[1]", 'q"<>|\\^`{}', "."])
+    def test_any_id_can_be_a_key(self, tmp_path: Path, bucket: Bucket, name: str) -> None:
+        """An id that is fit for a file is fit for an object, which is found again under the same name."""
+        sink, picture = ObjectStoreSink.of(URL), staged(tmp_path, name)
+        paths = [asyncio.run(sink.put(picture)) for _ in range(2)]
+        assert paths == [f"{URL}/{name}.png"] * 2
+        assert len(bucket.uploads()) == 1
+
+    def test_again_is_once(self, tmp_path: Path, bucket: Bucket) -> None:
+        """A picture that is there already is found by its metadata, and not sent again."""
+        sink, picture = ObjectStoreSink.of(URL), staged(tmp_path)
+        assert {asyncio.run(sink.put(picture)) for _ in range(3)} == {f"{URL}/fox.png"}
+        assert bucket.uploads() == [f"{PREFIX}fox.png"]
+
+    def test_the_same_bytes_without_metadata_are_ours(self, tmp_path: Path, bucket: Bucket) -> None:
+        """An object that says nothing of its hash is read and compared."""
+        picture = staged(tmp_path)
+        bucket.put(f"{PREFIX}fox.png", picture.staged.read_bytes())
+        assert asyncio.run(ObjectStoreSink.of(URL).put(picture)) == f"{URL}/fox.png"
+        assert bucket.uploads() == []
+
+    @pytest.mark.parametrize("same_size", [True, False])
+    def test_other_bytes_are_never_overwritten(self, tmp_path: Path, bucket: Bucket, same_size: bool) -> None:
+        """Somebody else's objects stay as they are; the picture takes the first free name, and keeps it."""
+        picture = staged(tmp_path)
+        theirs = b"x" * (picture.size_bytes if same_size else 7)
+        bucket.put(f"{PREFIX}fox.png", theirs)
+        bucket.put(f"{PREFIX}fox~2.png", theirs)
+        sink = ObjectStoreSink.of(URL)
+        assert {asyncio.run(sink.put(picture)) for _ in range(2)} == {f"{URL}/fox~3.png"}
+        objects = bucket.objects()
+        assert objects[f"{PREFIX}fox.png"] == objects[f"{PREFIX}fox~2.png"] == theirs
+
+    def test_a_name_that_is_taken_meanwhile(self, tmp_path: Path, bucket: Bucket) -> None:
+        """An object that appears between the look and the upload is not overwritten: the store refuses."""
+
+        def taken(asked: Asked) -> None:
+            if asked.method == "HEAD" and asked.key == f"{PREFIX}fox.png" and not bucket.objects():
+                bucket.put(asked.key, b"theirs")
+
+        bucket.after = taken
+        assert asyncio.run(ObjectStoreSink.of(URL).put(staged(tmp_path))) == f"{URL}/fox~2.png"
+        assert bucket.objects()[f"{PREFIX}fox.png"] == b"theirs"
+
+    def test_an_upload_whose_answer_is_lost(self, tmp_path: Path, bucket: Bucket) -> None:
+        """The store has the picture, we were not told: it is found, and one object is there."""
+        lost: list[Asked] = []
+
+        def lose(asked: Asked) -> None:
+            if asked.is_upload and not lost:
+                lost.append(asked)
+                raise NoAnswer
+
+        bucket.after = lose
+        picture = staged(tmp_path)
+        assert asyncio.run(_until_kept(ObjectStoreSink.of(URL), picture)) == f"{URL}/fox.png"
+        assert lost
+        assert bucket.objects() == {f"{PREFIX}fox.png": picture.staged.read_bytes()}
+
+    def test_large_pictures(self, tmp_path: Path, bucket: Bucket) -> None:
+        """Pictures of 20 MB, more of them than go at once, arrive whole in one upload each."""
+        pictures = [staged(tmp_path, f"p{n}", bytes([n]) * (20 << 20)) for n in range(6)]
+        assert pictures[0].size_bytes > LARGE_BYTES
+
+        async def main() -> None:
+            sink = ObjectStoreSink.of(URL)
+            await asyncio.gather(*(sink.put(picture) for picture in pictures))
+
+        asyncio.run(main())
+        assert sorted(bucket.uploads()) == [f"{PREFIX}p{n}.png" for n in range(6)]
+        hashes = {hashlib.sha256(data).hexdigest() for data in bucket.objects().values()}
+        assert hashes == {picture.sha256 for picture in pictures}
+
+    def test_a_store_made_by_the_caller(self, tmp_path: Path, bucket: Bucket) -> None:
+        """Any store of obstore's will do, with a prefix of its own, of the sink's, or none."""
+        there = bucket.environment["AWS_ENDPOINT_URL"]
+        store = S3Store(BUCKET, prefix="runs", endpoint=there, client_options={"allow_http": True})
+        assert asyncio.run(ObjectStoreSink(store, prefix="cats").put(staged(tmp_path))) == f"{URL}/fox.png"
+        assert asyncio.run(ObjectStoreSink(store).put(staged(tmp_path))) == f"s3://{BUCKET}/runs/fox.png"
+        assert set(bucket.objects()) == {f"{PREFIX}fox.png", "runs/fox.png"}
+        assert asyncio.run(ObjectStoreSink(MemoryStore()).put(staged(tmp_path))) == "memory:/fox.png"
+
+
+async def _until_kept(sink: ObjectStoreSink, picture: WholePicture) -> str:
+    """Put as the downloader would: again after trouble that may pass."""
+    for _ in range(5):
+        try:
+            return await sink.put(picture)
+        except SinkError:
+            continue
+    raise AssertionError("it is never kept")
+
+
+class TestTrouble:
+    @pytest.mark.parametrize(
+        ("status", "error", "said"),
+        [
+            (0, SinkError, "cannot be reached"),
+            (500, SinkError, "HTTP 500"),
+            (503, SinkError, "HTTP 503"),
+            (429, SinkError, "HTTP 429"),
+            (403, SinkRefused, "HTTP 403"),
+            (401, SinkRefused, "HTTP 401"),
+            (404, SinkRefused, "no bucket"),
+            (501, SinkRefused, "HTTP 501"),
+        ],
+    )
+    def test_what_a_refused_upload_means(
+        self, tmp_path: Path, bucket: Bucket, status: int, error: type[Exception], said: str
+    ) -> None:
+        """Trouble that may pass is a SinkError, what a person has to mend a SinkRefused; neither tells the key."""
+        bucket.shut = lambda asked: status if asked.is_upload else None
+        with pytest.raises(error, match=said) as raised:
+            asyncio.run(ObjectStoreSink.of(URL).put(staged(tmp_path)))
+        assert "of-a-key" not in f"{raised.value!r} {raised.value.__cause__!r}"
+        assert raised.value.__suppress_context__
+
+    def test_a_key_that_may_write_but_not_look(self, tmp_path: Path, bucket: Bucket) -> None:
+        """403 for looking is no reason not to put: the store itself refuses names that are taken."""
+        bucket.shut = lambda asked: None if asked.is_upload else 403
+        sink, picture = ObjectStoreSink.of(URL), staged(tmp_path)
+        asyncio.run(sink.check())
+        assert asyncio.run(sink.put(picture)) == f"{URL}/fox.png"
+        with pytest.raises(SinkRefused, match="may not read"):
+            asyncio.run(sink.put(picture))
+
+    @pytest.mark.parametrize("code", ["AccessDenied", "InvalidAccessKeyId"])
+    def test_check_finds_a_wrong_key(self, bucket: Bucket, code: str) -> None:
+        """A key that may neither list nor write, or that the store does not know, is told before a cent is spent."""
+        bucket.shut, bucket.says = (lambda _: 403), f"<Error><Code>{code}</Code></Error>".encode()
+        sink = ObjectStoreSink.of(URL)
+        with pytest.raises(SinkRefused, match="takes no pictures from these credentials"):
+            asyncio.run(sink.check())
+
+    def test_check_finds_a_missing_bucket(self, bucket: Bucket) -> None:
+        """Before a cent is spent."""
+        sink = ObjectStoreSink.of(URL)
+        asyncio.run(sink.check())
+        bucket.delete()
+        with pytest.raises(SinkRefused, match=f"there is no bucket for {URL}: make it"):
+            asyncio.run(sink.check())
+
+    @pytest.mark.parametrize(
+        "url",
+        [
+            "pictures", "ftp://host/pictures", "file:///tmp", "s3://", "s3:///folder", "s3://id:secret@bucket/a",
+            "s3://bucket/a?secret=b", "s3://bucket/a b", "s3://bucket/../a", "s3://bucket//a",
+        ],
+    )  # fmt: skip
+    def test_a_url_that_is_none(self, tmp_path: Path, url: str) -> None:
+        """It is a SettingsError that shows the right form and no secret, before anything else is done."""
+        with pytest.raises(SettingsError, match="s3://bucket/folder") as raised:
+            Engine(tmp_path, api_key="k", sink=url)
+        assert raised.value.parameter == "sink"
+        assert "secret" not in str(raised.value)
+
+    def test_settings_alone_know_it(self, tmp_path: Path) -> None:
+        """A sink by URL is one of the settings, so environment and krea-batch.toml can name it."""
+        assert Settings(out=tmp_path).sink is None
+        assert Settings.from_options(tmp_path, sink=URL).sink == URL
+
+
+@pytest.mark.slow
+class TestEngine:
+    def test_a_run_into_a_bucket(self, tmp_path: Path, bucket: Bucket) -> None:
+        """Forty jobs of two outputs are eighty objects, uploaded once each; the folder keeps none."""
+
+        class Two(ScriptedGateway):
+            def finished(self, request_id: str, outputs: int = 1) -> Finished:
+                return super().finished(request_id, 2)
+
+        gateway = Two()
+        asyncio.run(play(tmp_path, gateway, jobs(40), sink=URL, **FAST))
+        check_objects(tmp_path, bucket)
+        assert set(bucket.objects()) == {f"{PREFIX}j{n}{nth}.png" for n in range(40) for nth in ("", "-2")}
+        assert set(Counter(bucket.uploads()).values()) == {1}
+        objects = bucket.objects()
+        for row in rows_by_id(tmp_path).values():
+            key = row["files"][0]["path"].removeprefix(f"s3://{BUCKET}/")
+            assert objects[key] == png(text=row["request"]["prompt"].encode())
+
+    def test_a_store_that_goes_away_and_comes_back(self, tmp_path: Path, bucket: Bucket) -> None:
+        """Ten uploads without an answer and ten with 503 delay their pictures, and cost no download and no POST."""
+        trouble = iter([0] * 10 + [503] * 10)
+        bucket.shut = lambda asked: next(trouble, None) if asked.is_upload else None
+        gateway = ScriptedGateway()
+        asyncio.run(play(tmp_path, gateway, jobs(30), sink=URL, **FAST))
+        check_objects(tmp_path, bucket)
+        assert next(trouble, None) is None
+        assert len(gateway.bodies) == len(gateway.fetched) == 30
+
+    def test_a_bucket_that_vanishes(self, tmp_path: Path, bucket: Bucket) -> None:
+        """A missing bucket in mid-run stops the run by name; with the bucket there, the next one brings all home."""
+
+        def vanish(_: Asked) -> None:
+            if len(bucket.uploads()) >= 3:
+                bucket.shut = lambda _: 404
+
+        bucket.after = vanish
+        gateway = ScriptedGateway()
+        todo = [Job(prompt=f"j{n}", id=f"j{n}") for n in range(200)]
+        engine = asyncio.run(play(tmp_path, gateway, todo, sink=URL, max_in_flight=5, **FAST))
+        assert f"there is no bucket for {URL}" in str(engine.stopped)
+        assert len(gateway.bodies) < 200
+        bucket.shut, bucket.after = (lambda _: None), (lambda _: None)
+        asyncio.run(play(tmp_path, gateway, todo, sink=URL, **FAST))
+        check_objects(tmp_path, bucket)
+        assert len(gateway.bodies) == 200
+
+
+def start(folder: Path, gateway: str) -> subprocess.Popen[bytes]:
+    """Begin the run of jobs.jsonl into the bucket."""
+    command = [*COMMAND, "run", "jobs.jsonl", "--out", "out", "--gateway", gateway, "--sink", URL, *QUICK, "--quiet"]
+    return subprocess.Popen(command, cwd=folder, env=environment(PIXAZO_API_KEY="test-key"), stderr=subprocess.PIPE)
+
+
+def let_one_in() -> Callable[[Asked], int | None]:
+    """A door that is shut to all uploads but the first."""
+    first = threading.Lock()
+    return lambda asked: 0 if asked.is_upload and not first.acquire(blocking=False) else None
+
+
+def kill(process: subprocess.Popen[bytes]) -> Callable[[Asked], None]:
+    """Kill a process when a picture of its is in."""
+
+    def after(asked: Asked) -> None:
+        if asked.is_upload:
+            process.kill()
+            process.wait(PATIENCE_S)
+
+    return after
+
+
+@pytest.mark.slow
+class TestCommand:
+    def test_simulated_into_a_bucket(self, tmp_path: Path, bucket: Bucket) -> None:
+        """The command puts the simulator's own pictures there, by an option from the environment, and says where."""
+        write_jobs(tmp_path / "jobs.jsonl", 6)
+        command = ("run", "jobs.jsonl", "--out", "out", "--simulate", "--time-scale", "50", *QUICK)
+        done = krea_batch(*command, cwd=tmp_path, KREA_BATCH_SINK=URL)
+        assert done.returncode == 0, done.stderr
+        assert f"pictures: {URL}" in done.stdout
+        check_objects(tmp_path / "out", bucket)
+        assert len(bucket.objects()) == 6
+        assert "of-a-key" not in done.stdout + done.stderr
+
+    def test_the_simulators_pictures_arrive(self, tmp_path: Path, bucket: Bucket, simulate: Simulate) -> None:
+        """Each object shows its own request_id and prompt, and has the bytes whose hash stands in the results."""
+        simulator = simulate("--tiny", "--latency", "fixed:0.1")
+        write_jobs(tmp_path / "jobs.jsonl", 30)
+        command = ("run", "jobs.jsonl", "--gateway", simulator.gateway, *QUICK, "--out")
+        assert krea_batch(*command, "out", "--sink", URL, cwd=tmp_path).returncode == 0
+        check_objects(tmp_path / "out", bucket)
+        objects = bucket.objects()
+        for row in rows(tmp_path / "out"):
+            data = objects[row["files"][0]["path"].removeprefix(f"s3://{BUCKET}/")]
+            assert row["request_id"].encode() in data
+            assert row["request"]["prompt"].encode() in data
+        assert len([post for post in simulator.ask("/ledger")["posts"] if post["charged"]]) == 30
+
+    def test_killed_between_upload_and_record(self, tmp_path: Path, bucket: Bucket, simulate: Simulate) -> None:
+        """Killed the moment the store has a picture, five times: all come home, uploaded once, paid once."""
+        simulator = simulate("--tiny", "--latency", "fixed:0.1")
+        write_jobs(tmp_path / "jobs.jsonl", 20)
+        for kills in range(1, 6):
+            process = start(tmp_path, simulator.gateway)
+            bucket.shut, bucket.after = let_one_in(), kill(process)
+            process.communicate(timeout=PATIENCE_S)
+            assert process.returncode == -signal.SIGKILL
+            assert len(bucket.objects()) == kills
+        bucket.shut, bucket.after = (lambda _: None), (lambda _: None)
+        last = start(tmp_path, simulator.gateway)
+        _, said = last.communicate(timeout=PATIENCE_S)
+        assert last.returncode in (0, 1), said
+        posts = [post for post in simulator.ask("/ledger")["posts"] if post["charged"]]
+        paid = Counter(post["body"]["prompt"] for post in posts)
+        assert max(paid.values()) == 1
+        found = rows(tmp_path / "out")
+        held = [row for row in found if row["status"] == "ambiguous"]  # killed while POSTs were in the air
+        assert all(row["status"] == "succeeded" for row in found if row not in held)
+        assert len(found) == 20
+        objects = bucket.objects()
+        assert len(objects) == 20 - len(held)
+        for row in found:
+            for file in row["files"]:
+                data = objects[file["path"].removeprefix(f"s3://{BUCKET}/")]
+                assert hashlib.sha256(data).hexdigest() == file["sha256"]
+
+    def test_a_missing_bucket_costs_nothing(self, tmp_path: Path, bucket: Bucket, simulate: Simulate) -> None:
+        """Exit code 3 and a sentence with the next step, no POST; with the bucket made, it goes on."""
+        simulator = simulate("--tiny", "--latency", "fixed:0.1")
+        write_jobs(tmp_path / "jobs.jsonl", 5)
+        bucket.delete()
+        process = start(tmp_path, simulator.gateway)
+        _, said = process.communicate(timeout=PATIENCE_S)
+        assert process.returncode == 3
+        assert f"there is no bucket for {URL}: make it, or mend --sink" in said.decode()
+        assert not simulator.ask("/ledger")["posts"]
+        bucket.create()
+        process = start(tmp_path, simulator.gateway)
+        _, said = process.communicate(timeout=PATIENCE_S)
+        assert process.returncode == 0, said
+        check_objects(tmp_path / "out", bucket)
+        assert len([post for post in simulator.ask("/ledger")["posts"] if post["charged"]]) == 5
