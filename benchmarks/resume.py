@@ -75,15 +75,15 @@ def create_run(jobs_file: Path, out: Path, gateway: str, count: int, *, in_order
             checkpoint = files.mark() or checkpoint
             sql.execute("BEGIN")
             sql.executemany(
-                "INSERT INTO jobs (id, state, over, body, fingerprint, metadata, request_id, media, files, attempts,"
-                " polls, submitted_at, accepted_at, finished_at, stored_at)"
-                " VALUES (?, 'succeeded', 'well', ?, ?, ?, ?, ?, ?, 1, 2, ?, ?, ?, ?)",
+                "INSERT INTO jobs (job_id, state, disposition, body, fingerprint, metadata, request_id, media, files,"
+                " attempts, polls, submitted_at, accepted_at, finished_at, stored_at)"
+                " VALUES (?, 'succeeded', 'succeeded', ?, ?, ?, ?, ?, ?, 1, 2, ?, ?, ?, ?)",
                 map(_succeeded_row, batch),
             )
             sql.execute("COMMIT")
     sql.execute(
-        "INSERT INTO posts (n, job, sent_at, came_to, request_id)"
-        " SELECT n, n, submitted_at, 'accepted', request_id FROM jobs"
+        "INSERT INTO submissions (submission_no, job_no, sent_at, result, request_id)"
+        " SELECT job_no, job_no, submitted_at, 'accepted', request_id FROM jobs"
     )
     with (out / "results.jsonl").open("wb") as results:
         after_n: int | None = 0

@@ -51,4 +51,4 @@ def ask(out: Path, sql: str, *values: Any) -> list[tuple[Any, ...]]:
 
 def states(out: Path) -> dict[str, str]:
     """The state of each job in the ledger."""
-    return dict(ask(out, "SELECT id, state FROM jobs"))
+    return dict(ask(out, "SELECT job_id, state FROM jobs"))

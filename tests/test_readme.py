@@ -33,8 +33,8 @@ def make_doubts(out: Path) -> None:
     """Make the job `fox` of a run ambiguous, whatever it was."""
     (out / "images").mkdir(parents=True, exist_ok=True)
     store = Store.open(out / "ledger.db")
-    store._sql.execute("DELETE FROM posts WHERE job IN (SELECT n FROM jobs WHERE id = 'fox')")
-    store._sql.execute("DELETE FROM jobs WHERE id = 'fox'")
+    store._sql.execute("DELETE FROM submissions WHERE job_no IN (SELECT job_no FROM jobs WHERE job_id = 'fox')")
+    store._sql.execute("DELETE FROM jobs WHERE job_id = 'fox'")
     n = store.intend("fox", b'{"prompt":"a fox"}', bytes(32), b"{}", 1.0, "")
     store.hold(n, Trouble("ambiguous", "the connection was cut"), 2.0)
     store.close()

@@ -7,9 +7,10 @@ from importlib.resources import files
 from pathlib import Path
 
 from krea_batch.errors import RunDirError
+from krea_batch.jobs import STATES, State
 
 APPLICATION_ID = 0x4B524541  # "KREA"
-SCHEMA_VERSION = 3
+SCHEMA_VERSION = 4
 SQLITE_VERSION = sqlite3.sqlite_version
 BUSY_TIMEOUT_S = 10.0  # chosen: `status` of another process holds its read lock for far less
 CACHE_KIB = 16_384  # measured: with the 2 MB of the default, a job among 100,000 costs 1.3 times one among 3,000
@@ -87,7 +88,14 @@ def _make_ready(connection: sqlite3.Connection) -> None:
 def _make_tables(connection: sqlite3.Connection) -> None:
     if _has_tables(connection):
         return
-    schema = files("krea_batch.ledger").joinpath("schema.sql").read_text()
+    schema = files("krea_batch.ledger").joinpath("schema.sql").read_text().format(disposition=_disposition())
     connection.executescript(
         f"BEGIN; PRAGMA application_id = {APPLICATION_ID}; PRAGMA user_version = {SCHEMA_VERSION};{schema} COMMIT;"
     )
+
+
+def _disposition() -> str:
+    """Return the SQL expression for the disposition of a state, from the table of states."""
+    unsuccessful = ", ".join(f"'{state}'" for state, info in STATES.items() if info.unsuccessful)
+    succeeded = f"WHEN state = '{State.SUCCEEDED}' THEN 'succeeded'"
+    return f"CASE {succeeded} WHEN state IN ({unsuccessful}) THEN 'unsuccessful' END"

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, Self
 
 from krea_batch.errors import LedgerError
-from krea_batch.jobs import FINAL, Outcome, State
+from krea_batch.jobs import FINAL, RETRYABLE, Outcome, State
 from krea_batch.ledger.rows import (
     KIND,
     OPEN,
@@ -23,9 +23,18 @@ from krea_batch.ledger.rows import (
     outcome_of,
 )
 
-NOT_OVER = "over IS NULL"  # word for word the index's
-IN_VAIN = "'in vain'"
-_IN_VAIN = f"over = {IN_VAIN}"  # word for word the other's
+NOT_OVER = "disposition IS NULL"  # word for word the index's
+IN_VAIN = "'unsuccessful'"
+_IN_VAIN = f"disposition = {IN_VAIN}"  # word for word the other's
+
+
+RESUMED_AS_THEY_ARE = ", ".join(
+    f"'{state}'" for state in State if state.info.resumes_as == state and not state.info.final
+)
+"""The states in which a run takes jobs up, as an SQL list."""
+
+RETRYABLE_AND_RESUMED = ", ".join(f"'{state}'" for state in RETRYABLE if not state.info.unsuccessful)
+"""The retryable states whose jobs a run may also resume by itself, as an SQL list."""
 
 
 class Books:
@@ -48,58 +57,61 @@ class Books:
 
     def doubted(self, n: int) -> OpenJob | None:
         """The job of this number, where it is ambiguous."""
-        row = self._sql.execute(f"SELECT {OPEN} FROM jobs WHERE n = ? AND state = 'ambiguous'", (n,)).fetchone()
+        row = self._sql.execute(f"SELECT {OPEN} FROM jobs WHERE job_no = ? AND state = 'ambiguous'", (n,)).fetchone()
         return open_job(row) if row else None
 
     def in_vain(self, states: Collection[State]) -> list[tuple[int, str, State]]:
         """Number, id and state of the jobs that ended in one of these states (of RETRYABLE)."""
         rows = self._sql.execute(
-            f"SELECT n, id, state FROM jobs WHERE {_IN_VAIN}"
-            f" UNION ALL SELECT n, id, state FROM jobs WHERE {NOT_OVER} AND state = 'errored' ORDER BY n"
+            f"SELECT job_no, job_id, state FROM jobs WHERE {_IN_VAIN}"
+            " UNION ALL SELECT job_no, job_id, state FROM jobs"
+            f" WHERE {NOT_OVER} AND state IN ({RETRYABLE_AND_RESUMED})"
+            " ORDER BY job_no"
         )
         return [(n, job_id, State(word)) for n, job_id, word in rows if State(word) in states]
 
     def doubts(self) -> list[Doubt]:
         """The jobs that are ambiguous, or whose POST is in the air (for ever, where its process is dead)."""
         rows = self._sql.execute(
-            "SELECT n, id, submitted_at, coalesce(error_message, 'being submitted'), body FROM jobs"
-            f" WHERE {NOT_OVER} AND state IN ('ambiguous', 'submitting') ORDER BY n"
+            "SELECT job_no, job_id, submitted_at, coalesce(error_message, 'being submitted'), body FROM jobs"
+            f" WHERE {NOT_OVER} AND state IN ('ambiguous', 'submitting') ORDER BY job_no"
         )
         return [Doubt(n, job_id, iso(at), why, bytes(body)) for n, job_id, at, why, body in rows]
 
     def latest_run(self) -> RunRow | None:
         """What is on record of the latest run; None where none began."""
-        row = self._sql.execute("SELECT started_at, per_s, jobs FROM runs ORDER BY n DESC LIMIT 1").fetchone()
+        sql = "SELECT started_at, rate_per_s, expected_jobs FROM runs ORDER BY run_no DESC LIMIT 1"
+        row = self._sql.execute(sql).fetchone()
         return RunRow(*row) if row else None
 
     def gateway(self) -> str | None:
         """Where this folder's jobs were submitted: `Settings.origin` of its latest run."""
-        row = self._sql.execute("SELECT gateway FROM runs ORDER BY n DESC LIMIT 1").fetchone()
+        row = self._sql.execute("SELECT gateway FROM runs ORDER BY run_no DESC LIMIT 1").fetchone()
         return row[0] if row else None
 
     def results_bytes(self) -> int | None:
         """How large results.jsonl is, where nothing has happened since it was written; None: something may have."""
-        row = self._sql.execute("SELECT results_bytes FROM runs ORDER BY n DESC LIMIT 1").fetchone()
+        row = self._sql.execute("SELECT results_bytes FROM runs ORDER BY run_no DESC LIMIT 1").fetchone()
         return row[0] if row else None
 
     def settled(self) -> int:
         """The number of the last job, where all are over for good, so that no row of theirs will change; else 0."""
         (n,) = self._sql.execute(
             f"SELECT CASE WHEN EXISTS (SELECT 1 FROM jobs WHERE {NOT_OVER}) THEN 0"
-            " ELSE (SELECT coalesce(max(n), 0) FROM jobs) END"
+            " ELSE (SELECT coalesce(max(job_no), 0) FROM jobs) END"
         ).fetchone()
         return int(n)
 
     def bookmark(self) -> bytes | None:
         """What `set_bookmark` noted last."""
-        row = self._sql.execute("SELECT what FROM bookmark").fetchone()
+        row = self._sql.execute("SELECT data FROM checkpoint").fetchone()
         return bytes(row[0]) if row else None
 
     def open_jobs(self, after_n: int, limit: int) -> list[OpenJob]:
         """Jobs to go on with, `limit` at most, in the order of their numbers from `after_n` on."""
         rows = self._sql.execute(
             f"SELECT {OPEN} FROM jobs WHERE {NOT_OVER}"
-            " AND state IN ('pending', 'accepted', 'finished') AND n > ? ORDER BY n LIMIT ?",
+            f" AND state IN ({RESUMED_AS_THEY_ARE}) AND job_no > ? ORDER BY job_no LIMIT ?",
             (after_n, limit),
         )
         return [open_job(row) for row in rows]
@@ -108,36 +120,36 @@ class Books:
         """Kinds of the latest finished jobs, and the seconds they took, by the gateway's word where it gave one."""
         rows = self._sql.execute(
             f"SELECT coalesce({KIND}, ''), coalesce(json_extract(media, '$.took_s'), finished_at - accepted_at)"
-            " FROM jobs WHERE media IS NOT NULL ORDER BY n DESC LIMIT ?",
+            " FROM jobs WHERE media IS NOT NULL ORDER BY job_no DESC LIMIT ?",
             (limit,),
         )
         return [(kind, took_s) for kind, took_s in rows if took_s is not None and took_s >= 0][::-1]
 
     def sending(self, n: int) -> tuple[bytes, bytes, bytes]:
         """Body, fingerprint and metadata of a job, for another POST of it."""
-        row = self._sql.execute("SELECT body, fingerprint, metadata FROM jobs WHERE n = ?", (n,)).fetchone()
+        row = self._sql.execute("SELECT body, fingerprint, metadata FROM jobs WHERE job_no = ?", (n,)).fetchone()
         return bytes(row[0]), bytes(row[1]), bytes(row[2])
 
     def fingerprints(self, job_ids: Sequence[str]) -> dict[str, bytes]:
         """The fingerprints of those ids that are on record."""
         marks = ",".join("?" * len(job_ids))
-        rows = self._sql.execute(f"SELECT id, fingerprint FROM jobs WHERE id IN ({marks})", job_ids)
+        rows = self._sql.execute(f"SELECT job_id, fingerprint FROM jobs WHERE job_id IN ({marks})", job_ids)
         return {job_id: bytes(fingerprint) for job_id, fingerprint in rows}
 
     def outcome(self, n: int) -> Outcome:
         """The result row of one job."""
-        row = self._sql.execute(f"SELECT {OUTCOME} FROM jobs WHERE n = ?", (n,)).fetchone()
+        row = self._sql.execute(f"SELECT {OUTCOME} FROM jobs WHERE job_no = ?", (n,)).fetchone()
         return outcome_of(row)
 
     def known(self, job_id: str) -> Outcome | None:
         """The row of a job on record, whether it has ended or not; None where there is none."""
-        row = self._sql.execute(f"SELECT {OUTCOME} FROM jobs WHERE id = ?", (job_id,)).fetchone()
+        row = self._sql.execute(f"SELECT {OUTCOME} FROM jobs WHERE job_id = ?", (job_id,)).fetchone()
         return outcome_of(row) if row else None
 
     def outcomes(self, after_n: int, limit: int) -> tuple[list[Outcome], int | None]:
         """Result rows of ended jobs from `after_n` on, and the number to go on from (None: that was all)."""
         rows = self._sql.execute(
-            f"SELECT {OUTCOME}, n FROM jobs WHERE n > ? ORDER BY n LIMIT ?",
+            f"SELECT {OUTCOME}, job_no FROM jobs WHERE job_no > ? ORDER BY job_no LIMIT ?",
             (after_n, limit),
         ).fetchall()
         ended = [outcome_of(row[:-1]) for row in rows if State(row[1]) in FINAL]
@@ -145,7 +157,7 @@ class Books:
 
     def glimpses(self, after_n: int, limit: int) -> list[tuple[int, Outcome]]:
         """Number and row of jobs, ended or not, `limit` at most, in the order of their numbers after `after_n`."""
-        sql = f"SELECT {OUTCOME}, n FROM jobs WHERE n > ? ORDER BY n LIMIT ?"
+        sql = f"SELECT {OUTCOME}, job_no FROM jobs WHERE job_no > ? ORDER BY job_no LIMIT ?"
         return [(row[-1], outcome_of(row[:-1])) for row in self._sql.execute(sql, (after_n, limit))]
 
     def past_outcomes(self, after_n: int, limit: int) -> tuple[list[Outcome], int | None]:
@@ -162,14 +174,16 @@ class Books:
             f" SELECT state, count(*) FROM jobs WHERE {_IN_VAIN} GROUP BY state"
         )
         counts = {State(state): count for state, count in few}
-        (all_of_them,) = self._sql.execute("SELECT coalesce(max(n), 0) FROM jobs").fetchone()  # none is ever deleted
+        # Jobs are never deleted, so the highest number is their count, which SQLite finds without a scan.
+        (all_of_them,) = self._sql.execute("SELECT coalesce(max(job_no), 0) FROM jobs").fetchone()
         if succeeded := all_of_them - sum(counts.values()):
             counts[State.SUCCEEDED] = succeeded
         return counts
 
     def posts(self) -> int:
         """How many POSTs were about to leave, in all runs."""
-        (count,) = self._sql.execute("SELECT coalesce(max(n), 0) FROM posts").fetchone()  # none is ever deleted
+        # Submissions are never deleted, so the highest number is their count.
+        (count,) = self._sql.execute("SELECT coalesce(max(submission_no), 0) FROM submissions").fetchone()
         return int(count)
 
     def commonest_errors(self, limit: int) -> list[tuple[str, int]]:
@@ -183,14 +197,17 @@ class Books:
 
     def sent(self, after_n: int, limit: int) -> list[tuple[int, float, str]]:
         """Number, instant and upshot of POSTs, in the order in which they left, after that of number `after_n`."""
-        sql = "SELECT n, sent_at, coalesce(came_to, 'in_air') FROM posts WHERE n > ? ORDER BY n LIMIT ?"
+        sql = (
+            "SELECT submission_no, sent_at, coalesce(result, 'in_flight') FROM submissions"
+            " WHERE submission_no > ? ORDER BY submission_no LIMIT ?"
+        )
         return self._sql.execute(sql, (after_n, limit)).fetchall()
 
     def stays(self, after_n: int, limit: int) -> list[Stay]:
         """How long jobs stayed where, in the order of their numbers, after that of number `after_n`."""
         sql = (
-            "SELECT n, accepted_at, finished_at, stored_at, json_extract(media, '$.took_s'), polls FROM jobs"
-            " WHERE n > ? AND accepted_at IS NOT NULL ORDER BY n LIMIT ?"
+            "SELECT job_no, accepted_at, finished_at, stored_at, json_extract(media, '$.took_s'), polls FROM jobs"
+            " WHERE job_no > ? AND accepted_at IS NOT NULL ORDER BY job_no LIMIT ?"
         )
         return [Stay(*row) for row in self._sql.execute(sql, (after_n, limit))]
 
@@ -201,9 +218,9 @@ class Books:
     def charges(self) -> Charges:
         """What the POSTs of all runs in this folder came to."""
         row = self._sql.execute(
-            "SELECT count(*) FILTER (WHERE came_to = 'accepted' AND NOT refunded),"
+            "SELECT count(*) FILTER (WHERE result = 'accepted' AND NOT refunded),"
             " count(*) FILTER (WHERE refunded),"
-            " count(*) FILTER (WHERE came_to = 'unclear' OR came_to IS NULL) FROM posts"
+            " count(*) FILTER (WHERE result = 'ambiguous' OR result IS NULL) FROM submissions"
         ).fetchone()
         return Charges(*row)
 

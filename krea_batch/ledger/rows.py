@@ -13,12 +13,12 @@ from krea_batch.jobs import Outcome, State, StoredFile, Trouble
 from krea_batch.rules.verdicts import Finished
 
 OUTCOME = (
-    "id, state, request_id, files, error_kind, error_message, body, metadata, polls, attempts, "
+    "job_id, state, request_id, files, error_kind, error_message, body, metadata, polls, attempts, "
     "submitted_at, accepted_at, finished_at, stored_at"
 )
 _BODY = "CAST(body AS TEXT)"
 KIND = f"json_extract({_BODY}, '$.aspect_ratio') || ' ' || json_extract({_BODY}, '$.creativity')"  # rules/kinds
-OPEN = f"n, id, state, request_id, media, attempts, errors, polls, accepted_at, coalesce({KIND}, ''), tenant"
+OPEN = f"job_no, job_id, state, request_id, media, attempts, errors, polls, accepted_at, coalesce({KIND}, ''), tenant"
 _read_files = msgspec.json.Decoder(tuple[StoredFile, ...]).decode
 _read_media = msgspec.json.Decoder(Finished).decode
 

@@ -1,22 +1,22 @@
--- The ledger of a run: what was asked, what was paid, what became of it. Version 3.
--- Instants are seconds since 1970 (UTC). States and what may follow them: rules/lifecycle.py.
+-- The ledger of a run: what was requested, what was charged, what became of it. Version 4.
+-- Instants are seconds since 1970 (UTC). States: krea_batch/jobs.py. Transitions: krea_batch/rules/lifecycle.py.
+-- The expression of the CHECK is filled in from the table of states when the file is created.
 
 CREATE TABLE jobs (
-    n             INTEGER PRIMARY KEY,           -- in the order of the first submit
-    id            TEXT    NOT NULL UNIQUE,
+    job_no        INTEGER PRIMARY KEY,           -- in the order of the first submission
+    job_id        TEXT    NOT NULL UNIQUE,
     state         TEXT    NOT NULL,
-    over          TEXT                           -- 'well', 'in vain'; NULL: this run or a later one goes on with it
-        CHECK (over IS NULL OR over = CASE
-            WHEN state = 'succeeded' THEN 'well' WHEN state IN ('failed', 'rejected', 'cancelled') THEN 'in vain' END),
+    disposition   TEXT                           -- succeeded, unsuccessful; NULL: this run or a later one resumes it
+        CHECK (disposition IS NULL OR disposition = {disposition}),
     body          BLOB    NOT NULL,              -- JSON, exactly as it is sent
     fingerprint   BLOB    NOT NULL,              -- SHA-256 of the body
     metadata      BLOB    NOT NULL,              -- JSON, never sent
-    tenant        TEXT    NOT NULL DEFAULT '',   -- whose it is, where several take turns
-    request_id    TEXT,                          -- of the latest accepted POST
-    media         TEXT,                          -- JSON {"media_urls": […], "media_type": …} once finished
-    files         TEXT    NOT NULL DEFAULT '[]', -- JSON, the rows of StoredFile
-    attempts      INTEGER NOT NULL DEFAULT 0,    -- POSTs that were about to leave
-    errors        INTEGER NOT NULL DEFAULT 0,    -- accepted POSTs that came to ERROR
+    tenant        TEXT    NOT NULL DEFAULT '',   -- for fairness between callers
+    request_id    TEXT,                          -- of the latest accepted submission
+    media         TEXT,                          -- JSON {{"media_urls": […], "media_type": …}} once finished
+    files         TEXT    NOT NULL DEFAULT '[]', -- JSON, a list of StoredFile
+    attempts      INTEGER NOT NULL DEFAULT 0,    -- submissions
+    errors        INTEGER NOT NULL DEFAULT 0,    -- accepted submissions that ended in ERROR
     polls         INTEGER NOT NULL DEFAULT 0,
     error_kind    TEXT,
     error_message TEXT,
@@ -26,44 +26,44 @@ CREATE TABLE jobs (
     stored_at     REAL
 ) STRICT;
 
--- What a new run has to look at, and no more, however many jobs are over. Not by the states themselves: each of a
--- job's steps would then write to both indexes, which costs more than all the rest of the step.
-CREATE INDEX jobs_open ON jobs (n) WHERE over IS NULL;
+-- The jobs that a new run resumes, however many others have ended. The index is on the disposition, not on the state:
+-- each of a job's transitions would then write to both indexes, which costs more than the rest of the transition.
+CREATE INDEX jobs_open ON jobs (job_no) WHERE disposition IS NULL;
 
--- What was paid or refused in vain, which is little.
-CREATE INDEX jobs_in_vain ON jobs (n) WHERE over = 'in vain';
+-- The jobs that ended without an image, which are few.
+CREATE INDEX jobs_unsuccessful ON jobs (job_no) WHERE disposition = 'unsuccessful';
 
--- Every POST that was about to leave, since each may cost money.
-CREATE TABLE posts (
-    n          INTEGER PRIMARY KEY,
-    job        INTEGER NOT NULL REFERENCES jobs (n),
-    sent_at    REAL    NOT NULL,
-    came_to    TEXT,                             -- NULL: in the air; accepted, refused, not_sent, unclear
-    request_id TEXT    UNIQUE,
-    refunded   INTEGER NOT NULL DEFAULT 0        -- 1: the gateway said ERROR, which is not charged
+-- Every intent to POST, since each may be charged.
+CREATE TABLE submissions (
+    submission_no INTEGER PRIMARY KEY,
+    job_no        INTEGER NOT NULL REFERENCES jobs (job_no),
+    sent_at       REAL    NOT NULL,
+    result        TEXT,                          -- accepted, refused, not_sent, ambiguous; NULL: in flight
+    request_id    TEXT    UNIQUE,
+    refunded      INTEGER NOT NULL DEFAULT 0     -- 1: the gateway reported ERROR, which is not charged
 ) STRICT;
 
-CREATE INDEX posts_in_air ON posts (job) WHERE came_to IS NULL;
+CREATE INDEX submissions_in_flight ON submissions (job_no) WHERE result IS NULL;
 
 CREATE TABLE runs (
-    n          INTEGER PRIMARY KEY,
-    started_at REAL NOT NULL,
-    ended_at   REAL,
-    gateway    TEXT NOT NULL,                    -- where the request_ids of this folder mean something
-    version    TEXT NOT NULL,                    -- of krea-batch
-    per_s      REAL,                             -- most submits a second; NULL: the limit was to be found
-    jobs       INTEGER,                          -- that the folder is to come to; NULL: not told
-    results_bytes INTEGER                        -- size of results.jsonl, once it holds all and is synced
+    run_no        INTEGER PRIMARY KEY,
+    started_at    REAL NOT NULL,
+    ended_at      REAL,
+    gateway       TEXT NOT NULL,                 -- where the request_ids of this run directory are valid
+    version       TEXT NOT NULL,                 -- of krea-batch
+    rate_per_s    REAL,                          -- maximum submit rate; NULL: the limit is found
+    expected_jobs INTEGER,                       -- that the run directory will have; NULL: unknown
+    results_bytes INTEGER                        -- size of results.jsonl once it is complete and synced
 ) STRICT;
 
--- What makes the addresses for callbacks unguessable, for all runs of the folder; see gateway/callbacks.py.
-CREATE TABLE callbacks (
-    only   INTEGER PRIMARY KEY CHECK (only = 1),
-    secret BLOB NOT NULL
+-- The secret of the callback URLs of all runs of the directory; see krea_batch/gateway/callbacks.py.
+CREATE TABLE callback_secret (
+    singleton INTEGER PRIMARY KEY CHECK (singleton = 1),
+    secret    BLOB NOT NULL
 ) STRICT;
 
--- How far job files have been read of which every job is on record: JSON, see sources/bookmark.py.
-CREATE TABLE bookmark (
-    only INTEGER PRIMARY KEY CHECK (only = 1),
-    what BLOB NOT NULL
+-- How far the job files were read, as far as every job is in the ledger: JSON, see krea_batch/sources/checkpoint.py.
+CREATE TABLE checkpoint (
+    singleton INTEGER PRIMARY KEY CHECK (singleton = 1),
+    data      BLOB NOT NULL
 ) STRICT;

@@ -26,12 +26,8 @@ from krea_batch.rules.verdicts import Finished
 T = TypeVar("T")
 
 MOST_ROWS = 64  # chosen: of one statement; more in one make none of them cheaper (measured)
-_OVER = {  # how jobs are over in the states that no run goes on with
-    State.SUCCEEDED: "'well'",
-    State.FAILED: IN_VAIN,
-    State.REJECTED: IN_VAIN,
-    State.CANCELLED: IN_VAIN,
-}
+_DISPOSITIONS = {State.SUCCEEDED: "'succeeded'"} | {state: IN_VAIN for state in State if state.info.unsuccessful}
+"""The disposition of the states that no run resumes, as SQL literals."""
 
 Intent = tuple[str, bytes, bytes, bytes, float, str]
 """What `intend` takes."""
@@ -46,7 +42,7 @@ class Store(Books):
         store = cls.open(path, read_only=True)
         try:
             store._sql.execute("BEGIN")
-            store._sql.execute("SELECT max(n) FROM jobs").fetchone()  # SQLite takes its snapshot at the first look
+            store._sql.execute("SELECT max(job_no) FROM jobs").fetchone()  # takes the snapshot
         except sqlite3.Error as error:
             store.close()
             raise store._unreadable(error) from error
@@ -80,8 +76,8 @@ class Store(Books):
     def enqueue(self, job_id: str, body: bytes, fingerprint: bytes, metadata: bytes, tenant: str) -> None:
         """A new job is to be submitted when its turn comes. One that is on record stays as it is."""
         self._sql.execute(
-            "INSERT INTO jobs (id, state, body, fingerprint, metadata, tenant) VALUES (?, 'pending', ?, ?, ?, ?)"
-            " ON CONFLICT (id) DO NOTHING",
+            "INSERT INTO jobs (job_id, state, body, fingerprint, metadata, tenant) VALUES (?, 'pending', ?, ?, ?, ?)"
+            " ON CONFLICT (job_id) DO NOTHING",
             (job_id, body, fingerprint, metadata, tenant),
         )
 
@@ -92,12 +88,12 @@ class Store(Books):
     def intend_all(self, intents: Sequence[Intent]) -> list[int]:
         """The same of several jobs."""
         written = self._each(
-            "INSERT INTO jobs (id, state, body, fingerprint, metadata, submitted_at, tenant, attempts)"
+            "INSERT INTO jobs (job_id, state, body, fingerprint, metadata, submitted_at, tenant, attempts)"
             " SELECT column1, 'submitting', column2, column3, column4, column5, column6, 1"
             " FROM {rows} WHERE column1 IS NOT NULL"
-            " ON CONFLICT (id) DO UPDATE SET state = 'submitting', attempts = attempts + 1,"
+            " ON CONFLICT (job_id) DO UPDATE SET state = 'submitting', attempts = attempts + 1,"
             " submitted_at = excluded.submitted_at"
-            " WHERE state = 'pending' AND fingerprint = excluded.fingerprint RETURNING id, n",
+            " WHERE state = 'pending' AND fingerprint = excluded.fingerprint RETURNING job_id, job_no",
             intents,
         )
         numbers = dict(written)
@@ -106,7 +102,8 @@ class Store(Books):
             raise InternalError(f"job {ids} is not pending, so it cannot be submitted")
         posts = [(numbers[job_id], at) for job_id, _, _, _, at, _ in intents]
         self._each(
-            "INSERT INTO posts (job, sent_at) SELECT column1, column2 FROM {rows} WHERE column1 IS NOT NULL", posts
+            "INSERT INTO submissions (job_no, sent_at) SELECT column1, column2 FROM {rows} WHERE column1 IS NOT NULL",
+            posts,
         )
         return [n for n, _ in posts]
 
@@ -121,10 +118,10 @@ class Store(Books):
 
     def accept_all(self, accepted: Sequence[tuple[int, str, float]]) -> list[bool]:
         """The same of several jobs."""
-        came_to = "UPDATE posts SET came_to = 'accepted', request_id = column2 FROM {rows}"
+        accept = "UPDATE submissions SET result = 'accepted', request_id = column2 FROM {rows}"
         try:
-            self._each(f"{came_to} WHERE job = column1 AND came_to IS NULL", accepted)
-        except sqlite3.IntegrityError:  # posts.request_id is UNIQUE
+            self._each(f"{accept} WHERE job_no = column1 AND result IS NULL", accepted)
+        except sqlite3.IntegrityError:  # submissions.request_id is UNIQUE
             return [self.accept(*one) for one in accepted] if len(accepted) > 1 else [False]
         self._move_all(State.SUBMITTING, State.ACCEPTED, "request_id = column2, accepted_at = column3", accepted)
         return [True] * len(accepted)
@@ -136,7 +133,7 @@ class Store(Books):
 
     def hold(self, n: int, why: Trouble, at: float) -> Outcome:
         """The POST left and nobody knows what became of it."""
-        self._came_to(n, "unclear")
+        self._came_to(n, "ambiguous")
         return self._end(n, State.SUBMITTING, State.AMBIGUOUS, why, at)
 
     # ---- out of doubt ------------------------------------------------------------------------------------
@@ -156,22 +153,25 @@ class Store(Books):
         also = "request_id = ?, accepted_at = ?, finished_at = NULL, error_kind = NULL, error_message = NULL"
         self._move(n, State.AMBIGUOUS, State.ACCEPTED, also, (request_id, at))
         self._sql.execute(
-            "UPDATE posts SET came_to = 'accepted', request_id = ?1"
-            " WHERE n = (SELECT max(n) FROM posts WHERE job = ?2 AND came_to = 'unclear')",
+            "UPDATE submissions SET result = 'accepted', request_id = ?1"
+            " WHERE submission_no ="
+            " (SELECT max(submission_no) FROM submissions WHERE job_no = ?2 AND result = 'ambiguous')",
             (request_id, n),
         )
         return True
 
     def callback_secret(self, new: bytes) -> bytes:
         """What makes this folder's callback addresses; `new` where there is none yet."""
-        self._sql.execute("INSERT INTO callbacks VALUES (1, ?) ON CONFLICT (only) DO NOTHING", (new,))
-        (secret,) = self._sql.execute("SELECT secret FROM callbacks").fetchone()
+        self._sql.execute("INSERT INTO callback_secret VALUES (1, ?) ON CONFLICT (singleton) DO NOTHING", (new,))
+        (secret,) = self._sql.execute("SELECT secret FROM callback_secret").fetchone()
         return bytes(secret)
 
     def hold_in_air(self) -> None:
         """The process that had POSTs in the air is dead: their jobs are ambiguous."""
-        self._sql.execute("UPDATE posts SET came_to = 'unclear' WHERE came_to IS NULL")
-        for (n,) in self._sql.execute(f"SELECT n FROM jobs WHERE {NOT_OVER} AND state = 'submitting'").fetchall():
+        self._sql.execute("UPDATE submissions SET result = 'ambiguous' WHERE result IS NULL")
+        for (n,) in self._sql.execute(
+            f"SELECT job_no FROM jobs WHERE {NOT_OVER} AND state = 'submitting'"
+        ).fetchall():
             self._end(n, State.SUBMITTING, State.AMBIGUOUS, _KILLED, 0.0)
 
     def retry(self, n: int, state: State) -> None:
@@ -203,7 +203,9 @@ class Store(Books):
         rows = [(n, msgspec.json.encode(files).decode(), at) for n, files, at in stored]
         also = "files = column2, stored_at = column3, error_kind = NULL, error_message = NULL"
         self._move_all(State.FINISHED, State.SUCCEEDED, also, rows)
-        found = self._each(f"SELECT n, {OUTCOME} FROM {{rows}} JOIN jobs ON n = column1", [(n,) for n, *_ in rows])
+        found = self._each(
+            f"SELECT job_no, {OUTCOME} FROM {{rows}} JOIN jobs ON job_no = column1", [(n,) for n, *_ in rows]
+        )
         outcomes = {n: outcome_of(row) for n, *row in found}
         return [outcomes[n] for n, *_ in rows]
 
@@ -225,7 +227,7 @@ class Store(Books):
 
     def time_out(self, n: int, why: Trouble, at: float, polls: int) -> Outcome:
         """This run waits no longer for the job; its request_id stays, and the next run asks again."""
-        finished = self._sql.execute("SELECT 1 FROM jobs WHERE n = ? AND state = 'finished'", (n,)).fetchone()
+        finished = self._sql.execute("SELECT 1 FROM jobs WHERE job_no = ? AND state = 'finished'", (n,)).fetchone()
         old = State.FINISHED if finished else State.ACCEPTED
         return self._end(n, old, State.TIMED_OUT, why, at, polls)
 
@@ -236,7 +238,7 @@ class Store(Books):
 
         Raises RunFolderError where the folder's jobs live at another gateway.
         """
-        before = self._sql.execute("SELECT gateway FROM runs ORDER BY n DESC LIMIT 1").fetchone()
+        before = self._sql.execute("SELECT gateway FROM runs ORDER BY run_no DESC LIMIT 1").fetchone()
         if before and before[0] != gateway:
             raise RunDirError(
                 self.path,
@@ -244,32 +246,36 @@ class Store(Books):
                 "use the same gateway, or another --out",
             )
         cursor = self._sql.execute(
-            "INSERT INTO runs (started_at, gateway, version, per_s) VALUES (?, ?, ?, ?)",
+            "INSERT INTO runs (started_at, gateway, version, rate_per_s) VALUES (?, ?, ?, ?)",
             (at, gateway, version, per_s),
         )
         return int(cursor.lastrowid or 0)
 
     def expect(self, jobs: int) -> None:
         """Note how many jobs the folder is to come to."""
-        self._sql.execute("UPDATE runs SET jobs = ? WHERE n = (SELECT max(n) FROM runs)", (jobs,))
+        self._sql.execute("UPDATE runs SET expected_jobs = ? WHERE run_no = (SELECT max(run_no) FROM runs)", (jobs,))
 
     def results_written(self, size_bytes: int | None) -> None:
         """Note that results.jsonl holds what the ledger does; None: it does not."""
-        self._sql.execute("UPDATE runs SET results_bytes = ? WHERE n = (SELECT max(n) FROM runs)", (size_bytes,))
+        self._sql.execute(
+            "UPDATE runs SET results_bytes = ? WHERE run_no = (SELECT max(run_no) FROM runs)", (size_bytes,)
+        )
 
     def set_bookmark(self, what: bytes) -> None:
         """Note how far job files have been read of which every job is on record."""
-        self._sql.execute("INSERT INTO bookmark VALUES (1, ?1) ON CONFLICT (only) DO UPDATE SET what = ?1", (what,))
+        self._sql.execute(
+            "INSERT INTO checkpoint VALUES (1, ?1) ON CONFLICT (singleton) DO UPDATE SET data = ?1", (what,)
+        )
 
     def end_run(self, run: int, at: float) -> None:
         """Note that a run has ended in order."""
-        self._sql.execute("UPDATE runs SET ended_at = ? WHERE n = ?", (at, run))
+        self._sql.execute("UPDATE runs SET ended_at = ? WHERE run_no = ?", (at, run))
 
     def reopen(self, *, max_attempts: int, resubmit_ambiguous: bool) -> bool:
         """Bring what the last run left into the states in which this one goes on. True where ends are no more."""
         reopened = False
         self.hold_in_air()
-        rows = self._sql.execute(f"SELECT n, state, errors FROM jobs WHERE {NOT_OVER}").fetchall()
+        rows = self._sql.execute(f"SELECT job_no, state, errors FROM jobs WHERE {NOT_OVER}").fetchall()
         for n, word, errors in rows:
             old = State(word)
             new = lifecycle.on_resume(
@@ -290,7 +296,9 @@ class Store(Books):
         """Move the jobs whose numbers the rows begin with."""
         lifecycle.check_move(old, new)
         moves = f"UPDATE jobs SET state = '{new}', {also}{_over(old, new)} FROM {{rows}}"
-        moved = sum(done.rowcount for done in self._batches(f"{moves} WHERE n = column1 AND state = '{old}'", rows))
+        moved = sum(
+            done.rowcount for done in self._batches(f"{moves} WHERE job_no = column1 AND state = '{old}'", rows)
+        )
         if moved != len(rows):
             numbers = ", ".join(str(n) for n, *_ in rows)
             raise InternalError(f"job number {numbers} was to go from {old} to {new}, but is not {old}")
@@ -298,7 +306,7 @@ class Store(Books):
     def _set(self, n: int, old: State, new: State, also: str = "", values: tuple[Any, ...] = ()) -> None:
         more = f", {also}" if also else ""
         cursor = self._sql.execute(
-            f"UPDATE jobs SET state = ?{more}{_over(old, new)} WHERE n = ? AND state = ?",
+            f"UPDATE jobs SET state = ?{more}{_over(old, new)} WHERE job_no = ? AND state = ?",
             (new.value, *values, n, old.value),
         )
         if cursor.rowcount != 1:
@@ -327,19 +335,22 @@ class Store(Books):
         return self.outcome(n)
 
     def _has_request_id(self, request_id: str) -> bool:
-        return self._sql.execute("SELECT 1 FROM posts WHERE request_id = ?", (request_id,)).fetchone() is not None
+        return (
+            self._sql.execute("SELECT 1 FROM submissions WHERE request_id = ?", (request_id,)).fetchone() is not None
+        )
 
     def _came_to(self, n: int, came_to: str) -> None:
         self._sql.execute(
-            "UPDATE posts SET came_to = ? WHERE job = ? AND came_to IS NULL",
+            "UPDATE submissions SET result = ? WHERE job_no = ? AND result IS NULL",
             (came_to, n),
         )
 
     def _refund(self, n: int) -> None:
         self._sql.execute(
-            "UPDATE posts SET refunded = 1 WHERE request_id = (SELECT request_id FROM jobs WHERE n = ?)", (n,)
+            "UPDATE submissions SET refunded = 1 WHERE request_id = (SELECT request_id FROM jobs WHERE job_no = ?)",
+            (n,),
         )
-        self._sql.execute("UPDATE jobs SET errors = errors + 1 WHERE n = ?", (n,))
+        self._sql.execute("UPDATE jobs SET errors = errors + 1 WHERE job_no = ?", (n,))
 
 
 @lru_cache(maxsize=256)
@@ -350,7 +361,7 @@ def _sized(sql: str, rows: int, columns: int) -> str:
 
 def _over(old: State, new: State) -> str:
     """What a move sets beside the state."""
-    return f", over = {_OVER.get(new, 'NULL')}" if new in _OVER or old in _OVER else ""
+    return f", disposition = {_DISPOSITIONS.get(new, 'NULL')}" if new in _DISPOSITIONS or old in _DISPOSITIONS else ""
 
 
 _ABANDONED = Trouble("abandoned", "ambiguous, and it was decided not to submit it again")

@@ -181,7 +181,7 @@ def test_simulated_runs_need_no_word(tmp_path: Path) -> None:
     simulated = ("--simulate", "--time-scale=100", *QUICK)
     assert krea_batch("run", "jobs.jsonl", "--out", "out", *simulated, cwd=tmp_path).returncode == 0
     store = Store.open(tmp_path / "out" / "ledger.db")
-    store._sql.execute("UPDATE jobs SET state = 'failed', over = 'in vain', files = '[]'")
+    store._sql.execute("UPDATE jobs SET state = 'failed', disposition = 'unsuccessful', files = '[]'")
     store.close()
     done = krea_batch("retry", "out", *simulated, cwd=tmp_path, key="")
     assert done.returncode == 0, done.stderr
@@ -193,8 +193,8 @@ class TestRules:
         """One job that cannot be retried leaves the others as they are."""
         out = run(gateway, tmp_path)
         store = Store.open(out / "ledger.db")
-        store._sql.execute("UPDATE jobs SET state = 'failed', over = 'in vain' WHERE id < '00003'")
-        (n,) = store._sql.execute("SELECT n FROM jobs WHERE id = '00003'").fetchone()
+        store._sql.execute("UPDATE jobs SET state = 'failed', disposition = 'unsuccessful' WHERE job_id < '00003'")
+        (n,) = store._sql.execute("SELECT job_no FROM jobs WHERE job_id = '00003'").fetchone()
         with pytest.raises(InternalError, match="succeeded"):
             store.retry(n, State.SUCCEEDED)
         store.close()

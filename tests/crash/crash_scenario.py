@@ -67,7 +67,7 @@ class Scene:
         """The request ids on record; none where there is no ledger yet."""
         if not self.ask("SELECT 1 FROM sqlite_schema WHERE name = 'posts'"):
             return set()
-        return {request_id for (request_id,) in self.ask("SELECT request_id FROM posts WHERE came_to = 'accepted'")}
+        return {request_id for (request_id,) in self.ask("SELECT request_id FROM submissions WHERE result = 'accepted'")}
 
     def ask(self, sql: str) -> list[tuple[Any, ...]]:
         ledger = sqlite3.connect(self.ledger)
@@ -84,7 +84,7 @@ class Scene:
         posts = [post for post in self.simulator.ask("/ledger")["posts"] if post["charged"]]
         paid = Counter(post["body"]["prompt"] for post in posts)
         assert max(paid.values(), default=0) <= 1, f"paid twice: {paid.most_common(3)}"
-        sql = "SELECT p.request_id, json_extract(j.body, '$.prompt') FROM posts p JOIN jobs j ON j.n = p.job"
+        sql = "SELECT s.request_id, json_extract(body, '$.prompt') FROM submissions s JOIN jobs USING (job_no)"
         on_record = {request_id: prompt for request_id, prompt in self.ask(sql) if request_id}
         status_of = {row["request"]["prompt"]: row["status"] for row in rows(self.out)}
         assert len(status_of) == self.count

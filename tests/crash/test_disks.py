@@ -91,7 +91,7 @@ def test_a_disk_that_breaks(simulate: Simulate, tmp_path: Path, flags: int) -> N
         paid = simulator.ask("/totals")["accepted"]
     with mounted(tmp_path / "mended", "-o", "loop", str(image)) as disk:
         scene = Scene(simulator, tmp_path, 600, disk / "out")
-        ((intents,),) = scene.ask("SELECT count(*) FROM posts")
+        ((intents,),) = scene.ask("SELECT count(*) FROM submissions")
         assert paid <= intents < 600, "submits went on"
         assert known <= scene.accepted()
         most = intents - len(scene.accepted())

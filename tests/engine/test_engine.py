@@ -63,7 +63,7 @@ def check_books(out: Path, gateway: ScriptedGateway) -> None:
             assert [(out / file["path"]).read_bytes() for file in row["files"]] == [
                 png(text=row["request"]["prompt"].encode())
             ]
-    on_record = {request_id for (request_id,) in ask(out, "SELECT request_id FROM posts WHERE came_to = 'accepted'")}
+    on_record = {request_id for (request_id,) in ask(out, "SELECT request_id FROM submissions WHERE result = 'accepted'")}
     assert set(gateway.charged) <= on_record
 
 

@@ -48,8 +48,8 @@ def together(ledger: Store, *calls: Call) -> list[Any]:
 
 def rows(ledger: Store) -> list[Any]:
     """All that is on record of jobs and of POSTs."""
-    every = ledger._sql.execute("SELECT * FROM jobs ORDER BY n").fetchall()
-    return [*every, *ledger._sql.execute("SELECT * FROM posts ORDER BY n").fetchall()]
+    every = ledger._sql.execute("SELECT * FROM jobs ORDER BY job_no").fetchall()
+    return [*every, *ledger._sql.execute("SELECT * FROM submissions ORDER BY submission_no").fetchall()]
 
 
 @pytest.fixture

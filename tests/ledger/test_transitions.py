@@ -512,7 +512,7 @@ def foreign(path: Path, *statements: str) -> Path:
     ids=["other tables", "other application", "newer schema", "older schema", "a text", "a damaged file", "a folder"],
 )  # fmt: skip
 def test_strangers_files(path: Path, make: Callable[[Path], object], read_only: bool) -> None:
-    """A stranger's, newer, older or damaged file is a RunFolderError that names it, and is left as it was."""
+    """A stranger's, newer, older or damaged file is a RunDirError that names it, and is left as it was."""
     make(path)
     before = path.read_bytes() if path.is_file() else b""
     with pytest.raises(RunDirError) as caught:
@@ -524,7 +524,7 @@ def test_strangers_files(path: Path, make: Callable[[Path], object], read_only: 
 
 
 def test_a_file_that_is_not_there(path: Path) -> None:
-    """Opened to read only, a ledger that is not there is a RunFolderError, and is not made."""
+    """Opened to read only, a ledger that is not there is a RunDirError, and is not made."""
     with pytest.raises(RunDirError):
         Store.open(path, read_only=True)
     assert not path.exists()
@@ -561,13 +561,13 @@ def test_odd_names(tmp_path: Path, name: str) -> None:
 OPEN_AS_NOBODY = """
 import os, sys
 from pathlib import Path
-from krea_batch.errors import RunFolderError
+from krea_batch.errors import RunDirError
 from krea_batch.ledger import Store
 if os.geteuid() == 0:
     os.setuid(65534)
 try:
     Store.open(Path(sys.argv[1]))
-except RunFolderError as error:
+except RunDirError as error:
     print(error)
 """
 

@@ -169,7 +169,7 @@ ERRORS = [
 
 
 @pytest.mark.parametrize("error", ERRORS, ids=str)
-@pytest.mark.parametrize("at", ["BEGIN", "INSERT INTO jobs", "INSERT INTO posts", "COMMIT"])
+@pytest.mark.parametrize("at", ["BEGIN", "INSERT INTO jobs", "INSERT INTO submissions", "COMMIT"])
 def test_the_disk_fails(path: Path, at: str, error: Exception) -> None:
     """When the disk fails, every waiter gets a LedgerError, and nothing afterwards pretends to succeed."""
 

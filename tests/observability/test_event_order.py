@@ -19,7 +19,7 @@ CAME_TO = {
     "accepted": "accepted",
     "refused": "refused",
     "rejected": "refused",
-    "ambiguous": "unclear",
+    "ambiguous": "ambiguous",
     "not_sent": "not_sent",
 }
 
@@ -52,7 +52,7 @@ def check_on_disk(out: Path, event: Event) -> None:
         case Moved(job_id, _, new) if new is not State.FINISHED:
             assert states(out)[job_id] == new
         case Posted(job_id, result):
-            sql = "SELECT came_to FROM posts JOIN jobs ON job = jobs.n WHERE id = ? ORDER BY posts.n DESC LIMIT 1"
+            sql = "SELECT result FROM submissions JOIN jobs USING (job_no) WHERE job_id = ? ORDER BY submission_no DESC LIMIT 1"
             assert ask(out, sql, job_id) == [(CAME_TO[result],)]
         case Stored(job_id, size_bytes):
             assert (out / "images" / f"{job_id}.png").stat().st_size == size_bytes

@@ -120,7 +120,7 @@ class TestWords:
         assert statuses(tmp_path) == {"j0": "succeeded"}
         assert gateway.bodies[0] == gateway.bodies[1]
         assert rows(tmp_path)["j0"]["request_id"] == list(gateway.charged)[1]
-        assert ask(tmp_path, "SELECT came_to, refunded FROM posts") == [("accepted", 1), ("accepted", 0)]
+        assert ask(tmp_path, "SELECT result, refunded FROM submissions") == [("accepted", 1), ("accepted", 0)]
 
     @pytest.mark.parametrize("most", [1, 2, 3])
     def test_error_ends_the_job_in_the_end(self, tmp_path: Path, most: int) -> None:

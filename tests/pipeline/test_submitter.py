@@ -85,7 +85,7 @@ class TestWhatBecameOfAPost:
         answered_s = gateway.post_times_s[0] + gateway.post_s
         assert all(not answered_s + 0.001 < at_s < answered_s + 2.0 for at_s in gateway.post_times_s)
         assert len(gateway.bodies) == 6
-        assert ask(tmp_path, "SELECT came_to FROM posts ORDER BY n")[0] == ("refused",)
+        assert ask(tmp_path, "SELECT result FROM submissions ORDER BY submission_no")[0] == ("refused",)
 
     @pytest.mark.parametrize("refusal", [TRY_AGAIN, AWAY, NOT_SENT], ids=["500", "503", "not sent"])
     def test_what_was_not_queued_goes_again(self, tmp_path: Path, refusal: Any) -> None:
@@ -97,7 +97,7 @@ class TestWhatBecameOfAPost:
         assert len(gateway.bodies) == 4
         assert len(gateway.charged) == 1
         assert rows(tmp_path)["j0"]["attempts"] == 4
-        words = [came_to for (came_to,) in ask(tmp_path, "SELECT came_to FROM posts ORDER BY n")]
+        words = [came_to for (came_to,) in ask(tmp_path, "SELECT result FROM submissions ORDER BY submission_no")]
         assert words == ["not_sent" if refusal is NOT_SENT else "refused"] * 3 + ["accepted"]
 
     def test_a_503_is_obeyed(self, tmp_path: Path) -> None:
@@ -228,8 +228,8 @@ class TestOrder:
         gateway.on_post = lambda prompt: seen.extend(
             ask(
                 tmp_path,
-                "SELECT j.id, j.state, count(*) FROM jobs j JOIN posts p ON p.job = j.n"
-                " WHERE j.id = ? AND p.came_to IS NULL GROUP BY j.n",
+                "SELECT job_id, state, count(*) FROM jobs JOIN submissions USING (job_no)"
+                " WHERE job_id = ? AND result IS NULL GROUP BY job_no",
                 prompt,
             )
         )
@@ -374,13 +374,13 @@ class TestBounds:
         for n in range(0, 50, 5):
             gateway.posts[f"j{n}"] = [UNCLEAR]
         engine = run_virtual(play(tmp_path, gateway, jobs(50), rate="100/s", max_charges=10))
-        came_to = [word for (word,) in ask(tmp_path, "SELECT came_to FROM posts")]
-        assert came_to.count("accepted") + came_to.count("unclear") == len(came_to) == 10
+        came_to = [word for (word,) in ask(tmp_path, "SELECT result FROM submissions")]
+        assert came_to.count("accepted") + came_to.count("ambiguous") == len(came_to) == 10
         assert engine.stopped is not None
         assert "--max-charges 10" in str(engine.stopped)
         again = run_virtual(play(tmp_path, gateway, jobs(50), rate="100/s", max_charges=12))
         assert again.stopped is not None
-        assert len(ask(tmp_path, "SELECT 1 FROM posts")) == 12
+        assert len(ask(tmp_path, "SELECT 1 FROM submissions")) == 12
 
     @pytest.mark.parametrize(
         "free",
@@ -448,12 +448,12 @@ class TestCancelling:
         on_record = dict(
             ask(
                 tmp_path,
-                "SELECT j.id, p.request_id FROM posts p JOIN jobs j ON j.n = p.job WHERE came_to = 'accepted'",
+                "SELECT job_id, s.request_id FROM submissions s JOIN jobs USING (job_no) WHERE result = 'accepted'",
             )
         )
         assert {request_id: prompt for prompt, request_id in on_record.items()} == gateway.charged
         assert len(gateway.bodies) == len(gateway.charged)  # all of them were answered in time
-        assert not ask(tmp_path, "SELECT 1 FROM posts WHERE came_to IS NULL")
+        assert not ask(tmp_path, "SELECT 1 FROM submissions WHERE result IS NULL")
 
     def test_in_a_hurry_the_answer_is_waited_for_but_not_long(self, tmp_path: Path) -> None:
         """stop_now gives POSTs in the air a few seconds; then they are ambiguous, and the engine is closed."""

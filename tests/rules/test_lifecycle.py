@@ -284,7 +284,7 @@ def test_max_attempts_counts_accepted_posts(attempts: int) -> None:
 
 
 @pytest.mark.parametrize(
-    ("state", "keep", "resubmit"),
+    ("state", "hold", "resubmit"),
     [
         ("pending", "pending", "pending"),
         ("submitting", "ambiguous", "pending"),

@@ -113,7 +113,7 @@ class World(ScriptedGateway):
     async def submit(self, body: bytes, *, callback: str = "") -> PostVerdict:
         self._somebody_asks()
         prompt = body.split(b'"')[3].decode()
-        sql = "SELECT state, came_to FROM jobs j JOIN posts p ON p.job = j.n WHERE j.id = ? ORDER BY p.n DESC LIMIT 1"
+        sql = "SELECT state, result FROM jobs JOIN submissions USING (job_no) WHERE job_id = ? ORDER BY submission_no DESC LIMIT 1"
         if ask(self.out, sql, prompt) != [("submitting", None)]:
             self.broken.append(f"a POST of {prompt} without an intent on record")
         self.post_times_s.append(asyncio.get_running_loop().time())
@@ -128,7 +128,7 @@ class World(ScriptedGateway):
         if fate == "accept, and the answer is lost":
             return Unclear("the connection was cut")
         if fate == "accept, and the answer names another job's request":
-            on_record = ask(self.out, "SELECT min(request_id) FROM posts")  # of two that come alike, the first counts
+            on_record = ask(self.out, "SELECT min(request_id) FROM submissions")  # of two that come alike, the first counts
             request_id = on_record[0][0] or request_id
         return Accepted(request_id, Waiting("QUEUED")) if isinstance(fate, str) else fate
 
@@ -149,7 +149,7 @@ class World(ScriptedGateway):
         named = request_id
         if fate == "of another request":
             on_record = [
-                named for (named,) in ask(self.out, "SELECT request_id FROM posts WHERE came_to = 'accepted'")
+                named for (named,) in ask(self.out, "SELECT request_id FROM submissions WHERE result = 'accepted'")
             ]
             named = self.chance("named", request_id).choice([*on_record, "nobody's"])
         if fate == "forged":
@@ -165,7 +165,7 @@ class World(ScriptedGateway):
 
     async def poll(self, request_id: str) -> PollVerdict:
         self._somebody_asks()
-        on_record = ask(self.out, "SELECT 1 FROM posts WHERE request_id = ? AND came_to = 'accepted'", request_id)
+        on_record = ask(self.out, "SELECT 1 FROM submissions WHERE request_id = ? AND result = 'accepted'", request_id)
         if not on_record and request_id not in self.named:
             self.broken.append(f"a poll of {request_id}, which is not on record")
         chance = self.chance("poll", request_id)

@@ -161,7 +161,7 @@ class Play:
         """Somebody decides about each ambiguous job; they know whether it was paid."""
         if not self.has_begun():
             return
-        on_record = {request_id for (request_id,) in ask(self.out, "SELECT request_id FROM posts")}
+        on_record = {request_id for (request_id,) in ask(self.out, "SELECT request_id FROM submissions")}
         lost = {
             prompt: request_id for request_id, prompt in self.world.charged.items() if request_id not in on_record
         }
@@ -207,10 +207,10 @@ class Play:
             self.check_pictures()
 
     def check_money(self) -> None:
-        sql = "SELECT j.id, p.came_to, p.request_id FROM posts p JOIN jobs j ON j.n = p.job ORDER BY p.n"
+        sql = "SELECT job_id, result, s.request_id FROM submissions s JOIN jobs USING (job_no) ORDER BY submission_no"
         posts = ask(self.out, sql)
         on_record = {request_id: job_id for job_id, _, request_id in posts if request_id}
-        unclear = Counter(job_id for job_id, came_to, _ in posts if came_to in (None, "unclear"))
+        unclear = Counter(job_id for job_id, came_to, _ in posts if came_to in (None, "ambiguous"))
         paid = Counter(self.world.charged.values())
         lost = Counter(prompt for request_id, prompt in self.world.charged.items() if request_id not in on_record)
         for job_id in IDS:
@@ -227,7 +227,7 @@ class Play:
                 walk = PngWalk()
                 walk.feed(path.read_bytes())
                 walk.finish()
-        for job_id, files in ask(self.out, "SELECT id, files FROM jobs WHERE state = 'succeeded'"):
+        for job_id, files in ask(self.out, "SELECT job_id, files FROM jobs WHERE state = 'succeeded'"):
             assert files != "[]", f"{job_id} succeeded without a picture"
 
     def check_results(self) -> None:
@@ -252,10 +252,10 @@ class Play:
         folder = RunTotals.read(self.out)
         assert {state.value: count for state, count in folder.counts.items()} == Counter(in_ledger.values())
         assert folder.all_succeeded == (set(in_ledger.values()) <= {"succeeded"})
-        sql = "SELECT came_to, refunded, request_id FROM posts"
+        sql = "SELECT result, refunded, request_id FROM submissions"
         posts = ask(self.out, sql)
         assert folder.charges.charged + folder.charges.free == sum(1 for *_, request_id in posts if request_id)
         assert folder.charges.free == sum(refunded for _, refunded, _ in posts)
-        assert folder.charges.unknown == sum(came_to in (None, "unclear") for came_to, *_ in posts)
+        assert folder.charges.unknown == sum(came_to in (None, "ambiguous") for came_to, *_ in posts)
         known = folder.charges.charged + folder.charges.free
         assert known <= len(self.world.charged) <= known + folder.charges.unknown, "the charges do not add up"

@@ -277,7 +277,7 @@ def test_the_next_run_passes_over_what_is_on_record(tmp_path: Path) -> None:
     """It counts those jobs as taken and skipped, submits the new ones, and nothing twice."""
     gateway, path = ScriptedGateway(), tmp_path / "jobs.jsonl"
     run_virtual(go(tmp_path / "out", gateway, written(path, 0, 60)))
-    assert ask(tmp_path / "out", "SELECT count(*) FROM bookmark") == [(1,)]
+    assert ask(tmp_path / "out", "SELECT count(*) FROM checkpoint") == [(1,)]
     written(path, 60, 75, "a")
     engine = run_virtual(go(tmp_path / "out", gateway, str(path)))
     assert (engine.stats().jobs_read, engine.stats().skipped, engine.stats().submits) == (75, 60, 15)
@@ -296,11 +296,11 @@ def test_a_mark_covers_only_what_is_on_record(tmp_path: Path, after_ms: int) -> 
     written(path, 0, 120)
     run_until_killed(go(out, gateway, str(path), max_in_flight=30), after_ms / 1000, out)
     if (out / "ledger.db").is_file() and ask(out, "SELECT name FROM sqlite_schema WHERE name = 'bookmark'"):
-        for (what,) in ask(out, "SELECT what FROM bookmark"):
+        for (what,) in ask(out, "SELECT data FROM checkpoint"):
             bookmark = Bookmark.decode(bytes(what))
             assert bookmark
             marks_seen.add(bookmark.lines)
-            on_record = {job_id for (job_id,) in ask(out, "SELECT id FROM jobs")}
+            on_record = {job_id for (job_id,) in ask(out, "SELECT job_id FROM jobs")}
             assert {f"{n:05}" for n in range(1, bookmark.lines + 1)} <= on_record
     run_virtual(go(out, gateway, str(path)))
     assert len(statuses(out)) == 120
