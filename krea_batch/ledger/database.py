@@ -88,14 +88,14 @@ def _make_ready(connection: sqlite3.Connection) -> None:
 def _make_tables(connection: sqlite3.Connection) -> None:
     if _has_tables(connection):
         return
-    schema = files("krea_batch.ledger").joinpath("schema.sql").read_text().format(disposition=_disposition())
     connection.executescript(
-        f"BEGIN; PRAGMA application_id = {APPLICATION_ID}; PRAGMA user_version = {SCHEMA_VERSION};{schema} COMMIT;"
+        f"BEGIN; PRAGMA application_id = {APPLICATION_ID}; PRAGMA user_version = {SCHEMA_VERSION};{schema()} COMMIT;"
     )
 
 
-def _disposition() -> str:
-    """Return the SQL expression for the disposition of a state, from the table of states."""
+def schema() -> str:
+    """Return the statements that create the tables, with the dispositions from the table of states."""
     unsuccessful = ", ".join(f"'{state}'" for state, info in STATES.items() if info.unsuccessful)
     succeeded = f"WHEN state = '{State.SUCCEEDED}' THEN 'succeeded'"
-    return f"CASE {succeeded} WHEN state IN ({unsuccessful}) THEN 'unsuccessful' END"
+    disposition = f"CASE {succeeded} WHEN state IN ({unsuccessful}) THEN 'unsuccessful' END"
+    return files("krea_batch.ledger").joinpath("schema.sql").read_text("utf-8").format(disposition=disposition)

@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 from krea_batch.errors import InternalError, RunDirError
 from krea_batch.jobs import FINAL, Outcome, State, StoredFile, Trouble
 from krea_batch.ledger import Charges, Store
-from krea_batch.ledger.database import APPLICATION_ID, SCHEMA_VERSION
+from krea_batch.ledger.database import APPLICATION_ID, SCHEMA_VERSION, schema
 from krea_batch.rules import lifecycle
 from krea_batch.rules.verdicts import Finished
 
@@ -329,8 +329,7 @@ def test_outcomes_come_in_pages(limit: int) -> None:
 
 def _memory() -> sqlite3.Connection:
     connection = sqlite3.connect(":memory:", isolation_level=None)
-    schema = Path(__file__).parents[2] / "krea_batch" / "ledger" / "schema.sql"
-    connection.executescript(schema.read_text())
+    connection.executescript(schema())
     return connection
 
 
