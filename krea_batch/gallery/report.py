@@ -7,6 +7,7 @@ opens when they are looked at. Memory holds what is known of the jobs, and a few
 from __future__ import annotations
 
 import base64
+import io
 import os
 from collections.abc import Callable
 from contextlib import closing
@@ -23,6 +24,7 @@ from krea_batch.gallery.thumbnails import WIDTH_PX, local_image_path, thumbnails
 from krea_batch.jobs import STATES, Outcome
 from krea_batch.ledger import Store
 from krea_batch.ledger.paging import first_column, iter_rows
+from krea_batch.storage.atomic import replacing
 from krea_batch.storage.run_dir import LEDGER, check_run
 
 THUMBNAILS_PER_BLOCK = 100  # chosen: thumbnails that are unpacked together, some 600 kB
@@ -78,15 +80,10 @@ def write_report(
         errors=chart_data.errors.most_common(8),
     ).split(THUMBNAILS_PLACEHOLDER)
     del rows
-    part_path = output.with_name(f".{output.name}.part")
-    try:
-        with part_path.open("w", encoding="utf-8") as file:
-            file.write(head)
-            _write_thumbnails(file, image_paths, width_px, on_progress or (lambda _: None))
-            file.write(tail)
-        os.replace(part_path, output)  # noqa: PTH105 - the same name, in one step
-    finally:
-        part_path.unlink(missing_ok=True)
+    with replacing(output) as file, io.TextIOWrapper(file, encoding="utf-8") as text:
+        text.write(head)
+        _write_thumbnails(text, image_paths, width_px, on_progress or (lambda _: None))
+        text.write(tail)
     return len(image_paths)
 
 

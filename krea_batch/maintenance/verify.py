@@ -7,7 +7,6 @@ body nor the address of a submit.
 from __future__ import annotations
 
 import hashlib
-import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Protocol
@@ -20,6 +19,7 @@ from krea_batch.maintenance.export.run_images import Gallery, Picture
 from krea_batch.pipeline.context import Media
 from krea_batch.rules.backoff import pause_s
 from krea_batch.rules.verdicts import Errored, Failed, Finished, PollTrouble, PollVerdict
+from krea_batch.storage.atomic import replacing
 from krea_batch.storage.png import PngError, PngWalk
 
 AT_ONCE = 8  # chosen: repairs are few, and the gateway's limit is not known here
@@ -121,18 +121,5 @@ async def _url(picture: Picture, gateway: Fetcher) -> str:
 def _put(place: Path, data: bytes) -> None:
     """The file under its name, whole and durable, or as before."""
     place.parent.mkdir(parents=True, exist_ok=True)
-    part = place.with_name(f".{place.name}.part")
-    part.unlink(missing_ok=True)
-    try:
-        with part.open("xb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        part.replace(place)
-    finally:
-        part.unlink(missing_ok=True)
-    fd = os.open(place.parent, os.O_RDONLY)
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)
+    with replacing(place) as file:
+        file.write(data)

@@ -16,6 +16,7 @@ from threading import Lock
 from typing import ParamSpec, TypeVar
 
 from krea_batch.jobs import StoredFile
+from krea_batch.storage.atomic import fsync_path, open_for_writing
 from krea_batch.storage.png import PngError, PngWalk
 from krea_batch.storage.run_dir import IMAGES, file_names
 
@@ -26,7 +27,6 @@ T = TypeVar("T")
 
 MEDIA_TYPE = "image/png"
 
-_NO_LINK = getattr(os, "O_NOFOLLOW", 0)  # not on Windows
 _CLAIMING = Lock()  # two disk threads that find the same name free would both take it
 
 
@@ -123,15 +123,13 @@ class Picture:
 
     def _open(self) -> int:
         """The part, to write where what has come ends."""
-        flags = os.O_WRONLY | _NO_LINK
         if self.taken_bytes:
-            return os.open(self._part, flags | os.O_APPEND)
-        flags |= os.O_CREAT | os.O_EXCL
+            return open_for_writing(self._part, os.O_APPEND)
         try:
-            return os.open(self._part, flags, 0o644)
+            return open_for_writing(self._part, os.O_CREAT | os.O_EXCL)
         except FileExistsError:
-            self.part.unlink()  # of a run that was cut short
-            return os.open(self._part, flags, 0o644)
+            self.part.unlink()  # left by a run that was killed
+            return open_for_writing(self._part, os.O_CREAT | os.O_EXCL)
 
     def _claim_name(self) -> str:
         """Rename to the first free name. A file of the same bytes is ours, from a run that was cut short here."""
@@ -183,7 +181,7 @@ def finish(last: Sequence[tuple[Picture, Sequence[bytes]]]) -> list[StoredFile |
     named = [
         _tried(picture.name) if error is None else error for error, picture in zip(failed, pictures, strict=True)
     ]
-    unsynced = _tried(_sync_folder, pictures[0].folder)
+    unsynced = _tried(fsync_path, pictures[0].folder)
     if unsynced is None:
         return named
     return [unsynced if isinstance(answer, StoredFile) else answer for answer in named]
@@ -195,11 +193,3 @@ def _tried(step: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T | PngEr
         return step(*args, **kwargs)
     except (PngError, OSError) as error:
         return error
-
-
-def _sync_folder(folder: str) -> None:
-    fd = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)

@@ -19,6 +19,7 @@ import msgspec
 
 from krea_batch.jobs import Outcome
 from krea_batch.storage.async_io import Spacing, to_the_end
+from krea_batch.storage.atomic import commit, open_for_writing
 
 T = TypeVar("T")
 Ts = TypeVarTuple("Ts")
@@ -111,7 +112,7 @@ class Results:
         await self._on_disk(_begin, new, self._path, keep_bytes)
         async for outcomes in groups:
             await self._on_disk(_append, new, list(map(row, outcomes)))
-        await self._on_disk(_put, new, self._path)
+        await self._on_disk(commit, new, self._path)
 
     async def _on_disk(self, work: Callable[[Unpack[Ts]], T], *args: *Ts) -> T:
         return await to_the_end(asyncio.get_running_loop().run_in_executor(self._disk, work, *args))
@@ -137,7 +138,7 @@ class Results:
 
 def _append(path: Path, rows: list[bytes]) -> None:
     data = memoryview(b"".join(rows))
-    fd = _open(path, os.O_APPEND)
+    fd = open_for_writing(path, os.O_CREAT | os.O_APPEND)
     try:
         while data:
             data = data[os.write(fd, data) :]  # all at once where the disk has room, so that no line is torn
@@ -148,7 +149,7 @@ def _append(path: Path, rows: list[bytes]) -> None:
 def _begin(path: Path, old: Path, keep_bytes: int) -> None:
     """A new file in place of whatever has the name, with so many bytes of the old one."""
     path.unlink(missing_ok=True)
-    with os.fdopen(_open(path, os.O_EXCL), "wb") as file:
+    with os.fdopen(open_for_writing(path, os.O_CREAT | os.O_EXCL), "wb") as file:
         if keep_bytes:
             with old.open("rb") as kept:
                 _copy(kept, file, keep_bytes)
@@ -160,23 +161,3 @@ def _copy(source: BinaryIO, target: BinaryIO, size_bytes: int) -> None:
         if not piece:
             raise OSError(errno.EIO, "it was cut while it was copied")
         size_bytes -= target.write(piece)
-
-
-def _open(path: Path, how: int) -> int:
-    """Open for writing, and make the file where need be; a link is not followed, since it would lead elsewhere."""
-    no_link = getattr(os, "O_NOFOLLOW", 0)  # not on Windows
-    return os.open(path, os.O_WRONLY | os.O_CREAT | how | no_link, 0o644)
-
-
-def _put(new: Path, path: Path) -> None:
-    """Give the new file its name, for good: a size that was noted must not be that of the old one after all."""
-    _sync(_open(new, os.O_APPEND))
-    new.replace(path)
-    _sync(os.open(path.parent, os.O_RDONLY))
-
-
-def _sync(fd: int) -> None:
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)

@@ -18,7 +18,7 @@ from random import Random
 from typing import Any, TypeVar, TypeVarTuple, Unpack
 from unittest.mock import patch
 
-from krea_batch.storage import image_file, run_dir
+from krea_batch.storage import atomic, image_file, run_dir
 from tests.virtual_time_runs import VirtualTimeLoop, bury
 
 T = TypeVar("T")
@@ -102,14 +102,24 @@ class Disk:
         self._synced_bytes: dict[int, int] = {}  # by inode
         self._pins: dict[int, int] = {}  # an open file for each inode, lest its number be given to another
         self._names: dict[str, int] = self._listed()  # as of the last sync of the folder
+        self._tracked: set[int] = set()  # descriptors of the images directory and its files
         self._since: list[tuple[str | None, str | None, int]] = []  # (old name, new name, inode), in their order
 
     def __getattr__(self, name: str) -> Any:
         return getattr(os, name)
 
+    def _is_tracked(self, path: str | Path) -> bool:
+        """Whether a path is the images directory or lies in it; other files survive every power loss whole."""
+        return self._images in (Path(path), Path(path).parent)
+
     def open(self, path: Path, flags: int, mode: int = 0o777) -> int:
+        if not self._is_tracked(path):
+            fd = os.open(path, flags, mode)
+            self._tracked.discard(fd)
+            return fd
         self._step()
         fd = os.open(path, flags, mode)
+        self._tracked.add(fd)
         if flags & os.O_CREAT:
             inode = os.fstat(fd).st_ino
             self._pins[inode] = os.open(path, os.O_RDONLY)
@@ -122,12 +132,18 @@ class Disk:
         return os.write(fd, data)
 
     def replace(self, old: str, new: str) -> None:
-        self._step()
         part = Path(old)
+        if not self._is_tracked(part):
+            part.replace(new)
+            return
+        self._step()
         self._since.append((part.name, Path(new).name, part.stat().st_ino))
         part.replace(new)
 
     def fsync(self, fd: int) -> None:
+        if fd not in self._tracked:
+            os.fsync(fd)
+            return
         self._step()
         stat = os.fstat(fd)
         if stat.st_ino == self._images.stat().st_ino:
@@ -149,6 +165,7 @@ class Disk:
 
         with (
             patch.object(image_file, "os", self),
+            patch.object(atomic, "os", self),
             patch.object(Path, "unlink", unlinked),
         ):
             try:

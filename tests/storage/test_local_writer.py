@@ -101,6 +101,6 @@ def test_a_folder_that_cannot_be_synced_fails_all(out: Path, monkeypatch: pytest
     def breaks(_: Path) -> None:
         raise OSError(5, "Input/output error")
 
-    monkeypatch.setattr("krea_batch.storage.image_file._sync_folder", breaks)
+    monkeypatch.setattr("krea_batch.storage.image_file.fsync_path", breaks)
     answers = finish_all(Disk(), out, [png(text=b"%d" % n) for n in range(3)])
     assert all(isinstance(answer, OSError) for answer in answers)

@@ -8,6 +8,7 @@ import os
 import shutil
 from pathlib import Path
 
+from krea_batch.storage.atomic import fsync_path
 from krea_batch.storage.run_dir import file_names
 from krea_batch.storage.sinks import SinkRefused, WholePicture
 
@@ -44,11 +45,11 @@ class FolderSink:
         part = self.path / f".{picture.sha256}.{picture.name}.part"
         try:
             shutil.copyfile(picture.staged, part)
-            _sync(part)
+            fsync_path(part)
             final = self._name(part, picture)
         finally:
             part.unlink(missing_ok=True)
-        _sync(self.path)
+        fsync_path(self.path)
         return final
 
     def _name(self, part: Path, picture: WholePicture) -> Path:
@@ -69,11 +70,3 @@ def _is_same(path: Path, picture: WholePicture) -> bool:
         return False
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest() == picture.sha256
-
-
-def _sync(path: Path) -> None:
-    fd = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)
