@@ -1,4 +1,4 @@
-# Each target sets up what it needs: a virtual environment in .venv, made once and anew when pins change.
+# Each target sets up what it needs: a virtual environment in .venv, made once and again when the pins change.
 
 PYTHON ?= python3
 VENV := .venv
@@ -7,26 +7,33 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 OUT ?= demo
 SEEDS ?= 10000
 KILLS ?= 200
-AT_ONCE ?= -n 3 --dist worksteal
+WORKERS ?= -n 3 --dist worksteal
 
-# Material for MkDocs is mended until May 2027, and says so at each build.
+# Silence the end-of-life notice of Material for MkDocs.
 export NO_MKDOCS_2_WARNING := 1
 
-.PHONY: demo test check docs bench simtest crashtest clean
+GENERATED := docs/reference/command-line.md docs/reference/settings.md docs/reference/files.md
+
+.PHONY: demo test check generate docs bench simtest crashtest clean
 
 demo: $(VENV)/.demo
 	$(BIN)/krea-batch run sample_jobs/first.jsonl --out $(OUT) --simulate --time-scale 4
 
 test: $(VENV)/.dev
-	$(BIN)/python -m pytest $(AT_ONCE)
+	$(BIN)/python -m pytest $(WORKERS)
 
 check: $(VENV)/.dev
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/mypy krea_batch tests benchmarks examples docs
 	$(BIN)/lint-imports
+	$(BIN)/codespell -D - -D .codespell-dictionary
+	$(BIN)/cog --check --check-fail-msg "run make generate" $(GENERATED)
 	$(BIN)/mkdocs build --strict
-	$(BIN)/python -m pytest -m "not slow" -q $(AT_ONCE)
+	$(BIN)/python -m pytest -m "not slow" -q $(WORKERS)
+
+generate: $(VENV)/.dev
+	$(BIN)/cog -r $(GENERATED)
 
 docs: $(VENV)/.dev
 	$(BIN)/mkdocs build --strict

@@ -17,7 +17,7 @@ from typing import NamedTuple
 
 from benchmarks.report import report_goal
 from krea_batch import Engine, Job, Webhook
-from tests.callback_gateway import CallingGateway
+from tests.callback_gateway import CallbackGateway
 from tests.engine_fixtures import states
 from tests.virtual_time_runs import run_virtual
 
@@ -34,7 +34,7 @@ class CallbackCost(NamedTuple):
     p99_s: float
 
 
-def measure(jobs: int, gateway: CallingGateway, webhook: Webhook | None) -> CallbackCost:
+def measure(jobs: int, gateway: CallbackGateway, webhook: Webhook | None) -> CallbackCost:
     async def main(out: str) -> None:
         engine = Engine(
             out, gateway_client=gateway, rate="20/s", max_in_flight=1000, webhook=webhook, random=Random(1)
@@ -48,7 +48,7 @@ def measure(jobs: int, gateway: CallingGateway, webhook: Webhook | None) -> Call
         assert set(states(Path(out)).values()) == {"succeeded"}
         assert len(set(gateway.charged.values())) == len(gateway.charged) == jobs
     lags_s = gateway.lags_s
-    return CallbackCost(gateway.polls_a_job, sum(lags_s) / jobs, lags_s[int(0.99 * (jobs - 1))])
+    return CallbackCost(gateway.polls_per_job, sum(lags_s) / jobs, lags_s[int(0.99 * (jobs - 1))])
 
 
 def main() -> None:
@@ -57,12 +57,12 @@ def main() -> None:
     jobs = parser.parse_args().jobs
     config = Webhook(URL)
     cases = {
-        "without callbacks": (CallingGateway(), None),
-        "honest": (CallingGateway(), config),
-        "honest, twice, and once more 9 s late": (CallingGateway(after_s=(0.05, 0.06, 9.0)), config),
-        "one in twenty is lost": (CallingGateway(share=0.95), config),
-        "half of them are lost": (CallingGateway(share=0.5), config),
-        "none arrives": (CallingGateway(share=0.0), config),
+        "without callbacks": (CallbackGateway(), None),
+        "honest": (CallbackGateway(), config),
+        "honest, twice, and once more 9 s late": (CallbackGateway(callback_delays_s=(0.05, 0.06, 9.0)), config),
+        "one in twenty is lost": (CallbackGateway(callback_share=0.95), config),
+        "half of them are lost": (CallbackGateway(callback_share=0.5), config),
+        "none arrives": (CallbackGateway(callback_share=0.0), config),
     }
     print("| callbacks | polls a job | lag, mean | lag, p99 |")
     print("|---|---|---|---|")

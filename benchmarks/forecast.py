@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.report import report_goal
-from tests.processes import Simulated, environment, write_jobs
+from tests.processes import SimulatorProcess, environment, write_jobs
 
 MAX_ERROR = 0.10
 FORECAST_CASES: dict[str, tuple[int, list[str], str, str]] = {
@@ -53,7 +53,7 @@ def measure(jobs: int, options: list[str], latency: str, limit: str) -> tuple[di
         plan = run_command(
             "plan", "jobs.jsonl", "--json", f"--latency={latency}", *options, *gateway_limit, cwd=folder
         )
-        simulator = Simulated("--tiny", f"--latency={latency}", *limits)
+        simulator = SimulatorProcess("--tiny", f"--latency={latency}", *limits)
         try:
             run = run_command(
                 "run", "jobs.jsonl", "--out=out", "--json", f"--gateway={simulator.gateway}", *options, cwd=folder

@@ -29,7 +29,7 @@ from playwright.sync_api import Browser, sync_playwright
 from benchmarks.report import report_goal
 from krea_batch import Engine, Job
 from krea_batch.jobs import StoredFile
-from krea_batch.ledger import Store
+from krea_batch.ledger import LedgerStore
 from krea_batch.rules.verdicts import Finished
 from krea_batch.testing.simulator import Simulator, SimulatorSettings
 
@@ -62,21 +62,23 @@ async def draw_images(out: Path, count: int) -> None:
 
 def copy_jobs(out: Path, count: int) -> None:
     """Give the run as many jobs as are wanted, whose pictures are those that were drawn."""
-    store = Store.open(out / "ledger.db")
+    store = LedgerStore.open(out / "ledger.db")
     drawn = store.outcomes(0, DRAWN_IMAGES)[0]
 
-    def insert_jobs(store: Store) -> None:
+    def insert_jobs(store: LedgerStore) -> None:
         for n in range(len(drawn), count):
             source = drawn[n % len(drawn)]
             (file,) = source.files
             path = f"images/{n:05}.png"
             os.link(out / file.path, out / path)
             body = json.dumps(source.request | {"prompt": f"a harbour at dawn, number {n}", "seed": n}).encode()
-            number = store.intend(f"{n:05}", body, bytes(32), b"{}", 1e9 + n / 50, "")
-            store.accept(number, f"krea-2-large-text-to-image_{n}", 1e9 + n / 50)
-            store.finish(number, Finished(("https://a/b.png",), "image/png", took_s=12.0), 1e9 + n / 50 + 13, 1)
+            number = store.record_intent(f"{n:05}", body, bytes(32), b"{}", 1e9 + n / 50, "")
+            store.mark_accepted(number, f"krea-2-large-text-to-image_{n}", 1e9 + n / 50)
+            store.mark_finished(
+                number, Finished(("https://a/b.png",), "image/png", took_s=12.0), 1e9 + n / 50 + 13, 1
+            )
             stored = StoredFile(path, file.bytes, file.sha256, file.width, file.height, file.media_type)
-            store.store(number, (stored,), 1e9 + n / 50 + 14)
+            store.mark_stored(number, (stored,), 1e9 + n / 50 + 14)
 
     store.transaction([insert_jobs])
     store.close()

@@ -27,14 +27,14 @@ from benchmarks.report import report_goal
 from krea_batch import Engine, Job
 from krea_batch.benchmark.measurements import percentile
 from krea_batch.benchmark.recorder import measure_loop_lag
-from krea_batch.engine.event_loop import run_loop
+from krea_batch.engine.event_loop import run_event_loop
 from krea_batch.rules.verdicts import Accepted, Finished, PollVerdict, PostVerdict, Waiting
-from krea_batch.testing.scripted_gateway import ScriptedMedia, png
+from krea_batch.testing.scripted_gateway import ScriptedDownload, make_png
 
 RATE_LIMIT_PER_S = 1000
 RESPONSE_LATENCY_S = 0.02
 CHECK_INTERVAL_S = 0.01
-IMAGE = png(64, 64)
+IMAGE = make_png(64, 64)
 
 
 class InFlightCost(NamedTuple):
@@ -71,9 +71,9 @@ class StatelessGateway:
             return Waiting("PROCESSING")
         return Finished((f"https://cdn.example/{request_id}.png",), "image/png")
 
-    async def fetch(self, url: str, *, offset: int = 0, etag: str | None = None) -> ScriptedMedia:
+    async def fetch(self, url: str, *, offset: int = 0, etag: str | None = None) -> ScriptedDownload:
         await asyncio.sleep(RESPONSE_LATENCY_S)
-        return ScriptedMedia([IMAGE])
+        return ScriptedDownload([IMAGE])
 
 
 def resident_kib() -> float:
@@ -111,7 +111,7 @@ async def _measure(jobs: int, latency_s: float, sigma: float, out: str) -> InFli
 def measure(jobs: int, latency_s: float, sigma: float) -> InFlightCost:
     """In a process of its own, whose memory is its own."""
     with tempfile.TemporaryDirectory() as out:
-        return run_loop(_measure, jobs, latency_s, sigma, out)
+        return run_event_loop(_measure, jobs, latency_s, sigma, out)
 
 
 def main() -> None:

@@ -27,7 +27,7 @@ import orjson
 from benchmarks.report import report_goal
 from benchmarks.throughput import LimitCase, run_simulator
 from krea_batch import Engine, Job
-from krea_batch.engine.event_loop import run_loop
+from krea_batch.engine.event_loop import run_event_loop
 from krea_batch.gateway import wire
 
 MAX_IN_FLIGHT = 64
@@ -68,7 +68,7 @@ def bare_loop(gateway: str, jobs: int) -> Cost:
         async with aiohttp.ClientSession(connector=connector, headers={wire.KEY_HEADER: "benchmark"}) as session:
             await asyncio.gather(*(run_job(session, semaphore, n) for n in range(jobs)))
 
-    return _cost(jobs, lambda: run_loop(main))
+    return _cost(jobs, lambda: run_event_loop(main))
 
 
 def engine_run(gateway: str, jobs: int, folder: str) -> Cost:
@@ -89,7 +89,7 @@ def engine_run(gateway: str, jobs: int, folder: str) -> Cost:
             await krea_engine.run(Job(prompt=f"picture {n}", id=f"{n:06}") for n in range(jobs))
         assert krea_engine.stats().succeeded == jobs
 
-    return _cost(jobs, lambda: run_loop(main, tempfile.mkdtemp(dir=folder)))
+    return _cost(jobs, lambda: run_event_loop(main, tempfile.mkdtemp(dir=folder)))
 
 
 def in_fresh_process(work: Callable[..., Cost], *args: Any) -> Cost:

@@ -29,7 +29,7 @@ from benchmarks.report import report_goal
 from benchmarks.throughput import COMMAND, LimitCase, fetch_posts, run_simulator
 from krea_batch import Job
 from krea_batch.gateway import wire
-from krea_batch.ledger import Store
+from krea_batch.ledger import LedgerStore
 from krea_batch.settings import Settings
 from krea_batch.sources import JobFiles
 from krea_batch.storage.results_file import row
@@ -64,7 +64,7 @@ def write_jobs(path: Path, count: int) -> None:
 def create_run(jobs_file: Path, out: Path, gateway: str, count: int, *, in_order: bool) -> None:
     """Make the folder as a run would leave it that has brought the first `count` jobs of the file home."""
     (out / "images").mkdir(parents=True)
-    store = Store.open(out / "ledger.db")
+    store = LedgerStore.open(out / "ledger.db")
     run = store.transaction([lambda store: store.start_run(gateway, version("krea-batch"), ENDED_AT)])[0]
     sql = store._sql
     with JobFiles([str(jobs_file)]) as files:
@@ -72,7 +72,7 @@ def create_run(jobs_file: Path, out: Path, gateway: str, count: int, *, in_order
         jobs = islice(iter(files), count)
         checkpoint = None
         while batch := list(islice(jobs, 10_000)):
-            checkpoint = files.mark() or checkpoint
+            checkpoint = files.checkpoint() or checkpoint
             sql.execute("BEGIN")
             sql.executemany(
                 "INSERT INTO jobs (job_id, state, disposition, body, fingerprint, metadata, request_id, media, files,"
@@ -91,11 +91,11 @@ def create_run(jobs_file: Path, out: Path, gateway: str, count: int, *, in_order
             outcomes, after_n = store.outcomes(after_n, 10_000)
             results.writelines(map(row, outcomes))
     if checkpoint:
-        store.transaction([lambda store: store.set_bookmark(checkpoint[1])])
+        store.transaction([lambda store: store.save_checkpoint(checkpoint[1])])
     if in_order:
         size_bytes = (out / "results.jsonl").stat().st_size
         store.transaction(
-            [lambda store: store.results_written(size_bytes), lambda store: store.end_run(run, ENDED_AT)]
+            [lambda store: store.set_results_size(size_bytes), lambda store: store.end_run(run, ENDED_AT)]
         )
     store.close()
 

@@ -28,15 +28,15 @@ from typing import NamedTuple
 
 from benchmarks.report import report_goal
 from krea_batch import Engine, Job
-from krea_batch.engine.event_loop import spare_the_collector
+from krea_batch.engine.event_loop import tune_gc
 from krea_batch.rules.verdicts import Finished, PollVerdict, PostVerdict, Waiting
-from krea_batch.testing.scripted_gateway import ScriptedGateway, ScriptedMedia, png
+from krea_batch.testing.scripted_gateway import ScriptedGateway, ScriptedDownload, make_png
 from tests.virtual_time_runs import run_virtual
 
 LATENCY_S = 20.0
 SCALE_RATE_PER_S = 100
 JOB_COUNTS = (1_000, 3_000, 10_000, 30_000, 100_000)
-SCALE_IMAGE = png()
+SCALE_IMAGE = make_png()
 PLOT = Path(__file__).with_name("scale.svg")
 SHARED_MEMORY = Path("/dev/shm")  # noqa: S108 - its fsync costs nothing; it is not the disk that is measured
 MAX_GROWTH = 1.15  # chosen: what noise may look like
@@ -60,8 +60,8 @@ class FixedLatencyGateway(ScriptedGateway):
         self.polls_made: Counter[str] = Counter()
 
     async def submit(self, body: bytes, *, callback: str = "") -> PostVerdict:
-        self.bodies.clear()
-        self.post_times_s.clear()
+        self.submitted_bodies.clear()
+        self.submit_times_s.clear()
         accepted = await super().submit(body, callback=callback)
         self.ends_s[accepted.request_id] = loop_time_s() + LATENCY_S  # type: ignore[union-attr]
         return accepted
@@ -72,9 +72,9 @@ class FixedLatencyGateway(ScriptedGateway):
             return Waiting("PROCESSING")
         return Finished((f"https://cdn.example/{request_id}/1.png",), "image/png", LATENCY_S)
 
-    async def fetch(self, url: str, *, offset: int = 0, etag: str | None = None) -> ScriptedMedia:
-        self.fetched.append((url, offset))
-        return ScriptedMedia([SCALE_IMAGE])
+    async def fetch(self, url: str, *, offset: int = 0, etag: str | None = None) -> ScriptedDownload:
+        self.downloads.append((url, offset))
+        return ScriptedDownload([SCALE_IMAGE])
 
 
 def loop_time_s() -> float:
@@ -96,7 +96,7 @@ def measure(jobs: int) -> ScaleCost:
             await engine.run(Job(prompt=f"picture {n}", id=f"{n:06}") for n in range(jobs))
 
     with tempfile.TemporaryDirectory(dir=SHARED_MEMORY if SHARED_MEMORY.is_dir() else None) as out:
-        spare_the_collector()  # as the command does
+        tune_gc()  # as the command does
         started_s = time.process_time()
         run_virtual(main(out))
         cpu_ms = 1000 * (time.process_time() - started_s) / jobs
@@ -109,7 +109,7 @@ def _check(out: Path, gateway: FixedLatencyGateway, jobs: int) -> None:
     """Charged once, fetched once, stored once."""
     assert len(gateway.charged) == jobs
     assert len(set(gateway.charged.values())) == jobs, "a job was paid for twice"
-    assert len(gateway.fetched) == len(set(gateway.fetched)) == jobs
+    assert len(gateway.downloads) == len(set(gateway.downloads)) == jobs
     ledger = sqlite3.connect(out / "ledger.db")
     assert ledger.execute("SELECT state, count(*) FROM jobs GROUP BY state").fetchall() == [("succeeded", jobs)]
     assert ledger.execute("SELECT count(DISTINCT request_id) FROM jobs").fetchone() == (jobs,)

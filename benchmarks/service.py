@@ -28,7 +28,7 @@ from typing import Any, NamedTuple
 import aiohttp
 
 from benchmarks.report import report_goal
-from tests.processes import Simulated
+from tests.processes import SimulatorProcess
 
 REQUESTS_PER_S = 200
 MAX_GROWTH_MS = 20.0
@@ -52,9 +52,9 @@ def serve(out: str, gateway: str) -> None:
     from fastapi import FastAPI
 
     from krea_batch import Engine, Job
-    from krea_batch.engine.event_loop import spare_the_collector
+    from krea_batch.engine.event_loop import tune_gc
 
-    spare_the_collector()
+    tune_gc()
     engine = Engine(out, gateway=gateway, api_key="benchmark", rate=SUBMIT_RATE)
     lags_s: list[float] = []
 
@@ -177,7 +177,7 @@ def main() -> None:
 
     runs = []
     for _ in range(options.repeat):
-        simulated = Simulated("--latency", "uniform:4,12", "--image-bytes", "20000")
+        simulated = SimulatorProcess("--latency", "uniform:4,12", "--image-bytes", "20000")
         try:
             with service(simulated.gateway) as url:
                 runs.append(uvloop.run(measure_both(url, options.jobs, options.seconds)))

@@ -17,7 +17,7 @@ from typing import Any
 
 from benchmarks.report import report_goal
 from krea_batch import Engine, Job
-from tests.callback_gateway import CallingGateway
+from tests.callback_gateway import CallbackGateway
 from tests.virtual_time_runs import run_virtual
 
 SMALL_TENANTS, JOBS_EACH = "bcdefghij", 10
@@ -41,7 +41,7 @@ async def run_small_tenants(engine: Engine) -> float:
 async def run_beside_large_tenant(large_jobs: int, bound: dict[str, Any]) -> float:
     """The same, beside a tenant with so many jobs."""
     with tempfile.TemporaryDirectory() as out:
-        engine = Engine(out, gateway_client=CallingGateway(), random=Random(1), **bound)
+        engine = Engine(out, gateway_client=CallbackGateway(), random=Random(1), **bound)
         await engine.start()
         for n in range(large_jobs):
             await engine.enqueue(Job(prompt=f"a {n}"), tenant="a")

@@ -26,7 +26,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from benchmarks.report import report_goal
-from tests.window_stats import most_in_a_window
+from tests.window_stats import max_in_window
 
 COMMAND = [sys.executable, "-m", "krea_batch"]
 
@@ -130,7 +130,7 @@ def measure(case: LimitCase, jobs: int, parent_dir: str) -> ThroughputResult:
     per_s = (len(accepted_s) - 1) / (accepted_s[-1] - accepted_s[0])
     cpu_s = usage.ru_utime + usage.ru_stime
     rate_limited = sum(post["status"] == 429 for post in posts)
-    peak_per_s = most_in_a_window(accepted_s)
+    peak_per_s = max_in_window(accepted_s)
     return ThroughputResult(per_s / case.per_s, peak_per_s / case.per_s, rate_limited / jobs, 1000 * cpu_s / jobs)
 
 

@@ -16,12 +16,12 @@ from krea_batch.jobs import Outcome, State
 PostResult = Literal["accepted", "refused", "rejected", "ambiguous", "not_sent"]
 """`rejected` ends its job; what was `refused` or `not_sent` goes again, in this run or the next."""
 
-CallResult = Literal["hastened", "idle", "elsewhere"]
+CallbackResult = Literal["hastened", "idle", "elsewhere"]
 
 PollResult = Literal["waiting", "finished", "failed", "errored", "trouble"]
 
 
-class Moved(Struct, frozen=True):
+class StateChanged(Struct, frozen=True):
     """A job went from one state to another. `request_id` is None before the acceptance."""
 
     job_id: str
@@ -30,13 +30,13 @@ class Moved(Struct, frozen=True):
     request_id: str | None = None
 
 
-class Ended(Struct, frozen=True):
+class JobEnded(Struct, frozen=True):
     """A job ended; its row is in the ledger."""
 
     outcome: Outcome
 
 
-class TakenOver(Struct, frozen=True):
+class JobResumed(Struct, frozen=True):
     """A job that an earlier run left in `state` goes on in this one. `request_id` is None before the acceptance."""
 
     job_id: str
@@ -44,7 +44,7 @@ class TakenOver(Struct, frozen=True):
     request_id: str | None = None
 
 
-class Posted(Struct, frozen=True):
+class SubmitCompleted(Struct, frozen=True):
     """What a POST came to is on record. `status` is the HTTP status of a clear refusal, and else 0.
 
     `took_s` is counted from when it left. Told before the job's `Moved`.
@@ -56,14 +56,14 @@ class Posted(Struct, frozen=True):
     took_s: float
 
 
-class Polled(Struct, frozen=True):
+class PollCompleted(Struct, frozen=True):
     """The gateway was asked for a job's status. What follows from the answer is told by `Moved`, once on record."""
 
     job_id: str
     result: PollResult
 
 
-class Generated(Struct, frozen=True):
+class GenerationCompleted(Struct, frozen=True):
     """A job of this run was seen finished, `took_s` after its acceptance.
 
     `lag_s` is how long it had been finished by then, and is not counted in `took_s`; None where the gateway does
@@ -75,7 +75,7 @@ class Generated(Struct, frozen=True):
     lag_s: float | None
 
 
-class Stored(Struct, frozen=True):
+class ImageStored(Struct, frozen=True):
     """A picture is on disk, whole and synced, `took_s` after it was last asked for."""
 
     job_id: str
@@ -83,23 +83,23 @@ class Stored(Struct, frozen=True):
     took_s: float
 
 
-class Called(Struct, frozen=True):
+class CallbackReceived(Struct, frozen=True):
     """A callback came for a job of this folder.
 
     It put a poll forward (`hastened`), needed none (`idle`), or was for a job that waits for none, since it has ended
     or is ambiguous (`elsewhere`).
     """
 
-    result: CallResult
+    result: CallbackResult
 
 
-class Paced(Struct, frozen=True):
+class RateChanged(Struct, frozen=True):
     """Submits may go at `per_s` from now on. Told when a run begins, and at each change."""
 
     per_s: float
 
 
-class Held(Struct, frozen=True):
+class SubmitsPaused(Struct, frozen=True):
     """Submits wait `wait_s` seconds, because of `reason`; `per_s` is the rate at which they then go on."""
 
     wait_s: float
@@ -107,46 +107,46 @@ class Held(Struct, frozen=True):
     reason: str
 
 
-class Troubled(Struct, frozen=True):
+class RetryScheduled(Struct, frozen=True):
     """Something failed and will be tried again. `where` is submit, poll or download."""
 
     job_id: str
-    where: str
+    stage: str
     reason: str
 
 
-class Stopping(Struct, frozen=True):
+class RunStopping(Struct, frozen=True):
     """The run takes no more submits; what is in flight is brought home. `reason` is a sentence."""
 
     reason: str
 
 
-class Closed(Struct, frozen=True):
+class RunClosed(Struct, frozen=True):
     """The run is over. `left` counts the jobs on their way that the next run goes on with, by their state."""
 
-    left: dict[State, int]
+    unfinished: dict[State, int]
 
 
-class Missed(Struct, frozen=True):
+class EventsDropped(Struct, frozen=True):
     """A reader of events was so slow that `count` of them, the oldest unread, were dropped before this one."""
 
     count: int
 
 
 Event = (
-    Moved
-    | Ended
-    | TakenOver
-    | Posted
-    | Polled
-    | Called
-    | Generated
-    | Stored
-    | Paced
-    | Held
-    | Troubled
-    | Stopping
-    | Closed
-    | Missed
+    StateChanged
+    | JobEnded
+    | JobResumed
+    | SubmitCompleted
+    | PollCompleted
+    | CallbackReceived
+    | GenerationCompleted
+    | ImageStored
+    | RateChanged
+    | SubmitsPaused
+    | RetryScheduled
+    | RunStopping
+    | RunClosed
+    | EventsDropped
 )
 Listener = Callable[[Event], None]

@@ -144,7 +144,7 @@ def check_strength(strength: float) -> None:
         raise ValueError(f"strength {strength} is not a finite number")
 
 
-def checked(job: Job) -> Job:
+def validate_job(job: Job) -> Job:
     """Return the job with every field's type and range proven, and fit for JSON, as a job file's would be.
 
     Raises JobError where a field is wrong.
@@ -295,7 +295,7 @@ class StoredFile(Struct, frozen=True):
     media_type: str
 
 
-class Trouble(Struct, frozen=True):
+class ErrorInfo(Struct, frozen=True):
     """Why a job did not succeed: a short stable `kind`, and a sentence."""
 
     kind: str
@@ -312,7 +312,7 @@ class Outcome(Struct, frozen=True, kw_only=True):
     status: State
     request_id: str | None
     files: tuple[StoredFile, ...]
-    error: Trouble | None
+    error: ErrorInfo | None
     request: dict[str, Any]
     metadata: dict[str, Any]
     polls: int

@@ -76,7 +76,7 @@ class Rate(msgspec.Struct, frozen=True):
         return cls(per_s, text.strip())
 
 
-class Ambiguous(StrEnum):
+class AmbiguousPolicy(StrEnum):
     """What to do with a job whose POST may or may not have been accepted and charged."""
 
     KEEP = "keep"
@@ -189,9 +189,9 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
         Option(metavar="N", minimum=1, help="Maximum submits of a job that ends in ERROR (not charged)."),
     ] = 3  # chosen: ERROR is free, so a second and third attempt cost nothing
     ambiguous: Annotated[
-        Ambiguous,
+        AmbiguousPolicy,
         Option(help="Keep jobs whose submit may have been charged, or resubmit them."),
-    ] = Ambiguous.KEEP
+    ] = AmbiguousPolicy.KEEP
     max_charges: Annotated[
         int | None,
         Option(
@@ -339,9 +339,9 @@ def _rate(given: object, parameter: str) -> Rate:
     return given if isinstance(given, Rate) else Rate.parse(str(given), parameter)
 
 
-def _ambiguous(text: str) -> Ambiguous:
+def _ambiguous(text: str) -> AmbiguousPolicy:
     try:
-        return Ambiguous(text)
+        return AmbiguousPolicy(text)
     except ValueError:
         raise SettingsError("ambiguous", f"unknown choice {text!r}", "use keep or resubmit") from None
 

@@ -8,19 +8,19 @@ from typing import Any
 App = Callable[..., Awaitable[None]]
 
 
-async def call(app: App, path: str, body: bytes = b"", method: str = "POST", pieces: int = 1) -> int:
+async def call_asgi(app: App, path: str, body: bytes = b"", method: str = "POST", pieces: int = 1) -> int:
     """Call an ASGI app as a server does. Returns the HTTP status."""
     size = max(1, len(body) // pieces)
     chunks = [body[at : at + size] for at in range(0, len(body), size)] or [b""]
     messages = [{"type": "http.request", "body": chunk, "more_body": True} for chunk in chunks]
     messages[-1]["more_body"] = False
-    answers: list[dict[str, Any]] = []
+    sent: list[dict[str, Any]] = []
 
     async def receive() -> dict[str, Any]:
         return messages.pop(0)
 
     async def send(message: dict[str, Any]) -> None:
-        answers.append(message)
+        sent.append(message)
 
     await app({"type": "http", "method": method, "path": path}, receive, send)
-    return int(answers[0]["status"])
+    return int(sent[0]["status"])

@@ -6,16 +6,16 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.processes import Simulate, Simulated
+from tests.processes import SimulatorProcess, StartSimulator
 
 
 @pytest.fixture
-def simulate() -> Iterator[Simulate]:
+def simulate() -> Iterator[StartSimulator]:
     """Start simulators; they end with the test."""
-    started: list[Simulated] = []
+    started: list[SimulatorProcess] = []
 
-    def start(*options: str) -> Simulated:
-        started.append(Simulated(*options))
+    def start(*options: str) -> SimulatorProcess:
+        started.append(SimulatorProcess(*options))
         return started[-1]
 
     yield start

@@ -19,11 +19,11 @@ def jobs(count: int) -> list[Job]:
     return [Job(prompt=f"j{n}", id=f"j{n}") for n in range(count)]
 
 
-async def play(out: Path, gateway: ScriptedGateway, todo: Iterable[Job], **options: Any) -> Engine:
+async def run_jobs(out: Path, gateway: ScriptedGateway, jobs_to_run: Iterable[Job], **options: Any) -> Engine:
     """Run jobs to their ends, close the engine and return it."""
     options.setdefault("random", Random(0))
     async with Engine(out, gateway_client=gateway, **options) as engine:
-        await engine.run(todo)
+        await engine.run(jobs_to_run)
     return engine
 
 
@@ -40,7 +40,7 @@ def statuses(out: Path) -> dict[str, str]:
     return {job_id: row["status"] for job_id, row in rows(out).items()}
 
 
-def ask(out: Path, sql: str, *values: Any) -> list[tuple[Any, ...]]:
+def query_ledger(out: Path, sql: str, *values: Any) -> list[tuple[Any, ...]]:
     """Ask the ledger by a connection of one's own, which sees only what is committed."""
     ledger = sqlite3.connect(out / "ledger.db")
     try:
@@ -51,4 +51,4 @@ def ask(out: Path, sql: str, *values: Any) -> list[tuple[Any, ...]]:
 
 def states(out: Path) -> dict[str, str]:
     """The state of each job in the ledger."""
-    return dict(ask(out, "SELECT job_id, state FROM jobs"))
+    return dict(query_ledger(out, "SELECT job_id, state FROM jobs"))

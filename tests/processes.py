@@ -15,10 +15,10 @@ from pathlib import Path
 from typing import Any
 
 COMMAND = [sys.executable, "-m", "krea_batch"]
-PATIENCE_S = 120.0
+PROCESS_TIMEOUT_S = 120.0
 
 
-class Simulated:
+class SimulatorProcess:
     """A simulator in its own process."""
 
     def __init__(self, *options: str) -> None:
@@ -28,33 +28,33 @@ class Simulated:
         assert self.process.stdout is not None
         urls = json.loads(self.process.stdout.readline())
         self.gateway: str = urls["gateway_url"]
-        self.admin: str = urls["admin_url"]
+        self.admin_url: str = urls["admin_url"]
 
-    def ask(self, path: str, body: dict[str, Any] | None = None) -> dict[str, Any]:
+    def admin_request(self, path: str, body: dict[str, Any] | None = None) -> dict[str, Any]:
         """GET an admin address, or POST to it."""
         data = None if body is None else json.dumps(body).encode()
-        request = urllib.request.Request(self.admin.rstrip("/") + path, data=data)  # noqa: S310 - loopback
+        request = urllib.request.Request(self.admin_url.rstrip("/") + path, data=data)  # noqa: S310 - loopback
         request.add_header("Content-Type", "application/json")
-        with urllib.request.urlopen(request, timeout=PATIENCE_S) as answer:  # noqa: S310 - loopback
+        with urllib.request.urlopen(request, timeout=PROCESS_TIMEOUT_S) as answer:  # noqa: S310 - loopback
             answered: dict[str, Any] = json.load(answer)
         return answered
 
     def close(self) -> None:
         self.process.send_signal(signal.SIGTERM)
-        self.process.communicate(timeout=PATIENCE_S)
+        self.process.communicate(timeout=PROCESS_TIMEOUT_S)
 
 
-Simulate = Callable[..., Simulated]
+StartSimulator = Callable[..., SimulatorProcess]
 """What the fixture `simulate` gives: start a simulator with these options."""
 
 
-def environment(**more: str) -> dict[str, str]:
+def environment(**variables: str) -> dict[str, str]:
     """This process's environment without anything that speaks to krea-batch, and `more`."""
-    kept = {name: value for name, value in os.environ.items() if not name.startswith(("KREA_BATCH_", "PIXAZO_"))}
-    return kept | more
+    inherited = {name: value for name, value in os.environ.items() if not name.startswith(("KREA_BATCH_", "PIXAZO_"))}
+    return inherited | variables
 
 
-def krea_batch(
+def run_command(
     *arguments: str | Path, cwd: Path, stdin: bytes | None = None, key: str = "test-key", **env: str
 ) -> subprocess.CompletedProcess[str]:
     """Run the command to its end."""
@@ -67,11 +67,11 @@ def krea_batch(
         input=None if stdin is None else stdin.decode("latin-1"),
         encoding="latin-1" if stdin is not None else "utf-8",
         capture_output=True,
-        timeout=PATIENCE_S,
+        timeout=PROCESS_TIMEOUT_S,
     )
 
 
-def begin(*arguments: str | Path, cwd: Path, key: str = "test-key") -> subprocess.Popen[str]:
+def start_command(*arguments: str | Path, cwd: Path, key: str = "test-key") -> subprocess.Popen[str]:
     """Start the command and leave it running."""
     return subprocess.Popen(
         [*COMMAND, *map(str, arguments)],
@@ -95,29 +95,29 @@ def rows(out: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in (out / "results.jsonl").read_text().splitlines()]
 
 
-def in_terminal(command: list[str], cwd: Path) -> tuple[int, str]:
+def run_in_terminal(command: list[str], cwd: Path) -> tuple[int, str]:
     """Run a command in a terminal of its own. Returns its exit code and all that the terminal was sent."""
-    ours, theirs = pty.openpty()
+    terminal, child_terminal = pty.openpty()
     process = subprocess.Popen(
-        command, cwd=cwd, stdin=theirs, stdout=theirs, stderr=theirs,
+        command, cwd=cwd, stdin=child_terminal, stdout=child_terminal, stderr=child_terminal,
         env=environment(PIXAZO_API_KEY="k", TERM="xterm-256color", COLUMNS="100"),
     )  # fmt: skip
-    os.close(theirs)
-    shown: list[bytes] = []
+    os.close(child_terminal)
+    output: list[bytes] = []
 
     def read() -> None:
         while True:
             try:
-                data = os.read(ours, 65536)
+                data = os.read(terminal, 65536)
             except OSError:
                 return  # the terminal is closed when the last process in it ends
             if not data:
                 return
-            shown.append(data)
+            output.append(data)
 
-    reader = threading.Thread(target=read)
-    reader.start()
-    code = process.wait(timeout=PATIENCE_S)
-    reader.join(timeout=PATIENCE_S)
-    os.close(ours)
-    return code, b"".join(shown).decode("utf-8", "replace")
+    reader_thread = threading.Thread(target=read)
+    reader_thread.start()
+    code = process.wait(timeout=PROCESS_TIMEOUT_S)
+    reader_thread.join(timeout=PROCESS_TIMEOUT_S)
+    os.close(terminal)
+    return code, b"".join(output).decode("utf-8", "replace")

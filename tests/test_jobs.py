@@ -20,7 +20,7 @@ from krea_batch.jobs import (
     Style,
     check_id,
     check_image_url,
-    checked,
+    validate_job,
 )
 
 
@@ -121,7 +121,7 @@ def test_what_no_type_can_say(make: Callable[[], object]) -> None:
 def test_checked_refuses(fields: dict[str, Any]) -> None:
     """A caller's own job is held to what a job file's line is held to, and the error names the job."""
     with pytest.raises(JobError, match=r"^job 'mine': "):
-        checked(Job(prompt="x", id="mine", **fields))
+        validate_job(Job(prompt="x", id="mine", **fields))
 
 
 @pytest.mark.parametrize("fields", [{"prompt": 5}, {"prompt": "x", "seed": "5"}, {"prompt": "x", "seed": None}])
@@ -134,7 +134,7 @@ def test_wrong_types_of_a_caller(fields: dict[str, Any]) -> None:
 def test_checked_refuses_a_prompt_that_cannot_be_sent() -> None:
     """Half a character in a prompt is found before a request would be made of it."""
     with pytest.raises(JobError, match="surrogates not allowed"):
-        checked(Job(prompt="\ud800"))
+        validate_job(Job(prompt="\ud800"))
 
 
 def test_checked_keeps_good_jobs() -> None:
@@ -148,4 +148,4 @@ def test_checked_keeps_good_jobs() -> None:
         moodboards=(Moodboard("01234567-89ab-cdef-0123-456789abcdef"),),
         metadata={"a": [1, {"b": None}]},
     )
-    assert checked(job) == job
+    assert validate_job(job) == job

@@ -18,31 +18,31 @@ from aiohttp import web
 
 import krea_batch
 from krea_batch import (
-    Ended,
     Engine,
+    ErrorInfo,
     Event,
+    EventsDropped,
     Handle,
-    Held,
     ImageStyleReference,
     Job,
+    JobEnded,
     JobError,
     KreaBatchError,
     Listener,
-    Missed,
     Moodboard,
-    Moved,
     Outcome,
-    Pace,
     Rate,
+    RateLimiter,
+    RetryScheduled,
     RunStats,
     RunStopped,
+    RunStopping,
     Settings,
     State,
-    Stopping,
+    StateChanged,
     StoredFile,
     Style,
-    Trouble,
-    Troubled,
+    SubmitsPaused,
     Webhook,
 )
 from krea_batch.testing.simulator import Simulator, SimulatorSettings
@@ -64,12 +64,12 @@ async def test_the_whole_of_it(tmp_path: Path) -> None:
     heard: list[Event] = []
     listener: Listener = heard.append
     async with Simulator(SimulatorSettings(latency="uniform:0.2,0.5", tiny=True)) as simulator:
-        pace = Pace("200/s")
+        pace = RateLimiter("200/s")
         engine = Engine(
             tmp_path / "out",
             api_key="simulated",
             gateway=simulator.gateway_url,
-            pace=pace,
+            rate_limiter=pace,
             poll_interval_s=0.2,
             webhook=Webhook(listen="127.0.0.1:0"),
             listeners=[listener],
@@ -80,7 +80,7 @@ async def test_the_whole_of_it(tmp_path: Path) -> None:
             await use(engine)
             assert_type(engine.settings, Settings)
             assert_type(engine.settings.rate, Rate)
-            assert_type(engine.share(), Pace)
+            assert_type(engine.share(), RateLimiter)
             assert engine.share() is pace
             app: Callable[..., Awaitable[None]] = engine.callbacks_app()
             assert callable(app)
@@ -88,7 +88,7 @@ async def test_the_whole_of_it(tmp_path: Path) -> None:
             await beside(engine, simulator.gateway_url, tmp_path / "other")
         assert (await telling)["Ended"] >= 12
         assert engine.stats().callbacks > 0
-    assert {type(event) for event in heard} >= {Moved, Ended}
+    assert {type(event) for event in heard} >= {StateChanged, JobEnded}
 
 
 async def use(engine: Engine) -> None:
@@ -98,7 +98,7 @@ async def use(engine: Engine) -> None:
     outcome = assert_type(await engine.generate(job, tenant="ann"), Outcome)
     assert_type(outcome.status, State)
     assert_type(outcome.files, tuple[StoredFile, ...])
-    assert_type(outcome.error, Trouble | None)
+    assert_type(outcome.error, ErrorInfo | None)
     assert outcome.succeeded
     handle = assert_type(await engine.submit(Job(prompt="a dog", id="dog")), Handle)
     assert_type(handle.request_id, str | None)
@@ -108,13 +108,13 @@ async def use(engine: Engine) -> None:
     async for event in handle:
         assert_type(event, Event)
         match event:
-            case Moved(job_id, _, new):
+            case StateChanged(job_id, _, new):
                 assert_type(new, State)
                 assert job_id == "dog"
-            case Ended(ended):
+            case JobEnded(ended):
                 assert_type(ended, Outcome)
             case _:
-                assert not isinstance(event, (Troubled, Held, Stopping, Missed))
+                assert not isinstance(event, (RetryScheduled, SubmitsPaused, RunStopping, EventsDropped))
     assert assert_type(await handle, Outcome).succeeded
     queued = assert_type(await engine.enqueue(Job(prompt="an owl", id="owl"), tenant="bob"), Handle)
     assert (await queued).id == "owl"
@@ -138,13 +138,15 @@ async def use(engine: Engine) -> None:
 
 async def beside(engine: Engine, gateway: str, out: Path) -> None:
     """Another engine on another folder, with the pace of the first."""
-    other = Engine(out, api_key="simulated", gateway=gateway, pace=engine.share(), poll_interval_s=0.2)
+    other = Engine(out, api_key="simulated", gateway=gateway, rate_limiter=engine.share(), poll_interval_s=0.2)
     await other.start()
     handle = await other.enqueue(Job(prompt="left behind", id="left"))
     await other.aclose(detach=True)
     with pytest.raises(RunStopped):
         await handle
-    async with Engine(out, api_key="simulated", gateway=gateway, pace=engine.share(), poll_interval_s=0.2) as again:
+    async with Engine(
+        out, api_key="simulated", gateway=gateway, rate_limiter=engine.share(), poll_interval_s=0.2
+    ) as again:
         found = await again.get("left")
         assert found
         assert (await found).succeeded

@@ -15,10 +15,10 @@ import pytest
 
 from krea_batch import Engine, Job
 from krea_batch.cli.app import COMMANDS
-from krea_batch.jobs import ASPECT_RATIOS, CREATIVITIES, FIELDS, Trouble
-from krea_batch.ledger import Store
+from krea_batch.jobs import ASPECT_RATIOS, CREATIVITIES, FIELDS, ErrorInfo
+from krea_batch.ledger import LedgerStore
 from krea_batch.testing.simulator import Simulator, SimulatorSettings
-from tests.processes import Simulate, krea_batch, write_jobs
+from tests.processes import StartSimulator, run_command, write_jobs
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text("utf-8")
@@ -32,16 +32,16 @@ def blocks(language: str) -> list[str]:
 def make_doubts(out: Path) -> None:
     """Make the job `fox` of a run ambiguous, whatever it was."""
     (out / "images").mkdir(parents=True, exist_ok=True)
-    store = Store.open(out / "ledger.db")
+    store = LedgerStore.open(out / "ledger.db")
     store._sql.execute("DELETE FROM submissions WHERE job_no IN (SELECT job_no FROM jobs WHERE job_id = 'fox')")
     store._sql.execute("DELETE FROM jobs WHERE job_id = 'fox'")
-    n = store.intend("fox", b'{"prompt":"a fox"}', bytes(32), b"{}", 1.0, "")
-    store.hold(n, Trouble("ambiguous", "the connection was cut"), 2.0)
+    n = store.record_intent("fox", b'{"prompt":"a fox"}', bytes(32), b"{}", 1.0, "")
+    store.mark_ambiguous(n, ErrorInfo("ambiguous", "the connection was cut"), 2.0)
     store.close()
 
 
 @pytest.mark.slow
-def test_the_commands_of_the_command_line_run(simulate: Simulate, tmp_path: Path) -> None:
+def test_the_commands_of_the_command_line_run(simulate: StartSimulator, tmp_path: Path) -> None:
     """Each krea-batch command of the README ends well, offline."""
     gateway = simulate().gateway
     write_jobs(tmp_path / "jobs.jsonl", 2)
@@ -65,7 +65,7 @@ def test_the_commands_of_the_command_line_run(simulate: Simulate, tmp_path: Path
             "retry": ["--simulate", "--time-scale", "100"],
             "bench": ["--jobs", "4", "--latency", "fixed:0.1", "--poll-interval", "0.1"],
         }.get(command[0], [])
-        done = krea_batch(*command, *(o for o in offline if o not in command), cwd=tmp_path)
+        done = run_command(*command, *(o for o in offline if o not in command), cwd=tmp_path)
         assert done.returncode == 0, f"{command}: {done.stdout}{done.stderr}"
 
 
@@ -119,7 +119,7 @@ def test_the_example_jobs_are_jobs(tmp_path: Path) -> None:
     (example,) = blocks("json")
     assert all(json.loads(line) for line in example.splitlines())
     (tmp_path / "jobs.jsonl").write_text(example)
-    assert krea_batch("validate", "jobs.jsonl", cwd=tmp_path).returncode == 0
+    assert run_command("validate", "jobs.jsonl", cwd=tmp_path).returncode == 0
 
 
 def test_what_make_offers_is_what_the_readme_names() -> None:

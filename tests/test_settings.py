@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from krea_batch.errors import SettingsError
-from krea_batch.settings import Ambiguous, ApiKey, Rate, Settings, is_loopback
+from krea_batch.settings import AmbiguousPolicy, ApiKey, Rate, Settings, is_loopback
 
 OUT = Path("out")
 
@@ -74,7 +74,7 @@ def test_defaults() -> None:
     assert settings.gateway == "https://gateway.pixazo.ai"
     assert settings.max_in_flight == 500
     assert settings.poll_interval_s == 5
-    assert settings.ambiguous is Ambiguous.KEEP
+    assert settings.ambiguous is AmbiguousPolicy.KEEP
     assert settings.max_charges is None
 
 
@@ -84,7 +84,7 @@ def test_of_reads_text() -> None:
     assert settings.rate.per_s == pytest.approx(0.1)
     assert settings.poll_rate is not None
     assert settings.poll_rate.per_s == 20
-    assert settings.ambiguous is Ambiguous.RESUBMIT
+    assert settings.ambiguous is AmbiguousPolicy.RESUBMIT
     assert Settings.from_options(OUT, rate=Rate(3.0, "3/s"), poll_rate=None).rate.per_s == 3
 
 

@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 
 from krea_batch.testing.virtual_time import VirtualTimeLoop, run_virtual
 
-__all__ = ["VirtualTimeLoop", "bury", "run_until_killed", "run_virtual"]
+__all__ = ["VirtualTimeLoop", "cancel_all_tasks", "run_until_killed", "run_virtual"]
 
 T = TypeVar("T")
 
@@ -20,14 +20,14 @@ T = TypeVar("T")
 def run_until_killed(
     main: Coroutine[Any, Any, T],
     after_s: float,
-    folder: Path,
-    disk_s: Callable[[], float] | None = None,
+    directory: Path,
+    thread_duration_s: Callable[[], float] | None = None,
 ) -> T | None:
     """Run a coroutine as a process that dies after `after_s`, and leave `folder` as it was at that moment.
 
     Returns None when it died, and else what the coroutine returned.
     """
-    loop = VirtualTimeLoop(disk_s)
+    loop = VirtualTimeLoop(thread_duration_s)
     try:
         task = loop.create_task(main)
         task.add_done_callback(_stop)
@@ -36,11 +36,11 @@ def run_until_killed(
         if task.done():
             return task.result()
         task.remove_done_callback(_stop)
-        as_it_was = folder.with_name(f"{folder.name} as it was")
-        shutil.copytree(folder, as_it_was)
-        bury(loop)
-        shutil.rmtree(folder)
-        as_it_was.rename(folder)
+        snapshot = directory.with_name(f"{directory.name} as it was")
+        shutil.copytree(directory, snapshot)
+        cancel_all_tasks(loop)
+        shutil.rmtree(directory)
+        snapshot.rename(directory)
         return None
     finally:
         loop.close()
@@ -50,7 +50,7 @@ def _stop(task: asyncio.Task[Any]) -> None:
     task.get_loop().stop()
 
 
-def bury(loop: asyncio.AbstractEventLoop) -> None:
+def cancel_all_tasks(loop: asyncio.AbstractEventLoop) -> None:
     """Cancel everything; the dead do not complain."""
     loop.set_exception_handler(lambda *_: None)
     with warnings.catch_warnings(action="ignore"):
@@ -59,11 +59,11 @@ def bury(loop: asyncio.AbstractEventLoop) -> None:
 
 
 def _cancel_all(loop: asyncio.AbstractEventLoop) -> None:
-    while left := asyncio.all_tasks(loop):
-        for task in left:
+    while tasks := asyncio.all_tasks(loop):
+        for task in tasks:
             task.cancel()
-        loop.run_until_complete(asyncio.wait(left))
-        for task in left:
+        loop.run_until_complete(asyncio.wait(tasks))
+        for task in tasks:
             if not task.cancelled():
                 task.exception()
     loop.run_until_complete(loop.shutdown_asyncgens())

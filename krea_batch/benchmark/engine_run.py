@@ -18,10 +18,10 @@ from krea_batch.benchmark.cases import Case
 from krea_batch.benchmark.recorder import Recorder, measure_loop_lag
 from krea_batch.engine.engine import Engine
 from krea_batch.errors import KreaBatchError
-from krea_batch.events import Ended, Event
+from krea_batch.events import Event, JobEnded
 from krea_batch.gateway.client import GatewayClient
 from krea_batch.jobs import Job
-from krea_batch.pipeline.context import Gateway, Media
+from krea_batch.pipeline.context import Gateway, ImageBody
 from krea_batch.rules.verdicts import Accepted, Finished, PollVerdict, PostVerdict, Refused
 from krea_batch.settings import KEY_VARIABLE, ApiKey, Settings
 
@@ -51,7 +51,7 @@ class RecordingGateway:
             self._recorder.record_finished(request_id, verdict.took_s)
         return verdict
 
-    async def fetch(self, url: str, *, offset: int = 0, etag: str | None = None) -> Media:
+    async def fetch(self, url: str, *, offset: int = 0, etag: str | None = None) -> ImageBody:
         return await self._gateway.fetch(url, offset=offset, etag=etag)
 
 
@@ -100,7 +100,7 @@ def _jobs(case: Case) -> Iterator[Job]:
 
 
 def _on_event(event: Event, recorder: Recorder) -> None:
-    if isinstance(event, Ended):
+    if isinstance(event, JobEnded):
         recorder.record_stored()
 
 
@@ -109,6 +109,6 @@ def _handle_interrupts(engine: Engine) -> None:
         if engine.stopped is None:
             engine.stop("interrupted")
         else:
-            engine.stop_now("interrupted")
+            engine.abort("interrupted")
 
     asyncio.get_running_loop().add_signal_handler(signal.SIGINT, on_sigint)

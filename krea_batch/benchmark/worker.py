@@ -17,7 +17,7 @@ import msgspec
 
 from krea_batch.benchmark.cases import Case, Implementation
 from krea_batch.benchmark.recorder import Recorder
-from krea_batch.engine.event_loop import run_loop
+from krea_batch.engine.event_loop import run_event_loop
 
 PROGRESS_INTERVAL_S = 0.5  # chosen: fluent enough for a count
 
@@ -42,11 +42,11 @@ def _case_runner(case: Case) -> Callable[[Recorder], None]:
     if case.implementation is Implementation.ENGINE:
         from krea_batch.benchmark.engine_run import run_engine
 
-        return lambda notes: run_loop(run_engine, case, notes)
+        return lambda notes: run_event_loop(run_engine, case, notes)
     from krea_batch.benchmark.baseline_scripts import run_tasks, run_threads
 
     if case.implementation is Implementation.TASKS:
-        return lambda notes: run_loop(run_tasks, case, notes)
+        return lambda notes: run_event_loop(run_tasks, case, notes)
     return lambda notes: run_threads(case, notes)
 
 

@@ -25,31 +25,31 @@ from typing import TYPE_CHECKING, Any, Self, TypeVar
 import anyio
 import msgspec
 
-from krea_batch.engine.event_stream import Reader
+from krea_batch.engine.event_stream import EventStream
 from krea_batch.engine.handle import Handle
-from krea_batch.engine.outcome_stream import Stream
-from krea_batch.engine.waiters import CLOSED, Watch, Watches
+from krea_batch.engine.outcome_stream import OutcomeStream
+from krea_batch.engine.waiters import CLOSED, JobWaiter, WaiterRegistry
 from krea_batch.errors import InputError, KreaBatchError, RunStopped, SettingsError
-from krea_batch.events import Ended, Event, Listener
-from krea_batch.gateway.callbacks import SECRET_BYTES, Callbacks, Door, Receive, Scope, Send
-from krea_batch.jobs import Job, Outcome, State, checked
-from krea_batch.ledger import READ_AT_ONCE, Charges, Ledger, OpenJob, Store, pages
-from krea_batch.pipeline.admission import Boarding
-from krea_batch.pipeline.callback_handler import Calls
-from krea_batch.pipeline.context import Gateway, Run
+from krea_batch.events import Event, JobEnded, Listener
+from krea_batch.gateway.callbacks import SECRET_BYTES, CallbackEndpoint, CallbackRouter, Receive, Scope, Send
+from krea_batch.jobs import Job, Outcome, State, validate_job
+from krea_batch.ledger import PAGE_ROWS, Charges, LedgerStore, LedgerWriter, OpenJob, pages
+from krea_batch.pipeline.admission import AdmissionQueue
+from krea_batch.pipeline.callback_handler import CallbackHandler
+from krea_batch.pipeline.context import Gateway, RunContext
 from krea_batch.pipeline.downloader import Downloader
-from krea_batch.pipeline.in_flight_job import Flight, take_off
+from krea_batch.pipeline.in_flight_job import InFlightJob, build_in_flight_job
 from krea_batch.pipeline.poll_scheduler import PollScheduler
 from krea_batch.pipeline.producer import Producer
-from krea_batch.pipeline.rate_limiter import Pace
+from krea_batch.pipeline.rate_limiter import RateLimiter
 from krea_batch.pipeline.stats import RunStats
 from krea_batch.pipeline.submitter import Submitter
-from krea_batch.rules.fail_fast import SameFailure
+from krea_batch.rules.fail_fast import IdenticalFailureGuard
 from krea_batch.rules.verdicts import Progress
-from krea_batch.settings import KEY_VARIABLE, OPTIONS, Ambiguous, ApiKey, Rate, Settings, Webhook
-from krea_batch.storage.async_io import to_the_end
-from krea_batch.storage.results_file import NOTHING_KEPT, Kept, Results
-from krea_batch.storage.run_dir import LEDGER, RunFolder
+from krea_batch.settings import KEY_VARIABLE, OPTIONS, AmbiguousPolicy, ApiKey, Rate, Settings, Webhook
+from krea_batch.storage.async_io import run_to_completion
+from krea_batch.storage.results_file import EMPTY_PREFIX, ResultsFile, StablePrefix
+from krea_batch.storage.run_dir import LEDGER, RunDir
 from krea_batch.storage.sinks import Sink, open_sink
 
 if TYPE_CHECKING:
@@ -58,8 +58,8 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 DISK_THREADS = 8  # chosen: fsyncs in parallel cost less each; more threads than this gained little
-MOST_BOARDED = 16  # chosen: what waits at the submitter has had its turn; 20 ms at 800/s
-LEARN_FROM_LAST = 500  # chosen: as many latencies as the schedule remembers
+MAX_ADMITTED = 16  # chosen: what waits at the submitter has had its turn; 20 ms at 800/s
+LATENCY_HISTORY = 500  # chosen: as many latencies as the schedule remembers
 
 
 class Engine:
@@ -80,7 +80,7 @@ class Engine:
         *,
         settings: Settings | None = None,
         api_key: str | ApiKey | None = None,
-        pace: Pace | None = None,
+        rate_limiter: RateLimiter | None = None,
         listeners: Iterable[Listener] = (),
         gateway_client: Gateway | None = None,
         clock: Callable[[], float] = time.time,
@@ -93,7 +93,7 @@ class Engine:
         poll_lag_weight: float | None = None,
         job_timeout_s: float | None = None,
         max_attempts: int | None = None,
-        ambiguous: Ambiguous | str | None = None,
+        ambiguous: AmbiguousPolicy | str | None = None,
         max_charges: int | None = None,
         max_identical_failures: int | None = None,
         sink: Sink | str | None = None,
@@ -104,24 +104,24 @@ class Engine:
         download_attempts: int | None = None,
     ) -> None:
         given = {name: value for name, value in locals().items() if name in OPTIONS and value is not None}
-        if pace is not None and "rate" in given:
+        if rate_limiter is not None and "rate" in given:
             raise SettingsError("rate", "cannot be combined with rate_limiter, which has its own rate")
-        if pace is not None:
-            given["rate"] = pace.rate
+        if rate_limiter is not None:
+            given["rate"] = rate_limiter.rate
         if not isinstance(given.get("sink", ""), str):
             del given["sink"]
         self.settings = _settings(out, settings, given)
-        self._pace = pace or Pace(self.settings.rate)
+        self._rate_limiter = rate_limiter or RateLimiter(self.settings.rate)
         self._sink = open_sink(self.settings.sink) if sink is None or isinstance(sink, str) else sink
         self._client = gateway_client
         self._key = _find_key(api_key) if gateway_client is None else None
         self._clock = clock
         self._random = random or Random()  # noqa: S311 - spreads retries, guards nothing
         self._listeners = list(listeners)
-        self._readers: list[Reader] = []
-        self._streams: list[Stream] = []
-        self._door = Door()
-        self._over = False
+        self._event_streams: list[EventStream] = []
+        self._streams: list[OutcomeStream] = []
+        self._callback_endpoint = CallbackEndpoint()
+        self._closed = False
 
     # ---- life --------------------------------------------------------------------------------------------
 
@@ -131,17 +131,17 @@ class Engine:
 
     async def __aexit__(self, kind: type[BaseException] | None, *_: object) -> None:
         if kind is not None:
-            self.stop_now("an exception left the engine's context")
+            self.abort("an exception left the engine's context")
         await self.aclose()
 
     async def start(self) -> None:
         """Open the folder and go on with what an earlier run left in it."""
         self._ready = asyncio.Event()
         self._closing = asyncio.Event()
-        self._hurry = asyncio.Event()
+        self._aborting = asyncio.Event()
         self._task = asyncio.create_task(self._main(), name="krea-batch engine")
         try:
-            await self._while_running(self._ready.wait())
+            await self._or_engine_failure(self._ready.wait())
         except asyncio.CancelledError:
             self._task.cancel()  # nobody is going to leave a context that was never entered
             await asyncio.wait([self._task])
@@ -154,7 +154,7 @@ class Engine:
         RunStopped, and the next engine on the folder goes on.
         """
         if detach:
-            self.stop_now("the engine is closed")
+            self.abort("the engine is closed")
         self._closing.set()
         await asyncio.shield(self._task)
 
@@ -162,11 +162,11 @@ class Engine:
         """Take no more submits; what is in flight is brought home."""
         self._run.stop(RunStopped(reason, "run the same again to go on"))
 
-    def stop_now(self, reason: str = "the run was asked to stop at once") -> None:
+    def abort(self, reason: str = "the run was asked to stop at once") -> None:
         """Stop polls and downloads too; POSTs in the air get a few seconds. All of it can be resumed."""
         self.stop(reason)
-        self._submitter.hurry()
-        self._hurry.set()
+        self._submitter.shorten_grace()
+        self._aborting.set()
         self._closing.set()
 
     @property
@@ -174,23 +174,23 @@ class Engine:
         """Why the run takes no more submits, or None while it does."""
         return self._run.stopped if hasattr(self, "_run") else None
 
-    def share(self) -> Pace:
+    def share(self) -> RateLimiter:
         """The engine's pace, for other engines of the same key on this loop: `Engine(…, pace=engine.share())`."""
-        return self._pace
+        return self._rate_limiter
 
     async def events(self) -> AsyncIterator[Event]:
         """What happens in the run, from the first step of the iteration on, until the engine closes."""
-        reader = Reader()
-        self._run.listen(reader.hear)
-        self._readers.append(reader)
-        if self._over:
-            reader.end()
+        reader = EventStream()
+        self._run.add_listener(reader.push)
+        self._event_streams.append(reader)
+        if self._closed:
+            reader.close()
         try:
             async for event in reader:
                 yield event
         finally:
-            self._readers.remove(reader)
-            self._run.forget(reader.hear)
+            self._event_streams.remove(reader)
+            self._run.remove_listener(reader.push)
 
     def callbacks_app(self) -> Callable[[Scope, Receive, Send], Awaitable[None]]:
         """An ASGI app that takes the gateway's callbacks, to be mounted where the URL of `webhook` leads.
@@ -198,14 +198,14 @@ class Engine:
         Before `start` and after `aclose` it answers 503, so that the gateway tries again. Raises SettingsError.
         """
         self._check_webhook()
-        return self._door.asgi
+        return self._callback_endpoint.asgi
 
     def callbacks_handler(self) -> Handler:
         """The same as a handler of aiohttp, for POSTs to every path under that URL."""
         from krea_batch.gateway.callback_server import handler_of  # aiohttp: only where it is needed
 
         self._check_webhook()
-        return handler_of(self._door)
+        return handler_of(self._callback_endpoint)
 
     def _check_webhook(self) -> None:
         if self.settings.webhook is None:
@@ -214,21 +214,21 @@ class Engine:
 
     def stats(self) -> RunStats:
         """The counters of this run, now."""
-        self._run.stats.in_flight = self._run.slots.in_use - self._submitter.waiting
-        self._run.stats.downloading = self._run.standing[State.FINISHED]
+        self._run.stats.in_flight = self._run.in_flight_limit.in_use - self._submitter.waiting
+        self._run.stats.downloading = self._run.state_counts[State.FINISHED]
         return self._run.stats
 
     async def charges(self) -> Charges:
         """What the POSTs of this folder came to, in this run and before it."""
-        return await self._run.record(Store.charges)
+        return await self._run.record(LedgerStore.charges)
 
     async def counts(self) -> dict[State, int]:
         """How many of the folder's jobs stand in each state."""
-        return await self._run.record(Store.counts)
+        return await self._run.record(LedgerStore.counts)
 
-    async def expect(self, jobs: int) -> None:
+    async def set_expected_jobs(self, jobs: int) -> None:
         """Put on record how many jobs the folder is to come to, for those who watch it from elsewhere."""
-        await self._run.record(Store.expect, jobs)
+        await self._run.record(LedgerStore.set_expected_jobs, jobs)
 
     # ---- jobs in, outcomes out ---------------------------------------------------------------------------
 
@@ -239,13 +239,13 @@ class Engine:
         where a job has changed since, or the source of the jobs cannot be read on.
         """
         try:
-            await self._while_running(self._producer.work(jobs))
+            await self._or_engine_failure(self._producer.work(jobs))
         except InputError as error:
             self._run.stop(RunStopped(error.problem, error.hint))
-            await self._while_running(self._all_home())
+            await self._or_engine_failure(self._wait_idle())
             raise
-        await self._while_running(self._all_home())
-        self._producer.keep_mark()
+        await self._or_engine_failure(self._wait_idle())
+        self._producer.save_checkpoint()
 
     async def submit(self, job: Job, *, tenant: str = "") -> Handle:
         """Submit a job and return once its request_id is on record, or it has ended without one.
@@ -254,8 +254,8 @@ class Engine:
         handle is that of the first. Cancelling the wait does not take the job back. `tenant` says whose job it is:
         where jobs wait, tenants take turns, and so none starves another. Raises JobError, RunStopped.
         """
-        handle, watch = await self._enter(job, tenant)
-        await self._while_running(asyncio.shield(watch.accepted))
+        handle, watch = await self._register_job(job, tenant)
+        await self._or_engine_failure(asyncio.shield(watch.accepted))
         return handle
 
     async def enqueue(self, job: Job, *, tenant: str = "") -> Handle:
@@ -263,7 +263,7 @@ class Engine:
 
         As `submit` otherwise. What is on record and waits needs memory, some kilobytes a job, and is not bounded.
         """
-        handle, watch = await self._enter(job, tenant, on_record=True)
+        handle, watch = await self._register_job(job, tenant, on_record=True)
         if watch.outcome.done() and (why := watch.outcome.exception()):
             raise why
         return handle
@@ -274,7 +274,7 @@ class Engine:
 
     async def get(self, job_id: str) -> Handle | None:
         """The job of this id, from whichever run of the folder; None where there is none."""
-        watch = await self._in_own_task(self._watches.look_up(job_id))
+        watch = await self._run_shielded(self._waiters.find(job_id))
         return Handle(job_id, watch) if watch else None
 
     async def stream(
@@ -288,16 +288,16 @@ class Engine:
         """
 
         async def enter(job: Job) -> asyncio.Future[Outcome]:
-            _, watch = await self._enter(job, tenant)
-            await self._while_running(asyncio.wait([watch.boarded]))
+            _, watch = await self._register_job(job, tenant)
+            await self._or_engine_failure(asyncio.wait([watch.admitted]))
             return watch.outcome
 
-        stream = Stream(enter, self.settings.max_in_flight, ordered=ordered)
+        stream = OutcomeStream(enter, self.settings.max_in_flight, ordered=ordered)
         self._streams.append(stream)
         try:
             async for outcome in stream.outcomes(jobs):
                 yield outcome
-            if stream.is_cut:
+            if stream.cancelled:
                 raise self.stopped or CLOSED
         finally:
             self._streams.remove(stream)
@@ -311,22 +311,22 @@ class Engine:
                 try:
                     await self._work()
                 except BaseException as error:
-                    self._forsake(_first(error))
+                    self._fail_waiters(_first(error))
                     raise
-                self._forsake(self.stopped or CLOSED)
+                self._fail_waiters(self.stopped or CLOSED)
         except BaseExceptionGroup as group:
             raise _first(group) from group
 
     async def _open(self, stack: AsyncExitStack) -> None:
-        folder = RunFolder(self.settings.out)
-        folder.take()
-        stack.callback(folder.release)
-        ledger = Ledger.open(folder.ledger)
+        folder = RunDir(self.settings.out)
+        folder.lock()
+        stack.callback(folder.unlock)
+        ledger = LedgerWriter.open(folder.ledger)
         stack.push_async_callback(ledger.close)
         disk = ThreadPoolExecutor(DISK_THREADS, "krea-batch-disk")
         stack.callback(disk.shutdown)
         client = self._client or await self._connect(stack)
-        self._run = Run(
+        self._run = RunContext(
             self.settings,
             client,
             ledger,
@@ -334,12 +334,12 @@ class Engine:
             clock=self._clock,
             random=self._random,
             listeners=self._listeners,
-            pace=self._pace,
+            rate_limiter=self._rate_limiter,
         )
-        self._results = Results(self.settings.out, disk, self._results_failed)
+        self._results = ResultsFile(self.settings.out, disk, self._results_failed)
         stack.push_async_callback(self._results.close)
-        self._join()
-        await self._reopen(stack)
+        self._build_pipeline()
+        await self._recover(stack)
         if self.settings.webhook:
             await self._listen(stack, self.settings.webhook)
 
@@ -351,112 +351,120 @@ class Engine:
 
     async def _listen(self, stack: AsyncExitStack, webhook: Webhook) -> None:
         """Have the gateway call at the end of each job."""
-        secret = await self._run.record(Store.callback_secret, os.urandom(SECRET_BYTES))
-        callbacks = Callbacks(secret, self._calls.hear)
+        secret = await self._run.record(LedgerStore.callback_secret, os.urandom(SECRET_BYTES))
+        callbacks = CallbackRouter(secret, self._callback_handler.on_callback)
         if webhook.listen:
             from krea_batch.gateway.callback_server import CallbackListener  # aiohttp: only where it is needed
 
-            listener = await stack.enter_async_context(CallbackListener(webhook, self._door))
+            listener = await stack.enter_async_context(CallbackListener(webhook, self._callback_endpoint))
             host = webhook.listen_address[0]
             callbacks.base_url = f"http://{f'[{host}]' if ':' in host else host}:{listener.port}"
         callbacks.base_url = webhook.url.rstrip("/") or callbacks.base_url
         self._run.callbacks = callbacks
-        self._door.callbacks = callbacks
+        self._callback_endpoint.callbacks = callbacks
 
-    def _join(self) -> None:
-        self._downloader = Downloader(self._run, ended=self._ended, left=self._left, sink=self._sink)
+    def _build_pipeline(self) -> None:
+        self._downloader = Downloader(self._run, ended=self._on_ended, left=self._on_deferred, sink=self._sink)
         self._scheduler = PollScheduler(
             self._run,
             finished=self._downloader.put,
-            again=self._submit_again,
-            ended=self._ended,
-            left=self._left,
+            again=self._on_errored,
+            ended=self._on_ended,
+            left=self._on_deferred,
         )
-        self._calls = Calls(self._run, hasten=self._scheduler.called, adopted=self._scheduler.put)
+        self._callback_handler = CallbackHandler(
+            self._run, hasten=self._scheduler.on_callback, adopted=self._scheduler.put
+        )
         self._submitter = Submitter(
-            self._run, accepted=self._accepted, ended=self._ended, left=self._left, called=self._calls.hear
-        )
-        self._boarding = Boarding(
             self._run,
-            partial(self._submitter.room, MOST_BOARDED),
-            self._board,
-            self._left_waiting,
+            accepted=self._on_accepted,
+            ended=self._on_ended,
+            left=self._on_deferred,
+            called=self._callback_handler.on_callback,
         )
-        self._watches = Watches(self._run, self._boarding.put)
-        self._run.when_stopping(self._cut_streams)
-        self._producer = Producer(self._run, self._submitter.room, self._take_off)
+        self._admission = AdmissionQueue(
+            self._run,
+            partial(self._submitter.wait_for_capacity, MAX_ADMITTED),
+            self._on_admitted,
+            self._on_admission_deferred,
+        )
+        self._waiters = WaiterRegistry(self._run, self._admission.put)
+        self._run.on_stopping(self._cancel_streams)
+        self._producer = Producer(self._run, self._submitter.wait_for_capacity, self._start_job)
 
-    async def _reopen(self, stack: AsyncExitStack) -> None:
+    async def _recover(self, stack: AsyncExitStack) -> None:
         record, settings = self._run.record, self.settings
-        self._kept = NOTHING_KEPT
-        results_bytes = await record(Store.results_bytes)
+        self._stable_prefix = EMPTY_PREFIX
+        results_bytes = await record(LedgerStore.results_bytes)
         per_s = None if settings.rate.is_auto else settings.rate.per_s
-        number = await record(Store.start_run, settings.origin, version("krea-batch"), self._clock(), per_s)
-        stack.push_async_callback(self._close_books, number)
+        number = await record(LedgerStore.start_run, settings.origin, version("krea-batch"), self._clock(), per_s)
+        stack.push_async_callback(self._finalize, number)
         reopened = await record(
-            Store.reopen,
+            LedgerStore.recover,
             max_attempts=settings.max_attempts,
-            resubmit_ambiguous=settings.ambiguous is Ambiguous.RESUBMIT,
+            resubmit_ambiguous=settings.ambiguous is AmbiguousPolicy.RESUBMIT,
         )
-        has_succeeded = await record(Store.has_succeeded)
-        self._same_failure = SameFailure(settings.max_identical_failures, has_succeeded=has_succeeded)
-        self._scheduler.learn(await record(Store.latencies, LEARN_FROM_LAST))
+        has_succeeded = await record(LedgerStore.has_succeeded)
+        self._failure_guard = IdenticalFailureGuard(settings.max_identical_failures, has_succeeded=has_succeeded)
+        self._scheduler.learn(await record(LedgerStore.latencies, LATENCY_HISTORY))
         if settings.max_charges is not None:  # to count them takes half a second of a million jobs
-            charges = await record(Store.charges)
-            self._submitter.begin_with(charges.charged + charges.unknown)
-        await self._downloader.make_ready()
+            charges = await record(LedgerStore.charges)
+            self._submitter.set_prior_charges(charges.charged + charges.unknown)
+        await self._downloader.prepare()
         if reopened or results_bytes is None or results_bytes != self._results.size_bytes():
-            await self._renew_results(stack)
-        elif settled := await record(Store.settled):
-            self._kept = Kept(settled, results_bytes, self._results.identity())
+            await self._rewrite_results_in_background(stack)
+        elif settled := await record(LedgerStore.last_settled_job):
+            self._stable_prefix = StablePrefix(settled, results_bytes, self._results.identity())
 
-    async def _renew_results(self, stack: AsyncExitStack) -> None:
+    async def _rewrite_results_in_background(self, stack: AsyncExitStack) -> None:
         """Write the results anew beside the run, as they are now; the last run did not come to it."""
-        past = await self._run.on_disk(Store.snapshot, self.settings.out / LEDGER)
+        past = await self._run.on_disk(LedgerStore.snapshot, self.settings.out / LEDGER)
         stack.callback(past.close)
-        self._results.hold()
-        outcomes = pages(lambda after_n: to_the_end(self._run.on_disk(past.past_outcomes, after_n, READ_AT_ONCE)))
+        self._results.buffer()
+        outcomes = pages(lambda after_n: run_to_completion(self._run.on_disk(past.outcomes_page, after_n, PAGE_ROWS)))
         renewing = asyncio.create_task(self._write_results(outcomes))
         stack.push_async_callback(_cancelled, renewing)
 
     async def _work(self) -> None:
-        self._run.opened()
+        self._run.emit_opened()
         async with anyio.create_task_group() as stages:
-            stages.start_soon(self._calls.work)
-            stages.start_soon(self._boarding.work)
+            stages.start_soon(self._callback_handler.work)
+            stages.start_soon(self._admission.work)
             stages.start_soon(self._submitter.work)
             stages.start_soon(self._scheduler.work)
             stages.start_soon(self._downloader.work)
-            await self._go_on_with_open_jobs()
+            await self._resume_open_jobs()
             self._ready.set()
             await self._closing.wait()
-            await _first_of(self._all_home(), self._hurry.wait())
-            self._door.callbacks = None
+            await _first_of(self._wait_idle(), self._aborting.wait())
+            self._callback_endpoint.callbacks = None
             stages.cancel_scope.cancel()
 
-    async def _all_home(self) -> None:
+    async def _wait_idle(self) -> None:
         """Wait until nothing waits for its turn, and nothing is on its way."""
-        while self._run.stats.jobs_queued or self._run.slots.in_use or self._calls.hoping:
-            await self._boarding.wait_empty()
-            await self._run.slots.wait_empty()
-            await self._calls.wait()
+        while self._run.stats.jobs_queued or self._run.in_flight_limit.in_use or self._callback_handler.expecting:
+            await self._admission.wait_idle()
+            await self._run.in_flight_limit.wait_idle()
+            await self._callback_handler.wait()
 
-    async def _go_on_with_open_jobs(self) -> None:
+    async def _resume_open_jobs(self) -> None:
         after_n = 0
-        while batch := await self._run.record(Store.open_jobs, after_n, READ_AT_ONCE):
+        while batch := await self._run.record(LedgerStore.open_jobs, after_n, PAGE_ROWS):
             for job in batch:
-                await self._go_on_with(job)
-            after_n = batch[-1].n
+                await self._resume(job)
+            after_n = batch[-1].job_no
 
-    async def _go_on_with(self, job: OpenJob) -> None:
-        flight = Flight.of(job)
-        self._run.aloft[job.id] = b""  # the ledger has its fingerprint
-        self._run.taken_over(flight, job.state)
+    async def _resume(self, job: OpenJob) -> None:
+        flight = InFlightJob.from_ledger(job)
+        self._run.in_flight_fingerprints[job.id] = b""  # the ledger has its fingerprint
+        self._run.emit_resumed(flight, job.state)
         if job.state is State.PENDING:
-            flight.body, flight.fingerprint, flight.metadata = await self._run.record(Store.sending, job.n)
-            self._boarding.put(flight)
+            flight.body, flight.fingerprint, flight.metadata = await self._run.record(
+                LedgerStore.request_of, job.job_no
+            )
+            self._admission.put(flight)
             return
-        self._run.slots.take_over()
+        self._run.in_flight_limit.acquire_resumed()
         match job.state:
             case State.FINISHED:
                 flight.finished = job.media
@@ -464,22 +472,22 @@ class Engine:
             case _:
                 self._scheduler.take_over(flight)
 
-    async def _close_books(self, run_number: int) -> None:
+    async def _finalize(self, run_number: int) -> None:
         """The last that is done with an open ledger: note the end, write the results anew."""
         if self._run.ledger.broken:
             return
         with anyio.CancelScope(shield=True):
-            is_the_same = self._results.identity() == self._kept.identity
-            kept = self._kept if is_the_same else NOTHING_KEPT
+            is_the_same = self._results.identity() == self._stable_prefix.identity
+            kept = self._stable_prefix if is_the_same else EMPTY_PREFIX
             outcomes = self._run.ledger.outcomes(kept.last)
             if await self._write_results(outcomes, keep_bytes=kept.size_bytes):
-                await self._run.record(Store.results_written, self._results.size_bytes())
-            await self._run.record(Store.end_run, run_number, self._clock())
+                await self._run.record(LedgerStore.set_results_size, self._results.size_bytes())
+            await self._run.record(LedgerStore.end_run, run_number, self._clock())
 
     async def _write_results(self, outcomes: AsyncIterator[list[Outcome]], *, keep_bytes: int = 0) -> bool:
         """Write them anew. False, and the run is told to stop, where the disk does not take them."""
         try:
-            await self._results.write_anew(outcomes, keep_bytes=keep_bytes)
+            await self._results.rewrite(outcomes, keep_bytes=keep_bytes)
         except OSError as error:
             self._results_failed(error)
             return False
@@ -491,85 +499,87 @@ class Engine:
 
     # ---- what the stages hand on -------------------------------------------------------------------------
 
-    def _accepted(self, flight: Flight, progress: Progress) -> None:
-        self._same_failure.accepted()
-        self._watches.accepted(flight)
+    def _on_accepted(self, flight: InFlightJob, progress: Progress) -> None:
+        self._failure_guard.accepted()
+        self._waiters.accepted(flight)
         self._scheduler.put(flight, progress)
 
-    def _submit_again(self, flight: Flight, wait_s: float) -> None:
+    def _on_errored(self, flight: InFlightJob, wait_s: float) -> None:
         self._submitter.refunded()
-        self._submitter.put(flight, wait_s)
+        self._submitter.enqueue(flight, wait_s)
 
-    def _ended(self, flight: Flight, outcome: Outcome) -> None:
-        self._run.slots.give_back()
+    def _on_ended(self, flight: InFlightJob, outcome: Outcome) -> None:
+        self._run.in_flight_limit.release()
         self._run.stats.ended_by_state[outcome.status] += 1
         if outcome.status is State.ERRORED:
             self._submitter.refunded()
         if outcome.status is State.AMBIGUOUS:
-            self._calls.hope(flight.n, self._scheduler.hope_s(flight))
-        if why := self._same_failure.ended(outcome):
+            self._callback_handler.expect(flight.job_no, self._scheduler.callback_wait_s(flight))
+        if why := self._failure_guard.ended(outcome):
             self._run.stop(RunStopped(why, "see what is wrong, then run the same command again"))
-        self._run.tell(Ended(outcome))
+        self._run.emit(JobEnded(outcome))
         self._results.append(outcome)
-        self._run.aloft.pop(flight.id, None)
-        self._watches.ended(outcome)
+        self._run.in_flight_fingerprints.pop(flight.id, None)
+        self._waiters.ended(outcome)
 
-    def _left(self, flight: Flight) -> None:
-        self._run.slots.give_back()
-        self._run.aloft.pop(flight.id, None)
+    def _on_deferred(self, flight: InFlightJob) -> None:
+        self._run.in_flight_limit.release()
+        self._run.in_flight_fingerprints.pop(flight.id, None)
         if self._run.stopped:  # else the stages are coming down, and `_forsake` will know why
-            self._watches.give_up(flight.id)
+            self._waiters.fail(flight.id)
 
-    def _forsake(self, why: BaseException) -> None:
+    def _fail_waiters(self, why: BaseException) -> None:
         """The stages have ended: whoever still waits for a job waits in vain, in this run."""
-        self._over = True
-        self._run.closed()
+        self._closed = True
+        self._run.emit_closed()
         why = CLOSED if isinstance(why, asyncio.CancelledError) else why
-        self._watches.give_all_up(why)
-        for reader in self._readers:
-            reader.end()
-        self._cut_streams()
+        self._waiters.fail_all(why)
+        for reader in self._event_streams:
+            reader.close()
+        self._cancel_streams()
 
-    def _cut_streams(self) -> None:
+    def _cancel_streams(self) -> None:
         """Read no more of any caller's jobs: nothing would come of them in this run."""
         for stream in self._streams:
-            stream.cut()
+            stream.cancel()
 
     # ---- parts -------------------------------------------------------------------------------------------
 
-    async def _enter(self, job: Job, tenant: str, *, on_record: bool = False) -> tuple[Handle, Watch]:
+    async def _register_job(self, job: Job, tenant: str, *, on_record: bool = False) -> tuple[Handle, JobWaiter]:
         """Put a new job on its way, or find the one on record under its id. Raises JobError, RunStopped."""
-        job = checked(job)
+        job = validate_job(job)
         if not job.id:
             job = msgspec.structs.replace(job, id=uuid.uuid4().hex)
-        watch = await self._in_own_task(self._watches.take_in(take_off(job, tenant), on_record=on_record))
+        watch = await self._run_shielded(
+            self._waiters.register(build_in_flight_job(job, tenant), on_record=on_record)
+        )
         return Handle(job.id, watch), watch
 
-    def _board(self, flight: Flight) -> None:
+    def _on_admitted(self, flight: InFlightJob) -> None:
         """Take a flight whose turn has come, with its slot."""
-        self._watches.boarded(flight)
-        self._submitter.put(flight)
+        self._waiters.boarded(flight)
+        self._submitter.enqueue(flight)
 
-    def _left_waiting(self, flight: Flight) -> None:
+    def _on_admission_deferred(self, flight: InFlightJob) -> None:
         """The run stopped before the job's turn came."""
-        self._watches.give_up(flight.id)
+        self._waiters.fail(flight.id)
 
-    def _take_off(self, flight: Flight) -> None:
+    def _start_job(self, flight: InFlightJob) -> None:
         """Take a flight that has its slot."""
-        self._run.aloft[flight.id] = flight.fingerprint
-        self._submitter.put(flight)
+        self._run.in_flight_fingerprints[flight.id] = flight.fingerprint
+        self._submitter.enqueue(flight)
 
-    async def _in_own_task(self, work: Coroutine[Any, Any, T]) -> T:
+    async def _run_shielded(self, work: Coroutine[Any, Any, T]) -> T:
         """Have something done whether its caller is cancelled or not: others may wait for the same job."""
         task = asyncio.create_task(work)
         task.add_done_callback(_note_error)  # its caller may be gone
-        return await self._while_running(asyncio.shield(task))
+        return await self._or_engine_failure(asyncio.shield(task))
 
-    async def _while_running(self, work: Awaitable[T]) -> T:
+    async def _or_engine_failure(self, work: Awaitable[T]) -> T:
         """Wait for what the stages bring about. Raises what ended them, where they end first."""
         waiting = asyncio.ensure_future(work)
         try:
-            if not self._over:
+            if not self._closed:
                 await asyncio.wait([waiting, self._task], return_when=asyncio.FIRST_COMPLETED)
             if waiting.done():
                 return waiting.result()

@@ -6,22 +6,22 @@ import asyncio
 from collections import deque
 from collections.abc import AsyncIterator
 
-from krea_batch.events import Event, Missed
+from krea_batch.events import Event, EventsDropped
 
-MOST_UNREAD = 10_000  # chosen: events, some megabytes; who reads no faster in a minute's run reads none in time
+MAX_UNREAD_EVENTS = 10_000  # chosen: events, some megabytes; who reads no faster in a minute's run reads none in time
 
 
-class Reader:
+class EventStream:
     """Events for one reader, in order, until `end`. Who is too slow is told how many he has missed."""
 
-    def __init__(self, most: int = MOST_UNREAD) -> None:
+    def __init__(self, most: int = MAX_UNREAD_EVENTS) -> None:
         self._most = most
         self._unread: deque[Event] = deque()
         self._missed = 0
         self._over = False
         self._news = asyncio.Event()
 
-    def hear(self, event: Event) -> None:
+    def push(self, event: Event) -> None:
         """Keep an event until it is read."""
         if len(self._unread) >= self._most:
             self._unread.popleft()
@@ -29,7 +29,7 @@ class Reader:
         self._unread.append(event)
         self._news.set()
 
-    def end(self) -> None:
+    def close(self) -> None:
         """Nothing will follow."""
         self._over = True
         self._news.set()
@@ -38,7 +38,7 @@ class Reader:
         while True:
             if self._missed:
                 missed, self._missed = self._missed, 0
-                yield Missed(missed)
+                yield EventsDropped(missed)
             elif self._unread:
                 yield self._unread.popleft()
             elif self._over:

@@ -9,7 +9,7 @@ import asyncio
 from collections.abc import AsyncIterator, Generator
 from typing import Any
 
-from krea_batch.engine.waiters import Watch
+from krea_batch.engine.waiters import JobWaiter
 from krea_batch.events import Event
 from krea_batch.jobs import Outcome, State
 
@@ -21,7 +21,7 @@ class Handle:
     engine stops before the job's end; the next engine on the folder goes on with it, and its `get` finds it.
     """
 
-    def __init__(self, job_id: str, watch: Watch) -> None:
+    def __init__(self, job_id: str, watch: JobWaiter) -> None:
         self.id = job_id
         self._watch = watch
 

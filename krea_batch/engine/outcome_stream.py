@@ -12,22 +12,22 @@ from krea_batch.jobs import Job, Outcome
 Enter = Callable[[Job], Awaitable[asyncio.Future[Outcome]]]
 
 
-class Stream:
+class OutcomeStream:
     """One caller's jobs. `enter` puts a job on its way, and gives its outcome's future once the job had its turn.
 
     At most `most` outcomes are on their way or wait to be taken; the source is read no further.
     """
 
-    def __init__(self, enter: Enter, most: int, *, ordered: bool) -> None:
+    def __init__(self, enter: Enter, max_pending: int, *, ordered: bool) -> None:
         self._enter = enter
         self._ordered = ordered
-        self._window = anyio.Semaphore(most)
+        self._window = anyio.Semaphore(max_pending)
         self._ended: asyncio.Queue[asyncio.Future[Outcome] | None] = asyncio.Queue()
         self._feeder: asyncio.Task[None] | None = None
         self._fed = self._taken = 0
         self._trouble: BaseException | None = None
 
-    def cut(self) -> None:
+    def cancel(self) -> None:
         """Read no more of the source, however long it would be silent."""
         if self._feeder:
             self._feeder.cancel()
@@ -51,7 +51,7 @@ class Stream:
             raise self._trouble
 
     @property
-    def is_cut(self) -> bool:
+    def cancelled(self) -> bool:
         """Whether the source was not read to its end."""
         return self._feeder is not None and self._feeder.cancelled()
 

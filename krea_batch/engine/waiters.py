@@ -9,64 +9,64 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 
-from krea_batch.engine.event_stream import Reader
+from krea_batch.engine.event_stream import EventStream
 from krea_batch.errors import RunStopped
-from krea_batch.events import Ended, Event, Moved, Troubled
+from krea_batch.events import Event, JobEnded, RetryScheduled, StateChanged
 from krea_batch.jobs import FINAL, Outcome, State
-from krea_batch.ledger import Store
-from krea_batch.pipeline.context import Run
-from krea_batch.pipeline.in_flight_job import Flight, check_same
+from krea_batch.ledger import LedgerStore
+from krea_batch.pipeline.context import RunContext
+from krea_batch.pipeline.in_flight_job import InFlightJob, require_same_request
 
 CLOSED = RunStopped("the engine is closed", "open it again to go on")
 
 
-class Watches:
+class WaiterRegistry:
     """The watches of one run. `board` takes a new flight, which waits for its turn."""
 
-    def __init__(self, run: Run, board: Callable[[Flight], None]) -> None:
+    def __init__(self, run: RunContext, board: Callable[[InFlightJob], None]) -> None:
         self._run = run
-        self._board = board
-        self._watches: dict[str, Watch] = {}
+        self._admit = board
+        self._waiters: dict[str, JobWaiter] = {}
 
     # ---- a caller asks -----------------------------------------------------------------------------------
 
-    async def take_in(self, flight: Flight, *, on_record: bool) -> Watch:
+    async def register(self, flight: InFlightJob, *, on_record: bool) -> JobWaiter:
         """Put a new job on its way, or find the one of its id. With `on_record`, it is durable before its turn.
 
         Raises JobError where the id is another job's, and RunStopped.
         """
-        fingerprint = await self._known(flight.id) or self._run.aloft.get(flight.id)
+        fingerprint = await self._known(flight.id) or self._run.in_flight_fingerprints.get(flight.id)
         if fingerprint:
-            check_same(flight, fingerprint)
+            require_same_request(flight, fingerprint)
         elif self._run.stopped:
             raise self._run.stopped
         else:
-            self._run.aloft[flight.id] = flight.fingerprint
+            self._run.in_flight_fingerprints[flight.id] = flight.fingerprint
             watch = self._watch(flight.id)
             if on_record:
                 await self._put_on_record(flight)
-            self._board(flight)
+            self._admit(flight)
             return watch
         if on_record:  # whoever brought it first may not have got so far
             await self._put_on_record(flight)
         return await self._find(flight.id)
 
-    async def look_up(self, job_id: str) -> Watch | None:
+    async def find(self, job_id: str) -> JobWaiter | None:
         """The watch of a job that is on its way or on record; None where there is none."""
-        if await self._known(job_id) or job_id in self._run.aloft:
+        if await self._known(job_id) or job_id in self._run.in_flight_fingerprints:
             return await self._find(job_id)
         return None
 
     # ---- something happens to a job ----------------------------------------------------------------------
 
-    def boarded(self, flight: Flight) -> None:
+    def boarded(self, flight: InFlightJob) -> None:
         """Its turn has come."""
-        if watch := self._watches.get(flight.id):
-            watch.board()
+        if watch := self._waiters.get(flight.id):
+            watch.mark_admitted()
 
-    def accepted(self, flight: Flight) -> None:
+    def accepted(self, flight: InFlightJob) -> None:
         """Its request_id is on record."""
-        if watch := self._watches.get(flight.id):
+        if watch := self._waiters.get(flight.id):
             watch.accept(flight.request_id)
 
     def ended(self, outcome: Outcome) -> None:
@@ -74,63 +74,63 @@ class Watches:
         if watch := self._unwatch(outcome.id):
             watch.end(outcome)
 
-    def give_up(self, job_id: str, why: BaseException | None = None) -> None:
+    def fail(self, job_id: str, why: BaseException | None = None) -> None:
         """This run brings it no further."""
-        self._run.aloft.pop(job_id, None)
+        self._run.in_flight_fingerprints.pop(job_id, None)
         if watch := self._unwatch(job_id):
-            watch.give_up(why or self._run.stopped or CLOSED)
+            watch.fail(why or self._run.stopped or CLOSED)
 
-    def give_all_up(self, why: BaseException) -> None:
+    def fail_all(self, why: BaseException) -> None:
         """This run brings none any further."""
-        for job_id in list(self._watches):
-            self.give_up(job_id, why)
+        for job_id in list(self._waiters):
+            self.fail(job_id, why)
 
     # ---- parts -------------------------------------------------------------------------------------------
 
-    async def _find(self, job_id: str) -> Watch:
+    async def _find(self, job_id: str) -> JobWaiter:
         """The watch of a job that is on its way or on record, told what the ledger knows of it."""
-        if watch := self._watches.get(job_id):
+        if watch := self._waiters.get(job_id):
             return watch
         watch = self._watch(job_id)
-        row = await self._run.record(Store.known, job_id)
+        row = await self._run.record(LedgerStore.find_job, job_id)
         if row and not watch.outcome.done():
             self._tell_known(watch, row)
         return watch
 
-    def _tell_known(self, watch: Watch, row: Outcome) -> None:
+    def _tell_known(self, watch: JobWaiter, row: Outcome) -> None:
         if row.status in FINAL:
             self._unwatch(row.id)
             watch.end(row)
-        elif row.id not in self._run.aloft:
-            self.give_up(row.id)  # the stop left it to the next run
+        elif row.id not in self._run.in_flight_fingerprints:
+            self.fail(row.id)  # the stop left it to the next run
         elif row.status is not State.PENDING:
-            watch.go_on_from(row)
+            watch.restore(row)
 
-    async def _put_on_record(self, flight: Flight) -> None:
+    async def _put_on_record(self, flight: InFlightJob) -> None:
         body = (flight.id, flight.body, flight.fingerprint, flight.metadata)
-        await self._run.record(Store.enqueue, *body, flight.tenant)
+        await self._run.record(LedgerStore.enqueue, *body, flight.tenant)
 
     async def _known(self, job_id: str) -> bytes | None:
         """The fingerprint that the ledger has for this id, if any."""
-        return (await self._run.record(Store.fingerprints, [job_id])).get(job_id)
+        return (await self._run.record(LedgerStore.fingerprints, [job_id])).get(job_id)
 
-    def _watch(self, job_id: str) -> Watch:
-        if not self._watches:
-            self._run.listen(self._hear)
-        return self._watches.setdefault(job_id, Watch())
+    def _watch(self, job_id: str) -> JobWaiter:
+        if not self._waiters:
+            self._run.add_listener(self._hear)
+        return self._waiters.setdefault(job_id, JobWaiter())
 
-    def _unwatch(self, job_id: str) -> Watch | None:
-        watch = self._watches.pop(job_id, None)
-        if watch and not self._watches:
-            self._run.forget(self._hear)
+    def _unwatch(self, job_id: str) -> JobWaiter | None:
+        watch = self._waiters.pop(job_id, None)
+        if watch and not self._waiters:
+            self._run.remove_listener(self._hear)
         return watch
 
     def _hear(self, event: Event) -> None:
-        if isinstance(event, (Moved, Troubled)) and (watch := self._watches.get(event.job_id)):
-            watch.hear(event)
+        if isinstance(event, (StateChanged, RetryScheduled)) and (watch := self._waiters.get(event.job_id)):
+            watch.on_event(event)
 
 
-class Watch:
+class JobWaiter:
     """What is told to those who wait for one job.
 
     `boarded` is done once the job had its turn, `accepted` once its request_id is on record or its end has come,
@@ -141,35 +141,35 @@ class Watch:
         loop = asyncio.get_running_loop()
         self.state = state
         self.request_id: str | None = None
-        self.boarded: asyncio.Future[None] = loop.create_future()
+        self.admitted: asyncio.Future[None] = loop.create_future()
         self.accepted: asyncio.Future[None] = loop.create_future()
         self.outcome: asyncio.Future[Outcome] = loop.create_future()
-        self._readers: list[Reader] = []
+        self._readers: list[EventStream] = []
 
-    def hear(self, event: Moved | Troubled) -> None:
+    def on_event(self, event: StateChanged | RetryScheduled) -> None:
         """Something happened to the job."""
-        if isinstance(event, Moved):
+        if isinstance(event, StateChanged):
             self.state = event.new
             self.request_id = event.request_id or self.request_id
         for reader in self._readers:
-            reader.hear(event)
+            reader.push(event)
 
-    def board(self) -> None:
+    def mark_admitted(self) -> None:
         """The job had its turn."""
-        if not self.boarded.done():
-            self.boarded.set_result(None)
+        if not self.admitted.done():
+            self.admitted.set_result(None)
 
     def accept(self, request_id: str | None) -> None:
         """The job is accepted, or ended without a request_id."""
-        self.board()
+        self.mark_admitted()
         self.request_id = request_id
         if not self.accepted.done():
             self.accepted.set_result(None)
 
-    def go_on_from(self, row: Outcome) -> None:
+    def restore(self, row: Outcome) -> None:
         """The job was on its way before anybody watched it."""
         self.state = row.status
-        self.board()
+        self.mark_admitted()
         if row.request_id:
             self.accept(row.request_id)
 
@@ -178,34 +178,34 @@ class Watch:
         self.state = outcome.status
         self.accept(outcome.request_id)
         self.outcome.set_result(outcome)
-        self._tell_readers(lambda reader: reader.hear(Ended(outcome)))
+        self._tell_readers(lambda reader: reader.push(JobEnded(outcome)))
 
-    def give_up(self, why: BaseException) -> None:
+    def fail(self, why: BaseException) -> None:
         """This run brings the job no further."""
-        for future in (self.boarded, self.accepted, self.outcome):
+        for future in (self.admitted, self.accepted, self.outcome):
             if not future.done():
                 future.set_exception(why)
                 future.exception()  # nobody has to wait for it
         self._tell_readers(lambda reader: None)
 
-    def reader(self) -> Reader:
+    def reader(self) -> EventStream:
         """A reader of what happens from now on; of a job that has ended, the end."""
-        reader = Reader()
+        reader = EventStream()
         if not self.outcome.done():
             self._readers.append(reader)
         else:
             if self.outcome.exception() is None:
-                reader.hear(Ended(self.outcome.result()))
-            reader.end()
+                reader.push(JobEnded(self.outcome.result()))
+            reader.close()
         return reader
 
-    def forget(self, reader: Reader) -> None:
+    def forget(self, reader: EventStream) -> None:
         """Nobody reads there any more."""
         if reader in self._readers:
             self._readers.remove(reader)
 
-    def _tell_readers(self, last: Callable[[Reader], None]) -> None:
+    def _tell_readers(self, last: Callable[[EventStream], None]) -> None:
         readers, self._readers = self._readers, []
         for reader in readers:
             last(reader)
-            reader.end()
+            reader.close()

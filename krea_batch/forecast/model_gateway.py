@@ -91,6 +91,6 @@ class ModelGateway:
         while window and window[0] <= now_s - span_s:
             window.popleft()
         if len(window) >= self._limit_per_s * span_s:
-            return Refused(Refusal.SLOW_DOWN, 429, "Too Many Requests", max(1.0, window[0] + span_s - now_s))
+            return Refused(Refusal.RATE_LIMITED, 429, "Too Many Requests", max(1.0, window[0] + span_s - now_s))
         window.append(now_s)
         return None

@@ -11,7 +11,7 @@ from typing import Any
 import msgspec
 
 from krea_batch.jobs import Outcome
-from krea_batch.ledger import Stay, Store
+from krea_batch.ledger import JobTiming, LedgerStore
 from krea_batch.ledger.paging import first_column, iter_rows
 
 MAX_BINS = 60  # chosen: bars that are still told apart at 480 pixels
@@ -43,16 +43,16 @@ class ChartData(msgspec.Struct):
         if outcome.error:
             self.errors[outcome.error.message] += 1
 
-    def load(self, store: Store) -> None:
+    def load(self, store: LedgerStore) -> None:
         """Take in all POSTs and stays, and the limit of the latest run."""
         run = store.latest_run()
-        self.limit_per_s = run.per_s if run else None
-        for _, sent_s, result in iter_rows(store.sent, first_column):
+        self.limit_per_s = run.rate_per_s if run else None
+        for _, sent_s, result in iter_rows(store.submissions_page, first_column):
             (self.accepted_s if result == "accepted" else self.not_accepted_s).append(sent_s)
-        for stay in iter_rows(store.stays, lambda stay: stay.n):
+        for stay in iter_rows(store.timings_page, lambda stay: stay.job_no):
             self._add_timing(stay)
 
-    def _add_timing(self, timing: Stay) -> None:
+    def _add_timing(self, timing: JobTiming) -> None:
         if timing.polls:
             self.polls.append(timing.polls)
         if timing.finished_at is None:

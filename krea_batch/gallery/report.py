@@ -22,10 +22,10 @@ from jinja2 import Environment, PackageLoader
 from krea_batch.gallery import charts
 from krea_batch.gallery.thumbnails import WIDTH_PX, local_image_path, thumbnails
 from krea_batch.jobs import STATES, Outcome
-from krea_batch.ledger import Store
+from krea_batch.ledger import LedgerStore
 from krea_batch.ledger.paging import first_column, iter_rows
 from krea_batch.storage.atomic import replacing
-from krea_batch.storage.run_dir import LEDGER, check_run
+from krea_batch.storage.run_dir import LEDGER, require_run
 
 THUMBNAILS_PER_BLOCK = 100  # chosen: thumbnails that are unpacked together, some 600 kB
 THUMBNAILS_PLACEHOLDER = "<!-- thumbnails -->"
@@ -61,10 +61,10 @@ def write_report(
 
     `seen` hears of each picture, 1 at a time. Raises RunFolderError, LedgerError, OSError.
     """
-    check_run(out)
+    require_run(out)
     chart_data, rows, image_paths = charts.ChartData(), [], []
-    with closing(Store.snapshot(out / LEDGER)) as store:
-        for n, outcome in iter_rows(store.glimpses, first_column):
+    with closing(LedgerStore.snapshot(out / LEDGER)) as store:
+        for n, outcome in iter_rows(store.jobs_page, first_column):
             chart_data.add_outcome(outcome)
             rows.append(_with_relative_paths(item(n, outcome), out, output))
             image_paths += [local_image_path(out, file.path) for file in outcome.files[:1]]

@@ -27,9 +27,9 @@ from aiohttp import web
 from krea_batch.gallery.report import item, render_page, script_csp_source
 from krea_batch.gallery.thumbnails import ThumbnailCache, local_image_path
 from krea_batch.jobs import FINAL, Outcome
-from krea_batch.ledger import Store
+from krea_batch.ledger import LedgerStore
 from krea_batch.ledger.paging import first_column, iter_rows
-from krea_batch.storage.run_dir import LEDGER, check_run, is_at_work
+from krea_batch.storage.run_dir import LEDGER, is_locked, require_run
 
 REFRESH_INTERVAL_S = 1.0  # chosen: as live as anybody needs
 MAX_RETRY_BODY_BYTES = 64 * 1024 * 1024  # chosen: 300,000 of the longest
@@ -53,7 +53,7 @@ class Gallery:
     """The run of one folder, and those who listen to what becomes of it."""
 
     def __init__(self, out: Path) -> None:
-        check_run(out)
+        require_run(out)
         self.out = out
         self.token = secrets.token_urlsafe()
         self.retrying = False
@@ -105,9 +105,9 @@ class Gallery:
             self._subscribers.discard(queue)
 
     def _read_changes(self) -> list[tuple[int, Outcome]]:
-        at_work = is_at_work(self.out)  # looked at first: what its end wrote is then seen
-        with closing(Store.open(self.out / LEDGER, read_only=True)) as store:
-            counts, run = store.read(Store.counts, Store.latest_run)
+        at_work = is_locked(self.out)  # looked at first: what its end wrote is then seen
+        with closing(LedgerStore.open(self.out / LEDGER, read_only=True)) as store:
+            counts, run = store.read(LedgerStore.counts, LedgerStore.latest_run)
             ended = Counter(outcome.status for outcome in self._outcomes.values() if outcome.status in FINAL)
             reread_all = self._reread_all or any(
                 count > counts.get(state, 0) for state, count in ended.items()
@@ -146,9 +146,9 @@ class Gallery:
         self.broadcast("said", {"ok": process.returncode in (0, 1), "text": "\n".join(lines[-RETRY_OUTPUT_LINES:])})
 
 
-def _jobs_page(store: Store, after_job_no: int, limit: int) -> list[tuple[int, Outcome]]:
+def _jobs_page(store: LedgerStore, after_job_no: int, limit: int) -> list[tuple[int, Outcome]]:
     """A page of jobs as of one moment. Raises LedgerError."""
-    (page,) = store.read(lambda store: store.glimpses(after_job_no, limit))
+    (page,) = store.read(lambda store: store.jobs_page(after_job_no, limit))
     return page  # type: ignore[no-any-return]
 
 

@@ -8,13 +8,13 @@ from typing import Self
 from aiohttp import web
 
 from krea_batch.errors import SettingsError
-from krea_batch.gateway.callbacks import MOST_BYTES, Door
+from krea_batch.gateway.callbacks import MOST_BYTES, CallbackEndpoint
 from krea_batch.settings import Webhook
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 
-def handler_of(door: Door) -> Handler:
+def handler_of(door: CallbackEndpoint) -> Handler:
     """A handler for every method and path under the door's address."""
 
     async def handle(request: web.Request) -> web.StreamResponse:
@@ -26,7 +26,7 @@ def handler_of(door: Door) -> Handler:
 class CallbackListener:
     """A server of its own for callbacks. An async context manager; `port` is known inside of it."""
 
-    def __init__(self, webhook: Webhook, door: Door) -> None:
+    def __init__(self, webhook: Webhook, door: CallbackEndpoint) -> None:
         self._host, self._port = webhook.listen_address
         self._door = door
 

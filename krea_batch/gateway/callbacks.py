@@ -18,22 +18,22 @@ SECRET_BYTES = 32
 _TOKEN_CHARS = 32  # 128 bits
 _MOST_DIGITS = 18
 
-NOTED, UNKNOWN, NOT_POST, TOO_LARGE, NOT_NOW = 204, 404, 405, 413, 503
+OK, UNKNOWN, NOT_POST, TOO_LARGE, UNAVAILABLE = 204, 404, 405, 413, 503
 
 Scope = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
 Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
-Hear = Callable[[int, wire.Told], None]
+OnCallback = Callable[[int, wire.CallbackPayload], None]
 
 
-class Callbacks:
+class CallbackRouter:
     """Where the gateway calls for the jobs of one run's folder.
 
     `hear` takes the number of a job and what the call tells; it must be quick, since the gateway waits. `secret`
     makes the addresses; who does not know it cannot tell an address of ours from any other.
     """
 
-    def __init__(self, secret: bytes, hear: Hear) -> None:
+    def __init__(self, secret: bytes, hear: OnCallback) -> None:
         self._secret = secret
         self._run_token = self._token(b"run")
         self._hear = hear
@@ -49,7 +49,7 @@ class Callbacks:
         if n is None:
             return UNKNOWN
         self._hear(n, wire.read_callback(body))
-        return NOTED
+        return OK
 
     def _token(self, of_what: bytes) -> str:
         return hmac.new(self._secret, of_what, hashlib.sha256).hexdigest()[:_TOKEN_CHARS]
@@ -63,11 +63,11 @@ class Callbacks:
         return n if is_run and is_job and n > 0 else None
 
 
-class Door:
+class CallbackEndpoint:
     """The way in for callbacks, for as long as an engine lives: closed (503) before it has started, and after."""
 
     def __init__(self) -> None:
-        self.callbacks: Callbacks | None = None
+        self.callbacks: CallbackRouter | None = None
 
     def receive(self, method: str, path: str, body: bytes | None) -> int:
         """Take a call; `body` is None where it was too large. Returns the HTTP status of its answer."""
@@ -75,12 +75,12 @@ class Door:
             return NOT_POST
         if body is None:
             return TOO_LARGE
-        return self.callbacks.receive(path, body) if self.callbacks else NOT_NOW
+        return self.callbacks.receive(path, body) if self.callbacks else UNAVAILABLE
 
     async def asgi(self, scope: Scope, receive: Receive, send: Send) -> None:
         """The door as an ASGI app, to be mounted wherever the address leads."""
         if scope["type"] == "lifespan":
-            await _live(receive, send)
+            await _handle_lifespan(receive, send)
             return
         if scope["type"] != "http":  # a websocket, say
             return
@@ -101,7 +101,7 @@ async def _body_of(receive: Receive) -> bytes | None:
             return bytes(body)
 
 
-async def _live(receive: Receive, send: Send) -> None:
+async def _handle_lifespan(receive: Receive, send: Send) -> None:
     """Answer a server that asks whether the app is ready: it is."""
     while True:
         message = await receive()

@@ -19,31 +19,37 @@ from yarl import URL
 
 from krea_batch.gateway import wire
 from krea_batch.gateway.http import (
-    BROKEN,
     MOST_ORIGINS,
-    Exchange,
+    NETWORK_ERRORS,
+    HttpClient,
+    HttpResponse,
     Origin,
-    Reply,
+    describe_error,
     header_lines,
     read_capped,
-    reason,
 )
-from krea_batch.gateway.url_policy import MAX_IMAGE_BYTES, MediaError, is_public_address, starts_at, why_not_url
-from krea_batch.rules.verdicts import NotSent, PollTrouble, PollVerdict, PostVerdict, Unclear
+from krea_batch.gateway.url_policy import (
+    MAX_IMAGE_BYTES,
+    DownloadError,
+    is_public_address,
+    response_offset,
+    url_rejection_reason,
+)
+from krea_batch.rules.verdicts import Ambiguous, NotSent, PollFailed, PollVerdict, PostVerdict
 from krea_batch.settings import ApiKey, Settings, is_loopback
 
 KEEPALIVE_S = 2.0  # chosen: under the 5 s after which common servers drop idle connections under a request
-SILENCE_S = 30.0  # chosen: a CDN that is silent for longer has lost us
+READ_TIMEOUT_S = 30.0  # chosen: a CDN that is silent for longer has lost us
 DOWNLOAD_TIMEOUT_S = 600.0  # chosen: 64 MiB at 1 Mbit/s; a slower one goes on where it stopped
 CHUNK_BYTES = 1 << 18
 _PLAIN_URL = re.compile(r"(https?://[a-z0-9.-]+(?::[0-9]{1,5})?)(/[!-\"$-~]*)")  # nothing to quote, no fragment
 _SUBMIT_HEADERS = header_lines(wire.SUBMIT_HEADERS)
 
 
-class Media:
+class ImageDownload:
     """A picture on its way. `offset` is where its first byte belongs, `etag` a strong one or None."""
 
-    def __init__(self, reply: Reply, offset: int, until_s: float) -> None:
+    def __init__(self, reply: HttpResponse, offset: int, until_s: float) -> None:
         self._reply = reply
         self._until_s = until_s  # the loop's clock
         self.offset = offset
@@ -63,12 +69,12 @@ class Media:
             while chunk := await self._reply.content.read(CHUNK_BYTES):  # none is silent for long: SILENCE_S
                 taken += len(chunk)
                 if taken > MAX_IMAGE_BYTES:
-                    raise MediaError(f"the picture is larger than {MAX_IMAGE_BYTES} bytes")
+                    raise DownloadError(f"the picture is larger than {MAX_IMAGE_BYTES} bytes")
                 if loop.time() > self._until_s:
                     raise TimeoutError
                 yield chunk
-        except BROKEN as error:
-            raise MediaError(reason(error)) from None
+        except NETWORK_ERRORS as error:
+            raise DownloadError(describe_error(error)) from None
 
 
 class GatewayClient:
@@ -85,10 +91,10 @@ class GatewayClient:
 
     async def __aenter__(self) -> Self:
         self._gateway_connections = aiohttp.TCPConnector(limit=0, keepalive_timeout=KEEPALIVE_S)
-        self._gateway = Exchange(self._gateway_connections, {wire.KEY_HEADER: self._key.reveal()})
+        self._gateway = HttpClient(self._gateway_connections, {wire.KEY_HEADER: self._key.reveal()})
         self._origin = self._gateway.origin(self._base)
         self._cdn_connections = aiohttp.TCPConnector(limit=0, socket_factory=self._open_public_socket)
-        self._cdn = Exchange(self._cdn_connections, silence_s=SILENCE_S)
+        self._cdn = HttpClient(self._cdn_connections, silence_s=READ_TIMEOUT_S)
         self._fetched_from: dict[str, Origin] = {}  # by the begin of a plain URL: it was looked at, and is good
         return self
 
@@ -107,12 +113,12 @@ class GatewayClient:
         headers = _SUBMIT_HEADERS + header_lines({wire.WEBHOOK_HEADER: callback}) if callback else _SUBMIT_HEADERS
         try:
             async with asyncio.timeout(self._request_timeout_s):
-                reply = await self._gateway.ask(
-                    "POST", self._origin, self._submit_target, headers, body, leaves=leaves
+                reply = await self._gateway.request(
+                    "POST", self._origin, self._submit_target, headers, body, on_send=leaves
                 )
                 answer = await _read_answer(reply)
-        except BROKEN as error:
-            return Unclear(reason(error)) if left else NotSent(reason(error))
+        except NETWORK_ERRORS as error:
+            return Ambiguous(describe_error(error)) if left else NotSent(describe_error(error))
         return wire.read_post_answer(answer, now=datetime.now(UTC))
 
     async def poll(self, request_id: str) -> PollVerdict:
@@ -120,13 +126,13 @@ class GatewayClient:
         try:
             async with asyncio.timeout(self._request_timeout_s):
                 answer = await _read_answer(
-                    await self._gateway.ask("GET", self._origin, self._status_target + request_id)
+                    await self._gateway.request("GET", self._origin, self._status_target + request_id)
                 )
-        except BROKEN as error:
-            return PollTrouble(reason(error))
+        except NETWORK_ERRORS as error:
+            return PollFailed(describe_error(error))
         return wire.read_poll_answer(answer, request_id, now=datetime.now(UTC))
 
-    async def fetch(self, url: str, *, offset: int = 0, etag: str | None = None) -> Media:
+    async def fetch(self, url: str, *, offset: int = 0, etag: str | None = None) -> ImageDownload:
         """Open a picture, from `offset` on where the CDN still has the same one (`etag`).
 
         The caller closes it (`async with`). Raises MediaError.
@@ -137,16 +143,16 @@ class GatewayClient:
         try:
             async with asyncio.timeout_at(until_s):
                 reply = await self._ask_cdn(origin, target, headers)
-        except BROKEN as error:
-            raise MediaError(reason(error)) from None
+        except NETWORK_ERRORS as error:
+            raise DownloadError(describe_error(error)) from None
         except ValueError as error:  # what no request line can hold, and yarl let pass
-            raise _nothing_from(url, type(error).__name__) from None
+            raise _refused_url(url, type(error).__name__) from None
         if reply.status == 416 and headers:  # nothing follows what we have, and yet it is not whole
             reply.close()
             return await self.fetch(url)
         try:
             return self._media(reply, offset if headers else 0, until_s)
-        except MediaError:
+        except DownloadError:
             reply.close()
             raise
 
@@ -159,35 +165,35 @@ class GatewayClient:
         plain = _PLAIN_URL.fullmatch(url)
         if plain and (known := self._fetched_from.get(plain[1])):
             return known, plain[2]
-        if why_not := why_not_url(url, allow_loopback=self._allow_loopback):
-            raise _nothing_from(url, why_not)
+        if why_not := url_rejection_reason(url, allow_loopback=self._allow_loopback):
+            raise _refused_url(url, why_not)
         try:
             given = _as_given(url)
             origin, target = self._cdn.origin(given), given.raw_path_qs
         except ValueError as error:  # yarl and aiohttp refuse some URLs only when they are used
-            raise _nothing_from(url, type(error).__name__) from None
+            raise _refused_url(url, type(error).__name__) from None
         if plain and len(self._fetched_from) < MOST_ORIGINS:
             self._fetched_from[plain[1]] = origin
         return origin, target
 
-    async def _ask_cdn(self, origin: Origin, target: str, headers: str) -> Reply:
+    async def _ask_cdn(self, origin: Origin, target: str, headers: str) -> HttpResponse:
         """Ask once more where the connection was cut: it may have been an old one, and a picture costs nothing."""
         try:
-            return await self._cdn.ask("GET", origin, target, headers)
+            return await self._cdn.request("GET", origin, target, headers)
         except (aiohttp.ServerDisconnectedError, ConnectionError):
-            return await self._cdn.ask("GET", origin, target, headers)
+            return await self._cdn.request("GET", origin, target, headers)
 
-    def _media(self, reply: Reply, asked: int, until_s: float) -> Media:
+    def _media(self, reply: HttpResponse, asked: int, until_s: float) -> ImageDownload:
         if reply.status not in (200, 206):
             wait_s = wire.retry_after_s(
                 reply.headers.get("Retry-After"), reply.headers.get("Date"), now=datetime.now(UTC)
             )
-            raise MediaError(f"HTTP {reply.status}", status=reply.status, retry_after_s=wait_s)
+            raise DownloadError(f"HTTP {reply.status}", status=reply.status, retry_after_s=wait_s)
         if reply.is_encoded:
-            raise MediaError("the picture came compressed")
+            raise DownloadError("the picture came compressed")
         if reply.length_bytes > MAX_IMAGE_BYTES:
-            raise MediaError(f"the picture is larger than {MAX_IMAGE_BYTES} bytes")
-        return Media(reply, starts_at(reply.status, reply.headers.get("Content-Range"), asked), until_s)
+            raise DownloadError(f"the picture is larger than {MAX_IMAGE_BYTES} bytes")
+        return ImageDownload(reply, response_offset(reply.status, reply.headers.get("Content-Range"), asked), until_s)
 
     def _open_public_socket(self, address: tuple[Any, ...]) -> socket.socket:
         """A socket for a resolved address, unless it lies inside somebody's network (DESIGN, Safety)."""
@@ -197,8 +203,8 @@ class GatewayClient:
         return socket.socket(family, kind, protocol)
 
 
-def _nothing_from(url: str, why_not: str) -> MediaError:
-    return MediaError(f"nothing is fetched from {url[:200]!r}: {why_not}")
+def _refused_url(url: str, why_not: str) -> DownloadError:
+    return DownloadError(f"nothing is fetched from {url[:200]!r}: {why_not}")
 
 
 def _as_given(url: str) -> URL:
@@ -206,7 +212,7 @@ def _as_given(url: str) -> URL:
     return URL(url, encoded=url.isascii() and url.isprintable() and " " not in url)
 
 
-async def _read_answer(reply: Reply) -> wire.Answer:
+async def _read_answer(reply: HttpResponse) -> wire.Answer:
     try:
         body = None if reply.is_encoded else await read_capped(reply, wire.MAX_JSON_BYTES)
         return wire.Answer(reply.status, body, reply.headers.get("Retry-After"), reply.headers.get("Date"))

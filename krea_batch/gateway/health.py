@@ -10,7 +10,7 @@ import aiohttp
 from krea_batch.gateway import wire
 from krea_batch.settings import Settings
 
-PATIENCE_S = 10.0  # chosen: who has not answered by then is as good as away
+HEALTH_TIMEOUT_S = 10.0  # chosen: who has not answered by then is as good as away
 NO_REQUEST = "krea-batch-doctor"
 
 
@@ -18,10 +18,10 @@ class Unreachable(Exception):
     """No answer came; the text says why."""
 
 
-async def date_at(settings: Settings) -> str | None:
+async def fetch_server_date(settings: Settings) -> str | None:
     """The Date header of the gateway's answer, whatever it answers. Raises Unreachable."""
     url = settings.gateway.rstrip("/") + wire.STATUS_PATH + NO_REQUEST
-    timeout = aiohttp.ClientTimeout(total=PATIENCE_S)
+    timeout = aiohttp.ClientTimeout(total=HEALTH_TIMEOUT_S)
     try:
         async with (
             aiohttp.ClientSession(timeout=timeout, cookie_jar=aiohttp.DummyCookieJar()) as session,

@@ -21,14 +21,14 @@ from yarl import URL
 CONNECT_TIMEOUT_S = 15.0  # chosen: a handshake that takes longer will not end
 MOST_ORIGINS = 64  # chosen: pictures of one run lie on a few hosts
 
-BROKEN = (aiohttp.ClientError, HttpProcessingError, TimeoutError, OSError)
+NETWORK_ERRORS = (aiohttp.ClientError, HttpProcessingError, TimeoutError, OSError)
 """What an exchange may raise: nothing but these came of the network."""
 
 _HEADERS = {"Accept": "*/*", "Accept-Encoding": "identity", "User-Agent": SERVER_SOFTWARE}
 _NOT_IN_HEADS = re.compile(r"[\r\n\0]")
 
 
-class Reply:
+class HttpResponse:
     """An answer whose body is still to be read from `content`. At the body's end its connection is free for others.
 
     `close` has to be called, and cuts a connection whose answer was not read to its end.
@@ -64,7 +64,7 @@ class Origin(NamedTuple):
     host: str
 
 
-class Exchange:
+class HttpClient:
     """Asks over the connections of `connector`, with `headers` in each request.
 
     With `silence_s`, an answer that pauses for so long is given up; all other patience is the caller's.
@@ -79,7 +79,7 @@ class Exchange:
         self._timeout = aiohttp.ClientTimeout(sock_connect=CONNECT_TIMEOUT_S)
         self._origins: dict[tuple[str, str | None, int | None], Origin] = {}
 
-    async def ask(
+    async def request(
         self,
         method: str,
         origin: Origin,
@@ -87,8 +87,8 @@ class Exchange:
         headers: str = "",
         body: bytes | None = None,
         *,
-        leaves: Callable[[], None] | None = None,
-    ) -> Reply:
+        on_send: Callable[[], None] | None = None,
+    ) -> HttpResponse:
         """Send a request once and wait for the head of its answer.
 
         `target` is path and query as they are sent, `headers` what `header_lines` made. `leaves` is called before the
@@ -98,16 +98,16 @@ class Exchange:
         head = f"{method} {target} HTTP/1.1\r\n{origin.host}{self._headers}{headers}{size}\r\n".encode("ascii")
         connection = await self._connector.connect(origin.where, [], self._timeout)
         try:
-            transport, protocol = _ends(connection)
+            transport, protocol = _transport_of(connection)
             protocol.set_response_params(read_until_eof=True, auto_decompress=False, read_timeout=self._silence_s)
-            if leaves:
-                leaves()
+            if on_send:
+                on_send()
             transport.write(head + body if body else head)
             protocol.start_timeout()
             message, content = await protocol.read()
             while message.code < 200 and message.code != 101:  # informational: the answer is still to come
                 message, content = await protocol.read()
-            return Reply(message, content, connection)
+            return HttpResponse(message, content, connection)
         except BaseException:
             connection.close()
             raise
@@ -124,7 +124,7 @@ class Exchange:
         return known
 
 
-def _ends(connection: Connection) -> tuple[asyncio.Transport, ResponseHandler]:
+def _transport_of(connection: Connection) -> tuple[asyncio.Transport, ResponseHandler]:
     """Where a request is written and an answer read. Raises for a connection that was cut since it was given out."""
     transport, protocol = connection.transport, connection.protocol
     if transport is None or protocol is None or transport.is_closing():
@@ -132,7 +132,7 @@ def _ends(connection: Connection) -> tuple[asyncio.Transport, ResponseHandler]:
     return transport, protocol
 
 
-async def read_capped(reply: Reply, most_bytes: int) -> bytes | None:
+async def read_capped(reply: HttpResponse, most_bytes: int) -> bytes | None:
     """The whole body, or None where it is longer."""
     if reply.length_bytes > most_bytes:
         return None
@@ -144,7 +144,7 @@ async def read_capped(reply: Reply, most_bytes: int) -> bytes | None:
     return bytes(body)
 
 
-def reason(error: Exception) -> str:
+def describe_error(error: Exception) -> str:
     """What broke, in our own words: aiohttp's errors may show addresses and headers."""
     if isinstance(error, TimeoutError):
         return "no answer in time"

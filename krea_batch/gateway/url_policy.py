@@ -20,7 +20,7 @@ _NAT64 = ip_network("64:ff9b::/96")  # RFC 6052, 2.1
 _CONTENT_RANGE = re.compile(r"bytes (\d{1,12})-(\d{1,12})/(\d{1,12}|\*)")
 
 
-class MediaError(Exception):
+class DownloadError(Exception):
     """A picture could not be fetched this time. `status` is 0 where no answer came."""
 
     def __init__(self, reason: str, *, status: int = 0, retry_after_s: float | None = None) -> None:
@@ -30,7 +30,7 @@ class MediaError(Exception):
         self.retry_after_s = retry_after_s
 
 
-def why_not_url(url: str, *, allow_loopback: bool) -> str | None:
+def url_rejection_reason(url: str, *, allow_loopback: bool) -> str | None:
     """Why nothing is fetched from this URL, or None where it may be.
 
     `allow_loopback` is true only when the gateway itself is on this machine.
@@ -58,7 +58,7 @@ def is_public_address(address: str, *, allow_loopback: bool) -> bool:
         ip = ip_address(address.partition("%")[0])
     except ValueError:
         return False
-    ip = _where_to(ip)
+    ip = _embedded_ipv4(ip)
     if ip.is_loopback:
         return allow_loopback
     if isinstance(ip, IPv6Address) and ip not in _GLOBAL_UNICAST_V6:
@@ -66,7 +66,7 @@ def is_public_address(address: str, *, allow_loopback: bool) -> bool:
     return ip.is_global and not ip.is_multicast
 
 
-def _where_to(ip: IPv4Address | IPv6Address) -> IPv4Address | IPv6Address:
+def _embedded_ipv4(ip: IPv4Address | IPv6Address) -> IPv4Address | IPv6Address:
     """The IPv4 address to which an IPv6 one leads (mapped, NAT64, 6to4), or the address itself."""
     if isinstance(ip, IPv4Address):
         return ip
@@ -75,7 +75,7 @@ def _where_to(ip: IPv4Address | IPv6Address) -> IPv4Address | IPv6Address:
     return ip.ipv4_mapped or ip.sixtofour or ip
 
 
-def starts_at(status: int, content_range: str | None, asked: int) -> int:
+def response_offset(status: int, content_range: str | None, asked: int) -> int:
     """The offset of an answer's first byte, when bytes from `asked` on were asked for.
 
     Raises MediaError where the answer is no part that can be used.
@@ -85,4 +85,4 @@ def starts_at(status: int, content_range: str | None, asked: int) -> int:
     match = _CONTENT_RANGE.fullmatch(content_range or "")
     if status == 206 and match and int(match[1]) == asked:
         return asked
-    raise MediaError(f"an answer {status} with Content-Range {content_range!r:.60}", status=status)
+    raise DownloadError(f"an answer {status} with Content-Range {content_range!r:.60}", status=status)

@@ -18,15 +18,15 @@ import orjson
 from krea_batch.jobs import Job
 from krea_batch.rules.verdicts import (
     Accepted,
+    Ambiguous,
     Errored,
     Failed,
     Finished,
-    PollTrouble,
+    PollFailed,
     PollVerdict,
     PostVerdict,
     Refusal,
     Refused,
-    Unclear,
     Waiting,
 )
 
@@ -55,11 +55,11 @@ class Answer(msgspec.Struct, frozen=True):
     date: str | None = None
 
 
-class Told(msgspec.Struct, frozen=True):
+class CallbackPayload(msgspec.Struct, frozen=True):
     """What a callback says: of which request, and whether it has ended (or says nothing that can be read)."""
 
     request_id: str | None = None
-    over: bool = True
+    ended: bool = True
 
 
 class _Fields(msgspec.Struct):
@@ -117,25 +117,25 @@ def read_post_answer(answer: Answer, *, now: datetime) -> PostVerdict:
     said = _said(answer.status, fields)
     wait_s = retry_after_s(answer.retry_after, answer.date, now=now)
     if answer.body is None:
-        return Unclear(f"the answer {answer.status} was not whole")
+        return Ambiguous(f"the answer {answer.status} was not whole")
     if answer.status == 429 or (answer.status == 403 and wait_s is not None):
-        return Refused(Refusal.SLOW_DOWN, answer.status, said, wait_s)
+        return Refused(Refusal.RATE_LIMITED, answer.status, said, wait_s)
     if answer.status in _STOP:
-        return Refused(Refusal.STOP, answer.status, said)
+        return Refused(Refusal.FATAL, answer.status, said)
     if answer.status in _REJECTED:
         return Refused(Refusal.REJECTED, answer.status, said)
     if answer.status in _TRY_AGAIN and _is_error_body(fields):
-        return Refused(Refusal.TRY_AGAIN, answer.status, said, wait_s)
-    return Unclear(f"the answer {answer.status} does not say whether the job was queued")
+        return Refused(Refusal.RETRYABLE, answer.status, said, wait_s)
+    return Ambiguous(f"the answer {answer.status} does not say whether the job was queued")
 
 
 def _read_acceptance(answer: Answer, fields: _Fields | None) -> PostVerdict:
     if fields is None:
-        return Unclear(f"the answer {answer.status} could not be read")
+        return Ambiguous(f"the answer {answer.status} could not be read")
     if not is_request_id(fields.request_id):
-        return Unclear(f"the answer {answer.status} has no valid request_id")
+        return Ambiguous(f"the answer {answer.status} has no valid request_id")
     progress = _progress(fields)
-    return Accepted(fields.request_id, Waiting("QUEUED") if isinstance(progress, PollTrouble) else progress)
+    return Accepted(fields.request_id, Waiting("QUEUED") if isinstance(progress, PollFailed) else progress)
 
 
 def read_poll_answer(answer: Answer, request_id: str, *, now: datetime) -> PollVerdict:
@@ -143,21 +143,21 @@ def read_poll_answer(answer: Answer, request_id: str, *, now: datetime) -> PollV
     fields = _decode(answer.body)
     if answer.status != 200:
         wait_s = retry_after_s(answer.retry_after, answer.date, now=now)
-        return PollTrouble(_said(answer.status, fields), answer.status, wait_s)
+        return PollFailed(_said(answer.status, fields), answer.status, wait_s)
     if fields is None:
-        return PollTrouble("the status answer could not be read", answer.status)
+        return PollFailed("the status answer could not be read", answer.status)
     if fields.request_id is not None and fields.request_id != request_id:
-        return PollTrouble("the status answer speaks of another request", answer.status)
+        return PollFailed("the status answer speaks of another request", answer.status)
     return _progress(fields)
 
 
-def read_callback(body: bytes) -> Told:
+def read_callback(body: bytes) -> CallbackPayload:
     """What a callback tells, which nobody has to believe. One whose body cannot be read is a call all the same."""
     fields = _decode(body)
     if fields is None:
-        return Told()
+        return CallbackPayload()
     named = fields.request_id if is_request_id(fields.request_id) else None
-    return Told(named, not isinstance(_progress(fields), Waiting))
+    return CallbackPayload(named, not isinstance(_progress(fields), Waiting))
 
 
 def _progress(fields: _Fields) -> PollVerdict:
@@ -172,7 +172,7 @@ def _progress(fields: _Fields) -> PollVerdict:
     finished = _read_output(fields)
     if finished is not None:
         return finished
-    return PollTrouble("COMPLETED without a media_url" if word else "an answer without a status", 200)
+    return PollFailed("COMPLETED without a media_url" if word else "an answer without a status", 200)
 
 
 def _read_output(fields: _Fields) -> Finished | None:

@@ -13,19 +13,19 @@ schema.sql   the tables
 
 from krea_batch.ledger.database import SQLITE_VERSION
 from krea_batch.ledger.paging import pages
-from krea_batch.ledger.rows import Charges, Doubt, OpenJob, RunRow, Stay
-from krea_batch.ledger.transitions import Store
-from krea_batch.ledger.writer import READ_AT_ONCE, Ledger
+from krea_batch.ledger.rows import AmbiguousJob, Charges, JobTiming, OpenJob, RunRecord
+from krea_batch.ledger.transitions import LedgerStore
+from krea_batch.ledger.writer import PAGE_ROWS, LedgerWriter
 
 __all__ = [
-    "READ_AT_ONCE",
+    "PAGE_ROWS",
     "SQLITE_VERSION",
+    "AmbiguousJob",
     "Charges",
-    "Doubt",
-    "Ledger",
+    "JobTiming",
+    "LedgerStore",
+    "LedgerWriter",
     "OpenJob",
-    "RunRow",
-    "Stay",
-    "Store",
+    "RunRecord",
     "pages",
 ]

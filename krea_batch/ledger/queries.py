@@ -13,19 +13,19 @@ from krea_batch.ledger.rows import (
     KIND,
     OPEN,
     OUTCOME,
+    AmbiguousJob,
     Charges,
-    Doubt,
+    JobTiming,
     OpenJob,
-    RunRow,
-    Stay,
+    RunRecord,
     iso,
     open_job,
     outcome_of,
 )
 
-NOT_OVER = "disposition IS NULL"  # word for word the index's
-IN_VAIN = "'unsuccessful'"
-_IN_VAIN = f"disposition = {IN_VAIN}"  # word for word the other's
+OPEN_JOBS = "disposition IS NULL"  # word for word the index's
+UNSUCCESSFUL = "'unsuccessful'"
+UNSUCCESSFUL_JOBS = f"disposition = {UNSUCCESSFUL}"  # word for word the other's
 
 
 RESUMED_AS_THEY_ARE = ", ".join(
@@ -37,7 +37,7 @@ RETRYABLE_AND_RESUMED = ", ".join(f"'{state}'" for state in RETRYABLE if not sta
 """The retryable states whose jobs a run may also resume by itself, as an SQL list."""
 
 
-class Books:
+class LedgerQueries:
     """The SQLite file of one run, for reading."""
 
     def __init__(self, path: Path, connection: sqlite3.Connection) -> None:
@@ -55,34 +55,34 @@ class Books:
         except sqlite3.Error as error:
             raise self._unreadable(error) from error
 
-    def doubted(self, n: int) -> OpenJob | None:
+    def ambiguous_job(self, n: int) -> OpenJob | None:
         """The job of this number, where it is ambiguous."""
         row = self._sql.execute(f"SELECT {OPEN} FROM jobs WHERE job_no = ? AND state = 'ambiguous'", (n,)).fetchone()
         return open_job(row) if row else None
 
-    def in_vain(self, states: Collection[State]) -> list[tuple[int, str, State]]:
+    def unsuccessful_jobs(self, states: Collection[State]) -> list[tuple[int, str, State]]:
         """Number, id and state of the jobs that ended in one of these states (of RETRYABLE)."""
         rows = self._sql.execute(
-            f"SELECT job_no, job_id, state FROM jobs WHERE {_IN_VAIN}"
+            f"SELECT job_no, job_id, state FROM jobs WHERE {UNSUCCESSFUL_JOBS}"
             " UNION ALL SELECT job_no, job_id, state FROM jobs"
-            f" WHERE {NOT_OVER} AND state IN ({RETRYABLE_AND_RESUMED})"
+            f" WHERE {OPEN_JOBS} AND state IN ({RETRYABLE_AND_RESUMED})"
             " ORDER BY job_no"
         )
         return [(n, job_id, State(word)) for n, job_id, word in rows if State(word) in states]
 
-    def doubts(self) -> list[Doubt]:
+    def ambiguous_jobs(self) -> list[AmbiguousJob]:
         """The jobs that are ambiguous, or whose POST is in the air (for ever, where its process is dead)."""
         rows = self._sql.execute(
             "SELECT job_no, job_id, submitted_at, coalesce(error_message, 'being submitted'), body FROM jobs"
-            f" WHERE {NOT_OVER} AND state IN ('ambiguous', 'submitting') ORDER BY job_no"
+            f" WHERE {OPEN_JOBS} AND state IN ('ambiguous', 'submitting') ORDER BY job_no"
         )
-        return [Doubt(n, job_id, iso(at), why, bytes(body)) for n, job_id, at, why, body in rows]
+        return [AmbiguousJob(n, job_id, iso(at), why, bytes(body)) for n, job_id, at, why, body in rows]
 
-    def latest_run(self) -> RunRow | None:
+    def latest_run(self) -> RunRecord | None:
         """What is on record of the latest run; None where none began."""
         sql = "SELECT started_at, rate_per_s, expected_jobs FROM runs ORDER BY run_no DESC LIMIT 1"
         row = self._sql.execute(sql).fetchone()
-        return RunRow(*row) if row else None
+        return RunRecord(*row) if row else None
 
     def gateway(self) -> str | None:
         """Where this folder's jobs were submitted: `Settings.origin` of its latest run."""
@@ -94,15 +94,15 @@ class Books:
         row = self._sql.execute("SELECT results_bytes FROM runs ORDER BY run_no DESC LIMIT 1").fetchone()
         return row[0] if row else None
 
-    def settled(self) -> int:
+    def last_settled_job(self) -> int:
         """The number of the last job, where all are over for good, so that no row of theirs will change; else 0."""
         (n,) = self._sql.execute(
-            f"SELECT CASE WHEN EXISTS (SELECT 1 FROM jobs WHERE {NOT_OVER}) THEN 0"
+            f"SELECT CASE WHEN EXISTS (SELECT 1 FROM jobs WHERE {OPEN_JOBS}) THEN 0"
             " ELSE (SELECT coalesce(max(job_no), 0) FROM jobs) END"
         ).fetchone()
         return int(n)
 
-    def bookmark(self) -> bytes | None:
+    def checkpoint(self) -> bytes | None:
         """What `set_bookmark` noted last."""
         row = self._sql.execute("SELECT data FROM checkpoint").fetchone()
         return bytes(row[0]) if row else None
@@ -110,7 +110,7 @@ class Books:
     def open_jobs(self, after_n: int, limit: int) -> list[OpenJob]:
         """Jobs to go on with, `limit` at most, in the order of their numbers from `after_n` on."""
         rows = self._sql.execute(
-            f"SELECT {OPEN} FROM jobs WHERE {NOT_OVER}"
+            f"SELECT {OPEN} FROM jobs WHERE {OPEN_JOBS}"
             f" AND state IN ({RESUMED_AS_THEY_ARE}) AND job_no > ? ORDER BY job_no LIMIT ?",
             (after_n, limit),
         )
@@ -125,7 +125,7 @@ class Books:
         )
         return [(kind, took_s) for kind, took_s in rows if took_s is not None and took_s >= 0][::-1]
 
-    def sending(self, n: int) -> tuple[bytes, bytes, bytes]:
+    def request_of(self, n: int) -> tuple[bytes, bytes, bytes]:
         """Body, fingerprint and metadata of a job, for another POST of it."""
         row = self._sql.execute("SELECT body, fingerprint, metadata FROM jobs WHERE job_no = ?", (n,)).fetchone()
         return bytes(row[0]), bytes(row[1]), bytes(row[2])
@@ -141,7 +141,7 @@ class Books:
         row = self._sql.execute(f"SELECT {OUTCOME} FROM jobs WHERE job_no = ?", (n,)).fetchone()
         return outcome_of(row)
 
-    def known(self, job_id: str) -> Outcome | None:
+    def find_job(self, job_id: str) -> Outcome | None:
         """The row of a job on record, whether it has ended or not; None where there is none."""
         row = self._sql.execute(f"SELECT {OUTCOME} FROM jobs WHERE job_id = ?", (job_id,)).fetchone()
         return outcome_of(row) if row else None
@@ -155,12 +155,12 @@ class Books:
         ended = [outcome_of(row[:-1]) for row in rows if State(row[1]) in FINAL]
         return ended, rows[-1][-1] if rows else None
 
-    def glimpses(self, after_n: int, limit: int) -> list[tuple[int, Outcome]]:
+    def jobs_page(self, after_n: int, limit: int) -> list[tuple[int, Outcome]]:
         """Number and row of jobs, ended or not, `limit` at most, in the order of their numbers after `after_n`."""
         sql = f"SELECT {OUTCOME}, job_no FROM jobs WHERE job_no > ? ORDER BY job_no LIMIT ?"
         return [(row[-1], outcome_of(row[:-1])) for row in self._sql.execute(sql, (after_n, limit))]
 
-    def past_outcomes(self, after_n: int, limit: int) -> tuple[list[Outcome], int | None]:
+    def outcomes_page(self, after_n: int, limit: int) -> tuple[list[Outcome], int | None]:
         """The same of a snapshot. Raises LedgerError where the file cannot be read."""
         try:
             return self.outcomes(after_n, limit)
@@ -170,8 +170,8 @@ class Books:
     def counts(self) -> dict[State, int]:
         """How many jobs stand in each state that any job stands in."""
         few = self._sql.execute(
-            f"SELECT state, count(*) FROM jobs WHERE {NOT_OVER} GROUP BY state UNION ALL"
-            f" SELECT state, count(*) FROM jobs WHERE {_IN_VAIN} GROUP BY state"
+            f"SELECT state, count(*) FROM jobs WHERE {OPEN_JOBS} GROUP BY state UNION ALL"
+            f" SELECT state, count(*) FROM jobs WHERE {UNSUCCESSFUL_JOBS} GROUP BY state"
         )
         counts = {State(state): count for state, count in few}
         # Jobs are never deleted, so the highest number is their count, which SQLite finds without a scan.
@@ -180,22 +180,22 @@ class Books:
             counts[State.SUCCEEDED] = succeeded
         return counts
 
-    def posts(self) -> int:
+    def submission_count(self) -> int:
         """How many POSTs were about to leave, in all runs."""
         # Submissions are never deleted, so the highest number is their count.
         (count,) = self._sql.execute("SELECT coalesce(max(submission_no), 0) FROM submissions").fetchone()
         return int(count)
 
-    def commonest_errors(self, limit: int) -> list[tuple[str, int]]:
+    def top_errors(self, limit: int) -> list[tuple[str, int]]:
         """Why jobs have no picture, most often first, and how often."""
         sql = (
-            f"SELECT message, count(*) FROM (SELECT error_message AS message FROM jobs WHERE {_IN_VAIN} UNION ALL"
-            f" SELECT error_message FROM jobs WHERE {NOT_OVER} AND error_message IS NOT NULL)"
+            f"SELECT message, count(*) FROM (SELECT error_message AS message FROM jobs WHERE {UNSUCCESSFUL_JOBS} UNION ALL"
+            f" SELECT error_message FROM jobs WHERE {OPEN_JOBS} AND error_message IS NOT NULL)"
             " GROUP BY message ORDER BY 2 DESC, 1 LIMIT ?"
         )
         return self._sql.execute(sql, (limit,)).fetchall()
 
-    def sent(self, after_n: int, limit: int) -> list[tuple[int, float, str]]:
+    def submissions_page(self, after_n: int, limit: int) -> list[tuple[int, float, str]]:
         """Number, instant and upshot of POSTs, in the order in which they left, after that of number `after_n`."""
         sql = (
             "SELECT submission_no, sent_at, coalesce(result, 'in_flight') FROM submissions"
@@ -203,13 +203,13 @@ class Books:
         )
         return self._sql.execute(sql, (after_n, limit)).fetchall()
 
-    def stays(self, after_n: int, limit: int) -> list[Stay]:
+    def timings_page(self, after_n: int, limit: int) -> list[JobTiming]:
         """How long jobs stayed where, in the order of their numbers, after that of number `after_n`."""
         sql = (
             "SELECT job_no, accepted_at, finished_at, stored_at, json_extract(media, '$.took_s'), polls FROM jobs"
             " WHERE job_no > ? AND accepted_at IS NOT NULL ORDER BY job_no LIMIT ?"
         )
-        return [Stay(*row) for row in self._sql.execute(sql, (after_n, limit))]
+        return [JobTiming(*row) for row in self._sql.execute(sql, (after_n, limit))]
 
     def has_succeeded(self) -> bool:
         """Whether any job has."""

@@ -9,7 +9,7 @@ from typing import Any
 
 import msgspec
 
-from krea_batch.jobs import Outcome, State, StoredFile, Trouble
+from krea_batch.jobs import ErrorInfo, Outcome, State, StoredFile
 from krea_batch.rules.verdicts import Finished
 
 OUTCOME = (
@@ -26,7 +26,7 @@ _read_media = msgspec.json.Decoder(Finished).decode
 class OpenJob(msgspec.Struct, frozen=True):
     """A job of the ledger that has not ended. `accepted_at` is seconds since 1970."""
 
-    n: int
+    job_no: int
     id: str
     state: State
     request_id: str | None
@@ -39,13 +39,13 @@ class OpenJob(msgspec.Struct, frozen=True):
     tenant: str
 
 
-class Doubt(msgspec.Struct, frozen=True):
+class AmbiguousJob(msgspec.Struct, frozen=True):
     """A job of which nobody knows whether it was accepted. `submitted_at` is UTC, ISO 8601; `body` as sent."""
 
-    n: int
+    job_no: int
     id: str
     submitted_at: str | None
-    why: str
+    reason: str
     body: bytes
 
 
@@ -53,22 +53,22 @@ class Charges(msgspec.Struct, frozen=True):
     """Accepted POSTs that are paid, those that came to ERROR (free), and those nobody knows of."""
 
     charged: int = 0
-    free: int = 0
+    refunded: int = 0
     unknown: int = 0
 
 
-class RunRow(msgspec.Struct, frozen=True):
+class RunRecord(msgspec.Struct, frozen=True):
     """A run of the folder. `per_s` is None where its limit was to be found, `jobs` where nobody told."""
 
     started_at: float
-    per_s: float | None
-    jobs: int | None
+    rate_per_s: float | None
+    expected_jobs: int | None
 
 
-class Stay(msgspec.Struct, frozen=True):
+class JobTiming(msgspec.Struct, frozen=True):
     """When a job was accepted, seen to be finished, and stored; `took_s` by the gateway's own word, or None."""
 
-    n: int
+    job_no: int
     accepted_at: float
     finished_at: float | None
     stored_at: float | None
@@ -89,7 +89,7 @@ def outcome_of(row: Sequence[Any]) -> Outcome:
         status=State(state),
         request_id=request_id,
         files=_read_files(stored),
-        error=Trouble(kind, message) if kind is not None else None,
+        error=ErrorInfo(kind, message) if kind is not None else None,
         request=msgspec.json.decode(body),
         metadata=msgspec.json.decode(metadata),
         polls=polls,

@@ -16,28 +16,28 @@ from typing import Any, TypeVar
 import msgspec
 
 from krea_batch.errors import InternalError, RunDirError
-from krea_batch.jobs import FINAL, RETRYABLE, Outcome, State, StoredFile, Trouble
+from krea_batch.jobs import FINAL, RETRYABLE, ErrorInfo, Outcome, State, StoredFile
 from krea_batch.ledger.database import open_file
-from krea_batch.ledger.queries import IN_VAIN, NOT_OVER, Books
+from krea_batch.ledger.queries import OPEN_JOBS, UNSUCCESSFUL, LedgerQueries
 from krea_batch.ledger.rows import OUTCOME, outcome_of
 from krea_batch.rules import lifecycle
 from krea_batch.rules.verdicts import Finished
 
 T = TypeVar("T")
 
-MOST_ROWS = 64  # chosen: of one statement; more in one make none of them cheaper (measured)
-_DISPOSITIONS = {State.SUCCEEDED: "'succeeded'"} | {state: IN_VAIN for state in State if state.info.unsuccessful}
+MAX_ROWS = 64  # chosen: of one statement; more in one make none of them cheaper (measured)
+_DISPOSITIONS = {State.SUCCEEDED: "'succeeded'"} | {state: UNSUCCESSFUL for state in State if state.info.unsuccessful}
 """The disposition of the states that no run resumes, as SQL literals."""
 
 Intent = tuple[str, bytes, bytes, bytes, float, str]
 """What `intend` takes."""
 
 
-class Store(Books):
+class LedgerStore(LedgerQueries):
     """The SQLite file of one run. Not thread-safe: `Ledger` calls it from its one thread."""
 
     @classmethod
-    def snapshot(cls, path: Path) -> Store:
+    def snapshot(cls, path: Path) -> LedgerStore:
         """The file as it is now, for reading, whatever is written to it later. Raises as `open`."""
         store = cls.open(path, read_only=True)
         try:
@@ -49,7 +49,7 @@ class Store(Books):
         return store
 
     @classmethod
-    def open(cls, path: Path, *, read_only: bool = False) -> Store:
+    def open(cls, path: Path, *, read_only: bool = False) -> LedgerStore:
         """Open the file, making it unless `read_only`. Raises RunFolderError for a stranger's or newer one."""
         try:
             return cls(path, open_file(path, read_only=read_only))
@@ -59,7 +59,7 @@ class Store(Books):
     def close(self) -> None:
         self._sql.close()
 
-    def transaction(self, works: Iterable[Callable[[Store], T]]) -> list[T]:
+    def transaction(self, works: Iterable[Callable[[LedgerStore], T]]) -> list[T]:
         """Carry out all works and make them durable, or none of them."""
         self._sql.execute("BEGIN IMMEDIATE")
         try:
@@ -81,11 +81,13 @@ class Store(Books):
             (job_id, body, fingerprint, metadata, tenant),
         )
 
-    def intend(self, job_id: str, body: bytes, fingerprint: bytes, metadata: bytes, at: float, tenant: str) -> int:
+    def record_intent(
+        self, job_id: str, body: bytes, fingerprint: bytes, metadata: bytes, at: float, tenant: str
+    ) -> int:
         """A new or pending job is about to be POSTed. Returns its number in the ledger."""
-        return self.intend_all([(job_id, body, fingerprint, metadata, at, tenant)])[0]
+        return self.record_intents([(job_id, body, fingerprint, metadata, at, tenant)])[0]
 
-    def intend_all(self, intents: Sequence[Intent]) -> list[int]:
+    def record_intents(self, intents: Sequence[Intent]) -> list[int]:
         """The same of several jobs."""
         written = self._each(
             "INSERT INTO jobs (job_id, state, body, fingerprint, metadata, submitted_at, tenant, attempts)"
@@ -107,40 +109,42 @@ class Store(Books):
         )
         return [n for n, _ in posts]
 
-    def take_back(self, n: int, came_to: str) -> None:
+    def revert_intent(self, n: int, came_to: str) -> None:
         """The POST was `refused` or `not_sent`: nothing was queued, the job is pending."""
-        self._move(n, State.SUBMITTING, State.PENDING)
-        self._came_to(n, came_to)
+        self._transition(n, State.SUBMITTING, State.PENDING)
+        self._set_result(n, came_to)
 
-    def accept(self, n: int, request_id: str, at: float) -> bool:
+    def mark_accepted(self, n: int, request_id: str, at: float) -> bool:
         """The POST was accepted and is paid. False, and nothing is changed, where another has that request_id."""
-        return self.accept_all([(n, request_id, at)])[0]
+        return self.mark_accepted_many([(n, request_id, at)])[0]
 
-    def accept_all(self, accepted: Sequence[tuple[int, str, float]]) -> list[bool]:
+    def mark_accepted_many(self, accepted: Sequence[tuple[int, str, float]]) -> list[bool]:
         """The same of several jobs."""
         accept = "UPDATE submissions SET result = 'accepted', request_id = column2 FROM {rows}"
         try:
             self._each(f"{accept} WHERE job_no = column1 AND result IS NULL", accepted)
         except sqlite3.IntegrityError:  # submissions.request_id is UNIQUE
-            return [self.accept(*one) for one in accepted] if len(accepted) > 1 else [False]
-        self._move_all(State.SUBMITTING, State.ACCEPTED, "request_id = column2, accepted_at = column3", accepted)
+            return [self.mark_accepted(*one) for one in accepted] if len(accepted) > 1 else [False]
+        self._transition_many(
+            State.SUBMITTING, State.ACCEPTED, "request_id = column2, accepted_at = column3", accepted
+        )
         return [True] * len(accepted)
 
-    def reject(self, n: int, why: Trouble, at: float) -> Outcome:
+    def mark_rejected(self, n: int, why: ErrorInfo, at: float) -> Outcome:
         """The gateway will never take this body."""
-        self._came_to(n, "refused")
+        self._set_result(n, "refused")
         return self._end(n, State.SUBMITTING, State.REJECTED, why, at)
 
-    def hold(self, n: int, why: Trouble, at: float) -> Outcome:
+    def mark_ambiguous(self, n: int, why: ErrorInfo, at: float) -> Outcome:
         """The POST left and nobody knows what became of it."""
-        self._came_to(n, "ambiguous")
+        self._set_result(n, "ambiguous")
         return self._end(n, State.SUBMITTING, State.AMBIGUOUS, why, at)
 
     # ---- out of doubt ------------------------------------------------------------------------------------
 
     def resubmit(self, n: int) -> None:
         """Somebody decided that an ambiguous job is worth another POST."""
-        self._move(n, State.AMBIGUOUS, State.PENDING, "error_kind = NULL, error_message = NULL")
+        self._transition(n, State.AMBIGUOUS, State.PENDING, "error_kind = NULL, error_message = NULL")
 
     def abandon(self, n: int, at: float) -> Outcome:
         """Somebody decided that an ambiguous job is not to be submitted again; its charge stays unknown."""
@@ -151,7 +155,7 @@ class Store(Books):
         if self._has_request_id(request_id):
             return False
         also = "request_id = ?, accepted_at = ?, finished_at = NULL, error_kind = NULL, error_message = NULL"
-        self._move(n, State.AMBIGUOUS, State.ACCEPTED, also, (request_id, at))
+        self._transition(n, State.AMBIGUOUS, State.ACCEPTED, also, (request_id, at))
         self._sql.execute(
             "UPDATE submissions SET result = 'accepted', request_id = ?1"
             " WHERE submission_no ="
@@ -166,11 +170,11 @@ class Store(Books):
         (secret,) = self._sql.execute("SELECT secret FROM callback_secret").fetchone()
         return bytes(secret)
 
-    def hold_in_air(self) -> None:
+    def mark_in_flight_ambiguous(self) -> None:
         """The process that had POSTs in the air is dead: their jobs are ambiguous."""
         self._sql.execute("UPDATE submissions SET result = 'ambiguous' WHERE result IS NULL")
         for (n,) in self._sql.execute(
-            f"SELECT job_no FROM jobs WHERE {NOT_OVER} AND state = 'submitting'"
+            f"SELECT job_no FROM jobs WHERE {OPEN_JOBS} AND state = 'submitting'"
         ).fetchall():
             self._end(n, State.SUBMITTING, State.AMBIGUOUS, _KILLED, 0.0)
 
@@ -179,53 +183,53 @@ class Store(Books):
         if state not in RETRYABLE:
             raise InternalError(f"a job that is {state} is not to be submitted again")
         also = "errors = 0, finished_at = NULL, error_kind = NULL, error_message = NULL"
-        self._set(n, state, State.PENDING, also)
+        self._update_state(n, state, State.PENDING, also)
 
     # ---- the way to a picture ----------------------------------------------------------------------------
 
-    def finish(self, n: int, finished: Finished, at: float, polls: int) -> None:
+    def mark_finished(self, n: int, finished: Finished, at: float, polls: int) -> None:
         """The pictures can be fetched."""
-        self.finish_all([(n, finished, at, polls)])
+        self.mark_finished_many([(n, finished, at, polls)])
 
-    def finish_all(self, finished: Sequence[tuple[int, Finished, float, int]]) -> list[None]:
+    def mark_finished_many(self, finished: Sequence[tuple[int, Finished, float, int]]) -> list[None]:
         """The same of several jobs."""
         rows = [(n, msgspec.json.encode(media).decode(), at, polls) for n, media, at, polls in finished]
         also = "media = column2, finished_at = column3, polls = column4"
-        self._move_all(State.ACCEPTED, State.FINISHED, also, rows)
+        self._transition_many(State.ACCEPTED, State.FINISHED, also, rows)
         return [None] * len(rows)
 
-    def store(self, n: int, stored: Sequence[StoredFile], at: float) -> Outcome:
+    def mark_stored(self, n: int, stored: Sequence[StoredFile], at: float) -> Outcome:
         """Every picture of the job is on disk and synced."""
-        return self.store_all([(n, stored, at)])[0]
+        return self.mark_stored_many([(n, stored, at)])[0]
 
-    def store_all(self, stored: Sequence[tuple[int, Sequence[StoredFile], float]]) -> list[Outcome]:
+    def mark_stored_many(self, stored: Sequence[tuple[int, Sequence[StoredFile], float]]) -> list[Outcome]:
         """The same of several jobs."""
         rows = [(n, msgspec.json.encode(files).decode(), at) for n, files, at in stored]
         also = "files = column2, stored_at = column3, error_kind = NULL, error_message = NULL"
-        self._move_all(State.FINISHED, State.SUCCEEDED, also, rows)
+        self._transition_many(State.FINISHED, State.SUCCEEDED, also, rows)
         found = self._each(
             f"SELECT job_no, {OUTCOME} FROM {{rows}} JOIN jobs ON job_no = column1", [(n,) for n, *_ in rows]
         )
         outcomes = {n: outcome_of(row) for n, *row in found}
         return [outcomes[n] for n, *_ in rows]
 
-    def fail(self, n: int, why: Trouble, at: float, polls: int) -> Outcome:
+    def mark_failed(self, n: int, why: ErrorInfo, at: float, polls: int) -> Outcome:
         """The gateway said FAILED."""
         return self._end(n, State.ACCEPTED, State.FAILED, why, at, polls)
 
-    def error(self, n: int, why: Trouble, at: float, polls: int) -> Outcome:
+    def mark_errored(self, n: int, why: ErrorInfo, at: float, polls: int) -> Outcome:
         """The gateway said ERROR, and no try is left."""
         self._refund(n)
         return self._end(n, State.ACCEPTED, State.ERRORED, why, at, polls)
 
-    def error_again(self, n: int, polls: int) -> None:
+    def requeue_errored(self, n: int, polls: int) -> None:
         """The gateway said ERROR, which is free, and the job is pending again."""
         self._refund(n)
-        lifecycle.check_move(State.ERRORED, State.PENDING)
-        self._move(n, State.ACCEPTED, State.ERRORED, "polls = ?", (polls,))
-        self._move(n, State.ERRORED, State.PENDING)
+        lifecycle.check_transition(State.ERRORED, State.PENDING)
+        self._transition(n, State.ACCEPTED, State.ERRORED, "polls = ?", (polls,))
+        self._transition(n, State.ERRORED, State.PENDING)
 
-    def time_out(self, n: int, why: Trouble, at: float, polls: int) -> Outcome:
+    def mark_timed_out(self, n: int, why: ErrorInfo, at: float, polls: int) -> Outcome:
         """This run waits no longer for the job; its request_id stays, and the next run asks again."""
         finished = self._sql.execute("SELECT 1 FROM jobs WHERE job_no = ? AND state = 'finished'", (n,)).fetchone()
         old = State.FINISHED if finished else State.ACCEPTED
@@ -251,17 +255,17 @@ class Store(Books):
         )
         return int(cursor.lastrowid or 0)
 
-    def expect(self, jobs: int) -> None:
+    def set_expected_jobs(self, jobs: int) -> None:
         """Note how many jobs the folder is to come to."""
         self._sql.execute("UPDATE runs SET expected_jobs = ? WHERE run_no = (SELECT max(run_no) FROM runs)", (jobs,))
 
-    def results_written(self, size_bytes: int | None) -> None:
+    def set_results_size(self, size_bytes: int | None) -> None:
         """Note that results.jsonl holds what the ledger does; None: it does not."""
         self._sql.execute(
             "UPDATE runs SET results_bytes = ? WHERE run_no = (SELECT max(run_no) FROM runs)", (size_bytes,)
         )
 
-    def set_bookmark(self, what: bytes) -> None:
+    def save_checkpoint(self, what: bytes) -> None:
         """Note how far job files have been read of which every job is on record."""
         self._sql.execute(
             "INSERT INTO checkpoint VALUES (1, ?1) ON CONFLICT (singleton) DO UPDATE SET data = ?1", (what,)
@@ -271,30 +275,30 @@ class Store(Books):
         """Note that a run has ended in order."""
         self._sql.execute("UPDATE runs SET ended_at = ? WHERE run_no = ?", (at, run))
 
-    def reopen(self, *, max_attempts: int, resubmit_ambiguous: bool) -> bool:
+    def recover(self, *, max_attempts: int, resubmit_ambiguous: bool) -> bool:
         """Bring what the last run left into the states in which this one goes on. True where ends are no more."""
         reopened = False
-        self.hold_in_air()
-        rows = self._sql.execute(f"SELECT job_no, state, errors FROM jobs WHERE {NOT_OVER}").fetchall()
+        self.mark_in_flight_ambiguous()
+        rows = self._sql.execute(f"SELECT job_no, state, errors FROM jobs WHERE {OPEN_JOBS}").fetchall()
         for n, word, errors in rows:
             old = State(word)
             new = lifecycle.on_resume(
                 old, errors=errors, max_attempts=max_attempts, resubmit_ambiguous=resubmit_ambiguous
             )
             if new is not None and new is not old:
-                self._move(n, old, new, "error_kind = NULL, error_message = NULL")
+                self._transition(n, old, new, "error_kind = NULL, error_message = NULL")
                 reopened = reopened or old in FINAL
         return reopened
 
     # ---- parts -------------------------------------------------------------------------------------------
 
-    def _move(self, n: int, old: State, new: State, also: str = "", values: tuple[Any, ...] = ()) -> None:
-        lifecycle.check_move(old, new)
-        self._set(n, old, new, also, values)
+    def _transition(self, n: int, old: State, new: State, also: str = "", values: tuple[Any, ...] = ()) -> None:
+        lifecycle.check_transition(old, new)
+        self._update_state(n, old, new, also, values)
 
-    def _move_all(self, old: State, new: State, also: str, rows: Sequence[tuple[Any, ...]]) -> None:
+    def _transition_many(self, old: State, new: State, also: str, rows: Sequence[tuple[Any, ...]]) -> None:
         """Move the jobs whose numbers the rows begin with."""
-        lifecycle.check_move(old, new)
+        lifecycle.check_transition(old, new)
         moves = f"UPDATE jobs SET state = '{new}', {also}{_over(old, new)} FROM {{rows}}"
         moved = sum(
             done.rowcount for done in self._batches(f"{moves} WHERE job_no = column1 AND state = '{old}'", rows)
@@ -303,7 +307,7 @@ class Store(Books):
             numbers = ", ".join(str(n) for n, *_ in rows)
             raise InternalError(f"job number {numbers} was to go from {old} to {new}, but is not {old}")
 
-    def _set(self, n: int, old: State, new: State, also: str = "", values: tuple[Any, ...] = ()) -> None:
+    def _update_state(self, n: int, old: State, new: State, also: str = "", values: tuple[Any, ...] = ()) -> None:
         more = f", {also}" if also else ""
         cursor = self._sql.execute(
             f"UPDATE jobs SET state = ?{more}{_over(old, new)} WHERE job_no = ? AND state = ?",
@@ -318,14 +322,14 @@ class Store(Books):
 
     def _batches(self, sql: str, rows: Sequence[tuple[Any, ...]]) -> Iterator[sqlite3.Cursor]:
         """Rows of NULL, which match nothing, fill up: for few sizes SQLite can keep what it made of the statement."""
-        for begin in range(0, len(rows), MOST_ROWS):
-            batch = rows[begin : begin + MOST_ROWS]
+        for begin in range(0, len(rows), MAX_ROWS):
+            batch = rows[begin : begin + MAX_ROWS]
             size = 1 << (len(batch) - 1).bit_length()
             nulls = repeat(None, (size - len(batch)) * len(batch[0]))
             yield self._sql.execute(_sized(sql, size, len(batch[0])), (*chain.from_iterable(batch), *nulls))
 
-    def _end(self, n: int, old: State, new: State, why: Trouble, at: float, polls: int | None = None) -> Outcome:
-        self._move(
+    def _end(self, n: int, old: State, new: State, why: ErrorInfo, at: float, polls: int | None = None) -> Outcome:
+        self._transition(
             n,
             old,
             new,
@@ -339,7 +343,7 @@ class Store(Books):
             self._sql.execute("SELECT 1 FROM submissions WHERE request_id = ?", (request_id,)).fetchone() is not None
         )
 
-    def _came_to(self, n: int, came_to: str) -> None:
+    def _set_result(self, n: int, came_to: str) -> None:
         self._sql.execute(
             "UPDATE submissions SET result = ? WHERE job_no = ? AND result IS NULL",
             (came_to, n),
@@ -364,5 +368,5 @@ def _over(old: State, new: State) -> str:
     return f", disposition = {_DISPOSITIONS.get(new, 'NULL')}" if new in _DISPOSITIONS or old in _DISPOSITIONS else ""
 
 
-_ABANDONED = Trouble("abandoned", "ambiguous, and it was decided not to submit it again")
-_KILLED = Trouble("ambiguous", "the process ended while the POST was in the air")
+_ABANDONED = ErrorInfo("abandoned", "ambiguous, and it was decided not to submit it again")
+_KILLED = ErrorInfo("ambiguous", "the process ended while the POST was in the air")

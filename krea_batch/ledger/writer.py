@@ -17,54 +17,58 @@ from typing import Any, Concatenate, NamedTuple, ParamSpec, TypeVar
 from krea_batch.errors import KreaBatchError, LedgerError
 from krea_batch.jobs import Outcome
 from krea_batch.ledger.paging import pages
-from krea_batch.ledger.transitions import Store
-from krea_batch.storage.async_io import Spacing, answer_all
+from krea_batch.ledger.transitions import LedgerStore
+from krea_batch.storage.async_io import MinInterval, resolve_all
 
 P = ParamSpec("P")
 T = TypeVar("T")
 
-LINGER_S = 0.010  # chosen: between the begins of two commits where many come; a sync serves more of them
-READ_AT_ONCE = 1000  # chosen: rows in one transaction; a few milliseconds
+COMMIT_INTERVAL_S = 0.010  # chosen: between the begins of two commits where many come; a sync serves more of them
+PAGE_ROWS = 1000  # chosen: rows in one transaction; a few milliseconds
 _MOST_AT_ONCE = 1000  # chosen: 131,000 records a second were measured at this group size, at 7 ms a commit
 
 
-class Ledger:
+class LedgerWriter:
     """The ledger of one run folder, for use on one event loop."""
 
-    def __init__(self, store: Store) -> None:
+    def __init__(self, store: LedgerStore) -> None:
         self._store = store
         self._thread = ThreadPoolExecutor(1, "krea-batch-ledger")
-        self._waiting: list[tuple[Call, asyncio.Future[Any]]] = []
+        self._waiting: list[tuple[Operation, asyncio.Future[Any]]] = []
         self._committing: asyncio.Future[Any] | None = None
-        self._commits = Spacing(self._start)
-        self._served = 0  # by the last commit
+        self._commits = MinInterval(self._start)
+        self._last_batch_size = 0  # by the last commit
         self._refused: KreaBatchError | None = None  # a note
         self.broken: LedgerError | None = None
 
     @classmethod
-    def open(cls, path: Path) -> Ledger:
+    def open(cls, path: Path) -> LedgerWriter:
         """Open or make the ledger at `path`. Raises RunFolderError for a stranger's or newer file."""
-        return cls(Store.open(path))
+        return cls(LedgerStore.open(path))
 
-    async def record(self, transition: Callable[Concatenate[Store, P], T], *args: P.args, **kwargs: P.kwargs) -> T:
+    async def record(
+        self, transition: Callable[Concatenate[LedgerStore, P], T], *args: P.args, **kwargs: P.kwargs
+    ) -> T:
         """Carry out one method of `Store` and return its answer once it is durable.
 
         A caller that is cancelled while waiting does not undo it. Raises LedgerError when the disk fails, from
         then on for every call.
         """
-        answer: T = await self._put(Call(transition, args, kwargs))
+        answer: T = await self._put(Operation(transition, args, kwargs))
         return answer
 
-    def note(self, transition: Callable[Concatenate[Store, P], T], *args: P.args, **kwargs: P.kwargs) -> None:
+    def record_later(
+        self, transition: Callable[Concatenate[LedgerStore, P], T], *args: P.args, **kwargs: P.kwargs
+    ) -> None:
         """The same for what nobody waits for: it is durable before any later `record` is. Raises as `record`.
 
         Where it fails, every later call does.
         """
-        self._put(Call(transition, args, kwargs)).add_done_callback(self._noted)
+        self._put(Operation(transition, args, kwargs)).add_done_callback(self._noted)
 
     def outcomes(self, after_n: int = 0) -> AsyncIterator[list[Outcome]]:
         """Result rows of all ended jobs after that number, in the order of their first submits, some at a time."""
-        return pages(lambda after_n: self.record(Store.outcomes, after_n, READ_AT_ONCE), after_n)
+        return pages(lambda after_n: self.record(LedgerStore.outcomes, after_n, PAGE_ROWS), after_n)
 
     async def close(self) -> None:
         """Wait for what is on its way, then close the file."""
@@ -74,7 +78,7 @@ class Ledger:
         await asyncio.get_running_loop().run_in_executor(self._thread, self._store.close)
         self._thread.shutdown()  # it has nothing left to do
 
-    def _put(self, call: Call) -> asyncio.Future[Any]:
+    def _put(self, call: Operation) -> asyncio.Future[Any]:
         if trouble := self.broken or self._refused:
             raise trouble
         future: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
@@ -84,7 +88,9 @@ class Ledger:
         return future
 
     def _next(self) -> None:
-        self._commits.next(LINGER_S if self._served > 1 else 0.0)  # who comes alone waits for nobody
+        self._commits.next(
+            COMMIT_INTERVAL_S if self._last_batch_size > 1 else 0.0
+        )  # who comes alone waits for nobody
 
     def _noted(self, done: asyncio.Future[Any]) -> None:
         if not done.cancelled() and isinstance(error := done.exception(), KreaBatchError):
@@ -94,7 +100,7 @@ class Ledger:
         self._commits.begun()
         group, self._waiting = self._waiting[:_MOST_AT_ONCE], self._waiting[_MOST_AT_ONCE:]
         calls = [call for call, _ in group]
-        self._served = len(calls)
+        self._last_batch_size = len(calls)
         loop = asyncio.get_running_loop()
         self._committing = loop.run_in_executor(self._thread, commit, self._store, calls)
         self._committing.add_done_callback(functools.partial(self._done, group))
@@ -102,7 +108,7 @@ class Ledger:
 
     def _done(
         self,
-        group: list[tuple[Call, asyncio.Future[Any]]],
+        group: list[tuple[Operation, asyncio.Future[Any]]],
         done: asyncio.Future[list[Any]],
     ) -> None:
         self._committing = None
@@ -112,21 +118,21 @@ class Ledger:
             self.broken = failed
             group, self._waiting = group + self._waiting, []
             answers = [failed] * len(group)
-        answer_all((future for _, future in group), answers)
+        resolve_all((future for _, future in group), answers)
         if self._waiting:
             self._next()
 
 
-def commit(store: Store, calls: Sequence[Call]) -> list[Any]:
+def commit(store: LedgerStore, calls: Sequence[Operation]) -> list[Any]:
     """Carry out the calls in one transaction; where one of them is refused, each in its own.
 
     Returns an answer or a KreaBatchError for each call. Raises LedgerError when the disk fails.
     """
     try:
         try:
-            return store.transaction([functools.partial(carry_out, calls)])[0]
+            return store.transaction([functools.partial(apply_all, calls)])[0]
         except KreaBatchError:
-            return [_alone(store, call) for call in calls]
+            return [_apply_alone(store, call) for call in calls]
     except (sqlite3.Error, OSError) as error:
         raise LedgerError(
             store.path,
@@ -135,44 +141,44 @@ def commit(store: Store, calls: Sequence[Call]) -> list[Any]:
         ) from error
 
 
-def _alone(store: Store, call: Call) -> Any:
+def _apply_alone(store: LedgerStore, call: Operation) -> Any:
     try:
-        return store.transaction([call.carry_out])[0]
+        return store.transaction([call.apply])[0]
     except KreaBatchError as refused:
         return refused
 
 
-_TOGETHER: dict[Callable[..., Any], Callable[[Store, Sequence[Any]], Sequence[Any]]] = {
-    Store.finish: Store.finish_all,
-    Store.store: Store.store_all,
-    Store.accept: Store.accept_all,
-    Store.intend: Store.intend_all,
+_BULK: dict[Callable[..., Any], Callable[[LedgerStore, Sequence[Any]], Sequence[Any]]] = {
+    LedgerStore.mark_finished: LedgerStore.mark_finished_many,
+    LedgerStore.mark_stored: LedgerStore.mark_stored_many,
+    LedgerStore.mark_accepted: LedgerStore.mark_accepted_many,
+    LedgerStore.record_intent: LedgerStore.record_intents,
 }
 
 
-class Call(NamedTuple):
+class Operation(NamedTuple):
     """One transition, still to be carried out."""
 
     transition: Callable[..., Any]
     args: tuple[Any, ...]
     kwargs: dict[str, Any]
 
-    def carry_out(self, store: Store) -> Any:
+    def apply(self, store: LedgerStore) -> Any:
         return self.transition(store, *self.args, **self.kwargs)
 
 
-def carry_out(calls: Sequence[Call], store: Store) -> list[Any]:
+def apply_all(calls: Sequence[Operation], store: LedgerStore) -> list[Any]:
     """Carry out all of them. Gives their answers, in the order of `calls`; raises what the first to fail raises."""
     answers: list[Any] = [None] * len(calls)
     others: list[int] = []
-    places: dict[Callable[..., Any], list[int]] = {transition: [] for transition in _TOGETHER}
+    places: dict[Callable[..., Any], list[int]] = {transition: [] for transition in _BULK}
     for place, call in enumerate(calls):
         places.get(call.transition, others).append(place)
     for transition, alike in places.items():
         if alike:
-            found = _TOGETHER[transition](store, [calls[place].args for place in alike])
+            found = _BULK[transition](store, [calls[place].args for place in alike])
             for place, answer in zip(alike, found, strict=True):
                 answers[place] = answer
     for place in others:
-        answers[place] = calls[place].carry_out(store)
+        answers[place] = calls[place].apply(store)
     return answers

@@ -13,12 +13,12 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Self
 
-from krea_batch.ledger import Ledger, Store
-from krea_batch.storage.results_file import Results
-from krea_batch.storage.run_dir import RunFolder, check_run
+from krea_batch.ledger import LedgerStore, LedgerWriter
+from krea_batch.storage.results_file import ResultsFile
+from krea_batch.storage.run_dir import RunDir, require_run
 
 
-class HeldRun:
+class LockedRun:
     """A context manager that holds a run's folder. Call it from where no event loop is running.
 
     Raises RunFolderError where there is no run or another process is working in it.
@@ -30,14 +30,14 @@ class HeldRun:
         self._stack = ExitStack()
 
     def __enter__(self) -> Self:
-        check_run(self._out)
+        require_run(self._out)
         with ExitStack() as stack:
-            folder = RunFolder(self._out)
-            folder.take()
-            stack.callback(folder.release)
-            self._store = Store.open(folder.ledger)
+            folder = RunDir(self._out)
+            folder.lock()
+            stack.callback(folder.unlock)
+            self._store = LedgerStore.open(folder.ledger)
             stack.callback(self._store.close)
-            self._store.transaction([Store.hold_in_air])
+            self._store.transaction([LedgerStore.mark_in_flight_ambiguous])
             self._stack = stack.pop_all()
         return self
 
@@ -46,12 +46,12 @@ class HeldRun:
             asyncio.run(self._write_results())
 
     async def _write_results(self) -> None:
-        ledger = Ledger(self._store)
+        ledger = LedgerWriter(self._store)
         try:
             with ThreadPoolExecutor(1) as disk:
-                results = Results(self._out, disk, _raise)
-                await results.write_anew(ledger.outcomes())
-                await ledger.record(Store.results_written, results.size_bytes())
+                results = ResultsFile(self._out, disk, _raise)
+                await results.rewrite(ledger.outcomes())
+                await ledger.record(LedgerStore.set_results_size, results.size_bytes())
         finally:
             await ledger.close()
 

@@ -17,23 +17,23 @@ from typing import Any
 
 from krea_batch.errors import JobError
 from krea_batch.gateway.wire import is_request_id
-from krea_batch.ledger import Doubt, Store
-from krea_batch.maintenance.locked_run import HeldRun
-from krea_batch.storage.run_dir import LEDGER, check_run
+from krea_batch.ledger import AmbiguousJob, LedgerStore
+from krea_batch.maintenance.locked_run import LockedRun
+from krea_batch.storage.run_dir import LEDGER, require_run
 
 
-def list_doubts(out: Path) -> list[Doubt]:
+def list_ambiguous(out: Path) -> list[AmbiguousJob]:
     """The ambiguous jobs of a run, also while it runs: those being submitted just now are among them.
 
     Raises RunFolderError where there is no run.
     """
-    check_run(out)
-    with closing(Store.open(out / LEDGER, read_only=True)) as store:
-        (doubts,) = store.read(Store.doubts)
+    require_run(out)
+    with closing(LedgerStore.open(out / LEDGER, read_only=True)) as store:
+        (doubts,) = store.read(LedgerStore.ambiguous_jobs)
     return list(doubts)
 
 
-class Doubts(HeldRun):
+class AmbiguousJobs(LockedRun):
     """The ambiguous jobs of a run that nobody is working on; a context manager that holds the folder meanwhile.
 
     Each method decides all the jobs it is given or, where one of them cannot be decided so, none. Raises
@@ -42,39 +42,39 @@ class Doubts(HeldRun):
     """
 
     @property
-    def jobs(self) -> list[Doubt]:
+    def jobs(self) -> list[AmbiguousJob]:
         """Those that are ambiguous now."""
-        return self._store.doubts()
+        return self._store.ambiguous_jobs()
 
     def resubmit(self, job_ids: Iterable[str]) -> None:
         """The next run submits them again; each may then be paid twice."""
-        self._decide(job_ids, lambda store, doubt: store.resubmit(doubt.n))
+        self._decide(job_ids, lambda store, doubt: store.resubmit(doubt.job_no))
 
     def abandon(self, job_ids: Iterable[str]) -> None:
         """They end as cancelled; whether they were paid stays unknown."""
-        self._decide(job_ids, lambda store, doubt: store.abandon(doubt.n, self._clock()))
+        self._decide(job_ids, lambda store, doubt: store.abandon(doubt.job_no, self._clock()))
 
     def adopt(self, request_ids: Mapping[str, str]) -> None:
         """They were accepted, under these request_ids (by job id); the next run polls and downloads them."""
 
-        def decide(store: Store, doubt: Doubt) -> None:
+        def decide(store: LedgerStore, doubt: AmbiguousJob) -> None:
             request_id = request_ids[doubt.id]
             if not is_request_id(request_id):
                 right = "give it as the gateway did, like krea-2-large-text-to-image_019d…"
                 raise JobError(f"{request_id!r} is no request_id", right, job_id=doubt.id)
-            if not store.adopt(doubt.n, request_id, self._clock()):
+            if not store.adopt(doubt.job_no, request_id, self._clock()):
                 raise JobError(f"{request_id} belongs to another job", "look it up once more", job_id=doubt.id)
 
         self._decide(request_ids, decide)
 
-    def _decide(self, job_ids: Iterable[str], decide: Callable[[Store, Doubt], Any]) -> None:
+    def _decide(self, job_ids: Iterable[str], decide: Callable[[LedgerStore, AmbiguousJob], Any]) -> None:
         doubts = {doubt.id: doubt for doubt in self.jobs}
 
-        def decide_all(store: Store) -> None:
+        def decide_all(store: LedgerStore) -> None:
             for job_id in dict.fromkeys(job_ids):
                 if job_id not in doubts:
                     raise JobError("it is not ambiguous", "see krea-batch resolve OUT --list", job_id=job_id)
                 decide(store, doubts[job_id])
-            store.results_written(None)  # until they are
+            store.set_results_size(None)  # until they are
 
         self._store.transaction([decide_all])

@@ -13,8 +13,8 @@ from collections.abc import Collection, Iterable
 
 from krea_batch.errors import JobError
 from krea_batch.jobs import RETRYABLE, State
-from krea_batch.ledger import Store
-from krea_batch.maintenance.locked_run import HeldRun
+from krea_batch.ledger import LedgerStore
+from krea_batch.maintenance.locked_run import LockedRun
 
 WORKED_ON = (State.PENDING, State.ACCEPTED, State.FINISHED)  # the next run submits, polls or downloads them
 _WHY_NOT = {
@@ -23,21 +23,21 @@ _WHY_NOT = {
 }
 
 
-class Retries(HeldRun):
+class RetryPlan(LockedRun):
     """The jobs of a run that ended without a picture. Raises as `HeldRun`."""
 
     def jobs(self, states: Collection[State] = RETRYABLE) -> dict[str, State]:
         """Those that ended in one of these states: id to state, in the order of their submits."""
-        return {job_id: state for _, job_id, state in self._store.in_vain(states)}
+        return {job_id: state for _, job_id, state in self._store.unsuccessful_jobs(states)}
 
-    def named(self, job_ids: Iterable[str]) -> dict[str, State]:
+    def select(self, job_ids: Iterable[str]) -> dict[str, State]:
         """The same for jobs by their ids; those that are still on their way are left out, since they go on anyway.
 
         Raises JobError for one that is unknown, has its picture, or is ambiguous.
         """
         found: dict[str, State] = {}
         for job_id in dict.fromkeys(job_ids):
-            outcome = self._store.known(job_id)
+            outcome = self._store.find_job(job_id)
             if outcome is None:
                 raise JobError("it is not in this run", "see krea-batch status OUT", job_id=job_id)
             if outcome.status in _WHY_NOT:
@@ -46,14 +46,14 @@ class Retries(HeldRun):
                 found[job_id] = outcome.status
         return found
 
-    def again(self, job_ids: Iterable[str]) -> None:
+    def resubmit(self, job_ids: Iterable[str]) -> None:
         """They are to be submitted again, all or none of them; each may be paid again. Raises KreaBatchBug."""
-        known = {job_id: (n, state) for n, job_id, state in self._store.in_vain(RETRYABLE)}
+        known = {job_id: (n, state) for n, job_id, state in self._store.unsuccessful_jobs(RETRYABLE)}
 
-        def move(store: Store) -> None:
+        def move(store: LedgerStore) -> None:
             for job_id in job_ids:
                 store.retry(*known[job_id])
-            store.results_written(None)  # until they are
+            store.set_results_size(None)  # until they are
 
         self._store.transaction([move])
 

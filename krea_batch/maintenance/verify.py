@@ -14,20 +14,20 @@ from typing import Protocol
 import anyio
 import msgspec
 
-from krea_batch.gateway.url_policy import MediaError
-from krea_batch.maintenance.export.run_images import Gallery, Picture
-from krea_batch.pipeline.context import Media
-from krea_batch.rules.backoff import pause_s
-from krea_batch.rules.verdicts import Errored, Failed, Finished, PollTrouble, PollVerdict
+from krea_batch.gateway.url_policy import DownloadError
+from krea_batch.maintenance.export.run_images import ExportedImage, RunImages
+from krea_batch.pipeline.context import ImageBody
+from krea_batch.rules.backoff import backoff_s
+from krea_batch.rules.verdicts import Errored, Failed, Finished, PollFailed, PollVerdict
 from krea_batch.storage.atomic import replacing
-from krea_batch.storage.png import PngError, PngWalk
+from krea_batch.storage.png import PngError, PngValidator
 
 AT_ONCE = 8  # chosen: repairs are few, and the gateway's limit is not known here
 TRIES = 5  # chosen: with pauses doubling from half a second, some eight seconds of trouble
 READ_BYTES = 1 << 20
 
 
-class Fault(msgspec.Struct, frozen=True):
+class Mismatch(msgspec.Struct, frozen=True):
     """A picture that is not as recorded. `what` says how; `repaired` whether it is now."""
 
     id: str
@@ -42,18 +42,18 @@ class Fetcher(Protocol):
 
     async def poll(self, request_id: str) -> PollVerdict: ...
 
-    async def fetch(self, url: str, *, offset: int = 0, etag: str | None = None) -> Media: ...
+    async def fetch(self, url: str, *, offset: int = 0, etag: str | None = None) -> ImageBody: ...
 
 
-def faults(gallery: Gallery) -> Iterator[tuple[Picture, str | None]]:
+def faults(gallery: RunImages) -> Iterator[tuple[ExportedImage, str | None]]:
     """Each picture, with what is wrong with its file, or None."""
     for picture in gallery.pictures():
-        yield picture, why_not(picture)
+        yield picture, find_mismatch(picture)
 
 
-def why_not(picture: Picture) -> str | None:
+def find_mismatch(picture: ExportedImage) -> str | None:
     """Why the file is not the picture on record; None where it is, byte for byte, and a whole PNG."""
-    walk, digest, size_bytes = PngWalk(), hashlib.sha256(), 0
+    walk, digest, size_bytes = PngValidator(), hashlib.sha256(), 0
     try:
         with picture.place.open("rb") as file:
             while data := file.read(READ_BYTES):
@@ -72,22 +72,22 @@ def why_not(picture: Picture) -> str | None:
     return None if digest.hexdigest() == picture.file.sha256 else "it is another picture (its SHA-256 differs)"
 
 
-class NotRepaired(Exception):
+class RepairFailed(Exception):
     """A picture could not be had again; the text says why."""
 
 
-async def repair(picture: Picture, gateway: Fetcher) -> None:
+async def repair(picture: ExportedImage, gateway: Fetcher) -> None:
     """Put the picture on record back into its place. Raises NotRepaired, and then leaves what is there."""
     data = await _fetched(picture, gateway)
     if hashlib.sha256(data).hexdigest() != picture.file.sha256:
-        raise NotRepaired("the gateway now gives another picture than the one on record")
+        raise RepairFailed("the gateway now gives another picture than the one on record")
     try:
         await anyio.to_thread.run_sync(_put, picture.place, data)
     except OSError as error:
-        raise NotRepaired(f"it cannot be written ({error.strerror})") from None
+        raise RepairFailed(f"it cannot be written ({error.strerror})") from None
 
 
-async def _fetched(picture: Picture, gateway: Fetcher) -> bytes:
+async def _fetched(picture: ExportedImage, gateway: Fetcher) -> bytes:
     """The picture's bytes: its status is asked for, since addresses of pictures expire."""
     reason = ""
     for tries in range(1, TRIES + 1):
@@ -96,26 +96,26 @@ async def _fetched(picture: Picture, gateway: Fetcher) -> bytes:
             media = await gateway.fetch(url)
             async with media:
                 return b"".join([chunk async for chunk in media.chunks()])
-        except MediaError as error:
+        except DownloadError as error:
             reason = error.reason
-            await anyio.sleep(max(pause_s(tries, 1.0), error.retry_after_s or 0.0))
-    raise NotRepaired(f"tried {TRIES} times: {reason}")
+            await anyio.sleep(max(backoff_s(tries, 1.0), error.retry_after_s or 0.0))
+    raise RepairFailed(f"tried {TRIES} times: {reason}")
 
 
-async def _url(picture: Picture, gateway: Fetcher) -> str:
+async def _url(picture: ExportedImage, gateway: Fetcher) -> str:
     """Where the picture is now. Raises MediaError for trouble that may pass, NotRepaired for what will not."""
     if not picture.outcome.request_id:
-        raise NotRepaired("there is no request_id to ask for it by")
+        raise RepairFailed("there is no request_id to ask for it by")
     output = [file.path for file in picture.outcome.files].index(picture.file.path)
     match await gateway.poll(picture.outcome.request_id):
         case Finished(media_urls=urls) if output < len(urls):
             return urls[output]
         case Failed(said) | Errored(said):
-            raise NotRepaired(f"the gateway says of it now: {said or 'failed'}")
-        case PollTrouble(reason=reason, retry_after_s=wait_s):
-            raise MediaError(reason, retry_after_s=wait_s)
+            raise RepairFailed(f"the gateway says of it now: {said or 'failed'}")
+        case PollFailed(reason=reason, retry_after_s=wait_s):
+            raise DownloadError(reason, retry_after_s=wait_s)
         case _:
-            raise NotRepaired("the gateway has no picture of it any more")
+            raise RepairFailed("the gateway has no picture of it any more")
 
 
 def _put(place: Path, data: bytes) -> None:

@@ -17,23 +17,23 @@ from typing import Any, get_args
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
 from krea_batch.events import (
-    Called,
-    CallResult,
-    Closed,
-    Ended,
+    CallbackReceived,
+    CallbackResult,
     Event,
-    Generated,
-    Held,
-    Moved,
-    Paced,
-    Polled,
+    GenerationCompleted,
+    ImageStored,
+    JobEnded,
+    JobResumed,
+    PollCompleted,
     PollResult,
-    Posted,
     PostResult,
-    Stopping,
-    Stored,
-    TakenOver,
-    Troubled,
+    RateChanged,
+    RetryScheduled,
+    RunClosed,
+    RunStopping,
+    StateChanged,
+    SubmitCompleted,
+    SubmitsPaused,
 )
 from krea_batch.jobs import FINAL, IN_FLIGHT, State
 
@@ -82,19 +82,19 @@ class MetricsListener:
         self._make_poll_metrics()
         self._make_download_metrics()
         self._handlers: dict[type[Event], Callable[[Any], None]] = {
-            Moved: self._on_state_changed,
-            Ended: self._on_job_ended,
-            TakenOver: self._on_job_resumed,
-            Posted: self._on_submit_completed,
-            Polled: self._on_poll_completed,
-            Called: self._on_callback_received,
-            Generated: self._on_generation_completed,
-            Stored: self._on_image_stored,
-            Paced: self._on_rate_changed,
-            Held: self._on_submits_paused,
-            Troubled: self._on_retry_scheduled,
-            Stopping: self._on_run_stopping,
-            Closed: self._on_run_closed,
+            StateChanged: self._on_state_changed,
+            JobEnded: self._on_job_ended,
+            JobResumed: self._on_job_resumed,
+            SubmitCompleted: self._on_submit_completed,
+            PollCompleted: self._on_poll_completed,
+            CallbackReceived: self._on_callback_received,
+            GenerationCompleted: self._on_generation_completed,
+            ImageStored: self._on_image_stored,
+            RateChanged: self._on_rate_changed,
+            SubmitsPaused: self._on_submits_paused,
+            RetryScheduled: self._on_retry_scheduled,
+            RunStopping: self._on_run_stopping,
+            RunClosed: self._on_run_closed,
         }
 
     def __call__(self, event: Event) -> None:
@@ -135,7 +135,7 @@ class MetricsListener:
     def _make_poll_metrics(self) -> None:
         self._polls = self._counter("polls", "Answers to polls.", "result", get_args(PollResult))
         self._callbacks = self._counter(
-            "callbacks", "Callbacks for jobs of this folder.", "result", get_args(CallResult)
+            "callbacks", "Callbacks for jobs of this folder.", "result", get_args(CallbackResult)
         )
         self._generation_s = self._histogram(
             "generation_seconds",
@@ -178,7 +178,7 @@ class MetricsListener:
 
     # ---- what each event counts for ----------------------------------------------------------------------
 
-    def _on_state_changed(self, event: Moved) -> None:
+    def _on_state_changed(self, event: StateChanged) -> None:
         if event.old in IN_FLIGHT:
             self._in_flight.labels(event.old.value).dec()
         if event.new in IN_FLIGHT:
@@ -189,17 +189,17 @@ class MetricsListener:
             self._charges.labels("resolved").inc()
             self._charges.labels("charged").inc()
 
-    def _on_job_ended(self, event: Ended) -> None:
+    def _on_job_ended(self, event: JobEnded) -> None:
         outcome = event.outcome
         self._jobs.labels(outcome.status.value).inc()
         if outcome.succeeded and outcome.submitted_at and outcome.stored_at:
             self._job_s.observe(_between_s(outcome.submitted_at, outcome.stored_at))
 
-    def _on_job_resumed(self, event: TakenOver) -> None:
+    def _on_job_resumed(self, event: JobResumed) -> None:
         if event.state in IN_FLIGHT:
             self._in_flight.labels(event.state.value).inc()
 
-    def _on_submit_completed(self, event: Posted) -> None:
+    def _on_submit_completed(self, event: SubmitCompleted) -> None:
         self._submits.labels(event.result).inc()
         if event.result != "not_sent":
             self._submit_s.observe(event.took_s)
@@ -210,38 +210,38 @@ class MetricsListener:
         elif event.result == "ambiguous":
             self._charges.labels("unknown").inc()
 
-    def _on_poll_completed(self, event: Polled) -> None:
+    def _on_poll_completed(self, event: PollCompleted) -> None:
         self._polls.labels(event.result).inc()
 
-    def _on_callback_received(self, event: Called) -> None:
+    def _on_callback_received(self, event: CallbackReceived) -> None:
         self._callbacks.labels(event.result).inc()
 
-    def _on_generation_completed(self, event: Generated) -> None:
+    def _on_generation_completed(self, event: GenerationCompleted) -> None:
         self._generation_s.observe(event.took_s)
         if event.lag_s is not None:
             self._lag_s.observe(event.lag_s)
 
-    def _on_image_stored(self, event: Stored) -> None:
+    def _on_image_stored(self, event: ImageStored) -> None:
         self._downloads.inc()
         self._downloaded_bytes.inc(event.bytes)
         self._download_s.observe(event.took_s)
 
-    def _on_rate_changed(self, event: Paced) -> None:
+    def _on_rate_changed(self, event: RateChanged) -> None:
         self._rate.set(event.per_s)
 
-    def _on_submits_paused(self, event: Held) -> None:
+    def _on_submits_paused(self, event: SubmitsPaused) -> None:
         self._submit_pauses.inc()
         self._paused_until_at = max(self._paused_until_at, self._clock() + event.wait_s)
         self._paused_until.set(self._paused_until_at)
 
-    def _on_retry_scheduled(self, event: Troubled) -> None:
-        self._retries.labels(event.where).inc()
+    def _on_retry_scheduled(self, event: RetryScheduled) -> None:
+        self._retries.labels(event.stage).inc()
 
-    def _on_run_stopping(self, _: Stopping) -> None:
+    def _on_run_stopping(self, _: RunStopping) -> None:
         self._early_stops.inc()
 
-    def _on_run_closed(self, event: Closed) -> None:
-        for state, count in event.left.items():
+    def _on_run_closed(self, event: RunClosed) -> None:
+        for state, count in event.unfinished.items():
             self._in_flight.labels(state.value).dec(count)
 
 

@@ -20,7 +20,7 @@ from opentelemetry import trace
 from opentelemetry.context import Context
 from opentelemetry.trace import Span, Status, StatusCode, TracerProvider
 
-from krea_batch.events import Closed, Ended, Event, Moved, Posted, TakenOver, Troubled
+from krea_batch.events import Event, JobEnded, JobResumed, RetryScheduled, RunClosed, StateChanged, SubmitCompleted
 from krea_batch.jobs import Outcome, State
 
 JOB_SPAN = "krea-2-large"
@@ -49,12 +49,12 @@ class TracingListener:
         self._clock_ns = clock_ns
         self._open_jobs: dict[str, _JobSpans] = {}
         self._handlers: dict[type[Event], Callable[[Any], None]] = {
-            Moved: self._on_state_changed,
-            TakenOver: self._on_job_resumed,
-            Posted: self._on_submit_completed,
-            Troubled: self._on_retry_scheduled,
-            Ended: self._on_job_ended,
-            Closed: self._on_run_closed,
+            StateChanged: self._on_state_changed,
+            JobResumed: self._on_job_resumed,
+            SubmitCompleted: self._on_submit_completed,
+            RetryScheduled: self._on_retry_scheduled,
+            JobEnded: self._on_job_ended,
+            RunClosed: self._on_run_closed,
         }
 
     def __call__(self, event: Event) -> None:
@@ -69,20 +69,20 @@ class TracingListener:
 
     # ---- what each event begins and ends -----------------------------------------------------------------
 
-    def _on_state_changed(self, event: Moved) -> None:
+    def _on_state_changed(self, event: StateChanged) -> None:
         spans = self._open_jobs.get(event.job_id) or self._start_job(event.job_id)
         if event.request_id:
             spans.job.set_attribute("krea_batch.request_id", event.request_id)
         self._enter_stage(spans, event.new)
 
-    def _on_job_resumed(self, event: TakenOver) -> None:
+    def _on_job_resumed(self, event: JobResumed) -> None:
         spans = self._start_job(event.job_id)
         spans.job.set_attribute("krea_batch.resumed", True)
         if event.request_id:
             spans.job.set_attribute("krea_batch.request_id", event.request_id)
         self._enter_stage(spans, event.state)
 
-    def _on_submit_completed(self, event: Posted) -> None:
+    def _on_submit_completed(self, event: SubmitCompleted) -> None:
         spans = self._open_jobs.get(event.job_id) or self._start_job(event.job_id)
         now_ns = self._clock_ns()
         span = self._tracer.start_span(
@@ -95,12 +95,12 @@ class TracingListener:
             span.set_status(Status(StatusCode.ERROR, event.result))
         span.end(now_ns)
 
-    def _on_retry_scheduled(self, event: Troubled) -> None:
+    def _on_retry_scheduled(self, event: RetryScheduled) -> None:
         if spans := self._open_jobs.get(event.job_id):
-            attributes = {"krea_batch.stage": event.where, "krea_batch.reason": event.reason}
+            attributes = {"krea_batch.stage": event.stage, "krea_batch.reason": event.reason}
             (spans.stage or spans.job).add_event("trouble", attributes, self._clock_ns())
 
-    def _on_job_ended(self, event: Ended) -> None:
+    def _on_job_ended(self, event: JobEnded) -> None:
         if spans := self._open_jobs.pop(event.outcome.id, None):
             spans.job.set_attributes(_outcome_attributes(event.outcome))
             if error := event.outcome.error:
@@ -108,7 +108,7 @@ class TracingListener:
                 spans.job.set_status(Status(StatusCode.ERROR, error.message))
             self._end_job(spans)
 
-    def _on_run_closed(self, _: Closed) -> None:
+    def _on_run_closed(self, _: RunClosed) -> None:
         open_jobs, self._open_jobs = self._open_jobs, {}
         for spans in open_jobs.values():
             spans.job.set_attribute(
@@ -140,7 +140,7 @@ class TracingListener:
         spans.job.end(now_ns)
 
 
-def _submit_attributes(event: Posted) -> dict[str, str | int]:
+def _submit_attributes(event: SubmitCompleted) -> dict[str, str | int]:
     attributes: dict[str, str | int] = {"krea_batch.result": event.result}
     return attributes | {"http.response.status_code": event.status} if event.status else attributes
 

@@ -11,37 +11,37 @@ from collections.abc import Awaitable, Callable
 
 import anyio
 
-from krea_batch.pipeline.context import Run
-from krea_batch.pipeline.in_flight_job import Flight
-from krea_batch.rules.round_robin import Turns
+from krea_batch.pipeline.context import RunContext
+from krea_batch.pipeline.in_flight_job import InFlightJob
+from krea_batch.rules.round_robin import RoundRobinQueue
 
 
-class Boarding:
+class AdmissionQueue:
     """Where flights wait for their slots. `room` waits until the submitter can do with more, `out` takes a flight."""
 
     def __init__(
         self,
-        run: Run,
+        run: RunContext,
         room: Callable[[], Awaitable[None]],
-        out: Callable[[Flight], None],
-        left: Callable[[Flight], None],
+        out: Callable[[InFlightJob], None],
+        left: Callable[[InFlightJob], None],
     ) -> None:
         self._run = run
         self._room = room
         self._out = out
         self._left = left
-        self._turns: Turns[Flight] = Turns()
+        self._waiting: RoundRobinQueue[InFlightJob] = RoundRobinQueue()
         self._some = asyncio.Event()
         self._empty = anyio.Event()
         self._empty.set()
-        run.when_stopping(self._stop)
+        run.on_stopping(self._stop)
 
-    def put(self, flight: Flight) -> None:
+    def put(self, flight: InFlightJob) -> None:
         """Take a flight, to be submitted when its tenant's turn comes."""
         if self._run.stopped:
             self._left(flight)
             return
-        self._turns.put(flight.tenant, flight)
+        self._waiting.put(flight.tenant, flight)
         self._run.stats.jobs_queued += 1
         self._some.set()
         if self._empty.is_set():
@@ -52,26 +52,26 @@ class Boarding:
         while True:
             await self._some.wait()
             await self._room()
-            await self._run.slots.take()
-            if not self._turns:  # the run stopped meanwhile
-                self._run.slots.give_back()
+            await self._run.in_flight_limit.acquire()
+            if not self._waiting:  # the run stopped meanwhile
+                self._run.in_flight_limit.release()
                 continue
-            flight = self._turns.take()
+            flight = self._waiting.pop()
             self._count()
             self._out(flight)
 
-    async def wait_empty(self) -> None:
+    async def wait_idle(self) -> None:
         """Wait until nobody waits."""
         await self._empty.wait()
 
     def _count(self) -> None:
-        self._run.stats.jobs_queued = len(self._turns)
-        if not self._turns:
+        self._run.stats.jobs_queued = len(self._waiting)
+        if not self._waiting:
             self._some.clear()
             self._empty.set()
 
     def _stop(self) -> None:
-        left = list(self._turns.take_all())
+        left = list(self._waiting.drain())
         self._count()
         for flight in left:
             self._left(flight)

@@ -11,18 +11,20 @@ from collections.abc import Callable
 import anyio
 from anyio.abc import TaskGroup
 
-from krea_batch.events import Called, CallResult
-from krea_batch.gateway.wire import Told
+from krea_batch.events import CallbackReceived, CallbackResult
+from krea_batch.gateway.wire import CallbackPayload
 from krea_batch.jobs import State
-from krea_batch.ledger import Store
-from krea_batch.pipeline.context import Run
-from krea_batch.pipeline.in_flight_job import Flight
-from krea_batch.rules.verdicts import PollTrouble, Progress
+from krea_batch.ledger import LedgerStore
+from krea_batch.pipeline.context import RunContext
+from krea_batch.pipeline.in_flight_job import InFlightJob
+from krea_batch.rules.verdicts import PollFailed, Progress
 
-PROOFS = 3  # chosen: a poll that fails proves nothing, three of them little, and the gateway may call again
+MAX_CONFIRM_POLLS = (
+    3  # chosen: a poll that fails proves nothing, three of them little, and the gateway may call again
+)
 
 
-class Calls:
+class CallbackHandler:
     """Hears of calls, from the start of the run on. A stage of its own, since a doubt takes several polls.
 
     `hasten` puts the poll of a waiting job forward; `adopted` takes a flight that was ambiguous, and a poll's word.
@@ -30,10 +32,10 @@ class Calls:
 
     def __init__(
         self,
-        run: Run,
+        run: RunContext,
         *,
-        hasten: Callable[[int, Told], CallResult],
-        adopted: Callable[[Flight, Progress], None],
+        hasten: Callable[[int, CallbackPayload], CallbackResult],
+        adopted: Callable[[InFlightJob, Progress], None],
     ) -> None:
         self._run = run
         self._hasten = hasten
@@ -43,25 +45,25 @@ class Calls:
         self._hopes: dict[int, float] = {}  # ambiguous jobs, and until when a call may come for them
         self._hoped = asyncio.Event()
 
-    def hear(self, n: int, told: Told) -> None:
+    def on_callback(self, n: int, told: CallbackPayload) -> None:
         """Take a call for the job of that number."""
-        if n in self._run.told:
-            self._run.told[n] = told  # its POST is in the air
+        if n in self._run.early_callbacks:
+            self._run.early_callbacks[n] = told  # its POST is in the air
             return
         self._run.stats.callbacks += 1
         result = self._hasten(n, told)
-        self._run.tell(Called(result))
+        self._run.emit(CallbackReceived(result))
         if result == "elsewhere" and told.request_id and n not in self._doubted and self._tasks:
             self._doubted.add(n)
-            self._tasks.start_soon(self._bring_out_of_doubt, n, told.request_id)
+            self._tasks.start_soon(self._resolve_ambiguous, n, told.request_id)
 
-    def hope(self, n: int, wait_s: float) -> None:
+    def expect(self, n: int, wait_s: float) -> None:
         """The job is ambiguous, and the gateway may call for it within that time."""
         if wait_s > 0:
             self._hopes[n] = self._run.now_s() + wait_s
 
     @property
-    def hoping(self) -> bool:
+    def expecting(self) -> bool:
         """Whether there is any job that a call may bring out of doubt."""
         return bool(self._hopes)
 
@@ -71,7 +73,7 @@ class Calls:
             return
         last_s = max(self._hopes.values())
         with anyio.move_on_after(last_s - self._run.now_s()) as scope:
-            while self._hopes and not self._run.slots.in_use:
+            while self._hopes and not self._run.in_flight_limit.in_use:
                 self._hoped = asyncio.Event()
                 await self._hoped.wait()
         if scope.cancelled_caught:
@@ -86,36 +88,38 @@ class Calls:
             finally:
                 self._tasks = None  # calls that come while the run ends are the next one's
 
-    async def _bring_out_of_doubt(self, n: int, request_id: str) -> None:
+    async def _resolve_ambiguous(self, n: int, request_id: str) -> None:
         """Give an ambiguous job the request_id that a call names, if a poll says that there is one."""
         try:
-            job = await self._run.record(Store.doubted, n)
+            job = await self._run.record(LedgerStore.ambiguous_job, n)
             if job is None:
                 return
             progress = await self._proven(request_id)
-            if progress is None or not await self._run.record(Store.adopt, n, request_id, self._run.at()):
+            if progress is None or not await self._run.record(
+                LedgerStore.adopt, n, request_id, self._run.wall_clock()
+            ):
                 return
         finally:
             self._doubted.discard(n)
-        flight = Flight.of(job)
+        flight = InFlightJob.from_ledger(job)
         flight.request_id = request_id
-        flight.accepted_s = flight.looked_s = self._run.now_s()
-        flight.taken_over = True
-        self._run.slots.take_over()
-        self._run.aloft[job.id] = b""  # the ledger has its fingerprint
+        flight.accepted_s = flight.last_polled_s = self._run.now_s()
+        flight.resumed = True
+        self._run.in_flight_limit.acquire_resumed()
+        self._run.in_flight_fingerprints[job.id] = b""  # the ledger has its fingerprint
         ended = self._run.stats.ended_by_state
         ended[State.AMBIGUOUS] = max(0, ended[State.AMBIGUOUS] - 1)
         self._hopes.pop(n, None)
         self._hoped.set()
-        self._run.moved(flight, State.AMBIGUOUS, State.ACCEPTED)
+        self._run.emit_state_change(flight, State.AMBIGUOUS, State.ACCEPTED)
         self._adopted(flight, progress)
 
     async def _proven(self, request_id: str) -> Progress | None:
         """What the gateway says of a request that a call named; None where it knows of none."""
-        for _ in range(PROOFS):
+        for _ in range(MAX_CONFIRM_POLLS):
             progress = await self._run.gateway.poll(request_id)
             self._run.stats.polls += 1
-            if not isinstance(progress, PollTrouble):
+            if not isinstance(progress, PollFailed):
                 return progress
             await asyncio.sleep(self._run.settings.poll_interval_s)
         return None

@@ -16,34 +16,34 @@ from typing import Any, ParamSpec, Protocol, Self, TypeVar
 
 from krea_batch.errors import RunStopped
 from krea_batch.events import (
-    Closed,
     Event,
-    Generated,
-    Held,
+    GenerationCompleted,
+    ImageStored,
+    JobResumed,
     Listener,
-    Moved,
-    Paced,
-    Polled,
+    PollCompleted,
     PollResult,
-    Posted,
     PostResult,
-    Stopping,
-    Stored,
-    TakenOver,
-    Troubled,
+    RateChanged,
+    RetryScheduled,
+    RunClosed,
+    RunStopping,
+    StateChanged,
+    SubmitCompleted,
+    SubmitsPaused,
 )
-from krea_batch.gateway.wire import Told
+from krea_batch.gateway.wire import CallbackPayload
 from krea_batch.jobs import IN_FLIGHT, State, StoredFile
-from krea_batch.ledger import Ledger
-from krea_batch.pipeline.in_flight_job import Flight, Slots
-from krea_batch.pipeline.rate_limiter import Pace, clock_of
+from krea_batch.ledger import LedgerWriter
+from krea_batch.pipeline.in_flight_job import InFlightJob, InFlightLimit
+from krea_batch.pipeline.rate_limiter import RateLimiter, monotonic_clock
 from krea_batch.pipeline.stats import RunStats
 from krea_batch.rules.backoff import RetryBudget
 from krea_batch.rules.verdicts import (
     Errored,
     Failed,
     Finished,
-    PollTrouble,
+    PollFailed,
     PollVerdict,
     PostVerdict,
     Refused,
@@ -63,11 +63,11 @@ _POLL_RESULTS: Mapping[type[PollVerdict], PollResult] = {
     Finished: "finished",
     Failed: "failed",
     Errored: "errored",
-    PollTrouble: "trouble",
+    PollFailed: "trouble",
 }
 
 
-class Media(Protocol):
+class ImageBody(Protocol):
     """A picture on its way. `offset` is where its first byte belongs, `etag` a strong one or None."""
 
     offset: int
@@ -83,62 +83,66 @@ class Gateway(Protocol):
 
     async def submit(self, body: bytes, *, callback: str = "") -> PostVerdict: ...
     async def poll(self, request_id: str) -> PollVerdict: ...
-    async def fetch(self, url: str, *, offset: int = 0, etag: str | None = None) -> Media: ...
+    async def fetch(self, url: str, *, offset: int = 0, etag: str | None = None) -> ImageBody: ...
 
 
-class Callbacks(Protocol):
+class CallbackUrls(Protocol):
     """Where the gateway calls for a job."""
 
     def address_of(self, n: int) -> str: ...
 
 
-class Run:
+class RunContext:
     """Shared by the stages of one run, on one event loop."""
 
     def __init__(
         self,
         settings: Settings,
         gateway: Gateway,
-        ledger: Ledger,
+        ledger: LedgerWriter,
         disk: Executor,
         *,
         clock: Callable[[], float],
         random: Random,
         listeners: list[Listener],
-        pace: Pace,
+        rate_limiter: RateLimiter,
     ) -> None:
         self.settings = settings
         self.gateway = gateway
         self.ledger = ledger
         self.record = ledger.record
-        self.note = ledger.note
+        self.record_later = ledger.record_later
         self.stats = RunStats()
-        self.slots = Slots(settings.max_in_flight)
-        self.aloft: dict[str, bytes] = {}  # fingerprints of the jobs on their way, by id; empty once on record
-        pace.bind()
-        self.pace = pace
-        self.callbacks: Callbacks | None = None
-        self.told: dict[int, Told | None] = {}  # by job, what callbacks told while its POST was in the air
-        self.retries = RetryBudget(pace.rule.per_s)
-        self.stats.rate_per_s = pace.rule.per_s
-        self.chance = random.random
-        self.at = clock  # seconds since 1970
+        self.in_flight_limit = InFlightLimit(settings.max_in_flight)
+        self.in_flight_fingerprints: dict[
+            str, bytes
+        ] = {}  # fingerprints of the jobs on their way, by id; empty once on record
+        rate_limiter.bind_loop()
+        self.rate_limiter = rate_limiter
+        self.callbacks: CallbackUrls | None = None
+        self.early_callbacks: dict[
+            int, CallbackPayload | None
+        ] = {}  # by job, what callbacks told while its POST was in the air
+        self.retries = RetryBudget(rate_limiter.rule.per_s)
+        self.stats.rate_per_s = rate_limiter.rule.per_s
+        self.random = random.random
+        self.wall_clock = clock  # seconds since 1970
         self.stopped: RunStopped | None = None
         self.disk = DiskThreads(disk)
         self.on_disk = self.disk.run
         self._loop = asyncio.get_running_loop()
-        self.now_s = clock_of(self._loop)
+        self.now_s = monotonic_clock(self._loop)
         self._listeners = listeners
-        self.standing: Counter[State] = Counter()  # jobs of this run in each state
+        self.state_counts: Counter[State] = Counter()  # jobs of this run in each state
         self._at_stop: list[Callable[[], None]] = []
 
-    def after(self, wait_s: float, call: Callable[..., None], *args: Any) -> asyncio.TimerHandle:
+    def call_later(self, wait_s: float, call: Callable[..., None], *args: Any) -> asyncio.TimerHandle:
         """Call something later, without a task that waits."""
         return self._loop.call_later(wait_s, call, *args)
 
     # ---- the stop ----------------------------------------------------------------------------------------
 
-    def when_stopping(self, call: Callable[[], None]) -> None:
+    def on_stopping(self, call: Callable[[], None]) -> None:
         """Have `call` called when the run begins to stop."""
         self._at_stop.append(call)
 
@@ -148,79 +152,79 @@ class Run:
             return
         self.stopped = why
         log.warning("! stopping reason=%s", why.reason)
-        self.tell(Stopping(why.reason))
+        self.emit(RunStopping(why.reason))
         for call in self._at_stop:
             call()
 
     # ---- telling -----------------------------------------------------------------------------------------
 
-    def listen(self, listener: Listener) -> None:
+    def add_listener(self, listener: Listener) -> None:
         """Have a listener told of what happens from now on."""
         self._listeners.append(listener)
 
-    def forget(self, listener: Listener) -> None:
+    def remove_listener(self, listener: Listener) -> None:
         """Tell a listener no more."""
         self._listeners.remove(listener)
 
-    def tell(self, event: Event) -> None:
+    def emit(self, event: Event) -> None:
         for listener in self._listeners:
             listener(event)
 
-    def moved(self, flight: Flight, old: State, new: State) -> None:
+    def emit_state_change(self, flight: InFlightJob, old: State, new: State) -> None:
         log.debug("= job=%s from=%s to=%s request_id=%s", flight.id, old, new, flight.request_id)
-        self.standing[old] -= 1
-        self.standing[new] += 1
+        self.state_counts[old] -= 1
+        self.state_counts[new] += 1
         if self._listeners:
-            self.tell(Moved(flight.id, old, new, flight.request_id or None))
+            self.emit(StateChanged(flight.id, old, new, flight.request_id or None))
 
-    def taken_over(self, flight: Flight, state: State) -> None:
+    def emit_resumed(self, flight: InFlightJob, state: State) -> None:
         """A flight goes on from where an earlier run left it."""
-        self.standing[state] += 1
+        self.state_counts[state] += 1
         if self._listeners:
-            self.tell(TakenOver(flight.id, state, flight.request_id or None))
+            self.emit(JobResumed(flight.id, state, flight.request_id or None))
 
-    def posted(self, flight: Flight, result: PostResult, verdict: PostVerdict) -> None:
+    def emit_submit(self, flight: InFlightJob, result: PostResult, verdict: PostVerdict) -> None:
         """What a POST came to is on record."""
         if self._listeners:
             status = verdict.status if isinstance(verdict, Refused) else 0
-            self.tell(Posted(flight.id, result, status, self.now_s() - flight.sent_s))
+            self.emit(SubmitCompleted(flight.id, result, status, self.now_s() - flight.sent_s))
 
-    def polled(self, flight: Flight, verdict: PollVerdict) -> None:
+    def emit_poll(self, flight: InFlightJob, verdict: PollVerdict) -> None:
         if self._listeners:
-            self.tell(Polled(flight.id, _POLL_RESULTS[type(verdict)]))
+            self.emit(PollCompleted(flight.id, _POLL_RESULTS[type(verdict)]))
 
-    def generated(self, flight: Flight, took_s: float | None) -> None:
+    def emit_generation(self, flight: InFlightJob, took_s: float | None) -> None:
         """A flight is seen finished; `took_s` is the gateway's word, None where there is none to be believed."""
-        if self._listeners and not flight.taken_over:
+        if self._listeners and not flight.resumed:
             age_s = self.now_s() - flight.accepted_s
             lag_s = None if took_s is None else age_s - took_s
-            self.tell(Generated(flight.id, age_s if took_s is None else took_s, lag_s))
+            self.emit(GenerationCompleted(flight.id, age_s if took_s is None else took_s, lag_s))
 
-    def stored(self, flight: Flight, stored: StoredFile, asked_s: float) -> None:
+    def emit_image_stored(self, flight: InFlightJob, stored: StoredFile, asked_s: float) -> None:
         """A picture that was asked for at `asked_s` is on disk."""
         if self._listeners:
-            self.tell(Stored(flight.id, stored.bytes, self.now_s() - asked_s))
+            self.emit(ImageStored(flight.id, stored.bytes, self.now_s() - asked_s))
 
-    def paced(self, per_s: float) -> None:
+    def emit_rate(self, per_s: float) -> None:
         """Submits may go at this rate from now on."""
         if per_s != self.stats.rate_per_s:
             self.stats.rate_per_s = per_s
-            self.tell(Paced(per_s))
+            self.emit(RateChanged(per_s))
 
-    def opened(self) -> None:
+    def emit_opened(self) -> None:
         """The stages are about to begin."""
-        self.tell(Paced(self.stats.rate_per_s))
+        self.emit(RateChanged(self.stats.rate_per_s))
 
-    def closed(self) -> None:
+    def emit_closed(self) -> None:
         """The stages have ended; whatever is on its way stays on record."""
-        self.tell(Closed({state: self.standing[state] for state in IN_FLIGHT}))
+        self.emit(RunClosed({state: self.state_counts[state] for state in IN_FLIGHT}))
 
-    def troubled(self, flight: Flight, where: str, reason: str) -> None:
+    def emit_retry(self, flight: InFlightJob, where: str, reason: str) -> None:
         log.info("! job=%s where=%s reason=%s", flight.id, where, reason)
         if self._listeners:
-            self.tell(Troubled(flight.id, where, reason))
+            self.emit(RetryScheduled(flight.id, where, reason))
 
-    def held(self, wait_s: float, reason: str) -> None:
+    def emit_paused(self, wait_s: float, reason: str) -> None:
         self.stats.paused_until_s = max(self.stats.paused_until_s, self.now_s() + wait_s)
         log.info("! submits held for_s=%.1f rate_per_s=%.2f reason=%s", wait_s, self.stats.rate_per_s, reason)
-        self.tell(Held(wait_s, self.stats.rate_per_s, reason))
+        self.emit(SubmitsPaused(wait_s, self.stats.rate_per_s, reason))

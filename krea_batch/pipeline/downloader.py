@@ -14,17 +14,17 @@ from urllib.parse import urlsplit
 import anyio
 
 from krea_batch.errors import RunStopped
-from krea_batch.gateway.url_policy import MediaError
-from krea_batch.jobs import Outcome, State, StoredFile, Trouble
-from krea_batch.ledger import Store
-from krea_batch.pipeline.context import Media, Run
-from krea_batch.pipeline.in_flight_job import Flight
-from krea_batch.pipeline.task_pool import Crew
+from krea_batch.gateway.url_policy import DownloadError
+from krea_batch.jobs import ErrorInfo, Outcome, State, StoredFile
+from krea_batch.ledger import LedgerStore
+from krea_batch.pipeline.context import ImageBody, RunContext
+from krea_batch.pipeline.in_flight_job import InFlightJob
+from krea_batch.pipeline.task_pool import TaskPool
 from krea_batch.rules import backoff
-from krea_batch.storage.image_file import Picture, PngError
-from krea_batch.storage.local_writer import Shelf
-from krea_batch.storage.sink_writer import Courier
-from krea_batch.storage.sinks import Sink, SinkError, SinkRefused
+from krea_batch.storage.image_file import ImageFile, PngError
+from krea_batch.storage.local_writer import LocalImageWriter
+from krea_batch.storage.sink_writer import SinkImageWriter
+from krea_batch.storage.sinks import Sink, SinkPermanentError, SinkTransientError
 
 GATHER_BYTES = 2 << 20  # chosen: most pictures cost one hop to a disk thread; 64 of them 128 MB at the worst
 
@@ -34,10 +34,10 @@ class _Download:
 
     __slots__ = ("etag", "flight", "picture", "stored", "tries")
 
-    def __init__(self, flight: Flight) -> None:
+    def __init__(self, flight: InFlightJob) -> None:
         self.flight = flight
         self.stored: list[StoredFile] = []
-        self.picture: Picture | None = None
+        self.picture: ImageFile | None = None
         self.etag: str | None = None
         self.tries = 0  # for the present picture
 
@@ -46,11 +46,11 @@ class _Download:
         """Where the next picture lies."""
         return self._urls[len(self.stored)]
 
-    def next_picture(self, out: Path) -> Picture:
+    def next_picture(self, out: Path) -> ImageFile:
         """The next picture, nothing of which has come; its file's stem as in DESIGN, A run's folder."""
         flight, output = self.flight, len(self.stored) + 1
         name = flight.id if output == 1 else f"{flight.id}-{output}"
-        return Picture(out, name, flight.n, job_id=flight.id, output=output)
+        return ImageFile(out, name, flight.job_no, job_id=flight.id, output=output)
 
     @property
     def complete(self) -> bool:
@@ -70,10 +70,10 @@ class Downloader:
 
     def __init__(
         self,
-        run: Run,
+        run: RunContext,
         *,
-        ended: Callable[[Flight, Outcome], None],
-        left: Callable[[Flight], None],
+        ended: Callable[[InFlightJob, Outcome], None],
+        left: Callable[[InFlightJob], None],
         sink: Sink | None = None,
     ) -> None:
         self._run = run
@@ -81,45 +81,47 @@ class Downloader:
         self._left = left
         self._queue: asyncio.Queue[_Download] = asyncio.Queue()
         self._host_held_until_s: dict[str, float] = {}
-        self._crew = Crew()
-        self._keeper: Shelf | Courier
+        self._tasks = TaskPool()
+        self._writer: LocalImageWriter | SinkImageWriter
         if sink is None:
-            self._keeper = Shelf(run.disk)
+            self._writer = LocalImageWriter(run.disk)
         else:
-            self._keeper = Courier(run.settings.out, run.disk, sink, stop=run.stop, cancellable=self._crew.exposed)
+            self._writer = SinkImageWriter(
+                run.settings.out, run.disk, sink, stop=run.stop, cancellable=self._tasks.cancellable
+            )
 
-    def put(self, flight: Flight) -> None:
+    def put(self, flight: InFlightJob) -> None:
         """Take a finished flight."""
         self._queue.put_nowait(_Download(flight))
 
-    async def make_ready(self) -> None:
+    async def prepare(self) -> None:
         """Be called before anything is paid; a sink that keeps nothing stops the run here."""
-        if isinstance(self._keeper, Courier):
-            await self._keeper.make_ready()
+        if isinstance(self._writer, SinkImageWriter):
+            await self._writer.prepare()
 
     async def work(self) -> None:
         """Download for ever, several at a time."""
-        async with self._crew as workers:
+        async with self._tasks as workers:
             for _ in range(self._run.settings.downloads):
-                workers.start(self._worker())
+                workers.spawn(self._worker())
             await anyio.sleep_forever()
 
     async def _worker(self) -> None:
         while True:
-            download = await self._crew.exposed(self._queue.get)
+            download = await self._tasks.cancellable(self._queue.get)
             if (wait_s := self._held_s(download)) > 0:
-                self._run.after(wait_s, self._queue.put_nowait, download)
+                self._run.call_later(wait_s, self._queue.put_nowait, download)
                 continue
             try:
                 await self._fetch_all(download)
-            except MediaError as error:
+            except DownloadError as error:
                 await self._try_later(download, "download", error.reason, self._hold_host(download, error))
             except PngError as error:
                 download.picture = None  # its bytes are worthless: ask for all of them again
                 await self._try_later(download, "download", f"the picture is not whole: {error}")
-            except SinkError as error:  # the picture stays in its `.part`, and is not fetched again
+            except SinkTransientError as error:  # the picture stays in its `.part`, and is not fetched again
                 await self._try_later(download, "sink", error.reason)
-            except SinkRefused as error:
+            except SinkPermanentError as error:
                 self._stop(download, RunStopped(error.reason, error.next_step))
             except OSError as error:  # the network's are MediaErrors by now: this is the disk
                 self._disk_failed(download, error)
@@ -132,10 +134,12 @@ class Downloader:
             download.picture, download.etag, download.tries = None, None, 0
             self._run.stats.downloads += 1
             self._run.stats.downloaded_bytes += stored.bytes
-            self._run.stored(download.flight, stored, asked_s)
+            self._run.emit_image_stored(download.flight, stored, asked_s)
         flight = download.flight
-        outcome = await self._run.record(Store.store, flight.n, download.stored, self._run.at())
-        self._run.moved(flight, State.FINISHED, State.SUCCEEDED)
+        outcome = await self._run.record(
+            LedgerStore.mark_stored, flight.job_no, download.stored, self._run.wall_clock()
+        )
+        self._run.emit_state_change(flight, State.FINISHED, State.SUCCEEDED)
         self._ended(flight, outcome)
 
     async def _fetch(self, download: _Download) -> StoredFile:
@@ -145,10 +149,10 @@ class Downloader:
         """
         picture = download.picture or download.next_picture(self._run.settings.out)
         download.picture = picture
-        rest = [] if picture.is_whole else await self._crew.exposed(self._receive, download, picture)
-        return await self._keeper.finish(picture, rest)
+        rest = [] if picture.is_whole else await self._tasks.cancellable(self._receive, download, picture)
+        return await self._writer.finish(picture, rest)
 
-    async def _receive(self, download: _Download, picture: Picture) -> list[bytes]:
+    async def _receive(self, download: _Download, picture: ImageFile) -> list[bytes]:
         """Have the picture sent. Returns the last, unwritten bytes."""
         etag = download.etag if picture.taken_bytes else None
         media = await self._run.gateway.fetch(download.url, offset=picture.taken_bytes, etag=etag)
@@ -158,7 +162,7 @@ class Downloader:
             download.etag = media.etag
             return await self._pour(media, picture)
 
-    async def _pour(self, media: Media, picture: Picture) -> list[bytes]:
+    async def _pour(self, media: ImageBody, picture: ImageFile) -> list[bytes]:
         """Write what comes, a few megabytes a hop. Returns the last, unwritten bytes."""
         gathered: list[bytes] = []
         size_bytes = 0
@@ -167,10 +171,10 @@ class Downloader:
                 gathered.append(chunk)
                 size_bytes += len(chunk)
                 if size_bytes >= GATHER_BYTES:
-                    await self._run.on_disk(picture.take, gathered)
+                    await self._run.on_disk(picture.write, gathered)
                     gathered, size_bytes = [], 0
-        except MediaError:
-            await self._run.on_disk(picture.take, gathered)
+        except DownloadError:
+            await self._run.on_disk(picture.write, gathered)
             raise
         return gathered
 
@@ -185,25 +189,27 @@ class Downloader:
     async def _try_later(self, download: _Download, where: str, reason: str, least_s: float = 0.0) -> None:
         flight = download.flight
         download.tries += 1
-        self._run.troubled(flight, where, reason)
+        self._run.emit_retry(flight, where, reason)
         if download.tries >= self._run.settings.download_attempts:
-            await self._give_up(flight, Trouble(where, f"tried {download.tries} times: {reason}"))
+            await self._give_up(flight, ErrorInfo(where, f"tried {download.tries} times: {reason}"))
             return
-        wait_s = backoff.pause_s(download.tries, self._run.chance())
+        wait_s = backoff.backoff_s(download.tries, self._run.random())
         wait_s = max(wait_s, self._run.retries.spend(self._run.now_s()), least_s)
-        self._run.after(wait_s, self._queue.put_nowait, download)
+        self._run.call_later(wait_s, self._queue.put_nowait, download)
 
-    def _hold_host(self, download: _Download, error: MediaError) -> float:
+    def _hold_host(self, download: _Download, error: DownloadError) -> float:
         """Heed a host that asks to be left alone. Returns for how many seconds it does."""
         if error.status not in (429, 503) or not error.retry_after_s:
             return 0.0
         self._host_held_until_s[_host(download.url)] = self._run.now_s() + error.retry_after_s
         return error.retry_after_s
 
-    async def _give_up(self, flight: Flight, why: Trouble) -> None:
+    async def _give_up(self, flight: InFlightJob, why: ErrorInfo) -> None:
         """End the flight in this run; the next one asks for its status again, and so for fresh URLs."""
-        outcome = await self._run.record(Store.time_out, flight.n, why, self._run.at(), flight.polls)
-        self._run.moved(flight, State.FINISHED, State.TIMED_OUT)
+        outcome = await self._run.record(
+            LedgerStore.mark_timed_out, flight.job_no, why, self._run.wall_clock(), flight.polls
+        )
+        self._run.emit_state_change(flight, State.FINISHED, State.TIMED_OUT)
         self._ended(flight, outcome)
 
     def _disk_failed(self, download: _Download, error: OSError) -> None:

@@ -20,34 +20,34 @@ from krea_batch.ledger import OpenJob
 from krea_batch.rules.verdicts import Finished
 
 
-class Flight:
+class InFlightJob:
     """One job on its way. Times ending in `_s` are the loop's monotonic seconds."""
 
     __slots__ = (
         "accepted_s",
+        "ambiguous_posts",
         "body",
-        "called_s",
-        "calls",
+        "callback_during_poll",
         "errors",
+        "exploring",
+        "failures",
         "fingerprint",
         "finished",
+        "heap_seq",
         "id",
+        "job_no",
         "key_refusals",
         "kind",
-        "looked_s",
+        "last_callback_s",
+        "last_polled_s",
         "metadata",
-        "n",
-        "planned",
+        "on_schedule",
         "polls",
         "refusals",
         "request_id",
-        "scout",
+        "resumed",
         "sent_s",
-        "taken_over",
         "tenant",
-        "troubles",
-        "turn",
-        "unclear",
     )
 
     def __init__(
@@ -62,7 +62,7 @@ class Flight:
         self.id = job_id
         self.tenant = tenant
         self.kind = kind  # what may change how long it takes
-        self.n = 0  # in the ledger; 0 before it is there
+        self.job_no = 0  # in the ledger; 0 before it is there
         self.body = body  # empty once accepted
         self.fingerprint = fingerprint
         self.metadata = metadata
@@ -70,30 +70,30 @@ class Flight:
         self.finished: Finished | None = None
         self.errors = 0  # accepted POSTs that came to ERROR
         self.refusals = 0  # 500s and 503s in a row
-        self.unclear = 0  # POSTs of this run of which nobody knows what became
-        self.troubles = 0  # unreadable answers in a row, of polls or downloads
+        self.ambiguous_posts = 0  # POSTs of this run of which nobody knows what became
+        self.failures = 0  # unreadable answers in a row, of polls or downloads
         self.key_refusals = 0  # polls in a row that were answered 401 or 403
         self.polls = 0
         self.sent_s = 0.0  # when its last POST left
         self.accepted_s = 0.0
-        self.looked_s = 0.0  # when a poll last found it unfinished
-        self.turn = -1  # of its next poll; -1 while none waits
-        self.called_s = -math.inf  # when a callback last hastened a poll
-        self.calls = False  # a callback came while a poll was in the air
-        self.planned = False  # its next poll is where the schedule's plan puts it
-        self.scout = False  # looked at every interval, while nothing is known
-        self.taken_over = False  # of an earlier run: how long it has been waiting is not known to us
+        self.last_polled_s = 0.0  # when a poll last found it unfinished
+        self.heap_seq = -1  # of its next poll; -1 while none waits
+        self.last_callback_s = -math.inf  # when a callback last hastened a poll
+        self.callback_during_poll = False  # a callback came while a poll was in the air
+        self.on_schedule = False  # its next poll is where the schedule's plan puts it
+        self.exploring = False  # looked at every interval, while nothing is known
+        self.resumed = False  # of an earlier run: how long it has been waiting is not known to us
 
     @classmethod
-    def of(cls, job: OpenJob) -> Flight:
+    def from_ledger(cls, job: OpenJob) -> InFlightJob:
         """A job of the ledger, on its way again."""
         flight = cls(job.id, kind=job.kind, tenant=job.tenant)
-        flight.n, flight.errors, flight.polls = job.n, job.errors, job.polls
+        flight.job_no, flight.errors, flight.polls = job.job_no, job.errors, job.polls
         flight.request_id = job.request_id or ""
         return flight
 
 
-class Slots:
+class InFlightLimit:
     """How many jobs are on their way; `limit` at most, but for those that an earlier run left open."""
 
     def __init__(self, limit: int) -> None:
@@ -103,23 +103,23 @@ class Slots:
         self._empty = anyio.Event()
         self._empty.set()
 
-    async def take(self) -> None:
+    async def acquire(self) -> None:
         """Wait for a free slot, first come, first served."""
         await self._free.acquire()
         self._count(+1)
 
-    def take_over(self) -> None:
+    def acquire_resumed(self) -> None:
         """Hold a slot for a job that is on its way already, though the limit may be passed."""
         with suppress(anyio.WouldBlock):  # over the limit: no slot is freed until the count is under it again
             self._free.acquire_nowait()
         self._count(+1)
 
-    def give_back(self) -> None:
+    def release(self) -> None:
         self._count(-1)
         if self.in_use < self.limit:
             self._free.release()
 
-    async def wait_empty(self) -> None:
+    async def wait_idle(self) -> None:
         """Wait until nothing is on its way."""
         while self.in_use:
             await self._empty.wait()
@@ -132,14 +132,14 @@ class Slots:
             self._empty = anyio.Event()
 
 
-def take_off(job: Job, tenant: str = "") -> Flight:
+def build_in_flight_job(job: Job, tenant: str = "") -> InFlightJob:
     """The flight of a job that has its id."""
     body = wire.encode_body(job)
     kind = sys.intern(f"{job.aspect_ratio} {job.creativity}")  # few, and each flight holds one
-    return Flight(job.id, body, wire.fingerprint_of(body), msgspec.json.encode(job.metadata), kind, tenant)
+    return InFlightJob(job.id, body, wire.fingerprint_of(body), msgspec.json.encode(job.metadata), kind, tenant)
 
 
-def check_same(flight: Flight, fingerprint: bytes) -> None:
+def require_same_request(flight: InFlightJob, fingerprint: bytes) -> None:
     """Raise JobError where a job on record under this id asked for another picture."""
     if flight.fingerprint != fingerprint:
         raise JobError(

@@ -16,20 +16,20 @@ import anyio
 from aiolimiter import AsyncLimiter
 
 from krea_batch.errors import GatewayError
-from krea_batch.events import CallResult
-from krea_batch.gateway.wire import Told
-from krea_batch.jobs import Outcome, State, Trouble
-from krea_batch.ledger import Store
-from krea_batch.pipeline.context import Run
-from krea_batch.pipeline.in_flight_job import Flight
-from krea_batch.pipeline.rate_limiter import drip
-from krea_batch.pipeline.task_pool import Crew
+from krea_batch.events import CallbackResult
+from krea_batch.gateway.wire import CallbackPayload
+from krea_batch.jobs import ErrorInfo, Outcome, State
+from krea_batch.ledger import LedgerStore
+from krea_batch.pipeline.context import RunContext
+from krea_batch.pipeline.in_flight_job import InFlightJob
+from krea_batch.pipeline.rate_limiter import even_limiter
+from krea_batch.pipeline.task_pool import TaskPool
 from krea_batch.rules import lifecycle
-from krea_batch.rules.callback_reliability import GRACE_S, Word
-from krea_batch.rules.lifecycle import Again, End, Fetch, LookAgain
+from krea_batch.rules.callback_reliability import GRACE_S, CallbackReliability
+from krea_batch.rules.lifecycle import Download, EndJob, PollAgain, Requeue
 from krea_batch.rules.poll_schedule import SCOUTS
-from krea_batch.rules.poll_schedule_by_kind import Schedules
-from krea_batch.rules.verdicts import Finished, PollTrouble, PollVerdict, Progress, Waiting
+from krea_batch.rules.poll_schedule_by_kind import PollSchedules
+from krea_batch.rules.verdicts import Finished, PollFailed, PollVerdict, Progress, Waiting
 
 MOST_POLLS_IN_AIR = 128  # chosen: answers of 0.2 s at 640/s; more would only queue at the gateway
 EXPLORED_SHARE = 0.04  # chosen: a poll more for one job in 25, and a change is seen within minutes
@@ -47,46 +47,46 @@ class PollScheduler:
 
     def __init__(
         self,
-        run: Run,
+        run: RunContext,
         *,
-        finished: Callable[[Flight], None],
-        again: Callable[[Flight, float], None],
-        ended: Callable[[Flight, Outcome], None],
-        left: Callable[[Flight], None],
+        finished: Callable[[InFlightJob], None],
+        again: Callable[[InFlightJob, float], None],
+        ended: Callable[[InFlightJob, Outcome], None],
+        left: Callable[[InFlightJob], None],
     ) -> None:
         self._run = run
         self._finished = finished
         self._again = again
         self._ended = ended
         self._left = left
-        self._schedules = Schedules(run.settings.poll_interval_s, run.settings.poll_lag_weight)
+        self._schedules = PollSchedules(run.settings.poll_interval_s, run.settings.poll_lag_weight)
         self._plan = self._schedules.version
         self._scouts = 0
         self._limiter: AsyncLimiter | None = None
-        self._heap: list[tuple[float, int, Flight]] = []
-        self._by_n: dict[int, Flight] = {}  # accepted flights, where callbacks may name them
-        self._word = Word()
-        self._uncalled: set[int] = set()  # jobs that ended a moment ago, and no callback came so far
+        self._heap: list[tuple[float, int, InFlightJob]] = []
+        self._by_n: dict[int, InFlightJob] = {}  # accepted flights, where callbacks may name them
+        self._word = CallbackReliability()
+        self._awaiting_callback: set[int] = set()  # jobs that ended a moment ago, and no callback came so far
         self._order = count()
         self._earlier = asyncio.Event()
         self._seats = asyncio.Semaphore(MOST_POLLS_IN_AIR)
-        self._crew = Crew()
+        self._tasks = TaskPool()
         self._held_until_s = 0.0
 
-    def put(self, flight: Flight, progress: Progress) -> None:
+    def put(self, flight: InFlightJob, progress: Progress) -> None:
         """Take an accepted flight, with what the answer to its POST already said."""
-        self._expect_call(flight)
+        self._track_callback(flight)
         if not isinstance(progress, Waiting):
-            self._look_in(flight, 0.0)
+            self._schedule_poll(flight, 0.0)
             return
-        schedule = self._schedules.of(flight.kind)
-        flight.scout = self._scouts < SCOUTS and schedule.scouting
-        self._scouts += flight.scout
-        if schedule.vague and self._run.chance() < EXPLORED_SHARE:
+        schedule = self._schedules.for_kind(flight.kind)
+        flight.exploring = self._scouts < SCOUTS and schedule.exploring
+        self._scouts += flight.exploring
+        if schedule.imprecise and self._run.random() < EXPLORED_SHARE:
             least_s = schedule.interval_s
-            self._look_in(flight, least_s + self._run.chance() * (schedule.first_s() - least_s))
+            self._schedule_poll(flight, least_s + self._run.random() * (schedule.first_s() - least_s))
         else:
-            self._look_as_planned(flight)
+            self._schedule_by_plan(flight)
 
     def learn(self, latencies_s: Iterable[tuple[str, float]]) -> None:
         """Take how long jobs of earlier runs took, each with its kind."""
@@ -94,218 +94,220 @@ class PollScheduler:
             self._schedules.learn(kind, latency_s)
         self._plan = self._schedules.version
 
-    def take_over(self, flight: Flight) -> None:
+    def take_over(self, flight: InFlightJob) -> None:
         """Take a flight that an earlier run left accepted: it is looked at at once."""
-        flight.accepted_s = flight.looked_s = self._run.now_s()
-        flight.taken_over = True
-        self._expect_call(flight)
-        self._look_in(flight, 0.0)
+        flight.accepted_s = flight.last_polled_s = self._run.now_s()
+        flight.resumed = True
+        self._track_callback(flight)
+        self._schedule_poll(flight, 0.0)
 
-    def called(self, n: int, told: Told) -> CallResult:
+    def on_callback(self, n: int, told: CallbackPayload) -> CallbackResult:
         """Look at a job at once, since a callback says that it has ended.
 
         However often the gateway calls, that brings one more poll of a job in each interval.
         """
         flight = self._by_n.get(n)
         if flight is None:
-            if n in self._uncalled:
-                self._uncalled.discard(n)
-                self._keep_word(came=True)
+            if n in self._awaiting_callback:
+                self._awaiting_callback.discard(n)
+                self._record_callback(came=True)
                 return "idle"
             return "elsewhere"
         now_s = self._run.now_s()
         is_other = told.request_id not in (None, flight.request_id)
-        if is_other or not told.over or now_s - flight.called_s < self._run.settings.poll_interval_s:
+        if is_other or not told.ended or now_s - flight.last_callback_s < self._run.settings.poll_interval_s:
             return "idle"
-        flight.called_s = now_s
-        flight.planned = False
-        if flight.turn >= 0:
-            self._look_in(flight, 0.0)
+        flight.last_callback_s = now_s
+        flight.on_schedule = False
+        if flight.heap_seq >= 0:
+            self._schedule_poll(flight, 0.0)
         else:
-            flight.calls = True  # a poll is in the air, and may have been too early
+            flight.callback_during_poll = True  # a poll is in the air, and may have been too early
         return "hastened"
 
     async def work(self) -> None:
         """Poll what is due, for ever."""
         settings = self._run.settings
         if settings.poll_rate:
-            self._limiter = drip(settings.poll_rate.per_s)
+            self._limiter = even_limiter(settings.poll_rate.per_s)
         elif settings.shared_quota and not settings.rate.is_auto:
-            self._limiter = drip(settings.rate.per_s * (1.0 - KEPT_FOR_SUBMITS))
-        async with self._crew as polls:
+            self._limiter = even_limiter(settings.rate.per_s * (1.0 - KEPT_FOR_SUBMITS))
+        async with self._tasks as polls:
             while True:
                 flight = await self._next_due()
                 await self._seats.acquire()
                 if self._limiter:
                     await self._limiter.acquire()
                 if settings.shared_quota:
-                    await self._run.pace.let_by()
-                polls.start(self._poll(flight))
+                    await self._run.rate_limiter.acquire_shared()
+                polls.spawn(self._poll(flight))
 
-    async def _next_due(self) -> Flight:
+    async def _next_due(self) -> InFlightJob:
         while True:
             now_s = self._run.now_s()
             due_s = max(self._heap[0][0], self._held_until_s) if self._heap else now_s + 3600.0
             if self._heap and due_s <= now_s:
                 _, turn, flight = heapq.heappop(self._heap)
-                if turn != flight.turn:
+                if turn != flight.heap_seq:
                     continue  # it was put forward
-                flight.turn = -1
+                flight.heap_seq = -1
                 return flight
             self._earlier.clear()
             with anyio.move_on_after(due_s - now_s):
                 await self._earlier.wait()
 
-    def _look_as_planned(self, flight: Flight) -> None:
+    def _schedule_by_plan(self, flight: InFlightJob) -> None:
         """Put the next poll where the plan wants it, counted from the last look, or else from the acceptance."""
-        flight.planned = True
-        self._look_in(flight, self._due_s(flight) - self._run.now_s())
+        flight.on_schedule = True
+        self._schedule_poll(flight, self._due_s(flight) - self._run.now_s())
 
-    def _due_s(self, flight: Flight) -> float:
-        schedule = self._schedules.of(flight.kind)
-        if flight.scout and schedule.scouting:
-            return flight.looked_s + schedule.interval_s
-        if self._word.good and flight.looked_s == flight.accepted_s:
-            return flight.accepted_s + schedule.late_s()
-        return flight.looked_s + schedule.next_s(flight.looked_s - flight.accepted_s)
+    def _due_s(self, flight: InFlightJob) -> float:
+        schedule = self._schedules.for_kind(flight.kind)
+        if flight.exploring and schedule.exploring:
+            return flight.last_polled_s + schedule.interval_s
+        if self._word.reliable and flight.last_polled_s == flight.accepted_s:
+            return flight.accepted_s + schedule.quantile_s()
+        return flight.last_polled_s + schedule.next_s(flight.last_polled_s - flight.accepted_s)
 
-    def _plan_anew(self) -> None:
+    def _replan(self) -> None:
         """Move the polls that wait to where a new plan wants them."""
         self._plan = self._schedules.version
         if len(self._heap) <= MOST_MOVED:
             self._heap = [
-                (self._due_s(flight) if flight.planned else due_s, turn, flight)
+                (self._due_s(flight) if flight.on_schedule else due_s, turn, flight)
                 for due_s, turn, flight in self._heap
-                if turn == flight.turn
+                if turn == flight.heap_seq
             ]
             heapq.heapify(self._heap)
             self._earlier.set()
 
-    def _look_in(self, flight: Flight, wait_s: float) -> None:
-        flight.turn = next(self._order)
-        entry = (self._run.now_s() + wait_s, flight.turn, flight)
+    def _schedule_poll(self, flight: InFlightJob, wait_s: float) -> None:
+        flight.heap_seq = next(self._order)
+        entry = (self._run.now_s() + wait_s, flight.heap_seq, flight)
         heapq.heappush(self._heap, entry)
         if self._heap[0] is entry:
             self._earlier.set()
 
-    def hope_s(self, flight: Flight) -> float:
+    def callback_wait_s(self, flight: InFlightJob) -> float:
         """Seconds within which the gateway may well call for a job whose acceptance is not known."""
-        if not (self._run.callbacks and self._word.good):
+        if not (self._run.callbacks and self._word.reliable):
             return 0.0
-        return min(self._schedules.of(flight.kind).late_s(), self._run.settings.job_timeout_s)
+        return min(self._schedules.for_kind(flight.kind).quantile_s(), self._run.settings.job_timeout_s)
 
     # ---- callbacks ---------------------------------------------------------------------------------------
 
-    def _expect_call(self, flight: Flight) -> None:
+    def _track_callback(self, flight: InFlightJob) -> None:
         if self._run.callbacks:
-            self._by_n[flight.n] = flight
+            self._by_n[flight.job_no] = flight
 
-    def _expect_none(self, flight: Flight) -> None:
+    def _untrack_callback(self, flight: InFlightJob) -> None:
         """The flight's end was seen, by whichever way."""
-        if self._by_n.pop(flight.n, None) is None or flight.taken_over:
+        if self._by_n.pop(flight.job_no, None) is None or flight.resumed:
             return
-        if flight.called_s > -math.inf:
-            self._keep_word(came=True)
+        if flight.last_callback_s > -math.inf:
+            self._record_callback(came=True)
         else:
-            self._uncalled.add(flight.n)
-            self._run.after(GRACE_S, self._miss_call, flight.n)
+            self._awaiting_callback.add(flight.job_no)
+            self._run.call_later(GRACE_S, self._miss_call, flight.job_no)
 
     def _miss_call(self, n: int) -> None:
-        if n in self._uncalled:
-            self._uncalled.discard(n)
-            self._keep_word(came=False)
+        if n in self._awaiting_callback:
+            self._awaiting_callback.discard(n)
+            self._record_callback(came=False)
 
-    def _keep_word(self, *, came: bool) -> None:
-        was_good = self._word.good
+    def _record_callback(self, *, came: bool) -> None:
+        was_good = self._word.reliable
         if came:
-            self._word.came()
+            self._word.record_delivered()
         else:
-            self._word.missed()
-        if was_good != self._word.good:
-            self._plan_anew()
+            self._word.record_missed()
+        if was_good != self._word.reliable:
+            self._replan()
 
     # ---- one poll ----------------------------------------------------------------------------------------
 
-    async def _poll(self, flight: Flight) -> None:
+    async def _poll(self, flight: InFlightJob) -> None:
         try:
-            flight.planned = False
+            flight.on_schedule = False
             flight.polls += 1
             self._run.stats.polls += 1
-            verdict = await self._crew.exposed(self._run.gateway.poll, flight.request_id)
+            verdict = await self._tasks.cancellable(self._run.gateway.poll, flight.request_id)
         finally:
             self._seats.release()
-        self._run.polled(flight, verdict)
+        self._run.emit_poll(flight, verdict)
         await self._settle(flight, verdict)
 
-    async def _settle(self, flight: Flight, verdict: PollVerdict) -> None:
+    async def _settle(self, flight: InFlightJob, verdict: PollVerdict) -> None:
         decision = lifecycle.after_poll(
             verdict,
             errors=flight.errors,
             max_attempts=self._run.settings.max_attempts,
-            chance=self._run.chance(),
+            chance=self._run.random(),
         )
         match decision:
-            case Fetch(finished):
-                self._expect_none(flight)
+            case Download(finished):
+                self._untrack_callback(flight)
                 self._fetch(flight, finished)
-            case LookAgain(trouble):
-                await self._look_again(flight, trouble)
-            case Again(wait_s, reason):
+            case PollAgain(trouble):
+                await self._poll_again(flight, trouble)
+            case Requeue(wait_s, reason):
                 await self._submit_again(flight, wait_s, reason)
-            case End(state, kind, message):
-                end = Store.fail if state is State.FAILED else Store.error
-                why = Trouble(kind, message)
-                self._forget(flight)
-                self._expect_none(flight)
-                outcome = await self._run.record(end, flight.n, why, self._run.at(), flight.polls)
+            case EndJob(state, kind, message):
+                end = LedgerStore.mark_failed if state is State.FAILED else LedgerStore.mark_errored
+                why = ErrorInfo(kind, message)
+                self._drop(flight)
+                self._untrack_callback(flight)
+                outcome = await self._run.record(end, flight.job_no, why, self._run.wall_clock(), flight.polls)
                 self._end(flight, outcome)
 
-    def _fetch(self, flight: Flight, finished: Finished) -> None:
+    def _fetch(self, flight: InFlightJob, finished: Finished) -> None:
         self._learn(flight, finished)
-        self._run.note(Store.finish, flight.n, finished, self._run.at(), flight.polls)
+        self._run.record_later(
+            LedgerStore.mark_finished, flight.job_no, finished, self._run.wall_clock(), flight.polls
+        )
         flight.finished = finished
-        flight.troubles = 0
-        self._run.generated(flight, self._believed_s(flight, finished))
-        self._run.moved(flight, State.ACCEPTED, State.FINISHED)
+        flight.failures = 0
+        self._run.emit_generation(flight, self._trusted_latency_s(flight, finished))
+        self._run.emit_state_change(flight, State.ACCEPTED, State.FINISHED)
         self._finished(flight)
 
-    def _learn(self, flight: Flight, finished: Finished) -> None:
+    def _learn(self, flight: InFlightJob, finished: Finished) -> None:
         """How long the job took: the gateway's word where it fits between our last two looks, else ours."""
         age_s = self._run.now_s() - flight.accepted_s
-        looked_s = flight.looked_s - flight.accepted_s
-        if flight.taken_over:
+        looked_s = flight.last_polled_s - flight.accepted_s
+        if flight.resumed:
             if finished.took_s is not None:
                 self._schedules.learn(flight.kind, finished.took_s)
-        elif (took_s := self._believed_s(flight, finished)) is not None:
+        elif (took_s := self._trusted_latency_s(flight, finished)) is not None:
             self._schedules.learn(flight.kind, took_s, looked_s)
-        elif flight.called_s >= flight.looked_s:
-            self._schedules.learn(flight.kind, flight.called_s - flight.accepted_s, looked_s)
+        elif flight.last_callback_s >= flight.last_polled_s:
+            self._schedules.learn(flight.kind, flight.last_callback_s - flight.accepted_s, looked_s)
         else:
             self._schedules.learn(flight.kind, age_s, looked_s, exact=False)
         if self._plan != self._schedules.version:
-            self._plan_anew()
+            self._replan()
 
-    def _believed_s(self, flight: Flight, finished: Finished) -> float | None:
+    def _trusted_latency_s(self, flight: InFlightJob, finished: Finished) -> float | None:
         """The gateway's word for how long the job took, where it fits between our last two looks."""
-        age_s, looked_s = self._run.now_s() - flight.accepted_s, flight.looked_s - flight.accepted_s
+        age_s, looked_s = self._run.now_s() - flight.accepted_s, flight.last_polled_s - flight.accepted_s
         took_s = finished.took_s
         return took_s if took_s is not None and looked_s <= took_s <= age_s else None
 
-    async def _look_again(self, flight: Flight, trouble: PollTrouble | None) -> None:
+    async def _poll_again(self, flight: InFlightJob, trouble: PollFailed | None) -> None:
         now_s = self._run.now_s()
-        schedule = self._schedules.of(flight.kind)
+        schedule = self._schedules.for_kind(flight.kind)
         least_s = schedule.interval_s
         if trouble is None:
-            flight.troubles = flight.key_refusals = 0
-            if not flight.taken_over:
-                looked_s = flight.looked_s - flight.accepted_s
+            flight.failures = flight.key_refusals = 0
+            if not flight.resumed:
+                looked_s = flight.last_polled_s - flight.accepted_s
                 self._schedules.unfinished(flight.kind, now_s - flight.accepted_s, looked_s)
-            flight.looked_s = now_s
+            flight.last_polled_s = now_s
             wait_s = self._due_s(flight) - now_s
         else:
-            flight.troubles += 1
-            self._run.troubled(flight, "poll", trouble.reason)
-            wait_s = schedule.after_trouble_s(flight.troubles, trouble.retry_after_s)
+            flight.failures += 1
+            self._run.emit_retry(flight, "poll", trouble.reason)
+            wait_s = schedule.retry_delay_s(flight.failures, trouble.retry_after_s)
             wait_s = max(wait_s, self._run.retries.spend(now_s))
             least_s = max(least_s, trouble.retry_after_s or 0.0)
             if self._key_is_refused(flight, trouble):
@@ -313,53 +315,57 @@ class PollScheduler:
             if trouble.status == 429:
                 self._held_until_s = max(self._held_until_s, now_s + (trouble.retry_after_s or wait_s))
                 if self._run.settings.shared_quota:
-                    self._run.pace.rule.refused(now_s, now_s, trouble.retry_after_s)
-        if flight.calls:
-            flight.calls, wait_s, least_s = False, 0.0, 0.0
+                    self._run.rate_limiter.rule.on_rate_limited(now_s, now_s, trouble.retry_after_s)
+        if flight.callback_during_poll:
+            flight.callback_during_poll, wait_s, least_s = False, 0.0, 0.0
         timeout_s = self._run.settings.job_timeout_s
         if now_s - flight.accepted_s >= timeout_s:
-            self._forget(flight)
-            self._by_n.pop(flight.n, None)
+            self._drop(flight)
+            self._by_n.pop(flight.job_no, None)
             await self._time_out(flight, trouble)
         else:
-            flight.planned = trouble is None and now_s + wait_s < flight.accepted_s + timeout_s
-            self._look_in(flight, min(wait_s, max(flight.accepted_s + timeout_s - now_s, least_s)))
+            flight.on_schedule = trouble is None and now_s + wait_s < flight.accepted_s + timeout_s
+            self._schedule_poll(flight, min(wait_s, max(flight.accepted_s + timeout_s - now_s, least_s)))
 
-    def _forget(self, flight: Flight) -> None:
+    def _drop(self, flight: InFlightJob) -> None:
         """The flight ends here without having been seen finished."""
-        if not flight.taken_over:
-            self._schedules.lost(flight.kind, flight.looked_s - flight.accepted_s)
+        if not flight.resumed:
+            self._schedules.lost(flight.kind, flight.last_polled_s - flight.accepted_s)
 
-    def _key_is_refused(self, flight: Flight, trouble: PollTrouble) -> bool:
+    def _key_is_refused(self, flight: InFlightJob, trouble: PollFailed) -> bool:
         """Leave the flight to the next run when the gateway no longer answers to this key."""
         flight.key_refusals = flight.key_refusals + 1 if trouble.status in (401, 403) else 0
         if flight.key_refusals < KEY_REFUSED_TIMES:
             return False
         next_step = "give a valid key, then run the same command again"
         self._run.stop(GatewayError(trouble.status, trouble.reason, next_step))
-        self._by_n.pop(flight.n, None)
+        self._by_n.pop(flight.job_no, None)
         self._left(flight)
         return True
 
-    async def _time_out(self, flight: Flight, trouble: PollTrouble | None) -> None:
+    async def _time_out(self, flight: InFlightJob, trouble: PollFailed | None) -> None:
         waited = f"not finished after {self._run.settings.job_timeout_s:g} s"
         message = f"{waited} ({trouble.reason})" if trouble else waited
-        why = Trouble("timed_out", message)
-        outcome = await self._run.record(Store.time_out, flight.n, why, self._run.at(), flight.polls)
+        why = ErrorInfo("timed_out", message)
+        outcome = await self._run.record(
+            LedgerStore.mark_timed_out, flight.job_no, why, self._run.wall_clock(), flight.polls
+        )
         self._end(flight, outcome)
 
-    async def _submit_again(self, flight: Flight, wait_s: float, reason: str) -> None:
-        self._forget(flight)
-        self._expect_none(flight)
-        flight.called_s = -math.inf
-        await self._run.record(Store.error_again, flight.n, flight.polls)
+    async def _submit_again(self, flight: InFlightJob, wait_s: float, reason: str) -> None:
+        self._drop(flight)
+        self._untrack_callback(flight)
+        flight.last_callback_s = -math.inf
+        await self._run.record(LedgerStore.requeue_errored, flight.job_no, flight.polls)
         flight.errors += 1
-        flight.troubles = flight.key_refusals = 0
-        flight.body, flight.fingerprint, flight.metadata = await self._run.record(Store.sending, flight.n)
-        self._run.troubled(flight, "poll", reason)
-        self._run.moved(flight, State.ACCEPTED, State.PENDING)
+        flight.failures = flight.key_refusals = 0
+        flight.body, flight.fingerprint, flight.metadata = await self._run.record(
+            LedgerStore.request_of, flight.job_no
+        )
+        self._run.emit_retry(flight, "poll", reason)
+        self._run.emit_state_change(flight, State.ACCEPTED, State.PENDING)
         self._again(flight, wait_s)
 
-    def _end(self, flight: Flight, outcome: Outcome) -> None:
-        self._run.moved(flight, State.ACCEPTED, outcome.status)
+    def _end(self, flight: InFlightJob, outcome: Outcome) -> None:
+        self._run.emit_state_change(flight, State.ACCEPTED, outcome.status)
         self._ended(flight, outcome)

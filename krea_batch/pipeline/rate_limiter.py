@@ -13,19 +13,19 @@ from collections.abc import Callable
 from aiolimiter import AsyncLimiter
 
 from krea_batch.errors import SettingsError
-from krea_batch.rules.rate_control import Pace as PaceRule
+from krea_batch.rules.rate_control import RateController as PaceRule
 from krea_batch.settings import Rate
 
 BURST_S = 0.02  # measured: who may make up for 20 ms uses 99 % of 50–5000/s; who may not, 96 % and less
 
 
-def drip(per_s: float) -> AsyncLimiter:
+def even_limiter(per_s: float) -> AsyncLimiter:
     """A limiter that spreads `per_s` evenly, for one waiter at a time."""
     burst = 1.0 + per_s * BURST_S
     return AsyncLimiter(burst, burst / per_s)
 
 
-def clock_of(loop: asyncio.AbstractEventLoop) -> Callable[[], float]:
+def monotonic_clock(loop: asyncio.AbstractEventLoop) -> Callable[[], float]:
     """The loop's clock, as it goes: uvloop's stands still while callbacks run, and counts whole milliseconds.
 
     Who notes with it when requests left notes them too early by what the loop was busy with, and sends too many.
@@ -33,7 +33,7 @@ def clock_of(loop: asyncio.AbstractEventLoop) -> Callable[[], float]:
     return time.monotonic if type(loop).__module__.partition(".")[0] == "uvloop" else loop.time
 
 
-class Pace:
+class RateLimiter:
     """A rate of submits, as `--rate` takes it ("10/s", "600/min", "auto"), that engines of one event loop share.
 
         pace = Pace("10/s")
@@ -50,48 +50,48 @@ class Pace:
         self.rate = rate if isinstance(rate, Rate) else Rate.parse(rate)
         self.rule = PaceRule(self.rate.per_s, seek=self.rate.is_auto)
         self._loop: asyncio.AbstractEventLoop | None = None
-        self._limiter = drip(self.rule.per_s)
+        self._limiter = even_limiter(self.rule.per_s)
         self._limiter_per_s = self.rule.per_s
-        self._line = asyncio.Lock()
-        self._turn = asyncio.Lock()
+        self._queue_lock = asyncio.Lock()
+        self._confirm_lock = asyncio.Lock()
 
     def __repr__(self) -> str:
         return f"Pace({self.rate.text!r})"
 
-    def bind(self) -> None:
+    def bind_loop(self) -> None:
         """Belong to the running loop. Raises SettingsError where it belongs to another."""
         loop = asyncio.get_running_loop()
         if self._loop is None:
             self._loop = loop
-            self._now_s = clock_of(loop)
+            self._now_s = monotonic_clock(loop)
         if self._loop is not loop:
             raise SettingsError("rate_limiter", "bound to a different event loop", "create one for each event loop")
 
-    async def wait(self) -> None:
+    async def acquire(self) -> None:
         """Wait until the next submit is due, behind those who came before."""
-        async with self._line:
+        async with self._queue_lock:
             if self._limiter_per_s != self.rule.per_s:
-                self._limiter, self._limiter_per_s = drip(self.rule.per_s), self.rule.per_s
+                self._limiter, self._limiter_per_s = even_limiter(self.rule.per_s), self.rule.per_s
             await self._limiter.acquire()
-            await self._room()
+            await self._wait_for_window()
 
-    async def go(self) -> float | None:
+    async def confirm(self) -> float | None:
         """Let a submit that was due leave. Returns its instant, or None where all are held by now."""
-        async with self._turn:
+        async with self._confirm_lock:
             while (wait_s := self.rule.wait_s(self._now_s())) > 0:
                 if self.rule.paused_s(self._now_s()) > 0:
                     return None
                 await asyncio.sleep(wait_s)
             now_s = self._now_s()
-            self.rule.sent(now_s)
+            self.rule.on_sent(now_s)
             return now_s
 
-    async def let_by(self) -> None:
+    async def acquire_shared(self) -> None:
         """Wait until a request of another kind may go, which counts against the same limit, and count it."""
-        await self._room()
-        self.rule.shared(self._now_s())
+        await self._wait_for_window()
+        self.rule.on_other_request(self._now_s())
 
-    async def _room(self) -> None:
+    async def _wait_for_window(self) -> None:
         """Wait until the rule lets one more request go."""
         while (wait_s := self.rule.wait_s(self._now_s())) > 0:  # noqa: ASYNC110 - only the clock sets this event
             await asyncio.sleep(wait_s)

@@ -15,22 +15,31 @@ from typing import Any, Literal
 import anyio
 
 from krea_batch.errors import GatewayError, LedgerError, RunStopped
-from krea_batch.gateway.wire import Told
-from krea_batch.jobs import Outcome, State, Trouble
-from krea_batch.ledger import Store
-from krea_batch.pipeline.context import Run, log
-from krea_batch.pipeline.in_flight_job import Flight
-from krea_batch.pipeline.task_pool import Crew
+from krea_batch.gateway.wire import CallbackPayload
+from krea_batch.jobs import ErrorInfo, Outcome, State
+from krea_batch.ledger import LedgerStore
+from krea_batch.pipeline.context import RunContext, log
+from krea_batch.pipeline.in_flight_job import InFlightJob
+from krea_batch.pipeline.task_pool import TaskPool
 from krea_batch.rules import lifecycle
-from krea_batch.rules.circuit_breaker import Outage
-from krea_batch.rules.lifecycle import Again, End, Go, Stop
-from krea_batch.rules.verdicts import Accepted, NotSent, PollTrouble, PostVerdict, Progress, Refusal, Refused, Unclear
-from krea_batch.settings import Ambiguous
+from krea_batch.rules.circuit_breaker import CircuitBreaker
+from krea_batch.rules.lifecycle import Accept, EndJob, Requeue, StopRun
+from krea_batch.rules.verdicts import (
+    Accepted,
+    Ambiguous,
+    NotSent,
+    PollFailed,
+    PostVerdict,
+    Progress,
+    Refusal,
+    Refused,
+)
+from krea_batch.settings import AmbiguousPolicy
 
-MOST_UNCLEAR = 5  # chosen: at one answer in ten lost, a job in 100,000 is not resubmitted any more
+MAX_AMBIGUOUS_RESUBMITS = 5  # chosen: at one answer in ten lost, a job in 100,000 is not resubmitted any more
 GRACE_S = 5.0  # chosen: a POST in the air is worth a short wait even to somebody in a hurry
-MOST_QUEUED = 1000  # chosen: a second at 1000/s; those behind are still in their file, and need no memory
-MOST_IN_AIR = 256  # chosen: answers of 1 s at 256/s; a gateway slower than that needs no more of us
+MAX_QUEUED = 1000  # chosen: a second at 1000/s; those behind are still in their file, and need no memory
+MAX_CONCURRENT_POSTS = 256  # chosen: answers of 1 s at 256/s; a gateway slower than that needs no more of us
 
 
 class Submitter:
@@ -42,78 +51,78 @@ class Submitter:
 
     def __init__(
         self,
-        run: Run,
+        run: RunContext,
         *,
-        accepted: Callable[[Flight, Progress], None],
-        ended: Callable[[Flight, Outcome], None],
-        left: Callable[[Flight], None],
-        called: Callable[[int, Told], None],
+        accepted: Callable[[InFlightJob, Progress], None],
+        ended: Callable[[InFlightJob, Outcome], None],
+        left: Callable[[InFlightJob], None],
+        called: Callable[[int, CallbackPayload], None],
     ) -> None:
         self._run = run
         self._accepted = accepted
         self._ended = ended
         self._left = left
         self._called = called
-        self._queue: asyncio.Queue[Flight] = asyncio.Queue()
+        self._queue: asyncio.Queue[InFlightJob] = asyncio.Queue()
         self._taken = asyncio.Event()
-        self._later: dict[Flight, asyncio.TimerHandle] = {}
-        self._seats = asyncio.Semaphore(MOST_IN_AIR)
-        self._in_air: set[asyncio.Task[Any] | None] = set()  # tasks that wait for an answer
-        self._outage = Outage()
+        self._delayed: dict[InFlightJob, asyncio.TimerHandle] = {}
+        self._post_slots = asyncio.Semaphore(MAX_CONCURRENT_POSTS)
+        self._pending_posts: set[asyncio.Task[Any] | None] = set()  # tasks that wait for an answer
+        self._breaker = CircuitBreaker()
         self._charged = 0  # POSTs that are paid, or may be
         self._unsettled = 0  # POSTs that may yet turn out to be
         self._settled = asyncio.Event()
         self._dispatch = anyio.CancelScope()
-        run.when_stopping(self._stop)
+        run.on_stopping(self._stop)
 
-    def put(self, flight: Flight, wait_s: float = 0.0) -> None:
+    def enqueue(self, flight: InFlightJob, wait_s: float = 0.0) -> None:
         """Take a pending flight, to be submitted once `wait_s` seconds have passed."""
         if self._run.stopped:
             self._left(flight)
         elif wait_s > 0:
-            self._later[flight] = self._run.after(wait_s, self._due, flight)
+            self._delayed[flight] = self._run.call_later(wait_s, self._due, flight)
         else:
             self._queue.put_nowait(flight)
 
-    async def room(self, most: int = MOST_QUEUED) -> None:
+    async def wait_for_capacity(self, most: int = MAX_QUEUED) -> None:
         """Wait until fewer flights than that wait to be submitted, or the run stops."""
         while self._queue.qsize() >= most and not self._run.stopped:
             self._taken.clear()
             await self._taken.wait()
 
-    def begin_with(self, charged: int) -> None:
+    def set_prior_charges(self, charged: int) -> None:
         """Count `charged` POSTs of earlier runs towards --max-charges."""
         self._charged = charged
 
     @property
     def waiting(self) -> int:
         """Flights that are not submitted yet."""
-        return self._queue.qsize() + len(self._later)
+        return self._queue.qsize() + len(self._delayed)
 
     async def work(self) -> None:
         """Let flights go until the run stops, then see those in the air home."""
-        async with Crew() as posts:
+        async with TaskPool() as posts:
             with self._dispatch:
                 while True:
-                    await self._let_go(posts)
-            self._leave_queue()
+                    await self._dispatch_next(posts)
+            self._drain_queue()
 
-    def hurry(self) -> None:
+    def shorten_grace(self) -> None:
         """Give the POSTs in the air a few seconds more, then call them ambiguous."""
-        self._run.after(GRACE_S, self._leave_air)
+        self._run.call_later(GRACE_S, self._cancel_pending_posts)
 
-    async def _let_go(self, posts: Crew) -> None:
+    async def _dispatch_next(self, posts: TaskPool) -> None:
         flight = await self._queue.get()
         self._taken.set()
         try:
-            await self._seats.acquire()
+            await self._post_slots.acquire()
             await self._room_for_a_charge()
-            await self._run.pace.wait()
+            await self._run.rate_limiter.acquire()
         except asyncio.CancelledError:
             self._left(flight)
             raise
         self._unsettled += 1
-        posts.start(self._submit(flight))
+        posts.spawn(self._submit(flight))
 
     async def _room_for_a_charge(self) -> None:
         """Wait until one more POST cannot pass --max-charges. Where none ever can, stop the run."""
@@ -127,131 +136,135 @@ class Submitter:
 
     # ---- one POST ----------------------------------------------------------------------------------------
 
-    async def _submit(self, flight: Flight) -> None:
+    async def _submit(self, flight: InFlightJob) -> None:
         try:
             # Intent first: a crash from here on must not pay twice.
-            flight.n = await self._run.record(
-                Store.intend,
+            flight.job_no = await self._run.record(
+                LedgerStore.record_intent,
                 flight.id,
                 flight.body,
                 flight.fingerprint,
                 flight.metadata,
-                self._run.at(),
+                self._run.wall_clock(),
                 flight.tenant,
             )
-            self._run.moved(flight, State.PENDING, State.SUBMITTING)
-            sent_s = await self._run.pace.go()
+            self._run.emit_state_change(flight, State.PENDING, State.SUBMITTING)
+            sent_s = await self._run.rate_limiter.confirm()
             if sent_s is None or self._run.stopped:  # since the intent was formed
-                await self._run.record(Store.take_back, flight.n, "not_sent")
-                self._run.moved(flight, State.SUBMITTING, State.PENDING)
-                self.put(flight)
+                await self._run.record(LedgerStore.revert_intent, flight.job_no, "not_sent")
+                self._run.emit_state_change(flight, State.SUBMITTING, State.PENDING)
+                self.enqueue(flight)
                 return
             flight.sent_s = sent_s
             verdict = await self._post(flight)
             await self._settle(flight, verdict, sent_s)
         finally:
-            told = self._run.told.pop(flight.n, None)
-            self._seats.release()
+            told = self._run.early_callbacks.pop(flight.job_no, None)
+            self._post_slots.release()
             self._unsettled -= 1
             self._settled.set()
         if told:
-            self._called(flight.n, told)
+            self._called(flight.job_no, told)
 
-    async def _post(self, flight: Flight) -> PostVerdict:
+    async def _post(self, flight: InFlightJob) -> PostVerdict:
         self._run.stats.submits += 1
         task = current_task()
-        self._in_air.add(task)
+        self._pending_posts.add(task)
         try:
             if not self._run.callbacks:
                 return await self._run.gateway.submit(flight.body)
-            self._run.told[flight.n] = None
-            callback = self._run.callbacks.address_of(flight.n)
+            self._run.early_callbacks[flight.job_no] = None
+            callback = self._run.callbacks.address_of(flight.job_no)
             verdict = await self._run.gateway.submit(flight.body, callback=callback)
-            return await self._made_clear(flight, verdict)
+            return await self._confirm_by_poll(flight, verdict)
         except asyncio.CancelledError:  # what it came to has to be on record all the same
             if task:
                 task.uncancel()
-            return Unclear("the run was stopped before the answer came")
+            return Ambiguous("the run was stopped before the answer came")
         finally:
-            self._in_air.discard(task)
+            self._pending_posts.discard(task)
 
-    async def _made_clear(self, flight: Flight, verdict: PostVerdict) -> PostVerdict:
+    async def _confirm_by_poll(self, flight: InFlightJob, verdict: PostVerdict) -> PostVerdict:
         """A POST whose answer was lost, but for which the gateway has called, was accepted, if a poll says so."""
-        told = self._run.told.get(flight.n)
-        if not isinstance(verdict, Unclear) or told is None or told.request_id is None:
+        told = self._run.early_callbacks.get(flight.job_no)
+        if not isinstance(verdict, Ambiguous) or told is None or told.request_id is None:
             return verdict
         progress = await self._run.gateway.poll(told.request_id)
-        return verdict if isinstance(progress, PollTrouble) else Accepted(told.request_id, progress)
+        return verdict if isinstance(progress, PollFailed) else Accepted(told.request_id, progress)
 
-    def _leave_air(self) -> None:
-        for task in self._in_air:
+    def _cancel_pending_posts(self) -> None:
+        for task in self._pending_posts:
             if task:
                 task.cancel()
 
-    async def _settle(self, flight: Flight, verdict: PostVerdict, sent_s: float) -> None:
+    async def _settle(self, flight: InFlightJob, verdict: PostVerdict, sent_s: float) -> None:
         self._pace(verdict, sent_s)
-        decision = lifecycle.after_post(verdict, refusals=flight.refusals, chance=self._run.chance())
+        decision = lifecycle.after_post(verdict, refusals=flight.refusals, chance=self._run.random())
         match decision:
-            case Go(accepted):
-                await self._go(flight, accepted)
-            case Again(wait_s, reason):
-                await self._again(flight, verdict, wait_s, reason)
-            case Stop(status, said):
-                await self._run.record(Store.take_back, flight.n, "refused")
-                self._run.posted(flight, "refused", verdict)
-                self._run.moved(flight, State.SUBMITTING, State.PENDING)
+            case Accept(accepted):
+                await self._on_accepted(flight, accepted)
+            case Requeue(wait_s, reason):
+                await self._requeue(flight, verdict, wait_s, reason)
+            case StopRun(status, said):
+                await self._run.record(LedgerStore.revert_intent, flight.job_no, "refused")
+                self._run.emit_submit(flight, "refused", verdict)
+                self._run.emit_state_change(flight, State.SUBMITTING, State.PENDING)
                 self._run.stop(GatewayError(status, said, NEXT_STEP[status]))
                 self._left(flight)
-            case End(State.AMBIGUOUS, kind, message):
-                await self._unclear(flight, verdict, Trouble(kind, message))
-            case End(_, kind, message):
-                outcome = await self._run.record(Store.reject, flight.n, Trouble(kind, message), self._run.at())
-                self._run.posted(flight, "rejected", verdict)
+            case EndJob(State.AMBIGUOUS, kind, message):
+                await self._mark_ambiguous(flight, verdict, ErrorInfo(kind, message))
+            case EndJob(_, kind, message):
+                outcome = await self._run.record(
+                    LedgerStore.mark_rejected, flight.job_no, ErrorInfo(kind, message), self._run.wall_clock()
+                )
+                self._run.emit_submit(flight, "rejected", verdict)
                 self._end(flight, outcome)
 
-    async def _go(self, flight: Flight, accepted: Accepted) -> None:
+    async def _on_accepted(self, flight: InFlightJob, accepted: Accepted) -> None:
         try:
-            taken = await self._run.record(Store.accept, flight.n, accepted.request_id, self._run.at())
+            taken = await self._run.record(
+                LedgerStore.mark_accepted, flight.job_no, accepted.request_id, self._run.wall_clock()
+            )
         except LedgerError:
             log.error("! paid, but not on record: job=%s request_id=%s", flight.id, accepted.request_id)
             raise
         if not taken:
             said = f"the gateway gave it the request_id of another job, {accepted.request_id}"
-            await self._unclear(flight, accepted, Trouble("ambiguous", said))
+            await self._mark_ambiguous(flight, accepted, ErrorInfo("ambiguous", said))
             return
         self._charged += 1
         self._run.stats.accepted += 1
         flight.request_id = accepted.request_id
-        flight.accepted_s = flight.looked_s = self._run.now_s()
+        flight.accepted_s = flight.last_polled_s = self._run.now_s()
         flight.body = flight.metadata = flight.fingerprint = b""
         flight.refusals = 0
-        self._run.posted(flight, "accepted", accepted)
-        self._run.moved(flight, State.SUBMITTING, State.ACCEPTED)
+        self._run.emit_submit(flight, "accepted", accepted)
+        self._run.emit_state_change(flight, State.SUBMITTING, State.ACCEPTED)
         self._accepted(flight, accepted.progress)
 
-    async def _again(self, flight: Flight, verdict: PostVerdict, wait_s: float, reason: str) -> None:
+    async def _requeue(self, flight: InFlightJob, verdict: PostVerdict, wait_s: float, reason: str) -> None:
         came_to: Literal["not_sent", "refused"] = "not_sent" if isinstance(verdict, NotSent) else "refused"
-        await self._run.record(Store.take_back, flight.n, came_to)
-        self._run.posted(flight, came_to, verdict)
-        self._run.moved(flight, State.SUBMITTING, State.PENDING)
-        if isinstance(verdict, Refused) and verdict.refusal is Refusal.TRY_AGAIN and not self._outage.is_near:
+        await self._run.record(LedgerStore.revert_intent, flight.job_no, came_to)
+        self._run.emit_submit(flight, came_to, verdict)
+        self._run.emit_state_change(flight, State.SUBMITTING, State.PENDING)
+        if isinstance(verdict, Refused) and verdict.refusal is Refusal.RETRYABLE and not self._breaker.is_degraded:
             flight.refusals += 1  # an outage is nobody's job's fault
-        if not (isinstance(verdict, Refused) and verdict.refusal is Refusal.SLOW_DOWN):
+        if not (isinstance(verdict, Refused) and verdict.refusal is Refusal.RATE_LIMITED):
             wait_s = max(wait_s, self._run.retries.spend(self._run.now_s()))
-        self._run.troubled(flight, "submit", reason)
-        self.put(flight, wait_s)
+        self._run.emit_retry(flight, "submit", reason)
+        self.enqueue(flight, wait_s)
 
-    async def _unclear(self, flight: Flight, verdict: PostVerdict, why: Trouble) -> None:
+    async def _mark_ambiguous(self, flight: InFlightJob, verdict: PostVerdict, why: ErrorInfo) -> None:
         self._charged += 1
-        outcome = await self._run.record(Store.hold, flight.n, why, self._run.at())
-        self._run.posted(flight, "ambiguous", verdict)
-        flight.unclear += 1
-        again = self._run.settings.ambiguous is Ambiguous.RESUBMIT
-        if again and flight.unclear < MOST_UNCLEAR and not self._run.stopped:
-            await self._run.record(Store.resubmit, flight.n)
-            self._run.moved(flight, State.SUBMITTING, State.PENDING)
-            self._run.troubled(flight, "submit", why.message)
-            self.put(flight)
+        outcome = await self._run.record(LedgerStore.mark_ambiguous, flight.job_no, why, self._run.wall_clock())
+        self._run.emit_submit(flight, "ambiguous", verdict)
+        flight.ambiguous_posts += 1
+        again = self._run.settings.ambiguous is AmbiguousPolicy.RESUBMIT
+        if again and flight.ambiguous_posts < MAX_AMBIGUOUS_RESUBMITS and not self._run.stopped:
+            await self._run.record(LedgerStore.resubmit, flight.job_no)
+            self._run.emit_state_change(flight, State.SUBMITTING, State.PENDING)
+            self._run.emit_retry(flight, "submit", why.message)
+            self.enqueue(flight)
         else:
             self._end(flight, outcome)
 
@@ -264,54 +277,54 @@ class Submitter:
 
     def _pace(self, verdict: PostVerdict, sent_s: float) -> None:
         now_s = self._run.now_s()
-        pace = self._run.pace.rule
+        pace = self._run.rate_limiter.rule
         match verdict:
-            case Refused(Refusal.SLOW_DOWN, status, said, retry_after_s):
+            case Refused(Refusal.RATE_LIMITED, status, said, retry_after_s):
                 self._run.stats.rate_limited += status == 429
-                pace.refused(sent_s, now_s, retry_after_s)
-                self._run.paced(pace.per_s)
-                self._run.held(pace.paused_s(now_s), said)
+                pace.on_rate_limited(sent_s, now_s, retry_after_s)
+                self._run.emit_rate(pace.per_s)
+                self._run.emit_paused(pace.paused_s(now_s), said)
             case NotSent(reason):
                 self._back_off(reason, None, sent_s)
-            case Refused(Refusal.TRY_AGAIN, _, said, retry_after_s):
-                pace.let_through(sent_s, now_s)
+            case Refused(Refusal.RETRYABLE, _, said, retry_after_s):
+                pace.on_response(sent_s, now_s)
                 self._back_off(said, retry_after_s, sent_s)
             case _:
-                pace.let_through(sent_s, now_s)
-                self._outage.worked()
-        self._run.paced(pace.per_s)
+                pace.on_response(sent_s, now_s)
+                self._breaker.record_success()
+        self._run.emit_rate(pace.per_s)
 
     def _back_off(self, reason: str, retry_after_s: float | None, sent_s: float) -> None:
         """Hold every submit back while the gateway is away; one failure alone delays only its own job."""
         now_s, longest_s = self._run.now_s(), self._run.settings.job_timeout_s
-        pause_s = self._outage.failed(sent_s, now_s, self._run.chance())
-        if self._outage.is_on and now_s - self._outage.since_s >= longest_s:
+        pause_s = self._breaker.record_failure(sent_s, now_s, self._run.random())
+        if self._breaker.is_open and now_s - self._breaker.since_s >= longest_s:
             away = f"the gateway has taken nothing for {longest_s:g} s ({reason})"
             self._run.stop(RunStopped(away, "see what is wrong, then run the same command again"))
         wait_s = max(pause_s, retry_after_s or 0.0)
         if wait_s > 0:
-            self._run.pace.rule.hold(now_s, wait_s)
-            self._run.held(wait_s, reason)
+            self._run.rate_limiter.rule.pause(now_s, wait_s)
+            self._run.emit_paused(wait_s, reason)
 
     # ---- ends --------------------------------------------------------------------------------------------
 
-    def _end(self, flight: Flight, outcome: Outcome) -> None:
-        self._run.moved(flight, State.SUBMITTING, outcome.status)
+    def _end(self, flight: InFlightJob, outcome: Outcome) -> None:
+        self._run.emit_state_change(flight, State.SUBMITTING, outcome.status)
         self._ended(flight, outcome)
 
-    def _due(self, flight: Flight) -> None:
-        del self._later[flight]
-        self.put(flight)
+    def _due(self, flight: InFlightJob) -> None:
+        del self._delayed[flight]
+        self.enqueue(flight)
 
     def _stop(self) -> None:
         self._dispatch.cancel()
         self._taken.set()
-        later, self._later = self._later, {}
+        later, self._delayed = self._delayed, {}
         for flight, timer in later.items():
             timer.cancel()
             self._left(flight)
 
-    def _leave_queue(self) -> None:
+    def _drain_queue(self) -> None:
         while not self._queue.empty():
             self._left(self._queue.get_nowait())
 

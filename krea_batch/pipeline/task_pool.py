@@ -18,7 +18,7 @@ P = ParamSpec("P")
 T = TypeVar("T")
 
 
-class Crew:
+class TaskPool:
     """The tasks of one stage; an async context manager whose body, the stage, ends when a task fails.
 
     Leaving it, cancelled or not, cancels the tasks that are exposed, waits for the others to end, and raises
@@ -38,7 +38,7 @@ class Crew:
 
     async def __aexit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: Any) -> bool:
         with anyio.CancelScope(shield=True):
-            self.dismiss()
+            self.cancel_all()
             while self._tasks:
                 await asyncio.wait(self._tasks)
         swallowed = self._body.__exit__(kind, error, trace)
@@ -46,13 +46,13 @@ class Crew:
             raise self._failed
         return swallowed
 
-    def start(self, work: Coroutine[Any, Any, None]) -> None:
+    def spawn(self, work: Coroutine[Any, Any, None]) -> None:
         """Run a coroutine as a task."""
         task = asyncio.get_running_loop().create_task(work)
         self._tasks.add(task)
         task.add_done_callback(self._ended)
 
-    async def exposed(self, work: Callable[P, Awaitable[T]], *args: P.args, **kwargs: P.kwargs) -> T:
+    async def cancellable(self, work: Callable[P, Awaitable[T]], *args: P.args, **kwargs: P.kwargs) -> T:
         """Do something in a task of the crew that may be cancelled at it."""
         if self._over:
             raise asyncio.CancelledError
@@ -64,7 +64,7 @@ class Crew:
         finally:
             self._exposed.discard(task)
 
-    def dismiss(self) -> None:
+    def cancel_all(self) -> None:
         """Cancel what is exposed, now and from now on."""
         self._over = True
         for task in self._exposed:

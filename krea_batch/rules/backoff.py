@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-FIRST_PAUSE_S = 0.5  # chosen: a passing fault of a gateway is over in about this time
-LONGEST_PAUSE_S = 60.0  # chosen: an outage is noticed to be over within a minute
+FIRST_BACKOFF_S = 0.5  # chosen: a passing fault of a gateway is over in about this time
+MAX_BACKOFF_S = 60.0  # chosen: an outage is noticed to be over within a minute
 GROWTH = 2.0
 
 
-def pause_s(failures: int, chance: float) -> float:
+def backoff_s(attempt: int, jitter: float) -> float:
     """Seconds before the try after `failures` in a row: full jitter, `chance` from 0 to 1 is the caller's."""
-    most = min(FIRST_PAUSE_S * GROWTH ** min(failures - 1, 30), LONGEST_PAUSE_S)
-    return most * chance
+    most = min(FIRST_BACKOFF_S * GROWTH ** min(attempt - 1, 30), MAX_BACKOFF_S)
+    return most * jitter
 
 
 RETRY_SHARE = 0.2  # chosen: of the rate; a brown-out then sees a fifth more requests at most
-LEAST_RETRIES_PER_S = 1.0  # chosen: a slow run has to get over a bad minute, too
-RETRIES_AT_ONCE = 50  # chosen: a passing fault of hundreds of jobs in flight is retried without delay
+MIN_RETRIES_PER_S = 1.0  # chosen: a slow run has to get over a bad minute, too
+RETRY_BURST = 50  # chosen: a passing fault of hundreds of jobs in flight is retried without delay
 
 
 class RetryBudget:
@@ -24,14 +24,14 @@ class RetryBudget:
     __slots__ = ("_at_s", "_left", "per_s")
 
     def __init__(self, rate_per_s: float) -> None:
-        self.per_s = max(LEAST_RETRIES_PER_S, RETRY_SHARE * rate_per_s)
-        self._left = float(RETRIES_AT_ONCE)
+        self.per_s = max(MIN_RETRIES_PER_S, RETRY_SHARE * rate_per_s)
+        self._left = float(RETRY_BURST)
         self._at_s = 0.0
 
     def spend(self, now_s: float) -> float:
         """Take one retry. Returns the seconds after which it may go, 60 at most."""
-        most_debt = self.per_s * LONGEST_PAUSE_S
+        most_debt = self.per_s * MAX_BACKOFF_S
         refilled = self._left + (now_s - self._at_s) * self.per_s
-        self._left = max(min(refilled, RETRIES_AT_ONCE) - 1.0, -most_debt)
+        self._left = max(min(refilled, RETRY_BURST) - 1.0, -most_debt)
         self._at_s = now_s
         return max(0.0, -self._left / self.per_s)

@@ -15,7 +15,7 @@ MOST_MISSING = 0.1  # chosen: of the latest ends; for who calls less often, wait
 GRACE_S = 2.0  # chosen: a call may come so long after the end that a poll has seen
 
 
-class Word:
+class CallbackReliability:
     """How well the gateway keeps its word to call."""
 
     __slots__ = ("_kept",)
@@ -23,15 +23,15 @@ class Word:
     def __init__(self) -> None:
         self._kept: deque[bool] = deque(maxlen=REMEMBERED)
 
-    def came(self) -> None:
+    def record_delivered(self) -> None:
         """A job ended, and the gateway called."""
         self._kept.append(True)
 
-    def missed(self) -> None:
+    def record_missed(self) -> None:
         """A job ended, and no call came."""
         self._kept.append(False)
 
     @property
-    def good(self) -> bool:
+    def reliable(self) -> bool:
         """Whether calls can be relied upon."""
         return len(self._kept) >= ENOUGH and self._kept.count(False) <= MOST_MISSING * len(self._kept)

@@ -7,14 +7,14 @@ fail for the next thousand, too. `now_s` is monotonic, `chance` from 0 to 1.
 
 from __future__ import annotations
 
-from krea_batch.rules.backoff import pause_s
+from krea_batch.rules.backoff import backoff_s
 
-OUTAGE_AFTER = 3  # chosen: more failures in a row are no accident at the 10 % that a bad day brings
-BROWN_OUT = 0.2  # chosen: share of failures; twice what a bad day brings
+OPEN_AFTER = 3  # chosen: more failures in a row are no accident at the 10 % that a bad day brings
+DEGRADED_SHARE = 0.2  # chosen: share of failures; twice what a bad day brings
 LATEST_SHARE = 0.05  # chosen: the latest twenty requests or so decide
 
 
-class Outage:
+class CircuitBreaker:
     """Whether the gateway is away, by the failures in a row of all jobs."""
 
     __slots__ = ("_failing", "_in_a_row", "_paused_s", "_pauses", "since_s")
@@ -27,20 +27,20 @@ class Outage:
         self.since_s = 0.0
 
     @property
-    def is_on(self) -> bool:
-        return self._in_a_row > OUTAGE_AFTER
+    def is_open(self) -> bool:
+        return self._in_a_row > OPEN_AFTER
 
     @property
-    def is_near(self) -> bool:
+    def is_degraded(self) -> bool:
         """Whether so many requests fail that the failures of one job are not its own fault."""
-        return self.is_on or self._failing > BROWN_OUT
+        return self.is_open or self._failing > DEGRADED_SHARE
 
-    def worked(self) -> None:
+    def record_success(self) -> None:
         """The gateway gave an answer that means something."""
         self._in_a_row = self._pauses = 0
         self._failing -= self._failing * LATEST_SHARE
 
-    def failed(self, sent_s: float, now_s: float, chance: float) -> float:
+    def record_failure(self, sent_s: float, now_s: float, chance: float) -> float:
         """A request of `sent_s` failed. Returns the seconds for which all requests should wait, mostly 0.
 
         What was in the air when a pause began tells nothing new, and makes the next pause no longer.
@@ -49,8 +49,8 @@ class Outage:
         if self._in_a_row == 0:
             self.since_s = now_s
         self._in_a_row += 1
-        if not self.is_on or (self._pauses and sent_s < self._paused_s):
+        if not self.is_open or (self._pauses and sent_s < self._paused_s):
             return 0.0
         self._pauses += 1
         self._paused_s = now_s
-        return pause_s(self._pauses, chance)
+        return backoff_s(self._pauses, chance)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from krea_batch.jobs import Outcome, State
 
 
-class SameFailure:
+class IdenticalFailureGuard:
     """Whether a run fails for every job in the same way, as it does for a wrong model, plan or proxy.
 
     `most` jobs may (0: any number). Only the first jobs of a run are judged by their FAILED and rejections, later

@@ -17,23 +17,23 @@ from msgspec import Struct
 
 from krea_batch.errors import InternalError
 from krea_batch.jobs import State
-from krea_batch.rules.backoff import pause_s
+from krea_batch.rules.backoff import backoff_s
 from krea_batch.rules.verdicts import (
     Accepted,
+    Ambiguous,
     Errored,
     Failed,
     Finished,
     NotSent,
-    PollTrouble,
+    PollFailed,
     PollVerdict,
     PostVerdict,
     Refusal,
     Refused,
-    Unclear,
     Waiting,
 )
 
-TABLE: dict[State, frozenset[State]] = {
+TRANSITIONS: dict[State, frozenset[State]] = {
     State.PENDING: frozenset({State.SUBMITTING, State.CANCELLED}),
     State.SUBMITTING: frozenset({State.ACCEPTED, State.PENDING, State.REJECTED, State.AMBIGUOUS}),
     State.ACCEPTED: frozenset({State.FINISHED, State.FAILED, State.ERRORED, State.TIMED_OUT}),
@@ -50,27 +50,27 @@ TABLE: dict[State, frozenset[State]] = {
 MAX_REFUSALS = 8  # chosen: with pauses doubling to 60 s this outlasts two minutes of 500s for one job
 
 
-class Go(Struct, frozen=True):
+class Accept(Struct, frozen=True):
     """The POST was accepted: wait for it, or go on with what its answer already says."""
 
     accepted: Accepted
 
 
-class Again(Struct, frozen=True):
+class Requeue(Struct, frozen=True):
     """Nothing was queued: the job is pending again and may go after `wait_s` seconds."""
 
     wait_s: float
     reason: str
 
 
-class Stop(Struct, frozen=True):
+class StopRun(Struct, frozen=True):
     """Nothing was queued and nothing more will be: the job stays pending and the run takes no more submits."""
 
     status: int
     said: str
 
 
-class End(Struct, frozen=True):
+class EndJob(Struct, frozen=True):
     """The job ends in `state`."""
 
     state: State
@@ -78,20 +78,20 @@ class End(Struct, frozen=True):
     message: str
 
 
-class Fetch(Struct, frozen=True):
+class Download(Struct, frozen=True):
     """The pictures can be fetched."""
 
     finished: Finished
 
 
-class LookAgain(Struct, frozen=True):
+class PollAgain(Struct, frozen=True):
     """Nothing is known yet. `trouble` says why the status could not be read, or is None."""
 
-    trouble: PollTrouble | None
+    trouble: PollFailed | None
 
 
-AfterPost = Go | Again | Stop | End
-AfterPoll = Fetch | LookAgain | Again | End
+AfterPost = Accept | Requeue | StopRun | EndJob
+AfterPoll = Download | PollAgain | Requeue | EndJob
 
 
 def ended(counts: Mapping[State, int]) -> int:
@@ -99,9 +99,9 @@ def ended(counts: Mapping[State, int]) -> int:
     return sum(count for state, count in counts.items() if state.info.final)
 
 
-def check_move(old: State, new: State) -> None:
+def check_transition(old: State, new: State) -> None:
     """Raise KreaBatchBug for a move that the table does not have."""
-    if new not in TABLE[old]:
+    if new not in TRANSITIONS[old]:
         raise InternalError(f"a job cannot go from {old} to {new}")
 
 
@@ -113,28 +113,28 @@ def after_post(verdict: PostVerdict, *, refusals: int, chance: float) -> AfterPo
     """
     match verdict:
         case Accepted():
-            return Go(verdict)
+            return Accept(verdict)
         case NotSent(reason):
-            return Again(pause_s(refusals + 1, chance), reason)
-        case Unclear(reason):
-            return End(State.AMBIGUOUS, "ambiguous", reason)
+            return Requeue(backoff_s(refusals + 1, chance), reason)
+        case Ambiguous(reason):
+            return EndJob(State.AMBIGUOUS, "ambiguous", reason)
         case Refused():
             return _after_refusal(verdict, refusals, chance)
 
 
 def _after_refusal(refused: Refused, refusals: int, chance: float) -> AfterPost:
     match refused.refusal:
-        case Refusal.SLOW_DOWN:
-            return Again(0.0, refused.said)
-        case Refusal.STOP:
-            return Stop(refused.status, refused.said)
+        case Refusal.RATE_LIMITED:
+            return Requeue(0.0, refused.said)
+        case Refusal.FATAL:
+            return StopRun(refused.status, refused.said)
         case Refusal.REJECTED:
-            return End(State.REJECTED, f"http_{refused.status}", refused.said)
-        case Refusal.TRY_AGAIN if refusals + 1 < MAX_REFUSALS:
-            return Again(max(pause_s(refusals + 1, chance), refused.retry_after_s or 0.0), refused.said)
-        case Refusal.TRY_AGAIN:
+            return EndJob(State.REJECTED, f"http_{refused.status}", refused.said)
+        case Refusal.RETRYABLE if refusals + 1 < MAX_REFUSALS:
+            return Requeue(max(backoff_s(refusals + 1, chance), refused.retry_after_s or 0.0), refused.said)
+        case Refusal.RETRYABLE:
             said = f"refused {refusals + 1} times: {refused.said}"
-            return End(State.REJECTED, f"http_{refused.status}", said)
+            return EndJob(State.REJECTED, f"http_{refused.status}", said)
 
 
 def after_poll(verdict: PollVerdict, *, errors: int, max_attempts: int, chance: float) -> AfterPoll:
@@ -144,17 +144,17 @@ def after_poll(verdict: PollVerdict, *, errors: int, max_attempts: int, chance: 
     """
     match verdict:
         case Finished():
-            return Fetch(verdict)
+            return Download(verdict)
         case Waiting():
-            return LookAgain(None)
-        case PollTrouble():
-            return LookAgain(verdict)
+            return PollAgain(None)
+        case PollFailed():
+            return PollAgain(verdict)
         case Failed(said):
-            return End(State.FAILED, "failed", said or "the gateway gave no reason")
+            return EndJob(State.FAILED, "failed", said or "the gateway gave no reason")
         case Errored(said):
             if errors + 1 < max_attempts:
-                return Again(pause_s(errors + 1, chance), said or "ERROR, not charged")
-            return End(State.ERRORED, "error", said or "the gateway gave no reason")
+                return Requeue(backoff_s(errors + 1, chance), said or "ERROR, not charged")
+            return EndJob(State.ERRORED, "error", said or "the gateway gave no reason")
 
 
 def on_resume(state: State, *, errors: int, max_attempts: int, resubmit_ambiguous: bool) -> State | None:

@@ -26,13 +26,13 @@ PRIOR_FADES = 50.0  # chosen: after so many jobs it counts for half as much
 PRIOR_MEDIAN = 3.0  # intervals; API document: polls every 5-10 s, and a job that took 15 s
 PRIOR_SIGMA = 0.6  # chosen: two of three jobs between 1.6 and 5.5 intervals
 REMEMBERED = 500.0  # chosen: jobs; enough for a smooth plan, few enough to follow a change within minutes
-SURPRISE = 0.1  # chosen: a distribution that has moved by less makes no better plan
+DRIFT_THRESHOLD = 0.1  # chosen: a distribution that has moved by less makes no better plan
 FEW = 0.05  # chosen: a share of jobs; surprises about fewer weigh less
 TRUSTED = 0.5  # chosen: an age that half a job has reached, as the prior's counts say, is known no more
 TAIL_POWER = 2.0  # chosen: Pareto's; half of those who outlive all others live on for 0.4 times as long
 CHECK_EVERY = 25  # chosen: polls between two looks at whether it has moved
 VAGUE_SHARE = 0.1  # chosen: a gateway is known for vague after a dozen jobs
-DOUBT = 1e-4  # chosen: no cell is ruled out by a belief
+EPSILON = 1e-4  # chosen: no cell is ruled out by a belief
 NEGLIGIBLE = 1e-4  # chosen: a share of jobs for which no poll is placed
 NEARLY_ALL = 0.99  # chosen: one job in a hundred is polled once in vain
 TAIL_COST = 3.0  # polls, for a job that outlives everything seen so far
@@ -40,7 +40,7 @@ TROUBLE_GROWTH = 2.0
 MOST_TROUBLE_S = 60.0  # chosen: an outage is noticed to be over within a minute
 
 
-class Schedule:
+class PollSchedule:
     """When each job is polled. `version` grows with each new plan; polls that wait may be set anew then."""
 
     __slots__ = (
@@ -74,26 +74,26 @@ class Schedule:
 
     # ---- what polls have found ---------------------------------------------------------------------------
 
-    def learn(self, latency_s: float, looked_s: float = 0.0, *, exact: bool = True) -> None:
+    def observe(self, latency_s: float, looked_s: float = 0.0, *, exact: bool = True) -> None:
         """A job took `latency_s`, or no longer than that where it is not `exact`.
 
         `looked_s` is when it was last seen unfinished, 0 where it never was.
         """
         cell = self._cell(latency_s)
-        self.lost(looked_s)
+        self.withdraw(looked_s)
         if exact:
             self._done[cell] += 1.0
         else:
             self._spread(looked_s, latency_s)
         self._vagueness += ((not exact) - self._vagueness) * VAGUE_SHARE
         self._learned += 1
-        self._heard_something()
+        self._maybe_replan()
 
-    def unfinished(self, age_s: float, looked_s: float = 0.0) -> None:
+    def observe_pending(self, age_s: float, looked_s: float = 0.0) -> None:
         """A poll at `age_s` found a job unfinished, as one at `looked_s` had, if there was one."""
-        self.lost(looked_s)
+        self.withdraw(looked_s)
         self._open[self._cell(age_s)] += 1.0
-        self._heard_something()
+        self._maybe_replan()
 
     def _spread(self, looked_s: float, latency_s: float) -> None:
         """Count a job that ended somewhere between two ages, where the plan believes that it did."""
@@ -102,13 +102,13 @@ class Schedule:
         planned = self._planned
         surviving = planned.survival if planned.step_s == self._step_s else []
         shares = [
-            DOUBT + (surviving[cell - 1] - surviving[cell] if 0 < cell < len(surviving) else 0.0) for cell in cells
+            EPSILON + (surviving[cell - 1] - surviving[cell] if 0 < cell < len(surviving) else 0.0) for cell in cells
         ]
         total = sum(shares)
         for cell, share in zip(cells, shares, strict=True):
             self._done[cell] += share / total
 
-    def lost(self, looked_s: float) -> None:
+    def withdraw(self, looked_s: float) -> None:
         """A job is no longer one that was last seen unfinished at `looked_s`, 0 where it never was."""
         if looked_s > 0:
             cell = self._cell(looked_s)
@@ -124,21 +124,21 @@ class Schedule:
         """Seconds from a poll that found the job unfinished at `age_s` to its next poll."""
         return max(self.interval_s, self._planned.after(age_s) - age_s)
 
-    def late_s(self) -> float:
+    def quantile_s(self) -> float:
         """Seconds after the acceptance by which nearly every job has ended, and an interval more."""
         return self._planned.most_done_s(NEARLY_ALL) + self.interval_s
 
     @property
-    def scouting(self) -> bool:
+    def exploring(self) -> bool:
         """Whether next to nothing is known, so that a few jobs should be looked at every interval."""
         return self._learned < SCOUTS
 
     @property
-    def vague(self) -> bool:
+    def imprecise(self) -> bool:
         """Whether the gateway does not say when jobs ended, so that now and then one is looked at early to learn."""
         return self._vagueness > 0.5
 
-    def after_trouble_s(self, troubles: int, retry_after_s: float | None) -> float:
+    def retry_delay_s(self, troubles: int, retry_after_s: float | None) -> float:
         """Seconds to the next try after `troubles` unreadable answers in a row."""
         grown = self.interval_s * TROUBLE_GROWTH ** min(troubles - 1, 30)
         return max(self.interval_s, min(grown, MOST_TROUBLE_S), retry_after_s or 0.0)
@@ -164,13 +164,13 @@ class Schedule:
             first, rest = cells[0], cells[1:]
             cells[:] = [first] + [sum(rest[at : at + 2]) for at in range(0, len(rest), 2)]
 
-    def _heard_something(self) -> None:
+    def _maybe_replan(self) -> None:
         self._heard += 1
         if self._heard >= self._next_check:
             self._next_check = self._heard + min(CHECK_EVERY, 1 + self._heard // 4)
             self._forget()
             surviving = self._survival()
-            if self._learned >= self._grown or self._surprise(surviving) > SURPRISE:
+            if self._learned >= self._grown or self._surprise(surviving) > DRIFT_THRESHOLD:
                 self._grown = 2 * max(SCOUTS, self._learned)
                 self._plan(surviving)
 

@@ -11,7 +11,7 @@ import math
 from bisect import bisect_right
 from collections import deque
 
-from krea_batch.rules.poll_schedule import Schedule
+from krea_batch.rules.poll_schedule import PollSchedule
 
 REMEMBERED = 200  # chosen: latencies of a kind; enough for the test, and to begin a schedule with
 LEAST = 20  # chosen: fewer of a kind say too little
@@ -19,14 +19,14 @@ CHECK_EVERY = 10  # chosen: jobs of a kind between two tests
 CRITICAL = 1.95  # Kolmogorov-Smirnov: by chance once in a thousand tests
 
 
-class Schedules:
+class PollSchedules:
     """The schedules of one run. `version` grows with each new plan of any of them."""
 
     def __init__(self, interval_s: float, eagerness: float = 1.0) -> None:
-        self.shared = Schedule(interval_s, eagerness)
+        self.shared = PollSchedule(interval_s, eagerness)
         self._interval_s = interval_s
         self._eagerness = eagerness
-        self._own: dict[str, Schedule] = {}
+        self._own: dict[str, PollSchedule] = {}
         self._lately_s: dict[str, deque[float]] = {}
         self._heard: dict[str, int] = {}
         self._gone = 0  # plans of schedules that are no more
@@ -35,50 +35,50 @@ class Schedules:
     def version(self) -> int:
         return self.shared.version + self._gone + sum(own.version for own in self._own.values())
 
-    def of(self, kind: str) -> Schedule:
+    def for_kind(self, kind: str) -> PollSchedule:
         """The schedule for jobs of this kind."""
         return self._own.get(kind, self.shared) if self._own else self.shared
 
     def learn(self, kind: str, latency_s: float, looked_s: float = 0.0, *, exact: bool = True) -> None:
         """As `Schedule.learn`."""
-        self.shared.learn(latency_s, looked_s, exact=exact)
+        self.shared.observe(latency_s, looked_s, exact=exact)
         if own := self._own.get(kind):
-            own.learn(latency_s, looked_s, exact=exact)
+            own.observe(latency_s, looked_s, exact=exact)
         self._lately_s.setdefault(kind, deque(maxlen=REMEMBERED)).append(latency_s)
         self._heard[kind] = heard = self._heard.get(kind, 0) + 1
         if len(self._heard) > 1 and heard >= LEAST and heard % CHECK_EVERY == 0:
-            self._judge(kind)
+            self._split_or_merge(kind)
 
     def unfinished(self, kind: str, age_s: float, looked_s: float = 0.0) -> None:
         """As `Schedule.unfinished`."""
-        self.shared.unfinished(age_s, looked_s)
+        self.shared.observe_pending(age_s, looked_s)
         if own := self._own.get(kind):
-            own.unfinished(age_s, looked_s)
+            own.observe_pending(age_s, looked_s)
 
     def lost(self, kind: str, looked_s: float) -> None:
         """As `Schedule.lost`."""
-        self.shared.lost(looked_s)
+        self.shared.withdraw(looked_s)
         if own := self._own.get(kind):
-            own.lost(looked_s)
+            own.withdraw(looked_s)
 
-    def _judge(self, kind: str) -> None:
+    def _split_or_merge(self, kind: str) -> None:
         """Give the kind a schedule of its own where its jobs take another time than all others, and only there."""
         ours = self._lately_s[kind]
         others = [latency_s for other, lately_s in self._lately_s.items() if other != kind for latency_s in lately_s]
         if len(others) < LEAST:
             return
-        different = distance(ours, others) > CRITICAL * math.sqrt(
+        different = ks_distance(ours, others) > CRITICAL * math.sqrt(
             (len(ours) + len(others)) / (len(ours) * len(others))
         )
         if different and kind not in self._own:
-            own = self._own[kind] = Schedule(self._interval_s, self._eagerness)
+            own = self._own[kind] = PollSchedule(self._interval_s, self._eagerness)
             for latency_s in ours:
-                own.learn(latency_s)
+                own.observe(latency_s)
         elif not different and kind in self._own:
             self._gone += self._own.pop(kind).version + 1
 
 
-def distance(some: deque[float], others: list[float]) -> float:
+def ks_distance(some: deque[float], others: list[float]) -> float:
     """The largest difference between the shares of two samples that are below the same value (Kolmogorov-Smirnov)."""
     first, second = sorted(some), sorted(others)
     return max(

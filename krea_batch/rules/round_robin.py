@@ -13,7 +13,7 @@ from typing import Generic, TypeVar
 T = TypeVar("T")
 
 
-class Turns(Generic[T]):
+class RoundRobinQueue(Generic[T]):
     """Queues, one a tenant, that are served in turn. Empty ones are forgotten."""
 
     def __init__(self) -> None:
@@ -28,7 +28,7 @@ class Turns(Generic[T]):
         self._queues.setdefault(tenant, deque()).append(what)
         self._waiting += 1
 
-    def take(self) -> T:
+    def pop(self) -> T:
         """The next of the tenant whose turn it is. Raises IndexError where nothing waits."""
         if not self._queues:
             raise IndexError("nothing waits")
@@ -40,7 +40,7 @@ class Turns(Generic[T]):
             self._queues[tenant] = queue  # behind the others
         return what
 
-    def take_all(self) -> Iterator[T]:
+    def drain(self) -> Iterator[T]:
         """Everything that waits, each in its turn."""
         while self._queues:
-            yield self.take()
+            yield self.pop()

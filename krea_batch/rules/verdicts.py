@@ -52,10 +52,10 @@ class Accepted(Struct, frozen=True):
 class Refusal(StrEnum):
     """What a clear refusal asks of us."""
 
-    SLOW_DOWN = "slow_down"  # 429, or 403 with Retry-After: a quota; every submit waits
-    TRY_AGAIN = "try_again"  # 500 or 503 with the document's error body
+    RATE_LIMITED = "slow_down"  # 429, or 403 with Retry-After: a quota; every submit waits
+    RETRYABLE = "try_again"  # 500 or 503 with the document's error body
     REJECTED = "rejected"  # 400-class: this body will never be taken
-    STOP = "stop"  # 401, 402, 403: nothing more will be taken from this key
+    FATAL = "stop"  # 401, 402, 403: nothing more will be taken from this key
 
 
 class Refused(Struct, frozen=True):
@@ -73,16 +73,16 @@ class NotSent(Struct, frozen=True):
     reason: str
 
 
-class Unclear(Struct, frozen=True):
+class Ambiguous(Struct, frozen=True):
     """The POST left, and its answer does not prove that nothing was queued."""
 
     reason: str
 
 
-PostVerdict = Accepted | Refused | NotSent | Unclear
+PostVerdict = Accepted | Refused | NotSent | Ambiguous
 
 
-class PollTrouble(Struct, frozen=True):
+class PollFailed(Struct, frozen=True):
     """The status could not be read. This says nothing about the job. `status` is 0 where no answer came."""
 
     reason: str
@@ -90,4 +90,4 @@ class PollTrouble(Struct, frozen=True):
     retry_after_s: float | None = None
 
 
-PollVerdict = Progress | PollTrouble
+PollVerdict = Progress | PollFailed

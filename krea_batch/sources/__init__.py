@@ -20,6 +20,6 @@ JSON documents.
 
 from krea_batch.sources.check import Checked
 from krea_batch.sources.job_files import JobFiles
-from krea_batch.sources.options import Reading
+from krea_batch.sources.options import InputOptions
 
-__all__ = ["Checked", "JobFiles", "Reading"]
+__all__ = ["Checked", "InputOptions", "JobFiles"]

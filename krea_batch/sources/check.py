@@ -17,14 +17,14 @@ import msgspec
 from krea_batch.errors import JobError, LineProblem
 from krea_batch.gateway import wire
 from krea_batch.jobs import Job
-from krea_batch.sources.checkpoint import Bookmark
-from krea_batch.sources.dedupe import Twins
-from krea_batch.sources.duplicate_ids import IdSpill, default_id
-from krea_batch.sources.field_errors import nearest
-from krea_batch.sources.formats.line_file import Place
+from krea_batch.sources.checkpoint import Checkpoint
+from krea_batch.sources.dedupe import Deduplicator
+from krea_batch.sources.duplicate_ids import DuplicateIdFinder, default_id
+from krea_batch.sources.field_errors import closest_match
+from krea_batch.sources.formats.line_file import FilePosition
 from krea_batch.sources.inputs import Input, numbered, with_places
-from krea_batch.sources.json_errors import shown
-from krea_batch.sources.parser import Reader
+from krea_batch.sources.json_errors import quoted
+from krea_batch.sources.parser import RowParser
 
 MAX_PROBLEMS_KEPT = 100  # chosen: more than anybody reads before mending; `on_problem` hears of all
 MAX_NOTES_KEPT = 100  # chosen: one for each mistyped name
@@ -58,22 +58,22 @@ class Check:
     def __init__(
         self,
         inputs: Sequence[Input],
-        reader: Reader,
+        reader: RowParser,
         known: Known | None,
         on_problem: OnProblem | None,
         spool_dir: Path | None,
         *,
-        before: Bookmark,
+        before: Checkpoint,
         dedupe: bool,
     ) -> None:
         self._inputs = inputs
         self._reader = reader
-        self._twins = Twins() if dedupe else None
+        self._twins = Deduplicator() if dedupe else None
         self._known = known
         self._before = before  # up to there all jobs are on record as they are
         self._met: set[str] = set()  # ids behind it that are on record; no more of them once they are too many
         self._on_problem = on_problem
-        self._ids = IdSpill(spool_dir)
+        self._ids = DuplicateIdFinder(spool_dir)
         self._lines_before: list[int] = []  # for each file: rows of the files before
         self._all_bytes = 0
         self._jobs = before.jobs
@@ -108,7 +108,7 @@ class Check:
         if self._before.lines and (self._met or not self._known):
             self._add_met()
         numbers = array("q")
-        for suspects in self._ids.suspects():
+        for suspects in self._ids.candidates():
             numbers.extend(suspects)
             if len(numbers) >= SUSPECTS_AT_ONCE:
                 self._compare(sorted(numbers))
@@ -126,29 +126,29 @@ class Check:
             jobs=self._jobs - sum(bad_later.values()),
             rows=self._rows - len(bad_later),
             bad_lines=self._read_badly + len(bad_later),
-            duplicates=self._twins.found if self._twins else 0,
+            duplicates=self._twins.dropped if self._twins else 0,
             problems=tuple(self._problems),
             notes=tuple(self._notes.values()),
         )
 
-    def _read_file(self, each: Input, after: Place, lines_before: int, on_progress: OnProgress | None) -> None:
+    def _read_file(self, each: Input, after: FilePosition, lines_before: int, on_progress: OnProgress | None) -> None:
         reader, read, add = self._reader, self._reader.read, self._ids.add
         for line_number, row in each.rows(after=after):
             number = lines_before + line_number
             jobs = read(number, row)
             if not jobs:
                 self._read_badly += 1
-                self._report(number, reader.explain(number, row))
+                self._report(number, reader.diagnose(number, row))
                 continue
             if self._twins:
-                jobs = self._twins.without(number, jobs)
+                jobs = self._twins.filter(number, jobs)
             self._jobs += len(jobs)
             self._rows += 1
             for job in jobs:
                 add(job.id or default_id(number), number)
                 if self._known:
                     self._remember(number, len(jobs), job)
-            if reader.strange:
+            if reader.unknown_fields:
                 self._note_strange(number)
             if on_progress and not line_number % PROGRESS_LINES:
                 self._tell_progress(on_progress)
@@ -179,7 +179,7 @@ class Check:
                 wanted = next(waiting, None)
             jobs = self._reader.read(number, row)
             for job in jobs:
-                if self._twins and self._twins.was_left_out(number, job):
+                if self._twins and self._twins.was_dropped(number, job):
                     continue
                 job_id = job.id or default_id(number)
                 earlier, earlier_is_default = first.setdefault(job_id, (number, not job.id))
@@ -187,7 +187,7 @@ class Check:
                     twice = self._twice(earlier, number, job_id, earlier_is_default or not job.id)
                     self._bad(number, len(jobs), twice)
                     break
-        self._reader.strange.clear()
+        self._reader.unknown_fields.clear()
 
     def _bad(self, number: int, jobs: int, error: JobError) -> None:
         """Report a row that read well, once."""
@@ -197,7 +197,7 @@ class Check:
             self._report(number, error)
 
     def _twice(self, earlier: int, later: int, job_id: str, is_default: bool) -> JobError:
-        wrong = f"{self._place(earlier)} and {self._place(later)} both have the id {shown(job_id)}"
+        wrong = f"{self._place(earlier)} and {self._place(later)} both have the id {quoted(job_id)}"
         if is_default:
             return JobError(wrong, "a line without an id has its number for one; give the other line another id")
         return JobError(wrong, "give one of them another id")
@@ -216,19 +216,19 @@ class Check:
             self._met.update(known)
         for number, jobs, job_id, fingerprint in self._asking:
             if known.get(job_id, fingerprint) != fingerprint:
-                wrong = f"the line changed since its id {shown(job_id)} was submitted"
+                wrong = f"the line changed since its id {quoted(job_id)} was submitted"
                 self._bad(number, jobs, JobError(wrong, "give it a new id, or choose another --out"))
         self._asking.clear()
 
     def _note_strange(self, number: int) -> None:
         """Note, once for each name, that a field which went into the metadata looks like a mistyped one."""
-        for name in self._reader.strange:
-            meant = nearest(name)
+        for name in self._reader.unknown_fields:
+            meant = closest_match(name)
             if meant and name not in self._notes and len(self._notes) < MAX_NOTES_KEPT:
                 path, line = self._where(number)
-                wrong = f"{shown(name)} went into the metadata"
+                wrong = f"{quoted(name)} went into the metadata"
                 self._notes[name] = LineProblem(path, line, wrong, f'did you mean "{meant}"?')
-        self._reader.strange.clear()
+        self._reader.unknown_fields.clear()
 
     def _report(self, number: int, error: JobError) -> None:
         path, line = self._where(number)

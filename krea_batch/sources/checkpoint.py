@@ -12,12 +12,12 @@ from collections.abc import Sequence
 
 import msgspec
 
-from krea_batch.sources.formats.line_file import LineFile, Place
+from krea_batch.sources.formats.line_file import FilePosition, LineFile
 from krea_batch.sources.inputs import Input
 from krea_batch.sources.options import Format
 
 
-class Part(msgspec.Struct, frozen=True):
+class FilePrefix(msgspec.Struct, frozen=True):
     """The begin of one file: its text's size in bytes and SHA-256, how many lines end there, and its format."""
 
     size_bytes: int
@@ -26,13 +26,13 @@ class Part(msgspec.Struct, frozen=True):
     format: Format
 
 
-class Bookmark(msgspec.Struct, frozen=True):
+class Checkpoint(msgspec.Struct, frozen=True):
     """How far files have been read, the last of them perhaps in part; how many rows and jobs they hold up to there.
 
     `reading` is the fingerprint of how they are read.
     """
 
-    parts: tuple[Part, ...]
+    parts: tuple[FilePrefix, ...]
     rows: int
     jobs: int
     reading: str
@@ -43,15 +43,15 @@ class Bookmark(msgspec.Struct, frozen=True):
         return sum(part.lines for part in self.parts)
 
     @property
-    def places(self) -> list[Place]:
+    def places(self) -> list[FilePosition]:
         """For each of these files where it ends in it."""
-        return [Place(part.size_bytes, part.lines) for part in self.parts]
+        return [FilePosition(part.size_bytes, part.lines) for part in self.parts]
 
     def encode(self) -> bytes:
         return msgspec.json.encode(self)
 
     @classmethod
-    def decode(cls, data: bytes) -> Bookmark | None:
+    def decode(cls, data: bytes) -> Checkpoint | None:
         """None for what is no bookmark of ours."""
         try:
             return msgspec.json.decode(data, type=cls)
@@ -69,10 +69,10 @@ class Bookmark(msgspec.Struct, frozen=True):
         )
 
 
-NOTHING = Bookmark((), 0, 0, "")
+EMPTY = Checkpoint((), 0, 0, "")
 
 
-def _begins_with(file: LineFile, part: Part, *, whole: bool) -> bool:
+def _begins_with(file: LineFile, part: FilePrefix, *, whole: bool) -> bool:
     digest, left = hashlib.sha256(), part.size_bytes
     for block in file.blocks():
         if left == 0:

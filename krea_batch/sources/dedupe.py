@@ -11,26 +11,26 @@ from krea_batch.jobs import Job
 from krea_batch.sources.sweep import REPEAT
 
 
-class Twins:
+class Deduplicator:
     """Remembers what every job asked for, some 150 bytes each. `found` counts those that were left out."""
 
     def __init__(self) -> None:
-        self.found = 0
+        self.dropped = 0
         self._seen: set[bytes] = set()
         self._left_out: set[tuple[int, str]] = set()
 
-    def without(self, number: int, jobs: tuple[Job, ...]) -> tuple[Job, ...]:
+    def filter(self, number: int, jobs: tuple[Job, ...]) -> tuple[Job, ...]:
         """The jobs of the row of this number that ask for what no earlier job did."""
         return tuple(job for job in jobs if self._is_new(number, job))
 
-    def was_left_out(self, number: int, job: Job) -> bool:
+    def was_dropped(self, number: int, job: Job) -> bool:
         """Whether `without` left out this job of this row."""
         return (number, job.id) in self._left_out
 
     def _is_new(self, number: int, job: Job) -> bool:
         asked = _asked(job)
         if asked in self._seen:
-            self.found += 1
+            self.dropped += 1
             self._left_out.add((number, job.id))
             return False
         self._seen.add(asked)

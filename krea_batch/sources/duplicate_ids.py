@@ -28,7 +28,7 @@ def default_id(number: int) -> str:
     return f"{number:05d}"  # chosen: five digits keep the usual batches in order in a folder
 
 
-class IdSpill:
+class DuplicateIdFinder:
     """Collects ids with the running numbers of their lines. To be closed, since it may hold a file."""
 
     def __init__(self, folder: Path | None = None) -> None:
@@ -46,7 +46,7 @@ class IdSpill:
         if len(bucket) >= BUCKET_ITEMS:
             self._flush(code & _MASK)
 
-    def suspects(self) -> Iterator[array[int]]:
+    def candidates(self) -> Iterator[array[int]]:
         """For each bucket that has some: the running numbers of the lines whose hash is not theirs alone.
 
         Lines that share a hash are always in the same bucket. No order is promised.

@@ -27,7 +27,7 @@ from krea_batch.jobs import (
     Moodboard,
     Style,
 )
-from krea_batch.sources.json_errors import shown
+from krea_batch.sources.json_errors import quoted
 
 NEAR = 0.7  # chosen: finds a swapped, missing or doubled letter, and leaves "tag" and "include" alone
 _CACHED_NAMES = 1024  # chosen: the names in a file repeat; bounded all the same
@@ -59,7 +59,7 @@ _MOODBOARD_ID = "write the moodboard's UUID, like 01234567-89ab-cdef-0123-456789
 
 
 @lru_cache(_CACHED_NAMES)
-def nearest(name: str, names: tuple[str, ...] = FIELDS) -> str | None:
+def closest_match(name: str, names: tuple[str, ...] = FIELDS) -> str | None:
     """The one of `names` that was probably meant, or None."""
     plain = "".join("_" + char.lower() if char.isupper() else char for char in name).strip("_ ").replace("-", "_")
     for spelt in (plain.replace(" ", "_"), name.lower()):
@@ -86,11 +86,11 @@ def _first(errors: Iterable[JobError | None]) -> JobError | None:
 def _unknown(fields: dict[str, Any], names: tuple[str, ...], what: str) -> JobError | None:
     for name in fields:
         if name not in names:
-            meant = nearest(name, names)
+            meant = closest_match(name, names)
             right = f'did you mean "{meant}"?' if meant else f"the fields are {', '.join(names)}"
             if names == FIELDS and not meant:
                 right += "; --keep-extra puts others into metadata"
-            return JobError(f"{shown(name)} is not a field of {what}", right)
+            return JobError(f"{quoted(name)} is not a field of {what}", right)
     return None
 
 
@@ -98,7 +98,7 @@ def _clash(fields: dict[str, Any]) -> JobError | None:
     metadata = fields.get("metadata")
     for name in fields:
         if name not in FIELDS and isinstance(metadata, dict) and name in metadata:
-            return JobError(f"{shown(name)} stands both on the line and in its metadata", "keep one of them")
+            return JobError(f"{quoted(name)} stands both on the line and in its metadata", "keep one of them")
     return None
 
 
@@ -121,13 +121,13 @@ def _value(name: str, value: object) -> JobError:
         return JobError('"prompt" is empty', _RIGHT["prompt"])
     if name == "id" and isinstance(value, str) and len(value.encode()) > MAX_ID_BYTES:
         return JobError(f'"id" is {len(value.encode())} bytes long', f"at most {MAX_ID_BYTES} fit into a file name")
-    return JobError(f'"{name}" is {shown(value)}', _meant(name, value) or _RIGHT[name])
+    return JobError(f'"{name}" is {quoted(value)}', _meant(name, value) or _RIGHT[name])
 
 
 def _meant(name: str, value: object) -> str | None:
     """What to write instead, where the value tells."""
     if name == "id" and isinstance(value, int) and not isinstance(value, bool):
-        return f'write "id": "{shown(value)}"'
+        return f'write "id": "{quoted(value)}"'
     if name == "seed":
         whole = _whole_number(value)
         return None if whole is None else f'write "seed": {whole}'
@@ -149,7 +149,7 @@ def _whole_number(value: object) -> int | None:
 def _list(name: str, value: object) -> JobError:
     entry_type, most = _LISTS[name]
     if not isinstance(value, list):
-        return JobError(f'"{name}" is {shown(value)}', f'write a list: "{name}": [{_ENTRIES[name]}]')
+        return JobError(f'"{name}" is {quoted(value)}', f'write a list: "{name}": [{_ENTRIES[name]}]')
     if len(value) > most:
         entries = "entry is" if most == 1 else "entries are"
         return JobError(f'"{name}" has {len(value)} entries', f"at most {most} {entries} allowed")
@@ -157,7 +157,7 @@ def _list(name: str, value: object) -> JobError:
         _entry(f'entry {place} of "{name}"', entry, entry_type, _ENTRIES[name])
         for place, entry in enumerate(value, 1)
     )
-    return found or JobError(f'"{name}" is {shown(value)}', f"write [{_ENTRIES[name]}]")
+    return found or JobError(f'"{name}" is {quoted(value)}', f"write [{_ENTRIES[name]}]")
 
 
 def _entry(where: str, entry: object, entry_type: type[msgspec.Struct], example: str) -> JobError | None:
@@ -168,7 +168,7 @@ def _entry(where: str, entry: object, entry_type: type[msgspec.Struct], example:
     else:
         return None
     if not isinstance(entry, dict):
-        return JobError(f"{where} is {shown(entry)}", f"write {example}")
+        return JobError(f"{where} is {quoted(entry)}", f"write {example}")
     key = entry_type.__struct_fields__[0]
     if unknown := _unknown(entry, entry_type.__struct_fields__, where):
         return unknown
@@ -176,6 +176,6 @@ def _entry(where: str, entry: object, entry_type: type[msgspec.Struct], example:
         return JobError(f'{where} has no "{key}"', f"write {example}")
     strength = entry.get("strength", 1.0)
     if isinstance(strength, bool) or not isinstance(strength, int | float):
-        return JobError(f'"strength" in {where} is {shown(strength)}', _RIGHT["strength"])
+        return JobError(f'"strength" in {where} is {quoted(strength)}', _RIGHT["strength"])
     right = {ImageStyleReference: _RIGHT["image_url"], Style: _STYLE_ID}.get(entry_type, _MOODBOARD_ID)
-    return JobError(f'"{key}" in {where} is {shown(entry[key])}', right)
+    return JobError(f'"{key}" in {where} is {quoted(entry[key])}', right)

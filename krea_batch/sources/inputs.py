@@ -17,9 +17,9 @@ import msgspec
 
 from krea_batch.errors import InputError, JobError
 from krea_batch.sources.formats import json_document, parquet, tables, text
-from krea_batch.sources.formats.line_file import BEGIN, AtBlock, LineFile, Place
+from krea_batch.sources.formats.line_file import BEGIN, AtBlock, FilePosition, LineFile
 from krea_batch.sources.formats.spool import is_read_once, spool, spool_path
-from krea_batch.sources.options import CHOSEN, Format, Reading
+from krea_batch.sources.options import CHOSEN, Format, InputOptions
 
 STDIN = "<stdin>"  # how problems name standard input, as compilers do
 
@@ -43,7 +43,7 @@ _CHOICES = ", ".join(CHOSEN)
 class Input:
     """One file and its format. `said` tells what was guessed, once its rows have been read."""
 
-    def __init__(self, file: LineFile, format_: Format, reading: Reading, *, guess: str = "") -> None:
+    def __init__(self, file: LineFile, format_: Format, reading: InputOptions, *, guess: str = "") -> None:
         self.file = file
         self.name = file.name
         self.format = format_
@@ -56,7 +56,7 @@ class Input:
         """Whether a later run can tell by the file's first bytes that its rows are still the same."""
         return self.format in (Format.JSONL, Format.TEXT)
 
-    def rows(self, at_block: AtBlock | None = None, after: Place = BEGIN) -> Iterator[tuple[int, Row]]:
+    def rows(self, at_block: AtBlock | None = None, after: FilePosition = BEGIN) -> Iterator[tuple[int, Row]]:
         """Every row with its number, from 1. Raises InputError where the file cannot be read or has changed.
 
         `at_block` hears how far the file was read, where that can be marked, and rows `after` such a mark are given.
@@ -70,15 +70,15 @@ class Input:
             yield self.row_count, row
         self.row_count = max(self.row_count, self.file.line_count)
 
-    def _read(self, at_block: AtBlock | None, after: Place) -> Iterator[tuple[int, Row]]:
+    def _read(self, at_block: AtBlock | None, after: FilePosition) -> Iterator[tuple[int, Row]]:
         file, reading, say = self.file, self._reading, self._say
         match self.format:
             case Format.JSONL:
                 return json_document.renamed(file.lines(at_block, after), reading)
             case Format.TEXT:
                 return text.lines(file, reading, at_block, after)
-            case Format.PAGE:
-                return text.page(file)
+            case Format.TEXT_FILE:
+                return text.whole_file(file)
             case Format.JSON:
                 return json_document.renamed(json_document.rows(file), reading)
             case Format.CSV:
@@ -94,13 +94,13 @@ class Input:
             self.said.append(said)
 
 
-def with_places(inputs: Sequence[Input], after: Sequence[Place]) -> Iterator[tuple[Input, Place]]:
+def with_places(inputs: Sequence[Input], after: Sequence[FilePosition]) -> Iterator[tuple[Input, FilePosition]]:
     """Each input with the place after which its rows are to be read; those that have none from their begin."""
     return zip(inputs, chain(after, repeat(BEGIN)), strict=False)
 
 
 def numbered(
-    inputs: Sequence[Input], at_block: Callable[[int], AtBlock] | None = None, after: Sequence[Place] = ()
+    inputs: Sequence[Input], at_block: Callable[[int], AtBlock] | None = None, after: Sequence[FilePosition] = ()
 ) -> Iterator[tuple[int, Row]]:
     """The rows of all files with their running numbers, which go on from file to file.
 
@@ -114,7 +114,7 @@ def numbered(
         rows_before += each.row_count
 
 
-def open_inputs(path: str, reading: Reading, stdin: BinaryIO, spool_dir: Path | None) -> Iterator[Input]:
+def open_inputs(path: str, reading: InputOptions, stdin: BinaryIO, spool_dir: Path | None) -> Iterator[Input]:
     """The inputs of one path: a file, a pipe, "-" for `stdin`, or the files of a folder. Raises InputError."""
     if path == "-":
         yield _told(LineFile(STDIN, spool(stdin, STDIN, spool_dir)), reading)
@@ -124,7 +124,7 @@ def open_inputs(path: str, reading: Reading, stdin: BinaryIO, spool_dir: Path | 
         yield _told(LineFile(path, spool_path(path, spool_dir) if is_read_once(path) else None), reading)
 
 
-def _told(file: LineFile, reading: Reading) -> Input:
+def _told(file: LineFile, reading: InputOptions) -> Input:
     """The input of a file, its format as the user says, or else by its name, or else by its first bytes."""
     try:
         return Input(file, reading.format, reading) if reading.format else _guessed(file, reading)
@@ -133,7 +133,7 @@ def _told(file: LineFile, reading: Reading) -> Input:
         raise
 
 
-def _guessed(file: LineFile, reading: Reading) -> Input:
+def _guessed(file: LineFile, reading: InputOptions) -> Input:
     path = Path(file.name)
     ending = (path.with_suffix("") if path.suffix in _PACKED else path).suffix.lower()
     if format_ := _BY_NAME.get(ending):
@@ -163,7 +163,7 @@ def _is_a_job(begin: bytes) -> bool:
     return isinstance(value, dict) and ("prompt" in value or bool(newline and rest.strip()))
 
 
-def _in_folder(folder: Path, reading: Reading) -> Iterator[Input]:
+def _in_folder(folder: Path, reading: InputOptions) -> Iterator[Input]:
     """A Hugging Face dataset as `save_to_disk` writes it, Parquet files, or texts of a prompt each."""
     if (folder / "state.json").is_file():
         for name in parquet.files_of(folder):
@@ -172,22 +172,24 @@ def _in_folder(folder: Path, reading: Reading) -> Iterator[Input]:
     if (folder / "dataset_dict.json").is_file():
         splits = ", ".join(str(each.parent) for each in sorted(folder.glob("*/state.json")))
         raise InputError(f"{folder}: it is a dataset of several splits", f"name the one you mean: {splits}")
-    files = sorted((each for each in folder.iterdir() if each.is_file()), key=lambda each: natural(each.name))
+    files = sorted(
+        (each for each in folder.iterdir() if each.is_file()), key=lambda each: natural_sort_key(each.name)
+    )
     seen = [each for each in files if not each.name.startswith(".")]
-    for ending, format_ in ((".parquet", Format.PARQUET), (".txt", Format.PAGE)):
+    for ending, format_ in ((".parquet", Format.PARQUET), (".txt", Format.TEXT_FILE)):
         if chosen := [each for each in seen if each.suffix.lower() == ending]:
             left = len(seen) - len(chosen)
             others = f"; {left:,} other files in it are left alone" if left else ""
             for n, each in enumerate(chosen):
                 opened = Input(LineFile(str(each)), format_, reading)
                 if not n:
-                    what = "texts of a prompt each" if format_ is Format.PAGE else "Parquet files"
+                    what = "texts of a prompt each" if format_ is Format.TEXT_FILE else "Parquet files"
                     opened.said.append(f"{folder}: {len(chosen):,} {what}{others}")
                 yield opened
             return
     raise InputError(f"{folder}: it is a folder without texts (.txt) or Parquet files", "name the job files in it")
 
 
-def natural(name: str) -> list[tuple[bool, int, str]]:
+def natural_sort_key(name: str) -> list[tuple[bool, int, str]]:
     """A key that sorts `p10` behind `p9`."""
     return [(part.isdigit(), int(part) if part.isdigit() else 0, part) for part in _NUMBERS.split(name)]

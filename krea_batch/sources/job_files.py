@@ -23,12 +23,12 @@ import msgspec
 from krea_batch.errors import InputError, InternalError, JobFileError
 from krea_batch.jobs import Job
 from krea_batch.sources.check import Check, Checked, Known, OnProblem, OnProgress
-from krea_batch.sources.checkpoint import NOTHING, Bookmark, Part
-from krea_batch.sources.dedupe import Twins
+from krea_batch.sources.checkpoint import EMPTY, Checkpoint, FilePrefix
+from krea_batch.sources.dedupe import Deduplicator
 from krea_batch.sources.duplicate_ids import default_id
 from krea_batch.sources.inputs import Input, numbered, open_inputs
-from krea_batch.sources.options import Reading
-from krea_batch.sources.parser import Reader
+from krea_batch.sources.options import InputOptions
+from krea_batch.sources.parser import RowParser
 
 _set = msgspec.structs.force_setattr
 
@@ -45,22 +45,22 @@ class JobFiles:
         self,
         paths: Sequence[str],
         *,
-        reading: Reading | None = None,
+        reading: InputOptions | None = None,
         skip_invalid: bool = False,
         stdin: BinaryIO | None = None,
         spool_dir: Path | None = None,
     ) -> None:
         _refuse_twice(paths)
-        self._reading = reading or Reading()
-        Reader(self._reading)  # what is wrong with the reading itself is told before any file
+        self._reading = reading or InputOptions()
+        RowParser(self._reading)  # what is wrong with the reading itself is told before any file
         self._skip_invalid = skip_invalid
         self._spool_dir = spool_dir
         self._skipped: Sequence[int] = ()  # running numbers of lines that read well and are bad all the same
         self._checked: Checked | None = None
-        self._before = NOTHING  # the lines up to there need not be looked at
+        self._before = EMPTY  # the lines up to there need not be looked at
         self._given = 0  # jobs, in the present iteration
         self._taken = 0  # rows in it
-        self._parts: list[Part] = []  # how far the files have been read in it
+        self._parts: list[FilePrefix] = []  # how far the files have been read in it
         self._mark: tuple[int, bytes] | None = None
         self._inputs: list[Input] = []
         try:
@@ -83,7 +83,7 @@ class JobFiles:
             each.file.close()
 
     @property
-    def passed(self) -> int:
+    def skipped(self) -> int:
         """How many jobs an earlier run's mark covers."""
         return self._before.jobs
 
@@ -91,17 +91,17 @@ class JobFiles:
         """What was guessed of the files, a sentence each, once they are checked."""
         return [sentence for each in self._inputs for sentence in each.said]
 
-    def go_on_from(self, bookmark: bytes | None) -> None:
+    def resume_from(self, bookmark: bytes | None) -> None:
         """Do not look again at the jobs that a mark of an earlier run covers, where the files still begin so.
 
         `passed` says how many these are: `check` counts them, iterating leaves them out.
         """
-        mark = Bookmark.decode(bookmark) if bookmark else None
+        mark = Checkpoint.decode(bookmark) if bookmark else None
         same = mark and not self._reading.dedupe and mark.reading == self._reading.fingerprint()
         if mark and same and mark.fits(self._inputs):
             self._before = mark
 
-    def mark(self) -> tuple[int, bytes] | None:
+    def checkpoint(self) -> tuple[int, bytes] | None:
         """How far the files have been read, and how many jobs the present iteration had given by then.
 
         To be kept once all of them are on record. None where no mark can be: lines are bad, or none was read.
@@ -122,7 +122,7 @@ class JobFiles:
         `on_problem` hears of each bad line as it is found, the clashes of ids last. `on_progress` hears how many
         bytes of how many are read. Raises InputError where a file cannot be read.
         """
-        reader = Reader(self._reading)
+        reader = RowParser(self._reading)
         before, dedupe = self._before, self._reading.dedupe
         with Check(self._inputs, reader, known, on_problem, self._spool_dir, before=before, dedupe=dedupe) as check:
             check.read_lines(on_progress)
@@ -143,17 +143,17 @@ class JobFiles:
         return self._jobs()
 
     def _jobs(self) -> Iterator[Job]:
-        reader = Reader(self._reading)
+        reader = RowParser(self._reading)
         read = reader.read
-        twins = Twins() if self._reading.dedupe else None
+        twins = Deduplicator() if self._reading.dedupe else None
         self._given, self._taken, self._parts, self._mark = 0, 0, [], None
         for number, row in numbered(
             self._inputs, lambda n: functools.partial(self._at_block, n), self._before.places
         ):
             self._taken += 1
             jobs = read(number, row)
-            reader.strange.clear()  # the check has told of them
-            kept = twins.without(number, jobs) if twins else jobs
+            reader.unknown_fields.clear()  # the check has told of them
+            kept = twins.filter(number, jobs) if twins else jobs
             if not jobs or (self._skipped and _holds(self._skipped, number)):
                 if not self._skip_invalid:
                     raise InternalError(f"line {number} was good and is bad now, though its file is the same")
@@ -168,10 +168,10 @@ class JobFiles:
         """All lines so far of the file number `n` have been taken."""
         if n and (len(self._parts) < n or self._parts[n - 1].lines != self._inputs[n - 1].file.line_count):
             return  # the last line of the file before has no end: if it grows, all numbers may change
-        self._parts[n:] = [Part(size_bytes, sha256, lines, self._inputs[n].format)]
+        self._parts[n:] = [FilePrefix(size_bytes, sha256, lines, self._inputs[n].format)]
         before = self._before
         rows, jobs = before.rows + self._taken, before.jobs + self._given
-        bookmark = Bookmark(tuple(self._parts), rows, jobs, self._reading.fingerprint())
+        bookmark = Checkpoint(tuple(self._parts), rows, jobs, self._reading.fingerprint())
         if bookmark.lines > before.lines:
             self._mark = self._given, bookmark.encode()
 

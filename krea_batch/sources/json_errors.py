@@ -49,7 +49,7 @@ def parse_object(line: bytes) -> dict[str, Any]:
         _check_surrogates(value)
     if not isinstance(value, dict):
         right = "write one object a line, without [ and ]" if isinstance(value, list) else _EXAMPLE
-        raise JobError(f"the line is {shown(value)}, not an object", right)
+        raise JobError(f"the line is {quoted(value)}, not an object", right)
     return value
 
 
@@ -94,7 +94,7 @@ def is_sound(line: bytes) -> bool:
     return True
 
 
-def shown(value: object) -> str:
+def quoted(value: object) -> str:
     """A value as it could stand in a job line, printable and cut."""
     text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
     cut = text[:_SHOWN_CHARS] + ("…" if len(text) > _SHOWN_CHARS else "")
@@ -117,7 +117,7 @@ def _pairs(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     if len(found) != len(pairs):
         keys = [key for key, _ in pairs]
         twice = next(key for key in keys if keys.count(key) > 1)
-        raise JobError(f"{shown(twice)} stands twice in one object", "keep the one that you mean")
+        raise JobError(f"{quoted(twice)} stands twice in one object", "keep the one that you mean")
     return found
 
 
@@ -183,7 +183,7 @@ def _texts(value: object, name: str) -> Iterator[tuple[str, str]]:
     elif isinstance(value, dict):
         for key, child in value.items():
             yield "a key", key
-            yield from _texts(child, shown(key))
+            yield from _texts(child, quoted(key))
     elif isinstance(value, list):
         for child in value:
             yield from _texts(child, name)
@@ -198,7 +198,7 @@ def _syntax_error(text: str, error: json.JSONDecodeError) -> JobError:
         return JobError(f"there is a trailing comma at character {comma}", "take it away")
     for wrong, right in _guesses(text, at, error.msg):
         return JobError(f"{wrong} at character {at + 1}", right)
-    return JobError(f"it is not JSON at character {at + 1}: {shown(text[at : at + 20])}", _EXAMPLE)
+    return JobError(f"it is not JSON at character {at + 1}: {quoted(text[at : at + 20])}", _EXAMPLE)
 
 
 def _trailing_comma(text: str, at: int) -> int:
@@ -233,4 +233,4 @@ def _guesses(text: str, at: int, said: str) -> Iterator[tuple[str, str]]:
 def _about_word(word: str) -> tuple[str, str]:
     if word in _PYTHON_WORDS:
         return f"{word} is not JSON", f"write {_PYTHON_WORDS[word]}"
-    return f"{shown(word)} stands without quotes", 'put it into "…"'
+    return f"{quoted(word)} stands without quotes", 'put it into "…"'

@@ -21,14 +21,14 @@ class Format(StrEnum):
     TEXT = "text"
     PARQUET = "parquet"
     ARROW = "arrow"
-    PAGE = "page"
+    TEXT_FILE = "page"
 
 
 CHOSEN = (Format.JSONL, Format.JSON, Format.CSV, Format.TSV, Format.TEXT, Format.PARQUET)
 """What a user may name; the others are found in folders."""
 
 
-class Reading(msgspec.Struct, frozen=True, kw_only=True):
+class InputOptions(msgspec.Struct, frozen=True, kw_only=True):
     """How job files are read.
 
     `format` None: told from the name and the first bytes. `keep_extra`: unknown fields go into the metadata.

@@ -15,31 +15,31 @@ from krea_batch.errors import JobError
 from krea_batch.jobs import FIELDS, Job
 from krea_batch.sources import field_errors
 from krea_batch.sources.duplicate_ids import default_id
-from krea_batch.sources.formats.jsonl import JsonLines, id_of
+from krea_batch.sources.formats.jsonl import JsonlParser, id_of
 from krea_batch.sources.inputs import Row
-from krea_batch.sources.json_errors import parse_object, shown
-from krea_batch.sources.options import Reading
-from krea_batch.sources.sweep import REPEAT, Axis, Point, axis, check_names, points
+from krea_batch.sources.json_errors import parse_object, quoted
+from krea_batch.sources.options import InputOptions
+from krea_batch.sources.sweep import REPEAT, Axis, Point, check_names, combinations, make_axis
 from krea_batch.sources.template import Template
 
 
-class Reader:
+class RowParser:
     """Makes jobs of rows. Raises JobError where the template or the sweep cannot be.
 
     `strange` has the names of fields that went into the metadata, for the caller to look at and to empty.
     """
 
-    def __init__(self, reading: Reading) -> None:
-        self._lines = JsonLines(keep_extra=reading.keep_extra)
+    def __init__(self, reading: InputOptions) -> None:
+        self._lines = JsonlParser(keep_extra=reading.keep_extra)
         self._keep_extra = reading.keep_extra
         self._axes = reading.axes
         self._template = Template(reading.template) if reading.template else None
         self._plain = not (reading.axes or reading.template)
         names = self._template.names if self._template else ()
         check_names(self._axes, names)
-        for _ in points(self._axes):  # a sweep that is too large is told before the first row
+        for _ in combinations(self._axes):  # a sweep that is too large is told before the first row
             break
-        self.strange = self._lines.strange
+        self.unknown_fields = self._lines.unknown_fields
 
     def read(self, number: int, row: Row) -> tuple[Job, ...]:
         """The jobs of the row of this running number; none where it is bad. An id is empty where the row has none."""
@@ -59,13 +59,13 @@ class Reader:
         if self._plain and type(row) is bytes and b'"sweep"' not in row:
             return (id_of(row) or default_id(number),)
         ids = tuple(job.id or default_id(number) for job in self.read(number, row))
-        self.strange.clear()
+        self.unknown_fields.clear()
         return ids
 
-    def explain(self, number: int, row: Row) -> JobError:
+    def diagnose(self, number: int, row: Row) -> JobError:
         """Why `read` gave none."""
         if self._plain and isinstance(row, bytes):
-            found = self._lines.explain(row)
+            found = self._lines.diagnose(row)
             if b'"sweep"' not in row:
                 return found
         try:
@@ -88,7 +88,7 @@ class Reader:
             return
         _check_said_once(fields, axes)
         base = (fields.get("id") or default_id(number)) if axes else ""
-        for point in points(axes):
+        for point in combinations(axes):
             yield _job(self._at(fields, point, base), keep_extra=self._keep_extra)
 
     def _with_extra(self, fields: dict[str, Any], metadata: dict[str, Any]) -> dict[str, Any]:
@@ -97,13 +97,13 @@ class Reader:
             if name in metadata or not (self._keep_extra or (self._template and name in self._template.names)):
                 continue
             metadata[name] = fields.pop(name)
-            self.strange.append(name)
+            self.unknown_fields.append(name)
         return metadata
 
     def _own_axes(self, sweep: object) -> tuple[Axis, ...]:
         if not isinstance(sweep, dict):
-            raise JobError(f'"sweep" is {shown(sweep)}', 'write "sweep": {"creativity": ["raw", "high"]}')
-        axes = tuple(axis(name, values) for name, values in sweep.items())
+            raise JobError(f'"sweep" is {quoted(sweep)}', 'write "sweep": {"creativity": ["raw", "high"]}')
+        axes = tuple(make_axis(name, values) for name, values in sweep.items())
         check_names(axes, self._template.names if self._template else ())
         return axes
 
@@ -127,7 +127,7 @@ def _check_said_once(fields: dict[str, Any], axes: tuple[Axis, ...]) -> None:
     metadata = fields.get("metadata")
     for each in axes:
         if each.name in fields or each.name in seen or (isinstance(metadata, dict) and each.name in metadata):
-            raise JobError(f"{shown(each.name)} is given, and swept as well", "keep one of them")
+            raise JobError(f"{quoted(each.name)} is given, and swept as well", "keep one of them")
         seen.add(each.name)
     if REPEAT in seen and ("seed" in fields or "seed" in seen):
         repeats = next(len(each.values) for each in axes if each.name == REPEAT)

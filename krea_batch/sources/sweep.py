@@ -17,8 +17,8 @@ import msgspec
 
 from krea_batch.errors import JobError
 from krea_batch.jobs import FIELDS
-from krea_batch.sources.field_errors import nearest
-from krea_batch.sources.json_errors import shown
+from krea_batch.sources.field_errors import closest_match
+from krea_batch.sources.json_errors import quoted
 
 SWEPT = tuple(name for name in FIELDS if name not in ("prompt", "id", "metadata"))
 REPEAT = "repeat"
@@ -44,7 +44,7 @@ class Point(msgspec.Struct, frozen=True):
     values: dict[str, Any]
 
 
-def axis(name: str, values: object) -> Axis:
+def make_axis(name: str, values: object) -> Axis:
     """An axis of a list of values, of an object that names them, or of a text such as `1..4`.
 
     Raises JobError where that is none, or where two values have the same word.
@@ -54,17 +54,17 @@ def axis(name: str, values: object) -> Axis:
     if name == "seed" and isinstance(values, str):
         values = seeds(values)
     if isinstance(values, Mapping):
-        named = [(_word(name, word), value) for word, value in values.items()]
+        named = [(_slug(name, word), value) for word, value in values.items()]
     elif isinstance(values, Sequence) and not isinstance(values, str):
-        named = [(_word(name, value), value) for value in values]
+        named = [(_slug(name, value), value) for value in values]
     else:
-        raise JobError(f"the sweep of {shown(name)} is {shown(values)}", _EXAMPLE)
+        raise JobError(f"the sweep of {quoted(name)} is {quoted(values)}", _EXAMPLE)
     if not named:
-        raise JobError(f"the sweep of {shown(name)} has no value", "give it at least one, or take it away")
+        raise JobError(f"the sweep of {quoted(name)} has no value", "give it at least one, or take it away")
     for n, (word, value) in enumerate(named):
         for other_word, other in named[:n]:
             if word == other_word:
-                wrong = f"{shown(other)} and {shown(value)} in the sweep of {shown(name)} would be {word} in an id"
+                wrong = f"{quoted(other)} and {quoted(value)} in the sweep of {quoted(name)} would be {word} in an id"
                 right = "keep one of them" if other == value else 'name them: {"first": …, "second": …}'
                 raise JobError(wrong, right)
     return Axis(name, tuple(named))
@@ -73,7 +73,7 @@ def axis(name: str, values: object) -> Axis:
 def repeats(count: object) -> Axis:
     """The axis of so many pictures of one request."""
     if isinstance(count, bool) or not isinstance(count, int) or not 1 <= count <= MAX_JOBS_A_ROW:
-        raise JobError(f"repeat is {shown(count)}", f"write a whole number from 1 to {MAX_JOBS_A_ROW:,}")
+        raise JobError(f"repeat is {quoted(count)}", f"write a whole number from 1 to {MAX_JOBS_A_ROW:,}")
     return Axis(REPEAT, tuple((str(n), n) for n in range(1, count + 1)))
 
 
@@ -90,7 +90,7 @@ def seeds(text: str) -> list[int]:
         elif re.fullmatch(r"-?\d{1,20}", word):
             found.append(int(word))
         else:
-            raise JobError(f"the seeds are {shown(text)}", "write 1..4, or 7,11,12")
+            raise JobError(f"the seeds are {quoted(text)}", "write 1..4, or 7,11,12")
     return found
 
 
@@ -99,21 +99,21 @@ def axis_of_text(text: str) -> Axis:
     name, equals, values = text.partition("=")
     name = name.strip()
     if not name or not equals or not values:
-        raise JobError(f"the sweep is {shown(text)}", "write a field and its values: creativity=raw,high")
+        raise JobError(f"the sweep is {quoted(text)}", "write a field and its values: creativity=raw,high")
     if name == "seed":
-        return axis(name, seeds(values))
+        return make_axis(name, seeds(values))
     if name == REPEAT:
         return repeats(int(values) if values.isascii() and values.isdigit() else values)
-    return axis(name, [value.strip() for value in values.split(",")])
+    return make_axis(name, [value.strip() for value in values.split(",")])
 
 
 def check_names(axes: Iterable[Axis], also: Iterable[str] = ()) -> None:
     """Raise JobError for an axis that is neither a field of the API nor one of `also`, the names of a template."""
     for each in axes:
         if each.name not in (*SWEPT, REPEAT) and each.name not in also:
-            meant = nearest(each.name, SWEPT)
+            meant = closest_match(each.name, SWEPT)
             right = f'did you mean "{meant}"?' if meant else f"the fields are {', '.join(SWEPT)}"
-            raise JobError(f"{shown(each.name)} cannot be swept", right)
+            raise JobError(f"{quoted(each.name)} cannot be swept", right)
 
 
 def size(axes: Iterable[Axis]) -> int:
@@ -121,7 +121,7 @@ def size(axes: Iterable[Axis]) -> int:
     return math.prod(len(each.values) for each in axes)
 
 
-def points(axes: Iterable[Axis]) -> Iterator[Point]:
+def combinations(axes: Iterable[Axis]) -> Iterator[Point]:
     """Every combination, the last axis fastest: names of a template first, then fields, repeats last.
 
     Raises JobError where a name stands twice or there are more than MAX_JOBS_A_ROW.
@@ -129,7 +129,7 @@ def points(axes: Iterable[Axis]) -> Iterator[Point]:
     ordered = sorted(axes, key=_place)
     for one, other in itertools.pairwise(ordered):
         if one.name == other.name:
-            raise JobError(f"{shown(one.name)} is swept twice", "give all its values in one sweep")
+            raise JobError(f"{quoted(one.name)} is swept twice", "give all its values in one sweep")
     if (count := size(ordered)) > MAX_JOBS_A_ROW:
         raise JobError(f"the sweep makes {count:,} jobs of one row", f"at most {MAX_JOBS_A_ROW:,} are taken")
     for chosen in itertools.product(*(each.values for each in ordered)):
@@ -144,17 +144,17 @@ def _place(each: Axis) -> tuple[int, str]:
     return (FIELDS.index(each.name), "") if each.name in FIELDS else (-1, each.name)
 
 
-def _word(name: str, value: object) -> str:
+def _slug(name: str, value: object) -> str:
     if isinstance(value, bool | int | float):
-        return shown(value)
+        return quoted(value)
     if not isinstance(value, str):
         raise JobError(
-            f"a value in the sweep of {shown(name)} is {shown(value)}",
+            f"a value in the sweep of {quoted(name)} is {quoted(value)}",
             f'name its values: "{name}": {{"first": …, "second": …}}',
         )
     word = _NOT_IN_WORDS.sub("_", re.sub(r"(?<=\d):(?=\d)", "x", value)).strip("_.")
     if not word:
-        raise JobError(f"{shown(value)} in the sweep of {shown(name)} has no word for an id", "give it a name")
+        raise JobError(f"{quoted(value)} in the sweep of {quoted(name)} has no word for an id", "give it a name")
     if len(word) <= MAX_WORD_CHARS:
         return word
     return f"{word[:MAX_WORD_CHARS]}~{hashlib.sha256(value.encode()).hexdigest()[:6]}"

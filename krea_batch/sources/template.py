@@ -10,7 +10,7 @@ from string import Formatter
 from typing import Any
 
 from krea_batch.errors import JobError
-from krea_batch.sources.json_errors import shown
+from krea_batch.sources.json_errors import quoted
 
 
 class Template:
@@ -21,13 +21,13 @@ class Template:
         try:
             parts = list(Formatter().parse(text))
         except ValueError as error:
-            raise JobError(f"the template {shown(text)} is not one ({error})", right) from None
+            raise JobError(f"the template {quoted(text)} is not one ({error})", right) from None
         if any(name == "" or conversion or spec for _, name, spec, conversion in parts):
-            raise JobError(f"the template {shown(text)} has a brace without a name", right)
+            raise JobError(f"the template {quoted(text)} has a brace without a name", right)
         self._parts = [(before, name) for before, name, _, _ in parts]
         self.names = tuple(dict.fromkeys(name for _, name in self._parts if name))
         if not self.names:
-            raise JobError(f"the template {shown(text)} names no column", right)
+            raise JobError(f"the template {quoted(text)} names no column", right)
 
     def render(self, values: Mapping[str, Any]) -> str:
         """The prompt with these values. Raises JobError where one is missing or is no text or number."""
@@ -35,10 +35,10 @@ class Template:
 
     def _value(self, values: Mapping[str, Any], name: str) -> str:
         if name not in values:
-            raise JobError(f"there is no {shown(name)} for the template", f"there is {', '.join(values)}")
+            raise JobError(f"there is no {quoted(name)} for the template", f"there is {', '.join(values)}")
         value = values[name]
         if isinstance(value, str):
             return value
         if value is None or isinstance(value, list | dict):
-            raise JobError(f"{shown(name)} is {shown(value)}", "a template takes text and numbers")
-        return shown(value)
+            raise JobError(f"{quoted(name)} is {quoted(value)}", "a template takes text and numbers")
+        return quoted(value)

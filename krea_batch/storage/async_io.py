@@ -25,7 +25,7 @@ class DiskThreads:
         return loop.run_in_executor(self._executor, functools.partial(work, *args, **kwargs))
 
 
-async def to_the_end(work: asyncio.Future[T]) -> T:
+async def run_to_completion(work: asyncio.Future[T]) -> T:
     """Wait for work in a thread. A cancel waits, too: whoever comes next may not meet it at the same file."""
     try:
         return await asyncio.shield(work)
@@ -34,7 +34,7 @@ async def to_the_end(work: asyncio.Future[T]) -> T:
         raise
 
 
-class Spacing:
+class MinInterval:
     """Has something begin, but not sooner than some seconds after it last began."""
 
     def __init__(self, begin: Callable[[], object]) -> None:
@@ -68,7 +68,7 @@ class Spacing:
         self._begin()
 
 
-def answer_all(futures: Iterable[asyncio.Future[Any]], answers: Iterable[Any]) -> None:
+def resolve_all(futures: Iterable[asyncio.Future[Any]], answers: Iterable[Any]) -> None:
     """Give each future its answer, errors as what is raised; one that nobody waits for any more is left alone."""
     for future, answer in zip(futures, answers, strict=True):
         if future.done():

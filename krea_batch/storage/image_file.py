@@ -17,10 +17,10 @@ from typing import ParamSpec, TypeVar
 
 from krea_batch.jobs import StoredFile
 from krea_batch.storage.atomic import fsync_path, open_for_writing
-from krea_batch.storage.png import PngError, PngWalk
-from krea_batch.storage.run_dir import IMAGES, file_names
+from krea_batch.storage.png import PngError, PngValidator
+from krea_batch.storage.run_dir import IMAGES, candidate_names
 
-__all__ = ["Picture", "PngError", "finish", "stage", "sweep"]
+__all__ = ["ImageFile", "PngError", "commit_many", "remove_stale_parts", "stage"]
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -30,7 +30,7 @@ MEDIA_TYPE = "image/png"
 _CLAIMING = Lock()  # two disk threads that find the same name free would both take it
 
 
-class Picture:
+class ImageFile:
     """One picture on its way to disk.
 
     `name` is the file's stem: the job's id, or `<id>-2` for its second. `n` is the job's number in the ledger,
@@ -45,7 +45,7 @@ class Picture:
         self.stem = name
         self._part = f"{self.folder}/{name}.{n}.png.part"
         self._fd = -1  # of the part, from its last bytes until it is synced
-        self._walk = PngWalk()
+        self._walk = PngValidator()
         self._digest = hashlib.sha256()
         self.taken_bytes = 0
         self.is_whole = False  # every byte has come, and was checked
@@ -57,14 +57,14 @@ class Picture:
 
     def start_over(self) -> None:
         """Forget what has come; the next bytes are the first ones."""
-        self._walk, self._digest, self.taken_bytes = PngWalk(), hashlib.sha256(), 0
+        self._walk, self._digest, self.taken_bytes = PngValidator(), hashlib.sha256(), 0
 
-    def take(self, chunks: Sequence[bytes]) -> None:
+    def write(self, chunks: Sequence[bytes]) -> None:
         """Write and check the next bytes. Raises PngError where they are no PNG, OSError where the disk fails."""
         with self._opened() as fd:
             self._write(fd, chunks)
 
-    def close_up(self, chunks: Sequence[bytes]) -> None:
+    def write_last(self, chunks: Sequence[bytes]) -> None:
         """Take the last bytes; the part stays open until `let_go`. Raises as `take`, and where the picture is cut."""
         self._fd = self._open()
         self._write(self._fd, chunks)
@@ -80,19 +80,19 @@ class Picture:
         """Make the bytes durable. Raises OSError."""
         os.fsync(self._fd)
 
-    def let_go(self) -> None:
+    def close(self) -> None:
         """Close the part, where it is open."""
         if self._fd >= 0:
             fd, self._fd = self._fd, -1
             os.close(fd)
 
-    def name(self) -> StoredFile:
+    def commit_name(self) -> StoredFile:
         """Give the picture its name; it is durable once the folder is synced, too. Raises OSError."""
         with _CLAIMING:
             name = self._claim_name()
-        return self.row(f"{IMAGES}/{name}")
+        return self.to_record(f"{IMAGES}/{name}")
 
-    def row(self, path: str) -> StoredFile:
+    def to_record(self, path: str) -> StoredFile:
         """What results say of the whole picture, kept at `path`."""
         return StoredFile(
             path,
@@ -133,7 +133,7 @@ class Picture:
 
     def _claim_name(self) -> str:
         """Rename to the first free name. A file of the same bytes is ours, from a run that was cut short here."""
-        for name in file_names(self.stem):
+        for name in candidate_names(self.stem):
             final = f"{self.folder}/{name}"
             if not os.path.lexists(final) or self._is_ours(Path(final)):
                 os.replace(self._part, final)  # noqa: PTH105
@@ -147,23 +147,23 @@ class Picture:
             return hashlib.file_digest(file, "sha256").digest() == self._digest.digest()
 
 
-def sweep(out: Path) -> None:
+def remove_stale_parts(out: Path) -> None:
     """Delete the parts that an earlier run left in a run's folder. Raises OSError."""
     for part in (out / IMAGES).glob("*.png.part"):
         if part.name.removesuffix(".png.part").rpartition(".")[2].isdecimal():  # others are not ours
             part.unlink()
 
 
-def stage(picture: Picture, last: Sequence[bytes]) -> None:
+def stage(picture: ImageFile, last: Sequence[bytes]) -> None:
     """Take the last bytes of a picture that stays in its `.part`. Raises PngError, OSError."""
     try:
-        picture.close_up(last)
+        picture.write_last(last)
         picture.begin_sync()
     finally:
-        picture.let_go()
+        picture.close()
 
 
-def finish(last: Sequence[tuple[Picture, Sequence[bytes]]]) -> list[StoredFile | PngError | OSError]:
+def commit_many(last: Sequence[tuple[ImageFile, Sequence[bytes]]]) -> list[StoredFile | PngError | OSError]:
     """Take the last bytes of several pictures of one folder, and make bytes and names durable.
 
     Gives for each its row, or what went wrong with it. Each step is done for all of them before the next, which costs
@@ -171,15 +171,16 @@ def finish(last: Sequence[tuple[Picture, Sequence[bytes]]]) -> list[StoredFile |
     """
     pictures = [picture for picture, _ in last]
     try:
-        failed = [_tried(picture.close_up, chunks) for picture, chunks in last]
+        failed = [_tried(picture.write_last, chunks) for picture, chunks in last]
         for picture in pictures:
             _tried(picture.begin_sync)
         failed = [error or _tried(picture.sync) for error, picture in zip(failed, pictures, strict=True)]
     finally:
         for picture in pictures:
-            picture.let_go()
+            picture.close()
     named = [
-        _tried(picture.name) if error is None else error for error, picture in zip(failed, pictures, strict=True)
+        _tried(picture.commit_name) if error is None else error
+        for error, picture in zip(failed, pictures, strict=True)
     ]
     unsynced = _tried(fsync_path, pictures[0].folder)
     if unsynced is None:

@@ -11,17 +11,17 @@ import functools
 from collections.abc import Sequence
 
 from krea_batch.jobs import StoredFile
-from krea_batch.storage.async_io import DiskThreads, answer_all
-from krea_batch.storage.image_file import Picture, PngError, finish
+from krea_batch.storage.async_io import DiskThreads, resolve_all
+from krea_batch.storage.image_file import ImageFile, PngError, commit_many
 
-FULL_PICTURES = 32  # chosen: more in one group make none of them cheaper (measured)
-FULL_BYTES = 8 << 20  # chosen: what a disk thread checks and writes in 20 ms
-MOST_GROUPS = 4  # chosen: cores that check, and queues of a disk, are few
+MAX_GROUP_IMAGES = 32  # chosen: more in one group make none of them cheaper (measured)
+MAX_GROUP_BYTES = 8 << 20  # chosen: what a disk thread checks and writes in 20 ms
+MAX_GROUPS = 4  # chosen: cores that check, and queues of a disk, are few
 
-_Waiting = tuple[Picture, Sequence[bytes], asyncio.Future[StoredFile]]
+_Waiting = tuple[ImageFile, Sequence[bytes], asyncio.Future[StoredFile]]
 
 
-class Shelf:
+class LocalImageWriter:
     """Finishes the pictures of one run, many at a time."""
 
     def __init__(self, disk: DiskThreads) -> None:
@@ -29,24 +29,25 @@ class Shelf:
         self._waiting: list[_Waiting] = []
         self._groups = 0
 
-    async def finish(self, picture: Picture, last: Sequence[bytes]) -> StoredFile:
+    async def finish(self, picture: ImageFile, last: Sequence[bytes]) -> StoredFile:
         """Take a picture's last bytes. Returns the file's row once it is durable. Raises PngError, OSError."""
         future: asyncio.Future[StoredFile] = asyncio.get_running_loop().create_future()
         self._waiting.append((picture, last, future))
-        if self._groups == 0 or (self._groups < MOST_GROUPS and self._is_full()):
+        if self._groups == 0 or (self._groups < MAX_GROUPS and self._is_full()):
             self._start()
         return await future
 
     def _is_full(self) -> bool:
         waiting = self._waiting
         return (
-            len(waiting) >= FULL_PICTURES or sum(len(data) for _, last, _ in waiting for data in last) >= FULL_BYTES
+            len(waiting) >= MAX_GROUP_IMAGES
+            or sum(len(data) for _, last, _ in waiting for data in last) >= MAX_GROUP_BYTES
         )
 
     def _start(self) -> None:
-        group, self._waiting = self._waiting[:FULL_PICTURES], self._waiting[FULL_PICTURES:]
+        group, self._waiting = self._waiting[:MAX_GROUP_IMAGES], self._waiting[MAX_GROUP_IMAGES:]
         self._groups += 1
-        work = self._disk.run(finish, [(picture, last) for picture, last, _ in group])
+        work = self._disk.run(commit_many, [(picture, last) for picture, last, _ in group])
         work.add_done_callback(functools.partial(self._done, group))
 
     def _done(self, group: list[_Waiting], work: asyncio.Future[list[StoredFile | PngError | OSError]]) -> None:
@@ -57,6 +58,6 @@ class Shelf:
             answers = [error] * len(group)
         else:
             answers = work.result()
-        answer_all((future for _, _, future in group), answers)
+        resolve_all((future for _, _, future in group), answers)
         if self._waiting:
             self._start()

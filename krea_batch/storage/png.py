@@ -19,7 +19,7 @@ class PngError(ValueError):
     """The bytes are not one whole PNG; the text says where they stop being one."""
 
 
-class PngWalk:
+class PngValidator:
     """Walks a PNG as it streams. `feed` it everything in order, then ask `finish`; either may raise PngError.
 
     `width` and `height` (pixels) are there once the IHDR chunk has passed.

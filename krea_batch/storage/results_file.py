@@ -18,7 +18,7 @@ from typing import BinaryIO, NamedTuple, TypeVar, TypeVarTuple, Unpack
 import msgspec
 
 from krea_batch.jobs import Outcome
-from krea_batch.storage.async_io import Spacing, to_the_end
+from krea_batch.storage.async_io import MinInterval, run_to_completion
 from krea_batch.storage.atomic import commit, open_for_writing
 
 T = TypeVar("T")
@@ -26,10 +26,10 @@ Ts = TypeVarTuple("Ts")
 
 RESULTS = "results.jsonl"
 COPY_BYTES = 1 << 20
-GATHER_S = 0.1  # chosen: between the begins of two appends where many rows come; nobody reads faster
+APPEND_INTERVAL_S = 0.1  # chosen: between the begins of two appends where many rows come; nobody reads faster
 
 
-class Kept(NamedTuple):
+class StablePrefix(NamedTuple):
     """The rows of the jobs up to the number `last`: they are the first bytes of the file, and will not change."""
 
     last: int
@@ -37,7 +37,7 @@ class Kept(NamedTuple):
     identity: tuple[int, int] | None
 
 
-NOTHING_KEPT = Kept(0, 0, None)
+EMPTY_PREFIX = StablePrefix(0, 0, None)
 
 
 def row(outcome: Outcome) -> bytes:
@@ -45,7 +45,7 @@ def row(outcome: Outcome) -> bytes:
     return msgspec.json.encode(outcome) + b"\n"
 
 
-class Results:
+class ResultsFile:
     """The results file of one run. File work is done in `disk`; `failed` hears of it when that cannot be done."""
 
     def __init__(self, out: Path, disk: Executor, failed: Callable[[OSError], None]) -> None:
@@ -55,15 +55,15 @@ class Results:
         self._rows: list[bytes] = []
         self._held = False
         self._writing: asyncio.Future[None] | None = None
-        self._appends = Spacing(self._write)
+        self._appends = MinInterval(self._write)
 
     def append(self, outcome: Outcome) -> None:
         """Have a row added at the end, together with those that come soon after it, or while the disk is busy."""
         self._rows.append(row(outcome))
         if self._writing is None and not self._appends.is_set:
-            self._appends.next(GATHER_S)
+            self._appends.next(APPEND_INTERVAL_S)
 
-    def hold(self) -> None:
+    def buffer(self) -> None:
         """Keep the rows that are appended from now on until the file has been written anew, which has the others."""
         self._rows.clear()
         self._held = True
@@ -86,13 +86,13 @@ class Results:
             if self._writing is not None:
                 await asyncio.wait([self._writing])
 
-    async def write_anew(self, groups: AsyncIterable[Iterable[Outcome]], *, keep_bytes: int = 0) -> None:
+    async def rewrite(self, groups: AsyncIterable[Iterable[Outcome]], *, keep_bytes: int = 0) -> None:
         """Write the file anew behind its first `keep_bytes`: what has ended by now, or had when `hold` was called.
 
         The old file stays until the new one is synced. Raises OSError.
         """
         if not self._held:
-            self.hold()
+            self.buffer()
         try:
             while self._writing is not None:
                 await asyncio.wait([self._writing])
@@ -115,7 +115,7 @@ class Results:
         await self._on_disk(commit, new, self._path)
 
     async def _on_disk(self, work: Callable[[Unpack[Ts]], T], *args: *Ts) -> T:
-        return await to_the_end(asyncio.get_running_loop().run_in_executor(self._disk, work, *args))
+        return await run_to_completion(asyncio.get_running_loop().run_in_executor(self._disk, work, *args))
 
     def _write(self) -> None:
         if not self._rows or self._held or self._writing is not None:
@@ -133,7 +133,7 @@ class Results:
         elif error is not None:
             raise error
         elif self._rows:
-            self._appends.next(GATHER_S)
+            self._appends.next(APPEND_INTERVAL_S)
 
 
 def _append(path: Path, rows: list[bytes]) -> None:

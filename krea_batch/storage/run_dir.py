@@ -19,7 +19,7 @@ IMAGES = "images"
 TRIES, TRY_AGAIN_S = 10, 0.01  # chosen: who only asks whether a run is at work has a lock for an instant
 
 
-class RunFolder:
+class RunDir:
     """The folder of one run, locked from `take` to `release`."""
 
     def __init__(self, path: Path) -> None:
@@ -27,7 +27,7 @@ class RunFolder:
         self.ledger = path / LEDGER
         self._fd = -1
 
-    def take(self) -> None:
+    def lock(self) -> None:
         """Make the folder and lock it. Raises RunFolderError where another process has it, or it cannot be made."""
         if os.name == "nt":
             raise RunDirError(self.path, "no folder can be locked on Windows", "run krea-batch in WSL")
@@ -39,18 +39,18 @@ class RunFolder:
                 self.path, f"the folder cannot be used ({error.strerror})", "choose another --out"
             ) from error
         if not _lock(self._fd):
-            self.release()
+            self.unlock()
             raise RunDirError(
                 self.path, "another krea-batch is working in it", "wait for it, or choose another --out"
             )
 
-    def release(self) -> None:
+    def unlock(self) -> None:
         if self._fd >= 0:
             os.close(self._fd)
             self._fd = -1
 
 
-def is_at_work(path: Path) -> bool:
+def is_locked(path: Path) -> bool:
     """Whether a process has the run's folder."""
     try:
         fd = os.open(path, os.O_RDONLY)
@@ -62,14 +62,14 @@ def is_at_work(path: Path) -> bool:
         os.close(fd)
 
 
-def file_names(stem: str) -> Iterator[str]:
+def candidate_names(stem: str) -> Iterator[str]:
     """The names that a picture may have, in a folder or a bucket, the best first; without an end."""
     yield f"{stem}.png"
     for n in count(2):
         yield f"{stem}~{n}.png"  # somebody else's picture has the name: it stays, and so does ours
 
 
-def check_run(out: Path) -> None:
+def require_run(out: Path) -> None:
     """Raise RunFolderError unless there is a run in the folder."""
     if not (out / LEDGER).is_file():
         raise RunDirError(out, "there is no run in it", f"it has no {LEDGER}; give the --out of a run")

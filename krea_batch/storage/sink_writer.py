@@ -16,16 +16,16 @@ from typing import TypeVar
 from krea_batch.errors import RunStopped
 from krea_batch.jobs import StoredFile
 from krea_batch.storage.async_io import DiskThreads
-from krea_batch.storage.image_file import Picture, stage, sweep
-from krea_batch.storage.sinks import Sink, SinkError, SinkRefused, WholePicture
+from krea_batch.storage.image_file import ImageFile, remove_stale_parts, stage
+from krea_batch.storage.sinks import Sink, SinkPermanentError, SinkTransientError, VerifiedImage
 
-PUT_S = 300.0  # chosen: 64 MiB, the largest picture, at 2 Mbit/s
-CHECK_S = 60.0  # chosen: a store that takes longer to say a word is none to begin a paid run with
+PUT_TIMEOUT_S = 300.0  # chosen: 64 MiB, the largest picture, at 2 Mbit/s
+CHECK_TIMEOUT_S = 60.0  # chosen: a store that takes longer to say a word is none to begin a paid run with
 
 T = TypeVar("T")
 
 
-class Courier:
+class SinkImageWriter:
     """Verifies the images of one run and hands them to a sink.
 
     `stop` ends the run early. `cancellable` runs a sink's upload so that a stop of the run may cancel it.
@@ -46,23 +46,23 @@ class Courier:
         self._stop = stop
         self._cancellable = cancellable
 
-    async def make_ready(self) -> None:
+    async def prepare(self) -> None:
         """Sweep what a killed run left, and stop this one before it pays where the sink keeps nothing."""
-        await self._disk.run(sweep, self._out)
+        await self._disk.run(remove_stale_parts, self._out)
         try:
-            await _in_time(self._sink.check(), CHECK_S)
-        except SinkError as error:
+            await _in_time(self._sink.check(), CHECK_TIMEOUT_S)
+        except SinkTransientError as error:
             reason = f"pictures cannot be kept ({error.reason})"
             self._stop(RunStopped(reason, "see to --sink, then run the same command again"))
-        except SinkRefused as error:
+        except SinkPermanentError as error:
             self._stop(RunStopped(error.reason, error.next_step))
 
-    async def finish(self, picture: Picture, last: list[bytes]) -> StoredFile:
+    async def finish(self, picture: ImageFile, last: list[bytes]) -> StoredFile:
         """Take a picture's last bytes. Raises PngError and OSError as the shelf does, SinkError, SinkRefused."""
         if not picture.is_whole:
             await self._disk.run(stage, picture, last)
-        row = picture.row("")
-        whole = WholePicture(
+        row = picture.to_record("")
+        whole = VerifiedImage(
             picture.job_id,
             picture.output,
             picture.stem,
@@ -73,9 +73,9 @@ class Courier:
             row.height,
             row.media_type,
         )
-        where = await self._cancellable(lambda: _in_time(self._sink.put(whole), PUT_S))
+        where = await self._cancellable(lambda: _in_time(self._sink.put(whole), PUT_TIMEOUT_S))
         await self._disk.run(picture.part.unlink)
-        return picture.row(where)
+        return picture.to_record(where)
 
 
 async def _in_time(work: Awaitable[T], limit_s: float) -> T:
@@ -84,6 +84,6 @@ async def _in_time(work: Awaitable[T], limit_s: float) -> T:
         async with asyncio.timeout(limit_s):
             return await work
     except TimeoutError:
-        raise SinkError(f"the sink gave no answer in {limit_s:.0f} s") from None
+        raise SinkTransientError(f"the sink gave no answer in {limit_s:.0f} s") from None
     except OSError as error:
-        raise SinkError(error.strerror or type(error).__name__) from error
+        raise SinkTransientError(error.strerror or type(error).__name__) from error

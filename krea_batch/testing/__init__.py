@@ -1,6 +1,8 @@
-"""Stand-ins for the real service, for tests and for trying things out.
+"""A test kit: replacements for the real gateway and for the clock.
 
-simulator          the gateway and its CDN as a server: `krea-batch simulate`, `--simulate`
-scripted_gateway   a gateway that answers what a test wrote down
-virtual_time       an event loop on which hours pass in milliseconds
+Tests of an application use `scripted_gateway` and `virtual_time`; each of them starts with an example.
+
+simulator          the gateway and its CDN as HTTP servers: `krea-batch simulate`, `--simulate`
+scripted_gateway   a gateway in the same process that gives the responses a test has scripted
+virtual_time       an event loop whose clock jumps to the next timer instead of waiting
 """

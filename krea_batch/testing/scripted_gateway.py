@@ -1,7 +1,23 @@
-"""A gateway that answers what a test wrote down: verdicts for POSTs and polls, bytes or errors for downloads.
+"""A gateway for tests that gives scripted responses: verdicts for submits and polls, bytes or errors for downloads.
 
-Newcomers: it charges like the real one. `charged` holds the request_ids of accepted POSTs, whether or not the
-answer arrived.
+Pass it to an engine instead of an HTTP client. Without a script every job is accepted, polled twice and downloaded:
+
+    from krea_batch import Engine, Job
+    from krea_batch.testing.scripted_gateway import ACCEPT, Refusal, Refused, ScriptedGateway
+    from krea_batch.testing.virtual_time import run_virtual
+
+    def test_a_rate_limited_job_succeeds(tmp_path):
+        gateway = ScriptedGateway()
+        gateway.submit_script["a fox"] = [Refused(Refusal.SLOW_DOWN, 429, "slow down", retry_after_s=30), ACCEPT]
+
+        async def main():
+            async with Engine(tmp_path / "out", gateway_client=gateway) as engine:
+                return await engine.generate(Job(prompt="a fox"))
+
+        assert run_virtual(main()).status == "succeeded"
+        assert list(gateway.charged.values()) == ["a fox"]
+
+It charges as the real gateway does: `charged` holds every accepted POST, even if its response was lost.
 """
 
 from __future__ import annotations
@@ -11,18 +27,21 @@ import struct
 import zlib
 from collections import defaultdict
 from collections.abc import AsyncIterator, Callable, Iterable
-from typing import Any, Self
+from typing import Any, Final, Self
 
 import orjson
 
 from krea_batch.rules.verdicts import Accepted, Finished, PollVerdict, PostVerdict, Waiting
 
-Accept = object()
-"""In a script of POSTs: accept, with a new request_id."""
+ACCEPT: Final = object()
+"""Entry of a submit script: accept the job with a new request_id."""
+
+FINISH: Final = Finished
+"""Entry of a poll script: the job has finished, with the default image URLs."""
 
 
-def png(width: int = 4, height: int = 3, text: bytes = b"") -> bytes:
-    """A whole PNG, by hand."""
+def make_png(width: int = 4, height: int = 3, text: bytes = b"") -> bytes:
+    """Return a small valid PNG; images with different `text` differ in their bytes."""
 
     def chunk(kind: bytes, data: bytes) -> bytes:
         return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
@@ -37,8 +56,11 @@ def png(width: int = 4, height: int = 3, text: bytes = b"") -> bytes:
     )
 
 
-class ScriptedMedia:
-    """A body that comes in pieces, and may break off (an exception) or make one wait (seconds)."""
+class ScriptedDownload:
+    """A download that sends these pieces in order: bytes are sent, a float waits (seconds), an exception is raised.
+
+    `offset` is where the first byte lies in the image, as a 206 response says it. `etag` is None if there is none.
+    """
 
     def __init__(
         self, pieces: Iterable[bytes | Exception | float], offset: int = 0, etag: str | None = '"e"'
@@ -53,6 +75,7 @@ class ScriptedMedia:
     async def __aexit__(self, *_: object) -> None: ...
 
     async def chunks(self) -> AsyncIterator[bytes]:
+        """Send the pieces."""
         for piece in self._pieces:
             await asyncio.sleep(piece if isinstance(piece, float) else 0)
             if isinstance(piece, Exception):
@@ -62,56 +85,72 @@ class ScriptedMedia:
 
 
 class ScriptedGateway:
-    """Answers by prompt from `posts`, `polls` and `media`; without a script it accepts, waits once, finishes.
+    """Responds to each prompt from `submit_script`, `poll_script` and `download_script`.
 
-    A script entry is a verdict, an exception to raise, or (seconds, entry) to wait first. The last entry of a
-    script is repeated.
+    A script is a list of entries by prompt; each request takes the next entry, and the last entry is repeated. An
+    entry is one of
+
+    - a verdict, such as `Refused(…)` or `Waiting("QUEUED")`; `ACCEPT` and `FINISH` are the usual ones;
+    - for a download: a `ScriptedDownload`, or the list of its pieces;
+    - an exception, which is raised;
+    - a pair `(seconds, entry)`, which waits first.
+
+    Without a script a job is accepted, is PROCESSING at its first poll and has finished at its second, and its
+    image is that of `image`.
+
+    What the engine did: `submitted_bodies`, `submitted_prompts`, `submit_times_s`, `poll_times_s` (by request_id),
+    `downloads` (URL and offset), `charged` (prompt by request_id), `pending_submits`, `peak_pending_submits`.
+    Times are those of the event loop. `on_submit` and `on_poll` are called with the prompt or the request_id
+    before the response; they may raise.
     """
 
     def __init__(self) -> None:
-        self.posts: dict[str, list[Any]] = defaultdict(list)
-        self.polls: dict[str, list[Any]] = defaultdict(list)
-        self.media: dict[str, list[Any]] = defaultdict(list)
-        self.bodies: list[dict[str, Any]] = []
-        self.post_times_s: list[float] = []
+        self.submit_script: dict[str, list[Any]] = defaultdict(list)
+        self.poll_script: dict[str, list[Any]] = defaultdict(list)
+        self.download_script: dict[str, list[Any]] = defaultdict(list)
+        self.submitted_bodies: list[dict[str, Any]] = []
+        self.submit_times_s: list[float] = []
         self.poll_times_s: dict[str, list[float]] = defaultdict(list)
-        self.fetched: list[tuple[str, int]] = []
-        self.charged: dict[str, str] = {}  # request_id → prompt
-        self.post_s = 0.1
-        self.in_air = 0
-        self.most_in_air = 0
-        self.on_post: Callable[[str], None] = lambda _prompt: None
+        self.downloads: list[tuple[str, int]] = []
+        self.charged: dict[str, str] = {}  # prompts by request_id
+        self.submit_duration_s = 0.1
+        self.pending_submits = 0
+        self.peak_pending_submits = 0
+        self.on_submit: Callable[[str], None] = lambda _prompt: None
         self.on_poll: Callable[[str], None] = lambda _request_id: None
 
     async def submit(self, body: bytes, *, callback: str = "") -> PostVerdict:
+        """Return the next verdict for a POST, after `submit_duration_s`. The callback path is ignored."""
         request = orjson.loads(body)
-        self.on_post(request["prompt"])
-        self.bodies.append(request)
-        self.post_times_s.append(asyncio.get_running_loop().time())
-        self.in_air += 1
-        self.most_in_air = max(self.most_in_air, self.in_air)
+        self.on_submit(request["prompt"])
+        self.submitted_bodies.append(request)
+        self.submit_times_s.append(asyncio.get_running_loop().time())
+        self.pending_submits += 1
+        self.peak_pending_submits = max(self.peak_pending_submits, self.pending_submits)
         try:
-            await asyncio.sleep(self.post_s)
-            entry = await _play(self.posts[request["prompt"]], Accept)
+            await asyncio.sleep(self.submit_duration_s)
+            entry = await _next_entry(self.submit_script[request["prompt"]], ACCEPT)
         finally:
-            self.in_air -= 1
-        if entry is not Accept:
+            self.pending_submits -= 1
+        if entry is not ACCEPT:
             if isinstance(entry, Accepted):
                 self.charged[entry.request_id] = request["prompt"]
             return entry  # type: ignore[no-any-return]
         return self.accept(request["prompt"])
 
     @property
-    def prompts(self) -> list[str]:
-        """The prompts of all POSTs, in their order."""
-        return [body["prompt"] for body in self.bodies]
+    def submitted_prompts(self) -> list[str]:
+        """Return the prompts of all POSTs in order."""
+        return [body["prompt"] for body in self.submitted_bodies]
 
     def accept(self, prompt: str) -> Accepted:
+        """Charge a new job and return its verdict."""
         request_id = f"krea-2-large-text-to-image_{len(self.charged):08d}"
         self.charged[request_id] = prompt
         return Accepted(request_id, Waiting("QUEUED"))
 
     async def poll(self, request_id: str) -> PollVerdict:
+        """Return the next verdict for a poll."""
         prompt = self.charged[request_id]
         times_s = self.poll_times_s[request_id]
         times_s.append(asyncio.get_running_loop().time())
@@ -119,30 +158,33 @@ class ScriptedGateway:
         await asyncio.sleep(0.05)
         done = self.finished(request_id)
         default = Waiting("PROCESSING") if len(times_s) < 2 else done
-        entry = await _play(self.polls[prompt], default)
-        return done if entry is Finished else entry
+        entry = await _next_entry(self.poll_script[prompt], default)
+        return done if entry is FINISH else entry
 
     def finished(self, request_id: str, outputs: int = 1) -> Finished:
+        """Return the verdict of a finished job with this many images."""
         return Finished(
             tuple(f"https://cdn.example/{request_id}/{n}.png" for n in range(1, outputs + 1)), "image/png"
         )
 
-    async def fetch(self, url: str, *, offset: int = 0, etag: str | None = None) -> ScriptedMedia:
-        self.fetched.append((url, offset))
+    async def fetch(self, url: str, *, offset: int = 0, etag: str | None = None) -> ScriptedDownload:
+        """Return the next download of an image; with the matching ETag it starts at `offset`."""
+        self.downloads.append((url, offset))
         await asyncio.sleep(0.05)
         request_id = url.split("/")[-2]
-        entry = await _play(self.media[self.charged[request_id]], None)
+        entry = await _next_entry(self.download_script[self.charged[request_id]], None)
         if entry is None:
-            whole = self.picture(request_id)
+            data = self.image(request_id)
             start = offset if etag == '"e"' else 0
-            return ScriptedMedia([whole[start:]], offset=start)
-        return entry if isinstance(entry, ScriptedMedia) else ScriptedMedia(entry)
+            return ScriptedDownload([data[start:]], offset=start)
+        return entry if isinstance(entry, ScriptedDownload) else ScriptedDownload(entry)
 
-    def picture(self, request_id: str) -> bytes:
-        return png(text=self.charged[request_id].encode())
+    def image(self, request_id: str) -> bytes:
+        """Return the image of a job. Override it to serve other images."""
+        return make_png(text=self.charged[request_id].encode())
 
 
-async def _play(script: list[Any], default: Any) -> Any:
+async def _next_entry(script: list[Any], default: Any) -> Any:
     if not script:
         return default
     entry = script.pop(0) if len(script) > 1 else script[0]

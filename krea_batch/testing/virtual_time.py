@@ -1,7 +1,13 @@
-"""An event loop on which hours pass in milliseconds: when nothing is ready, the clock jumps to the next timer.
+"""An event loop with a virtual clock: when nothing is ready, the clock jumps to the next timer.
 
-Newcomers: work for threads is done on the loop's own thread, at once or as late as a caller says the disk is, so
-that a run on this loop is the same each time.
+    import asyncio
+    from krea_batch.testing.virtual_time import run_virtual
+
+    def test_a_day_passes():
+        run_virtual(asyncio.sleep(86400))  # returns within milliseconds
+
+Work for executors runs on the loop's own thread, so a run on this loop is the same each time. There is no network:
+use it together with a `ScriptedGateway`.
 """
 
 from __future__ import annotations
@@ -13,15 +19,17 @@ from typing import Any, TypeVar, TypeVarTuple, Unpack
 
 from krea_batch.errors import InternalError
 
+__all__ = ["VirtualTimeLoop", "run_virtual"]
+
 T = TypeVar("T")
 Ts = TypeVarTuple("Ts")
 
 MAX_VIRTUAL_TIME_S = 3650 * 86400.0  # chosen: longer than any forecast
-MIN_STEP_S = 1e-6  # a clock that stands still is a trap for whoever waits for "just after now"
+MIN_STEP_S = 1e-6  # code that waits for "just after now" would wait forever on a clock that does not move
 
 
 class _ClockSelector(selectors.SelectSelector):
-    """Instead of sleeping, moves the clock."""
+    """Moves the clock instead of sleeping."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -29,11 +37,11 @@ class _ClockSelector(selectors.SelectSelector):
 
     def select(self, timeout: float | None = None) -> list[tuple[selectors.SelectorKey, int]]:
         if timeout is None:
-            raise InternalError("everything waits for ever: nothing is ready and no timer runs")
+            raise InternalError("deadlock: every task is waiting, and there is no timer")
         self.now_s += max(timeout, MIN_STEP_S)
         if self.now_s > MAX_VIRTUAL_TIME_S:
             raise InternalError(
-                f"{MAX_VIRTUAL_TIME_S / 86400:.0f} days have passed: something is waited for that never comes"
+                f"{MAX_VIRTUAL_TIME_S / 86400:.0f} days have passed: a task waits for something that never happens"
             )
         return super().select(0)
 
@@ -41,9 +49,9 @@ class _ClockSelector(selectors.SelectSelector):
 class VirtualTimeLoop(asyncio.SelectorEventLoop):
     """`disk_s` says how many seconds each piece of work for a thread takes; it is done at the end of them."""
 
-    def __init__(self, disk_s: Callable[[], float] | None = None) -> None:
+    def __init__(self, thread_duration_s: Callable[[], float] | None = None) -> None:
         self._clock_selector = _ClockSelector()
-        self._disk_s = disk_s
+        self._thread_duration_s = thread_duration_s
         super().__init__(self._clock_selector)
 
     def time(self) -> float:
@@ -51,10 +59,10 @@ class VirtualTimeLoop(asyncio.SelectorEventLoop):
 
     def run_in_executor(self, executor: Any, func: Callable[[Unpack[Ts]], T], *args: *Ts) -> asyncio.Future[T]:
         future: asyncio.Future[T] = self.create_future()
-        if self._disk_s is None:
+        if self._thread_duration_s is None:
             self._run_call(lambda *answer: self.call_soon(_resolve, *answer), future, func, *args)
         else:
-            self.call_later(self._disk_s(), self._run_call, _resolve, future, func, *args)
+            self.call_later(self._thread_duration_s(), self._run_call, _resolve, future, func, *args)
         return future
 
     def _run_call(
@@ -64,10 +72,10 @@ class VirtualTimeLoop(asyncio.SelectorEventLoop):
         func: Callable[[Unpack[Ts]], T],
         *args: *Ts,
     ) -> None:
-        """Do it even where nobody waits for it any more, as a thread would."""
+        """Run the call even if its future is cancelled, as a thread would."""
         try:
             resolve(future, func(*args), None)
-        except Exception as error:  # noqa: BLE001 - a thread would hand it over, too
+        except Exception as error:  # noqa: BLE001 - a thread would pass it on, too
             resolve(future, None, error)
 
 
@@ -80,7 +88,7 @@ def _resolve(future: asyncio.Future[Any], result: Any, error: Exception | None) 
         future.set_result(result)
 
 
-def run_virtual(main: Coroutine[Any, Any, T], disk_s: Callable[[], float] | None = None) -> T:
-    """Run a coroutine to its end in virtual time."""
-    with asyncio.Runner(loop_factory=lambda: VirtualTimeLoop(disk_s)) as runner:
+def run_virtual(main: Coroutine[Any, Any, T], thread_duration_s: Callable[[], float] | None = None) -> T:
+    """Run a coroutine on a `VirtualTimeLoop` and return its result. Virtual time is free; computing is not."""
+    with asyncio.Runner(loop_factory=lambda: VirtualTimeLoop(thread_duration_s)) as runner:
         return runner.run(main)

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from tests.processes import PATIENCE_S, Simulate, begin, krea_batch
+from tests.processes import PROCESS_TIMEOUT_S, StartSimulator, run_command, start_command
 
 pytestmark = pytest.mark.slow
 
@@ -43,7 +43,7 @@ def family(root: int) -> set[int]:
 class TestSimulated:
     def test_a_sweep_writes_table_json_and_plots(self, tmp_path: Path) -> None:
         """Offline, without a key: a row a rate, figures in bench.json, six plots; run folders are gone."""
-        done = krea_batch("bench", *TINY, "--out", "report", cwd=tmp_path, key="")
+        done = run_command("bench", *TINY, "--out", "report", cwd=tmp_path, key="")
         assert done.returncode == 0, done.stderr
         assert "krea-batch at 20/s: 8 accepted" in done.stderr
         assert "40/s" in done.stdout
@@ -62,7 +62,7 @@ class TestSimulated:
 
     def test_compare_measures_the_usual_scripts_on_the_same_work(self, tmp_path: Path) -> None:
         """Three rows a rate, each with all jobs stored, and the simulator's own count of accepts."""
-        done = krea_batch("bench", *TINY[2:], "--rates", "40/s", "--compare", "--json", "-q", cwd=tmp_path, key="")
+        done = run_command("bench", *TINY[2:], "--rates", "40/s", "--compare", "--json", "-q", cwd=tmp_path, key="")
         assert done.returncode == 0, done.stderr
         assert done.stderr == ""
         rows = json.loads(done.stdout)["results"]
@@ -84,7 +84,7 @@ class TestSimulated:
     )
     def test_a_wrong_option_is_named(self, tmp_path: Path, wrong: tuple[str, ...], said: str) -> None:
         """Exit 2, the option named, and no report."""
-        done = krea_batch("bench", *wrong, "--out", "report", cwd=tmp_path)
+        done = run_command("bench", *wrong, "--out", "report", cwd=tmp_path)
         assert done.returncode == 2
         assert said in done.stderr
         assert "Traceback" not in done.stderr
@@ -93,14 +93,14 @@ class TestSimulated:
     @pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="looks for children in /proc")
     def test_ctrl_c_leaves_no_child_behind(self, tmp_path: Path) -> None:
         """Exit 130; simulator and worker have ended with the command."""
-        command = begin("bench", "--rates", "5/s", "--jobs", "500", "--out", "report", cwd=tmp_path)
+        command = start_command("bench", "--rates", "5/s", "--jobs", "500", "--out", "report", cwd=tmp_path)
         assert command.stderr is not None
         while "accepted" not in command.stderr.readline():  # the worker tells its counts, so both children are there
             assert command.poll() is None
         children = family(command.pid)
         assert len(children) == 2
         command.send_signal(signal.SIGINT)
-        _, said = command.communicate(timeout=PATIENCE_S)
+        _, said = command.communicate(timeout=PROCESS_TIMEOUT_S)
         assert command.returncode == 130
         assert "Traceback" not in said
         assert not [pid for pid in children if Path(f"/proc/{pid}").exists()]
@@ -109,10 +109,10 @@ class TestSimulated:
 class TestPaid:
     def sweep(self, gateway: str, *more: str, cwd: Path, key: str = "test-key") -> subprocess.CompletedProcess[str]:
         options = ("--rates", "20/s,40/s", "--jobs", "5", "--poll-interval", "0.2", "--gateway", gateway)
-        return krea_batch("bench", *options, "--out", "report", "--price", "0.5", *more, cwd=cwd, key=key)
+        return run_command("bench", *options, "--out", "report", "--price", "0.5", *more, cwd=cwd, key=key)
 
     def test_charges_are_what_was_announced_and_a_second_run_pays_nothing(
-        self, simulate: Simulate, tmp_path: Path
+        self, simulate: StartSimulator, tmp_path: Path
     ) -> None:
         """Ten images are announced, ten are charged, their pictures stay; the same command again charges none."""
         gateway = simulate("--tiny", "--latency", "uniform:0.1,0.4")
@@ -120,49 +120,49 @@ class TestPaid:
         assert first.returncode == 0, first.stderr
         assert "10 images will be paid for" in first.stderr
         assert "5.00 together" in first.stderr
-        assert gateway.ask("/totals")["charged"] == 10
+        assert gateway.admin_request("/totals")["charged"] == 10
         assert len(list((tmp_path / "report" / "runs").rglob("*.png"))) == 10
         before = told(tmp_path / "report")
 
         second = self.sweep(gateway.gateway, cwd=tmp_path)  # nothing to pay, so nothing to ask
         assert second.returncode == 0, second.stderr
         assert "0 images will be paid for" in second.stderr
-        assert gateway.ask("/totals")["charged"] == 10
+        assert gateway.admin_request("/totals")["charged"] == 10
         assert told(tmp_path / "report") == before
 
-    def test_nothing_is_sent_where_nobody_can_be_asked(self, simulate: Simulate, tmp_path: Path) -> None:
+    def test_nothing_is_sent_where_nobody_can_be_asked(self, simulate: StartSimulator, tmp_path: Path) -> None:
         """Without a terminal and without --yes: exit 2, not one POST."""
         gateway = simulate("--tiny")
         refused = self.sweep(gateway.gateway, cwd=tmp_path)
         assert refused.returncode == 2
         assert "--yes" in refused.stderr
-        assert gateway.ask("/totals")["posts"] == 0
+        assert gateway.admin_request("/totals")["posts"] == 0
 
-    def test_without_a_key_nothing_begins(self, simulate: Simulate, tmp_path: Path) -> None:
+    def test_without_a_key_nothing_begins(self, simulate: StartSimulator, tmp_path: Path) -> None:
         """Exit 2, and the ways to give a key."""
         gateway = simulate("--tiny")
         refused = self.sweep(gateway.gateway, "--yes", cwd=tmp_path, key="")
         assert refused.returncode == 2
         assert "PIXAZO_API_KEY" in refused.stderr
-        assert gateway.ask("/totals")["posts"] == 0
+        assert gateway.admin_request("/totals")["posts"] == 0
 
     def test_ctrl_c_brings_home_what_is_paid_and_the_same_command_pays_only_the_rest(
-        self, simulate: Simulate, tmp_path: Path
+        self, simulate: StartSimulator, tmp_path: Path
     ) -> None:
         """Interrupted in the middle: exit 130, each charge has its picture; later the rest is paid."""
         gateway = simulate("--tiny", "--latency", "uniform:0.1,0.4")
         options = ("bench", "--rates", "2/s", "--jobs", "20", "--poll-interval", "0.2", "--yes", "--out", "report")
-        command = begin(*options, "--gateway", gateway.gateway, cwd=tmp_path)
-        while gateway.ask("/totals")["charged"] < 2:
+        command = start_command(*options, "--gateway", gateway.gateway, cwd=tmp_path)
+        while gateway.admin_request("/totals")["charged"] < 2:
             assert command.poll() is None
         os.kill(command.pid, signal.SIGINT)
-        _, said = command.communicate(timeout=PATIENCE_S)
+        _, said = command.communicate(timeout=PROCESS_TIMEOUT_S)
         assert command.returncode == 130, said
-        charged = gateway.ask("/totals")["charged"]
+        charged = gateway.admin_request("/totals")["charged"]
         assert 2 <= charged < 20
         assert len(list((tmp_path / "report" / "runs").rglob("*.png"))) == charged
 
-        again = krea_batch(*options, "--gateway", gateway.gateway, cwd=tmp_path)
+        again = run_command(*options, "--gateway", gateway.gateway, cwd=tmp_path)
         assert again.returncode == 0, again.stderr
         assert f"{20 - charged} images will be paid for" in again.stderr
-        assert gateway.ask("/totals")["charged"] == 20
+        assert gateway.admin_request("/totals")["charged"] == 20

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from tests.processes import Simulate, Simulated, begin, krea_batch, rows, write_jobs
+from tests.processes import SimulatorProcess, StartSimulator, rows, run_command, start_command, write_jobs
 
 pytestmark = pytest.mark.slow
 
@@ -23,17 +23,17 @@ def faults(**chances: float) -> list[str]:
     return [part for name, chance in chances.items() for part in ("--fault", f"{name.replace('_', '-')}={chance}")]
 
 
-def run(simulator: Simulated, folder: Path, *more: str) -> Any:
+def run(simulator: SimulatorProcess, folder: Path, *more: str) -> Any:
     options = ("--out", "out", "--gateway", simulator.gateway, "--rate", "200/s", "--poll-interval", "0.3", *more)
-    return krea_batch("run", "jobs.jsonl", *options, cwd=folder)
+    return run_command("run", "jobs.jsonl", *options, cwd=folder)
 
 
-def posts_of(simulator: Simulated) -> Counter[str]:
+def posts_of(simulator: SimulatorProcess) -> Counter[str]:
     """How often each prompt was POSTed, whatever became of it."""
-    return Counter(post["body"]["prompt"] for post in simulator.ask("/ledger")["posts"])
+    return Counter(post["body"]["prompt"] for post in simulator.admin_request("/ledger")["posts"])
 
 
-def test_a_storm(simulate: Simulate, tmp_path: Path) -> None:
+def test_a_storm(simulate: StartSimulator, tmp_path: Path) -> None:
     """Refused submits, polls and pictures broken in every way, a first ERROR for every job: 200 of 200 succeed."""
     simulator = simulate(
         *FAST,
@@ -46,7 +46,7 @@ def test_a_storm(simulate: Simulate, tmp_path: Path) -> None:
     done = run(simulator, tmp_path)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "charges: 200 paid, 200 free (ERROR), 0 unknown" in done.stdout
-    totals = simulator.ask("/totals")
+    totals = simulator.admin_request("/totals")
     assert (totals["charged"], totals["accepted"]) == (200, 400)
     for row in rows(tmp_path / "out"):
         assert [file["path"] for file in row["files"]] == [f"images/{row['id']}.png", f"images/{row['id']}-2.png"]
@@ -58,11 +58,11 @@ def test_a_storm(simulate: Simulate, tmp_path: Path) -> None:
 
 
 class TestLostAnswers:
-    def lossy(self, simulate: Simulate, folder: Path) -> Simulated:
+    def lossy(self, simulate: StartSimulator, folder: Path) -> SimulatorProcess:
         write_jobs(folder / "jobs.jsonl", 400)
         return simulate(*FAST, *faults(submit_lost=0.05, submit_garbled=0.05))
 
-    def test_exactly_those_are_ambiguous(self, simulate: Simulate, tmp_path: Path) -> None:
+    def test_exactly_those_are_ambiguous(self, simulate: StartSimulator, tmp_path: Path) -> None:
         """A job whose answer was lost or garbled is ambiguous, no other one is, and none is sent again."""
         simulator = self.lossy(simulate, tmp_path)
         done = run(simulator, tmp_path)
@@ -70,7 +70,7 @@ class TestLostAnswers:
         run(simulator, tmp_path)
         assert set(posts_of(simulator).values()) == {1}
         on_record = {row["request_id"] for row in rows(tmp_path / "out")}
-        posts = simulator.ask("/ledger")["posts"]
+        posts = simulator.admin_request("/ledger")["posts"]
         lost = {post["body"]["prompt"] for post in posts if post["request_id"] not in on_record}
         ambiguous = {row["request"]["prompt"] for row in rows(tmp_path / "out") if row["status"] == "ambiguous"}
         assert ambiguous == lost
@@ -79,16 +79,16 @@ class TestLostAnswers:
         others = {row["status"] for row in rows(tmp_path / "out") if row["status"] != "ambiguous"}
         assert others == {"succeeded"}
 
-    def test_when_asked_to_they_are_sent_again(self, simulate: Simulate, tmp_path: Path) -> None:
+    def test_when_asked_to_they_are_sent_again(self, simulate: StartSimulator, tmp_path: Path) -> None:
         """With --ambiguous resubmit every job ends well, and what was paid twice is told as unknown."""
         simulator = self.lossy(simulate, tmp_path)
         done = run(simulator, tmp_path, "--ambiguous", "resubmit")
         assert done.returncode == 0, done.stdout
-        charged = simulator.ask("/totals")["charged"]
+        charged = simulator.admin_request("/totals")["charged"]
         assert f"charges: 400 paid, 0 free (ERROR), {charged - 400} unknown" in done.stdout
 
 
-def test_an_empty_wallet(simulate: Simulate, tmp_path: Path) -> None:
+def test_an_empty_wallet(simulate: StartSimulator, tmp_path: Path) -> None:
     """402 after 50 of 120: 50 pictures, few refused tries, exit 3; topped up, the same command ends it."""
     simulator = simulate(*FAST, "--balance", "50")
     write_jobs(tmp_path / "jobs.jsonl", 120)
@@ -96,10 +96,10 @@ def test_an_empty_wallet(simulate: Simulate, tmp_path: Path) -> None:
     assert done.returncode == 3
     assert "top up the wallet, then run the same command again" in done.stdout
     assert len(list((tmp_path / "out" / "images").glob("*.png"))) == 50
-    assert 1 <= simulator.ask("/totals")["refused"]["402"] <= 12
-    simulator.ask("/balance", {"add": 500})
+    assert 1 <= simulator.admin_request("/totals")["refused"]["402"] <= 12
+    simulator.admin_request("/balance", {"add": 500})
     assert run(simulator, tmp_path).returncode == 0
-    assert simulator.ask("/totals")["charged"] == 120
+    assert simulator.admin_request("/totals")["charged"] == 120
     assert {row["status"] for row in rows(tmp_path / "out")} == {"succeeded"}
     assert len(rows(tmp_path / "out")) == 120
 
@@ -109,46 +109,46 @@ def test_an_empty_wallet(simulate: Simulate, tmp_path: Path) -> None:
     [(("--revoke-after", "50"), "401"), (faults(submit_403=0.05), "403")],
     ids=["key revoked", "forbidden"],
 )
-def test_a_key_that_is_refused(simulate: Simulate, tmp_path: Path, options: tuple[str, ...], says: str) -> None:
+def test_a_key_that_is_refused(simulate: StartSimulator, tmp_path: Path, options: tuple[str, ...], says: str) -> None:
     """Submits stop at once, exit 3 and why; what was paid is fetched, now or by the same command later."""
     simulator = simulate(*FAST, *options)
     write_jobs(tmp_path / "jobs.jsonl", 200)
     done = run(simulator, tmp_path)
     assert done.returncode == 3
     assert says in done.stdout
-    assert simulator.ask("/totals")["refused"][says] <= 12
-    simulator.ask("/settings", {"revoke_after": 0, "faults": {}})
+    assert simulator.admin_request("/totals")["refused"][says] <= 12
+    simulator.admin_request("/settings", {"revoke_after": 0, "faults": {}})
     assert run(simulator, tmp_path).returncode == 0
-    assert simulator.ask("/totals")["charged"] == 200
+    assert simulator.admin_request("/totals")["charged"] == 200
 
 
-def test_a_model_that_is_gone(simulate: Simulate, tmp_path: Path) -> None:
+def test_a_model_that_is_gone(simulate: StartSimulator, tmp_path: Path) -> None:
     """When the first jobs all fail alike, the run stops and says so, instead of burning through the file."""
     simulator = simulate(*FAST, *faults(submit_no_model=1))
     write_jobs(tmp_path / "jobs.jsonl", 500)
     done = run(simulator, tmp_path)
     assert done.returncode == 3
     assert "the first 20 jobs all ended rejected (Model not found" in done.stderr + done.stdout
-    assert 20 <= simulator.ask("/totals")["refused"]["400"] <= 60
+    assert 20 <= simulator.admin_request("/totals")["refused"]["400"] <= 60
     assert run(simulator, tmp_path, "--max-identical-failures", "0").returncode == 1
     assert len(rows(tmp_path / "out")) == 500
 
 
-def test_an_outage_is_waited_out_and_told(simulate: Simulate, tmp_path: Path) -> None:
+def test_an_outage_is_waited_out_and_told(simulate: StartSimulator, tmp_path: Path) -> None:
     """While the gateway takes nothing the run pauses, says why, and sends next to nothing; then it goes on."""
     simulator = simulate(*FAST, *faults(submit_503=1))
     write_jobs(tmp_path / "jobs.jsonl", 100)
     options = ("--out", "out", "--gateway", simulator.gateway, "--rate", "200/s", "--poll-interval", "0.3")
-    process = begin("run", "jobs.jsonl", *options, cwd=tmp_path)
+    process = start_command("run", "jobs.jsonl", *options, cwd=tmp_path)
     told = ""
     while "Paused" not in told:
         told += process.stderr.readline() if process.stderr else ""
     assert "Service Unavailable" in told
-    assert simulator.ask("/totals")["refused"]["503"] <= 60
-    simulator.ask("/settings", {"faults": {}})
+    assert simulator.admin_request("/totals")["refused"]["503"] <= 60
+    simulator.admin_request("/settings", {"faults": {}})
     output, _ = process.communicate(timeout=120)
     assert process.returncode == 0, output
-    assert simulator.ask("/totals")["charged"] == 100
+    assert simulator.admin_request("/totals")["charged"] == 100
 
 
 class TestTheKey:
@@ -156,7 +156,7 @@ class TestTheKey:
         """Files with the key in them."""
         return [str(path) for path in folder.rglob("*") if path.is_file() and CANARY.encode() in path.read_bytes()]
 
-    def test_it_goes_to_the_gateway_alone(self, simulate: Simulate, tmp_path: Path) -> None:
+    def test_it_goes_to_the_gateway_alone(self, simulate: StartSimulator, tmp_path: Path) -> None:
         """With trouble of every kind, at full verbosity, the key is in no file, no output, no other request."""
         simulator = simulate(
             *FAST,
@@ -168,7 +168,7 @@ class TestTheKey:
         )
         write_jobs(tmp_path / "jobs.jsonl", 100)
         arguments = ["run", "jobs.jsonl", "--out", "out", "--gateway", simulator.gateway, "-vv", "--rate", "100/s"]
-        process = begin(*arguments, "--poll-interval", "0.3", cwd=tmp_path, key=CANARY)
+        process = start_command(*arguments, "--poll-interval", "0.3", cwd=tmp_path, key=CANARY)
         time.sleep(0.7)
         assert CANARY not in Path(f"/proc/{process.pid}/cmdline").read_text()
         output, errors = process.communicate(timeout=120)
@@ -177,36 +177,38 @@ class TestTheKey:
         assert "DEBUG" in errors or " D krea_batch" in errors
         assert CANARY not in output + errors
         assert self.seen(tmp_path) == []
-        totals = simulator.ask("/totals")
+        totals = simulator.admin_request("/totals")
         assert totals["accepted"] >= 80
         assert totals["cdn_with_key"] == 0
         stored = sum(len(row["files"]) for row in rows(tmp_path / "out"))
         assert totals["cdn_requests"] <= stored * 3  # and none to where the redirects pointed
 
-    def test_it_is_in_no_message_of_refusal(self, simulate: Simulate, tmp_path: Path) -> None:
+    def test_it_is_in_no_message_of_refusal(self, simulate: StartSimulator, tmp_path: Path) -> None:
         """A wrong key, a key that cannot be one, and a key file that is not there are told without the key."""
         simulator = simulate(*FAST, "--key", "another")
         write_jobs(tmp_path / "jobs.jsonl", 3)
         (tmp_path / "key").write_text(CANARY + "\x00")
         options = ("run", "jobs.jsonl", "--out", "out", "--gateway", simulator.gateway, "-vv")
         for done in (
-            krea_batch(*options, cwd=tmp_path, key=CANARY),
-            krea_batch(*options, cwd=tmp_path, key=CANARY + "é"),
-            krea_batch(*options, "--api-key-file", "key", cwd=tmp_path),
+            run_command(*options, cwd=tmp_path, key=CANARY),
+            run_command(*options, cwd=tmp_path, key=CANARY + "é"),
+            run_command(*options, "--api-key-file", "key", cwd=tmp_path),
         ):
             assert done.returncode in (2, 3)
             assert CANARY not in done.stdout + done.stderr
         assert self.seen(tmp_path) == [str(tmp_path / "key")]
 
 
-def test_a_shared_quota(simulate: Simulate, tmp_path: Path) -> None:
+def test_a_shared_quota(simulate: StartSimulator, tmp_path: Path) -> None:
     """Where polls and submits count against one limit, it is kept: all jobs come home, next to nothing is refused."""
     simulator = simulate(*FAST, "--rate-limit", "sliding-window:40/s", "--shared-limit")
     write_jobs(tmp_path / "jobs.jsonl", 120)
     options = ("--rate", "40/s", "--shared-quota", "--poll-interval", "0.5")
     done = run(simulator, tmp_path, *options)
     assert done.returncode == 0, done.stdout + done.stderr
-    totals = simulator.ask("/totals")
+    totals = simulator.admin_request("/totals")
     assert totals["charged"] == 120
-    refused = sum(post["status"] == 429 for post in simulator.ask("/ledger")["posts"]) + totals.get("polls_429", 0)
+    refused = sum(post["status"] == 429 for post in simulator.admin_request("/ledger")["posts"]) + totals.get(
+        "polls_429", 0
+    )
     assert refused <= 0.05 * (120 + totals["polls"])

@@ -23,7 +23,7 @@ from krea_batch.cli.app import BAD_INPUT, COMMANDS, EXAMPLES, INTERRUPTED, OK, S
 from krea_batch.cli.commands.init import config_text
 from krea_batch.cli.ui import diagnostics
 from krea_batch.cli.ui.diagnostics import run_diagnostics
-from tests.processes import environment, krea_batch
+from tests.processes import environment, run_command
 
 
 def call(*arguments: str) -> Result:
@@ -34,10 +34,10 @@ class TestInit:
     @pytest.mark.slow
     def test_its_two_commands(self, tmp_path: Path) -> None:
         """What it writes runs as it says, and nothing is written twice."""
-        done = krea_batch("init", cwd=tmp_path)
+        done = run_command("init", cwd=tmp_path)
         assert done.returncode == 0
         assert "krea-batch run jobs.jsonl --out out --simulate" in done.stdout
-        first = krea_batch("run", "jobs.jsonl", "--out", "out", "--simulate", "--time-scale=100", cwd=tmp_path)
+        first = run_command("run", "jobs.jsonl", "--out", "out", "--simulate", "--time-scale=100", cwd=tmp_path)
         assert first.returncode == 0, first.stderr
         assert {path.stem for path in (tmp_path / "out" / "images").iterdir()} == {
             "lighthouse",
@@ -46,7 +46,7 @@ class TestInit:
             "tea-seed=2",
         }
         (tmp_path / "jobs.jsonl").write_text("mine")
-        again = krea_batch("init", cwd=tmp_path)
+        again = run_command("init", cwd=tmp_path)
         assert again.returncode == 1
         assert (tmp_path / "jobs.jsonl").read_text() == "mine"
 
@@ -106,7 +106,7 @@ def gateway() -> Iterator[str]:
 class TestDoctor:
     def test_all_is_well(self, gateway: str, tmp_path: Path) -> None:
         """Everything is looked at; one GET is sent, without the key."""
-        done = krea_batch("doctor", "--gateway", gateway, "--json", cwd=tmp_path, key="very-secret")
+        done = run_command("doctor", "--gateway", gateway, "--json", cwd=tmp_path, key="very-secret")
         told = json.loads(done.stdout)
         assert done.returncode == 0, told
         assert told["state"] == "ok"
@@ -124,7 +124,7 @@ class TestDoctor:
 
     def test_what_is_missing(self, tmp_path: Path) -> None:
         """Without a key and a gateway: each is told with what to do, exit code 2, no colours in a pipe."""
-        done = krea_batch("doctor", "--gateway", "http://127.0.0.1:9", cwd=tmp_path, key="")
+        done = run_command("doctor", "--gateway", "http://127.0.0.1:9", cwd=tmp_path, key="")
         assert done.returncode == 2
         assert "fail key      there is no API key\n              set PIXAZO_API_KEY" in done.stdout
         assert "fail gateway  http://127.0.0.1:9 cannot be reached" in done.stdout
@@ -133,7 +133,7 @@ class TestDoctor:
     def test_clocks_that_differ(self, gateway: str, tmp_path: Path) -> None:
         """A clock that is far off is a warning."""
         Answers.date = "Mon, 01 Jan 2024 00:00:00 GMT"
-        done = krea_batch("doctor", "--gateway", gateway, cwd=tmp_path)
+        done = run_command("doctor", "--gateway", gateway, cwd=tmp_path)
         assert done.returncode == 1
         assert "s ahead of the gateway's" in done.stdout
 

@@ -10,7 +10,7 @@ import pytest
 from click.testing import CliRunner, Result
 
 from krea_batch.cli.app import app
-from tests.processes import krea_batch
+from tests.processes import run_command
 
 AWKWARD = ["-dash", "# hash", "@at", "{} {x}", '"quoted" "words', "🦊 füße", "x" * 2500, "-dash"]
 SIMULATED = ("--simulate", "--time-scale=1000", "--rate=100/s", "--poll-interval=0.1")
@@ -37,7 +37,7 @@ class TestRun:
     def test_text(self, tmp_path: Path, end: str) -> None:
         """Every line of a text is a picture of that very prompt, repeated ones too."""
         (tmp_path / "p.txt").write_bytes(end.join(AWKWARD).encode())
-        done = krea_batch("run", "p.txt", "--out", "out", *SIMULATED, cwd=tmp_path)
+        done = run_command("run", "p.txt", "--out", "out", *SIMULATED, cwd=tmp_path)
         assert done.returncode == 0, done.stderr
         assert "p.txt: read as text, a prompt a line" in done.stderr
         rows = results(tmp_path / "out")
@@ -47,7 +47,7 @@ class TestRun:
     def test_tsv_with_a_sweep(self, tmp_path: Path) -> None:
         """A table times a sweep: each combination is a picture, its words in its name."""
         (tmp_path / "p.tsv").write_text('Prompt\tCategory\n"a" cat\tpets\na dog\tpets\n')
-        done = krea_batch(
+        done = run_command(
             "run",
             "p.tsv",
             "--out",
@@ -71,7 +71,7 @@ class TestRun:
         """The same command with a further value makes the new pictures alone."""
         (tmp_path / "p.txt").write_text("a cat\na dog\n")
         for seeds, total in (("1..2", 4), ("1..3", 6), ("3,2,1", 6)):
-            done = krea_batch("run", "p.txt", "--out", "out", "--seeds", seeds, *SIMULATED, cwd=tmp_path)
+            done = run_command("run", "p.txt", "--out", "out", "--seeds", seeds, *SIMULATED, cwd=tmp_path)
             assert done.returncode == 0, done.stderr
             assert len((tmp_path / "out" / "simulated.jsonl").read_text().splitlines()) == total
             assert all(row["attempts"] == 1 for row in results(tmp_path / "out"))
@@ -79,8 +79,8 @@ class TestRun:
     def test_stopped_between_and_with_other_options(self, tmp_path: Path) -> None:
         """The mark of one reading spares nothing in another: with a template every prompt is another one."""
         (tmp_path / "p.txt").write_text("a cat\n")
-        assert krea_batch("run", "p.txt", "--out", "out", *SIMULATED, cwd=tmp_path).returncode == 0
-        done = krea_batch(
+        assert run_command("run", "p.txt", "--out", "out", *SIMULATED, cwd=tmp_path).returncode == 0
+        done = run_command(
             "run", "p.txt", "--out", "out", "--prompt-template", "{prompt} in oil", *SIMULATED, cwd=tmp_path
         )
         assert done.returncode == 2

@@ -17,7 +17,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from krea_batch import SettingsError
 from krea_batch.cli.options.logging_options import serve_metrics
 from krea_batch.observability import dashboard
-from tests.processes import PATIENCE_S, Simulate, begin, krea_batch, rows, write_jobs
+from tests.processes import PROCESS_TIMEOUT_S, StartSimulator, rows, run_command, start_command, write_jobs
 
 FAST = ("--tiny", "--latency", "uniform:0.2,0.5")
 QUICK = ("--rate", "20/s", "--poll-interval", "0.2")
@@ -34,7 +34,7 @@ def told_url(run: Popen[str]) -> str:
 
 def scraped(url: str) -> dict[tuple[str, ...], float]:
     """What Prometheus would see: a value by the series' name and the values of its labels."""
-    with urllib.request.urlopen(url, timeout=PATIENCE_S) as answer:  # noqa: S310 - loopback
+    with urllib.request.urlopen(url, timeout=PROCESS_TIMEOUT_S) as answer:  # noqa: S310 - loopback
         families = text_string_to_metric_families(answer.read().decode())
         samples = [sample for family in families for sample in family.samples]
     return {(sample.name.removeprefix("krea_batch_"), *sample.labels.values()): sample.value for sample in samples}
@@ -46,17 +46,17 @@ def log_lines(path: Path) -> list[dict[str, Any]]:
 
 @pytest.mark.slow
 class TestMetrics:
-    def test_a_run_can_be_scraped_while_it_goes_on(self, simulate: Simulate, tmp_path: Path) -> None:
+    def test_a_run_can_be_scraped_while_it_goes_on(self, simulate: StartSimulator, tmp_path: Path) -> None:
         """With --metrics-port 0 the run tells where its metrics are, and they grow with it and add up."""
         write_jobs(tmp_path / "jobs.jsonl", 60)
         gateway = simulate(*FAST).gateway
-        run = begin(
+        run = start_command(
             "run", "jobs.jsonl", "--out", "out", "--gateway", gateway, *QUICK, "--metrics-port", "0", cwd=tmp_path
         )
         url = told_url(run)
         while (seen := scraped(url))["jobs_total", "succeeded"] < 5:
             assert run.poll() is None
-        _, errors = run.communicate(timeout=PATIENCE_S)
+        _, errors = run.communicate(timeout=PROCESS_TIMEOUT_S)
         assert run.returncode == 0, errors
         assert seen["rate_per_second",] == 20
         assert seen["submits_total", "accepted"] == seen["charges_total", "charged"] <= len(rows(tmp_path / "out"))
@@ -64,45 +64,45 @@ class TestMetrics:
         assert not [name for name, *_ in seen if name.endswith("_created")]
 
     @pytest.mark.parametrize("way", ["environment", "file"])
-    def test_as_every_option(self, way: str, simulate: Simulate, tmp_path: Path) -> None:
+    def test_as_every_option(self, way: str, simulate: StartSimulator, tmp_path: Path) -> None:
         """The port can stand in the environment and in krea-batch.toml; one that was found is told with --quiet."""
         write_jobs(tmp_path / "jobs.jsonl", 1)
         if way == "file":
             (tmp_path / "krea-batch.toml").write_text("metrics-port = 0\n")
         arguments = ("run", "jobs.jsonl", "--out", "out", "--gateway", simulate(*FAST).gateway, *QUICK, "--quiet")
         if way == "environment":
-            done = krea_batch(*arguments, cwd=tmp_path, KREA_BATCH_METRICS_PORT="0")
+            done = run_command(*arguments, cwd=tmp_path, KREA_BATCH_METRICS_PORT="0")
         else:
-            done = krea_batch(*arguments, cwd=tmp_path)
+            done = run_command(*arguments, cwd=tmp_path)
         assert done.returncode == 0, done.stderr
         assert done.stderr.startswith("Metrics: http://127.0.0.1:")
 
-    def test_a_port_in_use_spends_nothing(self, simulate: Simulate, tmp_path: Path) -> None:
+    def test_a_port_in_use_spends_nothing(self, simulate: StartSimulator, tmp_path: Path) -> None:
         """Where the port is taken, the run ends with exit 2 before anything is submitted."""
         write_jobs(tmp_path / "jobs.jsonl", 1)
         simulator = simulate(*FAST)
         with socket.create_server(("127.0.0.1", 0)) as taken:
             port = str(taken.getsockname()[1])
-            done = krea_batch(
+            done = run_command(
                 "run", "jobs.jsonl", "--out", "out", "--gateway", simulator.gateway, "--metrics-port", port,
                 cwd=tmp_path,
             )  # fmt: skip
         assert done.returncode == 2
         assert f"--metrics-port: nobody can listen at 127.0.0.1:{port}" in done.stderr
-        assert simulator.ask("/totals")["charged"] == 0
+        assert simulator.admin_request("/totals")["charged"] == 0
         assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.slow
 class TestLogs:
-    def test_a_log_of_json_lines(self, simulate: Simulate, tmp_path: Path) -> None:
+    def test_a_log_of_json_lines(self, simulate: StartSimulator, tmp_path: Path) -> None:
         """--log-file with --log-format json keeps every move as an object a line, over two runs, without the key."""
         write_jobs(tmp_path / "jobs.jsonl", 3)
         arguments = (
             "run", "jobs.jsonl", "--out", "out", "--gateway", simulate(*FAST).gateway, *QUICK,
             "-vv", "--log-file", "out/run.log", "--log-format", "json",
         )  # fmt: skip
-        done = krea_batch(*arguments, cwd=tmp_path, key=SECRET)
+        done = run_command(*arguments, cwd=tmp_path, key=SECRET)
         assert done.returncode == 0, done.stderr
         assert "DEBUG" not in done.stderr
         first = log_lines(tmp_path / "out/run.log")
@@ -110,17 +110,17 @@ class TestLogs:
         assert {line["request_id"] for line in first if line.get("to") == "succeeded"} == {
             row["request_id"] for row in rows(tmp_path / "out")
         }
-        assert krea_batch(*arguments, cwd=tmp_path, key=SECRET).returncode == 0
+        assert run_command(*arguments, cwd=tmp_path, key=SECRET).returncode == 0
         assert log_lines(tmp_path / "out/run.log")[: len(first)] == first
         assert SECRET not in (tmp_path / "out/run.log").read_text()
 
-    def test_text_on_standard_error(self, simulate: Simulate, tmp_path: Path) -> None:
+    def test_text_on_standard_error(self, simulate: StartSimulator, tmp_path: Path) -> None:
         """-v tells in a line what is tried again, its reason in quotes; --log-format json tells it as an object."""
         write_jobs(tmp_path / "jobs.jsonl", 1)
         gateway = simulate(*FAST, "--fault", "poll-garbled=1", "--fault-max-attempts", "1").gateway
         for out, how in (("text", ()), ("json", ("--log-format", "json"))):
             arguments = ("run", "jobs.jsonl", "--out", out, "--gateway", gateway, *QUICK, "--quiet", "-v", *how)
-            done = krea_batch(*arguments, cwd=tmp_path)
+            done = run_command(*arguments, cwd=tmp_path)
             assert done.returncode == 0, done.stderr
             (line,) = [line for line in done.stderr.splitlines() if "where" in line]
             if how:
@@ -132,7 +132,7 @@ class TestLogs:
         """A --log-file where no file can be is exit 2, and named."""
         write_jobs(tmp_path / "jobs.jsonl", 1)
         arguments = ("run", "jobs.jsonl", "--out", "out", "--simulate", "--log-file", "jobs.jsonl/run.log")
-        done = krea_batch(*arguments, cwd=tmp_path)
+        done = run_command(*arguments, cwd=tmp_path)
         assert done.returncode == 2
         assert "--log-file: jobs.jsonl/run.log cannot be written (File exists): " in done.stderr
         assert not (tmp_path / "out").exists()
@@ -159,7 +159,7 @@ class TestExtras:
 
     def test_the_dashboard_is_printed(self, tmp_path: Path) -> None:
         """`krea-batch dashboard` prints the JSON that Grafana imports."""
-        done = krea_batch("dashboard", cwd=tmp_path)
+        done = run_command("dashboard", cwd=tmp_path)
         assert done.returncode == 0
         assert done.stdout == dashboard()
         assert json.loads(done.stdout)["title"] == "krea-batch"

@@ -12,13 +12,13 @@ from typing import Any
 
 import pytest
 
-from tests.processes import COMMAND, PATIENCE_S, Simulate, environment, krea_batch, write_jobs
+from tests.processes import COMMAND, PROCESS_TIMEOUT_S, StartSimulator, environment, run_command, write_jobs
 
 pytestmark = pytest.mark.slow
 
 
 def plan(folder: Path, *options: str) -> dict[str, Any]:
-    done = krea_batch("plan", "jobs.jsonl", "--json", *options, cwd=folder, key="")
+    done = run_command("plan", "jobs.jsonl", "--json", *options, cwd=folder, key="")
     assert done.returncode == 0, done.stderr
     told: dict[str, Any] = json.loads(done.stdout)
     return told
@@ -28,7 +28,7 @@ def test_for_people(tmp_path: Path) -> None:
     """Images, time, what limits, polls, bytes and cost, a line each; nothing is made."""
     write_jobs(tmp_path / "jobs.jsonl", 40)
     pace = ("--rate", "10/s", "--latency", "3s")
-    done = krea_batch("plan", "jobs.jsonl", *pace, "--price", "0.05", cwd=tmp_path, key="")
+    done = run_command("plan", "jobs.jsonl", *pace, "--price", "0.05", cwd=tmp_path, key="")
     assert done.returncode == 0, done.stderr
     assert [line[:11].strip() for line in done.stdout.splitlines()] == [
         "images",
@@ -53,7 +53,7 @@ def test_what_is_left_of_a_run(tmp_path: Path) -> None:
     """With --out only what has not ended; with --latency-from latencies and sizes of that run."""
     write_jobs(tmp_path / "jobs.jsonl", 6)
     options = ("--simulate", "--time-scale=10", "--poll-interval=0.1", "-q")
-    assert krea_batch("run", "jobs.jsonl", "--out", "out", *options, cwd=tmp_path).returncode == 0
+    assert run_command("run", "jobs.jsonl", "--out", "out", *options, cwd=tmp_path).returncode == 0
     assert plan(tmp_path, "--out", "out")["jobs"] == 0
     write_jobs(tmp_path / "jobs.jsonl", 10)
     told = plan(tmp_path, "--out", "out", "--latency-from", "out", "--rate", "100/s")
@@ -75,7 +75,7 @@ def test_what_is_left_of_a_run(tmp_path: Path) -> None:
 def test_mistakes(tmp_path: Path, options: list[str], expected: str) -> None:
     """A mistake is told with the option."""
     write_jobs(tmp_path / "jobs.jsonl", 1)
-    done = krea_batch("plan", "jobs.jsonl", *options, cwd=tmp_path)
+    done = run_command("plan", "jobs.jsonl", *options, cwd=tmp_path)
     assert done.returncode == 2
     assert expected in done.stderr
 
@@ -104,10 +104,10 @@ class Terminal:
         while self._read():
             pass
         os.close(self._ours)
-        return self._process.wait(PATIENCE_S)
+        return self._process.wait(PROCESS_TIMEOUT_S)
 
     def _read(self) -> bool:
-        ready, _, _ = select.select([self._ours], [], [], PATIENCE_S)
+        ready, _, _ = select.select([self._ours], [], [], PROCESS_TIMEOUT_S)
         assert ready, self.text
         try:
             data = os.read(self._ours, 65536)
@@ -118,7 +118,7 @@ class Terminal:
 
 
 class TestRun:
-    def begin(self, simulate: Simulate, folder: Path, *options: str) -> tuple[Any, Terminal]:
+    def begin(self, simulate: StartSimulator, folder: Path, *options: str) -> tuple[Any, Terminal]:
         gateway = simulate("--latency=fixed:0.1", "--tiny")
         write_jobs(folder / "jobs.jsonl", 5)
         arguments = (
@@ -134,7 +134,7 @@ class TestRun:
         return gateway, Terminal(*arguments, cwd=folder)
 
     @pytest.mark.parametrize(("answer", "code", "paid"), [("n\n", 2, 0), ("y\n", 0, 5)])
-    def test_asked(self, simulate: Simulate, tmp_path: Path, answer: str, code: int, paid: int) -> None:
+    def test_asked(self, simulate: StartSimulator, tmp_path: Path, answer: str, code: int, paid: int) -> None:
         """Above the bound a person decides, and a no spends nothing."""
         gateway, terminal = self.begin(simulate, tmp_path, "--confirm-above", "4")
         terminal.read_until("Pay for up to 5 images?")
@@ -146,7 +146,7 @@ class TestRun:
         assert ("Nothing was submitted." in terminal.text) == (code == 2)
 
     @pytest.mark.parametrize("options", [["--confirm-above", "5"], ["--confirm-above", "4", "--yes"], []], ids=str)
-    def test_not_asked(self, simulate: Simulate, tmp_path: Path, options: list[str]) -> None:
+    def test_not_asked(self, simulate: StartSimulator, tmp_path: Path, options: list[str]) -> None:
         """Within the bound, with --yes or without a bound it goes on, the forecast being shown."""
         gateway, terminal = self.begin(simulate, tmp_path, *options)
         assert terminal.end() == 0
@@ -154,11 +154,11 @@ class TestRun:
         assert "Pay for" not in terminal.text
         assert len(gateway.ask("/ledger")["posts"]) == 5
 
-    def test_without_a_terminal(self, simulate: Simulate, tmp_path: Path) -> None:
+    def test_without_a_terminal(self, simulate: StartSimulator, tmp_path: Path) -> None:
         """A script is never kept waiting."""
         gateway = simulate("--latency=fixed:0.1", "--tiny")
         write_jobs(tmp_path / "jobs.jsonl", 2)
-        done = krea_batch(
+        done = run_command(
             "run", "jobs.jsonl", "--out=out", "--gateway", gateway.gateway, "--confirm-above=1", "-q", cwd=tmp_path
         )
         assert (done.returncode, done.stderr) == (0, "")

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.processes import Simulate, Simulated, krea_batch, rows, write_jobs
+from tests.processes import SimulatorProcess, StartSimulator, rows, run_command, write_jobs
 
 pytestmark = pytest.mark.slow
 
@@ -15,15 +15,15 @@ RUN = ("run", "jobs.jsonl", "--out", "out", "--rate", "500/s", "--poll-interval"
 
 
 @pytest.fixture
-def gateway(simulate: Simulate, tmp_path: Path) -> Simulated:
+def gateway(simulate: StartSimulator, tmp_path: Path) -> SimulatorProcess:
     """A gateway that took and charged six jobs, and whose every answer was lost."""
     simulator = simulate("--tiny", "--latency", "fixed:0.2", "--fault", "submit-lost=1")
     write_jobs(tmp_path / "jobs.jsonl", 6)
-    done = krea_batch(*RUN, "--gateway", simulator.gateway, cwd=tmp_path)
+    done = run_command(*RUN, "--gateway", simulator.gateway, cwd=tmp_path)
     assert done.returncode == 1
     assert "6 ambiguous" in done.stdout
     assert "charges: 0 paid, 0 free (ERROR), 6 unknown (ambiguous)" in done.stdout
-    simulator.ask("/settings", {"faults": {}})
+    simulator.admin_request("/settings", {"faults": {}})
     return simulator
 
 
@@ -31,44 +31,44 @@ def statuses(folder: Path) -> dict[str, str]:
     return {row["id"]: row["status"] for row in rows(folder / "out")}
 
 
-def test_list_shows_each_and_changes_nothing(gateway: Simulated, tmp_path: Path) -> None:
+def test_list_shows_each_and_changes_nothing(gateway: SimulatorProcess, tmp_path: Path) -> None:
     """Ids, prompts and what to do; the same command again charges nothing."""
-    shown = krea_batch("resolve", "out", "--list", cwd=tmp_path)
+    shown = run_command("resolve", "out", "--list", cwd=tmp_path)
     assert shown.returncode == 0
-    assert shown.stdout == krea_batch("resolve", "out", cwd=tmp_path).stdout
+    assert shown.stdout == run_command("resolve", "out", cwd=tmp_path).stdout
     for n in range(6):
         assert f"{n + 1:05d}  submitted 20" in shown.stdout
         assert f"picture {n}\n" in shown.stdout
     assert "--adopt" in shown.stdout
-    as_json = json.loads(krea_batch("resolve", "out", "--json", cwd=tmp_path).stdout)
+    as_json = json.loads(run_command("resolve", "out", "--json", cwd=tmp_path).stdout)
     assert [job["request"]["prompt"] for job in as_json["ambiguous"]] == [f"picture {n}" for n in range(6)]
-    again = krea_batch(*RUN, "--gateway", gateway.gateway, cwd=tmp_path)
+    again = run_command(*RUN, "--gateway", gateway.gateway, cwd=tmp_path)
     assert again.returncode == 1
-    assert gateway.ask("/totals")["charged"] == 6
+    assert gateway.admin_request("/totals")["charged"] == 6
     assert set(statuses(tmp_path).values()) == {"ambiguous"}
 
 
-def test_every_way_out_of_doubt(gateway: Simulated, tmp_path: Path) -> None:
+def test_every_way_out_of_doubt(gateway: SimulatorProcess, tmp_path: Path) -> None:
     """Adopted jobs are fetched without a charge, abandoned ones end, resubmitted ones are paid once more."""
-    posts = gateway.ask("/ledger")["posts"]
+    posts = gateway.admin_request("/ledger")["posts"]
     by_prompt = {post["body"]["prompt"]: post["request_id"] for post in posts}
     adopt = [f"--adopt={n + 1:05d}={by_prompt[f'picture {n}']}" for n in (0, 1)]
-    adopted = krea_batch("resolve", "out", *adopt, cwd=tmp_path)
+    adopted = run_command("resolve", "out", *adopt, cwd=tmp_path)
     assert adopted.stdout.startswith("2 adopted, 4 still ambiguous"), adopted.stderr
-    abandoned = krea_batch("resolve", "out", "--abandon", "00003", "00004", cwd=tmp_path)
+    abandoned = run_command("resolve", "out", "--abandon", "00003", "00004", cwd=tmp_path)
     assert abandoned.stdout.startswith("2 abandoned, 2 still ambiguous")
     assert statuses(tmp_path) == dict.fromkeys(["00003", "00004"], "cancelled") | dict.fromkeys(
         ["00005", "00006"], "ambiguous"
     )
-    resubmitted = krea_batch("resolve", "out", "--resubmit", cwd=tmp_path)
+    resubmitted = run_command("resolve", "out", "--resubmit", cwd=tmp_path)
     assert resubmitted.stdout.startswith("2 resubmitted, 0 still ambiguous")
-    done = krea_batch(*RUN, "--gateway", gateway.gateway, cwd=tmp_path)
+    done = run_command(*RUN, "--gateway", gateway.gateway, cwd=tmp_path)
     assert done.returncode == 1  # two were given up
     assert "charges: 4 paid, 0 free (ERROR), 4 unknown (ambiguous)" in done.stdout
     ends = ["succeeded", "succeeded", "cancelled", "cancelled", "succeeded", "succeeded"]
     assert [status for _, status in sorted(statuses(tmp_path).items())] == ends
     assert {row["id"]: row["request_id"] for row in rows(tmp_path / "out")}["00001"] == by_prompt["picture 0"]
-    assert gateway.ask("/totals")["charged"] == 8
+    assert gateway.admin_request("/totals")["charged"] == 8
 
 
 @pytest.mark.parametrize(
@@ -85,9 +85,11 @@ def test_every_way_out_of_doubt(gateway: Simulated, tmp_path: Path) -> None:
         (["--adopt", "00001=a", "00002"], "names its jobs itself"),
     ],
 )
-def test_a_mistake_decides_nothing(gateway: Simulated, tmp_path: Path, arguments: list[str], says: str) -> None:
+def test_a_mistake_decides_nothing(
+    gateway: SimulatorProcess, tmp_path: Path, arguments: list[str], says: str
+) -> None:
     """A wrong job, request_id or combination is exit 2 with the reason, and all six stay ambiguous."""
-    done = krea_batch("resolve", "out", *arguments, cwd=tmp_path)
+    done = run_command("resolve", "out", *arguments, cwd=tmp_path)
     assert done.returncode == 2
     assert says in done.stderr
     assert list(statuses(tmp_path).values()) == ["ambiguous"] * 6
@@ -97,7 +99,7 @@ def test_where_there_is_no_run(tmp_path: Path) -> None:
     """A folder without a ledger is told as such, and stays as it was."""
     (tmp_path / "out").mkdir()
     for arguments in ([], ["--resubmit"]):
-        done = krea_batch("resolve", "out", *arguments, cwd=tmp_path)
+        done = run_command("resolve", "out", *arguments, cwd=tmp_path)
         assert done.returncode == 2
         assert "there is no run in it" in done.stderr
     assert list((tmp_path / "out").iterdir()) == []

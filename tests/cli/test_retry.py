@@ -15,10 +15,19 @@ import pytest
 
 from krea_batch.errors import InternalError, JobError
 from krea_batch.jobs import State
-from krea_batch.ledger import Store
-from krea_batch.maintenance.retry import Retries
+from krea_batch.ledger import LedgerStore
+from krea_batch.maintenance.retry import RetryPlan
 from tests.engine_fixtures import states
-from tests.processes import COMMAND, PATIENCE_S, Simulate, Simulated, begin, environment, krea_batch, write_jobs
+from tests.processes import (
+    COMMAND,
+    PROCESS_TIMEOUT_S,
+    SimulatorProcess,
+    StartSimulator,
+    environment,
+    run_command,
+    start_command,
+    write_jobs,
+)
 from tests.test_readme import make_doubts
 
 pytestmark = pytest.mark.slow
@@ -27,18 +36,18 @@ QUICK = ("--poll-interval=0.1", "--rate=100/s")
 
 
 @pytest.fixture
-def gateway(simulate: Simulate) -> Simulated:
+def gateway(simulate: StartSimulator) -> SimulatorProcess:
     return simulate("--latency=fixed:0.1", "--tiny")
 
 
-def run(gateway: Simulated, folder: Path, jobs: int = 4) -> Path:
+def run(gateway: SimulatorProcess, folder: Path, jobs: int = 4) -> Path:
     """A run of some jobs in `out`."""
     write_jobs(folder / "jobs.jsonl", jobs)
-    krea_batch("run", "jobs.jsonl", "--out", "out", "--gateway", gateway.gateway, *QUICK, "-q", cwd=folder)
+    run_command("run", "jobs.jsonl", "--out", "out", "--gateway", gateway.gateway, *QUICK, "-q", cwd=folder)
     return folder / "out"
 
 
-def failed_run(simulate: Simulate, folder: Path, fault: str = "job-failed") -> tuple[Simulated, Path]:
+def failed_run(simulate: StartSimulator, folder: Path, fault: str = "job-failed") -> tuple[SimulatorProcess, Path]:
     """A run whose jobs all fail, at a gateway that is well from then on."""
     gateway = simulate(
         "--latency=fixed:0.1", "--tiny", "--fault", f"{fault}=1", "--state-file", str(folder / "memory")
@@ -49,7 +58,7 @@ def failed_run(simulate: Simulate, folder: Path, fault: str = "job-failed") -> t
 
 
 def charges(out: Path) -> dict[str, int]:
-    done = krea_batch("status", out, "--json", cwd=out.parent)
+    done = run_command("status", out, "--json", cwd=out.parent)
     found: dict[str, int] = json.loads(done.stdout)["charges"]
     return found
 
@@ -58,56 +67,56 @@ def charges(out: Path) -> dict[str, int]:
     ("fault", "state", "paid"),
     [("job-failed", "failed", 8), ("submit-400", "rejected", 4), ("job-error", "errored", 4)],
 )
-def test_all_that_ended_in_vain(simulate: Simulate, tmp_path: Path, fault: str, state: str, paid: int) -> None:
+def test_all_that_ended_in_vain(simulate: StartSimulator, tmp_path: Path, fault: str, state: str, paid: int) -> None:
     """Each is submitted once more and gets its picture; what was paid before stays on record."""
     gateway, out = failed_run(simulate, tmp_path, fault)
     assert set(states(out).values()) == {state}
-    done = krea_batch("retry", out, "--yes", "--gateway", gateway.gateway, *QUICK, cwd=tmp_path)
+    done = run_command("retry", out, "--yes", "--gateway", gateway.gateway, *QUICK, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert set(states(out).values()) == {"succeeded"}
     assert len(list((out / "images").glob("*.png"))) == 4
     assert charges(out)["charged"] == paid
     rows = [json.loads(line) for line in (out / "results.jsonl").read_text().splitlines()]
     assert [row["status"] for row in rows] == ["succeeded"] * 4
-    again = krea_batch("run", "jobs.jsonl", "--out", "out", "--gateway", gateway.gateway, *QUICK, cwd=tmp_path)
+    again = run_command("run", "jobs.jsonl", "--out", "out", "--gateway", gateway.gateway, *QUICK, cwd=tmp_path)
     assert again.returncode == 0
     assert charges(out)["charged"] == paid
 
 
-def test_some_by_their_ids(simulate: Simulate, tmp_path: Path) -> None:
+def test_some_by_their_ids(simulate: StartSimulator, tmp_path: Path) -> None:
     """Only those that are named, on the command line or in a file."""
     gateway, out = failed_run(simulate, tmp_path)
     options = ("--yes", "--gateway", gateway.gateway, *QUICK)
-    assert krea_batch("retry", out, "00002", *options, cwd=tmp_path).returncode == 1
+    assert run_command("retry", out, "00002", *options, cwd=tmp_path).returncode == 1
     assert states(out) == {"00001": "failed", "00002": "succeeded", "00003": "failed", "00004": "failed"}
-    assert krea_batch("retry", out, "--ids-from=-", *options, cwd=tmp_path, stdin=b"00003\n00001\n").returncode == 1
+    assert run_command("retry", out, "--ids-from=-", *options, cwd=tmp_path, stdin=b"00003\n00001\n").returncode == 1
     assert [job for job, state in states(out).items() if state == "failed"] == ["00004"]
 
 
-def test_nobody_to_ask(simulate: Simulate, tmp_path: Path) -> None:
+def test_nobody_to_ask(simulate: StartSimulator, tmp_path: Path) -> None:
     """Without a terminal and without --yes nothing is submitted."""
     gateway, out = failed_run(simulate, tmp_path)
-    done = krea_batch("retry", out, "--gateway", gateway.gateway, cwd=tmp_path)
+    done = run_command("retry", out, "--gateway", gateway.gateway, cwd=tmp_path)
     assert done.returncode == 2
     assert "4 jobs (4 failed) to be submitted again: up to 4 charges" in done.stderr
     assert "add --yes" in done.stderr
     assert set(states(out).values()) == {"failed"}
-    assert not gateway.ask("/ledger")["posts"]
+    assert not gateway.admin_request("/ledger")["posts"]
 
 
-def test_what_waits_is_counted_too(simulate: Simulate, tmp_path: Path) -> None:
+def test_what_waits_is_counted_too(simulate: StartSimulator, tmp_path: Path) -> None:
     """A job that was never submitted goes along, so the question says that it may be paid as well."""
     gateway, out = failed_run(simulate, tmp_path)
-    store = Store.open(out / "ledger.db")
+    store = LedgerStore.open(out / "ledger.db")
     store.transaction([lambda store: store.enqueue("later", b'{"prompt":"a"}', bytes(32), b"{}", "")])
     store.close()
-    done = krea_batch("retry", out, "--gateway", gateway.gateway, cwd=tmp_path)
+    done = run_command("retry", out, "--gateway", gateway.gateway, cwd=tmp_path)
     assert done.returncode == 2
     assert "4 jobs (4 failed) to be submitted again, and 1 not submitted yet: up to 5 charges" in done.stderr
 
 
 @pytest.mark.parametrize(("answer", "state", "code"), [("n\n", "failed", 2), ("y\n", "succeeded", 0)])
-def test_asked_in_a_terminal(simulate: Simulate, tmp_path: Path, answer: str, state: str, code: int) -> None:
+def test_asked_in_a_terminal(simulate: StartSimulator, tmp_path: Path, answer: str, state: str, code: int) -> None:
     """A person decides."""
     gateway, out = failed_run(simulate, tmp_path)
     ours, theirs = pty.openpty()
@@ -120,14 +129,14 @@ def test_asked_in_a_terminal(simulate: Simulate, tmp_path: Path, answer: str, st
         stderr=subprocess.PIPE,
     )
     os.write(ours, answer.encode())
-    process.communicate(timeout=PATIENCE_S)
+    process.communicate(timeout=PROCESS_TIMEOUT_S)
     os.close(ours)
     os.close(theirs)
     assert process.returncode == code
     assert set(states(out).values()) == {state}
 
 
-def test_what_is_not_submitted_again(gateway: Simulated, tmp_path: Path) -> None:
+def test_what_is_not_submitted_again(gateway: SimulatorProcess, tmp_path: Path) -> None:
     """A job with its picture, one in doubt and one that is not there are told; nothing is done."""
     out = run(gateway, tmp_path)
     make_doubts(out)
@@ -136,73 +145,73 @@ def test_what_is_not_submitted_again(gateway: Simulated, tmp_path: Path) -> None
         ("fox", "nobody knows whether it was paid: decide with krea-batch resolve"),
         ("none", "it is not in this run"),
     ):
-        done = krea_batch("retry", out, job_id, "--yes", "--gateway", gateway.gateway, cwd=tmp_path)
+        done = run_command("retry", out, job_id, "--yes", "--gateway", gateway.gateway, cwd=tmp_path)
         assert done.returncode == 2
         assert said in done.stderr
-    done = krea_batch("retry", out, "--yes", "--gateway", gateway.gateway, cwd=tmp_path)
+    done = run_command("retry", out, "--yes", "--gateway", gateway.gateway, cwd=tmp_path)
     assert (done.returncode, states(out)["fox"]) == (0, "ambiguous")
     assert "nothing to submit again" in done.stdout
-    assert len(gateway.ask("/ledger")["posts"]) == 4
+    assert len(gateway.admin_request("/ledger")["posts"]) == 4
 
 
-def test_abandoned_ones_only_when_named(gateway: Simulated, tmp_path: Path) -> None:
+def test_abandoned_ones_only_when_named(gateway: SimulatorProcess, tmp_path: Path) -> None:
     """What somebody decided not to submit again is left, but for an explicit wish."""
     out = run(gateway, tmp_path, 1)
     make_doubts(out)
-    assert krea_batch("resolve", out, "--abandon", cwd=tmp_path).returncode == 0
+    assert run_command("resolve", out, "--abandon", cwd=tmp_path).returncode == 0
     options = ("--yes", "--gateway", gateway.gateway, *QUICK)
-    krea_batch("retry", out, *options, cwd=tmp_path)
+    run_command("retry", out, *options, cwd=tmp_path)
     assert states(out)["fox"] == "cancelled"
-    assert krea_batch("retry", out, "--status", "cancelled", *options, cwd=tmp_path).returncode == 0
+    assert run_command("retry", out, "--status", "cancelled", *options, cwd=tmp_path).returncode == 0
     assert states(out)["fox"] == "succeeded"
     assert charges(out) == {"charged": 2, "free": 0, "unknown": 1}
 
 
-def test_killed_on_the_way(simulate: Simulate, tmp_path: Path) -> None:
+def test_killed_on_the_way(simulate: StartSimulator, tmp_path: Path) -> None:
     """kill -9 after the word was given: the same run goes on, and each job has its one further POST."""
     gateway, out = failed_run(simulate, tmp_path)
-    process = begin("retry", out, "--yes", "--gateway", gateway.gateway, "--rate=2/s", cwd=tmp_path)
-    until = time.monotonic() + PATIENCE_S
-    while not gateway.ask("/ledger")["posts"] and time.monotonic() < until:
+    process = start_command("retry", out, "--yes", "--gateway", gateway.gateway, "--rate=2/s", cwd=tmp_path)
+    until = time.monotonic() + PROCESS_TIMEOUT_S
+    while not gateway.admin_request("/ledger")["posts"] and time.monotonic() < until:
         time.sleep(0.02)
     process.send_signal(signal.SIGKILL)
-    process.communicate(timeout=PATIENCE_S)
+    process.communicate(timeout=PROCESS_TIMEOUT_S)
     options: dict[str, Any] = {"cwd": tmp_path}
-    krea_batch("run", "jobs.jsonl", "--out", "out", "--gateway", gateway.gateway, *QUICK, **options)
+    run_command("run", "jobs.jsonl", "--out", "out", "--gateway", gateway.gateway, *QUICK, **options)
     found = states(out)
     assert set(found.values()) <= {"succeeded", "ambiguous"}
-    assert len(gateway.ask("/ledger")["posts"]) <= 4
-    assert len([post for post in gateway.ask("/ledger")["posts"] if post["charged"]]) <= 4
+    assert len(gateway.admin_request("/ledger")["posts"]) <= 4
+    assert len([post for post in gateway.admin_request("/ledger")["posts"] if post["charged"]]) <= 4
 
 
 def test_simulated_runs_need_no_word(tmp_path: Path) -> None:
     """Where nothing is paid, nobody is asked."""
     write_jobs(tmp_path / "jobs.jsonl", 1)
     simulated = ("--simulate", "--time-scale=100", *QUICK)
-    assert krea_batch("run", "jobs.jsonl", "--out", "out", *simulated, cwd=tmp_path).returncode == 0
-    store = Store.open(tmp_path / "out" / "ledger.db")
+    assert run_command("run", "jobs.jsonl", "--out", "out", *simulated, cwd=tmp_path).returncode == 0
+    store = LedgerStore.open(tmp_path / "out" / "ledger.db")
     store._sql.execute("UPDATE jobs SET state = 'failed', disposition = 'unsuccessful', files = '[]'")
     store.close()
-    done = krea_batch("retry", "out", *simulated, cwd=tmp_path, key="")
+    done = run_command("retry", "out", *simulated, cwd=tmp_path, key="")
     assert done.returncode == 0, done.stderr
     assert states(tmp_path / "out") == {"00001": "succeeded"}
 
 
 class TestRules:
-    def test_all_or_none(self, gateway: Simulated, tmp_path: Path) -> None:
+    def test_all_or_none(self, gateway: SimulatorProcess, tmp_path: Path) -> None:
         """One job that cannot be retried leaves the others as they are."""
         out = run(gateway, tmp_path)
-        store = Store.open(out / "ledger.db")
+        store = LedgerStore.open(out / "ledger.db")
         store._sql.execute("UPDATE jobs SET state = 'failed', disposition = 'unsuccessful' WHERE job_id < '00003'")
         (n,) = store._sql.execute("SELECT job_no FROM jobs WHERE job_id = '00003'").fetchone()
         with pytest.raises(InternalError, match="succeeded"):
             store.retry(n, State.SUCCEEDED)
         store.close()
-        with Retries(out) as retries:
+        with RetryPlan(out) as retries:
             assert retries.jobs() == {"00001": State.FAILED, "00002": State.FAILED}
             assert retries.jobs([State.REJECTED]) == {}
             with pytest.raises(KeyError):
-                retries.again(["00001", "00003"])
+                retries.resubmit(["00001", "00003"])
             assert retries.jobs() == {"00001": State.FAILED, "00002": State.FAILED}
             with pytest.raises(JobError, match="its picture is there"):
-                retries.named(["00001", "00003"])
+                retries.select(["00001", "00003"])

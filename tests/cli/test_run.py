@@ -16,14 +16,14 @@ from PIL import Image
 
 from tests.processes import (
     COMMAND,
-    PATIENCE_S,
-    Simulate,
-    Simulated,
-    begin,
+    PROCESS_TIMEOUT_S,
+    SimulatorProcess,
+    StartSimulator,
     environment,
-    in_terminal,
-    krea_batch,
     rows,
+    run_command,
+    run_in_terminal,
+    start_command,
     write_jobs,
 )
 
@@ -62,7 +62,7 @@ def assert_all_there(out: Path, prompts: dict[str, str]) -> None:
 
 
 class TestToTheEnd:
-    def test_a_file_of_553_ragged_jobs_becomes_553_pictures(self, simulate: Simulate, tmp_path: Path) -> None:
+    def test_a_file_of_553_ragged_jobs_becomes_553_pictures(self, simulate: StartSimulator, tmp_path: Path) -> None:
         """553 lines with nested, ragged extra fields give 553 pictures, each of its own prompt, and exit 0."""
         jobs = tmp_path / "jobs.jsonl"
         prompts = {f"{n + 1:05d}": f"a photo of {n} benches, “quoted”, 長椅子 {n}" for n in range(553)}
@@ -73,19 +73,19 @@ class TestToTheEnd:
         ]
         jobs.write_text("".join(json.dumps(line, ensure_ascii=n % 2 == 0) + "\n" for n, line in enumerate(lines)))
         gateway = simulate(*FAST)
-        done = krea_batch(
+        done = run_command(
             "run", jobs, "--keep-extra", "--out", "out", "--gateway", gateway.gateway, *QUICK, cwd=tmp_path
         )
         assert done.returncode == 0, done.stderr
         assert_all_there(tmp_path / "out", prompts)
         metadata = {row["id"]: row["metadata"] for row in rows(tmp_path / "out")}
         assert metadata["00002"] == {key: value for key, value in lines[1].items() if key != "prompt"}
-        assert gateway.ask("/totals")["charged"] == 553
+        assert gateway.admin_request("/totals")["charged"] == 553
 
     def test_simulate_needs_no_key_and_no_server(self, tmp_path: Path) -> None:
         """`--simulate` alone puts real pictures of the right shape on disk."""
         (tmp_path / "jobs.jsonl").write_text('{"prompt": "a fox", "aspect_ratio": "16:9", "id": "fox"}\n')
-        done = krea_batch(
+        done = run_command(
             "run", "jobs.jsonl", "--out", "out", "--simulate", "--time-scale", "50", cwd=tmp_path, key=""
         )
         assert done.returncode == 0, done.stderr
@@ -94,18 +94,18 @@ class TestToTheEnd:
             assert abs(image.width / image.height - 16 / 9) < 0.02
             assert image.width * image.height > 500_000
 
-    def test_standard_input_gzip_and_several_files(self, simulate: Simulate, tmp_path: Path) -> None:
+    def test_standard_input_gzip_and_several_files(self, simulate: StartSimulator, tmp_path: Path) -> None:
         """Jobs come from standard input, gzip and several files in one run; numbering goes on over them."""
         (tmp_path / "a.jsonl.gz").write_bytes(gzip.compress(b'{"prompt": "one"}\n{"prompt": "two"}\n'))
         gateway = simulate(*FAST)
-        done = krea_batch(
+        done = run_command(
             "run", "a.jsonl.gz", "-", "--out", "out", "--gateway", gateway.gateway, *QUICK,
             cwd=tmp_path, stdin=b'{"prompt": "three"}\r\n',
         )  # fmt: skip
         assert done.returncode == 0, done.stderr
         assert_all_there(tmp_path / "out", {"00001": "one", "00002": "two", "00003": "three"})
 
-    def test_the_body_arrives_as_it_was_asked_for(self, simulate: Simulate, tmp_path: Path) -> None:
+    def test_the_body_arrives_as_it_was_asked_for(self, simulate: StartSimulator, tmp_path: Path) -> None:
         """What reaches the gateway is the line's fields and the document's defaults, `seed` only when given."""
         full = {
             "prompt": "Ünïcode \u2028 \U0001f98a",
@@ -118,9 +118,9 @@ class TestToTheEnd:
         }
         (tmp_path / "jobs.jsonl").write_text(json.dumps({"prompt": "bare"}) + "\n" + json.dumps(full) + "\n")
         gateway = simulate(*FAST)
-        done = krea_batch("run", "jobs.jsonl", "--out", "out", "--gateway", gateway.gateway, *QUICK, cwd=tmp_path)
+        done = run_command("run", "jobs.jsonl", "--out", "out", "--gateway", gateway.gateway, *QUICK, cwd=tmp_path)
         assert done.returncode == 0, done.stderr
-        bodies = {post["body"]["prompt"]: post["body"] for post in gateway.ask("/ledger")["posts"]}
+        bodies = {post["body"]["prompt"]: post["body"] for post in gateway.admin_request("/ledger")["posts"]}
         assert bodies["bare"] == {
             "prompt": "bare",
             "aspect_ratio": "1:1",
@@ -135,108 +135,108 @@ class TestToTheEnd:
         }
         assert bodies[str(full["prompt"])] == sent
 
-    def test_jobs_that_fail_give_exit_1_and_a_row_each(self, simulate: Simulate, tmp_path: Path) -> None:
+    def test_jobs_that_fail_give_exit_1_and_a_row_each(self, simulate: StartSimulator, tmp_path: Path) -> None:
         """FAILED jobs end the run with exit 1; their rows say why, and nothing is submitted for them again."""
         write_jobs(tmp_path / "jobs.jsonl", 5)
         gateway = simulate(*FAST, "--fault", "job-failed=1")
         arguments = ("run", "jobs.jsonl", "--out", "out", "--gateway", gateway.gateway, *QUICK)
         for _ in range(2):
-            done = krea_batch(*arguments, cwd=tmp_path)
+            done = run_command(*arguments, cwd=tmp_path)
             assert done.returncode == 1, done.stderr
             assert [row["status"] for row in rows(tmp_path / "out")] == ["failed"] * 5
             assert all(row["error"]["message"] for row in rows(tmp_path / "out"))
-            assert gateway.ask("/totals")["accepted"] == 5
+            assert gateway.admin_request("/totals")["accepted"] == 5
 
 
 class TestStops:
-    def arguments(self, gateway: Simulated, *more: str) -> tuple[str, ...]:
+    def arguments(self, gateway: SimulatorProcess, *more: str) -> tuple[str, ...]:
         return ("run", "jobs.jsonl", "--out", "out", "--gateway", gateway.gateway, "--poll-interval", "0.5", *more)
 
-    def wait_until(self, gateway: Simulated, accepted: int, process: subprocess.Popen[str]) -> None:
-        while gateway.ask("/totals")["accepted"] < accepted:
+    def wait_until(self, gateway: SimulatorProcess, accepted: int, process: subprocess.Popen[str]) -> None:
+        while gateway.admin_request("/totals")["accepted"] < accepted:
             assert process.poll() is None, process.communicate()
 
-    def finish(self, gateway: Simulated, tmp_path: Path, count: int) -> None:
+    def finish(self, gateway: SimulatorProcess, tmp_path: Path, count: int) -> None:
         """The same command ends the run, with one charge a job."""
-        done = krea_batch(*self.arguments(gateway, "--rate", "500/s"), cwd=tmp_path)
+        done = run_command(*self.arguments(gateway, "--rate", "500/s"), cwd=tmp_path)
         assert done.returncode == 0, done.stderr + done.stdout
         assert_all_there(tmp_path / "out", {f"{n + 1:05d}": f"picture {n}" for n in range(count)})
-        assert gateway.ask("/totals")["charged"] == count
+        assert gateway.admin_request("/totals")["charged"] == count
 
     @pytest.mark.parametrize("wanted", [signal.SIGINT, signal.SIGTERM])
     def test_one_signal_brings_home_what_is_in_flight(
-        self, simulate: Simulate, tmp_path: Path, wanted: signal.Signals
+        self, simulate: StartSimulator, tmp_path: Path, wanted: signal.Signals
     ) -> None:
         """After one Ctrl-C nothing new is submitted, everything paid is stored, and the run can be gone on with."""
         write_jobs(tmp_path / "jobs.jsonl", 120)
         gateway = simulate("--tiny", "--latency", "fixed:1")
-        process = begin(*self.arguments(gateway, "--rate", "40/s"), cwd=tmp_path)
+        process = start_command(*self.arguments(gateway, "--rate", "40/s"), cwd=tmp_path)
         self.wait_until(gateway, 20, process)
         process.send_signal(wanted)
-        _, said = process.communicate(timeout=PATIENCE_S)
+        _, said = process.communicate(timeout=PROCESS_TIMEOUT_S)
         assert process.returncode == 130
         assert "Ctrl-C again" in said
-        paid = gateway.ask("/totals")["charged"]
+        paid = gateway.admin_request("/totals")["charged"]
         assert 20 <= paid < 120
         assert [row["status"] for row in rows(tmp_path / "out")] == ["succeeded"] * paid
         self.finish(gateway, tmp_path, 120)
 
-    def test_two_signals_stop_at_once_and_lose_nothing(self, simulate: Simulate, tmp_path: Path) -> None:
+    def test_two_signals_stop_at_once_and_lose_nothing(self, simulate: StartSimulator, tmp_path: Path) -> None:
         """After a second Ctrl-C the process ends without waiting for pictures, and the next run fetches them."""
         write_jobs(tmp_path / "jobs.jsonl", 60)
         gateway = simulate("--tiny", "--latency", "fixed:20")
-        process = begin(*self.arguments(gateway, "--rate", "40/s"), cwd=tmp_path)
+        process = start_command(*self.arguments(gateway, "--rate", "40/s"), cwd=tmp_path)
         self.wait_until(gateway, 20, process)
         process.send_signal(signal.SIGINT)
         assert process.stderr is not None
         while "Ctrl-C again" not in process.stderr.readline():
             assert process.poll() is None
         process.send_signal(signal.SIGINT)
-        process.communicate(timeout=PATIENCE_S)
+        process.communicate(timeout=PROCESS_TIMEOUT_S)
         assert process.returncode == 130
         assert rows(tmp_path / "out") == []
-        gateway.ask("/settings", {"latency": "fixed:0.5"})
+        gateway.admin_request("/settings", {"latency": "fixed:0.5"})
         self.finish(gateway, tmp_path, 60)
 
-    def test_a_killed_run_goes_on_without_a_second_charge(self, simulate: Simulate, tmp_path: Path) -> None:
+    def test_a_killed_run_goes_on_without_a_second_charge(self, simulate: StartSimulator, tmp_path: Path) -> None:
         """kill -9 in mid-run: what was accepted is fetched by the next run, and at most a few are ambiguous."""
         write_jobs(tmp_path / "jobs.jsonl", 150)
         gateway = simulate("--tiny", "--latency", "uniform:0.5,2")
         for accepted in (20, 60, 100):
-            process = begin(*self.arguments(gateway, "--rate", "60/s"), cwd=tmp_path)
+            process = start_command(*self.arguments(gateway, "--rate", "60/s"), cwd=tmp_path)
             self.wait_until(gateway, accepted, process)
             process.kill()
-            process.communicate(timeout=PATIENCE_S)
-        done = krea_batch(*self.arguments(gateway), cwd=tmp_path)
+            process.communicate(timeout=PROCESS_TIMEOUT_S)
+        done = run_command(*self.arguments(gateway), cwd=tmp_path)
         status = [row["status"] for row in rows(tmp_path / "out")]
         ambiguous = status.count("ambiguous")
         assert status.count("succeeded") + ambiguous == 150, done.stderr
         assert ambiguous <= 3 * 4
         assert done.returncode == (1 if ambiguous else 0)
-        prompts = [post["body"]["prompt"] for post in gateway.ask("/ledger")["posts"] if post["charged"]]
+        prompts = [post["body"]["prompt"] for post in gateway.admin_request("/ledger")["posts"] if post["charged"]]
         assert len(prompts) == len(set(prompts))
 
-    def test_max_charges_is_never_passed(self, simulate: Simulate, tmp_path: Path) -> None:
+    def test_max_charges_is_never_passed(self, simulate: StartSimulator, tmp_path: Path) -> None:
         """--max-charges 30 pays for 30, exits 3, counts earlier runs, and says how to go on."""
         write_jobs(tmp_path / "jobs.jsonl", 60)
         gateway = simulate(*FAST)
         for _ in range(2):
-            done = krea_batch(*self.arguments(gateway, "--max-charges", "30"), cwd=tmp_path)
+            done = run_command(*self.arguments(gateway, "--max-charges", "30"), cwd=tmp_path)
             assert done.returncode == 3
             assert "--max-charges" in done.stdout
-            assert gateway.ask("/totals")["charged"] == 30
+            assert gateway.admin_request("/totals")["charged"] == 30
         self.finish(gateway, tmp_path, 60)
 
     def test_a_stopped_simulation_goes_on(self, tmp_path: Path) -> None:
         """A run with --simulate that was killed goes on with --simulate: the jobs in flight are still known."""
         write_jobs(tmp_path / "jobs.jsonl", 6)
         arguments = ("run", "jobs.jsonl", "--out", "out", "--simulate", "--poll-interval", "0.5")
-        process = begin(*arguments, "--time-scale", "1", cwd=tmp_path, key="")
+        process = start_command(*arguments, "--time-scale", "1", cwd=tmp_path, key="")
         while not (tmp_path / "out/ledger.db").exists() or states(tmp_path / "out").get("accepted", 0) < 6:
             assert process.poll() is None, process.communicate()
         process.kill()
-        process.communicate(timeout=PATIENCE_S)
-        done = krea_batch(*arguments, "--time-scale", "100", cwd=tmp_path, key="")
+        process.communicate(timeout=PROCESS_TIMEOUT_S)
+        done = run_command(*arguments, "--time-scale", "100", cwd=tmp_path, key="")
         assert done.returncode == 0, done.stderr
         assert_all_there(tmp_path / "out", {f"{n + 1:05d}": f"picture {n}" for n in range(6)})
 
@@ -255,13 +255,15 @@ def states(out: Path) -> dict[str, int]:
 class TestRefusals:
     """What ends with exit 2 before anything is spent."""
 
-    def refused(self, tmp_path: Path, *arguments: str, gateway: Simulated | None = None, key: str = "k") -> str:
+    def refused(
+        self, tmp_path: Path, *arguments: str, gateway: SimulatorProcess | None = None, key: str = "k"
+    ) -> str:
         where = ("--gateway", gateway.gateway) if gateway else ()
-        done = krea_batch("run", *arguments, "--out", "out", *where, cwd=tmp_path, key=key)
+        done = run_command("run", *arguments, "--out", "out", *where, cwd=tmp_path, key=key)
         assert done.returncode == 2, done.stderr
         assert "Traceback" not in done.stderr
         if gateway:
-            assert gateway.ask("/totals")["accepted"] == 0
+            assert gateway.admin_request("/totals")["accepted"] == 0
         return done.stderr
 
     def test_no_key_names_both_ways_out(self, tmp_path: Path) -> None:
@@ -271,7 +273,7 @@ class TestRefusals:
         assert all(way in said for way in ("PIXAZO_API_KEY", "--api-key-file", "--simulate"))
         assert not (tmp_path / "out").exists()
 
-    def test_bad_lines_are_all_named_and_nothing_is_spent(self, simulate: Simulate, tmp_path: Path) -> None:
+    def test_bad_lines_are_all_named_and_nothing_is_spent(self, simulate: StartSimulator, tmp_path: Path) -> None:
         """Every bad line is named by file and line; not even the good ones are submitted."""
         (tmp_path / "jobs.jsonl").write_text('{"prompt": "good"}\n{"promt": "bad"}\n{"prompt": ""}\nnonsense\n')
         said = self.refused(tmp_path, "jobs.jsonl", gateway=simulate(*FAST))
@@ -283,7 +285,7 @@ class TestRefusals:
         assert '"prompt"' in said
         assert "--skip-invalid" in said
 
-    def test_of_bad_lines_that_are_alike_the_first_are_named(self, simulate: Simulate, tmp_path: Path) -> None:
+    def test_of_bad_lines_that_are_alike_the_first_are_named(self, simulate: StartSimulator, tmp_path: Path) -> None:
         """A wrong field in hundreds of lines is told five times, and does not hide another mistake."""
         lines = ['{"prompt": "a", "tag": 1}\n'] * 300
         lines[50] = "nonsense\n"
@@ -293,11 +295,11 @@ class TestRefusals:
         assert named == [1, 2, 3, 4, 5, 51]
         assert "… and 294 more like these; krea-batch validate shows all" in said
 
-    def test_skip_invalid_runs_the_good_lines(self, simulate: Simulate, tmp_path: Path) -> None:
+    def test_skip_invalid_runs_the_good_lines(self, simulate: StartSimulator, tmp_path: Path) -> None:
         """With --skip-invalid the good lines run, the bad ones are still named."""
         (tmp_path / "jobs.jsonl").write_text('{"prompt": "good"}\n{"promt": "bad"}\n{"prompt": "fine"}\n')
         gateway = simulate(*FAST)
-        done = krea_batch(
+        done = run_command(
             "run",
             "jobs.jsonl",
             "--skip-invalid",
@@ -312,31 +314,31 @@ class TestRefusals:
         assert "jobs.jsonl:2:" in done.stderr
         assert_all_there(tmp_path / "out", {"00001": "good", "00003": "fine"})
 
-    def test_a_changed_line_under_an_old_id_is_refused(self, simulate: Simulate, tmp_path: Path) -> None:
+    def test_a_changed_line_under_an_old_id_is_refused(self, simulate: StartSimulator, tmp_path: Path) -> None:
         """A line that changed since its id was paid for is named, and nothing is submitted."""
         gateway = simulate(*FAST)
         write_jobs(tmp_path / "jobs.jsonl", 3)
         arguments = ("run", "jobs.jsonl", "--out", "out", "--gateway", gateway.gateway, *QUICK)
-        assert krea_batch(*arguments, cwd=tmp_path).returncode == 0
+        assert run_command(*arguments, cwd=tmp_path).returncode == 0
         (tmp_path / "jobs.jsonl").write_text(
             '{"prompt": "picture 0"}\n{"prompt": "other"}\n{"prompt": "picture 2"}\n'
         )
-        done = krea_batch(*arguments, cwd=tmp_path)
+        done = run_command(*arguments, cwd=tmp_path)
         assert done.returncode == 2
         assert "jobs.jsonl:2:" in done.stderr
-        assert gateway.ask("/totals")["accepted"] == 3
+        assert gateway.admin_request("/totals")["accepted"] == 3
 
-    def test_a_folder_in_use_is_refused(self, simulate: Simulate, tmp_path: Path) -> None:
+    def test_a_folder_in_use_is_refused(self, simulate: StartSimulator, tmp_path: Path) -> None:
         """Two processes never work in one run folder."""
         gateway = simulate("--tiny", "--latency", "fixed:30")
         write_jobs(tmp_path / "jobs.jsonl", 1)
         arguments = ("run", "jobs.jsonl", "--out", "out", "--gateway", gateway.gateway)
-        process = begin(*arguments, cwd=tmp_path)
-        while not gateway.ask("/totals")["accepted"]:
+        process = start_command(*arguments, cwd=tmp_path)
+        while not gateway.admin_request("/totals")["accepted"]:
             assert process.poll() is None, process.communicate()
-        second = krea_batch(*arguments, cwd=tmp_path)
+        second = run_command(*arguments, cwd=tmp_path)
         process.kill()
-        process.communicate(timeout=PATIENCE_S)
+        process.communicate(timeout=PROCESS_TIMEOUT_S)
         assert second.returncode == 2
         assert "another krea-batch" in second.stderr
 
@@ -370,54 +372,54 @@ class TestRefusals:
 
 
 class TestWhatPeopleSee:
-    def test_json_and_quiet(self, simulate: Simulate, tmp_path: Path) -> None:
+    def test_json_and_quiet(self, simulate: StartSimulator, tmp_path: Path) -> None:
         """--json prints one object on standard output, --quiet nothing at all."""
         write_jobs(tmp_path / "jobs.jsonl", 2)
         arguments = ("run", "jobs.jsonl", "--out", "out", "--gateway", simulate(*FAST).gateway, *QUICK)
-        done = krea_batch(*arguments, "--json", cwd=tmp_path)
+        done = run_command(*arguments, "--json", cwd=tmp_path)
         summary = json.loads(done.stdout)
         assert summary["jobs"] == {"succeeded": 2}
         assert summary["charges"] == {"charged": 2, "free": 0, "unknown": 0}
-        quiet = krea_batch(*arguments, "--quiet", cwd=tmp_path)
+        quiet = run_command(*arguments, "--quiet", cwd=tmp_path)
         assert (quiet.returncode, quiet.stdout, quiet.stderr) == (0, "", "")
 
-    def test_a_terminal_gets_a_bar_and_a_pipe_gets_lines(self, simulate: Simulate, tmp_path: Path) -> None:
+    def test_a_terminal_gets_a_bar_and_a_pipe_gets_lines(self, simulate: StartSimulator, tmp_path: Path) -> None:
         """In a terminal the display stays in place; without one there are plain lines and no control codes."""
         write_jobs(tmp_path / "jobs.jsonl", 8)
         arguments = ("run", "jobs.jsonl", "--gateway", simulate(*FAST).gateway, *QUICK)
-        piped = krea_batch(*arguments, "--out", "piped", cwd=tmp_path)
+        piped = run_command(*arguments, "--out", "piped", cwd=tmp_path)
         assert "8/8 done" in piped.stderr
         assert "\x1b" not in piped.stderr + piped.stdout
-        code, screen = in_terminal([*COMMAND, *arguments, "--out", "seen"], tmp_path)
+        code, screen = run_in_terminal([*COMMAND, *arguments, "--out", "seen"], tmp_path)
         assert code == 0
         assert "━" in screen
         assert "8/8" in screen
         assert "in flight" in screen
 
-    def test_options_from_environment_and_file(self, simulate: Simulate, tmp_path: Path) -> None:
+    def test_options_from_environment_and_file(self, simulate: StartSimulator, tmp_path: Path) -> None:
         """Options come from krea-batch.toml and the environment, the command line wins, mistakes are named."""
         write_jobs(tmp_path / "jobs.jsonl", 2)
         gateway = simulate(*FAST)
         (tmp_path / "krea-batch.toml").write_text(
             f'out = "from-file"\ngateway = "{gateway.gateway}"\npoll-interval = 0.5\nrate = "nonsense"\n'
         )
-        done = krea_batch("run", "jobs.jsonl", cwd=tmp_path, KREA_BATCH_RATE="500/s")
+        done = run_command("run", "jobs.jsonl", cwd=tmp_path, KREA_BATCH_RATE="500/s")
         assert done.returncode == 0, done.stderr
         assert (tmp_path / "from-file/results.jsonl").exists()
         (tmp_path / "krea-batch.toml").write_text('rat = "1/s"\n')
-        done = krea_batch("run", "jobs.jsonl", "--out", "o", cwd=tmp_path)
+        done = run_command("run", "jobs.jsonl", "--out", "o", cwd=tmp_path)
         assert done.returncode == 2
         assert "'rate'" in done.stderr
 
-    def test_status_tells_where_a_run_stands(self, simulate: Simulate, tmp_path: Path) -> None:
+    def test_status_tells_where_a_run_stands(self, simulate: StartSimulator, tmp_path: Path) -> None:
         """`status` counts jobs and charges, for people and as JSON; a folder without a run is named."""
         write_jobs(tmp_path / "jobs.jsonl", 3)
         gateway = simulate(*FAST)
-        krea_batch("run", "jobs.jsonl", "--out", "out", "--gateway", gateway.gateway, *QUICK, cwd=tmp_path)
-        assert "3 stored" in krea_batch("status", "out", cwd=tmp_path).stdout
-        told = json.loads(krea_batch("status", "out", "--json", cwd=tmp_path).stdout)
+        run_command("run", "jobs.jsonl", "--out", "out", "--gateway", gateway.gateway, *QUICK, cwd=tmp_path)
+        assert "3 stored" in run_command("status", "out", cwd=tmp_path).stdout
+        told = json.loads(run_command("status", "out", "--json", cwd=tmp_path).stdout)
         assert told["jobs"] == {"succeeded": 3}
-        nowhere = krea_batch("status", "elsewhere", cwd=tmp_path)
+        nowhere = run_command("status", "elsewhere", cwd=tmp_path)
         assert nowhere.returncode == 2
         assert "elsewhere" in nowhere.stderr
 

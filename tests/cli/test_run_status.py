@@ -21,9 +21,9 @@ from krea_batch.cli.ui.run_status import (
     RunStatus,
     remaining_s,
 )
-from krea_batch.events import Ended, Troubled
-from krea_batch.jobs import Outcome, State, Trouble
-from krea_batch.ledger import Store
+from krea_batch.events import JobEnded, RetryScheduled
+from krea_batch.jobs import ErrorInfo, Outcome, State
+from krea_batch.ledger import LedgerStore
 from krea_batch.rules.verdicts import Finished
 from krea_batch.storage.run_dir import LEDGER
 
@@ -51,7 +51,7 @@ def outcome(status: State, message: str | None) -> Outcome:
         status=status,
         request_id=None,
         files=(),
-        error=Trouble("kind", message) if message else None,
+        error=ErrorInfo("kind", message) if message else None,
         request={},
         metadata={},
         polls=0,
@@ -115,12 +115,12 @@ def test_troubles_that_are_alike_are_one() -> None:
     """The commonest of late are told, tries and ends alike; a picture is no trouble."""
     errors = RecentErrors()
     for n in range(3):
-        errors.on_event(Troubled(f"{n}", "submit", "HTTP 500"))
-    errors.on_event(Ended(outcome(State.FAILED, "no")))
-    errors.on_event(Ended(outcome(State.SUCCEEDED, None)))
+        errors.on_event(RetryScheduled(f"{n}", "submit", "HTTP 500"))
+    errors.on_event(JobEnded(outcome(State.FAILED, "no")))
+    errors.on_event(JobEnded(outcome(State.SUCCEEDED, None)))
     assert errors.most_common() == (("submit: HTTP 500", 3), ("failed: no", 1))
     for n in range(300):
-        errors.on_event(Troubled(f"{n}", "poll", "cut"))
+        errors.on_event(RetryScheduled(f"{n}", "poll", "cut"))
     assert errors.most_common() == (("poll: cut", 200),)
 
 
@@ -193,21 +193,21 @@ def but(figures: RunStatus, **changes: object) -> RunStatus:
 
 def test_a_run_of_another_process(tmp_path: Path) -> None:
     """The ledger alone tells how many jobs there are, where they stand, what the limit is and what went wrong."""
-    store = Store.open(tmp_path / LEDGER)
+    store = LedgerStore.open(tmp_path / LEDGER)
     onlooker = LedgerStatusReader(tmp_path, clock=iter([0.0, 5.0]).__next__)
     store.transaction([lambda store: store.start_run("https://a", "0", 0.0, 12.0)])
-    store.transaction([lambda store: store.expect(10)])
+    store.transaction([lambda store: store.set_expected_jobs(10)])
     before = onlooker.read()
     assert (before.total, before.done, before.limit_per_s, before.top_errors) == (10, 0, 12.0, ())
 
-    def jobs(store: Store) -> None:
+    def jobs(store: LedgerStore) -> None:
         for n in range(4):
-            number = store.intend(f"{n}", b'{"prompt":"a"}', bytes(32), b"{}", 1.0, "")
-            store.accept(number, f"r{n}", 2.0)
-        store.finish(1, Finished(("https://a/b.png",), "image/png"), 3.0, 1)
-        store.finish(2, Finished(("https://a/b.png",), "image/png"), 3.0, 1)
-        store.store(2, (), 4.0)
-        store.fail(3, Trouble("failed", "no"), 4.0, 1)
+            number = store.record_intent(f"{n}", b'{"prompt":"a"}', bytes(32), b"{}", 1.0, "")
+            store.mark_accepted(number, f"r{n}", 2.0)
+        store.mark_finished(1, Finished(("https://a/b.png",), "image/png"), 3.0, 1)
+        store.mark_finished(2, Finished(("https://a/b.png",), "image/png"), 3.0, 1)
+        store.mark_stored(2, (), 4.0)
+        store.mark_failed(3, ErrorInfo("failed", "no"), 4.0, 1)
         store.enqueue("later", b'{"prompt":"a"}', bytes(32), b"{}", "")
 
     store.transaction([jobs])

@@ -13,7 +13,7 @@ from urllib.parse import urlsplit
 
 import pytest
 
-from tests.processes import Simulate, krea_batch, rows, write_jobs
+from tests.processes import StartSimulator, rows, run_command, write_jobs
 
 CERTIFICATE = (
     "openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2", "-subj", "/CN=localhost",
@@ -64,7 +64,7 @@ def behind_tls(port: int, pem: Path) -> Iterator[int]:
 
 
 @pytest.mark.slow
-def test_a_certificate_that_is_known(simulate: Simulate, tmp_path: Path, pem: Path) -> None:
+def test_a_certificate_that_is_known(simulate: StartSimulator, tmp_path: Path, pem: Path) -> None:
     """Where the certificate is one that this machine trusts, jobs run as they do without TLS."""
     write_jobs(tmp_path / "jobs.jsonl", 20)
     gateway = simulate("--tiny", "--latency", "fixed:0.2")
@@ -72,14 +72,14 @@ def test_a_certificate_that_is_known(simulate: Simulate, tmp_path: Path, pem: Pa
     assert port
     with behind_tls(port, pem) as safe:
         options = ("--gateway", f"https://localhost:{safe}", "--rate", "50/s", "--poll-interval", "0.2")
-        done = krea_batch("run", "jobs.jsonl", "--out", "out", *options, cwd=tmp_path, SSL_CERT_FILE=str(pem))
+        done = run_command("run", "jobs.jsonl", "--out", "out", *options, cwd=tmp_path, SSL_CERT_FILE=str(pem))
     assert done.returncode == 0, done.stderr
     assert {row["status"] for row in rows(tmp_path / "out")} == {"succeeded"}
-    assert gateway.ask("/totals")["charged"] == 20
+    assert gateway.admin_request("/totals")["charged"] == 20
 
 
 @pytest.mark.slow
-def test_a_certificate_of_somebody_else(simulate: Simulate, tmp_path: Path, pem: Path) -> None:
+def test_a_certificate_of_somebody_else(simulate: StartSimulator, tmp_path: Path, pem: Path) -> None:
     """Where it is not, or is another host's, nothing is sent, and the reason is told; nothing is in doubt."""
     write_jobs(tmp_path / "jobs.jsonl", 1)
     gateway = simulate("--tiny")
@@ -88,8 +88,8 @@ def test_a_certificate_of_somebody_else(simulate: Simulate, tmp_path: Path, pem:
     with behind_tls(port, pem) as safe:
         for host, trusted in (("localhost", ""), ("127.0.0.1", str(pem))):
             options = ("--gateway", f"https://{host}:{safe}", "--job-timeout", "1")
-            done = krea_batch("run", "jobs.jsonl", "--out", host, *options, cwd=tmp_path, SSL_CERT_FILE=trusted)
+            done = run_command("run", "jobs.jsonl", "--out", host, *options, cwd=tmp_path, SSL_CERT_FILE=trusted)
             assert done.returncode == 3, done.stderr
             assert "certificate verify failed" in done.stdout + done.stderr
             assert "1 not submitted yet" in done.stdout
-    assert gateway.ask("/ledger")["posts"] == []
+    assert gateway.admin_request("/ledger")["posts"] == []

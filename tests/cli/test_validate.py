@@ -13,7 +13,7 @@ from click.testing import CliRunner, Result
 
 from krea_batch.cli.commands.validate import validate
 from krea_batch.cli.ui import check_progress
-from tests.processes import in_terminal
+from tests.processes import run_in_terminal
 
 
 @pytest.fixture
@@ -141,7 +141,7 @@ def test_in_a_terminal_a_bar_is_shown_and_taken_away(folder: Path) -> None:
         "check_progress.SHOWN_FROM_S = check_progress.BAR_EVERY_S = 0;"
         "sys.argv = ['krea-batch', 'validate', 'a.jsonl']; main()"
     )
-    exit_code, shown = in_terminal([sys.executable, "-c", code], folder)
+    exit_code, shown = run_in_terminal([sys.executable, "-c", code], folder)
     assert exit_code == 2
     plain = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", shown)
     assert re.search(r"checking .* [1-9]\d% ", plain)

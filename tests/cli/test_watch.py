@@ -13,21 +13,29 @@ from pathlib import Path
 
 import pytest
 
-from krea_batch.storage.run_dir import RunFolder, is_at_work
-from tests.processes import COMMAND, PATIENCE_S, Simulate, begin, environment, krea_batch, write_jobs
+from krea_batch.storage.run_dir import RunDir, is_locked
+from tests.processes import (
+    COMMAND,
+    PROCESS_TIMEOUT_S,
+    StartSimulator,
+    environment,
+    run_command,
+    start_command,
+    write_jobs,
+)
 
 
 @pytest.mark.slow
 class TestWatch:
-    def test_until_the_run_ends(self, simulate: Simulate, tmp_path: Path) -> None:
+    def test_until_the_run_ends(self, simulate: StartSimulator, tmp_path: Path) -> None:
         """It tells how many of all jobs are done, ends when the run does, and exits as the run did."""
         write_jobs(tmp_path / "jobs.jsonl", 60)
         gateway = simulate("--tiny", "--latency", "fixed:1").gateway
-        run = begin("run", "jobs.jsonl", "--out", "out", "--gateway", gateway, "--rate", "20/s", cwd=tmp_path)
+        run = start_command("run", "jobs.jsonl", "--out", "out", "--gateway", gateway, "--rate", "20/s", cwd=tmp_path)
         assert run.stderr is not None
         assert "0/60" in run.stderr.readline()  # the folder is held, and the jobs are counted
-        watched = krea_batch("watch", "out", cwd=tmp_path)
-        run.communicate(timeout=PATIENCE_S)
+        watched = run_command("watch", "out", cwd=tmp_path)
+        run.communicate(timeout=PROCESS_TIMEOUT_S)
         assert run.returncode == 0
         assert watched.returncode == 0, watched.stderr
         told = [int(count) for count in re.findall(r"^(\d+)/60 done", watched.stderr, re.MULTILINE)]
@@ -35,30 +43,30 @@ class TestWatch:
         assert told[-1] == 60
         assert "60 stored" in watched.stdout
 
-    def test_leaving_it_leaves_the_run(self, simulate: Simulate, tmp_path: Path) -> None:
+    def test_leaving_it_leaves_the_run(self, simulate: StartSimulator, tmp_path: Path) -> None:
         """Ctrl-C ends the watching and says that the run goes on, and so it does."""
         write_jobs(tmp_path / "jobs.jsonl", 100)
         gateway = simulate("--tiny", "--latency", "fixed:1").gateway
-        run = begin("run", "jobs.jsonl", "--out", "out", "--gateway", gateway, "--rate", "20/s", cwd=tmp_path)
+        run = start_command("run", "jobs.jsonl", "--out", "out", "--gateway", gateway, "--rate", "20/s", cwd=tmp_path)
         assert run.stderr is not None
         run.stderr.readline()
-        watching = begin("watch", "out", cwd=tmp_path)
+        watching = start_command("watch", "out", cwd=tmp_path)
         assert watching.stderr is not None
         watching.stderr.readline()
         watching.send_signal(signal.SIGINT)
-        _, said = watching.communicate(timeout=PATIENCE_S)
+        _, said = watching.communicate(timeout=PROCESS_TIMEOUT_S)
         assert watching.returncode == 0
         assert said.endswith("The run goes on.\n")
         assert run.poll() is None
-        run.communicate(timeout=PATIENCE_S)
+        run.communicate(timeout=PROCESS_TIMEOUT_S)
         assert run.returncode == 0
 
-    def test_a_run_that_failed(self, simulate: Simulate, tmp_path: Path) -> None:
+    def test_a_run_that_failed(self, simulate: StartSimulator, tmp_path: Path) -> None:
         """A run that nobody works on is shown as it is: what failed, why, and exit 1."""
         write_jobs(tmp_path / "jobs.jsonl", 3)
         gateway = simulate("--tiny", "--latency", "fixed:0", "--fault", "job-failed=1").gateway
-        krea_batch("run", "jobs.jsonl", "--out", "out", "--gateway", gateway, "--poll-interval", "0.1", cwd=tmp_path)
-        done = krea_batch("watch", "out", cwd=tmp_path)
+        run_command("run", "jobs.jsonl", "--out", "out", "--gateway", gateway, "--poll-interval", "0.1", cwd=tmp_path)
+        done = run_command("watch", "out", cwd=tmp_path)
         assert done.returncode == 1
         assert "no process is working on it" in done.stdout
         assert "3 failed at the gateway" in done.stdout
@@ -66,10 +74,14 @@ class TestWatch:
     def test_in_a_terminal(self, tmp_path: Path) -> None:
         """There it is a live display, with the bars of the stages."""
         write_jobs(tmp_path / "jobs.jsonl", 2)
-        krea_batch("run", "jobs.jsonl", "--out", "out", "--simulate", "--time-scale", "100", cwd=tmp_path)
+        run_command("run", "jobs.jsonl", "--out", "out", "--simulate", "--time-scale", "100", cwd=tmp_path)
         ours, theirs = pty.openpty()
         done = subprocess.run(
-            [*COMMAND, "watch", "out"], cwd=tmp_path, env=environment(TERM="xterm"), stderr=theirs, timeout=PATIENCE_S
+            [*COMMAND, "watch", "out"],
+            cwd=tmp_path,
+            env=environment(TERM="xterm"),
+            stderr=theirs,
+            timeout=PROCESS_TIMEOUT_S,
         )
         os.close(theirs)
         shown = os.read(ours, 100_000).decode()
@@ -81,34 +93,34 @@ class TestWatch:
 
 def test_no_run(tmp_path: Path) -> None:
     """A folder without a run is told to be one, with exit 2."""
-    done = krea_batch("watch", "nowhere", cwd=tmp_path)
+    done = run_command("watch", "nowhere", cwd=tmp_path)
     assert done.returncode == 2
     assert "there is no run in it" in done.stderr
 
 
 def test_who_asks_is_in_nobodys_way(tmp_path: Path) -> None:
     """Though several ask a thousand times a second whether a run is at work, one can begin, and is seen."""
-    assert not is_at_work(tmp_path / "nowhere")
+    assert not is_locked(tmp_path / "nowhere")
     over = threading.Event()
 
     def ask() -> None:
         while not over.wait(0.001):
-            is_at_work(tmp_path)
+            is_locked(tmp_path)
 
     asking = [threading.Thread(target=ask) for _ in range(3)]
     for each in asking:
         each.start()
     try:
         for _ in range(200):
-            folder = RunFolder(tmp_path)
-            folder.take()
-            assert is_at_work(tmp_path)
-            folder.release()
+            folder = RunDir(tmp_path)
+            folder.lock()
+            assert is_locked(tmp_path)
+            folder.unlock()
     finally:
         over.set()
         for each in asking:
             each.join()
-    assert not is_at_work(tmp_path)
+    assert not is_locked(tmp_path)
 
 
 def test_those_who_ask_are_no_run(tmp_path: Path) -> None:
@@ -116,6 +128,6 @@ def test_those_who_ask_are_no_run(tmp_path: Path) -> None:
     fd = os.open(tmp_path, os.O_RDONLY)
     fcntl.flock(fd, fcntl.LOCK_SH)  # as one that asks
     try:
-        assert not is_at_work(tmp_path)
+        assert not is_locked(tmp_path)
     finally:
         os.close(fd)

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from tests.processes import Simulate, Simulated, krea_batch, rows, write_jobs
+from tests.processes import SimulatorProcess, StartSimulator, rows, run_command, write_jobs
 
 pytestmark = pytest.mark.slow
 
@@ -18,11 +18,11 @@ LISTEN = ("--webhook-listen", "127.0.0.1:0")
 TAKES = ("--tiny", "--latency", "uniform:2,4")
 
 
-def run_against(simulated: Simulated, tmp_path: Path, *options: str) -> dict[str, Any]:
+def run_against(simulated: SimulatorProcess, tmp_path: Path, *options: str) -> dict[str, Any]:
     """Run a batch to its end. Returns its rows by id, all of which have succeeded."""
     jobs = write_jobs(tmp_path / "jobs.jsonl", JOBS)
     quick = ("--rate", "40/s", "--poll-interval", "1", "--gateway", simulated.gateway)
-    ran = krea_batch("run", jobs, "--out", "out", *quick, *options, cwd=tmp_path)
+    ran = run_command("run", jobs, "--out", "out", *quick, *options, cwd=tmp_path)
     assert ran.returncode in (0, 1), ran.stderr
     found = {row["id"]: row for row in rows(tmp_path / "out")}
     assert len(found) == JOBS
@@ -34,27 +34,27 @@ def polls_a_job(found: dict[str, Any]) -> float:
     return polls / len(found)
 
 
-def test_honest_callbacks_save_polls(simulate: Simulate, tmp_path: Path) -> None:
+def test_honest_callbacks_save_polls(simulate: StartSimulator, tmp_path: Path) -> None:
     """With callbacks, doubled ones among them, there are few polls; each job is charged once and its own."""
     simulated = simulate(*TAKES, "--fault", "webhook-twice=0.3")
     found = run_against(simulated, tmp_path, *LISTEN)
     assert {row["status"] for row in found.values()} == {"succeeded"}
     assert polls_a_job(found) <= 1.3
-    counts = simulated.ask("/ledger")
+    counts = simulated.admin_request("/ledger")
     assert sum(post["charged"] for post in counts["posts"]) == JOBS
 
 
-def test_lost_callbacks_lose_nothing(simulate: Simulate, tmp_path: Path) -> None:
+def test_lost_callbacks_lose_nothing(simulate: StartSimulator, tmp_path: Path) -> None:
     """Where every second callback is lost, all jobs come home by polls."""
     found = run_against(simulate(*TAKES, "--fault", "webhook-lost=0.5"), tmp_path, *LISTEN)
     assert {row["status"] for row in found.values()} == {"succeeded"}
 
 
-def test_a_callback_saves_what_a_lost_answer_would_have_cost(simulate: Simulate, tmp_path: Path) -> None:
+def test_a_callback_saves_what_a_lost_answer_would_have_cost(simulate: StartSimulator, tmp_path: Path) -> None:
     """Where answers to accepted POSTs are lost, callbacks bring their jobs home; none is paid for twice."""
     simulated = simulate(*TAKES, "--fault", "submit-lost=0.1")
     found = run_against(simulated, tmp_path, *LISTEN)
-    totals = simulated.ask("/ledger")["totals"]
+    totals = simulated.admin_request("/ledger")["totals"]
     assert totals["undelivered"] >= 3
     assert totals["charged"] == JOBS
     assert {row["status"] for row in found.values()} == {"succeeded"}
@@ -68,24 +68,24 @@ def test_a_callback_saves_what_a_lost_answer_would_have_cost(simulate: Simulate,
         (("--webhook-listen", "127.0.0.1:0", "--webhook-url", "http://my.host/"), "clear text"),
     ],
 )
-def test_a_wrong_address(simulate: Simulate, tmp_path: Path, options: tuple[str, ...], said: str) -> None:
+def test_a_wrong_address(simulate: StartSimulator, tmp_path: Path, options: tuple[str, ...], said: str) -> None:
     """A callback address that cannot work ends the command with 2, and nothing is spent."""
     simulated = simulate("--tiny")
     jobs = write_jobs(tmp_path / "jobs.jsonl", 1)
-    ran = krea_batch("run", jobs, "--out", "out", "--gateway", simulated.gateway, *options, cwd=tmp_path)
+    ran = run_command("run", jobs, "--out", "out", "--gateway", simulated.gateway, *options, cwd=tmp_path)
     assert ran.returncode == 2
     assert said in ran.stderr
-    assert simulated.ask("/ledger")["posts"] == []
+    assert simulated.admin_request("/ledger")["posts"] == []
 
 
-def test_a_port_in_use(simulate: Simulate, tmp_path: Path) -> None:
+def test_a_port_in_use(simulate: StartSimulator, tmp_path: Path) -> None:
     """A port that somebody else has ends the command with 2, and nothing is spent."""
     simulated = simulate("--tiny")
     jobs = write_jobs(tmp_path / "jobs.jsonl", 1)
     with socket.create_server(("127.0.0.1", 0)) as taken:
         address = f"127.0.0.1:{taken.getsockname()[1]}"
         options = ("--gateway", simulated.gateway, "--webhook-listen", address)
-        ran = krea_batch("run", jobs, "--out", "out", *options, cwd=tmp_path)
+        ran = run_command("run", jobs, "--out", "out", *options, cwd=tmp_path)
     assert ran.returncode == 2
     assert address in ran.stderr
-    assert json.dumps(simulated.ask("/ledger")["posts"]) == "[]"
+    assert json.dumps(simulated.admin_request("/ledger")["posts"]) == "[]"

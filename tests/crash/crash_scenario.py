@@ -11,33 +11,33 @@ from typing import Any
 
 from PIL import Image
 
-from tests.processes import COMMAND, PATIENCE_S, Simulated, environment, krea_batch, rows, write_jobs
+from tests.processes import COMMAND, PROCESS_TIMEOUT_S, SimulatorProcess, environment, rows, run_command, write_jobs
 
-FAST = ("--tiny", "--latency", "uniform:0.2,0.8")
-QUICK = ("--rate", "200/s", "--poll-interval", "0.3")
+SIMULATOR_OPTIONS = ("--tiny", "--latency", "uniform:0.2,0.8")
+RUN_OPTIONS = ("--rate", "200/s", "--poll-interval", "0.3")
 
 
-class Scene:
+class CrashScenario:
     """A run of `count` jobs into `out`, which is begun, killed and begun again."""
 
-    def __init__(self, simulator: Simulated, folder: Path, count: int, out: Path | None = None) -> None:
+    def __init__(self, simulator: SimulatorProcess, directory: Path, count: int, out: Path | None = None) -> None:
         self.simulator = simulator
-        self.folder = folder
-        self.out = out or folder / "out"
-        write_jobs(folder / "jobs.jsonl", count)
+        self.directory = directory
+        self.out = out or directory / "out"
+        write_jobs(directory / "jobs.jsonl", count)
         self.count = count
         self.kills = 0
 
     @property
     def command(self) -> list[str]:
         out, gateway = str(self.out), self.simulator.gateway
-        return ["run", "jobs.jsonl", "--out", out, "--gateway", gateway, *QUICK, "--quiet"]
+        return ["run", "jobs.jsonl", "--out", out, "--gateway", gateway, *RUN_OPTIONS, "--quiet"]
 
-    def begin(self, *before: str, stderr: int = subprocess.DEVNULL) -> subprocess.Popen[bytes]:
+    def start(self, *wrapper: str, stderr: int = subprocess.DEVNULL) -> subprocess.Popen[bytes]:
         """Start the command, perhaps under another one."""
         return subprocess.Popen(
-            [*before, *COMMAND, *self.command],
-            cwd=self.folder,
+            [*wrapper, *COMMAND, *self.command],
+            cwd=self.directory,
             env=environment(PIXAZO_API_KEY="test-key"),
             stdout=subprocess.DEVNULL,
             stderr=stderr,
@@ -45,17 +45,17 @@ class Scene:
 
     def kill_after(self, seconds: float) -> bool:
         """Run the command and kill it after so long. Returns False where it had ended before."""
-        process = self.begin()
+        process = self.start()
         timer = threading.Timer(seconds, process.kill)
         timer.start()
-        process.wait(PATIENCE_S)
+        process.wait(PROCESS_TIMEOUT_S)
         timer.cancel()
         self.kills += process.returncode < 0
         return process.returncode < 0
 
     def finish(self) -> int:
         """Run the command to its end and return its exit code, 0 or 1."""
-        done = krea_batch(*self.command, cwd=self.folder)
+        done = run_command(*self.command, cwd=self.directory)
         assert done.returncode in (0, 1), done.stderr
         return done.returncode
 
@@ -63,43 +63,45 @@ class Scene:
     def ledger(self) -> Path:
         return self.out / "ledger.db"
 
-    def accepted(self) -> set[str]:
+    def accepted_request_ids(self) -> set[str]:
         """The request ids on record; none where there is no ledger yet."""
-        if not self.ask("SELECT 1 FROM sqlite_schema WHERE name = 'posts'"):
+        if not self.query("SELECT 1 FROM sqlite_schema WHERE name = 'posts'"):
             return set()
-        return {request_id for (request_id,) in self.ask("SELECT request_id FROM submissions WHERE result = 'accepted'")}
+        return {
+            request_id for (request_id,) in self.query("SELECT request_id FROM submissions WHERE result = 'accepted'")
+        }
 
-    def ask(self, sql: str) -> list[tuple[Any, ...]]:
+    def query(self, sql: str) -> list[tuple[Any, ...]]:
         ledger = sqlite3.connect(self.ledger)
         try:
             return ledger.execute(sql).fetchall()
         finally:
             ledger.close()
 
-    def assert_books_agree(self) -> int:
+    def check_accounting(self) -> int:
         """Nothing is paid twice, everything paid is accounted for, every picture is its job's own.
 
         Returns how many jobs are ambiguous.
         """
-        posts = [post for post in self.simulator.ask("/ledger")["posts"] if post["charged"]]
-        paid = Counter(post["body"]["prompt"] for post in posts)
-        assert max(paid.values(), default=0) <= 1, f"paid twice: {paid.most_common(3)}"
+        posts = [post for post in self.simulator.admin_request("/ledger")["posts"] if post["charged"]]
+        charges = Counter(post["body"]["prompt"] for post in posts)
+        assert max(charges.values(), default=0) <= 1, f"paid twice: {charges.most_common(3)}"
         sql = "SELECT s.request_id, json_extract(body, '$.prompt') FROM submissions s JOIN jobs USING (job_no)"
-        on_record = {request_id: prompt for request_id, prompt in self.ask(sql) if request_id}
+        recorded = {request_id: prompt for request_id, prompt in self.query(sql) if request_id}
         status_of = {row["request"]["prompt"]: row["status"] for row in rows(self.out)}
         assert len(status_of) == self.count
         for post in posts:
             prompt = post["body"]["prompt"]
-            if post["request_id"] not in on_record:
+            if post["request_id"] not in recorded:
                 assert status_of[prompt] == "ambiguous", f"{prompt} was paid, and nobody knows"
             else:
-                assert on_record[post["request_id"]] == prompt
+                assert recorded[post["request_id"]] == prompt
                 assert status_of[prompt] == "succeeded"
-        self.assert_pictures()
+        self.check_images()
         assert set(status_of.values()) <= {"succeeded", "ambiguous"}
         return list(status_of.values()).count("ambiguous")
 
-    def assert_pictures(self) -> None:
+    def check_images(self) -> None:
         for row in rows(self.out):
             for file in row["files"]:
                 with Image.open(self.out / file["path"]) as image:

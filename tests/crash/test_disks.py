@@ -16,20 +16,20 @@ from random import Random
 
 import pytest
 
-from tests.crash.crash_scenario import FAST, Scene
-from tests.processes import PATIENCE_S, Simulate, krea_batch, rows
+from tests.crash.crash_scenario import SIMULATOR_OPTIONS, CrashScenario
+from tests.processes import PROCESS_TIMEOUT_S, StartSimulator, rows, run_command
 
 pytestmark = pytest.mark.slow
 
 
-SHUT_DOWN = 0x8004587D  # EXT4_IOC_SHUTDOWN: from now on every write fails with EIO
-LOG_FLUSHED, LOG_LOST = 1, 2  # what the disk's journal holds is written before, or is not
+EXT4_SHUTDOWN_IOCTL = 0x8004587D  # EXT4_IOC_SHUTDOWN: from now on every write fails with EIO
+JOURNAL_FLUSHED, JOURNAL_LOST = 1, 2  # what the disk's journal holds is written before, or is not
 
 
-IN_THE_AIR = 10  # POSTs, at 200/s
+MAX_PENDING_POSTS = 10  # POSTs, at 200/s
 
 
-def need_mounts(*tools: str) -> None:
+def require_mounts(*tools: str) -> None:
     """Skip, and say why, where this machine cannot mount."""
     if os.geteuid() != 0:
         pytest.skip("only root may mount a disk of its own")
@@ -38,101 +38,101 @@ def need_mounts(*tools: str) -> None:
 
 
 @contextmanager
-def mounted(folder: Path, *arguments: str) -> Iterator[Path]:
+def mounted(directory: Path, *arguments: str) -> Iterator[Path]:
     """A disk of its own; skips where it cannot be mounted."""
-    folder.mkdir()
-    done = subprocess.run(["mount", *arguments, str(folder)], capture_output=True, text=True)
+    directory.mkdir()
+    done = subprocess.run(["mount", *arguments, str(directory)], capture_output=True, text=True)
     if done.returncode:
         pytest.skip(f"mount does not work here: {done.stderr.strip()}")
     try:
-        yield folder
+        yield directory
     finally:
-        subprocess.run(["umount", "-l", str(folder)], check=True)
+        subprocess.run(["umount", "-l", str(directory)], check=True)
 
 
-def test_a_full_disk_stops_the_run_and_room_ends_it(simulate: Simulate, tmp_path: Path) -> None:
+def test_a_full_disk_stops_the_run_and_room_ends_it(simulate: StartSimulator, tmp_path: Path) -> None:
     """No room: exit 3 and why; submits have stopped. With room, the same command ends the run."""
-    need_mounts()
+    require_mounts()
     simulator = simulate("--image-bytes", "20000", "--latency", "uniform:0.2,0.8")
     with mounted(tmp_path / "small", "-t", "tmpfs", "-o", "size=1m", "tmpfs") as disk:
-        scene = Scene(simulator, tmp_path, 200, disk / "out")
-        full = krea_batch(*scene.command, cwd=tmp_path)
+        scene = CrashScenario(simulator, tmp_path, 200, disk / "out")
+        full = run_command(*scene.command, cwd=tmp_path)
         assert full.returncode == 3, full.stderr
         assert "No space left on device" in full.stderr or "disk is full" in full.stderr, full.stderr
         assert "run the same command again" in full.stderr
-        charged = simulator.ask("/totals")["charged"]
+        charged = simulator.admin_request("/totals")["charged"]
         assert charged < 200
         subprocess.run(["mount", "-o", "remount,size=64m", str(disk)], check=True)
         scene.finish()
-        assert scene.assert_books_agree() <= IN_THE_AIR  # whose answers found no room in the ledger
-        assert simulator.ask("/totals")["charged"] <= 200
+        assert scene.check_accounting() <= MAX_PENDING_POSTS  # whose answers found no room in the ledger
+        assert simulator.admin_request("/totals")["charged"] <= 200
 
 
-@pytest.mark.parametrize("flags", [LOG_FLUSHED, LOG_LOST], ids=["the disk breaks", "and forgets"])
-def test_a_disk_that_breaks(simulate: Simulate, tmp_path: Path, flags: int) -> None:
+@pytest.mark.parametrize("flags", [JOURNAL_FLUSHED, JOURNAL_LOST], ids=["the disk breaks", "and forgets"])
+def test_a_disk_that_breaks(simulate: StartSimulator, tmp_path: Path, flags: int) -> None:
     """Every write fails from one instant on: exit 3 and why, and no POST leaves whose intent is not on the disk.
 
     Mended, the same command ends the run; in doubt is none of which the disk held that it was accepted.
     """
-    need_mounts("mkfs.ext4", "losetup")
-    simulator = simulate(*FAST)
+    require_mounts("mkfs.ext4", "losetup")
+    simulator = simulate(*SIMULATOR_OPTIONS)
     image = new_image(tmp_path / "disk.img")
     with mounted(tmp_path / "disk", "-o", "loop", str(image)) as disk:
-        scene = Scene(simulator, tmp_path, 600, disk / "out")
-        process = scene.begin(stderr=subprocess.PIPE)
-        while not scene.ledger.is_file() or len(known := scene.accepted()) < 50:
+        scene = CrashScenario(simulator, tmp_path, 600, disk / "out")
+        process = scene.start(stderr=subprocess.PIPE)
+        while not scene.ledger.is_file() or len(known := scene.accepted_request_ids()) < 50:
             assert process.poll() is None
         fd = os.open(disk, os.O_RDONLY)
-        fcntl.ioctl(fd, SHUT_DOWN, struct.pack("I", flags))
+        fcntl.ioctl(fd, EXT4_SHUTDOWN_IOCTL, struct.pack("I", flags))
         os.close(fd)
-        _, said = process.communicate(timeout=PATIENCE_S)
+        _, said = process.communicate(timeout=PROCESS_TIMEOUT_S)
         assert process.returncode == 3
         assert b"run the same command again" in said
-        paid = simulator.ask("/totals")["accepted"]
+        paid = simulator.admin_request("/totals")["accepted"]
     with mounted(tmp_path / "mended", "-o", "loop", str(image)) as disk:
-        scene = Scene(simulator, tmp_path, 600, disk / "out")
-        ((intents,),) = scene.ask("SELECT count(*) FROM submissions")
+        scene = CrashScenario(simulator, tmp_path, 600, disk / "out")
+        ((intents,),) = scene.query("SELECT count(*) FROM submissions")
         assert paid <= intents < 600, "submits went on"
-        assert known <= scene.accepted()
-        most = intents - len(scene.accepted())
+        assert known <= scene.accepted_request_ids()
+        most = intents - len(scene.accepted_request_ids())
         scene.finish()
-        assert scene.assert_books_agree() <= most
+        assert scene.check_accounting() <= most
 
 
-def test_a_folder_that_cannot_be_written_from_the_start(simulate: Simulate, tmp_path: Path) -> None:
+def test_a_folder_that_cannot_be_written_from_the_start(simulate: StartSimulator, tmp_path: Path) -> None:
     """A read-only disk: exit 2 with the reason, nothing sent; and a run that was there is readable by status."""
-    need_mounts()
-    simulator = simulate(*FAST)
+    require_mounts()
+    simulator = simulate(*SIMULATOR_OPTIONS)
     with mounted(tmp_path / "disk", "-t", "tmpfs", "-o", "size=64m", "tmpfs") as disk:
-        scene = Scene(simulator, tmp_path, 5, disk / "out")
+        scene = CrashScenario(simulator, tmp_path, 5, disk / "out")
         subprocess.run(["mount", "-o", "remount,ro", str(disk)], check=True)
-        done = krea_batch(*scene.command, cwd=tmp_path)
+        done = run_command(*scene.command, cwd=tmp_path)
         assert done.returncode == 2
         assert "Read-only file system" in done.stderr
-        assert simulator.ask("/totals")["accepted"] == 0
+        assert simulator.admin_request("/totals")["accepted"] == 0
 
 
-def test_a_power_cut(simulate: Simulate, tmp_path: Path) -> None:
+def test_a_power_cut(simulate: StartSimulator, tmp_path: Path) -> None:
     """What an ext4 disk holds at a random instant, no more, is enough to pay nothing twice and to lose nothing."""
-    need_mounts("mkfs.ext4", "losetup")
-    simulator = simulate(*FAST)
+    require_mounts("mkfs.ext4", "losetup")
+    simulator = simulate(*SIMULATOR_OPTIONS)
     image, chance = new_image(tmp_path / "disk.img"), Random(5)
     ambiguous = cuts = 0
     while cuts < 5:
         with mounted(tmp_path / f"disk {cuts}", "-o", "loop", str(image)) as disk:
-            scene = Scene(simulator, tmp_path, 300, disk / "out")
-            process = scene.begin()
+            scene = CrashScenario(simulator, tmp_path, 300, disk / "out")
+            process = scene.start()
             time.sleep(chance.uniform(0.6, 1.6))
             process.send_signal(signal.SIGSTOP)  # the same instant for process and disk
-            snapshot = still(image, tmp_path / "snapshot.img")
+            snapshot = copy_consistent(image, tmp_path / "snapshot.img")
             process.kill()
-            process.wait(PATIENCE_S)
+            process.wait(PROCESS_TIMEOUT_S)
             cuts += 1
         snapshot.replace(image)
     with mounted(tmp_path / "disk at last", "-o", "loop", str(image)) as disk:
-        scene = Scene(simulator, tmp_path, 300, disk / "out")
+        scene = CrashScenario(simulator, tmp_path, 300, disk / "out")
         scene.finish()
-        ambiguous = scene.assert_books_agree()
+        ambiguous = scene.check_accounting()
         assert len(rows(scene.out)) == 300
     assert ambiguous <= 8 * cuts
 
@@ -145,12 +145,12 @@ def new_image(path: Path) -> Path:
     return path
 
 
-def still(image: Path, copy: Path) -> Path:
+def copy_consistent(image: Path, target: Path) -> Path:
     """A copy of the disk as it is: while it was made, nothing was written."""
     for _ in range(20):
-        before = image.stat().st_mtime_ns
-        subprocess.run(["cp", "--sparse=always", str(image), str(copy)], check=True)
-        if image.stat().st_mtime_ns == before:
-            return copy
+        changed_at = image.stat().st_mtime_ns
+        subprocess.run(["cp", "--sparse=always", str(image), str(target)], check=True)
+        if image.stat().st_mtime_ns == changed_at:
+            return target
         time.sleep(0.05)
     raise AssertionError("the disk is never still")

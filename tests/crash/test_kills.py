@@ -10,16 +10,18 @@ from random import Random
 
 import pytest
 
-from tests.crash.crash_scenario import FAST, Scene
-from tests.processes import PATIENCE_S, Simulate
+from tests.crash.crash_scenario import SIMULATOR_OPTIONS, CrashScenario
+from tests.processes import PROCESS_TIMEOUT_S, StartSimulator
 
 pytestmark = pytest.mark.slow
 
 KILLS = int(os.environ.get("KILLS", "10"))
 JOBS = 600
-IN_THE_AIR = 8  # at 200/s, an intent is on record for some 10 ms before its answer is; twice and four times that
+AMBIGUOUS_PER_KILL = (
+    8  # at 200/s, an intent is on record for some 10 ms before its answer is; twice and four times that
+)
 
-GROUPS = {
+SYSTEM_CALLS = {
     "sync": "fsync,fdatasync",
     "send": "sendto,sendmsg,write",
     "receive": "recvfrom,recvmsg,epoll_wait,epoll_pwait",  # uvloop's read(2) is Python's at its start, too
@@ -28,41 +30,41 @@ GROUPS = {
 }
 
 
-def test_killed_at_random_moments(simulate: Simulate, tmp_path: Path) -> None:
+def test_killed_at_random_moments(simulate: StartSimulator, tmp_path: Path) -> None:
     """However often the process is killed, nothing is paid twice, and nothing paid is lost."""
-    simulator = simulate(*FAST)
+    simulator = simulate(*SIMULATOR_OPTIONS)
     chance = Random(os.environ.get("KILL_SEED", "1"))
     kills = ambiguous = runs = 0
     while kills < KILLS:
-        simulator.ask("/reset", {})
-        scene = Scene(simulator, tmp_path, JOBS, tmp_path / f"out {runs}")
+        simulator.admin_request("/reset", {})
+        scene = CrashScenario(simulator, tmp_path, JOBS, tmp_path / f"out {runs}")
         while scene.kills < 12 and scene.kill_after(chance.uniform(0.3, 2.0)):
             pass
         scene.finish()
-        doubtful = scene.assert_books_agree()
-        assert doubtful <= IN_THE_AIR * scene.kills
+        doubtful = scene.check_accounting()
+        assert doubtful <= AMBIGUOUS_PER_KILL * scene.kills
         kills, ambiguous, runs = kills + scene.kills, ambiguous + doubtful, runs + 1
         shutil.rmtree(scene.out)
     print(f"{kills} kills in {runs} runs of {JOBS} jobs: 0 paid twice, 0 lost, {ambiguous} ambiguous")
 
 
-@pytest.mark.parametrize("group", GROUPS)
-def test_killed_at_a_system_call(simulate: Simulate, tmp_path: Path, group: str) -> None:
+@pytest.mark.parametrize("group", SYSTEM_CALLS)
+def test_killed_at_a_system_call(simulate: StartSimulator, tmp_path: Path, group: str) -> None:
     """The process dies at the Nth sync, send, receive, rename or write of the ledger, for many N."""
     if shutil.which("strace") is None:
         pytest.skip("strace is not installed: system calls cannot be chosen (apt install strace)")
     works = subprocess.run(["strace", "-qq", "-o", "/dev/null", "true"], capture_output=True)
     if works.returncode:
         pytest.skip(f"strace may not trace here: {works.stderr.decode()[:200]}")
-    simulator = simulate(*FAST)
-    scene = Scene(simulator, tmp_path, 60)
+    simulator = simulate(*SIMULATOR_OPTIONS)
+    scene = CrashScenario(simulator, tmp_path, 60)
     for n in (1, 2, 3, 5, 9, 14, 22, 35):
-        inject = f"{GROUPS[group]}:signal=SIGKILL:when={n}"
-        strace = ["strace", "-f", "-qq", "-o", "/dev/null", "-e", f"trace={GROUPS[group]}"]
-        process = scene.begin(*strace, "-e", f"inject={inject}")
-        process.wait(PATIENCE_S)
+        inject = f"{SYSTEM_CALLS[group]}:signal=SIGKILL:when={n}"
+        strace = ["strace", "-f", "-qq", "-o", "/dev/null", "-e", f"trace={SYSTEM_CALLS[group]}"]
+        process = scene.start(*strace, "-e", f"inject={inject}")
+        process.wait(PROCESS_TIMEOUT_S)
         scene.kills += process.returncode not in (0, 1)
     scene.finish()
-    doubtful = scene.assert_books_agree()
+    doubtful = scene.check_accounting()
     assert scene.kills >= 4, "it was hardly ever killed"
-    assert doubtful <= IN_THE_AIR * scene.kills
+    assert doubtful <= AMBIGUOUS_PER_KILL * scene.kills

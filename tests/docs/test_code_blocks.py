@@ -18,7 +18,7 @@ import krea_batch as library
 from krea_batch import Engine, State
 from krea_batch.testing.simulator import Simulator, SimulatorSettings
 from tests.docs.pages import ROOT, Block, blocks
-from tests.processes import Simulate, environment, krea_batch, write_jobs
+from tests.processes import StartSimulator, environment, run_command, write_jobs
 from tests.test_readme import make_doubts
 
 NOT_RUN = ("make ", "pip ", "python3 -m venv ", ". ", "export ")  # what prepares a machine
@@ -74,17 +74,17 @@ def test_the_commands_run(tmp_path: Path, page: str) -> None:
         (out / "prompts.txt").write_text("a cat\na dog\n")
         (out / "prompts.csv").write_text("Nr,prompt,Caption,Start\n7,a cat,a big cat,1\n")
         if command[0] == "inspect":
-            assert krea_batch("run", "jobs.jsonl", "--out", ".", *OFFLINE["run"], cwd=out).returncode == 0
+            assert run_command("run", "jobs.jsonl", "--out", ".", *OFFLINE["run"], cwd=out).returncode == 0
             (out / "images" / "00001.png").rename(out / "cat.png")
         if command[0] in SERVERS:
             continue
         if command[0] in OF_A_RUN:
             of = next((word for word in command if word.startswith("runs/")), "runs/cats")
-            assert krea_batch("run", "jobs.jsonl", "--out", of, *OFFLINE["run"], cwd=out).returncode == 0
+            assert run_command("run", "jobs.jsonl", "--out", of, *OFFLINE["run"], cwd=out).returncode == 0
         if command[0] == "resolve":
             make_doubts(out / "runs/cats")
         offline = [option for option in OFFLINE.get(command[0], []) if option not in command]
-        done = krea_batch(*command, *offline, cwd=out)
+        done = run_command(*command, *offline, cwd=out)
         assert done.returncode == 0, f"{command}: {done.stderr}"
 
 
@@ -108,7 +108,7 @@ def test_what_is_only_typed_is_there() -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("script", SCRIPTS, ids=lambda block: block.name)
-def test_the_scripts_run(tmp_path: Path, simulate: Simulate, script: Block) -> None:
+def test_the_scripts_run(tmp_path: Path, simulate: StartSimulator, script: Block) -> None:
     """Each script of a page ends well as it stands, against the simulator, and warns of nothing."""
     (tmp_path / "simulated.py").write_text(SIMULATED)
     (tmp_path / "script.py").write_text(script.text)

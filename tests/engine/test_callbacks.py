@@ -10,12 +10,12 @@ from typing import Any
 import pytest
 
 from krea_batch import Engine, Job, SettingsError, State, Webhook
-from krea_batch.gateway.callbacks import Callbacks
-from krea_batch.gateway.wire import Told
+from krea_batch.gateway.callbacks import CallbackRouter
+from krea_batch.gateway.wire import CallbackPayload
 from krea_batch.rules.verdicts import PostVerdict
-from tests.asgi_client import call
-from tests.callback_gateway import CallingGateway
-from tests.engine_fixtures import ask, states
+from tests.asgi_client import call_asgi
+from tests.callback_gateway import CallbackGateway
+from tests.engine_fixtures import query_ledger, states
 from tests.virtual_time_runs import run_virtual
 
 URL = "https://my.host/krea"
@@ -23,7 +23,7 @@ URL = "https://my.host/krea"
 pytestmark = pytest.mark.slow
 
 
-async def play(out: Path, gateway: CallingGateway, count: int, **options: Any) -> Engine:
+async def play(out: Path, gateway: CallbackGateway, count: int, **options: Any) -> Engine:
     chosen: dict[str, Any] = {"webhook": Webhook(URL), "rate": "20/s"} | options
     engine = Engine(out, gateway_client=gateway, random=Random(0), **chosen)
     gateway.app = engine.callbacks_app() if chosen["webhook"] else None
@@ -37,50 +37,53 @@ async def play(out: Path, gateway: CallingGateway, count: int, **options: Any) -
 class TestHonestCalls:
     def test_few_polls_and_no_lag(self, tmp_path: Path) -> None:
         """With honest callbacks there are at most 1.1 polls a job, and an end is seen within 0.3 s."""
-        gateway = CallingGateway()
+        gateway = CallbackGateway()
         run_virtual(play(tmp_path, gateway, 400))
-        assert gateway.polls_a_job <= 1.1
+        assert gateway.polls_per_job <= 1.1
         assert gateway.lags_s[-1] <= 0.3
-        assert set(gateway.statuses) == {204}
+        assert set(gateway.callback_statuses) == {204}
 
     def test_doubled_and_late_ones(self, tmp_path: Path) -> None:
         """Callbacks that come twice, or seconds late and in another order, bring no second poll of what is seen."""
-        gateway = CallingGateway(after_s=(0.05, 0.05, 9.0))
+        gateway = CallbackGateway(callback_delays_s=(0.05, 0.05, 9.0))
         run_virtual(play(tmp_path, gateway, 200))
-        assert gateway.polls_a_job <= 1.2
+        assert gateway.polls_per_job <= 1.2
 
     def test_some_are_lost(self, tmp_path: Path) -> None:
         """Where some callbacks stay out, their jobs are polled all the same."""
-        gateway = CallingGateway(share=0.93)
+        gateway = CallbackGateway(callback_share=0.93)
         run_virtual(play(tmp_path, gateway, 300))
 
     def test_the_gateway_falls_silent(self, tmp_path: Path) -> None:
         """Where callbacks came and then stay out, polls go on as if there were none, within a few jobs."""
-        gateway = CallingGateway(silent_from=150)
+        gateway = CallbackGateway(callback_limit=150)
         run_virtual(play(tmp_path, gateway, 600, rate="5/s"))
-        late = [gateway.seen_s[request_id] - gateway.ends_s[request_id] for request_id in list(gateway.charged)[300:]]
+        late = [
+            gateway.detected_s[request_id] - gateway.done_at_s[request_id]
+            for request_id in list(gateway.charged)[300:]
+        ]
         assert sum(late) / len(late) <= 5.0
 
     def test_none_comes(self, tmp_path: Path) -> None:
         """With no callback arriving, there are as many polls of each job, and as much lag, as without callbacks."""
-        silent, without = CallingGateway(share=0.0), CallingGateway()
+        silent, without = CallbackGateway(callback_share=0.0), CallbackGateway()
         run_virtual(play(tmp_path / "a", silent, 200))
         run_virtual(play(tmp_path / "b", without, 200, webhook=None))
         polls = [[len(times_s) for times_s in gw.poll_times_s.values()] for gw in (silent, without)]
         assert polls[0] == polls[1]
         assert silent.lags_s == pytest.approx(without.lags_s, abs=0.02)
-        assert set(without.callbacks.values()) == {""}
+        assert set(without.callback_paths.values()) == {""}
 
     def test_the_schedule_learns_from_both(self, tmp_path: Path) -> None:
         """How long jobs take is known from callbacks, too: who falls silent later is polled by that."""
-        gateway = CallingGateway(silent_from=200)
+        gateway = CallbackGateway(callback_limit=200)
         run_virtual(play(tmp_path, gateway, 400, rate="5/s"))
         after = list(gateway.charged)[300:]
         assert sum(len(gateway.poll_times_s[request_id]) for request_id in after) / len(after) <= 2.0
 
     def test_a_job_of_an_earlier_run(self, tmp_path: Path) -> None:
         """Addresses outlive a restart: a callback for what the last run submitted hastens its poll in this one."""
-        gateway = CallingGateway(share=0.0)
+        gateway = CallbackGateway(callback_share=0.0)
 
         async def main() -> None:
             first = Engine(tmp_path, gateway_client=gateway, webhook=Webhook(URL), random=Random(0))
@@ -91,8 +94,8 @@ class TestHonestCalls:
                 gateway.app = second.callbacks_app()
                 request_id = handle.request_id
                 assert request_id
-                await asyncio.sleep(gateway.ends_s[request_id] - asyncio.get_running_loop().time() + 0.01)
-                assert await gateway.tell(request_id) == 204
+                await asyncio.sleep(gateway.done_at_s[request_id] - asyncio.get_running_loop().time() + 0.01)
+                assert await gateway.send_callback(request_id) == 204
                 found = await second.get("cat")
                 assert found
                 await found
@@ -104,7 +107,7 @@ class TestHonestCalls:
 class TestForgedCalls:
     def test_they_change_nothing(self, tmp_path: Path) -> None:
         """Guessed tokens, another job's token, another run's: 404, and no poll, whatever the body claims."""
-        gateway = CallingGateway(share=0.0)
+        gateway = CallbackGateway(callback_share=0.0)
 
         async def main() -> None:
             engine = Engine(tmp_path, gateway_client=gateway, webhook=Webhook(URL), random=Random(0))
@@ -112,9 +115,9 @@ class TestForgedCalls:
             async with engine:
                 first, second = [(await engine.submit(Job(prompt=f"{n}"))).request_id for n in range(2)]
                 assert first and second
-                _, run, n, token = gateway.callbacks[first].removeprefix(URL).split("/")
-                other = gateway.callbacks[second].rpartition("/")[2]
-                stranger = Callbacks(b"another secret", lambda *_: None).address_of(int(n)).split("/")
+                _, run, n, token = gateway.callback_paths[first].removeprefix(URL).split("/")
+                other = gateway.callback_paths[second].rpartition("/")[2]
+                stranger = CallbackRouter(b"another secret", lambda *_: None).address_of(int(n)).split("/")
                 forged = [
                     "", "/", f"/{run}", f"/{run}/{n}", f"/{run}/{n}/", f"/{run}/{n}/{other}",
                     f"/{run}/{n}/{token[:-1]}", f"/{run}/0{n}x/{token}", f"/{run}/{'9' * 30}/{token}",
@@ -122,19 +125,19 @@ class TestForgedCalls:
                     f"/{run}/-{n}/{token}", f"/{run}/²/{token}", "/../../etc/passwd",
                 ]  # fmt: skip
                 for path in forged:
-                    assert await gateway.tell(first, path) == 404, path
+                    assert await gateway.send_callback(first, path) == 404, path
                 await asyncio.sleep(0.5)
                 assert not gateway.poll_times_s
-                assert await call(app, gateway.callbacks[first], b"x" * 70_000, pieces=9) == 413
-                assert await call(app, gateway.callbacks[first], method="GET") == 405
+                assert await call_asgi(app, gateway.callback_paths[first], b"x" * 70_000, pieces=9) == 413
+                assert await call_asgi(app, gateway.callback_paths[first], method="GET") == 405
                 assert not gateway.poll_times_s
-            assert await gateway.tell(first) == 503
+            assert await gateway.send_callback(first) == 503
 
         run_virtual(main())
 
     def test_what_a_call_says_is_not_believed(self, tmp_path: Path) -> None:
         """With the right address, another request_id or a media URL of its own brings nothing but a poll."""
-        gateway = CallingGateway(share=0.0)
+        gateway = CallbackGateway(callback_share=0.0)
 
         async def main() -> None:
             engine = Engine(tmp_path, gateway_client=gateway, webhook=Webhook(URL), random=Random(0))
@@ -142,20 +145,20 @@ class TestForgedCalls:
             async with engine:
                 request_id = (await engine.submit(Job(prompt="a cat"))).request_id
                 assert request_id
-                address = gateway.callbacks[request_id]
+                address = gateway.callback_paths[request_id]
                 evil = {"media_url": ["https://evil.example/1.png"], "media_type": "image/png"}
-                assert await gateway.tell("somebody-elses", address, output=evil) == 204
+                assert await gateway.send_callback("somebody-elses", address, output=evil) == 204
                 await asyncio.sleep(0.5)
                 assert not gateway.poll_times_s
                 for _ in range(50):
-                    assert await gateway.tell(request_id, output=evil) == 204
+                    assert await gateway.send_callback(request_id, output=evil) == 204
                 await asyncio.sleep(0.5)
                 assert len(gateway.poll_times_s[request_id]) == 1
-                assert await gateway.tell(request_id, status="PROCESSING") == 204
-                assert await call(engine.callbacks_app(), address, b"\xff not JSON") == 204
+                assert await gateway.send_callback(request_id, status="PROCESSING") == 204
+                assert await call_asgi(engine.callbacks_app(), address, b"\xff not JSON") == 204
 
         run_virtual(main())
-        assert all("evil" not in url for url, _ in gateway.fetched)
+        assert all("evil" not in url for url, _ in gateway.downloads)
         assert set(states(tmp_path).values()) == {"succeeded"}
 
 
@@ -163,8 +166,8 @@ class TestOutOfDoubt:
     @pytest.mark.parametrize("ambiguous", ["keep", "resubmit"])
     def test_a_call_while_the_post_is_in_the_air(self, tmp_path: Path, ambiguous: str) -> None:
         """A POST whose answer is lost, but for which the gateway has called meanwhile, is not ambiguous at all."""
-        gateway = CallingGateway(share=0.0)
-        gateway.lose_answers = True
+        gateway = CallbackGateway(callback_share=0.0)
+        gateway.lose_responses = True
 
         async def main() -> None:
             engine = Engine(
@@ -177,7 +180,7 @@ class TestOutOfDoubt:
                 verdict = await posted(body, callback=callback)
                 (request_id,) = gateway.charged
                 await asyncio.sleep(20)  # nobody answers, but the picture is made, and the gateway calls
-                assert await gateway.tell(request_id) == 204
+                assert await gateway.send_callback(request_id) == 204
                 return verdict
 
             gateway.submit = submit  # type: ignore[method-assign]
@@ -190,8 +193,8 @@ class TestOutOfDoubt:
 
     def test_a_call_for_an_ambiguous_job(self, tmp_path: Path) -> None:
         """A callback gives an ambiguous job its request_id back; it is brought home, and paid for once."""
-        gateway = CallingGateway()
-        gateway.lose_answers = True
+        gateway = CallbackGateway()
+        gateway.lose_responses = True
 
         async def main() -> None:
             engine = Engine(tmp_path, gateway_client=gateway, webhook=Webhook(URL), random=Random(0))
@@ -207,24 +210,24 @@ class TestOutOfDoubt:
                 assert (await engine.charges()).unknown == 0
 
         run_virtual(main())
-        assert ask(tmp_path, "SELECT state, request_id FROM jobs") == [("succeeded", *gateway.charged)]
+        assert query_ledger(tmp_path, "SELECT state, request_id FROM jobs") == [("succeeded", *gateway.charged)]
         assert len(gateway.charged) == 1
 
     def test_a_call_that_names_what_is_not(self, tmp_path: Path) -> None:
         """A request_id that the gateway does not know is not adopted, and neither is that of another job."""
-        gateway = CallingGateway(share=0.0)
+        gateway = CallbackGateway(callback_share=0.0)
 
         async def main() -> None:
             engine = Engine(tmp_path, gateway_client=gateway, webhook=Webhook(URL), random=Random(0))
             gateway.app = engine.callbacks_app()
             async with engine:
                 other = (await engine.submit(Job(prompt="a dog", id="dog"))).request_id
-                gateway.lose_answers = True
+                gateway.lose_responses = True
                 await engine.submit(Job(prompt="a cat", id="cat"))
-                address = gateway.callbacks[list(gateway.charged)[1]]
+                address = gateway.callback_paths[list(gateway.charged)[1]]
                 assert other
                 for named in ("nobody-knows-this", other, "../../secrets"):
-                    assert await gateway.tell(named, address) == 204
+                    assert await gateway.send_callback(named, address) == 204
                     await asyncio.sleep(30)
                 assert states(tmp_path)["cat"] == "ambiguous"
 
@@ -247,7 +250,7 @@ def test_a_wrong_webhook(url: str, listen: str) -> None:
 
 def test_a_door_that_nobody_knows_of(tmp_path: Path) -> None:
     """An engine that tells the gateway no URL has no app to mount, and says so."""
-    engine = Engine(tmp_path, gateway_client=CallingGateway())
+    engine = Engine(tmp_path, gateway_client=CallbackGateway())
     for way_in in (engine.callbacks_app, engine.callbacks_handler):
         with pytest.raises(SettingsError, match="webhook"):
             way_in()
@@ -255,10 +258,10 @@ def test_a_door_that_nobody_knows_of(tmp_path: Path) -> None:
 
 def test_addresses() -> None:
     """An address names its job and no other; who has another secret has other addresses."""
-    heard: list[tuple[int, Told]] = []
-    ours = Callbacks(b"secret", lambda n, told: heard.append((n, told)))
+    heard: list[tuple[int, CallbackPayload]] = []
+    ours = CallbackRouter(b"secret", lambda n, told: heard.append((n, told)))
     ours.base_url = URL
     assert ours.receive(ours.address_of(7), b'{"request_id": "r-7", "status": "FAILED"}') == 204
-    assert heard == [(7, Told("r-7", over=True))]
-    assert Callbacks(b"other", lambda *_: None).receive(ours.address_of(7), b"") == 404
+    assert heard == [(7, CallbackPayload("r-7", ended=True))]
+    assert CallbackRouter(b"other", lambda *_: None).receive(ours.address_of(7), b"") == 404
     assert len({ours.address_of(n) for n in range(1000)}) == 1000

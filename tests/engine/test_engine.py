@@ -30,17 +30,17 @@ from krea_batch import (
     Webhook,
 )
 from krea_batch.errors import KreaBatchError
-from krea_batch.events import Event, Stopping
-from krea_batch.gateway.url_policy import MediaError
-from krea_batch.ledger import Store
-from krea_batch.rules.verdicts import Errored, Failed, PollTrouble, Refusal, Refused, Unclear, Waiting
-from krea_batch.storage.results_file import Results
+from krea_batch.events import Event, RunStopping
+from krea_batch.gateway.url_policy import DownloadError
+from krea_batch.ledger import LedgerStore
+from krea_batch.rules.verdicts import Ambiguous, Errored, Failed, PollFailed, Refusal, Refused, Waiting
+from krea_batch.storage.results_file import ResultsFile
 from krea_batch.storage.results_file import row as result_row
-from krea_batch.testing.scripted_gateway import Accept, ScriptedGateway, png
-from tests.engine_fixtures import ask, jobs, play, rows, states, statuses
+from krea_batch.testing.scripted_gateway import ACCEPT, ScriptedGateway, make_png
+from tests.engine_fixtures import jobs, query_ledger, rows, run_jobs, states, statuses
 from tests.virtual_time_runs import run_until_killed, run_virtual
 
-NO_MONEY = Refused(Refusal.STOP, 402, "no money")
+NO_MONEY = Refused(Refusal.FATAL, 402, "no money")
 
 
 def disk_s() -> float:
@@ -61,9 +61,12 @@ def check_books(out: Path, gateway: ScriptedGateway) -> None:
     for row in found.values():
         if row["status"] == "succeeded":
             assert [(out / file["path"]).read_bytes() for file in row["files"]] == [
-                png(text=row["request"]["prompt"].encode())
+                make_png(text=row["request"]["prompt"].encode())
             ]
-    on_record = {request_id for (request_id,) in ask(out, "SELECT request_id FROM submissions WHERE result = 'accepted'")}
+    on_record = {
+        request_id
+        for (request_id,) in query_ledger(out, "SELECT request_id FROM submissions WHERE result = 'accepted'")
+    }
     assert set(gateway.charged) <= on_record
 
 
@@ -77,7 +80,7 @@ class TestWaysIn:
                 outcome = await engine.generate(Job(prompt="a cat"))
                 assert outcome.succeeded
                 assert states(tmp_path) == {outcome.id: "succeeded"}
-                assert (tmp_path / outcome.files[0].path).read_bytes() == png(text=b"a cat")
+                assert (tmp_path / outcome.files[0].path).read_bytes() == make_png(text=b"a cat")
 
         run_virtual(main())
         check_books(tmp_path, gateway)
@@ -95,14 +98,14 @@ class TestWaysIn:
                 assert first is second
                 assert first.request_id == handle.request_id
 
-        run_virtual(main(), disk_s=disk_s)
+        run_virtual(main(), thread_duration_s=disk_s)
 
     @pytest.mark.parametrize("kind", ["list", "generator", "async generator"])
     def test_stream(self, tmp_path: Path, kind: str) -> None:
         """stream gives each outcome once, as jobs finish, from any iterable."""
         gateway = ScriptedGateway()
-        gateway.polls["j0"] = [Waiting("QUEUED")] * 9 + [Failed("late")]
-        gateway.posts["j1"] = [Refused(Refusal.REJECTED, 400, "bad")]
+        gateway.poll_script["j0"] = [Waiting("QUEUED")] * 9 + [Failed("late")]
+        gateway.submit_script["j1"] = [Refused(Refusal.REJECTED, 400, "bad")]
 
         async def trickle() -> AsyncIterator[Job]:
             for job in jobs(10):
@@ -145,7 +148,7 @@ class TestWaysIn:
         """When the wallet is empty, the outcomes of what is in flight come first, and then the error."""
         gateway = ScriptedGateway()
         for job in jobs(10)[5:]:
-            gateway.posts[job.id] = [NO_MONEY]
+            gateway.submit_script[job.id] = [NO_MONEY]
         outcomes: list[Outcome] = []
 
         async def main() -> None:
@@ -187,7 +190,7 @@ class TestWaysIn:
         with pytest.raises(LookupError, match="mine"):
             run_virtual(by_stream(tmp_path / "stream"))
         with pytest.raises(LookupError, match="mine"):
-            run_virtual(play(tmp_path / "run", ScriptedGateway(), source()))
+            run_virtual(run_jobs(tmp_path / "run", ScriptedGateway(), source()))
 
     @pytest.mark.parametrize(
         "job", [{"prompt": 5}, {"prompt": "x", "aspect_ratio": "5:5"}, {"prompt": "x", "creativity": "wild"}]
@@ -203,7 +206,7 @@ class TestWaysIn:
                 await engine.generate(Job(prompt="good"))
 
         run_virtual(main())
-        assert gateway.prompts == ["good"]
+        assert gateway.submitted_prompts == ["good"]
 
 
 class TestOneIdOnePost:
@@ -219,15 +222,15 @@ class TestOneIdOnePost:
                 second = await engine.generate(jobs(1)[0])
                 assert second == await first
 
-        run_virtual(main(), disk_s=disk_s)
-        assert len(gateway.bodies) == 1
+        run_virtual(main(), thread_duration_s=disk_s)
+        assert len(gateway.submitted_bodies) == 1
 
     def test_a_known_id_of_an_earlier_run(self, tmp_path: Path) -> None:
         """The outcome of an earlier engine is given at once."""
         gateway = ScriptedGateway()
-        gateway.posts["j1"] = [Unclear("cut")]
-        gateway.polls["j2"] = [Failed("no")]
-        run_virtual(play(tmp_path, gateway, jobs(3)))
+        gateway.submit_script["j1"] = [Ambiguous("cut")]
+        gateway.poll_script["j2"] = [Failed("no")]
+        run_virtual(run_jobs(tmp_path, gateway, jobs(3)))
 
         async def main() -> list[State]:
             async with engine_on(tmp_path, gateway) as engine:
@@ -236,14 +239,14 @@ class TestOneIdOnePost:
                 return [(await handle).status for handle in handles]
 
         assert run_virtual(main()) == [State.SUCCEEDED, State.AMBIGUOUS, State.FAILED]
-        assert len(gateway.bodies) == 3
+        assert len(gateway.submitted_bodies) == 3
 
     def test_a_known_id_that_is_on_its_way_from_an_earlier_run(self, tmp_path: Path) -> None:
         """A job that this engine took over is waited for, and its request_id is known at once."""
         gateway = ScriptedGateway()
-        gateway.polls["j0"] = [Waiting("QUEUED")]
-        assert run_until_killed(play(tmp_path, gateway, jobs(1)), 20.0, tmp_path) is None
-        gateway.polls["j0"] = [Waiting("QUEUED")] * 3 + [Failed("no")]
+        gateway.poll_script["j0"] = [Waiting("QUEUED")]
+        assert run_until_killed(run_jobs(tmp_path, gateway, jobs(1)), 20.0, tmp_path) is None
+        gateway.poll_script["j0"] = [Waiting("QUEUED")] * 3 + [Failed("no")]
 
         async def main() -> Outcome:
             async with engine_on(tmp_path, gateway) as engine:
@@ -252,7 +255,7 @@ class TestOneIdOnePost:
                 return await handle
 
         assert run_virtual(main()).status is State.FAILED
-        assert len(gateway.bodies) == 1
+        assert len(gateway.submitted_bodies) == 1
 
     @pytest.mark.parametrize("later", [0.0, 0.05, 0.5, 4.0, 20.0], ids=lambda s: f"after {s} s")
     def test_a_changed_job(self, tmp_path: Path, later: float) -> None:
@@ -267,8 +270,8 @@ class TestOneIdOnePost:
                     await engine.generate(Job(prompt="other", id="j0"))
                 assert (await first).succeeded
 
-        run_virtual(main(), disk_s=disk_s)
-        assert len(gateway.bodies) == 1
+        run_virtual(main(), thread_duration_s=disk_s)
+        assert len(gateway.submitted_bodies) == 1
 
     def test_many_at_once(self, tmp_path: Path) -> None:
         """Fifty callers with one id cause one POST and see one outcome."""
@@ -278,8 +281,8 @@ class TestOneIdOnePost:
             async with engine_on(tmp_path, gateway) as engine:
                 return await asyncio.gather(*(engine.generate(jobs(1)[0]) for _ in range(50)))
 
-        outcomes = run_virtual(main(), disk_s=disk_s)
-        assert len(gateway.bodies) == 1
+        outcomes = run_virtual(main(), thread_duration_s=disk_s)
+        assert len(gateway.submitted_bodies) == 1
         assert all(outcome == outcomes[0] for outcome in outcomes)
 
     def test_a_submit_beside_a_run(self, tmp_path: Path) -> None:
@@ -294,21 +297,21 @@ class TestOneIdOnePost:
                 assert all(outcome.succeeded for outcome in outcomes)
                 await running
 
-        run_virtual(main(), disk_s=disk_s)
-        assert sorted(gateway.prompts) == sorted(job.id for job in jobs(10))
+        run_virtual(main(), thread_duration_s=disk_s)
+        assert sorted(gateway.submitted_prompts) == sorted(job.id for job in jobs(10))
 
     @pytest.mark.parametrize("apart", [0, 1, 300])
     def test_an_id_twice_in_a_run(self, tmp_path: Path, apart: int) -> None:
         """A job that comes twice is done once; with another prompt the second is a JobError, the rest comes home."""
         gateway = ScriptedGateway()
         todo = [Job(prompt="twice", id="twice"), *jobs(apart), Job(prompt="twice", id="twice")]
-        run_virtual(play(tmp_path / "same", gateway, todo, rate="20/s", max_in_flight=1000))
-        assert gateway.prompts.count("twice") == 1
+        run_virtual(run_jobs(tmp_path / "same", gateway, todo, rate="20/s", max_in_flight=1000))
+        assert gateway.submitted_prompts.count("twice") == 1
         todo[-1] = Job(prompt="other", id="twice")
         other = ScriptedGateway()
         with pytest.raises(JobError, match="twice"):
-            run_virtual(play(tmp_path / "other", other, todo, rate="20/s", max_in_flight=1000))
-        assert "other" not in other.prompts
+            run_virtual(run_jobs(tmp_path / "other", other, todo, rate="20/s", max_in_flight=1000))
+        assert "other" not in other.submitted_prompts
         check_books(tmp_path / "other", other)
 
 
@@ -326,8 +329,8 @@ class TestCallers:
                 await asyncio.wait([caller])
                 assert (await engine.generate(jobs(1)[0])).succeeded
 
-        run_virtual(main(), disk_s=disk_s)
-        assert len(gateway.bodies) == 1
+        run_virtual(main(), thread_duration_s=disk_s)
+        assert len(gateway.submitted_bodies) == 1
         check_books(tmp_path, gateway)
 
     @pytest.mark.parametrize("after_ms", [100, 200, 1000])
@@ -347,8 +350,8 @@ class TestCallers:
                 assert (await waits[2]).succeeded
                 assert (await engine.generate(Job(prompt="more"))).succeeded
 
-        run_virtual(main(), disk_s=disk_s)
-        assert len(gateway.bodies) == 3
+        run_virtual(main(), thread_duration_s=disk_s)
+        assert len(gateway.submitted_bodies) == 3
 
     def test_cancelling_callers_at_the_moment_a_slot_is_free(self, tmp_path: Path) -> None:
         """Callers cancelled while a slot is being given to them do not take it with them."""
@@ -372,7 +375,7 @@ class TestCallers:
     def test_cancelling_a_wait_for_a_known_job(self, tmp_path: Path) -> None:
         """Who asks for a known job and is cancelled while the ledger answers leaves nothing for others to hang on."""
         gateway = ScriptedGateway()
-        run_virtual(play(tmp_path, gateway, jobs(1)))
+        run_virtual(run_jobs(tmp_path, gateway, jobs(1)))
 
         async def main() -> None:
             async with engine_on(tmp_path, gateway) as engine:
@@ -383,8 +386,8 @@ class TestCallers:
                     await asyncio.wait([caller])
                     assert (await engine.generate(jobs(1)[0])).succeeded
 
-        run_virtual(main(), disk_s=disk_s)
-        assert len(gateway.bodies) == 1
+        run_virtual(main(), thread_duration_s=disk_s)
+        assert len(gateway.submitted_bodies) == 1
 
     def test_run_may_be_cancelled(self, tmp_path: Path) -> None:
         """Cancelling run ends the reading of jobs; what it submitted comes home before the context is left."""
@@ -404,8 +407,8 @@ class TestCallers:
     def test_after_a_stop_nobody_waits_in_vain(self, tmp_path: Path) -> None:
         """New jobs, and jobs that the stop left on record, are RunStopped at once, also while the slots are full."""
         gateway = ScriptedGateway()
-        gateway.polls["j0"] = [Waiting("QUEUED")]
-        gateway.posts["j1"] = [NO_MONEY]
+        gateway.poll_script["j0"] = [Waiting("QUEUED")]
+        gateway.submit_script["j1"] = [NO_MONEY]
 
         async def main() -> None:
             loop = asyncio.get_running_loop()
@@ -420,15 +423,15 @@ class TestCallers:
                     with pytest.raises(RunStopped):
                         await engine.generate(job)
                 assert loop.time() - began_s < 1.0
-                engine.stop_now()
+                engine.abort()
 
-        run_virtual(main(), disk_s=disk_s)
+        run_virtual(main(), thread_duration_s=disk_s)
         assert states(tmp_path) == {"j0": "accepted", "j1": "pending"}
 
     def test_a_job_left_by_a_refused_key(self, tmp_path: Path) -> None:
         """Who asks for an accepted job that this run no longer polls is told so, and does not wait for ever."""
         gateway = ScriptedGateway()
-        gateway.polls["j0"] = [PollTrouble("unauthorized", 401)]
+        gateway.poll_script["j0"] = [PollFailed("unauthorized", 401)]
 
         async def main() -> None:
             async with engine_on(tmp_path, gateway) as engine:
@@ -456,15 +459,15 @@ class TestCallers:
                 [outcome async for outcome in engine.stream(jobs(3))]
 
         run_virtual(main())
-        assert gateway.bodies == []
+        assert gateway.submitted_bodies == []
 
     @pytest.mark.parametrize("after_ms", [0, 60, 120, 200, 400])
     def test_cancelling_the_start(self, tmp_path: Path, after_ms: int) -> None:
         """An engine whose start is cancelled lets go of the folder, and what it had begun goes on in the next."""
         gateway = ScriptedGateway()
-        gateway.posts["j0"] = [NO_MONEY]
-        run_virtual(play(tmp_path, gateway, jobs(1)))
-        gateway.posts.clear()
+        gateway.submit_script["j0"] = [NO_MONEY]
+        run_virtual(run_jobs(tmp_path, gateway, jobs(1)))
+        gateway.submit_script.clear()
 
         async def main() -> None:
             starting = asyncio.create_task(engine_on(tmp_path, gateway).start())
@@ -474,10 +477,10 @@ class TestCallers:
             starting.cancel()
             with pytest.raises(asyncio.CancelledError):
                 await starting
-            await play(tmp_path, gateway, jobs(1))
+            await run_jobs(tmp_path, gateway, jobs(1))
 
         if after_ms < 400:
-            run_virtual(main(), disk_s=lambda: 0.1)
+            run_virtual(main(), thread_duration_s=lambda: 0.1)
             assert statuses(tmp_path) == {"j0": "succeeded"}
             assert len(gateway.charged) == 1
 
@@ -499,9 +502,9 @@ class TestLeaving:
 
         assert run_virtual(main()) < 1.0
         assert set(states(tmp_path).values()) == {"accepted"}
-        run_virtual(play(tmp_path, gateway, jobs(3)))
+        run_virtual(run_jobs(tmp_path, gateway, jobs(3)))
         assert set(statuses(tmp_path).values()) == {"succeeded"}
-        assert len(gateway.bodies) == 3
+        assert len(gateway.submitted_bodies) == 3
 
     def test_in_order_waits_for_what_was_submitted(self, tmp_path: Path) -> None:
         """Leaving the context brings home what was submitted, though nobody waits for it."""
@@ -529,11 +532,11 @@ class TestLeaving:
             task.cancel()
             with pytest.raises(asyncio.CancelledError):
                 await task
-            await play(tmp_path, gateway, jobs(20))
+            await run_jobs(tmp_path, gateway, jobs(20))
 
-        run_virtual(main(), disk_s=disk_s)
+        run_virtual(main(), thread_duration_s=disk_s)
         assert set(statuses(tmp_path).values()) == {"succeeded"}
-        assert len(gateway.bodies) == 20
+        assert len(gateway.submitted_bodies) == 20
 
     def test_two_engines_on_one_folder(self, tmp_path: Path) -> None:
         """The second is refused, and the first does not notice."""
@@ -556,7 +559,7 @@ class TestLeaving:
 
         async def main() -> None:
             await asyncio.gather(
-                *(play(tmp_path / str(n), gateway, jobs(10 + n)) for n, gateway in enumerate(gateways))
+                *(run_jobs(tmp_path / str(n), gateway, jobs(10 + n)) for n, gateway in enumerate(gateways))
             )
 
         run_virtual(main())
@@ -574,7 +577,7 @@ class TestStops:
                 running = asyncio.create_task(engine.run(jobs(50)))
                 await asyncio.sleep(1.05)
                 engine.stop("enough")
-                sent = len(gateway.bodies)
+                sent = len(gateway.submitted_bodies)
                 await running
                 assert engine.stopped is not None
                 assert engine.stopped.reason == "enough"
@@ -582,49 +585,49 @@ class TestStops:
 
         sent = run_virtual(main())
         assert 0 < sent < 50
-        assert len(gateway.bodies) == sent
+        assert len(gateway.submitted_bodies) == sent
         assert list(statuses(tmp_path).values()) == ["succeeded"] * sent
-        assert [event.reason for event in told if isinstance(event, Stopping)] == ["enough"]
-        run_virtual(play(tmp_path, gateway, jobs(50)))
-        assert len(gateway.bodies) == 50
+        assert [event.reason for event in told if isinstance(event, RunStopping)] == ["enough"]
+        run_virtual(run_jobs(tmp_path, gateway, jobs(50)))
+        assert len(gateway.submitted_bodies) == 50
         assert set(statuses(tmp_path).values()) == {"succeeded"}
 
     @pytest.mark.parametrize("after_ms", [*range(0, 2000, 130), *range(5000, 6000, 130), *range(10_000, 12_000, 130)])
     def test_stop_now_at_any_moment(self, tmp_path: Path, after_ms: int) -> None:
         """It is over soon, and the next engine goes on without a second charge."""
         gateway = ScriptedGateway()
-        gateway.post_s = 0.7
+        gateway.submit_duration_s = 0.7
 
         async def main() -> float:
             loop = asyncio.get_running_loop()
             async with engine_on(tmp_path, gateway, rate="5/s") as engine:
                 running = asyncio.create_task(engine.run(jobs(6)))
                 await asyncio.sleep(after_ms / 1000)
-                engine.stop_now("now")
+                engine.abort("now")
                 began_s = loop.time()
                 (ended,) = await asyncio.gather(running, return_exceptions=True)
                 assert ended is None or (isinstance(ended, RunStopped) and ended.reason == "now")
             return loop.time() - began_s
 
-        assert run_virtual(main(), disk_s=disk_s) < 6.5
+        assert run_virtual(main(), thread_duration_s=disk_s) < 6.5
         check_books(tmp_path, gateway)
-        run_virtual(play(tmp_path, gateway, jobs(6)))
+        run_virtual(run_jobs(tmp_path, gateway, jobs(6)))
         assert set(statuses(tmp_path).values()) == {"succeeded"}
-        assert len(gateway.bodies) == len(gateway.charged) == 6
+        assert len(gateway.submitted_bodies) == len(gateway.charged) == 6
         check_books(tmp_path, gateway)
 
     def test_stop_then_stop_now(self, tmp_path: Path) -> None:
         """The second Ctrl-C is quicker than the first; the first reason is the one that counts."""
         gateway = ScriptedGateway()
-        gateway.polls["j0"] = [Waiting("QUEUED")]
+        gateway.poll_script["j0"] = [Waiting("QUEUED")]
 
         async def main() -> None:
             async with engine_on(tmp_path, gateway) as engine:
                 await engine.submit(jobs(1)[0])
                 engine.stop("first")
                 await asyncio.sleep(100.0)
-                engine.stop_now("second")
-                engine.stop_now("third")
+                engine.abort("second")
+                engine.abort("third")
             assert engine.stopped is not None
             assert engine.stopped.reason == "first"
 
@@ -636,56 +639,56 @@ Folder = Callable[[Path, ScriptedGateway], None]
 
 
 def _pending(out: Path, gateway: ScriptedGateway) -> None:
-    gateway.posts["j0"] = [NO_MONEY]
-    run_virtual(play(out, gateway, jobs(1)))
+    gateway.submit_script["j0"] = [NO_MONEY]
+    run_virtual(run_jobs(out, gateway, jobs(1)))
 
 
 def _submitting(out: Path, gateway: ScriptedGateway) -> None:
-    gateway.posts["j0"] = [(100.0, Accept)]
-    assert run_until_killed(play(out, gateway, jobs(1)), 5.0, out) is None
+    gateway.submit_script["j0"] = [(100.0, ACCEPT)]
+    assert run_until_killed(run_jobs(out, gateway, jobs(1)), 5.0, out) is None
 
 
 def _accepted(out: Path, gateway: ScriptedGateway) -> None:
-    assert run_until_killed(play(out, gateway, jobs(1)), 1.0, out) is None
+    assert run_until_killed(run_jobs(out, gateway, jobs(1)), 1.0, out) is None
 
 
 def _finished(out: Path, gateway: ScriptedGateway) -> None:
-    gateway.media["j0"] = [[png(text=b"j0")[:40], 3600.0]]
-    assert run_until_killed(play(out, gateway, jobs(1)), 60.0, out) is None
+    gateway.download_script["j0"] = [[make_png(text=b"j0")[:40], 3600.0]]
+    assert run_until_killed(run_jobs(out, gateway, jobs(1)), 60.0, out) is None
 
 
 def _succeeded(out: Path, gateway: ScriptedGateway) -> None:
-    run_virtual(play(out, gateway, jobs(1)))
+    run_virtual(run_jobs(out, gateway, jobs(1)))
 
 
 def _failed(out: Path, gateway: ScriptedGateway) -> None:
-    gateway.polls["j0"] = [Failed("no")]
-    run_virtual(play(out, gateway, jobs(1)))
+    gateway.poll_script["j0"] = [Failed("no")]
+    run_virtual(run_jobs(out, gateway, jobs(1)))
 
 
 def _errored(out: Path, gateway: ScriptedGateway) -> None:
-    gateway.polls["j0"] = [Errored("gpu")]
-    run_virtual(play(out, gateway, jobs(1), max_attempts=1))
+    gateway.poll_script["j0"] = [Errored("gpu")]
+    run_virtual(run_jobs(out, gateway, jobs(1), max_attempts=1))
 
 
 def _rejected(out: Path, gateway: ScriptedGateway) -> None:
-    gateway.posts["j0"] = [Refused(Refusal.REJECTED, 400, "bad")]
-    run_virtual(play(out, gateway, jobs(1)))
+    gateway.submit_script["j0"] = [Refused(Refusal.REJECTED, 400, "bad")]
+    run_virtual(run_jobs(out, gateway, jobs(1)))
 
 
 def _ambiguous(out: Path, gateway: ScriptedGateway) -> None:
-    gateway.posts["j0"] = [Unclear("cut")]
-    run_virtual(play(out, gateway, jobs(1)))
+    gateway.submit_script["j0"] = [Ambiguous("cut")]
+    run_virtual(run_jobs(out, gateway, jobs(1)))
 
 
 def _timed_out_waiting(out: Path, gateway: ScriptedGateway) -> None:
-    gateway.polls["j0"] = [Waiting("QUEUED")]
-    run_virtual(play(out, gateway, jobs(1), job_timeout_s=20.0))
+    gateway.poll_script["j0"] = [Waiting("QUEUED")]
+    run_virtual(run_jobs(out, gateway, jobs(1), job_timeout_s=20.0))
 
 
 def _timed_out_fetching(out: Path, gateway: ScriptedGateway) -> None:
-    gateway.media["j0"] = [MediaError("HTTP 404", status=404)]
-    run_virtual(play(out, gateway, jobs(1)))
+    gateway.download_script["j0"] = [DownloadError("HTTP 404", status=404)]
+    run_virtual(run_jobs(out, gateway, jobs(1)))
 
 
 class TestResume:
@@ -712,13 +715,13 @@ class TestResume:
         out, gateway = tmp_path / "out", ScriptedGateway()
         build(out, gateway)
         assert states(out) == {"j0": state}
-        gateway.posts.clear()
-        gateway.polls.clear()
-        gateway.media.clear()
+        gateway.submit_script.clear()
+        gateway.poll_script.clear()
+        gateway.download_script.clear()
         for _ in range(2):
-            run_virtual(play(out, gateway, jobs(1)))
+            run_virtual(run_jobs(out, gateway, jobs(1)))
             assert statuses(out) == {"j0": then}
-            assert len(gateway.bodies) == posts
+            assert len(gateway.submitted_bodies) == posts
             check_books(out, gateway)
 
     @pytest.mark.parametrize("build", [_submitting, _ambiguous])
@@ -726,10 +729,10 @@ class TestResume:
         """Only a run that says so sends what is ambiguous again."""
         out, gateway = tmp_path / "out", ScriptedGateway()
         build(out, gateway)
-        gateway.posts.clear()
-        run_virtual(play(out, gateway, jobs(1), ambiguous="resubmit"))
+        gateway.submit_script.clear()
+        run_virtual(run_jobs(out, gateway, jobs(1), ambiguous="resubmit"))
         assert statuses(out) == {"j0": "succeeded"}
-        assert len(gateway.bodies) == 2
+        assert len(gateway.submitted_bodies) == 2
 
     @pytest.mark.parametrize(
         "killed_ms", [*range(50, 3000, 170), *range(5000, 6500, 110), *range(10_000, 13_000, 170)]
@@ -737,10 +740,10 @@ class TestResume:
     def test_killed_at_any_moment(self, tmp_path: Path, killed_ms: int) -> None:
         """What was in the air is ambiguous, everything else comes home, and no job is charged twice."""
         out, gateway = tmp_path / "out", ScriptedGateway()
-        gateway.post_s = 0.4
-        run_until_killed(play(out, gateway, jobs(5), rate="4/s"), killed_ms / 1000, out, disk_s=disk_s)
+        gateway.submit_duration_s = 0.4
+        run_until_killed(run_jobs(out, gateway, jobs(5), rate="4/s"), killed_ms / 1000, out, thread_duration_s=disk_s)
         in_air = {job_id for job_id, state in states(out).items() if state == "submitting"}
-        run_virtual(play(out, gateway, jobs(5)))
+        run_virtual(run_jobs(out, gateway, jobs(5)))
         found = statuses(out)
         assert {job_id for job_id, status in found.items() if status == "ambiguous"} == in_air
         assert {status for job_id, status in found.items() if job_id not in in_air} <= {"succeeded"}
@@ -759,36 +762,36 @@ class TestResume:
                 await running
 
         run_virtual(main())
-        run_virtual(play(tmp_path / "copy", gateway, jobs(10)))
+        run_virtual(run_jobs(tmp_path / "copy", gateway, jobs(10)))
         assert set(statuses(tmp_path / "copy").values()) == {"succeeded"}
-        assert len(gateway.bodies) == 10
+        assert len(gateway.submitted_bodies) == 10
 
     def test_a_smaller_max_in_flight(self, tmp_path: Path) -> None:
         """More open jobs than slots are all taken over; new ones wait until the count is under the limit."""
         out, gateway = tmp_path / "out", ScriptedGateway()
-        run_until_killed(play(out, gateway, jobs(30), rate="100/s"), 2.0, out)
+        run_until_killed(run_jobs(out, gateway, jobs(30), rate="100/s"), 2.0, out)
         on_way: list[int] = []
         sql = "SELECT count(*) FROM jobs WHERE state != 'succeeded'"
-        gateway.on_post = lambda _: on_way.append(ask(out, sql)[0][0])
-        run_virtual(play(out, gateway, jobs(60), rate="100/s", max_in_flight=4))
+        gateway.on_submit = lambda _: on_way.append(query_ledger(out, sql)[0][0])
+        run_virtual(run_jobs(out, gateway, jobs(60), rate="100/s", max_in_flight=4))
         assert max(on_way) <= 4
         assert set(statuses(out).values()) == {"succeeded"}
-        assert len(gateway.bodies) == 60
+        assert len(gateway.submitted_bodies) == 60
 
     def test_a_changed_line_under_an_old_id(self, tmp_path: Path) -> None:
         """run refuses it once what is in flight is home."""
         gateway = ScriptedGateway()
-        run_virtual(play(tmp_path, gateway, jobs(2)))
+        run_virtual(run_jobs(tmp_path, gateway, jobs(2)))
         with pytest.raises(JobError, match="j1"):
-            run_virtual(play(tmp_path, gateway, [Job(prompt="new", id="new"), Job(prompt="other", id="j1")]))
+            run_virtual(run_jobs(tmp_path, gateway, [Job(prompt="new", id="new"), Job(prompt="other", id="j1")]))
         assert set(statuses(tmp_path).values()) == {"succeeded"}
-        assert "other" not in gateway.prompts
+        assert "other" not in gateway.submitted_prompts
         check_books(tmp_path, gateway)
 
     def test_another_gateway(self, tmp_path: Path) -> None:
         """request_ids of one gateway mean nothing at another: the folder is refused."""
         gateway = ScriptedGateway()
-        run_virtual(play(tmp_path, gateway, jobs(1)))
+        run_virtual(run_jobs(tmp_path, gateway, jobs(1)))
 
         async def main() -> None:
             async with engine_on(tmp_path, gateway, gateway="https://other.example"):
@@ -819,10 +822,10 @@ class TestResults:
         """A job that ended in one run and again in the next has one row, the last; half rows of a crash are gone."""
         gateway = ScriptedGateway()
         _timed_out_waiting(tmp_path, gateway)
-        gateway.polls.clear()
+        gateway.poll_script.clear()
         results = tmp_path / "results.jsonl"
         results.write_bytes(results.read_bytes() + b'{"id": "half')
-        run_virtual(play(tmp_path, gateway, jobs(3)))
+        run_virtual(run_jobs(tmp_path, gateway, jobs(3)))
         check_books(tmp_path, gateway)
         assert set(statuses(tmp_path).values()) == {"succeeded"}
 
@@ -832,17 +835,17 @@ class TestResults:
     ) -> None:
         """Where the last run was killed they are, beside the run; where it ended in order, only at the end."""
         times: list[int] = []
-        write_anew = Results.write_anew
+        write_anew = ResultsFile.rewrite
 
-        async def counted(self: Results, groups: Any, **how: Any) -> None:
+        async def counted(self: ResultsFile, groups: Any, **how: Any) -> None:
             times.append(1)
             await write_anew(self, groups, **how)
 
         gateway, out = ScriptedGateway(), tmp_path / "out"
-        killed = run_until_killed(play(out, gateway, jobs(8)), after_s, out) is None
+        killed = run_until_killed(run_jobs(out, gateway, jobs(8)), after_s, out) is None
         assert killed == (after_s < 60)
-        monkeypatch.setattr(Results, "write_anew", counted)
-        run_virtual(play(out, gateway, jobs(12)))
+        monkeypatch.setattr(ResultsFile, "write_anew", counted)
+        run_virtual(run_jobs(out, gateway, jobs(12)))
         assert len(times) == (2 if killed else 1)
         assert len(statuses(out)) == 12
         check_books(out, gateway)
@@ -854,22 +857,22 @@ class TestResults:
         """Where all jobs were over, those of earlier runs are not, and the file is the same as if they were."""
         gateway, out = ScriptedGateway(), tmp_path / "out"
         if all_over:
-            run_virtual(play(out, gateway, jobs(3)))
+            run_virtual(run_jobs(out, gateway, jobs(3)))
         else:
             _timed_out_waiting(out, gateway)
-            gateway.polls.clear()
+            gateway.poll_script.clear()
         asked: list[int] = []
-        outcomes = Store.outcomes
+        outcomes = LedgerStore.outcomes
 
-        def noted(self: Store, after_n: int, limit: int) -> Any:
+        def noted(self: LedgerStore, after_n: int, limit: int) -> Any:
             asked.append(after_n)
             return outcomes(self, after_n, limit)
 
-        monkeypatch.setattr(Store, "outcomes", noted)
-        run_virtual(play(out, gateway, jobs(7)))
+        monkeypatch.setattr(LedgerStore, "outcomes", noted)
+        run_virtual(run_jobs(out, gateway, jobs(7)))
         assert (min(asked) == 3) == all_over
         check_books(out, gateway)
-        with closing(Store.open(out / "ledger.db", read_only=True)) as store:
+        with closing(LedgerStore.open(out / "ledger.db", read_only=True)) as store:
             whole, _ = outcomes(store, 0, 100)
         assert (out / "results.jsonl").read_bytes() == b"".join(map(result_row, whole))
         assert len(whole) == 7
@@ -877,7 +880,7 @@ class TestResults:
     def test_a_file_that_somebody_took_away_is_whole_again(self, tmp_path: Path) -> None:
         """Also where it was taken during the run, and came back, and grew larger than it had been."""
         gateway = ScriptedGateway()
-        run_virtual(play(tmp_path, gateway, jobs(3)))
+        run_virtual(run_jobs(tmp_path, gateway, jobs(3)))
 
         async def main() -> None:
             async with engine_on(tmp_path, gateway) as engine:
@@ -891,7 +894,7 @@ class TestResults:
     def test_a_start_that_failed_leaves_nothing_to_the_next(self, tmp_path: Path) -> None:
         """Rows that were good at the first start of an engine need not be at the second."""
         gateway = ScriptedGateway()
-        run_virtual(play(tmp_path, gateway, jobs(3)))
+        run_virtual(run_jobs(tmp_path, gateway, jobs(3)))
 
         async def main() -> None:
             with socket.socket() as taken:
@@ -913,7 +916,7 @@ class TestResults:
         """A job that timed out in the last run, and is asked for again in this one, never stands there twice."""
         gateway = ScriptedGateway()
         _timed_out_waiting(tmp_path, gateway)
-        gateway.polls.clear()
+        gateway.poll_script.clear()
         looks = 0
 
         async def main() -> None:
@@ -933,7 +936,7 @@ class TestResults:
     def test_a_row_says_what_design_says(self, tmp_path: Path) -> None:
         """The fields of a row are the ones of DESIGN, A run's folder."""
         gateway = ScriptedGateway()
-        run_virtual(play(tmp_path, gateway, [Job(prompt="x", id="x", metadata={"a": [1]})], clock=lambda: 0.0))
+        run_virtual(run_jobs(tmp_path, gateway, [Job(prompt="x", id="x", metadata={"a": [1]})], clock=lambda: 0.0))
         row = rows(tmp_path)["x"]
         assert set(row) == {
             "id", "status", "request_id", "files", "error", "request", "metadata", "polls", "attempts",
@@ -941,7 +944,7 @@ class TestResults:
         }  # fmt: skip
         assert set(row["files"][0]) == {"path", "bytes", "sha256", "width", "height", "media_type"}
         assert row["metadata"] == {"a": [1]}
-        assert row["request"] == gateway.bodies[0]
+        assert row["request"] == gateway.submitted_bodies[0]
         assert (row["attempts"], row["polls"], row["error"]) == (1, 2, None)
         assert row["stored_at"] == "1970-01-01T00:00:00.000Z"
 
@@ -954,11 +957,11 @@ class TestResults:
 
         with monkeypatch.context() as patch:
             patch.setattr("krea_batch.storage.results_file._append", full)
-            engine = run_virtual(play(tmp_path, gateway, jobs(30), rate="1/s"))
+            engine = run_virtual(run_jobs(tmp_path, gateway, jobs(30), rate="1/s"))
         assert engine.stopped is not None
         assert "No space left" in str(engine.stopped)
-        run_virtual(play(tmp_path, gateway, jobs(30)))
-        assert len(gateway.bodies) == 30
+        run_virtual(run_jobs(tmp_path, gateway, jobs(30)))
+        assert len(gateway.submitted_bodies) == 30
         check_books(tmp_path, gateway)
 
 
@@ -969,19 +972,19 @@ class TestBackpressure:
         read: list[str] = []
         unstored: list[int] = []
         sql = "SELECT count(*) FROM jobs WHERE state != 'succeeded'"
-        gateway.on_post = lambda _: unstored.append(ask(tmp_path, sql)[0][0])
+        gateway.on_submit = lambda _: unstored.append(query_ledger(tmp_path, sql)[0][0])
         for job in jobs(300):
-            gateway.media[job.id] = [[50.0, png(text=job.id.encode())]]
+            gateway.download_script[job.id] = [[50.0, make_png(text=job.id.encode())]]
 
         def source() -> Iterator[Job]:
             for job in jobs(300):
                 read.append(job.id)
-                assert len(read) <= len(set(gateway.prompts)) + 256 + 8
+                assert len(read) <= len(set(gateway.submitted_prompts)) + 256 + 8
                 yield job
 
-        run_virtual(play(tmp_path, gateway, source(), rate="100/s", max_in_flight=8, downloads=2))
+        run_virtual(run_jobs(tmp_path, gateway, source(), rate="100/s", max_in_flight=8, downloads=2))
         assert max(unstored) <= 8
-        assert gateway.post_times_s[-1] - gateway.post_times_s[0] > 290 / 2 * 50.0 * 0.9
+        assert gateway.submit_times_s[-1] - gateway.submit_times_s[0] > 290 / 2 * 50.0 * 0.9
         assert set(statuses(tmp_path).values()) == {"succeeded"}
 
     def test_the_source_is_read_no_further_than_a_batch(self, tmp_path: Path) -> None:
@@ -1002,8 +1005,8 @@ class TestBackpressure:
                 await running
 
         run_virtual(main())
-        assert len(read) <= len(gateway.bodies) + 256 + 10
-        assert len(rows(tmp_path)) == len(gateway.bodies)
+        assert len(read) <= len(gateway.submitted_bodies) + 256 + 10
+        assert len(rows(tmp_path)) == len(gateway.submitted_bodies)
 
     def test_two_thousand_in_flight(self, tmp_path: Path) -> None:
         """Two thousand jobs are on their way at once on one loop, and all come home."""
@@ -1011,10 +1014,10 @@ class TestBackpressure:
         gateway.on_poll = lambda _: most.append(len(gateway.charged))
         most: list[int] = []
         for job in jobs(2000):
-            gateway.polls[job.id] = [Waiting("QUEUED"), Waiting("QUEUED"), Failed("done")]
-        run_virtual(play(tmp_path, gateway, jobs(2000), rate="1000/s", max_in_flight=2000))
+            gateway.poll_script[job.id] = [Waiting("QUEUED"), Waiting("QUEUED"), Failed("done")]
+        run_virtual(run_jobs(tmp_path, gateway, jobs(2000), rate="1000/s", max_in_flight=2000))
         assert list(statuses(tmp_path).values()) == ["failed"] * 2000
-        assert len(gateway.bodies) == 2000
+        assert len(gateway.submitted_bodies) == 2000
 
 
 def within(seconds: float, work: Coroutine[Any, Any, Any]) -> Any:
@@ -1036,10 +1039,10 @@ class TestBroken:
     @staticmethod
     def gateway() -> ScriptedGateway:
         gateway = ScriptedGateway()
-        gateway.polls["j3"] = [Failed("no")]
-        gateway.posts["j4"] = [Unclear("cut")]
-        gateway.posts["j5"] = [Refused(Refusal.TRY_AGAIN, 500, "later"), Accept]
-        gateway.posts["j6"] = [Refused(Refusal.REJECTED, 400, "bad")]
+        gateway.poll_script["j3"] = [Failed("no")]
+        gateway.submit_script["j4"] = [Ambiguous("cut")]
+        gateway.submit_script["j5"] = [Refused(Refusal.RETRYABLE, 500, "later"), ACCEPT]
+        gateway.submit_script["j6"] = [Refused(Refusal.REJECTED, 400, "bad")]
         return gateway
 
     @pytest.mark.parametrize("method", BREAKS)
@@ -1076,12 +1079,12 @@ class TestBroken:
                     [outcome async for outcome in engine.stream(jobs(100))]
 
         with monkeypatch.context() as patch:
-            patch.setattr(Store, method, breaks)
+            patch.setattr(LedgerStore, method, breaks)
             with pytest.raises(surfaces):
                 within(600.0, work())
-        assert all(at_s <= broke_s[0] for at_s in gateway.post_times_s)
-        assert len(gateway.bodies) < 60
-        run_virtual(play(tmp_path, gateway, jobs(7)))
+        assert all(at_s <= broke_s[0] for at_s in gateway.submit_times_s)
+        assert len(gateway.submitted_bodies) < 60
+        run_virtual(run_jobs(tmp_path, gateway, jobs(7)))
         assert len(set(gateway.charged.values())) == len(gateway.charged)
 
     @pytest.mark.parametrize("what", ["submit", "poll", "fetch"])
@@ -1115,7 +1118,7 @@ class TestBroken:
         within(600.0, work())
         honest = ScriptedGateway()
         honest.charged.update(gateway.charged)
-        run_virtual(play(tmp_path, honest, jobs(5)))
+        run_virtual(run_jobs(tmp_path, honest, jobs(5)))
         assert len(rows(tmp_path)) == 5
         assert set(statuses(tmp_path).values()) == {"ambiguous", "succeeded"} if what == "submit" else {"succeeded"}
 
@@ -1129,14 +1132,14 @@ class TestBroken:
             raise sqlite3.OperationalError("disk I/O error")
 
         with monkeypatch.context() as patch:
-            patch.setattr(Store, "accept", breaks)
+            patch.setattr(LedgerStore, "accept", breaks)
             with pytest.raises(LedgerError):
-                run_virtual(play(tmp_path, gateway, jobs(1)))
+                run_virtual(run_jobs(tmp_path, gateway, jobs(1)))
         (request_id,) = gateway.charged
         assert request_id in caplog.text
-        run_virtual(play(tmp_path, gateway, jobs(1)))
+        run_virtual(run_jobs(tmp_path, gateway, jobs(1)))
         assert statuses(tmp_path) == {"j0": "ambiguous"}
-        assert len(gateway.bodies) == 1
+        assert len(gateway.submitted_bodies) == 1
 
     def test_a_listener_that_raises(self, tmp_path: Path) -> None:
         """A listener that breaks its promise ends the run with its own error, and nothing hangs or is paid twice."""
@@ -1146,8 +1149,8 @@ class TestBroken:
 
         gateway = ScriptedGateway()
         with pytest.raises(ZeroDivisionError):
-            within(600.0, play(tmp_path, gateway, jobs(5), listeners=[raises]))
-        run_virtual(play(tmp_path, gateway, jobs(5)))
+            within(600.0, run_jobs(tmp_path, gateway, jobs(5), listeners=[raises]))
+        run_virtual(run_jobs(tmp_path, gateway, jobs(5)))
         assert len(gateway.charged) == len(set(gateway.charged.values())) == 5
 
 
@@ -1173,6 +1176,6 @@ def test_stats_and_counts(tmp_path: Path) -> None:
                 State.REJECTED: 1,
             }
             charges = await engine.charges()
-            assert (charges.charged, charges.free, charges.unknown) == (5, 0, 1)
+            assert (charges.charged, charges.refunded, charges.unknown) == (5, 0, 1)
 
     run_virtual(main())

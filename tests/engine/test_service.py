@@ -11,28 +11,28 @@ from typing import Any
 import pytest
 
 from krea_batch import (
-    Ended,
     Engine,
     Event,
+    EventsDropped,
     Job,
+    JobEnded,
     JobError,
-    Missed,
-    Moved,
     Outcome,
-    Pace,
+    RateLimiter,
+    RetryScheduled,
     RunStopped,
     SettingsError,
     State,
-    Troubled,
+    StateChanged,
 )
-from krea_batch.engine.event_stream import Reader
-from krea_batch.rules.verdicts import Finished, PollTrouble, Refusal, Refused, Unclear
-from krea_batch.testing.scripted_gateway import Accept, ScriptedGateway
+from krea_batch.engine.event_stream import EventStream
+from krea_batch.rules.verdicts import Ambiguous, Finished, PollFailed, Refusal, Refused
+from krea_batch.testing.scripted_gateway import ACCEPT, ScriptedGateway
 from tests.engine_fixtures import rows, states
 from tests.virtual_time_runs import run_until_killed, run_virtual
-from tests.window_stats import most_in_a_window
+from tests.window_stats import max_in_window
 
-NO_MONEY = Refused(Refusal.STOP, 402, "no money")
+NO_MONEY = Refused(Refusal.FATAL, 402, "no money")
 
 pytestmark = pytest.mark.slow
 
@@ -57,7 +57,7 @@ class TestHandles:
                 seen.append(handle.status)
                 assert (handle.id, handle.request_id, handle.outcome) == ("job-1", None, None)
                 async for event in handle:
-                    assert isinstance(event, (Moved, Ended))
+                    assert isinstance(event, (StateChanged, JobEnded))
                     seen.append(handle.status)
                 assert handle.request_id in gateway.charged
                 assert handle.outcome == await handle
@@ -70,7 +70,7 @@ class TestHandles:
     def test_events_of_a_job(self, tmp_path: Path) -> None:
         """Iterating over a handle tells all that happens to its job and to no other, until its end, each reader."""
         gateway = ScriptedGateway()
-        gateway.polls["picture 1"] = [PollTrouble("HTTP 500", 500), Finished]
+        gateway.poll_script["picture 1"] = [PollFailed("HTTP 500", 500), Finished]
 
         async def read(handle: Any) -> list[Event]:
             return [event async for event in handle]
@@ -80,11 +80,11 @@ class TestHandles:
                 first, _ = await engine.enqueue(job(1)), await engine.enqueue(job(2))
                 one, other = await asyncio.gather(read(first), read(first))
                 assert one == other
-                moves = [event.new for event in one if isinstance(event, Moved)]
+                moves = [event.new for event in one if isinstance(event, StateChanged)]
                 assert moves[-3:] == [State.ACCEPTED, State.FINISHED, State.SUCCEEDED]
-                assert [event.where for event in one if isinstance(event, Troubled)] == ["poll"]
-                assert one[-1] == Ended(await first)
-                assert await read(first) == [Ended(await first)]
+                assert [event.stage for event in one if isinstance(event, RetryScheduled)] == ["poll"]
+                assert one[-1] == JobEnded(await first)
+                assert await read(first) == [JobEnded(await first)]
 
         run_virtual(main())
 
@@ -137,19 +137,22 @@ class TestHandles:
             return heard
 
         heard = run_virtual(main())
-        assert {event.outcome.id for event in heard if isinstance(event, Ended)} == {"job-0", "job-1", "job-2"}
+        assert {event.outcome.id for event in heard if isinstance(event, JobEnded)} == {"job-0", "job-1", "job-2"}
 
     def test_a_slow_reader_is_told_what_he_missed(self) -> None:
         """Events that nobody reads are bounded; the oldest go, and their number is told."""
 
         async def main() -> list[Event]:
-            reader = Reader(most=3)
+            reader = EventStream(most=3)
             for n in range(5):
-                reader.hear(Troubled(f"job-{n}", "poll", "HTTP 500"))
-            reader.end()
+                reader.push(RetryScheduled(f"job-{n}", "poll", "HTTP 500"))
+            reader.close()
             return [event async for event in reader]
 
-        assert run_virtual(main()) == [Missed(2), *(Troubled(f"job-{n}", "poll", "HTTP 500") for n in (2, 3, 4))]
+        assert run_virtual(main()) == [
+            EventsDropped(2),
+            *(RetryScheduled(f"job-{n}", "poll", "HTTP 500") for n in (2, 3, 4)),
+        ]
 
 
 class TestGet:
@@ -191,7 +194,7 @@ class TestGet:
                 handles = {job_id: await engine.get(job_id) for job_id in on_record}
                 return {job_id: await handle for job_id, handle in handles.items() if handle}
 
-        run_until_killed(first(), killed_ms / 1000, tmp_path, disk_s=lambda: 0.01)
+        run_until_killed(first(), killed_ms / 1000, tmp_path, thread_duration_s=lambda: 0.01)
         outcomes = run_virtual(second())
         assert outcomes.keys() == on_record
         assert {outcome.status for outcome in outcomes.values()} <= {State.SUCCEEDED, State.AMBIGUOUS}
@@ -238,7 +241,7 @@ class TestEnqueue:
     def test_it_returns_before_the_submit(self, tmp_path: Path) -> None:
         """enqueue returns when the job is on record as pending; a gateway that takes long is not waited for."""
         gateway = ScriptedGateway()
-        gateway.post_s = 30.0
+        gateway.submit_duration_s = 30.0
 
         async def main() -> None:
             async with engine_on(tmp_path, gateway) as engine:
@@ -268,7 +271,7 @@ class TestEnqueue:
     def test_a_stopped_run_takes_none(self, tmp_path: Path) -> None:
         """Once the account is empty, enqueue says so at once, and so do those who wait."""
         gateway = ScriptedGateway()
-        gateway.posts["picture 1"] = [NO_MONEY]
+        gateway.submit_script["picture 1"] = [NO_MONEY]
 
         async def main() -> None:
             async with engine_on(tmp_path, gateway, rate="1/s") as engine:
@@ -311,7 +314,7 @@ class TestStream:
     def test_ordered(self, tmp_path: Path) -> None:
         """An ordered stream gives outcomes in the order of its jobs, whichever end first."""
         gateway = ScriptedGateway()
-        gateway.polls["picture 0"] = [*[PollTrouble("HTTP 500", 500)] * 4, Finished]
+        gateway.poll_script["picture 0"] = [*[PollFailed("HTTP 500", 500)] * 4, Finished]
 
         async def main(*, ordered: bool, begin: int) -> list[str]:
             async def some() -> AsyncIterator[Job]:
@@ -322,7 +325,7 @@ class TestStream:
                 return [outcome.id async for outcome in engine.stream(some(), ordered=ordered)]
 
         assert run_virtual(main(ordered=True, begin=0)) == [f"job-{n}" for n in range(8)]
-        gateway.polls["picture 100"] = [*[PollTrouble("HTTP 500", 500)] * 4, Finished]
+        gateway.poll_script["picture 100"] = [*[PollFailed("HTTP 500", 500)] * 4, Finished]
         unordered = run_virtual(main(ordered=False, begin=100))
         assert sorted(unordered) == sorted(f"job-{n}" for n in range(100, 108))
         assert unordered[0] != "job-100"
@@ -423,7 +426,7 @@ class TestSharedPace:
         one, other = ScriptedGateway(), ScriptedGateway()
 
         async def main() -> None:
-            pace = Pace("20/s")
+            pace = RateLimiter("20/s")
             first = engine_on(tmp_path / "a", one, **({"pace": pace} if how == "Pace" else {"rate": "20/s"}))
             second = engine_on(tmp_path / "b", other, pace=pace if how == "Pace" else first.share())
             async with first, second:
@@ -432,24 +435,24 @@ class TestSharedPace:
                 )
 
         run_virtual(main())
-        times_s = sorted(one.post_times_s + other.post_times_s)
-        assert most_in_a_window(times_s) <= 21
+        times_s = sorted(one.submit_times_s + other.submit_times_s)
+        assert max_in_window(times_s) <= 21
         assert 200 / (times_s[-1] - times_s[0]) >= 0.95 * 20
         half = times_s[100]
-        assert abs(sum(at_s < half for at_s in one.post_times_s) - 50) <= 5
+        assert abs(sum(at_s < half for at_s in one.submit_times_s) - 50) <= 5
 
     def test_what_the_gateway_says_to_one_holds_for_all(self, tmp_path: Path) -> None:
         """A 429 to one engine holds the submits of the other."""
         one, other = ScriptedGateway(), ScriptedGateway()
-        one.posts["picture 0"] = [Refused(Refusal.SLOW_DOWN, 429, "slow down", 20.0), Accept]
+        one.submit_script["picture 0"] = [Refused(Refusal.RATE_LIMITED, 429, "slow down", 20.0), ACCEPT]
 
         async def main() -> None:
-            pace = Pace("10/s")
+            pace = RateLimiter("10/s")
             first, second = (engine_on(tmp_path / name, gw, pace=pace) for name, gw in (("a", one), ("b", other)))
             async with first, second:
                 begin_s = asyncio.get_running_loop().time()
                 await asyncio.gather(first.generate(job(0)), second.run([job(n) for n in range(30)]))
-                held = [at_s - begin_s for at_s in other.post_times_s if 1 < at_s - begin_s < 20]
+                held = [at_s - begin_s for at_s in other.submit_times_s if 1 < at_s - begin_s < 20]
                 assert held == []
 
         run_virtual(main())
@@ -457,11 +460,11 @@ class TestSharedPace:
     def test_a_rate_beside_a_pace(self, tmp_path: Path) -> None:
         """Two words for one thing are refused."""
         with pytest.raises(SettingsError, match="pace"):
-            engine_on(tmp_path, ScriptedGateway(), pace=Pace("1/s"), rate="2/s")
+            engine_on(tmp_path, ScriptedGateway(), pace=RateLimiter("1/s"), rate="2/s")
 
     def test_a_pace_of_another_loop(self, tmp_path: Path) -> None:
         """A pace belongs to one event loop, and says so on another."""
-        pace = Pace("100/s")
+        pace = RateLimiter("100/s")
 
         async def main() -> None:
             async with engine_on(tmp_path, ScriptedGateway(), pace=pace) as engine:
@@ -475,7 +478,7 @@ class TestSharedPace:
 def test_an_ambiguous_end_is_an_end(tmp_path: Path) -> None:
     """submit of a job of which nobody knows what became returns a handle that says so."""
     gateway = ScriptedGateway()
-    gateway.posts["picture 1"] = [Unclear("cut")]
+    gateway.submit_script["picture 1"] = [Ambiguous("cut")]
 
     async def main() -> None:
         async with engine_on(tmp_path, gateway) as engine:

@@ -18,7 +18,7 @@ from typing import Any
 import aiohttp
 import pytest
 
-from tests.processes import PATIENCE_S, Simulate, Simulated, environment
+from tests.processes import PROCESS_TIMEOUT_S, SimulatorProcess, StartSimulator, environment
 
 pytestmark = pytest.mark.slow
 
@@ -58,10 +58,10 @@ class Service:
             yield process
         finally:
             process.send_signal(signal.SIGTERM)
-            process.wait(PATIENCE_S)
+            process.wait(PROCESS_TIMEOUT_S)
 
     def _wait(self, process: subprocess.Popen[bytes]) -> None:
-        deadline_s = time.monotonic() + PATIENCE_S
+        deadline_s = time.monotonic() + PROCESS_TIMEOUT_S
         while time.monotonic() < deadline_s and process.poll() is None:
             with socket.socket() as trial:
                 if trial.connect_ex(("127.0.0.1", self.port)) == 0:
@@ -90,14 +90,14 @@ async def wait_for(web: aiohttp.ClientSession, image_id: str) -> dict[str, Any]:
         return told
 
 
-def paid(simulated: Simulated) -> list[str]:
+def paid(simulated: SimulatorProcess) -> list[str]:
     """The prompts of all POSTs that were charged."""
-    return [post["body"]["prompt"] for post in simulated.ask("/ledger")["posts"] if post["charged"]]
+    return [post["body"]["prompt"] for post in simulated.admin_request("/ledger")["posts"] if post["charged"]]
 
 
 class TestService:
     @pytest.mark.parametrize("callbacks", [False, True], ids=["polls", "callbacks"])
-    def test_from_order_to_picture(self, simulate: Simulate, tmp_path: Path, callbacks: bool) -> None:
+    def test_from_order_to_picture(self, simulate: StartSimulator, tmp_path: Path, callbacks: bool) -> None:
         """An order is answered with 202 and an id; its events run to its end; then the picture is there."""
         simulated = simulate(*TAKES)
         service = Service(tmp_path, simulated.gateway, callbacks=callbacks)
@@ -119,7 +119,7 @@ class TestService:
             asyncio.run(drive())
         assert paid(simulated) == ["a cat"]
 
-    def test_mistakes(self, simulate: Simulate, tmp_path: Path) -> None:
+    def test_mistakes(self, simulate: StartSimulator, tmp_path: Path) -> None:
         """What is no job is 422 and says what is wrong; what nobody asked for is 404; nothing is spent."""
         simulated = simulate(*TAKES)
         service = Service(tmp_path, simulated.gateway)
@@ -143,7 +143,7 @@ class TestService:
             asyncio.run(drive())
         assert paid(simulated) == []
 
-    def test_an_empty_wallet(self, simulate: Simulate, tmp_path: Path) -> None:
+    def test_an_empty_wallet(self, simulate: StartSimulator, tmp_path: Path) -> None:
         """Once the wallet is empty, orders and health are answered with 503 and the reason."""
         simulated = simulate(*TAKES, "--balance", "1")
         service = Service(tmp_path, simulated.gateway)
@@ -165,7 +165,7 @@ class TestService:
             asyncio.run(drive())
 
     @pytest.mark.parametrize("callbacks", [False, True], ids=["polls", "callbacks"])
-    def test_killed_with_hundreds_in_flight(self, simulate: Simulate, tmp_path: Path, callbacks: bool) -> None:
+    def test_killed_with_hundreds_in_flight(self, simulate: StartSimulator, tmp_path: Path, callbacks: bool) -> None:
         """Killed with 300 in flight and more waiting: every id is found again, and nothing is paid for twice."""
         simulated = simulate("--tiny", "--latency", "uniform:5,8")
         service = Service(tmp_path, simulated.gateway, callbacks=callbacks, rate="150/s")
@@ -203,7 +203,7 @@ class TestWorker:
         return [sys.executable, str(ROOT / "examples/queue_worker.py"), *map(str, arguments)]
 
     def put(self, queue: Path, *prompts: str) -> None:
-        subprocess.run(self.command("put", queue, *prompts), check=True, timeout=PATIENCE_S)
+        subprocess.run(self.command("put", queue, *prompts), check=True, timeout=PROCESS_TIMEOUT_S)
 
     def start(self, tmp_path: Path, gateway: str, *more: str) -> subprocess.Popen[bytes]:
         options = ("--out", tmp_path / "out", "--gateway", gateway, "--rate", "100/s", "--poll-interval", "0.5")
@@ -215,7 +215,7 @@ class TestWorker:
         with sqlite3.connect(tmp_path / "queue.db") as queue:
             return queue.execute("SELECT prompt, status, result FROM messages ORDER BY id").fetchall()
 
-    def test_what_is_in_the_queue_is_made(self, simulate: Simulate, tmp_path: Path) -> None:
+    def test_what_is_in_the_queue_is_made(self, simulate: StartSimulator, tmp_path: Path) -> None:
         """Each message gets its picture written back, one that comes meanwhile, too; a bad one is told."""
         simulated = simulate(*TAKES)
         self.put(tmp_path / "queue.db", *(f"picture {n}" for n in range(30)), " ")
@@ -223,7 +223,7 @@ class TestWorker:
         self.put(tmp_path / "queue.db", "a late one")
         self.wait(tmp_path, lambda done: done == 32)
         worker.send_signal(signal.SIGTERM)
-        assert worker.wait(PATIENCE_S) == 0
+        assert worker.wait(PROCESS_TIMEOUT_S) == 0
         made = {prompt: (status, result) for prompt, status, result in self.messages(tmp_path)}
         assert made.pop(" ")[0] == "rejected"
         assert {status for status, _ in made.values()} == {"succeeded"}
@@ -231,23 +231,23 @@ class TestWorker:
         assert sorted(paid(simulated)) == sorted(made)
 
     @pytest.mark.parametrize("end", [signal.SIGKILL, signal.SIGTERM])
-    def test_ended_in_mid_flight(self, simulate: Simulate, tmp_path: Path, end: signal.Signals) -> None:
+    def test_ended_in_mid_flight(self, simulate: StartSimulator, tmp_path: Path, end: signal.Signals) -> None:
         """However a worker ends, the next one brings home what is open; no message is paid for twice."""
         simulated = simulate("--tiny", "--latency", "uniform:2,4")
         self.put(tmp_path / "queue.db", *(f"picture {n}" for n in range(200)))
         worker = self.start(tmp_path, simulated.gateway)
         self.wait(tmp_path, lambda done: done >= 20)
         worker.send_signal(end)
-        worker.wait(PATIENCE_S)
+        worker.wait(PROCESS_TIMEOUT_S)
         assert any(status is None for _, status, _ in self.messages(tmp_path))
-        assert self.start(tmp_path, simulated.gateway, "--once").wait(PATIENCE_S) == 0
+        assert self.start(tmp_path, simulated.gateway, "--once").wait(PROCESS_TIMEOUT_S) == 0
         statuses = [status for _, status, _ in self.messages(tmp_path)]
         assert set(statuses) <= ({"succeeded"} if end is signal.SIGTERM else {"succeeded", "ambiguous"})
         bought = paid(simulated)
         assert len(bought) == len(set(bought))
 
     def wait(self, tmp_path: Path, enough: Any) -> None:
-        deadline_s = time.monotonic() + PATIENCE_S
+        deadline_s = time.monotonic() + PROCESS_TIMEOUT_S
         while not enough(sum(status is not None for _, status, _ in self.messages(tmp_path))):
             assert time.monotonic() < deadline_s, json.dumps(self.messages(tmp_path))
             time.sleep(0.05)

@@ -14,7 +14,7 @@ from playwright.sync_api import Browser, BrowserContext, Page, sync_playwright
 from krea_batch.jobs import State
 from tests.engine_fixtures import states
 from tests.gallery.gallery_fixtures import Look, Made, View, Viewed, make_run, sweep
-from tests.processes import Simulate, Simulated, krea_batch, write_jobs
+from tests.processes import SimulatorProcess, StartSimulator, run_command, write_jobs
 
 OPTIONS = [
     "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
@@ -116,16 +116,16 @@ def mixed(mixed_run: Path) -> Iterator[str]:
 
 
 @pytest.fixture
-def gateway(simulate: Simulate) -> Simulated:
+def gateway(simulate: StartSimulator) -> SimulatorProcess:
     """One at which the first POST of a job ends in ERROR, and the second is well."""
     return simulate("--latency=fixed:0.1", "--tiny", "--fault", "job-first-error=1")
 
 
 @pytest.fixture
-def failed(gateway: Simulated, tmp_path: Path) -> Path:
+def failed(gateway: SimulatorProcess, tmp_path: Path) -> Path:
     """A run whose three jobs have all come to nothing."""
     write_jobs(tmp_path / "jobs.jsonl", 3)
     options = ("--max-attempts=1", "--poll-interval=0.1", "--rate=20/s", "-q", "--gateway", gateway.gateway)
-    krea_batch("run", "jobs.jsonl", "--out", "run", *options, cwd=tmp_path)
+    run_command("run", "jobs.jsonl", "--out", "run", *options, cwd=tmp_path)
     assert set(states(tmp_path / "run").values()) == {State.ERRORED}
     return tmp_path / "run"

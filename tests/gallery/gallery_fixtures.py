@@ -21,16 +21,16 @@ from msgspec import Struct
 from PIL import Image
 from playwright.sync_api import ElementHandle, Locator, Page
 
-from krea_batch.jobs import State, StoredFile, Trouble
-from krea_batch.ledger import Store
+from krea_batch.jobs import ErrorInfo, State, StoredFile
+from krea_batch.ledger import LedgerStore
 from krea_batch.rules.verdicts import Finished
-from tests.processes import COMMAND, PATIENCE_S, environment
+from tests.processes import COMMAND, PROCESS_TIMEOUT_S, environment
 
 KINDS = 27  # pictures that differ in colour and width
-FAILED = Trouble("failed", "The model could not make this picture.")
-REJECTED = Trouble("http_400", "prompt: too long")
-AMBIGUOUS = Trouble("ambiguous", "the connection was cut")
-ERRORED = Trouble("error", "The worker of this job was lost.")
+FAILED = ErrorInfo("failed", "The model could not make this picture.")
+REJECTED = ErrorInfo("http_400", "prompt: too long")
+AMBIGUOUS = ErrorInfo("ambiguous", "the connection was cut")
+ERRORED = ErrorInfo("error", "The worker of this job was lost.")
 
 
 class Made(Struct, frozen=True, kw_only=True):
@@ -59,7 +59,7 @@ class Made(Struct, frozen=True, kw_only=True):
 def make_run(out: Path, *jobs: Made, gateway: str | None = "http://127.0.0.1:9") -> Path:
     """A run's folder with these jobs after those that it has, and their pictures. `gateway`: of its first run."""
     (out / "images").mkdir(parents=True, exist_ok=True)
-    store = Store.open(out / "ledger.db")
+    store = LedgerStore.open(out / "ledger.db")
     try:
         if gateway and store.gateway() is None:
             store.start_run(gateway, "test", 1.0)
@@ -98,30 +98,30 @@ def width_px(n: int, number: int = 1) -> int:
     return 300 + (n + number - 1) % KINDS
 
 
-def _make(store: Store, *, out: Path, job: Made) -> None:
+def _make(store: LedgerStore, *, out: Path, job: Made) -> None:
     body, metadata = job.body(), json.dumps(job.metadata).encode()
     if job.status is State.PENDING:
         store.enqueue(job.id, body, sha256(body).digest(), metadata, "")
         return
-    n = store.intend(job.id, body, sha256(body).digest(), metadata, 1_800_000_000.0, "")
+    n = store.record_intent(job.id, body, sha256(body).digest(), metadata, 1_800_000_000.0, "")
     at = 1_800_000_000.0 + n
     if job.status is State.REJECTED:
-        store.reject(n, REJECTED, at)
+        store.mark_rejected(n, REJECTED, at)
     elif job.status is State.AMBIGUOUS:
-        store.hold(n, AMBIGUOUS, at)
+        store.mark_ambiguous(n, AMBIGUOUS, at)
     elif job.status is not State.SUBMITTING:
-        store.accept(n, request_id(n), at)
+        store.mark_accepted(n, request_id(n), at)
         _go_on(store, n, out, job, at)
 
 
-def _go_on(store: Store, n: int, out: Path, job: Made, at: float) -> None:
+def _go_on(store: LedgerStore, n: int, out: Path, job: Made, at: float) -> None:
     if job.status is State.FAILED:
-        store.fail(n, Trouble(FAILED.kind, job.trouble), at, 2)
+        store.mark_failed(n, ErrorInfo(FAILED.kind, job.trouble), at, 2)
     elif job.status is State.ERRORED:
-        store.error(n, ERRORED, at, 2)
+        store.mark_errored(n, ERRORED, at, 2)
     elif job.status is State.SUCCEEDED:
-        store.finish(n, Finished(("https://cdn.example/1.png",), "image/png"), at, 3)
-        store.store(n, [_stored(out, name, n, number) for number, name in enumerate(job.names(), 1)], at + 1)
+        store.mark_finished(n, Finished(("https://cdn.example/1.png",), "image/png"), at, 3)
+        store.mark_stored(n, [_stored(out, name, n, number) for number, name in enumerate(job.names(), 1)], at + 1)
 
 
 def _stored(out: Path, name: str, n: int, number: int) -> StoredFile:
@@ -151,14 +151,14 @@ class Viewed:
         )
         assert self.process.stdout is not None
         told = re.search(r"http://127\.0\.0\.1:(\d+)/", self.process.stdout.readline())
-        assert told is not None, self.process.communicate(timeout=PATIENCE_S)[1]
+        assert told is not None, self.process.communicate(timeout=PROCESS_TIMEOUT_S)[1]
         self.url, self.port = told[0], int(told[1])
 
     def close(self) -> tuple[int, str]:
         """Press Ctrl-C. Returns how it ended, and what it said on standard error."""
         if self.process.poll() is None:
             self.process.send_signal(signal.SIGINT)
-        _, said = self.process.communicate(timeout=PATIENCE_S)
+        _, said = self.process.communicate(timeout=PROCESS_TIMEOUT_S)
         return self.process.returncode, said
 
 

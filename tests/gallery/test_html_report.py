@@ -14,14 +14,14 @@ from krea_batch.jobs import State
 from tests.gallery.conftest import HOSTILE, MIXED, NUMBERS
 from tests.gallery.gallery_fixtures import Look, Made, facts, is_colour, make_run, seen_colour, shown_ids, tile
 from tests.gallery.test_page import choose, counts, focused_id, grave_violations, lightbox, saved
-from tests.processes import krea_batch
+from tests.processes import run_command
 
 pytestmark = pytest.mark.slow
 
 
 def report(out: Path, *options: str | Path) -> Path:
     """Write the report of a run. Returns where it is."""
-    done = krea_batch("report", out, *options, cwd=out.parent)
+    done = run_command("report", out, *options, cwd=out.parent)
     assert (done.returncode, done.stderr) == (0, "")
     return out / "report.html"
 
@@ -171,7 +171,7 @@ class TestWords:
         out = make_run(tmp_path / "50% of #1? ü" / "run", Made(id="one"))
         (tmp_path / "else where").mkdir()
         to = tmp_path / "else where" / "r#1.html"
-        done = krea_batch("report", out, "--output", to, cwd=tmp_path)
+        done = run_command("report", out, "--output", to, cwd=tmp_path)
         assert done.returncode == 0, done.stderr
         page = look(to.as_uri())
         tile(page, "one").locator(".open").click()
@@ -230,7 +230,7 @@ class TestWriting:
         """--output writes it elsewhere, from where it still finds the pictures; the run's folder stays as it is."""
         out = make_run(tmp_path / "runs" / "run", Made(id="one"))
         (tmp_path / "reports").mkdir()
-        done = krea_batch("report", "runs/run", "--output", "reports/one.html", cwd=tmp_path)
+        done = run_command("report", "runs/run", "--output", "reports/one.html", cwd=tmp_path)
         assert (done.returncode, done.stderr) == (0, "")
         assert "1 picture in reports/one.html" in done.stdout
         assert not (out / "report.html").exists()
@@ -247,7 +247,7 @@ class TestWriting:
         out = make_run(tmp_path / "run", Made(id="one"))
         report(out)
         make_run(out, Made(id="two"))
-        done = krea_batch("report", out, "--quiet", cwd=tmp_path)
+        done = run_command("report", out, "--quiet", cwd=tmp_path)
         assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
         assert '"two"' in (out / "report.html").read_text()
         assert sorted(path.name for path in out.iterdir()) == ["images", "ledger.db", "report.html"]
@@ -255,7 +255,7 @@ class TestWriting:
     def test_a_folder_that_is_not_there(self, tmp_path: Path) -> None:
         """Where it cannot be written it says so and exits with 2."""
         out = make_run(tmp_path / "run", Made(id="one"))
-        done = krea_batch("report", out, "--output", "none/report.html", cwd=tmp_path)
+        done = run_command("report", out, "--output", "none/report.html", cwd=tmp_path)
         assert done.returncode == 2
         assert "none/report.html cannot be written" in done.stderr
         assert "Traceback" not in done.stderr
@@ -263,7 +263,7 @@ class TestWriting:
     @pytest.mark.parametrize("folder", [".", "none"])
     def test_no_run(self, folder: str, tmp_path: Path) -> None:
         """A folder without a run is bad usage, and stays as it is."""
-        done = krea_batch("report", folder, cwd=tmp_path)
+        done = run_command("report", folder, cwd=tmp_path)
         assert (done.returncode, done.stdout) == (2, "")
         assert "there is no run in it" in done.stderr
         assert list(tmp_path.iterdir()) == []
@@ -272,7 +272,7 @@ class TestWriting:
         """A write that fails in its middle leaves the old report as it was, and no part of the new one."""
         out = make_run(tmp_path / "run", *(Made(id=f"{n}") for n in range(50)))
         (out / "report.html").write_text("the old one")
-        done = krea_batch("report", out, cwd=tmp_path, PYTHONPATH=full_disk(tmp_path))
+        done = run_command("report", out, cwd=tmp_path, PYTHONPATH=full_disk(tmp_path))
         assert done.returncode == 2
         assert "cannot be written (No space left on device)" in done.stderr
         assert (out / "report.html").read_text() == "the old one"
@@ -280,7 +280,7 @@ class TestWriting:
 
     def test_a_bad_rate(self, tmp_path: Path) -> None:
         """A rate that is none is bad usage."""
-        done = krea_batch("report", make_run(tmp_path / "run"), "--rate", "fast", cwd=tmp_path)
+        done = run_command("report", make_run(tmp_path / "run"), "--rate", "fast", cwd=tmp_path)
         assert done.returncode == 2
         assert "Traceback" not in done.stderr
 

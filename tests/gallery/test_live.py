@@ -11,7 +11,7 @@ import pytest
 from playwright.sync_api import APIResponse, Page, Route, expect
 
 from krea_batch.jobs import State
-from krea_batch.ledger import Store
+from krea_batch.ledger import LedgerStore
 from tests.engine_fixtures import states
 from tests.gallery.gallery_fixtures import (
     AMBIGUOUS,
@@ -25,11 +25,18 @@ from tests.gallery.gallery_fixtures import (
     shown_ids,
     tile,
 )
-from tests.processes import PATIENCE_S, Simulate, Simulated, begin, krea_batch, write_jobs
+from tests.processes import (
+    PROCESS_TIMEOUT_S,
+    SimulatorProcess,
+    StartSimulator,
+    run_command,
+    start_command,
+    write_jobs,
+)
 
 pytestmark = pytest.mark.slow
 
-PATIENCE_MS = 1000 * PATIENCE_S / 4
+PATIENCE_MS = 1000 * PROCESS_TIMEOUT_S / 4
 QUICK = ("--poll-interval=0.1", "--rate=20/s", "-q")
 GONE = ("ERR_CONNECTION_REFUSED", "ERR_INCOMPLETE_CHUNKED_ENCODING", "ERR_EMPTY_RESPONSE", "ERR_CONNECTION_RESET")
 SAID_OF_REFUSAL = "403"
@@ -54,7 +61,9 @@ def with_picture(page: Page, least: int) -> None:
 
 
 class TestArriving:
-    def test_a_run_that_stops_and_goes_on(self, simulate: Simulate, view: View, look: Look, tmp_path: Path) -> None:
+    def test_a_run_that_stops_and_goes_on(
+        self, simulate: StartSimulator, view: View, look: Look, tmp_path: Path
+    ) -> None:
         """Pictures of a run elsewhere come into an open page, through its Ctrl-C and its resume, without a reload."""
         write_jobs(tmp_path / "jobs.jsonl", 60)
         command = (
@@ -69,15 +78,15 @@ class TestArriving:
         page = look(view(tmp_path / "run").url)
         expect(page.locator("#nothing")).to_be_visible()
         remember(page)
-        process = begin(*command, *QUICK, cwd=tmp_path)
+        process = start_command(*command, *QUICK, cwd=tmp_path)
         with_picture(page, 5)
         process.send_signal(signal.SIGINT)
-        process.communicate(timeout=PATIENCE_S)
+        process.communicate(timeout=PROCESS_TIMEOUT_S)
         assert process.returncode == 130
         stored = [state for state in states(tmp_path / "run").values() if state == State.SUCCEEDED]
         assert 5 <= len(stored) < 60
         with_picture(page, len(stored))
-        assert krea_batch(*command, *QUICK, cwd=tmp_path).returncode == 0
+        assert run_command(*command, *QUICK, cwd=tmp_path).returncode == 0
         expect(page.locator("#counts")).to_have_text("60 jobs, 60 with a picture", timeout=PATIENCE_MS)
         expect(page.locator("#nothing")).to_be_hidden()
         expect(tile(page, "00001").locator("img")).to_be_visible()
@@ -137,8 +146,8 @@ class TestArriving:
         out = make_run(tmp_path / "run", Made(id="one"), Made(id="two", status=State.SUBMITTING), Made(id="three"))
         page = look(view(out).url)
         tile(page, "two").locator(".open").focus()
-        with closing(Store.open(out / "ledger.db")) as store:
-            store.hold(2, AMBIGUOUS, 3.0)
+        with closing(LedgerStore.open(out / "ledger.db")) as store:
+            store.mark_ambiguous(2, AMBIGUOUS, 3.0)
         expect(tile(page, "two")).to_contain_text("ambiguous")
         assert page.evaluate("document.activeElement.closest('.tile')?.dataset.id") == "two"
         assert shown_ids(page) == ["one", "two", "three"]
@@ -152,8 +161,8 @@ class TestArriving:
         page.route("**/items", lambda route: held.append((route, route.fetch())))
         with page.expect_request("**/items"):
             page.reload(wait_until="commit")
-        with closing(Store.open(out / "ledger.db")) as store:
-            store.hold(2, AMBIGUOUS, 3.0)
+        with closing(LedgerStore.open(out / "ledger.db")) as store:
+            store.mark_ambiguous(2, AMBIGUOUS, 3.0)
         expect(tile(witness, "two")).to_contain_text("ambiguous")
         ((route, old),) = held
         route.fulfill(response=old)
@@ -179,11 +188,13 @@ class TestArriving:
 
 class TestRetry:
     @pytest.fixture
-    def view_retrying(self, view: View, gateway: Simulated) -> View:
+    def view_retrying(self, view: View, gateway: SimulatorProcess) -> View:
         """`view` whose retries go to that gateway, as its environment says."""
         return partial(view, KREA_BATCH_GATEWAY=gateway.gateway, KREA_BATCH_POLL_INTERVAL="0.1")
 
-    def test_not_without_a_yes(self, failed: Path, gateway: Simulated, view_retrying: View, look: Look) -> None:
+    def test_not_without_a_yes(
+        self, failed: Path, gateway: SimulatorProcess, view_retrying: View, look: Look
+    ) -> None:
         """It asks, says how many may be paid, has the focus on leaving it, and does nothing without the yes."""
         page = look(view_retrying(failed).url)
         for way in ("Leave it", "Escape", "Enter"):
@@ -196,10 +207,10 @@ class TestRetry:
             else:
                 page.keyboard.press(way)
             expect(page.locator("#asking")).to_be_hidden()
-        assert len(gateway.ask("/ledger")["posts"]) == 3
+        assert len(gateway.admin_request("/ledger")["posts"]) == 3
         assert set(states(failed).values()) == {State.ERRORED}
 
-    def test_with_a_yes(self, failed: Path, gateway: Simulated, view_retrying: View, look: Look) -> None:
+    def test_with_a_yes(self, failed: Path, gateway: SimulatorProcess, view_retrying: View, look: Look) -> None:
         """Each is submitted once more, the pictures come into the page, and there is nothing left to retry."""
         page = look(view_retrying(failed).url)
         page.get_by_role("button", name="Retry failed").click()
@@ -207,8 +218,8 @@ class TestRetry:
         expect(page.locator("#counts")).to_have_text("3 jobs, 3 with a picture", timeout=PATIENCE_MS)
         expect(tile(page, "00002").locator("img")).to_be_visible()
         expect(page.get_by_role("button", name="Retry failed")).to_be_hidden()
-        assert len(gateway.ask("/ledger")["posts"]) == 6
-        assert gateway.ask("/totals")["charged"] == 3
+        assert len(gateway.admin_request("/ledger")["posts"]) == 6
+        assert gateway.admin_request("/totals")["charged"] == 3
         expect(page.locator("#said")).to_contain_text("3 stored")
 
     def test_what_waits_is_counted(self, failed: Path, view_retrying: View, look: Look) -> None:
@@ -220,16 +231,18 @@ class TestRetry:
         expect(page.locator("#asking")).to_contain_text("Up to 4 jobs will be paid for.")
 
     def test_a_double_click_pays_once(
-        self, failed: Path, gateway: Simulated, view_retrying: View, look: Look
+        self, failed: Path, gateway: SimulatorProcess, view_retrying: View, look: Look
     ) -> None:
         """Two clicks on the yes submit each job once."""
         page = look(view_retrying(failed).url)
         page.get_by_role("button", name="Retry failed").click()
         page.get_by_role("button", name="Submit again").dblclick()
         expect(page.locator("#counts")).to_have_text("3 jobs, 3 with a picture", timeout=PATIENCE_MS)
-        assert len(gateway.ask("/ledger")["posts"]) == 6
+        assert len(gateway.admin_request("/ledger")["posts"]) == 6
 
-    def test_what_the_filter_shows(self, failed: Path, gateway: Simulated, view_retrying: View, look: Look) -> None:
+    def test_what_the_filter_shows(
+        self, failed: Path, gateway: SimulatorProcess, view_retrying: View, look: Look
+    ) -> None:
         """The number in the question is the number of POSTs, whatever the filters hide."""
         page = look(view_retrying(failed).url)
         page.get_by_label("Search prompts and ids").fill("00002")
@@ -241,30 +254,32 @@ class TestRetry:
         page.get_by_label("Search prompts and ids").fill("")
         count = 3 if "3 jobs" in asked else 1
         with_picture(page, count)
-        assert len(gateway.ask("/ledger")["posts"]) == 3 + count
+        assert len(gateway.admin_request("/ledger")["posts"]) == 3 + count
 
-    def test_where_it_cannot_be(self, failed: Path, gateway: Simulated, view_retrying: View, look: Look) -> None:
+    def test_where_it_cannot_be(
+        self, failed: Path, gateway: SimulatorProcess, view_retrying: View, look: Look
+    ) -> None:
         """Without a key nothing is submitted, and the page says what is missing."""
         page = look(view_retrying(failed, key="").url, bears=("400", "403", "409", "500"))
         page.get_by_role("button", name="Retry failed").click()
         page.get_by_role("button", name="Submit again").click()
         expect(page.locator("#said")).to_contain_text("PIXAZO_API_KEY", timeout=PATIENCE_MS)
-        assert len(gateway.ask("/ledger")["posts"]) == 3
+        assert len(gateway.admin_request("/ledger")["posts"]) == 3
 
-    def test_another_gateway(self, failed: Path, gateway: Simulated, view: View, look: Look) -> None:
+    def test_another_gateway(self, failed: Path, gateway: SimulatorProcess, view: View, look: Look) -> None:
         """A run of another gateway than view is set to is not submitted there, and the page tells why."""
         page = look(view(failed).url)
         page.get_by_role("button", name="Retry failed").click()
         page.get_by_role("button", name="Submit again").click()
         expect(page.locator("#said")).to_contain_text("its jobs were submitted to", timeout=PATIENCE_MS)
         expect(page.locator("#counts")).to_have_text("3 jobs, 0 with a picture")
-        assert len(gateway.ask("/ledger")["posts"]) == 3
+        assert len(gateway.admin_request("/ledger")["posts"]) == 3
 
-    def test_in_vain_once_more(self, simulate: Simulate, view: View, look: Look, tmp_path: Path) -> None:
+    def test_in_vain_once_more(self, simulate: StartSimulator, view: View, look: Look, tmp_path: Path) -> None:
         """Jobs that fail again are shown with their further submit, and can be retried once more."""
         gateway = simulate("--latency=fixed:0.1", "--tiny", "--fault", "job-failed=1").gateway
         write_jobs(tmp_path / "jobs.jsonl", 2)
-        krea_batch("run", "jobs.jsonl", "--out", "run", *QUICK, "--gateway", gateway, cwd=tmp_path)
+        run_command("run", "jobs.jsonl", "--out", "run", *QUICK, "--gateway", gateway, cwd=tmp_path)
         page = look(view(tmp_path / "run", KREA_BATCH_GATEWAY=gateway, KREA_BATCH_POLL_INTERVAL="0.1").url)
         page.get_by_role("button", name="Retry failed").click()
         page.get_by_role("button", name="Submit again").click()
@@ -275,7 +290,7 @@ class TestRetry:
         assert facts(page)["submits"] == "2"
 
     def test_a_page_of_the_last_server(
-        self, failed: Path, gateway: Simulated, view_retrying: View, look: Look
+        self, failed: Path, gateway: SimulatorProcess, view_retrying: View, look: Look
     ) -> None:
         """After a restart of the server a retry from the page that stayed open works, or says what to do."""
         first = view_retrying(failed)
@@ -287,25 +302,27 @@ class TestRetry:
         page.get_by_role("button", name="Retry failed").click()
         page.get_by_role("button", name="Submit again").click()
         expect(page.locator("#said")).to_contain_text("reload", timeout=PATIENCE_MS, ignore_case=True)
-        assert len(gateway.ask("/ledger")["posts"]) == 3
+        assert len(gateway.admin_request("/ledger")["posts"]) == 3
         page.reload()
         page.get_by_role("button", name="Retry failed").click()
         page.get_by_role("button", name="Submit again").click()
         with_picture(page, 4)
-        assert len(gateway.ask("/ledger")["posts"]) == 6
+        assert len(gateway.admin_request("/ledger")["posts"]) == 6
 
-    def test_ctrl_c_during_a_retry(self, failed: Path, gateway: Simulated, view_retrying: View, look: Look) -> None:
+    def test_ctrl_c_during_a_retry(
+        self, failed: Path, gateway: SimulatorProcess, view_retrying: View, look: Look
+    ) -> None:
         """It ends with view, in order: the answer of a POST in the air is waited for, and none is in doubt."""
-        gateway.ask("/settings", {"faults": {"submit-hang": 1.0}, "hang_duration_s": 1.0})
+        gateway.admin_request("/settings", {"faults": {"submit-hang": 1.0}, "hang_duration_s": 1.0})
         viewed = view_retrying(failed)
         page = look(viewed.url, bears=GONE)
         page.get_by_role("button", name="Retry failed").click()
         page.get_by_role("button", name="Submit again").click()
-        while len(gateway.ask("/ledger")["posts"]) == 3:
+        while len(gateway.admin_request("/ledger")["posts"]) == 3:
             assert viewed.process.poll() is None
         assert viewed.close() == (0, "")
         assert set(states(failed).values()) <= {State.PENDING, State.ACCEPTED, State.ERRORED, State.SUCCEEDED}
-        gateway.ask("/settings", {"faults": {}})
+        gateway.admin_request("/settings", {"faults": {}})
         options = ("--gateway", gateway.gateway, *QUICK)
-        assert krea_batch("run", "jobs.jsonl", "--out", "run", *options, cwd=failed.parent).returncode == 0
-        assert len(gateway.ask("/ledger")["posts"]) == 6
+        assert run_command("run", "jobs.jsonl", "--out", "run", *options, cwd=failed.parent).returncode == 0
+        assert len(gateway.admin_request("/ledger")["posts"]) == 6

@@ -15,7 +15,7 @@ from krea_batch.jobs import State
 from tests.engine_fixtures import states
 from tests.gallery.conftest import MIXED, NUMBERS
 from tests.gallery.gallery_fixtures import Look, Made, View, make_run
-from tests.processes import PATIENCE_S, Simulated, krea_batch
+from tests.processes import PROCESS_TIMEOUT_S, SimulatorProcess, run_command
 
 pytestmark = pytest.mark.slow
 
@@ -33,7 +33,7 @@ def ask(
     """Ask for exactly this path: nothing is normalised."""
     place = re.fullmatch(r"http://(.*):(\d+)/", url)
     assert place is not None
-    connection = HTTPConnection(place[1], int(place[2]), timeout=PATIENCE_S)
+    connection = HTTPConnection(place[1], int(place[2]), timeout=PROCESS_TIMEOUT_S)
     try:
         connection.putrequest(method, path, skip_host=True, skip_accept_encoding=True)
         connection.putheader("Host", host if host is not None else f"{place[1]}:{place[2]}")
@@ -169,7 +169,7 @@ class TestBeginAndEnd:
         out = make_run(tmp_path / "run")
         with socket.create_server(("127.0.0.1", 0)) as taken:
             port = taken.getsockname()[1]
-            done = krea_batch("view", out, "--no-open", "--port", str(port), cwd=tmp_path)
+            done = run_command("view", out, "--no-open", "--port", str(port), cwd=tmp_path)
         assert done.returncode == 2
         assert f"port {port} cannot be had" in done.stderr
         assert "--port" in done.stderr
@@ -179,7 +179,7 @@ class TestBeginAndEnd:
     def test_no_run(self, folder: str, tmp_path: Path) -> None:
         """A folder without a run, one that is not there and a file are bad usage."""
         (tmp_path / "file").touch()
-        done = krea_batch("view", folder, "--no-open", "--port", "0", cwd=tmp_path)
+        done = run_command("view", folder, "--no-open", "--port", "0", cwd=tmp_path)
         assert (done.returncode, done.stdout) == (2, "")
         assert "Traceback" not in done.stderr
 
@@ -205,14 +205,14 @@ class TestBeginAndEnd:
         """It listens at 127.0.0.1 and at no other address of this machine."""
         port = int(mixed.rstrip("/").rpartition(":")[2])
         with pytest.raises(OSError, match="refused"):
-            socket.create_connection(("127.0.0.2", port), timeout=PATIENCE_S).close()
+            socket.create_connection(("127.0.0.2", port), timeout=PROCESS_TIMEOUT_S).close()
 
 
 class TestRetry:
-    def test_not_for_others(self, failed: Path, gateway: Simulated, view: View) -> None:
+    def test_not_for_others(self, failed: Path, gateway: SimulatorProcess, view: View) -> None:
         """Without the page's token, or from another origin or host, a POST is refused and nothing is submitted."""
         viewed = view(failed)
-        posts = len(gateway.ask("/ledger")["posts"])
+        posts = len(gateway.admin_request("/ledger")["posts"])
         own, known = viewed.url.rstrip("/"), token(viewed.url)
         names = [{"Authorization": f"Bearer {known}"}, {"X_Csrf_Token": known}, {"Cookie": f"token={known}"}]
         for body in ("{}", json.dumps({"token": known}), json.dumps({"ids": ["00001"], "confirm": True}), ""):
@@ -232,13 +232,13 @@ class TestRetry:
             assert {answer.status for answer in tries} <= {400, 403, 421}
         assert set(states(failed).values()) == {State.ERRORED}
         assert viewed.close() == (0, "")
-        assert len(gateway.ask("/ledger")["posts"]) == posts
+        assert len(gateway.admin_request("/ledger")["posts"]) == posts
 
 
 def test_bytes_that_are_no_request(mixed: str) -> None:
     """What is no HTTP is refused, and the page is served on."""
     port = int(mixed.rstrip("/").rpartition(":")[2])
-    with socket.create_connection(("127.0.0.1", port), PATIENCE_S) as connection:
+    with socket.create_connection(("127.0.0.1", port), PROCESS_TIMEOUT_S) as connection:
         connection.sendall(b"\x16\x03\x01 no http\r\n\r\n")
         answer = HTTPResponse(connection)
         answer.begin()

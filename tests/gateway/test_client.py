@@ -20,16 +20,16 @@ from krea_batch.gateway import client as client_module
 from krea_batch.gateway import url_policy as media_module
 from krea_batch.gateway import wire
 from krea_batch.gateway.client import GatewayClient
-from krea_batch.gateway.url_policy import MediaError
+from krea_batch.gateway.url_policy import DownloadError
 from krea_batch.rules.verdicts import (
     Accepted,
+    Ambiguous,
     Finished,
     NotSent,
-    PollTrouble,
+    PollFailed,
     PostVerdict,
     Refusal,
     Refused,
-    Unclear,
     Waiting,
 )
 from krea_batch.settings import ApiKey, Settings
@@ -263,13 +263,13 @@ def test_connections_are_kept() -> None:
 # ---- not sent --------------------------------------------------------------------------------------------
 
 
-async def alone(url: str) -> tuple[PostVerdict, object, MediaError | None]:
+async def alone(url: str) -> tuple[PostVerdict, object, DownloadError | None]:
     """What becomes of a POST, a poll and a download at an address."""
     async with client(url) as gateway:
         posted, polled = await gateway.submit(BODY), await gateway.poll("abc-1")
         try:
             await read(gateway, url + "/a.png")
-        except MediaError as error:
+        except DownloadError as error:
             return posted, polled, error
         return posted, polled, None
 
@@ -277,9 +277,9 @@ async def alone(url: str) -> tuple[PostVerdict, object, MediaError | None]:
 def assert_nothing_left(url: str) -> None:
     posted, polled, failed = asyncio.run(alone(url))
     assert isinstance(posted, NotSent)
-    assert isinstance(polled, PollTrouble)
+    assert isinstance(polled, PollFailed)
     assert polled.status == 0
-    assert isinstance(failed, MediaError)
+    assert isinstance(failed, DownloadError)
     assert_hidden(posted, polled, failed)
 
 
@@ -313,8 +313,8 @@ def test_no_tls() -> None:
         server.close()
         await server.wait_closed()
         assert isinstance(posted, NotSent)
-        assert isinstance(polled, PollTrouble)
-        assert isinstance(failed, MediaError)
+        assert isinstance(polled, PollFailed)
+        assert isinstance(failed, DownloadError)
         assert_hidden(posted, polled, failed)
 
     asyncio.run(main())
@@ -352,7 +352,7 @@ def test_a_certificate_nobody_signed(tmp_path: Path) -> None:
     async def connected(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         raise AssertionError("the handshake must fail")
 
-    async def main() -> tuple[PostVerdict, object, MediaError | None]:
+    async def main() -> tuple[PostVerdict, object, DownloadError | None]:
         server = await asyncio.start_server(connected, "127.0.0.1", 0, ssl=context)
         try:
             return await alone(f"https://127.0.0.1:{server.sockets[0].getsockname()[1]}")
@@ -363,8 +363,8 @@ def test_a_certificate_nobody_signed(tmp_path: Path) -> None:
     posted, polled, failed = asyncio.run(main())
     assert isinstance(posted, NotSent)
     assert "certificate" in posted.reason
-    assert isinstance(polled, PollTrouble)
-    assert isinstance(failed, MediaError)
+    assert isinstance(polled, PollFailed)
+    assert isinstance(failed, DownloadError)
     assert_hidden(posted, polled, failed)
 
 
@@ -410,10 +410,10 @@ def test_broken_answers(answer: Answerer) -> None:
 
     async def ask(gateway: GatewayClient, server: Server) -> None:
         posted = await gateway.submit(BODY)
-        assert isinstance(posted, Unclear)
+        assert isinstance(posted, Ambiguous)
         assert [request.body for request in server.requests] == [BODY]
         polled = await gateway.poll("abc-1")
-        assert isinstance(polled, PollTrouble)
+        assert isinstance(polled, PollFailed)
         assert_hidden(posted, polled)
 
     against(answer, ask)
@@ -426,8 +426,8 @@ def test_no_answer_in_time() -> None:
         return await gateway.submit(BODY), await gateway.poll("abc-1")
 
     posted, polled = against(never, ask, timeout_s=SHORT_S)
-    assert posted == Unclear("no answer in time")
-    assert polled == PollTrouble("no answer in time")
+    assert posted == Ambiguous("no answer in time")
+    assert polled == PollFailed("no answer in time")
 
 
 def test_an_answer_that_never_ends() -> None:
@@ -437,7 +437,7 @@ def test_an_answer_that_never_ends() -> None:
         writer.write(b"HTTP/1.1 202 Accepted\r\nContent-Length: 41\r\n\r\n" + ACCEPTED)
         await asyncio.Event().wait()
 
-    assert isinstance(against(answer, submit, timeout_s=SHORT_S), Unclear)
+    assert isinstance(against(answer, submit, timeout_s=SHORT_S), Ambiguous)
 
 
 def test_a_connection_that_went_stale() -> None:
@@ -447,7 +447,7 @@ def test_a_connection_that_went_stale() -> None:
         verdicts = [await gateway.submit(BODY) for _ in range(4)]
         accepted = sum(isinstance(verdict, Accepted) for verdict in verdicts)
         assert accepted == len(server.requests)
-        assert all(isinstance(verdict, Accepted | Unclear | NotSent) for verdict in verdicts)
+        assert all(isinstance(verdict, Accepted | Ambiguous | NotSent) for verdict in verdicts)
         assert_hidden(*verdicts)
 
     against(always(http(202, ACCEPTED), cut=True), ask)
@@ -467,7 +467,7 @@ def test_a_cut_poll_is_asked_once() -> None:
 
     async def ask(gateway: GatewayClient, server: Server) -> None:
         assert isinstance(await gateway.poll("abc-1"), Waiting)
-        assert isinstance(await gateway.poll("abc-1"), PollTrouble)
+        assert isinstance(await gateway.poll("abc-1"), PollFailed)
         assert (polls, server.connections) == (2, 1)
 
     against(answer, ask)
@@ -495,7 +495,7 @@ def test_a_cancelled_post_raises_nothing_else() -> None:
         (b"HTTP/1.1 100 Continue\r\n\r\n" + http(202, ACCEPTED), Accepted("abc-1", Waiting("QUEUED"))),
         (b"HTTP/1.1 103 Early Hints\r\n\r\n" + http(202, ACCEPTED), Accepted("abc-1", Waiting("QUEUED"))),
         (http(202, ACCEPTED, "Content-Type: text/html; charset=x"), Accepted("abc-1", Waiting("QUEUED"))),
-        (http(429, b"", "Retry-After: 7"), Refused(Refusal.SLOW_DOWN, 429, "HTTP 429", 7.0)),
+        (http(429, b"", "Retry-After: 7"), Refused(Refusal.RATE_LIMITED, 429, "HTTP 429", 7.0)),
         (
             http(
                 429,
@@ -503,10 +503,10 @@ def test_a_cancelled_post_raises_nothing_else() -> None:
                 "Retry-After: Tue, 31 Mar 2026 10:00:07 GMT",
                 "Date: Tue, 31 Mar 2026 10:00:00 GMT",
             ),
-            Refused(Refusal.SLOW_DOWN, 429, "HTTP 429", 7.0),
+            Refused(Refusal.RATE_LIMITED, 429, "HTTP 429", 7.0),
         ),
-        (http(402, b'{"error":"Insufficient Balance"}'), Refused(Refusal.STOP, 402, "Insufficient Balance")),
-        (http(500, b'{"error":"Oops"}'), Refused(Refusal.TRY_AGAIN, 500, "Oops")),
+        (http(402, b'{"error":"Insufficient Balance"}'), Refused(Refusal.FATAL, 402, "Insufficient Balance")),
+        (http(500, b'{"error":"Oops"}'), Refused(Refusal.RETRYABLE, 500, "Oops")),
         (http(400), Refused(Refusal.REJECTED, 400, "HTTP 400")),
     ],
 )
@@ -535,11 +535,11 @@ def test_redirects_are_not_followed(status: int) -> None:
     """No POST, poll or download follows a redirect, so the key and the money stay where they belong."""
 
     async def ask(gateway: GatewayClient, server: Server) -> None:
-        assert isinstance(await gateway.submit(BODY), Unclear)
+        assert isinstance(await gateway.submit(BODY), Ambiguous)
         polled = await gateway.poll("abc-1")
-        assert isinstance(polled, PollTrouble)
+        assert isinstance(polled, PollFailed)
         assert polled.status == status
-        with pytest.raises(MediaError) as caught:
+        with pytest.raises(DownloadError) as caught:
             await read(gateway, server.url + "/a.png")
         assert caught.value.status == status
         assert [request.method for request in server.requests] == ["POST", "GET", "GET"]
@@ -622,7 +622,7 @@ def test_broken_pictures(answer: Answerer, status: int) -> None:
     """Whatever is wrong with a download is a MediaError, with the HTTP status where that is what is wrong."""
 
     async def ask(gateway: GatewayClient, server: Server) -> None:
-        with pytest.raises(MediaError) as caught:
+        with pytest.raises(DownloadError) as caught:
             await read(gateway, server.url + "/a.png")
         assert caught.value.status == status
         assert_hidden(caught.value)
@@ -634,7 +634,7 @@ def test_retry_after_of_the_cdn() -> None:
     """The wait that a CDN asks for is in the MediaError."""
 
     async def ask(gateway: GatewayClient, server: Server) -> None:
-        with pytest.raises(MediaError) as caught:
+        with pytest.raises(DownloadError) as caught:
             await read(gateway, server.url + "/a.png")
         assert (caught.value.status, caught.value.retry_after_s) == (429, 11.0)
 
@@ -647,13 +647,13 @@ def test_pictures_are_capped(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(module, "MAX_IMAGE_BYTES", 10_000)
 
     async def ask(gateway: GatewayClient, server: Server) -> None:
-        with pytest.raises(MediaError, match="larger"):
+        with pytest.raises(DownloadError, match="larger"):
             await read(gateway, server.url + "/a.png")
 
     against(always(b"HTTP/1.1 200 OK\r\n\r\n", b"x" * 10_001, cut=True), ask)
 
     async def ask_for_more(gateway: GatewayClient, server: Server) -> None:
-        with pytest.raises(MediaError, match="larger"):
+        with pytest.raises(DownloadError, match="larger"):
             await read(gateway, server.url + "/a.png", offset=9_000, etag='"e"')
 
     against(always(http(206, b"x" * 1001, "Content-Range: bytes 9000-10000/10001")), ask_for_more)
@@ -684,7 +684,7 @@ def test_urls_that_cannot_be_fetched(url: str) -> None:
 
     async def main() -> None:
         async with client(f"http://127.0.0.1:{free_port()}") as gateway:
-            with pytest.raises(MediaError) as caught:
+            with pytest.raises(DownloadError) as caught:
                 await read(gateway, url)
             str(caught.value).encode()
             assert_hidden(caught.value)
@@ -707,7 +707,7 @@ def test_private_addresses_are_not_connected_to(address: str, monkeypatch: pytes
 
     async def main(url: str) -> None:
         async with client("https://gateway.example") as gateway:
-            with pytest.raises(MediaError) as caught:
+            with pytest.raises(DownloadError) as caught:
                 await read(gateway, url)
             assert "no public address" in caught.value.reason or "no connection" in caught.value.reason
 
@@ -721,7 +721,7 @@ def test_loopback_needs_a_loopback_gateway() -> None:
     async def main() -> None:
         async with Server(cdn) as server, client("https://gateway.example") as gateway:
             for url in (server.url + "/a.png", f"https://127.0.0.1:{server.port}/a.png"):
-                with pytest.raises(MediaError):
+                with pytest.raises(DownloadError):
                     await read(gateway, url)
             assert server.connections == 0
 

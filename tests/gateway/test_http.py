@@ -12,8 +12,8 @@ from yarl import URL
 from krea_batch.gateway import client as client_module
 from krea_batch.gateway import http as exchange_module
 from krea_batch.gateway.client import GatewayClient
-from krea_batch.gateway.http import Exchange, read_capped
-from krea_batch.gateway.url_policy import MediaError
+from krea_batch.gateway.http import HttpClient, read_capped
+from krea_batch.gateway.url_policy import DownloadError
 from krea_batch.rules.verdicts import NotSent
 from krea_batch.settings import ApiKey, Settings
 from tests.gateway.test_client import ACCEPTED, BODY, Request, Server, against, always, http, read
@@ -30,7 +30,7 @@ def test_no_header_ends_a_line() -> None:
 
     assert against(always(http(202, ACCEPTED)), ask) == 0
     with pytest.raises(ValueError, match="line end"):
-        Exchange(None, {"Ocp-Apim-Subscription-Key": "s3cret\n"})  # type: ignore[arg-type]
+        HttpClient(None, {"Ocp-Apim-Subscription-Key": "s3cret\n"})  # type: ignore[arg-type]
 
 
 def test_it_leaves_after_connecting_and_before_its_first_byte() -> None:
@@ -43,9 +43,9 @@ def test_it_leaves_after_connecting_and_before_its_first_byte() -> None:
 
     async def main() -> None:
         async with Server(answer) as server, aiohttp.TCPConnector() as connector:
-            exchange = Exchange(connector)
+            exchange = HttpClient(connector)
             origin = exchange.origin(URL(server.url))
-            reply = await exchange.ask("GET", origin, "/", leaves=lambda: seen.append("it leaves"))
+            reply = await exchange.request("GET", origin, "/", on_send=lambda: seen.append("it leaves"))
             assert await read_capped(reply, 10) == b"x"
             reply.close()
 
@@ -115,7 +115,7 @@ def test_a_slow_picture_is_given_up(patience: str, monkeypatch: pytest.MonkeyPat
         await asyncio.Event().wait()
 
     async def ask(gateway: GatewayClient, server: Server) -> None:
-        with pytest.raises(MediaError, match="no answer in time"):
+        with pytest.raises(DownloadError, match="no answer in time"):
             await read(gateway, server.url + "/a.png")
 
     against(answer, ask)
@@ -129,7 +129,7 @@ def test_a_silent_cdn_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
         await asyncio.Event().wait()
 
     async def ask(gateway: GatewayClient, server: Server) -> None:
-        with pytest.raises(MediaError, match="no answer in time"):
+        with pytest.raises(DownloadError, match="no answer in time"):
             await read(gateway, server.url + "/a.png")
 
     against(silent, ask)

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from krea_batch.gateway.url_policy import MediaError, is_public_address, starts_at, why_not_url
+from krea_batch.gateway.url_policy import DownloadError, is_public_address, response_offset, url_rejection_reason
 
 DOCUMENT = (  # API document, Response (Completed)
     "https://pub-582b7213209642b9b995c96c95a30381.r2.dev/v1/krea-2-large-text-to-image_019dxxxx/output.png"
@@ -31,7 +31,7 @@ DOCUMENT = (  # API document, Response (Completed)
 )
 def test_urls_that_may_be_fetched(url: str, loopback: bool) -> None:
     """An https URL of somebody else's host may be fetched; the document's own is one."""
-    assert why_not_url(url, allow_loopback=loopback) is None
+    assert url_rejection_reason(url, allow_loopback=loopback) is None
 
 
 @pytest.mark.parametrize("loopback", [False, True])
@@ -77,7 +77,7 @@ def test_urls_that_may_be_fetched(url: str, loopback: bool) -> None:
 )
 def test_urls_that_may_not(url: str, loopback: bool) -> None:
     """Other schemes, user names, no host, and http to anything but this machine are refused, with a reason."""
-    assert why_not_url(url, allow_loopback=loopback)
+    assert url_rejection_reason(url, allow_loopback=loopback)
 
 
 @pytest.mark.parametrize("scheme", ["http", "https"])
@@ -85,8 +85,8 @@ def test_urls_that_may_not(url: str, loopback: bool) -> None:
 def test_this_machine(scheme: str, host: str) -> None:
     """This machine is fetched from only when the gateway itself is on it; then http will do."""
     url = f"{scheme}://{host}:8080/a.png"
-    assert why_not_url(url, allow_loopback=False)
-    assert why_not_url(url, allow_loopback=True) is None
+    assert url_rejection_reason(url, allow_loopback=False)
+    assert url_rejection_reason(url, allow_loopback=True) is None
 
 
 PRIVATE = [
@@ -174,7 +174,7 @@ def test_no_address_raises(address: str, loopback: bool) -> None:
 @example(url="https://0?@", loopback=False)
 def test_no_url_raises(url: str, loopback: bool) -> None:
     """No text raises; what is allowed without loopback is https, and has a host and no user name."""
-    if why_not_url(url, allow_loopback=loopback) is None and not loopback:
+    if url_rejection_reason(url, allow_loopback=loopback) is None and not loopback:
         assert url.lower().lstrip().startswith("https:")
         assert "@" not in re.split("[/?#]", url.split("//", 1)[1])[0]
 
@@ -203,7 +203,7 @@ def test_no_private_address_passes(ip: ipaddress.IPv4Address | ipaddress.IPv6Add
 )
 def test_starts_at(status: int, content_range: str | None, asked: int, offset: int) -> None:
     """A whole answer starts at 0, whatever was asked; a part starts where it was asked to."""
-    assert starts_at(status, content_range, asked) == offset
+    assert response_offset(status, content_range, asked) == offset
 
 
 @pytest.mark.parametrize(
@@ -226,8 +226,8 @@ def test_starts_at(status: int, content_range: str | None, asked: int, offset: i
 )
 def test_parts_that_cannot_be_used(status: int, content_range: str | None) -> None:
     """A part that is not said to begin where it was asked to is never glued to what is there."""
-    with pytest.raises(MediaError) as caught:
-        starts_at(status, content_range, 500)
+    with pytest.raises(DownloadError) as caught:
+        response_offset(status, content_range, 500)
     assert caught.value.status == status
 
 
@@ -235,6 +235,6 @@ def test_parts_that_cannot_be_used(status: int, content_range: str | None) -> No
 def test_no_content_range_raises_anything_else(status: int, content_range: str | None, asked: int) -> None:
     """Whatever a CDN says, it starts at 0 or where it was asked to, or it is a MediaError."""
     try:
-        assert starts_at(status, content_range, asked) in (0, asked)
-    except MediaError as error:
+        assert response_offset(status, content_range, asked) in (0, asked)
+    except DownloadError as error:
         assert str(error).isprintable()

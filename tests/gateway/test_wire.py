@@ -13,19 +13,19 @@ from hypothesis import strategies as st
 
 from krea_batch.gateway import wire
 from krea_batch.gateway.wire import Answer, encode_body, is_request_id, read_poll_answer, read_post_answer
-from krea_batch.jobs import ASPECT_RATIOS, CREATIVITIES, ImageStyleReference, Job, Moodboard, Style, checked
+from krea_batch.jobs import ASPECT_RATIOS, CREATIVITIES, ImageStyleReference, Job, Moodboard, Style, validate_job
 from krea_batch.rules.verdicts import (
     Accepted,
+    Ambiguous,
     Errored,
     Failed,
     Finished,
-    PollTrouble,
+    PollFailed,
     PollVerdict,
     PostVerdict,
     Progress,
     Refusal,
     Refused,
-    Unclear,
     Waiting,
 )
 
@@ -145,7 +145,7 @@ def test_seeds_are_exact(seed: int) -> None:
 @pytest.mark.parametrize("creativity", ["raw", "low", "medium", "high"])
 def test_enums(ratio: Any, creativity: Any) -> None:
     """Each of the document's aspect ratios and creativities is sent as it is written."""
-    body = json.loads(encode_body(checked(Job(prompt="a", aspect_ratio=ratio, creativity=creativity))))
+    body = json.loads(encode_body(validate_job(Job(prompt="a", aspect_ratio=ratio, creativity=creativity))))
     assert (body["aspect_ratio"], body["creativity"]) == (ratio, creativity)
 
 
@@ -267,7 +267,7 @@ def test_valid_request_ids(request_id: str) -> None:
 def test_invalid_request_ids(request_id: object) -> None:
     """2xx with a request_id that is a path, too long, no string or none at all is unclear, never free."""
     assert not is_request_id(request_id)
-    assert isinstance(post(202, QUEUED | {"request_id": request_id}), Unclear)
+    assert isinstance(post(202, QUEUED | {"request_id": request_id}), Ambiguous)
 
 
 @given(st.text(max_size=30) | st.from_regex(r"[A-Za-z0-9./%~:_-]{1,30}", fullmatch=True))
@@ -283,7 +283,7 @@ def test_request_ids_stay_in_their_segment(text: str) -> None:
 @pytest.mark.parametrize("body", [*GARBAGE.values(), b"{}", NO_MONEY, {"status": "QUEUED"}], ids=[*GARBAGE, *"123"])
 def test_2xx_that_cannot_be_read(status: int, body: object) -> None:
     """2xx without a readable request_id is unclear: the job may have been queued and paid."""
-    assert isinstance(post(status, body), Unclear)
+    assert isinstance(post(status, body), Ambiguous)
 
 
 # ---- what became of a POST: refused or unclear -----------------------------------------------------------
@@ -293,17 +293,17 @@ def test_2xx_that_cannot_be_read(status: int, body: object) -> None:
     ("status", "body", "refusal", "said"),
     [
         (400, NO_MODEL, Refusal.REJECTED, "Model not found: Model 'krea-2-large-text-to-image' not found or is"),
-        (401, {"message": "Access denied"}, Refusal.STOP, "Access denied"),
-        (402, NO_MONEY, Refusal.STOP, "Insufficient Balance: Your wallet does not have enough balance."),
-        (403, b"", Refusal.STOP, "HTTP 403"),
+        (401, {"message": "Access denied"}, Refusal.FATAL, "Access denied"),
+        (402, NO_MONEY, Refusal.FATAL, "Insufficient Balance: Your wallet does not have enough balance."),
+        (403, b"", Refusal.FATAL, "HTTP 403"),
         (404, b"<html>", Refusal.REJECTED, "HTTP 404"),
         (405, b"", Refusal.REJECTED, "HTTP 405"),
         (413, {"error": {"message": "too large"}}, Refusal.REJECTED, "too large"),
         (415, {"error": {"message": 5}}, Refusal.REJECTED, "HTTP 415"),
         (422, {"error": "bad \u0007 ratio \u202e\n"}, Refusal.REJECTED, "bad   ratio"),
-        (429, b"", Refusal.SLOW_DOWN, "HTTP 429"),
-        (500, {"error": "Internal Server Error"}, Refusal.TRY_AGAIN, "Internal Server Error"),
-        (503, NO_MODEL, Refusal.TRY_AGAIN, "Model not found"),
+        (429, b"", Refusal.RATE_LIMITED, "HTTP 429"),
+        (500, {"error": "Internal Server Error"}, Refusal.RETRYABLE, "Internal Server Error"),
+        (503, NO_MODEL, Refusal.RETRYABLE, "Model not found"),
     ],
 )
 def test_refused(status: int, body: object, refusal: Refusal, said: str) -> None:
@@ -342,7 +342,7 @@ def test_refusals_need_no_words(status: int, body: bytes) -> None:
 )
 def test_a_500_that_proves_nothing(status: int, body: object) -> None:
     """500 or 503 without the document's error body, or with one that names a request, is unclear."""
-    assert isinstance(post(status, body), Unclear)
+    assert isinstance(post(status, body), Ambiguous)
 
 
 REFUSALS = {400, 401, 402, 403, 404, 405, 413, 415, 422, 429, 500, 503}
@@ -352,25 +352,25 @@ REFUSALS = {400, 401, 402, 403, 404, 405, 413, 415, 422, 429, 500, 503}
 def test_everything_else_is_unclear(status: int) -> None:
     """3xx, 408, 409, 502, 504 and every other status is unclear, whatever the body says."""
     for body in (NO_MONEY, QUEUED, COMPLETED, b"", None):
-        assert isinstance(post(status, body), Unclear)
-        assert isinstance(post(status, body, retry_after="5"), Unclear)
+        assert isinstance(post(status, body), Ambiguous)
+        assert isinstance(post(status, body, retry_after="5"), Ambiguous)
 
 
 @pytest.mark.parametrize("status", range(100, 1000))
 def test_an_answer_that_is_not_whole(status: int) -> None:
     """An answer that was cut, too large or compressed never proves that nothing was queued."""
-    assert isinstance(post(status, None, retry_after="5"), Unclear)
+    assert isinstance(post(status, None, retry_after="5"), Ambiguous)
 
 
 @pytest.mark.parametrize(
     ("status", "body", "expected"),
     [
-        (429, b"", Refused(Refusal.SLOW_DOWN, 429, "HTTP 429", 7.0)),
-        (403, {"error": "Quota exceeded"}, Refused(Refusal.SLOW_DOWN, 403, "Quota exceeded", 7.0)),
-        (503, {"error": "Busy"}, Refused(Refusal.TRY_AGAIN, 503, "Busy", 7.0)),
-        (500, {"error": "Oops"}, Refused(Refusal.TRY_AGAIN, 500, "Oops", 7.0)),
-        (401, b"", Refused(Refusal.STOP, 401, "HTTP 401")),
-        (402, b"", Refused(Refusal.STOP, 402, "HTTP 402")),
+        (429, b"", Refused(Refusal.RATE_LIMITED, 429, "HTTP 429", 7.0)),
+        (403, {"error": "Quota exceeded"}, Refused(Refusal.RATE_LIMITED, 403, "Quota exceeded", 7.0)),
+        (503, {"error": "Busy"}, Refused(Refusal.RETRYABLE, 503, "Busy", 7.0)),
+        (500, {"error": "Oops"}, Refused(Refusal.RETRYABLE, 500, "Oops", 7.0)),
+        (401, b"", Refused(Refusal.FATAL, 401, "HTTP 401")),
+        (402, b"", Refused(Refusal.FATAL, 402, "HTTP 402")),
         (400, b"", Refused(Refusal.REJECTED, 400, "HTTP 400")),
     ],
 )
@@ -449,7 +449,7 @@ def test_polled(changes: dict[str, Any], expected: PollVerdict) -> None:
 )
 def test_polls_that_say_nothing(body: object) -> None:
     """A status answer that cannot be read, or speaks of another request, says nothing about the job."""
-    assert isinstance(poll(body), PollTrouble)
+    assert isinstance(poll(body), PollFailed)
 
 
 @pytest.mark.parametrize("status", [code for code in range(100, 1000) if code // 100 != 2])
@@ -457,7 +457,7 @@ def test_polls_that_fail(status: int) -> None:
     """No status but 2xx says anything about a job, not even with an ERROR or COMPLETED in its body."""
     for body in (ERROR, COMPLETED, {"error": "FAILED"}, b"<html>", None):
         verdict = poll(body, status, retry_after="9")
-        assert isinstance(verdict, PollTrouble)
+        assert isinstance(verdict, PollFailed)
         assert (verdict.status, verdict.retry_after_s) == (status, 9.0)
 
 
@@ -558,8 +558,8 @@ def test_no_answer_raises(status: int, body: bytes | None, retry_after: str | No
     """No answer makes `wire` raise; a POST is free again only after the document's refusals; words can be stored."""
     answer = Answer(status, body, retry_after, date)
     verdict = read_post_answer(answer, now=NOW)
-    assert isinstance(verdict, Accepted | Refused | Unclear)
-    assert isinstance(verdict, Unclear) or status in REFUSALS or status // 100 == 2
+    assert isinstance(verdict, Accepted | Refused | Ambiguous)
+    assert isinstance(verdict, Ambiguous) or status in REFUSALS or status // 100 == 2
     assert isinstance(verdict, Accepted) <= (status // 100 == 2)
     polled = read_poll_answer(answer, ID, now=NOW)
     repr((verdict, polled)).encode()

@@ -13,48 +13,50 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from krea_batch.errors import InternalError
-from krea_batch.jobs import Outcome, State, StoredFile, Trouble
-from krea_batch.ledger import Store
-from krea_batch.ledger.writer import Call, carry_out, commit
+from krea_batch.jobs import ErrorInfo, Outcome, State, StoredFile
+from krea_batch.ledger import LedgerStore
+from krea_batch.ledger.writer import Operation, apply_all, commit
 from krea_batch.rules.verdicts import Finished
 
 AT = 1_774_951_200.123456
-WHY = Trouble("kind", "a sentence")
+WHY = ErrorInfo("kind", "a sentence")
 
 
-def call(transition: Any, *args: Any) -> Call:
-    return Call(transition, args, {})
+def call(transition: Any, *args: Any) -> Operation:
+    return Operation(transition, args, {})
 
 
-def intend(job_id: str, body: bytes = b'{"prompt":"a \xc3\xa9"}', fingerprint: bytes = bytes(range(32))) -> Call:
-    return call(Store.intend, job_id, body, fingerprint, b"{}", AT, "ann")
+def intend(job_id: str, body: bytes = b'{"prompt":"a \xc3\xa9"}', fingerprint: bytes = bytes(range(32))) -> Operation:
+    return call(LedgerStore.record_intent, job_id, body, fingerprint, b"{}", AT, "ann")
 
 
-def accept(n: int, request_id: str = "") -> Call:
-    return call(Store.accept, n, request_id or f"r-{n}", AT)
+def accept(n: int, request_id: str = "") -> Operation:
+    return call(LedgerStore.mark_accepted, n, request_id or f"r-{n}", AT)
 
 
-def finish(n: int) -> Call:
-    return call(Store.finish, n, Finished((f"https://cdn.example/{n}.png",), "image/png", 12.5), AT, n % 5)
+def finish(n: int) -> Operation:
+    return call(
+        LedgerStore.mark_finished, n, Finished((f"https://cdn.example/{n}.png",), "image/png", 12.5), AT, n % 5
+    )
 
 
-def store(n: int) -> Call:
-    return call(Store.store, n, [StoredFile(f"images/{n}.png", n, "0" * 64, 4, 3, "image/png")], AT)
+def store(n: int) -> Operation:
+    return call(LedgerStore.mark_stored, n, [StoredFile(f"images/{n}.png", n, "0" * 64, 4, 3, "image/png")], AT)
 
 
-def together(ledger: Store, *calls: Call) -> list[Any]:
-    return ledger.transaction([partial(carry_out, calls)])[0]
+def together(ledger: LedgerStore, *calls: Operation) -> list[Any]:
+    return ledger.transaction([partial(apply_all, calls)])[0]
 
 
-def rows(ledger: Store) -> list[Any]:
+def rows(ledger: LedgerStore) -> list[Any]:
     """All that is on record of jobs and of POSTs."""
     every = ledger._sql.execute("SELECT * FROM jobs ORDER BY job_no").fetchall()
     return [*every, *ledger._sql.execute("SELECT * FROM submissions ORDER BY submission_no").fetchall()]
 
 
 @pytest.fixture
-def ledger(tmp_path: Path) -> Iterator[Store]:
-    opened = Store.open(tmp_path / "ledger.db")
+def ledger(tmp_path: Path) -> Iterator[LedgerStore]:
+    opened = LedgerStore.open(tmp_path / "ledger.db")
     yield opened
     opened.close()
 
@@ -62,17 +64,17 @@ def ledger(tmp_path: Path) -> Iterator[Store]:
 # ---- as one by one ---------------------------------------------------------------------------------------
 
 
-def steps(n: int, stage: int, random: Random) -> list[Call]:
+def steps(n: int, stage: int, random: Random) -> list[Operation]:
     """What may come next of job number `n`, which has come so far."""
     match stage:
         case 0:
-            return [accept(n)] if random.random() < 0.8 else [call(Store.take_back, n, "refused")]
+            return [accept(n)] if random.random() < 0.8 else [call(LedgerStore.revert_intent, n, "refused")]
         case 1 if random.random() < 0.5:
             return [finish(n), store(n)]
         case 1:
-            return [finish(n)] if random.random() < 0.7 else [call(Store.fail, n, WHY, AT, 3)]
+            return [finish(n)] if random.random() < 0.7 else [call(LedgerStore.mark_failed, n, WHY, AT, 3)]
         case 2:
-            return [store(n)] if random.random() < 0.7 else [call(Store.time_out, n, WHY, AT, 3)]
+            return [store(n)] if random.random() < 0.7 else [call(LedgerStore.mark_timed_out, n, WHY, AT, 3)]
         case _:
             return []
 
@@ -83,14 +85,14 @@ def test_a_group_is_as_its_steps_one_by_one(tmp_path_factory: pytest.TempPathFac
     """Rows and answers are the same, whether a group is carried out together or each step alone."""
     folder = tmp_path_factory.mktemp("ledgers")
     random = Random(seed)
-    one, other = Store.open(folder / "one.db"), Store.open(folder / "other.db")
+    one, other = LedgerStore.open(folder / "one.db"), LedgerStore.open(folder / "other.db")
     stages: dict[int, int] = {}
     for _ in range(8):
         calls = []
         for n, stage in stages.items():
             if stage < 3 and random.random() < 0.6:
                 coming = steps(n, stage, random)
-                stages[n] = {Store.accept: 1, Store.finish: 2}.get(coming[-1].transition, 3)
+                stages[n] = {LedgerStore.mark_accepted: 1, LedgerStore.mark_finished: 2}.get(coming[-1].transition, 3)
                 calls.append(coming)
         new = random.randint(0, count - len(stages)) if len(stages) < count else 0
         calls += [[intend(f"job-{len(stages) + place}")] for place in range(new)]
@@ -99,7 +101,7 @@ def test_a_group_is_as_its_steps_one_by_one(tmp_path_factory: pytest.TempPathFac
         stages |= dict.fromkeys(range(begun + 1, begun + new + 1), 0)
         group = [step for coming in calls for step in coming]
         if group:
-            alone = [one.transaction([step.carry_out])[0] for step in group]
+            alone = [one.transaction([step.apply])[0] for step in group]
             assert together(other, *group) == alone
             assert rows(one) == rows(other)
     one.close()
@@ -107,7 +109,7 @@ def test_a_group_is_as_its_steps_one_by_one(tmp_path_factory: pytest.TempPathFac
 
 
 @pytest.mark.parametrize("count", [1, 2, 63, 64, 65, 200])
-def test_all_sizes(ledger: Store, count: int) -> None:
+def test_all_sizes(ledger: LedgerStore, count: int) -> None:
     """However many there are, each has its own number, its own answer and its own row."""
     ids = [f"job-{place}" for place in range(count)]
     numbers = together(ledger, *map(intend, ids))
@@ -121,41 +123,41 @@ def test_all_sizes(ledger: Store, count: int) -> None:
     assert ledger.charges().charged == count
 
 
-def test_what_is_noted_comes_before_the_next_step(ledger: Store) -> None:
+def test_what_is_noted_comes_before_the_next_step(ledger: LedgerStore) -> None:
     """A job may be finished and stored, or given up, in one group, in whatever company."""
     together(ledger, *map(intend, "abcd"))
     together(ledger, *map(accept, (1, 2, 3, 4)))
     together(ledger, finish(2))
     done = together(
-        ledger, store(2), finish(1), store(1), finish(3), call(Store.time_out, 3, WHY, AT, 1), intend("e")
+        ledger, store(2), finish(1), store(1), finish(3), call(LedgerStore.mark_timed_out, 3, WHY, AT, 1), intend("e")
     )
     assert [done[0].status, done[2].status, done[4].status] == [State.SUCCEEDED, State.SUCCEEDED, State.TIMED_OUT]
     assert done[5] == 5
 
 
-def test_bytes_stay_what_they_are(ledger: Store) -> None:
+def test_bytes_stay_what_they_are(ledger: LedgerStore) -> None:
     """Body and fingerprint come back as they were given, whatever is in them."""
     body, fingerprint = b'{"prompt":"\xf0\x9f\xa6\x8a \\u0000 {rows}"}', bytes(range(224, 256))
     (n,) = together(ledger, intend("a", body, fingerprint))
-    assert ledger.sending(n) == (body, fingerprint, b"{}")
+    assert ledger.request_of(n) == (body, fingerprint, b"{}")
 
 
 # ---- what is refused -------------------------------------------------------------------------------------
 
 
-def test_a_job_is_intended_once(ledger: Store) -> None:
+def test_a_job_is_intended_once(ledger: LedgerStore) -> None:
     """A job that two want to submit in one group is nobody's, for one POST more would be paid."""
     with pytest.raises(InternalError, match="'a'"):
         together(ledger, intend("a"), intend("b"), intend("a"))
     assert rows(ledger) == []
     together(ledger, intend("c"))
-    together(ledger, call(Store.take_back, 1, "refused"))
+    together(ledger, call(LedgerStore.revert_intent, 1, "refused"))
     with pytest.raises(InternalError, match="'c'"):
         together(ledger, intend("c"), intend("c"))
     assert ledger.counts() == {State.PENDING: 1}
 
 
-def test_the_others_of_a_refused_group_go_on(ledger: Store) -> None:
+def test_the_others_of_a_refused_group_go_on(ledger: LedgerStore) -> None:
     """Where one of a group is a bug, it alone is refused."""
     together(ledger, *map(intend, "abc"))
     answers = commit(ledger, [accept(1), accept(2), accept(2), accept(9), accept(3)])
@@ -166,7 +168,7 @@ def test_the_others_of_a_refused_group_go_on(ledger: Store) -> None:
     assert ledger.counts() == {State.ACCEPTED: 3}
 
 
-def test_a_state_that_is_another(ledger: Store) -> None:
+def test_a_state_that_is_another(ledger: LedgerStore) -> None:
     """No job is moved from a state in which it is not, though all others of its group are."""
     together(ledger, *map(intend, "ab"))
     together(ledger, accept(1))
@@ -177,7 +179,7 @@ def test_a_state_that_is_another(ledger: Store) -> None:
 
 
 @pytest.mark.parametrize("before", [True, False], ids=["of an earlier group", "of the same group"])
-def test_a_request_id_is_given_twice(ledger: Store, before: bool) -> None:
+def test_a_request_id_is_given_twice(ledger: LedgerStore, before: bool) -> None:
     """Two jobs never share a request_id: the first keeps it, and the other is told so."""
     together(ledger, *map(intend, "abcd"))
     first = [accept(1, "same")]

@@ -11,13 +11,13 @@ from typing import Any, TypeVar
 import pytest
 
 from krea_batch.errors import InternalError, LedgerError, RunDirError
-from krea_batch.jobs import State, Trouble
-from krea_batch.ledger import Ledger, Store
-from krea_batch.ledger.writer import Call, commit
+from krea_batch.jobs import ErrorInfo, State
+from krea_batch.ledger import LedgerStore, LedgerWriter
+from krea_batch.ledger.writer import Operation, commit
 from tests.virtual_time_runs import run_virtual
 
 T = TypeVar("T")
-WHY = Trouble("kind", "a sentence")
+WHY = ErrorInfo("kind", "a sentence")
 
 
 class Disk:
@@ -50,16 +50,16 @@ def path(tmp_path: Path) -> Path:
 
 def with_ledger(
     path: Path,
-    use: Callable[[Ledger, Disk], Coroutine[Any, Any, T]],
+    use: Callable[[LedgerWriter, Disk], Coroutine[Any, Any, T]],
     run: Callable[[Coroutine[Any, Any, T]], T] = asyncio.run,
 ) -> T:
     """Open a ledger on a disk that can fail, use it, and close it."""
 
     async def main() -> T:
-        store = Store.open(path)
+        store = LedgerStore.open(path)
         disk = Disk(store._sql)
         store._sql = disk  # type: ignore[assignment]
-        ledger = Ledger(store)
+        ledger = LedgerWriter(store)
         try:
             return await use(ledger, disk)
         finally:
@@ -68,8 +68,8 @@ def with_ledger(
     return run(main())
 
 
-async def intend(ledger: Ledger, job_id: str) -> int:
-    return await ledger.record(Store.intend, job_id, b"{}", b"f" * 32, b"{}", 1.0, "")
+async def intend(ledger: LedgerWriter, job_id: str) -> int:
+    return await ledger.record(LedgerStore.record_intent, job_id, b"{}", b"f" * 32, b"{}", 1.0, "")
 
 
 async def all_of(*works: Awaitable[Any]) -> list[Any]:
@@ -77,7 +77,7 @@ async def all_of(*works: Awaitable[Any]) -> list[Any]:
 
 
 def on_record(path: Path) -> dict[State, int]:
-    store = Store.open(path, read_only=True)
+    store = LedgerStore.open(path, read_only=True)
     counts = store.counts()
     store.close()
     return counts
@@ -86,10 +86,10 @@ def on_record(path: Path) -> dict[State, int]:
 def test_a_record_is_durable_when_it_returns(path: Path) -> None:
     """When `record` returns, another process sees the transition."""
 
-    async def use(ledger: Ledger, _: Disk) -> None:
+    async def use(ledger: LedgerWriter, _: Disk) -> None:
         assert await intend(ledger, "a") == 1
         assert on_record(path) == {State.SUBMITTING: 1}
-        assert await ledger.record(Store.accept, 1, "r-1", 2.0) is True
+        assert await ledger.record(LedgerStore.mark_accepted, 1, "r-1", 2.0) is True
         assert on_record(path) == {State.ACCEPTED: 1}
 
     with_ledger(path, use)
@@ -98,7 +98,7 @@ def test_a_record_is_durable_when_it_returns(path: Path) -> None:
 def test_many_share_a_commit(path: Path) -> None:
     """Thousands of transitions that come together are carried out in order, in a handful of commits."""
 
-    async def use(ledger: Ledger, disk: Disk) -> None:
+    async def use(ledger: LedgerWriter, disk: Disk) -> None:
         numbers = await all_of(*(intend(ledger, f"job-{n}") for n in range(2500)))
         assert numbers == list(range(1, 2501))
         assert disk.commits <= 5
@@ -111,7 +111,7 @@ def test_many_share_a_commit(path: Path) -> None:
 def test_one_refused_among_many(path: Path, bad: int) -> None:
     """A transition that is refused is a bug for its own caller; all others of its group are carried out, once."""
 
-    async def use(ledger: Ledger, _: Disk) -> None:
+    async def use(ledger: LedgerWriter, _: Disk) -> None:
         await intend(ledger, "taken")
         answers = await all_of(*(intend(ledger, "taken" if n == bad else f"job-{n}") for n in range(100)))
         refused = answers.pop(bad)
@@ -127,15 +127,15 @@ def test_one_refused_among_many(path: Path, bad: int) -> None:
 def test_a_refused_transition_leaves_no_half(path: Path) -> None:
     """A refused transition that had changed a part before is undone, alone or in a group."""
 
-    async def use(ledger: Ledger, _: Disk) -> None:
+    async def use(ledger: LedgerWriter, _: Disk) -> None:
         await intend(ledger, "a")
-        await ledger.record(Store.accept, 1, "r-1", 2.0)
-        await ledger.record(Store.finish, 1, _done(), 3.0, 1)
-        before = await ledger.record(Store.charges)
+        await ledger.record(LedgerStore.mark_accepted, 1, "r-1", 2.0)
+        await ledger.record(LedgerStore.mark_finished, 1, _done(), 3.0, 1)
+        before = await ledger.record(LedgerStore.charges)
         for group in (1, 20):
-            answers = await all_of(*(ledger.record(Store.error, 1, WHY, 4.0, 2) for _ in range(group)))
+            answers = await all_of(*(ledger.record(LedgerStore.mark_errored, 1, WHY, 4.0, 2) for _ in range(group)))
             assert all(isinstance(answer, InternalError) for answer in answers)
-        assert await ledger.record(Store.charges) == before
+        assert await ledger.record(LedgerStore.charges) == before
 
     with_ledger(path, use)
 
@@ -149,10 +149,10 @@ def _done() -> Any:
 def test_run_folder_errors_reach_their_caller(path: Path) -> None:
     """A run at another gateway is the caller's RunFolderError, and the ledger goes on."""
 
-    async def use(ledger: Ledger, _: Disk) -> None:
-        await ledger.record(Store.start_run, "https://a", "0.1", 1.0)
+    async def use(ledger: LedgerWriter, _: Disk) -> None:
+        await ledger.record(LedgerStore.start_run, "https://a", "0.1", 1.0)
         with pytest.raises(RunDirError):
-            await ledger.record(Store.start_run, "https://b", "0.1", 1.0)
+            await ledger.record(LedgerStore.start_run, "https://b", "0.1", 1.0)
         assert await intend(ledger, "a") == 1
 
     with_ledger(path, use)
@@ -173,7 +173,7 @@ ERRORS = [
 def test_the_disk_fails(path: Path, at: str, error: Exception) -> None:
     """When the disk fails, every waiter gets a LedgerError, and nothing afterwards pretends to succeed."""
 
-    async def use(ledger: Ledger, disk: Disk) -> None:
+    async def use(ledger: LedgerWriter, disk: Disk) -> None:
         await intend(ledger, "before")
         disk.fails_at, disk.error = at, error
         answers = await all_of(*(intend(ledger, f"job-{n}") for n in range(1500)))
@@ -186,7 +186,7 @@ def test_the_disk_fails(path: Path, at: str, error: Exception) -> None:
             with pytest.raises(LedgerError):
                 await intend(ledger, "after")
         with pytest.raises(LedgerError):
-            await ledger.record(Store.charges)
+            await ledger.record(LedgerStore.charges)
 
     with_ledger(path, use)
     assert on_record(path) == {State.SUBMITTING: 1}
@@ -195,12 +195,12 @@ def test_the_disk_fails(path: Path, at: str, error: Exception) -> None:
 def test_the_rollback_fails_too(path: Path) -> None:
     """A disk on which not even a rollback is possible is a LedgerError like any other."""
 
-    async def use(ledger: Ledger, disk: Disk) -> None:
+    async def use(ledger: LedgerWriter, disk: Disk) -> None:
         disk.fails_at = "ROLLBACK"
         with pytest.raises(LedgerError):
             await all_of_group(ledger)
 
-    async def all_of_group(ledger: Ledger) -> None:
+    async def all_of_group(ledger: LedgerWriter) -> None:
         answers = await all_of(intend(ledger, "a"), intend(ledger, "a"))
         for answer in answers:
             if isinstance(answer, BaseException):
@@ -212,7 +212,7 @@ def test_the_rollback_fails_too(path: Path) -> None:
 def test_the_disk_fails_after_a_refusal(path: Path) -> None:
     """When the disk fails while a group with a refused one is carried out one by one, all of it is a LedgerError."""
 
-    async def use(ledger: Ledger, disk: Disk) -> None:
+    async def use(ledger: LedgerWriter, disk: Disk) -> None:
         real = disk.execute
 
         def third_commit_fails(sql: str, *values: Any) -> sqlite3.Cursor:
@@ -232,10 +232,10 @@ def test_the_disk_fails_after_a_refusal(path: Path) -> None:
 
 def test_commit_maps_foreign_errors(path: Path) -> None:
     """`commit` lets no sqlite3 error through."""
-    store = Store.open(path)
+    store = LedgerStore.open(path)
     store.close()
     with pytest.raises(LedgerError):
-        commit(store, [Call(Store.charges, (), {})])
+        commit(store, [Operation(LedgerStore.charges, (), {})])
 
 
 # ---- cancels and the end ---------------------------------------------------------------------------------
@@ -244,7 +244,7 @@ def test_commit_maps_foreign_errors(path: Path) -> None:
 def test_a_cancelled_wait_undoes_nothing(path: Path) -> None:
     """A caller that is cancelled while it waits does not take its transition back, and harms no other one."""
 
-    async def use(ledger: Ledger, _: Disk) -> None:
+    async def use(ledger: LedgerWriter, _: Disk) -> None:
         tasks = [asyncio.ensure_future(intend(ledger, f"job-{n}")) for n in range(20)]
         await asyncio.sleep(0)  # all have asked
         for task in tasks[::2]:
@@ -261,7 +261,7 @@ def test_close_waits_for_what_is_on_its_way(path: Path) -> None:
     """Closing the ledger carries out what was asked before, though nobody waits for it any more."""
 
     async def main() -> None:
-        ledger = Ledger.open(path)
+        ledger = LedgerWriter.open(path)
         tasks = [asyncio.ensure_future(intend(ledger, f"job-{n}")) for n in range(1200)]
         await asyncio.sleep(0)
         for task in tasks:
@@ -276,12 +276,12 @@ def test_close_waits_for_what_is_on_its_way(path: Path) -> None:
 def test_order_is_kept(path: Path) -> None:
     """Transitions of one job are carried out in the order in which they were asked for, group or not."""
 
-    async def use(ledger: Ledger, _: Disk) -> None:
+    async def use(ledger: LedgerWriter, _: Disk) -> None:
         answers = await all_of(
             intend(ledger, "a"),
-            ledger.record(Store.accept, 1, "r-1", 2.0),
-            ledger.record(Store.finish, 1, _done(), 3.0, 1),
-            ledger.record(Store.store, 1, [], 4.0),
+            ledger.record(LedgerStore.mark_accepted, 1, "r-1", 2.0),
+            ledger.record(LedgerStore.mark_finished, 1, _done(), 3.0, 1),
+            ledger.record(LedgerStore.mark_stored, 1, [], 4.0),
         )
         assert not [answer for answer in answers if isinstance(answer, BaseException)]
 
@@ -292,11 +292,11 @@ def test_order_is_kept(path: Path) -> None:
 def test_a_bug_in_a_transition_is_not_swallowed(path: Path) -> None:
     """An error that is neither ours nor the disk's reaches the callers, and what they asked for is not on record."""
 
-    def broken(store: Store) -> None:
-        store.intend("half", b"{}", b"f" * 32, b"{}", 1.0, "")
+    def broken(store: LedgerStore) -> None:
+        store.record_intent("half", b"{}", b"f" * 32, b"{}", 1.0, "")
         raise ZeroDivisionError
 
-    async def use(ledger: Ledger, _: Disk) -> None:
+    async def use(ledger: LedgerWriter, _: Disk) -> None:
         with pytest.raises(ZeroDivisionError):
             await ledger.record(broken)
         assert await intend(ledger, "a") == 1
@@ -308,9 +308,9 @@ def test_a_bug_in_a_transition_is_not_swallowed(path: Path) -> None:
 def test_a_note_is_durable_before_a_later_record(path: Path) -> None:
     """Nobody waits for a note, and yet no record that came after it returns before it is there."""
 
-    async def use(ledger: Ledger, disk: Disk) -> dict[State, int]:
+    async def use(ledger: LedgerWriter, disk: Disk) -> dict[State, int]:
         n = await intend(ledger, "a")
-        ledger.note(Store.accept, n, "r-1", 2.0)
+        ledger.record_later(LedgerStore.mark_accepted, n, "r-1", 2.0)
         await intend(ledger, "b")
         return on_record(path)
 
@@ -320,9 +320,9 @@ def test_a_note_is_durable_before_a_later_record(path: Path) -> None:
 def test_a_note_is_written_though_nothing_follows(path: Path) -> None:
     """A note that was the last before the close is in the file."""
 
-    async def use(ledger: Ledger, disk: Disk) -> None:
+    async def use(ledger: LedgerWriter, disk: Disk) -> None:
         n = await intend(ledger, "a")
-        ledger.note(Store.accept, n, "r-1", 2.0)
+        ledger.record_later(LedgerStore.mark_accepted, n, "r-1", 2.0)
 
     with_ledger(path, use)
     assert on_record(path) == {State.ACCEPTED: 1}
@@ -331,15 +331,15 @@ def test_a_note_is_written_though_nothing_follows(path: Path) -> None:
 def test_a_note_that_is_refused_is_told(path: Path) -> None:
     """A transition that was no transition is a bug, and whoever calls next hears of it."""
 
-    async def use(ledger: Ledger, disk: Disk) -> None:
+    async def use(ledger: LedgerWriter, disk: Disk) -> None:
         n = await intend(ledger, "a")
-        ledger.note(Store.adopt, n, "r-1", 2.0)
+        ledger.record_later(LedgerStore.adopt, n, "r-1", 2.0)
         answers = await all_of(intend(ledger, "b"))
         assert isinstance(answers[0], int), "it was on its way already"
         with pytest.raises(InternalError, match="job number 1"):
             await intend(ledger, "c")
         with pytest.raises(InternalError, match="job number 1"):
-            ledger.note(Store.accept, n, "r-1", 2.0)
+            ledger.record_later(LedgerStore.mark_accepted, n, "r-1", 2.0)
 
     with_ledger(path, use)
     assert on_record(path) == {State.SUBMITTING: 2}
@@ -348,7 +348,7 @@ def test_a_note_that_is_refused_is_told(path: Path) -> None:
 def test_commits_keep_a_distance(path: Path) -> None:
     """Where several come at a time, those who follow closely wait a little for each other, and share a commit."""
 
-    async def use(ledger: Ledger, disk: Disk) -> int:
+    async def use(ledger: LedgerWriter, disk: Disk) -> int:
         await asyncio.gather(*(intend(ledger, f"before-{n}") for n in range(3)))  # one, and then two together
         before = disk.commits
         later = [asyncio.ensure_future(intend(ledger, f"job-{n}")) for n in range(3)]
@@ -364,7 +364,7 @@ def test_commits_keep_a_distance(path: Path) -> None:
 def test_who_comes_alone_waits_for_nobody(path: Path) -> None:
     """One transition after the other costs no time but the disk's."""
 
-    async def use(ledger: Ledger, disk: Disk) -> float:
+    async def use(ledger: LedgerWriter, disk: Disk) -> float:
         loop = asyncio.get_running_loop()
         began_s = loop.time()
         for n in range(20):

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.processes import krea_batch
+from tests.processes import run_command
 
 PROMPTS = ["a cat", "=1+1, a 'formula'", 'füße, "quoted"\nand a 🦊', "a dog"]
 
@@ -23,6 +23,6 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     lines[3].pop("seed")
     (folder / "jobs.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     simulated = ("--simulate", "--time-scale=1000", "--poll-interval=0.1", "--rate=100/s", "-q")
-    done = krea_batch("run", "jobs.jsonl", "--out", "out", *simulated, cwd=folder)
+    done = run_command("run", "jobs.jsonl", "--out", "out", *simulated, cwd=folder)
     assert done.returncode == 0, done.stderr
     return folder / "out"

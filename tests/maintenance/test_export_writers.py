@@ -22,10 +22,10 @@ from PIL import Image
 from PIL.PngImagePlugin import PngImageFile
 
 from krea_batch.errors import InputError, RunDirError
-from krea_batch.maintenance.export import FORMATS, Gallery, export
+from krea_batch.maintenance.export import FORMATS, RunImages, export
 from krea_batch.maintenance.export.writers import Options
 from tests.maintenance.conftest import PROMPTS
-from tests.processes import PATIENCE_S, environment, krea_batch
+from tests.processes import PROCESS_TIMEOUT_S, environment, run_command
 
 pytestmark = pytest.mark.slow
 
@@ -39,7 +39,7 @@ def offline(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 
 
 def command(*arguments: str | Path, cwd: Path, **more: Any) -> subprocess.CompletedProcess[str]:
-    done = krea_batch("export", *arguments, cwd=cwd, **more)
+    done = run_command("export", *arguments, cwd=cwd, **more)
     assert done.returncode == 0, done.stderr
     return done
 
@@ -121,11 +121,11 @@ class TestRead:
                 picture.load()
                 assert picture.text["Description"] == prompt
                 assert json.loads(picture.text["krea-batch"])["request"]["prompt"] == prompt
-        shown = krea_batch("inspect", "set/job.0.png", cwd=tmp_path)
+        shown = run_command("inspect", "set/job.0.png", cwd=tmp_path)
         assert shown.returncode == 0
         assert "Description" in shown.stdout
         assert "a cat" in shown.stdout
-        as_json = krea_batch("inspect", "--json", "set/job.2.png", cwd=tmp_path)
+        as_json = run_command("inspect", "--json", "set/job.2.png", cwd=tmp_path)
         assert json.loads(as_json.stdout)["texts"]["Description"] == PROMPTS[2]
 
     def test_chosen_ids(self, finished: Path, tmp_path: Path) -> None:
@@ -135,7 +135,7 @@ class TestRead:
         with zipfile.ZipFile(tmp_path / "a.zip") as file:
             assert sorted(file.namelist()) == ["images/job.0.png", "images/job.3.png", "metadata.jsonl"]
         command(finished, "--format", "zip", "--output", "b.zip", "--ids-from", "-", cwd=tmp_path, stdin=b"job.1\n")
-        done = krea_batch(
+        done = run_command(
             "export",
             finished,
             "--format=zip",
@@ -154,7 +154,7 @@ class TestRefused:
         """Nothing is replaced unasked."""
         (tmp_path / "set").mkdir()
         (tmp_path / "set" / "mine").write_text("x")
-        done = krea_batch("export", finished, "--format", "imagefolder", "--output", "set", cwd=tmp_path)
+        done = run_command("export", finished, "--format", "imagefolder", "--output", "set", cwd=tmp_path)
         assert (done.returncode, (tmp_path / "set" / "mine").exists()) == (2, True)
         assert "add --force" in done.stderr
         command(finished, "--format", "imagefolder", "--output", "set", "--force", cwd=tmp_path)
@@ -166,7 +166,7 @@ class TestRefused:
         out = tmp_path / "out"
         shutil.copytree(finished, out)
         (out / "images" / "job.1.png").write_bytes(b"not a picture")
-        with Gallery(out) as gallery:
+        with RunImages(out) as gallery:
             if name == "csv":  # it reads no picture
                 assert export(gallery, name, tmp_path / "set", Options()) == 4
                 return
@@ -177,12 +177,12 @@ class TestRefused:
     def test_no_run_and_no_picture(self, tmp_path: Path) -> None:
         """A folder without a run is told, and nothing is made in it."""
         with pytest.raises(RunDirError, match="there is no run in it"):
-            Gallery(tmp_path)
+            RunImages(tmp_path)
         assert not list(tmp_path.iterdir())
 
     def test_embedding_in_a_csv(self, finished: Path, tmp_path: Path) -> None:
         """A CSV leaves the pictures where they are, so nothing could be embedded."""
-        done = krea_batch("export", finished, "--format=csv", "--output=x", "--embed-metadata", cwd=tmp_path)
+        done = run_command("export", finished, "--format=csv", "--output=x", "--embed-metadata", cwd=tmp_path)
         assert done.returncode == 2
         assert "does not go with csv" in done.stderr
 
@@ -222,7 +222,7 @@ def test_killed_on_the_way(finished: Path, tmp_path: Path, name: str) -> None:
     for _ in range(2):
         assert process.stdout.readline() == "reading\n"
     process.send_signal(signal.SIGKILL)
-    process.communicate(timeout=PATIENCE_S)
+    process.communicate(timeout=PROCESS_TIMEOUT_S)
     assert not (tmp_path / "set").exists()
     assert (tmp_path / ".set.part").exists()
     command(finished, "--format", name, "--output", "set", cwd=tmp_path)

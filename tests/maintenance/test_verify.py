@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
-from krea_batch.storage.run_dir import RunFolder
-from tests.processes import Simulate, krea_batch, write_jobs
+from krea_batch.storage.run_dir import RunDir
+from tests.processes import StartSimulator, run_command, write_jobs
 
 pytestmark = pytest.mark.slow
 
@@ -31,7 +31,7 @@ def damage(out: Path) -> None:
 
 
 def verify(out: Path, *options: str, **more: Any) -> tuple[int, dict[str, Any], str]:
-    done = krea_batch("verify", out, "--json", *options, cwd=out.parent, **more)
+    done = run_command("verify", out, "--json", *options, cwd=out.parent, **more)
     return done.returncode, json.loads(done.stdout) if done.stdout else {}, done.stderr
 
 
@@ -43,7 +43,7 @@ def posts(out: Path) -> int:
 def test_all_is_well(out: Path) -> None:
     """Nothing to tell, exit code 0, and no key is needed."""
     assert verify(out, key="")[:2] == (0, {"pictures": 4, "faults": 0, "repaired": 0, "which": []})
-    done = krea_batch("verify", out, cwd=out.parent)
+    done = run_command("verify", out, cwd=out.parent)
     assert (done.returncode, done.stdout, done.stderr) == (0, "4 pictures, all as recorded\n", "")
 
 
@@ -71,24 +71,24 @@ def test_repaired(out: Path, finished: Path) -> None:
     assert not list((out / "images").glob(".*"))
 
 
-def test_over_a_gateway(simulate: Simulate, tmp_path: Path) -> None:
+def test_over_a_gateway(simulate: StartSimulator, tmp_path: Path) -> None:
     """Against a gateway of its own: polls and downloads, and not one POST."""
     gateway = simulate("--latency=fixed:0.1")
     write_jobs(tmp_path / "jobs.jsonl", 2)
     run = ("run", "jobs.jsonl", "--out", "out", "--gateway", gateway.gateway, "--poll-interval=0.1", "-q")
-    assert krea_batch(*run, cwd=tmp_path).returncode == 0
+    assert run_command(*run, cwd=tmp_path).returncode == 0
     (tmp_path / "out" / "images" / "00001.png").unlink()
-    before = len(gateway.ask("/ledger")["posts"])
+    before = len(gateway.admin_request("/ledger")["posts"])
     code, told, said = verify(tmp_path / "out", "--repair", "--gateway", gateway.gateway)
     assert (code, told["repaired"]) == (0, 1), said
-    assert len(gateway.ask("/ledger")["posts"]) == before == 2
+    assert len(gateway.admin_request("/ledger")["posts"]) == before == 2
     assert verify(tmp_path / "out")[0] == 0
 
 
 def test_another_gateway(out: Path) -> None:
     """Request_ids of one gateway are not asked of another."""
     damage(out)
-    done = krea_batch("verify", out, "--repair", cwd=out.parent)
+    done = run_command("verify", out, "--repair", cwd=out.parent)
     assert done.returncode == 2
     assert (
         "its jobs were submitted to http://127.0.0.1, not to https://gateway.pixazo.ai: add --simulate" in done.stderr
@@ -98,7 +98,7 @@ def test_another_gateway(out: Path) -> None:
 def test_no_key(out: Path) -> None:
     """Only --repair needs one, and says how to give it."""
     damage(out)
-    done = krea_batch("verify", out, "--repair", cwd=out.parent, key="")
+    done = run_command("verify", out, "--repair", cwd=out.parent, key="")
     assert done.returncode == 2
     assert "there is no API key" in done.stderr
 
@@ -116,12 +116,12 @@ def test_what_the_gateway_has_no_more(out: Path) -> None:
 def test_a_run_that_is_going_on(out: Path) -> None:
     """Another process's run may be looked at, and not be repaired."""
     damage(out)
-    folder = RunFolder(out)
-    folder.take()
+    folder = RunDir(out)
+    folder.lock()
     try:
         assert verify(out)[0] == 1
-        done = krea_batch("verify", out, "--repair", "--simulate", cwd=out.parent)
+        done = run_command("verify", out, "--repair", "--simulate", cwd=out.parent)
     finally:
-        folder.release()
+        folder.unlock()
     assert done.returncode == 2
     assert "another krea-batch is working in it" in done.stderr

@@ -9,37 +9,37 @@ from typing import Any
 from prometheus_client import CollectorRegistry
 
 from krea_batch import Engine, Job
-from krea_batch.gateway.url_policy import MediaError
+from krea_batch.gateway.url_policy import DownloadError
 from krea_batch.rules.verdicts import (
+    Ambiguous,
     Errored,
     Failed,
     Finished,
     NotSent,
-    PollTrouble,
+    PollFailed,
     Refusal,
     Refused,
-    Unclear,
     Waiting,
 )
-from krea_batch.testing.scripted_gateway import Accept, ScriptedGateway
+from krea_batch.testing.scripted_gateway import ACCEPT, ScriptedGateway
 
-SLOW_DOWN = Refused(Refusal.SLOW_DOWN, 429, "too many", 2.0)
+SLOW_DOWN = Refused(Refusal.RATE_LIMITED, 429, "too many", 2.0)
 
 _POSTS: dict[str, list[Any]] = {
     "rejected": [Refused(Refusal.REJECTED, 400, "bad prompt")],
-    "ambiguous": [Unclear("the connection broke")],
-    "refused, then taken": [SLOW_DOWN, SLOW_DOWN, Accept],
-    "not sent, then taken": [NotSent("no route"), Accept],
+    "ambiguous": [Ambiguous("the connection broke")],
+    "refused, then taken": [SLOW_DOWN, SLOW_DOWN, ACCEPT],
+    "not sent, then taken": [NotSent("no route"), ACCEPT],
 }
 _POLLS: dict[str, list[Any]] = {
     "failed": [Waiting("QUEUED"), Failed("nsfw")],
     "errored": [Errored("worker died")],
     "errored, then made": [Errored("worker died"), Finished],
     "timed out": [Waiting("QUEUED")],
-    "poll trouble": [PollTrouble("garbled"), Finished],
+    "poll trouble": [PollFailed("garbled"), Finished],
 }
 _MEDIA: dict[str, list[Any]] = {
-    "download trouble": [MediaError("cut"), None],
+    "download trouble": [DownloadError("cut"), None],
 }
 FATES = ("plain", *_POSTS, *_POLLS, *_MEDIA)
 
@@ -47,7 +47,11 @@ FATES = ("plain", *_POSTS, *_POLLS, *_MEDIA)
 def every_fate() -> tuple[ScriptedGateway, list[Job]]:
     """A gateway, and jobs whose prompts name the fates that they meet there."""
     gateway = ScriptedGateway()
-    for scripts, written in ((gateway.posts, _POSTS), (gateway.polls, _POLLS), (gateway.media, _MEDIA)):
+    for scripts, written in (
+        (gateway.submit_script, _POSTS),
+        (gateway.poll_script, _POLLS),
+        (gateway.download_script, _MEDIA),
+    ):
         scripts.update({fate: list(script) for fate, script in written.items()})
     return gateway, [Job(prompt=fate, id=f"one {fate}", aspect_ratio="16:9") for fate in FATES]
 

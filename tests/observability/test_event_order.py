@@ -7,11 +7,21 @@ from itertools import pairwise
 from pathlib import Path
 
 from krea_batch import State
-from krea_batch.events import Closed, Ended, Event, Held, Moved, Paced, Posted, Stored, TakenOver
+from krea_batch.events import (
+    Event,
+    ImageStored,
+    JobEnded,
+    JobResumed,
+    RateChanged,
+    RunClosed,
+    StateChanged,
+    SubmitCompleted,
+    SubmitsPaused,
+)
 from krea_batch.jobs import FINAL
 from krea_batch.rules.verdicts import Waiting
 from krea_batch.testing.scripted_gateway import ScriptedGateway
-from tests.engine_fixtures import ask, jobs, states
+from tests.engine_fixtures import jobs, query_ledger, states
 from tests.observability.outcomes import FATES, engine_on, every_fate
 from tests.virtual_time_runs import run_virtual
 
@@ -42,21 +52,21 @@ def told_of_every_fate(out: Path) -> list[Event]:
         async with engine_on(out, gateway, hear, **options) as engine:
             await engine.run(todo)
 
-    run_virtual(main(), disk_s=disk_s)
+    run_virtual(main(), thread_duration_s=disk_s)
     return told
 
 
 def check_on_disk(out: Path, event: Event) -> None:
     """A connection of one's own sees what the event speaks of. (A job is seen finished again at no cost.)"""
     match event:
-        case Moved(job_id, _, new) if new is not State.FINISHED:
+        case StateChanged(job_id, _, new) if new is not State.FINISHED:
             assert states(out)[job_id] == new
-        case Posted(job_id, result):
+        case SubmitCompleted(job_id, result):
             sql = "SELECT result FROM submissions JOIN jobs USING (job_no) WHERE job_id = ? ORDER BY submission_no DESC LIMIT 1"
-            assert ask(out, sql, job_id) == [(CAME_TO[result],)]
-        case Stored(job_id, size_bytes):
+            assert query_ledger(out, sql, job_id) == [(CAME_TO[result],)]
+        case ImageStored(job_id, size_bytes):
             assert (out / "images" / f"{job_id}.png").stat().st_size == size_bytes
-        case Ended(outcome):
+        case JobEnded(outcome):
             assert states(out)[outcome.id] == outcome.status
         case _:
             pass
@@ -65,22 +75,29 @@ def check_on_disk(out: Path, event: Event) -> None:
 def test_nothing_is_told_before_it_is_on_disk(tmp_path: Path) -> None:
     """Whenever a move, a POST's answer, a picture or an end is told, a stranger finds it in the folder."""
     told = told_of_every_fate(tmp_path)
-    assert {type(event) for event in told} >= {Moved, Posted, Stored, Ended, Paced, Closed}
+    assert {type(event) for event in told} >= {
+        StateChanged,
+        SubmitCompleted,
+        ImageStored,
+        JobEnded,
+        RateChanged,
+        RunClosed,
+    }
 
 
 def test_the_moves_of_a_job_follow_each_other(tmp_path: Path) -> None:
     """Each job begins as pending, goes on from where it was, and ends once."""
-    ways: dict[str, list[Moved]] = defaultdict(list)
+    ways: dict[str, list[StateChanged]] = defaultdict(list)
     told = told_of_every_fate(tmp_path)
     for event in told:
-        if isinstance(event, Moved):
+        if isinstance(event, StateChanged):
             ways[event.job_id].append(event)
     assert len(ways) == len(FATES)
     for way in ways.values():
         assert way[0].old is State.PENDING
         assert all(one.new is next_.old for one, next_ in pairwise(way))
         assert way[-1].new in FINAL
-    ended = [event.outcome.id for event in told if isinstance(event, Ended)]
+    ended = [event.outcome.id for event in told if isinstance(event, JobEnded)]
     assert sorted(ended) == sorted(ways)
 
 
@@ -89,10 +106,10 @@ def test_a_post_is_told_before_its_job_moves(tmp_path: Path) -> None:
     posted: set[str] = set()
     for event in told_of_every_fate(tmp_path):
         match event:
-            case Posted(job_id):
+            case SubmitCompleted(job_id):
                 assert job_id not in posted
                 posted.add(job_id)
-            case Moved(job_id, State.SUBMITTING, new):
+            case StateChanged(job_id, State.SUBMITTING, new):
                 assert job_id in posted or new is State.PENDING
                 posted.discard(job_id)
             case _:
@@ -103,32 +120,32 @@ def test_a_post_is_told_before_its_job_moves(tmp_path: Path) -> None:
 def test_a_hold_says_how_fast_it_goes_on(tmp_path: Path) -> None:
     """After a 429 the rate that a hold speaks of is the lower one, told just before it."""
     told = told_of_every_fate(tmp_path)
-    holds = [(before, event) for before, event in pairwise(told) if isinstance(event, Held)]
+    holds = [(before, event) for before, event in pairwise(told) if isinstance(event, SubmitsPaused)]
     holds = [(before, hold) for before, hold in holds if hold.reason == "too many"]
     assert holds
     for before, hold in holds:
-        assert before == Paced(hold.per_s)
+        assert before == RateChanged(hold.per_s)
         assert hold.per_s < 2.0
 
 
 def test_a_run_that_goes_on_says_so(tmp_path: Path) -> None:
     """What an earlier run left is told as left by it and as taken over by the next; the rate comes first."""
     gateway, first, second = ScriptedGateway(), list[Event](), list[Event]()
-    gateway.polls["j0"] = [Waiting("QUEUED")]
+    gateway.poll_script["j0"] = [Waiting("QUEUED")]
 
     async def stop() -> None:
         async with engine_on(tmp_path, gateway, first.append) as engine:
             await engine.submit(jobs(1)[0])
-            engine.stop_now()
+            engine.abort()
 
     async def go_on() -> None:
         async with engine_on(tmp_path, gateway, second.append):
             pass
 
     run_virtual(stop())
-    gateway.polls.clear()
+    gateway.poll_script.clear()
     run_virtual(go_on())
-    assert first[-1] == Closed({State.SUBMITTING: 0, State.ACCEPTED: 1, State.FINISHED: 0})
+    assert first[-1] == RunClosed({State.SUBMITTING: 0, State.ACCEPTED: 1, State.FINISHED: 0})
     (request_id,) = gateway.charged
-    assert second[:2] == [Paced(10.0), TakenOver("j0", State.ACCEPTED, request_id)]
-    assert second[-1] == Closed({State.SUBMITTING: 0, State.ACCEPTED: 0, State.FINISHED: 0})
+    assert second[:2] == [RateChanged(10.0), JobResumed("j0", State.ACCEPTED, request_id)]
+    assert second[-1] == RunClosed({State.SUBMITTING: 0, State.ACCEPTED: 0, State.FINISHED: 0})

@@ -10,7 +10,7 @@ from prometheus_client import CollectorRegistry
 from prometheus_client.parser import text_string_to_metric_families
 
 from krea_batch import SettingsError
-from krea_batch.events import Stopping
+from krea_batch.events import RunStopping
 from krea_batch.observability import MetricsListener
 from krea_batch.observability.metrics_server import Address, serve_registry
 
@@ -40,7 +40,7 @@ def test_what_is_no_address(text: str) -> None:
 def test_metrics_are_served_until_closed() -> None:
     """A free port is found and told; what is fetched there is what the registry has; afterwards nobody answers."""
     metrics = MetricsListener()
-    metrics(Stopping("no money"))
+    metrics(RunStopping("no money"))
     with serve_registry(metrics.registry, Address("127.0.0.1", 0)) as address:
         assert address.port > 0
         assert samples(address)["krea_batch_stops_total"] == 1

@@ -13,7 +13,7 @@ from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanE
 from opentelemetry.trace import StatusCode
 
 from krea_batch import Job
-from krea_batch.events import Event, Held, Paced, Polled, Stopping
+from krea_batch.events import Event, PollCompleted, RateChanged, RunStopping, SubmitsPaused
 from krea_batch.observability import TracingListener
 from krea_batch.observability.traces import JOB_SPAN
 from krea_batch.rules.verdicts import Waiting
@@ -141,13 +141,13 @@ class TestEnds:
         """What a stop leaves to the next run is an ended span that says so, and is not held in memory; the next run
         goes on in a span of its own, without a submit."""
         first, second, gateway = Exported(), Exported(), ScriptedGateway()
-        gateway.polls["j0"] = [Waiting("QUEUED")]
+        gateway.poll_script["j0"] = [Waiting("QUEUED")]
 
         async def stop() -> None:
             async with engine_on(tmp_path, gateway, first.traces) as engine:
                 await engine.submit(jobs(1)[0])
                 assert first.traces.open_jobs == 1
-                engine.stop_now()
+                engine.abort()
 
         async def go_on() -> None:
             async with engine_on(tmp_path, gateway, second.traces):
@@ -157,7 +157,7 @@ class TestEnds:
         assert first.traces.open_jobs == 0
         assert told(first.jobs["j0"])["krea_batch.unfinished"] is True
         assert first.names("j0") == ["submit", "wait"]
-        gateway.polls.clear()
+        gateway.poll_script.clear()
         run_virtual(go_on())
         assert second.names("j0") == ["wait", "download"]
         assert told(second.jobs["j0"])["krea_batch.resumed"] is True
@@ -166,7 +166,7 @@ class TestEnds:
     def test_an_engine_that_breaks_ends_every_span(self, tmp_path: Path) -> None:
         """An exception in the engine's context leaves no span open."""
         exported, gateway = Exported(), ScriptedGateway()
-        gateway.polls["j0"] = [Waiting("QUEUED")]
+        gateway.poll_script["j0"] = [Waiting("QUEUED")]
 
         async def main() -> None:
             async with engine_on(tmp_path, gateway, exported.traces) as engine:
@@ -191,7 +191,9 @@ class TestEnds:
         run_virtual(main())
         assert exported.jobs["cat"].parent is None
 
-    @pytest.mark.parametrize("event", [Held(1, 1, "429"), Paced(1), Stopping("no money"), Polled("a", "waiting")])
+    @pytest.mark.parametrize(
+        "event", [SubmitsPaused(1, 1, "429"), RateChanged(1), RunStopping("no money"), PollCompleted("a", "waiting")]
+    )
     def test_other_events_make_no_span(self, event: Event) -> None:
         """What concerns no single step of a job begins no span."""
         exported = Exported()

@@ -12,21 +12,21 @@ from typing import Any
 import pytest
 
 from krea_batch import Engine, Job
-from krea_batch.gateway.url_policy import MediaError
-from krea_batch.ledger import Store
+from krea_batch.gateway.url_policy import DownloadError
+from krea_batch.ledger import LedgerStore
 from krea_batch.rules.verdicts import Finished
-from krea_batch.storage.image_file import Picture
-from krea_batch.testing.scripted_gateway import ScriptedGateway, ScriptedMedia, png
-from tests.engine_fixtures import jobs, play, rows, states, statuses
+from krea_batch.storage.image_file import ImageFile
+from krea_batch.testing.scripted_gateway import ScriptedDownload, ScriptedGateway, make_png
+from tests.engine_fixtures import jobs, rows, run_jobs, states, statuses
 from tests.virtual_time_runs import run_until_killed, run_virtual
 
-CUT = MediaError("the connection was cut")
+CUT = DownloadError("the connection was cut")
 WHOLE = None  # in a script of media: the picture, from where it is asked for
 
 
 def picture_of(prompt: str) -> bytes:
     """What ScriptedGateway makes of a prompt."""
-    return png(text=prompt.encode())
+    return make_png(text=prompt.encode())
 
 
 def check_whole(out: Path) -> None:
@@ -58,16 +58,16 @@ class TestOutputs:
                 return super().finished(request_id, count)
 
             def picture(self, request_id: str) -> bytes:
-                return png(text=self.fetched[-1][0].encode())  # each output is another picture
+                return make_png(text=self.downloads[-1][0].encode())  # each output is another picture
 
         gateway = Several()
-        run_virtual(play(tmp_path, gateway, jobs(1)))
+        run_virtual(run_jobs(tmp_path, gateway, jobs(1)))
         files = rows(tmp_path)["j0"]["files"]
         assert [file["path"] for file in files] == [
             "images/j0.png" if n == 1 else f"images/j0-{n}.png" for n in range(1, count + 1)
         ]
         assert len({file["sha256"] for file in files}) == count
-        assert len(gateway.bodies) == 1
+        assert len(gateway.submitted_bodies) == 1
 
     def test_an_id_that_looks_like_an_output(self, tmp_path: Path) -> None:
         """Job `a` with two outputs and job `a-2`, streaming together, both come home whole."""
@@ -77,10 +77,10 @@ class TestOutputs:
                 return super().finished(request_id, 2 if self.charged[request_id] == "first" else 1)
 
         gateway = Two()
-        gateway.media["first"] = [WHOLE, [picture_of("first")[:20], CUT], (5.0, WHOLE)]
-        gateway.media["second"] = [[picture_of("second")[:30], CUT], (5.0, WHOLE)]
+        gateway.download_script["first"] = [WHOLE, [picture_of("first")[:20], CUT], (5.0, WHOLE)]
+        gateway.download_script["second"] = [[picture_of("second")[:30], CUT], (5.0, WHOLE)]
         todo = [Job(prompt="first", id="a"), Job(prompt="second", id="a-2")]
-        run_virtual(play(tmp_path, gateway, todo))
+        run_virtual(run_jobs(tmp_path, gateway, todo))
         assert statuses(tmp_path) == {"a": "succeeded", "a-2": "succeeded"}
         assert len({file["path"] for row in rows(tmp_path).values() for file in row["files"]}) == 3
         check_whole(tmp_path)
@@ -94,10 +94,10 @@ class TestOutputs:
                 return super().finished(request_id, 3)
 
         gateway = Three()
-        gateway.media["j0"] = [WHOLE] * (fails_at - 1) + [CUT, WHOLE]
-        run_virtual(play(tmp_path, gateway, jobs(1)))
+        gateway.download_script["j0"] = [WHOLE] * (fails_at - 1) + [CUT, WHOLE]
+        run_virtual(run_jobs(tmp_path, gateway, jobs(1)))
         assert statuses(tmp_path) == {"j0": "succeeded"}
-        assert len(gateway.fetched) == 4
+        assert len(gateway.downloads) == 4
         check_whole(tmp_path)
 
 
@@ -106,28 +106,28 @@ class TestTrouble:
     def test_a_cut_download_goes_on_where_it_stopped(self, tmp_path: Path, at: int) -> None:
         """The rest is asked for by Range, and the file is whole."""
         gateway = ScriptedGateway()
-        gateway.media["j0"] = [[picture_of("j0")[:at], CUT], WHOLE]
-        run_virtual(play(tmp_path, gateway, jobs(1)))
-        assert [offset for _, offset in gateway.fetched] == [0, at]
+        gateway.download_script["j0"] = [[picture_of("j0")[:at], CUT], WHOLE]
+        run_virtual(run_jobs(tmp_path, gateway, jobs(1)))
+        assert [offset for _, offset in gateway.downloads] == [0, at]
         check_whole(tmp_path)
 
     def test_cut_again_and_again(self, tmp_path: Path) -> None:
         """Five cuts leave five pieces, and the sixth answer brings the end."""
         body = picture_of("j0")
         gateway = ScriptedGateway()
-        gateway.media["j0"] = [
-            ScriptedMedia([body[at : at + 10], CUT], offset=at) for at in range(0, 50, 10)
+        gateway.download_script["j0"] = [
+            ScriptedDownload([body[at : at + 10], CUT], offset=at) for at in range(0, 50, 10)
         ] + [WHOLE]  # fmt: skip
-        run_virtual(play(tmp_path, gateway, jobs(1)))
-        assert [offset for _, offset in gateway.fetched] == [0, 10, 20, 30, 40, 50]
+        run_virtual(run_jobs(tmp_path, gateway, jobs(1)))
+        assert [offset for _, offset in gateway.downloads] == [0, 10, 20, 30, 40, 50]
         check_whole(tmp_path)
 
     def test_if_range_refused_starts_over(self, tmp_path: Path) -> None:
         """An answer from the first byte on replaces what had come, though it was another picture's begin."""
         gateway = ScriptedGateway()
-        gateway.media["j0"] = [[png(9, 9, text=b"old")[:60], CUT], [picture_of("j0")]]
-        run_virtual(play(tmp_path, gateway, jobs(1)))
-        assert [offset for _, offset in gateway.fetched] == [0, 60]
+        gateway.download_script["j0"] = [[make_png(9, 9, text=b"old")[:60], CUT], [picture_of("j0")]]
+        run_virtual(run_jobs(tmp_path, gateway, jobs(1)))
+        assert [offset for _, offset in gateway.downloads] == [0, 60]
         check_whole(tmp_path)
 
     @pytest.mark.parametrize(
@@ -145,52 +145,52 @@ class TestTrouble:
     def test_a_wrong_body_is_fetched_again(self, tmp_path: Path, pieces: list[Any]) -> None:
         """It is fetched from its begin, and the wrong one leaves no trace."""
         gateway = ScriptedGateway()
-        gateway.media["j0"] = [pieces, pieces, WHOLE]
-        run_virtual(play(tmp_path, gateway, jobs(1)))
-        assert [offset for _, offset in gateway.fetched] == [0, 0, 0]
-        assert len(gateway.bodies) == 1
+        gateway.download_script["j0"] = [pieces, pieces, WHOLE]
+        run_virtual(run_jobs(tmp_path, gateway, jobs(1)))
+        assert [offset for _, offset in gateway.downloads] == [0, 0, 0]
+        assert len(gateway.submitted_bodies) == 1
         check_whole(tmp_path)
 
     def test_no_etag_no_range(self, tmp_path: Path) -> None:
         """Without a strong ETag nothing proves that the rest belongs to the begin: it is fetched anew."""
         gateway = ScriptedGateway()
-        gateway.media["j0"] = [ScriptedMedia([picture_of("j0")[:50], CUT], etag=None), WHOLE]
-        run_virtual(play(tmp_path, gateway, jobs(1)))
+        gateway.download_script["j0"] = [ScriptedDownload([picture_of("j0")[:50], CUT], etag=None), WHOLE]
+        run_virtual(run_jobs(tmp_path, gateway, jobs(1)))
         check_whole(tmp_path)
 
     @pytest.mark.parametrize(
         "trouble",
-        [CUT, MediaError("HTTP 404", status=404), [b"<html>"], [picture_of("j0")[:-1]]],
+        [CUT, DownloadError("HTTP 404", status=404), [b"<html>"], [picture_of("j0")[:-1]]],
         ids=["cut", "404", "HTML", "short"],
     )
     def test_what_cannot_be_had_is_left_to_the_next_run(self, tmp_path: Path, trouble: Any) -> None:
         """After download_attempts the job is timed out, with its request_id; the next run fetches it, unpaid."""
         gateway = ScriptedGateway()
-        gateway.media["j0"] = [trouble]
-        run_virtual(play(tmp_path, gateway, jobs(2), download_attempts=3))
+        gateway.download_script["j0"] = [trouble]
+        run_virtual(run_jobs(tmp_path, gateway, jobs(2), download_attempts=3))
         assert statuses(tmp_path) == {"j0": "timed_out", "j1": "succeeded"}
         assert rows(tmp_path)["j0"]["request_id"]
         assert rows(tmp_path)["j0"]["error"]["kind"] == "download"
-        assert len([url for url, _ in gateway.fetched if "00000000" in url]) == 3
-        gateway.media.clear()
-        run_virtual(play(tmp_path, gateway, jobs(2)))
+        assert len([url for url, _ in gateway.downloads if "00000000" in url]) == 3
+        gateway.download_script.clear()
+        run_virtual(run_jobs(tmp_path, gateway, jobs(2)))
         assert statuses(tmp_path) == {"j0": "succeeded", "j1": "succeeded"}
-        assert len(gateway.bodies) == 2
+        assert len(gateway.submitted_bodies) == 2
         check_whole(tmp_path)
 
     def test_retry_after_holds_the_host(self, tmp_path: Path) -> None:
         """A CDN that says 429 with Retry-After is left alone for that long by all downloads."""
         gateway = ScriptedGateway()
-        gateway.media["j0"] = [MediaError("HTTP 429", status=429, retry_after_s=60.0), WHOLE]
+        gateway.download_script["j0"] = [DownloadError("HTTP 429", status=429, retry_after_s=60.0), WHOLE]
         times_s: list[float] = []
         fetch = gateway.fetch
 
-        async def noting(url: str, **more: Any) -> ScriptedMedia:
+        async def noting(url: str, **more: Any) -> ScriptedDownload:
             times_s.append(asyncio.get_running_loop().time())
             return await fetch(url, **more)
 
         gateway.fetch = noting  # type: ignore[method-assign]
-        run_virtual(play(tmp_path, gateway, jobs(50), rate="5/s"))
+        run_virtual(run_jobs(tmp_path, gateway, jobs(50), rate="5/s"))
         assert not [at_s for at_s in times_s if times_s[0] + 0.2 < at_s < times_s[0] + 60.0]
         assert set(statuses(tmp_path).values()) == {"succeeded"}
 
@@ -200,7 +200,7 @@ class TestDisk:
         """A file that lies where the picture should go stays as it is, and so does the picture."""
         (tmp_path / "images").mkdir()
         (tmp_path / "images" / "j0.png").write_bytes(b"holiday")
-        run_virtual(play(tmp_path, ScriptedGateway(), jobs(1)))
+        run_virtual(run_jobs(tmp_path, ScriptedGateway(), jobs(1)))
         assert (tmp_path / "images" / "j0.png").read_bytes() == b"holiday"
         assert only_file(tmp_path) == picture_of("j0")
 
@@ -212,14 +212,14 @@ class TestDisk:
 
         gateway = ScriptedGateway()
         with monkeypatch.context() as patch:
-            patch.setattr(Store, "store", dies)
+            patch.setattr(LedgerStore, "store", dies)
             with pytest.raises(KeyError):
-                run_virtual(play(tmp_path, gateway, jobs(1)))
+                run_virtual(run_jobs(tmp_path, gateway, jobs(1)))
         assert states(tmp_path) == {"j0": "finished"}
         assert os.listdir(tmp_path / "images") == ["j0.png"]
-        run_virtual(play(tmp_path, gateway, jobs(1)))
+        run_virtual(run_jobs(tmp_path, gateway, jobs(1)))
         assert os.listdir(tmp_path / "images") == ["j0.png"]
-        assert len(gateway.bodies) == 1
+        assert len(gateway.submitted_bodies) == 1
         check_whole(tmp_path)
 
     @pytest.mark.parametrize("code", [errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS])
@@ -234,30 +234,30 @@ class TestDisk:
 
         gateway = ScriptedGateway()
         if method == "take":
-            gateway.media["j0"] = [[picture_of("j0")[:20], CUT], WHOLE]
+            gateway.download_script["j0"] = [[picture_of("j0")[:20], CUT], WHOLE]
         with monkeypatch.context() as patch:
-            patch.setattr(Picture, method, full)
-            engine = run_virtual(play(tmp_path, gateway, jobs(1)))
+            patch.setattr(ImageFile, method, full)
+            engine = run_virtual(run_jobs(tmp_path, gateway, jobs(1)))
         assert engine.stopped is not None
         assert os.strerror(code) in str(engine.stopped)
         assert states(tmp_path) == {"j0": "finished"}
-        run_virtual(play(tmp_path, gateway, jobs(1)))
+        run_virtual(run_jobs(tmp_path, gateway, jobs(1)))
         assert statuses(tmp_path) == {"j0": "succeeded"}
-        assert len(gateway.bodies) == 1
+        assert len(gateway.submitted_bodies) == 1
         check_whole(tmp_path)
 
     def test_a_stop_leaves_no_file_open(self, tmp_path: Path) -> None:
         """A download of many megabytes that is dropped by stop_now leaks no descriptor."""
         gateway = ScriptedGateway()
-        big = png(text=b"x" * (6 << 20))
-        gateway.media["j0"] = [[big[: 5 << 20], 3600.0, big[5 << 20 :]]]
+        big = make_png(text=b"x" * (6 << 20))
+        gateway.download_script["j0"] = [[big[: 5 << 20], 3600.0, big[5 << 20 :]]]
 
         async def main() -> None:
             async with Engine(tmp_path, gateway_client=gateway) as engine:
                 await engine.submit(jobs(1)[0])
                 await asyncio.sleep(100.0)
                 assert [path.stat().st_size for path in (tmp_path / "images").iterdir()] == [5 << 20]
-                engine.stop_now()
+                engine.abort()
 
         before = len(os.listdir("/proc/self/fd"))
         run_virtual(main())
@@ -270,11 +270,13 @@ class TestDisk:
         gateway = ScriptedGateway()
         for job in jobs(4):
             body = picture_of(job.id)
-            gateway.media[job.id] = [[body[:20], 0.5, body[20:50], 0.5, CUT], WHOLE]
-        run_until_killed(play(tmp_path, gateway, jobs(4)), killed_ms / 1000, tmp_path, disk_s=lambda: 0.2)
+            gateway.download_script[job.id] = [[body[:20], 0.5, body[20:50], 0.5, CUT], WHOLE]
+        run_until_killed(
+            run_jobs(tmp_path, gateway, jobs(4)), killed_ms / 1000, tmp_path, thread_duration_s=lambda: 0.2
+        )
         seen = {path.name: path.read_bytes() for path in (tmp_path / "images").glob("*.png")}
         assert all(data == picture_of(name.removesuffix(".png")) for name, data in seen.items())
-        run_virtual(play(tmp_path, gateway, jobs(4)))
+        run_virtual(run_jobs(tmp_path, gateway, jobs(4)))
         assert set(statuses(tmp_path).values()) == {"succeeded"}
-        assert len(gateway.bodies) == 4
+        assert len(gateway.submitted_bodies) == 4
         check_whole(tmp_path)

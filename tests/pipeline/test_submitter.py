@@ -15,25 +15,35 @@ import pytest
 from krea_batch import Engine, GatewayError, Job, RunStopped
 from krea_batch.jobs import Outcome
 from krea_batch.pipeline.producer import BATCH
-from krea_batch.pipeline.submitter import MOST_QUEUED, MOST_UNCLEAR
-from krea_batch.rules.verdicts import Accepted, Errored, Failed, Finished, NotSent, Refusal, Refused, Unclear, Waiting
-from krea_batch.testing.scripted_gateway import Accept, ScriptedGateway
-from tests.engine_fixtures import ask, jobs, play, rows, states, statuses
+from krea_batch.pipeline.submitter import MAX_AMBIGUOUS_RESUBMITS, MAX_QUEUED
+from krea_batch.rules.verdicts import (
+    Accepted,
+    Ambiguous,
+    Errored,
+    Failed,
+    Finished,
+    NotSent,
+    Refusal,
+    Refused,
+    Waiting,
+)
+from krea_batch.testing.scripted_gateway import ACCEPT, ScriptedGateway
+from tests.engine_fixtures import jobs, query_ledger, rows, run_jobs, states, statuses
 from tests.virtual_time_runs import run_virtual
-from tests.window_stats import most_in_a_window
+from tests.window_stats import max_in_window
 
-SLOW_DOWN = Refused(Refusal.SLOW_DOWN, 429, "too many requests", 2.0)
-QUOTA = Refused(Refusal.SLOW_DOWN, 403, "quota", 2.0)
-TRY_AGAIN = Refused(Refusal.TRY_AGAIN, 500, "internal error")
-AWAY = Refused(Refusal.TRY_AGAIN, 503, "unavailable", 7.0)
+SLOW_DOWN = Refused(Refusal.RATE_LIMITED, 429, "too many requests", 2.0)
+QUOTA = Refused(Refusal.RATE_LIMITED, 403, "quota", 2.0)
+TRY_AGAIN = Refused(Refusal.RETRYABLE, 500, "internal error")
+AWAY = Refused(Refusal.RETRYABLE, 503, "unavailable", 7.0)
 NOT_SENT = NotSent("no connection")
-UNCLEAR = Unclear("the connection was cut")
-STOP = {status: Refused(Refusal.STOP, status, "no") for status in (401, 402, 403)}
+UNCLEAR = Ambiguous("the connection was cut")
+STOP = {status: Refused(Refusal.FATAL, status, "no") for status in (401, 402, 403)}
 REJECTED = {status: Refused(Refusal.REJECTED, status, "bad") for status in (400, 404, 405, 413, 415, 422)}
 
 
 def sent_again_after_s(gateway: ScriptedGateway) -> list[float]:
-    times_s = gateway.post_times_s
+    times_s = gateway.submit_times_s
     return [later - earlier for earlier, later in itertools.pairwise(times_s)]
 
 
@@ -41,36 +51,36 @@ class TestWhatBecameOfAPost:
     def test_accepted_goes_home(self, tmp_path: Path) -> None:
         """An accepted POST is followed to its picture, and is the only one."""
         gateway = ScriptedGateway()
-        run_virtual(play(tmp_path, gateway, jobs(3)))
+        run_virtual(run_jobs(tmp_path, gateway, jobs(3)))
         assert statuses(tmp_path) == {"j0": "succeeded", "j1": "succeeded", "j2": "succeeded"}
-        assert gateway.prompts == ["j0", "j1", "j2"]
+        assert gateway.submitted_prompts == ["j0", "j1", "j2"]
 
     @pytest.mark.parametrize("status", REJECTED)
     def test_rejected_ends_the_job(self, tmp_path: Path, status: int) -> None:
         """A 400-class answer ends its job, costs nothing, is never sent again, and concerns no other job."""
         gateway = ScriptedGateway()
-        gateway.posts["j0"] = [REJECTED[status]]
-        run_virtual(play(tmp_path, gateway, jobs(2)))
+        gateway.submit_script["j0"] = [REJECTED[status]]
+        run_virtual(run_jobs(tmp_path, gateway, jobs(2)))
         assert statuses(tmp_path) == {"j0": "rejected", "j1": "succeeded"}
         assert rows(tmp_path)["j0"]["error"] == {"kind": f"http_{status}", "message": "bad"}
-        assert gateway.prompts == ["j0", "j1"]
-        run_virtual(play(tmp_path, gateway, jobs(2)))
-        assert gateway.prompts == ["j0", "j1"]
+        assert gateway.submitted_prompts == ["j0", "j1"]
+        run_virtual(run_jobs(tmp_path, gateway, jobs(2)))
+        assert gateway.submitted_prompts == ["j0", "j1"]
 
     @pytest.mark.parametrize("status", STOP)
     def test_a_refused_key_or_wallet_stops_the_run(self, tmp_path: Path, status: int) -> None:
         """401, 402 and 403 stop the run; the jobs stay pending, and the next run submits them."""
         gateway = ScriptedGateway()
         for job in jobs(4)[1:]:
-            gateway.posts[job.id] = [STOP[status], Accept]
-        engine = run_virtual(play(tmp_path, gateway, jobs(4), rate="1/s"))
+            gateway.submit_script[job.id] = [STOP[status], ACCEPT]
+        engine = run_virtual(run_jobs(tmp_path, gateway, jobs(4), rate="1/s"))
         assert isinstance(engine.stopped, GatewayError)
         assert engine.stopped.status == status
-        assert gateway.prompts == ["j0", "j1"]
+        assert gateway.submitted_prompts == ["j0", "j1"]
         assert states(tmp_path) == {"j0": "succeeded", "j1": "pending"}
         assert statuses(tmp_path) == {"j0": "succeeded"}
-        gateway.posts.clear()
-        run_virtual(play(tmp_path, gateway, jobs(4)))
+        gateway.submit_script.clear()
+        run_virtual(run_jobs(tmp_path, gateway, jobs(4)))
         assert set(statuses(tmp_path).values()) == {"succeeded"}
         assert len(gateway.charged) == 4
 
@@ -78,33 +88,35 @@ class TestWhatBecameOfAPost:
     def test_a_quota_pauses_and_goes_on(self, tmp_path: Path, refusal: Refused) -> None:
         """429, and 403 with Retry-After, hold all submits back for as long as the answer asks, and go on."""
         gateway = ScriptedGateway()
-        gateway.posts["j0"] = [refusal, Accept]
-        engine = run_virtual(play(tmp_path, gateway, jobs(5), rate="5/s"))
+        gateway.submit_script["j0"] = [refusal, ACCEPT]
+        engine = run_virtual(run_jobs(tmp_path, gateway, jobs(5), rate="5/s"))
         assert set(statuses(tmp_path).values()) == {"succeeded"}
         assert engine.stopped is None
-        answered_s = gateway.post_times_s[0] + gateway.post_s
-        assert all(not answered_s + 0.001 < at_s < answered_s + 2.0 for at_s in gateway.post_times_s)
-        assert len(gateway.bodies) == 6
-        assert ask(tmp_path, "SELECT result FROM submissions ORDER BY submission_no")[0] == ("refused",)
+        answered_s = gateway.submit_times_s[0] + gateway.submit_duration_s
+        assert all(not answered_s + 0.001 < at_s < answered_s + 2.0 for at_s in gateway.submit_times_s)
+        assert len(gateway.submitted_bodies) == 6
+        assert query_ledger(tmp_path, "SELECT result FROM submissions ORDER BY submission_no")[0] == ("refused",)
 
     @pytest.mark.parametrize("refusal", [TRY_AGAIN, AWAY, NOT_SENT], ids=["500", "503", "not sent"])
     def test_what_was_not_queued_goes_again(self, tmp_path: Path, refusal: Any) -> None:
         """500 and 503 with an error body, and what never left, are sent again until they are taken."""
         gateway = ScriptedGateway()
-        gateway.posts["j0"] = [refusal] * 3 + [Accept]
-        run_virtual(play(tmp_path, gateway, jobs(1), random=Random(1)))
+        gateway.submit_script["j0"] = [refusal] * 3 + [ACCEPT]
+        run_virtual(run_jobs(tmp_path, gateway, jobs(1), random=Random(1)))
         assert statuses(tmp_path) == {"j0": "succeeded"}
-        assert len(gateway.bodies) == 4
+        assert len(gateway.submitted_bodies) == 4
         assert len(gateway.charged) == 1
         assert rows(tmp_path)["j0"]["attempts"] == 4
-        words = [came_to for (came_to,) in ask(tmp_path, "SELECT result FROM submissions ORDER BY submission_no")]
+        words = [
+            came_to for (came_to,) in query_ledger(tmp_path, "SELECT result FROM submissions ORDER BY submission_no")
+        ]
         assert words == ["not_sent" if refusal is NOT_SENT else "refused"] * 3 + ["accepted"]
 
     def test_a_503_is_obeyed(self, tmp_path: Path) -> None:
         """A 503's Retry-After is the least that its job waits."""
         gateway = ScriptedGateway()
-        gateway.posts["j0"] = [AWAY, Accept]
-        run_virtual(play(tmp_path, gateway, jobs(1)))
+        gateway.submit_script["j0"] = [AWAY, ACCEPT]
+        run_virtual(run_jobs(tmp_path, gateway, jobs(1)))
         assert min(sent_again_after_s(gateway)) >= 7.0
 
     def test_backoff_grows(self, tmp_path: Path) -> None:
@@ -115,32 +127,32 @@ class TestWhatBecameOfAPost:
                 return 1.0
 
         gateway = ScriptedGateway()
-        gateway.posts["j0"] = [TRY_AGAIN] * 4 + [Accept]
-        run_virtual(play(tmp_path, gateway, jobs(1), random=Worst()))
-        pauses_s = [gap_s - gateway.post_s for gap_s in sent_again_after_s(gateway)]
+        gateway.submit_script["j0"] = [TRY_AGAIN] * 4 + [ACCEPT]
+        run_virtual(run_jobs(tmp_path, gateway, jobs(1), random=Worst()))
+        pauses_s = [gap_s - gateway.submit_duration_s for gap_s in sent_again_after_s(gateway)]
         assert pauses_s[:3] == pytest.approx([0.5, 1.0, 2.0], abs=0.01)
 
     def test_one_bad_job_among_good_ones_is_given_up(self, tmp_path: Path) -> None:
         """A job that alone is answered 500 each time ends rejected, and holds nobody up."""
         gateway = ScriptedGateway()
-        gateway.posts["j0"] = [TRY_AGAIN]
-        run_virtual(play(tmp_path, gateway, jobs(600), rate="5/s", max_in_flight=20))
+        gateway.submit_script["j0"] = [TRY_AGAIN]
+        run_virtual(run_jobs(tmp_path, gateway, jobs(600), rate="5/s", max_in_flight=20))
         found = statuses(tmp_path)
         assert found.pop("j0") == "rejected"
         assert set(found.values()) == {"succeeded"}
-        assert 8 <= gateway.prompts.count("j0") < 16
+        assert 8 <= gateway.submitted_prompts.count("j0") < 16
 
     @pytest.mark.parametrize("trouble", [TRY_AGAIN, AWAY, NOT_SENT], ids=["500", "503", "not sent"])
     def test_no_outage_is_waited_out_for_ever(self, tmp_path: Path, trouble: Any) -> None:
         """When nothing was taken for as long as a job may take, the run stops; the jobs stay for the next one."""
         gateway = ScriptedGateway()
-        gateway.posts["j0"] = gateway.posts["j1"] = [trouble]
-        engine = run_virtual(play(tmp_path, gateway, jobs(2), job_timeout_s=600.0))
+        gateway.submit_script["j0"] = gateway.submit_script["j1"] = [trouble]
+        engine = run_virtual(run_jobs(tmp_path, gateway, jobs(2), job_timeout_s=600.0))
         assert engine.stopped is not None
         assert "taken nothing for 600 s" in str(engine.stopped)
         assert set(states(tmp_path).values()) == {"pending"}
-        gateway.posts.clear()
-        run_virtual(play(tmp_path, gateway, jobs(2)))
+        gateway.submit_script.clear()
+        run_virtual(run_jobs(tmp_path, gateway, jobs(2)))
         assert set(statuses(tmp_path).values()) == {"succeeded"}
 
     @pytest.mark.parametrize("refusal", [TRY_AGAIN, NOT_SENT], ids=["500", "not sent"])
@@ -157,65 +169,65 @@ class TestWhatBecameOfAPost:
             return verdict
 
         gateway.submit = submit  # type: ignore[method-assign]
-        run_virtual(play(tmp_path, gateway, jobs(20), rate="50/s"))
+        run_virtual(run_jobs(tmp_path, gateway, jobs(20), rate="50/s"))
         assert set(statuses(tmp_path).values()) == {"succeeded"}
         assert len(gateway.charged) == 20
-        assert len(gateway.bodies) < 20 * 20
+        assert len(gateway.submitted_bodies) < 20 * 20
 
     def test_unclear_is_ambiguous_and_never_sent_again(self, tmp_path: Path) -> None:
         """A POST of which nobody knows what became is not repeated, in this run or the next."""
         gateway = ScriptedGateway()
-        gateway.posts["j0"] = [UNCLEAR, Accept]
+        gateway.submit_script["j0"] = [UNCLEAR, ACCEPT]
         for _ in range(2):
-            run_virtual(play(tmp_path, gateway, jobs(2)))
+            run_virtual(run_jobs(tmp_path, gateway, jobs(2)))
             assert statuses(tmp_path) == {"j0": "ambiguous", "j1": "succeeded"}
-            assert gateway.prompts == ["j0", "j1"]
+            assert gateway.submitted_prompts == ["j0", "j1"]
         assert rows(tmp_path)["j0"]["error"] == {"kind": "ambiguous", "message": UNCLEAR.reason}
 
     def test_unclear_is_sent_again_when_asked_for(self, tmp_path: Path) -> None:
         """With ambiguous=resubmit it is sent again, a few times and not for ever."""
         gateway = ScriptedGateway()
-        gateway.posts["j0"] = [UNCLEAR, Accept]
-        gateway.posts["j1"] = [UNCLEAR]
-        run_virtual(play(tmp_path, gateway, jobs(2), ambiguous="resubmit"))
+        gateway.submit_script["j0"] = [UNCLEAR, ACCEPT]
+        gateway.submit_script["j1"] = [UNCLEAR]
+        run_virtual(run_jobs(tmp_path, gateway, jobs(2), ambiguous="resubmit"))
         assert statuses(tmp_path) == {"j0": "succeeded", "j1": "ambiguous"}
-        assert gateway.prompts.count("j0") == 2
-        assert gateway.prompts.count("j1") == MOST_UNCLEAR
+        assert gateway.submitted_prompts.count("j0") == 2
+        assert gateway.submitted_prompts.count("j1") == MAX_AMBIGUOUS_RESUBMITS
         assert rows(tmp_path)["j0"]["error"] is None
 
     def test_held_jobs_are_sent_again_by_a_run_that_says_so(self, tmp_path: Path) -> None:
         """A run with ambiguous=resubmit takes up what an earlier one held."""
         gateway = ScriptedGateway()
-        gateway.posts["j0"] = [UNCLEAR, Accept]
-        run_virtual(play(tmp_path, gateway, jobs(1)))
-        run_virtual(play(tmp_path, gateway, jobs(1), ambiguous="resubmit"))
+        gateway.submit_script["j0"] = [UNCLEAR, ACCEPT]
+        run_virtual(run_jobs(tmp_path, gateway, jobs(1)))
+        run_virtual(run_jobs(tmp_path, gateway, jobs(1), ambiguous="resubmit"))
         assert statuses(tmp_path) == {"j0": "succeeded"}
-        assert len(gateway.bodies) == 2
+        assert len(gateway.submitted_bodies) == 2
 
     def test_one_request_id_for_two_jobs(self, tmp_path: Path) -> None:
         """The second job that is given a request_id is ambiguous; the first keeps it, and its picture."""
         gateway = ScriptedGateway()
         same = Accepted("krea_same", Waiting("QUEUED"))
-        gateway.posts["j0"] = [same]
-        gateway.posts["j1"] = [(1.0, same)]
-        run_virtual(play(tmp_path, gateway, jobs(2)))
+        gateway.submit_script["j0"] = [same]
+        gateway.submit_script["j1"] = [(1.0, same)]
+        run_virtual(run_jobs(tmp_path, gateway, jobs(2)))
         assert statuses(tmp_path) == {"j0": "succeeded", "j1": "ambiguous"}
         found = rows(tmp_path)
         assert found["j0"]["request_id"] == "krea_same"
         assert found["j1"]["request_id"] is None
-        assert len(gateway.bodies) == 2
+        assert len(gateway.submitted_bodies) == 2
 
     def test_the_answer_brings_the_picture(self, tmp_path: Path) -> None:
         """A job that its POST's answer already calls finished is not left waiting for an interval."""
         gateway = ScriptedGateway()
         request_id = "krea_quick"
         done = gateway.finished(request_id)
-        gateway.posts["j0"] = [Accepted(request_id, done)]
-        gateway.polls["j0"] = [Finished]
-        engine = run_virtual(play(tmp_path, gateway, jobs(1), poll_interval_s=600.0))
+        gateway.submit_script["j0"] = [Accepted(request_id, done)]
+        gateway.poll_script["j0"] = [Finished]
+        engine = run_virtual(run_jobs(tmp_path, gateway, jobs(1), poll_interval_s=600.0))
         assert statuses(tmp_path) == {"j0": "succeeded"}
         assert engine.stats().polls <= 1
-        assert len(gateway.bodies) == 1
+        assert len(gateway.submitted_bodies) == 1
 
 
 class TestOrder:
@@ -223,18 +235,18 @@ class TestOrder:
         """When a POST leaves, another process that reads the ledger finds the job submitting, its POST in the air."""
         gateway = ScriptedGateway()
         seen: list[Any] = []
-        gateway.posts["j1"] = [TRY_AGAIN, Accept]
-        gateway.posts["j2"] = [SLOW_DOWN, NOT_SENT, Accept]
-        gateway.on_post = lambda prompt: seen.extend(
-            ask(
+        gateway.submit_script["j1"] = [TRY_AGAIN, ACCEPT]
+        gateway.submit_script["j2"] = [SLOW_DOWN, NOT_SENT, ACCEPT]
+        gateway.on_submit = lambda prompt: seen.extend(
+            query_ledger(
                 tmp_path,
                 "SELECT job_id, state, count(*) FROM jobs JOIN submissions USING (job_no)"
                 " WHERE job_id = ? AND result IS NULL GROUP BY job_no",
                 prompt,
             )
         )
-        run_virtual(play(tmp_path, gateway, jobs(4)), disk_s=lambda: 0.3)
-        assert seen == [(prompt, "submitting", 1) for prompt in gateway.prompts]
+        run_virtual(run_jobs(tmp_path, gateway, jobs(4)), thread_duration_s=lambda: 0.3)
+        assert seen == [(prompt, "submitting", 1) for prompt in gateway.submitted_prompts]
         assert len(seen) == 7
 
     def test_the_request_id_is_on_disk_before_the_first_poll(self, tmp_path: Path) -> None:
@@ -242,15 +254,15 @@ class TestOrder:
         gateway = ScriptedGateway()
         seen: list[Any] = []
         sql = "SELECT request_id, state FROM jobs WHERE request_id = ?"
-        gateway.on_poll = lambda request_id: seen.append((request_id, ask(tmp_path, sql, request_id)))
+        gateway.on_poll = lambda request_id: seen.append((request_id, query_ledger(tmp_path, sql, request_id)))
 
         async def main() -> None:
             async with Engine(tmp_path, gateway_client=gateway) as engine:
                 handle = await engine.submit(jobs(1)[0])
-                assert ask(tmp_path, sql, handle.request_id) == [(handle.request_id, "accepted")]
+                assert query_ledger(tmp_path, sql, handle.request_id) == [(handle.request_id, "accepted")]
                 await handle
 
-        run_virtual(main(), disk_s=lambda: 0.3)
+        run_virtual(main(), thread_duration_s=lambda: 0.3)
         assert seen
         assert all(found == [(request_id, "accepted")] for request_id, found in seen)
 
@@ -261,10 +273,10 @@ class TestPace:
         """No window of one second holds more than the rate and one, and 98 % of the rate is used."""
         gateway = ScriptedGateway()
         for job in jobs(count):
-            gateway.posts[job.id] = [REJECTED[400]]
-        run_virtual(play(tmp_path, gateway, jobs(count), rate=f"{per_s}/s"))
-        times_s = gateway.post_times_s
-        assert most_in_a_window(times_s) <= per_s + 1
+            gateway.submit_script[job.id] = [REJECTED[400]]
+        run_virtual(run_jobs(tmp_path, gateway, jobs(count), rate=f"{per_s}/s"))
+        times_s = gateway.submit_times_s
+        assert max_in_window(times_s) <= per_s + 1
         assert (count - 1) / (times_s[-1] - times_s[0]) >= 0.98 * per_s
 
     @pytest.mark.parametrize(("per_s", "count"), [(5, 40), (50, 250), (500, 1200)])
@@ -272,56 +284,56 @@ class TestPace:
         """Commits that take long now and then do not make POSTs leave together, past the rate."""
         gateway = ScriptedGateway()
         for job in jobs(count):
-            gateway.posts[job.id] = [REJECTED[400]]
+            gateway.submit_script[job.id] = [REJECTED[400]]
         chance = Random(7)
 
         def disk_s() -> float:
             return 0.6 if chance.random() < 0.02 else chance.uniform(0.001, 0.02)
 
-        run_virtual(play(tmp_path, gateway, jobs(count), rate=f"{per_s}/s"), disk_s=disk_s)
-        assert most_in_a_window(gateway.post_times_s) <= per_s + 1
+        run_virtual(run_jobs(tmp_path, gateway, jobs(count), rate=f"{per_s}/s"), thread_duration_s=disk_s)
+        assert max_in_window(gateway.submit_times_s) <= per_s + 1
 
     def test_a_rate_a_minute(self, tmp_path: Path) -> None:
         """A rate of less than one a second is kept, too."""
         gateway = ScriptedGateway()
-        run_virtual(play(tmp_path, gateway, jobs(5), rate="6/min"))
+        run_virtual(run_jobs(tmp_path, gateway, jobs(5), rate="6/min"))
         assert min(sent_again_after_s(gateway)) >= 9.99
 
     @pytest.mark.parametrize("limit_per_s", [3, 20])
     def test_it_finds_a_limit_nobody_told_it(self, tmp_path: Path, limit_per_s: int) -> None:
         """Where the gateway takes fewer than --rate, few POSTs are refused and most of its limit is used."""
         gateway = ScriptedGateway()
-        gateway.post_s = 0.05
+        gateway.submit_duration_s = 0.05
         taken_s: list[float] = []
         accept = gateway.submit
 
         async def submit(body: bytes, *, callback: str = "") -> Any:
             now_s = asyncio.get_running_loop().time()
             if len([at_s for at_s in taken_s if at_s > now_s - 1.0]) >= limit_per_s:
-                gateway.post_times_s.append(now_s)
+                gateway.submit_times_s.append(now_s)
                 await asyncio.sleep(0.05)
-                return Refused(Refusal.SLOW_DOWN, 429, "slow down", 1.0)
+                return Refused(Refusal.RATE_LIMITED, 429, "slow down", 1.0)
             taken_s.append(now_s)
             return await accept(body)
 
         gateway.submit = submit  # type: ignore[method-assign]
         count = 40 * limit_per_s
-        run_virtual(play(tmp_path, gateway, jobs(count), rate=f"{limit_per_s * 3}/s"))
+        run_virtual(run_jobs(tmp_path, gateway, jobs(count), rate=f"{limit_per_s * 3}/s"))
         assert set(statuses(tmp_path).values()) == {"succeeded"}
         assert len(gateway.charged) == count
-        assert len(gateway.post_times_s) - count < 0.25 * count
+        assert len(gateway.submit_times_s) - count < 0.25 * count
         assert count / (taken_s[-1] - taken_s[0]) >= 0.5 * limit_per_s
 
     def test_a_storm_of_429s(self, tmp_path: Path) -> None:
         """A hundred refusals at once cost one pause, not a hundred, and every job is submitted in the end."""
         gateway = ScriptedGateway()
-        gateway.post_s = 2.0
+        gateway.submit_duration_s = 2.0
         for job in jobs(100):
-            gateway.posts[job.id] = [SLOW_DOWN, Accept]
-        run_virtual(play(tmp_path, gateway, jobs(100), rate="100/s"))
+            gateway.submit_script[job.id] = [SLOW_DOWN, ACCEPT]
+        run_virtual(run_jobs(tmp_path, gateway, jobs(100), rate="100/s"))
         assert set(statuses(tmp_path).values()) == {"succeeded"}
-        assert len(gateway.bodies) == 200
-        assert gateway.post_times_s[-1] - gateway.post_times_s[0] < 30.0
+        assert len(gateway.submitted_bodies) == 200
+        assert gateway.submit_times_s[-1] - gateway.submit_times_s[0] < 30.0
 
 
 class TestBounds:
@@ -329,14 +341,14 @@ class TestBounds:
     def test_max_in_flight(self, tmp_path: Path, most: int) -> None:
         """No more jobs than that are on their way at any time, from POST to picture."""
         gateway = ScriptedGateway()
-        gateway.post_s = 3.0
+        gateway.submit_duration_s = 3.0
         on_way: list[int] = []
         sql = "SELECT count(*) FROM jobs WHERE state NOT IN ('succeeded', 'rejected')"
-        gateway.on_post = lambda _: on_way.append(ask(tmp_path, sql)[0][0])
+        gateway.on_submit = lambda _: on_way.append(query_ledger(tmp_path, sql)[0][0])
         for job in jobs(100)[::3]:
-            gateway.posts[job.id] = [REJECTED[400]]
-        run_virtual(play(tmp_path, gateway, jobs(100), rate="200/s", max_in_flight=most))
-        assert gateway.most_in_air <= most
+            gateway.submit_script[job.id] = [REJECTED[400]]
+        run_virtual(run_jobs(tmp_path, gateway, jobs(100), rate="200/s", max_in_flight=most))
+        assert gateway.peak_pending_submits <= most
         assert max(on_way) <= most
         assert len(rows(tmp_path)) == 100
 
@@ -357,8 +369,8 @@ class TestBounds:
                 running = asyncio.create_task(engine.run(source()))
                 await asyncio.sleep(3)
                 assert engine.stats().submits == pytest.approx(30, abs=3)
-                assert read <= MOST_QUEUED + 2 * BATCH
-                engine.stop_now()
+                assert read <= MAX_QUEUED + 2 * BATCH
+                engine.abort()
                 await asyncio.wait([running])
                 running.exception()
 
@@ -370,17 +382,17 @@ class TestBounds:
     def test_max_charges(self, tmp_path: Path, post_s: float) -> None:
         """Accepted and ambiguous POSTs never pass --max-charges, however many answers are in the air."""
         gateway = ScriptedGateway()
-        gateway.post_s = post_s
+        gateway.submit_duration_s = post_s
         for n in range(0, 50, 5):
-            gateway.posts[f"j{n}"] = [UNCLEAR]
-        engine = run_virtual(play(tmp_path, gateway, jobs(50), rate="100/s", max_charges=10))
-        came_to = [word for (word,) in ask(tmp_path, "SELECT result FROM submissions")]
+            gateway.submit_script[f"j{n}"] = [UNCLEAR]
+        engine = run_virtual(run_jobs(tmp_path, gateway, jobs(50), rate="100/s", max_charges=10))
+        came_to = [word for (word,) in query_ledger(tmp_path, "SELECT result FROM submissions")]
         assert came_to.count("accepted") + came_to.count("ambiguous") == len(came_to) == 10
         assert engine.stopped is not None
         assert "--max-charges 10" in str(engine.stopped)
-        again = run_virtual(play(tmp_path, gateway, jobs(50), rate="100/s", max_charges=12))
+        again = run_virtual(run_jobs(tmp_path, gateway, jobs(50), rate="100/s", max_charges=12))
         assert again.stopped is not None
-        assert len(ask(tmp_path, "SELECT 1 FROM submissions")) == 12
+        assert len(query_ledger(tmp_path, "SELECT 1 FROM submissions")) == 12
 
     @pytest.mark.parametrize(
         "free",
@@ -390,33 +402,33 @@ class TestBounds:
     def test_what_is_free_does_not_use_up_max_charges(self, tmp_path: Path, free: Any) -> None:
         """POSTs in the air that turn out free leave room for as many others, and the budget is used to the full."""
         gateway = ScriptedGateway()
-        gateway.post_s = 1.0
+        gateway.submit_duration_s = 1.0
         for n in range(12):
-            gateway.posts[f"j{n}"] = [free, Accept]
-        run_virtual(play(tmp_path, gateway, jobs(40), rate="100/s", max_charges=10))
+            gateway.submit_script[f"j{n}"] = [free, ACCEPT]
+        run_virtual(run_jobs(tmp_path, gateway, jobs(40), rate="100/s", max_charges=10))
         assert len(gateway.charged) == 10
         assert list(statuses(tmp_path).values()).count("succeeded") == 10
 
     def test_errors_do_not_use_up_max_charges(self, tmp_path: Path) -> None:
         """A job that ends errored was not charged, and leaves room for another."""
         gateway = ScriptedGateway()
-        gateway.polls["j0"] = [Errored("system")]
-        run_virtual(play(tmp_path, gateway, jobs(4), rate="1/min", max_charges=2, max_attempts=1))
+        gateway.poll_script["j0"] = [Errored("system")]
+        run_virtual(run_jobs(tmp_path, gateway, jobs(4), rate="1/min", max_charges=2, max_attempts=1))
         assert list(statuses(tmp_path).values()) == ["errored", "succeeded", "succeeded"]
 
     def test_a_budget_that_is_just_enough_stops_nothing(self, tmp_path: Path) -> None:
         """As many jobs as may be charged are done, and the run ends in order."""
         gateway = ScriptedGateway()
-        engine = run_virtual(play(tmp_path, gateway, jobs(5), max_charges=5))
+        engine = run_virtual(run_jobs(tmp_path, gateway, jobs(5), max_charges=5))
         assert engine.stopped is None
         assert set(statuses(tmp_path).values()) == {"succeeded"}
 
     def test_a_budget_of_nothing(self, tmp_path: Path) -> None:
         """--max-charges 0 sends nothing."""
         gateway = ScriptedGateway()
-        engine = run_virtual(play(tmp_path, gateway, jobs(5), max_charges=0))
+        engine = run_virtual(run_jobs(tmp_path, gateway, jobs(5), max_charges=0))
         assert engine.stopped is not None
-        assert gateway.bodies == []
+        assert gateway.submitted_bodies == []
 
 
 class TestCancelling:
@@ -425,7 +437,7 @@ class TestCancelling:
     def test_no_post_is_ever_unrecorded(self, tmp_path: Path, what: str, after_ms: int) -> None:
         """Whatever is cancelled at whatever moment: each POST that left is on record, with what it came to."""
         gateway = ScriptedGateway()
-        gateway.post_s = 1.0
+        gateway.submit_duration_s = 1.0
 
         async def main() -> None:
             engine = Engine(tmp_path, gateway_client=gateway)
@@ -444,29 +456,29 @@ class TestCancelling:
                 pass
             await asyncio.gather(*waits, return_exceptions=True)
 
-        run_virtual(main(), disk_s=lambda: 0.1)
+        run_virtual(main(), thread_duration_s=lambda: 0.1)
         on_record = dict(
-            ask(
+            query_ledger(
                 tmp_path,
                 "SELECT job_id, s.request_id FROM submissions s JOIN jobs USING (job_no) WHERE result = 'accepted'",
             )
         )
         assert {request_id: prompt for prompt, request_id in on_record.items()} == gateway.charged
-        assert len(gateway.bodies) == len(gateway.charged)  # all of them were answered in time
-        assert not ask(tmp_path, "SELECT 1 FROM submissions WHERE result IS NULL")
+        assert len(gateway.submitted_bodies) == len(gateway.charged)  # all of them were answered in time
+        assert not query_ledger(tmp_path, "SELECT 1 FROM submissions WHERE result IS NULL")
 
     def test_in_a_hurry_the_answer_is_waited_for_but_not_long(self, tmp_path: Path) -> None:
         """stop_now gives POSTs in the air a few seconds; then they are ambiguous, and the engine is closed."""
         gateway = ScriptedGateway()
-        gateway.posts["j0"] = [(50.0, Accept)]
-        gateway.posts["j1"] = [(3.0, Accept)]
+        gateway.submit_script["j0"] = [(50.0, ACCEPT)]
+        gateway.submit_script["j1"] = [(3.0, ACCEPT)]
 
         async def main() -> float:
             loop = asyncio.get_running_loop()
             async with Engine(tmp_path, gateway_client=gateway) as engine:
                 waits = [asyncio.create_task(engine.generate(job)) for job in jobs(2)]
                 await asyncio.sleep(1.0)
-                engine.stop_now()
+                engine.abort()
                 began_s = loop.time()
             ends: list[Outcome | BaseException] = await asyncio.gather(*waits, return_exceptions=True)
             assert isinstance(ends[0], Outcome)
@@ -490,16 +502,16 @@ class TestCancelling:
                 await running
             return stopped_s
 
-        stopped_s = run_virtual(main(), disk_s=lambda: 0.1)
-        assert all(at_s <= stopped_s for at_s in gateway.post_times_s)
+        stopped_s = run_virtual(main(), thread_duration_s=lambda: 0.1)
+        assert all(at_s <= stopped_s for at_s in gateway.submit_times_s)
         assert set(states(tmp_path).values()) <= {"succeeded", "pending"}
 
 
 def test_a_job_of_the_library_is_sent_as_it_is_written(tmp_path: Path) -> None:
     """The body of the POST holds the document's fields and no others."""
     gateway = ScriptedGateway()
-    run_virtual(play(tmp_path, gateway, [Job(prompt="a cat", id="cat", metadata={"mine": 1}, seed=3)]))
-    assert gateway.bodies == [
+    run_virtual(run_jobs(tmp_path, gateway, [Job(prompt="a cat", id="cat", metadata={"mine": 1}, seed=3)]))
+    assert gateway.submitted_bodies == [
         {
             "prompt": "a cat",
             "aspect_ratio": "1:1",
@@ -518,22 +530,22 @@ class TestWhenAllFailAlike:
         """A run whose first jobs all come to the same stops there; what it did not begin, the next run does."""
         gateway = ScriptedGateway()
         for job in jobs(30):
-            gateway.posts[job.id] = [verdict]
-        engine = run_virtual(play(tmp_path, gateway, jobs(100), rate="2/s", max_identical_failures=5))
+            gateway.submit_script[job.id] = [verdict]
+        engine = run_virtual(run_jobs(tmp_path, gateway, jobs(100), rate="2/s", max_identical_failures=5))
         assert engine.stopped is not None
         assert "5 jobs" in engine.stopped.reason
-        assert 5 <= len(gateway.bodies) <= 7
-        gateway.posts.clear()
-        run_virtual(play(tmp_path, gateway, jobs(100), rate="50/s", max_identical_failures=5))
+        assert 5 <= len(gateway.submitted_bodies) <= 7
+        gateway.submit_script.clear()
+        run_virtual(run_jobs(tmp_path, gateway, jobs(100), rate="50/s", max_identical_failures=5))
         assert len(rows(tmp_path)) == 100
-        assert len(gateway.bodies) == 100
+        assert len(gateway.submitted_bodies) == 100
 
     def test_what_fails_at_the_model(self, tmp_path: Path) -> None:
         """FAILED is paid: when the first ones all come to it, no more are submitted."""
         gateway = ScriptedGateway()
         for job in jobs(100):
-            gateway.polls[job.id] = [Failed("no GPU")]
-        engine = run_virtual(play(tmp_path, gateway, jobs(100), rate="2/s", max_identical_failures=3))
+            gateway.poll_script[job.id] = [Failed("no GPU")]
+        engine = run_virtual(run_jobs(tmp_path, gateway, jobs(100), rate="2/s", max_identical_failures=3))
         assert engine.stopped is not None
         assert "first 3 jobs all ended failed (no GPU)" in engine.stopped.reason
         assert len(gateway.charged) < 30
@@ -543,8 +555,8 @@ class TestWhenAllFailAlike:
         """Bad jobs among good ones are bad jobs."""
         gateway = ScriptedGateway()
         for job in jobs(100)[10:60]:
-            gateway.posts[job.id] = [REJECTED[400]]
-        engine = run_virtual(play(tmp_path, gateway, jobs(100), rate="2/s", max_identical_failures=5))
+            gateway.submit_script[job.id] = [REJECTED[400]]
+        engine = run_virtual(run_jobs(tmp_path, gateway, jobs(100), rate="2/s", max_identical_failures=5))
         assert engine.stopped is None
         assert len(rows(tmp_path)) == 100
 
@@ -560,16 +572,16 @@ class TestBrownOut:
         async def submit(body: bytes, *, callback: str = "") -> Any:
             if chance.random() < 0.5:
                 now_s = asyncio.get_running_loop().time()
-                gateway.post_times_s.append(now_s)
+                gateway.submit_times_s.append(now_s)
                 failed_s.append(now_s)
                 return TRY_AGAIN
             return await accept(body)
 
         gateway.submit = submit  # type: ignore[method-assign]
-        run_virtual(play(tmp_path, gateway, jobs(400), rate="50/s"))
+        run_virtual(run_jobs(tmp_path, gateway, jobs(400), rate="50/s"))
         assert set(statuses(tmp_path).values()) == {"succeeded"}
         assert len(gateway.charged) == 400
-        began_s = gateway.post_times_s[0]
-        for n, at_s in enumerate(gateway.post_times_s):
+        began_s = gateway.submit_times_s[0]
+        for n, at_s in enumerate(gateway.submit_times_s):
             retries_so_far = n + 1 - 400
             assert retries_so_far <= 50 + 10 * (at_s - began_s) + 1

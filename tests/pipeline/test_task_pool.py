@@ -7,7 +7,7 @@ import asyncio
 import anyio
 import pytest
 
-from krea_batch.pipeline.task_pool import Crew
+from krea_batch.pipeline.task_pool import TaskPool
 from tests.virtual_time_runs import run_virtual
 
 
@@ -17,11 +17,11 @@ class Diary:
     def __init__(self) -> None:
         self.lines: list[str] = []
 
-    async def step(self, crew: Crew, *, exposed: bool) -> None:
+    async def step(self, crew: TaskPool, *, exposed: bool) -> None:
         """One step of ten seconds and a word after it."""
         try:
             if exposed:
-                await crew.exposed(asyncio.sleep, 10)
+                await crew.cancellable(asyncio.sleep, 10)
             else:
                 await asyncio.sleep(10)
             self.lines.append("done")
@@ -37,8 +37,8 @@ def test_leaving_cancels_only_the_exposed(exposed: bool, came_to: str) -> None:
 
     async def stage() -> None:
         with anyio.move_on_after(5):
-            async with Crew() as crew:
-                crew.start(diary.step(crew, exposed=exposed))
+            async with TaskPool() as crew:
+                crew.spawn(diary.step(crew, exposed=exposed))
                 await anyio.sleep_forever()
 
     run_virtual(stage())
@@ -49,15 +49,15 @@ def test_nothing_is_exposed_after_the_dismissal() -> None:
     """A task that comes to its exposed part after the stage was left goes no further."""
     lines: list[str] = []
 
-    async def two_steps(crew: Crew) -> None:
+    async def two_steps(crew: TaskPool) -> None:
         await asyncio.sleep(10)
         lines.append("first")
-        await crew.exposed(asyncio.sleep, 10)
+        await crew.cancellable(asyncio.sleep, 10)
         lines.append("second")
 
     async def stage() -> None:
-        async with Crew() as crew:
-            crew.start(two_steps(crew))
+        async with TaskPool() as crew:
+            crew.spawn(two_steps(crew))
             await asyncio.sleep(5)
 
     run_virtual(stage())
@@ -73,10 +73,10 @@ def test_an_error_ends_the_stage_and_spares_the_others() -> None:
         raise ZeroDivisionError
 
     async def stage() -> None:
-        async with Crew() as crew:
-            crew.start(diary.step(crew, exposed=False))
-            crew.start(diary.step(crew, exposed=True))
-            crew.start(fails())
+        async with TaskPool() as crew:
+            crew.spawn(diary.step(crew, exposed=False))
+            crew.spawn(diary.step(crew, exposed=True))
+            crew.spawn(fails())
             await anyio.sleep_forever()
 
     with pytest.raises(ZeroDivisionError):
@@ -92,16 +92,16 @@ def test_exposed_gives_what_the_work_gives() -> None:
 
     results: list[object] = []
 
-    async def asks(crew: Crew) -> None:
-        results.append(await crew.exposed(half, 3, of=2))
+    async def asks(crew: TaskPool) -> None:
+        results.append(await crew.cancellable(half, 3, of=2))
         try:
-            await crew.exposed(half, 3, of=0)
+            await crew.cancellable(half, 3, of=0)
         except ZeroDivisionError as error:
             results.append(type(error))
 
     async def stage() -> None:
-        async with Crew() as crew:
-            crew.start(asks(crew))
+        async with TaskPool() as crew:
+            crew.spawn(asks(crew))
             await asyncio.sleep(1)
 
     run_virtual(stage())

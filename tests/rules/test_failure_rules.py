@@ -6,17 +6,17 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from krea_batch.jobs import Outcome, State, Trouble
-from krea_batch.rules.backoff import LONGEST_PAUSE_S, RETRIES_AT_ONCE, RetryBudget
-from krea_batch.rules.circuit_breaker import OUTAGE_AFTER, Outage
-from krea_batch.rules.fail_fast import SameFailure
+from krea_batch.jobs import ErrorInfo, Outcome, State
+from krea_batch.rules.backoff import MAX_BACKOFF_S, RETRY_BURST, RetryBudget
+from krea_batch.rules.circuit_breaker import OPEN_AFTER, CircuitBreaker
+from krea_batch.rules.fail_fast import IdenticalFailureGuard
 
 
 def ended(status: State, kind: str = "") -> Outcome:
     """A job that came to this end."""
     return Outcome(
         id="a", status=status, request_id=None, files=(), request={}, metadata={}, polls=0, attempts=1,
-        error=Trouble(kind, f"because of {kind}") if kind else None,
+        error=ErrorInfo(kind, f"because of {kind}") if kind else None,
         submitted_at=None, accepted_at=None, finished_at=None, stored_at=None,
     )  # fmt: skip
 
@@ -24,38 +24,38 @@ def ended(status: State, kind: str = "") -> Outcome:
 class TestOutage:
     def test_a_few_failures_are_none(self) -> None:
         """As many failures in a row as a bad day brings pause nothing, and one answer makes them forgotten."""
-        outage = Outage()
+        outage = CircuitBreaker()
         for _ in range(10):
-            for n in range(OUTAGE_AFTER):
-                assert outage.failed(float(n), float(n), 1.0) == 0.0
-            assert not outage.is_on
-            outage.worked()
+            for n in range(OPEN_AFTER):
+                assert outage.record_failure(float(n), float(n), 1.0) == 0.0
+            assert not outage.is_open
+            outage.record_success()
 
     def test_pauses_double_up_to_a_minute(self) -> None:
         """Tries that fail one after the other wait longer each time, never more than a minute."""
-        outage, now_s, pauses_s = Outage(), 0.0, []
-        for _ in range(OUTAGE_AFTER + 12):
-            pause_s = outage.failed(now_s, now_s + 0.1, 1.0)
+        outage, now_s, pauses_s = CircuitBreaker(), 0.0, []
+        for _ in range(OPEN_AFTER + 12):
+            pause_s = outage.record_failure(now_s, now_s + 0.1, 1.0)
             pauses_s.append(pause_s)
             now_s += pause_s + 0.2
-        assert pauses_s[:OUTAGE_AFTER] == [0.0] * OUTAGE_AFTER
-        assert pauses_s[OUTAGE_AFTER : OUTAGE_AFTER + 8] == [0.5, 1, 2, 4, 8, 16, 32, 60]
-        assert set(pauses_s[OUTAGE_AFTER + 8 :]) == {LONGEST_PAUSE_S}
+        assert pauses_s[:OPEN_AFTER] == [0.0] * OPEN_AFTER
+        assert pauses_s[OPEN_AFTER : OPEN_AFTER + 8] == [0.5, 1, 2, 4, 8, 16, 32, 60]
+        assert set(pauses_s[OPEN_AFTER + 8 :]) == {MAX_BACKOFF_S}
         assert outage.since_s == 0.1
 
     def test_what_was_in_the_air_is_one_failure(self) -> None:
         """Five hundred POSTs that fail together make one pause, and the next one is no longer for it."""
-        outage = Outage()
-        pauses_s = [outage.failed(0.0, 1.0, 1.0) for _ in range(500)]
+        outage = CircuitBreaker()
+        pauses_s = [outage.record_failure(0.0, 1.0, 1.0) for _ in range(500)]
         assert [pause_s for pause_s in pauses_s if pause_s] == [0.5]
-        assert outage.failed(2.0, 2.1, 1.0) == 1.0
+        assert outage.record_failure(2.0, 2.1, 1.0) == 1.0
 
 
 class TestRetryBudget:
     def test_a_passing_fault_waits_for_nothing(self) -> None:
         """The first retries go at once, whatever the rate."""
         budget = RetryBudget(1.0)
-        assert [budget.spend(5.0) for _ in range(RETRIES_AT_ONCE)] == [0.0] * RETRIES_AT_ONCE
+        assert [budget.spend(5.0) for _ in range(RETRY_BURST)] == [0.0] * RETRY_BURST
         assert budget.spend(5.0) > 0
 
     @given(st.floats(0.1, 2000), st.lists(st.floats(0, 2), max_size=400))
@@ -65,15 +65,15 @@ class TestRetryBudget:
         for gap_s in gaps_s:
             now_s += gap_s
             wait_s = budget.spend(now_s)
-            assert 0 <= wait_s <= LONGEST_PAUSE_S
+            assert 0 <= wait_s <= MAX_BACKOFF_S
             went_s.append(now_s + wait_s)
         within = [at_s for at_s in went_s if at_s < now_s]
-        assert len(within) <= RETRIES_AT_ONCE + now_s * max(1.0, rate_per_s / 5) + 1
+        assert len(within) <= RETRY_BURST + now_s * max(1.0, rate_per_s / 5) + 1
 
     def test_debts_are_not_for_ever(self) -> None:
         """After an outage of thousands of retries, no job waits longer than a minute for its own."""
         budget = RetryBudget(10.0)
-        assert max(budget.spend(0.0) for _ in range(10_000)) == LONGEST_PAUSE_S
+        assert max(budget.spend(0.0) for _ in range(10_000)) == MAX_BACKOFF_S
         assert budget.spend(61.0) == pytest.approx(0.0, abs=0.5)
 
 
@@ -81,7 +81,7 @@ class TestSameFailure:
     @pytest.mark.parametrize("status", [State.FAILED, State.REJECTED, State.ERRORED, State.TIMED_OUT])
     def test_the_first_jobs_all_alike(self, status: State) -> None:
         """The run stops at the limit and not before, and the reason names the end and the gateway's words."""
-        rule = SameFailure(5)
+        rule = IdenticalFailureGuard(5)
         assert [rule.ended(ended(status, "why")) for _ in range(4)] == [None] * 4
         reason = rule.ended(ended(status, "why"))
         assert reason is not None
@@ -90,13 +90,13 @@ class TestSameFailure:
 
     def test_not_alike(self) -> None:
         """Failures of several kinds are several bad jobs."""
-        rule = SameFailure(3)
+        rule = IdenticalFailureGuard(3)
         ends = [ended(State.REJECTED, kind) for kind in ["http_400", "http_422"] + ["http_400"] * 9]
         assert not any(map(rule.ended, ends))
 
     def test_once_one_has_succeeded(self) -> None:
         """After a success, here or in an earlier run, bad prompts in a row are bad prompts."""
-        rule, again = SameFailure(3), SameFailure(3, has_succeeded=True)
+        rule, again = IdenticalFailureGuard(3), IdenticalFailureGuard(3, has_succeeded=True)
         rule.ended(ended(State.SUCCEEDED))
         for _ in range(100):
             assert rule.ended(ended(State.FAILED, "failed")) is None
@@ -104,7 +104,7 @@ class TestSameFailure:
 
     def test_ambiguous_ones_in_a_row_at_any_time(self) -> None:
         """Money that may be spent on nothing stops the run in its middle, too."""
-        rule = SameFailure(3, has_succeeded=True)
+        rule = IdenticalFailureGuard(3, has_succeeded=True)
         for _ in range(10):
             assert rule.ended(ended(State.AMBIGUOUS, "ambiguous")) is None
             assert rule.ended(ended(State.AMBIGUOUS, "ambiguous")) is None
@@ -115,5 +115,5 @@ class TestSameFailure:
 
     def test_never(self) -> None:
         """0 never stops a run."""
-        rule = SameFailure(0)
+        rule = IdenticalFailureGuard(0)
         assert not any(rule.ended(ended(State.FAILED, "failed")) for _ in range(1000))

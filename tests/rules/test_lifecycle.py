@@ -10,34 +10,34 @@ from hypothesis import strategies as st
 
 from krea_batch.errors import InternalError
 from krea_batch.jobs import FINAL, State
-from krea_batch.rules.backoff import LONGEST_PAUSE_S, pause_s
+from krea_batch.rules.backoff import MAX_BACKOFF_S, backoff_s
 from krea_batch.rules.lifecycle import (
     MAX_REFUSALS,
-    TABLE,
-    Again,
-    End,
-    Fetch,
-    Go,
-    LookAgain,
-    Stop,
+    TRANSITIONS,
+    Accept,
+    Download,
+    EndJob,
+    PollAgain,
+    Requeue,
+    StopRun,
     after_poll,
     after_post,
-    check_move,
+    check_transition,
     on_resume,
 )
 from krea_batch.rules.verdicts import (
     Accepted,
+    Ambiguous,
     Errored,
     Failed,
     Finished,
     NotSent,
-    PollTrouble,
+    PollFailed,
     PollVerdict,
     PostVerdict,
     Progress,
     Refusal,
     Refused,
-    Unclear,
     Waiting,
 )
 
@@ -67,9 +67,9 @@ refusals: st.SearchStrategy[Refused] = st.builds(
     Refused, st.sampled_from(Refusal), st.integers(400, 599), words, waits
 )
 post_verdicts: st.SearchStrategy[PostVerdict] = st.one_of(
-    st.builds(Accepted, words, progress), refusals, st.builds(NotSent, words), st.builds(Unclear, words)
+    st.builds(Accepted, words, progress), refusals, st.builds(NotSent, words), st.builds(Ambiguous, words)
 )
-poll_verdicts: st.SearchStrategy[PollVerdict] = progress | st.builds(PollTrouble, words, st.integers(0, 599), waits)
+poll_verdicts: st.SearchStrategy[PollVerdict] = progress | st.builds(PollFailed, words, st.integers(0, 599), waits)
 
 
 def paths(old: State, without: State) -> Iterator[State]:
@@ -77,7 +77,7 @@ def paths(old: State, without: State) -> Iterator[State]:
     seen: set[State] = set()
     front = [old]
     while front:
-        for new in TABLE[front.pop()] - seen - {without}:
+        for new in TRANSITIONS[front.pop()] - seen - {without}:
             seen.add(new)
             front.append(new)
             yield new
@@ -86,7 +86,7 @@ def paths(old: State, without: State) -> Iterator[State]:
 @pytest.mark.parametrize("old", State)
 def test_table(old: State) -> None:
     """The table holds the moves of DESIGN, section 3, and no others."""
-    assert {new.value for new in TABLE[old]} == DESIGN[old.value]
+    assert {new.value for new in TRANSITIONS[old]} == DESIGN[old.value]
 
 
 @pytest.mark.parametrize("old", State)
@@ -94,10 +94,10 @@ def test_table(old: State) -> None:
 def test_check_move(old: State, new: State) -> None:
     """A move of the table passes; any other one is a bug of ours that names both states."""
     if new.value in DESIGN[old.value]:
-        check_move(old, new)
+        check_transition(old, new)
         return
     with pytest.raises(InternalError, match=f"{old}.*{new}"):
-        check_move(old, new)
+        check_transition(old, new)
 
 
 def test_ends() -> None:
@@ -107,12 +107,12 @@ def test_ends() -> None:
 
 def test_a_post_goes_only_from_submitting() -> None:
     """An accepted job has passed through `submitting`, whose intent is on disk, or somebody resolved it."""
-    assert {old for old in State if State.ACCEPTED in TABLE[old]} == {
+    assert {old for old in State if State.ACCEPTED in TRANSITIONS[old]} == {
         State.SUBMITTING,
         State.AMBIGUOUS,
         State.TIMED_OUT,
     }
-    assert {old for old in State if State.SUBMITTING in TABLE[old]} == {State.PENDING}
+    assert {old for old in State if State.SUBMITTING in TRANSITIONS[old]} == {State.PENDING}
 
 
 def test_only_errored_leads_to_a_second_paid_post() -> None:
@@ -123,7 +123,7 @@ def test_only_errored_leads_to_a_second_paid_post() -> None:
 
 def test_final_states_are_final() -> None:
     """Nothing leads out of succeeded, failed, rejected and cancelled."""
-    assert {old for old in State if not TABLE[old]} == {
+    assert {old for old in State if not TRANSITIONS[old]} == {
         State.SUCCEEDED,
         State.FAILED,
         State.REJECTED,
@@ -138,54 +138,54 @@ def test_final_states_are_final() -> None:
 def test_every_post_decision_is_a_move(verdict: PostVerdict, refused: int, chance: float) -> None:
     """Each verdict on a POST comes to a decision whose move from `submitting` is in the table."""
     match after_post(verdict, refusals=refused, chance=chance):
-        case Go():
-            check_move(State.SUBMITTING, State.ACCEPTED)
-        case Again(wait_s):
-            check_move(State.SUBMITTING, State.PENDING)
+        case Accept():
+            check_transition(State.SUBMITTING, State.ACCEPTED)
+        case Requeue(wait_s):
+            check_transition(State.SUBMITTING, State.PENDING)
             assert 0 <= wait_s <= 3600
-        case Stop():
-            check_move(State.SUBMITTING, State.PENDING)
-        case End(state):
-            check_move(State.SUBMITTING, state)
+        case StopRun():
+            check_transition(State.SUBMITTING, State.PENDING)
+        case EndJob(state):
+            check_transition(State.SUBMITTING, state)
 
 
 @given(post_verdicts, counts, chances)
 def test_back_to_pending_needs_proof(verdict: PostVerdict, refused: int, chance: float) -> None:
     """From `submitting` a job is pending again only where nothing was sent or the gateway clearly refused."""
     decision = after_post(verdict, refusals=refused, chance=chance)
-    if isinstance(decision, Again | Stop):
+    if isinstance(decision, Requeue | StopRun):
         assert isinstance(verdict, NotSent | Refused)
 
 
 @given(words, counts, chances)
 def test_unclear_is_never_sent_again(reason: str, refused: int, chance: float) -> None:
     """A POST of which nobody knows what became ends its job as ambiguous, whatever came before."""
-    decision = after_post(Unclear(reason), refusals=refused, chance=chance)
-    assert decision == End(State.AMBIGUOUS, "ambiguous", reason)
+    decision = after_post(Ambiguous(reason), refusals=refused, chance=chance)
+    assert decision == EndJob(State.AMBIGUOUS, "ambiguous", reason)
 
 
 @given(words, progress, counts, chances)
 def test_accepted_goes_on(request_id: str, said: Progress, refused: int, chance: float) -> None:
     """An accepted POST goes on with its request_id and with all that its answer said."""
     accepted = Accepted(request_id, said)
-    assert after_post(accepted, refusals=refused, chance=chance) == Go(accepted)
+    assert after_post(accepted, refusals=refused, chance=chance) == Accept(accepted)
 
 
 @pytest.mark.parametrize(
     ("verdict", "refused", "expected"),
     [
-        (Refused(Refusal.REJECTED, 400, "bad prompt"), 0, End(State.REJECTED, "http_400", "bad prompt")),
-        (Refused(Refusal.REJECTED, 422, "no"), 7, End(State.REJECTED, "http_422", "no")),
-        (Refused(Refusal.STOP, 401, "no key"), 0, Stop(401, "no key")),
-        (Refused(Refusal.STOP, 402, "no money"), 99, Stop(402, "no money")),
-        (Refused(Refusal.STOP, 403, "forbidden"), 0, Stop(403, "forbidden")),
-        (Refused(Refusal.SLOW_DOWN, 429, "slow", 3.0), 0, Again(0.0, "slow")),
-        (Refused(Refusal.SLOW_DOWN, 429, "slow"), 1000, Again(0.0, "slow")),
-        (Refused(Refusal.SLOW_DOWN, 403, "quota", 60.0), 1000, Again(0.0, "quota")),
-        (Refused(Refusal.TRY_AGAIN, 500, "oops", 30.0), 0, Again(30.0, "oops")),
-        (Refused(Refusal.TRY_AGAIN, 503, "oops"), 0, Again(0.5, "oops")),
-        (Refused(Refusal.TRY_AGAIN, 503, "oops"), 1, Again(1.0, "oops")),
-        (NotSent("no route"), 0, Again(0.5, "no route")),
+        (Refused(Refusal.REJECTED, 400, "bad prompt"), 0, EndJob(State.REJECTED, "http_400", "bad prompt")),
+        (Refused(Refusal.REJECTED, 422, "no"), 7, EndJob(State.REJECTED, "http_422", "no")),
+        (Refused(Refusal.FATAL, 401, "no key"), 0, StopRun(401, "no key")),
+        (Refused(Refusal.FATAL, 402, "no money"), 99, StopRun(402, "no money")),
+        (Refused(Refusal.FATAL, 403, "forbidden"), 0, StopRun(403, "forbidden")),
+        (Refused(Refusal.RATE_LIMITED, 429, "slow", 3.0), 0, Requeue(0.0, "slow")),
+        (Refused(Refusal.RATE_LIMITED, 429, "slow"), 1000, Requeue(0.0, "slow")),
+        (Refused(Refusal.RATE_LIMITED, 403, "quota", 60.0), 1000, Requeue(0.0, "quota")),
+        (Refused(Refusal.RETRYABLE, 500, "oops", 30.0), 0, Requeue(30.0, "oops")),
+        (Refused(Refusal.RETRYABLE, 503, "oops"), 0, Requeue(0.5, "oops")),
+        (Refused(Refusal.RETRYABLE, 503, "oops"), 1, Requeue(1.0, "oops")),
+        (NotSent("no route"), 0, Requeue(0.5, "no route")),
     ],
 )
 def test_after_post(verdict: PostVerdict, refused: int, expected: object) -> None:
@@ -196,11 +196,11 @@ def test_after_post(verdict: PostVerdict, refused: int, expected: object) -> Non
 @given(st.sampled_from([500, 503]), words, chances)
 def test_refusals_come_to_an_end(status: int, said: str, chance: float) -> None:
     """A job that is refused with 500 or 503 again and again is rejected in the end, and says how often."""
-    refused = Refused(Refusal.TRY_AGAIN, status, said)
+    refused = Refused(Refusal.RETRYABLE, status, said)
     decisions = [after_post(refused, refusals=count, chance=chance) for count in range(MAX_REFUSALS)]
-    assert all(isinstance(decision, Again) for decision in decisions[:-1])
+    assert all(isinstance(decision, Requeue) for decision in decisions[:-1])
     last = decisions[-1]
-    assert isinstance(last, End)
+    assert isinstance(last, EndJob)
     assert last.state is State.REJECTED
     assert str(MAX_REFUSALS) in last.message
     assert said in last.message
@@ -209,7 +209,9 @@ def test_refusals_come_to_an_end(status: int, said: str, chance: float) -> None:
 @given(st.integers(1, 10**6), chances)
 def test_pause(failures: int, chance: float) -> None:
     """Pauses are spread from 0 to a bound that never shrinks with failures and never passes a minute."""
-    assert 0 <= pause_s(failures, chance) <= pause_s(failures, 1.0) <= pause_s(failures + 1, 1.0) <= LONGEST_PAUSE_S
+    assert (
+        0 <= backoff_s(failures, chance) <= backoff_s(failures, 1.0) <= backoff_s(failures + 1, 1.0) <= MAX_BACKOFF_S
+    )
 
 
 # ---- after a poll ----------------------------------------------------------------------------------------
@@ -219,23 +221,23 @@ def test_pause(failures: int, chance: float) -> None:
 def test_every_poll_decision_is_a_move(verdict: PollVerdict, errors: int, attempts: int, chance: float) -> None:
     """Each verdict on a poll comes to a decision whose move from `accepted` is in the table."""
     match after_poll(verdict, errors=errors, max_attempts=attempts, chance=chance):
-        case Fetch(finished):
+        case Download(finished):
             assert finished == verdict
-            check_move(State.ACCEPTED, State.FINISHED)
-        case LookAgain():
-            assert isinstance(verdict, Waiting | PollTrouble)
-        case Again():
-            check_move(State.ACCEPTED, State.ERRORED)
-            check_move(State.ERRORED, State.PENDING)
-        case End(state):
-            check_move(State.ACCEPTED, state)
+            check_transition(State.ACCEPTED, State.FINISHED)
+        case PollAgain():
+            assert isinstance(verdict, Waiting | PollFailed)
+        case Requeue():
+            check_transition(State.ACCEPTED, State.ERRORED)
+            check_transition(State.ERRORED, State.PENDING)
+        case EndJob(state):
+            check_transition(State.ACCEPTED, state)
 
 
 @given(poll_verdicts, counts, st.integers(1, 100), chances)
 def test_only_error_leads_to_another_post(verdict: PollVerdict, errors: int, attempts: int, chance: float) -> None:
     """After a poll only ERROR, which is not charged, sends a job back to the submitter, within max_attempts."""
     decision = after_poll(verdict, errors=errors, max_attempts=attempts, chance=chance)
-    assert isinstance(decision, Again) == (isinstance(verdict, Errored) and errors + 1 < attempts)
+    assert isinstance(decision, Requeue) == (isinstance(verdict, Errored) and errors + 1 < attempts)
 
 
 @given(words, st.integers(0, 599), waits, counts, st.integers(1, 100), chances)
@@ -243,22 +245,22 @@ def test_poll_trouble_changes_no_state(
     reason: str, status: int, wait_s: float | None, errors: int, attempts: int, chance: float
 ) -> None:
     """A status that could not be read, for whatever reason, leaves the job accepted."""
-    trouble = PollTrouble(reason, status, wait_s)
-    assert after_poll(trouble, errors=errors, max_attempts=attempts, chance=chance) == LookAgain(trouble)
+    trouble = PollFailed(reason, status, wait_s)
+    assert after_poll(trouble, errors=errors, max_attempts=attempts, chance=chance) == PollAgain(trouble)
 
 
 @pytest.mark.parametrize(
     ("verdict", "errors", "expected"),
     [
-        (Waiting("QUEUED"), 0, LookAgain(None)),
-        (Waiting("SOME NEW WORD"), 0, LookAgain(None)),
-        (PICTURE, 0, Fetch(PICTURE)),
-        (Failed("nsfw"), 0, End(State.FAILED, "failed", "nsfw")),
-        (Failed(""), 0, End(State.FAILED, "failed", "the gateway gave no reason")),
-        (Errored("gpu"), 0, Again(0.5, "gpu")),
-        (Errored("gpu"), 1, Again(1.0, "gpu")),
-        (Errored("gpu"), 2, End(State.ERRORED, "error", "gpu")),
-        (Errored(""), 2, End(State.ERRORED, "error", "the gateway gave no reason")),
+        (Waiting("QUEUED"), 0, PollAgain(None)),
+        (Waiting("SOME NEW WORD"), 0, PollAgain(None)),
+        (PICTURE, 0, Download(PICTURE)),
+        (Failed("nsfw"), 0, EndJob(State.FAILED, "failed", "nsfw")),
+        (Failed(""), 0, EndJob(State.FAILED, "failed", "the gateway gave no reason")),
+        (Errored("gpu"), 0, Requeue(0.5, "gpu")),
+        (Errored("gpu"), 1, Requeue(1.0, "gpu")),
+        (Errored("gpu"), 2, EndJob(State.ERRORED, "error", "gpu")),
+        (Errored(""), 2, EndJob(State.ERRORED, "error", "the gateway gave no reason")),
     ],
 )
 def test_after_poll(verdict: PollVerdict, errors: int, expected: object) -> None:
@@ -274,7 +276,7 @@ def test_max_attempts_counts_accepted_posts(attempts: int) -> None:
         posts += 1
         decision = after_poll(Errored(""), errors=errors, max_attempts=attempts, chance=0.0)
         errors += 1
-        if isinstance(decision, End):
+        if isinstance(decision, EndJob):
             break
     assert posts == attempts
     assert on_resume(State.ERRORED, errors=errors, max_attempts=attempts, resubmit_ambiguous=True) is None
@@ -314,10 +316,10 @@ def test_resume_follows_the_table(state: State, errors: int, attempts: int, resu
     if new is None or new is state:
         return
     if state is State.SUBMITTING:
-        check_move(state, State.AMBIGUOUS)
+        check_transition(state, State.AMBIGUOUS)
         state = State.AMBIGUOUS
     if new is not state:
-        check_move(state, new)
+        check_transition(state, new)
 
 
 @given(counts, st.integers(1, 10))

@@ -11,20 +11,20 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from krea_batch.rules.poll_schedule import MOST_TROUBLE_S, Schedule
+from krea_batch.rules.poll_schedule import MOST_TROUBLE_S, PollSchedule
 
 latencies = st.lists(st.floats(0, 4000), max_size=300)
 intervals = st.floats(0.01, 600)
 
 
-def learned(interval_s: float, seen_s: list[float]) -> Schedule:
-    schedule = Schedule(interval_s)
+def learned(interval_s: float, seen_s: list[float]) -> PollSchedule:
+    schedule = PollSchedule(interval_s)
     for latency_s in seen_s:
-        schedule.learn(latency_s)
+        schedule.observe(latency_s)
     return schedule
 
 
-def polls_of(schedule: Schedule, latency_s: float) -> list[float]:
+def polls_of(schedule: PollSchedule, latency_s: float) -> list[float]:
     """The ages at which a job that takes `latency_s` is polled, up to the one that finds it finished."""
     ages_s = [schedule.first_s()]
     while ages_s[-1] < latency_s:
@@ -32,7 +32,7 @@ def polls_of(schedule: Schedule, latency_s: float) -> list[float]:
     return ages_s
 
 
-def cost(schedule: Schedule, seen_s: list[float]) -> float:
+def cost(schedule: PollSchedule, seen_s: list[float]) -> float:
     """Polls, and lag in intervals, of jobs that take so long; the mean."""
     polls = [polls_of(schedule, latency_s) for latency_s in seen_s]
     lag_s = sum(ages_s[-1] - latency_s for ages_s, latency_s in zip(polls, seen_s, strict=True))
@@ -51,8 +51,8 @@ def test_never_closer_than_the_interval(interval_s: float, seen_s: list[float], 
 @given(intervals)
 def test_sound_before_anything_is_learned(interval_s: float) -> None:
     """With no latency seen, jobs are looked at as for the document's example: after some intervals, and again."""
-    schedule = Schedule(interval_s)
-    assert schedule.scouting
+    schedule = PollSchedule(interval_s)
+    assert schedule.exploring
     ages_s = polls_of(schedule, 12 * interval_s)
     assert ages_s[0] <= 6 * interval_s
     assert len(ages_s) <= 6
@@ -63,7 +63,7 @@ def test_sound_before_anything_is_learned(interval_s: float) -> None:
 def test_it_learns_a_steady_latency(latency_s: float) -> None:
     """Jobs that all take the same time are each found finished by their first poll, with next to no lag."""
     schedule = learned(5.0, [latency_s] * 1000)
-    assert not schedule.scouting
+    assert not schedule.exploring
     (age_s,) = polls_of(schedule, latency_s)
     assert age_s - latency_s <= max(0.25, latency_s / 100)
 
@@ -75,9 +75,9 @@ def test_eagerness_buys_less_lag_with_more_polls(eagerness: float) -> None:
     seen_s = [chance.uniform(5, 30) for _ in range(2000)]
     costs = {}
     for tried in (0.2, 1.0, 5.0):
-        schedule = Schedule(5.0, tried)
+        schedule = PollSchedule(5.0, tried)
         for latency_s in seen_s:
-            schedule.learn(latency_s)
+            schedule.observe(latency_s)
         polls = [polls_of(schedule, latency_s) for latency_s in seen_s]
         lag_s = sum(ages_s[-1] - latency_s for ages_s, latency_s in zip(polls, seen_s, strict=True))
         costs[tried] = sum(map(len, polls)) + eagerness * lag_s / 5.0
@@ -114,8 +114,8 @@ def test_what_is_still_unfinished_counts() -> None:
     schedule = learned(5.0, [6.0] * 20)
     assert schedule.first_s() < 8
     for _ in range(100):
-        schedule.unfinished(10.0)
-        schedule.unfinished(20.0, 10.0)
+        schedule.observe_pending(10.0)
+        schedule.observe_pending(20.0, 10.0)
     assert schedule.first_s() > 15
 
 
@@ -129,15 +129,15 @@ def test_it_follows_a_shift(before_s: float, after_s: float) -> None:
 
 def test_ends_that_are_not_exact_are_narrowed_down() -> None:
     """From jobs known only to have ended between two looks, where they end is found out."""
-    chance, schedule = random.Random(1), Schedule(5.0)
+    chance, schedule = random.Random(1), PollSchedule(5.0)
     for _ in range(600):
         age_s = chance.uniform(5, 20)
         if age_s < 12.0:
-            schedule.unfinished(age_s)
-            schedule.learn(age_s + 5.0, age_s, exact=False)
+            schedule.observe_pending(age_s)
+            schedule.observe(age_s + 5.0, age_s, exact=False)
         else:
-            schedule.learn(age_s, exact=False)
-    assert schedule.vague
+            schedule.observe(age_s, exact=False)
+    assert schedule.imprecise
     assert 11.5 <= schedule.first_s() <= 14.0
 
 
@@ -146,23 +146,23 @@ def test_a_new_plan_is_told() -> None:
     schedule = learned(5.0, [15.0] * 700)
     before = schedule.version
     for _ in range(100):
-        schedule.learn(15.0)
+        schedule.observe(15.0)
     assert schedule.version == before
     for _ in range(300):
-        schedule.unfinished(25.0)
+        schedule.observe_pending(25.0)
     assert schedule.version > before
 
 
 @given(intervals, st.integers(1, 2000), st.none() | st.floats(0, 3600))
 def test_trouble_backs_off(interval_s: float, troubles: int, retry_after_s: float | None) -> None:
     """Unreadable answers are followed by pauses that grow to a minute, never under interval or Retry-After."""
-    wait_s = Schedule(interval_s).after_trouble_s(troubles, retry_after_s)
+    wait_s = PollSchedule(interval_s).retry_delay_s(troubles, retry_after_s)
     assert wait_s >= max(interval_s, retry_after_s or 0.0)
     assert wait_s <= max(interval_s, retry_after_s or 0.0, MOST_TROUBLE_S)
 
 
 def test_trouble_doubles() -> None:
     """The pauses double from the interval on, and stay at a minute."""
-    waits_s = [Schedule(5.0).after_trouble_s(troubles, None) for troubles in range(1, 8)]
+    waits_s = [PollSchedule(5.0).retry_delay_s(troubles, None) for troubles in range(1, 8)]
     assert waits_s == [5, 10, 20, 40, 60, 60, 60]
     assert all(before <= after for before, after in pairwise(waits_s))

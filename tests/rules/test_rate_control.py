@@ -13,27 +13,27 @@ from hypothesis import strategies as st
 
 from krea_batch.rules.rate_control import (
     AUTO_START_PER_S,
-    BELOW,
-    BLIND_PAUSE_S,
     DECREASE,
-    LONGEST_BLIND_PAUSE_S,
-    STAY_S,
-    Pace,
+    DECREASE_TO,
+    MAX_PAUSE_WITHOUT_RETRY_AFTER_S,
+    PAUSE_WITHOUT_RETRY_AFTER_S,
+    PROBE_DELAY_S,
+    RateController,
 )
 from krea_batch.testing.simulator.request_limits import parse_limit
-from tests.window_stats import most_in_a_window
+from tests.window_stats import max_in_window
 
 NUDGE_S = 1e-6  # what a clock's resolution may add
 
 rates = st.one_of(st.sampled_from([0.1, 0.5, 1.0, 2.5, 10.0, 10.5, 100.0]), st.floats(0.05, 300, allow_nan=False))
 
 
-def pass_one(pace: Pace, now_s: float) -> float:
+def pass_one(pace: RateController, now_s: float) -> float:
     """Wait as the pace says, submit, and return the instant."""
     while (wait_s := pace.wait_s(now_s)) > 0:
         now_s += max(wait_s, NUDGE_S)
-    pace.sent(now_s)
-    pace.let_through(now_s, now_s)
+    pace.on_sent(now_s)
+    pace.on_response(now_s, now_s)
     return now_s
 
 
@@ -41,12 +41,12 @@ def pass_one(pace: Pace, now_s: float) -> float:
 @given(rates, st.lists(st.floats(0, 3) | st.just(0.0), min_size=1, max_size=300), st.floats(0, 1e6))
 def test_no_window_holds_more_than_the_rate(per_s: float, gaps_s: list[float], now_s: float) -> None:
     """Whenever callers come, in bursts or after silence, no window of one second passes rate + 1."""
-    pace = Pace(per_s)
+    pace = RateController(per_s)
     times_s = []
     for gap_s in gaps_s:
         now_s = pass_one(pace, now_s + gap_s)
         times_s.append(now_s)
-    assert most_in_a_window(times_s, 1.0 - 2 * NUDGE_S) <= per_s + 1
+    assert max_in_window(times_s, 1.0 - 2 * NUDGE_S) <= per_s + 1
 
 
 @settings(deadline=None)
@@ -60,23 +60,23 @@ def test_no_window_holds_more_than_the_rate(per_s: float, gaps_s: list[float], n
 )
 def test_refusals_never_open_the_window(per_s: float, steps: list[tuple[float, float | None, bool]]) -> None:
     """429s and holds in between change nothing about the ceiling of any window, nor about that of the rate."""
-    pace = Pace(per_s)
+    pace = RateController(per_s)
     now_s, times_s = 0.0, []
     for gap_s, retry_after_s, refused in steps:
         now_s = pass_one(pace, now_s + gap_s)
         times_s.append(now_s)
         if refused:
-            pace.refused(now_s, now_s, retry_after_s)
+            pace.on_rate_limited(now_s, now_s, retry_after_s)
         elif retry_after_s:
-            pace.hold(now_s, retry_after_s)
+            pace.pause(now_s, retry_after_s)
         assert 0 < pace.per_s <= per_s
-    assert most_in_a_window(times_s, 1.0 - 2 * NUDGE_S) <= per_s + 1
+    assert max_in_window(times_s, 1.0 - 2 * NUDGE_S) <= per_s + 1
 
 
 @pytest.mark.parametrize("per_s", [2.5, 6 / 60, 1.0, 10.0, 10.5, 600 / 60, 5000 / 3600, 99.9, 1500.0])
 def test_the_rate_is_reached(per_s: float) -> None:
     """A caller who always has a job uses the rate to within 1 %, whole or not, per second or per minute."""
-    pace = Pace(per_s)
+    pace = RateController(per_s)
     count = max(400, math.ceil(per_s) * 20)
     now_s = first_s = pass_one(pace, 0.0)
     for _ in range(count):
@@ -89,11 +89,11 @@ def test_the_rate_is_reached(per_s: float) -> None:
 @pytest.mark.parametrize("per_s", [2.5, 7.7, 50.0])
 def test_lateness_is_made_up(per_s: float) -> None:
     """A caller who comes late to each window, but has a backlog, still gets the whole rate."""
-    pace = Pace(per_s)
+    pace = RateController(per_s)
     times_s = []
     for tick in range(1, 200):  # it wakes every 0.3 s and takes all it may
         while pace.wait_s(tick * 0.3) <= 0:
-            pace.sent(tick * 0.3)
+            pace.on_sent(tick * 0.3)
             times_s.append(tick * 0.3)
     least = math.ceil(per_s) / (math.ceil(per_s) / per_s + 0.3)
     assert len(times_s) / (200 * 0.3) >= least * 0.99
@@ -102,8 +102,8 @@ def test_lateness_is_made_up(per_s: float) -> None:
 @given(rates, st.floats(0, 1000), st.floats(0, 3600))
 def test_retry_after_holds(per_s: float, now_s: float, retry_after_s: float) -> None:
     """After a 429 nothing goes before its Retry-After has passed, and something goes right after."""
-    pace = Pace(per_s)
-    pace.refused(now_s, now_s, retry_after_s)
+    pace = RateController(per_s)
+    pace.on_rate_limited(now_s, now_s, retry_after_s)
     assert pace.wait_s(now_s) == pytest.approx(retry_after_s)
     assert pace.paused_s(now_s) == pytest.approx(retry_after_s)
     assert pace.wait_s(now_s + retry_after_s + NUDGE_S) == 0
@@ -112,48 +112,55 @@ def test_retry_after_holds(per_s: float, now_s: float, retry_after_s: float) -> 
 
 def test_a_429_without_retry_after_pauses_too() -> None:
     """A 429 that does not say for how long holds every submit back, and longer while nothing is let through."""
-    pace, now_s = Pace(10), 5.0
+    pace, now_s = RateController(10), 5.0
     pauses_s: list[float] = []
     for _ in range(10):
-        pace.sent(now_s)
-        pace.refused(now_s, now_s, None)
+        pace.on_sent(now_s)
+        pace.on_rate_limited(now_s, now_s, None)
         pauses_s.append(pace.paused_s(now_s))
         now_s += pauses_s[-1] + 1.0
-    assert pauses_s[:4] == pytest.approx([BLIND_PAUSE_S, 2 * BLIND_PAUSE_S, 4 * BLIND_PAUSE_S, 8 * BLIND_PAUSE_S])
-    assert pauses_s[-1] == pytest.approx(LONGEST_BLIND_PAUSE_S)
-    pace.let_through(now_s, now_s)
-    pace.sent(now_s)
-    pace.refused(now_s, now_s, None)
-    assert pace.paused_s(now_s) == pytest.approx(BLIND_PAUSE_S)
+    assert pauses_s[:4] == pytest.approx(
+        [
+            PAUSE_WITHOUT_RETRY_AFTER_S,
+            2 * PAUSE_WITHOUT_RETRY_AFTER_S,
+            4 * PAUSE_WITHOUT_RETRY_AFTER_S,
+            8 * PAUSE_WITHOUT_RETRY_AFTER_S,
+        ]
+    )
+    assert pauses_s[-1] == pytest.approx(MAX_PAUSE_WITHOUT_RETRY_AFTER_S)
+    pace.on_response(now_s, now_s)
+    pace.on_sent(now_s)
+    pace.on_rate_limited(now_s, now_s, None)
+    assert pace.paused_s(now_s) == pytest.approx(PAUSE_WITHOUT_RETRY_AFTER_S)
 
 
 @given(st.lists(st.tuples(st.floats(0, 10), st.floats(0, 100)), min_size=1, max_size=20))
 def test_the_longest_pause_counts(pauses: list[tuple[float, float]]) -> None:
     """Of many Retry-Afters and holds the one that ends last counts; a shorter one never shortens it."""
-    pace, now_s, until_s = Pace(10), 0.0, 0.0
+    pace, now_s, until_s = RateController(10), 0.0, 0.0
     for index, (gap_s, wait_s) in enumerate(pauses):
         now_s += gap_s
         until_s = max(until_s, now_s + wait_s)
         if index % 2:
-            pace.hold(now_s, wait_s)
+            pace.pause(now_s, wait_s)
         else:
-            pace.refused(now_s, now_s, wait_s)
+            pace.on_rate_limited(now_s, now_s, wait_s)
         assert pace.paused_s(now_s) == pytest.approx(max(0.0, until_s - now_s))
 
 
 def test_hold_keeps_the_rate() -> None:
     """A hold, which is no refusal, pauses and leaves the rate as it is."""
-    pace = Pace(10)
-    pace.hold(0.0, 7.0)
+    pace = RateController(10)
+    pace.pause(0.0, 7.0)
     assert (pace.wait_s(0.0), pace.per_s) == (7.0, 10)
 
 
 @given(st.integers(1, 200), st.floats(0, 30), st.none() | st.floats(0, 60))
 def test_a_burst_of_429s_lowers_once(count: int, answer_s: float, retry_after_s: float | None) -> None:
     """However many submits of one burst are refused, and however late they say so, the rate is lowered once."""
-    pace = Pace(100)
+    pace = RateController(100)
     for index in range(count):
-        pace.refused(index / 1000, index / 1000 + answer_s, retry_after_s)
+        pace.on_rate_limited(index / 1000, index / 1000 + answer_s, retry_after_s)
     lowered_in_time = answer_s < count / 1000  # later submits left after the first refusal came
     if not lowered_in_time:
         assert pace.per_s == pytest.approx(100 * DECREASE)
@@ -162,8 +169,8 @@ def test_a_burst_of_429s_lowers_once(count: int, answer_s: float, retry_after_s:
 @given(rates)
 def test_one_429_lowers(per_s: float) -> None:
     """The first 429 lowers the rate, unless it is as low already as the pace goes; it never raises it."""
-    pace = Pace(per_s)
-    pace.refused(1.0, 1.0, 0.0)
+    pace = RateController(per_s)
+    pace.on_rate_limited(1.0, 1.0, 0.0)
     assert pace.per_s < per_s or per_s <= 0.1
     assert 0 < pace.per_s <= per_s
 
@@ -171,65 +178,65 @@ def test_one_429_lowers(per_s: float) -> None:
 @pytest.mark.parametrize("per_s", [1 / 60, 0.05, 0.1])
 def test_slow_rates_are_not_raised_by_a_429(per_s: float) -> None:
     """A 429 under a ceiling of 1/min does not make the rate faster than what the user allowed."""
-    pace = Pace(per_s)
+    pace = RateController(per_s)
     for now_s in range(0, 600, 60):
-        pace.refused(now_s, now_s, None)
+        pace.on_rate_limited(now_s, now_s, None)
         assert 0 < pace.per_s <= per_s
 
 
 def test_what_was_let_through_says_what_the_limit_is() -> None:
     """Sixty of a burst of POSTs at 500/s are let through: the limit is sixty a second."""
-    pace = Pace(500)
+    pace = RateController(500)
     for n in range(70):
-        pace.sent(n / 500)
+        pace.on_sent(n / 500)
         if n < 60:
-            pace.let_through(n / 500, n / 500)
+            pace.on_response(n / 500, n / 500)
         else:
-            pace.refused(n / 500, n / 500 + 0.01, 1.0)
+            pace.on_rate_limited(n / 500, n / 500 + 0.01, 1.0)
     assert pace.per_s == pytest.approx(60)
 
 
 def test_a_refusal_out_of_the_blue_is_no_limit() -> None:
     """Who submits next to nothing learns nothing of the limit from a 429."""
-    pace = Pace(100)
+    pace = RateController(100)
     for now_s in range(20):
-        pace.sent(now_s)
-        pace.let_through(now_s, now_s)
-    pace.sent(20.0)
-    pace.refused(20.0, 20.0, 1.0)
+        pace.on_sent(now_s)
+        pace.on_response(now_s, now_s)
+    pace.on_sent(20.0)
+    pace.on_rate_limited(20.0, 20.0, 1.0)
     assert 90 <= pace.per_s < 100
 
 
 def test_it_stays_and_then_tries_more() -> None:
     """A limit that was found is kept for a while; then the rate climbs, slowly at first, up to the ceiling."""
-    pace, now_s = Pace(100), 0.0
-    pace.sent(now_s)
-    pace.refused(now_s, now_s, 0.0)
+    pace, now_s = RateController(100), 0.0
+    pace.on_sent(now_s)
+    pace.on_rate_limited(now_s, now_s, 0.0)
     found, rates_seen = pace.per_s, []
     while now_s < 60:
         now_s = pass_one(pace, now_s + 0.1)
         rates_seen.append((now_s, pace.per_s))
-    assert {per_s for at_s, per_s in rates_seen if at_s < STAY_S} == {found}
+    assert {per_s for at_s, per_s in rates_seen if at_s < PROBE_DELAY_S} == {found}
     assert rates_seen[-1][1] == 100
     assert all(before <= after for (_, before), (_, after) in pairwise(rates_seen))
 
 
 def test_a_try_in_vain_is_not_soon_repeated() -> None:
     """Each time that more is refused, the rate goes back to what was carried, and stays there for twice as long."""
-    pace, now_s = Pace(100), 0.0
+    pace, now_s = RateController(100), 0.0
     refusals_s: list[float] = []
     while len(refusals_s) < 5:
         now_s += 0.01
         if pace.wait_s(now_s) > 0:
             continue
-        pace.sent(now_s)
+        pace.on_sent(now_s)
         if pace.per_s > 51:
-            pace.refused(now_s, now_s, 0.0)
+            pace.on_rate_limited(now_s, now_s, 0.0)
             if pace.per_s > 51:
-                pace.per_s = pace._found_per_s = 50.0
+                pace.per_s = pace._limit_estimate_per_s = 50.0
             refusals_s.append(now_s)
         else:
-            pace.let_through(now_s, now_s)
+            pace.on_response(now_s, now_s)
     gaps_s = [later - earlier for earlier, later in pairwise(refusals_s)]
     assert all(1.5 < later / earlier < 2.5 for earlier, later in pairwise(gaps_s))
 
@@ -250,7 +257,7 @@ def run_against(
     Every five seconds the way there is blocked for `stall_s`: what is sent then arrives at its end.
     Returns how many were let through a second, and the 429s a job.
     """
-    gateway, pace, chance = parse_limit(limit), Pace(told_per_s, seek=seek), Random(1)
+    gateway, pace, chance = parse_limit(limit), RateController(told_per_s, seek=seek), Random(1)
     assert gateway is not None
     now_s = next_s = begin_s
     answers: list[tuple[float, float, float]] = []  # due, sent, wait
@@ -260,15 +267,15 @@ def run_against(
             due_s, sent_s, wait_s = heapq.heappop(answers)
             if wait_s > 0:
                 refused += 1
-                pace.refused(sent_s, due_s, max(1, math.ceil(wait_s)) if retry_after else None)
+                pace.on_rate_limited(sent_s, due_s, max(1, math.ceil(wait_s)) if retry_after else None)
             else:
                 taken += 1
-                pace.let_through(sent_s, due_s)
+                pace.on_response(sent_s, due_s)
         wait_s = max(pace.wait_s(now_s), next_s - now_s)
         if wait_s > 0:
             now_s = min([now_s + max(wait_s, NUDGE_S), *(due_s for due_s, *_ in answers[:1])])
             continue
-        pace.sent(now_s)
+        pace.on_sent(now_s)
         held_s = max(0.0, stall_s - now_s % STALL_EVERY_S) + chance.uniform(0, 0.003)
         heapq.heappush(answers, (now_s + held_s + answer_s, now_s, gateway.take(now_s + held_s)))
         next_s = now_s + 1 / pace.per_s  # as the bucket above the pace spreads them
@@ -310,20 +317,20 @@ def test_auto_whenever_the_windows_begin() -> None:
 
 def test_auto_fills_a_window_to_see_what_it_holds() -> None:
     """After the first refusal's pause, a pace that seeks goes much faster, until what a window holds is known."""
-    pace = Pace(10_000, seek=True)
+    pace = RateController(10_000, seek=True)
     for n in range(8):
-        pace.sent(n / 8)
-        pace.let_through(n / 8, n / 8)
-    pace.sent(1.0)
-    pace.refused(1.0, 1.0, 1.0)
+        pace.on_sent(n / 8)
+        pace.on_response(n / 8, n / 8)
+    pace.on_sent(1.0)
+    pace.on_rate_limited(1.0, 1.0, 1.0)
     assert pace.wait_s(1.5) == 0.5
     assert pace.per_s >= 20
     for n in range(10):
-        pace.sent(2.0 + n / 100)
-        pace.let_through(2.0 + n / 100, 2.0 + n / 100)
-    pace.sent(2.1)
-    pace.refused(2.1, 2.1, 1.0)
-    assert pace.per_s == pytest.approx(10 * BELOW)
+        pace.on_sent(2.0 + n / 100)
+        pace.on_response(2.0 + n / 100, 2.0 + n / 100)
+    pace.on_sent(2.1)
+    pace.on_rate_limited(2.1, 2.1, 1.0)
+    assert pace.per_s == pytest.approx(10 * DECREASE_TO)
 
 
 @pytest.mark.parametrize("answer_s", [0.005, 0.2, 1.0])
@@ -357,20 +364,20 @@ def test_slow_answers(answer_s: float) -> None:
 
 def test_auto_starts_low() -> None:
     """Before anything is known, auto submits no faster than anybody would, and grows only while that is used."""
-    pace = Pace(10_000, seek=True)
+    pace = RateController(10_000, seek=True)
     assert pace.per_s == AUTO_START_PER_S
     for now_s in range(100):
-        pace.sent(now_s)
-        pace.let_through(now_s, now_s)
+        pace.on_sent(now_s)
+        pace.on_response(now_s, now_s)
     assert pace.per_s == AUTO_START_PER_S
 
 
 def test_what_shares_the_limit_counts() -> None:
     """Polls on a shared quota take their places in the window."""
-    pace = Pace(10)
+    pace = RateController(10)
     for _ in range(4):
-        pace.shared(0.0)
+        pace.on_other_request(0.0)
     for _ in range(6):
         assert pace.wait_s(0.0) == 0
-        pace.sent(0.0)
+        pace.on_sent(0.0)
     assert pace.wait_s(0.0) > 0.99

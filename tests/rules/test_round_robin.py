@@ -8,39 +8,39 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from krea_batch.rules.round_robin import Turns
+from krea_batch.rules.round_robin import RoundRobinQueue
 
 
 def test_one_tenant_is_a_queue() -> None:
     """Without tenants, first come is first served."""
-    turns: Turns[int] = Turns()
+    turns: RoundRobinQueue[int] = RoundRobinQueue()
     for n in range(5):
         turns.put("", n)
-    assert list(turns.take_all()) == [0, 1, 2, 3, 4]
+    assert list(turns.drain()) == [0, 1, 2, 3, 4]
     assert len(turns) == 0
 
 
 def test_who_comes_late_with_little_waits_for_no_crowd() -> None:
     """Three of one who comes last are served in the next three rounds."""
-    turns: Turns[str] = Turns()
+    turns: RoundRobinQueue[str] = RoundRobinQueue()
     for n in range(100):
         turns.put("ann", f"a{n}")
-    assert turns.take() == "a0"
+    assert turns.pop() == "a0"
     for n in range(3):
         turns.put("bob", f"b{n}")
-    assert [turns.take() for _ in range(7)] == ["a1", "b0", "a2", "b1", "a3", "b2", "a4"]
+    assert [turns.pop() for _ in range(7)] == ["a1", "b0", "a2", "b1", "a3", "b2", "a4"]
 
 
 def test_nothing_waits() -> None:
     """Taking from an empty one is an error of the caller's."""
     with pytest.raises(IndexError):
-        Turns[int]().take()
+        RoundRobinQueue[int]().pop()
 
 
 @given(st.lists(st.one_of(st.none(), st.sampled_from("abcd")), max_size=80))
 def test_nothing_is_lost_and_each_tenants_order_is_kept(steps: list[str | None]) -> None:
     """Whatever comes between, what goes out is what came in, each tenant's in its order; rounds are fair."""
-    turns: Turns[tuple[str, int]] = Turns()
+    turns: RoundRobinQueue[tuple[str, int]] = RoundRobinQueue()
     put: Counter[str] = Counter()
     taken: list[tuple[str, int]] = []
     for tenant in steps:
@@ -48,9 +48,9 @@ def test_nothing_is_lost_and_each_tenants_order_is_kept(steps: list[str | None])
             turns.put(tenant, (tenant, put[tenant]))
             put[tenant] += 1
         elif len(turns):
-            taken.append(turns.take())
+            taken.append(turns.pop())
         assert len(turns) == put.total() - len(taken)
-    last = list(turns.take_all())
+    last = list(turns.drain())
     for tenant, count in put.items():
         assert [n for whose, n in taken + last if whose == tenant] == list(range(count))
     waiting = Counter(whose for whose, _ in last)

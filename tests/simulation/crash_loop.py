@@ -19,7 +19,7 @@ from typing import Any, TypeVar, TypeVarTuple, Unpack
 from unittest.mock import patch
 
 from krea_batch.storage import atomic, image_file, run_dir
-from tests.virtual_time_runs import VirtualTimeLoop, bury
+from tests.virtual_time_runs import VirtualTimeLoop, cancel_all_tasks
 
 T = TypeVar("T")
 Ts = TypeVarTuple("Ts")
@@ -233,7 +233,7 @@ def run_mortal(
             died()
             loop.haunt()
             task.remove_done_callback(_stop)
-        bury(loop)
+        cancel_all_tasks(loop)
         shutil.rmtree(out)
         as_it_was.rename(out)
         return loop.steps, True

@@ -12,49 +12,49 @@ from pathlib import Path
 from random import Random
 from typing import Any
 
-from krea_batch.gateway.url_policy import MediaError
+from krea_batch.gateway.url_policy import DownloadError
 from krea_batch.rules.verdicts import (
     Accepted,
+    Ambiguous,
     Errored,
     Failed,
     Finished,
     NotSent,
-    PollTrouble,
+    PollFailed,
     PollVerdict,
     PostVerdict,
     Refusal,
     Refused,
-    Unclear,
     Waiting,
 )
-from krea_batch.testing.scripted_gateway import ScriptedGateway, ScriptedMedia, png
-from tests.asgi_client import call
-from tests.engine_fixtures import ask
+from krea_batch.testing.scripted_gateway import ScriptedDownload, ScriptedGateway, make_png
+from tests.asgi_client import call_asgi
+from tests.engine_fixtures import query_ledger
 
 POSTS: list[tuple[int, Any]] = [
     (60, "accept"),
     (5, "accept, and the answer is lost"),
     (1, "accept, and the answer names another job's request"),
-    (4, Unclear("cut before it was queued")),
-    (6, Refused(Refusal.SLOW_DOWN, 429, "slow down", 3.0)),
-    (2, Refused(Refusal.SLOW_DOWN, 429, "slow down")),
-    (2, Refused(Refusal.SLOW_DOWN, 403, "quota", 20.0)),
-    (6, Refused(Refusal.TRY_AGAIN, 500, "internal")),
-    (3, Refused(Refusal.TRY_AGAIN, 503, "unavailable", 5.0)),
+    (4, Ambiguous("cut before it was queued")),
+    (6, Refused(Refusal.RATE_LIMITED, 429, "slow down", 3.0)),
+    (2, Refused(Refusal.RATE_LIMITED, 429, "slow down")),
+    (2, Refused(Refusal.RATE_LIMITED, 403, "quota", 20.0)),
+    (6, Refused(Refusal.RETRYABLE, 500, "internal")),
+    (3, Refused(Refusal.RETRYABLE, 503, "unavailable", 5.0)),
     (6, NotSent("no connection")),
     (2, Refused(Refusal.REJECTED, 422, "bad")),
-    (1, Refused(Refusal.STOP, 402, "no money")),
+    (1, Refused(Refusal.FATAL, 402, "no money")),
 ]
 POLLS: list[tuple[int, Any]] = [
     (50, "the truth"),
     (20, Waiting("PROCESSING")),
     (5, Waiting("PONDERING")),
-    (4, PollTrouble("internal", 500)),
-    (3, PollTrouble("slow down", 429, 8.0)),
-    (2, PollTrouble("slow down", 429)),
-    (2, PollTrouble("unauthorized", 401)),
-    (3, PollTrouble("no answer in time")),
-    (2, PollTrouble("not found", 404)),
+    (4, PollFailed("internal", 500)),
+    (3, PollFailed("slow down", 429, 8.0)),
+    (2, PollFailed("slow down", 429)),
+    (2, PollFailed("unauthorized", 401)),
+    (3, PollFailed("no answer in time")),
+    (2, PollFailed("not found", 404)),
 ]
 ENDS: list[tuple[int, str]] = [(75, "one"), (10, "two"), (7, "failed"), (12, "error")]
 CALLS: list[tuple[int, str]] = [
@@ -114,9 +114,9 @@ class World(ScriptedGateway):
         self._somebody_asks()
         prompt = body.split(b'"')[3].decode()
         sql = "SELECT state, result FROM jobs JOIN submissions USING (job_no) WHERE job_id = ? ORDER BY submission_no DESC LIMIT 1"
-        if ask(self.out, sql, prompt) != [("submitting", None)]:
+        if query_ledger(self.out, sql, prompt) != [("submitting", None)]:
             self.broken.append(f"a POST of {prompt} without an intent on record")
-        self.post_times_s.append(asyncio.get_running_loop().time())
+        self.submit_times_s.append(asyncio.get_running_loop().time())
         chance = self.chance("post", prompt)
         fate = "accept" if self.calm else draw(chance, POSTS)
         request_id = f"krea_{len(self.charged):04d}"
@@ -126,9 +126,11 @@ class World(ScriptedGateway):
                 self._plan_call(request_id, callback)
         await asyncio.sleep(chance.choice([0.01, 0.1, 0.5, 2.0, 20.0]))
         if fate == "accept, and the answer is lost":
-            return Unclear("the connection was cut")
+            return Ambiguous("the connection was cut")
         if fate == "accept, and the answer names another job's request":
-            on_record = ask(self.out, "SELECT min(request_id) FROM submissions")  # of two that come alike, the first counts
+            on_record = query_ledger(
+                self.out, "SELECT min(request_id) FROM submissions"
+            )  # of two that come alike, the first counts
             request_id = on_record[0][0] or request_id
         return Accepted(request_id, Waiting("QUEUED")) if isinstance(fate, str) else fate
 
@@ -149,7 +151,8 @@ class World(ScriptedGateway):
         named = request_id
         if fate == "of another request":
             on_record = [
-                named for (named,) in ask(self.out, "SELECT request_id FROM submissions WHERE result = 'accepted'")
+                named
+                for (named,) in query_ledger(self.out, "SELECT request_id FROM submissions WHERE result = 'accepted'")
             ]
             named = self.chance("named", request_id).choice([*on_record, "nobody's"])
         if fate == "forged":
@@ -157,7 +160,7 @@ class World(ScriptedGateway):
         elif fate != "unreadable":
             self.named.add(named)
         body = b"\xff" if fate == "unreadable" else b'{"request_id": "%s", "status": "COMPLETED"}' % named.encode()
-        status = await call(self.app, address, body)
+        status = await call_asgi(self.app, address, body)
         if (fate == "forged") != (status == 404) and status != 503:
             self.broken.append(f"a call, {fate}, was answered {status}")
 
@@ -165,13 +168,15 @@ class World(ScriptedGateway):
 
     async def poll(self, request_id: str) -> PollVerdict:
         self._somebody_asks()
-        on_record = ask(self.out, "SELECT 1 FROM submissions WHERE request_id = ? AND result = 'accepted'", request_id)
+        on_record = query_ledger(
+            self.out, "SELECT 1 FROM submissions WHERE request_id = ? AND result = 'accepted'", request_id
+        )
         if not on_record and request_id not in self.named:
             self.broken.append(f"a poll of {request_id}, which is not on record")
         chance = self.chance("poll", request_id)
         await asyncio.sleep(chance.choice([0.05, 0.2, 3.0]))
         if request_id not in self.charged:
-            return PollTrouble("not found", 404)
+            return PollFailed("not found", 404)
         fate: PollVerdict | str = "the truth" if self.calm else draw(chance, POLLS)
         return self.end(request_id) if isinstance(fate, str) else fate
 
@@ -190,7 +195,7 @@ class World(ScriptedGateway):
 
     # ---- pictures ----------------------------------------------------------------------------------------
 
-    async def fetch(self, url: str, *, offset: int = 0, etag: str | None = None) -> ScriptedMedia:
+    async def fetch(self, url: str, *, offset: int = 0, etag: str | None = None) -> ScriptedDownload:
         self._somebody_asks()
         chance = self.chance("fetch", url)
         await asyncio.sleep(chance.choice([0.05, 0.5]))
@@ -200,25 +205,25 @@ class World(ScriptedGateway):
         start = offset if etag == '"e"' and fate != "from the begin" else 0
         rest = whole[start:]
         at = chance.randrange(len(rest)) if rest else 0
-        cut = MediaError("the connection was cut")
+        cut = DownloadError("the connection was cut")
         pause_s = chance.choice([0.0, 0.3, 5.0])
         match fate:
             case "404" | "429":
-                raise MediaError(f"HTTP {fate}", status=int(fate), retry_after_s=5.0 if fate == "429" else None)
+                raise DownloadError(f"HTTP {fate}", status=int(fate), retry_after_s=5.0 if fate == "429" else None)
             case "HTML":
-                return ScriptedMedia([b"<html>"])
+                return ScriptedDownload([b"<html>"])
             case "cut" | "cut without an ETag":
-                return ScriptedMedia([rest[:at], pause_s, cut], start, '"e"' if fate == "cut" else None)
+                return ScriptedDownload([rest[:at], pause_s, cut], start, '"e"' if fate == "cut" else None)
             case "trailing":
-                return ScriptedMedia([rest, b"more"], start)
+                return ScriptedDownload([rest, b"more"], start)
             case "a wrong byte":
-                return ScriptedMedia([rest[:at], bytes([rest[at] ^ 1]), rest[at + 1 :]], start)
+                return ScriptedDownload([rest[:at], bytes([rest[at] ^ 1]), rest[at + 1 :]], start)
             case "short":
-                return ScriptedMedia([rest[:at]], start)
+                return ScriptedDownload([rest[:at]], start)
             case _:
-                return ScriptedMedia([rest[:at], pause_s, rest[at:]], start)
+                return ScriptedDownload([rest[:at], pause_s, rest[at:]], start)
 
 
 def picture(prompt: str, n: int) -> bytes:
     """Each output of each job is a picture of its own."""
-    return png(text=f"{prompt}/{n}".encode())
+    return make_png(text=f"{prompt}/{n}".encode())

@@ -23,14 +23,14 @@ from typing import Any
 from krea_batch import Engine, Job, KreaBatchError, RunStopped, Webhook
 from krea_batch.cli.ui.summary import RunTotals
 from krea_batch.jobs import FINAL
-from krea_batch.maintenance.resolve import Doubts
-from krea_batch.maintenance.retry import Retries
-from krea_batch.storage.png import PngWalk
-from tests.engine_fixtures import ask, rows, states
+from krea_batch.maintenance.resolve import AmbiguousJobs
+from krea_batch.maintenance.retry import RetryPlan
+from krea_batch.storage.png import PngValidator
+from tests.engine_fixtures import query_ledger, rows, states
 from tests.simulation.crash_loop import run_mortal
 from tests.simulation.random_gateway import World, picture
 from tests.virtual_time_runs import run_virtual
-from tests.window_stats import most_in_a_window
+from tests.window_stats import max_in_window
 
 IDS = ["a", "a-2", "a~2", "a.1", "A", "ä", "b", "b-2", "0001", "x y", "-", "c", "d", "e"]
 FOREIGN = {"notes.txt": b"mine", "images/b.png": b"my own b", "images/c-2.png": b"", "images/e.png.part": b"e"}
@@ -111,7 +111,7 @@ class Play:
         beside = Random(f"{self.seed}/{len(self.told)}/beside")
         options["webhook"] = Webhook("https://my.host/krea") if beside.random() < 0.5 else None
         feed = beside.choice([feed_run, feed_enqueue])
-        self.world.post_times_s.clear()
+        self.world.submit_times_s.clear()
         latency, slow_s = Random(chance.random()), chance.choice([0.0001, 0.02, 0.5])
         until_s = chance.choice([0.05, 1.0, 4.0, 15.0, 60.0, 600.0]) * chance.random()
         ways = ["to the end", "stop", "stop_now", "leave", "die", "die", "lose power"]
@@ -136,7 +136,7 @@ class Play:
         else:
             run_virtual(self.work(way, until_s, options, feed), lambda: latency.random() * slow_s)
             self.check_results()
-        assert most_in_a_window(self.world.post_times_s) <= rate + 1, "the rate was passed"
+        assert max_in_window(self.world.submit_times_s) <= rate + 1, "the rate was passed"
 
     async def work(self, way: str, until_s: float, options: dict[str, Any], feed: Feed) -> None:
         try:
@@ -161,12 +161,12 @@ class Play:
         """Somebody decides about each ambiguous job; they know whether it was paid."""
         if not self.has_begun():
             return
-        on_record = {request_id for (request_id,) in ask(self.out, "SELECT request_id FROM submissions")}
+        on_record = {request_id for (request_id,) in query_ledger(self.out, "SELECT request_id FROM submissions")}
         lost = {
             prompt: request_id for request_id, prompt in self.world.charged.items() if request_id not in on_record
         }
         self.told.append("resolve")
-        with Doubts(self.out) as doubts:
+        with AmbiguousJobs(self.out) as doubts:
             for job_id in [doubt.id for doubt in doubts.jobs]:
                 match self.chance.choice(["adopt", "abandon", "resubmit", "hold", "hold"]):
                     case "adopt" if job_id in lost:
@@ -185,18 +185,18 @@ class Play:
         if not self.has_begun():
             return
         self.told.append("retry")
-        with Retries(self.out) as retries:
+        with RetryPlan(self.out) as retries:
             chosen = [job_id for job_id in retries.jobs() if self.beside.random() < 0.5]
             self.words.update(chosen)
             self.again.update(chosen)
-            retries.again(chosen)
+            retries.resubmit(chosen)
         self.check_results()
 
     # ---- the books ---------------------------------------------------------------------------------------
 
     def has_begun(self) -> bool:
         """False where the first process died before it had made the ledger."""
-        return (self.out / "ledger.db").exists() and bool(ask(self.out, "SELECT 1 FROM sqlite_schema"))
+        return (self.out / "ledger.db").exists() and bool(query_ledger(self.out, "SELECT 1 FROM sqlite_schema"))
 
     def check(self) -> None:
         assert not self.world.broken, self.world.broken
@@ -208,7 +208,7 @@ class Play:
 
     def check_money(self) -> None:
         sql = "SELECT job_id, result, s.request_id FROM submissions s JOIN jobs USING (job_no) ORDER BY submission_no"
-        posts = ask(self.out, sql)
+        posts = query_ledger(self.out, sql)
         on_record = {request_id: job_id for job_id, _, request_id in posts if request_id}
         unclear = Counter(job_id for job_id, came_to, _ in posts if came_to in (None, "ambiguous"))
         paid = Counter(self.world.charged.values())
@@ -224,10 +224,10 @@ class Play:
     def check_pictures(self) -> None:
         for path in (self.out / "images").glob("*.png"):
             if f"images/{path.name}" not in FOREIGN:
-                walk = PngWalk()
+                walk = PngValidator()
                 walk.feed(path.read_bytes())
                 walk.finish()
-        for job_id, files in ask(self.out, "SELECT job_id, files FROM jobs WHERE state = 'succeeded'"):
+        for job_id, files in query_ledger(self.out, "SELECT job_id, files FROM jobs WHERE state = 'succeeded'"):
             assert files != "[]", f"{job_id} succeeded without a picture"
 
     def check_results(self) -> None:
@@ -253,9 +253,9 @@ class Play:
         assert {state.value: count for state, count in folder.counts.items()} == Counter(in_ledger.values())
         assert folder.all_succeeded == (set(in_ledger.values()) <= {"succeeded"})
         sql = "SELECT result, refunded, request_id FROM submissions"
-        posts = ask(self.out, sql)
-        assert folder.charges.charged + folder.charges.free == sum(1 for *_, request_id in posts if request_id)
-        assert folder.charges.free == sum(refunded for _, refunded, _ in posts)
+        posts = query_ledger(self.out, sql)
+        assert folder.charges.charged + folder.charges.refunded == sum(1 for *_, request_id in posts if request_id)
+        assert folder.charges.refunded == sum(refunded for _, refunded, _ in posts)
         assert folder.charges.unknown == sum(came_to in (None, "ambiguous") for came_to, *_ in posts)
-        known = folder.charges.charged + folder.charges.free
+        known = folder.charges.charged + folder.charges.refunded
         assert known <= len(self.world.charged) <= known + folder.charges.unknown, "the charges do not add up"

@@ -8,14 +8,14 @@ from typing import Any
 import pytest
 
 from krea_batch.jobs import StoredFile
-from krea_batch.ledger import Store
-from krea_batch.pipeline.in_flight_job import Flight
+from krea_batch.ledger import LedgerStore
+from krea_batch.pipeline.in_flight_job import InFlightJob
 from krea_batch.pipeline.submitter import Submitter
 from krea_batch.rules import lifecycle
-from krea_batch.rules.lifecycle import AfterPost, Again
-from krea_batch.rules.verdicts import Accepted, Unclear
+from krea_batch.rules.lifecycle import AfterPost, Requeue
+from krea_batch.rules.verdicts import Accepted, Ambiguous
 from krea_batch.storage import image_file
-from krea_batch.storage.image_file import Picture
+from krea_batch.storage.image_file import ImageFile
 from tests.simulation.__main__ import play
 from tests.simulation.scenario import BrokenLaw, Play
 
@@ -59,7 +59,7 @@ def test_retrying_a_cut_post_is_caught(tmp_path: Path, monkeypatch: pytest.Monke
     after_post = lifecycle.after_post
 
     def hopeful(verdict: Any, **known: Any) -> AfterPost:
-        return Again(0.0, verdict.reason) if isinstance(verdict, Unclear) else after_post(verdict, **known)
+        return Requeue(0.0, verdict.reason) if isinstance(verdict, Ambiguous) else after_post(verdict, **known)
 
     monkeypatch.setattr(lifecycle, "after_post", hopeful)
     assert caught(tmp_path, "was paid 2 times", first=25)
@@ -67,9 +67,9 @@ def test_retrying_a_cut_post_is_caught(tmp_path: Path, monkeypatch: pytest.Monke
 
 def test_recording_the_request_id_after_the_poll_is_caught(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """An engine that goes on with an answer before it is on record is found out at its first poll."""
-    go = Submitter._go
+    go = Submitter._on_accepted
 
-    async def hasty(self: Submitter, flight: Flight, accepted: Accepted) -> None:
+    async def hasty(self: Submitter, flight: InFlightJob, accepted: Accepted) -> None:
         await self._run.gateway.poll(accepted.request_id)
         await go(self, flight, accepted)
 
@@ -80,31 +80,31 @@ def test_recording_the_request_id_after_the_poll_is_caught(tmp_path: Path, monke
 def test_renaming_before_the_sync_is_caught(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """An engine that names a picture before it is synced leaves a torn one behind when the power goes."""
 
-    name, named = Picture.name, dict[Picture, StoredFile]()
+    name, named = ImageFile.commit_name, dict[ImageFile, StoredFile]()
 
-    def hasty(self: Picture) -> None:
+    def hasty(self: ImageFile) -> None:
         named[self] = name(self)
 
-    def late(self: Picture) -> StoredFile:
+    def late(self: ImageFile) -> StoredFile:
         disk = vars(image_file)["os"]
         fd = disk.open(Path(self.folder).parent / named[self].path, disk.O_WRONLY)
         disk.fsync(fd)
         disk.close(fd)
         return named.pop(self)
 
-    monkeypatch.setattr(Picture, "sync", hasty)
-    monkeypatch.setattr(Picture, "name", late)
+    monkeypatch.setattr(ImageFile, "sync", hasty)
+    monkeypatch.setattr(ImageFile, "name", late)
     assert caught(tmp_path, "PngError", first=50)
 
 
 def test_forgetting_an_acceptance_is_caught(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A ledger that takes an accepted POST for a refused one loses what was paid, and is found out."""
 
-    def forgetful(self: Store, n: int, request_id: str, at: float) -> bool:
-        self.take_back(n, "refused")
+    def forgetful(self: LedgerStore, n: int, request_id: str, at: float) -> bool:
+        self.revert_intent(n, "refused")
         return False
 
-    monkeypatch.setattr(Store, "accept", forgetful)
+    monkeypatch.setattr(LedgerStore, "accept", forgetful)
     assert caught(tmp_path, "is not on record")
 
 

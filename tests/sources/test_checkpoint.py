@@ -12,15 +12,15 @@ import pytest
 
 from krea_batch import Engine, InputError, Job
 from krea_batch.gateway import wire
-from krea_batch.ledger import Store
+from krea_batch.ledger import LedgerStore
 from krea_batch.pipeline import producer
-from krea_batch.sources import JobFiles, Reading, check
-from krea_batch.sources.checkpoint import Bookmark
+from krea_batch.sources import InputOptions, JobFiles, check
+from krea_batch.sources.checkpoint import Checkpoint
 from krea_batch.sources.formats import line_file
 from krea_batch.sources.inputs import Row
-from krea_batch.sources.parser import Reader
+from krea_batch.sources.parser import RowParser
 from krea_batch.testing.scripted_gateway import ScriptedGateway
-from tests.engine_fixtures import ask, statuses
+from tests.engine_fixtures import query_ledger, statuses
 from tests.virtual_time_runs import run_until_killed, run_virtual
 
 BLOCK_BYTES = 200  # four lines or so
@@ -44,22 +44,22 @@ def written(path: Path, begin: int, end: int, how: str = "w") -> str:
 
 def marked(*paths: str, keep_extra: bool = False) -> bytes:
     """The mark of files that have been read to their end."""
-    with JobFiles(paths, reading=Reading(keep_extra=keep_extra)) as files:
+    with JobFiles(paths, reading=InputOptions(keep_extra=keep_extra)) as files:
         files.check()
         list(files)
-        mark = files.mark()
+        mark = files.checkpoint()
     assert mark
     return mark[1]
 
 
 def passed(bookmark: bytes, *paths: str, keep_extra: bool = False) -> tuple[int, int]:
     """How many jobs the mark spares, and how many are left."""
-    with JobFiles(paths, reading=Reading(keep_extra=keep_extra)) as files:
-        files.go_on_from(bookmark)
+    with JobFiles(paths, reading=InputOptions(keep_extra=keep_extra)) as files:
+        files.resume_from(bookmark)
         checked = files.check()
         left = list(files)
-    assert files.passed + len(left) == checked.jobs
-    return files.passed, len(left)
+    assert files.skipped + len(left) == checked.jobs
+    return files.skipped, len(left)
 
 
 class TestWhatFits:
@@ -75,7 +75,7 @@ class TestWhatFits:
         written(tmp_path / "jobs.jsonl", 50, 60, "a")
         assert passed(bookmark, jobs) == (50, 10)
         with JobFiles([jobs]) as files:
-            files.go_on_from(bookmark)
+            files.resume_from(bookmark)
             files.check()
             assert [job.id for job in files] == [f"{n:05}" for n in range(51, 61)]
 
@@ -102,7 +102,7 @@ class TestWhatFits:
                 path.write_bytes(text.replace(b"\n", b"\n\n"))
             case _:
                 path.write_bytes(text[:-1])
-                left = 30 - Bookmark.decode(marked(str(path))).jobs  # type: ignore[union-attr]
+                left = 30 - Checkpoint.decode(marked(str(path))).jobs  # type: ignore[union-attr]
                 assert 0 < left <= 6, "the lines of the last block"
         assert passed(marked(str(path)), str(path)) == (30 - left, left)
 
@@ -139,7 +139,7 @@ class TestIdsOnBothSides:
         found = []
         for mark in (bookmark, None):
             with JobFiles([str(jobs)]) as files:
-                files.go_on_from(mark)
+                files.resume_from(mark)
                 checked = files.check(known=record_of(record) if asked else None)
             found.append((checked.rows, checked.jobs, checked.bad_lines, [str(each) for each in checked.problems]))
         assert found[0] == found[1]
@@ -152,7 +152,7 @@ class TestIdsOnBothSides:
         written(jobs, 30, 40, "a")
         record = {job.id: wire.fingerprint(job) for job in read(str(jobs))}
         with JobFiles([str(jobs)]) as files:
-            files.go_on_from(bookmark)
+            files.resume_from(bookmark)
             checked = files.check(known=record_of(record))
         assert (checked.jobs, checked.bad_lines) == (40, 0)
 
@@ -165,13 +165,13 @@ class TestIdsOnBothSides:
         written(jobs, 30, 40, "a")
         numbers: list[int] = []
 
-        def read_one(_: Reader, number: int, row: Row) -> tuple[Job, ...]:
+        def read_one(_: RowParser, number: int, row: Row) -> tuple[Job, ...]:
             numbers.append(number)
             return (Job(prompt=str(row)),)
 
-        monkeypatch.setattr(Reader, "read", read_one)
+        monkeypatch.setattr(RowParser, "read", read_one)
         with JobFiles([str(jobs)]) as files:
-            files.go_on_from(bookmark)
+            files.resume_from(bookmark)
             files.check(known=record_of({}))
             assert len(list(files)) == 10
         assert numbers == [*range(31, 41), *range(31, 41)]
@@ -242,7 +242,7 @@ class TestWhatDoesNot:
         path = tmp_path / "jobs.jsonl"
         bookmark = marked(written(path, 0, 50))
         with JobFiles([str(path)]) as files:
-            files.go_on_from(bookmark)
+            files.resume_from(bookmark)
             path.write_text(path.read_text().replace('"picture 20"', '"picturE 20"'))
             with pytest.raises(InputError, match="has changed since it was checked"):
                 files.check()
@@ -255,15 +255,15 @@ class TestWhatDoesNot:
         with JobFiles([jobs], skip_invalid=True) as files:
             files.check()
             list(files)
-            assert files.mark() is None
+            assert files.checkpoint() is None
 
 
 async def go(out: Path, gateway: ScriptedGateway, path: str, max_in_flight: int = 500) -> Engine:
     """One run of the job file, as the command does it."""
     with JobFiles([path]) as files:
         if (out / "ledger.db").is_file():
-            store = Store.open(out / "ledger.db", read_only=True)
-            files.go_on_from(*store.read(Store.bookmark))
+            store = LedgerStore.open(out / "ledger.db", read_only=True)
+            files.resume_from(*store.read(LedgerStore.checkpoint))
             store.close()
         files.check()
         async with Engine(
@@ -277,11 +277,11 @@ def test_the_next_run_passes_over_what_is_on_record(tmp_path: Path) -> None:
     """It counts those jobs as taken and skipped, submits the new ones, and nothing twice."""
     gateway, path = ScriptedGateway(), tmp_path / "jobs.jsonl"
     run_virtual(go(tmp_path / "out", gateway, written(path, 0, 60)))
-    assert ask(tmp_path / "out", "SELECT count(*) FROM checkpoint") == [(1,)]
+    assert query_ledger(tmp_path / "out", "SELECT count(*) FROM checkpoint") == [(1,)]
     written(path, 60, 75, "a")
     engine = run_virtual(go(tmp_path / "out", gateway, str(path)))
     assert (engine.stats().jobs_read, engine.stats().skipped, engine.stats().submits) == (75, 60, 15)
-    assert sorted(gateway.prompts) == sorted(f"picture {n}" for n in range(75))
+    assert sorted(gateway.submitted_prompts) == sorted(f"picture {n}" for n in range(75))
     assert set(statuses(tmp_path / "out").values()) == {"succeeded"}
     assert len(statuses(tmp_path / "out")) == 75
 
@@ -295,17 +295,17 @@ def test_a_mark_covers_only_what_is_on_record(tmp_path: Path, after_ms: int) -> 
     out, gateway, path = tmp_path / "out", ScriptedGateway(), tmp_path / "jobs.jsonl"
     written(path, 0, 120)
     run_until_killed(go(out, gateway, str(path), max_in_flight=30), after_ms / 1000, out)
-    if (out / "ledger.db").is_file() and ask(out, "SELECT name FROM sqlite_schema WHERE name = 'bookmark'"):
-        for (what,) in ask(out, "SELECT data FROM checkpoint"):
-            bookmark = Bookmark.decode(bytes(what))
+    if (out / "ledger.db").is_file() and query_ledger(out, "SELECT name FROM sqlite_schema WHERE name = 'bookmark'"):
+        for (what,) in query_ledger(out, "SELECT data FROM checkpoint"):
+            bookmark = Checkpoint.decode(bytes(what))
             assert bookmark
             marks_seen.add(bookmark.lines)
-            on_record = {job_id for (job_id,) in ask(out, "SELECT job_id FROM jobs")}
+            on_record = {job_id for (job_id,) in query_ledger(out, "SELECT job_id FROM jobs")}
             assert {f"{n:05}" for n in range(1, bookmark.lines + 1)} <= on_record
     run_virtual(go(out, gateway, str(path)))
     assert len(statuses(out)) == 120
     assert set(statuses(out).values()) <= {"succeeded", "ambiguous"}
-    assert len(set(gateway.prompts)) == len(gateway.prompts) == 120
+    assert len(set(gateway.submitted_prompts)) == len(gateway.submitted_prompts) == 120
 
 
 def test_marks_were_there_to_be_checked() -> None:

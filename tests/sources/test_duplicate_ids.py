@@ -10,11 +10,11 @@ from hypothesis import strategies as st
 
 from krea_batch.errors import InputError
 from krea_batch.sources import duplicate_ids
-from krea_batch.sources.duplicate_ids import BUCKET_ITEMS, BUCKETS, IdSpill, default_id
+from krea_batch.sources.duplicate_ids import BUCKET_ITEMS, BUCKETS, DuplicateIdFinder, default_id
 
 
-def suspects_of(spill: IdSpill) -> list[int]:
-    found = sorted(number for numbers in spill.suspects() for number in numbers)
+def suspects_of(spill: DuplicateIdFinder) -> list[int]:
+    found = sorted(number for numbers in spill.candidates() for number in numbers)
     spill.close()
     return found
 
@@ -22,7 +22,7 @@ def suspects_of(spill: IdSpill) -> list[int]:
 @given(st.lists(st.sampled_from("abcdefghij") | st.text(max_size=5)))
 def test_every_repeated_id_is_a_suspect(names: list[str]) -> None:
     """Every line that shares its id with another is among the suspects, the first of them too."""
-    spill = IdSpill()
+    spill = DuplicateIdFinder()
     for number, name in enumerate(names, 1):
         spill.add(name, number)
     repeated = {number for number, name in enumerate(names, 1) if names.count(name) > 1}
@@ -31,7 +31,7 @@ def test_every_repeated_id_is_a_suspect(names: list[str]) -> None:
 
 def test_many_ids_go_through_a_file(tmp_path: Path) -> None:
     """Full buckets go to a file, from which nothing is lost, and which leaves no name behind."""
-    spill = IdSpill(tmp_path)
+    spill = DuplicateIdFinder(tmp_path)
     count = BUCKETS * BUCKET_ITEMS
     for number in range(1, count + 1):
         spill.add(f"job-{number}", number)
@@ -44,7 +44,7 @@ def test_many_ids_go_through_a_file(tmp_path: Path) -> None:
 def test_one_hash_for_all(monkeypatch: pytest.MonkeyPatch) -> None:
     """Ids that share a hash are suspects together, and it is for others to tell them apart."""
     monkeypatch.setattr(duplicate_ids, "hash", lambda _: -(2**63), raising=False)
-    spill = IdSpill()
+    spill = DuplicateIdFinder()
     spill.add("a", 1)
     spill.add("b", 2)
     assert suspects_of(spill) == [1, 2]
@@ -53,7 +53,7 @@ def test_one_hash_for_all(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_full_disk(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """A temporary folder that cannot be used is an InputError with the way out."""
     monkeypatch.setattr(duplicate_ids, "hash", lambda _: 0, raising=False)
-    spill = IdSpill(tmp_path / "none")
+    spill = DuplicateIdFinder(tmp_path / "none")
     for number in range(BUCKET_ITEMS // 2 - 1):  # an id and a number are two items
         spill.add("x", number)
     with pytest.raises(InputError, match="TMPDIR"):

@@ -20,10 +20,10 @@ from hypothesis import strategies as st
 
 from krea_batch.errors import InputError
 from krea_batch.jobs import Job
-from krea_batch.sources import Checked, JobFiles, Reading
-from krea_batch.sources.inputs import natural
+from krea_batch.sources import Checked, InputOptions, JobFiles
+from krea_batch.sources.inputs import natural_sort_key
 from krea_batch.sources.options import Format
-from krea_batch.sources.sweep import axis
+from krea_batch.sources.sweep import make_axis
 
 AWKWARD = [
     "-starts with a dash",
@@ -59,7 +59,9 @@ def written(tmp_path: Path) -> Written:
 
 def read(*paths: str, stdin: bytes = b"", skip_invalid: bool = False, **reading: Any) -> tuple[Checked, list[Job]]:
     """What the check says, and the jobs of the second reading."""
-    with JobFiles(paths, reading=Reading(**reading), skip_invalid=skip_invalid, stdin=io.BytesIO(stdin)) as files:
+    with JobFiles(
+        paths, reading=InputOptions(**reading), skip_invalid=skip_invalid, stdin=io.BytesIO(stdin)
+    ) as files:
         return files.check(), list(files)
 
 
@@ -72,7 +74,7 @@ def prompts(*paths: str, **more: Any) -> list[str]:
 
 def guessed(path: str, **reading: Any) -> list[str]:
     """What is said of a file."""
-    with JobFiles([path], reading=Reading(**reading)) as files:
+    with JobFiles([path], reading=InputOptions(**reading)) as files:
         files.check()
         return [sentence.removeprefix(f"{path}: ") for sentence in files.said()]
 
@@ -406,7 +408,7 @@ class TestFolders:
     def test_natural_order(self) -> None:
         """Numbers in names are compared as numbers."""
         names = ["b1", "a10", "a9", "a", "10", "9"]
-        assert sorted(names, key=natural) == ["9", "10", "a", "a9", "a10", "b1"]
+        assert sorted(names, key=natural_sort_key) == ["9", "10", "a", "a9", "a10", "b1"]
 
 
 class TestPacked:
@@ -509,7 +511,7 @@ class TestSweeps:
     def test_for_every_row(self, written: Written) -> None:
         """Each row is made with each combination; ids go on from the row's own."""
         path = written("p.jsonl", '{"prompt": "a cat"}\n{"prompt": "a dog", "id": "dog"}\n')
-        checked, jobs = read(path, axes=(axis("creativity", ["raw", "high"]),))
+        checked, jobs = read(path, axes=(make_axis("creativity", ["raw", "high"]),))
         assert [(job.id, job.creativity) for job in jobs] == [
             ("00001-creativity=raw", "raw"),
             ("00001-creativity=high", "high"),
@@ -531,18 +533,18 @@ class TestSweeps:
     def test_repeats(self, written: Written) -> None:
         """Repeats are jobs of one request, even where duplicates are left out; a fixed seed forbids them."""
         path = written("p.txt", "a cat\na cat\n")
-        _, jobs = read(path, axes=(axis("repeat", 2),), dedupe=True)
+        _, jobs = read(path, axes=(make_axis("repeat", 2),), dedupe=True)
         assert [(job.id, job.metadata) for job in jobs] == [
             ("00001-repeat=1", {"repeat": 1}),
             ("00001-repeat=2", {"repeat": 2}),
         ]
         seeded = written("p.jsonl", '{"prompt": "a cat", "seed": 1}')
-        assert "gives the same picture" in problem(seeded, axes=(axis("repeat", 2),))
+        assert "gives the same picture" in problem(seeded, axes=(make_axis("repeat", 2),))
 
     def test_template_of_columns_and_sweep(self, written: Written) -> None:
         """A prompt is made of columns and swept names; what it was made of stays with the job."""
         path = written("p.csv", "animal,note\ncat,x\n")
-        _, jobs = read(path, template="a {animal} in {place}", axes=(axis("place", ["Rome", "Bonn"]),))
+        _, jobs = read(path, template="a {animal} in {place}", axes=(make_axis("place", ["Rome", "Bonn"]),))
         assert [(job.id, job.prompt, job.metadata) for job in jobs] == [
             ("00002-place=Rome", "a cat in Rome", {"animal": "cat", "note": "x", "place": "Rome"}),
             ("00002-place=Bonn", "a cat in Bonn", {"animal": "cat", "note": "x", "place": "Bonn"}),

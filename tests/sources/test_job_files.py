@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from krea_batch.errors import InputError, InternalError, JobFileError, LineProblem
 from krea_batch.gateway.wire import fingerprint
 from krea_batch.jobs import Job
-from krea_batch.sources import Checked, JobFiles, Reading, check, duplicate_ids
+from krea_batch.sources import Checked, InputOptions, JobFiles, check, duplicate_ids
 
 Write = Callable[..., str]
 
@@ -36,7 +36,7 @@ def write(tmp_path: Path) -> Write:
 
 
 def read(*paths: str, keep_extra: bool = False, skip_invalid: bool = False) -> tuple[Checked, list[Job]]:
-    with JobFiles(paths, reading=Reading(keep_extra=keep_extra), skip_invalid=skip_invalid) as files:
+    with JobFiles(paths, reading=InputOptions(keep_extra=keep_extra), skip_invalid=skip_invalid) as files:
         return files.check(), list(files)
 
 

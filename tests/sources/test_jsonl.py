@@ -20,7 +20,7 @@ from krea_batch.jobs import (
     Style,
 )
 from krea_batch.sources import json_errors
-from krea_batch.sources.formats.jsonl import JsonLines
+from krea_batch.sources.formats.jsonl import JsonlParser
 from krea_batch.sources.formats.line_file import MAX_LINE_BYTES
 from krea_batch.sources.json_errors import MAX_DEPTH
 
@@ -30,14 +30,14 @@ UUID = "01234567-89ab-cdef-0123-456789ABCDEF"
 def sentence(line: bytes | str, *, keep_extra: bool = False) -> str:
     """What is wrong with a bad line, and what would be right."""
     raw = line.encode() if isinstance(line, str) else line
-    reader = JsonLines(keep_extra=keep_extra)
+    reader = JsonlParser(keep_extra=keep_extra)
     assert reader.read(raw) is None
-    error = reader.explain(raw)
+    error = reader.diagnose(raw)
     return f"{error.problem}, {error.hint}"
 
 
 def job_of(line: bytes | str, *, keep_extra: bool = False) -> Job:
-    job = JsonLines(keep_extra=keep_extra).read(line.encode() if isinstance(line, str) else line)
+    job = JsonlParser(keep_extra=keep_extra).read(line.encode() if isinstance(line, str) else line)
     assert job is not None
     return job
 
@@ -250,7 +250,7 @@ def test_only_lines_with_each_key_once_are_jobs(fields: list[str]) -> None:
     """Of lines whose fields are all good, exactly those are jobs that have a prompt, and no key twice."""
     keys = [field.split(":")[0] for field in fields]
     good = '"prompt"' in keys and len(set(keys)) == len(keys)
-    assert (JsonLines().read(("{" + ",".join(fields) + "}").encode()) is not None) == good
+    assert (JsonlParser().read(("{" + ",".join(fields) + "}").encode()) is not None) == good
 
 
 TEXTS = st.text(st.sampled_from('ab"\\\\ué{[: ,'), max_size=6)
@@ -285,9 +285,9 @@ def test_a_key_that_stands_twice_is_found_by_counting_quotes(
     try:
         json_errors.parse_object(line.encode())
     except JobError:
-        assert JsonLines().read(line.encode()) is None
+        assert JsonlParser().read(line.encode()) is None
     else:
-        assert JsonLines().read(line.encode()) is not None
+        assert JsonlParser().read(line.encode()) is not None
 
 
 def test_good_lines() -> None:
@@ -305,12 +305,12 @@ def test_good_lines() -> None:
 
 def test_keep_extra() -> None:
     """Unknown fields go into the metadata, beside what stands there, and their names are told."""
-    reader = JsonLines(keep_extra=True)
+    reader = JsonlParser(keep_extra=True)
     job = reader.read(b'{"tag": [1], "prompt": "x", "metadata": {"a": 1}, "sead": 7}')
     assert job == Job(prompt="x", metadata={"a": 1, "tag": [1], "sead": 7})
-    assert reader.strange == ["tag", "sead"]
+    assert reader.unknown_fields == ["tag", "sead"]
     assert reader.read(b'{"prompt": "x", "metadata": {"a": 1}}') == Job(prompt="x", metadata={"a": 1})
-    assert reader.strange == ["tag", "sead"]
+    assert reader.unknown_fields == ["tag", "sead"]
 
 
 @pytest.mark.parametrize(
@@ -337,9 +337,9 @@ def test_keep_extra_keeps_the_other_rules(line: str, said: str) -> None:
 @example(b'{"prompt":"x","metadata":' + b"9" * 5000 + b"}", True)
 def test_any_bytes(line: bytes, keep_extra: bool) -> None:
     """Any bytes at all are either a job or a sentence, and never an error of somebody else's."""
-    reader = JsonLines(keep_extra=keep_extra)
+    reader = JsonlParser(keep_extra=keep_extra)
     if reader.read(line) is None:
-        error = reader.explain(line)
+        error = reader.diagnose(line)
         assert error.problem
         assert error.hint
         assert str(error).isprintable()
@@ -357,9 +357,9 @@ FIELD_NAMES = st.sampled_from([*Job.__struct_fields__, "sead", "tag"])
 def test_any_json(fields: dict[str, object], keep_extra: bool) -> None:
     """Any values in the fields of a job are either a job or a sentence."""
     line = json.dumps({"prompt": "x"} | fields).encode()
-    reader = JsonLines(keep_extra=keep_extra)
+    reader = JsonlParser(keep_extra=keep_extra)
     if reader.read(line) is None:
-        assert "the line is not a job" not in reader.explain(line).problem
+        assert "the line is not a job" not in reader.diagnose(line).problem
 
 
 TEXT = st.text(st.characters(exclude_categories=["Cs"]), min_size=1)

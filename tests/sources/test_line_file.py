@@ -11,9 +11,9 @@ from pathlib import Path
 import pytest
 
 from krea_batch.errors import InputError
-from krea_batch.sources.formats.line_file import BLOCK_BYTES, MAX_LINE_BYTES, LineFile, Place
+from krea_batch.sources.formats.line_file import BLOCK_BYTES, MAX_LINE_BYTES, FilePosition, LineFile
 from krea_batch.sources.inputs import Input, numbered
-from krea_batch.sources.options import Format, Reading
+from krea_batch.sources.options import Format, InputOptions
 
 
 def written(folder: Path, content: bytes, name: str = "jobs.jsonl") -> LineFile:
@@ -59,8 +59,8 @@ def test_lines_after_a_place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, be
     monkeypatch.setattr("krea_batch.sources.formats.line_file.BLOCK_BYTES", 16)
     text = b"\n".join(b"x" * length for length in (5, 0, 40, 1, 15, 16, 17, 0, 0, 3)) + end
     file = written(tmp_path, begin + text)
-    places: list[Place] = []
-    whole = list(file.lines(lambda lines, size_bytes, _: places.append(Place(size_bytes, lines))))
+    places: list[FilePosition] = []
+    whole = list(file.lines(lambda lines, size_bytes, _: places.append(FilePosition(size_bytes, lines))))
     assert len(places) > 4
     for place in places:
         assert list(file.lines(after=place)) == [line for line in whole if line[0] > place.lines]
@@ -212,5 +212,5 @@ def test_numbers_go_on_over_files(tmp_path: Path) -> None:
         written(tmp_path, b"", "2.jsonl"),
         written(tmp_path, b"\nc", "3.jsonl"),
     ]
-    inputs = [Input(file, Format.JSONL, Reading()) for file in files]
+    inputs = [Input(file, Format.JSONL, InputOptions()) for file in files]
     assert list(numbered(inputs)) == [(1, b"a"), (3, b"b"), (5, b"c")]

@@ -8,12 +8,21 @@ from hypothesis import strategies as st
 
 from krea_batch.errors import JobError
 from krea_batch.jobs import check_id
-from krea_batch.sources.sweep import MAX_JOBS_A_ROW, Axis, axis, axis_of_text, check_names, points, repeats, seeds
+from krea_batch.sources.sweep import (
+    MAX_JOBS_A_ROW,
+    Axis,
+    axis_of_text,
+    check_names,
+    combinations,
+    make_axis,
+    repeats,
+    seeds,
+)
 from krea_batch.sources.template import Template
 
 
 def suffixes(*axes: Axis) -> list[str]:
-    return [point.suffix for point in points(axes)]
+    return [point.suffix for point in combinations(axes)]
 
 
 def said(error: pytest.ExceptionInfo[JobError]) -> str:
@@ -22,25 +31,30 @@ def said(error: pytest.ExceptionInfo[JobError]) -> str:
 
 def test_ids_speak() -> None:
     """Each combination has a suffix of the names and values, the last axis fastest."""
-    assert suffixes(axis("creativity", ["raw", "high"]), axis("seed", [3, 4])) == [
+    assert suffixes(make_axis("creativity", ["raw", "high"]), make_axis("seed", [3, 4])) == [
         "-creativity=raw-seed=3",
         "-creativity=raw-seed=4",
         "-creativity=high-seed=3",
         "-creativity=high-seed=4",
     ]
-    assert suffixes(axis("aspect_ratio", ["16:9", "2.35:1"])) == ["-aspect_ratio=16x9", "-aspect_ratio=2.35x1"]
+    assert suffixes(make_axis("aspect_ratio", ["16:9", "2.35:1"])) == ["-aspect_ratio=16x9", "-aspect_ratio=2.35x1"]
 
 
 def test_the_order_of_the_axes_changes_no_id() -> None:
     """Options in another order are the same pictures, not new ones to pay for."""
-    axes = [axis("seed", [1, 2]), repeats(2), axis("style", ["ink"]), axis("creativity", ["raw", "high"])]
+    axes = [
+        make_axis("seed", [1, 2]),
+        repeats(2),
+        make_axis("style", ["ink"]),
+        make_axis("creativity", ["raw", "high"]),
+    ]
     assert suffixes(*axes) == suffixes(*reversed(axes))
     assert suffixes(*axes)[0] == "-style=ink-creativity=raw-seed=1-repeat=1"
 
 
 def test_a_further_value_renames_nothing() -> None:
     """Pictures that are paid keep their ids when the sweep grows."""
-    assert set(suffixes(axis("seed", [1, 2]))) < set(suffixes(axis("seed", [3, 1, 2])))
+    assert set(suffixes(make_axis("seed", [1, 2]))) < set(suffixes(make_axis("seed", [3, 1, 2])))
     assert set(suffixes(repeats(2))) < set(suffixes(repeats(3)))
 
 
@@ -77,14 +91,14 @@ def test_what_is_no_seeds(text: str) -> None:
 def test_what_is_no_axis(name: str, values: object, expected: str) -> None:
     """An error says which sweep, and what would be right."""
     with pytest.raises(JobError) as error:
-        axis(name, values)
+        make_axis(name, values)
     assert said(error).startswith(expected)
 
 
 def test_named_values() -> None:
     """Values that have no word of their own are named in an object."""
-    styles = axis("styles", {"ink": [{"id": "ink-7"}], "none": []})
-    assert [(point.suffix, point.values) for point in points([styles])] == [
+    styles = make_axis("styles", {"ink": [{"id": "ink-7"}], "none": []})
+    assert [(point.suffix, point.values) for point in combinations([styles])] == [
         ("-styles=ink", {"styles": [{"id": "ink-7"}]}),
         ("-styles=none", {"styles": []}),
     ]
@@ -92,7 +106,7 @@ def test_named_values() -> None:
 
 def test_long_values_are_cut_and_stay_apart() -> None:
     """Two long texts that begin alike have words of their own."""
-    first, second = suffixes(axis("place", ["x" * 100 + "1", "x" * 100 + "2"]))
+    first, second = suffixes(make_axis("place", ["x" * 100 + "1", "x" * 100 + "2"]))
     assert first != second
     assert len(first) < 60
 
@@ -106,34 +120,34 @@ def test_what_is_no_sweep_on_the_command_line(text: str) -> None:
 
 def test_sweeps_on_the_command_line() -> None:
     """Values are parted by commas; seeds are numbers."""
-    assert axis_of_text("creativity=raw, high") == axis("creativity", ["raw", "high"])
-    assert axis_of_text("seed=1..3,9") == axis("seed", [1, 2, 3, 9])
+    assert axis_of_text("creativity=raw, high") == make_axis("creativity", ["raw", "high"])
+    assert axis_of_text("seed=1..3,9") == make_axis("seed", [1, 2, 3, 9])
     assert axis_of_text("repeat=3") == repeats(3)
 
 
 def test_what_cannot_be_swept() -> None:
     """Only what the API takes and what the template names changes a picture."""
-    check_names([axis("animal", ["cat"]), axis("seed", [1]), repeats(2)], ["animal"])
+    check_names([make_axis("animal", ["cat"]), make_axis("seed", [1]), repeats(2)], ["animal"])
     with pytest.raises(JobError) as error:
-        check_names([axis("creativty", ["raw"])])
+        check_names([make_axis("creativty", ["raw"])])
     assert said(error) == '"creativty" cannot be swept, did you mean "creativity"?'
     with pytest.raises(JobError):
-        check_names([axis("prompt", ["a cat"])])
+        check_names([make_axis("prompt", ["a cat"])])
 
 
 def test_too_many_and_twice() -> None:
     """A mistyped range and a sweep that is given twice are told before any job is made."""
     with pytest.raises(JobError, match="20,000"):
-        next(points([axis("seed", "1..10000"), repeats(2)]))
+        next(combinations([make_axis("seed", "1..10000"), repeats(2)]))
     with pytest.raises(JobError, match="swept twice"):
-        next(points([axis("seed", [1]), axis("seed", [2])]))
+        next(combinations([make_axis("seed", [1]), make_axis("seed", [2])]))
 
 
 @given(st.lists(st.text(min_size=1, max_size=60), min_size=1, max_size=5, unique=True))
 def test_any_value_gives_a_good_id_or_an_error(values: list[str]) -> None:
     """No value makes an id that is no file name, and no two combinations have one id."""
     try:
-        made = suffixes(axis("name", values))
+        made = suffixes(make_axis("name", values))
     except JobError:
         return
     assert len(set(made)) == len(values)

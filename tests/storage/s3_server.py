@@ -19,7 +19,7 @@ from typing import Any, Self
 from urllib.parse import quote, unquote, urlsplit
 from xml.etree import ElementTree
 
-from tests.processes import PATIENCE_S
+from tests.processes import PROCESS_TIMEOUT_S
 
 BUCKET = "pictures"
 NAMESPACE = "{http://s3.amazonaws.com/doc/2006-03-01/}"
@@ -88,11 +88,11 @@ class Bucket:
 
     def __exit__(self, *_: object) -> None:
         self._door.shutdown()
-        self._guard.join(PATIENCE_S)
+        self._guard.join(PROCESS_TIMEOUT_S)
         self._door.server_close()
         self._server.terminate()
-        self._server.wait(PATIENCE_S)
-        self._drain.join(PATIENCE_S)
+        self._server.wait(PROCESS_TIMEOUT_S)
+        self._drain.join(PROCESS_TIMEOUT_S)
         if self._server.stderr:
             self._server.stderr.close()
 
@@ -135,7 +135,7 @@ class Bucket:
 
     def forward(self, method: str, target: str, headers: dict[str, str], body: bytes) -> tuple[int, Any, bytes]:
         """Have the server do what was asked at the door."""
-        server = HTTPConnection("127.0.0.1", self._port, timeout=PATIENCE_S)
+        server = HTTPConnection("127.0.0.1", self._port, timeout=PROCESS_TIMEOUT_S)
         try:
             server.request(method, target, body, headers)
             answer = server.getresponse()
@@ -146,7 +146,7 @@ class Bucket:
     def _ask(self, method: str, path: str, data: bytes | None = None) -> tuple[bytes, dict[str, str]]:
         url = f"http://127.0.0.1:{self._port}/{BUCKET}{quote(path)}"
         request = urllib.request.Request(url, data, SIGNED, method=method)
-        with urllib.request.urlopen(request, timeout=PATIENCE_S) as answer:  # noqa: S310 - loopback
+        with urllib.request.urlopen(request, timeout=PROCESS_TIMEOUT_S) as answer:  # noqa: S310 - loopback
             return answer.read(), {name.lower(): value for name, value in answer.headers.items()}
 
 

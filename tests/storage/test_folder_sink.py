@@ -9,18 +9,18 @@ from pathlib import Path
 import pytest
 
 from krea_batch import Engine
-from krea_batch.storage.sinks import SinkRefused, WholePicture
+from krea_batch.storage.sinks import SinkPermanentError, VerifiedImage
 from krea_batch.storage.sinks.folder import FolderSink
-from krea_batch.testing.scripted_gateway import ScriptedGateway, png
-from tests.engine_fixtures import jobs, play, rows
+from krea_batch.testing.scripted_gateway import ScriptedGateway, make_png
+from tests.engine_fixtures import jobs, rows, run_jobs
 from tests.virtual_time_runs import run_virtual
 
 
-def staged(folder: Path, data: bytes, name: str = "fox") -> WholePicture:
+def staged(folder: Path, data: bytes, name: str = "fox") -> VerifiedImage:
     digest = hashlib.sha256(data).hexdigest()
     part = folder / digest
     part.write_bytes(data)
-    return WholePicture(name, 1, name, part, len(data), digest, 4, 3, "image/png")
+    return VerifiedImage(name, 1, name, part, len(data), digest, 4, 3, "image/png")
 
 
 def test_a_run_into_a_folder(tmp_path: Path) -> None:
@@ -37,17 +37,17 @@ def test_a_run_into_a_folder(tmp_path: Path) -> None:
     assert len(found) == 5
     for row in found.values():
         (file,) = row["files"]
-        assert Path(file["path"]).read_bytes() == png(text=row["request"]["prompt"].encode())
+        assert Path(file["path"]).read_bytes() == make_png(text=row["request"]["prompt"].encode())
     assert {Path(row["files"][0]["path"]) for row in found.values()} == set(shelf.iterdir())
     assert list((tmp_path / "out/images").iterdir()) == []
-    run_virtual(play(tmp_path / "out", gateway, jobs(5)))
+    run_virtual(run_jobs(tmp_path / "out", gateway, jobs(5)))
     assert len(gateway.charged) == 5
 
 
 def test_again_is_once_and_others_stay(tmp_path: Path) -> None:
     """The same picture twice is one file; another's file and another's link keep their names."""
     shelf = tmp_path / "shelf"
-    sink, one, other = FolderSink(shelf), png(text=b"one"), png(text=b"two")
+    sink, one, other = FolderSink(shelf), make_png(text=b"one"), make_png(text=b"two")
 
     async def main() -> list[str]:
         await sink.check()
@@ -66,5 +66,5 @@ def test_again_is_once_and_others_stay(tmp_path: Path) -> None:
 def test_a_folder_that_is_none(tmp_path: Path) -> None:
     """A place where no folder can be stops the run before anything is paid, and says where and why."""
     (tmp_path / "file").write_text("mine")
-    with pytest.raises(SinkRefused, match=r"file/cats .*run the same command again"):
+    with pytest.raises(SinkPermanentError, match=r"file/cats .*run the same command again"):
         asyncio.run(FolderSink(tmp_path / "file/cats").check())

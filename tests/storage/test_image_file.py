@@ -13,11 +13,11 @@ from typing import Any
 import pytest
 
 from krea_batch.jobs import StoredFile
-from krea_batch.storage.image_file import Picture, PngError, finish
-from krea_batch.testing.scripted_gateway import png
+from krea_batch.storage.image_file import ImageFile, PngError, commit_many
+from krea_batch.testing.scripted_gateway import make_png
 
-CAT = png(text=b"cat")
-DOG = png(5, 5, text=b"dog, and more")
+CAT = make_png(text=b"cat")
+DOG = make_png(5, 5, text=b"dog, and more")
 
 
 @pytest.fixture
@@ -34,9 +34,9 @@ def parts(out: Path) -> list[Path]:
     return [path for path in (out / "images").iterdir() if path.suffix == ".part"]
 
 
-def finished(picture: Picture, last: Sequence[bytes]) -> StoredFile:
+def finished(picture: ImageFile, last: Sequence[bytes]) -> StoredFile:
     """The row of one picture, or what went wrong with it."""
-    (answer,) = finish([(picture, last)])
+    (answer,) = commit_many([(picture, last)])
     if not isinstance(answer, StoredFile):
         raise answer
     return answer
@@ -52,10 +52,10 @@ class TestWhole:
     @pytest.mark.parametrize("size", [1, 7, 8, 33, 10_000])
     def test_in_pieces_of_any_size(self, out: Path, size: int) -> None:
         """However the bytes come in, the file holds them, and the row says size, hash and pixels."""
-        picture = Picture(out, "x", 1)
+        picture = ImageFile(out, "x", 1)
         pieces = [DOG[at : at + size] for at in range(0, len(DOG), size)]
         for piece in pieces[:-1]:
-            picture.take([piece])
+            picture.write([piece])
         stored = finished(picture, pieces[-1:])
         assert whole(out, stored, DOG)
         assert (stored.path, stored.width, stored.height) == ("images/x.png", 5, 5)
@@ -78,22 +78,22 @@ class TestWhole:
     def test_what_is_not_whole_gets_no_name(self, out: Path, body: bytes) -> None:
         """Bytes that are not one whole PNG are refused, and no .png appears."""
         with pytest.raises(PngError):
-            finished(Picture(out, "x", 1), [body])
+            finished(ImageFile(out, "x", 1), [body])
         assert not [name for name in names(out) if name.endswith(".png")]
 
     def test_start_over(self, out: Path) -> None:
         """After starting over nothing of the first try is in the file."""
-        picture = Picture(out, "x", 1)
-        picture.take([DOG[:60]])
+        picture = ImageFile(out, "x", 1)
+        picture.write([DOG[:60]])
         picture.start_over()
         assert whole(out, finished(picture, [CAT]), CAT)
 
     def test_the_part_of_a_dead_run_is_not_gone_on_with(self, out: Path) -> None:
         """What a killed process left in the .part does not get into the picture."""
-        dead = Picture(out, "x", 1)
-        dead.take([DOG[:60]])
-        picture = Picture(out, "x", 1)
-        picture.take([CAT[:30]])
+        dead = ImageFile(out, "x", 1)
+        dead.write([DOG[:60]])
+        picture = ImageFile(out, "x", 1)
+        picture.write([CAT[:30]])
         assert whole(out, finished(picture, [CAT[30:]]), CAT)
         assert names(out) == ["x.png"]
 
@@ -101,7 +101,7 @@ class TestWhole:
         """A picture that is dropped between two pieces holds no file open."""
         before = len(os.listdir("/proc/self/fd"))
         for n in range(10):
-            Picture(out, f"x{n}", n).take([CAT[:50]])
+            ImageFile(out, f"x{n}", n).write([CAT[:50]])
         assert len(os.listdir("/proc/self/fd")) == before
 
 
@@ -110,7 +110,7 @@ class TestOthersFiles:
     def test_somebody_elses_file_stays(self, out: Path, theirs: bytes) -> None:
         """A file of the name that does not hold these bytes is never touched; the picture takes another name."""
         (out / "images" / "x.png").write_bytes(theirs)
-        stored = finished(Picture(out, "x", 1), [CAT])
+        stored = finished(ImageFile(out, "x", 1), [CAT])
         assert (out / "images" / "x.png").read_bytes() == theirs
         assert stored.path == "images/x~2.png"
         assert whole(out, stored, CAT)
@@ -118,7 +118,7 @@ class TestOthersFiles:
     def test_our_own_is_adopted(self, out: Path) -> None:
         """A file of the same bytes is ours, from a crash between rename and ledger: no second copy is made."""
         for _ in range(2):
-            stored = finished(Picture(out, "x", 1), [CAT])
+            stored = finished(ImageFile(out, "x", 1), [CAT])
             assert stored.path == "images/x.png"
             assert whole(out, stored, CAT)
             assert names(out) == ["x.png"]
@@ -130,7 +130,7 @@ class TestOthersFiles:
         if there:
             target.write_bytes(CAT)
         (out / "images" / "x.png").symlink_to(target)
-        stored = finished(Picture(out, "x", 1), [CAT])
+        stored = finished(ImageFile(out, "x", 1), [CAT])
         assert stored.path == "images/x~2.png"
         assert (out / "images" / "x.png").is_symlink()
         assert target.exists() == there
@@ -140,8 +140,8 @@ class TestOthersFiles:
         """Nothing is written through a symlink in the place of the .part, whenever it was put there."""
         target = out / "target"
         target.write_bytes(b"precious")
-        picture = Picture(out, "x", 1)
-        picture.take([CAT[:50]])
+        picture = ImageFile(out, "x", 1)
+        picture.write([CAT[:50]])
         (part,) = parts(out)
         part.unlink()
         part.symlink_to(target)
@@ -149,14 +149,14 @@ class TestOthersFiles:
             with pytest.raises(OSError, match="symbolic"):
                 finished(picture, [CAT[50:]])
         else:
-            assert whole(out, finished(Picture(out, "x", 1), [CAT]), CAT)
+            assert whole(out, finished(ImageFile(out, "x", 1), [CAT]), CAT)
         assert target.read_bytes() == b"precious"
         assert not (out / "images" / "x.png").is_symlink()
 
     def test_a_folder_of_the_name_stays(self, out: Path) -> None:
         """Not even a folder in the place of the picture stops it."""
         (out / "images" / "x.png").mkdir()
-        assert finished(Picture(out, "x", 1), [CAT]).path == "images/x~2.png"
+        assert finished(ImageFile(out, "x", 1), [CAT]).path == "images/x~2.png"
 
 
 class TestTwoOfOneName:
@@ -165,9 +165,9 @@ class TestTwoOfOneName:
     @pytest.mark.parametrize("first_ends", [True, False])
     def test_their_parts_are_apart(self, out: Path, first_ends: bool) -> None:
         """Both may stream at once; each ends whole, under its own name."""
-        second_of_a, a_2 = Picture(out, "a-2", 1), Picture(out, "a-2", 2)
-        second_of_a.take([CAT[:40]])
-        a_2.take([DOG[:50]])
+        second_of_a, a_2 = ImageFile(out, "a-2", 1), ImageFile(out, "a-2", 2)
+        second_of_a.write([CAT[:40]])
+        a_2.write([DOG[:50]])
         if first_ends:
             cat = finished(second_of_a, [CAT[40:]])
             dog = finished(a_2, [DOG[50:]])
@@ -193,8 +193,8 @@ class TestTwoOfOneName:
 
         monkeypatch.setattr(os.path, "lexists", looks)
         with ThreadPoolExecutor(2) as threads:
-            cat = threads.submit(finished, Picture(out, "a-2", 1), [CAT])
-            dog = threads.submit(finished, Picture(out, "a-2", 2), [DOG])
+            cat = threads.submit(finished, ImageFile(out, "a-2", 1), [CAT])
+            dog = threads.submit(finished, ImageFile(out, "a-2", 2), [DOG])
             assert whole(out, cat.result(), CAT)
             assert whole(out, dog.result(), DOG)
         assert names(out) == ["a-2.png", "a-2~2.png"]

@@ -10,9 +10,9 @@ import pytest
 
 from krea_batch.jobs import StoredFile
 from krea_batch.storage import local_writer
-from krea_batch.storage.image_file import Picture, PngError
-from krea_batch.storage.local_writer import FULL_PICTURES, MOST_GROUPS, Shelf
-from krea_batch.testing.scripted_gateway import png
+from krea_batch.storage.image_file import ImageFile, PngError
+from krea_batch.storage.local_writer import MAX_GROUP_IMAGES, MAX_GROUPS, LocalImageWriter
+from krea_batch.testing.scripted_gateway import make_png
 from tests.virtual_time_runs import run_virtual
 
 GROUP_S = 0.1
@@ -48,8 +48,8 @@ def finish_all(disk: Disk, out: Path, bodies: list[bytes]) -> list[StoredFile | 
     """Finish a picture of each body, all of them put at the same moment."""
 
     async def main() -> list[StoredFile | BaseException]:
-        pictures = Shelf(cast("Any", disk))  # `run` is all that it uses
-        works = (pictures.finish(Picture(out, f"p{n}", n), [body]) for n, body in enumerate(bodies))
+        pictures = LocalImageWriter(cast("Any", disk))  # `run` is all that it uses
+        works = (pictures.finish(ImageFile(out, f"p{n}", n), [body]) for n, body in enumerate(bodies))
         return await asyncio.gather(*works, return_exceptions=True)
 
     return run_virtual(main())
@@ -58,7 +58,7 @@ def finish_all(disk: Disk, out: Path, bodies: list[bytes]) -> list[StoredFile | 
 def test_one_alone_waits_for_nobody(out: Path) -> None:
     """Where the disk has nothing to do, a picture goes at once, and those that come meanwhile go together."""
     disk = Disk()
-    answers = finish_all(disk, out, [png(text=b"%d" % n) for n in range(10)])
+    answers = finish_all(disk, out, [make_png(text=b"%d" % n) for n in range(10)])
     assert disk.groups == [1, 9]
     assert [answer.path for answer in answers if isinstance(answer, StoredFile)] == [
         f"images/p{n}.png" for n in range(10)
@@ -68,26 +68,26 @@ def test_one_alone_waits_for_nobody(out: Path) -> None:
 def test_many_go_in_several_groups(out: Path) -> None:
     """When more wait than one group takes, others go beside it, a few at once."""
     disk = Disk()
-    count = FULL_PICTURES * (MOST_GROUPS + 3)
-    answers = finish_all(disk, out, [png(text=b"%d" % n) for n in range(count)])
+    count = MAX_GROUP_IMAGES * (MAX_GROUPS + 3)
+    answers = finish_all(disk, out, [make_png(text=b"%d" % n) for n in range(count)])
     assert all(isinstance(answer, StoredFile) for answer in answers)
     assert sum(disk.groups) == count
-    assert max(disk.groups) == FULL_PICTURES
-    assert disk.most_at_once == MOST_GROUPS
+    assert max(disk.groups) == MAX_GROUP_IMAGES
+    assert disk.most_at_once == MAX_GROUPS
 
 
 def test_large_pictures_do_not_wait_for_many(out: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A group is full by its bytes, too."""
     monkeypatch.setattr(local_writer, "FULL_BYTES", 150)
     disk = Disk()
-    finish_all(disk, out, [png(text=b"%d" % n) for n in range(4)])
+    finish_all(disk, out, [make_png(text=b"%d" % n) for n in range(4)])
     assert disk.most_at_once > 1
 
 
 def test_one_that_fails_fails_alone(out: Path) -> None:
     """A picture that is not whole, or cannot be written, is told so; the others of its group are stored."""
     (out / "images" / "p2.2.png.part").mkdir()  # in its way
-    bodies = [png(text=b"0"), b"<html>", png(text=b"2"), png(text=b"3")]
+    bodies = [make_png(text=b"0"), b"<html>", make_png(text=b"2"), make_png(text=b"3")]
     first, html, blocked, last = finish_all(Disk(), out, bodies)
     assert isinstance(first, StoredFile)
     assert isinstance(html, PngError)
@@ -102,5 +102,5 @@ def test_a_folder_that_cannot_be_synced_fails_all(out: Path, monkeypatch: pytest
         raise OSError(5, "Input/output error")
 
     monkeypatch.setattr("krea_batch.storage.image_file.fsync_path", breaks)
-    answers = finish_all(Disk(), out, [png(text=b"%d" % n) for n in range(3)])
+    answers = finish_all(Disk(), out, [make_png(text=b"%d" % n) for n in range(3)])
     assert all(isinstance(answer, OSError) for answer in answers)

@@ -19,12 +19,12 @@ from krea_batch import Engine, Job
 from krea_batch.errors import SettingsError
 from krea_batch.rules.verdicts import Finished
 from krea_batch.settings import Settings
-from krea_batch.storage.sinks import SinkError, SinkRefused, WholePicture
+from krea_batch.storage.sinks import SinkPermanentError, SinkTransientError, VerifiedImage
 from krea_batch.storage.sinks.object_store import LARGE_BYTES, ObjectStoreSink
-from krea_batch.testing.scripted_gateway import ScriptedGateway, png
-from tests.engine_fixtures import jobs, play
+from krea_batch.testing.scripted_gateway import ScriptedGateway, make_png
+from tests.engine_fixtures import jobs, run_jobs
 from tests.engine_fixtures import rows as rows_by_id
-from tests.processes import COMMAND, PATIENCE_S, Simulate, environment, krea_batch, rows, write_jobs
+from tests.processes import COMMAND, PROCESS_TIMEOUT_S, StartSimulator, environment, rows, run_command, write_jobs
 from tests.storage.s3_server import BUCKET, Asked, Bucket, NoAnswer
 
 URL = f"s3://{BUCKET}/runs/cats"
@@ -48,12 +48,12 @@ def bucket(server: Bucket, monkeypatch: pytest.MonkeyPatch) -> Bucket:
     return server
 
 
-def staged(folder: Path, name: str = "fox", data: bytes = b"") -> WholePicture:
+def staged(folder: Path, name: str = "fox", data: bytes = b"") -> VerifiedImage:
     """A picture as the engine would hand it over."""
-    data = data or png(text=name.encode())
+    data = data or make_png(text=name.encode())
     part = folder / f"{hashlib.sha256(data).hexdigest()}.part"
     part.write_bytes(data)
-    return WholePicture(name, 1, name, part, len(data), hashlib.sha256(data).hexdigest(), 4, 3, "image/png")
+    return VerifiedImage(name, 1, name, part, len(data), hashlib.sha256(data).hexdigest(), 4, 3, "image/png")
 
 
 def check_objects(out: Path, bucket: Bucket, prefix: str = PREFIX) -> None:
@@ -164,12 +164,12 @@ class TestPut:
         assert asyncio.run(ObjectStoreSink(MemoryStore()).put(staged(tmp_path))) == "memory:/fox.png"
 
 
-async def _until_kept(sink: ObjectStoreSink, picture: WholePicture) -> str:
+async def _until_kept(sink: ObjectStoreSink, picture: VerifiedImage) -> str:
     """Put as the downloader would: again after trouble that may pass."""
     for _ in range(5):
         try:
             return await sink.put(picture)
-        except SinkError:
+        except SinkTransientError:
             continue
     raise AssertionError("it is never kept")
 
@@ -178,14 +178,14 @@ class TestTrouble:
     @pytest.mark.parametrize(
         ("status", "error", "said"),
         [
-            (0, SinkError, "cannot be reached"),
-            (500, SinkError, "HTTP 500"),
-            (503, SinkError, "HTTP 503"),
-            (429, SinkError, "HTTP 429"),
-            (403, SinkRefused, "HTTP 403"),
-            (401, SinkRefused, "HTTP 401"),
-            (404, SinkRefused, "no bucket"),
-            (501, SinkRefused, "HTTP 501"),
+            (0, SinkTransientError, "cannot be reached"),
+            (500, SinkTransientError, "HTTP 500"),
+            (503, SinkTransientError, "HTTP 503"),
+            (429, SinkTransientError, "HTTP 429"),
+            (403, SinkPermanentError, "HTTP 403"),
+            (401, SinkPermanentError, "HTTP 401"),
+            (404, SinkPermanentError, "no bucket"),
+            (501, SinkPermanentError, "HTTP 501"),
         ],
     )
     def test_what_a_refused_upload_means(
@@ -204,7 +204,7 @@ class TestTrouble:
         sink, picture = ObjectStoreSink.of(URL), staged(tmp_path)
         asyncio.run(sink.check())
         assert asyncio.run(sink.put(picture)) == f"{URL}/fox.png"
-        with pytest.raises(SinkRefused, match="may not read"):
+        with pytest.raises(SinkPermanentError, match="may not read"):
             asyncio.run(sink.put(picture))
 
     @pytest.mark.parametrize("code", ["AccessDenied", "InvalidAccessKeyId"])
@@ -212,7 +212,7 @@ class TestTrouble:
         """A key that may neither list nor write, or that the store does not know, is told before a cent is spent."""
         bucket.shut, bucket.says = (lambda _: 403), f"<Error><Code>{code}</Code></Error>".encode()
         sink = ObjectStoreSink.of(URL)
-        with pytest.raises(SinkRefused, match="takes no pictures from these credentials"):
+        with pytest.raises(SinkPermanentError, match="takes no pictures from these credentials"):
             asyncio.run(sink.check())
 
     def test_check_finds_a_missing_bucket(self, bucket: Bucket) -> None:
@@ -220,7 +220,7 @@ class TestTrouble:
         sink = ObjectStoreSink.of(URL)
         asyncio.run(sink.check())
         bucket.delete()
-        with pytest.raises(SinkRefused, match=f"there is no bucket for {URL}: make it"):
+        with pytest.raises(SinkPermanentError, match=f"there is no bucket for {URL}: make it"):
             asyncio.run(sink.check())
 
     @pytest.mark.parametrize(
@@ -253,24 +253,24 @@ class TestEngine:
                 return super().finished(request_id, 2)
 
         gateway = Two()
-        asyncio.run(play(tmp_path, gateway, jobs(40), sink=URL, **FAST))
+        asyncio.run(run_jobs(tmp_path, gateway, jobs(40), sink=URL, **FAST))
         check_objects(tmp_path, bucket)
         assert set(bucket.objects()) == {f"{PREFIX}j{n}{nth}.png" for n in range(40) for nth in ("", "-2")}
         assert set(Counter(bucket.uploads()).values()) == {1}
         objects = bucket.objects()
         for row in rows_by_id(tmp_path).values():
             key = row["files"][0]["path"].removeprefix(f"s3://{BUCKET}/")
-            assert objects[key] == png(text=row["request"]["prompt"].encode())
+            assert objects[key] == make_png(text=row["request"]["prompt"].encode())
 
     def test_a_store_that_goes_away_and_comes_back(self, tmp_path: Path, bucket: Bucket) -> None:
         """Ten uploads without an answer and ten with 503 delay their pictures, and cost no download and no POST."""
         trouble = iter([0] * 10 + [503] * 10)
         bucket.shut = lambda asked: next(trouble, None) if asked.is_upload else None
         gateway = ScriptedGateway()
-        asyncio.run(play(tmp_path, gateway, jobs(30), sink=URL, **FAST))
+        asyncio.run(run_jobs(tmp_path, gateway, jobs(30), sink=URL, **FAST))
         check_objects(tmp_path, bucket)
         assert next(trouble, None) is None
-        assert len(gateway.bodies) == len(gateway.fetched) == 30
+        assert len(gateway.submitted_bodies) == len(gateway.downloads) == 30
 
     def test_a_bucket_that_vanishes(self, tmp_path: Path, bucket: Bucket) -> None:
         """A missing bucket in mid-run stops the run by name; with the bucket there, the next one brings all home."""
@@ -282,13 +282,13 @@ class TestEngine:
         bucket.after = vanish
         gateway = ScriptedGateway()
         todo = [Job(prompt=f"j{n}", id=f"j{n}") for n in range(200)]
-        engine = asyncio.run(play(tmp_path, gateway, todo, sink=URL, max_in_flight=5, **FAST))
+        engine = asyncio.run(run_jobs(tmp_path, gateway, todo, sink=URL, max_in_flight=5, **FAST))
         assert f"there is no bucket for {URL}" in str(engine.stopped)
-        assert len(gateway.bodies) < 200
+        assert len(gateway.submitted_bodies) < 200
         bucket.shut, bucket.after = (lambda _: None), (lambda _: None)
-        asyncio.run(play(tmp_path, gateway, todo, sink=URL, **FAST))
+        asyncio.run(run_jobs(tmp_path, gateway, todo, sink=URL, **FAST))
         check_objects(tmp_path, bucket)
-        assert len(gateway.bodies) == 200
+        assert len(gateway.submitted_bodies) == 200
 
 
 def start(folder: Path, gateway: str) -> subprocess.Popen[bytes]:
@@ -309,7 +309,7 @@ def kill(process: subprocess.Popen[bytes]) -> Callable[[Asked], None]:
     def after(asked: Asked) -> None:
         if asked.is_upload:
             process.kill()
-            process.wait(PATIENCE_S)
+            process.wait(PROCESS_TIMEOUT_S)
 
     return after
 
@@ -320,42 +320,42 @@ class TestCommand:
         """The command puts the simulator's own pictures there, by an option from the environment, and says where."""
         write_jobs(tmp_path / "jobs.jsonl", 6)
         command = ("run", "jobs.jsonl", "--out", "out", "--simulate", "--time-scale", "50", *QUICK)
-        done = krea_batch(*command, cwd=tmp_path, KREA_BATCH_SINK=URL)
+        done = run_command(*command, cwd=tmp_path, KREA_BATCH_SINK=URL)
         assert done.returncode == 0, done.stderr
         assert f"pictures: {URL}" in done.stdout
         check_objects(tmp_path / "out", bucket)
         assert len(bucket.objects()) == 6
         assert "of-a-key" not in done.stdout + done.stderr
 
-    def test_the_simulators_pictures_arrive(self, tmp_path: Path, bucket: Bucket, simulate: Simulate) -> None:
+    def test_the_simulators_pictures_arrive(self, tmp_path: Path, bucket: Bucket, simulate: StartSimulator) -> None:
         """Each object shows its own request_id and prompt, and has the bytes whose hash stands in the results."""
         simulator = simulate("--tiny", "--latency", "fixed:0.1")
         write_jobs(tmp_path / "jobs.jsonl", 30)
         command = ("run", "jobs.jsonl", "--gateway", simulator.gateway, *QUICK, "--out")
-        assert krea_batch(*command, "out", "--sink", URL, cwd=tmp_path).returncode == 0
+        assert run_command(*command, "out", "--sink", URL, cwd=tmp_path).returncode == 0
         check_objects(tmp_path / "out", bucket)
         objects = bucket.objects()
         for row in rows(tmp_path / "out"):
             data = objects[row["files"][0]["path"].removeprefix(f"s3://{BUCKET}/")]
             assert row["request_id"].encode() in data
             assert row["request"]["prompt"].encode() in data
-        assert len([post for post in simulator.ask("/ledger")["posts"] if post["charged"]]) == 30
+        assert len([post for post in simulator.admin_request("/ledger")["posts"] if post["charged"]]) == 30
 
-    def test_killed_between_upload_and_record(self, tmp_path: Path, bucket: Bucket, simulate: Simulate) -> None:
+    def test_killed_between_upload_and_record(self, tmp_path: Path, bucket: Bucket, simulate: StartSimulator) -> None:
         """Killed the moment the store has a picture, five times: all come home, uploaded once, paid once."""
         simulator = simulate("--tiny", "--latency", "fixed:0.1")
         write_jobs(tmp_path / "jobs.jsonl", 20)
         for kills in range(1, 6):
             process = start(tmp_path, simulator.gateway)
             bucket.shut, bucket.after = let_one_in(), kill(process)
-            process.communicate(timeout=PATIENCE_S)
+            process.communicate(timeout=PROCESS_TIMEOUT_S)
             assert process.returncode == -signal.SIGKILL
             assert len(bucket.objects()) == kills
         bucket.shut, bucket.after = (lambda _: None), (lambda _: None)
         last = start(tmp_path, simulator.gateway)
-        _, said = last.communicate(timeout=PATIENCE_S)
+        _, said = last.communicate(timeout=PROCESS_TIMEOUT_S)
         assert last.returncode in (0, 1), said
-        posts = [post for post in simulator.ask("/ledger")["posts"] if post["charged"]]
+        posts = [post for post in simulator.admin_request("/ledger")["posts"] if post["charged"]]
         paid = Counter(post["body"]["prompt"] for post in posts)
         assert max(paid.values()) == 1
         found = rows(tmp_path / "out")
@@ -369,19 +369,19 @@ class TestCommand:
                 data = objects[file["path"].removeprefix(f"s3://{BUCKET}/")]
                 assert hashlib.sha256(data).hexdigest() == file["sha256"]
 
-    def test_a_missing_bucket_costs_nothing(self, tmp_path: Path, bucket: Bucket, simulate: Simulate) -> None:
+    def test_a_missing_bucket_costs_nothing(self, tmp_path: Path, bucket: Bucket, simulate: StartSimulator) -> None:
         """Exit code 3 and a sentence with the next step, no POST; with the bucket made, it goes on."""
         simulator = simulate("--tiny", "--latency", "fixed:0.1")
         write_jobs(tmp_path / "jobs.jsonl", 5)
         bucket.delete()
         process = start(tmp_path, simulator.gateway)
-        _, said = process.communicate(timeout=PATIENCE_S)
+        _, said = process.communicate(timeout=PROCESS_TIMEOUT_S)
         assert process.returncode == 3
         assert f"there is no bucket for {URL}: make it, or mend --sink" in said.decode()
-        assert not simulator.ask("/ledger")["posts"]
+        assert not simulator.admin_request("/ledger")["posts"]
         bucket.create()
         process = start(tmp_path, simulator.gateway)
-        _, said = process.communicate(timeout=PATIENCE_S)
+        _, said = process.communicate(timeout=PROCESS_TIMEOUT_S)
         assert process.returncode == 0, said
         check_objects(tmp_path / "out", bucket)
-        assert len([post for post in simulator.ask("/ledger")["posts"] if post["charged"]]) == 5
+        assert len([post for post in simulator.admin_request("/ledger")["posts"] if post["charged"]]) == 5

@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from krea_batch.storage.png import SIGNATURE, PngError, PngWalk
+from krea_batch.storage.png import SIGNATURE, PngError, PngValidator
 
 
 def chunk(kind: bytes, data: bytes = b"") -> bytes:
@@ -30,9 +30,9 @@ TEXT = chunk(b"tEXt", b"prompt\0a cat")
 WHOLE = SIGNATURE + ihdr() + TEXT + IDAT + IEND
 
 
-def walk(pieces: Iterable[bytes]) -> PngWalk:
+def walk(pieces: Iterable[bytes]) -> PngValidator:
     """Feed the pieces and finish. Raises PngError."""
-    png = PngWalk()
+    png = PngValidator()
     for piece in pieces:
         png.feed(piece)
     png.finish()

@@ -14,8 +14,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from krea_batch.jobs import Outcome, State, StoredFile, Trouble
-from krea_batch.storage.results_file import RESULTS, Results, row
+from krea_batch.jobs import ErrorInfo, Outcome, State, StoredFile
+from krea_batch.storage.results_file import RESULTS, ResultsFile, row
 
 FIELDS = [  # DESIGN, A run's folder
     "id", "status", "request_id", "files", "error", "request", "metadata", "polls", "attempts",
@@ -47,12 +47,14 @@ def disk() -> Iterator[Executor]:
         yield pool
 
 
-def with_results(out: Path, disk: Executor, work: Callable[[Results], Coroutine[Any, Any, None]]) -> list[OSError]:
+def with_results(
+    out: Path, disk: Executor, work: Callable[[ResultsFile], Coroutine[Any, Any, None]]
+) -> list[OSError]:
     """Work on the results of a folder; returns what the disk said of it."""
     failed: list[OSError] = []
 
     async def main() -> None:
-        results = Results(out, disk, failed.append)
+        results = ResultsFile(out, disk, failed.append)
         await work(results)
         await results.close()
 
@@ -62,7 +64,7 @@ def with_results(out: Path, disk: Executor, work: Callable[[Results], Coroutine[
 
 def test_a_row_has_the_fields_of_the_design_in_their_order() -> None:
     """One line, the thirteen fields, and of a file its six."""
-    line = row(outcome(error=Trouble("kind", "why")))
+    line = row(outcome(error=ErrorInfo("kind", "why")))
     assert line.endswith(b"\n")
     assert line.count(b"\n") == 1
     fields = orjson.loads(line)
@@ -93,7 +95,7 @@ def test_whatever_people_write_is_one_line(prompt: str, metadata: dict[str, Any]
 def test_rows_come_in_their_order(tmp_path: Path, disk: Executor) -> None:
     """Rows appended while the disk is busy are written together afterwards, each once, in their order."""
 
-    async def work(results: Results) -> None:
+    async def work(results: ResultsFile) -> None:
         for n in range(500):
             results.append(outcome(str(n)))
             if n % 50 == 0:
@@ -108,9 +110,9 @@ def test_written_anew_each_id_stands_once(tmp_path: Path, disk: Executor) -> Non
     (tmp_path / RESULTS).write_bytes(row(outcome("old")) + row(outcome("a")) + b'{"id": "torn')
     (tmp_path / "results.jsonl.part").write_bytes(b"of a process that died here")
 
-    async def work(results: Results) -> None:
+    async def work(results: ResultsFile) -> None:
         results.append(outcome("b"))
-        await results.write_anew(groups(["a", "b"], [], ["c"]))
+        await results.rewrite(groups(["a", "b"], [], ["c"]))
 
     assert with_results(tmp_path, disk, work) == []
     assert ids_in(tmp_path) == ["a", "b", "c"]
@@ -122,9 +124,9 @@ def test_rows_that_will_not_change_stay_as_they_are(tmp_path: Path, disk: Execut
     old = b"not even looked at\n"
     (tmp_path / RESULTS).write_bytes(old + row(outcome("b")) + b'{"id": "torn')
 
-    async def work(results: Results) -> None:
+    async def work(results: ResultsFile) -> None:
         results.append(outcome("c"))
-        await results.write_anew(groups(["b"], ["c"]), keep_bytes=len(old))
+        await results.rewrite(groups(["b"], ["c"]), keep_bytes=len(old))
 
     assert with_results(tmp_path, disk, work) == []
     assert (tmp_path / RESULTS).read_bytes() == old + row(outcome("b")) + row(outcome("c"))
@@ -134,9 +136,9 @@ def test_a_file_that_lost_rows_is_not_taken_for_whole(tmp_path: Path, disk: Exec
     """Where fewer bytes are there than were to stay, the old file does."""
     (tmp_path / RESULTS).write_bytes(b"short")
 
-    async def work(results: Results) -> None:
+    async def work(results: ResultsFile) -> None:
         with pytest.raises(OSError, match="it was cut while it was copied"):
-            await results.write_anew(groups(["b"]), keep_bytes=6)
+            await results.rewrite(groups(["b"]), keep_bytes=6)
 
     assert with_results(tmp_path, disk, work) == []
     assert (tmp_path / RESULTS).read_bytes() == b"short"
@@ -146,18 +148,18 @@ def test_rows_that_come_while_it_is_written_anew_stand_behind(tmp_path: Path, di
     """What ends meanwhile is in the new file, once; what had ended before the hold is not put there again."""
     (tmp_path / RESULTS).write_bytes(row(outcome("old")))
 
-    async def slow(results: Results) -> AsyncIterator[list[Outcome]]:
+    async def slow(results: ResultsFile) -> AsyncIterator[list[Outcome]]:
         yield [outcome("a"), outcome("b")]
         results.append(outcome("d"))
         await asyncio.sleep(0.01)
         assert ids_in(tmp_path)[0] == "old"
         yield [outcome("c")]
 
-    async def work(results: Results) -> None:
+    async def work(results: ResultsFile) -> None:
         results.append(outcome("b"))
-        results.hold()
+        results.buffer()
         results.append(outcome("e"))
-        await results.write_anew(slow(results))
+        await results.rewrite(slow(results))
         results.append(outcome("f"))
 
     assert with_results(tmp_path, disk, work) == []
@@ -172,8 +174,8 @@ def test_rows_that_come_while_that_breaks_off_are_not_lost(tmp_path: Path, disk:
         yield [outcome("old")]
         await asyncio.sleep(3600)
 
-    async def work(results: Results) -> None:
-        renewing = asyncio.create_task(results.write_anew(for_ever()))
+    async def work(results: ResultsFile) -> None:
+        renewing = asyncio.create_task(results.rewrite(for_ever()))
         await asyncio.sleep(0.01)
         results.append(outcome("a"))
         renewing.cancel()
@@ -182,7 +184,7 @@ def test_rows_that_come_while_that_breaks_off_are_not_lost(tmp_path: Path, disk:
             await asyncio.sleep(0.001)
         assert ids_in(tmp_path) == ["old", "a"]
         results.append(outcome("b"))
-        await results.write_anew(groups(["old", "a", "b"]))
+        await results.rewrite(groups(["old", "a", "b"]))
 
     assert with_results(tmp_path, disk, work) == []
     assert ids_in(tmp_path) == ["old", "a", "b"]
@@ -197,9 +199,9 @@ def test_until_the_new_one_is_whole_the_old_one_stays(tmp_path: Path, disk: Exec
         yield [outcome("a")]
         raise OSError(errno.EIO, "Input/output error")
 
-    async def work(results: Results) -> None:
+    async def work(results: ResultsFile) -> None:
         with pytest.raises(OSError, match="Input/output"):
-            await results.write_anew(breaking())
+            await results.rewrite(breaking())
 
     assert with_results(tmp_path, disk, work) == []
     assert (tmp_path / RESULTS).read_bytes() == old
@@ -209,7 +211,7 @@ def test_a_disk_that_fails_is_told(tmp_path: Path, disk: Executor) -> None:
     """A row that cannot be written is told once, as what the disk said; it is not raised into the engine."""
     (tmp_path / RESULTS).mkdir()
 
-    async def work(results: Results) -> None:
+    async def work(results: ResultsFile) -> None:
         results.append(outcome())
 
     (error,) = with_results(tmp_path, disk, work)
@@ -223,11 +225,11 @@ def test_symbolic_links_are_not_followed(tmp_path: Path, disk: Executor) -> None
     (tmp_path / RESULTS).symlink_to(theirs)
     (tmp_path / "results.jsonl.part").symlink_to(theirs)
 
-    async def append(results: Results) -> None:
+    async def append(results: ResultsFile) -> None:
         results.append(outcome())
 
-    async def anew(results: Results) -> None:
-        await results.write_anew(groups(["a"]))
+    async def anew(results: ResultsFile) -> None:
+        await results.rewrite(groups(["a"]))
 
     (error,) = with_results(tmp_path, disk, append)
     assert error.errno == errno.ELOOP

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from krea_batch.errors import RunDirError
-from krea_batch.storage.run_dir import IMAGES, LEDGER, RunFolder, check_run
+from krea_batch.storage.run_dir import IMAGES, LEDGER, RunDir, require_run
 from tests.processes import environment
 
 HOLD = """
@@ -25,23 +25,23 @@ time.sleep(60)
 def test_it_is_made_with_its_parents(tmp_path: Path) -> None:
     """A folder that is not there is made, with the one for pictures; nothing else."""
     out = tmp_path / "runs" / "ä cat"
-    folder = RunFolder(out)
-    folder.take()
+    folder = RunDir(out)
+    folder.lock()
     assert [path.name for path in out.iterdir()] == [IMAGES]
     assert folder.ledger == out / LEDGER
-    folder.release()
+    folder.unlock()
 
 
 def test_one_holds_it(tmp_path: Path) -> None:
     """In one process, too, the second is refused until the first lets go; letting go twice does no harm."""
-    first, second = RunFolder(tmp_path / "out"), RunFolder(tmp_path / "out")
-    first.take()
+    first, second = RunDir(tmp_path / "out"), RunDir(tmp_path / "out")
+    first.lock()
     with pytest.raises(RunDirError, match="another krea-batch is working in it"):
-        second.take()
-    first.release()
-    first.release()
-    second.take()
-    second.release()
+        second.lock()
+    first.unlock()
+    first.unlock()
+    second.lock()
+    second.unlock()
 
 
 def test_a_killed_process_holds_nothing(tmp_path: Path) -> None:
@@ -51,13 +51,13 @@ def test_a_killed_process_holds_nothing(tmp_path: Path) -> None:
     )
     assert holder.stdout is not None
     assert holder.stdout.readline() == "held\n"
-    folder = RunFolder(tmp_path)
+    folder = RunDir(tmp_path)
     with pytest.raises(RunDirError, match="another krea-batch"):
-        folder.take()
+        folder.lock()
     holder.kill()
     holder.communicate()
-    folder.take()
-    folder.release()
+    folder.lock()
+    folder.unlock()
 
 
 @pytest.mark.parametrize("there", ["out", f"out/{IMAGES}", "."], ids=["a file", "images is a file", "a file above"])
@@ -68,7 +68,7 @@ def test_what_is_no_folder(tmp_path: Path, there: str) -> None:
     in_the_way.parent.mkdir(exist_ok=True)
     in_the_way.write_text("mine")
     with pytest.raises(RunDirError, match="cannot be used") as caught:
-        RunFolder(out).take()
+        RunDir(out).lock()
     assert caught.value.path == out
     assert in_the_way.read_text() == "mine"
 
@@ -76,6 +76,6 @@ def test_what_is_no_folder(tmp_path: Path, there: str) -> None:
 def test_where_there_is_no_run(tmp_path: Path) -> None:
     """A folder without a ledger holds no run, and is told so; one with a ledger does."""
     with pytest.raises(RunDirError, match="there is no run in it"):
-        check_run(tmp_path)
+        require_run(tmp_path)
     (tmp_path / LEDGER).touch()
-    check_run(tmp_path)
+    require_run(tmp_path)

@@ -12,18 +12,18 @@ from typing import Any
 import pytest
 
 from krea_batch import Engine, Job, RunStopped
-from krea_batch.gateway.url_policy import MediaError
-from krea_batch.ledger import Store
+from krea_batch.gateway.url_policy import DownloadError
+from krea_batch.ledger import LedgerStore
 from krea_batch.rules.verdicts import Finished
-from krea_batch.storage.sink_writer import CHECK_S, PUT_S
-from krea_batch.storage.sinks import SinkError, SinkRefused, WholePicture
-from krea_batch.testing.scripted_gateway import ScriptedGateway, png
-from tests.engine_fixtures import jobs, play, rows, states, statuses
+from krea_batch.storage.sink_writer import CHECK_TIMEOUT_S, PUT_TIMEOUT_S
+from krea_batch.storage.sinks import SinkPermanentError, SinkTransientError, VerifiedImage
+from krea_batch.testing.scripted_gateway import ScriptedGateway, make_png
+from tests.engine_fixtures import jobs, rows, run_jobs, states, statuses
 from tests.virtual_time_runs import run_until_killed, run_virtual
 
-BUSY = SinkError("the gallery answered HTTP 503")
-FULL = SinkRefused("the gallery has no room", "make room, then run the same command again")
-SILENCE = 10 * PUT_S
+BUSY = SinkTransientError("the gallery answered HTTP 503")
+FULL = SinkPermanentError("the gallery has no room", "make room, then run the same command again")
+SILENCE = 10 * PUT_TIMEOUT_S
 
 
 class ScriptedSink:
@@ -37,12 +37,12 @@ class ScriptedSink:
         self.checks: list[Any] = [None]
         self.kept: dict[str, bytes] = {}
         self.puts: Counter[str] = Counter()
-        self.seen: list[WholePicture] = []
+        self.seen: list[VerifiedImage] = []
 
     async def check(self) -> None:
         await self._play(self.checks)
 
-    async def put(self, picture: WholePicture) -> str:
+    async def put(self, picture: VerifiedImage) -> str:
         self.puts[picture.name] += 1
         self.seen.append(picture)
         data = await picture.read()
@@ -68,7 +68,7 @@ def check_kept(out: Path, sink: ScriptedSink) -> None:
         file, row = files[f"gallery:{name}"]
         assert file["sha256"] == hashlib.sha256(data).hexdigest()
         assert (file["bytes"], file["width"], file["height"], file["media_type"]) == (len(data), 4, 3, "image/png")
-        assert data == png(text=row["request"]["prompt"].encode())
+        assert data == make_png(text=row["request"]["prompt"].encode())
     assert os.listdir(out / "images") == []
 
 
@@ -76,7 +76,7 @@ class TestWholePictures:
     def test_the_sink_gets_each_picture_once(self, tmp_path: Path) -> None:
         """Fifty jobs are fifty puts; rows name what the sink returned, and the folder keeps no picture."""
         sink = ScriptedSink()
-        run_virtual(play(tmp_path, ScriptedGateway(), jobs(50), sink=sink))
+        run_virtual(run_jobs(tmp_path, ScriptedGateway(), jobs(50), sink=sink))
         assert set(sink.puts.values()) == {1}
         check_kept(tmp_path, sink)
 
@@ -88,19 +88,19 @@ class TestWholePictures:
                 return super().finished(request_id, 2)
 
         sink = ScriptedSink()
-        run_virtual(play(tmp_path, Two(), [Job(prompt="a fox", id="fox")], sink=sink))
+        run_virtual(run_jobs(tmp_path, Two(), [Job(prompt="a fox", id="fox")], sink=sink))
         assert [(seen.job_id, seen.output, seen.name) for seen in sink.seen] == [
             ("fox", 1, "fox"),
             ("fox", 2, "fox-2"),
         ]
         check_kept(tmp_path, sink)
 
-    @pytest.mark.parametrize("body", [b"<html>", png(text=b"j0")[:-1], png(text=b"j0") + b"more"])
+    @pytest.mark.parametrize("body", [b"<html>", make_png(text=b"j0")[:-1], make_png(text=b"j0") + b"more"])
     def test_what_is_not_whole_never_reaches_it(self, tmp_path: Path, body: bytes) -> None:
         """A picture that is cut, longer than it should be or none at all is fetched again, and not put."""
         gateway, sink = ScriptedGateway(), ScriptedSink()
-        gateway.media["j0"] = [[body], None]
-        run_virtual(play(tmp_path, gateway, jobs(1), sink=sink))
+        gateway.download_script["j0"] = [[body], None]
+        run_virtual(run_jobs(tmp_path, gateway, jobs(1), sink=sink))
         assert sink.puts == {"j0": 1}
         check_kept(tmp_path, sink)
 
@@ -114,22 +114,22 @@ class TestTroubleThatPasses:
     def test_it_is_put_again_and_not_fetched_again(self, tmp_path: Path, trouble: Any) -> None:
         """The second put of a picture costs neither a download nor a POST."""
         gateway, sink = ScriptedGateway(), ScriptedSink(trouble, trouble, None)
-        run_virtual(play(tmp_path, gateway, jobs(1), sink=sink))
+        run_virtual(run_jobs(tmp_path, gateway, jobs(1), sink=sink))
         assert sink.puts == {"j0": 3}
-        assert len(gateway.fetched) == len(gateway.bodies) == 1
+        assert len(gateway.downloads) == len(gateway.submitted_bodies) == 1
         check_kept(tmp_path, sink)
 
     def test_what_cannot_be_kept_is_left_to_the_next_run(self, tmp_path: Path) -> None:
         """After download_attempts the job is timed out with its request_id; the next run keeps it, unpaid."""
         gateway, sink = ScriptedGateway(), ScriptedSink(BUSY)
-        run_virtual(play(tmp_path, gateway, jobs(3), sink=sink, download_attempts=3))
+        run_virtual(run_jobs(tmp_path, gateway, jobs(3), sink=sink, download_attempts=3))
         assert set(statuses(tmp_path).values()) == {"timed_out"}
         for row in rows(tmp_path).values():
             assert row["request_id"]
             assert row["error"] == {"kind": "sink", "message": f"tried 3 times: {BUSY.reason}"}
         sink.script = []
-        run_virtual(play(tmp_path, gateway, jobs(3), sink=sink))
-        assert len(gateway.bodies) == 3
+        run_virtual(run_jobs(tmp_path, gateway, jobs(3), sink=sink))
+        assert len(gateway.submitted_bodies) == 3
         check_kept(tmp_path, sink)
 
     def test_trouble_with_one_of_two_outputs(self, tmp_path: Path) -> None:
@@ -140,8 +140,8 @@ class TestTroubleThatPasses:
                 return super().finished(request_id, 2)
 
         gateway, sink = Two(), ScriptedSink(None, BUSY, None)
-        gateway.media["j0"] = [None, [png(text=b"j0")[:30], MediaError("cut")], None]
-        run_virtual(play(tmp_path, gateway, jobs(1), sink=sink))
+        gateway.download_script["j0"] = [None, [make_png(text=b"j0")[:30], DownloadError("cut")], None]
+        run_virtual(run_jobs(tmp_path, gateway, jobs(1), sink=sink))
         assert sink.puts == {"j0": 1, "j0-2": 2}
         check_kept(tmp_path, sink)
 
@@ -150,14 +150,14 @@ class TestTroubleThatStays:
     def test_a_refusal_stops_the_run(self, tmp_path: Path) -> None:
         """The run stops with the sink's own words, jobs stay finished, and the next run keeps them, unpaid."""
         gateway, sink = ScriptedGateway(), ScriptedSink(FULL)
-        engine = run_virtual(play(tmp_path, gateway, jobs(100), sink=sink, rate="1/s"))
+        engine = run_virtual(run_jobs(tmp_path, gateway, jobs(100), sink=sink, rate="1/s"))
         assert str(engine.stopped) == str(FULL)
-        paid = len(gateway.bodies)
+        paid = len(gateway.submitted_bodies)
         assert paid < 100
         assert set(states(tmp_path).values()) == {"finished"}
         sink.script = []
-        run_virtual(play(tmp_path, gateway, jobs(100), sink=sink, rate="1/s"))
-        assert len(gateway.bodies) == 100
+        run_virtual(run_jobs(tmp_path, gateway, jobs(100), sink=sink, rate="1/s"))
+        assert len(gateway.submitted_bodies) == 100
         check_kept(tmp_path, sink)
 
     @pytest.mark.parametrize(
@@ -165,7 +165,7 @@ class TestTroubleThatStays:
         [
             (FULL, "has no room"),
             (BUSY, "HTTP 503"),
-            (10 * CHECK_S, "gave no answer"),
+            (10 * CHECK_TIMEOUT_S, "gave no answer"),
             (ConnectionRefusedError(111, "Connection refused"), "Connection refused"),
         ],
         ids=["refusal", "trouble", "silence", "nobody there"],
@@ -174,12 +174,12 @@ class TestTroubleThatStays:
         """It is asked before the first POST; the run stops there, and goes on once the sink does."""
         gateway, sink = ScriptedGateway(), ScriptedSink()
         sink.checks = [answer]
-        engine = run_virtual(play(tmp_path, gateway, jobs(3), sink=sink))
+        engine = run_virtual(run_jobs(tmp_path, gateway, jobs(3), sink=sink))
         assert said in str(engine.stopped)
-        assert not gateway.bodies
+        assert not gateway.submitted_bodies
         sink.checks = [None]
-        run_virtual(play(tmp_path, gateway, jobs(3), sink=sink))
-        assert len(gateway.bodies) == 3
+        run_virtual(run_jobs(tmp_path, gateway, jobs(3), sink=sink))
+        assert len(gateway.submitted_bodies) == 3
         check_kept(tmp_path, sink)
 
     def test_whoever_waits_is_told(self, tmp_path: Path) -> None:
@@ -196,32 +196,32 @@ class TestTroubleThatStays:
         """An exception that the protocol does not know ends the run as itself; the next run loses nothing."""
         gateway = ScriptedGateway()
         with pytest.raises(ZeroDivisionError):
-            run_virtual(play(tmp_path, gateway, jobs(1), sink=ScriptedSink(ZeroDivisionError())))
+            run_virtual(run_jobs(tmp_path, gateway, jobs(1), sink=ScriptedSink(ZeroDivisionError())))
         assert states(tmp_path) == {"j0": "finished"}
         sink = ScriptedSink()
-        run_virtual(play(tmp_path, gateway, jobs(1), sink=sink))
-        assert len(gateway.bodies) == 1
+        run_virtual(run_jobs(tmp_path, gateway, jobs(1), sink=sink))
+        assert len(gateway.submitted_bodies) == 1
         check_kept(tmp_path, sink)
 
 
 class TestEnds:
     def test_stop_now_does_not_wait_for_a_put(self, tmp_path: Path) -> None:
         """A put that hangs is dropped by stop_now, and done again by the next run."""
-        gateway, sink = ScriptedGateway(), ScriptedSink(PUT_S - 1)
+        gateway, sink = ScriptedGateway(), ScriptedSink(PUT_TIMEOUT_S - 1)
 
         async def main() -> float:
             async with Engine(tmp_path, gateway_client=gateway, sink=sink) as engine:
                 await engine.submit(jobs(1)[0])
                 await asyncio.sleep(100.0)
                 assert sink.puts == {"j0": 1}
-                engine.stop_now()
+                engine.abort()
             return asyncio.get_running_loop().time()
 
-        assert run_virtual(main()) < 1000.0 + PUT_S
+        assert run_virtual(main()) < 1000.0 + PUT_TIMEOUT_S
         assert states(tmp_path) == {"j0": "finished"}
         sink.script = []
-        run_virtual(play(tmp_path, gateway, jobs(1), sink=sink))
-        assert len(gateway.bodies) == 1
+        run_virtual(run_jobs(tmp_path, gateway, jobs(1), sink=sink))
+        assert len(gateway.submitted_bodies) == 1
         check_kept(tmp_path, sink)
 
     def test_killed_between_sink_and_ledger(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -232,14 +232,14 @@ class TestEnds:
 
         gateway, sink = ScriptedGateway(), ScriptedSink()
         with monkeypatch.context() as patch:
-            patch.setattr(Store, "store", dies)
+            patch.setattr(LedgerStore, "store", dies)
             with pytest.raises(KeyError):
-                run_virtual(play(tmp_path, gateway, jobs(1), sink=sink))
+                run_virtual(run_jobs(tmp_path, gateway, jobs(1), sink=sink))
         assert set(sink.kept) == {"j0"}
         assert states(tmp_path) == {"j0": "finished"}
-        run_virtual(play(tmp_path, gateway, jobs(1), sink=sink))
+        run_virtual(run_jobs(tmp_path, gateway, jobs(1), sink=sink))
         assert sink.puts == {"j0": 2}
-        assert len(gateway.bodies) == 1
+        assert len(gateway.submitted_bodies) == 1
         check_kept(tmp_path, sink)
 
     @pytest.mark.parametrize("killed_ms", range(10_000, 16_000, 250))
@@ -247,18 +247,20 @@ class TestEnds:
         """Whenever the process dies, the sink has whole pictures alone, and the next run brings the rest, unpaid."""
         gateway, sink = ScriptedGateway(), ScriptedSink(0.5, BUSY, 0.5, 0.5, BUSY, 0.5)
         for job in jobs(4):
-            body = png(text=job.prompt.encode())
-            gateway.media[job.id] = [[body[:20], 0.5, body[20:50], 0.5, MediaError("cut")], None]
-        run_until_killed(play(tmp_path, gateway, jobs(4), sink=sink), killed_ms / 1000, tmp_path, disk_s=lambda: 0.2)
-        assert all(data == png(text=name.encode()) for name, data in sink.kept.items())
-        run_virtual(play(tmp_path, gateway, jobs(4), sink=sink))
-        assert len(gateway.bodies) == 4
+            body = make_png(text=job.prompt.encode())
+            gateway.download_script[job.id] = [[body[:20], 0.5, body[20:50], 0.5, DownloadError("cut")], None]
+        run_until_killed(
+            run_jobs(tmp_path, gateway, jobs(4), sink=sink), killed_ms / 1000, tmp_path, thread_duration_s=lambda: 0.2
+        )
+        assert all(data == make_png(text=name.encode()) for name, data in sink.kept.items())
+        run_virtual(run_jobs(tmp_path, gateway, jobs(4), sink=sink))
+        assert len(gateway.submitted_bodies) == 4
         check_kept(tmp_path, sink)
 
     def test_the_folder_serves_again(self, tmp_path: Path) -> None:
         """A run that goes on without its sink keeps the rest in its folder; what the sink has stays there."""
         gateway, sink = ScriptedGateway(), ScriptedSink()
-        run_virtual(play(tmp_path, gateway, jobs(1), sink=sink))
-        run_virtual(play(tmp_path, gateway, jobs(2)))
+        run_virtual(run_jobs(tmp_path, gateway, jobs(1), sink=sink))
+        run_virtual(run_jobs(tmp_path, gateway, jobs(2)))
         paths = {job_id: row["files"][0]["path"] for job_id, row in rows(tmp_path).items()}
         assert paths == {"j0": "gallery:j0", "j1": "images/j1.png"}

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import click
 
 if TYPE_CHECKING:
-    from krea_batch.maintenance.export import Gallery
+    from krea_batch.maintenance.export import RunImages
     from krea_batch.maintenance.export.writers import Options
 
 EXPORT_FORMATS = ("imagefolder", "parquet", "webdataset", "csv", "zip")
@@ -55,13 +55,13 @@ def export(
     from krea_batch.cli.options.job_id_file import read_ids
     from krea_batch.cli.ui.formatting import pluralize
     from krea_batch.errors import InputError
-    from krea_batch.maintenance.export import Gallery
+    from krea_batch.maintenance.export import RunImages
     from krea_batch.maintenance.export.writers import Options
 
     options = Options(embed=embed_metadata, shard_pictures=shard_size, force=force)
     if embed_metadata and format_ == "csv":
         raise click.UsageError("--embed-metadata does not go with csv: it leaves the pictures where they are")
-    with Gallery(out, read_ids(ids_from)) as images:
+    with RunImages(out, read_ids(ids_from)) as images:
         try:
             count = _export_with_progress(images, format_, output, options, quiet=quiet)
         except OSError as error:
@@ -72,7 +72,7 @@ def export(
         click.echo(f"{pluralize(count, 'picture')} in {output}")
 
 
-def _export_with_progress(images: Gallery, format_: str, output: Path, options: Options, *, quiet: bool) -> int:
+def _export_with_progress(images: RunImages, format_: str, output: Path, options: Options, *, quiet: bool) -> int:
     """Export with a bar on standard error, where that is a terminal."""
     from krea_batch.maintenance.export import export as write
 

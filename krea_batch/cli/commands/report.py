@@ -37,9 +37,9 @@ def report(out: Path, output: Path | None, rate: str | None, thumbnails: int, qu
     from krea_batch.cli.ui.optional_deps import require_gallery_extra
     from krea_batch.errors import InputError
     from krea_batch.settings import Rate
-    from krea_batch.storage.run_dir import check_run
+    from krea_batch.storage.run_dir import require_run
 
-    check_run(out)
+    require_run(out)
     limit_per_s = Rate.parse(rate, "rate").per_s if rate else None
     output_path = output or out / "report.html"
     with require_gallery_extra():

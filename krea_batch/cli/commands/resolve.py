@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 import click
 
 if TYPE_CHECKING:
-    from krea_batch.ledger import Doubt
-    from krea_batch.maintenance.resolve import Doubts
+    from krea_batch.ledger import AmbiguousJob
+    from krea_batch.maintenance.resolve import AmbiguousJobs
 
 
 @click.command()
@@ -40,25 +40,27 @@ def resolve(
     A job is ambiguous when its submit left this machine and no answer proves whether it was accepted, and so
     paid. Nothing is sent from here: run the same command as before to go on.
     """
-    from krea_batch.maintenance.resolve import Doubts, list_doubts
+    from krea_batch.maintenance.resolve import AmbiguousJobs, list_ambiguous
 
     actions = [name for name, on in (("--list", listed), ("--resubmit", resubmit), ("--abandon", abandon)) if on]
     actions += ["--adopt"] * bool(adopt)
     if len(actions) > 1:
         raise click.UsageError(f"{' and '.join(actions)} do not go together; decide one after the other")
     if not actions or listed:
-        _print_ambiguous([doubt for doubt in list_doubts(out) if not jobs or doubt.id in jobs], out, as_json=as_json)
+        _print_ambiguous(
+            [doubt for doubt in list_ambiguous(out) if not jobs or doubt.id in jobs], out, as_json=as_json
+        )
         return
     if adopt and jobs:
         raise click.UsageError("--adopt names its jobs itself")
-    with Doubts(out) as ambiguous:
+    with AmbiguousJobs(out) as ambiguous:
         decided = _decide(ambiguous, jobs, _parse_adopt(adopt), resubmit=resubmit)
         remaining = ambiguous.jobs
     _print_decision(decided, remaining, as_json=as_json)
 
 
 def _decide(
-    ambiguous: Doubts, jobs: tuple[str, ...], request_ids: dict[str, str], *, resubmit: bool
+    ambiguous: AmbiguousJobs, jobs: tuple[str, ...], request_ids: dict[str, str], *, resubmit: bool
 ) -> dict[str, int]:
     """How many jobs were decided in which way."""
     if request_ids:
@@ -84,14 +86,19 @@ def _parse_adopt(adopt: tuple[str, ...]) -> dict[str, str]:
     return pairs
 
 
-def _print_ambiguous(ambiguous: list[Doubt], out: Path, *, as_json: bool) -> None:
+def _print_ambiguous(ambiguous: list[AmbiguousJob], out: Path, *, as_json: bool) -> None:
     import msgspec
 
     from krea_batch.cli.ui.formatting import pluralize
 
     if as_json:
         fields = [
-            {"id": doubt.id, "submitted_at": doubt.submitted_at, "why": doubt.why, "request": msgspec.Raw(doubt.body)}
+            {
+                "id": doubt.id,
+                "submitted_at": doubt.submitted_at,
+                "why": doubt.reason,
+                "request": msgspec.Raw(doubt.body),
+            }
             for doubt in ambiguous
         ]
         click.echo(msgspec.json.encode({"ambiguous": fields}))
@@ -102,11 +109,11 @@ def _print_ambiguous(ambiguous: list[Doubt], out: Path, *, as_json: bool) -> Non
     click.echo(f"{pluralize(len(ambiguous), 'ambiguous job')} in {out}: each may or may not have been paid")
     for doubt in ambiguous:
         prompt = " ".join(msgspec.json.decode(doubt.body)["prompt"].split())
-        click.echo(f"  {doubt.id}  submitted {doubt.submitted_at}  {doubt.why}\n      {_printable(prompt)[:100]}")
+        click.echo(f"  {doubt.id}  submitted {doubt.submitted_at}  {doubt.reason}\n      {_printable(prompt)[:100]}")
     click.echo("decide by --adopt JOB=REQUEST_ID, --resubmit or --abandon")
 
 
-def _print_decision(decided: dict[str, int], remaining: list[Doubt], *, as_json: bool) -> None:
+def _print_decision(decided: dict[str, int], remaining: list[AmbiguousJob], *, as_json: bool) -> None:
     import orjson
 
     if as_json:

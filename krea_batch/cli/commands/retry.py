@@ -40,33 +40,33 @@ def retry(
     from krea_batch.cli.options.job_id_file import read_ids
     from krea_batch.cli.options.logging_options import configure_logging
     from krea_batch.cli.ui.run_session import RunSession, settings_and_key
-    from krea_batch.engine.event_loop import run_loop
-    from krea_batch.maintenance.retry import Retries
+    from krea_batch.engine.event_loop import run_event_loop
+    from krea_batch.maintenance.retry import RetryPlan
     from krea_batch.sources import Checked, JobFiles
-    from krea_batch.storage.run_dir import check_run
+    from krea_batch.storage.run_dir import require_run
 
     requested_ids = [*ids, *(read_ids(ids_from) or [])]
     if requested_ids and status:
         raise click.UsageError("--status does not go with ids")
-    check_run(out)
+    require_run(out)
     options["out"] = out
     settings, key = settings_and_key(options)
     configure_logging(verbose=options["verbose"], log_file=options["log_file"], log_format=options["log_format"])
-    with Retries(out) as retry_plan:
+    with RetryPlan(out) as retry_plan:
         chosen = (
-            retry_plan.named(requested_ids) if requested_ids else retry_plan.jobs(_states(status or DEFAULT_STATES))
+            retry_plan.select(requested_ids) if requested_ids else retry_plan.jobs(_states(status or DEFAULT_STATES))
         )
         if not chosen and not retry_plan.open_jobs():
             click.echo(f"no job in {out} ended in {' or '.join(status or DEFAULT_STATES)}; nothing to submit again")
             sys.exit(OK)
         if chosen and not (yes or options["simulate"]):
             _confirm(chosen, retry_plan.waiting())
-        retry_plan.again(chosen)
+        retry_plan.resubmit(chosen)
         total = retry_plan.total()
     checked = Checked(jobs=total, rows=total, bad_lines=0, duplicates=0, problems=(), notes=())
     with JobFiles(()) as no_files:
         no_files.check()
-        sys.exit(run_loop(RunSession(settings, key, no_files, checked, options).run))
+        sys.exit(run_event_loop(RunSession(settings, key, no_files, checked, options).run))
 
 
 def _states(names: tuple[str, ...]) -> list[State]:

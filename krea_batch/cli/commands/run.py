@@ -43,7 +43,7 @@ def run(jobs: tuple[str, ...], **options: Any) -> None:
     from krea_batch.cli.options.logging_options import configure_logging
     from krea_batch.cli.ui.forecast_output import confirm_charges, show_forecast
     from krea_batch.cli.ui.run_session import RunSession, check_jobs, settings_and_key
-    from krea_batch.engine.event_loop import run_loop
+    from krea_batch.engine.event_loop import run_event_loop
     from krea_batch.sources import JobFiles
 
     settings, key = settings_and_key(options)
@@ -54,4 +54,4 @@ def run(jobs: tuple[str, ...], **options: Any) -> None:
         if not confirm_charges(forecast, options):
             sys.exit(BAD_INPUT)
         batch = RunSession(settings, key, files, checked, options, forecast=forecast)
-        sys.exit(run_loop(batch.run))
+        sys.exit(run_event_loop(batch.run))

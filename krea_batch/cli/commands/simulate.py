@@ -85,7 +85,7 @@ def simulate(
 
     What it charged is told at /_admin/totals and /_admin/ledger of the gateway's address.
     """
-    from krea_batch.engine.event_loop import run_loop
+    from krea_batch.engine.event_loop import run_event_loop
     from krea_batch.testing.simulator import SimulatorError, SimulatorSettings
     from krea_batch.testing.simulator.faults import FAULTS
 
@@ -99,7 +99,7 @@ def simulate(
             hang_duration_s=hang_duration,
             **options,
         )
-        run_loop(_serve, settings, as_json)
+        run_event_loop(_serve, settings, as_json)
     except SimulatorError as problem:
         raise _usage_error(problem) from None
 

@@ -16,9 +16,9 @@ def status(out: Path, as_json: bool) -> None:
 
     from krea_batch.cli.ui.formatting import pluralize
     from krea_batch.cli.ui.summary import RunTotals
-    from krea_batch.storage.run_dir import check_run
+    from krea_batch.storage.run_dir import require_run
 
-    check_run(out)
+    require_run(out)
     totals = RunTotals.read(out)
     if as_json:
         click.echo(orjson.dumps(totals.fields()).decode())

@@ -12,8 +12,8 @@ from krea_batch.cli.app import OK, SOME_FAILED
 from krea_batch.cli.ui.formatting import say
 
 if TYPE_CHECKING:
-    from krea_batch.maintenance.export.run_images import Gallery, Picture
-    from krea_batch.maintenance.verify import Fault, Fetcher
+    from krea_batch.maintenance.export.run_images import ExportedImage, RunImages
+    from krea_batch.maintenance.verify import Fetcher, Mismatch
     from krea_batch.settings import ApiKey, Settings
 
 
@@ -38,9 +38,9 @@ def verify(
 
     Exit code 0 when all are, or are repaired; 1 when some are not.
     """
-    from krea_batch.maintenance.export.run_images import Gallery
+    from krea_batch.maintenance.export.run_images import RunImages
 
-    with Gallery(out) as images:
+    with RunImages(out) as images:
         if repair:
             checked, mismatches = _repair_run(images, out, gateway, api_key_file, simulate=simulate)
         else:
@@ -49,12 +49,12 @@ def verify(
     sys.exit(SOME_FAILED if any(not fault.repaired for fault in mismatches) else OK)
 
 
-def _check_all(images: Gallery) -> tuple[int, list[Fault]]:
+def _check_all(images: RunImages) -> tuple[int, list[Mismatch]]:
     checked, damaged = _find_damaged(images)
     return checked, [_mismatch(picture, what) for picture, what in damaged]
 
 
-def _find_damaged(images: Gallery) -> tuple[int, list[tuple[Picture, str]]]:
+def _find_damaged(images: RunImages) -> tuple[int, list[tuple[ExportedImage, str]]]:
     """How many pictures there are, and those that are not as recorded; with a bar where people look."""
     from krea_batch.maintenance.verify import faults
 
@@ -70,36 +70,36 @@ def _find_damaged(images: Gallery) -> tuple[int, list[tuple[Picture, str]]]:
 
 
 def _repair_run(
-    images: Gallery, out: Path, gateway: str, api_key_file: Path | None, *, simulate: bool
-) -> tuple[int, list[Fault]]:
+    images: RunImages, out: Path, gateway: str, api_key_file: Path | None, *, simulate: bool
+) -> tuple[int, list[Mismatch]]:
     """The same, with all of it fetched again that can be. The folder is held meanwhile."""
     from krea_batch.cli.ui.run_session import find_key
-    from krea_batch.engine.event_loop import run_loop
+    from krea_batch.engine.event_loop import run_event_loop
     from krea_batch.settings import ApiKey, Settings
-    from krea_batch.storage.run_dir import RunFolder
+    from krea_batch.storage.run_dir import RunDir
 
     key = ApiKey("simulated") if simulate else find_key(str(api_key_file) if api_key_file else None)
     settings = Settings.from_options(out=out, gateway=gateway)
-    run_dir = RunFolder(out)
-    run_dir.take()
+    run_dir = RunDir(out)
+    run_dir.lock()
     try:
         checked, damaged = _find_damaged(images)
-        repaired: list[Fault] = []
+        repaired: list[Mismatch] = []
 
         async def repair_damaged() -> int:
             repaired.extend(await _repair_images(damaged, settings, key, simulate=simulate))
             return OK
 
         if damaged:
-            run_loop(repair_damaged)
+            run_event_loop(repair_damaged)
     finally:
-        run_dir.release()
+        run_dir.unlock()
     return checked, repaired
 
 
 async def _repair_images(
-    damaged: list[tuple[Picture, str]], settings: Settings, key: ApiKey, *, simulate: bool
-) -> list[Fault]:
+    damaged: list[tuple[ExportedImage, str]], settings: Settings, key: ApiKey, *, simulate: bool
+) -> list[Mismatch]:
     from contextlib import AsyncExitStack
 
     import anyio
@@ -109,7 +109,7 @@ async def _repair_images(
     from krea_batch.gateway.client import GatewayClient
     from krea_batch.maintenance.verify import AT_ONCE
 
-    results: dict[int, Fault] = {}
+    results: dict[int, Mismatch] = {}
     async with AsyncExitStack() as stack:
         if simulate:
             url = await start_simulator(stack, settings.out)
@@ -118,7 +118,7 @@ async def _repair_images(
         gateway = await stack.enter_async_context(GatewayClient(settings, key))
         limiter = anyio.CapacityLimiter(AT_ONCE)
 
-        async def repair_one(n: int, image: Picture, problem: str) -> None:
+        async def repair_one(n: int, image: ExportedImage, problem: str) -> None:
             async with limiter:
                 results[n] = await _repair_image(image, problem, gateway)
 
@@ -128,12 +128,12 @@ async def _repair_images(
     return [results[n] for n in sorted(results)]
 
 
-async def _repair_image(image: Picture, problem: str, gateway: Fetcher) -> Fault:
-    from krea_batch.maintenance.verify import NotRepaired, repair
+async def _repair_image(image: ExportedImage, problem: str, gateway: Fetcher) -> Mismatch:
+    from krea_batch.maintenance.verify import RepairFailed, repair
 
     try:
         await repair(image, gateway)
-    except NotRepaired as error:
+    except RepairFailed as error:
         return _mismatch(image, f"{problem}; {error}")
     return _mismatch(image, problem, repaired=True)
 
@@ -143,24 +143,24 @@ def _check_origin(settings: Settings) -> None:
     from contextlib import closing
 
     from krea_batch.errors import RunDirError
-    from krea_batch.ledger import Store
+    from krea_batch.ledger import LedgerStore
     from krea_batch.storage.run_dir import LEDGER
 
-    with closing(Store.open(settings.out / LEDGER, read_only=True)) as store:
-        (origin,) = store.read(Store.gateway)
+    with closing(LedgerStore.open(settings.out / LEDGER, read_only=True)) as store:
+        (origin,) = store.read(LedgerStore.gateway)
     if origin != settings.origin:
         problem = f"its jobs were submitted to {origin}, not to {settings.origin}"
         hint = "add --simulate" if "127.0.0.1" in str(origin) else "give the same --gateway"
         raise RunDirError(settings.out, problem, hint)
 
 
-def _mismatch(image: Picture, problem: str, *, repaired: bool = False) -> Fault:
-    from krea_batch.maintenance.verify import Fault
+def _mismatch(image: ExportedImage, problem: str, *, repaired: bool = False) -> Mismatch:
+    from krea_batch.maintenance.verify import Mismatch
 
-    return Fault(image.outcome.id, image.file.path, image.outcome.request_id, problem, repaired)
+    return Mismatch(image.outcome.id, image.file.path, image.outcome.request_id, problem, repaired)
 
 
-def _print_report(out: Path, checked: int, mismatches: list[Fault], *, as_json: bool, quiet: bool) -> None:
+def _print_report(out: Path, checked: int, mismatches: list[Mismatch], *, as_json: bool, quiet: bool) -> None:
     import msgspec
 
     from krea_batch.cli.ui.formatting import pluralize

@@ -20,9 +20,9 @@ def view(out: Path, port: int, open_: bool) -> None:
 
     from krea_batch.cli.ui.optional_deps import require_gallery_extra
     from krea_batch.errors import InputError
-    from krea_batch.storage.run_dir import check_run
+    from krea_batch.storage.run_dir import require_run
 
-    check_run(out)
+    require_run(out)
     with require_gallery_extra():
         from krea_batch.gallery.server import Gallery, serve
 

@@ -23,9 +23,9 @@ def watch(out: Path) -> None:
     from krea_batch.cli.ui.progress import make_display
     from krea_batch.cli.ui.run_status import LedgerStatusReader
     from krea_batch.cli.ui.summary import RunTotals
-    from krea_batch.storage.run_dir import check_run
+    from krea_batch.storage.run_dir import require_run
 
-    check_run(out)
+    require_run(out)
     status_reader, display = LedgerStatusReader(out), make_display(quiet=False)
     try:
         while True:

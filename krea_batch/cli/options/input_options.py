@@ -11,7 +11,7 @@ from krea_batch.cli.options.run_options import ExampleOption
 from krea_batch.cli.ui.formatting import pluralize
 
 if TYPE_CHECKING:
-    from krea_batch.sources import Checked, Reading
+    from krea_batch.sources import Checked, InputOptions
 
 INPUT_FORMATS = ("jsonl", "json", "csv", "tsv", "text", "parquet")
 
@@ -83,13 +83,13 @@ def add_input_options(command: Callable[..., Any]) -> Callable[..., Any]:
     return command
 
 
-def input_options(options: dict[str, Any]) -> Reading:
+def input_options(options: dict[str, Any]) -> InputOptions:
     """How the files are read, by what the options say. Raises SettingsError naming the option that is wrong."""
     from krea_batch.errors import JobError, SettingsError
-    from krea_batch.sources import Reading
+    from krea_batch.sources import InputOptions
     from krea_batch.sources.options import Format
-    from krea_batch.sources.sweep import axis as axis_of
     from krea_batch.sources.sweep import axis_of_text, check_names, repeats, seeds
+    from krea_batch.sources.sweep import make_axis as axis_of
     from krea_batch.sources.template import Template
 
     template = options["prompt_template"] or ""
@@ -109,7 +109,7 @@ def input_options(options: dict[str, Any]) -> Reading:
             axes.append(repeats(options["repeat"]))
     except JobError as error:
         raise SettingsError(option, error.problem, error.hint) from None
-    return Reading(
+    return InputOptions(
         format=Format(options["input_format"]) if options["input_format"] else None,
         keep_extra=options["keep_extra"],
         columns=_columns(options),

@@ -25,7 +25,7 @@ import msgspec
 from krea_batch.cli.ui.formatting import format_bytes, pluralize
 from krea_batch.cli.ui.run_session import find_key
 from krea_batch.errors import InputError
-from krea_batch.gateway.health import Unreachable, date_at
+from krea_batch.gateway.health import Unreachable, fetch_server_date
 from krea_batch.ledger import SQLITE_VERSION
 from krea_batch.settings import Settings
 
@@ -82,7 +82,7 @@ def _check_gateway_and_clock(out: Path, gateway: str) -> Finding:
     except InputError as error:
         return Finding("gateway", "fail", error.problem, error.hint)
     try:
-        server_date = asyncio.run(date_at(settings))
+        server_date = asyncio.run(fetch_server_date(settings))
     except Unreachable as error:
         hint = "see whether this machine reaches the network, and its proxy and firewall let it"
         return Finding("gateway", "fail", f"{settings.gateway} cannot be reached ({error})", hint)

@@ -15,11 +15,11 @@ from krea_batch.errors import RunDirError, SettingsError
 from krea_batch.forecast import Forecast, ForecastRequest, forecast
 from krea_batch.forecast.estimate import MAX_SIMULATED_JOBS, MAX_SIMULATED_JOBS_QUICK, SIMULATED_IMAGE_BYTES
 from krea_batch.forecast.latency_model import DEFAULT_LATENCY, Latencies, empirical, parse_latencies, scaled
-from krea_batch.ledger import Store
+from krea_batch.ledger import LedgerStore
 from krea_batch.rules.lifecycle import ended
 from krea_batch.settings import Rate, Settings
 from krea_batch.sources import Checked
-from krea_batch.storage.run_dir import LEDGER, check_run
+from krea_batch.storage.run_dir import LEDGER, require_run
 
 MAX_LATENCY_SAMPLES = 5000  # chosen: latencies of an earlier run that are drawn from
 
@@ -55,8 +55,8 @@ def forecast_request(
 
 def _latencies_of_run(out: Path) -> tuple[Latencies, float]:
     """The latencies of an earlier run, and the mean size of its pictures."""
-    check_run(out)
-    with closing(Store.open(out / LEDGER, read_only=True)) as store:
+    require_run(out)
+    with closing(LedgerStore.open(out / LEDGER, read_only=True)) as store:
         (samples,) = store.read(lambda store: store.latencies(MAX_LATENCY_SAMPLES))
         (page, _) = store.read(lambda store: store.outcomes(0, MAX_LATENCY_SAMPLES))[0]
     if not samples:
@@ -69,8 +69,8 @@ def remaining_jobs(jobs: int, out: Path | None) -> int:
     """How many of the jobs have not ended in the run's folder."""
     if out is None or not (out / LEDGER).is_file():
         return jobs
-    with closing(Store.open(out / LEDGER, read_only=True)) as store:
-        (counts,) = store.read(Store.counts)
+    with closing(LedgerStore.open(out / LEDGER, read_only=True)) as store:
+        (counts,) = store.read(LedgerStore.counts)
     return max(0, jobs - ended(counts))
 
 
@@ -127,6 +127,6 @@ def _run_with_latencies(out: Path) -> Path | None:
     """The run's folder, where its latencies can be learnt from."""
     if not (out / LEDGER).is_file():
         return None
-    with closing(Store.open(out / LEDGER, read_only=True)) as store:
+    with closing(LedgerStore.open(out / LEDGER, read_only=True)) as store:
         (samples,) = store.read(lambda store: store.latencies(1))
     return out if samples else None

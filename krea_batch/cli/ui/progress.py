@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Protocol
 
 from krea_batch.cli.ui.formatting import format_bytes, say
 from krea_batch.cli.ui.run_status import RunStatus
-from krea_batch.events import Closed, Event, Held, Stopping
+from krea_batch.events import Event, RunClosed, RunStopping, SubmitsPaused
 
 if TYPE_CHECKING:
     from rich.console import Console, RenderableType
@@ -43,14 +43,14 @@ class EventAnnouncer:
 
     def on_event(self, event: Event) -> None:
         match event:
-            case Held(wait_s, _, reason) if wait_s >= MIN_ANNOUNCED_PAUSE_S:
+            case SubmitsPaused(wait_s, _, reason) if wait_s >= MIN_ANNOUNCED_PAUSE_S:
                 now_s = asyncio.get_running_loop().time()
                 if reason != self._last_pause_reason or now_s - self._last_announced_s >= REPEAT_ANNOUNCEMENT_S:
                     self._say(f"Paused: {reason}. No submit for {wait_s:.0f} s, then on again.")
                     self._last_pause_reason, self._last_announced_s = reason, now_s
-            case Stopping(reason) if reason != INTERRUPT_REASON:
+            case RunStopping(reason) if reason != INTERRUPT_REASON:
                 self._say(f"Stopping: {reason}. What was paid is brought home.")
-            case Closed() if self._jobs >= MIN_ANNOUNCED_ROWS:
+            case RunClosed() if self._jobs >= MIN_ANNOUNCED_ROWS:
                 self._say("Writing results.jsonl anew.")
             case _:
                 pass

@@ -38,7 +38,7 @@ from krea_batch.errors import (
 from krea_batch.events import Listener
 from krea_batch.forecast import Forecast
 from krea_batch.jobs import State
-from krea_batch.ledger import Store
+from krea_batch.ledger import LedgerStore
 from krea_batch.rules.lifecycle import ended
 from krea_batch.settings import KEY_VARIABLE, ApiKey, Settings, Webhook
 from krea_batch.sources import Checked, JobFiles
@@ -81,10 +81,10 @@ def find_key(key_file: str | None) -> ApiKey:
 def check_jobs(files: JobFiles, settings: Settings, *, skip_invalid: bool, quiet: bool) -> Checked:
     """Check every line before the first cent. Raises JobFileError when lines are bad and not to be skipped."""
     ledger = settings.out / LEDGER
-    store = Store.open(ledger, read_only=True) if ledger.is_file() else None
+    store = LedgerStore.open(ledger, read_only=True) if ledger.is_file() else None
     try:
         if store:
-            files.go_on_from(*store.read(Store.bookmark))
+            files.resume_from(*store.read(LedgerStore.checkpoint))
         with CheckProgress(quiet=quiet) as progress:
             checked = files.check(known=_fingerprint_lookup(store) if store else None, on_progress=progress.update)
     finally:
@@ -118,7 +118,7 @@ def _limit_repeats(problems: Iterable[LineProblem]) -> list[LineProblem]:
     return shown
 
 
-def _fingerprint_lookup(store: Store) -> Callable[[Sequence[str]], Mapping[str, bytes]]:
+def _fingerprint_lookup(store: LedgerStore) -> Callable[[Sequence[str]], Mapping[str, bytes]]:
     """A question to the ledger: which of these ids are on record, with which fingerprints?"""
 
     def known(job_ids: Sequence[str]) -> Mapping[str, bytes]:
@@ -202,7 +202,7 @@ class RunSession:
             task_group.start_soon(self._handle_signals, engine)
             try:
                 async with engine:
-                    await engine.expect(self._checked.jobs)
+                    await engine.set_expected_jobs(self._checked.jobs)
                     status_reader = await self._status_reader(engine)
                     task_group.start_soon(refresh_until_cancelled, self._display, status_reader.read)
                     await engine.run(self._files)
@@ -249,7 +249,7 @@ class RunSession:
                     in_flight = pluralize(engine.stats().in_flight, "job")
                     self._display.say(f"Stopping: {in_flight} in flight to bring home. Ctrl-C again stops at once.")
                 else:
-                    engine.stop_now(INTERRUPT_REASON)
+                    engine.abort(INTERRUPT_REASON)
                     self._display.say("Stopping at once; what is in flight is on record.")
 
     def _print_summary(self, summary: RunSummary) -> None:

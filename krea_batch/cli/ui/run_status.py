@@ -17,12 +17,12 @@ import msgspec
 
 from krea_batch.cli.ui.formatting import format_bytes, format_duration
 from krea_batch.engine.engine import Engine
-from krea_batch.events import Ended, Event, Troubled
+from krea_batch.events import Event, JobEnded, RetryScheduled
 from krea_batch.forecast import Forecast
 from krea_batch.jobs import State
-from krea_batch.ledger import Store
+from krea_batch.ledger import LedgerStore
 from krea_batch.rules.lifecycle import ended
-from krea_batch.storage.run_dir import LEDGER, is_at_work
+from krea_batch.storage.run_dir import LEDGER, is_locked
 
 RATE_WINDOW_S = 10.0  # chosen: short enough to show a pause, long enough not to jump
 TRUSTED_WINDOW_S = 60.0  # chosen: what a minute has shown says more of the next than the forecast does
@@ -130,9 +130,9 @@ class RecentErrors:
 
     def on_event(self, event: Event) -> None:
         match event:
-            case Troubled(_, where, reason):
+            case RetryScheduled(_, where, reason):
                 self._recent.append(f"{where}: {reason}")
-            case Ended(outcome) if outcome.error:
+            case JobEnded(outcome) if outcome.error:
                 self._recent.append(f"{outcome.status}: {outcome.error.message}")
             case _:
                 pass
@@ -221,10 +221,13 @@ class LedgerStatusReader:
 
     def read(self) -> RunStatus:
         """Raises RunFolderError, LedgerError."""
-        self.is_running = is_at_work(self._out)  # looked at first: what its end wrote is then seen
-        with closing(Store.open(self._out / LEDGER, read_only=True)) as store:
+        self.is_running = is_locked(self._out)  # looked at first: what its end wrote is then seen
+        with closing(LedgerStore.open(self._out / LEDGER, read_only=True)) as store:
             counts, posts, run, errors = store.read(
-                Store.counts, Store.posts, Store.latest_run, lambda store: store.commonest_errors(MAX_ERRORS_SHOWN)
+                LedgerStore.counts,
+                LedgerStore.submission_count,
+                LedgerStore.latest_run,
+                lambda store: store.top_errors(MAX_ERRORS_SHOWN),
             )
         done = ended(counts)
         succeeded = counts.get(State.SUCCEEDED, 0)

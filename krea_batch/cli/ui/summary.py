@@ -12,7 +12,7 @@ import orjson
 from krea_batch.cli.ui.formatting import format_bytes, format_duration, pluralize
 from krea_batch.errors import KreaBatchError
 from krea_batch.jobs import State
-from krea_batch.ledger import Charges, Store
+from krea_batch.ledger import Charges, LedgerStore
 from krea_batch.storage.results_file import RESULTS
 from krea_batch.storage.run_dir import IMAGES, LEDGER
 
@@ -30,8 +30,8 @@ class RunTotals(msgspec.Struct, frozen=True):
     @classmethod
     def read(cls, out: Path) -> RunTotals:
         """Raises RunFolderError where there is no ledger, LedgerError where the disk cannot read it."""
-        with closing(Store.open(out / LEDGER, read_only=True)) as store:
-            return cls(out, *store.read(Store.counts, Store.charges))
+        with closing(LedgerStore.open(out / LEDGER, read_only=True)) as store:
+            return cls(out, *store.read(LedgerStore.counts, LedgerStore.charges))
 
     @property
     def total(self) -> int:
@@ -48,7 +48,7 @@ class RunTotals(msgspec.Struct, frozen=True):
             f"  {self.counts[state]:>{width},} {state.info.label}" for state in FINAL_FIRST if state in self.counts
         ]
         charges = self.charges
-        paid = f"{charges.charged:,} paid, {charges.free:,} free (ERROR), {charges.unknown:,} unknown (ambiguous)"
+        paid = f"{charges.charged:,} paid, {charges.refunded:,} free (ERROR), {charges.unknown:,} unknown (ambiguous)"
         return [*rows, f"  charges: {paid}"]
 
     def fields(self) -> dict[str, Any]:

@@ -7,7 +7,7 @@ png_metadata  writes a job's prompt and parameters into its PNG, and reads them
 A run is only read. Output appears under its name once it is complete.
 """
 
-from krea_batch.maintenance.export.run_images import Gallery, Picture
+from krea_batch.maintenance.export.run_images import ExportedImage, RunImages
 from krea_batch.maintenance.export.writers import FORMATS, export
 
-__all__ = ["FORMATS", "Gallery", "Picture", "export"]
+__all__ = ["FORMATS", "ExportedImage", "RunImages", "export"]

@@ -15,7 +15,7 @@ from typing import Any
 import msgspec
 
 from krea_batch.jobs import Outcome
-from krea_batch.storage.png import SIGNATURE, PngError, PngWalk
+from krea_batch.storage.png import SIGNATURE, PngError, PngValidator
 
 PROMPT = "Description"  # a keyword of the PNG specification, 11.3.3.1, which image viewers show
 SOFTWARE = "Software"  # as above
@@ -54,7 +54,7 @@ def with_texts(png: bytes, texts: dict[str, str]) -> bytes:
 
 def texts_in(png: bytes) -> dict[str, str]:
     """The texts of a PNG, whoever wrote them: keyword to text. Raises PngError where it is no whole PNG."""
-    walk = PngWalk()
+    walk = PngValidator()
     walk.feed(png)
     walk.finish()
     found: dict[str, str] = {}

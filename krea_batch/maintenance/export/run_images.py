@@ -12,15 +12,15 @@ import msgspec
 
 from krea_batch.errors import InputError
 from krea_batch.jobs import Outcome, State, StoredFile
-from krea_batch.ledger import Store
-from krea_batch.storage.run_dir import LEDGER, check_run
+from krea_batch.ledger import LedgerStore
+from krea_batch.storage.run_dir import LEDGER, require_run
 
 PAGE = 500  # chosen: rows of the ledger in memory at once
 
 LISTS = ("image_style_references", "styles", "moodboards")
 
 
-class Picture(msgspec.Struct, frozen=True):
+class ExportedImage(msgspec.Struct, frozen=True):
     """One picture of a job. `place` is the file; `number` counts all pictures from 1."""
 
     number: int
@@ -67,7 +67,7 @@ class Picture(msgspec.Struct, frozen=True):
         return InputError(f"the picture {self.place} {what}", "see krea-batch verify OUT --repair")
 
 
-class Gallery:
+class RunImages:
     """The pictures of a run as it was when this was opened; a context manager.
 
     `ids`: only those jobs. Raises RunFolderError where there is no run, InputError where an id has no picture or
@@ -75,10 +75,10 @@ class Gallery:
     """
 
     def __init__(self, out: Path, ids: Collection[str] | None = None) -> None:
-        check_run(out)
+        require_run(out)
         self.out = out
         self._ids = None if ids is None else set(ids)
-        self._store = Store.snapshot(out / LEDGER)
+        self._store = LedgerStore.snapshot(out / LEDGER)
 
     def __enter__(self) -> Self:
         return self
@@ -86,7 +86,7 @@ class Gallery:
     def __exit__(self, *_: object) -> None:
         self._store.close()
 
-    def pictures(self) -> Iterator[Picture]:
+    def pictures(self) -> Iterator[ExportedImage]:
         """Each picture, as often as asked. Raises InputError for one that is kept in an object store."""
         number = 0
         for outcome in self._outcomes():
@@ -95,7 +95,7 @@ class Gallery:
                     right = "copy them to a folder with your store's own tool"
                     raise InputError(f"the pictures are in {file.path.rpartition('/')[0]}, not on this disk", right)
                 number += 1
-                yield Picture(number, outcome, file, self.out / file.path)
+                yield ExportedImage(number, outcome, file, self.out / file.path)
 
     def count(self) -> int:
         """How many pictures there are. Raises InputError where one of `ids` has none."""
@@ -112,7 +112,7 @@ class Gallery:
     def _outcomes(self) -> Iterator[Outcome]:
         after: int | None = 0
         while after is not None:
-            page, after = self._store.past_outcomes(after, PAGE)
+            page, after = self._store.outcomes_page(after, PAGE)
             for outcome in page:
                 if outcome.status is State.SUCCEEDED and (self._ids is None or outcome.id in self._ids):
                     yield outcome

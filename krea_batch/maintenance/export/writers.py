@@ -22,7 +22,7 @@ import msgspec
 
 from krea_batch.errors import InputError
 from krea_batch.maintenance.export.png_metadata import texts_of, with_texts
-from krea_batch.maintenance.export.run_images import Gallery, Picture
+from krea_batch.maintenance.export.run_images import ExportedImage, RunImages
 
 ROW_GROUP_BYTES = 64 << 20  # chosen: pictures in memory at once, and what a reader of Parquet loads at once
 SHARD_PICTURES = 1000  # chosen: with 2 MB a picture, shards of the 1 to 2 GB that WebDataset's documentation advises
@@ -39,7 +39,7 @@ class Options(msgspec.Struct, frozen=True, kw_only=True):
     force: bool = False
 
 
-def export(gallery: Gallery, name: str, to: Path, options: Options, seen: Seen | None = None) -> int:
+def export(gallery: RunImages, name: str, to: Path, options: Options, seen: Seen | None = None) -> int:
     """Write the gallery's pictures to `to` in the format of this name (FORMATS). Returns how many they are.
 
     `seen` hears of each picture, 1 at a time. Raises InputError where `to` is there and not to be replaced, a picture
@@ -65,7 +65,7 @@ def export(gallery: Gallery, name: str, to: Path, options: Options, seen: Seen |
     return count
 
 
-def _imagefolder(gallery: Gallery, part: Path, options: Options, seen: Seen) -> None:
+def _imagefolder(gallery: RunImages, part: Path, options: Options, seen: Seen) -> None:
     """A folder of PNGs with `metadata.jsonl`, as `datasets.load_dataset("imagefolder")` takes it."""
     part.mkdir()
     with (part / METADATA).open("wb") as rows:
@@ -75,7 +75,7 @@ def _imagefolder(gallery: Gallery, part: Path, options: Options, seen: Seen) -> 
             seen(1)
 
 
-def _zip(gallery: Gallery, part: Path, options: Options, seen: Seen) -> None:
+def _zip(gallery: RunImages, part: Path, options: Options, seen: Seen) -> None:
     """The same in a ZIP file, stored: PNGs do not get any smaller."""
     rows = BytesIO()
     with zipfile.ZipFile(part, "w", zipfile.ZIP_STORED) as file:
@@ -86,7 +86,7 @@ def _zip(gallery: Gallery, part: Path, options: Options, seen: Seen) -> None:
         file.writestr(METADATA, rows.getvalue(), zipfile.ZIP_DEFLATED)
 
 
-def _csv(gallery: Gallery, part: Path, _: Options, seen: Seen) -> None:
+def _csv(gallery: RunImages, part: Path, _: Options, seen: Seen) -> None:
     """A row a picture, a column a key of the metadata; the pictures stay where they are, and `path` leads there."""
     keys = list(dict.fromkeys(key for picture in gallery.pictures() for key in picture.outcome.metadata))
     with part.open("w", encoding="utf-8", newline="") as file:
@@ -101,7 +101,7 @@ def _csv(gallery: Gallery, part: Path, _: Options, seen: Seen) -> None:
             seen(1)
 
 
-def _webdataset(gallery: Gallery, part: Path, options: Options, seen: Seen) -> None:
+def _webdataset(gallery: RunImages, part: Path, options: Options, seen: Seen) -> None:
     """Shards of `<number>.png` and `<number>.json`: an id may hold dots, at which WebDataset parts names."""
     part.mkdir()
     pictures = gallery.pictures()
@@ -120,7 +120,7 @@ def _add(shard: tarfile.TarFile, name: str, data: bytes) -> None:
     shard.addfile(info, BytesIO(data))
 
 
-def _parquet(gallery: Gallery, part: Path, options: Options, seen: Seen) -> None:
+def _parquet(gallery: RunImages, part: Path, options: Options, seen: Seen) -> None:
     """One file with the pictures in it, in the schema that Hugging Face datasets knows images by."""
     try:
         arrow, parquet = import_module("pyarrow"), import_module("pyarrow.parquet")
@@ -153,13 +153,13 @@ def _schema(arrow: Any, seed: Any) -> Any:
     return arrow.schema(columns, {"huggingface": told.decode()})
 
 
-def _seed_type(arrow: Any, pictures: Iterable[Picture]) -> Any:
+def _seed_type(arrow: Any, pictures: Iterable[ExportedImage]) -> Any:
     """The narrowest whole number that holds every seed: a seed may have 64 bits, with a sign or without."""
     seeds = [seed for picture in pictures if (seed := picture.outcome.request.get("seed")) is not None]
     return arrow.uint64() if seeds and max(seeds) >= 1 << 63 else arrow.int64()
 
 
-def _bytes_of(picture: Picture, options: Options) -> bytes:
+def _bytes_of(picture: ExportedImage, options: Options) -> bytes:
     data = picture.read()
     return with_texts(data, texts_of(picture.outcome)) if options.embed else data
 
@@ -194,7 +194,7 @@ _COLUMNS = (
     "metadata",
 )
 
-FORMATS: dict[str, Callable[[Gallery, Path, Options, Seen], None]] = {
+FORMATS: dict[str, Callable[[RunImages, Path, Options, Seen], None]] = {
     "imagefolder": _imagefolder,
     "parquet": _parquet,
     "webdataset": _webdataset,

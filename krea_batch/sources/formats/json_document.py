@@ -10,8 +10,8 @@ from typing import Any
 
 from krea_batch.errors import InputError, JobError
 from krea_batch.sources.formats.line_file import MAX_LINE_BYTES, LineFile
-from krea_batch.sources.json_errors import parse_document, parse_object, shown
-from krea_batch.sources.options import Reading
+from krea_batch.sources.json_errors import parse_document, parse_object, quoted
+from krea_batch.sources.options import InputOptions
 
 MAX_DOCUMENT_BYTES = 1 << 28  # chosen: some two million prompts; as objects they take ten times the memory
 _SHAPES = 'write [{"prompt": "…"}, …], ["a prompt", …] or {"an id": "a prompt", …}'
@@ -36,7 +36,7 @@ def rows(file: LineFile) -> Rows:
     elif isinstance(value, dict):
         named = list(value.items())
     else:
-        raise InputError(f"{file.name}: it is {shown(value)}, not an array or an object", _SHAPES)
+        raise InputError(f"{file.name}: it is {quoted(value)}, not an array or an object", _SHAPES)
     for number, (job_id, each) in enumerate(named, 1):
         yield number, _row(job_id, each)
 
@@ -45,13 +45,13 @@ def _row(job_id: str, value: object) -> dict[str, Any] | JobError:
     if isinstance(value, str):
         value = {"prompt": value}
     if not isinstance(value, dict):
-        return JobError(f"the entry is {shown(value)}, neither an object nor a prompt", _SHAPES)
+        return JobError(f"the entry is {quoted(value)}, neither an object nor a prompt", _SHAPES)
     if job_id and "id" in value:
-        return JobError(f"the entry has the key {shown(job_id)} and an id of its own", "keep one of them")
+        return JobError(f"the entry has the key {quoted(job_id)} and an id of its own", "keep one of them")
     return {"id": job_id, **value} if job_id else value
 
 
-def renamed(found: Iterable[tuple[int, bytes | dict[str, Any] | JobError]], reading: Reading) -> Rows:
+def renamed(found: Iterable[tuple[int, bytes | dict[str, Any] | JobError]], reading: InputOptions) -> Rows:
     """The rows with the keys that the user named as the fields that they stand for."""
     names = reading.names_columns()
     hidden = {field for field, column in reading.columns.items() if not column}
@@ -79,6 +79,6 @@ def _with_names(row: dict[str, Any], names: dict[str, Any], hidden: set[str]) ->
         if key in hidden:
             continue
         if name in fields or (name != key and name in row and name not in names):
-            return JobError(f"both {shown(key)} and {shown(name)} give the {name}", "keep one of them")
+            return JobError(f"both {quoted(key)} and {quoted(name)} give the {name}", "keep one of them")
         fields[name] = str(value) if name == "id" and isinstance(value, int) else value
     return fields

@@ -26,7 +26,7 @@ class _Named(msgspec.Struct):
 _decode_id = msgspec.json.Decoder(_Named).decode
 
 
-class JsonLines:
+class JsonlParser:
     """Reads lines of JSONL.
 
     With `keep_extra`, unknown fields go into the metadata, and their names into `strange`, for the caller to
@@ -35,7 +35,7 @@ class JsonLines:
 
     def __init__(self, *, keep_extra: bool = False) -> None:
         self.keep_extra = keep_extra
-        self.strange: list[str] = []
+        self.unknown_fields: list[str] = []
 
     def read(self, line: bytes) -> Job | None:
         """The job of the line, its id empty where the line has none; None where the line is bad."""
@@ -46,11 +46,11 @@ class JsonLines:
         except (msgspec.MsgspecError, ValueError, RecursionError):  # ValueError: not UTF-8
             return self._read_extra(line) if self.keep_extra else None
         spare = line.count(b'"') - _quotes_needed(job)
-        if spare and not _come_of_texts(spare, line, job) and not json_errors.is_sound(line):
+        if spare and not _quotes_explained_by_text(spare, line, job) and not json_errors.is_sound(line):
             return None
         return job
 
-    def explain(self, line: bytes) -> JobError:
+    def diagnose(self, line: bytes) -> JobError:
         """Why `read` gave None."""
         if len(line) > MAX_LINE_BYTES:
             return JobError(
@@ -73,7 +73,7 @@ class JsonLines:
             job = msgspec.convert(fields, Job)
         except (JobError, msgspec.ValidationError):
             return None
-        self.strange.extend(names)
+        self.unknown_fields.extend(names)
         return job
 
 
@@ -100,7 +100,7 @@ def _quotes_needed(job: Job) -> int:
     return quotes
 
 
-def _come_of_texts(spare: int, line: bytes, job: Job) -> bool:
+def _quotes_explained_by_text(spare: int, line: bytes, job: Job) -> bool:
     """True where prompt and metadata account for the spare quotes of the line, and nothing in it is deep.
 
     A key that stands twice is in the job once, so its line has two quotes more. This takes a third of the time that

@@ -38,14 +38,14 @@ _UTF_16 = (b"\xff\xfe", b"\xfe\xff")
 _UTF_8 = "save it as UTF-8"
 
 
-class Place(NamedTuple):
+class FilePosition(NamedTuple):
     """How far a text was read: its first bytes, and how many lines end in them."""
 
     size_bytes: int
     lines: int
 
 
-BEGIN = Place(0, 0)
+BEGIN = FilePosition(0, 0)
 
 
 class LineFile:
@@ -78,7 +78,7 @@ class LineFile:
         except (OSError, ValueError):
             return 0
 
-    def lines(self, at_block: AtBlock | None = None, after: Place = BEGIN) -> Iterator[tuple[int, bytes]]:
+    def lines(self, at_block: AtBlock | None = None, after: FilePosition = BEGIN) -> Iterator[tuple[int, bytes]]:
         """Give each line that is not blank and ends after a place, with its number, without its newline.
 
         A line longer than MAX_LINE_BYTES comes cut, but still longer than that, so that it is known by its length.

@@ -15,12 +15,12 @@ from typing import IO, Any
 from krea_batch.errors import InputError, JobError
 from krea_batch.sources.formats.line_file import LineFile
 from krea_batch.sources.formats.tables import Columns, Rows, Say
-from krea_batch.sources.options import Reading
+from krea_batch.sources.options import InputOptions
 
 BATCH_ROWS = 1024  # chosen: rows in memory at once
 
 
-def rows(file: LineFile, reading: Reading, say: Say, *, arrow: bool) -> Rows:
+def rows(file: LineFile, reading: InputOptions, say: Say, *, arrow: bool) -> Rows:
     """The rows of a Parquet file, or of an Arrow stream as `Dataset.save_to_disk` writes it, numbered from 1."""
     arrow_module = _pyarrow(file.name)
     with TemporaryFile(prefix="krea-batch-") as copy:
@@ -48,7 +48,7 @@ def files_of(folder: Path) -> Iterator[Path]:
         yield folder / name
 
 
-def _rows(file: IO[bytes], name: str, reading: Reading, say: Say, *, arrow: bool) -> Rows:
+def _rows(file: IO[bytes], name: str, reading: InputOptions, say: Say, *, arrow: bool) -> Rows:
     if arrow:
         stream = import_module("pyarrow.ipc").open_stream(file)
         schema, batches = stream.schema, iter(stream)

@@ -14,10 +14,10 @@ from typing import Any
 
 from krea_batch.errors import InputError, JobError
 from krea_batch.jobs import FIELDS
-from krea_batch.sources.field_errors import nearest
+from krea_batch.sources.field_errors import closest_match
 from krea_batch.sources.formats.line_file import MAX_LINE_BYTES, LineFile
-from krea_batch.sources.json_errors import parse_value, shown
-from krea_batch.sources.options import Reading
+from krea_batch.sources.json_errors import parse_value, quoted
+from krea_batch.sources.options import InputOptions
 from krea_batch.sources.template import Template
 
 Say = Callable[[str], None]
@@ -31,12 +31,12 @@ _WHOLE = re.compile(r"\s*[+-]?\d{1,20}\s*")
 class Columns:
     """Which column of a table is which field. Raises InputError where that cannot be told."""
 
-    def __init__(self, name: str, header: Sequence[str], reading: Reading, say: Say) -> None:
+    def __init__(self, name: str, header: Sequence[str], reading: InputOptions, say: Say) -> None:
         self._name = name
         self._header = [column.strip() for column in header]
         for n, column in enumerate(self._header):
             if column and column in self._header[:n]:
-                raise InputError(f"{name}: two columns are called {shown(column)}", "rename one of them")
+                raise InputError(f"{name}: two columns are called {quoted(column)}", "rename one of them")
         self._fields: dict[int, str] = {}
         self._chosen(reading)
         self._guessed(reading)
@@ -55,14 +55,14 @@ class Columns:
                 fields[field] = _typed(field, value)
         metadata = fields.setdefault("metadata", {})
         if not isinstance(metadata, dict):
-            raise JobError(f'"metadata" is {shown(metadata)}', 'write an object: {"key": "value"}')
+            raise JobError(f'"metadata" is {quoted(metadata)}', 'write an object: {"key": "value"}')
         for n, column in self._extra.items():
             if column in metadata:
-                raise JobError(f"{shown(column)} is a column and stands in the metadata, too", "keep one of them")
+                raise JobError(f"{quoted(column)} is a column and stands in the metadata, too", "keep one of them")
             metadata[column] = cells[n] if n < len(cells) else ""
         return fields
 
-    def _chosen(self, reading: Reading) -> None:
+    def _chosen(self, reading: InputOptions) -> None:
         """The columns that the user names."""
         for field, column in reading.columns.items():
             if not column:
@@ -71,16 +71,17 @@ class Columns:
                 n for n, each in enumerate(self._header) if each.lower() == column.lower()
             ]
             if not found:
-                meant = nearest(column, tuple(self._header))
-                right = f"did you mean {shown(meant)}?" if meant else f"the columns are {self._columns()}"
-                raise InputError(f"{self._name}: there is no column {shown(column)}", right)
+                meant = closest_match(column, tuple(self._header))
+                right = f"did you mean {quoted(meant)}?" if meant else f"the columns are {self._columns()}"
+                raise InputError(f"{self._name}: there is no column {quoted(column)}", right)
             if found[0] in self._fields:
                 raise InputError(
-                    f"{self._name}: {shown(column)} is to be {self._fields[found[0]]} and {field}", "name two columns"
+                    f"{self._name}: {quoted(column)} is to be {self._fields[found[0]]} and {field}",
+                    "name two columns",
                 )
             self._fields[found[0]] = field
 
-    def _guessed(self, reading: Reading) -> None:
+    def _guessed(self, reading: InputOptions) -> None:
         """The columns that are called as a field is."""
         taken = {*self._fields.values(), *(field for field, column in reading.columns.items() if not column)}
         for n, column in enumerate(self._header):
@@ -106,17 +107,17 @@ class Columns:
                 raise InputError(f"{self._name}: the template names {absent[0]}, which no column is called", right)
 
     def _tell(self, say: Say) -> None:
-        what = [f"{field} from {shown(self._header[n])}" for n, field in self._fields.items()]
+        what = [f"{field} from {quoted(self._header[n])}" for n, field in self._fields.items()]
         if self._extra:
-            what.append(f"{', '.join(map(shown, self._extra.values()))} into the metadata")
+            what.append(f"{', '.join(map(quoted, self._extra.values()))} into the metadata")
         say("; ".join(what))
         for column in self._extra.values():
-            meant = nearest(column)
+            meant = closest_match(column)
             if meant and meant != "prompt" and meant not in self._fields.values():
-                say(f'{shown(column)} went into the metadata, did you mean "{meant}"?')
+                say(f'{quoted(column)} went into the metadata, did you mean "{meant}"?')
 
     def _columns(self) -> str:
-        return ", ".join(map(shown, self._header))
+        return ", ".join(map(quoted, self._header))
 
 
 def _typed(field: str, value: Any) -> Any:
@@ -132,7 +133,7 @@ def _typed(field: str, value: Any) -> Any:
     return value
 
 
-def csv_rows(file: LineFile, reading: Reading, say: Say) -> Rows:
+def csv_rows(file: LineFile, reading: InputOptions, say: Say) -> Rows:
     """The rows of a CSV file with a header, by the numbers of the lines where they begin."""
     lines = _decoded_lines(file)
     first = next(lines, "")
@@ -162,12 +163,12 @@ class _Tabbed:
         return text.split("\t") if text else []
 
 
-def tsv_rows(file: LineFile, reading: Reading, say: Say) -> Rows:
+def tsv_rows(file: LineFile, reading: InputOptions, say: Say) -> Rows:
     """The rows of a TSV file with a header, by the numbers of their lines."""
     yield from _rows(file, _Tabbed(_decoded_lines(file)), reading, say)
 
 
-def _rows(file: LineFile, parsed: Any, reading: Reading, say: Say) -> Rows:
+def _rows(file: LineFile, parsed: Any, reading: InputOptions, say: Say) -> Rows:
     columns: Columns | None = None
     while True:
         number = parsed.line_num + 1

@@ -7,20 +7,20 @@ from pathlib import Path
 from typing import Any
 
 from krea_batch.errors import JobError
-from krea_batch.sources.formats.line_file import MAX_LINE_BYTES, AtBlock, LineFile, Place
-from krea_batch.sources.options import Reading
+from krea_batch.sources.formats.line_file import MAX_LINE_BYTES, AtBlock, FilePosition, LineFile
+from krea_batch.sources.options import InputOptions
 
 Rows = Iterator[tuple[int, dict[str, Any] | JobError]]
 
 
-def lines(file: LineFile, reading: Reading, at_block: AtBlock | None, after: Place) -> Rows:
+def lines(file: LineFile, reading: InputOptions, at_block: AtBlock | None, after: FilePosition) -> Rows:
     """A prompt for each line that is not blank, nor a comment where comments are asked for."""
     for number, line in file.lines(at_block, after):
         if not (reading.skip_comments and line.lstrip().startswith(b"#")):
             yield number, _prompt(line.removesuffix(b"\r"), "the line")
 
 
-def page(file: LineFile) -> Rows:
+def whole_file(file: LineFile) -> Rows:
     """The whole file as one prompt, its id the name of the file without `.txt`."""
     content = b"".join(file.text())
     row = _prompt(content.removesuffix(b"\n").removesuffix(b"\r"), "the file")

@@ -27,10 +27,10 @@ from msgspec import Struct
 
 from krea_batch.errors import SettingsError
 
-__all__ = ["Sink", "SinkError", "SinkRefused", "WholePicture", "open_sink"]
+__all__ = ["Sink", "SinkPermanentError", "SinkTransientError", "VerifiedImage", "open_sink"]
 
 
-class WholePicture(Struct, frozen=True):
+class VerifiedImage(Struct, frozen=True):
     """A picture whose every byte has come: its PNG was walked to the end, its checksums are right.
 
     `name` is the stem that names it: the job's id, or `<id>-2` for its second. `output` counts from 1. `staged` is
@@ -63,7 +63,7 @@ class Sink(Protocol):
         """Find out whether pictures could be kept; asked once, before the first submit is paid."""
         ...
 
-    async def put(self, picture: WholePicture) -> str:
+    async def put(self, picture: VerifiedImage) -> str:
         """Keep a picture, and return where it is: the `path` of its row in the results.
 
         When it returns, the picture is durable: the engine forgets its own copy. It may be called again with the
@@ -72,7 +72,7 @@ class Sink(Protocol):
         ...
 
 
-class SinkError(Exception):
+class SinkTransientError(Exception):
     """A picture could not be kept this time; it is tried again."""
 
     def __init__(self, reason: str) -> None:
@@ -80,7 +80,7 @@ class SinkError(Exception):
         self.reason = reason
 
 
-class SinkRefused(Exception):
+class SinkPermanentError(Exception):
     """No picture can be kept before a person has done `next_step`. The run stops, and can be resumed."""
 
     def __init__(self, reason: str, next_step: str) -> None:

@@ -9,8 +9,8 @@ import shutil
 from pathlib import Path
 
 from krea_batch.storage.atomic import fsync_path
-from krea_batch.storage.run_dir import file_names
-from krea_batch.storage.sinks import SinkRefused, WholePicture
+from krea_batch.storage.run_dir import candidate_names
+from krea_batch.storage.sinks import SinkPermanentError, VerifiedImage
 
 
 class FolderSink:
@@ -29,9 +29,11 @@ class FolderSink:
             await asyncio.to_thread(self._make_ready)
         except OSError as error:
             reason = f"no picture can be kept in {self.path} ({error.strerror})"
-            raise SinkRefused(reason, "see to the folder and its rights, then run the same command again") from None
+            raise SinkPermanentError(
+                reason, "see to the folder and its rights, then run the same command again"
+            ) from None
 
-    async def put(self, picture: WholePicture) -> str:
+    async def put(self, picture: VerifiedImage) -> str:
         """Keep a picture, synced. Raises OSError."""
         return str(await asyncio.to_thread(self._keep, picture))
 
@@ -41,7 +43,7 @@ class FolderSink:
         probe.touch()
         probe.unlink()
 
-    def _keep(self, picture: WholePicture) -> Path:
+    def _keep(self, picture: VerifiedImage) -> Path:
         part = self.path / f".{picture.sha256}.{picture.name}.part"
         try:
             shutil.copyfile(picture.staged, part)
@@ -52,9 +54,9 @@ class FolderSink:
         fsync_path(self.path)
         return final
 
-    def _name(self, part: Path, picture: WholePicture) -> Path:
+    def _name(self, part: Path, picture: VerifiedImage) -> Path:
         """Give it the first name that is free, or that of a file of the same bytes, which an earlier run has kept."""
-        for name in file_names(picture.name):
+        for name in candidate_names(picture.name):
             final = self.path / name
             try:
                 final.hardlink_to(part)
@@ -65,7 +67,7 @@ class FolderSink:
         raise AssertionError("file_names does not end")
 
 
-def _is_same(path: Path, picture: WholePicture) -> bool:
+def _is_same(path: Path, picture: VerifiedImage) -> bool:
     if path.is_symlink() or not path.is_file() or path.stat().st_size != picture.size_bytes:
         return False
     with path.open("rb") as file:

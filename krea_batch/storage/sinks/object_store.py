@@ -28,8 +28,8 @@ from obstore.exceptions import (
 from obstore.store import AzureStore, GCSStore, ObjectStore, S3Store, from_url
 
 from krea_batch.errors import SettingsError
-from krea_batch.storage.run_dir import file_names
-from krea_batch.storage.sinks import SinkError, SinkRefused, WholePicture
+from krea_batch.storage.run_dir import candidate_names
+from krea_batch.storage.sinks import SinkPermanentError, SinkTransientError, VerifiedImage
 
 REQUEST_TIMEOUT = "120s"  # chosen: 64 MiB at 5 Mbit/s
 STORE_RETRIES = 1  # chosen: the downloader has patience of its own, and tells what it waits for
@@ -97,7 +97,7 @@ class ObjectStoreSink:
         except (BaseError, *_MISSING) as error:
             raise self._trouble(error) from None
 
-    async def put(self, picture: WholePicture) -> str:
+    async def put(self, picture: VerifiedImage) -> str:
         """Keep a picture. Raises SinkError, SinkRefused."""
         large = self._large if picture.size_bytes > LARGE_BYTES else nullcontext()
         try:
@@ -107,9 +107,9 @@ class ObjectStoreSink:
             raise self._trouble(error) from None
         return f"{self.url}/{key}"
 
-    async def _place(self, picture: WholePicture) -> str:
+    async def _place(self, picture: VerifiedImage) -> str:
         """Put the picture under the first name that is free, or find it where an earlier run put it."""
-        for name in file_names(picture.name):
+        for name in candidate_names(picture.name):
             key = self._prefix + name
             if await self._is_free(key) and await self._create(key, picture):
                 return key
@@ -127,7 +127,7 @@ class ObjectStoreSink:
             return True  # S3 says so of objects that are missing, to keys that may not list
         return False
 
-    async def _create(self, key: str, picture: WholePicture) -> bool:
+    async def _create(self, key: str, picture: VerifiedImage) -> bool:
         """Upload. False where the name is taken, perhaps by ourselves: an answer was lost."""
         attributes: Any = {"Content-Type": picture.media_type, SHA256: picture.sha256}
         data = await picture.read()
@@ -137,7 +137,7 @@ class ObjectStoreSink:
             return False
         return True
 
-    async def _is_ours(self, key: str, picture: WholePicture) -> bool:
+    async def _is_ours(self, key: str, picture: VerifiedImage) -> bool:
         """Whether the object has the picture's bytes, by its metadata, or where it has none, by its content."""
         try:
             head = await obstore.get_async(self._store, key, options={"head": True})
@@ -148,7 +148,7 @@ class ObjectStoreSink:
             return await self._hash(key) == picture.sha256
         except PermissionDeniedError:
             reason = f"{self.url}/{key} is there, and this key may not read whether it is the same picture"
-            raise SinkRefused(reason, f"allow reading, or choose another --sink, then {_AGAIN}") from None
+            raise SinkPermanentError(reason, f"allow reading, or choose another --sink, then {_AGAIN}") from None
 
     async def _hash(self, key: str) -> str:
         digest = hashlib.sha256()
@@ -156,19 +156,21 @@ class ObjectStoreSink:
             digest.update(chunk)
         return digest.hexdigest()
 
-    def _trouble(self, error: Exception) -> SinkError | SinkRefused:
+    def _trouble(self, error: Exception) -> SinkTransientError | SinkPermanentError:
         """What an error of the store means. Its own text may hold keys and tokens, and is not repeated."""
         text = str(error)
         status = _status(text)
         if isinstance(error, _MISSING) or status == 404:
-            return SinkRefused(f"there is no bucket for {self.url}", f"make it, or mend --sink, then {_AGAIN}")
+            return SinkPermanentError(f"there is no bucket for {self.url}", f"make it, or mend --sink, then {_AGAIN}")
         if isinstance(error, _DENIED) or (status in (400, 401, 403) and _TOO_SLOW not in text):
             reason = f"{self.url} takes no pictures from these credentials (HTTP {status or 403})"
-            return SinkRefused(reason, f"see to the store's credentials and rights, then {_AGAIN}")
+            return SinkPermanentError(reason, f"see to the store's credentials and rights, then {_AGAIN}")
         if isinstance(error, (InvalidPathError, NotSupportedError)) or 300 <= status < 400 or status == 501:
             reason = f"{self.url} does not take pictures this way ({_kind(error, status)})"
-            return SinkRefused(reason, f"see to --sink and the store's region, then {_AGAIN}")
-        return SinkError(f"{self.url} cannot be reached" if not status else f"{self.url} answered HTTP {status}")
+            return SinkPermanentError(reason, f"see to --sink and the store's region, then {_AGAIN}")
+        return SinkTransientError(
+            f"{self.url} cannot be reached" if not status else f"{self.url} answered HTTP {status}"
+        )
 
 
 def _may_not_list(error: Exception) -> bool:

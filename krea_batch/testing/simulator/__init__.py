@@ -5,23 +5,24 @@
 
 server            starts and stops both servers
 settings          what can be configured
-state             what all handlers share: settings, randomness, limits, accounting
-submit_handler    POST of a job
-status_handler    GET of a job's status
-cdn               downloads
+state             shared by all handlers: settings, randomness, limits, accounting
+submit_handler    handles submits
+status_handler    handles polls
+cdn               handles downloads
 admin             totals, ledger and settings, for tests
-webhooks          calls the webhook URL of a job
-responses         the bodies of answers
-body_validation   pure: is this body valid?
-request_limits    pure: may this request pass?
-faults            pure: does a fault occur?
-job_planner       pure: when and how a job ends
-latency           pure: how long a job takes
-accounting        what was accepted and charged
-job_log           accepted jobs, kept over restarts
-drawing           the images
+webhooks          delivers webhooks when jobs end
+responses         builds the HTTP responses
+body_validation   validates request bodies (pure)
+request_limits    rate limits (pure)
+faults            decides whether a fault occurs (pure)
+job_planner       decides when and how a job ends (pure)
+latency           latency distributions (pure)
+accounting        counts what was accepted and charged
+job_log           stores accepted jobs across restarts
+drawing           draws the images
 
-The simulator also judges the engine, so it shares no code with it. It is written from the API document alone.
+Tests use the simulator's accounting to check the engine, so the two share no code. The simulator is written from
+the API document alone.
 """
 
 from krea_batch.testing.simulator.server import Simulator

@@ -1,7 +1,7 @@
-"""What was received, accepted, polled and fetched comes in; counts and a ledger for the judge go out. Pure.
+"""Count submits, polls and downloads, and keep a ledger that tests compare with the engine's. Pure.
 
-Newcomers: `charged` is what stands now. A job that comes to ERROR is given back (document: not charged): its
-`charged` turns False and its `refunded` True, whether anybody polled it or not. So accepted = charged + refunded.
+`charged` is the current value. A job that ends in ERROR is refunded (API document: not charged): `charged` becomes
+False and `refunded` becomes True, even if the job was never polled. So accepted = charged + refunded at any time.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ COUNT_NAMES = (
 
 
 class ReceivedPost(msgspec.Struct):
-    """One POST received. `status` is 0 where the connection was cut instead of an answer."""
+    """One POST received. `status` is 0 if the connection was cut before a response."""
 
     order: int
     at_s: float
@@ -35,27 +35,27 @@ class ReceivedPost(msgspec.Struct):
 
 
 class Accounting:
-    """Everything that is counted. `balance` is the credits left, None where they have no end."""
+    """All counts of one simulator. `balance` is the remaining credit, None if it is unlimited."""
 
     def __init__(self, balance: int | None) -> None:
         self.jobs: dict[str, SimulatedJob] = {}
         self.posts: list[ReceivedPost] = []
         self.post_of: dict[str, ReceivedPost] = {}
         self.balance = balance
-        self.received: Counter[str] = Counter()  # POSTs of each body
-        self.accepted: Counter[str] = Counter()  # of those, the accepted ones
+        self.received: Counter[str] = Counter()  # POSTs, by hash of the body
+        self.accepted: Counter[str] = Counter()  # accepted POSTs, by hash of the body
         self.counts: Counter[str] = Counter()
         self.refused: Counter[int] = Counter()
         self.min_poll_gap_s = math.inf
         self.max_polls_per_job = 0
         self.max_posts_per_second = 0
         self._last_second: deque[float] = deque()
-        self._to_refund: list[tuple[float, str]] = []  # a heap of the jobs that will come to ERROR
+        self._to_refund: list[tuple[float, str]] = []  # a heap of (time, request_id) of the jobs that end in ERROR
 
     def record_post(
         self, at_s: float, status: int, body: Any, job: SimulatedJob | None, *, delivered: bool = True
     ) -> ReceivedPost:
-        """Note a POST, whatever became of it; `job` is None where it was refused."""
+        """Record a POST, accepted or not; `job` is None if it was refused."""
         request_id = job.request_id if job else None
         post = ReceivedPost(len(self.posts) + 1, at_s, status, body, request_id, job is not None, False, delivered)
         self.posts.append(post)
@@ -82,13 +82,13 @@ class Accounting:
         self.max_posts_per_second = max(self.max_posts_per_second, len(window))
 
     def record_undelivered(self, post: ReceivedPost) -> None:
-        """Note that an answer found nobody there."""
+        """Record that the client had disconnected before the response was sent."""
         if post.delivered:
             post.delivered = False
             self.counts["undelivered"] += 1
 
     def record_poll(self, job: SimulatedJob, now: float) -> None:
-        """Note a poll of a job, whatever its answer will be."""
+        """Record a poll of a job, whatever its response will be."""
         job.min_poll_gap_s = min(job.min_poll_gap_s, now - job.last_poll_at)
         self.min_poll_gap_s = min(self.min_poll_gap_s, job.min_poll_gap_s)
         job.last_poll_at = now
@@ -96,7 +96,7 @@ class Accounting:
         self.max_polls_per_job = max(self.max_polls_per_job, job.polls)
 
     def settle(self, now: float) -> None:
-        """Give back the charges of the jobs that have come to ERROR by now."""
+        """Refund the jobs that have ended in ERROR by `now`."""
         while self._to_refund and self._to_refund[0][0] <= now:
             post = self.post_of[heapq.heappop(self._to_refund)[1]]
             post.charged, post.refunded = False, True
@@ -106,7 +106,7 @@ class Accounting:
                 self.balance += 1
 
     def totals(self, now: float) -> dict[str, Any]:
-        """Counts, which cost the same for one job and for a hundred thousand."""
+        """Return the counts. The cost does not depend on the number of jobs."""
         self.settle(now)
         return (
             {"posts": len(self.posts)}
@@ -121,7 +121,7 @@ class Accounting:
         )
 
     def ledger(self, now: float) -> dict[str, Any]:
-        """The totals and every POST."""
+        """Return the totals and every POST."""
         return {"totals": self.totals(now), "posts": [self._ledger_entry(post, now) for post in self.posts]}
 
     def _ledger_entry(self, post: ReceivedPost, now: float) -> dict[str, Any]:

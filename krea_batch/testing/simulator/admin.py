@@ -1,10 +1,10 @@
-"""Questions and wishes of the judge come in at /_admin/; the books, and a changed simulator, go out.
+"""Serve totals, ledger and settings to tests, and let tests change the settings while the simulator runs.
 
 GET  /_admin/totals                     counts, cheap at any time
 GET  /_admin/ledger                     the totals and every POST received
-GET  /_admin/settings                   as they are now
-POST /_admin/settings {"faults": {…}}   change those that are named, from now on
-POST /_admin/balance  {"add": 100}      top up, or {"set": 5}, or {"set": null} for one without end
+GET  /_admin/settings                   the current settings
+POST /_admin/settings {"faults": {…}}   change the named settings, from now on
+POST /_admin/balance  {"add": 100}      top up; or {"set": 5}, or {"set": null} for unlimited
 POST /_admin/reset    {}                forget every job and count
 """
 
@@ -21,7 +21,7 @@ from krea_batch.testing.simulator.settings import SimulatorError, SimulatorSetti
 from krea_batch.testing.simulator.state import SimulatorState
 from krea_batch.testing.simulator.webhooks import Webhooks
 
-FIXED_SETTINGS = ("host", "port", "cdn_port", "state_file")  # settings that cannot change while it runs
+FIXED_SETTINGS = ("host", "port", "cdn_port", "state_file")  # cannot change while the simulator runs
 _DECODE_ERRORS = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
 
 
@@ -31,7 +31,7 @@ class _Balance(msgspec.Struct, forbid_unknown_fields=True):
 
 
 class Admin:
-    """The judge's address."""
+    """The admin endpoints. They have no password and listen only where the gateway does."""
 
     def __init__(self, state: SimulatorState, webhooks: Webhooks) -> None:
         self.state = state
@@ -69,7 +69,7 @@ class Admin:
         try:
             change = msgspec.json.decode(await request.read(), type=_Balance)
         except _DECODE_ERRORS as error:
-            return bad_request(f'{error}; write {{"add": 100}}')
+            return bad_request(f'{error}; use for example {{"add": 100}}')
         accounting = self.state.accounting
         if change.set is not msgspec.UNSET:
             accounting.balance = change.set
@@ -85,7 +85,7 @@ class Admin:
 
 def _apply_changes(settings: SimulatorSettings, changes: dict[str, Any]) -> SimulatorSettings:
     if fixed := [name for name in FIXED_SETTINGS if name in changes]:
-        raise SimulatorError("it cannot change while the simulator runs", fixed[0])
+        raise SimulatorError("cannot change while the simulator is running", fixed[0])
     changed = msgspec.convert(msgspec.to_builtins(settings) | changes, SimulatorSettings)
     if changed.draws_images:
         require_pillow()
@@ -93,4 +93,4 @@ def _apply_changes(settings: SimulatorSettings, changes: dict[str, Any]) -> Simu
 
 
 def _json_response(fields: dict[str, Any]) -> web.Response:
-    return raw_json(200, msgspec.json.encode(fields))  # and not orjson: a seed may have any number of digits
+    return raw_json(200, msgspec.json.encode(fields))  # not orjson: a seed may have any number of digits

@@ -1,4 +1,4 @@
-"""The body of a POST comes in; what is wrong with it by the API document, or nothing, goes out. Pure."""
+"""Validate request bodies against the API document. Pure."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ _UUID_FORMAT = re.compile(r"[0-9a-fA-F]{8}(-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}")
 
 
 def validate_body(body: Any, *, lenient: bool) -> str | None:
-    """The first thing that is wrong, as a sentence; None where the API would take the body."""
+    """Return the first problem of a body as a sentence, or None if the API accepts the body."""
     if not isinstance(body, dict):
         return "the body has to be a JSON object"
     if not isinstance(body.get("prompt"), str) or not body["prompt"].strip():

@@ -1,6 +1,6 @@
-"""Requests for pictures come in; PNGs, parts of them, or a fault that was asked for, go out.
+"""Serve the images of completed jobs, with range requests and injected faults.
 
-Newcomers: a picture is drawn when it is first asked for, in a thread, and kept for a while.
+An image is drawn in a thread when it is first requested, and then cached.
 """
 
 from __future__ import annotations
@@ -20,25 +20,25 @@ from krea_batch.testing.simulator.responses import error, html, server_error
 from krea_batch.testing.simulator.settings import SimulatorError
 from krea_batch.testing.simulator.state import API_KEY_HEADER, SimulatorState
 
-DRAW_THREADS = 2  # chosen: drawing shares its cores with the engine that waits for it
-MAX_CACHE_BYTES = 64 << 20  # chosen: what is asked for again is asked for soon
-MAX_INLINE_BYTES = 64 << 10  # a tiny picture up to this size is made on the loop, since a thread hop costs more
+DRAW_THREADS = 2  # chosen: drawing shares the processor cores with the engine that waits for the images
+MAX_CACHE_BYTES = 64 << 20  # chosen: repeated requests for an image follow soon after the first
+MAX_INLINE_BYTES = 64 << 10  # chosen: making a tiny image of this size costs less than handing it to a thread
 SLOW_CHUNKS = 20
 _FILE_NAME = re.compile(r"output(?:-([2-4]))?\.png")
 _DOWNLOAD_FAULTS = ("cdn-404", "cdn-503", "cdn-html", "cdn-cut", "cdn-corrupt", "cdn-trailing", "cdn-slow")
 
 
 class Cdn:
-    """The pictures of accepted jobs. Raises SimulatorError where they are to be drawn and Pillow is missing."""
+    """The images of accepted jobs."""
 
     def __init__(self, state: SimulatorState) -> None:
         self.state = state
-        self._executor = ThreadPoolExecutor(DRAW_THREADS, "simulator-pictures")
+        self._executor = ThreadPoolExecutor(DRAW_THREADS, "simulator-images")
         self._cache: OrderedDict[str, bytes] = OrderedDict()
         self._cached_bytes = 0
 
     async def get(self, request: web.Request) -> web.StreamResponse:
-        """GET and HEAD of a picture."""
+        """Handle GET and HEAD of an image."""
         self._count_request(request)
         job = self.state.accounting.jobs.get(request.match_info["request_id"])
         number = _output_number(request.match_info["name"])
@@ -61,7 +61,7 @@ class Cdn:
         return await self._send(request, _corrupt(image, fault), f'"{job.request_id[-12:]}-{number}"', fault)
 
     async def other_path(self, request: web.Request) -> web.StreamResponse:
-        """Any other address of the CDN."""
+        """Handle any other URL of the CDN: 404."""
         self._count_request(request)
         return _not_found()
 
@@ -97,13 +97,13 @@ class Cdn:
     async def _send_slowly(
         self, request: web.Request, response: web.StreamResponse, body: bytes, fault: str
     ) -> web.StreamResponse:
-        """Send half and cut, or send all of it slowly."""
+        """Send half of the body and cut the connection, or send all of it slowly."""
         await response.prepare(request)
         if fault == "cdn-cut":
             await response.write(body[: len(body) // 2])
             self.state.accounting.counts["bytes"] += len(body) // 2
             if request.transport is not None:
-                request.transport.close()  # what was written still goes out
+                request.transport.close()  # sends what was written before it closes
             return response
         size = max(1, -(-len(body) // SLOW_CHUNKS))
         for offset in range(0, len(body), size):
@@ -138,15 +138,15 @@ class Cdn:
 
 
 def require_pillow() -> None:
-    """Raise SimulatorError where pictures cannot be drawn."""
+    """Raise SimulatorError if images cannot be drawn because Pillow is not installed."""
     if find_spec("PIL") is None:
         raise SimulatorError(
-            "drawing pictures needs Pillow; pip install 'krea-batch[simulator]', or ask for tiny ones"
+            "drawing images requires Pillow; pip install 'krea-batch[simulator]', or use tiny images"
         )
 
 
 def embedded_text(job: SimulatedJob, number: int) -> dict[str, str]:
-    """What a picture carries in its iTXt chunks, so that anybody can prove whose it is."""
+    """Return the iTXt chunks of an image: its job and request, so that tests can check where a file belongs."""
     return {
         "prompt": job.body["prompt"],
         "seed": str(job.body.get("seed", "")),
@@ -158,7 +158,7 @@ def embedded_text(job: SimulatedJob, number: int) -> dict[str, str]:
 
 
 def _make_image(job: SimulatedJob, number: int, seed: int, size_bytes: int, *, drawn: bool) -> bytes:
-    """The same for the same body; where the body names no seed, each job has its own."""
+    """Return the same image for the same body and seed; without a seed in the body, each job has its own image."""
     text = embedded_text(job, number)
     seed_key = repr((job.body.get("seed", f"{seed}/{job.occurrence}"), number))
     if not drawn:
@@ -188,10 +188,10 @@ _RANGE_HEADER = re.compile(r"bytes\s*=\s*(\d{0,18})-(\d{0,18})")
 
 
 def resolve_range(header: str | None, if_range: str | None, etag: str, length: int) -> tuple[int, int] | None:
-    """The first byte to send and the one after the last, or None where the answer is 416.
+    """Return the first byte to send and the one after the last, or None for a 416 (RFC 9110, 14.2).
 
-    The whole is sent where no range is asked for, where it is malformed or of several parts, and where If-Range
-    names another version; dates in If-Range name none, since no Last-Modified was given.
+    The whole body is sent if there is no range, if the range is malformed or has several parts, and if If-Range
+    does not match the ETag. A date in If-Range never matches, because no Last-Modified is sent.
     """
     match = _RANGE_HEADER.fullmatch(header.strip()) if header else None
     if match is None or (if_range is not None and if_range != etag):

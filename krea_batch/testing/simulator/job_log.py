@@ -1,7 +1,7 @@
-"""Accepted jobs go into a file as they are accepted; the jobs of earlier processes come out of it.
+"""Append accepted jobs to a file, and load the jobs of earlier processes from it.
 
-Newcomers: it is written without a buffer, so that it survives a `kill -9` of this process; a torn last line is
-passed over.
+The file is written without a buffer, so that it survives a `kill -9` of this process. Lines that cannot be decoded,
+such as a torn last line, are skipped.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from krea_batch.testing.simulator.job_planner import SimulatedJob
 
 
 class LoggedJob(msgspec.Struct):
-    """A line of the file."""
+    """One line of the file. The fields are attributes of `SimulatedJob` with the same names."""
 
     request_id: str
     body: dict[str, Any]
@@ -30,7 +30,7 @@ class LoggedJob(msgspec.Struct):
 
 
 class JobLog:
-    """The file of one simulator. Raises OSError where it cannot be read or written."""
+    """The file of one simulator. Raises OSError if it cannot be read or written."""
 
     def __init__(self, path: Path, accounting: Accounting) -> None:
         is_torn = self._load(path, accounting) if path.exists() else False
@@ -46,14 +46,14 @@ class JobLog:
         self._file.close()
 
     def _load(self, path: Path, accounting: Accounting) -> bool:
-        """Know again the jobs of earlier processes; they count in no totals. True where the last line is torn."""
+        """Load the jobs of earlier processes; totals do not count them. Return whether the last line is torn."""
         decode = msgspec.json.Decoder(LoggedJob).decode
         data = path.read_bytes()
         for line in data.splitlines():
             try:
                 logged = decode(line)
             except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
-                continue  # a process was killed while it wrote this line
+                continue  # a process was killed while it was writing this line
             job = SimulatedJob(
                 logged.request_id, logged.body, logged.submitted_at, logged.body_hash, logged.occurrence
             )

@@ -1,7 +1,7 @@
-"""An accepted body and the latencies come in; when and how its job ends goes out. Pure.
+"""Decide when and how a job ends. Pure.
 
-Newcomers: a job has no task and no timer. Its end is drawn when it is accepted, and its status is worked out when
-somebody asks.
+A job has no task and no timer. Its end is decided when it is accepted, and its status is computed from the time of
+each request.
 """
 
 from __future__ import annotations
@@ -15,11 +15,11 @@ from krea_batch.testing.simulator.faults import FaultInjector
 from krea_batch.testing.simulator.latency import LatencyDistribution
 
 MODEL_ID = "krea-2-large-text-to-image"
-QUEUED_SHARE = 0.1  # chosen: how much of its latency a job that waits for nobody is QUEUED rather than PROCESSING
+QUEUED_SHARE = 0.1  # chosen: the share of its latency for which a job is QUEUED if a worker is free
 
 
 class SimulatedJob:
-    """An accepted POST. Instants are seconds since 1970; `copy` counts accepted POSTs of the same body, from 1."""
+    """An accepted POST. Times are seconds since 1970; `occurrence` counts accepted POSTs of the same body, from 1."""
 
     __slots__ = (
         "body",
@@ -56,7 +56,7 @@ class SimulatedJob:
 
     @property
     def fault_key(self) -> str:
-        """What chance knows this job by: the body and which accepted POST of it this is."""
+        """Return the key of this job for random decisions: the body's hash and `occurrence`."""
         return f"{self.body_hash}/{self.occurrence}"
 
     def status(self, now: float) -> str:
@@ -66,16 +66,16 @@ class SimulatedJob:
 
 
 class JobPlanner:
-    """Decides how long an accepted job waits and works, and how it ends."""
+    """Decides how long an accepted job waits and runs, and how it ends."""
 
     def __init__(self, latency: str, time_scale: float, workers: int, outputs: int) -> None:
         self.latency = LatencyDistribution(latency)
         self.time_scale = time_scale
         self.outputs = outputs
-        self._free_at = [0.0] * workers  # a heap: when each worker is free again
+        self._free_at = [0.0] * workers  # a heap: the time at which each worker is free
 
     def plan(self, job: SimulatedJob, fault_injector: FaultInjector) -> None:
-        """Draw the job's times and end. Jobs are taken in the order in which they were accepted."""
+        """Set the times and the final status of a job. Workers take jobs in the order of these calls."""
         if fault_injector.should_fail("submit-done", job.body_hash, job.occurrence):
             job.outputs = self.outputs
             return

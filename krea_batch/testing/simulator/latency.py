@@ -1,8 +1,8 @@
-"""A description of latencies comes in; how long each job takes, in simulated seconds, goes out. Pure.
+"""Latency distributions, in simulated seconds. Pure.
 
 fixed:15             every job takes 15 s
-uniform:5,30         from 5 to 30 s, each as likely
-lognormal:12,0.4     median 12 s, sigma 0.4: two of three between 12/1.5 and 12·1.5, now and then a long one
+uniform:5,30         from 5 to 30 s, uniformly distributed
+lognormal:12,0.4     median 12 s, sigma 0.4: two of three between 12/1.5 and 12·1.5 s, with a long tail
 bimodal:5,25,0.3     30 % around 25 s, the others around 5 s, each ±20 %
 """
 
@@ -16,7 +16,7 @@ _PARAMETER_COUNTS = {"fixed": 1, "uniform": 2, "lognormal": 2, "bimodal": 3}
 
 
 class LatencyDistribution:
-    """One distribution; `draw` gives seconds. Raises ValueError that shows the syntax."""
+    """One distribution; `draw` returns seconds. Raises ValueError, which shows the syntax, for an invalid text."""
 
     def __init__(self, text: str) -> None:
         self.text = text
@@ -26,7 +26,7 @@ class LatencyDistribution:
         except ValueError:
             self.numbers = []
         if len(self.numbers) != _PARAMETER_COUNTS.get(self.kind) or not self._is_valid():
-            raise ValueError(f"{text!r} is no latency; write {LATENCY_SYNTAX}")
+            raise ValueError(f"invalid latency {text!r}; use {LATENCY_SYNTAX}")
 
     def _is_valid(self) -> bool:
         if not all(math.isfinite(number) and number >= 0 for number in self.numbers):

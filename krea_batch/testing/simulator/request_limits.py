@@ -1,12 +1,12 @@
-"""Instants of requests come in; whether each is let through, and if not how long to wait, goes out. Pure.
+"""Rate limits: accept a request, or say how long to wait. Pure.
 
-token-bucket:10/s,20   refills at 10 a second and holds 20; without the 20 it holds a second's worth, at least one
-fixed-window:60/m      60 in each minute of the clock, so up to 120 around its turn
+token-bucket:10/s,20   refills at 10 per second and holds 20; without the 20 it holds one second's worth, at least one
+fixed-window:60/m      60 in each minute of the clock, so up to 120 around the start of a minute
 sliding-window:10/s    never more than 10 in any second
-none
+none                   no limit
 
-Newcomers: the periods are s, m or min, and h. Times are real seconds, whatever the simulator's time scale is. A
-request that is refused counts for nothing.
+The periods are s, m or min, and h. Times are real seconds, whatever the simulator's time scale is. A refused request
+does not count against the limit.
 """
 
 from __future__ import annotations
@@ -20,11 +20,11 @@ _LIMIT_FORMAT = re.compile(
     r"(token-bucket|fixed-window|sliding-window):(\d+(?:\.\d+)?)/(s|m|min|h)(?:,0*([1-9]\d*))?"
 )
 _PERIODS_S = {"s": 1.0, "m": 60.0, "min": 60.0, "h": 3600.0}
-_TIME_TOLERANCE_S = 1e-6  # chosen: seconds since 1970 in a float are good to a fraction of a microsecond
+_TIME_TOLERANCE_S = 1e-6  # chosen: a float of seconds since 1970 is precise to a fraction of a microsecond
 
 
 class RequestLimit:
-    """A rate limit. `take` returns 0.0 and counts the request, or the seconds after which one would pass."""
+    """A rate limit. `take` counts the request and returns 0.0, or returns the seconds to wait."""
 
     def take(self, now_s: float) -> float:
         raise NotImplementedError
@@ -74,18 +74,18 @@ class SlidingWindow(RequestLimit):
 
 
 def parse_limit(text: str) -> RequestLimit | None:
-    """The limit that a text describes; `none` is no limit. Raises ValueError that shows the syntax."""
+    """Return the limit that a text describes, None for `none`. Raises ValueError, which shows the syntax."""
     if text == "none":
         return None
     match = _LIMIT_FORMAT.fullmatch(text)
     count = float(match[2]) if match else 0.0
     if match is None or count <= 0 or (match[4] and match[1] != "token-bucket"):
-        raise ValueError(f"{text!r} is no limit; write none, {LIMIT_SYNTAX}")
+        raise ValueError(f"invalid limit {text!r}; use none, {LIMIT_SYNTAX}")
     window_s = _PERIODS_S[match[3]]
     if match[1] == "token-bucket":
         per_s = count / window_s
         return TokenBucket(per_s, float(match[4] or max(1.0, per_s)))
     if not count.is_integer():
-        raise ValueError(f"{text!r} is no limit; a window holds a whole number, as in {match[1]}:10/s")
+        raise ValueError(f"invalid limit {text!r}; a window holds a whole number of requests, as in {match[1]}:10/s")
     window_type = FixedWindow if match[1] == "fixed-window" else SlidingWindow
     return window_type(int(count), window_s)

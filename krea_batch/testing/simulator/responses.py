@@ -1,6 +1,6 @@
-"""Facts come in; answers as the API document writes them go out.
+"""HTTP responses in the format of the API document.
 
-Newcomers: the texts of 402 and of the unknown model are the document's own, to the letter; it gives no others.
+The texts of the 402 and of the unknown model are copied from the API document, which gives no other texts.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from aiohttp import web
 
 from krea_batch.testing.simulator.job_planner import MODEL_ID
 
-HTML = b"<html><body><h1>Something is wrong</h1></body></html>"
+HTML = b"<html><body><h1>Something went wrong</h1></body></html>"
 _JSON = {"Content-Type": "application/json; charset=utf-8"}
 
 
@@ -27,17 +27,17 @@ def json(status: int, fields: dict[str, Any]) -> web.Response:
 
 
 def raw_json(status: int, body: bytes) -> web.Response:
-    """An answer whose JSON is encoded already, whether it is JSON or not."""
+    """Return a JSON response with these bytes, whether they are valid JSON or not."""
     return web.Response(status=status, body=body, headers=_JSON)
 
 
 def error(status: int, name: str, message: str) -> web.Response:
-    """The document's error body."""
+    """Return an error response with the API document's body."""
     return json(status, {"error": name, "message": message})
 
 
 def html(status: int) -> web.Response:
-    """What a proxy on the way says."""
+    """Return an HTML error page, as a proxy in front of the gateway would send."""
     return web.Response(status=status, body=HTML, headers={"Content-Type": "text/html; charset=utf-8"})
 
 
@@ -66,7 +66,7 @@ def model_not_found(model: str = MODEL_ID) -> web.Response:
 
 
 def rate_limited(wait_s: float, retry_after: str, now: float) -> web.Response:
-    """A 429. `retry_after` says how it tells the wait: seconds, date or none; whole seconds, rounded up."""
+    """Return a 429. `retry_after` is the form of its Retry-After header: seconds (rounded up), date or none."""
     response = error(429, "Too Many Requests", "Rate limit is exceeded.")
     if retry_after == "seconds":
         response.headers["Retry-After"] = str(max(1, math.ceil(wait_s)))
@@ -76,14 +76,14 @@ def rate_limited(wait_s: float, retry_after: str, now: float) -> web.Response:
 
 
 def abort_connection(request: web.Request) -> web.Response:
-    """Cut the connection without an answer, or without the rest of one."""
+    """Cut the connection before the response, or in the middle of it."""
     if request.transport is not None:
         request.transport.abort()
-    return web.Response(status=500)  # goes nowhere
+    return web.Response(status=500)  # never sent: aiohttp requires a return value
 
 
 def format_instant(at: float) -> str:
-    """As the document writes instants: 2026-03-31T10:00:00.000Z."""
+    """Return a time in the API document's format: 2026-03-31T10:00:00.000Z."""
     second, milliseconds = divmod(int(at * 1000), 1000)
     return f"{_format_second(second)}.{milliseconds:03}Z"
 
@@ -94,7 +94,7 @@ def _format_second(second: int) -> str:
 
 
 def new_request_id() -> str:
-    """The document's form: the model's name and a UUID of version 7 (RFC 9562, 5.7)."""
+    """Return a request id in the API document's format: the model and a UUID of version 7 (RFC 9562, 5.7)."""
     random_bytes = bytearray(os.urandom(10))
     random_bytes[0] = random_bytes[0] & 0x0F | 0x70
     random_bytes[2] = random_bytes[2] & 0x3F | 0x80

@@ -1,7 +1,7 @@
-"""Settings come in; a gateway and its CDN on two loopback ports go out, with an address for the judge.
+"""Start and stop the gateway and the CDN, on two loopback ports.
 
-Newcomers: it runs on the caller's event loop, asyncio's own or uvloop. No handler computes for longer than some
-hundred microseconds: pictures are drawn in threads.
+Both run on the caller's event loop, asyncio's own or uvloop. No handler computes for longer than some hundred
+microseconds: images are drawn in threads.
 """
 
 from __future__ import annotations
@@ -22,16 +22,16 @@ from krea_batch.testing.simulator.status_handler import STATUS_ROUTE, StatusHand
 from krea_batch.testing.simulator.submit_handler import SUBMIT_ROUTE, SubmitHandler
 from krea_batch.testing.simulator.webhooks import Webhooks
 
-MAX_BODY_BYTES = 4 << 20  # chosen: four times what the engine may send
-BACKLOG = 1024  # chosen: a burst of new connections as large as that is not refused
-SHUTDOWN_TIMEOUT_S = 0.5  # chosen: what is being answered may be answered, and then it is over
+MAX_BODY_BYTES = 4 << 20  # chosen: four times the engine's largest body
+BACKLOG = 1024  # chosen: no burst of new connections is larger
+SHUTDOWN_TIMEOUT_S = 0.5  # chosen: lets responses in progress finish
 
 
 class Simulator:
-    """The simulated gateway and CDN. An async context manager; `start` and `close` do the same by hand.
+    """The simulated gateway and CDN, an async context manager. `start` and `close` do the same without `async with`.
 
-    `gateway_url`, `cdn_url` and `admin_url` are there once it has started. Raises SimulatorError where it cannot
-    start: a port in use, Pillow missing, a file of remembered jobs that cannot be opened.
+    `gateway_url`, `cdn_url` and `admin_url` are set once it has started. `start` raises SimulatorError if it cannot
+    start: a port is in use, Pillow is missing, or the state file cannot be opened.
     """
 
     def __init__(self, settings: SimulatorSettings | None = None) -> None:
@@ -53,7 +53,7 @@ class Simulator:
         await self.close()
 
     async def start(self) -> None:
-        """Open both ports. When this returns, requests are answered."""
+        """Open both ports. Requests are answered when this returns."""
         try:
             await self._start()
         except BaseException:
@@ -61,7 +61,7 @@ class Simulator:
             raise
 
     async def close(self) -> None:
-        """Close both ports. What was counted can still be read."""
+        """Close both ports. The counts can still be read. Closing twice has no effect."""
         await self._webhooks.close()
         for runner in reversed(self._runners):
             await runner.cleanup()
@@ -73,15 +73,15 @@ class Simulator:
 
     @property
     def accounting(self) -> Accounting:
-        """What was counted, for a judge in the same process."""
+        """Return the counts, for tests in the same process."""
         return self._state.accounting
 
     def totals(self) -> dict[str, Any]:
-        """What GET /_admin/totals says."""
+        """Return what GET /_admin/totals returns."""
         return self.accounting.totals(self._state.now())
 
     def ledger(self) -> dict[str, Any]:
-        """What GET /_admin/ledger says."""
+        """Return what GET /_admin/ledger returns."""
         return self.accounting.ledger(self._state.now())
 
     async def _start(self) -> None:
@@ -102,7 +102,7 @@ class Simulator:
         self.admin_url = self.gateway_url + "/_admin"
 
     async def _serve(self, app: web.Application, port: int, name: str) -> str:
-        """Listen, and return the URL at which this is found."""
+        """Listen on a port and return its URL."""
         runner = web.AppRunner(app, access_log=None, shutdown_timeout=SHUTDOWN_TIMEOUT_S)
         await runner.setup()
         self._runners.append(runner)
@@ -110,7 +110,7 @@ class Simulator:
         try:
             await web.TCPSite(runner, host, port, backlog=BACKLOG).start()
         except OSError as error:
-            raise SimulatorError(f"{host}:{port} cannot be listened on ({error.strerror})", name) from None
+            raise SimulatorError(f"cannot listen on {host}:{port} ({error.strerror})", name) from None
         url_host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)  # noqa: S104 - compared, not listened on
         return f"http://{f'[{url_host}]' if ':' in url_host else url_host}:{runner.addresses[0][1]}"
 
@@ -133,4 +133,4 @@ def _cdn_app(cdn: Cdn) -> web.Application:
 
 
 async def _no_such_path(request: web.Request) -> web.StreamResponse:
-    return error(404, "Not Found", "There is nothing at this address.")
+    return error(404, "Not Found", "There is nothing at this URL.")

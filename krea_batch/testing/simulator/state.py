@@ -1,4 +1,4 @@
-"""Settings come in; what all endpoints share goes out: the clock, the chances, the limits and the books."""
+"""The state that all handlers share: clock, settings, randomness, limits and accounting."""
 
 from __future__ import annotations
 
@@ -16,17 +16,17 @@ from krea_batch.testing.simulator.responses import format_instant, rate_limited
 from krea_batch.testing.simulator.settings import SimulatorSettings
 
 API_KEY_HEADER = "Ocp-Apim-Subscription-Key"
-_ERROR_MESSAGES = {"FAILED": "The model could not make this picture.", "ERROR": "The worker of this job was lost."}
+_ERROR_MESSAGES = {"FAILED": "The model could not generate this image.", "ERROR": "The worker of this job was lost."}
 
 
 def steady_clock() -> Callable[[], float]:
-    """Seconds since 1970 that never jump, from the monotonic clock."""
+    """Return a clock of seconds since 1970 that never jumps, based on the monotonic clock."""
     offset_s = time.time() - time.monotonic()
     return lambda: offset_s + time.monotonic()
 
 
 class SimulatorState:
-    """The simulated world. `now` gives seconds since 1970; the URLs are known once the ports are open."""
+    """State of one simulator. `now` returns seconds since 1970; the URLs are set once the ports are open."""
 
     def __init__(self, settings: SimulatorSettings, now: Callable[[], float] | None = None) -> None:
         self.now = now or steady_clock()
@@ -39,7 +39,7 @@ class SimulatorState:
         self.reset()
 
     def configure(self, settings: SimulatorSettings, *, initial: bool = False) -> None:
-        """Behave by these settings from now on. What was accepted keeps its times, an unchanged limit its count."""
+        """Use these settings from now on. Accepted jobs keep their times, and an unchanged limit keeps its count."""
         old, self.settings = self.settings, settings
 
         def changed(*names: str) -> bool:
@@ -57,7 +57,7 @@ class SimulatorState:
             self.accounting.balance = settings.balance
 
     def reset(self) -> None:
-        """Forget every job and count, and begin with the balance of the settings."""
+        """Forget all jobs and counts, and set the balance to that of the settings."""
         self.accounting = Accounting(self.settings.balance)
         self.started_at = self.now()
 
@@ -69,7 +69,7 @@ class SimulatorState:
         return self.settings.key in ("", key)
 
     def check_limit(self, limit: RequestLimit | None) -> web.Response | None:
-        """A 429, where a limit does not let a request through."""
+        """Count a request against a limit. Return a 429 if it exceeds the limit, or None."""
         if limit is None:
             return None
         now = self.now()
@@ -77,7 +77,7 @@ class SimulatorState:
         return rate_limited(wait_s, self.settings.retry_after, now) if wait_s > 0 else None
 
     def status_body(self, job: SimulatedJob) -> dict[str, Any]:
-        """What the status endpoint and a webhook say of a job now."""
+        """Return the current status body of a job, as the status endpoint and webhooks send it."""
         now = self.now()
         status = job.status(now)
         ended = now >= job.done_at

@@ -1,7 +1,7 @@
-"""GETs of the status endpoint come in; what the document says of a job, or a fault that was asked for, goes out.
+"""Handle polls: return the status of a job, or an injected fault.
 
-Newcomers: every poll is on the books before it is judged, also one that is refused: the gaps that the judge is
-told are those between requests, not between answers.
+Every poll is counted before anything else, including those that are refused: the poll gaps in the accounting are
+between requests, not between responses.
 """
 
 from __future__ import annotations

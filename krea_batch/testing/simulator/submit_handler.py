@@ -1,7 +1,7 @@
-"""POSTs come in; a job on the books and its request_id, a refusal, or a fault that was asked for, go out.
+"""Handle submits: accept and charge a job, refuse it, or inject a fault.
 
-Newcomers: the order of the questions is a gateway's: key, limit, then the body, then faults, then the balance.
-What was accepted is on the books before the first byte of the answer, so a lost answer has been charged.
+The checks run in the order of a real gateway: key, rate limit, body, faults, balance. An accepted job is recorded
+before the first byte of the response, so a job whose response is lost is charged.
 """
 
 from __future__ import annotations
@@ -83,7 +83,7 @@ class SubmitHandler:
         return response
 
     def _inject_fault(self, fault: str, request: web.Request, body: Any) -> web.Response:
-        """A fault that strikes before anything is accepted."""
+        """Return a response of a fault that occurs before the job is accepted."""
         if fault == "submit-cut":
             return self._refuse(abort_connection(request), body, 0)
         response = _FAULTS_BEFORE_ACCEPT[fault]()
@@ -114,7 +114,7 @@ class SubmitHandler:
     async def _faulty_response(
         self, fault: str, request: web.Request, job: SimulatedJob, post: ReceivedPost
     ) -> web.StreamResponse:
-        """The answer that is spoiled, of a POST that was accepted and charged."""
+        """Return the faulty response to a POST that was accepted and charged."""
         match fault:
             case "submit-lost":
                 return abort_connection(request)
@@ -140,12 +140,12 @@ class SubmitHandler:
         return json(status, {"request_id": job.request_id, "status": "QUEUED", "polling_url": polling_url})
 
     async def other_model(self, request: web.Request) -> web.StreamResponse:
-        """A generate request for a model that is not served here; the document's 400."""
+        """Handle a generate request for another model: the API document's 400."""
         return model_not_found(request.match_info["model"]) if self.state.accepts_key(request) else unauthorized()
 
 
 def _read(raw: bytes, *, lenient: bool) -> tuple[Any, str | None]:
-    """The body and what is wrong with it."""
+    """Return the decoded body, None if it is not JSON, and its first problem, None if it has none."""
     try:
         body = _decode_body(raw)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
@@ -172,9 +172,7 @@ _FAULTS_BEFORE_ACCEPT: dict[str, Callable[[], web.Response]] = {
     "submit-408": lambda: html(408),
     "submit-redirect": lambda: html(307),
 }
-_FAULTS_AFTER_ACCEPT: dict[
-    str, tuple[int, bool]
-] = {  # what the ledger notes: the status, and whether the answer arrives
+_FAULTS_AFTER_ACCEPT: dict[str, tuple[int, bool]] = {  # recorded status, and whether the response is delivered
     "submit-lost": (0, False),
     "submit-504": (504, True),
     "submit-garbled": (202, True),

@@ -1,6 +1,6 @@
-"""Accepted jobs with a callback address come in; when a job ends, its status goes out to that address.
+"""Deliver webhooks: POST the status of a job to its webhook URL when the job ends.
 
-Newcomers: a job that waits for its end is a timer and nothing more; a task begins when it is due.
+Until the job ends there is only a timer; the task is created when the webhook is due.
 """
 
 from __future__ import annotations
@@ -15,14 +15,14 @@ import orjson
 from krea_batch.testing.simulator.job_planner import SimulatedJob
 from krea_batch.testing.simulator.state import SimulatorState
 
-MAX_DELIVERY_ATTEMPTS = 3
-RETRY_DELAY_S = 0.2  # chosen: after the first try, real seconds; then twice as long
-DELIVERY_TIMEOUT_S = 5.0
-MAX_CONNECTIONS = 100
+MAX_DELIVERY_ATTEMPTS = 3  # chosen: the API document does not say
+RETRY_DELAY_S = 0.2  # chosen: real seconds after the first attempt; doubles after each further one
+DELIVERY_TIMEOUT_S = 5.0  # chosen: real seconds; a receiver that takes longer counts as failed
+MAX_CONNECTIONS = 100  # chosen: aiohttp's default
 
 
 class Webhooks:
-    """The callbacks of one simulator."""
+    """The webhooks of one simulator."""
 
     def __init__(self, state: SimulatorState) -> None:
         self.state = state
@@ -31,7 +31,7 @@ class Webhooks:
         self._session: aiohttp.ClientSession | None = None
 
     def schedule(self, job: SimulatedJob, url: str) -> None:
-        """Call this address when the job ends; hosts other than loopback only where the settings allow it."""
+        """Deliver a webhook when the job ends. Remote hosts are refused unless the settings allow them."""
         if not (self.state.settings.allow_remote_webhooks or is_loopback(url)):
             self.state.accounting.counts["webhooks_refused"] += 1
             return
@@ -82,7 +82,7 @@ class Webhooks:
         return self._session
 
     async def cancel_all(self) -> None:
-        """Call nobody any more."""
+        """Cancel all webhooks that are not delivered yet."""
         for timer in self._timers:
             timer.cancel()
         self._timers.clear()
@@ -99,7 +99,7 @@ class Webhooks:
 
 
 def is_loopback(url: str) -> bool:
-    """Whether a URL's host is this machine, by its name alone: nothing is looked up."""
+    """Return whether a URL's host is this machine, judging by the text only: no name is resolved."""
     try:
         parts = urlsplit(url)
         host = parts.hostname or ""

@@ -1,10 +1,10 @@
-"""The simulator's images: drawn from the prompt and the seed, the same each time.
+"""The simulator's images, drawn from the prompt and the seed, and reproducible.
 
-images      chooses a motif and draws it
-landscapes  hills and sea
-patterns    abstract motifs
-palettes    colours
+images      chooses a scene and draws it
+landscapes  scenes: hills, dunes, the sea, a city
+patterns    scenes: abstract patterns, a planet, brush strokes
+palettes    colours for a prompt
 canvas      drawing primitives
-caption     the prompt, written into the image
-tiny_png    small PNGs without Pillow
+caption     the prompt, written below the scene
+tiny_png    writes PNGs, and makes small images without Pillow
 """

@@ -1,7 +1,7 @@
-"""Shapes and colours come in; smooth areas, glows, stars and noise on a Pillow picture go out.
+"""Drawing primitives for Pillow: smooth areas, glows, stars, noise.
 
-Newcomers: Pillow draws without smoothing, so edges are drawn at twice the size and reduced, and that only where
-they are. Noise is a small random picture, blown up: that is all the mathematics needed, and no numpy.
+Pillow draws without antialiasing, so masks are drawn at twice the size and reduced, and only where an edge is. Noise
+is a small random image, enlarged; this needs no numpy.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ Line = Sequence[tuple[float, float]]
 
 
 def gradient(size: Size, colours: list[Colour]) -> Image.Image:
-    """Smooth from top to bottom."""
+    """Return a gradient from top to bottom."""
     rows = max(2, size[1])
     strip = Image.new("RGB", (1, rows))
     strip.putdata([interpolate(colours, row / (rows - 1)) for row in range(rows)])
@@ -28,7 +28,7 @@ def gradient(size: Size, colours: list[Colour]) -> Image.Image:
 
 
 def noise(size: Size, cells: float, random: Random, stretch: float = 1.0) -> Image.Image:
-    """A smooth random field, grey, with so many cells on its long side; `stretch` makes them wider than high."""
+    """Return a smooth grey random field with `cells` cells on its long side; `stretch` is their width to height."""
     across = max(2, round(cells * size[0] / max(size) / stretch))
     down = max(2, round(cells * size[1] / max(size)))
     field = Image.frombytes("L", (across, down), random.randbytes(across * down))
@@ -36,7 +36,7 @@ def noise(size: Size, cells: float, random: Random, stretch: float = 1.0) -> Ima
 
 
 def fill_below(image: Image.Image, line: Line, colours: list[Colour]) -> None:
-    """Paint everything below a line that runs from left to right, smooth from its highest point down."""
+    """Paint everything below a line that runs from left to right, with a gradient from its highest point down."""
     width, height = image.size
     top = max(0, int(min(y for _, y in line)) - 1)
     bottom = min(height, int(max(y for _, y in line)) + 2)
@@ -51,7 +51,7 @@ def fill_below(image: Image.Image, line: Line, colours: list[Colour]) -> None:
 
 
 def polygon_mask(size: Size, points: Line, offset: tuple[float, float] = (0, 0), fill: int = 255) -> Image.Image:
-    """A polygon with smooth edges; `corner` is where the mask will lie."""
+    """Return a mask of a polygon with smooth edges; `offset` is the position of the mask in the image."""
     mask = Image.new("L", (size[0] * 2, size[1] * 2))
     shifted = [((x - offset[0]) * 2, (y - offset[1]) * 2) for x, y in points]
     ImageDraw.Draw(mask).polygon(shifted, fill)
@@ -59,7 +59,7 @@ def polygon_mask(size: Size, points: Line, offset: tuple[float, float] = (0, 0),
 
 
 def waves(width: int, base: float, height: float, rough: float, random: Random, slow: float = 2.2) -> Line:
-    """The line of a range of hills: a few waves of growing frequency. The step is 4 pixels."""
+    """Return the outline of a range of hills: waves of growing frequency, with a point every 4 pixels."""
     parts = [
         (random.uniform(0, math.tau), random.uniform(0.7, 1.3) * 1.9**octave * slow / width, rough**octave)
         for octave in range(1, 7)
@@ -72,7 +72,7 @@ def waves(width: int, base: float, height: float, rough: float, random: Random, 
 
 
 def disc(image: Image.Image, centre: tuple[float, float], radius: float, colour: Colour, glow: float = 1.0) -> None:
-    """A sun or moon with its glow."""
+    """Paint a sun or moon with its glow."""
     x, y = centre
     reach = int(radius * 5)
     halo = _halo().resize((reach * 2, reach * 2), Image.Resampling.BILINEAR)
@@ -88,18 +88,18 @@ def disc(image: Image.Image, centre: tuple[float, float], radius: float, colour:
 
 @cache
 def _halo() -> Image.Image:
-    """A soft round light, strong in its middle."""
+    """Return a mask of a soft round light, brightest in the middle."""
     return Image.radial_gradient("L").point([int(210 * max(0.0, 1 - value / 181) ** 3.2) for value in range(256)])
 
 
 def stars(image: Image.Image, palette: Palette, random: Random, down: float, count: int) -> None:
-    """Points of light, fewer towards the bottom of the sky; `down` is where it ends."""
+    """Paint stars, fewer towards the bottom of the sky, which is at `down`."""
     pen = ImageDraw.Draw(image)
     for _ in range(count):
         x, share = random.randrange(image.width), random.random() ** 1.5
         y = int(share * down)
         under = image.getpixel((x, min(y, image.height - 1)))
-        assert isinstance(under, tuple)  # noqa: S101 - tells the type checker that this is RGB
+        assert isinstance(under, tuple)  # noqa: S101 - for the type checker: this is RGB
         colour = blend((under[0], under[1], under[2]), palette.light, random.uniform(0.25, 1.0) * (1 - 0.6 * share))
         pen.point((x, y), colour)
         if random.random() < 0.22:
@@ -110,7 +110,7 @@ def stars(image: Image.Image, palette: Palette, random: Random, down: float, cou
 
 
 def sky(size: Size, palette: Palette, random: Random, horizon: float) -> Image.Image:
-    """A sky down to the horizon, with what the night or the day has in it."""
+    """Return an image with a sky down to the horizon: haze and stars at night, streaks of cloud always."""
     height = int(horizon)
     image = Image.new("RGB", size, palette.sky[-1])
     image.paste(gradient((size[0], height), palette.sky), (0, 0))
@@ -127,12 +127,12 @@ def sky(size: Size, palette: Palette, random: Random, horizon: float) -> Image.I
 
 
 def gradient_mask(size: Size, values: list[int]) -> Image.Image:
-    """Grey from top to bottom through these values."""
+    """Return a grey gradient from top to bottom through these values."""
     return gradient((1, size[1]), [(value, value, value) for value in values]).getchannel(0).resize(size)
 
 
 def add_grain(image: Image.Image, random: Random) -> Image.Image:
-    """A breath of paper, so that gradients do not band and do not look like plastic."""
+    """Add the grain of paper, so that gradients have no visible bands."""
     tile = _grain()
     grain = Image.new("L", image.size)
     for x in range(-random.randrange(tile.width), image.width, tile.width):
@@ -141,12 +141,12 @@ def add_grain(image: Image.Image, random: Random) -> Image.Image:
     return ImageChops.subtract(ImageChops.add(image, Image.merge("RGB", (grain,) * 3)), _level(image.size))
 
 
-GRAIN = 4  # levels up and down
+GRAIN = 4  # levels up and down; chosen: by eye
 
 
 @cache
 def _grain() -> Image.Image:
-    """Noise between 0 and twice GRAIN, a little soft."""
+    """Return slightly smoothed noise between 0 and twice GRAIN."""
     rough = Image.frombytes("L", (320, 320), Random(4).randbytes(320 * 320)).filter(ImageFilter.BoxBlur(0.6))
     return rough.point([min(2 * GRAIN, max(0, round(GRAIN + (value - 128) / 16))) for value in range(256)])
 

@@ -1,7 +1,7 @@
-"""A picture and its prompt come in; the same on paper, with the prompt written below it, goes out.
+"""Put a scene on a sheet of paper and write the prompt below it.
 
-Newcomers: the one font that comes with Pillow knows Latin letters. What it cannot write is told in words where that
-is short (an emoji's name) and left out where it is not.
+The font that comes with Pillow has Latin letters only. Other characters are replaced: an accented letter by its base
+letter, an emoji by its name, the rest by an ellipsis.
 """
 
 from __future__ import annotations
@@ -13,19 +13,19 @@ from PIL import Image, ImageDraw, ImageFont
 
 from krea_batch.testing.simulator.drawing.palettes import Palette, blend
 
-MAX_LINES = 2
+MAX_LINES = 2  # chosen: leaves most of the image to the scene
 Font = ImageFont.FreeTypeFont | ImageFont.ImageFont
 
 
 def frame_metrics(size: tuple[int, int]) -> tuple[int, int, int]:
-    """Margin, letter size and the height of the strip at the foot, in pixels, for a picture of this size."""
+    """Return margin, letter size and height of the caption strip, in pixels, for an image of this size."""
     margin = round(min(size) * 0.035)
     points = max(17, round(min(size) ** 0.5 * max(size) ** 0.5 / 46))
     return margin, points, round(points * 1.36 * MAX_LINES + margin * 1.25)
 
 
 def add_caption(image: Image.Image, size: tuple[int, int], prompt: str, note: str, palette: Palette) -> Image.Image:
-    """`picture` on a sheet of this size, as `frame_of` leaves room for it; `note` stands small on the right."""
+    """Return a sheet of this size with the image inside the margins of `frame_metrics`; `note` is small, right."""
     margin, points, strip = frame_metrics(size)
     paper = blend((250, 247, 241), palette.light, 0.25)
     ink = blend(palette.land[-1], (40, 38, 44), 0.5)
@@ -44,7 +44,7 @@ def add_caption(image: Image.Image, size: tuple[int, int], prompt: str, note: st
 
 
 def wrap_lines(text: str, font: Font, max_width: float, max_lines: int = MAX_LINES) -> list[str]:
-    """Lines no longer than `most` pixels; what is left over is an ellipsis."""
+    """Return up to `max_lines` lines of at most `max_width` pixels, with an ellipsis if the text is longer."""
     lines: list[str] = []
     rest = text
     while rest and len(lines) < max_lines:
@@ -59,8 +59,8 @@ def wrap_lines(text: str, font: Font, max_width: float, max_lines: int = MAX_LIN
 
 
 def _first_line(text: str, font: Font, max_width: float) -> tuple[str, str]:
-    """As many whole words as fit, at least one letter, and the rest."""
-    text = text[:400]  # no line is longer
+    """Return as many whole words as fit, at least one letter, and the rest of the text."""
+    text = text[:400]  # no line has room for more characters
     words = text.split(" ")
     count = len(words)
     while count > 1 and font.getlength(" ".join(words[:count])) > max_width:
@@ -72,7 +72,7 @@ def _first_line(text: str, font: Font, max_width: float) -> tuple[str, str]:
 
 
 def renderable_text(prompt: str) -> str:
-    """The prompt in letters that the font has."""
+    """Return the prompt with every character the font does not have replaced."""
     parts: list[str] = []
     for letter in unicodedata.normalize("NFC", prompt[:1000]):
         if letter.isspace():
@@ -88,7 +88,7 @@ def renderable_text(prompt: str) -> str:
 
 
 def _substitute(letter: str) -> str:
-    """Another way to write a letter: its plain form, or the name of an emoji, else an ellipsis."""
+    """Return a replacement: the base letter, the name of a symbol, nothing for a combining mark, or an ellipsis."""
     plain = unicodedata.normalize("NFKD", letter)[0]
     if plain != letter and _has_glyph(plain):
         return plain

@@ -1,7 +1,7 @@
-"""What a job asks for comes in; a real PNG of its shape, drawn from its words and seed, goes out.
+"""Draw the image of a job from its prompt, parameters and seed.
 
-Newcomers: the same words, parameters and seed give the same pixels, another prompt or seed other ones. Words choose
-the scene and its colours, chance the rest, and creativity how wild it gets.
+The same prompt, parameters and seed give the same pixels; a different prompt or seed gives different ones. Words of
+the prompt choose the scene and its colours, the seed chooses the rest, and creativity sets how wild it is.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from krea_batch.testing.simulator.drawing.caption import add_caption, frame_metr
 from krea_batch.testing.simulator.drawing.palettes import Palette, palette_for, split_words
 from krea_batch.testing.simulator.drawing.tiny_png import encode_png, text_chunks
 
-IMAGE_SIZES = {  # chosen: about one megapixel each; each ratio is met to a hundredth
+IMAGE_SIZES = {  # chosen: about one megapixel each, within one percent of the ratio
     "1:1": (1024, 1024),
     "4:3": (1152, 864),
     "3:2": (1248, 832),
@@ -29,7 +29,7 @@ IMAGE_SIZES = {  # chosen: about one megapixel each; each ratio is met to a hund
     "2:3": (832, 1248),
     "9:16": (756, 1344),
 }
-WILDNESS = {"raw": 0.3, "low": 0.6, "medium": 1.0, "high": 1.9}
+WILDNESS = {"raw": 0.3, "low": 0.6, "medium": 1.0, "high": 1.9}  # chosen: by eye
 Scene = Callable[[tuple[int, int], Palette, Random, float], Image.Image]
 _SCENES: dict[Scene, str] = {
     landscapes.hills: "mountain mountains hill hills forest tree trees valley fox wolf deer bear castle farmhouse",
@@ -46,7 +46,7 @@ _SCENES: dict[Scene, str] = {
 
 
 def draw(text: Mapping[str, str], seed_key: str) -> bytes:
-    """The bytes of a PNG that carries `text`. Blocks for some 100 ms; call it from a thread."""
+    """Return a PNG that contains `text` as iTXt chunks. Takes some 100 ms: call it in a thread."""
     prompt, creativity = text["prompt"], text["creativity"]
     random_key = repr((prompt, text["aspect_ratio"], creativity, seed_key))
     random = Random(hashlib.sha256(random_key.encode("utf-8", "surrogatepass")).digest())
@@ -60,14 +60,14 @@ def draw(text: Mapping[str, str], seed_key: str) -> bytes:
 
 
 def _scene_for(prompt: str, random: Random) -> Scene:
-    """A scene that a word of the prompt names, or any."""
+    """Return a scene that a word of the prompt names, or else any scene."""
     words = set(split_words(prompt))
     matches = [scene for scene, scene_words in _SCENES.items() if words & set(scene_words.split())]
     return random.choice(matches or list(_SCENES))
 
 
 def _encode_png(image: Image.Image, chunks: bytes) -> bytes:
-    """A PNG whose rows are told as differences to the row above: good for skies, and all of it done in C."""
+    """Return a PNG with the row filter "up", which suits skies and is computed by Pillow in C."""
     width, height = image.size
     above = Image.new("RGB", image.size)
     above.paste(image, (0, 1))

@@ -1,4 +1,4 @@
-"""A size and a palette come in; a view of hills, dunes, the sea or a city goes out."""
+"""Scenes of landscapes: hills, dunes, the sea, a city. `wildness` is how rough they are."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from krea_batch.testing.simulator.drawing.palettes import Palette, blend, interp
 
 
 def hills(size: Size, palette: Palette, random: Random, wildness: float) -> Image.Image:
-    """Ranges of hills in the mist, firs on the near ones, under a sun or a moon."""
+    """Draw ranges of hills in mist under a sun or moon, with firs on the near ones."""
     width, height = size
     horizon = height * random.uniform(0.62, 0.7)
     image = sky(size, palette, random, horizon)
@@ -43,7 +43,7 @@ def hills(size: Size, palette: Palette, random: Random, wildness: float) -> Imag
 
 
 def dunes(size: Size, palette: Palette, random: Random, wildness: float) -> Image.Image:
-    """Dunes, lit from one side."""
+    """Draw dunes, lit from one side."""
     width, height = size
     image = sky(size, palette, random, height * 0.6)
     _sun(image, palette, random, 0.2, 0.4)
@@ -60,7 +60,7 @@ def dunes(size: Size, palette: Palette, random: Random, wildness: float) -> Imag
 
 
 def sea(size: Size, palette: Palette, random: Random, wildness: float) -> Image.Image:
-    """A low sun over the water, its way on the waves, and a coast far off."""
+    """Draw a low sun over water, its reflection on the waves, and a distant coast."""
     width, height = size
     horizon = int(height * random.uniform(0.46, 0.56))
     image = sky(size, palette, random, horizon)
@@ -79,7 +79,7 @@ def sea(size: Size, palette: Palette, random: Random, wildness: float) -> Image.
 
 
 def city(size: Size, palette: Palette, random: Random, wildness: float) -> Image.Image:
-    """Towers in the haze, lights in their windows, and all of it again in the water."""
+    """Draw towers in haze with lights in their windows, mirrored in water."""
     width, height = size
     shore = int(height * random.uniform(0.7, 0.78))
     image = sky(size, palette, random, shore)
@@ -105,7 +105,7 @@ def _sun(image: Image.Image, palette: Palette, random: Random, high: float, low:
 
 
 def _firs(line: Line, tall: float, random: Random) -> Line:
-    """The line with firs standing on it, in groups."""
+    """Return the line with groups of firs on it."""
     points: list[tuple[float, float]] = []
     thick = 0.5
     for x, y in line:
@@ -123,7 +123,7 @@ def _firs(line: Line, tall: float, random: Random) -> Line:
 
 
 def _shade_lee(image: Image.Image, crest: Line, deep: float, shade: tuple[int, int, int], random: Random) -> None:
-    """The side of a dune that lies in the shade: a blade below its crest."""
+    """Paint the side of a dune that is in the shade, below its crest."""
     width, height = image.size
     at, speed = random.uniform(0, math.tau), random.uniform(1.2, 2.4) * math.tau / width
     lower = [(x, y + deep * max(0.0, math.sin(at + x * speed)) ** 1.5) for x, y in crest]
@@ -154,7 +154,7 @@ def _ripples(image: Image.Image, palette: Palette, random: Random, sun: tuple[fl
 
 
 def _towers(width: int, shore: int, tall: float, near: float, random: Random) -> list[tuple[int, int, int]]:
-    """Left, top and right of each tower of a row."""
+    """Return left, top and right of each tower of a row."""
     towers: list[tuple[int, int, int]] = []
     x = -random.randrange(20)
     while x < width:

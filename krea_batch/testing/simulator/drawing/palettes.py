@@ -1,7 +1,7 @@
-"""The words of a prompt come in; colours that go with them go out. Pure.
+"""Choose colours for a prompt. Pure.
 
-Newcomers: the palettes are picked by hand, since colours worked out by formula look it. A word of the prompt chooses
-one of them, else chance does.
+The palettes are picked by hand, because computed colours look artificial. A word of the prompt chooses one of them,
+or else the seed does.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ Colour = tuple[int, int, int]
 
 
 class Palette(NamedTuple):
-    """`sky` from its top to the horizon, `land` from far to near, `light` of sun and lamps, `accents` for forms."""
+    """`sky` from top to horizon, `land` from far to near, `light` for sun and lamps, `accents` for shapes."""
 
     name: str
     sky: list[Colour]
@@ -25,16 +25,16 @@ class Palette(NamedTuple):
 
     @property
     def dark(self) -> bool:
-        """Whether stars are seen."""
+        """Return whether the sky is dark enough for stars."""
         return sum(self.sky[0]) + sum(self.sky[1]) < 330
 
     @property
     def ramp(self) -> list[Colour]:
-        """From dark to light, through land and sky."""
+        """Return colours of land, sky and light, from dark to light."""
         return sorted({self.land[-1], self.land[1], *self.sky, self.light}, key=sum)
 
 
-# name: sky, land, light, accents; chosen: by eye, on pictures
+# name: sky, land, light, accents; chosen: by eye, on drawn images
 _PALETTES = {
     "dusk": "2b2350 6b3a78 c65b7c f59e7a ffdca8|c9788a 7a3f6d 3a2352 160f2b|fff4d9|f59e7a c65b7c 6b3a78 ffdca8 3a7d8c",
     "dawn": "8fb7d9 b9cfe0 f3d9c9 fbc8a4 f9a980|c9a9a6 8f7f93 57597a 2c3350|fff6e0|f9a980 e2725b 57597a 8fb7d9 f3d9c9",
@@ -73,12 +73,12 @@ _PALETTE_BY_WORD = {word: name for name, words in _PALETTE_WORDS.items() for wor
 
 
 def split_words(prompt: str) -> list[str]:
-    """The words of a prompt, in their order, in small letters."""
+    """Return the words of a prompt in order, in lower case."""
     return re.findall(r"[^\W\d_]+", prompt.lower())
 
 
 def palette_for(prompt: str, random: Random, wildness: float) -> Palette:
-    """The palette of a word of the prompt, or of chance; hues drift a little, more for a wild one."""
+    """Return a palette that a word of the prompt names, or else any; `wildness` shifts its hues a little."""
     matches = [_PALETTE_BY_WORD[word] for word in split_words(prompt) if word in _PALETTE_BY_WORD]
     name = random.choice(matches) if matches else random.choice([name for name in _PALETTES if name != "ink"])
     hue_shift = random.gauss(0.0, 0.012 * wildness)
@@ -87,13 +87,13 @@ def palette_for(prompt: str, random: Random, wildness: float) -> Palette:
 
 
 def blend(first: Colour, second: Colour, share: float) -> Colour:
-    """A colour between two; share 0 is the one, 1 the other."""
+    """Return a colour between two: `first` for share 0, `second` for share 1."""
     red, green, blue = (round(a + (b - a) * share) for a, b in zip(first, second, strict=True))
     return red, green, blue
 
 
 def interpolate(colours: list[Colour], share: float) -> Colour:
-    """A colour on the way through several; share goes from 0 to 1."""
+    """Return the colour at a share from 0 to 1 of a gradient through several colours."""
     position = min(max(share, 0.0), 1.0) * (len(colours) - 1)
     index = min(int(position), len(colours) - 2)
     return blend(colours[index], colours[index + 1], position - index)

@@ -1,4 +1,4 @@
-"""A size and a palette come in; a pattern goes out: cut paper, tiles, currents, washes, a planet, brush strokes."""
+"""Scenes of patterns: cut paper, tiles, currents, washes, a planet, brush strokes. `wildness` is their variety."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from krea_batch.testing.simulator.drawing.palettes import Colour, Palette, blend
 
 
 def cut_paper(size: Size, palette: Palette, random: Random, wildness: float) -> Image.Image:
-    """Layers of cut paper, each throwing a shadow on the one below: a map of an island that nobody knows."""
+    """Draw layers of cut paper, each with a shadow on the one below, like the map of an island."""
     broad, fine = noise(size, 3.4, random), noise(size, 10, random)
     field = Image.blend(broad, fine, 0.1 + 0.1 * min(wildness, 1.8)).filter(ImageFilter.GaussianBlur(2))
     low, high = field.getextrema()
@@ -32,7 +32,7 @@ def cut_paper(size: Size, palette: Palette, random: Random, wildness: float) -> 
 
 
 def tiles(size: Size, palette: Palette, random: Random, wildness: float) -> Image.Image:
-    """Quarter and half circles on tiles."""
+    """Draw quarter and half circles on tiles."""
     across = random.randint(5, 7) if wildness < 1.5 else random.randint(8, 10)
     side = math.ceil(max(size) * 2 / across / 2) * 2
     image = Image.new("RGB", (size[0] * 2, size[1] * 2), palette.light)
@@ -48,7 +48,7 @@ def tiles(size: Size, palette: Palette, random: Random, wildness: float) -> Imag
 
 
 def currents(size: Size, palette: Palette, random: Random, wildness: float) -> Image.Image:
-    """Long lines that follow a current."""
+    """Draw long lines that follow a current."""
     width, height = size
     image = gradient((width * 2, height * 2), [palette.land[-1], blend(palette.land[-1], palette.sky[0], 0.5)])
     pen = ImageDraw.Draw(image)
@@ -73,7 +73,7 @@ def currents(size: Size, palette: Palette, random: Random, wildness: float) -> I
 
 
 def washes(size: Size, palette: Palette, random: Random, wildness: float) -> Image.Image:
-    """Watercolour: transparent rounds, darker where they dried last and where they lie on each other."""
+    """Draw watercolour: transparent round shapes, darker at their edges and where they overlap."""
     width, height = size
     image = Image.new("RGB", size, blend(palette.light, (252, 248, 240), 0.7))
     pigment = noise(size, 14, random).point([40 + value * 4 // 5 for value in range(256)])
@@ -86,7 +86,7 @@ def washes(size: Size, palette: Palette, random: Random, wildness: float) -> Ima
 
 
 def planet(size: Size, palette: Palette, random: Random, wildness: float) -> Image.Image:
-    """A planet before a nebula."""
+    """Draw a planet in front of a nebula."""
     width, height = size
     deep = blend(palette.sky[0], (3, 4, 14), 0.82)
     image = Image.new("RGB", size, deep)
@@ -104,11 +104,11 @@ def planet(size: Size, palette: Palette, random: Random, wildness: float) -> Ima
 
 
 def strokes(size: Size, palette: Palette, random: Random, wildness: float) -> Image.Image:
-    """A landscape again, in strokes of a broad brush that whirl around its lights."""
+    """Draw a landscape in broad brush strokes that whirl around several points."""
     width, height = size
     scene = random.choice((hills, hills, sea))((width // 2, height // 2), palette, random, wildness)
     colours = scene.filter(ImageFilter.BoxBlur(3)).load()
-    assert colours is not None  # noqa: S101 - it was just drawn
+    assert colours is not None  # noqa: S101 - for the type checker: the image is loaded
     whirls = [
         (random.uniform(0, width), random.uniform(0, height * 0.5), random.choice((-1, 1)), width * height / 22)
         for _ in range(5)
@@ -133,7 +133,7 @@ def strokes(size: Size, palette: Palette, random: Random, wildness: float) -> Im
 
 
 def _whirl(x: float, y: float, whirls: list[tuple[float, float, int, float]], wildness: float, height: int) -> float:
-    """The way of the brush at a place."""
+    """Return the direction of the brush at a point, as an angle."""
     across, down = 1.0, 0.12 * math.sin(x / 90)
     for x_mid, y_mid, turn, reach in whirls:
         dx, dy = x - x_mid, y - y_mid
@@ -176,7 +176,7 @@ def _tile(pen: ImageDraw.ImageDraw, place: tuple[int, int, int], one: Colour, tw
 
 
 def _quarter(corner: int) -> tuple[int, int]:
-    """The angles of a quarter circle around a corner of a tile, inside it."""
+    """Return the angles of the quarter circle around a corner of a tile that lies inside the tile."""
     return ((0, 90), (90, 180), (270, 360), (180, 270))[corner]
 
 

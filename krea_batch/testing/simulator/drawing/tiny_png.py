@@ -1,7 +1,7 @@
-"""Text to carry and perhaps a size in bytes come in; a small valid PNG goes out, without Pillow.
+"""Write PNGs without Pillow: small ones, or ones of an exact size in bytes.
 
-Newcomers: with a size the pixels are noise that does not compress, as a photograph's hardly do, and a private
-chunk fills the file to the byte.
+An image of an exact size consists of noise, which does not compress, much like a photograph. A private chunk pads the
+file to the exact byte.
 """
 
 from __future__ import annotations
@@ -15,12 +15,12 @@ from functools import cache
 from random import Random
 
 PNG_FILE_SIGNATURE = b"\x89PNG\r\n\x1a\n"
-MAX_SIDE_PX = 24  # pixels; chosen: the eight ratios are still told apart
+MAX_SIDE_PX = 24  # chosen: the eight ratios can still be distinguished
 _NOISE_BYTES = 1 << 16
 
 
 def tiny_image(text: Mapping[str, str], seed_key: str, size_bytes: int = 0) -> bytes:
-    """A PNG of one colour, or of noise and exactly `size_bytes` large. The ratio is the one that `text` names."""
+    """Return a PNG of one colour, or of noise and exactly `size_bytes` bytes, in the ratio that `text` names."""
     colour = hashlib.blake2b(f"{text['prompt']}\0{seed_key}".encode("utf-8", "surrogatepass"), digest_size=3).digest()
     ratio = _ratio_value(text["aspect_ratio"])
     chunks = text_chunks(text)
@@ -34,7 +34,7 @@ def tiny_image(text: Mapping[str, str], seed_key: str, size_bytes: int = 0) -> b
 
 
 def encode_png(width: int, height: int, compressed: bytes, chunks: bytes) -> bytes:
-    """A PNG of 8-bit RGB: filtered rows, packed by zlib, and chunks to carry along."""
+    """Return a PNG of 8-bit RGB from filtered, zlib-compressed rows and further chunks."""
     header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
     return b"".join(
         (
@@ -48,7 +48,7 @@ def encode_png(width: int, height: int, compressed: bytes, chunks: bytes) -> byt
 
 
 def text_chunks(text: Mapping[str, str]) -> bytes:
-    """Uncompressed iTXt chunks (PNG specification, 11.3.3.4)."""
+    """Return uncompressed iTXt chunks (PNG specification, 11.3.3.4)."""
     return b"".join(
         png_chunk(b"iTXt", key.encode("latin-1") + b"\0\0\0\0\0" + value.encode("utf-8", "replace"))
         for key, value in text.items()
@@ -56,7 +56,7 @@ def text_chunks(text: Mapping[str, str]) -> bytes:
 
 
 def png_chunk(kind: bytes, data: bytes) -> bytes:
-    """A chunk (PNG specification, 5.3)."""
+    """Return a chunk (PNG specification, 5.3)."""
     return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(data, zlib.crc32(kind)))
 
 
@@ -72,7 +72,7 @@ def _noise() -> bytes:
 
 
 def _noise_image(ratio: float, colour: bytes, chunks: bytes, size_bytes: int) -> bytes:
-    pixel_bytes = size_bytes - len(chunks) - 600  # signature, chunks and zlib's own framing take less
+    pixel_bytes = size_bytes - len(chunks) - 600  # the signature, the other chunks and zlib's framing take less
     height = max(1, math.isqrt(int(max(1, pixel_bytes) / 3.05 / ratio)))
     width = max(1, round(height * ratio))
     noise = _noise()
@@ -81,11 +81,11 @@ def _noise_image(ratio: float, colour: bytes, chunks: bytes, size_bytes: int) ->
     length = len(line) * height
     repeats = length // _NOISE_BYTES + 2
     rows = bytearray((noise * repeats)[start : start + length])
-    rows[:: len(line)] = bytes(height)  # filter 0 begins each row
+    rows[:: len(line)] = bytes(height)  # each row starts with filter 0
     rows[: len(line)] = line
     image = encode_png(width, height, zlib.compress(rows, 0), chunks)
     missing = size_bytes - len(image)
     if missing < 12:
-        return image  # a prompt too long for the size
+        return image  # the prompt is too long for the size
     padding = png_chunk(b"npAd", bytes(missing - 12))
     return image[:-12] + padding + image[-12:]
