@@ -8,7 +8,7 @@ Pass it to an engine instead of an HTTP client. Without a script every job is ac
 
     def test_a_rate_limited_job_succeeds(tmp_path):
         gateway = ScriptedGateway()
-        gateway.submit_script["a fox"] = [Refused(Refusal.SLOW_DOWN, 429, "slow down", retry_after_s=30), ACCEPT]
+        gateway.submit_script["a fox"] = [Refused(Refusal.RATE_LIMITED, 429, "slow down", retry_after_s=30), ACCEPT]
 
         async def main():
             async with Engine(tmp_path / "out", gateway_client=gateway) as engine:
@@ -31,7 +31,40 @@ from typing import Any, Final, Self
 
 import orjson
 
-from krea_batch.rules.verdicts import Accepted, Finished, PollVerdict, PostVerdict, Waiting
+from krea_batch.gateway.url_policy import DownloadError
+from krea_batch.rules.verdicts import (
+    Accepted,
+    Ambiguous,
+    Errored,
+    Failed,
+    Finished,
+    NotSent,
+    PollFailed,
+    PollVerdict,
+    PostVerdict,
+    Refusal,
+    Refused,
+    Waiting,
+)
+
+__all__ = [
+    "ACCEPT",
+    "FINISH",
+    "Accepted",
+    "Ambiguous",
+    "DownloadError",
+    "Errored",
+    "Failed",
+    "Finished",
+    "NotSent",
+    "PollFailed",
+    "Refusal",
+    "Refused",
+    "ScriptedDownload",
+    "ScriptedGateway",
+    "Waiting",
+    "make_png",
+]
 
 ACCEPT: Final = object()
 """Entry of a submit script: accept the job with a new request_id."""
@@ -156,10 +189,10 @@ class ScriptedGateway:
         times_s.append(asyncio.get_running_loop().time())
         self.on_poll(request_id)
         await asyncio.sleep(0.05)
-        done = self.finished(request_id)
-        default = Waiting("PROCESSING") if len(times_s) < 2 else done
+        finished = self.finished(request_id)
+        default = Waiting("PROCESSING") if len(times_s) < 2 else finished
         entry = await _next_entry(self.poll_script[prompt], default)
-        return done if entry is FINISH else entry
+        return finished if entry is FINISH else entry
 
     def finished(self, request_id: str, outputs: int = 1) -> Finished:
         """Return the verdict of a finished job with this many images."""

@@ -47,7 +47,11 @@ class _ClockSelector(selectors.SelectSelector):
 
 
 class VirtualTimeLoop(asyncio.SelectorEventLoop):
-    """`disk_s` says how many seconds each piece of work for a thread takes; it is done at the end of them."""
+    """An event loop with a virtual clock. `time` starts at 1000 s.
+
+    `thread_duration_s` returns how many seconds a call in an executor takes; the call runs at the end of that time.
+    Without it the call runs immediately.
+    """
 
     def __init__(self, thread_duration_s: Callable[[], float] | None = None) -> None:
         self._clock_selector = _ClockSelector()
