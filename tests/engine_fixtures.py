@@ -14,7 +14,7 @@ from krea_batch import Engine, Job
 from krea_batch.testing.scripted_gateway import ScriptedGateway
 
 
-def jobs(count: int) -> list[Job]:
+def make_jobs(count: int) -> list[Job]:
     """Jobs j0, j1 …, whose prompts are their ids."""
     return [Job(prompt=f"j{n}", id=f"j{n}") for n in range(count)]
 
@@ -27,17 +27,17 @@ async def run_jobs(out: Path, gateway: ScriptedGateway, jobs_to_run: Iterable[Jo
     return engine
 
 
-def rows(out: Path) -> dict[str, dict[str, Any]]:
+def rows_by_id(out: Path) -> dict[str, dict[str, Any]]:
     """results.jsonl by id; each id stands there once."""
     lines = [orjson.loads(line) for line in (out / "results.jsonl").read_bytes().splitlines()]
-    found = {line["id"]: line for line in lines}
-    assert len(found) == len(lines)
-    return found
+    by_id = {line["id"]: line for line in lines}
+    assert len(by_id) == len(lines)
+    return by_id
 
 
-def statuses(out: Path) -> dict[str, str]:
+def result_statuses(out: Path) -> dict[str, str]:
     """What each job came to, by results.jsonl."""
-    return {job_id: row["status"] for job_id, row in rows(out).items()}
+    return {job_id: row["status"] for job_id, row in rows_by_id(out).items()}
 
 
 def query_ledger(out: Path, sql: str, *values: Any) -> list[tuple[Any, ...]]:
@@ -49,6 +49,6 @@ def query_ledger(out: Path, sql: str, *values: Any) -> list[tuple[Any, ...]]:
         ledger.close()
 
 
-def states(out: Path) -> dict[str, str]:
+def ledger_states(out: Path) -> dict[str, str]:
     """The state of each job in the ledger."""
     return dict(query_ledger(out, "SELECT job_id, state FROM jobs"))

@@ -48,7 +48,7 @@ StartSimulator = Callable[..., SimulatorProcess]
 """What the fixture `simulate` gives: start a simulator with these options."""
 
 
-def environment(**variables: str) -> dict[str, str]:
+def clean_environment(**variables: str) -> dict[str, str]:
     """This process's environment without anything that speaks to krea-batch, and `more`."""
     inherited = {name: value for name, value in os.environ.items() if not name.startswith(("KREA_BATCH_", "PIXAZO_"))}
     return inherited | variables
@@ -63,7 +63,7 @@ def run_command(
     return subprocess.run(
         [*COMMAND, *map(str, arguments)],
         cwd=cwd,
-        env=environment(**env),
+        env=clean_environment(**env),
         input=None if stdin is None else stdin.decode("latin-1"),
         encoding="latin-1" if stdin is not None else "utf-8",
         capture_output=True,
@@ -76,7 +76,7 @@ def start_command(*arguments: str | Path, cwd: Path, key: str = "test-key") -> s
     return subprocess.Popen(
         [*COMMAND, *map(str, arguments)],
         cwd=cwd,
-        env=environment(PIXAZO_API_KEY=key),
+        env=clean_environment(PIXAZO_API_KEY=key),
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -90,7 +90,7 @@ def write_jobs(path: Path, count: int, **fields: Any) -> Path:
     return path
 
 
-def rows(out: Path) -> list[dict[str, Any]]:
+def result_rows(out: Path) -> list[dict[str, Any]]:
     """The rows of results.jsonl."""
     return [json.loads(line) for line in (out / "results.jsonl").read_text().splitlines()]
 
@@ -100,7 +100,7 @@ def run_in_terminal(command: list[str], cwd: Path) -> tuple[int, str]:
     terminal, child_terminal = pty.openpty()
     process = subprocess.Popen(
         command, cwd=cwd, stdin=child_terminal, stdout=child_terminal, stderr=child_terminal,
-        env=environment(PIXAZO_API_KEY="k", TERM="xterm-256color", COLUMNS="100"),
+        env=clean_environment(PIXAZO_API_KEY="k", TERM="xterm-256color", COLUMNS="100"),
     )  # fmt: skip
     os.close(child_terminal)
     output: list[bytes] = []

@@ -56,7 +56,7 @@ def test_no_id_leaves_the_folder(job_id: str) -> None:
 
 
 @pytest.mark.parametrize("url", ["https://a.b", "https://a.b/c?d=e#f", "https://a.b:8443/c.png", "HTTPS://a.b/ü"])
-def test_good_addresses(url: str) -> None:
+def test_valid_urls(url: str) -> None:
     """An image_url is a whole HTTPS address."""
     check_image_url(url)
 
@@ -75,7 +75,7 @@ def test_good_addresses(url: str) -> None:
         "https://a.b\n",
     ],
 )
-def test_bad_addresses(url: str) -> None:
+def test_invalid_urls(url: str) -> None:
     """Anything else is refused, blanks and line breaks too, which URL parsers silently drop."""
     with pytest.raises(ValueError, match="is not an HTTPS URL"):
         check_image_url(url)

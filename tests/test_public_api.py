@@ -59,42 +59,42 @@ pytestmark = [
 ]
 
 
-async def test_the_whole_of_it(tmp_path: Path) -> None:
+async def test_the_whole_public_api(tmp_path: Path) -> None:
     """Every public way in and out, against the simulator; types are what they say."""
-    heard: list[Event] = []
-    listener: Listener = heard.append
+    events: list[Event] = []
+    listener: Listener = events.append
     async with Simulator(SimulatorSettings(latency="uniform:0.2,0.5", tiny=True)) as simulator:
-        pace = RateLimiter("200/s")
+        limiter = RateLimiter("200/s")
         engine = Engine(
             tmp_path / "out",
             api_key="simulated",
             gateway=simulator.gateway_url,
-            rate_limiter=pace,
+            rate_limiter=limiter,
             poll_interval_s=0.2,
             webhook=Webhook(listen="127.0.0.1:0"),
             listeners=[listener],
         )
         async with engine as entered:
             assert_type(entered, Engine)
-            telling = asyncio.create_task(told(engine))
-            await use(engine)
+            counting = asyncio.create_task(count_events(engine))
+            await use_engine(engine)
             assert_type(engine.settings, Settings)
             assert_type(engine.settings.rate, Rate)
             assert_type(engine.share(), RateLimiter)
-            assert engine.share() is pace
+            assert engine.share() is limiter
             app: Callable[..., Awaitable[None]] = engine.callbacks_app()
             assert callable(app)
             assert callable(engine.callbacks_handler())
-            await beside(engine, simulator.gateway_url, tmp_path / "other")
-        assert (await telling)["Ended"] >= 12
+            await use_shared_limiter(engine, simulator.gateway_url, tmp_path / "other")
+        assert (await counting)["Ended"] >= 12
         assert engine.stats().callbacks > 0
-    assert {type(event) for event in heard} >= {StateChanged, JobEnded}
+    assert {type(event) for event in events} >= {StateChanged, JobEnded}
 
 
-async def use(engine: Engine) -> None:
+async def use_engine(engine: Engine) -> None:
     style = ImageStyleReference("https://example.com/style.png", 0.5)
-    board = Moodboard("7f1b5b2e-2a4e-4a52-9f0e-0c9f9b6a4d11")
-    job = Job(prompt="a cat", image_style_references=(style,), styles=(Style("lora", 0.8),), moodboards=(board,))
+    moodboard = Moodboard("7f1b5b2e-2a4e-4a52-9f0e-0c9f9b6a4d11")
+    job = Job(prompt="a cat", image_style_references=(style,), styles=(Style("lora", 0.8),), moodboards=(moodboard,))
     outcome = assert_type(await engine.generate(job, tenant="ann"), Outcome)
     assert_type(outcome.status, State)
     assert_type(outcome.files, tuple[StoredFile, ...])
@@ -118,10 +118,10 @@ async def use(engine: Engine) -> None:
     assert assert_type(await handle, Outcome).succeeded
     queued = assert_type(await engine.enqueue(Job(prompt="an owl", id="owl"), tenant="bob"), Handle)
     assert (await queued).id == "owl"
-    found = assert_type(await engine.get("owl"), Handle | None)
-    assert found
+    known_handle = assert_type(await engine.get("owl"), Handle | None)
+    assert known_handle
     assert await engine.get("nobody") is None
-    names = [outcome.id async for outcome in engine.stream(some(5), ordered=True, tenant="ann")]
+    names = [outcome.id async for outcome in engine.stream(make_some_jobs(5), ordered=True, tenant="ann")]
     assert names == [f"some-{n}" for n in range(5)]
     listed = [Job(prompt=f"{n}") for n in range(5)]
     assert len([assert_type(outcome, Outcome) async for outcome in engine.stream(listed)]) == 5
@@ -136,7 +136,7 @@ async def use(engine: Engine) -> None:
     assert (await engine.counts())[State.SUCCEEDED] == 13
 
 
-async def beside(engine: Engine, gateway: str, out: Path) -> None:
+async def use_shared_limiter(engine: Engine, gateway: str, out: Path) -> None:
     """Another engine on another folder, with the pace of the first."""
     other = Engine(out, api_key="simulated", gateway=gateway, rate_limiter=engine.share(), poll_interval_s=0.2)
     await other.start()
@@ -146,13 +146,13 @@ async def beside(engine: Engine, gateway: str, out: Path) -> None:
         await handle
     async with Engine(
         out, api_key="simulated", gateway=gateway, rate_limiter=engine.share(), poll_interval_s=0.2
-    ) as again:
-        found = await again.get("left")
-        assert found
-        assert (await found).succeeded
+    ) as resumed:
+        known_handle = await resumed.get("left")
+        assert known_handle
+        assert (await known_handle).succeeded
 
 
-async def told(engine: Engine) -> dict[str, int]:
+async def count_events(engine: Engine) -> dict[str, int]:
     """How often each kind of event was told."""
     counts: dict[str, int] = {}
     async for event in engine.events():
@@ -160,12 +160,12 @@ async def told(engine: Engine) -> dict[str, int]:
     return counts
 
 
-async def some(count: int) -> AsyncIterator[Job]:
+async def make_some_jobs(count: int) -> AsyncIterator[Job]:
     for n in range(count):
         yield Job(prompt=f"some {n}", id=f"some-{n}")
 
 
-async def test_a_guest_in_its_house(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+async def test_an_engine_has_no_global_side_effects(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     """An engine prints nothing, handles no signals, sets up no logs, changes no globals, and leaves no thread."""
     signals = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
     handlers, threads = list(logging.getLogger().handlers), set(threading.enumerate())
@@ -188,7 +188,7 @@ async def test_every_public_name_is_there(anyio_backend: object) -> None:
         assert name in {"__version__", "Event", "Listener"} or what.__doc__
 
 
-async def test_callbacks_through_a_server_of_the_callers(tmp_path: Path) -> None:
+async def test_callbacks_through_the_callers_server(tmp_path: Path) -> None:
     """Mounted in an aiohttp server of the caller's, the handler takes the gateway's calls, and no others."""
     app = web.Application()
     runner = web.AppRunner(app)
@@ -204,11 +204,11 @@ async def test_callbacks_through_a_server_of_the_callers(tmp_path: Path) -> None
         app.router.add_post("/krea/{path:.*}", engine.callbacks_handler())
         await runner.setup()
         await web.TCPSite(runner, "127.0.0.1", port).start()
-        async with engine, aiohttp.ClientSession() as stranger:
+        async with engine, aiohttp.ClientSession() as client:
             outcomes = await asyncio.gather(*(engine.generate(Job(prompt=f"cat {n}")) for n in range(20)))
-            async with stranger.post(f"http://127.0.0.1:{port}/krea/a/1/b", data=b"x") as answer:
+            async with client.post(f"http://127.0.0.1:{port}/krea/a/1/b", data=b"x") as answer:
                 assert answer.status == 404
-            async with stranger.post(f"http://127.0.0.1:{port}/krea/a/1/b", data=b"x" * 70_000) as answer:
+            async with client.post(f"http://127.0.0.1:{port}/krea/a/1/b", data=b"x" * 70_000) as answer:
                 assert answer.status == 413
         assert all(outcome.succeeded for outcome in outcomes)
         assert engine.stats().callbacks == engine.stats().polls == 20

@@ -21,22 +21,22 @@ from krea_batch.testing.simulator import Simulator, SimulatorSettings
 from tests.processes import StartSimulator, run_command, write_jobs
 
 ROOT = Path(__file__).parent.parent
-README = (ROOT / "README.md").read_text("utf-8")
+README_TEXT = (ROOT / "README.md").read_text("utf-8")
 
 
-def blocks(language: str) -> list[str]:
+def readme_blocks(language: str) -> list[str]:
     """The fenced blocks of one language."""
-    return re.findall(rf"```{language}\n(.*?)```", README, re.DOTALL)
+    return re.findall(rf"```{language}\n(.*?)```", README_TEXT, re.DOTALL)
 
 
-def make_doubts(out: Path) -> None:
+def make_ambiguous(out: Path) -> None:
     """Make the job `fox` of a run ambiguous, whatever it was."""
     (out / "images").mkdir(parents=True, exist_ok=True)
     store = LedgerStore.open(out / "ledger.db")
     store._sql.execute("DELETE FROM submissions WHERE job_no IN (SELECT job_no FROM jobs WHERE job_id = 'fox')")
     store._sql.execute("DELETE FROM jobs WHERE job_id = 'fox'")
-    n = store.record_intent("fox", b'{"prompt":"a fox"}', bytes(32), b"{}", 1.0, "")
-    store.mark_ambiguous(n, ErrorInfo("ambiguous", "the connection was cut"), 2.0)
+    job_no = store.record_intent("fox", b'{"prompt":"a fox"}', bytes(32), b"{}", 1.0, "")
+    store.mark_ambiguous(job_no, ErrorInfo("ambiguous", "the connection was cut"), 2.0)
     store.close()
 
 
@@ -47,7 +47,7 @@ def test_the_commands_of_the_command_line_run(simulate: StartSimulator, tmp_path
     write_jobs(tmp_path / "jobs.jsonl", 2)
     (tmp_path / "prompts.txt").write_text("a cat\n")
     (tmp_path / "prompts.csv").write_text("prompt\na cat\n")
-    lines = [line.split("#")[0].strip() for block in blocks("sh") for line in block.splitlines()]
+    lines = [line.split("#")[0].strip() for block in readme_blocks("sh") for line in block.splitlines()]
     lines = [
         line.replace("0.0.0.0:8080", "127.0.0.1:0").replace("9100", "0") for line in lines
     ]  # whatever else is on this machine
@@ -59,7 +59,7 @@ def test_the_commands_of_the_command_line_run(simulate: StartSimulator, tmp_path
         if command[0] == "doctor":
             command += ["--gateway", gateway]
         if command[0] == "resolve":
-            make_doubts(tmp_path / "runs/cats")
+            make_ambiguous(tmp_path / "runs/cats")
         offline = {
             "run": ["--simulate", "--time-scale", "100"],
             "retry": ["--simulate", "--time-scale", "100"],
@@ -72,7 +72,7 @@ def test_the_commands_of_the_command_line_run(simulate: StartSimulator, tmp_path
 @pytest.mark.slow
 def test_the_example_of_the_library_runs(tmp_path: Path) -> None:
     """The README's Python block runs as it stands, against the simulator."""
-    example, _ = blocks("python")
+    example, _ = readme_blocks("python")
     simulated = example.replace('rate="10/s"', 'rate="100/s", gateway=simulator.gateway_url, api_key="k"').replace(
         "    async with Engine",
         "    async with Simulator(SimulatorSettings(tiny=True, time_scale=100)) as simulator, Engine",
@@ -89,7 +89,7 @@ def test_the_example_of_the_library_runs(tmp_path: Path) -> None:
 
 def test_the_example_of_a_service_runs(tmp_path: Path) -> None:
     """The README's lines for a web service run as they stand, on an engine of the simulator's."""
-    _, example = blocks("python")
+    _, example = readme_blocks("python")
     body = textwrap.indent(example.replace("job_id", "handle.id"), "    ")
     names: dict[str, Any] = {"Job": Job}
     exec(f"async def serve(engine):\n{body}    return handle", names)  # noqa: S102 - our own README
@@ -107,16 +107,16 @@ def test_the_example_of_a_service_runs(tmp_path: Path) -> None:
 
 def test_the_table_of_fields_is_the_job() -> None:
     """The README's table names every field of a job line, and every value of the two choices."""
-    named = re.findall(r"^\| `(\w+)` \|", README, re.MULTILINE)
+    named = re.findall(r"^\| `(\w+)` \|", README_TEXT, re.MULTILINE)
     assert set(named) == set(FIELDS)
     for choices, field in ((ASPECT_RATIOS, "aspect_ratio"), (CREATIVITIES, "creativity")):
-        (row,) = re.findall(rf"^\| `{field}` \| (.*?) \|", README, re.MULTILINE)
+        (row,) = re.findall(rf"^\| `{field}` \| (.*?) \|", README_TEXT, re.MULTILINE)
         assert row.replace("`", "").split() == list(choices)
 
 
 def test_the_example_jobs_are_jobs(tmp_path: Path) -> None:
     """The README's job lines pass `krea-batch validate`."""
-    (example,) = blocks("json")
+    (example,) = readme_blocks("json")
     assert all(json.loads(line) for line in example.splitlines())
     (tmp_path / "jobs.jsonl").write_text(example)
     assert run_command("validate", "jobs.jsonl", cwd=tmp_path).returncode == 0
@@ -125,5 +125,5 @@ def test_the_example_jobs_are_jobs(tmp_path: Path) -> None:
 def test_what_make_offers_is_what_the_readme_names() -> None:
     """`make demo` and `make test` of the README are targets of the Makefile."""
     targets = set(re.findall(r"^(\w+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
-    named = set(re.findall(r"(?:^|`)make (\w+)", README, re.MULTILINE))
+    named = set(re.findall(r"(?:^|`)make (\w+)", README_TEXT, re.MULTILINE))
     assert {"demo", "test", "check"} <= named <= targets

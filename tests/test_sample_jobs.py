@@ -11,11 +11,11 @@ from krea_batch.errors import LineProblem
 from krea_batch.jobs import ASPECT_RATIOS, CREATIVITIES, Job
 from krea_batch.sources import JobFiles
 
-SAMPLES = Path(__file__).parent.parent / "sample_jobs"
+SAMPLES_DIR = Path(__file__).parent.parent / "sample_jobs"
 
 
 def jobs_of(name: str) -> list[Job]:
-    with JobFiles([str(SAMPLES / name)]) as files:
+    with JobFiles([str(SAMPLES_DIR / name)]) as files:
         assert files.check().problems == ()
         return list(files)
 
@@ -57,10 +57,10 @@ def test_five_hundred() -> None:
 
 def test_bad_lines(monkeypatch: pytest.MonkeyPatch) -> None:
     """Each bad line gets the sentence that stands in its companion, each another one."""
-    monkeypatch.chdir(SAMPLES)
-    heard: list[LineProblem] = []
+    monkeypatch.chdir(SAMPLES_DIR)
+    problems: list[LineProblem] = []
     with JobFiles(["bad_lines.jsonl"]) as files:
-        checked = files.check(on_problem=heard.append)
-    assert [str(problem) for problem in heard] == Path("bad_lines.expected.txt").read_text("utf-8").splitlines()
-    assert len({problem.problem for problem in heard}) == checked.bad_lines
+        checked = files.check(on_problem=problems.append)
+    assert [str(problem) for problem in problems] == Path("bad_lines.expected.txt").read_text("utf-8").splitlines()
+    assert len({problem.problem for problem in problems}) == checked.bad_lines
     assert checked.jobs == 2

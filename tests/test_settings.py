@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from krea_batch.errors import SettingsError
 from krea_batch.settings import AmbiguousPolicy, ApiKey, Rate, Settings, is_loopback
 
-OUT = Path("out")
+OUT_DIR = Path("out")
 
 
 @pytest.mark.parametrize(
@@ -70,7 +70,7 @@ def test_no_text_raises_anything_else(text: str) -> None:
 
 def test_defaults() -> None:
     """The defaults are those of DESIGN, section 7, and of the document."""
-    settings = Settings(out=OUT)
+    settings = Settings(out=OUT_DIR)
     assert settings.gateway == "https://gateway.pixazo.ai"
     assert settings.max_in_flight == 500
     assert settings.poll_interval_s == 5
@@ -78,14 +78,14 @@ def test_defaults() -> None:
     assert settings.max_charges is None
 
 
-def test_of_reads_text() -> None:
+def test_from_options_reads_text() -> None:
     """Rates and the choice for ambiguous jobs may be text."""
-    settings = Settings.from_options(OUT, rate="6/min", poll_rate="20/s", ambiguous="resubmit", max_charges=0)
+    settings = Settings.from_options(OUT_DIR, rate="6/min", poll_rate="20/s", ambiguous="resubmit", max_charges=0)
     assert settings.rate.per_s == pytest.approx(0.1)
     assert settings.poll_rate is not None
     assert settings.poll_rate.per_s == 20
     assert settings.ambiguous is AmbiguousPolicy.RESUBMIT
-    assert Settings.from_options(OUT, rate=Rate(3.0, "3/s"), poll_rate=None).rate.per_s == 3
+    assert Settings.from_options(OUT_DIR, rate=Rate(3.0, "3/s"), poll_rate=None).rate.per_s == 3
 
 
 @pytest.mark.parametrize(
@@ -115,7 +115,7 @@ def test_of_reads_text() -> None:
 def test_values_without_meaning(option: str, options: dict[str, Any]) -> None:
     """A value without meaning is a SettingsError that names its option."""
     with pytest.raises(SettingsError) as caught:
-        Settings.from_options(OUT, **options)
+        Settings.from_options(OUT_DIR, **options)
     assert caught.value.parameter == option
     assert caught.value.hint
 
@@ -135,7 +135,7 @@ def test_values_without_meaning(option: str, options: dict[str, Any]) -> None:
 )
 def test_gateways(url: str) -> None:
     """A gateway is an https origin, or an http one on this machine."""
-    assert Settings.from_options(OUT, gateway=url).gateway == url
+    assert Settings.from_options(OUT_DIR, gateway=url).gateway == url
 
 
 @pytest.mark.parametrize(
@@ -173,7 +173,7 @@ def test_gateways(url: str) -> None:
 def test_what_is_no_gateway(url: str) -> None:
     """Clear text, paths, user names, ports and hosts that cannot be are refused before anything is sent."""
     with pytest.raises(SettingsError) as caught:
-        Settings.from_options(OUT, gateway=url)
+        Settings.from_options(OUT_DIR, gateway=url)
     assert caught.value.parameter == "gateway"
 
 
@@ -181,7 +181,7 @@ def test_what_is_no_gateway(url: str) -> None:
 def test_no_gateway_raises_anything_else(url: str) -> None:
     """Whatever is given as a gateway, it is one or a SettingsError; the key never travels in clear text."""
     try:
-        settings = Settings(out=OUT, gateway=url)
+        settings = Settings(out=OUT_DIR, gateway=url)
     except SettingsError:
         return
     assert settings.origin.startswith("https://") or is_loopback(settings.origin.removeprefix("http://").strip("[]"))
@@ -198,7 +198,7 @@ def test_no_gateway_raises_anything_else(url: str) -> None:
 )
 def test_origin(url: str, origin: str) -> None:
     """The origin is scheme and host, the same for every port and way of writing it."""
-    assert Settings.from_options(OUT, gateway=url).origin == origin
+    assert Settings.from_options(OUT_DIR, gateway=url).origin == origin
 
 
 @pytest.mark.parametrize("host", ["localhost", "127.0.0.1", "127.255.255.254", "::1"])
@@ -219,28 +219,38 @@ def test_what_only_looks_like_loopback(host: str) -> None:
 
 # ---- the key ---------------------------------------------------------------------------------------------
 
-KEY = "s3cret-k3y-0123456789"
+SETTINGS_KEY = "s3cret-k3y-0123456789"
 
 
 def test_the_key_hides() -> None:
     """A key shows itself in no repr, str, format, error, settings, JSON or pickle; only `reveal` gives it."""
-    key = ApiKey(KEY)
-    assert key.reveal() == KEY
+    key = ApiKey(SETTINGS_KEY)
+    assert key.reveal() == SETTINGS_KEY
     for shown in (repr(key), str(key), f"{key}", f"{key!r:>40}", f"{[key]}"):
-        assert KEY not in shown
+        assert SETTINGS_KEY not in shown
     assert not hasattr(key, "__dict__")
     for expose in (pickle.dumps, copy.copy, copy.deepcopy, msgspec.json.encode):
         with pytest.raises(TypeError) as caught:
             expose(key)
-        assert KEY not in str(caught.value)
+        assert SETTINGS_KEY not in str(caught.value)
 
 
 @pytest.mark.parametrize(
-    "text", ["", " ", f"{KEY}\n", f"{KEY}\r\nX-Evil: 1", f"{KEY} x", f"{KEY}\t", f"{KEY}é", f"{KEY}\0"]
+    "text",
+    [
+        "",
+        " ",
+        f"{SETTINGS_KEY}\n",
+        f"{SETTINGS_KEY}\r\nX-Evil: 1",
+        f"{SETTINGS_KEY} x",
+        f"{SETTINGS_KEY}\t",
+        f"{SETTINGS_KEY}é",
+        f"{SETTINGS_KEY}\0",
+    ],
 )
 def test_what_is_no_key(text: str) -> None:
     """A key that could not stand in a header is refused, in words that do not show it."""
     with pytest.raises(SettingsError) as caught:
         ApiKey(text)
-    assert KEY not in str(caught.value)
-    assert KEY not in repr(caught.value)
+    assert SETTINGS_KEY not in str(caught.value)
+    assert SETTINGS_KEY not in repr(caught.value)

@@ -19,7 +19,7 @@ T = TypeVar("T")
 
 def run_until_killed(
     main: Coroutine[Any, Any, T],
-    after_s: float,
+    kill_after_s: float,
     directory: Path,
     thread_duration_s: Callable[[], float] | None = None,
 ) -> T | None:
@@ -30,12 +30,12 @@ def run_until_killed(
     loop = VirtualTimeLoop(thread_duration_s)
     try:
         task = loop.create_task(main)
-        task.add_done_callback(_stop)
-        loop.call_later(after_s, loop.stop)
+        task.add_done_callback(_stop_loop)
+        loop.call_later(kill_after_s, loop.stop)
         loop.run_forever()
         if task.done():
             return task.result()
-        task.remove_done_callback(_stop)
+        task.remove_done_callback(_stop_loop)
         snapshot = directory.with_name(f"{directory.name} as it was")
         shutil.copytree(directory, snapshot)
         cancel_all_tasks(loop)
@@ -46,7 +46,7 @@ def run_until_killed(
         loop.close()
 
 
-def _stop(task: asyncio.Task[Any]) -> None:
+def _stop_loop(task: asyncio.Task[Any]) -> None:
     task.get_loop().stop()
 
 

@@ -18,7 +18,7 @@ from krea_batch.benchmark.output import COLUMN_TITLES, bench_report, cells, resu
 from krea_batch.errors import SettingsError
 from krea_batch.settings import Rate
 
-CASE = Case(
+BENCH_CASE = Case(
     implementation=Implementation.ENGINE,
     rate="2/s",
     per_s=2.0,
@@ -28,7 +28,7 @@ CASE = Case(
     out="out",
     prompt="a fox",
 )
-RECORD = CaseRecord(
+BENCH_RECORD = CaseRecord(
     accepted_at=[100.0, 100.5, 101.0, 101.5, 103.0],
     rate_limited=1,
     polls=10,
@@ -44,7 +44,7 @@ RECORD = CaseRecord(
 class TestNumbers:
     def test_a_record_becomes_figures_a_job(self) -> None:
         """Counts are divided by the accepted jobs, memory by the most in flight, throughput by the limit."""
-        row = case_result(CASE, RECORD)
+        row = case_result(BENCH_CASE, BENCH_RECORD)
         assert row.accepted == 5
         assert row.accepted_per_s == pytest.approx(4 / 3)
         assert row.limit_utilisation == pytest.approx(2 / 3)
@@ -57,7 +57,7 @@ class TestNumbers:
 
     def test_what_was_not_measured_is_none_and_not_zero(self) -> None:
         """A run in which nothing was accepted divides by nothing and makes nothing up."""
-        row = case_result(CASE, CaseRecord())
+        row = case_result(BENCH_CASE, CaseRecord())
         assert (row.limit_utilisation, row.polls_per_job, row.lag_s, row.cpu_ms_per_job, row.loop_lag_ms) == (
             None,
         ) * 5
@@ -109,19 +109,19 @@ class TestRates:
 
 
 class TestReport:
-    def test_the_table_holds_every_head_and_figure(self) -> None:
+    def test_the_table_has_every_column_and_value(self) -> None:
         """A row a case, under the heads."""
         text = StringIO()
-        Console(file=text, width=160).print(result_table([case_result(CASE, RECORD)]))
-        for word in (*COLUMN_TITLES, "krea-batch", "2/s", "0.667", "2.0/9.0/9"):
-            assert word in text.getvalue()
+        Console(file=text, width=160).print(result_table([case_result(BENCH_CASE, BENCH_RECORD)]))
+        for expected_text in (*COLUMN_TITLES, "krea-batch", "2/s", "0.667", "2.0/9.0/9"):
+            assert expected_text in text.getvalue()
 
     def test_the_report_is_json_with_machine_and_options(self, tmp_path: Path) -> None:
         """bench.json tells what was measured, where, when and how."""
         at = datetime(2030, 1, 2, tzinfo=UTC)
-        path = write_bench_json(tmp_path, bench_report([case_result(CASE, RECORD)], {"rates": "2/s"}, at))
-        told = json.loads(path.read_text())
-        assert told["at"] == "2030-01-02T00:00:00+00:00"
-        assert told["options"] == {"rates": "2/s"}
-        assert set(told["machine"]) == {"cpus", "system", "python", "uvloop"}
-        assert told["results"][0]["accepted_each_second"] == [2, 2, 0, 1]
+        path = write_bench_json(tmp_path, bench_report([case_result(BENCH_CASE, BENCH_RECORD)], {"rates": "2/s"}, at))
+        decoded = json.loads(path.read_text())
+        assert decoded["at"] == "2030-01-02T00:00:00+00:00"
+        assert decoded["options"] == {"rates": "2/s"}
+        assert set(decoded["machine"]) == {"cpus", "system", "python", "uvloop"}
+        assert decoded["results"][0]["accepted_each_second"] == [2, 2, 0, 1]

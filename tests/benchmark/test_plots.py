@@ -11,7 +11,7 @@ import pytest
 from krea_batch.benchmark.cases import Implementation
 from krea_batch.benchmark.measurements import CaseResult, case_result
 from krea_batch.benchmark.plots import PLOTS, write_plots
-from tests.benchmark.test_measurements import CASE, RECORD
+from tests.benchmark.test_measurements import BENCH_CASE, BENCH_RECORD
 
 TITLES = {
     "throughput": ("How much of the rate limit is used", "limit (submits/s)", "the limit itself"),
@@ -23,26 +23,26 @@ TITLES = {
 }
 
 
-def rows() -> list[CaseResult]:
+def bench_rows() -> list[CaseResult]:
     """Two rates, the engine and one script at each; the script has no event loop."""
-    made = []
+    results = []
     for per_s in (2.0, 4.0):
-        for contender in (Implementation.ENGINE, Implementation.THREADS):
-            case = msgspec.structs.replace(CASE, contender=contender, per_s=per_s, rate=f"{per_s:g}/s")
-            late = RECORD.loop_lags_ms if contender is Implementation.ENGINE else []
-            made.append(case_result(case, msgspec.structs.replace(RECORD, late_ms=late)))
-    return made
+        for implementation in (Implementation.ENGINE, Implementation.THREADS):
+            case = msgspec.structs.replace(BENCH_CASE, contender=implementation, per_s=per_s, rate=f"{per_s:g}/s")
+            loop_lag = BENCH_RECORD.loop_lags_ms if implementation is Implementation.ENGINE else []
+            results.append(case_result(case, msgspec.structs.replace(BENCH_RECORD, late_ms=loop_lag)))
+    return results
 
 
-def text_of(path: Path) -> str:
+def plot_text(path: Path) -> str:
     return " ".join(ET.parse(path).getroot().itertext())  # noqa: S314 - our own file
 
 
 def test_every_plot_is_xml_with_its_titles_and_units(tmp_path: Path) -> None:
     """Each file parses, and holds its title, its units and the compared script as text."""
-    assert {path.stem for path in write_plots(tmp_path, rows())} == set(TITLES) == set(PLOTS)
+    assert {path.stem for path in write_plots(tmp_path, bench_rows())} == set(TITLES) == set(PLOTS)
     for name, titles in TITLES.items():
-        text = text_of(tmp_path / f"{name}.svg")
+        text = plot_text(tmp_path / f"{name}.svg")
         for title in titles:
             assert title in text
         assert name == "loop" or Implementation.THREADS.value in text
@@ -52,7 +52,7 @@ def test_the_same_figures_give_the_same_bytes(tmp_path: Path) -> None:
     """No date, no chance in a plot."""
     for folder in ("first", "second"):
         (tmp_path / folder).mkdir()
-        write_plots(tmp_path / folder, rows())
+        write_plots(tmp_path / folder, bench_rows())
     for name in PLOTS:
         first, second = (tmp_path / folder / f"{name}.svg" for folder in ("first", "second"))
         assert first.read_bytes() == second.read_bytes()
@@ -61,6 +61,6 @@ def test_the_same_figures_give_the_same_bytes(tmp_path: Path) -> None:
 @pytest.mark.parametrize("count", [1, 3])
 def test_a_sweep_in_which_nothing_could_be_measured_is_drawn(tmp_path: Path, count: int) -> None:
     """Empty figures give empty plots, and no error."""
-    nothing = msgspec.structs.replace(RECORD, accepted_at=[], late_ms=[], lags_s=[])
-    cases = [msgspec.structs.replace(CASE, per_s=float(n + 1)) for n in range(count)]
+    nothing = msgspec.structs.replace(BENCH_RECORD, accepted_at=[], late_ms=[], lags_s=[])
+    cases = [msgspec.structs.replace(BENCH_CASE, per_s=float(n + 1)) for n in range(count)]
     assert len(write_plots(tmp_path, [case_result(case, nothing) for case in cases])) == len(PLOTS)

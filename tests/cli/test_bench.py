@@ -16,41 +16,50 @@ from tests.processes import PROCESS_TIMEOUT_S, StartSimulator, run_command, star
 
 pytestmark = pytest.mark.slow
 
-TINY = ("--rates", "20/s,40/s", "--jobs", "8", "--latency", "uniform:0.1,0.4", "--poll-interval", "0.2")
+BENCH_SIMULATOR_OPTIONS = (
+    "--rates",
+    "20/s,40/s",
+    "--jobs",
+    "8",
+    "--latency",
+    "uniform:0.1,0.4",
+    "--poll-interval",
+    "0.2",
+)
 PLOTS = {"throughput.svg", "timeline.svg", "rate_limited.svg", "polls.svg", "cost.svg", "loop.svg"}
 
 
-def told(folder: Path) -> list[dict[str, Any]]:
+def bench_results(folder: Path) -> list[dict[str, Any]]:
     """The figures in bench.json."""
-    figures: list[dict[str, Any]] = json.loads((folder / "bench.json").read_text())["results"]
-    return figures
+    results: list[dict[str, Any]] = json.loads((folder / "bench.json").read_text())["results"]
+    return results
 
 
-def family(root: int) -> set[int]:
+def descendant_pids(root: int) -> set[int]:
     """Every process of this machine that descends from `root`."""
-    parents = {}
+    parent_of = {}
     for stat in Path("/proc").glob("[0-9]*/stat"):
         try:
-            parents[int(stat.parent.name)] = int(stat.read_text().rpartition(")")[2].split()[1])
+            parent_of[int(stat.parent.name)] = int(stat.read_text().rpartition(")")[2].split()[1])
         except (FileNotFoundError, ProcessLookupError):
             continue  # it has ended meanwhile
-    found = {root}
-    while more := {pid for pid, parent in parents.items() if parent in found} - found:
-        found |= more
-    return found - {root}
+    pids = {root}
+    while more := {pid for pid, parent in parent_of.items() if parent in pids} - pids:
+        pids |= more
+    return pids - {root}
 
 
 class TestSimulated:
     def test_a_sweep_writes_table_json_and_plots(self, tmp_path: Path) -> None:
         """Offline, without a key: a row a rate, figures in bench.json, six plots; run folders are gone."""
-        done = run_command("bench", *TINY, "--out", "report", cwd=tmp_path, key="")
+        done = run_command("bench", *BENCH_SIMULATOR_OPTIONS, "--out", "report", cwd=tmp_path, key="")
         assert done.returncode == 0, done.stderr
         assert "krea-batch at 20/s: 8 accepted" in done.stderr
         assert "40/s" in done.stdout
         assert {path.name for path in (tmp_path / "report").iterdir()} == PLOTS | {"bench.json"}
         for plot in PLOTS:
             ET.parse(tmp_path / "report" / plot)  # noqa: S314 - our own file
-        rows = told(tmp_path / "report")
+        rows = bench_results(tmp_path / "report")
         assert [row["rate"] for row in rows] == ["20/s", "40/s"]
         for row in rows:
             assert row["accepted"] == row["stored"] == sum(row["accepted_each_second"]) == 8
@@ -62,7 +71,17 @@ class TestSimulated:
 
     def test_compare_measures_the_usual_scripts_on_the_same_work(self, tmp_path: Path) -> None:
         """Three rows a rate, each with all jobs stored, and the simulator's own count of accepts."""
-        done = run_command("bench", *TINY[2:], "--rates", "40/s", "--compare", "--json", "-q", cwd=tmp_path, key="")
+        done = run_command(
+            "bench",
+            *BENCH_SIMULATOR_OPTIONS[2:],
+            "--rates",
+            "40/s",
+            "--compare",
+            "--json",
+            "-q",
+            cwd=tmp_path,
+            key="",
+        )
         assert done.returncode == 0, done.stderr
         assert done.stderr == ""
         rows = json.loads(done.stdout)["results"]
@@ -70,7 +89,7 @@ class TestSimulated:
         for row in rows:
             assert row["accepted"] == row["stored"] == 8
             assert row["lag_mean_s"] is not None
-        assert rows == told(tmp_path / "krea-batch-bench")
+        assert rows == bench_results(tmp_path / "krea-batch-bench")
 
     @pytest.mark.parametrize(
         ("wrong", "said"),
@@ -97,7 +116,7 @@ class TestSimulated:
         assert command.stderr is not None
         while "accepted" not in command.stderr.readline():  # the worker tells its counts, so both children are there
             assert command.poll() is None
-        children = family(command.pid)
+        children = descendant_pids(command.pid)
         assert len(children) == 2
         command.send_signal(signal.SIGINT)
         _, said = command.communicate(timeout=PROCESS_TIMEOUT_S)
@@ -107,46 +126,48 @@ class TestSimulated:
 
 
 class TestPaid:
-    def sweep(self, gateway: str, *more: str, cwd: Path, key: str = "test-key") -> subprocess.CompletedProcess[str]:
+    def run_bench(
+        self, gateway: str, *extra_options: str, cwd: Path, key: str = "test-key"
+    ) -> subprocess.CompletedProcess[str]:
         options = ("--rates", "20/s,40/s", "--jobs", "5", "--poll-interval", "0.2", "--gateway", gateway)
-        return run_command("bench", *options, "--out", "report", "--price", "0.5", *more, cwd=cwd, key=key)
+        return run_command("bench", *options, "--out", "report", "--price", "0.5", *extra_options, cwd=cwd, key=key)
 
     def test_charges_are_what_was_announced_and_a_second_run_pays_nothing(
         self, simulate: StartSimulator, tmp_path: Path
     ) -> None:
         """Ten images are announced, ten are charged, their pictures stay; the same command again charges none."""
         gateway = simulate("--tiny", "--latency", "uniform:0.1,0.4")
-        first = self.sweep(gateway.gateway, "--yes", cwd=tmp_path)
+        first = self.run_bench(gateway.gateway, "--yes", cwd=tmp_path)
         assert first.returncode == 0, first.stderr
         assert "10 images will be paid for" in first.stderr
         assert "5.00 together" in first.stderr
         assert gateway.admin_request("/totals")["charged"] == 10
         assert len(list((tmp_path / "report" / "runs").rglob("*.png"))) == 10
-        before = told(tmp_path / "report")
+        before = bench_results(tmp_path / "report")
 
-        second = self.sweep(gateway.gateway, cwd=tmp_path)  # nothing to pay, so nothing to ask
+        second = self.run_bench(gateway.gateway, cwd=tmp_path)  # nothing to pay, so nothing to ask
         assert second.returncode == 0, second.stderr
         assert "0 images will be paid for" in second.stderr
         assert gateway.admin_request("/totals")["charged"] == 10
-        assert told(tmp_path / "report") == before
+        assert bench_results(tmp_path / "report") == before
 
-    def test_nothing_is_sent_where_nobody_can_be_asked(self, simulate: StartSimulator, tmp_path: Path) -> None:
+    def test_nothing_is_sent_without_a_terminal(self, simulate: StartSimulator, tmp_path: Path) -> None:
         """Without a terminal and without --yes: exit 2, not one POST."""
         gateway = simulate("--tiny")
-        refused = self.sweep(gateway.gateway, cwd=tmp_path)
+        refused = self.run_bench(gateway.gateway, cwd=tmp_path)
         assert refused.returncode == 2
         assert "--yes" in refused.stderr
         assert gateway.admin_request("/totals")["posts"] == 0
 
-    def test_without_a_key_nothing_begins(self, simulate: StartSimulator, tmp_path: Path) -> None:
+    def test_without_a_key_nothing_starts(self, simulate: StartSimulator, tmp_path: Path) -> None:
         """Exit 2, and the ways to give a key."""
         gateway = simulate("--tiny")
-        refused = self.sweep(gateway.gateway, "--yes", cwd=tmp_path, key="")
+        refused = self.run_bench(gateway.gateway, "--yes", cwd=tmp_path, key="")
         assert refused.returncode == 2
         assert "PIXAZO_API_KEY" in refused.stderr
         assert gateway.admin_request("/totals")["posts"] == 0
 
-    def test_ctrl_c_brings_home_what_is_paid_and_the_same_command_pays_only_the_rest(
+    def test_ctrl_c_completes_charged_jobs_and_the_same_command_pays_only_the_rest(
         self, simulate: StartSimulator, tmp_path: Path
     ) -> None:
         """Interrupted in the middle: exit 130, each charge has its picture; later the rest is paid."""

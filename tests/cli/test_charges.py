@@ -10,45 +10,59 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from tests.processes import SimulatorProcess, StartSimulator, rows, run_command, start_command, write_jobs
+from tests.processes import SimulatorProcess, StartSimulator, result_rows, run_command, start_command, write_jobs
 
 pytestmark = pytest.mark.slow
 
-FAST = ("--tiny", "--latency", "uniform:0.2,0.8")
-CANARY = "canary-7f3a9c5e21d84b60"
+CHARGES_SIMULATOR_OPTIONS = ("--tiny", "--latency", "uniform:0.2,0.8")
+CANARY_KEY = "canary-7f3a9c5e21d84b60"
 
 
-def faults(**chances: float) -> list[str]:
+def faults(**probabilities: float) -> list[str]:
     """Options of the simulator; underscores stand for dashes."""
-    return [part for name, chance in chances.items() for part in ("--fault", f"{name.replace('_', '-')}={chance}")]
+    return [
+        part
+        for name, probability in probabilities.items()
+        for part in ("--fault", f"{name.replace('_', '-')}={probability}")
+    ]
 
 
-def run(simulator: SimulatorProcess, folder: Path, *more: str) -> Any:
-    options = ("--out", "out", "--gateway", simulator.gateway, "--rate", "200/s", "--poll-interval", "0.3", *more)
+def run_against(simulator: SimulatorProcess, folder: Path, *extra_options: str) -> Any:
+    options = (
+        "--out",
+        "out",
+        "--gateway",
+        simulator.gateway,
+        "--rate",
+        "200/s",
+        "--poll-interval",
+        "0.3",
+        *extra_options,
+    )
     return run_command("run", "jobs.jsonl", *options, cwd=folder)
 
 
-def posts_of(simulator: SimulatorProcess) -> Counter[str]:
+def submissions_by_prompt(simulator: SimulatorProcess) -> Counter[str]:
     """How often each prompt was POSTed, whatever became of it."""
     return Counter(post["body"]["prompt"] for post in simulator.admin_request("/ledger")["posts"])
 
 
-def test_a_storm(simulate: StartSimulator, tmp_path: Path) -> None:
+def test_many_faults_at_once_charge_each_job_once(simulate: StartSimulator, tmp_path: Path) -> None:
     """Refused submits, polls and pictures broken in every way, a first ERROR for every job: 200 of 200 succeed."""
     simulator = simulate(
-        *FAST,
+        *CHARGES_SIMULATOR_OPTIONS,
         "--outputs",
         "2",
         *faults(submit_500=0.1, poll_cut=0.1, poll_garbled=0.1, poll_404=0.1, job_first_error=1),
         *faults(cdn_404=0.1, cdn_503=0.1, cdn_cut=0.1, cdn_corrupt=0.1, cdn_html=0.1),
     )
     write_jobs(tmp_path / "jobs.jsonl", 200)
-    done = run(simulator, tmp_path)
+    done = run_against(simulator, tmp_path)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "charges: 200 paid, 200 free (ERROR), 0 unknown" in done.stdout
     totals = simulator.admin_request("/totals")
     assert (totals["charged"], totals["accepted"]) == (200, 400)
-    for row in rows(tmp_path / "out"):
+    for row in result_rows(tmp_path / "out"):
         assert [file["path"] for file in row["files"]] == [f"images/{row['id']}.png", f"images/{row['id']}-2.png"]
         for file in row["files"]:
             with Image.open(tmp_path / "out" / file["path"]) as image:
@@ -57,51 +71,53 @@ def test_a_storm(simulate: StartSimulator, tmp_path: Path) -> None:
     assert len(list((tmp_path / "out" / "images").iterdir())) == 400
 
 
-class TestLostAnswers:
-    def lossy(self, simulate: StartSimulator, folder: Path) -> SimulatorProcess:
+class TestLostResponses:
+    def gateway_losing_responses(self, simulate: StartSimulator, folder: Path) -> SimulatorProcess:
         write_jobs(folder / "jobs.jsonl", 400)
-        return simulate(*FAST, *faults(submit_lost=0.05, submit_garbled=0.05))
+        return simulate(*CHARGES_SIMULATOR_OPTIONS, *faults(submit_lost=0.05, submit_garbled=0.05))
 
     def test_exactly_those_are_ambiguous(self, simulate: StartSimulator, tmp_path: Path) -> None:
         """A job whose answer was lost or garbled is ambiguous, no other one is, and none is sent again."""
-        simulator = self.lossy(simulate, tmp_path)
-        done = run(simulator, tmp_path)
+        simulator = self.gateway_losing_responses(simulate, tmp_path)
+        done = run_against(simulator, tmp_path)
         assert done.returncode == 1
-        run(simulator, tmp_path)
-        assert set(posts_of(simulator).values()) == {1}
-        on_record = {row["request_id"] for row in rows(tmp_path / "out")}
+        run_against(simulator, tmp_path)
+        assert set(submissions_by_prompt(simulator).values()) == {1}
+        on_record = {row["request_id"] for row in result_rows(tmp_path / "out")}
         posts = simulator.admin_request("/ledger")["posts"]
         lost = {post["body"]["prompt"] for post in posts if post["request_id"] not in on_record}
-        ambiguous = {row["request"]["prompt"] for row in rows(tmp_path / "out") if row["status"] == "ambiguous"}
+        ambiguous = {
+            row["request"]["prompt"] for row in result_rows(tmp_path / "out") if row["status"] == "ambiguous"
+        }
         assert ambiguous == lost
         assert 20 <= len(lost) <= 60
         assert sum(not post["delivered"] for post in posts) >= 5
-        others = {row["status"] for row in rows(tmp_path / "out") if row["status"] != "ambiguous"}
+        others = {row["status"] for row in result_rows(tmp_path / "out") if row["status"] != "ambiguous"}
         assert others == {"succeeded"}
 
-    def test_when_asked_to_they_are_sent_again(self, simulate: StartSimulator, tmp_path: Path) -> None:
+    def test_they_are_resubmitted_when_configured(self, simulate: StartSimulator, tmp_path: Path) -> None:
         """With --ambiguous resubmit every job ends well, and what was paid twice is told as unknown."""
-        simulator = self.lossy(simulate, tmp_path)
-        done = run(simulator, tmp_path, "--ambiguous", "resubmit")
+        simulator = self.gateway_losing_responses(simulate, tmp_path)
+        done = run_against(simulator, tmp_path, "--ambiguous", "resubmit")
         assert done.returncode == 0, done.stdout
         charged = simulator.admin_request("/totals")["charged"]
         assert f"charges: 400 paid, 0 free (ERROR), {charged - 400} unknown" in done.stdout
 
 
-def test_an_empty_wallet(simulate: StartSimulator, tmp_path: Path) -> None:
+def test_no_balance_stops_the_run(simulate: StartSimulator, tmp_path: Path) -> None:
     """402 after 50 of 120: 50 pictures, few refused tries, exit 3; topped up, the same command ends it."""
-    simulator = simulate(*FAST, "--balance", "50")
+    simulator = simulate(*CHARGES_SIMULATOR_OPTIONS, "--balance", "50")
     write_jobs(tmp_path / "jobs.jsonl", 120)
-    done = run(simulator, tmp_path, "--rate", "50/s")  # few are in the air when the first 402 is read
+    done = run_against(simulator, tmp_path, "--rate", "50/s")  # few are in the air when the first 402 is read
     assert done.returncode == 3
     assert "top up the wallet, then run the same command again" in done.stdout
     assert len(list((tmp_path / "out" / "images").glob("*.png"))) == 50
     assert 1 <= simulator.admin_request("/totals")["refused"]["402"] <= 12
     simulator.admin_request("/balance", {"add": 500})
-    assert run(simulator, tmp_path).returncode == 0
+    assert run_against(simulator, tmp_path).returncode == 0
     assert simulator.admin_request("/totals")["charged"] == 120
-    assert {row["status"] for row in rows(tmp_path / "out")} == {"succeeded"}
-    assert len(rows(tmp_path / "out")) == 120
+    assert {row["status"] for row in result_rows(tmp_path / "out")} == {"succeeded"}
+    assert len(result_rows(tmp_path / "out")) == 120
 
 
 @pytest.mark.parametrize(
@@ -111,39 +127,39 @@ def test_an_empty_wallet(simulate: StartSimulator, tmp_path: Path) -> None:
 )
 def test_a_key_that_is_refused(simulate: StartSimulator, tmp_path: Path, options: tuple[str, ...], says: str) -> None:
     """Submits stop at once, exit 3 and why; what was paid is fetched, now or by the same command later."""
-    simulator = simulate(*FAST, *options)
+    simulator = simulate(*CHARGES_SIMULATOR_OPTIONS, *options)
     write_jobs(tmp_path / "jobs.jsonl", 200)
-    done = run(simulator, tmp_path)
+    done = run_against(simulator, tmp_path)
     assert done.returncode == 3
     assert says in done.stdout
     assert simulator.admin_request("/totals")["refused"][says] <= 12
     simulator.admin_request("/settings", {"revoke_after": 0, "faults": {}})
-    assert run(simulator, tmp_path).returncode == 0
+    assert run_against(simulator, tmp_path).returncode == 0
     assert simulator.admin_request("/totals")["charged"] == 200
 
 
 def test_a_model_that_is_gone(simulate: StartSimulator, tmp_path: Path) -> None:
     """When the first jobs all fail alike, the run stops and says so, instead of burning through the file."""
-    simulator = simulate(*FAST, *faults(submit_no_model=1))
+    simulator = simulate(*CHARGES_SIMULATOR_OPTIONS, *faults(submit_no_model=1))
     write_jobs(tmp_path / "jobs.jsonl", 500)
-    done = run(simulator, tmp_path)
+    done = run_against(simulator, tmp_path)
     assert done.returncode == 3
     assert "the first 20 jobs all ended rejected (Model not found" in done.stderr + done.stdout
     assert 20 <= simulator.admin_request("/totals")["refused"]["400"] <= 60
-    assert run(simulator, tmp_path, "--max-identical-failures", "0").returncode == 1
-    assert len(rows(tmp_path / "out")) == 500
+    assert run_against(simulator, tmp_path, "--max-identical-failures", "0").returncode == 1
+    assert len(result_rows(tmp_path / "out")) == 500
 
 
-def test_an_outage_is_waited_out_and_told(simulate: StartSimulator, tmp_path: Path) -> None:
+def test_an_outage_is_waited_out_and_reported(simulate: StartSimulator, tmp_path: Path) -> None:
     """While the gateway takes nothing the run pauses, says why, and sends next to nothing; then it goes on."""
-    simulator = simulate(*FAST, *faults(submit_503=1))
+    simulator = simulate(*CHARGES_SIMULATOR_OPTIONS, *faults(submit_503=1))
     write_jobs(tmp_path / "jobs.jsonl", 100)
     options = ("--out", "out", "--gateway", simulator.gateway, "--rate", "200/s", "--poll-interval", "0.3")
     process = start_command("run", "jobs.jsonl", *options, cwd=tmp_path)
-    told = ""
-    while "Paused" not in told:
-        told += process.stderr.readline() if process.stderr else ""
-    assert "Service Unavailable" in told
+    stderr = ""
+    while "Paused" not in stderr:
+        stderr += process.stderr.readline() if process.stderr else ""
+    assert "Service Unavailable" in stderr
     assert simulator.admin_request("/totals")["refused"]["503"] <= 60
     simulator.admin_request("/settings", {"faults": {}})
     output, _ = process.communicate(timeout=120)
@@ -152,59 +168,61 @@ def test_an_outage_is_waited_out_and_told(simulate: StartSimulator, tmp_path: Pa
 
 
 class TestTheKey:
-    def seen(self, folder: Path) -> list[str]:
+    def files_with_key(self, folder: Path) -> list[str]:
         """Files with the key in them."""
-        return [str(path) for path in folder.rglob("*") if path.is_file() and CANARY.encode() in path.read_bytes()]
+        return [
+            str(path) for path in folder.rglob("*") if path.is_file() and CANARY_KEY.encode() in path.read_bytes()
+        ]
 
     def test_it_goes_to_the_gateway_alone(self, simulate: StartSimulator, tmp_path: Path) -> None:
         """With trouble of every kind, at full verbosity, the key is in no file, no output, no other request."""
         simulator = simulate(
-            *FAST,
+            *CHARGES_SIMULATOR_OPTIONS,
             *faults(
                 submit_redirect=0.05, submit_lost=0.05, submit_garbled=0.05, poll_cut=0.1, cdn_404=0.1, cdn_cut=0.1
             ),
             "--key",
-            CANARY,
+            CANARY_KEY,
         )
         write_jobs(tmp_path / "jobs.jsonl", 100)
         arguments = ["run", "jobs.jsonl", "--out", "out", "--gateway", simulator.gateway, "-vv", "--rate", "100/s"]
-        process = start_command(*arguments, "--poll-interval", "0.3", cwd=tmp_path, key=CANARY)
+        process = start_command(*arguments, "--poll-interval", "0.3", cwd=tmp_path, key=CANARY_KEY)
         time.sleep(0.7)
-        assert CANARY not in Path(f"/proc/{process.pid}/cmdline").read_text()
+        assert CANARY_KEY not in Path(f"/proc/{process.pid}/cmdline").read_text()
         output, errors = process.communicate(timeout=120)
         assert process.returncode == 1  # redirected, lost and garbled ones are ambiguous
         assert "ambiguous" in output
         assert "DEBUG" in errors or " D krea_batch" in errors
-        assert CANARY not in output + errors
-        assert self.seen(tmp_path) == []
+        assert CANARY_KEY not in output + errors
+        assert self.files_with_key(tmp_path) == []
         totals = simulator.admin_request("/totals")
         assert totals["accepted"] >= 80
         assert totals["cdn_with_key"] == 0
-        stored = sum(len(row["files"]) for row in rows(tmp_path / "out"))
+        stored = sum(len(row["files"]) for row in result_rows(tmp_path / "out"))
         assert totals["cdn_requests"] <= stored * 3  # and none to where the redirects pointed
 
     def test_it_is_in_no_message_of_refusal(self, simulate: StartSimulator, tmp_path: Path) -> None:
         """A wrong key, a key that cannot be one, and a key file that is not there are told without the key."""
-        simulator = simulate(*FAST, "--key", "another")
+        simulator = simulate(*CHARGES_SIMULATOR_OPTIONS, "--key", "another")
         write_jobs(tmp_path / "jobs.jsonl", 3)
-        (tmp_path / "key").write_text(CANARY + "\x00")
+        (tmp_path / "key").write_text(CANARY_KEY + "\x00")
         options = ("run", "jobs.jsonl", "--out", "out", "--gateway", simulator.gateway, "-vv")
         for done in (
-            run_command(*options, cwd=tmp_path, key=CANARY),
-            run_command(*options, cwd=tmp_path, key=CANARY + "é"),
+            run_command(*options, cwd=tmp_path, key=CANARY_KEY),
+            run_command(*options, cwd=tmp_path, key=CANARY_KEY + "é"),
             run_command(*options, "--api-key-file", "key", cwd=tmp_path),
         ):
             assert done.returncode in (2, 3)
-            assert CANARY not in done.stdout + done.stderr
-        assert self.seen(tmp_path) == [str(tmp_path / "key")]
+            assert CANARY_KEY not in done.stdout + done.stderr
+        assert self.files_with_key(tmp_path) == [str(tmp_path / "key")]
 
 
 def test_a_shared_quota(simulate: StartSimulator, tmp_path: Path) -> None:
     """Where polls and submits count against one limit, it is kept: all jobs come home, next to nothing is refused."""
-    simulator = simulate(*FAST, "--rate-limit", "sliding-window:40/s", "--shared-limit")
+    simulator = simulate(*CHARGES_SIMULATOR_OPTIONS, "--rate-limit", "sliding-window:40/s", "--shared-limit")
     write_jobs(tmp_path / "jobs.jsonl", 120)
     options = ("--rate", "40/s", "--shared-quota", "--poll-interval", "0.5")
-    done = run(simulator, tmp_path, *options)
+    done = run_against(simulator, tmp_path, *options)
     assert done.returncode == 0, done.stdout + done.stderr
     totals = simulator.admin_request("/totals")
     assert totals["charged"] == 120

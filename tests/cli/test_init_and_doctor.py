@@ -23,7 +23,7 @@ from krea_batch.cli.app import BAD_INPUT, COMMANDS, EXAMPLES, INTERRUPTED, OK, S
 from krea_batch.cli.commands.init import config_text
 from krea_batch.cli.ui import diagnostics
 from krea_batch.cli.ui.diagnostics import run_diagnostics
-from tests.processes import environment, run_command
+from tests.processes import clean_environment, run_command
 
 
 def call(*arguments: str) -> Result:
@@ -75,7 +75,7 @@ class TestInit:
         assert call("validate", "p.txt").exit_code == 0
 
 
-class Answers(BaseHTTPRequestHandler):
+class DatedGateway(BaseHTTPRequestHandler):
     """A gateway that says what time it is, and remembers what it was asked."""
 
     date = ""
@@ -93,8 +93,8 @@ class Answers(BaseHTTPRequestHandler):
 
 @pytest.fixture
 def gateway() -> Iterator[str]:
-    Answers.date, Answers.asked = "", []
-    server = HTTPServer(("127.0.0.1", 0), Answers)
+    DatedGateway.date, DatedGateway.asked = "", []
+    server = HTTPServer(("127.0.0.1", 0), DatedGateway)
     thread = threading.Thread(target=server.serve_forever)
     thread.start()
     yield f"http://127.0.0.1:{server.server_port}"
@@ -107,10 +107,10 @@ class TestDoctor:
     def test_all_is_well(self, gateway: str, tmp_path: Path) -> None:
         """Everything is looked at; one GET is sent, without the key."""
         done = run_command("doctor", "--gateway", gateway, "--json", cwd=tmp_path, key="very-secret")
-        told = json.loads(done.stdout)
-        assert done.returncode == 0, told
-        assert told["state"] == "ok"
-        assert [finding["what"] for finding in told["findings"]] == [
+        report = json.loads(done.stdout)
+        assert done.returncode == 0, report
+        assert report["state"] == "ok"
+        assert [finding["what"] for finding in report["findings"]] == [
             "key",
             "gateway",
             "disk",
@@ -118,7 +118,7 @@ class TestDoctor:
             "versions",
             "extras",
         ]
-        ((command, path, headers),) = Answers.asked
+        ((command, path, headers),) = DatedGateway.asked
         assert (command, path.rpartition("/")[2]) == ("GET", "krea-batch-doctor")
         assert "very-secret" not in str(headers) + done.stdout + done.stderr
 
@@ -132,12 +132,12 @@ class TestDoctor:
 
     def test_clocks_that_differ(self, gateway: str, tmp_path: Path) -> None:
         """A clock that is far off is a warning."""
-        Answers.date = "Mon, 01 Jan 2024 00:00:00 GMT"
+        DatedGateway.date = "Mon, 01 Jan 2024 00:00:00 GMT"
         done = run_command("doctor", "--gateway", gateway, cwd=tmp_path)
         assert done.returncode == 1
         assert "s ahead of the gateway's" in done.stdout
 
-    def test_what_may_trouble_a_run(self, gateway: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_warnings_before_a_run(self, gateway: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         """Little room, few files and a network file system are warnings."""
         monkeypatch.setenv("PIXAZO_API_KEY", "k")
         monkeypatch.setattr(diagnostics, "FEW_PICTURES", 10**12)
@@ -181,7 +181,7 @@ class TestCompletion:
             f"COMP_WORDS=({words}); COMP_CWORD=$((${{#COMP_WORDS[@]}} - 1))\n"
             '_krea_batch_completion krea-batch; printf "%s\\n" "${COMPREPLY[@]}"'
         )
-        env = environment(PATH=f"{own.parent}:/usr/bin:/bin")
+        env = clean_environment(PATH=f"{own.parent}:/usr/bin:/bin")
         done = subprocess.run([bash, "-c", script], cwd=tmp_path, env=env, capture_output=True, text=True, timeout=60)
         assert expected in done.stdout.split(), done.stderr
 
@@ -207,14 +207,14 @@ class TestHelp:
             assert line in shown
             typed = re.search(r"krea-batch ([^>)]+)", line)
             assert typed
-            command_name, *words = shlex.split(typed[1])
+            command_name, *arguments = shlex.split(typed[1])
             assert command_name == name
             command = app.get_command(click.Context(app), name)
             assert command is not None
-            command.make_context(name, words)  # raises where an option is not known
+            command.make_context(name, arguments)  # raises where an option is not known
 
     def test_exit_codes(self) -> None:
         """The help of krea-batch itself has each exit code."""
         shown = CliRunner().invoke(app, ["--help"]).output
-        told = re.findall(r"^ +(\d+) +[a-z]", shown, re.MULTILINE)
-        assert [int(code) for code in told] == [OK, SOME_FAILED, BAD_INPUT, STOPPED, INTERRUPTED]
+        documented = re.findall(r"^ +(\d+) +[a-z]", shown, re.MULTILINE)
+        assert [int(code) for code in documented] == [OK, SOME_FAILED, BAD_INPUT, STOPPED, INTERRUPTED]

@@ -12,8 +12,8 @@ from click.testing import CliRunner, Result
 from krea_batch.cli.app import app
 from tests.processes import run_command
 
-AWKWARD = ["-dash", "# hash", "@at", "{} {x}", '"quoted" "words', "🦊 füße", "x" * 2500, "-dash"]
-SIMULATED = ("--simulate", "--time-scale=1000", "--rate=100/s", "--poll-interval=0.1")
+AWKWARD_PROMPTS = ["-dash", "# hash", "@at", "{} {x}", '"quoted" "words', "🦊 füße", "x" * 2500, "-dash"]
+SIMULATED_RUN_COMMAND = ("--simulate", "--time-scale=1000", "--rate=100/s", "--poll-interval=0.1")
 
 
 @pytest.fixture
@@ -27,7 +27,7 @@ def validate(*args: str, stdin: str = "") -> Result:
     return CliRunner().invoke(app, ["validate", *args], input=stdin)
 
 
-def results(out: Path) -> list[dict[str, Any]]:
+def result_lines(out: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in (out / "results.jsonl").read_text("utf-8").splitlines()]
 
 
@@ -36,13 +36,13 @@ class TestRun:
     @pytest.mark.parametrize("end", ["\n", "\r\n"])
     def test_text(self, tmp_path: Path, end: str) -> None:
         """Every line of a text is a picture of that very prompt, repeated ones too."""
-        (tmp_path / "p.txt").write_bytes(end.join(AWKWARD).encode())
-        done = run_command("run", "p.txt", "--out", "out", *SIMULATED, cwd=tmp_path)
+        (tmp_path / "p.txt").write_bytes(end.join(AWKWARD_PROMPTS).encode())
+        done = run_command("run", "p.txt", "--out", "out", *SIMULATED_RUN_COMMAND, cwd=tmp_path)
         assert done.returncode == 0, done.stderr
         assert "p.txt: read as text, a prompt a line" in done.stderr
-        rows = results(tmp_path / "out")
-        assert sorted(row["request"]["prompt"] for row in rows) == sorted(AWKWARD)
-        assert len(list((tmp_path / "out" / "images").glob("*.png"))) == len(AWKWARD)
+        rows = result_lines(tmp_path / "out")
+        assert sorted(row["request"]["prompt"] for row in rows) == sorted(AWKWARD_PROMPTS)
+        assert len(list((tmp_path / "out" / "images").glob("*.png"))) == len(AWKWARD_PROMPTS)
 
     def test_tsv_with_a_sweep(self, tmp_path: Path) -> None:
         """A table times a sweep: each combination is a picture, its words in its name."""
@@ -56,12 +56,12 @@ class TestRun:
             "creativity=raw,high",
             "--seeds",
             "1..2",
-            *SIMULATED,
+            *SIMULATED_RUN_COMMAND,
             cwd=tmp_path,
         )
         assert done.returncode == 0, done.stderr
         assert "2 rows make 8 jobs" in done.stderr
-        rows = {row["id"]: row for row in results(tmp_path / "out")}
+        rows = {row["id"]: row for row in result_lines(tmp_path / "out")}
         assert len(rows) == 8
         row = rows["00002-creativity=high-seed=2"]
         assert {"prompt": '"a" cat', "creativity": "high", "seed": 2}.items() <= row["request"].items()
@@ -71,23 +71,30 @@ class TestRun:
         """The same command with a further value makes the new pictures alone."""
         (tmp_path / "p.txt").write_text("a cat\na dog\n")
         for seeds, total in (("1..2", 4), ("1..3", 6), ("3,2,1", 6)):
-            done = run_command("run", "p.txt", "--out", "out", "--seeds", seeds, *SIMULATED, cwd=tmp_path)
+            done = run_command("run", "p.txt", "--out", "out", "--seeds", seeds, *SIMULATED_RUN_COMMAND, cwd=tmp_path)
             assert done.returncode == 0, done.stderr
             assert len((tmp_path / "out" / "simulated.jsonl").read_text().splitlines()) == total
-            assert all(row["attempts"] == 1 for row in results(tmp_path / "out"))
+            assert all(row["attempts"] == 1 for row in result_lines(tmp_path / "out"))
 
     def test_stopped_between_and_with_other_options(self, tmp_path: Path) -> None:
         """The mark of one reading spares nothing in another: with a template every prompt is another one."""
         (tmp_path / "p.txt").write_text("a cat\n")
-        assert run_command("run", "p.txt", "--out", "out", *SIMULATED, cwd=tmp_path).returncode == 0
+        assert run_command("run", "p.txt", "--out", "out", *SIMULATED_RUN_COMMAND, cwd=tmp_path).returncode == 0
         done = run_command(
-            "run", "p.txt", "--out", "out", "--prompt-template", "{prompt} in oil", *SIMULATED, cwd=tmp_path
+            "run",
+            "p.txt",
+            "--out",
+            "out",
+            "--prompt-template",
+            "{prompt} in oil",
+            *SIMULATED_RUN_COMMAND,
+            cwd=tmp_path,
         )
         assert done.returncode == 2
         assert "the line changed since its id" in done.stderr
 
 
-def test_formats_are_told_and_counted(folder: Path) -> None:
+def test_formats_are_reported_and_counted(folder: Path) -> None:
     """What was guessed, what was left out, and how many jobs there are."""
     (folder / "p.csv").write_text("Prompt,Note\na cat,x\na cat,y\na dog,z\n")
     done = validate("p.csv", "--dedupe", "--repeat", "2")

@@ -17,14 +17,14 @@ from prometheus_client.parser import text_string_to_metric_families
 from krea_batch import SettingsError
 from krea_batch.cli.options.logging_options import serve_metrics
 from krea_batch.observability import dashboard
-from tests.processes import PROCESS_TIMEOUT_S, StartSimulator, rows, run_command, start_command, write_jobs
+from tests.processes import PROCESS_TIMEOUT_S, StartSimulator, result_rows, run_command, start_command, write_jobs
 
-FAST = ("--tiny", "--latency", "uniform:0.2,0.5")
-QUICK = ("--rate", "20/s", "--poll-interval", "0.2")
+METRICS_SIMULATOR_OPTIONS = ("--tiny", "--latency", "uniform:0.2,0.5")
+METRICS_RUN_OPTIONS = ("--rate", "20/s", "--poll-interval", "0.2")
 SECRET = "s3cret-k3y-0123456789"
 
 
-def told_url(run: Popen[str]) -> str:
+def metrics_url(run: Popen[str]) -> str:
     """Where a run says that its metrics are."""
     assert run.stderr is not None
     line = run.stderr.readline()
@@ -32,10 +32,10 @@ def told_url(run: Popen[str]) -> str:
     return line.removeprefix("Metrics: ").strip()
 
 
-def scraped(url: str) -> dict[tuple[str, ...], float]:
+def scrape(url: str) -> dict[tuple[str, ...], float]:
     """What Prometheus would see: a value by the series' name and the values of its labels."""
-    with urllib.request.urlopen(url, timeout=PROCESS_TIMEOUT_S) as answer:  # noqa: S310 - loopback
-        families = text_string_to_metric_families(answer.read().decode())
+    with urllib.request.urlopen(url, timeout=PROCESS_TIMEOUT_S) as response:  # noqa: S310 - loopback
+        families = text_string_to_metric_families(response.read().decode())
         samples = [sample for family in families for sample in family.samples]
     return {(sample.name.removeprefix("krea_batch_"), *sample.labels.values()): sample.value for sample in samples}
 
@@ -49,17 +49,30 @@ class TestMetrics:
     def test_a_run_can_be_scraped_while_it_goes_on(self, simulate: StartSimulator, tmp_path: Path) -> None:
         """With --metrics-port 0 the run tells where its metrics are, and they grow with it and add up."""
         write_jobs(tmp_path / "jobs.jsonl", 60)
-        gateway = simulate(*FAST).gateway
+        gateway = simulate(*METRICS_SIMULATOR_OPTIONS).gateway
         run = start_command(
-            "run", "jobs.jsonl", "--out", "out", "--gateway", gateway, *QUICK, "--metrics-port", "0", cwd=tmp_path
+            "run",
+            "jobs.jsonl",
+            "--out",
+            "out",
+            "--gateway",
+            gateway,
+            *METRICS_RUN_OPTIONS,
+            "--metrics-port",
+            "0",
+            cwd=tmp_path,
         )
-        url = told_url(run)
-        while (seen := scraped(url))["jobs_total", "succeeded"] < 5:
+        url = metrics_url(run)
+        while (seen := scrape(url))["jobs_total", "succeeded"] < 5:
             assert run.poll() is None
         _, errors = run.communicate(timeout=PROCESS_TIMEOUT_S)
         assert run.returncode == 0, errors
         assert seen["rate_per_second",] == 20
-        assert seen["submits_total", "accepted"] == seen["charges_total", "charged"] <= len(rows(tmp_path / "out"))
+        assert (
+            seen["submits_total", "accepted"]
+            == seen["charges_total", "charged"]
+            <= len(result_rows(tmp_path / "out"))
+        )
         assert seen["downloads_total",] >= seen["jobs_total", "succeeded"]
         assert not [name for name, *_ in seen if name.endswith("_created")]
 
@@ -69,7 +82,16 @@ class TestMetrics:
         write_jobs(tmp_path / "jobs.jsonl", 1)
         if way == "file":
             (tmp_path / "krea-batch.toml").write_text("metrics-port = 0\n")
-        arguments = ("run", "jobs.jsonl", "--out", "out", "--gateway", simulate(*FAST).gateway, *QUICK, "--quiet")
+        arguments = (
+            "run",
+            "jobs.jsonl",
+            "--out",
+            "out",
+            "--gateway",
+            simulate(*METRICS_SIMULATOR_OPTIONS).gateway,
+            *METRICS_RUN_OPTIONS,
+            "--quiet",
+        )
         if way == "environment":
             done = run_command(*arguments, cwd=tmp_path, KREA_BATCH_METRICS_PORT="0")
         else:
@@ -80,7 +102,7 @@ class TestMetrics:
     def test_a_port_in_use_spends_nothing(self, simulate: StartSimulator, tmp_path: Path) -> None:
         """Where the port is taken, the run ends with exit 2 before anything is submitted."""
         write_jobs(tmp_path / "jobs.jsonl", 1)
-        simulator = simulate(*FAST)
+        simulator = simulate(*METRICS_SIMULATOR_OPTIONS)
         with socket.create_server(("127.0.0.1", 0)) as taken:
             port = str(taken.getsockname()[1])
             done = run_command(
@@ -99,7 +121,7 @@ class TestLogs:
         """--log-file with --log-format json keeps every move as an object a line, over two runs, without the key."""
         write_jobs(tmp_path / "jobs.jsonl", 3)
         arguments = (
-            "run", "jobs.jsonl", "--out", "out", "--gateway", simulate(*FAST).gateway, *QUICK,
+            "run", "jobs.jsonl", "--out", "out", "--gateway", simulate(*METRICS_SIMULATOR_OPTIONS).gateway, *METRICS_RUN_OPTIONS,
             "-vv", "--log-file", "out/run.log", "--log-format", "json",
         )  # fmt: skip
         done = run_command(*arguments, cwd=tmp_path, key=SECRET)
@@ -108,7 +130,7 @@ class TestLogs:
         first = log_lines(tmp_path / "out/run.log")
         assert {line["job"] for line in first if line.get("to") == "succeeded"} == {"00001", "00002", "00003"}
         assert {line["request_id"] for line in first if line.get("to") == "succeeded"} == {
-            row["request_id"] for row in rows(tmp_path / "out")
+            row["request_id"] for row in result_rows(tmp_path / "out")
         }
         assert run_command(*arguments, cwd=tmp_path, key=SECRET).returncode == 0
         assert log_lines(tmp_path / "out/run.log")[: len(first)] == first
@@ -117,9 +139,22 @@ class TestLogs:
     def test_text_on_standard_error(self, simulate: StartSimulator, tmp_path: Path) -> None:
         """-v tells in a line what is tried again, its reason in quotes; --log-format json tells it as an object."""
         write_jobs(tmp_path / "jobs.jsonl", 1)
-        gateway = simulate(*FAST, "--fault", "poll-garbled=1", "--fault-max-attempts", "1").gateway
+        gateway = simulate(
+            *METRICS_SIMULATOR_OPTIONS, "--fault", "poll-garbled=1", "--fault-max-attempts", "1"
+        ).gateway
         for out, how in (("text", ()), ("json", ("--log-format", "json"))):
-            arguments = ("run", "jobs.jsonl", "--out", out, "--gateway", gateway, *QUICK, "--quiet", "-v", *how)
+            arguments = (
+                "run",
+                "jobs.jsonl",
+                "--out",
+                out,
+                "--gateway",
+                gateway,
+                *METRICS_RUN_OPTIONS,
+                "--quiet",
+                "-v",
+                *how,
+            )
             done = run_command(*arguments, cwd=tmp_path)
             assert done.returncode == 0, done.stderr
             (line,) = [line for line in done.stderr.splitlines() if "where" in line]
@@ -145,7 +180,7 @@ class TestExtras:
         with ExitStack() as stack, pytest.raises(SettingsError, match=r"pip install 'krea-batch\[metrics\]'"):
             serve_metrics("0", stack, quiet=True)
 
-    def test_who_does_not_ask_pays_for_nothing(self, tmp_path: Path) -> None:
+    def test_unused_extras_are_not_imported(self, tmp_path: Path) -> None:
         """Neither library is imported by the package, its public names, the log formats or the command's module."""
         import subprocess
 

@@ -12,23 +12,23 @@ from typing import Any
 
 import pytest
 
-from tests.processes import COMMAND, PROCESS_TIMEOUT_S, StartSimulator, environment, run_command, write_jobs
+from tests.processes import COMMAND, PROCESS_TIMEOUT_S, StartSimulator, clean_environment, run_command, write_jobs
 
 pytestmark = pytest.mark.slow
 
 
-def plan(folder: Path, *options: str) -> dict[str, Any]:
+def run_plan(folder: Path, *options: str) -> dict[str, Any]:
     done = run_command("plan", "jobs.jsonl", "--json", *options, cwd=folder, key="")
     assert done.returncode == 0, done.stderr
-    told: dict[str, Any] = json.loads(done.stdout)
-    return told
+    forecast: dict[str, Any] = json.loads(done.stdout)
+    return forecast
 
 
 def test_for_people(tmp_path: Path) -> None:
     """Images, time, what limits, polls, bytes and cost, a line each; nothing is made."""
     write_jobs(tmp_path / "jobs.jsonl", 40)
-    pace = ("--rate", "10/s", "--latency", "3s")
-    done = run_command("plan", "jobs.jsonl", *pace, "--price", "0.05", cwd=tmp_path, key="")
+    rate_options = ("--rate", "10/s", "--latency", "3s")
+    done = run_command("plan", "jobs.jsonl", *rate_options, "--price", "0.05", cwd=tmp_path, key="")
     assert done.returncode == 0, done.stderr
     assert [line[:11].strip() for line in done.stdout.splitlines()] == [
         "images",
@@ -46,7 +46,7 @@ def test_for_people(tmp_path: Path) -> None:
 def test_sweeps_are_counted(tmp_path: Path) -> None:
     """Jobs are counted as `run` would make them."""
     write_jobs(tmp_path / "jobs.jsonl", 3)
-    assert plan(tmp_path, "--seeds", "1..4", "--price", "1")["cost"] == 12
+    assert run_plan(tmp_path, "--seeds", "1..4", "--price", "1")["cost"] == 12
 
 
 def test_what_is_left_of_a_run(tmp_path: Path) -> None:
@@ -54,13 +54,13 @@ def test_what_is_left_of_a_run(tmp_path: Path) -> None:
     write_jobs(tmp_path / "jobs.jsonl", 6)
     options = ("--simulate", "--time-scale=10", "--poll-interval=0.1", "-q")
     assert run_command("run", "jobs.jsonl", "--out", "out", *options, cwd=tmp_path).returncode == 0
-    assert plan(tmp_path, "--out", "out")["jobs"] == 0
+    assert run_plan(tmp_path, "--out", "out")["jobs"] == 0
     write_jobs(tmp_path / "jobs.jsonl", 10)
-    told = plan(tmp_path, "--out", "out", "--latency-from", "out", "--rate", "100/s")
-    assert told["jobs"] == 4
-    assert told["seconds"] < 10  # a tenth of the usual latency
+    forecast = run_plan(tmp_path, "--out", "out", "--latency-from", "out", "--rate", "100/s")
+    assert forecast["jobs"] == 4
+    assert forecast["seconds"] < 10  # a tenth of the usual latency
     sizes = [path.stat().st_size for path in (tmp_path / "out" / "images").iterdir()]
-    assert told["bytes"] == round(4 * sum(sizes) / len(sizes))
+    assert forecast["bytes"] == round(4 * sum(sizes) / len(sizes))
 
 
 @pytest.mark.parametrize(
@@ -80,16 +80,16 @@ def test_mistakes(tmp_path: Path, options: list[str], expected: str) -> None:
     assert expected in done.stderr
 
 
-class Terminal:
+class InteractiveCommand:
     """The command in a terminal."""
 
     def __init__(self, *arguments: str, cwd: Path) -> None:
-        self._ours, theirs = pty.openpty()
-        env = environment(PIXAZO_API_KEY="k", TERM="xterm")
+        self._ours, child_fd = pty.openpty()
+        env = clean_environment(PIXAZO_API_KEY="k", TERM="xterm")
         self._process = subprocess.Popen(
-            [*COMMAND, *arguments], cwd=cwd, env=env, stdin=theirs, stdout=theirs, stderr=theirs
+            [*COMMAND, *arguments], cwd=cwd, env=env, stdin=child_fd, stdout=child_fd, stderr=child_fd
         )
-        os.close(theirs)
+        os.close(child_fd)
         self.text = ""
 
     def read_until(self, expected: str) -> None:
@@ -118,7 +118,7 @@ class Terminal:
 
 
 class TestRun:
-    def begin(self, simulate: StartSimulator, folder: Path, *options: str) -> tuple[Any, Terminal]:
+    def start(self, simulate: StartSimulator, folder: Path, *options: str) -> tuple[Any, InteractiveCommand]:
         gateway = simulate("--latency=fixed:0.1", "--tiny")
         write_jobs(folder / "jobs.jsonl", 5)
         arguments = (
@@ -131,12 +131,12 @@ class TestRun:
             "--poll-interval=0.1",
             *options,
         )
-        return gateway, Terminal(*arguments, cwd=folder)
+        return gateway, InteractiveCommand(*arguments, cwd=folder)
 
     @pytest.mark.parametrize(("answer", "code", "paid"), [("n\n", 2, 0), ("y\n", 0, 5)])
     def test_asked(self, simulate: StartSimulator, tmp_path: Path, answer: str, code: int, paid: int) -> None:
         """Above the bound a person decides, and a no spends nothing."""
-        gateway, terminal = self.begin(simulate, tmp_path, "--confirm-above", "4")
+        gateway, terminal = self.start(simulate, tmp_path, "--confirm-above", "4")
         terminal.read_until("Pay for up to 5 images?")
         assert "5 images, about 0:" in terminal.text
         assert not gateway.ask("/ledger")["posts"]
@@ -148,7 +148,7 @@ class TestRun:
     @pytest.mark.parametrize("options", [["--confirm-above", "5"], ["--confirm-above", "4", "--yes"], []], ids=str)
     def test_not_asked(self, simulate: StartSimulator, tmp_path: Path, options: list[str]) -> None:
         """Within the bound, with --yes or without a bound it goes on, the forecast being shown."""
-        gateway, terminal = self.begin(simulate, tmp_path, *options)
+        gateway, terminal = self.start(simulate, tmp_path, *options)
         assert terminal.end() == 0
         assert "5 images, about 0:" in terminal.text
         assert "Pay for" not in terminal.text

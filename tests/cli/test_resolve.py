@@ -7,11 +7,11 @@ from pathlib import Path
 
 import pytest
 
-from tests.processes import SimulatorProcess, StartSimulator, rows, run_command, write_jobs
+from tests.processes import SimulatorProcess, StartSimulator, result_rows, run_command, write_jobs
 
 pytestmark = pytest.mark.slow
 
-RUN = ("run", "jobs.jsonl", "--out", "out", "--rate", "500/s", "--poll-interval", "0.3")
+RESOLVE_RUN_COMMAND = ("run", "jobs.jsonl", "--out", "out", "--rate", "500/s", "--poll-interval", "0.3")
 
 
 @pytest.fixture
@@ -19,7 +19,7 @@ def gateway(simulate: StartSimulator, tmp_path: Path) -> SimulatorProcess:
     """A gateway that took and charged six jobs, and whose every answer was lost."""
     simulator = simulate("--tiny", "--latency", "fixed:0.2", "--fault", "submit-lost=1")
     write_jobs(tmp_path / "jobs.jsonl", 6)
-    done = run_command(*RUN, "--gateway", simulator.gateway, cwd=tmp_path)
+    done = run_command(*RESOLVE_RUN_COMMAND, "--gateway", simulator.gateway, cwd=tmp_path)
     assert done.returncode == 1
     assert "6 ambiguous" in done.stdout
     assert "charges: 0 paid, 0 free (ERROR), 6 unknown (ambiguous)" in done.stdout
@@ -27,8 +27,8 @@ def gateway(simulate: StartSimulator, tmp_path: Path) -> SimulatorProcess:
     return simulator
 
 
-def statuses(folder: Path) -> dict[str, str]:
-    return {row["id"]: row["status"] for row in rows(folder / "out")}
+def statuses_by_id(folder: Path) -> dict[str, str]:
+    return {row["id"]: row["status"] for row in result_rows(folder / "out")}
 
 
 def test_list_shows_each_and_changes_nothing(gateway: SimulatorProcess, tmp_path: Path) -> None:
@@ -42,13 +42,13 @@ def test_list_shows_each_and_changes_nothing(gateway: SimulatorProcess, tmp_path
     assert "--adopt" in shown.stdout
     as_json = json.loads(run_command("resolve", "out", "--json", cwd=tmp_path).stdout)
     assert [job["request"]["prompt"] for job in as_json["ambiguous"]] == [f"picture {n}" for n in range(6)]
-    again = run_command(*RUN, "--gateway", gateway.gateway, cwd=tmp_path)
+    again = run_command(*RESOLVE_RUN_COMMAND, "--gateway", gateway.gateway, cwd=tmp_path)
     assert again.returncode == 1
     assert gateway.admin_request("/totals")["charged"] == 6
-    assert set(statuses(tmp_path).values()) == {"ambiguous"}
+    assert set(statuses_by_id(tmp_path).values()) == {"ambiguous"}
 
 
-def test_every_way_out_of_doubt(gateway: SimulatorProcess, tmp_path: Path) -> None:
+def test_every_decision_about_ambiguous_jobs(gateway: SimulatorProcess, tmp_path: Path) -> None:
     """Adopted jobs are fetched without a charge, abandoned ones end, resubmitted ones are paid once more."""
     posts = gateway.admin_request("/ledger")["posts"]
     by_prompt = {post["body"]["prompt"]: post["request_id"] for post in posts}
@@ -57,17 +57,17 @@ def test_every_way_out_of_doubt(gateway: SimulatorProcess, tmp_path: Path) -> No
     assert adopted.stdout.startswith("2 adopted, 4 still ambiguous"), adopted.stderr
     abandoned = run_command("resolve", "out", "--abandon", "00003", "00004", cwd=tmp_path)
     assert abandoned.stdout.startswith("2 abandoned, 2 still ambiguous")
-    assert statuses(tmp_path) == dict.fromkeys(["00003", "00004"], "cancelled") | dict.fromkeys(
+    assert statuses_by_id(tmp_path) == dict.fromkeys(["00003", "00004"], "cancelled") | dict.fromkeys(
         ["00005", "00006"], "ambiguous"
     )
     resubmitted = run_command("resolve", "out", "--resubmit", cwd=tmp_path)
     assert resubmitted.stdout.startswith("2 resubmitted, 0 still ambiguous")
-    done = run_command(*RUN, "--gateway", gateway.gateway, cwd=tmp_path)
+    done = run_command(*RESOLVE_RUN_COMMAND, "--gateway", gateway.gateway, cwd=tmp_path)
     assert done.returncode == 1  # two were given up
     assert "charges: 4 paid, 0 free (ERROR), 4 unknown (ambiguous)" in done.stdout
     ends = ["succeeded", "succeeded", "cancelled", "cancelled", "succeeded", "succeeded"]
-    assert [status for _, status in sorted(statuses(tmp_path).items())] == ends
-    assert {row["id"]: row["request_id"] for row in rows(tmp_path / "out")}["00001"] == by_prompt["picture 0"]
+    assert [status for _, status in sorted(statuses_by_id(tmp_path).items())] == ends
+    assert {row["id"]: row["request_id"] for row in result_rows(tmp_path / "out")}["00001"] == by_prompt["picture 0"]
     assert gateway.admin_request("/totals")["charged"] == 8
 
 
@@ -92,7 +92,7 @@ def test_a_mistake_decides_nothing(
     done = run_command("resolve", "out", *arguments, cwd=tmp_path)
     assert done.returncode == 2
     assert says in done.stderr
-    assert list(statuses(tmp_path).values()) == ["ambiguous"] * 6
+    assert list(statuses_by_id(tmp_path).values()) == ["ambiguous"] * 6
 
 
 def test_where_there_is_no_run(tmp_path: Path) -> None:

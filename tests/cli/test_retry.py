@@ -17,22 +17,22 @@ from krea_batch.errors import InternalError, JobError
 from krea_batch.jobs import State
 from krea_batch.ledger import LedgerStore
 from krea_batch.maintenance.retry import RetryPlan
-from tests.engine_fixtures import states
+from tests.engine_fixtures import ledger_states
 from tests.processes import (
     COMMAND,
     PROCESS_TIMEOUT_S,
     SimulatorProcess,
     StartSimulator,
-    environment,
+    clean_environment,
     run_command,
     start_command,
     write_jobs,
 )
-from tests.test_readme import make_doubts
+from tests.test_readme import make_ambiguous
 
 pytestmark = pytest.mark.slow
 
-QUICK = ("--poll-interval=0.1", "--rate=100/s")
+RETRY_RUN_OPTIONS = ("--poll-interval=0.1", "--rate=100/s")
 
 
 @pytest.fixture
@@ -40,67 +40,73 @@ def gateway(simulate: StartSimulator) -> SimulatorProcess:
     return simulate("--latency=fixed:0.1", "--tiny")
 
 
-def run(gateway: SimulatorProcess, folder: Path, jobs: int = 4) -> Path:
+def run_jobs_at(gateway: SimulatorProcess, folder: Path, jobs: int = 4) -> Path:
     """A run of some jobs in `out`."""
     write_jobs(folder / "jobs.jsonl", jobs)
-    run_command("run", "jobs.jsonl", "--out", "out", "--gateway", gateway.gateway, *QUICK, "-q", cwd=folder)
+    run_command(
+        "run", "jobs.jsonl", "--out", "out", "--gateway", gateway.gateway, *RETRY_RUN_OPTIONS, "-q", cwd=folder
+    )
     return folder / "out"
 
 
-def failed_run(simulate: StartSimulator, folder: Path, fault: str = "job-failed") -> tuple[SimulatorProcess, Path]:
+def failed_run(
+    simulate: StartSimulator, folder: Path, fault_name: str = "job-failed"
+) -> tuple[SimulatorProcess, Path]:
     """A run whose jobs all fail, at a gateway that is well from then on."""
     gateway = simulate(
-        "--latency=fixed:0.1", "--tiny", "--fault", f"{fault}=1", "--state-file", str(folder / "memory")
+        "--latency=fixed:0.1", "--tiny", "--fault", f"{fault_name}=1", "--state-file", str(folder / "memory")
     )
-    out = run(gateway, folder)
+    out = run_jobs_at(gateway, folder)
     gateway.close()
     return simulate("--latency=fixed:0.1", "--tiny", "--state-file", str(folder / "memory")), out
 
 
-def charges(out: Path) -> dict[str, int]:
+def charge_counts(out: Path) -> dict[str, int]:
     done = run_command("status", out, "--json", cwd=out.parent)
-    found: dict[str, int] = json.loads(done.stdout)["charges"]
-    return found
+    counts: dict[str, int] = json.loads(done.stdout)["charges"]
+    return counts
 
 
 @pytest.mark.parametrize(
     ("fault", "state", "paid"),
     [("job-failed", "failed", 8), ("submit-400", "rejected", 4), ("job-error", "errored", 4)],
 )
-def test_all_that_ended_in_vain(simulate: StartSimulator, tmp_path: Path, fault: str, state: str, paid: int) -> None:
+def test_all_unsuccessful_jobs(simulate: StartSimulator, tmp_path: Path, fault: str, state: str, paid: int) -> None:
     """Each is submitted once more and gets its picture; what was paid before stays on record."""
     gateway, out = failed_run(simulate, tmp_path, fault)
-    assert set(states(out).values()) == {state}
-    done = run_command("retry", out, "--yes", "--gateway", gateway.gateway, *QUICK, cwd=tmp_path)
+    assert set(ledger_states(out).values()) == {state}
+    done = run_command("retry", out, "--yes", "--gateway", gateway.gateway, *RETRY_RUN_OPTIONS, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
-    assert set(states(out).values()) == {"succeeded"}
+    assert set(ledger_states(out).values()) == {"succeeded"}
     assert len(list((out / "images").glob("*.png"))) == 4
-    assert charges(out)["charged"] == paid
+    assert charge_counts(out)["charged"] == paid
     rows = [json.loads(line) for line in (out / "results.jsonl").read_text().splitlines()]
     assert [row["status"] for row in rows] == ["succeeded"] * 4
-    again = run_command("run", "jobs.jsonl", "--out", "out", "--gateway", gateway.gateway, *QUICK, cwd=tmp_path)
+    again = run_command(
+        "run", "jobs.jsonl", "--out", "out", "--gateway", gateway.gateway, *RETRY_RUN_OPTIONS, cwd=tmp_path
+    )
     assert again.returncode == 0
-    assert charges(out)["charged"] == paid
+    assert charge_counts(out)["charged"] == paid
 
 
 def test_some_by_their_ids(simulate: StartSimulator, tmp_path: Path) -> None:
     """Only those that are named, on the command line or in a file."""
     gateway, out = failed_run(simulate, tmp_path)
-    options = ("--yes", "--gateway", gateway.gateway, *QUICK)
+    options = ("--yes", "--gateway", gateway.gateway, *RETRY_RUN_OPTIONS)
     assert run_command("retry", out, "00002", *options, cwd=tmp_path).returncode == 1
-    assert states(out) == {"00001": "failed", "00002": "succeeded", "00003": "failed", "00004": "failed"}
+    assert ledger_states(out) == {"00001": "failed", "00002": "succeeded", "00003": "failed", "00004": "failed"}
     assert run_command("retry", out, "--ids-from=-", *options, cwd=tmp_path, stdin=b"00003\n00001\n").returncode == 1
-    assert [job for job, state in states(out).items() if state == "failed"] == ["00004"]
+    assert [job for job, state in ledger_states(out).items() if state == "failed"] == ["00004"]
 
 
-def test_nobody_to_ask(simulate: StartSimulator, tmp_path: Path) -> None:
+def test_without_a_terminal_to_confirm(simulate: StartSimulator, tmp_path: Path) -> None:
     """Without a terminal and without --yes nothing is submitted."""
     gateway, out = failed_run(simulate, tmp_path)
     done = run_command("retry", out, "--gateway", gateway.gateway, cwd=tmp_path)
     assert done.returncode == 2
     assert "4 jobs (4 failed) to be submitted again: up to 4 charges" in done.stderr
     assert "add --yes" in done.stderr
-    assert set(states(out).values()) == {"failed"}
+    assert set(ledger_states(out).values()) == {"failed"}
     assert not gateway.admin_request("/ledger")["posts"]
 
 
@@ -121,9 +127,9 @@ def test_asked_in_a_terminal(simulate: StartSimulator, tmp_path: Path, answer: s
     gateway, out = failed_run(simulate, tmp_path)
     ours, theirs = pty.openpty()
     process = subprocess.Popen(
-        [*COMMAND, "retry", str(out), "--gateway", gateway.gateway, *QUICK],
+        [*COMMAND, "retry", str(out), "--gateway", gateway.gateway, *RETRY_RUN_OPTIONS],
         cwd=tmp_path,
-        env=environment(PIXAZO_API_KEY="k"),
+        env=clean_environment(PIXAZO_API_KEY="k"),
         stdin=theirs,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
@@ -133,13 +139,13 @@ def test_asked_in_a_terminal(simulate: StartSimulator, tmp_path: Path, answer: s
     os.close(ours)
     os.close(theirs)
     assert process.returncode == code
-    assert set(states(out).values()) == {state}
+    assert set(ledger_states(out).values()) == {state}
 
 
 def test_what_is_not_submitted_again(gateway: SimulatorProcess, tmp_path: Path) -> None:
     """A job with its picture, one in doubt and one that is not there are told; nothing is done."""
-    out = run(gateway, tmp_path)
-    make_doubts(out)
+    out = run_jobs_at(gateway, tmp_path)
+    make_ambiguous(out)
     for job_id, said in (
         ("00001", "its picture is there"),
         ("fox", "nobody knows whether it was paid: decide with krea-batch resolve"),
@@ -149,22 +155,22 @@ def test_what_is_not_submitted_again(gateway: SimulatorProcess, tmp_path: Path) 
         assert done.returncode == 2
         assert said in done.stderr
     done = run_command("retry", out, "--yes", "--gateway", gateway.gateway, cwd=tmp_path)
-    assert (done.returncode, states(out)["fox"]) == (0, "ambiguous")
+    assert (done.returncode, ledger_states(out)["fox"]) == (0, "ambiguous")
     assert "nothing to submit again" in done.stdout
     assert len(gateway.admin_request("/ledger")["posts"]) == 4
 
 
 def test_abandoned_ones_only_when_named(gateway: SimulatorProcess, tmp_path: Path) -> None:
     """What somebody decided not to submit again is left, but for an explicit wish."""
-    out = run(gateway, tmp_path, 1)
-    make_doubts(out)
+    out = run_jobs_at(gateway, tmp_path, 1)
+    make_ambiguous(out)
     assert run_command("resolve", out, "--abandon", cwd=tmp_path).returncode == 0
-    options = ("--yes", "--gateway", gateway.gateway, *QUICK)
+    options = ("--yes", "--gateway", gateway.gateway, *RETRY_RUN_OPTIONS)
     run_command("retry", out, *options, cwd=tmp_path)
-    assert states(out)["fox"] == "cancelled"
+    assert ledger_states(out)["fox"] == "cancelled"
     assert run_command("retry", out, "--status", "cancelled", *options, cwd=tmp_path).returncode == 0
-    assert states(out)["fox"] == "succeeded"
-    assert charges(out) == {"charged": 2, "free": 0, "unknown": 1}
+    assert ledger_states(out)["fox"] == "succeeded"
+    assert charge_counts(out) == {"charged": 2, "free": 0, "unknown": 1}
 
 
 def test_killed_on_the_way(simulate: StartSimulator, tmp_path: Path) -> None:
@@ -177,30 +183,30 @@ def test_killed_on_the_way(simulate: StartSimulator, tmp_path: Path) -> None:
     process.send_signal(signal.SIGKILL)
     process.communicate(timeout=PROCESS_TIMEOUT_S)
     options: dict[str, Any] = {"cwd": tmp_path}
-    run_command("run", "jobs.jsonl", "--out", "out", "--gateway", gateway.gateway, *QUICK, **options)
-    found = states(out)
+    run_command("run", "jobs.jsonl", "--out", "out", "--gateway", gateway.gateway, *RETRY_RUN_OPTIONS, **options)
+    found = ledger_states(out)
     assert set(found.values()) <= {"succeeded", "ambiguous"}
     assert len(gateway.admin_request("/ledger")["posts"]) <= 4
     assert len([post for post in gateway.admin_request("/ledger")["posts"] if post["charged"]]) <= 4
 
 
-def test_simulated_runs_need_no_word(tmp_path: Path) -> None:
+def test_simulated_runs_need_no_confirmation(tmp_path: Path) -> None:
     """Where nothing is paid, nobody is asked."""
     write_jobs(tmp_path / "jobs.jsonl", 1)
-    simulated = ("--simulate", "--time-scale=100", *QUICK)
+    simulated = ("--simulate", "--time-scale=100", *RETRY_RUN_OPTIONS)
     assert run_command("run", "jobs.jsonl", "--out", "out", *simulated, cwd=tmp_path).returncode == 0
     store = LedgerStore.open(tmp_path / "out" / "ledger.db")
     store._sql.execute("UPDATE jobs SET state = 'failed', disposition = 'unsuccessful', files = '[]'")
     store.close()
     done = run_command("retry", "out", *simulated, cwd=tmp_path, key="")
     assert done.returncode == 0, done.stderr
-    assert states(tmp_path / "out") == {"00001": "succeeded"}
+    assert ledger_states(tmp_path / "out") == {"00001": "succeeded"}
 
 
 class TestRules:
     def test_all_or_none(self, gateway: SimulatorProcess, tmp_path: Path) -> None:
         """One job that cannot be retried leaves the others as they are."""
-        out = run(gateway, tmp_path)
+        out = run_jobs_at(gateway, tmp_path)
         store = LedgerStore.open(out / "ledger.db")
         store._sql.execute("UPDATE jobs SET state = 'failed', disposition = 'unsuccessful' WHERE job_id < '00003'")
         (n,) = store._sql.execute("SELECT job_no FROM jobs WHERE job_id = '00003'").fetchone()

@@ -19,8 +19,8 @@ from tests.processes import (
     PROCESS_TIMEOUT_S,
     SimulatorProcess,
     StartSimulator,
-    environment,
-    rows,
+    clean_environment,
+    result_rows,
     run_command,
     run_in_terminal,
     start_command,
@@ -29,40 +29,40 @@ from tests.processes import (
 
 pytestmark = pytest.mark.slow
 
-FAST = ("--tiny", "--latency", "uniform:0.2,1.5")
-QUICK = ("--rate", "500/s", "--poll-interval", "0.5")
+RUN_SIMULATOR_OPTIONS = ("--tiny", "--latency", "uniform:0.2,1.5")
+RUN_OPTIONS = ("--rate", "500/s", "--poll-interval", "0.5")
 
 
-def prompt_in(picture: Path) -> str:
+def prompt_in(path: Path) -> str:
     """The prompt that the simulator wrote into a picture it drew."""
-    with Image.open(picture) as image:
+    with Image.open(path) as image:
         image.load()
         text: dict[str, Any] = getattr(image, "text", {})
     return str(text["prompt"])
 
 
-def assert_all_there(out: Path, prompts: dict[str, str]) -> None:
+def assert_all_stored(out: Path, prompts: dict[str, str]) -> None:
     """Each job has one row, and its files are whole and show its own prompt."""
-    by_id = {row["id"]: row for row in rows(out)}
+    by_id = {row["id"]: row for row in result_rows(out)}
     assert set(by_id) == set(prompts)
-    assert len(rows(out)) == len(prompts)
+    assert len(result_rows(out)) == len(prompts)
     for job_id, prompt in prompts.items():
         row = by_id[job_id]
         assert row["status"] == "succeeded"
         assert row["request"]["prompt"] == prompt
         for file in row["files"]:
-            picture = out / file["path"]
-            assert hashlib.sha256(picture.read_bytes()).hexdigest() == file["sha256"]
-            assert picture.stat().st_size == file["bytes"]
-            assert prompt_in(picture) == prompt
-            with Image.open(picture) as image:
+            path_on_disk = out / file["path"]
+            assert hashlib.sha256(path_on_disk.read_bytes()).hexdigest() == file["sha256"]
+            assert path_on_disk.stat().st_size == file["bytes"]
+            assert prompt_in(path_on_disk) == prompt
+            with Image.open(path_on_disk) as image:
                 assert image.size == (file["width"], file["height"])
     stored = sorted(path.name for path in (out / "images").iterdir())
     assert stored == sorted(Path(file["path"]).name for row in by_id.values() for file in row["files"])
 
 
 class TestToTheEnd:
-    def test_a_file_of_553_ragged_jobs_becomes_553_pictures(self, simulate: StartSimulator, tmp_path: Path) -> None:
+    def test_a_file_of_553_varied_jobs_becomes_553_images(self, simulate: StartSimulator, tmp_path: Path) -> None:
         """553 lines with nested, ragged extra fields give 553 pictures, each of its own prompt, and exit 0."""
         jobs = tmp_path / "jobs.jsonl"
         prompts = {f"{n + 1:05d}": f"a photo of {n} benches, “quoted”, 長椅子 {n}" for n in range(553)}
@@ -72,13 +72,13 @@ class TestToTheEnd:
             for n, prompt in enumerate(prompts.values())
         ]
         jobs.write_text("".join(json.dumps(line, ensure_ascii=n % 2 == 0) + "\n" for n, line in enumerate(lines)))
-        gateway = simulate(*FAST)
+        gateway = simulate(*RUN_SIMULATOR_OPTIONS)
         done = run_command(
-            "run", jobs, "--keep-extra", "--out", "out", "--gateway", gateway.gateway, *QUICK, cwd=tmp_path
+            "run", jobs, "--keep-extra", "--out", "out", "--gateway", gateway.gateway, *RUN_OPTIONS, cwd=tmp_path
         )
         assert done.returncode == 0, done.stderr
-        assert_all_there(tmp_path / "out", prompts)
-        metadata = {row["id"]: row["metadata"] for row in rows(tmp_path / "out")}
+        assert_all_stored(tmp_path / "out", prompts)
+        metadata = {row["id"]: row["metadata"] for row in result_rows(tmp_path / "out")}
         assert metadata["00002"] == {key: value for key, value in lines[1].items() if key != "prompt"}
         assert gateway.admin_request("/totals")["charged"] == 553
 
@@ -89,7 +89,7 @@ class TestToTheEnd:
             "run", "jobs.jsonl", "--out", "out", "--simulate", "--time-scale", "50", cwd=tmp_path, key=""
         )
         assert done.returncode == 0, done.stderr
-        assert_all_there(tmp_path / "out", {"fox": "a fox"})
+        assert_all_stored(tmp_path / "out", {"fox": "a fox"})
         with Image.open(tmp_path / "out/images/fox.png") as image:
             assert abs(image.width / image.height - 16 / 9) < 0.02
             assert image.width * image.height > 500_000
@@ -97,13 +97,13 @@ class TestToTheEnd:
     def test_standard_input_gzip_and_several_files(self, simulate: StartSimulator, tmp_path: Path) -> None:
         """Jobs come from standard input, gzip and several files in one run; numbering goes on over them."""
         (tmp_path / "a.jsonl.gz").write_bytes(gzip.compress(b'{"prompt": "one"}\n{"prompt": "two"}\n'))
-        gateway = simulate(*FAST)
+        gateway = simulate(*RUN_SIMULATOR_OPTIONS)
         done = run_command(
-            "run", "a.jsonl.gz", "-", "--out", "out", "--gateway", gateway.gateway, *QUICK,
+            "run", "a.jsonl.gz", "-", "--out", "out", "--gateway", gateway.gateway, *RUN_OPTIONS,
             cwd=tmp_path, stdin=b'{"prompt": "three"}\r\n',
         )  # fmt: skip
         assert done.returncode == 0, done.stderr
-        assert_all_there(tmp_path / "out", {"00001": "one", "00002": "two", "00003": "three"})
+        assert_all_stored(tmp_path / "out", {"00001": "one", "00002": "two", "00003": "three"})
 
     def test_the_body_arrives_as_it_was_asked_for(self, simulate: StartSimulator, tmp_path: Path) -> None:
         """What reaches the gateway is the line's fields and the document's defaults, `seed` only when given."""
@@ -117,8 +117,10 @@ class TestToTheEnd:
             "moodboards": [{"id": "00000000-0000-4000-8000-000000000000"}],
         }
         (tmp_path / "jobs.jsonl").write_text(json.dumps({"prompt": "bare"}) + "\n" + json.dumps(full) + "\n")
-        gateway = simulate(*FAST)
-        done = run_command("run", "jobs.jsonl", "--out", "out", "--gateway", gateway.gateway, *QUICK, cwd=tmp_path)
+        gateway = simulate(*RUN_SIMULATOR_OPTIONS)
+        done = run_command(
+            "run", "jobs.jsonl", "--out", "out", "--gateway", gateway.gateway, *RUN_OPTIONS, cwd=tmp_path
+        )
         assert done.returncode == 0, done.stderr
         bodies = {post["body"]["prompt"]: post["body"] for post in gateway.admin_request("/ledger")["posts"]}
         assert bodies["bare"] == {
@@ -138,19 +140,29 @@ class TestToTheEnd:
     def test_jobs_that_fail_give_exit_1_and_a_row_each(self, simulate: StartSimulator, tmp_path: Path) -> None:
         """FAILED jobs end the run with exit 1; their rows say why, and nothing is submitted for them again."""
         write_jobs(tmp_path / "jobs.jsonl", 5)
-        gateway = simulate(*FAST, "--fault", "job-failed=1")
-        arguments = ("run", "jobs.jsonl", "--out", "out", "--gateway", gateway.gateway, *QUICK)
+        gateway = simulate(*RUN_SIMULATOR_OPTIONS, "--fault", "job-failed=1")
+        arguments = ("run", "jobs.jsonl", "--out", "out", "--gateway", gateway.gateway, *RUN_OPTIONS)
         for _ in range(2):
             done = run_command(*arguments, cwd=tmp_path)
             assert done.returncode == 1, done.stderr
-            assert [row["status"] for row in rows(tmp_path / "out")] == ["failed"] * 5
-            assert all(row["error"]["message"] for row in rows(tmp_path / "out"))
+            assert [row["status"] for row in result_rows(tmp_path / "out")] == ["failed"] * 5
+            assert all(row["error"]["message"] for row in result_rows(tmp_path / "out"))
             assert gateway.admin_request("/totals")["accepted"] == 5
 
 
 class TestStops:
-    def arguments(self, gateway: SimulatorProcess, *more: str) -> tuple[str, ...]:
-        return ("run", "jobs.jsonl", "--out", "out", "--gateway", gateway.gateway, "--poll-interval", "0.5", *more)
+    def arguments(self, gateway: SimulatorProcess, *extra_options: str) -> tuple[str, ...]:
+        return (
+            "run",
+            "jobs.jsonl",
+            "--out",
+            "out",
+            "--gateway",
+            gateway.gateway,
+            "--poll-interval",
+            "0.5",
+            *extra_options,
+        )
 
     def wait_until(self, gateway: SimulatorProcess, accepted: int, process: subprocess.Popen[str]) -> None:
         while gateway.admin_request("/totals")["accepted"] < accepted:
@@ -160,11 +172,11 @@ class TestStops:
         """The same command ends the run, with one charge a job."""
         done = run_command(*self.arguments(gateway, "--rate", "500/s"), cwd=tmp_path)
         assert done.returncode == 0, done.stderr + done.stdout
-        assert_all_there(tmp_path / "out", {f"{n + 1:05d}": f"picture {n}" for n in range(count)})
+        assert_all_stored(tmp_path / "out", {f"{n + 1:05d}": f"picture {n}" for n in range(count)})
         assert gateway.admin_request("/totals")["charged"] == count
 
     @pytest.mark.parametrize("wanted", [signal.SIGINT, signal.SIGTERM])
-    def test_one_signal_brings_home_what_is_in_flight(
+    def test_one_signal_waits_for_jobs_in_flight(
         self, simulate: StartSimulator, tmp_path: Path, wanted: signal.Signals
     ) -> None:
         """After one Ctrl-C nothing new is submitted, everything paid is stored, and the run can be gone on with."""
@@ -178,10 +190,10 @@ class TestStops:
         assert "Ctrl-C again" in said
         paid = gateway.admin_request("/totals")["charged"]
         assert 20 <= paid < 120
-        assert [row["status"] for row in rows(tmp_path / "out")] == ["succeeded"] * paid
+        assert [row["status"] for row in result_rows(tmp_path / "out")] == ["succeeded"] * paid
         self.finish(gateway, tmp_path, 120)
 
-    def test_two_signals_stop_at_once_and_lose_nothing(self, simulate: StartSimulator, tmp_path: Path) -> None:
+    def test_two_signals_stop_immediately_and_lose_nothing(self, simulate: StartSimulator, tmp_path: Path) -> None:
         """After a second Ctrl-C the process ends without waiting for pictures, and the next run fetches them."""
         write_jobs(tmp_path / "jobs.jsonl", 60)
         gateway = simulate("--tiny", "--latency", "fixed:20")
@@ -194,11 +206,11 @@ class TestStops:
         process.send_signal(signal.SIGINT)
         process.communicate(timeout=PROCESS_TIMEOUT_S)
         assert process.returncode == 130
-        assert rows(tmp_path / "out") == []
+        assert result_rows(tmp_path / "out") == []
         gateway.admin_request("/settings", {"latency": "fixed:0.5"})
         self.finish(gateway, tmp_path, 60)
 
-    def test_a_killed_run_goes_on_without_a_second_charge(self, simulate: StartSimulator, tmp_path: Path) -> None:
+    def test_a_killed_run_resumes_without_a_second_charge(self, simulate: StartSimulator, tmp_path: Path) -> None:
         """kill -9 in mid-run: what was accepted is fetched by the next run, and at most a few are ambiguous."""
         write_jobs(tmp_path / "jobs.jsonl", 150)
         gateway = simulate("--tiny", "--latency", "uniform:0.5,2")
@@ -208,7 +220,7 @@ class TestStops:
             process.kill()
             process.communicate(timeout=PROCESS_TIMEOUT_S)
         done = run_command(*self.arguments(gateway), cwd=tmp_path)
-        status = [row["status"] for row in rows(tmp_path / "out")]
+        status = [row["status"] for row in result_rows(tmp_path / "out")]
         ambiguous = status.count("ambiguous")
         assert status.count("succeeded") + ambiguous == 150, done.stderr
         assert ambiguous <= 3 * 4
@@ -219,7 +231,7 @@ class TestStops:
     def test_max_charges_is_never_passed(self, simulate: StartSimulator, tmp_path: Path) -> None:
         """--max-charges 30 pays for 30, exits 3, counts earlier runs, and says how to go on."""
         write_jobs(tmp_path / "jobs.jsonl", 60)
-        gateway = simulate(*FAST)
+        gateway = simulate(*RUN_SIMULATOR_OPTIONS)
         for _ in range(2):
             done = run_command(*self.arguments(gateway, "--max-charges", "30"), cwd=tmp_path)
             assert done.returncode == 3
@@ -227,21 +239,21 @@ class TestStops:
             assert gateway.admin_request("/totals")["charged"] == 30
         self.finish(gateway, tmp_path, 60)
 
-    def test_a_stopped_simulation_goes_on(self, tmp_path: Path) -> None:
+    def test_a_stopped_simulation_resumes(self, tmp_path: Path) -> None:
         """A run with --simulate that was killed goes on with --simulate: the jobs in flight are still known."""
         write_jobs(tmp_path / "jobs.jsonl", 6)
         arguments = ("run", "jobs.jsonl", "--out", "out", "--simulate", "--poll-interval", "0.5")
         process = start_command(*arguments, "--time-scale", "1", cwd=tmp_path, key="")
-        while not (tmp_path / "out/ledger.db").exists() or states(tmp_path / "out").get("accepted", 0) < 6:
+        while not (tmp_path / "out/ledger.db").exists() or job_state_counts(tmp_path / "out").get("accepted", 0) < 6:
             assert process.poll() is None, process.communicate()
         process.kill()
         process.communicate(timeout=PROCESS_TIMEOUT_S)
         done = run_command(*arguments, "--time-scale", "100", cwd=tmp_path, key="")
         assert done.returncode == 0, done.stderr
-        assert_all_there(tmp_path / "out", {f"{n + 1:05d}": f"picture {n}" for n in range(6)})
+        assert_all_stored(tmp_path / "out", {f"{n + 1:05d}": f"picture {n}" for n in range(6)})
 
 
-def states(out: Path) -> dict[str, int]:
+def job_state_counts(out: Path) -> dict[str, int]:
     """How many jobs of a ledger stand in each state, read from beside."""
     connection = sqlite3.connect(f"file:{out}/ledger.db?mode=ro", uri=True, timeout=10)
     try:
@@ -255,7 +267,7 @@ def states(out: Path) -> dict[str, int]:
 class TestRefusals:
     """What ends with exit 2 before anything is spent."""
 
-    def refused(
+    def assert_refused(
         self, tmp_path: Path, *arguments: str, gateway: SimulatorProcess | None = None, key: str = "k"
     ) -> str:
         where = ("--gateway", gateway.gateway) if gateway else ()
@@ -269,14 +281,14 @@ class TestRefusals:
     def test_no_key_names_both_ways_out(self, tmp_path: Path) -> None:
         """Without a key the error names the variable, the file option and --simulate."""
         write_jobs(tmp_path / "jobs.jsonl", 1)
-        said = self.refused(tmp_path, "jobs.jsonl", key="")
+        said = self.assert_refused(tmp_path, "jobs.jsonl", key="")
         assert all(way in said for way in ("PIXAZO_API_KEY", "--api-key-file", "--simulate"))
         assert not (tmp_path / "out").exists()
 
     def test_bad_lines_are_all_named_and_nothing_is_spent(self, simulate: StartSimulator, tmp_path: Path) -> None:
         """Every bad line is named by file and line; not even the good ones are submitted."""
         (tmp_path / "jobs.jsonl").write_text('{"prompt": "good"}\n{"promt": "bad"}\n{"prompt": ""}\nnonsense\n')
-        said = self.refused(tmp_path, "jobs.jsonl", gateway=simulate(*FAST))
+        said = self.assert_refused(tmp_path, "jobs.jsonl", gateway=simulate(*RUN_SIMULATOR_OPTIONS))
         assert [line.split(":")[1] for line in said.splitlines() if line.startswith("jobs.jsonl:")] == [
             "2",
             "3",
@@ -290,7 +302,7 @@ class TestRefusals:
         lines = ['{"prompt": "a", "tag": 1}\n'] * 300
         lines[50] = "nonsense\n"
         (tmp_path / "jobs.jsonl").write_text("".join(lines))
-        said = self.refused(tmp_path, "jobs.jsonl", gateway=simulate(*FAST)).splitlines()
+        said = self.assert_refused(tmp_path, "jobs.jsonl", gateway=simulate(*RUN_SIMULATOR_OPTIONS)).splitlines()
         named = [int(line.split(":")[1]) for line in said if line.startswith("jobs.jsonl:")]
         assert named == [1, 2, 3, 4, 5, 51]
         assert "… and 294 more like these; krea-batch validate shows all" in said
@@ -298,7 +310,7 @@ class TestRefusals:
     def test_skip_invalid_runs_the_good_lines(self, simulate: StartSimulator, tmp_path: Path) -> None:
         """With --skip-invalid the good lines run, the bad ones are still named."""
         (tmp_path / "jobs.jsonl").write_text('{"prompt": "good"}\n{"promt": "bad"}\n{"prompt": "fine"}\n')
-        gateway = simulate(*FAST)
+        gateway = simulate(*RUN_SIMULATOR_OPTIONS)
         done = run_command(
             "run",
             "jobs.jsonl",
@@ -307,18 +319,18 @@ class TestRefusals:
             "out",
             "--gateway",
             gateway.gateway,
-            *QUICK,
+            *RUN_OPTIONS,
             cwd=tmp_path,
         )
         assert done.returncode == 0, done.stderr
         assert "jobs.jsonl:2:" in done.stderr
-        assert_all_there(tmp_path / "out", {"00001": "good", "00003": "fine"})
+        assert_all_stored(tmp_path / "out", {"00001": "good", "00003": "fine"})
 
     def test_a_changed_line_under_an_old_id_is_refused(self, simulate: StartSimulator, tmp_path: Path) -> None:
         """A line that changed since its id was paid for is named, and nothing is submitted."""
-        gateway = simulate(*FAST)
+        gateway = simulate(*RUN_SIMULATOR_OPTIONS)
         write_jobs(tmp_path / "jobs.jsonl", 3)
-        arguments = ("run", "jobs.jsonl", "--out", "out", "--gateway", gateway.gateway, *QUICK)
+        arguments = ("run", "jobs.jsonl", "--out", "out", "--gateway", gateway.gateway, *RUN_OPTIONS)
         assert run_command(*arguments, cwd=tmp_path).returncode == 0
         (tmp_path / "jobs.jsonl").write_text(
             '{"prompt": "picture 0"}\n{"prompt": "other"}\n{"prompt": "picture 2"}\n'
@@ -359,7 +371,7 @@ class TestRefusals:
     def test_settings_without_a_meaning(self, tmp_path: Path, arguments: list[str], hint: str) -> None:
         """A setting that has no meaning is named, with what would be right."""
         write_jobs(tmp_path / "jobs.jsonl", 1)
-        assert hint in self.refused(tmp_path, "jobs.jsonl", *arguments)
+        assert hint in self.assert_refused(tmp_path, "jobs.jsonl", *arguments)
 
     def test_a_strangers_ledger_is_refused(self, tmp_path: Path) -> None:
         """A ledger.db that somebody else made is left alone."""
@@ -367,15 +379,23 @@ class TestRefusals:
         (tmp_path / "out/ledger.db").write_bytes(b"this is no database, but somebody needs it" * 50)
         write_jobs(tmp_path / "jobs.jsonl", 1)
         before = (tmp_path / "out/ledger.db").read_bytes()
-        self.refused(tmp_path, "jobs.jsonl")
+        self.assert_refused(tmp_path, "jobs.jsonl")
         assert (tmp_path / "out/ledger.db").read_bytes() == before
 
 
-class TestWhatPeopleSee:
+class TestOutput:
     def test_json_and_quiet(self, simulate: StartSimulator, tmp_path: Path) -> None:
         """--json prints one object on standard output, --quiet nothing at all."""
         write_jobs(tmp_path / "jobs.jsonl", 2)
-        arguments = ("run", "jobs.jsonl", "--out", "out", "--gateway", simulate(*FAST).gateway, *QUICK)
+        arguments = (
+            "run",
+            "jobs.jsonl",
+            "--out",
+            "out",
+            "--gateway",
+            simulate(*RUN_SIMULATOR_OPTIONS).gateway,
+            *RUN_OPTIONS,
+        )
         done = run_command(*arguments, "--json", cwd=tmp_path)
         summary = json.loads(done.stdout)
         assert summary["jobs"] == {"succeeded": 2}
@@ -386,7 +406,7 @@ class TestWhatPeopleSee:
     def test_a_terminal_gets_a_bar_and_a_pipe_gets_lines(self, simulate: StartSimulator, tmp_path: Path) -> None:
         """In a terminal the display stays in place; without one there are plain lines and no control codes."""
         write_jobs(tmp_path / "jobs.jsonl", 8)
-        arguments = ("run", "jobs.jsonl", "--gateway", simulate(*FAST).gateway, *QUICK)
+        arguments = ("run", "jobs.jsonl", "--gateway", simulate(*RUN_SIMULATOR_OPTIONS).gateway, *RUN_OPTIONS)
         piped = run_command(*arguments, "--out", "piped", cwd=tmp_path)
         assert "8/8 done" in piped.stderr
         assert "\x1b" not in piped.stderr + piped.stdout
@@ -399,7 +419,7 @@ class TestWhatPeopleSee:
     def test_options_from_environment_and_file(self, simulate: StartSimulator, tmp_path: Path) -> None:
         """Options come from krea-batch.toml and the environment, the command line wins, mistakes are named."""
         write_jobs(tmp_path / "jobs.jsonl", 2)
-        gateway = simulate(*FAST)
+        gateway = simulate(*RUN_SIMULATOR_OPTIONS)
         (tmp_path / "krea-batch.toml").write_text(
             f'out = "from-file"\ngateway = "{gateway.gateway}"\npoll-interval = 0.5\nrate = "nonsense"\n'
         )
@@ -411,14 +431,14 @@ class TestWhatPeopleSee:
         assert done.returncode == 2
         assert "'rate'" in done.stderr
 
-    def test_status_tells_where_a_run_stands(self, simulate: StartSimulator, tmp_path: Path) -> None:
+    def test_status_reports_the_state_of_a_run(self, simulate: StartSimulator, tmp_path: Path) -> None:
         """`status` counts jobs and charges, for people and as JSON; a folder without a run is named."""
         write_jobs(tmp_path / "jobs.jsonl", 3)
-        gateway = simulate(*FAST)
-        run_command("run", "jobs.jsonl", "--out", "out", "--gateway", gateway.gateway, *QUICK, cwd=tmp_path)
+        gateway = simulate(*RUN_SIMULATOR_OPTIONS)
+        run_command("run", "jobs.jsonl", "--out", "out", "--gateway", gateway.gateway, *RUN_OPTIONS, cwd=tmp_path)
         assert "3 stored" in run_command("status", "out", cwd=tmp_path).stdout
-        told = json.loads(run_command("status", "out", "--json", cwd=tmp_path).stdout)
-        assert told["jobs"] == {"succeeded": 3}
+        status = json.loads(run_command("status", "out", "--json", cwd=tmp_path).stdout)
+        assert status["jobs"] == {"succeeded": 3}
         nowhere = run_command("status", "elsewhere", cwd=tmp_path)
         assert nowhere.returncode == 2
         assert "elsewhere" in nowhere.stderr
@@ -433,7 +453,7 @@ class TestWhatPeopleSee:
             "print(sorted(heavy & set(sys.modules)), file=sys.stderr)\n"
         )
         done = subprocess.run(
-            [COMMAND[0], "-c", code], capture_output=True, text=True, env=environment(), cwd=tmp_path
+            [COMMAND[0], "-c", code], capture_output=True, text=True, env=clean_environment(), cwd=tmp_path
         )
         assert done.stderr.strip() == "[]"
         assert "run" in done.stdout

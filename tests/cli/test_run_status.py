@@ -27,7 +27,7 @@ from krea_batch.ledger import LedgerStore
 from krea_batch.rules.verdicts import Finished
 from krea_batch.storage.run_dir import LEDGER
 
-SOME = RunStatus(
+SOME_STATUS = RunStatus(
     total=1000,
     done=206,
     succeeded=193,
@@ -63,55 +63,55 @@ def outcome(status: State, message: str | None) -> Outcome:
     )
 
 
-class TestTrail:
-    def test_the_mean_of_late(self) -> None:
+class TestRateHistory:
+    def test_the_recent_mean(self) -> None:
         """Rates are those of the last seconds alone, whatever was before."""
-        trail = RateHistory()
+        history = RateHistory()
         for second in range(40):
-            trail.add(float(second), 10 * second if second < 30 else 300, second)
-        assert trail.rates_per_s(9.0) == (0.0, 1.0)
-        assert trail.rates_per_s(39.0)[0] == pytest.approx(300 / 39)
-        assert trail.span_s == 39.0
+            history.add(float(second), 10 * second if second < 30 else 300, second)
+        assert history.rates_per_s(9.0) == (0.0, 1.0)
+        assert history.rates_per_s(39.0)[0] == pytest.approx(300 / 39)
+        assert history.span_s == 39.0
 
     def test_each_second_once(self) -> None:
         """The history holds what was submitted in each second that is over, the latest last."""
-        trail = RateHistory()
+        history = RateHistory()
         for tenth in range(31):
-            trail.add(tenth / 10, min(tenth, 20), 0)
-        assert list(trail.submits_each_second) == [10, 10, 0]
+            history.add(tenth / 10, min(tenth, 20), 0)
+        assert list(history.submits_each_second) == [10, 10, 0]
 
-    def test_a_long_look_away(self) -> None:
+    def test_a_long_gap_between_updates(self) -> None:
         """What came while nobody looked is spread over the seconds of that, and none is lost."""
-        trail = RateHistory()
-        trail.add(0.0, 0, 0)
-        trail.add(4.0, 10, 0)
-        assert list(trail.submits_each_second) == [3, 3, 2, 2]
-        trail.add(1000.0, 10, 0)
-        assert trail.submits_each_second == (0,) * HISTORY_S
+        history = RateHistory()
+        history.add(0.0, 0, 0)
+        history.add(4.0, 10, 0)
+        assert list(history.submits_each_second) == [3, 3, 2, 2]
+        history.add(1000.0, 10, 0)
+        assert history.submits_each_second == (0,) * HISTORY_S
 
     @given(st.lists(st.tuples(st.floats(0.01, 30), st.integers(0, 50)), min_size=1))
     def test_nothing_is_lost_or_doubled(self, steps: list[tuple[float, int]]) -> None:
         """However irregular the looks, the history never holds more than was submitted, nor a negative count."""
-        trail, now_s, submits = RateHistory(), 0.0, 0
-        trail.add(now_s, submits, 0)
+        history, now_s, submits = RateHistory(), 0.0, 0
+        history.add(now_s, submits, 0)
         for wait_s, more in steps:
             now_s, submits = now_s + wait_s, submits + more
-            trail.add(now_s, submits, 0)
-        assert sum(trail.submits_each_second) <= submits
-        assert all(count >= 0 for count in trail.submits_each_second)
-        assert len(trail.submits_each_second) <= HISTORY_S
+            history.add(now_s, submits, 0)
+        assert sum(history.submits_each_second) <= submits
+        assert all(count >= 0 for count in history.submits_each_second)
+        assert len(history.submits_each_second) <= HISTORY_S
 
     def test_time_left(self) -> None:
         """As long as there is something to submit, ends follow submits; then only ends tell; else nobody can."""
-        trail = RateHistory()
-        trail.add(0.0, 0, 0)
-        assert remaining_s(trail, 50, 50) is None
-        trail.add(RATE_WINDOW_S, 100, 20)
-        assert remaining_s(trail, 50, 10) == pytest.approx(5.0)
-        assert remaining_s(trail, 50, 0) == pytest.approx(25.0)
+        history = RateHistory()
+        history.add(0.0, 0, 0)
+        assert remaining_s(history, 50, 50) is None
+        history.add(RATE_WINDOW_S, 100, 20)
+        assert remaining_s(history, 50, 10) == pytest.approx(5.0)
+        assert remaining_s(history, 50, 0) == pytest.approx(25.0)
 
 
-def test_troubles_that_are_alike_are_one() -> None:
+def test_identical_errors_are_grouped() -> None:
     """The commonest of late are told, tries and ends alike; a picture is no trouble."""
     errors = RecentErrors()
     for n in range(3):
@@ -139,17 +139,17 @@ def test_sparkline(history: tuple[float, ...], limit: float | None, expected: st
     assert sparkline(history, limit, SPARKLINE_CHARS) == expected
 
 
-class TestLive:
-    def drawn(self, figures: RunStatus, *, width: int = 80, encoding: str = "utf-8") -> list[str]:
+class TestLiveDisplay:
+    def rendered(self, status: RunStatus, *, width: int = 80, encoding: str = "utf-8") -> list[str]:
         file = io.TextIOWrapper(io.BytesIO(), encoding=encoding, write_through=True)
         console = Console(file=file, width=width, force_terminal=False, color_system=None)
-        console.print(LiveDisplay(console)._render(figures))
+        console.print(LiveDisplay(console)._render(status))
         assert isinstance(file.buffer, io.BytesIO)
         return file.buffer.getvalue().decode(encoding).splitlines()
 
-    def test_what_stands_there(self) -> None:
+    def test_what_is_shown(self) -> None:
         """Three stages, the pace, the jobs, the troubles; nothing of an error's text is taken for markup."""
-        lines = self.drawn(SOME)
+        lines = self.rendered(SOME_STATUS)
         assert [line.split()[0] for line in lines[:6]] == [
             "submitted", "generated", "done", "submits", "jobs", "trouble",
         ]  # fmt: skip
@@ -166,38 +166,40 @@ class TestLive:
     @pytest.mark.parametrize("width", [40, 60, 80, 200])
     def test_it_fits(self, width: int) -> None:
         """No line is broken or longer than the terminal is wide."""
-        lines = self.drawn(SOME, width=width)
+        lines = self.rendered(SOME_STATUS, width=width)
         assert len(lines) == 7
         assert all(len(line) <= width for line in lines)
 
     def test_a_plain_terminal(self) -> None:
         """Where the terminal knows ASCII alone, nothing else is written."""
-        plain = but(SOME, errors=())
-        text = "\n".join(self.drawn(plain, encoding="ascii"))
+        plain = with_changes(SOME_STATUS, errors=())
+        text = "\n".join(self.rendered(plain, encoding="ascii"))
         assert text.isascii()
         assert set(ASCII_SPARKLINE_CHARS) & set(text)
 
-    def test_what_nobody_knows_is_left_out(self) -> None:
+    def test_unknown_values_are_left_out(self) -> None:
         """A run of another process has no polls and bytes to tell, and no limit where it is to be found."""
-        lines = self.drawn(but(SOME, polls=None, downloaded_bytes=None, limit_per_s=None, left_s=None, errors=()))
+        lines = self.rendered(
+            with_changes(SOME_STATUS, polls=None, downloaded_bytes=None, limit_per_s=None, left_s=None, errors=())
+        )
         assert "polls" not in "".join(lines)
         assert "15.6/s" in lines[3]
         assert "of" not in lines[3]
         assert "left" not in lines[2]
 
 
-def but(figures: RunStatus, **changes: object) -> RunStatus:
+def with_changes(status: RunStatus, **changes: object) -> RunStatus:
     """The same figures but for these."""
-    return msgspec.structs.replace(figures, **changes)
+    return msgspec.structs.replace(status, **changes)
 
 
 def test_a_run_of_another_process(tmp_path: Path) -> None:
     """The ledger alone tells how many jobs there are, where they stand, what the limit is and what went wrong."""
     store = LedgerStore.open(tmp_path / LEDGER)
-    onlooker = LedgerStatusReader(tmp_path, clock=iter([0.0, 5.0]).__next__)
+    status_reader = LedgerStatusReader(tmp_path, clock=iter([0.0, 5.0]).__next__)
     store.transaction([lambda store: store.start_run("https://a", "0", 0.0, 12.0)])
     store.transaction([lambda store: store.set_expected_jobs(10)])
-    before = onlooker.read()
+    before = status_reader.read()
     assert (before.total, before.done, before.limit_per_s, before.top_errors) == (10, 0, 12.0, ())
 
     def jobs(store: LedgerStore) -> None:
@@ -211,10 +213,10 @@ def test_a_run_of_another_process(tmp_path: Path) -> None:
         store.enqueue("later", b'{"prompt":"a"}', bytes(32), b"{}", "")
 
     store.transaction([jobs])
-    after = onlooker.read()
+    after = status_reader.read()
     store.close()
     assert (after.total, after.done, after.succeeded, after.in_flight, after.downloading) == (10, 2, 1, 2, 1)
     assert (after.submitted, after.unsuccessful, after.top_errors) == (4, 1, (("no", 1),))
     assert after.submits_per_s == pytest.approx(0.8)
-    assert not onlooker.is_running
+    assert not status_reader.is_running
     assert after.remaining_s is None

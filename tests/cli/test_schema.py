@@ -14,38 +14,38 @@ from krea_batch.jobs import ASPECT_RATIOS, CREATIVITIES, FIELDS, SEED_RANGE, Job
 
 
 @pytest.fixture
-def printed() -> dict[str, Any]:
+def printed_schema() -> dict[str, Any]:
     """What the command prints."""
     result = CliRunner().invoke(schema)
     assert result.exit_code == 0
-    made: dict[str, Any] = json.loads(result.stdout)
-    return made
+    process: dict[str, Any] = json.loads(result.stdout)
+    return process
 
 
-def test_draft_and_shape(printed: dict[str, Any]) -> None:
+def test_draft_and_shape(printed_schema: dict[str, Any]) -> None:
     """It is of draft 2020-12, has no $id, describes the job at its top, and allows no other fields."""
-    assert printed["$schema"] == "https://json-schema.org/draft/2020-12/schema"
-    assert "$id" not in printed
-    assert printed["type"] == "object"
-    assert tuple(printed["properties"]) == (*FIELDS, "sweep")
-    assert printed["required"] == ["prompt"]
-    assert set(printed["$defs"]) == {"ImageStyleReference", "Style", "Moodboard"}
-    for part in (printed, *printed["$defs"].values()):
+    assert printed_schema["$schema"] == "https://json-schema.org/draft/2020-12/schema"
+    assert "$id" not in printed_schema
+    assert printed_schema["type"] == "object"
+    assert tuple(printed_schema["properties"]) == (*FIELDS, "sweep")
+    assert printed_schema["required"] == ["prompt"]
+    assert set(printed_schema["$defs"]) == {"ImageStyleReference", "Style", "Moodboard"}
+    for part in (printed_schema, *printed_schema["$defs"].values()):
         assert part["additionalProperties"] is False
         assert part["title"]
 
 
-def test_every_field_is_described(printed: dict[str, Any]) -> None:
+def test_every_field_is_described(printed_schema: dict[str, Any]) -> None:
     """Every field of every object has a sentence for people."""
-    for part in (printed, *printed["$defs"].values()):
+    for part in (printed_schema, *printed_schema["$defs"].values()):
         assert part["description"].endswith(".")
         for field in part["properties"].values():
             assert field["description"].endswith(".")
 
 
-def test_defaults_and_ranges(printed: dict[str, Any]) -> None:
+def test_defaults_and_ranges(printed_schema: dict[str, Any]) -> None:
     """Defaults and ranges are the ones of the API document; an id and a seed have none."""
-    fields = printed["properties"]
+    fields = printed_schema["properties"]
     assert fields["aspect_ratio"]["enum"] == list(ASPECT_RATIOS)
     assert fields["creativity"]["enum"] == list(CREATIVITIES)
     assert (fields["seed"]["minimum"], fields["seed"]["maximum"]) == SEED_RANGE
@@ -58,16 +58,16 @@ def test_defaults_and_ranges(printed: dict[str, Any]) -> None:
         "moodboards": [],
         "metadata": {},
     }
-    strengths = {name: part["properties"]["strength"]["default"] for name, part in printed["$defs"].items()}
+    strengths = {name: part["properties"]["strength"]["default"] for name, part in printed_schema["$defs"].items()}
     assert strengths == {"ImageStyleReference": 1.0, "Style": 1.0, "Moodboard": 0.23}
 
 
 @pytest.mark.parametrize(
     "job_id", ["a", "", "née", ".a", "a.b", "..", ".", "a/b", "a\\b", "a\nb", "a\x9b", "x" * 201]
 )
-def test_ids_as_they_are_read(printed: dict[str, Any], job_id: str) -> None:
+def test_ids_as_they_are_read(printed_schema: dict[str, Any], job_id: str) -> None:
     """The rules for ids allow what is read and refuse what is not."""
-    rules = printed["properties"]["id"]
+    rules = printed_schema["properties"]["id"]
     allowed = re.search(rules["pattern"], job_id) is not None and len(job_id) <= rules["maxLength"]
     try:
         Job(prompt="x", id=job_id)
@@ -77,9 +77,9 @@ def test_ids_as_they_are_read(printed: dict[str, Any], job_id: str) -> None:
         assert allowed
 
 
-def test_patterns(printed: dict[str, Any]) -> None:
+def test_patterns(printed_schema: dict[str, Any]) -> None:
     """Prompts, addresses and moodboards have patterns, and all patterns can be compiled."""
-    parts = printed["$defs"]
-    assert not re.search(printed["properties"]["prompt"]["pattern"], " \n")
+    parts = printed_schema["$defs"]
+    assert not re.search(printed_schema["properties"]["prompt"]["pattern"], " \n")
     assert not re.search(parts["ImageStyleReference"]["properties"]["image_url"]["pattern"], "http://a.b")
     assert re.search(parts["Moodboard"]["properties"]["id"]["pattern"], "01234567-89ab-cdef-0123-456789abcdef")

@@ -13,9 +13,9 @@ from urllib.parse import urlsplit
 
 import pytest
 
-from tests.processes import StartSimulator, rows, run_command, write_jobs
+from tests.processes import StartSimulator, result_rows, run_command, write_jobs
 
-CERTIFICATE = (
+CERTIFICATE_COMMAND = (
     "openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2", "-subj", "/CN=localhost",
     "-addext", "subjectAltName=DNS:localhost",
 )  # fmt: skip
@@ -25,30 +25,30 @@ CERTIFICATE = (
 def pem(tmp_path: Path) -> Path:
     """A certificate for localhost that certifies itself, and its key."""
     made = tmp_path / "localhost.pem"
-    subprocess.run([*CERTIFICATE, "-keyout", made, "-out", made], check=True, capture_output=True)
+    subprocess.run([*CERTIFICATE_COMMAND, "-keyout", made, "-out", made], check=True, capture_output=True)
     return made
 
 
 @contextmanager
-def behind_tls(port: int, pem: Path) -> Iterator[int]:
+def tls_proxy_port(port: int, pem: Path) -> Iterator[int]:
     """A port of this machine that speaks TLS and hands on to another one."""
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.load_cert_chain(pem)
     loop = asyncio.new_event_loop()
 
-    async def hand_on(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    async def forward(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         while data := await reader.read(65536):
             writer.write(data)
             await writer.drain()
         writer.close()
 
-    async def connected(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        behind_reader, behind_writer = await asyncio.open_connection("127.0.0.1", port)
+    async def on_connected(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        backend_reader, backend_writer = await asyncio.open_connection("127.0.0.1", port)
         await asyncio.gather(
-            hand_on(reader, behind_writer), hand_on(behind_reader, writer), return_exceptions=True
+            forward(reader, backend_writer), forward(backend_reader, writer), return_exceptions=True
         )  # whoever is cut first
 
-    server = loop.run_until_complete(asyncio.start_server(connected, "127.0.0.1", 0, ssl=context))
+    server = loop.run_until_complete(asyncio.start_server(on_connected, "127.0.0.1", 0, ssl=context))
     thread = threading.Thread(target=loop.run_forever)
     thread.start()
     try:
@@ -70,22 +70,22 @@ def test_a_certificate_that_is_known(simulate: StartSimulator, tmp_path: Path, p
     gateway = simulate("--tiny", "--latency", "fixed:0.2")
     port = urlsplit(gateway.gateway).port
     assert port
-    with behind_tls(port, pem) as safe:
+    with tls_proxy_port(port, pem) as safe:
         options = ("--gateway", f"https://localhost:{safe}", "--rate", "50/s", "--poll-interval", "0.2")
         done = run_command("run", "jobs.jsonl", "--out", "out", *options, cwd=tmp_path, SSL_CERT_FILE=str(pem))
     assert done.returncode == 0, done.stderr
-    assert {row["status"] for row in rows(tmp_path / "out")} == {"succeeded"}
+    assert {row["status"] for row in result_rows(tmp_path / "out")} == {"succeeded"}
     assert gateway.admin_request("/totals")["charged"] == 20
 
 
 @pytest.mark.slow
-def test_a_certificate_of_somebody_else(simulate: StartSimulator, tmp_path: Path, pem: Path) -> None:
+def test_an_untrusted_certificate(simulate: StartSimulator, tmp_path: Path, pem: Path) -> None:
     """Where it is not, or is another host's, nothing is sent, and the reason is told; nothing is in doubt."""
     write_jobs(tmp_path / "jobs.jsonl", 1)
     gateway = simulate("--tiny")
     port = urlsplit(gateway.gateway).port
     assert port
-    with behind_tls(port, pem) as safe:
+    with tls_proxy_port(port, pem) as safe:
         for host, trusted in (("localhost", ""), ("127.0.0.1", str(pem))):
             options = ("--gateway", f"https://{host}:{safe}", "--job-timeout", "1")
             done = run_command("run", "jobs.jsonl", "--out", host, *options, cwd=tmp_path, SSL_CERT_FILE=trusted)

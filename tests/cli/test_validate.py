@@ -109,7 +109,7 @@ def test_as_a_command(folder: Path) -> None:
 
 
 @pytest.fixture
-def eager(monkeypatch: pytest.MonkeyPatch) -> None:
+def immediate_progress(monkeypatch: pytest.MonkeyPatch) -> None:
     """Progress is shown from the first moment on, and each time."""
     monkeypatch.setattr(check_progress, "SHOWN_FROM_S", 0)
     monkeypatch.setattr(check_progress, "LINE_EVERY_S", 0)
@@ -133,7 +133,7 @@ def test_short_files_are_checked_in_silence(folder: Path) -> None:
     assert call("a.jsonl").stderr == ""
 
 
-def test_in_a_terminal_a_bar_is_shown_and_taken_away(folder: Path) -> None:
+def test_in_a_terminal_a_bar_is_shown_and_removed(folder: Path) -> None:
     """Bad lines stand above it, whole; at the end it is gone."""
     (folder / "a.jsonl").write_text('{"prompt": "x"}\n' * 15_000 + "bad\n" + '{"prompt": "x"}\n' * 15_000)
     code = (

@@ -18,7 +18,7 @@ from tests.processes import (
     COMMAND,
     PROCESS_TIMEOUT_S,
     StartSimulator,
-    environment,
+    clean_environment,
     run_command,
     start_command,
     write_jobs,
@@ -38,9 +38,9 @@ class TestWatch:
         run.communicate(timeout=PROCESS_TIMEOUT_S)
         assert run.returncode == 0
         assert watched.returncode == 0, watched.stderr
-        told = [int(count) for count in re.findall(r"^(\d+)/60 done", watched.stderr, re.MULTILINE)]
-        assert told == sorted(told)
-        assert told[-1] == 60
+        counts = [int(count) for count in re.findall(r"^(\d+)/60 done", watched.stderr, re.MULTILINE)]
+        assert counts == sorted(counts)
+        assert counts[-1] == 60
         assert "60 stored" in watched.stdout
 
     def test_leaving_it_leaves_the_run(self, simulate: StartSimulator, tmp_path: Path) -> None:
@@ -79,7 +79,7 @@ class TestWatch:
         done = subprocess.run(
             [*COMMAND, "watch", "out"],
             cwd=tmp_path,
-            env=environment(TERM="xterm"),
+            env=clean_environment(TERM="xterm"),
             stderr=theirs,
             timeout=PROCESS_TIMEOUT_S,
         )
@@ -87,8 +87,8 @@ class TestWatch:
         shown = os.read(ours, 100_000).decode()
         os.close(ours)
         assert done.returncode == 0
-        for word in ("submitted", "generated", "2/2", "2 stored"):
-            assert word in shown
+        for text in ("submitted", "generated", "2/2", "2 stored"):
+            assert text in shown
 
 
 def test_no_run(tmp_path: Path) -> None:
@@ -98,16 +98,16 @@ def test_no_run(tmp_path: Path) -> None:
     assert "there is no run in it" in done.stderr
 
 
-def test_who_asks_is_in_nobodys_way(tmp_path: Path) -> None:
+def test_status_checks_do_not_block_a_run(tmp_path: Path) -> None:
     """Though several ask a thousand times a second whether a run is at work, one can begin, and is seen."""
     assert not is_locked(tmp_path / "nowhere")
     over = threading.Event()
 
-    def ask() -> None:
+    def check_status() -> None:
         while not over.wait(0.001):
             is_locked(tmp_path)
 
-    asking = [threading.Thread(target=ask) for _ in range(3)]
+    asking = [threading.Thread(target=check_status) for _ in range(3)]
     for each in asking:
         each.start()
     try:
@@ -123,7 +123,7 @@ def test_who_asks_is_in_nobodys_way(tmp_path: Path) -> None:
     assert not is_locked(tmp_path)
 
 
-def test_those_who_ask_are_no_run(tmp_path: Path) -> None:
+def test_a_status_check_is_not_a_run(tmp_path: Path) -> None:
     """Two that ask at one time do not take each other for a run."""
     fd = os.open(tmp_path, os.O_RDONLY)
     fcntl.flock(fd, fcntl.LOCK_SH)  # as one that asks

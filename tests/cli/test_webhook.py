@@ -9,51 +9,51 @@ from typing import Any
 
 import pytest
 
-from tests.processes import SimulatorProcess, StartSimulator, rows, run_command, write_jobs
+from tests.processes import SimulatorProcess, StartSimulator, result_rows, run_command, write_jobs
 
 pytestmark = pytest.mark.slow
 
 JOBS = 120
 LISTEN = ("--webhook-listen", "127.0.0.1:0")
-TAKES = ("--tiny", "--latency", "uniform:2,4")
+JOB_LATENCY_OPTIONS = ("--tiny", "--latency", "uniform:2,4")
 
 
-def run_against(simulated: SimulatorProcess, tmp_path: Path, *options: str) -> dict[str, Any]:
+def run_with_webhook(simulator: SimulatorProcess, tmp_path: Path, *options: str) -> dict[str, Any]:
     """Run a batch to its end. Returns its rows by id, all of which have succeeded."""
     jobs = write_jobs(tmp_path / "jobs.jsonl", JOBS)
-    quick = ("--rate", "40/s", "--poll-interval", "1", "--gateway", simulated.gateway)
-    ran = run_command("run", jobs, "--out", "out", *quick, *options, cwd=tmp_path)
-    assert ran.returncode in (0, 1), ran.stderr
-    found = {row["id"]: row for row in rows(tmp_path / "out")}
-    assert len(found) == JOBS
-    return found
+    run_options = ("--rate", "40/s", "--poll-interval", "1", "--gateway", simulator.gateway)
+    process = run_command("run", jobs, "--out", "out", *run_options, *options, cwd=tmp_path)
+    assert process.returncode in (0, 1), process.stderr
+    by_id = {row["id"]: row for row in result_rows(tmp_path / "out")}
+    assert len(by_id) == JOBS
+    return by_id
 
 
-def polls_a_job(found: dict[str, Any]) -> float:
-    polls: int = sum(row["polls"] for row in found.values())
-    return polls / len(found)
+def polls_per_job(rows_by_id: dict[str, Any]) -> float:
+    polls: int = sum(row["polls"] for row in rows_by_id.values())
+    return polls / len(rows_by_id)
 
 
-def test_honest_callbacks_save_polls(simulate: StartSimulator, tmp_path: Path) -> None:
+def test_valid_callbacks_save_polls(simulate: StartSimulator, tmp_path: Path) -> None:
     """With callbacks, doubled ones among them, there are few polls; each job is charged once and its own."""
-    simulated = simulate(*TAKES, "--fault", "webhook-twice=0.3")
-    found = run_against(simulated, tmp_path, *LISTEN)
+    simulated = simulate(*JOB_LATENCY_OPTIONS, "--fault", "webhook-twice=0.3")
+    found = run_with_webhook(simulated, tmp_path, *LISTEN)
     assert {row["status"] for row in found.values()} == {"succeeded"}
-    assert polls_a_job(found) <= 1.3
+    assert polls_per_job(found) <= 1.3
     counts = simulated.admin_request("/ledger")
     assert sum(post["charged"] for post in counts["posts"]) == JOBS
 
 
 def test_lost_callbacks_lose_nothing(simulate: StartSimulator, tmp_path: Path) -> None:
     """Where every second callback is lost, all jobs come home by polls."""
-    found = run_against(simulate(*TAKES, "--fault", "webhook-lost=0.5"), tmp_path, *LISTEN)
+    found = run_with_webhook(simulate(*JOB_LATENCY_OPTIONS, "--fault", "webhook-lost=0.5"), tmp_path, *LISTEN)
     assert {row["status"] for row in found.values()} == {"succeeded"}
 
 
 def test_a_callback_saves_what_a_lost_answer_would_have_cost(simulate: StartSimulator, tmp_path: Path) -> None:
     """Where answers to accepted POSTs are lost, callbacks bring their jobs home; none is paid for twice."""
-    simulated = simulate(*TAKES, "--fault", "submit-lost=0.1")
-    found = run_against(simulated, tmp_path, *LISTEN)
+    simulated = simulate(*JOB_LATENCY_OPTIONS, "--fault", "submit-lost=0.1")
+    found = run_with_webhook(simulated, tmp_path, *LISTEN)
     totals = simulated.admin_request("/ledger")["totals"]
     assert totals["undelivered"] >= 3
     assert totals["charged"] == JOBS

@@ -11,7 +11,15 @@ from typing import Any
 
 from PIL import Image
 
-from tests.processes import COMMAND, PROCESS_TIMEOUT_S, SimulatorProcess, environment, rows, run_command, write_jobs
+from tests.processes import (
+    COMMAND,
+    PROCESS_TIMEOUT_S,
+    SimulatorProcess,
+    clean_environment,
+    result_rows,
+    run_command,
+    write_jobs,
+)
 
 SIMULATOR_OPTIONS = ("--tiny", "--latency", "uniform:0.2,0.8")
 RUN_OPTIONS = ("--rate", "200/s", "--poll-interval", "0.3")
@@ -38,7 +46,7 @@ class CrashScenario:
         return subprocess.Popen(
             [*wrapper, *COMMAND, *self.command],
             cwd=self.directory,
-            env=environment(PIXAZO_API_KEY="test-key"),
+            env=clean_environment(PIXAZO_API_KEY="test-key"),
             stdout=subprocess.DEVNULL,
             stderr=stderr,
         )
@@ -88,7 +96,7 @@ class CrashScenario:
         assert max(charges.values(), default=0) <= 1, f"paid twice: {charges.most_common(3)}"
         sql = "SELECT s.request_id, json_extract(body, '$.prompt') FROM submissions s JOIN jobs USING (job_no)"
         recorded = {request_id: prompt for request_id, prompt in self.query(sql) if request_id}
-        status_of = {row["request"]["prompt"]: row["status"] for row in rows(self.out)}
+        status_of = {row["request"]["prompt"]: row["status"] for row in result_rows(self.out)}
         assert len(status_of) == self.count
         for post in posts:
             prompt = post["body"]["prompt"]
@@ -102,7 +110,7 @@ class CrashScenario:
         return list(status_of.values()).count("ambiguous")
 
     def check_images(self) -> None:
-        for row in rows(self.out):
+        for row in result_rows(self.out):
             for file in row["files"]:
                 with Image.open(self.out / file["path"]) as image:
                     image.load()

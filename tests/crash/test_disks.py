@@ -17,7 +17,7 @@ from random import Random
 import pytest
 
 from tests.crash.crash_scenario import SIMULATOR_OPTIONS, CrashScenario
-from tests.processes import PROCESS_TIMEOUT_S, StartSimulator, rows, run_command
+from tests.processes import PROCESS_TIMEOUT_S, StartSimulator, result_rows, run_command
 
 pytestmark = pytest.mark.slow
 
@@ -50,21 +50,21 @@ def mounted(directory: Path, *arguments: str) -> Iterator[Path]:
         subprocess.run(["umount", "-l", str(directory)], check=True)
 
 
-def test_a_full_disk_stops_the_run_and_room_ends_it(simulate: StartSimulator, tmp_path: Path) -> None:
+def test_a_full_disk_stops_the_run_and_freed_space_completes_it(simulate: StartSimulator, tmp_path: Path) -> None:
     """No room: exit 3 and why; submits have stopped. With room, the same command ends the run."""
     require_mounts()
     simulator = simulate("--image-bytes", "20000", "--latency", "uniform:0.2,0.8")
     with mounted(tmp_path / "small", "-t", "tmpfs", "-o", "size=1m", "tmpfs") as disk:
-        scene = CrashScenario(simulator, tmp_path, 200, disk / "out")
-        full = run_command(*scene.command, cwd=tmp_path)
+        scenario = CrashScenario(simulator, tmp_path, 200, disk / "out")
+        full = run_command(*scenario.command, cwd=tmp_path)
         assert full.returncode == 3, full.stderr
         assert "No space left on device" in full.stderr or "disk is full" in full.stderr, full.stderr
         assert "run the same command again" in full.stderr
         charged = simulator.admin_request("/totals")["charged"]
         assert charged < 200
         subprocess.run(["mount", "-o", "remount,size=64m", str(disk)], check=True)
-        scene.finish()
-        assert scene.check_accounting() <= MAX_PENDING_POSTS  # whose answers found no room in the ledger
+        scenario.finish()
+        assert scenario.check_accounting() <= MAX_PENDING_POSTS  # whose answers found no room in the ledger
         assert simulator.admin_request("/totals")["charged"] <= 200
 
 
@@ -78,25 +78,25 @@ def test_a_disk_that_breaks(simulate: StartSimulator, tmp_path: Path, flags: int
     simulator = simulate(*SIMULATOR_OPTIONS)
     image = new_image(tmp_path / "disk.img")
     with mounted(tmp_path / "disk", "-o", "loop", str(image)) as disk:
-        scene = CrashScenario(simulator, tmp_path, 600, disk / "out")
-        process = scene.start(stderr=subprocess.PIPE)
-        while not scene.ledger.is_file() or len(known := scene.accepted_request_ids()) < 50:
+        scenario = CrashScenario(simulator, tmp_path, 600, disk / "out")
+        process = scenario.start(stderr=subprocess.PIPE)
+        while not scenario.ledger.is_file() or len(recorded := scenario.accepted_request_ids()) < 50:
             assert process.poll() is None
         fd = os.open(disk, os.O_RDONLY)
         fcntl.ioctl(fd, EXT4_SHUTDOWN_IOCTL, struct.pack("I", flags))
         os.close(fd)
-        _, said = process.communicate(timeout=PROCESS_TIMEOUT_S)
+        _, stderr = process.communicate(timeout=PROCESS_TIMEOUT_S)
         assert process.returncode == 3
-        assert b"run the same command again" in said
-        paid = simulator.admin_request("/totals")["accepted"]
+        assert b"run the same command again" in stderr
+        charged = simulator.admin_request("/totals")["accepted"]
     with mounted(tmp_path / "mended", "-o", "loop", str(image)) as disk:
-        scene = CrashScenario(simulator, tmp_path, 600, disk / "out")
-        ((intents,),) = scene.query("SELECT count(*) FROM submissions")
-        assert paid <= intents < 600, "submits went on"
-        assert known <= scene.accepted_request_ids()
-        most = intents - len(scene.accepted_request_ids())
-        scene.finish()
-        assert scene.check_accounting() <= most
+        scenario = CrashScenario(simulator, tmp_path, 600, disk / "out")
+        ((intents,),) = scenario.query("SELECT count(*) FROM submissions")
+        assert charged <= intents < 600, "submits went on"
+        assert recorded <= scenario.accepted_request_ids()
+        max_ambiguous = intents - len(scenario.accepted_request_ids())
+        scenario.finish()
+        assert scenario.check_accounting() <= max_ambiguous
 
 
 def test_a_folder_that_cannot_be_written_from_the_start(simulate: StartSimulator, tmp_path: Path) -> None:
@@ -104,9 +104,9 @@ def test_a_folder_that_cannot_be_written_from_the_start(simulate: StartSimulator
     require_mounts()
     simulator = simulate(*SIMULATOR_OPTIONS)
     with mounted(tmp_path / "disk", "-t", "tmpfs", "-o", "size=64m", "tmpfs") as disk:
-        scene = CrashScenario(simulator, tmp_path, 5, disk / "out")
+        scenario = CrashScenario(simulator, tmp_path, 5, disk / "out")
         subprocess.run(["mount", "-o", "remount,ro", str(disk)], check=True)
-        done = run_command(*scene.command, cwd=tmp_path)
+        done = run_command(*scenario.command, cwd=tmp_path)
         assert done.returncode == 2
         assert "Read-only file system" in done.stderr
         assert simulator.admin_request("/totals")["accepted"] == 0
@@ -116,13 +116,13 @@ def test_a_power_cut(simulate: StartSimulator, tmp_path: Path) -> None:
     """What an ext4 disk holds at a random instant, no more, is enough to pay nothing twice and to lose nothing."""
     require_mounts("mkfs.ext4", "losetup")
     simulator = simulate(*SIMULATOR_OPTIONS)
-    image, chance = new_image(tmp_path / "disk.img"), Random(5)
+    image, random = new_image(tmp_path / "disk.img"), Random(5)
     ambiguous = cuts = 0
     while cuts < 5:
         with mounted(tmp_path / f"disk {cuts}", "-o", "loop", str(image)) as disk:
-            scene = CrashScenario(simulator, tmp_path, 300, disk / "out")
-            process = scene.start()
-            time.sleep(chance.uniform(0.6, 1.6))
+            scenario = CrashScenario(simulator, tmp_path, 300, disk / "out")
+            process = scenario.start()
+            time.sleep(random.uniform(0.6, 1.6))
             process.send_signal(signal.SIGSTOP)  # the same instant for process and disk
             snapshot = copy_consistent(image, tmp_path / "snapshot.img")
             process.kill()
@@ -130,10 +130,10 @@ def test_a_power_cut(simulate: StartSimulator, tmp_path: Path) -> None:
             cuts += 1
         snapshot.replace(image)
     with mounted(tmp_path / "disk at last", "-o", "loop", str(image)) as disk:
-        scene = CrashScenario(simulator, tmp_path, 300, disk / "out")
-        scene.finish()
-        ambiguous = scene.check_accounting()
-        assert len(rows(scene.out)) == 300
+        scenario = CrashScenario(simulator, tmp_path, 300, disk / "out")
+        scenario.finish()
+        ambiguous = scenario.check_accounting()
+        assert len(result_rows(scenario.out)) == 300
     assert ambiguous <= 8 * cuts
 
 

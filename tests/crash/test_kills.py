@@ -15,8 +15,8 @@ from tests.processes import PROCESS_TIMEOUT_S, StartSimulator
 
 pytestmark = pytest.mark.slow
 
-KILLS = int(os.environ.get("KILLS", "10"))
-JOBS = 600
+MIN_KILLS = int(os.environ.get("KILLS", "10"))
+CRASH_JOBS = 600
 AMBIGUOUS_PER_KILL = (
     8  # at 200/s, an intent is on record for some 10 ms before its answer is; twice and four times that
 )
@@ -33,19 +33,19 @@ SYSTEM_CALLS = {
 def test_killed_at_random_moments(simulate: StartSimulator, tmp_path: Path) -> None:
     """However often the process is killed, nothing is paid twice, and nothing paid is lost."""
     simulator = simulate(*SIMULATOR_OPTIONS)
-    chance = Random(os.environ.get("KILL_SEED", "1"))
+    random = Random(os.environ.get("KILL_SEED", "1"))
     kills = ambiguous = runs = 0
-    while kills < KILLS:
+    while kills < MIN_KILLS:
         simulator.admin_request("/reset", {})
-        scene = CrashScenario(simulator, tmp_path, JOBS, tmp_path / f"out {runs}")
-        while scene.kills < 12 and scene.kill_after(chance.uniform(0.3, 2.0)):
+        scenario = CrashScenario(simulator, tmp_path, CRASH_JOBS, tmp_path / f"out {runs}")
+        while scenario.kills < 12 and scenario.kill_after(random.uniform(0.3, 2.0)):
             pass
-        scene.finish()
-        doubtful = scene.check_accounting()
-        assert doubtful <= AMBIGUOUS_PER_KILL * scene.kills
-        kills, ambiguous, runs = kills + scene.kills, ambiguous + doubtful, runs + 1
-        shutil.rmtree(scene.out)
-    print(f"{kills} kills in {runs} runs of {JOBS} jobs: 0 paid twice, 0 lost, {ambiguous} ambiguous")
+        scenario.finish()
+        run_ambiguous = scenario.check_accounting()
+        assert run_ambiguous <= AMBIGUOUS_PER_KILL * scenario.kills
+        kills, ambiguous, runs = kills + scenario.kills, ambiguous + run_ambiguous, runs + 1
+        shutil.rmtree(scenario.out)
+    print(f"{kills} kills in {runs} runs of {CRASH_JOBS} jobs: 0 paid twice, 0 lost, {ambiguous} ambiguous")
 
 
 @pytest.mark.parametrize("group", SYSTEM_CALLS)
@@ -53,18 +53,18 @@ def test_killed_at_a_system_call(simulate: StartSimulator, tmp_path: Path, group
     """The process dies at the Nth sync, send, receive, rename or write of the ledger, for many N."""
     if shutil.which("strace") is None:
         pytest.skip("strace is not installed: system calls cannot be chosen (apt install strace)")
-    works = subprocess.run(["strace", "-qq", "-o", "/dev/null", "true"], capture_output=True)
-    if works.returncode:
-        pytest.skip(f"strace may not trace here: {works.stderr.decode()[:200]}")
+    probe = subprocess.run(["strace", "-qq", "-o", "/dev/null", "true"], capture_output=True)
+    if probe.returncode:
+        pytest.skip(f"strace may not trace here: {probe.stderr.decode()[:200]}")
     simulator = simulate(*SIMULATOR_OPTIONS)
-    scene = CrashScenario(simulator, tmp_path, 60)
+    scenario = CrashScenario(simulator, tmp_path, 60)
     for n in (1, 2, 3, 5, 9, 14, 22, 35):
         inject = f"{SYSTEM_CALLS[group]}:signal=SIGKILL:when={n}"
         strace = ["strace", "-f", "-qq", "-o", "/dev/null", "-e", f"trace={SYSTEM_CALLS[group]}"]
-        process = scene.start(*strace, "-e", f"inject={inject}")
+        process = scenario.start(*strace, "-e", f"inject={inject}")
         process.wait(PROCESS_TIMEOUT_S)
-        scene.kills += process.returncode not in (0, 1)
-    scene.finish()
-    doubtful = scene.check_accounting()
-    assert scene.kills >= 4, "it was hardly ever killed"
-    assert doubtful <= AMBIGUOUS_PER_KILL * scene.kills
+        scenario.kills += process.returncode not in (0, 1)
+    scenario.finish()
+    ambiguous = scenario.check_accounting()
+    assert scenario.kills >= 4, "it was hardly ever killed"
+    assert ambiguous <= AMBIGUOUS_PER_KILL * scenario.kills

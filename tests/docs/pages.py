@@ -25,16 +25,20 @@ class Block(NamedTuple):
         return f"{re.sub(r'[^a-z]', '_', self.page.removesuffix('.md'))}_{self.number}"
 
 
-def blocks(language: str) -> list[Block]:
+def code_blocks(language: str) -> list[Block]:
     """Every block of one language, but for those that another file of the source is put into."""
     found: list[Block] = []
     for page, text in PAGES.items():
-        own = [each for _, of, each in _BLOCK.findall(text) if of == language and "--8<--" not in each]
-        found += [Block(page, number, textwrap.dedent(each)) for number, each in enumerate(own)]
+        texts = [
+            each
+            for _, block_language, each in _BLOCK.findall(text)
+            if block_language == language and "--8<--" not in each
+        ]
+        found += [Block(page, number, textwrap.dedent(each)) for number, each in enumerate(texts)]
     return found
 
 
-def rows(page: str, heading: str = "") -> list[list[str]]:
+def table_rows(page: str, heading: str = "") -> list[list[str]]:
     """The cells of a page's tables, below a heading where there is one; of the first cell, what is in backticks."""
     text = PAGES[page]
     if heading:
@@ -43,6 +47,6 @@ def rows(page: str, heading: str = "") -> list[list[str]]:
     return [[cell.strip() for cell in line.strip("|").split(" | ")] for line in lines]
 
 
-def names(cell: str) -> list[str]:
+def names_in_backticks(cell: str) -> list[str]:
     """What stands in backticks in a cell."""
     return re.findall(r"`([^`]+)`", cell)

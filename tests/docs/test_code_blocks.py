@@ -17,27 +17,27 @@ from aiohttp.test_utils import TestClient, TestServer
 import krea_batch as library
 from krea_batch import Engine, State
 from krea_batch.testing.simulator import Simulator, SimulatorSettings
-from tests.docs.pages import ROOT, Block, blocks
-from tests.processes import StartSimulator, environment, run_command, write_jobs
-from tests.test_readme import make_doubts
+from tests.docs.pages import ROOT, Block, code_blocks
+from tests.processes import StartSimulator, clean_environment, run_command, write_jobs
+from tests.test_readme import make_ambiguous
 
 NOT_RUN = ("make ", "pip ", "python3 -m venv ", ". ", "export ")  # what prepares a machine
-OFFLINE = {
+OFFLINE_OPTIONS = {
     "retry": ["--simulate", "--time-scale=100", "--poll-interval=0.1"],
     "run": ["--simulate", "--time-scale=100", "--poll-interval=0.1"],
     "bench": ["--latency=fixed:0.1", "--poll-interval=0.1"],
 }
-OF_A_RUN = ("plan", "status", "watch", "report", "resolve", "retry", "verify", "export")
+COMMANDS_ON_A_RUN = ("plan", "status", "watch", "report", "resolve", "retry", "verify", "export")
 SERVERS = ("view",)  # tests/gallery looks at its page
-ELSEWHERE = ("--sink",)  # tests/sinks has a bucket
-TYPED_ONLY = {
+OBJECT_STORE_OPTIONS = ("--sink",)  # tests/sinks has a bucket
+NOT_EXECUTED = {
     "howto_callbacks_0": "a host that the gateway reaches; tests/test_callbacks.py and tests/test_public_face.py",
     "howto_callbacks_1": "as above",
     "howto_callbacks_2": "as above",
     "howto_sinks_0": "a bucket; tests/sinks has one",
 }
 SERVICES = ("howto_embed_1", "howto_embed_2")
-SIMULATED = """
+SIMULATED_SCRIPT = """
 import runpy, sys
 import krea_batch
 from krea_batch.engine.engine import Engine as Real
@@ -48,22 +48,22 @@ def simulated(out, **options):
 krea_batch.Engine = simulated
 runpy.run_path(sys.argv[2], run_name="__main__")
 """
-QUICK = SimulatorSettings(tiny=True, latency="fixed:0.3")
+DOCS_SIMULATOR = SimulatorSettings(tiny=True, latency="fixed:0.3")
 
-PYTHON = blocks("python")
-SCRIPTS = [block for block in PYTHON if block.name not in TYPED_ONLY and block.name not in SERVICES]
+PYTHON_BLOCKS = code_blocks("python")
+SCRIPTS = [block for block in PYTHON_BLOCKS if block.name not in NOT_EXECUTED and block.name not in SERVICES]
 
 
 def commands(page: str) -> list[list[str]]:
     """The krea-batch commands of a page, as they can be run anywhere."""
-    lines = [line for block in blocks("sh") if block.page == page for line in block.text.splitlines()]
-    wanted = [line for line in lines if not line.startswith(NOT_RUN)]
-    local = [line.replace("0.0.0.0:8080", "127.0.0.1:0").replace("9100", "0") for line in wanted]
-    return [shlex.split(line) for line in local if not any(option in line for option in ELSEWHERE)]
+    lines = [line for block in code_blocks("sh") if block.page == page for line in block.text.splitlines()]
+    commands_to_run = [line for line in lines if not line.startswith(NOT_RUN)]
+    local = [line.replace("0.0.0.0:8080", "127.0.0.1:0").replace("9100", "0") for line in commands_to_run]
+    return [shlex.split(line) for line in local if not any(option in line for option in OBJECT_STORE_OPTIONS)]
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("page", sorted({block.page for block in blocks("sh")}))
+@pytest.mark.parametrize("page", sorted({block.page for block in code_blocks("sh")}))
 def test_the_commands_run(tmp_path: Path, page: str) -> None:
     """Each command of a page ends well, offline."""
     for n, (name, *command) in enumerate(commands(page)):
@@ -74,16 +74,18 @@ def test_the_commands_run(tmp_path: Path, page: str) -> None:
         (out / "prompts.txt").write_text("a cat\na dog\n")
         (out / "prompts.csv").write_text("Nr,prompt,Caption,Start\n7,a cat,a big cat,1\n")
         if command[0] == "inspect":
-            assert run_command("run", "jobs.jsonl", "--out", ".", *OFFLINE["run"], cwd=out).returncode == 0
+            assert run_command("run", "jobs.jsonl", "--out", ".", *OFFLINE_OPTIONS["run"], cwd=out).returncode == 0
             (out / "images" / "00001.png").rename(out / "cat.png")
         if command[0] in SERVERS:
             continue
-        if command[0] in OF_A_RUN:
-            of = next((word for word in command if word.startswith("runs/")), "runs/cats")
-            assert run_command("run", "jobs.jsonl", "--out", of, *OFFLINE["run"], cwd=out).returncode == 0
+        if command[0] in COMMANDS_ON_A_RUN:
+            run_dir = next((argument for argument in command if argument.startswith("runs/")), "runs/cats")
+            assert (
+                run_command("run", "jobs.jsonl", "--out", run_dir, *OFFLINE_OPTIONS["run"], cwd=out).returncode == 0
+            )
         if command[0] == "resolve":
-            make_doubts(out / "runs/cats")
-        offline = [option for option in OFFLINE.get(command[0], []) if option not in command]
+            make_ambiguous(out / "runs/cats")
+        offline = [option for option in OFFLINE_OPTIONS.get(command[0], []) if option not in command]
         done = run_command(*command, *offline, cwd=out)
         assert done.returncode == 0, f"{command}: {done.stderr}"
 
@@ -91,32 +93,32 @@ def test_the_commands_run(tmp_path: Path, page: str) -> None:
 @pytest.mark.slow
 def test_the_python_is_typed(tmp_path: Path) -> None:
     """Every block of Python passes mypy --strict as a module of its own."""
-    for block in PYTHON:
+    for block in PYTHON_BLOCKS:
         (tmp_path / f"{block.name}.py").write_text(block.text)
     files = sorted(map(str, tmp_path.glob("*.py")))
-    assert len(files) == len(PYTHON) >= 10
+    assert len(files) == len(PYTHON_BLOCKS) >= 10
     done = subprocess.run(
         [sys.executable, "-m", "mypy", "--strict", *files], cwd=ROOT, capture_output=True, text=True, timeout=300
     )
     assert done.returncode == 0, done.stdout
 
 
-def test_what_is_only_typed_is_there() -> None:
+def test_blocks_that_are_not_executed_exist() -> None:
     """The blocks that no test runs are named, and so are those that are services."""
-    assert {*TYPED_ONLY, *SERVICES} <= {block.name for block in PYTHON}
+    assert {*NOT_EXECUTED, *SERVICES} <= {block.name for block in PYTHON_BLOCKS}
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("script", SCRIPTS, ids=lambda block: block.name)
 def test_the_scripts_run(tmp_path: Path, simulate: StartSimulator, script: Block) -> None:
     """Each script of a page ends well as it stands, against the simulator, and warns of nothing."""
-    (tmp_path / "simulated.py").write_text(SIMULATED)
+    (tmp_path / "simulated.py").write_text(SIMULATED_SCRIPT)
     (tmp_path / "script.py").write_text(script.text)
     gateway = simulate("--tiny", "--latency", "fixed:0.3").gateway
     done = subprocess.run(
         [sys.executable, "-W", "error", "simulated.py", gateway, "script.py"],
         cwd=tmp_path,
-        env=environment(),
+        env=clean_environment(),
         capture_output=True,
         text=True,
         timeout=120,
@@ -132,39 +134,39 @@ def service(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str, s
     """Gives the `app` of a block that is a service, on an engine of the simulator's."""
     monkeypatch.chdir(tmp_path)
 
-    def of(name: str, gateway: str) -> Any:
-        class Simulated(Engine):
+    def load_app(name: str, gateway: str) -> Any:
+        class SimulatedEngine(Engine):
             def __init__(self, out: str, **options: Any) -> None:
                 super().__init__(out, gateway=gateway, api_key="none", poll_interval_s=0.1, **options)
 
-        monkeypatch.setattr(library, "Engine", Simulated)
+        monkeypatch.setattr(library, "Engine", SimulatedEngine)
         module: dict[str, Any] = {"__name__": name}
-        exec(next(block.text for block in PYTHON if block.name == name), module)  # noqa: S102 - our own page
+        exec(next(block.text for block in PYTHON_BLOCKS if block.name == name), module)  # noqa: S102 - our own page
         return module["app"]
 
-    return of
+    return load_app
 
 
 @pytest.mark.anyio
 async def test_the_service_of_fastapi(service: Callable[[str, str], Any], anyio_backend: object) -> None:
     """The FastAPI service answers 202 with an id, tells of events until the end, and knows no other id."""
-    async with Simulator(QUICK) as simulator:
+    async with Simulator(DOCS_SIMULATOR) as simulator:
         app = service("howto_embed_1", simulator.gateway_url)
         async with app.router.lifespan_context(app):
-            status, body = await ask(app, "POST", "/images", b"prompt=an%20owl&user=ann")
+            status, body = await asgi_call(app, "POST", "/images", b"prompt=an%20owl&user=ann")
             assert status == 202
             image_id = json.loads(body)["id"]
-            status, body = await ask(app, "GET", f"/images/{image_id}/events")
+            status, body = await asgi_call(app, "GET", f"/images/{image_id}/events")
             assert status == 200
             assert body.decode().rpartition("event: ")[2].startswith("Ended\ndata: {")
-            assert await ask(app, "GET", f"/images/{image_id}") == (200, b'{"status":"succeeded"}')
-            assert (await ask(app, "GET", "/images/nobody"))[0] == 404
+            assert await asgi_call(app, "GET", f"/images/{image_id}") == (200, b'{"status":"succeeded"}')
+            assert (await asgi_call(app, "GET", "/images/nobody"))[0] == 404
 
 
 @pytest.mark.anyio
 async def test_the_service_of_aiohttp(service: Callable[[str, str], Any], anyio_backend: object) -> None:
     """The aiohttp service answers 202 with an id, finds its job by it, and knows no other id."""
-    async with Simulator(QUICK) as simulator:
+    async with Simulator(DOCS_SIMULATOR) as simulator:
         app = service("howto_embed_2", simulator.gateway_url)
         async with TestClient(TestServer(app)) as client:
             async with client.post("/images", params={"prompt": "an owl"}) as answer:
@@ -176,19 +178,19 @@ async def test_the_service_of_aiohttp(service: Callable[[str, str], Any], anyio_
                 assert answer.status == 404
 
 
-async def ask(app: Any, method: str, path: str, query: bytes = b"") -> tuple[int, bytes]:
+async def asgi_call(app: Any, method: str, path: str, query: bytes = b"") -> tuple[int, bytes]:
     """Ask an ASGI app as a server does, for a client that stays until the end. Returns status and body."""
-    answers: list[dict[str, Any]] = []
-    asked = [{"type": "http.request", "body": b"", "more_body": False}]
+    messages: list[dict[str, Any]] = []
+    incoming = [{"type": "http.request", "body": b"", "more_body": False}]
 
     async def receive() -> dict[str, Any]:
-        if not asked:
+        if not incoming:
             await asyncio.Event().wait()
-        return asked.pop()
+        return incoming.pop()
 
     async def send(message: dict[str, Any]) -> None:
-        answers.append(message)
+        messages.append(message)
 
     scope = {"type": "http", "method": method, "path": path, "query_string": query, "headers": []}
     await app(scope, receive, send)
-    return answers[0]["status"], b"".join(answer.get("body", b"") for answer in answers)
+    return messages[0]["status"], b"".join(answer.get("body", b"") for answer in messages)

@@ -13,64 +13,70 @@ from krea_batch.cli.app import BAD_INPUT, INTERRUPTED, OK, SOME_FAILED, STOPPED,
 from krea_batch.jobs import ASPECT_RATIOS, CREATIVITIES, FIELDS, Outcome, State
 from krea_batch.observability import MetricsListener
 from krea_batch.settings import Settings
-from tests.docs.pages import PAGES, ROOT, blocks, names, rows
+from tests.docs.pages import PAGES, ROOT, code_blocks, names_in_backticks, table_rows
 from tests.processes import run_command
-from tests.test_security import names_in
+from tests.test_security import collect_test_names
 
 
 def test_every_test_named_exists() -> None:
     """Each promise is held by a test that is there."""
     named = re.findall(r"`(tests/[\w/]+\.py)::([\w:]+)`", PAGES["reliability.md"])
     assert len(named) >= 12
-    assert [f"{path}::{name}" for path, name in named if name not in names_in(ROOT / path)] == []
+    assert [f"{path}::{name}" for path, name in named if name not in collect_test_names(ROOT / path)] == []
 
 
 def test_the_states_are_those_that_there_are() -> None:
     """The table of states has each of them, once."""
-    assert [names(row[0])[0] for row in rows("reference/files.md", "States")] == [state.value for state in State]
+    assert [names_in_backticks(row[0])[0] for row in table_rows("reference/files.md", "States")] == [
+        state.value for state in State
+    ]
 
 
 def test_the_exit_codes() -> None:
     """The table of exit codes has each of them, once."""
-    told = re.findall(r"^\| (\d+) \|", PAGES["reference/files.md"], re.MULTILINE)
-    assert [int(code) for code in told] == [OK, SOME_FAILED, BAD_INPUT, STOPPED, INTERRUPTED]
+    documented = re.findall(r"^\| (\d+) \|", PAGES["reference/files.md"], re.MULTILINE)
+    assert [int(code) for code in documented] == [OK, SOME_FAILED, BAD_INPUT, STOPPED, INTERRUPTED]
 
 
-def test_a_row_has_the_fields_that_are_told() -> None:
+def test_a_row_has_the_documented_fields() -> None:
     """The table of a result row has each field of an outcome, in order."""
-    told = [name for row in rows("reference/files.md", "A row of results.jsonl") for name in names(row[0])]
-    assert told == list(Outcome.__struct_fields__)
+    documented = [
+        name
+        for row in table_rows("reference/files.md", "A row of results.jsonl")
+        for name in names_in_backticks(row[0])
+    ]
+    assert documented == list(Outcome.__struct_fields__)
 
 
 def test_the_fields_of_a_job() -> None:
     """The table of a job has each field, and every value of the two choices."""
-    table = {names(row[0])[0]: row[1] for row in rows("reference/jobs.md")}
+    table = {names_in_backticks(row[0])[0]: row[1] for row in table_rows("reference/jobs.md")}
     assert set(table) == {*FIELDS, "sweep"}
-    assert names(table["aspect_ratio"]) == list(ASPECT_RATIOS)
-    assert names(table["creativity"]) == list(CREATIVITIES)
+    assert names_in_backticks(table["aspect_ratio"]) == list(ASPECT_RATIOS)
+    assert names_in_backticks(table["creativity"]) == list(CREATIVITIES)
 
 
 def test_the_settings() -> None:
     """The table of settings has each of them, and each option of it is one of `run`."""
-    table = {names(row[0])[0]: row for row in rows("reference/settings.md")}
+    table = {names_in_backticks(row[0])[0]: row for row in table_rows("reference/settings.md")}
     assert list(table) == [field.name for field in Settings.fields() if field.name != "out"]
     command = app.get_command(click.Context(app), "run")
     assert command is not None
     options = {option for param in command.params for option in param.opts}
-    assert {option for row in table.values() for option in names(row[1])} <= options
+    assert {option for row in table.values() for option in names_in_backticks(row[1])} <= options
 
 
 def test_the_metrics() -> None:
     """Each metric that is told of is one that is served."""
     served = generate_latest(MetricsListener().registry).decode()
-    told = set(re.findall(r"`(krea_batch_\w+)`", PAGES["howto/observability.md"]))
-    assert len(told) >= 8
-    assert [name for name in told if f"\n{name}" not in served] == []
+    documented = set(re.findall(r"`(krea_batch_\w+)`", PAGES["howto/observability.md"]))
+    assert len(documented) >= 8
+    assert [name for name in documented if f"\n{name}" not in served] == []
 
 
 def test_the_example_jobs_are_jobs(tmp_path: Path) -> None:
     """Every job line of the pages passes `krea-batch validate`."""
-    found = blocks("json")
+    found = code_blocks("json")
     assert len(found) >= 2
     for block in found:
         assert all(json.loads(line) for line in block.text.splitlines())

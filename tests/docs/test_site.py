@@ -16,8 +16,8 @@ import krea_batch.observability
 from krea_batch.cli.app import COMMANDS, app
 from tests.docs.pages import PAGES, ROOT
 
-FETCHED = re.compile(r"<(?:script|img|iframe|source)\b[^>]*\bsrc=\"?([^\" >]+)|<link\b[^>]*\bhref=\"?([^\" >]+)")
-FETCHED_BY_STYLES = re.compile(r"url\(\"?([^\")]+)|@import \"?([^\";]+)")
+FETCHED_URL = re.compile(r"<(?:script|img|iframe|source)\b[^>]*\bsrc=\"?([^\" >]+)|<link\b[^>]*\bhref=\"?([^\" >]+)")
+FETCHED_BY_STYLES_URL = re.compile(r"url\(\"?([^\")]+)|@import \"?([^\";]+)")
 
 
 @pytest.fixture(scope="module")
@@ -48,7 +48,7 @@ def test_nothing_is_fetched_from_elsewhere(site: Path) -> None:
     """No page loads a script, a style, a font or a picture from another host."""
     pages = "".join(path.read_text("utf-8") for path in site.rglob("*.html"))
     styles = "".join(path.read_text("utf-8") for path in site.rglob("*.css"))
-    found = FETCHED.findall(pages) + FETCHED_BY_STYLES.findall(styles)
+    found = FETCHED_URL.findall(pages) + FETCHED_BY_STYLES_URL.findall(styles)
     fetched = {url for either in found for url in either}
     assert any(url.endswith(".js") for url in fetched)
     assert any(url.endswith(".css") for url in fetched)
@@ -73,6 +73,6 @@ def test_the_whole_command_line_is_there(site: Path) -> None:
         assert command is not None
         _, found, rest = page.partition(f"krea-batch {name} [OPTIONS]")
         assert found, f"{name} is not there"
-        part = rest.partition("Usage:")[0]
+        section = rest.partition("Usage:")[0]
         options = [option for param in command.params if isinstance(param, click.Option) for option in param.opts]
-        assert [option for option in options if option not in part] == []
+        assert [option for option in options if option not in section] == []

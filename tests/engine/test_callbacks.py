@@ -15,30 +15,30 @@ from krea_batch.gateway.wire import CallbackPayload
 from krea_batch.rules.verdicts import PostVerdict
 from tests.asgi_client import call_asgi
 from tests.callback_gateway import CallbackGateway
-from tests.engine_fixtures import query_ledger, states
+from tests.engine_fixtures import query_ledger, ledger_states
 from tests.virtual_time_runs import run_virtual
 
-URL = "https://my.host/krea"
+CALLBACK_URL = "https://my.host/krea"
 
 pytestmark = pytest.mark.slow
 
 
-async def play(out: Path, gateway: CallbackGateway, count: int, **options: Any) -> Engine:
-    chosen: dict[str, Any] = {"webhook": Webhook(URL), "rate": "20/s"} | options
-    engine = Engine(out, gateway_client=gateway, random=Random(0), **chosen)
-    gateway.app = engine.callbacks_app() if chosen["webhook"] else None
+async def run_with_callbacks(out: Path, gateway: CallbackGateway, count: int, **options: Any) -> Engine:
+    engine_options: dict[str, Any] = {"webhook": Webhook(CALLBACK_URL), "rate": "20/s"} | options
+    engine = Engine(out, gateway_client=gateway, random=Random(0), **engine_options)
+    gateway.app = engine.callbacks_app() if engine_options["webhook"] else None
     async with engine:
         await engine.run([Job(prompt=f"picture {n}", id=f"job-{n}") for n in range(count)])
-    assert set(states(out).values()) == {"succeeded"}
+    assert set(ledger_states(out).values()) == {"succeeded"}
     assert len(gateway.charged) == count
     return engine
 
 
-class TestHonestCalls:
+class TestCallbackDelivery:
     def test_few_polls_and_no_lag(self, tmp_path: Path) -> None:
         """With honest callbacks there are at most 1.1 polls a job, and an end is seen within 0.3 s."""
         gateway = CallbackGateway()
-        run_virtual(play(tmp_path, gateway, 400))
+        run_virtual(run_with_callbacks(tmp_path, gateway, 400))
         assert gateway.polls_per_job <= 1.1
         assert gateway.lags_s[-1] <= 0.3
         assert set(gateway.callback_statuses) == {204}
@@ -46,29 +46,29 @@ class TestHonestCalls:
     def test_doubled_and_late_ones(self, tmp_path: Path) -> None:
         """Callbacks that come twice, or seconds late and in another order, bring no second poll of what is seen."""
         gateway = CallbackGateway(callback_delays_s=(0.05, 0.05, 9.0))
-        run_virtual(play(tmp_path, gateway, 200))
+        run_virtual(run_with_callbacks(tmp_path, gateway, 200))
         assert gateway.polls_per_job <= 1.2
 
     def test_some_are_lost(self, tmp_path: Path) -> None:
         """Where some callbacks stay out, their jobs are polled all the same."""
         gateway = CallbackGateway(callback_share=0.93)
-        run_virtual(play(tmp_path, gateway, 300))
+        run_virtual(run_with_callbacks(tmp_path, gateway, 300))
 
     def test_the_gateway_falls_silent(self, tmp_path: Path) -> None:
         """Where callbacks came and then stay out, polls go on as if there were none, within a few jobs."""
         gateway = CallbackGateway(callback_limit=150)
-        run_virtual(play(tmp_path, gateway, 600, rate="5/s"))
+        run_virtual(run_with_callbacks(tmp_path, gateway, 600, rate="5/s"))
         late = [
             gateway.detected_s[request_id] - gateway.done_at_s[request_id]
             for request_id in list(gateway.charged)[300:]
         ]
         assert sum(late) / len(late) <= 5.0
 
-    def test_none_comes(self, tmp_path: Path) -> None:
+    def test_no_callback_arrives(self, tmp_path: Path) -> None:
         """With no callback arriving, there are as many polls of each job, and as much lag, as without callbacks."""
         silent, without = CallbackGateway(callback_share=0.0), CallbackGateway()
-        run_virtual(play(tmp_path / "a", silent, 200))
-        run_virtual(play(tmp_path / "b", without, 200, webhook=None))
+        run_virtual(run_with_callbacks(tmp_path / "a", silent, 200))
+        run_virtual(run_with_callbacks(tmp_path / "b", without, 200, webhook=None))
         polls = [[len(times_s) for times_s in gw.poll_times_s.values()] for gw in (silent, without)]
         assert polls[0] == polls[1]
         assert silent.lags_s == pytest.approx(without.lags_s, abs=0.02)
@@ -77,7 +77,7 @@ class TestHonestCalls:
     def test_the_schedule_learns_from_both(self, tmp_path: Path) -> None:
         """How long jobs take is known from callbacks, too: who falls silent later is polled by that."""
         gateway = CallbackGateway(callback_limit=200)
-        run_virtual(play(tmp_path, gateway, 400, rate="5/s"))
+        run_virtual(run_with_callbacks(tmp_path, gateway, 400, rate="5/s"))
         after = list(gateway.charged)[300:]
         assert sum(len(gateway.poll_times_s[request_id]) for request_id in after) / len(after) <= 2.0
 
@@ -86,11 +86,13 @@ class TestHonestCalls:
         gateway = CallbackGateway(callback_share=0.0)
 
         async def main() -> None:
-            first = Engine(tmp_path, gateway_client=gateway, webhook=Webhook(URL), random=Random(0))
+            first = Engine(tmp_path, gateway_client=gateway, webhook=Webhook(CALLBACK_URL), random=Random(0))
             await first.start()
             handle = await first.submit(Job(prompt="a cat", id="cat"))
             await first.aclose(detach=True)
-            async with Engine(tmp_path, gateway_client=gateway, webhook=Webhook(URL), random=Random(0)) as second:
+            async with Engine(
+                tmp_path, gateway_client=gateway, webhook=Webhook(CALLBACK_URL), random=Random(0)
+            ) as second:
                 gateway.app = second.callbacks_app()
                 request_id = handle.request_id
                 assert request_id
@@ -104,24 +106,24 @@ class TestHonestCalls:
         run_virtual(main())
 
 
-class TestForgedCalls:
+class TestForgedCallbacks:
     def test_they_change_nothing(self, tmp_path: Path) -> None:
         """Guessed tokens, another job's token, another run's: 404, and no poll, whatever the body claims."""
         gateway = CallbackGateway(callback_share=0.0)
 
         async def main() -> None:
-            engine = Engine(tmp_path, gateway_client=gateway, webhook=Webhook(URL), random=Random(0))
+            engine = Engine(tmp_path, gateway_client=gateway, webhook=Webhook(CALLBACK_URL), random=Random(0))
             app = gateway.app = engine.callbacks_app()
             async with engine:
                 first, second = [(await engine.submit(Job(prompt=f"{n}"))).request_id for n in range(2)]
                 assert first and second
-                _, run, n, token = gateway.callback_paths[first].removeprefix(URL).split("/")
+                _, run, n, token = gateway.callback_paths[first].removeprefix(CALLBACK_URL).split("/")
                 other = gateway.callback_paths[second].rpartition("/")[2]
-                stranger = CallbackRouter(b"another secret", lambda *_: None).address_of(int(n)).split("/")
+                foreign = CallbackRouter(b"another secret", lambda *_: None).address_of(int(n)).split("/")
                 forged = [
                     "", "/", f"/{run}", f"/{run}/{n}", f"/{run}/{n}/", f"/{run}/{n}/{other}",
                     f"/{run}/{n}/{token[:-1]}", f"/{run}/0{n}x/{token}", f"/{run}/{'9' * 30}/{token}",
-                    f"/{'0' * 32}/{n}/{token}", f"/{run}/{n}/{token.upper()}x", "/".join(["", *stranger[1:]]),
+                    f"/{'0' * 32}/{n}/{token}", f"/{run}/{n}/{token.upper()}x", "/".join(["", *foreign[1:]]),
                     f"/{run}/-{n}/{token}", f"/{run}/²/{token}", "/../../etc/passwd",
                 ]  # fmt: skip
                 for path in forged:
@@ -135,12 +137,12 @@ class TestForgedCalls:
 
         run_virtual(main())
 
-    def test_what_a_call_says_is_not_believed(self, tmp_path: Path) -> None:
+    def test_the_content_of_a_callback_is_not_trusted(self, tmp_path: Path) -> None:
         """With the right address, another request_id or a media URL of its own brings nothing but a poll."""
         gateway = CallbackGateway(callback_share=0.0)
 
         async def main() -> None:
-            engine = Engine(tmp_path, gateway_client=gateway, webhook=Webhook(URL), random=Random(0))
+            engine = Engine(tmp_path, gateway_client=gateway, webhook=Webhook(CALLBACK_URL), random=Random(0))
             gateway.app = engine.callbacks_app()
             async with engine:
                 request_id = (await engine.submit(Job(prompt="a cat"))).request_id
@@ -159,19 +161,19 @@ class TestForgedCalls:
 
         run_virtual(main())
         assert all("evil" not in url for url, _ in gateway.downloads)
-        assert set(states(tmp_path).values()) == {"succeeded"}
+        assert set(ledger_states(tmp_path).values()) == {"succeeded"}
 
 
-class TestOutOfDoubt:
+class TestAmbiguousJobs:
     @pytest.mark.parametrize("ambiguous", ["keep", "resubmit"])
-    def test_a_call_while_the_post_is_in_the_air(self, tmp_path: Path, ambiguous: str) -> None:
+    def test_a_callback_during_a_pending_post(self, tmp_path: Path, ambiguous: str) -> None:
         """A POST whose answer is lost, but for which the gateway has called meanwhile, is not ambiguous at all."""
         gateway = CallbackGateway(callback_share=0.0)
         gateway.lose_responses = True
 
         async def main() -> None:
             engine = Engine(
-                tmp_path, gateway_client=gateway, webhook=Webhook(URL), random=Random(0), ambiguous=ambiguous
+                tmp_path, gateway_client=gateway, webhook=Webhook(CALLBACK_URL), random=Random(0), ambiguous=ambiguous
             )
             gateway.app = engine.callbacks_app()
             posted = gateway.submit
@@ -191,13 +193,13 @@ class TestOutOfDoubt:
         run_virtual(main())
         assert len(gateway.charged) == 1
 
-    def test_a_call_for_an_ambiguous_job(self, tmp_path: Path) -> None:
+    def test_a_callback_for_an_ambiguous_job(self, tmp_path: Path) -> None:
         """A callback gives an ambiguous job its request_id back; it is brought home, and paid for once."""
         gateway = CallbackGateway()
         gateway.lose_responses = True
 
         async def main() -> None:
-            engine = Engine(tmp_path, gateway_client=gateway, webhook=Webhook(URL), random=Random(0))
+            engine = Engine(tmp_path, gateway_client=gateway, webhook=Webhook(CALLBACK_URL), random=Random(0))
             gateway.app = engine.callbacks_app()
             async with engine:
                 handle = await engine.submit(Job(prompt="a cat", id="cat"))
@@ -213,12 +215,12 @@ class TestOutOfDoubt:
         assert query_ledger(tmp_path, "SELECT state, request_id FROM jobs") == [("succeeded", *gateway.charged)]
         assert len(gateway.charged) == 1
 
-    def test_a_call_that_names_what_is_not(self, tmp_path: Path) -> None:
+    def test_a_callback_with_an_unknown_request_id(self, tmp_path: Path) -> None:
         """A request_id that the gateway does not know is not adopted, and neither is that of another job."""
         gateway = CallbackGateway(callback_share=0.0)
 
         async def main() -> None:
-            engine = Engine(tmp_path, gateway_client=gateway, webhook=Webhook(URL), random=Random(0))
+            engine = Engine(tmp_path, gateway_client=gateway, webhook=Webhook(CALLBACK_URL), random=Random(0))
             gateway.app = engine.callbacks_app()
             async with engine:
                 other = (await engine.submit(Job(prompt="a dog", id="dog"))).request_id
@@ -229,17 +231,17 @@ class TestOutOfDoubt:
                 for named in ("nobody-knows-this", other, "../../secrets"):
                     assert await gateway.send_callback(named, address) == 204
                     await asyncio.sleep(30)
-                assert states(tmp_path)["cat"] == "ambiguous"
+                assert ledger_states(tmp_path)["cat"] == "ambiguous"
 
         run_virtual(main())
-        assert states(tmp_path) == {"dog": "succeeded", "cat": "ambiguous"}
+        assert ledger_states(tmp_path) == {"dog": "succeeded", "cat": "ambiguous"}
 
 
 @pytest.mark.parametrize(
     ("url", "listen"),
     [
         ("", ""), ("", "0.0.0.0:8080"), ("http://my.host/krea", ""), ("ftp://my.host", ""), ("https://", ""),
-        ("https://a@my.host/", ""), ("https://my.host/?x=1", ""), (URL, "8080"), (URL, "host:"), (URL, "h:99999"),
+        ("https://a@my.host/", ""), ("https://my.host/?x=1", ""), (CALLBACK_URL, "8080"), (CALLBACK_URL, "host:"), (CALLBACK_URL, "h:99999"),
     ],
 )  # fmt: skip
 def test_a_wrong_webhook(url: str, listen: str) -> None:
@@ -248,7 +250,7 @@ def test_a_wrong_webhook(url: str, listen: str) -> None:
         Webhook(url, listen)
 
 
-def test_a_door_that_nobody_knows_of(tmp_path: Path) -> None:
+def test_callbacks_app_without_a_callback_url(tmp_path: Path) -> None:
     """An engine that tells the gateway no URL has no app to mount, and says so."""
     engine = Engine(tmp_path, gateway_client=CallbackGateway())
     for way_in in (engine.callbacks_app, engine.callbacks_handler):
@@ -258,10 +260,10 @@ def test_a_door_that_nobody_knows_of(tmp_path: Path) -> None:
 
 def test_addresses() -> None:
     """An address names its job and no other; who has another secret has other addresses."""
-    heard: list[tuple[int, CallbackPayload]] = []
-    ours = CallbackRouter(b"secret", lambda n, told: heard.append((n, told)))
-    ours.base_url = URL
+    received: list[tuple[int, CallbackPayload]] = []
+    ours = CallbackRouter(b"secret", lambda n, told: received.append((n, told)))
+    ours.base_url = CALLBACK_URL
     assert ours.receive(ours.address_of(7), b'{"request_id": "r-7", "status": "FAILED"}') == 204
-    assert heard == [(7, CallbackPayload("r-7", ended=True))]
+    assert received == [(7, CallbackPayload("r-7", ended=True))]
     assert CallbackRouter(b"other", lambda *_: None).receive(ours.address_of(7), b"") == 404
     assert len({ours.address_of(n) for n in range(1000)}) == 1000

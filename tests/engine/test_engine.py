@@ -37,68 +37,68 @@ from krea_batch.rules.verdicts import Ambiguous, Errored, Failed, PollFailed, Re
 from krea_batch.storage.results_file import ResultsFile
 from krea_batch.storage.results_file import row as result_row
 from krea_batch.testing.scripted_gateway import ACCEPT, ScriptedGateway, make_png
-from tests.engine_fixtures import jobs, query_ledger, rows, run_jobs, states, statuses
+from tests.engine_fixtures import make_jobs, query_ledger, rows_by_id, run_jobs, ledger_states, result_statuses
 from tests.virtual_time_runs import run_until_killed, run_virtual
 
-NO_MONEY = Refused(Refusal.FATAL, 402, "no money")
+NO_BALANCE = Refused(Refusal.FATAL, 402, "no money")
 
 
-def disk_s() -> float:
+def disk_latency_s() -> float:
     return 0.05
 
 
-def engine_on(out: Path, client: ScriptedGateway, **options: Any) -> Engine:
+def make_engine(out: Path, client: ScriptedGateway, **options: Any) -> Engine:
     return Engine(out, gateway_client=client, random=Random(0), **options)
 
 
-def check_books(out: Path, gateway: ScriptedGateway) -> None:
+def check_ledger(out: Path, gateway: ScriptedGateway) -> None:
     """Results equal the ledger; what succeeded is on disk; what was charged is on record."""
-    found = rows(out)
-    ends = {"succeeded", "failed", "errored", "rejected", "ambiguous", "timed_out", "cancelled"}
-    assert {job_id: row["status"] for job_id, row in found.items()} == {
-        job_id: state for job_id, state in states(out).items() if state in ends
+    by_id = rows_by_id(out)
+    final = {"succeeded", "failed", "errored", "rejected", "ambiguous", "timed_out", "cancelled"}
+    assert {job_id: row["status"] for job_id, row in by_id.items()} == {
+        job_id: state for job_id, state in ledger_states(out).items() if state in final
     }
-    for row in found.values():
+    for row in by_id.values():
         if row["status"] == "succeeded":
             assert [(out / file["path"]).read_bytes() for file in row["files"]] == [
                 make_png(text=row["request"]["prompt"].encode())
             ]
-    on_record = {
+    recorded = {
         request_id
         for (request_id,) in query_ledger(out, "SELECT request_id FROM submissions WHERE result = 'accepted'")
     }
-    assert set(gateway.charged) <= on_record
+    assert set(gateway.charged) <= recorded
 
 
-class TestWaysIn:
+class TestSubmitting:
     def test_generate(self, tmp_path: Path) -> None:
         """generate returns once the picture is on disk and on record."""
         gateway = ScriptedGateway()
 
         async def main() -> None:
-            async with engine_on(tmp_path, gateway) as engine:
+            async with make_engine(tmp_path, gateway) as engine:
                 outcome = await engine.generate(Job(prompt="a cat"))
                 assert outcome.succeeded
-                assert states(tmp_path) == {outcome.id: "succeeded"}
+                assert ledger_states(tmp_path) == {outcome.id: "succeeded"}
                 assert (tmp_path / outcome.files[0].path).read_bytes() == make_png(text=b"a cat")
 
         run_virtual(main())
-        check_books(tmp_path, gateway)
+        check_ledger(tmp_path, gateway)
 
     def test_submit(self, tmp_path: Path) -> None:
         """submit returns when the request_id is on record; the handle is awaited for the outcome, however often."""
         gateway = ScriptedGateway()
 
         async def main() -> None:
-            async with engine_on(tmp_path, gateway) as engine:
+            async with make_engine(tmp_path, gateway) as engine:
                 handle = await engine.submit(Job(prompt="a dog", id="dog"))
                 assert handle.request_id in gateway.charged
-                assert states(tmp_path) == {"dog": "accepted"}
+                assert ledger_states(tmp_path) == {"dog": "accepted"}
                 first, second = await handle, await handle
                 assert first is second
                 assert first.request_id == handle.request_id
 
-        run_virtual(main(), thread_duration_s=disk_s)
+        run_virtual(main(), thread_duration_s=disk_latency_s)
 
     @pytest.mark.parametrize("kind", ["list", "generator", "async generator"])
     def test_stream(self, tmp_path: Path, kind: str) -> None:
@@ -107,20 +107,22 @@ class TestWaysIn:
         gateway.poll_script["j0"] = [Waiting("QUEUED")] * 9 + [Failed("late")]
         gateway.submit_script["j1"] = [Refused(Refusal.REJECTED, 400, "bad")]
 
-        async def trickle() -> AsyncIterator[Job]:
-            for job in jobs(10):
+        async def slow_source() -> AsyncIterator[Job]:
+            for job in make_jobs(10):
                 await asyncio.sleep(0.5)
                 yield job
 
         async def main() -> list[Outcome]:
-            source: Any = {"list": jobs(10), "generator": iter(jobs(10)), "async generator": trickle()}[kind]
-            async with engine_on(tmp_path, gateway) as engine:
+            source: Any = {"list": make_jobs(10), "generator": iter(make_jobs(10)), "async generator": slow_source()}[
+                kind
+            ]
+            async with make_engine(tmp_path, gateway) as engine:
                 return [outcome async for outcome in engine.stream(source)]
 
         outcomes = run_virtual(main())
-        assert sorted(outcome.id for outcome in outcomes) == [job.id for job in jobs(10)]
+        assert sorted(outcome.id for outcome in outcomes) == [job.id for job in make_jobs(10)]
         assert (outcomes[0].id, outcomes[-1].id) == ("j1", "j0")
-        check_books(tmp_path, gateway)
+        check_ledger(tmp_path, gateway)
 
     def test_stream_reads_only_as_fast_as_outcomes_are_taken(self, tmp_path: Path) -> None:
         """A consumer that does nothing stops the reading after max_in_flight jobs."""
@@ -128,12 +130,12 @@ class TestWaysIn:
         read: list[str] = []
 
         def source() -> Iterator[Job]:
-            for job in jobs(100):
+            for job in make_jobs(100):
                 read.append(job.id)
                 yield job
 
         async def main() -> None:
-            async with engine_on(tmp_path, gateway, max_in_flight=5) as engine:
+            async with make_engine(tmp_path, gateway, max_in_flight=5) as engine:
                 taken = 0
                 async for _ in engine.stream(source()):
                     taken += 1
@@ -144,63 +146,63 @@ class TestWaysIn:
 
         run_virtual(main())
 
-    def test_stream_brings_home_what_was_paid_before_it_tells_of_the_stop(self, tmp_path: Path) -> None:
+    def test_stream_yields_charged_jobs_before_it_raises_the_stop(self, tmp_path: Path) -> None:
         """When the wallet is empty, the outcomes of what is in flight come first, and then the error."""
         gateway = ScriptedGateway()
-        for job in jobs(10)[5:]:
-            gateway.submit_script[job.id] = [NO_MONEY]
+        for job in make_jobs(10)[5:]:
+            gateway.submit_script[job.id] = [NO_BALANCE]
         outcomes: list[Outcome] = []
 
         async def main() -> None:
-            async with engine_on(tmp_path, gateway, rate="2/s") as engine:
-                async for outcome in engine.stream(jobs(10)):
+            async with make_engine(tmp_path, gateway, rate="2/s") as engine:
+                async for outcome in engine.stream(make_jobs(10)):
                     outcomes.append(outcome)
 
         with pytest.raises(GatewayError, match="402"):
             run_virtual(main())
         assert {outcome.id for outcome in outcomes} == {"j0", "j1", "j2", "j3", "j4"}
-        check_books(tmp_path, gateway)
+        check_ledger(tmp_path, gateway)
 
     def test_leaving_a_stream_loses_nothing(self, tmp_path: Path) -> None:
         """Jobs that a left stream had submitted come home all the same."""
         gateway = ScriptedGateway()
 
         async def main() -> None:
-            async with engine_on(tmp_path, gateway) as engine:
-                async for _ in engine.stream(jobs(10)):
+            async with make_engine(tmp_path, gateway) as engine:
+                async for _ in engine.stream(make_jobs(10)):
                     break
 
         run_virtual(main())
-        assert set(statuses(tmp_path).values()) == {"succeeded"}
-        assert len(rows(tmp_path)) == len(gateway.charged)
-        check_books(tmp_path, gateway)
+        assert set(result_statuses(tmp_path).values()) == {"succeeded"}
+        assert len(rows_by_id(tmp_path)) == len(gateway.charged)
+        check_ledger(tmp_path, gateway)
 
     def test_a_source_that_fails(self, tmp_path: Path) -> None:
         """An exception of the caller's own iterable comes out of run and of stream."""
 
         def source() -> Iterator[Job]:
-            yield from jobs(2)
+            yield from make_jobs(2)
             raise LookupError("mine")
 
-        async def by_stream(out: Path) -> None:
-            async with engine_on(out, ScriptedGateway()) as engine:
+        async def consume_stream(out: Path) -> None:
+            async with make_engine(out, ScriptedGateway()) as engine:
                 async for _ in engine.stream(source()):
                     pass
 
         with pytest.raises(LookupError, match="mine"):
-            run_virtual(by_stream(tmp_path / "stream"))
+            run_virtual(consume_stream(tmp_path / "stream"))
         with pytest.raises(LookupError, match="mine"):
             run_virtual(run_jobs(tmp_path / "run", ScriptedGateway(), source()))
 
     @pytest.mark.parametrize(
         "job", [{"prompt": 5}, {"prompt": "x", "aspect_ratio": "5:5"}, {"prompt": "x", "creativity": "wild"}]
     )
-    def test_a_wrong_job_is_refused(self, tmp_path: Path, job: dict[str, Any]) -> None:
+    def test_an_invalid_job_is_refused(self, tmp_path: Path, job: dict[str, Any]) -> None:
         """What the API would not take is a JobError before anything is sent, and harms no later job."""
         gateway = ScriptedGateway()
 
         async def main() -> None:
-            async with engine_on(tmp_path, gateway) as engine:
+            async with make_engine(tmp_path, gateway) as engine:
                 with pytest.raises((JobError, TypeError)):
                     await engine.generate(Job(**job))
                 await engine.generate(Job(prompt="good"))
@@ -209,20 +211,20 @@ class TestWaysIn:
         assert gateway.submitted_prompts == ["good"]
 
 
-class TestOneIdOnePost:
+class TestKnownIds:
     @pytest.mark.parametrize("later", [0.0, 0.05, 0.5, 4.0, 20.0], ids=lambda s: f"after {s} s")
     def test_a_known_id(self, tmp_path: Path, later: float) -> None:
         """Whoever submits an id again, at whatever moment, gets the outcome of the first, and nothing is sent."""
         gateway = ScriptedGateway()
 
         async def main() -> None:
-            async with engine_on(tmp_path, gateway) as engine:
-                first = asyncio.create_task(engine.generate(jobs(1)[0]))
+            async with make_engine(tmp_path, gateway) as engine:
+                first = asyncio.create_task(engine.generate(make_jobs(1)[0]))
                 await asyncio.sleep(later)
-                second = await engine.generate(jobs(1)[0])
+                second = await engine.generate(make_jobs(1)[0])
                 assert second == await first
 
-        run_virtual(main(), thread_duration_s=disk_s)
+        run_virtual(main(), thread_duration_s=disk_latency_s)
         assert len(gateway.submitted_bodies) == 1
 
     def test_a_known_id_of_an_earlier_run(self, tmp_path: Path) -> None:
@@ -230,27 +232,27 @@ class TestOneIdOnePost:
         gateway = ScriptedGateway()
         gateway.submit_script["j1"] = [Ambiguous("cut")]
         gateway.poll_script["j2"] = [Failed("no")]
-        run_virtual(run_jobs(tmp_path, gateway, jobs(3)))
+        run_virtual(run_jobs(tmp_path, gateway, make_jobs(3)))
 
         async def main() -> list[State]:
-            async with engine_on(tmp_path, gateway) as engine:
-                handles = [await engine.submit(job) for job in jobs(3)]
+            async with make_engine(tmp_path, gateway) as engine:
+                handles = [await engine.submit(job) for job in make_jobs(3)]
                 assert handles[0].request_id in gateway.charged
                 return [(await handle).status for handle in handles]
 
         assert run_virtual(main()) == [State.SUCCEEDED, State.AMBIGUOUS, State.FAILED]
         assert len(gateway.submitted_bodies) == 3
 
-    def test_a_known_id_that_is_on_its_way_from_an_earlier_run(self, tmp_path: Path) -> None:
+    def test_a_known_id_in_flight_from_an_earlier_run(self, tmp_path: Path) -> None:
         """A job that this engine took over is waited for, and its request_id is known at once."""
         gateway = ScriptedGateway()
         gateway.poll_script["j0"] = [Waiting("QUEUED")]
-        assert run_until_killed(run_jobs(tmp_path, gateway, jobs(1)), 20.0, tmp_path) is None
+        assert run_until_killed(run_jobs(tmp_path, gateway, make_jobs(1)), 20.0, tmp_path) is None
         gateway.poll_script["j0"] = [Waiting("QUEUED")] * 3 + [Failed("no")]
 
         async def main() -> Outcome:
-            async with engine_on(tmp_path, gateway) as engine:
-                handle = await engine.submit(jobs(1)[0])
+            async with make_engine(tmp_path, gateway) as engine:
+                handle = await engine.submit(make_jobs(1)[0])
                 assert handle.request_id in gateway.charged
                 return await handle
 
@@ -263,25 +265,25 @@ class TestOneIdOnePost:
         gateway = ScriptedGateway()
 
         async def main() -> None:
-            async with engine_on(tmp_path, gateway) as engine:
-                first = asyncio.create_task(engine.generate(jobs(1)[0]))
+            async with make_engine(tmp_path, gateway) as engine:
+                first = asyncio.create_task(engine.generate(make_jobs(1)[0]))
                 await asyncio.sleep(later)
                 with pytest.raises(JobError, match="j0"):
                     await engine.generate(Job(prompt="other", id="j0"))
                 assert (await first).succeeded
 
-        run_virtual(main(), thread_duration_s=disk_s)
+        run_virtual(main(), thread_duration_s=disk_latency_s)
         assert len(gateway.submitted_bodies) == 1
 
-    def test_many_at_once(self, tmp_path: Path) -> None:
+    def test_concurrent_submits_of_one_id(self, tmp_path: Path) -> None:
         """Fifty callers with one id cause one POST and see one outcome."""
         gateway = ScriptedGateway()
 
         async def main() -> list[Outcome]:
-            async with engine_on(tmp_path, gateway) as engine:
-                return await asyncio.gather(*(engine.generate(jobs(1)[0]) for _ in range(50)))
+            async with make_engine(tmp_path, gateway) as engine:
+                return await asyncio.gather(*(engine.generate(make_jobs(1)[0]) for _ in range(50)))
 
-        outcomes = run_virtual(main(), thread_duration_s=disk_s)
+        outcomes = run_virtual(main(), thread_duration_s=disk_latency_s)
         assert len(gateway.submitted_bodies) == 1
         assert all(outcome == outcomes[0] for outcome in outcomes)
 
@@ -290,21 +292,21 @@ class TestOneIdOnePost:
         gateway = ScriptedGateway()
 
         async def main() -> None:
-            async with engine_on(tmp_path, gateway, rate="1/s") as engine:
-                running = asyncio.create_task(engine.run(jobs(10)))
+            async with make_engine(tmp_path, gateway, rate="1/s") as engine:
+                running = asyncio.create_task(engine.run(make_jobs(10)))
                 await asyncio.sleep(2.5)
-                outcomes = await asyncio.gather(*(engine.generate(job) for job in jobs(10)))
+                outcomes = await asyncio.gather(*(engine.generate(job) for job in make_jobs(10)))
                 assert all(outcome.succeeded for outcome in outcomes)
                 await running
 
-        run_virtual(main(), thread_duration_s=disk_s)
-        assert sorted(gateway.submitted_prompts) == sorted(job.id for job in jobs(10))
+        run_virtual(main(), thread_duration_s=disk_latency_s)
+        assert sorted(gateway.submitted_prompts) == sorted(job.id for job in make_jobs(10))
 
     @pytest.mark.parametrize("apart", [0, 1, 300])
     def test_an_id_twice_in_a_run(self, tmp_path: Path, apart: int) -> None:
         """A job that comes twice is done once; with another prompt the second is a JobError, the rest comes home."""
         gateway = ScriptedGateway()
-        todo = [Job(prompt="twice", id="twice"), *jobs(apart), Job(prompt="twice", id="twice")]
+        todo = [Job(prompt="twice", id="twice"), *make_jobs(apart), Job(prompt="twice", id="twice")]
         run_virtual(run_jobs(tmp_path / "same", gateway, todo, rate="20/s", max_in_flight=1000))
         assert gateway.submitted_prompts.count("twice") == 1
         todo[-1] = Job(prompt="other", id="twice")
@@ -312,7 +314,7 @@ class TestOneIdOnePost:
         with pytest.raises(JobError, match="twice"):
             run_virtual(run_jobs(tmp_path / "other", other, todo, rate="20/s", max_in_flight=1000))
         assert "other" not in other.submitted_prompts
-        check_books(tmp_path / "other", other)
+        check_ledger(tmp_path / "other", other)
 
 
 class TestCallers:
@@ -322,27 +324,27 @@ class TestCallers:
         gateway = ScriptedGateway()
 
         async def main() -> None:
-            async with engine_on(tmp_path, gateway) as engine:
-                caller = asyncio.create_task(engine.generate(jobs(1)[0]))
+            async with make_engine(tmp_path, gateway) as engine:
+                caller = asyncio.create_task(engine.generate(make_jobs(1)[0]))
                 await asyncio.sleep(after_ms / 1000)
                 caller.cancel()
                 await asyncio.wait([caller])
-                assert (await engine.generate(jobs(1)[0])).succeeded
+                assert (await engine.generate(make_jobs(1)[0])).succeeded
 
-        run_virtual(main(), thread_duration_s=disk_s)
+        run_virtual(main(), thread_duration_s=disk_latency_s)
         assert len(gateway.submitted_bodies) == 1
-        check_books(tmp_path, gateway)
+        check_ledger(tmp_path, gateway)
 
     @pytest.mark.parametrize("after_ms", [100, 200, 1000])
-    def test_cancelling_a_caller_who_waits_for_a_slot(self, tmp_path: Path, after_ms: int) -> None:
+    def test_cancelling_a_caller_that_waits_for_a_slot(self, tmp_path: Path, after_ms: int) -> None:
         """Others who wait for the same job do not hang, no slot is lost, and the engine closes."""
         gateway = ScriptedGateway()
 
         async def main() -> None:
-            async with engine_on(tmp_path, gateway, max_in_flight=1) as engine:
-                first = asyncio.create_task(engine.generate(jobs(2)[0]))
+            async with make_engine(tmp_path, gateway, max_in_flight=1) as engine:
+                first = asyncio.create_task(engine.generate(make_jobs(2)[0]))
                 await asyncio.sleep(0.05)
-                waits = [asyncio.create_task(engine.generate(jobs(2)[1])) for _ in range(3)]
+                waits = [asyncio.create_task(engine.generate(make_jobs(2)[1])) for _ in range(3)]
                 await asyncio.sleep(after_ms / 1000)
                 waits[0].cancel()
                 assert (await first).succeeded
@@ -350,7 +352,7 @@ class TestCallers:
                 assert (await waits[2]).succeeded
                 assert (await engine.generate(Job(prompt="more"))).succeeded
 
-        run_virtual(main(), thread_duration_s=disk_s)
+        run_virtual(main(), thread_duration_s=disk_latency_s)
         assert len(gateway.submitted_bodies) == 3
 
     def test_cancelling_callers_at_the_moment_a_slot_is_free(self, tmp_path: Path) -> None:
@@ -358,7 +360,7 @@ class TestCallers:
         gateway = ScriptedGateway()
 
         async def main() -> None:
-            async with engine_on(tmp_path, gateway, max_in_flight=1, rate="100/s") as engine:
+            async with make_engine(tmp_path, gateway, max_in_flight=1, rate="100/s") as engine:
                 for n in range(40):
                     first = asyncio.create_task(engine.generate(Job(prompt="x", id=f"a{n}")))
                     await asyncio.sleep(0.3)
@@ -375,18 +377,18 @@ class TestCallers:
     def test_cancelling_a_wait_for_a_known_job(self, tmp_path: Path) -> None:
         """Who asks for a known job and is cancelled while the ledger answers leaves nothing for others to hang on."""
         gateway = ScriptedGateway()
-        run_virtual(run_jobs(tmp_path, gateway, jobs(1)))
+        run_virtual(run_jobs(tmp_path, gateway, make_jobs(1)))
 
         async def main() -> None:
-            async with engine_on(tmp_path, gateway) as engine:
+            async with make_engine(tmp_path, gateway) as engine:
                 for after_ms in (10, 60, 90, 110, 140):
-                    caller = asyncio.create_task(engine.generate(jobs(1)[0]))
+                    caller = asyncio.create_task(engine.generate(make_jobs(1)[0]))
                     await asyncio.sleep(after_ms / 1000)
                     caller.cancel()
                     await asyncio.wait([caller])
-                    assert (await engine.generate(jobs(1)[0])).succeeded
+                    assert (await engine.generate(make_jobs(1)[0])).succeeded
 
-        run_virtual(main(), thread_duration_s=disk_s)
+        run_virtual(main(), thread_duration_s=disk_latency_s)
         assert len(gateway.submitted_bodies) == 1
 
     def test_run_may_be_cancelled(self, tmp_path: Path) -> None:
@@ -394,39 +396,39 @@ class TestCallers:
         gateway = ScriptedGateway()
 
         async def main() -> None:
-            async with engine_on(tmp_path, gateway, max_in_flight=3) as engine:
-                running = asyncio.create_task(engine.run(jobs(50)))
+            async with make_engine(tmp_path, gateway, max_in_flight=3) as engine:
+                running = asyncio.create_task(engine.run(make_jobs(50)))
                 await asyncio.sleep(1.0)
                 running.cancel()
                 await asyncio.wait([running])
 
         run_virtual(main())
-        assert statuses(tmp_path) == {"j0": "succeeded", "j1": "succeeded", "j2": "succeeded"}
-        check_books(tmp_path, gateway)
+        assert result_statuses(tmp_path) == {"j0": "succeeded", "j1": "succeeded", "j2": "succeeded"}
+        check_ledger(tmp_path, gateway)
 
-    def test_after_a_stop_nobody_waits_in_vain(self, tmp_path: Path) -> None:
+    def test_after_a_stop_no_caller_waits_forever(self, tmp_path: Path) -> None:
         """New jobs, and jobs that the stop left on record, are RunStopped at once, also while the slots are full."""
         gateway = ScriptedGateway()
         gateway.poll_script["j0"] = [Waiting("QUEUED")]
-        gateway.submit_script["j1"] = [NO_MONEY]
+        gateway.submit_script["j1"] = [NO_BALANCE]
 
         async def main() -> None:
             loop = asyncio.get_running_loop()
-            async with engine_on(tmp_path, gateway, max_in_flight=2) as engine:
-                await engine.submit(jobs(1)[0])
-                waits = [asyncio.create_task(engine.generate(job)) for job in jobs(5)[1:]]
+            async with make_engine(tmp_path, gateway, max_in_flight=2) as engine:
+                await engine.submit(make_jobs(1)[0])
+                waits = [asyncio.create_task(engine.generate(job)) for job in make_jobs(5)[1:]]
                 await asyncio.sleep(1.0)
                 began_s = loop.time()
                 for result in await asyncio.gather(*waits, return_exceptions=True):
                     assert isinstance(result, GatewayError)
-                for job in jobs(7)[1:]:
+                for job in make_jobs(7)[1:]:
                     with pytest.raises(RunStopped):
                         await engine.generate(job)
                 assert loop.time() - began_s < 1.0
                 engine.abort()
 
-        run_virtual(main(), thread_duration_s=disk_s)
-        assert states(tmp_path) == {"j0": "accepted", "j1": "pending"}
+        run_virtual(main(), thread_duration_s=disk_latency_s)
+        assert ledger_states(tmp_path) == {"j0": "accepted", "j1": "pending"}
 
     def test_a_job_left_by_a_refused_key(self, tmp_path: Path) -> None:
         """Who asks for an accepted job that this run no longer polls is told so, and does not wait for ever."""
@@ -434,29 +436,29 @@ class TestCallers:
         gateway.poll_script["j0"] = [PollFailed("unauthorized", 401)]
 
         async def main() -> None:
-            async with engine_on(tmp_path, gateway) as engine:
+            async with make_engine(tmp_path, gateway) as engine:
                 with pytest.raises(GatewayError):
-                    await engine.generate(jobs(1)[0])
+                    await engine.generate(make_jobs(1)[0])
                 with pytest.raises(GatewayError):
-                    await engine.generate(jobs(1)[0])
+                    await engine.generate(make_jobs(1)[0])
 
         run_virtual(main())
-        assert states(tmp_path) == {"j0": "accepted"}
+        assert ledger_states(tmp_path) == {"j0": "accepted"}
 
     def test_a_closed_engine_says_so(self, tmp_path: Path) -> None:
         """Jobs for an engine that is closed are RunStopped, and nothing is sent."""
         gateway = ScriptedGateway()
 
         async def main() -> None:
-            async with engine_on(tmp_path, gateway) as engine:
+            async with make_engine(tmp_path, gateway) as engine:
                 pass
             for ask_it in (engine.generate, engine.submit):
                 with pytest.raises(RunStopped):
-                    await ask_it(jobs(1)[0])
+                    await ask_it(make_jobs(1)[0])
             with pytest.raises(RunStopped):
-                await engine.run(jobs(1))
+                await engine.run(make_jobs(1))
             with pytest.raises(RunStopped):
-                [outcome async for outcome in engine.stream(jobs(3))]
+                [outcome async for outcome in engine.stream(make_jobs(3))]
 
         run_virtual(main())
         assert gateway.submitted_bodies == []
@@ -465,23 +467,23 @@ class TestCallers:
     def test_cancelling_the_start(self, tmp_path: Path, after_ms: int) -> None:
         """An engine whose start is cancelled lets go of the folder, and what it had begun goes on in the next."""
         gateway = ScriptedGateway()
-        gateway.submit_script["j0"] = [NO_MONEY]
-        run_virtual(run_jobs(tmp_path, gateway, jobs(1)))
+        gateway.submit_script["j0"] = [NO_BALANCE]
+        run_virtual(run_jobs(tmp_path, gateway, make_jobs(1)))
         gateway.submit_script.clear()
 
         async def main() -> None:
-            starting = asyncio.create_task(engine_on(tmp_path, gateway).start())
+            starting = asyncio.create_task(make_engine(tmp_path, gateway).start())
             await asyncio.sleep(after_ms / 1000)
             if starting.done():
                 return
             starting.cancel()
             with pytest.raises(asyncio.CancelledError):
                 await starting
-            await run_jobs(tmp_path, gateway, jobs(1))
+            await run_jobs(tmp_path, gateway, make_jobs(1))
 
         if after_ms < 400:
             run_virtual(main(), thread_duration_s=lambda: 0.1)
-            assert statuses(tmp_path) == {"j0": "succeeded"}
+            assert result_statuses(tmp_path) == {"j0": "succeeded"}
             assert len(gateway.charged) == 1
 
 
@@ -493,17 +495,17 @@ class TestLeaving:
         async def main() -> float:
             loop = asyncio.get_running_loop()
             with pytest.raises(LookupError, match="mine"):
-                async with engine_on(tmp_path, gateway) as engine:
-                    for job in jobs(3):
+                async with make_engine(tmp_path, gateway) as engine:
+                    for job in make_jobs(3):
                         await engine.submit(job)
                     began_s = loop.time()
                     raise LookupError("mine")
             return loop.time() - began_s
 
         assert run_virtual(main()) < 1.0
-        assert set(states(tmp_path).values()) == {"accepted"}
-        run_virtual(run_jobs(tmp_path, gateway, jobs(3)))
-        assert set(statuses(tmp_path).values()) == {"succeeded"}
+        assert set(ledger_states(tmp_path).values()) == {"accepted"}
+        run_virtual(run_jobs(tmp_path, gateway, make_jobs(3)))
+        assert set(result_statuses(tmp_path).values()) == {"succeeded"}
         assert len(gateway.submitted_bodies) == 3
 
     def test_in_order_waits_for_what_was_submitted(self, tmp_path: Path) -> None:
@@ -511,20 +513,20 @@ class TestLeaving:
         gateway = ScriptedGateway()
 
         async def main() -> None:
-            async with engine_on(tmp_path, gateway) as engine:
-                for job in jobs(3):
+            async with make_engine(tmp_path, gateway) as engine:
+                for job in make_jobs(3):
                     await engine.submit(job)
 
         run_virtual(main())
-        assert set(statuses(tmp_path).values()) == {"succeeded"}
+        assert set(result_statuses(tmp_path).values()) == {"succeeded"}
 
     def test_by_a_cancel(self, tmp_path: Path) -> None:
         """A task that is cancelled inside the context closes the engine, and nothing it paid for is lost."""
         gateway = ScriptedGateway()
 
         async def work() -> None:
-            async with engine_on(tmp_path, gateway) as engine:
-                await engine.run(jobs(20))
+            async with make_engine(tmp_path, gateway) as engine:
+                await engine.run(make_jobs(20))
 
         async def main() -> None:
             task = asyncio.create_task(work())
@@ -532,10 +534,10 @@ class TestLeaving:
             task.cancel()
             with pytest.raises(asyncio.CancelledError):
                 await task
-            await run_jobs(tmp_path, gateway, jobs(20))
+            await run_jobs(tmp_path, gateway, make_jobs(20))
 
-        run_virtual(main(), thread_duration_s=disk_s)
-        assert set(statuses(tmp_path).values()) == {"succeeded"}
+        run_virtual(main(), thread_duration_s=disk_latency_s)
+        assert set(result_statuses(tmp_path).values()) == {"succeeded"}
         assert len(gateway.submitted_bodies) == 20
 
     def test_two_engines_on_one_folder(self, tmp_path: Path) -> None:
@@ -543,11 +545,11 @@ class TestLeaving:
         gateway = ScriptedGateway()
 
         async def main() -> None:
-            async with engine_on(tmp_path, gateway) as engine:
-                waiting = asyncio.create_task(engine.generate(jobs(1)[0]))
+            async with make_engine(tmp_path, gateway) as engine:
+                waiting = asyncio.create_task(engine.generate(make_jobs(1)[0]))
                 await asyncio.sleep(0.5)
                 with pytest.raises(RunDirError):
-                    async with engine_on(tmp_path, gateway):
+                    async with make_engine(tmp_path, gateway):
                         pass
                 assert (await waiting).succeeded
 
@@ -559,22 +561,22 @@ class TestLeaving:
 
         async def main() -> None:
             await asyncio.gather(
-                *(run_jobs(tmp_path / str(n), gateway, jobs(10 + n)) for n, gateway in enumerate(gateways))
+                *(run_jobs(tmp_path / str(n), gateway, make_jobs(10 + n)) for n, gateway in enumerate(gateways))
             )
 
         run_virtual(main())
-        assert [len(rows(tmp_path / str(n))) for n in range(2)] == [10, 11]
+        assert [len(rows_by_id(tmp_path / str(n))) for n in range(2)] == [10, 11]
 
 
 class TestStops:
     def test_stop_drains(self, tmp_path: Path) -> None:
         """After stop nothing new is sent, what is in flight is brought home, and the next run does the rest."""
         gateway = ScriptedGateway()
-        told: list[Event] = []
+        events: list[Event] = []
 
         async def main() -> int:
-            async with engine_on(tmp_path, gateway, listeners=[told.append]) as engine:
-                running = asyncio.create_task(engine.run(jobs(50)))
+            async with make_engine(tmp_path, gateway, listeners=[events.append]) as engine:
+                running = asyncio.create_task(engine.run(make_jobs(50)))
                 await asyncio.sleep(1.05)
                 engine.stop("enough")
                 sent = len(gateway.submitted_bodies)
@@ -586,11 +588,11 @@ class TestStops:
         sent = run_virtual(main())
         assert 0 < sent < 50
         assert len(gateway.submitted_bodies) == sent
-        assert list(statuses(tmp_path).values()) == ["succeeded"] * sent
-        assert [event.reason for event in told if isinstance(event, RunStopping)] == ["enough"]
-        run_virtual(run_jobs(tmp_path, gateway, jobs(50)))
+        assert list(result_statuses(tmp_path).values()) == ["succeeded"] * sent
+        assert [event.reason for event in events if isinstance(event, RunStopping)] == ["enough"]
+        run_virtual(run_jobs(tmp_path, gateway, make_jobs(50)))
         assert len(gateway.submitted_bodies) == 50
-        assert set(statuses(tmp_path).values()) == {"succeeded"}
+        assert set(result_statuses(tmp_path).values()) == {"succeeded"}
 
     @pytest.mark.parametrize("after_ms", [*range(0, 2000, 130), *range(5000, 6000, 130), *range(10_000, 12_000, 130)])
     def test_stop_now_at_any_moment(self, tmp_path: Path, after_ms: int) -> None:
@@ -600,8 +602,8 @@ class TestStops:
 
         async def main() -> float:
             loop = asyncio.get_running_loop()
-            async with engine_on(tmp_path, gateway, rate="5/s") as engine:
-                running = asyncio.create_task(engine.run(jobs(6)))
+            async with make_engine(tmp_path, gateway, rate="5/s") as engine:
+                running = asyncio.create_task(engine.run(make_jobs(6)))
                 await asyncio.sleep(after_ms / 1000)
                 engine.abort("now")
                 began_s = loop.time()
@@ -609,12 +611,12 @@ class TestStops:
                 assert ended is None or (isinstance(ended, RunStopped) and ended.reason == "now")
             return loop.time() - began_s
 
-        assert run_virtual(main(), thread_duration_s=disk_s) < 6.5
-        check_books(tmp_path, gateway)
-        run_virtual(run_jobs(tmp_path, gateway, jobs(6)))
-        assert set(statuses(tmp_path).values()) == {"succeeded"}
+        assert run_virtual(main(), thread_duration_s=disk_latency_s) < 6.5
+        check_ledger(tmp_path, gateway)
+        run_virtual(run_jobs(tmp_path, gateway, make_jobs(6)))
+        assert set(result_statuses(tmp_path).values()) == {"succeeded"}
         assert len(gateway.submitted_bodies) == len(gateway.charged) == 6
-        check_books(tmp_path, gateway)
+        check_ledger(tmp_path, gateway)
 
     def test_stop_then_stop_now(self, tmp_path: Path) -> None:
         """The second Ctrl-C is quicker than the first; the first reason is the one that counts."""
@@ -622,8 +624,8 @@ class TestStops:
         gateway.poll_script["j0"] = [Waiting("QUEUED")]
 
         async def main() -> None:
-            async with engine_on(tmp_path, gateway) as engine:
-                await engine.submit(jobs(1)[0])
+            async with make_engine(tmp_path, gateway) as engine:
+                await engine.submit(make_jobs(1)[0])
                 engine.stop("first")
                 await asyncio.sleep(100.0)
                 engine.abort("second")
@@ -632,63 +634,63 @@ class TestStops:
             assert engine.stopped.reason == "first"
 
         run_virtual(main())
-        assert states(tmp_path) == {"j0": "accepted"}
+        assert ledger_states(tmp_path) == {"j0": "accepted"}
 
 
-Folder = Callable[[Path, ScriptedGateway], None]
+PrepareRun = Callable[[Path, ScriptedGateway], None]
 
 
 def _pending(out: Path, gateway: ScriptedGateway) -> None:
-    gateway.submit_script["j0"] = [NO_MONEY]
-    run_virtual(run_jobs(out, gateway, jobs(1)))
+    gateway.submit_script["j0"] = [NO_BALANCE]
+    run_virtual(run_jobs(out, gateway, make_jobs(1)))
 
 
 def _submitting(out: Path, gateway: ScriptedGateway) -> None:
     gateway.submit_script["j0"] = [(100.0, ACCEPT)]
-    assert run_until_killed(run_jobs(out, gateway, jobs(1)), 5.0, out) is None
+    assert run_until_killed(run_jobs(out, gateway, make_jobs(1)), 5.0, out) is None
 
 
 def _accepted(out: Path, gateway: ScriptedGateway) -> None:
-    assert run_until_killed(run_jobs(out, gateway, jobs(1)), 1.0, out) is None
+    assert run_until_killed(run_jobs(out, gateway, make_jobs(1)), 1.0, out) is None
 
 
 def _finished(out: Path, gateway: ScriptedGateway) -> None:
     gateway.download_script["j0"] = [[make_png(text=b"j0")[:40], 3600.0]]
-    assert run_until_killed(run_jobs(out, gateway, jobs(1)), 60.0, out) is None
+    assert run_until_killed(run_jobs(out, gateway, make_jobs(1)), 60.0, out) is None
 
 
 def _succeeded(out: Path, gateway: ScriptedGateway) -> None:
-    run_virtual(run_jobs(out, gateway, jobs(1)))
+    run_virtual(run_jobs(out, gateway, make_jobs(1)))
 
 
 def _failed(out: Path, gateway: ScriptedGateway) -> None:
     gateway.poll_script["j0"] = [Failed("no")]
-    run_virtual(run_jobs(out, gateway, jobs(1)))
+    run_virtual(run_jobs(out, gateway, make_jobs(1)))
 
 
 def _errored(out: Path, gateway: ScriptedGateway) -> None:
     gateway.poll_script["j0"] = [Errored("gpu")]
-    run_virtual(run_jobs(out, gateway, jobs(1), max_attempts=1))
+    run_virtual(run_jobs(out, gateway, make_jobs(1), max_attempts=1))
 
 
 def _rejected(out: Path, gateway: ScriptedGateway) -> None:
     gateway.submit_script["j0"] = [Refused(Refusal.REJECTED, 400, "bad")]
-    run_virtual(run_jobs(out, gateway, jobs(1)))
+    run_virtual(run_jobs(out, gateway, make_jobs(1)))
 
 
 def _ambiguous(out: Path, gateway: ScriptedGateway) -> None:
     gateway.submit_script["j0"] = [Ambiguous("cut")]
-    run_virtual(run_jobs(out, gateway, jobs(1)))
+    run_virtual(run_jobs(out, gateway, make_jobs(1)))
 
 
 def _timed_out_waiting(out: Path, gateway: ScriptedGateway) -> None:
     gateway.poll_script["j0"] = [Waiting("QUEUED")]
-    run_virtual(run_jobs(out, gateway, jobs(1), job_timeout_s=20.0))
+    run_virtual(run_jobs(out, gateway, make_jobs(1), job_timeout_s=20.0))
 
 
 def _timed_out_fetching(out: Path, gateway: ScriptedGateway) -> None:
     gateway.download_script["j0"] = [DownloadError("HTTP 404", status=404)]
-    run_virtual(run_jobs(out, gateway, jobs(1)))
+    run_virtual(run_jobs(out, gateway, make_jobs(1)))
 
 
 class TestResume:
@@ -710,28 +712,28 @@ class TestResume:
             (_timed_out_fetching, "timed_out", "succeeded", 1),
         ],
     )
-    def test_from_each_state(self, tmp_path: Path, build: Folder, state: str, then: str, posts: int) -> None:
+    def test_from_each_state(self, tmp_path: Path, build: PrepareRun, state: str, then: str, posts: int) -> None:
         """A job of each state comes to its end with as many POSTs as are free of a second charge."""
         out, gateway = tmp_path / "out", ScriptedGateway()
         build(out, gateway)
-        assert states(out) == {"j0": state}
+        assert ledger_states(out) == {"j0": state}
         gateway.submit_script.clear()
         gateway.poll_script.clear()
         gateway.download_script.clear()
         for _ in range(2):
-            run_virtual(run_jobs(out, gateway, jobs(1)))
-            assert statuses(out) == {"j0": then}
+            run_virtual(run_jobs(out, gateway, make_jobs(1)))
+            assert result_statuses(out) == {"j0": then}
             assert len(gateway.submitted_bodies) == posts
-            check_books(out, gateway)
+            check_ledger(out, gateway)
 
     @pytest.mark.parametrize("build", [_submitting, _ambiguous])
-    def test_resubmit(self, tmp_path: Path, build: Folder) -> None:
+    def test_resubmit(self, tmp_path: Path, build: PrepareRun) -> None:
         """Only a run that says so sends what is ambiguous again."""
         out, gateway = tmp_path / "out", ScriptedGateway()
         build(out, gateway)
         gateway.submit_script.clear()
-        run_virtual(run_jobs(out, gateway, jobs(1), ambiguous="resubmit"))
-        assert statuses(out) == {"j0": "succeeded"}
+        run_virtual(run_jobs(out, gateway, make_jobs(1), ambiguous="resubmit"))
+        assert result_statuses(out) == {"j0": "succeeded"}
         assert len(gateway.submitted_bodies) == 2
 
     @pytest.mark.parametrize(
@@ -741,12 +743,14 @@ class TestResume:
         """What was in the air is ambiguous, everything else comes home, and no job is charged twice."""
         out, gateway = tmp_path / "out", ScriptedGateway()
         gateway.submit_duration_s = 0.4
-        run_until_killed(run_jobs(out, gateway, jobs(5), rate="4/s"), killed_ms / 1000, out, thread_duration_s=disk_s)
-        in_air = {job_id for job_id, state in states(out).items() if state == "submitting"}
-        run_virtual(run_jobs(out, gateway, jobs(5)))
-        found = statuses(out)
-        assert {job_id for job_id, status in found.items() if status == "ambiguous"} == in_air
-        assert {status for job_id, status in found.items() if job_id not in in_air} <= {"succeeded"}
+        run_until_killed(
+            run_jobs(out, gateway, make_jobs(5), rate="4/s"), killed_ms / 1000, out, thread_duration_s=disk_latency_s
+        )
+        submitting = {job_id for job_id, state in ledger_states(out).items() if state == "submitting"}
+        run_virtual(run_jobs(out, gateway, make_jobs(5)))
+        found = result_statuses(out)
+        assert {job_id for job_id, status in found.items() if status == "ambiguous"} == submitting
+        assert {status for job_id, status in found.items() if job_id not in submitting} <= {"succeeded"}
         assert len(gateway.charged) == len(set(gateway.charged.values()))
         assert len(found) == 5
 
@@ -755,46 +759,46 @@ class TestResume:
         gateway = ScriptedGateway()
 
         async def main() -> None:
-            async with engine_on(tmp_path / "out", gateway) as engine:
-                running = asyncio.create_task(engine.run(jobs(10)))
+            async with make_engine(tmp_path / "out", gateway) as engine:
+                run_task = asyncio.create_task(engine.run(make_jobs(10)))
                 await asyncio.sleep(8.0)
                 shutil.copytree(tmp_path / "out", tmp_path / "copy")
-                await running
+                await run_task
 
         run_virtual(main())
-        run_virtual(run_jobs(tmp_path / "copy", gateway, jobs(10)))
-        assert set(statuses(tmp_path / "copy").values()) == {"succeeded"}
+        run_virtual(run_jobs(tmp_path / "copy", gateway, make_jobs(10)))
+        assert set(result_statuses(tmp_path / "copy").values()) == {"succeeded"}
         assert len(gateway.submitted_bodies) == 10
 
     def test_a_smaller_max_in_flight(self, tmp_path: Path) -> None:
         """More open jobs than slots are all taken over; new ones wait until the count is under the limit."""
         out, gateway = tmp_path / "out", ScriptedGateway()
-        run_until_killed(run_jobs(out, gateway, jobs(30), rate="100/s"), 2.0, out)
+        run_until_killed(run_jobs(out, gateway, make_jobs(30), rate="100/s"), 2.0, out)
         on_way: list[int] = []
         sql = "SELECT count(*) FROM jobs WHERE state != 'succeeded'"
         gateway.on_submit = lambda _: on_way.append(query_ledger(out, sql)[0][0])
-        run_virtual(run_jobs(out, gateway, jobs(60), rate="100/s", max_in_flight=4))
+        run_virtual(run_jobs(out, gateway, make_jobs(60), rate="100/s", max_in_flight=4))
         assert max(on_way) <= 4
-        assert set(statuses(out).values()) == {"succeeded"}
+        assert set(result_statuses(out).values()) == {"succeeded"}
         assert len(gateway.submitted_bodies) == 60
 
     def test_a_changed_line_under_an_old_id(self, tmp_path: Path) -> None:
         """run refuses it once what is in flight is home."""
         gateway = ScriptedGateway()
-        run_virtual(run_jobs(tmp_path, gateway, jobs(2)))
+        run_virtual(run_jobs(tmp_path, gateway, make_jobs(2)))
         with pytest.raises(JobError, match="j1"):
             run_virtual(run_jobs(tmp_path, gateway, [Job(prompt="new", id="new"), Job(prompt="other", id="j1")]))
-        assert set(statuses(tmp_path).values()) == {"succeeded"}
+        assert set(result_statuses(tmp_path).values()) == {"succeeded"}
         assert "other" not in gateway.submitted_prompts
-        check_books(tmp_path, gateway)
+        check_ledger(tmp_path, gateway)
 
     def test_another_gateway(self, tmp_path: Path) -> None:
         """request_ids of one gateway mean nothing at another: the folder is refused."""
         gateway = ScriptedGateway()
-        run_virtual(run_jobs(tmp_path, gateway, jobs(1)))
+        run_virtual(run_jobs(tmp_path, gateway, make_jobs(1)))
 
         async def main() -> None:
-            async with engine_on(tmp_path, gateway, gateway="https://other.example"):
+            async with make_engine(tmp_path, gateway, gateway="https://other.example"):
                 pass
 
         with pytest.raises(RunDirError):
@@ -802,14 +806,14 @@ class TestResume:
 
 
 class TestResults:
-    def test_rows_stand_there_as_jobs_end(self, tmp_path: Path) -> None:
+    def test_rows_are_written_as_jobs_end(self, tmp_path: Path) -> None:
         """While the run goes on, results.jsonl has a whole row for each job that has ended."""
         gateway = ScriptedGateway()
         seen: list[int] = []
 
         async def main() -> None:
-            async with engine_on(tmp_path, gateway, rate="2/s") as engine:
-                async for _ in engine.stream(jobs(10)):
+            async with make_engine(tmp_path, gateway, rate="2/s") as engine:
+                async for _ in engine.stream(make_jobs(10)):
                     await asyncio.sleep(0.01)
                     lines = (tmp_path / "results.jsonl").read_bytes().splitlines()
                     assert all(orjson.loads(line)["status"] == "succeeded" for line in lines)
@@ -825,30 +829,30 @@ class TestResults:
         gateway.poll_script.clear()
         results = tmp_path / "results.jsonl"
         results.write_bytes(results.read_bytes() + b'{"id": "half')
-        run_virtual(run_jobs(tmp_path, gateway, jobs(3)))
-        check_books(tmp_path, gateway)
-        assert set(statuses(tmp_path).values()) == {"succeeded"}
+        run_virtual(run_jobs(tmp_path, gateway, make_jobs(3)))
+        check_ledger(tmp_path, gateway)
+        assert set(result_statuses(tmp_path).values()) == {"succeeded"}
 
     @pytest.mark.parametrize("after_s", [2.0, 5.2, 5.3, 60.0])
-    def test_they_are_written_anew_at_the_start_only_where_need_be(
+    def test_results_are_rewritten_at_the_start_only_if_needed(
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, after_s: float
     ) -> None:
         """Where the last run was killed they are, beside the run; where it ended in order, only at the end."""
         times: list[int] = []
         write_anew = ResultsFile.rewrite
 
-        async def counted(self: ResultsFile, groups: Any, **how: Any) -> None:
+        async def count_rewrites(self: ResultsFile, groups: Any, **how: Any) -> None:
             times.append(1)
             await write_anew(self, groups, **how)
 
         gateway, out = ScriptedGateway(), tmp_path / "out"
-        killed = run_until_killed(run_jobs(out, gateway, jobs(8)), after_s, out) is None
+        killed = run_until_killed(run_jobs(out, gateway, make_jobs(8)), after_s, out) is None
         assert killed == (after_s < 60)
-        monkeypatch.setattr(ResultsFile, "write_anew", counted)
-        run_virtual(run_jobs(out, gateway, jobs(12)))
+        monkeypatch.setattr(ResultsFile, "write_anew", count_rewrites)
+        run_virtual(run_jobs(out, gateway, make_jobs(12)))
         assert len(times) == (2 if killed else 1)
-        assert len(statuses(out)) == 12
-        check_books(out, gateway)
+        assert len(result_statuses(out)) == 12
+        check_ledger(out, gateway)
 
     @pytest.mark.parametrize("all_over", [True, False])
     def test_only_rows_that_can_have_changed_are_read_again(
@@ -857,87 +861,87 @@ class TestResults:
         """Where all jobs were over, those of earlier runs are not, and the file is the same as if they were."""
         gateway, out = ScriptedGateway(), tmp_path / "out"
         if all_over:
-            run_virtual(run_jobs(out, gateway, jobs(3)))
+            run_virtual(run_jobs(out, gateway, make_jobs(3)))
         else:
             _timed_out_waiting(out, gateway)
             gateway.poll_script.clear()
         asked: list[int] = []
         outcomes = LedgerStore.outcomes
 
-        def noted(self: LedgerStore, after_n: int, limit: int) -> Any:
+        def record_read(self: LedgerStore, after_n: int, limit: int) -> Any:
             asked.append(after_n)
             return outcomes(self, after_n, limit)
 
-        monkeypatch.setattr(LedgerStore, "outcomes", noted)
-        run_virtual(run_jobs(out, gateway, jobs(7)))
+        monkeypatch.setattr(LedgerStore, "outcomes", record_read)
+        run_virtual(run_jobs(out, gateway, make_jobs(7)))
         assert (min(asked) == 3) == all_over
-        check_books(out, gateway)
+        check_ledger(out, gateway)
         with closing(LedgerStore.open(out / "ledger.db", read_only=True)) as store:
             whole, _ = outcomes(store, 0, 100)
         assert (out / "results.jsonl").read_bytes() == b"".join(map(result_row, whole))
         assert len(whole) == 7
 
-    def test_a_file_that_somebody_took_away_is_whole_again(self, tmp_path: Path) -> None:
+    def test_a_removed_results_file_is_restored(self, tmp_path: Path) -> None:
         """Also where it was taken during the run, and came back, and grew larger than it had been."""
         gateway = ScriptedGateway()
-        run_virtual(run_jobs(tmp_path, gateway, jobs(3)))
+        run_virtual(run_jobs(tmp_path, gateway, make_jobs(3)))
 
         async def main() -> None:
-            async with engine_on(tmp_path, gateway) as engine:
+            async with make_engine(tmp_path, gateway) as engine:
                 (tmp_path / "results.jsonl").rename(tmp_path / "yesterday.jsonl")
-                await engine.run(jobs(12))
+                await engine.run(make_jobs(12))
 
         run_virtual(main())
-        assert len(statuses(tmp_path)) == 12
-        check_books(tmp_path, gateway)
+        assert len(result_statuses(tmp_path)) == 12
+        check_ledger(tmp_path, gateway)
 
     def test_a_start_that_failed_leaves_nothing_to_the_next(self, tmp_path: Path) -> None:
         """Rows that were good at the first start of an engine need not be at the second."""
         gateway = ScriptedGateway()
-        run_virtual(run_jobs(tmp_path, gateway, jobs(3)))
+        run_virtual(run_jobs(tmp_path, gateway, make_jobs(3)))
 
         async def main() -> None:
             with socket.socket() as taken:
                 taken.bind(("127.0.0.1", 0))
                 taken.listen()
                 webhook = Webhook(listen=f"127.0.0.1:{taken.getsockname()[1]}")
-                engine = engine_on(tmp_path, gateway, webhook=webhook)
+                engine = make_engine(tmp_path, gateway, webhook=webhook)
                 with pytest.raises(SettingsError):
                     await engine.start()
             (tmp_path / "results.jsonl").write_bytes(b"")
             await engine.start()
-            await engine.run(jobs(5))
+            await engine.run(make_jobs(5))
             await engine.aclose()
 
         asyncio.run(main())
-        assert len(statuses(tmp_path)) == 5
+        assert len(result_statuses(tmp_path)) == 5
 
-    def test_an_end_that_is_no_more_has_no_row(self, tmp_path: Path) -> None:
+    def test_a_retried_job_has_no_row_until_it_ends(self, tmp_path: Path) -> None:
         """A job that timed out in the last run, and is asked for again in this one, never stands there twice."""
         gateway = ScriptedGateway()
         _timed_out_waiting(tmp_path, gateway)
         gateway.poll_script.clear()
-        looks = 0
+        checks = 0
 
         async def main() -> None:
-            nonlocal looks
-            async with engine_on(tmp_path, gateway) as engine:
-                running = asyncio.create_task(engine.run(jobs(3)))
+            nonlocal checks
+            async with make_engine(tmp_path, gateway) as engine:
+                running = asyncio.create_task(engine.run(make_jobs(3)))
                 while not running.done():
                     await asyncio.sleep(0.05)
-                    rows(tmp_path)  # each id once
-                    looks += 1
+                    rows_by_id(tmp_path)  # each id once
+                    checks += 1
                 await running
 
         run_virtual(main())
-        assert looks > 10
-        check_books(tmp_path, gateway)
+        assert checks > 10
+        check_ledger(tmp_path, gateway)
 
     def test_a_row_says_what_design_says(self, tmp_path: Path) -> None:
         """The fields of a row are the ones of DESIGN, A run's folder."""
         gateway = ScriptedGateway()
         run_virtual(run_jobs(tmp_path, gateway, [Job(prompt="x", id="x", metadata={"a": [1]})], clock=lambda: 0.0))
-        row = rows(tmp_path)["x"]
+        row = rows_by_id(tmp_path)["x"]
         assert set(row) == {
             "id", "status", "request_id", "files", "error", "request", "metadata", "polls", "attempts",
             "submitted_at", "accepted_at", "finished_at", "stored_at",
@@ -952,17 +956,17 @@ class TestResults:
         """Where rows cannot be appended the run stops, and goes on later."""
         gateway = ScriptedGateway()
 
-        def full(*_: object) -> None:
+        def raise_disk_full(*_: object) -> None:
             raise OSError(28, "No space left on device")
 
         with monkeypatch.context() as patch:
-            patch.setattr("krea_batch.storage.results_file._append", full)
-            engine = run_virtual(run_jobs(tmp_path, gateway, jobs(30), rate="1/s"))
+            patch.setattr("krea_batch.storage.results_file._append", raise_disk_full)
+            engine = run_virtual(run_jobs(tmp_path, gateway, make_jobs(30), rate="1/s"))
         assert engine.stopped is not None
         assert "No space left" in str(engine.stopped)
-        run_virtual(run_jobs(tmp_path, gateway, jobs(30)))
+        run_virtual(run_jobs(tmp_path, gateway, make_jobs(30)))
         assert len(gateway.submitted_bodies) == 30
-        check_books(tmp_path, gateway)
+        check_ledger(tmp_path, gateway)
 
 
 class TestBackpressure:
@@ -973,11 +977,11 @@ class TestBackpressure:
         unstored: list[int] = []
         sql = "SELECT count(*) FROM jobs WHERE state != 'succeeded'"
         gateway.on_submit = lambda _: unstored.append(query_ledger(tmp_path, sql)[0][0])
-        for job in jobs(300):
+        for job in make_jobs(300):
             gateway.download_script[job.id] = [[50.0, make_png(text=job.id.encode())]]
 
         def source() -> Iterator[Job]:
-            for job in jobs(300):
+            for job in make_jobs(300):
                 read.append(job.id)
                 assert len(read) <= len(set(gateway.submitted_prompts)) + 256 + 8
                 yield job
@@ -985,7 +989,7 @@ class TestBackpressure:
         run_virtual(run_jobs(tmp_path, gateway, source(), rate="100/s", max_in_flight=8, downloads=2))
         assert max(unstored) <= 8
         assert gateway.submit_times_s[-1] - gateway.submit_times_s[0] > 290 / 2 * 50.0 * 0.9
-        assert set(statuses(tmp_path).values()) == {"succeeded"}
+        assert set(result_statuses(tmp_path).values()) == {"succeeded"}
 
     def test_the_source_is_read_no_further_than_a_batch(self, tmp_path: Path) -> None:
         """A source without an end is no trouble: what is read ahead is one batch and the slots."""
@@ -998,7 +1002,7 @@ class TestBackpressure:
                 yield Job(prompt="x", id=f"e{read[-1]}")
 
         async def main() -> None:
-            async with engine_on(tmp_path, gateway, max_in_flight=10) as engine:
+            async with make_engine(tmp_path, gateway, max_in_flight=10) as engine:
                 running = asyncio.create_task(engine.run(endless()))
                 await asyncio.sleep(60.0)
                 engine.stop()
@@ -1006,17 +1010,17 @@ class TestBackpressure:
 
         run_virtual(main())
         assert len(read) <= len(gateway.submitted_bodies) + 256 + 10
-        assert len(rows(tmp_path)) == len(gateway.submitted_bodies)
+        assert len(rows_by_id(tmp_path)) == len(gateway.submitted_bodies)
 
     def test_two_thousand_in_flight(self, tmp_path: Path) -> None:
         """Two thousand jobs are on their way at once on one loop, and all come home."""
         gateway = ScriptedGateway()
         gateway.on_poll = lambda _: most.append(len(gateway.charged))
         most: list[int] = []
-        for job in jobs(2000):
+        for job in make_jobs(2000):
             gateway.poll_script[job.id] = [Waiting("QUEUED"), Waiting("QUEUED"), Failed("done")]
-        run_virtual(run_jobs(tmp_path, gateway, jobs(2000), rate="1000/s", max_in_flight=2000))
-        assert list(statuses(tmp_path).values()) == ["failed"] * 2000
+        run_virtual(run_jobs(tmp_path, gateway, make_jobs(2000), rate="1000/s", max_in_flight=2000))
+        assert list(result_statuses(tmp_path).values()) == ["failed"] * 2000
         assert len(gateway.submitted_bodies) == 2000
 
 
@@ -1030,7 +1034,7 @@ def within(seconds: float, work: Coroutine[Any, Any, Any]) -> Any:
     return run_virtual(main())
 
 
-BREAKS = ["intend", "accept", "finish", "store", "fail", "hold", "take_back", "reject"]
+FAILING_TRANSITIONS = ["intend", "accept", "finish", "store", "fail", "hold", "take_back", "reject"]
 
 
 class TestBroken:
@@ -1045,7 +1049,7 @@ class TestBroken:
         gateway.submit_script["j6"] = [Refused(Refusal.REJECTED, 400, "bad")]
         return gateway
 
-    @pytest.mark.parametrize("method", BREAKS)
+    @pytest.mark.parametrize("method", FAILING_TRANSITIONS)
     @pytest.mark.parametrize(
         ("error", "surfaces"),
         [(sqlite3.OperationalError("disk I/O error"), LedgerError), (InternalError("a law"), InternalError)],
@@ -1065,26 +1069,26 @@ class TestBroken:
         gateway = self.gateway()
         broke_s: list[float] = []
 
-        def breaks(*_: object, **__: object) -> None:
+        def raise_error(*_: object, **__: object) -> None:
             broke_s.append(asyncio.get_running_loop().time())
             raise error
 
         async def work() -> None:
-            async with engine_on(tmp_path, gateway, rate="4/s") as engine:
+            async with make_engine(tmp_path, gateway, rate="4/s") as engine:
                 if way == "run":
-                    await engine.run(jobs(100))
+                    await engine.run(make_jobs(100))
                 elif way == "generate":
-                    await asyncio.gather(*(engine.generate(job) for job in jobs(100)))
+                    await asyncio.gather(*(engine.generate(job) for job in make_jobs(100)))
                 else:
-                    [outcome async for outcome in engine.stream(jobs(100))]
+                    [outcome async for outcome in engine.stream(make_jobs(100))]
 
         with monkeypatch.context() as patch:
-            patch.setattr(LedgerStore, method, breaks)
+            patch.setattr(LedgerStore, method, raise_error)
             with pytest.raises(surfaces):
                 within(600.0, work())
         assert all(at_s <= broke_s[0] for at_s in gateway.submit_times_s)
         assert len(gateway.submitted_bodies) < 60
-        run_virtual(run_jobs(tmp_path, gateway, jobs(7)))
+        run_virtual(run_jobs(tmp_path, gateway, make_jobs(7)))
         assert len(set(gateway.charged.values())) == len(gateway.charged)
 
     @pytest.mark.parametrize("what", ["submit", "poll", "fetch"])
@@ -1093,20 +1097,20 @@ class TestBroken:
         """An exception that nobody foresaw comes out of run, and of aclose, and nothing hangs."""
         gateway = ScriptedGateway()
 
-        async def stumbles(*_: object, **__: object) -> None:
+        async def raise_bug(*_: object, **__: object) -> None:
             await asyncio.sleep(0.05)
             raise ZeroDivisionError("a bug")
 
-        setattr(gateway, what, stumbles)
+        setattr(gateway, what, raise_bug)
 
         async def work() -> None:
-            engine = engine_on(tmp_path, gateway)
+            engine = make_engine(tmp_path, gateway)
             await engine.start()
             if caught:
                 with pytest.raises(ZeroDivisionError):
-                    await engine.run(jobs(5))
+                    await engine.run(make_jobs(5))
             else:
-                waits = [asyncio.create_task(engine.generate(job)) for job in jobs(5)]
+                waits = [asyncio.create_task(engine.generate(job)) for job in make_jobs(5)]
                 await asyncio.sleep(60.0)
                 ends = await asyncio.gather(*waits, return_exceptions=True)
                 assert {type(end) for end in ends} == {ZeroDivisionError}
@@ -1116,41 +1120,45 @@ class TestBroken:
                 await engine.aclose()
 
         within(600.0, work())
-        honest = ScriptedGateway()
-        honest.charged.update(gateway.charged)
-        run_virtual(run_jobs(tmp_path, honest, jobs(5)))
-        assert len(rows(tmp_path)) == 5
-        assert set(statuses(tmp_path).values()) == {"ambiguous", "succeeded"} if what == "submit" else {"succeeded"}
+        gateway_without_bug = ScriptedGateway()
+        gateway_without_bug.charged.update(gateway.charged)
+        run_virtual(run_jobs(tmp_path, gateway_without_bug, make_jobs(5)))
+        assert len(rows_by_id(tmp_path)) == 5
+        assert (
+            set(result_statuses(tmp_path).values()) == {"ambiguous", "succeeded"}
+            if what == "submit"
+            else {"succeeded"}
+        )
 
-    def test_the_ledger_breaks_with_a_post_in_the_air(
+    def test_the_ledger_fails_with_a_pending_post(
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
     ) -> None:
         """A request_id that was paid for but cannot be kept is in the log at least; the job is ambiguous then."""
         gateway = ScriptedGateway()
 
-        def breaks(*_: object) -> None:
+        def raise_disk_error(*_: object) -> None:
             raise sqlite3.OperationalError("disk I/O error")
 
         with monkeypatch.context() as patch:
-            patch.setattr(LedgerStore, "accept", breaks)
+            patch.setattr(LedgerStore, "accept", raise_disk_error)
             with pytest.raises(LedgerError):
-                run_virtual(run_jobs(tmp_path, gateway, jobs(1)))
+                run_virtual(run_jobs(tmp_path, gateway, make_jobs(1)))
         (request_id,) = gateway.charged
         assert request_id in caplog.text
-        run_virtual(run_jobs(tmp_path, gateway, jobs(1)))
-        assert statuses(tmp_path) == {"j0": "ambiguous"}
+        run_virtual(run_jobs(tmp_path, gateway, make_jobs(1)))
+        assert result_statuses(tmp_path) == {"j0": "ambiguous"}
         assert len(gateway.submitted_bodies) == 1
 
     def test_a_listener_that_raises(self, tmp_path: Path) -> None:
         """A listener that breaks its promise ends the run with its own error, and nothing hangs or is paid twice."""
 
-        def raises(_: Event) -> None:
+        def raising_listener(_: Event) -> None:
             raise ZeroDivisionError("a listener")
 
         gateway = ScriptedGateway()
         with pytest.raises(ZeroDivisionError):
-            within(600.0, run_jobs(tmp_path, gateway, jobs(5), listeners=[raises]))
-        run_virtual(run_jobs(tmp_path, gateway, jobs(5)))
+            within(600.0, run_jobs(tmp_path, gateway, make_jobs(5), listeners=[raising_listener]))
+        run_virtual(run_jobs(tmp_path, gateway, make_jobs(5)))
         assert len(gateway.charged) == len(set(gateway.charged.values())) == 5
 
 
@@ -1159,8 +1167,8 @@ def test_stats_and_counts(tmp_path: Path) -> None:
     gateway = TestBroken.gateway()
 
     async def main() -> None:
-        async with engine_on(tmp_path, gateway) as engine:
-            await engine.run(jobs(7))
+        async with make_engine(tmp_path, gateway) as engine:
+            await engine.run(make_jobs(7))
             stats = engine.stats()
             assert stats.ended_by_state == {
                 State.SUCCEEDED: 4,

@@ -28,20 +28,20 @@ from krea_batch import (
 from krea_batch.engine.event_stream import EventStream
 from krea_batch.rules.verdicts import Ambiguous, Finished, PollFailed, Refusal, Refused
 from krea_batch.testing.scripted_gateway import ACCEPT, ScriptedGateway
-from tests.engine_fixtures import rows, states
+from tests.engine_fixtures import rows_by_id, ledger_states
 from tests.virtual_time_runs import run_until_killed, run_virtual
 from tests.window_stats import max_in_window
 
-NO_MONEY = Refused(Refusal.FATAL, 402, "no money")
+PAYMENT_REQUIRED = Refused(Refusal.FATAL, 402, "no money")
 
 pytestmark = pytest.mark.slow
 
 
-def engine_on(out: Path, client: ScriptedGateway, **options: Any) -> Engine:
+def open_engine(out: Path, client: ScriptedGateway, **options: Any) -> Engine:
     return Engine(out, gateway_client=client, random=Random(0), **options)
 
 
-def job(n: int | str) -> Job:
+def numbered_job(n: int | str) -> Job:
     return Job(prompt=f"picture {n}", id=f"job-{n}")
 
 
@@ -52,8 +52,8 @@ class TestHandles:
         seen: list[State] = []
 
         async def main() -> None:
-            async with engine_on(tmp_path, gateway) as engine:
-                handle = await engine.enqueue(job(1))
+            async with open_engine(tmp_path, gateway) as engine:
+                handle = await engine.enqueue(numbered_job(1))
                 seen.append(handle.status)
                 assert (handle.id, handle.request_id, handle.outcome) == ("job-1", None, None)
                 async for event in handle:
@@ -76,8 +76,8 @@ class TestHandles:
             return [event async for event in handle]
 
         async def main() -> None:
-            async with engine_on(tmp_path, gateway) as engine:
-                first, _ = await engine.enqueue(job(1)), await engine.enqueue(job(2))
+            async with open_engine(tmp_path, gateway) as engine:
+                first, _ = await engine.enqueue(numbered_job(1)), await engine.enqueue(numbered_job(2))
                 one, other = await asyncio.gather(read(first), read(first))
                 assert one == other
                 moves = [event.new for event in one if isinstance(event, StateChanged)]
@@ -92,8 +92,8 @@ class TestHandles:
         """Who stops reading events loses nothing but them."""
 
         async def main() -> None:
-            async with engine_on(tmp_path, ScriptedGateway()) as engine:
-                handle = await engine.submit(job(1))
+            async with open_engine(tmp_path, ScriptedGateway()) as engine:
+                handle = await engine.submit(numbered_job(1))
                 async for _ in handle:
                     break
                 assert (await handle).succeeded
@@ -104,10 +104,10 @@ class TestHandles:
         """Reading events of a job that this run brings no further raises what waiting for it does."""
 
         async def main() -> None:
-            engine = engine_on(tmp_path, ScriptedGateway())
+            engine = open_engine(tmp_path, ScriptedGateway())
             await engine.start()
-            handle = await engine.submit(job(1))
-            reading = asyncio.create_task(_read(handle))
+            handle = await engine.submit(numbered_job(1))
+            reading = asyncio.create_task(_read_events(handle))
             await asyncio.sleep(0.1)
             await engine.aclose(detach=True)
             with pytest.raises(RunStopped):
@@ -123,23 +123,23 @@ class TestHandles:
         """engine.events tells what happens in the whole run, until the engine closes."""
 
         async def main() -> list[Event]:
-            heard: list[Event] = []
+            events: list[Event] = []
 
-            async def listen(engine: Engine) -> None:
+            async def collect_events(engine: Engine) -> None:
                 async for event in engine.events():
-                    heard.append(event)
+                    events.append(event)
 
-            async with engine_on(tmp_path, ScriptedGateway()) as engine:
-                listening = asyncio.create_task(listen(engine))
+            async with open_engine(tmp_path, ScriptedGateway()) as engine:
+                listening = asyncio.create_task(collect_events(engine))
                 await asyncio.sleep(0)
-                await asyncio.gather(*(engine.generate(job(n)) for n in range(3)))
+                await asyncio.gather(*(engine.generate(numbered_job(n)) for n in range(3)))
             await listening
-            return heard
+            return events
 
-        heard = run_virtual(main())
-        assert {event.outcome.id for event in heard if isinstance(event, JobEnded)} == {"job-0", "job-1", "job-2"}
+        events = run_virtual(main())
+        assert {event.outcome.id for event in events if isinstance(event, JobEnded)} == {"job-0", "job-1", "job-2"}
 
-    def test_a_slow_reader_is_told_what_he_missed(self) -> None:
+    def test_a_slow_reader_gets_events_dropped(self) -> None:
         """Events that nobody reads are bounded; the oldest go, and their number is told."""
 
         async def main() -> list[Event]:
@@ -156,15 +156,15 @@ class TestHandles:
 
 
 class TestGet:
-    def test_wherever_the_job_stands(self, tmp_path: Path) -> None:
+    def test_in_every_state(self, tmp_path: Path) -> None:
         """get finds a job that waits, one on its way, one that has ended; None for one that nobody brought."""
         gateway = ScriptedGateway()
 
         async def main() -> None:
-            async with engine_on(tmp_path, gateway, max_in_flight=1) as engine:
-                await engine.submit(job(1))
-                await engine.enqueue(job(2))
-                waiting = asyncio.create_task(engine.submit(job(3)))
+            async with open_engine(tmp_path, gateway, max_in_flight=1) as engine:
+                await engine.submit(numbered_job(1))
+                await engine.enqueue(numbered_job(2))
+                waiting = asyncio.create_task(engine.submit(numbered_job(3)))
                 await asyncio.sleep(0.01)
                 found = [await engine.get(f"job-{n}") for n in (1, 2, 3)]
                 handles = [handle for handle in found if handle]
@@ -184,13 +184,13 @@ class TestGet:
         gateway, on_record = ScriptedGateway(), set[str]()
 
         async def first() -> None:
-            async with engine_on(tmp_path, gateway, rate="20/s", max_in_flight=5) as engine:
+            async with open_engine(tmp_path, gateway, rate="20/s", max_in_flight=5) as engine:
                 for n in range(20):
-                    on_record.add((await engine.enqueue(job(n), tenant=f"t{n % 3}")).id)
+                    on_record.add((await engine.enqueue(numbered_job(n), tenant=f"t{n % 3}")).id)
                 await asyncio.sleep(3600)
 
         async def second() -> dict[str, Outcome]:
-            async with engine_on(tmp_path, gateway, rate="20/s", max_in_flight=5) as engine:
+            async with open_engine(tmp_path, gateway, rate="20/s", max_in_flight=5) as engine:
                 handles = {job_id: await engine.get(job_id) for job_id in on_record}
                 return {job_id: await handle for job_id, handle in handles.items() if handle}
 
@@ -206,9 +206,9 @@ class TestGet:
         gateway = ScriptedGateway()
 
         async def main() -> None:
-            async with engine_on(tmp_path, gateway) as engine:
-                outcome = await engine.generate(job(1))
-            async with engine_on(tmp_path, gateway) as engine:
+            async with open_engine(tmp_path, gateway) as engine:
+                outcome = await engine.generate(numbered_job(1))
+            async with open_engine(tmp_path, gateway) as engine:
                 handle = await engine.get("job-1")
                 assert handle is not None
                 assert handle.outcome == outcome
@@ -217,19 +217,19 @@ class TestGet:
         run_virtual(main())
         assert len(gateway.charged) == 1
 
-    def test_a_cancelled_get_leaves_no_trap(self, tmp_path: Path) -> None:
+    def test_a_cancelled_get_leaves_no_waiter(self, tmp_path: Path) -> None:
         """A caller who gives up while his job is looked up does not keep the next one from finding it."""
         gateway = ScriptedGateway()
 
         async def main() -> None:
-            async with engine_on(tmp_path, gateway) as engine:
-                await engine.generate(job(1))
-            async with engine_on(tmp_path, gateway) as engine:
+            async with open_engine(tmp_path, gateway) as engine:
+                await engine.generate(numbered_job(1))
+            async with open_engine(tmp_path, gateway) as engine:
                 for _ in range(5):
-                    looking = asyncio.create_task(engine.get("job-1"))
+                    get_task = asyncio.create_task(engine.get("job-1"))
                     await asyncio.sleep(0)
-                    looking.cancel()
-                    await asyncio.wait([looking])
+                    get_task.cancel()
+                    await asyncio.wait([get_task])
                 handle = await engine.get("job-1")
                 assert handle is not None
                 assert (await handle).succeeded
@@ -244,12 +244,12 @@ class TestEnqueue:
         gateway.submit_duration_s = 30.0
 
         async def main() -> None:
-            async with engine_on(tmp_path, gateway) as engine:
+            async with open_engine(tmp_path, gateway) as engine:
                 loop = asyncio.get_running_loop()
                 began_s = loop.time()
-                handle = await engine.enqueue(job(1))
+                handle = await engine.enqueue(numbered_job(1))
                 assert loop.time() - began_s < 1
-                assert states(tmp_path) in ({"job-1": "pending"}, {"job-1": "submitting"})
+                assert ledger_states(tmp_path) in ({"job-1": "pending"}, {"job-1": "submitting"})
                 assert (await handle).succeeded
 
         run_virtual(main())
@@ -259,8 +259,10 @@ class TestEnqueue:
         gateway = ScriptedGateway()
 
         async def main() -> None:
-            async with engine_on(tmp_path, gateway) as engine:
-                handles = await asyncio.gather(*(engine.enqueue(job(1)) for _ in range(5)), engine.submit(job(1)))
+            async with open_engine(tmp_path, gateway) as engine:
+                handles = await asyncio.gather(
+                    *(engine.enqueue(numbered_job(1)) for _ in range(5)), engine.submit(numbered_job(1))
+                )
                 assert len({(await handle).request_id for handle in handles}) == 1
                 with pytest.raises(JobError, match="changed"):
                     await engine.enqueue(Job(prompt="another", id="job-1"))
@@ -271,43 +273,43 @@ class TestEnqueue:
     def test_a_stopped_run_takes_none(self, tmp_path: Path) -> None:
         """Once the account is empty, enqueue says so at once, and so do those who wait."""
         gateway = ScriptedGateway()
-        gateway.submit_script["picture 1"] = [NO_MONEY]
+        gateway.submit_script["picture 1"] = [PAYMENT_REQUIRED]
 
         async def main() -> None:
-            async with engine_on(tmp_path, gateway, rate="1/s") as engine:
-                first, second = await engine.enqueue(job(1)), await engine.enqueue(job(2))
+            async with open_engine(tmp_path, gateway, rate="1/s") as engine:
+                first, second = await engine.enqueue(numbered_job(1)), await engine.enqueue(numbered_job(2))
                 for handle in (first, second):
                     with pytest.raises(RunStopped):
                         await handle
                 with pytest.raises(RunStopped):
-                    await engine.enqueue(job(3))
+                    await engine.enqueue(numbered_job(3))
 
         run_virtual(main())
-        assert states(tmp_path) == {"job-1": "pending", "job-2": "pending"}
+        assert ledger_states(tmp_path) == {"job-1": "pending", "job-2": "pending"}
 
-    def test_closing_waits_for_what_waits(self, tmp_path: Path) -> None:
+    def test_closing_waits_for_queued_jobs(self, tmp_path: Path) -> None:
         """Leaving the context brings home what was enqueued, too; detaching leaves it to the next engine."""
         gateway = ScriptedGateway()
 
         async def drain() -> None:
-            async with engine_on(tmp_path, gateway, rate="5/s", max_in_flight=2) as engine:
+            async with open_engine(tmp_path, gateway, rate="5/s", max_in_flight=2) as engine:
                 for n in range(20):
-                    await engine.enqueue(job(n))
+                    await engine.enqueue(numbered_job(n))
 
         async def detach() -> None:
-            engine = engine_on(tmp_path, gateway, rate="5/s", max_in_flight=2)
+            engine = open_engine(tmp_path, gateway, rate="5/s", max_in_flight=2)
             await engine.start()
             for n in range(20, 40):
-                await engine.enqueue(job(n))
+                await engine.enqueue(numbered_job(n))
             await engine.aclose(detach=True)
 
         run_virtual(drain())
-        assert set(states(tmp_path).values()) == {"succeeded"}
+        assert set(ledger_states(tmp_path).values()) == {"succeeded"}
         run_virtual(detach())
         assert len(gateway.charged) < 30
         run_virtual(drain())
-        assert set(states(tmp_path).values()) == {"succeeded"}
-        assert len(states(tmp_path)) == len(gateway.charged) == len(rows(tmp_path)) == 40
+        assert set(ledger_states(tmp_path).values()) == {"succeeded"}
+        assert len(ledger_states(tmp_path)) == len(gateway.charged) == len(rows_by_id(tmp_path)) == 40
 
 
 class TestStream:
@@ -316,35 +318,35 @@ class TestStream:
         gateway = ScriptedGateway()
         gateway.poll_script["picture 0"] = [*[PollFailed("HTTP 500", 500)] * 4, Finished]
 
-        async def main(*, ordered: bool, begin: int) -> list[str]:
+        async def main(*, ordered: bool, prefix: int) -> list[str]:
             async def some() -> AsyncIterator[Job]:
-                for n in range(begin, begin + 8):
-                    yield job(n)
+                for n in range(prefix, prefix + 8):
+                    yield numbered_job(n)
 
-            async with engine_on(tmp_path / str(begin), gateway, max_in_flight=3) as engine:
+            async with open_engine(tmp_path / str(prefix), gateway, max_in_flight=3) as engine:
                 return [outcome.id async for outcome in engine.stream(some(), ordered=ordered)]
 
-        assert run_virtual(main(ordered=True, begin=0)) == [f"job-{n}" for n in range(8)]
+        assert run_virtual(main(ordered=True, prefix=0)) == [f"job-{n}" for n in range(8)]
         gateway.poll_script["picture 100"] = [*[PollFailed("HTTP 500", 500)] * 4, Finished]
-        unordered = run_virtual(main(ordered=False, begin=100))
+        unordered = run_virtual(main(ordered=False, prefix=100))
         assert sorted(unordered) == sorted(f"job-{n}" for n in range(100, 108))
         assert unordered[0] != "job-100"
 
     @pytest.mark.parametrize("end", ["stop", "stop_now", "aclose", "detach"])
-    def test_a_source_that_has_nothing_just_now(self, tmp_path: Path, end: str) -> None:
+    def test_a_source_that_is_idle(self, tmp_path: Path, end: str) -> None:
         """Who waits for a source that is silent is told of the engine's end, after all that was on its way."""
 
-        async def silent_at_last() -> AsyncIterator[Job]:
+        async def idle_source() -> AsyncIterator[Job]:
             for n in range(3):
-                yield job(n)
+                yield numbered_job(n)
             await asyncio.sleep(1e9)
 
         async def main() -> list[str]:
-            engine, found = engine_on(tmp_path, ScriptedGateway()), list[str]()
+            engine, found = open_engine(tmp_path, ScriptedGateway()), list[str]()
             await engine.start()
 
             async def read() -> None:
-                async for outcome in engine.stream(silent_at_last()):
+                async for outcome in engine.stream(idle_source()):
                     found.append(outcome.id)
 
             reading = asyncio.create_task(read())
@@ -369,9 +371,9 @@ class TestTenants:
     def test_none_starves(self, tmp_path: Path, bound: dict[str, Any]) -> None:
         """Beside one with 2,000 jobs, nine with ten each are done within twice the time they need alone."""
 
-        async def nine(engine: Engine) -> float:
+        async def run_small_tenants(engine: Engine) -> float:
             loop = asyncio.get_running_loop()
-            began_s = loop.time()
+            started_s = loop.time()
             await asyncio.gather(
                 *(
                     engine.generate(Job(prompt=f"{tenant} {n}"), tenant=tenant)
@@ -379,59 +381,60 @@ class TestTenants:
                     for n in range(10)
                 )
             )
-            return loop.time() - began_s
+            return loop.time() - started_s
 
-        async def alone() -> float:
-            async with engine_on(tmp_path / "alone", ScriptedGateway(), **bound) as engine:
-                return await nine(engine)
+        async def run_alone() -> float:
+            async with open_engine(tmp_path / "alone", ScriptedGateway(), **bound) as engine:
+                return await run_small_tenants(engine)
 
-        async def beside() -> float:
-            engine = engine_on(tmp_path / "beside", ScriptedGateway(), **bound)
+        async def run_beside_large_tenant() -> float:
+            engine = open_engine(tmp_path / "beside", ScriptedGateway(), **bound)
             await engine.start()
             for n in range(2000):
                 await engine.enqueue(Job(prompt=f"a {n}"), tenant="a")
-            took_s = await nine(engine)
+            took_s = await run_small_tenants(engine)
             assert engine.stats().jobs_queued > 1000
             await engine.aclose(detach=True)
             return took_s
 
-        assert run_virtual(beside()) <= 2 * run_virtual(alone())
+        assert run_virtual(run_beside_large_tenant()) <= 2 * run_virtual(run_alone())
 
-    def test_turns_survive_a_restart(self, tmp_path: Path) -> None:
+    def test_fairness_survives_a_restart(self, tmp_path: Path) -> None:
         """What an earlier run left waiting takes turns with what is new."""
         gateway = ScriptedGateway()
 
-        async def leave() -> None:
-            engine = engine_on(tmp_path, gateway, rate="1/s")
+        async def detach() -> None:
+            engine = open_engine(tmp_path, gateway, rate="1/s")
             await engine.start()
             for n in range(200):
-                await engine.enqueue(job(n), tenant="ann")
+                await engine.enqueue(numbered_job(n), tenant="ann")
             await engine.aclose(detach=True)
 
-        async def go_on() -> None:
-            engine = engine_on(tmp_path, gateway, rate="1/s")
+        async def resume() -> None:
+            engine = open_engine(tmp_path, gateway, rate="1/s")
             await engine.start()
-            await engine.generate(job("new"), tenant="bob")
+            await engine.generate(numbered_job("new"), tenant="bob")
             assert len(gateway.charged) < 60
             await engine.aclose(detach=True)
 
-        run_virtual(leave())
-        run_virtual(go_on())
+        run_virtual(detach())
+        run_virtual(resume())
 
 
-class TestSharedPace:
+class TestSharedRateLimiter:
     @pytest.mark.parametrize("how", ["share", "Pace"])
     def test_two_engines_keep_one_limit(self, tmp_path: Path, how: str) -> None:
         """Engines with one pace keep its rate together, use all of it, and take turns."""
         one, other = ScriptedGateway(), ScriptedGateway()
 
         async def main() -> None:
-            pace = RateLimiter("20/s")
-            first = engine_on(tmp_path / "a", one, **({"pace": pace} if how == "Pace" else {"rate": "20/s"}))
-            second = engine_on(tmp_path / "b", other, pace=pace if how == "Pace" else first.share())
+            limiter = RateLimiter("20/s")
+            first = open_engine(tmp_path / "a", one, **({"pace": limiter} if how == "Pace" else {"rate": "20/s"}))
+            second = open_engine(tmp_path / "b", other, pace=limiter if how == "Pace" else first.share())
             async with first, second:
                 await asyncio.gather(
-                    first.run([job(n) for n in range(100)]), second.run([job(n) for n in range(100)])
+                    first.run([numbered_job(n) for n in range(100)]),
+                    second.run([numbered_job(n) for n in range(100)]),
                 )
 
         run_virtual(main())
@@ -441,33 +444,37 @@ class TestSharedPace:
         half = times_s[100]
         assert abs(sum(at_s < half for at_s in one.submit_times_s) - 50) <= 5
 
-    def test_what_the_gateway_says_to_one_holds_for_all(self, tmp_path: Path) -> None:
+    def test_a_429_to_one_engine_pauses_all(self, tmp_path: Path) -> None:
         """A 429 to one engine holds the submits of the other."""
         one, other = ScriptedGateway(), ScriptedGateway()
         one.submit_script["picture 0"] = [Refused(Refusal.RATE_LIMITED, 429, "slow down", 20.0), ACCEPT]
 
         async def main() -> None:
-            pace = RateLimiter("10/s")
-            first, second = (engine_on(tmp_path / name, gw, pace=pace) for name, gw in (("a", one), ("b", other)))
+            limiter = RateLimiter("10/s")
+            first, second = (
+                open_engine(tmp_path / name, gw, pace=limiter) for name, gw in (("a", one), ("b", other))
+            )
             async with first, second:
-                begin_s = asyncio.get_running_loop().time()
-                await asyncio.gather(first.generate(job(0)), second.run([job(n) for n in range(30)]))
-                held = [at_s - begin_s for at_s in other.submit_times_s if 1 < at_s - begin_s < 20]
-                assert held == []
+                started_s = asyncio.get_running_loop().time()
+                await asyncio.gather(
+                    first.generate(numbered_job(0)), second.run([numbered_job(n) for n in range(30)])
+                )
+                paused_submits = [at_s - started_s for at_s in other.submit_times_s if 1 < at_s - started_s < 20]
+                assert paused_submits == []
 
         run_virtual(main())
 
-    def test_a_rate_beside_a_pace(self, tmp_path: Path) -> None:
+    def test_a_rate_beside_a_rate_limiter(self, tmp_path: Path) -> None:
         """Two words for one thing are refused."""
         with pytest.raises(SettingsError, match="pace"):
-            engine_on(tmp_path, ScriptedGateway(), pace=RateLimiter("1/s"), rate="2/s")
+            open_engine(tmp_path, ScriptedGateway(), pace=RateLimiter("1/s"), rate="2/s")
 
-    def test_a_pace_of_another_loop(self, tmp_path: Path) -> None:
+    def test_a_rate_limiter_of_another_loop(self, tmp_path: Path) -> None:
         """A pace belongs to one event loop, and says so on another."""
-        pace = RateLimiter("100/s")
+        limiter = RateLimiter("100/s")
 
         async def main() -> None:
-            async with engine_on(tmp_path, ScriptedGateway(), pace=pace) as engine:
+            async with open_engine(tmp_path, ScriptedGateway(), pace=limiter) as engine:
                 await engine.generate(Job(prompt="a cat"))
 
         run_virtual(main())
@@ -481,8 +488,8 @@ def test_an_ambiguous_end_is_an_end(tmp_path: Path) -> None:
     gateway.submit_script["picture 1"] = [Ambiguous("cut")]
 
     async def main() -> None:
-        async with engine_on(tmp_path, gateway) as engine:
-            handle = await engine.submit(job(1))
+        async with open_engine(tmp_path, gateway) as engine:
+            handle = await engine.submit(numbered_job(1))
             assert handle.status is State.AMBIGUOUS
             assert handle.request_id is None
             assert (await handle).status is State.AMBIGUOUS
@@ -490,5 +497,5 @@ def test_an_ambiguous_end_is_an_end(tmp_path: Path) -> None:
     run_virtual(main())
 
 
-async def _read(handle: Any) -> list[Event]:
+async def _read_events(handle: Any) -> list[Event]:
     return [event async for event in handle]

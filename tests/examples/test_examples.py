@@ -18,13 +18,13 @@ from typing import Any
 import aiohttp
 import pytest
 
-from tests.processes import PROCESS_TIMEOUT_S, SimulatorProcess, StartSimulator, environment
+from tests.processes import PROCESS_TIMEOUT_S, SimulatorProcess, StartSimulator, clean_environment
 
 pytestmark = pytest.mark.slow
 
 ROOT = Path(__file__).parents[2]
-PNG = b"\x89PNG\r\n\x1a\n"
-TAKES = ("--tiny", "--latency", "uniform:1,3")
+PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
+EXAMPLE_LATENCY_OPTIONS = ("--tiny", "--latency", "uniform:1,3")
 
 
 def free_port() -> int:
@@ -32,13 +32,13 @@ def free_port() -> int:
         return int(server.getsockname()[1])
 
 
-class Service:
+class ServiceProcess:
     """The web service in a process of its own, on one port and one folder, however often it is started."""
 
     def __init__(self, out: Path, gateway: str, *, callbacks: bool = False, rate: str = "200/s") -> None:
         self.port = free_port()
         self.url = f"http://127.0.0.1:{self.port}"
-        self._environment = environment(
+        self._environment = clean_environment(
             PIXAZO_API_KEY="test-key",
             KREA_OUT=str(out),
             KREA_GATEWAY=gateway,
@@ -63,68 +63,68 @@ class Service:
     def _wait(self, process: subprocess.Popen[bytes]) -> None:
         deadline_s = time.monotonic() + PROCESS_TIMEOUT_S
         while time.monotonic() < deadline_s and process.poll() is None:
-            with socket.socket() as trial:
-                if trial.connect_ex(("127.0.0.1", self.port)) == 0:
+            with socket.socket() as probe:
+                if probe.connect_ex(("127.0.0.1", self.port)) == 0:
                     return
             time.sleep(0.05)
         raise AssertionError("the service does not come up")
 
 
-async def order(web: aiohttp.ClientSession, **job: Any) -> str:
-    async with web.post("/images", json=job) as answer:
-        assert answer.status == 202, await answer.text()
-        told = await answer.json()
-        assert told["url"] == f"/images/{told['id']}"
-        return str(told["id"])
+async def create_image(web: aiohttp.ClientSession, **job: Any) -> str:
+    async with web.post("/images", json=job) as response:
+        assert response.status == 202, await response.text()
+        body = await response.json()
+        assert body["url"] == f"/images/{body['id']}"
+        return str(body["id"])
 
 
-async def wait_for(web: aiohttp.ClientSession, image_id: str) -> dict[str, Any]:
+async def wait_until_ended(web: aiohttp.ClientSession, image_id: str) -> dict[str, Any]:
     """Read the events of an image until its end, then what is told of it."""
-    async with web.get(f"/images/{image_id}/events") as answer:
-        assert answer.status == 200
-        assert answer.headers["Content-Type"].startswith("text/event-stream")
-        text = await answer.text()
+    async with web.get(f"/images/{image_id}/events") as response:
+        assert response.status == 200
+        assert response.headers["Content-Type"].startswith("text/event-stream")
+        text = await response.text()
     assert "event: Ended" in text
-    async with web.get(f"/images/{image_id}") as answer:
-        told: dict[str, Any] = await answer.json()
-        return told
+    async with web.get(f"/images/{image_id}") as response:
+        status: dict[str, Any] = await response.json()
+        return status
 
 
-def paid(simulated: SimulatorProcess) -> list[str]:
+def charged_prompts(simulator: SimulatorProcess) -> list[str]:
     """The prompts of all POSTs that were charged."""
-    return [post["body"]["prompt"] for post in simulated.admin_request("/ledger")["posts"] if post["charged"]]
+    return [post["body"]["prompt"] for post in simulator.admin_request("/ledger")["posts"] if post["charged"]]
 
 
 class TestService:
     @pytest.mark.parametrize("callbacks", [False, True], ids=["polls", "callbacks"])
-    def test_from_order_to_picture(self, simulate: StartSimulator, tmp_path: Path, callbacks: bool) -> None:
+    def test_from_request_to_image(self, simulate: StartSimulator, tmp_path: Path, callbacks: bool) -> None:
         """An order is answered with 202 and an id; its events run to its end; then the picture is there."""
-        simulated = simulate(*TAKES)
-        service = Service(tmp_path, simulated.gateway, callbacks=callbacks)
+        simulated = simulate(*EXAMPLE_LATENCY_OPTIONS)
+        service = ServiceProcess(tmp_path, simulated.gateway, callbacks=callbacks)
 
-        async def drive() -> None:
+        async def use_service() -> None:
             async with aiohttp.ClientSession(service.url) as web:
-                image_id = await order(web, prompt="a cat", seed=7)
-                told = await wait_for(web, image_id)
-                assert told["status"] == "succeeded"
-                async with web.get(told["file"]) as answer:
+                image_id = await create_image(web, prompt="a cat", seed=7)
+                final_status = await wait_until_ended(web, image_id)
+                assert final_status["status"] == "succeeded"
+                async with web.get(final_status["file"]) as answer:
                     assert answer.headers["Content-Type"] == "image/png"
-                    assert (await answer.read()).startswith(PNG)
+                    assert (await answer.read()).startswith(PNG_SIGNATURE)
                 async with web.get("/healthz") as answer:
                     stats = await answer.json()
                     assert stats["succeeded"] == 1
                     assert (stats["callbacks"] > 0) == callbacks
 
         with service.running():
-            asyncio.run(drive())
-        assert paid(simulated) == ["a cat"]
+            asyncio.run(use_service())
+        assert charged_prompts(simulated) == ["a cat"]
 
     def test_mistakes(self, simulate: StartSimulator, tmp_path: Path) -> None:
         """What is no job is 422 and says what is wrong; what nobody asked for is 404; nothing is spent."""
-        simulated = simulate(*TAKES)
-        service = Service(tmp_path, simulated.gateway)
+        simulated = simulate(*EXAMPLE_LATENCY_OPTIONS)
+        service = ServiceProcess(tmp_path, simulated.gateway)
 
-        async def drive() -> None:
+        async def use_service() -> None:
             async with aiohttp.ClientSession(service.url) as web:
                 for job, said in (
                     ({"prompt": ""}, "prompt"),
@@ -140,19 +140,19 @@ class TestService:
                         assert answer.status == 404
 
         with service.running():
-            asyncio.run(drive())
-        assert paid(simulated) == []
+            asyncio.run(use_service())
+        assert charged_prompts(simulated) == []
 
-    def test_an_empty_wallet(self, simulate: StartSimulator, tmp_path: Path) -> None:
+    def test_no_balance(self, simulate: StartSimulator, tmp_path: Path) -> None:
         """Once the wallet is empty, orders and health are answered with 503 and the reason."""
-        simulated = simulate(*TAKES, "--balance", "1")
-        service = Service(tmp_path, simulated.gateway)
+        simulated = simulate(*EXAMPLE_LATENCY_OPTIONS, "--balance", "1")
+        service = ServiceProcess(tmp_path, simulated.gateway)
 
-        async def drive() -> None:
+        async def use_service() -> None:
             async with aiohttp.ClientSession(service.url) as web:
-                first = await order(web, prompt="one")
-                assert (await wait_for(web, first))["status"] == "succeeded"
-                second = await order(web, prompt="two")
+                first = await create_image(web, prompt="one")
+                assert (await wait_until_ended(web, first))["status"] == "succeeded"
+                second = await create_image(web, prompt="two")
                 async with web.get(f"/images/{second}/events") as answer:
                     assert "Interrupted" in await answer.text()
                 async with web.post("/images", json={"prompt": "three"}) as answer:
@@ -162,18 +162,18 @@ class TestService:
                     assert answer.status == 503
 
         with service.running():
-            asyncio.run(drive())
+            asyncio.run(use_service())
 
     @pytest.mark.parametrize("callbacks", [False, True], ids=["polls", "callbacks"])
     def test_killed_with_hundreds_in_flight(self, simulate: StartSimulator, tmp_path: Path, callbacks: bool) -> None:
         """Killed with 300 in flight and more waiting: every id is found again, and nothing is paid for twice."""
         simulated = simulate("--tiny", "--latency", "uniform:5,8")
-        service = Service(tmp_path, simulated.gateway, callbacks=callbacks, rate="150/s")
+        service = ServiceProcess(tmp_path, simulated.gateway, callbacks=callbacks, rate="150/s")
         ids: list[str] = []
 
-        async def fill() -> None:
+        async def submit_all() -> None:
             async with aiohttp.ClientSession(service.url) as web:
-                ids.extend(await asyncio.gather(*(order(web, prompt=f"picture {n}") for n in range(400))))
+                ids.extend(await asyncio.gather(*(create_image(web, prompt=f"picture {n}") for n in range(400))))
                 while True:
                     async with web.get("/healthz") as answer:
                         if (await answer.json())["accepted"] >= 300:
@@ -182,10 +182,10 @@ class TestService:
 
         async def find_all() -> list[str]:
             async with aiohttp.ClientSession(service.url) as web:
-                return [(await wait_for(web, image_id))["status"] for image_id in ids]
+                return [(await wait_until_ended(web, image_id))["status"] for image_id in ids]
 
         with service.running() as process:
-            asyncio.run(fill())
+            asyncio.run(submit_all())
             process.kill()
             process.wait()
         with service.running():
@@ -193,7 +193,7 @@ class TestService:
         assert len(statuses) == 400
         assert set(statuses) <= {"succeeded", "ambiguous"}  # what was in the air at the kill
         assert statuses.count("ambiguous") <= 60
-        bought = paid(simulated)
+        bought = charged_prompts(simulated)
         assert len(bought) == len(set(bought))
 
 
@@ -202,39 +202,39 @@ class TestWorker:
     def command(*arguments: str | Path) -> list[str]:
         return [sys.executable, str(ROOT / "examples/queue_worker.py"), *map(str, arguments)]
 
-    def put(self, queue: Path, *prompts: str) -> None:
+    def put_prompts(self, queue: Path, *prompts: str) -> None:
         subprocess.run(self.command("put", queue, *prompts), check=True, timeout=PROCESS_TIMEOUT_S)
 
-    def start(self, tmp_path: Path, gateway: str, *more: str) -> subprocess.Popen[bytes]:
+    def start(self, tmp_path: Path, gateway: str, *extra_options: str) -> subprocess.Popen[bytes]:
         options = ("--out", tmp_path / "out", "--gateway", gateway, "--rate", "100/s", "--poll-interval", "0.5")
-        command = self.command("work", tmp_path / "queue.db", *options, *more)
-        return subprocess.Popen(command, env=environment(PIXAZO_API_KEY="test-key"))
+        command = self.command("work", tmp_path / "queue.db", *options, *extra_options)
+        return subprocess.Popen(command, env=clean_environment(PIXAZO_API_KEY="test-key"))
 
     @staticmethod
     def messages(tmp_path: Path) -> list[tuple[Any, ...]]:
         with sqlite3.connect(tmp_path / "queue.db") as queue:
             return queue.execute("SELECT prompt, status, result FROM messages ORDER BY id").fetchall()
 
-    def test_what_is_in_the_queue_is_made(self, simulate: StartSimulator, tmp_path: Path) -> None:
+    def test_queued_messages_become_images(self, simulate: StartSimulator, tmp_path: Path) -> None:
         """Each message gets its picture written back, one that comes meanwhile, too; a bad one is told."""
-        simulated = simulate(*TAKES)
-        self.put(tmp_path / "queue.db", *(f"picture {n}" for n in range(30)), " ")
+        simulated = simulate(*EXAMPLE_LATENCY_OPTIONS)
+        self.put_prompts(tmp_path / "queue.db", *(f"picture {n}" for n in range(30)), " ")
         worker = self.start(tmp_path, simulated.gateway)
-        self.put(tmp_path / "queue.db", "a late one")
+        self.put_prompts(tmp_path / "queue.db", "a late one")
         self.wait(tmp_path, lambda done: done == 32)
         worker.send_signal(signal.SIGTERM)
         assert worker.wait(PROCESS_TIMEOUT_S) == 0
         made = {prompt: (status, result) for prompt, status, result in self.messages(tmp_path)}
         assert made.pop(" ")[0] == "rejected"
         assert {status for status, _ in made.values()} == {"succeeded"}
-        assert all((tmp_path / "out" / result).read_bytes().startswith(PNG) for _, result in made.values())
-        assert sorted(paid(simulated)) == sorted(made)
+        assert all((tmp_path / "out" / result).read_bytes().startswith(PNG_SIGNATURE) for _, result in made.values())
+        assert sorted(charged_prompts(simulated)) == sorted(made)
 
     @pytest.mark.parametrize("end", [signal.SIGKILL, signal.SIGTERM])
-    def test_ended_in_mid_flight(self, simulate: StartSimulator, tmp_path: Path, end: signal.Signals) -> None:
+    def test_stopped_with_jobs_in_flight(self, simulate: StartSimulator, tmp_path: Path, end: signal.Signals) -> None:
         """However a worker ends, the next one brings home what is open; no message is paid for twice."""
         simulated = simulate("--tiny", "--latency", "uniform:2,4")
-        self.put(tmp_path / "queue.db", *(f"picture {n}" for n in range(200)))
+        self.put_prompts(tmp_path / "queue.db", *(f"picture {n}" for n in range(200)))
         worker = self.start(tmp_path, simulated.gateway)
         self.wait(tmp_path, lambda done: done >= 20)
         worker.send_signal(end)
@@ -243,11 +243,11 @@ class TestWorker:
         assert self.start(tmp_path, simulated.gateway, "--once").wait(PROCESS_TIMEOUT_S) == 0
         statuses = [status for _, status, _ in self.messages(tmp_path)]
         assert set(statuses) <= ({"succeeded"} if end is signal.SIGTERM else {"succeeded", "ambiguous"})
-        bought = paid(simulated)
+        bought = charged_prompts(simulated)
         assert len(bought) == len(set(bought))
 
-    def wait(self, tmp_path: Path, enough: Any) -> None:
+    def wait(self, tmp_path: Path, done: Any) -> None:
         deadline_s = time.monotonic() + PROCESS_TIMEOUT_S
-        while not enough(sum(status is not None for _, status, _ in self.messages(tmp_path))):
+        while not done(sum(status is not None for _, status, _ in self.messages(tmp_path))):
             assert time.monotonic() < deadline_s, json.dumps(self.messages(tmp_path))
             time.sleep(0.05)

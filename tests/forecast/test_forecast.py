@@ -15,7 +15,7 @@ from krea_batch.forecast.latency_model import empirical, scaled
 pytestmark = pytest.mark.slow
 
 
-def foretold(jobs: int, latency: str = "10s", limit: float | None = None, **settings: object) -> Forecast:
+def run_forecast(jobs: int, latency: str = "10s", limit: float | None = None, **settings: object) -> Forecast:
     return forecast(
         ForecastRequest(jobs=jobs, latencies=parse_latencies(latency), settings=dict(settings), limit_per_s=limit)
     )
@@ -23,7 +23,7 @@ def foretold(jobs: int, latency: str = "10s", limit: float | None = None, **sett
 
 def test_bound_by_the_rate() -> None:
     """500 jobs at 10/s are submitted in 50 s, and the last one takes its latency more."""
-    found = foretold(500, rate="10/s")
+    found = run_forecast(500, rate="10/s")
     assert 58 < found.seconds < 66
     assert "--rate" in found.bottleneck
     assert found.jobs == found.simulated_jobs == 500
@@ -32,7 +32,7 @@ def test_bound_by_the_rate() -> None:
 
 def test_bound_by_the_cap() -> None:
     """20 jobs in flight of 10 s each are two a second, whatever the rate."""
-    found = foretold(200, rate="50/s", max_in_flight=20)
+    found = run_forecast(200, rate="50/s", max_in_flight=20)
     assert 100 < found.seconds < 130
     assert "--max-in-flight" in found.bottleneck
     assert found.in_flight == 20
@@ -40,22 +40,22 @@ def test_bound_by_the_cap() -> None:
 
 def test_bound_by_latency() -> None:
     """A hundred jobs are submitted in a moment, and then waited for."""
-    found = foretold(100, "60s", rate="50/s")
+    found = run_forecast(100, "60s", rate="50/s")
     assert 60 < found.seconds < 75  # and seen to be done at the next poll
     assert "latency" in found.bottleneck
 
 
 def test_bound_by_the_gateway() -> None:
     """A gateway that takes 5/s is submitted to at 5/s; what it refuses is counted."""
-    found = foretold(200, rate="20/s", limit=5.0)
+    found = run_forecast(200, rate="20/s", limit=5.0)
     assert 45 < found.seconds < 75
     assert "gateway's limit" in found.bottleneck
     assert found.rate_limited > 0
 
 
-def test_many_jobs_go_on_as_the_first() -> None:
+def test_many_jobs_are_extrapolated() -> None:
     """A hundred thousand jobs at 10/s take 10,000 s, and each its polls."""
-    found = foretold(100_000, rate="10/s")
+    found = run_forecast(100_000, rate="10/s")
     assert found.seconds == pytest.approx(10_000, rel=0.05)
     assert found.simulated_jobs < found.jobs
     assert 100_000 <= found.polls < 200_000
@@ -63,7 +63,7 @@ def test_many_jobs_go_on_as_the_first() -> None:
 
 def test_a_cap_that_is_met_late() -> None:
     """A cap that the first jobs do not reach binds the later ones: 1,900 of 100 s each are 19 a second."""
-    found = foretold(50_000, "100s", rate="20/s", max_in_flight=1900)
+    found = run_forecast(50_000, "100s", rate="20/s", max_in_flight=1900)
     assert found.seconds == pytest.approx(50_000 / 19, rel=0.1)
     assert "--max-in-flight" in found.bottleneck
     assert found.in_flight == 1900
@@ -71,12 +71,12 @@ def test_a_cap_that_is_met_late() -> None:
 
 def test_nothing_to_do() -> None:
     """No job takes no time."""
-    assert foretold(0).seconds == 0
+    assert run_forecast(0).seconds == 0
 
 
 def test_the_same_each_time() -> None:
     """A forecast is not a matter of luck."""
-    assert foretold(50, "lognormal:12,0.3") == foretold(50, "lognormal:12,0.3")
+    assert run_forecast(50, "lognormal:12,0.3") == run_forecast(50, "lognormal:12,0.3")
 
 
 @pytest.mark.parametrize(

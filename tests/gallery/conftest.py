@@ -12,107 +12,112 @@ import pytest
 from playwright.sync_api import Browser, BrowserContext, Page, sync_playwright
 
 from krea_batch.jobs import State
-from tests.engine_fixtures import states
-from tests.gallery.gallery_fixtures import Look, Made, View, Viewed, make_run, sweep
+from tests.engine_fixtures import ledger_states
+from tests.gallery.gallery_fixtures import OpenPage, SeedJob, StartView, RunningView, make_run, sweep_jobs
 from tests.processes import SimulatorProcess, StartSimulator, run_command, write_jobs
 
-OPTIONS = [
+BROWSER_ARGUMENTS = [
     "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
     "--disable-component-update", "--disable-sync",
 ]  # fmt: skip
-NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
-PATIENCE_MS = 10_000.0
+BROWSER_NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
+PAGE_TIMEOUT_MS = 10_000.0
 
 
 @pytest.fixture(scope="package")
 def browser() -> Iterator[Browser]:
     """One browser for all pages. It ends with this package: its event loop would be in the way of others'."""
-    found = next(filter(None, map(shutil.which, NAMES)), None)
-    assert found, f"the page is tried in a browser, and there is none ({', '.join(NAMES)}): apt-get install chromium"
+    executable = next(filter(None, map(shutil.which, BROWSER_NAMES)), None)
+    assert executable, (
+        f"the page is tried in a browser, and there is none ({', '.join(BROWSER_NAMES)}): apt-get install chromium"
+    )
     with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=found, args=OPTIONS)
+        browser = playwright.chromium.launch(executable_path=executable, args=BROWSER_ARGUMENTS)
         yield browser
         browser.close()
 
 
 @pytest.fixture
-def look(browser: Browser) -> Iterator[Look]:
+def open_page(browser: Browser) -> Iterator[OpenPage]:
     """Open pages; the test fails by what they log, throw or fetch from elsewhere, but for what it `bears`."""
     contexts: list[BrowserContext] = []
-    troubles: list[str] = []
+    page_errors: list[str] = []
 
-    def open_page(url: str, *, bears: tuple[str, ...] = (), **options: Any) -> Page:
+    def open_checked_page(url: str, *, allowed_errors: tuple[str, ...] = (), **options: Any) -> Page:
         context = browser.new_context(**options)
-        context.set_default_timeout(PATIENCE_MS)
+        context.set_default_timeout(PAGE_TIMEOUT_MS)
         contexts.append(context)
         page = context.new_page()
 
-        def note(trouble: str) -> None:
-            if not any(borne in trouble for borne in bears):
-                troubles.append(trouble)
+        def record_error(message: str) -> None:
+            if not any(pattern in message for pattern in allowed_errors):
+                page_errors.append(message)
 
-        def note_request(to: str) -> None:
-            here, there = urlsplit(url), urlsplit(to)
-            if there.scheme not in ("data", "blob") and (here.scheme, here.netloc) != (there.scheme, there.netloc):
-                troubles.append(f"a request to {to}")
+        def check_request(request_url: str) -> None:
+            page_parts, request_parts = urlsplit(url), urlsplit(request_url)
+            if request_parts.scheme not in ("data", "blob") and (page_parts.scheme, page_parts.netloc) != (
+                request_parts.scheme,
+                request_parts.netloc,
+            ):
+                page_errors.append(f"a request to {request_url}")
 
-        page.on("console", lambda said: note(said.text) if said.type in ("error", "warning") else None)
-        page.on("pageerror", lambda error: note(str(error)))
-        page.on("request", lambda request: note_request(request.url))
+        page.on("console", lambda said: record_error(said.text) if said.type in ("error", "warning") else None)
+        page.on("pageerror", lambda error: record_error(str(error)))
+        page.on("request", lambda request: check_request(request.url))
         page.goto(url)
         page.locator("body[data-ready='1']").wait_for()
         return page
 
-    yield open_page
+    yield open_checked_page
     for context in contexts:
         context.close()
-    assert not troubles
+    assert not page_errors
 
 
 @pytest.fixture
-def view() -> Iterator[View]:
+def start_view() -> Iterator[StartView]:
     """Show runs, each in a process; they end with the test."""
-    started: list[Viewed] = []
+    started: list[RunningView] = []
 
-    def start(out: Path, **options: Any) -> Viewed:
-        started.append(Viewed(out, **options))
+    def start(out: Path, **options: Any) -> RunningView:
+        started.append(RunningView(out, **options))
         return started[-1]
 
     yield start
-    for viewed in started:
-        viewed.close()
+    for running_view in started:
+        running_view.close()
 
 
-HOSTILE = "</script><script>window.hacked=1</script><img src=x onerror=window.hacked=1>"
+HOSTILE_TEXT = "</script><script>window.hacked=1</script><img src=x onerror=window.hacked=1>"
 
-WIDE = {"aspect_ratio": "16:9"}
-INK = {"seed": 7, "styles": [{"id": "ink", "strength": 0.5}]}
-MIXED = (
-    *sweep("owl", "An owl of wood", {"series": "wood"}),
-    Made(id="fox", prompt="A fox of glass", metadata={"series": "glass", "note": "try"}, fields=WIDE),
-    Made(id="cat", prompt="A cat\nin two pictures", files=2, fields=INK),
-    Made(id="bear", prompt="A bear that failed", status=State.FAILED),
-    Made(id="long", prompt="An elk too long", status=State.REJECTED, metadata={"series": "wood"}),
-    Made(id="lost", prompt="A lost worker", status=State.ERRORED),
-    Made(id="doubt", prompt="A doubtful duck", status=State.AMBIGUOUS),
-    Made(id="soon", prompt="A stork to come", status=State.ACCEPTED),
-    Made(id="later", prompt="A hare in the queue", status=State.PENDING, metadata={"deep": {"tags": ["a", "b"]}}),
+WIDE_FIELDS = {"aspect_ratio": "16:9"}
+INK_FIELDS = {"seed": 7, "styles": [{"id": "ink", "strength": 0.5}]}
+MIXED_JOBS = (
+    *sweep_jobs("owl", "An owl of wood", {"series": "wood"}),
+    SeedJob(id="fox", prompt="A fox of glass", metadata={"series": "glass", "note": "try"}, fields=WIDE_FIELDS),
+    SeedJob(id="cat", prompt="A cat\nin two pictures", files=2, fields=INK_FIELDS),
+    SeedJob(id="bear", prompt="A bear that failed", status=State.FAILED),
+    SeedJob(id="long", prompt="An elk too long", status=State.REJECTED, metadata={"series": "wood"}),
+    SeedJob(id="lost", prompt="A lost worker", status=State.ERRORED),
+    SeedJob(id="doubt", prompt="A doubtful duck", status=State.AMBIGUOUS),
+    SeedJob(id="soon", prompt="A stork to come", status=State.ACCEPTED),
+    SeedJob(id="later", prompt="A hare in the queue", status=State.PENDING, metadata={"deep": {"tags": ["a", "b"]}}),
 )
-NUMBERS = {job.id: n for n, job in enumerate(MIXED, 1)}
+JOB_NUMBERS = {job.id: n for n, job in enumerate(MIXED_JOBS, 1)}
 
 
 @pytest.fixture(scope="package")
 def mixed_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run of MIXED, to be looked at alone."""
-    return make_run(tmp_path_factory.mktemp("mixed") / "run", *MIXED)
+    return make_run(tmp_path_factory.mktemp("mixed") / "run", *MIXED_JOBS)
 
 
 @pytest.fixture(scope="package")
-def mixed(mixed_run: Path) -> Iterator[str]:
+def mixed_url(mixed_run: Path) -> Iterator[str]:
     """Where it is shown."""
-    viewed = Viewed(mixed_run)
-    yield viewed.url
-    assert viewed.close() == (0, "")
+    running_view = RunningView(mixed_run)
+    yield running_view.url
+    assert running_view.close() == (0, "")
 
 
 @pytest.fixture
@@ -122,10 +127,10 @@ def gateway(simulate: StartSimulator) -> SimulatorProcess:
 
 
 @pytest.fixture
-def failed(gateway: SimulatorProcess, tmp_path: Path) -> Path:
+def failed_run(gateway: SimulatorProcess, tmp_path: Path) -> Path:
     """A run whose three jobs have all come to nothing."""
     write_jobs(tmp_path / "jobs.jsonl", 3)
     options = ("--max-attempts=1", "--poll-interval=0.1", "--rate=20/s", "-q", "--gateway", gateway.gateway)
     run_command("run", "jobs.jsonl", "--out", "run", *options, cwd=tmp_path)
-    assert set(states(tmp_path / "run").values()) == {State.ERRORED}
+    assert set(ledger_states(tmp_path / "run").values()) == {State.ERRORED}
     return tmp_path / "run"

@@ -24,16 +24,16 @@ from playwright.sync_api import ElementHandle, Locator, Page
 from krea_batch.jobs import ErrorInfo, State, StoredFile
 from krea_batch.ledger import LedgerStore
 from krea_batch.rules.verdicts import Finished
-from tests.processes import COMMAND, PROCESS_TIMEOUT_S, environment
+from tests.processes import COMMAND, PROCESS_TIMEOUT_S, clean_environment
 
-KINDS = 27  # pictures that differ in colour and width
-FAILED = ErrorInfo("failed", "The model could not make this picture.")
-REJECTED = ErrorInfo("http_400", "prompt: too long")
-AMBIGUOUS = ErrorInfo("ambiguous", "the connection was cut")
-ERRORED = ErrorInfo("error", "The worker of this job was lost.")
+IMAGE_VARIANTS = 27  # pictures that differ in colour and width
+FAILED_ERROR = ErrorInfo("failed", "The model could not make this picture.")
+REJECTED_ERROR = ErrorInfo("http_400", "prompt: too long")
+AMBIGUOUS_ERROR = ErrorInfo("ambiguous", "the connection was cut")
+ERRORED_ERROR = ErrorInfo("error", "The worker of this job was lost.")
 
 
-class Made(Struct, frozen=True, kw_only=True):
+class SeedJob(Struct, frozen=True, kw_only=True):
     """A job to be put into a ledger in the state it is to have. `fields` are the request's own."""
 
     id: str
@@ -43,7 +43,7 @@ class Made(Struct, frozen=True, kw_only=True):
     prefix: str = "images/"
     metadata: dict[str, Any] = {}
     fields: dict[str, Any] = {}
-    trouble: str = FAILED.message
+    error_message: str = FAILED_ERROR.message
 
     def body(self) -> bytes:
         """The request as it would have been sent."""
@@ -51,28 +51,28 @@ class Made(Struct, frozen=True, kw_only=True):
         defaults = {"prompt": self.prompt, "aspect_ratio": "1:1", "creativity": "medium"}
         return json.dumps(defaults | lists | self.fields).encode()
 
-    def names(self) -> list[str]:
+    def file_names(self) -> list[str]:
         """Its files, as seen from the run's folder."""
         return [f"{self.prefix}{self.id}{f'-{n}' if n > 1 else ''}.png" for n in range(1, self.files + 1)]
 
 
-def make_run(out: Path, *jobs: Made, gateway: str | None = "http://127.0.0.1:9") -> Path:
+def make_run(out: Path, *jobs: SeedJob, gateway: str | None = "http://127.0.0.1:9") -> Path:
     """A run's folder with these jobs after those that it has, and their pictures. `gateway`: of its first run."""
     (out / "images").mkdir(parents=True, exist_ok=True)
     store = LedgerStore.open(out / "ledger.db")
     try:
         if gateway and store.gateway() is None:
             store.start_run(gateway, "test", 1.0)
-        store.transaction(partial(_make, out=out, job=job) for job in jobs)
+        store.transaction(partial(_insert_job, out=out, job=job) for job in jobs)
     finally:
         store.close()
     return out
 
 
-def sweep(name: str, prompt: str, metadata: dict[str, Any]) -> list[Made]:
+def sweep_jobs(name: str, prompt: str, metadata: dict[str, Any]) -> list[SeedJob]:
     """What a sweep of four creativities and two seeds makes of one job."""
     return [
-        Made(
+        SeedJob(
             id=f"{name}-creativity={creativity}-seed={seed}",
             prompt=prompt,
             metadata=metadata,
@@ -83,89 +83,93 @@ def sweep(name: str, prompt: str, metadata: dict[str, Any]) -> list[Made]:
     ]
 
 
-def request_id(n: int) -> str:
-    return f"krea-2-large-text-to-image_{n:08d}"
+def request_id(job_no: int) -> str:
+    return f"krea-2-large-text-to-image_{job_no:08d}"
 
 
-def colour(n: int, number: int = 1) -> tuple[int, int, int]:
+def colour(job_no: int, file_index: int = 1) -> tuple[int, int, int]:
     """The colour of picture `number` of the job with this number in the ledger."""
-    kind = (n + number - 1) % KINDS
-    return (40 + 80 * (kind % 3), 40 + 80 * (kind // 3 % 3), 40 + 80 * (kind // 9))
+    variant = (job_no + file_index - 1) % IMAGE_VARIANTS
+    return (40 + 80 * (variant % 3), 40 + 80 * (variant // 3 % 3), 40 + 80 * (variant // 9))
 
 
-def width_px(n: int, number: int = 1) -> int:
+def width_px(job_no: int, file_index: int = 1) -> int:
     """The width of the same; no thumbnail is as wide."""
-    return 300 + (n + number - 1) % KINDS
+    return 300 + (job_no + file_index - 1) % IMAGE_VARIANTS
 
 
-def _make(store: LedgerStore, *, out: Path, job: Made) -> None:
+def _insert_job(store: LedgerStore, *, out: Path, job: SeedJob) -> None:
     body, metadata = job.body(), json.dumps(job.metadata).encode()
     if job.status is State.PENDING:
         store.enqueue(job.id, body, sha256(body).digest(), metadata, "")
         return
-    n = store.record_intent(job.id, body, sha256(body).digest(), metadata, 1_800_000_000.0, "")
-    at = 1_800_000_000.0 + n
+    job_no = store.record_intent(job.id, body, sha256(body).digest(), metadata, 1_800_000_000.0, "")
+    at = 1_800_000_000.0 + job_no
     if job.status is State.REJECTED:
-        store.mark_rejected(n, REJECTED, at)
+        store.mark_rejected(job_no, REJECTED_ERROR, at)
     elif job.status is State.AMBIGUOUS:
-        store.mark_ambiguous(n, AMBIGUOUS, at)
+        store.mark_ambiguous(job_no, AMBIGUOUS_ERROR, at)
     elif job.status is not State.SUBMITTING:
-        store.mark_accepted(n, request_id(n), at)
-        _go_on(store, n, out, job, at)
+        store.mark_accepted(job_no, request_id(job_no), at)
+        _insert_outcome(store, job_no, out, job, at)
 
 
-def _go_on(store: LedgerStore, n: int, out: Path, job: Made, at: float) -> None:
+def _insert_outcome(store: LedgerStore, job_no: int, out: Path, job: SeedJob, at: float) -> None:
     if job.status is State.FAILED:
-        store.mark_failed(n, ErrorInfo(FAILED.kind, job.trouble), at, 2)
+        store.mark_failed(job_no, ErrorInfo(FAILED_ERROR.kind, job.error_message), at, 2)
     elif job.status is State.ERRORED:
-        store.mark_errored(n, ERRORED, at, 2)
+        store.mark_errored(job_no, ERRORED_ERROR, at, 2)
     elif job.status is State.SUCCEEDED:
-        store.mark_finished(n, Finished(("https://cdn.example/1.png",), "image/png"), at, 3)
-        store.mark_stored(n, [_stored(out, name, n, number) for number, name in enumerate(job.names(), 1)], at + 1)
+        store.mark_finished(job_no, Finished(("https://cdn.example/1.png",), "image/png"), at, 3)
+        store.mark_stored(
+            job_no,
+            [_write_image(out, name, job_no, file_index) for file_index, name in enumerate(job.file_names(), 1)],
+            at + 1,
+        )
 
 
-def _stored(out: Path, name: str, n: int, number: int) -> StoredFile:
-    data = _png((n + number - 1) % KINDS)
+def _write_image(out: Path, name: str, job_no: int, file_index: int) -> StoredFile:
+    data = _variant_png((job_no + file_index - 1) % IMAGE_VARIANTS)
     if "://" not in name:
         (out / name).write_bytes(data)
-    return StoredFile(name, len(data), sha256(data).hexdigest(), width_px(n, number), 200, "image/png")
+    return StoredFile(name, len(data), sha256(data).hexdigest(), width_px(job_no, file_index), 200, "image/png")
 
 
 @lru_cache
-def _png(kind: int) -> bytes:
+def _variant_png(variant: int) -> bytes:
     file = BytesIO()
-    Image.new("RGB", (width_px(kind), 200), colour(kind)).save(file, "PNG")
+    Image.new("RGB", (width_px(variant), 200), colour(variant)).save(file, "PNG")
     return file.getvalue()
 
 
-class Viewed:
+class RunningView:
     """`krea-batch view` in its own process."""
 
     def __init__(self, out: Path, *, port: int = 0, key: str = "test-key", **env: str) -> None:
         self.process = subprocess.Popen(
             [*COMMAND, "view", str(out), "--no-open", "--port", str(port)],
-            env=environment(PIXAZO_API_KEY=key, **env),
+            env=clean_environment(PIXAZO_API_KEY=key, **env),
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
         )
         assert self.process.stdout is not None
-        told = re.search(r"http://127\.0\.0\.1:(\d+)/", self.process.stdout.readline())
-        assert told is not None, self.process.communicate(timeout=PROCESS_TIMEOUT_S)[1]
-        self.url, self.port = told[0], int(told[1])
+        url_match = re.search(r"http://127\.0\.0\.1:(\d+)/", self.process.stdout.readline())
+        assert url_match is not None, self.process.communicate(timeout=PROCESS_TIMEOUT_S)[1]
+        self.url, self.port = url_match[0], int(url_match[1])
 
     def close(self) -> tuple[int, str]:
         """Press Ctrl-C. Returns how it ended, and what it said on standard error."""
         if self.process.poll() is None:
             self.process.send_signal(signal.SIGINT)
-        _, said = self.process.communicate(timeout=PROCESS_TIMEOUT_S)
-        return self.process.returncode, said
+        _, stderr = self.process.communicate(timeout=PROCESS_TIMEOUT_S)
+        return self.process.returncode, stderr
 
 
-View = Callable[..., Viewed]
+StartView = Callable[..., RunningView]
 """What the fixture `view` gives: show a run in a process of its own."""
 
-Look = Callable[..., Page]
+OpenPage = Callable[..., Page]
 """What the fixture `look` gives: a page that has shown what it has, whose troubles are the test's."""
 
 
@@ -174,12 +178,12 @@ def tile(page: Page, job_id: str) -> Locator:
     return page.locator(f".tile[data-id={json.dumps(job_id, ensure_ascii=False)}]")
 
 
-def shown_ids(page: Page) -> list[str]:
+def visible_ids(page: Page) -> list[str]:
     """Ids of the tiles that stand in the page now."""
     return page.locator(".tile").evaluate_all("all => all.map(tile => tile.dataset.id)")  # type: ignore[no-any-return]
 
 
-def seen_colour(image: Locator | ElementHandle) -> tuple[int, int, int]:
+def rendered_colour(image: Locator | ElementHandle) -> tuple[int, int, int]:
     """The colour in the middle of an image, as the browser has drawn it."""
     red, green, blue = image.evaluate(
         """async (image) => {
@@ -194,12 +198,12 @@ def seen_colour(image: Locator | ElementHandle) -> tuple[int, int, int]:
     return red, green, blue
 
 
-def is_colour(seen: tuple[int, int, int], n: int) -> bool:
+def is_colour(seen: tuple[int, int, int], job_no: int) -> bool:
     """Whether it is the colour of a job's picture, but for what a thumbnail's compression does to it."""
-    return all(abs(one - other) <= 12 for one, other in zip(seen, colour(n), strict=True))
+    return all(abs(one - other) <= 12 for one, other in zip(seen, colour(job_no), strict=True))
 
 
-def facts(page: Page, dialog: str = "#lightbox") -> dict[str, str]:
+def dialog_details(page: Page, dialog: str = "#lightbox") -> dict[str, str]:
     """What an open dialog says of a picture."""
     pairs: list[tuple[str, str]] = page.locator(f"{dialog} dl").first.evaluate(
         "list => [...list.querySelectorAll('dt')].map(dt => [dt.textContent, dt.nextElementSibling.textContent])"

@@ -11,15 +11,31 @@ import pytest
 from playwright.sync_api import Page, expect
 
 from krea_batch.jobs import State
-from tests.gallery.conftest import HOSTILE, MIXED, NUMBERS
-from tests.gallery.gallery_fixtures import Look, Made, facts, is_colour, make_run, seen_colour, shown_ids, tile
-from tests.gallery.test_page import choose, counts, focused_id, grave_violations, lightbox, saved
+from tests.gallery.conftest import HOSTILE_TEXT, MIXED_JOBS, JOB_NUMBERS
+from tests.gallery.gallery_fixtures import (
+    OpenPage,
+    SeedJob,
+    dialog_details,
+    is_colour,
+    make_run,
+    rendered_colour,
+    visible_ids,
+    tile,
+)
+from tests.gallery.test_page import (
+    choose_filters,
+    counts,
+    focused_id,
+    serious_violations,
+    lightbox_dialog,
+    saved_file,
+)
 from tests.processes import run_command
 
 pytestmark = pytest.mark.slow
 
 
-def report(out: Path, *options: str | Path) -> Path:
+def write_report(out: Path, *options: str | Path) -> Path:
     """Write the report of a run. Returns where it is."""
     done = run_command("report", out, *options, cwd=out.parent)
     assert (done.returncode, done.stderr) == (0, "")
@@ -31,57 +47,57 @@ def mixed_report(mixed_run: Path, tmp_path_factory: pytest.TempPathFactory) -> P
     """The report of MIXED, beside its pictures."""
     out = tmp_path_factory.mktemp("reported") / "run"
     shutil.copytree(mixed_run, out)
-    return report(out)
+    return write_report(out)
 
 
 class TestOneFile:
-    def test_it_has_all(self, mixed_report: Path, look: Look) -> None:
+    def test_it_has_all(self, mixed_report: Path, open_page: OpenPage) -> None:
         """Opened from disk it shows each job, with its thumbnail or its status, and asks for no other file."""
-        page = look(mixed_report.as_uri())
+        page = open_page(mixed_report.as_uri())
         asked: list[str] = []
         page.on("request", lambda request: asked.append(request.url))
         page.reload()
         expect(counts(page)).to_have_text("16 jobs, 10 with a picture")
-        assert shown_ids(page) == [job.id for job in MIXED]
-        for job in MIXED:
+        assert visible_ids(page) == [job.id for job in MIXED_JOBS]
+        for job in MIXED_JOBS:
             if job.status is State.SUCCEEDED:
-                assert is_colour(seen_colour(tile(page, job.id).locator("img")), NUMBERS[job.id])
+                assert is_colour(rendered_colour(tile(page, job.id).locator("img")), JOB_NUMBERS[job.id])
         assert [url for url in asked if not url.startswith("data:")] == [mixed_report.as_uri()]
         assert sorted(path.name for path in mixed_report.parent.iterdir()) == ["images", "ledger.db", "report.html"]
 
-    def test_the_originals(self, mixed_report: Path, look: Look) -> None:
+    def test_the_originals(self, mixed_report: Path, open_page: OpenPage) -> None:
         """The lightbox shows the pictures themselves from where they are, each of a job's."""
-        page = look(mixed_report.as_uri())
+        page = open_page(mixed_report.as_uri())
         tile(page, "cat").locator(".open").click()
-        original = lightbox(page).locator(".stage img").last
+        original = lightbox_dialog(page).locator(".stage img").last
         assert original.evaluate("async image => { await image.decode(); return image.naturalWidth; }") == 310
-        lightbox(page).get_by_role("button", name="2", exact=True).click()
-        original = lightbox(page).locator(".stage img").last
+        lightbox_dialog(page).get_by_role("button", name="2", exact=True).click()
+        original = lightbox_dialog(page).locator(".stage img").last
         assert original.evaluate("async image => { await image.decode(); return image.naturalWidth; }") == 311
         with page.context.expect_page() as opened:
-            lightbox(page).get_by_role("link", name="Open file").click()
+            lightbox_dialog(page).get_by_role("link", name="Open file").click()
         assert opened.value.url == (mixed_report.parent / "images/cat-2.png").as_uri()
 
-    def test_alone(self, mixed_report: Path, look: Look, tmp_path: Path) -> None:
+    def test_alone(self, mixed_report: Path, open_page: OpenPage, tmp_path: Path) -> None:
         """Sent to somebody without its pictures it still shows the thumbnails, in the lightbox too."""
         shutil.copy(mixed_report, tmp_path / "sent.html")
-        page = look((tmp_path / "sent.html").as_uri(), bears=("ERR_FILE_NOT_FOUND",))
-        assert is_colour(seen_colour(tile(page, "fox").locator("img")), NUMBERS["fox"])
+        page = open_page((tmp_path / "sent.html").as_uri(), bears=("ERR_FILE_NOT_FOUND",))
+        assert is_colour(rendered_colour(tile(page, "fox").locator("img")), JOB_NUMBERS["fox"])
         tile(page, "fox").locator(".open").click()
-        thumbnail = lightbox(page).locator(".stage img").first
+        thumbnail = lightbox_dialog(page).locator(".stage img").first
         expect(thumbnail).to_be_visible()
-        assert is_colour(seen_colour(thumbnail), NUMBERS["fox"])
-        assert facts(page)["status"] == "succeeded"
+        assert is_colour(rendered_colour(thumbnail), JOB_NUMBERS["fox"])
+        assert dialog_details(page)["status"] == "succeeded"
 
-    def test_filters_grid_marks(self, mixed_report: Path, look: Look) -> None:
+    def test_filters_grid_marks(self, mixed_report: Path, open_page: OpenPage) -> None:
         """Filters, grid, comparison, and saving a selection are those of the live page; nothing is retried."""
-        page = look(mixed_report.as_uri())
-        choose(page, series="wood", status="succeeded")
+        page = open_page(mixed_report.as_uri())
+        choose_filters(page, series="wood", status="succeeded")
         expect(counts(page)).to_contain_text("8 shown of 16 jobs")
         page.keyboard.press("g")
         expect(page.locator("table.sweep tbody th")).to_have_text(["An owl of wood"])
         page.keyboard.press("g")
-        choose(page, series="", status="")
+        choose_filters(page, series="", status="")
         for job_id in ("fox", "cat"):
             tile(page, job_id).locator(".open").focus()
             page.keyboard.press("m")
@@ -89,13 +105,13 @@ class TestOneFile:
         expect(page.locator("#side-by-side h2")).to_have_text(["fox", "cat"])
         page.keyboard.press("Escape")
         assert focused_id(page) == "cat"
-        assert saved(page, "Save ids")[1] == "fox\ncat\n"
-        assert {row["id"] for row in json.loads(saved(page, "Save JSON")[1])} == {"fox", "cat"}
+        assert saved_file(page, "Save ids")[1] == "fox\ncat\n"
+        assert {row["id"] for row in json.loads(saved_file(page, "Save JSON")[1])} == {"fox", "cat"}
         expect(page.get_by_role("button", name="Retry failed")).to_be_hidden()
 
-    def test_charts(self, mixed_report: Path, look: Look) -> None:
+    def test_charts(self, mixed_report: Path, open_page: OpenPage) -> None:
         """The run's charts are drawn in the file, and what went wrong is counted."""
-        page = look(mixed_report.as_uri())
+        page = open_page(mixed_report.as_uri())
         page.get_by_role("button", name="Charts").click()
         charts = page.locator("#charts")
         expect(charts.locator("figure svg").first).to_be_visible()
@@ -107,9 +123,9 @@ class TestOneFile:
             assert box["height"] > 50
         expect(charts.locator("tr", has_text="The model could not make this picture.")).to_contain_text("1")
 
-    def test_at_360_pixels(self, mixed_report: Path, look: Look) -> None:
+    def test_at_360_pixels(self, mixed_report: Path, open_page: OpenPage) -> None:
         """No view of it is wider than a small screen."""
-        page = look(mixed_report.as_uri(), viewport={"width": 360, "height": 640})
+        page = open_page(mixed_report.as_uri(), viewport={"width": 360, "height": 640})
         for name in ("Charts", "Grid", "Pictures"):
             page.get_by_role("button", name=name).click()
             assert page.evaluate("document.scrollingElement.scrollWidth <= innerWidth")
@@ -117,108 +133,116 @@ class TestOneFile:
         assert page.locator("#charts").evaluate("e => e.scrollWidth <= e.clientWidth")
 
     @pytest.mark.parametrize("scheme", ["light", "dark"])
-    def test_axe_finds_nothing_grave(self, scheme: str, mixed_report: Path, look: Look) -> None:
+    def test_axe_finds_nothing_serious_in_a_report(
+        self, scheme: str, mixed_report: Path, open_page: OpenPage
+    ) -> None:
         """Pictures, charts, grid and lightbox of a report have no serious or critical violation."""
-        page = look(mixed_report.as_uri(), color_scheme=scheme)
+        page = open_page(mixed_report.as_uri(), color_scheme=scheme)
         found = {}
         for name in ("Pictures", "Charts", "Grid"):
             page.get_by_role("button", name=name).click()
-            found[name] = grave_violations(page)
+            found[name] = serious_violations(page)
         page.get_by_role("button", name="Pictures").click()
         tile(page, "fox").locator(".open").click()
-        found["lightbox"] = grave_violations(page)
+        found["lightbox"] = serious_violations(page)
         assert found == {view: [] for view in found}
 
 
-class TestWords:
+class TestEscaping:
     def hacked(self, page: Page) -> object:
         for name in ("Charts", "Grid", "Pictures"):
             page.get_by_role("button", name=name).click()
         return page.evaluate("window.hacked")
 
-    def test_hostile_words_stay_words(self, look: Look, tmp_path: Path) -> None:
+    def test_hostile_text_in_a_report_is_escaped(self, open_page: OpenPage, tmp_path: Path) -> None:
         """Markup in prompts, metadata, a folder's name and an error message is shown as it is written."""
         lines = "a\u2028b\u2029c\ud83e\udd89".encode("utf-16", "surrogatepass").decode("utf-16")
         jobs = [
-            Made(id="one <b>&amp;", prompt=HOSTILE, metadata={HOSTILE: HOSTILE, "constructor": "c"}),
-            Made(id="two", prompt="<!--<script>", metadata={HOSTILE: lines}),
-            Made(id="three", prompt=lines, status=State.FAILED, trouble=HOSTILE),
+            SeedJob(
+                id="one <b>&amp;", prompt=HOSTILE_TEXT, metadata={HOSTILE_TEXT: HOSTILE_TEXT, "constructor": "c"}
+            ),
+            SeedJob(id="two", prompt="<!--<script>", metadata={HOSTILE_TEXT: lines}),
+            SeedJob(id="three", prompt=lines, status=State.FAILED, error_message=HOSTILE_TEXT),
         ]
-        page = look(report(make_run(tmp_path / "<img src=x onerror=hacked=1>", *jobs)).as_uri())
+        page = open_page(write_report(make_run(tmp_path / "<img src=x onerror=hacked=1>", *jobs)).as_uri())
         assert self.hacked(page) is None
         expect(page.locator("h1")).to_have_text("<img src=x onerror=hacked=1>")
         assert page.title().startswith("<img src=x onerror=hacked=1>")
-        expect(page.locator("#charts td", has_text=HOSTILE)).to_have_count(1)
+        expect(page.locator("#charts td", has_text=HOSTILE_TEXT)).to_have_count(1)
         for job in jobs:
             tile(page, job.id).locator(".open").click()
-            assert facts(page)["id"] == job.id
+            assert dialog_details(page)["id"] == job.id
             assert page.locator("#lightbox h2").text_content() == job.prompt
             page.keyboard.press("Escape")
         assert page.evaluate("window.hacked") is None
 
-    def test_names_of_files(self, look: Look, tmp_path: Path) -> None:
+    def test_names_of_files(self, open_page: OpenPage, tmp_path: Path) -> None:
         """Whatever stands in an id, its own picture opens."""
-        page = look(report(make_run(tmp_path / "run", *(Made(id=job_id) for job_id in ODD))).as_uri())
-        for n, job_id in enumerate(ODD, 1):
+        page = open_page(
+            write_report(make_run(tmp_path / "run", *(SeedJob(id=job_id) for job_id in ODD_NAMES))).as_uri()
+        )
+        for n, job_id in enumerate(ODD_NAMES, 1):
             tile(page, job_id).locator(".open").click()
-            original = lightbox(page).locator(".stage img").last
+            original = lightbox_dialog(page).locator(".stage img").last
             width = original.evaluate("async image => { await image.decode(); return image.naturalWidth; }")
             assert width == 300 + n, job_id
             page.keyboard.press("Escape")
 
-    def test_names_of_folders(self, look: Look, tmp_path: Path) -> None:
+    def test_names_of_folders(self, open_page: OpenPage, tmp_path: Path) -> None:
         """A run in a folder with odd signs, and a report elsewhere, find the pictures."""
-        out = make_run(tmp_path / "50% of #1? ü" / "run", Made(id="one"))
+        out = make_run(tmp_path / "50% of #1? ü" / "run", SeedJob(id="one"))
         (tmp_path / "else where").mkdir()
         to = tmp_path / "else where" / "r#1.html"
         done = run_command("report", out, "--output", to, cwd=tmp_path)
         assert done.returncode == 0, done.stderr
-        page = look(to.as_uri())
+        page = open_page(to.as_uri())
         tile(page, "one").locator(".open").click()
-        original = lightbox(page).locator(".stage img").last
+        original = lightbox_dialog(page).locator(".stage img").last
         assert original.evaluate("async image => { await image.decode(); return image.naturalWidth; }") == 301
 
 
-ODD = ["a#b", "50%", "100%25", "who?", "a b  c", 'it\'s "q"', "🦉 owl", "a&b=c;d", "a\\b", "-", "ü", "a:b"]
+ODD_NAMES = ["a#b", "50%", "100%25", "who?", "a b  c", 'it\'s "q"', "🦉 owl", "a&b=c;d", "a\\b", "-", "ü", "a:b"]
 
 
 class TestFewAndMany:
-    def test_no_job(self, look: Look, tmp_path: Path) -> None:
+    def test_no_job(self, open_page: OpenPage, tmp_path: Path) -> None:
         """The report of a run without a job says that there is nothing."""
-        page = look(report(make_run(tmp_path / "run")).as_uri())
+        page = open_page(write_report(make_run(tmp_path / "run")).as_uri())
         expect(page.locator("#nothing")).to_be_visible()
         expect(counts(page)).to_contain_text("0 jobs")
 
-    def test_only_open_jobs(self, look: Look, tmp_path: Path) -> None:
+    def test_only_open_jobs(self, open_page: OpenPage, tmp_path: Path) -> None:
         """A run of which no job has ended has its jobs in the report."""
-        jobs = [Made(id=word.value, status=word) for word in (State.PENDING, State.SUBMITTING, State.ACCEPTED)]
-        page = look(report(make_run(tmp_path / "run", *jobs)).as_uri())
-        assert shown_ids(page) == ["pending", "submitting", "accepted"]
+        jobs = [SeedJob(id=state.value, status=state) for state in (State.PENDING, State.SUBMITTING, State.ACCEPTED)]
+        page = open_page(write_report(make_run(tmp_path / "run", *jobs)).as_uri())
+        assert visible_ids(page) == ["pending", "submitting", "accepted"]
         expect(counts(page)).to_have_text("3 jobs, 0 with a picture")
 
-    def test_pictures_that_are_not_here(self, look: Look, tmp_path: Path) -> None:
+    def test_images_that_are_missing(self, open_page: OpenPage, tmp_path: Path) -> None:
         """One that is in an object store, is gone or is torn has no thumbnail; the others have their own."""
         jobs = [
-            Made(id="far", prefix="s3://bucket/folder/"),
-            *(Made(id=word) for word in ("gone", "torn")),
-            Made(id="none", status=State.FAILED),
-            Made(id="kept"),
+            SeedJob(id="far", prefix="s3://bucket/folder/"),
+            *(SeedJob(id=job_id) for job_id in ("gone", "torn")),
+            SeedJob(id="none", status=State.FAILED),
+            SeedJob(id="kept"),
         ]
         out = make_run(tmp_path / "run", *jobs)
         (out / "images/gone.png").unlink()
         (out / "images/torn.png").write_bytes(b"\x89PNG\r\n\x1a\nno more")
-        page = look(report(out).as_uri())
-        assert is_colour(seen_colour(tile(page, "kept").locator("img")), 5)
+        page = open_page(write_report(out).as_uri())
+        assert is_colour(rendered_colour(tile(page, "kept").locator("img")), 5)
         expect(page.locator(".tile img")).to_have_count(1)
 
-    def test_many(self, look: Look, tmp_path: Path) -> None:
+    def test_many(self, open_page: OpenPage, tmp_path: Path) -> None:
         """Thumbnails are those of their jobs all the way down, and few nodes stand in the page."""
-        jobs = [Made(id=f"job-{n:04}", status=State.FAILED if n % 9 == 0 else State.SUCCEEDED) for n in range(1, 421)]
-        page = look(report(make_run(tmp_path / "run", *jobs)).as_uri())
+        jobs = [
+            SeedJob(id=f"job-{n:04}", status=State.FAILED if n % 9 == 0 else State.SUCCEEDED) for n in range(1, 421)
+        ]
+        page = open_page(write_report(make_run(tmp_path / "run", *jobs)).as_uri())
         for n in (1, 100, 101, 350, 419):
             page.locator("#text").fill(f"job-{n:04}")
             expect(page.locator(".tile")).to_have_count(1)
-            assert is_colour(seen_colour(tile(page, f"job-{n:04}").locator("img")), n)
+            assert is_colour(rendered_colour(tile(page, f"job-{n:04}").locator("img")), n)
         page.locator("#text").fill("")
         page.locator("#pictures").evaluate("pane => { pane.scrollTop = pane.scrollHeight; }")
         expect(tile(page, "job-0420")).to_be_visible()
@@ -226,27 +250,27 @@ class TestFewAndMany:
 
 
 class TestWriting:
-    def test_elsewhere(self, look: Look, tmp_path: Path) -> None:
+    def test_elsewhere(self, open_page: OpenPage, tmp_path: Path) -> None:
         """--output writes it elsewhere, from where it still finds the pictures; the run's folder stays as it is."""
-        out = make_run(tmp_path / "runs" / "run", Made(id="one"))
+        out = make_run(tmp_path / "runs" / "run", SeedJob(id="one"))
         (tmp_path / "reports").mkdir()
         done = run_command("report", "runs/run", "--output", "reports/one.html", cwd=tmp_path)
         assert (done.returncode, done.stderr) == (0, "")
         assert "1 picture in reports/one.html" in done.stdout
         assert not (out / "report.html").exists()
-        page = look((tmp_path / "reports/one.html").as_uri())
+        page = open_page((tmp_path / "reports/one.html").as_uri())
         tile(page, "one").locator(".open").click()
         assert (
-            lightbox(page)
+            lightbox_dialog(page)
             .locator(".stage img")
             .last.evaluate("async i => { await i.decode(); return i.naturalWidth; }")
         )
 
     def test_again(self, tmp_path: Path) -> None:
         """A second report takes the place of the first; nothing else is left; --quiet says nothing."""
-        out = make_run(tmp_path / "run", Made(id="one"))
-        report(out)
-        make_run(out, Made(id="two"))
+        out = make_run(tmp_path / "run", SeedJob(id="one"))
+        write_report(out)
+        make_run(out, SeedJob(id="two"))
         done = run_command("report", out, "--quiet", cwd=tmp_path)
         assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
         assert '"two"' in (out / "report.html").read_text()
@@ -254,7 +278,7 @@ class TestWriting:
 
     def test_a_folder_that_is_not_there(self, tmp_path: Path) -> None:
         """Where it cannot be written it says so and exits with 2."""
-        out = make_run(tmp_path / "run", Made(id="one"))
+        out = make_run(tmp_path / "run", SeedJob(id="one"))
         done = run_command("report", out, "--output", "none/report.html", cwd=tmp_path)
         assert done.returncode == 2
         assert "none/report.html cannot be written" in done.stderr
@@ -270,7 +294,7 @@ class TestWriting:
 
     def test_a_disk_that_is_full(self, tmp_path: Path) -> None:
         """A write that fails in its middle leaves the old report as it was, and no part of the new one."""
-        out = make_run(tmp_path / "run", *(Made(id=f"{n}") for n in range(50)))
+        out = make_run(tmp_path / "run", *(SeedJob(id=f"{n}") for n in range(50)))
         (out / "report.html").write_text("the old one")
         done = run_command("report", out, cwd=tmp_path, PYTHONPATH=full_disk(tmp_path))
         assert done.returncode == 2
@@ -288,11 +312,11 @@ class TestWriting:
 def full_disk(folder: Path) -> str:
     """A PYTHONPATH by which a report can grow to 40 kB and no further."""
     (folder / "full").mkdir()
-    (folder / "full/sitecustomize.py").write_text(FULL)
+    (folder / "full/sitecustomize.py").write_text(FULL_DISK_SCRIPT)
     return os.pathsep.join([str(folder / "full"), os.environ.get("PYTHONPATH", "")])
 
 
-FULL = """
+FULL_DISK_SCRIPT = """
 import errno, pathlib
 
 open_ = pathlib.Path.open

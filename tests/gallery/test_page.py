@@ -12,38 +12,38 @@ from axe_playwright_python.sync_playwright import Axe
 from playwright.sync_api import Locator, Page, expect
 
 from krea_batch.jobs import State
-from tests.gallery.conftest import HOSTILE, MIXED, NUMBERS
+from tests.gallery.conftest import HOSTILE_TEXT, MIXED_JOBS, JOB_NUMBERS
 from tests.gallery.gallery_fixtures import (
-    AMBIGUOUS,
-    ERRORED,
-    FAILED,
-    REJECTED,
-    Look,
-    Made,
-    View,
-    Viewed,
+    AMBIGUOUS_ERROR,
+    ERRORED_ERROR,
+    FAILED_ERROR,
+    REJECTED_ERROR,
+    OpenPage,
+    SeedJob,
+    StartView,
+    RunningView,
     colour,
-    facts,
+    dialog_details,
     is_colour,
     make_run,
     request_id,
-    seen_colour,
-    shown_ids,
-    sweep,
+    rendered_colour,
+    visible_ids,
+    sweep_jobs,
     tile,
     width_px,
 )
 
 pytestmark = pytest.mark.slow
 
-SMALL = {"viewport": {"width": 360, "height": 640}}
+SMALL_SCREEN = {"viewport": {"width": 360, "height": 640}}
 
 
 def counts(page: Page) -> Locator:
     return page.locator("#counts")
 
 
-def lightbox(page: Page) -> Locator:
+def lightbox_dialog(page: Page) -> Locator:
     return page.locator("#lightbox[open]")
 
 
@@ -52,13 +52,13 @@ def focused_id(page: Page) -> str | None:
     return page.evaluate("document.activeElement?.closest('.tile')?.dataset.id ?? null")  # type: ignore[no-any-return]
 
 
-def choose(page: Page, **values: str) -> None:
+def choose_filters(page: Page, **values: str) -> None:
     """Choose values of filters."""
     for name, value in values.items():
         page.get_by_label(name, exact=True).select_option(value)
 
 
-def saved(page: Page, button: str) -> tuple[str, str]:
+def saved_file(page: Page, button: str) -> tuple[str, str]:
     """What a button of the footer downloads: the file's name and text."""
     with page.expect_download() as download:
         page.get_by_role("button", name=button).click()
@@ -75,51 +75,53 @@ def cells(page: Page) -> dict[tuple[str, str], Locator]:
     }
 
 
-def grave_violations(page: Page) -> list[str]:
+def serious_violations(page: Page) -> list[str]:
     """What axe calls serious or critical. In the dark, of colours alone: nothing else is another there."""
     options: dict[str, Any] = {"resultTypes": ["violations"]}
     if page.evaluate("matchMedia('(prefers-color-scheme: dark)').matches"):
         options["runOnly"] = ["color-contrast"]
-    found = Axe().run(page, options=options).response["violations"]
+    violations = Axe().run(page, options=options).response["violations"]
     return [
         f"{one['id']}: {node['html'][:200]} {node['failureSummary']}"
-        for one in found
+        for one in violations
         if one["impact"] in ("serious", "critical")
         for node in one["nodes"]
     ]
 
 
 class TestLoading:
-    def test_every_job_has_its_tile(self, mixed: str, look: Look) -> None:
+    def test_every_job_has_its_tile(self, mixed_url: str, open_page: OpenPage) -> None:
         """Each job of the run stands in the page in the ledger's order, with its own picture or with its status."""
-        page = look(mixed)
-        assert shown_ids(page) == [job.id for job in MIXED]
+        page = open_page(mixed_url)
+        assert visible_ids(page) == [job.id for job in MIXED_JOBS]
         expect(counts(page)).to_have_text("16 jobs, 10 with a picture")
-        for job in MIXED:
+        for job in MIXED_JOBS:
             if job.status is State.SUCCEEDED:
-                assert is_colour(seen_colour(tile(page, job.id).locator("img")), NUMBERS[job.id])
+                assert is_colour(rendered_colour(tile(page, job.id).locator("img")), JOB_NUMBERS[job.id])
             else:
                 expect(tile(page, job.id).locator("img")).to_have_count(0)
                 expect(tile(page, job.id)).to_contain_text(job.status.value)
 
-    def test_an_empty_run_says_so(self, look: Look, view: View, tmp_path: Path) -> None:
+    def test_an_empty_run_says_so(self, open_page: OpenPage, start_view: StartView, tmp_path: Path) -> None:
         """A run without a job is a page that says that there is nothing yet."""
-        page = look(view(make_run(tmp_path / "run")).url)
+        page = open_page(start_view(make_run(tmp_path / "run")).url)
         expect(page.locator("#nothing")).to_have_text("Nothing to show yet.")
         expect(counts(page)).to_contain_text("0 jobs")
 
-    def test_hostile_words_stay_words(self, look: Look, view: View, tmp_path: Path) -> None:
+    def test_hostile_text_is_escaped(self, open_page: OpenPage, start_view: StartView, tmp_path: Path) -> None:
         """Markup in a prompt, a metadata name and value and a folder's name is shown as it is written."""
-        job = Made(
-            id="a <b>'\"& #%?🦉", prompt=HOSTILE, metadata={HOSTILE: HOSTILE, "__proto__": "p", "x": [HOSTILE]}
+        job = SeedJob(
+            id="a <b>'\"& #%?🦉",
+            prompt=HOSTILE_TEXT,
+            metadata={HOSTILE_TEXT: HOSTILE_TEXT, "__proto__": "p", "x": [HOSTILE_TEXT]},
         )
-        plain = Made(id="b", metadata={HOSTILE: "other"})
-        page = look(view(make_run(tmp_path / "<img src=x onerror=hacked=1>", job, plain)).url)
+        plain = SeedJob(id="b", metadata={HOSTILE_TEXT: "other"})
+        page = open_page(start_view(make_run(tmp_path / "<img src=x onerror=hacked=1>", job, plain)).url)
         expect(page.locator("h1")).to_have_text("<img src=x onerror=hacked=1>")
         tile(page, job.id).locator(".open").click()
-        said = facts(page)
-        assert (said["id"], said[HOSTILE], said["__proto__"]) == (job.id, HOSTILE, "p")
-        expect(page.locator("#lightbox h2")).to_have_text(HOSTILE)
+        said = dialog_details(page)
+        assert (said["id"], said[HOSTILE_TEXT], said["__proto__"]) == (job.id, HOSTILE_TEXT, "p")
+        expect(page.locator("#lightbox h2")).to_have_text(HOSTILE_TEXT)
         page.keyboard.press("Escape")
         page.keyboard.press("g")
         expect(page.locator("table.sweep")).to_be_visible()
@@ -127,23 +129,23 @@ class TestLoading:
 
 
 class TestFilters:
-    def test_by_text(self, mixed: str, look: Look) -> None:
+    def test_by_text(self, mixed_url: str, open_page: OpenPage) -> None:
         """The words are looked for in prompts and in ids, however they are written."""
-        page = look(mixed)
-        for words, ids in {
+        page = open_page(mixed_url)
+        for query, ids in {
             "glass": ["fox"],
             "GLASS": ["fox"],
             "creativity=raw": ["owl-creativity=raw-seed=1", "owl-creativity=raw-seed=2"],
             "bear": ["bear"],
         }.items():
-            page.get_by_label("Search prompts and ids").fill(words)
+            page.get_by_label("Search prompts and ids").fill(query)
             expect(counts(page)).to_contain_text(f"{len(ids)} shown of 16 jobs")
             expect(page.locator(".tile")).to_have_count(len(ids))
-            assert shown_ids(page) == ids, words
+            assert visible_ids(page) == ids, query
 
-    def test_by_values(self, mixed: str, look: Look) -> None:
+    def test_by_values(self, mixed_url: str, open_page: OpenPage) -> None:
         """Status, parameters and metadata narrow what is shown, each further one more."""
-        page = look(mixed)
+        page = open_page(mixed_url)
         found: list[tuple[dict[str, str], list[str]]] = [
             ({"status": "failed"}, ["bear"]),
             ({"aspect_ratio": "16:9"}, ["fox"]),
@@ -154,110 +156,119 @@ class TestFilters:
             ({"series": "wood", "seed": "2", "creativity": "low"}, ["owl-creativity=low-seed=2"]),
         ]
         for values, ids in found:
-            choose(page, **values)
+            choose_filters(page, **values)
             expect(counts(page)).to_contain_text(f"{len(ids)} shown of 16 jobs")
-            assert shown_ids(page) == ids, values
-            choose(page, **dict.fromkeys(values, ""))
+            assert visible_ids(page) == ids, values
+            choose_filters(page, **dict.fromkeys(values, ""))
             expect(counts(page)).to_have_text("16 jobs, 10 with a picture")
-            assert len(shown_ids(page)) == 16
+            assert len(visible_ids(page)) == 16
 
-    def test_words_and_values_together(self, mixed: str, look: Look) -> None:
+    def test_text_and_values_together(self, mixed_url: str, open_page: OpenPage) -> None:
         """Both have to be met; where nothing meets them the page says so, and not that the run is empty."""
-        page = look(mixed)
+        page = open_page(mixed_url)
         page.get_by_label("Search prompts and ids").fill("seed=1")
-        choose(page, creativity="raw")
+        choose_filters(page, creativity="raw")
         expect(page.locator(".tile")).to_have_count(1)
-        assert shown_ids(page) == ["owl-creativity=raw-seed=1"]
-        choose(page, creativity="", status="failed")
+        assert visible_ids(page) == ["owl-creativity=raw-seed=1"]
+        choose_filters(page, creativity="", status="failed")
         expect(counts(page)).to_contain_text("0 shown of 16 jobs")
         expect(page.locator(".tile")).to_have_count(0)
         expect(page.locator("#nothing")).to_be_visible()
         expect(page.locator("#nothing")).not_to_contain_text("yet")
 
-    def test_the_grid_is_filtered_too(self, mixed: str, look: Look) -> None:
+    def test_the_grid_is_filtered_too(self, mixed_url: str, open_page: OpenPage) -> None:
         """What the filters leave out stands in no cell."""
-        page = look(mixed)
-        choose(page, series="wood", status="succeeded")
+        page = open_page(mixed_url)
+        choose_filters(page, series="wood", status="succeeded")
         page.keyboard.press("g")
         expect(page.locator("table.sweep tbody th")).to_have_text(["An owl of wood"])
 
 
 class TestLightbox:
-    def test_it_shows_all_that_is_known(self, mixed: str, look: Look) -> None:
+    def test_it_shows_all_that_is_known(self, mixed_url: str, open_page: OpenPage) -> None:
         """A click opens the picture itself, with its parameters, metadata, request_id and status."""
-        page = look(mixed)
+        page = open_page(mixed_url)
         tile(page, "owl-creativity=low-seed=2").locator(".open").click()
-        n = NUMBERS["owl-creativity=low-seed=2"]
-        said = facts(page)
+        n = JOB_NUMBERS["owl-creativity=low-seed=2"]
+        said = dialog_details(page)
         assert said["id"] == "owl-creativity=low-seed=2"
         assert (said["status"], said["request_id"]) == ("succeeded", request_id(n))
         assert (said["aspect_ratio"], said["creativity"], said["seed"], said["series"]) == ("1:1", "low", "2", "wood")
         assert (said["submits"], said["polls"]) == ("1", "3")
-        original = lightbox(page).get_by_alt_text("An owl of wood")
-        assert seen_colour(original) == colour(n)
+        original = lightbox_dialog(page).get_by_alt_text("An owl of wood")
+        assert rendered_colour(original) == colour(n)
         assert original.evaluate("image => image.naturalWidth") == width_px(n)
         assert said["size"] == f"{width_px(n)} × 200"
 
-    def test_it_shows_what_went_wrong(self, mixed: str, look: Look) -> None:
+    def test_it_shows_what_went_wrong(self, mixed_url: str, open_page: OpenPage) -> None:
         """A job without a picture has its error, and no link to a file."""
-        page = look(mixed)
-        for job_id, why in {"bear": FAILED, "long": REJECTED, "lost": ERRORED, "doubt": AMBIGUOUS}.items():
+        page = open_page(mixed_url)
+        for job_id, why in {
+            "bear": FAILED_ERROR,
+            "long": REJECTED_ERROR,
+            "lost": ERRORED_ERROR,
+            "doubt": AMBIGUOUS_ERROR,
+        }.items():
             tile(page, job_id).locator(".open").click()
-            assert facts(page)["error"] == why.message
-            expect(lightbox(page).get_by_role("link")).to_have_count(0)
+            assert dialog_details(page)["error"] == why.message
+            expect(lightbox_dialog(page).get_by_role("link")).to_have_count(0)
             page.keyboard.press("Escape")
 
-    def test_metadata_of_any_shape(self, mixed: str, look: Look) -> None:
+    def test_metadata_of_any_shape(self, mixed_url: str, open_page: OpenPage) -> None:
         """Metadata and parameters that are lists or objects are shown as JSON."""
-        page = look(mixed)
+        page = open_page(mixed_url)
         tile(page, "later").locator(".open").click()
-        assert json.loads(facts(page)["deep"]) == {"tags": ["a", "b"]}
+        assert json.loads(dialog_details(page)["deep"]) == {"tags": ["a", "b"]}
         page.keyboard.press("Escape")
         tile(page, "cat").locator(".open").click()
-        assert json.loads(facts(page)["styles"]) == [{"id": "ink", "strength": 0.5}]
+        assert json.loads(dialog_details(page)["styles"]) == [{"id": "ink", "strength": 0.5}]
 
-    def test_arrows_go_to_the_neighbours(self, mixed: str, look: Look) -> None:
+    def test_arrows_go_to_the_neighbours(self, mixed_url: str, open_page: OpenPage) -> None:
         """Keys and buttons go to the next and the previous job; at the ends they stay or go round, never nowhere."""
-        page = look(mixed)
+        page = open_page(mixed_url)
         tile(page, "fox").locator(".open").click()
         page.keyboard.press("ArrowRight")
-        assert facts(page)["id"] == "cat"
+        assert dialog_details(page)["id"] == "cat"
         page.keyboard.press("ArrowLeft")
         page.keyboard.press("ArrowLeft")
-        assert facts(page)["id"] == "owl-creativity=high-seed=2"
+        assert dialog_details(page)["id"] == "owl-creativity=high-seed=2"
         page.get_by_role("button", name="Next picture").click()
-        assert facts(page)["id"] == "fox"
+        assert dialog_details(page)["id"] == "fox"
         page.get_by_role("button", name="Previous picture").click()
-        assert facts(page)["id"] == "owl-creativity=high-seed=2"
+        assert dialog_details(page)["id"] == "owl-creativity=high-seed=2"
         for _ in range(20):
             page.keyboard.press("ArrowRight")
-            assert facts(page)["id"] in NUMBERS
+            assert dialog_details(page)["id"] in JOB_NUMBERS
 
-    def test_buttons_by_keyboard(self, mixed: str, look: Look) -> None:
+    def test_buttons_by_keyboard(self, mixed_url: str, open_page: OpenPage) -> None:
         """Enter on "next" can be pressed again and again: the focus stays on the button."""
-        page = look(mixed)
+        page = open_page(mixed_url)
         tile(page, "owl-creativity=raw-seed=1").locator(".open").click()
         page.get_by_role("button", name="Next picture").focus()
         page.keyboard.press("Enter")
         page.keyboard.press("Enter")
-        assert facts(page)["id"] == "owl-creativity=low-seed=1"
+        assert dialog_details(page)["id"] == "owl-creativity=low-seed=1"
         expect(page.get_by_role("button", name="Next picture")).to_be_focused()
 
-    def test_metadata_named_like_fields(self, look: Look, view: View, tmp_path: Path) -> None:
+    def test_metadata_named_like_fields(self, open_page: OpenPage, start_view: StartView, tmp_path: Path) -> None:
         """Metadata called `status`, `id`, `seed` or `error` hides nothing of the job and is not hidden by it."""
         names = {"id": "mine", "status": "draft", "seed": "none", "request_id": "r", "error": "e", "toString": "t"}
         jobs = [
-            Made(id="one", metadata=names, fields={"seed": 5}),
-            Made(id="two", status=State.FAILED, metadata=names),
+            SeedJob(id="one", metadata=names, fields={"seed": 5}),
+            SeedJob(id="two", status=State.FAILED, metadata=names),
         ]
-        page = look(view(make_run(tmp_path / "run", *jobs)).url)
+        page = open_page(start_view(make_run(tmp_path / "run", *jobs)).url)
         tile(page, "one").locator(".open").click()
-        assert (facts(page)["id"], facts(page)["status"], facts(page)["seed"]) == ("one", "succeeded", "5")
+        assert (dialog_details(page)["id"], dialog_details(page)["status"], dialog_details(page)["seed"]) == (
+            "one",
+            "succeeded",
+            "5",
+        )
         said = page.locator("#lightbox dl").inner_text()
-        for word in ("mine", "draft", "none", request_id(1)):
-            assert word in said.split()
+        for text in ("mine", "draft", "none", request_id(1)):
+            assert text in said.split()
         page.keyboard.press("ArrowRight")
-        assert FAILED.message in page.locator("#lightbox dl").inner_text()
+        assert FAILED_ERROR.message in page.locator("#lightbox dl").inner_text()
         page.keyboard.press("Escape")
         assert page.get_by_label("status").locator("option").all_inner_texts() == [
             "status: all",
@@ -265,58 +276,62 @@ class TestLightbox:
             "failed",
         ]
 
-    def test_neighbours_are_those_that_are_shown(self, mixed: str, look: Look) -> None:
+    def test_neighbours_are_those_that_are_shown(self, mixed_url: str, open_page: OpenPage) -> None:
         """With a filter, the arrows pass over what it leaves out."""
-        page = look(mixed)
-        choose(page, seed="2")
+        page = open_page(mixed_url)
+        choose_filters(page, seed="2")
         tile(page, "owl-creativity=raw-seed=2").locator(".open").click()
         page.keyboard.press("ArrowRight")
-        assert facts(page)["id"] == "owl-creativity=low-seed=2"
+        assert dialog_details(page)["id"] == "owl-creativity=low-seed=2"
 
     @pytest.mark.parametrize("way", ["Escape", "button"])
-    def test_the_focus_comes_back(self, way: str, mixed: str, look: Look) -> None:
+    def test_the_focus_comes_back(self, way: str, mixed_url: str, open_page: OpenPage) -> None:
         """It opens by Enter and closes by Escape or its button, and the focus is at the tile that was looked at."""
-        page = look(mixed)
+        page = open_page(mixed_url)
         tile(page, "fox").locator(".open").focus()
         page.keyboard.press("Enter")
-        expect(lightbox(page)).to_be_visible()
+        expect(lightbox_dialog(page)).to_be_visible()
         assert page.evaluate("document.activeElement.closest('dialog')?.id") == "lightbox"
         if way == "Escape":
             page.keyboard.press("Escape")
         else:
             page.get_by_role("button", name="Close").click()
-        expect(lightbox(page)).to_have_count(0)
+        expect(lightbox_dialog(page)).to_have_count(0)
         assert focused_id(page) == "fox"
 
-    def test_all_pictures_of_a_job(self, mixed: str, look: Look) -> None:
+    def test_all_images_of_a_job(self, mixed_url: str, open_page: OpenPage) -> None:
         """A job with two pictures has both in the lightbox, and its link opens the one that is shown."""
-        page = look(mixed)
+        page = open_page(mixed_url)
         tile(page, "cat").locator(".open").click()
-        assert seen_colour(lightbox(page).locator(".stage img").last) == colour(NUMBERS["cat"])
-        second = lightbox(page).get_by_role("button", name="2", exact=True)
+        assert rendered_colour(lightbox_dialog(page).locator(".stage img").last) == colour(JOB_NUMBERS["cat"])
+        second = lightbox_dialog(page).get_by_role("button", name="2", exact=True)
         second.click()
-        assert seen_colour(lightbox(page).locator(".stage img").last) == colour(NUMBERS["cat"], 2)
+        assert rendered_colour(lightbox_dialog(page).locator(".stage img").last) == colour(JOB_NUMBERS["cat"], 2)
         expect(second).to_have_attribute("aria-pressed", "true")
-        expect(lightbox(page).get_by_role("button", name="1", exact=True)).to_have_attribute("aria-pressed", "false")
-        expect(lightbox(page).get_by_role("link")).to_have_attribute("href", f"/picture/{NUMBERS['cat']}/1")
+        expect(lightbox_dialog(page).get_by_role("button", name="1", exact=True)).to_have_attribute(
+            "aria-pressed", "false"
+        )
+        expect(lightbox_dialog(page).get_by_role("link")).to_have_attribute(
+            "href", f"/picture/{JOB_NUMBERS['cat']}/1"
+        )
         page.keyboard.press("m")
         expect(second).to_have_attribute("aria-pressed", "true")
 
-    def test_pictures_in_an_object_store(self, look: Look, view: View, tmp_path: Path) -> None:
+    def test_images_in_an_object_store(self, open_page: OpenPage, start_view: StartView, tmp_path: Path) -> None:
         """Pictures that are kept elsewhere have a tile, their address in the lightbox, and break nothing."""
-        jobs = [Made(id=f"far-{n}", prefix="s3://bucket/folder/") for n in range(3)]
-        page = look(view(make_run(tmp_path / "run", *jobs, Made(id="near"))).url)
+        jobs = [SeedJob(id=f"far-{n}", prefix="s3://bucket/folder/") for n in range(3)]
+        page = open_page(start_view(make_run(tmp_path / "run", *jobs, SeedJob(id="near"))).url)
         expect(page.locator(".tile")).to_have_count(4)
         tile(page, "far-1").locator(".open").click()
-        expect(lightbox(page)).to_contain_text("s3://bucket/folder/far-1.png")
+        expect(lightbox_dialog(page)).to_contain_text("s3://bucket/folder/far-1.png")
         page.keyboard.press("Escape")
-        assert is_colour(seen_colour(tile(page, "near").locator("img")), 4)
+        assert is_colour(rendered_colour(tile(page, "near").locator("img")), 4)
 
 
 class TestGrid:
-    def test_rows_and_columns_are_chosen(self, mixed: str, look: Look) -> None:
+    def test_rows_and_columns_are_chosen(self, mixed_url: str, open_page: OpenPage) -> None:
         """Each picture stands in the cell of its own values, whichever two fields the sides are."""
-        page = look(mixed)
+        page = open_page(mixed_url)
         page.get_by_label("Search prompts and ids").fill("owl")
         page.get_by_role("button", name="Grid").click()
         for sides in (("creativity", "seed"), ("seed", "creativity")):
@@ -324,100 +339,102 @@ class TestGrid:
             page.get_by_label("Columns").select_option(sides[1])
             found = cells(page)
             assert len(found) == 8
-            for job in sweep("owl", "An owl of wood", {}):
+            for job in sweep_jobs("owl", "An owl of wood", {}):
                 cell = found[str(job.fields[sides[0]]), str(job.fields[sides[1]])]
                 expect(cell.locator("img")).to_have_count(1)
-                assert is_colour(seen_colour(cell.locator("img")), NUMBERS[job.id])
+                assert is_colour(rendered_colour(cell.locator("img")), JOB_NUMBERS[job.id])
 
-    def test_a_cell_opens_its_picture(self, mixed: str, look: Look) -> None:
+    def test_a_cell_opens_its_image(self, mixed_url: str, open_page: OpenPage) -> None:
         """A click on a cell opens the lightbox there; Escape gives the focus back to the cell."""
-        page = look(mixed)
+        page = open_page(mixed_url)
         page.get_by_label("Search prompts and ids").fill("owl")
         page.get_by_role("button", name="Grid").click()
         page.get_by_label("Rows").select_option("creativity")
         page.get_by_label("Columns").select_option("seed")
         cells(page)["high", "1"].locator("button").first.click()
-        assert facts(page)["id"] == "owl-creativity=high-seed=1"
+        assert dialog_details(page)["id"] == "owl-creativity=high-seed=1"
         page.keyboard.press("Escape")
         assert page.evaluate("document.activeElement.closest('#grid') !== null")
 
-    def test_the_order_is_that_of_the_values(self, look: Look, view: View, tmp_path: Path) -> None:
+    def test_the_order_is_that_of_the_values(
+        self, open_page: OpenPage, start_view: StartView, tmp_path: Path
+    ) -> None:
         """Seeds stand in the order of numbers: 2 before 10."""
-        jobs = [Made(id=f"s{seed}", fields={"seed": seed}) for seed in (10, 2, 1)]
-        page = look(view(make_run(tmp_path / "run", *jobs)).url)
+        jobs = [SeedJob(id=f"s{seed}", fields={"seed": seed}) for seed in (10, 2, 1)]
+        page = open_page(start_view(make_run(tmp_path / "run", *jobs)).url)
         page.keyboard.press("g")
         page.get_by_label("Columns").select_option("seed")
         expect(page.locator("table.sweep thead th")).to_have_text(["1", "2", "10"])
 
 
 class TestMarks:
-    def mark(self, page: Page, *job_ids: str) -> None:
+    def mark_jobs(self, page: Page, *job_ids: str) -> None:
         for job_id in job_ids:
             tile(page, job_id).hover()
             page.get_by_role("button", name=f"Mark {job_id}", exact=True).click()
 
-    def test_what_differs_is_shown(self, mixed: str, look: Look) -> None:
+    def test_what_differs_is_shown(self, mixed_url: str, open_page: OpenPage) -> None:
         """Marked pictures stand side by side; the fields in which they differ are told from the others."""
-        page = look(mixed)
-        self.mark(page, "owl-creativity=raw-seed=1", "owl-creativity=high-seed=1", "fox")
+        page = open_page(mixed_url)
+        self.mark_jobs(page, "owl-creativity=raw-seed=1", "owl-creativity=high-seed=1", "fox")
         expect(page.locator("#marks")).to_have_text("3 marked")
         page.get_by_role("button", name="Compare").click()
         expect(page.locator("#side-by-side h2")).to_have_count(3)
         differing = page.locator("#side-by-side dl").first.locator("dt:has(+ .differs)").all_inner_texts()
         assert {"aspect_ratio", "creativity", "series", "prompt", "seed"} <= set(differing)
         page.keyboard.press("Escape")
-        self.mark(page, "fox")
+        self.mark_jobs(page, "fox")
         page.keyboard.press("c")
         dialog = page.locator("#side-by-side")
         assert dialog.locator("dl").first.locator("dt:has(+ .differs)").all_inner_texts() == ["creativity"]
-        seen = [seen_colour(image) for image in dialog.locator("img").all()]
-        assert seen == [colour(NUMBERS[f"owl-creativity={word}-seed=1"]) for word in ("raw", "high")]
+        seen = [rendered_colour(image) for image in dialog.locator("img").all()]
+        assert seen == [colour(JOB_NUMBERS[f"owl-creativity={word}-seed=1"]) for word in ("raw", "high")]
 
-    def test_only_one_has_what_the_other_lacks(self, mixed: str, look: Look) -> None:
+    def test_only_one_has_what_the_other_lacks(self, mixed_url: str, open_page: OpenPage) -> None:
         """A field that one of them does not have is a difference."""
-        page = look(mixed)
-        self.mark(page, "fox", "cat")
+        page = open_page(mixed_url)
+        self.mark_jobs(page, "fox", "cat")
         page.keyboard.press("c")
         differing = page.locator("#side-by-side dt:has(+ .differs)").all_inner_texts()
         assert {"series", "note", "seed", "styles"} <= set(differing)
 
-    def test_marks_live_through_filters(self, mixed: str, look: Look) -> None:
+    def test_marks_live_through_filters(self, mixed_url: str, open_page: OpenPage) -> None:
         """What is marked stays so while a filter hides it; "Unmark all" takes all marks away."""
-        page = look(mixed)
-        self.mark(page, "fox", "cat")
-        choose(page, status="failed")
+        page = open_page(mixed_url)
+        self.mark_jobs(page, "fox", "cat")
+        choose_filters(page, status="failed")
         expect(page.locator("#marks")).to_have_text("2 marked")
         page.keyboard.press("c")
         expect(page.locator("#side-by-side h2")).to_have_text(["fox", "cat"])
         page.keyboard.press("Escape")
-        choose(page, status="")
+        choose_filters(page, status="")
         expect(page.get_by_role("button", name="Mark fox")).to_have_attribute("aria-pressed", "true")
         page.get_by_role("button", name="Unmark all").click()
         expect(page.locator("#marked")).to_be_hidden()
         expect(page.get_by_role("button", name="Mark fox")).to_have_attribute("aria-pressed", "false")
 
-    def test_a_selection_is_saved(self, mixed: str, look: Look) -> None:
+    def test_a_selection_is_saved(self, mixed_url: str, open_page: OpenPage) -> None:
         """The ids come one a line, as `retry --ids-from` reads them; the JSON has all that is known of each."""
-        page = look(mixed)
-        self.mark(page, "cat", "owl-creativity=raw-seed=2", "bear")
-        name, text = saved(page, "Save ids")
+        page = open_page(mixed_url)
+        self.mark_jobs(page, "cat", "owl-creativity=raw-seed=2", "bear")
+        name, text = saved_file(page, "Save ids")
         assert name.endswith(".txt")
         assert sorted(text.splitlines()) == sorted(["cat", "owl-creativity=raw-seed=2", "bear"])
         assert text.endswith("\n")
-        name, text = saved(page, "Save JSON")
+        name, text = saved_file(page, "Save JSON")
         assert name.endswith(".json")
         rows: dict[str, dict[str, Any]] = {row["id"]: row for row in json.loads(text)}
         assert {*rows} == {"cat", "owl-creativity=raw-seed=2", "bear"}
         assert rows["owl-creativity=raw-seed=2"]["metadata"] == {"series": "wood"}
         assert rows["owl-creativity=raw-seed=2"]["parameters"]["seed"] == 2
         assert [file["path"] for file in rows["cat"]["files"]] == ["images/cat.png", "images/cat-2.png"]
-        assert (rows["bear"]["status"], rows["bear"]["error"]) == ("failed", FAILED.message)
+        assert (rows["bear"]["status"], rows["bear"]["error"]) == ("failed", FAILED_ERROR.message)
 
 
 class TestKeyboard:
-    def test_slash_searches(self, mixed: str, look: Look) -> None:
+    def test_slash_searches(self, mixed_url: str, open_page: OpenPage) -> None:
         """`/` goes to the search, where letters are letters and no commands."""
-        page = look(mixed)
+        page = open_page(mixed_url)
         page.keyboard.press("/")
         page.keyboard.type("magic")
         search = page.get_by_label("Search prompts and ids")
@@ -426,10 +443,10 @@ class TestKeyboard:
         expect(page.locator("#pictures")).to_be_visible()
         expect(page.locator("#marked")).to_be_hidden()
 
-    def test_arrows_go_from_tile_to_tile(self, mixed: str, look: Look) -> None:
+    def test_arrows_go_from_tile_to_tile(self, mixed_url: str, open_page: OpenPage) -> None:
         """Right and left go one on, down and up a row; Enter opens what is focused."""
-        page = look(mixed, viewport={"width": 1280, "height": 720})
-        ids = [job.id for job in MIXED]
+        page = open_page(mixed_url, viewport={"width": 1280, "height": 720})
+        ids = [job.id for job in MIXED_JOBS]
         across = page.evaluate(
             "() => { const all = [...document.querySelectorAll('.tile')].map(t => t.getBoundingClientRect().top);"
             " return all.filter(top => top === all[0]).length; }"
@@ -445,11 +462,11 @@ class TestKeyboard:
         page.keyboard.press("Home")
         assert focused_id(page) == ids[0]
         page.keyboard.press("Enter")
-        assert facts(page)["id"] == ids[0]
+        assert dialog_details(page)["id"] == ids[0]
 
-    def test_letters(self, mixed: str, look: Look) -> None:
+    def test_letters(self, mixed_url: str, open_page: OpenPage) -> None:
         """`m` marks what is focused or unmarks it, `c` compares two or more, `g` goes to the grid and back."""
-        page = look(mixed)
+        page = open_page(mixed_url)
         tile(page, "fox").locator(".open").focus()
         page.keyboard.press("m")
         expect(page.locator("#marks")).to_have_text("1 marked")
@@ -468,9 +485,9 @@ class TestKeyboard:
         page.keyboard.press("g")
         expect(page.locator("#pictures")).to_be_visible()
 
-    def test_commands_of_the_browser_are_left_alone(self, mixed: str, look: Look) -> None:
+    def test_commands_of_the_browser_are_left_alone(self, mixed_url: str, open_page: OpenPage) -> None:
         """Ctrl+C copies, it does not compare."""
-        page = look(mixed)
+        page = open_page(mixed_url)
         for job_id in ("fox", "cat"):
             tile(page, job_id).locator(".open").focus()
             page.keyboard.press("m")
@@ -479,13 +496,13 @@ class TestKeyboard:
         expect(page.locator("#side-by-side[open]")).to_have_count(0)
         expect(page.locator("#pictures")).to_be_visible()
 
-    def test_in_the_lightbox(self, mixed: str, look: Look) -> None:
+    def test_in_the_lightbox(self, mixed_url: str, open_page: OpenPage) -> None:
         """`m` marks the picture that is looked at; other commands wait until it is closed."""
-        page = look(mixed)
+        page = open_page(mixed_url)
         tile(page, "fox").locator(".open").click()
         page.keyboard.press("m")
         page.keyboard.press("g")
-        expect(lightbox(page)).to_be_visible()
+        expect(lightbox_dialog(page)).to_be_visible()
         page.keyboard.press("Escape")
         expect(page.locator("#marks")).to_have_text("1 marked")
         expect(page.locator("#pictures")).to_be_visible()
@@ -495,18 +512,18 @@ class TestKeyboard:
 class TestSmallScreens:
     def overflow(self, page: Page) -> list[str]:
         """What sticks out sideways, of the page or of an open dialog."""
-        found: list[str] = page.evaluate(
+        overflowing: list[str] = page.evaluate(
             """() => {
                 const parts = document.querySelectorAll("html, dialog[open], header, footer, #filters");
                 const tooWide = (part) => part.scrollWidth > Math.min(innerWidth, part.clientWidth + 1);
                 return [...parts].filter(tooWide).map(part => part.id || part.tagName);
             }"""
         )
-        return found
+        return overflowing
 
-    def test_nothing_overflows_and_all_is_reached(self, mixed: str, look: Look) -> None:
+    def test_nothing_overflows_and_all_is_reached(self, mixed_url: str, open_page: OpenPage) -> None:
         """At 360 x 640 no view is wider than the screen, and each button can be pressed."""
-        page = look(mixed, **SMALL)
+        page = open_page(mixed_url, **SMALL_SCREEN)
         assert self.overflow(page) == []
         for job_id in ("owl-creativity=raw-seed=1", "owl-creativity=raw-seed=2"):
             tile(page, job_id).locator(".open").focus()
@@ -528,55 +545,55 @@ class TestSmallScreens:
         assert self.overflow(page) == []
         page.get_by_role("button", name="Leave it").click()
 
-    def test_the_pictures_have_room(self, mixed: str, look: Look) -> None:
+    def test_the_images_have_room(self, mixed_url: str, open_page: OpenPage) -> None:
         """With filters, and marks, the pictures still have a third of a small screen."""
-        page = look(mixed, **SMALL)
+        page = open_page(mixed_url, **SMALL_SCREEN)
         tile(page, "owl-creativity=raw-seed=1").locator(".open").focus()
         page.keyboard.press("m")
         assert page.locator("#pictures").evaluate("e => e.clientHeight") > 640 / 3
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_axe_finds_nothing_grave(scheme: str, mixed: str, look: Look) -> None:
+def test_axe_finds_nothing_serious(scheme: str, mixed_url: str, open_page: OpenPage) -> None:
     """Pictures, marks, lightbox, comparison, question and grid have no serious or critical violation."""
-    page = look(mixed, color_scheme=scheme)
-    found = {"pictures": grave_violations(page)}
+    page = open_page(mixed_url, color_scheme=scheme)
+    found = {"pictures": serious_violations(page)}
     for job_id in ("fox", "cat"):
         tile(page, job_id).locator(".open").focus()
         page.keyboard.press("m")
-    found["marks"] = grave_violations(page)
+    found["marks"] = serious_violations(page)
     for job_id in ("cat", "bear"):
         tile(page, job_id).locator(".open").click()
-        found[f"lightbox of {job_id}"] = grave_violations(page)
+        found[f"lightbox of {job_id}"] = serious_violations(page)
         page.keyboard.press("Escape")
     page.keyboard.press("c")
-    found["compare"] = grave_violations(page)
+    found["compare"] = serious_violations(page)
     page.keyboard.press("Escape")
     page.get_by_role("button", name="Retry failed").click()
-    found["question"] = grave_violations(page)
+    found["question"] = serious_violations(page)
     page.keyboard.press("Escape")
     page.keyboard.press("g")
-    found["grid"] = grave_violations(page)
-    choose(page, status="failed")
+    found["grid"] = serious_violations(page)
+    choose_filters(page, status="failed")
     page.get_by_label("Search prompts and ids").fill("nothing of this name")
     page.keyboard.press("Escape")
-    found["nothing"] = grave_violations(page)
+    found["nothing"] = serious_violations(page)
     assert found == {view: [] for view in found}
 
 
 @pytest.fixture(scope="module")
-def large(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+def large_run_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """Where a run of 5,000 pictures is shown."""
-    jobs = [Made(id=f"job-{n:05}", prompt=f"picture {n}", fields={"seed": n % 7}) for n in range(1, 5001)]
-    viewed = Viewed(make_run(tmp_path_factory.mktemp("large") / "run", *jobs))
-    yield viewed.url
-    assert viewed.close() == (0, "")
+    jobs = [SeedJob(id=f"job-{n:05}", prompt=f"picture {n}", fields={"seed": n % 7}) for n in range(1, 5001)]
+    running_view = RunningView(make_run(tmp_path_factory.mktemp("large") / "run", *jobs))
+    yield running_view.url
+    assert running_view.close() == (0, "")
 
 
 class TestFiveThousand:
-    def test_from_top_to_bottom(self, large: str, look: Look) -> None:
+    def test_from_top_to_bottom(self, large_run_url: str, open_page: OpenPage) -> None:
         """Every region shows its own pictures, the last job is reached, and the page never holds all at once."""
-        page = look(large, viewport={"width": 1280, "height": 720})
+        page = open_page(large_run_url, viewport={"width": 1280, "height": 720})
         expect(counts(page)).to_have_text("5,000 jobs, 5,000 with a picture")
         pane = page.locator("#pictures")
         seen: set[str] = set()
@@ -590,33 +607,33 @@ class TestFiveThousand:
             )
             for job_id in in_view[:2]:
                 image = tile(page, job_id).locator("img")
-                assert is_colour(seen_colour(image), int(job_id.removeprefix("job-")))
+                assert is_colour(rendered_colour(image), int(job_id.removeprefix("job-")))
             seen.update(in_view)
             assert page.evaluate("document.querySelectorAll('*').length") < 2000
         assert len(seen) > 50
         expect(tile(page, "job-05000")).to_be_visible()
         pane.evaluate("pane => { pane.scrollTop -= 300; }")
         expect(page.locator(".tile")).not_to_have_count(0)
-        assert shown_ids(page) == sorted(shown_ids(page))
+        assert visible_ids(page) == sorted(visible_ids(page))
 
-    def test_by_keyboard_and_search(self, large: str, look: Look) -> None:
+    def test_by_keyboard_and_search(self, large_run_url: str, open_page: OpenPage) -> None:
         """End goes to the last job; one among thousands is found by its id and by values."""
-        page = look(large)
+        page = open_page(large_run_url)
         tile(page, "job-00001").locator(".open").focus()
         page.keyboard.press("End")
         assert focused_id(page) == "job-05000"
         page.keyboard.press("Enter")
-        assert facts(page)["id"] == "job-05000"
+        assert dialog_details(page)["id"] == "job-05000"
         page.keyboard.press("Escape")
         assert focused_id(page) == "job-05000"
         page.get_by_label("Search prompts and ids").fill("job-0321")
         expect(counts(page)).to_contain_text("10 shown of 5,000 jobs")
-        choose(page, seed="3")
+        choose_filters(page, seed="3")
         expect(page.locator(".tile")).to_have_count(sum(n % 7 == 3 for n in range(3210, 3220)))
 
-    def test_arrows_go_on_from_what_was_scrolled_away(self, large: str, look: Look) -> None:
+    def test_arrows_go_on_from_what_was_scrolled_away(self, large_run_url: str, open_page: OpenPage) -> None:
         """Who looks elsewhere in between comes back to where he was, not to the first picture."""
-        page = look(large)
+        page = open_page(large_run_url)
         tile(page, "job-00001").locator(".open").focus()
         page.keyboard.press("ArrowRight")
         pane = page.locator("#pictures")
@@ -625,9 +642,9 @@ class TestFiveThousand:
         page.keyboard.press("ArrowRight")
         expect(tile(page, "job-00003").locator(".open")).to_be_focused()
 
-    def test_the_grid_of_many(self, large: str, look: Look) -> None:
+    def test_the_grid_of_many(self, large_run_url: str, open_page: OpenPage) -> None:
         """A grid of thousands of prompts keeps its nodes few."""
-        page = look(large)
+        page = open_page(large_run_url)
         page.keyboard.press("g")
         page.get_by_label("Columns").select_option("seed")
         expect(page.locator("table.sweep")).to_be_visible()

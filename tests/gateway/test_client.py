@@ -35,14 +35,14 @@ from krea_batch.rules.verdicts import (
 from krea_batch.settings import ApiKey, Settings
 
 T = TypeVar("T")
-KEY = "s3cret-k3y-0123456789"
-BODY = b'{"prompt":"a cat"}'
-ACCEPTED = b'{"request_id":"abc-1","status":"QUEUED"}'
-SHORT_S = 0.2  # a time-out that is meant to come
-LONG_S = 20.0  # one that is not
+CLIENT_KEY = "s3cret-k3y-0123456789"
+SUBMIT_BODY = b'{"prompt":"a cat"}'
+ACCEPTED_RESPONSE = b'{"request_id":"abc-1","status":"QUEUED"}'
+SHORT_TIMEOUT_S = 0.2  # a time-out that is meant to come
+LONG_TIMEOUT_S = 20.0  # one that is not
 
 
-class Request:
+class RawRequest:
     """A request as it came. Header names are in lower case."""
 
     def __init__(self, head: bytes, body: bytes) -> None:
@@ -52,16 +52,16 @@ class Request:
         self.body = body
 
 
-Answerer = Callable[[Request, asyncio.StreamWriter], Awaitable[None]]
+RequestHandler = Callable[[RawRequest, asyncio.StreamWriter], Awaitable[None]]
 
 
-class Server:
+class RawServer:
     """A server of one handler on a free port of this machine, which keeps every request that came."""
 
-    def __init__(self, answer: Answerer) -> None:
-        self._answer = answer
+    def __init__(self, handler: RequestHandler) -> None:
+        self._answer = handler
         self._open: set[asyncio.StreamWriter] = set()
-        self.requests: list[Request] = []
+        self.requests: list[RawRequest] = []
         self.connections = 0
 
     async def __aenter__(self) -> Self:
@@ -83,7 +83,7 @@ class Server:
             while not writer.is_closing():
                 head = (await reader.readuntil(b"\r\n\r\n"))[:-4]
                 length = re.search(rb"(?i)content-length: (\d+)", head)
-                request = Request(head, await reader.readexactly(int(length[1])) if length else b"")
+                request = RawRequest(head, await reader.readexactly(int(length[1])) if length else b"")
                 self.requests.append(request)
                 await self._answer(request, writer)
                 await writer.drain()
@@ -94,40 +94,42 @@ class Server:
             writer.close()
 
 
-def http(status: int, body: bytes = b"", *headers: str) -> bytes:
+def http_response(status: int, body: bytes = b"", *headers: str) -> bytes:
     """An answer with a Content-Length."""
     lines = [f"HTTP/1.1 {status} Said", f"Content-Length: {len(body)}", *headers]
     return "\r\n".join(lines).encode() + b"\r\n\r\n" + body
 
 
-def always(*pieces: bytes, cut: bool = False) -> Answerer:
+def fixed_response(*chunks: bytes, cut: bool = False) -> RequestHandler:
     """Answer every request with the same pieces, and cut the connection if asked to."""
 
-    async def answer(_: Request, writer: asyncio.StreamWriter) -> None:
-        for piece in pieces:
-            writer.write(piece)
+    async def respond(_: RawRequest, writer: asyncio.StreamWriter) -> None:
+        for chunk in chunks:
+            writer.write(chunk)
             await writer.drain()
             await asyncio.sleep(0)
         if cut:
             writer.close()
 
-    return answer
+    return respond
 
 
-async def never(_: Request, __: asyncio.StreamWriter) -> None:
+async def no_response(_: RawRequest, __: asyncio.StreamWriter) -> None:
     await asyncio.Event().wait()
 
 
-def client(url: str, *, timeout_s: float = LONG_S) -> GatewayClient:
+def client(url: str, *, timeout_s: float = LONG_TIMEOUT_S) -> GatewayClient:
     settings = Settings.from_options(Path("out"), gateway=url, request_timeout_s=timeout_s)
-    return GatewayClient(settings, ApiKey(KEY))
+    return GatewayClient(settings, ApiKey(CLIENT_KEY))
 
 
-def against(answer: Answerer, ask: Callable[[GatewayClient, Server], Coroutine[Any, Any, T]], **options: Any) -> T:
+def run_against_server(
+    handler: RequestHandler, ask: Callable[[GatewayClient, RawServer], Coroutine[Any, Any, T]], **options: Any
+) -> T:
     """Start a server and a client, ask, and stop both."""
 
     async def main() -> T:
-        async with Server(answer) as server, client(server.url, **options) as gateway:
+        async with RawServer(handler) as server, client(server.url, **options) as gateway:
             return await ask(gateway, server)
 
     return asyncio.run(main())
@@ -138,8 +140,8 @@ async def read(gateway: GatewayClient, url: str, *, offset: int = 0, etag: str |
         return media.offset, b"".join([chunk async for chunk in media.chunks()])
 
 
-async def submit(gateway: GatewayClient, _: Server) -> PostVerdict:
-    return await gateway.submit(BODY)
+async def submit(gateway: GatewayClient, _: RawServer) -> PostVerdict:
+    return await gateway.submit(SUBMIT_BODY)
 
 
 def free_port() -> int:
@@ -149,13 +151,13 @@ def free_port() -> int:
         return port
 
 
-def assert_hidden(*shown: object) -> None:
+def assert_key_hidden(*texts: object) -> None:
     """The key stands in none of these, nor in what they are made of."""
-    for one in shown:
-        assert KEY not in f"{one!s} {one!r} {getattr(one, 'args', '')} {getattr(one, '__dict__', '')}"
-        if isinstance(one, BaseException):
-            assert one.__cause__ is None
-            assert one.__suppress_context__ or one.__context__ is None
+    for text in texts:
+        assert CLIENT_KEY not in f"{text!s} {text!r} {getattr(text, 'args', '')} {getattr(text, '__dict__', '')}"
+        if isinstance(text, BaseException):
+            assert text.__cause__ is None
+            assert text.__suppress_context__ or text.__context__ is None
 
 
 # ---- what is sent ----------------------------------------------------------------------------------------
@@ -164,20 +166,20 @@ def assert_hidden(*shown: object) -> None:
 def test_a_post_as_the_document_says() -> None:
     """A POST goes to the document's address with its three headers, and with the body byte for byte."""
 
-    async def ask(gateway: GatewayClient, server: Server) -> Request:
-        assert await gateway.submit(BODY) == Accepted("abc-1", Waiting("QUEUED"))
+    async def ask(gateway: GatewayClient, server: RawServer) -> RawRequest:
+        assert await gateway.submit(SUBMIT_BODY) == Accepted("abc-1", Waiting("QUEUED"))
         (request,) = server.requests
         return request
 
-    request = against(always(http(202, ACCEPTED)), ask)
+    request = run_against_server(fixed_response(http_response(202, ACCEPTED_RESPONSE)), ask)
     assert request.method == "POST"
     assert request.path == "/krea-2-large-text-to-image/v1/krea-2-large-text-to-image-request"
     assert request.headers["content-type"] == "application/json"
     assert request.headers["cache-control"] == "no-cache"
-    assert request.headers["ocp-apim-subscription-key"] == KEY
+    assert request.headers["ocp-apim-subscription-key"] == CLIENT_KEY
     assert request.headers["accept-encoding"] == "identity"
-    assert request.headers["content-length"] == str(len(BODY))
-    assert request.body == BODY
+    assert request.headers["content-length"] == str(len(SUBMIT_BODY))
+    assert request.body == SUBMIT_BODY
     assert not {"cookie", "authorization", "x-webhook-url", "expect", "transfer-encoding"} & set(request.headers)
 
 
@@ -186,28 +188,30 @@ def test_a_poll_as_the_document_says() -> None:
     request_id = "krea-2-large-text-to-image_019d:a~b.c-d"
     answer = b'{"request_id":"%s","status":"PROCESSING"}' % request_id.encode()
 
-    async def ask(gateway: GatewayClient, server: Server) -> Request:
+    async def ask(gateway: GatewayClient, server: RawServer) -> RawRequest:
         assert await gateway.poll(request_id) == Waiting("PROCESSING")
         (request,) = server.requests
         return request
 
-    request = against(always(http(200, answer)), ask)
+    request = run_against_server(fixed_response(http_response(200, answer)), ask)
     assert (request.method, request.path) == ("GET", f"/v2/requests/status/{request_id}")
-    assert request.headers["ocp-apim-subscription-key"] == KEY
+    assert request.headers["ocp-apim-subscription-key"] == CLIENT_KEY
     assert request.body == b""
 
 
 def test_the_key_never_goes_to_the_cdn() -> None:
     """A download carries neither key nor cookies, even from the gateway's own machine and port."""
 
-    async def ask(gateway: GatewayClient, server: Server) -> Request:
-        await gateway.submit(BODY)
+    async def ask(gateway: GatewayClient, server: RawServer) -> RawRequest:
+        await gateway.submit(SUBMIT_BODY)
         await read(gateway, server.url + "/v1/a.png?sig=%2F&x=1")
         return server.requests[-1]
 
-    request = against(always(http(200, ACCEPTED, "Set-Cookie: session=1; Path=/")), ask)
+    request = run_against_server(
+        fixed_response(http_response(200, ACCEPTED_RESPONSE, "Set-Cookie: session=1; Path=/")), ask
+    )
     assert (request.method, request.path) == ("GET", "/v1/a.png?sig=%2F&x=1")
-    assert KEY not in str(request.headers)
+    assert CLIENT_KEY not in str(request.headers)
     assert not {"ocp-apim-subscription-key", "cookie", "range", "if-range"} & set(request.headers)
 
 
@@ -225,48 +229,50 @@ def test_the_key_never_goes_to_the_cdn() -> None:
 def test_media_urls_are_fetched_as_given(given: str, sent: str | None) -> None:
     """A picture is asked for under the very URL that the gateway gave, since a signature holds for its bytes."""
 
-    async def ask(gateway: GatewayClient, server: Server) -> list[str]:
+    async def ask(gateway: GatewayClient, server: RawServer) -> list[str]:
         await read(gateway, server.url + given)
         await read(gateway, server.url + "/a.png")
         await read(gateway, server.url + given)  # from a host that is known by now
         return [server.requests[n].path for n in (0, 2)]
 
-    assert against(always(http(200, b"x")), ask) == [given if sent is None else sent] * 2
+    assert run_against_server(fixed_response(http_response(200, b"x")), ask) == [given if sent is None else sent] * 2
 
 
 def test_cookies_are_not_kept() -> None:
     """A cookie that the gateway or the CDN sets is never sent back."""
 
-    async def ask(gateway: GatewayClient, server: Server) -> None:
+    async def ask(gateway: GatewayClient, server: RawServer) -> None:
         for _ in range(2):
-            await gateway.submit(BODY)
+            await gateway.submit(SUBMIT_BODY)
             await gateway.poll("abc-1")
             await read(gateway, server.url + "/a.png")
         assert len(server.requests) == 6
         assert all("cookie" not in request.headers for request in server.requests)
 
-    against(always(http(200, ACCEPTED, "Set-Cookie: session=1; Path=/", "Set-Cookie: b=2")), ask)
+    run_against_server(
+        fixed_response(http_response(200, ACCEPTED_RESPONSE, "Set-Cookie: session=1; Path=/", "Set-Cookie: b=2")), ask
+    )
 
 
 def test_connections_are_kept() -> None:
     """Many requests, one after another, share one connection to the gateway."""
 
-    async def ask(gateway: GatewayClient, server: Server) -> int:
+    async def ask(gateway: GatewayClient, server: RawServer) -> int:
         for _ in range(10):
-            await gateway.submit(BODY)
+            await gateway.submit(SUBMIT_BODY)
             await gateway.poll("abc-1")
         return server.connections
 
-    assert against(always(http(202, ACCEPTED)), ask) == 1
+    assert run_against_server(fixed_response(http_response(202, ACCEPTED_RESPONSE)), ask) == 1
 
 
 # ---- not sent --------------------------------------------------------------------------------------------
 
 
-async def alone(url: str) -> tuple[PostVerdict, object, DownloadError | None]:
+async def request_without_server(url: str) -> tuple[PostVerdict, object, DownloadError | None]:
     """What becomes of a POST, a poll and a download at an address."""
     async with client(url) as gateway:
-        posted, polled = await gateway.submit(BODY), await gateway.poll("abc-1")
+        posted, polled = await gateway.submit(SUBMIT_BODY), await gateway.poll("abc-1")
         try:
             await read(gateway, url + "/a.png")
         except DownloadError as error:
@@ -274,18 +280,18 @@ async def alone(url: str) -> tuple[PostVerdict, object, DownloadError | None]:
         return posted, polled, None
 
 
-def assert_nothing_left(url: str) -> None:
-    posted, polled, failed = asyncio.run(alone(url))
+def assert_not_sent(url: str) -> None:
+    posted, polled, failed = asyncio.run(request_without_server(url))
     assert isinstance(posted, NotSent)
     assert isinstance(polled, PollFailed)
     assert polled.status == 0
     assert isinstance(failed, DownloadError)
-    assert_hidden(posted, polled, failed)
+    assert_key_hidden(posted, polled, failed)
 
 
 def test_refused_connections() -> None:
     """Where nobody listens, nothing is sent, and the POST is free to go again."""
-    assert_nothing_left(f"http://127.0.0.1:{free_port()}")
+    assert_not_sent(f"http://127.0.0.1:{free_port()}")
 
 
 def test_names_that_are_not_found(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -295,34 +301,36 @@ def test_names_that_are_not_found(monkeypatch: pytest.MonkeyPatch) -> None:
         raise socket.gaierror(socket.EAI_NONAME, "Name or service not known")
 
     monkeypatch.setattr(socket, "getaddrinfo", no_name)
-    assert_nothing_left("https://gateway.invalid")
+    assert_not_sent("https://gateway.invalid")
 
 
 def test_no_tls() -> None:
     """Where TLS fails, since the other side speaks none, nothing is sent."""
-    heard: list[bytes] = []
+    received: list[bytes] = []
 
     async def connected(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        heard.append(await reader.read(1 << 16))
-        writer.write(http(202, ACCEPTED))
+        received.append(await reader.read(1 << 16))
+        writer.write(http_response(202, ACCEPTED_RESPONSE))
         writer.close()
 
     async def main() -> None:
         server = await asyncio.start_server(connected, "127.0.0.1", 0)
-        posted, polled, failed = await alone(f"https://127.0.0.1:{server.sockets[0].getsockname()[1]}")
+        posted, polled, failed = await request_without_server(
+            f"https://127.0.0.1:{server.sockets[0].getsockname()[1]}"
+        )
         server.close()
         await server.wait_closed()
         assert isinstance(posted, NotSent)
         assert isinstance(polled, PollFailed)
         assert isinstance(failed, DownloadError)
-        assert_hidden(posted, polled, failed)
+        assert_key_hidden(posted, polled, failed)
 
     asyncio.run(main())
-    assert heard
-    assert not any(KEY.encode() in data or BODY in data for data in heard)
+    assert received
+    assert not any(CLIENT_KEY.encode() in data or SUBMIT_BODY in data for data in received)
 
 
-MAKE_CERTIFICATE = [
+CERTIFICATE_COMMAND_LINE = [
     "req",
     "-x509",
     "-newkey",
@@ -339,13 +347,13 @@ MAKE_CERTIFICATE = [
 ]
 
 
-def test_a_certificate_nobody_signed(tmp_path: Path) -> None:
+def test_an_untrusted_certificate_is_refused(tmp_path: Path) -> None:
     """Where the gateway's certificate is not trusted, nothing is sent."""
     openssl = shutil.which("openssl")
     if openssl is None:
         pytest.skip("there is no openssl to make a certificate with")
     pem = tmp_path / "self-signed.pem"
-    subprocess.run([openssl, *MAKE_CERTIFICATE, "-keyout", pem, "-out", pem], check=True, capture_output=True)
+    subprocess.run([openssl, *CERTIFICATE_COMMAND_LINE, "-keyout", pem, "-out", pem], check=True, capture_output=True)
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.load_cert_chain(pem)
 
@@ -355,7 +363,7 @@ def test_a_certificate_nobody_signed(tmp_path: Path) -> None:
     async def main() -> tuple[PostVerdict, object, DownloadError | None]:
         server = await asyncio.start_server(connected, "127.0.0.1", 0, ssl=context)
         try:
-            return await alone(f"https://127.0.0.1:{server.sockets[0].getsockname()[1]}")
+            return await request_without_server(f"https://127.0.0.1:{server.sockets[0].getsockname()[1]}")
         finally:
             server.close()
             await server.wait_closed()
@@ -365,139 +373,158 @@ def test_a_certificate_nobody_signed(tmp_path: Path) -> None:
     assert "certificate" in posted.reason
     assert isinstance(polled, PollFailed)
     assert isinstance(failed, DownloadError)
-    assert_hidden(posted, polled, failed)
+    assert_key_hidden(posted, polled, failed)
 
 
 # ---- sent, and nobody knows ------------------------------------------------------------------------------
 
-BROKEN_ANSWERS: dict[str, Answerer] = {
-    "cut before the answer": always(cut=True),
-    "cut in the status line": always(b"HTTP/1.1 2", cut=True),
-    "cut in the headers": always(b"HTTP/1.1 202 Accepted\r\nContent-Le", cut=True),
-    "cut before the body": always(b"HTTP/1.1 202 Accepted\r\nContent-Length: 40\r\n\r\n", cut=True),
-    "cut in the body": always(b"HTTP/1.1 202 Accepted\r\nContent-Length: 41\r\n\r\n" + ACCEPTED, cut=True),
-    "cut in a chunk": always(b"HTTP/1.1 202 Accepted\r\nTransfer-Encoding: chunked\r\n\r\nff\r\n{", cut=True),
-    "no last chunk": always(
+BROKEN_RESPONSES: dict[str, RequestHandler] = {
+    "cut before the answer": fixed_response(cut=True),
+    "cut in the status line": fixed_response(b"HTTP/1.1 2", cut=True),
+    "cut in the headers": fixed_response(b"HTTP/1.1 202 Accepted\r\nContent-Le", cut=True),
+    "cut before the body": fixed_response(b"HTTP/1.1 202 Accepted\r\nContent-Length: 40\r\n\r\n", cut=True),
+    "cut in the body": fixed_response(
+        b"HTTP/1.1 202 Accepted\r\nContent-Length: 41\r\n\r\n" + ACCEPTED_RESPONSE, cut=True
+    ),
+    "cut in a chunk": fixed_response(b"HTTP/1.1 202 Accepted\r\nTransfer-Encoding: chunked\r\n\r\nff\r\n{", cut=True),
+    "no last chunk": fixed_response(
         b"HTTP/1.1 202 Accepted\r\nTransfer-Encoding: chunked\r\n\r\n",
-        b"%x\r\n%s\r\n" % (len(ACCEPTED), ACCEPTED),
+        b"%x\r\n%s\r\n" % (len(ACCEPTED_RESPONSE), ACCEPTED_RESPONSE),
         cut=True,
     ),
-    "a refusal that is cut": always(b"HTTP/1.1 400 Bad\r\nContent-Length: 100\r\n\r\n{", cut=True),
-    "a 429 that is cut": always(b"HTTP/1.1 429 Slow\r\nContent-Length: 100\r\nRetry-After: 1\r\n\r\n", cut=True),
-    "a bad chunk": always(b"HTTP/1.1 202 Accepted\r\nTransfer-Encoding: chunked\r\n\r\nzz\r\n", cut=True),
-    "no HTTP": always(b"220 smtp.example ESMTP\r\n\r\n", cut=True),
-    "HTTP/0.9": always(ACCEPTED, cut=True),
-    "noise": always(b"\x00\xff\xfe\r\n\r\n", cut=True),
-    "a bad length": always(b"HTTP/1.1 202 Accepted\r\nContent-Length: -5\r\n\r\n{}", cut=True),
-    "two lengths": always(
+    "a refusal that is cut": fixed_response(b"HTTP/1.1 400 Bad\r\nContent-Length: 100\r\n\r\n{", cut=True),
+    "a 429 that is cut": fixed_response(
+        b"HTTP/1.1 429 Slow\r\nContent-Length: 100\r\nRetry-After: 1\r\n\r\n", cut=True
+    ),
+    "a bad chunk": fixed_response(b"HTTP/1.1 202 Accepted\r\nTransfer-Encoding: chunked\r\n\r\nzz\r\n", cut=True),
+    "no HTTP": fixed_response(b"220 smtp.example ESMTP\r\n\r\n", cut=True),
+    "HTTP/0.9": fixed_response(ACCEPTED_RESPONSE, cut=True),
+    "noise": fixed_response(b"\x00\xff\xfe\r\n\r\n", cut=True),
+    "a bad length": fixed_response(b"HTTP/1.1 202 Accepted\r\nContent-Length: -5\r\n\r\n{}", cut=True),
+    "two lengths": fixed_response(
         b"HTTP/1.1 202 Accepted\r\nContent-Length: 3\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n", cut=True
     ),
-    "endless headers": always(b"HTTP/1.1 202 Accepted\r\nX: " + b"a" * 100_000 + b"\r\n\r\n{}", cut=True),
-    "too large": always(http(202, b" " * (wire.MAX_JSON_BYTES + 1 - len(ACCEPTED)) + ACCEPTED)),
-    "too large, no length": always(b"HTTP/1.1 202 Accepted\r\n\r\n", b" " * wire.MAX_JSON_BYTES, ACCEPTED, cut=True),
-    "too large a refusal": always(http(400, b" " * (wire.MAX_JSON_BYTES + 1))),
-    "compressed": always(http(202, ACCEPTED, "Content-Encoding: gzip")),
-    "a compressed refusal": always(http(400, b"\x1f\x8b", "Content-Encoding: br")),
-    "no content": always(http(204)),
-    "a redirect": always(http(302, b"", "Location: /elsewhere")),
-    "an upgrade": always(b"HTTP/1.1 101 Switching\r\nUpgrade: websocket\r\nConnection: upgrade\r\n\r\n", cut=True),
+    "endless headers": fixed_response(b"HTTP/1.1 202 Accepted\r\nX: " + b"a" * 100_000 + b"\r\n\r\n{}", cut=True),
+    "too large": fixed_response(
+        http_response(202, b" " * (wire.MAX_JSON_BYTES + 1 - len(ACCEPTED_RESPONSE)) + ACCEPTED_RESPONSE)
+    ),
+    "too large, no length": fixed_response(
+        b"HTTP/1.1 202 Accepted\r\n\r\n", b" " * wire.MAX_JSON_BYTES, ACCEPTED_RESPONSE, cut=True
+    ),
+    "too large a refusal": fixed_response(http_response(400, b" " * (wire.MAX_JSON_BYTES + 1))),
+    "compressed": fixed_response(http_response(202, ACCEPTED_RESPONSE, "Content-Encoding: gzip")),
+    "a compressed refusal": fixed_response(http_response(400, b"\x1f\x8b", "Content-Encoding: br")),
+    "no content": fixed_response(http_response(204)),
+    "a redirect": fixed_response(http_response(302, b"", "Location: /elsewhere")),
+    "an upgrade": fixed_response(
+        b"HTTP/1.1 101 Switching\r\nUpgrade: websocket\r\nConnection: upgrade\r\n\r\n", cut=True
+    ),
 }
 
 
-@pytest.mark.parametrize("answer", BROKEN_ANSWERS.values(), ids=BROKEN_ANSWERS)
-def test_broken_answers(answer: Answerer) -> None:
+@pytest.mark.parametrize("answer", BROKEN_RESPONSES.values(), ids=BROKEN_RESPONSES)
+def test_broken_responses(answer: RequestHandler) -> None:
     """Once headers were sent, every broken answer is unclear, and the POST is sent exactly once."""
 
-    async def ask(gateway: GatewayClient, server: Server) -> None:
-        posted = await gateway.submit(BODY)
+    async def ask(gateway: GatewayClient, server: RawServer) -> None:
+        posted = await gateway.submit(SUBMIT_BODY)
         assert isinstance(posted, Ambiguous)
-        assert [request.body for request in server.requests] == [BODY]
+        assert [request.body for request in server.requests] == [SUBMIT_BODY]
         polled = await gateway.poll("abc-1")
         assert isinstance(polled, PollFailed)
-        assert_hidden(posted, polled)
+        assert_key_hidden(posted, polled)
 
-    against(answer, ask)
+    run_against_server(answer, ask)
 
 
 def test_no_answer_in_time() -> None:
     """A POST whose answer does not come in time is unclear; a poll is trouble."""
 
-    async def ask(gateway: GatewayClient, _: Server) -> tuple[PostVerdict, object]:
-        return await gateway.submit(BODY), await gateway.poll("abc-1")
+    async def ask(gateway: GatewayClient, _: RawServer) -> tuple[PostVerdict, object]:
+        return await gateway.submit(SUBMIT_BODY), await gateway.poll("abc-1")
 
-    posted, polled = against(never, ask, timeout_s=SHORT_S)
+    posted, polled = run_against_server(no_response, ask, timeout_s=SHORT_TIMEOUT_S)
     assert posted == Ambiguous("no answer in time")
     assert polled == PollFailed("no answer in time")
 
 
-def test_an_answer_that_never_ends() -> None:
+def test_a_response_that_never_ends() -> None:
     """A POST whose answer begins and does not end is unclear once the time is over."""
 
-    async def answer(_: Request, writer: asyncio.StreamWriter) -> None:
-        writer.write(b"HTTP/1.1 202 Accepted\r\nContent-Length: 41\r\n\r\n" + ACCEPTED)
+    async def answer(_: RawRequest, writer: asyncio.StreamWriter) -> None:
+        writer.write(b"HTTP/1.1 202 Accepted\r\nContent-Length: 41\r\n\r\n" + ACCEPTED_RESPONSE)
         await asyncio.Event().wait()
 
-    assert isinstance(against(answer, submit, timeout_s=SHORT_S), Ambiguous)
+    assert isinstance(run_against_server(answer, submit, timeout_s=SHORT_TIMEOUT_S), Ambiguous)
 
 
 def test_a_connection_that_went_stale() -> None:
     """A POST on a kept connection that the gateway has closed meanwhile is not repeated behind our back."""
 
-    async def ask(gateway: GatewayClient, server: Server) -> None:
-        verdicts = [await gateway.submit(BODY) for _ in range(4)]
+    async def ask(gateway: GatewayClient, server: RawServer) -> None:
+        verdicts = [await gateway.submit(SUBMIT_BODY) for _ in range(4)]
         accepted = sum(isinstance(verdict, Accepted) for verdict in verdicts)
         assert accepted == len(server.requests)
         assert all(isinstance(verdict, Accepted | Ambiguous | NotSent) for verdict in verdicts)
-        assert_hidden(*verdicts)
+        assert_key_hidden(*verdicts)
 
-    against(always(http(202, ACCEPTED), cut=True), ask)
+    run_against_server(fixed_response(http_response(202, ACCEPTED_RESPONSE), cut=True), ask)
 
 
 def test_a_cut_poll_is_asked_once() -> None:
     """A poll whose kept connection is cut under it is trouble, and not repeated behind the schedule's back."""
     polls = 0
 
-    async def answer(_: Request, writer: asyncio.StreamWriter) -> None:
+    async def answer(_: RawRequest, writer: asyncio.StreamWriter) -> None:
         nonlocal polls
         polls += 1
         if polls == 1:
-            writer.write(http(200, b'{"request_id":"abc-1","status":"QUEUED"}'))
+            writer.write(http_response(200, b'{"request_id":"abc-1","status":"QUEUED"}'))
         else:
             writer.close()
 
-    async def ask(gateway: GatewayClient, server: Server) -> None:
+    async def ask(gateway: GatewayClient, server: RawServer) -> None:
         assert isinstance(await gateway.poll("abc-1"), Waiting)
         assert isinstance(await gateway.poll("abc-1"), PollFailed)
         assert (polls, server.connections) == (2, 1)
 
-    against(answer, ask)
+    run_against_server(answer, ask)
 
 
 def test_a_cancelled_post_raises_nothing_else() -> None:
     """A POST that is cancelled is cancelled; what that means for the money is for the caller to say."""
 
-    async def ask(gateway: GatewayClient, server: Server) -> None:
-        task = asyncio.ensure_future(gateway.submit(BODY))
+    async def ask(gateway: GatewayClient, server: RawServer) -> None:
+        task = asyncio.ensure_future(gateway.submit(SUBMIT_BODY))
         while not server.requests:
             await asyncio.sleep(0)
         task.cancel()
         with pytest.raises(asyncio.CancelledError):
             await task
 
-    against(never, ask)
+    run_against_server(no_response, ask)
 
 
 @pytest.mark.parametrize(
     ("answer", "expected"),
     [
-        (http(202, ACCEPTED), Accepted("abc-1", Waiting("QUEUED"))),
-        (http(200, ACCEPTED, "Content-Encoding: identity"), Accepted("abc-1", Waiting("QUEUED"))),
-        (b"HTTP/1.1 100 Continue\r\n\r\n" + http(202, ACCEPTED), Accepted("abc-1", Waiting("QUEUED"))),
-        (b"HTTP/1.1 103 Early Hints\r\n\r\n" + http(202, ACCEPTED), Accepted("abc-1", Waiting("QUEUED"))),
-        (http(202, ACCEPTED, "Content-Type: text/html; charset=x"), Accepted("abc-1", Waiting("QUEUED"))),
-        (http(429, b"", "Retry-After: 7"), Refused(Refusal.RATE_LIMITED, 429, "HTTP 429", 7.0)),
+        (http_response(202, ACCEPTED_RESPONSE), Accepted("abc-1", Waiting("QUEUED"))),
+        (http_response(200, ACCEPTED_RESPONSE, "Content-Encoding: identity"), Accepted("abc-1", Waiting("QUEUED"))),
         (
-            http(
+            b"HTTP/1.1 100 Continue\r\n\r\n" + http_response(202, ACCEPTED_RESPONSE),
+            Accepted("abc-1", Waiting("QUEUED")),
+        ),
+        (
+            b"HTTP/1.1 103 Early Hints\r\n\r\n" + http_response(202, ACCEPTED_RESPONSE),
+            Accepted("abc-1", Waiting("QUEUED")),
+        ),
+        (
+            http_response(202, ACCEPTED_RESPONSE, "Content-Type: text/html; charset=x"),
+            Accepted("abc-1", Waiting("QUEUED")),
+        ),
+        (http_response(429, b"", "Retry-After: 7"), Refused(Refusal.RATE_LIMITED, 429, "HTTP 429", 7.0)),
+        (
+            http_response(
                 429,
                 b"",
                 "Retry-After: Tue, 31 Mar 2026 10:00:07 GMT",
@@ -505,26 +532,29 @@ def test_a_cancelled_post_raises_nothing_else() -> None:
             ),
             Refused(Refusal.RATE_LIMITED, 429, "HTTP 429", 7.0),
         ),
-        (http(402, b'{"error":"Insufficient Balance"}'), Refused(Refusal.FATAL, 402, "Insufficient Balance")),
-        (http(500, b'{"error":"Oops"}'), Refused(Refusal.RETRYABLE, 500, "Oops")),
-        (http(400), Refused(Refusal.REJECTED, 400, "HTTP 400")),
+        (
+            http_response(402, b'{"error":"Insufficient Balance"}'),
+            Refused(Refusal.FATAL, 402, "Insufficient Balance"),
+        ),
+        (http_response(500, b'{"error":"Oops"}'), Refused(Refusal.RETRYABLE, 500, "Oops")),
+        (http_response(400), Refused(Refusal.REJECTED, 400, "HTTP 400")),
     ],
 )
-def test_whole_answers(answer: bytes, expected: PostVerdict) -> None:
+def test_complete_responses(answer: bytes, expected: PostVerdict) -> None:
     """Status, Retry-After, Date and body of a whole answer reach the verdict."""
-    assert against(always(answer), submit) == expected
+    assert run_against_server(fixed_response(answer), submit) == expected
 
 
-def test_many_at_once() -> None:
+def test_many_concurrent_requests() -> None:
     """Hundreds of POSTs in the air at once each get their own answer."""
 
-    async def echo(request: Request, writer: asyncio.StreamWriter) -> None:
-        writer.write(http(202, b'{"request_id":"%s"}' % request.body))
+    async def echo(request: RawRequest, writer: asyncio.StreamWriter) -> None:
+        writer.write(http_response(202, b'{"request_id":"%s"}' % request.body))
 
-    async def ask(gateway: GatewayClient, _: Server) -> list[PostVerdict]:
+    async def ask(gateway: GatewayClient, _: RawServer) -> list[PostVerdict]:
         return await asyncio.gather(*(gateway.submit(b"id-%d" % n) for n in range(200)))
 
-    assert against(echo, ask) == [Accepted(f"id-{n}", Waiting("QUEUED")) for n in range(200)]
+    assert run_against_server(echo, ask) == [Accepted(f"id-{n}", Waiting("QUEUED")) for n in range(200)]
 
 
 # ---- redirects -------------------------------------------------------------------------------------------
@@ -534,8 +564,8 @@ def test_many_at_once() -> None:
 def test_redirects_are_not_followed(status: int) -> None:
     """No POST, poll or download follows a redirect, so the key and the money stay where they belong."""
 
-    async def ask(gateway: GatewayClient, server: Server) -> None:
-        assert isinstance(await gateway.submit(BODY), Ambiguous)
+    async def ask(gateway: GatewayClient, server: RawServer) -> None:
+        assert isinstance(await gateway.submit(SUBMIT_BODY), Ambiguous)
         polled = await gateway.poll("abc-1")
         assert isinstance(polled, PollFailed)
         assert polled.status == status
@@ -545,25 +575,25 @@ def test_redirects_are_not_followed(status: int) -> None:
         assert [request.method for request in server.requests] == ["POST", "GET", "GET"]
         assert all(request.path != "/elsewhere" for request in server.requests)
 
-    against(always(http(status, b"", "Location: /elsewhere")), ask)
+    run_against_server(fixed_response(http_response(status, b"", "Location: /elsewhere")), ask)
 
 
 # ---- downloads -------------------------------------------------------------------------------------------
 
-PICTURE = bytes(range(256)) * 4000
+CDN_IMAGE = bytes(range(256)) * 4000
 
 
-async def cdn(request: Request, writer: asyncio.StreamWriter) -> None:
+async def cdn(request: RawRequest, writer: asyncio.StreamWriter) -> None:
     """A CDN that knows ranges, and one version of one picture."""
-    asked = re.fullmatch(r"bytes=(\d+)-", request.headers.get("range", ""))
-    start = int(asked[1]) if asked and request.headers.get("if-range") == '"v2"' else 0
-    if start >= len(PICTURE):
-        writer.write(http(416, b"", f"Content-Range: bytes */{len(PICTURE)}"))
+    requested_range = re.fullmatch(r"bytes=(\d+)-", request.headers.get("range", ""))
+    start = int(requested_range[1]) if requested_range and request.headers.get("if-range") == '"v2"' else 0
+    if start >= len(CDN_IMAGE):
+        writer.write(http_response(416, b"", f"Content-Range: bytes */{len(CDN_IMAGE)}"))
     elif start:
-        said = f"Content-Range: bytes {start}-{len(PICTURE) - 1}/{len(PICTURE)}"
-        writer.write(http(206, PICTURE[start:], said, 'ETag: "v2"'))
+        content_range = f"Content-Range: bytes {start}-{len(CDN_IMAGE) - 1}/{len(CDN_IMAGE)}"
+        writer.write(http_response(206, CDN_IMAGE[start:], content_range, 'ETag: "v2"'))
     else:
-        writer.write(http(200, PICTURE, 'ETag: "v2"'))
+        writer.write(http_response(200, CDN_IMAGE, 'ETag: "v2"'))
 
 
 @pytest.mark.parametrize(
@@ -572,19 +602,19 @@ async def cdn(request: Request, writer: asyncio.StreamWriter) -> None:
         (0, None, 0),
         (0, '"v2"', 0),
         (1000, '"v2"', 1000),
-        (len(PICTURE) - 1, '"v2"', len(PICTURE) - 1),
+        (len(CDN_IMAGE) - 1, '"v2"', len(CDN_IMAGE) - 1),
         (1000, '"v1"', 0),  # another version: all of it
         (1000, None, 0),  # nobody can say whether it is the same
-        (len(PICTURE), '"v2"', 0),  # 416: nothing is left to be had from there, so all of it
+        (len(CDN_IMAGE), '"v2"', 0),  # 416: nothing is left to be had from there, so all of it
     ],
 )
 def test_ranges(offset: int, etag: str | None, start: int) -> None:
     """A download goes on from where it stopped where the CDN has the same picture, and else starts over."""
 
-    async def ask(gateway: GatewayClient, server: Server) -> tuple[int, bytes]:
+    async def ask(gateway: GatewayClient, server: RawServer) -> tuple[int, bytes]:
         return await read(gateway, server.url + "/a.png", offset=offset, etag=etag)
 
-    assert against(cdn, ask) == (start, PICTURE[start:])
+    assert run_against_server(cdn, ask) == (start, CDN_IMAGE[start:])
 
 
 @pytest.mark.parametrize(
@@ -594,69 +624,74 @@ def test_ranges(offset: int, etag: str | None, start: int) -> None:
 def test_etags(header: str, etag: str | None) -> None:
     """Only a strong ETag that can be sent back serves for going on."""
 
-    async def ask(gateway: GatewayClient, server: Server) -> str | None:
+    async def ask(gateway: GatewayClient, server: RawServer) -> str | None:
         async with await gateway.fetch(server.url + "/a.png") as media:
             return media.etag
 
-    assert against(always(http(200, b"x", f"ETag: {header}")), ask) == etag
+    assert run_against_server(fixed_response(http_response(200, b"x", f"ETag: {header}")), ask) == etag
 
 
-BROKEN_PICTURES: dict[str, tuple[Answerer, int]] = {
-    "404": (always(http(404)), 404),
-    "403": (always(http(403, b"<xml>expired")), 403),
-    "204": (always(http(204)), 204),
-    "416 for all of it": (always(http(416)), 416),
-    "another part": (always(http(206, b"x", "Content-Range: bytes 7-7/9")), 206),
-    "a part of nothing": (always(http(206, b"x")), 206),
-    "compressed": (always(http(200, b"x", "Content-Encoding: gzip")), 0),
-    "too large": (always(b"HTTP/1.1 200 OK\r\nContent-Length: 67108865\r\n\r\n"), 0),
-    "cut": (always(b"HTTP/1.1 200 OK\r\nContent-Length: 10\r\n\r\nabc", cut=True), 0),
-    "cut in a chunk": (always(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\nff\r\nabc", cut=True), 0),
-    "cut at once": (always(cut=True), 0),
-    "noise": (always(b"\x00\xff\r\n\r\n", cut=True), 0),
+BROKEN_IMAGES: dict[str, tuple[RequestHandler, int]] = {
+    "404": (fixed_response(http_response(404)), 404),
+    "403": (fixed_response(http_response(403, b"<xml>expired")), 403),
+    "204": (fixed_response(http_response(204)), 204),
+    "416 for all of it": (fixed_response(http_response(416)), 416),
+    "another part": (fixed_response(http_response(206, b"x", "Content-Range: bytes 7-7/9")), 206),
+    "a part of nothing": (fixed_response(http_response(206, b"x")), 206),
+    "compressed": (fixed_response(http_response(200, b"x", "Content-Encoding: gzip")), 0),
+    "too large": (fixed_response(b"HTTP/1.1 200 OK\r\nContent-Length: 67108865\r\n\r\n"), 0),
+    "cut": (fixed_response(b"HTTP/1.1 200 OK\r\nContent-Length: 10\r\n\r\nabc", cut=True), 0),
+    "cut in a chunk": (
+        fixed_response(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\nff\r\nabc", cut=True),
+        0,
+    ),
+    "cut at once": (fixed_response(cut=True), 0),
+    "noise": (fixed_response(b"\x00\xff\r\n\r\n", cut=True), 0),
 }
 
 
-@pytest.mark.parametrize(("answer", "status"), BROKEN_PICTURES.values(), ids=BROKEN_PICTURES)
-def test_broken_pictures(answer: Answerer, status: int) -> None:
+@pytest.mark.parametrize(("answer", "status"), BROKEN_IMAGES.values(), ids=BROKEN_IMAGES)
+def test_broken_images(answer: RequestHandler, status: int) -> None:
     """Whatever is wrong with a download is a MediaError, with the HTTP status where that is what is wrong."""
 
-    async def ask(gateway: GatewayClient, server: Server) -> None:
+    async def ask(gateway: GatewayClient, server: RawServer) -> None:
         with pytest.raises(DownloadError) as caught:
             await read(gateway, server.url + "/a.png")
         assert caught.value.status == status
-        assert_hidden(caught.value)
+        assert_key_hidden(caught.value)
 
-    against(answer, ask)
+    run_against_server(answer, ask)
 
 
 def test_retry_after_of_the_cdn() -> None:
     """The wait that a CDN asks for is in the MediaError."""
 
-    async def ask(gateway: GatewayClient, server: Server) -> None:
+    async def ask(gateway: GatewayClient, server: RawServer) -> None:
         with pytest.raises(DownloadError) as caught:
             await read(gateway, server.url + "/a.png")
         assert (caught.value.status, caught.value.retry_after_s) == (429, 11.0)
 
-    against(always(http(429, b"", "Retry-After: 11")), ask)
+    run_against_server(fixed_response(http_response(429, b"", "Retry-After: 11")), ask)
 
 
-def test_pictures_are_capped(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_image_size_is_capped(monkeypatch: pytest.MonkeyPatch) -> None:
     """A picture without a length, or longer than the cap with what came before, is broken off."""
     for module in (client_module, media_module):
         monkeypatch.setattr(module, "MAX_IMAGE_BYTES", 10_000)
 
-    async def ask(gateway: GatewayClient, server: Server) -> None:
+    async def ask(gateway: GatewayClient, server: RawServer) -> None:
         with pytest.raises(DownloadError, match="larger"):
             await read(gateway, server.url + "/a.png")
 
-    against(always(b"HTTP/1.1 200 OK\r\n\r\n", b"x" * 10_001, cut=True), ask)
+    run_against_server(fixed_response(b"HTTP/1.1 200 OK\r\n\r\n", b"x" * 10_001, cut=True), ask)
 
-    async def ask_for_more(gateway: GatewayClient, server: Server) -> None:
+    async def ask_for_more(gateway: GatewayClient, server: RawServer) -> None:
         with pytest.raises(DownloadError, match="larger"):
             await read(gateway, server.url + "/a.png", offset=9_000, etag='"e"')
 
-    against(always(http(206, b"x" * 1001, "Content-Range: bytes 9000-10000/10001")), ask_for_more)
+    run_against_server(
+        fixed_response(http_response(206, b"x" * 1001, "Content-Range: bytes 9000-10000/10001")), ask_for_more
+    )
 
 
 @pytest.mark.parametrize(
@@ -687,7 +722,7 @@ def test_urls_that_cannot_be_fetched(url: str) -> None:
             with pytest.raises(DownloadError) as caught:
                 await read(gateway, url)
             str(caught.value).encode()
-            assert_hidden(caught.value)
+            assert_key_hidden(caught.value)
 
     asyncio.run(main())
 
@@ -719,7 +754,7 @@ def test_loopback_needs_a_loopback_gateway() -> None:
     """This machine's own pictures are fetched only when the gateway is on it."""
 
     async def main() -> None:
-        async with Server(cdn) as server, client("https://gateway.example") as gateway:
+        async with RawServer(cdn) as server, client("https://gateway.example") as gateway:
             for url in (server.url + "/a.png", f"https://127.0.0.1:{server.port}/a.png"):
                 with pytest.raises(DownloadError):
                     await read(gateway, url)
@@ -731,26 +766,28 @@ def test_loopback_needs_a_loopback_gateway() -> None:
 # ---- nothing is left behind ------------------------------------------------------------------------------
 
 
-def test_the_output_may_be_in_the_answer() -> None:
+def test_the_output_may_be_in_the_response() -> None:
     """An answer to the POST that has the output already is accepted with it."""
     body = b'{"request_id":"abc-1","status":"COMPLETED","output":{"media_url":"https://c/a.png","media_type":"image/png"}}'
-    assert against(always(http(200, body)), submit) == Accepted("abc-1", Finished(("https://c/a.png",), "image/png"))
+    assert run_against_server(fixed_response(http_response(200, body)), submit) == Accepted(
+        "abc-1", Finished(("https://c/a.png",), "image/png")
+    )
 
 
 def test_a_download_that_is_left_is_closed() -> None:
     """A picture of which only a part was read leaves no open connection and no warning."""
 
-    async def ask(gateway: GatewayClient, server: Server) -> None:
+    async def ask(gateway: GatewayClient, server: RawServer) -> None:
         async with await gateway.fetch(server.url + "/a.png") as media:
             async for _ in media.chunks():
                 break
 
-    against(cdn, ask)
+    run_against_server(cdn, ask)
     gc.collect()
 
 
 def test_reprs_hide_the_key() -> None:
     """The client shows the key in no repr of its own."""
     gateway = client("https://gateway.example")
-    assert KEY not in repr(gateway)
-    assert KEY not in repr(vars(gateway))
+    assert CLIENT_KEY not in repr(gateway)
+    assert CLIENT_KEY not in repr(vars(gateway))

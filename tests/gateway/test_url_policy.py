@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from krea_batch.gateway.url_policy import DownloadError, is_public_address, response_offset, url_rejection_reason
 
-DOCUMENT = (  # API document, Response (Completed)
+DOCUMENT_URL = (  # API document, Response (Completed)
     "https://pub-582b7213209642b9b995c96c95a30381.r2.dev/v1/krea-2-large-text-to-image_019dxxxx/output.png"
 )
 
@@ -20,7 +20,7 @@ DOCUMENT = (  # API document, Response (Completed)
 @pytest.mark.parametrize(
     "url",
     [
-        DOCUMENT,
+        DOCUMENT_URL,
         "https://cdn.example:8443/a.png?token=x&y=%20#z",
         "HTTPS://CDN.EXAMPLE/a.png",
         "https://93.184.216.34/a.png",
@@ -89,7 +89,7 @@ def test_this_machine(scheme: str, host: str) -> None:
     assert url_rejection_reason(url, allow_loopback=True) is None
 
 
-PRIVATE = [
+PRIVATE_ADDRESSES = [
     "10.0.0.1",
     "172.16.0.1",
     "172.31.255.255",
@@ -112,25 +112,25 @@ PRIVATE = [
     "ff0e::1",
     "2001:db8::1",
 ]
-EMBEDDED = ["10.0.0.1", "192.168.0.1", "169.254.169.254", "127.0.0.1", "0.0.0.0"]
+EMBEDDED_ADDRESSES = ["10.0.0.1", "192.168.0.1", "169.254.169.254", "127.0.0.1", "0.0.0.0"]
 
 
-def six_to_four(ip: str) -> str:
+def six_to_four_address(ip: str) -> str:
     return str(ipaddress.IPv6Address((0x2002 << 112) | (int(ipaddress.IPv4Address(ip)) << 80) | 1))
 
 
 @pytest.mark.parametrize("loopback", [False, True])
-@pytest.mark.parametrize("address", PRIVATE)
+@pytest.mark.parametrize("address", PRIVATE_ADDRESSES)
 def test_private_addresses(address: str, loopback: bool) -> None:
     """No private, link-local, site-local, shared, multicast or reserved address is connected to, ever."""
     assert not is_public_address(address, allow_loopback=loopback)
 
 
-@pytest.mark.parametrize("ip", EMBEDDED)
+@pytest.mark.parametrize("ip", EMBEDDED_ADDRESSES)
 @pytest.mark.parametrize("form", ["::ffff:{}", "::{}", "64:ff9b::{}", "6to4"])
 def test_addresses_in_addresses(ip: str, form: str) -> None:
     """An IPv6 address that leads to a private IPv4 one (mapped, compatible, NAT64, 6to4) is no public address."""
-    address = six_to_four(ip) if form == "6to4" else form.format(ip)
+    address = six_to_four_address(ip) if form == "6to4" else form.format(ip)
     assert not is_public_address(address, allow_loopback=False)
 
 
@@ -143,7 +143,7 @@ def test_addresses_in_addresses(ip: str, form: str) -> None:
         "2606:4700::6810:1",
         "::ffff:93.184.216.34",
         "64:ff9b::93.184.216.34",  # how an IPv6-only network reaches it
-        six_to_four("93.184.216.34"),
+        six_to_four_address("93.184.216.34"),
     ],
 )
 def test_public_addresses(address: str) -> None:
@@ -201,7 +201,7 @@ def test_no_private_address_passes(ip: ipaddress.IPv4Address | ipaddress.IPv6Add
         (206, "bytes 0-999/1000", 0, 0),
     ],
 )
-def test_starts_at(status: int, content_range: str | None, asked: int, offset: int) -> None:
+def test_response_offset(status: int, content_range: str | None, asked: int, offset: int) -> None:
     """A whole answer starts at 0, whatever was asked; a part starts where it was asked to."""
     assert response_offset(status, content_range, asked) == offset
 
@@ -224,7 +224,7 @@ def test_starts_at(status: int, content_range: str | None, asked: int, offset: i
         (404, None),
     ],
 )
-def test_parts_that_cannot_be_used(status: int, content_range: str | None) -> None:
+def test_partial_responses_that_cannot_be_used(status: int, content_range: str | None) -> None:
     """A part that is not said to begin where it was asked to is never glued to what is there."""
     with pytest.raises(DownloadError) as caught:
         response_offset(status, content_range, 500)

@@ -31,8 +31,8 @@ from krea_batch.rules.verdicts import (
 
 NOW = datetime(2026, 3, 31, 10, 0, 0, tzinfo=UTC)
 ID = "krea-2-large-text-to-image_019dxxxx-xxxx-xxxx-xxxx-xxxxxxxxxxxx"
-BOARD = "0b0e6a5c-1c7e-4d51-9d6f-0d7b3a2f4e11"
-MEDIA = "https://pub-582b7213209642b9b995c96c95a30381.r2.dev/v1/krea-2-large-text-to-image_019dxxxx/output.png"
+MOODBOARD = "0b0e6a5c-1c7e-4d51-9d6f-0d7b3a2f4e11"
+MEDIA_URL = "https://pub-582b7213209642b9b995c96c95a30381.r2.dev/v1/krea-2-large-text-to-image_019dxxxx/output.png"
 
 QUEUED = {  # API document, Response
     "request_id": ID,
@@ -44,7 +44,7 @@ COMPLETED = {  # API document, Response (Completed)
     "status": "COMPLETED",
     "model_id": "krea-2-large-text-to-image",
     "error": None,
-    "output": {"media_url": [MEDIA], "media_type": "image/png"},
+    "output": {"media_url": [MEDIA_URL], "media_type": "image/png"},
     "created_at": "2026-03-31T10:00:00.000Z",
     "updated_at": "2026-03-31T10:00:15.000Z",
     "completed_at": "2026-03-31T10:00:15.000Z",
@@ -56,14 +56,14 @@ ERROR = {  # API document, Error via Status/Webhook
     "error": "Description of the error",
     "output": None,
 }
-NO_MONEY = {"error": "Insufficient Balance", "message": "Your wallet does not have enough balance."}
-NO_MODEL = {
+PAYMENT_REQUIRED_BODY = {"error": "Insufficient Balance", "message": "Your wallet does not have enough balance."}
+NO_MODEL_BODY = {
     "error": "Model not found",
     "message": "Model 'krea-2-large-text-to-image' not found or is disabled",
 }
-DONE = Finished((MEDIA,), "image/png", 15.0)
+FINISHED_VERDICT = Finished((MEDIA_URL,), "image/png", 15.0)
 
-GARBAGE: dict[str, bytes] = {
+GARBAGE_BODIES: dict[str, bytes] = {
     "empty": b"",
     "blank": b" \n",
     "html": b"<html><body>502 Bad Gateway</body></html>",
@@ -89,15 +89,15 @@ GARBAGE: dict[str, bytes] = {
 }
 
 
-def post(status: int, body: object, **headers: str) -> PostVerdict:
-    return read_post_answer(Answer(status, as_bytes(body), **headers), now=NOW)
+def parse_submit(status: int, body: object, **headers: str) -> PostVerdict:
+    return read_post_answer(Answer(status, to_bytes(body), **headers), now=NOW)
 
 
-def poll(body: object, status: int = 200, **headers: str) -> PollVerdict:
-    return read_poll_answer(Answer(status, as_bytes(body), **headers), ID, now=NOW)
+def parse_poll(body: object, status: int = 200, **headers: str) -> PollVerdict:
+    return read_poll_answer(Answer(status, to_bytes(body), **headers), ID, now=NOW)
 
 
-def as_bytes(body: object) -> bytes | None:
+def to_bytes(body: object) -> bytes | None:
     return body if body is None or isinstance(body, bytes) else json.dumps(body).encode()
 
 
@@ -122,7 +122,7 @@ def test_every_field() -> None:
         seed=42,
         image_style_references=(ImageStyleReference("https://example.com/a.png", -0.5),),
         styles=(Style("style-1"), Style("style-2", 0.25)),
-        moodboards=(Moodboard(BOARD),),
+        moodboards=(Moodboard(MOODBOARD),),
         id="mine",
         metadata={"secret": "note"},
     )
@@ -130,7 +130,7 @@ def test_every_field() -> None:
         '{"prompt":"Zwölf Boxkämpfer 🥊 \\"quoted\\" \\\\ back\\nslash","aspect_ratio":"2.35:1","creativity":"raw",'
         '"seed":42,"image_style_references":[{"image_url":"https://example.com/a.png","strength":-0.5}],'
         '"styles":[{"id":"style-1","strength":1.0},{"id":"style-2","strength":0.25}],'
-        f'"moodboards":[{{"id":"{BOARD}","strength":0.23}}]}}'
+        f'"moodboards":[{{"id":"{MOODBOARD}","strength":0.23}}]}}'
     )
 
 
@@ -200,8 +200,8 @@ def test_ids_and_metadata_do_not_change_the_fingerprint() -> None:
         ({"status": 7}, Waiting("QUEUED")),
         ({"polling_url": "file:///etc/passwd"}, Waiting("QUEUED")),
         ({"polling_url": None, "eta_s": 12.5, "extra": {"a": [1, None]}}, Waiting("QUEUED")),
-        (COMPLETED, DONE),
-        ({**COMPLETED, "status": None}, DONE),
+        (COMPLETED, FINISHED_VERDICT),
+        ({**COMPLETED, "status": None}, FINISHED_VERDICT),
         ({"status": "COMPLETED"}, Waiting("QUEUED")),  # without output it is for the poll to say
         (ERROR, Errored("Description of the error")),
         ({"status": "FAILED", "error": "nsfw"}, Failed("nsfw")),
@@ -209,12 +209,12 @@ def test_ids_and_metadata_do_not_change_the_fingerprint() -> None:
 )
 def test_accepted(status: int, more: dict[str, Any], progress: Progress) -> None:
     """2xx with a valid request_id is accepted, whatever else stands there, and what it says already is kept."""
-    assert post(status, QUEUED | more) == Accepted(ID, progress)
+    assert parse_submit(status, QUEUED | more) == Accepted(ID, progress)
 
 
 def test_accepted_without_a_status() -> None:
     """A request_id alone is enough."""
-    assert post(202, {"request_id": ID}) == Accepted(ID, Waiting("QUEUED"))
+    assert parse_submit(202, {"request_id": ID}) == Accepted(ID, Waiting("QUEUED"))
 
 
 VALID_IDS = [ID, "a", "0", "A" * 200, "a.b", "a-b_c~d:e", "019d.1", "a."]
@@ -260,14 +260,14 @@ INVALID_IDS: list[object] = [
 def test_valid_request_ids(request_id: str) -> None:
     """A request_id of letters, digits and harmless signs, up to 200, can be polled."""
     assert is_request_id(request_id)
-    assert isinstance(post(202, {"request_id": request_id}), Accepted)
+    assert isinstance(parse_submit(202, {"request_id": request_id}), Accepted)
 
 
 @pytest.mark.parametrize("request_id", INVALID_IDS, ids=repr)
 def test_invalid_request_ids(request_id: object) -> None:
     """2xx with a request_id that is a path, too long, no string or none at all is unclear, never free."""
     assert not is_request_id(request_id)
-    assert isinstance(post(202, QUEUED | {"request_id": request_id}), Ambiguous)
+    assert isinstance(parse_submit(202, QUEUED | {"request_id": request_id}), Ambiguous)
 
 
 @given(st.text(max_size=30) | st.from_regex(r"[A-Za-z0-9./%~:_-]{1,30}", fullmatch=True))
@@ -280,10 +280,14 @@ def test_request_ids_stay_in_their_segment(text: str) -> None:
 
 
 @pytest.mark.parametrize("status", [200, 202])
-@pytest.mark.parametrize("body", [*GARBAGE.values(), b"{}", NO_MONEY, {"status": "QUEUED"}], ids=[*GARBAGE, *"123"])
+@pytest.mark.parametrize(
+    "body",
+    [*GARBAGE_BODIES.values(), b"{}", PAYMENT_REQUIRED_BODY, {"status": "QUEUED"}],
+    ids=[*GARBAGE_BODIES, *"123"],
+)
 def test_2xx_that_cannot_be_read(status: int, body: object) -> None:
     """2xx without a readable request_id is unclear: the job may have been queued and paid."""
-    assert isinstance(post(status, body), Ambiguous)
+    assert isinstance(parse_submit(status, body), Ambiguous)
 
 
 # ---- what became of a POST: refused or unclear -----------------------------------------------------------
@@ -292,9 +296,14 @@ def test_2xx_that_cannot_be_read(status: int, body: object) -> None:
 @pytest.mark.parametrize(
     ("status", "body", "refusal", "said"),
     [
-        (400, NO_MODEL, Refusal.REJECTED, "Model not found: Model 'krea-2-large-text-to-image' not found or is"),
+        (400, NO_MODEL_BODY, Refusal.REJECTED, "Model not found: Model 'krea-2-large-text-to-image' not found or is"),
         (401, {"message": "Access denied"}, Refusal.FATAL, "Access denied"),
-        (402, NO_MONEY, Refusal.FATAL, "Insufficient Balance: Your wallet does not have enough balance."),
+        (
+            402,
+            PAYMENT_REQUIRED_BODY,
+            Refusal.FATAL,
+            "Insufficient Balance: Your wallet does not have enough balance.",
+        ),
         (403, b"", Refusal.FATAL, "HTTP 403"),
         (404, b"<html>", Refusal.REJECTED, "HTTP 404"),
         (405, b"", Refusal.REJECTED, "HTTP 405"),
@@ -303,12 +312,12 @@ def test_2xx_that_cannot_be_read(status: int, body: object) -> None:
         (422, {"error": "bad \u0007 ratio \u202e\n"}, Refusal.REJECTED, "bad   ratio"),
         (429, b"", Refusal.RATE_LIMITED, "HTTP 429"),
         (500, {"error": "Internal Server Error"}, Refusal.RETRYABLE, "Internal Server Error"),
-        (503, NO_MODEL, Refusal.RETRYABLE, "Model not found"),
+        (503, NO_MODEL_BODY, Refusal.RETRYABLE, "Model not found"),
     ],
 )
 def test_refused(status: int, body: object, refusal: Refusal, said: str) -> None:
     """A complete answer of the document's refusals says that nothing was queued, and keeps the gateway's words."""
-    verdict = post(status, body)
+    verdict = parse_submit(status, body)
     assert isinstance(verdict, Refused)
     assert (verdict.refusal, verdict.status, verdict.retry_after_s) == (refusal, status, None)
     assert verdict.said.startswith(said)
@@ -316,17 +325,17 @@ def test_refused(status: int, body: object, refusal: Refusal, said: str) -> None
 
 
 @pytest.mark.parametrize("status", [400, 401, 402, 403, 404, 405, 413, 415, 422, 429])
-@pytest.mark.parametrize("body", GARBAGE.values(), ids=GARBAGE)
-def test_refusals_need_no_words(status: int, body: bytes) -> None:
+@pytest.mark.parametrize("body", GARBAGE_BODIES.values(), ids=GARBAGE_BODIES)
+def test_refusals_need_no_message(status: int, body: bytes) -> None:
     """The status of a refusal is enough, whatever its body is, as long as it is complete."""
-    assert isinstance(post(status, body), Refused)
+    assert isinstance(parse_submit(status, body), Refused)
 
 
 @pytest.mark.parametrize("status", [500, 503])
 @pytest.mark.parametrize(
     "body",
     [
-        *GARBAGE.values(),
+        *GARBAGE_BODIES.values(),
         b"{}",
         {"message": "Internal Server Error"},
         {"error": ""},
@@ -342,24 +351,24 @@ def test_refusals_need_no_words(status: int, body: bytes) -> None:
 )
 def test_a_500_that_proves_nothing(status: int, body: object) -> None:
     """500 or 503 without the document's error body, or with one that names a request, is unclear."""
-    assert isinstance(post(status, body), Ambiguous)
+    assert isinstance(parse_submit(status, body), Ambiguous)
 
 
 REFUSALS = {400, 401, 402, 403, 404, 405, 413, 415, 422, 429, 500, 503}
 
 
 @pytest.mark.parametrize("status", [code for code in range(100, 1000) if code not in REFUSALS and code // 100 != 2])
-def test_everything_else_is_unclear(status: int) -> None:
+def test_everything_else_is_ambiguous(status: int) -> None:
     """3xx, 408, 409, 502, 504 and every other status is unclear, whatever the body says."""
-    for body in (NO_MONEY, QUEUED, COMPLETED, b"", None):
-        assert isinstance(post(status, body), Ambiguous)
-        assert isinstance(post(status, body, retry_after="5"), Ambiguous)
+    for body in (PAYMENT_REQUIRED_BODY, QUEUED, COMPLETED, b"", None):
+        assert isinstance(parse_submit(status, body), Ambiguous)
+        assert isinstance(parse_submit(status, body, retry_after="5"), Ambiguous)
 
 
 @pytest.mark.parametrize("status", range(100, 1000))
-def test_an_answer_that_is_not_whole(status: int) -> None:
+def test_an_incomplete_response(status: int) -> None:
     """An answer that was cut, too large or compressed never proves that nothing was queued."""
-    assert isinstance(post(status, None, retry_after="5"), Ambiguous)
+    assert isinstance(parse_submit(status, None, retry_after="5"), Ambiguous)
 
 
 @pytest.mark.parametrize(
@@ -376,12 +385,12 @@ def test_an_answer_that_is_not_whole(status: int) -> None:
 )
 def test_refused_with_retry_after(status: int, body: object, expected: Refused) -> None:
     """Retry-After is heard with 429, 500 and 503, and makes a quota of a 403 (DESIGN, section 3)."""
-    assert post(status, body, retry_after="7") == expected
+    assert parse_submit(status, body, retry_after="7") == expected
 
 
-def test_words_are_cut() -> None:
+def test_messages_are_truncated() -> None:
     """The gateway's words are kept short in a verdict."""
-    verdict = post(400, {"error": "x" * 100_000})
+    verdict = parse_submit(400, {"error": "x" * 100_000})
     assert isinstance(verdict, Refused)
     assert len(verdict.said) == wire.MAX_SAID_CHARS
 
@@ -392,16 +401,16 @@ def test_words_are_cut() -> None:
 @pytest.mark.parametrize(
     ("changes", "expected"),
     [
-        ({}, DONE),
-        ({"status": "completed"}, DONE),
-        ({"output": {"media_url": MEDIA, "media_type": "image/png"}}, DONE),
-        ({"output": {"media_url": [MEDIA, MEDIA], "media_type": "image/png"}}, DONE),
-        ({"output": {"media_url": [MEDIA, None, 5, "", ["x"]], "media_type": "image/png"}}, DONE),
-        ({"output": {"media_url": [MEDIA, "https://b"]}}, Finished((MEDIA, "https://b"), "", 15.0)),
-        ({"output": {"media_url": [MEDIA], "media_type": 5, "more": {}}}, Finished((MEDIA,), "", 15.0)),
-        ({"error": "a warning"}, DONE),
-        ({"model_id": 5, "progress": 100, "extra": {"deep": [[]]}}, DONE),
-        ({"request_id": None}, DONE),
+        ({}, FINISHED_VERDICT),
+        ({"status": "completed"}, FINISHED_VERDICT),
+        ({"output": {"media_url": MEDIA_URL, "media_type": "image/png"}}, FINISHED_VERDICT),
+        ({"output": {"media_url": [MEDIA_URL, MEDIA_URL], "media_type": "image/png"}}, FINISHED_VERDICT),
+        ({"output": {"media_url": [MEDIA_URL, None, 5, "", ["x"]], "media_type": "image/png"}}, FINISHED_VERDICT),
+        ({"output": {"media_url": [MEDIA_URL, "https://b"]}}, Finished((MEDIA_URL, "https://b"), "", 15.0)),
+        ({"output": {"media_url": [MEDIA_URL], "media_type": 5, "more": {}}}, Finished((MEDIA_URL,), "", 15.0)),
+        ({"error": "a warning"}, FINISHED_VERDICT),
+        ({"model_id": 5, "progress": 100, "extra": {"deep": [[]]}}, FINISHED_VERDICT),
+        ({"request_id": None}, FINISHED_VERDICT),
         ({"status": "QUEUED"}, Waiting("QUEUED")),
         ({"status": "PROCESSING"}, Waiting("PROCESSING")),
         ({"status": "Cancelled?"}, Waiting("CANCELLED?")),
@@ -412,23 +421,23 @@ def test_words_are_cut() -> None:
         ({"status": "FAILED", "error": 5}, Failed("")),
         (ERROR, Errored("Description of the error")),
         ({"status": "ERROR", "error": None}, Errored("")),
-        ({"created_at": None}, Finished((MEDIA,), "image/png", None)),
-        ({"created_at": "yesterday"}, Finished((MEDIA,), "image/png", None)),
-        ({"created_at": 5, "completed_at": []}, Finished((MEDIA,), "image/png", None)),
-        ({"completed_at": "2026-03-31T09:00:00Z"}, Finished((MEDIA,), "image/png", None)),
-        ({"created_at": "2026-03-31T10:00:10"}, Finished((MEDIA,), "image/png", 5.0)),
-        ({"created_at": "2026-03-31T12:00:05+02:00"}, Finished((MEDIA,), "image/png", 10.0)),
+        ({"created_at": None}, Finished((MEDIA_URL,), "image/png", None)),
+        ({"created_at": "yesterday"}, Finished((MEDIA_URL,), "image/png", None)),
+        ({"created_at": 5, "completed_at": []}, Finished((MEDIA_URL,), "image/png", None)),
+        ({"completed_at": "2026-03-31T09:00:00Z"}, Finished((MEDIA_URL,), "image/png", None)),
+        ({"created_at": "2026-03-31T10:00:10"}, Finished((MEDIA_URL,), "image/png", 5.0)),
+        ({"created_at": "2026-03-31T12:00:05+02:00"}, Finished((MEDIA_URL,), "image/png", 10.0)),
     ],
 )
 def test_polled(changes: dict[str, Any], expected: PollVerdict) -> None:
     """Each word of the document means what it says; unknown ones mean "not yet"; one URL or an array will do."""
-    assert poll(COMPLETED | changes) == expected
+    assert parse_poll(COMPLETED | changes) == expected
 
 
 @pytest.mark.parametrize(
     "body",
     [
-        *GARBAGE.values(),
+        *GARBAGE_BODIES.values(),
         b"{}",
         COMPLETED | {"request_id": "another"},
         COMPLETED | {"request_id": 5},
@@ -440,23 +449,23 @@ def test_polled(changes: dict[str, Any], expected: PollVerdict) -> None:
         COMPLETED | {"output": {"media_url": []}},
         COMPLETED | {"output": {"media_url": ""}},
         COMPLETED | {"output": {"media_url": [None, 5]}},
-        COMPLETED | {"output": {"media_url": {"0": MEDIA}}},
+        COMPLETED | {"output": {"media_url": {"0": MEDIA_URL}}},
         {"request_id": ID},
         {"request_id": ID, "status": 5},
-        NO_MONEY,
+        PAYMENT_REQUIRED_BODY,
         None,
     ],
 )
 def test_polls_that_say_nothing(body: object) -> None:
     """A status answer that cannot be read, or speaks of another request, says nothing about the job."""
-    assert isinstance(poll(body), PollFailed)
+    assert isinstance(parse_poll(body), PollFailed)
 
 
 @pytest.mark.parametrize("status", [code for code in range(100, 1000) if code // 100 != 2])
 def test_polls_that_fail(status: int) -> None:
     """No status but 2xx says anything about a job, not even with an ERROR or COMPLETED in its body."""
     for body in (ERROR, COMPLETED, {"error": "FAILED"}, b"<html>", None):
-        verdict = poll(body, status, retry_after="9")
+        verdict = parse_poll(body, status, retry_after="9")
         assert isinstance(verdict, PollFailed)
         assert (verdict.status, verdict.retry_after_s) == (status, 9.0)
 
@@ -513,7 +522,7 @@ def test_retry_after(value: str | None, date: str | None, expected: float | None
     assert wire.retry_after_s(value, date, now=NOW) == expected
 
 
-headerish = st.one_of(
+header_like = st.one_of(
     st.text(max_size=40),
     st.from_regex(r"[0-9.+\-eE ]{0,30}", fullmatch=True),
     st.from_regex(
@@ -524,7 +533,7 @@ headerish = st.one_of(
 
 
 @settings(deadline=None, max_examples=500)
-@given(headerish, st.none() | headerish)
+@given(header_like, st.none() | header_like)
 def test_no_retry_after_raises(value: str, date: str | None) -> None:
     """Whatever stands in the headers, the wait is from 0 to an hour, or not said; nothing is raised."""
     wait_s = wire.retry_after_s(value, date, now=NOW)
@@ -542,18 +551,18 @@ values: st.SearchStrategy[Any] = st.recursive(
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=8), inner, max_size=3),
     max_leaves=6,
 )
-answers = st.dictionaries(
+responses = st.dictionaries(
     st.sampled_from(["request_id", "status", "output", "error", "message", "created_at", "completed_at", "x"]),
     values
     | st.sampled_from(["COMPLETED", "FAILED", "ERROR", ID])
     | st.fixed_dictionaries({"media_url": values, "media_type": values})
     | st.datetimes().map(datetime.isoformat),
 ).map(lambda fields: json.dumps(fields).encode())
-bodies = st.none() | st.binary(max_size=100) | answers
+bodies = st.none() | st.binary(max_size=100) | responses
 
 
 @settings(deadline=None, max_examples=300)
-@given(st.integers(100, 999), bodies, st.none() | headerish, st.none() | headerish)
+@given(st.integers(100, 999), bodies, st.none() | header_like, st.none() | header_like)
 def test_no_answer_raises(status: int, body: bytes | None, retry_after: str | None, date: str | None) -> None:
     """No answer makes `wire` raise; a POST is free again only after the document's refusals; words can be stored."""
     answer = Answer(status, body, retry_after, date)

@@ -9,20 +9,20 @@ import pytest
 
 from tests.processes import run_command
 
-PROMPTS = ["a cat", "=1+1, a 'formula'", 'füße, "quoted"\nand a 🦊', "a dog"]
+FINISHED_RUN_PROMPTS = ["a cat", "=1+1, a 'formula'", 'füße, "quoted"\nand a 🦊', "a dog"]
 
 
 @pytest.fixture(scope="session")
-def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def finished_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with four pictures and one job without any; it is not to be changed."""
     folder = tmp_path_factory.mktemp("finished")
     lines = [
         {"id": f"job.{n}", "prompt": prompt, "seed": 2**63 + n, "metadata": {"set": n % 2, "tags": ["x"]}}
-        for n, prompt in enumerate(PROMPTS)
+        for n, prompt in enumerate(FINISHED_RUN_PROMPTS)
     ]
     lines[3].pop("seed")
     (folder / "jobs.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-    simulated = ("--simulate", "--time-scale=1000", "--poll-interval=0.1", "--rate=100/s", "-q")
-    done = run_command("run", "jobs.jsonl", "--out", "out", *simulated, cwd=folder)
+    options = ("--simulate", "--time-scale=1000", "--poll-interval=0.1", "--rate=100/s", "-q")
+    done = run_command("run", "jobs.jsonl", "--out", "out", *options, cwd=folder)
     assert done.returncode == 0, done.stderr
     return folder / "out"

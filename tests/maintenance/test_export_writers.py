@@ -24,8 +24,8 @@ from PIL.PngImagePlugin import PngImageFile
 from krea_batch.errors import InputError, RunDirError
 from krea_batch.maintenance.export import FORMATS, RunImages, export
 from krea_batch.maintenance.export.writers import Options
-from tests.maintenance.conftest import PROMPTS
-from tests.processes import PROCESS_TIMEOUT_S, environment, run_command
+from tests.maintenance.conftest import FINISHED_RUN_PROMPTS
+from tests.processes import PROCESS_TIMEOUT_S, clean_environment, run_command
 
 pytestmark = pytest.mark.slow
 
@@ -38,106 +38,108 @@ def offline(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", str(tmp_path / "cache"))
 
 
-def command(*arguments: str | Path, cwd: Path, **more: Any) -> subprocess.CompletedProcess[str]:
-    done = run_command("export", *arguments, cwd=cwd, **more)
+def run_export(*arguments: str | Path, cwd: Path, **extra_options: Any) -> subprocess.CompletedProcess[str]:
+    done = run_command("export", *arguments, cwd=cwd, **extra_options)
     assert done.returncode == 0, done.stderr
     return done
 
 
 def pixels(path: Path) -> bytes:
-    with Image.open(path) as picture:
-        return picture.convert("RGB").tobytes()
+    with Image.open(path) as image:
+        return image.convert("RGB").tobytes()
 
 
-def originals(out: Path) -> dict[str, bytes]:
+def original_pixels(out: Path) -> dict[str, bytes]:
     """The pixels of each job's picture, by its id."""
     return {path.stem: pixels(path) for path in (out / "images").glob("*.png")}
 
 
 class TestRead:
-    def test_imagefolder(self, finished: Path, tmp_path: Path) -> None:
+    def test_imagefolder(self, finished_run: Path, tmp_path: Path) -> None:
         """datasets loads the folder; prompts, ids and pixels are those of the run."""
-        said = command(finished, "--format", "imagefolder", "--output", "set", cwd=tmp_path)
+        said = run_export(finished_run, "--format", "imagefolder", "--output", "set", cwd=tmp_path)
         assert said.stdout == "4 pictures in set\n"
         rows = datasets.load_dataset("imagefolder", data_dir=str(tmp_path / "set"), split="train")
-        self.check(rows, finished)
+        self.check_rows(rows, finished_run)
 
-    def test_parquet(self, finished: Path, tmp_path: Path) -> None:
+    def test_parquet(self, finished_run: Path, tmp_path: Path) -> None:
         """datasets knows the column of pictures by the schema, and pyarrow reads the file."""
-        command(finished, "--format", "parquet", "--output", "set.parquet", cwd=tmp_path)
+        run_export(finished_run, "--format", "parquet", "--output", "set.parquet", cwd=tmp_path)
         rows = datasets.load_dataset("parquet", data_files=str(tmp_path / "set.parquet"), split="train")
         assert isinstance(rows.features["image"], datasets.Image)
-        self.check(rows, finished)
+        self.check_rows(rows, finished_run)
         table = pq.read_table(tmp_path / "set.parquet")
-        assert table["prompt"].to_pylist() == PROMPTS
+        assert table["prompt"].to_pylist() == FINISHED_RUN_PROMPTS
         assert table["seed"].to_pylist() == [2**63, 2**63 + 1, 2**63 + 2, None]
         assert [json.loads(text) for text in table["metadata"].to_pylist()][1] == {"set": 1, "tags": ["x"]}
 
-    def check(self, rows: Any, out: Path) -> None:
-        assert [row["prompt"] for row in rows] == PROMPTS
-        expected = originals(out)
+    def check_rows(self, rows: Any, out: Path) -> None:
+        assert [row["prompt"] for row in rows] == FINISHED_RUN_PROMPTS
+        expected = original_pixels(out)
         assert {row["id"]: row["image"].convert("RGB").tobytes() for row in rows} == expected
 
     @pytest.mark.filterwarnings("ignore:unclosed file:ResourceWarning")  # webdataset leaves its shards open
-    def test_webdataset(self, finished: Path, tmp_path: Path) -> None:
+    def test_webdataset(self, finished_run: Path, tmp_path: Path) -> None:
         """webdataset reads the shards; ids with dots do not part its keys."""
-        command(finished, "--format", "webdataset", "--output", "set", "--shard-size", "3", cwd=tmp_path)
+        run_export(finished_run, "--format", "webdataset", "--output", "set", "--shard-size", "3", cwd=tmp_path)
         shards = sorted(str(path) for path in (tmp_path / "set").iterdir())
         assert [Path(shard).name for shard in shards] == ["shard-000000.tar", "shard-000001.tar"]
         rows = list(webdataset.WebDataset(shards, shardshuffle=False).decode())
-        assert [row["json"]["prompt"] for row in rows] == PROMPTS
+        assert [row["json"]["prompt"] for row in rows] == FINISHED_RUN_PROMPTS
         assert [row["json"]["metadata"]["set"] for row in rows] == [0, 1, 0, 1]
         raw = list(webdataset.WebDataset(shards, shardshuffle=False))
         assert [hashlib.sha256(row["png"]).hexdigest() for row in raw] == [row["json"]["sha256"] for row in rows]
         gc.collect()
 
-    def test_csv(self, finished: Path, tmp_path: Path) -> None:
+    def test_csv(self, finished_run: Path, tmp_path: Path) -> None:
         """A row a picture, byte for byte, a column a key of the metadata; paths lead to the run's own pictures."""
-        command(finished, "--format", "csv", "--output", "set.csv", cwd=tmp_path)
+        run_export(finished_run, "--format", "csv", "--output", "set.csv", cwd=tmp_path)
         with (tmp_path / "set.csv").open(encoding="utf-8", newline="") as file:
             rows = list(csv.DictReader(file))
-        assert [row["prompt"] for row in rows] == PROMPTS
+        assert [row["prompt"] for row in rows] == FINISHED_RUN_PROMPTS
         assert [row["metadata.set"] for row in rows] == ["0", "1", "0", "1"]
         assert rows[0]["metadata.tags"] == '["x"]'
-        assert {Path(row["path"]) for row in rows} == set((finished / "images").glob("*.png"))
+        assert {Path(row["path"]) for row in rows} == set((finished_run / "images").glob("*.png"))
 
-    def test_zip(self, finished: Path, tmp_path: Path) -> None:
+    def test_zip(self, finished_run: Path, tmp_path: Path) -> None:
         """The pictures as they are, and a row for each."""
-        command(finished, "--format", "zip", "--output", "set.zip", cwd=tmp_path)
+        run_export(finished_run, "--format", "zip", "--output", "set.zip", cwd=tmp_path)
         with zipfile.ZipFile(tmp_path / "set.zip") as file:
             assert file.testzip() is None
             rows = [json.loads(line) for line in file.read("metadata.jsonl").splitlines()]
-            assert [row["prompt"] for row in rows] == PROMPTS
+            assert [row["prompt"] for row in rows] == FINISHED_RUN_PROMPTS
             for row in rows:
                 assert hashlib.sha256(file.read(row["file_name"])).hexdigest() == row["sha256"]
 
-    def test_embedded_metadata(self, finished: Path, tmp_path: Path) -> None:
+    def test_embedded_metadata(self, finished_run: Path, tmp_path: Path) -> None:
         """The pixels are the same, Pillow reads the texts, and `inspect` shows them."""
-        command(finished, "--format", "imagefolder", "--output", "set", "--embed-metadata", cwd=tmp_path)
-        for n, prompt in enumerate(PROMPTS):
+        run_export(finished_run, "--format", "imagefolder", "--output", "set", "--embed-metadata", cwd=tmp_path)
+        for n, prompt in enumerate(FINISHED_RUN_PROMPTS):
             path = tmp_path / "set" / f"job.{n}.png"
-            assert pixels(path) == originals(finished)[f"job.{n}"]
-            with PngImageFile(path) as picture:
-                picture.load()
-                assert picture.text["Description"] == prompt
-                assert json.loads(picture.text["krea-batch"])["request"]["prompt"] == prompt
+            assert pixels(path) == original_pixels(finished_run)[f"job.{n}"]
+            with PngImageFile(path) as image:
+                image.load()
+                assert image.text["Description"] == prompt
+                assert json.loads(image.text["krea-batch"])["request"]["prompt"] == prompt
         shown = run_command("inspect", "set/job.0.png", cwd=tmp_path)
         assert shown.returncode == 0
         assert "Description" in shown.stdout
         assert "a cat" in shown.stdout
         as_json = run_command("inspect", "--json", "set/job.2.png", cwd=tmp_path)
-        assert json.loads(as_json.stdout)["texts"]["Description"] == PROMPTS[2]
+        assert json.loads(as_json.stdout)["texts"]["Description"] == FINISHED_RUN_PROMPTS[2]
 
-    def test_chosen_ids(self, finished: Path, tmp_path: Path) -> None:
+    def test_chosen_ids(self, finished_run: Path, tmp_path: Path) -> None:
         """Only the jobs that are named, from a file or standard input; one without a picture is an error."""
         (tmp_path / "ids").write_text("job.3\njob.0\n")
-        command(finished, "--format", "zip", "--output", "a.zip", "--ids-from", "ids", cwd=tmp_path)
+        run_export(finished_run, "--format", "zip", "--output", "a.zip", "--ids-from", "ids", cwd=tmp_path)
         with zipfile.ZipFile(tmp_path / "a.zip") as file:
             assert sorted(file.namelist()) == ["images/job.0.png", "images/job.3.png", "metadata.jsonl"]
-        command(finished, "--format", "zip", "--output", "b.zip", "--ids-from", "-", cwd=tmp_path, stdin=b"job.1\n")
+        run_export(
+            finished_run, "--format", "zip", "--output", "b.zip", "--ids-from", "-", cwd=tmp_path, stdin=b"job.1\n"
+        )
         done = run_command(
             "export",
-            finished,
+            finished_run,
             "--format=zip",
             "--output=c.zip",
             "--ids-from=-",
@@ -150,21 +152,21 @@ class TestRead:
 
 
 class TestRefused:
-    def test_what_is_there_stays(self, finished: Path, tmp_path: Path) -> None:
+    def test_what_is_there_stays(self, finished_run: Path, tmp_path: Path) -> None:
         """Nothing is replaced unasked."""
         (tmp_path / "set").mkdir()
         (tmp_path / "set" / "mine").write_text("x")
-        done = run_command("export", finished, "--format", "imagefolder", "--output", "set", cwd=tmp_path)
+        done = run_command("export", finished_run, "--format", "imagefolder", "--output", "set", cwd=tmp_path)
         assert (done.returncode, (tmp_path / "set" / "mine").exists()) == (2, True)
         assert "add --force" in done.stderr
-        command(finished, "--format", "imagefolder", "--output", "set", "--force", cwd=tmp_path)
+        run_export(finished_run, "--format", "imagefolder", "--output", "set", "--force", cwd=tmp_path)
         assert not (tmp_path / "set" / "mine").exists()
 
     @pytest.mark.parametrize("name", list(FORMATS))
-    def test_a_damaged_picture(self, finished: Path, tmp_path: Path, name: str) -> None:
+    def test_a_damaged_image(self, finished_run: Path, tmp_path: Path, name: str) -> None:
         """A picture that is not the recorded one is not passed on, and nothing stands under the name."""
         out = tmp_path / "out"
-        shutil.copytree(finished, out)
+        shutil.copytree(finished_run, out)
         (out / "images" / "job.1.png").write_bytes(b"not a picture")
         with RunImages(out) as gallery:
             if name == "csv":  # it reads no picture
@@ -174,30 +176,30 @@ class TestRefused:
                 export(gallery, name, tmp_path / "set", Options())
         assert sorted(path.name for path in tmp_path.iterdir()) == ["out"]
 
-    def test_no_run_and_no_picture(self, tmp_path: Path) -> None:
+    def test_no_run_and_no_image(self, tmp_path: Path) -> None:
         """A folder without a run is told, and nothing is made in it."""
         with pytest.raises(RunDirError, match="there is no run in it"):
             RunImages(tmp_path)
         assert not list(tmp_path.iterdir())
 
-    def test_embedding_in_a_csv(self, finished: Path, tmp_path: Path) -> None:
+    def test_embedding_in_a_csv(self, finished_run: Path, tmp_path: Path) -> None:
         """A CSV leaves the pictures where they are, so nothing could be embedded."""
-        done = run_command("export", finished, "--format=csv", "--output=x", "--embed-metadata", cwd=tmp_path)
+        done = run_command("export", finished_run, "--format=csv", "--output=x", "--embed-metadata", cwd=tmp_path)
         assert done.returncode == 2
         assert "does not go with csv" in done.stderr
 
-    def test_nothing_of_the_run_changes(self, finished: Path, tmp_path: Path) -> None:
+    def test_nothing_of_the_run_changes(self, finished_run: Path, tmp_path: Path) -> None:
         """No file of the run is written, made or deleted."""
 
-        def state() -> dict[str, bytes]:
-            return {str(path): path.read_bytes() for path in finished.rglob("*") if path.is_file()}
+        def file_contents() -> dict[str, bytes]:
+            return {str(path): path.read_bytes() for path in finished_run.rglob("*") if path.is_file()}
 
-        before = state()
-        command(finished, "--format", "zip", "--output", "a.zip", cwd=tmp_path)
-        assert state() == before
+        before = file_contents()
+        run_export(finished_run, "--format", "zip", "--output", "a.zip", cwd=tmp_path)
+        assert file_contents() == before
 
 
-SLOW = """
+SLOW_EXPORT_SCRIPT = """
 import sys, time
 from krea_batch.maintenance.export import gallery
 read = gallery.Picture.read
@@ -212,11 +214,15 @@ main()
 
 
 @pytest.mark.parametrize("name", [name for name in FORMATS if name != "csv"])
-def test_killed_on_the_way(finished: Path, tmp_path: Path, name: str) -> None:
+def test_killed_on_the_way(finished_run: Path, tmp_path: Path, name: str) -> None:
     """kill -9 leaves nothing under the name, and the next export clears away what it left beside it."""
-    arguments = ["export", str(finished), "--format", name, "--output", "set"]
+    arguments = ["export", str(finished_run), "--format", name, "--output", "set"]
     process = subprocess.Popen(
-        [sys.executable, "-c", SLOW, *arguments], cwd=tmp_path, env=environment(), stdout=subprocess.PIPE, text=True
+        [sys.executable, "-c", SLOW_EXPORT_SCRIPT, *arguments],
+        cwd=tmp_path,
+        env=clean_environment(),
+        stdout=subprocess.PIPE,
+        text=True,
     )
     assert process.stdout is not None
     for _ in range(2):
@@ -225,5 +231,5 @@ def test_killed_on_the_way(finished: Path, tmp_path: Path, name: str) -> None:
     process.communicate(timeout=PROCESS_TIMEOUT_S)
     assert not (tmp_path / "set").exists()
     assert (tmp_path / ".set.part").exists()
-    command(finished, "--format", name, "--output", "set", cwd=tmp_path)
+    run_export(finished_run, "--format", name, "--output", "set", cwd=tmp_path)
     assert sorted(path.name for path in tmp_path.iterdir() if path.name != "cache") == ["set"]

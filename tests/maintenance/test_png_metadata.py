@@ -14,7 +14,7 @@ from krea_batch.maintenance.export.png_metadata import MAX_TEXT_BYTES, texts_in,
 from krea_batch.storage.png import PngError
 
 
-def png(texts: PngInfo | None = None) -> bytes:
+def png_with_texts(texts: PngInfo | None = None) -> bytes:
     file = io.BytesIO()
     Image.new("RGB", (3, 2), "red").save(file, "PNG", pnginfo=texts)
     return file.getvalue()
@@ -26,12 +26,12 @@ def png(texts: PngInfo | None = None) -> bytes:
 def test_any_text(texts: dict[str, str]) -> None:
     """What is put in comes out, here and in Pillow, and the picture is the same."""
     texts = {keyword: text.encode("utf-8", "replace").decode() for keyword, text in texts.items()}
-    written = with_texts(png(), texts)
+    written = with_texts(png_with_texts(), texts)
     assert texts_in(written) == texts
-    with PngImageFile(io.BytesIO(written)) as picture:
-        picture.load()
-        assert picture.text == texts
-        assert picture.getpixel((0, 0)) == (255, 0, 0)
+    with PngImageFile(io.BytesIO(written)) as image:
+        image.load()
+        assert image.text == texts
+        assert image.getpixel((0, 0)) == (255, 0, 0)
 
 
 def test_texts_of_others() -> None:
@@ -41,12 +41,12 @@ def test_texts_of_others() -> None:
     info.add_text("Long", "x" * 1000, zip=True)
     info.add_itxt("Title", "狐", "zh", "標題", zip=True)
     info.add_itxt("Description", "old")
-    written = with_texts(png(info), {"Description": "new"})
+    written = with_texts(png_with_texts(info), {"Description": "new"})
     assert texts_in(written) == {"Description": "new", "Author": "Zoë", "Long": "x" * 1000, "Title": "狐"}
     assert with_texts(written, {"Description": "new"}) == written
 
 
-@pytest.mark.parametrize("data", [b"", b"GIF89a", png()[:-4], png() + b"x"])
+@pytest.mark.parametrize("data", [b"", b"GIF89a", png_with_texts()[:-4], png_with_texts() + b"x"])
 def test_what_is_no_whole_png(data: bytes) -> None:
     """A cut or strange file is refused."""
     with pytest.raises(PngError):
@@ -58,4 +58,4 @@ def test_a_text_that_unpacks_to_too_much() -> None:
     info = PngInfo()
     info.add_text("Bomb", "x" * (MAX_TEXT_BYTES + 1), zip=True)
     with pytest.raises(PngError, match="longer than"):
-        texts_in(png(info))
+        texts_in(png_with_texts(info))

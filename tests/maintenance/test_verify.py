@@ -16,58 +16,58 @@ pytestmark = pytest.mark.slow
 
 
 @pytest.fixture
-def out(finished: Path, tmp_path: Path) -> Path:
+def out(finished_run: Path, tmp_path: Path) -> Path:
     """A copy of the finished run, to be damaged."""
-    shutil.copytree(finished, tmp_path / "out")
+    shutil.copytree(finished_run, tmp_path / "out")
     return tmp_path / "out"
 
 
 def damage(out: Path) -> None:
     """One picture is gone, one cut, one another; one is well."""
     (out / "images" / "job.0.png").unlink()
-    whole = (out / "images" / "job.1.png").read_bytes()
-    (out / "images" / "job.1.png").write_bytes(whole[:-20])
+    data = (out / "images" / "job.1.png").read_bytes()
+    (out / "images" / "job.1.png").write_bytes(data[:-20])
     shutil.copy(out / "images" / "job.3.png", out / "images" / "job.2.png")
 
 
-def verify(out: Path, *options: str, **more: Any) -> tuple[int, dict[str, Any], str]:
-    done = run_command("verify", out, "--json", *options, cwd=out.parent, **more)
+def run_verify(out: Path, *options: str, **environment: Any) -> tuple[int, dict[str, Any], str]:
+    done = run_command("verify", out, "--json", *options, cwd=out.parent, **environment)
     return done.returncode, json.loads(done.stdout) if done.stdout else {}, done.stderr
 
 
-def posts(out: Path) -> int:
+def accepted_submissions(out: Path) -> int:
     """How many POSTs the run's simulator has accepted."""
     return len((out / "simulated.jsonl").read_bytes().splitlines())
 
 
 def test_all_is_well(out: Path) -> None:
     """Nothing to tell, exit code 0, and no key is needed."""
-    assert verify(out, key="")[:2] == (0, {"pictures": 4, "faults": 0, "repaired": 0, "which": []})
+    assert run_verify(out, key="")[:2] == (0, {"pictures": 4, "faults": 0, "repaired": 0, "which": []})
     done = run_command("verify", out, cwd=out.parent)
     assert (done.returncode, done.stdout, done.stderr) == (0, "4 pictures, all as recorded\n", "")
 
 
-def test_faults_are_named(out: Path) -> None:
+def test_mismatches_are_listed(out: Path) -> None:
     """Gone, cut and swapped are each told; nothing is changed."""
     damage(out)
-    code, told, _ = verify(out)
+    code, report, _ = run_verify(out)
     assert code == 1
-    gone, cut, swapped = (fault["what"] for fault in told["which"])
+    gone, cut, replaced = (fault["what"] for fault in report["which"])
     assert (gone, cut) == ("it is gone", "it is not whole (the picture is cut short)")
-    assert swapped.startswith(("it has", "it is another picture"))
+    assert replaced.startswith(("it has", "it is another picture"))
     assert not (out / "images" / "job.0.png").exists()
 
 
-def test_repaired(out: Path, finished: Path) -> None:
+def test_repaired(out: Path, finished_run: Path) -> None:
     """Each comes back byte for byte, without a POST, and the next look finds all well."""
     damage(out)
-    before = posts(out)
-    code, told, said = verify(out, "--repair", "--simulate")
-    assert (code, told["faults"], told["repaired"]) == (0, 3, 3), said
-    assert posts(out) == before
-    for path in (finished / "images").iterdir():
+    before = accepted_submissions(out)
+    code, report, said = run_verify(out, "--repair", "--simulate")
+    assert (code, report["faults"], report["repaired"]) == (0, 3, 3), said
+    assert accepted_submissions(out) == before
+    for path in (finished_run / "images").iterdir():
         assert (out / "images" / path.name).read_bytes() == path.read_bytes()
-    assert verify(out)[0] == 0
+    assert run_verify(out)[0] == 0
     assert not list((out / "images").glob(".*"))
 
 
@@ -79,10 +79,10 @@ def test_over_a_gateway(simulate: StartSimulator, tmp_path: Path) -> None:
     assert run_command(*run, cwd=tmp_path).returncode == 0
     (tmp_path / "out" / "images" / "00001.png").unlink()
     before = len(gateway.admin_request("/ledger")["posts"])
-    code, told, said = verify(tmp_path / "out", "--repair", "--gateway", gateway.gateway)
-    assert (code, told["repaired"]) == (0, 1), said
+    code, report, said = run_verify(tmp_path / "out", "--repair", "--gateway", gateway.gateway)
+    assert (code, report["repaired"]) == (0, 1), said
     assert len(gateway.admin_request("/ledger")["posts"]) == before == 2
-    assert verify(tmp_path / "out")[0] == 0
+    assert run_verify(tmp_path / "out")[0] == 0
 
 
 def test_another_gateway(out: Path) -> None:
@@ -103,23 +103,23 @@ def test_no_key(out: Path) -> None:
     assert "there is no API key" in done.stderr
 
 
-def test_what_the_gateway_has_no_more(out: Path) -> None:
+def test_images_the_gateway_no_longer_has(out: Path) -> None:
     """A picture that cannot be had again is named, and what is there stays."""
     damage(out)
     (out / "simulated.jsonl").write_text("")
     cut = (out / "images" / "job.1.png").read_bytes()
-    code, told, _ = verify(out, "--repair", "--simulate")
-    assert (code, told["repaired"]) == (1, 0)
+    code, report, _ = run_verify(out, "--repair", "--simulate")
+    assert (code, report["repaired"]) == (1, 0)
     assert (out / "images" / "job.1.png").read_bytes() == cut
 
 
-def test_a_run_that_is_going_on(out: Path) -> None:
+def test_a_run_in_progress(out: Path) -> None:
     """Another process's run may be looked at, and not be repaired."""
     damage(out)
     folder = RunDir(out)
     folder.lock()
     try:
-        assert verify(out)[0] == 1
+        assert run_verify(out)[0] == 1
         done = run_command("verify", out, "--repair", "--simulate", cwd=out.parent)
     finally:
         folder.unlock()

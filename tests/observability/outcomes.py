@@ -23,45 +23,47 @@ from krea_batch.rules.verdicts import (
 )
 from krea_batch.testing.scripted_gateway import ACCEPT, ScriptedGateway
 
-SLOW_DOWN = Refused(Refusal.RATE_LIMITED, 429, "too many", 2.0)
+RATE_LIMITED = Refused(Refusal.RATE_LIMITED, 429, "too many", 2.0)
 
-_POSTS: dict[str, list[Any]] = {
+_SUBMIT_SCRIPTS: dict[str, list[Any]] = {
     "rejected": [Refused(Refusal.REJECTED, 400, "bad prompt")],
     "ambiguous": [Ambiguous("the connection broke")],
-    "refused, then taken": [SLOW_DOWN, SLOW_DOWN, ACCEPT],
+    "refused, then taken": [RATE_LIMITED, RATE_LIMITED, ACCEPT],
     "not sent, then taken": [NotSent("no route"), ACCEPT],
 }
-_POLLS: dict[str, list[Any]] = {
+_POLL_SCRIPTS: dict[str, list[Any]] = {
     "failed": [Waiting("QUEUED"), Failed("nsfw")],
     "errored": [Errored("worker died")],
     "errored, then made": [Errored("worker died"), Finished],
     "timed out": [Waiting("QUEUED")],
     "poll trouble": [PollFailed("garbled"), Finished],
 }
-_MEDIA: dict[str, list[Any]] = {
+_DOWNLOAD_SCRIPTS: dict[str, list[Any]] = {
     "download trouble": [DownloadError("cut"), None],
 }
-FATES = ("plain", *_POSTS, *_POLLS, *_MEDIA)
+OUTCOMES = ("plain", *_SUBMIT_SCRIPTS, *_POLL_SCRIPTS, *_DOWNLOAD_SCRIPTS)
 
 
-def every_fate() -> tuple[ScriptedGateway, list[Job]]:
+def gateway_with_every_outcome() -> tuple[ScriptedGateway, list[Job]]:
     """A gateway, and jobs whose prompts name the fates that they meet there."""
     gateway = ScriptedGateway()
-    for scripts, written in (
-        (gateway.submit_script, _POSTS),
-        (gateway.poll_script, _POLLS),
-        (gateway.download_script, _MEDIA),
+    for scripts, scripts_by_prompt in (
+        (gateway.submit_script, _SUBMIT_SCRIPTS),
+        (gateway.poll_script, _POLL_SCRIPTS),
+        (gateway.download_script, _DOWNLOAD_SCRIPTS),
     ):
-        scripts.update({fate: list(script) for fate, script in written.items()})
-    return gateway, [Job(prompt=fate, id=f"one {fate}", aspect_ratio="16:9") for fate in FATES]
+        scripts.update({fate: list(script) for fate, script in scripts_by_prompt.items()})
+    return gateway, [Job(prompt=prompt, id=f"one {prompt}", aspect_ratio="16:9") for prompt in OUTCOMES]
 
 
-def engine_on(out: Any, gateway: ScriptedGateway, *listeners: Callable[[Any], None], **options: Any) -> Engine:
+def engine_with_listeners(
+    out: Any, gateway: ScriptedGateway, *listeners: Callable[[Any], None], **options: Any
+) -> Engine:
     """An engine with listeners."""
     return Engine(out, gateway_client=gateway, listeners=listeners, random=Random(0), **options)
 
 
-def figures(registry: CollectorRegistry, name: str) -> dict[str, float]:
+def metric_values(registry: CollectorRegistry, name: str) -> dict[str, float]:
     """The values of a metric by the value of its one label."""
     return {
         next(iter(sample.labels.values()), ""): sample.value
@@ -71,7 +73,7 @@ def figures(registry: CollectorRegistry, name: str) -> dict[str, float]:
     }
 
 
-def figure(registry: CollectorRegistry, name: str, **labels: str) -> float:
+def metric_value(registry: CollectorRegistry, name: str, **labels: str) -> float:
     """One value, which has to be there."""
     value = registry.get_sample_value(f"krea_batch_{name}", labels)
     assert value is not None, name

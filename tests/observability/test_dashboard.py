@@ -11,18 +11,18 @@ import pytest
 from prometheus_client import CollectorRegistry
 
 from krea_batch.observability import MetricsListener, dashboard
-from tests.observability.outcomes import engine_on, every_fate
+from tests.observability.outcomes import engine_with_listeners, gateway_with_every_outcome
 from tests.virtual_time_runs import run_virtual
 
 TARGETS = {"instance"}  # labels that Prometheus adds to whatever it fetches
 SELECTOR = re.compile(r"\b(krea_batch_\w+)(?:\{([^}]*)\})?")
 MATCHER = re.compile(r'(\w+)(=~|!~|!=|=)"([^"]*)"')
-BY = re.compile(r"\bby \(([^)]*)\)")
+BY_CLAUSE = re.compile(r"\bby \(([^)]*)\)")
 
 
 def panels() -> list[dict[str, Any]]:
-    found: list[dict[str, Any]] = json.loads(dashboard())["panels"]
-    return found
+    all_panels: list[dict[str, Any]] = json.loads(dashboard())["panels"]
+    return all_panels
 
 
 def expressions() -> Iterator[str]:
@@ -39,12 +39,12 @@ def expressions() -> Iterator[str]:
 def registry(tmp_path_factory: pytest.TempPathFactory) -> CollectorRegistry:
     """What a run exports in which everything happens."""
     metrics = MetricsListener()
-    gateway, todo = every_fate()
+    gateway, jobs = gateway_with_every_outcome()
 
     async def main() -> None:
         out = tmp_path_factory.mktemp("run")
-        async with engine_on(out, gateway, metrics, rate="2/s", job_timeout_s=200.0) as engine:
-            await engine.run(todo)
+        async with engine_with_listeners(out, gateway, metrics, rate="2/s", job_timeout_s=200.0) as engine:
+            await engine.run(jobs)
 
     run_virtual(main())
     return metrics.registry
@@ -52,13 +52,13 @@ def registry(tmp_path_factory: pytest.TempPathFactory) -> CollectorRegistry:
 
 def exported(registry: CollectorRegistry) -> dict[str, dict[str, set[str]]]:
     """Every series by name, with the values of each of its labels."""
-    found: dict[str, dict[str, set[str]]] = {}
+    series: dict[str, dict[str, set[str]]] = {}
     for metric in registry.collect():
         for sample in metric.samples:
-            labels = found.setdefault(sample.name, {})
+            labels = series.setdefault(sample.name, {})
             for name, value in sample.labels.items():
                 labels.setdefault(name, set()).add(value)
-    return found
+    return series
 
 
 def test_every_name_is_exported(registry: CollectorRegistry) -> None:
@@ -72,9 +72,9 @@ def test_every_name_is_exported(registry: CollectorRegistry) -> None:
             for label, how, value in MATCHER.findall(matchers):
                 assert label in series[name].keys() | TARGETS, expression
                 if label not in TARGETS:
-                    words = value.split("|") if how in ("=~", "!~") else [value]
-                    assert set(words) <= series[name][label], expression
-        for group in BY.findall(expression):
+                    values = value.split("|") if how in ("=~", "!~") else [value]
+                    assert set(values) <= series[name][label], expression
+        for group in BY_CLAUSE.findall(expression):
             assert {group} <= {label for name, _ in named for label in series[name]}, expression
 
 

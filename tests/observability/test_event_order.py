@@ -21,11 +21,11 @@ from krea_batch.events import (
 from krea_batch.jobs import FINAL
 from krea_batch.rules.verdicts import Waiting
 from krea_batch.testing.scripted_gateway import ScriptedGateway
-from tests.engine_fixtures import jobs, query_ledger, states
-from tests.observability.outcomes import FATES, engine_on, every_fate
+from tests.engine_fixtures import make_jobs, query_ledger, ledger_states
+from tests.observability.outcomes import OUTCOMES, engine_with_listeners, gateway_with_every_outcome
 from tests.virtual_time_runs import run_virtual
 
-CAME_TO = {
+LEDGER_RESULTS = {
     "accepted": "accepted",
     "refused": "refused",
     "rejected": "refused",
@@ -34,48 +34,48 @@ CAME_TO = {
 }
 
 
-def disk_s() -> float:
+def disk_latency_s() -> float:
     return 0.05
 
 
-def told_of_every_fate(out: Path) -> list[Event]:
+def events_of_every_outcome(out: Path) -> list[Event]:
     """All that is told of a run in which everything happens."""
-    told: list[Event] = []
-    gateway, todo = every_fate()
+    events: list[Event] = []
+    gateway, jobs = gateway_with_every_outcome()
 
-    def hear(event: Event) -> None:
+    def on_event(event: Event) -> None:
         check_on_disk(out, event)
-        told.append(event)
+        events.append(event)
 
     async def main() -> None:
         options = {"rate": "2/s", "job_timeout_s": 200.0, "ambiguous": "resubmit"}
-        async with engine_on(out, gateway, hear, **options) as engine:
-            await engine.run(todo)
+        async with engine_with_listeners(out, gateway, on_event, **options) as engine:
+            await engine.run(jobs)
 
-    run_virtual(main(), thread_duration_s=disk_s)
-    return told
+    run_virtual(main(), thread_duration_s=disk_latency_s)
+    return events
 
 
 def check_on_disk(out: Path, event: Event) -> None:
     """A connection of one's own sees what the event speaks of. (A job is seen finished again at no cost.)"""
     match event:
         case StateChanged(job_id, _, new) if new is not State.FINISHED:
-            assert states(out)[job_id] == new
+            assert ledger_states(out)[job_id] == new
         case SubmitCompleted(job_id, result):
             sql = "SELECT result FROM submissions JOIN jobs USING (job_no) WHERE job_id = ? ORDER BY submission_no DESC LIMIT 1"
-            assert query_ledger(out, sql, job_id) == [(CAME_TO[result],)]
+            assert query_ledger(out, sql, job_id) == [(LEDGER_RESULTS[result],)]
         case ImageStored(job_id, size_bytes):
             assert (out / "images" / f"{job_id}.png").stat().st_size == size_bytes
         case JobEnded(outcome):
-            assert states(out)[outcome.id] == outcome.status
+            assert ledger_states(out)[outcome.id] == outcome.status
         case _:
             pass
 
 
-def test_nothing_is_told_before_it_is_on_disk(tmp_path: Path) -> None:
+def test_nothing_is_emitted_before_it_is_on_disk(tmp_path: Path) -> None:
     """Whenever a move, a POST's answer, a picture or an end is told, a stranger finds it in the folder."""
-    told = told_of_every_fate(tmp_path)
-    assert {type(event) for event in told} >= {
+    events = events_of_every_outcome(tmp_path)
+    assert {type(event) for event in events} >= {
         StateChanged,
         SubmitCompleted,
         ImageStored,
@@ -85,26 +85,26 @@ def test_nothing_is_told_before_it_is_on_disk(tmp_path: Path) -> None:
     }
 
 
-def test_the_moves_of_a_job_follow_each_other(tmp_path: Path) -> None:
+def test_state_changes_of_a_job_are_consecutive(tmp_path: Path) -> None:
     """Each job begins as pending, goes on from where it was, and ends once."""
-    ways: dict[str, list[StateChanged]] = defaultdict(list)
-    told = told_of_every_fate(tmp_path)
-    for event in told:
+    changes_by_job: dict[str, list[StateChanged]] = defaultdict(list)
+    events = events_of_every_outcome(tmp_path)
+    for event in events:
         if isinstance(event, StateChanged):
-            ways[event.job_id].append(event)
-    assert len(ways) == len(FATES)
-    for way in ways.values():
-        assert way[0].old is State.PENDING
-        assert all(one.new is next_.old for one, next_ in pairwise(way))
-        assert way[-1].new in FINAL
-    ended = [event.outcome.id for event in told if isinstance(event, JobEnded)]
-    assert sorted(ended) == sorted(ways)
+            changes_by_job[event.job_id].append(event)
+    assert len(changes_by_job) == len(OUTCOMES)
+    for changes in changes_by_job.values():
+        assert changes[0].old is State.PENDING
+        assert all(one.new is next_.old for one, next_ in pairwise(changes))
+        assert changes[-1].new in FINAL
+    ended = [event.outcome.id for event in events if isinstance(event, JobEnded)]
+    assert sorted(ended) == sorted(changes_by_job)
 
 
-def test_a_post_is_told_before_its_job_moves(tmp_path: Path) -> None:
+def test_a_submit_is_emitted_before_its_job_changes_state(tmp_path: Path) -> None:
     """Each POST is told once before its job leaves `submitting`; only a job taken back before its POST has none."""
     posted: set[str] = set()
-    for event in told_of_every_fate(tmp_path):
+    for event in events_of_every_outcome(tmp_path):
         match event:
             case SubmitCompleted(job_id):
                 assert job_id not in posted
@@ -117,34 +117,34 @@ def test_a_post_is_told_before_its_job_moves(tmp_path: Path) -> None:
     assert not posted
 
 
-def test_a_hold_says_how_fast_it_goes_on(tmp_path: Path) -> None:
+def test_a_pause_reports_the_rate_that_follows(tmp_path: Path) -> None:
     """After a 429 the rate that a hold speaks of is the lower one, told just before it."""
-    told = told_of_every_fate(tmp_path)
-    holds = [(before, event) for before, event in pairwise(told) if isinstance(event, SubmitsPaused)]
-    holds = [(before, hold) for before, hold in holds if hold.reason == "too many"]
-    assert holds
-    for before, hold in holds:
-        assert before == RateChanged(hold.per_s)
-        assert hold.per_s < 2.0
+    events = events_of_every_outcome(tmp_path)
+    pauses = [(before, event) for before, event in pairwise(events) if isinstance(event, SubmitsPaused)]
+    pauses = [(before, hold) for before, hold in pauses if hold.reason == "too many"]
+    assert pauses
+    for before, pause in pauses:
+        assert before == RateChanged(pause.per_s)
+        assert pause.per_s < 2.0
 
 
-def test_a_run_that_goes_on_says_so(tmp_path: Path) -> None:
+def test_a_resumed_run_emits_so(tmp_path: Path) -> None:
     """What an earlier run left is told as left by it and as taken over by the next; the rate comes first."""
     gateway, first, second = ScriptedGateway(), list[Event](), list[Event]()
     gateway.poll_script["j0"] = [Waiting("QUEUED")]
 
     async def stop() -> None:
-        async with engine_on(tmp_path, gateway, first.append) as engine:
-            await engine.submit(jobs(1)[0])
+        async with engine_with_listeners(tmp_path, gateway, first.append) as engine:
+            await engine.submit(make_jobs(1)[0])
             engine.abort()
 
-    async def go_on() -> None:
-        async with engine_on(tmp_path, gateway, second.append):
+    async def resume() -> None:
+        async with engine_with_listeners(tmp_path, gateway, second.append):
             pass
 
     run_virtual(stop())
     gateway.poll_script.clear()
-    run_virtual(go_on())
+    run_virtual(resume())
     assert first[-1] == RunClosed({State.SUBMITTING: 0, State.ACCEPTED: 1, State.FINISHED: 0})
     (request_id,) = gateway.charged
     assert second[:2] == [RateChanged(10.0), JobResumed("j0", State.ACCEPTED, request_id)]

@@ -15,8 +15,8 @@ from hypothesis import strategies as st
 
 from krea_batch.observability import JsonFormatter, LogfmtFormatter
 from krea_batch.observability.logs import record_fields
-from tests.engine_fixtures import rows
-from tests.observability.outcomes import engine_on, every_fate
+from tests.engine_fixtures import rows_by_id
+from tests.observability.outcomes import engine_with_listeners, gateway_with_every_outcome
 from tests.virtual_time_runs import run_virtual
 
 
@@ -24,19 +24,19 @@ def record(template: object, *args: Any, **more: Any) -> logging.LogRecord:
     return logging.LogRecord("krea_batch", logging.INFO, __file__, 1, template, args, more.get("exc_info"))
 
 
-def as_json(*given_: Any, **more: Any) -> dict[str, Any]:
-    line = JsonFormatter().format(record(*given_, **more))
+def as_json(*record_: Any, **more: Any) -> dict[str, Any]:
+    line = JsonFormatter().format(record(*record_, **more))
     assert "\n" not in line
-    read: dict[str, Any] = json.loads(line)
-    return read
+    parsed: dict[str, Any] = json.loads(line)
+    return parsed
 
 
-def message(*given_: Any) -> str:
+def message(*record_: Any) -> str:
     """A text line without its time, level and logger."""
-    return LogfmtFormatter().format(record(*given_)).split(" ", 3)[3]
+    return LogfmtFormatter().format(record(*record_)).split(" ", 3)[3]
 
 
-TOKEN = r'"(?:[^"\\]|\\.)*"|[^ "=]+'
+LOGFMT_TOKEN = r'"(?:[^"\\]|\\.)*"|[^ "=]+'
 
 
 class TestJson:
@@ -62,7 +62,7 @@ class TestJson:
         """An argument that has no key in the template is left out, and those behind it keep theirs."""
         assert dict(record_fields(record("100%% of %s: job=%s", "all", "fox"))) == {"job": "fox"}
 
-    def test_an_exception_stands_in_its_own_field(self) -> None:
+    def test_an_exception_has_its_own_field(self) -> None:
         """A traceback is one value of one line."""
         try:
             raise ZeroDivisionError("by\nzero")
@@ -92,7 +92,7 @@ class TestJson:
 
 
 class TestText:
-    def test_plain_values_stand_as_they_are(self) -> None:
+    def test_plain_values_are_not_quoted(self) -> None:
         """Words and numbers are not quoted, and look as the template wants them."""
         assert message("= job=%s for_s=%.1f 100%%", "fox", 2.25) == "= job=fox for_s=2.2 100%"
 
@@ -104,27 +104,27 @@ class TestText:
         assert message("! request_id=%s", "") == '! request_id=""'
 
     @given(st.text(alphabet=st.characters(codec=None)), st.text(alphabet=st.characters(codec=None)))
-    def test_values_can_be_told_apart(self, job: str, reason: str) -> None:
+    def test_values_can_be_distinguished(self, job: str, reason: str) -> None:
         """Two values of any text are one line of two tokens, from which both can be read back."""
         line = message("job=%s reason=%s", job, reason)
         assert len(line.splitlines()) == 1
         line.encode()
-        found = re.fullmatch(f"job=({TOKEN}) reason=({TOKEN})", line)
+        found = re.fullmatch(f"job=({LOGFMT_TOKEN}) reason=({LOGFMT_TOKEN})", line)
         assert found
         assert [json.loads(token) if token.startswith('"') else token for token in found.groups()] == [job, reason]
 
 
 class TestRun:
-    def test_the_moves_of_a_run_can_be_read_back(self, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    def test_state_changes_can_be_read_back(self, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
         """The log of a run tells the last state of each job, as it stands in the results."""
-        gateway, todo = every_fate()
+        gateway, todo = gateway_with_every_outcome()
 
         async def main() -> None:
-            async with engine_on(tmp_path, gateway, rate="2/s", job_timeout_s=200.0) as engine:
+            async with engine_with_listeners(tmp_path, gateway, rate="2/s", job_timeout_s=200.0) as engine:
                 await engine.run(todo)
 
         with caplog.at_level(logging.DEBUG, "krea_batch"):
             run_virtual(main())
         lines = [json.loads(JsonFormatter().format(each)) for each in caplog.records if each.name == "krea_batch"]
         last = {line["job"]: line["to"] for line in lines if "to" in line}
-        assert last == {job_id: row["status"] for job_id, row in rows(tmp_path).items()}
+        assert last == {job_id: row["status"] for job_id, row in rows_by_id(tmp_path).items()}

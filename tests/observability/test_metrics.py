@@ -34,96 +34,105 @@ from krea_batch.observability import MetricsListener
 from krea_batch.observability.metrics import CHARGE_KINDS, RETRY_STAGES
 from krea_batch.rules.verdicts import Finished, Waiting
 from krea_batch.testing.scripted_gateway import ScriptedGateway
-from tests.engine_fixtures import jobs, rows
-from tests.observability.outcomes import engine_on, every_fate, figure, figures
+from tests.engine_fixtures import make_jobs, rows_by_id
+from tests.observability.outcomes import (
+    engine_with_listeners,
+    gateway_with_every_outcome,
+    metric_value,
+    metric_values,
+)
 from tests.virtual_time_runs import run_virtual
 
 
-def an_outcome(status: State = State.SUCCEEDED, **fields: Any) -> Outcome:
-    blank: dict[str, Any] = dict.fromkeys(["request_id", "error", "accepted_at", "finished_at"])
-    blank |= {"files": (), "request": {}, "metadata": {}, "polls": 1, "attempts": 1}
-    blank |= {"submitted_at": "2026-01-01T00:00:00.000Z", "stored_at": "2026-01-01T00:00:07.500Z"}
-    return Outcome(id="a", status=status, **(blank | fields))
+def make_outcome(status: State = State.SUCCEEDED, **fields: Any) -> Outcome:
+    defaults: dict[str, Any] = dict.fromkeys(["request_id", "error", "accepted_at", "finished_at"])
+    defaults |= {"files": (), "request": {}, "metadata": {}, "polls": 1, "attempts": 1}
+    defaults |= {"submitted_at": "2026-01-01T00:00:00.000Z", "stored_at": "2026-01-01T00:00:07.500Z"}
+    return Outcome(id="a", status=status, **(defaults | fields))
 
 
-def heard(*events: Event, at: float = 0.0) -> CollectorRegistry:
+def registry_after(*events: Event, at: float = 0.0) -> CollectorRegistry:
     """What the metrics say after these events."""
-    metrics = MetricsListener(clock=lambda: at)
+    listener = MetricsListener(clock=lambda: at)
     for event in events:
-        metrics(event)
-    return metrics.registry
+        listener(event)
+    return listener.registry
 
 
 class TestEachEvent:
     @pytest.mark.parametrize("end", sorted(FINAL))
     def test_every_end_is_counted(self, end: State) -> None:
         """A job that ended is counted under its own end, and all other ends stand at 0 beside it."""
-        assert figures(heard(JobEnded(an_outcome(end))), "jobs_total") == {each: float(each is end) for each in FINAL}
+        assert metric_values(registry_after(JobEnded(make_outcome(end))), "jobs_total") == {
+            each: float(each is end) for each in FINAL
+        }
 
-    def test_a_job_in_flight_stands_in_one_state(self) -> None:
+    def test_a_job_in_flight_counts_in_one_state(self) -> None:
         """A job's moves take it from one state to the next; before the submit and after the end it is in none."""
-        way = [State.PENDING, State.SUBMITTING, State.ACCEPTED, State.FINISHED, State.SUCCEEDED]
-        moves = [StateChanged("a", old, new) for old, new in pairwise(way)]
-        seen = [figures(heard(*moves[:count]), "jobs_in_flight") for count in range(len(moves) + 1)]
+        states = [State.PENDING, State.SUBMITTING, State.ACCEPTED, State.FINISHED, State.SUCCEEDED]
+        moves = [StateChanged("a", old, new) for old, new in pairwise(states)]
+        seen = [metric_values(registry_after(*moves[:count]), "jobs_in_flight") for count in range(len(moves) + 1)]
         assert [[state for state, count in each.items() if count] for each in seen] == [
             [], ["submitting"], ["accepted"], ["finished"], [],
         ]  # fmt: skip
         assert all(count in (0, 1) for each in seen for count in each.values())
 
-    def test_what_is_left_is_no_longer_in_flight(self) -> None:
+    def test_deferred_jobs_are_no_longer_in_flight(self) -> None:
         """What an engine leaves to the next run is taken off, and what another engine does stays."""
-        registry = heard(
+        registry = registry_after(
             JobResumed("a", State.ACCEPTED), JobResumed("b", State.ACCEPTED), RunClosed({State.ACCEPTED: 1})
         )
-        assert figures(registry, "jobs_in_flight") == {"submitting": 0, "accepted": 1, "finished": 0}
+        assert metric_values(registry, "jobs_in_flight") == {"submitting": 0, "accepted": 1, "finished": 0}
 
     @pytest.mark.parametrize("after", [State.PENDING, State.ERRORED])
     def test_error_is_a_refund(self, after: State) -> None:
         """An accepted POST that came to ERROR is charged and refunded, whether or not the job goes again."""
-        registry = heard(SubmitCompleted("a", "accepted", 0, 0.1), StateChanged("a", State.ACCEPTED, after))
-        assert figures(registry, "charges_total") == {"charged": 1, "refunded": 1, "unknown": 0, "resolved": 0}
+        registry = registry_after(SubmitCompleted("a", "accepted", 0, 0.1), StateChanged("a", State.ACCEPTED, after))
+        assert metric_values(registry, "charges_total") == {"charged": 1, "refunded": 1, "unknown": 0, "resolved": 0}
 
     def test_an_ambiguous_post_is_an_unknown_charge(self) -> None:
         """A POST of which nobody knows is counted as unknown, and not as charged."""
-        registry = heard(SubmitCompleted("a", "ambiguous", 0, 0.1))
-        assert figures(registry, "charges_total") == {"charged": 0, "refunded": 0, "unknown": 1, "resolved": 0}
+        registry = registry_after(SubmitCompleted("a", "ambiguous", 0, 0.1))
+        assert metric_values(registry, "charges_total") == {"charged": 0, "refunded": 0, "unknown": 1, "resolved": 0}
 
     def test_refusals_by_status(self) -> None:
         """A clear refusal is counted under its HTTP status; 429 is there from the start."""
-        assert figures(heard(), "submit_errors_total") == {"429": 0}
-        registry = heard(SubmitCompleted("a", "refused", 503, 0.1), SubmitCompleted("a", "rejected", 400, 0.1))
-        assert figures(registry, "submit_errors_total") == {"429": 0, "503": 1, "400": 1}
+        assert metric_values(registry_after(), "submit_errors_total") == {"429": 0}
+        registry = registry_after(
+            SubmitCompleted("a", "refused", 503, 0.1), SubmitCompleted("a", "rejected", 400, 0.1)
+        )
+        assert metric_values(registry, "submit_errors_total") == {"429": 0, "503": 1, "400": 1}
 
-    def test_a_hold_lasts_until_the_latest_end_told(self) -> None:
+    def test_a_pause_lasts_until_the_latest_reported_end(self) -> None:
         """Of two holds that overlap, the one that ends later counts."""
-        registry = heard(SubmitsPaused(30, 5, "429"), SubmitsPaused(10, 5, "429"), at=1000.0)
-        assert figure(registry, "submits_paused_until_timestamp_seconds") == 1030
-        assert figure(registry, "submit_pauses_total") == 2
+        registry = registry_after(SubmitsPaused(30, 5, "429"), SubmitsPaused(10, 5, "429"), at=1000.0)
+        assert metric_value(registry, "submits_paused_until_timestamp_seconds") == 1030
+        assert metric_value(registry, "submit_pauses_total") == 2
 
-    def test_the_rate_is_the_one_told_last(self) -> None:
+    def test_the_rate_is_the_last_one_reported(self) -> None:
         """The gauge of the allowed rate follows what is told."""
-        assert figure(heard(RateChanged(10.0), RateChanged(7.5)), "rate_per_second") == 7.5
+        assert metric_value(registry_after(RateChanged(10.0), RateChanged(7.5)), "rate_per_second") == 7.5
 
     def test_lag_is_observed_only_where_it_is_known(self) -> None:
         """A job whose end the gateway does not date counts for generation and not for lag."""
-        registry = heard(GenerationCompleted("a", 12.0, None), GenerationCompleted("b", 11.0, 0.4))
-        assert figure(registry, "generation_seconds_sum") == 23
-        assert figure(registry, "lag_seconds_count") == 1
-        assert figure(registry, "lag_seconds_sum") == 0.4
+        registry = registry_after(GenerationCompleted("a", 12.0, None), GenerationCompleted("b", 11.0, 0.4))
+        assert metric_value(registry, "generation_seconds_sum") == 23
+        assert metric_value(registry, "lag_seconds_count") == 1
+        assert metric_value(registry, "lag_seconds_sum") == 0.4
 
     def test_a_job_lasts_from_submit_to_stored(self) -> None:
         """The length of a job is that of its row, and jobs without a picture have none."""
-        registry = heard(JobEnded(an_outcome()), JobEnded(an_outcome(State.FAILED, stored_at=None)))
-        assert figure(registry, "job_seconds_count") == 1
-        assert figure(registry, "job_seconds_sum") == 7.5
+        registry = registry_after(JobEnded(make_outcome()), JobEnded(make_outcome(State.FAILED, stored_at=None)))
+        assert metric_value(registry, "job_seconds_count") == 1
+        assert metric_value(registry, "job_seconds_sum") == 7.5
 
-    def test_pictures_and_stops(self) -> None:
+    def test_images_and_early_stops(self) -> None:
         """Pictures count by number and bytes, and an early stop once."""
-        registry = heard(ImageStored("a", 1000, 0.2), ImageStored("a", 500, 0.3), RunStopping("no money"))
-        assert figure(registry, "downloads_total") == 2
-        assert figure(registry, "downloaded_bytes_total") == 1500
-        assert figure(registry, "download_seconds_sum") == 0.5
-        assert figure(registry, "early_stops_total") == 1
+        registry = registry_after(ImageStored("a", 1000, 0.2), ImageStored("a", 500, 0.3), RunStopping("no money"))
+        assert metric_value(registry, "downloads_total") == 2
+        assert metric_value(registry, "downloaded_bytes_total") == 1500
+        assert metric_value(registry, "download_seconds_sum") == 0.5
+        assert metric_value(registry, "early_stops_total") == 1
 
     def test_every_event_changes_something(self) -> None:
         """No kind of event is forgotten: the listener has an answer to each."""
@@ -139,8 +148,8 @@ class TestRegistry:
 
         first, second = MetricsListener(), MetricsListener()
         first(RunStopping("enough"))
-        assert figure(first.registry, "early_stops_total") == 1
-        assert figure(second.registry, "early_stops_total") == 0
+        assert metric_value(first.registry, "early_stops_total") == 1
+        assert metric_value(second.registry, "early_stops_total") == 0
         assert not [metric.name for metric in REGISTRY.collect() if metric.name.startswith("krea")]
 
     def test_an_embedders_registry_is_used(self, tmp_path: Path) -> None:
@@ -148,17 +157,17 @@ class TestRegistry:
         registry = CollectorRegistry()
 
         async def main() -> None:
-            async with engine_on(tmp_path, ScriptedGateway(), MetricsListener(registry)) as engine:
+            async with engine_with_listeners(tmp_path, ScriptedGateway(), MetricsListener(registry)) as engine:
                 assert (await engine.generate(Job(prompt="a cat"))).succeeded
 
         run_virtual(main())
-        assert figure(registry, "jobs_total", status="succeeded") == 1
+        assert metric_value(registry, "jobs_total", status="succeeded") == 1
 
     def test_no_label_names_a_job(self, tmp_path: Path) -> None:
         """Ids, prompts and request_ids of a run stand in no label."""
-        registry = of_every_fate(tmp_path)[0]
+        registry = run_every_outcome(tmp_path)[0]
         samples = [sample for metric in registry.collect() for sample in metric.samples]
-        words = {text for sample in samples for name, text in sample.labels.items() if name != "le"}
+        label_values = {text for sample in samples for name, text in sample.labels.items() if name != "le"}
         known = {
             *State,
             *get_args(PostResult),
@@ -167,17 +176,17 @@ class TestRegistry:
             *CHARGE_KINDS,
             *RETRY_STAGES,
         }
-        assert {word for word in words - known if not word.isdigit()} == set()
+        assert {value for value in label_values - known if not value.isdigit()} == set()
 
 
-def of_every_fate(out: Path) -> tuple[CollectorRegistry, Engine, Charges]:
+def run_every_outcome(out: Path) -> tuple[CollectorRegistry, Engine, Charges]:
     """What the metrics, the counters and the books say of a run in which everything happens."""
     metrics = MetricsListener()
-    gateway, todo = every_fate()
+    gateway, jobs = gateway_with_every_outcome()
 
     async def main() -> tuple[Engine, Charges]:
-        async with engine_on(out, gateway, metrics, rate="2/s", job_timeout_s=200.0) as engine:
-            await engine.run(todo)
+        async with engine_with_listeners(out, gateway, metrics, rate="2/s", job_timeout_s=200.0) as engine:
+            await engine.run(jobs)
             return engine, await engine.charges()
 
     return metrics.registry, *run_virtual(main())
@@ -186,94 +195,94 @@ def of_every_fate(out: Path) -> tuple[CollectorRegistry, Engine, Charges]:
 class TestTotals:
     def test_ends_equal_the_results(self, tmp_path: Path) -> None:
         """Each end is counted as often as it stands in results.jsonl, and pictures and bytes are those on disk."""
-        registry, _, _ = of_every_fate(tmp_path)
-        ends = Counter(row["status"] for row in rows(tmp_path).values())
+        registry, _, _ = run_every_outcome(tmp_path)
+        ends = Counter(row["status"] for row in rows_by_id(tmp_path).values())
         assert {status for status, count in ends.items() if count} >= {"succeeded", "failed", "errored", "timed_out"}
-        assert figures(registry, "jobs_total") == {end.value: ends[end.value] for end in FINAL}
-        pictures = [file for row in rows(tmp_path).values() for file in row["files"]]
-        assert figure(registry, "downloads_total") == len(pictures)
-        assert figure(registry, "downloaded_bytes_total") == sum(file["bytes"] for file in pictures)
-        assert figure(registry, "job_seconds_count") == ends["succeeded"]
+        assert metric_values(registry, "jobs_total") == {end.value: ends[end.value] for end in FINAL}
+        images = [file for row in rows_by_id(tmp_path).values() for file in row["files"]]
+        assert metric_value(registry, "downloads_total") == len(images)
+        assert metric_value(registry, "downloaded_bytes_total") == sum(file["bytes"] for file in images)
+        assert metric_value(registry, "job_seconds_count") == ends["succeeded"]
 
     def test_submits_equal_the_posts(self, tmp_path: Path) -> None:
         """Every POST is counted once, by what it came to; so is each poll."""
-        registry, engine, _ = of_every_fate(tmp_path)
+        registry, engine, _ = run_every_outcome(tmp_path)
         stats = engine.stats()
-        submits = figures(registry, "submits_total")
+        submits = metric_values(registry, "submits_total")
         assert sum(submits.values()) == stats.submits
-        assert figure(registry, "submit_seconds_count") == stats.submits - submits["not_sent"]
+        assert metric_value(registry, "submit_seconds_count") == stats.submits - submits["not_sent"]
         assert submits["accepted"] == stats.accepted
         assert all(submits.values())
-        assert figure(registry, "submit_errors_total", status="429") == stats.rate_limited == 2
-        polls = figures(registry, "polls_total")
-        assert sum(polls.values()) == stats.polls == sum(row["polls"] for row in rows(tmp_path).values())
+        assert metric_value(registry, "submit_errors_total", status="429") == stats.rate_limited == 2
+        polls = metric_values(registry, "polls_total")
+        assert sum(polls.values()) == stats.polls == sum(row["polls"] for row in rows_by_id(tmp_path).values())
         assert all(polls.values())
-        troubles = figures(registry, "retries_total")
-        assert all(count for where, count in troubles.items() if where != "sink")  # there is none
+        retries = metric_values(registry, "retries_total")
+        assert all(count for where, count in retries.items() if where != "sink")  # there is none
 
-    def test_charges_equal_the_books(self, tmp_path: Path) -> None:
+    def test_charges_equal_the_ledger(self, tmp_path: Path) -> None:
         """What the metrics say was charged, came free and is unknown is what the ledger says."""
-        registry, _, books = of_every_fate(tmp_path)
-        charges = figures(registry, "charges_total")
-        assert charges["charged"] - charges["refunded"] == books.charged > 0
-        assert charges["refunded"] == books.refunded > 0
-        assert charges["unknown"] == books.unknown > 0
+        registry, _, ledger_charges = run_every_outcome(tmp_path)
+        charges = metric_values(registry, "charges_total")
+        assert charges["charged"] - charges["refunded"] == ledger_charges.charged > 0
+        assert charges["refunded"] == ledger_charges.refunded > 0
+        assert charges["unknown"] == ledger_charges.unknown > 0
 
     def test_nothing_is_in_flight_at_the_end(self, tmp_path: Path) -> None:
         """After the run no job is in flight, the rate is the engine's, and generation was timed for each picture."""
-        registry, engine, _ = of_every_fate(tmp_path)
-        assert set(figures(registry, "jobs_in_flight").values()) == {0}
-        assert figure(registry, "rate_per_second") == engine.stats().rate_per_s
-        made = figures(registry, "polls_total")["finished"]
-        assert figure(registry, "generation_seconds_count") == made
+        registry, engine, _ = run_every_outcome(tmp_path)
+        assert set(metric_values(registry, "jobs_in_flight").values()) == {0}
+        assert metric_value(registry, "rate_per_second") == engine.stats().rate_per_s
+        made = metric_values(registry, "polls_total")["finished"]
+        assert metric_value(registry, "generation_seconds_count") == made
 
 
-class TestWayThrough:
+class TestInFlightAndLag:
     def test_in_flight_is_what_the_gateway_has(self, tmp_path: Path) -> None:
         """While jobs wait at the gateway, as many are counted as accepted; a stop at once takes them off."""
         metrics, gateway = MetricsListener(), ScriptedGateway()
-        for job in jobs(5):
+        for job in make_jobs(5):
             gateway.poll_script[job.prompt] = [Waiting("QUEUED")]
 
         async def main() -> dict[str, float]:
-            async with engine_on(tmp_path, gateway, metrics) as engine:
-                for job in jobs(5):
+            async with engine_with_listeners(tmp_path, gateway, metrics) as engine:
+                for job in make_jobs(5):
                     await engine.submit(job)
-                seen = figures(metrics.registry, "jobs_in_flight")
+                seen = metric_values(metrics.registry, "jobs_in_flight")
                 engine.abort()
             return seen
 
         assert run_virtual(main()) == {"submitting": 0, "accepted": 5, "finished": 0}
-        assert set(figures(metrics.registry, "jobs_in_flight").values()) == {0}
+        assert set(metric_values(metrics.registry, "jobs_in_flight").values()) == {0}
 
         gateway.poll_script.clear()
         metrics = MetricsListener()
 
-        async def go_on() -> dict[str, float]:
-            async with engine_on(tmp_path, gateway, metrics):
-                return figures(metrics.registry, "jobs_in_flight")
+        async def resume() -> dict[str, float]:
+            async with engine_with_listeners(tmp_path, gateway, metrics):
+                return metric_values(metrics.registry, "jobs_in_flight")
 
-        assert run_virtual(go_on()) == {"submitting": 0, "accepted": 5, "finished": 0}
-        assert set(figures(metrics.registry, "jobs_in_flight").values()) == {0}
-        assert figure(metrics.registry, "jobs_total", status="succeeded") == 5
-        assert figure(metrics.registry, "submits_total", result="accepted") == 0
-        assert figure(metrics.registry, "generation_seconds_count") == 0  # nobody knows when they were accepted
+        assert run_virtual(resume()) == {"submitting": 0, "accepted": 5, "finished": 0}
+        assert set(metric_values(metrics.registry, "jobs_in_flight").values()) == {0}
+        assert metric_value(metrics.registry, "jobs_total", status="succeeded") == 5
+        assert metric_value(metrics.registry, "submits_total", result="accepted") == 0
+        assert metric_value(metrics.registry, "generation_seconds_count") == 0  # nobody knows when they were accepted
 
     def test_lag_is_what_the_gateway_did_not_take(self, tmp_path: Path) -> None:
         """Generation by the gateway's word and lag together are the age at which a job was seen finished."""
         metrics, gateway = MetricsListener(), ScriptedGateway()
-        told: list[Event] = []
+        events: list[Event] = []
 
         url = "https://cdn.example/krea-2-large-text-to-image_00000000/1.png"
         gateway.poll_script["j0"] = [Finished((url,), "image/png", 0.25)]
 
         async def main() -> None:
-            async with engine_on(tmp_path, gateway, metrics, told.append) as engine:
-                await engine.generate(jobs(1)[0])
+            async with engine_with_listeners(tmp_path, gateway, metrics, events.append) as engine:
+                await engine.generate(make_jobs(1)[0])
 
         run_virtual(main())
-        (made,) = [event for event in told if isinstance(event, GenerationCompleted)]
+        (made,) = [event for event in events if isinstance(event, GenerationCompleted)]
         assert made.took_s == 0.25
         assert made.lag_s is not None
         assert made.lag_s > 0
-        assert figure(metrics.registry, "lag_seconds_sum") == made.lag_s
+        assert metric_value(metrics.registry, "lag_seconds_sum") == made.lag_s

@@ -50,13 +50,13 @@ def test_metrics_are_served_until_closed() -> None:
 
 def samples(address: Address) -> dict[str, float]:
     """What a scrape gives, by the names of its series."""
-    with urllib.request.urlopen(address.url) as answer:  # noqa: S310 - loopback
-        families = text_string_to_metric_families(answer.read().decode())
+    with urllib.request.urlopen(address.url) as response:  # noqa: S310 - loopback
+        families = text_string_to_metric_families(response.read().decode())
         return {sample.name: sample.value for family in families for sample in family.samples}
 
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "no.such.host.invalid", "..", "192.0.2.1"])
-def test_where_nobody_can_listen(host: str) -> None:
+def test_an_address_that_cannot_be_bound(host: str) -> None:
     """A port that is taken and a host that is not this machine's are errors of the option."""
     with serve_registry(CollectorRegistry(), Address("127.0.0.1", 0)) as taken:
         never = serve_registry(CollectorRegistry(), Address(host, taken.port))

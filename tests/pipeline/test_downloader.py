@@ -17,33 +17,33 @@ from krea_batch.ledger import LedgerStore
 from krea_batch.rules.verdicts import Finished
 from krea_batch.storage.image_file import ImageFile
 from krea_batch.testing.scripted_gateway import ScriptedDownload, ScriptedGateway, make_png
-from tests.engine_fixtures import jobs, rows, run_jobs, states, statuses
+from tests.engine_fixtures import make_jobs, rows_by_id, run_jobs, ledger_states, result_statuses
 from tests.virtual_time_runs import run_until_killed, run_virtual
 
-CUT = DownloadError("the connection was cut")
-WHOLE = None  # in a script of media: the picture, from where it is asked for
+CONNECTION_CUT = DownloadError("the connection was cut")
+WHOLE_IMAGE = None  # in a script of media: the picture, from where it is asked for
 
 
-def picture_of(prompt: str) -> bytes:
+def image_of(prompt: str) -> bytes:
     """What ScriptedGateway makes of a prompt."""
     return make_png(text=prompt.encode())
 
 
-def check_whole(out: Path) -> None:
+def check_images(out: Path) -> None:
     """Every .png is whole and the one of its row; nothing else is left."""
     in_rows = {}
-    for job_id, row in rows(out).items():
+    for job_id, row in rows_by_id(out).items():
         for file in row["files"]:
             data = (out / file["path"]).read_bytes()
             assert hashlib.sha256(data).hexdigest() == file["sha256"]
             assert len(data) == file["bytes"]
-            assert data == picture_of(row["request"]["prompt"]), job_id
+            assert data == image_of(row["request"]["prompt"]), job_id
             in_rows[file["path"]] = job_id
     assert set(in_rows) == {f"images/{path.name}" for path in (out / "images").glob("*.png")}
 
 
 def only_file(out: Path, job_id: str = "j0") -> bytes:
-    (file,) = rows(out)[job_id]["files"]
+    (file,) = rows_by_id(out)[job_id]["files"]
     data: bytes = (out / file["path"]).read_bytes()
     return data
 
@@ -53,16 +53,16 @@ class TestOutputs:
     def test_several_outputs_are_several_files(self, tmp_path: Path, count: int) -> None:
         """Each output becomes a file, named by its place, and stands in the row in that order."""
 
-        class Several(ScriptedGateway):
+        class SeveralOutputsGateway(ScriptedGateway):
             def finished(self, request_id: str, outputs: int = 1) -> Finished:
                 return super().finished(request_id, count)
 
-            def picture(self, request_id: str) -> bytes:
+            def image(self, request_id: str) -> bytes:
                 return make_png(text=self.downloads[-1][0].encode())  # each output is another picture
 
-        gateway = Several()
-        run_virtual(run_jobs(tmp_path, gateway, jobs(1)))
-        files = rows(tmp_path)["j0"]["files"]
+        gateway = SeveralOutputsGateway()
+        run_virtual(run_jobs(tmp_path, gateway, make_jobs(1)))
+        files = rows_by_id(tmp_path)["j0"]["files"]
         assert [file["path"] for file in files] == [
             "images/j0.png" if n == 1 else f"images/j0-{n}.png" for n in range(1, count + 1)
         ]
@@ -72,155 +72,158 @@ class TestOutputs:
     def test_an_id_that_looks_like_an_output(self, tmp_path: Path) -> None:
         """Job `a` with two outputs and job `a-2`, streaming together, both come home whole."""
 
-        class Two(ScriptedGateway):
+        class TwoFilesGateway(ScriptedGateway):
             def finished(self, request_id: str, outputs: int = 1) -> Finished:
                 return super().finished(request_id, 2 if self.charged[request_id] == "first" else 1)
 
-        gateway = Two()
-        gateway.download_script["first"] = [WHOLE, [picture_of("first")[:20], CUT], (5.0, WHOLE)]
-        gateway.download_script["second"] = [[picture_of("second")[:30], CUT], (5.0, WHOLE)]
+        gateway = TwoFilesGateway()
+        gateway.download_script["first"] = [WHOLE_IMAGE, [image_of("first")[:20], CONNECTION_CUT], (5.0, WHOLE_IMAGE)]
+        gateway.download_script["second"] = [[image_of("second")[:30], CONNECTION_CUT], (5.0, WHOLE_IMAGE)]
         todo = [Job(prompt="first", id="a"), Job(prompt="second", id="a-2")]
         run_virtual(run_jobs(tmp_path, gateway, todo))
-        assert statuses(tmp_path) == {"a": "succeeded", "a-2": "succeeded"}
-        assert len({file["path"] for row in rows(tmp_path).values() for file in row["files"]}) == 3
-        check_whole(tmp_path)
+        assert result_statuses(tmp_path) == {"a": "succeeded", "a-2": "succeeded"}
+        assert len({file["path"] for row in rows_by_id(tmp_path).values() for file in row["files"]}) == 3
+        check_images(tmp_path)
 
     @pytest.mark.parametrize("fails_at", [1, 2, 3])
-    def test_what_has_come_is_not_fetched_again(self, tmp_path: Path, fails_at: int) -> None:
+    def test_finished_outputs_are_not_downloaded_again(self, tmp_path: Path, fails_at: int) -> None:
         """Trouble with one of three outputs is mended without fetching the others again."""
 
-        class Three(ScriptedGateway):
+        class ThreeOutputsGateway(ScriptedGateway):
             def finished(self, request_id: str, outputs: int = 1) -> Finished:
                 return super().finished(request_id, 3)
 
-        gateway = Three()
-        gateway.download_script["j0"] = [WHOLE] * (fails_at - 1) + [CUT, WHOLE]
-        run_virtual(run_jobs(tmp_path, gateway, jobs(1)))
-        assert statuses(tmp_path) == {"j0": "succeeded"}
+        gateway = ThreeOutputsGateway()
+        gateway.download_script["j0"] = [WHOLE_IMAGE] * (fails_at - 1) + [CONNECTION_CUT, WHOLE_IMAGE]
+        run_virtual(run_jobs(tmp_path, gateway, make_jobs(1)))
+        assert result_statuses(tmp_path) == {"j0": "succeeded"}
         assert len(gateway.downloads) == 4
-        check_whole(tmp_path)
+        check_images(tmp_path)
 
 
-class TestTrouble:
-    @pytest.mark.parametrize("at", [1, 8, 50, len(picture_of("j0")) - 1])
-    def test_a_cut_download_goes_on_where_it_stopped(self, tmp_path: Path, at: int) -> None:
+class TestDownloadErrors:
+    @pytest.mark.parametrize("at", [1, 8, 50, len(image_of("j0")) - 1])
+    def test_a_cut_download_resumes_where_it_stopped(self, tmp_path: Path, at: int) -> None:
         """The rest is asked for by Range, and the file is whole."""
         gateway = ScriptedGateway()
-        gateway.download_script["j0"] = [[picture_of("j0")[:at], CUT], WHOLE]
-        run_virtual(run_jobs(tmp_path, gateway, jobs(1)))
+        gateway.download_script["j0"] = [[image_of("j0")[:at], CONNECTION_CUT], WHOLE_IMAGE]
+        run_virtual(run_jobs(tmp_path, gateway, make_jobs(1)))
         assert [offset for _, offset in gateway.downloads] == [0, at]
-        check_whole(tmp_path)
+        check_images(tmp_path)
 
     def test_cut_again_and_again(self, tmp_path: Path) -> None:
         """Five cuts leave five pieces, and the sixth answer brings the end."""
-        body = picture_of("j0")
+        body = image_of("j0")
         gateway = ScriptedGateway()
         gateway.download_script["j0"] = [
-            ScriptedDownload([body[at : at + 10], CUT], offset=at) for at in range(0, 50, 10)
-        ] + [WHOLE]  # fmt: skip
-        run_virtual(run_jobs(tmp_path, gateway, jobs(1)))
+            ScriptedDownload([body[at : at + 10], CONNECTION_CUT], offset=at) for at in range(0, 50, 10)
+        ] + [WHOLE_IMAGE]  # fmt: skip
+        run_virtual(run_jobs(tmp_path, gateway, make_jobs(1)))
         assert [offset for _, offset in gateway.downloads] == [0, 10, 20, 30, 40, 50]
-        check_whole(tmp_path)
+        check_images(tmp_path)
 
     def test_if_range_refused_starts_over(self, tmp_path: Path) -> None:
         """An answer from the first byte on replaces what had come, though it was another picture's begin."""
         gateway = ScriptedGateway()
-        gateway.download_script["j0"] = [[make_png(9, 9, text=b"old")[:60], CUT], [picture_of("j0")]]
-        run_virtual(run_jobs(tmp_path, gateway, jobs(1)))
+        gateway.download_script["j0"] = [[make_png(9, 9, text=b"old")[:60], CONNECTION_CUT], [image_of("j0")]]
+        run_virtual(run_jobs(tmp_path, gateway, make_jobs(1)))
         assert [offset for _, offset in gateway.downloads] == [0, 60]
-        check_whole(tmp_path)
+        check_images(tmp_path)
 
     @pytest.mark.parametrize(
         "pieces",
         [
-            [picture_of("j0") + b"more"],
-            [picture_of("j0")[:-4] + b"????"],
+            [image_of("j0") + b"more"],
+            [image_of("j0")[:-4] + b"????"],
             [b"<html>", b"try later</html>"],
-            [picture_of("j0")[:50]],
+            [image_of("j0")[:50]],
             [],
-            [b"<html>", CUT],
+            [b"<html>", CONNECTION_CUT],
         ],
         ids=["trailing bytes", "wrong CRC", "HTML", "cut PNG that ends well", "nothing", "HTML, cut"],
     )
-    def test_a_wrong_body_is_fetched_again(self, tmp_path: Path, pieces: list[Any]) -> None:
+    def test_an_invalid_image_is_downloaded_again(self, tmp_path: Path, pieces: list[Any]) -> None:
         """It is fetched from its begin, and the wrong one leaves no trace."""
         gateway = ScriptedGateway()
-        gateway.download_script["j0"] = [pieces, pieces, WHOLE]
-        run_virtual(run_jobs(tmp_path, gateway, jobs(1)))
+        gateway.download_script["j0"] = [pieces, pieces, WHOLE_IMAGE]
+        run_virtual(run_jobs(tmp_path, gateway, make_jobs(1)))
         assert [offset for _, offset in gateway.downloads] == [0, 0, 0]
         assert len(gateway.submitted_bodies) == 1
-        check_whole(tmp_path)
+        check_images(tmp_path)
 
     def test_no_etag_no_range(self, tmp_path: Path) -> None:
         """Without a strong ETag nothing proves that the rest belongs to the begin: it is fetched anew."""
         gateway = ScriptedGateway()
-        gateway.download_script["j0"] = [ScriptedDownload([picture_of("j0")[:50], CUT], etag=None), WHOLE]
-        run_virtual(run_jobs(tmp_path, gateway, jobs(1)))
-        check_whole(tmp_path)
+        gateway.download_script["j0"] = [
+            ScriptedDownload([image_of("j0")[:50], CONNECTION_CUT], etag=None),
+            WHOLE_IMAGE,
+        ]
+        run_virtual(run_jobs(tmp_path, gateway, make_jobs(1)))
+        check_images(tmp_path)
 
     @pytest.mark.parametrize(
         "trouble",
-        [CUT, DownloadError("HTTP 404", status=404), [b"<html>"], [picture_of("j0")[:-1]]],
+        [CONNECTION_CUT, DownloadError("HTTP 404", status=404), [b"<html>"], [image_of("j0")[:-1]]],
         ids=["cut", "404", "HTML", "short"],
     )
-    def test_what_cannot_be_had_is_left_to_the_next_run(self, tmp_path: Path, trouble: Any) -> None:
+    def test_what_cannot_be_downloaded_is_left_to_the_next_run(self, tmp_path: Path, error: Any) -> None:
         """After download_attempts the job is timed out, with its request_id; the next run fetches it, unpaid."""
         gateway = ScriptedGateway()
-        gateway.download_script["j0"] = [trouble]
-        run_virtual(run_jobs(tmp_path, gateway, jobs(2), download_attempts=3))
-        assert statuses(tmp_path) == {"j0": "timed_out", "j1": "succeeded"}
-        assert rows(tmp_path)["j0"]["request_id"]
-        assert rows(tmp_path)["j0"]["error"]["kind"] == "download"
+        gateway.download_script["j0"] = [error]
+        run_virtual(run_jobs(tmp_path, gateway, make_jobs(2), download_attempts=3))
+        assert result_statuses(tmp_path) == {"j0": "timed_out", "j1": "succeeded"}
+        assert rows_by_id(tmp_path)["j0"]["request_id"]
+        assert rows_by_id(tmp_path)["j0"]["error"]["kind"] == "download"
         assert len([url for url, _ in gateway.downloads if "00000000" in url]) == 3
         gateway.download_script.clear()
-        run_virtual(run_jobs(tmp_path, gateway, jobs(2)))
-        assert statuses(tmp_path) == {"j0": "succeeded", "j1": "succeeded"}
+        run_virtual(run_jobs(tmp_path, gateway, make_jobs(2)))
+        assert result_statuses(tmp_path) == {"j0": "succeeded", "j1": "succeeded"}
         assert len(gateway.submitted_bodies) == 2
-        check_whole(tmp_path)
+        check_images(tmp_path)
 
-    def test_retry_after_holds_the_host(self, tmp_path: Path) -> None:
+    def test_retry_after_pauses_the_host(self, tmp_path: Path) -> None:
         """A CDN that says 429 with Retry-After is left alone for that long by all downloads."""
         gateway = ScriptedGateway()
-        gateway.download_script["j0"] = [DownloadError("HTTP 429", status=429, retry_after_s=60.0), WHOLE]
+        gateway.download_script["j0"] = [DownloadError("HTTP 429", status=429, retry_after_s=60.0), WHOLE_IMAGE]
         times_s: list[float] = []
         fetch = gateway.fetch
 
-        async def noting(url: str, **more: Any) -> ScriptedDownload:
+        async def record_time(url: str, **more: Any) -> ScriptedDownload:
             times_s.append(asyncio.get_running_loop().time())
             return await fetch(url, **more)
 
-        gateway.fetch = noting  # type: ignore[method-assign]
-        run_virtual(run_jobs(tmp_path, gateway, jobs(50), rate="5/s"))
+        gateway.fetch = record_time  # type: ignore[method-assign]
+        run_virtual(run_jobs(tmp_path, gateway, make_jobs(50), rate="5/s"))
         assert not [at_s for at_s in times_s if times_s[0] + 0.2 < at_s < times_s[0] + 60.0]
-        assert set(statuses(tmp_path).values()) == {"succeeded"}
+        assert set(result_statuses(tmp_path).values()) == {"succeeded"}
 
 
 class TestDisk:
-    def test_somebody_elses_file_is_never_touched(self, tmp_path: Path) -> None:
+    def test_a_foreign_file_is_never_touched(self, tmp_path: Path) -> None:
         """A file that lies where the picture should go stays as it is, and so does the picture."""
         (tmp_path / "images").mkdir()
         (tmp_path / "images" / "j0.png").write_bytes(b"holiday")
-        run_virtual(run_jobs(tmp_path, ScriptedGateway(), jobs(1)))
+        run_virtual(run_jobs(tmp_path, ScriptedGateway(), make_jobs(1)))
         assert (tmp_path / "images" / "j0.png").read_bytes() == b"holiday"
-        assert only_file(tmp_path) == picture_of("j0")
+        assert only_file(tmp_path) == image_of("j0")
 
     def test_ours_is_adopted_after_a_crash(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         """A process that dies between rename and ledger leaves one file, and the next run one file."""
 
-        def dies(*_: object) -> None:
+        def kill(*_: object) -> None:
             raise KeyError("dead")
 
         gateway = ScriptedGateway()
         with monkeypatch.context() as patch:
-            patch.setattr(LedgerStore, "store", dies)
+            patch.setattr(LedgerStore, "store", kill)
             with pytest.raises(KeyError):
-                run_virtual(run_jobs(tmp_path, gateway, jobs(1)))
-        assert states(tmp_path) == {"j0": "finished"}
+                run_virtual(run_jobs(tmp_path, gateway, make_jobs(1)))
+        assert ledger_states(tmp_path) == {"j0": "finished"}
         assert os.listdir(tmp_path / "images") == ["j0.png"]
-        run_virtual(run_jobs(tmp_path, gateway, jobs(1)))
+        run_virtual(run_jobs(tmp_path, gateway, make_jobs(1)))
         assert os.listdir(tmp_path / "images") == ["j0.png"]
         assert len(gateway.submitted_bodies) == 1
-        check_whole(tmp_path)
+        check_images(tmp_path)
 
     @pytest.mark.parametrize("code", [errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS])
     @pytest.mark.parametrize("method", ["take", "close_up", "sync", "name"])
@@ -229,22 +232,22 @@ class TestDisk:
     ) -> None:
         """The run stops, the job stays finished, and the next run stores it without another POST."""
 
-        def full(*_: object) -> None:
+        def raise_disk_full(*_: object) -> None:
             raise OSError(code, os.strerror(code))
 
         gateway = ScriptedGateway()
         if method == "take":
-            gateway.download_script["j0"] = [[picture_of("j0")[:20], CUT], WHOLE]
+            gateway.download_script["j0"] = [[image_of("j0")[:20], CONNECTION_CUT], WHOLE_IMAGE]
         with monkeypatch.context() as patch:
-            patch.setattr(ImageFile, method, full)
-            engine = run_virtual(run_jobs(tmp_path, gateway, jobs(1)))
+            patch.setattr(ImageFile, method, raise_disk_full)
+            engine = run_virtual(run_jobs(tmp_path, gateway, make_jobs(1)))
         assert engine.stopped is not None
         assert os.strerror(code) in str(engine.stopped)
-        assert states(tmp_path) == {"j0": "finished"}
-        run_virtual(run_jobs(tmp_path, gateway, jobs(1)))
-        assert statuses(tmp_path) == {"j0": "succeeded"}
+        assert ledger_states(tmp_path) == {"j0": "finished"}
+        run_virtual(run_jobs(tmp_path, gateway, make_jobs(1)))
+        assert result_statuses(tmp_path) == {"j0": "succeeded"}
         assert len(gateway.submitted_bodies) == 1
-        check_whole(tmp_path)
+        check_images(tmp_path)
 
     def test_a_stop_leaves_no_file_open(self, tmp_path: Path) -> None:
         """A download of many megabytes that is dropped by stop_now leaks no descriptor."""
@@ -254,7 +257,7 @@ class TestDisk:
 
         async def main() -> None:
             async with Engine(tmp_path, gateway_client=gateway) as engine:
-                await engine.submit(jobs(1)[0])
+                await engine.submit(make_jobs(1)[0])
                 await asyncio.sleep(100.0)
                 assert [path.stat().st_size for path in (tmp_path / "images").iterdir()] == [5 << 20]
                 engine.abort()
@@ -262,21 +265,21 @@ class TestDisk:
         before = len(os.listdir("/proc/self/fd"))
         run_virtual(main())
         assert len(os.listdir("/proc/self/fd")) == before
-        assert states(tmp_path) == {"j0": "finished"}
+        assert ledger_states(tmp_path) == {"j0": "finished"}
 
     @pytest.mark.parametrize("killed_ms", range(10_000, 14_000, 250))
     def test_no_png_is_ever_half(self, tmp_path: Path, killed_ms: int) -> None:
         """Whenever the process dies, what ends in .png is whole; the next run brings the rest."""
         gateway = ScriptedGateway()
-        for job in jobs(4):
-            body = picture_of(job.id)
-            gateway.download_script[job.id] = [[body[:20], 0.5, body[20:50], 0.5, CUT], WHOLE]
+        for job in make_jobs(4):
+            body = image_of(job.id)
+            gateway.download_script[job.id] = [[body[:20], 0.5, body[20:50], 0.5, CONNECTION_CUT], WHOLE_IMAGE]
         run_until_killed(
-            run_jobs(tmp_path, gateway, jobs(4)), killed_ms / 1000, tmp_path, thread_duration_s=lambda: 0.2
+            run_jobs(tmp_path, gateway, make_jobs(4)), killed_ms / 1000, tmp_path, thread_duration_s=lambda: 0.2
         )
         seen = {path.name: path.read_bytes() for path in (tmp_path / "images").glob("*.png")}
-        assert all(data == picture_of(name.removesuffix(".png")) for name, data in seen.items())
-        run_virtual(run_jobs(tmp_path, gateway, jobs(4)))
-        assert set(statuses(tmp_path).values()) == {"succeeded"}
+        assert all(data == image_of(name.removesuffix(".png")) for name, data in seen.items())
+        run_virtual(run_jobs(tmp_path, gateway, make_jobs(4)))
+        assert set(result_statuses(tmp_path).values()) == {"succeeded"}
         assert len(gateway.submitted_bodies) == 4
-        check_whole(tmp_path)
+        check_images(tmp_path)

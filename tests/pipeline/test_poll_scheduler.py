@@ -14,12 +14,12 @@ import pytest
 from krea_batch import Engine, GatewayError
 from krea_batch.rules.verdicts import Errored, Failed, Finished, PollFailed, Waiting
 from krea_batch.testing.scripted_gateway import ACCEPT, ScriptedGateway
-from tests.engine_fixtures import jobs, query_ledger, rows, run_jobs, states, statuses
+from tests.engine_fixtures import make_jobs, query_ledger, rows_by_id, run_jobs, ledger_states, result_statuses
 from tests.virtual_time_runs import run_virtual
 from tests.window_stats import max_in_window
 
-WAITING = Waiting("PROCESSING")
-TROUBLES = {
+STILL_WAITING = Waiting("PROCESSING")
+POLL_ERRORS = {
     "401": PollFailed("unauthorized", 401),
     "404": PollFailed("not found", 404),
     "429": PollFailed("slow down", 429),
@@ -35,12 +35,12 @@ def gaps_s(times_s: Iterable[float]) -> list[float]:
     return [later - earlier for earlier, later in pairwise(times_s)]
 
 
-class Latencies(ScriptedGateway):
+class FixedLatencyScript(ScriptedGateway):
     """Jobs are finished as many seconds after their acceptance as `took_s` says for each."""
 
-    def __init__(self, took_s: list[float]) -> None:
+    def __init__(self, latencies_s: list[float]) -> None:
         super().__init__()
-        self._took_s = took_s
+        self._latencies_s = latencies_s
         self.done_s: dict[str, float] = {}
         self.accepted_s: dict[str, float] = {}
 
@@ -48,12 +48,12 @@ class Latencies(ScriptedGateway):
         accepted = super().accept(prompt)
         now_s = asyncio.get_running_loop().time()
         self.accepted_s[accepted.request_id] = now_s
-        self.done_s[accepted.request_id] = now_s + self._took_s[len(self.done_s) % len(self._took_s)]
+        self.done_s[accepted.request_id] = now_s + self._latencies_s[len(self.done_s) % len(self._latencies_s)]
         return accepted
 
     async def poll(self, request_id: str) -> Any:
         now_s = asyncio.get_running_loop().time()
-        self.poll_script[self.charged[request_id]] = [Finished if now_s >= self.done_s[request_id] else WAITING]
+        self.poll_script[self.charged[request_id]] = [Finished if now_s >= self.done_s[request_id] else STILL_WAITING]
         return await super().poll(request_id)
 
 
@@ -62,9 +62,9 @@ class TestInterval:
     def test_two_polls_of_a_job_are_never_closer(self, tmp_path: Path, interval_s: float) -> None:
         """From the acceptance on, whatever the polls say and whatever was learned, the interval is kept."""
         chance = Random(3)
-        gateway = Latencies([chance.uniform(0.1, 90.0) for _ in range(100)])
-        run_virtual(run_jobs(tmp_path, gateway, jobs(100), rate="100/s", poll_interval_s=interval_s))
-        assert set(statuses(tmp_path).values()) == {"succeeded"}
+        gateway = FixedLatencyScript([chance.uniform(0.1, 90.0) for _ in range(100)])
+        run_virtual(run_jobs(tmp_path, gateway, make_jobs(100), rate="100/s", poll_interval_s=interval_s))
+        assert set(result_statuses(tmp_path).values()) == {"succeeded"}
         for request_id, times_s in gateway.poll_times_s.items():
             assert times_s[0] - gateway.accepted_s[request_id] >= interval_s - 1e-3
             assert min(gaps_s(times_s), default=interval_s) >= interval_s - 1e-3
@@ -73,53 +73,53 @@ class TestInterval:
     def test_not_even_at_the_end_of_the_time(self, tmp_path: Path, timeout_s: float) -> None:
         """A job that is about to time out is not polled once more too soon for that."""
         gateway = ScriptedGateway()
-        gateway.poll_script["j0"] = [WAITING]
-        run_virtual(run_jobs(tmp_path, gateway, jobs(1), job_timeout_s=timeout_s))
-        assert statuses(tmp_path) == {"j0": "timed_out"}
+        gateway.poll_script["j0"] = [STILL_WAITING]
+        run_virtual(run_jobs(tmp_path, gateway, make_jobs(1), job_timeout_s=timeout_s))
+        assert result_statuses(tmp_path) == {"j0": "timed_out"}
         (times_s,) = gateway.poll_times_s.values()
         assert min(gaps_s(times_s), default=5.0) >= 5.0
         assert len(times_s) <= 3
 
-    @pytest.mark.parametrize("trouble", TROUBLES.values(), ids=TROUBLES)
-    def test_not_after_trouble(self, tmp_path: Path, trouble: PollFailed) -> None:
+    @pytest.mark.parametrize("trouble", POLL_ERRORS.values(), ids=POLL_ERRORS)
+    def test_not_after_an_error(self, tmp_path: Path, error: PollFailed) -> None:
         """Polls that fail are repeated no sooner than the interval, nor than Retry-After says."""
         gateway = ScriptedGateway()
-        gateway.poll_script["j0"] = [WAITING, trouble, trouble, WAITING, trouble, Finished]
-        run_virtual(run_jobs(tmp_path, gateway, jobs(1)))
+        gateway.poll_script["j0"] = [STILL_WAITING, error, error, STILL_WAITING, error, Finished]
+        run_virtual(run_jobs(tmp_path, gateway, make_jobs(1)))
         (times_s,) = gateway.poll_times_s.values()
         assert min(gaps_s(times_s)) >= 5.0
-        assert gaps_s(times_s)[1] >= (trouble.retry_after_s or 5.0)
+        assert gaps_s(times_s)[1] >= (error.retry_after_s or 5.0)
 
     def test_few_polls_and_little_lag(self, tmp_path: Path) -> None:
         """With latencies it has seen, the scheduler polls less than every interval, and finds jobs soon."""
         chance = Random(5)
-        gateway = Latencies([chance.gauss(40.0, 4.0) for _ in range(600)])
-        engine = run_virtual(run_jobs(tmp_path, gateway, jobs(600), rate="5/s", max_in_flight=600))
+        gateway = FixedLatencyScript([chance.gauss(40.0, 4.0) for _ in range(600)])
+        engine = run_virtual(run_jobs(tmp_path, gateway, make_jobs(600), rate="5/s", max_in_flight=600))
         lags_s = [times_s[-1] - gateway.done_s[request_id] for request_id, times_s in gateway.poll_times_s.items()]
         assert engine.stats().polls < 600 * 40 / 5 * 0.6
         assert sum(lags_s) / len(lags_s) < 6.0
 
 
-class TestWords:
+class TestStatuses:
     def test_failed_ends_the_job(self, tmp_path: Path) -> None:
         """FAILED is an end: nothing is sent again, and its words are in the result."""
         gateway = ScriptedGateway()
         gateway.poll_script["j0"] = [Failed("nsfw")]
         for _ in range(2):
-            run_virtual(run_jobs(tmp_path, gateway, jobs(2)))
-            assert statuses(tmp_path) == {"j0": "failed", "j1": "succeeded"}
+            run_virtual(run_jobs(tmp_path, gateway, make_jobs(2)))
+            assert result_statuses(tmp_path) == {"j0": "failed", "j1": "succeeded"}
             assert len(gateway.submitted_bodies) == 2
-        assert rows(tmp_path)["j0"]["error"] == {"kind": "failed", "message": "nsfw"}
-        assert rows(tmp_path)["j0"]["request_id"]
+        assert rows_by_id(tmp_path)["j0"]["error"] == {"kind": "failed", "message": "nsfw"}
+        assert rows_by_id(tmp_path)["j0"]["request_id"]
 
     def test_error_is_submitted_again(self, tmp_path: Path) -> None:
         """ERROR is not charged: the job goes again, with the same body, and its second request is the one kept."""
         gateway = ScriptedGateway()
         gateway.poll_script["j0"] = [Errored("gpu"), Finished]
-        run_virtual(run_jobs(tmp_path, gateway, jobs(1)))
-        assert statuses(tmp_path) == {"j0": "succeeded"}
+        run_virtual(run_jobs(tmp_path, gateway, make_jobs(1)))
+        assert result_statuses(tmp_path) == {"j0": "succeeded"}
         assert gateway.submitted_bodies[0] == gateway.submitted_bodies[1]
-        assert rows(tmp_path)["j0"]["request_id"] == list(gateway.charged)[1]
+        assert rows_by_id(tmp_path)["j0"]["request_id"] == list(gateway.charged)[1]
         assert query_ledger(tmp_path, "SELECT result, refunded FROM submissions") == [
             ("accepted", 1),
             ("accepted", 0),
@@ -130,14 +130,14 @@ class TestWords:
         """After max_attempts ERRORs the job is errored; a run that allows more goes on with it."""
         gateway = ScriptedGateway()
         gateway.poll_script["j0"] = [Errored("gpu")]
-        run_virtual(run_jobs(tmp_path, gateway, jobs(1), max_attempts=most))
-        assert statuses(tmp_path) == {"j0": "errored"}
+        run_virtual(run_jobs(tmp_path, gateway, make_jobs(1), max_attempts=most))
+        assert result_statuses(tmp_path) == {"j0": "errored"}
         assert len(gateway.submitted_bodies) == most
-        run_virtual(run_jobs(tmp_path, gateway, jobs(1), max_attempts=most))
+        run_virtual(run_jobs(tmp_path, gateway, make_jobs(1), max_attempts=most))
         assert len(gateway.submitted_bodies) == most
         gateway.poll_script["j0"] = [Finished]
-        run_virtual(run_jobs(tmp_path, gateway, jobs(1), max_attempts=most + 1))
-        assert statuses(tmp_path) == {"j0": "succeeded"}
+        run_virtual(run_jobs(tmp_path, gateway, make_jobs(1), max_attempts=most + 1))
+        assert result_statuses(tmp_path) == {"j0": "succeeded"}
         assert len(gateway.submitted_bodies) == most + 1
 
     def test_error_after_the_stop_stays_for_the_next_run(self, tmp_path: Path) -> None:
@@ -147,46 +147,46 @@ class TestWords:
 
         async def main() -> None:
             async with Engine(tmp_path, gateway_client=gateway) as engine:
-                running = asyncio.create_task(engine.run(jobs(1)))
+                running = asyncio.create_task(engine.run(make_jobs(1)))
                 await asyncio.sleep(1.0)
                 engine.stop()
                 await running
 
         run_virtual(main())
-        assert states(tmp_path) == {"j0": "pending"}
+        assert ledger_states(tmp_path) == {"j0": "pending"}
         assert len(gateway.submitted_bodies) == 1
-        run_virtual(run_jobs(tmp_path, gateway, jobs(1)))
-        assert statuses(tmp_path) == {"j0": "succeeded"}
+        run_virtual(run_jobs(tmp_path, gateway, make_jobs(1)))
+        assert result_statuses(tmp_path) == {"j0": "succeeded"}
         assert len(gateway.submitted_bodies) == 2
 
     @pytest.mark.parametrize("word", ["QUEUED", "PROCESSING", "THINKING", "CANCELLED", ""])
-    def test_other_words_mean_not_yet(self, tmp_path: Path, word: str) -> None:
+    def test_unknown_statuses_mean_not_yet(self, tmp_path: Path, status: str) -> None:
         """An unknown word is no end."""
         gateway = ScriptedGateway()
-        gateway.poll_script["j0"] = [Waiting(word)] * 20 + [Finished]
-        run_virtual(run_jobs(tmp_path, gateway, jobs(1)))
-        assert statuses(tmp_path) == {"j0": "succeeded"}
+        gateway.poll_script["j0"] = [Waiting(status)] * 20 + [Finished]
+        run_virtual(run_jobs(tmp_path, gateway, make_jobs(1)))
+        assert result_statuses(tmp_path) == {"j0": "succeeded"}
         assert len(gateway.submitted_bodies) == 1
 
 
-class TestTrouble:
-    @pytest.mark.parametrize("trouble", [TROUBLES[name] for name in TROUBLES if name != "401"])
-    def test_trouble_changes_nothing(self, tmp_path: Path, trouble: PollFailed) -> None:
+class TestPollErrors:
+    @pytest.mark.parametrize("trouble", [POLL_ERRORS[name] for name in POLL_ERRORS if name != "401"])
+    def test_poll_errors_change_nothing(self, tmp_path: Path, error: PollFailed) -> None:
         """However often a status cannot be read, the job stays accepted and goes home once it can."""
         gateway = ScriptedGateway()
         seen: set[Any] = set()
-        gateway.poll_script["j0"] = [trouble] * 8 + [Finished]
+        gateway.poll_script["j0"] = [error] * 8 + [Finished]
         gateway.on_poll = lambda _: seen.update(query_ledger(tmp_path, "SELECT state FROM jobs"))
-        run_virtual(run_jobs(tmp_path, gateway, jobs(1)))
+        run_virtual(run_jobs(tmp_path, gateway, make_jobs(1)))
         assert seen == {("accepted",)}
-        assert statuses(tmp_path) == {"j0": "succeeded"}
+        assert result_statuses(tmp_path) == {"j0": "succeeded"}
         assert len(gateway.submitted_bodies) == 1
 
     def test_backoff_grows_to_a_minute(self, tmp_path: Path) -> None:
         """The pauses after unreadable answers double from the interval on, up to a minute."""
         gateway = ScriptedGateway()
-        gateway.poll_script["j0"] = [TROUBLES["500"]] * 8 + [Finished]
-        run_virtual(run_jobs(tmp_path, gateway, jobs(1)))
+        gateway.poll_script["j0"] = [POLL_ERRORS["500"]] * 8 + [Finished]
+        run_virtual(run_jobs(tmp_path, gateway, make_jobs(1)))
         (times_s,) = gateway.poll_times_s.values()
         expected_s = [5.0, 10.0, 20.0, 40.0, 60.0, 60.0, 60.0, 60.0]
         assert gaps_s(times_s) == pytest.approx(expected_s, abs=0.1)
@@ -195,34 +195,34 @@ class TestTrouble:
         """After a poll's 429 no job is polled until Retry-After has passed, while submits go on at their pace."""
         gateway = ScriptedGateway()
         gateway.poll_script["j0"] = [PollFailed("slow down", 429, 60.0), Finished]
-        run_virtual(run_jobs(tmp_path, gateway, jobs(100), rate="5/s"))
+        run_virtual(run_jobs(tmp_path, gateway, make_jobs(100), rate="5/s"))
         assert max(gaps_s(gateway.submit_times_s)) < 0.3
         times_s = sorted(at_s for times_s in gateway.poll_times_s.values() for at_s in times_s)
         held_from_s = times_s[0] + 0.1
         assert not [at_s for at_s in times_s if held_from_s < at_s < times_s[0] + 60.0]
-        assert set(statuses(tmp_path).values()) == {"succeeded"}
+        assert set(result_statuses(tmp_path).values()) == {"succeeded"}
 
     def test_a_refused_key_leaves_the_jobs_to_the_next_run(self, tmp_path: Path) -> None:
         """401 three times in a row stops the run; the jobs stay accepted, and the next run brings them home."""
         gateway = ScriptedGateway()
-        for job in jobs(3):
-            gateway.poll_script[job.id] = [TROUBLES["401"]]
-        engine = run_virtual(run_jobs(tmp_path, gateway, jobs(3)))
+        for job in make_jobs(3):
+            gateway.poll_script[job.id] = [POLL_ERRORS["401"]]
+        engine = run_virtual(run_jobs(tmp_path, gateway, make_jobs(3)))
         assert isinstance(engine.stopped, GatewayError)
         assert engine.stopped.status == 401
-        assert set(states(tmp_path).values()) == {"accepted"}
+        assert set(ledger_states(tmp_path).values()) == {"accepted"}
         gateway.poll_script.clear()
-        run_virtual(run_jobs(tmp_path, gateway, jobs(3)))
-        assert set(statuses(tmp_path).values()) == {"succeeded"}
+        run_virtual(run_jobs(tmp_path, gateway, make_jobs(3)))
+        assert set(result_statuses(tmp_path).values()) == {"succeeded"}
         assert len(gateway.submitted_bodies) == 3
 
-    def test_one_401_after_other_trouble_is_no_refused_key(self, tmp_path: Path) -> None:
+    def test_one_401_after_other_errors_is_not_a_refused_key(self, tmp_path: Path) -> None:
         """Only 401s in a row are the gateway's word; 500s before a single one do not count."""
         gateway = ScriptedGateway()
-        gateway.poll_script["j0"] = [TROUBLES["500"], TROUBLES["500"], TROUBLES["401"], Finished]
-        engine = run_virtual(run_jobs(tmp_path, gateway, jobs(1)))
+        gateway.poll_script["j0"] = [POLL_ERRORS["500"], POLL_ERRORS["500"], POLL_ERRORS["401"], Finished]
+        engine = run_virtual(run_jobs(tmp_path, gateway, make_jobs(1)))
         assert engine.stopped is None
-        assert statuses(tmp_path) == {"j0": "succeeded"}
+        assert result_statuses(tmp_path) == {"j0": "succeeded"}
 
 
 class TestBounds:
@@ -230,9 +230,11 @@ class TestBounds:
     def test_the_poll_rate_is_kept(self, tmp_path: Path, poll_rate: str) -> None:
         """All polls together keep under --poll-rate, and it is used to the full where there is so much to do."""
         per_s = {"2/s": 2.0, "20/s": 20.0, "30/min": 0.5}[poll_rate]
-        gateway = Latencies([1.0])
+        gateway = FixedLatencyScript([1.0])
         count = 60 if per_s < 10 else 400
-        run_virtual(run_jobs(tmp_path, gateway, jobs(count), rate="500/s", poll_rate=poll_rate, poll_interval_s=0.5))
+        run_virtual(
+            run_jobs(tmp_path, gateway, make_jobs(count), rate="500/s", poll_rate=poll_rate, poll_interval_s=0.5)
+        )
         times_s = sorted(at_s for times_s in gateway.poll_times_s.values() for at_s in times_s)
         assert max_in_window(times_s) <= per_s + 1
         assert (len(times_s) - 1) / (times_s[-1] - times_s[0]) >= 0.95 * per_s
@@ -240,11 +242,11 @@ class TestBounds:
     def test_hundreds_of_jobs_on_one_heap(self, tmp_path: Path) -> None:
         """Eight hundred waiting jobs need no task each, and they are found finished soon after they are."""
         chance = Random(9)
-        gateway = Latencies([chance.uniform(1.0, 60.0) for _ in range(800)])
+        gateway = FixedLatencyScript([chance.uniform(1.0, 60.0) for _ in range(800)])
         tasks: list[int] = []
         gateway.on_poll = lambda _: tasks.append(len(asyncio.all_tasks()))
-        run_virtual(run_jobs(tmp_path, gateway, jobs(800), rate="2000/s", max_in_flight=800))
-        assert set(statuses(tmp_path).values()) == {"succeeded"}
+        run_virtual(run_jobs(tmp_path, gateway, make_jobs(800), rate="2000/s", max_in_flight=800))
+        assert set(result_statuses(tmp_path).values()) == {"succeeded"}
         assert max(tasks) < 300  # 256 POSTs or 128 polls in the air, and the stages
         lags_s = [times_s[-1] - gateway.done_s[request_id] for request_id, times_s in gateway.poll_times_s.items()]
         assert sum(lags_s) / len(lags_s) < 2 * 5.0
@@ -255,41 +257,41 @@ class TestTimeOut:
     def test_a_job_that_takes_too_long(self, tmp_path: Path) -> None:
         """It is timed out by this run, keeps its request_id, and the next run brings it home without a POST."""
         gateway = ScriptedGateway()
-        gateway.poll_script["j0"] = [WAITING]
-        run_virtual(run_jobs(tmp_path, gateway, jobs(2), job_timeout_s=60.0))
-        assert statuses(tmp_path) == {"j0": "timed_out", "j1": "succeeded"}
-        first = rows(tmp_path)["j0"]
+        gateway.poll_script["j0"] = [STILL_WAITING]
+        run_virtual(run_jobs(tmp_path, gateway, make_jobs(2), job_timeout_s=60.0))
+        assert result_statuses(tmp_path) == {"j0": "timed_out", "j1": "succeeded"}
+        first = rows_by_id(tmp_path)["j0"]
         assert first["request_id"] == next(iter(gateway.charged))
         gateway.poll_script.clear()
-        run_virtual(run_jobs(tmp_path, gateway, jobs(2), job_timeout_s=60.0))
-        second = rows(tmp_path)["j0"]
+        run_virtual(run_jobs(tmp_path, gateway, make_jobs(2), job_timeout_s=60.0))
+        second = rows_by_id(tmp_path)["j0"]
         assert second["status"] == "succeeded"
         assert second["request_id"] == first["request_id"]
         assert second["error"] is None
         assert gateway.submitted_bodies[2:] == []
 
-    def test_trouble_does_not_stretch_it(self, tmp_path: Path) -> None:
+    def test_poll_errors_do_not_extend_it(self, tmp_path: Path) -> None:
         """A job whose status can never be read is timed out, too, not much later."""
         gateway = ScriptedGateway()
-        gateway.poll_script["j0"] = [TROUBLES["500"]]
+        gateway.poll_script["j0"] = [POLL_ERRORS["500"]]
 
         async def main() -> float:
             loop = asyncio.get_running_loop()
             began_s = loop.time()
-            await run_jobs(tmp_path, gateway, jobs(1), job_timeout_s=300.0)
+            await run_jobs(tmp_path, gateway, make_jobs(1), job_timeout_s=300.0)
             return loop.time() - began_s
 
         assert 300.0 <= run_virtual(main()) < 310.0
-        assert statuses(tmp_path) == {"j0": "timed_out"}
-        assert "internal" in rows(tmp_path)["j0"]["error"]["message"]
+        assert result_statuses(tmp_path) == {"j0": "timed_out"}
+        assert "internal" in rows_by_id(tmp_path)["j0"]["error"]["message"]
 
     def test_it_is_submitted_again_only_for_an_error(self, tmp_path: Path) -> None:
         """A timed-out job that turns out to be in ERROR in the next run is submitted again."""
         gateway = ScriptedGateway()
-        gateway.poll_script["j0"] = [WAITING]
-        run_virtual(run_jobs(tmp_path, gateway, jobs(1), job_timeout_s=10.0))
+        gateway.poll_script["j0"] = [STILL_WAITING]
+        run_virtual(run_jobs(tmp_path, gateway, make_jobs(1), job_timeout_s=10.0))
         gateway.poll_script["j0"] = [Errored("lost"), Finished]
         gateway.submit_script["j0"] = [ACCEPT]
-        run_virtual(run_jobs(tmp_path, gateway, jobs(1)))
-        assert statuses(tmp_path) == {"j0": "succeeded"}
+        run_virtual(run_jobs(tmp_path, gateway, make_jobs(1)))
+        assert result_statuses(tmp_path) == {"j0": "succeeded"}
         assert len(gateway.submitted_bodies) == 2

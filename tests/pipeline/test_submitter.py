@@ -28,31 +28,31 @@ from krea_batch.rules.verdicts import (
     Waiting,
 )
 from krea_batch.testing.scripted_gateway import ACCEPT, ScriptedGateway
-from tests.engine_fixtures import jobs, query_ledger, rows, run_jobs, states, statuses
+from tests.engine_fixtures import make_jobs, query_ledger, rows_by_id, run_jobs, ledger_states, result_statuses
 from tests.virtual_time_runs import run_virtual
 from tests.window_stats import max_in_window
 
-SLOW_DOWN = Refused(Refusal.RATE_LIMITED, 429, "too many requests", 2.0)
-QUOTA = Refused(Refusal.RATE_LIMITED, 403, "quota", 2.0)
-TRY_AGAIN = Refused(Refusal.RETRYABLE, 500, "internal error")
-AWAY = Refused(Refusal.RETRYABLE, 503, "unavailable", 7.0)
+RATE_LIMITED_2_S = Refused(Refusal.RATE_LIMITED, 429, "too many requests", 2.0)
+QUOTA_EXCEEDED = Refused(Refusal.RATE_LIMITED, 403, "quota", 2.0)
+RETRYABLE = Refused(Refusal.RETRYABLE, 500, "internal error")
+UNAVAILABLE = Refused(Refusal.RETRYABLE, 503, "unavailable", 7.0)
 NOT_SENT = NotSent("no connection")
-UNCLEAR = Ambiguous("the connection was cut")
-STOP = {status: Refused(Refusal.FATAL, status, "no") for status in (401, 402, 403)}
+AMBIGUOUS_RESULT = Ambiguous("the connection was cut")
+PAYMENT_REQUIRED = {status: Refused(Refusal.FATAL, status, "no") for status in (401, 402, 403)}
 REJECTED = {status: Refused(Refusal.REJECTED, status, "bad") for status in (400, 404, 405, 413, 415, 422)}
 
 
-def sent_again_after_s(gateway: ScriptedGateway) -> list[float]:
+def resubmit_delays_s(gateway: ScriptedGateway) -> list[float]:
     times_s = gateway.submit_times_s
     return [later - earlier for earlier, later in itertools.pairwise(times_s)]
 
 
-class TestWhatBecameOfAPost:
-    def test_accepted_goes_home(self, tmp_path: Path) -> None:
+class TestSubmitResults:
+    def test_accepted_is_stored(self, tmp_path: Path) -> None:
         """An accepted POST is followed to its picture, and is the only one."""
         gateway = ScriptedGateway()
-        run_virtual(run_jobs(tmp_path, gateway, jobs(3)))
-        assert statuses(tmp_path) == {"j0": "succeeded", "j1": "succeeded", "j2": "succeeded"}
+        run_virtual(run_jobs(tmp_path, gateway, make_jobs(3)))
+        assert result_statuses(tmp_path) == {"j0": "succeeded", "j1": "succeeded", "j2": "succeeded"}
         assert gateway.submitted_prompts == ["j0", "j1", "j2"]
 
     @pytest.mark.parametrize("status", REJECTED)
@@ -60,103 +60,103 @@ class TestWhatBecameOfAPost:
         """A 400-class answer ends its job, costs nothing, is never sent again, and concerns no other job."""
         gateway = ScriptedGateway()
         gateway.submit_script["j0"] = [REJECTED[status]]
-        run_virtual(run_jobs(tmp_path, gateway, jobs(2)))
-        assert statuses(tmp_path) == {"j0": "rejected", "j1": "succeeded"}
-        assert rows(tmp_path)["j0"]["error"] == {"kind": f"http_{status}", "message": "bad"}
+        run_virtual(run_jobs(tmp_path, gateway, make_jobs(2)))
+        assert result_statuses(tmp_path) == {"j0": "rejected", "j1": "succeeded"}
+        assert rows_by_id(tmp_path)["j0"]["error"] == {"kind": f"http_{status}", "message": "bad"}
         assert gateway.submitted_prompts == ["j0", "j1"]
-        run_virtual(run_jobs(tmp_path, gateway, jobs(2)))
+        run_virtual(run_jobs(tmp_path, gateway, make_jobs(2)))
         assert gateway.submitted_prompts == ["j0", "j1"]
 
-    @pytest.mark.parametrize("status", STOP)
-    def test_a_refused_key_or_wallet_stops_the_run(self, tmp_path: Path, status: int) -> None:
+    @pytest.mark.parametrize("status", PAYMENT_REQUIRED)
+    def test_a_refused_key_or_no_balance_stops_the_run(self, tmp_path: Path, status: int) -> None:
         """401, 402 and 403 stop the run; the jobs stay pending, and the next run submits them."""
         gateway = ScriptedGateway()
-        for job in jobs(4)[1:]:
-            gateway.submit_script[job.id] = [STOP[status], ACCEPT]
-        engine = run_virtual(run_jobs(tmp_path, gateway, jobs(4), rate="1/s"))
+        for job in make_jobs(4)[1:]:
+            gateway.submit_script[job.id] = [PAYMENT_REQUIRED[status], ACCEPT]
+        engine = run_virtual(run_jobs(tmp_path, gateway, make_jobs(4), rate="1/s"))
         assert isinstance(engine.stopped, GatewayError)
         assert engine.stopped.status == status
         assert gateway.submitted_prompts == ["j0", "j1"]
-        assert states(tmp_path) == {"j0": "succeeded", "j1": "pending"}
-        assert statuses(tmp_path) == {"j0": "succeeded"}
+        assert ledger_states(tmp_path) == {"j0": "succeeded", "j1": "pending"}
+        assert result_statuses(tmp_path) == {"j0": "succeeded"}
         gateway.submit_script.clear()
-        run_virtual(run_jobs(tmp_path, gateway, jobs(4)))
-        assert set(statuses(tmp_path).values()) == {"succeeded"}
+        run_virtual(run_jobs(tmp_path, gateway, make_jobs(4)))
+        assert set(result_statuses(tmp_path).values()) == {"succeeded"}
         assert len(gateway.charged) == 4
 
-    @pytest.mark.parametrize("refusal", [SLOW_DOWN, QUOTA], ids=["429", "403 with Retry-After"])
-    def test_a_quota_pauses_and_goes_on(self, tmp_path: Path, refusal: Refused) -> None:
+    @pytest.mark.parametrize("refusal", [RATE_LIMITED_2_S, QUOTA_EXCEEDED], ids=["429", "403 with Retry-After"])
+    def test_a_quota_pauses_and_resumes(self, tmp_path: Path, refusal: Refused) -> None:
         """429, and 403 with Retry-After, hold all submits back for as long as the answer asks, and go on."""
         gateway = ScriptedGateway()
         gateway.submit_script["j0"] = [refusal, ACCEPT]
-        engine = run_virtual(run_jobs(tmp_path, gateway, jobs(5), rate="5/s"))
-        assert set(statuses(tmp_path).values()) == {"succeeded"}
+        engine = run_virtual(run_jobs(tmp_path, gateway, make_jobs(5), rate="5/s"))
+        assert set(result_statuses(tmp_path).values()) == {"succeeded"}
         assert engine.stopped is None
         answered_s = gateway.submit_times_s[0] + gateway.submit_duration_s
         assert all(not answered_s + 0.001 < at_s < answered_s + 2.0 for at_s in gateway.submit_times_s)
         assert len(gateway.submitted_bodies) == 6
         assert query_ledger(tmp_path, "SELECT result FROM submissions ORDER BY submission_no")[0] == ("refused",)
 
-    @pytest.mark.parametrize("refusal", [TRY_AGAIN, AWAY, NOT_SENT], ids=["500", "503", "not sent"])
-    def test_what_was_not_queued_goes_again(self, tmp_path: Path, refusal: Any) -> None:
+    @pytest.mark.parametrize("refusal", [RETRYABLE, UNAVAILABLE, NOT_SENT], ids=["500", "503", "not sent"])
+    def test_what_was_not_queued_is_retried(self, tmp_path: Path, refusal: Any) -> None:
         """500 and 503 with an error body, and what never left, are sent again until they are taken."""
         gateway = ScriptedGateway()
         gateway.submit_script["j0"] = [refusal] * 3 + [ACCEPT]
-        run_virtual(run_jobs(tmp_path, gateway, jobs(1), random=Random(1)))
-        assert statuses(tmp_path) == {"j0": "succeeded"}
+        run_virtual(run_jobs(tmp_path, gateway, make_jobs(1), random=Random(1)))
+        assert result_statuses(tmp_path) == {"j0": "succeeded"}
         assert len(gateway.submitted_bodies) == 4
         assert len(gateway.charged) == 1
-        assert rows(tmp_path)["j0"]["attempts"] == 4
-        words = [
+        assert rows_by_id(tmp_path)["j0"]["attempts"] == 4
+        results = [
             came_to for (came_to,) in query_ledger(tmp_path, "SELECT result FROM submissions ORDER BY submission_no")
         ]
-        assert words == ["not_sent" if refusal is NOT_SENT else "refused"] * 3 + ["accepted"]
+        assert results == ["not_sent" if refusal is NOT_SENT else "refused"] * 3 + ["accepted"]
 
     def test_a_503_is_obeyed(self, tmp_path: Path) -> None:
         """A 503's Retry-After is the least that its job waits."""
         gateway = ScriptedGateway()
-        gateway.submit_script["j0"] = [AWAY, ACCEPT]
-        run_virtual(run_jobs(tmp_path, gateway, jobs(1)))
-        assert min(sent_again_after_s(gateway)) >= 7.0
+        gateway.submit_script["j0"] = [UNAVAILABLE, ACCEPT]
+        run_virtual(run_jobs(tmp_path, gateway, make_jobs(1)))
+        assert min(resubmit_delays_s(gateway)) >= 7.0
 
     def test_backoff_grows(self, tmp_path: Path) -> None:
         """With the least favourable chance the pauses double."""
 
-        class Worst(Random):
+        class MaxRandom(Random):
             def random(self) -> float:
                 return 1.0
 
         gateway = ScriptedGateway()
-        gateway.submit_script["j0"] = [TRY_AGAIN] * 4 + [ACCEPT]
-        run_virtual(run_jobs(tmp_path, gateway, jobs(1), random=Worst()))
-        pauses_s = [gap_s - gateway.submit_duration_s for gap_s in sent_again_after_s(gateway)]
+        gateway.submit_script["j0"] = [RETRYABLE] * 4 + [ACCEPT]
+        run_virtual(run_jobs(tmp_path, gateway, make_jobs(1), random=MaxRandom()))
+        pauses_s = [gap_s - gateway.submit_duration_s for gap_s in resubmit_delays_s(gateway)]
         assert pauses_s[:3] == pytest.approx([0.5, 1.0, 2.0], abs=0.01)
 
     def test_one_bad_job_among_good_ones_is_given_up(self, tmp_path: Path) -> None:
         """A job that alone is answered 500 each time ends rejected, and holds nobody up."""
         gateway = ScriptedGateway()
-        gateway.submit_script["j0"] = [TRY_AGAIN]
-        run_virtual(run_jobs(tmp_path, gateway, jobs(600), rate="5/s", max_in_flight=20))
-        found = statuses(tmp_path)
+        gateway.submit_script["j0"] = [RETRYABLE]
+        run_virtual(run_jobs(tmp_path, gateway, make_jobs(600), rate="5/s", max_in_flight=20))
+        found = result_statuses(tmp_path)
         assert found.pop("j0") == "rejected"
         assert set(found.values()) == {"succeeded"}
         assert 8 <= gateway.submitted_prompts.count("j0") < 16
 
-    @pytest.mark.parametrize("trouble", [TRY_AGAIN, AWAY, NOT_SENT], ids=["500", "503", "not sent"])
-    def test_no_outage_is_waited_out_for_ever(self, tmp_path: Path, trouble: Any) -> None:
+    @pytest.mark.parametrize("trouble", [RETRYABLE, UNAVAILABLE, NOT_SENT], ids=["500", "503", "not sent"])
+    def test_an_endless_outage_stops_the_run(self, tmp_path: Path, error: Any) -> None:
         """When nothing was taken for as long as a job may take, the run stops; the jobs stay for the next one."""
         gateway = ScriptedGateway()
-        gateway.submit_script["j0"] = gateway.submit_script["j1"] = [trouble]
-        engine = run_virtual(run_jobs(tmp_path, gateway, jobs(2), job_timeout_s=600.0))
+        gateway.submit_script["j0"] = gateway.submit_script["j1"] = [error]
+        engine = run_virtual(run_jobs(tmp_path, gateway, make_jobs(2), job_timeout_s=600.0))
         assert engine.stopped is not None
         assert "taken nothing for 600 s" in str(engine.stopped)
-        assert set(states(tmp_path).values()) == {"pending"}
+        assert set(ledger_states(tmp_path).values()) == {"pending"}
         gateway.submit_script.clear()
-        run_virtual(run_jobs(tmp_path, gateway, jobs(2)))
-        assert set(statuses(tmp_path).values()) == {"succeeded"}
+        run_virtual(run_jobs(tmp_path, gateway, make_jobs(2)))
+        assert set(result_statuses(tmp_path).values()) == {"succeeded"}
 
-    @pytest.mark.parametrize("refusal", [TRY_AGAIN, NOT_SENT], ids=["500", "not sent"])
-    def test_an_outage_is_nobodys_fault(self, tmp_path: Path, refusal: Any) -> None:
+    @pytest.mark.parametrize("refusal", [RETRYABLE, NOT_SENT], ids=["500", "not sent"])
+    def test_an_outage_does_not_count_against_jobs(self, tmp_path: Path, refusal: Any) -> None:
         """Ten minutes in which nothing is taken cost few POSTs, no money and no job."""
         gateway = ScriptedGateway()
         posted = gateway.submit
@@ -169,39 +169,39 @@ class TestWhatBecameOfAPost:
             return verdict
 
         gateway.submit = submit  # type: ignore[method-assign]
-        run_virtual(run_jobs(tmp_path, gateway, jobs(20), rate="50/s"))
-        assert set(statuses(tmp_path).values()) == {"succeeded"}
+        run_virtual(run_jobs(tmp_path, gateway, make_jobs(20), rate="50/s"))
+        assert set(result_statuses(tmp_path).values()) == {"succeeded"}
         assert len(gateway.charged) == 20
         assert len(gateway.submitted_bodies) < 20 * 20
 
-    def test_unclear_is_ambiguous_and_never_sent_again(self, tmp_path: Path) -> None:
+    def test_ambiguous_is_never_resubmitted_by_default(self, tmp_path: Path) -> None:
         """A POST of which nobody knows what became is not repeated, in this run or the next."""
         gateway = ScriptedGateway()
-        gateway.submit_script["j0"] = [UNCLEAR, ACCEPT]
+        gateway.submit_script["j0"] = [AMBIGUOUS_RESULT, ACCEPT]
         for _ in range(2):
-            run_virtual(run_jobs(tmp_path, gateway, jobs(2)))
-            assert statuses(tmp_path) == {"j0": "ambiguous", "j1": "succeeded"}
+            run_virtual(run_jobs(tmp_path, gateway, make_jobs(2)))
+            assert result_statuses(tmp_path) == {"j0": "ambiguous", "j1": "succeeded"}
             assert gateway.submitted_prompts == ["j0", "j1"]
-        assert rows(tmp_path)["j0"]["error"] == {"kind": "ambiguous", "message": UNCLEAR.reason}
+        assert rows_by_id(tmp_path)["j0"]["error"] == {"kind": "ambiguous", "message": AMBIGUOUS_RESULT.reason}
 
-    def test_unclear_is_sent_again_when_asked_for(self, tmp_path: Path) -> None:
+    def test_ambiguous_is_resubmitted_when_configured(self, tmp_path: Path) -> None:
         """With ambiguous=resubmit it is sent again, a few times and not for ever."""
         gateway = ScriptedGateway()
-        gateway.submit_script["j0"] = [UNCLEAR, ACCEPT]
-        gateway.submit_script["j1"] = [UNCLEAR]
-        run_virtual(run_jobs(tmp_path, gateway, jobs(2), ambiguous="resubmit"))
-        assert statuses(tmp_path) == {"j0": "succeeded", "j1": "ambiguous"}
+        gateway.submit_script["j0"] = [AMBIGUOUS_RESULT, ACCEPT]
+        gateway.submit_script["j1"] = [AMBIGUOUS_RESULT]
+        run_virtual(run_jobs(tmp_path, gateway, make_jobs(2), ambiguous="resubmit"))
+        assert result_statuses(tmp_path) == {"j0": "succeeded", "j1": "ambiguous"}
         assert gateway.submitted_prompts.count("j0") == 2
         assert gateway.submitted_prompts.count("j1") == MAX_AMBIGUOUS_RESUBMITS
-        assert rows(tmp_path)["j0"]["error"] is None
+        assert rows_by_id(tmp_path)["j0"]["error"] is None
 
-    def test_held_jobs_are_sent_again_by_a_run_that_says_so(self, tmp_path: Path) -> None:
+    def test_ambiguous_jobs_are_resubmitted_by_a_later_run(self, tmp_path: Path) -> None:
         """A run with ambiguous=resubmit takes up what an earlier one held."""
         gateway = ScriptedGateway()
-        gateway.submit_script["j0"] = [UNCLEAR, ACCEPT]
-        run_virtual(run_jobs(tmp_path, gateway, jobs(1)))
-        run_virtual(run_jobs(tmp_path, gateway, jobs(1), ambiguous="resubmit"))
-        assert statuses(tmp_path) == {"j0": "succeeded"}
+        gateway.submit_script["j0"] = [AMBIGUOUS_RESULT, ACCEPT]
+        run_virtual(run_jobs(tmp_path, gateway, make_jobs(1)))
+        run_virtual(run_jobs(tmp_path, gateway, make_jobs(1), ambiguous="resubmit"))
+        assert result_statuses(tmp_path) == {"j0": "succeeded"}
         assert len(gateway.submitted_bodies) == 2
 
     def test_one_request_id_for_two_jobs(self, tmp_path: Path) -> None:
@@ -210,22 +210,22 @@ class TestWhatBecameOfAPost:
         same = Accepted("krea_same", Waiting("QUEUED"))
         gateway.submit_script["j0"] = [same]
         gateway.submit_script["j1"] = [(1.0, same)]
-        run_virtual(run_jobs(tmp_path, gateway, jobs(2)))
-        assert statuses(tmp_path) == {"j0": "succeeded", "j1": "ambiguous"}
-        found = rows(tmp_path)
+        run_virtual(run_jobs(tmp_path, gateway, make_jobs(2)))
+        assert result_statuses(tmp_path) == {"j0": "succeeded", "j1": "ambiguous"}
+        found = rows_by_id(tmp_path)
         assert found["j0"]["request_id"] == "krea_same"
         assert found["j1"]["request_id"] is None
         assert len(gateway.submitted_bodies) == 2
 
-    def test_the_answer_brings_the_picture(self, tmp_path: Path) -> None:
+    def test_the_response_may_contain_the_image(self, tmp_path: Path) -> None:
         """A job that its POST's answer already calls finished is not left waiting for an interval."""
         gateway = ScriptedGateway()
         request_id = "krea_quick"
         done = gateway.finished(request_id)
         gateway.submit_script["j0"] = [Accepted(request_id, done)]
         gateway.poll_script["j0"] = [Finished]
-        engine = run_virtual(run_jobs(tmp_path, gateway, jobs(1), poll_interval_s=600.0))
-        assert statuses(tmp_path) == {"j0": "succeeded"}
+        engine = run_virtual(run_jobs(tmp_path, gateway, make_jobs(1), poll_interval_s=600.0))
+        assert result_statuses(tmp_path) == {"j0": "succeeded"}
         assert engine.stats().polls <= 1
         assert len(gateway.submitted_bodies) == 1
 
@@ -235,8 +235,8 @@ class TestOrder:
         """When a POST leaves, another process that reads the ledger finds the job submitting, its POST in the air."""
         gateway = ScriptedGateway()
         seen: list[Any] = []
-        gateway.submit_script["j1"] = [TRY_AGAIN, ACCEPT]
-        gateway.submit_script["j2"] = [SLOW_DOWN, NOT_SENT, ACCEPT]
+        gateway.submit_script["j1"] = [RETRYABLE, ACCEPT]
+        gateway.submit_script["j2"] = [RATE_LIMITED_2_S, NOT_SENT, ACCEPT]
         gateway.on_submit = lambda prompt: seen.extend(
             query_ledger(
                 tmp_path,
@@ -245,7 +245,7 @@ class TestOrder:
                 prompt,
             )
         )
-        run_virtual(run_jobs(tmp_path, gateway, jobs(4)), thread_duration_s=lambda: 0.3)
+        run_virtual(run_jobs(tmp_path, gateway, make_jobs(4)), thread_duration_s=lambda: 0.3)
         assert seen == [(prompt, "submitting", 1) for prompt in gateway.submitted_prompts]
         assert len(seen) == 7
 
@@ -258,7 +258,7 @@ class TestOrder:
 
         async def main() -> None:
             async with Engine(tmp_path, gateway_client=gateway) as engine:
-                handle = await engine.submit(jobs(1)[0])
+                handle = await engine.submit(make_jobs(1)[0])
                 assert query_ledger(tmp_path, sql, handle.request_id) == [(handle.request_id, "accepted")]
                 await handle
 
@@ -267,14 +267,14 @@ class TestOrder:
         assert all(found == [(request_id, "accepted")] for request_id, found in seen)
 
 
-class TestPace:
+class TestRateLimiting:
     @pytest.mark.parametrize(("per_s", "count"), [(5, 60), (50, 250), (500, 1500)])
     def test_the_rate_is_used_to_the_full_and_never_passed(self, tmp_path: Path, per_s: int, count: int) -> None:
         """No window of one second holds more than the rate and one, and 98 % of the rate is used."""
         gateway = ScriptedGateway()
-        for job in jobs(count):
+        for job in make_jobs(count):
             gateway.submit_script[job.id] = [REJECTED[400]]
-        run_virtual(run_jobs(tmp_path, gateway, jobs(count), rate=f"{per_s}/s"))
+        run_virtual(run_jobs(tmp_path, gateway, make_jobs(count), rate=f"{per_s}/s"))
         times_s = gateway.submit_times_s
         assert max_in_window(times_s) <= per_s + 1
         assert (count - 1) / (times_s[-1] - times_s[0]) >= 0.98 * per_s
@@ -283,24 +283,24 @@ class TestPace:
     def test_a_disk_that_stalls_makes_no_burst(self, tmp_path: Path, per_s: int, count: int) -> None:
         """Commits that take long now and then do not make POSTs leave together, past the rate."""
         gateway = ScriptedGateway()
-        for job in jobs(count):
+        for job in make_jobs(count):
             gateway.submit_script[job.id] = [REJECTED[400]]
         chance = Random(7)
 
         def disk_s() -> float:
             return 0.6 if chance.random() < 0.02 else chance.uniform(0.001, 0.02)
 
-        run_virtual(run_jobs(tmp_path, gateway, jobs(count), rate=f"{per_s}/s"), thread_duration_s=disk_s)
+        run_virtual(run_jobs(tmp_path, gateway, make_jobs(count), rate=f"{per_s}/s"), thread_duration_s=disk_s)
         assert max_in_window(gateway.submit_times_s) <= per_s + 1
 
     def test_a_rate_a_minute(self, tmp_path: Path) -> None:
         """A rate of less than one a second is kept, too."""
         gateway = ScriptedGateway()
-        run_virtual(run_jobs(tmp_path, gateway, jobs(5), rate="6/min"))
-        assert min(sent_again_after_s(gateway)) >= 9.99
+        run_virtual(run_jobs(tmp_path, gateway, make_jobs(5), rate="6/min"))
+        assert min(resubmit_delays_s(gateway)) >= 9.99
 
     @pytest.mark.parametrize("limit_per_s", [3, 20])
-    def test_it_finds_a_limit_nobody_told_it(self, tmp_path: Path, limit_per_s: int) -> None:
+    def test_it_discovers_an_unconfigured_limit(self, tmp_path: Path, limit_per_s: int) -> None:
         """Where the gateway takes fewer than --rate, few POSTs are refused and most of its limit is used."""
         gateway = ScriptedGateway()
         gateway.submit_duration_s = 0.05
@@ -318,20 +318,20 @@ class TestPace:
 
         gateway.submit = submit  # type: ignore[method-assign]
         count = 40 * limit_per_s
-        run_virtual(run_jobs(tmp_path, gateway, jobs(count), rate=f"{limit_per_s * 3}/s"))
-        assert set(statuses(tmp_path).values()) == {"succeeded"}
+        run_virtual(run_jobs(tmp_path, gateway, make_jobs(count), rate=f"{limit_per_s * 3}/s"))
+        assert set(result_statuses(tmp_path).values()) == {"succeeded"}
         assert len(gateway.charged) == count
         assert len(gateway.submit_times_s) - count < 0.25 * count
         assert count / (taken_s[-1] - taken_s[0]) >= 0.5 * limit_per_s
 
-    def test_a_storm_of_429s(self, tmp_path: Path) -> None:
+    def test_many_429s_in_a_row(self, tmp_path: Path) -> None:
         """A hundred refusals at once cost one pause, not a hundred, and every job is submitted in the end."""
         gateway = ScriptedGateway()
         gateway.submit_duration_s = 2.0
-        for job in jobs(100):
-            gateway.submit_script[job.id] = [SLOW_DOWN, ACCEPT]
-        run_virtual(run_jobs(tmp_path, gateway, jobs(100), rate="100/s"))
-        assert set(statuses(tmp_path).values()) == {"succeeded"}
+        for job in make_jobs(100):
+            gateway.submit_script[job.id] = [RATE_LIMITED_2_S, ACCEPT]
+        run_virtual(run_jobs(tmp_path, gateway, make_jobs(100), rate="100/s"))
+        assert set(result_statuses(tmp_path).values()) == {"succeeded"}
         assert len(gateway.submitted_bodies) == 200
         assert gateway.submit_times_s[-1] - gateway.submit_times_s[0] < 30.0
 
@@ -345,12 +345,12 @@ class TestBounds:
         on_way: list[int] = []
         sql = "SELECT count(*) FROM jobs WHERE state NOT IN ('succeeded', 'rejected')"
         gateway.on_submit = lambda _: on_way.append(query_ledger(tmp_path, sql)[0][0])
-        for job in jobs(100)[::3]:
+        for job in make_jobs(100)[::3]:
             gateway.submit_script[job.id] = [REJECTED[400]]
-        run_virtual(run_jobs(tmp_path, gateway, jobs(100), rate="200/s", max_in_flight=most))
+        run_virtual(run_jobs(tmp_path, gateway, make_jobs(100), rate="200/s", max_in_flight=most))
         assert gateway.peak_pending_submits <= most
         assert max(on_way) <= most
-        assert len(rows(tmp_path)) == 100
+        assert len(rows_by_id(tmp_path)) == 100
 
     def test_the_source_is_read_no_faster_than_submits_go(self, tmp_path: Path) -> None:
         """Jobs that cannot be submitted yet stay where they come from, however many may be in flight."""
@@ -358,7 +358,7 @@ class TestBounds:
 
         def source() -> Iterator[Job]:
             nonlocal read
-            for job in jobs(5000):
+            for job in make_jobs(5000):
                 read += 1
                 yield job
 
@@ -384,49 +384,49 @@ class TestBounds:
         gateway = ScriptedGateway()
         gateway.submit_duration_s = post_s
         for n in range(0, 50, 5):
-            gateway.submit_script[f"j{n}"] = [UNCLEAR]
-        engine = run_virtual(run_jobs(tmp_path, gateway, jobs(50), rate="100/s", max_charges=10))
-        came_to = [word for (word,) in query_ledger(tmp_path, "SELECT result FROM submissions")]
+            gateway.submit_script[f"j{n}"] = [AMBIGUOUS_RESULT]
+        engine = run_virtual(run_jobs(tmp_path, gateway, make_jobs(50), rate="100/s", max_charges=10))
+        came_to = [result for (result,) in query_ledger(tmp_path, "SELECT result FROM submissions")]
         assert came_to.count("accepted") + came_to.count("ambiguous") == len(came_to) == 10
         assert engine.stopped is not None
         assert "--max-charges 10" in str(engine.stopped)
-        again = run_virtual(run_jobs(tmp_path, gateway, jobs(50), rate="100/s", max_charges=12))
+        again = run_virtual(run_jobs(tmp_path, gateway, make_jobs(50), rate="100/s", max_charges=12))
         assert again.stopped is not None
         assert len(query_ledger(tmp_path, "SELECT 1 FROM submissions")) == 12
 
     @pytest.mark.parametrize(
         "free",
-        [REJECTED[400], TRY_AGAIN, NOT_SENT, SLOW_DOWN],
+        [REJECTED[400], RETRYABLE, NOT_SENT, RATE_LIMITED_2_S],
         ids=["rejected", "500", "not sent", "429"],
     )
-    def test_what_is_free_does_not_use_up_max_charges(self, tmp_path: Path, free: Any) -> None:
+    def test_refunded_jobs_do_not_use_up_max_charges(self, tmp_path: Path, free: Any) -> None:
         """POSTs in the air that turn out free leave room for as many others, and the budget is used to the full."""
         gateway = ScriptedGateway()
         gateway.submit_duration_s = 1.0
         for n in range(12):
             gateway.submit_script[f"j{n}"] = [free, ACCEPT]
-        run_virtual(run_jobs(tmp_path, gateway, jobs(40), rate="100/s", max_charges=10))
+        run_virtual(run_jobs(tmp_path, gateway, make_jobs(40), rate="100/s", max_charges=10))
         assert len(gateway.charged) == 10
-        assert list(statuses(tmp_path).values()).count("succeeded") == 10
+        assert list(result_statuses(tmp_path).values()).count("succeeded") == 10
 
     def test_errors_do_not_use_up_max_charges(self, tmp_path: Path) -> None:
         """A job that ends errored was not charged, and leaves room for another."""
         gateway = ScriptedGateway()
         gateway.poll_script["j0"] = [Errored("system")]
-        run_virtual(run_jobs(tmp_path, gateway, jobs(4), rate="1/min", max_charges=2, max_attempts=1))
-        assert list(statuses(tmp_path).values()) == ["errored", "succeeded", "succeeded"]
+        run_virtual(run_jobs(tmp_path, gateway, make_jobs(4), rate="1/min", max_charges=2, max_attempts=1))
+        assert list(result_statuses(tmp_path).values()) == ["errored", "succeeded", "succeeded"]
 
     def test_a_budget_that_is_just_enough_stops_nothing(self, tmp_path: Path) -> None:
         """As many jobs as may be charged are done, and the run ends in order."""
         gateway = ScriptedGateway()
-        engine = run_virtual(run_jobs(tmp_path, gateway, jobs(5), max_charges=5))
+        engine = run_virtual(run_jobs(tmp_path, gateway, make_jobs(5), max_charges=5))
         assert engine.stopped is None
-        assert set(statuses(tmp_path).values()) == {"succeeded"}
+        assert set(result_statuses(tmp_path).values()) == {"succeeded"}
 
     def test_a_budget_of_nothing(self, tmp_path: Path) -> None:
         """--max-charges 0 sends nothing."""
         gateway = ScriptedGateway()
-        engine = run_virtual(run_jobs(tmp_path, gateway, jobs(5), max_charges=0))
+        engine = run_virtual(run_jobs(tmp_path, gateway, make_jobs(5), max_charges=0))
         assert engine.stopped is not None
         assert gateway.submitted_bodies == []
 
@@ -443,7 +443,7 @@ class TestCancelling:
             engine = Engine(tmp_path, gateway_client=gateway)
             try:
                 async with engine:
-                    waits = [asyncio.create_task(engine.generate(job)) for job in jobs(3)]
+                    waits = [asyncio.create_task(engine.generate(job)) for job in make_jobs(3)]
                     await asyncio.sleep(after_ms / 1000)
                     if what == "leave":
                         raise LookupError
@@ -467,7 +467,7 @@ class TestCancelling:
         assert len(gateway.submitted_bodies) == len(gateway.charged)  # all of them were answered in time
         assert not query_ledger(tmp_path, "SELECT 1 FROM submissions WHERE result IS NULL")
 
-    def test_in_a_hurry_the_answer_is_waited_for_but_not_long(self, tmp_path: Path) -> None:
+    def test_abort_waits_briefly_for_pending_posts(self, tmp_path: Path) -> None:
         """stop_now gives POSTs in the air a few seconds; then they are ambiguous, and the engine is closed."""
         gateway = ScriptedGateway()
         gateway.submit_script["j0"] = [(50.0, ACCEPT)]
@@ -476,7 +476,7 @@ class TestCancelling:
         async def main() -> float:
             loop = asyncio.get_running_loop()
             async with Engine(tmp_path, gateway_client=gateway) as engine:
-                waits = [asyncio.create_task(engine.generate(job)) for job in jobs(2)]
+                waits = [asyncio.create_task(engine.generate(job)) for job in make_jobs(2)]
                 await asyncio.sleep(1.0)
                 engine.abort()
                 began_s = loop.time()
@@ -486,7 +486,7 @@ class TestCancelling:
             return loop.time() - began_s
 
         assert run_virtual(main()) <= 6.0
-        assert states(tmp_path) == {"j0": "ambiguous", "j1": "accepted"}
+        assert ledger_states(tmp_path) == {"j0": "ambiguous", "j1": "accepted"}
 
     @pytest.mark.parametrize("after_ms", range(0, 500, 50))
     def test_after_a_stop_nothing_leaves(self, tmp_path: Path, after_ms: int) -> None:
@@ -495,7 +495,7 @@ class TestCancelling:
 
         async def main() -> float:
             async with Engine(tmp_path, gateway_client=gateway, rate="100/s") as engine:
-                running = asyncio.create_task(engine.run(jobs(100)))
+                running = asyncio.create_task(engine.run(make_jobs(100)))
                 await asyncio.sleep(after_ms / 1000)
                 engine.stop()
                 stopped_s = asyncio.get_running_loop().time()
@@ -504,7 +504,7 @@ class TestCancelling:
 
         stopped_s = run_virtual(main(), thread_duration_s=lambda: 0.1)
         assert all(at_s <= stopped_s for at_s in gateway.submit_times_s)
-        assert set(states(tmp_path).values()) <= {"succeeded", "pending"}
+        assert set(ledger_states(tmp_path).values()) <= {"succeeded", "pending"}
 
 
 def test_a_job_of_the_library_is_sent_as_it_is_written(tmp_path: Path) -> None:
@@ -524,44 +524,44 @@ def test_a_job_of_the_library_is_sent_as_it_is_written(tmp_path: Path) -> None:
     ]
 
 
-class TestWhenAllFailAlike:
-    @pytest.mark.parametrize("verdict", [REJECTED[400], UNCLEAR], ids=["rejected", "ambiguous"])
-    def test_the_run_stops_and_the_next_goes_on(self, tmp_path: Path, verdict: Any) -> None:
+class TestIdenticalFailures:
+    @pytest.mark.parametrize("verdict", [REJECTED[400], AMBIGUOUS_RESULT], ids=["rejected", "ambiguous"])
+    def test_the_run_stops_and_the_next_resumes(self, tmp_path: Path, verdict: Any) -> None:
         """A run whose first jobs all come to the same stops there; what it did not begin, the next run does."""
         gateway = ScriptedGateway()
-        for job in jobs(30):
+        for job in make_jobs(30):
             gateway.submit_script[job.id] = [verdict]
-        engine = run_virtual(run_jobs(tmp_path, gateway, jobs(100), rate="2/s", max_identical_failures=5))
+        engine = run_virtual(run_jobs(tmp_path, gateway, make_jobs(100), rate="2/s", max_identical_failures=5))
         assert engine.stopped is not None
         assert "5 jobs" in engine.stopped.reason
         assert 5 <= len(gateway.submitted_bodies) <= 7
         gateway.submit_script.clear()
-        run_virtual(run_jobs(tmp_path, gateway, jobs(100), rate="50/s", max_identical_failures=5))
-        assert len(rows(tmp_path)) == 100
+        run_virtual(run_jobs(tmp_path, gateway, make_jobs(100), rate="50/s", max_identical_failures=5))
+        assert len(rows_by_id(tmp_path)) == 100
         assert len(gateway.submitted_bodies) == 100
 
     def test_what_fails_at_the_model(self, tmp_path: Path) -> None:
         """FAILED is paid: when the first ones all come to it, no more are submitted."""
         gateway = ScriptedGateway()
-        for job in jobs(100):
+        for job in make_jobs(100):
             gateway.poll_script[job.id] = [Failed("no GPU")]
-        engine = run_virtual(run_jobs(tmp_path, gateway, jobs(100), rate="2/s", max_identical_failures=3))
+        engine = run_virtual(run_jobs(tmp_path, gateway, make_jobs(100), rate="2/s", max_identical_failures=3))
         assert engine.stopped is not None
         assert "first 3 jobs all ended failed (no GPU)" in engine.stopped.reason
         assert len(gateway.charged) < 30
-        assert set(statuses(tmp_path).values()) == {"failed"}
+        assert set(result_statuses(tmp_path).values()) == {"failed"}
 
     def test_a_few_bad_ones_stop_nothing(self, tmp_path: Path) -> None:
         """Bad jobs among good ones are bad jobs."""
         gateway = ScriptedGateway()
-        for job in jobs(100)[10:60]:
+        for job in make_jobs(100)[10:60]:
             gateway.submit_script[job.id] = [REJECTED[400]]
-        engine = run_virtual(run_jobs(tmp_path, gateway, jobs(100), rate="2/s", max_identical_failures=5))
+        engine = run_virtual(run_jobs(tmp_path, gateway, make_jobs(100), rate="2/s", max_identical_failures=5))
         assert engine.stopped is None
-        assert len(rows(tmp_path)) == 100
+        assert len(rows_by_id(tmp_path)) == 100
 
 
-class TestBrownOut:
+class TestPartialOutage:
     def test_half_of_all_posts_fail(self, tmp_path: Path) -> None:
         """Every job is done in the end, and at no time do retries pass their share of the rate."""
         gateway = ScriptedGateway()
@@ -574,12 +574,12 @@ class TestBrownOut:
                 now_s = asyncio.get_running_loop().time()
                 gateway.submit_times_s.append(now_s)
                 failed_s.append(now_s)
-                return TRY_AGAIN
+                return RETRYABLE
             return await accept(body)
 
         gateway.submit = submit  # type: ignore[method-assign]
-        run_virtual(run_jobs(tmp_path, gateway, jobs(400), rate="50/s"))
-        assert set(statuses(tmp_path).values()) == {"succeeded"}
+        run_virtual(run_jobs(tmp_path, gateway, make_jobs(400), rate="50/s"))
+        assert set(result_statuses(tmp_path).values()) == {"succeeded"}
         assert len(gateway.charged) == 400
         began_s = gateway.submit_times_s[0]
         for n, at_s in enumerate(gateway.submit_times_s):

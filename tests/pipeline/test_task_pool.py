@@ -11,17 +11,17 @@ from krea_batch.pipeline.task_pool import TaskPool
 from tests.virtual_time_runs import run_virtual
 
 
-class Diary:
+class TaskLog:
     """What tasks came to."""
 
     def __init__(self) -> None:
         self.lines: list[str] = []
 
-    async def step(self, crew: TaskPool, *, exposed: bool) -> None:
+    async def step(self, pool: TaskPool, *, cancellable: bool) -> None:
         """One step of ten seconds and a word after it."""
         try:
-            if exposed:
-                await crew.cancellable(asyncio.sleep, 10)
+            if cancellable:
+                await pool.cancellable(asyncio.sleep, 10)
             else:
                 await asyncio.sleep(10)
             self.lines.append("done")
@@ -31,77 +31,77 @@ class Diary:
 
 
 @pytest.mark.parametrize(("exposed", "came_to"), [(True, "cancelled"), (False, "done")])
-def test_leaving_cancels_only_the_exposed(exposed: bool, came_to: str) -> None:
+def test_leaving_cancels_only_cancellable_work(cancellable: bool, expected: str) -> None:
     """A task in the middle of its step comes to its end, though the stage around it is cancelled."""
-    diary = Diary()
+    log = TaskLog()
 
     async def stage() -> None:
         with anyio.move_on_after(5):
-            async with TaskPool() as crew:
-                crew.spawn(diary.step(crew, exposed=exposed))
+            async with TaskPool() as pool:
+                pool.spawn(log.step(pool, cancellable=cancellable))
                 await anyio.sleep_forever()
 
     run_virtual(stage())
-    assert diary.lines == [came_to]
+    assert log.lines == [expected]
 
 
-def test_nothing_is_exposed_after_the_dismissal() -> None:
+def test_nothing_runs_after_cancel_all() -> None:
     """A task that comes to its exposed part after the stage was left goes no further."""
     lines: list[str] = []
 
-    async def two_steps(crew: TaskPool) -> None:
+    async def two_steps(pool: TaskPool) -> None:
         await asyncio.sleep(10)
         lines.append("first")
-        await crew.cancellable(asyncio.sleep, 10)
+        await pool.cancellable(asyncio.sleep, 10)
         lines.append("second")
 
     async def stage() -> None:
-        async with TaskPool() as crew:
-            crew.spawn(two_steps(crew))
+        async with TaskPool() as pool:
+            pool.spawn(two_steps(pool))
             await asyncio.sleep(5)
 
     run_virtual(stage())
     assert lines == ["first"]
 
 
-def test_an_error_ends_the_stage_and_spares_the_others() -> None:
+def test_an_error_ends_the_stage_after_the_other_tasks() -> None:
     """The stage is cancelled and raises what the task raised, once the other tasks have ended."""
-    diary = Diary()
+    log = TaskLog()
 
     async def fails() -> None:
         await asyncio.sleep(1)
         raise ZeroDivisionError
 
     async def stage() -> None:
-        async with TaskPool() as crew:
-            crew.spawn(diary.step(crew, exposed=False))
-            crew.spawn(diary.step(crew, exposed=True))
-            crew.spawn(fails())
+        async with TaskPool() as pool:
+            pool.spawn(log.step(pool, cancellable=False))
+            pool.spawn(log.step(pool, cancellable=True))
+            pool.spawn(fails())
             await anyio.sleep_forever()
 
     with pytest.raises(ZeroDivisionError):
         run_virtual(stage())
-    assert sorted(diary.lines) == ["cancelled", "done"]
+    assert sorted(log.lines) == ["cancelled", "done"]
 
 
-def test_exposed_gives_what_the_work_gives() -> None:
+def test_cancellable_returns_the_result_of_the_work() -> None:
     """Its arguments go in, its result and its errors come out."""
 
-    async def half(number: int, *, of: int) -> float:
-        return number / of
+    async def half(number: int, *, divisor: int) -> float:
+        return number / divisor
 
     results: list[object] = []
 
-    async def asks(crew: TaskPool) -> None:
-        results.append(await crew.cancellable(half, 3, of=2))
+    async def run_half(pool: TaskPool) -> None:
+        results.append(await pool.cancellable(half, 3, divisor=2))
         try:
-            await crew.cancellable(half, 3, of=0)
+            await pool.cancellable(half, 3, divisor=0)
         except ZeroDivisionError as error:
             results.append(type(error))
 
     async def stage() -> None:
-        async with TaskPool() as crew:
-            crew.spawn(asks(crew))
+        async with TaskPool() as pool:
+            pool.spawn(run_half(pool))
             await asyncio.sleep(1)
 
     run_virtual(stage())

@@ -12,7 +12,7 @@ from krea_batch.rules.circuit_breaker import OPEN_AFTER, CircuitBreaker
 from krea_batch.rules.fail_fast import IdenticalFailureGuard
 
 
-def ended(status: State, kind: str = "") -> Outcome:
+def failed_outcome(status: State, kind: str = "") -> Outcome:
     """A job that came to this end."""
     return Outcome(
         id="a", status=status, request_id=None, files=(), request={}, metadata={}, polls=0, attempts=1,
@@ -21,34 +21,34 @@ def ended(status: State, kind: str = "") -> Outcome:
     )  # fmt: skip
 
 
-class TestOutage:
-    def test_a_few_failures_are_none(self) -> None:
+class TestCircuitBreaker:
+    def test_a_few_failures_do_not_open_it(self) -> None:
         """As many failures in a row as a bad day brings pause nothing, and one answer makes them forgotten."""
-        outage = CircuitBreaker()
+        breaker = CircuitBreaker()
         for _ in range(10):
             for n in range(OPEN_AFTER):
-                assert outage.record_failure(float(n), float(n), 1.0) == 0.0
-            assert not outage.is_open
-            outage.record_success()
+                assert breaker.record_failure(float(n), float(n), 1.0) == 0.0
+            assert not breaker.is_open
+            breaker.record_success()
 
     def test_pauses_double_up_to_a_minute(self) -> None:
         """Tries that fail one after the other wait longer each time, never more than a minute."""
-        outage, now_s, pauses_s = CircuitBreaker(), 0.0, []
+        breaker, now_s, pauses_s = CircuitBreaker(), 0.0, []
         for _ in range(OPEN_AFTER + 12):
-            pause_s = outage.record_failure(now_s, now_s + 0.1, 1.0)
+            pause_s = breaker.record_failure(now_s, now_s + 0.1, 1.0)
             pauses_s.append(pause_s)
             now_s += pause_s + 0.2
         assert pauses_s[:OPEN_AFTER] == [0.0] * OPEN_AFTER
         assert pauses_s[OPEN_AFTER : OPEN_AFTER + 8] == [0.5, 1, 2, 4, 8, 16, 32, 60]
         assert set(pauses_s[OPEN_AFTER + 8 :]) == {MAX_BACKOFF_S}
-        assert outage.since_s == 0.1
+        assert breaker.since_s == 0.1
 
-    def test_what_was_in_the_air_is_one_failure(self) -> None:
+    def test_pending_posts_are_one_failure(self) -> None:
         """Five hundred POSTs that fail together make one pause, and the next one is no longer for it."""
-        outage = CircuitBreaker()
-        pauses_s = [outage.record_failure(0.0, 1.0, 1.0) for _ in range(500)]
+        breaker = CircuitBreaker()
+        pauses_s = [breaker.record_failure(0.0, 1.0, 1.0) for _ in range(500)]
         assert [pause_s for pause_s in pauses_s if pause_s] == [0.5]
-        assert outage.record_failure(2.0, 2.1, 1.0) == 1.0
+        assert breaker.record_failure(2.0, 2.1, 1.0) == 1.0
 
 
 class TestRetryBudget:
@@ -61,59 +61,59 @@ class TestRetryBudget:
     @given(st.floats(0.1, 2000), st.lists(st.floats(0, 2), max_size=400))
     def test_no_more_than_its_share(self, rate_per_s: float, gaps_s: list[float]) -> None:
         """However often it is asked, retries come at no more than a fifth of the rate, one a second at least."""
-        budget, now_s, went_s = RetryBudget(rate_per_s), 0.0, []
+        budget, now_s, allowed_s = RetryBudget(rate_per_s), 0.0, []
         for gap_s in gaps_s:
             now_s += gap_s
             wait_s = budget.spend(now_s)
             assert 0 <= wait_s <= MAX_BACKOFF_S
-            went_s.append(now_s + wait_s)
-        within = [at_s for at_s in went_s if at_s < now_s]
+            allowed_s.append(now_s + wait_s)
+        within = [at_s for at_s in allowed_s if at_s < now_s]
         assert len(within) <= RETRY_BURST + now_s * max(1.0, rate_per_s / 5) + 1
 
-    def test_debts_are_not_for_ever(self) -> None:
+    def test_a_deficit_recovers(self) -> None:
         """After an outage of thousands of retries, no job waits longer than a minute for its own."""
         budget = RetryBudget(10.0)
         assert max(budget.spend(0.0) for _ in range(10_000)) == MAX_BACKOFF_S
         assert budget.spend(61.0) == pytest.approx(0.0, abs=0.5)
 
 
-class TestSameFailure:
+class TestIdenticalFailureGuard:
     @pytest.mark.parametrize("status", [State.FAILED, State.REJECTED, State.ERRORED, State.TIMED_OUT])
-    def test_the_first_jobs_all_alike(self, status: State) -> None:
+    def test_identical_first_failures(self, status: State) -> None:
         """The run stops at the limit and not before, and the reason names the end and the gateway's words."""
         rule = IdenticalFailureGuard(5)
-        assert [rule.ended(ended(status, "why")) for _ in range(4)] == [None] * 4
-        reason = rule.ended(ended(status, "why"))
+        assert [rule.ended(failed_outcome(status, "why")) for _ in range(4)] == [None] * 4
+        reason = rule.ended(failed_outcome(status, "why"))
         assert reason is not None
         assert f"first 5 jobs all ended {status}" in reason
         assert "because of why" in reason
 
-    def test_not_alike(self) -> None:
+    def test_different_failures(self) -> None:
         """Failures of several kinds are several bad jobs."""
         rule = IdenticalFailureGuard(3)
-        ends = [ended(State.REJECTED, kind) for kind in ["http_400", "http_422"] + ["http_400"] * 9]
+        ends = [failed_outcome(State.REJECTED, kind) for kind in ["http_400", "http_422"] + ["http_400"] * 9]
         assert not any(map(rule.ended, ends))
 
     def test_once_one_has_succeeded(self) -> None:
         """After a success, here or in an earlier run, bad prompts in a row are bad prompts."""
         rule, again = IdenticalFailureGuard(3), IdenticalFailureGuard(3, has_succeeded=True)
-        rule.ended(ended(State.SUCCEEDED))
+        rule.ended(failed_outcome(State.SUCCEEDED))
         for _ in range(100):
-            assert rule.ended(ended(State.FAILED, "failed")) is None
-            assert again.ended(ended(State.FAILED, "failed")) is None
+            assert rule.ended(failed_outcome(State.FAILED, "failed")) is None
+            assert again.ended(failed_outcome(State.FAILED, "failed")) is None
 
     def test_ambiguous_ones_in_a_row_at_any_time(self) -> None:
         """Money that may be spent on nothing stops the run in its middle, too."""
         rule = IdenticalFailureGuard(3, has_succeeded=True)
         for _ in range(10):
-            assert rule.ended(ended(State.AMBIGUOUS, "ambiguous")) is None
-            assert rule.ended(ended(State.AMBIGUOUS, "ambiguous")) is None
-            assert rule.ended(ended(State.SUCCEEDED)) is None
-        ends = [rule.ended(ended(State.AMBIGUOUS, "ambiguous")) for _ in range(3)]
+            assert rule.ended(failed_outcome(State.AMBIGUOUS, "ambiguous")) is None
+            assert rule.ended(failed_outcome(State.AMBIGUOUS, "ambiguous")) is None
+            assert rule.ended(failed_outcome(State.SUCCEEDED)) is None
+        ends = [rule.ended(failed_outcome(State.AMBIGUOUS, "ambiguous")) for _ in range(3)]
         assert ends[:2] == [None, None]
         assert "3 jobs in a row are ambiguous" in str(ends[2])
 
     def test_never(self) -> None:
         """0 never stops a run."""
         rule = IdenticalFailureGuard(0)
-        assert not any(rule.ended(ended(State.FAILED, "failed")) for _ in range(1000))
+        assert not any(rule.ended(failed_outcome(State.FAILED, "failed")) for _ in range(1000))

@@ -41,7 +41,7 @@ from krea_batch.rules.verdicts import (
     Waiting,
 )
 
-DESIGN: dict[str, set[str]] = {
+DESIGN_TRANSITIONS: dict[str, set[str]] = {
     "pending": {"submitting", "cancelled"},
     "submitting": {"accepted", "pending", "rejected", "ambiguous"},
     "accepted": {"finished", "failed", "errored", "timed_out"},
@@ -55,45 +55,45 @@ DESIGN: dict[str, set[str]] = {
     "timed_out": {"accepted"},  # polled again by the next run
 }
 
-PICTURE = Finished(("https://cdn.example/a.png",), "image/png")
-chances = st.floats(0, 1)
+FINISHED_IMAGE = Finished(("https://cdn.example/a.png",), "image/png")
+random_values = st.floats(0, 1)
 counts = st.integers(0, 1000)
-words = st.text(max_size=20)
+messages = st.text(max_size=20)
 waits = st.none() | st.floats(0, 3600)
 progress: st.SearchStrategy[Progress] = st.one_of(
-    st.builds(Waiting, words), st.just(PICTURE), st.builds(Failed, words), st.builds(Errored, words)
+    st.builds(Waiting, messages), st.just(FINISHED_IMAGE), st.builds(Failed, messages), st.builds(Errored, messages)
 )
 refusals: st.SearchStrategy[Refused] = st.builds(
-    Refused, st.sampled_from(Refusal), st.integers(400, 599), words, waits
+    Refused, st.sampled_from(Refusal), st.integers(400, 599), messages, waits
 )
 post_verdicts: st.SearchStrategy[PostVerdict] = st.one_of(
-    st.builds(Accepted, words, progress), refusals, st.builds(NotSent, words), st.builds(Ambiguous, words)
+    st.builds(Accepted, messages, progress), refusals, st.builds(NotSent, messages), st.builds(Ambiguous, messages)
 )
-poll_verdicts: st.SearchStrategy[PollVerdict] = progress | st.builds(PollFailed, words, st.integers(0, 599), waits)
+poll_verdicts: st.SearchStrategy[PollVerdict] = progress | st.builds(PollFailed, messages, st.integers(0, 599), waits)
 
 
 def paths(old: State, without: State) -> Iterator[State]:
     """Every state that can be reached from `old` without passing through `without`."""
-    seen: set[State] = set()
-    front = [old]
-    while front:
-        for new in TRANSITIONS[front.pop()] - seen - {without}:
-            seen.add(new)
-            front.append(new)
+    reached: set[State] = set()
+    frontier = [old]
+    while frontier:
+        for new in TRANSITIONS[frontier.pop()] - reached - {without}:
+            reached.add(new)
+            frontier.append(new)
             yield new
 
 
 @pytest.mark.parametrize("old", State)
 def test_table(old: State) -> None:
     """The table holds the moves of DESIGN, section 3, and no others."""
-    assert {new.value for new in TRANSITIONS[old]} == DESIGN[old.value]
+    assert {new.value for new in TRANSITIONS[old]} == DESIGN_TRANSITIONS[old.value]
 
 
 @pytest.mark.parametrize("old", State)
 @pytest.mark.parametrize("new", State)
 def test_check_move(old: State, new: State) -> None:
     """A move of the table passes; any other one is a bug of ours that names both states."""
-    if new.value in DESIGN[old.value]:
+    if new.value in DESIGN_TRANSITIONS[old.value]:
         check_transition(old, new)
         return
     with pytest.raises(InternalError, match=f"{old}.*{new}"):
@@ -102,10 +102,15 @@ def test_check_move(old: State, new: State) -> None:
 
 def test_ends() -> None:
     """The ends are the states that results.jsonl knows (DESIGN, section 3)."""
-    assert {state.value for state in FINAL} == set(DESIGN) - {"pending", "submitting", "accepted", "finished"}
+    assert {state.value for state in FINAL} == set(DESIGN_TRANSITIONS) - {
+        "pending",
+        "submitting",
+        "accepted",
+        "finished",
+    }
 
 
-def test_a_post_goes_only_from_submitting() -> None:
+def test_a_submit_starts_only_from_submitting() -> None:
     """An accepted job has passed through `submitting`, whose intent is on disk, or somebody resolved it."""
     assert {old for old in State if State.ACCEPTED in TRANSITIONS[old]} == {
         State.SUBMITTING,
@@ -134,7 +139,7 @@ def test_final_states_are_final() -> None:
 # ---- after a POST ----------------------------------------------------------------------------------------
 
 
-@given(post_verdicts, counts, chances)
+@given(post_verdicts, counts, random_values)
 def test_every_post_decision_is_a_move(verdict: PostVerdict, refused: int, chance: float) -> None:
     """Each verdict on a POST comes to a decision whose move from `submitting` is in the table."""
     match after_post(verdict, refusals=refused, chance=chance):
@@ -149,7 +154,7 @@ def test_every_post_decision_is_a_move(verdict: PostVerdict, refused: int, chanc
             check_transition(State.SUBMITTING, state)
 
 
-@given(post_verdicts, counts, chances)
+@given(post_verdicts, counts, random_values)
 def test_back_to_pending_needs_proof(verdict: PostVerdict, refused: int, chance: float) -> None:
     """From `submitting` a job is pending again only where nothing was sent or the gateway clearly refused."""
     decision = after_post(verdict, refusals=refused, chance=chance)
@@ -157,15 +162,15 @@ def test_back_to_pending_needs_proof(verdict: PostVerdict, refused: int, chance:
         assert isinstance(verdict, NotSent | Refused)
 
 
-@given(words, counts, chances)
-def test_unclear_is_never_sent_again(reason: str, refused: int, chance: float) -> None:
+@given(messages, counts, random_values)
+def test_ambiguous_is_never_resubmitted(reason: str, refused: int, chance: float) -> None:
     """A POST of which nobody knows what became ends its job as ambiguous, whatever came before."""
     decision = after_post(Ambiguous(reason), refusals=refused, chance=chance)
     assert decision == EndJob(State.AMBIGUOUS, "ambiguous", reason)
 
 
-@given(words, progress, counts, chances)
-def test_accepted_goes_on(request_id: str, said: Progress, refused: int, chance: float) -> None:
+@given(messages, progress, counts, random_values)
+def test_accepted_leads_on(request_id: str, said: Progress, refused: int, chance: float) -> None:
     """An accepted POST goes on with its request_id and with all that its answer said."""
     accepted = Accepted(request_id, said)
     assert after_post(accepted, refusals=refused, chance=chance) == Accept(accepted)
@@ -193,7 +198,7 @@ def test_after_post(verdict: PostVerdict, refused: int, expected: object) -> Non
     assert after_post(verdict, refusals=refused, chance=1.0) == expected
 
 
-@given(st.sampled_from([500, 503]), words, chances)
+@given(st.sampled_from([500, 503]), messages, random_values)
 def test_refusals_come_to_an_end(status: int, said: str, chance: float) -> None:
     """A job that is refused with 500 or 503 again and again is rejected in the end, and says how often."""
     refused = Refused(Refusal.RETRYABLE, status, said)
@@ -206,8 +211,8 @@ def test_refusals_come_to_an_end(status: int, said: str, chance: float) -> None:
     assert said in last.message
 
 
-@given(st.integers(1, 10**6), chances)
-def test_pause(failures: int, chance: float) -> None:
+@given(st.integers(1, 10**6), random_values)
+def test_backoff(failures: int, chance: float) -> None:
     """Pauses are spread from 0 to a bound that never shrinks with failures and never passes a minute."""
     assert (
         0 <= backoff_s(failures, chance) <= backoff_s(failures, 1.0) <= backoff_s(failures + 1, 1.0) <= MAX_BACKOFF_S
@@ -217,7 +222,7 @@ def test_pause(failures: int, chance: float) -> None:
 # ---- after a poll ----------------------------------------------------------------------------------------
 
 
-@given(poll_verdicts, counts, st.integers(1, 100), chances)
+@given(poll_verdicts, counts, st.integers(1, 100), random_values)
 def test_every_poll_decision_is_a_move(verdict: PollVerdict, errors: int, attempts: int, chance: float) -> None:
     """Each verdict on a poll comes to a decision whose move from `accepted` is in the table."""
     match after_poll(verdict, errors=errors, max_attempts=attempts, chance=chance):
@@ -233,20 +238,20 @@ def test_every_poll_decision_is_a_move(verdict: PollVerdict, errors: int, attemp
             check_transition(State.ACCEPTED, state)
 
 
-@given(poll_verdicts, counts, st.integers(1, 100), chances)
+@given(poll_verdicts, counts, st.integers(1, 100), random_values)
 def test_only_error_leads_to_another_post(verdict: PollVerdict, errors: int, attempts: int, chance: float) -> None:
     """After a poll only ERROR, which is not charged, sends a job back to the submitter, within max_attempts."""
     decision = after_poll(verdict, errors=errors, max_attempts=attempts, chance=chance)
     assert isinstance(decision, Requeue) == (isinstance(verdict, Errored) and errors + 1 < attempts)
 
 
-@given(words, st.integers(0, 599), waits, counts, st.integers(1, 100), chances)
-def test_poll_trouble_changes_no_state(
+@given(messages, st.integers(0, 599), waits, counts, st.integers(1, 100), random_values)
+def test_a_failed_poll_changes_no_state(
     reason: str, status: int, wait_s: float | None, errors: int, attempts: int, chance: float
 ) -> None:
     """A status that could not be read, for whatever reason, leaves the job accepted."""
-    trouble = PollFailed(reason, status, wait_s)
-    assert after_poll(trouble, errors=errors, max_attempts=attempts, chance=chance) == PollAgain(trouble)
+    failed_poll = PollFailed(reason, status, wait_s)
+    assert after_poll(failed_poll, errors=errors, max_attempts=attempts, chance=chance) == PollAgain(failed_poll)
 
 
 @pytest.mark.parametrize(
@@ -254,7 +259,7 @@ def test_poll_trouble_changes_no_state(
     [
         (Waiting("QUEUED"), 0, PollAgain(None)),
         (Waiting("SOME NEW WORD"), 0, PollAgain(None)),
-        (PICTURE, 0, Download(PICTURE)),
+        (FINISHED_IMAGE, 0, Download(FINISHED_IMAGE)),
         (Failed("nsfw"), 0, EndJob(State.FAILED, "failed", "nsfw")),
         (Failed(""), 0, EndJob(State.FAILED, "failed", "the gateway gave no reason")),
         (Errored("gpu"), 0, Requeue(0.5, "gpu")),
@@ -323,8 +328,8 @@ def test_resume_follows_the_table(state: State, errors: int, attempts: int, resu
 
 
 @given(counts, st.integers(1, 10))
-def test_ambiguous_is_held_unless_asked(errors: int, attempts: int) -> None:
+def test_ambiguous_is_kept_unless_configured(errors: int, attempts: int) -> None:
     """Without --ambiguous resubmit no resume leads from a POST in the air or an ambiguous one to another POST."""
     for state in (State.SUBMITTING, State.AMBIGUOUS):
-        held = on_resume(state, errors=errors, max_attempts=attempts, resubmit_ambiguous=False)
-        assert held is State.AMBIGUOUS
+        kept = on_resume(state, errors=errors, max_attempts=attempts, resubmit_ambiguous=False)
+        assert kept is State.AMBIGUOUS

@@ -24,7 +24,7 @@ def learned(interval_s: float, seen_s: list[float]) -> PollSchedule:
     return schedule
 
 
-def polls_of(schedule: PollSchedule, latency_s: float) -> list[float]:
+def poll_ages_s(schedule: PollSchedule, latency_s: float) -> list[float]:
     """The ages at which a job that takes `latency_s` is polled, up to the one that finds it finished."""
     ages_s = [schedule.first_s()]
     while ages_s[-1] < latency_s:
@@ -32,9 +32,9 @@ def polls_of(schedule: PollSchedule, latency_s: float) -> list[float]:
     return ages_s
 
 
-def cost(schedule: PollSchedule, seen_s: list[float]) -> float:
+def polls_and_lag(schedule: PollSchedule, seen_s: list[float]) -> float:
     """Polls, and lag in intervals, of jobs that take so long; the mean."""
-    polls = [polls_of(schedule, latency_s) for latency_s in seen_s]
+    polls = [poll_ages_s(schedule, latency_s) for latency_s in seen_s]
     lag_s = sum(ages_s[-1] - latency_s for ages_s, latency_s in zip(polls, seen_s, strict=True))
     return (sum(map(len, polls)) + lag_s / schedule.interval_s) / len(seen_s)
 
@@ -53,7 +53,7 @@ def test_sound_before_anything_is_learned(interval_s: float) -> None:
     """With no latency seen, jobs are looked at as for the document's example: after some intervals, and again."""
     schedule = PollSchedule(interval_s)
     assert schedule.exploring
-    ages_s = polls_of(schedule, 12 * interval_s)
+    ages_s = poll_ages_s(schedule, 12 * interval_s)
     assert ages_s[0] <= 6 * interval_s
     assert len(ages_s) <= 6
     assert ages_s[-1] <= 24 * interval_s
@@ -64,12 +64,12 @@ def test_it_learns_a_steady_latency(latency_s: float) -> None:
     """Jobs that all take the same time are each found finished by their first poll, with next to no lag."""
     schedule = learned(5.0, [latency_s] * 1000)
     assert not schedule.exploring
-    (age_s,) = polls_of(schedule, latency_s)
+    (age_s,) = poll_ages_s(schedule, latency_s)
     assert age_s - latency_s <= max(0.25, latency_s / 100)
 
 
 @pytest.mark.parametrize("eagerness", [0.2, 1.0, 5.0])
-def test_eagerness_buys_less_lag_with_more_polls(eagerness: float) -> None:
+def test_a_higher_lag_weight_means_less_lag_and_more_polls(eagerness: float) -> None:
     """The plan is the cheapest for the worth that was given to lag: every other plan costs more by that measure."""
     chance = random.Random(3)
     seen_s = [chance.uniform(5, 30) for _ in range(2000)]
@@ -78,7 +78,7 @@ def test_eagerness_buys_less_lag_with_more_polls(eagerness: float) -> None:
         schedule = PollSchedule(5.0, tried)
         for latency_s in seen_s:
             schedule.observe(latency_s)
-        polls = [polls_of(schedule, latency_s) for latency_s in seen_s]
+        polls = [poll_ages_s(schedule, latency_s) for latency_s in seen_s]
         lag_s = sum(ages_s[-1] - latency_s for ages_s, latency_s in zip(polls, seen_s, strict=True))
         costs[tried] = sum(map(len, polls)) + eagerness * lag_s / 5.0
     assert min(costs, key=lambda tried: costs[tried]) == eagerness
@@ -98,7 +98,7 @@ def test_once_learned_it_is_nearly_the_best(draw: Callable[[random.Random], floa
     chance = random.Random(7)
     schedule = learned(5.0, [draw(chance) for _ in range(500)])
     seen_s = [draw(chance) for _ in range(300)]
-    ours = cost(schedule, seen_s)
+    ours = polls_and_lag(schedule, seen_s)
     for first_s in range(5, 40, 2):
         for gap_s in range(5, 30, 2):
             lag_s = polls = 0.0
@@ -141,7 +141,7 @@ def test_ends_that_are_not_exact_are_narrowed_down() -> None:
     assert 11.5 <= schedule.first_s() <= 14.0
 
 
-def test_a_new_plan_is_told() -> None:
+def test_a_new_plan_is_reported() -> None:
     """The version grows when the plan is another, and not while all goes as expected."""
     schedule = learned(5.0, [15.0] * 700)
     before = schedule.version
@@ -154,15 +154,15 @@ def test_a_new_plan_is_told() -> None:
 
 
 @given(intervals, st.integers(1, 2000), st.none() | st.floats(0, 3600))
-def test_trouble_backs_off(interval_s: float, troubles: int, retry_after_s: float | None) -> None:
+def test_errors_back_off(interval_s: float, troubles: int, retry_after_s: float | None) -> None:
     """Unreadable answers are followed by pauses that grow to a minute, never under interval or Retry-After."""
     wait_s = PollSchedule(interval_s).retry_delay_s(troubles, retry_after_s)
     assert wait_s >= max(interval_s, retry_after_s or 0.0)
     assert wait_s <= max(interval_s, retry_after_s or 0.0, MOST_TROUBLE_S)
 
 
-def test_trouble_doubles() -> None:
+def test_backoff_doubles() -> None:
     """The pauses double from the interval on, and stay at a minute."""
-    waits_s = [PollSchedule(5.0).retry_delay_s(troubles, None) for troubles in range(1, 8)]
+    waits_s = [PollSchedule(5.0).retry_delay_s(errors, None) for errors in range(1, 8)]
     assert waits_s == [5, 10, 20, 40, 60, 60, 60]
     assert all(before <= after for before, after in pairwise(waits_s))

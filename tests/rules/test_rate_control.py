@@ -23,17 +23,17 @@ from krea_batch.rules.rate_control import (
 from krea_batch.testing.simulator.request_limits import parse_limit
 from tests.window_stats import max_in_window
 
-NUDGE_S = 1e-6  # what a clock's resolution may add
+EPSILON_S = 1e-6  # what a clock's resolution may add
 
 rates = st.one_of(st.sampled_from([0.1, 0.5, 1.0, 2.5, 10.0, 10.5, 100.0]), st.floats(0.05, 300, allow_nan=False))
 
 
-def pass_one(pace: RateController, now_s: float) -> float:
+def submit_next(controller: RateController, now_s: float) -> float:
     """Wait as the pace says, submit, and return the instant."""
-    while (wait_s := pace.wait_s(now_s)) > 0:
-        now_s += max(wait_s, NUDGE_S)
-    pace.on_sent(now_s)
-    pace.on_response(now_s, now_s)
+    while (wait_s := controller.wait_s(now_s)) > 0:
+        now_s += max(wait_s, EPSILON_S)
+    controller.on_sent(now_s)
+    controller.on_response(now_s, now_s)
     return now_s
 
 
@@ -41,12 +41,12 @@ def pass_one(pace: RateController, now_s: float) -> float:
 @given(rates, st.lists(st.floats(0, 3) | st.just(0.0), min_size=1, max_size=300), st.floats(0, 1e6))
 def test_no_window_holds_more_than_the_rate(per_s: float, gaps_s: list[float], now_s: float) -> None:
     """Whenever callers come, in bursts or after silence, no window of one second passes rate + 1."""
-    pace = RateController(per_s)
+    controller = RateController(per_s)
     times_s = []
     for gap_s in gaps_s:
-        now_s = pass_one(pace, now_s + gap_s)
+        now_s = submit_next(controller, now_s + gap_s)
         times_s.append(now_s)
-    assert max_in_window(times_s, 1.0 - 2 * NUDGE_S) <= per_s + 1
+    assert max_in_window(times_s, 1.0 - 2 * EPSILON_S) <= per_s + 1
 
 
 @settings(deadline=None)
@@ -60,64 +60,64 @@ def test_no_window_holds_more_than_the_rate(per_s: float, gaps_s: list[float], n
 )
 def test_refusals_never_open_the_window(per_s: float, steps: list[tuple[float, float | None, bool]]) -> None:
     """429s and holds in between change nothing about the ceiling of any window, nor about that of the rate."""
-    pace = RateController(per_s)
+    controller = RateController(per_s)
     now_s, times_s = 0.0, []
     for gap_s, retry_after_s, refused in steps:
-        now_s = pass_one(pace, now_s + gap_s)
+        now_s = submit_next(controller, now_s + gap_s)
         times_s.append(now_s)
         if refused:
-            pace.on_rate_limited(now_s, now_s, retry_after_s)
+            controller.on_rate_limited(now_s, now_s, retry_after_s)
         elif retry_after_s:
-            pace.pause(now_s, retry_after_s)
-        assert 0 < pace.per_s <= per_s
-    assert max_in_window(times_s, 1.0 - 2 * NUDGE_S) <= per_s + 1
+            controller.pause(now_s, retry_after_s)
+        assert 0 < controller.per_s <= per_s
+    assert max_in_window(times_s, 1.0 - 2 * EPSILON_S) <= per_s + 1
 
 
 @pytest.mark.parametrize("per_s", [2.5, 6 / 60, 1.0, 10.0, 10.5, 600 / 60, 5000 / 3600, 99.9, 1500.0])
 def test_the_rate_is_reached(per_s: float) -> None:
     """A caller who always has a job uses the rate to within 1 %, whole or not, per second or per minute."""
-    pace = RateController(per_s)
+    controller = RateController(per_s)
     count = max(400, math.ceil(per_s) * 20)
-    now_s = first_s = pass_one(pace, 0.0)
+    now_s = first_s = submit_next(controller, 0.0)
     for _ in range(count):
-        now_s = pass_one(pace, now_s)
+        now_s = submit_next(controller, now_s)
     burst = math.ceil(per_s)  # the first window starts full
     assert count / (now_s - first_s) == pytest.approx(per_s, rel=0.01 + burst / count)
     assert (count - burst) / (now_s - first_s) <= per_s * 1.001
 
 
 @pytest.mark.parametrize("per_s", [2.5, 7.7, 50.0])
-def test_lateness_is_made_up(per_s: float) -> None:
+def test_late_callers_still_reach_the_rate(per_s: float) -> None:
     """A caller who comes late to each window, but has a backlog, still gets the whole rate."""
-    pace = RateController(per_s)
+    controller = RateController(per_s)
     times_s = []
     for tick in range(1, 200):  # it wakes every 0.3 s and takes all it may
-        while pace.wait_s(tick * 0.3) <= 0:
-            pace.on_sent(tick * 0.3)
+        while controller.wait_s(tick * 0.3) <= 0:
+            controller.on_sent(tick * 0.3)
             times_s.append(tick * 0.3)
     least = math.ceil(per_s) / (math.ceil(per_s) / per_s + 0.3)
     assert len(times_s) / (200 * 0.3) >= least * 0.99
 
 
 @given(rates, st.floats(0, 1000), st.floats(0, 3600))
-def test_retry_after_holds(per_s: float, now_s: float, retry_after_s: float) -> None:
+def test_retry_after_pauses(per_s: float, now_s: float, retry_after_s: float) -> None:
     """After a 429 nothing goes before its Retry-After has passed, and something goes right after."""
-    pace = RateController(per_s)
-    pace.on_rate_limited(now_s, now_s, retry_after_s)
-    assert pace.wait_s(now_s) == pytest.approx(retry_after_s)
-    assert pace.paused_s(now_s) == pytest.approx(retry_after_s)
-    assert pace.wait_s(now_s + retry_after_s + NUDGE_S) == 0
-    assert pace.paused_s(now_s + retry_after_s + NUDGE_S) == 0
+    controller = RateController(per_s)
+    controller.on_rate_limited(now_s, now_s, retry_after_s)
+    assert controller.wait_s(now_s) == pytest.approx(retry_after_s)
+    assert controller.paused_s(now_s) == pytest.approx(retry_after_s)
+    assert controller.wait_s(now_s + retry_after_s + EPSILON_S) == 0
+    assert controller.paused_s(now_s + retry_after_s + EPSILON_S) == 0
 
 
 def test_a_429_without_retry_after_pauses_too() -> None:
     """A 429 that does not say for how long holds every submit back, and longer while nothing is let through."""
-    pace, now_s = RateController(10), 5.0
+    controller, now_s = RateController(10), 5.0
     pauses_s: list[float] = []
     for _ in range(10):
-        pace.on_sent(now_s)
-        pace.on_rate_limited(now_s, now_s, None)
-        pauses_s.append(pace.paused_s(now_s))
+        controller.on_sent(now_s)
+        controller.on_rate_limited(now_s, now_s, None)
+        pauses_s.append(controller.paused_s(now_s))
         now_s += pauses_s[-1] + 1.0
     assert pauses_s[:4] == pytest.approx(
         [
@@ -128,186 +128,188 @@ def test_a_429_without_retry_after_pauses_too() -> None:
         ]
     )
     assert pauses_s[-1] == pytest.approx(MAX_PAUSE_WITHOUT_RETRY_AFTER_S)
-    pace.on_response(now_s, now_s)
-    pace.on_sent(now_s)
-    pace.on_rate_limited(now_s, now_s, None)
-    assert pace.paused_s(now_s) == pytest.approx(PAUSE_WITHOUT_RETRY_AFTER_S)
+    controller.on_response(now_s, now_s)
+    controller.on_sent(now_s)
+    controller.on_rate_limited(now_s, now_s, None)
+    assert controller.paused_s(now_s) == pytest.approx(PAUSE_WITHOUT_RETRY_AFTER_S)
 
 
 @given(st.lists(st.tuples(st.floats(0, 10), st.floats(0, 100)), min_size=1, max_size=20))
 def test_the_longest_pause_counts(pauses: list[tuple[float, float]]) -> None:
     """Of many Retry-Afters and holds the one that ends last counts; a shorter one never shortens it."""
-    pace, now_s, until_s = RateController(10), 0.0, 0.0
+    controller, now_s, until_s = RateController(10), 0.0, 0.0
     for index, (gap_s, wait_s) in enumerate(pauses):
         now_s += gap_s
         until_s = max(until_s, now_s + wait_s)
         if index % 2:
-            pace.pause(now_s, wait_s)
+            controller.pause(now_s, wait_s)
         else:
-            pace.on_rate_limited(now_s, now_s, wait_s)
-        assert pace.paused_s(now_s) == pytest.approx(max(0.0, until_s - now_s))
+            controller.on_rate_limited(now_s, now_s, wait_s)
+        assert controller.paused_s(now_s) == pytest.approx(max(0.0, until_s - now_s))
 
 
-def test_hold_keeps_the_rate() -> None:
+def test_a_pause_keeps_the_rate() -> None:
     """A hold, which is no refusal, pauses and leaves the rate as it is."""
-    pace = RateController(10)
-    pace.pause(0.0, 7.0)
-    assert (pace.wait_s(0.0), pace.per_s) == (7.0, 10)
+    controller = RateController(10)
+    controller.pause(0.0, 7.0)
+    assert (controller.wait_s(0.0), controller.per_s) == (7.0, 10)
 
 
 @given(st.integers(1, 200), st.floats(0, 30), st.none() | st.floats(0, 60))
 def test_a_burst_of_429s_lowers_once(count: int, answer_s: float, retry_after_s: float | None) -> None:
     """However many submits of one burst are refused, and however late they say so, the rate is lowered once."""
-    pace = RateController(100)
+    controller = RateController(100)
     for index in range(count):
-        pace.on_rate_limited(index / 1000, index / 1000 + answer_s, retry_after_s)
+        controller.on_rate_limited(index / 1000, index / 1000 + answer_s, retry_after_s)
     lowered_in_time = answer_s < count / 1000  # later submits left after the first refusal came
     if not lowered_in_time:
-        assert pace.per_s == pytest.approx(100 * DECREASE)
+        assert controller.per_s == pytest.approx(100 * DECREASE)
 
 
 @given(rates)
 def test_one_429_lowers(per_s: float) -> None:
     """The first 429 lowers the rate, unless it is as low already as the pace goes; it never raises it."""
-    pace = RateController(per_s)
-    pace.on_rate_limited(1.0, 1.0, 0.0)
-    assert pace.per_s < per_s or per_s <= 0.1
-    assert 0 < pace.per_s <= per_s
+    controller = RateController(per_s)
+    controller.on_rate_limited(1.0, 1.0, 0.0)
+    assert controller.per_s < per_s or per_s <= 0.1
+    assert 0 < controller.per_s <= per_s
 
 
 @pytest.mark.parametrize("per_s", [1 / 60, 0.05, 0.1])
 def test_slow_rates_are_not_raised_by_a_429(per_s: float) -> None:
     """A 429 under a ceiling of 1/min does not make the rate faster than what the user allowed."""
-    pace = RateController(per_s)
+    controller = RateController(per_s)
     for now_s in range(0, 600, 60):
-        pace.on_rate_limited(now_s, now_s, None)
-        assert 0 < pace.per_s <= per_s
+        controller.on_rate_limited(now_s, now_s, None)
+        assert 0 < controller.per_s <= per_s
 
 
 def test_what_was_let_through_says_what_the_limit_is() -> None:
     """Sixty of a burst of POSTs at 500/s are let through: the limit is sixty a second."""
-    pace = RateController(500)
+    controller = RateController(500)
     for n in range(70):
-        pace.on_sent(n / 500)
+        controller.on_sent(n / 500)
         if n < 60:
-            pace.on_response(n / 500, n / 500)
+            controller.on_response(n / 500, n / 500)
         else:
-            pace.on_rate_limited(n / 500, n / 500 + 0.01, 1.0)
-    assert pace.per_s == pytest.approx(60)
+            controller.on_rate_limited(n / 500, n / 500 + 0.01, 1.0)
+    assert controller.per_s == pytest.approx(60)
 
 
-def test_a_refusal_out_of_the_blue_is_no_limit() -> None:
+def test_a_single_unexpected_429_is_not_a_limit() -> None:
     """Who submits next to nothing learns nothing of the limit from a 429."""
-    pace = RateController(100)
+    controller = RateController(100)
     for now_s in range(20):
-        pace.on_sent(now_s)
-        pace.on_response(now_s, now_s)
-    pace.on_sent(20.0)
-    pace.on_rate_limited(20.0, 20.0, 1.0)
-    assert 90 <= pace.per_s < 100
+        controller.on_sent(now_s)
+        controller.on_response(now_s, now_s)
+    controller.on_sent(20.0)
+    controller.on_rate_limited(20.0, 20.0, 1.0)
+    assert 90 <= controller.per_s < 100
 
 
 def test_it_stays_and_then_tries_more() -> None:
     """A limit that was found is kept for a while; then the rate climbs, slowly at first, up to the ceiling."""
-    pace, now_s = RateController(100), 0.0
-    pace.on_sent(now_s)
-    pace.on_rate_limited(now_s, now_s, 0.0)
-    found, rates_seen = pace.per_s, []
+    controller, now_s = RateController(100), 0.0
+    controller.on_sent(now_s)
+    controller.on_rate_limited(now_s, now_s, 0.0)
+    found, rates_seen = controller.per_s, []
     while now_s < 60:
-        now_s = pass_one(pace, now_s + 0.1)
-        rates_seen.append((now_s, pace.per_s))
+        now_s = submit_next(controller, now_s + 0.1)
+        rates_seen.append((now_s, controller.per_s))
     assert {per_s for at_s, per_s in rates_seen if at_s < PROBE_DELAY_S} == {found}
     assert rates_seen[-1][1] == 100
     assert all(before <= after for (_, before), (_, after) in pairwise(rates_seen))
 
 
-def test_a_try_in_vain_is_not_soon_repeated() -> None:
+def test_a_failed_probe_is_not_repeated_soon() -> None:
     """Each time that more is refused, the rate goes back to what was carried, and stays there for twice as long."""
-    pace, now_s = RateController(100), 0.0
+    controller, now_s = RateController(100), 0.0
     refusals_s: list[float] = []
     while len(refusals_s) < 5:
         now_s += 0.01
-        if pace.wait_s(now_s) > 0:
+        if controller.wait_s(now_s) > 0:
             continue
-        pace.on_sent(now_s)
-        if pace.per_s > 51:
-            pace.on_rate_limited(now_s, now_s, 0.0)
-            if pace.per_s > 51:
-                pace.per_s = pace._limit_estimate_per_s = 50.0
+        controller.on_sent(now_s)
+        if controller.per_s > 51:
+            controller.on_rate_limited(now_s, now_s, 0.0)
+            if controller.per_s > 51:
+                controller.per_s = controller._limit_estimate_per_s = 50.0
             refusals_s.append(now_s)
         else:
-            pace.on_response(now_s, now_s)
+            controller.on_response(now_s, now_s)
     gaps_s = [later - earlier for earlier, later in pairwise(refusals_s)]
     assert all(1.5 < later / earlier < 2.5 for earlier, later in pairwise(gaps_s))
 
 
-def run_against(
+def simulate_limit(
     limit: str,
-    told_per_s: float,
+    configured_per_s: float,
     *,
     retry_after: bool,
     jobs: int,
-    answer_s: float = 0.02,
-    seek: bool = False,
+    response_s: float = 0.02,
+    discover: bool = False,
     stall_s: float = 0.0,
-    begin_s: float = 1000.0,
+    start_s: float = 1000.0,
 ) -> tuple[float, float]:
     """Submit to a gateway with such a limit until so many jobs are let through.
 
     Every five seconds the way there is blocked for `stall_s`: what is sent then arrives at its end.
     Returns how many were let through a second, and the 429s a job.
     """
-    gateway, pace, chance = parse_limit(limit), RateController(told_per_s, seek=seek), Random(1)
+    gateway, controller, random = parse_limit(limit), RateController(configured_per_s, seek=discover), Random(1)
     assert gateway is not None
-    now_s = next_s = begin_s
-    answers: list[tuple[float, float, float]] = []  # due, sent, wait
-    taken = refused = 0
-    while taken < jobs:
-        while answers and answers[0][0] <= now_s:
-            due_s, sent_s, wait_s = heapq.heappop(answers)
+    now_s = next_s = start_s
+    responses: list[tuple[float, float, float]] = []  # due, sent, wait
+    accepted = rate_limited = 0
+    while accepted < jobs:
+        while responses and responses[0][0] <= now_s:
+            due_s, sent_s, wait_s = heapq.heappop(responses)
             if wait_s > 0:
-                refused += 1
-                pace.on_rate_limited(sent_s, due_s, max(1, math.ceil(wait_s)) if retry_after else None)
+                rate_limited += 1
+                controller.on_rate_limited(sent_s, due_s, max(1, math.ceil(wait_s)) if retry_after else None)
             else:
-                taken += 1
-                pace.on_response(sent_s, due_s)
-        wait_s = max(pace.wait_s(now_s), next_s - now_s)
+                accepted += 1
+                controller.on_response(sent_s, due_s)
+        wait_s = max(controller.wait_s(now_s), next_s - now_s)
         if wait_s > 0:
-            now_s = min([now_s + max(wait_s, NUDGE_S), *(due_s for due_s, *_ in answers[:1])])
+            now_s = min([now_s + max(wait_s, EPSILON_S), *(due_s for due_s, *_ in responses[:1])])
             continue
-        pace.on_sent(now_s)
-        held_s = max(0.0, stall_s - now_s % STALL_EVERY_S) + chance.uniform(0, 0.003)
-        heapq.heappush(answers, (now_s + held_s + answer_s, now_s, gateway.take(now_s + held_s)))
-        next_s = now_s + 1 / pace.per_s  # as the bucket above the pace spreads them
-    return taken / (now_s - begin_s), refused / jobs
+        controller.on_sent(now_s)
+        stalled_s = max(0.0, stall_s - now_s % STALL_INTERVAL_S) + random.uniform(0, 0.003)
+        heapq.heappush(responses, (now_s + stalled_s + response_s, now_s, gateway.take(now_s + stalled_s)))
+        next_s = now_s + 1 / controller.per_s  # as the bucket above the pace spreads them
+    return accepted / (now_s - start_s), rate_limited / jobs
 
 
-STALL_EVERY_S = 5.3
-KINDS = ["fixed-window", "token-bucket", "sliding-window"]
+STALL_INTERVAL_S = 5.3
+LIMIT_KINDS = ["fixed-window", "token-bucket", "sliding-window"]
 
 
 @pytest.mark.parametrize("retry_after", [True, False], ids=["Retry-After", "none"])
-@pytest.mark.parametrize("kind", KINDS)
-def test_a_limit_that_nobody_told(kind: str, retry_after: bool) -> None:
+@pytest.mark.parametrize("kind", LIMIT_KINDS)
+def test_an_unconfigured_limit(kind: str, retry_after: bool) -> None:
     """Told 500/s where 60/s are allowed, 92 % of the limit is used, with at most 8 refusals for 100 jobs."""
-    per_s, refused = run_against(f"{kind}:60/s", 500, retry_after=retry_after, jobs=3000)
+    per_s, refused = simulate_limit(f"{kind}:60/s", 500, retry_after=retry_after, jobs=3000)
     assert per_s >= 0.92 * 60
     assert refused <= 0.08
 
 
 @pytest.mark.parametrize("retry_after", [True, False], ids=["Retry-After", "none"])
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", LIMIT_KINDS)
 def test_auto(kind: str, retry_after: bool) -> None:
     """Told nothing at all, 90 % of the limit is used."""
-    per_s, refused = run_against(f"{kind}:60/s", 10_000, retry_after=retry_after, jobs=3000, seek=True)
+    per_s, refused = simulate_limit(f"{kind}:60/s", 10_000, retry_after=retry_after, jobs=3000, discover=True)
     assert per_s >= 0.9 * 60
     assert refused <= 0.08
 
 
-def test_auto_whenever_the_windows_begin() -> None:
+def test_auto_whenever_the_windows_start() -> None:
     """Where in a window of the gateway the run begins hardly matters: on the average, 90 % are used."""
     used = [
-        run_against("fixed-window:60/s", 10_000, retry_after=True, jobs=3000, seek=True, begin_s=1000 + eighth / 8)[0]
+        simulate_limit(
+            "fixed-window:60/s", 10_000, retry_after=True, jobs=3000, discover=True, start_s=1000 + eighth / 8
+        )[0]
         / 60
         for eighth in range(8)
     ]
@@ -317,38 +319,38 @@ def test_auto_whenever_the_windows_begin() -> None:
 
 def test_auto_fills_a_window_to_see_what_it_holds() -> None:
     """After the first refusal's pause, a pace that seeks goes much faster, until what a window holds is known."""
-    pace = RateController(10_000, seek=True)
+    controller = RateController(10_000, seek=True)
     for n in range(8):
-        pace.on_sent(n / 8)
-        pace.on_response(n / 8, n / 8)
-    pace.on_sent(1.0)
-    pace.on_rate_limited(1.0, 1.0, 1.0)
-    assert pace.wait_s(1.5) == 0.5
-    assert pace.per_s >= 20
+        controller.on_sent(n / 8)
+        controller.on_response(n / 8, n / 8)
+    controller.on_sent(1.0)
+    controller.on_rate_limited(1.0, 1.0, 1.0)
+    assert controller.wait_s(1.5) == 0.5
+    assert controller.per_s >= 20
     for n in range(10):
-        pace.on_sent(2.0 + n / 100)
-        pace.on_response(2.0 + n / 100, 2.0 + n / 100)
-    pace.on_sent(2.1)
-    pace.on_rate_limited(2.1, 2.1, 1.0)
-    assert pace.per_s == pytest.approx(10 * DECREASE_TO)
+        controller.on_sent(2.0 + n / 100)
+        controller.on_response(2.0 + n / 100, 2.0 + n / 100)
+    controller.on_sent(2.1)
+    controller.on_rate_limited(2.1, 2.1, 1.0)
+    assert controller.per_s == pytest.approx(10 * DECREASE_TO)
 
 
 @pytest.mark.parametrize("answer_s", [0.005, 0.2, 1.0])
-@pytest.mark.parametrize("kind", KINDS)
-def test_a_limit_that_was_told_is_kept(kind: str, answer_s: float) -> None:
+@pytest.mark.parametrize("kind", LIMIT_KINDS)
+def test_a_configured_limit_is_kept(kind: str, answer_s: float) -> None:
     """Told the limit, nothing is refused though requests arrive a few milliseconds late, and 98.5 % are used."""
-    per_s, refused = run_against(f"{kind}:200/s", 200, retry_after=True, jobs=3000, answer_s=answer_s)
+    per_s, refused = simulate_limit(f"{kind}:200/s", 200, retry_after=True, jobs=3000, response_s=answer_s)
     assert refused == 0
     assert 0.985 * 200 * (1 - answer_s / 15) <= per_s <= 1.01 * 200
 
 
 @pytest.mark.parametrize("answer_s", [0.005, 0.2])
 @pytest.mark.parametrize("stall_s", [0.02, 0.04, 0.06])
-@pytest.mark.parametrize("kind", KINDS)
-def test_what_was_held_up_on_its_way_counts_when_it_arrives(kind: str, stall_s: float, answer_s: float) -> None:
+@pytest.mark.parametrize("kind", LIMIT_KINDS)
+def test_delayed_requests_count_when_they_arrive(kind: str, stall_s: float, answer_s: float) -> None:
     """A busy machine or network blocks the way now and then: next to nothing is refused, and the limit is used."""
-    per_s, refused = run_against(
-        f"{kind}:200/s", 200, retry_after=True, jobs=6000, answer_s=answer_s, stall_s=stall_s
+    per_s, refused = simulate_limit(
+        f"{kind}:200/s", 200, retry_after=True, jobs=6000, response_s=answer_s, stall_s=stall_s
     )
     assert refused <= 0.001
     assert 0.97 * 200 * (1 - answer_s / 30) <= per_s <= 1.01 * 200
@@ -357,27 +359,27 @@ def test_what_was_held_up_on_its_way_counts_when_it_arrives(kind: str, stall_s: 
 @pytest.mark.parametrize("answer_s", [0.5, 1.5, 4.0])
 def test_slow_answers(answer_s: float) -> None:
     """Where answers take seconds, the limit is found, too."""
-    per_s, refused = run_against("token-bucket:5/s", 40, retry_after=True, jobs=600, answer_s=answer_s)
+    per_s, refused = simulate_limit("token-bucket:5/s", 40, retry_after=True, jobs=600, response_s=answer_s)
     assert per_s >= 0.6 * 5
     assert refused <= 0.6
 
 
 def test_auto_starts_low() -> None:
     """Before anything is known, auto submits no faster than anybody would, and grows only while that is used."""
-    pace = RateController(10_000, seek=True)
-    assert pace.per_s == AUTO_START_PER_S
+    controller = RateController(10_000, seek=True)
+    assert controller.per_s == AUTO_START_PER_S
     for now_s in range(100):
-        pace.on_sent(now_s)
-        pace.on_response(now_s, now_s)
-    assert pace.per_s == AUTO_START_PER_S
+        controller.on_sent(now_s)
+        controller.on_response(now_s, now_s)
+    assert controller.per_s == AUTO_START_PER_S
 
 
 def test_what_shares_the_limit_counts() -> None:
     """Polls on a shared quota take their places in the window."""
-    pace = RateController(10)
+    controller = RateController(10)
     for _ in range(4):
-        pace.on_other_request(0.0)
+        controller.on_other_request(0.0)
     for _ in range(6):
-        assert pace.wait_s(0.0) == 0
-        pace.on_sent(0.0)
-    assert pace.wait_s(0.0) > 0.99
+        assert controller.wait_s(0.0) == 0
+        controller.on_sent(0.0)
+    assert controller.wait_s(0.0) > 0.99

@@ -13,22 +13,22 @@ from krea_batch.rules.round_robin import RoundRobinQueue
 
 def test_one_tenant_is_a_queue() -> None:
     """Without tenants, first come is first served."""
-    turns: RoundRobinQueue[int] = RoundRobinQueue()
+    queue: RoundRobinQueue[int] = RoundRobinQueue()
     for n in range(5):
-        turns.put("", n)
-    assert list(turns.drain()) == [0, 1, 2, 3, 4]
-    assert len(turns) == 0
+        queue.put("", n)
+    assert list(queue.drain()) == [0, 1, 2, 3, 4]
+    assert len(queue) == 0
 
 
-def test_who_comes_late_with_little_waits_for_no_crowd() -> None:
+def test_a_late_small_tenant_does_not_wait_for_large_ones() -> None:
     """Three of one who comes last are served in the next three rounds."""
-    turns: RoundRobinQueue[str] = RoundRobinQueue()
+    queue: RoundRobinQueue[str] = RoundRobinQueue()
     for n in range(100):
-        turns.put("ann", f"a{n}")
-    assert turns.pop() == "a0"
+        queue.put("ann", f"a{n}")
+    assert queue.pop() == "a0"
     for n in range(3):
-        turns.put("bob", f"b{n}")
-    assert [turns.pop() for _ in range(7)] == ["a1", "b0", "a2", "b1", "a3", "b2", "a4"]
+        queue.put("bob", f"b{n}")
+    assert [queue.pop() for _ in range(7)] == ["a1", "b0", "a2", "b1", "a3", "b2", "a4"]
 
 
 def test_nothing_waits() -> None:
@@ -40,19 +40,19 @@ def test_nothing_waits() -> None:
 @given(st.lists(st.one_of(st.none(), st.sampled_from("abcd")), max_size=80))
 def test_nothing_is_lost_and_each_tenants_order_is_kept(steps: list[str | None]) -> None:
     """Whatever comes between, what goes out is what came in, each tenant's in its order; rounds are fair."""
-    turns: RoundRobinQueue[tuple[str, int]] = RoundRobinQueue()
-    put: Counter[str] = Counter()
+    queue: RoundRobinQueue[tuple[str, int]] = RoundRobinQueue()
+    added: Counter[str] = Counter()
     taken: list[tuple[str, int]] = []
     for tenant in steps:
         if tenant is not None:
-            turns.put(tenant, (tenant, put[tenant]))
-            put[tenant] += 1
-        elif len(turns):
-            taken.append(turns.pop())
-        assert len(turns) == put.total() - len(taken)
-    last = list(turns.drain())
-    for tenant, count in put.items():
+            queue.put(tenant, (tenant, added[tenant]))
+            added[tenant] += 1
+        elif len(queue):
+            taken.append(queue.pop())
+        assert len(queue) == added.total() - len(taken)
+    last = list(queue.drain())
+    for tenant, count in added.items():
         assert [n for whose, n in taken + last if whose == tenant] == list(range(count))
-    waiting = Counter(whose for whose, _ in last)
+    waiting = Counter(owner for owner, _ in last)
     first_round = last[: len(waiting)]
     assert {whose for whose, _ in first_round} == set(waiting)

@@ -11,41 +11,41 @@ import time
 import traceback
 from pathlib import Path
 
-from tests.simulation.scenario import ROUNDS, Play
+from tests.simulation.scenario import ROUNDS, Scenario
 
-SHARED_MEMORY = Path("/dev/shm")  # noqa: S108 - its fsync costs nothing; deaths are simulated, not real
+SHARED_MEMORY_DIR = Path("/dev/shm")  # noqa: S108 - its fsync costs nothing; deaths are simulated, not real
 
 
-def play(seed: int, *, loud: bool = False) -> tuple[int, int, str]:
+def run_seed(seed: int, *, verbose: bool = False) -> tuple[int, int, str]:
     """Play one seed in a folder of its own. Returns the seed, its deaths, and what went wrong, if anything did."""
-    folder = SHARED_MEMORY if SHARED_MEMORY.is_dir() else None
+    folder = SHARED_MEMORY_DIR if SHARED_MEMORY_DIR.is_dir() else None
     with tempfile.TemporaryDirectory(prefix="krea-batch-simulation-", dir=folder) as path:
-        current = Play(seed, Path(path) / "out")
-        failed = ""
+        scenario = Scenario(seed, Path(path) / "out")
+        failure = ""
         try:
-            current.play()
+            scenario.run()
         except Exception as error:  # noqa: BLE001 - whatever it is, the seed is to be named
-            if loud:
+            if verbose:
                 traceback.print_exc()
-            failed = str(error)
-        if loud:
-            print(*current.told, sep="\n")
-    return seed, current.deaths, failed
+            failure = str(error)
+        if verbose:
+            print(*scenario.log, sep="\n")
+    return seed, scenario.crashes, failure
 
 
-def play_all(seeds: range) -> int:
+def run_seeds(seeds: range) -> int:
     """Play many on all cores, name those that fail, and return how many that were."""
-    began_s, deaths, failures = time.monotonic(), 0, 0
+    started_s, crashes, failures = time.monotonic(), 0, 0
     with multiprocessing.Pool(os.cpu_count()) as pool:
-        for done, (seed, died, failed) in enumerate(pool.imap_unordered(play, seeds, chunksize=4), 1):
-            deaths += died
-            if failed:
+        for done, (seed, seed_crashes, failure) in enumerate(pool.imap_unordered(run_seed, seeds, chunksize=4), 1):
+            crashes += seed_crashes
+            if failure:
                 failures += 1
-                print(f"{failed}\n  again: python -m tests.simulation --seed {seed}", flush=True)
+                print(f"{failure}\n  again: python -m tests.simulation --seed {seed}", flush=True)
             if done % 1000 == 0 or done == len(seeds):
                 runs = done * (ROUNDS + 1)
-                a_minute = runs / (time.monotonic() - began_s) * 60
-                counts = f"{done:,} seeds, {runs:,} runs ({a_minute:,.0f} a minute), {deaths:,} deaths"
+                runs_per_minute = runs / (time.monotonic() - started_s) * 60
+                counts = f"{done:,} seeds, {runs:,} runs ({runs_per_minute:,.0f} a minute), {crashes:,} deaths"
                 print(f"{counts}, {failures} failed", flush=True)
     return failures
 
@@ -57,10 +57,10 @@ def main() -> int:
     parser.add_argument("--first", type=int, default=0, help="from this one on")
     options = parser.parse_args()
     if options.seed is not None:
-        *_, failed = play(options.seed, loud=True)
-        print(failed or f"seed {options.seed} passed")
-        return int(bool(failed))
-    return int(play_all(range(options.first, options.first + options.seeds)) > 0)
+        *_, failure = run_seed(options.seed, verbose=True)
+        print(failure or f"seed {options.seed} passed")
+        return int(bool(failure))
+    return int(run_seeds(range(options.first, options.first + options.seeds)) > 0)
 
 
 if __name__ == "__main__":

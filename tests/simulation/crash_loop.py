@@ -29,81 +29,83 @@ class Killed(BaseException):
     """The process is dead."""
 
 
-class MortalLoop(VirtualTimeLoop):
+class CrashingLoop(VirtualTimeLoop):
     """Dies at step `dies_at` of its own, or of its disk's: from then on no callback does anything."""
 
-    def __init__(self, disk_s: Callable[[], float], dies_at: int, *, at_the_disk: bool) -> None:
+    def __init__(self, disk_s: Callable[[], float], crash_at_step: int, *, at_disk_call: bool) -> None:
         self.steps = 0
         self.disk_steps = 0
-        self.dead = False
-        self._dies_at = dies_at
-        self._at_the_disk = at_the_disk
-        self._unlived: list[Callable[[], object]] = []
+        self.crashed = False
+        self._crash_at_step = crash_at_step
+        self._at_disk_call = at_disk_call
+        self._skipped_callbacks: list[Callable[[], object]] = []
         super().__init__(disk_s)
-        self.set_exception_handler(_complain)
+        self.set_exception_handler(_report_unless_killed)
 
     def step(self) -> None:
         """Live one step further. Raises Killed where that was one too many."""
         self.steps += 1
-        self._die_at(self.steps, at_the_disk=False)
+        self._crash_if_due(self.steps, at_disk_call=False)
 
     def disk_step(self) -> None:
         """The same for one call to the disk."""
         self.disk_steps += 1
-        self._die_at(self.disk_steps, at_the_disk=True)
+        self._crash_if_due(self.disk_steps, at_disk_call=True)
 
-    def _die_at(self, steps: int, *, at_the_disk: bool) -> None:
-        if self.dead or (steps == self._dies_at and at_the_disk == self._at_the_disk):
-            self.dead = True
+    def _crash_if_due(self, steps: int, *, at_disk_call: bool) -> None:
+        if self.crashed or (steps == self._crash_at_step and at_disk_call == self._at_disk_call):
+            self.crashed = True
             self.stop()
             raise Killed
 
-    def _live(self, callback: Callable[[Unpack[Ts]], object], *args: *Ts) -> None:
+    def _run_callback(self, callback: Callable[[Unpack[Ts]], object], *args: *Ts) -> None:
         with suppress(Killed):
             self.step()
-        if self.dead:
-            self._unlived.append(lambda: callback(*args))
+        if self.crashed:
+            self._skipped_callbacks.append(lambda: callback(*args))
         else:
             callback(*args)
 
     def call_soon(
         self, callback: Callable[[Unpack[Ts]], object], *args: *Ts, context: Context | None = None
     ) -> asyncio.Handle:
-        return super().call_soon(self._live, callback, *args, context=context)
+        return super().call_soon(self._run_callback, callback, *args, context=context)
 
     def call_at(
         self, when: float, callback: Callable[[Unpack[Ts]], object], *args: *Ts, context: Context | None = None
     ) -> asyncio.TimerHandle:
-        return super().call_at(when, self._live, callback, *args, context=context)
+        return super().call_at(when, self._run_callback, callback, *args, context=context)
 
-    def haunt(self) -> None:
+    def run_skipped_callbacks(self) -> None:
         """Let the callbacks run once more, so that the dead can be buried."""
-        self.dead = False
-        self._dies_at = -1
-        for callback in self._unlived:
+        self.crashed = False
+        self._crash_at_step = -1
+        for callback in self._skipped_callbacks:
             self.call_soon(callback)
 
 
-def _stop(task: asyncio.Task[Any]) -> None:
+def _stop_loop(task: asyncio.Task[Any]) -> None:
     task.get_loop().stop()
 
 
-def _complain(loop: Any, context: dict[str, Any]) -> None:
+def _report_unless_killed(loop: Any, context: dict[str, Any]) -> None:
     if not isinstance(context.get("exception"), Killed):
         loop.default_exception_handler(context)
 
 
-class Disk:
+class SimulatedDisk:
     """Knows what of the folder `images` would survive a power loss. Stands in for `os` in `pipeline.picture`."""
 
     def __init__(self, images: Path, step: Callable[[], None]) -> None:
         self._images = images
         self._step = step
         self._synced_bytes: dict[int, int] = {}  # by inode
-        self._pins: dict[int, int] = {}  # an open file for each inode, lest its number be given to another
-        self._names: dict[str, int] = self._listed()  # as of the last sync of the folder
+        self._pinned_fds: dict[int, int] = {}  # an open file for each inode, lest its number be given to another
+        self._synced_names: dict[str, int] = self._list_and_pin()  # as of the last sync of the folder
         self._tracked: set[int] = set()  # descriptors of the images directory and its files
-        self._since: list[tuple[str | None, str | None, int]] = []  # (old name, new name, inode), in their order
+        self._unsynced_changes: list[
+            tuple[str | None, str | None, int]
+        ] = []  # (old name, new name, inode), in their order
 
     def __getattr__(self, name: str) -> Any:
         return getattr(os, name)
@@ -122,9 +124,9 @@ class Disk:
         self._tracked.add(fd)
         if flags & os.O_CREAT:
             inode = os.fstat(fd).st_ino
-            self._pins[inode] = os.open(path, os.O_RDONLY)
+            self._pinned_fds[inode] = os.open(path, os.O_RDONLY)
             self._synced_bytes[inode] = 0
-            self._since.append((None, Path(path).name, inode))
+            self._unsynced_changes.append((None, Path(path).name, inode))
         return fd
 
     def write(self, fd: int, data: memoryview) -> int:
@@ -132,13 +134,13 @@ class Disk:
         return os.write(fd, data)
 
     def replace(self, old: str, new: str) -> None:
-        part = Path(old)
-        if not self._is_tracked(part):
-            part.replace(new)
+        old_path = Path(old)
+        if not self._is_tracked(old_path):
+            old_path.replace(new)
             return
         self._step()
-        self._since.append((part.name, Path(new).name, part.stat().st_ino))
-        part.replace(new)
+        self._unsynced_changes.append((old_path.name, Path(new).name, old_path.stat().st_ino))
+        old_path.replace(new)
 
     def fsync(self, fd: int) -> None:
         if fd not in self._tracked:
@@ -147,95 +149,95 @@ class Disk:
         self._step()
         stat = os.fstat(fd)
         if stat.st_ino == self._images.stat().st_ino:
-            self._names, self._since = self._listed(), []
+            self._synced_names, self._unsynced_changes = self._list_and_pin(), []
         else:
             self._synced_bytes[stat.st_ino] = stat.st_size
         self._step()
 
     @contextmanager
-    def watched(self) -> Iterator[None]:
+    def patched(self) -> Iterator[None]:
         """Be the disk of whatever runs inside."""
         unlink = Path.unlink
 
-        def unlinked(path: Path, missing_ok: bool = False) -> None:
+        def recording_unlink(path: Path, missing_ok: bool = False) -> None:
             if path.parent == self._images and path.exists():
                 self._step()
-                self._since.append((path.name, None, path.stat().st_ino))
+                self._unsynced_changes.append((path.name, None, path.stat().st_ino))
             unlink(path, missing_ok=missing_ok)
 
         with (
             patch.object(image_file, "os", self),
             patch.object(atomic, "os", self),
-            patch.object(Path, "unlink", unlinked),
+            patch.object(Path, "unlink", recording_unlink),
         ):
             try:
                 yield
             finally:
-                for fd in self._pins.values():
+                for fd in self._pinned_fds.values():
                     os.close(fd)
 
-    def lose_power(self, copy: Path, chance: Random) -> None:
+    def lose_power(self, copy: Path, random: Random) -> None:
         """Make of `copy`, a copy of the directory, what a power loss would have left of it."""
-        names = dict(self._names)
-        kept = chance.choice([len(self._since), chance.randint(0, len(self._since))])
-        for old, new, inode in self._since[:kept]:
+        names = dict(self._synced_names)
+        kept_changes = random.choice([len(self._unsynced_changes), random.randint(0, len(self._unsynced_changes))])
+        for old, new, inode in self._unsynced_changes[:kept_changes]:
             if old is not None:
                 names.pop(old, None)
             if new is not None:
                 names[new] = inode
-        for name in self._listed():
+        for name in self._list_and_pin():
             (copy / name).unlink()
         for name, inode in names.items():
-            data = os.pread(self._pins[inode], os.fstat(self._pins[inode]).st_size, 0)
+            data = os.pread(self._pinned_fds[inode], os.fstat(self._pinned_fds[inode]).st_size, 0)
             synced = self._synced_bytes.get(inode, len(data))  # what was there before this process began
-            (copy / name).write_bytes(data[: chance.randint(min(synced, len(data)), len(data))])
+            (copy / name).write_bytes(data[: random.randint(min(synced, len(data)), len(data))])
 
-    def _listed(self) -> dict[str, int]:
+    def _list_and_pin(self) -> dict[str, int]:
         """Names and inodes, each inode pinned."""
         if not self._images.is_dir():
             return {}
         files = [entry for entry in os.scandir(self._images) if entry.is_file(follow_symlinks=False)]
         for entry in files:
-            if entry.inode() not in self._pins:
-                self._pins[entry.inode()] = os.open(entry, os.O_RDONLY)
+            if entry.inode() not in self._pinned_fds:
+                self._pinned_fds[entry.inode()] = os.open(entry, os.O_RDONLY)
         return {entry.name: entry.inode() for entry in files}
 
 
-def run_mortal(
+def run_crashing(
     main: Coroutine[Any, Any, T],
     out: Path,
     disk_s: Callable[[], float],
     *,
-    dies_at: int,
-    power: Random | None,
-    at_the_disk: bool,
-    died: Callable[[], None],
+    crash_at_step: int,
+    power_loss_random: Random | None,
+    at_disk_call: bool,
+    on_crash: Callable[[], None],
 ) -> tuple[int, bool]:
     """Run a coroutine as a process that dies at a step, and leave `out` as it then was.
 
     With `power`, the power goes with it; `died` is told before the burial. Returns the steps it lived, and
     whether it died.
     """
-    loop = MortalLoop(disk_s, dies_at, at_the_disk=at_the_disk)
-    disk = Disk(out / run_dir.IMAGES, loop.disk_step)
+    loop = CrashingLoop(disk_s, crash_at_step, at_disk_call=at_disk_call)
+    disk = SimulatedDisk(out / run_dir.IMAGES, loop.disk_step)
     try:
-        with disk.watched():
+        with disk.patched():
             task = loop.create_task(main)
-            task.add_done_callback(_stop)
+            task.add_done_callback(_stop_loop)
             loop.run_forever()
-            if not loop.dead:
+            if not loop.crashed:
                 task.result()
                 return loop.steps, False
-            as_it_was = out.with_name(f"{out.name} as it was")
-            shutil.copytree(out, as_it_was, symlinks=True)
-            if power is not None:
-                disk.lose_power(as_it_was / run_dir.IMAGES, power)
-            died()
-            loop.haunt()
-            task.remove_done_callback(_stop)
+            snapshot = out.with_name(f"{out.name} as it was")
+            shutil.copytree(out, snapshot, symlinks=True)
+            if power_loss_random is not None:
+                disk.lose_power(snapshot / run_dir.IMAGES, power_loss_random)
+            on_crash()
+            loop.run_skipped_callbacks()
+            task.remove_done_callback(_stop_loop)
         cancel_all_tasks(loop)
         shutil.rmtree(out)
-        as_it_was.rename(out)
+        snapshot.rename(out)
         return loop.steps, True
     finally:
         loop.close()

@@ -31,7 +31,7 @@ from krea_batch.testing.scripted_gateway import ScriptedDownload, ScriptedGatewa
 from tests.asgi_client import call_asgi
 from tests.engine_fixtures import query_ledger
 
-POSTS: list[tuple[int, Any]] = [
+SUBMIT_OUTCOMES: list[tuple[int, Any]] = [
     (60, "accept"),
     (5, "accept, and the answer is lost"),
     (1, "accept, and the answer names another job's request"),
@@ -45,7 +45,7 @@ POSTS: list[tuple[int, Any]] = [
     (2, Refused(Refusal.REJECTED, 422, "bad")),
     (1, Refused(Refusal.FATAL, 402, "no money")),
 ]
-POLLS: list[tuple[int, Any]] = [
+POLL_OUTCOMES: list[tuple[int, Any]] = [
     (50, "the truth"),
     (20, Waiting("PROCESSING")),
     (5, Waiting("PONDERING")),
@@ -56,8 +56,8 @@ POLLS: list[tuple[int, Any]] = [
     (3, PollFailed("no answer in time")),
     (2, PollFailed("not found", 404)),
 ]
-ENDS: list[tuple[int, str]] = [(75, "one"), (10, "two"), (7, "failed"), (12, "error")]
-CALLS: list[tuple[int, str]] = [
+JOB_OUTCOMES: list[tuple[int, str]] = [(75, "one"), (10, "two"), (7, "failed"), (12, "error")]
+CALLBACK_OUTCOMES: list[tuple[int, str]] = [
     (40, "lost"),
     (35, "one"),
     (10, "two"),
@@ -65,7 +65,7 @@ CALLS: list[tuple[int, str]] = [
     (5, "forged"),
     (5, "unreadable"),
 ]
-FETCHES: list[tuple[int, str]] = [
+DOWNLOAD_OUTCOMES: list[tuple[int, str]] = [
     (50, "whole"),
     (15, "cut"),
     (5, "cut without an ETag"),
@@ -79,116 +79,120 @@ FETCHES: list[tuple[int, str]] = [
 ]
 
 
-def draw(chance: Random, table: list[tuple[int, Any]]) -> Any:
-    return chance.choices([entry for _, entry in table], [weight for weight, _ in table])[0]
+def weighted_choice(random: Random, table: list[tuple[int, Any]]) -> Any:
+    return random.choices([entry for _, entry in table], [weight for weight, _ in table])[0]
 
 
-class World(ScriptedGateway):
+class RandomGateway(ScriptedGateway):
     """Draws what happens from the seed and from what it happens to. `broken` holds the laws it saw broken."""
 
     def __init__(self, seed: int, out: Path) -> None:
         super().__init__()
         self.seed = seed
         self.out = out
-        self.calm = False  # nothing goes wrong any more
-        self.gone = False  # the process that asks is dead
-        self.broken: list[str] = []
-        self.tries: Counter[str] = Counter()
-        self.told_errors: dict[str, set[str]] = {}
+        self.no_faults = False  # nothing goes wrong any more
+        self.process_crashed = False  # the process that asks is dead
+        self.violations: list[str] = []
+        self.attempts: Counter[str] = Counter()
+        self.reported_errors: dict[str, set[str]] = {}
         self.app: Any = None  # takes callbacks
-        self.named: set[str] = set()  # by callbacks
+        self.callback_request_ids: set[str] = set()  # by callbacks
 
-    def chance(self, *what: str) -> Random:
+    def random_for(self, *key: str) -> Random:
         """The next chance of one thing."""
-        name = "/".join(what)
-        self.tries[name] += 1
-        return Random(f"{self.seed}/{name}/{self.tries[name]}")
+        name = "/".join(key)
+        self.attempts[name] += 1
+        return Random(f"{self.seed}/{name}/{self.attempts[name]}")
 
-    def _somebody_asks(self) -> None:
-        if self.gone:
+    def _require_running_process(self) -> None:
+        if self.process_crashed:
             raise asyncio.CancelledError
 
     # ---- POSTs -------------------------------------------------------------------------------------------
 
     async def submit(self, body: bytes, *, callback: str = "") -> PostVerdict:
-        self._somebody_asks()
+        self._require_running_process()
         prompt = body.split(b'"')[3].decode()
         sql = "SELECT state, result FROM jobs JOIN submissions USING (job_no) WHERE job_id = ? ORDER BY submission_no DESC LIMIT 1"
         if query_ledger(self.out, sql, prompt) != [("submitting", None)]:
-            self.broken.append(f"a POST of {prompt} without an intent on record")
+            self.violations.append(f"a POST of {prompt} without an intent on record")
         self.submit_times_s.append(asyncio.get_running_loop().time())
-        chance = self.chance("post", prompt)
-        fate = "accept" if self.calm else draw(chance, POSTS)
+        random = self.random_for("post", prompt)
+        outcome = "accept" if self.no_faults else weighted_choice(random, SUBMIT_OUTCOMES)
         request_id = f"krea_{len(self.charged):04d}"
-        if isinstance(fate, str):
+        if isinstance(outcome, str):
             self.charged[request_id] = prompt  # however the answer fares
             if callback:
-                self._plan_call(request_id, callback)
-        await asyncio.sleep(chance.choice([0.01, 0.1, 0.5, 2.0, 20.0]))
-        if fate == "accept, and the answer is lost":
+                self._schedule_callback(request_id, callback)
+        await asyncio.sleep(random.choice([0.01, 0.1, 0.5, 2.0, 20.0]))
+        if outcome == "accept, and the answer is lost":
             return Ambiguous("the connection was cut")
-        if fate == "accept, and the answer names another job's request":
-            on_record = query_ledger(
+        if outcome == "accept, and the answer names another job's request":
+            recorded = query_ledger(
                 self.out, "SELECT min(request_id) FROM submissions"
             )  # of two that come alike, the first counts
-            request_id = on_record[0][0] or request_id
-        return Accepted(request_id, Waiting("QUEUED")) if isinstance(fate, str) else fate
+            request_id = recorded[0][0] or request_id
+        return Accepted(request_id, Waiting("QUEUED")) if isinstance(outcome, str) else outcome
 
     # ---- callbacks ---------------------------------------------------------------------------------------
 
-    def _plan_call(self, request_id: str, address: str) -> None:
+    def _schedule_callback(self, request_id: str, url: str) -> None:
         """Call when the job ends, as chance will have it; mostly before the answer to a POST that takes long."""
-        chance = self.chance("call", request_id)
-        fate = draw(chance, CALLS)
+        random = self.random_for("call", request_id)
+        outcome = weighted_choice(random, CALLBACK_OUTCOMES)
         loop = asyncio.get_running_loop()
-        for _ in range(0 if fate == "lost" else 2 if fate == "two" else 1):
-            after_s = chance.choice([0.0, 0.3, 4.0, 30.0])
-            loop.call_later(after_s, lambda: loop.create_task(self._call(fate, request_id, address)))
+        for _ in range(0 if outcome == "lost" else 2 if outcome == "two" else 1):
+            delay_s = random.choice([0.0, 0.3, 4.0, 30.0])
+            loop.call_later(delay_s, lambda: loop.create_task(self._send_callback(outcome, request_id, url)))
 
-    async def _call(self, fate: str, request_id: str, address: str) -> None:
-        if self.gone or self.app is None:
+    async def _send_callback(self, outcome: str, request_id: str, url: str) -> None:
+        if self.process_crashed or self.app is None:
             return
-        named = request_id
-        if fate == "of another request":
-            on_record = [
+        named_request_id = request_id
+        if outcome == "of another request":
+            recorded = [
                 named
                 for (named,) in query_ledger(self.out, "SELECT request_id FROM submissions WHERE result = 'accepted'")
             ]
-            named = self.chance("named", request_id).choice([*on_record, "nobody's"])
-        if fate == "forged":
-            address = address[:-1] + ("0" if address[-1] != "0" else "1")
-        elif fate != "unreadable":
-            self.named.add(named)
-        body = b"\xff" if fate == "unreadable" else b'{"request_id": "%s", "status": "COMPLETED"}' % named.encode()
-        status = await call_asgi(self.app, address, body)
-        if (fate == "forged") != (status == 404) and status != 503:
-            self.broken.append(f"a call, {fate}, was answered {status}")
+            named_request_id = self.random_for("named", request_id).choice([*recorded, "nobody's"])
+        if outcome == "forged":
+            url = url[:-1] + ("0" if url[-1] != "0" else "1")
+        elif outcome != "unreadable":
+            self.callback_request_ids.add(named_request_id)
+        body = (
+            b"\xff"
+            if outcome == "unreadable"
+            else b'{"request_id": "%s", "status": "COMPLETED"}' % named_request_id.encode()
+        )
+        status = await call_asgi(self.app, url, body)
+        if (outcome == "forged") != (status == 404) and status != 503:
+            self.violations.append(f"a call, {outcome}, was answered {status}")
 
     # ---- polls -------------------------------------------------------------------------------------------
 
     async def poll(self, request_id: str) -> PollVerdict:
-        self._somebody_asks()
-        on_record = query_ledger(
+        self._require_running_process()
+        recorded = query_ledger(
             self.out, "SELECT 1 FROM submissions WHERE request_id = ? AND result = 'accepted'", request_id
         )
-        if not on_record and request_id not in self.named:
-            self.broken.append(f"a poll of {request_id}, which is not on record")
-        chance = self.chance("poll", request_id)
-        await asyncio.sleep(chance.choice([0.05, 0.2, 3.0]))
+        if not recorded and request_id not in self.callback_request_ids:
+            self.violations.append(f"a poll of {request_id}, which is not on record")
+        random = self.random_for("poll", request_id)
+        await asyncio.sleep(random.choice([0.05, 0.2, 3.0]))
         if request_id not in self.charged:
             return PollFailed("not found", 404)
-        fate: PollVerdict | str = "the truth" if self.calm else draw(chance, POLLS)
-        return self.end(request_id) if isinstance(fate, str) else fate
+        outcome: PollVerdict | str = "the truth" if self.no_faults else weighted_choice(random, POLL_OUTCOMES)
+        return self.final_verdict(request_id) if isinstance(outcome, str) else outcome
 
-    def end(self, request_id: str) -> PollVerdict:
+    def final_verdict(self, request_id: str) -> PollVerdict:
         """The same however often it is asked for."""
-        end = draw(Random(f"{self.seed}/end/{request_id}"), ENDS)
-        if end == "failed":
+        outcome = weighted_choice(Random(f"{self.seed}/end/{request_id}"), JOB_OUTCOMES)
+        if outcome == "failed":
             return Failed("nsfw")
-        if end == "error":
-            self.told_errors.setdefault(self.charged[request_id], set()).add(request_id)
+        if outcome == "error":
+            self.reported_errors.setdefault(self.charged[request_id], set()).add(request_id)
             return Errored("gpu")
-        outputs = 2 if end == "two" else 1
+        outputs = 2 if outcome == "two" else 1
         return Finished(
             tuple(f"https://cdn.example/{request_id}/{n}.png" for n in range(1, outputs + 1)), "image/png"
         )
@@ -196,34 +200,38 @@ class World(ScriptedGateway):
     # ---- pictures ----------------------------------------------------------------------------------------
 
     async def fetch(self, url: str, *, offset: int = 0, etag: str | None = None) -> ScriptedDownload:
-        self._somebody_asks()
-        chance = self.chance("fetch", url)
-        await asyncio.sleep(chance.choice([0.05, 0.5]))
-        fate = "whole" if self.calm else draw(chance, FETCHES)
+        self._require_running_process()
+        random = self.random_for("fetch", url)
+        await asyncio.sleep(random.choice([0.05, 0.5]))
+        outcome = "whole" if self.no_faults else weighted_choice(random, DOWNLOAD_OUTCOMES)
         request_id, name = url.split("/")[-2:]
-        whole = picture(self.charged[request_id], int(name[0]))
-        start = offset if etag == '"e"' and fate != "from the begin" else 0
-        rest = whole[start:]
-        at = chance.randrange(len(rest)) if rest else 0
-        cut = DownloadError("the connection was cut")
-        pause_s = chance.choice([0.0, 0.3, 5.0])
-        match fate:
+        full_image = image_bytes(self.charged[request_id], int(name[0]))
+        start = offset if etag == '"e"' and outcome != "from the begin" else 0
+        rest = full_image[start:]
+        position = random.randrange(len(rest)) if rest else 0
+        connection_cut = DownloadError("the connection was cut")
+        delay_s = random.choice([0.0, 0.3, 5.0])
+        match outcome:
             case "404" | "429":
-                raise DownloadError(f"HTTP {fate}", status=int(fate), retry_after_s=5.0 if fate == "429" else None)
+                raise DownloadError(
+                    f"HTTP {outcome}", status=int(outcome), retry_after_s=5.0 if outcome == "429" else None
+                )
             case "HTML":
                 return ScriptedDownload([b"<html>"])
             case "cut" | "cut without an ETag":
-                return ScriptedDownload([rest[:at], pause_s, cut], start, '"e"' if fate == "cut" else None)
+                return ScriptedDownload(
+                    [rest[:position], delay_s, connection_cut], start, '"e"' if outcome == "cut" else None
+                )
             case "trailing":
                 return ScriptedDownload([rest, b"more"], start)
             case "a wrong byte":
-                return ScriptedDownload([rest[:at], bytes([rest[at] ^ 1]), rest[at + 1 :]], start)
+                return ScriptedDownload([rest[:position], bytes([rest[position] ^ 1]), rest[position + 1 :]], start)
             case "short":
-                return ScriptedDownload([rest[:at]], start)
+                return ScriptedDownload([rest[:position]], start)
             case _:
-                return ScriptedDownload([rest[:at], pause_s, rest[at:]], start)
+                return ScriptedDownload([rest[:position], delay_s, rest[position:]], start)
 
 
-def picture(prompt: str, n: int) -> bytes:
+def image_bytes(prompt: str, file_index: int) -> bytes:
     """Each output of each job is a picture of its own."""
-    return make_png(text=f"{prompt}/{n}".encode())
+    return make_png(text=f"{prompt}/{file_index}".encode())

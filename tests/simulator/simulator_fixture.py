@@ -18,41 +18,41 @@ import aiohttp
 from krea_batch.testing.simulator import Simulator, SimulatorSettings
 
 T = TypeVar("T")
-KEY = "s3cret-k3y-0123456789"
-BEGUN_AT = 1774951200.0  # 2026-03-31T10:00:00Z, the instant of the document's example
-PATIENCE_S = 60.0
-SUBMIT = "/krea-2-large-text-to-image/v1/krea-2-large-text-to-image-request"
+SIMULATOR_KEY = "s3cret-k3y-0123456789"
+CLOCK_START_AT = 1774951200.0  # 2026-03-31T10:00:00Z, the instant of the document's example
+CLIENT_TIMEOUT_S = 60.0
+SUBMIT_PATH = "/krea-2-large-text-to-image/v1/krea-2-large-text-to-image-request"
 MODEL = "krea-2-large-text-to-image"
-CAT: dict[str, Any] = {"prompt": "a cat"}
+CAT_BODY: dict[str, Any] = {"prompt": "a cat"}
 
 
-class Clock:
+class ManualClock:
     """The simulator's clock, which goes on only where a test turns it."""
 
     def __init__(self) -> None:
-        self.at = BEGUN_AT
+        self.at = CLOCK_START_AT
 
     def __call__(self) -> float:
         return self.at
 
 
-class Answer(NamedTuple):
+class SimulatorResponse(NamedTuple):
     """What a client sees. `status` is 0 where there was no answer at all, and `whole` tells if its body came."""
 
     status: int
     headers: dict[str, str]  # names in lower case
     body: bytes
-    whole: bool = True
+    complete: bool = True
 
     @property
     def json(self) -> Any:
         return json.loads(self.body)
 
 
-class Client:
+class SimulatorClient:
     """Asks a simulator by HTTP."""
 
-    def __init__(self, simulator: Simulator, clock: Clock) -> None:
+    def __init__(self, simulator: Simulator, clock: ManualClock) -> None:
         self.simulator = simulator
         self.clock = clock
         self.gateway = simulator.gateway_url
@@ -61,66 +61,70 @@ class Client:
     async def __aenter__(self) -> Self:
         self._session = aiohttp.ClientSession(
             connector=aiohttp.TCPConnector(force_close=True, limit=20),
-            timeout=aiohttp.ClientTimeout(total=PATIENCE_S),
+            timeout=aiohttp.ClientTimeout(total=CLIENT_TIMEOUT_S),
             auto_decompress=False,
         )
         self._session._retry_connection = False
         return self
 
     async def __aexit__(
-        self, kind: type[BaseException] | None, problem: BaseException | None, at: TracebackType | None
+        self, error_type: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         await self._session.close()
 
-    async def ask(self, method: str, url: str, **options: Any) -> Answer:
+    async def request(self, method: str, url: str, **options: Any) -> SimulatorResponse:
         """One request; a broken connection is an answer too."""
         status, headers = 0, {}
         body = bytearray()
         try:
-            async with self._session.request(method, url, allow_redirects=False, **options) as answer:
-                status = answer.status
-                headers = {name.lower(): value for name, value in answer.headers.items()}
-                async for piece in answer.content.iter_any():
-                    body += piece
+            async with self._session.request(method, url, allow_redirects=False, **options) as response:
+                status = response.status
+                headers = {name.lower(): value for name, value in response.headers.items()}
+                async for chunk in response.content.iter_any():
+                    body += chunk
         except aiohttp.ClientError:
-            return Answer(status, headers, bytes(body), whole=False)
-        return Answer(status, headers, bytes(body))
+            return SimulatorResponse(status, headers, bytes(body), complete=False)
+        return SimulatorResponse(status, headers, bytes(body))
 
-    async def post(self, body: object = CAT, *, key: str | None = KEY, **headers: str) -> Answer:
+    async def post(
+        self, body: object = CAT_BODY, *, key: str | None = SIMULATOR_KEY, **headers: str
+    ) -> SimulatorResponse:
         """A generate request; a `body` of bytes goes as it is."""
         data = body if isinstance(body, bytes) else json.dumps(body).encode()
-        given = {"Content-Type": "application/json"} | {
+        request_headers = {"Content-Type": "application/json"} | {
             name.replace("_", "-"): text for name, text in headers.items()
         }
-        return await self.ask("POST", self.gateway + SUBMIT, data=BytesIO(data), headers=_with_key(given, key))
+        return await self.request(
+            "POST", self.gateway + SUBMIT_PATH, data=BytesIO(data), headers=_with_key(request_headers, key)
+        )
 
-    async def poll(self, request_id: str, *, key: str | None = KEY) -> Answer:
+    async def poll(self, request_id: str, *, key: str | None = SIMULATOR_KEY) -> SimulatorResponse:
         url = f"{self.gateway}/v2/requests/status/{request_id}"
-        return await self.ask("GET", url, headers=_with_key({}, key))
+        return await self.request("GET", url, headers=_with_key({}, key))
 
-    async def accepted(self, body: object = CAT, **headers: str) -> str:
+    async def submit_accepted(self, body: object = CAT_BODY, **headers: str) -> str:
         """Submit, and return the request_id from the books, which know it even where the answer does not."""
         await self.post(body, **headers)
         request_id = self.posts()[-1]["request_id"]
         assert isinstance(request_id, str)
         return request_id
 
-    async def get(self, url: str, method: str = "GET", **headers: str) -> Answer:
-        return await self.ask(method, url, headers=_named(headers))
+    async def get(self, url: str, method: str = "GET", **headers: str) -> SimulatorResponse:
+        return await self.request(method, url, headers=_header_names(headers))
 
-    async def picture(self, body: object = CAT) -> bytes:
+    async def download_image(self, body: object = CAT_BODY) -> bytes:
         """Submit to a simulator whose jobs take no time, and download what it made."""
-        return (await self.get(self.media(await self.accepted(body)))).body
+        return (await self.get(self.image_url(await self.submit_accepted(body)))).body
 
-    def media(self, request_id: str, name: str = "output.png") -> str:
+    def image_url(self, request_id: str, name: str = "output.png") -> str:
         return f"{self.cdn}/v1/{request_id}/{name}"
 
-    async def admin(self, path: str, wish: object = None) -> Answer:
+    async def admin(self, path: str, body: object = None) -> SimulatorResponse:
         """GET an admin address, or POST a wish to it."""
         url = f"{self.simulator.admin_url}/{path}"
-        if wish is None:
-            return await self.ask("GET", url)
-        return await self.ask("POST", url, data=wish if isinstance(wish, bytes) else json.dumps(wish).encode())
+        if body is None:
+            return await self.request("GET", url)
+        return await self.request("POST", url, data=body if isinstance(body, bytes) else json.dumps(body).encode())
 
     def totals(self) -> dict[str, Any]:
         return self.simulator.totals()
@@ -130,7 +134,7 @@ class Client:
         return posts
 
 
-def _named(headers: dict[str, str]) -> dict[str, str]:
+def _header_names(headers: dict[str, str]) -> dict[str, str]:
     return {name.replace("_", "-"): text for name, text in headers.items()}
 
 
@@ -138,22 +142,24 @@ def _with_key(headers: dict[str, str], key: str | None) -> dict[str, str]:
     return headers if key is None else headers | {"Ocp-Apim-Subscription-Key": key}
 
 
-def with_clock(simulator: Simulator) -> Clock:
+def install_clock(simulator: Simulator) -> ManualClock:
     """Give the simulator a clock that stands still."""
-    clock, state = Clock(), simulator._state
+    clock, state = ManualClock(), simulator._state
     state.now, state.started_at = clock, clock.at
     return clock
 
 
-def served(ask: Callable[[Client], Coroutine[Any, Any, T]], *, still: bool = True, **settings: Any) -> T:
+def run_with_simulator(
+    ask: Callable[[SimulatorClient], Coroutine[Any, Any, T]], *, frozen_clock: bool = True, **settings: Any
+) -> T:
     """Serve tiny pictures by these settings, ask, and stop; time stands still unless `still` is False."""
 
-    given: dict[str, Any] = {"tiny": True, "latency": "fixed:15"} | settings
+    options: dict[str, Any] = {"tiny": True, "latency": "fixed:15"} | settings
 
     async def main() -> T:
-        simulator = Simulator(SimulatorSettings(**given))
-        clock = with_clock(simulator) if still else Clock()
-        async with asyncio.timeout(PATIENCE_S), simulator, Client(simulator, clock) as client:
+        simulator = Simulator(SimulatorSettings(**options))
+        clock = install_clock(simulator) if frozen_clock else ManualClock()
+        async with asyncio.timeout(CLIENT_TIMEOUT_S), simulator, SimulatorClient(simulator, clock) as client:
             return await ask(client)
 
     return asyncio.run(main())

@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 
 from krea_batch.testing.simulator import Simulator, SimulatorError, SimulatorSettings
-from tests.simulator.simulator_fixture import BEGUN_AT, CAT, Client, served
+from tests.simulator.simulator_fixture import CLOCK_START_AT, CAT_BODY, SimulatorClient, run_with_simulator
 
-ZEROS = [
+ZERO_TOTALS = [
     "posts",
     "accepted",
     "charged",
@@ -28,37 +28,46 @@ ZEROS = [
     "max_polls_per_job",
     "max_posts_per_second",
 ]
-NOTHING: dict[str, Any] = dict.fromkeys(ZEROS, 0) | {"refused": {}, "min_poll_gap_s": None, "balance": None}
+EMPTY_TOTALS: dict[str, Any] = dict.fromkeys(ZERO_TOTALS, 0) | {
+    "refused": {},
+    "min_poll_gap_s": None,
+    "balance": None,
+}
 
 
 def test_totals_of_nothing() -> None:
     """Before the first request every count is there and is nothing."""
 
-    async def ask(client: Client) -> None:
+    async def ask(client: SimulatorClient) -> None:
         answer = await client.admin("totals")
         assert answer.status == 200
-        assert answer.json == NOTHING == client.totals()
+        assert answer.json == EMPTY_TOTALS == client.totals()
 
-    served(ask)
+    run_with_simulator(ask)
 
 
 def test_totals_and_ledger() -> None:
     """Totals and ledger are the same by HTTP as in the process, and the ledger holds every POST in order."""
 
-    async def ask(client: Client) -> None:
-        done = await client.accepted(CAT | {"seed": 2**70})
+    async def ask(client: SimulatorClient) -> None:
+        done = await client.submit_accepted(CAT_BODY | {"seed": 2**70})
         await client.post({})
         await client.post(b"{")
         client.clock.at += 20
-        lost = await client.accepted({"prompt": "a dog"})
+        lost = await client.submit_accepted({"prompt": "a dog"})
         await client.poll(done)
-        await client.get(client.media(done))
+        await client.get(client.image_url(done))
         ledger = (await client.admin("ledger")).json
         assert ledger == client.simulator.ledger()
         assert ledger["totals"] == client.totals() == (await client.admin("totals")).json
         assert [post["order"] for post in ledger["posts"]] == [1, 2, 3, 4]
         assert [post["at_s"] for post in ledger["posts"]] == [0, 0, 0, 20]
-        assert [post["body"] for post in ledger["posts"]] == [CAT | {"seed": 2**70}, {}, None, {"prompt": "a dog"}]
+        assert [post["body"] for post in ledger["posts"]] == [
+            CAT_BODY | {"seed": 2**70},
+            {},
+            None,
+            {"prompt": "a dog"},
+        ]
         assert [post["request_id"] for post in ledger["posts"]] == [done, None, None, lost]
         assert [post["job"] and post["job"]["status"] for post in ledger["posts"]] == [
             "COMPLETED",
@@ -69,43 +78,43 @@ def test_totals_and_ledger() -> None:
         assert (ledger["totals"]["posts"], ledger["totals"]["refused"]) == (4, {"400": 2})
         assert (ledger["totals"]["polls"], ledger["totals"]["downloads"]) == (1, 1)
 
-    served(ask)
+    run_with_simulator(ask)
 
 
-def test_the_books_can_be_read_after_the_end() -> None:
+def test_the_ledger_can_be_read_after_the_end() -> None:
     """What was counted is still there when the ports are closed."""
 
-    async def ask(client: Client) -> Simulator:
+    async def ask(client: SimulatorClient) -> Simulator:
         await client.post()
         return client.simulator
 
-    assert served(ask).totals()["accepted"] == 1
+    assert run_with_simulator(ask).totals()["accepted"] == 1
 
 
-def test_settings_are_told_and_can_be_sent_back() -> None:
+def test_settings_are_returned_and_can_be_sent_back() -> None:
     """The settings that are told are all there are, and sending them back changes nothing."""
 
-    async def ask(client: Client) -> None:
-        told = (await client.admin("settings")).json
-        assert set(told) == set(SimulatorSettings.__struct_fields__)
-        assert (told["latency"], told["faults"], told["balance"]) == ("fixed:15", {"cdn-404": 0.5}, None)
-        changeable = {name: value for name, value in told.items() if not name.endswith("port")}
+    async def ask(client: SimulatorClient) -> None:
+        current = (await client.admin("settings")).json
+        assert set(current) == set(SimulatorSettings.__struct_fields__)
+        assert (current["latency"], current["faults"], current["balance"]) == ("fixed:15", {"cdn-404": 0.5}, None)
+        changeable = {name: value for name, value in current.items() if not name.endswith("port")}
         del changeable["host"], changeable["state_file"]
-        assert (await client.admin("settings", changeable)).json == told
-        assert (await client.admin("settings", {})).json == told
+        assert (await client.admin("settings", changeable)).json == current
+        assert (await client.admin("settings", {})).json == current
 
-    served(ask, faults={"cdn-404": 0.5})
+    run_with_simulator(ask, faults={"cdn-404": 0.5})
 
 
-def test_changed_settings_hold_from_now_on() -> None:
+def test_changed_settings_apply_from_now_on() -> None:
     """Named settings change for what comes, those not named stay, and accepted jobs keep their times."""
 
-    async def ask(client: Client) -> None:
-        before = await client.accepted()
+    async def ask(client: SimulatorClient) -> None:
+        before = await client.submit_accepted()
         changed = await client.admin("settings", {"latency": "fixed:2", "faults": {"job-failed": 1}})
         assert changed.json["latency"] == "fixed:2"
         assert changed.json["tiny"] is True
-        after = await client.accepted()
+        after = await client.submit_accepted()
         client.clock.at += 2
         assert [(await client.poll(job)).json["status"] for job in (before, after)] == ["PROCESSING", "FAILED"]
         client.clock.at += 13
@@ -113,15 +122,15 @@ def test_changed_settings_hold_from_now_on() -> None:
         await client.admin("settings", {"faults": {}, "key": "new", "image_bytes": 4096})
         assert (await client.post(key="old")).status == 401
         assert (await client.post(key="new")).status == 202
-        assert len((await client.get(client.media(before))).body) == 4096
+        assert len((await client.get(client.image_url(before))).body) == 4096
 
-    served(ask)
+    run_with_simulator(ask)
 
 
 def test_an_unchanged_limit_keeps_its_count() -> None:
     """Changing other settings does not open a limit, changing the limit begins it anew."""
 
-    async def ask(client: Client) -> None:
+    async def ask(client: SimulatorClient) -> None:
         assert [(await client.post()).status for _ in range(2)] == [202, 429]
         await client.admin("settings", {"retry_after": "none", "submit_limit": "fixed-window:1/h"})
         answer = await client.post()
@@ -131,7 +140,7 @@ def test_an_unchanged_limit_keeps_its_count() -> None:
         await client.admin("settings", {"submit_limit": "none"})
         assert (await client.post()).status == 202
 
-    served(ask, submit_limit="fixed-window:1/h")
+    run_with_simulator(ask, submit_limit="fixed-window:1/h")
 
 
 @pytest.mark.parametrize(
@@ -174,23 +183,23 @@ def test_an_unchanged_limit_keeps_its_count() -> None:
         ({"state_file": ""}, "state_file"),
     ],
 )
-def test_settings_without_a_meaning(wish: object, named: str) -> None:
+def test_settings_without_a_meaning(body: object, named: str) -> None:
     """A wish without a meaning is a 400 that names what is wrong, and changes nothing, not even its good half."""
 
-    async def ask(client: Client) -> None:
+    async def ask(client: SimulatorClient) -> None:
         before = (await client.admin("settings")).json
-        answer = await client.admin("settings", {"seed": 9} | wish if isinstance(wish, dict) else wish)
+        answer = await client.admin("settings", {"seed": 9} | body if isinstance(body, dict) else body)
         assert answer.status == 400
         assert named in answer.json["message"]
         assert (await client.admin("settings")).json == before
 
-    served(ask)
+    run_with_simulator(ask)
 
 
 def test_the_balance() -> None:
     """The balance can be topped up, set, and made endless, and the answer is the totals."""
 
-    async def ask(client: Client) -> None:
+    async def ask(client: SimulatorClient) -> None:
         assert (await client.post()).status == 402
         assert (await client.admin("balance", {"add": 2})).json["balance"] == 2
         assert [(await client.post()).status for _ in range(3)] == [202, 202, 402]
@@ -203,7 +212,7 @@ def test_the_balance() -> None:
         assert (await client.admin("settings", {"balance": 7})).json["balance"] == 7
         assert client.totals()["balance"] == 7
 
-    served(ask, balance=0)
+    run_with_simulator(ask, balance=0)
 
 
 @pytest.mark.parametrize(
@@ -221,92 +230,92 @@ def test_the_balance() -> None:
         {"set": "x"},
     ],
 )
-def test_balances_without_a_meaning(wish: object) -> None:
+def test_balances_without_a_meaning(body: object) -> None:
     """A balance without a meaning is a 400 and leaves the balance as it was."""
 
-    async def ask(client: Client) -> None:
-        answer = await client.admin("balance", wish)
+    async def ask(client: SimulatorClient) -> None:
+        answer = await client.admin("balance", body)
         assert (answer.status, answer.json["error"]) == (400, "Bad Request")
         assert client.totals()["balance"] == 3
 
-    served(ask, balance=3)
+    run_with_simulator(ask, balance=3)
 
 
 def test_a_reset() -> None:
     """A reset forgets every job and count, begins with the balance of the settings, and keeps the settings."""
 
-    async def ask(client: Client) -> None:
-        request_id = await client.accepted()
+    async def ask(client: SimulatorClient) -> None:
+        request_id = await client.submit_accepted()
         await client.poll(request_id)
         await client.post({})
         await client.admin("settings", {"seed": 4})
         client.clock.at += 15
         answer = await client.admin("reset", {})
-        assert answer.json == NOTHING | {"balance": 2}
+        assert answer.json == EMPTY_TOTALS | {"balance": 2}
         assert (await client.poll(request_id)).status == 404
-        assert (await client.get(client.media(request_id))).status == 404
+        assert (await client.get(client.image_url(request_id))).status == 404
         assert (await client.admin("settings")).json["seed"] == 4
         assert (await client.post()).status == 202
         (post,) = client.posts()
         assert (post["order"], post["at_s"]) == (1, 0.0)
         assert client.totals()["balance"] == 1
 
-    served(ask, balance=2)
+    run_with_simulator(ask, balance=2)
 
 
 def test_a_reset_makes_revoked_keys_good() -> None:
     """After a reset no POST was accepted, so keys that were refused after so many are good again."""
 
-    async def ask(client: Client) -> None:
+    async def ask(client: SimulatorClient) -> None:
         assert [(await client.post()).status for _ in range(2)] == [202, 401]
         await client.admin("reset", {})
         assert (await client.post()).status == 202
 
-    served(ask, revoke_after=1)
+    run_with_simulator(ask, revoke_after=1)
 
 
 def test_after_a_reset_the_same_requests_meet_the_same() -> None:
     """Chance does not go on after a reset: the same POSTs meet the same faults, latencies and pictures."""
 
-    async def one_run(client: Client) -> list[object]:
-        client.clock.at = BEGUN_AT
-        told: list[object] = []
+    async def one_run(client: SimulatorClient) -> list[object]:
+        client.clock.at = CLOCK_START_AT
+        results: list[object] = []
         for n in range(30):
-            told.append((await client.post({"prompt": f"picture {n % 10}"})).status)
+            results.append((await client.post({"prompt": f"picture {n % 10}"})).status)
         client.clock.at += 1000
         for post in client.posts():
             if post["request_id"]:
                 status = (await client.poll(post["request_id"])).json
-                told += [status["status"], status["completed_at"]]
-        return told
+                results += [status["status"], status["completed_at"]]
+        return results
 
-    async def ask(client: Client) -> tuple[list[object], list[object]]:
+    async def ask(client: SimulatorClient) -> tuple[list[object], list[object]]:
         first = await one_run(client)
         await client.admin("reset", {})
         return first, await one_run(client)
 
     faults = {"submit-500": 0.3, "job-failed": 0.3}
-    first, second = served(ask, latency="uniform:5,30", faults=faults)
+    first, second = run_with_simulator(ask, latency="uniform:5,30", faults=faults)
     assert first == second
     assert {202, 500, "FAILED", "COMPLETED"} <= set(first)
-    assert served(ask, latency="uniform:5,30", faults=faults)[0] == first
-    assert served(ask, latency="uniform:5,30", faults=faults, seed=1)[0] != first
+    assert run_with_simulator(ask, latency="uniform:5,30", faults=faults)[0] == first
+    assert run_with_simulator(ask, latency="uniform:5,30", faults=faults, seed=1)[0] != first
 
 
 def test_a_port_in_use() -> None:
     """A simulator that cannot listen says which of its ports it is, and leaves nothing open."""
 
-    async def ask(client: Client) -> None:
+    async def ask(client: SimulatorClient) -> None:
         taken = int(client.gateway.rpartition(":")[2])
         for name in ("port", "cdn_port"):
             settings = (
                 SimulatorSettings(tiny=True, port=taken) if name == "port" else SimulatorSettings(cdn_port=taken)
             )
-            with pytest.raises(SimulatorError, match="cannot be listened on") as told:
+            with pytest.raises(SimulatorError, match="cannot be listened on") as raised:
                 await Simulator(settings).start()
-            assert told.value.field == name
+            assert raised.value.field == name
 
-    served(ask)
+    run_with_simulator(ask)
 
 
 def test_a_simulator_by_hand() -> None:

@@ -17,31 +17,31 @@ import aiohttp
 import pytest
 
 from krea_batch.testing.simulator.faults import FAULTS
-from tests.simulator.simulator_fixture import CAT, KEY, PATIENCE_S, SUBMIT
+from tests.simulator.simulator_fixture import CAT_BODY, SIMULATOR_KEY, CLIENT_TIMEOUT_S, SUBMIT_PATH
 
-COMMAND = [sys.executable, "-m", "krea_batch", "simulate"]
+SIMULATE_COMMAND = [sys.executable, "-m", "krea_batch", "simulate"]
 pytestmark = pytest.mark.slow
 
-Start = Callable[..., subprocess.Popen[str]]
+StartSimulator = Callable[..., subprocess.Popen[str]]
 
 
 @pytest.fixture
-def start() -> Iterator[Start]:
+def start() -> Iterator[StartSimulator]:
     """Start the command; what still runs ends with the test."""
     running: list[subprocess.Popen[str]] = []
 
-    def begin(*options: str) -> subprocess.Popen[str]:
+    def start_process(*options: str) -> subprocess.Popen[str]:
         process = subprocess.Popen(
-            [*COMMAND, "--port", "0", *options], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+            [*SIMULATE_COMMAND, "--port", "0", *options], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
         )
         running.append(process)
         return process
 
-    yield begin
+    yield start_process
     for process in running:
         if process.poll() is None:
             process.kill()
-            process.communicate(timeout=PATIENCE_S)
+            process.communicate(timeout=CLIENT_TIMEOUT_S)
 
 
 def first_line(process: subprocess.Popen[str]) -> str:
@@ -49,76 +49,76 @@ def first_line(process: subprocess.Popen[str]) -> str:
     return process.stdout.readline()
 
 
-def ended(process: subprocess.Popen[str], by: signal.Signals) -> tuple[int, str, str]:
+def stop_process(process: subprocess.Popen[str], signal_number: signal.Signals) -> tuple[int, str, str]:
     """Send a signal; the exit code, and what was printed besides what was read already."""
-    process.send_signal(by)
-    printed, complained = process.communicate(timeout=PATIENCE_S)
-    return process.returncode, printed, complained
+    process.send_signal(signal_number)
+    printed, stderr = process.communicate(timeout=CLIENT_TIMEOUT_S)
+    return process.returncode, printed, stderr
 
 
-def refused(*options: str) -> str:
+def refusal_text(*options: str) -> str:
     """What a command prints that ends with exit code 2 before it serves."""
-    run = subprocess.run([*COMMAND, *options], capture_output=True, text=True, timeout=PATIENCE_S)
+    run = subprocess.run([*SIMULATE_COMMAND, *options], capture_output=True, text=True, timeout=CLIENT_TIMEOUT_S)
     assert (run.returncode, run.stdout) == (2, ""), run.stderr
     assert "Traceback" not in run.stderr
     return run.stderr
 
 
-async def made(gateway: str) -> tuple[dict[str, Any], bytes]:
+async def generate_image(gateway: str) -> tuple[dict[str, Any], bytes]:
     """Submit, poll until the job has ended, and download."""
-    headers = {"Ocp-Apim-Subscription-Key": KEY}
-    async with asyncio.timeout(PATIENCE_S), aiohttp.ClientSession() as session:
-        async with session.post(gateway + SUBMIT, json=CAT, headers=headers) as answer:
-            assert answer.status == 202
-            status = await answer.json()
+    headers = {"Ocp-Apim-Subscription-Key": SIMULATOR_KEY}
+    async with asyncio.timeout(CLIENT_TIMEOUT_S), aiohttp.ClientSession() as session:
+        async with session.post(gateway + SUBMIT_PATH, json=CAT_BODY, headers=headers) as response:
+            assert response.status == 202
+            status = await response.json()
             url = status["polling_url"]
         while status["status"] in ("QUEUED", "PROCESSING"):
-            async with session.get(url, headers=headers) as answer:
-                status = await answer.json()
-        async with session.get(status["output"]["media_url"][0]) as answer:
-            return status, await answer.read()
+            async with session.get(url, headers=headers) as response:
+                status = await response.json()
+        async with session.get(status["output"]["media_url"][0]) as response:
+            return status, await response.read()
 
 
-def test_it_serves(start: Start) -> None:
+def test_it_serves(start: StartSimulator) -> None:
     """With --json the first line holds three addresses, at which a picture is made and the books are told."""
     process = start("--json", "--time-scale", "100", "--image-bytes", "5000", "--balance", "3")
     urls = json.loads(first_line(process))
     assert set(urls) == {"gateway_url", "cdn_url", "admin_url"}
-    status, picture = asyncio.run(made(urls["gateway_url"]))
+    status, image = asyncio.run(generate_image(urls["gateway_url"]))
     assert status["status"] == "COMPLETED"
-    assert (picture[:4], len(picture)) == (b"\x89PNG", 5000)
+    assert (image[:4], len(image)) == (b"\x89PNG", 5000)
     assert status["output"]["media_url"][0].startswith(urls["cdn_url"])
 
     async def totals() -> Any:
         async with aiohttp.ClientSession() as session, session.get(urls["admin_url"] + "/totals") as answer:
             return await answer.json()
 
-    told = asyncio.run(totals())
-    assert (told["accepted"], told["charged"], told["downloads"], told["balance"]) == (1, 1, 1, 2)
-    assert ended(process, signal.SIGINT) == (0, "", "")
+    reported = asyncio.run(totals())
+    assert (reported["accepted"], reported["charged"], reported["downloads"], reported["balance"]) == (1, 1, 1, 2)
+    assert stop_process(process, signal.SIGINT) == (0, "", "")
 
 
 @pytest.mark.parametrize("by", [signal.SIGINT, signal.SIGTERM])
-def test_it_ends_with_counts(start: Start, by: signal.Signals) -> None:
+def test_it_ends_with_counts(start: StartSimulator, by: signal.Signals) -> None:
     """Told to stop, it ends with exit code 0 and prints what was accepted, charged, polled and downloaded."""
     process = start("--tiny", "--time-scale", "1000")
     announced = "".join(first_line(process) for _ in range(5))
     gateway = re.search(r"http://\S+", announced)
     assert gateway
-    asyncio.run(made(gateway[0]))
-    code, printed, complained = ended(process, by)
+    asyncio.run(generate_image(gateway[0]))
+    code, printed, complained = stop_process(process, by)
     assert (code, complained) == (0, "")
     assert re.search(r"\n1 accepted, 1 charged, [\d,]+ polls, 1 downloads\n$", printed)
     assert gateway[0] + "/_admin/totals" in announced
     assert f"--gateway {gateway[0]}" in announced
 
 
-def test_it_remembers_over_a_kill(start: Start, tmp_path: Path) -> None:
+def test_jobs_survive_a_kill(start: StartSimulator, tmp_path: Path) -> None:
     """A job that was accepted before a kill -9 is known to the next process with the same file."""
     options = ("--json", "--tiny", "--time-scale", "1000", "--state-file", str(tmp_path / "jobs"))
     process = start(*options)
-    status, picture = asyncio.run(made(json.loads(first_line(process))["gateway_url"]))
-    assert ended(process, signal.SIGKILL)[0] == -signal.SIGKILL
+    status, image = asyncio.run(generate_image(json.loads(first_line(process))["gateway_url"]))
+    assert stop_process(process, signal.SIGKILL)[0] == -signal.SIGKILL
     cdn = json.loads(first_line(start(*options)))["cdn_url"]
 
     async def again() -> bytes:
@@ -126,12 +126,14 @@ def test_it_remembers_over_a_kill(start: Start, tmp_path: Path) -> None:
         async with aiohttp.ClientSession() as session, session.get(url) as answer:
             return await answer.read()
 
-    assert asyncio.run(again()) == picture
+    assert asyncio.run(again()) == image
 
 
 def test_the_list_of_faults() -> None:
     """With --fault list every fault is printed with its meaning, and nothing is served."""
-    run = subprocess.run([*COMMAND, "--fault", "list"], capture_output=True, text=True, timeout=PATIENCE_S)
+    run = subprocess.run(
+        [*SIMULATE_COMMAND, "--fault", "list"], capture_output=True, text=True, timeout=CLIENT_TIMEOUT_S
+    )
     assert (run.returncode, run.stderr) == (0, "")
     assert dict(line.split(maxsplit=1) for line in run.stdout.splitlines()) == FAULTS
 
@@ -159,7 +161,7 @@ def test_the_list_of_faults() -> None:
 )
 def test_options_without_a_meaning(options: list[str], named: str) -> None:
     """An option without a meaning ends with exit code 2 and a sentence that names it."""
-    assert named in refused("--port", "0", *options)
+    assert named in refusal_text("--port", "0", *options)
 
 
 def test_a_port_in_use() -> None:
@@ -167,6 +169,6 @@ def test_a_port_in_use() -> None:
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
-        complained = refused("--port", str(taken.getsockname()[1]))
+        complained = refusal_text("--port", str(taken.getsockname()[1]))
     assert "--port" in complained
     assert "cannot be listened on" in complained

@@ -22,19 +22,28 @@ from krea_batch.testing.simulator.job_planner import JobPlanner, SimulatedJob
 from krea_batch.testing.simulator.latency import LatencyDistribution
 from krea_batch.testing.simulator.responses import format_instant, new_request_id
 
-ETAG = '"abc-1"'
+CDN_ETAG = '"abc-1"'
 scalars = st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(max_size=20)
-anything = st.recursive(
+json_values = st.recursive(
     scalars, lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=10), inner, max_size=4)
 )
-FIELDS = ["prompt", "aspect_ratio", "creativity", "seed", "image_style_references", "styles", "moodboards", "size"]
+BODY_FIELDS = [
+    "prompt",
+    "aspect_ratio",
+    "creativity",
+    "seed",
+    "image_style_references",
+    "styles",
+    "moodboards",
+    "size",
+]
 
 
-def taken(factory: JobPlanner, dice: FaultInjector, *arrivals: float) -> list[SimulatedJob]:
+def plan_jobs(planner: JobPlanner, injector: FaultInjector, *arrivals: float) -> list[SimulatedJob]:
     """Jobs of different bodies, accepted at these instants."""
     jobs = [SimulatedJob(f"r-{n}", {"prompt": "x"}, at, f"body {n}", 1) for n, at in enumerate(arrivals)]
     for job in jobs:
-        factory.plan(job, dice)
+        planner.plan(job, injector)
     return jobs
 
 
@@ -99,9 +108,9 @@ def test_a_bimodal_latency_has_two_modes() -> None:
 )
 def test_texts_that_are_no_latency(text: str) -> None:
     """A text that says no latency is refused with the text itself and with how to write one."""
-    with pytest.raises(ValueError, match="is no latency; write fixed:15") as told:
+    with pytest.raises(ValueError, match="is no latency; write fixed:15") as raised:
         LatencyDistribution(text)
-    assert repr(text) in str(told.value)
+    assert repr(text) in str(raised.value)
 
 
 # ---- faults ----------------------------------------------------------------------------------------------
@@ -113,30 +122,30 @@ def test_texts_that_are_no_latency(text: str) -> None:
     about=st.lists(st.tuples(st.sampled_from(sorted(FAULTS)), st.text(max_size=8), st.integers(1, 5)), unique=True),
     shuffle=st.randoms(use_true_random=False),
 )
-def test_faults_hang_on_no_order(seed: int, about: list[tuple[str, str, int]], shuffle: Random) -> None:
+def test_faults_do_not_depend_on_order(seed: int, about: list[tuple[str, str, int]], shuffle: Random) -> None:
     """Whether a fault strikes hangs on seed, fault, thing and try alone, in whatever order things are asked for."""
     faults = dict.fromkeys(FAULTS, 0.5)
-    dice = FaultInjector(seed, faults)
-    told = {each: dice.should_fail(*each) for each in about}
+    injector = FaultInjector(seed, faults)
+    drawn = {each: injector.should_fail(*each) for each in about}
     shuffled = sorted(about, key=lambda _: shuffle.random())
     again = FaultInjector(seed, faults)
-    assert {each: again.should_fail(*each) for each in shuffled} == told
+    assert {each: again.should_fail(*each) for each in shuffled} == drawn
     alone = {each: FaultInjector(seed, {each[0]: 0.5}).should_fail(*each) for each in about}
-    assert alone == told
+    assert alone == drawn
 
 
-def test_chance_is_the_same_in_every_version() -> None:
+def test_random_draws_are_the_same_in_every_version() -> None:
     """Chance is fixed by the seed for good, so a run can be repeated years later."""
-    dice = FaultInjector(7, {"job-failed": 0.5})
-    assert dice.fraction("job-failed", "a", 1) == 0.5409197489607855
+    injector = FaultInjector(7, {"job-failed": 0.5})
+    assert injector.fraction("job-failed", "a", 1) == 0.5409197489607855
 
 
 @pytest.mark.parametrize("probability", [0.01, 0.1, 0.5, 0.9])
-def test_faults_strike_as_often_as_asked(probability: float) -> None:
+def test_faults_have_the_configured_probability(probability: float) -> None:
     """Of many things the asked share is struck, for each fault, and the shares of two faults are independent."""
-    dice = FaultInjector(1, {"poll-500": probability, "poll-404": probability})
+    injector = FaultInjector(1, {"poll-500": probability, "poll-404": probability})
     things = [(str(thing), tried) for thing in range(2000) for tried in (1, 2, 3)]
-    struck = [{thing for thing in things if dice.should_fail(name, *thing)} for name in dice.faults]
+    struck = [{thing for thing in things if injector.should_fail(name, *thing)} for name in injector.faults]
     for each in struck:
         assert len(each) / len(things) == pytest.approx(probability, abs=0.03)
     assert len(struck[0] & struck[1]) / len(things) == pytest.approx(probability**2, abs=0.03)
@@ -144,18 +153,18 @@ def test_faults_strike_as_often_as_asked(probability: float) -> None:
 
 def test_never_always_and_the_first_tries() -> None:
     """A fault of probability 0 never strikes, one of 1 always, and with `most_tries` on the first tries alone."""
-    dice = FaultInjector(0, {"poll-500": 1.0, "poll-404": 0.0})
-    assert all(dice.should_fail("poll-500", "a", tried) for tried in range(1, 100))
-    assert not any(dice.should_fail(name, "a", 1) for name in ("poll-404", "poll-cut"))
+    injector = FaultInjector(0, {"poll-500": 1.0, "poll-404": 0.0})
+    assert all(injector.should_fail("poll-500", "a", tried) for tried in range(1, 100))
+    assert not any(injector.should_fail(name, "a", 1) for name in ("poll-404", "poll-cut"))
     few = FaultInjector(0, {"poll-500": 1.0}, max_attempts=2)
     assert [few.should_fail("poll-500", "a", tried) for tried in (1, 2, 3, 4)] == [True, True, False, False]
 
 
-def test_the_first_fault_that_strikes() -> None:
+def test_the_first_fault_drawn() -> None:
     """Of several faults the first in the order of the names asked for is taken."""
-    dice = FaultInjector(0, {"poll-404": 1.0, "poll-500": 1.0})
-    assert dice.first_fault(["poll-cut", "poll-500", "poll-404"], "a", 1) == "poll-500"
-    assert dice.first_fault(["poll-cut"], "a", 1) is None
+    injector = FaultInjector(0, {"poll-404": 1.0, "poll-500": 1.0})
+    assert injector.first_fault(["poll-cut", "poll-500", "poll-404"], "a", 1) == "poll-500"
+    assert injector.first_fault(["poll-cut"], "a", 1) is None
     assert FaultInjector(0, {}).first_fault(FAULTS, "a", 1) is None
 
 
@@ -171,9 +180,9 @@ def test_the_first_fault_that_strikes() -> None:
 )
 def test_faults_without_a_meaning(faults: dict[str, float], named: str) -> None:
     """A fault that is not there, or a probability that is none, is refused by name."""
-    with pytest.raises(ValueError, match=r"is no fault|probability") as told:
+    with pytest.raises(ValueError, match=r"is no fault|probability") as raised:
         check_faults(faults)
-    assert named in str(told.value)
+    assert named in str(raised.value)
 
 
 # ---- ranges ----------------------------------------------------------------------------------------------
@@ -182,45 +191,47 @@ def test_faults_without_a_meaning(faults: dict[str, float], named: str) -> None:
 @given(length=st.integers(1, 200), first=st.integers(0, 250), last=st.integers(0, 250), etag=st.booleans())
 def test_ranges_of_first_and_last(length: int, first: int, last: int, etag: bool) -> None:
     """A range of two ends sends what a slice of the picture holds, nothing is 416, and a turned one is the whole."""
-    told = resolve_range(f"bytes={first}-{last}", ETAG if etag else None, ETAG, length)
+    resolved = resolve_range(f"bytes={first}-{last}", CDN_ETAG if etag else None, CDN_ETAG, length)
     whole = range(length)
     if last < first:
-        assert told == (0, length)
+        assert resolved == (0, length)
     elif first >= length:
-        assert told is None
+        assert resolved is None
     else:
-        assert told is not None
-        assert range(*told) == whole[first : last + 1]
+        assert resolved is not None
+        assert range(*resolved) == whole[first : last + 1]
 
 
 @given(length=st.integers(1, 200), number=st.integers(0, 250))
 def test_open_ranges(length: int, number: int) -> None:
     """A range without an end goes to the last byte, one without a beginning counts from there."""
-    assert resolve_range(f"bytes={number}-", None, ETAG, length) == ((number, length) if number < length else None)
-    assert resolve_range(f"bytes=-{number}", None, ETAG, length) == (
+    assert resolve_range(f"bytes={number}-", None, CDN_ETAG, length) == (
+        (number, length) if number < length else None
+    )
+    assert resolve_range(f"bytes=-{number}", None, CDN_ETAG, length) == (
         (max(0, length - number), length) if number else None
     )
 
 
 @given(header=st.none() | st.text(max_size=30), if_range=st.none() | st.text(max_size=10), length=st.integers(1, 99))
-def test_any_range_has_an_answer(header: str | None, if_range: str | None, length: int) -> None:
+def test_any_range_is_resolved(header: str | None, if_range: str | None, length: int) -> None:
     """Whatever stands in the headers, what is sent lies within the picture."""
-    told = resolve_range(header, if_range, ETAG, length)
-    assert told is None or 0 <= told[0] < told[1] <= length
+    resolved = resolve_range(header, if_range, CDN_ETAG, length)
+    assert resolved is None or 0 <= resolved[0] < resolved[1] <= length
 
 
 @pytest.mark.parametrize("header", ["bytes = 3-4", " bytes=3-4 "])
 def test_spaces_in_a_range(header: str) -> None:
     """Spaces around a range and its sign do not matter."""
-    assert resolve_range(header, None, ETAG, 10) == (3, 5)
+    assert resolve_range(header, None, CDN_ETAG, 10) == (3, 5)
 
 
 # ---- checks ----------------------------------------------------------------------------------------------
 
 
 @settings(deadline=None, max_examples=300)
-@given(body=anything | st.dictionaries(st.sampled_from(FIELDS), anything), lenient=st.booleans())
-def test_any_body_is_judged(body: Any, lenient: bool) -> None:
+@given(body=json_values | st.dictionaries(st.sampled_from(BODY_FIELDS), json_values), lenient=st.booleans())
+def test_any_body_is_validated(body: Any, lenient: bool) -> None:
     """Whatever JSON a body is, it is taken or there is one sentence about it; what is taken has a prompt."""
     wrong = validate_body(body, lenient=lenient)
     assert wrong is None or (wrong and "\n" not in wrong.replace(repr(body), ""))
@@ -234,9 +245,9 @@ def good_bodies(draw: st.DrawFn) -> dict[str, Any]:
     """Bodies as the document allows them."""
     strength = st.fixed_dictionaries({}, optional={"strength": st.floats(-5, 5) | st.integers(-5, 5)})
 
-    def entries(key: str, names: st.SearchStrategy[str], most: int) -> st.SearchStrategy[Any]:
+    def entries(key: str, names: st.SearchStrategy[str], max_size: int) -> st.SearchStrategy[Any]:
         entry = st.builds(lambda name, rest: {key: name} | rest, names, strength)
-        return st.lists(entry, max_size=most)
+        return st.lists(entry, max_size=max_size)
 
     urls = st.text(min_size=1, max_size=9).map("https://".__add__)
     return draw(
@@ -255,7 +266,7 @@ def good_bodies(draw: st.DrawFn) -> dict[str, Any]:
 
 
 @settings(deadline=None)
-@given(body=good_bodies(), field=st.sampled_from(FIELDS), value=anything)
+@given(body=good_bodies(), field=st.sampled_from(BODY_FIELDS), value=json_values)
 def test_good_bodies_are_taken(body: dict[str, Any], field: str, value: Any) -> None:
     """Every body that the document allows is taken; a complaint about one more value begins with its field."""
     assert validate_body(body, lenient=False) is None
@@ -273,10 +284,10 @@ def test_good_bodies_are_taken(body: dict[str, Any], field: str, value: Any) -> 
     latency=st.sampled_from(["fixed:10", "uniform:1,30", "bimodal:2,20,0.5"]),
     seed=st.integers(0, 99),
 )
-def test_no_more_jobs_in_work_than_workers(workers: int, gaps: list[int], latency: str, seed: int) -> None:
+def test_no_more_jobs_running_than_workers(workers: int, gaps: list[int], latency: str, seed: int) -> None:
     """At any instant at most as many jobs are PROCESSING as there are workers, and equal jobs begin in turn."""
     arrivals = [float(sum(gaps[: n + 1])) for n in range(len(gaps))]
-    jobs = taken(JobPlanner(latency, 1.0, workers, 1), FaultInjector(seed, {}), *arrivals)
+    jobs = plan_jobs(JobPlanner(latency, 1.0, workers, 1), FaultInjector(seed, {}), *arrivals)
     for instant_ in {at for job in jobs for at in (job.submitted_at, job.processing_at, job.done_at)}:
         there = [job.status(instant_) for job in jobs if job.submitted_at <= instant_]
         assert there.count("PROCESSING") <= workers
@@ -289,7 +300,7 @@ def test_no_more_jobs_in_work_than_workers(workers: int, gaps: list[int], latenc
 @given(instants=st.lists(st.floats(0, 100), max_size=20), seed=st.integers(0, 99))
 def test_a_job_goes_one_way(instants: list[float], seed: int) -> None:
     """Looked at in any instants, a job goes from QUEUED over PROCESSING to its end and never back."""
-    (job,) = taken(
+    (job,) = plan_jobs(
         JobPlanner("uniform:0,100", 1.0, 0, 1), FaultInjector(seed, {"job-failed": 0.3, "job-error": 0.3}), 0.0
     )
     seen = [job.status(at) for at in sorted(instants)]
@@ -299,19 +310,19 @@ def test_a_job_goes_one_way(instants: list[float], seed: int) -> None:
     assert job.submitted_at <= job.processing_at <= job.done_at
 
 
-def test_latencies_hang_on_no_order() -> None:
+def test_latencies_do_not_depend_on_order() -> None:
     """A job's time and end hang on the seed, its body and how often that was accepted, not on the jobs before it."""
 
-    def told(order: list[int], seed: int = 3) -> dict[str, tuple[float, str]]:
-        factory, dice = JobPlanner("lognormal:12,0.4", 1.0, 0, 1), FaultInjector(seed, {"job-failed": 0.5})
+    def planned(order: list[int], seed: int = 3) -> dict[str, tuple[float, str]]:
+        planner, injector = JobPlanner("lognormal:12,0.4", 1.0, 0, 1), FaultInjector(seed, {"job-failed": 0.5})
         jobs = [SimulatedJob("r", {}, 0.0, f"body {n // 2}", n % 2 + 1) for n in order]
         for job in jobs:
-            factory.plan(job, dice)
+            planner.plan(job, injector)
         return {job.fault_key: (job.done_at, job.final_status) for job in jobs}
 
-    assert told(list(range(40))) == told(list(reversed(range(40))))
-    assert len(set(told(list(range(40))).values())) == 40
-    assert told(list(range(40))) != told(list(range(40)), seed=4)
+    assert planned(list(range(40))) == planned(list(reversed(range(40))))
+    assert len(set(planned(list(range(40))).values())) == 40
+    assert planned(list(range(40))) != planned(list(range(40)), seed=4)
 
 
 # ---- books -----------------------------------------------------------------------------------------------
@@ -323,30 +334,30 @@ def test_latencies_hang_on_no_order() -> None:
     balance=st.none() | st.integers(30, 60),
     instants=st.lists(st.integers(0, 60), max_size=5),
 )
-def test_the_books_add_up(ends: list[tuple[int, str]], balance: int | None, instants: list[int]) -> None:
+def test_the_accounting_adds_up(ends: list[tuple[int, str]], balance: int | None, instants: list[int]) -> None:
     """At any instant exactly the jobs that have come to ERROR are given back, in counts, ledger and balance."""
-    books = Accounting(balance)
+    accounting = Accounting(balance)
     for n, (done_at, end) in enumerate(ends):
         job = SimulatedJob(f"r-{n}", {}, 0.0, "m", n + 1)
         job.done_at, job.final_status = float(done_at), end
-        books.record_post(0.0, 202, {}, job)
+        accounting.record_post(0.0, 202, {}, job)
     for now in sorted(instants):
-        ledger = books.ledger(now)
+        ledger = accounting.ledger(now)
         refunded = sum(end == "ERROR" and done_at <= now for done_at, end in ends)
         assert ledger["totals"]["refunded"] == sum(post["refunded"] for post in ledger["posts"]) == refunded
         assert ledger["totals"]["charged"] == sum(post["charged"] for post in ledger["posts"]) == len(ends) - refunded
-        assert books.balance == (None if balance is None else balance - len(ends) + refunded)
+        assert accounting.balance == (None if balance is None else balance - len(ends) + refunded)
         json.dumps(ledger, allow_nan=False)
 
 
 @given(instants=st.lists(st.integers(0, 5000), max_size=60).map(sorted))
 def test_most_posts_in_any_second(instants: list[int]) -> None:
     """The most POSTs in a second are those of the fullest second that begins with a POST."""
-    books = Accounting(None)
+    accounting = Accounting(None)
     for at in instants:
-        books.record_post(at / 1024, 400, None, None)
+        accounting.record_post(at / 1024, 400, None, None)
     fullest = max((sum(at <= other < at + 1024 for other in instants) for at in instants), default=0)
-    assert books.totals(9.0)["max_posts_per_second"] == fullest
+    assert accounting.totals(9.0)["max_posts_per_second"] == fullest
 
 
 # ---- settings and how things are written -----------------------------------------------------------------
@@ -378,10 +389,10 @@ def test_most_posts_in_any_second(instants: list[int]) -> None:
 )
 def test_settings_name_what_is_wrong(name: str, value: Any) -> None:
     """A value without a meaning is an error that names its setting and says what would be right."""
-    with pytest.raises(SimulatorError) as told:
+    with pytest.raises(SimulatorError) as raised:
         SimulatorSettings(**{name: value})
-    assert told.value.field == name
-    assert str(told.value) == f"{name}: {told.value.problem}"
+    assert raised.value.field == name
+    assert str(raised.value) == f"{name}: {raised.value.problem}"
 
 
 @pytest.mark.parametrize(

@@ -14,18 +14,18 @@ from krea_batch.testing.simulator.request_limits import (
     parse_limit,
 )
 
-BEGUN_AT = 1774951200.0  # a minute of the clock begins here
-EXACT_S = 2e-6  # what limits grant for rounding, twice
+LIMITS_START_AT = 1774951200.0  # a minute of the clock begins here
+TOLERANCE_S = 2e-6  # what limits grant for rounding, twice
 
 # Instants in steps of a millisecond: many at once, some far apart.
 arrivals = st.lists(st.integers(0, 3).flatmap(lambda size: st.integers(0, 10**size)), min_size=1, max_size=120).map(
-    lambda gaps: [BEGUN_AT + sum(gaps[: n + 1]) / 1000 for n in range(len(gaps))]
+    lambda gaps: [LIMITS_START_AT + sum(gaps[: n + 1]) / 1000 for n in range(len(gaps))]
 )
 counts = st.integers(1, 12)
 windows_s = st.sampled_from([1.0, 2.0, 60.0])
 
 
-def let_through(limit: RequestLimit, instants: list[float]) -> list[float]:
+def allowed_count(limit: RequestLimit, instants: list[float]) -> list[float]:
     return [instant for instant in instants if limit.take(instant) == 0.0]
 
 
@@ -45,16 +45,16 @@ def limits(draw: st.DrawFn) -> RequestLimit:
 @given(count=counts, window_s=windows_s, instants=arrivals)
 def test_a_sliding_window_never_holds_more(count: int, window_s: float, instants: list[float]) -> None:
     """However requests arrive, no stretch of the window's length holds more than allowed."""
-    passed = let_through(SlidingWindow(count, window_s), instants)
+    passed = allowed_count(SlidingWindow(count, window_s), instants)
     for first, after in zip(passed, passed[count:], strict=False):
-        assert after - first >= window_s - EXACT_S
+        assert after - first >= window_s - TOLERANCE_S
 
 
 @settings(deadline=None)
 @given(count=counts, window_s=windows_s, instants=arrivals)
 def test_a_fixed_window_never_holds_more(count: int, window_s: float, instants: list[float]) -> None:
     """However requests arrive, no window of the clock holds more than allowed, and each is used to the full."""
-    passed = let_through(FixedWindow(count, window_s), instants)
+    passed = allowed_count(FixedWindow(count, window_s), instants)
     for window in {instant // window_s for instant in instants}:
         came = sum(instant // window_s == window for instant in instants)
         assert sum(instant // window_s == window for instant in passed) == min(count, came)
@@ -64,7 +64,7 @@ def test_a_fixed_window_never_holds_more(count: int, window_s: float, instants: 
 @given(per_s=st.floats(0.1, 200), burst=st.integers(1, 20), instants=arrivals)
 def test_a_bucket_never_gives_more_than_burst_and_refill(per_s: float, burst: int, instants: list[float]) -> None:
     """Between any two instants a bucket lets through its burst and what flows in meanwhile, and no more."""
-    passed = let_through(TokenBucket(per_s, burst), instants)
+    passed = allowed_count(TokenBucket(per_s, burst), instants)
     for first in range(len(passed)):
         for last in range(first, len(passed)):
             most = burst + (passed[last] - passed[first]) * per_s
@@ -73,9 +73,9 @@ def test_a_bucket_never_gives_more_than_burst_and_refill(per_s: float, burst: in
 
 @settings(deadline=None)
 @given(limit=limits(), instants=arrivals)
-def test_the_wait_told_is_enough_and_not_too_long(limit: RequestLimit, instants: list[float]) -> None:
+def test_the_reported_wait_is_enough_and_not_too_long(limit: RequestLimit, instants: list[float]) -> None:
     """Who comes back after the wait that was told passes; shortly before its end nobody does."""
-    now = BEGUN_AT
+    now = LIMITS_START_AT
     for instant in instants:
         now = max(now, instant)
         wait_s = limit.take(now)
@@ -105,16 +105,16 @@ def test_refused_requests_count_for_nothing(data: st.DataObject, instants: list[
         assert len(set(waits)) == 1
         if waits == [0.0]:
             passed.append(instant)
-    assert let_through(fresh(), passed) == passed
-    assert let_through(fresh(), instants) == passed
+    assert allowed_count(fresh(), passed) == passed
+    assert allowed_count(fresh(), instants) == passed
 
 
 def test_a_bucket_refills_with_time() -> None:
     """10/s with a burst of 3 gives three at once, then one each tenth of a second, and never stores a fourth."""
     bucket = TokenBucket(10, 3)
     assert [bucket.take(100.0) for _ in range(5)] == pytest.approx([0, 0, 0, 0.1, 0.1])
-    assert let_through(bucket, [100.05, 100.1, 100.15, 100.2]) == [100.1, 100.2]
-    assert len(let_through(bucket, [500.0] * 10)) == 3
+    assert allowed_count(bucket, [100.05, 100.1, 100.15, 100.2]) == [100.1, 100.2]
+    assert len(allowed_count(bucket, [500.0] * 10)) == 3
 
 
 def test_a_bucket_forgives_a_clock_that_goes_back() -> None:
@@ -129,17 +129,17 @@ def test_a_bucket_forgives_a_clock_that_goes_back() -> None:
 def test_a_fixed_window_allows_twice_its_count_around_its_turn() -> None:
     """60 at the end of a minute and 60 at the beginning of the next pass, and the wait ends with the minute."""
     limit = FixedWindow(60, 60.0)
-    assert len(let_through(limit, [BEGUN_AT + 59.5] * 61)) == 60
-    assert limit.take(BEGUN_AT + 59.5) == pytest.approx(0.5)
-    assert len(let_through(limit, [BEGUN_AT + 60.5] * 61)) == 60
+    assert len(allowed_count(limit, [LIMITS_START_AT + 59.5] * 61)) == 60
+    assert limit.take(LIMITS_START_AT + 59.5) == pytest.approx(0.5)
+    assert len(allowed_count(limit, [LIMITS_START_AT + 60.5] * 61)) == 60
 
 
 def test_a_sliding_window_has_no_such_turn() -> None:
     """The same 60 at the end of a minute close a sliding window until the first of them is a minute old."""
     limit = SlidingWindow(60, 60.0)
-    assert len(let_through(limit, [BEGUN_AT + 59.5] * 61)) == 60
-    assert limit.take(BEGUN_AT + 60.5) == pytest.approx(59.0)
-    assert limit.take(BEGUN_AT + 119.5) == 0.0
+    assert len(allowed_count(limit, [LIMITS_START_AT + 59.5] * 61)) == 60
+    assert limit.take(LIMITS_START_AT + 60.5) == pytest.approx(59.0)
+    assert limit.take(LIMITS_START_AT + 119.5) == 0.0
 
 
 @pytest.mark.parametrize(
@@ -176,7 +176,7 @@ def test_windows_as_written(text: str, kind: type[FixedWindow | SlidingWindow], 
     limit = parse_limit(text)
     assert isinstance(limit, kind)
     assert limit.window_s == window_s
-    assert len(let_through(limit, [BEGUN_AT] * (count + 5))) == count
+    assert len(allowed_count(limit, [LIMITS_START_AT] * (count + 5))) == count
 
 
 def test_none_is_no_limit() -> None:
@@ -184,11 +184,11 @@ def test_none_is_no_limit() -> None:
     assert parse_limit("none") is None
 
 
-def test_a_window_of_more_than_anybody_sends() -> None:
+def test_a_window_that_is_never_full() -> None:
     """A number that no memory could hold is a limit all the same, and lets requests through."""
     limit = parse_limit(f"sliding-window:{10**20}/s")
     assert limit is not None
-    assert limit.take(BEGUN_AT) == 0.0
+    assert limit.take(LIMITS_START_AT) == 0.0
 
 
 @pytest.mark.parametrize(
@@ -224,7 +224,7 @@ def test_a_window_of_more_than_anybody_sends() -> None:
 )
 def test_texts_that_are_no_limit(text: str) -> None:
     """A text that says no limit is refused with the text itself and with how to write one."""
-    with pytest.raises(ValueError, match="is no limit; ") as told:
+    with pytest.raises(ValueError, match="is no limit; ") as raised:
         parse_limit(text)
-    assert repr(text) in str(told.value)
-    assert "-window:10/s" in str(told.value)
+    assert repr(text) in str(raised.value)
+    assert "-window:10/s" in str(raised.value)

@@ -9,9 +9,18 @@ from typing import Any
 
 import pytest
 
-from tests.simulator.simulator_fixture import BEGUN_AT, CAT, KEY, MODEL, SUBMIT, Answer, Client, served
+from tests.simulator.simulator_fixture import (
+    CLOCK_START_AT,
+    CAT_BODY,
+    SIMULATOR_KEY,
+    MODEL,
+    SUBMIT_PATH,
+    SimulatorResponse,
+    SimulatorClient,
+    run_with_simulator,
+)
 
-WHOLE: dict[str, Any] = {  # every parameter of the document
+FULL_BODY: dict[str, Any] = {  # every parameter of the document
     "prompt": "A Van Gogh-tinged Provencal farmhouse under starry nights",
     "aspect_ratio": "2.35:1",
     "creativity": "raw",
@@ -23,7 +32,7 @@ WHOLE: dict[str, Any] = {  # every parameter of the document
 UUID7 = r"[0-9a-f]{8}-[0-9a-f]{4}-7[0-9a-f]{3}-[89ab][0-9a-f]{3}-[0-9a-f]{12}"
 
 
-def charged(client: Client) -> tuple[int, int]:
+def charged_count(client: SimulatorClient) -> tuple[int, int]:
     totals = client.totals()
     return totals["accepted"], totals["charged"]
 
@@ -34,8 +43,8 @@ def charged(client: Client) -> tuple[int, int]:
 @pytest.mark.parametrize(
     "body",
     [
-        CAT,
-        WHOLE,
+        CAT_BODY,
+        FULL_BODY,
         {"prompt": "x", "aspect_ratio": "1:1", "creativity": "medium"}
         | {"image_style_references": [], "styles": [], "moodboards": []},
         {"prompt": "猫 🐈 \u0000 \n" * 1000, "seed": 0},
@@ -44,7 +53,7 @@ def charged(client: Client) -> tuple[int, int]:
 def test_an_accepted_body(body: dict[str, Any]) -> None:
     """A body as the document allows it is answered 202 with the document's three fields, and charged once."""
 
-    async def ask(client: Client) -> None:
+    async def ask(client: SimulatorClient) -> None:
         answer = await client.post(body)
         assert answer.status == 202
         assert answer.headers["content-type"].startswith("application/json")
@@ -64,52 +73,54 @@ def test_an_accepted_body(body: dict[str, Any]) -> None:
             "delivered": True,
             "job": {"status": "QUEUED", "polls": 0, "min_poll_gap_s": None, "download_requests": 0},
         }
-        assert charged(client) == (1, 1)
+        assert charged_count(client) == (1, 1)
 
-    served(ask)
+    run_with_simulator(ask)
 
 
 def test_the_polling_url_answers() -> None:
     """The polling_url of an answer is the address at which the job is found."""
 
-    async def ask(client: Client) -> None:
-        told = (await client.post()).json
-        status = await client.ask("GET", told["polling_url"], headers={"Ocp-Apim-Subscription-Key": KEY})
-        assert (status.status, status.json["request_id"]) == (200, told["request_id"])
+    async def ask(client: SimulatorClient) -> None:
+        accepted = (await client.post()).json
+        status = await client.request(
+            "GET", accepted["polling_url"], headers={"Ocp-Apim-Subscription-Key": SIMULATOR_KEY}
+        )
+        assert (status.status, status.json["request_id"]) == (200, accepted["request_id"])
 
-    served(ask)
+    run_with_simulator(ask)
 
 
 def test_each_post_is_a_job_of_its_own() -> None:
     """The gateway knows no repetition: the same body sent four times at once is four jobs and four charges."""
 
-    async def ask(client: Client) -> None:
+    async def ask(client: SimulatorClient) -> None:
         answers = await asyncio.gather(*(client.post() for _ in range(4)))
         assert len({answer.json["request_id"] for answer in answers}) == 4
-        assert charged(client) == (4, 4)
+        assert charged_count(client) == (4, 4)
         assert [post["order"] for post in client.posts()] == [1, 2, 3, 4]
 
-    served(ask)
+    run_with_simulator(ask)
 
 
 def test_a_content_type_with_a_charset_is_json() -> None:
     """A charset behind application/json is no reason for a refusal."""
 
-    async def ask(client: Client) -> None:
-        answer = await client.post(CAT, Content_Type="application/json; charset=utf-8")
+    async def ask(client: SimulatorClient) -> None:
+        answer = await client.post(CAT_BODY, Content_Type="application/json; charset=utf-8")
         assert answer.status == 202
 
-    served(ask)
+    run_with_simulator(ask)
 
 
 def test_a_lenient_gateway_takes_unknown_fields() -> None:
     """With `lenient` an unknown field is accepted, while a wrong value of a known one is not."""
 
-    async def ask(client: Client) -> None:
-        assert (await client.post(CAT | {"size": 3})).status == 202
-        assert (await client.post(CAT | {"size": 3, "seed": "3"})).status == 400
+    async def ask(client: SimulatorClient) -> None:
+        assert (await client.post(CAT_BODY | {"size": 3})).status == 202
+        assert (await client.post(CAT_BODY | {"size": 3, "seed": "3"})).status == 400
 
-    served(ask, lenient=True)
+    run_with_simulator(ask, lenient=True)
 
 
 # ---- what is refused -------------------------------------------------------------------------------------
@@ -126,7 +137,7 @@ def test_a_lenient_gateway_takes_unknown_fields() -> None:
         (b'{"prompt": "x", "seed": NaN}', "not JSON"),
         (b"[" * 100_000, "not JSON"),
         (b'{"prompt": "x", "seed": ' + b"9" * 5000 + b"}", "not JSON"),
-        ([CAT], "JSON object"),
+        ([CAT_BODY], "JSON object"),
         ("a cat", "JSON object"),
         (None, "JSON object"),
         ({}, "prompt is required"),
@@ -134,146 +145,148 @@ def test_a_lenient_gateway_takes_unknown_fields() -> None:
         ({"prompt": " \n\t"}, "prompt is required"),
         ({"prompt": None}, "prompt is required"),
         ({"prompt": 7}, "prompt is required"),
-        (CAT | {"size": 1}, "unknown parameter 'size'"),
-        (CAT | {"Seed": 1}, "unknown parameter 'Seed'"),
-        (CAT | {"aspect_ratio": "16:10"}, "aspect_ratio has to be one of 1:1, 4:3"),
-        (CAT | {"aspect_ratio": None}, "aspect_ratio has to be one of"),
-        (CAT | {"aspect_ratio": ["1:1"]}, "aspect_ratio has to be one of"),
-        (CAT | {"creativity": "wild"}, "creativity has to be one of raw, low, medium, high"),
-        (CAT | {"seed": "1"}, "seed has to be an integer"),
-        (CAT | {"seed": 1.0}, "seed has to be an integer"),
-        (CAT | {"seed": True}, "seed has to be an integer"),
-        (CAT | {"seed": None}, "seed has to be an integer"),
-        (CAT | {"styles": {}}, "styles has to be an array of at most 10"),
-        (CAT | {"styles": [{"id": "a"}] * 11}, "styles has to be an array of at most 10"),
-        (CAT | {"styles": ["a"]}, "styles entries have id and strength"),
-        (CAT | {"styles": [{"id": "a", "weight": 1}]}, "styles entries have id and strength"),
-        (CAT | {"styles": [{"strength": 1}]}, "styles id has to be a style identifier"),
-        (CAT | {"styles": [{"id": ""}]}, "styles id has to be a style identifier"),
-        (CAT | {"styles": [{"id": "a", "strength": "1"}]}, "styles strength has to be a number"),
-        (CAT | {"styles": [{"id": "a", "strength": True}]}, "styles strength has to be a number"),
-        (CAT | {"image_style_references": [{"image_url": "http://a/b"}]}, "image_url has to be an HTTPS URL"),
-        (CAT | {"image_style_references": [{"image_url": "https://a"}] * 11}, "array of at most 10"),
-        (CAT | {"moodboards": [{"id": "blue"}]}, "moodboards id has to be a UUID"),
-        (CAT | {"moodboards": WHOLE["moodboards"] * 2}, "moodboards has to be an array of at most 1"),
+        (CAT_BODY | {"size": 1}, "unknown parameter 'size'"),
+        (CAT_BODY | {"Seed": 1}, "unknown parameter 'Seed'"),
+        (CAT_BODY | {"aspect_ratio": "16:10"}, "aspect_ratio has to be one of 1:1, 4:3"),
+        (CAT_BODY | {"aspect_ratio": None}, "aspect_ratio has to be one of"),
+        (CAT_BODY | {"aspect_ratio": ["1:1"]}, "aspect_ratio has to be one of"),
+        (CAT_BODY | {"creativity": "wild"}, "creativity has to be one of raw, low, medium, high"),
+        (CAT_BODY | {"seed": "1"}, "seed has to be an integer"),
+        (CAT_BODY | {"seed": 1.0}, "seed has to be an integer"),
+        (CAT_BODY | {"seed": True}, "seed has to be an integer"),
+        (CAT_BODY | {"seed": None}, "seed has to be an integer"),
+        (CAT_BODY | {"styles": {}}, "styles has to be an array of at most 10"),
+        (CAT_BODY | {"styles": [{"id": "a"}] * 11}, "styles has to be an array of at most 10"),
+        (CAT_BODY | {"styles": ["a"]}, "styles entries have id and strength"),
+        (CAT_BODY | {"styles": [{"id": "a", "weight": 1}]}, "styles entries have id and strength"),
+        (CAT_BODY | {"styles": [{"strength": 1}]}, "styles id has to be a style identifier"),
+        (CAT_BODY | {"styles": [{"id": ""}]}, "styles id has to be a style identifier"),
+        (CAT_BODY | {"styles": [{"id": "a", "strength": "1"}]}, "styles strength has to be a number"),
+        (CAT_BODY | {"styles": [{"id": "a", "strength": True}]}, "styles strength has to be a number"),
+        (CAT_BODY | {"image_style_references": [{"image_url": "http://a/b"}]}, "image_url has to be an HTTPS URL"),
+        (CAT_BODY | {"image_style_references": [{"image_url": "https://a"}] * 11}, "array of at most 10"),
+        (CAT_BODY | {"moodboards": [{"id": "blue"}]}, "moodboards id has to be a UUID"),
+        (CAT_BODY | {"moodboards": FULL_BODY["moodboards"] * 2}, "moodboards has to be an array of at most 1"),
     ],
 )
 def test_bodies_the_document_does_not_allow(body: object, reason: str) -> None:
     """A body outside the document is refused with a 400 that names the reason, and nothing is charged."""
 
-    async def ask(client: Client) -> None:
+    async def ask(client: SimulatorClient) -> None:
         answer = await client.post(body)
         assert answer.status == 400
         assert answer.json["error"] == "Bad Request"
         assert reason in answer.json["message"]
-        assert charged(client) == (0, 0)
+        assert charged_count(client) == (0, 0)
         (post,) = client.posts()
         assert (post["status"], post["request_id"], post["charged"]) == (400, None, False)
         assert client.totals()["refused"] == {"400": 1}
 
-    served(ask)
+    run_with_simulator(ask)
 
 
 def test_another_content_type_is_refused() -> None:
     """A body that is not called JSON is a 400."""
 
-    async def ask(client: Client) -> None:
-        answer = await client.post(CAT, Content_Type="text/plain")
+    async def ask(client: SimulatorClient) -> None:
+        answer = await client.post(CAT_BODY, Content_Type="text/plain")
         assert (answer.status, answer.json["error"]) == (400, "Bad Request")
         assert "Content-Type" in answer.json["message"]
 
-    served(ask)
+    run_with_simulator(ask)
 
 
-@pytest.mark.parametrize("key", [None, "", "another key", KEY.upper()])
+@pytest.mark.parametrize("key", [None, "", "another key", SIMULATOR_KEY.upper()])
 def test_a_wrong_key(key: str | None) -> None:
     """Without the key, or with another one, a POST is a 401 even if its body is wrong, and so is a poll."""
 
-    async def ask(client: Client) -> None:
-        request_id = await client.accepted()
+    async def ask(client: SimulatorClient) -> None:
+        request_id = await client.submit_accepted()
         for answer in (await client.post(key=key), await client.post({}, key=key)):
             assert (answer.status, answer.json["error"]) == (401, "Unauthorized")
         assert (await client.poll(request_id, key=key)).status == 401
         assert client.totals()["refused"] == {"401": 2}
-        assert charged(client) == (1, 1)
+        assert charged_count(client) == (1, 1)
 
-    served(ask, key=KEY)
+    run_with_simulator(ask, key=SIMULATOR_KEY)
 
 
 def test_any_key_will_do_unless_one_is_set() -> None:
     """Without a set key every key is good, but there has to be one."""
 
-    async def ask(client: Client) -> None:
+    async def ask(client: SimulatorClient) -> None:
         assert (await client.post(key="whatever")).status == 202
         assert (await client.post(key=None)).status == 401
 
-    served(ask)
+    run_with_simulator(ask)
 
 
 def test_a_revoked_key() -> None:
     """After `revoke_after` accepted POSTs the key is good for nothing, refused POSTs not counted."""
 
-    async def ask(client: Client) -> None:
-        statuses = [(await client.post(body)).status for body in (CAT, {}, CAT, CAT)]
+    async def ask(client: SimulatorClient) -> None:
+        statuses = [(await client.post(body)).status for body in (CAT_BODY, {}, CAT_BODY, CAT_BODY)]
         assert statuses == [202, 400, 202, 401]
         assert (await client.poll(client.posts()[0]["request_id"])).status == 401
-        assert charged(client) == (2, 2)
+        assert charged_count(client) == (2, 2)
 
-    served(ask, revoke_after=2)
+    run_with_simulator(ask, revoke_after=2)
 
 
 def test_no_balance() -> None:
     """Once the credits are used up a POST is answered with the document's 402, to the letter."""
 
-    async def ask(client: Client) -> None:
+    async def ask(client: SimulatorClient) -> None:
         answers = [await client.post() for _ in range(3)]
         assert [answer.status for answer in answers] == [202, 202, 402]
         assert answers[-1].json == {
             "error": "Insufficient Balance",
             "message": "Your wallet does not have enough balance.",
         }
-        assert charged(client) == (2, 2)
+        assert charged_count(client) == (2, 2)
         assert client.totals()["balance"] == 0
         assert (await client.post({})).status == 400
 
-    served(ask, balance=2)
+    run_with_simulator(ask, balance=2)
 
 
 def test_a_job_that_ends_in_error_pays_for_the_next() -> None:
     """The credit of a job that came to ERROR is there for the next POST, though nobody polled."""
 
-    async def ask(client: Client) -> None:
+    async def ask(client: SimulatorClient) -> None:
         assert [(await client.post()).status for _ in range(2)] == [202, 402]
         client.clock.at += 15
         assert (await client.post()).status == 202
-        assert charged(client) == (2, 1)
+        assert charged_count(client) == (2, 1)
 
-    served(ask, balance=1, faults={"job-error": 1.0})
+    run_with_simulator(ask, balance=1, faults={"job-error": 1.0})
 
 
 def test_another_model() -> None:
     """A model that is not served is the document's 400 with that model's name, and a 401 without a key."""
 
-    async def ask(client: Client) -> None:
+    async def ask(client: SimulatorClient) -> None:
         url = f"{client.gateway}/krea-3-huge/v1/krea-3-huge-request"
-        answer = await client.ask("POST", url, json=CAT, headers={"Ocp-Apim-Subscription-Key": KEY})
+        answer = await client.request(
+            "POST", url, json=CAT_BODY, headers={"Ocp-Apim-Subscription-Key": SIMULATOR_KEY}
+        )
         assert answer.status == 400
         assert answer.json == {
             "error": "Model not found",
             "message": "Model 'krea-3-huge' not found or is disabled",
         }
-        assert (await client.ask("POST", url, json=CAT)).status == 401
+        assert (await client.request("POST", url, json=CAT_BODY)).status == 401
         assert client.posts() == []
 
-    served(ask)
+    run_with_simulator(ask)
 
 
 @pytest.mark.parametrize(
     ("method", "path"),
     [
         ("GET", "/"),
-        ("GET", SUBMIT),
-        ("PUT", SUBMIT),
+        ("GET", SUBMIT_PATH),
+        ("PUT", SUBMIT_PATH),
         ("POST", "/v2/requests/status/x"),
         ("HEAD", "/v2/requests/status/x"),
         ("GET", "/v2/requests/status"),
@@ -285,27 +298,29 @@ def test_another_model() -> None:
 def test_there_is_nothing_elsewhere(method: str, path: str) -> None:
     """Any other address or method is a 404 and is in no books."""
 
-    async def ask(client: Client) -> None:
-        answer = await client.ask(method, client.gateway + path, headers={"Ocp-Apim-Subscription-Key": KEY})
+    async def ask(client: SimulatorClient) -> None:
+        answer = await client.request(
+            method, client.gateway + path, headers={"Ocp-Apim-Subscription-Key": SIMULATOR_KEY}
+        )
         assert answer.status == 404
         assert client.posts() == []
         assert client.totals()["polls"] == 0
 
-    served(ask)
+    run_with_simulator(ask)
 
 
 def test_a_body_that_is_too_large() -> None:
     """A body of more than 4 MiB is a 413 and not charged; one of a little less is accepted."""
 
-    async def ask(client: Client) -> None:
+    async def ask(client: SimulatorClient) -> None:
         assert (await client.post({"prompt": "x" * ((4 << 20) - 100)})).status == 202
         answer = await client.post({"prompt": "x" * (4 << 20)})
         assert answer.status == 413
         assert answer.json["error"] == "Payload Too Large"
         assert client.totals()["refused"] == {"413": 1}
-        assert charged(client) == (1, 1)
+        assert charged_count(client) == (1, 1)
 
-    served(ask)
+    run_with_simulator(ask)
 
 
 # ---- the rate limit --------------------------------------------------------------------------------------
@@ -318,36 +333,36 @@ def test_a_body_that_is_too_large() -> None:
 def test_retry_after(form: str, shown: str | None) -> None:
     """A 429 tells the wait in the form that is asked for, rounded up, and a POST after it passes."""
 
-    async def ask(client: Client) -> None:
+    async def ask(client: SimulatorClient) -> None:
         assert (await client.post()).status == 202
         client.clock.at += 0.75
         answer = await client.post()
         assert (answer.status, answer.json["error"]) == (429, "Too Many Requests")
         assert answer.headers.get("retry-after") == shown
         if form == "date" and shown:
-            assert parsedate_to_datetime(shown).timestamp() == BEGUN_AT + 7
-        client.clock.at = BEGUN_AT + 7
+            assert parsedate_to_datetime(shown).timestamp() == CLOCK_START_AT + 7
+        client.clock.at = CLOCK_START_AT + 7
         assert (await client.post()).status == 202
         assert client.totals()["refused"] == {"429": 1}
-        assert charged(client) == (2, 2)
+        assert charged_count(client) == (2, 2)
 
-    served(ask, submit_limit="token-bucket:0.15/s", retry_after=form)
+    run_with_simulator(ask, submit_limit="token-bucket:0.15/s", retry_after=form)
 
 
-def test_a_wait_of_less_than_a_second_is_told_as_one() -> None:
+def test_a_wait_of_less_than_a_second_is_reported_as_one() -> None:
     """Retry-After knows whole seconds only, and never says 0."""
 
-    async def ask(client: Client) -> None:
+    async def ask(client: SimulatorClient) -> None:
         await client.post()
         assert (await client.post()).headers["retry-after"] == "1"
 
-    served(ask, submit_limit="token-bucket:100/s,1")
+    run_with_simulator(ask, submit_limit="token-bucket:100/s,1")
 
 
 def test_the_limit_comes_after_the_key_and_before_the_body() -> None:
     """A POST with a wrong key takes nothing of the limit, one with a wrong body does."""
 
-    async def ask(client: Client) -> None:
+    async def ask(client: SimulatorClient) -> None:
         statuses = [
             (await client.post(key=None)).status,
             (await client.post({})).status,
@@ -355,39 +370,41 @@ def test_the_limit_comes_after_the_key_and_before_the_body() -> None:
         ]
         assert statuses == [401, 400, 429]
 
-    served(ask, submit_limit="fixed-window:1/m")
+    run_with_simulator(ask, submit_limit="fixed-window:1/m")
 
 
 def test_limits_of_submits_and_polls() -> None:
     """Polls have a limit of their own, unless they share that of the POSTs."""
 
-    async def own(client: Client) -> None:
-        request_id = await client.accepted()
+    async def own(client: SimulatorClient) -> None:
+        request_id = await client.submit_accepted()
         polls = [(await client.poll(request_id)).status for _ in range(3)]
         assert polls == [200, 200, 429]
         assert client.totals()["polls_429"] == 1
 
-    async def shared(client: Client) -> None:
-        request_id = await client.accepted()
+    async def shared(client: SimulatorClient) -> None:
+        request_id = await client.submit_accepted()
         polls = [(await client.poll(request_id)).status for _ in range(3)]
         assert polls == [200, 429, 429]
         assert (await client.post()).status == 429
 
-    served(own, submit_limit="sliding-window:2/s", poll_limit="sliding-window:2/s")
-    served(shared, submit_limit="sliding-window:2/s", poll_limit="sliding-window:100/s", shared_limit=True)
+    run_with_simulator(own, submit_limit="sliding-window:2/s", poll_limit="sliding-window:2/s")
+    run_with_simulator(
+        shared, submit_limit="sliding-window:2/s", poll_limit="sliding-window:100/s", shared_limit=True
+    )
 
 
 def test_most_posts_in_a_second() -> None:
     """The books tell the most POSTs that came within any one second, the refused ones included."""
 
-    async def ask(client: Client) -> None:
+    async def ask(client: SimulatorClient) -> None:
         for at in (0.0, 0.4, 0.8, 0.9, 1.3, 1.35, 5.0):
-            client.clock.at = BEGUN_AT + at
-            await client.post(CAT if at else {})
+            client.clock.at = CLOCK_START_AT + at
+            await client.post(CAT_BODY if at else {})
         assert client.totals()["max_posts_per_second"] == 5
         assert [post["at_s"] for post in client.posts()] == pytest.approx([0.0, 0.4, 0.8, 0.9, 1.3, 1.35, 5.0])
 
-    served(ask)
+    run_with_simulator(ask)
 
 
 # ---- faults ----------------------------------------------------------------------------------------------
@@ -412,16 +429,16 @@ def test_most_posts_in_a_second() -> None:
 def test_faults_that_cost_nothing(fault: str, status: int, shown: bytes) -> None:
     """What strikes before a POST is accepted is seen by the client as named, queues nothing and charges nothing."""
 
-    async def ask(client: Client) -> None:
+    async def ask(client: SimulatorClient) -> None:
         answer = await client.post()
         assert answer.status == status
         assert shown in answer.body
-        assert answer.whole == (status != 0)
+        assert answer.complete == (status != 0)
         assert ("html" in answer.headers.get("content-type", "")) == (b"<html>" in shown)
         assert answer.headers.get("retry-after") == ("1" if fault == "submit-403-quota" else None)
         assert answer.headers.get("location") == (f"{client.cdn}/elsewhere" if status == 307 else None)
         (post,) = client.posts()
-        assert post["body"] == CAT
+        assert post["body"] == CAT_BODY
         assert (post["status"], post["charged"], post["request_id"], post["job"]) == (status, False, None, None)
         totals = client.totals()
         assert (totals["accepted"], totals["charged"], totals["balance"]) == (0, 0, 5)
@@ -429,7 +446,7 @@ def test_faults_that_cost_nothing(fault: str, status: int, shown: bytes) -> None
         assert (await client.post()).status == 202  # faults strike the first try alone
         assert client.totals()["balance"] == 4
 
-    served(ask, faults={fault: 1.0}, fault_max_attempts=1, balance=5)
+    run_with_simulator(ask, faults={fault: 1.0}, fault_max_attempts=1, balance=5)
 
 
 @pytest.mark.parametrize(
@@ -446,11 +463,11 @@ def test_faults_that_cost_nothing(fault: str, status: int, shown: bytes) -> None
 def test_faults_that_cost(fault: str, status: int, shown: bytes, noted: int, delivered: bool) -> None:
     """What strikes after a POST was accepted spoils the answer alone: the job is there and is charged."""
 
-    async def ask(client: Client) -> None:
+    async def ask(client: SimulatorClient) -> None:
         answer = await client.post()
         assert answer.status == status
         assert shown in answer.body
-        assert answer.whole == (status != 0)
+        assert answer.complete == (status != 0)
         (post,) = client.posts()
         assert (post["status"], post["charged"], post["delivered"]) == (noted, True, delivered)
         totals = client.totals()
@@ -459,13 +476,13 @@ def test_faults_that_cost(fault: str, status: int, shown: bytes, noted: int, del
         client.clock.at += 15
         assert (await client.poll(post["request_id"])).json["status"] == "COMPLETED"
 
-    served(ask, faults={fault: 1.0}, balance=5, hang_duration_s=0.0)
+    run_with_simulator(ask, faults={fault: 1.0}, balance=5, hang_duration_s=0.0)
 
 
-def test_an_answer_that_nobody_waits_for() -> None:
+def test_a_response_without_a_client() -> None:
     """A client that leaves while its POST hangs was charged, and the books say that the answer found nobody."""
 
-    async def ask(client: Client) -> None:
+    async def ask(client: SimulatorClient) -> None:
         asking = asyncio.create_task(client.post())
         while not client.posts():
             await asyncio.sleep(0)
@@ -473,32 +490,32 @@ def test_an_answer_that_nobody_waits_for() -> None:
         await asyncio.gather(asking, return_exceptions=True)
         while client.posts()[0]["delivered"]:
             await asyncio.sleep(0)
-        assert charged(client) == (1, 1)
+        assert charged_count(client) == (1, 1)
         assert client.totals()["undelivered"] == 1
 
-    served(ask, faults={"submit-hang": 1.0}, hang_duration_s=0.5)
+    run_with_simulator(ask, faults={"submit-hang": 1.0}, hang_duration_s=0.5)
 
 
-def test_a_job_that_is_done_at_once() -> None:
+def test_a_job_that_is_done_immediately() -> None:
     """With submit-done the answer of a POST is that of a completed job, with its picture's address."""
 
-    async def ask(client: Client) -> None:
+    async def ask(client: SimulatorClient) -> None:
         answer = await client.post()
         assert answer.status == 202
-        told = answer.json
-        assert told["status"] == "COMPLETED"
-        assert told["output"] == {"media_url": [client.media(told["request_id"])], "media_type": "image/png"}
-        assert told == (await client.poll(told["request_id"])).json
-        assert charged(client) == (1, 1)
+        body = answer.json
+        assert body["status"] == "COMPLETED"
+        assert body["output"] == {"media_url": [client.image_url(body["request_id"])], "media_type": "image/png"}
+        assert body == (await client.poll(body["request_id"])).json
+        assert charged_count(client) == (1, 1)
 
-    served(ask, faults={"submit-done": 1.0})
+    run_with_simulator(ask, faults={"submit-done": 1.0})
 
 
-def test_faults_strike_after_key_limit_and_body_and_before_the_balance() -> None:
+def test_faults_come_after_key_limit_and_body_and_before_the_balance() -> None:
     """A refusal of the gateway itself comes before any fault, and only a 402 comes after."""
 
-    async def ask(client: Client) -> None:
-        answers: list[Answer] = [
+    async def ask(client: SimulatorClient) -> None:
+        answers: list[SimulatorResponse] = [
             await client.post(key=None),
             await client.post({}),
             await client.post({"prompt": "struck"}),
@@ -506,14 +523,14 @@ def test_faults_strike_after_key_limit_and_body_and_before_the_balance() -> None
         ]
         assert [answer.status for answer in answers] == [401, 400, 500, 402]
 
-    served(ask, faults={"submit-500": 1.0}, fault_max_attempts=1, balance=0)
+    run_with_simulator(ask, faults={"submit-500": 1.0}, fault_max_attempts=1, balance=0)
 
 
-def test_faults_strike_each_body_by_itself() -> None:
+def test_faults_are_drawn_for_each_body() -> None:
     """With fault_max_attempts each body is struck so often, whatever else is sent in between."""
 
-    async def ask(client: Client) -> None:
+    async def ask(client: SimulatorClient) -> None:
         statuses = [(await client.post({"prompt": prompt})).status for prompt in "abaabb"]
         assert statuses == [503, 503, 503, 202, 503, 202]
 
-    served(ask, faults={"submit-503": 1.0}, fault_max_attempts=2)
+    run_with_simulator(ask, faults={"submit-503": 1.0}, fault_max_attempts=2)

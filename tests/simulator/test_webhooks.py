@@ -11,12 +11,12 @@ from aiohttp import web
 
 from krea_batch.testing.simulator import webhooks
 from krea_batch.testing.simulator.webhooks import MAX_DELIVERY_ATTEMPTS, is_loopback
-from tests.simulator.simulator_fixture import MODEL, Client, served
+from tests.simulator.simulator_fixture import MODEL, SimulatorClient, run_with_simulator
 
-SOON: dict[str, Any] = {"latency": "fixed:1", "time_scale": 100.0, "still": False}
+SHORT_WAIT_S: dict[str, Any] = {"latency": "fixed:1", "time_scale": 100.0, "still": False}
 
 
-class Receiver:
+class WebhookReceiver:
     """A callback address. It answers these statuses, the last of them for good, and keeps what came."""
 
     def __init__(self, *statuses: int) -> None:
@@ -36,12 +36,16 @@ class Receiver:
         return body
 
 
-def received(
-    receiver: Receiver, ask: Callable[[Client], Coroutine[Any, Any, None]], *, host: str = "127.0.0.1", **options: Any
+def serve_with_receiver(
+    receiver: WebhookReceiver,
+    ask: Callable[[SimulatorClient], Coroutine[Any, Any, None]],
+    *,
+    host: str = "127.0.0.1",
+    **options: Any,
 ) -> None:
     """Serve the receiver and a simulator, and ask."""
 
-    async def both(client: Client) -> None:
+    async def with_receiver(client: SimulatorClient) -> None:
         app = web.Application()
         app.router.add_post("/{path:.*}", receiver.answer)
         runner = web.AppRunner(app, access_log=None, shutdown_timeout=0.1)
@@ -54,10 +58,10 @@ def received(
         finally:
             await runner.cleanup()
 
-    served(both, **(SOON | options))
+    run_with_simulator(with_receiver, **(SHORT_WAIT_S | options))
 
 
-async def counted(client: Client, name: str, count: int) -> None:
+async def wait_for_count(client: SimulatorClient, name: str, count: int) -> None:
     """Wait until the books count so many."""
     while client.totals()[name] < count:
         await client.admin("totals")
@@ -68,104 +72,104 @@ async def counted(client: Client, name: str, count: int) -> None:
 )
 def test_a_webhook(faults: dict[str, float], status: str) -> None:
     """When a job ends its callback address gets what a poll would say, once."""
-    receiver = Receiver()
+    receiver = WebhookReceiver()
 
-    async def ask(client: Client) -> None:
-        request_id = await client.accepted(X_Webhook_URL=receiver.url)
+    async def ask(client: SimulatorClient) -> None:
+        request_id = await client.submit_accepted(X_Webhook_URL=receiver.url)
         body = await receiver.next()
         assert (body["request_id"], body["status"], body["model_id"]) == (request_id, status, MODEL)
         assert body == (await client.poll(request_id)).json
-        await counted(client, "webhooks", 1)
+        await wait_for_count(client, "webhooks", 1)
         assert receiver.came.empty()
 
-    received(receiver, ask, faults=faults)
+    serve_with_receiver(receiver, ask, faults=faults)
 
 
 def test_a_webhook_of_a_job_that_takes_no_time() -> None:
     """A job that is done at once calls its address as well."""
-    receiver = Receiver()
+    receiver = WebhookReceiver()
 
-    async def ask(client: Client) -> None:
+    async def ask(client: SimulatorClient) -> None:
         await client.post(X_Webhook_URL=receiver.url)
         assert (await receiver.next())["status"] == "COMPLETED"
 
-    received(receiver, ask, faults={"submit-done": 1.0})
+    serve_with_receiver(receiver, ask, faults={"submit-done": 1.0})
 
 
 def test_no_webhook_unless_asked_for() -> None:
     """A refused POST and one without the header call nobody."""
-    receiver = Receiver()
+    receiver = WebhookReceiver()
 
-    async def ask(client: Client) -> None:
+    async def ask(client: SimulatorClient) -> None:
         await client.post()
         await client.post({}, X_Webhook_URL=receiver.url)
-        request_id = await client.accepted(X_Webhook_URL=receiver.url)
+        request_id = await client.submit_accepted(X_Webhook_URL=receiver.url)
         assert (await receiver.next())["request_id"] == request_id
-        await counted(client, "webhooks", 1)
+        await wait_for_count(client, "webhooks", 1)
         assert receiver.came.empty()
 
-    received(receiver, ask)
+    serve_with_receiver(receiver, ask)
 
 
 def test_a_webhook_twice() -> None:
     """With webhook-twice the same body comes two times."""
-    receiver = Receiver()
+    receiver = WebhookReceiver()
 
-    async def ask(client: Client) -> None:
+    async def ask(client: SimulatorClient) -> None:
         await client.post(X_Webhook_URL=receiver.url)
         assert await receiver.next() == await receiver.next()
-        await counted(client, "webhooks", 2)
+        await wait_for_count(client, "webhooks", 2)
 
-    received(receiver, ask, faults={"webhook-twice": 1.0})
+    serve_with_receiver(receiver, ask, faults={"webhook-twice": 1.0})
 
 
 def test_a_lost_webhook() -> None:
     """With webhook-lost nothing is sent, though the job is completed: a later job's webhook is the first to come."""
-    receiver = Receiver()
+    receiver = WebhookReceiver()
 
-    async def ask(client: Client) -> None:
-        lost = await client.accepted(X_Webhook_URL=receiver.url)
+    async def ask(client: SimulatorClient) -> None:
+        lost = await client.submit_accepted(X_Webhook_URL=receiver.url)
         while (await client.poll(lost)).json["status"] != "COMPLETED":
             pass
         await client.admin("settings", {"faults": {}})
-        later = await client.accepted(X_Webhook_URL=receiver.url)
+        later = await client.submit_accepted(X_Webhook_URL=receiver.url)
         assert (await receiver.next())["request_id"] == later
-        await counted(client, "webhooks", 1)
+        await wait_for_count(client, "webhooks", 1)
         assert receiver.came.empty()
 
-    received(receiver, ask, faults={"webhook-lost": 1.0})
+    serve_with_receiver(receiver, ask, faults={"webhook-lost": 1.0})
 
 
 @pytest.mark.parametrize("refusal", [500, 404, 307])
 def test_a_webhook_is_tried_again(refusal: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """A webhook that is not answered 2xx comes again with the same body, redirects not followed, until it is."""
     monkeypatch.setattr(webhooks, "RETRY_DELAY_S", 0.0)
-    receiver = Receiver(refusal, refusal, 204)
+    receiver = WebhookReceiver(refusal, refusal, 204)
 
-    async def ask(client: Client) -> None:
+    async def ask(client: SimulatorClient) -> None:
         await client.post(X_Webhook_URL=receiver.url)
         first, *others = [await receiver.next() for _ in range(MAX_DELIVERY_ATTEMPTS)]
         assert others == [first, first]
-        await counted(client, "webhooks", 1)
+        await wait_for_count(client, "webhooks", 1)
         assert client.totals()["webhooks_failed"] == 0
         assert receiver.came.empty()
 
-    received(receiver, ask)
+    serve_with_receiver(receiver, ask)
 
 
-def test_a_webhook_that_nobody_takes(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_webhook_that_is_never_accepted(monkeypatch: pytest.MonkeyPatch) -> None:
     """After the last try a webhook has failed and is not sent again; the job is as ever."""
     monkeypatch.setattr(webhooks, "RETRY_DELAY_S", 0.0)
-    receiver = Receiver(503)
+    receiver = WebhookReceiver(503)
 
-    async def ask(client: Client) -> None:
-        request_id = await client.accepted(X_Webhook_URL=receiver.url)
-        await counted(client, "webhooks_failed", 1)
+    async def ask(client: SimulatorClient) -> None:
+        request_id = await client.submit_accepted(X_Webhook_URL=receiver.url)
+        await wait_for_count(client, "webhooks_failed", 1)
         assert receiver.came.qsize() == MAX_DELIVERY_ATTEMPTS
         assert client.totals()["webhooks"] == 0
         assert (await client.poll(request_id)).json["status"] == "COMPLETED"
 
-    received(receiver, ask)
+    serve_with_receiver(receiver, ask)
 
 
 @pytest.mark.parametrize("url", ["http://127.0.0.1:1/", "http://127.0.0.1:99999/", "http://localhost:1/a b"])
@@ -173,28 +177,28 @@ def test_a_webhook_to_a_closed_port(url: str, monkeypatch: pytest.MonkeyPatch) -
     """An address where nobody listens, or that is none, is a failed webhook and nothing worse."""
     monkeypatch.setattr(webhooks, "RETRY_DELAY_S", 0.0)
 
-    async def ask(client: Client) -> None:
+    async def ask(client: SimulatorClient) -> None:
         assert (await client.post(X_Webhook_URL=url)).status == 202
-        await counted(client, "webhooks_failed", 1)
+        await wait_for_count(client, "webhooks_failed", 1)
 
-    served(ask, **SOON)
+    run_with_simulator(ask, **SHORT_WAIT_S)
 
 
 def test_no_webhook_to_other_hosts() -> None:
     """A callback address that is not of this machine is not called, and the POST is accepted all the same."""
-    receiver = Receiver()
+    receiver = WebhookReceiver()
 
-    async def ask(client: Client) -> None:
+    async def ask(client: SimulatorClient) -> None:
         assert (await client.post(X_Webhook_URL="https://example.org/hook")).status == 202
         assert (await client.post(X_Webhook_URL=receiver.url)).status == 202
         totals = client.totals()
         assert (totals["webhooks_refused"], totals["accepted"]) == (2, 2)
         await client.admin("settings", {"allow_remote_webhooks": True})
-        allowed = await client.accepted(X_Webhook_URL=receiver.url)
+        allowed = await client.submit_accepted(X_Webhook_URL=receiver.url)
         assert (await receiver.next())["request_id"] == allowed
         assert client.totals()["webhooks_refused"] == 2
 
-    received(receiver, ask, host="0.0.0.0")  # not a loopback address by name, and yet it leads here
+    serve_with_receiver(receiver, ask, host="0.0.0.0")  # not a loopback address by name, and yet it leads here
 
 
 @pytest.mark.parametrize(
@@ -227,31 +231,31 @@ def test_what_is_this_machine(url: str, here: bool) -> None:
     assert is_loopback(url) == here
 
 
-def test_a_reset_calls_nobody_any_more() -> None:
+def test_a_reset_cancels_webhooks() -> None:
     """Webhooks that wait for the end of their jobs are forgotten with them, and those of later jobs are sent."""
-    receiver = Receiver()
+    receiver = WebhookReceiver()
 
-    async def ask(client: Client) -> None:
+    async def ask(client: SimulatorClient) -> None:
         await client.post(X_Webhook_URL=receiver.url)
         (timer,) = client.simulator._webhooks._timers
         await client.admin("reset", {})
         assert timer.cancelled()
         await client.admin("settings", {"time_scale": 100.0})
-        later = await client.accepted(X_Webhook_URL=receiver.url)
+        later = await client.submit_accepted(X_Webhook_URL=receiver.url)
         assert (await receiver.next())["request_id"] == later
         assert receiver.came.empty()
 
-    received(receiver, ask, time_scale=0.01)
+    serve_with_receiver(receiver, ask, time_scale=0.01)
 
 
 def test_the_end_does_not_wait_for_webhooks() -> None:
     """A simulator that is closed leaves webhooks that are due, or are being tried, behind."""
-    receiver = Receiver(503)
+    receiver = WebhookReceiver(503)
 
-    async def ask(client: Client) -> None:
+    async def ask(client: SimulatorClient) -> None:
         await client.post(X_Webhook_URL=receiver.url)
         await receiver.next()
         await client.admin("settings", {"latency": "fixed:1000000"})
         await client.post(X_Webhook_URL=receiver.url)
 
-    received(receiver, ask)
+    serve_with_receiver(receiver, ask)

@@ -25,7 +25,7 @@ from krea_batch.sources.inputs import natural_sort_key
 from krea_batch.sources.options import Format
 from krea_batch.sources.sweep import make_axis
 
-AWKWARD = [
+AWKWARD_CELLS = [
     "-starts with a dash",
     "# starts like a comment",
     "@starts like a file",
@@ -41,11 +41,11 @@ AWKWARD = [
     "=1+1",
 ]
 
-Written = Callable[[str, bytes | str], str]
+WriteContent = Callable[[str, bytes | str], str]
 
 
 @pytest.fixture
-def written(tmp_path: Path) -> Written:
+def written(tmp_path: Path) -> WriteContent:
     """Writes a file of the test's folder, and gives its path."""
 
     def writer(name: str, content: bytes | str) -> str:
@@ -57,7 +57,9 @@ def written(tmp_path: Path) -> Written:
     return writer
 
 
-def read(*paths: str, stdin: bytes = b"", skip_invalid: bool = False, **reading: Any) -> tuple[Checked, list[Job]]:
+def check_and_read(
+    *paths: str, stdin: bytes = b"", skip_invalid: bool = False, **reading: Any
+) -> tuple[Checked, list[Job]]:
     """What the check says, and the jobs of the second reading."""
     with JobFiles(
         paths, reading=InputOptions(**reading), skip_invalid=skip_invalid, stdin=io.BytesIO(stdin)
@@ -66,22 +68,22 @@ def read(*paths: str, stdin: bytes = b"", skip_invalid: bool = False, **reading:
 
 
 def prompts(*paths: str, **more: Any) -> list[str]:
-    checked, jobs = read(*paths, **more)
+    checked, jobs = check_and_read(*paths, **more)
     assert not checked.bad_lines, checked.problems
     assert len(jobs) == checked.jobs
     return [job.prompt for job in jobs]
 
 
-def guessed(path: str, **reading: Any) -> list[str]:
+def format_notices(path: str, **reading: Any) -> list[str]:
     """What is said of a file."""
     with JobFiles([path], reading=InputOptions(**reading)) as files:
         files.check()
-        return [sentence.removeprefix(f"{path}: ") for sentence in files.said()]
+        return [notice.removeprefix(f"{path}: ") for notice in files.said()]
 
 
-def problem(path: str, **reading: Any) -> str:
+def first_problem(path: str, **reading: Any) -> str:
     """The first problem of a file, without its path."""
-    checked, _ = read(path, skip_invalid=True, **reading)
+    checked, _ = check_and_read(path, skip_invalid=True, **reading)
     return str(checked.problems[0]).removeprefix(f"{path}:")
 
 
@@ -92,41 +94,41 @@ def csv_of(*rows: list[str], end: str = "\n") -> str:
 
 class TestText:
     @pytest.mark.parametrize("end", ["\n", "\r\n"])
-    def test_a_prompt_a_line(self, written: Written, end: str) -> None:
+    def test_a_prompt_a_line(self, written: WriteContent, end: str) -> None:
         """Lines are prompts as they are, whatever they begin with; ids are line numbers."""
-        path = written("p.txt", end.join([*AWKWARD, "", "last"]))
-        _, jobs = read(path)
-        assert [job.prompt for job in jobs] == [*AWKWARD, "last"]
-        assert jobs[-1].id == f"{len(AWKWARD) + 2:05d}"
-        assert guessed(path) == ["read as text, a prompt a line"]
+        path = written("p.txt", end.join([*AWKWARD_CELLS, "", "last"]))
+        _, jobs = check_and_read(path)
+        assert [job.prompt for job in jobs] == [*AWKWARD_CELLS, "last"]
+        assert jobs[-1].id == f"{len(AWKWARD_CELLS) + 2:05d}"
+        assert format_notices(path) == ["read as text, a prompt a line"]
 
-    def test_mark_of_the_byte_order(self, written: Written) -> None:
+    def test_byte_order_mark(self, written: WriteContent) -> None:
         """A BOM is no part of the first prompt."""
         assert prompts(written("p.txt", b"\xef\xbb\xbfa cat\n")) == ["a cat"]
 
-    def test_comments_only_if_asked(self, written: Written) -> None:
+    def test_comments_only_if_asked(self, written: WriteContent) -> None:
         """A # begins a prompt, unless comments were asked for."""
         path = written("p.txt", "# cats\na cat\n # more\n")
         assert prompts(path) == ["# cats", "a cat", " # more"]
         assert prompts(path, skip_comments=True) == ["a cat"]
 
-    def test_repeated_prompts(self, written: Written) -> None:
+    def test_repeated_prompts(self, written: WriteContent) -> None:
         """One prompt twice is two pictures, unless duplicates are to be left out."""
         path = written("p.txt", "a cat\na dog\na cat\n")
         assert prompts(path) == ["a cat", "a dog", "a cat"]
-        checked, jobs = read(path, dedupe=True)
+        checked, jobs = check_and_read(path, dedupe=True)
         assert [job.id for job in jobs] == ["00001", "00002"]
         assert (checked.jobs, checked.rows, checked.duplicates) == (2, 3, 1)
 
-    def test_not_utf_8(self, written: Written) -> None:
+    def test_not_utf_8(self, written: WriteContent) -> None:
         """A byte of another encoding is named with its line."""
-        assert problem(written("p.txt", b"a cat\nf\xfcr\n")).startswith("2: byte 2 (0xfc) is not UTF-8, ")
+        assert first_problem(written("p.txt", b"a cat\nf\xfcr\n")).startswith("2: byte 2 (0xfc) is not UTF-8, ")
 
-    def test_jobs_in_a_text(self, written: Written) -> None:
+    def test_jobs_in_a_text(self, written: WriteContent) -> None:
         """JSONL under the name of a text is not sent as prompts."""
         path = written("p.txt", '{"prompt": "a cat"}\n{"prompt": "a dog"}\n')
         assert prompts(path) == ["a cat", "a dog"]
-        assert guessed(path) == ["read as JSONL, since its first line is a job"]
+        assert format_notices(path) == ["read as JSONL, since its first line is a job"]
 
     @given(st.lists(st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\n\r\0")), max_size=5))
     @example(['{"prompt'])
@@ -135,31 +137,31 @@ class TestText:
         path = tmp_path_factory.getbasetemp() / "any.txt"
         path.write_bytes("\n".join(lines).encode())
         expected = [line for line in lines if line.encode() and not line.encode().isspace() and not line.isspace()]
-        _, jobs = read(str(path), skip_invalid=True, format=Format.TEXT)
+        _, jobs = check_and_read(str(path), skip_invalid=True, format=Format.TEXT)
         if not lines or not lines[0].startswith("\ufeff"):
             assert [job.prompt for job in jobs] == expected
 
 
 class TestTables:
-    def test_csv(self, written: Written) -> None:
+    def test_csv(self, written: WriteContent) -> None:
         """Cells come out as they are: quotes, commas, new lines in quotes; ids stay text."""
-        rows = [["id", "prompt"], *([f"{n:03d}", text] for n, text in enumerate([*AWKWARD, "two\nlines"]))]
+        rows = [["id", "prompt"], *([f"{n:03d}", text] for n, text in enumerate([*AWKWARD_CELLS, "two\nlines"]))]
         path = written("p.csv", csv_of(*rows))
-        _, jobs = read(path)
+        _, jobs = check_and_read(path)
         assert [(job.id, job.prompt) for job in jobs] == [(row[0], row[1]) for row in rows[1:]]
 
-    def test_numbers_are_those_of_lines(self, written: Written) -> None:
+    def test_numbers_are_those_of_lines(self, written: WriteContent) -> None:
         """A row is named by the line where it begins, in ids and in problems."""
         path = written("p.csv", 'prompt,creativity\n"two\nlines",raw\n\na cat,loud\n')
-        checked, jobs = read(path, skip_invalid=True)
+        checked, jobs = check_and_read(path, skip_invalid=True)
         assert [job.id for job in jobs] == ["00002"]
         assert [each.line for each in checked.problems] == [5]
 
-    def test_columns(self, written: Written) -> None:
+    def test_columns(self, written: WriteContent) -> None:
         """Fields are found by their names, numbers and JSON are read, the rest is metadata, and all of it is said."""
         text = 'Prompt,Aspect Ratio,seed,styles,Category\na cat,16:9,7,"[{""id"": ""ink""}]",pets\na dog,,,,\n'
         path = written("p.csv", text)
-        _, (cat, dog) = read(path)
+        _, (cat, dog) = check_and_read(path)
         assert (cat.aspect_ratio, cat.seed, cat.styles[0].id, cat.metadata) == (
             "16:9",
             7,
@@ -167,21 +169,21 @@ class TestTables:
             {"Category": "pets"},
         )
         assert dog == Job(prompt="a dog", id="00003", metadata={"Category": ""})
-        (sentence,) = guessed(path)
+        (sentence,) = format_notices(path)
         assert sentence == (
             'prompt from "Prompt"; aspect_ratio from "Aspect Ratio"; seed from "seed"; styles from "styles"; '
             '"Category" into the metadata'
         )
 
-    def test_named_columns(self, written: Written) -> None:
+    def test_named_columns(self, written: WriteContent) -> None:
         """--prompt-column, --id-column and --column choose the columns, by any case."""
         path = written("p.csv", "Text,prompt,Key,Zufall\na cat,x,0007,3\n")
-        _, (job,) = read(path, columns={"prompt": "text", "id": "Key", "seed": "Zufall"})
+        _, (job,) = check_and_read(path, columns={"prompt": "text", "id": "Key", "seed": "Zufall"})
         assert (job.prompt, job.id, job.seed, job.metadata) == ("a cat", "0007", 3, {"prompt": "x"})
 
-    def test_no_column_for_ids(self, written: Written) -> None:
+    def test_no_column_for_ids(self, written: WriteContent) -> None:
         """An empty name leaves a column called id to the metadata."""
-        _, jobs = read(written("p.csv", "id,prompt\n1,a cat\n1,a dog\n"), columns={"id": ""})
+        _, jobs = check_and_read(written("p.csv", "id,prompt\n1,a cat\n1,a dog\n"), columns={"id": ""})
         assert [(job.id, job.metadata) for job in jobs] == [("00002", {"id": "1"}), ("00003", {"id": "1"})]
 
     @pytest.mark.parametrize(
@@ -197,12 +199,12 @@ class TestTables:
         ],
     )
     def test_headers_that_cannot_be(
-        self, written: Written, header: str, reading: dict[str, Any], expected: str
+        self, written: WriteContent, header: str, reading: dict[str, Any], expected: str
     ) -> None:
         """Nothing is guessed where a wrong column would be paid for."""
         path = written("p.csv", f"{header}\nx,y\n" if '"' not in header else header)
         with pytest.raises(InputError) as error:
-            read(path, **reading)
+            check_and_read(path, **reading)
         assert str(error.value).startswith(f"{path}: {expected}")
 
     @pytest.mark.parametrize(
@@ -214,32 +216,32 @@ class TestTables:
             ('"a cat" x,1', "2: the row cannot be read (',' expected after '\"'), write a \" in a quoted cell as"),
         ],
     )
-    def test_bad_rows(self, written: Written, row: str, expected: str) -> None:
+    def test_bad_rows(self, written: WriteContent, row: str, expected: str) -> None:
         """A bad row is named, and the rows behind it are read."""
         path = written("p.csv", f"prompt,seed\n{row}\na dog,2\n")
-        assert problem(path).startswith(expected)
-        assert [job.prompt for job in read(path, skip_invalid=True)[1]] == ["a dog"]
+        assert first_problem(path).startswith(expected)
+        assert [job.prompt for job in check_and_read(path, skip_invalid=True)[1]] == ["a dog"]
 
-    def test_semicolons(self, written: Written) -> None:
+    def test_semicolons(self, written: WriteContent) -> None:
         """What spreadsheets of half the world write is found by its header, and said."""
         path = written("p.csv", "prompt;seed\na cat, asleep;1\n")
         assert prompts(path) == ["a cat, asleep"]
-        assert guessed(path)[0] == "parted by ;"
+        assert format_notices(path)[0] == "parted by ;"
 
     @pytest.mark.parametrize("end", ["\n", "\r\n"])
-    def test_tsv_knows_no_quotes(self, written: Written, end: str) -> None:
+    def test_tsv_knows_no_quotes(self, written: WriteContent, end: str) -> None:
         """In a TSV a quote is a quote."""
-        path = written("p.tsv", end.join(["Prompt\tNote", *(f"{text}\tn" for text in AWKWARD)]))
-        assert prompts(path) == AWKWARD
+        path = written("p.tsv", end.join(["Prompt\tNote", *(f"{text}\tn" for text in AWKWARD_CELLS)]))
+        assert prompts(path) == AWKWARD_CELLS
 
-    def test_not_utf_8(self, written: Written) -> None:
+    def test_not_utf_8(self, written: WriteContent) -> None:
         """A row of another encoding is bad; the others are not."""
         path = written("p.csv", b"prompt\nf\xfcr\na cat\n")
-        assert problem(path) == "2: byte 0xfc is not UTF-8, save the file as UTF-8"
+        assert first_problem(path) == "2: byte 0xfc is not UTF-8, save the file as UTF-8"
 
-    def test_a_column_that_looks_mistyped(self, written: Written) -> None:
+    def test_a_column_that_looks_mistyped(self, written: WriteContent) -> None:
         """It goes to the metadata, and that is pointed out."""
-        assert guessed(written("p.csv", "prompt,creativty\na cat,high\n"))[1] == (
+        assert format_notices(written("p.csv", "prompt,creativty\na cat,high\n"))[1] == (
             '"creativty" went into the metadata, did you mean "creativity"?'
         )
 
@@ -255,23 +257,23 @@ class TestJson:
             (["a cat", "a dog"], [("00001", "a cat"), ("00002", "a dog")]),
             ({"007": "a cat", "dog": {"prompt": "a dog"}}, [("007", "a cat"), ("dog", "a dog")]),
             ({"prompt": "a cat"}, [("00001", "a cat")]),
-            (AWKWARD, [(f"{n:05d}", text) for n, text in enumerate(AWKWARD, 1)]),
+            (AWKWARD_CELLS, [(f"{n:05d}", text) for n, text in enumerate(AWKWARD_CELLS, 1)]),
         ],
         ids=["objects", "strings", "by id", "one job", "awkward"],
     )
     @pytest.mark.parametrize("indent", [None, 2])
     def test_shapes(
-        self, written: Written, content: Any, expected: list[tuple[str, str]], indent: int | None
+        self, written: WriteContent, content: Any, expected: list[tuple[str, str]], indent: int | None
     ) -> None:
         """An array of objects or prompts, and an object by ids, on one line or many."""
-        _, jobs = read(written("p.json", json.dumps(content, indent=indent)))
+        _, jobs = check_and_read(written("p.json", json.dumps(content, indent=indent)))
         assert [(job.id, job.prompt) for job in jobs] == expected
 
-    def test_json_lines_under_its_name(self, written: Written) -> None:
+    def test_json_lines_under_its_name(self, written: WriteContent) -> None:
         """A .json that is JSONL is read as such."""
         path = written("p.json", '{"prompt": "a cat"}\n{"prompt": "a dog"}\n')
         assert prompts(path) == ["a cat", "a dog"]
-        assert guessed(path) == ["read as JSONL"]
+        assert format_notices(path) == ["read as JSONL"]
 
     @pytest.mark.parametrize(
         ("content", "expected"),
@@ -283,35 +285,35 @@ class TestJson:
             ('["' + "\\ud800" + '"]', ": the line holds \\ud800, half a character"),
         ],
     )
-    def test_documents_that_cannot_be(self, written: Written, content: str, expected: str) -> None:
+    def test_documents_that_cannot_be(self, written: WriteContent, content: str, expected: str) -> None:
         """A document that is broken is refused whole, with the place."""
         path = written("p.json", content)
         with pytest.raises(InputError) as error:
-            read(path, format=Format.JSON)
+            check_and_read(path, format=Format.JSON)
         assert str(error.value).startswith(path + expected)
 
-    def test_bad_entries(self, written: Written) -> None:
+    def test_bad_entries(self, written: WriteContent) -> None:
         """An entry that is no job is named by its place."""
         path = written("p.json", '["a cat", 5, {"promt": "x"}, {"prompt": "a dog"}]')
-        assert problem(path).startswith("2: the entry is 5, neither an object nor a prompt")
-        assert [job.id for job in read(path, skip_invalid=True)[1]] == ["00001", "00004"]
+        assert first_problem(path).startswith("2: the entry is 5, neither an object nor a prompt")
+        assert [job.id for job in check_and_read(path, skip_invalid=True)[1]] == ["00001", "00004"]
 
-    def test_keys_of_other_names(self, written: Written) -> None:
+    def test_keys_of_other_names(self, written: WriteContent) -> None:
         """--column and its kin work on keys, too, in JSON and in JSONL."""
         entry = '{"text": "a cat", "n": 7, "nr": 3}'
         for path in (written("p.json", f"[{entry}]"), written("p.jsonl", entry)):
-            _, (job,) = read(path, columns={"prompt": "text", "id": "n", "seed": "nr"})
+            _, (job,) = check_and_read(path, columns={"prompt": "text", "id": "n", "seed": "nr"})
             assert (job.prompt, job.id, job.seed) == ("a cat", "7", 3)
 
-    def test_a_key_of_another_name_beside_the_field(self, written: Written) -> None:
+    def test_a_key_of_another_name_beside_the_field(self, written: WriteContent) -> None:
         """Two keys for one field are told, not chosen between."""
         path = written("p.jsonl", '{"text": "a cat", "prompt": "x"}')
-        assert problem(path, columns={"prompt": "text"}) == (
+        assert first_problem(path, columns={"prompt": "text"}) == (
             '1: both "text" and "prompt" give the prompt, keep one of them'
         )
 
 
-TABLE = {
+CSV_TABLE = {
     "Prompt": ["a cat", "a dog"],
     "id": [7, 8],
     "seed": [1.0, None],
@@ -322,7 +324,7 @@ TABLE = {
 
 class TestColumnar:
     def check(self, path: str) -> None:
-        _, (cat, dog) = read(path)
+        _, (cat, dog) = check_and_read(path)
         assert cat == Job(prompt="a cat", id="7", seed=1, metadata={"score": 0.5})
         assert dog == Job(prompt="a dog", id="8", metadata={"score": 0.25})
 
@@ -330,9 +332,9 @@ class TestColumnar:
     def test_parquet(self, tmp_path: Path, name: str) -> None:
         """Typed columns are fields; pictures are left out, and said to be."""
         path = str(tmp_path / name)
-        pq.write_table(pa.table(TABLE), path)
+        pq.write_table(pa.table(CSV_TABLE), path)
         self.check(path)
-        assert "left out image, which holds pictures or other bytes" in guessed(path)
+        assert "left out image, which holds pictures or other bytes" in format_notices(path)
 
     def test_folder_of_parquet(self, tmp_path: Path) -> None:
         """Its files are read in natural order, their rows numbered on."""
@@ -342,7 +344,7 @@ class TestColumnar:
 
     def test_dataset_on_disk(self, tmp_path: Path) -> None:
         """A folder that Dataset.save_to_disk wrote, by its state.json and its Arrow streams."""
-        table = pa.table(TABLE)
+        table = pa.table(CSV_TABLE)
         with (
             pa.OSFile(str(tmp_path / "data-00000-of-00001.arrow"), "wb") as file,
             pa.ipc.new_stream(file, table.schema) as stream,
@@ -355,21 +357,21 @@ class TestColumnar:
         """A state.json of something else, one that leads elsewhere, and several splits are told."""
         (tmp_path / "state.json").write_text("{}")
         with pytest.raises(InputError, match=r"state\.json is not that of a dataset"):
-            read(str(tmp_path))
+            check_and_read(str(tmp_path))
         (tmp_path / "state.json").write_text('{"_data_files": [{"filename": "../x.arrow"}]}')
         with pytest.raises(InputError, match="lie in its folder"):
-            read(str(tmp_path))
+            check_and_read(str(tmp_path))
         whole = tmp_path / "whole"
         (whole / "train").mkdir(parents=True)
         (whole / "train" / "state.json").write_text("{}")
         (whole / "dataset_dict.json").write_text('{"splits": ["train"]}')
         with pytest.raises(InputError, match=r"several splits: name the one you mean: .*train"):
-            read(str(whole))
+            check_and_read(str(whole))
 
-    def test_what_is_no_parquet(self, written: Written) -> None:
+    def test_what_is_no_parquet(self, written: WriteContent) -> None:
         """A file that only has the name is refused."""
         with pytest.raises(InputError, match="cannot be read as a Parquet file"):
-            read(written("p.parquet", "prompt\na cat\n"))
+            check_and_read(written("p.parquet", "prompt\na cat\n"))
 
     def test_without_pyarrow(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         """The error says what to install."""
@@ -377,11 +379,11 @@ class TestColumnar:
         pq.write_table(pa.table({"prompt": ["a cat"]}), path)
         monkeypatch.setitem(sys.modules, "pyarrow", None)
         with pytest.raises(InputError, match=r"krea-batch\[parquet\]"):
-            read(str(path))
+            check_and_read(str(path))
 
 
 class TestFolders:
-    def test_texts(self, written: Written, tmp_path: Path) -> None:
+    def test_texts(self, written: WriteContent, tmp_path: Path) -> None:
         """The stem is the id, the order is that of people, and the whole text is the prompt."""
         for name, text in (
             ("p10.txt", "ten\n"),
@@ -391,19 +393,19 @@ class TestFolders:
         ):
             written(f"texts/{name}", text)
         written("texts/readme.md", "x")
-        _, jobs = read(str(tmp_path / "texts"))
+        _, jobs = check_and_read(str(tmp_path / "texts"))
         assert [(job.id, job.prompt) for job in jobs] == [("007", "bond"), ("p9", "nine\nlines"), ("p10", "ten")]
 
-    def test_empty_text(self, written: Written, tmp_path: Path) -> None:
+    def test_empty_text(self, written: WriteContent, tmp_path: Path) -> None:
         """An empty text is a bad row of that file."""
         path = written("texts/a.txt", "\n")
-        checked, _ = read(str(tmp_path / "texts"), skip_invalid=True)
+        checked, _ = check_and_read(str(tmp_path / "texts"), skip_invalid=True)
         assert str(checked.problems[0]).startswith(f'{path}:1: "prompt" is empty')
 
     def test_other_folders(self, tmp_path: Path) -> None:
         """A folder of nothing that is known is no input."""
         with pytest.raises(InputError, match="name the job files in it"):
-            read(str(tmp_path))
+            check_and_read(str(tmp_path))
 
     def test_natural_order(self) -> None:
         """Numbers in names are compared as numbers."""
@@ -423,30 +425,30 @@ class TestPacked:
         ],
         ids=["text", "csv", "json", "jsonl"],
     )
-    def test_every_format(self, written: Written, pack: Any, name: str, content: str) -> None:
+    def test_every_format(self, written: WriteContent, pack: Any, name: str, content: str) -> None:
         """Packed files are read like others, by their names and from standard input."""
         ending = ".gz" if pack is gzip.compress else ".zst"
         assert prompts(written(name + ending, pack(content.encode()))) == ["a cat"]
         format_ = {"p.txt": Format.TEXT, "p.csv": Format.CSV}.get(name)
         assert prompts("-", stdin=pack(content.encode()), format=format_) == ["a cat"]
 
-    def test_packed_parquet(self, written: Written) -> None:
+    def test_packed_parquet(self, written: WriteContent) -> None:
         """Even Parquet."""
         file = io.BytesIO()
         pq.write_table(pa.table({"prompt": ["a cat"]}), file)
         assert prompts(written("p.parquet.gz", gzip.compress(file.getvalue()))) == ["a cat"]
         assert prompts("-", stdin=file.getvalue()) == ["a cat"]
 
-    def test_damaged_zstandard(self, written: Written) -> None:
+    def test_damaged_zstandard(self, written: WriteContent) -> None:
         """What is cut or broken is an error, never fewer prompts."""
         whole = zstd.compress(b"a cat\n" * 1000)
         for content in (whole[:-3], whole[:8] + b"\xff" * 8 + whole[16:]):
             with pytest.raises(InputError, match="packed data"):
-                read(written("p.txt.zst", content))
+                check_and_read(written("p.txt.zst", content))
         with pytest.raises(InputError, match="not a Zstandard file"):
-            read(written("p.txt.zst", "a cat\n"))
+            check_and_read(written("p.txt.zst", "a cat\n"))
 
-    def test_without_zstandard(self, written: Written, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_without_zstandard(self, written: WriteContent, monkeypatch: pytest.MonkeyPatch) -> None:
         """The error says what to install."""
         path = written("p.txt.zst", zstd.compress(b"a cat\n"))
         known = importlib.import_module
@@ -458,10 +460,10 @@ class TestPacked:
 
         monkeypatch.setattr("krea_batch.sources.formats.line_file.import_module", missing)
         with pytest.raises(InputError, match=r"krea-batch\[zst\]"):
-            read(path)
+            check_and_read(path)
 
 
-class TestTelling:
+class TestFormatDetection:
     @pytest.mark.parametrize(
         ("stdin", "expected"),
         [(b'["a cat"]', ["a cat"]), (b'{"prompt": "a cat"}\n', ["a cat"]), (b'\n [{"prompt": "a cat"}]', ["a cat"])],
@@ -470,17 +472,17 @@ class TestTelling:
         """What begins like JSON is told by its first bytes."""
         assert prompts("-", stdin=stdin) == expected
 
-    def test_what_cannot_be_told(self, written: Written) -> None:
+    def test_formats_that_cannot_be_detected(self, written: WriteContent) -> None:
         """Prompts are not guessed from standard input: a broken JSONL would be paid for as prompts."""
         for path in ("-", written("prompts", "a cat")):
             with pytest.raises(InputError, match="give --input-format, one of jsonl, json, csv"):
-                read(path, stdin=b"a cat\n")
+                check_and_read(path, stdin=b"a cat\n")
         assert prompts("-", stdin=b"a cat\n", format=Format.TEXT) == ["a cat"]
 
-    def test_several_inputs(self, written: Written) -> None:
+    def test_several_inputs(self, written: WriteContent) -> None:
         """Files of several formats are one run, their numbers going on."""
         paths = [written("a.jsonl", '{"prompt": "1"}\n'), written("b.csv", "prompt\n2\n"), written("c.txt", "3\n4\n")]
-        _, jobs = read(*paths, written("d.json", '["5"]'))
+        _, jobs = check_and_read(*paths, written("d.json", '["5"]'))
         assert [(job.id, job.prompt) for job in jobs] == [
             ("00001", "1"),
             ("00003", "2"),
@@ -497,7 +499,7 @@ class TestTelling:
             ("p.txt", "a cat\n", "a dog\n"),
         ],
     )
-    def test_a_file_that_changes(self, written: Written, name: str, before: str, after: str) -> None:
+    def test_a_file_that_changes(self, written: WriteContent, name: str, before: str, after: str) -> None:
         """No prompt that was not checked is given out, whatever the format."""
         path = written(name, before)
         with JobFiles([path]) as files:
@@ -508,10 +510,10 @@ class TestTelling:
 
 
 class TestSweeps:
-    def test_for_every_row(self, written: Written) -> None:
+    def test_for_every_row(self, written: WriteContent) -> None:
         """Each row is made with each combination; ids go on from the row's own."""
         path = written("p.jsonl", '{"prompt": "a cat"}\n{"prompt": "a dog", "id": "dog"}\n')
-        checked, jobs = read(path, axes=(make_axis("creativity", ["raw", "high"]),))
+        checked, jobs = check_and_read(path, axes=(make_axis("creativity", ["raw", "high"]),))
         assert [(job.id, job.creativity) for job in jobs] == [
             ("00001-creativity=raw", "raw"),
             ("00001-creativity=high", "high"),
@@ -520,42 +522,44 @@ class TestSweeps:
         ]
         assert (checked.rows, checked.jobs) == (2, 4)
 
-    def test_in_the_job_file(self, written: Written) -> None:
+    def test_in_the_job_file(self, written: WriteContent) -> None:
         """A row can have a sweep of its own, beside rows without one."""
         line = '{"prompt": "a cat", "sweep": {"seed": "1..2", "creativity": ["raw"]}}'
-        _, jobs = read(written("p.jsonl", f'{line}\n{{"prompt": "a dog"}}\n'))
+        _, jobs = check_and_read(written("p.jsonl", f'{line}\n{{"prompt": "a dog"}}\n'))
         assert [(job.id, job.seed) for job in jobs[:2]] == [
             ("00001-creativity=raw-seed=1", 1),
             ("00001-creativity=raw-seed=2", 2),
         ]
         assert jobs[2] == Job(prompt="a dog", id="00002")
 
-    def test_repeats(self, written: Written) -> None:
+    def test_repeats(self, written: WriteContent) -> None:
         """Repeats are jobs of one request, even where duplicates are left out; a fixed seed forbids them."""
         path = written("p.txt", "a cat\na cat\n")
-        _, jobs = read(path, axes=(make_axis("repeat", 2),), dedupe=True)
+        _, jobs = check_and_read(path, axes=(make_axis("repeat", 2),), dedupe=True)
         assert [(job.id, job.metadata) for job in jobs] == [
             ("00001-repeat=1", {"repeat": 1}),
             ("00001-repeat=2", {"repeat": 2}),
         ]
         seeded = written("p.jsonl", '{"prompt": "a cat", "seed": 1}')
-        assert "gives the same picture" in problem(seeded, axes=(make_axis("repeat", 2),))
+        assert "gives the same picture" in first_problem(seeded, axes=(make_axis("repeat", 2),))
 
-    def test_template_of_columns_and_sweep(self, written: Written) -> None:
+    def test_template_of_columns_and_sweep(self, written: WriteContent) -> None:
         """A prompt is made of columns and swept names; what it was made of stays with the job."""
         path = written("p.csv", "animal,note\ncat,x\n")
-        _, jobs = read(path, template="a {animal} in {place}", axes=(make_axis("place", ["Rome", "Bonn"]),))
+        _, jobs = check_and_read(path, template="a {animal} in {place}", axes=(make_axis("place", ["Rome", "Bonn"]),))
         assert [(job.id, job.prompt, job.metadata) for job in jobs] == [
             ("00002-place=Rome", "a cat in Rome", {"animal": "cat", "note": "x", "place": "Rome"}),
             ("00002-place=Bonn", "a cat in Bonn", {"animal": "cat", "note": "x", "place": "Bonn"}),
         ]
 
-    def test_template_around_a_prompt(self, written: Written) -> None:
+    def test_template_around_a_prompt(self, written: WriteContent) -> None:
         """{prompt} is the row's own, and in JSONL the keys that the template names need no --keep-extra."""
         assert prompts(written("p.txt", "a cat\n"), template="{prompt}, in oil") == ["a cat, in oil"]
         path = written("p.jsonl", '{"animal": "cat"}\n')
         assert prompts(path, template="a {animal}") == ["a cat"]
-        assert '"animal" for the template' in problem(written("q.jsonl", '{"prompt": "x"}'), template="a {animal}")
+        assert '"animal" for the template' in first_problem(
+            written("q.jsonl", '{"prompt": "x"}'), template="a {animal}"
+        )
 
     @pytest.mark.parametrize(
         ("line", "expected"),
@@ -568,16 +572,16 @@ class TestSweeps:
             ('{"prompt": "x", "sweep": {"seed": [1]}, "promt": 1}', '1: "promt" is not a field of a job, '),
         ],
     )
-    def test_sweeps_that_cannot_be(self, written: Written, line: str, expected: str) -> None:
+    def test_sweeps_that_cannot_be(self, written: WriteContent, line: str, expected: str) -> None:
         """A row whose sweep is wrong is a bad row."""
-        assert problem(written("p.jsonl", line)).startswith(expected)
+        assert first_problem(written("p.jsonl", line)).startswith(expected)
 
-    def test_ids_that_clash(self, written: Written) -> None:
+    def test_ids_that_clash(self, written: WriteContent) -> None:
         """An id made by a sweep that stands elsewhere is found, and the whole later row is bad."""
         path = written(
             "p.jsonl", '{"prompt": "a", "id": "x-seed=2"}\n{"prompt": "b", "id": "x", "sweep": {"seed": [1, 2]}}\n'
         )
-        checked, jobs = read(path, skip_invalid=True)
+        checked, jobs = check_and_read(path, skip_invalid=True)
         assert (checked.jobs, checked.rows, checked.bad_lines) == (1, 1, 1)
         assert [job.id for job in jobs] == ["x-seed=2"]
         assert 'both have the id "x-seed=2"' in str(checked.problems[0])

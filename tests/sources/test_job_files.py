@@ -20,11 +20,11 @@ from krea_batch.gateway.wire import fingerprint
 from krea_batch.jobs import Job
 from krea_batch.sources import Checked, InputOptions, JobFiles, check, duplicate_ids
 
-Write = Callable[..., str]
+WriteLines = Callable[..., str]
 
 
 @pytest.fixture
-def write(tmp_path: Path) -> Write:
+def write(tmp_path: Path) -> WriteLines:
     """Writes lines to a file of the test's folder, and gives its path."""
 
     def writer(name: str, *lines: str | bytes) -> str:
@@ -35,20 +35,20 @@ def write(tmp_path: Path) -> Write:
     return writer
 
 
-def read(*paths: str, keep_extra: bool = False, skip_invalid: bool = False) -> tuple[Checked, list[Job]]:
+def read_jobs(*paths: str, keep_extra: bool = False, skip_invalid: bool = False) -> tuple[Checked, list[Job]]:
     with JobFiles(paths, reading=InputOptions(keep_extra=keep_extra), skip_invalid=skip_invalid) as files:
         return files.check(), list(files)
 
 
-def said(problems: Sequence[LineProblem], folder: Path) -> list[str]:
+def problem_texts(problems: Sequence[LineProblem], folder: Path) -> list[str]:
     """The problems as users see them, without the test's folder."""
     return [str(problem).replace(f"{folder}/", "") for problem in problems]
 
 
-def test_ids_by_number_and_by_name(write: Write) -> None:
+def test_ids_by_number_and_by_name(write: WriteLines) -> None:
     """A line has the id that it gives, or its number, blank lines counted."""
     path = write("a.jsonl", '{"prompt": "x"}', "", '{"prompt": "y", "id": "why"}', '{"prompt": "z", "id": ""}')
-    checked, jobs = read(path)
+    checked, jobs = read_jobs(path)
     assert checked == Checked(jobs=3, rows=3, bad_lines=0, duplicates=0, problems=(), notes=())
     assert jobs == [
         Job(prompt="x", id="00001"),
@@ -57,50 +57,52 @@ def test_ids_by_number_and_by_name(write: Write) -> None:
     ]
 
 
-def test_numbers_go_on_over_files(write: Write) -> None:
+def test_numbers_go_on_over_files(write: WriteLines) -> None:
     """A file that is added behind others renames none of their jobs."""
     first, second = write("a.jsonl", '{"prompt": "x"}', ""), write("b.jsonl", '{"prompt": "y"}')
-    assert [job.id for job in read(first)[1]] == ["00001"]
-    assert [job.id for job in read(first, second)[1]] == ["00001", "00003"]
+    assert [job.id for job in read_jobs(first)[1]] == ["00001"]
+    assert [job.id for job in read_jobs(first, second)[1]] == ["00001", "00003"]
 
 
-def test_no_file_and_no_line(write: Write) -> None:
+def test_no_file_and_no_line(write: WriteLines) -> None:
     """Nothing given is nothing to do, and no error."""
-    assert read() == (Checked(0, 0, 0, 0, (), ()), [])
-    assert read(write("empty.jsonl"), write("blank.jsonl", "", " ")) == (Checked(0, 0, 0, 0, (), ()), [])
+    assert read_jobs() == (Checked(0, 0, 0, 0, (), ()), [])
+    assert read_jobs(write("empty.jsonl"), write("blank.jsonl", "", " ")) == (Checked(0, 0, 0, 0, (), ()), [])
 
 
-def test_all_problems_are_told(write: Write, tmp_path: Path) -> None:
+def test_all_problems_are_reported(write: WriteLines, tmp_path: Path) -> None:
     """Every bad line is told as it is found, the first ones are kept, and all are counted."""
     path = write("a.jsonl", *['{"promt": "x"}'] * 250, '{"prompt": "x"}')
-    heard: list[LineProblem] = []
+    problems: list[LineProblem] = []
     with JobFiles([path]) as files:
-        checked = files.check(on_problem=heard.append)
-    assert (checked.jobs, checked.bad_lines, len(checked.problems), len(heard)) == (1, 250, 100, 250)
-    assert said(heard[249:], tmp_path) == ['a.jsonl:250: "promt" is not a field of a job, did you mean "prompt"?']
+        checked = files.check(on_problem=problems.append)
+    assert (checked.jobs, checked.bad_lines, len(checked.problems), len(problems)) == (1, 250, 100, 250)
+    assert problem_texts(problems[249:], tmp_path) == [
+        'a.jsonl:250: "promt" is not a field of a job, did you mean "prompt"?'
+    ]
 
 
-def test_bad_lines_give_no_jobs(write: Write) -> None:
+def test_bad_lines_give_no_jobs(write: WriteLines) -> None:
     """Jobs of files with bad lines are refused, unless these are to be skipped."""
     path = write("a.jsonl", '{"prompt": "x"}', "{", '{"prompt": "z"}')
     with JobFiles([path]) as files:
         files.check()
         with pytest.raises(JobFileError, match="1 line is bad"):
             iter(files)
-    assert [job.id for job in read(path, skip_invalid=True)[1]] == ["00001", "00003"]
+    assert [job.id for job in read_jobs(path, skip_invalid=True)[1]] == ["00001", "00003"]
 
 
-def test_unchecked_files_give_no_jobs(write: Write) -> None:
+def test_unchecked_files_give_no_jobs(write: WriteLines) -> None:
     """Jobs that nobody has checked cannot be taken."""
     with JobFiles([write("a.jsonl", '{"prompt": "x"}')]) as files, pytest.raises(InternalError):
         iter(files)
 
 
-def test_same_id_in_one_file(write: Write, tmp_path: Path) -> None:
+def test_same_id_in_one_file(write: WriteLines, tmp_path: Path) -> None:
     """Two lines with one id are an error that names both places, and the later one is the bad one."""
     path = write("a.jsonl", *(f'{{"prompt": "{name}", "id": "{name}"}}' for name in "abcbab"))
-    checked, jobs = read(path, skip_invalid=True)
-    assert sorted(said(checked.problems, tmp_path)) == [
+    checked, jobs = read_jobs(path, skip_invalid=True)
+    assert sorted(problem_texts(checked.problems, tmp_path)) == [
         'a.jsonl:4: a.jsonl:2 and a.jsonl:4 both have the id "b", give one of them another id',
         'a.jsonl:5: a.jsonl:1 and a.jsonl:5 both have the id "a", give one of them another id',
         'a.jsonl:6: a.jsonl:2 and a.jsonl:6 both have the id "b", give one of them another id',
@@ -109,63 +111,63 @@ def test_same_id_in_one_file(write: Write, tmp_path: Path) -> None:
     assert [job.prompt for job in jobs] == ["a", "b", "c"]
 
 
-def test_same_id_in_two_files(write: Write, tmp_path: Path) -> None:
+def test_same_id_in_two_files(write: WriteLines, tmp_path: Path) -> None:
     """One id in two files is found, and each place is named by its own file and line."""
     first = write("a.jsonl", "", '{"prompt": "x", "id": "cat"}')
     second = write("b.jsonl", '{"prompt": "y"}', '{"prompt": "z", "id": "cat"}')
-    checked, jobs = read(first, second, skip_invalid=True)
-    assert said(checked.problems, tmp_path) == [
+    checked, jobs = read_jobs(first, second, skip_invalid=True)
+    assert problem_texts(checked.problems, tmp_path) == [
         'b.jsonl:2: a.jsonl:2 and b.jsonl:2 both have the id "cat", give one of them another id'
     ]
     assert [job.id for job in jobs] == ["cat", "00003"]
 
 
 @pytest.mark.parametrize("lines", [('"id": "00002"', ""), ("", '"id": "00001"')])
-def test_id_that_is_the_number_of_another_line(write: Write, tmp_path: Path, lines: tuple[str, str]) -> None:
+def test_id_that_is_the_number_of_another_line(write: WriteLines, tmp_path: Path, lines: tuple[str, str]) -> None:
     """An id that a line without one has by its number clashes with it, whichever comes first."""
     path = write("a.jsonl", *('{"prompt": "x"' + (f", {line}" if line else "") + "}" for line in lines))
-    checked, jobs = read(path, skip_invalid=True)
-    (problem,) = said(checked.problems, tmp_path)
+    checked, jobs = read_jobs(path, skip_invalid=True)
+    (problem,) = problem_texts(checked.problems, tmp_path)
     assert problem.startswith("a.jsonl:2: a.jsonl:1 and a.jsonl:2 both have the id ")
     assert "a line without an id has its number for one" in problem
     assert len(jobs) == 1
 
 
-def test_id_that_is_its_own_number(write: Write) -> None:
+def test_id_that_is_its_own_number(write: WriteLines) -> None:
     """A line may give its own number as its id, and a bad line takes no id."""
     path = write(
         "a.jsonl", '{"prompt": "x", "id": "00001"}', '{"prompt": "", "id": "y"}', '{"prompt": "y", "id": "y"}'
     )
-    checked, jobs = read(path, skip_invalid=True)
+    checked, jobs = read_jobs(path, skip_invalid=True)
     assert checked.bad_lines == 1
     assert [job.id for job in jobs] == ["00001", "y"]
 
 
-def test_forged_hashes(write: Write, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_forged_hashes(write: WriteLines, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Ids that differ are never reported as the same, though all their hashes be one."""
     monkeypatch.setattr(duplicate_ids, "hash", lambda _: 7, raising=False)
     names = [f"job-{number}" for number in range(2000)]
     path = write("a.jsonl", *(f'{{"prompt": "x", "id": "{name}"}}' for name in [*names, "job-1999"]))
-    checked, jobs = read(path, skip_invalid=True)
-    assert said(checked.problems, tmp_path) == [
+    checked, jobs = read_jobs(path, skip_invalid=True)
+    assert problem_texts(checked.problems, tmp_path) == [
         'a.jsonl:2001: a.jsonl:2000 and a.jsonl:2001 both have the id "job-1999", give one of them another id'
     ]
     assert [job.id for job in jobs] == names
 
 
-def test_many_suspects_are_looked_at_in_turns(write: Write, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_many_candidates_are_checked_in_batches(write: WriteLines, monkeypatch: pytest.MonkeyPatch) -> None:
     """More equal ids than are held at once are found all the same, by reading the files again and again."""
     monkeypatch.setattr(check, "SUSPECTS_AT_ONCE", 10)
     lines = [f'{{"prompt": "x", "id": "{number}"}}' for number in range(100)]
-    checked, jobs = read(write("a.jsonl", *lines), write("b.jsonl", *lines), skip_invalid=True)
+    checked, jobs = read_jobs(write("a.jsonl", *lines), write("b.jsonl", *lines), skip_invalid=True)
     assert (checked.jobs, checked.bad_lines) == (100, 100)
     assert [job.id for job in jobs] == [str(number) for number in range(100)]
 
 
-NAME = st.sampled_from(["", "", "a", "b", "00001", "00002", "00004"])
+FILE_NAME = st.sampled_from(["", "", "a", "b", "00001", "00002", "00004"])
 
 
-@given(st.lists(st.lists(NAME | st.just("bad"), max_size=4), max_size=3))
+@given(st.lists(st.lists(FILE_NAME | st.just("bad"), max_size=4), max_size=3))
 def test_each_id_once(tmp_path_factory: pytest.TempPathFactory, names: list[list[str]]) -> None:
     """Whatever the ids, the jobs given have each id once, first come first served, and every line is counted."""
     folder = tmp_path_factory.mktemp("jobs")
@@ -179,12 +181,12 @@ def test_each_id_once(tmp_path_factory: pytest.TempPathFactory, names: list[list
             job_id = name or f"{number:05d}"
             if name != "bad" and job_id not in expected:
                 expected.append(job_id)
-    checked, jobs = read(*paths, skip_invalid=True)
+    checked, jobs = read_jobs(*paths, skip_invalid=True)
     assert [job.id for job in jobs] == expected
     assert (checked.jobs, checked.bad_lines) == (len(expected), number - len(expected))
 
 
-def test_known_jobs(write: Write, tmp_path: Path) -> None:
+def test_known_jobs(write: WriteLines, tmp_path: Path) -> None:
     """A line whose id is on record with another fingerprint is a bad line; what is the same, or new, is good."""
     lines = [f'{{"prompt": "{number}", "id": "id-{number}"}}' for number in range(1, 1201)]
     path = write("a.jsonl", *lines, '{"prompt": "x"}')
@@ -199,7 +201,7 @@ def test_known_jobs(write: Write, tmp_path: Path) -> None:
         checked = files.check(known)
         jobs = list(files)
     right = "was submitted, give it a new id, or choose another --out"
-    assert said(checked.problems, tmp_path) == [
+    assert problem_texts(checked.problems, tmp_path) == [
         f'a.jsonl:9: the line changed since its id "id-9" {right}',
         f'a.jsonl:1100: the line changed since its id "id-1100" {right}',
         f'a.jsonl:1201: the line changed since its id "01201" {right}',
@@ -208,7 +210,7 @@ def test_known_jobs(write: Write, tmp_path: Path) -> None:
     assert (checked.jobs, checked.bad_lines, len(jobs)) == (1198, 3, 1198)
 
 
-def test_a_line_that_is_bad_twice_counts_once(write: Write) -> None:
+def test_a_line_that_is_bad_twice_counts_once(write: WriteLines) -> None:
     """A line that has an id twice and another fingerprint has two problems, and is one bad line."""
     path = write("a.jsonl", '{"prompt": "x", "id": "a"}', '{"prompt": "y", "id": "a"}')
     with JobFiles([path], skip_invalid=True) as files:
@@ -217,15 +219,17 @@ def test_a_line_that_is_bad_twice_counts_once(write: Write) -> None:
         assert list(files) == []
 
 
-def test_notes_on_extra_fields(write: Write, tmp_path: Path) -> None:
+def test_notes_on_extra_fields(write: WriteLines, tmp_path: Path) -> None:
     """A kept field that looks like a mistyped one is noted once, with its first place; others are not."""
     path = write("a.jsonl", '{"prompt": "x", "tag": 1}', *['{"prompt": "x", "sead": 5}'] * 3)
-    checked, jobs = read(path, keep_extra=True)
-    assert said(checked.notes, tmp_path) == ['a.jsonl:2: "sead" went into the metadata, did you mean "seed"?']
+    checked, jobs = read_jobs(path, keep_extra=True)
+    assert problem_texts(checked.notes, tmp_path) == [
+        'a.jsonl:2: "sead" went into the metadata, did you mean "seed"?'
+    ]
     assert [job.metadata for job in jobs] == [{"tag": 1}, {"sead": 5}, {"sead": 5}, {"sead": 5}]
 
 
-def test_changed_between_check_and_run(write: Write) -> None:
+def test_changed_between_check_and_run(write: WriteLines) -> None:
     """A file that is edited after its check gives no unchecked job."""
     path = write("a.jsonl", '{"prompt": "x"}')
     with JobFiles([path], skip_invalid=True) as files:
@@ -235,7 +239,7 @@ def test_changed_between_check_and_run(write: Write) -> None:
             list(files)
 
 
-def test_gone_between_check_and_run(write: Write) -> None:
+def test_gone_between_check_and_run(write: WriteLines) -> None:
     """A file that is gone after its check is an InputError that names it."""
     path = write("a.jsonl", '{"prompt": "x"}')
     with JobFiles([path]) as files:
@@ -245,7 +249,7 @@ def test_gone_between_check_and_run(write: Write) -> None:
             list(files)
 
 
-def test_checking_again_takes_the_file_as_it_was(write: Write) -> None:
+def test_checking_again_takes_the_file_as_it_was(write: WriteLines) -> None:
     """One JobFiles stands for one content: a second check of an edited file is refused like a run."""
     path = write("a.jsonl", '{"prompt": "x"}')
     with JobFiles([path]) as files:
@@ -268,7 +272,7 @@ def test_standard_input(tmp_path: Path) -> None:
 def test_the_process_own_standard_input(monkeypatch: pytest.MonkeyPatch) -> None:
     """Without another, "-" is the standard input of the process."""
     monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b'{"prompt": "x"}')))
-    assert read("-")[1] == [Job(prompt="x", id="00001")]
+    assert read_jobs("-")[1] == [Job(prompt="x", id="00001")]
 
 
 def test_named_pipe(tmp_path: Path) -> None:
@@ -277,10 +281,10 @@ def test_named_pipe(tmp_path: Path) -> None:
     os.mkfifo(pipe)
     writer = threading.Thread(target=pipe.write_bytes, args=(b'{"prompt": "x"}\n{',))
     writer.start()
-    checked, jobs = read(str(pipe), skip_invalid=True)
+    checked, jobs = read_jobs(str(pipe), skip_invalid=True)
     writer.join()
     assert [job.prompt for job in jobs] == ["x"]
-    assert said(checked.problems, tmp_path)[0].startswith("pipe:2: ")
+    assert problem_texts(checked.problems, tmp_path)[0].startswith("pipe:2: ")
 
 
 def test_no_room_for_standard_input(tmp_path: Path) -> None:
@@ -289,7 +293,7 @@ def test_no_room_for_standard_input(tmp_path: Path) -> None:
         JobFiles(["-"], stdin=io.BytesIO(b""), spool_dir=tmp_path / "none")
 
 
-def test_one_file_named_twice(write: Write, tmp_path: Path) -> None:
+def test_one_file_named_twice(write: WriteLines, tmp_path: Path) -> None:
     """One file under two names is refused, for its lines without ids would be paid for twice."""
     path = write("a.jsonl", '{"prompt": "x"}')
     (tmp_path / "b.jsonl").symlink_to(path)
@@ -298,7 +302,7 @@ def test_one_file_named_twice(write: Write, tmp_path: Path) -> None:
             JobFiles(paths, stdin=io.BytesIO(b""))
 
 
-def test_missing_file(write: Write, tmp_path: Path) -> None:
+def test_missing_file(write: WriteLines, tmp_path: Path) -> None:
     """A missing file among others is an InputError that names it."""
     files = JobFiles([write("a.jsonl", '{"prompt": "x"}'), str(tmp_path / "none.jsonl")])
     with files, pytest.raises(InputError, match=r"none\.jsonl: there is no such file"):
@@ -330,25 +334,25 @@ def test_memory_does_not_grow_with_lines(tmp_path: Path, monkeypatch: pytest.Mon
     assert peak_bytes(80_000) < peak_bytes(20_000) + 300_000
 
 
-def test_progress(write: Write, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_progress(write: WriteLines, monkeypatch: pytest.MonkeyPatch) -> None:
     """Progress is told in bytes read of all bytes, and ends with all of them."""
     monkeypatch.setattr(check, "PROGRESS_LINES", 10)
     path = write("a.jsonl", *['{"prompt": "x"}'] * 30)
-    told: list[tuple[int, int]] = []
+    reports: list[tuple[int, int]] = []
     with JobFiles([path]) as files:
-        files.check(on_progress=lambda done, of: told.append((done, of)))
-    assert told == [(480, 480)] * 4
+        files.check(on_progress=lambda done, of: reports.append((done, of)))
+    assert reports == [(480, 480)] * 4
 
 
 def test_progress_of_standard_input(tmp_path: Path) -> None:
     """Asking how far the reading of standard input is does not disturb it, over many blocks."""
     stdin = io.BytesIO(b'{"prompt": "x"}\n' * 100_000)
-    told: list[tuple[int, int]] = []
+    reports: list[tuple[int, int]] = []
     with JobFiles(["-"], stdin=stdin, spool_dir=tmp_path) as files:
-        checked = files.check(on_progress=lambda done, of: told.append((done, of)))
+        checked = files.check(on_progress=lambda done, of: reports.append((done, of)))
     assert checked.jobs == 100_000
-    assert told == sorted(told)
-    assert told[0][0] < told[-1][0] == told[-1][1] == 1_600_000
+    assert reports == sorted(reports)
+    assert reports[0][0] < reports[-1][0] == reports[-1][1] == 1_600_000
 
 
 @given(st.lists(st.binary(max_size=60) | st.just(b'{"prompt":"x"}'), max_size=5), st.booleans())
@@ -359,5 +363,5 @@ def test_any_files(tmp_path_factory: pytest.TempPathFactory, contents: list[byte
     for path, content in zip(paths, contents, strict=True):
         Path(path).write_bytes(content)
     with suppress(InputError):
-        checked, jobs = read(*paths, keep_extra=keep_extra, skip_invalid=True)
+        checked, jobs = read_jobs(*paths, keep_extra=keep_extra, skip_invalid=True)
         assert len(jobs) == checked.jobs

@@ -27,7 +27,7 @@ from krea_batch.sources.json_errors import MAX_DEPTH
 UUID = "01234567-89ab-cdef-0123-456789ABCDEF"
 
 
-def sentence(line: bytes | str, *, keep_extra: bool = False) -> str:
+def problem_and_hint(line: bytes | str, *, keep_extra: bool = False) -> str:
     """What is wrong with a bad line, and what would be right."""
     raw = line.encode() if isinstance(line, str) else line
     reader = JsonlParser(keep_extra=keep_extra)
@@ -36,7 +36,7 @@ def sentence(line: bytes | str, *, keep_extra: bool = False) -> str:
     return f"{error.problem}, {error.hint}"
 
 
-def job_of(line: bytes | str, *, keep_extra: bool = False) -> Job:
+def parse_job(line: bytes | str, *, keep_extra: bool = False) -> Job:
     job = JsonlParser(keep_extra=keep_extra).read(line.encode() if isinstance(line, str) else line)
     assert job is not None
     return job
@@ -144,7 +144,7 @@ def job_of(line: bytes | str, *, keep_extra: bool = False) -> Job:
 )
 def test_bad_fields(fields: str, said: str) -> None:
     """Whatever is wrong with a field, the sentence names it, shows it, and says what would be right."""
-    assert sentence('{"prompt":"x",' + fields + "}").startswith(said)
+    assert problem_and_hint('{"prompt":"x",' + fields + "}").startswith(said)
 
 
 @pytest.mark.parametrize(
@@ -186,10 +186,10 @@ def test_bad_fields(fields: str, said: str) -> None:
 )
 def test_bad_lines(line: bytes, said: str) -> None:
     """What is no JSON object with a prompt is named for what it is, with the place where there is one."""
-    assert sentence(line).startswith(said)
+    assert problem_and_hint(line).startswith(said)
 
 
-def test_sentences_are_short() -> None:
+def test_messages_are_short() -> None:
     """However long a value is, its sentence fits on a few lines of a terminal."""
     long = "x" * 100_000
     for line in (
@@ -201,7 +201,7 @@ def test_sentences_are_short() -> None:
         f'{{"prompt": "x", {long}: 1}}',
         f'"{long}"',
     ):
-        assert len(sentence(line)) < 300
+        assert len(problem_and_hint(line)) < 300
 
 
 @pytest.mark.parametrize(
@@ -220,9 +220,9 @@ def test_sentences_are_short() -> None:
         '{"prompt": "x", "metadata": {}, "metadata": {}}',
     ],
 )
-def test_a_key_may_stand_only_once(line: str) -> None:
+def test_a_key_may_appear_only_once(line: str) -> None:
     """A key that stands twice in one object is refused wherever and however it is written."""
-    assert "stands twice in one object" in sentence(line)
+    assert "stands twice in one object" in problem_and_hint(line)
 
 
 NAMES = st.sampled_from(
@@ -259,27 +259,27 @@ VALUES = st.recursive(
 )
 
 
-def written(value: object, *, ascii_only: bool) -> str:
+def json_text(value: object, *, ascii_only: bool) -> str:
     """JSON in which an object is a list of pairs, so that a key can stand twice."""
     if isinstance(value, list) and value and isinstance(value[0], tuple):
         pairs = (
-            f"{json.dumps(key, ensure_ascii=ascii_only)}: {written(each, ascii_only=ascii_only)}"
+            f"{json.dumps(key, ensure_ascii=ascii_only)}: {json_text(each, ascii_only=ascii_only)}"
             for key, each in value
         )
         return "{" + ", ".join(pairs) + "}"
     if isinstance(value, list):
-        return "[" + ",".join(written(each, ascii_only=ascii_only) for each in value) + "]"
+        return "[" + ",".join(json_text(each, ascii_only=ascii_only) for each in value) + "]"
     return json.dumps(value, ensure_ascii=ascii_only)
 
 
 @given(TEXTS, st.lists(st.tuples(TEXTS, VALUES), min_size=1, max_size=4), st.booleans(), st.booleans())
 @example('"', [("a", [("b", 1), ("b", 2)])], False, False)
 @example('""""', [("b", ""), ("b", "")], True, True)
-def test_a_key_that_stands_twice_is_found_by_counting_quotes(
+def test_a_duplicate_key_is_found_by_counting_quotes(
     prompt: str, metadata: list[tuple[str, object]], ascii_only: bool, quotes_escaped: bool
 ) -> None:
     """Exactly those lines are jobs that the slow reader takes for one, whatever quotes are in their texts."""
-    line = f'{{"prompt": {json.dumps("x" + prompt)}, "metadata": {written(metadata, ascii_only=ascii_only)}}}'
+    line = f'{{"prompt": {json.dumps("x" + prompt)}, "metadata": {json_text(metadata, ascii_only=ascii_only)}}}'
     if quotes_escaped:
         line = line.replace('\\"', "\\u0022")
     try:
@@ -292,15 +292,15 @@ def test_a_key_that_stands_twice_is_found_by_counting_quotes(
 
 def test_good_lines() -> None:
     """Everything that the API document allows is read, with its defaults where nothing is said."""
-    assert job_of('{"prompt": "x"}') == Job(prompt="x")
-    assert job_of(b' {"prompt": "x", "id": ""} \r') == Job(prompt="x")
-    assert job_of('{"prompt": "\\ud83d\\ude00"}').prompt == "😀"
-    assert job_of('{"prompt": "x", "seed": 18446744073709551615}').seed == 2**64 - 1
-    assert job_of('{"prompt": "x", "metadata": {"n": 123456789012345678901234567890}}').metadata["n"] > 2**64
-    assert job_of('{"prompt": "x", "styles": [{"id": "a", "strength": -1}]}').styles == (Style("a", -1.0),)
-    assert job_of(f'{{"prompt": "x", "moodboards": [{{"id": "{UUID}"}}]}}').moodboards == (Moodboard(UUID, 0.23),)
+    assert parse_job('{"prompt": "x"}') == Job(prompt="x")
+    assert parse_job(b' {"prompt": "x", "id": ""} \r') == Job(prompt="x")
+    assert parse_job('{"prompt": "\\ud83d\\ude00"}').prompt == "😀"
+    assert parse_job('{"prompt": "x", "seed": 18446744073709551615}').seed == 2**64 - 1
+    assert parse_job('{"prompt": "x", "metadata": {"n": 123456789012345678901234567890}}').metadata["n"] > 2**64
+    assert parse_job('{"prompt": "x", "styles": [{"id": "a", "strength": -1}]}').styles == (Style("a", -1.0),)
+    assert parse_job(f'{{"prompt": "x", "moodboards": [{{"id": "{UUID}"}}]}}').moodboards == (Moodboard(UUID, 0.23),)
     deep = b'{"prompt": "x", "metadata": ' + b'{"a":' * 98 + b"1" + b"}" * 99
-    assert job_of(deep).metadata
+    assert parse_job(deep).metadata
 
 
 def test_keep_extra() -> None:
@@ -328,7 +328,7 @@ def test_keep_extra() -> None:
 )
 def test_keep_extra_keeps_the_other_rules(line: str, said: str) -> None:
     """Keeping unknown fields lets nothing else pass, and never overwrites metadata."""
-    assert sentence(line, keep_extra=True).startswith(said)
+    assert problem_and_hint(line, keep_extra=True).startswith(said)
 
 
 @given(st.binary(max_size=200), st.booleans())
@@ -384,4 +384,4 @@ JOBS = st.builds(
 @given(JOBS, st.booleans())
 def test_a_job_written_is_the_job_read(job: Job, keep_extra: bool) -> None:
     """Any valid job, written as a line, is read as the same job."""
-    assert job_of(msgspec.json.encode(job), keep_extra=keep_extra) == job
+    assert parse_job(msgspec.json.encode(job), keep_extra=keep_extra) == job

@@ -16,7 +16,7 @@ from krea_batch.sources.inputs import Input, numbered
 from krea_batch.sources.options import Format, InputOptions
 
 
-def written(folder: Path, content: bytes, name: str = "jobs.jsonl") -> LineFile:
+def write_content(folder: Path, content: bytes, name: str = "jobs.jsonl") -> LineFile:
     path = folder / name
     path.write_bytes(content)
     return LineFile(str(path))
@@ -39,7 +39,7 @@ def written(folder: Path, content: bytes, name: str = "jobs.jsonl") -> LineFile:
 )
 def test_lines_and_numbers(tmp_path: Path, content: bytes, lines: list[tuple[int, bytes]], count: int) -> None:
     """A byte order mark is taken off, blank lines are left out and counted, and a last newline ends a line."""
-    file = written(tmp_path, content)
+    file = write_content(tmp_path, content)
     assert list(file.lines()) == lines
     assert file.line_count == count
 
@@ -48,17 +48,17 @@ def test_lines_and_numbers(tmp_path: Path, content: bytes, lines: list[tuple[int
 def test_lines_over_blocks(tmp_path: Path, length: int) -> None:
     """A line of any allowed length comes out whole, wherever the blocks of the file end."""
     content = [bytes([65 + place]) * length for place in range(5)]
-    file = written(tmp_path, b"\n".join(content) + b"\n")
+    file = write_content(tmp_path, b"\n".join(content) + b"\n")
     assert [line for _, line in file.lines()] == content
 
 
 @pytest.mark.parametrize("end", [b"", b"\n", b"\n\n", b"\nlast"])
 @pytest.mark.parametrize("begin", [b"", b"\xef\xbb\xbf", b"\n"])
-def test_lines_after_a_place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, begin: bytes, end: bytes) -> None:
+def test_lines_after_a_position(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, start: bytes, end: bytes) -> None:
     """From wherever a reading was, the same lines with the same numbers come as if all had been read."""
     monkeypatch.setattr("krea_batch.sources.formats.line_file.BLOCK_BYTES", 16)
     text = b"\n".join(b"x" * length for length in (5, 0, 40, 1, 15, 16, 17, 0, 0, 3)) + end
-    file = written(tmp_path, begin + text)
+    file = write_content(tmp_path, start + text)
     places: list[FilePosition] = []
     whole = list(file.lines(lambda lines, size_bytes, _: places.append(FilePosition(size_bytes, lines))))
     assert len(places) > 4
@@ -69,7 +69,7 @@ def test_lines_after_a_place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, be
 
 def test_long_line_is_cut(tmp_path: Path) -> None:
     """A line of 10 MB is never held whole, is still known to be too long, and the lines around it are not lost."""
-    file = written(tmp_path, b"before\n" + b"x" * 10_000_000 + b"\nafter\n")
+    file = write_content(tmp_path, b"before\n" + b"x" * 10_000_000 + b"\nafter\n")
     tracemalloc.start()
     try:
         lengths = [(number, len(line)) for number, line in file.lines()]
@@ -83,14 +83,14 @@ def test_long_line_is_cut(tmp_path: Path) -> None:
 
 def test_long_blank_line_is_not_blank(tmp_path: Path) -> None:
     """A line too long to be looked at whole is never taken for a blank one, for a job could hide in it."""
-    file = written(tmp_path, b" " * 2_000_000 + b'{"prompt": "x"}' + b" " * 2_000_000)
+    file = write_content(tmp_path, b" " * 2_000_000 + b'{"prompt": "x"}' + b" " * 2_000_000)
     assert [number for number, _ in file.lines()] == [1]
 
 
 @pytest.mark.parametrize("name", ["jobs.jsonl.gz", "jobs.jsonl"])
 def test_gzip(tmp_path: Path, name: str) -> None:
     """Gzip is read by its first bytes, whatever the file is called, also in several members."""
-    file = written(tmp_path, gzip.compress(b"\xef\xbb\xbfa\nb") + gzip.compress(b"c\nd\n"), name)
+    file = write_content(tmp_path, gzip.compress(b"\xef\xbb\xbfa\nb") + gzip.compress(b"c\nd\n"), name)
     assert [line for _, line in file.lines()] == [b"a", b"bc", b"d"]
     assert file.line_count == 3
 
@@ -110,7 +110,7 @@ def test_gzip(tmp_path: Path, name: str) -> None:
 )
 def test_unusable_content(tmp_path: Path, name: str, content: bytes, said: str) -> None:
     """Content that cannot be lines of UTF-8 is an InputError that names the file and the reason."""
-    file = written(tmp_path, content, name)
+    file = write_content(tmp_path, content, name)
     with pytest.raises(InputError) as caught:
         list(file.lines())
     assert str(caught.value).startswith(f"{file.name}: {said}")
@@ -136,14 +136,14 @@ def test_unusable_paths(tmp_path: Path) -> None:
         (OSError(5, "Input/output error"), "it cannot be read (Input/output error)"),
     ],
 )
-def test_disk_trouble(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: OSError, said: str) -> None:
+def test_disk_errors(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: OSError, said: str) -> None:
     """What the system says against a file is an InputError that names it, and no bare OSError."""
-    file = written(tmp_path, b"a\n")
+    file = write_content(tmp_path, b"a\n")
 
-    def refuse(*_: object, **__: object) -> None:
+    def raise_error(*_: object, **__: object) -> None:
         raise error
 
-    monkeypatch.setattr(Path, "open", refuse)
+    monkeypatch.setattr(Path, "open", raise_error)
     with pytest.raises(InputError) as caught:
         list(file.lines())
     assert str(caught.value).startswith(f"{file.name}: {said}")
@@ -162,7 +162,7 @@ def test_disk_trouble(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: OS
 def test_changed_file(tmp_path: Path, change: object) -> None:
     """A file whose content differs from the first reading is refused before a line of the new block comes out."""
     content = b"".join(b"line %d\n" % number for number in range(1000))
-    file = written(tmp_path, content)
+    file = write_content(tmp_path, content)
     list(file.lines())
     assert callable(change)
     Path(file.name).write_bytes(change(content))
@@ -175,7 +175,7 @@ def test_changed_file(tmp_path: Path, change: object) -> None:
 def test_changed_while_being_read(tmp_path: Path) -> None:
     """A later block that is edited while an earlier one is worked through gives no line."""
     content = b"".join(b"line %6d\n" % number for number in range(100_000))
-    file = written(tmp_path, content)
+    file = write_content(tmp_path, content)
     list(file.lines())
     lines = file.lines()
     assert next(lines) == (1, b"line      0")
@@ -191,7 +191,7 @@ def test_changed_while_being_read(tmp_path: Path) -> None:
 
 def test_touched_file_is_the_same(tmp_path: Path) -> None:
     """A file that was copied back or touched, with the same content, is read again without a word."""
-    file = written(tmp_path, b"a\nb\n")
+    file = write_content(tmp_path, b"a\nb\n")
     first = list(file.lines())
     os.utime(file.name, (1, 1))
     assert list(file.lines()) == first
@@ -208,9 +208,9 @@ def test_spooled_content_is_read_again() -> None:
 def test_numbers_go_on_over_files(tmp_path: Path) -> None:
     """Running numbers count every line of the files before, blank ones too."""
     files = [
-        written(tmp_path, b"a\n\nb\n", "1.jsonl"),
-        written(tmp_path, b"", "2.jsonl"),
-        written(tmp_path, b"\nc", "3.jsonl"),
+        write_content(tmp_path, b"a\n\nb\n", "1.jsonl"),
+        write_content(tmp_path, b"", "2.jsonl"),
+        write_content(tmp_path, b"\nc", "3.jsonl"),
     ]
     inputs = [Input(file, Format.JSONL, InputOptions()) for file in files]
     assert list(numbered(inputs)) == [(1, b"a"), (3, b"b"), (5, b"c")]

@@ -23,11 +23,11 @@ from tests.processes import PROCESS_TIMEOUT_S
 
 BUCKET = "pictures"
 NAMESPACE = "{http://s3.amazonaws.com/doc/2006-03-01/}"
-SIGNED = {"Authorization": "AWS an-id-of-a-key:moto-checks-none", "Content-Type": "application/octet-stream"}
+SIGNED_HEADERS = {"Authorization": "AWS an-id-of-a-key:moto-checks-none", "Content-Type": "application/octet-stream"}
 HOP_BY_HOP = {"connection", "keep-alive", "transfer-encoding", "content-length", "date", "server"}
 
 
-class Asked:
+class RecordedRequest:
     """One request that came to the door."""
 
     def __init__(self, method: str, target: str, headers: dict[str, str]) -> None:
@@ -40,11 +40,11 @@ class Asked:
         return self.method == "PUT" and bool(self.key)
 
 
-class NoAnswer(Exception):
+class DropResponse(Exception):
     """Raised by `after`: what was asked is done, and whoever asked never hears of it."""
 
 
-class Bucket:
+class S3Server:
     """The server, its bucket and the door before it. `shut`, `says` and `after` may be set at any time.
 
     `shut` says for a request what status it is answered with instead, and the body `says`, 0 for none at all, or
@@ -53,17 +53,17 @@ class Bucket:
     """
 
     def __init__(self) -> None:
-        self._open()
+        self._reset_hooks()
 
-    def _open(self) -> None:
-        self.shut: Callable[[Asked], int | None] = lambda _: None
-        self.after: Callable[[Asked], None] = lambda _: None
-        self.says = b""
-        self.asked: list[Asked] = []
+    def _reset_hooks(self) -> None:
+        self.reject_status: Callable[[RecordedRequest], int | None] = lambda _: None
+        self.after_request: Callable[[RecordedRequest], None] = lambda _: None
+        self.reject_body = b""
+        self.requests: list[RecordedRequest] = []
 
     def reset(self) -> None:
         """Open the door, and empty the bucket."""
-        self._open()
+        self._reset_hooks()
         self.forward("POST", "/moto-api/reset", {}, b"")
         self.create()
 
@@ -79,20 +79,20 @@ class Bucket:
                 break
         else:
             raise AssertionError("".join(lines))
-        self._drain = threading.Thread(target=self._server.stderr.read)  # a full pipe would stop it
-        self._drain.start()
-        self._door = ThreadingHTTPServer(("127.0.0.1", 0), _handler(self))
-        self._guard = threading.Thread(target=self._door.serve_forever)
-        self._guard.start()
+        self._stderr_thread = threading.Thread(target=self._server.stderr.read)  # a full pipe would stop it
+        self._stderr_thread.start()
+        self._proxy = ThreadingHTTPServer(("127.0.0.1", 0), _proxy_handler(self))
+        self._proxy_thread = threading.Thread(target=self._proxy.serve_forever)
+        self._proxy_thread.start()
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._door.shutdown()
-        self._guard.join(PROCESS_TIMEOUT_S)
-        self._door.server_close()
+        self._proxy.shutdown()
+        self._proxy_thread.join(PROCESS_TIMEOUT_S)
+        self._proxy.server_close()
         self._server.terminate()
         self._server.wait(PROCESS_TIMEOUT_S)
-        self._drain.join(PROCESS_TIMEOUT_S)
+        self._stderr_thread.join(PROCESS_TIMEOUT_S)
         if self._server.stderr:
             self._server.stderr.close()
 
@@ -100,7 +100,7 @@ class Bucket:
     def environment(self) -> dict[str, str]:
         """What a process needs in its environment to find the server."""
         return {
-            "AWS_ENDPOINT_URL": f"http://127.0.0.1:{self._door.server_port}",
+            "AWS_ENDPOINT_URL": f"http://127.0.0.1:{self._proxy.server_port}",
             "AWS_ALLOW_HTTP": "true",
             "AWS_ACCESS_KEY_ID": "an-id-of-a-key",
             "AWS_SECRET_ACCESS_KEY": "a-secret-of-a-key",
@@ -110,71 +110,73 @@ class Bucket:
     # ---- what is in it, past the door -----------------------------------------------------------------------
 
     def create(self) -> None:
-        self._ask("PUT", "")
+        self._request("PUT", "")
 
     def delete(self) -> None:
-        self._ask("DELETE", "")
+        self._request("DELETE", "")
 
     def put(self, key: str, data: bytes) -> None:
         """Somebody else's object."""
-        self._ask("PUT", f"/{key}", data)
+        self._request("PUT", f"/{key}", data)
 
     def objects(self) -> dict[str, bytes]:
         """All objects by their keys."""
-        listing = ElementTree.fromstring(self._ask("GET", "")[0])  # noqa: S314 - our own server's
+        listing = ElementTree.fromstring(self._request("GET", "")[0])  # noqa: S314 - our own server's
         keys = [element.text or "" for element in listing.iter(f"{NAMESPACE}Key")]
-        return {key: self._ask("GET", f"/{key}")[0] for key in keys}
+        return {key: self._request("GET", f"/{key}")[0] for key in keys}
 
     def headers(self, key: str) -> dict[str, str]:
         """The headers that an object is sent with, their names in small letters."""
-        return self._ask("GET", f"/{key}")[1]
+        return self._request("GET", f"/{key}")[1]
 
-    def uploads(self) -> list[str]:
+    def uploaded_keys(self) -> list[str]:
         """The keys that pictures were sent to, in their order."""
-        return [asked.key for asked in self.asked if asked.is_upload]
+        return [request.key for request in self.requests if request.is_upload]
 
     def forward(self, method: str, target: str, headers: dict[str, str], body: bytes) -> tuple[int, Any, bytes]:
         """Have the server do what was asked at the door."""
         server = HTTPConnection("127.0.0.1", self._port, timeout=PROCESS_TIMEOUT_S)
         try:
             server.request(method, target, body, headers)
-            answer = server.getresponse()
-            return answer.status, answer.headers, answer.read()
+            response = server.getresponse()
+            return response.status, response.headers, response.read()
         finally:
             server.close()
 
-    def _ask(self, method: str, path: str, data: bytes | None = None) -> tuple[bytes, dict[str, str]]:
+    def _request(self, method: str, path: str, data: bytes | None = None) -> tuple[bytes, dict[str, str]]:
         url = f"http://127.0.0.1:{self._port}/{BUCKET}{quote(path)}"
-        request = urllib.request.Request(url, data, SIGNED, method=method)
-        with urllib.request.urlopen(request, timeout=PROCESS_TIMEOUT_S) as answer:  # noqa: S310 - loopback
-            return answer.read(), {name.lower(): value for name, value in answer.headers.items()}
+        request = urllib.request.Request(url, data, SIGNED_HEADERS, method=method)
+        with urllib.request.urlopen(request, timeout=PROCESS_TIMEOUT_S) as response:  # noqa: S310 - loopback
+            return response.read(), {name.lower(): value for name, value in response.headers.items()}
 
 
-def _handler(bucket: Bucket) -> type[BaseHTTPRequestHandler]:
-    class Door(BaseHTTPRequestHandler):
+def _proxy_handler(server: S3Server) -> type[BaseHTTPRequestHandler]:
+    class ProxyHandler(BaseHTTPRequestHandler):
         protocol_version = "HTTP/1.1"
 
         def do_GET(self) -> None:
             body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
-            asked = Asked(self.command, self.path, {name.lower(): value for name, value in self.headers.items()})
-            bucket.asked.append(asked)
-            status = bucket.shut(asked)
+            request = RecordedRequest(
+                self.command, self.path, {name.lower(): value for name, value in self.headers.items()}
+            )
+            server.requests.append(request)
+            status = server.reject_status(request)
             if status == 0:
                 self.close_connection = True
             elif status is not None:
-                self._answer(status, {}, bucket.says)
+                self._respond(status, {}, server.reject_body)
             else:
-                answer = bucket.forward(self.command, self.path, dict(self.headers.items()), body)
+                response = server.forward(self.command, self.path, dict(self.headers.items()), body)
                 try:
-                    bucket.after(asked)
-                except NoAnswer:
+                    server.after_request(request)
+                except DropResponse:
                     self.close_connection = True
                     return
-                self._answer(*answer)
+                self._respond(*response)
 
         do_PUT = do_HEAD = do_POST = do_DELETE = do_GET  # noqa: N815 - http.server's own names
 
-        def _answer(self, status: int, headers: Any, body: bytes) -> None:
+        def _respond(self, status: int, headers: Any, body: bytes) -> None:
             self.send_response(status)
             for name, value in headers.items():
                 if name.lower() not in HOP_BY_HOP:
@@ -189,4 +191,4 @@ def _handler(bucket: Bucket) -> type[BaseHTTPRequestHandler]:
 
         def log_message(self, *_: object) -> None: ...
 
-    return Door
+    return ProxyHandler

@@ -12,55 +12,55 @@ from krea_batch import Engine
 from krea_batch.storage.sinks import SinkPermanentError, VerifiedImage
 from krea_batch.storage.sinks.folder import FolderSink
 from krea_batch.testing.scripted_gateway import ScriptedGateway, make_png
-from tests.engine_fixtures import jobs, rows, run_jobs
+from tests.engine_fixtures import make_jobs, rows_by_id, run_jobs
 from tests.virtual_time_runs import run_virtual
 
 
-def staged(folder: Path, data: bytes, name: str = "fox") -> VerifiedImage:
+def staged_image(folder: Path, data: bytes, name: str = "fox") -> VerifiedImage:
     digest = hashlib.sha256(data).hexdigest()
-    part = folder / digest
-    part.write_bytes(data)
-    return VerifiedImage(name, 1, name, part, len(data), digest, 4, 3, "image/png")
+    path = folder / digest
+    path.write_bytes(data)
+    return VerifiedImage(name, 1, name, path, len(data), digest, 4, 3, "image/png")
 
 
 def test_a_run_into_a_folder(tmp_path: Path) -> None:
     """Every picture is there, byte by byte, under the path that results name; the run's own folder holds none."""
-    gateway, shelf = ScriptedGateway(), tmp_path / "nas/cats"
-    engine = Engine(tmp_path / "out", gateway_client=gateway, sink=FolderSink(shelf))
+    gateway, sink_dir = ScriptedGateway(), tmp_path / "nas/cats"
+    engine = Engine(tmp_path / "out", gateway_client=gateway, sink=FolderSink(sink_dir))
 
     async def main() -> None:
         async with engine:
-            await engine.run(jobs(5))
+            await engine.run(make_jobs(5))
 
     run_virtual(main())
-    found = rows(tmp_path / "out")
+    found = rows_by_id(tmp_path / "out")
     assert len(found) == 5
     for row in found.values():
         (file,) = row["files"]
         assert Path(file["path"]).read_bytes() == make_png(text=row["request"]["prompt"].encode())
-    assert {Path(row["files"][0]["path"]) for row in found.values()} == set(shelf.iterdir())
+    assert {Path(row["files"][0]["path"]) for row in found.values()} == set(sink_dir.iterdir())
     assert list((tmp_path / "out/images").iterdir()) == []
-    run_virtual(run_jobs(tmp_path / "out", gateway, jobs(5)))
+    run_virtual(run_jobs(tmp_path / "out", gateway, make_jobs(5)))
     assert len(gateway.charged) == 5
 
 
-def test_again_is_once_and_others_stay(tmp_path: Path) -> None:
+def test_a_second_put_is_idempotent_and_foreign_files_stay(tmp_path: Path) -> None:
     """The same picture twice is one file; another's file and another's link keep their names."""
-    shelf = tmp_path / "shelf"
-    sink, one, other = FolderSink(shelf), make_png(text=b"one"), make_png(text=b"two")
+    sink_dir = tmp_path / "shelf"
+    sink, one, other = FolderSink(sink_dir), make_png(text=b"one"), make_png(text=b"two")
 
     async def main() -> list[str]:
         await sink.check()
-        (shelf / "owl.png").symlink_to(tmp_path / "elsewhere")
-        pictures = [staged(tmp_path, one), staged(tmp_path, one), staged(tmp_path, other)]
-        return [await sink.put(picture) for picture in [*pictures, staged(tmp_path, one, "owl")]]
+        (sink_dir / "owl.png").symlink_to(tmp_path / "elsewhere")
+        images = [staged_image(tmp_path, one), staged_image(tmp_path, one), staged_image(tmp_path, other)]
+        return [await sink.put(image) for image in [*images, staged_image(tmp_path, one, "owl")]]
 
     names = [Path(place).name for place in asyncio.run(main())]
     assert names == ["fox.png", "fox.png", "fox~2.png", "owl~2.png"]
-    assert (shelf / "fox.png").read_bytes() == one
-    assert (shelf / "fox~2.png").read_bytes() == other
+    assert (sink_dir / "fox.png").read_bytes() == one
+    assert (sink_dir / "fox~2.png").read_bytes() == other
     assert not (tmp_path / "elsewhere").exists()
-    assert {path.name for path in shelf.iterdir()} == {"fox.png", "fox~2.png", "owl.png", "owl~2.png"}
+    assert {path.name for path in sink_dir.iterdir()} == {"fox.png", "fox~2.png", "owl.png", "owl~2.png"}
 
 
 def test_a_folder_that_is_none(tmp_path: Path) -> None:

@@ -16,8 +16,8 @@ from krea_batch.jobs import StoredFile
 from krea_batch.storage.image_file import ImageFile, PngError, commit_many
 from krea_batch.testing.scripted_gateway import make_png
 
-CAT = make_png(text=b"cat")
-DOG = make_png(5, 5, text=b"dog, and more")
+CAT_PNG = make_png(text=b"cat")
+DOG_PNG = make_png(5, 5, text=b"dog, and more")
 
 
 @pytest.fixture
@@ -26,164 +26,164 @@ def out(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def names(out: Path) -> list[str]:
+def image_names(out: Path) -> list[str]:
     return sorted(path.name for path in (out / "images").iterdir())
 
 
-def parts(out: Path) -> list[Path]:
+def part_names(out: Path) -> list[Path]:
     return [path for path in (out / "images").iterdir() if path.suffix == ".part"]
 
 
-def finished(picture: ImageFile, last: Sequence[bytes]) -> StoredFile:
+def finish_or_error(image: ImageFile, last_chunk: Sequence[bytes]) -> StoredFile:
     """The row of one picture, or what went wrong with it."""
-    (answer,) = commit_many([(picture, last)])
-    if not isinstance(answer, StoredFile):
-        raise answer
-    return answer
+    (result,) = commit_many([(image, last_chunk)])
+    if not isinstance(result, StoredFile):
+        raise result
+    return result
 
 
-def whole(out: Path, stored: StoredFile, data: bytes) -> bool:
+def assert_complete(out: Path, stored: StoredFile, data: bytes) -> bool:
     """What is on disk is exactly this picture, and its row says so."""
     on_disk = (out / stored.path).read_bytes()
     return on_disk == data and stored.sha256 == hashlib.sha256(data).hexdigest() and stored.bytes == len(data)
 
 
-class TestWhole:
+class TestCompleteImages:
     @pytest.mark.parametrize("size", [1, 7, 8, 33, 10_000])
-    def test_in_pieces_of_any_size(self, out: Path, size: int) -> None:
+    def test_chunks_of_any_size(self, out: Path, size: int) -> None:
         """However the bytes come in, the file holds them, and the row says size, hash and pixels."""
-        picture = ImageFile(out, "x", 1)
-        pieces = [DOG[at : at + size] for at in range(0, len(DOG), size)]
+        image = ImageFile(out, "x", 1)
+        pieces = [DOG_PNG[at : at + size] for at in range(0, len(DOG_PNG), size)]
         for piece in pieces[:-1]:
-            picture.write([piece])
-        stored = finished(picture, pieces[-1:])
-        assert whole(out, stored, DOG)
+            image.write([piece])
+        stored = finish_or_error(image, pieces[-1:])
+        assert assert_complete(out, stored, DOG_PNG)
         assert (stored.path, stored.width, stored.height) == ("images/x.png", 5, 5)
-        assert names(out) == ["x.png"]
+        assert image_names(out) == ["x.png"]
 
     @pytest.mark.parametrize(
         "body",
         [
             b"",
             b"<html>404</html>",
-            CAT[:-1],
-            CAT[:50],
-            CAT[:40] + b"?" + CAT[41:],
-            CAT + b"\n",
-            CAT + CAT,
+            CAT_PNG[:-1],
+            CAT_PNG[:50],
+            CAT_PNG[:40] + b"?" + CAT_PNG[41:],
+            CAT_PNG + b"\n",
+            CAT_PNG + CAT_PNG,
             b"\xff\xd8\xff\xe0 a JPEG",
         ],
         ids=["nothing", "HTML", "one byte short", "cut", "a wrong byte", "trailing", "twice", "JPEG"],
     )
-    def test_what_is_not_whole_gets_no_name(self, out: Path, body: bytes) -> None:
+    def test_an_incomplete_image_gets_no_name(self, out: Path, body: bytes) -> None:
         """Bytes that are not one whole PNG are refused, and no .png appears."""
         with pytest.raises(PngError):
-            finished(ImageFile(out, "x", 1), [body])
-        assert not [name for name in names(out) if name.endswith(".png")]
+            finish_or_error(ImageFile(out, "x", 1), [body])
+        assert not [name for name in image_names(out) if name.endswith(".png")]
 
     def test_start_over(self, out: Path) -> None:
         """After starting over nothing of the first try is in the file."""
-        picture = ImageFile(out, "x", 1)
-        picture.write([DOG[:60]])
-        picture.start_over()
-        assert whole(out, finished(picture, [CAT]), CAT)
+        image = ImageFile(out, "x", 1)
+        image.write([DOG_PNG[:60]])
+        image.start_over()
+        assert assert_complete(out, finish_or_error(image, [CAT_PNG]), CAT_PNG)
 
-    def test_the_part_of_a_dead_run_is_not_gone_on_with(self, out: Path) -> None:
+    def test_a_stale_part_file_is_not_resumed(self, out: Path) -> None:
         """What a killed process left in the .part does not get into the picture."""
         dead = ImageFile(out, "x", 1)
-        dead.write([DOG[:60]])
-        picture = ImageFile(out, "x", 1)
-        picture.write([CAT[:30]])
-        assert whole(out, finished(picture, [CAT[30:]]), CAT)
-        assert names(out) == ["x.png"]
+        dead.write([DOG_PNG[:60]])
+        image = ImageFile(out, "x", 1)
+        image.write([CAT_PNG[:30]])
+        assert assert_complete(out, finish_or_error(image, [CAT_PNG[30:]]), CAT_PNG)
+        assert image_names(out) == ["x.png"]
 
     def test_no_file_stays_open(self, out: Path) -> None:
         """A picture that is dropped between two pieces holds no file open."""
         before = len(os.listdir("/proc/self/fd"))
         for n in range(10):
-            ImageFile(out, f"x{n}", n).write([CAT[:50]])
+            ImageFile(out, f"x{n}", n).write([CAT_PNG[:50]])
         assert len(os.listdir("/proc/self/fd")) == before
 
 
-class TestOthersFiles:
-    @pytest.mark.parametrize("theirs", [b"mine!", CAT[:-1] + b"?", b""], ids=["other", "same size", "empty"])
-    def test_somebody_elses_file_stays(self, out: Path, theirs: bytes) -> None:
+class TestForeignFiles:
+    @pytest.mark.parametrize("theirs", [b"mine!", CAT_PNG[:-1] + b"?", b""], ids=["other", "same size", "empty"])
+    def test_a_foreign_file_stays(self, out: Path, theirs: bytes) -> None:
         """A file of the name that does not hold these bytes is never touched; the picture takes another name."""
         (out / "images" / "x.png").write_bytes(theirs)
-        stored = finished(ImageFile(out, "x", 1), [CAT])
+        stored = finish_or_error(ImageFile(out, "x", 1), [CAT_PNG])
         assert (out / "images" / "x.png").read_bytes() == theirs
         assert stored.path == "images/x~2.png"
-        assert whole(out, stored, CAT)
+        assert assert_complete(out, stored, CAT_PNG)
 
     def test_our_own_is_adopted(self, out: Path) -> None:
         """A file of the same bytes is ours, from a crash between rename and ledger: no second copy is made."""
         for _ in range(2):
-            stored = finished(ImageFile(out, "x", 1), [CAT])
+            stored = finish_or_error(ImageFile(out, "x", 1), [CAT_PNG])
             assert stored.path == "images/x.png"
-            assert whole(out, stored, CAT)
-            assert names(out) == ["x.png"]
+            assert assert_complete(out, stored, CAT_PNG)
+            assert image_names(out) == ["x.png"]
 
     @pytest.mark.parametrize("there", [True, False], ids=["to a file", "to nothing"])
     def test_a_symlink_of_the_name_stays(self, out: Path, there: bool) -> None:
         """A symlink in the place of the picture is neither followed nor replaced."""
         target = out / "target"
         if there:
-            target.write_bytes(CAT)
+            target.write_bytes(CAT_PNG)
         (out / "images" / "x.png").symlink_to(target)
-        stored = finished(ImageFile(out, "x", 1), [CAT])
+        stored = finish_or_error(ImageFile(out, "x", 1), [CAT_PNG])
         assert stored.path == "images/x~2.png"
         assert (out / "images" / "x.png").is_symlink()
         assert target.exists() == there
 
     @pytest.mark.parametrize("when", ["before", "between"])
-    def test_a_symlink_of_the_part_is_not_followed(self, out: Path, when: str) -> None:
+    def test_a_symlink_at_the_part_path_is_not_followed(self, out: Path, when: str) -> None:
         """Nothing is written through a symlink in the place of the .part, whenever it was put there."""
         target = out / "target"
         target.write_bytes(b"precious")
-        picture = ImageFile(out, "x", 1)
-        picture.write([CAT[:50]])
-        (part,) = parts(out)
+        image = ImageFile(out, "x", 1)
+        image.write([CAT_PNG[:50]])
+        (part,) = part_names(out)
         part.unlink()
         part.symlink_to(target)
         if when == "between":
             with pytest.raises(OSError, match="symbolic"):
-                finished(picture, [CAT[50:]])
+                finish_or_error(image, [CAT_PNG[50:]])
         else:
-            assert whole(out, finished(ImageFile(out, "x", 1), [CAT]), CAT)
+            assert assert_complete(out, finish_or_error(ImageFile(out, "x", 1), [CAT_PNG]), CAT_PNG)
         assert target.read_bytes() == b"precious"
         assert not (out / "images" / "x.png").is_symlink()
 
     def test_a_folder_of_the_name_stays(self, out: Path) -> None:
         """Not even a folder in the place of the picture stops it."""
         (out / "images" / "x.png").mkdir()
-        assert finished(ImageFile(out, "x", 1), [CAT]).path == "images/x~2.png"
+        assert finish_or_error(ImageFile(out, "x", 1), [CAT_PNG]).path == "images/x~2.png"
 
 
-class TestTwoOfOneName:
+class TestNameCollisions:
     """The second picture of job `a` and the first of job `a-2` have one name."""
 
     @pytest.mark.parametrize("first_ends", [True, False])
-    def test_their_parts_are_apart(self, out: Path, first_ends: bool) -> None:
+    def test_their_part_files_differ(self, out: Path, first_ends: bool) -> None:
         """Both may stream at once; each ends whole, under its own name."""
         second_of_a, a_2 = ImageFile(out, "a-2", 1), ImageFile(out, "a-2", 2)
-        second_of_a.write([CAT[:40]])
-        a_2.write([DOG[:50]])
+        second_of_a.write([CAT_PNG[:40]])
+        a_2.write([DOG_PNG[:50]])
         if first_ends:
-            cat = finished(second_of_a, [CAT[40:]])
-            dog = finished(a_2, [DOG[50:]])
+            cat = finish_or_error(second_of_a, [CAT_PNG[40:]])
+            dog = finish_or_error(a_2, [DOG_PNG[50:]])
         else:
-            dog = finished(a_2, [DOG[50:]])
-            cat = finished(second_of_a, [CAT[40:]])
-        assert whole(out, cat, CAT)
-        assert whole(out, dog, DOG)
-        assert names(out) == ["a-2.png", "a-2~2.png"]
+            dog = finish_or_error(a_2, [DOG_PNG[50:]])
+            cat = finish_or_error(second_of_a, [CAT_PNG[40:]])
+        assert assert_complete(out, cat, CAT_PNG)
+        assert assert_complete(out, dog, DOG_PNG)
+        assert image_names(out) == ["a-2.png", "a-2~2.png"]
 
     def test_they_do_not_claim_the_name_together(self, out: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         """Two threads that look for a free name at the same moment do not end with the same one."""
         both_look = threading.Barrier(2)
         lexists = os.path.lexists
 
-        def looks(path: Any) -> bool:
+        def record_lookup(path: Any) -> bool:
             found = lexists(path)
             try:
                 both_look.wait(0.05)
@@ -191,10 +191,10 @@ class TestTwoOfOneName:
                 pass  # the other one has to wait: as it should be
             return found
 
-        monkeypatch.setattr(os.path, "lexists", looks)
+        monkeypatch.setattr(os.path, "lexists", record_lookup)
         with ThreadPoolExecutor(2) as threads:
-            cat = threads.submit(finished, ImageFile(out, "a-2", 1), [CAT])
-            dog = threads.submit(finished, ImageFile(out, "a-2", 2), [DOG])
-            assert whole(out, cat.result(), CAT)
-            assert whole(out, dog.result(), DOG)
-        assert names(out) == ["a-2.png", "a-2~2.png"]
+            cat = threads.submit(finish_or_error, ImageFile(out, "a-2", 1), [CAT_PNG])
+            dog = threads.submit(finish_or_error, ImageFile(out, "a-2", 2), [DOG_PNG])
+            assert assert_complete(out, cat.result(), CAT_PNG)
+            assert assert_complete(out, dog.result(), DOG_PNG)
+        assert image_names(out) == ["a-2.png", "a-2~2.png"]

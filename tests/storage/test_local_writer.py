@@ -15,26 +15,26 @@ from krea_batch.storage.local_writer import MAX_GROUP_IMAGES, MAX_GROUPS, LocalI
 from krea_batch.testing.scripted_gateway import make_png
 from tests.virtual_time_runs import run_virtual
 
-GROUP_S = 0.1
+SYNC_LATENCY_S = 0.1
 
 
-class Disk:
+class SlowDisk:
     """Stands in for the run: its disk takes `GROUP_S` for each piece of work, and remembers how large they were."""
 
     def __init__(self) -> None:
         self.groups: list[int] = []
-        self.at_once = 0
-        self.most_at_once = 0
+        self.concurrent = 0
+        self.max_concurrent = 0
 
     def run(self, work: Any, group: list[Any]) -> asyncio.Future[Any]:
-        return asyncio.ensure_future(self._work(work, group))
+        return asyncio.ensure_future(self._run(work, group))
 
-    async def _work(self, work: Any, group: list[Any]) -> Any:
+    async def _run(self, work: Any, group: list[Any]) -> Any:
         self.groups.append(len(group))
-        self.at_once += 1
-        self.most_at_once = max(self.most_at_once, self.at_once)
-        await asyncio.sleep(GROUP_S)
-        self.at_once -= 1
+        self.concurrent += 1
+        self.max_concurrent = max(self.max_concurrent, self.concurrent)
+        await asyncio.sleep(SYNC_LATENCY_S)
+        self.concurrent -= 1
         return work(group)
 
 
@@ -44,20 +44,20 @@ def out(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def finish_all(disk: Disk, out: Path, bodies: list[bytes]) -> list[StoredFile | BaseException]:
+def finish_all(disk: SlowDisk, out: Path, bodies: list[bytes]) -> list[StoredFile | BaseException]:
     """Finish a picture of each body, all of them put at the same moment."""
 
     async def main() -> list[StoredFile | BaseException]:
-        pictures = LocalImageWriter(cast("Any", disk))  # `run` is all that it uses
-        works = (pictures.finish(ImageFile(out, f"p{n}", n), [body]) for n, body in enumerate(bodies))
-        return await asyncio.gather(*works, return_exceptions=True)
+        writer = LocalImageWriter(cast("Any", disk))  # `run` is all that it uses
+        writes = (writer.finish(ImageFile(out, f"p{n}", n), [body]) for n, body in enumerate(bodies))
+        return await asyncio.gather(*writes, return_exceptions=True)
 
     return run_virtual(main())
 
 
-def test_one_alone_waits_for_nobody(out: Path) -> None:
+def test_a_single_image_is_not_delayed(out: Path) -> None:
     """Where the disk has nothing to do, a picture goes at once, and those that come meanwhile go together."""
-    disk = Disk()
+    disk = SlowDisk()
     answers = finish_all(disk, out, [make_png(text=b"%d" % n) for n in range(10)])
     assert disk.groups == [1, 9]
     assert [answer.path for answer in answers if isinstance(answer, StoredFile)] == [
@@ -67,28 +67,28 @@ def test_one_alone_waits_for_nobody(out: Path) -> None:
 
 def test_many_go_in_several_groups(out: Path) -> None:
     """When more wait than one group takes, others go beside it, a few at once."""
-    disk = Disk()
+    disk = SlowDisk()
     count = MAX_GROUP_IMAGES * (MAX_GROUPS + 3)
     answers = finish_all(disk, out, [make_png(text=b"%d" % n) for n in range(count)])
     assert all(isinstance(answer, StoredFile) for answer in answers)
     assert sum(disk.groups) == count
     assert max(disk.groups) == MAX_GROUP_IMAGES
-    assert disk.most_at_once == MAX_GROUPS
+    assert disk.max_concurrent == MAX_GROUPS
 
 
-def test_large_pictures_do_not_wait_for_many(out: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_large_images_do_not_wait_for_a_full_group(out: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A group is full by its bytes, too."""
     monkeypatch.setattr(local_writer, "FULL_BYTES", 150)
-    disk = Disk()
+    disk = SlowDisk()
     finish_all(disk, out, [make_png(text=b"%d" % n) for n in range(4)])
-    assert disk.most_at_once > 1
+    assert disk.max_concurrent > 1
 
 
 def test_one_that_fails_fails_alone(out: Path) -> None:
     """A picture that is not whole, or cannot be written, is told so; the others of its group are stored."""
     (out / "images" / "p2.2.png.part").mkdir()  # in its way
     bodies = [make_png(text=b"0"), b"<html>", make_png(text=b"2"), make_png(text=b"3")]
-    first, html, blocked, last = finish_all(Disk(), out, bodies)
+    first, html, blocked, last = finish_all(SlowDisk(), out, bodies)
     assert isinstance(first, StoredFile)
     assert isinstance(html, PngError)
     assert isinstance(blocked, OSError)
@@ -98,9 +98,9 @@ def test_one_that_fails_fails_alone(out: Path) -> None:
 def test_a_folder_that_cannot_be_synced_fails_all(out: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """No picture counts as stored whose name may not be there after a power cut."""
 
-    def breaks(_: Path) -> None:
+    def fail_sync(_: Path) -> None:
         raise OSError(5, "Input/output error")
 
-    monkeypatch.setattr("krea_batch.storage.image_file.fsync_path", breaks)
-    answers = finish_all(Disk(), out, [make_png(text=b"%d" % n) for n in range(3)])
+    monkeypatch.setattr("krea_batch.storage.image_file.fsync_path", fail_sync)
+    answers = finish_all(SlowDisk(), out, [make_png(text=b"%d" % n) for n in range(3)])
     assert all(isinstance(answer, OSError) for answer in answers)

@@ -16,8 +16,8 @@ from PIL import Image
 from krea_batch.storage.png import SIGNATURE, PngError, PngValidator
 
 
-def chunk(kind: bytes, data: bytes = b"") -> bytes:
-    return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+def chunk(chunk_type: bytes, data: bytes = b"") -> bytes:
+    return struct.pack(">I", len(data)) + chunk_type + data + struct.pack(">I", zlib.crc32(chunk_type + data))
 
 
 def ihdr(width: int = 4, height: int = 3) -> bytes:
@@ -27,28 +27,28 @@ def ihdr(width: int = 4, height: int = 3) -> bytes:
 IDAT = chunk(b"IDAT", zlib.compress(b"\0" * 39))
 IEND = chunk(b"IEND")
 TEXT = chunk(b"tEXt", b"prompt\0a cat")
-WHOLE = SIGNATURE + ihdr() + TEXT + IDAT + IEND
+WHOLE_PNG = SIGNATURE + ihdr() + TEXT + IDAT + IEND
 
 
-def walk(pieces: Iterable[bytes]) -> PngValidator:
+def validate(chunks: Iterable[bytes]) -> PngValidator:
     """Feed the pieces and finish. Raises PngError."""
-    png = PngValidator()
-    for piece in pieces:
-        png.feed(piece)
-    png.finish()
-    return png
+    validator = PngValidator()
+    for chunk in chunks:
+        validator.feed(chunk)
+    validator.finish()
+    return validator
 
 
-def verdict(pieces: Iterable[bytes]) -> tuple[int, int] | None:
+def size_or_none(chunks: Iterable[bytes]) -> tuple[int, int] | None:
     """Width and height, or None for what is not one whole PNG."""
     try:
-        png = walk(pieces)
+        validator = validate(chunks)
     except PngError:
         return None
-    return png.width, png.height
+    return validator.width, validator.height
 
 
-def pillow(mode: str, size: tuple[int, int]) -> bytes:
+def pillow_png(mode: str, size: tuple[int, int]) -> bytes:
     file = io.BytesIO()
     Image.new(mode, size).save(file, "PNG")
     return file.getvalue()
@@ -56,60 +56,60 @@ def pillow(mode: str, size: tuple[int, int]) -> bytes:
 
 @pytest.mark.parametrize("mode", ["1", "L", "P", "RGB", "RGBA", "I;16"])
 @pytest.mark.parametrize("size", [(1, 1), (64, 48), (1, 3000), (1024, 1024)])
-def test_real_pictures_pass(mode: str, size: tuple[int, int]) -> None:
+def test_real_images_pass(mode: str, size: tuple[int, int]) -> None:
     """PNGs of every kind that Pillow writes pass, with their width and height."""
-    assert verdict([pillow(mode, size)]) == size
+    assert size_or_none([pillow_png(mode, size)]) == size
 
 
-def test_animated_pictures_pass() -> None:
+def test_animated_images_pass() -> None:
     """An animated PNG, which has chunks of its own between and after IDAT, is one whole PNG."""
     frames = [Image.new("RGB", (8, 8), colour) for colour in ("red", "green", "blue")]
     file = io.BytesIO()
     frames[0].save(file, "PNG", save_all=True, append_images=frames[1:])
-    assert verdict([file.getvalue()]) == (8, 8)
+    assert size_or_none([file.getvalue()]) == (8, 8)
 
 
-@pytest.mark.parametrize("length", range(len(WHOLE)))
+@pytest.mark.parametrize("length", range(len(WHOLE_PNG)))
 def test_cut_anywhere(length: int) -> None:
     """A PNG that is cut at any byte, from the first to the one before the last, is noticed."""
     with pytest.raises(PngError, match="cut short"):
-        walk([WHOLE[:length]])
+        validate([WHOLE_PNG[:length]])
 
 
 @pytest.mark.parametrize("flip", [0x01, 0x20, 0x80, 0xFF])
 def test_every_flipped_byte_is_noticed(flip: int) -> None:
     """Wherever one byte is wrong, in signature, length, kind, data or checksum, the PNG does not pass."""
-    for at in range(len(WHOLE)):
-        wrong = bytearray(WHOLE)
+    for at in range(len(WHOLE_PNG)):
+        wrong = bytearray(WHOLE_PNG)
         wrong[at] ^= flip
-        assert verdict([bytes(wrong)]) is None, at
+        assert size_or_none([bytes(wrong)]) is None, at
 
 
 @given(st.binary(min_size=1, max_size=40))
 def test_nothing_may_follow(more: bytes) -> None:
     """Bytes after IEND, in the same piece or in a later one, are noticed."""
-    assert verdict([WHOLE + more]) is None
-    assert verdict([WHOLE, more]) is None
-    assert verdict([WHOLE + WHOLE]) is None
+    assert size_or_none([WHOLE_PNG + more]) is None
+    assert size_or_none([WHOLE_PNG, more]) is None
+    assert size_or_none([WHOLE_PNG + WHOLE_PNG]) is None
 
 
 def test_an_empty_piece_follows() -> None:
     """An empty piece is no byte, wherever it comes."""
-    assert verdict([b"", WHOLE[:50], b"", WHOLE[50:], b""]) == (4, 3)
+    assert size_or_none([b"", WHOLE_PNG[:50], b"", WHOLE_PNG[50:], b""]) == (4, 3)
 
 
-@pytest.mark.parametrize("at", range(len(WHOLE) + 1))
+@pytest.mark.parametrize("at", range(len(WHOLE_PNG) + 1))
 def test_split_anywhere(at: int) -> None:
     """A PNG in two pieces passes wherever it is split."""
-    assert verdict([WHOLE[:at], WHOLE[at:]]) == (4, 3)
+    assert size_or_none([WHOLE_PNG[:at], WHOLE_PNG[at:]]) == (4, 3)
 
 
 def test_byte_by_byte() -> None:
     """A PNG that comes byte by byte passes."""
-    assert verdict(bytes([byte]) for byte in pillow("RGB", (64, 64))) == (64, 64)
+    assert size_or_none(bytes([byte]) for byte in pillow_png("RGB", (64, 64))) == (64, 64)
 
 
-WRONG = {
+INVALID_PNGS = {
     "nothing": b"",
     "a JPEG": b"\xff\xd8\xff\xe0\0\x10JFIF",
     "an HTML page": b"<!doctype html><title>404</title>",
@@ -126,31 +126,31 @@ WRONG = {
     "no IDAT": SIGNATURE + ihdr() + IEND,
     "IEND with data": SIGNATURE + ihdr() + IDAT + chunk(b"IEND", b"x"),
     "no IEND": SIGNATURE + ihdr() + IDAT,
-    "two IENDs": WHOLE + IEND,
+    "two IENDs": WHOLE_PNG + IEND,
     "a kind that is no word": SIGNATURE + ihdr() + chunk(b"ID4T", b"") + IDAT + IEND,
     "a chunk past 2^31": SIGNATURE + ihdr() + b"\xff\xff\xff\xffIDAT",
-    "no signature": WHOLE[8:],
-    "a newline translated": WHOLE.replace(b"\r\n", b"\n"),
-    "a second picture": WHOLE + WHOLE,
+    "no signature": WHOLE_PNG[8:],
+    "a newline translated": WHOLE_PNG.replace(b"\r\n", b"\n"),
+    "a second picture": WHOLE_PNG + WHOLE_PNG,
 }
 
 
-@pytest.mark.parametrize("data", WRONG.values(), ids=WRONG)
+@pytest.mark.parametrize("data", INVALID_PNGS.values(), ids=INVALID_PNGS)
 @pytest.mark.parametrize("size", [1, 7, 10_000])
 def test_what_is_no_whole_png(data: bytes, size: int) -> None:
     """What is not one whole PNG does not pass, in whatever pieces it comes."""
-    assert verdict(data[at : at + size] for at in range(0, len(data), size)) is None
+    assert size_or_none(data[at : at + size] for at in range(0, len(data), size)) is None
 
 
-def cut_up(data: bytes, cuts: list[int]) -> list[bytes]:
+def split_at(data: bytes, cuts: list[int]) -> list[bytes]:
     edges = sorted({0, len(data), *(cut % (len(data) + 1) for cut in cuts)})
     return [data[start:end] for start, end in itertools.pairwise(edges)]
 
 
-pngish = st.builds(
+png_like = st.builds(
     lambda parts, end: b"".join(parts)[: None if end is None else -end],
     st.lists(
-        st.sampled_from([SIGNATURE, ihdr(), TEXT, IDAT, IEND, WHOLE, WHOLE[8:], b"\0\0\0\0", b"IDAT"])
+        st.sampled_from([SIGNATURE, ihdr(), TEXT, IDAT, IEND, WHOLE_PNG, WHOLE_PNG[8:], b"\0\0\0\0", b"IDAT"])
         | st.binary(max_size=30),
         max_size=6,
     ),
@@ -159,22 +159,22 @@ pngish = st.builds(
 
 
 @settings(deadline=None)
-@given(pngish | st.binary(max_size=300), st.lists(st.integers(0, 10_000), max_size=12))
+@given(png_like | st.binary(max_size=300), st.lists(st.integers(0, 10_000), max_size=12))
 def test_pieces_never_change_the_verdict(data: bytes, cuts: list[int]) -> None:
     """No bytes raise anything but PngError, and the verdict is the same however they are split."""
-    assert verdict([data]) == verdict(cut_up(data, cuts))
+    assert size_or_none([data]) == size_or_none(split_at(data, cuts))
 
 
 @settings(deadline=None)
-@given(st.integers(0, len(WHOLE) - 1), st.binary(max_size=20), st.integers(0, 20))
+@given(st.integers(0, len(WHOLE_PNG) - 1), st.binary(max_size=20), st.integers(0, 20))
 def test_no_other_bytes_pass(at: int, put: bytes, out: int) -> None:
     """Whatever is put in or taken out at one place, the PNG passes only if it is the same as before."""
-    changed = WHOLE[:at] + put + WHOLE[at + out :]
-    assert (verdict([changed]) is not None) == (changed == WHOLE)
+    changed = WHOLE_PNG[:at] + put + WHOLE_PNG[at + out :]
+    assert (size_or_none([changed]) is not None) == (changed == WHOLE_PNG)
 
 
 def test_the_text_of_the_error_is_printable() -> None:
     """An error shows the first bytes of what came instead, in ASCII."""
     with pytest.raises(PngError, match="<!doctype html>") as caught:
-        walk([b"<!doctype html>\xff"])
+        validate([b"<!doctype html>\xff"])
     assert str(caught.value).isascii()

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from krea_batch.jobs import ErrorInfo, Outcome, State, StoredFile
 from krea_batch.storage.results_file import RESULTS, ResultsFile, row
 
-FIELDS = [  # DESIGN, A run's folder
+ROW_FIELDS = [  # DESIGN, A run's folder
     "id", "status", "request_id", "files", "error", "request", "metadata", "polls", "attempts",
     "submitted_at", "accepted_at", "finished_at", "stored_at",
 ]  # fmt: skip
@@ -47,19 +47,17 @@ def disk() -> Iterator[Executor]:
         yield pool
 
 
-def with_results(
-    out: Path, disk: Executor, work: Callable[[ResultsFile], Coroutine[Any, Any, None]]
-) -> list[OSError]:
+def with_results(out: Path, disk: Executor, use: Callable[[ResultsFile], Coroutine[Any, Any, None]]) -> list[OSError]:
     """Work on the results of a folder; returns what the disk said of it."""
-    failed: list[OSError] = []
+    disk_error: list[OSError] = []
 
     async def main() -> None:
-        results = ResultsFile(out, disk, failed.append)
-        await work(results)
+        results = ResultsFile(out, disk, disk_error.append)
+        await use(results)
         await results.close()
 
     asyncio.run(main())
-    return failed
+    return disk_error
 
 
 def test_a_row_has_the_fields_of_the_design_in_their_order() -> None:
@@ -68,7 +66,7 @@ def test_a_row_has_the_fields_of_the_design_in_their_order() -> None:
     assert line.endswith(b"\n")
     assert line.count(b"\n") == 1
     fields = orjson.loads(line)
-    assert list(fields) == FIELDS
+    assert list(fields) == ROW_FIELDS
     assert list(fields["files"][0]) == ["path", "bytes", "sha256", "width", "height", "media_type"]
     assert fields["error"] == {"kind": "kind", "message": "why"}
 
@@ -81,7 +79,7 @@ values = st.recursive(
 
 
 @given(st.text(), st.dictionaries(st.text(), values, max_size=4))
-def test_whatever_people_write_is_one_line(prompt: str, metadata: dict[str, Any]) -> None:
+def test_any_text_is_one_line(prompt: str, metadata: dict[str, Any]) -> None:
     """Prompts and metadata with line ends, NULs, emoji or numbers of any size come back as they were."""
     import json
 
@@ -105,7 +103,7 @@ def test_rows_come_in_their_order(tmp_path: Path, disk: Executor) -> None:
     assert ids_in(tmp_path) == [str(n) for n in range(500)]
 
 
-def test_written_anew_each_id_stands_once(tmp_path: Path, disk: Executor) -> None:
+def test_after_a_rewrite_each_id_appears_once(tmp_path: Path, disk: Executor) -> None:
     """Whatever stood there, a torn last line included, the new file is what the ledger says; nothing else stays."""
     (tmp_path / RESULTS).write_bytes(row(outcome("old")) + row(outcome("a")) + b'{"id": "torn')
     (tmp_path / "results.jsonl.part").write_bytes(b"of a process that died here")
@@ -132,7 +130,7 @@ def test_rows_that_will_not_change_stay_as_they_are(tmp_path: Path, disk: Execut
     assert (tmp_path / RESULTS).read_bytes() == old + row(outcome("b")) + row(outcome("c"))
 
 
-def test_a_file_that_lost_rows_is_not_taken_for_whole(tmp_path: Path, disk: Executor) -> None:
+def test_a_file_that_lost_rows_is_not_complete(tmp_path: Path, disk: Executor) -> None:
     """Where fewer bytes are there than were to stay, the old file does."""
     (tmp_path / RESULTS).write_bytes(b"short")
 
@@ -144,11 +142,11 @@ def test_a_file_that_lost_rows_is_not_taken_for_whole(tmp_path: Path, disk: Exec
     assert (tmp_path / RESULTS).read_bytes() == b"short"
 
 
-def test_rows_that_come_while_it_is_written_anew_stand_behind(tmp_path: Path, disk: Executor) -> None:
+def test_rows_that_arrive_during_a_rewrite_are_appended(tmp_path: Path, disk: Executor) -> None:
     """What ends meanwhile is in the new file, once; what had ended before the hold is not put there again."""
     (tmp_path / RESULTS).write_bytes(row(outcome("old")))
 
-    async def slow(results: ResultsFile) -> AsyncIterator[list[Outcome]]:
+    async def slow_rows(results: ResultsFile) -> AsyncIterator[list[Outcome]]:
         yield [outcome("a"), outcome("b")]
         results.append(outcome("d"))
         await asyncio.sleep(0.01)
@@ -159,27 +157,27 @@ def test_rows_that_come_while_it_is_written_anew_stand_behind(tmp_path: Path, di
         results.append(outcome("b"))
         results.buffer()
         results.append(outcome("e"))
-        await results.rewrite(slow(results))
+        await results.rewrite(slow_rows(results))
         results.append(outcome("f"))
 
     assert with_results(tmp_path, disk, work) == []
     assert ids_in(tmp_path) == ["a", "b", "c", "e", "d", "f"]
 
 
-def test_rows_that_come_while_that_breaks_off_are_not_lost(tmp_path: Path, disk: Executor) -> None:
+def test_rows_that_arrive_during_a_failed_rewrite_are_not_lost(tmp_path: Path, disk: Executor) -> None:
     """They go to the old file, which stays; and the next time, nothing stands twice."""
     (tmp_path / RESULTS).write_bytes(row(outcome("old")))
 
-    async def for_ever() -> AsyncIterator[list[Outcome]]:
+    async def endless_rows() -> AsyncIterator[list[Outcome]]:
         yield [outcome("old")]
         await asyncio.sleep(3600)
 
     async def work(results: ResultsFile) -> None:
-        renewing = asyncio.create_task(results.rewrite(for_ever()))
+        rewriting = asyncio.create_task(results.rewrite(endless_rows()))
         await asyncio.sleep(0.01)
         results.append(outcome("a"))
-        renewing.cancel()
-        await asyncio.wait([renewing])
+        rewriting.cancel()
+        await asyncio.wait([rewriting])
         while results._writing is not None:
             await asyncio.sleep(0.001)
         assert ids_in(tmp_path) == ["old", "a"]
@@ -190,24 +188,24 @@ def test_rows_that_come_while_that_breaks_off_are_not_lost(tmp_path: Path, disk:
     assert ids_in(tmp_path) == ["old", "a", "b"]
 
 
-def test_until_the_new_one_is_whole_the_old_one_stays(tmp_path: Path, disk: Executor) -> None:
+def test_the_old_file_stays_until_the_new_one_is_complete(tmp_path: Path, disk: Executor) -> None:
     """Where writing anew breaks off, the old file is as it was."""
     old = row(outcome("old"))
     (tmp_path / RESULTS).write_bytes(old)
 
-    async def breaking() -> AsyncIterator[list[Outcome]]:
+    async def failing_rows() -> AsyncIterator[list[Outcome]]:
         yield [outcome("a")]
         raise OSError(errno.EIO, "Input/output error")
 
     async def work(results: ResultsFile) -> None:
         with pytest.raises(OSError, match="Input/output"):
-            await results.rewrite(breaking())
+            await results.rewrite(failing_rows())
 
     assert with_results(tmp_path, disk, work) == []
     assert (tmp_path / RESULTS).read_bytes() == old
 
 
-def test_a_disk_that_fails_is_told(tmp_path: Path, disk: Executor) -> None:
+def test_a_disk_failure_is_reported(tmp_path: Path, disk: Executor) -> None:
     """A row that cannot be written is told once, as what the disk said; it is not raised into the engine."""
     (tmp_path / RESULTS).mkdir()
 
@@ -228,12 +226,12 @@ def test_symbolic_links_are_not_followed(tmp_path: Path, disk: Executor) -> None
     async def append(results: ResultsFile) -> None:
         results.append(outcome())
 
-    async def anew(results: ResultsFile) -> None:
+    async def rewrite(results: ResultsFile) -> None:
         await results.rewrite(groups(["a"]))
 
     (error,) = with_results(tmp_path, disk, append)
     assert error.errno == errno.ELOOP
-    assert with_results(tmp_path, disk, anew) == []
+    assert with_results(tmp_path, disk, rewrite) == []
     assert ids_in(tmp_path) == ["a"]
     assert not (tmp_path / RESULTS).is_symlink()
     assert theirs.read_text() == "mine"

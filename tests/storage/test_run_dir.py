@@ -10,9 +10,9 @@ import pytest
 
 from krea_batch.errors import RunDirError
 from krea_batch.storage.run_dir import IMAGES, LEDGER, RunDir, require_run
-from tests.processes import environment
+from tests.processes import clean_environment
 
-HOLD = """
+LOCK_SCRIPT = """
 import sys, time
 from pathlib import Path
 from krea_batch.storage.run_dir import RunFolder
@@ -32,7 +32,7 @@ def test_it_is_made_with_its_parents(tmp_path: Path) -> None:
     folder.unlock()
 
 
-def test_one_holds_it(tmp_path: Path) -> None:
+def test_one_process_locks_it(tmp_path: Path) -> None:
     """In one process, too, the second is refused until the first lets go; letting go twice does no harm."""
     first, second = RunDir(tmp_path / "out"), RunDir(tmp_path / "out")
     first.lock()
@@ -44,10 +44,10 @@ def test_one_holds_it(tmp_path: Path) -> None:
     second.unlock()
 
 
-def test_a_killed_process_holds_nothing(tmp_path: Path) -> None:
+def test_a_killed_process_leaves_no_lock(tmp_path: Path) -> None:
     """While another process has the folder it is refused; when that is killed, it is free."""
     holder = subprocess.Popen(
-        [sys.executable, "-c", HOLD, tmp_path], stdout=subprocess.PIPE, text=True, env=environment()
+        [sys.executable, "-c", LOCK_SCRIPT, tmp_path], stdout=subprocess.PIPE, text=True, env=clean_environment()
     )
     assert holder.stdout is not None
     assert holder.stdout.readline() == "held\n"

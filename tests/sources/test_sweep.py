@@ -25,7 +25,7 @@ def suffixes(*axes: Axis) -> list[str]:
     return [point.suffix for point in combinations(axes)]
 
 
-def said(error: pytest.ExceptionInfo[JobError]) -> str:
+def error_text(error: pytest.ExceptionInfo[JobError]) -> str:
     return f"{error.value.problem}, {error.value.hint}"
 
 
@@ -92,7 +92,7 @@ def test_what_is_no_axis(name: str, values: object, expected: str) -> None:
     """An error says which sweep, and what would be right."""
     with pytest.raises(JobError) as error:
         make_axis(name, values)
-    assert said(error).startswith(expected)
+    assert error_text(error).startswith(expected)
 
 
 def test_named_values() -> None:
@@ -130,7 +130,7 @@ def test_what_cannot_be_swept() -> None:
     check_names([make_axis("animal", ["cat"]), make_axis("seed", [1]), repeats(2)], ["animal"])
     with pytest.raises(JobError) as error:
         check_names([make_axis("creativty", ["raw"])])
-    assert said(error) == '"creativty" cannot be swept, did you mean "creativity"?'
+    assert error_text(error) == '"creativty" cannot be swept, did you mean "creativity"?'
     with pytest.raises(JobError):
         check_names([make_axis("prompt", ["a cat"])])
 
