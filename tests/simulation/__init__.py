@@ -1,9 +1,9 @@
-"""The real stages, rules and ledger in a world of chance, where a seed decides all: latencies, faults, deaths.
+"""Randomised simulation: the real engine against a random gateway, with crashes and power loss. A seed decides all.
 
-world    a gateway and its CDN that do what the seed says, and cry out when the engine breaks a law under their eyes
-mortal   a loop that dies at any step, and a disk that forgets what was not synced
-plays    one seed: runs that end, stop, are killed and go on, and the books that must agree after each of them
+random_gateway   a gateway and CDN with random latencies and faults, which checks the requests of the engine
+crash_loop       an event loop that crashes at a chosen step, and a disk that loses what was not synced
+scenario         one seed: runs that end, are stopped or crash, and the invariants that are checked after each run
 
-    make simtest SEEDS=10000                       as many as one likes, on all cores
-    python -m tests.simulation --seed 4711         one of them again, step by step the same
+    make simtest SEEDS=10000                       run this many seeds on all cores
+    python -m tests.simulation --seed 4711         run one seed again, with exactly the same steps
 """

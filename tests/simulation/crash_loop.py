@@ -1,8 +1,8 @@
-"""A process that dies: at the Nth step of its event loop, or between two calls to its disk.
+"""Simulate a process that crashes at the Nth step of its event loop, or between two disk calls.
 
-Newcomers: a step is one callback of the loop, so that a death may come at any await, and before and after any
-commit. A death by power loss takes with it what was not synced: bytes that were only written, and names given since
-the folder was last synced.
+A step is one callback of the loop, so a crash can happen at any await, and before and after any commit. A crash with
+power loss also loses what was not synced: bytes that were written but not synced, and file names that were given
+since the directory was last synced.
 """
 
 from __future__ import annotations
@@ -26,29 +26,29 @@ Ts = TypeVarTuple("Ts")
 
 
 class Killed(BaseException):
-    """The process is dead."""
+    """The simulated process has crashed."""
 
 
 class CrashingLoop(VirtualTimeLoop):
-    """Dies at step `dies_at` of its own, or of its disk's: from then on no callback does anything."""
+    """Crashes at step `crash_at_step`, counted in loop steps or in disk calls: from then on no callback runs."""
 
-    def __init__(self, disk_s: Callable[[], float], crash_at_step: int, *, at_disk_call: bool) -> None:
+    def __init__(self, thread_duration_s: Callable[[], float], crash_at_step: int, *, at_disk_call: bool) -> None:
         self.steps = 0
         self.disk_steps = 0
         self.crashed = False
         self._crash_at_step = crash_at_step
         self._at_disk_call = at_disk_call
         self._skipped_callbacks: list[Callable[[], object]] = []
-        super().__init__(disk_s)
+        super().__init__(thread_duration_s)
         self.set_exception_handler(_report_unless_killed)
 
     def step(self) -> None:
-        """Live one step further. Raises Killed where that was one too many."""
+        """Count a step of the loop. Raises Killed at the step of the crash."""
         self.steps += 1
         self._crash_if_due(self.steps, at_disk_call=False)
 
     def disk_step(self) -> None:
-        """The same for one call to the disk."""
+        """Count a disk call. Raises Killed at the call of the crash."""
         self.disk_steps += 1
         self._crash_if_due(self.disk_steps, at_disk_call=True)
 
@@ -77,7 +77,7 @@ class CrashingLoop(VirtualTimeLoop):
         return super().call_at(when, self._run_callback, callback, *args, context=context)
 
     def run_skipped_callbacks(self) -> None:
-        """Let the callbacks run once more, so that the dead can be buried."""
+        """Schedule the callbacks that did not run, so that all tasks can be cancelled in order."""
         self.crashed = False
         self._crash_at_step = -1
         for callback in self._skipped_callbacks:
@@ -94,18 +94,16 @@ def _report_unless_killed(loop: Any, context: dict[str, Any]) -> None:
 
 
 class SimulatedDisk:
-    """Knows what of the folder `images` would survive a power loss. Stands in for `os` in `pipeline.picture`."""
+    """Tracks what a power loss would leave in the images directory. Replaces `os` in the modules that write there."""
 
     def __init__(self, images: Path, step: Callable[[], None]) -> None:
         self._images = images
         self._step = step
         self._synced_bytes: dict[int, int] = {}  # by inode
-        self._pinned_fds: dict[int, int] = {}  # an open file for each inode, lest its number be given to another
-        self._synced_names: dict[str, int] = self._list_and_pin()  # as of the last sync of the folder
+        self._pinned_fds: dict[int, int] = {}  # an open file for each inode, so that its number is not reused
+        self._synced_names: dict[str, int] = self._list_and_pin()  # as of the last sync of the directory
         self._tracked: set[int] = set()  # descriptors of the images directory and its files
-        self._unsynced_changes: list[
-            tuple[str | None, str | None, int]
-        ] = []  # (old name, new name, inode), in their order
+        self._unsynced_changes: list[tuple[str | None, str | None, int]] = []  # (old name, new name, inode)
 
     def __getattr__(self, name: str) -> Any:
         return getattr(os, name)
@@ -156,7 +154,7 @@ class SimulatedDisk:
 
     @contextmanager
     def patched(self) -> Iterator[None]:
-        """Be the disk of whatever runs inside."""
+        """Replace the disk for the code inside the context."""
         unlink = Path.unlink
 
         def recording_unlink(path: Path, missing_ok: bool = False) -> None:
@@ -177,7 +175,7 @@ class SimulatedDisk:
                     os.close(fd)
 
     def lose_power(self, copy: Path, random: Random) -> None:
-        """Make of `copy`, a copy of the directory, what a power loss would have left of it."""
+        """Reduce `copy`, a copy of the directory, to what would remain after a power loss."""
         names = dict(self._synced_names)
         kept_changes = random.choice([len(self._unsynced_changes), random.randint(0, len(self._unsynced_changes))])
         for old, new, inode in self._unsynced_changes[:kept_changes]:
@@ -189,11 +187,11 @@ class SimulatedDisk:
             (copy / name).unlink()
         for name, inode in names.items():
             data = os.pread(self._pinned_fds[inode], os.fstat(self._pinned_fds[inode]).st_size, 0)
-            synced = self._synced_bytes.get(inode, len(data))  # what was there before this process began
+            synced = self._synced_bytes.get(inode, len(data))  # files from before this process are synced
             (copy / name).write_bytes(data[: random.randint(min(synced, len(data)), len(data))])
 
     def _list_and_pin(self) -> dict[str, int]:
-        """Names and inodes, each inode pinned."""
+        """Return names and inodes of the files, and keep each inode open."""
         if not self._images.is_dir():
             return {}
         files = [entry for entry in os.scandir(self._images) if entry.is_file(follow_symlinks=False)]
@@ -206,19 +204,19 @@ class SimulatedDisk:
 def run_crashing(
     main: Coroutine[Any, Any, T],
     out: Path,
-    disk_s: Callable[[], float],
+    thread_duration_s: Callable[[], float],
     *,
     crash_at_step: int,
     power_loss_random: Random | None,
     at_disk_call: bool,
     on_crash: Callable[[], None],
 ) -> tuple[int, bool]:
-    """Run a coroutine as a process that dies at a step, and leave `out` as it then was.
+    """Run a coroutine as a process that crashes at a step, and leave `out` as it was at that moment.
 
-    With `power`, the power goes with it; `died` is told before the burial. Returns the steps it lived, and
-    whether it died.
+    With `power_loss_random` the crash is a power loss. `on_crash` is called before the tasks are cancelled.
+    Returns the number of steps that ran, and whether it crashed: it may end before that step.
     """
-    loop = CrashingLoop(disk_s, crash_at_step, at_disk_call=at_disk_call)
+    loop = CrashingLoop(thread_duration_s, crash_at_step, at_disk_call=at_disk_call)
     disk = SimulatedDisk(out / run_dir.IMAGES, loop.disk_step)
     try:
         with disk.patched():
@@ -228,7 +226,7 @@ def run_crashing(
             if not loop.crashed:
                 task.result()
                 return loop.steps, False
-            snapshot = out.with_name(f"{out.name} as it was")
+            snapshot = out.with_name(f"{out.name} snapshot")
             shutil.copytree(out, snapshot, symlinks=True)
             if power_loss_random is not None:
                 disk.lose_power(snapshot / run_dir.IMAGES, power_loss_random)

@@ -1,7 +1,7 @@
-"""A gateway and its CDN that do what the seed says. They charge, and they watch.
+"""A gateway and CDN with random outcomes, which charges and checks the requests of the engine.
 
-Newcomers: what happens to a request hangs on the seed, on what it is about and on how often that was tried, and not
-on the order of things: a run with the same seed meets the same fates.
+The outcome of a request depends on the seed, on its subject and on the number of the attempt, not on the order of
+requests. The strings in the keys are part of the seed: a change gives every seed different outcomes.
 """
 
 from __future__ import annotations
@@ -33,8 +33,8 @@ from tests.engine_fixtures import query_ledger
 
 SUBMIT_OUTCOMES: list[tuple[int, Any]] = [
     (60, "accept"),
-    (5, "accept, and the answer is lost"),
-    (1, "accept, and the answer names another job's request"),
+    (5, "accept, but the response is lost"),
+    (1, "accept, but the response has another job's request_id"),
     (4, Ambiguous("cut before it was queued")),
     (6, Refused(Refusal.RATE_LIMITED, 429, "slow down", 3.0)),
     (2, Refused(Refusal.RATE_LIMITED, 429, "slow down")),
@@ -46,7 +46,7 @@ SUBMIT_OUTCOMES: list[tuple[int, Any]] = [
     (1, Refused(Refusal.FATAL, 402, "no money")),
 ]
 POLL_OUTCOMES: list[tuple[int, Any]] = [
-    (50, "the truth"),
+    (50, "actual status"),
     (20, Waiting("PROCESSING")),
     (5, Waiting("PONDERING")),
     (4, PollFailed("internal", 500)),
@@ -61,7 +61,7 @@ CALLBACK_OUTCOMES: list[tuple[int, str]] = [
     (40, "lost"),
     (35, "one"),
     (10, "two"),
-    (5, "of another request"),
+    (5, "for another request"),
     (5, "forged"),
     (5, "unreadable"),
 ]
@@ -69,7 +69,7 @@ DOWNLOAD_OUTCOMES: list[tuple[int, str]] = [
     (50, "whole"),
     (15, "cut"),
     (5, "cut without an ETag"),
-    (5, "from the begin"),
+    (5, "from the start"),
     (5, "HTML"),
     (4, "trailing"),
     (4, "a wrong byte"),
@@ -80,26 +80,27 @@ DOWNLOAD_OUTCOMES: list[tuple[int, str]] = [
 
 
 def weighted_choice(random: Random, table: list[tuple[int, Any]]) -> Any:
+    """Return an entry of a table of weights and entries."""
     return random.choices([entry for _, entry in table], [weight for weight, _ in table])[0]
 
 
 class RandomGateway(ScriptedGateway):
-    """Draws what happens from the seed and from what it happens to. `broken` holds the laws it saw broken."""
+    """Chooses each outcome from the seed and its subject. `violations` lists requests that must not happen."""
 
     def __init__(self, seed: int, out: Path) -> None:
         super().__init__()
         self.seed = seed
         self.out = out
-        self.no_faults = False  # nothing goes wrong any more
-        self.process_crashed = False  # the process that asks is dead
+        self.no_faults = False
+        self.process_crashed = False  # a request of a crashed process does not reach the gateway
         self.violations: list[str] = []
         self.attempts: Counter[str] = Counter()
-        self.reported_errors: dict[str, set[str]] = {}
-        self.app: Any = None  # takes callbacks
-        self.callback_request_ids: set[str] = set()  # by callbacks
+        self.reported_errors: dict[str, set[str]] = {}  # request_ids that ended in ERROR, by prompt
+        self.app: Any = None  # receives callbacks
+        self.callback_request_ids: set[str] = set()  # named by valid callbacks
 
     def random_for(self, *key: str) -> Random:
-        """The next chance of one thing."""
+        """Return the random generator of the next attempt on a subject."""
         name = "/".join(key)
         self.attempts[name] += 1
         return Random(f"{self.seed}/{name}/{self.attempts[name]}")
@@ -113,31 +114,32 @@ class RandomGateway(ScriptedGateway):
     async def submit(self, body: bytes, *, callback: str = "") -> PostVerdict:
         self._require_running_process()
         prompt = body.split(b'"')[3].decode()
-        sql = "SELECT state, result FROM jobs JOIN submissions USING (job_no) WHERE job_id = ? ORDER BY submission_no DESC LIMIT 1"
+        sql = (
+            "SELECT state, result FROM jobs JOIN submissions USING (job_no) WHERE job_id = ?"
+            " ORDER BY submission_no DESC LIMIT 1"
+        )
         if query_ledger(self.out, sql, prompt) != [("submitting", None)]:
-            self.violations.append(f"a POST of {prompt} without an intent on record")
+            self.violations.append(f"a POST of {prompt} without a recorded intent")
         self.submit_times_s.append(asyncio.get_running_loop().time())
         random = self.random_for("post", prompt)
         outcome = "accept" if self.no_faults else weighted_choice(random, SUBMIT_OUTCOMES)
         request_id = f"krea_{len(self.charged):04d}"
         if isinstance(outcome, str):
-            self.charged[request_id] = prompt  # however the answer fares
+            self.charged[request_id] = prompt  # whatever happens to the response
             if callback:
                 self._schedule_callback(request_id, callback)
         await asyncio.sleep(random.choice([0.01, 0.1, 0.5, 2.0, 20.0]))
-        if outcome == "accept, and the answer is lost":
+        if outcome == "accept, but the response is lost":
             return Ambiguous("the connection was cut")
-        if outcome == "accept, and the answer names another job's request":
-            recorded = query_ledger(
-                self.out, "SELECT min(request_id) FROM submissions"
-            )  # of two that come alike, the first counts
+        if outcome == "accept, but the response has another job's request_id":
+            recorded = query_ledger(self.out, "SELECT min(request_id) FROM submissions")
             request_id = recorded[0][0] or request_id
         return Accepted(request_id, Waiting("QUEUED")) if isinstance(outcome, str) else outcome
 
     # ---- callbacks ---------------------------------------------------------------------------------------
 
     def _schedule_callback(self, request_id: str, url: str) -> None:
-        """Call when the job ends, as chance will have it; mostly before the answer to a POST that takes long."""
+        """Send callbacks after random delays; for a slow POST, mostly before its response."""
         random = self.random_for("call", request_id)
         outcome = weighted_choice(random, CALLBACK_OUTCOMES)
         loop = asyncio.get_running_loop()
@@ -149,12 +151,12 @@ class RandomGateway(ScriptedGateway):
         if self.process_crashed or self.app is None:
             return
         named_request_id = request_id
-        if outcome == "of another request":
+        if outcome == "for another request":
             recorded = [
                 named
                 for (named,) in query_ledger(self.out, "SELECT request_id FROM submissions WHERE result = 'accepted'")
             ]
-            named_request_id = self.random_for("named", request_id).choice([*recorded, "nobody's"])
+            named_request_id = self.random_for("named", request_id).choice([*recorded, "unknown"])
         if outcome == "forged":
             url = url[:-1] + ("0" if url[-1] != "0" else "1")
         elif outcome != "unreadable":
@@ -166,7 +168,7 @@ class RandomGateway(ScriptedGateway):
         )
         status = await call_asgi(self.app, url, body)
         if (outcome == "forged") != (status == 404) and status != 503:
-            self.violations.append(f"a call, {outcome}, was answered {status}")
+            self.violations.append(f"a callback ({outcome}) was answered {status}")
 
     # ---- polls -------------------------------------------------------------------------------------------
 
@@ -176,16 +178,16 @@ class RandomGateway(ScriptedGateway):
             self.out, "SELECT 1 FROM submissions WHERE request_id = ? AND result = 'accepted'", request_id
         )
         if not recorded and request_id not in self.callback_request_ids:
-            self.violations.append(f"a poll of {request_id}, which is not on record")
+            self.violations.append(f"a poll of {request_id}, which is not recorded")
         random = self.random_for("poll", request_id)
         await asyncio.sleep(random.choice([0.05, 0.2, 3.0]))
         if request_id not in self.charged:
             return PollFailed("not found", 404)
-        outcome: PollVerdict | str = "the truth" if self.no_faults else weighted_choice(random, POLL_OUTCOMES)
+        outcome: PollVerdict | str = "actual status" if self.no_faults else weighted_choice(random, POLL_OUTCOMES)
         return self.final_verdict(request_id) if isinstance(outcome, str) else outcome
 
     def final_verdict(self, request_id: str) -> PollVerdict:
-        """The same however often it is asked for."""
+        """Return how a job ends; the same at every call."""
         outcome = weighted_choice(Random(f"{self.seed}/end/{request_id}"), JOB_OUTCOMES)
         if outcome == "failed":
             return Failed("nsfw")
@@ -197,7 +199,7 @@ class RandomGateway(ScriptedGateway):
             tuple(f"https://cdn.example/{request_id}/{n}.png" for n in range(1, outputs + 1)), "image/png"
         )
 
-    # ---- pictures ----------------------------------------------------------------------------------------
+    # ---- images ------------------------------------------------------------------------------------------
 
     async def fetch(self, url: str, *, offset: int = 0, etag: str | None = None) -> ScriptedDownload:
         self._require_running_process()
@@ -206,7 +208,7 @@ class RandomGateway(ScriptedGateway):
         outcome = "whole" if self.no_faults else weighted_choice(random, DOWNLOAD_OUTCOMES)
         request_id, name = url.split("/")[-2:]
         full_image = image_bytes(self.charged[request_id], int(name[0]))
-        start = offset if etag == '"e"' and outcome != "from the begin" else 0
+        start = offset if etag == '"e"' and outcome != "from the start" else 0
         rest = full_image[start:]
         position = random.randrange(len(rest)) if rest else 0
         connection_cut = DownloadError("the connection was cut")
@@ -233,5 +235,5 @@ class RandomGateway(ScriptedGateway):
 
 
 def image_bytes(prompt: str, file_index: int) -> bytes:
-    """Each output of each job is a picture of its own."""
+    """Return the image of one output of a job; all of them differ."""
     return make_png(text=f"{prompt}/{file_index}".encode())

@@ -1,11 +1,12 @@
-"""One seed: runs that end, stop, are killed or lose their power, and go on; and what must hold after each.
+"""One seed: runs that end, are stopped, crash or lose power, and are resumed; and the invariants after each run.
 
-The laws, by the books of the world and the ledger alone:
+The invariants are checked with the gateway's charges and the ledger only:
 
-- a job is paid once, and once more only for each ERROR, each word of somebody, each doubtful POST under `resubmit`;
-- each paid request_id is on record under its job, or its job has a POST of which nobody knows what became;
-- no POST without an intent on record, no poll of a request_id that is not; never faster than the rate;
-- every picture under images/ is whole, and that of its job; what is not ours stays as it was;
+- a job is charged once, and once more only for each ERROR, each resubmission by the user, and each ambiguous POST
+  with `ambiguous="resubmit"`;
+- each charged request_id is recorded for its job, or its job has an ambiguous POST;
+- there is no POST without a recorded intent, no poll of an unrecorded request_id, and the rate is never exceeded;
+- every image under images/ is complete and belongs to its job; files of the user are unchanged;
 - results.jsonl, the charges and the exit code agree with the ledger.
 """
 
@@ -26,7 +27,7 @@ from krea_batch.jobs import FINAL
 from krea_batch.maintenance.resolve import AmbiguousJobs
 from krea_batch.maintenance.retry import RetryPlan
 from krea_batch.storage.png import PngValidator
-from tests.engine_fixtures import query_ledger, rows_by_id, ledger_states
+from tests.engine_fixtures import ledger_states, query_ledger, rows_by_id
 from tests.simulation.crash_loop import run_crashing
 from tests.simulation.random_gateway import RandomGateway, image_bytes
 from tests.virtual_time_runs import run_virtual
@@ -38,7 +39,7 @@ ROUNDS = 6
 
 
 class InvariantViolation(AssertionError):
-    """What must hold does not; `seed` and `round` say when."""
+    """An invariant does not hold; the message names the seed and the round."""
 
 
 FeedJobs = Callable[[Engine, list[Job]], Coroutine[Any, Any, None]]
@@ -49,7 +50,7 @@ async def feed_run(engine: Engine, jobs: list[Job]) -> None:
 
 
 async def feed_enqueue(engine: Engine, jobs: list[Job]) -> None:
-    """As a service does: each job on record, then wait for all. What the run does not bring home is for the next."""
+    """Enqueue all jobs, then wait for them, as a service does. The next run continues those that are left."""
     try:
         handles = [await engine.enqueue(job, tenant=job.id[:1]) for job in jobs]
         for handle in handles:
@@ -59,7 +60,7 @@ async def feed_enqueue(engine: Engine, jobs: list[Job]) -> None:
 
 
 class Scenario:
-    """One seed. `play` raises BrokenLaw where the books do not agree."""
+    """One seed. `run` raises InvariantViolation."""
 
     def __init__(self, seed: int, out: Path) -> None:
         self.seed = seed
@@ -68,11 +69,11 @@ class Scenario:
         self.gateway = RandomGateway(seed, out)
         self.jobs = [Job(prompt=job_id, id=job_id) for job_id in JOB_IDS]
         self.may_resubmit = self.random.random() < 0.3
-        self.resubmit_decisions: Counter[str] = Counter()  # of somebody, to submit a job again
-        self.user_retries: Counter[str] = Counter()  # those of them that were for jobs which had ended in vain
+        self.resubmit_decisions: Counter[str] = Counter()  # resubmissions by the user, by job
+        self.user_retries: Counter[str] = Counter()  # those of them for jobs that had ended unsuccessfully
         self.log: list[str] = []
         self.crashes = 0
-        self.retry_random = Random(f"{seed}/retries")  # a chance of its own, so that older seeds play as they did
+        self.retry_random = Random(f"{seed}/retries")  # separate, so that older seeds keep their outcomes
 
     def run(self) -> None:
         (self.out / "images").mkdir(parents=True)
@@ -95,7 +96,7 @@ class Scenario:
         final = {"succeeded", "failed", "errored", "rejected", "ambiguous", "cancelled"}
         assert set(ledger_states(self.out).values()) <= final, f"seed {self.seed}: jobs are open"
 
-    # ---- what happens ------------------------------------------------------------------------------------
+    # ---- runs --------------------------------------------------------------------------------------------
 
     def run_round(self) -> None:
         random, no_faults = self.random, self.gateway.no_faults
@@ -114,11 +115,11 @@ class Scenario:
         self.gateway.submit_times_s.clear()
         latency, slow_s = Random(random.random()), random.choice([0.0001, 0.02, 0.5])
         until_s = random.choice([0.05, 1.0, 4.0, 15.0, 60.0, 600.0]) * random.random()
-        endings = ["to the end", "stop", "stop_now", "leave", "die", "die", "lose power"]
+        endings = ["to the end", "stop", "abort", "leave", "crash", "crash", "power loss"]
         ending = "to the end" if no_faults else random.choice(endings)
         self.log.append(f"{ending} {options}")
         random.shuffle(self.jobs)
-        if ending in ("die", "lose power"):
+        if ending in ("crash", "power loss"):
             at_disk_call = random.random() < 0.4
             engine_run = self.run_engine("to the end", math.inf, options, feed)
             steps, crashed = run_crashing(
@@ -127,16 +128,16 @@ class Scenario:
                 lambda: latency.random() * slow_s,
                 crash_at_step=int(10 ** (random.uniform(0, 2.2) if at_disk_call else random.uniform(0.7, 3.3))),
                 at_disk_call=at_disk_call,
-                power_loss_random=Random(random.random()) if ending == "lose power" else None,
-                on_crash=lambda: setattr(self.gateway, "gone", True),
+                power_loss_random=Random(random.random()) if ending == "power loss" else None,
+                on_crash=lambda: setattr(self.gateway, "process_crashed", True),
             )
             self.gateway.process_crashed = False
             self.crashes += crashed
-            self.log[-1] += f", step {steps}{'' if crashed else ', lived'}"
+            self.log[-1] += f", step {steps}{'' if crashed else ', not reached'}"
         else:
             run_virtual(self.run_engine(ending, until_s, options, feed), lambda: latency.random() * slow_s)
             self.check_results()
-        assert max_in_window(self.gateway.submit_times_s) <= rate + 1, "the rate was passed"
+        assert max_in_window(self.gateway.submit_times_s) <= rate + 1, "the rate was exceeded"
 
     async def run_engine(self, ending: str, until_s: float, options: dict[str, Any], feed: FeedJobs) -> None:
         try:
@@ -158,7 +159,7 @@ class Scenario:
             pass
 
     def resolve(self) -> None:
-        """Somebody decides about each ambiguous job; they know whether it was paid."""
+        """Decide about each ambiguous job as a user who knows whether it was charged."""
         if not self.has_ledger():
             return
         recorded = {request_id for (request_id,) in query_ledger(self.out, "SELECT request_id FROM submissions")}
@@ -168,7 +169,7 @@ class Scenario:
         self.log.append("resolve")
         with AmbiguousJobs(self.out) as ambiguous_jobs:
             for job_id in [job.id for job in ambiguous_jobs.jobs]:
-                match self.random.choice(["adopt", "abandon", "resubmit", "hold", "hold"]):
+                match self.random.choice(["adopt", "abandon", "resubmit", "keep", "keep"]):
                     case "adopt" if job_id in unrecorded:
                         ambiguous_jobs.adopt({job_id: unrecorded[job_id]})
                     case "abandon":
@@ -181,7 +182,7 @@ class Scenario:
         self.check_results()
 
     def retry(self) -> None:
-        """Somebody has jobs that ended without a picture submitted again."""
+        """Resubmit some of the jobs that ended without an image."""
         if not self.has_ledger():
             return
         self.log.append("retry")
@@ -192,16 +193,16 @@ class Scenario:
             plan.resubmit(chosen)
         self.check_results()
 
-    # ---- the books ---------------------------------------------------------------------------------------
+    # ---- invariants --------------------------------------------------------------------------------------
 
     def has_ledger(self) -> bool:
-        """False where the first process died before it had made the ledger."""
+        """Return False if the first process crashed before it had created the ledger."""
         return (self.out / "ledger.db").exists() and bool(query_ledger(self.out, "SELECT 1 FROM sqlite_schema"))
 
     def check_all(self) -> None:
         assert not self.gateway.violations, self.gateway.violations
         for name, data in FOREIGN_FILES.items():
-            assert (self.out / name).read_bytes() == data, f"{name} is not ours"
+            assert (self.out / name).read_bytes() == data, f"{name} was changed"
         if self.has_ledger():
             self.check_charges()
             self.check_images()
@@ -222,10 +223,10 @@ class Scenario:
                 if self.may_resubmit
                 else self.resubmit_decisions[job_id]
             )
-            assert charged[job_id] <= 1 + errors + allowed_resubmits, f"{job_id} was paid {charged[job_id]} times"
-            assert unrecorded[job_id] <= ambiguous[job_id], f"a paid POST of {job_id} is not on record"
+            assert charged[job_id] <= 1 + errors + allowed_resubmits, f"{job_id} was charged {charged[job_id]} times"
+            assert unrecorded[job_id] <= ambiguous[job_id], f"a charged POST of {job_id} is not recorded"
         for request_id, job_id in recorded.items():
-            assert self.gateway.charged[request_id] == job_id, f"{request_id} is not of {job_id}"
+            assert self.gateway.charged[request_id] == job_id, f"{request_id} does not belong to {job_id}"
 
     def check_images(self) -> None:
         for path in (self.out / "images").glob("*.png"):
@@ -234,10 +235,10 @@ class Scenario:
                 validator.feed(path.read_bytes())
                 validator.finish()
         for job_id, files in query_ledger(self.out, "SELECT job_id, files FROM jobs WHERE state = 'succeeded'"):
-            assert files != "[]", f"{job_id} succeeded without a picture"
+            assert files != "[]", f"{job_id} succeeded without an image"
 
     def check_results(self) -> None:
-        """After a process that ended in order: what people read is what the ledger says, and each file its job's."""
+        """Check, after a process that did not crash, that results and files agree with the ledger."""
         in_ledger = ledger_states(self.out)
         by_id = rows_by_id(self.out)
         final = {job_id: state for job_id, state in in_ledger.items() if state in FINAL}
@@ -246,7 +247,7 @@ class Scenario:
         for job_id, row in by_id.items():
             for n, file in enumerate(row["files"], 1):
                 data = (self.out / file["path"]).read_bytes()
-                assert data == image_bytes(job_id, n), f"{file['path']} is not of {job_id}"
+                assert data == image_bytes(job_id, n), f"{file['path']} does not belong to {job_id}"
                 assert hashlib.sha256(data).hexdigest() == file["sha256"]
                 assert len(data) == file["bytes"]
                 assert file["path"] not in seen_paths
