@@ -25,7 +25,8 @@ def help_of_all_commands() -> str:
     sections = []
     for name in COMMANDS:
         command = app.get_command(root, name)
-        assert command is not None
+        if command is None:
+            raise LookupError(name)
         context = click.Context(command, info_name=name, parent=root, max_content_width=WIDTH, terminal_width=WIDTH)
         sections.append(f"## krea-batch {name}\n\n```text\n{command.get_help(context)}\n```\n")
     return "\n" + "\n".join(sections)

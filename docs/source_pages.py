@@ -1,4 +1,4 @@
-"""Files of the source come in; pages of the site go out, so that nothing is written in two places."""
+"""Adds files of the repository to the site as pages, so that they are written in one place."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from pathlib import Path
 from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.structure.files import File, Files
 
-PAGES = {
+GENERATED_PAGES = {
     "changelog.md": "CHANGELOG.md",
     "measured.md": "benchmarks/README.md",
     "scale.svg": "benchmarks/scale.svg",
@@ -16,8 +16,8 @@ PAGES = {
 
 
 def on_files(files: Files, *, config: MkDocsConfig) -> Files:
-    """Add the pages; MkDocs calls this before it reads any."""
+    """Add the pages; MkDocs calls this before it reads any page."""
     root = Path(config.config_file_path).parent
-    for page, source in PAGES.items():
+    for page, source in GENERATED_PAGES.items():
         files.append(File.generated(config, page, abs_src_path=str(root / source)))
     return files

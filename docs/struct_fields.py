@@ -1,6 +1,6 @@
-"""A msgspec Struct's class comes in; it goes out with the signature that msgspec gives it: its fields.
+"""Shows the fields of msgspec Structs as the parameters of their constructors.
 
-Newcomers: griffe reads the source and runs nothing, so it sees no `__init__` that msgspec makes.
+griffe reads the source without running it, so it does not see the `__init__` that msgspec makes.
 """
 
 from __future__ import annotations
@@ -11,10 +11,10 @@ from griffe import Attribute, Class, Extension, Function, Parameter, ParameterKi
 
 
 class StructFields(Extension):
-    """mkdocstrings loads this by the path that mkdocs.yml names."""
+    """The griffe extension; mkdocs.yml names this file."""
 
     def on_class(self, *, cls: Class, **_: Any) -> None:
-        """Give a Struct its `__init__`; griffe calls this for each class it has read."""
+        """Add an `__init__` to a Struct; griffe calls this for each class."""
         if any(str(base) == "Struct" or str(base).endswith(".Struct") for base in cls.bases):
             kind = ParameterKind.keyword_only if "kw_only" in cls.keywords else ParameterKind.positional_or_keyword
             fields = [_parameter(field, kind) for field in cls.attributes.values() if _is_field(field)]

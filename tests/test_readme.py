@@ -1,4 +1,4 @@
-"""The README's commands, table and library example are run, so that none of them lies."""
+"""The README's commands and library example run, and its table is complete."""
 
 from __future__ import annotations
 
@@ -25,12 +25,12 @@ README_TEXT = (ROOT / "README.md").read_text("utf-8")
 
 
 def readme_blocks(language: str) -> list[str]:
-    """The fenced blocks of one language."""
+    """Return the code blocks of one language."""
     return re.findall(rf"```{language}\n(.*?)```", README_TEXT, re.DOTALL)
 
 
 def make_ambiguous(out: Path) -> None:
-    """Make the job `fox` of a run ambiguous, whatever it was."""
+    """Make the job `fox` of a run ambiguous, whatever its state."""
     (out / "images").mkdir(parents=True, exist_ok=True)
     store = LedgerStore.open(out / "ledger.db")
     store._sql.execute("DELETE FROM submissions WHERE job_no IN (SELECT job_no FROM jobs WHERE job_id = 'fox')")
@@ -42,7 +42,7 @@ def make_ambiguous(out: Path) -> None:
 
 @pytest.mark.slow
 def test_the_commands_of_the_command_line_run(simulate: StartSimulator, tmp_path: Path) -> None:
-    """Each krea-batch command of the README ends well, offline."""
+    """Each krea-batch command of the README succeeds, offline."""
     gateway = simulate().gateway
     write_jobs(tmp_path / "jobs.jsonl", 2)
     (tmp_path / "prompts.txt").write_text("a cat\n")
@@ -50,19 +50,19 @@ def test_the_commands_of_the_command_line_run(simulate: StartSimulator, tmp_path
     lines = [line.split("#")[0].strip() for block in readme_blocks("sh") for line in block.splitlines()]
     lines = [
         line.replace("0.0.0.0:8080", "127.0.0.1:0").replace("9100", "0") for line in lines
-    ]  # whatever else is on this machine
+    ]  # ports that are free on any machine
     commands = [line.replace("…", "0").split()[1:] for line in lines if line.startswith("krea-batch ")]
     assert {command[0] for command in commands} == {*COMMANDS}
     for command in commands:
         if command[0] in ("simulate", "view") or (command[0] == "bench" and "--gateway" in command):
-            continue  # servers: tests/simulator, tests/gallery; real money: tests/cli/test_bench, of a simulator's
+            continue  # servers: tests/simulator, tests/gallery; real charges: tests/cli/test_bench
         if command[0] == "doctor":
             command += ["--gateway", gateway]
         if command[0] == "resolve":
             make_ambiguous(tmp_path / "runs/cats")
         offline = {
-            "run": ["--simulate", "--time-scale", "100"],
-            "retry": ["--simulate", "--time-scale", "100"],
+            "run": ["--simulate", "--time-scale", "100", "--poll-interval", "0.1"],
+            "retry": ["--simulate", "--time-scale", "100", "--poll-interval", "0.1"],
             "bench": ["--jobs", "4", "--latency", "fixed:0.1", "--poll-interval", "0.1"],
         }.get(command[0], [])
         done = run_command(*command, *(o for o in offline if o not in command), cwd=tmp_path)
@@ -71,7 +71,7 @@ def test_the_commands_of_the_command_line_run(simulate: StartSimulator, tmp_path
 
 @pytest.mark.slow
 def test_the_example_of_the_library_runs(tmp_path: Path) -> None:
-    """The README's Python block runs as it stands, against the simulator."""
+    """The README's Python block runs unchanged, against the simulator."""
     example, _ = readme_blocks("python")
     simulated = example.replace('rate="10/s"', 'rate="100/s", gateway=simulator.gateway_url, api_key="k"').replace(
         "    async with Engine",
@@ -88,7 +88,7 @@ def test_the_example_of_the_library_runs(tmp_path: Path) -> None:
 
 
 def test_the_example_of_a_service_runs(tmp_path: Path) -> None:
-    """The README's lines for a web service run as they stand, on an engine of the simulator's."""
+    """The README's lines for a web service run unchanged, with an engine on the simulator."""
     _, example = readme_blocks("python")
     body = textwrap.indent(example.replace("job_id", "handle.id"), "    ")
     names: dict[str, Any] = {"Job": Job}
@@ -106,7 +106,7 @@ def test_the_example_of_a_service_runs(tmp_path: Path) -> None:
 
 
 def test_the_table_of_fields_is_the_job() -> None:
-    """The README's table names every field of a job line, and every value of the two choices."""
+    """The README's table lists every field of a job line, and every value of the two choices."""
     named = re.findall(r"^\| `(\w+)` \|", README_TEXT, re.MULTILINE)
     assert set(named) == set(FIELDS)
     for choices, field in ((ASPECT_RATIOS, "aspect_ratio"), (CREATIVITIES, "creativity")):
@@ -122,7 +122,7 @@ def test_the_example_jobs_are_jobs(tmp_path: Path) -> None:
     assert run_command("validate", "jobs.jsonl", cwd=tmp_path).returncode == 0
 
 
-def test_what_make_offers_is_what_the_readme_names() -> None:
+def test_make_targets_of_the_readme() -> None:
     """`make demo` and `make test` of the README are targets of the Makefile."""
     targets = set(re.findall(r"^(\w+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
     named = set(re.findall(r"(?:^|`)make (\w+)", README_TEXT, re.MULTILINE))

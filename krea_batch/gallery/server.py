@@ -118,7 +118,7 @@ class Gallery:
             rows = iter_rows(partial(_jobs_page, store), first_column, after_job_no)
             changed = [row for row in rows if self._outcomes.get(row[0]) != row[1]]
         self._outcomes.update(changed)
-        self.run_status = {"jobs": run.jobs if run else None, "at_work": at_work}
+        self.run_status = {"jobs": run.expected_jobs if run else None, "at_work": at_work}
         return changed
 
     async def retry(self, ids: list[str]) -> None:

@@ -1,4 +1,4 @@
-"""The documentation's pages come in; their fenced blocks go out."""
+"""The pages of the documentation, their code blocks and tables."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ _BLOCK = re.compile(r"^( *)```(\w+)[^\n]*\n(.*?)^\1```$", re.DOTALL | re.MULTILI
 
 
 class Block(NamedTuple):
-    """A fenced block: its page, which one of the page's it is, and its lines."""
+    """A code block: its page, its number on the page, and its text."""
 
     page: str
     number: int
@@ -21,12 +21,12 @@ class Block(NamedTuple):
 
     @property
     def name(self) -> str:
-        """A name that is one for files and modules, too."""
+        """A name that is valid for files and modules."""
         return f"{re.sub(r'[^a-z]', '_', self.page.removesuffix('.md'))}_{self.number}"
 
 
 def code_blocks(language: str) -> list[Block]:
-    """Every block of one language, but for those that another file of the source is put into."""
+    """Return the code blocks of one language, except those that include another file."""
     found: list[Block] = []
     for page, text in PAGES.items():
         texts = [
@@ -39,7 +39,7 @@ def code_blocks(language: str) -> list[Block]:
 
 
 def table_rows(page: str, heading: str = "") -> list[list[str]]:
-    """The cells of a page's tables, below a heading where there is one; of the first cell, what is in backticks."""
+    """Return the cells of each row that begins with a name in backticks, below `heading` if it is given."""
     text = PAGES[page]
     if heading:
         text = text.partition(f"\n## {heading}\n")[2].partition("\n## ")[0]
@@ -48,5 +48,5 @@ def table_rows(page: str, heading: str = "") -> list[list[str]]:
 
 
 def names_in_backticks(cell: str) -> list[str]:
-    """What stands in backticks in a cell."""
+    """Return the names in backticks in a cell."""
     return re.findall(r"`([^`]+)`", cell)

@@ -1,4 +1,4 @@
-"""What the pages tell to type is typed: commands run, Python passes mypy, scripts and services run offline."""
+"""The code blocks of the pages work: commands run, Python passes mypy, scripts and services run offline."""
 
 from __future__ import annotations
 
@@ -19,22 +19,22 @@ from krea_batch import Engine, State
 from krea_batch.testing.simulator import Simulator, SimulatorSettings
 from tests.docs.pages import ROOT, Block, code_blocks
 from tests.processes import StartSimulator, clean_environment, run_command, write_jobs
-from tests.test_readme import make_ambiguous
+from tests.test_readme import make_ambiguous, readme_blocks
 
-NOT_RUN = ("make ", "pip ", "python3 -m venv ", ". ", "export ")  # what prepares a machine
+NOT_RUN = ("make ", "pip ", "python3 -m venv ", ". ", "export ")  # these prepare a machine
 OFFLINE_OPTIONS = {
     "retry": ["--simulate", "--time-scale=100", "--poll-interval=0.1"],
     "run": ["--simulate", "--time-scale=100", "--poll-interval=0.1"],
     "bench": ["--latency=fixed:0.1", "--poll-interval=0.1"],
 }
 COMMANDS_ON_A_RUN = ("plan", "status", "watch", "report", "resolve", "retry", "verify", "export")
-SERVERS = ("view",)  # tests/gallery looks at its page
-OBJECT_STORE_OPTIONS = ("--sink",)  # tests/sinks has a bucket
+SERVERS = ("view",)  # tested in tests/gallery
+OBJECT_STORE_OPTIONS = ("--sink",)  # tested in tests/storage
 NOT_EXECUTED = {
-    "howto_callbacks_0": "a host that the gateway reaches; tests/test_callbacks.py and tests/test_public_face.py",
+    "howto_callbacks_0": "needs a public host; tested in tests/engine/test_callbacks.py and tests/test_public_api.py",
     "howto_callbacks_1": "as above",
     "howto_callbacks_2": "as above",
-    "howto_sinks_0": "a bucket; tests/sinks has one",
+    "howto_sinks_0": "needs a bucket; tested in tests/storage",
 }
 SERVICES = ("howto_embed_1", "howto_embed_2")
 SIMULATED_SCRIPT = """
@@ -50,24 +50,31 @@ runpy.run_path(sys.argv[2], run_name="__main__")
 """
 DOCS_SIMULATOR = SimulatorSettings(tiny=True, latency="fixed:0.3")
 
+README_COMMANDS = {
+    line for block in readme_blocks("sh") for line in block.splitlines()
+}  # tests/test_readme runs them
 PYTHON_BLOCKS = code_blocks("python")
 SCRIPTS = [block for block in PYTHON_BLOCKS if block.name not in NOT_EXECUTED and block.name not in SERVICES]
 
 
 def commands(page: str) -> list[list[str]]:
-    """The krea-batch commands of a page, as they can be run anywhere."""
+    """Return the krea-batch commands of a page that the README does not have, with ports that are free anywhere."""
     lines = [line for block in code_blocks("sh") if block.page == page for line in block.text.splitlines()]
     commands_to_run = [line for line in lines if not line.startswith(NOT_RUN)]
     local = [line.replace("0.0.0.0:8080", "127.0.0.1:0").replace("9100", "0") for line in commands_to_run]
-    return [shlex.split(line) for line in local if not any(option in line for option in OBJECT_STORE_OPTIONS)]
+    return [
+        shlex.split(line)
+        for line in local
+        if line not in README_COMMANDS and not any(option in line for option in OBJECT_STORE_OPTIONS)
+    ]
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("page", sorted({block.page for block in code_blocks("sh")}))
 def test_the_commands_run(tmp_path: Path, page: str) -> None:
-    """Each command of a page ends well, offline."""
+    """Each command of a page succeeds, offline."""
     for n, (name, *command) in enumerate(commands(page)):
-        assert name == "krea-batch", f"{name} is not known here"
+        assert name == "krea-batch", f"unexpected command {name}"
         out = tmp_path / f"{n}"
         out.mkdir()
         write_jobs(out / "jobs.jsonl", 2)
@@ -104,14 +111,14 @@ def test_the_python_is_typed(tmp_path: Path) -> None:
 
 
 def test_blocks_that_are_not_executed_exist() -> None:
-    """The blocks that no test runs are named, and so are those that are services."""
+    """The blocks that are listed as not executed, or as services, exist."""
     assert {*NOT_EXECUTED, *SERVICES} <= {block.name for block in PYTHON_BLOCKS}
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("script", SCRIPTS, ids=lambda block: block.name)
 def test_the_scripts_run(tmp_path: Path, simulate: StartSimulator, script: Block) -> None:
-    """Each script of a page ends well as it stands, against the simulator, and warns of nothing."""
+    """Each script of a page succeeds unchanged, against the simulator, without a warning."""
     (tmp_path / "simulated.py").write_text(SIMULATED_SCRIPT)
     (tmp_path / "script.py").write_text(script.text)
     gateway = simulate("--tiny", "--latency", "fixed:0.3").gateway
@@ -131,7 +138,7 @@ def test_the_scripts_run(tmp_path: Path, simulate: StartSimulator, script: Block
 
 @pytest.fixture
 def service(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str, str], Any]:
-    """Gives the `app` of a block that is a service, on an engine of the simulator's."""
+    """Return a function that loads the `app` of a service block, with an engine on the simulator."""
     monkeypatch.chdir(tmp_path)
 
     def load_app(name: str, gateway: str) -> Any:
@@ -149,7 +156,7 @@ def service(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str, s
 
 @pytest.mark.anyio
 async def test_the_service_of_fastapi(service: Callable[[str, str], Any], anyio_backend: object) -> None:
-    """The FastAPI service answers 202 with an id, tells of events until the end, and knows no other id."""
+    """The FastAPI service answers 202 with an id, streams events until the end, and answers 404 for other ids."""
     async with Simulator(DOCS_SIMULATOR) as simulator:
         app = service("howto_embed_1", simulator.gateway_url)
         async with app.router.lifespan_context(app):
@@ -158,14 +165,14 @@ async def test_the_service_of_fastapi(service: Callable[[str, str], Any], anyio_
             image_id = json.loads(body)["id"]
             status, body = await asgi_call(app, "GET", f"/images/{image_id}/events")
             assert status == 200
-            assert body.decode().rpartition("event: ")[2].startswith("Ended\ndata: {")
+            assert body.decode().rpartition("event: ")[2].startswith("JobEnded\ndata: {")
             assert await asgi_call(app, "GET", f"/images/{image_id}") == (200, b'{"status":"succeeded"}')
             assert (await asgi_call(app, "GET", "/images/nobody"))[0] == 404
 
 
 @pytest.mark.anyio
 async def test_the_service_of_aiohttp(service: Callable[[str, str], Any], anyio_backend: object) -> None:
-    """The aiohttp service answers 202 with an id, finds its job by it, and knows no other id."""
+    """The aiohttp service answers 202 with an id, finds the job by it, and answers 404 for other ids."""
     async with Simulator(DOCS_SIMULATOR) as simulator:
         app = service("howto_embed_2", simulator.gateway_url)
         async with TestClient(TestServer(app)) as client:
@@ -179,7 +186,7 @@ async def test_the_service_of_aiohttp(service: Callable[[str, str], Any], anyio_
 
 
 async def asgi_call(app: Any, method: str, path: str, query: bytes = b"") -> tuple[int, bytes]:
-    """Ask an ASGI app as a server does, for a client that stays until the end. Returns status and body."""
+    """Send a request to an ASGI app as a server does, and return status and body."""
     messages: list[dict[str, Any]] = []
     incoming = [{"type": "http.request", "body": b"", "more_body": False}]
 

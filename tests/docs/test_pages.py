@@ -1,4 +1,4 @@
-"""What the pages say of the code is so: their tables are the code's own, the tests they name are there."""
+"""The pages agree with the code: their tables are complete, the tests that they name exist."""
 
 from __future__ import annotations
 
@@ -19,27 +19,27 @@ from tests.test_security import collect_test_names
 
 
 def test_every_test_named_exists() -> None:
-    """Each promise is held by a test that is there."""
+    """Each test that the page on reliability names exists."""
     named = re.findall(r"`(tests/[\w/]+\.py)::([\w:]+)`", PAGES["reliability.md"])
     assert len(named) >= 12
     assert [f"{path}::{name}" for path, name in named if name not in collect_test_names(ROOT / path)] == []
 
 
-def test_the_states_are_those_that_there_are() -> None:
-    """The table of states has each of them, once."""
+def test_the_states() -> None:
+    """The table of states lists each state once."""
     assert [names_in_backticks(row[0])[0] for row in table_rows("reference/files.md", "States")] == [
         state.value for state in State
     ]
 
 
 def test_the_exit_codes() -> None:
-    """The table of exit codes has each of them, once."""
+    """The table of exit codes lists each code once."""
     documented = re.findall(r"^\| (\d+) \|", PAGES["reference/files.md"], re.MULTILINE)
     assert [int(code) for code in documented] == [OK, SOME_FAILED, BAD_INPUT, STOPPED, INTERRUPTED]
 
 
 def test_a_row_has_the_documented_fields() -> None:
-    """The table of a result row has each field of an outcome, in order."""
+    """The table of a result row lists each field of an outcome, in order."""
     documented = [
         name
         for row in table_rows("reference/files.md", "A row of results.jsonl")
@@ -49,7 +49,7 @@ def test_a_row_has_the_documented_fields() -> None:
 
 
 def test_the_fields_of_a_job() -> None:
-    """The table of a job has each field, and every value of the two choices."""
+    """The table of a job lists each field, and every value of the two choices."""
     table = {names_in_backticks(row[0])[0]: row[1] for row in table_rows("reference/jobs.md")}
     assert set(table) == {*FIELDS, "sweep"}
     assert names_in_backticks(table["aspect_ratio"]) == list(ASPECT_RATIOS)
@@ -57,7 +57,7 @@ def test_the_fields_of_a_job() -> None:
 
 
 def test_the_settings() -> None:
-    """The table of settings has each of them, and each option of it is one of `run`."""
+    """The table of settings lists each setting, and each of its options is an option of `run`."""
     table = {names_in_backticks(row[0])[0]: row for row in table_rows("reference/settings.md")}
     assert list(table) == [field.name for field in Settings.fields() if field.name != "out"]
     command = app.get_command(click.Context(app), "run")
@@ -67,7 +67,7 @@ def test_the_settings() -> None:
 
 
 def test_the_metrics() -> None:
-    """Each metric that is told of is one that is served."""
+    """Each metric that the page names is served."""
     served = generate_latest(MetricsListener().registry).decode()
     documented = set(re.findall(r"`(krea_batch_\w+)`", PAGES["howto/observability.md"]))
     assert len(documented) >= 8
@@ -84,7 +84,7 @@ def test_the_example_jobs_are_jobs(tmp_path: Path) -> None:
         assert run_command("validate", "jobs.jsonl", cwd=tmp_path).returncode == 0
 
 
-def test_what_make_offers_is_what_is_named() -> None:
+def test_make_targets() -> None:
     """Each `make` of the pages is a target of the Makefile."""
     targets = set(re.findall(r"^(\w+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
     named = {target for page in PAGES.values() for target in re.findall(r"(?:^|`)make (\w+)", page, re.MULTILINE)}

@@ -61,7 +61,7 @@ def test_the_whole_library_is_there(site: Path) -> None:
     public = {*krea_batch.__all__, *krea_batch.observability.__all__} - {"__version__"}
     anchors = {anchor.rpartition(".")[2] for anchor in re.findall(r'id="(krea_batch\.[\w.]+)"', page)}
     assert public - anchors == set()
-    signature = re.sub(r"<[^>]+>", "", page.partition('id="krea_batch.events.Held"')[2])[:400]
+    signature = re.sub(r"<[^>]+>", "", page.partition('id="krea_batch.events.SubmitsPaused"')[2])[:400]
     assert "wait_s: float" in signature
 
 

@@ -144,7 +144,7 @@ def test_an_unchanged_limit_keeps_its_count() -> None:
 
 
 @pytest.mark.parametrize(
-    ("wish", "named"),
+    ("body", "named"),
     [
         (b"", ""),
         (b"{", ""),
@@ -216,7 +216,7 @@ def test_the_balance() -> None:
 
 
 @pytest.mark.parametrize(
-    "wish",
+    "body",
     [
         b"",
         b"5",
@@ -281,7 +281,7 @@ def test_after_a_reset_the_same_requests_meet_the_same() -> None:
         client.clock.at = CLOCK_START_AT
         results: list[object] = []
         for n in range(30):
-            results.append((await client.post({"prompt": f"picture {n % 10}"})).status)
+            results.append((await client.post({"prompt": f"image {n % 10}"})).status)
         client.clock.at += 1000
         for post in client.posts():
             if post["request_id"]:

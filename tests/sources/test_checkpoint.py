@@ -36,7 +36,7 @@ def small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def write_job_file(path: Path, start: int, end: int, mode: str = "w") -> str:
     """A job file with these jobs, or one that has grown by them."""
-    text = "".join(json.dumps({"prompt": f"picture {n}", "metadata": {"row": n}}) + "\n" for n in range(start, end))
+    text = "".join(json.dumps({"prompt": f"image {n}", "metadata": {"row": n}}) + "\n" for n in range(start, end))
     with path.open(mode) as file:
         file.write(text)
     return str(path)
@@ -194,7 +194,7 @@ class TestMismatchedCheckpoints:
         """Whichever it is, all lines are looked at."""
         path = tmp_path / "jobs.jsonl"
         checkpoint = read_to_checkpoint(write_job_file(path, 0, 50))
-        path.write_text(path.read_text().replace(f'"picture {at}"', f'"picturE {at}"'))
+        path.write_text(path.read_text().replace(f'"image {at}"', f'"imagE {at}"'))
         assert skipped_and_remaining(checkpoint, str(path)) == (0, 50)
 
     def test_a_file_that_is_shorter(self, tmp_path: Path) -> None:
@@ -243,7 +243,7 @@ class TestMismatchedCheckpoints:
         checkpoint = read_to_checkpoint(write_job_file(path, 0, 50))
         with JobFiles([str(path)]) as files:
             files.resume_from(checkpoint)
-            path.write_text(path.read_text().replace('"picture 20"', '"picturE 20"'))
+            path.write_text(path.read_text().replace('"image 20"', '"imagE 20"'))
             with pytest.raises(InputError, match="has changed since it was checked"):
                 files.check()
 
@@ -281,7 +281,7 @@ def test_the_next_run_skips_recorded_jobs(tmp_path: Path) -> None:
     write_job_file(path, 60, 75, "a")
     engine = run_virtual(run_job_file(tmp_path / "out", gateway, str(path)))
     assert (engine.stats().jobs_read, engine.stats().skipped, engine.stats().submits) == (75, 60, 15)
-    assert sorted(gateway.submitted_prompts) == sorted(f"picture {n}" for n in range(75))
+    assert sorted(gateway.submitted_prompts) == sorted(f"image {n}" for n in range(75))
     assert set(result_statuses(tmp_path / "out").values()) == {"succeeded"}
     assert len(result_statuses(tmp_path / "out")) == 75
 

@@ -339,8 +339,8 @@ class TestColumnar:
     def test_folder_of_parquet(self, tmp_path: Path) -> None:
         """Its files are read in natural order, their rows numbered on."""
         for n in (10, 9):
-            pq.write_table(pa.table({"prompt": [f"picture {n}"] * 2}), tmp_path / f"part-{n}.parquet")
-        assert prompts(str(tmp_path)) == ["picture 9"] * 2 + ["picture 10"] * 2
+            pq.write_table(pa.table({"prompt": [f"image {n}"] * 2}), tmp_path / f"part-{n}.parquet")
+        assert prompts(str(tmp_path)) == ["image 9"] * 2 + ["image 10"] * 2
 
     def test_dataset_on_disk(self, tmp_path: Path) -> None:
         """A folder that Dataset.save_to_disk wrote, by its state.json and its Arrow streams."""

@@ -53,7 +53,7 @@ def test_lines_over_blocks(tmp_path: Path, length: int) -> None:
 
 
 @pytest.mark.parametrize("end", [b"", b"\n", b"\n\n", b"\nlast"])
-@pytest.mark.parametrize("begin", [b"", b"\xef\xbb\xbf", b"\n"])
+@pytest.mark.parametrize("start", [b"", b"\xef\xbb\xbf", b"\n"])
 def test_lines_after_a_position(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, start: bytes, end: bytes) -> None:
     """From wherever a reading was, the same lines with the same numbers come as if all had been read."""
     monkeypatch.setattr("krea_batch.sources.formats.line_file.BLOCK_BYTES", 16)

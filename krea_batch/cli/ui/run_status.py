@@ -233,7 +233,7 @@ class LedgerStatusReader:
         succeeded = counts.get(State.SUCCEEDED, 0)
         recorded = sum(counts.values())
         in_flight = recorded - done - counts.get(State.PENDING, 0)
-        total = max(recorded, run.jobs or 0) if run else recorded
+        total = max(recorded, run.expected_jobs or 0) if run else recorded
         jobs_left = total - done
         self._rate_history.add(self._clock(), posts, done)
         return RunStatus(
@@ -245,7 +245,7 @@ class LedgerStatusReader:
             unsuccessful=done - succeeded,
             submitted=posts,
             submits_per_s=self._rate_history.rates_per_s(RATE_WINDOW_S)[0],
-            limit_per_s=run.per_s if run else None,
+            limit_per_s=run.rate_per_s if run else None,
             remaining_s=remaining_s(self._rate_history, jobs_left, jobs_left - in_flight)
             if self.is_running
             else None,
