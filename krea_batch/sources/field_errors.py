@@ -1,7 +1,7 @@
-"""An object that stands on a line comes in; a JobError goes out that says what is wrong with it as a job.
+"""Explains why the fields of an object are not a valid job.
 
-Newcomers: what is allowed is said once, by the types in `jobs`. Here each field is tried against them alone, to
-find the one that is wrong, and only then a sentence is made for people.
+What is valid is defined once, by the types in `jobs`. Each field is checked against them on its own to find the
+invalid one; only then a message is made.
 """
 
 from __future__ import annotations
@@ -29,10 +29,10 @@ from krea_batch.jobs import (
 )
 from krea_batch.sources.json_errors import quoted
 
-NEAR = 0.7  # chosen: finds a swapped, missing or doubled letter, and leaves "tag" and "include" alone
-_CACHED_NAMES = 1024  # chosen: the names in a file repeat; bounded all the same
+SIMILARITY = 0.7  # chosen: matches a swapped, missing or doubled letter, but not "tag" or "include"
+_CACHED_NAMES = 1024  # chosen: the names in a file repeat
 
-_OTHER_WORDS = {"text": "prompt", "caption": "prompt", "description": "prompt", "ratio": "aspect_ratio"}
+_SYNONYMS = {"text": "prompt", "caption": "prompt", "description": "prompt", "ratio": "aspect_ratio"}
 
 _LISTS: dict[str, tuple[type[msgspec.Struct], int]] = {
     "image_style_references": (ImageStyleReference, MAX_REFERENCES),
@@ -44,34 +44,34 @@ _ENTRIES = {
     "styles": '{"id": "…", "strength": 1.0}',
     "moodboards": '{"id": "a UUID", "strength": 0.23}',
 }
-_RIGHT = {
-    "prompt": "write in quotes what the picture shows",
-    "aspect_ratio": f"allowed are {', '.join(ASPECT_RATIOS)}",
-    "creativity": f"allowed are {', '.join(CREATIVITIES)}",
-    "seed": "write a whole number of at most 64 bits, or leave it out",
-    "id": f"an id is the name of a file: no / \\ .. or control characters, at most {MAX_ID_BYTES} bytes",
+_HINTS = {
+    "prompt": "write in quotes what the image shows",
+    "aspect_ratio": f"use one of {', '.join(ASPECT_RATIOS)}",
+    "creativity": f"use one of {', '.join(CREATIVITIES)}",
+    "seed": "use an integer of at most 64 bits, or leave it out",
+    "id": f"an id is used as a file name: no / \\ .. or control characters, at most {MAX_ID_BYTES} bytes",
     "metadata": 'write an object: {"key": "value"}',
-    "image_url": "write a whole https:// address",
-    "strength": "write a number like 0.5 or -1",
+    "image_url": "use a complete https:// URL",
+    "strength": "use a number like 0.5 or -1",
 }
-_STYLE_ID = "write the style's id from Krea's catalogue"
-_MOODBOARD_ID = "write the moodboard's UUID, like 01234567-89ab-cdef-0123-456789abcdef"
+_STYLE_ID = "use the style's id from Krea's catalogue"
+_MOODBOARD_ID = "use the moodboard's UUID, like 01234567-89ab-cdef-0123-456789abcdef"
 
 
 @lru_cache(_CACHED_NAMES)
 def closest_match(name: str, names: tuple[str, ...] = FIELDS) -> str | None:
-    """The one of `names` that was probably meant, or None."""
+    """Return the one of `names` that was probably meant, or None."""
     plain = "".join("_" + char.lower() if char.isupper() else char for char in name).strip("_ ").replace("-", "_")
-    for spelt in (plain.replace(" ", "_"), name.lower()):
-        close = get_close_matches(spelt, names, n=1, cutoff=NEAR)
+    for spelling in (plain.replace(" ", "_"), name.lower()):
+        close = get_close_matches(spelling, names, n=1, cutoff=SIMILARITY)
         if close:
             return close[0]
-    other = _OTHER_WORDS.get(plain)
+    other = _SYNONYMS.get(plain)
     return other if other in names else None
 
 
 def explain(fields: dict[str, Any], *, keep_extra: bool = False) -> JobError | None:
-    """What is wrong with the job of these fields, as a file would have it; None where nothing is found."""
+    """Return what is wrong with the fields of a job, or None if they are valid."""
     return (
         (_clash(fields) if keep_extra else _unknown(fields, FIELDS, "a job"))
         or _without_prompt(fields)
@@ -87,10 +87,10 @@ def _unknown(fields: dict[str, Any], names: tuple[str, ...], what: str) -> JobEr
     for name in fields:
         if name not in names:
             meant = closest_match(name, names)
-            right = f'did you mean "{meant}"?' if meant else f"the fields are {', '.join(names)}"
+            hint = f'did you mean "{meant}"?' if meant else f"the fields are {', '.join(names)}"
             if names == FIELDS and not meant:
-                right += "; --keep-extra puts others into metadata"
-            return JobError(f"{quoted(name)} is not a field of {what}", right)
+                hint += "; --keep-extra puts others into metadata"
+            return JobError(f"{quoted(name)} is not a field of {what}", hint)
     return None
 
 
@@ -98,14 +98,14 @@ def _clash(fields: dict[str, Any]) -> JobError | None:
     metadata = fields.get("metadata")
     for name in fields:
         if name not in FIELDS and isinstance(metadata, dict) and name in metadata:
-            return JobError(f"{quoted(name)} stands both on the line and in its metadata", "keep one of them")
+            return JobError(f"{quoted(name)} is given twice, on the line and in metadata", "keep one")
     return None
 
 
 def _without_prompt(fields: dict[str, Any]) -> JobError | None:
     if "prompt" in fields:
         return None
-    return JobError('there is no "prompt"', 'write {"prompt": "what the picture shows"}')
+    return JobError('missing "prompt"', 'write {"prompt": "what the image shows"}')
 
 
 def _field(name: str, value: object) -> JobError | None:
@@ -118,14 +118,16 @@ def _field(name: str, value: object) -> JobError | None:
 
 def _value(name: str, value: object) -> JobError:
     if name == "prompt" and isinstance(value, str):
-        return JobError('"prompt" is empty', _RIGHT["prompt"])
+        return JobError('"prompt" is empty', _HINTS["prompt"])
     if name == "id" and isinstance(value, str) and len(value.encode()) > MAX_ID_BYTES:
-        return JobError(f'"id" is {len(value.encode())} bytes long', f"at most {MAX_ID_BYTES} fit into a file name")
-    return JobError(f'"{name}" is {quoted(value)}', _meant(name, value) or _RIGHT[name])
+        return JobError(
+            f'"id" is {len(value.encode())} bytes long', f"use at most {MAX_ID_BYTES}, which fit into a file name"
+        )
+    return JobError(f'"{name}" is {quoted(value)}', _meant(name, value) or _HINTS[name])
 
 
 def _meant(name: str, value: object) -> str | None:
-    """What to write instead, where the value tells."""
+    """Return what to write instead, if the value suggests it."""
     if name == "id" and isinstance(value, int) and not isinstance(value, bool):
         return f'write "id": "{quoted(value)}"'
     if name == "seed":
@@ -147,12 +149,11 @@ def _whole_number(value: object) -> int | None:
 
 
 def _list(name: str, value: object) -> JobError:
-    entry_type, most = _LISTS[name]
+    entry_type, max_entries = _LISTS[name]
     if not isinstance(value, list):
         return JobError(f'"{name}" is {quoted(value)}', f'write a list: "{name}": [{_ENTRIES[name]}]')
-    if len(value) > most:
-        entries = "entry is" if most == 1 else "entries are"
-        return JobError(f'"{name}" has {len(value)} entries', f"at most {most} {entries} allowed")
+    if len(value) > max_entries:
+        return JobError(f'"{name}" has {len(value)} entries', f"use at most {max_entries}")
     found = _first(
         _entry(f'entry {place} of "{name}"', entry, entry_type, _ENTRIES[name])
         for place, entry in enumerate(value, 1)
@@ -176,6 +177,6 @@ def _entry(where: str, entry: object, entry_type: type[msgspec.Struct], example:
         return JobError(f'{where} has no "{key}"', f"write {example}")
     strength = entry.get("strength", 1.0)
     if isinstance(strength, bool) or not isinstance(strength, int | float):
-        return JobError(f'"strength" in {where} is {quoted(strength)}', _RIGHT["strength"])
-    right = {ImageStyleReference: _RIGHT["image_url"], Style: _STYLE_ID}.get(entry_type, _MOODBOARD_ID)
-    return JobError(f'"{key}" in {where} is {quoted(entry[key])}', right)
+        return JobError(f'"strength" in {where} is {quoted(strength)}', _HINTS["strength"])
+    hint = {ImageStyleReference: _HINTS["image_url"], Style: _STYLE_ID}.get(entry_type, _MOODBOARD_ID)
+    return JobError(f'"{key}" in {where} is {quoted(entry[key])}', hint)

@@ -19,7 +19,7 @@ from krea_batch.errors import InputError, JobError
 from krea_batch.sources.formats import json_document, parquet, tables, text
 from krea_batch.sources.formats.line_file import BEGIN, AtBlock, FilePosition, LineFile
 from krea_batch.sources.formats.spool import is_read_once, spool, spool_path
-from krea_batch.sources.options import CHOSEN, Format, InputOptions
+from krea_batch.sources.options import SELECTABLE, Format, InputOptions
 
 STDIN = "<stdin>"  # how problems name standard input, as compilers do
 
@@ -37,7 +37,7 @@ _BY_NAME = {
 _PACKED = (".gz", ".zst")
 _PARQUET = b"PAR1"
 _NUMBERS = re.compile(r"(\d+)")
-_CHOICES = ", ".join(CHOSEN)
+_CHOICES = ", ".join(SELECTABLE)
 
 
 class Input:

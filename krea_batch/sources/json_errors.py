@@ -1,7 +1,7 @@
-"""The bytes of one line come in; the object that stands there goes out, or a JobError that says why none does.
+"""Parses a line of JSON slowly and thoroughly, and explains what is wrong with it.
 
-Newcomers: this is the slow and thorough reader, for lines that the fast one refused or could not be sure of. It
-is stricter than JSON where a picture could come out wrong: a key may stand only once in an object.
+The fast parser is `formats.jsonl`; this one is for lines that it refused or could not be sure of. It is stricter than
+JSON where an image could come out wrong: an object must not have a key twice.
 """
 
 from __future__ import annotations
@@ -13,29 +13,29 @@ from typing import Any, NoReturn
 
 from krea_batch.errors import InputError, JobError
 
-MAX_DEPTH = 100  # chosen: no metadata needs more, and every encoder and call stack on its way can take it
+MAX_DEPTH = 100  # chosen: no metadata needs more, and every encoder and call stack can handle it
 
 _SHOWN_CHARS = 60  # chosen: enough to find the place, short enough for one line of a terminal
 _PYTHON_WORDS = {"True": "true", "False": "false", "None": "null"}
-_PARSER_WORDS = (  # how messages of Python's parser begin (json.JSONDecodeError.msg), and what they mean
+_PARSER_MESSAGES = (  # prefix of json.JSONDecodeError.msg, problem, hint
     (
         "Invalid control character",
-        "a string holds a control character",
-        "write \\t for a tab and \\n for a new line",
+        "control character in a string",
+        "write \\t for a tab and \\n for a newline",
     ),
-    ("Unterminated string", "a string is opened and never closed", 'close it with ", on the same line'),
-    ("Invalid \\", "there is an unknown \\ escape", "write \\\\ for a backslash"),
-    ("Expecting ',' delimiter", "a comma is missing", "part the fields by commas"),
-    ("Expecting ':' delimiter", "a colon is missing", 'write "field": value'),
-    ("Expecting property name", "the name of a field is missing", 'write "field": value'),
-    ("Expecting value", "a value is missing", 'write "field": value'),
+    ("Unterminated string", "unterminated string", 'close it with " on the same line'),
+    ("Invalid \\", "unknown \\ escape", "write \\\\ for a backslash"),
+    ("Expecting ',' delimiter", "missing comma", "separate fields with commas"),
+    ("Expecting ':' delimiter", "missing colon", 'write "field": value'),
+    ("Expecting property name", "missing field name", 'write "field": value'),
+    ("Expecting value", "missing value", 'write "field": value'),
 )
-_EXAMPLE = 'write {"prompt": "what the picture shows"}'
+_EXAMPLE = 'write {"prompt": "what the image shows"}'
 _WORD = re.compile(r"[A-Za-z_]\w*")
 
 
 def parse_object(line: bytes) -> dict[str, Any]:
-    """The object of the line. Raises JobError for anything that is not exactly one sound JSON object."""
+    """Return the object on the line. Raises JobError unless the line is exactly one valid JSON object."""
     text = _decoded(line).strip()
     try:
         value = _DECODER.decode(text)
@@ -48,13 +48,13 @@ def parse_object(line: bytes) -> dict[str, Any]:
     if "\\u" in text:
         _check_surrogates(value)
     if not isinstance(value, dict):
-        right = "write one object a line, without [ and ]" if isinstance(value, list) else _EXAMPLE
-        raise JobError(f"the line is {quoted(value)}, not an object", right)
+        hint = "write one object per line, without [ and ]" if isinstance(value, list) else _EXAMPLE
+        raise JobError(f"the line is {quoted(value)}, not an object", hint)
     return value
 
 
 def parse_value(text: str) -> Any:
-    """The JSON value of a cell. Raises JobError."""
+    """Return the JSON value of a cell. Raises JobError."""
     try:
         return _DECODER.decode(text)
     except json.JSONDecodeError as error:
@@ -64,7 +64,7 @@ def parse_value(text: str) -> Any:
 
 
 def parse_document(content: bytes, name: str) -> Any:
-    """The value of a whole file. Raises InputError that names the line."""
+    """Return the JSON value of a file. Raises InputError, which names the line."""
     try:
         text = _decoded(content)
         value = _DECODER.decode(text)
@@ -73,17 +73,17 @@ def parse_document(content: bytes, name: str) -> Any:
         if "\\u" in text:
             _check_surrogates(value)
     except json.JSONDecodeError as error:
-        wrong = f"{name}:{error.lineno}: it is not JSON at character {error.colno} ({error.msg})"
-        raise InputError(wrong, "mend it there, or give --input-format") from None
+        problem = f"{name}:{error.lineno}: invalid JSON at character {error.colno} ({error.msg})"
+        raise InputError(problem, "fix it, or use --input-format if the file is not JSON") from None
     except JobError as error:
         raise InputError(f"{name}: {error.problem}", error.hint) from None
     except RecursionError:
-        raise InputError(f"{name}: it is nested too deep", "keep metadata flat") from None
+        raise InputError(f"{name}: nested too deeply", "keep metadata flat") from None
     return value
 
 
 def is_sound(line: bytes) -> bool:
-    """True for a line, already known to be JSON, in which no key stands twice and nothing is nested too deep."""
+    """Return whether a line of valid JSON has no duplicate key and is not nested too deeply."""
     try:
         if line.count(b"[") + line.count(b"{") > MAX_DEPTH:
             parse_object(line)
@@ -95,7 +95,7 @@ def is_sound(line: bytes) -> bool:
 
 
 def quoted(value: object) -> str:
-    """A value as it could stand in a job line, printable and cut."""
+    """Return a value as it is written in a job line, with printable characters only, and shortened."""
     text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
     cut = text[:_SHOWN_CHARS] + ("…" if len(text) > _SHOWN_CHARS else "")
     safe = "".join(char if char.isprintable() else repr(char)[1:-1] for char in cut)
@@ -112,33 +112,31 @@ def _decoded(line: bytes) -> str:
 
 
 def _pairs(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """An object, unless a key stands twice in it: JSON would silently take the last."""
+    """Return an object; raise JobError for a duplicate key, of which JSON would silently take the last value."""
     found = dict(pairs)
     if len(found) != len(pairs):
         keys = [key for key, _ in pairs]
         twice = next(key for key in keys if keys.count(key) > 1)
-        raise JobError(f"{quoted(twice)} stands twice in one object", "keep the one that you mean")
+        raise JobError(f"duplicate key {quoted(twice)}", "keep one")
     return found
 
 
 def _integer(digits: str) -> int:
     try:
         return int(digits)
-    except ValueError:  # Python's limit, 4300 digits
-        raise JobError(
-            f"the number {digits[:20]}… has {len(digits)} digits", "write one of at most 64 bits"
-        ) from None
+    except ValueError:  # Python's limit is 4300 digits
+        raise JobError(f"the number {digits[:20]}… has {len(digits)} digits", "use at most 64 bits") from None
 
 
 def _float(text: str) -> float:
     number = float(text)
     if number in (float("inf"), float("-inf")):
-        raise JobError(f"the number {text[:_SHOWN_CHARS]} is too large", "write a smaller one")
+        raise JobError(f"the number {text[:_SHOWN_CHARS]} is too large", "use a smaller number")
     return number
 
 
 def _constant(word: str) -> NoReturn:
-    raise JobError(f"{word} is no number in JSON", "write a finite one, or leave the field out")
+    raise JobError(f"{word} is not valid JSON", "use a finite number, or leave the field out")
 
 
 _PAIRS_DECODER = json.JSONDecoder(object_pairs_hook=_pairs)
@@ -148,7 +146,7 @@ _DECODER = json.JSONDecoder(
 
 
 def _too_deep() -> JobError:
-    return JobError(f"the line is nested more than {MAX_DEPTH} levels deep", "keep metadata flat")
+    return JobError(f"nested more than {MAX_DEPTH} levels deep", "keep metadata flat")
 
 
 def _check_depth(value: object) -> None:
@@ -171,13 +169,13 @@ def _check_surrogates(value: object) -> None:
         half = next((char for char in text if "\ud800" <= char <= "\udfff"), None)
         if half:
             raise JobError(
-                f"{name} holds \\u{ord(half):04x}, half a character (a lone surrogate)",
-                "write the character itself, or both halves",
+                f"{name} contains \\u{ord(half):04x}, a lone surrogate",
+                "write the character itself, or both surrogates",
             )
 
 
 def _texts(value: object, name: str) -> Iterator[tuple[str, str]]:
-    """Every string in the value, with the name of the field it belongs to."""
+    """Yield every string in the value, with the name of its field."""
     if isinstance(value, str):
         yield name, value
     elif isinstance(value, dict):
@@ -192,45 +190,45 @@ def _texts(value: object, name: str) -> Iterator[tuple[str, str]]:
 def _syntax_error(text: str, error: json.JSONDecodeError) -> JobError:
     at = error.pos
     if at >= len(text):
-        return JobError("the line ends before its object does", "write each job whole, on one line")
+        return JobError("the line ends before the object is complete", "write each job on one line")
     comma = _trailing_comma(text, at)
     if comma:
-        return JobError(f"there is a trailing comma at character {comma}", "take it away")
-    for wrong, right in _guesses(text, at, error.msg):
-        return JobError(f"{wrong} at character {at + 1}", right)
-    return JobError(f"it is not JSON at character {at + 1}: {quoted(text[at : at + 20])}", _EXAMPLE)
+        return JobError(f"trailing comma at character {comma}", "remove it")
+    for problem, hint in _common_mistakes(text, at, error.msg):
+        return JobError(f"{problem} at character {at + 1}", hint)
+    return JobError(f"invalid JSON at character {at + 1}: {quoted(text[at : at + 20])}", _EXAMPLE)
 
 
 def _trailing_comma(text: str, at: int) -> int:
-    """Where a comma stands before a closing bracket, or 0. Python 3.13 points at it, older ones behind it."""
+    """Return the position of a comma before a closing bracket, or 0. Python 3.13 reports the comma, older versions the bracket."""
     before = text[:at].rstrip()
     if before.endswith(",") and text[at] in "}]":
         return len(before)
     return at + 1 if text[at] == "," and text[at + 1 :].lstrip()[:1] in ("}", "]") else 0
 
 
-def _guesses(text: str, at: int, said: str) -> Iterator[tuple[str, str]]:
-    """What people mistype, the likeliest first."""
+def _common_mistakes(text: str, at: int, message: str) -> Iterator[tuple[str, str]]:
+    """Yield problem and hint of common mistakes, the most likely first."""
     here = text[at]
-    if said.startswith("Extra data"):
+    if message.startswith("Extra data"):
         if here == ",":
-            yield "there is a comma behind the object", "take it away: jobs are parted by new lines only"
-        yield "there is something behind the object", "write one job a line"
+            yield "unexpected comma after the object", "remove it (separate jobs with newlines)"
+        yield "unexpected text after the object", "write one job per line"
     if here in "'‘’“”`":
-        yield f"there is the quote {here}", 'use the straight double quote "'
+        yield f"unexpected quote {here}", 'use the straight double quote "'
     if here in "#/":
-        yield "there is a comment", "take it away: JSON has none"
+        yield "unexpected comment", "remove it (JSON has no comments)"
     if at == 0:
-        yield "there is no object", _EXAMPLE
+        yield "expected an object", _EXAMPLE
     word = _WORD.match(text, at)
-    if word and said.startswith(("Expecting property name", "Expecting value")):
+    if word and message.startswith(("Expecting property name", "Expecting value")):
         yield _about_word(word[0])
-    for beginning, wrong, right in _PARSER_WORDS:
-        if said.startswith(beginning):
-            yield wrong, right
+    for prefix, problem, hint in _PARSER_MESSAGES:
+        if message.startswith(prefix):
+            yield problem, hint
 
 
 def _about_word(word: str) -> tuple[str, str]:
     if word in _PYTHON_WORDS:
-        return f"{word} is not JSON", f"write {_PYTHON_WORDS[word]}"
-    return f"{quoted(word)} stands without quotes", 'put it into "…"'
+        return f"{word} is not valid JSON", f"write {_PYTHON_WORDS[word]}"
+    return f"{quoted(word)} is not quoted", 'write "…"'

@@ -1,4 +1,4 @@
-"""What a user says of job files comes in; how they are read goes out: format, columns, template, sweep."""
+"""How job files are read: format, columns, template, sweep."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from krea_batch.sources.sweep import Axis
 
 
 class Format(StrEnum):
-    """How the jobs of a file are written."""
+    """The format of a job file."""
 
     JSONL = "jsonl"
     JSON = "json"
@@ -21,20 +21,20 @@ class Format(StrEnum):
     TEXT = "text"
     PARQUET = "parquet"
     ARROW = "arrow"
-    TEXT_FILE = "page"
+    TEXT_FILE = "text file"
 
 
-CHOSEN = (Format.JSONL, Format.JSON, Format.CSV, Format.TSV, Format.TEXT, Format.PARQUET)
-"""What a user may name; the others are found in folders."""
+SELECTABLE = (Format.JSONL, Format.JSON, Format.CSV, Format.TSV, Format.TEXT, Format.PARQUET)
+"""The formats that a user may name; the others are found in folders."""
 
 
 class InputOptions(msgspec.Struct, frozen=True, kw_only=True):
     """How job files are read.
 
-    `format` None: told from the name and the first bytes. `keep_extra`: unknown fields go into the metadata.
-    `columns` says for a field of a job which column or key holds it; an empty name: none does. `comments`: lines of a
-    text that begin with # are none of its prompts. `dedupe`: a job that asks for what an earlier one asks for is left
-    out. `template` is the prompt with names in braces. `axes` are swept for every row.
+    `format`: None to detect it from the name and the first bytes. `keep_extra`: put unknown fields into the metadata.
+    `columns`: field of a job to the column or key that has it; an empty name means none. `skip_comments`: ignore lines
+    of a text that start with #. `dedupe`: drop a job whose request duplicates an earlier one. `template`: the prompt
+    with column names in braces. `axes`: sweeps that apply to every row.
     """
 
     format: Format | None = None
@@ -46,9 +46,9 @@ class InputOptions(msgspec.Struct, frozen=True, kw_only=True):
     axes: tuple[Axis, ...] = ()
 
     def fingerprint(self) -> str:
-        """The same for two readings that make the same jobs of the same bytes."""
+        """Return a text that is equal for options that make the same jobs from the same bytes."""
         return msgspec.json.encode(self, order="deterministic").decode()
 
     def names_columns(self) -> dict[str, Any]:
-        """The names of columns or keys that stand for a field by another name: column to field."""
+        """Return the columns or keys that have another name than their field: column to field."""
         return {column: field for field, column in self.columns.items() if column and column != field}
