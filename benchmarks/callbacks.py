@@ -18,7 +18,7 @@ from typing import NamedTuple
 from benchmarks.report import report_goal
 from krea_batch import Engine, Job, Webhook
 from tests.callback_gateway import CallbackGateway
-from tests.engine_fixtures import states
+from tests.engine_fixtures import ledger_states
 from tests.virtual_time_runs import run_virtual
 
 URL = "https://my.host/krea"
@@ -41,11 +41,11 @@ def measure(jobs: int, gateway: CallbackGateway, webhook: Webhook | None) -> Cal
         )
         gateway.app = engine.callbacks_app() if webhook else None
         async with engine:
-            await engine.run(Job(prompt=f"picture {index}", id=f"{index:05}") for index in range(jobs))
+            await engine.run(Job(prompt=f"image {index}", id=f"{index:05}") for index in range(jobs))
 
     with tempfile.TemporaryDirectory() as out:
         run_virtual(main(out))
-        assert set(states(Path(out)).values()) == {"succeeded"}
+        assert set(ledger_states(Path(out)).values()) == {"succeeded"}
         assert len(set(gateway.charged.values())) == len(gateway.charged) == jobs
     lags_s = gateway.lags_s
     return CallbackCost(gateway.polls_per_job, sum(lags_s) / jobs, lags_s[int(0.99 * (jobs - 1))])

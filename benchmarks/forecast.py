@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.report import report_goal
-from tests.processes import SimulatorProcess, environment, write_jobs
+from tests.processes import SimulatorProcess, clean_environment, write_jobs
 
 MAX_ERROR = 0.10
 FORECAST_CASES: dict[str, tuple[int, list[str], str, str]] = {
@@ -32,7 +32,7 @@ def run_command(*arguments: str, cwd: Path) -> dict[str, Any]:
     process = subprocess.run(
         [sys.executable, "-m", "krea_batch", *arguments],
         cwd=cwd,
-        env=environment(PIXAZO_API_KEY="none"),
+        env=clean_environment(PIXAZO_API_KEY="none"),
         capture_output=True,
         text=True,
         check=False,

@@ -89,7 +89,7 @@ async def _measure(jobs: int, latency_s: float, sigma: float, out: str) -> InFli
     async with Engine(out, gateway_client=gateway, rate=f"{RATE_LIMIT_PER_S}/s", max_in_flight=jobs) as engine:
         before_kib, lags_ms, cpu_s, started_s = resident_kib(), list[float](), time.process_time(), loop.time()
         lag_task = asyncio.create_task(measure_loop_lag(lags_ms))
-        running = asyncio.create_task(engine.run(Job(prompt=f"picture {n}", id=f"{n:06}") for n in range(jobs)))
+        running = asyncio.create_task(engine.run(Job(prompt=f"image {n}", id=f"{n:06}") for n in range(jobs)))
         while engine.stats().accepted < jobs and not running.done():
             await asyncio.sleep(CHECK_INTERVAL_S)
         memory_check_s = loop.time()

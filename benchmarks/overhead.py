@@ -53,7 +53,7 @@ def bare_loop(gateway: str, jobs: int) -> Cost:
     """The requests and nothing else."""
 
     async def run_job(session: aiohttp.ClientSession, semaphore: asyncio.Semaphore, index: int) -> None:
-        body = orjson.dumps({"prompt": f"picture {index}"})
+        body = orjson.dumps({"prompt": f"image {index}"})
         async with semaphore:
             async with session.post(gateway + wire.SUBMIT_PATH, data=body, headers=wire.SUBMIT_HEADERS) as response:
                 request_id = (await response.json())["request_id"]
@@ -86,7 +86,7 @@ def engine_run(gateway: str, jobs: int, folder: str) -> Cost:
             max_in_flight=MAX_IN_FLIGHT,
             poll_interval_s=0.01,
         ) as krea_engine:
-            await krea_engine.run(Job(prompt=f"picture {n}", id=f"{n:06}") for n in range(jobs))
+            await krea_engine.run(Job(prompt=f"image {n}", id=f"{n:06}") for n in range(jobs))
         assert krea_engine.stats().succeeded == jobs
 
     return _cost(jobs, lambda: run_event_loop(main, tempfile.mkdtemp(dir=folder)))

@@ -93,7 +93,7 @@ def measure(jobs: int) -> ScaleCost:
     async def main(out: str) -> None:
         rate = f"{SCALE_RATE_PER_S}/s"
         async with Engine(out, gateway_client=gateway, rate=rate, max_in_flight=100_000, random=Random(1)) as engine:
-            await engine.run(Job(prompt=f"picture {n}", id=f"{n:06}") for n in range(jobs))
+            await engine.run(Job(prompt=f"image {n}", id=f"{n:06}") for n in range(jobs))
 
     with tempfile.TemporaryDirectory(dir=SHARED_MEMORY if SHARED_MEMORY.is_dir() else None) as out:
         tune_gc()  # as the command does

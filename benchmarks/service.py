@@ -79,7 +79,7 @@ def serve(out: str, gateway: str) -> None:
 
     @app.post("/pictures/{count}")
     async def images(count: int) -> int:
-        outcomes = await asyncio.gather(*(engine.generate(Job(prompt=f"picture {n}")) for n in range(count)))
+        outcomes = await asyncio.gather(*(engine.generate(Job(prompt=f"image {n}")) for n in range(count)))
         return sum(outcome.succeeded for outcome in outcomes)
 
     @app.get("/lag")

@@ -115,7 +115,7 @@ def measure(case: LimitCase, jobs: int, parent_dir: str) -> ThroughputResult:
     """Run a case in a new folder, which is not deleted before all is measured: see benchmarks.overhead."""
     folder = tempfile.mkdtemp(dir=parent_dir)
     with run_simulator(case) as urls:
-        lines = (json.dumps({"prompt": f"picture {n}"}) + "\n" for n in range(jobs))
+        lines = (json.dumps({"prompt": f"image {n}"}) + "\n" for n in range(jobs))
         (Path(folder) / "jobs.jsonl").write_text("".join(lines))
         options = ["--out", "out", "--gateway", urls["gateway_url"], "--rate", case.rate, "--poll-interval", "0.5"]
         process = subprocess.Popen(

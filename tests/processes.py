@@ -84,8 +84,8 @@ def start_command(*arguments: str | Path, cwd: Path, key: str = "test-key") -> s
 
 
 def write_jobs(path: Path, count: int, **fields: Any) -> Path:
-    """A job file of `count` jobs whose prompts are `picture 0`, `picture 1`, …"""
-    lines = [json.dumps({"prompt": f"picture {n}", **fields}) for n in range(count)]
+    """A job file of `count` jobs whose prompts are `image 0`, `image 1`, …"""
+    lines = [json.dumps({"prompt": f"image {n}", **fields}) for n in range(count)]
     path.write_text("\n".join(lines) + "\n")
     return path
 

@@ -38,10 +38,10 @@ def test_list_shows_each_and_changes_nothing(gateway: SimulatorProcess, tmp_path
     assert shown.stdout == run_command("resolve", "out", cwd=tmp_path).stdout
     for n in range(6):
         assert f"{n + 1:05d}  submitted 20" in shown.stdout
-        assert f"picture {n}\n" in shown.stdout
+        assert f"image {n}\n" in shown.stdout
     assert "--adopt" in shown.stdout
     as_json = json.loads(run_command("resolve", "out", "--json", cwd=tmp_path).stdout)
-    assert [job["request"]["prompt"] for job in as_json["ambiguous"]] == [f"picture {n}" for n in range(6)]
+    assert [job["request"]["prompt"] for job in as_json["ambiguous"]] == [f"image {n}" for n in range(6)]
     again = run_command(*RESOLVE_RUN_COMMAND, "--gateway", gateway.gateway, cwd=tmp_path)
     assert again.returncode == 1
     assert gateway.admin_request("/totals")["charged"] == 6
@@ -52,7 +52,7 @@ def test_every_decision_about_ambiguous_jobs(gateway: SimulatorProcess, tmp_path
     """Adopted jobs are fetched without a charge, abandoned ones end, resubmitted ones are paid once more."""
     posts = gateway.admin_request("/ledger")["posts"]
     by_prompt = {post["body"]["prompt"]: post["request_id"] for post in posts}
-    adopt = [f"--adopt={n + 1:05d}={by_prompt[f'picture {n}']}" for n in (0, 1)]
+    adopt = [f"--adopt={n + 1:05d}={by_prompt[f'image {n}']}" for n in (0, 1)]
     adopted = run_command("resolve", "out", *adopt, cwd=tmp_path)
     assert adopted.stdout.startswith("2 adopted, 4 still ambiguous"), adopted.stderr
     abandoned = run_command("resolve", "out", "--abandon", "00003", "00004", cwd=tmp_path)
@@ -67,7 +67,7 @@ def test_every_decision_about_ambiguous_jobs(gateway: SimulatorProcess, tmp_path
     assert "charges: 4 paid, 0 free (ERROR), 4 unknown (ambiguous)" in done.stdout
     ends = ["succeeded", "succeeded", "cancelled", "cancelled", "succeeded", "succeeded"]
     assert [status for _, status in sorted(statuses_by_id(tmp_path).items())] == ends
-    assert {row["id"]: row["request_id"] for row in result_rows(tmp_path / "out")}["00001"] == by_prompt["picture 0"]
+    assert {row["id"]: row["request_id"] for row in result_rows(tmp_path / "out")}["00001"] == by_prompt["image 0"]
     assert gateway.admin_request("/totals")["charged"] == 8
 
 

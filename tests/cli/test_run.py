@@ -172,7 +172,7 @@ class TestStops:
         """The same command ends the run, with one charge a job."""
         done = run_command(*self.arguments(gateway, "--rate", "500/s"), cwd=tmp_path)
         assert done.returncode == 0, done.stderr + done.stdout
-        assert_all_stored(tmp_path / "out", {f"{n + 1:05d}": f"picture {n}" for n in range(count)})
+        assert_all_stored(tmp_path / "out", {f"{n + 1:05d}": f"image {n}" for n in range(count)})
         assert gateway.admin_request("/totals")["charged"] == count
 
     @pytest.mark.parametrize("wanted", [signal.SIGINT, signal.SIGTERM])
@@ -250,7 +250,7 @@ class TestStops:
         process.communicate(timeout=PROCESS_TIMEOUT_S)
         done = run_command(*arguments, "--time-scale", "100", cwd=tmp_path, key="")
         assert done.returncode == 0, done.stderr
-        assert_all_stored(tmp_path / "out", {f"{n + 1:05d}": f"picture {n}" for n in range(6)})
+        assert_all_stored(tmp_path / "out", {f"{n + 1:05d}": f"image {n}" for n in range(6)})
 
 
 def job_state_counts(out: Path) -> dict[str, int]:
@@ -333,7 +333,7 @@ class TestRefusals:
         arguments = ("run", "jobs.jsonl", "--out", "out", "--gateway", gateway.gateway, *RUN_OPTIONS)
         assert run_command(*arguments, cwd=tmp_path).returncode == 0
         (tmp_path / "jobs.jsonl").write_text(
-            '{"prompt": "picture 0"}\n{"prompt": "other"}\n{"prompt": "picture 2"}\n'
+            '{"prompt": "image 0"}\n{"prompt": "other"}\n{"prompt": "image 2"}\n'
         )
         done = run_command(*arguments, cwd=tmp_path)
         assert done.returncode == 2

@@ -28,7 +28,7 @@ async def run_with_callbacks(out: Path, gateway: CallbackGateway, count: int, **
     engine = Engine(out, gateway_client=gateway, random=Random(0), **engine_options)
     gateway.app = engine.callbacks_app() if engine_options["webhook"] else None
     async with engine:
-        await engine.run([Job(prompt=f"picture {n}", id=f"job-{n}") for n in range(count)])
+        await engine.run([Job(prompt=f"image {n}", id=f"job-{n}") for n in range(count)])
     assert set(ledger_states(out).values()) == {"succeeded"}
     assert len(gateway.charged) == count
     return engine

@@ -42,7 +42,7 @@ def open_engine(out: Path, client: ScriptedGateway, **options: Any) -> Engine:
 
 
 def numbered_job(n: int | str) -> Job:
-    return Job(prompt=f"picture {n}", id=f"job-{n}")
+    return Job(prompt=f"image {n}", id=f"job-{n}")
 
 
 class TestHandles:
@@ -70,7 +70,7 @@ class TestHandles:
     def test_events_of_a_job(self, tmp_path: Path) -> None:
         """Iterating over a handle tells all that happens to its job and to no other, until its end, each reader."""
         gateway = ScriptedGateway()
-        gateway.poll_script["picture 1"] = [PollFailed("HTTP 500", 500), Finished]
+        gateway.poll_script["image 1"] = [PollFailed("HTTP 500", 500), Finished]
 
         async def read(handle: Any) -> list[Event]:
             return [event async for event in handle]
@@ -273,7 +273,7 @@ class TestEnqueue:
     def test_a_stopped_run_takes_none(self, tmp_path: Path) -> None:
         """Once the account is empty, enqueue says so at once, and so do those who wait."""
         gateway = ScriptedGateway()
-        gateway.submit_script["picture 1"] = [PAYMENT_REQUIRED]
+        gateway.submit_script["image 1"] = [PAYMENT_REQUIRED]
 
         async def main() -> None:
             async with open_engine(tmp_path, gateway, rate="1/s") as engine:
@@ -316,7 +316,7 @@ class TestStream:
     def test_ordered(self, tmp_path: Path) -> None:
         """An ordered stream gives outcomes in the order of its jobs, whichever end first."""
         gateway = ScriptedGateway()
-        gateway.poll_script["picture 0"] = [*[PollFailed("HTTP 500", 500)] * 4, Finished]
+        gateway.poll_script["image 0"] = [*[PollFailed("HTTP 500", 500)] * 4, Finished]
 
         async def main(*, ordered: bool, prefix: int) -> list[str]:
             async def some() -> AsyncIterator[Job]:
@@ -327,12 +327,12 @@ class TestStream:
                 return [outcome.id async for outcome in engine.stream(some(), ordered=ordered)]
 
         assert run_virtual(main(ordered=True, prefix=0)) == [f"job-{n}" for n in range(8)]
-        gateway.poll_script["picture 100"] = [*[PollFailed("HTTP 500", 500)] * 4, Finished]
+        gateway.poll_script["image 100"] = [*[PollFailed("HTTP 500", 500)] * 4, Finished]
         unordered = run_virtual(main(ordered=False, prefix=100))
         assert sorted(unordered) == sorted(f"job-{n}" for n in range(100, 108))
         assert unordered[0] != "job-100"
 
-    @pytest.mark.parametrize("end", ["stop", "stop_now", "aclose", "detach"])
+    @pytest.mark.parametrize("end", ["stop", "abort", "aclose", "detach"])
     def test_a_source_that_is_idle(self, tmp_path: Path, end: str) -> None:
         """Who waits for a source that is silent is told of the engine's end, after all that was on its way."""
 
@@ -363,7 +363,7 @@ class TestStream:
             return found
 
         found = run_virtual(main())
-        assert found == ([] if end in ("stop_now", "detach") else ["job-0", "job-1", "job-2"])
+        assert found == ([] if end in ("abort", "detach") else ["job-0", "job-1", "job-2"])
 
 
 class TestTenants:
@@ -447,7 +447,7 @@ class TestSharedRateLimiter:
     def test_a_429_to_one_engine_pauses_all(self, tmp_path: Path) -> None:
         """A 429 to one engine holds the submits of the other."""
         one, other = ScriptedGateway(), ScriptedGateway()
-        one.submit_script["picture 0"] = [Refused(Refusal.RATE_LIMITED, 429, "slow down", 20.0), ACCEPT]
+        one.submit_script["image 0"] = [Refused(Refusal.RATE_LIMITED, 429, "slow down", 20.0), ACCEPT]
 
         async def main() -> None:
             limiter = RateLimiter("10/s")
@@ -485,7 +485,7 @@ class TestSharedRateLimiter:
 def test_an_ambiguous_end_is_an_end(tmp_path: Path) -> None:
     """submit of a job of which nobody knows what became returns a handle that says so."""
     gateway = ScriptedGateway()
-    gateway.submit_script["picture 1"] = [Ambiguous("cut")]
+    gateway.submit_script["image 1"] = [Ambiguous("cut")]
 
     async def main() -> None:
         async with open_engine(tmp_path, gateway) as engine:

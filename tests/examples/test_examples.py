@@ -173,7 +173,7 @@ class TestService:
 
         async def submit_all() -> None:
             async with aiohttp.ClientSession(service.url) as web:
-                ids.extend(await asyncio.gather(*(create_image(web, prompt=f"picture {n}") for n in range(400))))
+                ids.extend(await asyncio.gather(*(create_image(web, prompt=f"image {n}") for n in range(400))))
                 while True:
                     async with web.get("/healthz") as answer:
                         if (await answer.json())["accepted"] >= 300:
@@ -218,7 +218,7 @@ class TestWorker:
     def test_queued_messages_become_images(self, simulate: StartSimulator, tmp_path: Path) -> None:
         """Each message gets its picture written back, one that comes meanwhile, too; a bad one is told."""
         simulated = simulate(*EXAMPLE_LATENCY_OPTIONS)
-        self.put_prompts(tmp_path / "queue.db", *(f"picture {n}" for n in range(30)), " ")
+        self.put_prompts(tmp_path / "queue.db", *(f"image {n}" for n in range(30)), " ")
         worker = self.start(tmp_path, simulated.gateway)
         self.put_prompts(tmp_path / "queue.db", "a late one")
         self.wait(tmp_path, lambda done: done == 32)
@@ -234,7 +234,7 @@ class TestWorker:
     def test_stopped_with_jobs_in_flight(self, simulate: StartSimulator, tmp_path: Path, end: signal.Signals) -> None:
         """However a worker ends, the next one brings home what is open; no message is paid for twice."""
         simulated = simulate("--tiny", "--latency", "uniform:2,4")
-        self.put_prompts(tmp_path / "queue.db", *(f"picture {n}" for n in range(200)))
+        self.put_prompts(tmp_path / "queue.db", *(f"image {n}" for n in range(200)))
         worker = self.start(tmp_path, simulated.gateway)
         self.wait(tmp_path, lambda done: done >= 20)
         worker.send_signal(end)

@@ -584,7 +584,7 @@ def test_axe_finds_nothing_serious(scheme: str, mixed_url: str, open_page: OpenP
 @pytest.fixture(scope="module")
 def large_run_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """Where a run of 5,000 pictures is shown."""
-    jobs = [SeedJob(id=f"job-{n:05}", prompt=f"picture {n}", fields={"seed": n % 7}) for n in range(1, 5001)]
+    jobs = [SeedJob(id=f"job-{n:05}", prompt=f"image {n}", fields={"seed": n % 7}) for n in range(1, 5001)]
     running_view = RunningView(make_run(tmp_path_factory.mktemp("large") / "run", *jobs))
     yield running_view.url
     assert running_view.close() == (0, "")

@@ -433,7 +433,7 @@ class TestBounds:
 
 class TestCancelling:
     @pytest.mark.parametrize("after_ms", range(0, 1700, 100))
-    @pytest.mark.parametrize("what", ["caller", "stop", "stop_now", "leave"])
+    @pytest.mark.parametrize("what", ["caller", "stop", "abort", "leave"])
     def test_no_post_is_ever_unrecorded(self, tmp_path: Path, what: str, after_ms: int) -> None:
         """Whatever is cancelled at whatever moment: each POST that left is on record, with what it came to."""
         gateway = ScriptedGateway()

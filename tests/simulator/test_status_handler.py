@@ -204,7 +204,7 @@ def test_accepted_is_charged_and_refunded_together() -> None:
 
     async def ask(client: SimulatorClient) -> None:
         for n in range(40):
-            await client.post({"prompt": f"picture {n}"})
+            await client.post({"prompt": f"image {n}"})
         for _ in range(40):
             client.clock.at += 1
             accepted, charged, refunded = charge_totals(client)
