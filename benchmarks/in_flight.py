@@ -71,7 +71,7 @@ class StatelessGateway:
             return Waiting("PROCESSING")
         return Finished((f"https://cdn.example/{request_id}.png",), "image/png")
 
-    async def fetch(self, url: str, *, offset: int = 0, etag: str | None = None) -> ScriptedDownload:
+    async def download(self, url: str, *, offset: int = 0, etag: str | None = None) -> ScriptedDownload:
         await asyncio.sleep(RESPONSE_LATENCY_S)
         return ScriptedDownload([IMAGE])
 

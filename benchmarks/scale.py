@@ -30,7 +30,7 @@ from benchmarks.report import report_goal
 from krea_batch import Engine, Job
 from krea_batch.engine.event_loop import tune_gc
 from krea_batch.rules.verdicts import Finished, PollVerdict, PostVerdict, Waiting
-from krea_batch.testing.scripted_gateway import ScriptedGateway, ScriptedDownload, make_png
+from krea_batch.testing.scripted_gateway import ScriptedDownload, ScriptedGateway, make_png
 from tests.virtual_time_runs import run_virtual
 
 LATENCY_S = 20.0
@@ -72,7 +72,7 @@ class FixedLatencyGateway(ScriptedGateway):
             return Waiting("PROCESSING")
         return Finished((f"https://cdn.example/{request_id}/1.png",), "image/png", LATENCY_S)
 
-    async def fetch(self, url: str, *, offset: int = 0, etag: str | None = None) -> ScriptedDownload:
+    async def download(self, url: str, *, offset: int = 0, etag: str | None = None) -> ScriptedDownload:
         self.downloads.append((url, offset))
         return ScriptedDownload([SCALE_IMAGE])
 

@@ -51,8 +51,8 @@ class RecordingGateway:
             self._recorder.record_finished(request_id, verdict.took_s)
         return verdict
 
-    async def fetch(self, url: str, *, offset: int = 0, etag: str | None = None) -> ImageBody:
-        return await self._gateway.fetch(url, offset=offset, etag=etag)
+    async def download(self, url: str, *, offset: int = 0, etag: str | None = None) -> ImageBody:
+        return await self._gateway.download(url, offset=offset, etag=etag)
 
 
 async def run_engine(case: Case, recorder: Recorder) -> None:

@@ -202,10 +202,10 @@ class Engine:
 
     def callbacks_handler(self) -> Handler:
         """The same as a handler of aiohttp, for POSTs to every path under that URL."""
-        from krea_batch.gateway.callback_server import handler_of  # aiohttp: only where it is needed
+        from krea_batch.gateway.callback_server import request_handler  # aiohttp: only where it is needed
 
         self._check_webhook()
-        return handler_of(self._callback_endpoint)
+        return request_handler(self._callback_endpoint)
 
     def _check_webhook(self) -> None:
         if self.settings.webhook is None:
@@ -354,33 +354,35 @@ class Engine:
         secret = await self._run.record(LedgerStore.callback_secret, os.urandom(SECRET_BYTES))
         callbacks = CallbackRouter(secret, self._callback_handler.on_callback)
         if webhook.listen:
-            from krea_batch.gateway.callback_server import CallbackListener  # aiohttp: only where it is needed
+            from krea_batch.gateway.callback_server import CallbackServer  # aiohttp: only where it is needed
 
-            listener = await stack.enter_async_context(CallbackListener(webhook, self._callback_endpoint))
+            listener = await stack.enter_async_context(CallbackServer(webhook, self._callback_endpoint))
             host = webhook.listen_address[0]
             callbacks.base_url = f"http://{f'[{host}]' if ':' in host else host}:{listener.port}"
         callbacks.base_url = webhook.url.rstrip("/") or callbacks.base_url
         self._run.callbacks = callbacks
-        self._callback_endpoint.callbacks = callbacks
+        self._callback_endpoint.router = callbacks
 
     def _build_pipeline(self) -> None:
-        self._downloader = Downloader(self._run, ended=self._on_ended, left=self._on_deferred, sink=self._sink)
+        self._downloader = Downloader(
+            self._run, on_ended=self._on_ended, on_deferred=self._on_deferred, sink=self._sink
+        )
         self._scheduler = PollScheduler(
             self._run,
-            finished=self._downloader.put,
-            again=self._on_errored,
-            ended=self._on_ended,
-            left=self._on_deferred,
+            on_finished=self._downloader.put,
+            on_errored=self._on_errored,
+            on_ended=self._on_ended,
+            on_deferred=self._on_deferred,
         )
         self._callback_handler = CallbackHandler(
-            self._run, hasten=self._scheduler.on_callback, adopted=self._scheduler.put
+            self._run, expedite=self._scheduler.on_callback, on_adopted=self._scheduler.put
         )
         self._submitter = Submitter(
             self._run,
-            accepted=self._on_accepted,
-            ended=self._on_ended,
-            left=self._on_deferred,
-            called=self._callback_handler.on_callback,
+            on_accepted=self._on_accepted,
+            on_ended=self._on_ended,
+            on_deferred=self._on_deferred,
+            on_callback=self._callback_handler.on_callback,
         )
         self._admission = AdmissionQueue(
             self._run,
@@ -406,7 +408,7 @@ class Engine:
         )
         has_succeeded = await record(LedgerStore.has_succeeded)
         self._failure_guard = IdenticalFailureGuard(settings.max_identical_failures, has_succeeded=has_succeeded)
-        self._scheduler.learn(await record(LedgerStore.latencies, LATENCY_HISTORY))
+        self._scheduler.add_past_latencies(await record(LedgerStore.latencies, LATENCY_HISTORY))
         if settings.max_charges is not None:  # to count them takes half a second of a million jobs
             charges = await record(LedgerStore.charges)
             self._submitter.set_prior_charges(charges.charged + charges.unknown)
@@ -437,7 +439,7 @@ class Engine:
             self._ready.set()
             await self._closing.wait()
             await _first_of(self._wait_idle(), self._aborting.wait())
-            self._callback_endpoint.callbacks = None
+            self._callback_endpoint.router = None
             stages.cancel_scope.cancel()
 
     async def _wait_idle(self) -> None:
@@ -456,7 +458,7 @@ class Engine:
 
     async def _resume(self, job: OpenJob) -> None:
         flight = InFlightJob.from_ledger(job)
-        self._run.in_flight_fingerprints[job.id] = b""  # the ledger has its fingerprint
+        self._run.in_flight_fingerprints[job.job_id] = b""  # the ledger has its fingerprint
         self._run.emit_resumed(flight, job.state)
         if job.state is State.PENDING:
             flight.body, flight.fingerprint, flight.metadata = await self._run.record(
@@ -470,11 +472,11 @@ class Engine:
                 flight.finished = job.media
                 self._downloader.put(flight)
             case _:
-                self._scheduler.take_over(flight)
+                self._scheduler.resume(flight)
 
     async def _finalize(self, run_number: int) -> None:
         """The last that is done with an open ledger: note the end, write the results anew."""
-        if self._run.ledger.broken:
+        if self._run.ledger.failure:
             return
         with anyio.CancelScope(shield=True):
             is_the_same = self._results.identity() == self._stable_prefix.identity
@@ -500,27 +502,27 @@ class Engine:
     # ---- what the stages hand on -------------------------------------------------------------------------
 
     def _on_accepted(self, flight: InFlightJob, progress: Progress) -> None:
-        self._failure_guard.accepted()
-        self._waiters.accepted(flight)
+        self._failure_guard.record_accepted()
+        self._waiters.on_accepted(flight)
         self._scheduler.put(flight, progress)
 
     def _on_errored(self, flight: InFlightJob, wait_s: float) -> None:
-        self._submitter.refunded()
+        self._submitter.record_refund()
         self._submitter.enqueue(flight, wait_s)
 
     def _on_ended(self, flight: InFlightJob, outcome: Outcome) -> None:
         self._run.in_flight_limit.release()
         self._run.stats.ended_by_state[outcome.status] += 1
         if outcome.status is State.ERRORED:
-            self._submitter.refunded()
+            self._submitter.record_refund()
         if outcome.status is State.AMBIGUOUS:
             self._callback_handler.expect(flight.job_no, self._scheduler.callback_wait_s(flight))
-        if why := self._failure_guard.ended(outcome):
+        if why := self._failure_guard.record_ended(outcome):
             self._run.stop(RunStopped(why, "see what is wrong, then run the same command again"))
         self._run.emit(JobEnded(outcome))
         self._results.append(outcome)
         self._run.in_flight_fingerprints.pop(flight.id, None)
-        self._waiters.ended(outcome)
+        self._waiters.on_ended(outcome)
 
     def _on_deferred(self, flight: InFlightJob) -> None:
         self._run.in_flight_limit.release()
@@ -550,14 +552,12 @@ class Engine:
         job = validate_job(job)
         if not job.id:
             job = msgspec.structs.replace(job, id=uuid.uuid4().hex)
-        watch = await self._run_shielded(
-            self._waiters.register(build_in_flight_job(job, tenant), on_record=on_record)
-        )
+        watch = await self._run_shielded(self._waiters.register(build_in_flight_job(job, tenant), durable=on_record))
         return Handle(job.id, watch), watch
 
     def _on_admitted(self, flight: InFlightJob) -> None:
         """Take a flight whose turn has come, with its slot."""
-        self._waiters.boarded(flight)
+        self._waiters.on_admitted(flight)
         self._submitter.enqueue(flight)
 
     def _on_admission_deferred(self, flight: InFlightJob) -> None:

@@ -14,8 +14,8 @@ MAX_UNREAD_EVENTS = 10_000  # chosen: events, some megabytes; who reads no faste
 class EventStream:
     """Events for one reader, in order, until `end`. Who is too slow is told how many he has missed."""
 
-    def __init__(self, most: int = MAX_UNREAD_EVENTS) -> None:
-        self._most = most
+    def __init__(self, max_unread: int = MAX_UNREAD_EVENTS) -> None:
+        self._most = max_unread
         self._unread: deque[Event] = deque()
         self._missed = 0
         self._over = False

@@ -21,37 +21,37 @@ class Handle:
     engine stops before the job's end; the next engine on the folder goes on with it, and its `get` finds it.
     """
 
-    def __init__(self, job_id: str, watch: JobWaiter) -> None:
+    def __init__(self, job_id: str, waiter: JobWaiter) -> None:
         self.id = job_id
-        self._watch = watch
+        self._waiter = waiter
 
     @property
     def request_id(self) -> str | None:
         """The gateway's name for the job; None before the acceptance, and for a job that ended without one."""
-        return self._watch.request_id
+        return self._waiter.request_id
 
     @property
     def status(self) -> State:
         """Where the job stands now."""
-        return self._watch.state
+        return self._waiter.state
 
     @property
     def outcome(self) -> Outcome | None:
         """What became of the job; None before its end, and where the engine stopped before it."""
-        future = self._watch.outcome
+        future = self._waiter.outcome
         return future.result() if future.done() and future.exception() is None else None
 
     def __await__(self) -> Generator[Any, None, Outcome]:
-        return asyncio.shield(self._watch.outcome).__await__()
+        return asyncio.shield(self._waiter.outcome).__await__()
 
     async def __aiter__(self) -> AsyncIterator[Event]:
-        reader = self._watch.reader()
+        reader = self._waiter.open_stream()
         try:
             async for event in reader:
                 yield event
         finally:
-            self._watch.forget(reader)
-        await self._watch.outcome
+            self._waiter.close_stream(reader)
+        await self._waiter.outcome
 
     def __repr__(self) -> str:
         return f"Handle(id={self.id!r}, status={self.status.value!r}, request_id={self.request_id!r})"

@@ -9,7 +9,7 @@ import anyio
 
 from krea_batch.jobs import Job, Outcome
 
-Enter = Callable[[Job], Awaitable[asyncio.Future[Outcome]]]
+StartJob = Callable[[Job], Awaitable[asyncio.Future[Outcome]]]
 
 
 class OutcomeStream:
@@ -18,7 +18,7 @@ class OutcomeStream:
     At most `most` outcomes are on their way or wait to be taken; the source is read no further.
     """
 
-    def __init__(self, enter: Enter, max_pending: int, *, ordered: bool) -> None:
+    def __init__(self, enter: StartJob, max_pending: int, *, ordered: bool) -> None:
         self._enter = enter
         self._ordered = ordered
         self._window = anyio.Semaphore(max_pending)

@@ -30,7 +30,7 @@ class WaiterRegistry:
 
     # ---- a caller asks -----------------------------------------------------------------------------------
 
-    async def register(self, flight: InFlightJob, *, on_record: bool) -> JobWaiter:
+    async def register(self, flight: InFlightJob, *, durable: bool) -> JobWaiter:
         """Put a new job on its way, or find the one of its id. With `on_record`, it is durable before its turn.
 
         Raises JobError where the id is another job's, and RunStopped.
@@ -43,11 +43,11 @@ class WaiterRegistry:
         else:
             self._run.in_flight_fingerprints[flight.id] = flight.fingerprint
             watch = self._watch(flight.id)
-            if on_record:
+            if durable:
                 await self._put_on_record(flight)
             self._admit(flight)
             return watch
-        if on_record:  # whoever brought it first may not have got so far
+        if durable:  # whoever brought it first may not have got so far
             await self._put_on_record(flight)
         return await self._find(flight.id)
 
@@ -59,17 +59,17 @@ class WaiterRegistry:
 
     # ---- something happens to a job ----------------------------------------------------------------------
 
-    def boarded(self, flight: InFlightJob) -> None:
+    def on_admitted(self, flight: InFlightJob) -> None:
         """Its turn has come."""
         if watch := self._waiters.get(flight.id):
             watch.mark_admitted()
 
-    def accepted(self, flight: InFlightJob) -> None:
+    def on_accepted(self, flight: InFlightJob) -> None:
         """Its request_id is on record."""
         if watch := self._waiters.get(flight.id):
             watch.accept(flight.request_id)
 
-    def ended(self, outcome: Outcome) -> None:
+    def on_ended(self, outcome: Outcome) -> None:
         """Its end is on record."""
         if watch := self._unwatch(outcome.id):
             watch.end(outcome)
@@ -116,16 +116,16 @@ class WaiterRegistry:
 
     def _watch(self, job_id: str) -> JobWaiter:
         if not self._waiters:
-            self._run.add_listener(self._hear)
+            self._run.add_listener(self._on_event)
         return self._waiters.setdefault(job_id, JobWaiter())
 
     def _unwatch(self, job_id: str) -> JobWaiter | None:
         watch = self._waiters.pop(job_id, None)
         if watch and not self._waiters:
-            self._run.remove_listener(self._hear)
+            self._run.remove_listener(self._on_event)
         return watch
 
-    def _hear(self, event: Event) -> None:
+    def _on_event(self, event: Event) -> None:
         if isinstance(event, (StateChanged, RetryScheduled)) and (watch := self._waiters.get(event.job_id)):
             watch.on_event(event)
 
@@ -144,14 +144,14 @@ class JobWaiter:
         self.admitted: asyncio.Future[None] = loop.create_future()
         self.accepted: asyncio.Future[None] = loop.create_future()
         self.outcome: asyncio.Future[Outcome] = loop.create_future()
-        self._readers: list[EventStream] = []
+        self._streams: list[EventStream] = []
 
     def on_event(self, event: StateChanged | RetryScheduled) -> None:
         """Something happened to the job."""
         if isinstance(event, StateChanged):
             self.state = event.new
             self.request_id = event.request_id or self.request_id
-        for reader in self._readers:
+        for reader in self._streams:
             reader.push(event)
 
     def mark_admitted(self) -> None:
@@ -188,24 +188,24 @@ class JobWaiter:
                 future.exception()  # nobody has to wait for it
         self._tell_readers(lambda reader: None)
 
-    def reader(self) -> EventStream:
+    def open_stream(self) -> EventStream:
         """A reader of what happens from now on; of a job that has ended, the end."""
         reader = EventStream()
         if not self.outcome.done():
-            self._readers.append(reader)
+            self._streams.append(reader)
         else:
             if self.outcome.exception() is None:
                 reader.push(JobEnded(self.outcome.result()))
             reader.close()
         return reader
 
-    def forget(self, reader: EventStream) -> None:
+    def close_stream(self, reader: EventStream) -> None:
         """Nobody reads there any more."""
-        if reader in self._readers:
-            self._readers.remove(reader)
+        if reader in self._streams:
+            self._streams.remove(reader)
 
     def _tell_readers(self, last: Callable[[EventStream], None]) -> None:
-        readers, self._readers = self._readers, []
+        readers, self._streams = self._streams, []
         for reader in readers:
             last(reader)
             reader.close()

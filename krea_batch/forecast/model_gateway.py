@@ -79,7 +79,7 @@ class ModelGateway:
             return Waiting("PROCESSING")
         return Finished((f"https://cdn.invalid/{request_id}.png",), "image/png", took_s=took_s)
 
-    async def fetch(self, url: str, *, offset: int = 0, etag: str | None = None) -> OnePixelImage:
+    async def download(self, url: str, *, offset: int = 0, etag: str | None = None) -> OnePixelImage:
         await asyncio.sleep(DOWNLOAD_LATENCY_S)
         return OnePixelImage()
 

@@ -8,31 +8,31 @@ from typing import Self
 from aiohttp import web
 
 from krea_batch.errors import SettingsError
-from krea_batch.gateway.callbacks import MOST_BYTES, CallbackEndpoint
+from krea_batch.gateway.callbacks import MAX_CALLBACK_BYTES, CallbackEndpoint
 from krea_batch.settings import Webhook
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 
-def handler_of(door: CallbackEndpoint) -> Handler:
+def request_handler(endpoint: CallbackEndpoint) -> Handler:
     """A handler for every method and path under the door's address."""
 
     async def handle(request: web.Request) -> web.StreamResponse:
-        return web.Response(status=door.receive(request.method, request.path, await _body_of(request)))
+        return web.Response(status=endpoint.receive(request.method, request.path, await _body_of(request)))
 
     return handle
 
 
-class CallbackListener:
+class CallbackServer:
     """A server of its own for callbacks. An async context manager; `port` is known inside of it."""
 
-    def __init__(self, webhook: Webhook, door: CallbackEndpoint) -> None:
+    def __init__(self, webhook: Webhook, endpoint: CallbackEndpoint) -> None:
         self._host, self._port = webhook.listen_address
-        self._door = door
+        self._endpoint = endpoint
 
     async def __aenter__(self) -> Self:
         app = web.Application()
-        app.router.add_route("*", "/{path:.*}", handler_of(self._door))
+        app.router.add_route("*", "/{path:.*}", request_handler(self._endpoint))
         self._runner = web.AppRunner(app, access_log=None, handle_signals=False)
         await self._runner.setup()
         try:
@@ -53,6 +53,6 @@ async def _body_of(request: web.Request) -> bytes | None:
     body = bytearray()
     async for chunk in request.content.iter_any():
         body += chunk
-        if len(body) > MOST_BYTES:
+        if len(body) > MAX_CALLBACK_BYTES:
             return None
     return bytes(body)

@@ -13,10 +13,10 @@ from typing import Any
 
 from krea_batch.gateway import wire
 
-MOST_BYTES = 64 << 10  # chosen: a status answer is some hundred bytes
+MAX_CALLBACK_BYTES = 64 << 10  # chosen: a status answer is some hundred bytes
 SECRET_BYTES = 32
 _TOKEN_CHARS = 32  # 128 bits
-_MOST_DIGITS = 18
+_MAX_DIGITS = 18
 
 OK, UNKNOWN, NOT_POST, TOO_LARGE, UNAVAILABLE = 204, 404, 405, 413, 503
 
@@ -33,41 +33,41 @@ class CallbackRouter:
     makes the addresses; who does not know it cannot tell an address of ours from any other.
     """
 
-    def __init__(self, secret: bytes, hear: OnCallback) -> None:
+    def __init__(self, secret: bytes, on_callback: OnCallback) -> None:
         self._secret = secret
         self._run_token = self._token(b"run")
-        self._hear = hear
+        self._on_callback = on_callback
         self.base_url = ""
 
-    def address_of(self, n: int) -> str:
+    def url_of(self, job_no: int) -> str:
         """Where to call for the job of this number."""
-        return f"{self.base_url}/{self._run_token}/{n}/{self._token(b'job %d' % n)}"
+        return f"{self.base_url}/{self._run_token}/{job_no}/{self._token(b'job %d' % job_no)}"
 
     def receive(self, path: str, body: bytes) -> int:
         """Take a call. Returns the HTTP status of its answer."""
-        n = self._read(path)
-        if n is None:
+        job_no = self._parse_path(path)
+        if job_no is None:
             return UNKNOWN
-        self._hear(n, wire.read_callback(body))
+        self._on_callback(job_no, wire.read_callback(body))
         return OK
 
-    def _token(self, of_what: bytes) -> str:
-        return hmac.new(self._secret, of_what, hashlib.sha256).hexdigest()[:_TOKEN_CHARS]
+    def _token(self, label: bytes) -> str:
+        return hmac.new(self._secret, label, hashlib.sha256).hexdigest()[:_TOKEN_CHARS]
 
-    def _read(self, path: str) -> int | None:
+    def _parse_path(self, path: str) -> int | None:
         """The number of the job whose address ends so. Takes as long for a wrong one, however wrong it is."""
-        run, number, token = ["", "", "", *path.split("/")][-3:]
-        n = int(number) if number.isascii() and number.isdigit() and len(number) <= _MOST_DIGITS else 0
-        is_run = hmac.compare_digest(run.encode(), self._run_token.encode())
-        is_job = hmac.compare_digest(token.encode(), self._token(b"job %d" % n).encode())
-        return n if is_run and is_job and n > 0 else None
+        run_token, number, token = ["", "", "", *path.split("/")][-3:]
+        job_no = int(number) if number.isascii() and number.isdigit() and len(number) <= _MAX_DIGITS else 0
+        run_matches = hmac.compare_digest(run_token.encode(), self._run_token.encode())
+        job_matches = hmac.compare_digest(token.encode(), self._token(b"job %d" % job_no).encode())
+        return job_no if run_matches and job_matches and job_no > 0 else None
 
 
 class CallbackEndpoint:
     """The way in for callbacks, for as long as an engine lives: closed (503) before it has started, and after."""
 
     def __init__(self) -> None:
-        self.callbacks: CallbackRouter | None = None
+        self.router: CallbackRouter | None = None
 
     def receive(self, method: str, path: str, body: bytes | None) -> int:
         """Take a call; `body` is None where it was too large. Returns the HTTP status of its answer."""
@@ -75,7 +75,7 @@ class CallbackEndpoint:
             return NOT_POST
         if body is None:
             return TOO_LARGE
-        return self.callbacks.receive(path, body) if self.callbacks else UNAVAILABLE
+        return self.router.receive(path, body) if self.router else UNAVAILABLE
 
     async def asgi(self, scope: Scope, receive: Receive, send: Send) -> None:
         """The door as an ASGI app, to be mounted wherever the address leads."""
@@ -95,7 +95,7 @@ async def _body_of(receive: Receive) -> bytes | None:
     while True:
         message = await receive()
         body += message.get("body", b"")
-        if len(body) > MOST_BYTES:
+        if len(body) > MAX_CALLBACK_BYTES:
             return None
         if not message.get("more_body"):
             return bytes(body)

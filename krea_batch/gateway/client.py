@@ -19,7 +19,7 @@ from yarl import URL
 
 from krea_batch.gateway import wire
 from krea_batch.gateway.http import (
-    MOST_ORIGINS,
+    MAX_ORIGINS,
     NETWORK_ERRORS,
     HttpClient,
     HttpResponse,
@@ -49,28 +49,28 @@ _SUBMIT_HEADERS = header_lines(wire.SUBMIT_HEADERS)
 class ImageDownload:
     """A picture on its way. `offset` is where its first byte belongs, `etag` a strong one or None."""
 
-    def __init__(self, reply: HttpResponse, offset: int, until_s: float) -> None:
-        self._reply = reply
-        self._until_s = until_s  # the loop's clock
+    def __init__(self, response: HttpResponse, offset: int, deadline_s: float) -> None:
+        self._response = response
+        self._deadline_s = deadline_s  # the loop's clock
         self.offset = offset
-        etag = reply.headers.get("ETag", "")
+        etag = response.headers.get("ETag", "")
         self.etag = etag if etag.startswith('"') and etag.isascii() else None  # others cannot be sent back
 
     async def __aenter__(self) -> Self:
         return self
 
     async def __aexit__(self, *_: object) -> None:
-        self._reply.close()
+        self._response.close()
 
     async def chunks(self) -> AsyncIterator[bytes]:
         """The bytes as they come, at most 64 MiB with what came before. Raises MediaError when they break off."""
-        taken, loop = self.offset, asyncio.get_running_loop()
+        received_bytes, loop = self.offset, asyncio.get_running_loop()
         try:
-            while chunk := await self._reply.content.read(CHUNK_BYTES):  # none is silent for long: SILENCE_S
-                taken += len(chunk)
-                if taken > MAX_IMAGE_BYTES:
+            while chunk := await self._response.content.read(CHUNK_BYTES):  # none is silent for long: SILENCE_S
+                received_bytes += len(chunk)
+                if received_bytes > MAX_IMAGE_BYTES:
                     raise DownloadError(f"the picture is larger than {MAX_IMAGE_BYTES} bytes")
-                if loop.time() > self._until_s:
+                if loop.time() > self._deadline_s:
                     raise TimeoutError
                 yield chunk
         except NETWORK_ERRORS as error:
@@ -94,8 +94,8 @@ class GatewayClient:
         self._gateway = HttpClient(self._gateway_connections, {wire.KEY_HEADER: self._key.reveal()})
         self._origin = self._gateway.origin(self._base)
         self._cdn_connections = aiohttp.TCPConnector(limit=0, socket_factory=self._open_public_socket)
-        self._cdn = HttpClient(self._cdn_connections, silence_s=READ_TIMEOUT_S)
-        self._fetched_from: dict[str, Origin] = {}  # by the begin of a plain URL: it was looked at, and is good
+        self._cdn = HttpClient(self._cdn_connections, read_timeout_s=READ_TIMEOUT_S)
+        self._cdn_origins: dict[str, Origin] = {}  # by the begin of a plain URL: it was looked at, and is good
         return self
 
     async def __aexit__(self, *_: object) -> None:
@@ -104,21 +104,21 @@ class GatewayClient:
 
     async def submit(self, body: bytes, *, callback: str = "") -> PostVerdict:
         """POST a job's body once, and say what became of it. `callback` is where to call at its end."""
-        left = False
+        sent = False
 
-        def leaves() -> None:
-            nonlocal left
-            left = True
+        def on_send() -> None:
+            nonlocal sent
+            sent = True
 
         headers = _SUBMIT_HEADERS + header_lines({wire.WEBHOOK_HEADER: callback}) if callback else _SUBMIT_HEADERS
         try:
             async with asyncio.timeout(self._request_timeout_s):
-                reply = await self._gateway.request(
-                    "POST", self._origin, self._submit_target, headers, body, on_send=leaves
+                response = await self._gateway.request(
+                    "POST", self._origin, self._submit_target, headers, body, on_send=on_send
                 )
-                answer = await _read_answer(reply)
+                answer = await _read_answer(response)
         except NETWORK_ERRORS as error:
-            return Ambiguous(describe_error(error)) if left else NotSent(describe_error(error))
+            return Ambiguous(describe_error(error)) if sent else NotSent(describe_error(error))
         return wire.read_post_answer(answer, now=datetime.now(UTC))
 
     async def poll(self, request_id: str) -> PollVerdict:
@@ -132,68 +132,72 @@ class GatewayClient:
             return PollFailed(describe_error(error))
         return wire.read_poll_answer(answer, request_id, now=datetime.now(UTC))
 
-    async def fetch(self, url: str, *, offset: int = 0, etag: str | None = None) -> ImageDownload:
+    async def download(self, url: str, *, offset: int = 0, etag: str | None = None) -> ImageDownload:
         """Open a picture, from `offset` on where the CDN still has the same one (`etag`).
 
         The caller closes it (`async with`). Raises MediaError.
         """
-        origin, target = self._whence(url)
+        origin, target = self._resolve_url(url)
         headers = header_lines({"Range": f"bytes={offset}-", "If-Range": etag}) if offset and etag else ""
-        until_s = asyncio.get_running_loop().time() + DOWNLOAD_TIMEOUT_S
+        deadline_s = asyncio.get_running_loop().time() + DOWNLOAD_TIMEOUT_S
         try:
-            async with asyncio.timeout_at(until_s):
-                reply = await self._ask_cdn(origin, target, headers)
+            async with asyncio.timeout_at(deadline_s):
+                response = await self._request_cdn(origin, target, headers)
         except NETWORK_ERRORS as error:
             raise DownloadError(describe_error(error)) from None
         except ValueError as error:  # what no request line can hold, and yarl let pass
             raise _refused_url(url, type(error).__name__) from None
-        if reply.status == 416 and headers:  # nothing follows what we have, and yet it is not whole
-            reply.close()
-            return await self.fetch(url)
+        if response.status == 416 and headers:  # nothing follows what we have, and yet it is not whole
+            response.close()
+            return await self.download(url)
         try:
-            return self._media(reply, offset if headers else 0, until_s)
+            return self._open_image(response, offset if headers else 0, deadline_s)
         except DownloadError:
-            reply.close()
+            response.close()
             raise
 
-    def _whence(self, url: str) -> tuple[Origin, str]:
+    def _resolve_url(self, url: str) -> tuple[Origin, str]:
         """Where a picture is to be fetched, path and query. Raises MediaError.
 
         Pictures of one run lie on a few hosts, so what was found of one is kept: to take each URL apart with all care
         costs a twentieth of the loop's time.
         """
         plain = _PLAIN_URL.fullmatch(url)
-        if plain and (known := self._fetched_from.get(plain[1])):
-            return known, plain[2]
-        if why_not := url_rejection_reason(url, allow_loopback=self._allow_loopback):
-            raise _refused_url(url, why_not)
+        if plain and (cached := self._cdn_origins.get(plain[1])):
+            return cached, plain[2]
+        if rejection := url_rejection_reason(url, allow_loopback=self._allow_loopback):
+            raise _refused_url(url, rejection)
         try:
-            given = _as_given(url)
-            origin, target = self._cdn.origin(given), given.raw_path_qs
+            verbatim = _verbatim_url(url)
+            origin, target = self._cdn.origin(verbatim), verbatim.raw_path_qs
         except ValueError as error:  # yarl and aiohttp refuse some URLs only when they are used
             raise _refused_url(url, type(error).__name__) from None
-        if plain and len(self._fetched_from) < MOST_ORIGINS:
-            self._fetched_from[plain[1]] = origin
+        if plain and len(self._cdn_origins) < MAX_ORIGINS:
+            self._cdn_origins[plain[1]] = origin
         return origin, target
 
-    async def _ask_cdn(self, origin: Origin, target: str, headers: str) -> HttpResponse:
+    async def _request_cdn(self, origin: Origin, target: str, headers: str) -> HttpResponse:
         """Ask once more where the connection was cut: it may have been an old one, and a picture costs nothing."""
         try:
             return await self._cdn.request("GET", origin, target, headers)
         except (aiohttp.ServerDisconnectedError, ConnectionError):
             return await self._cdn.request("GET", origin, target, headers)
 
-    def _media(self, reply: HttpResponse, asked: int, until_s: float) -> ImageDownload:
-        if reply.status not in (200, 206):
+    def _open_image(self, response: HttpResponse, requested_offset: int, deadline_s: float) -> ImageDownload:
+        if response.status not in (200, 206):
             wait_s = wire.retry_after_s(
-                reply.headers.get("Retry-After"), reply.headers.get("Date"), now=datetime.now(UTC)
+                response.headers.get("Retry-After"), response.headers.get("Date"), now=datetime.now(UTC)
             )
-            raise DownloadError(f"HTTP {reply.status}", status=reply.status, retry_after_s=wait_s)
-        if reply.is_encoded:
+            raise DownloadError(f"HTTP {response.status}", status=response.status, retry_after_s=wait_s)
+        if response.is_encoded:
             raise DownloadError("the picture came compressed")
-        if reply.length_bytes > MAX_IMAGE_BYTES:
+        if response.length_bytes > MAX_IMAGE_BYTES:
             raise DownloadError(f"the picture is larger than {MAX_IMAGE_BYTES} bytes")
-        return ImageDownload(reply, response_offset(reply.status, reply.headers.get("Content-Range"), asked), until_s)
+        return ImageDownload(
+            response,
+            response_offset(response.status, response.headers.get("Content-Range"), requested_offset),
+            deadline_s,
+        )
 
     def _open_public_socket(self, address: tuple[Any, ...]) -> socket.socket:
         """A socket for a resolved address, unless it lies inside somebody's network (DESIGN, Safety)."""
@@ -203,18 +207,18 @@ class GatewayClient:
         return socket.socket(family, kind, protocol)
 
 
-def _refused_url(url: str, why_not: str) -> DownloadError:
-    return DownloadError(f"nothing is fetched from {url[:200]!r}: {why_not}")
+def _refused_url(url: str, rejection: str) -> DownloadError:
+    return DownloadError(f"nothing is fetched from {url[:200]!r}: {rejection}")
 
 
-def _as_given(url: str) -> URL:
+def _verbatim_url(url: str) -> URL:
     """The URL byte for byte, since a signature may be in it; what no request line can hold is quoted."""
     return URL(url, encoded=url.isascii() and url.isprintable() and " " not in url)
 
 
-async def _read_answer(reply: HttpResponse) -> wire.Answer:
+async def _read_answer(response: HttpResponse) -> wire.Answer:
     try:
-        body = None if reply.is_encoded else await read_capped(reply, wire.MAX_JSON_BYTES)
-        return wire.Answer(reply.status, body, reply.headers.get("Retry-After"), reply.headers.get("Date"))
+        body = None if response.is_encoded else await read_capped(response, wire.MAX_JSON_BYTES)
+        return wire.Answer(response.status, body, response.headers.get("Retry-After"), response.headers.get("Date"))
     finally:
-        reply.close()
+        response.close()

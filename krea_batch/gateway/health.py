@@ -11,7 +11,7 @@ from krea_batch.gateway import wire
 from krea_batch.settings import Settings
 
 HEALTH_TIMEOUT_S = 10.0  # chosen: who has not answered by then is as good as away
-NO_REQUEST = "krea-batch-doctor"
+PROBE_REQUEST_ID = "krea-batch-doctor"
 
 
 class Unreachable(Exception):
@@ -20,7 +20,7 @@ class Unreachable(Exception):
 
 async def fetch_server_date(settings: Settings) -> str | None:
     """The Date header of the gateway's answer, whatever it answers. Raises Unreachable."""
-    url = settings.gateway.rstrip("/") + wire.STATUS_PATH + NO_REQUEST
+    url = settings.gateway.rstrip("/") + wire.STATUS_PATH + PROBE_REQUEST_ID
     timeout = aiohttp.ClientTimeout(total=HEALTH_TIMEOUT_S)
     try:
         async with (

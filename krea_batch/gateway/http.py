@@ -19,13 +19,13 @@ from aiohttp.http import SERVER_SOFTWARE, HttpProcessingError, RawResponseMessag
 from yarl import URL
 
 CONNECT_TIMEOUT_S = 15.0  # chosen: a handshake that takes longer will not end
-MOST_ORIGINS = 64  # chosen: pictures of one run lie on a few hosts
+MAX_ORIGINS = 64  # chosen: pictures of one run lie on a few hosts
 
 NETWORK_ERRORS = (aiohttp.ClientError, HttpProcessingError, TimeoutError, OSError)
 """What an exchange may raise: nothing but these came of the network."""
 
 _HEADERS = {"Accept": "*/*", "Accept-Encoding": "identity", "User-Agent": SERVER_SOFTWARE}
-_NOT_IN_HEADS = re.compile(r"[\r\n\0]")
+_INVALID_IN_HEADERS = re.compile(r"[\r\n\0]")
 
 
 class HttpResponse:
@@ -60,7 +60,7 @@ class HttpResponse:
 class Origin(NamedTuple):
     """Where requests go: what aiohttp has to know to connect, and the line that names the host."""
 
-    where: aiohttp.ClientRequest
+    connect_request: aiohttp.ClientRequest
     host: str
 
 
@@ -71,11 +71,15 @@ class HttpClient:
     """
 
     def __init__(
-        self, connector: aiohttp.BaseConnector, headers: Mapping[str, str] = {}, *, silence_s: float | None = None
+        self,
+        connector: aiohttp.BaseConnector,
+        headers: Mapping[str, str] = {},
+        *,
+        read_timeout_s: float | None = None,
     ) -> None:
         self._connector = connector
         self._headers = header_lines({**_HEADERS, **headers})
-        self._silence_s = silence_s
+        self._read_timeout_s = read_timeout_s
         self._timeout = aiohttp.ClientTimeout(sock_connect=CONNECT_TIMEOUT_S)
         self._origins: dict[tuple[str, str | None, int | None], Origin] = {}
 
@@ -96,10 +100,12 @@ class HttpClient:
         """
         size = "" if body is None else f"Content-Length: {len(body)}\r\n"
         head = f"{method} {target} HTTP/1.1\r\n{origin.host}{self._headers}{headers}{size}\r\n".encode("ascii")
-        connection = await self._connector.connect(origin.where, [], self._timeout)
+        connection = await self._connector.connect(origin.connect_request, [], self._timeout)
         try:
             transport, protocol = _transport_of(connection)
-            protocol.set_response_params(read_until_eof=True, auto_decompress=False, read_timeout=self._silence_s)
+            protocol.set_response_params(
+                read_until_eof=True, auto_decompress=False, read_timeout=self._read_timeout_s
+            )
             if on_send:
                 on_send()
             transport.write(head + body if body else head)
@@ -115,13 +121,15 @@ class HttpClient:
     def origin(self, url: URL) -> Origin:
         """Where requests for a URL go. Raises ValueError."""
         key = (url.scheme, url.raw_host, url.explicit_port)
-        known = self._origins.get(key)
-        if known is None:
-            if len(self._origins) >= MOST_ORIGINS:
+        cached = self._origins.get(key)
+        if cached is None:
+            if len(self._origins) >= MAX_ORIGINS:
                 self._origins.clear()
-            where = aiohttp.ClientRequest("GET", url.origin())
-            known = self._origins[key] = Origin(where, header_lines({"Host": where.headers["Host"]}))
-        return known
+            connect_request = aiohttp.ClientRequest("GET", url.origin())
+            cached = self._origins[key] = Origin(
+                connect_request, header_lines({"Host": connect_request.headers["Host"]})
+            )
+        return cached
 
 
 def _transport_of(connection: Connection) -> tuple[asyncio.Transport, ResponseHandler]:
@@ -132,14 +140,14 @@ def _transport_of(connection: Connection) -> tuple[asyncio.Transport, ResponseHa
     return transport, protocol
 
 
-async def read_capped(reply: HttpResponse, most_bytes: int) -> bytes | None:
+async def read_capped(response: HttpResponse, max_bytes: int) -> bytes | None:
     """The whole body, or None where it is longer."""
-    if reply.length_bytes > most_bytes:
+    if response.length_bytes > max_bytes:
         return None
     body = bytearray()
-    while piece := await reply.content.readany():
-        body += piece
-        if len(body) > most_bytes:
+    while chunk := await response.content.readany():
+        body += chunk
+        if len(body) > max_bytes:
             return None
     return bytes(body)
 
@@ -160,6 +168,6 @@ def describe_error(error: Exception) -> str:
 def header_lines(headers: Mapping[str, str]) -> str:
     """Headers as they stand in a request. Raises ValueError for what would end a line early."""
     for name, value in headers.items():
-        if _NOT_IN_HEADS.search(name) or _NOT_IN_HEADS.search(value):
+        if _INVALID_IN_HEADERS.search(name) or _INVALID_IN_HEADERS.search(value):
             raise ValueError(f"the header {name!r} holds a line end")
     return "".join(f"{name}: {value}\r\n" for name, value in headers.items())

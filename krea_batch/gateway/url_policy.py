@@ -44,10 +44,10 @@ def url_rejection_reason(url: str, *, allow_loopback: bool) -> str | None:
         return "it has no host"
     if parts.username is not None or parts.password is not None:
         return "it holds a user name"
-    near = is_loopback(host)
-    if parts.scheme != "https" and not (parts.scheme == "http" and allow_loopback and near):
+    is_local = is_loopback(host)
+    if parts.scheme != "https" and not (parts.scheme == "http" and allow_loopback and is_local):
         return "it is not https"
-    if near and not allow_loopback:
+    if is_local and not allow_loopback:
         return "it points to this machine"
     return None
 
@@ -75,7 +75,7 @@ def _embedded_ipv4(ip: IPv4Address | IPv6Address) -> IPv4Address | IPv6Address:
     return ip.ipv4_mapped or ip.sixtofour or ip
 
 
-def response_offset(status: int, content_range: str | None, asked: int) -> int:
+def response_offset(status: int, content_range: str | None, requested_offset: int) -> int:
     """The offset of an answer's first byte, when bytes from `asked` on were asked for.
 
     Raises MediaError where the answer is no part that can be used.
@@ -83,6 +83,6 @@ def response_offset(status: int, content_range: str | None, asked: int) -> int:
     if status == 200:
         return 0
     match = _CONTENT_RANGE.fullmatch(content_range or "")
-    if status == 206 and match and int(match[1]) == asked:
-        return asked
+    if status == 206 and match and int(match[1]) == requested_offset:
+        return requested_offset
     raise DownloadError(f"an answer {status} with Content-Range {content_range!r:.60}", status=status)

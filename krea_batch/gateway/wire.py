@@ -38,12 +38,12 @@ SUBMIT_HEADERS = {"Content-Type": "application/json", "Cache-Control": "no-cache
 
 MAX_JSON_BYTES = 1 << 20  # DESIGN, Safety
 MAX_RETRY_AFTER_S = 3600.0  # chosen: a longer wait is a stop in disguise, and is tried each hour
-MAX_SAID_CHARS = 300  # chosen: enough for a sentence in a result row
+MAX_DETAIL_CHARS = 300  # chosen: enough for a sentence in a result row
 
 _REQUEST_ID = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9_~:-]|\.(?!\.)){0,199}")
 _REJECTED = frozenset({400, 404, 405, 413, 415, 422})
-_STOP = frozenset({401, 402, 403})
-_TRY_AGAIN = frozenset({500, 503})
+_FATAL = frozenset({401, 402, 403})
+_RETRYABLE = frozenset({500, 503})
 
 
 class Answer(msgspec.Struct, frozen=True):
@@ -114,18 +114,18 @@ def read_post_answer(answer: Answer, *, now: datetime) -> PostVerdict:
     fields = _decode(answer.body)
     if 200 <= answer.status < 300:
         return _read_acceptance(answer, fields)
-    said = _said(answer.status, fields)
+    detail = _detail(answer.status, fields)
     wait_s = retry_after_s(answer.retry_after, answer.date, now=now)
     if answer.body is None:
         return Ambiguous(f"the answer {answer.status} was not whole")
     if answer.status == 429 or (answer.status == 403 and wait_s is not None):
-        return Refused(Refusal.RATE_LIMITED, answer.status, said, wait_s)
-    if answer.status in _STOP:
-        return Refused(Refusal.FATAL, answer.status, said)
+        return Refused(Refusal.RATE_LIMITED, answer.status, detail, wait_s)
+    if answer.status in _FATAL:
+        return Refused(Refusal.FATAL, answer.status, detail)
     if answer.status in _REJECTED:
-        return Refused(Refusal.REJECTED, answer.status, said)
-    if answer.status in _TRY_AGAIN and _is_error_body(fields):
-        return Refused(Refusal.RETRYABLE, answer.status, said, wait_s)
+        return Refused(Refusal.REJECTED, answer.status, detail)
+    if answer.status in _RETRYABLE and _is_error_body(fields):
+        return Refused(Refusal.RETRYABLE, answer.status, detail, wait_s)
     return Ambiguous(f"the answer {answer.status} does not say whether the job was queued")
 
 
@@ -143,7 +143,7 @@ def read_poll_answer(answer: Answer, request_id: str, *, now: datetime) -> PollV
     fields = _decode(answer.body)
     if answer.status != 200:
         wait_s = retry_after_s(answer.retry_after, answer.date, now=now)
-        return PollFailed(_said(answer.status, fields), answer.status, wait_s)
+        return PollFailed(_detail(answer.status, fields), answer.status, wait_s)
     if fields is None:
         return PollFailed("the status answer could not be read", answer.status)
     if fields.request_id is not None and fields.request_id != request_id:
@@ -156,23 +156,23 @@ def read_callback(body: bytes) -> CallbackPayload:
     fields = _decode(body)
     if fields is None:
         return CallbackPayload()
-    named = fields.request_id if is_request_id(fields.request_id) else None
-    return CallbackPayload(named, not isinstance(_progress(fields), Waiting))
+    request_id = fields.request_id if is_request_id(fields.request_id) else None
+    return CallbackPayload(request_id, not isinstance(_progress(fields), Waiting))
 
 
 def _progress(fields: _Fields) -> PollVerdict:
     """Unknown words mean "not yet"; an answer without a status that carries the output is finished."""
-    word = fields.status.upper() if isinstance(fields.status, str) else ""
-    if word == "FAILED":
-        return Failed(_sentence(fields))
-    if word == "ERROR":
-        return Errored(_sentence(fields))
-    if word not in ("COMPLETED", ""):
-        return Waiting(word[:40])
+    status = fields.status.upper() if isinstance(fields.status, str) else ""
+    if status == "FAILED":
+        return Failed(_error_text(fields))
+    if status == "ERROR":
+        return Errored(_error_text(fields))
+    if status not in ("COMPLETED", ""):
+        return Waiting(status[:40])
     finished = _read_output(fields)
     if finished is not None:
         return finished
-    return PollFailed("COMPLETED without a media_url" if word else "an answer without a status", 200)
+    return PollFailed("COMPLETED without a media_url" if status else "an answer without a status", 200)
 
 
 def _read_output(fields: _Fields) -> Finished | None:
@@ -183,30 +183,30 @@ def _read_output(fields: _Fields) -> Finished | None:
     urls = [urls] if isinstance(urls, str) else urls
     if not isinstance(urls, list):
         return None
-    named = tuple(dict.fromkeys(url for url in urls if isinstance(url, str) and url))
+    media_urls = tuple(dict.fromkeys(url for url in urls if isinstance(url, str) and url))
     media_type = output.get("media_type")
-    if not named:
+    if not media_urls:
         return None
-    return Finished(named, media_type if isinstance(media_type, str) else "", _took_s(fields))
+    return Finished(media_urls, media_type if isinstance(media_type, str) else "", _took_s(fields))
 
 
 def _took_s(fields: _Fields) -> float | None:
-    created, completed = _instant(fields.created_at), _instant(fields.completed_at)
+    created, completed = _parse_timestamp(fields.created_at), _parse_timestamp(fields.completed_at)
     if created is None or completed is None:
         return None
     took_s = (completed - created).total_seconds()
     return took_s if took_s >= 0 else None
 
 
-def _instant(text: object) -> datetime | None:
+def _parse_timestamp(text: object) -> datetime | None:
     """An ISO 8601 instant (API document, Response Completed: created_at), or None."""
     if not isinstance(text, str):
         return None
     try:
-        instant = datetime.fromisoformat(text)
+        timestamp = datetime.fromisoformat(text)
     except ValueError:
         return None
-    return instant if instant.tzinfo else instant.replace(tzinfo=UTC)
+    return timestamp if timestamp.tzinfo else timestamp.replace(tzinfo=UTC)
 
 
 def _decode(body: bytes | None) -> _Fields | None:
@@ -224,16 +224,16 @@ def _is_error_body(fields: _Fields | None) -> bool:
     return fields is not None and isinstance(fields.error, str) and fields.error != "" and fields.request_id is None
 
 
-def _said(status: int, fields: _Fields | None) -> str:
-    return (_sentence(fields) if fields else "") or f"HTTP {status}"
+def _detail(status: int, fields: _Fields | None) -> str:
+    return (_error_text(fields) if fields else "") or f"HTTP {status}"
 
 
-def _sentence(fields: _Fields) -> str:
-    words = [text.strip() for text in (fields.error, fields.message) if isinstance(text, str) and text.strip()]
-    if not words and isinstance(fields.error, dict):  # some gateways nest: {"error": {"message": ...}}
-        words = [text for text in (fields.error.get("message"),) if isinstance(text, str)]
-    printable = "".join(char if char.isprintable() else " " for char in ": ".join(words))
-    return printable[:MAX_SAID_CHARS]
+def _error_text(fields: _Fields) -> str:
+    texts = [text.strip() for text in (fields.error, fields.message) if isinstance(text, str) and text.strip()]
+    if not texts and isinstance(fields.error, dict):  # some gateways nest: {"error": {"message": ...}}
+        texts = [text for text in (fields.error.get("message"),) if isinstance(text, str)]
+    printable = "".join(char if char.isprintable() else " " for char in ": ".join(texts))
+    return printable[:MAX_DETAIL_CHARS]
 
 
 def retry_after_s(value: str | None, date: str | None, *, now: datetime) -> float | None:
@@ -254,7 +254,7 @@ def retry_after_s(value: str | None, date: str | None, *, now: datetime) -> floa
 
 def _http_date(text: str) -> datetime | None:
     try:
-        instant = parsedate_to_datetime(text)
+        timestamp = parsedate_to_datetime(text)
     except (ValueError, TypeError, OverflowError, IndexError):
         return None
-    return instant if instant.tzinfo else instant.replace(tzinfo=UTC)
+    return timestamp if timestamp.tzinfo else timestamp.replace(tzinfo=UTC)

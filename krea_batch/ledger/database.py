@@ -14,16 +14,16 @@ SCHEMA_VERSION = 4
 SQLITE_VERSION = sqlite3.sqlite_version
 BUSY_TIMEOUT_S = 10.0  # chosen: `status` of another process holds its read lock for far less
 CACHE_KIB = 16_384  # measured: with the 2 MB of the default, a job among 100,000 costs 1.3 times one among 3,000
-STATEMENTS = 512  # chosen: those that write several rows at once come in several sizes
+MAX_CACHED_STATEMENTS = 512  # chosen: those that write several rows at once come in several sizes
 
 
-def open_file(path: Path, *, read_only: bool = False) -> sqlite3.Connection:
+def open_database(path: Path, *, read_only: bool = False) -> sqlite3.Connection:
     """Open the file, making it unless `read_only`. Raises RunFolderError for a stranger's or newer one."""
     connection = _connect(path, "rw" if read_only else "rwc")  # "ro" would leave WAL files behind
     try:
         _check_owner(connection, path)
         if not read_only:
-            _make_ready(connection)
+            _initialize(connection)
     except BaseException:
         connection.close()
         raise
@@ -37,7 +37,7 @@ def _connect(path: Path, mode: str) -> sqlite3.Connection:
         timeout=BUSY_TIMEOUT_S,
         isolation_level=None,
         check_same_thread=False,
-        cached_statements=STATEMENTS,
+        cached_statements=MAX_CACHED_STATEMENTS,
     )
 
 
@@ -66,7 +66,7 @@ def _for_reading(connection: sqlite3.Connection) -> sqlite3.Connection:
     if not _has_tables(connection):
         connection.close()
         connection = sqlite3.connect(":memory:", isolation_level=None)
-        _make_tables(connection)
+        _create_tables(connection)
     connection.execute("PRAGMA query_only = ON")
     return connection
 
@@ -75,17 +75,17 @@ def _has_tables(connection: sqlite3.Connection) -> bool:
     return bool(connection.execute("SELECT count(*) FROM sqlite_schema").fetchone()[0])
 
 
-def _make_ready(connection: sqlite3.Connection) -> None:
+def _initialize(connection: sqlite3.Connection) -> None:
     connection.execute("PRAGMA journal_mode = WAL")
     connection.execute("PRAGMA synchronous = FULL")
     connection.execute(f"PRAGMA cache_size = -{CACHE_KIB}")
     connection.execute("BEGIN")
     connection.execute("PRAGMA user_version = 0")  # SQLite opens a file that cannot be written, too: tell it now
     connection.execute("ROLLBACK")
-    _make_tables(connection)
+    _create_tables(connection)
 
 
-def _make_tables(connection: sqlite3.Connection) -> None:
+def _create_tables(connection: sqlite3.Connection) -> None:
     if _has_tables(connection):
         return
     connection.executescript(

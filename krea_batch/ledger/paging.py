@@ -10,11 +10,11 @@ from krea_batch.jobs import Outcome
 _Page = tuple[list[Outcome], int | None]
 
 
-async def pages(read: Callable[[int], Awaitable[_Page]], after_n: int = 0) -> AsyncIterator[list[Outcome]]:
+async def pages(read_page: Callable[[int], Awaitable[_Page]], after_job_no: int = 0) -> AsyncIterator[list[Outcome]]:
     """Result rows after a number, a page at a time. `read` gives those after one, and the number to go on from."""
-    next_n: int | None = after_n
-    while next_n is not None:
-        outcomes, next_n = await read(next_n)
+    next_job_no: int | None = after_job_no
+    while next_job_no is not None:
+        outcomes, next_job_no = await read_page(next_job_no)
         yield outcomes
 
 

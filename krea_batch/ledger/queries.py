@@ -10,9 +10,9 @@ from typing import Any, Self
 from krea_batch.errors import LedgerError
 from krea_batch.jobs import FINAL, RETRYABLE, Outcome, State
 from krea_batch.ledger.rows import (
-    KIND,
-    OPEN,
-    OUTCOME,
+    KIND_SQL,
+    OPEN_JOB_COLUMNS,
+    OUTCOME_COLUMNS,
     AmbiguousJob,
     Charges,
     JobTiming,
@@ -44,20 +44,22 @@ class LedgerQueries:
         self.path = path
         self._sql = connection
 
-    def read(self, *works: Callable[[Self], Any]) -> list[Any]:
+    def read(self, *queries: Callable[[Self], Any]) -> list[Any]:
         """The answers to several questions, all of one instant. Raises LedgerError where the file cannot be read."""
         try:
             self._sql.execute("BEGIN")
             try:
-                return [work(self) for work in works]
+                return [query(self) for query in queries]
             finally:
                 self._sql.execute("ROLLBACK")
         except sqlite3.Error as error:
             raise self._unreadable(error) from error
 
-    def ambiguous_job(self, n: int) -> OpenJob | None:
+    def ambiguous_job(self, job_no: int) -> OpenJob | None:
         """The job of this number, where it is ambiguous."""
-        row = self._sql.execute(f"SELECT {OPEN} FROM jobs WHERE job_no = ? AND state = 'ambiguous'", (n,)).fetchone()
+        row = self._sql.execute(
+            f"SELECT {OPEN_JOB_COLUMNS} FROM jobs WHERE job_no = ? AND state = 'ambiguous'", (job_no,)
+        ).fetchone()
         return open_job(row) if row else None
 
     def unsuccessful_jobs(self, states: Collection[State]) -> list[tuple[int, str, State]]:
@@ -68,7 +70,7 @@ class LedgerQueries:
             f" WHERE {OPEN_JOBS} AND state IN ({RETRYABLE_AND_RESUMED})"
             " ORDER BY job_no"
         )
-        return [(n, job_id, State(word)) for n, job_id, word in rows if State(word) in states]
+        return [(job_no, job_id, State(state)) for job_no, job_id, state in rows if State(state) in states]
 
     def ambiguous_jobs(self) -> list[AmbiguousJob]:
         """The jobs that are ambiguous, or whose POST is in the air (for ever, where its process is dead)."""
@@ -76,7 +78,10 @@ class LedgerQueries:
             "SELECT job_no, job_id, submitted_at, coalesce(error_message, 'being submitted'), body FROM jobs"
             f" WHERE {OPEN_JOBS} AND state IN ('ambiguous', 'submitting') ORDER BY job_no"
         )
-        return [AmbiguousJob(n, job_id, iso(at), why, bytes(body)) for n, job_id, at, why, body in rows]
+        return [
+            AmbiguousJob(job_no, job_id, iso(submitted_at), reason, bytes(body))
+            for job_no, job_id, submitted_at, reason, body in rows
+        ]
 
     def latest_run(self) -> RunRecord | None:
         """What is on record of the latest run; None where none began."""
@@ -96,87 +101,87 @@ class LedgerQueries:
 
     def last_settled_job(self) -> int:
         """The number of the last job, where all are over for good, so that no row of theirs will change; else 0."""
-        (n,) = self._sql.execute(
+        (job_no,) = self._sql.execute(
             f"SELECT CASE WHEN EXISTS (SELECT 1 FROM jobs WHERE {OPEN_JOBS}) THEN 0"
             " ELSE (SELECT coalesce(max(job_no), 0) FROM jobs) END"
         ).fetchone()
-        return int(n)
+        return int(job_no)
 
     def checkpoint(self) -> bytes | None:
         """What `set_bookmark` noted last."""
         row = self._sql.execute("SELECT data FROM checkpoint").fetchone()
         return bytes(row[0]) if row else None
 
-    def open_jobs(self, after_n: int, limit: int) -> list[OpenJob]:
+    def open_jobs(self, after_job_no: int, limit: int) -> list[OpenJob]:
         """Jobs to go on with, `limit` at most, in the order of their numbers from `after_n` on."""
         rows = self._sql.execute(
-            f"SELECT {OPEN} FROM jobs WHERE {OPEN_JOBS}"
+            f"SELECT {OPEN_JOB_COLUMNS} FROM jobs WHERE {OPEN_JOBS}"
             f" AND state IN ({RESUMED_AS_THEY_ARE}) AND job_no > ? ORDER BY job_no LIMIT ?",
-            (after_n, limit),
+            (after_job_no, limit),
         )
         return [open_job(row) for row in rows]
 
     def latencies(self, limit: int) -> list[tuple[str, float]]:
         """Kinds of the latest finished jobs, and the seconds they took, by the gateway's word where it gave one."""
         rows = self._sql.execute(
-            f"SELECT coalesce({KIND}, ''), coalesce(json_extract(media, '$.took_s'), finished_at - accepted_at)"
+            f"SELECT coalesce({KIND_SQL}, ''), coalesce(json_extract(media, '$.took_s'), finished_at - accepted_at)"
             " FROM jobs WHERE media IS NOT NULL ORDER BY job_no DESC LIMIT ?",
             (limit,),
         )
         return [(kind, took_s) for kind, took_s in rows if took_s is not None and took_s >= 0][::-1]
 
-    def request_of(self, n: int) -> tuple[bytes, bytes, bytes]:
+    def request_of(self, job_no: int) -> tuple[bytes, bytes, bytes]:
         """Body, fingerprint and metadata of a job, for another POST of it."""
-        row = self._sql.execute("SELECT body, fingerprint, metadata FROM jobs WHERE job_no = ?", (n,)).fetchone()
+        row = self._sql.execute("SELECT body, fingerprint, metadata FROM jobs WHERE job_no = ?", (job_no,)).fetchone()
         return bytes(row[0]), bytes(row[1]), bytes(row[2])
 
     def fingerprints(self, job_ids: Sequence[str]) -> dict[str, bytes]:
         """The fingerprints of those ids that are on record."""
-        marks = ",".join("?" * len(job_ids))
-        rows = self._sql.execute(f"SELECT job_id, fingerprint FROM jobs WHERE job_id IN ({marks})", job_ids)
+        placeholders = ",".join("?" * len(job_ids))
+        rows = self._sql.execute(f"SELECT job_id, fingerprint FROM jobs WHERE job_id IN ({placeholders})", job_ids)
         return {job_id: bytes(fingerprint) for job_id, fingerprint in rows}
 
-    def outcome(self, n: int) -> Outcome:
+    def outcome(self, job_no: int) -> Outcome:
         """The result row of one job."""
-        row = self._sql.execute(f"SELECT {OUTCOME} FROM jobs WHERE job_no = ?", (n,)).fetchone()
+        row = self._sql.execute(f"SELECT {OUTCOME_COLUMNS} FROM jobs WHERE job_no = ?", (job_no,)).fetchone()
         return outcome_of(row)
 
     def find_job(self, job_id: str) -> Outcome | None:
         """The row of a job on record, whether it has ended or not; None where there is none."""
-        row = self._sql.execute(f"SELECT {OUTCOME} FROM jobs WHERE job_id = ?", (job_id,)).fetchone()
+        row = self._sql.execute(f"SELECT {OUTCOME_COLUMNS} FROM jobs WHERE job_id = ?", (job_id,)).fetchone()
         return outcome_of(row) if row else None
 
-    def outcomes(self, after_n: int, limit: int) -> tuple[list[Outcome], int | None]:
+    def outcomes(self, after_job_no: int, limit: int) -> tuple[list[Outcome], int | None]:
         """Result rows of ended jobs from `after_n` on, and the number to go on from (None: that was all)."""
         rows = self._sql.execute(
-            f"SELECT {OUTCOME}, job_no FROM jobs WHERE job_no > ? ORDER BY job_no LIMIT ?",
-            (after_n, limit),
+            f"SELECT {OUTCOME_COLUMNS}, job_no FROM jobs WHERE job_no > ? ORDER BY job_no LIMIT ?",
+            (after_job_no, limit),
         ).fetchall()
         ended = [outcome_of(row[:-1]) for row in rows if State(row[1]) in FINAL]
         return ended, rows[-1][-1] if rows else None
 
-    def jobs_page(self, after_n: int, limit: int) -> list[tuple[int, Outcome]]:
+    def jobs_page(self, after_job_no: int, limit: int) -> list[tuple[int, Outcome]]:
         """Number and row of jobs, ended or not, `limit` at most, in the order of their numbers after `after_n`."""
-        sql = f"SELECT {OUTCOME}, job_no FROM jobs WHERE job_no > ? ORDER BY job_no LIMIT ?"
-        return [(row[-1], outcome_of(row[:-1])) for row in self._sql.execute(sql, (after_n, limit))]
+        sql = f"SELECT {OUTCOME_COLUMNS}, job_no FROM jobs WHERE job_no > ? ORDER BY job_no LIMIT ?"
+        return [(row[-1], outcome_of(row[:-1])) for row in self._sql.execute(sql, (after_job_no, limit))]
 
-    def outcomes_page(self, after_n: int, limit: int) -> tuple[list[Outcome], int | None]:
+    def outcomes_page(self, after_job_no: int, limit: int) -> tuple[list[Outcome], int | None]:
         """The same of a snapshot. Raises LedgerError where the file cannot be read."""
         try:
-            return self.outcomes(after_n, limit)
+            return self.outcomes(after_job_no, limit)
         except sqlite3.Error as error:
             raise self._unreadable(error) from error
 
     def counts(self) -> dict[State, int]:
         """How many jobs stand in each state that any job stands in."""
-        few = self._sql.execute(
+        rows = self._sql.execute(
             f"SELECT state, count(*) FROM jobs WHERE {OPEN_JOBS} GROUP BY state UNION ALL"
             f" SELECT state, count(*) FROM jobs WHERE {UNSUCCESSFUL_JOBS} GROUP BY state"
         )
-        counts = {State(state): count for state, count in few}
+        counts = {State(state): count for state, count in rows}
         # Jobs are never deleted, so the highest number is their count, which SQLite finds without a scan.
-        (all_of_them,) = self._sql.execute("SELECT coalesce(max(job_no), 0) FROM jobs").fetchone()
-        if succeeded := all_of_them - sum(counts.values()):
+        (total,) = self._sql.execute("SELECT coalesce(max(job_no), 0) FROM jobs").fetchone()
+        if succeeded := total - sum(counts.values()):
             counts[State.SUCCEEDED] = succeeded
         return counts
 
@@ -195,21 +200,21 @@ class LedgerQueries:
         )
         return self._sql.execute(sql, (limit,)).fetchall()
 
-    def submissions_page(self, after_n: int, limit: int) -> list[tuple[int, float, str]]:
+    def submissions_page(self, after_submission_no: int, limit: int) -> list[tuple[int, float, str]]:
         """Number, instant and upshot of POSTs, in the order in which they left, after that of number `after_n`."""
         sql = (
             "SELECT submission_no, sent_at, coalesce(result, 'in_flight') FROM submissions"
             " WHERE submission_no > ? ORDER BY submission_no LIMIT ?"
         )
-        return self._sql.execute(sql, (after_n, limit)).fetchall()
+        return self._sql.execute(sql, (after_submission_no, limit)).fetchall()
 
-    def timings_page(self, after_n: int, limit: int) -> list[JobTiming]:
+    def timings_page(self, after_job_no: int, limit: int) -> list[JobTiming]:
         """How long jobs stayed where, in the order of their numbers, after that of number `after_n`."""
         sql = (
             "SELECT job_no, accepted_at, finished_at, stored_at, json_extract(media, '$.took_s'), polls FROM jobs"
             " WHERE job_no > ? AND accepted_at IS NOT NULL ORDER BY job_no LIMIT ?"
         )
-        return [JobTiming(*row) for row in self._sql.execute(sql, (after_n, limit))]
+        return [JobTiming(*row) for row in self._sql.execute(sql, (after_job_no, limit))]
 
     def has_succeeded(self) -> bool:
         """Whether any job has."""

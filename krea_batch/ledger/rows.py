@@ -12,13 +12,13 @@ import msgspec
 from krea_batch.jobs import ErrorInfo, Outcome, State, StoredFile
 from krea_batch.rules.verdicts import Finished
 
-OUTCOME = (
+OUTCOME_COLUMNS = (
     "job_id, state, request_id, files, error_kind, error_message, body, metadata, polls, attempts, "
     "submitted_at, accepted_at, finished_at, stored_at"
 )
-_BODY = "CAST(body AS TEXT)"
-KIND = f"json_extract({_BODY}, '$.aspect_ratio') || ' ' || json_extract({_BODY}, '$.creativity')"  # rules/kinds
-OPEN = f"job_no, job_id, state, request_id, media, attempts, errors, polls, accepted_at, coalesce({KIND}, ''), tenant"
+_BODY_TEXT = "CAST(body AS TEXT)"
+KIND_SQL = f"json_extract({_BODY_TEXT}, '$.aspect_ratio') || ' ' || json_extract({_BODY_TEXT}, '$.creativity')"  # rules/kinds
+OPEN_JOB_COLUMNS = f"job_no, job_id, state, request_id, media, attempts, errors, polls, accepted_at, coalesce({KIND_SQL}, ''), tenant"
 _read_files = msgspec.json.Decoder(tuple[StoredFile, ...]).decode
 _read_media = msgspec.json.Decoder(Finished).decode
 
@@ -27,7 +27,7 @@ class OpenJob(msgspec.Struct, frozen=True):
     """A job of the ledger that has not ended. `accepted_at` is seconds since 1970."""
 
     job_no: int
-    id: str
+    job_id: str
     state: State
     request_id: str | None
     media: Finished | None
@@ -43,7 +43,7 @@ class AmbiguousJob(msgspec.Struct, frozen=True):
     """A job of which nobody knows whether it was accepted. `submitted_at` is UTC, ISO 8601; `body` as sent."""
 
     job_no: int
-    id: str
+    job_id: str
     submitted_at: str | None
     reason: str
     body: bytes
@@ -77,13 +77,13 @@ class JobTiming(msgspec.Struct, frozen=True):
 
 
 def open_job(row: tuple[Any, ...]) -> OpenJob:
-    n, job_id, state, request_id, media, *rest = row
-    return OpenJob(n, job_id, State(state), request_id, _read_media(media) if media else None, *rest)
+    job_no, job_id, state, request_id, media, *rest = row
+    return OpenJob(job_no, job_id, State(state), request_id, _read_media(media) if media else None, *rest)
 
 
 def outcome_of(row: Sequence[Any]) -> Outcome:
-    job_id, state, request_id, stored, kind, message, body, metadata, polls, attempts, *instants = row
-    submitted_at, accepted_at, finished_at, stored_at = (iso(at) for at in instants)
+    job_id, state, request_id, stored, kind, message, body, metadata, polls, attempts, *timestamps = row
+    submitted_at, accepted_at, finished_at, stored_at = (iso(at) for at in timestamps)
     return Outcome(
         id=job_id,
         status=State(state),
@@ -105,8 +105,8 @@ def iso(at: float | None) -> str | None:
     """An instant as ISO 8601, in whole milliseconds."""
     if at is None:
         return None
-    second, rest_us = divmod(round(at * 1_000_000), 1_000_000)
-    return f"{_iso_second(second)}.{rest_us // 1000:03}Z"
+    second, fraction_us = divmod(round(at * 1_000_000), 1_000_000)
+    return f"{_iso_second(second)}.{fraction_us // 1000:03}Z"
 
 
 @lru_cache(maxsize=1024)

@@ -25,7 +25,7 @@ T = TypeVar("T")
 
 COMMIT_INTERVAL_S = 0.010  # chosen: between the begins of two commits where many come; a sync serves more of them
 PAGE_ROWS = 1000  # chosen: rows in one transaction; a few milliseconds
-_MOST_AT_ONCE = 1000  # chosen: 131,000 records a second were measured at this group size, at 7 ms a commit
+_MAX_BATCH = 1000  # chosen: 131,000 records a second were measured at this group size, at 7 ms a commit
 
 
 class LedgerWriter:
@@ -34,12 +34,12 @@ class LedgerWriter:
     def __init__(self, store: LedgerStore) -> None:
         self._store = store
         self._thread = ThreadPoolExecutor(1, "krea-batch-ledger")
-        self._waiting: list[tuple[Operation, asyncio.Future[Any]]] = []
+        self._pending: list[tuple[Operation, asyncio.Future[Any]]] = []
         self._committing: asyncio.Future[Any] | None = None
-        self._commits = MinInterval(self._start)
+        self._commit_timer = MinInterval(self._start_commit)
         self._last_batch_size = 0  # by the last commit
-        self._refused: KreaBatchError | None = None  # a note
-        self.broken: LedgerError | None = None
+        self._deferred_error: KreaBatchError | None = None  # a note
+        self.failure: LedgerError | None = None
 
     @classmethod
     def open(cls, path: Path) -> LedgerWriter:
@@ -54,8 +54,8 @@ class LedgerWriter:
         A caller that is cancelled while waiting does not undo it. Raises LedgerError when the disk fails, from
         then on for every call.
         """
-        answer: T = await self._put(Operation(transition, args, kwargs))
-        return answer
+        result: T = await self._enqueue(Operation(transition, args, kwargs))
+        return result
 
     def record_later(
         self, transition: Callable[Concatenate[LedgerStore, P], T], *args: P.args, **kwargs: P.kwargs
@@ -64,75 +64,75 @@ class LedgerWriter:
 
         Where it fails, every later call does.
         """
-        self._put(Operation(transition, args, kwargs)).add_done_callback(self._noted)
+        self._enqueue(Operation(transition, args, kwargs)).add_done_callback(self._on_deferred_done)
 
-    def outcomes(self, after_n: int = 0) -> AsyncIterator[list[Outcome]]:
+    def outcomes(self, after_job_no: int = 0) -> AsyncIterator[list[Outcome]]:
         """Result rows of all ended jobs after that number, in the order of their first submits, some at a time."""
-        return pages(lambda after_n: self.record(LedgerStore.outcomes, after_n, PAGE_ROWS), after_n)
+        return pages(lambda after_n: self.record(LedgerStore.outcomes, after_n, PAGE_ROWS), after_job_no)
 
     async def close(self) -> None:
         """Wait for what is on its way, then close the file."""
-        while self._waiting or self._committing:
-            committing = self._committing or self._start()
+        while self._pending or self._committing:
+            committing = self._committing or self._start_commit()
             await asyncio.wait([committing])
         await asyncio.get_running_loop().run_in_executor(self._thread, self._store.close)
         self._thread.shutdown()  # it has nothing left to do
 
-    def _put(self, call: Operation) -> asyncio.Future[Any]:
-        if trouble := self.broken or self._refused:
-            raise trouble
+    def _enqueue(self, operation: Operation) -> asyncio.Future[Any]:
+        if error := self.failure or self._deferred_error:
+            raise error
         future: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
-        self._waiting.append((call, future))
-        if self._committing is None and not self._commits.is_set:
-            self._next()
+        self._pending.append((operation, future))
+        if self._committing is None and not self._commit_timer.is_set:
+            self._schedule_commit()
         return future
 
-    def _next(self) -> None:
-        self._commits.next(
+    def _schedule_commit(self) -> None:
+        self._commit_timer.next(
             COMMIT_INTERVAL_S if self._last_batch_size > 1 else 0.0
         )  # who comes alone waits for nobody
 
-    def _noted(self, done: asyncio.Future[Any]) -> None:
+    def _on_deferred_done(self, done: asyncio.Future[Any]) -> None:
         if not done.cancelled() and isinstance(error := done.exception(), KreaBatchError):
-            self._refused = error
+            self._deferred_error = error
 
-    def _start(self) -> asyncio.Future[Any]:
-        self._commits.begun()
-        group, self._waiting = self._waiting[:_MOST_AT_ONCE], self._waiting[_MOST_AT_ONCE:]
-        calls = [call for call, _ in group]
-        self._last_batch_size = len(calls)
+    def _start_commit(self) -> asyncio.Future[Any]:
+        self._commit_timer.begun()
+        batch, self._pending = self._pending[:_MAX_BATCH], self._pending[_MAX_BATCH:]
+        operations = [operation for operation, _ in batch]
+        self._last_batch_size = len(operations)
         loop = asyncio.get_running_loop()
-        self._committing = loop.run_in_executor(self._thread, commit, self._store, calls)
-        self._committing.add_done_callback(functools.partial(self._done, group))
+        self._committing = loop.run_in_executor(self._thread, commit, self._store, operations)
+        self._committing.add_done_callback(functools.partial(self._on_committed, batch))
         return self._committing
 
-    def _done(
+    def _on_committed(
         self,
-        group: list[tuple[Operation, asyncio.Future[Any]]],
-        done: asyncio.Future[list[Any]],
+        batch: list[tuple[Operation, asyncio.Future[Any]]],
+        commit_future: asyncio.Future[list[Any]],
     ) -> None:
         self._committing = None
-        failed = None if done.cancelled() else done.exception()
-        answers = [failed] * len(group) if failed else done.result()
-        if isinstance(failed, LedgerError):
-            self.broken = failed
-            group, self._waiting = group + self._waiting, []
-            answers = [failed] * len(group)
-        resolve_all((future for _, future in group), answers)
-        if self._waiting:
-            self._next()
+        error = None if commit_future.cancelled() else commit_future.exception()
+        results = [error] * len(batch) if error else commit_future.result()
+        if isinstance(error, LedgerError):
+            self.failure = error
+            batch, self._pending = batch + self._pending, []
+            results = [error] * len(batch)
+        resolve_all((future for _, future in batch), results)
+        if self._pending:
+            self._schedule_commit()
 
 
-def commit(store: LedgerStore, calls: Sequence[Operation]) -> list[Any]:
+def commit(store: LedgerStore, operations: Sequence[Operation]) -> list[Any]:
     """Carry out the calls in one transaction; where one of them is refused, each in its own.
 
     Returns an answer or a KreaBatchError for each call. Raises LedgerError when the disk fails.
     """
     try:
         try:
-            return store.transaction([functools.partial(apply_all, calls)])[0]
+            return store.transaction([functools.partial(apply_all, operations)])[0]
         except KreaBatchError:
-            return [_apply_alone(store, call) for call in calls]
+            return [_apply_alone(store, operation) for operation in operations]
     except (sqlite3.Error, OSError) as error:
         raise LedgerError(
             store.path,
@@ -141,11 +141,11 @@ def commit(store: LedgerStore, calls: Sequence[Operation]) -> list[Any]:
         ) from error
 
 
-def _apply_alone(store: LedgerStore, call: Operation) -> Any:
+def _apply_alone(store: LedgerStore, operation: Operation) -> Any:
     try:
-        return store.transaction([call.apply])[0]
-    except KreaBatchError as refused:
-        return refused
+        return store.transaction([operation.apply])[0]
+    except KreaBatchError as error:
+        return error
 
 
 _BULK: dict[Callable[..., Any], Callable[[LedgerStore, Sequence[Any]], Sequence[Any]]] = {
@@ -167,18 +167,18 @@ class Operation(NamedTuple):
         return self.transition(store, *self.args, **self.kwargs)
 
 
-def apply_all(calls: Sequence[Operation], store: LedgerStore) -> list[Any]:
+def apply_all(operations: Sequence[Operation], store: LedgerStore) -> list[Any]:
     """Carry out all of them. Gives their answers, in the order of `calls`; raises what the first to fail raises."""
-    answers: list[Any] = [None] * len(calls)
+    results: list[Any] = [None] * len(operations)
     others: list[int] = []
-    places: dict[Callable[..., Any], list[int]] = {transition: [] for transition in _BULK}
-    for place, call in enumerate(calls):
-        places.get(call.transition, others).append(place)
-    for transition, alike in places.items():
-        if alike:
-            found = _BULK[transition](store, [calls[place].args for place in alike])
-            for place, answer in zip(alike, found, strict=True):
-                answers[place] = answer
-    for place in others:
-        answers[place] = calls[place].apply(store)
-    return answers
+    positions: dict[Callable[..., Any], list[int]] = {transition: [] for transition in _BULK}
+    for position, operation in enumerate(operations):
+        positions.get(operation.transition, others).append(position)
+    for transition, same_kind in positions.items():
+        if same_kind:
+            kind_results = _BULK[transition](store, [operations[place].args for place in same_kind])
+            for position, result in zip(same_kind, kind_results, strict=True):
+                results[position] = result
+    for position in others:
+        results[position] = operations[position].apply(store)
+    return results

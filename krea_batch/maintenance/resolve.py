@@ -58,17 +58,17 @@ class AmbiguousJobs(LockedRun):
         """They were accepted, under these request_ids (by job id); the next run polls and downloads them."""
 
         def decide(store: LedgerStore, doubt: AmbiguousJob) -> None:
-            request_id = request_ids[doubt.id]
+            request_id = request_ids[doubt.job_id]
             if not is_request_id(request_id):
                 right = "give it as the gateway did, like krea-2-large-text-to-image_019d…"
-                raise JobError(f"{request_id!r} is no request_id", right, job_id=doubt.id)
+                raise JobError(f"{request_id!r} is no request_id", right, job_id=doubt.job_id)
             if not store.adopt(doubt.job_no, request_id, self._clock()):
-                raise JobError(f"{request_id} belongs to another job", "look it up once more", job_id=doubt.id)
+                raise JobError(f"{request_id} belongs to another job", "look it up once more", job_id=doubt.job_id)
 
         self._decide(request_ids, decide)
 
     def _decide(self, job_ids: Iterable[str], decide: Callable[[LedgerStore, AmbiguousJob], Any]) -> None:
-        doubts = {doubt.id: doubt for doubt in self.jobs}
+        doubts = {doubt.job_id: doubt for doubt in self.jobs}
 
         def decide_all(store: LedgerStore) -> None:
             for job_id in dict.fromkeys(job_ids):

@@ -42,7 +42,7 @@ class Fetcher(Protocol):
 
     async def poll(self, request_id: str) -> PollVerdict: ...
 
-    async def fetch(self, url: str, *, offset: int = 0, etag: str | None = None) -> ImageBody: ...
+    async def download(self, url: str, *, offset: int = 0, etag: str | None = None) -> ImageBody: ...
 
 
 def faults(gallery: RunImages) -> Iterator[tuple[ExportedImage, str | None]]:
@@ -93,7 +93,7 @@ async def _fetched(picture: ExportedImage, gateway: Fetcher) -> bytes:
     for tries in range(1, TRIES + 1):
         try:
             url = await _url(picture, gateway)
-            media = await gateway.fetch(url)
+            media = await gateway.download(url)
             async with media:
                 return b"".join([chunk async for chunk in media.chunks()])
         except DownloadError as error:

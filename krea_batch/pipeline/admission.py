@@ -22,14 +22,14 @@ class AdmissionQueue:
     def __init__(
         self,
         run: RunContext,
-        room: Callable[[], Awaitable[None]],
-        out: Callable[[InFlightJob], None],
-        left: Callable[[InFlightJob], None],
+        wait_for_capacity: Callable[[], Awaitable[None]],
+        next_stage: Callable[[InFlightJob], None],
+        on_deferred: Callable[[InFlightJob], None],
     ) -> None:
         self._run = run
-        self._room = room
-        self._out = out
-        self._left = left
+        self._room = wait_for_capacity
+        self._out = next_stage
+        self._left = on_deferred
         self._waiting: RoundRobinQueue[InFlightJob] = RoundRobinQueue()
         self._some = asyncio.Event()
         self._empty = anyio.Event()

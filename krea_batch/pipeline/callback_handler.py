@@ -34,33 +34,33 @@ class CallbackHandler:
         self,
         run: RunContext,
         *,
-        hasten: Callable[[int, CallbackPayload], CallbackResult],
-        adopted: Callable[[InFlightJob, Progress], None],
+        expedite: Callable[[int, CallbackPayload], CallbackResult],
+        on_adopted: Callable[[InFlightJob, Progress], None],
     ) -> None:
         self._run = run
-        self._hasten = hasten
-        self._adopted = adopted
+        self._hasten = expedite
+        self._adopted = on_adopted
         self._tasks: TaskGroup | None = None
         self._doubted: set[int] = set()  # jobs that a call may bring out of doubt just now
         self._hopes: dict[int, float] = {}  # ambiguous jobs, and until when a call may come for them
         self._hoped = asyncio.Event()
 
-    def on_callback(self, n: int, told: CallbackPayload) -> None:
+    def on_callback(self, job_no: int, payload: CallbackPayload) -> None:
         """Take a call for the job of that number."""
-        if n in self._run.early_callbacks:
-            self._run.early_callbacks[n] = told  # its POST is in the air
+        if job_no in self._run.early_callbacks:
+            self._run.early_callbacks[job_no] = payload  # its POST is in the air
             return
         self._run.stats.callbacks += 1
-        result = self._hasten(n, told)
+        result = self._hasten(job_no, payload)
         self._run.emit(CallbackReceived(result))
-        if result == "elsewhere" and told.request_id and n not in self._doubted and self._tasks:
-            self._doubted.add(n)
-            self._tasks.start_soon(self._resolve_ambiguous, n, told.request_id)
+        if result == "elsewhere" and payload.request_id and job_no not in self._doubted and self._tasks:
+            self._doubted.add(job_no)
+            self._tasks.start_soon(self._resolve_ambiguous, job_no, payload.request_id)
 
-    def expect(self, n: int, wait_s: float) -> None:
+    def expect(self, job_no: int, wait_s: float) -> None:
         """The job is ambiguous, and the gateway may call for it within that time."""
         if wait_s > 0:
-            self._hopes[n] = self._run.now_s() + wait_s
+            self._hopes[job_no] = self._run.now_s() + wait_s
 
     @property
     def expecting(self) -> bool:
@@ -106,7 +106,7 @@ class CallbackHandler:
         flight.accepted_s = flight.last_polled_s = self._run.now_s()
         flight.resumed = True
         self._run.in_flight_limit.acquire_resumed()
-        self._run.in_flight_fingerprints[job.id] = b""  # the ledger has its fingerprint
+        self._run.in_flight_fingerprints[job.job_id] = b""  # the ledger has its fingerprint
         ended = self._run.stats.ended_by_state
         ended[State.AMBIGUOUS] = max(0, ended[State.AMBIGUOUS] - 1)
         self._hopes.pop(n, None)

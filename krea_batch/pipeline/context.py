@@ -83,13 +83,13 @@ class Gateway(Protocol):
 
     async def submit(self, body: bytes, *, callback: str = "") -> PostVerdict: ...
     async def poll(self, request_id: str) -> PollVerdict: ...
-    async def fetch(self, url: str, *, offset: int = 0, etag: str | None = None) -> ImageBody: ...
+    async def download(self, url: str, *, offset: int = 0, etag: str | None = None) -> ImageBody: ...
 
 
 class CallbackUrls(Protocol):
     """Where the gateway calls for a job."""
 
-    def address_of(self, n: int) -> str: ...
+    def url_of(self, job_no: int) -> str: ...
 
 
 class RunContext:
@@ -123,8 +123,8 @@ class RunContext:
         self.early_callbacks: dict[
             int, CallbackPayload | None
         ] = {}  # by job, what callbacks told while its POST was in the air
-        self.retries = RetryBudget(rate_limiter.rule.per_s)
-        self.stats.rate_per_s = rate_limiter.rule.per_s
+        self.retries = RetryBudget(rate_limiter.controller.per_s)
+        self.stats.rate_per_s = rate_limiter.controller.per_s
         self.random = random.random
         self.wall_clock = clock  # seconds since 1970
         self.stopped: RunStopped | None = None
@@ -146,13 +146,13 @@ class RunContext:
         """Have `call` called when the run begins to stop."""
         self._at_stop.append(call)
 
-    def stop(self, why: RunStopped) -> None:
+    def stop(self, reason: RunStopped) -> None:
         """Take no more submits. What is in flight is brought home. The first reason is the one that counts."""
         if self.stopped:
             return
-        self.stopped = why
-        log.warning("! stopping reason=%s", why.reason)
-        self.emit(RunStopping(why.reason))
+        self.stopped = reason
+        log.warning("! stopping reason=%s", reason.reason)
+        self.emit(RunStopping(reason.reason))
         for call in self._at_stop:
             call()
 
@@ -224,7 +224,7 @@ class RunContext:
         if self._listeners:
             self.emit(RetryScheduled(flight.id, where, reason))
 
-    def emit_paused(self, wait_s: float, reason: str) -> None:
+    def emit_submits_paused(self, wait_s: float, reason: str) -> None:
         self.stats.paused_until_s = max(self.stats.paused_until_s, self.now_s() + wait_s)
         log.info("! submits held for_s=%.1f rate_per_s=%.2f reason=%s", wait_s, self.stats.rate_per_s, reason)
         self.emit(SubmitsPaused(wait_s, self.stats.rate_per_s, reason))

@@ -72,13 +72,13 @@ class Downloader:
         self,
         run: RunContext,
         *,
-        ended: Callable[[InFlightJob, Outcome], None],
-        left: Callable[[InFlightJob], None],
+        on_ended: Callable[[InFlightJob, Outcome], None],
+        on_deferred: Callable[[InFlightJob], None],
         sink: Sink | None = None,
     ) -> None:
         self._run = run
-        self._ended = ended
-        self._left = left
+        self._ended = on_ended
+        self._left = on_deferred
         self._queue: asyncio.Queue[_Download] = asyncio.Queue()
         self._host_held_until_s: dict[str, float] = {}
         self._tasks = TaskPool()
@@ -155,7 +155,7 @@ class Downloader:
     async def _receive(self, download: _Download, picture: ImageFile) -> list[bytes]:
         """Have the picture sent. Returns the last, unwritten bytes."""
         etag = download.etag if picture.taken_bytes else None
-        media = await self._run.gateway.fetch(download.url, offset=picture.taken_bytes, etag=etag)
+        media = await self._run.gateway.download(download.url, offset=picture.taken_bytes, etag=etag)
         async with media:
             if media.offset != picture.taken_bytes:
                 picture.start_over()

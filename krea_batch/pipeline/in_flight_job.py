@@ -87,7 +87,7 @@ class InFlightJob:
     @classmethod
     def from_ledger(cls, job: OpenJob) -> InFlightJob:
         """A job of the ledger, on its way again."""
-        flight = cls(job.id, kind=job.kind, tenant=job.tenant)
+        flight = cls(job.job_id, kind=job.kind, tenant=job.tenant)
         flight.job_no, flight.errors, flight.polls = job.job_no, job.errors, job.polls
         flight.request_id = job.request_id or ""
         return flight

@@ -16,7 +16,7 @@ from krea_batch.ledger import LedgerStore
 from krea_batch.pipeline.context import RunContext
 from krea_batch.pipeline.in_flight_job import InFlightJob, build_in_flight_job, require_same_request
 
-BATCH = 256  # chosen: one question to the ledger for many jobs; small against the memory of a run
+BATCH_JOBS = 256  # chosen: one question to the ledger for many jobs; small against the memory of a run
 
 
 @runtime_checkable
@@ -37,11 +37,14 @@ class Producer:
     """Feeds `out` with a flight for each job that the ledger does not know, each after `room` has been awaited."""
 
     def __init__(
-        self, run: RunContext, room: Callable[[], Awaitable[None]], out: Callable[[InFlightJob], None]
+        self,
+        run: RunContext,
+        wait_for_capacity: Callable[[], Awaitable[None]],
+        next_stage: Callable[[InFlightJob], None],
     ) -> None:
         self._run = run
-        self._has_capacity = room
-        self._out = out
+        self._has_capacity = wait_for_capacity
+        self._out = next_stage
         self._given = 0
         self._unrecorded: deque[tuple[int, InFlightJob]] = deque()  # with how many jobs were given before
         self._checkpoints: deque[tuple[int, bytes]] = deque()  # that wait for jobs before them to be on record
@@ -54,7 +57,7 @@ class Producer:
         if source:
             self._run.stats.jobs_read += source.skipped
             self._run.stats.skipped += source.skipped
-        while not self._run.stopped and (batch := list(islice(remaining, BATCH))):
+        while not self._run.stopped and (batch := list(islice(remaining, BATCH_JOBS))):
             await self._feed(batch)
             if source and (mark := source.checkpoint()) and mark != self._latest:
                 self._latest = mark

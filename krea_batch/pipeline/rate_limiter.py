@@ -48,10 +48,10 @@ class RateLimiter:
 
     def __init__(self, rate: Rate | str) -> None:
         self.rate = rate if isinstance(rate, Rate) else Rate.parse(rate)
-        self.rule = PaceRule(self.rate.per_s, seek=self.rate.is_auto)
+        self.controller = PaceRule(self.rate.per_s, discover=self.rate.is_auto)
         self._loop: asyncio.AbstractEventLoop | None = None
-        self._limiter = even_limiter(self.rule.per_s)
-        self._limiter_per_s = self.rule.per_s
+        self._limiter = even_limiter(self.controller.per_s)
+        self._limiter_per_s = self.controller.per_s
         self._queue_lock = asyncio.Lock()
         self._confirm_lock = asyncio.Lock()
 
@@ -70,28 +70,28 @@ class RateLimiter:
     async def acquire(self) -> None:
         """Wait until the next submit is due, behind those who came before."""
         async with self._queue_lock:
-            if self._limiter_per_s != self.rule.per_s:
-                self._limiter, self._limiter_per_s = even_limiter(self.rule.per_s), self.rule.per_s
+            if self._limiter_per_s != self.controller.per_s:
+                self._limiter, self._limiter_per_s = even_limiter(self.controller.per_s), self.controller.per_s
             await self._limiter.acquire()
             await self._wait_for_window()
 
     async def confirm(self) -> float | None:
         """Let a submit that was due leave. Returns its instant, or None where all are held by now."""
         async with self._confirm_lock:
-            while (wait_s := self.rule.wait_s(self._now_s())) > 0:
-                if self.rule.paused_s(self._now_s()) > 0:
+            while (wait_s := self.controller.wait_s(self._now_s())) > 0:
+                if self.controller.paused_s(self._now_s()) > 0:
                     return None
                 await asyncio.sleep(wait_s)
             now_s = self._now_s()
-            self.rule.on_sent(now_s)
+            self.controller.on_sent(now_s)
             return now_s
 
     async def acquire_shared(self) -> None:
         """Wait until a request of another kind may go, which counts against the same limit, and count it."""
         await self._wait_for_window()
-        self.rule.on_other_request(self._now_s())
+        self.controller.on_other_request(self._now_s())
 
     async def _wait_for_window(self) -> None:
         """Wait until the rule lets one more request go."""
-        while (wait_s := self.rule.wait_s(self._now_s())) > 0:  # noqa: ASYNC110 - only the clock sets this event
+        while (wait_s := self.controller.wait_s(self._now_s())) > 0:  # noqa: ASYNC110 - only the clock sets this event
             await asyncio.sleep(wait_s)

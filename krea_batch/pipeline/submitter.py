@@ -37,7 +37,7 @@ from krea_batch.rules.verdicts import (
 from krea_batch.settings import AmbiguousPolicy
 
 MAX_AMBIGUOUS_RESUBMITS = 5  # chosen: at one answer in ten lost, a job in 100,000 is not resubmitted any more
-GRACE_S = 5.0  # chosen: a POST in the air is worth a short wait even to somebody in a hurry
+POST_GRACE_S = 5.0  # chosen: a POST in the air is worth a short wait even to somebody in a hurry
 MAX_QUEUED = 1000  # chosen: a second at 1000/s; those behind are still in their file, and need no memory
 MAX_CONCURRENT_POSTS = 256  # chosen: answers of 1 s at 256/s; a gateway slower than that needs no more of us
 
@@ -53,18 +53,18 @@ class Submitter:
         self,
         run: RunContext,
         *,
-        accepted: Callable[[InFlightJob, Progress], None],
-        ended: Callable[[InFlightJob, Outcome], None],
-        left: Callable[[InFlightJob], None],
-        called: Callable[[int, CallbackPayload], None],
+        on_accepted: Callable[[InFlightJob, Progress], None],
+        on_ended: Callable[[InFlightJob, Outcome], None],
+        on_deferred: Callable[[InFlightJob], None],
+        on_callback: Callable[[int, CallbackPayload], None],
     ) -> None:
         self._run = run
-        self._accepted = accepted
-        self._ended = ended
-        self._left = left
-        self._called = called
+        self._accepted = on_accepted
+        self._on_ended = on_ended
+        self._on_deferred = on_deferred
+        self._on_callback = on_callback
         self._queue: asyncio.Queue[InFlightJob] = asyncio.Queue()
-        self._taken = asyncio.Event()
+        self._queue_shrank = asyncio.Event()
         self._delayed: dict[InFlightJob, asyncio.TimerHandle] = {}
         self._post_slots = asyncio.Semaphore(MAX_CONCURRENT_POSTS)
         self._pending_posts: set[asyncio.Task[Any] | None] = set()  # tasks that wait for an answer
@@ -78,17 +78,17 @@ class Submitter:
     def enqueue(self, flight: InFlightJob, wait_s: float = 0.0) -> None:
         """Take a pending flight, to be submitted once `wait_s` seconds have passed."""
         if self._run.stopped:
-            self._left(flight)
+            self._on_deferred(flight)
         elif wait_s > 0:
             self._delayed[flight] = self._run.call_later(wait_s, self._due, flight)
         else:
             self._queue.put_nowait(flight)
 
-    async def wait_for_capacity(self, most: int = MAX_QUEUED) -> None:
+    async def wait_for_capacity(self, max_queued: int = MAX_QUEUED) -> None:
         """Wait until fewer flights than that wait to be submitted, or the run stops."""
-        while self._queue.qsize() >= most and not self._run.stopped:
-            self._taken.clear()
-            await self._taken.wait()
+        while self._queue.qsize() >= max_queued and not self._run.stopped:
+            self._queue_shrank.clear()
+            await self._queue_shrank.wait()
 
     def set_prior_charges(self, charged: int) -> None:
         """Count `charged` POSTs of earlier runs towards --max-charges."""
@@ -109,22 +109,22 @@ class Submitter:
 
     def shorten_grace(self) -> None:
         """Give the POSTs in the air a few seconds more, then call them ambiguous."""
-        self._run.call_later(GRACE_S, self._cancel_pending_posts)
+        self._run.call_later(POST_GRACE_S, self._cancel_pending_posts)
 
     async def _dispatch_next(self, posts: TaskPool) -> None:
         flight = await self._queue.get()
-        self._taken.set()
+        self._queue_shrank.set()
         try:
             await self._post_slots.acquire()
-            await self._room_for_a_charge()
+            await self._wait_for_charge_budget()
             await self._run.rate_limiter.acquire()
         except asyncio.CancelledError:
-            self._left(flight)
+            self._on_deferred(flight)
             raise
         self._unsettled += 1
         posts.spawn(self._submit(flight))
 
-    async def _room_for_a_charge(self) -> None:
+    async def _wait_for_charge_budget(self) -> None:
         """Wait until one more POST cannot pass --max-charges. Where none ever can, stop the run."""
         most = self._run.settings.max_charges
         while most is not None and self._charged + self._unsettled >= most:
@@ -164,7 +164,7 @@ class Submitter:
             self._unsettled -= 1
             self._settled.set()
         if told:
-            self._called(flight.job_no, told)
+            self._on_callback(flight.job_no, told)
 
     async def _post(self, flight: InFlightJob) -> PostVerdict:
         self._run.stats.submits += 1
@@ -174,7 +174,7 @@ class Submitter:
             if not self._run.callbacks:
                 return await self._run.gateway.submit(flight.body)
             self._run.early_callbacks[flight.job_no] = None
-            callback = self._run.callbacks.address_of(flight.job_no)
+            callback = self._run.callbacks.url_of(flight.job_no)
             verdict = await self._run.gateway.submit(flight.body, callback=callback)
             return await self._confirm_by_poll(flight, verdict)
         except asyncio.CancelledError:  # what it came to has to be on record all the same
@@ -198,19 +198,19 @@ class Submitter:
                 task.cancel()
 
     async def _settle(self, flight: InFlightJob, verdict: PostVerdict, sent_s: float) -> None:
-        self._pace(verdict, sent_s)
-        decision = lifecycle.after_post(verdict, refusals=flight.refusals, chance=self._run.random())
+        self._update_rate(verdict, sent_s)
+        decision = lifecycle.after_post(verdict, refusals=flight.refusals, jitter=self._run.random())
         match decision:
             case Accept(accepted):
-                await self._on_accepted(flight, accepted)
+                await self._record_accepted(flight, accepted)
             case Requeue(wait_s, reason):
                 await self._requeue(flight, verdict, wait_s, reason)
             case StopRun(status, said):
                 await self._run.record(LedgerStore.revert_intent, flight.job_no, "refused")
                 self._run.emit_submit(flight, "refused", verdict)
                 self._run.emit_state_change(flight, State.SUBMITTING, State.PENDING)
-                self._run.stop(GatewayError(status, said, NEXT_STEP[status]))
-                self._left(flight)
+                self._run.stop(GatewayError(status, said, NEXT_STEPS[status]))
+                self._on_deferred(flight)
             case EndJob(State.AMBIGUOUS, kind, message):
                 await self._mark_ambiguous(flight, verdict, ErrorInfo(kind, message))
             case EndJob(_, kind, message):
@@ -220,7 +220,7 @@ class Submitter:
                 self._run.emit_submit(flight, "rejected", verdict)
                 self._end(flight, outcome)
 
-    async def _on_accepted(self, flight: InFlightJob, accepted: Accepted) -> None:
+    async def _record_accepted(self, flight: InFlightJob, accepted: Accepted) -> None:
         try:
             taken = await self._run.record(
                 LedgerStore.mark_accepted, flight.job_no, accepted.request_id, self._run.wall_clock()
@@ -268,22 +268,22 @@ class Submitter:
         else:
             self._end(flight, outcome)
 
-    def refunded(self) -> None:
+    def record_refund(self) -> None:
         """An accepted POST came to ERROR, which is not charged."""
         self._charged -= 1
         self._settled.set()
 
     # ---- pace --------------------------------------------------------------------------------------------
 
-    def _pace(self, verdict: PostVerdict, sent_s: float) -> None:
+    def _update_rate(self, verdict: PostVerdict, sent_s: float) -> None:
         now_s = self._run.now_s()
-        pace = self._run.rate_limiter.rule
+        pace = self._run.rate_limiter.controller
         match verdict:
             case Refused(Refusal.RATE_LIMITED, status, said, retry_after_s):
                 self._run.stats.rate_limited += status == 429
                 pace.on_rate_limited(sent_s, now_s, retry_after_s)
                 self._run.emit_rate(pace.per_s)
-                self._run.emit_paused(pace.paused_s(now_s), said)
+                self._run.emit_submits_paused(pace.paused_s(now_s), said)
             case NotSent(reason):
                 self._back_off(reason, None, sent_s)
             case Refused(Refusal.RETRYABLE, _, said, retry_after_s):
@@ -298,19 +298,19 @@ class Submitter:
         """Hold every submit back while the gateway is away; one failure alone delays only its own job."""
         now_s, longest_s = self._run.now_s(), self._run.settings.job_timeout_s
         pause_s = self._breaker.record_failure(sent_s, now_s, self._run.random())
-        if self._breaker.is_open and now_s - self._breaker.since_s >= longest_s:
+        if self._breaker.is_open and now_s - self._breaker.failing_since_s >= longest_s:
             away = f"the gateway has taken nothing for {longest_s:g} s ({reason})"
             self._run.stop(RunStopped(away, "see what is wrong, then run the same command again"))
         wait_s = max(pause_s, retry_after_s or 0.0)
         if wait_s > 0:
-            self._run.rate_limiter.rule.pause(now_s, wait_s)
-            self._run.emit_paused(wait_s, reason)
+            self._run.rate_limiter.controller.pause(now_s, wait_s)
+            self._run.emit_submits_paused(wait_s, reason)
 
     # ---- ends --------------------------------------------------------------------------------------------
 
     def _end(self, flight: InFlightJob, outcome: Outcome) -> None:
         self._run.emit_state_change(flight, State.SUBMITTING, outcome.status)
-        self._ended(flight, outcome)
+        self._on_ended(flight, outcome)
 
     def _due(self, flight: InFlightJob) -> None:
         del self._delayed[flight]
@@ -318,18 +318,18 @@ class Submitter:
 
     def _stop(self) -> None:
         self._dispatch.cancel()
-        self._taken.set()
+        self._queue_shrank.set()
         later, self._delayed = self._delayed, {}
         for flight, timer in later.items():
             timer.cancel()
-            self._left(flight)
+            self._on_deferred(flight)
 
     def _drain_queue(self) -> None:
         while not self._queue.empty():
-            self._left(self._queue.get_nowait())
+            self._on_deferred(self._queue.get_nowait())
 
 
-NEXT_STEP = {
+NEXT_STEPS = {
     401: "give a valid key, then run the same command again",
     402: "top up the wallet, then run the same command again",
     403: "see why the key may not use this model, then run the same command again",

@@ -9,29 +9,31 @@ from __future__ import annotations
 
 from collections import deque
 
-REMEMBERED = 20  # chosen: the latest ends; a gateway that falls silent is noticed within so many
-ENOUGH = 5  # chosen: so many calls in a row are no accident
-MOST_MISSING = 0.1  # chosen: of the latest ends; for who calls less often, waiting costs more than polls
-GRACE_S = 2.0  # chosen: a call may come so long after the end that a poll has seen
+RECENT_JOBS = 20  # chosen: the latest ends; a gateway that falls silent is noticed within so many
+MIN_JOBS = 5  # chosen: so many calls in a row are no accident
+MAX_MISSED_SHARE = 0.1  # chosen: of the latest ends; for who calls less often, waiting costs more than polls
+CALLBACK_GRACE_S = 2.0  # chosen: a call may come so long after the end that a poll has seen
 
 
 class CallbackReliability:
     """How well the gateway keeps its word to call."""
 
-    __slots__ = ("_kept",)
+    __slots__ = ("_delivered",)
 
     def __init__(self) -> None:
-        self._kept: deque[bool] = deque(maxlen=REMEMBERED)
+        self._delivered: deque[bool] = deque(maxlen=RECENT_JOBS)
 
     def record_delivered(self) -> None:
         """A job ended, and the gateway called."""
-        self._kept.append(True)
+        self._delivered.append(True)
 
     def record_missed(self) -> None:
         """A job ended, and no call came."""
-        self._kept.append(False)
+        self._delivered.append(False)
 
     @property
     def reliable(self) -> bool:
         """Whether calls can be relied upon."""
-        return len(self._kept) >= ENOUGH and self._kept.count(False) <= MOST_MISSING * len(self._kept)
+        return len(self._delivered) >= MIN_JOBS and self._delivered.count(False) <= MAX_MISSED_SHARE * len(
+            self._delivered
+        )

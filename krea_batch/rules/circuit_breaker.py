@@ -11,46 +11,46 @@ from krea_batch.rules.backoff import backoff_s
 
 OPEN_AFTER = 3  # chosen: more failures in a row are no accident at the 10 % that a bad day brings
 DEGRADED_SHARE = 0.2  # chosen: share of failures; twice what a bad day brings
-LATEST_SHARE = 0.05  # chosen: the latest twenty requests or so decide
+FAILURE_SMOOTHING = 0.05  # chosen: the latest twenty requests or so decide
 
 
 class CircuitBreaker:
     """Whether the gateway is away, by the failures in a row of all jobs."""
 
-    __slots__ = ("_failing", "_in_a_row", "_paused_s", "_pauses", "since_s")
+    __slots__ = ("_consecutive_failures", "_failure_share", "_pause_count", "_pause_started_s", "failing_since_s")
 
     def __init__(self) -> None:
-        self._failing = 0.0  # share of the latest requests that failed
-        self._in_a_row = 0
-        self._pauses = 0
-        self._paused_s = 0.0  # when the present pause began
-        self.since_s = 0.0
+        self._failure_share = 0.0  # share of the latest requests that failed
+        self._consecutive_failures = 0
+        self._pause_count = 0
+        self._pause_started_s = 0.0  # when the present pause began
+        self.failing_since_s = 0.0
 
     @property
     def is_open(self) -> bool:
-        return self._in_a_row > OPEN_AFTER
+        return self._consecutive_failures > OPEN_AFTER
 
     @property
     def is_degraded(self) -> bool:
         """Whether so many requests fail that the failures of one job are not its own fault."""
-        return self.is_open or self._failing > DEGRADED_SHARE
+        return self.is_open or self._failure_share > DEGRADED_SHARE
 
     def record_success(self) -> None:
         """The gateway gave an answer that means something."""
-        self._in_a_row = self._pauses = 0
-        self._failing -= self._failing * LATEST_SHARE
+        self._consecutive_failures = self._pause_count = 0
+        self._failure_share -= self._failure_share * FAILURE_SMOOTHING
 
-    def record_failure(self, sent_s: float, now_s: float, chance: float) -> float:
+    def record_failure(self, sent_s: float, now_s: float, jitter: float) -> float:
         """A request of `sent_s` failed. Returns the seconds for which all requests should wait, mostly 0.
 
         What was in the air when a pause began tells nothing new, and makes the next pause no longer.
         """
-        self._failing += (1.0 - self._failing) * LATEST_SHARE
-        if self._in_a_row == 0:
-            self.since_s = now_s
-        self._in_a_row += 1
-        if not self.is_open or (self._pauses and sent_s < self._paused_s):
+        self._failure_share += (1.0 - self._failure_share) * FAILURE_SMOOTHING
+        if self._consecutive_failures == 0:
+            self.failing_since_s = now_s
+        self._consecutive_failures += 1
+        if not self.is_open or (self._pause_count and sent_s < self._pause_started_s):
             return 0.0
-        self._pauses += 1
-        self._paused_s = now_s
-        return backoff_s(self._pauses, chance)
+        self._pause_count += 1
+        self._pause_started_s = now_s
+        return backoff_s(self._pause_count, jitter)

@@ -67,7 +67,7 @@ class StopRun(Struct, frozen=True):
     """Nothing was queued and nothing more will be: the job stays pending and the run takes no more submits."""
 
     status: int
-    said: str
+    detail: str
 
 
 class EndJob(Struct, frozen=True):
@@ -87,14 +87,14 @@ class Download(Struct, frozen=True):
 class PollAgain(Struct, frozen=True):
     """Nothing is known yet. `trouble` says why the status could not be read, or is None."""
 
-    trouble: PollFailed | None
+    failure: PollFailed | None
 
 
 AfterPost = Accept | Requeue | StopRun | EndJob
 AfterPoll = Download | PollAgain | Requeue | EndJob
 
 
-def ended(counts: Mapping[State, int]) -> int:
+def count_ended(counts: Mapping[State, int]) -> int:
     """How many jobs have ended, of how many stand in each state."""
     return sum(count for state, count in counts.items() if state.info.final)
 
@@ -105,7 +105,7 @@ def check_transition(old: State, new: State) -> None:
         raise InternalError(f"a job cannot go from {old} to {new}")
 
 
-def after_post(verdict: PostVerdict, *, refusals: int, chance: float) -> AfterPost:
+def after_post(verdict: PostVerdict, *, refusals: int, jitter: float) -> AfterPost:
     """What becomes of a job whose POST came to `verdict`.
 
     `refusals` counts this job's 500s and 503s before this one; 429s are not counted, since they are the
@@ -115,29 +115,29 @@ def after_post(verdict: PostVerdict, *, refusals: int, chance: float) -> AfterPo
         case Accepted():
             return Accept(verdict)
         case NotSent(reason):
-            return Requeue(backoff_s(refusals + 1, chance), reason)
+            return Requeue(backoff_s(refusals + 1, jitter), reason)
         case Ambiguous(reason):
             return EndJob(State.AMBIGUOUS, "ambiguous", reason)
         case Refused():
-            return _after_refusal(verdict, refusals, chance)
+            return _after_refusal(verdict, refusals, jitter)
 
 
-def _after_refusal(refused: Refused, refusals: int, chance: float) -> AfterPost:
+def _after_refusal(refused: Refused, refusals: int, jitter: float) -> AfterPost:
     match refused.refusal:
         case Refusal.RATE_LIMITED:
-            return Requeue(0.0, refused.said)
+            return Requeue(0.0, refused.detail)
         case Refusal.FATAL:
-            return StopRun(refused.status, refused.said)
+            return StopRun(refused.status, refused.detail)
         case Refusal.REJECTED:
-            return EndJob(State.REJECTED, f"http_{refused.status}", refused.said)
+            return EndJob(State.REJECTED, f"http_{refused.status}", refused.detail)
         case Refusal.RETRYABLE if refusals + 1 < MAX_REFUSALS:
-            return Requeue(max(backoff_s(refusals + 1, chance), refused.retry_after_s or 0.0), refused.said)
+            return Requeue(max(backoff_s(refusals + 1, jitter), refused.retry_after_s or 0.0), refused.detail)
         case Refusal.RETRYABLE:
-            said = f"refused {refusals + 1} times: {refused.said}"
-            return EndJob(State.REJECTED, f"http_{refused.status}", said)
+            detail = f"refused {refusals + 1} times: {refused.detail}"
+            return EndJob(State.REJECTED, f"http_{refused.status}", detail)
 
 
-def after_poll(verdict: PollVerdict, *, errors: int, max_attempts: int, chance: float) -> AfterPoll:
+def after_poll(verdict: PollVerdict, *, errors: int, max_attempts: int, jitter: float) -> AfterPoll:
     """What becomes of an accepted job whose status came to `verdict`.
 
     `errors` counts the job's ERRORs before this one; `max_attempts` bounds how many accepted POSTs it may have.
@@ -149,12 +149,12 @@ def after_poll(verdict: PollVerdict, *, errors: int, max_attempts: int, chance: 
             return PollAgain(None)
         case PollFailed():
             return PollAgain(verdict)
-        case Failed(said):
-            return EndJob(State.FAILED, "failed", said or "the gateway gave no reason")
-        case Errored(said):
+        case Failed(detail):
+            return EndJob(State.FAILED, "failed", detail or "the gateway gave no reason")
+        case Errored(detail):
             if errors + 1 < max_attempts:
-                return Requeue(backoff_s(errors + 1, chance), said or "ERROR, not charged")
-            return EndJob(State.ERRORED, "error", said or "the gateway gave no reason")
+                return Requeue(backoff_s(errors + 1, jitter), detail or "ERROR, not charged")
+            return EndJob(State.ERRORED, "error", detail or "the gateway gave no reason")
 
 
 def on_resume(state: State, *, errors: int, max_attempts: int, resubmit_ambiguous: bool) -> State | None:

@@ -13,74 +13,79 @@ from collections import deque
 
 from krea_batch.rules.poll_schedule import PollSchedule
 
-REMEMBERED = 200  # chosen: latencies of a kind; enough for the test, and to begin a schedule with
-LEAST = 20  # chosen: fewer of a kind say too little
-CHECK_EVERY = 10  # chosen: jobs of a kind between two tests
-CRITICAL = 1.95  # Kolmogorov-Smirnov: by chance once in a thousand tests
+SAMPLE_SIZE = 200  # chosen: latencies of a kind; enough for the test, and to begin a schedule with
+MIN_SAMPLE_SIZE = 20  # chosen: fewer of a kind say too little
+KS_TEST_EVERY = 10  # chosen: jobs of a kind between two tests
+KS_CRITICAL = 1.95  # Kolmogorov-Smirnov: by chance once in a thousand tests
 
 
 class PollSchedules:
     """The schedules of one run. `version` grows with each new plan of any of them."""
 
-    def __init__(self, interval_s: float, eagerness: float = 1.0) -> None:
-        self.shared = PollSchedule(interval_s, eagerness)
+    def __init__(self, interval_s: float, lag_weight: float = 1.0) -> None:
+        self.shared = PollSchedule(interval_s, lag_weight)
         self._interval_s = interval_s
-        self._eagerness = eagerness
-        self._own: dict[str, PollSchedule] = {}
-        self._lately_s: dict[str, deque[float]] = {}
-        self._heard: dict[str, int] = {}
-        self._gone = 0  # plans of schedules that are no more
+        self._lag_weight = lag_weight
+        self._by_kind: dict[str, PollSchedule] = {}
+        self._recent_s: dict[str, deque[float]] = {}
+        self._observed: dict[str, int] = {}
+        self._merged_versions = 0  # plans of schedules that are no more
 
     @property
     def version(self) -> int:
-        return self.shared.version + self._gone + sum(own.version for own in self._own.values())
+        return self.shared.version + self._merged_versions + sum(own.version for own in self._by_kind.values())
 
     def for_kind(self, kind: str) -> PollSchedule:
         """The schedule for jobs of this kind."""
-        return self._own.get(kind, self.shared) if self._own else self.shared
+        return self._by_kind.get(kind, self.shared) if self._by_kind else self.shared
 
-    def learn(self, kind: str, latency_s: float, looked_s: float = 0.0, *, exact: bool = True) -> None:
+    def observe(self, kind: str, latency_s: float, last_polled_s: float = 0.0, *, exact: bool = True) -> None:
         """As `Schedule.learn`."""
-        self.shared.observe(latency_s, looked_s, exact=exact)
-        if own := self._own.get(kind):
-            own.observe(latency_s, looked_s, exact=exact)
-        self._lately_s.setdefault(kind, deque(maxlen=REMEMBERED)).append(latency_s)
-        self._heard[kind] = heard = self._heard.get(kind, 0) + 1
-        if len(self._heard) > 1 and heard >= LEAST and heard % CHECK_EVERY == 0:
+        self.shared.observe(latency_s, last_polled_s, exact=exact)
+        if own := self._by_kind.get(kind):
+            own.observe(latency_s, last_polled_s, exact=exact)
+        self._recent_s.setdefault(kind, deque(maxlen=SAMPLE_SIZE)).append(latency_s)
+        self._observed[kind] = heard = self._observed.get(kind, 0) + 1
+        if len(self._observed) > 1 and heard >= MIN_SAMPLE_SIZE and heard % KS_TEST_EVERY == 0:
             self._split_or_merge(kind)
 
-    def unfinished(self, kind: str, age_s: float, looked_s: float = 0.0) -> None:
+    def observe_pending(self, kind: str, age_s: float, last_polled_s: float = 0.0) -> None:
         """As `Schedule.unfinished`."""
-        self.shared.observe_pending(age_s, looked_s)
-        if own := self._own.get(kind):
-            own.observe_pending(age_s, looked_s)
+        self.shared.observe_pending(age_s, last_polled_s)
+        if own := self._by_kind.get(kind):
+            own.observe_pending(age_s, last_polled_s)
 
-    def lost(self, kind: str, looked_s: float) -> None:
+    def withdraw(self, kind: str, last_polled_s: float) -> None:
         """As `Schedule.lost`."""
-        self.shared.withdraw(looked_s)
-        if own := self._own.get(kind):
-            own.withdraw(looked_s)
+        self.shared.withdraw(last_polled_s)
+        if own := self._by_kind.get(kind):
+            own.withdraw(last_polled_s)
 
     def _split_or_merge(self, kind: str) -> None:
         """Give the kind a schedule of its own where its jobs take another time than all others, and only there."""
-        ours = self._lately_s[kind]
-        others = [latency_s for other, lately_s in self._lately_s.items() if other != kind for latency_s in lately_s]
-        if len(others) < LEAST:
+        own_latencies_s = self._recent_s[kind]
+        other_latencies_s = [
+            latency_s
+            for other_kind, recent_s in self._recent_s.items()
+            if other_kind != kind
+            for latency_s in recent_s
+        ]
+        if len(other_latencies_s) < MIN_SAMPLE_SIZE:
             return
-        different = ks_distance(ours, others) > CRITICAL * math.sqrt(
-            (len(ours) + len(others)) / (len(ours) * len(others))
+        different = ks_distance(own_latencies_s, other_latencies_s) > KS_CRITICAL * math.sqrt(
+            (len(own_latencies_s) + len(other_latencies_s)) / (len(own_latencies_s) * len(other_latencies_s))
         )
-        if different and kind not in self._own:
-            own = self._own[kind] = PollSchedule(self._interval_s, self._eagerness)
-            for latency_s in ours:
+        if different and kind not in self._by_kind:
+            own = self._by_kind[kind] = PollSchedule(self._interval_s, self._lag_weight)
+            for latency_s in own_latencies_s:
                 own.observe(latency_s)
-        elif not different and kind in self._own:
-            self._gone += self._own.pop(kind).version + 1
+        elif not different and kind in self._by_kind:
+            self._merged_versions += self._by_kind.pop(kind).version + 1
 
 
-def ks_distance(some: deque[float], others: list[float]) -> float:
+def ks_distance(sample: deque[float], other_sample: list[float]) -> float:
     """The largest difference between the shares of two samples that are below the same value (Kolmogorov-Smirnov)."""
-    first, second = sorted(some), sorted(others)
+    first, second = sorted(sample), sorted(other_sample)
     return max(
         abs(bisect_right(first, value) / len(first) - bisect_right(second, value) / len(second))
         for value in (*first, *second)

@@ -18,15 +18,15 @@ class RoundRobinQueue(Generic[T]):
 
     def __init__(self) -> None:
         self._queues: dict[str, deque[T]] = {}  # in the order of their turns
-        self._waiting = 0
+        self._count = 0
 
     def __len__(self) -> int:
-        return self._waiting
+        return self._count
 
-    def put(self, tenant: str, what: T) -> None:
+    def put(self, tenant: str, item: T) -> None:
         """Add something behind all else of the same tenant."""
-        self._queues.setdefault(tenant, deque()).append(what)
-        self._waiting += 1
+        self._queues.setdefault(tenant, deque()).append(item)
+        self._count += 1
 
     def pop(self) -> T:
         """The next of the tenant whose turn it is. Raises IndexError where nothing waits."""
@@ -34,11 +34,11 @@ class RoundRobinQueue(Generic[T]):
             raise IndexError("nothing waits")
         tenant, queue = next(iter(self._queues.items()))
         del self._queues[tenant]
-        what = queue.popleft()
-        self._waiting -= 1
+        item = queue.popleft()
+        self._count -= 1
         if queue:
             self._queues[tenant] = queue  # behind the others
-        return what
+        return item
 
     def drain(self) -> Iterator[T]:
         """Everything that waits, each in its turn."""

@@ -30,13 +30,13 @@ class Finished(Struct, frozen=True):
 class Failed(Struct, frozen=True):
     """The model could not make the picture: FAILED, an end; taken as charged."""
 
-    said: str
+    detail: str
 
 
 class Errored(Struct, frozen=True):
     """The gateway's own fault: ERROR, not charged (API document, Status Values)."""
 
-    said: str
+    detail: str
 
 
 Progress = Waiting | Finished | Failed | Errored
@@ -63,7 +63,7 @@ class Refused(Struct, frozen=True):
 
     refusal: Refusal
     status: int
-    said: str
+    detail: str
     retry_after_s: float | None = None
 
 

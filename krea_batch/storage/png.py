@@ -12,7 +12,7 @@ import zlib
 
 SIGNATURE = b"\x89PNG\r\n\x1a\n"
 MAX_CHUNK_BYTES = 2**31 - 1  # PNG specification, 5.3
-_HEAD = struct.Struct(">I4s")
+_CHUNK_HEADER = struct.Struct(">I4s")
 
 
 class PngError(ValueError):
@@ -27,9 +27,9 @@ class PngValidator:
 
     __slots__ = (
         "_body_left",
+        "_buffered",
         "_crc",
         "_ended",
-        "_held",
         "_kind",
         "_seen_data",
         "_started",
@@ -40,7 +40,7 @@ class PngValidator:
     def __init__(self) -> None:
         self.width = 0
         self.height = 0
-        self._held = b""  # bytes of an unfinished signature, head, IHDR or checksum
+        self._buffered = b""  # bytes of an unfinished signature, head, IHDR or checksum
         self._started = False
         self._ended = False
         self._seen_data = False
@@ -50,33 +50,33 @@ class PngValidator:
 
     def feed(self, data: bytes) -> None:
         """Take the next bytes."""
-        view = memoryview(self._held + data if self._held else data)
-        at = 0
-        while at < len(view):
-            used = self._step(view[at:])
+        view = memoryview(self._buffered + data if self._buffered else data)
+        offset = 0
+        while offset < len(view):
+            used = self._consume(view[offset:])
             if used == 0:
                 break
-            at += used
-        self._held = bytes(view[at:])
+            offset += used
+        self._buffered = bytes(view[offset:])
 
     def finish(self) -> None:
         """Raise PngError unless the last byte fed was the last of an IEND chunk."""
-        if not self._ended or self._held:
+        if not self._ended or self._buffered:
             raise PngError("the picture is cut short")
 
-    def _step(self, view: memoryview) -> int:
+    def _consume(self, view: memoryview) -> int:
         """Walk one signature, chunk head, piece of a body or checksum; 0 means more bytes are needed."""
         if self._ended:
             raise PngError("bytes follow the end of the picture")
         if not self._started:
-            return self._signature(view)
+            return self._read_signature(view)
         if not self._kind:
-            return self._head(view)
+            return self._read_chunk_header(view)
         if self._body_left:
-            return self._body(view)
-        return self._checksum(view)
+            return self._read_chunk_body(view)
+        return self._check_crc(view)
 
-    def _signature(self, view: memoryview) -> int:
+    def _read_signature(self, view: memoryview) -> int:
         if bytes(view[:8]) != SIGNATURE[: len(view)]:
             raise PngError(f"it does not begin like a PNG but with {bytes(view[:16])!r}")
         if len(view) < 8:
@@ -84,10 +84,10 @@ class PngValidator:
         self._started = True
         return 8
 
-    def _head(self, view: memoryview) -> int:
+    def _read_chunk_header(self, view: memoryview) -> int:
         if len(view) < 8:
             return 0
-        length, kind = _HEAD.unpack_from(view)
+        length, kind = _CHUNK_HEADER.unpack_from(view)
         if length > MAX_CHUNK_BYTES or not kind.isalpha():
             raise PngError(f"no chunk can be {kind!r} of {length} bytes")
         if (kind == b"IHDR") != (self.width == 0) or (kind == b"IHDR" and length != 13):
@@ -98,7 +98,7 @@ class PngValidator:
         self._seen_data = self._seen_data or kind == b"IDAT"
         return 8
 
-    def _body(self, view: memoryview) -> int:
+    def _read_chunk_body(self, view: memoryview) -> int:
         if self._kind == b"IHDR":
             if len(view) < 13:
                 return 0
@@ -110,7 +110,7 @@ class PngValidator:
         self._body_left -= used
         return used
 
-    def _checksum(self, view: memoryview) -> int:
+    def _check_crc(self, view: memoryview) -> int:
         if len(view) < 4:
             return 0
         if int.from_bytes(view[:4]) != self._crc:

@@ -200,7 +200,7 @@ class ScriptedGateway:
             tuple(f"https://cdn.example/{request_id}/{n}.png" for n in range(1, outputs + 1)), "image/png"
         )
 
-    async def fetch(self, url: str, *, offset: int = 0, etag: str | None = None) -> ScriptedDownload:
+    async def download(self, url: str, *, offset: int = 0, etag: str | None = None) -> ScriptedDownload:
         """Return the next download of an image; with the matching ETag it starts at `offset`."""
         self.downloads.append((url, offset))
         await asyncio.sleep(0.05)

@@ -332,9 +332,7 @@ class TestRefusals:
         write_jobs(tmp_path / "jobs.jsonl", 3)
         arguments = ("run", "jobs.jsonl", "--out", "out", "--gateway", gateway.gateway, *RUN_OPTIONS)
         assert run_command(*arguments, cwd=tmp_path).returncode == 0
-        (tmp_path / "jobs.jsonl").write_text(
-            '{"prompt": "image 0"}\n{"prompt": "other"}\n{"prompt": "image 2"}\n'
-        )
+        (tmp_path / "jobs.jsonl").write_text('{"prompt": "image 0"}\n{"prompt": "other"}\n{"prompt": "image 2"}\n')
         done = run_command(*arguments, cwd=tmp_path)
         assert done.returncode == 2
         assert "jobs.jsonl:2:" in done.stderr

@@ -15,7 +15,7 @@ from krea_batch.gateway.wire import CallbackPayload
 from krea_batch.rules.verdicts import PostVerdict
 from tests.asgi_client import call_asgi
 from tests.callback_gateway import CallbackGateway
-from tests.engine_fixtures import query_ledger, ledger_states
+from tests.engine_fixtures import ledger_states, query_ledger
 from tests.virtual_time_runs import run_virtual
 
 CALLBACK_URL = "https://my.host/krea"
@@ -119,7 +119,7 @@ class TestForgedCallbacks:
                 assert first and second
                 _, run, n, token = gateway.callback_paths[first].removeprefix(CALLBACK_URL).split("/")
                 other = gateway.callback_paths[second].rpartition("/")[2]
-                foreign = CallbackRouter(b"another secret", lambda *_: None).address_of(int(n)).split("/")
+                foreign = CallbackRouter(b"another secret", lambda *_: None).url_of(int(n)).split("/")
                 forged = [
                     "", "/", f"/{run}", f"/{run}/{n}", f"/{run}/{n}/", f"/{run}/{n}/{other}",
                     f"/{run}/{n}/{token[:-1]}", f"/{run}/0{n}x/{token}", f"/{run}/{'9' * 30}/{token}",
@@ -263,7 +263,7 @@ def test_addresses() -> None:
     received: list[tuple[int, CallbackPayload]] = []
     ours = CallbackRouter(b"secret", lambda n, told: received.append((n, told)))
     ours.base_url = CALLBACK_URL
-    assert ours.receive(ours.address_of(7), b'{"request_id": "r-7", "status": "FAILED"}') == 204
+    assert ours.receive(ours.url_of(7), b'{"request_id": "r-7", "status": "FAILED"}') == 204
     assert received == [(7, CallbackPayload("r-7", ended=True))]
-    assert CallbackRouter(b"other", lambda *_: None).receive(ours.address_of(7), b"") == 404
-    assert len({ours.address_of(n) for n in range(1000)}) == 1000
+    assert CallbackRouter(b"other", lambda *_: None).receive(ours.url_of(7), b"") == 404
+    assert len({ours.url_of(n) for n in range(1000)}) == 1000

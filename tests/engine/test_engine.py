@@ -37,7 +37,7 @@ from krea_batch.rules.verdicts import Ambiguous, Errored, Failed, PollFailed, Re
 from krea_batch.storage.results_file import ResultsFile
 from krea_batch.storage.results_file import row as result_row
 from krea_batch.testing.scripted_gateway import ACCEPT, ScriptedGateway, make_png
-from tests.engine_fixtures import make_jobs, query_ledger, rows_by_id, run_jobs, ledger_states, result_statuses
+from tests.engine_fixtures import ledger_states, make_jobs, query_ledger, result_statuses, rows_by_id, run_jobs
 from tests.virtual_time_runs import run_until_killed, run_virtual
 
 NO_BALANCE = Refused(Refusal.FATAL, 402, "no money")
@@ -1091,7 +1091,7 @@ class TestBroken:
         run_virtual(run_jobs(tmp_path, gateway, make_jobs(7)))
         assert len(set(gateway.charged.values())) == len(gateway.charged)
 
-    @pytest.mark.parametrize("what", ["submit", "poll", "fetch"])
+    @pytest.mark.parametrize("what", ["submit", "poll", "download"])
     @pytest.mark.parametrize("caught", [True, False])
     def test_a_bug_in_a_stage(self, tmp_path: Path, what: str, caught: bool) -> None:
         """An exception that nobody foresaw comes out of run, and of aclose, and nothing hangs."""

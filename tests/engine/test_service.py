@@ -28,7 +28,7 @@ from krea_batch import (
 from krea_batch.engine.event_stream import EventStream
 from krea_batch.rules.verdicts import Ambiguous, Finished, PollFailed, Refusal, Refused
 from krea_batch.testing.scripted_gateway import ACCEPT, ScriptedGateway
-from tests.engine_fixtures import rows_by_id, ledger_states
+from tests.engine_fixtures import ledger_states, rows_by_id
 from tests.virtual_time_runs import run_until_killed, run_virtual
 from tests.window_stats import max_in_window
 
@@ -143,7 +143,7 @@ class TestHandles:
         """Events that nobody reads are bounded; the oldest go, and their number is told."""
 
         async def main() -> list[Event]:
-            reader = EventStream(most=3)
+            reader = EventStream(max_unread=3)
             for n in range(5):
                 reader.push(RetryScheduled(f"job-{n}", "poll", "HTTP 500"))
             reader.close()

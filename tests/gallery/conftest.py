@@ -13,7 +13,7 @@ from playwright.sync_api import Browser, BrowserContext, Page, sync_playwright
 
 from krea_batch.jobs import State
 from tests.engine_fixtures import ledger_states
-from tests.gallery.gallery_fixtures import OpenPage, SeedJob, StartView, RunningView, make_run, sweep_jobs
+from tests.gallery.gallery_fixtures import OpenPage, RunningView, SeedJob, StartView, make_run, sweep_jobs
 from tests.processes import SimulatorProcess, StartSimulator, run_command, write_jobs
 
 BROWSER_ARGUMENTS = [

@@ -11,7 +11,7 @@ import pytest
 from playwright.sync_api import Page, expect
 
 from krea_batch.jobs import State
-from tests.gallery.conftest import HOSTILE_TEXT, MIXED_JOBS, JOB_NUMBERS
+from tests.gallery.conftest import HOSTILE_TEXT, JOB_NUMBERS, MIXED_JOBS
 from tests.gallery.gallery_fixtures import (
     OpenPage,
     SeedJob,
@@ -19,16 +19,16 @@ from tests.gallery.gallery_fixtures import (
     is_colour,
     make_run,
     rendered_colour,
-    visible_ids,
     tile,
+    visible_ids,
 )
 from tests.gallery.test_page import (
     choose_filters,
     counts,
     focused_id,
-    serious_violations,
     lightbox_dialog,
     saved_file,
+    serious_violations,
 )
 from tests.processes import run_command
 

@@ -22,8 +22,8 @@ from tests.gallery.gallery_fixtures import (
     is_colour,
     make_run,
     rendered_colour,
-    visible_ids,
     tile,
+    visible_ids,
 )
 from tests.processes import (
     PROCESS_TIMEOUT_S,

@@ -12,25 +12,25 @@ from axe_playwright_python.sync_playwright import Axe
 from playwright.sync_api import Locator, Page, expect
 
 from krea_batch.jobs import State
-from tests.gallery.conftest import HOSTILE_TEXT, MIXED_JOBS, JOB_NUMBERS
+from tests.gallery.conftest import HOSTILE_TEXT, JOB_NUMBERS, MIXED_JOBS
 from tests.gallery.gallery_fixtures import (
     AMBIGUOUS_ERROR,
     ERRORED_ERROR,
     FAILED_ERROR,
     REJECTED_ERROR,
     OpenPage,
+    RunningView,
     SeedJob,
     StartView,
-    RunningView,
     colour,
     dialog_details,
     is_colour,
     make_run,
-    request_id,
     rendered_colour,
-    visible_ids,
+    request_id,
     sweep_jobs,
     tile,
+    visible_ids,
     width_px,
 )
 

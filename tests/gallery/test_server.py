@@ -13,7 +13,7 @@ from playwright.sync_api import expect
 
 from krea_batch.jobs import State
 from tests.engine_fixtures import ledger_states
-from tests.gallery.conftest import MIXED_JOBS, JOB_NUMBERS
+from tests.gallery.conftest import JOB_NUMBERS, MIXED_JOBS
 from tests.gallery.gallery_fixtures import OpenPage, SeedJob, StartView, make_run
 from tests.processes import PROCESS_TIMEOUT_S, SimulatorProcess, run_command
 

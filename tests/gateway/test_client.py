@@ -136,7 +136,7 @@ def run_against_server(
 
 
 async def read(gateway: GatewayClient, url: str, *, offset: int = 0, etag: str | None = None) -> tuple[int, bytes]:
-    async with await gateway.fetch(url, offset=offset, etag=etag) as media:
+    async with await gateway.download(url, offset=offset, etag=etag) as media:
         return media.offset, b"".join([chunk async for chunk in media.chunks()])
 
 
@@ -625,7 +625,7 @@ def test_etags(header: str, etag: str | None) -> None:
     """Only a strong ETag that can be sent back serves for going on."""
 
     async def ask(gateway: GatewayClient, server: RawServer) -> str | None:
-        async with await gateway.fetch(server.url + "/a.png") as media:
+        async with await gateway.download(server.url + "/a.png") as media:
             return media.etag
 
     assert run_against_server(fixed_response(http_response(200, b"x", f"ETag: {header}")), ask) == etag
@@ -778,7 +778,7 @@ def test_a_download_that_is_left_is_closed() -> None:
     """A picture of which only a part was read leaves no open connection and no warning."""
 
     async def ask(gateway: GatewayClient, server: RawServer) -> None:
-        async with await gateway.fetch(server.url + "/a.png") as media:
+        async with await gateway.download(server.url + "/a.png") as media:
             async for _ in media.chunks():
                 break
 

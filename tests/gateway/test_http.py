@@ -21,10 +21,10 @@ from tests.gateway.test_client import (
     SUBMIT_BODY,
     RawRequest,
     RawServer,
-    run_against_server,
     fixed_response,
     http_response,
     read,
+    run_against_server,
 )
 
 

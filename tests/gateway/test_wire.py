@@ -320,8 +320,8 @@ def test_refused(status: int, body: object, refusal: Refusal, said: str) -> None
     verdict = parse_submit(status, body)
     assert isinstance(verdict, Refused)
     assert (verdict.refusal, verdict.status, verdict.retry_after_s) == (refusal, status, None)
-    assert verdict.said.startswith(said)
-    assert verdict.said.isprintable()
+    assert verdict.detail.startswith(said)
+    assert verdict.detail.isprintable()
 
 
 @pytest.mark.parametrize("status", [400, 401, 402, 403, 404, 405, 413, 415, 422, 429])
@@ -392,7 +392,7 @@ def test_messages_are_truncated() -> None:
     """The gateway's words are kept short in a verdict."""
     verdict = parse_submit(400, {"error": "x" * 100_000})
     assert isinstance(verdict, Refused)
-    assert len(verdict.said) == wire.MAX_SAID_CHARS
+    assert len(verdict.detail) == wire.MAX_DETAIL_CHARS
 
 
 # ---- polls -----------------------------------------------------------------------------------------------

@@ -306,7 +306,7 @@ def test_queued_jobs_are_recorded(store: LedgerStore) -> None:
     for _ in range(2):
         apply_all(store, lambda store: store.enqueue("a", REQUEST_BODY, FINGERPRINT, METADATA, "ann"))
     (job,) = store.open_jobs(0, 10)
-    assert (job.id, job.state, job.tenant, job.attempts) == ("a", State.PENDING, "ann", 0)
+    assert (job.job_id, job.state, job.tenant, job.attempts) == ("a", State.PENDING, "ann", 0)
     assert store.charges() == Charges()
     assert (
         apply_all(store, lambda store: store.record_intent("a", REQUEST_BODY, FINGERPRINT, METADATA, 1.0, "ann"))
@@ -356,7 +356,7 @@ def test_recovered_from_each_state(store: LedgerStore, path: Path, state: State,
     open_jobs = again.open_jobs(0, 10)
     if expected in (State.PENDING, State.ACCEPTED, State.FINISHED):
         (job,) = open_jobs
-        assert (job.job_no, job.id, job.state) == (1, "a", expected)
+        assert (job.job_no, job.job_id, job.state) == (1, "a", expected)
         assert (job.media == FINISHED_TWO_OUTPUTS) == (state is State.FINISHED)
         assert (job.request_id == "r-1") == (State.ACCEPTED in set(_state_names(state)))
         assert again.request_of(1) == (REQUEST_BODY, FINGERPRINT, METADATA)
@@ -403,7 +403,7 @@ def test_ambiguous_jobs_include_pending_posts(store: LedgerStore) -> None:
     """Both are told with their bodies; once the process is known to be dead, both are ambiguous."""
     apply_all(store, intent("a"), intent("b"), intent("c"), intent("d"))
     apply_all(store, lambda store: store.mark_ambiguous(1, STORE_ERROR, 3.0), revert(3), accept(4))
-    assert [(job.id, job.reason, job.body) for job in store.ambiguous_jobs()] == [
+    assert [(job.job_id, job.reason, job.body) for job in store.ambiguous_jobs()] == [
         ("a", STORE_ERROR.message, REQUEST_BODY), ("b", "being submitted", REQUEST_BODY),
     ]  # fmt: skip
     apply_all(store, LedgerStore.mark_in_flight_ambiguous)
@@ -469,7 +469,7 @@ def test_no_order_of_events_breaks_the_invariants(moves: list[str]) -> None:
         if move == "accept":
             work = accept(1, f"r-{request}")
         if move == "adopt":
-            work = partial(LedgerStore.adopt, n=1, request_id=f"r-{request}", at=9.0)
+            work = partial(LedgerStore.adopt, job_no=1, request_id=f"r-{request}", at=9.0)
         try:
             apply_all(store, work)
         except InternalError:

@@ -120,7 +120,7 @@ def test_one_refused_among_many(path: Path, bad: int) -> None:
         assert isinstance(refused, InternalError)
         assert not isinstance(refused, LedgerError)
         assert sorted(answers) == list(range(2, 101))
-        assert ledger.broken is None
+        assert ledger.failure is None
 
     with_ledger(path, use)
     assert recorded_counts(path) == {State.SUBMITTING: 100}
@@ -182,9 +182,9 @@ def test_the_disk_fails(path: Path, at: str, error: Exception) -> None:
         disk.fail_on, disk.error = at, error
         answers = await gather_results(*(record_intent(ledger, f"job-{n}") for n in range(1500)))
         assert all(isinstance(answer, LedgerError) for answer in answers)
-        assert ledger.broken is not None
-        assert ledger.broken.path == path
-        assert str(error) in str(ledger.broken)
+        assert ledger.failure is not None
+        assert ledger.failure.path == path
+        assert str(error) in str(ledger.failure)
         disk.fail_on = None  # it is back: nobody knows what is in the file, so nothing more is written
         for _ in range(2):
             with pytest.raises(LedgerError):

@@ -17,7 +17,7 @@ from krea_batch.ledger import LedgerStore
 from krea_batch.rules.verdicts import Finished
 from krea_batch.storage.image_file import ImageFile
 from krea_batch.testing.scripted_gateway import ScriptedDownload, ScriptedGateway, make_png
-from tests.engine_fixtures import make_jobs, rows_by_id, run_jobs, ledger_states, result_statuses
+from tests.engine_fixtures import ledger_states, make_jobs, result_statuses, rows_by_id, run_jobs
 from tests.virtual_time_runs import run_until_killed, run_virtual
 
 CONNECTION_CUT = DownloadError("the connection was cut")
@@ -186,13 +186,13 @@ class TestDownloadErrors:
         gateway = ScriptedGateway()
         gateway.download_script["j0"] = [DownloadError("HTTP 429", status=429, retry_after_s=60.0), WHOLE_IMAGE]
         times_s: list[float] = []
-        fetch = gateway.fetch
+        fetch = gateway.download
 
         async def record_time(url: str, **more: Any) -> ScriptedDownload:
             times_s.append(asyncio.get_running_loop().time())
             return await fetch(url, **more)
 
-        gateway.fetch = record_time  # type: ignore[method-assign]
+        gateway.download = record_time  # type: ignore[method-assign]
         run_virtual(run_jobs(tmp_path, gateway, make_jobs(50), rate="5/s"))
         assert not [at_s for at_s in times_s if times_s[0] + 0.2 < at_s < times_s[0] + 60.0]
         assert set(result_statuses(tmp_path).values()) == {"succeeded"}

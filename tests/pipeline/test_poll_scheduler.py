@@ -14,7 +14,7 @@ import pytest
 from krea_batch import Engine, GatewayError
 from krea_batch.rules.verdicts import Errored, Failed, Finished, PollFailed, Waiting
 from krea_batch.testing.scripted_gateway import ACCEPT, ScriptedGateway
-from tests.engine_fixtures import make_jobs, query_ledger, rows_by_id, run_jobs, ledger_states, result_statuses
+from tests.engine_fixtures import ledger_states, make_jobs, query_ledger, result_statuses, rows_by_id, run_jobs
 from tests.virtual_time_runs import run_virtual
 from tests.window_stats import max_in_window
 

@@ -14,7 +14,7 @@ import pytest
 
 from krea_batch import Engine, GatewayError, Job, RunStopped
 from krea_batch.jobs import Outcome
-from krea_batch.pipeline.producer import BATCH
+from krea_batch.pipeline.producer import BATCH_JOBS
 from krea_batch.pipeline.submitter import MAX_AMBIGUOUS_RESUBMITS, MAX_QUEUED
 from krea_batch.rules.verdicts import (
     Accepted,
@@ -28,7 +28,7 @@ from krea_batch.rules.verdicts import (
     Waiting,
 )
 from krea_batch.testing.scripted_gateway import ACCEPT, ScriptedGateway
-from tests.engine_fixtures import make_jobs, query_ledger, rows_by_id, run_jobs, ledger_states, result_statuses
+from tests.engine_fixtures import ledger_states, make_jobs, query_ledger, result_statuses, rows_by_id, run_jobs
 from tests.virtual_time_runs import run_virtual
 from tests.window_stats import max_in_window
 
@@ -369,7 +369,7 @@ class TestBounds:
                 running = asyncio.create_task(engine.run(source()))
                 await asyncio.sleep(3)
                 assert engine.stats().submits == pytest.approx(30, abs=3)
-                assert read <= MAX_QUEUED + 2 * BATCH
+                assert read <= MAX_QUEUED + 2 * BATCH_JOBS
                 engine.abort()
                 await asyncio.wait([running])
                 running.exception()

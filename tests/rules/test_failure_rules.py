@@ -41,7 +41,7 @@ class TestCircuitBreaker:
         assert pauses_s[:OPEN_AFTER] == [0.0] * OPEN_AFTER
         assert pauses_s[OPEN_AFTER : OPEN_AFTER + 8] == [0.5, 1, 2, 4, 8, 16, 32, 60]
         assert set(pauses_s[OPEN_AFTER + 8 :]) == {MAX_BACKOFF_S}
-        assert breaker.since_s == 0.1
+        assert breaker.failing_since_s == 0.1
 
     def test_pending_posts_are_one_failure(self) -> None:
         """Five hundred POSTs that fail together make one pause, and the next one is no longer for it."""
@@ -82,8 +82,8 @@ class TestIdenticalFailureGuard:
     def test_identical_first_failures(self, status: State) -> None:
         """The run stops at the limit and not before, and the reason names the end and the gateway's words."""
         rule = IdenticalFailureGuard(5)
-        assert [rule.ended(failed_outcome(status, "why")) for _ in range(4)] == [None] * 4
-        reason = rule.ended(failed_outcome(status, "why"))
+        assert [rule.record_ended(failed_outcome(status, "why")) for _ in range(4)] == [None] * 4
+        reason = rule.record_ended(failed_outcome(status, "why"))
         assert reason is not None
         assert f"first 5 jobs all ended {status}" in reason
         assert "because of why" in reason
@@ -92,28 +92,28 @@ class TestIdenticalFailureGuard:
         """Failures of several kinds are several bad jobs."""
         rule = IdenticalFailureGuard(3)
         ends = [failed_outcome(State.REJECTED, kind) for kind in ["http_400", "http_422"] + ["http_400"] * 9]
-        assert not any(map(rule.ended, ends))
+        assert not any(map(rule.record_ended, ends))
 
     def test_once_one_has_succeeded(self) -> None:
         """After a success, here or in an earlier run, bad prompts in a row are bad prompts."""
         rule, again = IdenticalFailureGuard(3), IdenticalFailureGuard(3, has_succeeded=True)
-        rule.ended(failed_outcome(State.SUCCEEDED))
+        rule.record_ended(failed_outcome(State.SUCCEEDED))
         for _ in range(100):
-            assert rule.ended(failed_outcome(State.FAILED, "failed")) is None
-            assert again.ended(failed_outcome(State.FAILED, "failed")) is None
+            assert rule.record_ended(failed_outcome(State.FAILED, "failed")) is None
+            assert again.record_ended(failed_outcome(State.FAILED, "failed")) is None
 
     def test_ambiguous_ones_in_a_row_at_any_time(self) -> None:
         """Money that may be spent on nothing stops the run in its middle, too."""
         rule = IdenticalFailureGuard(3, has_succeeded=True)
         for _ in range(10):
-            assert rule.ended(failed_outcome(State.AMBIGUOUS, "ambiguous")) is None
-            assert rule.ended(failed_outcome(State.AMBIGUOUS, "ambiguous")) is None
-            assert rule.ended(failed_outcome(State.SUCCEEDED)) is None
-        ends = [rule.ended(failed_outcome(State.AMBIGUOUS, "ambiguous")) for _ in range(3)]
+            assert rule.record_ended(failed_outcome(State.AMBIGUOUS, "ambiguous")) is None
+            assert rule.record_ended(failed_outcome(State.AMBIGUOUS, "ambiguous")) is None
+            assert rule.record_ended(failed_outcome(State.SUCCEEDED)) is None
+        ends = [rule.record_ended(failed_outcome(State.AMBIGUOUS, "ambiguous")) for _ in range(3)]
         assert ends[:2] == [None, None]
         assert "3 jobs in a row are ambiguous" in str(ends[2])
 
     def test_never(self) -> None:
         """0 never stops a run."""
         rule = IdenticalFailureGuard(0)
-        assert not any(rule.ended(failed_outcome(State.FAILED, "failed")) for _ in range(1000))
+        assert not any(rule.record_ended(failed_outcome(State.FAILED, "failed")) for _ in range(1000))

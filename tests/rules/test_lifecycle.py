@@ -142,7 +142,7 @@ def test_final_states_are_final() -> None:
 @given(post_verdicts, counts, random_values)
 def test_every_post_decision_is_a_move(verdict: PostVerdict, refused: int, chance: float) -> None:
     """Each verdict on a POST comes to a decision whose move from `submitting` is in the table."""
-    match after_post(verdict, refusals=refused, chance=chance):
+    match after_post(verdict, refusals=refused, jitter=chance):
         case Accept():
             check_transition(State.SUBMITTING, State.ACCEPTED)
         case Requeue(wait_s):
@@ -157,7 +157,7 @@ def test_every_post_decision_is_a_move(verdict: PostVerdict, refused: int, chanc
 @given(post_verdicts, counts, random_values)
 def test_back_to_pending_needs_proof(verdict: PostVerdict, refused: int, chance: float) -> None:
     """From `submitting` a job is pending again only where nothing was sent or the gateway clearly refused."""
-    decision = after_post(verdict, refusals=refused, chance=chance)
+    decision = after_post(verdict, refusals=refused, jitter=chance)
     if isinstance(decision, Requeue | StopRun):
         assert isinstance(verdict, NotSent | Refused)
 
@@ -165,7 +165,7 @@ def test_back_to_pending_needs_proof(verdict: PostVerdict, refused: int, chance:
 @given(messages, counts, random_values)
 def test_ambiguous_is_never_resubmitted(reason: str, refused: int, chance: float) -> None:
     """A POST of which nobody knows what became ends its job as ambiguous, whatever came before."""
-    decision = after_post(Ambiguous(reason), refusals=refused, chance=chance)
+    decision = after_post(Ambiguous(reason), refusals=refused, jitter=chance)
     assert decision == EndJob(State.AMBIGUOUS, "ambiguous", reason)
 
 
@@ -173,7 +173,7 @@ def test_ambiguous_is_never_resubmitted(reason: str, refused: int, chance: float
 def test_accepted_leads_on(request_id: str, said: Progress, refused: int, chance: float) -> None:
     """An accepted POST goes on with its request_id and with all that its answer said."""
     accepted = Accepted(request_id, said)
-    assert after_post(accepted, refusals=refused, chance=chance) == Accept(accepted)
+    assert after_post(accepted, refusals=refused, jitter=chance) == Accept(accepted)
 
 
 @pytest.mark.parametrize(
@@ -195,14 +195,14 @@ def test_accepted_leads_on(request_id: str, said: Progress, refused: int, chance
 )
 def test_after_post(verdict: PostVerdict, refused: int, expected: object) -> None:
     """400-class ends the job, 401/402/403 stop the run, 429/500/503 and what was not sent go again."""
-    assert after_post(verdict, refusals=refused, chance=1.0) == expected
+    assert after_post(verdict, refusals=refused, jitter=1.0) == expected
 
 
 @given(st.sampled_from([500, 503]), messages, random_values)
 def test_refusals_come_to_an_end(status: int, said: str, chance: float) -> None:
     """A job that is refused with 500 or 503 again and again is rejected in the end, and says how often."""
     refused = Refused(Refusal.RETRYABLE, status, said)
-    decisions = [after_post(refused, refusals=count, chance=chance) for count in range(MAX_REFUSALS)]
+    decisions = [after_post(refused, refusals=count, jitter=chance) for count in range(MAX_REFUSALS)]
     assert all(isinstance(decision, Requeue) for decision in decisions[:-1])
     last = decisions[-1]
     assert isinstance(last, EndJob)
@@ -225,7 +225,7 @@ def test_backoff(failures: int, chance: float) -> None:
 @given(poll_verdicts, counts, st.integers(1, 100), random_values)
 def test_every_poll_decision_is_a_move(verdict: PollVerdict, errors: int, attempts: int, chance: float) -> None:
     """Each verdict on a poll comes to a decision whose move from `accepted` is in the table."""
-    match after_poll(verdict, errors=errors, max_attempts=attempts, chance=chance):
+    match after_poll(verdict, errors=errors, max_attempts=attempts, jitter=chance):
         case Download(finished):
             assert finished == verdict
             check_transition(State.ACCEPTED, State.FINISHED)
@@ -241,7 +241,7 @@ def test_every_poll_decision_is_a_move(verdict: PollVerdict, errors: int, attemp
 @given(poll_verdicts, counts, st.integers(1, 100), random_values)
 def test_only_error_leads_to_another_post(verdict: PollVerdict, errors: int, attempts: int, chance: float) -> None:
     """After a poll only ERROR, which is not charged, sends a job back to the submitter, within max_attempts."""
-    decision = after_poll(verdict, errors=errors, max_attempts=attempts, chance=chance)
+    decision = after_poll(verdict, errors=errors, max_attempts=attempts, jitter=chance)
     assert isinstance(decision, Requeue) == (isinstance(verdict, Errored) and errors + 1 < attempts)
 
 
@@ -251,7 +251,7 @@ def test_a_failed_poll_changes_no_state(
 ) -> None:
     """A status that could not be read, for whatever reason, leaves the job accepted."""
     failed_poll = PollFailed(reason, status, wait_s)
-    assert after_poll(failed_poll, errors=errors, max_attempts=attempts, chance=chance) == PollAgain(failed_poll)
+    assert after_poll(failed_poll, errors=errors, max_attempts=attempts, jitter=chance) == PollAgain(failed_poll)
 
 
 @pytest.mark.parametrize(
@@ -270,7 +270,7 @@ def test_a_failed_poll_changes_no_state(
 )
 def test_after_poll(verdict: PollVerdict, errors: int, expected: object) -> None:
     """Waiting is looked at again, FAILED ends, ERROR goes again until three accepted POSTs came to it."""
-    assert after_poll(verdict, errors=errors, max_attempts=3, chance=1.0) == expected
+    assert after_poll(verdict, errors=errors, max_attempts=3, jitter=1.0) == expected
 
 
 @given(st.integers(1, 50))
@@ -279,7 +279,7 @@ def test_max_attempts_counts_accepted_posts(attempts: int) -> None:
     posts, errors = 0, 0
     while True:
         posts += 1
-        decision = after_poll(Errored(""), errors=errors, max_attempts=attempts, chance=0.0)
+        decision = after_poll(Errored(""), errors=errors, max_attempts=attempts, jitter=0.0)
         errors += 1
         if isinstance(decision, EndJob):
             break

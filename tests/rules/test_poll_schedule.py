@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from krea_batch.rules.poll_schedule import MOST_TROUBLE_S, PollSchedule
+from krea_batch.rules.poll_schedule import MAX_RETRY_DELAY_S, PollSchedule
 
 latencies = st.lists(st.floats(0, 4000), max_size=300)
 intervals = st.floats(0.01, 600)
@@ -26,9 +26,9 @@ def learned(interval_s: float, seen_s: list[float]) -> PollSchedule:
 
 def poll_ages_s(schedule: PollSchedule, latency_s: float) -> list[float]:
     """The ages at which a job that takes `latency_s` is polled, up to the one that finds it finished."""
-    ages_s = [schedule.first_s()]
+    ages_s = [schedule.first_poll_s()]
     while ages_s[-1] < latency_s:
-        ages_s.append(ages_s[-1] + schedule.next_s(ages_s[-1]))
+        ages_s.append(ages_s[-1] + schedule.next_poll_s(ages_s[-1]))
     return ages_s
 
 
@@ -44,7 +44,7 @@ def polls_and_lag(schedule: PollSchedule, seen_s: list[float]) -> float:
 def test_never_closer_than_the_interval(interval_s: float, seen_s: list[float], age_s: float) -> None:
     """Whatever was learned, a job is looked at no sooner than the interval, and at some time."""
     schedule = learned(interval_s, seen_s)
-    for gap_s in (schedule.first_s(), schedule.next_s(age_s)):
+    for gap_s in (schedule.first_poll_s(), schedule.next_poll_s(age_s)):
         assert interval_s <= gap_s <= 1e5
 
 
@@ -112,11 +112,11 @@ def test_once_learned_it_is_nearly_the_best(draw: Callable[[random.Random], floa
 def test_what_is_still_unfinished_counts() -> None:
     """Twenty jobs of fast ones seen finished and a hundred seen unfinished at 20 s are no reason to poll at 6 s."""
     schedule = learned(5.0, [6.0] * 20)
-    assert schedule.first_s() < 8
+    assert schedule.first_poll_s() < 8
     for _ in range(100):
         schedule.observe_pending(10.0)
         schedule.observe_pending(20.0, 10.0)
-    assert schedule.first_s() > 15
+    assert schedule.first_poll_s() > 15
 
 
 @settings(deadline=None, max_examples=30)
@@ -124,7 +124,7 @@ def test_what_is_still_unfinished_counts() -> None:
 def test_it_follows_a_shift(before_s: float, after_s: float) -> None:
     """When latencies change for good, the old ones are forgotten, and first polls follow the new ones."""
     schedule = learned(5.0, [before_s] * 2000 + [after_s] * 4000)
-    assert after_s - 1e-6 <= schedule.first_s() <= after_s + 0.5
+    assert after_s - 1e-6 <= schedule.first_poll_s() <= after_s + 0.5
 
 
 def test_ends_that_are_not_exact_are_narrowed_down() -> None:
@@ -138,7 +138,7 @@ def test_ends_that_are_not_exact_are_narrowed_down() -> None:
         else:
             schedule.observe(age_s, exact=False)
     assert schedule.imprecise
-    assert 11.5 <= schedule.first_s() <= 14.0
+    assert 11.5 <= schedule.first_poll_s() <= 14.0
 
 
 def test_a_new_plan_is_reported() -> None:
@@ -158,7 +158,7 @@ def test_errors_back_off(interval_s: float, troubles: int, retry_after_s: float 
     """Unreadable answers are followed by pauses that grow to a minute, never under interval or Retry-After."""
     wait_s = PollSchedule(interval_s).retry_delay_s(troubles, retry_after_s)
     assert wait_s >= max(interval_s, retry_after_s or 0.0)
-    assert wait_s <= max(interval_s, retry_after_s or 0.0, MOST_TROUBLE_S)
+    assert wait_s <= max(interval_s, retry_after_s or 0.0, MAX_RETRY_DELAY_S)
 
 
 def test_backoff_doubles() -> None:

@@ -7,7 +7,7 @@ from random import Random
 
 import pytest
 
-from krea_batch.rules.poll_schedule_by_kind import LEAST, PollSchedules, ks_distance
+from krea_batch.rules.poll_schedule_by_kind import MIN_SAMPLE_SIZE, PollSchedules, ks_distance
 
 POLL_INTERVAL_S = 5.0
 
@@ -17,15 +17,15 @@ def learned_schedules(count: int, **kinds_s: tuple[float, float]) -> PollSchedul
     schedules, random = PollSchedules(POLL_INTERVAL_S), Random(3)
     for _ in range(count):
         for kind, (min_s, max_s) in kinds_s.items():
-            schedules.learn(kind, random.uniform(min_s, max_s))
+            schedules.observe(kind, random.uniform(min_s, max_s))
     return schedules
 
 
 def test_kinds_that_differ_have_separate_schedules() -> None:
     """Each is first polled when its own jobs end, not when those of the other do."""
     schedules = learned_schedules(100, low=(5.5, 6.5), high=(24.0, 26.0))
-    assert 6.0 < schedules.for_kind("low").first_s() < 8.0
-    assert 24.0 < schedules.for_kind("high").first_s() < 28.0
+    assert 6.0 < schedules.for_kind("low").first_poll_s() < 8.0
+    assert 24.0 < schedules.for_kind("high").first_poll_s() < 28.0
 
 
 def test_kinds_that_do_not_differ_share_what_is_known() -> None:
@@ -37,7 +37,7 @@ def test_kinds_that_do_not_differ_share_what_is_known() -> None:
 
 def test_few_observations_are_not_enough() -> None:
     """Before there are enough of both, nothing is told apart."""
-    schedules = learned_schedules(LEAST - 1, low=(5.5, 6.5), high=(24.0, 26.0))
+    schedules = learned_schedules(MIN_SAMPLE_SIZE - 1, low=(5.5, 6.5), high=(24.0, 26.0))
     assert schedules.for_kind("low") is schedules.for_kind("high") is schedules.shared
 
 
@@ -53,7 +53,7 @@ def test_kinds_that_differ_no_more_share_again() -> None:
     assert schedules.for_kind("low") is not schedules.shared
     for _ in range(400):
         for kind in ("low", "high"):
-            schedules.learn(kind, chance.uniform(10.0, 12.0))
+            schedules.observe(kind, chance.uniform(10.0, 12.0))
     assert schedules.for_kind("low") is schedules.for_kind("high") is schedules.shared
 
 
@@ -63,9 +63,9 @@ def test_the_version_only_grows() -> None:
     for n in range(3000):
         apart = (n // 1000) % 2 == 0
         for kind, latency_s in (("low", 6.0), ("high", 25.0 if apart else 6.0)):
-            schedules.learn(kind, latency_s * chance.uniform(0.9, 1.1), exact=n % 3 > 0)
-            schedules.unfinished(kind, 3.0)
-            schedules.lost(kind, 3.0)
+            schedules.observe(kind, latency_s * chance.uniform(0.9, 1.1), exact=n % 3 > 0)
+            schedules.observe_pending(kind, 3.0)
+            schedules.withdraw(kind, 3.0)
             versions.append(schedules.version)
     assert versions == sorted(versions)
     assert versions[-1] > versions[1]

@@ -12,9 +12,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from krea_batch.rules.rate_control import (
-    AUTO_START_PER_S,
-    DECREASE,
     DECREASE_TO,
+    DISCOVERY_START_PER_S,
+    FALLBACK_DECREASE_TO,
     MAX_PAUSE_WITHOUT_RETRY_AFTER_S,
     PAUSE_WITHOUT_RETRY_AFTER_S,
     PROBE_DELAY_S,
@@ -163,7 +163,7 @@ def test_a_burst_of_429s_lowers_once(count: int, answer_s: float, retry_after_s:
         controller.on_rate_limited(index / 1000, index / 1000 + answer_s, retry_after_s)
     lowered_in_time = answer_s < count / 1000  # later submits left after the first refusal came
     if not lowered_in_time:
-        assert controller.per_s == pytest.approx(100 * DECREASE)
+        assert controller.per_s == pytest.approx(100 * FALLBACK_DECREASE_TO)
 
 
 @given(rates)
@@ -257,7 +257,7 @@ def simulate_limit(
     Every five seconds the way there is blocked for `stall_s`: what is sent then arrives at its end.
     Returns how many were let through a second, and the 429s a job.
     """
-    gateway, controller, random = parse_limit(limit), RateController(configured_per_s, seek=discover), Random(1)
+    gateway, controller, random = parse_limit(limit), RateController(configured_per_s, discover=discover), Random(1)
     assert gateway is not None
     now_s = next_s = start_s
     responses: list[tuple[float, float, float]] = []  # due, sent, wait
@@ -319,7 +319,7 @@ def test_auto_whenever_the_windows_start() -> None:
 
 def test_auto_fills_a_window_to_see_what_it_holds() -> None:
     """After the first refusal's pause, a pace that seeks goes much faster, until what a window holds is known."""
-    controller = RateController(10_000, seek=True)
+    controller = RateController(10_000, discover=True)
     for n in range(8):
         controller.on_sent(n / 8)
         controller.on_response(n / 8, n / 8)
@@ -366,12 +366,12 @@ def test_slow_answers(answer_s: float) -> None:
 
 def test_auto_starts_low() -> None:
     """Before anything is known, auto submits no faster than anybody would, and grows only while that is used."""
-    controller = RateController(10_000, seek=True)
-    assert controller.per_s == AUTO_START_PER_S
+    controller = RateController(10_000, discover=True)
+    assert controller.per_s == DISCOVERY_START_PER_S
     for now_s in range(100):
         controller.on_sent(now_s)
         controller.on_response(now_s, now_s)
-    assert controller.per_s == AUTO_START_PER_S
+    assert controller.per_s == DISCOVERY_START_PER_S
 
 
 def test_what_shares_the_limit_counts() -> None:

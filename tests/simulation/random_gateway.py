@@ -201,7 +201,7 @@ class RandomGateway(ScriptedGateway):
 
     # ---- images ------------------------------------------------------------------------------------------
 
-    async def fetch(self, url: str, *, offset: int = 0, etag: str | None = None) -> ScriptedDownload:
+    async def download(self, url: str, *, offset: int = 0, etag: str | None = None) -> ScriptedDownload:
         self._require_running_process()
         random = self.random_for("fetch", url)
         await asyncio.sleep(random.choice([0.05, 0.5]))

@@ -168,7 +168,7 @@ class Scenario:
         }
         self.log.append("resolve")
         with AmbiguousJobs(self.out) as ambiguous_jobs:
-            for job_id in [job.id for job in ambiguous_jobs.jobs]:
+            for job_id in [job.job_id for job in ambiguous_jobs.jobs]:
                 match self.random.choice(["adopt", "abandon", "resubmit", "keep", "keep"]):
                     case "adopt" if job_id in unrecorded:
                         ambiguous_jobs.adopt({job_id: unrecorded[job_id]})

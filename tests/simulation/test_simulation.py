@@ -70,7 +70,7 @@ def test_retrying_a_cut_post_is_caught(tmp_path: Path, monkeypatch: pytest.Monke
 
 def test_recording_the_request_id_after_the_poll_is_caught(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A bug that polls before the request_id is recorded is found."""
-    on_accepted = Submitter._on_accepted
+    on_accepted = Submitter._record_accepted
 
     async def poll_before_recording(self: Submitter, job: InFlightJob, accepted: Accepted) -> None:
         await self._run.gateway.poll(accepted.request_id)

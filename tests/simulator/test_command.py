@@ -17,7 +17,7 @@ import aiohttp
 import pytest
 
 from krea_batch.testing.simulator.faults import FAULTS
-from tests.simulator.simulator_fixture import CAT_BODY, SIMULATOR_KEY, CLIENT_TIMEOUT_S, SUBMIT_PATH
+from tests.simulator.simulator_fixture import CAT_BODY, CLIENT_TIMEOUT_S, SIMULATOR_KEY, SUBMIT_PATH
 
 SIMULATE_COMMAND = [sys.executable, "-m", "krea_batch", "simulate"]
 pytestmark = pytest.mark.slow

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from krea_batch.testing.simulator import SimulatorError
-from tests.simulator.simulator_fixture import CLOCK_START_AT, CAT_BODY, SimulatorClient, run_with_simulator
+from tests.simulator.simulator_fixture import CAT_BODY, CLOCK_START_AT, SimulatorClient, run_with_simulator
 
 
 @pytest.fixture

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from tests.simulator.simulator_fixture import CLOCK_START_AT, CAT_BODY, MODEL, SimulatorClient, run_with_simulator
+from tests.simulator.simulator_fixture import CAT_BODY, CLOCK_START_AT, MODEL, SimulatorClient, run_with_simulator
 
 
 def charge_totals(client: SimulatorClient) -> tuple[int, int, int]:

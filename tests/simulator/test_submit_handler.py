@@ -10,13 +10,13 @@ from typing import Any
 import pytest
 
 from tests.simulator.simulator_fixture import (
-    CLOCK_START_AT,
     CAT_BODY,
-    SIMULATOR_KEY,
+    CLOCK_START_AT,
     MODEL,
+    SIMULATOR_KEY,
     SUBMIT_PATH,
-    SimulatorResponse,
     SimulatorClient,
+    SimulatorResponse,
     run_with_simulator,
 )
 

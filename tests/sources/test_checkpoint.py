@@ -295,7 +295,9 @@ def test_a_checkpoint_covers_only_recorded_jobs(tmp_path: Path, after_ms: int) -
     out, gateway, path = tmp_path / "out", ScriptedGateway(), tmp_path / "jobs.jsonl"
     write_job_file(path, 0, 120)
     run_until_killed(run_job_file(out, gateway, str(path), max_in_flight=30), after_ms / 1000, out)
-    if (out / "ledger.db").is_file() and query_ledger(out, "SELECT name FROM sqlite_schema WHERE name = 'checkpoint'"):
+    if (out / "ledger.db").is_file() and query_ledger(
+        out, "SELECT name FROM sqlite_schema WHERE name = 'checkpoint'"
+    ):
         for (what,) in query_ledger(out, "SELECT data FROM checkpoint"):
             checkpoint = Checkpoint.decode(bytes(what))
             assert checkpoint

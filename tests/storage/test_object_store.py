@@ -33,7 +33,7 @@ from tests.processes import (
     run_command,
     write_jobs,
 )
-from tests.storage.s3_server import BUCKET, RecordedRequest, S3Server, DropResponse
+from tests.storage.s3_server import BUCKET, DropResponse, RecordedRequest, S3Server
 
 BUCKET_URL = f"s3://{BUCKET}/runs/cats"
 PREFIX = "runs/cats/"

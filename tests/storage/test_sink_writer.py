@@ -18,7 +18,7 @@ from krea_batch.rules.verdicts import Finished
 from krea_batch.storage.sink_writer import CHECK_TIMEOUT_S, PUT_TIMEOUT_S
 from krea_batch.storage.sinks import SinkPermanentError, SinkTransientError, VerifiedImage
 from krea_batch.testing.scripted_gateway import ScriptedGateway, make_png
-from tests.engine_fixtures import make_jobs, rows_by_id, run_jobs, ledger_states, result_statuses
+from tests.engine_fixtures import ledger_states, make_jobs, result_statuses, rows_by_id, run_jobs
 from tests.virtual_time_runs import run_until_killed, run_virtual
 
 TRANSIENT_ERROR = SinkTransientError("the gallery answered HTTP 503")

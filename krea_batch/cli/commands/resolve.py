@@ -48,7 +48,7 @@ def resolve(
         raise click.UsageError(f"{' and '.join(actions)} do not go together; decide one after the other")
     if not actions or listed:
         _print_ambiguous(
-            [doubt for doubt in list_ambiguous(out) if not jobs or doubt.id in jobs], out, as_json=as_json
+            [doubt for doubt in list_ambiguous(out) if not jobs or doubt.job_id in jobs], out, as_json=as_json
         )
         return
     if adopt and jobs:
@@ -66,7 +66,7 @@ def _decide(
     if request_ids:
         ambiguous.adopt(request_ids)
         return {"adopted": len(request_ids)}
-    chosen = jobs or [doubt.id for doubt in ambiguous.jobs]
+    chosen = jobs or [doubt.job_id for doubt in ambiguous.jobs]
     if resubmit:
         ambiguous.resubmit(chosen)
         return {"resubmitted": len(chosen)}
@@ -94,7 +94,7 @@ def _print_ambiguous(ambiguous: list[AmbiguousJob], out: Path, *, as_json: bool)
     if as_json:
         fields = [
             {
-                "id": doubt.id,
+                "id": doubt.job_id,
                 "submitted_at": doubt.submitted_at,
                 "why": doubt.reason,
                 "request": msgspec.Raw(doubt.body),
@@ -109,7 +109,9 @@ def _print_ambiguous(ambiguous: list[AmbiguousJob], out: Path, *, as_json: bool)
     click.echo(f"{pluralize(len(ambiguous), 'ambiguous job')} in {out}: each may or may not have been paid")
     for doubt in ambiguous:
         prompt = " ".join(msgspec.json.decode(doubt.body)["prompt"].split())
-        click.echo(f"  {doubt.id}  submitted {doubt.submitted_at}  {doubt.reason}\n      {_printable(prompt)[:100]}")
+        click.echo(
+            f"  {doubt.job_id}  submitted {doubt.submitted_at}  {doubt.reason}\n      {_printable(prompt)[:100]}"
+        )
     click.echo("decide by --adopt JOB=REQUEST_ID, --resubmit or --abandon")
 
 

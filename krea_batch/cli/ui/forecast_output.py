@@ -16,7 +16,7 @@ from krea_batch.forecast import Forecast, ForecastRequest, forecast
 from krea_batch.forecast.estimate import MAX_SIMULATED_JOBS, MAX_SIMULATED_JOBS_QUICK, SIMULATED_IMAGE_BYTES
 from krea_batch.forecast.latency_model import DEFAULT_LATENCY, Latencies, empirical, parse_latencies, scaled
 from krea_batch.ledger import LedgerStore
-from krea_batch.rules.lifecycle import ended
+from krea_batch.rules.lifecycle import count_ended
 from krea_batch.settings import Rate, Settings
 from krea_batch.sources import Checked
 from krea_batch.storage.run_dir import LEDGER, require_run
@@ -71,7 +71,7 @@ def remaining_jobs(jobs: int, out: Path | None) -> int:
         return jobs
     with closing(LedgerStore.open(out / LEDGER, read_only=True)) as store:
         (counts,) = store.read(LedgerStore.counts)
-    return max(0, jobs - ended(counts))
+    return max(0, jobs - count_ended(counts))
 
 
 def forecast_lines(result: Forecast, price: float | None) -> list[str]:

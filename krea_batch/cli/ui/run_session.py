@@ -39,7 +39,7 @@ from krea_batch.events import Listener
 from krea_batch.forecast import Forecast
 from krea_batch.jobs import State
 from krea_batch.ledger import LedgerStore
-from krea_batch.rules.lifecycle import ended
+from krea_batch.rules.lifecycle import count_ended
 from krea_batch.settings import KEY_VARIABLE, ApiKey, Settings, Webhook
 from krea_batch.sources import Checked, JobFiles
 from krea_batch.storage.run_dir import LEDGER
@@ -219,7 +219,7 @@ class RunSession:
             engine,
             self._recent_errors,
             total=self._checked.jobs,
-            done_before=ended(counts),
+            done_before=count_ended(counts),
             succeeded_before=counts.get(State.SUCCEEDED, 0),
             forecast=self._forecast,
         )

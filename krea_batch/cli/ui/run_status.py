@@ -21,7 +21,7 @@ from krea_batch.events import Event, JobEnded, RetryScheduled
 from krea_batch.forecast import Forecast
 from krea_batch.jobs import State
 from krea_batch.ledger import LedgerStore
-from krea_batch.rules.lifecycle import ended
+from krea_batch.rules.lifecycle import count_ended
 from krea_batch.storage.run_dir import LEDGER, is_locked
 
 RATE_WINDOW_S = 10.0  # chosen: short enough to show a pause, long enough not to jump
@@ -229,7 +229,7 @@ class LedgerStatusReader:
                 LedgerStore.latest_run,
                 lambda store: store.top_errors(MAX_ERRORS_SHOWN),
             )
-        done = ended(counts)
+        done = count_ended(counts)
         succeeded = counts.get(State.SUCCEEDED, 0)
         recorded = sum(counts.values())
         in_flight = recorded - done - counts.get(State.PENDING, 0)
