@@ -28,9 +28,9 @@ def bench_rows() -> list[CaseResult]:
     results = []
     for per_s in (2.0, 4.0):
         for implementation in (Implementation.ENGINE, Implementation.THREADS):
-            case = msgspec.structs.replace(BENCH_CASE, contender=implementation, per_s=per_s, rate=f"{per_s:g}/s")
+            case = msgspec.structs.replace(BENCH_CASE, implementation=implementation, per_s=per_s, rate=f"{per_s:g}/s")
             loop_lag = BENCH_RECORD.loop_lags_ms if implementation is Implementation.ENGINE else []
-            results.append(case_result(case, msgspec.structs.replace(BENCH_RECORD, late_ms=loop_lag)))
+            results.append(case_result(case, msgspec.structs.replace(BENCH_RECORD, loop_lag_ms=loop_lag)))
     return results
 
 
@@ -61,6 +61,6 @@ def test_the_same_figures_give_the_same_bytes(tmp_path: Path) -> None:
 @pytest.mark.parametrize("count", [1, 3])
 def test_a_sweep_in_which_nothing_could_be_measured_is_drawn(tmp_path: Path, count: int) -> None:
     """Empty figures give empty plots, and no error."""
-    nothing = msgspec.structs.replace(BENCH_RECORD, accepted_at=[], late_ms=[], lags_s=[])
+    nothing = msgspec.structs.replace(BENCH_RECORD, accepted_at=[], loop_lag_ms=[], lags_s=[])
     cases = [msgspec.structs.replace(BENCH_CASE, per_s=float(n + 1)) for n in range(count)]
     assert len(write_plots(tmp_path, [case_result(case, nothing) for case in cases])) == len(PLOTS)

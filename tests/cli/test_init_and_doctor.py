@@ -140,7 +140,7 @@ class TestDoctor:
     def test_warnings_before_a_run(self, gateway: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         """Little room, few files and a network file system are warnings."""
         monkeypatch.setenv("PIXAZO_API_KEY", "k")
-        monkeypatch.setattr(diagnostics, "FEW_PICTURES", 10**12)
+        monkeypatch.setattr(diagnostics, "MIN_FREE_IMAGES", 10**12)
         monkeypatch.setattr(diagnostics, "_file_system", lambda _: "nfs4")
         found = {
             (each.check, each.state): each.detail

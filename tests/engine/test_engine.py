@@ -848,7 +848,7 @@ class TestResults:
         gateway, out = ScriptedGateway(), tmp_path / "out"
         killed = run_until_killed(run_jobs(out, gateway, make_jobs(8)), after_s, out) is None
         assert killed == (after_s < 60)
-        monkeypatch.setattr(ResultsFile, "write_anew", count_rewrites)
+        monkeypatch.setattr(ResultsFile, "rewrite", count_rewrites)
         run_virtual(run_jobs(out, gateway, make_jobs(12)))
         assert len(times) == (2 if killed else 1)
         assert len(result_statuses(out)) == 12
@@ -1034,7 +1034,10 @@ def within(seconds: float, work: Coroutine[Any, Any, Any]) -> Any:
     return run_virtual(main())
 
 
-FAILING_TRANSITIONS = ["intend", "accept", "finish", "store", "fail", "hold", "take_back", "reject"]
+FAILING_TRANSITIONS = [
+    "record_intent", "mark_accepted", "mark_finished", "mark_stored", "mark_failed", "mark_ambiguous", "revert_intent",
+    "mark_rejected",
+]  # fmt: skip
 
 
 class TestBroken:
@@ -1140,7 +1143,7 @@ class TestBroken:
             raise sqlite3.OperationalError("disk I/O error")
 
         with monkeypatch.context() as patch:
-            patch.setattr(LedgerStore, "accept", raise_disk_error)
+            patch.setattr(LedgerStore, "mark_accepted", raise_disk_error)
             with pytest.raises(LedgerError):
                 run_virtual(run_jobs(tmp_path, gateway, make_jobs(1)))
         (request_id,) = gateway.charged

@@ -111,14 +111,14 @@ def test_a_download_on_a_stale_connection_is_retried() -> None:
     run_against_server(answer, ask)
 
 
-@pytest.mark.parametrize("patience", ["SILENCE_S", "DOWNLOAD_TIMEOUT_S"])
+@pytest.mark.parametrize("patience", ["READ_TIMEOUT_S", "DOWNLOAD_TIMEOUT_S"])
 def test_a_slow_download_times_out(patience: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """A picture that pauses for too long, or trickles for too long, is broken off."""
     monkeypatch.setattr(client_module, patience, 0.1)
 
     async def answer(request: RawRequest, writer: asyncio.StreamWriter) -> None:
         writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: 1000\r\n\r\n")
-        for _ in range(1 if patience == "SILENCE_S" else 1000):
+        for _ in range(1 if patience == "READ_TIMEOUT_S" else 1000):
             writer.write(b"x")
             await asyncio.sleep(0.02)
         await asyncio.Event().wait()
@@ -132,7 +132,7 @@ def test_a_slow_download_times_out(patience: str, monkeypatch: pytest.MonkeyPatc
 
 def test_a_silent_cdn_times_out(monkeypatch: pytest.MonkeyPatch) -> None:
     """A CDN that takes a request and says nothing is broken off."""
-    monkeypatch.setattr(client_module, "SILENCE_S", 0.1)
+    monkeypatch.setattr(client_module, "READ_TIMEOUT_S", 0.1)
 
     async def no_bytes(_: RawRequest, __: asyncio.StreamWriter) -> None:
         await asyncio.Event().wait()
@@ -146,7 +146,7 @@ def test_a_silent_cdn_times_out(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_downloads_from_many_hosts(monkeypatch: pytest.MonkeyPatch) -> None:
     """However many origins there are, only the latest are kept in mind, and each is asked under its own name."""
-    monkeypatch.setattr(exchange_module, "MOST_ORIGINS", 1)
+    monkeypatch.setattr(exchange_module, "MAX_ORIGINS", 1)
 
     async def main() -> None:
         settings = Settings.from_options(Path("out"), gateway="http://127.0.0.1")

@@ -226,7 +226,7 @@ class TestDisk:
         check_images(tmp_path)
 
     @pytest.mark.parametrize("code", [errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS])
-    @pytest.mark.parametrize("method", ["take", "close_up", "sync", "name"])
+    @pytest.mark.parametrize("method", ["write", "write_last", "sync", "commit_name"])
     def test_a_full_disk_stops_the_run(
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: int, method: str
     ) -> None:
@@ -236,7 +236,7 @@ class TestDisk:
             raise OSError(code, os.strerror(code))
 
         gateway = ScriptedGateway()
-        if method == "take":
+        if method == "write":
             gateway.download_script["j0"] = [[image_of("j0")[:20], CONNECTION_CUT], WHOLE_IMAGE]
         with monkeypatch.context() as patch:
             patch.setattr(ImageFile, method, raise_disk_full)

@@ -78,7 +78,7 @@ def test_many_go_in_several_groups(out: Path) -> None:
 
 def test_large_images_do_not_wait_for_a_full_group(out: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A group is full by its bytes, too."""
-    monkeypatch.setattr(local_writer, "FULL_BYTES", 150)
+    monkeypatch.setattr(local_writer, "MAX_GROUP_BYTES", 150)
     disk = SlowDisk()
     finish_all(disk, out, [make_png(text=b"%d" % n) for n in range(4)])
     assert disk.max_concurrent > 1
