@@ -1,11 +1,11 @@
-"""How long does a page of five thousand pictures take to be made, in how much memory, and how soon can it be used?
+"""How long does a page of five thousand images take to be made, in how much memory, and how soon can it be used?
 
-    python -m benchmarks.gallery                       5,000 pictures of 1024 pixels, of which 40 differ
-    python -m benchmarks.gallery --pictures 30         the short form
+    python -m benchmarks.gallery                       5,000 images of 1024 pixels, of which 40 differ
+    python -m benchmarks.gallery --images 30         the short form
 
-The simulator draws some pictures, which then stand in the ledger under many names. `krea-batch report` is a process
+The simulator draws some images, which then stand in the ledger under many names. `krea-batch report` is a process
 of its own; the page is opened in headless Chromium, from its file and from `krea-batch view`. It can be used once
-every picture in sight is drawn and the page answers to a filter.
+every image in sight is drawn and the page answers to a filter.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ DRAWN_IMAGES = 40
 MAX_REPORT_S, MAX_REPORT_MB, MAX_USABLE_S = 60.0, 300.0, 2.0
 CHROMIUM_FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-component-update"]
 ALL_IMAGES_LOADED = """() => {
-    const images = [...document.querySelectorAll("#pictures img")];
+    const images = [...document.querySelectorAll("#images img")];
     return images.length > 0 && images.every((image) => image.complete && image.naturalWidth > 0);
 }"""
 
@@ -52,7 +52,7 @@ class ReportCost(NamedTuple):
 
 
 async def draw_images(out: Path, count: int) -> None:
-    """A run of pictures as the simulator draws them."""
+    """A run of images as the simulator draws them."""
     async with (
         Simulator(SimulatorSettings(time_scale=100)) as simulator,
         Engine(out, gateway=simulator.gateway_url, api_key="benchmark", rate="100/s", poll_interval_s=0.5) as engine,
@@ -61,7 +61,7 @@ async def draw_images(out: Path, count: int) -> None:
 
 
 def copy_jobs(out: Path, count: int) -> None:
-    """Give the run as many jobs as are wanted, whose pictures are those that were drawn."""
+    """Give the run as many jobs as are wanted, whose images are those that were drawn."""
     store = LedgerStore.open(out / "ledger.db")
     drawn = store.outcomes(0, DRAWN_IMAGES)[0]
 
@@ -124,8 +124,8 @@ def open_page(browser: Browser, url: str, count: int) -> float:
 
 def main() -> None:
     parser = argparse.ArgumentParser()
-    parser.add_argument("--pictures", type=int, default=5000)
-    count = parser.parse_args().pictures
+    parser.add_argument("--images", type=int, default=5000)
+    count = parser.parse_args().images
     with tempfile.TemporaryDirectory(dir=Path.cwd()) as folder:
         out = Path(folder) / "run"
         asyncio.run(draw_images(out, min(DRAWN_IMAGES, count)))
@@ -137,7 +137,7 @@ def main() -> None:
             with live_page(out) as url:
                 live_s = open_page(browser, url, count)
             browser.close()
-    print("| pictures | report made in | most memory | its size | usable from the file after | live after |")
+    print("| images | report made in | most memory | its size | usable from the file after | live after |")
     print("|---|---|---|---|---|---|")
     print(
         f"| {count:,} | {report_cost.seconds:.1f} s | {report_cost.peak_mb:.0f} MB | {report_cost.file_mb:.1f} MB "
@@ -145,14 +145,14 @@ def main() -> None:
         flush=True,
     )
     report_goal(
-        f"report of {count:,} pictures",
+        f"report of {count:,} images",
         f"≤ {MAX_REPORT_S:.0f} s, ≤ {MAX_REPORT_MB:.0f} MB",
         f"{report_cost.seconds:.1f} s, {report_cost.peak_mb:.0f} MB",
         met=report_cost.seconds <= MAX_REPORT_S and report_cost.peak_mb <= MAX_REPORT_MB,
     )
     usable_s = max(from_file_s, live_s)
     report_goal(
-        f"page of {count:,} pictures: usable after",
+        f"page of {count:,} images: usable after",
         f"≤ {MAX_USABLE_S:g} s",
         f"{usable_s:.2f} s",
         met=usable_s <= MAX_USABLE_S,

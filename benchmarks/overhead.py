@@ -4,7 +4,7 @@
     python -m benchmarks.overhead --jobs 100 --repeat 1     the short form
 
 Latency 0, 64 jobs in flight, uvloop. The engine is the library with all it does: ledger, PNG check, fsync. The bare
-loop is aiohttp alone: a POST, a GET of the status, a GET of the picture. Each runs in a process of its own against a
+loop is aiohttp alone: a POST, a GET of the status, a GET of the image. Each runs in a process of its own against a
 simulator in another, and counts its own processor time, from before its first request to after its last.
 """
 
@@ -102,7 +102,7 @@ def main() -> None:
     parser.add_argument("--jobs", type=int, default=5000)
     parser.add_argument("--repeat", type=int, default=5)
     options = parser.parse_args()
-    print("| pictures | bare, ms a job | engine, ms a job | of it the loop's thread | engine ÷ bare |")
+    print("| images | bare, ms a job | engine, ms a job | of it the loop's thread | engine ÷ bare |")
     print("|---|---|---|---|---|")
     ratios = []
     with tempfile.TemporaryDirectory(dir=Path.cwd()) as folder:

@@ -4,7 +4,7 @@
     python -m benchmarks.scale --most 300          the short form
 
 The real engine with its real ledger runs on a loop whose clock jumps, against a gateway that keeps books: each job is
-charged once, fetched once, and stored once, or the benchmark fails. Pictures go to a folder in memory where there is
+charged once, fetched once, and stored once, or the benchmark fails. Images go to a folder in memory where there is
 one. From 2,000 jobs on, as many are in flight in a short run as in a long one: what many in flight cost is another
 question, and benchmarks.in_flight answers it. Each size runs several times and the least counts, since whatever else
 the machine does only adds. The plot, benchmarks/scale.svg, shows processor time a job against their number.

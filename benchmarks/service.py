@@ -1,4 +1,4 @@
-"""Does a web service notice that its loop makes pictures, too?
+"""Does a web service notice that its loop makes images, too?
 
     python -m benchmarks.service                            500 concurrent generates beside 200 requests a second
     python -m benchmarks.service --jobs 20 --repeat 1 --seconds 2   the short form
@@ -77,7 +77,7 @@ def serve(out: str, gateway: str) -> None:
     async def own() -> dict[str, str]:
         return {"said": "hello"}
 
-    @app.post("/pictures/{count}")
+    @app.post("/images/{count}")
     async def images(count: int) -> int:
         outcomes = await asyncio.gather(*(engine.generate(Job(prompt=f"image {n}")) for n in range(count)))
         return sum(outcome.succeeded for outcome in outcomes)
@@ -150,10 +150,10 @@ async def measure_during(web: aiohttp.ClientSession, work: Any) -> ServiceTimes:
 
 
 async def measure_both(url: str, jobs: int, seconds: float) -> tuple[ServiceTimes, ServiceTimes]:
-    """Alone, and beside the pictures."""
+    """Alone, and beside the images."""
 
     async def generate() -> None:
-        async with web.post(f"/pictures/{jobs}", timeout=aiohttp.ClientTimeout(total=600)) as response:
+        async with web.post(f"/images/{jobs}", timeout=aiohttp.ClientTimeout(total=600)) as response:
             assert int(await response.text()) == jobs
 
     async with aiohttp.ClientSession(url, connector=aiohttp.TCPConnector(limit=0)) as web:

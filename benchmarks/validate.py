@@ -50,7 +50,7 @@ def write_jobs(path: Path, lines: int) -> None:
         for number in range(lines):
             job: dict[str, object] = {"prompt": " ".join(random.choices(words, k=17))}
             if number % 2:
-                job = {"id": f"picture-{number:07d}"} | job | {"aspect_ratio": random.choice(["3:2", "16:9", "1:1"])}
+                job = {"id": f"image-{number:07d}"} | job | {"aspect_ratio": random.choice(["3:2", "16:9", "1:1"])}
             if number % 4 == 0:
                 job |= {"seed": random.randrange(2**31), "creativity": random.choice(["low", "high"])}
             file.write(json.dumps(job) + "\n")

@@ -1,4 +1,4 @@
-"""A web backend that turns its users' requests into pictures, and survives being killed.
+"""A web backend that turns its users' requests into images, and survives being killed.
 
     krea-batch simulate --port 8787                                    # a gateway that costs nothing
     KREA_GATEWAY=http://127.0.0.1:8787 PIXAZO_API_KEY=any uvicorn examples.fastapi_service:app --port 8000
@@ -8,7 +8,7 @@
 A request is on record before it is answered, so that its id is good for ever: after a crash the next process on the
 same folder goes on with it, and pays for nothing twice. One process a folder: more workers need a folder each.
 
-From the environment: PIXAZO_API_KEY; KREA_OUT, where pictures and ledger are kept; KREA_GATEWAY; KREA_RATE;
+From the environment: PIXAZO_API_KEY; KREA_OUT, where images and ledger are kept; KREA_GATEWAY; KREA_RATE;
 KREA_POLL_INTERVAL_S; KREA_PUBLIC_URL, under which the gateway reaches this service, for callbacks instead of polls.
 """
 
@@ -55,7 +55,7 @@ async def lifespan(_: FastAPI) -> AsyncIterator[None]:
     await engine.aclose(detach=True)
 
 
-app = FastAPI(title="Pictures", lifespan=lifespan)
+app = FastAPI(title="Images", lifespan=lifespan)
 if PUBLIC_URL:
     app.mount(CALLBACKS, engine.callbacks_app())
 
@@ -76,7 +76,7 @@ async def engine_stopped(_: Request, error: KreaBatchError) -> Response:
 async def create_image(
     job: Annotated[dict[str, Any], Body()], x_tenant: Annotated[str, Header()] = ""
 ) -> dict[str, str]:
-    """Put a picture on record. Users who bring many do not keep others waiting: X-Tenant says who asks."""
+    """Put an image on record. Users who bring many do not keep others waiting: X-Tenant says who asks."""
     try:
         parsed = msgspec.convert(job, Job)
     except msgspec.ValidationError as error:
@@ -87,7 +87,7 @@ async def create_image(
 
 @app.get("/images/{image_id}")
 async def status(image_id: str) -> dict[str, Any]:
-    """Where a picture stands."""
+    """Where an image stands."""
     handle = await _get_handle(image_id)
     body: dict[str, Any] = {"id": handle.id, "status": handle.status, "request_id": handle.request_id}
     if handle.outcome and handle.outcome.succeeded:
@@ -99,16 +99,16 @@ async def status(image_id: str) -> dict[str, Any]:
 
 @app.get("/images/{image_id}/file")
 async def image_file(image_id: str) -> FileResponse:
-    """The picture itself, once it is there."""
+    """The image itself, once it is there."""
     outcome = (await _get_handle(image_id)).outcome
     if not (outcome and outcome.succeeded):
-        raise HTTPException(404, f"there is no picture of {image_id!r} yet; GET /images/{image_id} says why")
+        raise HTTPException(404, f"there is no image of {image_id!r} yet; GET /images/{image_id} says why")
     return FileResponse(OUT / outcome.files[0].path, media_type=outcome.files[0].media_type)
 
 
 @app.get("/images/{image_id}/events")
 async def events(image_id: str) -> StreamingResponse:
-    """What happens to a picture, as server-sent events, until its end."""
+    """What happens to an image, as server-sent events, until its end."""
     return StreamingResponse(_stream(await _get_handle(image_id)), media_type="text/event-stream")
 
 

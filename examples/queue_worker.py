@@ -2,7 +2,7 @@
 
     krea-batch simulate --port 8787                                    # a gateway that costs nothing
     python examples/queue_worker.py put queue.db "a cat" "a dog"
-    PIXAZO_API_KEY=any python examples/queue_worker.py work queue.db --out pictures --gateway http://127.0.0.1:8787
+    PIXAZO_API_KEY=any python examples/queue_worker.py work queue.db --out images --gateway http://127.0.0.1:8787
 
 The queue is a table of SQLite's, which any process may put messages into; a broker would do as well. It delivers at
 least once, as queues do: a message is marked done only when its result is written back, so a worker that dies meets
@@ -28,7 +28,7 @@ CREATE TABLE IF NOT EXISTS messages (
     id     INTEGER PRIMARY KEY,
     prompt TEXT NOT NULL,
     status TEXT,                -- NULL until it is done
-    result TEXT                 -- the picture's path, or what was wrong
+    result TEXT                 -- the image's path, or what was wrong
 )"""
 
 

@@ -1,7 +1,7 @@
-"""What happens in a run, as values: progress displays, logs and metrics are made of these.
+"""Events of a run, as values. Progress displays, logs, metrics and traces are built from them.
 
-Newcomers: an event is told after what it speaks of is on disk. A listener is called on the event loop, must
-not block, and must not raise.
+An event is emitted after what it reports is durable. A listener is called on the event loop; it must not block and
+must not raise.
 """
 
 from __future__ import annotations
@@ -14,15 +14,19 @@ from msgspec import Struct
 from krea_batch.jobs import Outcome, State
 
 PostResult = Literal["accepted", "refused", "rejected", "ambiguous", "not_sent"]
-"""`rejected` ends its job; what was `refused` or `not_sent` goes again, in this run or the next."""
+"""The result of a POST. `rejected` ends the job. After `refused` or `not_sent` it is submitted again, in this run or
+the next."""
 
-CallbackResult = Literal["hastened", "idle", "elsewhere"]
+CallbackResult = Literal["expedited", "not_needed", "not_waiting"]
+"""What a callback led to. `expedited`: the job is polled now. `not_needed`: no poll follows. `not_waiting`: the job is
+not polled, because it has ended or is ambiguous."""
 
-PollResult = Literal["waiting", "finished", "failed", "errored", "trouble"]
+PollResult = Literal["waiting", "finished", "failed", "errored", "error"]
+"""The result of a poll. `error`: the status could not be read, which says nothing about the job."""
 
 
 class StateChanged(Struct, frozen=True):
-    """A job went from one state to another. `request_id` is None before the acceptance."""
+    """The state of a job changed. `request_id` is None until the gateway has accepted the job."""
 
     job_id: str
     old: State
@@ -31,13 +35,16 @@ class StateChanged(Struct, frozen=True):
 
 
 class JobEnded(Struct, frozen=True):
-    """A job ended; its row is in the ledger."""
+    """A job ended; its final state is in the ledger."""
 
     outcome: Outcome
 
 
 class JobResumed(Struct, frozen=True):
-    """A job that an earlier run left in `state` goes on in this one. `request_id` is None before the acceptance."""
+    """This run continues a job that an earlier run left in `state`.
+
+    `request_id` is None if the gateway had not accepted the job.
+    """
 
     job_id: str
     state: State
@@ -45,9 +52,10 @@ class JobResumed(Struct, frozen=True):
 
 
 class SubmitCompleted(Struct, frozen=True):
-    """What a POST came to is on record. `status` is the HTTP status of a clear refusal, and else 0.
+    """The result of a POST is in the ledger. Emitted before the job's `StateChanged`.
 
-    `took_s` is counted from when it left. Told before the job's `Moved`.
+    `status` is the HTTP status if the gateway refused the request, and 0 otherwise. `took_s` is the time since the
+    request was sent.
     """
 
     job_id: str
@@ -57,17 +65,17 @@ class SubmitCompleted(Struct, frozen=True):
 
 
 class PollCompleted(Struct, frozen=True):
-    """The gateway was asked for a job's status. What follows from the answer is told by `Moved`, once on record."""
+    """A poll returned. If it changes the job's state, `StateChanged` follows once the new state is recorded."""
 
     job_id: str
     result: PollResult
 
 
 class GenerationCompleted(Struct, frozen=True):
-    """A job of this run was seen finished, `took_s` after its acceptance.
+    """A poll found a job of this run completed, `took_s` seconds after the gateway accepted it.
 
-    `lag_s` is how long it had been finished by then, and is not counted in `took_s`; None where the gateway does
-    not say, or what it says cannot be.
+    `lag_s` is how long the job had been completed by then; it is not part of `took_s`. It is None if the gateway does
+    not report how long the job took, or reports an impossible value.
     """
 
     job_id: str
@@ -76,7 +84,7 @@ class GenerationCompleted(Struct, frozen=True):
 
 
 class ImageStored(Struct, frozen=True):
-    """A picture is on disk, whole and synced, `took_s` after it was last asked for."""
+    """An image is verified and durable, `took_s` seconds after its last download was started."""
 
     job_id: str
     bytes: int
@@ -84,23 +92,19 @@ class ImageStored(Struct, frozen=True):
 
 
 class CallbackReceived(Struct, frozen=True):
-    """A callback came for a job of this folder.
-
-    It put a poll forward (`hastened`), needed none (`idle`), or was for a job that waits for none, since it has ended
-    or is ambiguous (`elsewhere`).
-    """
+    """The gateway sent a callback for a job of this run directory."""
 
     result: CallbackResult
 
 
 class RateChanged(Struct, frozen=True):
-    """Submits may go at `per_s` from now on. Told when a run begins, and at each change."""
+    """The submit rate is `per_s` from now on. Emitted when a run starts and at each change."""
 
     per_s: float
 
 
 class SubmitsPaused(Struct, frozen=True):
-    """Submits wait `wait_s` seconds, because of `reason`; `per_s` is the rate at which they then go on."""
+    """Submits pause for `wait_s` seconds because of `reason`, and then continue at `per_s`."""
 
     wait_s: float
     per_s: float
@@ -108,7 +112,7 @@ class SubmitsPaused(Struct, frozen=True):
 
 
 class RetryScheduled(Struct, frozen=True):
-    """Something failed and will be tried again. `where` is submit, poll or download."""
+    """A request failed and will be retried. `stage` is "submit", "poll", "download" or "sink"."""
 
     job_id: str
     stage: str
@@ -116,19 +120,19 @@ class RetryScheduled(Struct, frozen=True):
 
 
 class RunStopping(Struct, frozen=True):
-    """The run takes no more submits; what is in flight is brought home. `reason` is a sentence."""
+    """The run submits nothing more; jobs in flight are completed. `reason` is a sentence."""
 
     reason: str
 
 
 class RunClosed(Struct, frozen=True):
-    """The run is over. `left` counts the jobs on their way that the next run goes on with, by their state."""
+    """The run has ended. `unfinished` counts the jobs in flight by state; the next run resumes them."""
 
     unfinished: dict[State, int]
 
 
 class EventsDropped(Struct, frozen=True):
-    """A reader of events was so slow that `count` of them, the oldest unread, were dropped before this one."""
+    """A stream of events was read so slowly that `count` events, the oldest unread ones, were dropped before this."""
 
     count: int
 

@@ -40,7 +40,7 @@ _NOT_IN_URLS = re.compile(r"[\s\x00-\x1f\x7f-\x9f]")
 
 
 class ImageStyleReference(Struct, frozen=True, forbid_unknown_fields=True):
-    """A picture that guides the style. Negative strength pushes away from it."""
+    """An image that guides the style. Negative strength pushes away from it."""
 
     image_url: str
     strength: float = 1.0
@@ -73,7 +73,7 @@ class Moodboard(Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class Job(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """One picture to be made: the request's own fields, and `id` and `metadata`, which are never sent.
+    """One image to be made: the request's own fields, and `id` and `metadata`, which are never sent.
 
     `id` names the job in the ledger, in results and as a file; where it is empty, a job file gives the line
     number and `Engine.submit` a new one. `seed` is sent only when it is given.
@@ -285,7 +285,7 @@ RETRYABLE = tuple(state for state in State if state.info.retryable)
 
 
 class StoredFile(Struct, frozen=True):
-    """A picture on disk, whole and synced. `path` is relative to the run's folder."""
+    """An image on disk, whole and synced. `path` is relative to the run's folder."""
 
     path: str
     bytes: int
@@ -324,5 +324,5 @@ class Outcome(Struct, frozen=True, kw_only=True):
 
     @property
     def succeeded(self) -> bool:
-        """True when every picture of the job is on disk."""
+        """True when every image of the job is on disk."""
         return self.status is State.SUCCEEDED

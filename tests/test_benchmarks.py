@@ -57,7 +57,7 @@ def test_throughput() -> None:
 
 @pytest.mark.slow
 def test_overhead() -> None:
-    """A row for each size of picture; what each costs is not judged here."""
+    """A row for each size of image; what each costs is not judged here."""
     _, _, *rows, goal = run_benchmark("overhead", "--jobs", "60", "--repeat", "1")
     assert len(rows) == 2
     for row in rows:
@@ -114,7 +114,7 @@ def test_tenants() -> None:
 
 @pytest.mark.slow
 def test_service() -> None:
-    """A row for the service alone and one beside the pictures, which all succeed; and a goal."""
+    """A row for the service alone and one beside the images, which all succeed; and a goal."""
     head, _, alone, beside, goal = run_benchmark("service", "--jobs", "20", "--repeat", "1", "--seconds", "2")
     assert alone.count("|") == beside.count("|") == head.count("|")
     assert goal.startswith("goal\tp99 of a service beside 20 generates")
@@ -134,11 +134,11 @@ def test_forecast() -> None:
 @pytest.mark.slow
 def test_gallery() -> None:
     """A row, and a goal for the making and one for the page."""
-    head, _, row, made, used = run_benchmark("gallery", "--pictures", "30")
+    head, _, row, made, used = run_benchmark("gallery", "--images", "30")
     assert row.startswith("| 30 | ")
     assert row.count("|") == head.count("|")
-    assert made.startswith("goal\treport of 30 pictures")
-    assert used.startswith("goal\tpage of 30 pictures")
+    assert made.startswith("goal\treport of 30 images")
+    assert used.startswith("goal\tpage of 30 images")
 
 
 def test_what_is_printed_goes_between_the_markers() -> None:

@@ -22,7 +22,7 @@ def jobs_of(name: str) -> list[Job]:
 
 @pytest.mark.parametrize("name", ["first.jsonl", "styled.jsonl", "five_hundred.jsonl"])
 def test_samples_are_good(name: str) -> None:
-    """Every line is a good job with an id and a prompt of its own kind of picture."""
+    """Every line is a good job with an id and a prompt of its own kind of image."""
     jobs = jobs_of(name)
     assert all(not job.id.isdigit() for job in jobs)
     assert all(20 <= len(job.prompt) <= 250 for job in jobs)

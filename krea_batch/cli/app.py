@@ -23,17 +23,17 @@ import click
 from krea_batch.cli.ui.formatting import say
 
 COMMANDS = {
-    "run": "Make a picture for each prompt.",
+    "run": "Make an image for each prompt.",
     "validate": "Check job files; spend nothing.",
     "plan": "Forecast time, polls and cost.",
     "status": "Where jobs stand, what was charged.",
     "watch": "Show a run of another process.",
-    "view": "Show the pictures in your browser.",
-    "report": "Write pictures and charts into one HTML file.",
+    "view": "Show the images in your browser.",
+    "report": "Write images and charts into one HTML file.",
     "resolve": "Decide on ambiguous submits.",
     "retry": "Submit again what ended in vain.",
     "verify": "Hold files against the ledger; repair them.",
-    "export": "Write pictures as other tools load them.",
+    "export": "Write images as other tools load them.",
     "inspect": "Show what is written in PNG files.",
     "schema": "Print the JSON Schema of a job line.",
     "simulate": "Serve the gateway offline.",
@@ -100,7 +100,7 @@ def app(ctx: click.Context) -> None:
     krea-batch init                                         a first job file and settings
     krea-batch run jobs.jsonl --out runs/cats --simulate    try it: offline, free
     krea-batch run jobs.jsonl --out runs/cats               the real thing
-    krea-batch view runs/cats                               the pictures, in your browser
+    krea-batch view runs/cats                               the images, in your browser
     """
     ctx.default_map = _load_config(Path(CONFIG_FILE))
 

@@ -1,9 +1,9 @@
-"""Jobs come in; pictures on disk and outcomes go out. Opens ledger and gateway and joins the stages.
+"""Jobs come in; images on disk and outcomes go out. Opens ledger and gateway and joins the stages.
 
     async with Engine("runs/cats", rate="10/s") as engine:
         outcome = await engine.generate(Job(prompt="a cat"))
 
-Newcomers: the stages run in a task of the engine's own, so nothing a caller cancels can lose a picture. What is
+Newcomers: the stages run in a task of the engine's own, so nothing a caller cancels can lose an image. What is
 not finished when the engine closes stays in the ledger, and the next engine on that folder goes on with it.
 """
 
@@ -66,7 +66,7 @@ class Engine:
     """One run folder, one gateway, one key. An async context manager; `start` and `aclose` do the same.
 
     `out` is the run's folder; further keywords are the fields of `Settings`, where rates may be text ("10/s").
-    `api_key` comes from the environment (PIXAZO_API_KEY) when it is not given. `sink` is where pictures are kept:
+    `api_key` comes from the environment (PIXAZO_API_KEY) when it is not given. `sink` is where images are kept:
     a URL (s3://bucket/prefix), a `Sink`, or None for the run's folder. Leaving the context waits for
     what was submitted; leaving it by an exception stops at once, and the next engine on the folder goes on.
     `pace` is one that other engines have, too, in place of `rate`; `listeners` are called with each event.

@@ -17,7 +17,7 @@ from krea_batch.jobs import Outcome, State
 class Handle:
     """A job of the engine's. Await it for its Outcome, iterate over it (`async for`) for its events until its end.
 
-    Any number of tasks may do either; cancelling them never loses the picture. Both raise RunStopped where the
+    Any number of tasks may do either; cancelling them never loses the image. Both raise RunStopped where the
     engine stops before the job's end; the next engine on the folder goes on with it, and its `get` finds it.
     """
 

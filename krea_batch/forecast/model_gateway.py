@@ -18,7 +18,7 @@ from krea_batch.rules.verdicts import Accepted, Finished, PollVerdict, PostVerdi
 
 SUBMIT_LATENCY_S = 0.05  # chosen: an answer of a gateway that is some milliseconds away and has something to do
 POLL_LATENCY_S = 0.03
-DOWNLOAD_LATENCY_S = 0.1  # chosen: a picture of 2 MB at 160 Mbit/s
+DOWNLOAD_LATENCY_S = 0.1  # chosen: an image of 2 MB at 160 Mbit/s
 
 
 def _chunk(kind: bytes, data: bytes) -> bytes:
@@ -34,7 +34,7 @@ _PIXEL_PNG = (
 
 
 class OnePixelImage:
-    """The picture of every job."""
+    """The image of every job."""
 
     def __init__(self) -> None:
         self.offset = 0

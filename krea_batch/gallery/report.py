@@ -1,7 +1,7 @@
-"""A run's folder comes in; one HTML file with its pictures and charts goes out, that needs nothing beside it.
+"""A run's folder comes in; one HTML file with its images and charts goes out, that needs nothing beside it.
 
 Newcomers: the file is written as it is made, and so are the thumbnails in it, some hundred to a block that the page
-opens when they are looked at. Memory holds what is known of the jobs, and a few pictures.
+opens when they are looked at. Memory holds what is known of the jobs, and a few images.
 """
 
 from __future__ import annotations
@@ -57,9 +57,9 @@ def write_report(
     width_px: int = WIDTH_PX,
     on_progress: Callable[[int], None] | None = None,
 ) -> int:
-    """Write the report of a run, whole or not at all. Returns how many pictures are in it.
+    """Write the report of a run, whole or not at all. Returns how many images are in it.
 
-    `seen` hears of each picture, 1 at a time. Raises RunFolderError, LedgerError, OSError.
+    `seen` hears of each image, 1 at a time. Raises RunFolderError, LedgerError, OSError.
     """
     require_run(out)
     chart_data, rows, image_paths = charts.ChartData(), [], []

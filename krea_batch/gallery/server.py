@@ -1,4 +1,4 @@
-"""A run's folder comes in; a page on this machine goes out, that shows its pictures as they arrive.
+"""A run's folder comes in; a page on this machine goes out, that shows its images as they arrive.
 
 Newcomers: the ledger is looked at once a second, from the first job on that has not ended, and what has changed is
 sent to every page that is open. Only files that the ledger lists are given out, and only to pages of this server: a
@@ -43,7 +43,7 @@ SECURITY_HEADERS = {
     "Content-Security-Policy": CONTENT_SECURITY_POLICY,
     "X-Content-Type-Options": "nosniff",
     "Referrer-Policy": "no-referrer",
-    "Cross-Origin-Resource-Policy": "same-origin",  # no page elsewhere shows pictures of a run
+    "Cross-Origin-Resource-Policy": "same-origin",  # no page elsewhere shows images of a run
 }
 
 RequestHandler = Callable[[web.Request], Awaitable[web.StreamResponse]]
@@ -72,7 +72,7 @@ class Gallery:
         return msgspec.json.encode([item(n, outcome) for n, outcome in self._outcomes.items()])
 
     def path(self, job_no: int, file_index: int) -> Path | None:
-        """The file of a job's picture, counted from 0; None where there is none on this disk."""
+        """The file of a job's image, counted from 0; None where there is none on this disk."""
         outcome = self._outcomes.get(job_no)
         if outcome is None or not 0 <= file_index < len(outcome.files):
             return None
@@ -179,7 +179,7 @@ class GalleryApp:
         app.router.add_get("/", self.index)
         app.router.add_get("/items", self.items)
         app.router.add_get("/events", self.events)
-        app.router.add_get(r"/picture/{n:[0-9]+}/{k:[0-9]+}", self.image)
+        app.router.add_get(r"/image/{n:[0-9]+}/{k:[0-9]+}", self.image)
         app.router.add_get(r"/thumbnail/{n:[0-9]+}", self.thumbnail)
         app.router.add_post("/retry", self.retry)
         return app

@@ -1,4 +1,4 @@
-"""The path of a picture comes in; a small WebP goes out, or None where there is none to be had."""
+"""The path of an image comes in; a small WebP goes out, or None where there is none to be had."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ MAX_CACHED = 2000  # chosen: 12 MB of what was just looked at
 
 
 def thumbnail(path: Path, width_px: int = WIDTH_PX) -> bytes | None:
-    """A WebP of at most that many pixels each way; None where the file cannot be read as a picture."""
+    """A WebP of at most that many pixels each way; None where the file cannot be read as an image."""
     try:
         with Image.open(path) as image:
             small = image.convert("RGB")
@@ -58,7 +58,7 @@ class ThumbnailCache:
         self._lock = Lock()  # asked from many threads
 
     def get(self, path: Path) -> bytes | None:
-        """The thumbnail of a picture, from memory or made now. Blocks."""
+        """The thumbnail of an image, from memory or made now. Blocks."""
         with self._lock:
             if path in self._cache:
                 self._cache.move_to_end(path)
@@ -73,6 +73,6 @@ class ThumbnailCache:
 
 
 def local_image_path(out: Path, path: str) -> Path | None:
-    """The file of a picture; None where it is kept in an object store, or would lie outside of the run's folder."""
+    """The file of an image; None where it is kept in an object store, or would lie outside of the run's folder."""
     inside = "://" not in path and not Path(path).is_absolute() and ".." not in Path(path).parts
     return out / path if inside else None

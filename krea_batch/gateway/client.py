@@ -1,4 +1,4 @@
-"""Bytes of a POST, a request_id or a media URL come in; verdicts and pictures' bytes go out, by aiohttp.
+"""Bytes of a POST, a request_id or a media URL come in; verdicts and images' bytes go out, by aiohttp.
 
 Newcomers: nothing is repeated here, neither a POST nor a poll. Whether a first byte had left when a POST broke is
 what tells `NotSent` from `Unclear`.
@@ -47,7 +47,7 @@ _SUBMIT_HEADERS = header_lines(wire.SUBMIT_HEADERS)
 
 
 class ImageDownload:
-    """A picture on its way. `offset` is where its first byte belongs, `etag` a strong one or None."""
+    """An image on its way. `offset` is where its first byte belongs, `etag` a strong one or None."""
 
     def __init__(self, response: HttpResponse, offset: int, deadline_s: float) -> None:
         self._response = response
@@ -69,7 +69,7 @@ class ImageDownload:
             while chunk := await self._response.content.read(CHUNK_BYTES):  # none is silent for long: SILENCE_S
                 received_bytes += len(chunk)
                 if received_bytes > MAX_IMAGE_BYTES:
-                    raise DownloadError(f"the picture is larger than {MAX_IMAGE_BYTES} bytes")
+                    raise DownloadError(f"the image is larger than {MAX_IMAGE_BYTES} bytes")
                 if loop.time() > self._deadline_s:
                     raise TimeoutError
                 yield chunk
@@ -133,7 +133,7 @@ class GatewayClient:
         return wire.read_poll_answer(answer, request_id, now=datetime.now(UTC))
 
     async def download(self, url: str, *, offset: int = 0, etag: str | None = None) -> ImageDownload:
-        """Open a picture, from `offset` on where the CDN still has the same one (`etag`).
+        """Open an image, from `offset` on where the CDN still has the same one (`etag`).
 
         The caller closes it (`async with`). Raises MediaError.
         """
@@ -157,9 +157,9 @@ class GatewayClient:
             raise
 
     def _resolve_url(self, url: str) -> tuple[Origin, str]:
-        """Where a picture is to be fetched, path and query. Raises MediaError.
+        """Where an image is to be fetched, path and query. Raises MediaError.
 
-        Pictures of one run lie on a few hosts, so what was found of one is kept: to take each URL apart with all care
+        Images of one run lie on a few hosts, so what was found of one is kept: to take each URL apart with all care
         costs a twentieth of the loop's time.
         """
         plain = _PLAIN_URL.fullmatch(url)
@@ -177,7 +177,7 @@ class GatewayClient:
         return origin, target
 
     async def _request_cdn(self, origin: Origin, target: str, headers: str) -> HttpResponse:
-        """Ask once more where the connection was cut: it may have been an old one, and a picture costs nothing."""
+        """Ask once more where the connection was cut: it may have been an old one, and an image costs nothing."""
         try:
             return await self._cdn.request("GET", origin, target, headers)
         except (aiohttp.ServerDisconnectedError, ConnectionError):
@@ -190,9 +190,9 @@ class GatewayClient:
             )
             raise DownloadError(f"HTTP {response.status}", status=response.status, retry_after_s=wait_s)
         if response.is_encoded:
-            raise DownloadError("the picture came compressed")
+            raise DownloadError("the image came compressed")
         if response.length_bytes > MAX_IMAGE_BYTES:
-            raise DownloadError(f"the picture is larger than {MAX_IMAGE_BYTES} bytes")
+            raise DownloadError(f"the image is larger than {MAX_IMAGE_BYTES} bytes")
         return ImageDownload(
             response,
             response_offset(response.status, response.headers.get("Content-Range"), requested_offset),

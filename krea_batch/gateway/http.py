@@ -19,7 +19,7 @@ from aiohttp.http import SERVER_SOFTWARE, HttpProcessingError, RawResponseMessag
 from yarl import URL
 
 CONNECT_TIMEOUT_S = 15.0  # chosen: a handshake that takes longer will not end
-MAX_ORIGINS = 64  # chosen: pictures of one run lie on a few hosts
+MAX_ORIGINS = 64  # chosen: images of one run lie on a few hosts
 
 NETWORK_ERRORS = (aiohttp.ClientError, HttpProcessingError, TimeoutError, OSError)
 """What an exchange may raise: nothing but these came of the network."""

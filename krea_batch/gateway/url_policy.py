@@ -1,4 +1,4 @@
-"""A media URL or a connected address comes in; whether a picture may be fetched from there goes out. Pure.
+"""A media URL or a connected address comes in; whether an image may be fetched from there goes out. Pure.
 
 Newcomers: the URL comes from the gateway's answer, so it is a stranger's word. Names are checked here, and the
 address that the name turned out to be is checked again at the moment of connecting.
@@ -21,7 +21,7 @@ _CONTENT_RANGE = re.compile(r"bytes (\d{1,12})-(\d{1,12})/(\d{1,12}|\*)")
 
 
 class DownloadError(Exception):
-    """A picture could not be fetched this time. `status` is 0 where no answer came."""
+    """An image could not be fetched this time. `status` is 0 where no answer came."""
 
     def __init__(self, reason: str, *, status: int = 0, retry_after_s: float | None = None) -> None:
         super().__init__(reason)

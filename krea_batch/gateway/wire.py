@@ -95,7 +95,7 @@ def encode_body(job: Job) -> bytes:
 
 
 def fingerprint(job: Job) -> bytes:
-    """32 bytes that are the same for two jobs exactly when their POSTs ask for the same picture."""
+    """32 bytes that are the same for two jobs exactly when their POSTs ask for the same image."""
     return fingerprint_of(encode_body(job))
 
 

@@ -192,7 +192,7 @@ class LedgerQueries:
         return int(count)
 
     def top_errors(self, limit: int) -> list[tuple[str, int]]:
-        """Why jobs have no picture, most often first, and how often."""
+        """Why jobs have no image, most often first, and how often."""
         sql = (
             f"SELECT message, count(*) FROM (SELECT error_message AS message FROM jobs WHERE {UNSUCCESSFUL_JOBS} UNION ALL"
             f" SELECT error_message FROM jobs WHERE {OPEN_JOBS} AND error_message IS NOT NULL)"

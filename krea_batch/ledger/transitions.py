@@ -187,10 +187,10 @@ class LedgerStore(LedgerQueries):
         assignments = "errors = 0, finished_at = NULL, error_kind = NULL, error_message = NULL"
         self._update_state(job_no, state, State.PENDING, assignments)
 
-    # ---- the way to a picture ----------------------------------------------------------------------------
+    # ---- the way to an image ----------------------------------------------------------------------------
 
     def mark_finished(self, job_no: int, finished: Finished, at: float, polls: int) -> None:
-        """The pictures can be fetched."""
+        """The images can be fetched."""
         self.mark_finished_many([(job_no, finished, at, polls)])
 
     def mark_finished_many(self, finished: Sequence[tuple[int, Finished, float, int]]) -> list[None]:
@@ -201,7 +201,7 @@ class LedgerStore(LedgerQueries):
         return [None] * len(rows)
 
     def mark_stored(self, job_no: int, stored: Sequence[StoredFile], at: float) -> Outcome:
-        """Every picture of the job is on disk and synced."""
+        """Every image of the job is on disk and synced."""
         return self.mark_stored_many([(job_no, stored, at)])[0]
 
     def mark_stored_many(self, stored: Sequence[tuple[int, Sequence[StoredFile], float]]) -> list[Outcome]:

@@ -18,13 +18,13 @@ from krea_batch.maintenance.locked_run import LockedRun
 
 WORKED_ON = (State.PENDING, State.ACCEPTED, State.FINISHED)  # the next run submits, polls or downloads them
 _WHY_NOT = {
-    State.SUCCEEDED: ("its picture is there", "give a job that ended without one"),
+    State.SUCCEEDED: ("its image is there", "give a job that ended without one"),
     State.AMBIGUOUS: ("nobody knows whether it was paid", "decide with krea-batch resolve"),
 }
 
 
 class RetryPlan(LockedRun):
-    """The jobs of a run that ended without a picture. Raises as `HeldRun`."""
+    """The jobs of a run that ended without an image. Raises as `HeldRun`."""
 
     def jobs(self, states: Collection[State] = RETRYABLE) -> dict[str, State]:
         """Those that ended in one of these states: id to state, in the order of their submits."""
@@ -33,7 +33,7 @@ class RetryPlan(LockedRun):
     def select(self, job_ids: Iterable[str]) -> dict[str, State]:
         """The same for jobs by their ids; those that are still on their way are left out, since they go on anyway.
 
-        Raises JobError for one that is unknown, has its picture, or is ambiguous.
+        Raises JobError for one that is unknown, has its image, or is ambiguous.
         """
         found: dict[str, State] = {}
         for job_id in dict.fromkeys(job_ids):

@@ -1,4 +1,4 @@
-"""A run's pictures come in; those that are not as the ledger says go out, and on request they are fetched again.
+"""A run's images come in; those that are not as the ledger says go out, and on request they are fetched again.
 
 Newcomers: fetching again is a poll and a download of what is paid. Nothing here can submit: it holds neither a job's
 body nor the address of a submit.
@@ -28,7 +28,7 @@ READ_BYTES = 1 << 20
 
 
 class Mismatch(msgspec.Struct, frozen=True):
-    """A picture that is not as recorded. `what` says how; `repaired` whether it is now."""
+    """An image that is not as recorded. `what` says how; `repaired` whether it is now."""
 
     id: str
     path: str
@@ -46,16 +46,16 @@ class Fetcher(Protocol):
 
 
 def faults(gallery: RunImages) -> Iterator[tuple[ExportedImage, str | None]]:
-    """Each picture, with what is wrong with its file, or None."""
-    for picture in gallery.pictures():
-        yield picture, find_mismatch(picture)
+    """Each image, with what is wrong with its file, or None."""
+    for image in gallery.images():
+        yield image, find_mismatch(image)
 
 
-def find_mismatch(picture: ExportedImage) -> str | None:
-    """Why the file is not the picture on record; None where it is, byte for byte, and a whole PNG."""
+def find_mismatch(image: ExportedImage) -> str | None:
+    """Why the file is not the image on record; None where it is, byte for byte, and a whole PNG."""
     walk, digest, size_bytes = PngValidator(), hashlib.sha256(), 0
     try:
-        with picture.place.open("rb") as file:
+        with image.place.open("rb") as file:
             while data := file.read(READ_BYTES):
                 size_bytes += len(data)
                 digest.update(data)
@@ -67,32 +67,32 @@ def find_mismatch(picture: ExportedImage) -> str | None:
         return f"it cannot be read ({error.strerror})"
     except PngError as error:
         return f"it is not whole ({error})"
-    if size_bytes != picture.file.bytes:
-        return f"it has {size_bytes:,} bytes instead of {picture.file.bytes:,}"
-    return None if digest.hexdigest() == picture.file.sha256 else "it is another picture (its SHA-256 differs)"
+    if size_bytes != image.file.bytes:
+        return f"it has {size_bytes:,} bytes instead of {image.file.bytes:,}"
+    return None if digest.hexdigest() == image.file.sha256 else "it is another image (its SHA-256 differs)"
 
 
 class RepairFailed(Exception):
-    """A picture could not be had again; the text says why."""
+    """An image could not be had again; the text says why."""
 
 
-async def repair(picture: ExportedImage, gateway: Fetcher) -> None:
-    """Put the picture on record back into its place. Raises NotRepaired, and then leaves what is there."""
-    data = await _fetched(picture, gateway)
-    if hashlib.sha256(data).hexdigest() != picture.file.sha256:
-        raise RepairFailed("the gateway now gives another picture than the one on record")
+async def repair(image: ExportedImage, gateway: Fetcher) -> None:
+    """Put the image on record back into its place. Raises NotRepaired, and then leaves what is there."""
+    data = await _fetched(image, gateway)
+    if hashlib.sha256(data).hexdigest() != image.file.sha256:
+        raise RepairFailed("the gateway now gives another image than the one on record")
     try:
-        await anyio.to_thread.run_sync(_put, picture.place, data)
+        await anyio.to_thread.run_sync(_put, image.place, data)
     except OSError as error:
         raise RepairFailed(f"it cannot be written ({error.strerror})") from None
 
 
-async def _fetched(picture: ExportedImage, gateway: Fetcher) -> bytes:
-    """The picture's bytes: its status is asked for, since addresses of pictures expire."""
+async def _fetched(image: ExportedImage, gateway: Fetcher) -> bytes:
+    """The image's bytes: its status is asked for, since addresses of images expire."""
     reason = ""
     for tries in range(1, TRIES + 1):
         try:
-            url = await _url(picture, gateway)
+            url = await _url(image, gateway)
             media = await gateway.download(url)
             async with media:
                 return b"".join([chunk async for chunk in media.chunks()])
@@ -102,12 +102,12 @@ async def _fetched(picture: ExportedImage, gateway: Fetcher) -> bytes:
     raise RepairFailed(f"tried {TRIES} times: {reason}")
 
 
-async def _url(picture: ExportedImage, gateway: Fetcher) -> str:
-    """Where the picture is now. Raises MediaError for trouble that may pass, NotRepaired for what will not."""
-    if not picture.outcome.request_id:
+async def _url(image: ExportedImage, gateway: Fetcher) -> str:
+    """Where the image is now. Raises MediaError for trouble that may pass, NotRepaired for what will not."""
+    if not image.outcome.request_id:
         raise RepairFailed("there is no request_id to ask for it by")
-    output = [file.path for file in picture.outcome.files].index(picture.file.path)
-    match await gateway.poll(picture.outcome.request_id):
+    output = [file.path for file in image.outcome.files].index(image.file.path)
+    match await gateway.poll(image.outcome.request_id):
         case Finished(media_urls=urls) if output < len(urls):
             return urls[output]
         case Failed(said) | Errored(said):
@@ -115,7 +115,7 @@ async def _url(picture: ExportedImage, gateway: Fetcher) -> str:
         case PollFailed(reason=reason, retry_after_s=wait_s):
             raise DownloadError(reason, retry_after_s=wait_s)
         case _:
-            raise RepairFailed("the gateway has no picture of it any more")
+            raise RepairFailed("the gateway has no image of it any more")
 
 
 def _put(place: Path, data: bytes) -> None:

@@ -147,10 +147,10 @@ class MetricsListener:
         )
 
     def _make_download_metrics(self) -> None:
-        self._downloads = self._total("downloads", "Pictures stored.")
-        self._downloaded_bytes = self._total("downloaded_bytes", "Bytes of the pictures stored.")
+        self._downloads = self._total("downloads", "Images stored.")
+        self._downloaded_bytes = self._total("downloaded_bytes", "Bytes of the images stored.")
         self._download_s = self._histogram(
-            "download_seconds", "From the last request for a picture until it was stored.", DOWNLOAD_BUCKETS_S
+            "download_seconds", "From the last request for an image until it was stored.", DOWNLOAD_BUCKETS_S
         )
 
     def _create(self, kind: Callable[..., Any], name: str, documentation: str, **options: Any) -> Any:

@@ -3,7 +3,7 @@
     krea-2-large              from the intent to submit until the job has ended
     ├── submit                a POST, from when it left until its answer was on record; one for each try
     ├── wait                  from accepted until seen finished
-    └── download              until every picture is on disk
+    └── download              until every image is on disk
 
 Newcomers: the spans of a job are roots of a trace of their own, since a job outlives the request that asked for it,
 and often the process. Job ids are those of one folder: give each engine a `Traces` of its own.

@@ -53,7 +53,7 @@ class CallbackHandler:
         self._run.stats.callbacks += 1
         result = self._hasten(job_no, payload)
         self._run.emit(CallbackReceived(result))
-        if result == "elsewhere" and payload.request_id and job_no not in self._doubted and self._tasks:
+        if result == "not_waiting" and payload.request_id and job_no not in self._doubted and self._tasks:
             self._doubted.add(job_no)
             self._tasks.start_soon(self._resolve_ambiguous, job_no, payload.request_id)
 

@@ -63,12 +63,12 @@ _POLL_RESULTS: Mapping[type[PollVerdict], PollResult] = {
     Finished: "finished",
     Failed: "failed",
     Errored: "errored",
-    PollFailed: "trouble",
+    PollFailed: "error",
 }
 
 
 class ImageBody(Protocol):
-    """A picture on its way. `offset` is where its first byte belongs, `etag` a strong one or None."""
+    """An image on its way. `offset` is where its first byte belongs, `etag` a strong one or None."""
 
     offset: int
     etag: str | None
@@ -201,7 +201,7 @@ class RunContext:
             self.emit(GenerationCompleted(flight.id, age_s if took_s is None else took_s, lag_s))
 
     def emit_image_stored(self, flight: InFlightJob, stored: StoredFile, asked_s: float) -> None:
-        """A picture that was asked for at `asked_s` is on disk."""
+        """An image that was asked for at `asked_s` is on disk."""
         if self._listeners:
             self.emit(ImageStored(flight.id, stored.bytes, self.now_s() - asked_s))
 

@@ -1,4 +1,4 @@
-"""Finished flights come in; they go out with every picture kept, on disk or by a sink, whole, and on record.
+"""Finished flights come in; they go out with every image kept, on disk or by a sink, whole, and on record.
 
 Newcomers: nothing that goes wrong here leads to another POST. A cut download goes on by Range where it stopped,
 a wrong body is fetched again, and what cannot be had in this run is left to the next one under its request_id.
@@ -26,28 +26,28 @@ from krea_batch.storage.local_writer import LocalImageWriter
 from krea_batch.storage.sink_writer import SinkImageWriter
 from krea_batch.storage.sinks import Sink, SinkPermanentError, SinkTransientError
 
-GATHER_BYTES = 2 << 20  # chosen: most pictures cost one hop to a disk thread; 64 of them 128 MB at the worst
+GATHER_BYTES = 2 << 20  # chosen: most images cost one hop to a disk thread; 64 of them 128 MB at the worst
 
 
 class _Download:
-    """What is there of one flight's pictures."""
+    """What is there of one flight's images."""
 
-    __slots__ = ("etag", "flight", "picture", "stored", "tries")
+    __slots__ = ("etag", "flight", "image", "stored", "tries")
 
     def __init__(self, flight: InFlightJob) -> None:
         self.flight = flight
         self.stored: list[StoredFile] = []
-        self.picture: ImageFile | None = None
+        self.image: ImageFile | None = None
         self.etag: str | None = None
-        self.tries = 0  # for the present picture
+        self.tries = 0  # for the present image
 
     @property
     def url(self) -> str:
-        """Where the next picture lies."""
+        """Where the next image lies."""
         return self._urls[len(self.stored)]
 
-    def next_picture(self, out: Path) -> ImageFile:
-        """The next picture, nothing of which has come; its file's stem as in DESIGN, A run's folder."""
+    def next_image(self, out: Path) -> ImageFile:
+        """The next image, nothing of which has come; its file's stem as in DESIGN, A run's folder."""
         flight, output = self.flight, len(self.stored) + 1
         name = flight.id if output == 1 else f"{flight.id}-{output}"
         return ImageFile(out, name, flight.job_no, job_id=flight.id, output=output)
@@ -62,9 +62,9 @@ class _Download:
 
 
 class Downloader:
-    """Fetches the pictures of finished flights, `settings.downloads` at a time.
+    """Fetches the images of finished flights, `settings.downloads` at a time.
 
-    `ended` takes a flight that ended here, `left` one that stays on record for the next run. Pictures are kept in
+    `ended` takes a flight that ended here, `left` one that stays on record for the next run. Images are kept in
     the run's folder, or by `sink`.
     """
 
@@ -117,9 +117,9 @@ class Downloader:
             except DownloadError as error:
                 await self._try_later(download, "download", error.reason, self._hold_host(download, error))
             except PngError as error:
-                download.picture = None  # its bytes are worthless: ask for all of them again
-                await self._try_later(download, "download", f"the picture is not whole: {error}")
-            except SinkTransientError as error:  # the picture stays in its `.part`, and is not fetched again
+                download.image = None  # its bytes are worthless: ask for all of them again
+                await self._try_later(download, "download", f"the image is not whole: {error}")
+            except SinkTransientError as error:  # the image stays in its `.part`, and is not fetched again
                 await self._try_later(download, "sink", error.reason)
             except SinkPermanentError as error:
                 self._stop(download, RunStopped(error.reason, error.next_step))
@@ -131,7 +131,7 @@ class Downloader:
             asked_s = self._run.now_s()
             stored = await self._fetch(download)
             download.stored.append(stored)
-            download.picture, download.etag, download.tries = None, None, 0
+            download.image, download.etag, download.tries = None, None, 0
             self._run.stats.downloads += 1
             self._run.stats.downloaded_bytes += stored.bytes
             self._run.emit_image_stored(download.flight, stored, asked_s)
@@ -143,26 +143,26 @@ class Downloader:
         self._ended(flight, outcome)
 
     async def _fetch(self, download: _Download) -> StoredFile:
-        """The next picture, kept. Raises MediaError, PngError, SinkError, SinkRefused, OSError.
+        """The next image, kept. Raises MediaError, PngError, SinkError, SinkRefused, OSError.
 
         What has come stays in its `.part`.
         """
-        picture = download.picture or download.next_picture(self._run.settings.out)
-        download.picture = picture
-        rest = [] if picture.is_whole else await self._tasks.cancellable(self._receive, download, picture)
-        return await self._writer.finish(picture, rest)
+        image = download.image or download.next_image(self._run.settings.out)
+        download.image = image
+        rest = [] if image.is_whole else await self._tasks.cancellable(self._receive, download, image)
+        return await self._writer.finish(image, rest)
 
-    async def _receive(self, download: _Download, picture: ImageFile) -> list[bytes]:
-        """Have the picture sent. Returns the last, unwritten bytes."""
-        etag = download.etag if picture.taken_bytes else None
-        media = await self._run.gateway.download(download.url, offset=picture.taken_bytes, etag=etag)
+    async def _receive(self, download: _Download, image: ImageFile) -> list[bytes]:
+        """Have the image sent. Returns the last, unwritten bytes."""
+        etag = download.etag if image.taken_bytes else None
+        media = await self._run.gateway.download(download.url, offset=image.taken_bytes, etag=etag)
         async with media:
-            if media.offset != picture.taken_bytes:
-                picture.start_over()
+            if media.offset != image.taken_bytes:
+                image.start_over()
             download.etag = media.etag
-            return await self._pour(media, picture)
+            return await self._pour(media, image)
 
-    async def _pour(self, media: ImageBody, picture: ImageFile) -> list[bytes]:
+    async def _pour(self, media: ImageBody, image: ImageFile) -> list[bytes]:
         """Write what comes, a few megabytes a hop. Returns the last, unwritten bytes."""
         gathered: list[bytes] = []
         size_bytes = 0
@@ -171,15 +171,15 @@ class Downloader:
                 gathered.append(chunk)
                 size_bytes += len(chunk)
                 if size_bytes >= GATHER_BYTES:
-                    await self._run.on_disk(picture.write, gathered)
+                    await self._run.on_disk(image.write, gathered)
                     gathered, size_bytes = [], 0
         except DownloadError:
-            await self._run.on_disk(picture.write, gathered)
+            await self._run.on_disk(image.write, gathered)
             raise
         return gathered
 
     def _held_s(self, download: _Download) -> float:
-        """How long nothing is to be fetched from where the picture lies, because its host said so."""
+        """How long nothing is to be fetched from where the image lies, because its host said so."""
         if not self._host_held_until_s:
             return 0.0
         return self._host_held_until_s.get(_host(download.url), 0.0) - self._run.now_s()
@@ -213,7 +213,7 @@ class Downloader:
         self._ended(flight, outcome)
 
     def _disk_failed(self, download: _Download, error: OSError) -> None:
-        reason = f"the picture of job {download.flight.id!r} cannot be written ({error.strerror})"
+        reason = f"the image of job {download.flight.id!r} cannot be written ({error.strerror})"
         self._stop(download, RunStopped(reason, "make room in --out, then run the same command again"))
 
     def _stop(self, download: _Download, why: RunStopped) -> None:

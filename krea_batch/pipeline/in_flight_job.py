@@ -140,7 +140,7 @@ def build_in_flight_job(job: Job, tenant: str = "") -> InFlightJob:
 
 
 def require_same_request(flight: InFlightJob, fingerprint: bytes) -> None:
-    """Raise JobError where a job on record under this id asked for another picture."""
+    """Raise JobError where a job on record under this id asked for another image."""
     if flight.fingerprint != fingerprint:
         raise JobError(
             "the job has changed since this id was submitted",

@@ -41,7 +41,7 @@ MAX_KEY_REFUSALS = 3  # chosen: one 401 may be a stumble of the gateway, three i
 class PollScheduler:
     """Looks at every accepted flight when the schedule says so.
 
-    `finished` takes a flight whose pictures can be fetched, `again` one to be submitted once more after so many
+    `finished` takes a flight whose images can be fetched, `again` one to be submitted once more after so many
     seconds, `ended` one that ended here, `left` one that stays on record for the next run.
     """
 
@@ -111,19 +111,19 @@ class PollScheduler:
             if job_no in self._awaiting_callback:
                 self._awaiting_callback.discard(job_no)
                 self._record_callback(delivered=True)
-                return "idle"
-            return "elsewhere"
+                return "not_needed"
+            return "not_waiting"
         now_s = self._run.now_s()
         is_other = payload.request_id not in (None, flight.request_id)
         if is_other or not payload.ended or now_s - flight.last_callback_s < self._run.settings.poll_interval_s:
-            return "idle"
+            return "not_needed"
         flight.last_callback_s = now_s
         flight.on_schedule = False
         if flight.heap_seq >= 0:
             self._schedule_poll(flight, 0.0)
         else:
             flight.callback_during_poll = True  # a poll is in the air, and may have been too early
-        return "hastened"
+        return "expedited"
 
     async def work(self) -> None:
         """Poll what is due, for ever."""

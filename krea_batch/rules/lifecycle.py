@@ -79,7 +79,7 @@ class EndJob(Struct, frozen=True):
 
 
 class Download(Struct, frozen=True):
-    """The pictures can be fetched."""
+    """The images can be fetched."""
 
     finished: Finished
 

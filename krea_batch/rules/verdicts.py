@@ -17,7 +17,7 @@ class Waiting(Struct, frozen=True):
 
 
 class Finished(Struct, frozen=True):
-    """The pictures can be fetched. `media_urls` holds at least one URL.
+    """The images can be fetched. `media_urls` holds at least one URL.
 
     `took_s` is the gateway's own word for how long the job took, or None where it does not say.
     """
@@ -28,7 +28,7 @@ class Finished(Struct, frozen=True):
 
 
 class Failed(Struct, frozen=True):
-    """The model could not make the picture: FAILED, an end; taken as charged."""
+    """The model could not make the image: FAILED, an end; taken as charged."""
 
     detail: str
 

@@ -1,7 +1,7 @@
 """Rows of all job files come in; how many are good, and what is wrong with the others, goes out.
 
 Newcomers: a line can be bad by itself, by another line with the same id, or by a job on record that had the same
-id and asked for another picture. Only the first is seen when its line is read.
+id and asked for another image. Only the first is seen when its line is read.
 """
 
 from __future__ import annotations
@@ -208,7 +208,7 @@ class Check:
             self._ask()
 
     def _ask(self) -> None:
-        """Ask which of the remembered jobs are on record, and whether as another picture."""
+        """Ask which of the remembered jobs are on record, and whether as another image."""
         if not self._known:
             return
         known = self._known([job_id for _, _, job_id, _ in self._asking])

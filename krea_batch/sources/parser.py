@@ -132,7 +132,7 @@ def _check_said_once(fields: dict[str, Any], axes: tuple[Axis, ...]) -> None:
     if REPEAT in seen and ("seed" in fields or "seed" in seen):
         repeats = next(len(each.values) for each in axes if each.name == REPEAT)
         if repeats > 1:
-            raise JobError("it is repeated with a seed, which gives the same picture", "sweep the seed instead: 1..4")
+            raise JobError("it is repeated with a seed, which gives the same image", "sweep the seed instead: 1..4")
 
 
 def _job(fields: dict[str, Any], *, keep_extra: bool) -> Job:

@@ -1,6 +1,6 @@
 """Lists of values come in; each of their combinations goes out, with the words that name it in an id.
 
-Newcomers: an id made here has to be the same tomorrow, since a new one is a new picture to pay for. So the order of
+Newcomers: an id made here has to be the same tomorrow, since a new one is a new image to pay for. So the order of
 the axes is fixed, whatever order they are given in, and adding a value to an axis renames nothing.
 """
 
@@ -71,7 +71,7 @@ def make_axis(name: str, values: object) -> Axis:
 
 
 def repeats(count: object) -> Axis:
-    """The axis of so many pictures of one request."""
+    """The axis of so many images of one request."""
     if isinstance(count, bool) or not isinstance(count, int) or not 1 <= count <= MAX_JOBS_A_ROW:
         raise JobError(f"repeat is {quoted(count)}", f"write a whole number from 1 to {MAX_JOBS_A_ROW:,}")
     return Axis(REPEAT, tuple((str(n), n) for n in range(1, count + 1)))

@@ -1,8 +1,8 @@
-"""The bytes of one picture come in as they stream; a whole, synced file with its final name comes out.
+"""The bytes of one image come in as they stream; a whole, synced file with its final name comes out.
 
 Newcomers: a file under `images/` that ends in `.png` is whole, always: the name is given last, after the walk
 through the PNG, the sync of the file, and before the sync of the folder. Everything here blocks, and runs in a
-disk thread. Pictures are finished many at a time, since syncs that follow each other share the disk's work.
+disk thread. Images are finished many at a time, since syncs that follow each other share the disk's work.
 """
 
 from __future__ import annotations
@@ -31,11 +31,11 @@ _CLAIMING = Lock()  # two disk threads that find the same name free would both t
 
 
 class ImageFile:
-    """One picture on its way to disk.
+    """One image on its way to disk.
 
     `name` is the file's stem: the job's id, or `<id>-2` for its second. `n` is the job's number in the ledger,
     which keeps the `.part` apart from that of a job whose id is `<id>-2`, or differs in case only. `output` is the
-    picture's place among those of its job, from 1.
+    image's place among those of its job, from 1.
     """
 
     def __init__(self, out: Path, name: str, n: int, *, job_id: str = "", output: int = 1) -> None:
@@ -65,7 +65,7 @@ class ImageFile:
             self._write(fd, chunks)
 
     def write_last(self, chunks: Sequence[bytes]) -> None:
-        """Take the last bytes; the part stays open until `let_go`. Raises as `take`, and where the picture is cut."""
+        """Take the last bytes; the part stays open until `let_go`. Raises as `take`, and where the image is cut."""
         self._fd = self._open()
         self._write(self._fd, chunks)
         self._walk.finish()
@@ -87,13 +87,13 @@ class ImageFile:
             os.close(fd)
 
     def commit_name(self) -> StoredFile:
-        """Give the picture its name; it is durable once the folder is synced, too. Raises OSError."""
+        """Give the image its name; it is durable once the folder is synced, too. Raises OSError."""
         with _CLAIMING:
             name = self._claim_name()
         return self.to_record(f"{IMAGES}/{name}")
 
     def to_record(self, path: str) -> StoredFile:
-        """What results say of the whole picture, kept at `path`."""
+        """What results say of the whole image, kept at `path`."""
         return StoredFile(
             path,
             self.taken_bytes,
@@ -154,35 +154,34 @@ def remove_stale_parts(out: Path) -> None:
             part.unlink()
 
 
-def stage(picture: ImageFile, last: Sequence[bytes]) -> None:
-    """Take the last bytes of a picture that stays in its `.part`. Raises PngError, OSError."""
+def stage(image: ImageFile, last: Sequence[bytes]) -> None:
+    """Take the last bytes of an image that stays in its `.part`. Raises PngError, OSError."""
     try:
-        picture.write_last(last)
-        picture.begin_sync()
+        image.write_last(last)
+        image.begin_sync()
     finally:
-        picture.close()
+        image.close()
 
 
 def commit_many(last: Sequence[tuple[ImageFile, Sequence[bytes]]]) -> list[StoredFile | PngError | OSError]:
-    """Take the last bytes of several pictures of one folder, and make bytes and names durable.
+    """Take the last bytes of several images of one folder, and make bytes and names durable.
 
     Gives for each its row, or what went wrong with it. Each step is done for all of them before the next, which costs
-    a third less than one picture after the other (measured).
+    a third less than one image after the other (measured).
     """
-    pictures = [picture for picture, _ in last]
+    images = [image for image, _ in last]
     try:
-        failed = [_tried(picture.write_last, chunks) for picture, chunks in last]
-        for picture in pictures:
-            _tried(picture.begin_sync)
-        failed = [error or _tried(picture.sync) for error, picture in zip(failed, pictures, strict=True)]
+        failed = [_tried(image.write_last, chunks) for image, chunks in last]
+        for image in images:
+            _tried(image.begin_sync)
+        failed = [error or _tried(image.sync) for error, image in zip(failed, images, strict=True)]
     finally:
-        for picture in pictures:
-            picture.close()
+        for image in images:
+            image.close()
     named = [
-        _tried(picture.commit_name) if error is None else error
-        for error, picture in zip(failed, pictures, strict=True)
+        _tried(image.commit_name) if error is None else error for error, image in zip(failed, images, strict=True)
     ]
-    unsynced = _tried(fsync_path, pictures[0].folder)
+    unsynced = _tried(fsync_path, images[0].folder)
     if unsynced is None:
         return named
     return [unsynced if isinstance(answer, StoredFile) else answer for answer in named]

@@ -1,7 +1,7 @@
-"""Pictures whose last bytes have come go in, one a caller; each goes out whole, synced and named.
+"""Images whose last bytes have come go in, one a caller; each goes out whole, synced and named.
 
 Newcomers: those who come while one group is on its way to the disk share the next. A sync costs the disk nearly the
-same for one picture as for ten, and the loop pays for one hop to a thread instead of ten.
+same for one image as for ten, and the loop pays for one hop to a thread instead of ten.
 """
 
 from __future__ import annotations
@@ -22,17 +22,17 @@ _Waiting = tuple[ImageFile, Sequence[bytes], asyncio.Future[StoredFile]]
 
 
 class LocalImageWriter:
-    """Finishes the pictures of one run, many at a time."""
+    """Finishes the images of one run, many at a time."""
 
     def __init__(self, disk: DiskThreads) -> None:
         self._disk = disk
         self._waiting: list[_Waiting] = []
         self._groups = 0
 
-    async def finish(self, picture: ImageFile, last: Sequence[bytes]) -> StoredFile:
-        """Take a picture's last bytes. Returns the file's row once it is durable. Raises PngError, OSError."""
+    async def finish(self, image: ImageFile, last: Sequence[bytes]) -> StoredFile:
+        """Take an image's last bytes. Returns the file's row once it is durable. Raises PngError, OSError."""
         future: asyncio.Future[StoredFile] = asyncio.get_running_loop().create_future()
-        self._waiting.append((picture, last, future))
+        self._waiting.append((image, last, future))
         if self._groups == 0 or (self._groups < MAX_GROUPS and self._is_full()):
             self._start()
         return await future
@@ -47,7 +47,7 @@ class LocalImageWriter:
     def _start(self) -> None:
         group, self._waiting = self._waiting[:MAX_GROUP_IMAGES], self._waiting[MAX_GROUP_IMAGES:]
         self._groups += 1
-        work = self._disk.run(commit_many, [(picture, last) for picture, last, _ in group])
+        work = self._disk.run(commit_many, [(image, last) for image, last, _ in group])
         work.add_done_callback(functools.partial(self._done, group))
 
     def _done(self, group: list[_Waiting], work: asyncio.Future[list[StoredFile | PngError | OSError]]) -> None:

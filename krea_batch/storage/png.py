@@ -1,7 +1,7 @@
 """The bytes of a download come in, in pieces of any size; out goes whether they are one whole PNG. Pure.
 
-Newcomers: picture libraries are too kind for this. They load a PNG without its end and take bytes after it;
-a picture that was paid for has to be complete, so each chunk's length and checksum is walked here.
+Newcomers: image libraries are too kind for this. They load a PNG without its end and take bytes after it;
+an image that was paid for has to be complete, so each chunk's length and checksum is walked here.
 Source of the format: the PNG specification, third edition (W3C), sections 5 and 11.2.
 """
 
@@ -62,12 +62,12 @@ class PngValidator:
     def finish(self) -> None:
         """Raise PngError unless the last byte fed was the last of an IEND chunk."""
         if not self._ended or self._buffered:
-            raise PngError("the picture is cut short")
+            raise PngError("the image is cut short")
 
     def _consume(self, view: memoryview) -> int:
         """Walk one signature, chunk head, piece of a body or checksum; 0 means more bytes are needed."""
         if self._ended:
-            raise PngError("bytes follow the end of the picture")
+            raise PngError("bytes follow the end of the image")
         if not self._started:
             return self._read_signature(view)
         if not self._kind:
@@ -104,7 +104,7 @@ class PngValidator:
                 return 0
             self.width, self.height = struct.unpack_from(">II", view)
             if not (0 < self.width <= MAX_CHUNK_BYTES and 0 < self.height <= MAX_CHUNK_BYTES):
-                raise PngError(f"no picture is {self.width} by {self.height} pixels")
+                raise PngError(f"no image is {self.width} by {self.height} pixels")
         used = min(len(view), self._body_left)
         self._crc = zlib.crc32(view[:used], self._crc)
         self._body_left -= used

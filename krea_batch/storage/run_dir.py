@@ -63,10 +63,10 @@ def is_locked(path: Path) -> bool:
 
 
 def candidate_names(stem: str) -> Iterator[str]:
-    """The names that a picture may have, in a folder or a bucket, the best first; without an end."""
+    """The names that an image may have, in a folder or a bucket, the best first; without an end."""
     yield f"{stem}.png"
     for n in count(2):
-        yield f"{stem}~{n}.png"  # somebody else's picture has the name: it stays, and so does ours
+        yield f"{stem}~{n}.png"  # somebody else's image has the name: it stays, and so does ours
 
 
 def require_run(out: Path) -> None:

@@ -1,8 +1,8 @@
-"""Pictures whose last bytes have come go in, one a caller; each goes out verified, and kept by the caller's sink.
+"""Images whose last bytes have come go in, one a caller; each goes out verified, and kept by the caller's sink.
 
-Newcomers: this is what `Shelf` is for the run's folder. A picture is staged in its `.part` under `images/`, so
+Newcomers: this is what `Shelf` is for the run's folder. An image is staged in its `.part` under `images/`, so
 that it is whole and hashed before the sink hears of it, and so that a sink which fails is tried again without
-another download. The part goes once the sink has said that the picture is durable: a later run fetches anew, and
+another download. The part goes once the sink has said that the image is durable: a later run fetches anew, and
 the sink finds that it has it. What a killed run left is swept by the next.
 """
 
@@ -19,7 +19,7 @@ from krea_batch.storage.async_io import DiskThreads
 from krea_batch.storage.image_file import ImageFile, remove_stale_parts, stage
 from krea_batch.storage.sinks import Sink, SinkPermanentError, SinkTransientError, VerifiedImage
 
-PUT_TIMEOUT_S = 300.0  # chosen: 64 MiB, the largest picture, at 2 Mbit/s
+PUT_TIMEOUT_S = 300.0  # chosen: 64 MiB, the largest image, at 2 Mbit/s
 CHECK_TIMEOUT_S = 60.0  # chosen: a store that takes longer to say a word is none to begin a paid run with
 
 T = TypeVar("T")
@@ -52,21 +52,21 @@ class SinkImageWriter:
         try:
             await _in_time(self._sink.check(), CHECK_TIMEOUT_S)
         except SinkTransientError as error:
-            reason = f"pictures cannot be kept ({error.reason})"
+            reason = f"images cannot be kept ({error.reason})"
             self._stop(RunStopped(reason, "see to --sink, then run the same command again"))
         except SinkPermanentError as error:
             self._stop(RunStopped(error.reason, error.next_step))
 
-    async def finish(self, picture: ImageFile, last: list[bytes]) -> StoredFile:
-        """Take a picture's last bytes. Raises PngError and OSError as the shelf does, SinkError, SinkRefused."""
-        if not picture.is_whole:
-            await self._disk.run(stage, picture, last)
-        row = picture.to_record("")
+    async def finish(self, image: ImageFile, last: list[bytes]) -> StoredFile:
+        """Take an image's last bytes. Raises PngError and OSError as the shelf does, SinkError, SinkRefused."""
+        if not image.is_whole:
+            await self._disk.run(stage, image, last)
+        row = image.to_record("")
         whole = VerifiedImage(
-            picture.job_id,
-            picture.output,
-            picture.stem,
-            picture.part,
+            image.job_id,
+            image.output,
+            image.stem,
+            image.part,
             row.bytes,
             row.sha256,
             row.width,
@@ -74,8 +74,8 @@ class SinkImageWriter:
             row.media_type,
         )
         where = await self._cancellable(lambda: _in_time(self._sink.put(whole), PUT_TIMEOUT_S))
-        await self._disk.run(picture.part.unlink)
-        return picture.to_record(where)
+        await self._disk.run(image.part.unlink)
+        return image.to_record(where)
 
 
 async def _in_time(work: Awaitable[T], limit_s: float) -> T:

@@ -28,7 +28,9 @@ def bench_rows() -> list[CaseResult]:
     results = []
     for per_s in (2.0, 4.0):
         for implementation in (Implementation.ENGINE, Implementation.THREADS):
-            case = msgspec.structs.replace(BENCH_CASE, implementation=implementation, per_s=per_s, rate=f"{per_s:g}/s")
+            case = msgspec.structs.replace(
+                BENCH_CASE, implementation=implementation, per_s=per_s, rate=f"{per_s:g}/s"
+            )
             loop_lag = BENCH_RECORD.loop_lags_ms if implementation is Implementation.ENGINE else []
             results.append(case_result(case, msgspec.structs.replace(BENCH_RECORD, loop_lag_ms=loop_lag)))
     return results

@@ -135,7 +135,7 @@ class TestPaid:
     def test_charges_are_what_was_announced_and_a_second_run_pays_nothing(
         self, simulate: StartSimulator, tmp_path: Path
     ) -> None:
-        """Ten images are announced, ten are charged, their pictures stay; the same command again charges none."""
+        """Ten images are announced, ten are charged, their images stay; the same command again charges none."""
         gateway = simulate("--tiny", "--latency", "uniform:0.1,0.4")
         first = self.run_bench(gateway.gateway, "--yes", cwd=tmp_path)
         assert first.returncode == 0, first.stderr
@@ -170,7 +170,7 @@ class TestPaid:
     def test_ctrl_c_completes_charged_jobs_and_the_same_command_pays_only_the_rest(
         self, simulate: StartSimulator, tmp_path: Path
     ) -> None:
-        """Interrupted in the middle: exit 130, each charge has its picture; later the rest is paid."""
+        """Interrupted in the middle: exit 130, each charge has its image; later the rest is paid."""
         gateway = simulate("--tiny", "--latency", "uniform:0.1,0.4")
         options = ("bench", "--rates", "2/s", "--jobs", "20", "--poll-interval", "0.2", "--yes", "--out", "report")
         command = start_command(*options, "--gateway", gateway.gateway, cwd=tmp_path)

@@ -48,7 +48,7 @@ def submissions_by_prompt(simulator: SimulatorProcess) -> Counter[str]:
 
 
 def test_many_faults_at_once_charge_each_job_once(simulate: StartSimulator, tmp_path: Path) -> None:
-    """Refused submits, polls and pictures broken in every way, a first ERROR for every job: 200 of 200 succeed."""
+    """Refused submits, polls and images broken in every way, a first ERROR for every job: 200 of 200 succeed."""
     simulator = simulate(
         *CHARGES_SIMULATOR_OPTIONS,
         "--outputs",
@@ -105,7 +105,7 @@ class TestLostResponses:
 
 
 def test_no_balance_stops_the_run(simulate: StartSimulator, tmp_path: Path) -> None:
-    """402 after 50 of 120: 50 pictures, few refused tries, exit 3; topped up, the same command ends it."""
+    """402 after 50 of 120: 50 images, few refused tries, exit 3; topped up, the same command ends it."""
     simulator = simulate(*CHARGES_SIMULATOR_OPTIONS, "--balance", "50")
     write_jobs(tmp_path / "jobs.jsonl", 120)
     done = run_against(simulator, tmp_path, "--rate", "50/s")  # few are in the air when the first 402 is read

@@ -1,4 +1,4 @@
-"""Prompts in any form become pictures by one command."""
+"""Prompts in any form become images by one command."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def result_lines(out: Path) -> list[dict[str, Any]]:
 class TestRun:
     @pytest.mark.parametrize("end", ["\n", "\r\n"])
     def test_text(self, tmp_path: Path, end: str) -> None:
-        """Every line of a text is a picture of that very prompt, repeated ones too."""
+        """Every line of a text is an image of that very prompt, repeated ones too."""
         (tmp_path / "p.txt").write_bytes(end.join(AWKWARD_PROMPTS).encode())
         done = run_command("run", "p.txt", "--out", "out", *SIMULATED_RUN_COMMAND, cwd=tmp_path)
         assert done.returncode == 0, done.stderr
@@ -45,7 +45,7 @@ class TestRun:
         assert len(list((tmp_path / "out" / "images").glob("*.png"))) == len(AWKWARD_PROMPTS)
 
     def test_tsv_with_a_sweep(self, tmp_path: Path) -> None:
-        """A table times a sweep: each combination is a picture, its words in its name."""
+        """A table times a sweep: each combination is an image, its words in its name."""
         (tmp_path / "p.tsv").write_text('Prompt\tCategory\n"a" cat\tpets\na dog\tpets\n')
         done = run_command(
             "run",
@@ -68,7 +68,7 @@ class TestRun:
         assert row["metadata"] == {"Category": "pets"}
 
     def test_a_sweep_that_grows_pays_for_nothing_twice(self, tmp_path: Path) -> None:
-        """The same command with a further value makes the new pictures alone."""
+        """The same command with a further value makes the new images alone."""
         (tmp_path / "p.txt").write_text("a cat\na dog\n")
         for seeds, total in (("1..2", 4), ("1..3", 6), ("3,2,1", 6)):
             done = run_command("run", "p.txt", "--out", "out", "--seeds", seeds, *SIMULATED_RUN_COMMAND, cwd=tmp_path)

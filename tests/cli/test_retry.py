@@ -1,4 +1,4 @@
-"""Jobs that ended without a picture are submitted again by somebody's word, and by nothing else."""
+"""Jobs that ended without an image are submitted again by somebody's word, and by nothing else."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ def charge_counts(out: Path) -> dict[str, int]:
     [("job-failed", "failed", 8), ("submit-400", "rejected", 4), ("job-error", "errored", 4)],
 )
 def test_all_unsuccessful_jobs(simulate: StartSimulator, tmp_path: Path, fault: str, state: str, paid: int) -> None:
-    """Each is submitted once more and gets its picture; what was paid before stays on record."""
+    """Each is submitted once more and gets its image; what was paid before stays on record."""
     gateway, out = failed_run(simulate, tmp_path, fault)
     assert set(ledger_states(out).values()) == {state}
     done = run_command("retry", out, "--yes", "--gateway", gateway.gateway, *RETRY_RUN_OPTIONS, cwd=tmp_path)
@@ -143,11 +143,11 @@ def test_asked_in_a_terminal(simulate: StartSimulator, tmp_path: Path, answer: s
 
 
 def test_what_is_not_submitted_again(gateway: SimulatorProcess, tmp_path: Path) -> None:
-    """A job with its picture, one in doubt and one that is not there are told; nothing is done."""
+    """A job with its image, one in doubt and one that is not there are told; nothing is done."""
     out = run_jobs_at(gateway, tmp_path)
     make_ambiguous(out)
     for job_id, said in (
-        ("00001", "its picture is there"),
+        ("00001", "its image is there"),
         ("fox", "nobody knows whether it was paid: decide with krea-batch resolve"),
         ("none", "it is not in this run"),
     ):
@@ -219,5 +219,5 @@ class TestRules:
             with pytest.raises(KeyError):
                 retries.resubmit(["00001", "00003"])
             assert retries.jobs() == {"00001": State.FAILED, "00002": State.FAILED}
-            with pytest.raises(JobError, match="its picture is there"):
+            with pytest.raises(JobError, match="its image is there"):
                 retries.select(["00001", "00003"])

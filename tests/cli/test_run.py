@@ -34,7 +34,7 @@ RUN_OPTIONS = ("--rate", "500/s", "--poll-interval", "0.5")
 
 
 def prompt_in(path: Path) -> str:
-    """The prompt that the simulator wrote into a picture it drew."""
+    """The prompt that the simulator wrote into an image it drew."""
     with Image.open(path) as image:
         image.load()
         text: dict[str, Any] = getattr(image, "text", {})
@@ -63,7 +63,7 @@ def assert_all_stored(out: Path, prompts: dict[str, str]) -> None:
 
 class TestToTheEnd:
     def test_a_file_of_553_varied_jobs_becomes_553_images(self, simulate: StartSimulator, tmp_path: Path) -> None:
-        """553 lines with nested, ragged extra fields give 553 pictures, each of its own prompt, and exit 0."""
+        """553 lines with nested, ragged extra fields give 553 images, each of its own prompt, and exit 0."""
         jobs = tmp_path / "jobs.jsonl"
         prompts = {f"{n + 1:05d}": f"a photo of {n} benches, “quoted”, 長椅子 {n}" for n in range(553)}
         lines = [
@@ -83,7 +83,7 @@ class TestToTheEnd:
         assert gateway.admin_request("/totals")["charged"] == 553
 
     def test_simulate_needs_no_key_and_no_server(self, tmp_path: Path) -> None:
-        """`--simulate` alone puts real pictures of the right shape on disk."""
+        """`--simulate` alone puts real images of the right shape on disk."""
         (tmp_path / "jobs.jsonl").write_text('{"prompt": "a fox", "aspect_ratio": "16:9", "id": "fox"}\n')
         done = run_command(
             "run", "jobs.jsonl", "--out", "out", "--simulate", "--time-scale", "50", cwd=tmp_path, key=""
@@ -194,7 +194,7 @@ class TestStops:
         self.finish(gateway, tmp_path, 120)
 
     def test_two_signals_stop_immediately_and_lose_nothing(self, simulate: StartSimulator, tmp_path: Path) -> None:
-        """After a second Ctrl-C the process ends without waiting for pictures, and the next run fetches them."""
+        """After a second Ctrl-C the process ends without waiting for images, and the next run fetches them."""
         write_jobs(tmp_path / "jobs.jsonl", 60)
         gateway = simulate("--tiny", "--latency", "fixed:20")
         process = start_command(*self.arguments(gateway, "--rate", "40/s"), cwd=tmp_path)

@@ -41,7 +41,7 @@ SOME_STATUS = RunStatus(
     downloaded_bytes=126_600_000,
     remaining_s=60.0,
     submits_each_second=(3.0, 0.0, 19.0, 9.0),
-    top_errors=(("submit: HTTP 500", 13), ("failed: [b]no[/b] picture of “長椅子”", 2)),
+    top_errors=(("submit: HTTP 500", 13), ("failed: [b]no[/b] image of “長椅子”", 2)),
 )
 
 
@@ -112,7 +112,7 @@ class TestRateHistory:
 
 
 def test_identical_errors_are_grouped() -> None:
-    """The commonest of late are told, tries and ends alike; a picture is no trouble."""
+    """The commonest of late are told, tries and ends alike; an image is no trouble."""
     errors = RecentErrors()
     for n in range(3):
         errors.on_event(RetryScheduled(f"{n}", "submit", "HTTP 500"))
@@ -161,7 +161,7 @@ class TestLiveDisplay:
         assert "15.6/s of 19/s" in lines[3]
         assert "193 stored" in lines[4]
         assert "13 failed" in lines[4]
-        assert "[b]no[/b] picture of “長椅子”" in lines[6]
+        assert "[b]no[/b] image of “長椅子”" in lines[6]
 
     @pytest.mark.parametrize("width", [40, 60, 80, 200])
     def test_it_fits(self, width: int) -> None:

@@ -53,7 +53,7 @@ def test_json(folder: Path) -> None:
         "path": "a.jsonl",
         "line": 2,
         "wrong": '"prompt" is empty',
-        "right": "write in quotes what the picture shows",
+        "right": "write in quotes what the image shows",
     }
     assert json.loads(result.stdout) == {
         "jobs": 1,

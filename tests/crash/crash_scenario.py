@@ -87,7 +87,7 @@ class CrashScenario:
             ledger.close()
 
     def check_accounting(self) -> int:
-        """Nothing is paid twice, everything paid is accounted for, every picture is its job's own.
+        """Nothing is paid twice, everything paid is accounted for, every image is its job's own.
 
         Returns how many jobs are ambiguous.
         """

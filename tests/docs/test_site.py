@@ -45,7 +45,7 @@ def test_every_page_is_there(site: Path) -> None:
 
 
 def test_nothing_is_fetched_from_elsewhere(site: Path) -> None:
-    """No page loads a script, a style, a font or a picture from another host."""
+    """No page loads a script, a style, a font or an image from another host."""
     pages = "".join(path.read_text("utf-8") for path in site.rglob("*.html"))
     styles = "".join(path.read_text("utf-8") for path in site.rglob("*.css"))
     found = FETCHED_URL.findall(pages) + FETCHED_BY_STYLES_URL.findall(styles)

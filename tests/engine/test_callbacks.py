@@ -181,7 +181,7 @@ class TestAmbiguousJobs:
             async def submit(body: bytes, *, callback: str = "") -> PostVerdict:
                 verdict = await posted(body, callback=callback)
                 (request_id,) = gateway.charged
-                await asyncio.sleep(20)  # nobody answers, but the picture is made, and the gateway calls
+                await asyncio.sleep(20)  # nobody answers, but the image is made, and the gateway calls
                 assert await gateway.send_callback(request_id) == 204
                 return verdict
 

@@ -72,7 +72,7 @@ def check_ledger(out: Path, gateway: ScriptedGateway) -> None:
 
 class TestSubmitting:
     def test_generate(self, tmp_path: Path) -> None:
-        """generate returns once the picture is on disk and on record."""
+        """generate returns once the image is on disk and on record."""
         gateway = ScriptedGateway()
 
         async def main() -> None:
@@ -261,7 +261,7 @@ class TestKnownIds:
 
     @pytest.mark.parametrize("later", [0.0, 0.05, 0.5, 4.0, 20.0], ids=lambda s: f"after {s} s")
     def test_a_changed_job(self, tmp_path: Path, later: float) -> None:
-        """Another picture under an old id is a JobError, at whatever moment it is asked for."""
+        """Another image under an old id is a JobError, at whatever moment it is asked for."""
         gateway = ScriptedGateway()
 
         async def main() -> None:
@@ -971,7 +971,7 @@ class TestResults:
 
 class TestBackpressure:
     def test_a_slow_cdn_slows_submits(self, tmp_path: Path) -> None:
-        """Slots are held from POST to picture: with a slow CDN no more is submitted than can be stored."""
+        """Slots are held from POST to image: with a slow CDN no more is submitted than can be stored."""
         gateway = ScriptedGateway()
         read: list[str] = []
         unstored: list[int] = []

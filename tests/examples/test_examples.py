@@ -98,7 +98,7 @@ def charged_prompts(simulator: SimulatorProcess) -> list[str]:
 class TestService:
     @pytest.mark.parametrize("callbacks", [False, True], ids=["polls", "callbacks"])
     def test_from_request_to_image(self, simulate: StartSimulator, tmp_path: Path, callbacks: bool) -> None:
-        """An order is answered with 202 and an id; its events run to its end; then the picture is there."""
+        """An order is answered with 202 and an id; its events run to its end; then the image is there."""
         simulated = simulate(*EXAMPLE_LATENCY_OPTIONS)
         service = ServiceProcess(tmp_path, simulated.gateway, callbacks=callbacks)
 
@@ -216,7 +216,7 @@ class TestWorker:
             return queue.execute("SELECT prompt, status, result FROM messages ORDER BY id").fetchall()
 
     def test_queued_messages_become_images(self, simulate: StartSimulator, tmp_path: Path) -> None:
-        """Each message gets its picture written back, one that comes meanwhile, too; a bad one is told."""
+        """Each message gets its image written back, one that comes meanwhile, too; a bad one is told."""
         simulated = simulate(*EXAMPLE_LATENCY_OPTIONS)
         self.put_prompts(tmp_path / "queue.db", *(f"image {n}" for n in range(30)), " ")
         worker = self.start(tmp_path, simulated.gateway)

@@ -95,7 +95,7 @@ INK_FIELDS = {"seed": 7, "styles": [{"id": "ink", "strength": 0.5}]}
 MIXED_JOBS = (
     *sweep_jobs("owl", "An owl of wood", {"series": "wood"}),
     SeedJob(id="fox", prompt="A fox of glass", metadata={"series": "glass", "note": "try"}, fields=WIDE_FIELDS),
-    SeedJob(id="cat", prompt="A cat\nin two pictures", files=2, fields=INK_FIELDS),
+    SeedJob(id="cat", prompt="A cat\nin two images", files=2, fields=INK_FIELDS),
     SeedJob(id="bear", prompt="A bear that failed", status=State.FAILED),
     SeedJob(id="long", prompt="An elk too long", status=State.REJECTED, metadata={"series": "wood"}),
     SeedJob(id="lost", prompt="A lost worker", status=State.ERRORED),

@@ -1,6 +1,6 @@
 """Runs to look at, made in the ledger itself; `krea-batch view` in a process of its own; what a page shows of them.
 
-Newcomers: the picture of a job is of one colour, `colour(n)`, and `width_px(n)` wide, so that a test sees by a
+Newcomers: the image of a job is of one colour, `colour(n)`, and `width_px(n)` wide, so that a test sees by a
 thumbnail or by an original which job it belongs to.
 """
 
@@ -26,8 +26,8 @@ from krea_batch.ledger import LedgerStore
 from krea_batch.rules.verdicts import Finished
 from tests.processes import COMMAND, PROCESS_TIMEOUT_S, clean_environment
 
-IMAGE_VARIANTS = 27  # pictures that differ in colour and width
-FAILED_ERROR = ErrorInfo("failed", "The model could not make this picture.")
+IMAGE_VARIANTS = 27  # images that differ in colour and width
+FAILED_ERROR = ErrorInfo("failed", "The model could not make this image.")
 REJECTED_ERROR = ErrorInfo("http_400", "prompt: too long")
 AMBIGUOUS_ERROR = ErrorInfo("ambiguous", "the connection was cut")
 ERRORED_ERROR = ErrorInfo("error", "The worker of this job was lost.")
@@ -37,7 +37,7 @@ class SeedJob(Struct, frozen=True, kw_only=True):
     """A job to be put into a ledger in the state it is to have. `fields` are the request's own."""
 
     id: str
-    prompt: str = "a picture"
+    prompt: str = "an image"
     status: State = State.SUCCEEDED
     files: int = 1
     prefix: str = "images/"
@@ -57,7 +57,7 @@ class SeedJob(Struct, frozen=True, kw_only=True):
 
 
 def make_run(out: Path, *jobs: SeedJob, gateway: str | None = "http://127.0.0.1:9") -> Path:
-    """A run's folder with these jobs after those that it has, and their pictures. `gateway`: of its first run."""
+    """A run's folder with these jobs after those that it has, and their images. `gateway`: of its first run."""
     (out / "images").mkdir(parents=True, exist_ok=True)
     store = LedgerStore.open(out / "ledger.db")
     try:
@@ -88,7 +88,7 @@ def request_id(job_no: int) -> str:
 
 
 def colour(job_no: int, file_index: int = 1) -> tuple[int, int, int]:
-    """The colour of picture `number` of the job with this number in the ledger."""
+    """The colour of image `number` of the job with this number in the ledger."""
     variant = (job_no + file_index - 1) % IMAGE_VARIANTS
     return (40 + 80 * (variant % 3), 40 + 80 * (variant // 3 % 3), 40 + 80 * (variant // 9))
 
@@ -199,12 +199,12 @@ def rendered_colour(image: Locator | ElementHandle) -> tuple[int, int, int]:
 
 
 def is_colour(seen: tuple[int, int, int], job_no: int) -> bool:
-    """Whether it is the colour of a job's picture, but for what a thumbnail's compression does to it."""
+    """Whether it is the colour of a job's image, but for what a thumbnail's compression does to it."""
     return all(abs(one - other) <= 12 for one, other in zip(seen, colour(job_no), strict=True))
 
 
 def dialog_details(page: Page, dialog: str = "#lightbox") -> dict[str, str]:
-    """What an open dialog says of a picture."""
+    """What an open dialog says of an image."""
     pairs: list[tuple[str, str]] = page.locator(f"{dialog} dl").first.evaluate(
         "list => [...list.querySelectorAll('dt')].map(dt => [dt.textContent, dt.nextElementSibling.textContent])"
     )

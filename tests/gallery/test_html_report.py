@@ -44,7 +44,7 @@ def write_report(out: Path, *options: str | Path) -> Path:
 
 @pytest.fixture(scope="module")
 def mixed_report(mixed_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The report of MIXED, beside its pictures."""
+    """The report of MIXED, beside its images."""
     out = tmp_path_factory.mktemp("reported") / "run"
     shutil.copytree(mixed_run, out)
     return write_report(out)
@@ -57,7 +57,7 @@ class TestOneFile:
         asked: list[str] = []
         page.on("request", lambda request: asked.append(request.url))
         page.reload()
-        expect(counts(page)).to_have_text("16 jobs, 10 with a picture")
+        expect(counts(page)).to_have_text("16 jobs, 10 with an image")
         assert visible_ids(page) == [job.id for job in MIXED_JOBS]
         for job in MIXED_JOBS:
             if job.status is State.SUCCEEDED:
@@ -66,7 +66,7 @@ class TestOneFile:
         assert sorted(path.name for path in mixed_report.parent.iterdir()) == ["images", "ledger.db", "report.html"]
 
     def test_the_originals(self, mixed_report: Path, open_page: OpenPage) -> None:
-        """The lightbox shows the pictures themselves from where they are, each of a job's."""
+        """The lightbox shows the images themselves from where they are, each of a job's."""
         page = open_page(mixed_report.as_uri())
         tile(page, "cat").locator(".open").click()
         original = lightbox_dialog(page).locator(".stage img").last
@@ -79,7 +79,7 @@ class TestOneFile:
         assert opened.value.url == (mixed_report.parent / "images/cat-2.png").as_uri()
 
     def test_alone(self, mixed_report: Path, open_page: OpenPage, tmp_path: Path) -> None:
-        """Sent to somebody without its pictures it still shows the thumbnails, in the lightbox too."""
+        """Sent to somebody without its images it still shows the thumbnails, in the lightbox too."""
         shutil.copy(mixed_report, tmp_path / "sent.html")
         page = open_page((tmp_path / "sent.html").as_uri(), bears=("ERR_FILE_NOT_FOUND",))
         assert is_colour(rendered_colour(tile(page, "fox").locator("img")), JOB_NUMBERS["fox"])
@@ -121,12 +121,12 @@ class TestOneFile:
             assert box is not None
             assert box["width"] > 100
             assert box["height"] > 50
-        expect(charts.locator("tr", has_text="The model could not make this picture.")).to_contain_text("1")
+        expect(charts.locator("tr", has_text="The model could not make this image.")).to_contain_text("1")
 
     def test_at_360_pixels(self, mixed_report: Path, open_page: OpenPage) -> None:
         """No view of it is wider than a small screen."""
         page = open_page(mixed_report.as_uri(), viewport={"width": 360, "height": 640})
-        for name in ("Charts", "Grid", "Pictures"):
+        for name in ("Charts", "Grid", "Images"):
             page.get_by_role("button", name=name).click()
             assert page.evaluate("document.scrollingElement.scrollWidth <= innerWidth")
         page.get_by_role("button", name="Charts").click()
@@ -136,13 +136,13 @@ class TestOneFile:
     def test_axe_finds_nothing_serious_in_a_report(
         self, scheme: str, mixed_report: Path, open_page: OpenPage
     ) -> None:
-        """Pictures, charts, grid and lightbox of a report have no serious or critical violation."""
+        """Images, charts, grid and lightbox of a report have no serious or critical violation."""
         page = open_page(mixed_report.as_uri(), color_scheme=scheme)
         found = {}
-        for name in ("Pictures", "Charts", "Grid"):
+        for name in ("Images", "Charts", "Grid"):
             page.get_by_role("button", name=name).click()
             found[name] = serious_violations(page)
-        page.get_by_role("button", name="Pictures").click()
+        page.get_by_role("button", name="Images").click()
         tile(page, "fox").locator(".open").click()
         found["lightbox"] = serious_violations(page)
         assert found == {view: [] for view in found}
@@ -150,7 +150,7 @@ class TestOneFile:
 
 class TestEscaping:
     def hacked(self, page: Page) -> object:
-        for name in ("Charts", "Grid", "Pictures"):
+        for name in ("Charts", "Grid", "Images"):
             page.get_by_role("button", name=name).click()
         return page.evaluate("window.hacked")
 
@@ -177,7 +177,7 @@ class TestEscaping:
         assert page.evaluate("window.hacked") is None
 
     def test_names_of_files(self, open_page: OpenPage, tmp_path: Path) -> None:
-        """Whatever stands in an id, its own picture opens."""
+        """Whatever stands in an id, its own image opens."""
         page = open_page(
             write_report(make_run(tmp_path / "run", *(SeedJob(id=job_id) for job_id in ODD_NAMES))).as_uri()
         )
@@ -189,7 +189,7 @@ class TestEscaping:
             page.keyboard.press("Escape")
 
     def test_names_of_folders(self, open_page: OpenPage, tmp_path: Path) -> None:
-        """A run in a folder with odd signs, and a report elsewhere, find the pictures."""
+        """A run in a folder with odd signs, and a report elsewhere, find the images."""
         out = make_run(tmp_path / "50% of #1? ü" / "run", SeedJob(id="one"))
         (tmp_path / "else where").mkdir()
         to = tmp_path / "else where" / "r#1.html"
@@ -216,7 +216,7 @@ class TestFewAndMany:
         jobs = [SeedJob(id=state.value, status=state) for state in (State.PENDING, State.SUBMITTING, State.ACCEPTED)]
         page = open_page(write_report(make_run(tmp_path / "run", *jobs)).as_uri())
         assert visible_ids(page) == ["pending", "submitting", "accepted"]
-        expect(counts(page)).to_have_text("3 jobs, 0 with a picture")
+        expect(counts(page)).to_have_text("3 jobs, 0 with an image")
 
     def test_images_that_are_missing(self, open_page: OpenPage, tmp_path: Path) -> None:
         """One that is in an object store, is gone or is torn has no thumbnail; the others have their own."""
@@ -244,19 +244,19 @@ class TestFewAndMany:
             expect(page.locator(".tile")).to_have_count(1)
             assert is_colour(rendered_colour(tile(page, f"job-{n:04}").locator("img")), n)
         page.locator("#text").fill("")
-        page.locator("#pictures").evaluate("pane => { pane.scrollTop = pane.scrollHeight; }")
+        page.locator("#images").evaluate("pane => { pane.scrollTop = pane.scrollHeight; }")
         expect(tile(page, "job-0420")).to_be_visible()
         assert page.evaluate("document.querySelectorAll('body :not(#charts *)').length") < 2000
 
 
 class TestWriting:
     def test_elsewhere(self, open_page: OpenPage, tmp_path: Path) -> None:
-        """--output writes it elsewhere, from where it still finds the pictures; the run's folder stays as it is."""
+        """--output writes it elsewhere, from where it still finds the images; the run's folder stays as it is."""
         out = make_run(tmp_path / "runs" / "run", SeedJob(id="one"))
         (tmp_path / "reports").mkdir()
         done = run_command("report", "runs/run", "--output", "reports/one.html", cwd=tmp_path)
         assert (done.returncode, done.stderr) == (0, "")
-        assert "1 picture in reports/one.html" in done.stdout
+        assert "1 image in reports/one.html" in done.stdout
         assert not (out / "report.html").exists()
         page = open_page((tmp_path / "reports/one.html").as_uri())
         tile(page, "one").locator(".open").click()

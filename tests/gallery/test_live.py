@@ -1,4 +1,4 @@
-"""The page while things happen: pictures that arrive, a run that stops, a server that is gone, a retry."""
+"""The page while things happen: images that arrive, a run that stops, a server that is gone, a retry."""
 
 from __future__ import annotations
 
@@ -57,9 +57,9 @@ def has_note(page: Page) -> bool:
 
 
 def wait_for_images(page: Page, min_images: int) -> None:
-    """Wait until the header counts so many pictures."""
+    """Wait until the header counts so many images."""
     page.wait_for_function(
-        "least => Number(/(\\d+) with a picture/.exec(document.getElementById('counts').textContent)?.[1]) >= least",
+        "least => Number(/(\\d+) with an image/.exec(document.getElementById('counts').textContent)?.[1]) >= least",
         arg=min_images,
         timeout=LIVE_TIMEOUT_MS,
     )
@@ -69,7 +69,7 @@ class TestArriving:
     def test_a_run_that_stops_and_resumes(
         self, simulate: StartSimulator, start_view: StartView, open_page: OpenPage, tmp_path: Path
     ) -> None:
-        """Pictures of a run elsewhere come into an open page, through its Ctrl-C and its resume, without a reload."""
+        """Images of a run elsewhere come into an open page, through its Ctrl-C and its resume, without a reload."""
         write_jobs(tmp_path / "jobs.jsonl", 60)
         command = (
             "run",
@@ -92,7 +92,7 @@ class TestArriving:
         assert 5 <= len(stored) < 60
         wait_for_images(page, len(stored))
         assert run_command(*command, *LIVE_SIMULATOR_OPTIONS, cwd=tmp_path).returncode == 0
-        expect(page.locator("#counts")).to_have_text("60 jobs, 60 with a picture", timeout=LIVE_TIMEOUT_MS)
+        expect(page.locator("#counts")).to_have_text("60 jobs, 60 with an image", timeout=LIVE_TIMEOUT_MS)
         expect(page.locator("#nothing")).to_be_hidden()
         expect(tile(page, "00001").locator("img")).to_be_visible()
         assert has_note(page)
@@ -126,7 +126,7 @@ class TestArriving:
         expect(page.get_by_label("Columns")).to_have_value("seed")
 
     def test_the_focus_stays(self, start_view: StartView, open_page: OpenPage, tmp_path: Path) -> None:
-        """A picture that arrives takes the focus from nobody, neither from a tile nor from a choice of a filter."""
+        """An image that arrives takes the focus from nobody, neither from a tile nor from a choice of a filter."""
         out = make_run(tmp_path / "run", SeedJob(id="one", fields={"seed": 0}), SeedJob(id="two", fields={"seed": 1}))
         page = open_page(start_view(out).url)
         tile(page, "two").locator(".open").focus()
@@ -139,7 +139,7 @@ class TestArriving:
         expect(page.get_by_label("seed", exact=True)).to_be_focused()
 
     def test_the_focus_stays_in_the_grid(self, start_view: StartView, open_page: OpenPage, tmp_path: Path) -> None:
-        """A picture that arrives leaves the focus on the cell that has it."""
+        """An image that arrives leaves the focus on the cell that has it."""
         out = make_run(tmp_path / "run", SeedJob(id="one", fields={"seed": 0}), SeedJob(id="two", fields={"seed": 1}))
         page = open_page(start_view(out).url)
         page.keyboard.press("g")
@@ -226,11 +226,11 @@ class TestRetry:
     def test_with_a_yes(
         self, failed_run: Path, gateway: SimulatorProcess, start_retrying_view: StartView, open_page: OpenPage
     ) -> None:
-        """Each is submitted once more, the pictures come into the page, and there is nothing left to retry."""
+        """Each is submitted once more, the images come into the page, and there is nothing left to retry."""
         page = open_page(start_retrying_view(failed_run).url)
         page.get_by_role("button", name="Retry failed").click()
         page.get_by_role("button", name="Submit again").click()
-        expect(page.locator("#counts")).to_have_text("3 jobs, 3 with a picture", timeout=LIVE_TIMEOUT_MS)
+        expect(page.locator("#counts")).to_have_text("3 jobs, 3 with an image", timeout=LIVE_TIMEOUT_MS)
         expect(tile(page, "00002").locator("img")).to_be_visible()
         expect(page.get_by_role("button", name="Retry failed")).to_be_hidden()
         assert len(gateway.admin_request("/ledger")["posts"]) == 6
@@ -254,7 +254,7 @@ class TestRetry:
         page = open_page(start_retrying_view(failed_run).url)
         page.get_by_role("button", name="Retry failed").click()
         page.get_by_role("button", name="Submit again").dblclick()
-        expect(page.locator("#counts")).to_have_text("3 jobs, 3 with a picture", timeout=LIVE_TIMEOUT_MS)
+        expect(page.locator("#counts")).to_have_text("3 jobs, 3 with an image", timeout=LIVE_TIMEOUT_MS)
         assert len(gateway.admin_request("/ledger")["posts"]) == 6
 
     def test_what_the_filter_shows(
@@ -291,7 +291,7 @@ class TestRetry:
         page.get_by_role("button", name="Retry failed").click()
         page.get_by_role("button", name="Submit again").click()
         expect(page.locator("#said")).to_contain_text("its jobs were submitted to", timeout=LIVE_TIMEOUT_MS)
-        expect(page.locator("#counts")).to_have_text("3 jobs, 0 with a picture")
+        expect(page.locator("#counts")).to_have_text("3 jobs, 0 with an image")
         assert len(gateway.admin_request("/ledger")["posts"]) == 3
 
     def test_a_retry_that_fails_again(

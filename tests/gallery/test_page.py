@@ -91,10 +91,10 @@ def serious_violations(page: Page) -> list[str]:
 
 class TestLoading:
     def test_every_job_has_its_tile(self, mixed_url: str, open_page: OpenPage) -> None:
-        """Each job of the run stands in the page in the ledger's order, with its own picture or with its status."""
+        """Each job of the run stands in the page in the ledger's order, with its own image or with its status."""
         page = open_page(mixed_url)
         assert visible_ids(page) == [job.id for job in MIXED_JOBS]
-        expect(counts(page)).to_have_text("16 jobs, 10 with a picture")
+        expect(counts(page)).to_have_text("16 jobs, 10 with an image")
         for job in MIXED_JOBS:
             if job.status is State.SUCCEEDED:
                 assert is_colour(rendered_colour(tile(page, job.id).locator("img")), JOB_NUMBERS[job.id])
@@ -160,7 +160,7 @@ class TestFilters:
             expect(counts(page)).to_contain_text(f"{len(ids)} shown of 16 jobs")
             assert visible_ids(page) == ids, values
             choose_filters(page, **dict.fromkeys(values, ""))
-            expect(counts(page)).to_have_text("16 jobs, 10 with a picture")
+            expect(counts(page)).to_have_text("16 jobs, 10 with an image")
             assert len(visible_ids(page)) == 16
 
     def test_text_and_values_together(self, mixed_url: str, open_page: OpenPage) -> None:
@@ -186,7 +186,7 @@ class TestFilters:
 
 class TestLightbox:
     def test_it_shows_all_that_is_known(self, mixed_url: str, open_page: OpenPage) -> None:
-        """A click opens the picture itself, with its parameters, metadata, request_id and status."""
+        """A click opens the image itself, with its parameters, metadata, request_id and status."""
         page = open_page(mixed_url)
         tile(page, "owl-creativity=low-seed=2").locator(".open").click()
         n = JOB_NUMBERS["owl-creativity=low-seed=2"]
@@ -201,7 +201,7 @@ class TestLightbox:
         assert said["size"] == f"{width_px(n)} × 200"
 
     def test_it_shows_what_went_wrong(self, mixed_url: str, open_page: OpenPage) -> None:
-        """A job without a picture has its error, and no link to a file."""
+        """A job without an image has its error, and no link to a file."""
         page = open_page(mixed_url)
         for job_id, why in {
             "bear": FAILED_ERROR,
@@ -232,9 +232,9 @@ class TestLightbox:
         page.keyboard.press("ArrowLeft")
         page.keyboard.press("ArrowLeft")
         assert dialog_details(page)["id"] == "owl-creativity=high-seed=2"
-        page.get_by_role("button", name="Next picture").click()
+        page.get_by_role("button", name="Next image").click()
         assert dialog_details(page)["id"] == "fox"
-        page.get_by_role("button", name="Previous picture").click()
+        page.get_by_role("button", name="Previous image").click()
         assert dialog_details(page)["id"] == "owl-creativity=high-seed=2"
         for _ in range(20):
             page.keyboard.press("ArrowRight")
@@ -244,11 +244,11 @@ class TestLightbox:
         """Enter on "next" can be pressed again and again: the focus stays on the button."""
         page = open_page(mixed_url)
         tile(page, "owl-creativity=raw-seed=1").locator(".open").click()
-        page.get_by_role("button", name="Next picture").focus()
+        page.get_by_role("button", name="Next image").focus()
         page.keyboard.press("Enter")
         page.keyboard.press("Enter")
         assert dialog_details(page)["id"] == "owl-creativity=low-seed=1"
-        expect(page.get_by_role("button", name="Next picture")).to_be_focused()
+        expect(page.get_by_role("button", name="Next image")).to_be_focused()
 
     def test_metadata_named_like_fields(self, open_page: OpenPage, start_view: StartView, tmp_path: Path) -> None:
         """Metadata called `status`, `id`, `seed` or `error` hides nothing of the job and is not hidden by it."""
@@ -300,7 +300,7 @@ class TestLightbox:
         assert focused_id(page) == "fox"
 
     def test_all_images_of_a_job(self, mixed_url: str, open_page: OpenPage) -> None:
-        """A job with two pictures has both in the lightbox, and its link opens the one that is shown."""
+        """A job with two images has both in the lightbox, and its link opens the one that is shown."""
         page = open_page(mixed_url)
         tile(page, "cat").locator(".open").click()
         assert rendered_colour(lightbox_dialog(page).locator(".stage img").last) == colour(JOB_NUMBERS["cat"])
@@ -311,14 +311,12 @@ class TestLightbox:
         expect(lightbox_dialog(page).get_by_role("button", name="1", exact=True)).to_have_attribute(
             "aria-pressed", "false"
         )
-        expect(lightbox_dialog(page).get_by_role("link")).to_have_attribute(
-            "href", f"/picture/{JOB_NUMBERS['cat']}/1"
-        )
+        expect(lightbox_dialog(page).get_by_role("link")).to_have_attribute("href", f"/image/{JOB_NUMBERS['cat']}/1")
         page.keyboard.press("m")
         expect(second).to_have_attribute("aria-pressed", "true")
 
     def test_images_in_an_object_store(self, open_page: OpenPage, start_view: StartView, tmp_path: Path) -> None:
-        """Pictures that are kept elsewhere have a tile, their address in the lightbox, and break nothing."""
+        """Images that are kept elsewhere have a tile, their address in the lightbox, and break nothing."""
         jobs = [SeedJob(id=f"far-{n}", prefix="s3://bucket/folder/") for n in range(3)]
         page = open_page(start_view(make_run(tmp_path / "run", *jobs, SeedJob(id="near"))).url)
         expect(page.locator(".tile")).to_have_count(4)
@@ -330,7 +328,7 @@ class TestLightbox:
 
 class TestGrid:
     def test_rows_and_columns_are_chosen(self, mixed_url: str, open_page: OpenPage) -> None:
-        """Each picture stands in the cell of its own values, whichever two fields the sides are."""
+        """Each image stands in the cell of its own values, whichever two fields the sides are."""
         page = open_page(mixed_url)
         page.get_by_label("Search prompts and ids").fill("owl")
         page.get_by_role("button", name="Grid").click()
@@ -374,7 +372,7 @@ class TestMarks:
             page.get_by_role("button", name=f"Mark {job_id}", exact=True).click()
 
     def test_what_differs_is_shown(self, mixed_url: str, open_page: OpenPage) -> None:
-        """Marked pictures stand side by side; the fields in which they differ are told from the others."""
+        """Marked images stand side by side; the fields in which they differ are told from the others."""
         page = open_page(mixed_url)
         self.mark_jobs(page, "owl-creativity=raw-seed=1", "owl-creativity=high-seed=1", "fox")
         expect(page.locator("#marks")).to_have_text("3 marked")
@@ -440,7 +438,7 @@ class TestKeyboard:
         search = page.get_by_label("Search prompts and ids")
         expect(search).to_be_focused()
         expect(search).to_have_value("magic")
-        expect(page.locator("#pictures")).to_be_visible()
+        expect(page.locator("#images")).to_be_visible()
         expect(page.locator("#marked")).to_be_hidden()
 
     def test_arrows_go_from_tile_to_tile(self, mixed_url: str, open_page: OpenPage) -> None:
@@ -481,9 +479,9 @@ class TestKeyboard:
         expect(page.locator("#marks")).to_have_text("1 marked")
         page.keyboard.press("g")
         expect(page.locator("#grid")).to_be_visible()
-        expect(page.locator("#pictures")).to_be_hidden()
+        expect(page.locator("#images")).to_be_hidden()
         page.keyboard.press("g")
-        expect(page.locator("#pictures")).to_be_visible()
+        expect(page.locator("#images")).to_be_visible()
 
     def test_commands_of_the_browser_are_left_alone(self, mixed_url: str, open_page: OpenPage) -> None:
         """Ctrl+C copies, it does not compare."""
@@ -494,10 +492,10 @@ class TestKeyboard:
         page.keyboard.press("Control+c")
         page.keyboard.press("Control+g")
         expect(page.locator("#side-by-side[open]")).to_have_count(0)
-        expect(page.locator("#pictures")).to_be_visible()
+        expect(page.locator("#images")).to_be_visible()
 
     def test_in_the_lightbox(self, mixed_url: str, open_page: OpenPage) -> None:
-        """`m` marks the picture that is looked at; other commands wait until it is closed."""
+        """`m` marks the image that is looked at; other commands wait until it is closed."""
         page = open_page(mixed_url)
         tile(page, "fox").locator(".open").click()
         page.keyboard.press("m")
@@ -505,7 +503,7 @@ class TestKeyboard:
         expect(lightbox_dialog(page)).to_be_visible()
         page.keyboard.press("Escape")
         expect(page.locator("#marks")).to_have_text("1 marked")
-        expect(page.locator("#pictures")).to_be_visible()
+        expect(page.locator("#images")).to_be_visible()
         expect(page.get_by_role("button", name="Mark fox")).to_have_attribute("aria-pressed", "true")
 
 
@@ -531,7 +529,7 @@ class TestSmallScreens:
         assert self.overflow(page) == []
         tile(page, "owl-creativity=raw-seed=1").locator(".open").click()
         assert self.overflow(page) == []
-        for name in ("Next picture", "Previous picture", "Unmark", "Mark", "Close"):
+        for name in ("Next image", "Previous image", "Unmark", "Mark", "Close"):
             page.locator("#lightbox").get_by_role("button", name=name, exact=True).click()
         page.get_by_role("button", name="Compare").click()
         assert self.overflow(page) == []
@@ -540,24 +538,24 @@ class TestSmallScreens:
         page.get_by_label("Rows").select_option("seed")
         page.get_by_label("Columns").select_option("creativity")
         assert self.overflow(page) == []
-        page.get_by_role("button", name="Pictures").click()
+        page.get_by_role("button", name="Images").click()
         page.get_by_role("button", name="Retry failed").click()
         assert self.overflow(page) == []
         page.get_by_role("button", name="Leave it").click()
 
     def test_the_images_have_room(self, mixed_url: str, open_page: OpenPage) -> None:
-        """With filters, and marks, the pictures still have a third of a small screen."""
+        """With filters, and marks, the images still have a third of a small screen."""
         page = open_page(mixed_url, **SMALL_SCREEN)
         tile(page, "owl-creativity=raw-seed=1").locator(".open").focus()
         page.keyboard.press("m")
-        assert page.locator("#pictures").evaluate("e => e.clientHeight") > 640 / 3
+        assert page.locator("#images").evaluate("e => e.clientHeight") > 640 / 3
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_axe_finds_nothing_serious(scheme: str, mixed_url: str, open_page: OpenPage) -> None:
-    """Pictures, marks, lightbox, comparison, question and grid have no serious or critical violation."""
+    """Images, marks, lightbox, comparison, question and grid have no serious or critical violation."""
     page = open_page(mixed_url, color_scheme=scheme)
-    found = {"pictures": serious_violations(page)}
+    found = {"images": serious_violations(page)}
     for job_id in ("fox", "cat"):
         tile(page, job_id).locator(".open").focus()
         page.keyboard.press("m")
@@ -583,7 +581,7 @@ def test_axe_finds_nothing_serious(scheme: str, mixed_url: str, open_page: OpenP
 
 @pytest.fixture(scope="module")
 def large_run_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """Where a run of 5,000 pictures is shown."""
+    """Where a run of 5,000 images is shown."""
     jobs = [SeedJob(id=f"job-{n:05}", prompt=f"image {n}", fields={"seed": n % 7}) for n in range(1, 5001)]
     running_view = RunningView(make_run(tmp_path_factory.mktemp("large") / "run", *jobs))
     yield running_view.url
@@ -592,10 +590,10 @@ def large_run_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 
 class TestFiveThousand:
     def test_from_top_to_bottom(self, large_run_url: str, open_page: OpenPage) -> None:
-        """Every region shows its own pictures, the last job is reached, and the page never holds all at once."""
+        """Every region shows its own images, the last job is reached, and the page never holds all at once."""
         page = open_page(large_run_url, viewport={"width": 1280, "height": 720})
-        expect(counts(page)).to_have_text("5,000 jobs, 5,000 with a picture")
-        pane = page.locator("#pictures")
+        expect(counts(page)).to_have_text("5,000 jobs, 5,000 with an image")
+        pane = page.locator("#images")
         seen: set[str] = set()
         for tenth in range(11):
             pane.evaluate("(pane, share) => { pane.scrollTop = share * pane.scrollHeight; }", tenth / 10)
@@ -632,11 +630,11 @@ class TestFiveThousand:
         expect(page.locator(".tile")).to_have_count(sum(n % 7 == 3 for n in range(3210, 3220)))
 
     def test_arrows_go_on_from_what_was_scrolled_away(self, large_run_url: str, open_page: OpenPage) -> None:
-        """Who looks elsewhere in between comes back to where he was, not to the first picture."""
+        """Who looks elsewhere in between comes back to where he was, not to the first image."""
         page = open_page(large_run_url)
         tile(page, "job-00001").locator(".open").focus()
         page.keyboard.press("ArrowRight")
-        pane = page.locator("#pictures")
+        pane = page.locator("#images")
         pane.evaluate("pane => { pane.scrollTop = pane.scrollHeight / 2; }")
         expect(tile(page, "job-00002")).to_have_count(0)
         page.keyboard.press("ArrowRight")

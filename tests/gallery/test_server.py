@@ -58,7 +58,7 @@ class TestRoutes:
     @pytest.mark.parametrize(
         "host", ["evil.example", "evil.example:8788", "127.0.0.1.evil.example", "", "10.0.0.1", "["]
     )
-    @pytest.mark.parametrize("path", ["/", "/items", "/events", "/thumbnail/1", "/picture/1/0"])
+    @pytest.mark.parametrize("path", ["/", "/items", "/events", "/thumbnail/1", "/image/1/0"])
     def test_no_other_name_is_answered(self, host: str, path: str, mixed_url: str) -> None:
         """A page elsewhere that has its own name point to this machine gets nothing of the run."""
         answer = raw_request(mixed_url, path, host=host)
@@ -78,22 +78,22 @@ class TestRoutes:
     @pytest.mark.parametrize(
         "path",
         [
-            "/picture/1/../../ledger.db", "/../ledger.db", "/images/../ledger.db", "/ledger.db", "/%2e%2e/ledger.db",
-            "/picture/..%2f..%2fledger.db/0", "/picture/99/0", "/picture/1/1", "/picture/1/-1", "/picture/0/0",
-            "/picture/-1/0", "/picture/1/99999999999999999999", "/picture/99999999999999999999/0", "/picture/a/0",
-            "/picture/11/0", "/picture/1", "/thumbnail/99", "/thumbnail/-1", "/thumbnail/99999999999999999999",
-            "/thumbnail/x", "/thumbnail/11", "/thumbnail/1/1", "/page.js", "/retry/1", "/picture/%F0%9F%A6%89/0",
-            "/picture/1%00/0", "/picture/%D9%A1/0", "//", "/items/",
+            "/image/1/../../ledger.db", "/../ledger.db", "/images/../ledger.db", "/ledger.db", "/%2e%2e/ledger.db",
+            "/image/..%2f..%2fledger.db/0", "/image/99/0", "/image/1/1", "/image/1/-1", "/image/0/0",
+            "/image/-1/0", "/image/1/99999999999999999999", "/image/99999999999999999999/0", "/image/a/0",
+            "/image/11/0", "/image/1", "/thumbnail/99", "/thumbnail/-1", "/thumbnail/99999999999999999999",
+            "/thumbnail/x", "/thumbnail/11", "/thumbnail/1/1", "/page.js", "/retry/1", "/image/%F0%9F%A6%89/0",
+            "/image/1%00/0", "/image/%D9%A1/0", "//", "/items/",
         ],
     )  # fmt: skip
     def test_what_is_not_there_is_not_there(self, path: str, mixed_url: str) -> None:
-        """Paths out of the folder, numbers that no picture has and unknown names are 404."""
+        """Paths out of the folder, numbers that no image has and unknown names are 404."""
         answer = raw_request(mixed_url, path)
         assert answer.status == 404
         assert b"SQLite" not in answer.body
 
     @pytest.mark.parametrize("method", ["POST", "PUT", "DELETE", "PATCH", "OPTIONS", "TRACE"])
-    @pytest.mark.parametrize("path", ["/", "/items", "/picture/1/0", "/thumbnail/1"])
+    @pytest.mark.parametrize("path", ["/", "/items", "/image/1/0", "/thumbnail/1"])
     def test_only_get(self, method: str, path: str, mixed_url: str) -> None:
         """Nothing but GET is known of what can be seen."""
         assert raw_request(mixed_url, path, method).status in (403, 405)
@@ -103,17 +103,17 @@ class TestRoutes:
         assert raw_request(mixed_url, "/retry").status in (404, 405)
 
     def test_all_is_there(self, mixed_url: str, mixed_run: Path) -> None:
-        """Items are all jobs, pictures are the files' own bytes, thumbnails are smaller pictures."""
+        """Items are all jobs, images are the files' own bytes, thumbnails are smaller images."""
         items = json.loads(raw_request(mixed_url, "/items").body)
         rows = items["items"] if isinstance(items, dict) else items
         assert [row["id"] for row in rows] == [job.id for job in MIXED_JOBS]
         for number, name in enumerate(("cat.png", "cat-2.png")):
-            answer = raw_request(mixed_url, f"/picture/{JOB_NUMBERS['cat']}/{number}")
+            answer = raw_request(mixed_url, f"/image/{JOB_NUMBERS['cat']}/{number}")
             assert answer.body == (mixed_run / "images" / name).read_bytes()
             assert answer.headers["Content-Type"] == "image/png"
         assert raw_request(mixed_url, "/thumbnail/1").headers["Content-Type"].startswith("image/")
 
-    @pytest.mark.parametrize("path", ["/", "/items", "/thumbnail/1", "/picture/1/0", "/none"])
+    @pytest.mark.parametrize("path", ["/", "/items", "/thumbnail/1", "/image/1/0", "/none"])
     def test_security_headers(self, path: str, mixed_url: str) -> None:
         """Types are not guessed, no other page frames or reads it, nothing is told to others."""
         headers = raw_request(mixed_url, path).headers
@@ -137,17 +137,17 @@ class TestRoutes:
 
 class TestFolders:
     def test_an_image_that_is_missing(self, start_view: StartView, tmp_path: Path) -> None:
-        """One that was deleted from disk, or is no picture any more, is 404; the others are there."""
+        """One that was deleted from disk, or is no image any more, is 404; the others are there."""
         out = make_run(tmp_path / "run", SeedJob(id="gone"), SeedJob(id="kept"), SeedJob(id="torn"))
         (out / "images/gone.png").unlink()
         (out / "images/torn.png").write_bytes(b"\x89PNG\r\n\x1a\nno more")
         running_view = start_view(out)
         found = {
             path: raw_request(running_view.url, path).status
-            for path in ("/thumbnail/1", "/picture/1/0", "/thumbnail/3")
+            for path in ("/thumbnail/1", "/image/1/0", "/thumbnail/3")
         }
         assert found == dict.fromkeys(found, 404)
-        assert [raw_request(running_view.url, path).status for path in ("/thumbnail/2", "/picture/2/0", "/")] == [
+        assert [raw_request(running_view.url, path).status for path in ("/thumbnail/2", "/image/2/0", "/")] == [
             200,
             200,
             200,
@@ -159,14 +159,14 @@ class TestFolders:
         (tmp_path / "one.png").write_text("x")
         out = make_run(tmp_path / "run", SeedJob(id="one", prefix="../"))
         running_view = start_view(out)
-        assert [raw_request(running_view.url, path).status for path in ("/picture/1/0", "/thumbnail/1")] == [404, 404]
+        assert [raw_request(running_view.url, path).status for path in ("/image/1/0", "/thumbnail/1")] == [404, 404]
 
     def test_only_read(self, start_view: StartView, tmp_path: Path) -> None:
         """Looking leaves nothing in the folder and changes nothing in it."""
         out = make_run(tmp_path / "run", SeedJob(id="one"))
         before = {path: path.stat().st_mtime_ns for path in out.rglob("*") if path.is_file()}
         running_view = start_view(out)
-        for path in ("/", "/items", "/thumbnail/1", "/picture/1/0"):
+        for path in ("/", "/items", "/thumbnail/1", "/image/1/0"):
             assert raw_request(running_view.url, path).status == 200
         running_view.close()
         assert {path: path.stat().st_mtime_ns for path in out.rglob("*") if path.is_file()} == before

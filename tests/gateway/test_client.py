@@ -227,7 +227,7 @@ def test_the_key_never_goes_to_the_cdn() -> None:
     ],
 )
 def test_media_urls_are_fetched_as_given(given: str, sent: str | None) -> None:
-    """A picture is asked for under the very URL that the gateway gave, since a signature holds for its bytes."""
+    """An image is asked for under the very URL that the gateway gave, since a signature holds for its bytes."""
 
     async def ask(gateway: GatewayClient, server: RawServer) -> list[str]:
         await read(gateway, server.url + given)
@@ -584,7 +584,7 @@ CDN_IMAGE = bytes(range(256)) * 4000
 
 
 async def cdn(request: RawRequest, writer: asyncio.StreamWriter) -> None:
-    """A CDN that knows ranges, and one version of one picture."""
+    """A CDN that knows ranges, and one version of one image."""
     requested_range = re.fullmatch(r"bytes=(\d+)-", request.headers.get("range", ""))
     start = int(requested_range[1]) if requested_range and request.headers.get("if-range") == '"v2"' else 0
     if start >= len(CDN_IMAGE):
@@ -609,7 +609,7 @@ async def cdn(request: RawRequest, writer: asyncio.StreamWriter) -> None:
     ],
 )
 def test_ranges(offset: int, etag: str | None, start: int) -> None:
-    """A download goes on from where it stopped where the CDN has the same picture, and else starts over."""
+    """A download goes on from where it stopped where the CDN has the same image, and else starts over."""
 
     async def ask(gateway: GatewayClient, server: RawServer) -> tuple[int, bytes]:
         return await read(gateway, server.url + "/a.png", offset=offset, etag=etag)
@@ -675,7 +675,7 @@ def test_retry_after_of_the_cdn() -> None:
 
 
 def test_image_size_is_capped(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A picture without a length, or longer than the cap with what came before, is broken off."""
+    """An image without a length, or longer than the cap with what came before, is broken off."""
     for module in (client_module, media_module):
         monkeypatch.setattr(module, "MAX_IMAGE_BYTES", 10_000)
 
@@ -751,7 +751,7 @@ def test_private_addresses_are_not_connected_to(address: str, monkeypatch: pytes
 
 
 def test_loopback_needs_a_loopback_gateway() -> None:
-    """This machine's own pictures are fetched only when the gateway is on it."""
+    """This machine's own images are fetched only when the gateway is on it."""
 
     async def main() -> None:
         async with RawServer(cdn) as server, client("https://gateway.example") as gateway:
@@ -775,7 +775,7 @@ def test_the_output_may_be_in_the_response() -> None:
 
 
 def test_a_download_that_is_left_is_closed() -> None:
-    """A picture of which only a part was read leaves no open connection and no warning."""
+    """An image of which only a part was read leaves no open connection and no warning."""
 
     async def ask(gateway: GatewayClient, server: RawServer) -> None:
         async with await gateway.download(server.url + "/a.png") as media:

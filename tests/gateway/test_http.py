@@ -92,7 +92,7 @@ def test_informational_responses_are_skipped() -> None:
 
 
 def test_a_download_on_a_stale_connection_is_retried() -> None:
-    """A CDN that cut the connection it kept costs no try: a picture is free to be fetched twice."""
+    """A CDN that cut the connection it kept costs no try: an image is free to be fetched twice."""
     seen = 0
 
     async def answer(_: RawRequest, writer: asyncio.StreamWriter) -> None:
@@ -113,7 +113,7 @@ def test_a_download_on_a_stale_connection_is_retried() -> None:
 
 @pytest.mark.parametrize("patience", ["READ_TIMEOUT_S", "DOWNLOAD_TIMEOUT_S"])
 def test_a_slow_download_times_out(patience: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A picture that pauses for too long, or trickles for too long, is broken off."""
+    """An image that pauses for too long, or trickles for too long, is broken off."""
     monkeypatch.setattr(client_module, patience, 0.1)
 
     async def answer(request: RawRequest, writer: asyncio.StreamWriter) -> None:

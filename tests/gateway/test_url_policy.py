@@ -187,7 +187,7 @@ def test_no_private_address_passes(ip: ipaddress.IPv4Address | ipaddress.IPv6Add
         assert not (ip.is_multicast or ip.is_loopback or ip.is_link_local or ip.is_unspecified)
 
 
-# ---- parts of a picture ----------------------------------------------------------------------------------
+# ---- parts of an image ----------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(

@@ -180,7 +180,7 @@ def test_fingerprints(one: Job, other: Job) -> None:
 
 
 def test_ids_and_metadata_do_not_change_the_fingerprint() -> None:
-    """A job under another id, with other metadata, asks for the same picture."""
+    """A job under another id, with other metadata, asks for the same image."""
     one, other = Job(prompt="a", id="1"), Job(prompt="a", id="2", metadata={"x": 1})
     assert wire.fingerprint(one) == wire.fingerprint(other) != wire.fingerprint(Job(prompt="b", id="1"))
 

@@ -14,7 +14,7 @@ FINISHED_RUN_PROMPTS = ["a cat", "=1+1, a 'formula'", 'füße, "quoted"\nand a �
 
 @pytest.fixture(scope="session")
 def finished_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with four pictures and one job without any; it is not to be changed."""
+    """A folder with four images and one job without any; it is not to be changed."""
     folder = tmp_path_factory.mktemp("finished")
     lines = [
         {"id": f"job.{n}", "prompt": prompt, "seed": 2**63 + n, "metadata": {"set": n % 2, "tags": ["x"]}}

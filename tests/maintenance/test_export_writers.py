@@ -1,4 +1,4 @@
-"""A run's pictures are loaded by the libraries that people load pictures with, and are the very same."""
+"""A run's images are loaded by the libraries that people load images with, and are the very same."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def pixels(path: Path) -> bytes:
 
 
 def original_pixels(out: Path) -> dict[str, bytes]:
-    """The pixels of each job's picture, by its id."""
+    """The pixels of each job's image, by its id."""
     return {path.stem: pixels(path) for path in (out / "images").glob("*.png")}
 
 
@@ -58,12 +58,12 @@ class TestRead:
     def test_imagefolder(self, finished_run: Path, tmp_path: Path) -> None:
         """datasets loads the folder; prompts, ids and pixels are those of the run."""
         said = run_export(finished_run, "--format", "imagefolder", "--output", "set", cwd=tmp_path)
-        assert said.stdout == "4 pictures in set\n"
+        assert said.stdout == "4 images in set\n"
         rows = datasets.load_dataset("imagefolder", data_dir=str(tmp_path / "set"), split="train")
         self.check_rows(rows, finished_run)
 
     def test_parquet(self, finished_run: Path, tmp_path: Path) -> None:
-        """datasets knows the column of pictures by the schema, and pyarrow reads the file."""
+        """datasets knows the column of images by the schema, and pyarrow reads the file."""
         run_export(finished_run, "--format", "parquet", "--output", "set.parquet", cwd=tmp_path)
         rows = datasets.load_dataset("parquet", data_files=str(tmp_path / "set.parquet"), split="train")
         assert isinstance(rows.features["image"], datasets.Image)
@@ -92,7 +92,7 @@ class TestRead:
         gc.collect()
 
     def test_csv(self, finished_run: Path, tmp_path: Path) -> None:
-        """A row a picture, byte for byte, a column a key of the metadata; paths lead to the run's own pictures."""
+        """A row an image, byte for byte, a column a key of the metadata; paths lead to the run's own images."""
         run_export(finished_run, "--format", "csv", "--output", "set.csv", cwd=tmp_path)
         with (tmp_path / "set.csv").open(encoding="utf-8", newline="") as file:
             rows = list(csv.DictReader(file))
@@ -102,7 +102,7 @@ class TestRead:
         assert {Path(row["path"]) for row in rows} == set((finished_run / "images").glob("*.png"))
 
     def test_zip(self, finished_run: Path, tmp_path: Path) -> None:
-        """The pictures as they are, and a row for each."""
+        """The images as they are, and a row for each."""
         run_export(finished_run, "--format", "zip", "--output", "set.zip", cwd=tmp_path)
         with zipfile.ZipFile(tmp_path / "set.zip") as file:
             assert file.testzip() is None
@@ -129,7 +129,7 @@ class TestRead:
         assert json.loads(as_json.stdout)["texts"]["Description"] == FINISHED_RUN_PROMPTS[2]
 
     def test_chosen_ids(self, finished_run: Path, tmp_path: Path) -> None:
-        """Only the jobs that are named, from a file or standard input; one without a picture is an error."""
+        """Only the jobs that are named, from a file or standard input; one without an image is an error."""
         (tmp_path / "ids").write_text("job.3\njob.0\n")
         run_export(finished_run, "--format", "zip", "--output", "a.zip", "--ids-from", "ids", cwd=tmp_path)
         with zipfile.ZipFile(tmp_path / "a.zip") as file:
@@ -147,7 +147,7 @@ class TestRead:
             stdin=b"job.9\njob.1\n",
         )
         assert done.returncode == 2
-        assert "1 of the ids have no picture: job.9" in done.stderr
+        assert "1 of the ids have no image: job.9" in done.stderr
         assert not (tmp_path / "c.zip").exists()
 
 
@@ -164,12 +164,12 @@ class TestRefused:
 
     @pytest.mark.parametrize("name", list(FORMATS))
     def test_a_damaged_image(self, finished_run: Path, tmp_path: Path, name: str) -> None:
-        """A picture that is not the recorded one is not passed on, and nothing stands under the name."""
+        """An image that is not the recorded one is not passed on, and nothing stands under the name."""
         out = tmp_path / "out"
         shutil.copytree(finished_run, out)
-        (out / "images" / "job.1.png").write_bytes(b"not a picture")
+        (out / "images" / "job.1.png").write_bytes(b"not an image")
         with RunImages(out) as gallery:
-            if name == "csv":  # it reads no picture
+            if name == "csv":  # it reads no image
                 assert export(gallery, name, tmp_path / "set", Options()) == 4
                 return
             with pytest.raises(InputError, match=r"job\.1\.png is not the one on record: see krea-batch verify"):
@@ -183,7 +183,7 @@ class TestRefused:
         assert not list(tmp_path.iterdir())
 
     def test_embedding_in_a_csv(self, finished_run: Path, tmp_path: Path) -> None:
-        """A CSV leaves the pictures where they are, so nothing could be embedded."""
+        """A CSV leaves the images where they are, so nothing could be embedded."""
         done = run_command("export", finished_run, "--format=csv", "--output=x", "--embed-metadata", cwd=tmp_path)
         assert done.returncode == 2
         assert "does not go with csv" in done.stderr
@@ -202,12 +202,12 @@ class TestRefused:
 SLOW_EXPORT_SCRIPT = """
 import sys, time
 from krea_batch.maintenance.export import gallery
-read = gallery.Picture.read
+read = gallery.Image.read
 def slowly(self):
     print("reading", flush=True)
     time.sleep(0.2)
     return read(self)
-gallery.Picture.read = slowly
+gallery.Image.read = slowly
 from krea_batch.cli.app import main
 main()
 """

@@ -24,7 +24,7 @@ def png_with_texts(texts: PngInfo | None = None) -> bytes:
     st.dictionaries(st.sampled_from(["Description", "krea-batch", "parameters"]), st.text().map(lambda text: text))
 )
 def test_any_text(texts: dict[str, str]) -> None:
-    """What is put in comes out, here and in Pillow, and the picture is the same."""
+    """What is put in comes out, here and in Pillow, and the image is the same."""
     texts = {keyword: text.encode("utf-8", "replace").decode() for keyword, text in texts.items()}
     written = with_texts(png_with_texts(), texts)
     assert texts_in(written) == texts

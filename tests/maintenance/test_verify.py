@@ -1,4 +1,4 @@
-"""Every picture is held against the ledger; what is damaged is fetched again, and nothing is paid."""
+"""Every image is held against the ledger; what is damaged is fetched again, and nothing is paid."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def out(finished_run: Path, tmp_path: Path) -> Path:
 
 
 def damage(out: Path) -> None:
-    """One picture is gone, one cut, one another; one is well."""
+    """One image is gone, one cut, one another; one is well."""
     (out / "images" / "job.0.png").unlink()
     data = (out / "images" / "job.1.png").read_bytes()
     (out / "images" / "job.1.png").write_bytes(data[:-20])
@@ -42,9 +42,9 @@ def accepted_submissions(out: Path) -> int:
 
 def test_all_is_well(out: Path) -> None:
     """Nothing to tell, exit code 0, and no key is needed."""
-    assert run_verify(out, key="")[:2] == (0, {"pictures": 4, "faults": 0, "repaired": 0, "which": []})
+    assert run_verify(out, key="")[:2] == (0, {"images": 4, "faults": 0, "repaired": 0, "which": []})
     done = run_command("verify", out, cwd=out.parent)
-    assert (done.returncode, done.stdout, done.stderr) == (0, "4 pictures, all as recorded\n", "")
+    assert (done.returncode, done.stdout, done.stderr) == (0, "4 images, all as recorded\n", "")
 
 
 def test_mismatches_are_listed(out: Path) -> None:
@@ -53,8 +53,8 @@ def test_mismatches_are_listed(out: Path) -> None:
     code, report, _ = run_verify(out)
     assert code == 1
     gone, cut, replaced = (fault["what"] for fault in report["which"])
-    assert (gone, cut) == ("it is gone", "it is not whole (the picture is cut short)")
-    assert replaced.startswith(("it has", "it is another picture"))
+    assert (gone, cut) == ("it is gone", "it is not whole (the image is cut short)")
+    assert replaced.startswith(("it has", "it is another image"))
     assert not (out / "images" / "job.0.png").exists()
 
 
@@ -104,7 +104,7 @@ def test_no_key(out: Path) -> None:
 
 
 def test_images_the_gateway_no_longer_has(out: Path) -> None:
-    """A picture that cannot be had again is named, and what is there stays."""
+    """An image that cannot be had again is named, and what is there stays."""
     damage(out)
     (out / "simulated.jsonl").write_text("")
     cut = (out / "images" / "job.1.png").read_bytes()

@@ -73,7 +73,7 @@ def check_on_disk(out: Path, event: Event) -> None:
 
 
 def test_nothing_is_emitted_before_it_is_on_disk(tmp_path: Path) -> None:
-    """Whenever a move, a POST's answer, a picture or an end is told, a stranger finds it in the folder."""
+    """Whenever a move, a POST's answer, an image or an end is told, a stranger finds it in the folder."""
     events = events_of_every_outcome(tmp_path)
     assert {type(event) for event in events} >= {
         StateChanged,

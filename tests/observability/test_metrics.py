@@ -121,13 +121,13 @@ class TestEachEvent:
         assert metric_value(registry, "lag_seconds_sum") == 0.4
 
     def test_a_job_lasts_from_submit_to_stored(self) -> None:
-        """The length of a job is that of its row, and jobs without a picture have none."""
+        """The length of a job is that of its row, and jobs without an image have none."""
         registry = registry_after(JobEnded(make_outcome()), JobEnded(make_outcome(State.FAILED, stored_at=None)))
         assert metric_value(registry, "job_seconds_count") == 1
         assert metric_value(registry, "job_seconds_sum") == 7.5
 
     def test_images_and_early_stops(self) -> None:
-        """Pictures count by number and bytes, and an early stop once."""
+        """Images count by number and bytes, and an early stop once."""
         registry = registry_after(ImageStored("a", 1000, 0.2), ImageStored("a", 500, 0.3), RunStopping("no money"))
         assert metric_value(registry, "downloads_total") == 2
         assert metric_value(registry, "downloaded_bytes_total") == 1500
@@ -194,7 +194,7 @@ def run_every_outcome(out: Path) -> tuple[CollectorRegistry, Engine, Charges]:
 
 class TestTotals:
     def test_ends_equal_the_results(self, tmp_path: Path) -> None:
-        """Each end is counted as often as it stands in results.jsonl, and pictures and bytes are those on disk."""
+        """Each end is counted as often as it stands in results.jsonl, and images and bytes are those on disk."""
         registry, _, _ = run_every_outcome(tmp_path)
         ends = Counter(row["status"] for row in rows_by_id(tmp_path).values())
         assert {status for status, count in ends.items() if count} >= {"succeeded", "failed", "errored", "timed_out"}
@@ -229,7 +229,7 @@ class TestTotals:
         assert charges["unknown"] == ledger_charges.unknown > 0
 
     def test_nothing_is_in_flight_at_the_end(self, tmp_path: Path) -> None:
-        """After the run no job is in flight, the rate is the engine's, and generation was timed for each picture."""
+        """After the run no job is in flight, the rate is the engine's, and generation was timed for each image."""
         registry, engine, _ = run_every_outcome(tmp_path)
         assert set(metric_values(registry, "jobs_in_flight").values()) == {0}
         assert metric_value(registry, "rate_per_second") == engine.stats().rate_per_s

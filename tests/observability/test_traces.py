@@ -114,7 +114,7 @@ class TestSpans:
             assert attributes.get("error.type") == (row["error"] or {}).get("kind")
 
     def test_what_did_not_succeed_is_an_error(self, every_outcome_spans: SpanCollector, tmp_path: Path) -> None:
-        """A span's status is an error exactly where the job has none of its pictures, and says why."""
+        """A span's status is an error exactly where the job has none of its images, and says why."""
         for job_id, row in rows_by_id(tmp_path).items():
             status = every_outcome_spans.jobs[job_id].status
             failed = row["status"] != "succeeded"

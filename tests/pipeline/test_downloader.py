@@ -21,7 +21,7 @@ from tests.engine_fixtures import ledger_states, make_jobs, result_statuses, row
 from tests.virtual_time_runs import run_until_killed, run_virtual
 
 CONNECTION_CUT = DownloadError("the connection was cut")
-WHOLE_IMAGE = None  # in a script of media: the picture, from where it is asked for
+WHOLE_IMAGE = None  # in a script of media: the image, from where it is asked for
 
 
 def image_of(prompt: str) -> bytes:
@@ -58,7 +58,7 @@ class TestOutputs:
                 return super().finished(request_id, count)
 
             def image(self, request_id: str) -> bytes:
-                return make_png(text=self.downloads[-1][0].encode())  # each output is another picture
+                return make_png(text=self.downloads[-1][0].encode())  # each output is another image
 
         gateway = SeveralOutputsGateway()
         run_virtual(run_jobs(tmp_path, gateway, make_jobs(1)))
@@ -123,7 +123,7 @@ class TestDownloadErrors:
         check_images(tmp_path)
 
     def test_if_range_refused_starts_over(self, tmp_path: Path) -> None:
-        """An answer from the first byte on replaces what had come, though it was another picture's begin."""
+        """An answer from the first byte on replaces what had come, though it was another image's begin."""
         gateway = ScriptedGateway()
         gateway.download_script["j0"] = [[make_png(9, 9, text=b"old")[:60], CONNECTION_CUT], [image_of("j0")]]
         run_virtual(run_jobs(tmp_path, gateway, make_jobs(1)))
@@ -200,7 +200,7 @@ class TestDownloadErrors:
 
 class TestDisk:
     def test_a_foreign_file_is_never_touched(self, tmp_path: Path) -> None:
-        """A file that lies where the picture should go stays as it is, and so does the picture."""
+        """A file that lies where the image should go stays as it is, and so does the image."""
         (tmp_path / "images").mkdir()
         (tmp_path / "images" / "j0.png").write_bytes(b"holiday")
         run_virtual(run_jobs(tmp_path, ScriptedGateway(), make_jobs(1)))

@@ -49,7 +49,7 @@ def resubmit_delays_s(gateway: ScriptedGateway) -> list[float]:
 
 class TestSubmitResults:
     def test_accepted_is_stored(self, tmp_path: Path) -> None:
-        """An accepted POST is followed to its picture, and is the only one."""
+        """An accepted POST is followed to its image, and is the only one."""
         gateway = ScriptedGateway()
         run_virtual(run_jobs(tmp_path, gateway, make_jobs(3)))
         assert result_statuses(tmp_path) == {"j0": "succeeded", "j1": "succeeded", "j2": "succeeded"}
@@ -205,7 +205,7 @@ class TestSubmitResults:
         assert len(gateway.submitted_bodies) == 2
 
     def test_one_request_id_for_two_jobs(self, tmp_path: Path) -> None:
-        """The second job that is given a request_id is ambiguous; the first keeps it, and its picture."""
+        """The second job that is given a request_id is ambiguous; the first keeps it, and its image."""
         gateway = ScriptedGateway()
         same = Accepted("krea_same", Waiting("QUEUED"))
         gateway.submit_script["j0"] = [same]
@@ -339,7 +339,7 @@ class TestRateLimiting:
 class TestBounds:
     @pytest.mark.parametrize("most", [1, 7, 40])
     def test_max_in_flight(self, tmp_path: Path, most: int) -> None:
-        """No more jobs than that are on their way at any time, from POST to picture."""
+        """No more jobs than that are on their way at any time, from POST to image."""
         gateway = ScriptedGateway()
         gateway.submit_duration_s = 3.0
         on_way: list[int] = []

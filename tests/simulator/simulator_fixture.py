@@ -152,7 +152,7 @@ def install_clock(simulator: Simulator) -> ManualClock:
 def run_with_simulator(
     ask: Callable[[SimulatorClient], Coroutine[Any, Any, T]], *, frozen_clock: bool = True, **settings: Any
 ) -> T:
-    """Serve tiny pictures by these settings, ask, and stop; time stands still unless `still` is False."""
+    """Serve tiny images by these settings, ask, and stop; time stands still unless `still` is False."""
 
     options: dict[str, Any] = {"tiny": True, "latency": "fixed:15"} | settings
 

@@ -275,7 +275,7 @@ def test_a_reset_makes_revoked_keys_good() -> None:
 
 
 def test_after_a_reset_the_same_requests_meet_the_same() -> None:
-    """Chance does not go on after a reset: the same POSTs meet the same faults, latencies and pictures."""
+    """Chance does not go on after a reset: the same POSTs meet the same faults, latencies and images."""
 
     async def one_run(client: SimulatorClient) -> list[object]:
         client.clock.at = CLOCK_START_AT

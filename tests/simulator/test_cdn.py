@@ -1,4 +1,4 @@
-"""The CDN: whole pictures and parts of them, faults, and what the pictures are."""
+"""The CDN: whole images and parts of them, faults, and what the images are."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ CAPTION_FIELDS = {
 
 
 def open_verified(data: bytes) -> Image.Image:
-    """The picture, after Pillow has verified each chunk and decoded each pixel."""
+    """The image, after Pillow has verified each chunk and decoded each pixel."""
     with Image.open(BytesIO(data)) as verified:
         assert verified.format == "PNG"
         verified.verify()
@@ -68,7 +68,7 @@ def ratio(text: str) -> float:
     return float(across) / float(down)
 
 
-# ---- whole pictures and parts ----------------------------------------------------------------------------
+# ---- whole images and parts ----------------------------------------------------------------------------
 
 
 def test_a_complete_image() -> None:
@@ -121,7 +121,7 @@ def test_head() -> None:
     ],
 )
 def test_a_range(asked: str, start: int, stop: int) -> None:
-    """A range gives 206 with those bytes of the picture, says which they are, and counts them."""
+    """A range gives 206 with those bytes of the image, says which they are, and counts them."""
 
     async def ask(client: SimulatorClient) -> None:
         url = client.image_url(await client.submit_accepted())
@@ -141,7 +141,7 @@ def test_a_range(asked: str, start: int, stop: int) -> None:
     "asked", ["bytes=0-", "bytes=0-4999", "bytes=9-5", "bytes=0-5,9-12", "bytes=-", "pages=1-2", "bytes=-9999", "x"]
 )
 def test_a_range_that_is_the_whole(asked: str) -> None:
-    """A range of everything, of several parts, or without a meaning gives the whole picture with 200."""
+    """A range of everything, of several parts, or without a meaning gives the whole image with 200."""
 
     async def ask(client: SimulatorClient) -> None:
         answer = await client.get(client.image_url(await client.submit_accepted()), Range=asked)
@@ -175,7 +175,7 @@ def test_a_range_behind_the_end(asked: str) -> None:
 
 
 def test_if_range() -> None:
-    """With If-Range a part is sent where the ETag is that of the picture, else the whole."""
+    """With If-Range a part is sent where the ETag is that of the image, else the whole."""
 
     async def ask(client: SimulatorClient) -> None:
         url = client.image_url(await client.submit_accepted())
@@ -192,7 +192,7 @@ def test_if_range() -> None:
 
 
 def test_several_outputs() -> None:
-    """A job of four outputs has four addresses, four pictures that differ, and four ETags."""
+    """A job of four outputs has four addresses, four images that differ, and four ETags."""
 
     async def ask(client: SimulatorClient) -> None:
         request_id = await client.submit_accepted(CAT_BODY | {"seed": 3})
@@ -220,7 +220,7 @@ def test_names_no_image_has(name: str) -> None:
 
 
 def test_no_image_before_its_job_is_done() -> None:
-    """An address is a 404 while its job is QUEUED or PROCESSING, and a picture as soon as it is COMPLETED."""
+    """An address is a 404 while its job is QUEUED or PROCESSING, and an image as soon as it is COMPLETED."""
 
     async def ask(client: SimulatorClient) -> None:
         url = client.image_url(await client.submit_accepted())
@@ -235,7 +235,7 @@ def test_no_image_before_its_job_is_done() -> None:
 
 @pytest.mark.parametrize("fault", ["job-failed", "job-error"])
 def test_no_image_of_a_failed_job(fault: str) -> None:
-    """A job that FAILED or came to ERROR has no picture."""
+    """A job that FAILED or came to ERROR has no image."""
 
     async def ask(client: SimulatorClient) -> None:
         request_id = await client.submit_accepted()
@@ -290,7 +290,7 @@ def test_a_key_at_the_cdn_is_counted() -> None:
     ],
 )
 def test_faults_of_the_cdn(fault: str, status: int, kind: str) -> None:
-    """A fault spoils a download as it is named, and the next one is the picture."""
+    """A fault spoils a download as it is named, and the next one is the image."""
 
     async def ask(client: SimulatorClient) -> None:
         url = client.image_url(await client.submit_accepted())
@@ -327,7 +327,7 @@ def test_faults_of_the_cdn(fault: str, status: int, kind: str) -> None:
 
 
 def test_a_cut_download_can_be_resumed() -> None:
-    """What was cut and what a range gives from there on make the picture, although both were cut."""
+    """What was cut and what a range gives from there on make the image, although both were cut."""
 
     async def ask(client: SimulatorClient) -> None:
         url = client.image_url(await client.submit_accepted())
@@ -355,11 +355,11 @@ def test_faults_are_drawn_for_each_output() -> None:
     run_with_simulator(ask, **NO_LATENCY, outputs=2, faults={"cdn-503": 1.0}, fault_max_attempts=1)
 
 
-# ---- drawn pictures --------------------------------------------------------------------------------------
+# ---- drawn images --------------------------------------------------------------------------------------
 
 
 def test_a_drawn_image_shows_its_job() -> None:
-    """A drawn picture opens in Pillow and carries the prompt, the parameters and the request_id."""
+    """A drawn image opens in Pillow and carries the prompt, the parameters and the request_id."""
     prompt = "Zwölf Boxkämpfer — 猫 🐈 \u0007"
 
     async def ask(client: SimulatorClient) -> None:
@@ -391,7 +391,7 @@ def test_sizes_are_about_a_megapixel_and_keep_their_ratio() -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("aspect_ratio", VALID_ASPECT_RATIOS)
 def test_each_ratio_as_drawn(aspect_ratio: str) -> None:
-    """A downloaded picture has the ratio that its job asked for within one percent."""
+    """A downloaded image has the ratio that its job asked for within one percent."""
 
     async def ask(client: SimulatorClient) -> None:
         width, height = open_verified(await client.download_image(CAT_BODY | {"aspect_ratio": aspect_ratio})).size
@@ -402,7 +402,7 @@ def test_each_ratio_as_drawn(aspect_ratio: str) -> None:
 
 @pytest.mark.slow
 def test_the_same_body_and_seed_give_the_same_pixels() -> None:
-    """Two jobs of one body with a seed are one picture, on another simulator too; another prompt or seed is not."""
+    """Two jobs of one body with a seed are one image, on another simulator too; another prompt or seed is not."""
 
     async def ask(client: SimulatorClient) -> list[bytes]:
         bodies = [
@@ -421,7 +421,7 @@ def test_the_same_body_and_seed_give_the_same_pixels() -> None:
 
 @pytest.mark.slow
 def test_parameters_change_the_image() -> None:
-    """Another creativity or another output of the same job is another picture."""
+    """Another creativity or another output of the same job is another image."""
     seen = {pixels(draw(CAPTION_FIELDS | {"creativity": creativity}, "7")) for creativity in CREATIVITY}
     assert len(seen | {pixels(draw(CAPTION_FIELDS, "8"))}) == 5
 
@@ -451,7 +451,7 @@ def test_parameters_change_the_image() -> None:
     ],
 )
 def test_any_prompt_can_be_drawn(prompt: str) -> None:
-    """Whatever a prompt says, its picture opens and carries it to the letter."""
+    """Whatever a prompt says, its image opens and carries it to the letter."""
     image = open_verified(
         draw(CAPTION_FIELDS | {"prompt": prompt, "aspect_ratio": "2.35:1", "creativity": "high"}, "1")
     )
@@ -461,13 +461,13 @@ def test_any_prompt_can_be_drawn(prompt: str) -> None:
 
 @pytest.mark.slow
 def test_images_are_the_same_in_every_process() -> None:
-    """Drawn, tiny and noisy pictures are the same bytes in processes whose string hashes differ."""
+    """Drawn, tiny and noisy images are the same bytes in processes whose string hashes differ."""
     program = (
         "import hashlib, sys, ast\n"
         "from krea_batch.testing.simulator.drawing.images import draw\n"
-        "from krea_batch.testing.simulator.drawing.tiny_png import tiny_picture\n"
+        "from krea_batch.testing.simulator.drawing.tiny_png import tiny_image\n"
         "text = ast.literal_eval(sys.argv[1])\n"
-        "made = draw(text, '7') + tiny_picture(text, '7') + tiny_picture(text, '7', 9999)\n"
+        "made = draw(text, '7') + tiny_image(text, '7') + tiny_image(text, '7', 9999)\n"
         "print(hashlib.sha256(made).hexdigest())\n"
     )
     text = CAPTION_FIELDS | {"prompt": "a sea of stars, a city and a cat in the wind"}
@@ -483,11 +483,11 @@ def test_images_are_the_same_in_every_process() -> None:
         assert run.stdout.strip() == hashlib.sha256(made).hexdigest(), run.stderr
 
 
-# ---- tiny pictures ---------------------------------------------------------------------------------------
+# ---- tiny images ---------------------------------------------------------------------------------------
 
 
 def test_a_tiny_image() -> None:
-    """With `tiny` a picture is a few hundred bytes, valid, and carries the same words as a drawn one."""
+    """With `tiny` an image is a few hundred bytes, valid, and carries the same words as a drawn one."""
 
     async def ask(client: SimulatorClient) -> None:
         data = await client.download_image(CAT_BODY | {"aspect_ratio": "9:16"})
@@ -542,7 +542,7 @@ def test_without_a_seed_each_job_makes_its_own_image() -> None:
 
 @pytest.mark.parametrize("size", [4096, 5000, 65_536, 65_537, 300_000])
 def test_an_image_of_exactly_n_bytes(size: int) -> None:
-    """With `image_bytes` a picture has exactly that size, opens, and hardly compresses."""
+    """With `image_bytes` an image has exactly that size, opens, and hardly compresses."""
 
     async def ask(client: SimulatorClient) -> None:
         data = await client.download_image()
@@ -561,7 +561,7 @@ def test_an_image_of_exactly_n_bytes(size: int) -> None:
     chance=st.text(max_size=8),
 )
 def test_image_bytes_are_exact(size: int, aspect_ratio: str, prompt: str, chance: str) -> None:
-    """For any size and any words a padded picture has exactly so many bytes, right chunks, and the ratio."""
+    """For any size and any words a padded image has exactly so many bytes, right chunks, and the ratio."""
     text = CAPTION_FIELDS | {"aspect_ratio": aspect_ratio, "prompt": prompt}
     image_data = tiny_image(text, chance, size)
     assert len(image_data) == size

@@ -80,7 +80,7 @@ async def generate_image(gateway: str) -> tuple[dict[str, Any], bytes]:
 
 
 def test_it_serves(start: StartSimulator) -> None:
-    """With --json the first line holds three addresses, at which a picture is made and the books are told."""
+    """With --json the first line holds three addresses, at which an image is made and the books are told."""
     process = start("--json", "--time-scale", "100", "--image-bytes", "5000", "--balance", "3")
     urls = json.loads(first_line(process))
     assert set(urls) == {"gateway_url", "cdn_url", "admin_url"}

@@ -29,7 +29,7 @@ def submit_and_stop(path: Path, *bodies: object, **settings: Any) -> list[str]:
     ("faults", "status"), [({}, "COMPLETED"), ({"job-failed": 1.0}, "FAILED"), ({"job-error": 1.0}, "ERROR")]
 )
 def test_jobs_outlive_a_restart(path: Path, faults: dict[str, float], status: str) -> None:
-    """Another simulator with the same file knows a job, its times, end and pictures, by other settings too."""
+    """Another simulator with the same file knows a job, its times, end and images, by other settings too."""
     (request_id,) = submit_and_stop(path, CAT_BODY | {"seed": 2**70}, faults=faults, outputs=2)
 
     async def ask(client: SimulatorClient) -> None:

@@ -190,7 +190,7 @@ def test_faults_without_a_meaning(faults: dict[str, float], named: str) -> None:
 
 @given(length=st.integers(1, 200), first=st.integers(0, 250), last=st.integers(0, 250), etag=st.booleans())
 def test_ranges_of_first_and_last(length: int, first: int, last: int, etag: bool) -> None:
-    """A range of two ends sends what a slice of the picture holds, nothing is 416, and a turned one is the whole."""
+    """A range of two ends sends what a slice of the image holds, nothing is 416, and a turned one is the whole."""
     resolved = resolve_range(f"bytes={first}-{last}", CDN_ETAG if etag else None, CDN_ETAG, length)
     whole = range(length)
     if last < first:
@@ -215,7 +215,7 @@ def test_open_ranges(length: int, number: int) -> None:
 
 @given(header=st.none() | st.text(max_size=30), if_range=st.none() | st.text(max_size=10), length=st.integers(1, 99))
 def test_any_range_is_resolved(header: str | None, if_range: str | None, length: int) -> None:
-    """Whatever stands in the headers, what is sent lies within the picture."""
+    """Whatever stands in the headers, what is sent lies within the image."""
     resolved = resolve_range(header, if_range, CDN_ETAG, length)
     assert resolved is None or 0 <= resolved[0] < resolved[1] <= length
 

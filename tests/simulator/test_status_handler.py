@@ -187,7 +187,7 @@ def test_failed_is_charged() -> None:
 
 
 def test_only_the_first_job_of_a_body_comes_to_error() -> None:
-    """With job-first-error a body that is sent again makes a picture; another body has a first of its own."""
+    """With job-first-error a body that is sent again makes an image; another body has a first of its own."""
 
     async def ask(client: SimulatorClient) -> None:
         jobs = [await client.submit_accepted({"prompt": prompt}) for prompt in "aab"]
@@ -270,7 +270,7 @@ def test_faults_are_drawn_for_each_job() -> None:
 
 @pytest.mark.parametrize(("outputs", "text"), [(1, True), (2, False)])
 def test_a_media_url_that_is_a_string(outputs: int, text: bool) -> None:
-    """With media-string the address of a lone picture is a string; several are an array as ever."""
+    """With media-string the address of a lone image is a string; several are an array as ever."""
 
     async def ask(client: SimulatorClient) -> None:
         request_id = await client.submit_accepted()

@@ -497,7 +497,7 @@ def test_a_response_without_a_client() -> None:
 
 
 def test_a_job_that_is_done_immediately() -> None:
-    """With submit-done the answer of a POST is that of a completed job, with its picture's address."""
+    """With submit-done the answer of a POST is that of a completed job, with its image's address."""
 
     async def ask(client: SimulatorClient) -> None:
         answer = await client.post()

@@ -115,7 +115,7 @@ OLD_AND_NEW_LINES = {  # lines of an earlier run, and lines behind them with an 
         '{"prompt": "a", "id": "cat", "sweep": {"seed": [1, 2]}}',
         '{"prompt": "a", "id": "cat-seed=2", "seed": 2}',
     ),
-    "of another picture": ('{"prompt": "a", "id": "cat"}', '{"prompt": "b", "id": "cat"}'),
+    "of another image": ('{"prompt": "a", "id": "cat"}', '{"prompt": "b", "id": "cat"}'),
 }
 
 

@@ -113,7 +113,7 @@ class TestText:
         assert prompts(path, skip_comments=True) == ["a cat"]
 
     def test_repeated_prompts(self, written: WriteContent) -> None:
-        """One prompt twice is two pictures, unless duplicates are to be left out."""
+        """One prompt twice is two images, unless duplicates are to be left out."""
         path = written("p.txt", "a cat\na dog\na cat\n")
         assert prompts(path) == ["a cat", "a dog", "a cat"]
         checked, jobs = check_and_read(path, dedupe=True)
@@ -330,11 +330,11 @@ class TestColumnar:
 
     @pytest.mark.parametrize("name", ["p.parquet", "p.bin"])
     def test_parquet(self, tmp_path: Path, name: str) -> None:
-        """Typed columns are fields; pictures are left out, and said to be."""
+        """Typed columns are fields; images are left out, and said to be."""
         path = str(tmp_path / name)
         pq.write_table(pa.table(CSV_TABLE), path)
         self.check(path)
-        assert "left out image, which holds pictures or other bytes" in format_notices(path)
+        assert "left out image, which holds images or other bytes" in format_notices(path)
 
     def test_folder_of_parquet(self, tmp_path: Path) -> None:
         """Its files are read in natural order, their rows numbered on."""
@@ -541,7 +541,7 @@ class TestSweeps:
             ("00001-repeat=2", {"repeat": 2}),
         ]
         seeded = written("p.jsonl", '{"prompt": "a cat", "seed": 1}')
-        assert "gives the same picture" in first_problem(seeded, axes=(make_axis("repeat", 2),))
+        assert "gives the same image" in first_problem(seeded, axes=(make_axis("repeat", 2),))
 
     def test_template_of_columns_and_sweep(self, written: WriteContent) -> None:
         """A prompt is made of columns and swept names; what it was made of stays with the job."""

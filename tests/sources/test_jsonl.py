@@ -138,7 +138,7 @@ def parse_job(line: bytes | str, *, keep_extra: bool = False) -> Job:
         ("seed: 1", '"seed" stands without quotes at character 15, put it into "…"'),
         ('"id": "a\tb"', "a string holds a control character at character 23, write \\t for a tab"),
         ('"id": “a”', "there is the quote “ at character 21"),
-        ('"id": "C:\\pictures"', "there is an unknown \\ escape at character 24"),
+        ('"id": "C:\\images"', "there is an unknown \\ escape at character 24"),
         ('"id": "a" "seed": 1', "a comma is missing at character 25"),
     ],
 )
@@ -150,8 +150,8 @@ def test_bad_fields(fields: str, said: str) -> None:
 @pytest.mark.parametrize(
     ("line", "said"),
     [
-        (b"{}", 'there is no "prompt", write {"prompt": "what the picture shows"}'),
-        (b'{"prompt": ""}', '"prompt" is empty, write in quotes what the picture shows'),
+        (b"{}", 'there is no "prompt", write {"prompt": "what the image shows"}'),
+        (b'{"prompt": ""}', '"prompt" is empty, write in quotes what the image shows'),
         (b'{"prompt": " \\n\\u00a0"}', '"prompt" is empty'),
         (b'{"prompt": 5}', '"prompt" is 5, write in quotes'),
         (b'{"prompt": null}', '"prompt" is null, write in quotes'),

@@ -41,7 +41,7 @@ def test_ids_speak() -> None:
 
 
 def test_the_order_of_the_axes_changes_no_id() -> None:
-    """Options in another order are the same pictures, not new ones to pay for."""
+    """Options in another order are the same images, not new ones to pay for."""
     axes = [
         make_axis("seed", [1, 2]),
         repeats(2),
@@ -53,7 +53,7 @@ def test_the_order_of_the_axes_changes_no_id() -> None:
 
 
 def test_a_further_value_renames_nothing() -> None:
-    """Pictures that are paid keep their ids when the sweep grows."""
+    """Images that are paid keep their ids when the sweep grows."""
     assert set(suffixes(make_axis("seed", [1, 2]))) < set(suffixes(make_axis("seed", [3, 1, 2])))
     assert set(suffixes(repeats(2))) < set(suffixes(repeats(3)))
 
@@ -126,7 +126,7 @@ def test_sweeps_on_the_command_line() -> None:
 
 
 def test_what_cannot_be_swept() -> None:
-    """Only what the API takes and what the template names changes a picture."""
+    """Only what the API takes and what the template names changes an image."""
     check_names([make_axis("animal", ["cat"]), make_axis("seed", [1]), repeats(2)], ["animal"])
     with pytest.raises(JobError) as error:
         check_names([make_axis("creativty", ["raw"])])
@@ -171,6 +171,6 @@ def test_what_is_no_template(text: str) -> None:
 
 @pytest.mark.parametrize("values", [{}, {"animal": None}, {"animal": ["cat"]}])
 def test_what_a_template_does_not_take(values: dict[str, object]) -> None:
-    """A prompt with a hole in it would be a wrong picture."""
+    """A prompt with a hole in it would be a wrong image."""
     with pytest.raises(JobError, match='"animal"'):
         Template("a {animal}").render(values)

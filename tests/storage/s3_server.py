@@ -1,4 +1,4 @@
-"""An S3 server on loopback, and a door before it that a test can shut, or have do something when a picture is in.
+"""An S3 server on loopback, and a door before it that a test can shut, or have do something when an image is in.
 
 Newcomers: the server is moto's, in a process of its own. It is no store for production, but it speaks S3 over HTTP
 to any client, knows `If-None-Match`, comes from PyPI as plain Python and is up in a third of a second. Those made for
@@ -21,7 +21,7 @@ from xml.etree import ElementTree
 
 from tests.processes import PROCESS_TIMEOUT_S
 
-BUCKET = "pictures"
+BUCKET = "images"
 NAMESPACE = "{http://s3.amazonaws.com/doc/2006-03-01/}"
 SIGNED_HEADERS = {"Authorization": "AWS an-id-of-a-key:moto-checks-none", "Content-Type": "application/octet-stream"}
 HOP_BY_HOP = {"connection", "keep-alive", "transfer-encoding", "content-length", "date", "server"}
@@ -130,7 +130,7 @@ class S3Server:
         return self._request("GET", f"/{key}")[1]
 
     def uploaded_keys(self) -> list[str]:
-        """The keys that pictures were sent to, in their order."""
+        """The keys that images were sent to, in their order."""
         return [request.key for request in self.requests if request.is_upload]
 
     def forward(self, method: str, target: str, headers: dict[str, str], body: bytes) -> tuple[int, Any, bytes]:

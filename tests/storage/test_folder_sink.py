@@ -1,4 +1,4 @@
-"""Tests of sinks.folder: pictures come whole into a folder of the caller's choice; nothing there is overwritten."""
+"""Tests of sinks.folder: images come whole into a folder of the caller's choice; nothing there is overwritten."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def staged_image(folder: Path, data: bytes, name: str = "fox") -> VerifiedImage:
 
 
 def test_a_run_into_a_folder(tmp_path: Path) -> None:
-    """Every picture is there, byte by byte, under the path that results name; the run's own folder holds none."""
+    """Every image is there, byte by byte, under the path that results name; the run's own folder holds none."""
     gateway, sink_dir = ScriptedGateway(), tmp_path / "nas/cats"
     engine = Engine(tmp_path / "out", gateway_client=gateway, sink=FolderSink(sink_dir))
 
@@ -45,7 +45,7 @@ def test_a_run_into_a_folder(tmp_path: Path) -> None:
 
 
 def test_a_second_put_is_idempotent_and_foreign_files_stay(tmp_path: Path) -> None:
-    """The same picture twice is one file; another's file and another's link keep their names."""
+    """The same image twice is one file; another's file and another's link keep their names."""
     sink_dir = tmp_path / "shelf"
     sink, one, other = FolderSink(sink_dir), make_png(text=b"one"), make_png(text=b"two")
 

@@ -1,4 +1,4 @@
-"""Tests of pipeline.picture: a file that ends in .png is whole, and nobody else's."""
+"""Tests of pipeline.image: a file that ends in .png is whole, and nobody else's."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def part_names(out: Path) -> list[Path]:
 
 
 def finish_or_error(image: ImageFile, last_chunk: Sequence[bytes]) -> StoredFile:
-    """The row of one picture, or what went wrong with it."""
+    """The row of one image, or what went wrong with it."""
     (result,) = commit_many([(image, last_chunk)])
     if not isinstance(result, StoredFile):
         raise result
@@ -43,7 +43,7 @@ def finish_or_error(image: ImageFile, last_chunk: Sequence[bytes]) -> StoredFile
 
 
 def assert_complete(out: Path, stored: StoredFile, data: bytes) -> bool:
-    """What is on disk is exactly this picture, and its row says so."""
+    """What is on disk is exactly this image, and its row says so."""
     on_disk = (out / stored.path).read_bytes()
     return on_disk == data and stored.sha256 == hashlib.sha256(data).hexdigest() and stored.bytes == len(data)
 
@@ -89,7 +89,7 @@ class TestCompleteImages:
         assert assert_complete(out, finish_or_error(image, [CAT_PNG]), CAT_PNG)
 
     def test_a_stale_part_file_is_not_resumed(self, out: Path) -> None:
-        """What a killed process left in the .part does not get into the picture."""
+        """What a killed process left in the .part does not get into the image."""
         dead = ImageFile(out, "x", 1)
         dead.write([DOG_PNG[:60]])
         image = ImageFile(out, "x", 1)
@@ -98,7 +98,7 @@ class TestCompleteImages:
         assert image_names(out) == ["x.png"]
 
     def test_no_file_stays_open(self, out: Path) -> None:
-        """A picture that is dropped between two pieces holds no file open."""
+        """An image that is dropped between two pieces holds no file open."""
         before = len(os.listdir("/proc/self/fd"))
         for n in range(10):
             ImageFile(out, f"x{n}", n).write([CAT_PNG[:50]])
@@ -108,7 +108,7 @@ class TestCompleteImages:
 class TestForeignFiles:
     @pytest.mark.parametrize("theirs", [b"mine!", CAT_PNG[:-1] + b"?", b""], ids=["other", "same size", "empty"])
     def test_a_foreign_file_stays(self, out: Path, theirs: bytes) -> None:
-        """A file of the name that does not hold these bytes is never touched; the picture takes another name."""
+        """A file of the name that does not hold these bytes is never touched; the image takes another name."""
         (out / "images" / "x.png").write_bytes(theirs)
         stored = finish_or_error(ImageFile(out, "x", 1), [CAT_PNG])
         assert (out / "images" / "x.png").read_bytes() == theirs
@@ -125,7 +125,7 @@ class TestForeignFiles:
 
     @pytest.mark.parametrize("there", [True, False], ids=["to a file", "to nothing"])
     def test_a_symlink_of_the_name_stays(self, out: Path, there: bool) -> None:
-        """A symlink in the place of the picture is neither followed nor replaced."""
+        """A symlink in the place of the image is neither followed nor replaced."""
         target = out / "target"
         if there:
             target.write_bytes(CAT_PNG)
@@ -154,13 +154,13 @@ class TestForeignFiles:
         assert not (out / "images" / "x.png").is_symlink()
 
     def test_a_folder_of_the_name_stays(self, out: Path) -> None:
-        """Not even a folder in the place of the picture stops it."""
+        """Not even a folder in the place of the image stops it."""
         (out / "images" / "x.png").mkdir()
         assert finish_or_error(ImageFile(out, "x", 1), [CAT_PNG]).path == "images/x~2.png"
 
 
 class TestNameCollisions:
-    """The second picture of job `a` and the first of job `a-2` have one name."""
+    """The second image of job `a` and the first of job `a-2` have one name."""
 
     @pytest.mark.parametrize("first_ends", [True, False])
     def test_their_part_files_differ(self, out: Path, first_ends: bool) -> None:

@@ -1,4 +1,4 @@
-"""Tests of pipeline.shelf: pictures share the disk's work and nothing else."""
+"""Tests of pipeline.shelf: images share the disk's work and nothing else."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def out(tmp_path: Path) -> Path:
 
 
 def finish_all(disk: SlowDisk, out: Path, bodies: list[bytes]) -> list[StoredFile | BaseException]:
-    """Finish a picture of each body, all of them put at the same moment."""
+    """Finish an image of each body, all of them put at the same moment."""
 
     async def main() -> list[StoredFile | BaseException]:
         writer = LocalImageWriter(cast("Any", disk))  # `run` is all that it uses
@@ -56,7 +56,7 @@ def finish_all(disk: SlowDisk, out: Path, bodies: list[bytes]) -> list[StoredFil
 
 
 def test_a_single_image_is_not_delayed(out: Path) -> None:
-    """Where the disk has nothing to do, a picture goes at once, and those that come meanwhile go together."""
+    """Where the disk has nothing to do, an image goes at once, and those that come meanwhile go together."""
     disk = SlowDisk()
     answers = finish_all(disk, out, [make_png(text=b"%d" % n) for n in range(10)])
     assert disk.groups == [1, 9]
@@ -85,7 +85,7 @@ def test_large_images_do_not_wait_for_a_full_group(out: Path, monkeypatch: pytes
 
 
 def test_one_that_fails_fails_alone(out: Path) -> None:
-    """A picture that is not whole, or cannot be written, is told so; the others of its group are stored."""
+    """An image that is not whole, or cannot be written, is told so; the others of its group are stored."""
     (out / "images" / "p2.2.png.part").mkdir()  # in its way
     bodies = [make_png(text=b"0"), b"<html>", make_png(text=b"2"), make_png(text=b"3")]
     first, html, blocked, last = finish_all(SlowDisk(), out, bodies)
@@ -96,7 +96,7 @@ def test_one_that_fails_fails_alone(out: Path) -> None:
 
 
 def test_a_folder_that_cannot_be_synced_fails_all(out: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """No picture counts as stored whose name may not be there after a power cut."""
+    """No image counts as stored whose name may not be there after a power cut."""
 
     def fail_sync(_: Path) -> None:
         raise OSError(5, "Input/output error")

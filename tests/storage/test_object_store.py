@@ -1,4 +1,4 @@
-"""Tests of sinks.object_store: pictures come whole into a real S3 server, whatever happens on their way."""
+"""Tests of sinks.object_store: images come whole into a real S3 server, whatever happens on their way."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def bucket(server: S3Server, monkeypatch: pytest.MonkeyPatch) -> S3Server:
 
 
 def staged_upload(folder: Path, name: str = "fox", data: bytes = b"") -> VerifiedImage:
-    """A picture as the engine would hand it over."""
+    """An image as the engine would hand it over."""
     data = data or make_png(text=name.encode())
     path = folder / f"{hashlib.sha256(data).hexdigest()}.part"
     path.write_bytes(data)
@@ -81,7 +81,7 @@ def check_objects(out: Path, bucket: S3Server, prefix: str = PREFIX) -> None:
 
 class TestPut:
     def test_what_an_object_is(self, tmp_path: Path, bucket: S3Server) -> None:
-        """It has the picture's bytes, says that it is a PNG, carries its hash, and its URL is what results get."""
+        """It has the image's bytes, says that it is a PNG, carries its hash, and its URL is what results get."""
         image = staged_upload(tmp_path)
         assert asyncio.run(ObjectStoreSink.of(BUCKET_URL).put(image)) == f"{BUCKET_URL}/fox.png"
         assert bucket.objects() == {f"{PREFIX}fox.png": image.staged.read_bytes()}
@@ -98,7 +98,7 @@ class TestPut:
         assert len(bucket.uploaded_keys()) == 1
 
     def test_a_second_put_is_idempotent(self, tmp_path: Path, bucket: S3Server) -> None:
-        """A picture that is there already is found by its metadata, and not sent again."""
+        """An image that is there already is found by its metadata, and not sent again."""
         sink, image = ObjectStoreSink.of(BUCKET_URL), staged_upload(tmp_path)
         assert {asyncio.run(sink.put(image)) for _ in range(3)} == {f"{BUCKET_URL}/fox.png"}
         assert bucket.uploaded_keys() == [f"{PREFIX}fox.png"]
@@ -112,7 +112,7 @@ class TestPut:
 
     @pytest.mark.parametrize("same_size", [True, False])
     def test_other_bytes_are_never_overwritten(self, tmp_path: Path, bucket: S3Server, same_size: bool) -> None:
-        """Somebody else's objects stay as they are; the picture takes the first free name, and keeps it."""
+        """Somebody else's objects stay as they are; the image takes the first free name, and keeps it."""
         image = staged_upload(tmp_path)
         theirs = b"x" * (image.size_bytes if same_size else 7)
         bucket.put(f"{PREFIX}fox.png", theirs)
@@ -134,7 +134,7 @@ class TestPut:
         assert bucket.objects()[f"{PREFIX}fox.png"] == b"theirs"
 
     def test_an_upload_whose_response_is_lost(self, tmp_path: Path, bucket: S3Server) -> None:
-        """The store has the picture, we were not told: it is found, and one object is there."""
+        """The store has the image, we were not told: it is found, and one object is there."""
         lost: list[RecordedRequest] = []
 
         def drop_response(request: RecordedRequest) -> None:
@@ -149,18 +149,18 @@ class TestPut:
         assert bucket.objects() == {f"{PREFIX}fox.png": image.staged.read_bytes()}
 
     def test_large_images(self, tmp_path: Path, bucket: S3Server) -> None:
-        """Pictures of 20 MB, more of them than go at once, arrive whole in one upload each."""
+        """Images of 20 MB, more of them than go at once, arrive whole in one upload each."""
         images = [staged_upload(tmp_path, f"p{n}", bytes([n]) * (20 << 20)) for n in range(6)]
         assert images[0].size_bytes > LARGE_BYTES
 
         async def main() -> None:
             sink = ObjectStoreSink.of(BUCKET_URL)
-            await asyncio.gather(*(sink.put(picture) for picture in images))
+            await asyncio.gather(*(sink.put(image) for image in images))
 
         asyncio.run(main())
         assert sorted(bucket.uploaded_keys()) == [f"{PREFIX}p{n}.png" for n in range(6)]
         hashes = {hashlib.sha256(data).hexdigest() for data in bucket.objects().values()}
-        assert hashes == {picture.sha256 for picture in images}
+        assert hashes == {image.sha256 for image in images}
 
     def test_a_store_made_by_the_caller(self, tmp_path: Path, bucket: S3Server) -> None:
         """Any store of obstore's will do, with a prefix of its own, of the sink's, or none."""
@@ -222,7 +222,7 @@ class TestSinkErrors:
         """A key that may neither list nor write, or that the store does not know, is told before a cent is spent."""
         bucket.reject_status, bucket.reject_body = (lambda _: 403), f"<Error><Code>{code}</Code></Error>".encode()
         sink = ObjectStoreSink.of(BUCKET_URL)
-        with pytest.raises(SinkPermanentError, match="takes no pictures from these credentials"):
+        with pytest.raises(SinkPermanentError, match="takes no images from these credentials"):
             asyncio.run(sink.check())
 
     def test_check_finds_a_missing_bucket(self, bucket: S3Server) -> None:
@@ -236,7 +236,7 @@ class TestSinkErrors:
     @pytest.mark.parametrize(
         "url",
         [
-            "pictures", "ftp://host/pictures", "file:///tmp", "s3://", "s3:///folder", "s3://id:secret@bucket/a",
+            "images", "ftp://host/images", "file:///tmp", "s3://", "s3:///folder", "s3://id:secret@bucket/a",
             "s3://bucket/a?secret=b", "s3://bucket/a b", "s3://bucket/../a", "s3://bucket//a",
         ],
     )  # fmt: skip
@@ -273,7 +273,7 @@ class TestEngine:
             assert objects[key] == make_png(text=row["request"]["prompt"].encode())
 
     def test_a_store_that_goes_away_and_comes_back(self, tmp_path: Path, bucket: S3Server) -> None:
-        """Ten uploads without an answer and ten with 503 delay their pictures, and cost no download and no POST."""
+        """Ten uploads without an answer and ten with 503 delay their images, and cost no download and no POST."""
         reject_statuses = iter([0] * 10 + [503] * 10)
         bucket.reject_status = lambda asked: next(reject_statuses, None) if asked.is_upload else None
         gateway = ScriptedGateway()
@@ -330,7 +330,7 @@ def allow_one_upload() -> Callable[[RecordedRequest], int | None]:
 
 
 def kill_after_upload(process: subprocess.Popen[bytes]) -> Callable[[RecordedRequest], None]:
-    """Kill a process when a picture of its is in."""
+    """Kill a process when an image of its is in."""
 
     def kill_process(request: RecordedRequest) -> None:
         if request.is_upload:
@@ -343,12 +343,12 @@ def kill_after_upload(process: subprocess.Popen[bytes]) -> Callable[[RecordedReq
 @pytest.mark.slow
 class TestCommand:
     def test_simulated_into_a_bucket(self, tmp_path: Path, bucket: S3Server) -> None:
-        """The command puts the simulator's own pictures there, by an option from the environment, and says where."""
+        """The command puts the simulator's own images there, by an option from the environment, and says where."""
         write_jobs(tmp_path / "jobs.jsonl", 6)
         command = ("run", "jobs.jsonl", "--out", "out", "--simulate", "--time-scale", "50", *SINK_RUN_OPTIONS)
         done = run_command(*command, cwd=tmp_path, KREA_BATCH_SINK=BUCKET_URL)
         assert done.returncode == 0, done.stderr
-        assert f"pictures: {BUCKET_URL}" in done.stdout
+        assert f"images: {BUCKET_URL}" in done.stdout
         check_objects(tmp_path / "out", bucket)
         assert len(bucket.objects()) == 6
         assert "of-a-key" not in done.stdout + done.stderr
@@ -370,7 +370,7 @@ class TestCommand:
     def test_killed_between_upload_and_record(
         self, tmp_path: Path, bucket: S3Server, simulate: StartSimulator
     ) -> None:
-        """Killed the moment the store has a picture, five times: all come home, uploaded once, paid once."""
+        """Killed the moment the store has an image, five times: all come home, uploaded once, paid once."""
         simulator = simulate("--tiny", "--latency", "fixed:0.1")
         write_jobs(tmp_path / "jobs.jsonl", 20)
         for kills in range(1, 6):

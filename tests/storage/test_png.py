@@ -131,7 +131,7 @@ INVALID_PNGS = {
     "a chunk past 2^31": SIGNATURE + ihdr() + b"\xff\xff\xff\xffIDAT",
     "no signature": WHOLE_PNG[8:],
     "a newline translated": WHOLE_PNG.replace(b"\r\n", b"\n"),
-    "a second picture": WHOLE_PNG + WHOLE_PNG,
+    "a second image": WHOLE_PNG + WHOLE_PNG,
 }
 
 

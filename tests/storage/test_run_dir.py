@@ -23,7 +23,7 @@ time.sleep(60)
 
 
 def test_it_is_made_with_its_parents(tmp_path: Path) -> None:
-    """A folder that is not there is made, with the one for pictures; nothing else."""
+    """A folder that is not there is made, with the one for images; nothing else."""
     out = tmp_path / "runs" / "ä cat"
     folder = RunDir(out)
     folder.lock()

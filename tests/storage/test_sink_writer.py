@@ -1,4 +1,4 @@
-"""Tests of pipeline.courier: a caller's sink gets whole pictures alone, and its trouble leads to no POST."""
+"""Tests of pipeline.courier: a caller's sink gets whole images alone, and its trouble leads to no POST."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ NO_RESPONSE = 10 * PUT_TIMEOUT_S
 
 
 class ScriptedSink:
-    """Keeps pictures in memory. A script entry is an error to raise, seconds to wait, or None to keep it.
+    """Keeps images in memory. A script entry is an error to raise, seconds to wait, or None to keep it.
 
     The last entry of a script is repeated.
     """
@@ -59,7 +59,7 @@ class ScriptedSink:
 
 
 def check_stored(out: Path, sink: ScriptedSink) -> None:
-    """Every job succeeded, the sink has each picture of the results and no other, and none is left in the folder."""
+    """Every job succeeded, the sink has each image of the results and no other, and none is left in the folder."""
     by_id = rows_by_id(out)
     assert {row["status"] for row in by_id.values()} == {"succeeded"}
     files = {file["path"]: (file, row) for row in by_id.values() for file in row["files"]}
@@ -74,7 +74,7 @@ def check_stored(out: Path, sink: ScriptedSink) -> None:
 
 class TestVerifiedImages:
     def test_the_sink_gets_each_image_once(self, tmp_path: Path) -> None:
-        """Fifty jobs are fifty puts; rows name what the sink returned, and the folder keeps no picture."""
+        """Fifty jobs are fifty puts; rows name what the sink returned, and the folder keeps no image."""
         sink = ScriptedSink()
         run_virtual(run_jobs(tmp_path, ScriptedGateway(), make_jobs(50), sink=sink))
         assert set(sink.puts.values()) == {1}
@@ -97,7 +97,7 @@ class TestVerifiedImages:
 
     @pytest.mark.parametrize("body", [b"<html>", make_png(text=b"j0")[:-1], make_png(text=b"j0") + b"more"])
     def test_what_is_not_whole_never_reaches_it(self, tmp_path: Path, body: bytes) -> None:
-        """A picture that is cut, longer than it should be or none at all is fetched again, and not put."""
+        """An image that is cut, longer than it should be or none at all is fetched again, and not put."""
         gateway, sink = ScriptedGateway(), ScriptedSink()
         gateway.download_script["j0"] = [[body], None]
         run_virtual(run_jobs(tmp_path, gateway, make_jobs(1), sink=sink))
@@ -112,7 +112,7 @@ class TestTransientErrors:
         ids=["SinkError", "TimeoutError", "OSError", "silence"],
     )
     def test_the_put_is_retried_without_a_second_download(self, tmp_path: Path, trouble: Any) -> None:
-        """The second put of a picture costs neither a download nor a POST."""
+        """The second put of an image costs neither a download nor a POST."""
         gateway, sink = ScriptedGateway(), ScriptedSink(trouble, trouble, None)
         run_virtual(run_jobs(tmp_path, gateway, make_jobs(1), sink=sink))
         assert sink.puts == {"j0": 3}
@@ -227,7 +227,7 @@ class TestEnds:
         check_stored(tmp_path, sink)
 
     def test_killed_between_sink_and_ledger(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-        """A run that dies once the sink has the picture puts it again under the same name, unpaid."""
+        """A run that dies once the sink has the image puts it again under the same name, unpaid."""
 
         def kill(*_: object) -> None:
             raise KeyError("dead")
@@ -246,7 +246,7 @@ class TestEnds:
 
     @pytest.mark.parametrize("killed_ms", range(10_000, 16_000, 250))
     def test_killed_at_any_time(self, tmp_path: Path, killed_ms: int) -> None:
-        """Whenever the process dies, the sink has whole pictures alone, and the next run brings the rest, unpaid."""
+        """Whenever the process dies, the sink has whole images alone, and the next run brings the rest, unpaid."""
         gateway, sink = ScriptedGateway(), ScriptedSink(0.5, TRANSIENT_ERROR, 0.5, 0.5, TRANSIENT_ERROR, 0.5)
         for job in make_jobs(4):
             body = make_png(text=job.prompt.encode())

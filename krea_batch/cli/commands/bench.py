@@ -53,7 +53,7 @@ from krea_batch.cli.options.run_options import api_key_file_option, setting_opti
     default="krea-batch-bench",
     show_default=True,
     type=click.Path(path_type=Path, file_okay=False),
-    help="Where bench.json and the plots go; with --gateway also the pictures, under runs/.",
+    help="Where bench.json and the plots go; with --gateway also the images, under runs/.",
 )
 @click.option("--quiet", "-q", is_flag=True, help="Print nothing but errors.")
 @click.option("--json", "as_json", is_flag=True, help="Print bench.json on standard output instead of the table.")

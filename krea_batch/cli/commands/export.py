@@ -1,4 +1,4 @@
-"""`krea-batch export`: a run's folder comes in; its pictures, as other tools load them, go out."""
+"""`krea-batch export`: a run's folder comes in; its images, as other tools load them, go out."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ EXPORT_FORMATS = ("imagefolder", "parquet", "webdataset", "csv", "zip")
     default=1000,
     show_default=True,
     metavar="N",
-    help="Pictures in a shard of a WebDataset.",
+    help="Images in a shard of a WebDataset.",
 )
 @click.option("--force", is_flag=True, help="Replace DEST where it is there.")
 @click.option("--quiet", "-q", is_flag=True, help="Print nothing but errors.")
@@ -43,14 +43,14 @@ def export(
     force: bool,
     quiet: bool,
 ) -> None:
-    """Write the pictures of the run in OUT as other tools load them. The run is only read, and may be going on.
+    """Write the images of the run in OUT as other tools load them. The run is only read, and may be going on.
 
     \b
     imagefolder   a folder with metadata.jsonl: datasets.load_dataset("imagefolder", data_dir=DEST)
-    parquet       one file with the pictures in it: datasets.load_dataset("parquet", data_files=DEST)
+    parquet       one file with the images in it: datasets.load_dataset("parquet", data_files=DEST)
     webdataset    a folder of tar shards
-    csv           a row a picture, for spreadsheets and pandas; the pictures stay where they are
-    zip           pictures and metadata.jsonl in one file
+    csv           a row an image, for spreadsheets and pandas; the images stay where they are
+    zip           images and metadata.jsonl in one file
     """
     from krea_batch.cli.options.job_id_file import read_ids
     from krea_batch.cli.ui.formatting import pluralize
@@ -58,9 +58,9 @@ def export(
     from krea_batch.maintenance.export import RunImages
     from krea_batch.maintenance.export.writers import Options
 
-    options = Options(embed=embed_metadata, shard_pictures=shard_size, force=force)
+    options = Options(embed=embed_metadata, shard_images=shard_size, force=force)
     if embed_metadata and format_ == "csv":
-        raise click.UsageError("--embed-metadata does not go with csv: it leaves the pictures where they are")
+        raise click.UsageError("--embed-metadata does not go with csv: it leaves the images where they are")
     with RunImages(out, read_ids(ids_from)) as images:
         try:
             count = _export_with_progress(images, format_, output, options, quiet=quiet)
@@ -69,7 +69,7 @@ def export(
                 f"{output} cannot be written ({error.strerror})", "make room, or choose another place"
             ) from None
     if not quiet:
-        click.echo(f"{pluralize(count, 'picture')} in {output}")
+        click.echo(f"{pluralize(count, 'image')} in {output}")
 
 
 def _export_with_progress(images: RunImages, format_: str, output: Path, options: Options, *, quiet: bool) -> int:

@@ -45,7 +45,7 @@ def init(folder: Path) -> None:
     cd_command = "" if folder == Path() else f"cd {folder}\n  "
     click.echo(
         f"try it, offline and free:\n  {cd_command}krea-batch run {JOBS_FILE} --out out --simulate\n"
-        f"and in earnest:\n  export PIXAZO_API_KEY=…\n  krea-batch run {JOBS_FILE} --out pictures"
+        f"and in earnest:\n  export PIXAZO_API_KEY=…\n  krea-batch run {JOBS_FILE} --out images"
     )
 
 

@@ -1,4 +1,4 @@
-"""`krea-batch report`: a run's folder comes in; one HTML file with its pictures and charts goes out."""
+"""`krea-batch report`: a run's folder comes in; one HTML file with its images and charts goes out."""
 
 from __future__ import annotations
 
@@ -28,9 +28,9 @@ import click
 )
 @click.option("--quiet", "-q", is_flag=True, help="Print nothing but errors.")
 def report(out: Path, output: Path | None, rate: str | None, thumbnails: int, quiet: bool) -> None:
-    """Write the pictures of the run in OUT, with what is known of them and the run's charts, into one HTML file.
+    """Write the images of the run in OUT, with what is known of them and the run's charts, into one HTML file.
 
-    It needs no network and nothing beside it: filters, a grid of sweeps, a lightbox. The pictures
+    It needs no network and nothing beside it: filters, a grid of sweeps, a lightbox. The images
     themselves are opened from where they are, as long as the report stays in its place.
     """
     from krea_batch.cli.ui.formatting import format_bytes, pluralize
@@ -57,7 +57,7 @@ def report(out: Path, output: Path | None, rate: str | None, thumbnails: int, qu
             f"{output_path} cannot be written ({error.strerror})", "make room, or name another --output"
         ) from None
     if not quiet:
-        click.echo(f"{pluralize(count, 'picture')} in {output_path}, {format_bytes(output_path.stat().st_size)}")
+        click.echo(f"{pluralize(count, 'image')} in {output_path}, {format_bytes(output_path.stat().st_size)}")
 
 
 def _image_count(out: Path) -> int:

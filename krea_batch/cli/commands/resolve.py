@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     multiple=True,
     metavar="JOB=REQUEST_ID",
     help="The job was accepted, under this request_id (look into the provider's dashboard, or ask its support); "
-    "the next run fetches the picture. May be given often.",
+    "the next run fetches the image. May be given often.",
 )
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 def resolve(

@@ -1,4 +1,4 @@
-"""`krea-batch retry`: jobs that ended without a picture come in; they are submitted again."""
+"""`krea-batch retry`: jobs that ended without an image come in; they are submitted again."""
 
 from __future__ import annotations
 
@@ -32,9 +32,9 @@ DEFAULT_STATES = tuple(state.value for state in RETRYABLE if state.info.retried_
 def retry(
     out: Path, ids: tuple[str, ...], status: tuple[str, ...], ids_from: str | None, yes: bool, **options: Any
 ) -> None:
-    """Submit jobs of the run in OUT again that ended without a picture: all of them, or each ID.
+    """Submit jobs of the run in OUT again that ended without an image: all of them, or each ID.
 
-    Every POST that is accepted is paid, so it says how many that may be, and asks. Jobs that have their picture are
+    Every POST that is accepted is paid, so it says how many that may be, and asks. Jobs that have their image are
     never submitted again; ambiguous ones are decided with `resolve`. What else is open in OUT goes on as well.
     """
     from krea_batch.cli.options.job_id_file import read_ids

@@ -1,4 +1,4 @@
-"""`krea-batch run`: job files come in; pictures, results and an exit code go out."""
+"""`krea-batch run`: job files come in; images, results and an exit code go out."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ from krea_batch.cli.options.run_options import ExampleOption, run_options
 )
 @click.option("--yes", "-y", is_flag=True, help="Do not ask.")
 def run(jobs: tuple[str, ...], **options: Any) -> None:
-    """Make a picture for each prompt in the JOBS: files of JSONL, JSON, CSV, TSV, Parquet or text (also .gz, .zst),
+    """Make an image for each prompt in the JOBS: files of JSONL, JSON, CSV, TSV, Parquet or text (also .gz, .zst),
     folders of texts, or - for standard input.
 
     The files are checked whole before the first cent is spent. Ctrl-C brings home what is in flight; a second

@@ -19,27 +19,27 @@ SWEEP_DESCRIPTION = (
 STRENGTH_DESCRIPTION = "How much it counts. A negative strength pushes away from it."
 DESCRIPTIONS = {
     "Job": {
-        "": "One line of a job file: one picture to be made. Only the prompt is needed.",
-        "prompt": "What the picture shows. The more it says, the better the picture.",
+        "": "One line of a job file: one image to be made. Only the prompt is needed.",
+        "prompt": "What the image shows. The more it says, the better the image.",
         "aspect_ratio": "Width to height.",
         "creativity": (
             "How freely the prompt is read: raw (hardly interpreted), low (strictly), medium (balanced), "
             "high (drifting)."
         ),
-        "seed": "The same seed with the same other fields makes the same picture again. Left out: chance.",
-        "image_style_references": "Pictures that guide the style, at most 10.",
+        "seed": "The same seed with the same other fields makes the same image again. Left out: chance.",
+        "image_style_references": "Images that guide the style, at most 10.",
         "styles": "Krea's LoRA styles, at most 10.",
         "moodboards": "Krea's moodboards, at most 1.",
         "id": (
-            "The name of the job in results, and of its picture's file. Each id stands once in a run. At most 200 "
+            "The name of the job in results, and of its image's file. Each id stands once in a run. At most 200 "
             "bytes of UTF-8, without / \\ .. and control characters. Left out or empty: the number of the line, "
             "like 00001, counted on over all files."
         ),
         "metadata": "Anything of your own. It is kept with the result and never sent.",
     },
     "ImageStyleReference": {
-        "": "A picture that guides the style.",
-        "image_url": "Where the picture is: an HTTPS address that the gateway can reach.",
+        "": "An image that guides the style.",
+        "image_url": "Where the image is: an HTTPS address that the gateway can reach.",
         "strength": STRENGTH_DESCRIPTION,
     },
     "Style": {

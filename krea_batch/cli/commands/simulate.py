@@ -60,9 +60,9 @@ if TYPE_CHECKING:
     help="Faults strike only the first N tries of one thing.  [default: all]",
 )
 @click.option("--balance", type=int, metavar="N", help="Credits; each accepted submit takes one.  [default: endless]")
-@click.option("--outputs", default=1, show_default=True, metavar="N", help="Pictures of a job, 1 to 4.")
-@click.option("--tiny", is_flag=True, help="Small pictures, made in no time.")
-@click.option("--image-bytes", default=0, metavar="N", help="Pictures of noise, of exactly N bytes.")
+@click.option("--outputs", default=1, show_default=True, metavar="N", help="Images of a job, 1 to 4.")
+@click.option("--tiny", is_flag=True, help="Small images, made in no time.")
+@click.option("--image-bytes", default=0, metavar="N", help="Images of noise, of exactly N bytes.")
 @click.option("--key", default="", help="The only API key to accept.  [default: any]")
 @click.option("--revoke-after", default=0, metavar="N", help="Refuse every key after N accepted submits.")
 @click.option("--lenient", is_flag=True, help="Accept unknown fields in a body.")
@@ -131,7 +131,7 @@ def _print_urls(simulator: Simulator, as_json: bool) -> None:
         click.echo(orjson.dumps(urls))
         return
     click.echo(f"gateway  {urls['gateway_url']}")
-    click.echo(f"pictures {urls['cdn_url']}")
+    click.echo(f"images {urls['cdn_url']}")
     click.echo(f"books    {urls['admin_url']}/totals")
     click.echo(f"PIXAZO_API_KEY=any krea-batch run JOBS --out DIR --gateway {urls['gateway_url']}")
     click.echo("Ctrl-C ends it.")

@@ -1,4 +1,4 @@
-"""`krea-batch verify`: a run's folder comes in; the pictures that are not as recorded go out, or are mended."""
+"""`krea-batch verify`: a run's folder comes in; the images that are not as recorded go out, or are mended."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 def verify(
     out: Path, repair: bool, gateway: str, api_key_file: Path | None, simulate: bool, as_json: bool, quiet: bool
 ) -> None:
-    """Hold every picture of the run in OUT against the ledger: is it there, whole, and the very one recorded?
+    """Hold every image of the run in OUT against the ledger: is it there, whole, and the very one recorded?
 
     Exit code 0 when all are, or are repaired; 1 when some are not.
     """
@@ -51,11 +51,11 @@ def verify(
 
 def _check_all(images: RunImages) -> tuple[int, list[Mismatch]]:
     checked, damaged = _find_damaged(images)
-    return checked, [_mismatch(picture, what) for picture, what in damaged]
+    return checked, [_mismatch(image, what) for image, what in damaged]
 
 
 def _find_damaged(images: RunImages) -> tuple[int, list[tuple[ExportedImage, str]]]:
-    """How many pictures there are, and those that are not as recorded; with a bar where people look."""
+    """How many images there are, and those that are not as recorded; with a bar where people look."""
     from krea_batch.maintenance.verify import faults
 
     checked, damaged = 0, []
@@ -123,8 +123,8 @@ async def _repair_images(
                 results[n] = await _repair_image(image, problem, gateway)
 
         async with anyio.create_task_group() as group:
-            for n, (picture, what) in enumerate(damaged):
-                group.start_soon(repair_one, n, picture, what)
+            for n, (image, what) in enumerate(damaged):
+                group.start_soon(repair_one, n, image, what)
     return [results[n] for n in sorted(results)]
 
 
@@ -167,7 +167,7 @@ def _print_report(out: Path, checked: int, mismatches: list[Mismatch], *, as_jso
 
     repaired = sum(fault.repaired for fault in mismatches)
     if as_json:
-        fields = {"pictures": checked, "faults": len(mismatches), "repaired": repaired, "which": mismatches}
+        fields = {"images": checked, "faults": len(mismatches), "repaired": repaired, "which": mismatches}
         click.echo(msgspec.json.encode(fields))
         return
     for fault in mismatches:
@@ -175,6 +175,6 @@ def _print_report(out: Path, checked: int, mismatches: list[Mismatch], *, as_jso
     if quiet:
         return
     result = f"{len(mismatches):,} not as recorded" if mismatches else "all as recorded"
-    click.echo(f"{pluralize(checked, 'picture')}, {result}{f', {repaired:,} fetched again' if repaired else ''}")
+    click.echo(f"{pluralize(checked, 'image')}, {result}{f', {repaired:,} fetched again' if repaired else ''}")
     if mismatches and not repaired:
         click.echo("krea-batch verify OUT --repair fetches them again; nothing is paid twice")

@@ -1,4 +1,4 @@
-"""`krea-batch view`: a run's folder comes in; a page on this machine goes out, that shows pictures as they arrive."""
+"""`krea-batch view`: a run's folder comes in; a page on this machine goes out, that shows images as they arrive."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import click
 @click.option("--port", type=click.IntRange(0, 65535), default=8788, show_default=True, help="0 takes any free one.")
 @click.option("--open/--no-open", "open_", default=True, help="Open it in the browser.  [default: open]")
 def view(out: Path, port: int, open_: bool) -> None:
-    """Show the pictures of the run in OUT in a browser, as they arrive; also of a run that is going on elsewhere.
+    """Show the images of the run in OUT in a browser, as they arrive; also of a run that is going on elsewhere.
 
     The page is for this machine alone. Ctrl-C ends it; the run is not touched, unless you have it retry what failed.
     """

@@ -297,7 +297,7 @@ def _exit_code(runner: BenchRunner, cases: list[Case], rows: list[CaseResult]) -
 
 
 def _is_complete(case: Case, row: CaseResult) -> bool:
-    """Whether every job has its picture: a paid run's folder knows, whichever run of the command it was."""
+    """Whether every job has its image: a paid run's folder knows, whichever run of the command it was."""
     if case.simulated:
         return row.stored == case.jobs
     totals = RunTotals.read(Path(case.out))

@@ -29,10 +29,10 @@ from krea_batch.gateway.health import Unreachable, fetch_server_date
 from krea_batch.ledger import SQLITE_VERSION
 from krea_batch.settings import Settings
 
-TYPICAL_IMAGE_BYTES = 2_000_000  # chosen: what pictures of a megapixel were seen to have, rounded up
+TYPICAL_IMAGE_BYTES = 2_000_000  # chosen: what images of a megapixel were seen to have, rounded up
 MIN_FREE_IMAGES = 500  # chosen: with less room than this, people are warned
 MAX_CLOCK_SKEW_S = 60.0  # chosen: Retry-After dates and expiring addresses are off by as much
-OTHER_OPEN_FILES = 200  # chosen: sockets of polls and downloads, the ledger, pictures, Python's own
+OTHER_OPEN_FILES = 200  # chosen: sockets of polls and downloads, the ledger, images, Python's own
 NETWORK_FILE_SYSTEMS = ("nfs", "nfs4", "cifs", "smb3", "9p", "fuse.sshfs", "afs")
 LIBRARIES = ("aiohttp", "anyio", "msgspec", "aiolimiter", "orjson", "click", "rich")
 EXTRAS = {
@@ -110,7 +110,7 @@ def _check_disk(out: Path) -> list[Finding]:
         ]
     free = shutil.disk_usage(existing_dir).free
     free_space = (
-        f"{format_bytes(free)} free in {existing_dir}, some {pluralize(free // TYPICAL_IMAGE_BYTES, 'picture')}"
+        f"{format_bytes(free)} free in {existing_dir}, some {pluralize(free // TYPICAL_IMAGE_BYTES, 'image')}"
     )
     findings = [
         Finding("disk", "ok", free_space)
@@ -119,7 +119,7 @@ def _check_disk(out: Path) -> list[Finding]:
     ]
     file_system = _file_system(existing_dir)
     if file_system in NETWORK_FILE_SYSTEMS:
-        hint = "keep OUT on a disk of this machine, and pictures elsewhere by --sink"
+        hint = "keep OUT on a disk of this machine, and images elsewhere by --sink"
         findings.append(
             Finding("disk", "warn", f"it is a network file system ({file_system}), whose locks SQLite may miss", hint)
         )

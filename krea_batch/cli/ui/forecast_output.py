@@ -54,7 +54,7 @@ def forecast_request(
 
 
 def _latencies_of_run(out: Path) -> tuple[Latencies, float]:
-    """The latencies of an earlier run, and the mean size of its pictures."""
+    """The latencies of an earlier run, and the mean size of its images."""
     require_run(out)
     with closing(LedgerStore.open(out / LEDGER, read_only=True)) as store:
         (samples,) = store.read(lambda store: store.latencies(MAX_LATENCY_SAMPLES))

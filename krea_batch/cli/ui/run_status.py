@@ -39,7 +39,7 @@ class RunStatus(msgspec.Struct, frozen=True, kw_only=True):
     succeeded: int
     in_flight: int
     downloading: int  # of those
-    unsuccessful: int  # jobs that ended without a picture
+    unsuccessful: int  # jobs that ended without an image
     submitted: int
     submits_per_s: float
     limit_per_s: float | None

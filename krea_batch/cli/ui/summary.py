@@ -81,7 +81,7 @@ class RunSummary(msgspec.Struct, frozen=True):
             lines.append(f"  {pluralize(self.not_started, 'job')} of the input not begun")
         if self.bad_lines:
             lines.append(f"  {pluralize(self.bad_lines, 'bad line')} skipped")
-        lines.append(f"pictures: {self.sink or self.totals.out / IMAGES}")
+        lines.append(f"images: {self.sink or self.totals.out / IMAGES}")
         lines.append(f"results:  {self.totals.out / RESULTS}")
         if self.problem:
             lines.append(f"stopped early: {self.problem}")

@@ -10,7 +10,7 @@ const items = new Map();         // by number in the ledger
 const marked = new Set();        // ids
 const chosen = {};               // filter name -> value
 let shown = [];                  // items that pass the filters, in order
-let view = "pictures";
+let view = "images";
 let axes = [];                   // names of what differs between jobs
 let standing = {};               // how many jobs there are to be, and whether a process works on them
 let order = new Map();           // in a report: place of an item's thumbnail among all
@@ -27,7 +27,7 @@ const el = (name, attributes = {}, ...children) => {
 };
 const words = (value) => (typeof value === "string" ? value : JSON.stringify(value));
 
-// ---- where pictures are ----
+// ---- where images are ----
 
 const blocks = new Map();
 const isHere = (item, k = 0) => item.files.length > k && !item.files[k].path.includes("://"); // else: in an object store
@@ -44,7 +44,7 @@ function thumbnail(item) {
   const data = blocks.get(at)[place % block];
   return data ? `data:image/webp;base64,${data}` : null;
 }
-const original = (item, k) => (live ? `/picture/${item.n}/${k}` : item.files[k].path.split("/").map(encodeURIComponent).join("/"));
+const original = (item, k) => (live ? `/image/${item.n}/${k}` : item.files[k].path.split("/").map(encodeURIComponent).join("/"));
 
 // ---- filters ----
 
@@ -124,29 +124,29 @@ function filter() {
   const some = shown.length === all ? "" : `${told(shown.length)} shown of `;
   const begun = standing.jobs > all ? ` begun of ${told(standing.jobs)}` : "";
   const going = standing.at_work ? ", going on" : "";
-  $("counts").textContent = `${some}${told(all)} ${all === 1 ? "job" : "jobs"}${begun}, ${told(stored)} with a picture${going}`;
+  $("counts").textContent = `${some}${told(all)} ${all === 1 ? "job" : "jobs"}${begun}, ${told(stored)} with an image${going}`;
   $("nothing").textContent = all ? "Nothing matches the filters." : "Nothing to show yet.";
   $("nothing").hidden = shown.length > 0 || view === "charts";
   draw();
 }
 
-// ---- pictures: only those in sight are in the page ----
+// ---- images: only those in sight are in the page ----
 
 const TILE = 200, GAP = 12, UNDER = 54;
 let layout = { columns: 1, width: TILE };
 const tiles = new Map();
 function measure() {
-  const width = $("pictures").clientWidth - parseFloat(getComputedStyle($("pictures")).paddingLeft) * 2;
+  const width = $("images").clientWidth - parseFloat(getComputedStyle($("images")).paddingLeft) * 2;
   const columns = Math.max(2, Math.floor((width + GAP) / (TILE + GAP)));
   layout = { columns, width: (width - GAP * (columns - 1)) / columns };
 }
 function draw() {
   if (view === "grid") return drawGrid();
-  if (view !== "pictures") return;
+  if (view !== "images") return;
   measure();
   const { columns, width } = layout, height = width + UNDER + GAP;
   $("canvas").style.height = `${Math.ceil(shown.length / columns) * height}px`;
-  const top = $("pictures").scrollTop, sight = $("pictures").clientHeight;
+  const top = $("images").scrollTop, sight = $("images").clientHeight;
   const first = Math.max(0, Math.floor(top / height) - 2) * columns;
   const last = Math.min(shown.length, (Math.ceil((top + sight) / height) + 2) * columns);
   const wanted = new Set(shown.slice(first, last).map((item) => item.n));
@@ -205,7 +205,7 @@ function drawGrid() {
     cells.get(key).push(item);
   }
   const most = 60; // rows in the page at once; the filters lead to the others
-  const several = 4; // pictures of one cell that are shown
+  const several = 4; // images of one cell that are shown
   const names = ordered(columnNames);
   const focused = $("grid").contains(document.activeElement) && document.activeElement.dataset.open;
   $("grid").replaceChildren(el("table", { class: "sweep" },
@@ -223,7 +223,7 @@ function drawGrid() {
   if (focused) document.querySelector(`[data-open=${CSS.escape(focused)}]`)?.focus({ preventScroll: true });
 }
 
-// ---- one picture ----
+// ---- one image ----
 
 let current = null, currentFile = 0;
 function show(item, k = 0) {
@@ -242,13 +242,13 @@ function show(item, k = 0) {
     if (!small) stage.append(faceOf(item));
     if (isHere(item, k)) {
       const big = el("img", { src: original(item, k), alt: item.prompt });
-      big.addEventListener("error", () => big.remove()); // a report may lie elsewhere than its pictures
+      big.addEventListener("error", () => big.remove()); // a report may lie elsewhere than its images
       stage.append(big);
     }
   } else stage.append(faceOf(item));
   const step = (label, by) => el("button", { type: "button", onclick: () => go(by), "aria-label": label }, by < 0 ? "←" : "→");
   $("lightbox").replaceChildren(el("div", { class: "big" }, stage, el("div", { class: "facts", tabindex: 0 },
-    el("div", { class: "steps" }, step("Previous picture", -1), step("Next picture", 1),
+    el("div", { class: "steps" }, step("Previous image", -1), step("Next image", 1),
       el("button", { type: "button", onclick: () => { toggle(item.id); show(item, k); } }, marked.has(item.id) ? "Unmark" : "Mark"),
       isHere(item, k) ? el("a", { href: original(item, k), target: "_blank", rel: "noopener" }, "Open file") : null,
       el("button", { type: "button", onclick: () => $("lightbox").close(), "aria-label": "Close" }, "✕")),
@@ -323,7 +323,7 @@ function tell(text) {
 function turn(to) {
   view = to;
   for (const button of document.querySelectorAll("[data-view]")) button.setAttribute("aria-pressed", button.dataset.view === to);
-  for (const id of ["pictures", "grid", "charts"]) $(id).hidden = id !== to;
+  for (const id of ["images", "grid", "charts"]) $(id).hidden = id !== to;
   $("axes").hidden = to !== "grid";
   $("filters").hidden = to === "charts";
   filter();
@@ -341,8 +341,8 @@ document.addEventListener("keydown", (event) => {
     return;
   }
   if (event.key === "c") compare();
-  else if (event.key === "g") turn(view === "grid" ? "pictures" : "grid");
-  else if (/^(Arrow|Home$|End$)/.test(event.key) && view === "pictures") move(event);
+  else if (event.key === "g") turn(view === "grid" ? "images" : "grid");
+  else if (/^(Arrow|Home$|End$)/.test(event.key) && view === "images") move(event);
   else if (event.key === "m") { const tile = document.activeElement.closest?.(".tile"); if (tile) toggle(tile.dataset.id); }
 });
 let last = null; // the id of the tile that had the focus last; its tile may be out of sight, and so out of the page
@@ -353,7 +353,7 @@ function move(event) {
   const to = { Home: 0, End: shown.length - 1 }[event.key] ?? (at < 0 ? 0 : at + by);
   if (to < 0 || to >= shown.length) return;
   event.preventDefault();
-  const height = layout.width + UNDER + GAP, top = Math.floor(to / layout.columns) * height, box = $("pictures");
+  const height = layout.width + UNDER + GAP, top = Math.floor(to / layout.columns) * height, box = $("images");
   if (top < box.scrollTop) box.scrollTop = top;
   else if (top + height > box.scrollTop + box.clientHeight) box.scrollTop = top + height - box.clientHeight;
   draw();
@@ -363,7 +363,7 @@ for (const button of document.querySelectorAll("[data-view]")) button.addEventLi
 $("text").addEventListener("input", filter);
 $("rows").addEventListener("change", draw);
 $("columns").addEventListener("change", draw);
-$("pictures").addEventListener("scroll", () => requestAnimationFrame(draw), { passive: true });
+$("images").addEventListener("scroll", () => requestAnimationFrame(draw), { passive: true });
 addEventListener("resize", () => requestAnimationFrame(draw));
 $("compare").addEventListener("click", compare);
 $("unmark").addEventListener("click", () => { marked.clear(); $("marked").hidden = true; draw(); });

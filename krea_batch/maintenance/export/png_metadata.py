@@ -28,7 +28,7 @@ _TEXTS = (b"tEXt", b"zTXt", b"iTXt")
 
 
 def texts_of(outcome: Outcome) -> dict[str, str]:
-    """What is put into a picture of this job: keyword to text."""
+    """What is put into an image of this job: keyword to text."""
     details: dict[str, Any] = {
         "id": outcome.id,
         "request_id": outcome.request_id,

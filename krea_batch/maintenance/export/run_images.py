@@ -1,4 +1,4 @@
-"""A run's folder comes in; its pictures go out, each with what is known of it, in the order of their submits."""
+"""A run's folder comes in; its images go out, each with what is known of it, in the order of their submits."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ LISTS = ("image_style_references", "styles", "moodboards")
 
 
 class ExportedImage(msgspec.Struct, frozen=True):
-    """One picture of a job. `place` is the file; `number` counts all pictures from 1."""
+    """One image of a job. `place` is the file; `number` counts all images from 1."""
 
     number: int
     outcome: Outcome
@@ -44,7 +44,7 @@ class ExportedImage(msgspec.Struct, frozen=True):
         return data
 
     def columns(self) -> dict[str, Any]:
-        """What is known of it, flat, the same keys for every picture; lists and metadata are JSON, `{}` if empty."""
+        """What is known of it, flat, the same keys for every image; lists and metadata are JSON, `{}` if empty."""
         request, outcome = self.outcome.request, self.outcome
         return {
             "id": outcome.id,
@@ -64,14 +64,14 @@ class ExportedImage(msgspec.Struct, frozen=True):
         }
 
     def _wrong(self, what: str) -> InputError:
-        return InputError(f"the picture {self.place} {what}", "see krea-batch verify OUT --repair")
+        return InputError(f"the image {self.place} {what}", "see krea-batch verify OUT --repair")
 
 
 class RunImages:
-    """The pictures of a run as it was when this was opened; a context manager.
+    """The images of a run as it was when this was opened; a context manager.
 
-    `ids`: only those jobs. Raises RunFolderError where there is no run, InputError where an id has no picture or
-    pictures are not on this disk.
+    `ids`: only those jobs. Raises RunFolderError where there is no run, InputError where an id has no image or
+    images are not on this disk.
     """
 
     def __init__(self, out: Path, ids: Collection[str] | None = None) -> None:
@@ -86,27 +86,27 @@ class RunImages:
     def __exit__(self, *_: object) -> None:
         self._store.close()
 
-    def pictures(self) -> Iterator[ExportedImage]:
-        """Each picture, as often as asked. Raises InputError for one that is kept in an object store."""
+    def images(self) -> Iterator[ExportedImage]:
+        """Each image, as often as asked. Raises InputError for one that is kept in an object store."""
         number = 0
         for outcome in self._outcomes():
             for file in outcome.files:
                 if "://" in file.path:
                     right = "copy them to a folder with your store's own tool"
-                    raise InputError(f"the pictures are in {file.path.rpartition('/')[0]}, not on this disk", right)
+                    raise InputError(f"the images are in {file.path.rpartition('/')[0]}, not on this disk", right)
                 number += 1
                 yield ExportedImage(number, outcome, file, self.out / file.path)
 
     def count(self) -> int:
-        """How many pictures there are. Raises InputError where one of `ids` has none."""
+        """How many images there are. Raises InputError where one of `ids` has none."""
         found = 0
         missing = set(self._ids or ())
-        for picture in self.pictures():
+        for image in self.images():
             found += 1
-            missing.discard(picture.outcome.id)
+            missing.discard(image.outcome.id)
         if missing:
             named = ", ".join(sorted(missing)[:5]) + (" …" if len(missing) > 5 else "")
-            raise InputError(f"{len(missing):,} of the ids have no picture: {named}", "see krea-batch status OUT")
+            raise InputError(f"{len(missing):,} of the ids have no image: {named}", "see krea-batch status OUT")
         return found
 
     def _outcomes(self) -> Iterator[Outcome]:

@@ -1,4 +1,4 @@
-"""Pictures come in; a folder or file that other tools load goes out, under its name once it is whole.
+"""Images come in; a folder or file that other tools load goes out, under its name once it is whole.
 
 Newcomers: everything is written beside its place first, and renamed at the end. A process that dies leaves a hidden
 `.NAME.part`, which the next export of that name clears away.
@@ -24,30 +24,30 @@ from krea_batch.errors import InputError
 from krea_batch.maintenance.export.png_metadata import texts_of, with_texts
 from krea_batch.maintenance.export.run_images import ExportedImage, RunImages
 
-ROW_GROUP_BYTES = 64 << 20  # chosen: pictures in memory at once, and what a reader of Parquet loads at once
-SHARD_PICTURES = 1000  # chosen: with 2 MB a picture, shards of the 1 to 2 GB that WebDataset's documentation advises
+ROW_GROUP_BYTES = 64 << 20  # chosen: images in memory at once, and what a reader of Parquet loads at once
+SHARD_PICTURES = 1000  # chosen: with 2 MB an image, shards of the 1 to 2 GB that WebDataset's documentation advises
 METADATA = "metadata.jsonl"  # Hugging Face datasets, "Create an image dataset": its name, and `file_name` first
 
 Seen = Callable[[int], None]
 
 
 class Options(msgspec.Struct, frozen=True, kw_only=True):
-    """How to export. `embed`: what is known of a picture is put into its PNG."""
+    """How to export. `embed`: what is known of an image is put into its PNG."""
 
     embed: bool = False
-    shard_pictures: int = SHARD_PICTURES
+    shard_images: int = SHARD_PICTURES
     force: bool = False
 
 
 def export(gallery: RunImages, name: str, to: Path, options: Options, seen: Seen | None = None) -> int:
-    """Write the gallery's pictures to `to` in the format of this name (FORMATS). Returns how many they are.
+    """Write the gallery's images to `to` in the format of this name (FORMATS). Returns how many they are.
 
-    `seen` hears of each picture, 1 at a time. Raises InputError where `to` is there and not to be replaced, a picture
+    `seen` hears of each image, 1 at a time. Raises InputError where `to` is there and not to be replaced, an image
     is not as recorded, or there is none; OSError where the disk fails.
     """
     count = gallery.count()
     if not count:
-        raise InputError(f"there is no picture in {gallery.out}", "see krea-batch status OUT")
+        raise InputError(f"there is no image in {gallery.out}", "see krea-batch status OUT")
     if os.path.lexists(to) and not options.force:
         raise InputError(f"{to} is there already", "choose another name, or add --force to replace it")
     write = FORMATS[name]
@@ -69,9 +69,9 @@ def _imagefolder(gallery: RunImages, part: Path, options: Options, seen: Seen) -
     """A folder of PNGs with `metadata.jsonl`, as `datasets.load_dataset("imagefolder")` takes it."""
     part.mkdir()
     with (part / METADATA).open("wb") as rows:
-        for picture in gallery.pictures():
-            (part / picture.name).write_bytes(_bytes_of(picture, options))
-            rows.write(msgspec.json.encode({"file_name": picture.name, **picture.columns()}) + b"\n")
+        for image in gallery.images():
+            (part / image.name).write_bytes(_bytes_of(image, options))
+            rows.write(msgspec.json.encode({"file_name": image.name, **image.columns()}) + b"\n")
             seen(1)
 
 
@@ -79,38 +79,38 @@ def _zip(gallery: RunImages, part: Path, options: Options, seen: Seen) -> None:
     """The same in a ZIP file, stored: PNGs do not get any smaller."""
     rows = BytesIO()
     with zipfile.ZipFile(part, "w", zipfile.ZIP_STORED) as file:
-        for picture in gallery.pictures():
-            file.writestr(f"images/{picture.name}", _bytes_of(picture, options))
-            rows.write(msgspec.json.encode({"file_name": f"images/{picture.name}", **picture.columns()}) + b"\n")
+        for image in gallery.images():
+            file.writestr(f"images/{image.name}", _bytes_of(image, options))
+            rows.write(msgspec.json.encode({"file_name": f"images/{image.name}", **image.columns()}) + b"\n")
             seen(1)
         file.writestr(METADATA, rows.getvalue(), zipfile.ZIP_DEFLATED)
 
 
 def _csv(gallery: RunImages, part: Path, _: Options, seen: Seen) -> None:
-    """A row a picture, a column a key of the metadata; the pictures stay where they are, and `path` leads there."""
-    keys = list(dict.fromkeys(key for picture in gallery.pictures() for key in picture.outcome.metadata))
+    """A row an image, a column a key of the metadata; the images stay where they are, and `path` leads there."""
+    keys = list(dict.fromkeys(key for image in gallery.images() for key in image.outcome.metadata))
     with part.open("w", encoding="utf-8", newline="") as file:
         rows = csv.writer(file)
-        for picture in gallery.pictures():
-            columns = picture.columns()
+        for image in gallery.images():
+            columns = image.columns()
             columns.pop("metadata")
-            if picture.number == 1:
+            if image.number == 1:
                 rows.writerow(["path", *columns, *(f"metadata.{key}" for key in keys)])
-            told = [picture.outcome.metadata.get(key) for key in keys]
-            rows.writerow([picture.place.absolute(), *columns.values(), *map(_cell, told)])
+            told = [image.outcome.metadata.get(key) for key in keys]
+            rows.writerow([image.place.absolute(), *columns.values(), *map(_cell, told)])
             seen(1)
 
 
 def _webdataset(gallery: RunImages, part: Path, options: Options, seen: Seen) -> None:
     """Shards of `<number>.png` and `<number>.json`: an id may hold dots, at which WebDataset parts names."""
     part.mkdir()
-    pictures = gallery.pictures()
-    for n, first in enumerate(pictures):
+    images = gallery.images()
+    for n, first in enumerate(images):
         with tarfile.open(part / f"shard-{n:06d}.tar", "w") as shard:
-            for picture in chain([first], islice(pictures, options.shard_pictures - 1)):
-                fields = picture.columns() | {"metadata": picture.outcome.metadata}
-                _add(shard, f"{picture.number:09d}.png", _bytes_of(picture, options))
-                _add(shard, f"{picture.number:09d}.json", msgspec.json.encode(fields))
+            for image in chain([first], islice(images, options.shard_images - 1)):
+                fields = image.columns() | {"metadata": image.outcome.metadata}
+                _add(shard, f"{image.number:09d}.png", _bytes_of(image, options))
+                _add(shard, f"{image.number:09d}.json", msgspec.json.encode(fields))
                 seen(1)
 
 
@@ -121,18 +121,18 @@ def _add(shard: tarfile.TarFile, name: str, data: bytes) -> None:
 
 
 def _parquet(gallery: RunImages, part: Path, options: Options, seen: Seen) -> None:
-    """One file with the pictures in it, in the schema that Hugging Face datasets knows images by."""
+    """One file with the images in it, in the schema that Hugging Face datasets knows images by."""
     try:
         arrow, parquet = import_module("pyarrow"), import_module("pyarrow.parquet")
     except ImportError:
         raise InputError("Parquet is written by pyarrow", "pip install 'krea-batch[parquet]'") from None
-    schema = _schema(arrow, _seed_type(arrow, gallery.pictures()))
+    schema = _schema(arrow, _seed_type(arrow, gallery.images()))
     size_bytes = 0
     rows: list[dict[str, Any]] = []
     with parquet.ParquetWriter(part, schema) as file:
-        for picture in gallery.pictures():
-            data = _bytes_of(picture, options)
-            rows.append({"image": {"bytes": data, "path": picture.name}, **picture.columns()})
+        for image in gallery.images():
+            data = _bytes_of(image, options)
+            rows.append({"image": {"bytes": data, "path": image.name}, **image.columns()})
             size_bytes += len(data)
             if size_bytes >= ROW_GROUP_BYTES:
                 file.write_table(arrow.Table.from_pylist(rows, schema))
@@ -153,15 +153,15 @@ def _schema(arrow: Any, seed: Any) -> Any:
     return arrow.schema(columns, {"huggingface": told.decode()})
 
 
-def _seed_type(arrow: Any, pictures: Iterable[ExportedImage]) -> Any:
+def _seed_type(arrow: Any, images: Iterable[ExportedImage]) -> Any:
     """The narrowest whole number that holds every seed: a seed may have 64 bits, with a sign or without."""
-    seeds = [seed for picture in pictures if (seed := picture.outcome.request.get("seed")) is not None]
+    seeds = [seed for image in images if (seed := image.outcome.request.get("seed")) is not None]
     return arrow.uint64() if seeds and max(seeds) >= 1 << 63 else arrow.int64()
 
 
-def _bytes_of(picture: ExportedImage, options: Options) -> bytes:
-    data = picture.read()
-    return with_texts(data, texts_of(picture.outcome)) if options.embed else data
+def _bytes_of(image: ExportedImage, options: Options) -> bytes:
+    data = image.read()
+    return with_texts(data, texts_of(image.outcome)) if options.embed else data
 
 
 def _cell(value: object) -> object:

@@ -1,6 +1,6 @@
 """Parquet files and Hugging Face datasets on disk come in; the fields of a job for each row go out.
 
-Newcomers: pyarrow reads both, and comes with an extra. Pictures and other bytes in them are left alone.
+Newcomers: pyarrow reads both, and comes with an extra. Images and other bytes in them are left alone.
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ def _rows(file: IO[bytes], name: str, reading: InputOptions, say: Say, *, arrow:
         )
     kept = [each.name for each in schema if not _has_bytes(each.type)]
     if left := [each.name for each in schema if _has_bytes(each.type)]:
-        say(f"left out {', '.join(left)}, which holds pictures or other bytes")
+        say(f"left out {', '.join(left)}, which holds images or other bytes")
     columns = Columns(name, kept, reading, say)
     number = 0
     for batch in batches:

@@ -31,7 +31,7 @@ __all__ = ["Sink", "SinkPermanentError", "SinkTransientError", "VerifiedImage", 
 
 
 class VerifiedImage(Struct, frozen=True):
-    """A picture whose every byte has come: its PNG was walked to the end, its checksums are right.
+    """An image whose every byte has come: its PNG was walked to the end, its checksums are right.
 
     `name` is the stem that names it: the job's id, or `<id>-2` for its second. `output` counts from 1. `staged` is
     the file that holds the bytes until `put` returns; it is not to be moved or changed.
@@ -53,27 +53,27 @@ class VerifiedImage(Struct, frozen=True):
 
 
 class Sink(Protocol):
-    """Where pictures are kept. Several calls run at once.
+    """Where images are kept. Several calls run at once.
 
     Both methods raise SinkError for trouble that may pass (so do OSError and TimeoutError), and SinkRefused for
     what only a person can mend; any other exception is a bug, and ends the run. No error leads to another submit.
     """
 
     async def check(self) -> None:
-        """Find out whether pictures could be kept; asked once, before the first submit is paid."""
+        """Find out whether images could be kept; asked once, before the first submit is paid."""
         ...
 
-    async def put(self, picture: VerifiedImage) -> str:
-        """Keep a picture, and return where it is: the `path` of its row in the results.
+    async def put(self, image: VerifiedImage) -> str:
+        """Keep an image, and return where it is: the `path` of its row in the results.
 
-        When it returns, the picture is durable: the engine forgets its own copy. It may be called again with the
-        same picture, after a crash or an error, and then keeps it once. It may be cancelled.
+        When it returns, the image is durable: the engine forgets its own copy. It may be called again with the
+        same image, after a crash or an error, and then keeps it once. It may be cancelled.
         """
         ...
 
 
 class SinkTransientError(Exception):
-    """A picture could not be kept this time; it is tried again."""
+    """An image could not be kept this time; it is tried again."""
 
     def __init__(self, reason: str) -> None:
         super().__init__(reason)
@@ -81,7 +81,7 @@ class SinkTransientError(Exception):
 
 
 class SinkPermanentError(Exception):
-    """No picture can be kept before a person has done `next_step`. The run stops, and can be resumed."""
+    """No image can be kept before a person has done `next_step`. The run stops, and can be resumed."""
 
     def __init__(self, reason: str, next_step: str) -> None:
         super().__init__(reason, next_step)

@@ -1,4 +1,4 @@
-"""Whole pictures come in; files in a folder of the caller's choice go out, each under a name that was free."""
+"""Whole images come in; files in a folder of the caller's choice go out, each under a name that was free."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from krea_batch.storage.sinks import SinkPermanentError, VerifiedImage
 
 
 class FolderSink:
-    """Keeps pictures as `<path>/<id>.png`, wherever that is mounted; results name them by their full path.
+    """Keeps images as `<path>/<id>.png`, wherever that is mounted; results name them by their full path.
 
-    For the run's own folder there is no need of it. A file of other bytes is never overwritten: the picture is then
+    For the run's own folder there is no need of it. A file of other bytes is never overwritten: the image is then
     `<id>~2.png`. The filesystem has to know hard links, by which a name is taken only where it is free.
     """
 
@@ -28,14 +28,14 @@ class FolderSink:
         try:
             await asyncio.to_thread(self._make_ready)
         except OSError as error:
-            reason = f"no picture can be kept in {self.path} ({error.strerror})"
+            reason = f"no image can be kept in {self.path} ({error.strerror})"
             raise SinkPermanentError(
                 reason, "see to the folder and its rights, then run the same command again"
             ) from None
 
-    async def put(self, picture: VerifiedImage) -> str:
-        """Keep a picture, synced. Raises OSError."""
-        return str(await asyncio.to_thread(self._keep, picture))
+    async def put(self, image: VerifiedImage) -> str:
+        """Keep an image, synced. Raises OSError."""
+        return str(await asyncio.to_thread(self._keep, image))
 
     def _make_ready(self) -> None:
         self.path.mkdir(parents=True, exist_ok=True)
@@ -43,32 +43,32 @@ class FolderSink:
         probe.touch()
         probe.unlink()
 
-    def _keep(self, picture: VerifiedImage) -> Path:
-        part = self.path / f".{picture.sha256}.{picture.name}.part"
+    def _keep(self, image: VerifiedImage) -> Path:
+        part = self.path / f".{image.sha256}.{image.name}.part"
         try:
-            shutil.copyfile(picture.staged, part)
+            shutil.copyfile(image.staged, part)
             fsync_path(part)
-            final = self._name(part, picture)
+            final = self._name(part, image)
         finally:
             part.unlink(missing_ok=True)
         fsync_path(self.path)
         return final
 
-    def _name(self, part: Path, picture: VerifiedImage) -> Path:
+    def _name(self, part: Path, image: VerifiedImage) -> Path:
         """Give it the first name that is free, or that of a file of the same bytes, which an earlier run has kept."""
-        for name in candidate_names(picture.name):
+        for name in candidate_names(image.name):
             final = self.path / name
             try:
                 final.hardlink_to(part)
             except FileExistsError:
-                if not _is_same(final, picture):
+                if not _is_same(final, image):
                     continue
             return final
         raise AssertionError("file_names does not end")
 
 
-def _is_same(path: Path, picture: VerifiedImage) -> bool:
-    if path.is_symlink() or not path.is_file() or path.stat().st_size != picture.size_bytes:
+def _is_same(path: Path, image: VerifiedImage) -> bool:
+    if path.is_symlink() or not path.is_file() or path.stat().st_size != image.size_bytes:
         return False
     with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest() == picture.sha256
+        return hashlib.file_digest(file, "sha256").hexdigest() == image.sha256

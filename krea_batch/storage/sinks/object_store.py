@@ -1,8 +1,8 @@
-"""Whole pictures come in; objects in S3, Google Cloud Storage or Azure go out, each under a name that was free.
+"""Whole images come in; objects in S3, Google Cloud Storage or Azure go out, each under a name that was free.
 
-Newcomers: every picture goes up in one request that the store refuses where the name is taken. An upload in
+Newcomers: every image goes up in one request that the store refuses where the name is taken. An upload in
 several parts knows no such condition, and when its process is killed it leaves parts behind that are paid for and
-that no listing shows; 64 MiB, the largest picture, is far below what stores take in one request.
+that no listing shows; 64 MiB, the largest image, is far below what stores take in one request.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ from krea_batch.storage.sinks import SinkPermanentError, SinkTransientError, Ver
 REQUEST_TIMEOUT = "120s"  # chosen: 64 MiB at 5 Mbit/s
 STORE_RETRIES = 1  # chosen: the downloader has patience of its own, and tells what it waits for
 LARGE_BYTES = 8 << 20  # chosen: 64 uploads of this size at once take 512 MB
-LARGE_AT_ONCE = 4  # chosen: 256 MB of the largest pictures
+LARGE_AT_ONCE = 4  # chosen: 256 MB of the largest images
 
 PROBE = "krea-batch-was-here"
 SHA256 = "sha256"  # the key of an object's own metadata
@@ -48,10 +48,10 @@ _AGAIN = "run the same command again"
 
 
 class ObjectStoreSink:
-    """Keeps pictures in any store of obstore's, as `<prefix>/<id>.png`; results name them by URL.
+    """Keeps images in any store of obstore's, as `<prefix>/<id>.png`; results name them by URL.
 
     Credentials are the store's: from its usual environment, or as it was made. An object of other bytes is never
-    overwritten: the picture is then `<id>~2.png`. `url` is what results call the place, where the store has no
+    overwritten: the image is then `<id>~2.png`. `url` is what results call the place, where the store has no
     name of its own.
     """
 
@@ -97,23 +97,23 @@ class ObjectStoreSink:
         except (BaseError, *_MISSING) as error:
             raise self._trouble(error) from None
 
-    async def put(self, picture: VerifiedImage) -> str:
-        """Keep a picture. Raises SinkError, SinkRefused."""
-        large = self._large if picture.size_bytes > LARGE_BYTES else nullcontext()
+    async def put(self, image: VerifiedImage) -> str:
+        """Keep an image. Raises SinkError, SinkRefused."""
+        large = self._large if image.size_bytes > LARGE_BYTES else nullcontext()
         try:
             async with large:
-                key = await self._place(picture)
+                key = await self._place(image)
         except (BaseError, *_MISSING) as error:
             raise self._trouble(error) from None
         return f"{self.url}/{key}"
 
-    async def _place(self, picture: VerifiedImage) -> str:
-        """Put the picture under the first name that is free, or find it where an earlier run put it."""
-        for name in candidate_names(picture.name):
+    async def _place(self, image: VerifiedImage) -> str:
+        """Put the image under the first name that is free, or find it where an earlier run put it."""
+        for name in candidate_names(image.name):
             key = self._prefix + name
-            if await self._is_free(key) and await self._create(key, picture):
+            if await self._is_free(key) and await self._create(key, image):
                 return key
-            if await self._is_ours(key, picture):
+            if await self._is_ours(key, image):
                 return key
         raise AssertionError("file_names does not end")
 
@@ -127,27 +127,27 @@ class ObjectStoreSink:
             return True  # S3 says so of objects that are missing, to keys that may not list
         return False
 
-    async def _create(self, key: str, picture: VerifiedImage) -> bool:
+    async def _create(self, key: str, image: VerifiedImage) -> bool:
         """Upload. False where the name is taken, perhaps by ourselves: an answer was lost."""
-        attributes: Any = {"Content-Type": picture.media_type, SHA256: picture.sha256}
-        data = await picture.read()
+        attributes: Any = {"Content-Type": image.media_type, SHA256: image.sha256}
+        data = await image.read()
         try:
             await obstore.put_async(self._store, key, data, mode="create", attributes=attributes, use_multipart=False)
         except AlreadyExistsError:
             return False
         return True
 
-    async def _is_ours(self, key: str, picture: VerifiedImage) -> bool:
-        """Whether the object has the picture's bytes, by its metadata, or where it has none, by its content."""
+    async def _is_ours(self, key: str, image: VerifiedImage) -> bool:
+        """Whether the object has the image's bytes, by its metadata, or where it has none, by its content."""
         try:
             head = await obstore.get_async(self._store, key, options={"head": True})
-            if head.meta["size"] != picture.size_bytes:
+            if head.meta["size"] != image.size_bytes:
                 return False
             if known := head.attributes.get(SHA256):
-                return bool(known == picture.sha256)
-            return await self._hash(key) == picture.sha256
+                return bool(known == image.sha256)
+            return await self._hash(key) == image.sha256
         except PermissionDeniedError:
-            reason = f"{self.url}/{key} is there, and this key may not read whether it is the same picture"
+            reason = f"{self.url}/{key} is there, and this key may not read whether it is the same image"
             raise SinkPermanentError(reason, f"allow reading, or choose another --sink, then {_AGAIN}") from None
 
     async def _hash(self, key: str) -> str:
@@ -163,10 +163,10 @@ class ObjectStoreSink:
         if isinstance(error, _MISSING) or status == 404:
             return SinkPermanentError(f"there is no bucket for {self.url}", f"make it, or mend --sink, then {_AGAIN}")
         if isinstance(error, _DENIED) or (status in (400, 401, 403) and _TOO_SLOW not in text):
-            reason = f"{self.url} takes no pictures from these credentials (HTTP {status or 403})"
+            reason = f"{self.url} takes no images from these credentials (HTTP {status or 403})"
             return SinkPermanentError(reason, f"see to the store's credentials and rights, then {_AGAIN}")
         if isinstance(error, (InvalidPathError, NotSupportedError)) or 300 <= status < 400 or status == 501:
-            reason = f"{self.url} does not take pictures this way ({_kind(error, status)})"
+            reason = f"{self.url} does not take images this way ({_kind(error, status)})"
             return SinkPermanentError(reason, f"see to --sink and the store's region, then {_AGAIN}")
         return SinkTransientError(
             f"{self.url} cannot be reached" if not status else f"{self.url} answered HTTP {status}"
