@@ -24,117 +24,113 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     __version__: str
 
-    from krea_batch.engine.engine import Engine
-    from krea_batch.engine.handle import Handle
-    from krea_batch.errors import (
-        GatewayError,
-        InputError,
-        InternalError,
-        JobError,
-        KreaBatchError,
-        LedgerError,
-        RunDirError,
-        RunStopped,
-        SettingsError,
-    )
-    from krea_batch.events import (
-        CallbackReceived,
-        Event,
-        EventsDropped,
-        GenerationCompleted,
-        ImageStored,
-        JobEnded,
-        JobResumed,
-        Listener,
-        PollCompleted,
-        RateChanged,
-        RetryScheduled,
-        RunClosed,
-        RunStopping,
-        StateChanged,
-        SubmitCompleted,
-        SubmitsPaused,
-    )
-    from krea_batch.jobs import (
-        ErrorInfo,
-        ImageStyleReference,
-        Job,
-        Moodboard,
-        Outcome,
-        State,
-        StoredFile,
-        Style,
-    )
-    from krea_batch.pipeline.rate_limiter import RateLimiter
-    from krea_batch.pipeline.stats import RunStats
-    from krea_batch.settings import ApiKey, Rate, Settings, Webhook
-    from krea_batch.storage.sinks import Sink, SinkPermanentError, SinkTransientError, VerifiedImage
+    from krea_batch.engine.engine import Engine as Engine
+    from krea_batch.engine.handle import Handle as Handle
+    from krea_batch.errors import GatewayError as GatewayError
+    from krea_batch.errors import InputError as InputError
+    from krea_batch.errors import InternalError as InternalError
+    from krea_batch.errors import JobError as JobError
+    from krea_batch.errors import KreaBatchError as KreaBatchError
+    from krea_batch.errors import LedgerError as LedgerError
+    from krea_batch.errors import RunDirError as RunDirError
+    from krea_batch.errors import RunStopped as RunStopped
+    from krea_batch.errors import SettingsError as SettingsError
+    from krea_batch.events import CallbackReceived as CallbackReceived
+    from krea_batch.events import Event as Event
+    from krea_batch.events import EventsDropped as EventsDropped
+    from krea_batch.events import GenerationCompleted as GenerationCompleted
+    from krea_batch.events import ImageStored as ImageStored
+    from krea_batch.events import JobEnded as JobEnded
+    from krea_batch.events import JobResumed as JobResumed
+    from krea_batch.events import Listener as Listener
+    from krea_batch.events import PollCompleted as PollCompleted
+    from krea_batch.events import RateChanged as RateChanged
+    from krea_batch.events import RetryScheduled as RetryScheduled
+    from krea_batch.events import RunClosed as RunClosed
+    from krea_batch.events import RunStopping as RunStopping
+    from krea_batch.events import StateChanged as StateChanged
+    from krea_batch.events import SubmitCompleted as SubmitCompleted
+    from krea_batch.events import SubmitsPaused as SubmitsPaused
+    from krea_batch.jobs import ErrorInfo as ErrorInfo
+    from krea_batch.jobs import ImageStyleReference as ImageStyleReference
+    from krea_batch.jobs import Job as Job
+    from krea_batch.jobs import Moodboard as Moodboard
+    from krea_batch.jobs import Outcome as Outcome
+    from krea_batch.jobs import State as State
+    from krea_batch.jobs import StoredFile as StoredFile
+    from krea_batch.jobs import Style as Style
+    from krea_batch.pipeline.rate_limiter import RateLimiter as RateLimiter
+    from krea_batch.pipeline.stats import RunStats as RunStats
+    from krea_batch.settings import ApiKey as ApiKey
+    from krea_batch.settings import Rate as Rate
+    from krea_batch.settings import Settings as Settings
+    from krea_batch.settings import Webhook as Webhook
+    from krea_batch.storage.sinks import Sink as Sink
+    from krea_batch.storage.sinks import SinkPermanentError as SinkPermanentError
+    from krea_batch.storage.sinks import SinkTransientError as SinkTransientError
+    from krea_batch.storage.sinks import VerifiedImage as VerifiedImage
 
-__all__ = [
-    "ApiKey",
-    "CallbackReceived",
-    "Engine",
-    "ErrorInfo",
-    "Event",
-    "EventsDropped",
-    "GatewayError",
-    "GenerationCompleted",
-    "Handle",
-    "ImageStored",
-    "ImageStyleReference",
-    "InputError",
-    "InternalError",
-    "Job",
-    "JobEnded",
-    "JobError",
-    "JobResumed",
-    "KreaBatchError",
-    "LedgerError",
-    "Listener",
-    "Moodboard",
-    "Outcome",
-    "PollCompleted",
-    "Rate",
-    "RateChanged",
-    "RateLimiter",
-    "RetryScheduled",
-    "RunClosed",
-    "RunDirError",
-    "RunStats",
-    "RunStopped",
-    "RunStopping",
-    "Settings",
-    "SettingsError",
-    "Sink",
-    "SinkPermanentError",
-    "SinkTransientError",
-    "State",
-    "StateChanged",
-    "StoredFile",
-    "Style",
-    "SubmitCompleted",
-    "SubmitsPaused",
-    "VerifiedImage",
-    "Webhook",
-    "__version__",
-]
+_MODULES = {
+    "ApiKey": "settings",
+    "CallbackReceived": "events",
+    "Engine": "engine.engine",
+    "ErrorInfo": "jobs",
+    "Event": "events",
+    "EventsDropped": "events",
+    "GatewayError": "errors",
+    "GenerationCompleted": "events",
+    "Handle": "engine.handle",
+    "ImageStored": "events",
+    "ImageStyleReference": "jobs",
+    "InputError": "errors",
+    "InternalError": "errors",
+    "Job": "jobs",
+    "JobEnded": "events",
+    "JobError": "errors",
+    "JobResumed": "events",
+    "KreaBatchError": "errors",
+    "LedgerError": "errors",
+    "Listener": "events",
+    "Moodboard": "jobs",
+    "Outcome": "jobs",
+    "PollCompleted": "events",
+    "Rate": "settings",
+    "RateChanged": "events",
+    "RateLimiter": "pipeline.rate_limiter",
+    "RetryScheduled": "events",
+    "RunClosed": "events",
+    "RunDirError": "errors",
+    "RunStats": "pipeline.stats",
+    "RunStopped": "errors",
+    "RunStopping": "events",
+    "Settings": "settings",
+    "SettingsError": "errors",
+    "Sink": "storage.sinks",
+    "SinkPermanentError": "storage.sinks",
+    "SinkTransientError": "storage.sinks",
+    "State": "jobs",
+    "StateChanged": "events",
+    "StoredFile": "jobs",
+    "Style": "jobs",
+    "SubmitCompleted": "events",
+    "SubmitsPaused": "events",
+    "VerifiedImage": "storage.sinks",
+    "Webhook": "settings",
+}
+"""Every public name, and the module that defines it. The imports above repeat the names for type checkers only."""
 
-_MODULES = (
-    "errors", "jobs", "settings", "events", "storage.sinks", "engine.handle", "pipeline.rate_limiter",
-    "pipeline.stats", "engine.engine",
-)  # fmt: skip
+if not TYPE_CHECKING:  # Type checkers take the exported names from the imports above.
+    __all__ = [*_MODULES, "__version__"]
 
 
 def __getattr__(name: str) -> Any:
-    """Import a public name when it is first used, so that `krea-batch --help` costs next to nothing."""
+    """Import a public name when it is first used, so that `krea-batch --help` starts fast."""
     from importlib import import_module
 
     if name == "__version__":
         from importlib.metadata import version
 
         return version("krea-batch")
-    for module in _MODULES if name in __all__ else ():
-        found = import_module(f"krea_batch.{module}")
-        if name in vars(found):
-            return vars(found)[name]
-    raise AttributeError(f"module 'krea_batch' has no attribute {name!r}")
+    if name not in _MODULES:
+        raise AttributeError(f"module 'krea_batch' has no attribute {name!r}")
+    return getattr(import_module(f"krea_batch.{_MODULES[name]}"), name)

@@ -1,10 +1,10 @@
-"""A job's fields come in, typed and checked; what became of it goes out.
+"""Jobs, their states and their outcomes.
 
-Newcomers: `Job` is both the line of a job file and what library users make. Every check that a type cannot
-state is in `__post_init__`, so a `Job` that exists is one that the API takes (types included when it came
-from a file; a caller's own `Job(prompt=5)` is caught by `checked`).
+A `Job` is both a line of a job file and what callers of the library create. Checks that a type cannot state are in
+`__post_init__`, so a `Job` that exists is valid for the API. msgspec checks the types of a job that is decoded from a
+file, and `validate_job` those of a job that a caller created.
 
-Types, ranges and defaults: the request parameters of the API document.
+Types, ranges and defaults are the request parameters of the API document.
 """
 
 from __future__ import annotations
@@ -29,8 +29,8 @@ CREATIVITIES: tuple[str, ...] = get_args(Creativity)
 MAX_REFERENCES = 10  # API document, image_style_references: maximum 10 entries
 MAX_STYLES = 10  # API document, styles: maximum 10 entries
 MAX_MOODBOARDS = 1  # API document, moodboards: maximum 1 entry per request
-MAX_ID_BYTES = 200  # chosen: because file systems take 255, and "-12.png.part" has to fit behind it
-SEED_RANGE = (-(2**63), 2**64 - 1)  # chosen: the document gives no range; what JSON encoders carry exactly
+MAX_ID_BYTES = 200  # chosen: file systems allow names of 255 bytes, and "-12.png.part" is appended
+SEED_RANGE = (-(2**63), 2**64 - 1)  # chosen: the document gives no range; JSON encoders keep these exactly
 
 UUID_PATTERN = "[0-9a-fA-F]{8}-(?:[0-9a-fA-F]{4}-){3}[0-9a-fA-F]{12}"
 _UUID = re.compile(UUID_PATTERN)
@@ -40,7 +40,7 @@ _NOT_IN_URLS = re.compile(r"[\s\x00-\x1f\x7f-\x9f]")
 
 
 class ImageStyleReference(Struct, frozen=True, forbid_unknown_fields=True):
-    """An image that guides the style. Negative strength pushes away from it."""
+    """An image that guides the style. A negative strength steers away from it."""
 
     image_url: str
     strength: float = 1.0
@@ -73,11 +73,13 @@ class Moodboard(Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class Job(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """One image to be made: the request's own fields, and `id` and `metadata`, which are never sent.
+    """One requested image: the fields of the request, and `id` and `metadata`, which are never sent.
 
-    `id` names the job in the ledger, in results and as a file; where it is empty, a job file gives the line
-    number and `Engine.submit` a new one. `seed` is sent only when it is given.
-    Raises ValueError for what no type can say (msgspec turns it into a ValidationError when decoding).
+    `id` identifies the job in the ledger and in results, and names its files. If it is empty, the reader of a job
+    file sets the line number, and `Engine.submit` a random id. `seed` is sent only if it is set.
+
+    Raises TypeError if the prompt or the seed has the wrong type, and ValueError for a value that is not allowed.
+    While decoding, msgspec converts both to ValidationError.
     """
 
     prompt: str
@@ -107,21 +109,21 @@ _decode = msgspec.json.Decoder(Job).decode
 
 
 def check_id(job_id: str) -> None:
-    """Raise ValueError unless the id is safe as the name of a file in the run's folder."""
+    """Raise ValueError unless the id is safe as a file name in the run directory."""
     if _PLAIN_ID.fullmatch(job_id):
-        return  # nearly every id, in a third of the time that the rest takes
+        return  # Nearly every id ends here, in a third of the time of the checks below.
     if len(job_id.encode("utf-8", "surrogatepass")) > MAX_ID_BYTES:
         raise ValueError(f"id {job_id[:40]!r}… is longer than {MAX_ID_BYTES} bytes")
     if job_id == "." or _NOT_IN_FILE_NAMES.search(job_id):
-        raise ValueError(f"id {job_id!r} cannot be the name of a file")
+        raise ValueError(f"id {job_id!r} cannot be used as a file name")
     try:
         job_id.encode()
     except UnicodeEncodeError:
-        raise ValueError(f"id {job_id!r} holds a lone surrogate") from None
+        raise ValueError(f"id {job_id!r} contains a lone surrogate") from None
 
 
 def check_seed(seed: int) -> None:
-    """Raise ValueError for a seed outside SEED_RANGE, TypeError for one that is no whole number."""
+    """Raise TypeError if the seed is not an int, and ValueError if it is outside SEED_RANGE."""
     if not isinstance(seed, int):
         raise TypeError(f"the seed is {type(seed).__name__}, not int")
     if not SEED_RANGE[0] <= seed <= SEED_RANGE[1]:
@@ -129,7 +131,7 @@ def check_seed(seed: int) -> None:
 
 
 def check_image_url(url: str) -> None:
-    """Raise ValueError unless the URL is an absolute HTTPS one (API document, image_style_references)."""
+    """Raise ValueError unless the URL is an absolute HTTPS URL (API document, image_style_references)."""
     try:
         parts = urlsplit(url)
     except ValueError:
@@ -139,30 +141,31 @@ def check_image_url(url: str) -> None:
 
 
 def check_strength(strength: float) -> None:
-    """Raise ValueError for what JSON has no number for: NaN and the infinite."""
+    """Raise ValueError for NaN and infinities, which JSON cannot represent."""
     if not math.isfinite(strength):
         raise ValueError(f"strength {strength} is not a finite number")
 
 
 def validate_job(job: Job) -> Job:
-    """Return the job with every field's type and range proven, and fit for JSON, as a job file's would be.
+    """Return an equal job whose fields have passed the checks of a job file: types, ranges, JSON-encodable.
 
-    Raises JobError where a field is wrong.
+    Raises JobError if a field is invalid.
     """
     try:
         return _decode(msgspec.json.encode(job))
     except (msgspec.MsgspecError, TypeError, ValueError, OverflowError, RecursionError) as error:
-        raise JobError(str(error), "see `krea-batch schema` for what a job takes", job_id=job.id) from None
+        raise JobError(str(error), "see `krea-batch schema` for the fields of a job", job_id=job.id) from None
 
 
 class StateInfo(Struct, frozen=True, kw_only=True):
-    """What is known of a state; everything that asks about states derives from it.
+    """The properties of a state. Summaries, metrics, SQL checks and the reference derive from them.
 
     `final`: this run does nothing more with the job. `in_flight`: submitted and not final. `charged`: whether the
-    latest submission was charged; None where that is unknown or nothing was submitted. `resumes_as`: the state in
-    which the next run takes the job up, None where it does not; `rules.lifecycle.on_resume` adds the conditions.
-    `unsuccessful`: final for every later run, too, and without an image. `retryable`: `krea-batch retry` may submit
-    the job again, and does so unasked if `retried_by_default`. `label` is shown in summaries, `doc` in the reference.
+    latest submission was charged; None if that is unknown or nothing was submitted. `resumes_as`: the state in which
+    the next run continues the job, or None if it does not; `rules.lifecycle.on_resume` adds the conditions.
+    `unsuccessful`: final for every later run too, and without an image. `retryable`: `krea-batch retry` can submit
+    the job again, and does so without `--status` if `retried_by_default`. `label` is shown in summaries, `doc` in
+    the reference.
     """
 
     label: str
@@ -177,7 +180,7 @@ class StateInfo(Struct, frozen=True, kw_only=True):
 
 
 class State(StrEnum):
-    """The state of a job. `STATES` says what each means, `rules.lifecycle` which transitions there are."""
+    """The state of a job. `STATES` describes each state, `rules.lifecycle` the transitions."""
 
     PENDING = "pending"
     SUBMITTING = "submitting"
@@ -193,7 +196,7 @@ class State(StrEnum):
 
     @property
     def info(self) -> StateInfo:
-        """What the table of states says of it."""
+        """The row of `STATES` for this state."""
         return STATES[self]
 
 
@@ -272,20 +275,20 @@ STATES: Mapping[State, StateInfo] = {
         doc="A user decided not to submit an ambiguous job again.",
     ),
 }
-"""The table of states. To add one: a member of `State`, a row here, and its transitions in `rules.lifecycle`."""
+"""The table of states. To add a state, add a member of `State`, a row here, and transitions in `rules.lifecycle`."""
 
 IN_FLIGHT = tuple(state for state in State if state.info.in_flight)
-"""The states between the intent to submit and the end of a job."""
+"""The states between the durable intent to submit and a final state."""
 
 FINAL = frozenset(state for state in State if state.info.final)
 """The states in which a job has ended for this run."""
 
 RETRYABLE = tuple(state for state in State if state.info.retryable)
-"""The states without an image from which `krea-batch retry` makes a job pending."""
+"""The states, all without an image, from which `krea-batch retry` requeues a job."""
 
 
 class StoredFile(Struct, frozen=True):
-    """An image on disk, whole and synced. `path` is relative to the run's folder."""
+    """A stored image, complete and durable. `path` is relative to the run directory, or is what the sink returned."""
 
     path: str
     bytes: int
@@ -296,16 +299,17 @@ class StoredFile(Struct, frozen=True):
 
 
 class ErrorInfo(Struct, frozen=True):
-    """Why a job did not succeed: a short stable `kind`, and a sentence."""
+    """Why a job did not succeed: `kind` is a short, stable identifier, `message` a sentence."""
 
     kind: str
     message: str
 
 
 class Outcome(Struct, frozen=True, kw_only=True):
-    """What became of one job: a row of `results.jsonl`. Instants are UTC, ISO 8601, None before they come.
+    """The outcome of one job: a row of `results.jsonl`.
 
-    `request` is the body as sent. `polls` and `attempts` count status requests and POSTs.
+    Instants are UTC in ISO 8601, or None if they have not occurred. `request` is the body as sent. `polls` counts
+    status requests, `attempts` counts POSTs.
     """
 
     id: str
@@ -324,5 +328,5 @@ class Outcome(Struct, frozen=True, kw_only=True):
 
     @property
     def succeeded(self) -> bool:
-        """True when every image of the job is on disk."""
+        """Whether every image of the job is stored."""
         return self.status is State.SUCCEEDED

@@ -161,8 +161,7 @@ class TestDownloadErrors:
         run_virtual(run_jobs(tmp_path, gateway, make_jobs(1)))
         check_images(tmp_path)
 
-    @pytest.mark.parametrize(
-        "trouble",
+    @pytest.mark.parametrize("error",
         [CONNECTION_CUT, DownloadError("HTTP 404", status=404), [b"<html>"], [image_of("j0")[:-1]]],
         ids=["cut", "404", "HTML", "short"],
     )

@@ -80,7 +80,7 @@ class TestInterval:
         assert min(gaps_s(times_s), default=5.0) >= 5.0
         assert len(times_s) <= 3
 
-    @pytest.mark.parametrize("trouble", POLL_ERRORS.values(), ids=POLL_ERRORS)
+    @pytest.mark.parametrize("error", POLL_ERRORS.values(), ids=POLL_ERRORS)
     def test_not_after_an_error(self, tmp_path: Path, error: PollFailed) -> None:
         """Polls that fail are repeated no sooner than the interval, nor than Retry-After says."""
         gateway = ScriptedGateway()
@@ -159,7 +159,7 @@ class TestStatuses:
         assert result_statuses(tmp_path) == {"j0": "succeeded"}
         assert len(gateway.submitted_bodies) == 2
 
-    @pytest.mark.parametrize("word", ["QUEUED", "PROCESSING", "THINKING", "CANCELLED", ""])
+    @pytest.mark.parametrize("status", ["QUEUED", "PROCESSING", "THINKING", "CANCELLED", ""])
     def test_unknown_statuses_mean_not_yet(self, tmp_path: Path, status: str) -> None:
         """An unknown word is no end."""
         gateway = ScriptedGateway()
@@ -170,7 +170,7 @@ class TestStatuses:
 
 
 class TestPollErrors:
-    @pytest.mark.parametrize("trouble", [POLL_ERRORS[name] for name in POLL_ERRORS if name != "401"])
+    @pytest.mark.parametrize("error", [POLL_ERRORS[name] for name in POLL_ERRORS if name != "401"])
     def test_poll_errors_change_nothing(self, tmp_path: Path, error: PollFailed) -> None:
         """However often a status cannot be read, the job stays accepted and goes home once it can."""
         gateway = ScriptedGateway()

@@ -142,7 +142,7 @@ class TestSubmitResults:
         assert set(found.values()) == {"succeeded"}
         assert 8 <= gateway.submitted_prompts.count("j0") < 16
 
-    @pytest.mark.parametrize("trouble", [RETRYABLE, UNAVAILABLE, NOT_SENT], ids=["500", "503", "not sent"])
+    @pytest.mark.parametrize("error", [RETRYABLE, UNAVAILABLE, NOT_SENT], ids=["500", "503", "not sent"])
     def test_an_endless_outage_stops_the_run(self, tmp_path: Path, error: Any) -> None:
         """When nothing was taken for as long as a job may take, the run stops; the jobs stay for the next one."""
         gateway = ScriptedGateway()

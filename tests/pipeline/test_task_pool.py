@@ -30,7 +30,7 @@ class TaskLog:
             raise
 
 
-@pytest.mark.parametrize(("exposed", "came_to"), [(True, "cancelled"), (False, "done")])
+@pytest.mark.parametrize(("cancellable", "expected"), [(True, "cancelled"), (False, "done")])
 def test_leaving_cancels_only_cancellable_work(cancellable: bool, expected: str) -> None:
     """A task in the middle of its step comes to its end, though the stage around it is cancelled."""
     log = TaskLog()

@@ -13,7 +13,7 @@ from krea_batch.testing.simulator import webhooks
 from krea_batch.testing.simulator.webhooks import MAX_DELIVERY_ATTEMPTS, is_loopback
 from tests.simulator.simulator_fixture import MODEL, SimulatorClient, run_with_simulator
 
-SHORT_WAIT_S: dict[str, Any] = {"latency": "fixed:1", "time_scale": 100.0, "still": False}
+SHORT_WAIT_S: dict[str, Any] = {"latency": "fixed:1", "time_scale": 100.0, "frozen_clock": False}
 
 
 class WebhookReceiver:
