@@ -32,7 +32,7 @@ from krea_batch.gateway import wire
 from krea_batch.ledger import LedgerStore
 from krea_batch.settings import Settings
 from krea_batch.sources import JobFiles
-from krea_batch.storage.results_file import row
+from krea_batch.storage.results_file import encode_row
 
 NEW_JOBS = 100
 ENDED_AT = 1_700_000_000.0
@@ -89,7 +89,7 @@ def create_run(jobs_file: Path, out: Path, gateway: str, count: int, *, in_order
         after_n: int | None = 0
         while after_n is not None:
             outcomes, after_n = store.outcomes(after_n, 10_000)
-            results.writelines(map(row, outcomes))
+            results.writelines(map(encode_row, outcomes))
     if checkpoint:
         store.transaction([lambda store: store.save_checkpoint(checkpoint[1])])
     if in_order:

@@ -120,7 +120,8 @@ _MODULES = {
 """Every public name, and the module that defines it. The imports above repeat the names for type checkers only."""
 
 if not TYPE_CHECKING:  # Type checkers take the exported names from the imports above.
-    __all__ = [*_MODULES, "__version__"]
+    __all__ = ["__version__"]
+    __all__ += list(_MODULES)
 
 
 def __getattr__(name: str) -> Any:

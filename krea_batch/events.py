@@ -13,13 +13,13 @@ from msgspec import Struct
 
 from krea_batch.jobs import Outcome, State
 
-PostResult = Literal["accepted", "refused", "rejected", "ambiguous", "not_sent"]
+SubmitResult = Literal["accepted", "refused", "rejected", "ambiguous", "not_sent"]
 """The result of a POST. `rejected` ends the job. After `refused` or `not_sent` it is submitted again, in this run or
 the next."""
 
 CallbackResult = Literal["expedited", "not_needed", "not_waiting"]
-"""What a callback led to. `expedited`: the job is polled now. `not_needed`: no poll follows. `not_waiting`: the job is
-not polled, because it has ended or is ambiguous."""
+"""The effect of a callback. `expedited`: the job is polled now. `not_needed`: no poll follows. `not_waiting`: the job
+waits for no poll, because it has ended or is ambiguous."""
 
 PollResult = Literal["waiting", "finished", "failed", "errored", "error"]
 """The result of a poll. `error`: the status could not be read, which says nothing about the job."""
@@ -59,7 +59,7 @@ class SubmitCompleted(Struct, frozen=True):
     """
 
     job_id: str
-    result: PostResult
+    result: SubmitResult
     status: int
     took_s: float
 

@@ -34,9 +34,9 @@ SEED_RANGE = (-(2**63), 2**64 - 1)  # chosen: the document gives no range; JSON 
 
 UUID_PATTERN = "[0-9a-fA-F]{8}-(?:[0-9a-fA-F]{4}-){3}[0-9a-fA-F]{12}"
 _UUID = re.compile(UUID_PATTERN)
-_PLAIN_ID = re.compile(rf"[A-Za-z0-9_-]{{1,{MAX_ID_BYTES}}}")
-_NOT_IN_FILE_NAMES = re.compile(r"[/\\\x00-\x1f\x7f-\x9f]|\.\.")
-_NOT_IN_URLS = re.compile(r"[\s\x00-\x1f\x7f-\x9f]")
+_SIMPLE_ID = re.compile(rf"[A-Za-z0-9_-]{{1,{MAX_ID_BYTES}}}")
+_INVALID_IN_FILE_NAMES = re.compile(r"[/\\\x00-\x1f\x7f-\x9f]|\.\.")
+_INVALID_IN_IMAGE_URLS = re.compile(r"[\s\x00-\x1f\x7f-\x9f]")
 
 
 class ImageStyleReference(Struct, frozen=True, forbid_unknown_fields=True):
@@ -105,16 +105,16 @@ class Job(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
 
 FIELDS: tuple[str, ...] = Job.__struct_fields__
 
-_decode = msgspec.json.Decoder(Job).decode
+_decode_job = msgspec.json.Decoder(Job).decode
 
 
 def check_id(job_id: str) -> None:
     """Raise ValueError unless the id is safe as a file name in the run directory."""
-    if _PLAIN_ID.fullmatch(job_id):
+    if _SIMPLE_ID.fullmatch(job_id):
         return  # Nearly every id ends here, in a third of the time of the checks below.
     if len(job_id.encode("utf-8", "surrogatepass")) > MAX_ID_BYTES:
         raise ValueError(f"id {job_id[:40]!r}… is longer than {MAX_ID_BYTES} bytes")
-    if job_id == "." or _NOT_IN_FILE_NAMES.search(job_id):
+    if job_id == "." or _INVALID_IN_FILE_NAMES.search(job_id):
         raise ValueError(f"id {job_id!r} cannot be used as a file name")
     try:
         job_id.encode()
@@ -136,7 +136,7 @@ def check_image_url(url: str) -> None:
         parts = urlsplit(url)
     except ValueError:
         parts = urlsplit("")
-    if parts.scheme != "https" or not parts.hostname or _NOT_IN_URLS.search(url):
+    if parts.scheme != "https" or not parts.hostname or _INVALID_IN_IMAGE_URLS.search(url):
         raise ValueError(f"image_url {url[:80]!r} is not an HTTPS URL")
 
 
@@ -152,7 +152,7 @@ def validate_job(job: Job) -> Job:
     Raises JobError if a field is invalid.
     """
     try:
-        return _decode(msgspec.json.encode(job))
+        return _decode_job(msgspec.json.encode(job))
     except (msgspec.MsgspecError, TypeError, ValueError, OverflowError, RecursionError) as error:
         raise JobError(str(error), "see `krea-batch schema` for the fields of a job", job_id=job.id) from None
 

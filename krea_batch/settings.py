@@ -242,11 +242,11 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
         if unknown:
             raise SettingsError(unknown[0], "unknown setting", "see the fields of Settings")
         if "rate" in options:
-            options["rate"] = _rate(options["rate"], "rate")
+            options["rate"] = _parse_rate(options["rate"], "rate")
         if options.get("poll_rate") is not None:
-            options["poll_rate"] = _rate(options["poll_rate"], "poll_rate")
+            options["poll_rate"] = _parse_rate(options["poll_rate"], "poll_rate")
         if "ambiguous" in options:
-            options["ambiguous"] = _ambiguous(options["ambiguous"])
+            options["ambiguous"] = _parse_ambiguous(options["ambiguous"])
         return cls(out=out, **options)
 
     @classmethod
@@ -265,8 +265,8 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
             raise SettingsError("gateway", f"{self.gateway!r}: {problem}", f"use e.g. {GATEWAY_URL}")
         if self.sink is not None and (problem := _sink_problem(self.sink)):
             raise SettingsError("sink", problem, "use e.g. s3://bucket/folder")
-        for name, option in OPTIONS.items():
-            _check_range(name, option, getattr(self, name))
+        for name, parameter in OPTIONS.items():
+            _check_range(name, parameter, getattr(self, name))
 
 
 OPTIONS: Mapping[str, Option] = {
@@ -335,11 +335,11 @@ def _webhook_problem(url: str) -> str | None:
     return None
 
 
-def _rate(given: object, parameter: str) -> Rate:
-    return given if isinstance(given, Rate) else Rate.parse(str(given), parameter)
+def _parse_rate(value: object, parameter: str) -> Rate:
+    return value if isinstance(value, Rate) else Rate.parse(str(value), parameter)
 
 
-def _ambiguous(text: str) -> AmbiguousPolicy:
+def _parse_ambiguous(text: str) -> AmbiguousPolicy:
     try:
         return AmbiguousPolicy(text)
     except ValueError:

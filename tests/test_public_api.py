@@ -1,7 +1,8 @@
-"""The whole public face, used as a service uses it: what mypy sees here is what callers see. On both event loops."""
+"""The public API, used as a service uses it, on both event loops. mypy checks the types that callers see."""
 
 from __future__ import annotations
 
+import ast
 import asyncio
 import logging
 import signal
@@ -60,7 +61,7 @@ pytestmark = [
 
 
 async def test_the_whole_public_api(tmp_path: Path) -> None:
-    """Every public way in and out, against the simulator; types are what they say."""
+    """Every public method works against the simulator and returns the type that it declares."""
     events: list[Event] = []
     listener: Listener = events.append
     async with Simulator(SimulatorSettings(latency="uniform:0.2,0.5", tiny=True)) as simulator:
@@ -80,13 +81,13 @@ async def test_the_whole_public_api(tmp_path: Path) -> None:
             await use_engine(engine)
             assert_type(engine.settings, Settings)
             assert_type(engine.settings.rate, Rate)
-            assert_type(engine.share(), RateLimiter)
-            assert engine.share() is limiter
+            assert_type(engine.rate_limiter, RateLimiter)
+            assert engine.rate_limiter is limiter
             app: Callable[..., Awaitable[None]] = engine.callbacks_app()
             assert callable(app)
             assert callable(engine.callbacks_handler())
             await use_shared_limiter(engine, simulator.gateway_url, tmp_path / "other")
-        assert (await counting)["Ended"] >= 12
+        assert (await counting)["JobEnded"] >= 12
         assert engine.stats().callbacks > 0
     assert {type(event) for event in events} >= {StateChanged, JobEnded}
 
@@ -120,7 +121,7 @@ async def use_engine(engine: Engine) -> None:
     assert (await queued).id == "owl"
     known_handle = assert_type(await engine.get("owl"), Handle | None)
     assert known_handle
-    assert await engine.get("nobody") is None
+    assert await engine.get("unknown") is None
     names = [outcome.id async for outcome in engine.stream(make_some_jobs(5), ordered=True, tenant="ann")]
     assert names == [f"some-{n}" for n in range(5)]
     listed = [Job(prompt=f"{n}") for n in range(5)]
@@ -137,15 +138,15 @@ async def use_engine(engine: Engine) -> None:
 
 
 async def use_shared_limiter(engine: Engine, gateway: str, out: Path) -> None:
-    """Another engine on another folder, with the pace of the first."""
-    other = Engine(out, api_key="simulated", gateway=gateway, rate_limiter=engine.share(), poll_interval_s=0.2)
+    """Run a second engine on another run directory with the rate limiter of the first."""
+    other = Engine(out, api_key="simulated", gateway=gateway, rate_limiter=engine.rate_limiter, poll_interval_s=0.2)
     await other.start()
     handle = await other.enqueue(Job(prompt="left behind", id="left"))
     await other.aclose(detach=True)
     with pytest.raises(RunStopped):
         await handle
     async with Engine(
-        out, api_key="simulated", gateway=gateway, rate_limiter=engine.share(), poll_interval_s=0.2
+        out, api_key="simulated", gateway=gateway, rate_limiter=engine.rate_limiter, poll_interval_s=0.2
     ) as resumed:
         known_handle = await resumed.get("left")
         assert known_handle
@@ -153,7 +154,7 @@ async def use_shared_limiter(engine: Engine, gateway: str, out: Path) -> None:
 
 
 async def count_events(engine: Engine) -> dict[str, int]:
-    """How often each kind of event was told."""
+    """Count the emitted events by class name."""
     counts: dict[str, int] = {}
     async for event in engine.events():
         counts[type(event).__name__] = counts.get(type(event).__name__, 0) + 1
@@ -182,14 +183,32 @@ async def test_an_engine_has_no_global_side_effects(tmp_path: Path, capfd: pytes
 
 
 async def test_every_public_name_is_there(anyio_backend: object) -> None:
-    """What the package says that it has can be imported, and says what it is."""
+    """Every name in `__all__` can be imported and has a docstring."""
     for name in krea_batch.__all__:
-        what = getattr(krea_batch, name)
-        assert name in {"__version__", "Event", "Listener"} or what.__doc__
+        value = getattr(krea_batch, name)
+        assert name in {"__version__", "Event", "Listener"} or value.__doc__
+
+
+async def test_type_checkers_see_every_public_name(anyio_backend: object) -> None:
+    """The imports for type checkers name the same objects, from the same modules, as the lazy imports."""
+    tree = ast.parse(Path(krea_batch.__file__).read_text("utf-8"))
+    imported = {
+        f"{node.module}.{alias.asname}"
+        for node in ast.walk(tree)
+        if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("krea_batch.")
+        for alias in node.names
+    }
+    assert imported == {f"krea_batch.{module}.{name}" for name, module in krea_batch._MODULES.items()}
+
+
+async def test_an_unknown_name_is_an_attribute_error(anyio_backend: object) -> None:
+    """A name that is not public is not found, even if a module of the package has it."""
+    with pytest.raises(AttributeError, match="has no attribute 'check_id'"):
+        krea_batch.check_id  # noqa: B018
 
 
 async def test_callbacks_through_the_callers_server(tmp_path: Path) -> None:
-    """Mounted in an aiohttp server of the caller's, the handler takes the gateway's calls, and no others."""
+    """Mounted in the caller's aiohttp server, the handler accepts callbacks of the gateway and rejects other calls."""
     app = web.Application()
     runner = web.AppRunner(app)
     async with Simulator(SimulatorSettings(latency="uniform:0.3,0.6", tiny=True)) as simulator:

@@ -174,8 +174,12 @@ class Engine:
         """Why the run takes no more submits, or None while it does."""
         return self._run.stopped if hasattr(self, "_run") else None
 
-    def share(self) -> RateLimiter:
-        """The engine's pace, for other engines of the same key on this loop: `Engine(…, pace=engine.share())`."""
+    @property
+    def rate_limiter(self) -> RateLimiter:
+        """The rate limiter of this engine, for other engines with the same key on the same event loop.
+
+        Pass it to them as `Engine(…, rate_limiter=engine.rate_limiter)`.
+        """
         return self._rate_limiter
 
     async def events(self) -> AsyncIterator[Event]:
@@ -481,7 +485,7 @@ class Engine:
         with anyio.CancelScope(shield=True):
             is_the_same = self._results.identity() == self._stable_prefix.identity
             kept = self._stable_prefix if is_the_same else EMPTY_PREFIX
-            outcomes = self._run.ledger.outcomes(kept.last)
+            outcomes = self._run.ledger.outcomes(kept.last_job_no)
             if await self._write_results(outcomes, keep_bytes=kept.size_bytes):
                 await self._run.record(LedgerStore.set_results_size, self._results.size_bytes())
             await self._run.record(LedgerStore.end_run, run_number, self._clock())

@@ -32,10 +32,10 @@ class LockedRun:
     def __enter__(self) -> Self:
         require_run(self._out)
         with ExitStack() as stack:
-            folder = RunDir(self._out)
-            folder.lock()
-            stack.callback(folder.unlock)
-            self._store = LedgerStore.open(folder.ledger)
+            run_dir = RunDir(self._out)
+            run_dir.lock()
+            stack.callback(run_dir.unlock)
+            self._store = LedgerStore.open(run_dir.ledger)
             stack.callback(self._store.close)
             self._store.transaction([LedgerStore.mark_in_flight_ambiguous])
             self._stack = stack.pop_all()
@@ -48,8 +48,8 @@ class LockedRun:
     async def _write_results(self) -> None:
         ledger = LedgerWriter(self._store)
         try:
-            with ThreadPoolExecutor(1) as disk:
-                results = ResultsFile(self._out, disk, _raise)
+            with ThreadPoolExecutor(1) as executor:
+                results = ResultsFile(self._out, executor, _raise)
                 await results.rewrite(ledger.outcomes())
                 await ledger.record(LedgerStore.set_results_size, results.size_bytes())
         finally:

@@ -29,8 +29,8 @@ def list_ambiguous(out: Path) -> list[AmbiguousJob]:
     """
     require_run(out)
     with closing(LedgerStore.open(out / LEDGER, read_only=True)) as store:
-        (doubts,) = store.read(LedgerStore.ambiguous_jobs)
-    return list(doubts)
+        (jobs,) = store.read(LedgerStore.ambiguous_jobs)
+    return list(jobs)
 
 
 class AmbiguousJobs(LockedRun):
@@ -48,33 +48,33 @@ class AmbiguousJobs(LockedRun):
 
     def resubmit(self, job_ids: Iterable[str]) -> None:
         """The next run submits them again; each may then be paid twice."""
-        self._decide(job_ids, lambda store, doubt: store.resubmit(doubt.job_no))
+        self._decide(job_ids, lambda store, job: store.resubmit(job.job_no))
 
     def abandon(self, job_ids: Iterable[str]) -> None:
         """They end as cancelled; whether they were paid stays unknown."""
-        self._decide(job_ids, lambda store, doubt: store.abandon(doubt.job_no, self._clock()))
+        self._decide(job_ids, lambda store, job: store.abandon(job.job_no, self._clock()))
 
     def adopt(self, request_ids: Mapping[str, str]) -> None:
         """They were accepted, under these request_ids (by job id); the next run polls and downloads them."""
 
-        def decide(store: LedgerStore, doubt: AmbiguousJob) -> None:
-            request_id = request_ids[doubt.job_id]
+        def decide(store: LedgerStore, job: AmbiguousJob) -> None:
+            request_id = request_ids[job.job_id]
             if not is_request_id(request_id):
-                right = "give it as the gateway did, like krea-2-large-text-to-image_019d…"
-                raise JobError(f"{request_id!r} is no request_id", right, job_id=doubt.job_id)
-            if not store.adopt(doubt.job_no, request_id, self._clock()):
-                raise JobError(f"{request_id} belongs to another job", "look it up once more", job_id=doubt.job_id)
+                hint = "give it as the gateway did, like krea-2-large-text-to-image_019d…"
+                raise JobError(f"{request_id!r} is no request_id", hint, job_id=job.job_id)
+            if not store.adopt(job.job_no, request_id, self._clock()):
+                raise JobError(f"{request_id} belongs to another job", "look it up once more", job_id=job.job_id)
 
         self._decide(request_ids, decide)
 
     def _decide(self, job_ids: Iterable[str], decide: Callable[[LedgerStore, AmbiguousJob], Any]) -> None:
-        doubts = {doubt.job_id: doubt for doubt in self.jobs}
+        ambiguous = {job.job_id: job for job in self.jobs}
 
         def decide_all(store: LedgerStore) -> None:
             for job_id in dict.fromkeys(job_ids):
-                if job_id not in doubts:
+                if job_id not in ambiguous:
                     raise JobError("it is not ambiguous", "see krea-batch resolve OUT --list", job_id=job_id)
-                decide(store, doubts[job_id])
+                decide(store, ambiguous[job_id])
             store.set_results_size(None)  # until they are
 
         self._store.transaction([decide_all])

@@ -17,7 +17,7 @@ from krea_batch.ledger import LedgerStore
 from krea_batch.maintenance.locked_run import LockedRun
 
 WORKED_ON = (State.PENDING, State.ACCEPTED, State.FINISHED)  # the next run submits, polls or downloads them
-_WHY_NOT = {
+_NOT_RETRYABLE = {
     State.SUCCEEDED: ("its image is there", "give a job that ended without one"),
     State.AMBIGUOUS: ("nobody knows whether it was paid", "decide with krea-batch resolve"),
 }
@@ -35,24 +35,24 @@ class RetryPlan(LockedRun):
 
         Raises JobError for one that is unknown, has its image, or is ambiguous.
         """
-        found: dict[str, State] = {}
+        selected: dict[str, State] = {}
         for job_id in dict.fromkeys(job_ids):
             outcome = self._store.find_job(job_id)
             if outcome is None:
                 raise JobError("it is not in this run", "see krea-batch status OUT", job_id=job_id)
-            if outcome.status in _WHY_NOT:
-                raise JobError(*_WHY_NOT[outcome.status], job_id=job_id)
+            if outcome.status in _NOT_RETRYABLE:
+                raise JobError(*_NOT_RETRYABLE[outcome.status], job_id=job_id)
             if outcome.status in RETRYABLE:
-                found[job_id] = outcome.status
-        return found
+                selected[job_id] = outcome.status
+        return selected
 
     def resubmit(self, job_ids: Iterable[str]) -> None:
         """They are to be submitted again, all or none of them; each may be paid again. Raises KreaBatchBug."""
-        known = {job_id: (n, state) for n, job_id, state in self._store.unsuccessful_jobs(RETRYABLE)}
+        by_id = {job_id: (job_no, state) for job_no, job_id, state in self._store.unsuccessful_jobs(RETRYABLE)}
 
         def move(store: LedgerStore) -> None:
             for job_id in job_ids:
-                store.retry(*known[job_id])
+                store.retry(*by_id[job_id])
             store.set_results_size(None)  # until they are
 
         self._store.transaction([move])
@@ -63,10 +63,10 @@ class RetryPlan(LockedRun):
         resumed = [state for state in State if state.info.resumes_as in WORKED_ON and not state.info.retryable]
         return sum(counts.get(state, 0) for state in resumed)
 
-    def waiting(self) -> int:
+    def pending_count(self) -> int:
         """How many of those were never accepted, and are submitted, too."""
         return self._store.counts().get(State.PENDING, 0)
 
-    def total(self) -> int:
+    def job_count(self) -> int:
         """How many jobs there are."""
         return sum(self._store.counts().values())

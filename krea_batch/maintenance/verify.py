@@ -22,9 +22,9 @@ from krea_batch.rules.verdicts import Errored, Failed, Finished, PollFailed, Pol
 from krea_batch.storage.atomic import replacing
 from krea_batch.storage.png import PngError, PngValidator
 
-AT_ONCE = 8  # chosen: repairs are few, and the gateway's limit is not known here
-TRIES = 5  # chosen: with pauses doubling from half a second, some eight seconds of trouble
-READ_BYTES = 1 << 20
+MAX_CONCURRENT_REPAIRS = 8  # chosen: repairs are few, and the gateway's limit is not known here
+MAX_REPAIR_ATTEMPTS = 5  # chosen: with pauses doubling from half a second, some eight seconds of trouble
+READ_CHUNK_BYTES = 1 << 20
 
 
 class Mismatch(msgspec.Struct, frozen=True):
@@ -33,11 +33,11 @@ class Mismatch(msgspec.Struct, frozen=True):
     id: str
     path: str
     request_id: str | None
-    what: str
+    problem: str
     repaired: bool = False
 
 
-class Fetcher(Protocol):
+class RepairGateway(Protocol):
     """What a repair needs of the gateway: `gateway.client.GatewayClient` has it."""
 
     async def poll(self, request_id: str) -> PollVerdict: ...
@@ -45,22 +45,22 @@ class Fetcher(Protocol):
     async def download(self, url: str, *, offset: int = 0, etag: str | None = None) -> ImageBody: ...
 
 
-def faults(gallery: RunImages) -> Iterator[tuple[ExportedImage, str | None]]:
+def check_images(run_images: RunImages) -> Iterator[tuple[ExportedImage, str | None]]:
     """Each image, with what is wrong with its file, or None."""
-    for image in gallery.images():
+    for image in run_images.images():
         yield image, find_mismatch(image)
 
 
 def find_mismatch(image: ExportedImage) -> str | None:
     """Why the file is not the image on record; None where it is, byte for byte, and a whole PNG."""
-    walk, digest, size_bytes = PngValidator(), hashlib.sha256(), 0
+    validator, digest, size_bytes = PngValidator(), hashlib.sha256(), 0
     try:
-        with image.place.open("rb") as file:
-            while data := file.read(READ_BYTES):
+        with image.path.open("rb") as file:
+            while data := file.read(READ_CHUNK_BYTES):
                 size_bytes += len(data)
                 digest.update(data)
-                walk.feed(data)
-            walk.finish()
+                validator.feed(data)
+            validator.finish()
     except FileNotFoundError:
         return "it is gone"
     except OSError as error:
@@ -76,50 +76,50 @@ class RepairFailed(Exception):
     """An image could not be had again; the text says why."""
 
 
-async def repair(image: ExportedImage, gateway: Fetcher) -> None:
+async def repair(image: ExportedImage, gateway: RepairGateway) -> None:
     """Put the image on record back into its place. Raises NotRepaired, and then leaves what is there."""
-    data = await _fetched(image, gateway)
+    data = await _download(image, gateway)
     if hashlib.sha256(data).hexdigest() != image.file.sha256:
         raise RepairFailed("the gateway now gives another image than the one on record")
     try:
-        await anyio.to_thread.run_sync(_put, image.place, data)
+        await anyio.to_thread.run_sync(_replace_file, image.path, data)
     except OSError as error:
         raise RepairFailed(f"it cannot be written ({error.strerror})") from None
 
 
-async def _fetched(image: ExportedImage, gateway: Fetcher) -> bytes:
+async def _download(image: ExportedImage, gateway: RepairGateway) -> bytes:
     """The image's bytes: its status is asked for, since addresses of images expire."""
     reason = ""
-    for tries in range(1, TRIES + 1):
+    for attempt in range(1, MAX_REPAIR_ATTEMPTS + 1):
         try:
-            url = await _url(image, gateway)
+            url = await _image_url(image, gateway)
             media = await gateway.download(url)
             async with media:
                 return b"".join([chunk async for chunk in media.chunks()])
         except DownloadError as error:
             reason = error.reason
-            await anyio.sleep(max(backoff_s(tries, 1.0), error.retry_after_s or 0.0))
-    raise RepairFailed(f"tried {TRIES} times: {reason}")
+            await anyio.sleep(max(backoff_s(attempt, 1.0), error.retry_after_s or 0.0))
+    raise RepairFailed(f"tried {MAX_REPAIR_ATTEMPTS} times: {reason}")
 
 
-async def _url(image: ExportedImage, gateway: Fetcher) -> str:
+async def _image_url(image: ExportedImage, gateway: RepairGateway) -> str:
     """Where the image is now. Raises MediaError for trouble that may pass, NotRepaired for what will not."""
     if not image.outcome.request_id:
         raise RepairFailed("there is no request_id to ask for it by")
-    output = [file.path for file in image.outcome.files].index(image.file.path)
+    output_index = [file.path for file in image.outcome.files].index(image.file.path)
     match await gateway.poll(image.outcome.request_id):
-        case Finished(media_urls=urls) if output < len(urls):
-            return urls[output]
-        case Failed(said) | Errored(said):
-            raise RepairFailed(f"the gateway says of it now: {said or 'failed'}")
-        case PollFailed(reason=reason, retry_after_s=wait_s):
-            raise DownloadError(reason, retry_after_s=wait_s)
+        case Finished(media_urls=urls) if output_index < len(urls):
+            return urls[output_index]
+        case Failed(detail) | Errored(detail):
+            raise RepairFailed(f"the gateway says of it now: {detail or 'failed'}")
+        case PollFailed(reason=reason, retry_after_s=delay_s):
+            raise DownloadError(reason, retry_after_s=delay_s)
         case _:
             raise RepairFailed("the gateway has no image of it any more")
 
 
-def _put(place: Path, data: bytes) -> None:
+def _replace_file(path: Path, data: bytes) -> None:
     """The file under its name, whole and durable, or as before."""
-    place.parent.mkdir(parents=True, exist_ok=True)
-    with replacing(place) as file:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with replacing(path) as file:
         file.write(data)

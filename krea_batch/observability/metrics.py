@@ -26,7 +26,7 @@ from krea_batch.events import (
     JobResumed,
     PollCompleted,
     PollResult,
-    PostResult,
+    SubmitResult,
     RateChanged,
     RetryScheduled,
     RunClosed,
@@ -114,7 +114,7 @@ class MetricsListener:
         self._early_stops = self._total("early_stops", "Runs that stopped early.")
 
     def _make_submit_metrics(self) -> None:
-        self._submits = self._counter("submits", "POSTs, by what they came to.", "result", get_args(PostResult))
+        self._submits = self._counter("submits", "POSTs, by what they came to.", "result", get_args(SubmitResult))
         self._submit_s = self._histogram(
             "submit_seconds", "From a POST until its result was on record.", SUBMIT_BUCKETS_S
         )

@@ -23,7 +23,7 @@ from krea_batch.events import (
     Listener,
     PollCompleted,
     PollResult,
-    PostResult,
+    SubmitResult,
     RateChanged,
     RetryScheduled,
     RunClosed,
@@ -183,7 +183,7 @@ class RunContext:
         if self._listeners:
             self.emit(JobResumed(flight.id, state, flight.request_id or None))
 
-    def emit_submit(self, flight: InFlightJob, result: PostResult, verdict: PostVerdict) -> None:
+    def emit_submit(self, flight: InFlightJob, result: SubmitResult, verdict: PostVerdict) -> None:
         """What a POST came to is on record."""
         if self._listeners:
             status = verdict.status if isinstance(verdict, Refused) else 0

@@ -18,8 +18,8 @@ Files are read twice: once to check every row, once to run. Memory does not grow
 JSON documents.
 """
 
-from krea_batch.sources.check import Checked
+from krea_batch.sources.check import CheckResult
 from krea_batch.sources.job_files import JobFiles
 from krea_batch.sources.options import InputOptions
 
-__all__ = ["Checked", "InputOptions", "JobFiles"]
+__all__ = ["CheckResult", "InputOptions", "JobFiles"]

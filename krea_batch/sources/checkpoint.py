@@ -32,20 +32,20 @@ class Checkpoint(msgspec.Struct, frozen=True):
     `reading` is the fingerprint of how they are read.
     """
 
-    parts: tuple[FilePrefix, ...]
+    prefixes: tuple[FilePrefix, ...]
     rows: int
     jobs: int
-    reading: str
+    options_fingerprint: str
 
     @property
     def lines(self) -> int:
         """The running number of the last line before it."""
-        return sum(part.lines for part in self.parts)
+        return sum(prefix.lines for prefix in self.prefixes)
 
     @property
-    def places(self) -> list[FilePosition]:
+    def positions(self) -> list[FilePosition]:
         """For each of these files where it ends in it."""
-        return [FilePosition(part.size_bytes, part.lines) for part in self.parts]
+        return [FilePosition(prefix.size_bytes, prefix.lines) for prefix in self.prefixes]
 
     def encode(self) -> bytes:
         return msgspec.json.encode(self)
@@ -58,27 +58,27 @@ class Checkpoint(msgspec.Struct, frozen=True):
         except msgspec.DecodeError:
             return None
 
-    def fits(self, inputs: Sequence[Input]) -> bool:
+    def matches(self, inputs: Sequence[Input]) -> bool:
         """Whether these files begin with the same bytes; all but the last of its files end there, too."""
-        if len(self.parts) > len(inputs):
+        if len(self.prefixes) > len(inputs):
             return False
-        last = len(self.parts) - 1
+        last_index = len(self.prefixes) - 1
         return all(
-            each.format is part.format and _begins_with(each.file, part, whole=n < last)
-            for n, (each, part) in enumerate(zip(inputs, self.parts, strict=False))
+            each.format is prefix.format and _begins_with(each.file, prefix, whole=index < last_index)
+            for index, (each, prefix) in enumerate(zip(inputs, self.prefixes, strict=False))
         )
 
 
 EMPTY = Checkpoint((), 0, 0, "")
 
 
-def _begins_with(file: LineFile, part: FilePrefix, *, whole: bool) -> bool:
-    digest, left = hashlib.sha256(), part.size_bytes
+def _begins_with(file: LineFile, prefix: FilePrefix, *, whole: bool) -> bool:
+    digest, remaining = hashlib.sha256(), prefix.size_bytes
     for block in file.blocks():
-        if left == 0:
-            return not whole and digest.hexdigest() == part.sha256
-        digest.update(block[:left])
-        if whole and len(block) > left:
+        if remaining == 0:
+            return not whole and digest.hexdigest() == prefix.sha256
+        digest.update(block[:remaining])
+        if whole and len(block) > remaining:
             return False
-        left -= min(left, len(block))
-    return left == 0 and digest.hexdigest() == part.sha256
+        remaining -= min(remaining, len(block))
+    return remaining == 0 and digest.hexdigest() == prefix.sha256

@@ -17,10 +17,10 @@ from typing import IO
 
 from krea_batch.errors import InputError
 
-BUCKETS = 256  # chosen: a bucket of a hundred million lines still fits in the memory that a run needs anyway
+BUCKET_COUNT = 256  # chosen: a bucket of a hundred million lines still fits in the memory that a run needs anyway
 BUCKET_ITEMS = 1024  # chosen: 8 KiB each, so 2 MiB in memory, and writes that are worth a call
 
-_MASK = BUCKETS - 1
+_MASK = BUCKET_COUNT - 1
 
 
 def default_id(number: int) -> str:
@@ -31,44 +31,44 @@ def default_id(number: int) -> str:
 class DuplicateIdFinder:
     """Collects ids with the running numbers of their lines. To be closed, since it may hold a file."""
 
-    def __init__(self, folder: Path | None = None) -> None:
-        self._folder = folder
-        self._buckets = [array("q") for _ in range(BUCKETS)]
-        self._chunks: list[list[int]] = [[] for _ in range(BUCKETS)]  # where each bucket's chunks start
+    def __init__(self, temp_dir: Path | None = None) -> None:
+        self._temp_dir = temp_dir
+        self._buckets = [array("q") for _ in range(BUCKET_COUNT)]
+        self._chunks: list[list[int]] = [[] for _ in range(BUCKET_COUNT)]  # where each bucket's chunks start
         self._file: IO[bytes] | None = None
 
     def add(self, job_id: str, number: int) -> None:
         """Remember that the line with this running number has this id."""
-        code = hash(job_id)
-        bucket = self._buckets[code & _MASK]
-        bucket.append(code)
+        hash_value = hash(job_id)
+        bucket = self._buckets[hash_value & _MASK]
+        bucket.append(hash_value)
         bucket.append(number)
         if len(bucket) >= BUCKET_ITEMS:
-            self._flush(code & _MASK)
+            self._flush(hash_value & _MASK)
 
     def candidates(self) -> Iterator[array[int]]:
         """For each bucket that has some: the running numbers of the lines whose hash is not theirs alone.
 
         Lines that share a hash are always in the same bucket. No order is promised.
         """
-        for place in range(BUCKETS):
-            items = self._whole(place)
-            codes = items[0::2]
-            if len(set(codes)) == len(codes):
+        for bucket_index in range(BUCKET_COUNT):
+            items = self._read_bucket(bucket_index)
+            hashes = items[0::2]
+            if len(set(hashes)) == len(hashes):
                 continue
-            seen = Counter(codes)
-            yield array("q", (number for code, number in zip(codes, items[1::2], strict=True) if seen[code] > 1))
+            counts = Counter(hashes)
+            yield array("q", (number for hash_value, number in zip(hashes, items[1::2], strict=True) if counts[hash_value] > 1))
 
     def close(self) -> None:
         if self._file:
             self._file.close()
 
-    def _flush(self, place: int) -> None:
-        bucket = self._buckets[place]
+    def _flush(self, bucket_index: int) -> None:
+        bucket = self._buckets[bucket_index]
         try:
             if self._file is None:
-                self._file = TemporaryFile(dir=self._folder, prefix="krea-batch-")  # noqa: SIM115 - see close
-            self._chunks[place].append(self._file.seek(0, SEEK_END))
+                self._file = TemporaryFile(dir=self._temp_dir, prefix="krea-batch-")  # noqa: SIM115 - see close
+            self._chunks[bucket_index].append(self._file.seek(0, SEEK_END))
             self._file.write(bucket)
         except OSError as error:
             raise InputError(
@@ -77,11 +77,11 @@ class DuplicateIdFinder:
             ) from error
         del bucket[:]
 
-    def _whole(self, place: int) -> array[int]:
+    def _read_bucket(self, bucket_index: int) -> array[int]:
         items = array("q")
         if self._file:
-            for start in self._chunks[place]:
+            for start in self._chunks[bucket_index]:
                 self._file.seek(start)
                 items.frombytes(self._file.read(BUCKET_ITEMS * items.itemsize))
-        items.extend(self._buckets[place])
+        items.extend(self._buckets[bucket_index])
         return items

@@ -34,12 +34,12 @@ _CACHED_NAMES = 1024  # chosen: the names in a file repeat
 
 _SYNONYMS = {"text": "prompt", "caption": "prompt", "description": "prompt", "ratio": "aspect_ratio"}
 
-_LISTS: dict[str, tuple[type[msgspec.Struct], int]] = {
+_LIST_FIELDS: dict[str, tuple[type[msgspec.Struct], int]] = {
     "image_style_references": (ImageStyleReference, MAX_REFERENCES),
     "styles": (Style, MAX_STYLES),
     "moodboards": (Moodboard, MAX_MOODBOARDS),
 }
-_ENTRIES = {
+_ENTRY_EXAMPLES = {
     "image_style_references": '{"image_url": "https://…", "strength": 1.0}',
     "styles": '{"id": "…", "strength": 1.0}',
     "moodboards": '{"id": "a UUID", "strength": 0.23}',
@@ -61,21 +61,21 @@ _MOODBOARD_ID = "use the moodboard's UUID, like 01234567-89ab-cdef-0123-456789ab
 @lru_cache(_CACHED_NAMES)
 def closest_match(name: str, names: tuple[str, ...] = FIELDS) -> str | None:
     """Return the one of `names` that was probably meant, or None."""
-    plain = "".join("_" + char.lower() if char.isupper() else char for char in name).strip("_ ").replace("-", "_")
-    for spelling in (plain.replace(" ", "_"), name.lower()):
+    normalized = "".join("_" + char.lower() if char.isupper() else char for char in name).strip("_ ").replace("-", "_")
+    for spelling in (normalized.replace(" ", "_"), name.lower()):
         close = get_close_matches(spelling, names, n=1, cutoff=SIMILARITY)
         if close:
             return close[0]
-    other = _SYNONYMS.get(plain)
-    return other if other in names else None
+    synonym = _SYNONYMS.get(normalized)
+    return synonym if synonym in names else None
 
 
-def explain(fields: dict[str, Any], *, keep_extra: bool = False) -> JobError | None:
+def diagnose(fields: dict[str, Any], *, keep_extra: bool = False) -> JobError | None:
     """Return what is wrong with the fields of a job, or None if they are valid."""
     return (
-        (_clash(fields) if keep_extra else _unknown(fields, FIELDS, "a job"))
-        or _without_prompt(fields)
-        or _first(_field(name, fields[name]) for name in FIELDS if name in fields)
+        (_metadata_conflict(fields) if keep_extra else _unknown_field(fields, FIELDS, "a job"))
+        or _missing_prompt(fields)
+        or _first(_field_error(name, fields[name]) for name in FIELDS if name in fields)
     )
 
 
@@ -83,18 +83,18 @@ def _first(errors: Iterable[JobError | None]) -> JobError | None:
     return next((error for error in errors if error), None)
 
 
-def _unknown(fields: dict[str, Any], names: tuple[str, ...], what: str) -> JobError | None:
+def _unknown_field(fields: dict[str, Any], names: tuple[str, ...], owner: str) -> JobError | None:
     for name in fields:
         if name not in names:
-            meant = closest_match(name, names)
-            hint = f'did you mean "{meant}"?' if meant else f"the fields are {', '.join(names)}"
-            if names == FIELDS and not meant:
+            suggestion = closest_match(name, names)
+            hint = f'did you mean "{suggestion}"?' if suggestion else f"the fields are {', '.join(names)}"
+            if names == FIELDS and not suggestion:
                 hint += "; --keep-extra puts others into metadata"
-            return JobError(f"{quoted(name)} is not a field of {what}", hint)
+            return JobError(f"{quoted(name)} is not a field of {owner}", hint)
     return None
 
 
-def _clash(fields: dict[str, Any]) -> JobError | None:
+def _metadata_conflict(fields: dict[str, Any]) -> JobError | None:
     metadata = fields.get("metadata")
     for name in fields:
         if name not in FIELDS and isinstance(metadata, dict) and name in metadata:
@@ -102,31 +102,31 @@ def _clash(fields: dict[str, Any]) -> JobError | None:
     return None
 
 
-def _without_prompt(fields: dict[str, Any]) -> JobError | None:
+def _missing_prompt(fields: dict[str, Any]) -> JobError | None:
     if "prompt" in fields:
         return None
     return JobError('missing "prompt"', 'write {"prompt": "what the image shows"}')
 
 
-def _field(name: str, value: object) -> JobError | None:
+def _field_error(name: str, value: object) -> JobError | None:
     try:
         msgspec.convert({"prompt": "x", name: value}, Job)
     except msgspec.ValidationError:
-        return _list(name, value) if name in _LISTS else _value(name, value)
+        return _list_error(name, value) if name in _LIST_FIELDS else _value_error(name, value)
     return None
 
 
-def _value(name: str, value: object) -> JobError:
+def _value_error(name: str, value: object) -> JobError:
     if name == "prompt" and isinstance(value, str):
         return JobError('"prompt" is empty', _HINTS["prompt"])
     if name == "id" and isinstance(value, str) and len(value.encode()) > MAX_ID_BYTES:
         return JobError(
             f'"id" is {len(value.encode())} bytes long', f"use at most {MAX_ID_BYTES}, which fit into a file name"
         )
-    return JobError(f'"{name}" is {quoted(value)}', _meant(name, value) or _HINTS[name])
+    return JobError(f'"{name}" is {quoted(value)}', _suggestion(name, value) or _HINTS[name])
 
 
-def _meant(name: str, value: object) -> str | None:
+def _suggestion(name: str, value: object) -> str | None:
     """Return what to write instead, if the value suggests it."""
     if name == "id" and isinstance(value, int) and not isinstance(value, bool):
         return f'write "id": "{quoted(value)}"'
@@ -135,8 +135,8 @@ def _meant(name: str, value: object) -> str | None:
         return None if whole is None else f'write "seed": {whole}'
     if name in ("aspect_ratio", "creativity") and isinstance(value, str):
         allowed = ASPECT_RATIOS if name == "aspect_ratio" else CREATIVITIES
-        plain = value.strip().lower().replace("x", ":").replace("/", ":")
-        return f'write "{plain}"' if plain in allowed else None
+        normalized = value.strip().lower().replace("x", ":").replace("/", ":")
+        return f'write "{normalized}"' if normalized in allowed else None
     return None
 
 
@@ -148,20 +148,20 @@ def _whole_number(value: object) -> int | None:
     return None
 
 
-def _list(name: str, value: object) -> JobError:
-    entry_type, max_entries = _LISTS[name]
+def _list_error(name: str, value: object) -> JobError:
+    entry_type, max_entries = _LIST_FIELDS[name]
     if not isinstance(value, list):
-        return JobError(f'"{name}" is {quoted(value)}', f'write a list: "{name}": [{_ENTRIES[name]}]')
+        return JobError(f'"{name}" is {quoted(value)}', f'write a list: "{name}": [{_ENTRY_EXAMPLES[name]}]')
     if len(value) > max_entries:
         return JobError(f'"{name}" has {len(value)} entries', f"use at most {max_entries}")
-    found = _first(
-        _entry(f'entry {place} of "{name}"', entry, entry_type, _ENTRIES[name])
-        for place, entry in enumerate(value, 1)
+    error = _first(
+        _entry_error(f'entry {position} of "{name}"', entry, entry_type, _ENTRY_EXAMPLES[name])
+        for position, entry in enumerate(value, 1)
     )
-    return found or JobError(f'"{name}" is {quoted(value)}', f"write [{_ENTRIES[name]}]")
+    return error or JobError(f'"{name}" is {quoted(value)}', f"write [{_ENTRY_EXAMPLES[name]}]")
 
 
-def _entry(where: str, entry: object, entry_type: type[msgspec.Struct], example: str) -> JobError | None:
+def _entry_error(location: str, entry: object, entry_type: type[msgspec.Struct], example: str) -> JobError | None:
     try:
         msgspec.convert(entry, entry_type)
     except msgspec.ValidationError:
@@ -169,14 +169,14 @@ def _entry(where: str, entry: object, entry_type: type[msgspec.Struct], example:
     else:
         return None
     if not isinstance(entry, dict):
-        return JobError(f"{where} is {quoted(entry)}", f"write {example}")
+        return JobError(f"{location} is {quoted(entry)}", f"write {example}")
     key = entry_type.__struct_fields__[0]
-    if unknown := _unknown(entry, entry_type.__struct_fields__, where):
+    if unknown := _unknown_field(entry, entry_type.__struct_fields__, location):
         return unknown
     if key not in entry:
-        return JobError(f'{where} has no "{key}"', f"write {example}")
+        return JobError(f'{location} has no "{key}"', f"write {example}")
     strength = entry.get("strength", 1.0)
     if isinstance(strength, bool) or not isinstance(strength, int | float):
-        return JobError(f'"strength" in {where} is {quoted(strength)}', _HINTS["strength"])
+        return JobError(f'"strength" in {location} is {quoted(strength)}', _HINTS["strength"])
     hint = {ImageStyleReference: _HINTS["image_url"], Style: _STYLE_ID}.get(entry_type, _MOODBOARD_ID)
-    return JobError(f'"{key}" in {where} is {quoted(entry[key])}', hint)
+    return JobError(f'"{key}" in {location} is {quoted(entry[key])}', hint)

@@ -22,15 +22,15 @@ import msgspec
 
 from krea_batch.errors import InputError, InternalError, JobFileError
 from krea_batch.jobs import Job
-from krea_batch.sources.check import Check, Checked, Known, OnProblem, OnProgress
+from krea_batch.sources.check import Check, CheckResult, FingerprintLookup, OnProblem, OnProgress
 from krea_batch.sources.checkpoint import EMPTY, Checkpoint, FilePrefix
 from krea_batch.sources.dedupe import Deduplicator
 from krea_batch.sources.duplicate_ids import default_id
-from krea_batch.sources.inputs import Input, numbered, open_inputs
+from krea_batch.sources.inputs import Input, numbered_rows, open_inputs
 from krea_batch.sources.options import InputOptions
 from krea_batch.sources.parser import RowParser
 
-_set = msgspec.structs.force_setattr
+_force_setattr = msgspec.structs.force_setattr
 
 
 class JobFiles:
@@ -45,27 +45,27 @@ class JobFiles:
         self,
         paths: Sequence[str],
         *,
-        reading: InputOptions | None = None,
+        options: InputOptions | None = None,
         skip_invalid: bool = False,
         stdin: BinaryIO | None = None,
         spool_dir: Path | None = None,
     ) -> None:
-        _refuse_twice(paths)
-        self._reading = reading or InputOptions()
-        RowParser(self._reading)  # what is wrong with the reading itself is told before any file
+        _require_distinct_files(paths)
+        self._options = options or InputOptions()
+        RowParser(self._options)  # what is wrong with the reading itself is told before any file
         self._skip_invalid = skip_invalid
         self._spool_dir = spool_dir
-        self._skipped: Sequence[int] = ()  # running numbers of lines that read well and are bad all the same
-        self._checked: Checked | None = None
-        self._before = EMPTY  # the lines up to there need not be looked at
-        self._given = 0  # jobs, in the present iteration
-        self._taken = 0  # rows in it
-        self._parts: list[FilePrefix] = []  # how far the files have been read in it
-        self._mark: tuple[int, bytes] | None = None
+        self._conflicting_rows: Sequence[int] = ()  # running numbers of lines that read well and are bad all the same
+        self._checked: CheckResult | None = None
+        self._resumed_from = EMPTY  # the lines up to there need not be looked at
+        self._jobs_yielded = 0  # jobs, in the present iteration
+        self._rows_read = 0  # rows in it
+        self._prefixes: list[FilePrefix] = []  # how far the files have been read in it
+        self._checkpoint: tuple[int, bytes] | None = None
         self._inputs: list[Input] = []
         try:
             for path in paths:
-                for each in open_inputs(path, self._reading, stdin or sys.stdin.buffer, spool_dir):
+                for each in open_inputs(path, self._options, stdin or sys.stdin.buffer, spool_dir):
                     self._inputs.append(each)
         except BaseException:
             self.close()
@@ -85,49 +85,49 @@ class JobFiles:
     @property
     def skipped(self) -> int:
         """How many jobs an earlier run's mark covers."""
-        return self._before.jobs
+        return self._resumed_from.jobs
 
-    def said(self) -> list[str]:
+    def notices(self) -> list[str]:
         """What was guessed of the files, a sentence each, once they are checked."""
-        return [sentence for each in self._inputs for sentence in each.said]
+        return [notice for each in self._inputs for notice in each.notices]
 
-    def resume_from(self, bookmark: bytes | None) -> None:
+    def resume_from(self, data: bytes | None) -> None:
         """Do not look again at the jobs that a mark of an earlier run covers, where the files still begin so.
 
         `passed` says how many these are: `check` counts them, iterating leaves them out.
         """
-        mark = Checkpoint.decode(bookmark) if bookmark else None
-        same = mark and not self._reading.dedupe and mark.reading == self._reading.fingerprint()
-        if mark and same and mark.fits(self._inputs):
-            self._before = mark
+        checkpoint = Checkpoint.decode(data) if data else None
+        same_options = checkpoint and not self._options.dedupe and checkpoint.options_fingerprint == self._options.fingerprint()
+        if checkpoint and same_options and checkpoint.matches(self._inputs):
+            self._resumed_from = checkpoint
 
     def checkpoint(self) -> tuple[int, bytes] | None:
         """How far the files have been read, and how many jobs the present iteration had given by then.
 
         To be kept once all of them are on record. None where no mark can be: lines are bad, or none was read.
         """
-        if self._checked is None or self._checked.bad_lines or self._reading.dedupe:
+        if self._checked is None or self._checked.bad_lines or self._options.dedupe:
             return None
-        return self._mark
+        return self._checkpoint
 
     def check(
         self,
-        known: Known | None = None,
+        lookup: FingerprintLookup | None = None,
         on_problem: OnProblem | None = None,
         on_progress: OnProgress | None = None,
-    ) -> Checked:
+    ) -> CheckResult:
         """Read every line of every file, and every id against every other.
 
         `known` is given batches of ids, and gives the fingerprints of those that are on record.
         `on_problem` hears of each bad line as it is found, the clashes of ids last. `on_progress` hears how many
         bytes of how many are read. Raises InputError where a file cannot be read.
         """
-        reader = RowParser(self._reading)
-        before, dedupe = self._before, self._reading.dedupe
-        with Check(self._inputs, reader, known, on_problem, self._spool_dir, before=before, dedupe=dedupe) as check:
+        parser = RowParser(self._options)
+        checkpoint, dedupe = self._resumed_from, self._options.dedupe
+        with Check(self._inputs, parser, lookup, on_problem, self._spool_dir, checkpoint=checkpoint, dedupe=dedupe) as check:
             check.read_lines(on_progress)
-            check.compare_ids()
-            self._skipped = check.skipped()
+            check.find_duplicate_ids()
+            self._conflicting_rows = check.conflicting_rows()
             self._checked = check.result()
         return self._checked
 
@@ -143,54 +143,54 @@ class JobFiles:
         return self._jobs()
 
     def _jobs(self) -> Iterator[Job]:
-        reader = RowParser(self._reading)
-        read = reader.read
-        twins = Deduplicator() if self._reading.dedupe else None
-        self._given, self._taken, self._parts, self._mark = 0, 0, [], None
-        for number, row in numbered(
-            self._inputs, lambda n: functools.partial(self._at_block, n), self._before.places
+        parser = RowParser(self._options)
+        read = parser.read
+        deduplicator = Deduplicator() if self._options.dedupe else None
+        self._jobs_yielded, self._rows_read, self._prefixes, self._checkpoint = 0, 0, [], None
+        for number, row in numbered_rows(
+            self._inputs, lambda n: functools.partial(self._on_block, n), self._resumed_from.positions
         ):
-            self._taken += 1
+            self._rows_read += 1
             jobs = read(number, row)
-            reader.unknown_fields.clear()  # the check has told of them
-            kept = twins.filter(number, jobs) if twins else jobs
-            if not jobs or (self._skipped and _holds(self._skipped, number)):
+            parser.unknown_fields.clear()  # the check has told of them
+            unique = deduplicator.filter(number, jobs) if deduplicator else jobs
+            if not jobs or (self._conflicting_rows and _contains(self._conflicting_rows, number)):
                 if not self._skip_invalid:
                     raise InternalError(f"line {number} was good and is bad now, though its file is the same")
                 continue
-            for job in kept:
+            for job in unique:
                 if not job.id:
-                    _set(job, "id", default_id(number))  # nobody else has this job yet, and a copy costs more
-                self._given += 1
+                    _force_setattr(job, "id", default_id(number))  # nobody else has this job yet, and a copy costs more
+                self._jobs_yielded += 1
                 yield job
 
-    def _at_block(self, n: int, lines: int, size_bytes: int, sha256: str) -> None:
+    def _on_block(self, file_index: int, lines: int, size_bytes: int, sha256: str) -> None:
         """All lines so far of the file number `n` have been taken."""
-        if n and (len(self._parts) < n or self._parts[n - 1].lines != self._inputs[n - 1].file.line_count):
+        if file_index and (len(self._prefixes) < file_index or self._prefixes[file_index - 1].lines != self._inputs[file_index - 1].file.line_count):
             return  # the last line of the file before has no end: if it grows, all numbers may change
-        self._parts[n:] = [FilePrefix(size_bytes, sha256, lines, self._inputs[n].format)]
-        before = self._before
-        rows, jobs = before.rows + self._taken, before.jobs + self._given
-        bookmark = Checkpoint(tuple(self._parts), rows, jobs, self._reading.fingerprint())
-        if bookmark.lines > before.lines:
-            self._mark = self._given, bookmark.encode()
+        self._prefixes[file_index:] = [FilePrefix(size_bytes, sha256, lines, self._inputs[file_index].format)]
+        resumed_from = self._resumed_from
+        rows, jobs = resumed_from.rows + self._rows_read, resumed_from.jobs + self._jobs_yielded
+        checkpoint = Checkpoint(tuple(self._prefixes), rows, jobs, self._options.fingerprint())
+        if checkpoint.lines > resumed_from.lines:
+            self._checkpoint = self._jobs_yielded, checkpoint.encode()
 
 
-def _holds(numbers: Sequence[int], number: int) -> bool:
+def _contains(numbers: Sequence[int], number: int) -> bool:
     """True when the ordered `numbers` have this one."""
-    at = bisect_left(numbers, number)
-    return at < len(numbers) and numbers[at] == number
+    index = bisect_left(numbers, number)
+    return index < len(numbers) and numbers[index] == number
 
 
-def _refuse_twice(paths: Sequence[str]) -> None:
+def _require_distinct_files(paths: Sequence[str]) -> None:
     """Raise InputError for a file that stands twice in the list, by whatever name: it would be paid for twice."""
     seen: dict[object, str] = {}
     for path in paths:
-        same = _identity(path)
-        if same in seen:
-            raise InputError(f"{path}: it is the same file as {seen[same]}", "name each file once")
-        if same:
-            seen[same] = path
+        identity = _identity(path)
+        if identity in seen:
+            raise InputError(f"{path}: it is the same file as {seen[identity]}", "name each file once")
+        if identity:
+            seen[identity] = path
 
 
 def _identity(path: str) -> object:

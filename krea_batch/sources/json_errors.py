@@ -15,8 +15,8 @@ from krea_batch.errors import InputError, JobError
 
 MAX_DEPTH = 100  # chosen: no metadata needs more, and every encoder and call stack can handle it
 
-_SHOWN_CHARS = 60  # chosen: enough to find the place, short enough for one line of a terminal
-_PYTHON_WORDS = {"True": "true", "False": "false", "None": "null"}
+_MAX_QUOTED_CHARS = 60  # chosen: enough to find the place, short enough for one line of a terminal
+_PYTHON_LITERALS = {"True": "true", "False": "false", "None": "null"}
 _PARSER_MESSAGES = (  # prefix of json.JSONDecodeError.msg, problem, hint
     (
         "Invalid control character",
@@ -30,13 +30,13 @@ _PARSER_MESSAGES = (  # prefix of json.JSONDecodeError.msg, problem, hint
     ("Expecting property name", "missing field name", 'write "field": value'),
     ("Expecting value", "missing value", 'write "field": value'),
 )
-_EXAMPLE = 'write {"prompt": "what the image shows"}'
+_JOB_EXAMPLE = 'write {"prompt": "what the image shows"}'
 _WORD = re.compile(r"[A-Za-z_]\w*")
 
 
 def parse_object(line: bytes) -> dict[str, Any]:
     """Return the object on the line. Raises JobError unless the line is exactly one valid JSON object."""
-    text = _decoded(line).strip()
+    text = _decode_utf_8(line).strip()
     try:
         value = _DECODER.decode(text)
     except json.JSONDecodeError as error:
@@ -48,7 +48,7 @@ def parse_object(line: bytes) -> dict[str, Any]:
     if "\\u" in text:
         _check_surrogates(value)
     if not isinstance(value, dict):
-        hint = "write one object per line, without [ and ]" if isinstance(value, list) else _EXAMPLE
+        hint = "write one object per line, without [ and ]" if isinstance(value, list) else _JOB_EXAMPLE
         raise JobError(f"the line is {quoted(value)}, not an object", hint)
     return value
 
@@ -66,7 +66,7 @@ def parse_value(text: str) -> Any:
 def parse_document(content: bytes, name: str) -> Any:
     """Return the JSON value of a file. Raises InputError, which names the line."""
     try:
-        text = _decoded(content)
+        text = _decode_utf_8(content)
         value = _DECODER.decode(text)
         if text.count("[") + text.count("{") > MAX_DEPTH:
             _check_depth(value)
@@ -82,7 +82,7 @@ def parse_document(content: bytes, name: str) -> Any:
     return value
 
 
-def is_sound(line: bytes) -> bool:
+def is_strict_json(line: bytes) -> bool:
     """Return whether a line of valid JSON has no duplicate key and is not nested too deeply."""
     try:
         if line.count(b"[") + line.count(b"{") > MAX_DEPTH:
@@ -97,12 +97,12 @@ def is_sound(line: bytes) -> bool:
 def quoted(value: object) -> str:
     """Return a value as it is written in a job line, with printable characters only, and shortened."""
     text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
-    cut = text[:_SHOWN_CHARS] + ("…" if len(text) > _SHOWN_CHARS else "")
-    safe = "".join(char if char.isprintable() else repr(char)[1:-1] for char in cut)
-    return f'"{safe}"' if isinstance(value, str) else safe
+    shortened = text[:_MAX_QUOTED_CHARS] + ("…" if len(text) > _MAX_QUOTED_CHARS else "")
+    printable = "".join(char if char.isprintable() else repr(char)[1:-1] for char in shortened)
+    return f'"{printable}"' if isinstance(value, str) else printable
 
 
-def _decoded(line: bytes) -> str:
+def _decode_utf_8(line: bytes) -> str:
     try:
         return line.decode()
     except UnicodeDecodeError as error:
@@ -111,37 +111,37 @@ def _decoded(line: bytes) -> str:
         ) from None
 
 
-def _pairs(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+def _object_of_pairs(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     """Return an object; raise JobError for a duplicate key, of which JSON would silently take the last value."""
     found = dict(pairs)
     if len(found) != len(pairs):
         keys = [key for key, _ in pairs]
-        twice = next(key for key in keys if keys.count(key) > 1)
-        raise JobError(f"duplicate key {quoted(twice)}", "keep one")
+        duplicate = next(key for key in keys if keys.count(key) > 1)
+        raise JobError(f"duplicate key {quoted(duplicate)}", "keep one")
     return found
 
 
-def _integer(digits: str) -> int:
+def _parse_integer(digits: str) -> int:
     try:
         return int(digits)
     except ValueError:  # Python's limit is 4300 digits
         raise JobError(f"the number {digits[:20]}… has {len(digits)} digits", "use at most 64 bits") from None
 
 
-def _float(text: str) -> float:
+def _parse_float(text: str) -> float:
     number = float(text)
     if number in (float("inf"), float("-inf")):
-        raise JobError(f"the number {text[:_SHOWN_CHARS]} is too large", "use a smaller number")
+        raise JobError(f"the number {text[:_MAX_QUOTED_CHARS]} is too large", "use a smaller number")
     return number
 
 
-def _constant(word: str) -> NoReturn:
-    raise JobError(f"{word} is not valid JSON", "use a finite number, or leave the field out")
+def _reject_constant(literal: str) -> NoReturn:
+    raise JobError(f"{literal} is not valid JSON", "use a finite number, or leave the field out")
 
 
-_PAIRS_DECODER = json.JSONDecoder(object_pairs_hook=_pairs)
+_PAIRS_DECODER = json.JSONDecoder(object_pairs_hook=_object_of_pairs)
 _DECODER = json.JSONDecoder(
-    object_pairs_hook=_pairs, parse_int=_integer, parse_float=_float, parse_constant=_constant
+    object_pairs_hook=_object_of_pairs, parse_int=_parse_integer, parse_float=_parse_float, parse_constant=_reject_constant
 )
 
 
@@ -165,70 +165,70 @@ def _children(value: object) -> list[object]:
 
 
 def _check_surrogates(value: object) -> None:
-    for name, text in _texts(value, "the line"):
-        half = next((char for char in text if "\ud800" <= char <= "\udfff"), None)
-        if half:
+    for name, text in _strings(value, "the line"):
+        surrogate = next((char for char in text if "\ud800" <= char <= "\udfff"), None)
+        if surrogate:
             raise JobError(
-                f"{name} contains \\u{ord(half):04x}, a lone surrogate",
+                f"{name} contains \\u{ord(surrogate):04x}, a lone surrogate",
                 "write the character itself, or both surrogates",
             )
 
 
-def _texts(value: object, name: str) -> Iterator[tuple[str, str]]:
+def _strings(value: object, name: str) -> Iterator[tuple[str, str]]:
     """Yield every string in the value, with the name of its field."""
     if isinstance(value, str):
         yield name, value
     elif isinstance(value, dict):
         for key, child in value.items():
             yield "a key", key
-            yield from _texts(child, quoted(key))
+            yield from _strings(child, quoted(key))
     elif isinstance(value, list):
         for child in value:
-            yield from _texts(child, name)
+            yield from _strings(child, name)
 
 
 def _syntax_error(text: str, error: json.JSONDecodeError) -> JobError:
-    at = error.pos
-    if at >= len(text):
+    position = error.pos
+    if position >= len(text):
         return JobError("the line ends before the object is complete", "write each job on one line")
-    comma = _trailing_comma(text, at)
+    comma = _trailing_comma(text, position)
     if comma:
         return JobError(f"trailing comma at character {comma}", "remove it")
-    for problem, hint in _common_mistakes(text, at, error.msg):
-        return JobError(f"{problem} at character {at + 1}", hint)
-    return JobError(f"invalid JSON at character {at + 1}: {quoted(text[at : at + 20])}", _EXAMPLE)
+    for problem, hint in _common_mistakes(text, position, error.msg):
+        return JobError(f"{problem} at character {position + 1}", hint)
+    return JobError(f"invalid JSON at character {position + 1}: {quoted(text[position : position + 20])}", _JOB_EXAMPLE)
 
 
-def _trailing_comma(text: str, at: int) -> int:
+def _trailing_comma(text: str, position: int) -> int:
     """Return the position of a comma before a closing bracket, or 0. Python 3.13 reports the comma, older versions the bracket."""
-    before = text[:at].rstrip()
-    if before.endswith(",") and text[at] in "}]":
+    before = text[:position].rstrip()
+    if before.endswith(",") and text[position] in "}]":
         return len(before)
-    return at + 1 if text[at] == "," and text[at + 1 :].lstrip()[:1] in ("}", "]") else 0
+    return position + 1 if text[position] == "," and text[position + 1 :].lstrip()[:1] in ("}", "]") else 0
 
 
-def _common_mistakes(text: str, at: int, message: str) -> Iterator[tuple[str, str]]:
+def _common_mistakes(text: str, position: int, message: str) -> Iterator[tuple[str, str]]:
     """Yield problem and hint of common mistakes, the most likely first."""
-    here = text[at]
+    char = text[position]
     if message.startswith("Extra data"):
-        if here == ",":
+        if char == ",":
             yield "unexpected comma after the object", "remove it (separate jobs with newlines)"
         yield "unexpected text after the object", "write one job per line"
-    if here in "'‘’“”`":
-        yield f"unexpected quote {here}", 'use the straight double quote "'
-    if here in "#/":
+    if char in "'‘’“”`":
+        yield f"unexpected quote {char}", 'use the straight double quote "'
+    if char in "#/":
         yield "unexpected comment", "remove it (JSON has no comments)"
-    if at == 0:
-        yield "expected an object", _EXAMPLE
-    word = _WORD.match(text, at)
+    if position == 0:
+        yield "expected an object", _JOB_EXAMPLE
+    word = _WORD.match(text, position)
     if word and message.startswith(("Expecting property name", "Expecting value")):
-        yield _about_word(word[0])
+        yield _bare_word_mistake(word[0])
     for prefix, problem, hint in _PARSER_MESSAGES:
         if message.startswith(prefix):
             yield problem, hint
 
 
-def _about_word(word: str) -> tuple[str, str]:
-    if word in _PYTHON_WORDS:
-        return f"{word} is not valid JSON", f"write {_PYTHON_WORDS[word]}"
+def _bare_word_mistake(word: str) -> tuple[str, str]:
+    if word in _PYTHON_LITERALS:
+        return f"{word} is not valid JSON", f"write {_PYTHON_LITERALS[word]}"
     return f"{quoted(word)} is not quoted", 'write "…"'

@@ -49,6 +49,6 @@ class InputOptions(msgspec.Struct, frozen=True, kw_only=True):
         """Return a text that is equal for options that make the same jobs from the same bytes."""
         return msgspec.json.encode(self, order="deterministic").decode()
 
-    def names_columns(self) -> dict[str, Any]:
+    def field_by_column(self) -> dict[str, Any]:
         """Return the columns or keys that have another name than their field: column to field."""
         return {column: field for field, column in self.columns.items() if column and column != field}

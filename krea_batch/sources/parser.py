@@ -19,7 +19,7 @@ from krea_batch.sources.formats.jsonl import JsonlParser, id_of
 from krea_batch.sources.inputs import Row
 from krea_batch.sources.json_errors import parse_object, quoted
 from krea_batch.sources.options import InputOptions
-from krea_batch.sources.sweep import REPEAT, Axis, Point, check_names, combinations, make_axis
+from krea_batch.sources.sweep import REPEAT, Axis, Combination, check_axis_names, combinations, make_axis
 from krea_batch.sources.template import Template
 
 
@@ -29,22 +29,22 @@ class RowParser:
     `strange` has the names of fields that went into the metadata, for the caller to look at and to empty.
     """
 
-    def __init__(self, reading: InputOptions) -> None:
-        self._lines = JsonlParser(keep_extra=reading.keep_extra)
-        self._keep_extra = reading.keep_extra
-        self._axes = reading.axes
-        self._template = Template(reading.template) if reading.template else None
-        self._plain = not (reading.axes or reading.template)
+    def __init__(self, options: InputOptions) -> None:
+        self._jsonl = JsonlParser(keep_extra=options.keep_extra)
+        self._keep_extra = options.keep_extra
+        self._axes = options.axes
+        self._template = Template(options.template) if options.template else None
+        self._is_plain = not (options.axes or options.template)
         names = self._template.names if self._template else ()
-        check_names(self._axes, names)
+        check_axis_names(self._axes, names)
         for _ in combinations(self._axes):  # a sweep that is too large is told before the first row
             break
-        self.unknown_fields = self._lines.unknown_fields
+        self.unknown_fields = self._jsonl.unknown_fields
 
     def read(self, number: int, row: Row) -> tuple[Job, ...]:
         """The jobs of the row of this running number; none where it is bad. An id is empty where the row has none."""
-        if self._plain and type(row) is bytes:
-            job = self._lines.read(row)
+        if self._is_plain and type(row) is bytes:
+            job = self._jsonl.read(row)
             if job is not None:
                 return (job,)
             if b'"sweep"' not in row:
@@ -56,7 +56,7 @@ class RowParser:
 
     def ids(self, number: int, row: Row) -> tuple[str, ...]:
         """The ids of the jobs that `read` gives of this row, in less time; of its number where it has none."""
-        if self._plain and type(row) is bytes and b'"sweep"' not in row:
+        if self._is_plain and type(row) is bytes and b'"sweep"' not in row:
             return (id_of(row) or default_id(number),)
         ids = tuple(job.id or default_id(number) for job in self.read(number, row))
         self.unknown_fields.clear()
@@ -64,10 +64,10 @@ class RowParser:
 
     def diagnose(self, number: int, row: Row) -> JobError:
         """Why `read` gave none."""
-        if self._plain and isinstance(row, bytes):
-            found = self._lines.diagnose(row)
+        if self._is_plain and isinstance(row, bytes):
+            diagnosis = self._jsonl.diagnose(row)
             if b'"sweep"' not in row:
-                return found
+                return diagnosis
         try:
             tuple(self._jobs(number, row))
         except JobError as error:
@@ -82,14 +82,14 @@ class RowParser:
         metadata = fields.setdefault("metadata", {})
         if isinstance(metadata, dict):
             fields["metadata"] = self._with_extra(fields, dict(metadata))
-        axes = (*self._axes, *self._own_axes(sweep))
+        axes = (*self._axes, *self._row_axes(sweep))
         if not axes and not self._template:
             yield _job(fields, keep_extra=self._keep_extra)
             return
-        _check_said_once(fields, axes)
-        base = (fields.get("id") or default_id(number)) if axes else ""
-        for point in combinations(axes):
-            yield _job(self._at(fields, point, base), keep_extra=self._keep_extra)
+        _require_given_once(fields, axes)
+        base_id = (fields.get("id") or default_id(number)) if axes else ""
+        for combination in combinations(axes):
+            yield _job(self._fields_at(fields, combination, base_id), keep_extra=self._keep_extra)
 
     def _with_extra(self, fields: dict[str, Any], metadata: dict[str, Any]) -> dict[str, Any]:
         """The metadata with the fields that are to go into it; these are taken out."""
@@ -100,28 +100,28 @@ class RowParser:
             self.unknown_fields.append(name)
         return metadata
 
-    def _own_axes(self, sweep: object) -> tuple[Axis, ...]:
+    def _row_axes(self, sweep: object) -> tuple[Axis, ...]:
         if not isinstance(sweep, dict):
             raise JobError(f'"sweep" is {quoted(sweep)}', 'write "sweep": {"creativity": ["raw", "high"]}')
         axes = tuple(make_axis(name, values) for name, values in sweep.items())
-        check_names(axes, self._template.names if self._template else ())
+        check_axis_names(axes, self._template.names if self._template else ())
         return axes
 
-    def _at(self, fields: dict[str, Any], point: Point, base: object) -> dict[str, Any]:
+    def _fields_at(self, fields: dict[str, Any], combination: Combination, base_id: object) -> dict[str, Any]:
         """The fields of the row at one combination of its sweep."""
-        swept = fields | {name: value for name, value in point.values.items() if name in FIELDS}
-        told = {name: value for name, value in point.values.items() if name not in FIELDS}
-        if told and isinstance(fields["metadata"], dict):
-            swept["metadata"] = fields["metadata"] | told
-        if base:
-            swept["id"] = base + point.suffix if isinstance(base, str) else base
+        swept = fields | {name: value for name, value in combination.values.items() if name in FIELDS}
+        swept_metadata = {name: value for name, value in combination.values.items() if name not in FIELDS}
+        if swept_metadata and isinstance(fields["metadata"], dict):
+            swept["metadata"] = fields["metadata"] | swept_metadata
+        if base_id:
+            swept["id"] = base_id + combination.id_suffix if isinstance(base_id, str) else base_id
         if self._template:
             metadata = swept["metadata"] if isinstance(swept["metadata"], dict) else {}
             swept["prompt"] = self._template.render(metadata | {key: swept[key] for key in FIELDS if key in swept})
         return swept
 
 
-def _check_said_once(fields: dict[str, Any], axes: tuple[Axis, ...]) -> None:
+def _require_given_once(fields: dict[str, Any], axes: tuple[Axis, ...]) -> None:
     """Raise JobError for a row that gives a value which is swept as well, or repeats what has a fixed seed."""
     seen: set[str] = set()
     metadata = fields.get("metadata")
@@ -139,5 +139,5 @@ def _job(fields: dict[str, Any], *, keep_extra: bool) -> Job:
     try:
         return msgspec.convert(fields, Job)
     except (msgspec.ValidationError, RecursionError) as error:
-        found = field_errors.explain(fields, keep_extra=keep_extra)
-        raise found or JobError(f"it is not a job ({error})", "see `krea-batch schema`") from None
+        diagnosis = field_errors.diagnose(fields, keep_extra=keep_extra)
+        raise diagnosis or JobError(f"it is not a job ({error})", "see `krea-batch schema`") from None

@@ -20,14 +20,14 @@ from krea_batch.jobs import FIELDS
 from krea_batch.sources.field_errors import closest_match
 from krea_batch.sources.json_errors import quoted
 
-SWEPT = tuple(name for name in FIELDS if name not in ("prompt", "id", "metadata"))
+SWEEPABLE = tuple(name for name in FIELDS if name not in ("prompt", "id", "metadata"))
 REPEAT = "repeat"
-MAX_JOBS_A_ROW = 10_000  # chosen: more for one prompt is a mistyped range
-MAX_WORD_CHARS = 40  # chosen: three such words fit into an id beside its beginning
+MAX_JOBS_PER_ROW = 10_000  # chosen: more for one prompt is a mistyped range
+MAX_SLUG_CHARS = 40  # chosen: three such words fit into an id beside its beginning
 
-_RANGE = re.compile(r"(-?\d+)\.\.(-?\d+)")
-_NOT_IN_WORDS = re.compile(r"[^\w.,+-]+|\.{2,}")
-_EXAMPLE = 'write "sweep": {"creativity": ["raw", "high"], "seed": [1, 2, 3]}'
+_SEEDS_FROM_TO = re.compile(r"(-?\d+)\.\.(-?\d+)")
+_INVALID_IN_SLUGS = re.compile(r"[^\w.,+-]+|\.{2,}")
+_SWEEP_EXAMPLE = 'write "sweep": {"creativity": ["raw", "high"], "seed": [1, 2, 3]}'
 
 
 class Axis(msgspec.Struct, frozen=True):
@@ -37,10 +37,10 @@ class Axis(msgspec.Struct, frozen=True):
     values: tuple[tuple[str, Any], ...]
 
 
-class Point(msgspec.Struct, frozen=True):
+class Combination(msgspec.Struct, frozen=True):
     """One combination: what is added to the id, and the values by their names."""
 
-    suffix: str
+    id_suffix: str
     values: dict[str, Any]
 
 
@@ -50,95 +50,95 @@ def make_axis(name: str, values: object) -> Axis:
     Raises JobError where that is none, or where two values have the same word.
     """
     if name == REPEAT:
-        return repeats(values)
+        return repeat_axis(values)
     if name == "seed" and isinstance(values, str):
-        values = seeds(values)
+        values = parse_seeds(values)
     if isinstance(values, Mapping):
-        named = [(_slug(name, word), value) for word, value in values.items()]
+        slugs_and_values = [(_slug(name, word), value) for word, value in values.items()]
     elif isinstance(values, Sequence) and not isinstance(values, str):
-        named = [(_slug(name, value), value) for value in values]
+        slugs_and_values = [(_slug(name, value), value) for value in values]
     else:
-        raise JobError(f"the sweep of {quoted(name)} is {quoted(values)}", _EXAMPLE)
-    if not named:
+        raise JobError(f"the sweep of {quoted(name)} is {quoted(values)}", _SWEEP_EXAMPLE)
+    if not slugs_and_values:
         raise JobError(f"the sweep of {quoted(name)} has no value", "give it at least one, or take it away")
-    for n, (word, value) in enumerate(named):
-        for other_word, other in named[:n]:
-            if word == other_word:
-                wrong = f"{quoted(other)} and {quoted(value)} in the sweep of {quoted(name)} would be {word} in an id"
-                right = "keep one of them" if other == value else 'name them: {"first": …, "second": …}'
-                raise JobError(wrong, right)
-    return Axis(name, tuple(named))
+    for n, (slug, value) in enumerate(slugs_and_values):
+        for other_slug, other in slugs_and_values[:n]:
+            if slug == other_slug:
+                problem = f"{quoted(other)} and {quoted(value)} in the sweep of {quoted(name)} would be {slug} in an id"
+                hint = "keep one of them" if other == value else 'name them: {"first": …, "second": …}'
+                raise JobError(problem, hint)
+    return Axis(name, tuple(slugs_and_values))
 
 
-def repeats(count: object) -> Axis:
+def repeat_axis(count: object) -> Axis:
     """The axis of so many images of one request."""
-    if isinstance(count, bool) or not isinstance(count, int) or not 1 <= count <= MAX_JOBS_A_ROW:
-        raise JobError(f"repeat is {quoted(count)}", f"write a whole number from 1 to {MAX_JOBS_A_ROW:,}")
+    if isinstance(count, bool) or not isinstance(count, int) or not 1 <= count <= MAX_JOBS_PER_ROW:
+        raise JobError(f"repeat is {quoted(count)}", f"write a whole number from 1 to {MAX_JOBS_PER_ROW:,}")
     return Axis(REPEAT, tuple((str(n), n) for n in range(1, count + 1)))
 
 
-def seeds(text: str) -> list[int]:
+def parse_seeds(text: str) -> list[int]:
     """The seeds of a text like `1..4` or `7,11,20..22`; both ends are in. Raises JobError."""
     found: list[int] = []
     for part in text.split(","):
-        word = part.strip()
-        if match := _RANGE.fullmatch(word):
+        item = part.strip()
+        if match := _SEEDS_FROM_TO.fullmatch(item):
             first, last = int(match[1]), int(match[2])
-            if not 0 <= last - first < MAX_JOBS_A_ROW:
-                raise JobError(f"the seeds {word} are {last - first + 1:,}", f"give 1 to {MAX_JOBS_A_ROW:,}: 1..4")
+            if not 0 <= last - first < MAX_JOBS_PER_ROW:
+                raise JobError(f"the seeds {item} are {last - first + 1:,}", f"give 1 to {MAX_JOBS_PER_ROW:,}: 1..4")
             found.extend(range(first, last + 1))
-        elif re.fullmatch(r"-?\d{1,20}", word):
-            found.append(int(word))
+        elif re.fullmatch(r"-?\d{1,20}", item):
+            found.append(int(item))
         else:
             raise JobError(f"the seeds are {quoted(text)}", "write 1..4, or 7,11,12")
     return found
 
 
-def axis_of_text(text: str) -> Axis:
+def parse_axis(text: str) -> Axis:
     """The axis of `creativity=raw,high`, as the command line has it. Raises JobError."""
     name, equals, values = text.partition("=")
     name = name.strip()
     if not name or not equals or not values:
         raise JobError(f"the sweep is {quoted(text)}", "write a field and its values: creativity=raw,high")
     if name == "seed":
-        return make_axis(name, seeds(values))
+        return make_axis(name, parse_seeds(values))
     if name == REPEAT:
-        return repeats(int(values) if values.isascii() and values.isdigit() else values)
+        return repeat_axis(int(values) if values.isascii() and values.isdigit() else values)
     return make_axis(name, [value.strip() for value in values.split(",")])
 
 
-def check_names(axes: Iterable[Axis], also: Iterable[str] = ()) -> None:
+def check_axis_names(axes: Iterable[Axis], template_names: Iterable[str] = ()) -> None:
     """Raise JobError for an axis that is neither a field of the API nor one of `also`, the names of a template."""
     for each in axes:
-        if each.name not in (*SWEPT, REPEAT) and each.name not in also:
-            meant = closest_match(each.name, SWEPT)
-            right = f'did you mean "{meant}"?' if meant else f"the fields are {', '.join(SWEPT)}"
-            raise JobError(f"{quoted(each.name)} cannot be swept", right)
+        if each.name not in (*SWEEPABLE, REPEAT) and each.name not in template_names:
+            suggestion = closest_match(each.name, SWEEPABLE)
+            hint = f'did you mean "{suggestion}"?' if suggestion else f"the fields are {', '.join(SWEEPABLE)}"
+            raise JobError(f"{quoted(each.name)} cannot be swept", hint)
 
 
-def size(axes: Iterable[Axis]) -> int:
+def count_combinations(axes: Iterable[Axis]) -> int:
     """How many combinations there are."""
     return math.prod(len(each.values) for each in axes)
 
 
-def combinations(axes: Iterable[Axis]) -> Iterator[Point]:
+def combinations(axes: Iterable[Axis]) -> Iterator[Combination]:
     """Every combination, the last axis fastest: names of a template first, then fields, repeats last.
 
     Raises JobError where a name stands twice or there are more than MAX_JOBS_A_ROW.
     """
-    ordered = sorted(axes, key=_place)
+    ordered = sorted(axes, key=_sort_key)
     for one, other in itertools.pairwise(ordered):
         if one.name == other.name:
             raise JobError(f"{quoted(one.name)} is swept twice", "give all its values in one sweep")
-    if (count := size(ordered)) > MAX_JOBS_A_ROW:
-        raise JobError(f"the sweep makes {count:,} jobs of one row", f"at most {MAX_JOBS_A_ROW:,} are taken")
+    if (count := count_combinations(ordered)) > MAX_JOBS_PER_ROW:
+        raise JobError(f"the sweep makes {count:,} jobs of one row", f"at most {MAX_JOBS_PER_ROW:,} are taken")
     for chosen in itertools.product(*(each.values for each in ordered)):
-        named = list(zip(ordered, chosen, strict=True))
-        suffix = "".join(f"-{each.name}={word}" for each, (word, _) in named)
-        yield Point(suffix, {each.name: value for each, (_, value) in named})
+        pairs = list(zip(ordered, chosen, strict=True))
+        suffix = "".join(f"-{each.name}={word}" for each, (word, _) in pairs)
+        yield Combination(suffix, {each.name: value for each, (_, value) in pairs})
 
 
-def _place(each: Axis) -> tuple[int, str]:
+def _sort_key(each: Axis) -> tuple[int, str]:
     if each.name == REPEAT:
         return len(FIELDS), ""
     return (FIELDS.index(each.name), "") if each.name in FIELDS else (-1, each.name)
@@ -152,9 +152,9 @@ def _slug(name: str, value: object) -> str:
             f"a value in the sweep of {quoted(name)} is {quoted(value)}",
             f'name its values: "{name}": {{"first": …, "second": …}}',
         )
-    word = _NOT_IN_WORDS.sub("_", re.sub(r"(?<=\d):(?=\d)", "x", value)).strip("_.")
-    if not word:
+    slug = _INVALID_IN_SLUGS.sub("_", re.sub(r"(?<=\d):(?=\d)", "x", value)).strip("_.")
+    if not slug:
         raise JobError(f"{quoted(value)} in the sweep of {quoted(name)} has no word for an id", "give it a name")
-    if len(word) <= MAX_WORD_CHARS:
-        return word
-    return f"{word[:MAX_WORD_CHARS]}~{hashlib.sha256(value.encode()).hexdigest()[:6]}"
+    if len(slug) <= MAX_SLUG_CHARS:
+        return slug
+    return f"{slug[:MAX_SLUG_CHARS]}~{hashlib.sha256(value.encode()).hexdigest()[:6]}"

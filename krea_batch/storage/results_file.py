@@ -25,14 +25,14 @@ T = TypeVar("T")
 Ts = TypeVarTuple("Ts")
 
 RESULTS = "results.jsonl"
-COPY_BYTES = 1 << 20
+COPY_CHUNK_BYTES = 1 << 20
 APPEND_INTERVAL_S = 0.1  # chosen: between the begins of two appends where many rows come; nobody reads faster
 
 
 class StablePrefix(NamedTuple):
     """The rows of the jobs up to the number `last`: they are the first bytes of the file, and will not change."""
 
-    last: int
+    last_job_no: int
     size_bytes: int
     identity: tuple[int, int] | None
 
@@ -40,7 +40,7 @@ class StablePrefix(NamedTuple):
 EMPTY_PREFIX = StablePrefix(0, 0, None)
 
 
-def row(outcome: Outcome) -> bytes:
+def encode_row(outcome: Outcome) -> bytes:
     """One line of `results.jsonl`, with its line end; the fields of `Outcome` in their order."""
     return msgspec.json.encode(outcome) + b"\n"
 
@@ -48,25 +48,25 @@ def row(outcome: Outcome) -> bytes:
 class ResultsFile:
     """The results file of one run. File work is done in `disk`; `failed` hears of it when that cannot be done."""
 
-    def __init__(self, out: Path, disk: Executor, failed: Callable[[OSError], None]) -> None:
+    def __init__(self, out: Path, executor: Executor, on_error: Callable[[OSError], None]) -> None:
         self._path = out / RESULTS
-        self._disk = disk
-        self._failed = failed
+        self._executor = executor
+        self._on_error = on_error
         self._rows: list[bytes] = []
-        self._held = False
+        self._buffering = False
         self._writing: asyncio.Future[None] | None = None
-        self._appends = MinInterval(self._write)
+        self._append_trigger = MinInterval(self._write)
 
     def append(self, outcome: Outcome) -> None:
         """Have a row added at the end, together with those that come soon after it, or while the disk is busy."""
-        self._rows.append(row(outcome))
-        if self._writing is None and not self._appends.is_set:
-            self._appends.next(APPEND_INTERVAL_S)
+        self._rows.append(encode_row(outcome))
+        if self._writing is None and not self._append_trigger.is_set:
+            self._append_trigger.next(APPEND_INTERVAL_S)
 
     def buffer(self) -> None:
         """Keep the rows that are appended from now on until the file has been written anew, which has the others."""
         self._rows.clear()
-        self._held = True
+        self._buffering = True
 
     def size_bytes(self) -> int | None:
         """How large the file is; None where there is none."""
@@ -80,7 +80,7 @@ class ResultsFile:
 
     async def close(self) -> None:
         """Write what was gathered or held."""
-        self._held = False
+        self._buffering = False
         while self._rows or self._writing is not None:
             self._write()
             if self._writing is not None:
@@ -91,14 +91,14 @@ class ResultsFile:
 
         The old file stays until the new one is synced. Raises OSError.
         """
-        if not self._held:
+        if not self._buffering:
             self.buffer()
         try:
             while self._writing is not None:
                 await asyncio.wait([self._writing])
             await self._replace(groups, keep_bytes)
         finally:
-            self._held = False
+            self._buffering = False
             self._write()
 
     def _stat(self) -> os.stat_result | None:
@@ -109,31 +109,31 @@ class ResultsFile:
 
     async def _replace(self, groups: AsyncIterable[Iterable[Outcome]], keep_bytes: int) -> None:
         new = self._path.with_suffix(".jsonl.part")
-        await self._on_disk(_begin, new, self._path, keep_bytes)
+        await self._run_in_executor(_create_with_prefix, new, self._path, keep_bytes)
         async for outcomes in groups:
-            await self._on_disk(_append, new, list(map(row, outcomes)))
-        await self._on_disk(commit, new, self._path)
+            await self._run_in_executor(_append, new, list(map(encode_row, outcomes)))
+        await self._run_in_executor(commit, new, self._path)
 
-    async def _on_disk(self, work: Callable[[Unpack[Ts]], T], *args: *Ts) -> T:
-        return await run_to_completion(asyncio.get_running_loop().run_in_executor(self._disk, work, *args))
+    async def _run_in_executor(self, function: Callable[[Unpack[Ts]], T], *args: *Ts) -> T:
+        return await run_to_completion(asyncio.get_running_loop().run_in_executor(self._executor, function, *args))
 
     def _write(self) -> None:
-        if not self._rows or self._held or self._writing is not None:
+        if not self._rows or self._buffering or self._writing is not None:
             return
         rows, self._rows = self._rows, []
-        self._appends.begun()
-        self._writing = asyncio.get_running_loop().run_in_executor(self._disk, _append, self._path, rows)
-        self._writing.add_done_callback(self._written)
+        self._append_trigger.begun()
+        self._writing = asyncio.get_running_loop().run_in_executor(self._executor, _append, self._path, rows)
+        self._writing.add_done_callback(self._on_written)
 
-    def _written(self, done: asyncio.Future[None]) -> None:
+    def _on_written(self, done: asyncio.Future[None]) -> None:
         self._writing = None
         error = None if done.cancelled() else done.exception()
         if isinstance(error, OSError):
-            self._failed(error)
+            self._on_error(error)
         elif error is not None:
             raise error
         elif self._rows:
-            self._appends.next(APPEND_INTERVAL_S)
+            self._append_trigger.next(APPEND_INTERVAL_S)
 
 
 def _append(path: Path, rows: list[bytes]) -> None:
@@ -146,18 +146,18 @@ def _append(path: Path, rows: list[bytes]) -> None:
         os.close(fd)
 
 
-def _begin(path: Path, old: Path, keep_bytes: int) -> None:
+def _create_with_prefix(path: Path, old: Path, keep_bytes: int) -> None:
     """A new file in place of whatever has the name, with so many bytes of the old one."""
     path.unlink(missing_ok=True)
     with os.fdopen(open_for_writing(path, os.O_CREAT | os.O_EXCL), "wb") as file:
         if keep_bytes:
-            with old.open("rb") as kept:
-                _copy(kept, file, keep_bytes)
+            with old.open("rb") as old_file:
+                _copy(old_file, file, keep_bytes)
 
 
 def _copy(source: BinaryIO, target: BinaryIO, size_bytes: int) -> None:
     while size_bytes:
-        piece = source.read(min(size_bytes, COPY_BYTES))
-        if not piece:
+        chunk = source.read(min(size_bytes, COPY_CHUNK_BYTES))
+        if not chunk:
             raise OSError(errno.EIO, "it was cut while it was copied")
-        size_bytes -= target.write(piece)
+        size_bytes -= target.write(chunk)

@@ -16,7 +16,7 @@ from krea_batch.errors import RunDirError
 
 LEDGER = "ledger.db"
 IMAGES = "images"
-TRIES, TRY_AGAIN_S = 10, 0.01  # chosen: who only asks whether a run is at work has a lock for an instant
+MAX_LOCK_ATTEMPTS, LOCK_RETRY_S = 10, 0.01  # chosen: who only asks whether a run is at work has a lock for an instant
 
 
 class RunDir:
@@ -38,7 +38,7 @@ class RunDir:
             raise RunDirError(
                 self.path, f"the folder cannot be used ({error.strerror})", "choose another --out"
             ) from error
-        if not _lock(self._fd):
+        if not _try_lock(self._fd):
             self.unlock()
             raise RunDirError(
                 self.path, "another krea-batch is working in it", "wait for it, or choose another --out"
@@ -57,7 +57,7 @@ def is_locked(path: Path) -> bool:
     except OSError:
         return False
     try:
-        return not _lock(fd, shared=True)
+        return not _try_lock(fd, shared=True)
     finally:
         os.close(fd)
 
@@ -75,13 +75,13 @@ def require_run(out: Path) -> None:
         raise RunDirError(out, "there is no run in it", f"it has no {LEDGER}; give the --out of a run")
 
 
-def _lock(fd: int, *, shared: bool = False) -> bool:
+def _try_lock(fd: int, *, shared: bool = False) -> bool:
     """Lock a folder, for this process alone or `shared` with others that only ask. False where that cannot be."""
     import fcntl  # not on Windows; imported where it is used
 
-    for n in range(1 if shared else TRIES):
+    for n in range(1 if shared else MAX_LOCK_ATTEMPTS):
         if n:
-            time.sleep(TRY_AGAIN_S)
+            time.sleep(LOCK_RETRY_S)
         try:
             fcntl.flock(fd, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
         except OSError:

@@ -35,7 +35,7 @@ from krea_batch.gateway.url_policy import DownloadError
 from krea_batch.ledger import LedgerStore
 from krea_batch.rules.verdicts import Ambiguous, Errored, Failed, PollFailed, Refusal, Refused, Waiting
 from krea_batch.storage.results_file import ResultsFile
-from krea_batch.storage.results_file import row as result_row
+from krea_batch.storage.results_file import encode_row as result_row
 from krea_batch.testing.scripted_gateway import ACCEPT, ScriptedGateway, make_png
 from tests.engine_fixtures import ledger_states, make_jobs, query_ledger, result_statuses, rows_by_id, run_jobs
 from tests.virtual_time_runs import run_until_killed, run_virtual

@@ -1,4 +1,4 @@
-"""Tests of the engine inside a service: handles, events, tenants, shared paces, on a loop of virtual time."""
+"""Test the engine inside a service: handles, events, tenants and shared rate limiters, in virtual time."""
 
 from __future__ import annotations
 
@@ -422,15 +422,17 @@ class TestTenants:
 
 
 class TestSharedRateLimiter:
-    @pytest.mark.parametrize("how", ["share", "Pace"])
-    def test_two_engines_keep_one_limit(self, tmp_path: Path, how: str) -> None:
-        """Engines with one pace keep its rate together, use all of it, and take turns."""
+    @pytest.mark.parametrize("engine_makes_it", [True, False], ids=["made by an engine", "made by the caller"])
+    def test_two_engines_keep_one_limit(self, tmp_path: Path, *, engine_makes_it: bool) -> None:
+        """Engines that share a rate limiter keep its rate together, use all of it, and take turns."""
         one, other = ScriptedGateway(), ScriptedGateway()
 
         async def main() -> None:
-            limiter = RateLimiter("20/s")
-            first = open_engine(tmp_path / "a", one, **({"pace": limiter} if how == "Pace" else {"rate": "20/s"}))
-            second = open_engine(tmp_path / "b", other, pace=limiter if how == "Pace" else first.share())
+            if engine_makes_it:
+                first = open_engine(tmp_path / "a", one, rate="20/s")
+            else:
+                first = open_engine(tmp_path / "a", one, rate_limiter=RateLimiter("20/s"))
+            second = open_engine(tmp_path / "b", other, rate_limiter=first.rate_limiter)
             async with first, second:
                 await asyncio.gather(
                     first.run([numbered_job(n) for n in range(100)]),
@@ -445,14 +447,15 @@ class TestSharedRateLimiter:
         assert abs(sum(at_s < half for at_s in one.submit_times_s) - 50) <= 5
 
     def test_a_429_to_one_engine_pauses_all(self, tmp_path: Path) -> None:
-        """A 429 to one engine holds the submits of the other."""
+        """A 429 for one engine pauses the submits of the other."""
         one, other = ScriptedGateway(), ScriptedGateway()
         one.submit_script["image 0"] = [Refused(Refusal.RATE_LIMITED, 429, "slow down", 20.0), ACCEPT]
 
         async def main() -> None:
             limiter = RateLimiter("10/s")
             first, second = (
-                open_engine(tmp_path / name, gw, pace=limiter) for name, gw in (("a", one), ("b", other))
+                open_engine(tmp_path / name, gateway, rate_limiter=limiter)
+                for name, gateway in (("a", one), ("b", other))
             )
             async with first, second:
                 started_s = asyncio.get_running_loop().time()
@@ -465,16 +468,16 @@ class TestSharedRateLimiter:
         run_virtual(main())
 
     def test_a_rate_beside_a_rate_limiter(self, tmp_path: Path) -> None:
-        """Two words for one thing are refused."""
-        with pytest.raises(SettingsError, match="pace"):
-            open_engine(tmp_path, ScriptedGateway(), pace=RateLimiter("1/s"), rate="2/s")
+        """An engine accepts a rate or a rate limiter, not both."""
+        with pytest.raises(SettingsError, match="rate_limiter"):
+            open_engine(tmp_path, ScriptedGateway(), rate_limiter=RateLimiter("1/s"), rate="2/s")
 
     def test_a_rate_limiter_of_another_loop(self, tmp_path: Path) -> None:
-        """A pace belongs to one event loop, and says so on another."""
+        """A rate limiter is bound to one event loop; using it on another is a SettingsError."""
         limiter = RateLimiter("100/s")
 
         async def main() -> None:
-            async with open_engine(tmp_path, ScriptedGateway(), pace=limiter) as engine:
+            async with open_engine(tmp_path, ScriptedGateway(), rate_limiter=limiter) as engine:
                 await engine.generate(Job(prompt="a cat"))
 
         run_virtual(main())
@@ -483,7 +486,7 @@ class TestSharedRateLimiter:
 
 
 def test_an_ambiguous_end_is_an_end(tmp_path: Path) -> None:
-    """submit of a job of which nobody knows what became returns a handle that says so."""
+    """submit returns a handle in state `ambiguous` if it is unknown whether the gateway accepted the job."""
     gateway = ScriptedGateway()
     gateway.submit_script["image 1"] = [Ambiguous("cut")]
 

@@ -22,8 +22,8 @@ from PIL import Image
 from PIL.PngImagePlugin import PngImageFile
 
 from krea_batch.errors import InputError, RunDirError
-from krea_batch.maintenance.export import FORMATS, RunImages, export
-from krea_batch.maintenance.export.writers import Options
+from krea_batch.maintenance.export import WRITERS, RunImages, export
+from krea_batch.maintenance.export.writers import ExportOptions
 from tests.maintenance.conftest import FINISHED_RUN_PROMPTS
 from tests.processes import PROCESS_TIMEOUT_S, clean_environment, run_command
 
@@ -162,7 +162,7 @@ class TestRefused:
         run_export(finished_run, "--format", "imagefolder", "--output", "set", "--force", cwd=tmp_path)
         assert not (tmp_path / "set" / "mine").exists()
 
-    @pytest.mark.parametrize("name", list(FORMATS))
+    @pytest.mark.parametrize("name", list(WRITERS))
     def test_a_damaged_image(self, finished_run: Path, tmp_path: Path, name: str) -> None:
         """An image that is not the recorded one is not passed on, and nothing stands under the name."""
         out = tmp_path / "out"
@@ -170,10 +170,10 @@ class TestRefused:
         (out / "images" / "job.1.png").write_bytes(b"not an image")
         with RunImages(out) as gallery:
             if name == "csv":  # it reads no image
-                assert export(gallery, name, tmp_path / "set", Options()) == 4
+                assert export(gallery, name, tmp_path / "set", ExportOptions()) == 4
                 return
             with pytest.raises(InputError, match=r"job\.1\.png is not the one on record: see krea-batch verify"):
-                export(gallery, name, tmp_path / "set", Options())
+                export(gallery, name, tmp_path / "set", ExportOptions())
         assert sorted(path.name for path in tmp_path.iterdir()) == ["out"]
 
     def test_no_run_and_no_image(self, tmp_path: Path) -> None:
@@ -213,7 +213,7 @@ main()
 """
 
 
-@pytest.mark.parametrize("name", [name for name in FORMATS if name != "csv"])
+@pytest.mark.parametrize("name", [name for name in WRITERS if name != "csv"])
 def test_killed_on_the_way(finished_run: Path, tmp_path: Path, name: str) -> None:
     """kill -9 leaves nothing under the name, and the next export clears away what it left beside it."""
     arguments = ["export", str(finished_run), "--format", name, "--output", "set"]

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from PIL import Image
 from PIL.PngImagePlugin import PngImageFile, PngInfo
 
-from krea_batch.maintenance.export.png_metadata import MAX_TEXT_BYTES, texts_in, with_texts
+from krea_batch.maintenance.export.png_metadata import MAX_TEXT_BYTES, read_texts, embed_texts
 from krea_batch.storage.png import PngError
 
 
@@ -26,8 +26,8 @@ def png_with_texts(texts: PngInfo | None = None) -> bytes:
 def test_any_text(texts: dict[str, str]) -> None:
     """What is put in comes out, here and in Pillow, and the image is the same."""
     texts = {keyword: text.encode("utf-8", "replace").decode() for keyword, text in texts.items()}
-    written = with_texts(png_with_texts(), texts)
-    assert texts_in(written) == texts
+    written = embed_texts(png_with_texts(), texts)
+    assert read_texts(written) == texts
     with PngImageFile(io.BytesIO(written)) as image:
         image.load()
         assert image.text == texts
@@ -41,16 +41,16 @@ def test_texts_of_others() -> None:
     info.add_text("Long", "x" * 1000, zip=True)
     info.add_itxt("Title", "狐", "zh", "標題", zip=True)
     info.add_itxt("Description", "old")
-    written = with_texts(png_with_texts(info), {"Description": "new"})
-    assert texts_in(written) == {"Description": "new", "Author": "Zoë", "Long": "x" * 1000, "Title": "狐"}
-    assert with_texts(written, {"Description": "new"}) == written
+    written = embed_texts(png_with_texts(info), {"Description": "new"})
+    assert read_texts(written) == {"Description": "new", "Author": "Zoë", "Long": "x" * 1000, "Title": "狐"}
+    assert embed_texts(written, {"Description": "new"}) == written
 
 
 @pytest.mark.parametrize("data", [b"", b"GIF89a", png_with_texts()[:-4], png_with_texts() + b"x"])
 def test_what_is_no_whole_png(data: bytes) -> None:
     """A cut or strange file is refused."""
     with pytest.raises(PngError):
-        texts_in(data)
+        read_texts(data)
 
 
 def test_a_text_that_unpacks_to_too_much() -> None:
@@ -58,4 +58,4 @@ def test_a_text_that_unpacks_to_too_much() -> None:
     info = PngInfo()
     info.add_text("Bomb", "x" * (MAX_TEXT_BYTES + 1), zip=True)
     with pytest.raises(PngError, match="longer than"):
-        texts_in(png_with_texts(info))
+        read_texts(png_with_texts(info))

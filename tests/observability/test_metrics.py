@@ -20,7 +20,7 @@ from krea_batch.events import (
     JobEnded,
     JobResumed,
     PollResult,
-    PostResult,
+    SubmitResult,
     RateChanged,
     RunClosed,
     RunStopping,
@@ -170,7 +170,7 @@ class TestRegistry:
         label_values = {text for sample in samples for name, text in sample.labels.items() if name != "le"}
         known = {
             *State,
-            *get_args(PostResult),
+            *get_args(SubmitResult),
             *get_args(PollResult),
             *get_args(CallbackResult),
             *CHARGE_KINDS,

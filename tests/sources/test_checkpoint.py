@@ -44,7 +44,7 @@ def write_job_file(path: Path, start: int, end: int, mode: str = "w") -> str:
 
 def read_to_checkpoint(*paths: str, keep_extra: bool = False) -> bytes:
     """The mark of files that have been read to their end."""
-    with JobFiles(paths, reading=InputOptions(keep_extra=keep_extra)) as files:
+    with JobFiles(paths, options=InputOptions(keep_extra=keep_extra)) as files:
         files.check()
         list(files)
         saved = files.checkpoint()
@@ -54,7 +54,7 @@ def read_to_checkpoint(*paths: str, keep_extra: bool = False) -> bytes:
 
 def skipped_and_remaining(checkpoint: bytes, *paths: str, keep_extra: bool = False) -> tuple[int, int]:
     """How many jobs the mark spares, and how many are left."""
-    with JobFiles(paths, reading=InputOptions(keep_extra=keep_extra)) as files:
+    with JobFiles(paths, options=InputOptions(keep_extra=keep_extra)) as files:
         files.resume_from(checkpoint)
         checked = files.check()
         remaining = list(files)
@@ -128,7 +128,7 @@ class TestDuplicateIdsAcrossCheckpoint:
     ) -> None:
         """As well as with no mark, though few lines before it are read: the new line is bad, and no other."""
         old, new = OLD_AND_NEW_LINES[kind]
-        monkeypatch.setattr(check, "MOST_MET", most)
+        monkeypatch.setattr(check, "MAX_RECORDED_IDS", most)
         jobs = tmp_path / "jobs.jsonl"
         write_job_file(jobs, 0, 12)
         jobs.write_text(f"{jobs.read_text()}{old}\n")
@@ -140,7 +140,7 @@ class TestDuplicateIdsAcrossCheckpoint:
         for start_from in (checkpoint, None):
             with JobFiles([str(jobs)]) as files:
                 files.resume_from(start_from)
-                checked = files.check(known=known_jobs(record) if asked else None)
+                checked = files.check(lookup=known_jobs(record) if asked else None)
             found.append((checked.rows, checked.jobs, checked.bad_lines, [str(each) for each in checked.problems]))
         assert found[0] == found[1]
         assert found[0][2] == 1
@@ -153,7 +153,7 @@ class TestDuplicateIdsAcrossCheckpoint:
         record = {job.id: wire.fingerprint(job) for job in read_all(str(jobs))}
         with JobFiles([str(jobs)]) as files:
             files.resume_from(checkpoint)
-            checked = files.check(known=known_jobs(record))
+            checked = files.check(lookup=known_jobs(record))
         assert (checked.jobs, checked.bad_lines) == (40, 0)
 
     def test_lines_before_the_checkpoint_are_not_read_for_new_ids(
@@ -172,7 +172,7 @@ class TestDuplicateIdsAcrossCheckpoint:
         monkeypatch.setattr(RowParser, "read", read_one)
         with JobFiles([str(jobs)]) as files:
             files.resume_from(checkpoint)
-            files.check(known=known_jobs({}))
+            files.check(lookup=known_jobs({}))
             assert len(list(files)) == 10
         assert numbers == [*range(31, 41), *range(31, 41)]
 
@@ -231,7 +231,7 @@ class TestMismatchedCheckpoints:
         jobs = write_job_file(tmp_path / "jobs.jsonl", 0, 20)
         assert skipped_and_remaining(read_to_checkpoint(jobs), jobs, keep_extra=True) == (0, 20)
 
-    @pytest.mark.parametrize("data", [b"", b"{}", b"\xff", b'{"parts":[],"rows":0,"jobs":"x","reading":""}'])
+    @pytest.mark.parametrize("data", [b"", b"{}", b"\xff", b'{"prefixes":[],"rows":0,"jobs":"x","options_fingerprint":""}'])
     def test_invalid_checkpoints(self, tmp_path: Path, data: bytes) -> None:
         """A ledger that somebody has changed by hand spares no look."""
         jobs = write_job_file(tmp_path / "jobs.jsonl", 0, 20)

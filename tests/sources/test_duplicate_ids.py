@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from krea_batch.errors import InputError
 from krea_batch.sources import duplicate_ids
-from krea_batch.sources.duplicate_ids import BUCKET_ITEMS, BUCKETS, DuplicateIdFinder, default_id
+from krea_batch.sources.duplicate_ids import BUCKET_ITEMS, BUCKET_COUNT, DuplicateIdFinder, default_id
 
 
 def candidates_of(finder: DuplicateIdFinder) -> list[int]:
@@ -32,7 +32,7 @@ def test_every_repeated_id_is_a_candidate(names: list[str]) -> None:
 def test_many_ids_go_through_a_file(tmp_path: Path) -> None:
     """Full buckets go to a file, from which nothing is lost, and which leaves no name behind."""
     finder = DuplicateIdFinder(tmp_path)
-    count = BUCKETS * BUCKET_ITEMS
+    count = BUCKET_COUNT * BUCKET_ITEMS
     for number in range(1, count + 1):
         finder.add(f"job-{number}", number)
     for number in (1, 500, count):

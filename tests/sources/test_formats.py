@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 
 from krea_batch.errors import InputError
 from krea_batch.jobs import Job
-from krea_batch.sources import Checked, InputOptions, JobFiles
+from krea_batch.sources import CheckResult, InputOptions, JobFiles
 from krea_batch.sources.inputs import natural_sort_key
 from krea_batch.sources.options import Format
 from krea_batch.sources.sweep import make_axis
@@ -59,10 +59,10 @@ def written(tmp_path: Path) -> WriteContent:
 
 def check_and_read(
     *paths: str, stdin: bytes = b"", skip_invalid: bool = False, **reading: Any
-) -> tuple[Checked, list[Job]]:
+) -> tuple[CheckResult, list[Job]]:
     """What the check says, and the jobs of the second reading."""
     with JobFiles(
-        paths, reading=InputOptions(**reading), skip_invalid=skip_invalid, stdin=io.BytesIO(stdin)
+        paths, options=InputOptions(**reading), skip_invalid=skip_invalid, stdin=io.BytesIO(stdin)
     ) as files:
         return files.check(), list(files)
 
@@ -76,9 +76,9 @@ def prompts(*paths: str, **more: Any) -> list[str]:
 
 def format_notices(path: str, **reading: Any) -> list[str]:
     """What is said of a file."""
-    with JobFiles([path], reading=InputOptions(**reading)) as files:
+    with JobFiles([path], options=InputOptions(**reading)) as files:
         files.check()
-        return [notice.removeprefix(f"{path}: ") for notice in files.said()]
+        return [notice.removeprefix(f"{path}: ") for notice in files.notices()]
 
 
 def first_problem(path: str, **reading: Any) -> str:

@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from krea_batch.errors import InputError, InternalError, JobFileError, LineProblem
 from krea_batch.gateway.wire import fingerprint
 from krea_batch.jobs import Job
-from krea_batch.sources import Checked, InputOptions, JobFiles, check, duplicate_ids
+from krea_batch.sources import CheckResult, InputOptions, JobFiles, check, duplicate_ids
 
 WriteLines = Callable[..., str]
 
@@ -35,8 +35,8 @@ def write(tmp_path: Path) -> WriteLines:
     return writer
 
 
-def read_jobs(*paths: str, keep_extra: bool = False, skip_invalid: bool = False) -> tuple[Checked, list[Job]]:
-    with JobFiles(paths, reading=InputOptions(keep_extra=keep_extra), skip_invalid=skip_invalid) as files:
+def read_jobs(*paths: str, keep_extra: bool = False, skip_invalid: bool = False) -> tuple[CheckResult, list[Job]]:
+    with JobFiles(paths, options=InputOptions(keep_extra=keep_extra), skip_invalid=skip_invalid) as files:
         return files.check(), list(files)
 
 
@@ -49,7 +49,7 @@ def test_ids_by_number_and_by_name(write: WriteLines) -> None:
     """A line has the id that it gives, or its number, blank lines counted."""
     path = write("a.jsonl", '{"prompt": "x"}', "", '{"prompt": "y", "id": "why"}', '{"prompt": "z", "id": ""}')
     checked, jobs = read_jobs(path)
-    assert checked == Checked(jobs=3, rows=3, bad_lines=0, duplicates=0, problems=(), notes=())
+    assert checked == CheckResult(jobs=3, rows=3, bad_lines=0, duplicates=0, problems=(), notes=())
     assert jobs == [
         Job(prompt="x", id="00001"),
         Job(prompt="y", id="why"),
@@ -66,8 +66,8 @@ def test_numbers_go_on_over_files(write: WriteLines) -> None:
 
 def test_no_file_and_no_line(write: WriteLines) -> None:
     """Nothing given is nothing to do, and no error."""
-    assert read_jobs() == (Checked(0, 0, 0, 0, (), ()), [])
-    assert read_jobs(write("empty.jsonl"), write("blank.jsonl", "", " ")) == (Checked(0, 0, 0, 0, (), ()), [])
+    assert read_jobs() == (CheckResult(0, 0, 0, 0, (), ()), [])
+    assert read_jobs(write("empty.jsonl"), write("blank.jsonl", "", " ")) == (CheckResult(0, 0, 0, 0, (), ()), [])
 
 
 def test_all_problems_are_reported(write: WriteLines, tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ import pytest
 
 from krea_batch.errors import InputError
 from krea_batch.sources.formats.line_file import BLOCK_BYTES, MAX_LINE_BYTES, FilePosition, LineFile
-from krea_batch.sources.inputs import Input, numbered
+from krea_batch.sources.inputs import Input, numbered_rows
 from krea_batch.sources.options import Format, InputOptions
 
 
@@ -213,4 +213,4 @@ def test_numbers_go_on_over_files(tmp_path: Path) -> None:
         write_content(tmp_path, b"\nc", "3.jsonl"),
     ]
     inputs = [Input(file, Format.JSONL, InputOptions()) for file in files]
-    assert list(numbered(inputs)) == [(1, b"a"), (3, b"b"), (5, b"c")]
+    assert list(numbered_rows(inputs)) == [(1, b"a"), (3, b"b"), (5, b"c")]

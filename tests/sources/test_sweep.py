@@ -9,20 +9,20 @@ from hypothesis import strategies as st
 from krea_batch.errors import JobError
 from krea_batch.jobs import check_id
 from krea_batch.sources.sweep import (
-    MAX_JOBS_A_ROW,
+    MAX_JOBS_PER_ROW,
     Axis,
-    axis_of_text,
-    check_names,
+    parse_axis,
+    check_axis_names,
     combinations,
     make_axis,
-    repeats,
-    seeds,
+    repeat_axis,
+    parse_seeds,
 )
 from krea_batch.sources.template import Template
 
 
 def suffixes(*axes: Axis) -> list[str]:
-    return [point.suffix for point in combinations(axes)]
+    return [point.id_suffix for point in combinations(axes)]
 
 
 def error_text(error: pytest.ExceptionInfo[JobError]) -> str:
@@ -44,7 +44,7 @@ def test_the_order_of_the_axes_changes_no_id() -> None:
     """Options in another order are the same images, not new ones to pay for."""
     axes = [
         make_axis("seed", [1, 2]),
-        repeats(2),
+        repeat_axis(2),
         make_axis("style", ["ink"]),
         make_axis("creativity", ["raw", "high"]),
     ]
@@ -55,7 +55,7 @@ def test_the_order_of_the_axes_changes_no_id() -> None:
 def test_a_further_value_renames_nothing() -> None:
     """Images that are paid keep their ids when the sweep grows."""
     assert set(suffixes(make_axis("seed", [1, 2]))) < set(suffixes(make_axis("seed", [3, 1, 2])))
-    assert set(suffixes(repeats(2))) < set(suffixes(repeats(3)))
+    assert set(suffixes(repeat_axis(2))) < set(suffixes(repeat_axis(3)))
 
 
 @pytest.mark.parametrize(
@@ -64,14 +64,14 @@ def test_a_further_value_renames_nothing() -> None:
 )
 def test_seeds(text: str, expected: list[int]) -> None:
     """A range has both its ends, and parts are put together."""
-    assert seeds(text) == expected
+    assert parse_seeds(text) == expected
 
 
-@pytest.mark.parametrize("text", ["", "1..", "4..1", "a", "1-4", f"1..{MAX_JOBS_A_ROW + 1}", "1,,2"])
+@pytest.mark.parametrize("text", ["", "1..", "4..1", "a", "1-4", f"1..{MAX_JOBS_PER_ROW + 1}", "1,,2"])
 def test_what_is_no_seeds(text: str) -> None:
     """What cannot be meant is an error that shows how to write it."""
     with pytest.raises(JobError, match=r"1\.\.4"):
-        seeds(text)
+        parse_seeds(text)
 
 
 @pytest.mark.parametrize(
@@ -98,7 +98,7 @@ def test_what_is_no_axis(name: str, values: object, expected: str) -> None:
 def test_named_values() -> None:
     """Values that have no word of their own are named in an object."""
     styles = make_axis("styles", {"ink": [{"id": "ink-7"}], "none": []})
-    assert [(point.suffix, point.values) for point in combinations([styles])] == [
+    assert [(point.id_suffix, point.values) for point in combinations([styles])] == [
         ("-styles=ink", {"styles": [{"id": "ink-7"}]}),
         ("-styles=none", {"styles": []}),
     ]
@@ -115,30 +115,30 @@ def test_long_values_are_cut_and_stay_apart() -> None:
 def test_what_is_no_sweep_on_the_command_line(text: str) -> None:
     """A sweep is a field and its values."""
     with pytest.raises(JobError):
-        axis_of_text(text)
+        parse_axis(text)
 
 
 def test_sweeps_on_the_command_line() -> None:
     """Values are parted by commas; seeds are numbers."""
-    assert axis_of_text("creativity=raw, high") == make_axis("creativity", ["raw", "high"])
-    assert axis_of_text("seed=1..3,9") == make_axis("seed", [1, 2, 3, 9])
-    assert axis_of_text("repeat=3") == repeats(3)
+    assert parse_axis("creativity=raw, high") == make_axis("creativity", ["raw", "high"])
+    assert parse_axis("seed=1..3,9") == make_axis("seed", [1, 2, 3, 9])
+    assert parse_axis("repeat=3") == repeat_axis(3)
 
 
 def test_what_cannot_be_swept() -> None:
     """Only what the API takes and what the template names changes an image."""
-    check_names([make_axis("animal", ["cat"]), make_axis("seed", [1]), repeats(2)], ["animal"])
+    check_axis_names([make_axis("animal", ["cat"]), make_axis("seed", [1]), repeat_axis(2)], ["animal"])
     with pytest.raises(JobError) as error:
-        check_names([make_axis("creativty", ["raw"])])
+        check_axis_names([make_axis("creativty", ["raw"])])
     assert error_text(error) == '"creativty" cannot be swept, did you mean "creativity"?'
     with pytest.raises(JobError):
-        check_names([make_axis("prompt", ["a cat"])])
+        check_axis_names([make_axis("prompt", ["a cat"])])
 
 
 def test_too_many_and_twice() -> None:
     """A mistyped range and a sweep that is given twice are told before any job is made."""
     with pytest.raises(JobError, match="20,000"):
-        next(combinations([make_axis("seed", "1..10000"), repeats(2)]))
+        next(combinations([make_axis("seed", "1..10000"), repeat_axis(2)]))
     with pytest.raises(JobError, match="swept twice"):
         next(combinations([make_axis("seed", [1]), make_axis("seed", [2])]))
 

@@ -83,8 +83,8 @@ class TestPut:
     def test_what_an_object_is(self, tmp_path: Path, bucket: S3Server) -> None:
         """It has the image's bytes, says that it is a PNG, carries its hash, and its URL is what results get."""
         image = staged_upload(tmp_path)
-        assert asyncio.run(ObjectStoreSink.of(BUCKET_URL).put(image)) == f"{BUCKET_URL}/fox.png"
-        assert bucket.objects() == {f"{PREFIX}fox.png": image.staged.read_bytes()}
+        assert asyncio.run(ObjectStoreSink.from_url(BUCKET_URL).put(image)) == f"{BUCKET_URL}/fox.png"
+        assert bucket.objects() == {f"{PREFIX}fox.png": image.path.read_bytes()}
         headers = bucket.headers(f"{PREFIX}fox.png")
         assert headers["content-type"] == "image/png"
         assert headers["x-amz-meta-sha256"] == image.sha256
@@ -92,22 +92,22 @@ class TestPut:
     @pytest.mark.parametrize("name", ["a fox", "Füchse~2", "a#b?c&d=e", "100%", "a%20b", "*[1]", 'q"<>|\\^`{}', "."])
     def test_any_id_can_be_a_key(self, tmp_path: Path, bucket: S3Server, name: str) -> None:
         """An id that is fit for a file is fit for an object, which is found again under the same name."""
-        sink, image = ObjectStoreSink.of(BUCKET_URL), staged_upload(tmp_path, name)
+        sink, image = ObjectStoreSink.from_url(BUCKET_URL), staged_upload(tmp_path, name)
         paths = [asyncio.run(sink.put(image)) for _ in range(2)]
         assert paths == [f"{BUCKET_URL}/{name}.png"] * 2
         assert len(bucket.uploaded_keys()) == 1
 
     def test_a_second_put_is_idempotent(self, tmp_path: Path, bucket: S3Server) -> None:
         """An image that is there already is found by its metadata, and not sent again."""
-        sink, image = ObjectStoreSink.of(BUCKET_URL), staged_upload(tmp_path)
+        sink, image = ObjectStoreSink.from_url(BUCKET_URL), staged_upload(tmp_path)
         assert {asyncio.run(sink.put(image)) for _ in range(3)} == {f"{BUCKET_URL}/fox.png"}
         assert bucket.uploaded_keys() == [f"{PREFIX}fox.png"]
 
     def test_the_same_bytes_without_metadata_are_ours(self, tmp_path: Path, bucket: S3Server) -> None:
         """An object that says nothing of its hash is read and compared."""
         image = staged_upload(tmp_path)
-        bucket.put(f"{PREFIX}fox.png", image.staged.read_bytes())
-        assert asyncio.run(ObjectStoreSink.of(BUCKET_URL).put(image)) == f"{BUCKET_URL}/fox.png"
+        bucket.put(f"{PREFIX}fox.png", image.path.read_bytes())
+        assert asyncio.run(ObjectStoreSink.from_url(BUCKET_URL).put(image)) == f"{BUCKET_URL}/fox.png"
         assert bucket.uploaded_keys() == []
 
     @pytest.mark.parametrize("same_size", [True, False])
@@ -117,7 +117,7 @@ class TestPut:
         theirs = b"x" * (image.size_bytes if same_size else 7)
         bucket.put(f"{PREFIX}fox.png", theirs)
         bucket.put(f"{PREFIX}fox~2.png", theirs)
-        sink = ObjectStoreSink.of(BUCKET_URL)
+        sink = ObjectStoreSink.from_url(BUCKET_URL)
         assert {asyncio.run(sink.put(image)) for _ in range(2)} == {f"{BUCKET_URL}/fox~3.png"}
         objects = bucket.objects()
         assert objects[f"{PREFIX}fox.png"] == objects[f"{PREFIX}fox~2.png"] == theirs
@@ -130,7 +130,7 @@ class TestPut:
                 bucket.put(request.key, b"theirs")
 
         bucket.after_request = take_key
-        assert asyncio.run(ObjectStoreSink.of(BUCKET_URL).put(staged_upload(tmp_path))) == f"{BUCKET_URL}/fox~2.png"
+        assert asyncio.run(ObjectStoreSink.from_url(BUCKET_URL).put(staged_upload(tmp_path))) == f"{BUCKET_URL}/fox~2.png"
         assert bucket.objects()[f"{PREFIX}fox.png"] == b"theirs"
 
     def test_an_upload_whose_response_is_lost(self, tmp_path: Path, bucket: S3Server) -> None:
@@ -144,9 +144,9 @@ class TestPut:
 
         bucket.after_request = drop_response
         image = staged_upload(tmp_path)
-        assert asyncio.run(_put_until_stored(ObjectStoreSink.of(BUCKET_URL), image)) == f"{BUCKET_URL}/fox.png"
+        assert asyncio.run(_put_until_stored(ObjectStoreSink.from_url(BUCKET_URL), image)) == f"{BUCKET_URL}/fox.png"
         assert lost
-        assert bucket.objects() == {f"{PREFIX}fox.png": image.staged.read_bytes()}
+        assert bucket.objects() == {f"{PREFIX}fox.png": image.path.read_bytes()}
 
     def test_large_images(self, tmp_path: Path, bucket: S3Server) -> None:
         """Images of 20 MB, more of them than go at once, arrive whole in one upload each."""
@@ -154,7 +154,7 @@ class TestPut:
         assert images[0].size_bytes > LARGE_BYTES
 
         async def main() -> None:
-            sink = ObjectStoreSink.of(BUCKET_URL)
+            sink = ObjectStoreSink.from_url(BUCKET_URL)
             await asyncio.gather(*(sink.put(image) for image in images))
 
         asyncio.run(main())
@@ -204,14 +204,14 @@ class TestSinkErrors:
         """Trouble that may pass is a SinkError, what a person has to mend a SinkRefused; neither tells the key."""
         bucket.reject_status = lambda asked: status if asked.is_upload else None
         with pytest.raises(error, match=said) as raised:
-            asyncio.run(ObjectStoreSink.of(BUCKET_URL).put(staged_upload(tmp_path)))
+            asyncio.run(ObjectStoreSink.from_url(BUCKET_URL).put(staged_upload(tmp_path)))
         assert "of-a-key" not in f"{raised.value!r} {raised.value.__cause__!r}"
         assert raised.value.__suppress_context__
 
     def test_a_key_that_may_write_but_not_read(self, tmp_path: Path, bucket: S3Server) -> None:
         """403 for looking is no reason not to put: the store itself refuses names that are taken."""
         bucket.reject_status = lambda asked: None if asked.is_upload else 403
-        sink, image = ObjectStoreSink.of(BUCKET_URL), staged_upload(tmp_path)
+        sink, image = ObjectStoreSink.from_url(BUCKET_URL), staged_upload(tmp_path)
         asyncio.run(sink.check())
         assert asyncio.run(sink.put(image)) == f"{BUCKET_URL}/fox.png"
         with pytest.raises(SinkPermanentError, match="may not read"):
@@ -221,13 +221,13 @@ class TestSinkErrors:
     def test_check_finds_a_wrong_key(self, bucket: S3Server, code: str) -> None:
         """A key that may neither list nor write, or that the store does not know, is told before a cent is spent."""
         bucket.reject_status, bucket.reject_body = (lambda _: 403), f"<Error><Code>{code}</Code></Error>".encode()
-        sink = ObjectStoreSink.of(BUCKET_URL)
+        sink = ObjectStoreSink.from_url(BUCKET_URL)
         with pytest.raises(SinkPermanentError, match="takes no images from these credentials"):
             asyncio.run(sink.check())
 
     def test_check_finds_a_missing_bucket(self, bucket: S3Server) -> None:
         """Before a cent is spent."""
-        sink = ObjectStoreSink.of(BUCKET_URL)
+        sink = ObjectStoreSink.from_url(BUCKET_URL)
         asyncio.run(sink.check())
         bucket.delete()
         with pytest.raises(SinkPermanentError, match=f"there is no bucket for {BUCKET_URL}: make it"):

@@ -15,7 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from krea_batch.jobs import ErrorInfo, Outcome, State, StoredFile
-from krea_batch.storage.results_file import RESULTS, ResultsFile, row
+from krea_batch.storage.results_file import RESULTS, ResultsFile, encode_row
 
 ROW_FIELDS = [  # DESIGN, A run's folder
     "id", "status", "request_id", "files", "error", "request", "metadata", "polls", "attempts",
@@ -62,7 +62,7 @@ def with_results(out: Path, disk: Executor, use: Callable[[ResultsFile], Corouti
 
 def test_a_row_has_the_fields_of_the_design_in_their_order() -> None:
     """One line, the thirteen fields, and of a file its six."""
-    line = row(outcome(error=ErrorInfo("kind", "why")))
+    line = encode_row(outcome(error=ErrorInfo("kind", "why")))
     assert line.endswith(b"\n")
     assert line.count(b"\n") == 1
     fields = orjson.loads(line)
@@ -83,7 +83,7 @@ def test_any_text_is_one_line(prompt: str, metadata: dict[str, Any]) -> None:
     """Prompts and metadata with line ends, NULs, emoji or numbers of any size come back as they were."""
     import json
 
-    line = row(outcome(request={"prompt": prompt}, metadata=metadata))
+    line = encode_row(outcome(request={"prompt": prompt}, metadata=metadata))
     assert len(line.splitlines()) == 1 or b"\n" not in line[:-1]
     fields = json.loads(line)
     assert fields["request"]["prompt"] == prompt
@@ -105,7 +105,7 @@ def test_rows_come_in_their_order(tmp_path: Path, disk: Executor) -> None:
 
 def test_after_a_rewrite_each_id_appears_once(tmp_path: Path, disk: Executor) -> None:
     """Whatever stood there, a torn last line included, the new file is what the ledger says; nothing else stays."""
-    (tmp_path / RESULTS).write_bytes(row(outcome("old")) + row(outcome("a")) + b'{"id": "torn')
+    (tmp_path / RESULTS).write_bytes(encode_row(outcome("old")) + encode_row(outcome("a")) + b'{"id": "torn')
     (tmp_path / "results.jsonl.part").write_bytes(b"of a process that died here")
 
     async def work(results: ResultsFile) -> None:
@@ -120,14 +120,14 @@ def test_after_a_rewrite_each_id_appears_once(tmp_path: Path, disk: Executor) ->
 def test_rows_that_will_not_change_stay_as_they_are(tmp_path: Path, disk: Executor) -> None:
     """So many first bytes are those of the old file; the rows behind them are given anew."""
     old = b"not even looked at\n"
-    (tmp_path / RESULTS).write_bytes(old + row(outcome("b")) + b'{"id": "torn')
+    (tmp_path / RESULTS).write_bytes(old + encode_row(outcome("b")) + b'{"id": "torn')
 
     async def work(results: ResultsFile) -> None:
         results.append(outcome("c"))
         await results.rewrite(groups(["b"], ["c"]), keep_bytes=len(old))
 
     assert with_results(tmp_path, disk, work) == []
-    assert (tmp_path / RESULTS).read_bytes() == old + row(outcome("b")) + row(outcome("c"))
+    assert (tmp_path / RESULTS).read_bytes() == old + encode_row(outcome("b")) + encode_row(outcome("c"))
 
 
 def test_a_file_that_lost_rows_is_not_complete(tmp_path: Path, disk: Executor) -> None:
@@ -144,7 +144,7 @@ def test_a_file_that_lost_rows_is_not_complete(tmp_path: Path, disk: Executor) -
 
 def test_rows_that_arrive_during_a_rewrite_are_appended(tmp_path: Path, disk: Executor) -> None:
     """What ends meanwhile is in the new file, once; what had ended before the hold is not put there again."""
-    (tmp_path / RESULTS).write_bytes(row(outcome("old")))
+    (tmp_path / RESULTS).write_bytes(encode_row(outcome("old")))
 
     async def slow_rows(results: ResultsFile) -> AsyncIterator[list[Outcome]]:
         yield [outcome("a"), outcome("b")]
@@ -166,7 +166,7 @@ def test_rows_that_arrive_during_a_rewrite_are_appended(tmp_path: Path, disk: Ex
 
 def test_rows_that_arrive_during_a_failed_rewrite_are_not_lost(tmp_path: Path, disk: Executor) -> None:
     """They go to the old file, which stays; and the next time, nothing stands twice."""
-    (tmp_path / RESULTS).write_bytes(row(outcome("old")))
+    (tmp_path / RESULTS).write_bytes(encode_row(outcome("old")))
 
     async def endless_rows() -> AsyncIterator[list[Outcome]]:
         yield [outcome("old")]
@@ -190,7 +190,7 @@ def test_rows_that_arrive_during_a_failed_rewrite_are_not_lost(tmp_path: Path, d
 
 def test_the_old_file_stays_until_the_new_one_is_complete(tmp_path: Path, disk: Executor) -> None:
     """Where writing anew breaks off, the old file is as it was."""
-    old = row(outcome("old"))
+    old = encode_row(outcome("old"))
     (tmp_path / RESULTS).write_bytes(old)
 
     async def failing_rows() -> AsyncIterator[list[Outcome]]:

@@ -10,7 +10,7 @@ import click
 
 if TYPE_CHECKING:
     from krea_batch.maintenance.export import RunImages
-    from krea_batch.maintenance.export.writers import Options
+    from krea_batch.maintenance.export.writers import ExportOptions
 
 EXPORT_FORMATS = ("imagefolder", "parquet", "webdataset", "csv", "zip")
 
@@ -56,9 +56,9 @@ def export(
     from krea_batch.cli.ui.formatting import pluralize
     from krea_batch.errors import InputError
     from krea_batch.maintenance.export import RunImages
-    from krea_batch.maintenance.export.writers import Options
+    from krea_batch.maintenance.export.writers import ExportOptions
 
-    options = Options(embed=embed_metadata, shard_images=shard_size, force=force)
+    options = ExportOptions(embed=embed_metadata, shard_images=shard_size, force=force)
     if embed_metadata and format_ == "csv":
         raise click.UsageError("--embed-metadata does not go with csv: it leaves the images where they are")
     with RunImages(out, read_ids(ids_from)) as images:
@@ -72,7 +72,7 @@ def export(
         click.echo(f"{pluralize(count, 'image')} in {output}")
 
 
-def _export_with_progress(images: RunImages, format_: str, output: Path, options: Options, *, quiet: bool) -> int:
+def _export_with_progress(images: RunImages, format_: str, output: Path, options: ExportOptions, *, quiet: bool) -> int:
     """Export with a bar on standard error, where that is a terminal."""
     from krea_batch.maintenance.export import export as write
 

@@ -21,13 +21,13 @@ def inspect(files: tuple[Path, ...], as_json: bool) -> None:
     """
     import msgspec
 
-    from krea_batch.maintenance.export.png_metadata import texts_in
+    from krea_batch.maintenance.export.png_metadata import read_texts
     from krea_batch.storage.png import PngError
 
     code = OK
     for path in files:
         try:
-            texts = texts_in(path.read_bytes())
+            texts = read_texts(path.read_bytes())
         except (OSError, PngError) as error:
             reason = error.strerror if isinstance(error, OSError) else error
             say(f"krea-batch: {path}: {reason}")
@@ -44,15 +44,15 @@ def _lines(texts: dict[str, str]) -> list[str]:
     """A line a text; ours unfolded into its parts."""
     import msgspec
 
-    from krea_batch.maintenance.export.png_metadata import DETAILS
+    from krea_batch.maintenance.export.png_metadata import DETAILS_KEYWORD
 
     if not texts:
         return ["  nothing is written in it (krea-batch export --embed-metadata does)"]
-    shown = {keyword: text for keyword, text in texts.items() if keyword != DETAILS}
+    shown = {keyword: text for keyword, text in texts.items() if keyword != DETAILS_KEYWORD}
     try:
-        details = msgspec.json.decode(texts.get(DETAILS, "{}"), type=dict[str, object])
+        details = msgspec.json.decode(texts.get(DETAILS_KEYWORD, "{}"), type=dict[str, object])
     except msgspec.DecodeError:
-        details = {DETAILS: texts[DETAILS]}
+        details = {DETAILS_KEYWORD: texts[DETAILS_KEYWORD]}
     request = details.pop("request", {})
     if isinstance(request, dict):
         details |= {key: value for key, value in request.items() if key != "prompt"}

@@ -69,7 +69,7 @@ def plan(
     request = forecast_request(
         0, options, latency=latency, latency_from=latency_from, gateway_limit=gateway_limit
     )  # mistakes are told before a look
-    with JobFiles(jobs, reading=input_options(options), skip_invalid=skip_invalid) as files:
+    with JobFiles(jobs, options=input_options(options), skip_invalid=skip_invalid) as files:
         checked = check_jobs(files, Settings(out=out or Path()), skip_invalid=skip_invalid, quiet=as_json)
     result = forecast(msgspec.structs.replace(request, jobs=remaining_jobs(checked.jobs, out)))
     if as_json:

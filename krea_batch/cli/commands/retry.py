@@ -42,7 +42,7 @@ def retry(
     from krea_batch.cli.ui.run_session import RunSession, settings_and_key
     from krea_batch.engine.event_loop import run_event_loop
     from krea_batch.maintenance.retry import RetryPlan
-    from krea_batch.sources import Checked, JobFiles
+    from krea_batch.sources import CheckResult, JobFiles
     from krea_batch.storage.run_dir import require_run
 
     requested_ids = [*ids, *(read_ids(ids_from) or [])]
@@ -60,10 +60,10 @@ def retry(
             click.echo(f"no job in {out} ended in {' or '.join(status or DEFAULT_STATES)}; nothing to submit again")
             sys.exit(OK)
         if chosen and not (yes or options["simulate"]):
-            _confirm(chosen, retry_plan.waiting())
+            _confirm(chosen, retry_plan.pending_count())
         retry_plan.resubmit(chosen)
-        total = retry_plan.total()
-    checked = Checked(jobs=total, rows=total, bad_lines=0, duplicates=0, problems=(), notes=())
+        total = retry_plan.job_count()
+    checked = CheckResult(jobs=total, rows=total, bad_lines=0, duplicates=0, problems=(), notes=())
     with JobFiles(()) as no_files:
         no_files.check()
         sys.exit(run_event_loop(RunSession(settings, key, no_files, checked, options).run))

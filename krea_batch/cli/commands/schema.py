@@ -87,19 +87,19 @@ def _add_descriptions(definition: dict[str, Any], descriptions: dict[str, str]) 
 def _add_constraints(definitions: dict[str, Any]) -> None:
     """Say what `Job` checks in code, and put the document's order back into what msgspec has sorted."""
     from krea_batch.jobs import ASPECT_RATIOS, CREATIVITIES, MAX_ID_BYTES, SEED_RANGE, UUID_PATTERN
-    from krea_batch.sources.sweep import MAX_JOBS_A_ROW, REPEAT, SWEPT
+    from krea_batch.sources.sweep import MAX_JOBS_PER_ROW, REPEAT, SWEEPABLE
 
     job = definitions["Job"]["properties"]
     job["sweep"] = {
         "description": SWEEP_DESCRIPTION,
         "type": "object",
-        "propertyNames": {"enum": [*SWEPT, REPEAT]},
+        "propertyNames": {"enum": [*SWEEPABLE, REPEAT]},
         "additionalProperties": {
             "anyOf": [
                 {"type": "array", "minItems": 1},
                 {"type": "object", "minProperties": 1},
                 {"type": "string", "pattern": r"^-?\d"},
-                {"type": "integer", "minimum": 1, "maximum": MAX_JOBS_A_ROW},
+                {"type": "integer", "minimum": 1, "maximum": MAX_JOBS_PER_ROW},
             ]
         },
     }

@@ -13,7 +13,7 @@ from krea_batch.cli.ui.check_progress import CheckProgress
 from krea_batch.cli.ui.formatting import pluralize, say
 
 if TYPE_CHECKING:
-    from krea_batch.sources import Checked
+    from krea_batch.sources import CheckResult
 
 
 @click.command()
@@ -31,11 +31,11 @@ def validate(jobs: tuple[str, ...], *, as_json: bool, quiet: bool, **options: An
 
     try:
         with (
-            JobFiles(jobs, reading=input_options(options)) as files,
+            JobFiles(jobs, options=input_options(options)) as files,
             CheckProgress(quiet=quiet or as_json) as progress,
         ):
             checked = files.check(on_problem=progress.print_line, on_progress=progress.update)
-            notices = files.said()
+            notices = files.notices()
     except InputError as error:
         say(f"krea-batch: {error}")
         sys.exit(BAD_INPUT)
@@ -56,7 +56,7 @@ def validate(jobs: tuple[str, ...], *, as_json: bool, quiet: bool, **options: An
     sys.exit(OK if checked.jobs and not checked.bad_lines else BAD_INPUT)
 
 
-def _as_json(checked: Checked) -> str:
+def _as_json(checked: CheckResult) -> str:
     """One line: the counts, and the first problems and notes as objects of path, line, wrong, right."""
     import msgspec
 

@@ -13,7 +13,7 @@ from krea_batch.cli.ui.formatting import say
 
 if TYPE_CHECKING:
     from krea_batch.maintenance.export.run_images import ExportedImage, RunImages
-    from krea_batch.maintenance.verify import Fetcher, Mismatch
+    from krea_batch.maintenance.verify import RepairGateway, Mismatch
     from krea_batch.settings import ApiKey, Settings
 
 
@@ -56,11 +56,11 @@ def _check_all(images: RunImages) -> tuple[int, list[Mismatch]]:
 
 def _find_damaged(images: RunImages) -> tuple[int, list[tuple[ExportedImage, str]]]:
     """How many images there are, and those that are not as recorded; with a bar where people look."""
-    from krea_batch.maintenance.verify import faults
+    from krea_batch.maintenance.verify import check_images
 
     checked, damaged = 0, []
     with click.progressbar(
-        faults(images), length=images.count(), label="verify", file=sys.stderr, hidden=not sys.stderr.isatty()
+        check_images(images), length=images.count(), label="verify", file=sys.stderr, hidden=not sys.stderr.isatty()
     ) as results:
         for image, problem in results:
             checked += 1
@@ -107,7 +107,7 @@ async def _repair_images(
 
     from krea_batch.cli.ui.run_session import start_simulator
     from krea_batch.gateway.client import GatewayClient
-    from krea_batch.maintenance.verify import AT_ONCE
+    from krea_batch.maintenance.verify import MAX_CONCURRENT_REPAIRS
 
     results: dict[int, Mismatch] = {}
     async with AsyncExitStack() as stack:
@@ -116,7 +116,7 @@ async def _repair_images(
             settings = msgspec.structs.replace(settings, gateway=url)
         _check_origin(settings)
         gateway = await stack.enter_async_context(GatewayClient(settings, key))
-        limiter = anyio.CapacityLimiter(AT_ONCE)
+        limiter = anyio.CapacityLimiter(MAX_CONCURRENT_REPAIRS)
 
         async def repair_one(n: int, image: ExportedImage, problem: str) -> None:
             async with limiter:
@@ -128,7 +128,7 @@ async def _repair_images(
     return [results[n] for n in sorted(results)]
 
 
-async def _repair_image(image: ExportedImage, problem: str, gateway: Fetcher) -> Mismatch:
+async def _repair_image(image: ExportedImage, problem: str, gateway: RepairGateway) -> Mismatch:
     from krea_batch.maintenance.verify import RepairFailed, repair
 
     try:
@@ -171,7 +171,7 @@ def _print_report(out: Path, checked: int, mismatches: list[Mismatch], *, as_jso
         click.echo(msgspec.json.encode(fields))
         return
     for fault in mismatches:
-        say(f"{out / fault.path}: {fault.what}{'; fetched again' if fault.repaired else ''}")
+        say(f"{out / fault.path}: {fault.problem}{'; fetched again' if fault.repaired else ''}")
     if quiet:
         return
     result = f"{len(mismatches):,} not as recorded" if mismatches else "all as recorded"

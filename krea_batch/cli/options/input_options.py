@@ -11,7 +11,7 @@ from krea_batch.cli.options.run_options import ExampleOption
 from krea_batch.cli.ui.formatting import pluralize
 
 if TYPE_CHECKING:
-    from krea_batch.sources import Checked, InputOptions
+    from krea_batch.sources import CheckResult, InputOptions
 
 INPUT_FORMATS = ("jsonl", "json", "csv", "tsv", "text", "parquet")
 
@@ -88,7 +88,7 @@ def input_options(options: dict[str, Any]) -> InputOptions:
     from krea_batch.errors import JobError, SettingsError
     from krea_batch.sources import InputOptions
     from krea_batch.sources.options import Format
-    from krea_batch.sources.sweep import axis_of_text, check_names, repeats, seeds
+    from krea_batch.sources.sweep import parse_axis, check_axis_names, repeat_axis, parse_seeds
     from krea_batch.sources.sweep import make_axis as axis_of
     from krea_batch.sources.template import Template
 
@@ -99,14 +99,14 @@ def input_options(options: dict[str, Any]) -> InputOptions:
         names = Template(template).names if template else ()
         option = "sweep"
         for text in options["sweep"]:
-            axes.append(axis_of_text(text))
-            check_names(axes, names)
+            axes.append(parse_axis(text))
+            check_axis_names(axes, names)
         option = "seeds"
         if options["seeds"] is not None:
-            axes.append(axis_of("seed", seeds(options["seeds"])))
+            axes.append(axis_of("seed", parse_seeds(options["seeds"])))
         option = "repeat"
         if options["repeat"] is not None:
-            axes.append(repeats(options["repeat"]))
+            axes.append(repeat_axis(options["repeat"]))
     except JobError as error:
         raise SettingsError(option, error.problem, error.hint) from None
     return InputOptions(
@@ -120,7 +120,7 @@ def input_options(options: dict[str, Any]) -> InputOptions:
     )
 
 
-def expansion_notices(checked: Checked) -> list[str]:
+def expansion_notices(checked: CheckResult) -> list[str]:
     """What became of the rows, where it is not one job each: a sentence for each reason."""
     notices = []
     if checked.duplicates:

@@ -18,7 +18,7 @@ from krea_batch.forecast.latency_model import DEFAULT_LATENCY, Latencies, empiri
 from krea_batch.ledger import LedgerStore
 from krea_batch.rules.lifecycle import count_ended
 from krea_batch.settings import Rate, Settings
-from krea_batch.sources import Checked
+from krea_batch.sources import CheckResult
 from krea_batch.storage.run_dir import LEDGER, require_run
 
 MAX_LATENCY_SAMPLES = 5000  # chosen: latencies of an earlier run that are drawn from
@@ -95,7 +95,7 @@ def forecast_lines(result: Forecast, price: float | None) -> list[str]:
     return [f"{name:<11}{value}" for name, value in rows]
 
 
-def show_forecast(checked: Checked, settings: Settings, options: dict[str, Any]) -> Forecast | None:
+def show_forecast(checked: CheckResult, settings: Settings, options: dict[str, Any]) -> Forecast | None:
     """Show the forecast of a run where people look; None where they do not, or nothing is left to do."""
     if options["quiet"] or not sys.stderr.isatty():
         return None

@@ -41,7 +41,7 @@ from krea_batch.jobs import State
 from krea_batch.ledger import LedgerStore
 from krea_batch.rules.lifecycle import count_ended
 from krea_batch.settings import KEY_VARIABLE, ApiKey, Settings, Webhook
-from krea_batch.sources import Checked, JobFiles
+from krea_batch.sources import CheckResult, JobFiles
 from krea_batch.storage.run_dir import LEDGER
 
 MAX_REPEATED_PROBLEMS = 5  # chosen: bad lines of one kind; more say nothing new
@@ -78,7 +78,7 @@ def find_key(key_file: str | None) -> ApiKey:
         raise SettingsError("api_key_file", f"cannot read {key_file} ({reason})", "check the path") from None
 
 
-def check_jobs(files: JobFiles, settings: Settings, *, skip_invalid: bool, quiet: bool) -> Checked:
+def check_jobs(files: JobFiles, settings: Settings, *, skip_invalid: bool, quiet: bool) -> CheckResult:
     """Check every line before the first cent. Raises JobFileError when lines are bad and not to be skipped."""
     ledger = settings.out / LEDGER
     store = LedgerStore.open(ledger, read_only=True) if ledger.is_file() else None
@@ -86,7 +86,7 @@ def check_jobs(files: JobFiles, settings: Settings, *, skip_invalid: bool, quiet
         if store:
             files.resume_from(*store.read(LedgerStore.checkpoint))
         with CheckProgress(quiet=quiet) as progress:
-            checked = files.check(known=_fingerprint_lookup(store) if store else None, on_progress=progress.update)
+            checked = files.check(lookup=_fingerprint_lookup(store) if store else None, on_progress=progress.update)
     finally:
         if store:
             store.close()
@@ -96,7 +96,7 @@ def check_jobs(files: JobFiles, settings: Settings, *, skip_invalid: bool, quiet
     if checked.bad_lines > len(shown):
         similar = " like these" if len(shown) < len(checked.problems) else ""
         say(f"… and {checked.bad_lines - len(shown):,} more{similar}; krea-batch validate shows all")
-    for notice in () if quiet else (*files.said(), *map(str, checked.notes), *expansion_notices(checked)):
+    for notice in () if quiet else (*files.notices(), *map(str, checked.notes), *expansion_notices(checked)):
         say(notice)
     if checked.bad_lines and not skip_invalid:
         raise JobFileError(checked.problems, checked.bad_lines)
@@ -152,7 +152,7 @@ class RunSession:
         settings: Settings,
         key: ApiKey | None,
         files: JobFiles,
-        checked: Checked,
+        checked: CheckResult,
         options: dict[str, Any],
         *,
         forecast: Forecast | None = None,

@@ -8,6 +8,6 @@ A run is only read. Output appears under its name once it is complete.
 """
 
 from krea_batch.maintenance.export.run_images import ExportedImage, RunImages
-from krea_batch.maintenance.export.writers import FORMATS, export
+from krea_batch.maintenance.export.writers import WRITERS, export
 
-__all__ = ["FORMATS", "ExportedImage", "RunImages", "export"]
+__all__ = ["WRITERS", "ExportedImage", "RunImages", "export"]

@@ -15,9 +15,9 @@ from krea_batch.jobs import Outcome, State, StoredFile
 from krea_batch.ledger import LedgerStore
 from krea_batch.storage.run_dir import LEDGER, require_run
 
-PAGE = 500  # chosen: rows of the ledger in memory at once
+EXPORT_PAGE_ROWS = 500  # chosen: rows of the ledger in memory at once
 
-LISTS = ("image_style_references", "styles", "moodboards")
+LIST_FIELDS = ("image_style_references", "styles", "moodboards")
 
 
 class ExportedImage(msgspec.Struct, frozen=True):
@@ -26,7 +26,7 @@ class ExportedImage(msgspec.Struct, frozen=True):
     number: int
     outcome: Outcome
     file: StoredFile
-    place: Path
+    path: Path
 
     @property
     def name(self) -> str:
@@ -36,11 +36,11 @@ class ExportedImage(msgspec.Struct, frozen=True):
     def read(self) -> bytes:
         """Its bytes. Raises InputError where they are not those on record."""
         try:
-            data = self.place.read_bytes()
+            data = self.path.read_bytes()
         except OSError as error:
-            raise self._wrong(f"cannot be read ({error.strerror})") from None
+            raise self._error(f"cannot be read ({error.strerror})") from None
         if len(data) != self.file.bytes or hashlib.sha256(data).hexdigest() != self.file.sha256:
-            raise self._wrong("is not the one on record")
+            raise self._error("is not the one on record")
         return data
 
     def columns(self) -> dict[str, Any]:
@@ -52,7 +52,7 @@ class ExportedImage(msgspec.Struct, frozen=True):
             "aspect_ratio": request.get("aspect_ratio"),
             "creativity": request.get("creativity"),
             "seed": request.get("seed"),
-            **{name: _json(request.get(name, [])) for name in LISTS},
+            **{name: _json_text(request.get(name, [])) for name in LIST_FIELDS},
             "request_id": outcome.request_id,
             "width": self.file.width,
             "height": self.file.height,
@@ -60,11 +60,11 @@ class ExportedImage(msgspec.Struct, frozen=True):
             "sha256": self.file.sha256,
             "submitted_at": outcome.submitted_at,
             "stored_at": outcome.stored_at,
-            "metadata": _json(outcome.metadata),
+            "metadata": _json_text(outcome.metadata),
         }
 
-    def _wrong(self, what: str) -> InputError:
-        return InputError(f"the image {self.place} {what}", "see krea-batch verify OUT --repair")
+    def _error(self, problem: str) -> InputError:
+        return InputError(f"the image {self.path} {problem}", "see krea-batch verify OUT --repair")
 
 
 class RunImages:
@@ -92,31 +92,31 @@ class RunImages:
         for outcome in self._outcomes():
             for file in outcome.files:
                 if "://" in file.path:
-                    right = "copy them to a folder with your store's own tool"
-                    raise InputError(f"the images are in {file.path.rpartition('/')[0]}, not on this disk", right)
+                    hint = "copy them to a folder with your store's own tool"
+                    raise InputError(f"the images are in {file.path.rpartition('/')[0]}, not on this disk", hint)
                 number += 1
                 yield ExportedImage(number, outcome, file, self.out / file.path)
 
     def count(self) -> int:
         """How many images there are. Raises InputError where one of `ids` has none."""
-        found = 0
+        total = 0
         missing = set(self._ids or ())
         for image in self.images():
-            found += 1
+            total += 1
             missing.discard(image.outcome.id)
         if missing:
-            named = ", ".join(sorted(missing)[:5]) + (" …" if len(missing) > 5 else "")
-            raise InputError(f"{len(missing):,} of the ids have no image: {named}", "see krea-batch status OUT")
-        return found
+            examples = ", ".join(sorted(missing)[:5]) + (" …" if len(missing) > 5 else "")
+            raise InputError(f"{len(missing):,} of the ids have no image: {examples}", "see krea-batch status OUT")
+        return total
 
     def _outcomes(self) -> Iterator[Outcome]:
         after: int | None = 0
         while after is not None:
-            page, after = self._store.outcomes_page(after, PAGE)
+            page, after = self._store.outcomes_page(after, EXPORT_PAGE_ROWS)
             for outcome in page:
                 if outcome.status is State.SUCCEEDED and (self._ids is None or outcome.id in self._ids):
                     yield outcome
 
 
-def _json(value: object) -> str:
+def _json_text(value: object) -> str:
     return msgspec.json.encode(value).decode()

@@ -21,97 +21,97 @@ from typing import Any
 import msgspec
 
 from krea_batch.errors import InputError
-from krea_batch.maintenance.export.png_metadata import texts_of, with_texts
+from krea_batch.maintenance.export.png_metadata import texts_for, embed_texts
 from krea_batch.maintenance.export.run_images import ExportedImage, RunImages
 
 ROW_GROUP_BYTES = 64 << 20  # chosen: images in memory at once, and what a reader of Parquet loads at once
-SHARD_PICTURES = 1000  # chosen: with 2 MB an image, shards of the 1 to 2 GB that WebDataset's documentation advises
-METADATA = "metadata.jsonl"  # Hugging Face datasets, "Create an image dataset": its name, and `file_name` first
+SHARD_IMAGES = 1000  # chosen: with 2 MB an image, shards of the 1 to 2 GB that WebDataset's documentation advises
+METADATA_FILE = "metadata.jsonl"  # Hugging Face datasets, "Create an image dataset": its name, and `file_name` first
 
-Seen = Callable[[int], None]
+OnExported = Callable[[int], None]
 
 
-class Options(msgspec.Struct, frozen=True, kw_only=True):
+class ExportOptions(msgspec.Struct, frozen=True, kw_only=True):
     """How to export. `embed`: what is known of an image is put into its PNG."""
 
     embed: bool = False
-    shard_images: int = SHARD_PICTURES
+    shard_images: int = SHARD_IMAGES
     force: bool = False
 
 
-def export(gallery: RunImages, name: str, to: Path, options: Options, seen: Seen | None = None) -> int:
+def export(run_images: RunImages, format_name: str, output: Path, options: ExportOptions, on_progress: OnExported | None = None) -> int:
     """Write the gallery's images to `to` in the format of this name (FORMATS). Returns how many they are.
 
     `seen` hears of each image, 1 at a time. Raises InputError where `to` is there and not to be replaced, an image
     is not as recorded, or there is none; OSError where the disk fails.
     """
-    count = gallery.count()
+    count = run_images.count()
     if not count:
-        raise InputError(f"there is no image in {gallery.out}", "see krea-batch status OUT")
-    if os.path.lexists(to) and not options.force:
-        raise InputError(f"{to} is there already", "choose another name, or add --force to replace it")
-    write = FORMATS[name]
-    to.parent.mkdir(parents=True, exist_ok=True)
-    part = to.parent / f".{to.name}.part"
-    _clear(part)
+        raise InputError(f"there is no image in {run_images.out}", "see krea-batch status OUT")
+    if os.path.lexists(output) and not options.force:
+        raise InputError(f"{output} is there already", "choose another name, or add --force to replace it")
+    write = WRITERS[format_name]
+    output.parent.mkdir(parents=True, exist_ok=True)
+    part = output.parent / f".{output.name}.part"
+    _remove(part)
     try:
-        write(gallery, part, options, seen or (lambda _: None))
+        write(run_images, part, options, on_progress or (lambda _: None))
         if options.force:
-            _clear(to)
-        part.rename(to)
+            _remove(output)
+        part.rename(output)
     except BaseException:
-        _clear(part)
+        _remove(part)
         raise
     return count
 
 
-def _imagefolder(gallery: RunImages, part: Path, options: Options, seen: Seen) -> None:
+def _imagefolder(run_images: RunImages, part: Path, options: ExportOptions, on_progress: OnExported) -> None:
     """A folder of PNGs with `metadata.jsonl`, as `datasets.load_dataset("imagefolder")` takes it."""
     part.mkdir()
-    with (part / METADATA).open("wb") as rows:
-        for image in gallery.images():
-            (part / image.name).write_bytes(_bytes_of(image, options))
+    with (part / METADATA_FILE).open("wb") as rows:
+        for image in run_images.images():
+            (part / image.name).write_bytes(_image_bytes(image, options))
             rows.write(msgspec.json.encode({"file_name": image.name, **image.columns()}) + b"\n")
-            seen(1)
+            on_progress(1)
 
 
-def _zip(gallery: RunImages, part: Path, options: Options, seen: Seen) -> None:
+def _zip(run_images: RunImages, part: Path, options: ExportOptions, on_progress: OnExported) -> None:
     """The same in a ZIP file, stored: PNGs do not get any smaller."""
     rows = BytesIO()
     with zipfile.ZipFile(part, "w", zipfile.ZIP_STORED) as file:
-        for image in gallery.images():
-            file.writestr(f"images/{image.name}", _bytes_of(image, options))
+        for image in run_images.images():
+            file.writestr(f"images/{image.name}", _image_bytes(image, options))
             rows.write(msgspec.json.encode({"file_name": f"images/{image.name}", **image.columns()}) + b"\n")
-            seen(1)
-        file.writestr(METADATA, rows.getvalue(), zipfile.ZIP_DEFLATED)
+            on_progress(1)
+        file.writestr(METADATA_FILE, rows.getvalue(), zipfile.ZIP_DEFLATED)
 
 
-def _csv(gallery: RunImages, part: Path, _: Options, seen: Seen) -> None:
+def _csv(run_images: RunImages, part: Path, _: ExportOptions, on_progress: OnExported) -> None:
     """A row an image, a column a key of the metadata; the images stay where they are, and `path` leads there."""
-    keys = list(dict.fromkeys(key for image in gallery.images() for key in image.outcome.metadata))
+    keys = list(dict.fromkeys(key for image in run_images.images() for key in image.outcome.metadata))
     with part.open("w", encoding="utf-8", newline="") as file:
         rows = csv.writer(file)
-        for image in gallery.images():
+        for image in run_images.images():
             columns = image.columns()
             columns.pop("metadata")
             if image.number == 1:
                 rows.writerow(["path", *columns, *(f"metadata.{key}" for key in keys)])
-            told = [image.outcome.metadata.get(key) for key in keys]
-            rows.writerow([image.place.absolute(), *columns.values(), *map(_cell, told)])
-            seen(1)
+            values = [image.outcome.metadata.get(key) for key in keys]
+            rows.writerow([image.path.absolute(), *columns.values(), *map(_csv_cell, values)])
+            on_progress(1)
 
 
-def _webdataset(gallery: RunImages, part: Path, options: Options, seen: Seen) -> None:
+def _webdataset(run_images: RunImages, part: Path, options: ExportOptions, on_progress: OnExported) -> None:
     """Shards of `<number>.png` and `<number>.json`: an id may hold dots, at which WebDataset parts names."""
     part.mkdir()
-    images = gallery.images()
+    images = run_images.images()
     for n, first in enumerate(images):
         with tarfile.open(part / f"shard-{n:06d}.tar", "w") as shard:
             for image in chain([first], islice(images, options.shard_images - 1)):
                 fields = image.columns() | {"metadata": image.outcome.metadata}
-                _add(shard, f"{image.number:09d}.png", _bytes_of(image, options))
+                _add(shard, f"{image.number:09d}.png", _image_bytes(image, options))
                 _add(shard, f"{image.number:09d}.json", msgspec.json.encode(fields))
-                seen(1)
+                on_progress(1)
 
 
 def _add(shard: tarfile.TarFile, name: str, data: bytes) -> None:
@@ -120,24 +120,24 @@ def _add(shard: tarfile.TarFile, name: str, data: bytes) -> None:
     shard.addfile(info, BytesIO(data))
 
 
-def _parquet(gallery: RunImages, part: Path, options: Options, seen: Seen) -> None:
+def _parquet(run_images: RunImages, part: Path, options: ExportOptions, on_progress: OnExported) -> None:
     """One file with the images in it, in the schema that Hugging Face datasets knows images by."""
     try:
         arrow, parquet = import_module("pyarrow"), import_module("pyarrow.parquet")
     except ImportError:
         raise InputError("Parquet is written by pyarrow", "pip install 'krea-batch[parquet]'") from None
-    schema = _schema(arrow, _seed_type(arrow, gallery.images()))
+    schema = _schema(arrow, _seed_type(arrow, run_images.images()))
     size_bytes = 0
     rows: list[dict[str, Any]] = []
     with parquet.ParquetWriter(part, schema) as file:
-        for image in gallery.images():
-            data = _bytes_of(image, options)
+        for image in run_images.images():
+            data = _image_bytes(image, options)
             rows.append({"image": {"bytes": data, "path": image.name}, **image.columns()})
             size_bytes += len(data)
             if size_bytes >= ROW_GROUP_BYTES:
                 file.write_table(arrow.Table.from_pylist(rows, schema))
                 rows, size_bytes = [], 0
-            seen(1)
+            on_progress(1)
         if rows:
             file.write_table(arrow.Table.from_pylist(rows, schema))
 
@@ -147,10 +147,10 @@ def _schema(arrow: Any, seed: Any) -> Any:
     image = arrow.struct([("bytes", arrow.binary()), ("path", arrow.string())])
     columns = [("image", image), *((name, numbers.get(name, arrow.string())) for name in _COLUMNS)]
     features = {"image": {"_type": "Image"}} | {
-        name: {"dtype": str(kind), "_type": "Value"} for name, kind in columns if name != "image"
+        name: {"dtype": str(arrow_type), "_type": "Value"} for name, arrow_type in columns if name != "image"
     }
-    told = msgspec.json.encode({"info": {"features": features}})
-    return arrow.schema(columns, {"huggingface": told.decode()})
+    features_json = msgspec.json.encode({"info": {"features": features}})
+    return arrow.schema(columns, {"huggingface": features_json.decode()})
 
 
 def _seed_type(arrow: Any, images: Iterable[ExportedImage]) -> Any:
@@ -159,16 +159,16 @@ def _seed_type(arrow: Any, images: Iterable[ExportedImage]) -> Any:
     return arrow.uint64() if seeds and max(seeds) >= 1 << 63 else arrow.int64()
 
 
-def _bytes_of(image: ExportedImage, options: Options) -> bytes:
+def _image_bytes(image: ExportedImage, options: ExportOptions) -> bytes:
     data = image.read()
-    return with_texts(data, texts_of(image.outcome)) if options.embed else data
+    return embed_texts(data, texts_for(image.outcome)) if options.embed else data
 
 
-def _cell(value: object) -> object:
+def _csv_cell(value: object) -> object:
     return msgspec.json.encode(value).decode() if isinstance(value, list | dict) else value
 
 
-def _clear(path: Path) -> None:
+def _remove(path: Path) -> None:
     if path.is_dir() and not path.is_symlink():
         shutil.rmtree(path)
     else:
@@ -194,7 +194,7 @@ _COLUMNS = (
     "metadata",
 )
 
-FORMATS: dict[str, Callable[[RunImages, Path, Options, Seen], None]] = {
+WRITERS: dict[str, Callable[[RunImages, Path, ExportOptions, OnExported], None]] = {
     "imagefolder": _imagefolder,
     "parquet": _parquet,
     "webdataset": _webdataset,

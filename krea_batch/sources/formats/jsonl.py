@@ -15,15 +15,15 @@ from krea_batch.jobs import FIELDS, Job
 from krea_batch.sources import field_errors, json_errors
 from krea_batch.sources.formats.line_file import MAX_LINE_BYTES
 
-_decode = msgspec.json.Decoder(Job).decode
+_decode_line = msgspec.json.Decoder(Job).decode
 _encode = msgspec.json.Encoder().encode
 
 
-class _Named(msgspec.Struct):
+class _IdOnly(msgspec.Struct):
     id: str = ""
 
 
-_decode_id = msgspec.json.Decoder(_Named).decode
+_decode_id = msgspec.json.Decoder(_IdOnly).decode
 
 
 class JsonlParser:
@@ -42,11 +42,11 @@ class JsonlParser:
         if len(line) > MAX_LINE_BYTES:
             return None
         try:
-            job = _decode(line)
+            job = _decode_line(line)
         except (msgspec.MsgspecError, ValueError, RecursionError):  # ValueError: not UTF-8
             return self._read_extra(line) if self.keep_extra else None
-        spare = line.count(b'"') - _quotes_needed(job)
-        if spare and not _quotes_explained_by_text(spare, line, job) and not json_errors.is_sound(line):
+        extra_quotes = line.count(b'"') - _min_quotes(job)
+        if extra_quotes and not _quotes_explained_by_text(extra_quotes, line, job) and not json_errors.is_strict_json(line):
             return None
         return job
 
@@ -57,10 +57,10 @@ class JsonlParser:
                 f"the line is longer than {MAX_LINE_BYTES >> 20} MiB", "write one job a line, and less metadata"
             )
         try:
-            found = field_errors.explain(json_errors.parse_object(line), keep_extra=self.keep_extra)
+            diagnosis = field_errors.diagnose(json_errors.parse_object(line), keep_extra=self.keep_extra)
         except JobError as error:
             return error
-        return found or _in_other_words(line)
+        return diagnosis or _decoder_error(line)
 
     def _read_extra(self, line: bytes) -> Job | None:
         try:
@@ -82,7 +82,7 @@ def id_of(line: bytes) -> str:
     return _decode_id(line).id
 
 
-def _quotes_needed(job: Job) -> int:
+def _min_quotes(job: Job) -> int:
     """How many quotes a line must have, by what is in its job: two for each key, two for each string.
 
     A line with no more than these has no key twice, since each further key would bring two more. A line with more
@@ -100,7 +100,7 @@ def _quotes_needed(job: Job) -> int:
     return quotes
 
 
-def _quotes_explained_by_text(spare: int, line: bytes, job: Job) -> bool:
+def _quotes_explained_by_text(extra_quotes: int, line: bytes, job: Job) -> bool:
     """True where prompt and metadata account for the spare quotes of the line, and nothing in it is deep.
 
     A key that stands twice is in the job once, so its line has two quotes more. This takes a third of the time that
@@ -109,15 +109,15 @@ def _quotes_explained_by_text(spare: int, line: bytes, job: Job) -> bool:
     quotes = job.prompt.count('"')
     if job.metadata:
         quotes += 2 + _encode(job.metadata).count(b'"')
-    deep = line.count(b"[") + line.count(b"{") > json_errors.MAX_DEPTH
-    return quotes == spare and not deep and b"\\u" not in line  # \u0022 is a quote without one
+    may_be_too_deep = line.count(b"[") + line.count(b"{") > json_errors.MAX_DEPTH
+    return quotes == extra_quotes and not may_be_too_deep and b"\\u" not in line  # \u0022 is a quote without one
 
 
-def _in_other_words(line: bytes) -> JobError:
+def _decoder_error(line: bytes) -> JobError:
     """What msgspec says, for a line that it alone refuses."""
-    said: Any = "it cannot be read"
+    message: Any = "it cannot be read"
     try:
-        _decode(line)
+        _decode_line(line)
     except (msgspec.MsgspecError, ValueError, RecursionError) as error:
-        said = error
-    return JobError(f"the line is not a job ({said})", "see `krea-batch schema`")
+        message = error
+    return JobError(f"the line is not a job ({message})", "see `krea-batch schema`")

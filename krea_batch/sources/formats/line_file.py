@@ -28,14 +28,14 @@ and a file that is not made of lines is noticed before it fills the memory."""
 
 BLOCK_BYTES = 1 << 18  # benchmarks/validate.py: larger blocks gain nothing, and cost memory
 
-AtBlock = Callable[[int, int, str], None]
+OnBlock = Callable[[int, int, str], None]
 """Hears how many lines have ended, and size and SHA-256 of the text so far, once all of these lines were taken."""
 
 _BOM = b"\xef\xbb\xbf"
 _GZIP = b"\x1f\x8b"
 _ZSTD = b"\x28\xb5\x2f\xfd"  # RFC 8878, section 3.1.1
 _UTF_16 = (b"\xff\xfe", b"\xfe\xff")
-_UTF_8 = "save it as UTF-8"
+_UTF_8_HINT = "save it as UTF-8"
 
 
 class FilePosition(NamedTuple):
@@ -45,7 +45,7 @@ class FilePosition(NamedTuple):
     lines: int
 
 
-BEGIN = FilePosition(0, 0)
+FILE_START = FilePosition(0, 0)
 
 
 class LineFile:
@@ -62,7 +62,7 @@ class LineFile:
         self._spooled = spooled
         self._spooled_bytes = spooled.seek(0, SEEK_END) if spooled else 0
         self._checksums: array[int] | None = None
-        self._begin: list[int] = []  # checksums of the blocks that `blocks` has given
+        self._head_checksums: list[int] = []  # checksums of the blocks that `blocks` has given
 
     def close(self) -> None:
         """Forget a spooled copy. Nothing else is open between readings."""
@@ -78,7 +78,7 @@ class LineFile:
         except (OSError, ValueError):
             return 0
 
-    def lines(self, at_block: AtBlock | None = None, after: FilePosition = BEGIN) -> Iterator[tuple[int, bytes]]:
+    def lines(self, on_block: OnBlock | None = None, after: FilePosition = FILE_START) -> Iterator[tuple[int, bytes]]:
         """Give each line that is not blank and ends after a place, with its number, without its newline.
 
         A line longer than MAX_LINE_BYTES comes cut, but still longer than that, so that it is known by its length.
@@ -87,17 +87,17 @@ class LineFile:
         number = size_bytes = 0
         digest = hashlib.sha256()
         rest = b""
-        for block in self._text(self._same_blocks()):
-            if at_block:
+        for block in self._text(self._verified_blocks()):
+            if on_block:
                 if number:
-                    at_block(number, size_bytes, digest.hexdigest())
+                    on_block(number, size_bytes, digest.hexdigest())
                 digest.update(block)
-            rest, new = _pass_over(after.size_bytes - size_bytes, rest, block)
+            rest, data = _skip_prefix(after.size_bytes - size_bytes, rest, block)
             size_bytes += len(block)
             if size_bytes < after.size_bytes:
                 continue
             number = max(number, after.lines)
-            parts = new.split(b"\n")
+            parts = data.split(b"\n")
             parts[0] = rest + parts[0]
             rest = parts.pop()[: MAX_LINE_BYTES + 1]
             for line in parts:
@@ -109,59 +109,59 @@ class LineFile:
             if not rest.isspace() or len(rest) > MAX_LINE_BYTES:
                 yield number, rest
         self.line_count = number
-        if at_block and not rest:  # a last line without its end may yet become another one
-            at_block(number, size_bytes, digest.hexdigest())
+        if on_block and not rest:  # a last line without its end may yet become another one
+            on_block(number, size_bytes, digest.hexdigest())
 
     def text(self) -> Iterator[bytes]:
         """The text in blocks, each proven to be the one of the first reading. Raises as `lines`."""
-        yield from self._text(self._same_blocks())
+        yield from self._text(self._verified_blocks())
 
-    def content(self) -> Iterator[bytes]:
+    def raw_blocks(self) -> Iterator[bytes]:
         """The same for what is no text."""
-        yield from self._same_blocks()
+        yield from self._verified_blocks()
 
-    def begin(self) -> bytes:
+    def head(self) -> bytes:
         """The first block, to tell the format by. Raises as `lines`, but for what is no UTF-8."""
         return next(self._blocks(), b"").removeprefix(_BOM)
 
     def blocks(self) -> Iterator[bytes]:
         """The text in blocks, as many as are taken; `lines` proves later that these were the same. Raises as it."""
-        yield from self._text(self._noted())
+        yield from self._text(self._recorded_blocks())
 
     def _text(self, blocks: Iterator[bytes]) -> Iterator[bytes]:
         """The blocks without a byte order mark."""
         first = next(blocks, b"")
         if first.startswith(_UTF_16) or b"\0" in first[:2]:
-            raise InputError(f"{self.name}: it is UTF-16", _UTF_8)
+            raise InputError(f"{self.name}: it is UTF-16", _UTF_8_HINT)
         yield first.removeprefix(_BOM)
         yield from blocks
 
-    def _same_blocks(self) -> Iterator[bytes]:
+    def _verified_blocks(self) -> Iterator[bytes]:
         """The blocks, each proven to be the one that was read the first time."""
-        before = self._checksums
-        now = array("Q")
+        expected = self._checksums
+        checksums = array("Q")
         for block in self._blocks():
             checksum = _checksum(block)
-            if before is not None and (len(now) >= len(before) or before[len(now)] != checksum):
-                raise self._changed()
-            if len(now) < len(self._begin) and self._begin[len(now)] != checksum:
-                raise self._changed()
-            now.append(checksum)
+            if expected is not None and (len(checksums) >= len(expected) or expected[len(checksums)] != checksum):
+                raise self._changed_error()
+            if len(checksums) < len(self._head_checksums) and self._head_checksums[len(checksums)] != checksum:
+                raise self._changed_error()
+            checksums.append(checksum)
             yield block
-        if before is None:
-            self._checksums = now
-        elif len(now) != len(before):
-            raise self._changed()
+        if expected is None:
+            self._checksums = checksums
+        elif len(checksums) != len(expected):
+            raise self._changed_error()
 
-    def _noted(self) -> Iterator[bytes]:
-        self._begin = []
+    def _recorded_blocks(self) -> Iterator[bytes]:
+        self._head_checksums = []
         for block in self._blocks():
-            self._begin.append(_checksum(block))
+            self._head_checksums.append(_checksum(block))
             yield block
 
     def _blocks(self) -> Iterator[bytes]:
-        with _named_errors(self.name), self._opened() as file:
-            stream = _unpacked(self.name, file)
+        with _as_input_errors(self.name), self._opened() as file:
+            stream = _decompressed(self.name, file)
             while block := stream.read(BLOCK_BYTES):
                 self.read_bytes = file.tell()
                 yield block
@@ -175,43 +175,43 @@ class LineFile:
         with Path(self.name).open("rb") as file:
             yield file
 
-    def _changed(self) -> InputError:
+    def _changed_error(self) -> InputError:
         return InputError(
             f"{self.name}: it has changed since it was checked",
             "start again with the same --out; what is on record is not paid again",
         )
 
 
-def _pass_over(size_bytes: int, rest: bytes, block: bytes) -> tuple[bytes, bytes]:
+def _skip_prefix(size_bytes: int, rest: bytes, block: bytes) -> tuple[bytes, bytes]:
     """What of `rest` and the first bytes of a block is a line without its end yet; the other bytes of the block."""
     if size_bytes <= 0:
         return rest, block
-    begun = (rest + block[:size_bytes]).rpartition(b"\n")[2]
-    return begun[: MAX_LINE_BYTES + 1], block[size_bytes:]
+    partial_line = (rest + block[:size_bytes]).rpartition(b"\n")[2]
+    return partial_line[: MAX_LINE_BYTES + 1], block[size_bytes:]
 
 
-def _unpacked(name: str, file: BufferedReader) -> IO[bytes]:
+def _decompressed(name: str, file: BufferedReader) -> IO[bytes]:
     """What is in a packed file, by its first bytes, or the file itself."""
     magic = file.peek(4)[:4]
     if magic.startswith(_GZIP):
         return cast("IO[bytes]", gzip.GzipFile(fileobj=file))
     if magic == _ZSTD:
-        return _unzstd(name, file)
-    for ending, kind in ((".gz", "gzip"), (".zst", "Zstandard")):
-        if name.endswith(ending):
-            raise InputError(f"{name}: it is not a {kind} file", f"take the {ending} off its name, or pack it again")
+        return _decompress_zstd(name, file)
+    for suffix, compression in ((".gz", "gzip"), (".zst", "Zstandard")):
+        if name.endswith(suffix):
+            raise InputError(f"{name}: it is not a {compression} file", f"take the {suffix} off its name, or pack it again")
     return file
 
 
-def _unzstd(name: str, file: BufferedReader) -> IO[bytes]:
+def _decompress_zstd(name: str, file: BufferedReader) -> IO[bytes]:
     try:
         zstd = import_module("compression.zstd" if sys.version_info >= (3, 14) else "backports.zstd")
     except ImportError:
         raise InputError(f"{name}: it is packed with Zstandard", "pip install 'krea-batch[zst]'") from None
-    return cast("IO[bytes]", _Zstd(zstd, file))
+    return cast("IO[bytes]", _ZstdReader(zstd, file))
 
 
-class _Zstd:
+class _ZstdReader:
     """Reads a Zstandard file, and says what is wrong with it as the system does."""
 
     def __init__(self, zstd: ModuleType, file: BufferedReader) -> None:
@@ -231,7 +231,7 @@ def _checksum(block: bytes) -> int:
 
 
 @contextmanager
-def _named_errors(name: str) -> Iterator[None]:
+def _as_input_errors(name: str) -> Iterator[None]:
     """Turn what the system says into an InputError that names the file."""
     try:
         yield

@@ -14,41 +14,41 @@ from typing import IO, Any
 
 from krea_batch.errors import InputError, JobError
 from krea_batch.sources.formats.line_file import LineFile
-from krea_batch.sources.formats.tables import Columns, Rows, Say
+from krea_batch.sources.formats.tables import Columns, Rows, OnNotice
 from krea_batch.sources.options import InputOptions
 
 BATCH_ROWS = 1024  # chosen: rows in memory at once
 
 
-def rows(file: LineFile, reading: InputOptions, say: Say, *, arrow: bool) -> Rows:
+def rows(file: LineFile, options: InputOptions, on_notice: OnNotice, *, arrow: bool) -> Rows:
     """The rows of a Parquet file, or of an Arrow stream as `Dataset.save_to_disk` writes it, numbered from 1."""
-    arrow_module = _pyarrow(file.name)
-    with TemporaryFile(prefix="krea-batch-") as copy:
-        for block in file.content():  # proves that it is the file that was checked
-            copy.write(block)
-        copy.seek(0)
+    arrow_module = _import_pyarrow(file.name)
+    with TemporaryFile(prefix="krea-batch-") as temp_file:
+        for block in file.raw_blocks():  # proves that it is the file that was checked
+            temp_file.write(block)
+        temp_file.seek(0)
         try:
-            yield from _rows(copy, file.name, reading, say, arrow=arrow)
+            yield from _rows(temp_file, file.name, options, on_notice, arrow=arrow)
         except arrow_module.ArrowException as error:
-            kind = "an Arrow stream" if arrow else "a Parquet file"
-            raise InputError(f"{file.name}: it cannot be read as {kind} ({error})", "see --input-format") from None
+            format_name = "an Arrow stream" if arrow else "a Parquet file"
+            raise InputError(f"{file.name}: it cannot be read as {format_name} ({error})", "see --input-format") from None
 
 
-def files_of(folder: Path) -> Iterator[Path]:
+def dataset_files(folder: Path) -> Iterator[Path]:
     """The Arrow files of a dataset that `Dataset.save_to_disk` wrote, in their order."""
     try:
         state = json.loads((folder / "state.json").read_bytes())
         names = [str(each["filename"]) for each in state["_data_files"]]
     except (OSError, ValueError, KeyError, TypeError) as error:
-        wrong = f"{folder}: its state.json is not that of a dataset ({error!r})"
-        raise InputError(wrong, "name a folder that Dataset.save_to_disk wrote") from None
+        problem = f"{folder}: its state.json is not that of a dataset ({error!r})"
+        raise InputError(problem, "name a folder that Dataset.save_to_disk wrote") from None
     for name in names:
         if Path(name).name != name:
             raise InputError(f"{folder}: its state.json names {name}", "the files of a dataset lie in its folder")
         yield folder / name
 
 
-def _rows(file: IO[bytes], name: str, reading: InputOptions, say: Say, *, arrow: bool) -> Rows:
+def _rows(file: IO[bytes], name: str, options: InputOptions, on_notice: OnNotice, *, arrow: bool) -> Rows:
     if arrow:
         stream = import_module("pyarrow.ipc").open_stream(file)
         schema, batches = stream.schema, iter(stream)
@@ -56,31 +56,31 @@ def _rows(file: IO[bytes], name: str, reading: InputOptions, say: Say, *, arrow:
         parquet = import_module("pyarrow.parquet").ParquetFile(file)
         schema = parquet.schema_arrow
         batches = parquet.iter_batches(
-            BATCH_ROWS, columns=[each.name for each in schema if not _has_bytes(each.type)]
+            BATCH_ROWS, columns=[each.name for each in schema if not _contains_binary(each.type)]
         )
-    kept = [each.name for each in schema if not _has_bytes(each.type)]
-    if left := [each.name for each in schema if _has_bytes(each.type)]:
-        say(f"left out {', '.join(left)}, which holds images or other bytes")
-    columns = Columns(name, kept, reading, say)
+    column_names = [each.name for each in schema if not _contains_binary(each.type)]
+    if skipped_columns := [each.name for each in schema if _contains_binary(each.type)]:
+        on_notice(f"left out {', '.join(skipped_columns)}, which holds images or other bytes")
+    columns = Columns(name, column_names, options, on_notice)
     number = 0
     for batch in batches:
-        for row in batch.select(kept).to_pylist():
+        for row in batch.select(column_names).to_pylist():
             number += 1
             try:
-                yield number, columns.row([row[each] for each in kept])
+                yield number, columns.row([row[each] for each in column_names])
             except JobError as error:
                 yield number, error
 
 
-def _has_bytes(kind: Any) -> bool:
+def _contains_binary(arrow_type: Any) -> bool:
     """Whether a type is binary or has something binary in it."""
     types = import_module("pyarrow").types
-    if types.is_binary(kind) or types.is_large_binary(kind) or types.is_fixed_size_binary(kind):
+    if types.is_binary(arrow_type) or types.is_large_binary(arrow_type) or types.is_fixed_size_binary(arrow_type):
         return True
-    return any(_has_bytes(kind.field(n).type) for n in range(kind.num_fields))
+    return any(_contains_binary(arrow_type.field(n).type) for n in range(arrow_type.num_fields))
 
 
-def _pyarrow(name: str) -> Any:
+def _import_pyarrow(name: str) -> Any:
     try:
         return import_module("pyarrow")
     except ImportError:

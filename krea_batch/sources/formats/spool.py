@@ -13,7 +13,7 @@ from typing import BinaryIO, cast
 
 from krea_batch.errors import InputError
 
-COPY_BYTES = 1 << 20  # chosen: few calls, little memory
+SPOOL_CHUNK_BYTES = 1 << 20  # chosen: few calls, little memory
 
 
 def is_read_once(path: str) -> bool:
@@ -25,34 +25,34 @@ def is_read_once(path: str) -> bool:
     return stat.S_ISFIFO(mode) or stat.S_ISCHR(mode) or stat.S_ISSOCK(mode)
 
 
-def spool(source: BinaryIO, name: str, folder: Path | None) -> BinaryIO:
+def spool(source: BinaryIO, name: str, temp_dir: Path | None) -> BinaryIO:
     """A copy of what is left of `source`, in a file without a name in `folder` (None: the system's own).
 
     Raises InputError where the source cannot be read or the folder cannot take it.
     """
     try:
-        copy = cast("BinaryIO", TemporaryFile(dir=folder, prefix="krea-batch-"))  # noqa: SIM115 - given away
+        copy = cast("BinaryIO", TemporaryFile(dir=temp_dir, prefix="krea-batch-"))  # noqa: SIM115 - given away
     except OSError as error:
-        raise _cannot_keep(name, error) from error
+        raise _spool_error(name, error) from error
     try:
-        shutil.copyfileobj(source, copy, COPY_BYTES)
+        shutil.copyfileobj(source, copy, SPOOL_CHUNK_BYTES)
         copy.flush()
     except OSError as error:
         copy.close()
-        raise _cannot_keep(name, error) from error
+        raise _spool_error(name, error) from error
     return copy
 
 
-def spool_path(path: str, folder: Path | None) -> BinaryIO:
+def spool_path(path: str, temp_dir: Path | None) -> BinaryIO:
     """The same for a pipe or device by its path."""
     try:
         with Path(path).open("rb") as source:
-            return spool(source, path, folder)
+            return spool(source, path, temp_dir)
     except OSError as error:
         raise InputError(f"{path}: it cannot be opened ({error.strerror})", "check the path") from error
 
 
-def _cannot_keep(name: str, error: OSError) -> InputError:
+def _spool_error(name: str, error: OSError) -> InputError:
     return InputError(
         f"{name}: it could not be copied to a temporary file ({error.strerror})",
         "give a file, or point TMPDIR to a folder with room",

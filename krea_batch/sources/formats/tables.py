@@ -20,39 +20,39 @@ from krea_batch.sources.json_errors import parse_value, quoted
 from krea_batch.sources.options import InputOptions
 from krea_batch.sources.template import Template
 
-Say = Callable[[str], None]
+OnNotice = Callable[[str], None]
 Rows = Iterator[tuple[int, dict[str, Any] | JobError]]
 
-PROMPT_NAMES = ("prompt", "prompts", "text", "caption", "captions", "description")
+PROMPT_COLUMNS = ("prompt", "prompts", "text", "caption", "captions", "description")
 _JSON_FIELDS = ("image_style_references", "styles", "moodboards", "metadata", "sweep")
-_WHOLE = re.compile(r"\s*[+-]?\d{1,20}\s*")
+_INTEGER = re.compile(r"\s*[+-]?\d{1,20}\s*")
 
 
 class Columns:
     """Which column of a table is which field. Raises InputError where that cannot be told."""
 
-    def __init__(self, name: str, header: Sequence[str], reading: InputOptions, say: Say) -> None:
+    def __init__(self, name: str, header: Sequence[str], options: InputOptions, on_notice: OnNotice) -> None:
         self._name = name
         self._header = [column.strip() for column in header]
         for n, column in enumerate(self._header):
             if column and column in self._header[:n]:
                 raise InputError(f"{name}: two columns are called {quoted(column)}", "rename one of them")
         self._fields: dict[int, str] = {}
-        self._chosen(reading)
-        self._guessed(reading)
+        self._assign_chosen(options)
+        self._assign_by_name(options)
         self._extra = {n: column for n, column in enumerate(self._header) if column and n not in self._fields}
-        self._tell(say)
+        self._report(on_notice)
 
     def row(self, cells: Sequence[Any]) -> dict[str, Any]:
         """The fields of a row. Raises JobError where it has more cells than there are columns, or one is no JSON."""
         if len(cells) > len(self._header) and any(cells[len(self._header) :]):
-            wrong = f"the row has {len(cells)} cells, and there are {len(self._header)} columns"
-            raise JobError(wrong, "put a cell that holds the separator into quotes, or take the cell away")
+            problem = f"the row has {len(cells)} cells, and there are {len(self._header)} columns"
+            raise JobError(problem, "put a cell that holds the separator into quotes, or take the cell away")
         fields: dict[str, Any] = {}
         for n, field in self._fields.items():
             value = cells[n] if n < len(cells) else None
             if value is not None and (value != "" or field == "prompt"):
-                fields[field] = _typed(field, value)
+                fields[field] = _convert_cell(field, value)
         metadata = fields.setdefault("metadata", {})
         if not isinstance(metadata, dict):
             raise JobError(f'"metadata" is {quoted(metadata)}', 'write an object: {"key": "value"}')
@@ -62,68 +62,68 @@ class Columns:
             metadata[column] = cells[n] if n < len(cells) else ""
         return fields
 
-    def _chosen(self, reading: InputOptions) -> None:
+    def _assign_chosen(self, options: InputOptions) -> None:
         """The columns that the user names."""
-        for field, column in reading.columns.items():
+        for field, column in options.columns.items():
             if not column:
                 continue
-            found = [n for n, each in enumerate(self._header) if each == column] or [
+            matches = [n for n, each in enumerate(self._header) if each == column] or [
                 n for n, each in enumerate(self._header) if each.lower() == column.lower()
             ]
-            if not found:
-                meant = closest_match(column, tuple(self._header))
-                right = f"did you mean {quoted(meant)}?" if meant else f"the columns are {self._columns()}"
-                raise InputError(f"{self._name}: there is no column {quoted(column)}", right)
-            if found[0] in self._fields:
+            if not matches:
+                suggestion = closest_match(column, tuple(self._header))
+                hint = f"did you mean {quoted(suggestion)}?" if suggestion else f"the columns are {self._column_list()}"
+                raise InputError(f"{self._name}: there is no column {quoted(column)}", hint)
+            if matches[0] in self._fields:
                 raise InputError(
-                    f"{self._name}: {quoted(column)} is to be {self._fields[found[0]]} and {field}",
+                    f"{self._name}: {quoted(column)} is to be {self._fields[matches[0]]} and {field}",
                     "name two columns",
                 )
-            self._fields[found[0]] = field
+            self._fields[matches[0]] = field
 
-    def _guessed(self, reading: InputOptions) -> None:
+    def _assign_by_name(self, options: InputOptions) -> None:
         """The columns that are called as a field is."""
-        taken = {*self._fields.values(), *(field for field, column in reading.columns.items() if not column)}
+        assigned = {*self._fields.values(), *(field for field, column in options.columns.items() if not column)}
         for n, column in enumerate(self._header):
-            plain = column.lower().replace(" ", "_").replace("-", "_")
-            if n in self._fields or plain not in (*FIELDS, "sweep") or plain in taken:
+            normalized = column.lower().replace(" ", "_").replace("-", "_")
+            if n in self._fields or normalized not in (*FIELDS, "sweep") or normalized in assigned:
                 continue
-            self._fields[n] = plain
-            taken.add(plain)
-        if "prompt" in taken:
+            self._fields[n] = normalized
+            assigned.add(normalized)
+        if "prompt" in assigned:
             return
-        for name in PROMPT_NAMES:
+        for name in PROMPT_COLUMNS:
             for n, column in enumerate(self._header):
                 if column.lower() == name and n not in self._fields:
                     self._fields[n] = "prompt"
                     return
-        if not reading.template:
-            right = f"name it by --prompt-column; the columns are {self._columns()}"
-            raise InputError(f"{self._name}: no column is called prompt", right)
-        if missing := [name for name in Template(reading.template).names if name not in self._header]:
-            swept = [each.name for each in reading.axes]
-            if absent := [name for name in missing if name not in swept]:
-                right = f"the columns are {self._columns()}"
-                raise InputError(f"{self._name}: the template names {absent[0]}, which no column is called", right)
+        if not options.template:
+            hint = f"name it by --prompt-column; the columns are {self._column_list()}"
+            raise InputError(f"{self._name}: no column is called prompt", hint)
+        if missing := [name for name in Template(options.template).names if name not in self._header]:
+            swept = [each.name for each in options.axes]
+            if unknown := [name for name in missing if name not in swept]:
+                hint = f"the columns are {self._column_list()}"
+                raise InputError(f"{self._name}: the template names {unknown[0]}, which no column is called", hint)
 
-    def _tell(self, say: Say) -> None:
-        what = [f"{field} from {quoted(self._header[n])}" for n, field in self._fields.items()]
+    def _report(self, on_notice: OnNotice) -> None:
+        parts = [f"{field} from {quoted(self._header[n])}" for n, field in self._fields.items()]
         if self._extra:
-            what.append(f"{', '.join(map(quoted, self._extra.values()))} into the metadata")
-        say("; ".join(what))
+            parts.append(f"{', '.join(map(quoted, self._extra.values()))} into the metadata")
+        on_notice("; ".join(parts))
         for column in self._extra.values():
-            meant = closest_match(column)
-            if meant and meant != "prompt" and meant not in self._fields.values():
-                say(f'{quoted(column)} went into the metadata, did you mean "{meant}"?')
+            suggestion = closest_match(column)
+            if suggestion and suggestion != "prompt" and suggestion not in self._fields.values():
+                on_notice(f'{quoted(column)} went into the metadata, did you mean "{suggestion}"?')
 
-    def _columns(self) -> str:
+    def _column_list(self) -> str:
         return ", ".join(map(quoted, self._header))
 
 
-def _typed(field: str, value: Any) -> Any:
+def _convert_cell(field: str, value: Any) -> Any:
     """A cell as the field has it; what it cannot be is left for the reader of jobs to name."""
     if isinstance(value, str):
-        if field == "seed" and _WHOLE.fullmatch(value):
+        if field == "seed" and _INTEGER.fullmatch(value):
             return int(value)
         return parse_value(value) if field in _JSON_FIELDS else value
     if field == "id" and isinstance(value, int):
@@ -133,20 +133,20 @@ def _typed(field: str, value: Any) -> Any:
     return value
 
 
-def csv_rows(file: LineFile, reading: InputOptions, say: Say) -> Rows:
+def csv_rows(file: LineFile, options: InputOptions, on_notice: OnNotice) -> Rows:
     """The rows of a CSV file with a header, by the numbers of the lines where they begin."""
-    lines = _decoded_lines(file)
+    lines = _decode_lines(file)
     first = next(lines, "")
     while first and first.isspace():
         first = next(lines, "")
     delimiter = max(",;\t", key=first.count)
     if delimiter != ",":
-        say("parted by tabs" if delimiter == "\t" else f"parted by {delimiter}")
-    parsed = csv.reader(_before(first, lines), delimiter=delimiter, strict=True)
-    yield from _rows(file, parsed, reading, say)
+        on_notice("parted by tabs" if delimiter == "\t" else f"parted by {delimiter}")
+    reader = csv.reader(_prepend(first, lines), delimiter=delimiter, strict=True)
+    yield from _rows(file, reader, options, on_notice)
 
 
-class _Tabbed:
+class _TsvReader:
     """Reads rows parted by tabs, where a quote is a quote. Like `csv.reader`, it knows the line it is at."""
 
     def __init__(self, lines: Iterator[str]) -> None:
@@ -163,21 +163,21 @@ class _Tabbed:
         return text.split("\t") if text else []
 
 
-def tsv_rows(file: LineFile, reading: InputOptions, say: Say) -> Rows:
+def tsv_rows(file: LineFile, options: InputOptions, on_notice: OnNotice) -> Rows:
     """The rows of a TSV file with a header, by the numbers of their lines."""
-    yield from _rows(file, _Tabbed(_decoded_lines(file)), reading, say)
+    yield from _rows(file, _TsvReader(_decode_lines(file)), options, on_notice)
 
 
-def _rows(file: LineFile, parsed: Any, reading: InputOptions, say: Say) -> Rows:
+def _rows(file: LineFile, reader: Any, options: InputOptions, on_notice: OnNotice) -> Rows:
     columns: Columns | None = None
     while True:
-        number = parsed.line_num + 1
+        number = reader.line_num + 1
         try:
-            cells = next(parsed)
-            _check_utf_8(cells)
+            cells = next(reader)
+            _require_utf_8(cells)
             if columns is None:
                 if any(cells):
-                    columns = Columns(file.name, cells, reading, say)
+                    columns = Columns(file.name, cells, options, on_notice)
             elif any(cells):
                 yield number, columns.row(cells)
         except StopIteration:
@@ -192,19 +192,19 @@ def _rows(file: LineFile, parsed: Any, reading: InputOptions, say: Say) -> Rows:
             yield number, error
 
 
-def _check_utf_8(cells: Sequence[str]) -> None:
+def _require_utf_8(cells: Sequence[str]) -> None:
     for cell in cells:
         for char in cell:
             if "\udc80" <= char <= "\udcff":  # how `surrogateescape` keeps a byte that is not UTF-8
                 raise JobError(f"byte 0x{ord(char) - 0xDC00:02x} is not UTF-8", "save the file as UTF-8")
 
 
-def _before(first: str, rest: Iterator[str]) -> Iterator[str]:
+def _prepend(first: str, rest: Iterator[str]) -> Iterator[str]:
     yield first
     yield from rest
 
 
-def _decoded_lines(file: LineFile) -> Iterator[str]:
+def _decode_lines(file: LineFile) -> Iterator[str]:
     """The file's lines with their ends."""
     decode = codecs.getincrementaldecoder("utf-8")("surrogateescape").decode
     rest = ""

@@ -7,29 +7,29 @@ from pathlib import Path
 from typing import Any
 
 from krea_batch.errors import JobError
-from krea_batch.sources.formats.line_file import MAX_LINE_BYTES, AtBlock, FilePosition, LineFile
+from krea_batch.sources.formats.line_file import MAX_LINE_BYTES, OnBlock, FilePosition, LineFile
 from krea_batch.sources.options import InputOptions
 
 Rows = Iterator[tuple[int, dict[str, Any] | JobError]]
 
 
-def lines(file: LineFile, reading: InputOptions, at_block: AtBlock | None, after: FilePosition) -> Rows:
+def lines(file: LineFile, options: InputOptions, on_block: OnBlock | None, after: FilePosition) -> Rows:
     """A prompt for each line that is not blank, nor a comment where comments are asked for."""
-    for number, line in file.lines(at_block, after):
-        if not (reading.skip_comments and line.lstrip().startswith(b"#")):
-            yield number, _prompt(line.removesuffix(b"\r"), "the line")
+    for number, line in file.lines(on_block, after):
+        if not (options.skip_comments and line.lstrip().startswith(b"#")):
+            yield number, _prompt_row(line.removesuffix(b"\r"), "the line")
 
 
 def whole_file(file: LineFile) -> Rows:
     """The whole file as one prompt, its id the name of the file without `.txt`."""
     content = b"".join(file.text())
-    row = _prompt(content.removesuffix(b"\n").removesuffix(b"\r"), "the file")
+    row = _prompt_row(content.removesuffix(b"\n").removesuffix(b"\r"), "the file")
     yield 1, row if isinstance(row, JobError) else row | {"id": Path(file.name).stem}
 
 
-def _prompt(text: bytes, what: str) -> dict[str, Any] | JobError:
+def _prompt_row(text: bytes, source: str) -> dict[str, Any] | JobError:
     if len(text) > MAX_LINE_BYTES:
-        return JobError(f"{what} is longer than {MAX_LINE_BYTES >> 20} MiB", "give a shorter prompt")
+        return JobError(f"{source} is longer than {MAX_LINE_BYTES >> 20} MiB", "give a shorter prompt")
     try:
         return {"prompt": text.decode()}
     except UnicodeDecodeError as error:

@@ -40,7 +40,7 @@ class VerifiedImage(Struct, frozen=True):
     job_id: str
     output: int
     name: str
-    staged: Path
+    path: Path
     size_bytes: int
     sha256: str
     width: int
@@ -49,7 +49,7 @@ class VerifiedImage(Struct, frozen=True):
 
     async def read(self) -> bytes:
         """All of its bytes."""
-        return await asyncio.to_thread(self.staged.read_bytes)
+        return await asyncio.to_thread(self.path.read_bytes)
 
 
 class Sink(Protocol):
@@ -99,6 +99,6 @@ def open_sink(url: str | None) -> Sink | None:
     try:
         from krea_batch.storage.sinks.object_store import ObjectStoreSink  # obstore: only where it is needed
     except ModuleNotFoundError:
-        wrong, right = "object stores need obstore, which is not installed", "pip install 'krea-batch[object-store]'"
-        raise SettingsError("sink", wrong, right) from None
-    return ObjectStoreSink.of(url)
+        problem, hint = "object stores need obstore, which is not installed", "pip install 'krea-batch[object-store]'"
+        raise SettingsError("sink", problem, hint) from None
+    return ObjectStoreSink.from_url(url)

@@ -26,7 +26,7 @@ class FolderSink:
     async def check(self) -> None:
         """Make the folder. Raises SinkRefused where it cannot be written."""
         try:
-            await asyncio.to_thread(self._make_ready)
+            await asyncio.to_thread(self._prepare)
         except OSError as error:
             reason = f"no image can be kept in {self.path} ({error.strerror})"
             raise SinkPermanentError(
@@ -35,39 +35,39 @@ class FolderSink:
 
     async def put(self, image: VerifiedImage) -> str:
         """Keep an image, synced. Raises OSError."""
-        return str(await asyncio.to_thread(self._keep, image))
+        return str(await asyncio.to_thread(self._store, image))
 
-    def _make_ready(self) -> None:
+    def _prepare(self) -> None:
         self.path.mkdir(parents=True, exist_ok=True)
         probe = self.path / f".krea-batch.{os.getpid()}"
         probe.touch()
         probe.unlink()
 
-    def _keep(self, image: VerifiedImage) -> Path:
+    def _store(self, image: VerifiedImage) -> Path:
         part = self.path / f".{image.sha256}.{image.name}.part"
         try:
-            shutil.copyfile(image.staged, part)
+            shutil.copyfile(image.path, part)
             fsync_path(part)
-            final = self._name(part, image)
+            final = self._link_free_name(part, image)
         finally:
             part.unlink(missing_ok=True)
         fsync_path(self.path)
         return final
 
-    def _name(self, part: Path, image: VerifiedImage) -> Path:
+    def _link_free_name(self, part: Path, image: VerifiedImage) -> Path:
         """Give it the first name that is free, or that of a file of the same bytes, which an earlier run has kept."""
         for name in candidate_names(image.name):
             final = self.path / name
             try:
                 final.hardlink_to(part)
             except FileExistsError:
-                if not _is_same(final, image):
+                if not _has_same_bytes(final, image):
                     continue
             return final
         raise AssertionError("file_names does not end")
 
 
-def _is_same(path: Path, image: VerifiedImage) -> bool:
+def _has_same_bytes(path: Path, image: VerifiedImage) -> bool:
     if path.is_symlink() or not path.is_file() or path.stat().st_size != image.size_bytes:
         return False
     with path.open("rb") as file:

@@ -34,17 +34,17 @@ from krea_batch.storage.sinks import SinkPermanentError, SinkTransientError, Ver
 REQUEST_TIMEOUT = "120s"  # chosen: 64 MiB at 5 Mbit/s
 STORE_RETRIES = 1  # chosen: the downloader has patience of its own, and tells what it waits for
 LARGE_BYTES = 8 << 20  # chosen: 64 uploads of this size at once take 512 MB
-LARGE_AT_ONCE = 4  # chosen: 256 MB of the largest images
+MAX_LARGE_UPLOADS = 4  # chosen: 256 MB of the largest images
 
-PROBE = "krea-batch-was-here"
-SHA256 = "sha256"  # the key of an object's own metadata
+PROBE_KEY = "krea-batch-was-here"
+SHA256_ATTRIBUTE = "sha256"  # the key of an object's own metadata
 
-_STATUS = re.compile(r"status code: (\d{3})")
-_CODE = re.compile(r"<Code>(\w+)</Code>")
-_MISSING = (FileNotFoundError,)  # what obstore raises for a bucket or an object that is not there
-_DENIED = (PermissionDeniedError, UnauthenticatedError)
-_TOO_SLOW = "<Code>RequestTimeout</Code>"  # S3's Error Responses: a 400 that may pass
-_AGAIN = "run the same command again"
+_STATUS_IN_ERROR = re.compile(r"status code: (\d{3})")
+_CODE_IN_ERROR = re.compile(r"<Code>(\w+)</Code>")
+_MISSING_ERRORS = (FileNotFoundError,)  # what obstore raises for a bucket or an object that is not there
+_DENIED_ERRORS = (PermissionDeniedError, UnauthenticatedError)
+_S3_TIMEOUT_CODE = "<Code>RequestTimeout</Code>"  # S3's Error Responses: a 400 that may pass
+_RERUN_HINT = "run the same command again"
 
 
 class ObjectStoreSink:
@@ -59,10 +59,10 @@ class ObjectStoreSink:
         self._store = store
         self._prefix = f"{prefix.strip('/')}/" if prefix.strip("/") else ""
         self.url = (url or _url_of(store)).rstrip("/")
-        self._large = asyncio.Semaphore(LARGE_AT_ONCE)
+        self._large = asyncio.Semaphore(MAX_LARGE_UPLOADS)
 
     @classmethod
-    def of(cls, url: str) -> ObjectStoreSink:
+    def from_url(cls, url: str) -> ObjectStoreSink:
         """The place of a URL such as s3://bucket/folder. Raises SettingsError."""
         options: Any = {"timeout": REQUEST_TIMEOUT, "allow_http": _allows_http()}
         try:
@@ -72,8 +72,8 @@ class ObjectStoreSink:
                 retry_config={"max_retries": STORE_RETRIES, "retry_timeout": timedelta(seconds=120)},
             )
         except (BaseError, UnknownConfigurationKeyError, ValueError) as error:
-            wrong = f"{url} cannot be opened ({type(error).__name__})"
-            raise SettingsError("sink", wrong, "see the bucket's name and the store's environment") from None
+            problem = f"{url} cannot be opened ({type(error).__name__})"
+            raise SettingsError("sink", problem, "see the bucket's name and the store's environment") from None
         return cls(store, url=url)
 
     async def check(self) -> None:
@@ -83,37 +83,37 @@ class ObjectStoreSink:
         """
         try:
             await obstore.list_with_delimiter_async(self._store, self._prefix or None)
-        except (BaseError, *_MISSING) as error:
-            if not _may_not_list(error):
-                raise self._trouble(error) from None
-            await self._write_nothing()
+        except (BaseError, *_MISSING_ERRORS) as error:
+            if not _is_list_denied(error):
+                raise self._sink_error(error) from None
+            await self._write_probe()
 
-    async def _write_nothing(self) -> None:
-        key = f"{self._prefix}{PROBE}"
+    async def _write_probe(self) -> None:
+        key = f"{self._prefix}{PROBE_KEY}"
         try:
             await obstore.put_async(self._store, key, b"", use_multipart=False)
             with suppress(PermissionDeniedError):  # it stays; it is empty, and the next run writes the same
                 await obstore.delete_async(self._store, key)
-        except (BaseError, *_MISSING) as error:
-            raise self._trouble(error) from None
+        except (BaseError, *_MISSING_ERRORS) as error:
+            raise self._sink_error(error) from None
 
     async def put(self, image: VerifiedImage) -> str:
         """Keep an image. Raises SinkError, SinkRefused."""
         large = self._large if image.size_bytes > LARGE_BYTES else nullcontext()
         try:
             async with large:
-                key = await self._place(image)
-        except (BaseError, *_MISSING) as error:
-            raise self._trouble(error) from None
+                key = await self._store_under_free_name(image)
+        except (BaseError, *_MISSING_ERRORS) as error:
+            raise self._sink_error(error) from None
         return f"{self.url}/{key}"
 
-    async def _place(self, image: VerifiedImage) -> str:
+    async def _store_under_free_name(self, image: VerifiedImage) -> str:
         """Put the image under the first name that is free, or find it where an earlier run put it."""
         for name in candidate_names(image.name):
             key = self._prefix + name
             if await self._is_free(key) and await self._create(key, image):
                 return key
-            if await self._is_ours(key, image):
+            if await self._has_same_bytes(key, image):
                 return key
         raise AssertionError("file_names does not end")
 
@@ -129,7 +129,7 @@ class ObjectStoreSink:
 
     async def _create(self, key: str, image: VerifiedImage) -> bool:
         """Upload. False where the name is taken, perhaps by ourselves: an answer was lost."""
-        attributes: Any = {"Content-Type": image.media_type, SHA256: image.sha256}
+        attributes: Any = {"Content-Type": image.media_type, SHA256_ATTRIBUTE: image.sha256}
         data = await image.read()
         try:
             await obstore.put_async(self._store, key, data, mode="create", attributes=attributes, use_multipart=False)
@@ -137,18 +137,18 @@ class ObjectStoreSink:
             return False
         return True
 
-    async def _is_ours(self, key: str, image: VerifiedImage) -> bool:
+    async def _has_same_bytes(self, key: str, image: VerifiedImage) -> bool:
         """Whether the object has the image's bytes, by its metadata, or where it has none, by its content."""
         try:
             head = await obstore.get_async(self._store, key, options={"head": True})
             if head.meta["size"] != image.size_bytes:
                 return False
-            if known := head.attributes.get(SHA256):
-                return bool(known == image.sha256)
+            if recorded := head.attributes.get(SHA256_ATTRIBUTE):
+                return bool(recorded == image.sha256)
             return await self._hash(key) == image.sha256
         except PermissionDeniedError:
             reason = f"{self.url}/{key} is there, and this key may not read whether it is the same image"
-            raise SinkPermanentError(reason, f"allow reading, or choose another --sink, then {_AGAIN}") from None
+            raise SinkPermanentError(reason, f"allow reading, or choose another --sink, then {_RERUN_HINT}") from None
 
     async def _hash(self, key: str) -> str:
         digest = hashlib.sha256()
@@ -156,37 +156,37 @@ class ObjectStoreSink:
             digest.update(chunk)
         return digest.hexdigest()
 
-    def _trouble(self, error: Exception) -> SinkTransientError | SinkPermanentError:
+    def _sink_error(self, error: Exception) -> SinkTransientError | SinkPermanentError:
         """What an error of the store means. Its own text may hold keys and tokens, and is not repeated."""
         text = str(error)
-        status = _status(text)
-        if isinstance(error, _MISSING) or status == 404:
-            return SinkPermanentError(f"there is no bucket for {self.url}", f"make it, or mend --sink, then {_AGAIN}")
-        if isinstance(error, _DENIED) or (status in (400, 401, 403) and _TOO_SLOW not in text):
+        status = _status_of(text)
+        if isinstance(error, _MISSING_ERRORS) or status == 404:
+            return SinkPermanentError(f"there is no bucket for {self.url}", f"make it, or mend --sink, then {_RERUN_HINT}")
+        if isinstance(error, _DENIED_ERRORS) or (status in (400, 401, 403) and _S3_TIMEOUT_CODE not in text):
             reason = f"{self.url} takes no images from these credentials (HTTP {status or 403})"
-            return SinkPermanentError(reason, f"see to the store's credentials and rights, then {_AGAIN}")
+            return SinkPermanentError(reason, f"see to the store's credentials and rights, then {_RERUN_HINT}")
         if isinstance(error, (InvalidPathError, NotSupportedError)) or 300 <= status < 400 or status == 501:
-            reason = f"{self.url} does not take images this way ({_kind(error, status)})"
-            return SinkPermanentError(reason, f"see to --sink and the store's region, then {_AGAIN}")
+            reason = f"{self.url} does not take images this way ({_error_label(error, status)})"
+            return SinkPermanentError(reason, f"see to --sink and the store's region, then {_RERUN_HINT}")
         return SinkTransientError(
             f"{self.url} cannot be reached" if not status else f"{self.url} answered HTTP {status}"
         )
 
 
-def _may_not_list(error: Exception) -> bool:
+def _is_list_denied(error: Exception) -> bool:
     """Whether the key is known to the store, and only not allowed to list; a key that is wrong gets 403, too."""
     text = str(error)
-    code = _CODE.search(text)
-    return _status(text) == 403 and (code is None or code[1] == "AccessDenied")  # S3, Error Responses
+    code = _CODE_IN_ERROR.search(text)
+    return _status_of(text) == 403 and (code is None or code[1] == "AccessDenied")  # S3, Error Responses
 
 
-def _status(text: str) -> int:
+def _status_of(text: str) -> int:
     """The HTTP status that an error of obstore's tells, or 0."""
-    found = _STATUS.search(text)
-    return int(found[1]) if found else 0
+    match = _STATUS_IN_ERROR.search(text)
+    return int(match[1]) if match else 0
 
 
-def _kind(error: Exception, status: int) -> str:
+def _error_label(error: Exception, status: int) -> str:
     return f"HTTP {status}" if status else type(error).__name__
 
 
@@ -198,11 +198,11 @@ def _allows_http() -> bool:
 def _url_of(store: ObjectStore) -> str:
     """What results call a store that was made by the caller."""
     if isinstance(store, S3Store):
-        place = f"s3://{store.config.get('bucket', '')}"
+        url = f"s3://{store.config.get('bucket', '')}"
     elif isinstance(store, GCSStore):
-        place = f"gs://{store.config.get('bucket', '')}"
+        url = f"gs://{store.config.get('bucket', '')}"
     elif isinstance(store, AzureStore):
-        place = f"az://{store.config.get('account_name', '')}/{store.config.get('container_name', '')}"
+        url = f"az://{store.config.get('account_name', '')}/{store.config.get('container_name', '')}"
     else:
         return "memory://" if type(store).__name__ == "MemoryStore" else type(store).__name__
-    return f"{place}/{store.prefix}" if store.prefix else place
+    return f"{url}/{store.prefix}" if store.prefix else url
