@@ -157,7 +157,7 @@ def test_forged_hashes(write: WriteLines, tmp_path: Path, monkeypatch: pytest.Mo
 
 def test_many_candidates_are_checked_in_batches(write: WriteLines, monkeypatch: pytest.MonkeyPatch) -> None:
     """More equal ids than are held at once are found all the same, by reading the files again and again."""
-    monkeypatch.setattr(check, "SUSPECTS_AT_ONCE", 10)
+    monkeypatch.setattr(check, "CANDIDATE_BATCH", 10)
     lines = [f'{{"prompt": "x", "id": "{number}"}}' for number in range(100)]
     checked, jobs = read_jobs(write("a.jsonl", *lines), write("b.jsonl", *lines), skip_invalid=True)
     assert (checked.jobs, checked.bad_lines) == (100, 100)
