@@ -1,4 +1,4 @@
-"""A Job that exists is one that the API takes."""
+"""Test that every `Job` that can be created is valid for the API."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from krea_batch.jobs import (
     "job_id", ["a", "00001", "cat-7_b", "née", "a.b", ".a", "a b", "é" * 100, "x" * MAX_ID_BYTES, "猫"]
 )
 def test_good_ids(job_id: str) -> None:
-    """An id may be anything that is the name of a file in the run's folder."""
+    """An id may be anything that is safe as a file name in the run directory."""
     check_id(job_id)
 
 
@@ -37,14 +37,14 @@ def test_good_ids(job_id: str) -> None:
     ["/", "a/b", "\\", "..", ".", "a..b", "../a", "a\n", "\0", "\x7f", "\x9b", "\ud800", "é" * 101, "x" * 201],
 )
 def test_bad_ids(job_id: str) -> None:
-    """An id that would leave the folder, hide, or not fit is refused."""
+    """An id that would leave the run directory, contains control characters or is too long is a ValueError."""
     with pytest.raises(ValueError, match="id "):
         check_id(job_id)
 
 
 @given(st.text())
-def test_no_id_leaves_the_folder(job_id: str) -> None:
-    """An id that passes has no separator, no parent, no control character, and its bytes fit into a name."""
+def test_no_id_leaves_the_run_directory(job_id: str) -> None:
+    """An id that passes has no path separator, no parent and no line break, and fits into a file name."""
     try:
         check_id(job_id)
     except ValueError:
@@ -57,7 +57,7 @@ def test_no_id_leaves_the_folder(job_id: str) -> None:
 
 @pytest.mark.parametrize("url", ["https://a.b", "https://a.b/c?d=e#f", "https://a.b:8443/c.png", "HTTPS://a.b/ü"])
 def test_valid_urls(url: str) -> None:
-    """An image_url is a whole HTTPS address."""
+    """An image_url is an absolute HTTPS URL."""
     check_image_url(url)
 
 
@@ -76,7 +76,7 @@ def test_valid_urls(url: str) -> None:
     ],
 )
 def test_invalid_urls(url: str) -> None:
-    """Anything else is refused, blanks and line breaks too, which URL parsers silently drop."""
+    """Anything else is a ValueError, including spaces and line breaks, which URL parsers drop silently."""
     with pytest.raises(ValueError, match="is not an HTTPS URL"):
         check_image_url(url)
 
@@ -96,8 +96,8 @@ def test_invalid_urls(url: str) -> None:
         lambda: ImageStyleReference("https://a.b", -math.inf),
     ],
 )
-def test_what_no_type_can_say(make: Callable[[], object]) -> None:
-    """What a type cannot state is refused when the struct is made."""
+def test_values_that_are_not_allowed(make: Callable[[], object]) -> None:
+    """A value that its type allows and the API does not is a ValueError when the struct is created."""
     with pytest.raises(ValueError, match=r"."):
         make()
 
@@ -118,27 +118,27 @@ def test_what_no_type_can_say(make: Callable[[], object]) -> None:
         {"metadata": {"a": "\ud800"}},
     ],
 )
-def test_checked_refuses(fields: dict[str, Any]) -> None:
-    """A caller's own job is held to what a job file's line is held to, and the error names the job."""
+def test_validate_job_refuses(fields: dict[str, Any]) -> None:
+    """A job that a caller created passes the same checks as a line of a job file; the error names the job."""
     with pytest.raises(JobError, match=r"^job 'mine': "):
         validate_job(Job(prompt="x", id="mine", **fields))
 
 
 @pytest.mark.parametrize("fields", [{"prompt": 5}, {"prompt": "x", "seed": "5"}, {"prompt": "x", "seed": None}])
 def test_wrong_types_of_a_caller(fields: dict[str, Any]) -> None:
-    """A prompt or seed of another type is refused at once, in a sentence."""
+    """A prompt or seed of another type is a TypeError when the job is created."""
     with pytest.raises(TypeError, match=r"^the (prompt|seed) is \w+, not (str|int)$"):
         Job(**fields)
 
 
-def test_checked_refuses_a_prompt_that_cannot_be_sent() -> None:
-    """Half a character in a prompt is found before a request would be made of it."""
+def test_validate_job_refuses_a_prompt_that_cannot_be_encoded() -> None:
+    """A lone surrogate in a prompt is found before a request is built."""
     with pytest.raises(JobError, match="surrogates not allowed"):
         validate_job(Job(prompt="\ud800"))
 
 
-def test_checked_keeps_good_jobs() -> None:
-    """A good job comes back as it was."""
+def test_validate_job_keeps_valid_jobs() -> None:
+    """A valid job is returned unchanged."""
     job = Job(
         prompt="x",
         seed=SEED_RANGE[1],

@@ -208,7 +208,7 @@ async def test_an_unknown_name_is_an_attribute_error(anyio_backend: object) -> N
 
 
 async def test_callbacks_through_the_callers_server(tmp_path: Path) -> None:
-    """Mounted in the caller's aiohttp server, the handler accepts callbacks of the gateway and rejects other calls."""
+    """Mounted in the caller's aiohttp server, the handler accepts callbacks and rejects other calls."""
     app = web.Application()
     runner = web.AppRunner(app)
     async with Simulator(SimulatorSettings(latency="uniform:0.3,0.6", tiny=True)) as simulator:
