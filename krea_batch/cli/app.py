@@ -1,13 +1,12 @@
-"""Arguments come in; exit codes and what people read go out.
+"""The group of commands, the settings file, and the exit codes.
 
     0    every job succeeded
     1    ended, some jobs did not succeed
-    2    bad usage, input or settings; nothing was spent
+    2    bad usage, input or settings; nothing was charged
     3    stopped early, can be resumed
     130  interrupted, can be resumed
 
-Newcomers: `krea-batch --help` has to cost next to nothing, so the modules of this package import click alone at
-their top, and everything else inside the functions that need it.
+The module of a command is imported when the command is used, so that `krea-batch --help` is fast.
 """
 
 from __future__ import annotations
@@ -23,27 +22,27 @@ import click
 from krea_batch.cli.ui.formatting import say
 
 COMMANDS = {
-    "run": "Make an image for each prompt.",
-    "validate": "Check job files; spend nothing.",
-    "plan": "Forecast time, polls and cost.",
-    "status": "Where jobs stand, what was charged.",
-    "watch": "Show a run of another process.",
+    "run": "Generate an image for each prompt.",
+    "validate": "Check job files. Nothing is sent.",
+    "plan": "Estimate time, polls and cost.",
+    "status": "Show job counts and charges.",
+    "watch": "Show live progress of a run in another process.",
     "view": "Show the images in your browser.",
     "report": "Write images and charts into one HTML file.",
-    "resolve": "Decide on ambiguous submits.",
-    "retry": "Submit again what ended in vain.",
-    "verify": "Hold files against the ledger; repair them.",
-    "export": "Write images as other tools load them.",
-    "inspect": "Show what is written in PNG files.",
+    "resolve": "Decide about ambiguous jobs.",
+    "retry": "Resubmit failed jobs.",
+    "verify": "Check images against the ledger; repair damaged ones.",
+    "export": "Write images in formats of other tools.",
+    "inspect": "Show the metadata in PNG files.",
     "schema": "Print the JSON Schema of a job line.",
-    "simulate": "Serve the gateway offline.",
-    "bench": "Measure what becomes of your rate limit.",
+    "simulate": "Run a simulated gateway.",
+    "bench": "Benchmark throughput against a rate limit.",
     "dashboard": "Print a Grafana dashboard.",
-    "init": "Write settings and a first job file.",
-    "doctor": "Look for what would trouble a run.",
-    "completion": "Print a shell's completion script.",
+    "init": "Write a settings file and a first job file.",
+    "doctor": "Diagnose problems before a run.",
+    "completion": "Print a shell completion script.",
 }
-"""Each command's name, and what stands beside it in the list of all."""
+"""The commands, with their lines in `krea-batch --help`."""
 CONFIG_FILE = "krea-batch.toml"
 ENV_PREFIX = "KREA_BATCH"
 
@@ -51,7 +50,7 @@ OK, SOME_FAILED, BAD_INPUT, STOPPED, INTERRUPTED = 0, 1, 2, 3, 130
 
 
 class _LazyGroup(click.Group):
-    """Imports the module of a command when it is asked for."""
+    """Imports the module of a command when the command is used."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         return list(COMMANDS)
@@ -78,9 +77,9 @@ EXIT_CODES = """\b
 Exit codes:
   0    every job succeeded
   1    ended, some jobs did not succeed
-  2    bad usage, input or settings; nothing was spent
-  3    stopped early; run the same command again to go on
-  130  interrupted; run the same command again to go on
+  2    bad usage, input or settings; nothing was charged
+  3    stopped early; run the same command again to resume
+  130  interrupted; run the same command again to resume
 """
 
 
@@ -94,31 +93,39 @@ Exit codes:
 def app(ctx: click.Context) -> None:
     """Turn files of prompts into PNGs through the Krea 2 Large API.
 
-    No image is paid for twice and no paid image is lost; run the same command again to go on after any stop.
+    No image is paid for twice, and no paid image is lost. After any stop, run the same command again to resume.
 
     \b
-    krea-batch init                                         a first job file and settings
-    krea-batch run jobs.jsonl --out runs/cats --simulate    try it: offline, free
-    krea-batch run jobs.jsonl --out runs/cats               the real thing
-    krea-batch view runs/cats                               the images, in your browser
+    krea-batch init                                         write a settings file and a first job file
+    krea-batch run jobs.jsonl --out runs/cats --simulate    try it offline, free of charge
+    krea-batch run jobs.jsonl --out runs/cats               use the real API
+    krea-batch view runs/cats                               show the images in your browser
     """
     ctx.default_map = _load_config(Path(CONFIG_FILE))
 
 
 def main() -> None:
     """Run the console script. An error of krea-batch is printed as a sentence, without a traceback."""
-    from krea_batch.errors import InputError, InternalError, KreaBatchError, SettingsError
+    from krea_batch.errors import InputError, InternalError, KreaBatchError
 
     try:
         app(prog_name="krea-batch")
     except InternalError:
         raise
-    except SettingsError as error:
-        say(f"krea-batch: {option_of(error.parameter)}: {InputError.__str__(error)}")
-        sys.exit(BAD_INPUT)
     except KreaBatchError as error:
-        say(f"krea-batch: {error}")
+        say(error_line(error))
         sys.exit(BAD_INPUT if isinstance(error, InputError) else STOPPED)
+
+
+def error_line(error: Exception) -> str:
+    """Return an error as the command line shows it: with options instead of parameters."""
+    from krea_batch.errors import InputError, JobFileError, SettingsError
+
+    if isinstance(error, SettingsError):
+        return f"krea-batch: {option_of(error.parameter)}: {InputError.__str__(error)}"
+    if isinstance(error, JobFileError):
+        return f"krea-batch: {error.problem}; fix {'it' if error.count == 1 else 'them'}, or use --skip-invalid"
+    return f"krea-batch: {error}"
 
 
 def option_of(parameter: str) -> str:
@@ -129,9 +136,9 @@ def option_of(parameter: str) -> str:
 
 
 def _load_config(path: Path) -> dict[str, dict[str, Any]]:
-    """Defaults from `krea-batch.toml` in the working folder: options by their long names, for every command.
+    """Return the defaults of each command from `krea-batch.toml` in the working directory.
 
-    Raises click.UsageError naming an option that no command has.
+    The file has options by their long names. Raises click.UsageError for an option that no command has.
     """
     if not path.is_file():
         return {}
@@ -150,7 +157,7 @@ def _load_config(path: Path) -> dict[str, dict[str, Any]]:
         if option.replace("-", "_") not in all_names:
             close_matches = difflib.get_close_matches(option.replace("-", "_"), all_names, 1)
             hint = f" Did you mean {close_matches[0].replace('_', '-')!r}?" if close_matches else ""
-            raise click.UsageError(f"{path}: there is no option {option!r}.{hint}")
+            raise click.UsageError(f"{path}: no such option {option!r}.{hint}")
     by_param_name = {option.replace("-", "_"): value for option, value in options.items()}
     return {name: {key: value for key, value in by_param_name.items() if key in known[name]} for name in COMMANDS}
 
@@ -203,5 +210,5 @@ EXAMPLES: dict[str, tuple[str, ...]] = {
 
 
 def epilog(name: str) -> str:
-    """What stands at the end of a command's help. The first line of a paragraph keeps click from wrapping it."""
+    """Return the examples at the end of a command's help. The \\b keeps click from wrapping them."""
     return "\b\nExamples:\n" + "\n".join(f"  {line}" for line in EXAMPLES[name])

@@ -1,4 +1,4 @@
-"""`krea-batch completion`: the name of a shell comes in; the script that completes commands there goes out."""
+"""`krea-batch completion`: shell completion."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ SHELLS = ("bash", "zsh", "fish")
 @click.command()
 @click.argument("shell", type=click.Choice(SHELLS))
 def completion(shell: str) -> None:
-    """Print the script that completes krea-batch in a SHELL.
+    """Print the completion script for a SHELL.
 
     \b
     bash   eval "$(krea-batch completion bash)"    in ~/.bashrc
-    zsh    eval "$(krea-batch completion zsh)"    in ~/.zshrc, behind compinit
+    zsh    eval "$(krea-batch completion zsh)"    in ~/.zshrc, after compinit
     fish   krea-batch completion fish > ~/.config/fish/completions/krea-batch.fish
     """
     from click.shell_completion import get_completion_class
@@ -23,6 +23,6 @@ def completion(shell: str) -> None:
 
     completion_class = get_completion_class(shell)
     if completion_class is None:
-        raise click.UsageError(f"{shell} is not known to the installed click")
+        raise click.UsageError(f"the installed click does not support {shell}")
     script = completion_class(app, {}, "krea-batch", "_KREA_BATCH_COMPLETE").source()
     click.echo(script)

@@ -1,4 +1,4 @@
-"""`krea-batch dashboard`: nothing comes in; a Grafana dashboard for the metrics of --metrics-port goes out."""
+"""`krea-batch dashboard`: a Grafana dashboard for the metrics of `--metrics-port`."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import click
 
 @click.command()
 def dashboard() -> None:
-    """Print a Grafana dashboard for `krea-batch run --metrics-port`, as JSON to be imported."""
+    """Print a Grafana dashboard for `krea-batch run --metrics-port`, as JSON to import."""
     from krea_batch import observability
 
     click.echo(observability.dashboard(), nl=False)

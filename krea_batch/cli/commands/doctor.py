@@ -1,4 +1,4 @@
-"""`krea-batch doctor`: nothing but this machine comes in; what stands in the way of a run goes out."""
+"""`krea-batch doctor`: diagnoses problems before a run."""
 
 from __future__ import annotations
 
@@ -19,16 +19,16 @@ EXIT_CODE_OF_STATE = {"ok": OK, "warn": SOME_FAILED, "fail": BAD_INPUT}
     "--out",
     type=click.Path(path_type=Path, file_okay=False),
     default=".",
-    help="Where the run is to be.  [default: here]",
+    help="Planned run directory.  [default: the working directory]",
 )
 @setting_option("gateway")
 @api_key_file_option(help=f"Check this file's API key instead of {KEY_VARIABLE}. The key is not sent.")
 @setting_option("max_in_flight")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 def doctor(out: Path, gateway: str, api_key_file: Path | None, max_in_flight: int, as_json: bool) -> None:
-    """Look at the key, the disk, the clock, the way to the gateway, and what is installed. Nothing is paid.
+    """Check the API key, disk, clock, connection to the gateway, and installed packages. Nothing is charged.
 
-    Exit code 0 when all is well, 1 when something may trouble a run, 2 when a run cannot be.
+    The exit code is 0 if everything is fine, 1 if there are warnings, and 2 if a run is not possible.
     """
     import msgspec
 

@@ -1,4 +1,4 @@
-"""`krea-batch export`: a run's folder comes in; its images, as other tools load them, go out."""
+"""`krea-batch export`: images in the formats of other tools."""
 
 from __future__ import annotations
 
@@ -17,22 +17,26 @@ EXPORT_FORMATS = ("imagefolder", "parquet", "webdataset", "csv", "zip")
 
 @click.command()
 @click.argument("out", type=click.Path(path_type=Path, file_okay=False))
-@click.option("--format", "format_", type=click.Choice(EXPORT_FORMATS), required=True, help="What to write.")
+@click.option("--format", "format_", type=click.Choice(EXPORT_FORMATS), required=True, help="Format to write.")
 @click.option(
-    "--output", "-o", type=click.Path(path_type=Path), required=True, metavar="DEST", help="Where to write it."
+    "--output", "-o", type=click.Path(path_type=Path), required=True, metavar="DEST", help="File or folder to write."
 )
-@click.option("--ids-from", metavar="FILE", help="Only the jobs whose ids are in FILE, one a line; - reads them.")
-@click.option("--embed-metadata", is_flag=True, help="Put prompt, parameters and request_id into each PNG.")
+@click.option(
+    "--ids-from",
+    metavar="FILE",
+    help="Export only the jobs whose ids are in FILE, one per line; - for standard input.",
+)
+@click.option("--embed-metadata", is_flag=True, help="Write prompt, parameters and request_id into each PNG.")
 @click.option(
     "--shard-size",
     type=click.IntRange(min=1),
     default=1000,
     show_default=True,
     metavar="N",
-    help="Images in a shard of a WebDataset.",
+    help="Images per shard of a WebDataset.",
 )
-@click.option("--force", is_flag=True, help="Replace DEST where it is there.")
-@click.option("--quiet", "-q", is_flag=True, help="Print nothing but errors.")
+@click.option("--force", is_flag=True, help="Replace DEST if it exists.")
+@click.option("--quiet", "-q", is_flag=True, help="Print only errors.")
 def export(
     out: Path,
     format_: str,
@@ -43,13 +47,13 @@ def export(
     force: bool,
     quiet: bool,
 ) -> None:
-    """Write the images of the run in OUT as other tools load them. The run is only read, and may be going on.
+    """Write the images of the run in OUT in a format of other tools. The run is only read, and may be in progress.
 
     \b
     imagefolder   a folder with metadata.jsonl: datasets.load_dataset("imagefolder", data_dir=DEST)
     parquet       one file with the images in it: datasets.load_dataset("parquet", data_files=DEST)
     webdataset    a folder of tar shards
-    csv           a row an image, for spreadsheets and pandas; the images stay where they are
+    csv           one row per image, for spreadsheets and pandas; the images are not copied
     zip           images and metadata.jsonl in one file
     """
     from krea_batch.cli.options.job_id_file import read_ids
@@ -60,20 +64,22 @@ def export(
 
     options = ExportOptions(embed=embed_metadata, shard_images=shard_size, force=force)
     if embed_metadata and format_ == "csv":
-        raise click.UsageError("--embed-metadata does not go with csv: it leaves the images where they are")
+        raise click.UsageError("--embed-metadata cannot be used with csv, which does not copy the images")
     with RunImages(out, read_ids(ids_from)) as images:
         try:
             count = _export_with_progress(images, format_, output, options, quiet=quiet)
         except OSError as error:
             raise InputError(
-                f"{output} cannot be written ({error.strerror})", "make room, or choose another place"
+                f"cannot write {output} ({error.strerror})", "free disk space, or use another --output"
             ) from None
     if not quiet:
         click.echo(f"{pluralize(count, 'image')} in {output}")
 
 
-def _export_with_progress(images: RunImages, format_: str, output: Path, options: ExportOptions, *, quiet: bool) -> int:
-    """Export with a bar on standard error, where that is a terminal."""
+def _export_with_progress(
+    images: RunImages, format_: str, output: Path, options: ExportOptions, *, quiet: bool
+) -> int:
+    """Export with a progress bar if standard error is a terminal."""
     from krea_batch.maintenance.export import export as write
 
     if quiet or not sys.stderr.isatty():

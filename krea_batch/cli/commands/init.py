@@ -1,4 +1,4 @@
-"""`krea-batch init`: a folder comes in; a commented `krea-batch.toml` and a first job file go out."""
+"""`krea-batch init`: writes a settings file and a first job file."""
 
 from __future__ import annotations
 
@@ -18,19 +18,19 @@ SAMPLE_JOBS = """\
 {"id": "tea", "prompt": "a tin robot pouring tea, studio photograph", "sweep": {"seed": "1..2"}}
 """
 HEADER = """\
-# Defaults of krea-batch for commands that are started in this folder. Take the # off a line to set it.
-# An option on the command line, and then KREA_BATCH_… in the environment, count before this file.
-# The API key does not belong here: set PIXAZO_API_KEY, or name a file of its own by api-key-file.
+# Defaults of krea-batch for commands started in this directory. Remove the # from a line to set it.
+# Options on the command line take precedence, then KREA_BATCH_… in the environment, then this file.
+# Do not put the API key here: set PIXAZO_API_KEY, or use api-key-file.
 """
-EXCLUDED_OPTIONS = ("jobs", "out", "as_json", "verbose", "quiet", "yes")  # of one call, not of a folder
+EXCLUDED_OPTIONS = ("jobs", "out", "as_json", "verbose", "quiet", "yes")  # they belong to one call
 
 
 @click.command()
 @click.argument("folder", type=click.Path(path_type=Path, file_okay=False), default=".")
 def init(folder: Path) -> None:
-    """Write a commented krea-batch.toml and a first job file into FOLDER (the one you are in).
+    """Write a commented krea-batch.toml and a first job file into FOLDER (default: the working directory).
 
-    Nothing is overwritten.
+    Existing files are kept.
     """
     folder.mkdir(parents=True, exist_ok=True)
     existing = [
@@ -39,18 +39,18 @@ def init(folder: Path) -> None:
         if not _write_new(folder / name, text)
     ]
     for name in existing:
-        say(f"krea-batch: {folder / name} is there already, and stays as it is")
+        say(f"krea-batch: {folder / name} exists and is kept")
     if len(existing) == 2:
         raise SystemExit(SOME_FAILED)
     cd_command = "" if folder == Path() else f"cd {folder}\n  "
     click.echo(
-        f"try it, offline and free:\n  {cd_command}krea-batch run {JOBS_FILE} --out out --simulate\n"
-        f"and in earnest:\n  export PIXAZO_API_KEY=…\n  krea-batch run {JOBS_FILE} --out images"
+        f"try it offline, free of charge:\n  {cd_command}krea-batch run {JOBS_FILE} --out out --simulate\n"
+        f"against the real API:\n  export PIXAZO_API_KEY=…\n  krea-batch run {JOBS_FILE} --out images"
     )
 
 
 def config_text() -> str:
-    """A `krea-batch.toml` in which every option of `run` stands with its default, commented out."""
+    """Return a `krea-batch.toml` with every option of `run` and its default, commented out."""
     from krea_batch.cli.commands.run import run
 
     options = [each for each in run.params if isinstance(each, click.Option) and each.name not in EXCLUDED_OPTIONS]
@@ -60,17 +60,17 @@ def config_text() -> str:
 
 
 def _option_line(option: click.Option) -> str:
-    """The option with its default, or with what it may look like."""
+    """Return the line of an option, with its default or an example."""
     import json
 
     name = option.opts[0].lstrip("-")
     example = option.example if isinstance(option, ExampleOption) else None
     value: Any = False if option.is_flag else option.default if example is None else example
-    return f"{name} = {json.dumps(value, ensure_ascii=False)}"  # of text, numbers, lists and flags, TOML is the same
+    return f"{name} = {json.dumps(value, ensure_ascii=False)}"  # JSON and TOML write these types alike
 
 
 def _write_new(path: Path, text: str) -> bool:
-    """Write a new file; False where there is one."""
+    """Write a new file. Return False, without writing, if the file exists."""
     try:
         with path.open("x", encoding="utf-8") as file:
             file.write(text)

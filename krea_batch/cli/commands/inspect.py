@@ -1,4 +1,4 @@
-"""`krea-batch inspect`: PNG files come in; what is written in them goes out."""
+"""`krea-batch inspect`: the metadata in PNG files."""
 
 from __future__ import annotations
 
@@ -8,16 +8,16 @@ from pathlib import Path
 import click
 
 from krea_batch.cli.app import BAD_INPUT, OK
-from krea_batch.cli.ui.formatting import say
+from krea_batch.cli.ui.formatting import printable, say
 
 
 @click.command()
 @click.argument("files", nargs=-1, required=True, type=click.Path(path_type=Path), metavar="FILE…")
-@click.option("--json", "as_json", is_flag=True, help="Print one JSON object a file.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object per file.")
 def inspect(files: tuple[Path, ...], as_json: bool) -> None:
-    """Show what is written in PNG files: what `export --embed-metadata` put there, and what others did.
+    """Show the text metadata in PNG files, such as `export --embed-metadata` writes it.
 
-    Exit code 0, or 2 where a file is no whole PNG.
+    The exit code is 2 if a file is not a complete PNG.
     """
     import msgspec
 
@@ -41,13 +41,13 @@ def inspect(files: tuple[Path, ...], as_json: bool) -> None:
 
 
 def _lines(texts: dict[str, str]) -> list[str]:
-    """A line a text; ours unfolded into its parts."""
+    """Return a line for each text; the text of krea-batch is shown as its parts."""
     import msgspec
 
     from krea_batch.maintenance.export.png_metadata import DETAILS_KEYWORD
 
     if not texts:
-        return ["  nothing is written in it (krea-batch export --embed-metadata does)"]
+        return ["  no text metadata (krea-batch export --embed-metadata writes some)"]
     shown = {keyword: text for keyword, text in texts.items() if keyword != DETAILS_KEYWORD}
     try:
         details = msgspec.json.decode(texts.get(DETAILS_KEYWORD, "{}"), type=dict[str, object])
@@ -58,9 +58,4 @@ def _lines(texts: dict[str, str]) -> list[str]:
         details |= {key: value for key, value in request.items() if key != "prompt"}
     shown |= {key: msgspec.json.encode(value).decode().strip('"') for key, value in details.items() if value}
     width = max(map(len, shown))
-    return [f"  {keyword:<{width}}  {_printable(text)}" for keyword, text in shown.items()]
-
-
-def _printable(text: str) -> str:
-    """Without what would move a terminal's cursor."""
-    return "".join(character if character.isprintable() else " " for character in text)
+    return [f"  {keyword:<{width}}  {printable(text)}" for keyword, text in shown.items()]

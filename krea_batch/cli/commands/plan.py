@@ -1,4 +1,4 @@
-"""`krea-batch plan`: jobs come in; how long they take and what they cost goes out. Nothing is sent."""
+"""`krea-batch plan`: an estimate of time, polls and cost. Nothing is sent."""
 
 from __future__ import annotations
 
@@ -16,31 +16,31 @@ from krea_batch.cli.options.run_options import forecast_options
 @click.option(
     "--out",
     type=click.Path(path_type=Path, file_okay=False),
-    help="The run's folder: only what is left of it is counted.",
+    help="Run directory; count only the jobs that it has not finished.",
 )
-@click.option("--price", type=click.FloatRange(min=0), metavar="X", help="What an image costs.")
+@click.option("--price", type=click.FloatRange(min=0), metavar="X", help="Price per image.")
 @click.option(
     "--latency",
     metavar="DIST",
-    help="How long a job takes: 12s, 5s..30s, lognormal:12,0.3 (median, sigma), bimodal:5,25,0.3.  "
+    help="Distribution of job latencies: 12s, 5s..30s, lognormal:12,0.3 (median, sigma), bimodal:5,25,0.3.  "
     "[default: lognormal:12,0.3]",
 )
 @click.option(
     "--latency-from",
     type=click.Path(path_type=Path, file_okay=False),
     metavar="RUN",
-    help="Learn latencies and sizes from an earlier run.",
+    help="Run directory from which to learn latencies and image sizes.",
 )
-@click.option("--gateway-limit", metavar="RATE", help="The gateway's own limit, where it is lower than --rate.")
+@click.option("--gateway-limit", metavar="RATE", help="Rate limit of the gateway, if it is lower than --rate.")
 @click.option(
     "--time-scale",
     type=click.FloatRange(min=0, min_open=True),
     default=1.0,
     metavar="X",
-    help="As for `run --simulate`: generation takes 1/X of the time.",
+    help="As for `run --simulate`: generate images X times as fast.",
 )
 @forecast_options
-@click.option("--skip-invalid", is_flag=True, help="Count the good lines when others are bad.")
+@click.option("--skip-invalid", is_flag=True, help="Count the valid lines if others are invalid.")
 @add_input_options
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 def plan(
@@ -53,9 +53,9 @@ def plan(
     as_json: bool,
     **options: Any,
 ) -> None:
-    """Forecast a run of the JOBS: images, time, polls, bytes, cost, and what limits it. Nothing is sent or paid.
+    """Estimate a run of the JOBS: images, time, polls, download size, cost, and what limits it. Nothing is sent.
 
-    The real engine is run in virtual time with the given rate and cap, against a model of the gateway.
+    The estimate runs the real engine in virtual time, with the given settings, against a model of the gateway.
     """
     import msgspec
 
@@ -66,9 +66,8 @@ def plan(
     from krea_batch.sources import JobFiles
 
     skip_invalid = options["skip_invalid"]
-    request = forecast_request(
-        0, options, latency=latency, latency_from=latency_from, gateway_limit=gateway_limit
-    )  # mistakes are told before a look
+    # Mistakes in the options are reported before the job files are read.
+    request = forecast_request(0, options, latency=latency, latency_from=latency_from, gateway_limit=gateway_limit)
     with JobFiles(jobs, options=input_options(options), skip_invalid=skip_invalid) as files:
         checked = check_jobs(files, Settings(out=out or Path()), skip_invalid=skip_invalid, quiet=as_json)
     result = forecast(msgspec.structs.replace(request, jobs=remaining_jobs(checked.jobs, out)))

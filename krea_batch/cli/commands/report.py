@@ -1,4 +1,4 @@
-"""`krea-batch report`: a run's folder comes in; one HTML file with its images and charts goes out."""
+"""`krea-batch report`: one HTML file with the run's images and charts."""
 
 from __future__ import annotations
 
@@ -15,23 +15,25 @@ import click
     "-o",
     type=click.Path(path_type=Path, dir_okay=False),
     metavar="FILE",
-    help="Where.  [default: OUT/report.html]",
+    help="File to write.  [default: OUT/report.html]",
 )
-@click.option("--rate", metavar="RATE", help="The limit to draw beside the throughput.  [default: --rate of the run]")
+@click.option(
+    "--rate", metavar="RATE", help="Rate limit to draw in the throughput chart.  [default: --rate of the run]"
+)
 @click.option(
     "--thumbnails",
     type=click.IntRange(32, 1024),
     default=240,
     show_default=True,
     metavar="PX",
-    help="Most pixels of a thumbnail, each way.",
+    help="Maximum width and height of a thumbnail in pixels.",
 )
-@click.option("--quiet", "-q", is_flag=True, help="Print nothing but errors.")
+@click.option("--quiet", "-q", is_flag=True, help="Print only errors.")
 def report(out: Path, output: Path | None, rate: str | None, thumbnails: int, quiet: bool) -> None:
-    """Write the images of the run in OUT, with what is known of them and the run's charts, into one HTML file.
+    """Write the images of the run in OUT, their metadata and the run's charts into one HTML file.
 
-    It needs no network and nothing beside it: filters, a grid of sweeps, a lightbox. The images
-    themselves are opened from where they are, as long as the report stays in its place.
+    The file works offline and without other files: filters, a grid of sweeps, a lightbox. It links to the
+    full-size images by relative paths, which work as long as the file is not moved.
     """
     from krea_batch.cli.ui.formatting import format_bytes, pluralize
     from krea_batch.cli.ui.optional_deps import require_gallery_extra
@@ -54,7 +56,7 @@ def report(out: Path, output: Path | None, rate: str | None, thumbnails: int, qu
                 )
     except OSError as error:
         raise InputError(
-            f"{output_path} cannot be written ({error.strerror})", "make room, or name another --output"
+            f"cannot write {output_path} ({error.strerror})", "free disk space, or use another --output"
         ) from None
     if not quiet:
         click.echo(f"{pluralize(count, 'image')} in {output_path}, {format_bytes(output_path.stat().st_size)}")

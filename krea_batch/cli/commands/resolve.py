@@ -1,4 +1,4 @@
-"""`krea-batch resolve`: somebody's word on ambiguous jobs comes in; the record of it goes out."""
+"""`krea-batch resolve`: decisions about ambiguous jobs."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ if TYPE_CHECKING:
 @click.command()
 @click.argument("out", type=click.Path(path_type=Path, file_okay=False))
 @click.argument("jobs", nargs=-1, metavar="[JOB]…")
-@click.option("--list", "listed", is_flag=True, help="Show the ambiguous jobs and change nothing (the default).")
-@click.option("--resubmit", is_flag=True, help="Have the next run submit them again; they may be paid twice.")
-@click.option("--abandon", is_flag=True, help="End them as cancelled; whether they were paid stays unknown.")
+@click.option("--list", "listed", is_flag=True, help="List the ambiguous jobs (the default).")
+@click.option("--resubmit", is_flag=True, help="Submit the jobs again in the next run; they may be charged twice.")
+@click.option("--abandon", is_flag=True, help="Cancel the jobs; whether they were charged remains unknown.")
 @click.option(
     "--adopt",
     multiple=True,
     metavar="JOB=REQUEST_ID",
-    help="The job was accepted, under this request_id (look into the provider's dashboard, or ask its support); "
-    "the next run fetches the image. May be given often.",
+    help="The job was accepted under this request_id (see the provider's dashboard, or ask its support); "
+    "the next run downloads the image (repeatable).",
 )
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 def resolve(
@@ -35,24 +35,22 @@ def resolve(
     adopt: tuple[str, ...],
     as_json: bool,
 ) -> None:
-    """Decide what becomes of the ambiguous jobs of the run in OUT: all of them, or each JOB that is named.
+    """Decide about the ambiguous jobs of the run in OUT: all of them, or only each JOB.
 
-    A job is ambiguous when its submit left this machine and no answer proves whether it was accepted, and so
-    paid. Nothing is sent from here: run the same command as before to go on.
+    A job is ambiguous if it was submitted and no answer proves whether it was accepted, and so charged. This
+    command sends nothing. Afterwards, run the same command as before to resume.
     """
     from krea_batch.maintenance.resolve import AmbiguousJobs, list_ambiguous
 
     actions = [name for name, on in (("--list", listed), ("--resubmit", resubmit), ("--abandon", abandon)) if on]
     actions += ["--adopt"] * bool(adopt)
     if len(actions) > 1:
-        raise click.UsageError(f"{' and '.join(actions)} do not go together; decide one after the other")
+        raise click.UsageError(f"{' and '.join(actions)} cannot be combined; use one at a time")
     if not actions or listed:
-        _print_ambiguous(
-            [doubt for doubt in list_ambiguous(out) if not jobs or doubt.job_id in jobs], out, as_json=as_json
-        )
+        _print_ambiguous([job for job in list_ambiguous(out) if not jobs or job.job_id in jobs], out, as_json=as_json)
         return
     if adopt and jobs:
-        raise click.UsageError("--adopt names its jobs itself")
+        raise click.UsageError("--adopt cannot be combined with JOB arguments")
     with AmbiguousJobs(out) as ambiguous:
         decided = _decide(ambiguous, jobs, _parse_adopt(adopt), resubmit=resubmit)
         remaining = ambiguous.jobs
@@ -62,11 +60,11 @@ def resolve(
 def _decide(
     ambiguous: AmbiguousJobs, jobs: tuple[str, ...], request_ids: dict[str, str], *, resubmit: bool
 ) -> dict[str, int]:
-    """How many jobs were decided in which way."""
+    """Apply the decision, and return its name and the number of jobs."""
     if request_ids:
         ambiguous.adopt(request_ids)
         return {"adopted": len(request_ids)}
-    chosen = jobs or [doubt.job_id for doubt in ambiguous.jobs]
+    chosen = jobs or [job.job_id for job in ambiguous.jobs]
     if resubmit:
         ambiguous.resubmit(chosen)
         return {"resubmitted": len(chosen)}
@@ -75,12 +73,12 @@ def _decide(
 
 
 def _parse_adopt(adopt: tuple[str, ...]) -> dict[str, str]:
-    """Request_ids by job, from JOB=REQUEST_ID; an id may hold an equals sign, a request_id cannot."""
+    """Return request_ids by job id. A job id may contain an equals sign, a request_id cannot."""
     pairs: dict[str, str] = {}
     for text in adopt:
         job_id, equals, request_id = text.rpartition("=")
         if not (job_id and equals and request_id) or job_id in pairs:
-            problem = "is given twice" if job_id in pairs else "is not JOB=REQUEST_ID"
+            problem = "is given more than once" if job_id in pairs else "is not JOB=REQUEST_ID"
             raise click.BadParameter(f"{text!r} {problem}", param_hint="'--adopt'")
         pairs[job_id] = request_id
     return pairs
@@ -89,30 +87,28 @@ def _parse_adopt(adopt: tuple[str, ...]) -> dict[str, str]:
 def _print_ambiguous(ambiguous: list[AmbiguousJob], out: Path, *, as_json: bool) -> None:
     import msgspec
 
-    from krea_batch.cli.ui.formatting import pluralize
+    from krea_batch.cli.ui.formatting import pluralize, printable
 
     if as_json:
         fields = [
             {
-                "id": doubt.job_id,
-                "submitted_at": doubt.submitted_at,
-                "why": doubt.reason,
-                "request": msgspec.Raw(doubt.body),
+                "id": job.job_id,
+                "submitted_at": job.submitted_at,
+                "reason": job.reason,
+                "request": msgspec.Raw(job.body),
             }
-            for doubt in ambiguous
+            for job in ambiguous
         ]
         click.echo(msgspec.json.encode({"ambiguous": fields}))
         return
     if not ambiguous:
-        click.echo(f"no ambiguous job in {out}")
+        click.echo(f"no ambiguous jobs in {out}")
         return
-    click.echo(f"{pluralize(len(ambiguous), 'ambiguous job')} in {out}: each may or may not have been paid")
-    for doubt in ambiguous:
-        prompt = " ".join(msgspec.json.decode(doubt.body)["prompt"].split())
-        click.echo(
-            f"  {doubt.job_id}  submitted {doubt.submitted_at}  {doubt.reason}\n      {_printable(prompt)[:100]}"
-        )
-    click.echo("decide by --adopt JOB=REQUEST_ID, --resubmit or --abandon")
+    click.echo(f"{pluralize(len(ambiguous), 'ambiguous job')} in {out}: each may have been charged")
+    for job in ambiguous:
+        prompt = " ".join(msgspec.json.decode(job.body)["prompt"].split())
+        click.echo(f"  {job.job_id}  submitted {job.submitted_at}  {job.reason}\n      {printable(prompt)[:100]}")
+    click.echo("decide with --adopt JOB=REQUEST_ID, --resubmit or --abandon")
 
 
 def _print_decision(decided: dict[str, int], remaining: list[AmbiguousJob], *, as_json: bool) -> None:
@@ -124,9 +120,4 @@ def _print_decision(decided: dict[str, int], remaining: list[AmbiguousJob], *, a
     (decision, count) = next(iter(decided.items()))
     click.echo(f"{count:,} {decision}, {len(remaining):,} still ambiguous")
     if decision != "abandoned":
-        click.echo("run the same command as before to go on")
-
-
-def _printable(text: str) -> str:
-    """Without what would move a terminal's cursor."""
-    return "".join(character if character.isprintable() else " " for character in text)
+        click.echo("run the same command as before to resume")

@@ -1,4 +1,4 @@
-"""`krea-batch retry`: jobs that ended without an image come in; they are submitted again."""
+"""`krea-batch retry`: resubmits jobs that ended without an image."""
 
 from __future__ import annotations
 
@@ -24,18 +24,21 @@ DEFAULT_STATES = tuple(state.value for state in RETRYABLE if state.info.retried_
     "--status",
     type=click.Choice(RETRYABLE_STATES),
     multiple=True,
-    help=f"Which, where no ID is given; may be given often.  [default: {', '.join(DEFAULT_STATES)}]",
+    help=f"States of the jobs to resubmit if no ID is given (repeatable).  [default: {', '.join(DEFAULT_STATES)}]",
 )
-@click.option("--ids-from", metavar="FILE", help="The jobs whose ids are in FILE, one a line; - reads them.")
-@click.option("--yes", "-y", is_flag=True, help="Do not ask; each of them may be paid again.")
+@click.option(
+    "--ids-from", metavar="FILE", help="Resubmit the jobs whose ids are in FILE, one per line; - for standard input."
+)
+@click.option("--yes", "-y", is_flag=True, help="Do not ask for confirmation; each job may be charged again.")
 @run_options
 def retry(
     out: Path, ids: tuple[str, ...], status: tuple[str, ...], ids_from: str | None, yes: bool, **options: Any
 ) -> None:
-    """Submit jobs of the run in OUT again that ended without an image: all of them, or each ID.
+    """Resubmit jobs of the run in OUT that ended without an image: all of them, or only each ID.
 
-    Every POST that is accepted is paid, so it says how many that may be, and asks. Jobs that have their image are
-    never submitted again; ambiguous ones are decided with `resolve`. What else is open in OUT goes on as well.
+    Every accepted submit is charged, so the command shows how many charges there may be, and asks. Jobs that have
+    their image are never submitted again. Use `resolve` for ambiguous jobs. Other unfinished jobs in OUT are
+    resumed, too.
     """
     from krea_batch.cli.options.job_id_file import read_ids
     from krea_batch.cli.options.logging_options import configure_logging
@@ -47,7 +50,7 @@ def retry(
 
     requested_ids = [*ids, *(read_ids(ids_from) or [])]
     if requested_ids and status:
-        raise click.UsageError("--status does not go with ids")
+        raise click.UsageError("--status cannot be combined with ids")
     require_run(out)
     options["out"] = out
     settings, key = settings_and_key(options)
@@ -57,7 +60,7 @@ def retry(
             retry_plan.select(requested_ids) if requested_ids else retry_plan.jobs(_states(status or DEFAULT_STATES))
         )
         if not chosen and not retry_plan.open_jobs():
-            click.echo(f"no job in {out} ended in {' or '.join(status or DEFAULT_STATES)}; nothing to submit again")
+            click.echo(f"nothing to resubmit: no job in {out} is {' or '.join(status or DEFAULT_STATES)}")
             sys.exit(OK)
         if chosen and not (yes or options["simulate"]):
             _confirm(chosen, retry_plan.pending_count())
@@ -70,19 +73,19 @@ def retry(
 
 
 def _states(names: tuple[str, ...]) -> list[State]:
-    return [State(word) for word in names]
+    return [State(name) for name in names]
 
 
 def _confirm(chosen: dict[str, State], waiting: int) -> None:
-    """Go on only by somebody's word; exits with 2 where there is none."""
+    """Ask for confirmation, and exit with 2 without it."""
     from krea_batch.cli.ui.formatting import pluralize
 
     states = ", ".join(f"{count:,} {state.value}" for state, count in Counter(chosen.values()).items())
     jobs, charges = pluralize(len(chosen), "job"), pluralize(len(chosen) + waiting, "charge")
-    also = f", and {waiting:,} not submitted yet" if waiting else ""
-    click.echo(f"{jobs} ({states}) to be submitted again{also}: up to {charges}", err=True)
+    also = f", {waiting:,} not submitted yet" if waiting else ""
+    click.echo(f"{jobs} to resubmit ({states}){also}: up to {charges}", err=True)
     if not sys.stdin.isatty():
-        raise click.UsageError("nobody can be asked here: add --yes to pay for them")
-    if not click.confirm("Go on?", err=True):
+        raise click.UsageError("cannot ask for confirmation (not a terminal); pass --yes")
+    if not click.confirm("Continue?", err=True):
         click.echo("Nothing was submitted.", err=True)
         sys.exit(BAD_INPUT)

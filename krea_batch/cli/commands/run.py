@@ -1,4 +1,4 @@
-"""`krea-batch run`: job files come in; images, results and an exit code go out."""
+"""`krea-batch run`: generates the images of job files."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ from krea_batch.cli.options.run_options import ExampleOption, run_options
     "--out",
     required=True,
     type=click.Path(path_type=Path, file_okay=False),
-    help="The run's folder: images/, results.jsonl, ledger.db. The same folder again goes on with the run.",
+    help="Run directory: images/, results.jsonl, ledger.db. Pass the same directory to resume.",
 )
 @run_options
-@click.option("--skip-invalid", is_flag=True, help="Run the good lines when others are bad.")
+@click.option("--skip-invalid", is_flag=True, help="Run the valid lines if others are invalid.")
 @add_input_options
 @click.option(
     "--confirm-above",
@@ -30,15 +30,15 @@ from krea_batch.cli.options.run_options import ExampleOption, run_options
     example=100,
     type=click.IntRange(min=0),
     metavar="N",
-    help="In a terminal, ask before more than N images are paid for.",
+    help="In a terminal, ask for confirmation if more than N images will be charged.",
 )
-@click.option("--yes", "-y", is_flag=True, help="Do not ask.")
+@click.option("--yes", "-y", is_flag=True, help="Do not ask for confirmation.")
 def run(jobs: tuple[str, ...], **options: Any) -> None:
-    """Make an image for each prompt in the JOBS: files of JSONL, JSON, CSV, TSV, Parquet or text (also .gz, .zst),
-    folders of texts, or - for standard input.
+    """Generate an image for each prompt in the JOBS: files of JSONL, JSON, CSV, TSV, Parquet or text (also .gz and
+    .zst), folders of text files, or - for standard input.
 
-    The files are checked whole before the first cent is spent. Ctrl-C brings home what is in flight; a second
-    one stops at once; the same command goes on where it stopped.
+    All files are checked before anything is charged. Ctrl-C stops submitting and waits for the jobs in flight; a
+    second Ctrl-C stops immediately. Run the same command again to resume.
     """
     from krea_batch.cli.options.logging_options import configure_logging
     from krea_batch.cli.ui.forecast_output import confirm_charges, show_forecast
@@ -53,5 +53,5 @@ def run(jobs: tuple[str, ...], **options: Any) -> None:
         forecast = show_forecast(checked, settings, options)
         if not confirm_charges(forecast, options):
             sys.exit(BAD_INPUT)
-        batch = RunSession(settings, key, files, checked, options, forecast=forecast)
-        sys.exit(run_event_loop(batch.run))
+        session = RunSession(settings, key, files, checked, options, forecast=forecast)
+        sys.exit(run_event_loop(session.run))

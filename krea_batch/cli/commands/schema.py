@@ -1,7 +1,7 @@
-"""`krea-batch schema`: nothing comes in; the JSON Schema of a job line goes out, for editors and generators.
+"""`krea-batch schema`: the JSON Schema of a job line, for editors and generators.
 
-Newcomers: types, ranges and defaults come from `jobs.Job`, so they cannot differ from what is checked. Only the
-words, and the patterns of what `Job` checks in code, stand here.
+Types, ranges and defaults come from `jobs.Job`, so they cannot differ from what is checked. This module adds the
+descriptions, and patterns for what `Job` checks in code.
 """
 
 from __future__ import annotations
@@ -13,33 +13,33 @@ import click
 DRAFT = "https://json-schema.org/draft/2020-12/schema"
 
 SWEEP_DESCRIPTION = (
-    "Makes the job once with each combination of these values: a list, an object that names them, or for seeds a "
-    "range like 1..4; repeat says how many of each."
+    "Makes one job for each combination of these values: a list, an object that names them, or for seeds a range "
+    "like 1..4; repeat is the number of jobs for each."
 )
-STRENGTH_DESCRIPTION = "How much it counts. A negative strength pushes away from it."
+STRENGTH_DESCRIPTION = "Weight. A negative strength pushes away from it."
 DESCRIPTIONS = {
     "Job": {
-        "": "One line of a job file: one image to be made. Only the prompt is needed.",
-        "prompt": "What the image shows. The more it says, the better the image.",
+        "": "One line of a job file: one image to generate. Only the prompt is required.",
+        "prompt": "What the image shows. More detail gives better images.",
         "aspect_ratio": "Width to height.",
         "creativity": (
-            "How freely the prompt is read: raw (hardly interpreted), low (strictly), medium (balanced), "
-            "high (drifting)."
+            "How freely the prompt is interpreted: raw (hardly at all), low (strictly), medium (balanced), "
+            "high (freely)."
         ),
-        "seed": "The same seed with the same other fields makes the same image again. Left out: chance.",
+        "seed": "The same seed with the same other fields gives the same image. Without a seed the image is random.",
         "image_style_references": "Images that guide the style, at most 10.",
         "styles": "Krea's LoRA styles, at most 10.",
         "moodboards": "Krea's moodboards, at most 1.",
         "id": (
-            "The name of the job in results, and of its image's file. Each id stands once in a run. At most 200 "
-            "bytes of UTF-8, without / \\ .. and control characters. Left out or empty: the number of the line, "
-            "like 00001, counted on over all files."
+            "The name of the job in the results, and of its image file. Each id is unique in a run. At most 200 "
+            "bytes of UTF-8, without / \\ .. and control characters. Default: the line number, like 00001, "
+            "counted over all files."
         ),
-        "metadata": "Anything of your own. It is kept with the result and never sent.",
+        "metadata": "Your own data. It is kept with the result and never sent.",
     },
     "ImageStyleReference": {
         "": "An image that guides the style.",
-        "image_url": "Where the image is: an HTTPS address that the gateway can reach.",
+        "image_url": "HTTPS URL of the image, which the gateway must be able to reach.",
         "strength": STRENGTH_DESCRIPTION,
     },
     "Style": {
@@ -64,7 +64,7 @@ def schema() -> None:
 
 
 def job_schema() -> dict[str, Any]:
-    """The schema as JSON would have it, the job itself at the top, what it is made of under `$defs`."""
+    """Return the schema, with the job at the top and its parts in `$defs`."""
     import msgspec
 
     from krea_batch.jobs import Job
@@ -85,7 +85,7 @@ def _add_descriptions(definition: dict[str, Any], descriptions: dict[str, str]) 
 
 
 def _add_constraints(definitions: dict[str, Any]) -> None:
-    """Say what `Job` checks in code, and put the document's order back into what msgspec has sorted."""
+    """Add what `Job` checks in code, and restore the API document's order, which msgspec sorts."""
     from krea_batch.jobs import ASPECT_RATIOS, CREATIVITIES, MAX_ID_BYTES, SEED_RANGE, UUID_PATTERN
     from krea_batch.sources.sweep import MAX_JOBS_PER_ROW, REPEAT, SWEEPABLE
 
@@ -107,7 +107,7 @@ def _add_constraints(definitions: dict[str, Any]) -> None:
     job["aspect_ratio"]["enum"] = list(ASPECT_RATIOS)
     job["creativity"]["enum"] = list(CREATIVITIES)
     job["seed"] |= {"minimum": SEED_RANGE[0], "maximum": SEED_RANGE[1]}
-    del job["id"]["default"]  # an empty id stands for the number of the line
+    del job["id"]["default"]  # an empty id means the line number
     job["id"] |= {"pattern": r"^(?!\.$)(?!.*\.\.)[^/\\\u0000-\u001f\u007f-\u009f]*$", "maxLength": MAX_ID_BYTES}
     definitions["ImageStyleReference"]["properties"]["image_url"]["pattern"] = r"^https://\S+$"
     definitions["Moodboard"]["properties"]["id"]["pattern"] = f"^{UUID_PATTERN}$"

@@ -1,4 +1,4 @@
-"""`krea-batch simulate`: options come in; an offline gateway that serves until it is told to stop goes out."""
+"""`krea-batch simulate`: a simulated gateway."""
 
 from __future__ import annotations
 
@@ -11,79 +11,83 @@ if TYPE_CHECKING:
 
 
 @click.command()
-@click.option("--host", default="127.0.0.1", show_default=True, help="Where to listen.")
-@click.option("--port", default=8787, show_default=True, help="The gateway's port; 0 takes any free one.")
-@click.option("--cdn-port", default=0, help="The CDN's port.  [default: any free one]")
+@click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on.")
+@click.option("--port", default=8787, show_default=True, help="Port of the gateway; 0: any free port.")
+@click.option("--cdn-port", default=0, help="Port of the CDN.  [default: any free port]")
 @click.option(
     "--latency",
     default="lognormal:12,0.3",
     show_default=True,
     metavar="DIST",
-    help="How long a job takes: fixed:15, uniform:5,30, lognormal:12,0.4 or bimodal:5,25,0.3.",
+    help="Distribution of job latencies: fixed:15, uniform:5,30, lognormal:12,0.4 or bimodal:5,25,0.3.",
 )
 @click.option(
     "--time-scale",
     default=1.0,
     show_default=True,
     metavar="X",
-    help="Jobs take 1/X of their latency. Limits and Retry-After stay in real time.",
+    help="Complete jobs X times as fast. Limits and Retry-After stay in real time.",
 )
-@click.option("--workers", default=0, metavar="N", help="Jobs in work at once.  [default: no bound]")
+@click.option("--workers", default=0, metavar="N", help="Maximum concurrent jobs.  [default: no limit]")
 @click.option(
     "--rate-limit",
     "--submit-limit",
     "submit_limit",
     default="none",
     metavar="LIMIT",
-    help="Of submits: token-bucket:10/s or 10/s,20 (burst), fixed-window:60/m, sliding-window:10/s.",
+    help="Rate limit of submits: token-bucket:10/s or 10/s,20 (burst), fixed-window:60/m, sliding-window:10/s.",
 )
-@click.option("--poll-limit", default="none", metavar="LIMIT", help="The same for polls.")
-@click.option("--shared-limit", is_flag=True, help="Polls draw on the submits' limit.")
+@click.option("--poll-limit", default="none", metavar="LIMIT", help="Rate limit of polls.")
+@click.option("--shared-limit", is_flag=True, help="Count polls against the limit of submits.")
 @click.option(
     "--retry-after",
     default="seconds",
     show_default=True,
     metavar="FORM",
-    help="What a 429 says of when to come back: seconds, date or none.",
+    help="Form of Retry-After in a 429: seconds, date or none.",
 )
 @click.option(
     "--fault",
     "faults",
     multiple=True,
     metavar="NAME=P",
-    help="Strike with probability P, for example submit-500=0.1; may be given often. --fault list shows all.",
+    help="Inject fault NAME with probability P, e.g. submit-500=0.1 (repeatable). --fault list shows all.",
 )
 @click.option(
     "--fault-max-attempts",
     default=0,
     metavar="N",
-    help="Faults strike only the first N tries of one thing.  [default: all]",
+    help="Inject faults only into the first N attempts of a request.  [default: all]",
 )
-@click.option("--balance", type=int, metavar="N", help="Credits; each accepted submit takes one.  [default: endless]")
-@click.option("--outputs", default=1, show_default=True, metavar="N", help="Images of a job, 1 to 4.")
-@click.option("--tiny", is_flag=True, help="Small images, made in no time.")
-@click.option("--image-bytes", default=0, metavar="N", help="Images of noise, of exactly N bytes.")
+@click.option(
+    "--balance", type=int, metavar="N", help="Credits; each accepted submit uses one.  [default: unlimited]"
+)
+@click.option("--outputs", default=1, show_default=True, metavar="N", help="Images per job, 1 to 4.")
+@click.option("--tiny", is_flag=True, help="Serve small images, which take no time to draw.")
+@click.option("--image-bytes", default=0, metavar="N", help="Serve noise images of exactly N bytes.")
 @click.option("--key", default="", help="The only API key to accept.  [default: any]")
 @click.option("--revoke-after", default=0, metavar="N", help="Refuse every key after N accepted submits.")
 @click.option("--lenient", is_flag=True, help="Accept unknown fields in a body.")
-@click.option("--allow-remote-webhooks", is_flag=True, help="Send webhooks to other hosts than this one, too.")
-@click.option("--slow-duration", default=1.0, show_default=True, metavar="S", help="What the fault cdn-slow takes.")
+@click.option("--allow-remote-webhooks", is_flag=True, help="Send webhooks to other hosts than this one.")
+@click.option(
+    "--slow-duration", default=1.0, show_default=True, metavar="S", help="Seconds that the fault cdn-slow takes."
+)
 @click.option(
     "--hang-duration",
     default=30.0,
     show_default=True,
     metavar="S",
-    help="What the faults submit-hang and poll-hang take.",
+    help="Seconds that the faults submit-hang and poll-hang take.",
 )
-@click.option("--state-file", default="", metavar="FILE", help="Keep accepted jobs over restarts.")
-@click.option("--seed", default=0, show_default=True, help="All chance comes from it.")
+@click.option("--state-file", default="", metavar="FILE", help="Keep accepted jobs in FILE across restarts.")
+@click.option("--seed", default=0, show_default=True, help="Random seed.")
 @click.option("--json", "as_json", is_flag=True, help="Print the addresses as one JSON object.")
 def simulate(
     faults: tuple[str, ...], slow_duration: float, hang_duration: float, as_json: bool, **options: Any
 ) -> None:
-    """Serve the Krea 2 Large gateway and its CDN offline, as the API document says.
+    """Simulate the Krea 2 Large gateway and its CDN offline, as the API document specifies them.
 
-    What it charged is told at /_admin/totals and /_admin/ledger of the gateway's address.
+    /_admin/totals and /_admin/ledger at the gateway's address show what was charged.
     """
     from krea_batch.engine.event_loop import run_event_loop
     from krea_batch.testing.simulator import SimulatorError, SimulatorSettings
@@ -123,7 +127,7 @@ async def _serve(settings: SimulatorSettings, as_json: bool) -> None:
 
 
 def _print_urls(simulator: Simulator, as_json: bool) -> None:
-    """Print where it is found; click.echo flushes each line."""
+    """Print the addresses; click.echo flushes each line."""
     urls = {name: getattr(simulator, name) for name in ("gateway_url", "cdn_url", "admin_url")}
     if as_json:
         import orjson
@@ -132,9 +136,9 @@ def _print_urls(simulator: Simulator, as_json: bool) -> None:
         return
     click.echo(f"gateway  {urls['gateway_url']}")
     click.echo(f"images {urls['cdn_url']}")
-    click.echo(f"books    {urls['admin_url']}/totals")
+    click.echo(f"admin    {urls['admin_url']}/totals")
     click.echo(f"PIXAZO_API_KEY=any krea-batch run JOBS --out DIR --gateway {urls['gateway_url']}")
-    click.echo("Ctrl-C ends it.")
+    click.echo("Press Ctrl-C to stop.")
 
 
 def _parse_fault(text: str) -> tuple[str, float]:
@@ -143,11 +147,13 @@ def _parse_fault(text: str) -> tuple[str, float]:
         return name, float(probability or 1)
     except ValueError:
         hint = "'--fault'"
-        raise click.BadParameter(f"{text!r}: write NAME=P, for example submit-500=0.1", param_hint=hint) from None
+        raise click.BadParameter(
+            f"invalid value {text!r}; use NAME=P, e.g. submit-500=0.1", param_hint=hint
+        ) from None
 
 
 def _usage_error(problem: SimulatorError) -> click.UsageError:
-    """The same in terms of the command line."""
+    """Return the error in terms of the command line."""
     names = {"submit_limit": "rate-limit", "faults": "fault"}
     option = names.get(problem.field, problem.field.removesuffix("_s").replace("_", "-"))
     if not option:

@@ -1,4 +1,4 @@
-"""`krea-batch status`: a run's folder comes in; where its jobs stand goes out, also while it runs."""
+"""`krea-batch status`: job counts and charges, also while the run is in progress."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import click
 @click.argument("out", type=click.Path(path_type=Path, file_okay=False))
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 def status(out: Path, as_json: bool) -> None:
-    """Show where the jobs of the run in OUT stand, and what was charged."""
+    """Show how many jobs of the run in OUT are in which state, and what was charged."""
     import orjson
 
     from krea_batch.cli.ui.formatting import pluralize

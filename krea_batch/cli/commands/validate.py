@@ -1,4 +1,4 @@
-"""`krea-batch validate`: job files come in; every bad line, a summary and an exit code go out. Nothing is sent."""
+"""`krea-batch validate`: checks job files. Nothing is sent."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from krea_batch.cli.app import BAD_INPUT, OK
+from krea_batch.cli.app import BAD_INPUT, OK, error_line
 from krea_batch.cli.options.input_options import add_input_options, expansion_notices, input_options
 from krea_batch.cli.ui.check_progress import CheckProgress
 from krea_batch.cli.ui.formatting import pluralize, say
@@ -20,11 +20,11 @@ if TYPE_CHECKING:
 @click.argument("jobs", nargs=-1, required=True, metavar="JOBS…")
 @add_input_options
 @click.option("--json", "as_json", is_flag=True, help="Print the summary as one JSON object on standard output.")
-@click.option("--quiet", "-q", is_flag=True, help="Print nothing but the bad lines.")
+@click.option("--quiet", "-q", is_flag=True, help="Print only invalid lines.")
 def validate(jobs: tuple[str, ...], *, as_json: bool, quiet: bool, **options: Any) -> None:
-    """Check every row of the JOBS (files as `run` takes them; - is standard input) as it would, and send nothing.
+    """Check every row of the JOBS as `run` does, without sending anything. - is standard input.
 
-    Bad lines are listed as FILE:LINE: what is wrong, what would be right. Exit code 0 when all are good, else 2.
+    Invalid lines are listed as "FILE:LINE: problem; hint". The exit code is 0 if all rows are valid, else 2.
     """
     from krea_batch.errors import InputError
     from krea_batch.sources import JobFiles
@@ -37,27 +37,24 @@ def validate(jobs: tuple[str, ...], *, as_json: bool, quiet: bool, **options: An
             checked = files.check(on_problem=progress.print_line, on_progress=progress.update)
             notices = files.notices()
     except InputError as error:
-        say(f"krea-batch: {error}")
+        say(error_line(error))
         sys.exit(BAD_INPUT)
     for notice in () if quiet else (*notices, *map(str, checked.notes), *expansion_notices(checked)):
         say(notice)
     if not checked.jobs and not checked.bad_lines:
-        say(
-            "krea-batch: there is no job in what was given: "
-            "write a prompt a line, or one JSON object; see krea-batch schema"
-        )
+        say("krea-batch: no jobs found; write one prompt or one JSON object per line (see krea-batch schema)")
     if as_json:
         click.echo(_as_json(checked))
     elif not quiet:
         click.echo(
-            f"{pluralize(checked.jobs, 'good job')}, {pluralize(checked.bad_lines, 'bad line')} "
+            f"{pluralize(checked.jobs, 'valid job')}, {pluralize(checked.bad_lines, 'invalid line')} "
             f"in {pluralize(len(jobs), 'file')}"
         )
     sys.exit(OK if checked.jobs and not checked.bad_lines else BAD_INPUT)
 
 
 def _as_json(checked: CheckResult) -> str:
-    """One line: the counts, and the first problems and notes as objects of path, line, wrong, right."""
+    """Return the counts, and the first problems and notes as objects of path, line, problem and hint."""
     import msgspec
 
     return msgspec.json.encode(checked).decode()

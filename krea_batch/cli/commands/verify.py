@@ -1,4 +1,4 @@
-"""`krea-batch verify`: a run's folder comes in; the images that are not as recorded go out, or are mended."""
+"""`krea-batch verify`: compares images with the ledger, and repairs them."""
 
 from __future__ import annotations
 
@@ -9,34 +9,32 @@ from typing import TYPE_CHECKING
 import click
 
 from krea_batch.cli.app import OK, SOME_FAILED
+from krea_batch.cli.options.run_options import api_key_file_option, setting_option
 from krea_batch.cli.ui.formatting import say
+from krea_batch.settings import KEY_VARIABLE
 
 if TYPE_CHECKING:
     from krea_batch.maintenance.export.run_images import ExportedImage, RunImages
-    from krea_batch.maintenance.verify import RepairGateway, Mismatch
+    from krea_batch.maintenance.verify import Mismatch, RepairGateway
     from krea_batch.settings import ApiKey, Settings
 
 
 @click.command()
 @click.argument("out", type=click.Path(path_type=Path, file_okay=False))
-@click.option("--repair", is_flag=True, help="Fetch again what is damaged or gone. It is paid; nothing is submitted.")
 @click.option(
-    "--gateway", default="https://gateway.pixazo.ai", show_default=True, metavar="URL", help="Where the API is."
+    "--repair", is_flag=True, help="Re-download damaged or missing images. Free of charge; nothing is resubmitted."
 )
-@click.option(
-    "--api-key-file",
-    type=click.Path(path_type=Path, dir_okay=False),
-    help="Read the API key from a file instead of PIXAZO_API_KEY; only --repair needs one.",
-)
-@click.option("--simulate", is_flag=True, help="With --repair: the run was made with --simulate.")
+@setting_option("gateway")
+@api_key_file_option(help=f"Read the API key from a file instead of {KEY_VARIABLE}; only --repair needs it.")
+@click.option("--simulate", is_flag=True, help="With --repair: the run used --simulate.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
-@click.option("--quiet", "-q", is_flag=True, help="Print nothing but what is wrong.")
+@click.option("--quiet", "-q", is_flag=True, help="Print only mismatches.")
 def verify(
     out: Path, repair: bool, gateway: str, api_key_file: Path | None, simulate: bool, as_json: bool, quiet: bool
 ) -> None:
-    """Hold every image of the run in OUT against the ledger: is it there, whole, and the very one recorded?
+    """Check every image of the run in OUT against the ledger: present, complete, and with the recorded content.
 
-    Exit code 0 when all are, or are repaired; 1 when some are not.
+    The exit code is 0 if all images are correct or repaired, else 1.
     """
     from krea_batch.maintenance.export.run_images import RunImages
 
@@ -46,16 +44,16 @@ def verify(
         else:
             checked, mismatches = _check_all(images)
     _print_report(out, checked, mismatches, as_json=as_json, quiet=quiet)
-    sys.exit(SOME_FAILED if any(not fault.repaired for fault in mismatches) else OK)
+    sys.exit(SOME_FAILED if any(not mismatch.repaired for mismatch in mismatches) else OK)
 
 
 def _check_all(images: RunImages) -> tuple[int, list[Mismatch]]:
     checked, damaged = _find_damaged(images)
-    return checked, [_mismatch(image, what) for image, what in damaged]
+    return checked, [_mismatch(image, problem) for image, problem in damaged]
 
 
 def _find_damaged(images: RunImages) -> tuple[int, list[tuple[ExportedImage, str]]]:
-    """How many images there are, and those that are not as recorded; with a bar where people look."""
+    """Return the number of images, and those that do not match; with a progress bar on a terminal."""
     from krea_batch.maintenance.verify import check_images
 
     checked, damaged = 0, []
@@ -72,7 +70,7 @@ def _find_damaged(images: RunImages) -> tuple[int, list[tuple[ExportedImage, str
 def _repair_run(
     images: RunImages, out: Path, gateway: str, api_key_file: Path | None, *, simulate: bool
 ) -> tuple[int, list[Mismatch]]:
-    """The same, with all of it fetched again that can be. The folder is held meanwhile."""
+    """Check all images and re-download damaged ones. The run directory is locked meanwhile."""
     from krea_batch.cli.ui.run_session import find_key
     from krea_batch.engine.event_loop import run_event_loop
     from krea_batch.settings import ApiKey, Settings
@@ -123,8 +121,8 @@ async def _repair_images(
                 results[n] = await _repair_image(image, problem, gateway)
 
         async with anyio.create_task_group() as group:
-            for n, (image, what) in enumerate(damaged):
-                group.start_soon(repair_one, n, image, what)
+            for n, (image, problem) in enumerate(damaged):
+                group.start_soon(repair_one, n, image, problem)
     return [results[n] for n in sorted(results)]
 
 
@@ -139,7 +137,7 @@ async def _repair_image(image: ExportedImage, problem: str, gateway: RepairGatew
 
 
 def _check_origin(settings: Settings) -> None:
-    """Raise RunFolderError where the run's request_ids mean nothing at this gateway."""
+    """Raise RunDirError if the run used another gateway, which knows other request_ids."""
     from contextlib import closing
 
     from krea_batch.errors import RunDirError
@@ -149,8 +147,8 @@ def _check_origin(settings: Settings) -> None:
     with closing(LedgerStore.open(settings.out / LEDGER, read_only=True)) as store:
         (origin,) = store.read(LedgerStore.gateway)
     if origin != settings.origin:
-        problem = f"its jobs were submitted to {origin}, not to {settings.origin}"
-        hint = "add --simulate" if "127.0.0.1" in str(origin) else "give the same --gateway"
+        problem = f"the jobs were submitted to {origin}, not to {settings.origin}"
+        hint = "add --simulate" if "127.0.0.1" in str(origin) else "use the same --gateway"
         raise RunDirError(settings.out, problem, hint)
 
 
@@ -165,16 +163,16 @@ def _print_report(out: Path, checked: int, mismatches: list[Mismatch], *, as_jso
 
     from krea_batch.cli.ui.formatting import pluralize
 
-    repaired = sum(fault.repaired for fault in mismatches)
+    repaired = sum(mismatch.repaired for mismatch in mismatches)
     if as_json:
-        fields = {"images": checked, "faults": len(mismatches), "repaired": repaired, "which": mismatches}
+        fields = {"images": checked, "mismatches": len(mismatches), "repaired": repaired, "details": mismatches}
         click.echo(msgspec.json.encode(fields))
         return
-    for fault in mismatches:
-        say(f"{out / fault.path}: {fault.problem}{'; fetched again' if fault.repaired else ''}")
+    for mismatch in mismatches:
+        say(f"{out / mismatch.path}: {mismatch.problem}{'; repaired' if mismatch.repaired else ''}")
     if quiet:
         return
-    result = f"{len(mismatches):,} not as recorded" if mismatches else "all as recorded"
-    click.echo(f"{pluralize(checked, 'image')}, {result}{f', {repaired:,} fetched again' if repaired else ''}")
+    result = f"{len(mismatches):,} damaged or missing" if mismatches else "all correct"
+    click.echo(f"{pluralize(checked, 'image')}, {result}{f', {repaired:,} repaired' if repaired else ''}")
     if mismatches and not repaired:
-        click.echo("krea-batch verify OUT --repair fetches them again; nothing is paid twice")
+        click.echo("krea-batch verify OUT --repair downloads them again, free of charge")

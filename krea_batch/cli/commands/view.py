@@ -1,4 +1,4 @@
-"""`krea-batch view`: a run's folder comes in; a page on this machine goes out, that shows images as they arrive."""
+"""`krea-batch view`: a local page that shows images as they arrive."""
 
 from __future__ import annotations
 
@@ -9,12 +9,18 @@ import click
 
 @click.command()
 @click.argument("out", type=click.Path(path_type=Path, file_okay=False))
-@click.option("--port", type=click.IntRange(0, 65535), default=8788, show_default=True, help="0 takes any free one.")
-@click.option("--open/--no-open", "open_", default=True, help="Open it in the browser.  [default: open]")
+@click.option(
+    "--port",
+    type=click.IntRange(0, 65535),
+    default=8788,
+    show_default=True,
+    help="Port to listen on; 0: any free port.",
+)
+@click.option("--open/--no-open", "open_", default=True, help="Open the page in the browser.  [default: open]")
 def view(out: Path, port: int, open_: bool) -> None:
-    """Show the images of the run in OUT in a browser, as they arrive; also of a run that is going on elsewhere.
+    """Show the images of the run in OUT in your browser as they arrive, also while another process runs it.
 
-    The page is for this machine alone. Ctrl-C ends it; the run is not touched, unless you have it retry what failed.
+    The page is served to this machine only. Ctrl-C stops it. The run is only read, unless you retry failed jobs.
     """
     import anyio
 
@@ -27,7 +33,7 @@ def view(out: Path, port: int, open_: bool) -> None:
         from krea_batch.gallery.server import Gallery, serve
 
     def on_ready(url: str) -> None:
-        click.echo(f"{out} is shown at {url}  (Ctrl-C ends it)")
+        click.echo(f"Showing {out} at {url}  (press Ctrl-C to stop)")
         if open_:
             click.launch(url)
 
@@ -36,4 +42,5 @@ def view(out: Path, port: int, open_: bool) -> None:
     except KeyboardInterrupt:
         return
     except OSError as error:
-        raise InputError(f"port {port} cannot be had ({error.strerror})", "give another --port, or 0") from None
+        problem = f"cannot listen on port {port} ({error.strerror})"
+        raise InputError(problem, "use another --port, or 0 for any free port") from None

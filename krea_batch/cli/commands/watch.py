@@ -1,4 +1,4 @@
-"""`krea-batch watch`: a run's folder comes in; how the run goes on goes out, whichever process has it."""
+"""`krea-batch watch`: live progress of a run in another process."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from krea_batch.cli.app import OK, SOME_FAILED
 @click.command()
 @click.argument("out", type=click.Path(path_type=Path, file_okay=False))
 def watch(out: Path) -> None:
-    """Show how the run in OUT goes on, in this terminal, until it ends; of whichever process it is.
+    """Show live progress of the run in OUT until it ends, whichever process runs it.
 
-    The run is only read. Ctrl-C ends the watching, not the run.
+    The run is only read. Ctrl-C ends the display, not the run.
     """
     import time
 
@@ -35,7 +35,7 @@ def watch(out: Path) -> None:
             time.sleep(max(WATCH_INTERVAL_S, display.interval_s))
     except KeyboardInterrupt:
         display.close()
-        click.echo("The run goes on.", err=True)
+        click.echo("Detached; the run continues.", err=True)
         return
     display.close()
     totals = RunTotals.read(out)
@@ -45,4 +45,4 @@ def watch(out: Path) -> None:
     sys.exit(OK if totals.all_succeeded else SOME_FAILED)
 
 
-WATCH_INTERVAL_S = 1.0  # chosen: a look costs the run nothing, and the eye wants no more
+WATCH_INTERVAL_S = 1.0  # chosen: often enough for people; reading costs the run nothing

@@ -88,7 +88,7 @@ def input_options(options: dict[str, Any]) -> InputOptions:
     from krea_batch.errors import JobError, SettingsError
     from krea_batch.sources import InputOptions
     from krea_batch.sources.options import Format
-    from krea_batch.sources.sweep import parse_axis, check_axis_names, repeat_axis, parse_seeds
+    from krea_batch.sources.sweep import check_axis_names, parse_axis, parse_seeds, repeat_axis
     from krea_batch.sources.sweep import make_axis as axis_of
     from krea_batch.sources.template import Template
 

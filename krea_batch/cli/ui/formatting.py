@@ -38,3 +38,8 @@ def styled_status(state: str) -> str:
 def say(line: str) -> None:
     """One line for people, on standard error, safe for any terminal."""
     click.echo(line.encode("utf-8", "backslashreplace").decode(), err=True)
+
+
+def printable(text: str) -> str:
+    """Return the text with spaces for characters that could move a terminal's cursor."""
+    return "".join(character if character.isprintable() else " " for character in text)
