@@ -29,12 +29,11 @@ from krea_batch.gallery.thumbnails import ThumbnailCache, local_image_path
 from krea_batch.jobs import FINAL, Outcome
 from krea_batch.ledger import LedgerStore
 from krea_batch.ledger.paging import first_column, iter_rows
-from krea_batch.storage.run_dir import LEDGER, is_locked, require_run
+from krea_batch.storage.run_dir import LEDGER, SIMULATOR_STATE_FILE, is_locked, require_run
 
 REFRESH_INTERVAL_S = 1.0  # chosen: as live as anybody needs
 MAX_RETRY_BODY_BYTES = 64 * 1024 * 1024  # chosen: 300,000 of the longest
 RETRY_OUTPUT_LINES = 5  # chosen: a run's summary, or the end of what went wrong
-SIMULATOR_STATE_FILE = "simulated.jsonl"
 CONTENT_SECURITY_POLICY = (
     f"default-src 'none'; img-src 'self' data:; style-src 'unsafe-inline'; script-src {script_csp_source()}; "
     "connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"

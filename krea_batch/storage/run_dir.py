@@ -15,6 +15,7 @@ from pathlib import Path
 from krea_batch.errors import RunDirError
 
 LEDGER = "ledger.db"
+SIMULATOR_STATE_FILE = "simulated.jsonl"  # what the embedded simulator accepted
 IMAGES = "images"
 MAX_LOCK_ATTEMPTS, LOCK_RETRY_S = 10, 0.01  # chosen: who only asks whether a run is at work has a lock for an instant
 

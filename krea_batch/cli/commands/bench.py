@@ -49,7 +49,7 @@ from krea_batch.cli.options.run_options import api_key_file_option, setting_opti
     "--price",
     type=click.FloatRange(min=0),
     metavar="X",
-    help="Price per image; used to show the total before starting.",
+    help="Price per image, to show the total before starting.",
 )
 @click.option("--yes", is_flag=True, help="Do not ask for confirmation.")
 @api_key_file_option()
@@ -65,8 +65,8 @@ from krea_batch.cli.options.run_options import api_key_file_option, setting_opti
 def bench(**options: Any) -> None:
     """Benchmark the engine against rate limits: throughput, rate-limited submits, polls, lag, CPU and memory.
 
-    Without --gateway it runs against the simulator, offline and free of charge. With --gateway it first shows how many
-    images will be charged, and asks. If you run the same command again, no image is charged twice.
+    Without --gateway it runs against the simulator, offline and free of charge. With --gateway it first shows how
+    many images will be charged, and asks. If you run the same command again, no image is charged twice.
     """
     from krea_batch.cli.ui.bench_runner import run_bench
 

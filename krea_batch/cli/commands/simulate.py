@@ -59,9 +59,7 @@ if TYPE_CHECKING:
     metavar="N",
     help="Inject faults only into the first N attempts of a request.  [default: all]",
 )
-@click.option(
-    "--balance", type=int, metavar="N", help="Credits; each accepted submit uses one.  [default: unlimited]"
-)
+@click.option("--balance", type=int, metavar="N", help="Credits, one per accepted submit.  [default: unlimited]")
 @click.option("--outputs", default=1, show_default=True, metavar="N", help="Images per job, 1 to 4.")
 @click.option("--tiny", is_flag=True, help="Serve small images, which take no time to draw.")
 @click.option("--image-bytes", default=0, metavar="N", help="Serve noise images of exactly N bytes.")
@@ -69,15 +67,13 @@ if TYPE_CHECKING:
 @click.option("--revoke-after", default=0, metavar="N", help="Refuse every key after N accepted submits.")
 @click.option("--lenient", is_flag=True, help="Accept unknown fields in a body.")
 @click.option("--allow-remote-webhooks", is_flag=True, help="Send webhooks to other hosts than this one.")
-@click.option(
-    "--slow-duration", default=1.0, show_default=True, metavar="S", help="Seconds that the fault cdn-slow takes."
-)
+@click.option("--slow-duration", default=1.0, show_default=True, metavar="S", help="Duration of the fault cdn-slow.")
 @click.option(
     "--hang-duration",
     default=30.0,
     show_default=True,
     metavar="S",
-    help="Seconds that the faults submit-hang and poll-hang take.",
+    help="Duration of the faults submit-hang and poll-hang.",
 )
 @click.option("--state-file", default="", metavar="FILE", help="Keep accepted jobs in FILE across restarts.")
 @click.option("--seed", default=0, show_default=True, help="Random seed.")

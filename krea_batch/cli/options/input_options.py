@@ -1,4 +1,4 @@
-"""Options that say how job files are read: the same for every command that reads them."""
+"""The options of commands that read job files."""
 
 from __future__ import annotations
 
@@ -21,21 +21,21 @@ _INPUT_OPTIONS = (
         cls=ExampleOption,
         example="text",
         type=click.Choice(INPUT_FORMATS),
-        help="How the JOBS are written.  [default: by name and first bytes]",
+        help="Format of the JOBS.  [default: by name and first bytes]",
     ),
     click.option(
         "--prompt-column",
         cls=ExampleOption,
         example="caption",
         metavar="NAME",
-        help="The column or key that holds the prompt.",
+        help="Column or key of the prompt.",
     ),
     click.option(
         "--id-column",
         cls=ExampleOption,
         example="nr",
         metavar="NAME",
-        help='The one that holds the id; "" for none: lines are numbered.',
+        help='Column or key of the id; "" for none, which numbers the lines.',
     ),
     click.option(
         "--column",
@@ -43,17 +43,17 @@ _INPUT_OPTIONS = (
         example=["seed=start"],
         multiple=True,
         metavar="FIELD=COLUMN",
-        help="The column or key that holds any other field: --column seed=Seed (repeatable).",
+        help="Column or key of another field: --column seed=Seed (repeatable).",
     ),
     click.option("--keep-extra", is_flag=True, help="Put unknown fields of a job line into its metadata."),
-    click.option("--skip-comments", is_flag=True, help="In a text, lines that begin with # are no prompts."),
-    click.option("--dedupe", is_flag=True, help="Leave out a job that asks for the same as an earlier one."),
+    click.option("--skip-comments", is_flag=True, help="In text files, ignore lines starting with #."),
+    click.option("--dedupe", is_flag=True, help="Drop jobs whose request duplicates an earlier one."),
     click.option(
         "--prompt-template",
         cls=ExampleOption,
         example="{prompt}, oil on canvas",
         metavar="TEXT",
-        help="Make each prompt of columns or keys: '{prompt}, oil on canvas', '{animal} at {place}'.",
+        help="Build each prompt from columns or keys: '{prompt}, oil on canvas', '{animal} at {place}'.",
     ),
     click.option(
         "--sweep",
@@ -61,30 +61,30 @@ _INPUT_OPTIONS = (
         example=["creativity=raw,high"],
         multiple=True,
         metavar="FIELD=A,B,…",
-        help="Make each job with each of these values; several sweeps are combined. creativity=raw,high",
+        help="Run each job with each of these values, e.g. creativity=raw,high. Several sweeps are combined.",
     ),
     click.option(
         "--seeds",
         cls=ExampleOption,
         example="1..4",
         metavar="RANGE",
-        help="Make each job with each of these seeds: 1..4, or 7,11,12.",
+        help="Run each job with each of these seeds: 1..4, or 7,11,12.",
     ),
     click.option(
-        "--repeat", cls=ExampleOption, example=4, type=int, metavar="N", help="Make each job N times, without a seed."
+        "--repeat", cls=ExampleOption, example=4, type=int, metavar="N", help="Run each job N times, without a seed."
     ),
 )
 
 
 def add_input_options(command: Callable[..., Any]) -> Callable[..., Any]:
-    """The options, for a command that takes JOBS."""
+    """Add the options to a command that takes JOBS."""
     for option in reversed(_INPUT_OPTIONS):
         command = option(command)
     return command
 
 
 def input_options(options: dict[str, Any]) -> InputOptions:
-    """How the files are read, by what the options say. Raises SettingsError naming the option that is wrong."""
+    """Return how to read the files. Raises SettingsError, which names the invalid option."""
     from krea_batch.errors import JobError, SettingsError
     from krea_batch.sources import InputOptions
     from krea_batch.sources.options import Format
@@ -121,11 +121,11 @@ def input_options(options: dict[str, Any]) -> InputOptions:
 
 
 def expansion_notices(checked: CheckResult) -> list[str]:
-    """What became of the rows, where it is not one job each: a sentence for each reason."""
+    """Return a sentence for each reason why the number of jobs differs from the number of rows."""
     notices = []
     if checked.duplicates:
         notices.append(
-            f"{pluralize(checked.duplicates, 'job')} left out, which ask for the same as earlier ones (--dedupe)"
+            f"{pluralize(checked.duplicates, 'job')} dropped, whose requests duplicate earlier ones (--dedupe)"
         )
     if checked.jobs + checked.duplicates != checked.rows:
         notices.append(f"{pluralize(checked.rows, 'row')} make {pluralize(checked.jobs, 'job')}")
@@ -133,7 +133,7 @@ def expansion_notices(checked: CheckResult) -> list[str]:
 
 
 def _columns(options: dict[str, Any]) -> dict[str, str]:
-    """Field to column. Raises SettingsError for what is no field, or is named twice."""
+    """Return the column of each field. Raises SettingsError for an unknown or repeated field."""
     from krea_batch.errors import SettingsError
     from krea_batch.jobs import FIELDS
 

@@ -1,4 +1,4 @@
-"""A file of job ids, one a line, comes in; the ids go out."""
+"""Files of job ids, one per line."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from pathlib import Path
 
 
 def read_ids(path: str | None) -> list[str] | None:
-    """The ids in a file, or on standard input ("-"); None where no file is named. Raises InputError."""
+    """Return the ids in a file, or from standard input for "-"; None if `path` is None. Raises InputError."""
     from krea_batch.errors import InputError
 
     if path is None:
@@ -16,8 +16,8 @@ def read_ids(path: str | None) -> list[str] | None:
         text = sys.stdin.buffer.read().decode() if path == "-" else Path(path).read_text("utf-8")
     except (OSError, UnicodeDecodeError) as error:
         reason = error.strerror if isinstance(error, OSError) else "not UTF-8"
-        raise InputError(f"{path}: the ids cannot be read ({reason})", "give a file with an id a line") from None
+        raise InputError(f"cannot read {path} ({reason})", "use a file with one id per line") from None
     ids = [line.strip() for line in text.splitlines() if line.strip()]
     if not ids:
-        raise InputError(f"{path}: there is no id in it", "write an id a line")
+        raise InputError(f"{path}: no ids found", "write one id per line")
     return ids

@@ -1,4 +1,4 @@
-"""The options of logs and metrics come in; a log that is being kept and metrics that are being served go out."""
+"""Logging and metrics as the options configure them."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ if TYPE_CHECKING:
 
 
 def configure_logging(*, verbose: int, log_file: Path | None, log_format: str) -> None:
-    """Log to a file where there is one, else to standard error where --verbose asks for it.
+    """Log to `log_file` if there is one, else to standard error if `verbose` is set.
 
-    What is told is each hindrance; with --verbose twice each move of each job, too. Raises SettingsError.
+    Errors and pauses are logged; with `verbose` above 1 also each change of a job's state. Raises SettingsError.
     """
     if not (verbose or log_file):
         return
@@ -30,14 +30,14 @@ def configure_logging(*, verbose: int, log_file: Path | None, log_format: str) -
 
 def _file_handler(path: Path) -> logging.Handler:
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)  # it may lie in --out, which the run has yet to make
+        path.parent.mkdir(parents=True, exist_ok=True)  # it may be in --out, which does not exist yet
         return logging.FileHandler(path, encoding="utf-8")
     except OSError as error:
         raise SettingsError("log_file", f"cannot write {path} ({error.strerror})", "check the path") from None
 
 
 def serve_metrics(listen: str, stack: ExitStack, *, quiet: bool) -> MetricsListener:
-    """Serve metrics at `where` until the stack is closed. Returns their listener. Raises SettingsError."""
+    """Serve metrics at `where` until the stack is closed, and return their listener. Raises SettingsError."""
     try:
         import prometheus_client
 
@@ -48,7 +48,7 @@ def serve_metrics(listen: str, stack: ExitStack, *, quiet: bool) -> MetricsListe
             raise
         hint = "pip install 'krea-batch[metrics]'"
         raise SettingsError("metrics_port", "prometheus_client is not installed", hint) from None
-    # Else each counter has a second series, which nobody asks for.
+    # Otherwise each counter has a second series with its creation time.
     prometheus_client.disable_created_metrics()  # type: ignore[no-untyped-call]
     metrics = MetricsListener()
     requested = Address.parse(listen)

@@ -1,7 +1,6 @@
-"""How far a check has read comes in; a bar in a terminal, a line now and then elsewhere, goes out.
+"""The progress of a check of job files: a bar in a terminal, a line every few seconds elsewhere.
 
-Newcomers: most job files are checked before anybody could read that they are. Only from `SHOWN_FROM_S` on is
-something shown, and in a terminal it is gone when the check is done.
+Most checks are done before anything is shown: progress appears after `SHOW_AFTER_S`. The bar is removed at the end.
 """
 
 from __future__ import annotations
@@ -15,13 +14,13 @@ from krea_batch.cli.ui.formatting import say
 if TYPE_CHECKING:
     from rich.progress import Progress
 
-SHOW_AFTER_S = 1.0  # chosen: whoever waits for longer wonders
-BAR_INTERVAL_S = 0.1  # chosen: fluent to the eye
-CHECK_LINE_INTERVAL_S = 5.0  # chosen: as a run's lines
+SHOW_AFTER_S = 1.0  # chosen: show progress after 1 s
+BAR_INTERVAL_S = 0.1  # chosen: looks fluent
+CHECK_LINE_INTERVAL_S = 5.0  # chosen: the interval of a run's lines
 
 
 class CheckProgress:
-    """Shows the progress of one check; nothing with `quiet`. A context manager."""
+    """Shows the progress of one check, or nothing if `quiet`. A context manager."""
 
     def __init__(self, *, quiet: bool = False) -> None:
         self._quiet = quiet
@@ -36,7 +35,7 @@ class CheckProgress:
             self._bar.stop()
 
     def update(self, read_bytes: int, total_bytes: int) -> None:
-        """Take how many bytes of how many have been read."""
+        """Show how many of the bytes have been read."""
         now_s = time.monotonic()
         if self._quiet or not total_bytes or now_s < self._next_update_s:
             return
@@ -44,11 +43,11 @@ class CheckProgress:
             self._draw(read_bytes, total_bytes)
             self._next_update_s = now_s + BAR_INTERVAL_S
         else:
-            say(f"{100 * read_bytes // total_bytes} % of the jobs checked")
+            say(f"Checked {100 * read_bytes // total_bytes} % of the input")
             self._next_update_s = now_s + CHECK_LINE_INTERVAL_S
 
     def print_line(self, line: object) -> None:
-        """Say a line on standard error, above the bar."""
+        """Print a line on standard error, above the bar."""
         if self._bar:
             self._bar.console.print(str(line), markup=False, highlight=False, soft_wrap=True)
         else:
@@ -74,7 +73,7 @@ def _new_bar() -> Progress:
         auto_refresh=False,
         transient=True,
         expand=True,
-        redirect_stderr=False,  # else it has its own idea of whether that is a terminal
+        redirect_stderr=False,  # rich would wrap the stream, which then is no terminal
     )
     bar.add_task("")
     return bar

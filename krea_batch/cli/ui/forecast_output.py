@@ -1,4 +1,4 @@
-"""Checked jobs and settings come in; a forecast goes out, in words."""
+"""An estimate in words, for `plan` and for the start of `run`."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from krea_batch.settings import Rate, Settings
 from krea_batch.sources import CheckResult
 from krea_batch.storage.run_dir import LEDGER, require_run
 
-MAX_LATENCY_SAMPLES = 5000  # chosen: latencies of an earlier run that are drawn from
+MAX_LATENCY_SAMPLES = 5000  # chosen: enough for a stable distribution
 
 
 def forecast_request(
@@ -33,7 +33,7 @@ def forecast_request(
     gateway_limit: str | None = None,
     max_jobs: int = MAX_SIMULATED_JOBS,
 ) -> ForecastRequest:
-    """What is to be forecast, from a command's options. Raises SettingsError, RunFolderError."""
+    """Return what to estimate, from the options. Raises SettingsError, RunDirError."""
     if latency and latency_from:
         raise SettingsError("latency_from", "cannot be combined with --latency")
     latencies, image_bytes = (
@@ -54,19 +54,19 @@ def forecast_request(
 
 
 def _latencies_of_run(out: Path) -> tuple[Latencies, float]:
-    """The latencies of an earlier run, and the mean size of its images."""
+    """Return the latencies of an earlier run, and the mean size of its images in bytes."""
     require_run(out)
     with closing(LedgerStore.open(out / LEDGER, read_only=True)) as store:
         (samples,) = store.read(lambda store: store.latencies(MAX_LATENCY_SAMPLES))
         (page, _) = store.read(lambda store: store.outcomes(0, MAX_LATENCY_SAMPLES))[0]
     if not samples:
-        raise RunDirError(out, "no job of it has finished, so nothing can be learnt", "give --latency")
+        raise RunDirError(out, "no job has completed, so there are no latencies", "use --latency")
     sizes = [file.bytes for outcome in page for file in outcome.files]
     return empirical([took_s for _, took_s in samples]), sum(sizes) / len(sizes) if sizes else SIMULATED_IMAGE_BYTES
 
 
 def remaining_jobs(jobs: int, out: Path | None) -> int:
-    """How many of the jobs have not ended in the run's folder."""
+    """Return how many of the jobs have not ended in the run directory."""
     if out is None or not (out / LEDGER).is_file():
         return jobs
     with closing(LedgerStore.open(out / LEDGER, read_only=True)) as store:
@@ -75,28 +75,26 @@ def remaining_jobs(jobs: int, out: Path | None) -> int:
 
 
 def forecast_lines(result: Forecast, price: float | None) -> list[str]:
-    """The forecast for people."""
+    """Return the lines of an estimate."""
     rows = [
         ("images", f"{result.jobs:,}"),
-        ("time", f"about {format_duration(result.seconds)}, {result.per_s:.1f} images a second"),
+        ("time", f"about {format_duration(result.seconds)}, {result.per_s:.1f} images/s"),
         ("limited by", result.bottleneck),
-        ("in flight", f"{result.in_flight:,} at most"),
-        ("polls", f"{result.polls:,}, {result.polls / result.jobs:.2f} a job" if result.jobs else "0"),
-        ("bytes", f"about {format_bytes(result.bytes)}"),
+        ("in flight", f"at most {result.in_flight:,}"),
+        ("polls", f"{result.polls:,}, {result.polls / result.jobs:.2f} per job" if result.jobs else "0"),
+        ("download", f"about {format_bytes(result.bytes)}"),
     ]
     if result.rate_limited:
-        rows.insert(5, ("refused", f"{result.rate_limited:,} submits (429, not charged)"))
+        rows.insert(5, ("429s", f"{result.rate_limited:,} rate-limited submits (not charged)"))
     if price is not None:
-        rows.append(("cost", f"{result.jobs * price:,.2f} at {price:g} an image"))
+        rows.append(("cost", f"{result.jobs * price:,.2f} at {price:g} per image"))
     if result.simulated_jobs < result.jobs:
-        rows.append(
-            ("", f"from {pluralize(result.simulated_jobs, 'job')} in virtual time; the rest goes on the same")
-        )
+        rows.append(("", f"from {pluralize(result.simulated_jobs, 'job')} simulated, the rest extrapolated"))
     return [f"{name:<11}{value}" for name, value in rows]
 
 
 def show_forecast(checked: CheckResult, settings: Settings, options: dict[str, Any]) -> Forecast | None:
-    """Show the forecast of a run where people look; None where they do not, or nothing is left to do."""
+    """Show an estimate in a terminal and return it; None elsewhere, or if no jobs are left."""
     if options["quiet"] or not sys.stderr.isatty():
         return None
     jobs_left = remaining_jobs(checked.jobs, settings.out)
@@ -111,20 +109,20 @@ def show_forecast(checked: CheckResult, settings: Settings, options: dict[str, A
 
 
 def confirm_charges(result: Forecast | None, options: dict[str, Any]) -> bool:
-    """Ask, where people look, whether more is to be paid for than --confirm-above says."""
+    """Ask for confirmation, in a terminal, if more images will be charged than --confirm-above."""
     threshold = options["confirm_above"]
     if result is None or options["simulate"] or options["yes"] or threshold is None:
         return True
     if result.jobs <= threshold or not sys.stdin.isatty():
         return True
-    if click.confirm(f"Pay for up to {pluralize(result.jobs, 'image')}?", err=True):
+    if click.confirm(f"Generate and pay for up to {pluralize(result.jobs, 'image')}?", err=True):
         return True
     say("Nothing was submitted.")
     return False
 
 
 def _run_with_latencies(out: Path) -> Path | None:
-    """The run's folder, where its latencies can be learnt from."""
+    """Return the run directory if it has latencies to learn from."""
     if not (out / LEDGER).is_file():
         return None
     with closing(LedgerStore.open(out / LEDGER, read_only=True)) as store:

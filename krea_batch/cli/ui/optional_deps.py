@@ -1,4 +1,4 @@
-"""Imports that need an extra come in; where it is missing, an error that says what to install goes out."""
+"""Errors that name the extra to install."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ from contextlib import contextmanager
 
 @contextmanager
 def require_gallery_extra() -> Iterator[None]:
-    """Raises InputError where Jinja2, Pillow or matplotlib is missing."""
+    """Raise InputError if Jinja2, Pillow or matplotlib is missing."""
     from krea_batch.errors import InputError
 
     try:
         yield
     except ModuleNotFoundError as error:
-        raise InputError(f"{error.name} is not installed", "pip install 'krea-batch[gallery]'") from None
+        raise InputError(f"{error.name} is not installed", "run: pip install 'krea-batch[gallery]'") from None

@@ -1,6 +1,6 @@
-"""Figures of a run come in; what people see while it goes on goes out: a live display, or plain lines.
+"""The progress of a run: a live display in a terminal, plain lines elsewhere.
 
-Newcomers: everything that moves goes to standard error; standard output holds the summary alone.
+Progress goes to standard error; standard output has only the summary.
 """
 
 from __future__ import annotations
@@ -17,23 +17,20 @@ from krea_batch.events import Event, RunClosed, RunStopping, SubmitsPaused
 if TYPE_CHECKING:
     from rich.console import Console, RenderableType
 
-LIVE_INTERVAL_S = 0.2  # chosen: fluent to the eye, nothing to the processor
-LINE_INTERVAL_S = 5.0  # chosen: a log of an hour stays under a thousand lines
+LIVE_INTERVAL_S = 0.2  # chosen: looks fluent, costs little
+LINE_INTERVAL_S = 5.0  # chosen: fewer than a thousand lines per hour
 
-INTERRUPT_REASON = "interrupted"  # the reason of a stop that people asked for, and are told of as they do
-MIN_ANNOUNCED_PAUSE_S = 5.0  # chosen: shorter pauses are the pace's daily work
-MIN_ANNOUNCED_ROWS = 50_000  # chosen: to write them anew takes a second or two
-REPEAT_ANNOUNCEMENT_S = 60.0  # chosen: an outage of an hour is sixty lines
+INTERRUPT_REASON = "interrupted"  # stop reason for Ctrl-C
+MIN_ANNOUNCED_PAUSE_S = 5.0  # chosen: shorter pauses are normal
+MIN_ANNOUNCED_ROWS = 50_000  # chosen: rewriting takes a second or more
+REPEAT_ANNOUNCEMENT_S = 60.0  # chosen: one line per minute of an outage
 
 SPARKLINE_CHARS = "▁▂▃▄▅▆▇█"
-ASCII_SPARKLINE_CHARS = "_.:-=+*#"  # where the terminal has no others
+ASCII_SPARKLINE_CHARS = "_.:-=+*#"  # for terminals without Unicode
 
 
 class EventAnnouncer:
-    """Hears of a run's events and says, in a line each, what people should not miss: long pauses, early stops.
-
-    A run of very many `jobs` takes its time at the end, too.
-    """
+    """A listener that prints a line for long pauses, early stops, and the rewrite of the results of many `jobs`."""
 
     def __init__(self, say: Callable[[str], None], *, jobs: int = 0) -> None:
         self._say = say
@@ -46,18 +43,18 @@ class EventAnnouncer:
             case SubmitsPaused(wait_s, _, reason) if wait_s >= MIN_ANNOUNCED_PAUSE_S:
                 now_s = asyncio.get_running_loop().time()
                 if reason != self._last_pause_reason or now_s - self._last_announced_s >= REPEAT_ANNOUNCEMENT_S:
-                    self._say(f"Paused: {reason}. No submit for {wait_s:.0f} s, then on again.")
+                    self._say(f"Paused: {reason}. Resuming in {wait_s:.0f} s.")
                     self._last_pause_reason, self._last_announced_s = reason, now_s
             case RunStopping(reason) if reason != INTERRUPT_REASON:
-                self._say(f"Stopping: {reason}. What was paid is brought home.")
+                self._say(f"Stopping: {reason}. Waiting for jobs in flight to finish.")
             case RunClosed() if self._jobs >= MIN_ANNOUNCED_ROWS:
-                self._say("Writing results.jsonl anew.")
+                self._say("Rewriting results.jsonl.")
             case _:
                 pass
 
 
 class Display(Protocol):
-    """Shows figures every so often, and once more at the end; `say` puts a line above them."""
+    """Shows the status at intervals and at the end; `say` prints a line above it."""
 
     interval_s: float
 
@@ -67,7 +64,7 @@ class Display(Protocol):
 
 
 class LineDisplay:
-    """For logs and pipes: one plain line every few seconds, and only when something has changed."""
+    """For logs and pipes: a plain line every few seconds, if something has changed."""
 
     interval_s = LINE_INTERVAL_S
 
@@ -87,7 +84,7 @@ class LineDisplay:
 
 
 class QuietDisplay:
-    """For --quiet."""
+    """For `--quiet`: prints only what is said."""
 
     interval_s = LINE_INTERVAL_S
 
@@ -100,7 +97,7 @@ class QuietDisplay:
 
 
 class LiveDisplay:
-    """For terminals: a bar for each stage, the pace of late, and what went wrong; it stays where it is."""
+    """For terminals: a bar for each stage, the recent submit rate, and recent errors, updated in place."""
 
     interval_s = LIVE_INTERVAL_S
 
@@ -110,7 +107,7 @@ class LiveDisplay:
         self._live = RichLive(console=console, auto_refresh=False, transient=False)
 
     def show(self, status: RunStatus) -> None:
-        self._live.start()  # does nothing when it has started
+        self._live.start()  # does nothing if it is running
         self._live.update(self._render(status), refresh=True)
 
     def say(self, line: str) -> None:
@@ -130,8 +127,8 @@ class LiveDisplay:
         from rich.text import Text
 
         submitted = min(status.total, status.done + status.in_flight)
-        generated = min(submitted, status.done + status.downloading)
-        stages = (("submitted", submitted, "cyan"), ("generated", generated, "blue"), ("done", status.done, "green"))
+        completed = min(submitted, status.done + status.downloading)
+        stages = (("submitted", submitted, "cyan"), ("completed", completed, "blue"), ("done", status.done, "green"))
         table = Table.grid(padding=(0, 1), expand=True)
         table.add_column(no_wrap=True, min_width=LABEL_WIDTH)
         table.add_column(ratio=1)
@@ -159,7 +156,7 @@ class LiveDisplay:
             f"  {status.rate_text}"
         )
         if status.paused_s > 0:
-            rate.append(f"  submits wait {status.paused_s:.0f} s", style="yellow")
+            rate.append(f"  paused for {status.paused_s:.0f} s", style="yellow")
         table.add_row("submits", rate)
         details = [f"{status.succeeded:,} stored", f"{status.in_flight:,} in flight"]
         if status.polls is not None:
@@ -171,16 +168,16 @@ class LiveDisplay:
             jobs.append(f"   {status.unsuccessful:,} failed", style="red")
         table.add_row("jobs", jobs)
         for index, (reason, count) in enumerate(status.top_errors):
-            table.add_row("" if index else "trouble", Text(f"{count:,} times: {reason}", style="yellow"))
+            table.add_row("" if index else "errors", Text(f"{count:,} times: {reason}", style="yellow"))
         return table
 
 
-LABEL_WIDTH = 9  # columns of the longest of them, "submitted"
+LABEL_WIDTH = 9  # columns of "submitted", the longest label
 TIME_LEFT_WIDTH = 11  # columns of " 12:30 left", so that bars keep their length
 
 
 def sparkline(history: tuple[float, ...], limit_per_s: float | None, chars: str) -> str:
-    """A cell a second, full where the limit was used to the full; none where nothing happened."""
+    """Return a character per second, the highest where the limit was reached, a space where nothing was submitted."""
     highest = max(limit_per_s or 0.0, *history, 1e-9) if history else 1.0
     return "".join(
         " " if not count else chars[min(len(chars) - 1, int(count / highest * len(chars)))] for count in history
@@ -188,7 +185,7 @@ def sparkline(history: tuple[float, ...], limit_per_s: float | None, chars: str)
 
 
 def make_display(*, quiet: bool) -> Display:
-    """A live display in a terminal, plain lines elsewhere, nothing with --quiet."""
+    """Return a live display in a terminal, plain lines elsewhere, nothing with `--quiet`."""
     if quiet:
         return QuietDisplay()
     if not sys.stderr.isatty():
@@ -199,7 +196,7 @@ def make_display(*, quiet: bool) -> Display:
 
 
 async def refresh_until_cancelled(display: Display, read: Callable[[], RunStatus]) -> None:
-    """Show the figures again and again, until cancelled, and then once more."""
+    """Show the status at intervals until cancelled, and then once more."""
     try:
         while True:
             display.show(read())

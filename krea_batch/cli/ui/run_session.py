@@ -1,4 +1,4 @@
-"""Checked job files and settings come in; a run from its first look at the folder to its summary goes out."""
+"""A run of the command line, from the check of its job files to its summary."""
 
 from __future__ import annotations
 
@@ -42,14 +42,13 @@ from krea_batch.ledger import LedgerStore
 from krea_batch.rules.lifecycle import count_ended
 from krea_batch.settings import KEY_VARIABLE, ApiKey, Settings, Webhook
 from krea_batch.sources import CheckResult, JobFiles
-from krea_batch.storage.run_dir import LEDGER
+from krea_batch.storage.run_dir import LEDGER, SIMULATOR_STATE_FILE
 
-MAX_REPEATED_PROBLEMS = 5  # chosen: bad lines of one kind; more say nothing new
-SIMULATOR_STATE_FILE = "simulated.jsonl"  # in the run's folder: what the embedded simulator accepted
+MAX_REPEATED_PROBLEMS = 5  # chosen: more lines with the same problem add nothing
 
 
 def settings_and_key(options: dict[str, Any]) -> tuple[Settings, ApiKey | None]:
-    """Settings and key from the command line's options; no key with --simulate. Raises SettingsError."""
+    """Return settings and API key from the options; the key is None with --simulate. Raises SettingsError."""
     fields = given_settings(options)
     if options["webhook_listen"]:
         fields["webhook"] = Webhook(options["webhook_url"] or "", options["webhook_listen"])
@@ -62,10 +61,13 @@ def settings_and_key(options: dict[str, Any]) -> tuple[Settings, ApiKey | None]:
 
 
 def find_key(key_file: str | None) -> ApiKey:
-    """The API key from the file or the environment. Raises InputError naming the ways out."""
+    """Return the API key from the file or the environment. Raises InputError with the possible sources."""
     if key_file is None:
         if text := os.environ.get(KEY_VARIABLE, ""):
-            return ApiKey(text)
+            try:
+                return ApiKey(text)
+            except SettingsError as error:
+                raise InputError(f"{KEY_VARIABLE}: {error.problem}", error.hint) from None
         raise InputError(
             "no API key",
             f"set {KEY_VARIABLE} or pass --api-key-file FILE; to try krea-batch without a key and free of charge, "
@@ -79,7 +81,7 @@ def find_key(key_file: str | None) -> ApiKey:
 
 
 def check_jobs(files: JobFiles, settings: Settings, *, skip_invalid: bool, quiet: bool) -> CheckResult:
-    """Check every line before the first cent. Raises JobFileError when lines are bad and not to be skipped."""
+    """Check every line before anything is charged. Raises JobFileError for invalid lines, unless they are skipped."""
     ledger = settings.out / LEDGER
     store = LedgerStore.open(ledger, read_only=True) if ledger.is_file() else None
     try:
@@ -101,14 +103,12 @@ def check_jobs(files: JobFiles, settings: Settings, *, skip_invalid: bool, quiet
     if checked.bad_lines and not skip_invalid:
         raise JobFileError(checked.problems, checked.bad_lines)
     if not checked.jobs:
-        raise InputError(
-            "there is no job in what was given", "write a prompt a line, or one JSON object; see krea-batch schema"
-        )
+        raise InputError("no jobs found", "write one prompt or one JSON object per line (see krea-batch schema)")
     return checked
 
 
 def _limit_repeats(problems: Iterable[LineProblem]) -> list[LineProblem]:
-    """The problems in their order, of those that say the same only the first: a wrong field is in every line."""
+    """Return the problems in order, of equal ones only the first: an invalid field is usually in every line."""
     repeats = Counter[tuple[str, str]]()
     shown = []
     for problem in problems:
@@ -119,7 +119,7 @@ def _limit_repeats(problems: Iterable[LineProblem]) -> list[LineProblem]:
 
 
 def _fingerprint_lookup(store: LedgerStore) -> Callable[[Sequence[str]], Mapping[str, bytes]]:
-    """A question to the ledger: which of these ids are on record, with which fingerprints?"""
+    """Return a function that looks up the fingerprints of those ids that the ledger has."""
 
     def known(job_ids: Sequence[str]) -> Mapping[str, bytes]:
         fingerprints: dict[str, bytes] = store.read(lambda store: store.fingerprints(job_ids))[0]
@@ -129,9 +129,9 @@ def _fingerprint_lookup(store: LedgerStore) -> Callable[[Sequence[str]], Mapping
 
 
 async def start_simulator(stack: AsyncExitStack, out: Path, *, time_scale: float = 1.0) -> str:
-    """Start the simulator on this loop, and return its URL; it remembers its jobs in the run's folder.
+    """Start the simulator on this event loop, and return its URL. It keeps its jobs in the run directory.
 
-    Raises SettingsError where it cannot start.
+    Raises SettingsError if it cannot start.
     """
     from krea_batch.testing.simulator import Simulator, SimulatorError, SimulatorSettings
 
@@ -170,7 +170,7 @@ class RunSession:
         self._recent_errors = RecentErrors()
 
     async def run(self) -> int:
-        """Run to the end, or as far as it goes. Returns the exit code."""
+        """Run until the end or a stop. Return the exit code."""
         loop = asyncio.get_running_loop()
         started_s = loop.time()
         async with AsyncExitStack() as stack:
@@ -180,7 +180,7 @@ class RunSession:
         try:
             totals = RunTotals.read(self._settings.out)
         except (RunDirError, LedgerError) as error:
-            raise problem or error from None  # a disk that broke under the run cannot be read, either
+            raise problem or error from None  # the disk failed during the run
         stats = engine.stats()
         summary = RunSummary(
             totals=totals,
@@ -196,7 +196,7 @@ class RunSession:
         return self._exit_code(summary)
 
     async def _run_engine(self, engine: Engine) -> KreaBatchError | None:
-        """Run the engine, with Ctrl-C heeded and progress shown. Returns what stopped it early, if anything did."""
+        """Run the engine, handle signals and show progress. Return what stopped it early, or None."""
         problem: KreaBatchError | None = None
         async with anyio.create_task_group() as task_group:
             task_group.start_soon(self._handle_signals, engine)
@@ -247,10 +247,12 @@ class RunSession:
                 if self._interrupts == 1:
                     engine.stop(INTERRUPT_REASON)
                     in_flight = pluralize(engine.stats().in_flight, "job")
-                    self._display.say(f"Stopping: {in_flight} in flight to bring home. Ctrl-C again stops at once.")
+                    self._display.say(
+                        f"Stopping: waiting for {in_flight} in flight. Press Ctrl-C again to stop immediately."
+                    )
                 else:
                     engine.abort(INTERRUPT_REASON)
-                    self._display.say("Stopping at once; what is in flight is on record.")
+                    self._display.say("Stopping now. Jobs in flight are saved; run again to resume.")
 
     def _print_summary(self, summary: RunSummary) -> None:
         if self._options["as_json"]:

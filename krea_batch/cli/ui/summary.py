@@ -1,4 +1,4 @@
-"""A run's folder comes in; what became of its jobs, in words or as JSON, goes out."""
+"""The summary of a run, as text or JSON."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ FINAL_FIRST = sorted(State, key=lambda state: not state.info.final)
 
 
 class RunTotals(msgspec.Struct, frozen=True):
-    """What a run's ledger says."""
+    """The job counts and charges of a run directory."""
 
     out: Path
     counts: dict[State, int]
@@ -29,7 +29,7 @@ class RunTotals(msgspec.Struct, frozen=True):
 
     @classmethod
     def read(cls, out: Path) -> RunTotals:
-        """Raises RunFolderError where there is no ledger, LedgerError where the disk cannot read it."""
+        """Read them from the ledger. Raises RunDirError if there is none, LedgerError if it cannot be read."""
         with closing(LedgerStore.open(out / LEDGER, read_only=True)) as store:
             return cls(out, *store.read(LedgerStore.counts, LedgerStore.charges))
 
@@ -42,14 +42,14 @@ class RunTotals(msgspec.Struct, frozen=True):
         return self.counts.get(State.SUCCEEDED, 0) == self.total
 
     def lines(self) -> list[str]:
-        """One line a state that any job stands in, then the charges."""
+        """Return a line for each state that any job is in, then the charges."""
         width = max((len(f"{count:,}") for count in self.counts.values()), default=1)
         rows = [
             f"  {self.counts[state]:>{width},} {state.info.label}" for state in FINAL_FIRST if state in self.counts
         ]
         charges = self.charges
-        paid = f"{charges.charged:,} paid, {charges.refunded:,} free (ERROR), {charges.unknown:,} unknown (ambiguous)"
-        return [*rows, f"  charges: {paid}"]
+        text = f"{charges.charged:,} charged, {charges.refunded:,} refunded (ERROR), {charges.unknown:,} unknown (ambiguous)"
+        return [*rows, f"  charges: {text}"]
 
     def fields(self) -> dict[str, Any]:
         return {
@@ -60,7 +60,7 @@ class RunTotals(msgspec.Struct, frozen=True):
 
 
 class RunSummary(msgspec.Struct, frozen=True):
-    """What is said at the end of a run. `problem` is why it stopped early, or None."""
+    """The summary at the end of a run. `problem` is why it stopped early, or None."""
 
     totals: RunTotals
     seconds: float
@@ -78,10 +78,10 @@ class RunSummary(msgspec.Struct, frozen=True):
         )
         lines = [heading, *self.totals.lines()]
         if self.not_started:
-            lines.append(f"  {pluralize(self.not_started, 'job')} of the input not begun")
+            lines.append(f"  {pluralize(self.not_started, 'job')} of the input not started")
         if self.bad_lines:
-            lines.append(f"  {pluralize(self.bad_lines, 'bad line')} skipped")
-        lines.append(f"images: {self.sink or self.totals.out / IMAGES}")
+            lines.append(f"  {pluralize(self.bad_lines, 'invalid line')} skipped")
+        lines.append(f"images:   {self.sink or self.totals.out / IMAGES}")
         lines.append(f"results:  {self.totals.out / RESULTS}")
         if self.problem:
             lines.append(f"stopped early: {self.problem}")
@@ -92,7 +92,7 @@ class RunSummary(msgspec.Struct, frozen=True):
             "seconds": round(self.seconds, 3),
             "downloaded_bytes": self.downloaded_bytes,
             "bad_lines": self.bad_lines,
-            "not_begun": self.not_started,
+            "not_started": self.not_started,
             "simulated": self.simulated,
             "stopped": str(self.problem) if self.problem else None,
         }
