@@ -21,7 +21,7 @@ from krea_batch.errors import KreaBatchError
 from krea_batch.events import Event, JobEnded
 from krea_batch.gateway.client import GatewayClient
 from krea_batch.jobs import Job
-from krea_batch.pipeline.context import Gateway, ImageBody
+from krea_batch.pipeline.protocols import Gateway, ImageBody
 from krea_batch.rules.verdicts import Accepted, Finished, PollVerdict, PostVerdict, Refused
 from krea_batch.settings import KEY_VARIABLE, ApiKey, Settings
 

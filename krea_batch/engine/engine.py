@@ -36,11 +36,12 @@ from krea_batch.jobs import Job, Outcome, State, validate_job
 from krea_batch.ledger import PAGE_ROWS, Charges, LedgerStore, LedgerWriter, OpenJob, pages
 from krea_batch.pipeline.admission import AdmissionQueue
 from krea_batch.pipeline.callback_handler import CallbackHandler
-from krea_batch.pipeline.context import Gateway, RunContext
+from krea_batch.pipeline.context import RunContext
 from krea_batch.pipeline.downloader import Downloader
 from krea_batch.pipeline.in_flight_job import InFlightJob, build_in_flight_job
 from krea_batch.pipeline.poll_scheduler import PollScheduler
 from krea_batch.pipeline.producer import Producer
+from krea_batch.pipeline.protocols import Gateway
 from krea_batch.pipeline.rate_limiter import RateLimiter
 from krea_batch.pipeline.stats import RunStats
 from krea_batch.pipeline.submitter import Submitter
@@ -185,7 +186,7 @@ class Engine:
     async def events(self) -> AsyncIterator[Event]:
         """What happens in the run, from the first step of the iteration on, until the engine closes."""
         reader = EventStream()
-        self._run.add_listener(reader.push)
+        self._run.events.add_listener(reader.push)
         self._event_streams.append(reader)
         if self._closed:
             reader.close()
@@ -194,7 +195,7 @@ class Engine:
                 yield event
         finally:
             self._event_streams.remove(reader)
-            self._run.remove_listener(reader.push)
+            self._run.events.remove_listener(reader.push)
 
     def callbacks_app(self) -> Callable[[Scope, Receive, Send], Awaitable[None]]:
         """An ASGI app that takes the gateway's callbacks, to be mounted where the URL of `webhook` leads.
@@ -219,7 +220,7 @@ class Engine:
     def stats(self) -> RunStats:
         """The counters of this run, now."""
         self._run.stats.in_flight = self._run.in_flight_limit.in_use - self._submitter.waiting
-        self._run.stats.downloading = self._run.state_counts[State.FINISHED]
+        self._run.stats.downloading = self._run.events.state_counts[State.FINISHED]
         return self._run.stats
 
     async def charges(self) -> Charges:
@@ -432,7 +433,7 @@ class Engine:
         stack.push_async_callback(_cancelled, renewing)
 
     async def _work(self) -> None:
-        self._run.emit_opened()
+        self._run.events.emit_opened()
         async with anyio.create_task_group() as stages:
             stages.start_soon(self._callback_handler.work)
             stages.start_soon(self._admission.work)
@@ -463,7 +464,7 @@ class Engine:
     async def _resume(self, job: OpenJob) -> None:
         flight = InFlightJob.from_ledger(job)
         self._run.in_flight_fingerprints[job.job_id] = b""  # the ledger has its fingerprint
-        self._run.emit_resumed(flight, job.state)
+        self._run.events.emit_resumed(flight, job.state)
         if job.state is State.PENDING:
             flight.body, flight.fingerprint, flight.metadata = await self._run.record(
                 LedgerStore.request_of, job.job_no
@@ -523,7 +524,7 @@ class Engine:
             self._callback_handler.expect(flight.job_no, self._scheduler.callback_wait_s(flight))
         if why := self._failure_guard.record_ended(outcome):
             self._run.stop(RunStopped(why, "see what is wrong, then run the same command again"))
-        self._run.emit(JobEnded(outcome))
+        self._run.events.emit(JobEnded(outcome))
         self._results.append(outcome)
         self._run.in_flight_fingerprints.pop(flight.id, None)
         self._waiters.on_ended(outcome)
@@ -537,7 +538,7 @@ class Engine:
     def _fail_waiters(self, why: BaseException) -> None:
         """The stages have ended: whoever still waits for a job waits in vain, in this run."""
         self._closed = True
-        self._run.emit_closed()
+        self._run.events.emit_closed()
         why = CLOSED if isinstance(why, asyncio.CancelledError) else why
         self._waiters.fail_all(why)
         for reader in self._event_streams:

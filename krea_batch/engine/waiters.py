@@ -116,13 +116,13 @@ class WaiterRegistry:
 
     def _watch(self, job_id: str) -> JobWaiter:
         if not self._waiters:
-            self._run.add_listener(self._on_event)
+            self._run.events.add_listener(self._on_event)
         return self._waiters.setdefault(job_id, JobWaiter())
 
     def _unwatch(self, job_id: str) -> JobWaiter | None:
         watch = self._waiters.pop(job_id, None)
         if watch and not self._waiters:
-            self._run.remove_listener(self._on_event)
+            self._run.events.remove_listener(self._on_event)
         return watch
 
     def _on_event(self, event: Event) -> None:

@@ -16,7 +16,7 @@ import msgspec
 
 from krea_batch.gateway.url_policy import DownloadError
 from krea_batch.maintenance.export.run_images import ExportedImage, RunImages
-from krea_batch.pipeline.context import ImageBody
+from krea_batch.pipeline.protocols import ImageBody
 from krea_batch.rules.backoff import backoff_s
 from krea_batch.rules.verdicts import Errored, Failed, Finished, PollFailed, PollVerdict
 from krea_batch.storage.atomic import replacing

@@ -5,7 +5,9 @@
                │            │  └─ ERROR ───┘  │              │      (not charged: submitted again)
     in-flight limit ◄───────┴── job ended ────┴──────────────┘
 
-context           what all stages share: settings, gateway, ledger, clock, events, the stop
+context           what all stages share: settings, gateway, ledger, clock, counters, the stop
+emitter           emits the events of a run and writes its log lines
+protocols         what the stages require of a gateway
 stats             the counters of a run
 in_flight_job     one job in flight, and the limit on their number
 producer          reads jobs from an iterable, in order, as the limit allows

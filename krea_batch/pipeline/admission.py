@@ -1,7 +1,7 @@
-"""Flights of callers come in, each with its tenant; they go out to the submitter in turn, as slots become free.
+"""The queue of jobs that callers submit. Tenants take turns.
 
-Newcomers: whose turn it is is decided as late as can be, when a slot is free and the submitter has next to nothing to
-do. What waits at the submitter has had its turn; so little may wait there.
+The next tenant is chosen as late as possible: when a slot is free and few jobs wait at the submitter. Jobs that wait
+at the submitter have already had their turn, so only a few may wait there.
 """
 
 from __future__ import annotations
@@ -17,7 +17,11 @@ from krea_batch.rules.round_robin import RoundRobinQueue
 
 
 class AdmissionQueue:
-    """Where flights wait for their slots. `room` waits until the submitter can do with more, `out` takes a flight."""
+    """Holds jobs until they get a slot of the in-flight limit.
+
+    `wait_for_capacity` waits until the submitter can take more jobs. `next_stage` takes a job that has its slot.
+    `on_deferred` takes a job that was not admitted because the run stops.
+    """
 
     def __init__(
         self,
@@ -27,51 +31,51 @@ class AdmissionQueue:
         on_deferred: Callable[[InFlightJob], None],
     ) -> None:
         self._run = run
-        self._room = wait_for_capacity
-        self._out = next_stage
-        self._left = on_deferred
+        self._wait_for_capacity = wait_for_capacity
+        self._next_stage = next_stage
+        self._on_deferred = on_deferred
         self._waiting: RoundRobinQueue[InFlightJob] = RoundRobinQueue()
-        self._some = asyncio.Event()
+        self._not_empty = asyncio.Event()
         self._empty = anyio.Event()
         self._empty.set()
         run.on_stopping(self._stop)
 
-    def put(self, flight: InFlightJob) -> None:
-        """Take a flight, to be submitted when its tenant's turn comes."""
+    def put(self, job: InFlightJob) -> None:
+        """Queue a job behind the jobs of the same tenant."""
         if self._run.stopped:
-            self._left(flight)
+            self._on_deferred(job)
             return
-        self._waiting.put(flight.tenant, flight)
+        self._waiting.put(job.tenant, job)
         self._run.stats.jobs_queued += 1
-        self._some.set()
+        self._not_empty.set()
         if self._empty.is_set():
             self._empty = anyio.Event()
 
     async def work(self) -> None:
-        """Let flights board, for ever."""
+        """Admit jobs, forever."""
         while True:
-            await self._some.wait()
-            await self._room()
+            await self._not_empty.wait()
+            await self._wait_for_capacity()
             await self._run.in_flight_limit.acquire()
-            if not self._waiting:  # the run stopped meanwhile
+            if not self._waiting:  # The run has stopped in the meantime.
                 self._run.in_flight_limit.release()
                 continue
-            flight = self._waiting.pop()
-            self._count()
-            self._out(flight)
+            job = self._waiting.pop()
+            self._update_count()
+            self._next_stage(job)
 
     async def wait_idle(self) -> None:
-        """Wait until nobody waits."""
+        """Wait until the queue is empty."""
         await self._empty.wait()
 
-    def _count(self) -> None:
+    def _update_count(self) -> None:
         self._run.stats.jobs_queued = len(self._waiting)
         if not self._waiting:
-            self._some.clear()
+            self._not_empty.clear()
             self._empty.set()
 
     def _stop(self) -> None:
-        left = list(self._waiting.drain())
-        self._count()
-        for flight in left:
-            self._left(flight)
+        deferred = list(self._waiting.drain())
+        self._update_count()
+        for job in deferred:
+            self._on_deferred(job)

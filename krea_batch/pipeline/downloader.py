@@ -1,7 +1,7 @@
-"""Finished flights come in; they go out with every image kept, on disk or by a sink, whole, and on record.
+"""Download the images of completed jobs and hand them to a writer of `storage`. A job ends once all are durable.
 
-Newcomers: nothing that goes wrong here leads to another POST. A cut download goes on by Range where it stopped,
-a wrong body is fetched again, and what cannot be had in this run is left to the next one under its request_id.
+No failure here leads to another POST. An interrupted download continues with a Range request, an invalid body is
+downloaded again, and a job whose images cannot be downloaded in this run keeps its request_id for the next one.
 """
 
 from __future__ import annotations
@@ -17,8 +17,9 @@ from krea_batch.errors import RunStopped
 from krea_batch.gateway.url_policy import DownloadError
 from krea_batch.jobs import ErrorInfo, Outcome, State, StoredFile
 from krea_batch.ledger import LedgerStore
-from krea_batch.pipeline.context import ImageBody, RunContext
+from krea_batch.pipeline.context import RunContext
 from krea_batch.pipeline.in_flight_job import InFlightJob
+from krea_batch.pipeline.protocols import ImageBody
 from krea_batch.pipeline.task_pool import TaskPool
 from krea_batch.rules import backoff
 from krea_batch.storage.image_file import ImageFile, PngError
@@ -26,31 +27,31 @@ from krea_batch.storage.local_writer import LocalImageWriter
 from krea_batch.storage.sink_writer import SinkImageWriter
 from krea_batch.storage.sinks import Sink, SinkPermanentError, SinkTransientError
 
-GATHER_BYTES = 2 << 20  # chosen: most images cost one hop to a disk thread; 64 of them 128 MB at the worst
+WRITE_BYTES = 2 << 20  # chosen: most images need one call of a disk thread; 64 downloads hold 128 MB at most
 
 
 class _Download:
-    """What is there of one flight's images."""
+    """The state of one job's downloads: the stored images, and the partial file of the next one."""
 
-    __slots__ = ("etag", "flight", "image", "stored", "tries")
+    __slots__ = ("attempts", "etag", "image", "job", "stored")
 
-    def __init__(self, flight: InFlightJob) -> None:
-        self.flight = flight
+    def __init__(self, job: InFlightJob) -> None:
+        self.job = job
         self.stored: list[StoredFile] = []
         self.image: ImageFile | None = None
         self.etag: str | None = None
-        self.tries = 0  # for the present image
+        self.attempts = 0  # failed ones, for the current image
 
     @property
     def url(self) -> str:
-        """Where the next image lies."""
+        """The URL of the next image."""
         return self._urls[len(self.stored)]
 
     def next_image(self, out: Path) -> ImageFile:
-        """The next image, nothing of which has come; its file's stem as in DESIGN, A run's folder."""
-        flight, output = self.flight, len(self.stored) + 1
-        name = flight.id if output == 1 else f"{flight.id}-{output}"
-        return ImageFile(out, name, flight.job_no, job_id=flight.id, output=output)
+        """Return an empty file for the next image: `<id>.png`, and `<id>-2.png` and so on for further images."""
+        job, output = self.job, len(self.stored) + 1
+        name = job.id if output == 1 else f"{job.id}-{output}"
+        return ImageFile(out, name, job.job_no, job_id=job.id, output=output)
 
     @property
     def complete(self) -> bool:
@@ -58,14 +59,14 @@ class _Download:
 
     @property
     def _urls(self) -> tuple[str, ...]:
-        return self.flight.finished.media_urls if self.flight.finished else ()
+        return self.job.finished.media_urls if self.job.finished else ()
 
 
 class Downloader:
-    """Fetches the images of finished flights, `settings.downloads` at a time.
+    """Downloads the images of completed jobs, `settings.downloads` at a time.
 
-    `ended` takes a flight that ended here, `left` one that stays on record for the next run. Images are kept in
-    the run's folder, or by `sink`.
+    `on_ended` takes a job that ended here. `on_deferred` takes a job that stays in the ledger for the next run.
+    Images are stored in the run directory, or by `sink`.
     """
 
     def __init__(
@@ -77,10 +78,10 @@ class Downloader:
         sink: Sink | None = None,
     ) -> None:
         self._run = run
-        self._ended = on_ended
-        self._left = on_deferred
+        self._on_ended = on_ended
+        self._on_deferred = on_deferred
         self._queue: asyncio.Queue[_Download] = asyncio.Queue()
-        self._host_held_until_s: dict[str, float] = {}
+        self._host_paused_until_s: dict[str, float] = {}
         self._tasks = TaskPool()
         self._writer: LocalImageWriter | SinkImageWriter
         if sink is None:
@@ -90,17 +91,17 @@ class Downloader:
                 run.settings.out, run.disk, sink, stop=run.stop, cancellable=self._tasks.cancellable
             )
 
-    def put(self, flight: InFlightJob) -> None:
-        """Take a finished flight."""
-        self._queue.put_nowait(_Download(flight))
+    def put(self, job: InFlightJob) -> None:
+        """Take a completed job."""
+        self._queue.put_nowait(_Download(job))
 
     async def prepare(self) -> None:
-        """Be called before anything is paid; a sink that keeps nothing stops the run here."""
+        """Check the sink, before anything is charged. A sink that cannot store images stops the run."""
         if isinstance(self._writer, SinkImageWriter):
             await self._writer.prepare()
 
     async def work(self) -> None:
-        """Download for ever, several at a time."""
+        """Download images, several at a time, forever."""
         async with self._tasks as workers:
             for _ in range(self._run.settings.downloads):
                 workers.spawn(self._worker())
@@ -109,43 +110,41 @@ class Downloader:
     async def _worker(self) -> None:
         while True:
             download = await self._tasks.cancellable(self._queue.get)
-            if (wait_s := self._held_s(download)) > 0:
+            if (wait_s := self._host_pause_s(download)) > 0:
                 self._run.call_later(wait_s, self._queue.put_nowait, download)
                 continue
             try:
-                await self._fetch_all(download)
+                await self._store_all(download)
             except DownloadError as error:
-                await self._try_later(download, "download", error.reason, self._hold_host(download, error))
+                await self._retry_later(download, "download", error.reason, self._pause_host(download, error))
             except PngError as error:
-                download.image = None  # its bytes are worthless: ask for all of them again
-                await self._try_later(download, "download", f"the image is not whole: {error}")
-            except SinkTransientError as error:  # the image stays in its `.part`, and is not fetched again
-                await self._try_later(download, "sink", error.reason)
+                download.image = None  # Its bytes are useless: download all of them again.
+                await self._retry_later(download, "download", f"the image is incomplete or damaged: {error}")
+            except SinkTransientError as error:  # The image stays in its `.part` and is not downloaded again.
+                await self._retry_later(download, "sink", error.reason)
             except SinkPermanentError as error:
                 self._stop(download, RunStopped(error.reason, error.next_step))
-            except OSError as error:  # the network's are MediaErrors by now: this is the disk
-                self._disk_failed(download, error)
+            except OSError as error:  # Errors of the network are DownloadErrors, so this is the disk.
+                self._stop_for_disk(download, error)
 
-    async def _fetch_all(self, download: _Download) -> None:
+    async def _store_all(self, download: _Download) -> None:
         while not download.complete:
-            asked_s = self._run.now_s()
-            stored = await self._fetch(download)
+            started_s = self._run.now_s()
+            stored = await self._store_next(download)
             download.stored.append(stored)
-            download.image, download.etag, download.tries = None, None, 0
+            download.image, download.etag, download.attempts = None, None, 0
             self._run.stats.downloads += 1
             self._run.stats.downloaded_bytes += stored.bytes
-            self._run.emit_image_stored(download.flight, stored, asked_s)
-        flight = download.flight
-        outcome = await self._run.record(
-            LedgerStore.mark_stored, flight.job_no, download.stored, self._run.wall_clock()
-        )
-        self._run.emit_state_change(flight, State.FINISHED, State.SUCCEEDED)
-        self._ended(flight, outcome)
+            self._run.events.emit_image_stored(download.job, stored, started_s)
+        job = download.job
+        outcome = await self._run.record(LedgerStore.mark_stored, job.job_no, download.stored, self._run.wall_clock())
+        self._run.events.emit_state_change(job, State.FINISHED, State.SUCCEEDED)
+        self._on_ended(job, outcome)
 
-    async def _fetch(self, download: _Download) -> StoredFile:
-        """The next image, kept. Raises MediaError, PngError, SinkError, SinkRefused, OSError.
+    async def _store_next(self, download: _Download) -> StoredFile:
+        """Download and store the next image. On errors, the bytes that arrived stay in its `.part`.
 
-        What has come stays in its `.part`.
+        Raises DownloadError, PngError, SinkTransientError, SinkPermanentError and OSError.
         """
         image = download.image or download.next_image(self._run.settings.out)
         download.image = image
@@ -153,76 +152,76 @@ class Downloader:
         return await self._writer.finish(image, rest)
 
     async def _receive(self, download: _Download, image: ImageFile) -> list[bytes]:
-        """Have the image sent. Returns the last, unwritten bytes."""
+        """Download the rest of an image. Return its last bytes, which are not written yet."""
         etag = download.etag if image.taken_bytes else None
-        media = await self._run.gateway.download(download.url, offset=image.taken_bytes, etag=etag)
-        async with media:
-            if media.offset != image.taken_bytes:
+        body = await self._run.gateway.download(download.url, offset=image.taken_bytes, etag=etag)
+        async with body:
+            if body.offset != image.taken_bytes:
                 image.start_over()
-            download.etag = media.etag
-            return await self._pour(media, image)
+            download.etag = body.etag
+            return await self._stream_to_disk(body, image)
 
-    async def _pour(self, media: ImageBody, image: ImageFile) -> list[bytes]:
-        """Write what comes, a few megabytes a hop. Returns the last, unwritten bytes."""
-        gathered: list[bytes] = []
+    async def _stream_to_disk(self, body: ImageBody, image: ImageFile) -> list[bytes]:
+        """Write a body in pieces of about WRITE_BYTES. Return the last bytes, which are not written yet."""
+        chunks: list[bytes] = []
         size_bytes = 0
         try:
-            async for chunk in media.chunks():
-                gathered.append(chunk)
+            async for chunk in body.chunks():
+                chunks.append(chunk)
                 size_bytes += len(chunk)
-                if size_bytes >= GATHER_BYTES:
-                    await self._run.on_disk(image.write, gathered)
-                    gathered, size_bytes = [], 0
+                if size_bytes >= WRITE_BYTES:
+                    await self._run.on_disk(image.write, chunks)
+                    chunks, size_bytes = [], 0
         except DownloadError:
-            await self._run.on_disk(image.write, gathered)
+            await self._run.on_disk(image.write, chunks)
             raise
-        return gathered
+        return chunks
 
-    def _held_s(self, download: _Download) -> float:
-        """How long nothing is to be fetched from where the image lies, because its host said so."""
-        if not self._host_held_until_s:
+    def _host_pause_s(self, download: _Download) -> float:
+        """Return for how many seconds the host of the next image asked not to be sent requests."""
+        if not self._host_paused_until_s:
             return 0.0
-        return self._host_held_until_s.get(_host(download.url), 0.0) - self._run.now_s()
+        return self._host_paused_until_s.get(_host(download.url), 0.0) - self._run.now_s()
 
-    # ---- trouble -----------------------------------------------------------------------------------------
+    # ---- errors ------------------------------------------------------------------------------------------
 
-    async def _try_later(self, download: _Download, where: str, reason: str, least_s: float = 0.0) -> None:
-        flight = download.flight
-        download.tries += 1
-        self._run.emit_retry(flight, where, reason)
-        if download.tries >= self._run.settings.download_attempts:
-            await self._give_up(flight, ErrorInfo(where, f"tried {download.tries} times: {reason}"))
+    async def _retry_later(self, download: _Download, stage: str, reason: str, min_wait_s: float = 0.0) -> None:
+        job = download.job
+        download.attempts += 1
+        self._run.events.emit_retry(job, stage, reason)
+        if download.attempts >= self._run.settings.download_attempts:
+            await self._time_out(job, ErrorInfo(stage, f"tried {download.attempts} times: {reason}"))
             return
-        wait_s = backoff.backoff_s(download.tries, self._run.random())
-        wait_s = max(wait_s, self._run.retries.spend(self._run.now_s()), least_s)
+        wait_s = backoff.backoff_s(download.attempts, self._run.random())
+        wait_s = max(wait_s, self._run.retries.spend(self._run.now_s()), min_wait_s)
         self._run.call_later(wait_s, self._queue.put_nowait, download)
 
-    def _hold_host(self, download: _Download, error: DownloadError) -> float:
-        """Heed a host that asks to be left alone. Returns for how many seconds it does."""
+    def _pause_host(self, download: _Download, error: DownloadError) -> float:
+        """Follow the Retry-After of a 429 or 503. Return the seconds to wait, 0 if there are none."""
         if error.status not in (429, 503) or not error.retry_after_s:
             return 0.0
-        self._host_held_until_s[_host(download.url)] = self._run.now_s() + error.retry_after_s
+        self._host_paused_until_s[_host(download.url)] = self._run.now_s() + error.retry_after_s
         return error.retry_after_s
 
-    async def _give_up(self, flight: InFlightJob, why: ErrorInfo) -> None:
-        """End the flight in this run; the next one asks for its status again, and so for fresh URLs."""
+    async def _time_out(self, job: InFlightJob, error: ErrorInfo) -> None:
+        """End the job in this run. The next run polls it again, which also returns fresh URLs."""
         outcome = await self._run.record(
-            LedgerStore.mark_timed_out, flight.job_no, why, self._run.wall_clock(), flight.polls
+            LedgerStore.mark_timed_out, job.job_no, error, self._run.wall_clock(), job.polls
         )
-        self._run.emit_state_change(flight, State.FINISHED, State.TIMED_OUT)
-        self._ended(flight, outcome)
+        self._run.events.emit_state_change(job, State.FINISHED, State.TIMED_OUT)
+        self._on_ended(job, outcome)
 
-    def _disk_failed(self, download: _Download, error: OSError) -> None:
-        reason = f"the image of job {download.flight.id!r} cannot be written ({error.strerror})"
-        self._stop(download, RunStopped(reason, "make room in --out, then run the same command again"))
+    def _stop_for_disk(self, download: _Download, error: OSError) -> None:
+        reason = f"cannot write an image of job {download.job.id!r} ({error.strerror})"
+        self._stop(download, RunStopped(reason, "free some disk space, then run again to resume"))
 
-    def _stop(self, download: _Download, why: RunStopped) -> None:
-        self._run.stop(why)
-        self._left(download.flight)
+    def _stop(self, download: _Download, reason: RunStopped) -> None:
+        self._run.stop(reason)
+        self._on_deferred(download.job)
 
 
 def _host(url: str) -> str:
-    """Whom a hold concerns. A URL that cannot be read gets no further than `fetch`, which refuses it."""
+    """Return the host and port of a URL, or "" if it is invalid; the gateway client refuses such a URL later."""
     try:
         return urlsplit(url).netloc
     except ValueError:

@@ -1,7 +1,7 @@
-"""A job goes in when a slot is free; a `Flight` carries it through the stages until it ends.
+"""A job in flight, and the limit on their number.
 
-Newcomers: a flight holds only what the next stage needs. The rest is in the ledger, which is why tens of
-thousands of them fit.
+An `InFlightJob` holds only what the next stages need; the rest is in the ledger. This is why tens of thousands of
+jobs in flight fit into memory.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from krea_batch.rules.verdicts import Finished
 
 
 class InFlightJob:
-    """One job on its way. Times ending in `_s` are the loop's monotonic seconds."""
+    """One job on its way through the stages. Times ending in `_s` are seconds of the event loop's monotonic clock."""
 
     __slots__ = (
         "accepted_s",
@@ -59,49 +59,56 @@ class InFlightJob:
         kind: str = "",
         tenant: str = "",
     ) -> None:
+        # The job itself, for all stages.
         self.id = job_id
         self.tenant = tenant
-        self.kind = kind  # what may change how long it takes
-        self.job_no = 0  # in the ledger; 0 before it is there
-        self.body = body  # empty once accepted
+        self.kind = kind  # the fields of the request that may change how long the job takes
+        self.job_no = 0  # number in the ledger; 0 until it is recorded there
+        self.request_id = ""  # empty until accepted
+        self.accepted_s = 0.0
+        self.resumed = False  # from an earlier run, so it is unknown how long it has been waiting
+
+        # Submitter. The first three are empty once the job is accepted: the ledger has them.
+        self.body = body
         self.fingerprint = fingerprint
         self.metadata = metadata
-        self.request_id = ""
-        self.finished: Finished | None = None
-        self.errors = 0  # accepted POSTs that came to ERROR
-        self.refusals = 0  # 500s and 503s in a row
-        self.ambiguous_posts = 0  # POSTs of this run of which nobody knows what became
-        self.failures = 0  # unreadable answers in a row, of polls or downloads
-        self.key_refusals = 0  # polls in a row that were answered 401 or 403
+        self.sent_s = 0.0  # when the last POST was sent
+        self.refusals = 0  # consecutive answers 500 or 503
+        self.ambiguous_posts = 0  # POSTs of this run with an unknown result
+        self.errors = 0  # accepted POSTs that ended in ERROR
+
+        # Poll scheduler.
         self.polls = 0
-        self.sent_s = 0.0  # when its last POST left
-        self.accepted_s = 0.0
-        self.last_polled_s = 0.0  # when a poll last found it unfinished
-        self.heap_seq = -1  # of its next poll; -1 while none waits
-        self.last_callback_s = -math.inf  # when a callback last hastened a poll
-        self.callback_during_poll = False  # a callback came while a poll was in the air
-        self.on_schedule = False  # its next poll is where the schedule's plan puts it
-        self.exploring = False  # looked at every interval, while nothing is known
-        self.resumed = False  # of an earlier run: how long it has been waiting is not known to us
+        self.last_polled_s = 0.0  # when a poll last found the job unfinished; the acceptance before that
+        self.failures = 0  # consecutive polls without a readable answer
+        self.key_refusals = 0  # consecutive polls answered 401 or 403
+        self.heap_seq = -1  # sequence number of the next poll in the heap; -1 if none is scheduled
+        self.on_schedule = False  # the next poll is where the plan of the poll schedule puts it
+        self.exploring = False  # polled every interval, while latencies are unknown
+        self.last_callback_s = -math.inf  # when a callback last expedited a poll
+        self.callback_during_poll = False  # a callback arrived while a poll was pending
+
+        # Downloader.
+        self.finished: Finished | None = None
 
     @classmethod
-    def from_ledger(cls, job: OpenJob) -> InFlightJob:
-        """A job of the ledger, on its way again."""
-        flight = cls(job.job_id, kind=job.kind, tenant=job.tenant)
-        flight.job_no, flight.errors, flight.polls = job.job_no, job.errors, job.polls
-        flight.request_id = job.request_id or ""
-        return flight
+    def from_ledger(cls, record: OpenJob) -> InFlightJob:
+        """Return a job of an earlier run, without its request."""
+        job = cls(record.job_id, kind=record.kind, tenant=record.tenant)
+        job.job_no, job.errors, job.polls = record.job_no, record.errors, record.polls
+        job.request_id = record.request_id or ""
+        return job
 
 
 class InFlightLimit:
-    """How many jobs are on their way; `limit` at most, but for those that an earlier run left open."""
+    """Limit the number of jobs in flight to `limit`. Resumed jobs may exceed it."""
 
     def __init__(self, limit: int) -> None:
         self.limit = limit
         self.in_use = 0
         self._free = anyio.Semaphore(limit, fast_acquire=True)
-        self._empty = anyio.Event()
-        self._empty.set()
+        self._idle = anyio.Event()
+        self._idle.set()
 
     async def acquire(self) -> None:
         """Wait for a free slot, first come, first served."""
@@ -109,41 +116,43 @@ class InFlightLimit:
         self._count(+1)
 
     def acquire_resumed(self) -> None:
-        """Hold a slot for a job that is on its way already, though the limit may be passed."""
-        with suppress(anyio.WouldBlock):  # over the limit: no slot is freed until the count is under it again
+        """Take a slot for a job that is in flight already, even if none is free."""
+        # Above the limit, `release` frees no slot until the count is below the limit again.
+        with suppress(anyio.WouldBlock):
             self._free.acquire_nowait()
         self._count(+1)
 
     def release(self) -> None:
+        """Free the slot of a job that ended or was left to the next run."""
         self._count(-1)
         if self.in_use < self.limit:
             self._free.release()
 
     async def wait_idle(self) -> None:
-        """Wait until nothing is on its way."""
+        """Wait until no job is in flight."""
         while self.in_use:
-            await self._empty.wait()
+            await self._idle.wait()
 
     def _count(self, change: int) -> None:
         self.in_use += change
         if self.in_use == 0:
-            self._empty.set()
-        elif change > 0 and self._empty.is_set():
-            self._empty = anyio.Event()
+            self._idle.set()
+        elif change > 0 and self._idle.is_set():
+            self._idle = anyio.Event()
 
 
 def build_in_flight_job(job: Job, tenant: str = "") -> InFlightJob:
-    """The flight of a job that has its id."""
+    """Return the in-flight job for a valid job, which has its id."""
     body = wire.encode_body(job)
-    kind = sys.intern(f"{job.aspect_ratio} {job.creativity}")  # few, and each flight holds one
+    kind = sys.intern(f"{job.aspect_ratio} {job.creativity}")  # There are few kinds, and every job holds one.
     return InFlightJob(job.id, body, wire.fingerprint_of(body), msgspec.json.encode(job.metadata), kind, tenant)
 
 
-def require_same_request(flight: InFlightJob, fingerprint: bytes) -> None:
-    """Raise JobError where a job on record under this id asked for another image."""
-    if flight.fingerprint != fingerprint:
+def require_same_request(job: InFlightJob, fingerprint: bytes) -> None:
+    """Raise JobError unless the request recorded under this id, with this `fingerprint`, is the same."""
+    if job.fingerprint != fingerprint:
         raise JobError(
             "the job has changed since this id was submitted",
-            "give it a new id, or choose another --out",
-            job_id=flight.id,
+            "use a new id, or another run directory",
+            job_id=job.id,
         )

@@ -1,7 +1,8 @@
-"""Accepted flights come in; they go out finished, or ended, or back to the submitter (ERROR is not charged).
+"""Poll accepted jobs until they are completed or end.
 
-Newcomers: all waiting jobs lie in one heap by the instant of their next poll, and one task sleeps until the
-first is due. A job costs nothing while it waits. What a poll cannot tell never changes a job's state.
+All waiting jobs are in one heap, ordered by the time of their next poll, and one task sleeps until the first is due.
+A waiting job costs no CPU time. A poll whose answer cannot be read never changes the state of a job. A job that ended
+in ERROR, which is not charged, goes back to the submitter.
 """
 
 from __future__ import annotations
@@ -32,17 +33,19 @@ from krea_batch.rules.poll_schedule_by_kind import PollSchedules
 from krea_batch.rules.verdicts import Finished, PollFailed, PollVerdict, Progress, Waiting
 
 MAX_CONCURRENT_POLLS = 128  # chosen: answers of 0.2 s at 640/s; more would only queue at the gateway
-EXPLORED_SHARE = 0.04  # chosen: a poll more for one job in 25, and a change is seen within minutes
-SUBMIT_QUOTA_SHARE = 0.5  # chosen: of a shared quota; polls are served late rather than submits, which bring them
-MAX_RESCHEDULED = 10_000  # chosen: moving so many waiting polls takes the loop ten milliseconds
-MAX_KEY_REFUSALS = 3  # chosen: one 401 may be a stumble of the gateway, three in a row are its word
+EXPLORED_SHARE = 0.04  # chosen: one more poll for one job in 25, and a change is noticed within minutes
+SUBMIT_QUOTA_SHARE = 0.5  # chosen: of a shared quota; late polls cost less than late submits, which cause the polls
+MAX_RESCHEDULED = 10_000  # chosen: rescheduling this many polls blocks the event loop for ten milliseconds
+MAX_KEY_REFUSALS = 3  # chosen: one 401 may be an error of the gateway, three consecutive ones are not
+IDLE_S = 3600.0  # chosen: how long to sleep while nothing is scheduled; an event ends the sleep sooner
 
 
 class PollScheduler:
-    """Looks at every accepted flight when the schedule says so.
+    """Polls every accepted job when its schedule says so.
 
-    `finished` takes a flight whose images can be fetched, `again` one to be submitted once more after so many
-    seconds, `ended` one that ended here, `left` one that stays on record for the next run.
+    `on_finished` takes a job whose images can be downloaded. `on_errored` takes a job to submit again after some
+    seconds. `on_ended` takes a job that ended here. `on_deferred` takes a job that stays in the ledger for the next
+    run.
     """
 
     def __init__(
@@ -64,69 +67,70 @@ class PollScheduler:
         self._exploring_jobs = 0
         self._limiter: AsyncLimiter | None = None
         self._heap: list[tuple[float, int, InFlightJob]] = []
-        self._by_job_no: dict[int, InFlightJob] = {}  # accepted flights, where callbacks may name them
+        self._by_job_no: dict[int, InFlightJob] = {}  # accepted jobs, if callbacks may name them
         self._reliability = CallbackReliability()
-        self._awaiting_callback: set[int] = set()  # jobs that ended a moment ago, and no callback came so far
+        self._awaiting_callback: set[int] = set()  # jobs that ended recently, without a callback so far
         self._sequence = count()
         self._due_changed = asyncio.Event()
         self._poll_slots = asyncio.Semaphore(MAX_CONCURRENT_POLLS)
         self._tasks = TaskPool()
         self._paused_until_s = 0.0
 
-    def put(self, flight: InFlightJob, progress: Progress) -> None:
-        """Take an accepted flight, with what the answer to its POST already said."""
-        self._track_callback(flight)
+    def put(self, job: InFlightJob, progress: Progress) -> None:
+        """Take an accepted job, with the status that the answer to its POST contained."""
+        self._track_callback(job)
         if not isinstance(progress, Waiting):
-            self._schedule_poll(flight, 0.0)
+            self._schedule_poll(job, 0.0)
             return
-        schedule = self._schedules.for_kind(flight.kind)
-        flight.exploring = self._exploring_jobs < EXPLORING_JOBS and schedule.exploring
-        self._exploring_jobs += flight.exploring
+        schedule = self._schedules.for_kind(job.kind)
+        job.exploring = self._exploring_jobs < EXPLORING_JOBS and schedule.exploring
+        self._exploring_jobs += job.exploring
         if schedule.imprecise and self._run.random() < EXPLORED_SHARE:
-            least_s = schedule.interval_s
-            self._schedule_poll(flight, least_s + self._run.random() * (schedule.first_poll_s() - least_s))
+            min_s = schedule.interval_s
+            self._schedule_poll(job, min_s + self._run.random() * (schedule.first_poll_s() - min_s))
         else:
-            self._schedule_by_plan(flight)
+            self._schedule_by_plan(job)
 
     def add_past_latencies(self, latencies_s: Iterable[tuple[str, float]]) -> None:
-        """Take how long jobs of earlier runs took, each with its kind."""
+        """Add latencies of earlier runs, each with the kind of its job."""
         for kind, latency_s in latencies_s:
             self._schedules.observe(kind, latency_s)
         self._plan_version = self._schedules.version
 
-    def resume(self, flight: InFlightJob) -> None:
-        """Take a flight that an earlier run left accepted: it is looked at at once."""
-        flight.accepted_s = flight.last_polled_s = self._run.now_s()
-        flight.resumed = True
-        self._track_callback(flight)
-        self._schedule_poll(flight, 0.0)
+    def resume(self, job: InFlightJob) -> None:
+        """Take a job that an earlier run left accepted, and poll it now."""
+        job.accepted_s = job.last_polled_s = self._run.now_s()
+        job.resumed = True
+        self._track_callback(job)
+        self._schedule_poll(job, 0.0)
 
     def on_callback(self, job_no: int, payload: CallbackPayload) -> CallbackResult:
-        """Look at a job at once, since a callback says that it has ended.
+        """Poll a job now, if a callback says that it has ended.
 
-        However often the gateway calls, that brings one more poll of a job in each interval.
+        However many callbacks arrive, they cause at most one additional poll of a job in each interval.
         """
-        flight = self._by_job_no.get(job_no)
-        if flight is None:
+        job = self._by_job_no.get(job_no)
+        if job is None:
             if job_no in self._awaiting_callback:
                 self._awaiting_callback.discard(job_no)
                 self._record_callback(delivered=True)
                 return "not_needed"
             return "not_waiting"
         now_s = self._run.now_s()
-        is_other = payload.request_id not in (None, flight.request_id)
-        if is_other or not payload.ended or now_s - flight.last_callback_s < self._run.settings.poll_interval_s:
+        names_another_job = payload.request_id not in (None, job.request_id)
+        is_repeated = now_s - job.last_callback_s < self._run.settings.poll_interval_s
+        if names_another_job or not payload.ended or is_repeated:
             return "not_needed"
-        flight.last_callback_s = now_s
-        flight.on_schedule = False
-        if flight.heap_seq >= 0:
-            self._schedule_poll(flight, 0.0)
+        job.last_callback_s = now_s
+        job.on_schedule = False
+        if job.heap_seq >= 0:
+            self._schedule_poll(job, 0.0)
         else:
-            flight.callback_during_poll = True  # a poll is in the air, and may have been too early
+            job.callback_during_poll = True  # A poll is pending, and may have been sent too early.
         return "expedited"
 
     async def work(self) -> None:
-        """Poll what is due, for ever."""
+        """Poll the jobs that are due, forever."""
         settings = self._run.settings
         if settings.poll_rate:
             self._limiter = even_limiter(settings.poll_rate.per_s)
@@ -134,238 +138,240 @@ class PollScheduler:
             self._limiter = even_limiter(settings.rate.per_s * (1.0 - SUBMIT_QUOTA_SHARE))
         async with self._tasks as polls:
             while True:
-                flight = await self._next_due()
+                job = await self._next_due()
                 await self._poll_slots.acquire()
                 if self._limiter:
                     await self._limiter.acquire()
                 if settings.shared_quota:
                     await self._run.rate_limiter.acquire_shared()
-                polls.spawn(self._poll(flight))
+                polls.spawn(self._poll(job))
+
+    # ---- when to poll ------------------------------------------------------------------------------------
 
     async def _next_due(self) -> InFlightJob:
         while True:
             now_s = self._run.now_s()
-            due_s = max(self._heap[0][0], self._paused_until_s) if self._heap else now_s + 3600.0
+            due_s = max(self._heap[0][0], self._paused_until_s) if self._heap else now_s + IDLE_S
             if self._heap and due_s <= now_s:
-                _, turn, flight = heapq.heappop(self._heap)
-                if turn != flight.heap_seq:
-                    continue  # it was put forward
-                flight.heap_seq = -1
-                return flight
+                _, heap_seq, job = heapq.heappop(self._heap)
+                if heap_seq != job.heap_seq:
+                    continue  # The poll was rescheduled; this entry is stale.
+                job.heap_seq = -1
+                return job
             self._due_changed.clear()
             with anyio.move_on_after(due_s - now_s):
                 await self._due_changed.wait()
 
-    def _schedule_by_plan(self, flight: InFlightJob) -> None:
-        """Put the next poll where the plan wants it, counted from the last look, or else from the acceptance."""
-        flight.on_schedule = True
-        self._schedule_poll(flight, self._due_s(flight) - self._run.now_s())
+    def _schedule_by_plan(self, job: InFlightJob) -> None:
+        """Schedule the next poll by the plan, counted from the last poll, or from the acceptance."""
+        job.on_schedule = True
+        self._schedule_poll(job, self._due_s(job) - self._run.now_s())
 
-    def _due_s(self, flight: InFlightJob) -> float:
-        schedule = self._schedules.for_kind(flight.kind)
-        if flight.exploring and schedule.exploring:
-            return flight.last_polled_s + schedule.interval_s
-        if self._reliability.reliable and flight.last_polled_s == flight.accepted_s:
-            return flight.accepted_s + schedule.quantile_s()
-        return flight.last_polled_s + schedule.next_poll_s(flight.last_polled_s - flight.accepted_s)
+    def _due_s(self, job: InFlightJob) -> float:
+        schedule = self._schedules.for_kind(job.kind)
+        if job.exploring and schedule.exploring:
+            return job.last_polled_s + schedule.interval_s
+        if self._reliability.reliable and job.last_polled_s == job.accepted_s:
+            return job.accepted_s + schedule.quantile_s()
+        return job.last_polled_s + schedule.next_poll_s(job.last_polled_s - job.accepted_s)
 
     def _replan(self) -> None:
-        """Move the polls that wait to where a new plan wants them."""
+        """Reschedule the waiting polls by the current plan."""
         self._plan_version = self._schedules.version
         if len(self._heap) <= MAX_RESCHEDULED:
             self._heap = [
-                (self._due_s(flight) if flight.on_schedule else due_s, turn, flight)
-                for due_s, turn, flight in self._heap
-                if turn == flight.heap_seq
+                (self._due_s(job) if job.on_schedule else due_s, heap_seq, job)
+                for due_s, heap_seq, job in self._heap
+                if heap_seq == job.heap_seq
             ]
             heapq.heapify(self._heap)
             self._due_changed.set()
 
-    def _schedule_poll(self, flight: InFlightJob, wait_s: float) -> None:
-        flight.heap_seq = next(self._sequence)
-        entry = (self._run.now_s() + wait_s, flight.heap_seq, flight)
+    def _schedule_poll(self, job: InFlightJob, wait_s: float) -> None:
+        """Poll the job in `wait_s` seconds, in place of the poll that is scheduled for it."""
+        job.heap_seq = next(self._sequence)
+        entry = (self._run.now_s() + wait_s, job.heap_seq, job)
         heapq.heappush(self._heap, entry)
         if self._heap[0] is entry:
             self._due_changed.set()
 
-    def callback_wait_s(self, flight: InFlightJob) -> float:
-        """Seconds within which the gateway may well call for a job whose acceptance is not known."""
-        if not (self._run.callbacks and self._reliability.reliable):
-            return 0.0
-        return min(self._schedules.for_kind(flight.kind).quantile_s(), self._run.settings.job_timeout_s)
-
     # ---- callbacks ---------------------------------------------------------------------------------------
 
-    def _track_callback(self, flight: InFlightJob) -> None:
-        if self._run.callbacks:
-            self._by_job_no[flight.job_no] = flight
+    def callback_wait_s(self, job: InFlightJob) -> float:
+        """Return for how many seconds to expect a callback for an ambiguous job; 0 if none is likely."""
+        if not (self._run.callbacks and self._reliability.reliable):
+            return 0.0
+        return min(self._schedules.for_kind(job.kind).quantile_s(), self._run.settings.job_timeout_s)
 
-    def _untrack_callback(self, flight: InFlightJob) -> None:
-        """The flight's end was seen, by whichever way."""
-        if self._by_job_no.pop(flight.job_no, None) is None or flight.resumed:
+    def _track_callback(self, job: InFlightJob) -> None:
+        if self._run.callbacks:
+            self._by_job_no[job.job_no] = job
+
+    def _untrack_callback(self, job: InFlightJob) -> None:
+        """Record whether a callback arrived for a job that ended, now or after CALLBACK_GRACE_S."""
+        if self._by_job_no.pop(job.job_no, None) is None or job.resumed:
             return
-        if flight.last_callback_s > -math.inf:
+        if job.last_callback_s > -math.inf:
             self._record_callback(delivered=True)
         else:
-            self._awaiting_callback.add(flight.job_no)
-            self._run.call_later(CALLBACK_GRACE_S, self._on_callback_missed, flight.job_no)
+            self._awaiting_callback.add(job.job_no)
+            self._run.call_later(CALLBACK_GRACE_S, self._on_callback_missed, job.job_no)
 
-    def _on_callback_missed(self, n: int) -> None:
-        if n in self._awaiting_callback:
-            self._awaiting_callback.discard(n)
+    def _on_callback_missed(self, job_no: int) -> None:
+        if job_no in self._awaiting_callback:
+            self._awaiting_callback.discard(job_no)
             self._record_callback(delivered=False)
 
     def _record_callback(self, *, delivered: bool) -> None:
-        was_good = self._reliability.reliable
-        if delivered:
-            self._reliability.record_delivered()
-        else:
-            self._reliability.record_missed()
-        if was_good != self._reliability.reliable:
+        was_reliable = self._reliability.reliable
+        self._reliability.record(delivered=delivered)
+        if was_reliable != self._reliability.reliable:
             self._replan()
 
     # ---- one poll ----------------------------------------------------------------------------------------
 
-    async def _poll(self, flight: InFlightJob) -> None:
+    async def _poll(self, job: InFlightJob) -> None:
         try:
-            flight.on_schedule = False
-            flight.polls += 1
+            job.on_schedule = False
+            job.polls += 1
             self._run.stats.polls += 1
-            verdict = await self._tasks.cancellable(self._run.gateway.poll, flight.request_id)
+            verdict = await self._tasks.cancellable(self._run.gateway.poll, job.request_id)
         finally:
             self._poll_slots.release()
-        self._run.emit_poll(flight, verdict)
-        await self._settle(flight, verdict)
+        self._run.events.emit_poll(job, verdict)
+        await self._settle(job, verdict)
 
-    async def _settle(self, flight: InFlightJob, verdict: PollVerdict) -> None:
+    async def _settle(self, job: InFlightJob, verdict: PollVerdict) -> None:
+        """Record the result of a poll and hand the job to the next stage, or schedule its next poll."""
         decision = lifecycle.after_poll(
             verdict,
-            errors=flight.errors,
+            errors=job.errors,
             max_attempts=self._run.settings.max_attempts,
             jitter=self._run.random(),
         )
         match decision:
             case Download(finished):
-                self._untrack_callback(flight)
-                self._finish(flight, finished)
-            case PollAgain(trouble):
-                await self._poll_again(flight, trouble)
+                self._untrack_callback(job)
+                self._finish(job, finished)
+            case PollAgain(failure):
+                await self._poll_again(job, failure)
             case Requeue(wait_s, reason):
-                await self._requeue(flight, wait_s, reason)
+                await self._requeue(job, wait_s, reason)
             case EndJob(state, kind, message):
-                end = LedgerStore.mark_failed if state is State.FAILED else LedgerStore.mark_errored
-                why = ErrorInfo(kind, message)
-                self._drop(flight)
-                self._untrack_callback(flight)
-                outcome = await self._run.record(end, flight.job_no, why, self._run.wall_clock(), flight.polls)
-                self._end(flight, outcome)
+                mark_ended = LedgerStore.mark_failed if state is State.FAILED else LedgerStore.mark_errored
+                error = ErrorInfo(kind, message)
+                self._withdraw(job)
+                self._untrack_callback(job)
+                outcome = await self._run.record(mark_ended, job.job_no, error, self._run.wall_clock(), job.polls)
+                self._end(job, outcome)
 
-    def _finish(self, flight: InFlightJob, finished: Finished) -> None:
-        self._observe(flight, finished)
-        self._run.record_later(
-            LedgerStore.mark_finished, flight.job_no, finished, self._run.wall_clock(), flight.polls
-        )
-        flight.finished = finished
-        flight.failures = 0
-        self._run.emit_generation(flight, self._trusted_latency_s(flight, finished))
-        self._run.emit_state_change(flight, State.ACCEPTED, State.FINISHED)
-        self._on_finished(flight)
+    def _finish(self, job: InFlightJob, finished: Finished) -> None:
+        self._observe(job, finished)
+        self._run.record_later(LedgerStore.mark_finished, job.job_no, finished, self._run.wall_clock(), job.polls)
+        job.finished = finished
+        job.failures = 0
+        self._run.events.emit_generation(job, self._trusted_latency_s(job, finished))
+        self._run.events.emit_state_change(job, State.ACCEPTED, State.FINISHED)
+        self._on_finished(job)
 
-    def _observe(self, flight: InFlightJob, finished: Finished) -> None:
-        """How long the job took: the gateway's word where it fits between our last two looks, else ours."""
-        age_s = self._run.now_s() - flight.accepted_s
-        looked_s = flight.last_polled_s - flight.accepted_s
-        if flight.resumed:
+    def _observe(self, job: InFlightJob, finished: Finished) -> None:
+        """Add the job's latency to the schedules: the gateway's value if it is plausible, else our own.
+
+        Our own value is the time of the callback, or an upper bound, the time of the poll.
+        """
+        age_s = self._run.now_s() - job.accepted_s
+        last_polled_s = job.last_polled_s - job.accepted_s
+        if job.resumed:
             if finished.took_s is not None:
-                self._schedules.observe(flight.kind, finished.took_s)
-        elif (took_s := self._trusted_latency_s(flight, finished)) is not None:
-            self._schedules.observe(flight.kind, took_s, looked_s)
-        elif flight.last_callback_s >= flight.last_polled_s:
-            self._schedules.observe(flight.kind, flight.last_callback_s - flight.accepted_s, looked_s)
+                self._schedules.observe(job.kind, finished.took_s)
+        elif (took_s := self._trusted_latency_s(job, finished)) is not None:
+            self._schedules.observe(job.kind, took_s, last_polled_s)
+        elif job.last_callback_s >= job.last_polled_s:
+            self._schedules.observe(job.kind, job.last_callback_s - job.accepted_s, last_polled_s)
         else:
-            self._schedules.observe(flight.kind, age_s, looked_s, exact=False)
+            self._schedules.observe(job.kind, age_s, last_polled_s, exact=False)
         if self._plan_version != self._schedules.version:
             self._replan()
 
-    def _trusted_latency_s(self, flight: InFlightJob, finished: Finished) -> float | None:
-        """The gateway's word for how long the job took, where it fits between our last two looks."""
-        age_s, looked_s = self._run.now_s() - flight.accepted_s, flight.last_polled_s - flight.accepted_s
+    def _trusted_latency_s(self, job: InFlightJob, finished: Finished) -> float | None:
+        """Return how long the job took by the gateway, if that is between the last two polls; else None."""
+        age_s, last_polled_s = self._run.now_s() - job.accepted_s, job.last_polled_s - job.accepted_s
         took_s = finished.took_s
-        return took_s if took_s is not None and looked_s <= took_s <= age_s else None
+        return took_s if took_s is not None and last_polled_s <= took_s <= age_s else None
 
-    async def _poll_again(self, flight: InFlightJob, trouble: PollFailed | None) -> None:
+    async def _poll_again(self, job: InFlightJob, failure: PollFailed | None) -> None:
+        """Schedule the next poll of an unfinished job, or end it after `job_timeout_s`."""
         now_s = self._run.now_s()
-        schedule = self._schedules.for_kind(flight.kind)
-        least_s = schedule.interval_s
-        if trouble is None:
-            flight.failures = flight.key_refusals = 0
-            if not flight.resumed:
-                looked_s = flight.last_polled_s - flight.accepted_s
-                self._schedules.observe_pending(flight.kind, now_s - flight.accepted_s, looked_s)
-            flight.last_polled_s = now_s
-            wait_s = self._due_s(flight) - now_s
+        schedule = self._schedules.for_kind(job.kind)
+        min_wait_s = schedule.interval_s
+        if failure is None:
+            job.failures = job.key_refusals = 0
+            if not job.resumed:
+                last_polled_s = job.last_polled_s - job.accepted_s
+                self._schedules.observe_pending(job.kind, now_s - job.accepted_s, last_polled_s)
+            job.last_polled_s = now_s
+            wait_s = self._due_s(job) - now_s
         else:
-            flight.failures += 1
-            self._run.emit_retry(flight, "poll", trouble.reason)
-            wait_s = schedule.retry_delay_s(flight.failures, trouble.retry_after_s)
+            job.failures += 1
+            self._run.events.emit_retry(job, "poll", failure.reason)
+            wait_s = schedule.retry_delay_s(job.failures, failure.retry_after_s)
             wait_s = max(wait_s, self._run.retries.spend(now_s))
-            least_s = max(least_s, trouble.retry_after_s or 0.0)
-            if self._stop_if_key_refused(flight, trouble):
+            min_wait_s = max(min_wait_s, failure.retry_after_s or 0.0)
+            if self._stop_if_key_refused(job, failure):
                 return
-            if trouble.status == 429:
-                self._paused_until_s = max(self._paused_until_s, now_s + (trouble.retry_after_s or wait_s))
+            if failure.status == 429:
+                self._paused_until_s = max(self._paused_until_s, now_s + (failure.retry_after_s or wait_s))
                 if self._run.settings.shared_quota:
-                    self._run.rate_limiter.controller.on_rate_limited(now_s, now_s, trouble.retry_after_s)
-        if flight.callback_during_poll:
-            flight.callback_during_poll, wait_s, least_s = False, 0.0, 0.0
+                    self._run.rate_limiter.controller.on_rate_limited(now_s, now_s, failure.retry_after_s)
+        if job.callback_during_poll:
+            job.callback_during_poll, wait_s, min_wait_s = False, 0.0, 0.0
         timeout_s = self._run.settings.job_timeout_s
-        if now_s - flight.accepted_s >= timeout_s:
-            self._drop(flight)
-            self._by_job_no.pop(flight.job_no, None)
-            await self._time_out(flight, trouble)
+        if now_s - job.accepted_s >= timeout_s:
+            self._withdraw(job)
+            self._by_job_no.pop(job.job_no, None)
+            await self._time_out(job, failure)
         else:
-            flight.on_schedule = trouble is None and now_s + wait_s < flight.accepted_s + timeout_s
-            self._schedule_poll(flight, min(wait_s, max(flight.accepted_s + timeout_s - now_s, least_s)))
+            job.on_schedule = failure is None and now_s + wait_s < job.accepted_s + timeout_s
+            self._schedule_poll(job, min(wait_s, max(job.accepted_s + timeout_s - now_s, min_wait_s)))
 
-    def _drop(self, flight: InFlightJob) -> None:
-        """The flight ends here without having been seen finished."""
-        if not flight.resumed:
-            self._schedules.withdraw(flight.kind, flight.last_polled_s - flight.accepted_s)
+    def _withdraw(self, job: InFlightJob) -> None:
+        """Remove from the schedules a job that leaves this stage without having been completed."""
+        if not job.resumed:
+            self._schedules.withdraw(job.kind, job.last_polled_s - job.accepted_s)
 
-    def _stop_if_key_refused(self, flight: InFlightJob, trouble: PollFailed) -> bool:
-        """Leave the flight to the next run when the gateway no longer answers to this key."""
-        flight.key_refusals = flight.key_refusals + 1 if trouble.status in (401, 403) else 0
-        if flight.key_refusals < MAX_KEY_REFUSALS:
+    def _stop_if_key_refused(self, job: InFlightJob, failure: PollFailed) -> bool:
+        """Stop the run if the gateway keeps refusing the API key. The job is left to the next run."""
+        job.key_refusals = job.key_refusals + 1 if failure.status in (401, 403) else 0
+        if job.key_refusals < MAX_KEY_REFUSALS:
             return False
-        next_step = "give a valid key, then run the same command again"
-        self._run.stop(GatewayError(trouble.status, trouble.reason, next_step))
-        self._by_job_no.pop(flight.job_no, None)
-        self._on_deferred(flight)
+        self._run.stop(GatewayError(failure.status, failure.reason, "use a valid API key, then run again to resume"))
+        self._by_job_no.pop(job.job_no, None)
+        self._on_deferred(job)
         return True
 
-    async def _time_out(self, flight: InFlightJob, trouble: PollFailed | None) -> None:
-        waited = f"not finished after {self._run.settings.job_timeout_s:g} s"
-        message = f"{waited} ({trouble.reason})" if trouble else waited
-        why = ErrorInfo("timed_out", message)
+    async def _time_out(self, job: InFlightJob, failure: PollFailed | None) -> None:
+        message = f"not finished after {self._run.settings.job_timeout_s:g} s"
+        if failure:
+            message = f"{message} ({failure.reason})"
+        error = ErrorInfo("timed_out", message)
         outcome = await self._run.record(
-            LedgerStore.mark_timed_out, flight.job_no, why, self._run.wall_clock(), flight.polls
+            LedgerStore.mark_timed_out, job.job_no, error, self._run.wall_clock(), job.polls
         )
-        self._end(flight, outcome)
+        self._end(job, outcome)
 
-    async def _requeue(self, flight: InFlightJob, wait_s: float, reason: str) -> None:
-        self._drop(flight)
-        self._untrack_callback(flight)
-        flight.last_callback_s = -math.inf
-        await self._run.record(LedgerStore.requeue_errored, flight.job_no, flight.polls)
-        flight.errors += 1
-        flight.failures = flight.key_refusals = 0
-        flight.body, flight.fingerprint, flight.metadata = await self._run.record(
-            LedgerStore.request_of, flight.job_no
-        )
-        self._run.emit_retry(flight, "poll", reason)
-        self._run.emit_state_change(flight, State.ACCEPTED, State.PENDING)
-        self._on_errored(flight, wait_s)
+    async def _requeue(self, job: InFlightJob, wait_s: float, reason: str) -> None:
+        """Submit a job again that ended in ERROR. Its request is read from the ledger."""
+        self._withdraw(job)
+        self._untrack_callback(job)
+        job.last_callback_s = -math.inf
+        await self._run.record(LedgerStore.requeue_errored, job.job_no, job.polls)
+        job.errors += 1
+        job.failures = job.key_refusals = 0
+        job.body, job.fingerprint, job.metadata = await self._run.record(LedgerStore.request_of, job.job_no)
+        self._run.events.emit_retry(job, "poll", reason)
+        self._run.events.emit_state_change(job, State.ACCEPTED, State.PENDING)
+        self._on_errored(job, wait_s)
 
-    def _end(self, flight: InFlightJob, outcome: Outcome) -> None:
-        self._run.emit_state_change(flight, State.ACCEPTED, outcome.status)
-        self._on_ended(flight, outcome)
+    def _end(self, job: InFlightJob, outcome: Outcome) -> None:
+        self._run.events.emit_state_change(job, State.ACCEPTED, outcome.status)
+        self._on_ended(job, outcome)

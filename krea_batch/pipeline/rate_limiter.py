@@ -1,7 +1,7 @@
-"""Submits come in, of one engine or of several; each goes out when the pace lets it.
+"""When the next POST may be sent. One rate limiter can be shared by several engines.
 
-Newcomers: aiolimiter's leaky bucket spreads the submits; `rules.pace` above it says at which rate, holds them
-back after a 429, and keeps each window of one second under the ceiling, which a bucket alone does not.
+aiolimiter's leaky bucket spreads the submits. `rules.rate_control` above it decides the rate, pauses submits after a
+429, and keeps each window of one second under the rate, which a leaky bucket alone does not.
 """
 
 from __future__ import annotations
@@ -13,42 +13,46 @@ from collections.abc import Callable
 from aiolimiter import AsyncLimiter
 
 from krea_batch.errors import SettingsError
-from krea_batch.rules.rate_control import RateController as PaceRule
+from krea_batch.rules.rate_control import RateController
 from krea_batch.settings import Rate
 
-BURST_S = 0.02  # measured: who may make up for 20 ms uses 99 % of 50–5000/s; who may not, 96 % and less
+BURST_S = 0.02  # measured: catching up on 20 ms uses 99 % of rates of 50-5000/s; without it, 96 % or less
 
 
 def even_limiter(per_s: float) -> AsyncLimiter:
-    """A limiter that spreads `per_s` evenly, for one waiter at a time."""
+    """Return a limiter that spreads `per_s` evenly, for one waiter at a time."""
     burst = 1.0 + per_s * BURST_S
     return AsyncLimiter(burst, burst / per_s)
 
 
 def monotonic_clock(loop: asyncio.AbstractEventLoop) -> Callable[[], float]:
-    """The loop's clock, as it goes: uvloop's stands still while callbacks run, and counts whole milliseconds.
+    """Return a clock that advances while callbacks run.
 
-    Who notes with it when requests left notes them too early by what the loop was busy with, and sends too many.
+    The clock of uvloop does not, and has a resolution of one millisecond. Send times read from it are too early by
+    the time that the loop was busy, so too many requests would be sent.
     """
     return time.monotonic if type(loop).__module__.partition(".")[0] == "uvloop" else loop.time
 
 
 class RateLimiter:
-    """A rate of submits, as `--rate` takes it ("10/s", "600/min", "auto"), that engines of one event loop share.
+    """A submit rate, as `--rate` takes it ("10/s", "600/min", "auto"). Engines on one event loop can share it.
 
-        pace = Pace("10/s")
-        async with Engine("runs/cats", pace=pace) as cats, Engine("runs/dogs", pace=pace) as dogs: ...
+        limiter = RateLimiter("10/s")
+        async with Engine("runs/cats", rate_limiter=limiter) as cats:
+            async with Engine("runs/dogs", rate_limiter=limiter) as dogs: ...
 
-    What the gateway says to one of them (429, Retry-After) then holds for all; who waits is served in turn. An engine
-    without one makes its own, which `Engine.share` hands out. Raises SettingsError.
+    A 429 or Retry-After for one engine then applies to all of them, and waiting submits are served in order. An
+    engine without a rate limiter creates one, available as `Engine.rate_limiter`. Raises SettingsError for an invalid
+    rate.
     """
 
-    # Submits pass in two steps: `wait` until one is due, record its intent, then `go`. Commits take now long, now
-    # short; were the window kept before them only, POSTs would leave in bursts after a long one, past the ceiling.
+    # A submit passes in two steps: `acquire` waits until it is due, then its intent is recorded, then `confirm` lets
+    # it go. The time of a commit varies. If only `acquire` kept the window, POSTs would leave in a burst after a long
+    # commit, above the rate.
 
     def __init__(self, rate: Rate | str) -> None:
         self.rate = rate if isinstance(rate, Rate) else Rate.parse(rate)
-        self.controller = PaceRule(self.rate.per_s, discover=self.rate.is_auto)
+        self.controller = RateController(self.rate.per_s, discover=self.rate.is_auto)
         self._loop: asyncio.AbstractEventLoop | None = None
         self._limiter = even_limiter(self.controller.per_s)
         self._limiter_per_s = self.controller.per_s
@@ -56,10 +60,10 @@ class RateLimiter:
         self._confirm_lock = asyncio.Lock()
 
     def __repr__(self) -> str:
-        return f"Pace({self.rate.text!r})"
+        return f"RateLimiter({self.rate.text!r})"
 
     def bind_loop(self) -> None:
-        """Belong to the running loop. Raises SettingsError where it belongs to another."""
+        """Bind to the running event loop. Idempotent. Raises SettingsError if bound to another one."""
         loop = asyncio.get_running_loop()
         if self._loop is None:
             self._loop = loop
@@ -68,7 +72,7 @@ class RateLimiter:
             raise SettingsError("rate_limiter", "bound to a different event loop", "create one for each event loop")
 
     async def acquire(self) -> None:
-        """Wait until the next submit is due, behind those who came before."""
+        """Wait until the next submit is due, first come, first served."""
         async with self._queue_lock:
             if self._limiter_per_s != self.controller.per_s:
                 self._limiter, self._limiter_per_s = even_limiter(self.controller.per_s), self.controller.per_s
@@ -76,7 +80,7 @@ class RateLimiter:
             await self._wait_for_window()
 
     async def confirm(self) -> float | None:
-        """Let a submit that was due leave. Returns its instant, or None where all are held by now."""
+        """Count a submit that is due, and return its send time, or None if submits are paused by now."""
         async with self._confirm_lock:
             while (wait_s := self.controller.wait_s(self._now_s())) > 0:
                 if self.controller.paused_s(self._now_s()) > 0:
@@ -87,11 +91,11 @@ class RateLimiter:
             return now_s
 
     async def acquire_shared(self) -> None:
-        """Wait until a request of another kind may go, which counts against the same limit, and count it."""
+        """Wait until another request that counts against the same limit may be sent, and count it."""
         await self._wait_for_window()
         self.controller.on_other_request(self._now_s())
 
     async def _wait_for_window(self) -> None:
-        """Wait until the rule lets one more request go."""
+        """Wait until the controller allows one more request."""
         while (wait_s := self.controller.wait_s(self._now_s())) > 0:  # noqa: ASYNC110 - only the clock sets this event
             await asyncio.sleep(wait_s)

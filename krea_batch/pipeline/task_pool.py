@@ -1,8 +1,8 @@
-"""Coroutines come in, one a request or a worker; what one of them raises ends the stage that runs them.
+"""The supervised tasks of a stage: one for each request or worker. The first failure cancels the stage.
 
-Newcomers: a job's step from one record to the next must not be cut in two, so tasks here are not cancelled when
-their stage is, but where they say that they may be: in `exposed`. anyio's shields and task groups do the same, at
-three times the cost, and these are the engine's most frequent tasks.
+A job's step from one record to the next must not be interrupted. So a task is not cancelled with its stage, except
+where it allows that, in `cancellable`. anyio's shields and task groups do the same at three times the cost, and these
+are the most frequent tasks of the engine.
 """
 
 from __future__ import annotations
@@ -19,17 +19,17 @@ T = TypeVar("T")
 
 
 class TaskPool:
-    """The tasks of one stage; an async context manager whose body, the stage, ends when a task fails.
+    """The tasks of one stage; an async context manager whose body is cancelled when a task fails.
 
-    Leaving it, cancelled or not, cancels the tasks that are exposed, waits for the others to end, and raises
-    what the first of them raised.
+    On exit, cancelled or not, it cancels the tasks that allow it, waits for the others to end, and raises the first
+    exception of a task.
     """
 
     def __init__(self) -> None:
         self._tasks: set[asyncio.Task[None]] = set()
-        self._exposed: set[asyncio.Task[Any]] = set()
-        self._over = False
-        self._failed: BaseException | None = None
+        self._cancellable: set[asyncio.Task[Any]] = set()
+        self._cancelled = False
+        self._failure: BaseException | None = None
         self._body = anyio.CancelScope()
 
     async def __aenter__(self) -> Self:
@@ -42,36 +42,36 @@ class TaskPool:
             while self._tasks:
                 await asyncio.wait(self._tasks)
         swallowed = self._body.__exit__(kind, error, trace)
-        if self._failed:
-            raise self._failed
+        if self._failure:
+            raise self._failure
         return swallowed
 
     def spawn(self, work: Coroutine[Any, Any, None]) -> None:
-        """Run a coroutine as a task."""
+        """Run a coroutine as a task of the pool."""
         task = asyncio.get_running_loop().create_task(work)
         self._tasks.add(task)
-        task.add_done_callback(self._ended)
+        task.add_done_callback(self._on_done)
 
     async def cancellable(self, work: Callable[P, Awaitable[T]], *args: P.args, **kwargs: P.kwargs) -> T:
-        """Do something in a task of the crew that may be cancelled at it."""
-        if self._over:
+        """Await `work(…)` in a task of the pool, which may be cancelled meanwhile."""
+        if self._cancelled:
             raise asyncio.CancelledError
         task = current_task()
-        assert task  # noqa: S101 - a coroutine runs in one
-        self._exposed.add(task)
+        assert task  # noqa: S101 - a coroutine runs in a task
+        self._cancellable.add(task)
         try:
             return await work(*args, **kwargs)
         finally:
-            self._exposed.discard(task)
+            self._cancellable.discard(task)
 
     def cancel_all(self) -> None:
-        """Cancel what is exposed, now and from now on."""
-        self._over = True
-        for task in self._exposed:
+        """Cancel the tasks that are in `cancellable`, and from now on every task that enters it."""
+        self._cancelled = True
+        for task in self._cancellable:
             task.cancel()
 
-    def _ended(self, task: asyncio.Task[None]) -> None:
+    def _on_done(self, task: asyncio.Task[None]) -> None:
         self._tasks.discard(task)
         if not task.cancelled() and (error := task.exception()):
-            self._failed = self._failed or error
+            self._failure = self._failure or error
             self._body.cancel()

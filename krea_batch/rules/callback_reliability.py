@@ -1,39 +1,34 @@
-"""Whether callbacks came comes in; whether their coming can be relied upon goes out.
+"""Track whether the gateway delivers callbacks reliably.
 
-Newcomers: nothing is believed because a callback says so. What is decided here is how long the polls may wait: a
-gateway that has called for nearly every job lately is waited for, and its jobs are looked at late; where calls stay
-out, polls go as if there were none.
+A callback is never trusted; a poll confirms each one. This rule only decides how late polls may be. If callbacks
+arrived for nearly all recent jobs, the first poll of a job waits for its callback. If they do not arrive, jobs are
+polled as if there were no callbacks.
 """
 
 from __future__ import annotations
 
 from collections import deque
 
-RECENT_JOBS = 20  # chosen: the latest ends; a gateway that falls silent is noticed within so many
-MIN_JOBS = 5  # chosen: so many calls in a row are no accident
-MAX_MISSED_SHARE = 0.1  # chosen: of the latest ends; for who calls less often, waiting costs more than polls
-CALLBACK_GRACE_S = 2.0  # chosen: a call may come so long after the end that a poll has seen
+RECENT_JOBS = 20  # chosen: a gateway that stops sending callbacks is noticed within this many jobs
+MIN_JOBS = 5  # chosen: this many callbacks in a row are no coincidence
+MAX_MISSED_SHARE = 0.1  # chosen: of the recent jobs; if more are missing, waiting costs more than polling
+CALLBACK_GRACE_S = 2.0  # chosen: a callback may arrive this long after a poll has found the job ended
 
 
 class CallbackReliability:
-    """How well the gateway keeps its word to call."""
+    """Whether callbacks arrived for the most recent jobs."""
 
     __slots__ = ("_delivered",)
 
     def __init__(self) -> None:
         self._delivered: deque[bool] = deque(maxlen=RECENT_JOBS)
 
-    def record_delivered(self) -> None:
-        """A job ended, and the gateway called."""
-        self._delivered.append(True)
-
-    def record_missed(self) -> None:
-        """A job ended, and no call came."""
-        self._delivered.append(False)
+    def record(self, *, delivered: bool) -> None:
+        """Record whether a callback arrived for a job that ended."""
+        self._delivered.append(delivered)
 
     @property
     def reliable(self) -> bool:
-        """Whether calls can be relied upon."""
-        return len(self._delivered) >= MIN_JOBS and self._delivered.count(False) <= MAX_MISSED_SHARE * len(
-            self._delivered
-        )
+        """Whether callbacks can be relied upon."""
+        missed = self._delivered.count(False)
+        return len(self._delivered) >= MIN_JOBS and missed <= MAX_MISSED_SHARE * len(self._delivered)

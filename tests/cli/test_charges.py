@@ -110,7 +110,7 @@ def test_no_balance_stops_the_run(simulate: StartSimulator, tmp_path: Path) -> N
     write_jobs(tmp_path / "jobs.jsonl", 120)
     done = run_against(simulator, tmp_path, "--rate", "50/s")  # few are in the air when the first 402 is read
     assert done.returncode == 3
-    assert "top up the wallet, then run the same command again" in done.stdout
+    assert "top up the wallet, then run again to resume" in done.stdout
     assert len(list((tmp_path / "out" / "images").glob("*.png"))) == 50
     assert 1 <= simulator.admin_request("/totals")["refused"]["402"] <= 12
     simulator.admin_request("/balance", {"add": 500})

@@ -161,7 +161,7 @@ class TestLogs:
             if how:
                 assert (json.loads(line)["job"], json.loads(line)["where"]) == ("00001", "poll")
             else:
-                assert ' I krea_batch ! job=00001 where=poll reason="' in line
+                assert ' I krea_batch ! job=00001 stage=poll reason="' in line
 
     def test_a_log_that_cannot_be_written(self, tmp_path: Path) -> None:
         """A --log-file where no file can be is exit 2, and named."""

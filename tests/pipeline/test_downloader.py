@@ -1,4 +1,4 @@
-"""Tests of pipeline.downloader: what is paid for comes to disk whole, and trouble with it leads to no POST."""
+"""Test pipeline.downloader: charged images are stored complete, and no failure leads to another POST."""
 
 from __future__ import annotations
 
@@ -21,16 +21,16 @@ from tests.engine_fixtures import ledger_states, make_jobs, result_statuses, row
 from tests.virtual_time_runs import run_until_killed, run_virtual
 
 CONNECTION_CUT = DownloadError("the connection was cut")
-WHOLE_IMAGE = None  # in a script of media: the image, from where it is asked for
+COMPLETE_IMAGE = None  # in a download script: the image, from the requested offset on
 
 
 def image_of(prompt: str) -> bytes:
-    """What ScriptedGateway makes of a prompt."""
+    """Return the image that ScriptedGateway serves for a prompt."""
     return make_png(text=prompt.encode())
 
 
 def check_images(out: Path) -> None:
-    """Every .png is whole and the one of its row; nothing else is left."""
+    """Check that every .png is complete and equals the image of its row, and that there are no others."""
     in_rows = {}
     for job_id, row in rows_by_id(out).items():
         for file in row["files"]:
@@ -51,14 +51,14 @@ def only_file(out: Path, job_id: str = "j0") -> bytes:
 class TestOutputs:
     @pytest.mark.parametrize("count", [1, 2, 5])
     def test_several_outputs_are_several_files(self, tmp_path: Path, count: int) -> None:
-        """Each output becomes a file, named by its place, and stands in the row in that order."""
+        """Each output becomes a file with its number in the name; the row lists them in order."""
 
         class SeveralOutputsGateway(ScriptedGateway):
             def finished(self, request_id: str, outputs: int = 1) -> Finished:
                 return super().finished(request_id, count)
 
             def image(self, request_id: str) -> bytes:
-                return make_png(text=self.downloads[-1][0].encode())  # each output is another image
+                return make_png(text=self.downloads[-1][0].encode())  # Each output is a different image.
 
         gateway = SeveralOutputsGateway()
         run_virtual(run_jobs(tmp_path, gateway, make_jobs(1)))
@@ -70,15 +70,19 @@ class TestOutputs:
         assert len(gateway.submitted_bodies) == 1
 
     def test_an_id_that_looks_like_an_output(self, tmp_path: Path) -> None:
-        """Job `a` with two outputs and job `a-2`, streaming together, both come home whole."""
+        """Job `a` with two outputs and job `a-2`, downloaded at the same time, are both stored complete."""
 
         class TwoFilesGateway(ScriptedGateway):
             def finished(self, request_id: str, outputs: int = 1) -> Finished:
                 return super().finished(request_id, 2 if self.charged[request_id] == "first" else 1)
 
         gateway = TwoFilesGateway()
-        gateway.download_script["first"] = [WHOLE_IMAGE, [image_of("first")[:20], CONNECTION_CUT], (5.0, WHOLE_IMAGE)]
-        gateway.download_script["second"] = [[image_of("second")[:30], CONNECTION_CUT], (5.0, WHOLE_IMAGE)]
+        gateway.download_script["first"] = [
+            COMPLETE_IMAGE,
+            [image_of("first")[:20], CONNECTION_CUT],
+            (5.0, COMPLETE_IMAGE),
+        ]
+        gateway.download_script["second"] = [[image_of("second")[:30], CONNECTION_CUT], (5.0, COMPLETE_IMAGE)]
         todo = [Job(prompt="first", id="a"), Job(prompt="second", id="a-2")]
         run_virtual(run_jobs(tmp_path, gateway, todo))
         assert result_statuses(tmp_path) == {"a": "succeeded", "a-2": "succeeded"}
@@ -87,14 +91,14 @@ class TestOutputs:
 
     @pytest.mark.parametrize("fails_at", [1, 2, 3])
     def test_finished_outputs_are_not_downloaded_again(self, tmp_path: Path, fails_at: int) -> None:
-        """Trouble with one of three outputs is mended without fetching the others again."""
+        """If one of three outputs fails, the others are not downloaded again."""
 
         class ThreeOutputsGateway(ScriptedGateway):
             def finished(self, request_id: str, outputs: int = 1) -> Finished:
                 return super().finished(request_id, 3)
 
         gateway = ThreeOutputsGateway()
-        gateway.download_script["j0"] = [WHOLE_IMAGE] * (fails_at - 1) + [CONNECTION_CUT, WHOLE_IMAGE]
+        gateway.download_script["j0"] = [COMPLETE_IMAGE] * (fails_at - 1) + [CONNECTION_CUT, COMPLETE_IMAGE]
         run_virtual(run_jobs(tmp_path, gateway, make_jobs(1)))
         assert result_statuses(tmp_path) == {"j0": "succeeded"}
         assert len(gateway.downloads) == 4
@@ -104,26 +108,26 @@ class TestOutputs:
 class TestDownloadErrors:
     @pytest.mark.parametrize("at", [1, 8, 50, len(image_of("j0")) - 1])
     def test_a_cut_download_resumes_where_it_stopped(self, tmp_path: Path, at: int) -> None:
-        """The rest is asked for by Range, and the file is whole."""
+        """The rest is requested by Range, and the file is complete."""
         gateway = ScriptedGateway()
-        gateway.download_script["j0"] = [[image_of("j0")[:at], CONNECTION_CUT], WHOLE_IMAGE]
+        gateway.download_script["j0"] = [[image_of("j0")[:at], CONNECTION_CUT], COMPLETE_IMAGE]
         run_virtual(run_jobs(tmp_path, gateway, make_jobs(1)))
         assert [offset for _, offset in gateway.downloads] == [0, at]
         check_images(tmp_path)
 
-    def test_cut_again_and_again(self, tmp_path: Path) -> None:
-        """Five cuts leave five pieces, and the sixth answer brings the end."""
+    def test_repeated_cuts(self, tmp_path: Path) -> None:
+        """After five interruptions, the sixth response completes the image."""
         body = image_of("j0")
         gateway = ScriptedGateway()
         gateway.download_script["j0"] = [
             ScriptedDownload([body[at : at + 10], CONNECTION_CUT], offset=at) for at in range(0, 50, 10)
-        ] + [WHOLE_IMAGE]  # fmt: skip
+        ] + [COMPLETE_IMAGE]  # fmt: skip
         run_virtual(run_jobs(tmp_path, gateway, make_jobs(1)))
         assert [offset for _, offset in gateway.downloads] == [0, 10, 20, 30, 40, 50]
         check_images(tmp_path)
 
-    def test_if_range_refused_starts_over(self, tmp_path: Path) -> None:
-        """An answer from the first byte on replaces what had come, though it was another image's begin."""
+    def test_a_full_response_starts_over(self, tmp_path: Path) -> None:
+        """A response from the first byte on replaces earlier bytes, even those of another image."""
         gateway = ScriptedGateway()
         gateway.download_script["j0"] = [[make_png(9, 9, text=b"old")[:60], CONNECTION_CUT], [image_of("j0")]]
         run_virtual(run_jobs(tmp_path, gateway, make_jobs(1)))
@@ -143,30 +147,31 @@ class TestDownloadErrors:
         ids=["trailing bytes", "wrong CRC", "HTML", "cut PNG that ends well", "nothing", "HTML, cut"],
     )
     def test_an_invalid_image_is_downloaded_again(self, tmp_path: Path, pieces: list[Any]) -> None:
-        """It is fetched from its begin, and the wrong one leaves no trace."""
+        """An invalid image is downloaded again from its first byte, and leaves no trace."""
         gateway = ScriptedGateway()
-        gateway.download_script["j0"] = [pieces, pieces, WHOLE_IMAGE]
+        gateway.download_script["j0"] = [pieces, pieces, COMPLETE_IMAGE]
         run_virtual(run_jobs(tmp_path, gateway, make_jobs(1)))
         assert [offset for _, offset in gateway.downloads] == [0, 0, 0]
         assert len(gateway.submitted_bodies) == 1
         check_images(tmp_path)
 
     def test_no_etag_no_range(self, tmp_path: Path) -> None:
-        """Without a strong ETag nothing proves that the rest belongs to the begin: it is fetched anew."""
+        """Without a strong ETag the rest may belong to another image, so all of it is downloaded again."""
         gateway = ScriptedGateway()
         gateway.download_script["j0"] = [
             ScriptedDownload([image_of("j0")[:50], CONNECTION_CUT], etag=None),
-            WHOLE_IMAGE,
+            COMPLETE_IMAGE,
         ]
         run_virtual(run_jobs(tmp_path, gateway, make_jobs(1)))
         check_images(tmp_path)
 
-    @pytest.mark.parametrize("error",
+    @pytest.mark.parametrize(
+        "error",
         [CONNECTION_CUT, DownloadError("HTTP 404", status=404), [b"<html>"], [image_of("j0")[:-1]]],
         ids=["cut", "404", "HTML", "short"],
     )
-    def test_what_cannot_be_downloaded_is_left_to_the_next_run(self, tmp_path: Path, error: Any) -> None:
-        """After download_attempts the job is timed out, with its request_id; the next run fetches it, unpaid."""
+    def test_a_failed_download_is_left_to_the_next_run(self, tmp_path: Path, error: Any) -> None:
+        """After download_attempts the job is timed out; the next run downloads it without a charge."""
         gateway = ScriptedGateway()
         gateway.download_script["j0"] = [error]
         run_virtual(run_jobs(tmp_path, gateway, make_jobs(2), download_attempts=3))
@@ -181,15 +186,15 @@ class TestDownloadErrors:
         check_images(tmp_path)
 
     def test_retry_after_pauses_the_host(self, tmp_path: Path) -> None:
-        """A CDN that says 429 with Retry-After is left alone for that long by all downloads."""
+        """A host that answers 429 with Retry-After gets no request of any download for that time."""
         gateway = ScriptedGateway()
-        gateway.download_script["j0"] = [DownloadError("HTTP 429", status=429, retry_after_s=60.0), WHOLE_IMAGE]
+        gateway.download_script["j0"] = [DownloadError("HTTP 429", status=429, retry_after_s=60.0), COMPLETE_IMAGE]
         times_s: list[float] = []
-        fetch = gateway.download
+        download = gateway.download
 
         async def record_time(url: str, **more: Any) -> ScriptedDownload:
             times_s.append(asyncio.get_running_loop().time())
-            return await fetch(url, **more)
+            return await download(url, **more)
 
         gateway.download = record_time  # type: ignore[method-assign]
         run_virtual(run_jobs(tmp_path, gateway, make_jobs(50), rate="5/s"))
@@ -199,22 +204,22 @@ class TestDownloadErrors:
 
 class TestDisk:
     def test_a_foreign_file_is_never_touched(self, tmp_path: Path) -> None:
-        """A file that lies where the image should go stays as it is, and so does the image."""
+        """A foreign file with the name of an image is not changed; the image gets another name."""
         (tmp_path / "images").mkdir()
         (tmp_path / "images" / "j0.png").write_bytes(b"holiday")
         run_virtual(run_jobs(tmp_path, ScriptedGateway(), make_jobs(1)))
         assert (tmp_path / "images" / "j0.png").read_bytes() == b"holiday"
         assert only_file(tmp_path) == image_of("j0")
 
-    def test_ours_is_adopted_after_a_crash(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-        """A process that dies between rename and ledger leaves one file, and the next run one file."""
+    def test_a_file_of_a_crashed_run_is_adopted(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        """A crash between rename and ledger leaves one file, and so does the next run."""
 
         def kill(*_: object) -> None:
-            raise KeyError("dead")
+            raise KeyError("killed")
 
         gateway = ScriptedGateway()
         with monkeypatch.context() as patch:
-            patch.setattr(LedgerStore, "store", kill)
+            patch.setattr(LedgerStore, "mark_stored", kill)
             with pytest.raises(KeyError):
                 run_virtual(run_jobs(tmp_path, gateway, make_jobs(1)))
         assert ledger_states(tmp_path) == {"j0": "finished"}
@@ -236,7 +241,7 @@ class TestDisk:
 
         gateway = ScriptedGateway()
         if method == "write":
-            gateway.download_script["j0"] = [[image_of("j0")[:20], CONNECTION_CUT], WHOLE_IMAGE]
+            gateway.download_script["j0"] = [[image_of("j0")[:20], CONNECTION_CUT], COMPLETE_IMAGE]
         with monkeypatch.context() as patch:
             patch.setattr(ImageFile, method, raise_disk_full)
             engine = run_virtual(run_jobs(tmp_path, gateway, make_jobs(1)))
@@ -249,7 +254,7 @@ class TestDisk:
         check_images(tmp_path)
 
     def test_a_stop_leaves_no_file_open(self, tmp_path: Path) -> None:
-        """A download of many megabytes that is dropped by stop_now leaks no descriptor."""
+        """A download of many megabytes that is interrupted by abort leaks no descriptor."""
         gateway = ScriptedGateway()
         big = make_png(text=b"x" * (6 << 20))
         gateway.download_script["j0"] = [[big[: 5 << 20], 3600.0, big[5 << 20 :]]]
@@ -267,17 +272,17 @@ class TestDisk:
         assert ledger_states(tmp_path) == {"j0": "finished"}
 
     @pytest.mark.parametrize("killed_ms", range(10_000, 14_000, 250))
-    def test_no_png_is_ever_half(self, tmp_path: Path, killed_ms: int) -> None:
-        """Whenever the process dies, what ends in .png is whole; the next run brings the rest."""
+    def test_every_png_is_complete_after_a_kill(self, tmp_path: Path, killed_ms: int) -> None:
+        """Whenever the process is killed, every .png is complete; the next run stores the rest."""
         gateway = ScriptedGateway()
         for job in make_jobs(4):
             body = image_of(job.id)
-            gateway.download_script[job.id] = [[body[:20], 0.5, body[20:50], 0.5, CONNECTION_CUT], WHOLE_IMAGE]
+            gateway.download_script[job.id] = [[body[:20], 0.5, body[20:50], 0.5, CONNECTION_CUT], COMPLETE_IMAGE]
         run_until_killed(
             run_jobs(tmp_path, gateway, make_jobs(4)), killed_ms / 1000, tmp_path, thread_duration_s=lambda: 0.2
         )
-        seen = {path.name: path.read_bytes() for path in (tmp_path / "images").glob("*.png")}
-        assert all(data == image_of(name.removesuffix(".png")) for name, data in seen.items())
+        found = {path.name: path.read_bytes() for path in (tmp_path / "images").glob("*.png")}
+        assert all(data == image_of(name.removesuffix(".png")) for name, data in found.items())
         run_virtual(run_jobs(tmp_path, gateway, make_jobs(4)))
         assert set(result_statuses(tmp_path).values()) == {"succeeded"}
         assert len(gateway.submitted_bodies) == 4

@@ -1,4 +1,4 @@
-"""Tests of pipeline.poll_scheduler: no poll is wasted, and what a poll cannot tell changes nothing."""
+"""Test pipeline.poll_scheduler: no poll is wasted, and an unreadable answer changes nothing."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ POLL_ERRORS = {
     "401": PollFailed("unauthorized", 401),
     "404": PollFailed("not found", 404),
     "429": PollFailed("slow down", 429),
-    "429 for long": PollFailed("slow down", 429, 120.0),
+    "429 with Retry-After": PollFailed("slow down", 429, 120.0),
     "500": PollFailed("internal", 500),
-    "503 for long": PollFailed("unavailable", 503, 90.0),
+    "503 with Retry-After": PollFailed("unavailable", 503, 90.0),
     "no answer": PollFailed("no answer in time"),
-    "not to be read": PollFailed("the status answer could not be read", 200),
+    "unreadable": PollFailed("the status answer could not be read", 200),
 }
 
 
@@ -36,7 +36,7 @@ def gaps_s(times_s: Iterable[float]) -> list[float]:
 
 
 class FixedLatencyScript(ScriptedGateway):
-    """Jobs are finished as many seconds after their acceptance as `took_s` says for each."""
+    """A gateway whose jobs are completed after the given latencies, which are used in turn."""
 
     def __init__(self, latencies_s: list[float]) -> None:
         super().__init__()
@@ -60,9 +60,9 @@ class FixedLatencyScript(ScriptedGateway):
 class TestInterval:
     @pytest.mark.parametrize("interval_s", [0.5, 5.0, 8.0])
     def test_two_polls_of_a_job_are_never_closer(self, tmp_path: Path, interval_s: float) -> None:
-        """From the acceptance on, whatever the polls say and whatever was learned, the interval is kept."""
-        chance = Random(3)
-        gateway = FixedLatencyScript([chance.uniform(0.1, 90.0) for _ in range(100)])
+        """From the acceptance on, the interval is kept, whatever the polls return and the schedule learns."""
+        random = Random(3)
+        gateway = FixedLatencyScript([random.uniform(0.1, 90.0) for _ in range(100)])
         run_virtual(run_jobs(tmp_path, gateway, make_jobs(100), rate="100/s", poll_interval_s=interval_s))
         assert set(result_statuses(tmp_path).values()) == {"succeeded"}
         for request_id, times_s in gateway.poll_times_s.items():
@@ -70,8 +70,8 @@ class TestInterval:
             assert min(gaps_s(times_s), default=interval_s) >= interval_s - 1e-3
 
     @pytest.mark.parametrize("timeout_s", [7.0, 12.0, 14.9])
-    def test_not_even_at_the_end_of_the_time(self, tmp_path: Path, timeout_s: float) -> None:
-        """A job that is about to time out is not polled once more too soon for that."""
+    def test_not_even_before_the_timeout(self, tmp_path: Path, timeout_s: float) -> None:
+        """A job that is about to time out is not polled sooner than the interval."""
         gateway = ScriptedGateway()
         gateway.poll_script["j0"] = [STILL_WAITING]
         run_virtual(run_jobs(tmp_path, gateway, make_jobs(1), job_timeout_s=timeout_s))
@@ -82,7 +82,7 @@ class TestInterval:
 
     @pytest.mark.parametrize("error", POLL_ERRORS.values(), ids=POLL_ERRORS)
     def test_not_after_an_error(self, tmp_path: Path, error: PollFailed) -> None:
-        """Polls that fail are repeated no sooner than the interval, nor than Retry-After says."""
+        """A failed poll is repeated no sooner than the interval and than Retry-After."""
         gateway = ScriptedGateway()
         gateway.poll_script["j0"] = [STILL_WAITING, error, error, STILL_WAITING, error, Finished]
         run_virtual(run_jobs(tmp_path, gateway, make_jobs(1)))
@@ -91,9 +91,9 @@ class TestInterval:
         assert gaps_s(times_s)[1] >= (error.retry_after_s or 5.0)
 
     def test_few_polls_and_little_lag(self, tmp_path: Path) -> None:
-        """With latencies it has seen, the scheduler polls less than every interval, and finds jobs soon."""
-        chance = Random(5)
-        gateway = FixedLatencyScript([chance.gauss(40.0, 4.0) for _ in range(600)])
+        """With known latencies, the scheduler polls less often than every interval, and finds jobs soon."""
+        random = Random(5)
+        gateway = FixedLatencyScript([random.gauss(40.0, 4.0) for _ in range(600)])
         engine = run_virtual(run_jobs(tmp_path, gateway, make_jobs(600), rate="5/s", max_in_flight=600))
         lags_s = [times_s[-1] - gateway.done_s[request_id] for request_id, times_s in gateway.poll_times_s.items()]
         assert engine.stats().polls < 600 * 40 / 5 * 0.6
@@ -102,7 +102,7 @@ class TestInterval:
 
 class TestStatuses:
     def test_failed_ends_the_job(self, tmp_path: Path) -> None:
-        """FAILED is an end: nothing is sent again, and its words are in the result."""
+        """FAILED is final: nothing is submitted again, and its reason is in the result."""
         gateway = ScriptedGateway()
         gateway.poll_script["j0"] = [Failed("nsfw")]
         for _ in range(2):
@@ -113,7 +113,7 @@ class TestStatuses:
         assert rows_by_id(tmp_path)["j0"]["request_id"]
 
     def test_error_is_submitted_again(self, tmp_path: Path) -> None:
-        """ERROR is not charged: the job goes again, with the same body, and its second request is the one kept."""
+        """ERROR is not charged: the job is submitted again, and its second request_id is recorded."""
         gateway = ScriptedGateway()
         gateway.poll_script["j0"] = [Errored("gpu"), Finished]
         run_virtual(run_jobs(tmp_path, gateway, make_jobs(1)))
@@ -125,23 +125,23 @@ class TestStatuses:
             ("accepted", 0),
         ]
 
-    @pytest.mark.parametrize("most", [1, 2, 3])
-    def test_error_ends_the_job_in_the_end(self, tmp_path: Path, most: int) -> None:
-        """After max_attempts ERRORs the job is errored; a run that allows more goes on with it."""
+    @pytest.mark.parametrize("max_attempts", [1, 2, 3])
+    def test_repeated_errors_end_the_job(self, tmp_path: Path, max_attempts: int) -> None:
+        """After max_attempts ERRORs the job is errored; a run that allows more submits it again."""
         gateway = ScriptedGateway()
         gateway.poll_script["j0"] = [Errored("gpu")]
-        run_virtual(run_jobs(tmp_path, gateway, make_jobs(1), max_attempts=most))
+        run_virtual(run_jobs(tmp_path, gateway, make_jobs(1), max_attempts=max_attempts))
         assert result_statuses(tmp_path) == {"j0": "errored"}
-        assert len(gateway.submitted_bodies) == most
-        run_virtual(run_jobs(tmp_path, gateway, make_jobs(1), max_attempts=most))
-        assert len(gateway.submitted_bodies) == most
+        assert len(gateway.submitted_bodies) == max_attempts
+        run_virtual(run_jobs(tmp_path, gateway, make_jobs(1), max_attempts=max_attempts))
+        assert len(gateway.submitted_bodies) == max_attempts
         gateway.poll_script["j0"] = [Finished]
-        run_virtual(run_jobs(tmp_path, gateway, make_jobs(1), max_attempts=most + 1))
+        run_virtual(run_jobs(tmp_path, gateway, make_jobs(1), max_attempts=max_attempts + 1))
         assert result_statuses(tmp_path) == {"j0": "succeeded"}
-        assert len(gateway.submitted_bodies) == most + 1
+        assert len(gateway.submitted_bodies) == max_attempts + 1
 
     def test_error_after_the_stop_stays_for_the_next_run(self, tmp_path: Path) -> None:
-        """An ERROR that comes while the run drains is not submitted again by it, but by the next one."""
+        """A job in ERROR is not submitted again by a run that is stopping, but by the next one."""
         gateway = ScriptedGateway()
         gateway.poll_script["j0"] = [Errored("gpu"), Finished]
 
@@ -160,8 +160,8 @@ class TestStatuses:
         assert len(gateway.submitted_bodies) == 2
 
     @pytest.mark.parametrize("status", ["QUEUED", "PROCESSING", "THINKING", "CANCELLED", ""])
-    def test_unknown_statuses_mean_not_yet(self, tmp_path: Path, status: str) -> None:
-        """An unknown word is no end."""
+    def test_an_unknown_status_means_waiting(self, tmp_path: Path, status: str) -> None:
+        """An unknown status means that the job is still waiting."""
         gateway = ScriptedGateway()
         gateway.poll_script["j0"] = [Waiting(status)] * 20 + [Finished]
         run_virtual(run_jobs(tmp_path, gateway, make_jobs(1)))
@@ -172,18 +172,18 @@ class TestStatuses:
 class TestPollErrors:
     @pytest.mark.parametrize("error", [POLL_ERRORS[name] for name in POLL_ERRORS if name != "401"])
     def test_poll_errors_change_nothing(self, tmp_path: Path, error: PollFailed) -> None:
-        """However often a status cannot be read, the job stays accepted and goes home once it can."""
+        """While its status cannot be read, a job stays accepted; it succeeds once it can be read."""
         gateway = ScriptedGateway()
-        seen: set[Any] = set()
+        observed: set[Any] = set()
         gateway.poll_script["j0"] = [error] * 8 + [Finished]
-        gateway.on_poll = lambda _: seen.update(query_ledger(tmp_path, "SELECT state FROM jobs"))
+        gateway.on_poll = lambda _: observed.update(query_ledger(tmp_path, "SELECT state FROM jobs"))
         run_virtual(run_jobs(tmp_path, gateway, make_jobs(1)))
-        assert seen == {("accepted",)}
+        assert observed == {("accepted",)}
         assert result_statuses(tmp_path) == {"j0": "succeeded"}
         assert len(gateway.submitted_bodies) == 1
 
     def test_backoff_grows_to_a_minute(self, tmp_path: Path) -> None:
-        """The pauses after unreadable answers double from the interval on, up to a minute."""
+        """The delays after unreadable answers double from the interval, up to a minute."""
         gateway = ScriptedGateway()
         gateway.poll_script["j0"] = [POLL_ERRORS["500"]] * 8 + [Finished]
         run_virtual(run_jobs(tmp_path, gateway, make_jobs(1)))
@@ -191,19 +191,19 @@ class TestPollErrors:
         expected_s = [5.0, 10.0, 20.0, 40.0, 60.0, 60.0, 60.0, 60.0]
         assert gaps_s(times_s) == pytest.approx(expected_s, abs=0.1)
 
-    def test_a_429_slows_polls_and_not_submits(self, tmp_path: Path) -> None:
-        """After a poll's 429 no job is polled until Retry-After has passed, while submits go on at their pace."""
+    def test_a_429_pauses_polls_and_not_submits(self, tmp_path: Path) -> None:
+        """After a poll's 429 no job is polled until Retry-After has passed; submits keep their rate."""
         gateway = ScriptedGateway()
         gateway.poll_script["j0"] = [PollFailed("slow down", 429, 60.0), Finished]
         run_virtual(run_jobs(tmp_path, gateway, make_jobs(100), rate="5/s"))
         assert max(gaps_s(gateway.submit_times_s)) < 0.3
         times_s = sorted(at_s for times_s in gateway.poll_times_s.values() for at_s in times_s)
-        held_from_s = times_s[0] + 0.1
-        assert not [at_s for at_s in times_s if held_from_s < at_s < times_s[0] + 60.0]
+        paused_from_s = times_s[0] + 0.1
+        assert not [at_s for at_s in times_s if paused_from_s < at_s < times_s[0] + 60.0]
         assert set(result_statuses(tmp_path).values()) == {"succeeded"}
 
     def test_a_refused_key_leaves_the_jobs_to_the_next_run(self, tmp_path: Path) -> None:
-        """401 three times in a row stops the run; the jobs stay accepted, and the next run brings them home."""
+        """Three 401s in a row stop the run; the jobs stay accepted, and the next run completes them."""
         gateway = ScriptedGateway()
         for job in make_jobs(3):
             gateway.poll_script[job.id] = [POLL_ERRORS["401"]]
@@ -217,7 +217,7 @@ class TestPollErrors:
         assert len(gateway.submitted_bodies) == 3
 
     def test_one_401_after_other_errors_is_not_a_refused_key(self, tmp_path: Path) -> None:
-        """Only 401s in a row are the gateway's word; 500s before a single one do not count."""
+        """Only consecutive 401s mean a refused key; 500s before a single one do not count."""
         gateway = ScriptedGateway()
         gateway.poll_script["j0"] = [POLL_ERRORS["500"], POLL_ERRORS["500"], POLL_ERRORS["401"], Finished]
         engine = run_virtual(run_jobs(tmp_path, gateway, make_jobs(1)))
@@ -228,7 +228,7 @@ class TestPollErrors:
 class TestBounds:
     @pytest.mark.parametrize("poll_rate", ["2/s", "20/s", "30/min"])
     def test_the_poll_rate_is_kept(self, tmp_path: Path, poll_rate: str) -> None:
-        """All polls together keep under --poll-rate, and it is used to the full where there is so much to do."""
+        """All polls together stay below poll_rate, and use all of it while there are jobs to poll."""
         per_s = {"2/s": 2.0, "20/s": 20.0, "30/min": 0.5}[poll_rate]
         gateway = FixedLatencyScript([1.0])
         count = 60 if per_s < 10 else 400
@@ -240,14 +240,14 @@ class TestBounds:
         assert (len(times_s) - 1) / (times_s[-1] - times_s[0]) >= 0.95 * per_s
 
     def test_hundreds_of_jobs_on_one_heap(self, tmp_path: Path) -> None:
-        """Eight hundred waiting jobs need no task each, and they are found finished soon after they are."""
-        chance = Random(9)
-        gateway = FixedLatencyScript([chance.uniform(1.0, 60.0) for _ in range(800)])
+        """Eight hundred waiting jobs need no task each, and are found soon after they are completed."""
+        random = Random(9)
+        gateway = FixedLatencyScript([random.uniform(1.0, 60.0) for _ in range(800)])
         tasks: list[int] = []
         gateway.on_poll = lambda _: tasks.append(len(asyncio.all_tasks()))
         run_virtual(run_jobs(tmp_path, gateway, make_jobs(800), rate="2000/s", max_in_flight=800))
         assert set(result_statuses(tmp_path).values()) == {"succeeded"}
-        assert max(tasks) < 300  # 256 POSTs or 128 polls in the air, and the stages
+        assert max(tasks) < 300  # 256 POSTs or 128 pending polls, and the stages
         lags_s = [times_s[-1] - gateway.done_s[request_id] for request_id, times_s in gateway.poll_times_s.items()]
         assert sum(lags_s) / len(lags_s) < 2 * 5.0
         assert max(lags_s) < 8 * 5.0
@@ -255,7 +255,7 @@ class TestBounds:
 
 class TestTimeOut:
     def test_a_job_that_takes_too_long(self, tmp_path: Path) -> None:
-        """It is timed out by this run, keeps its request_id, and the next run brings it home without a POST."""
+        """A job is timed out, keeps its request_id, and is stored by the next run without a POST."""
         gateway = ScriptedGateway()
         gateway.poll_script["j0"] = [STILL_WAITING]
         run_virtual(run_jobs(tmp_path, gateway, make_jobs(2), job_timeout_s=60.0))
@@ -270,23 +270,23 @@ class TestTimeOut:
         assert second["error"] is None
         assert gateway.submitted_bodies[2:] == []
 
-    def test_poll_errors_do_not_extend_it(self, tmp_path: Path) -> None:
-        """A job whose status can never be read is timed out, too, not much later."""
+    def test_poll_errors_do_not_extend_the_timeout(self, tmp_path: Path) -> None:
+        """A job whose status can never be read is also timed out, not much later."""
         gateway = ScriptedGateway()
         gateway.poll_script["j0"] = [POLL_ERRORS["500"]]
 
         async def main() -> float:
             loop = asyncio.get_running_loop()
-            began_s = loop.time()
+            started_s = loop.time()
             await run_jobs(tmp_path, gateway, make_jobs(1), job_timeout_s=300.0)
-            return loop.time() - began_s
+            return loop.time() - started_s
 
         assert 300.0 <= run_virtual(main()) < 310.0
         assert result_statuses(tmp_path) == {"j0": "timed_out"}
         assert "internal" in rows_by_id(tmp_path)["j0"]["error"]["message"]
 
-    def test_it_is_submitted_again_only_for_an_error(self, tmp_path: Path) -> None:
-        """A timed-out job that turns out to be in ERROR in the next run is submitted again."""
+    def test_a_timed_out_job_in_error_is_submitted_again(self, tmp_path: Path) -> None:
+        """A timed-out job that is in ERROR in the next run is submitted again."""
         gateway = ScriptedGateway()
         gateway.poll_script["j0"] = [STILL_WAITING]
         run_virtual(run_jobs(tmp_path, gateway, make_jobs(1), job_timeout_s=10.0))

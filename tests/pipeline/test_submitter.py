@@ -1,4 +1,4 @@
-"""Tests of pipeline.submitter: what became of a POST decides about money."""
+"""Test pipeline.submitter: the result of a POST decides about money."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def resubmit_delays_s(gateway: ScriptedGateway) -> list[float]:
 
 class TestSubmitResults:
     def test_accepted_is_stored(self, tmp_path: Path) -> None:
-        """An accepted POST is followed to its image, and is the only one."""
+        """The image of an accepted POST is stored, and there is only one POST."""
         gateway = ScriptedGateway()
         run_virtual(run_jobs(tmp_path, gateway, make_jobs(3)))
         assert result_statuses(tmp_path) == {"j0": "succeeded", "j1": "succeeded", "j2": "succeeded"}
@@ -57,7 +57,7 @@ class TestSubmitResults:
 
     @pytest.mark.parametrize("status", REJECTED)
     def test_rejected_ends_the_job(self, tmp_path: Path, status: int) -> None:
-        """A 400-class answer ends its job, costs nothing, is never sent again, and concerns no other job."""
+        """A 4xx answer ends its job without a charge, for good, and does not affect other jobs."""
         gateway = ScriptedGateway()
         gateway.submit_script["j0"] = [REJECTED[status]]
         run_virtual(run_jobs(tmp_path, gateway, make_jobs(2)))
@@ -86,7 +86,7 @@ class TestSubmitResults:
 
     @pytest.mark.parametrize("refusal", [RATE_LIMITED_2_S, QUOTA_EXCEEDED], ids=["429", "403 with Retry-After"])
     def test_a_quota_pauses_and_resumes(self, tmp_path: Path, refusal: Refused) -> None:
-        """429, and 403 with Retry-After, hold all submits back for as long as the answer asks, and go on."""
+        """429, and 403 with Retry-After, pause all submits for as long as the answer asks."""
         gateway = ScriptedGateway()
         gateway.submit_script["j0"] = [refusal, ACCEPT]
         engine = run_virtual(run_jobs(tmp_path, gateway, make_jobs(5), rate="5/s"))
@@ -98,8 +98,8 @@ class TestSubmitResults:
         assert query_ledger(tmp_path, "SELECT result FROM submissions ORDER BY submission_no")[0] == ("refused",)
 
     @pytest.mark.parametrize("refusal", [RETRYABLE, UNAVAILABLE, NOT_SENT], ids=["500", "503", "not sent"])
-    def test_what_was_not_queued_is_retried(self, tmp_path: Path, refusal: Any) -> None:
-        """500 and 503 with an error body, and what never left, are sent again until they are taken."""
+    def test_a_post_that_was_not_queued_is_retried(self, tmp_path: Path, refusal: Any) -> None:
+        """A POST answered 500 or 503 with an error body, or not sent at all, is retried until accepted."""
         gateway = ScriptedGateway()
         gateway.submit_script["j0"] = [refusal] * 3 + [ACCEPT]
         run_virtual(run_jobs(tmp_path, gateway, make_jobs(1), random=Random(1)))
@@ -108,19 +108,19 @@ class TestSubmitResults:
         assert len(gateway.charged) == 1
         assert rows_by_id(tmp_path)["j0"]["attempts"] == 4
         results = [
-            came_to for (came_to,) in query_ledger(tmp_path, "SELECT result FROM submissions ORDER BY submission_no")
+            result for (result,) in query_ledger(tmp_path, "SELECT result FROM submissions ORDER BY submission_no")
         ]
         assert results == ["not_sent" if refusal is NOT_SENT else "refused"] * 3 + ["accepted"]
 
-    def test_a_503_is_obeyed(self, tmp_path: Path) -> None:
-        """A 503's Retry-After is the least that its job waits."""
+    def test_retry_after_of_a_503_is_followed(self, tmp_path: Path) -> None:
+        """The Retry-After of a 503 is the minimum delay of its job."""
         gateway = ScriptedGateway()
         gateway.submit_script["j0"] = [UNAVAILABLE, ACCEPT]
         run_virtual(run_jobs(tmp_path, gateway, make_jobs(1)))
         assert min(resubmit_delays_s(gateway)) >= 7.0
 
     def test_backoff_grows(self, tmp_path: Path) -> None:
-        """With the least favourable chance the pauses double."""
+        """With maximum jitter, the delays double."""
 
         class MaxRandom(Random):
             def random(self) -> float:
@@ -132,8 +132,8 @@ class TestSubmitResults:
         pauses_s = [gap_s - gateway.submit_duration_s for gap_s in resubmit_delays_s(gateway)]
         assert pauses_s[:3] == pytest.approx([0.5, 1.0, 2.0], abs=0.01)
 
-    def test_one_bad_job_among_good_ones_is_given_up(self, tmp_path: Path) -> None:
-        """A job that alone is answered 500 each time ends rejected, and holds nobody up."""
+    def test_one_failing_job_among_good_ones_is_rejected(self, tmp_path: Path) -> None:
+        """A job that is always answered 500, alone, ends rejected and delays no other job."""
         gateway = ScriptedGateway()
         gateway.submit_script["j0"] = [RETRYABLE]
         run_virtual(run_jobs(tmp_path, gateway, make_jobs(600), rate="5/s", max_in_flight=20))
@@ -144,12 +144,12 @@ class TestSubmitResults:
 
     @pytest.mark.parametrize("error", [RETRYABLE, UNAVAILABLE, NOT_SENT], ids=["500", "503", "not sent"])
     def test_an_endless_outage_stops_the_run(self, tmp_path: Path, error: Any) -> None:
-        """When nothing was taken for as long as a job may take, the run stops; the jobs stay for the next one."""
+        """If no POST is accepted for job_timeout_s, the run stops; the jobs stay for the next one."""
         gateway = ScriptedGateway()
         gateway.submit_script["j0"] = gateway.submit_script["j1"] = [error]
         engine = run_virtual(run_jobs(tmp_path, gateway, make_jobs(2), job_timeout_s=600.0))
         assert engine.stopped is not None
-        assert "taken nothing for 600 s" in str(engine.stopped)
+        assert "accepted no request for 600 s" in str(engine.stopped)
         assert set(ledger_states(tmp_path).values()) == {"pending"}
         gateway.submit_script.clear()
         run_virtual(run_jobs(tmp_path, gateway, make_jobs(2)))
@@ -157,7 +157,7 @@ class TestSubmitResults:
 
     @pytest.mark.parametrize("refusal", [RETRYABLE, NOT_SENT], ids=["500", "not sent"])
     def test_an_outage_does_not_count_against_jobs(self, tmp_path: Path, refusal: Any) -> None:
-        """Ten minutes in which nothing is taken cost few POSTs, no money and no job."""
+        """An outage of ten minutes costs few POSTs, no money and no job."""
         gateway = ScriptedGateway()
         posted = gateway.submit
 
@@ -175,7 +175,7 @@ class TestSubmitResults:
         assert len(gateway.submitted_bodies) < 20 * 20
 
     def test_ambiguous_is_never_resubmitted_by_default(self, tmp_path: Path) -> None:
-        """A POST of which nobody knows what became is not repeated, in this run or the next."""
+        """An ambiguous POST is not repeated, in this run or the next."""
         gateway = ScriptedGateway()
         gateway.submit_script["j0"] = [AMBIGUOUS_RESULT, ACCEPT]
         for _ in range(2):
@@ -185,7 +185,7 @@ class TestSubmitResults:
         assert rows_by_id(tmp_path)["j0"]["error"] == {"kind": "ambiguous", "message": AMBIGUOUS_RESULT.reason}
 
     def test_ambiguous_is_resubmitted_when_configured(self, tmp_path: Path) -> None:
-        """With ambiguous=resubmit it is sent again, a few times and not for ever."""
+        """With ambiguous=resubmit an ambiguous job is resubmitted, a limited number of times."""
         gateway = ScriptedGateway()
         gateway.submit_script["j0"] = [AMBIGUOUS_RESULT, ACCEPT]
         gateway.submit_script["j1"] = [AMBIGUOUS_RESULT]
@@ -196,7 +196,7 @@ class TestSubmitResults:
         assert rows_by_id(tmp_path)["j0"]["error"] is None
 
     def test_ambiguous_jobs_are_resubmitted_by_a_later_run(self, tmp_path: Path) -> None:
-        """A run with ambiguous=resubmit takes up what an earlier one held."""
+        """A run with ambiguous=resubmit resubmits the ambiguous jobs of an earlier run."""
         gateway = ScriptedGateway()
         gateway.submit_script["j0"] = [AMBIGUOUS_RESULT, ACCEPT]
         run_virtual(run_jobs(tmp_path, gateway, make_jobs(1)))
@@ -205,7 +205,7 @@ class TestSubmitResults:
         assert len(gateway.submitted_bodies) == 2
 
     def test_one_request_id_for_two_jobs(self, tmp_path: Path) -> None:
-        """The second job that is given a request_id is ambiguous; the first keeps it, and its image."""
+        """A second job with the same request_id is ambiguous; the first keeps the id and its image."""
         gateway = ScriptedGateway()
         same = Accepted("krea_same", Waiting("QUEUED"))
         gateway.submit_script["j0"] = [same]
@@ -218,7 +218,7 @@ class TestSubmitResults:
         assert len(gateway.submitted_bodies) == 2
 
     def test_the_response_may_contain_the_image(self, tmp_path: Path) -> None:
-        """A job that its POST's answer already calls finished is not left waiting for an interval."""
+        """A job that the answer to its POST reports as completed does not wait for a poll interval."""
         gateway = ScriptedGateway()
         request_id = "krea_quick"
         done = gateway.finished(request_id)
@@ -231,13 +231,13 @@ class TestSubmitResults:
 
 
 class TestOrder:
-    def test_intent_is_on_disk_before_the_post_leaves(self, tmp_path: Path) -> None:
-        """When a POST leaves, another process that reads the ledger finds the job submitting, its POST in the air."""
+    def test_the_intent_is_durable_before_the_post_is_sent(self, tmp_path: Path) -> None:
+        """When a POST is sent, the ledger has its job as submitting, with a pending submission."""
         gateway = ScriptedGateway()
-        seen: list[Any] = []
+        observed: list[Any] = []
         gateway.submit_script["j1"] = [RETRYABLE, ACCEPT]
         gateway.submit_script["j2"] = [RATE_LIMITED_2_S, NOT_SENT, ACCEPT]
-        gateway.on_submit = lambda prompt: seen.extend(
+        gateway.on_submit = lambda prompt: observed.extend(
             query_ledger(
                 tmp_path,
                 "SELECT job_id, state, count(*) FROM jobs JOIN submissions USING (job_no)"
@@ -246,15 +246,15 @@ class TestOrder:
             )
         )
         run_virtual(run_jobs(tmp_path, gateway, make_jobs(4)), thread_duration_s=lambda: 0.3)
-        assert seen == [(prompt, "submitting", 1) for prompt in gateway.submitted_prompts]
-        assert len(seen) == 7
+        assert observed == [(prompt, "submitting", 1) for prompt in gateway.submitted_prompts]
+        assert len(observed) == 7
 
-    def test_the_request_id_is_on_disk_before_the_first_poll(self, tmp_path: Path) -> None:
-        """Whoever is polled is on record, and so is the moment at which `submit` returns."""
+    def test_the_request_id_is_durable_before_the_first_poll(self, tmp_path: Path) -> None:
+        """A request_id is durable before it is polled, and before `submit` returns."""
         gateway = ScriptedGateway()
-        seen: list[Any] = []
+        observed: list[Any] = []
         sql = "SELECT request_id, state FROM jobs WHERE request_id = ?"
-        gateway.on_poll = lambda request_id: seen.append((request_id, query_ledger(tmp_path, sql, request_id)))
+        gateway.on_poll = lambda request_id: observed.append((request_id, query_ledger(tmp_path, sql, request_id)))
 
         async def main() -> None:
             async with Engine(tmp_path, gateway_client=gateway) as engine:
@@ -263,8 +263,8 @@ class TestOrder:
                 await handle
 
         run_virtual(main(), thread_duration_s=lambda: 0.3)
-        assert seen
-        assert all(found == [(request_id, "accepted")] for request_id, found in seen)
+        assert observed
+        assert all(found == [(request_id, "accepted")] for request_id, found in observed)
 
 
 class TestRateLimiting:
@@ -280,40 +280,40 @@ class TestRateLimiting:
         assert (count - 1) / (times_s[-1] - times_s[0]) >= 0.98 * per_s
 
     @pytest.mark.parametrize(("per_s", "count"), [(5, 40), (50, 250), (500, 1200)])
-    def test_a_disk_that_stalls_makes_no_burst(self, tmp_path: Path, per_s: int, count: int) -> None:
-        """Commits that take long now and then do not make POSTs leave together, past the rate."""
+    def test_a_slow_disk_causes_no_burst(self, tmp_path: Path, per_s: int, count: int) -> None:
+        """Commits that sometimes take long do not make POSTs leave together, above the rate."""
         gateway = ScriptedGateway()
         for job in make_jobs(count):
             gateway.submit_script[job.id] = [REJECTED[400]]
-        chance = Random(7)
+        random = Random(7)
 
         def disk_s() -> float:
-            return 0.6 if chance.random() < 0.02 else chance.uniform(0.001, 0.02)
+            return 0.6 if random.random() < 0.02 else random.uniform(0.001, 0.02)
 
         run_virtual(run_jobs(tmp_path, gateway, make_jobs(count), rate=f"{per_s}/s"), thread_duration_s=disk_s)
         assert max_in_window(gateway.submit_times_s) <= per_s + 1
 
-    def test_a_rate_a_minute(self, tmp_path: Path) -> None:
-        """A rate of less than one a second is kept, too."""
+    def test_a_rate_per_minute(self, tmp_path: Path) -> None:
+        """A rate below one request per second is kept, too."""
         gateway = ScriptedGateway()
         run_virtual(run_jobs(tmp_path, gateway, make_jobs(5), rate="6/min"))
         assert min(resubmit_delays_s(gateway)) >= 9.99
 
     @pytest.mark.parametrize("limit_per_s", [3, 20])
     def test_it_discovers_an_unconfigured_limit(self, tmp_path: Path, limit_per_s: int) -> None:
-        """Where the gateway takes fewer than --rate, few POSTs are refused and most of its limit is used."""
+        """If the gateway accepts less than --rate, few POSTs are refused and most of its limit is used."""
         gateway = ScriptedGateway()
         gateway.submit_duration_s = 0.05
-        taken_s: list[float] = []
+        accepted_times_s: list[float] = []
         accept = gateway.submit
 
         async def submit(body: bytes, *, callback: str = "") -> Any:
             now_s = asyncio.get_running_loop().time()
-            if len([at_s for at_s in taken_s if at_s > now_s - 1.0]) >= limit_per_s:
+            if len([at_s for at_s in accepted_times_s if at_s > now_s - 1.0]) >= limit_per_s:
                 gateway.submit_times_s.append(now_s)
                 await asyncio.sleep(0.05)
                 return Refused(Refusal.RATE_LIMITED, 429, "slow down", 1.0)
-            taken_s.append(now_s)
+            accepted_times_s.append(now_s)
             return await accept(body)
 
         gateway.submit = submit  # type: ignore[method-assign]
@@ -322,10 +322,10 @@ class TestRateLimiting:
         assert set(result_statuses(tmp_path).values()) == {"succeeded"}
         assert len(gateway.charged) == count
         assert len(gateway.submit_times_s) - count < 0.25 * count
-        assert count / (taken_s[-1] - taken_s[0]) >= 0.5 * limit_per_s
+        assert count / (accepted_times_s[-1] - accepted_times_s[0]) >= 0.5 * limit_per_s
 
-    def test_many_429s_in_a_row(self, tmp_path: Path) -> None:
-        """A hundred refusals at once cost one pause, not a hundred, and every job is submitted in the end."""
+    def test_many_simultaneous_429s(self, tmp_path: Path) -> None:
+        """A hundred simultaneous 429s cause one pause, not a hundred; every job is submitted in the end."""
         gateway = ScriptedGateway()
         gateway.submit_duration_s = 2.0
         for job in make_jobs(100):
@@ -337,23 +337,23 @@ class TestRateLimiting:
 
 
 class TestBounds:
-    @pytest.mark.parametrize("most", [1, 7, 40])
-    def test_max_in_flight(self, tmp_path: Path, most: int) -> None:
-        """No more jobs than that are on their way at any time, from POST to image."""
+    @pytest.mark.parametrize("limit", [1, 7, 40])
+    def test_max_in_flight(self, tmp_path: Path, limit: int) -> None:
+        """At most max_in_flight jobs are in flight at any time, from POST to image."""
         gateway = ScriptedGateway()
         gateway.submit_duration_s = 3.0
-        on_way: list[int] = []
+        in_flight: list[int] = []
         sql = "SELECT count(*) FROM jobs WHERE state NOT IN ('succeeded', 'rejected')"
-        gateway.on_submit = lambda _: on_way.append(query_ledger(tmp_path, sql)[0][0])
+        gateway.on_submit = lambda _: in_flight.append(query_ledger(tmp_path, sql)[0][0])
         for job in make_jobs(100)[::3]:
             gateway.submit_script[job.id] = [REJECTED[400]]
-        run_virtual(run_jobs(tmp_path, gateway, make_jobs(100), rate="200/s", max_in_flight=most))
-        assert gateway.peak_pending_submits <= most
-        assert max(on_way) <= most
+        run_virtual(run_jobs(tmp_path, gateway, make_jobs(100), rate="200/s", max_in_flight=limit))
+        assert gateway.peak_pending_submits <= limit
+        assert max(in_flight) <= limit
         assert len(rows_by_id(tmp_path)) == 100
 
     def test_the_source_is_read_no_faster_than_submits_go(self, tmp_path: Path) -> None:
-        """Jobs that cannot be submitted yet stay where they come from, however many may be in flight."""
+        """Jobs that cannot be submitted yet stay in the source, whatever max_in_flight is."""
         read = 0
 
         def source() -> Iterator[Job]:
@@ -380,51 +380,51 @@ class TestBounds:
 
     @pytest.mark.parametrize("post_s", [0.01, 30.0], ids=["quick answers", "slow answers"])
     def test_max_charges(self, tmp_path: Path, post_s: float) -> None:
-        """Accepted and ambiguous POSTs never pass --max-charges, however many answers are in the air."""
+        """Accepted and ambiguous POSTs never exceed max_charges, however many POSTs are pending."""
         gateway = ScriptedGateway()
         gateway.submit_duration_s = post_s
         for n in range(0, 50, 5):
             gateway.submit_script[f"j{n}"] = [AMBIGUOUS_RESULT]
         engine = run_virtual(run_jobs(tmp_path, gateway, make_jobs(50), rate="100/s", max_charges=10))
-        came_to = [result for (result,) in query_ledger(tmp_path, "SELECT result FROM submissions")]
-        assert came_to.count("accepted") + came_to.count("ambiguous") == len(came_to) == 10
+        results = [result for (result,) in query_ledger(tmp_path, "SELECT result FROM submissions")]
+        assert results.count("accepted") + results.count("ambiguous") == len(results) == 10
         assert engine.stopped is not None
-        assert "--max-charges 10" in str(engine.stopped)
-        again = run_virtual(run_jobs(tmp_path, gateway, make_jobs(50), rate="100/s", max_charges=12))
-        assert again.stopped is not None
+        assert "max_charges is reached (10)" in str(engine.stopped)
+        resumed = run_virtual(run_jobs(tmp_path, gateway, make_jobs(50), rate="100/s", max_charges=12))
+        assert resumed.stopped is not None
         assert len(query_ledger(tmp_path, "SELECT 1 FROM submissions")) == 12
 
     @pytest.mark.parametrize(
-        "free",
+        "verdict",
         [REJECTED[400], RETRYABLE, NOT_SENT, RATE_LIMITED_2_S],
         ids=["rejected", "500", "not sent", "429"],
     )
-    def test_refunded_jobs_do_not_use_up_max_charges(self, tmp_path: Path, free: Any) -> None:
-        """POSTs in the air that turn out free leave room for as many others, and the budget is used to the full."""
+    def test_refunded_jobs_do_not_use_up_max_charges(self, tmp_path: Path, verdict: Any) -> None:
+        """Pending POSTs that turn out not to be charged make room for others; the budget is used in full."""
         gateway = ScriptedGateway()
         gateway.submit_duration_s = 1.0
         for n in range(12):
-            gateway.submit_script[f"j{n}"] = [free, ACCEPT]
+            gateway.submit_script[f"j{n}"] = [verdict, ACCEPT]
         run_virtual(run_jobs(tmp_path, gateway, make_jobs(40), rate="100/s", max_charges=10))
         assert len(gateway.charged) == 10
         assert list(result_statuses(tmp_path).values()).count("succeeded") == 10
 
     def test_errors_do_not_use_up_max_charges(self, tmp_path: Path) -> None:
-        """A job that ends errored was not charged, and leaves room for another."""
+        """A job that ends errored was not charged, and makes room for another."""
         gateway = ScriptedGateway()
         gateway.poll_script["j0"] = [Errored("system")]
         run_virtual(run_jobs(tmp_path, gateway, make_jobs(4), rate="1/min", max_charges=2, max_attempts=1))
         assert list(result_statuses(tmp_path).values()) == ["errored", "succeeded", "succeeded"]
 
     def test_a_budget_that_is_just_enough_stops_nothing(self, tmp_path: Path) -> None:
-        """As many jobs as may be charged are done, and the run ends in order."""
+        """With max_charges equal to the number of jobs, all jobs are done and the run does not stop."""
         gateway = ScriptedGateway()
         engine = run_virtual(run_jobs(tmp_path, gateway, make_jobs(5), max_charges=5))
         assert engine.stopped is None
         assert set(result_statuses(tmp_path).values()) == {"succeeded"}
 
-    def test_a_budget_of_nothing(self, tmp_path: Path) -> None:
-        """--max-charges 0 sends nothing."""
+    def test_a_budget_of_zero(self, tmp_path: Path) -> None:
+        """max_charges=0 submits nothing."""
         gateway = ScriptedGateway()
         engine = run_virtual(run_jobs(tmp_path, gateway, make_jobs(5), max_charges=0))
         assert engine.stopped is not None
@@ -435,7 +435,7 @@ class TestCancelling:
     @pytest.mark.parametrize("after_ms", range(0, 1700, 100))
     @pytest.mark.parametrize("what", ["caller", "stop", "abort", "leave"])
     def test_no_post_is_ever_unrecorded(self, tmp_path: Path, what: str, after_ms: int) -> None:
-        """Whatever is cancelled at whatever moment: each POST that left is on record, with what it came to."""
+        """Whatever is cancelled, and when: every POST that was sent is recorded with its result."""
         gateway = ScriptedGateway()
         gateway.submit_duration_s = 1.0
 
@@ -457,18 +457,18 @@ class TestCancelling:
             await asyncio.gather(*waits, return_exceptions=True)
 
         run_virtual(main(), thread_duration_s=lambda: 0.1)
-        on_record = dict(
+        recorded = dict(
             query_ledger(
                 tmp_path,
                 "SELECT job_id, s.request_id FROM submissions s JOIN jobs USING (job_no) WHERE result = 'accepted'",
             )
         )
-        assert {request_id: prompt for prompt, request_id in on_record.items()} == gateway.charged
+        assert {request_id: prompt for prompt, request_id in recorded.items()} == gateway.charged
         assert len(gateway.submitted_bodies) == len(gateway.charged)  # all of them were answered in time
         assert not query_ledger(tmp_path, "SELECT 1 FROM submissions WHERE result IS NULL")
 
     def test_abort_waits_briefly_for_pending_posts(self, tmp_path: Path) -> None:
-        """stop_now gives POSTs in the air a few seconds; then they are ambiguous, and the engine is closed."""
+        """abort gives pending POSTs a few seconds; then their jobs are ambiguous and the engine closes."""
         gateway = ScriptedGateway()
         gateway.submit_script["j0"] = [(50.0, ACCEPT)]
         gateway.submit_script["j1"] = [(3.0, ACCEPT)]
@@ -479,18 +479,18 @@ class TestCancelling:
                 waits = [asyncio.create_task(engine.generate(job)) for job in make_jobs(2)]
                 await asyncio.sleep(1.0)
                 engine.abort()
-                began_s = loop.time()
+                started_s = loop.time()
             ends: list[Outcome | BaseException] = await asyncio.gather(*waits, return_exceptions=True)
             assert isinstance(ends[0], Outcome)
             assert isinstance(ends[1], RunStopped)
-            return loop.time() - began_s
+            return loop.time() - started_s
 
         assert run_virtual(main()) <= 6.0
         assert ledger_states(tmp_path) == {"j0": "ambiguous", "j1": "accepted"}
 
     @pytest.mark.parametrize("after_ms", range(0, 500, 50))
-    def test_after_a_stop_nothing_leaves(self, tmp_path: Path, after_ms: int) -> None:
-        """Once the run is told to stop no further POST leaves, even where its intent was on its way to the disk."""
+    def test_after_a_stop_no_post_is_sent(self, tmp_path: Path, after_ms: int) -> None:
+        """After a stop no POST is sent, even if its intent was just being recorded."""
         gateway = ScriptedGateway()
 
         async def main() -> float:
@@ -507,8 +507,8 @@ class TestCancelling:
         assert set(ledger_states(tmp_path).values()) <= {"succeeded", "pending"}
 
 
-def test_a_job_of_the_library_is_sent_as_it_is_written(tmp_path: Path) -> None:
-    """The body of the POST holds the document's fields and no others."""
+def test_the_body_of_a_post(tmp_path: Path) -> None:
+    """The body of a POST has the fields of the API document and no others."""
     gateway = ScriptedGateway()
     run_virtual(run_jobs(tmp_path, gateway, [Job(prompt="a cat", id="cat", metadata={"mine": 1}, seed=3)]))
     assert gateway.submitted_bodies == [
@@ -527,7 +527,7 @@ def test_a_job_of_the_library_is_sent_as_it_is_written(tmp_path: Path) -> None:
 class TestIdenticalFailures:
     @pytest.mark.parametrize("verdict", [REJECTED[400], AMBIGUOUS_RESULT], ids=["rejected", "ambiguous"])
     def test_the_run_stops_and_the_next_resumes(self, tmp_path: Path, verdict: Any) -> None:
-        """A run whose first jobs all come to the same stops there; what it did not begin, the next run does."""
+        """A run whose first jobs all fail alike stops; the next run submits the rest."""
         gateway = ScriptedGateway()
         for job in make_jobs(30):
             gateway.submit_script[job.id] = [verdict]
@@ -540,8 +540,8 @@ class TestIdenticalFailures:
         assert len(rows_by_id(tmp_path)) == 100
         assert len(gateway.submitted_bodies) == 100
 
-    def test_what_fails_at_the_model(self, tmp_path: Path) -> None:
-        """FAILED is paid: when the first ones all come to it, no more are submitted."""
+    def test_jobs_that_fail_at_the_model(self, tmp_path: Path) -> None:
+        """FAILED is charged: if the first jobs all fail, no more are submitted."""
         gateway = ScriptedGateway()
         for job in make_jobs(100):
             gateway.poll_script[job.id] = [Failed("no GPU")]
@@ -551,8 +551,8 @@ class TestIdenticalFailures:
         assert len(gateway.charged) < 30
         assert set(result_statuses(tmp_path).values()) == {"failed"}
 
-    def test_a_few_bad_ones_stop_nothing(self, tmp_path: Path) -> None:
-        """Bad jobs among good ones are bad jobs."""
+    def test_failures_among_successes_do_not_stop_the_run(self, tmp_path: Path) -> None:
+        """Rejected jobs among successful ones do not stop the run."""
         gateway = ScriptedGateway()
         for job in make_jobs(100)[10:60]:
             gateway.submit_script[job.id] = [REJECTED[400]]
@@ -563,14 +563,14 @@ class TestIdenticalFailures:
 
 class TestPartialOutage:
     def test_half_of_all_posts_fail(self, tmp_path: Path) -> None:
-        """Every job is done in the end, and at no time do retries pass their share of the rate."""
+        """Every job succeeds in the end, and retries never exceed their share of the rate."""
         gateway = ScriptedGateway()
-        chance = Random(3)
+        random = Random(3)
         failed_s: list[float] = []
         accept = gateway.submit
 
         async def submit(body: bytes, *, callback: str = "") -> Any:
-            if chance.random() < 0.5:
+            if random.random() < 0.5:
                 now_s = asyncio.get_running_loop().time()
                 gateway.submit_times_s.append(now_s)
                 failed_s.append(now_s)
@@ -581,7 +581,7 @@ class TestPartialOutage:
         run_virtual(run_jobs(tmp_path, gateway, make_jobs(400), rate="50/s"))
         assert set(result_statuses(tmp_path).values()) == {"succeeded"}
         assert len(gateway.charged) == 400
-        began_s = gateway.submit_times_s[0]
+        started_s = gateway.submit_times_s[0]
         for n, at_s in enumerate(gateway.submit_times_s):
             retries_so_far = n + 1 - 400
-            assert retries_so_far <= 50 + 10 * (at_s - began_s) + 1
+            assert retries_so_far <= 50 + 10 * (at_s - started_s) + 1

@@ -1,4 +1,4 @@
-"""Tests of pipeline.crew: a task is cancelled only where it says so, and what it raises ends the stage."""
+"""Test pipeline.task_pool: only cancellable work is cancelled, and a failed task ends the stage."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from tests.virtual_time_runs import run_virtual
 
 
 class TaskLog:
-    """What tasks came to."""
+    """Records how tasks ended."""
 
     def __init__(self) -> None:
         self.lines: list[str] = []
 
     async def step(self, pool: TaskPool, *, cancellable: bool) -> None:
-        """One step of ten seconds and a word after it."""
+        """Sleep for ten seconds, then record the end."""
         try:
             if cancellable:
                 await pool.cancellable(asyncio.sleep, 10)
@@ -32,7 +32,7 @@ class TaskLog:
 
 @pytest.mark.parametrize(("cancellable", "expected"), [(True, "cancelled"), (False, "done")])
 def test_leaving_cancels_only_cancellable_work(cancellable: bool, expected: str) -> None:
-    """A task in the middle of its step comes to its end, though the stage around it is cancelled."""
+    """A task that is not cancellable completes its step, although the stage is cancelled."""
     log = TaskLog()
 
     async def stage() -> None:
@@ -45,8 +45,8 @@ def test_leaving_cancels_only_cancellable_work(cancellable: bool, expected: str)
     assert log.lines == [expected]
 
 
-def test_nothing_runs_after_cancel_all() -> None:
-    """A task that comes to its exposed part after the stage was left goes no further."""
+def test_no_cancellable_work_starts_after_the_stage() -> None:
+    """A task that enters `cancellable` after the stage has been left does not continue."""
     lines: list[str] = []
 
     async def two_steps(pool: TaskPool) -> None:
@@ -65,7 +65,7 @@ def test_nothing_runs_after_cancel_all() -> None:
 
 
 def test_an_error_ends_the_stage_after_the_other_tasks() -> None:
-    """The stage is cancelled and raises what the task raised, once the other tasks have ended."""
+    """The stage is cancelled and raises the task's exception once the other tasks have ended."""
     log = TaskLog()
 
     async def fails() -> None:
@@ -85,7 +85,7 @@ def test_an_error_ends_the_stage_after_the_other_tasks() -> None:
 
 
 def test_cancellable_returns_the_result_of_the_work() -> None:
-    """Its arguments go in, its result and its errors come out."""
+    """`cancellable` passes arguments on, and returns the result or raises the exception."""
 
     async def half(number: int, *, divisor: int) -> float:
         return number / divisor
