@@ -157,9 +157,9 @@ class TestLogs:
             )
             done = run_command(*arguments, cwd=tmp_path)
             assert done.returncode == 0, done.stderr
-            (line,) = [line for line in done.stderr.splitlines() if "where" in line]
+            (line,) = [line for line in done.stderr.splitlines() if "stage" in line]
             if how:
-                assert (json.loads(line)["job"], json.loads(line)["where"]) == ("00001", "poll")
+                assert (json.loads(line)["job"], json.loads(line)["stage"]) == ("00001", "poll")
             else:
                 assert ' I krea_batch ! job=00001 stage=poll reason="' in line
 
