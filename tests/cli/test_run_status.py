@@ -1,4 +1,4 @@
-"""What is shown of a run says what happened: rates of late, time left, troubles; and it fits on any terminal."""
+"""The status of a run is right: recent rates, time left, errors; and it fits on any terminal."""
 
 from __future__ import annotations
 
@@ -11,15 +11,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 from rich.console import Console
 
-from krea_batch.cli.ui.progress import ASCII_SPARKLINE_CHARS, SPARKLINE_CHARS, LiveDisplay, sparkline
 from krea_batch.cli.ui.run_status import (
+    ASCII_SPARKLINE_CHARS,
     HISTORY_S,
     RATE_WINDOW_S,
+    SPARKLINE_CHARS,
     LedgerStatusReader,
     RateHistory,
     RecentErrors,
     RunStatus,
     remaining_s,
+    sparkline,
 )
 from krea_batch.events import JobEnded, RetryScheduled
 from krea_batch.jobs import ErrorInfo, Outcome, State
@@ -135,7 +137,7 @@ def test_identical_errors_are_grouped() -> None:
     ],
 )
 def test_sparkline(history: tuple[float, ...], limit: float | None, expected: str) -> None:
-    """A cell a second: empty where nothing went, full where the limit was used."""
+    """A character per second: a space for no submit, the highest where the limit was reached."""
     assert sparkline(history, limit, SPARKLINE_CHARS) == expected
 
 
@@ -143,15 +145,15 @@ class TestLiveDisplay:
     def rendered(self, status: RunStatus, *, width: int = 80, encoding: str = "utf-8") -> list[str]:
         file = io.TextIOWrapper(io.BytesIO(), encoding=encoding, write_through=True)
         console = Console(file=file, width=width, force_terminal=False, color_system=None)
-        console.print(LiveDisplay(console)._render(status))
+        console.print(status.render(console.encoding))
         assert isinstance(file.buffer, io.BytesIO)
         return file.buffer.getvalue().decode(encoding).splitlines()
 
     def test_what_is_shown(self) -> None:
-        """Three stages, the pace, the jobs, the troubles; nothing of an error's text is taken for markup."""
+        """Three stages, the rate, the jobs, the errors; the text of an error is not interpreted as markup."""
         lines = self.rendered(SOME_STATUS)
         assert [line.split()[0] for line in lines[:6]] == [
-            "submitted", "generated", "done", "submits", "jobs", "trouble",
+            "submitted", "completed", "done", "submits", "jobs", "errors",
         ]  # fmt: skip
         assert "531/1,000" in lines[0]
         assert "391/1,000" in lines[1]
@@ -165,22 +167,24 @@ class TestLiveDisplay:
 
     @pytest.mark.parametrize("width", [40, 60, 80, 200])
     def test_it_fits(self, width: int) -> None:
-        """No line is broken or longer than the terminal is wide."""
+        """No line is wrapped or longer than the terminal is wide."""
         lines = self.rendered(SOME_STATUS, width=width)
         assert len(lines) == 7
         assert all(len(line) <= width for line in lines)
 
     def test_a_plain_terminal(self) -> None:
-        """Where the terminal knows ASCII alone, nothing else is written."""
-        plain = with_changes(SOME_STATUS, errors=())
+        """In an ASCII terminal, only ASCII is written."""
+        plain = with_changes(SOME_STATUS, top_errors=())
         text = "\n".join(self.rendered(plain, encoding="ascii"))
         assert text.isascii()
         assert set(ASCII_SPARKLINE_CHARS) & set(text)
 
     def test_unknown_values_are_left_out(self) -> None:
-        """A run of another process has no polls and bytes to tell, and no limit where it is to be found."""
+        """The status of another process's run has no polls and bytes, and no limit if it is found automatically."""
         lines = self.rendered(
-            with_changes(SOME_STATUS, polls=None, downloaded_bytes=None, limit_per_s=None, left_s=None, errors=())
+            with_changes(
+                SOME_STATUS, polls=None, downloaded_bytes=None, limit_per_s=None, remaining_s=None, top_errors=()
+            )
         )
         assert "polls" not in "".join(lines)
         assert "15.6/s" in lines[3]

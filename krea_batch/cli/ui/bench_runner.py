@@ -1,7 +1,7 @@
-"""The options of `krea-batch bench` come in; cases are announced, agreed to, run and reported; an exit code goes out.
+"""Runs `krea-batch bench`: announces the cases, asks for confirmation, runs them, and reports.
 
-Newcomers: against a real gateway nothing is sent before the number of images to be paid has been told and agreed to,
-and the engine's own `max_charges` holds each run to what was told.
+Against a real gateway nothing is sent before the user has confirmed the number of images to be charged, and the
+engine's `max_charges` limits each run to that number.
 """
 
 from __future__ import annotations
@@ -15,9 +15,10 @@ from contextlib import contextmanager
 from datetime import UTC, datetime
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
+import msgspec
 import orjson
 
 from krea_batch.benchmark.cases import (
@@ -34,28 +35,31 @@ from krea_batch.benchmark.output import bench_report, write_bench_json
 from krea_batch.benchmark.runner import BenchRunner
 from krea_batch.cli.app import BAD_INPUT, INTERRUPTED, OK, SOME_FAILED, STOPPED
 from krea_batch.cli.ui.formatting import pluralize, say
-from krea_batch.cli.ui.progress import LINE_INTERVAL_S
+from krea_batch.cli.ui.progress import make_display
 from krea_batch.cli.ui.run_session import find_key
 from krea_batch.cli.ui.summary import RunTotals
 from krea_batch.errors import InputError
 from krea_batch.settings import Settings
 from krea_batch.storage.run_dir import LEDGER
 
+if TYPE_CHECKING:
+    from rich.console import RenderableType
+
 INSTALL_COMMAND = "pip install 'krea-batch[bench]'"
-TABLE_WIDTH = 130  # columns of the table in a file or a pipe, where nobody says how many there are
+TABLE_WIDTH = 130  # columns of the table in a file or a pipe
 
 
 def run_bench(options: dict[str, Any]) -> int:
-    """Run the whole command. Raises InputError with nothing spent, RunStopped where a child broke."""
+    """Run the command, and return its exit code. Raises InputError, RunStopped if a worker fails."""
     _check_options(options)
     with tempfile.TemporaryDirectory(prefix="krea-batch-bench-") as scratch:
         cases = _cases(options, Path(options["out"]) / "runs" if options["gateway"] else Path(scratch))
         if options["gateway"] and not _confirm_charges(cases, options):
-            say("Nothing was sent, and nothing was spent.")
+            say("Nothing was sent or charged.")
             return BAD_INPUT
         options["out"].mkdir(parents=True, exist_ok=True)
         started_at = datetime.now(UTC)
-        progress = _make_progress(quiet=options["quiet"])
+        progress = BenchProgress(quiet=options["quiet"])
         runner = BenchRunner(options["latency"], progress.case_progress)
         with _forward_signals(runner):
             with progress:
@@ -66,9 +70,11 @@ def run_bench(options: dict[str, Any]) -> int:
 
 
 def _check_options(options: dict[str, Any]) -> None:
-    """Raises click.UsageError or InputError for options that do not go together, or a key that is not there."""
+    """Raise click.UsageError or InputError for options that cannot be combined, or a missing key."""
     if options["gateway"] and options["compare"]:
-        raise click.UsageError("--compare does not go with --gateway: each script would pay for all images again")
+        raise click.UsageError(
+            "--compare cannot be combined with --gateway: each script would be charged for all images"
+        )
     if options["gateway"]:
         find_key(options["api_key_file"])
     if options["compare"] and not find_spec("requests"):
@@ -76,7 +82,7 @@ def _check_options(options: dict[str, Any]) -> None:
 
 
 def _cases(options: dict[str, Any], folder: Path) -> list[Case]:
-    """Every case of the sweep, rate by rate. Raises SettingsError."""
+    """Return all cases, rate by rate. Raises SettingsError."""
     cases = []
     for rate in parse_rates(options["rates"]):
         jobs = jobs_for_rate(rate, options["jobs"])
@@ -100,7 +106,7 @@ def _cases(options: dict[str, Any], folder: Path) -> list[Case]:
 
 
 def _check_settings(case: Case) -> None:
-    """Let the engine's own settings say now what they would say later."""
+    """Raise SettingsError for settings that the engine would refuse later."""
     gateway = {"gateway": case.gateway} if case.gateway else {}
     Settings.from_options(
         Path(case.out),
@@ -111,31 +117,31 @@ def _check_settings(case: Case) -> None:
     )
 
 
-# ---- money -----------------------------------------------------------------------------------------------
+# ---- charges ---------------------------------------------------------------------------------------------
 
 
 def _confirm_charges(cases: list[Case], options: dict[str, Any]) -> bool:
-    """Say what is going to be paid for, and ask. Raises InputError where there is nobody to ask."""
-    images_to_pay = [max(0, case.jobs - _charged_or_unknown(case)) for case in cases]
-    for case, images in zip(cases, images_to_pay, strict=True):
-        already_paid = case.jobs - images
+    """Show what will be charged, and ask. Raises InputError if it cannot ask."""
+    images_to_charge = [max(0, case.jobs - _charged_or_unknown(case)) for case in cases]
+    for case, images in zip(cases, images_to_charge, strict=True):
+        already_charged = case.jobs - images
         say(
-            f"{case.rate}: {pluralize(images, 'image')} to pay for"
-            + (f", {already_paid:,} paid already" if already_paid else "")
+            f"{case.rate}: {pluralize(images, 'image')} to charge"
+            + (f", {already_charged:,} charged already" if already_charged else "")
         )
     price = options["price"]
-    total = sum(images_to_pay)
-    cost = f", {price:g} each, {price * total:,.2f} together" if price is not None else ""
-    say(f"In all {pluralize(total, 'image')} will be paid for at {options['gateway']}{cost}.")
+    total = sum(images_to_charge)
+    cost = f", {price:g} each, {price * total:,.2f} in total" if price is not None else ""
+    say(f"In total, {pluralize(total, 'image')} will be charged at {options['gateway']}{cost}.")
     if options["yes"] or not total:
         return True
     if not sys.stdin.isatty():
-        raise InputError("there is nobody to ask whether to pay", "add --yes to go on; nothing was spent")
-    return click.confirm("Go on?", default=False, err=True)
+        raise InputError("cannot ask for confirmation (not a terminal)", "pass --yes")
+    return click.confirm("Continue?", default=False, err=True)
 
 
 def _charged_or_unknown(case: Case) -> int:
-    """How many images of a case are paid already, or may be."""
+    """Return how many images of a case have been or may have been charged."""
     out = Path(case.out)
     if not (out / LEDGER).is_file():
         return 0
@@ -143,11 +149,11 @@ def _charged_or_unknown(case: Case) -> int:
     return charges.charged + charges.unknown
 
 
-# ---- while it runs ---------------------------------------------------------------------------------------
+# ---- running -------------------------------------------------------------------------------------
 
 
 def _run_cases(runner: BenchRunner, cases: list[Case], progress: BenchProgress) -> Iterator[CaseResult]:
-    """Run the cases until they are through, one breaks, or Ctrl-C is pressed."""
+    """Run the cases until all are done, one fails, or Ctrl-C is pressed."""
     for case in cases:
         if runner.interrupts:
             return
@@ -163,7 +169,7 @@ def _run_cases(runner: BenchRunner, cases: list[Case], progress: BenchProgress) 
 
 @contextmanager
 def _forward_signals(runner: BenchRunner) -> Iterator[None]:
-    """Pass Ctrl-C and SIGTERM on to the sweep, instead of breaking off between a child's start and its end."""
+    """Pass Ctrl-C and SIGTERM to the runner, which ends the worker in order."""
 
     def on_signal(*_: object) -> None:
         runner.interrupt()
@@ -176,81 +182,62 @@ def _forward_signals(runner: BenchRunner) -> Iterator[None]:
             signal.signal(name, handler)
 
 
+class BenchStatus(msgspec.Struct, frozen=True):
+    """The progress of one case, for a display."""
+
+    case: Case
+    progress: WorkerProgress
+
+    def as_line(self) -> str:
+        progress = self.progress
+        return (
+            f"{self.case.implementation} at {self.case.rate}: {progress.accepted:,}/{self.case.jobs:,} accepted, "
+            f"{progress.stored:,} stored, {progress.rate_limited:,} rate-limited, {progress.polls:,} polls"
+        )
+
+    def render(self, encoding: str) -> RenderableType:
+        from rich.text import Text
+
+        return Text(self.as_line())
+
+
 class BenchProgress:
-    """For logs and pipes, and with --quiet: a line as a case begins and ends, and every few seconds between."""
+    """Shows the start, the progress and the result of each case on the display of a run; nothing with `quiet`."""
 
     def __init__(self, *, quiet: bool) -> None:
         self._quiet = quiet
-        self._last_line_s = 0.0
+        self._display = make_display(quiet=quiet)
+        self._last_shown_s = 0.0
 
     def __enter__(self) -> BenchProgress:
-        return self
-
-    def __exit__(self, *_: object) -> None: ...
-
-    def case_started(self, case: Case) -> None:
-        self._last_line_s = time.monotonic()
-        self.say(f"{case.implementation} at {case.rate}: {pluralize(case.jobs, 'job')}")
-
-    def case_progress(self, case: Case, progress: WorkerProgress) -> None:
-        if time.monotonic() - self._last_line_s >= LINE_INTERVAL_S:
-            self._last_line_s = time.monotonic()
-            self.say(_progress_text(case, progress))
-
-    def case_finished(self, row: CaseResult) -> None:
-        used = (
-            ""
-            if row.limit_utilisation is None
-            else f", {row.accepted_per_s:.1f}/s, {row.limit_utilisation:.1%} of the limit"
-        )
-        self.say(f"{row.implementation} at {row.rate}: {row.accepted:,} accepted{used}")
-        if row.problem:
-            say(f"krea-batch: {row.problem}")
-
-    def say(self, line: str) -> None:
-        if not self._quiet:
-            say(line)
-
-
-class LiveBenchProgress(BenchProgress):
-    """For terminals: the counts in one line that stays where it is, and a line for each case that is done."""
-
-    def __init__(self) -> None:
-        from rich.console import Console
-
-        super().__init__(quiet=False)
-        self._console = Console(stderr=True)
-        self._status = self._console.status("")
-
-    def __enter__(self) -> BenchProgress:
-        self._status.start()
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._status.stop()
+        self._display.close()
 
     def case_started(self, case: Case) -> None:
-        self._status.update(f"{case.implementation} at {case.rate}: starting")
+        self._last_shown_s = time.monotonic()
+        self._say(f"{case.implementation} at {case.rate}: {pluralize(case.jobs, 'job')}")
 
     def case_progress(self, case: Case, progress: WorkerProgress) -> None:
-        self._status.update(_progress_text(case, progress))
+        if time.monotonic() - self._last_shown_s >= self._display.interval_s:
+            self._last_shown_s = time.monotonic()
+            self._display.show(BenchStatus(case, progress))
 
-    def say(self, line: str) -> None:
-        self._console.print(line, highlight=False, markup=False)
+    def case_finished(self, row: CaseResult) -> None:
+        used = ""
+        if row.limit_utilisation is not None:
+            used = f", {row.accepted_per_s:.1f}/s, {row.limit_utilisation:.1%} of the limit"
+        self._say(f"{row.implementation} at {row.rate}: {row.accepted:,} accepted{used}")
+        if row.problem:
+            say(f"krea-batch: {row.problem}")
+
+    def _say(self, line: str) -> None:
+        if not self._quiet:
+            self._display.say(line)
 
 
-def _make_progress(*, quiet: bool) -> BenchProgress:
-    return BenchProgress(quiet=quiet) if quiet or not sys.stderr.isatty() else LiveBenchProgress()
-
-
-def _progress_text(case: Case, progress: WorkerProgress) -> str:
-    return (
-        f"{case.implementation} at {case.rate}: {progress.accepted:,}/{case.jobs:,} accepted, {progress.stored:,} stored, "
-        f"{progress.rate_limited:,} refused, {progress.polls:,} polls"
-    )
-
-
-# ---- at the end ------------------------------------------------------------------------------------------
+# ---- reporting ----------------------------------------------------------------------------------------
 
 
 def _write_results(rows: list[CaseResult], content: dict[str, Any], options: dict[str, Any]) -> None:
@@ -265,7 +252,7 @@ def _write_results(rows: list[CaseResult], content: dict[str, Any], options: dic
         click.echo(orjson.dumps(content, option=orjson.OPT_INDENT_2))
     elif not options["quiet"]:
         _print_table(rows)
-        click.echo("Written: " + ", ".join(str(path) for path in written))
+        click.echo("Wrote " + ", ".join(str(path) for path in written))
 
 
 def _print_table(rows: list[CaseResult]) -> None:
@@ -280,7 +267,7 @@ def _print_table(rows: list[CaseResult]) -> None:
 
 
 def _public_options(options: dict[str, Any]) -> dict[str, Any]:
-    """The options as they go into the report; paths are nobody's business."""
+    """Return the options for the report, without paths."""
     excluded = ("api_key_file", "out", "quiet", "as_json", "yes")
     return {name: value for name, value in options.items() if name not in excluded}
 
@@ -297,7 +284,7 @@ def _exit_code(runner: BenchRunner, cases: list[Case], rows: list[CaseResult]) -
 
 
 def _is_complete(case: Case, row: CaseResult) -> bool:
-    """Whether every job has its image: a paid run's folder knows, whichever run of the command it was."""
+    """Return whether every job has its image; for a charged run, from this or an earlier run of the command."""
     if case.simulated:
         return row.stored == case.jobs
     totals = RunTotals.read(Path(case.out))

@@ -1,7 +1,7 @@
-"""A machine comes in; a finding for each thing that a run needs goes out.
+"""The checks of `krea-batch doctor`.
 
-Newcomers: the gateway is asked for the status of a request that cannot be, without the key. Whatever it answers, it
-can be reached, and its answer says what time it is there.
+The gateway is asked, without the key, for the status of a request that does not exist. Any answer proves that it can
+be reached, and carries its time.
 """
 
 from __future__ import annotations
@@ -29,10 +29,10 @@ from krea_batch.gateway.health import Unreachable, fetch_server_date
 from krea_batch.ledger import SQLITE_VERSION
 from krea_batch.settings import Settings
 
-TYPICAL_IMAGE_BYTES = 2_000_000  # chosen: what images of a megapixel were seen to have, rounded up
-MIN_FREE_IMAGES = 500  # chosen: with less room than this, people are warned
-MAX_CLOCK_SKEW_S = 60.0  # chosen: Retry-After dates and expiring addresses are off by as much
-OTHER_OPEN_FILES = 200  # chosen: sockets of polls and downloads, the ledger, images, Python's own
+TYPICAL_IMAGE_BYTES = 2_000_000  # chosen: the size of a one-megapixel image, rounded up
+MIN_FREE_IMAGES = 500  # chosen: warn below this
+MAX_CLOCK_SKEW_S = 60.0  # chosen: Retry-After dates and expiring URLs are off by as much
+OTHER_OPEN_FILES = 200  # chosen: sockets of polls and downloads, ledger, images, interpreter
 NETWORK_FILE_SYSTEMS = ("nfs", "nfs4", "cifs", "smb3", "9p", "fuse.sshfs", "afs")
 LIBRARIES = ("aiohttp", "anyio", "msgspec", "aiolimiter", "orjson", "click", "rich")
 EXTRAS = {
@@ -47,7 +47,7 @@ EXTRAS = {
 
 
 class Finding(msgspec.Struct, frozen=True):
-    """What was found of one thing, and what would be right where it is not."""
+    """The result of one check; `hint` says what to do if it is not ok."""
 
     check: str
     state: Literal["ok", "warn", "fail"]
@@ -56,7 +56,7 @@ class Finding(msgspec.Struct, frozen=True):
 
 
 def run_diagnostics(out: Path, gateway: str, key_file: str | None, max_in_flight: int) -> list[Finding]:
-    """Every finding, in the order in which they matter."""
+    """Return all findings, the most important first."""
     return [
         _check_key(key_file),
         _check_gateway_and_clock(out, gateway),
@@ -73,7 +73,7 @@ def _check_key(key_file: str | None) -> Finding:
     except InputError as error:
         return Finding("key", "fail", error.problem, error.hint)
     source = key_file or "PIXAZO_API_KEY"
-    return Finding("key", "ok", f"there is one in {source}; it was not sent")
+    return Finding("key", "ok", f"found in {source} (not sent)")
 
 
 def _check_gateway_and_clock(out: Path, gateway: str) -> Finding:
@@ -84,15 +84,15 @@ def _check_gateway_and_clock(out: Path, gateway: str) -> Finding:
     try:
         server_date = asyncio.run(fetch_server_date(settings))
     except Unreachable as error:
-        hint = "see whether this machine reaches the network, and its proxy and firewall let it"
-        return Finding("gateway", "fail", f"{settings.gateway} cannot be reached ({error})", hint)
+        hint = "check this machine's network, proxy and firewall"
+        return Finding("gateway", "fail", f"{settings.gateway} is not reachable ({error})", hint)
     if server_date is None:
-        return Finding("gateway", "ok", f"{settings.gateway} answers; it does not say what time it is")
+        return Finding("gateway", "ok", f"{settings.gateway} answers, without a date")
     skew_s = (datetime.now(UTC) - parsedate_to_datetime(server_date)).total_seconds()
     if abs(skew_s) > MAX_CLOCK_SKEW_S:
         direction = "ahead of" if skew_s > 0 else "behind"
         return Finding(
-            "clock", "warn", f"this clock is {abs(skew_s):.0f} s {direction} the gateway's", "set it by NTP"
+            "clock", "warn", f"this clock is {abs(skew_s):.0f} s {direction} the gateway's", "synchronise it with NTP"
         )
     return Finding("gateway", "ok", f"{settings.gateway} answers, and the clocks agree")
 
@@ -105,29 +105,29 @@ def _check_disk(out: Path) -> list[Finding]:
             file.flush()
             os.fsync(file.fileno())
     except OSError as error:
-        return [
-            Finding("disk", "fail", f"{existing_dir} cannot be written ({error.strerror})", "choose another --out")
-        ]
+        return [Finding("disk", "fail", f"cannot write {existing_dir} ({error.strerror})", "use another --out")]
     free = shutil.disk_usage(existing_dir).free
     free_space = (
-        f"{format_bytes(free)} free in {existing_dir}, some {pluralize(free // TYPICAL_IMAGE_BYTES, 'image')}"
+        f"{format_bytes(free)} free in {existing_dir}, about {pluralize(free // TYPICAL_IMAGE_BYTES, 'image')}"
     )
     findings = [
         Finding("disk", "ok", free_space)
         if free >= MIN_FREE_IMAGES * TYPICAL_IMAGE_BYTES
-        else Finding("disk", "warn", free_space, "make room, or choose another --out")
+        else Finding("disk", "warn", free_space, "free disk space, or use another --out")
     ]
     file_system = _file_system(existing_dir)
     if file_system in NETWORK_FILE_SYSTEMS:
-        hint = "keep OUT on a disk of this machine, and images elsewhere by --sink"
+        hint = "use a local disk for OUT, and --sink for the images"
         findings.append(
-            Finding("disk", "warn", f"it is a network file system ({file_system}), whose locks SQLite may miss", hint)
+            Finding(
+                "disk", "warn", f"network file system ({file_system}), on which SQLite's locks are unreliable", hint
+            )
         )
     return findings
 
 
 def _file_system(folder: Path) -> str:
-    """Its type, by the longest mount point that leads there; empty where the system does not tell."""
+    """Return the type of the file system, from its mount point; empty if unknown."""
     try:
         mounts = [line.split() for line in Path("/proc/mounts").read_text("utf-8").splitlines()]
     except OSError:
@@ -138,17 +138,17 @@ def _file_system(folder: Path) -> str:
 
 def _check_open_files(max_in_flight: int) -> Finding:
     if sys.platform == "win32":
-        return Finding("files", "ok", "this system has no limit of open files worth mentioning")
+        return Finding("files", "ok", "no relevant limit of open files")
     import resource
 
     limit, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
     needed = max_in_flight + OTHER_OPEN_FILES
     if limit != resource.RLIM_INFINITY and limit < needed:
-        hint = f"ulimit -n {needed}, or a lower --max-in-flight"
+        hint = f"run ulimit -n {needed}, or use a lower --max-in-flight"
         return Finding(
-            "files", "warn", f"{limit:,} files may be open, {max_in_flight:,} jobs in flight may need more", hint
+            "files", "warn", f"limit of {limit:,} open files; {max_in_flight:,} jobs in flight may need more", hint
         )
-    return Finding("files", "ok", "enough of them may be open")
+    return Finding("files", "ok", "the limit of open files is high enough")
 
 
 def _list_versions() -> Finding:

@@ -10,8 +10,7 @@ import sys
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Protocol
 
-from krea_batch.cli.ui.formatting import format_bytes, say
-from krea_batch.cli.ui.run_status import RunStatus
+from krea_batch.cli.ui.formatting import say
 from krea_batch.events import Event, RunClosed, RunStopping, SubmitsPaused
 
 if TYPE_CHECKING:
@@ -24,9 +23,6 @@ INTERRUPT_REASON = "interrupted"  # stop reason for Ctrl-C
 MIN_ANNOUNCED_PAUSE_S = 5.0  # chosen: shorter pauses are normal
 MIN_ANNOUNCED_ROWS = 50_000  # chosen: rewriting takes a second or more
 REPEAT_ANNOUNCEMENT_S = 60.0  # chosen: one line per minute of an outage
-
-SPARKLINE_CHARS = "▁▂▃▄▅▆▇█"
-ASCII_SPARKLINE_CHARS = "_.:-=+*#"  # for terminals without Unicode
 
 
 class EventAnnouncer:
@@ -53,12 +49,19 @@ class EventAnnouncer:
                 pass
 
 
+class Status(Protocol):
+    """What a display shows: the status of a run, or of a benchmark."""
+
+    def as_line(self) -> str: ...
+    def render(self, encoding: str) -> RenderableType: ...
+
+
 class Display(Protocol):
     """Shows the status at intervals and at the end; `say` prints a line above it."""
 
     interval_s: float
 
-    def show(self, status: RunStatus) -> None: ...
+    def show(self, status: Status) -> None: ...
     def say(self, line: str) -> None: ...
     def close(self) -> None: ...
 
@@ -71,7 +74,7 @@ class LineDisplay:
     def __init__(self) -> None:
         self._last = ""
 
-    def show(self, status: RunStatus) -> None:
+    def show(self, status: Status) -> None:
         line = status.as_line()
         if line != self._last:
             say(line)
@@ -88,7 +91,7 @@ class QuietDisplay:
 
     interval_s = LINE_INTERVAL_S
 
-    def show(self, status: RunStatus) -> None: ...
+    def show(self, status: Status) -> None: ...
 
     def say(self, line: str) -> None:
         say(line)
@@ -106,82 +109,15 @@ class LiveDisplay:
 
         self._live = RichLive(console=console, auto_refresh=False, transient=False)
 
-    def show(self, status: RunStatus) -> None:
+    def show(self, status: Status) -> None:
         self._live.start()  # does nothing if it is running
-        self._live.update(self._render(status), refresh=True)
+        self._live.update(status.render(self._live.console.encoding), refresh=True)
 
     def say(self, line: str) -> None:
         self._live.console.print(line, highlight=False, markup=False)
 
     def close(self) -> None:
         self._live.stop()
-
-    def _render(self, status: RunStatus) -> RenderableType:
-        from rich.console import Group
-
-        return Group(self._stage_bars(status), self._details(status))
-
-    def _stage_bars(self, status: RunStatus) -> RenderableType:
-        from rich.progress_bar import ProgressBar
-        from rich.table import Table
-        from rich.text import Text
-
-        submitted = min(status.total, status.done + status.in_flight)
-        completed = min(submitted, status.done + status.downloading)
-        stages = (("submitted", submitted, "cyan"), ("completed", completed, "blue"), ("done", status.done, "green"))
-        table = Table.grid(padding=(0, 1), expand=True)
-        table.add_column(no_wrap=True, min_width=LABEL_WIDTH)
-        table.add_column(ratio=1)
-        table.add_column(no_wrap=True, justify="right")
-        table.add_column(no_wrap=True, min_width=TIME_LEFT_WIDTH)
-        for name, count, colour in stages:
-            bar = ProgressBar(
-                total=max(1, status.total), completed=count, complete_style=colour, finished_style=colour
-            )
-            count_text = f"{count:,}/{status.total:,}"
-            table.add_row(
-                name, bar, Text(count_text), Text(f" {status.time_left}" if name == "done" else "", style="bold")
-            )
-        return table
-
-    def _details(self, status: RunStatus) -> RenderableType:
-        from rich.table import Table
-        from rich.text import Text
-
-        table = Table.grid(padding=(0, 1))
-        table.add_column(no_wrap=True, min_width=LABEL_WIDTH)
-        table.add_column(no_wrap=True, overflow="ellipsis")
-        chars = SPARKLINE_CHARS if self._live.console.encoding.startswith("utf") else ASCII_SPARKLINE_CHARS
-        rate = Text(sparkline(status.submits_each_second, status.limit_per_s, chars), style="cyan").append(
-            f"  {status.rate_text}"
-        )
-        if status.paused_s > 0:
-            rate.append(f"  paused for {status.paused_s:.0f} s", style="yellow")
-        table.add_row("submits", rate)
-        details = [f"{status.succeeded:,} stored", f"{status.in_flight:,} in flight"]
-        if status.polls is not None:
-            details.append(f"{status.polls:,} polls")
-        if status.downloaded_bytes is not None:
-            details.append(format_bytes(status.downloaded_bytes))
-        jobs = Text("   ".join(details))
-        if status.unsuccessful:
-            jobs.append(f"   {status.unsuccessful:,} failed", style="red")
-        table.add_row("jobs", jobs)
-        for index, (reason, count) in enumerate(status.top_errors):
-            table.add_row("" if index else "errors", Text(f"{count:,} times: {reason}", style="yellow"))
-        return table
-
-
-LABEL_WIDTH = 9  # columns of "submitted", the longest label
-TIME_LEFT_WIDTH = 11  # columns of " 12:30 left", so that bars keep their length
-
-
-def sparkline(history: tuple[float, ...], limit_per_s: float | None, chars: str) -> str:
-    """Return a character per second, the highest where the limit was reached, a space where nothing was submitted."""
-    highest = max(limit_per_s or 0.0, *history, 1e-9) if history else 1.0
-    return "".join(
-        " " if not count else chars[min(len(chars) - 1, int(count / highest * len(chars)))] for count in history
-    )
 
 
 def make_display(*, quiet: bool) -> Display:
@@ -195,7 +131,7 @@ def make_display(*, quiet: bool) -> Display:
     return LiveDisplay(Console(stderr=True))
 
 
-async def refresh_until_cancelled(display: Display, read: Callable[[], RunStatus]) -> None:
+async def refresh_until_cancelled(display: Display, read: Callable[[], Status]) -> None:
     """Show the status at intervals until cancelled, and then once more."""
     try:
         while True:

@@ -1,7 +1,7 @@
-"""An engine's counters, or the ledger of a run that goes on elsewhere, come in; what is shown of it goes out.
+"""The status of a run that displays show, from an engine's counters or from the ledger of another process.
 
-Newcomers: the time left is the forecast's until the run knows better: what is still to be submitted, at the rate of
-the last minute, and then the time that the last jobs take.
+The time left comes from the estimate at first, then from the run itself: the jobs still to be submitted at the rate
+of the last minute, plus the time that the last jobs take.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from collections import Counter, deque
 from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import msgspec
 
@@ -24,21 +25,24 @@ from krea_batch.ledger import LedgerStore
 from krea_batch.rules.lifecycle import count_ended
 from krea_batch.storage.run_dir import LEDGER, is_locked
 
+if TYPE_CHECKING:
+    from rich.console import RenderableType
+
 RATE_WINDOW_S = 10.0  # chosen: short enough to show a pause, long enough not to jump
-TRUSTED_WINDOW_S = 60.0  # chosen: what a minute has shown says more of the next than the forecast does
-HISTORY_S = 40  # chosen: a cell a second, half of a narrow terminal
-MAX_ERRORS_SHOWN = 3  # chosen: kinds of errors that are shown
-MAX_ERRORS_COUNTED = 200  # chosen: those that are counted, so that what is over is forgotten
+TRUSTED_WINDOW_S = 60.0  # chosen: a minute predicts the next better than the estimate
+HISTORY_S = 40  # chosen: a character per second, half of a narrow terminal
+MAX_ERRORS_SHOWN = 3  # chosen: different errors shown
+MAX_ERRORS_COUNTED = 200  # chosen: errors counted; older ones are forgotten
 
 
 class RunStatus(msgspec.Struct, frozen=True, kw_only=True):
-    """What is shown of a run at one instant. None: nobody can tell."""
+    """The status of a run at one instant. None means unknown."""
 
     total: int
     done: int
     succeeded: int
     in_flight: int
-    downloading: int  # of those
+    downloading: int  # of those in flight
     unsuccessful: int  # jobs that ended without an image
     submitted: int
     submits_per_s: float
@@ -48,12 +52,12 @@ class RunStatus(msgspec.Struct, frozen=True, kw_only=True):
     remaining_s: float | None = None
     paused_s: float = 0.0
     stopping: bool = False
-    submits_each_second: tuple[float, ...] = ()  # submits in each of the last seconds, the latest last
-    top_errors: tuple[tuple[str, int], ...] = ()  # the commonest of late
+    submits_each_second: tuple[float, ...] = ()  # the latest last
+    top_errors: tuple[tuple[str, int], ...] = ()  # the most common recent ones
 
     @property
     def time_left(self) -> str:
-        """How long it still takes, in words; empty where nobody can tell."""
+        """The time left as text; empty if unknown."""
         if self.stopping:
             return "stopping"
         return (
@@ -64,13 +68,19 @@ class RunStatus(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def rate_text(self) -> str:
-        """How fast it goes, and how fast it may."""
+        """The submit rate and the limit as text."""
         return f"{self.submits_per_s:.1f}/s" + ("" if self.limit_per_s is None else f" of {self.limit_per_s:g}/s")
 
+    def render(self, encoding: str) -> RenderableType:
+        """Return the live display in a terminal with this encoding."""
+        from rich.console import Group
+
+        return Group(_stage_bars(self), _details(self, encoding))
+
     def as_line(self) -> str:
-        """The figures as one plain line."""
+        """Return the status as one plain line."""
         time_left = f", {self.time_left}" if self.time_left else ""
-        paused = f", submits wait {self.paused_s:.0f} s" if self.paused_s > 0 else ""
+        paused = f", paused for {self.paused_s:.0f} s" if self.paused_s > 0 else ""
         polls = "" if self.polls is None else f", {self.polls} polls"
         downloaded = "" if self.downloaded_bytes is None else f", {format_bytes(self.downloaded_bytes)}"
         return (
@@ -79,13 +89,77 @@ class RunStatus(msgspec.Struct, frozen=True, kw_only=True):
         )
 
 
+LABEL_WIDTH = 9  # columns of "submitted", the longest label
+TIME_LEFT_WIDTH = 11  # columns of " 12:30 left", so that bars keep their length
+SPARKLINE_CHARS = "▁▂▃▄▅▆▇█"
+ASCII_SPARKLINE_CHARS = "_.:-=+*#"  # for terminals without Unicode
+
+
+def _stage_bars(status: RunStatus) -> RenderableType:
+    from rich.progress_bar import ProgressBar
+    from rich.table import Table
+    from rich.text import Text
+
+    submitted = min(status.total, status.done + status.in_flight)
+    completed = min(submitted, status.done + status.downloading)
+    stages = (("submitted", submitted, "cyan"), ("completed", completed, "blue"), ("done", status.done, "green"))
+    table = Table.grid(padding=(0, 1), expand=True)
+    table.add_column(no_wrap=True, min_width=LABEL_WIDTH)
+    table.add_column(ratio=1)
+    table.add_column(no_wrap=True, justify="right")
+    table.add_column(no_wrap=True, min_width=TIME_LEFT_WIDTH)
+    for name, count, colour in stages:
+        bar = ProgressBar(total=max(1, status.total), completed=count, complete_style=colour, finished_style=colour)
+        count_text = f"{count:,}/{status.total:,}"
+        table.add_row(
+            name, bar, Text(count_text), Text(f" {status.time_left}" if name == "done" else "", style="bold")
+        )
+    return table
+
+
+def _details(status: RunStatus, encoding: str) -> RenderableType:
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table.grid(padding=(0, 1))
+    table.add_column(no_wrap=True, min_width=LABEL_WIDTH)
+    table.add_column(no_wrap=True, overflow="ellipsis")
+    chars = SPARKLINE_CHARS if encoding.startswith("utf") else ASCII_SPARKLINE_CHARS
+    rate = Text(sparkline(status.submits_each_second, status.limit_per_s, chars), style="cyan").append(
+        f"  {status.rate_text}"
+    )
+    if status.paused_s > 0:
+        rate.append(f"  paused for {status.paused_s:.0f} s", style="yellow")
+    table.add_row("submits", rate)
+    details = [f"{status.succeeded:,} stored", f"{status.in_flight:,} in flight"]
+    if status.polls is not None:
+        details.append(f"{status.polls:,} polls")
+    if status.downloaded_bytes is not None:
+        details.append(format_bytes(status.downloaded_bytes))
+    jobs = Text("   ".join(details))
+    if status.unsuccessful:
+        jobs.append(f"   {status.unsuccessful:,} failed", style="red")
+    table.add_row("jobs", jobs)
+    for index, (reason, count) in enumerate(status.top_errors):
+        table.add_row("" if index else "errors", Text(f"{count:,} times: {reason}", style="yellow"))
+    return table
+
+
+def sparkline(history: tuple[float, ...], limit_per_s: float | None, chars: str) -> str:
+    """Return a character per second, the highest where the limit was reached, a space where nothing was submitted."""
+    highest = max(limit_per_s or 0.0, *history, 1e-9) if history else 1.0
+    return "".join(
+        " " if not count else chars[min(len(chars) - 1, int(count / highest * len(chars)))] for count in history
+    )
+
+
 class RateHistory:
-    """Totals of submits and ends over time come in; rates of late go out."""
+    """Recent rates of submits and ends, from totals over time."""
 
     def __init__(self) -> None:
         self._samples: deque[tuple[float, int, int]] = deque()
         self._submits_each_second: deque[int] = deque(maxlen=HISTORY_S)
-        self._current_second: tuple[int, int] | None = None  # the one that is not over, and the total as it began
+        self._current_second: tuple[int, int] | None = None  # and the total at its start
 
     def add(self, now_s: float, submits: int, ends: int) -> None:
         self._samples.append((now_s, submits, ends))
@@ -94,9 +168,8 @@ class RateHistory:
         second, submits_before = self._current_second or (int(now_s), submits)
         elapsed_s = int(now_s) - second
         if elapsed_s > 0:
-            per_second, remainder = divmod(
-                submits - submits_before, elapsed_s
-            )  # after a long second, nobody knows which of them it was
+            # After a gap of several seconds, the submits are spread over them.
+            per_second, remainder = divmod(submits - submits_before, elapsed_s)
             self._submits_each_second.extend(
                 [per_second + (index < remainder) for index in range(min(elapsed_s, HISTORY_S))]
             )
@@ -109,11 +182,11 @@ class RateHistory:
 
     @property
     def span_s(self) -> float:
-        """How far back it goes."""
+        """The length of the history in seconds."""
         return self._samples[-1][0] - self._samples[0][0]
 
     def rates_per_s(self, window_s: float) -> tuple[float, float]:
-        """Submits and ends a second, in the mean of the last `over_s` seconds."""
+        """Return submits and ends per second, averaged over the last `window_s` seconds."""
         now_s, submits, ends = self._samples[-1]
         start_s, submits_before, ends_before = next(
             sample for sample in self._samples if now_s - sample[0] <= window_s
@@ -123,15 +196,15 @@ class RateHistory:
 
 
 class RecentErrors:
-    """Hears of a run's troubles, and counts those of late that are alike."""
+    """A listener that counts equal recent errors."""
 
     def __init__(self) -> None:
         self._recent: deque[str] = deque(maxlen=MAX_ERRORS_COUNTED)
 
     def on_event(self, event: Event) -> None:
         match event:
-            case RetryScheduled(_, where, reason):
-                self._recent.append(f"{where}: {reason}")
+            case RetryScheduled(_, stage, reason):
+                self._recent.append(f"{stage}: {reason}")
             case JobEnded(outcome) if outcome.error:
                 self._recent.append(f"{outcome.status}: {outcome.error.message}")
             case _:
@@ -142,7 +215,7 @@ class RecentErrors:
 
 
 class EngineStatusReader:
-    """Reads an engine's counters into figures. `done_before` of the `total` jobs had ended before this run."""
+    """Reads the status from an engine's counters. `done_before` of the `total` jobs had ended before this run."""
 
     def __init__(
         self,
@@ -211,7 +284,7 @@ class EngineStatusReader:
 
 
 class LedgerStatusReader:
-    """Reads the ledger of a run, of whichever process, into figures."""
+    """Reads the status from the ledger of a run, whichever process runs it."""
 
     def __init__(self, out: Path, clock: Callable[[], float] = time.monotonic) -> None:
         self._out = out
@@ -220,10 +293,10 @@ class LedgerStatusReader:
         self.is_running = False
 
     def read(self) -> RunStatus:
-        """Raises RunFolderError, LedgerError."""
-        self.is_running = is_locked(self._out)  # looked at first: what its end wrote is then seen
+        """Read the status. Raises RunDirError, LedgerError."""
+        self.is_running = is_locked(self._out)  # read first, so that what the end of the run writes is seen
         with closing(LedgerStore.open(self._out / LEDGER, read_only=True)) as store:
-            counts, posts, run, errors = store.read(
+            counts, submissions, run, errors = store.read(
                 LedgerStore.counts,
                 LedgerStore.submission_count,
                 LedgerStore.latest_run,
@@ -235,7 +308,7 @@ class LedgerStatusReader:
         in_flight = recorded - done - counts.get(State.PENDING, 0)
         total = max(recorded, run.expected_jobs or 0) if run else recorded
         jobs_left = total - done
-        self._rate_history.add(self._clock(), posts, done)
+        self._rate_history.add(self._clock(), submissions, done)
         return RunStatus(
             total=total,
             done=done,
@@ -243,7 +316,7 @@ class LedgerStatusReader:
             in_flight=in_flight,
             downloading=counts.get(State.FINISHED, 0),
             unsuccessful=done - succeeded,
-            submitted=posts,
+            submitted=submissions,
             submits_per_s=self._rate_history.rates_per_s(RATE_WINDOW_S)[0],
             limit_per_s=run.rate_per_s if run else None,
             remaining_s=remaining_s(self._rate_history, jobs_left, jobs_left - in_flight)
@@ -255,7 +328,7 @@ class LedgerStatusReader:
 
 
 def remaining_s(rate_history: RateHistory, jobs_left: int, to_submit: int) -> float | None:
-    """How long the jobs that are left take at the rates of late: ends follow submits as long as there are any."""
+    """Return the seconds for the remaining jobs at recent rates: of submits while there are any, then of ends."""
     submits_per_s, ends_per_s = rate_history.rates_per_s(RATE_WINDOW_S)
     per_s = submits_per_s if to_submit else ends_per_s
     return jobs_left / per_s if per_s > 0 else None

@@ -48,8 +48,8 @@ class RunTotals(msgspec.Struct, frozen=True):
             f"  {self.counts[state]:>{width},} {state.info.label}" for state in FINAL_FIRST if state in self.counts
         ]
         charges = self.charges
-        text = f"{charges.charged:,} charged, {charges.refunded:,} refunded (ERROR), {charges.unknown:,} unknown (ambiguous)"
-        return [*rows, f"  charges: {text}"]
+        known = f"{charges.charged:,} charged, {charges.refunded:,} refunded (ERROR)"
+        return [*rows, f"  charges: {known}, {charges.unknown:,} unknown (ambiguous)"]
 
     def fields(self) -> dict[str, Any]:
         return {
