@@ -1,4 +1,4 @@
-"""Simulators for tests, each in a process of its own."""
+"""What all tests share: simulators in processes of their own, and children that can be interrupted."""
 
 from __future__ import annotations
 
@@ -6,7 +6,9 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.processes import SimulatorProcess, StartSimulator
+from tests.processes import SimulatorProcess, StartSimulator, let_children_be_interrupted
+
+let_children_be_interrupted()
 
 
 @pytest.fixture

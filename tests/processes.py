@@ -18,6 +18,17 @@ COMMAND = [sys.executable, "-m", "krea_batch"]
 PROCESS_TIMEOUT_S = 120.0
 
 
+def let_children_be_interrupted() -> None:
+    """Make SIGINT reach the processes that this one starts, even if this one was started with SIGINT ignored.
+
+    A shell starts background jobs with SIGINT ignored, and a process passes that on to its children: a test that
+    interrupts a child would wait forever. A handler is not passed on, so children start with the default action. It
+    does nothing here, so this process still ignores SIGINT.
+    """
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, lambda *_: None)
+
+
 class SimulatorProcess:
     """A simulator in its own process."""
 
@@ -27,7 +38,7 @@ class SimulatorProcess:
         )
         assert self.process.stdout is not None
         urls = json.loads(self.process.stdout.readline())
-        self.gateway: str = urls["gateway_url"]
+        self.gateway_url: str = urls["gateway_url"]
         self.admin_url: str = urls["admin_url"]
 
     def admin_request(self, path: str, body: dict[str, Any] | None = None) -> dict[str, Any]:

@@ -1,0 +1,151 @@
+"""Processes that are started with SIGINT ignored, as a shell starts its background jobs."""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import sys
+import time
+import urllib.request
+from pathlib import Path
+from textwrap import dedent
+
+import pytest
+
+from tests.processes import (
+    COMMAND,
+    PROCESS_TIMEOUT_S,
+    StartSimulator,
+    clean_environment,
+    result_rows,
+    write_jobs,
+)
+
+IGNORE_SIGINT = """
+import os, signal, sys
+signal.signal(signal.SIGINT, signal.SIG_IGN)
+os.execv(sys.argv[1], sys.argv[1:])
+"""
+
+CHILD_HANDLER = "import signal, sys; sys.exit(signal.getsignal(signal.SIGINT) is not signal.default_int_handler)"
+
+INNER_TEST = f"""
+import os
+import signal
+import subprocess
+import sys
+
+def test_a_child_can_be_interrupted():
+    assert subprocess.run([sys.executable, "-c", {CHILD_HANDLER!r}]).returncode == 0
+
+def test_this_process_ignores_sigint():
+    os.kill(os.getpid(), signal.SIGINT)
+"""
+
+
+def with_sigint_ignored(*command: str) -> list[str]:
+    """Return a command line that runs a command with SIGINT ignored."""
+    return [sys.executable, "-c", IGNORE_SIGINT, *command]
+
+
+def test_children_of_tests_can_be_interrupted(tmp_path: Path) -> None:
+    """Where pytest is started with SIGINT ignored, it still ignores SIGINT, and its children do not."""
+    (tmp_path / "conftest.py").write_text(
+        "from tests.processes import let_children_be_interrupted\n\nlet_children_be_interrupted()\n"
+    )
+    (tmp_path / "test_inner.py").write_text(dedent(INNER_TEST))
+    pytest_command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "--rootdir", str(tmp_path)]
+    done = subprocess.run(
+        with_sigint_ignored(*pytest_command, str(tmp_path / "test_inner.py")),
+        cwd=Path(__file__).parents[1],
+        capture_output=True,
+        text=True,
+        timeout=PROCESS_TIMEOUT_S,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "2 passed" in done.stdout
+
+
+def test_children_ignore_sigint_without_the_helper() -> None:
+    """Without `let_children_be_interrupted` a child of such a process ignores SIGINT, which is what it is for."""
+    child = [sys.executable, "-c", CHILD_HANDLER]
+    assert subprocess.run(with_sigint_ignored(*child)).returncode == 1
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_run_stops_in_order(simulate: StartSimulator, tmp_path: Path, number: signal.Signals) -> None:
+    """`krea-batch run` with SIGINT ignored stops in order on a signal that is sent to it, and can be resumed."""
+    write_jobs(tmp_path / "jobs.jsonl", 60)
+    gateway = simulate("--tiny", "--latency", "fixed:0.1")
+    command = [*COMMAND, "run", "jobs.jsonl", "--out", "out", "--gateway", gateway.gateway_url]
+    command += ["--rate", "20/s", "--poll-interval", "0.2", "--quiet"]
+    environment = clean_environment(PIXAZO_API_KEY="test-key")
+    process = subprocess.Popen(with_sigint_ignored(*command), cwd=tmp_path, env=environment)
+    while gateway.admin_request("/totals")["accepted"] < 5:
+        assert process.poll() is None
+        time.sleep(0.01)
+    process.send_signal(number)
+    assert process.wait(PROCESS_TIMEOUT_S) == 130
+    stored = [row for row in result_rows(tmp_path / "out") if row["status"] == "succeeded"]
+    charged = gateway.admin_request("/totals")["charged"]
+    assert 5 <= len(stored) == charged < 60
+    assert subprocess.run(command, cwd=tmp_path, env=environment, timeout=PROCESS_TIMEOUT_S).returncode == 0
+    assert gateway.admin_request("/totals")["charged"] == 60
+
+
+@pytest.mark.slow
+def test_a_simulator_ends(tmp_path: Path) -> None:
+    """`krea-batch simulate` with SIGINT ignored ends on either signal."""
+    for number in (signal.SIGINT, signal.SIGTERM):
+        command = with_sigint_ignored(*COMMAND, "simulate", "--port", "0", "--json")
+        process = subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE)
+        assert process.stdout is not None
+        assert json.loads(process.stdout.readline())
+        process.send_signal(number)
+        process.communicate(timeout=PROCESS_TIMEOUT_S)
+        assert process.returncode == 0
+
+
+@pytest.mark.slow
+def test_a_bench_completes_charged_jobs(simulate: StartSimulator, tmp_path: Path) -> None:
+    """`krea-batch bench` with SIGINT ignored passes a signal on to its worker, which downloads what was charged."""
+    gateway = simulate("--tiny", "--latency", "uniform:0.1,0.4")
+    command = [*COMMAND, "bench", "--rates", "2/s", "--jobs", "20", "--poll-interval", "0.2", "--yes"]
+    command += ["--out", "report", "--gateway", gateway.gateway_url]
+    process = subprocess.Popen(
+        with_sigint_ignored(*command),
+        cwd=tmp_path,
+        env=clean_environment(PIXAZO_API_KEY="test-key"),
+        stderr=subprocess.DEVNULL,
+    )
+    while gateway.admin_request("/totals")["charged"] < 2:
+        assert process.poll() is None
+        time.sleep(0.01)
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(PROCESS_TIMEOUT_S) == 130
+    charged = gateway.admin_request("/totals")["charged"]
+    assert 2 <= charged < 20
+    assert len(list((tmp_path / "report" / "runs").rglob("*.png"))) == charged
+
+
+@pytest.mark.slow
+def test_a_page_ignores_sigint_and_ends_on_sigterm(tmp_path: Path) -> None:
+    """`krea-batch view` with SIGINT ignored goes on after SIGINT, as background jobs do, and ends on SIGTERM."""
+    write_jobs(tmp_path / "jobs.jsonl", 1)
+    run = [*COMMAND, "run", "jobs.jsonl", "--out", "out", "--simulate", "--time-scale", "100", "--quiet"]
+    assert subprocess.run(run, cwd=tmp_path, env=clean_environment(), timeout=PROCESS_TIMEOUT_S).returncode == 0
+    command = with_sigint_ignored(*COMMAND, "view", "out", "--no-open", "--port", "0")
+    process = subprocess.Popen(
+        command, cwd=tmp_path, env=clean_environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    assert process.stdout is not None
+    url = next(word for word in process.stdout.readline().split() if word.startswith("http://"))
+    process.send_signal(signal.SIGINT)
+    with urllib.request.urlopen(url, timeout=PROCESS_TIMEOUT_S) as response:  # noqa: S310 - loopback
+        assert response.status == 200
+    process.send_signal(signal.SIGTERM)
+    _, stderr = process.communicate(timeout=PROCESS_TIMEOUT_S)
+    assert process.returncode in (0, -signal.SIGTERM)
+    assert "Traceback" not in stderr
