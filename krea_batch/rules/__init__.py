@@ -1,4 +1,4 @@
-"""Pure decisions: facts in, a decision out; no I/O, no clock, no randomness.
+"""Pure decisions: functions of facts, without I/O, clock or randomness.
 
 verdicts               what an answer of the gateway means
 lifecycle              transitions between states, and the decision after each verdict
@@ -6,7 +6,7 @@ backoff                retry delays with jitter, and the retry budget
 circuit_breaker        pauses all submits after many failures in a row
 fail_fast              stops a run whose jobs all fail with the same error
 rate_control           finds and keeps a rate limit
-poll_schedule          when to poll, from the latencies seen so far
+poll_schedule          when to poll, from the latencies observed so far
 poll_schedule_by_kind  separate poll schedules for jobs that take differently long
 callback_reliability   whether the gateway delivers callbacks reliably
 round_robin            a queue that serves tenants in turn

@@ -1,4 +1,4 @@
-"""TODO"""
+"""Stop a run whose jobs all fail with the same error: the next thousand would fail, too."""
 
 from __future__ import annotations
 
@@ -6,41 +6,38 @@ from krea_batch.jobs import Outcome, State
 
 
 class IdenticalFailureGuard:
-    """Whether a run fails for every job in the same way, as it does for a wrong model, plan or proxy.
+    """Decides whether every job of a run fails in the same way, as with a wrong model, plan or proxy.
 
-    `most` jobs may (0: any number). Only the first jobs of a run are judged by their FAILED and rejections, later
-    ones may well be bad prompts in a row; and rejections only while no POST was accepted. Ambiguous ones in a row
-    are judged at any time, since each may be paid.
+    `max_failures` identical failures stop the run; 0 never does. Failed and rejected jobs count only at the start:
+    once a job has ended differently, or succeeded in an earlier run, they may be bad prompts. Rejected jobs count
+    only until a POST is accepted. Consecutive ambiguous jobs always count, since each may have been charged.
     """
 
     __slots__ = ("_all_identical", "_consecutive", "_last_kind", "_max_identical", "_none_accepted")
 
     def __init__(self, max_failures: int, *, has_succeeded: bool = False) -> None:
         self._max_identical = max_failures
-        self._all_identical = not has_succeeded
+        self._all_identical = not has_succeeded  # so far, every job of this run directory ended in the same way
         self._last_kind: str | None = None
         self._consecutive = 0
         self._none_accepted = True
 
     def record_accepted(self) -> None:
-        """A POST was accepted."""
+        """Record that a POST was accepted."""
         self._none_accepted = False
 
     def record_ended(self, outcome: Outcome) -> str | None:
-        """A job ended. Returns why the run should stop, where it should."""
+        """Record the end of a job. Return the reason to stop the run, or None."""
         kind = f"{outcome.status.value} {outcome.error.kind}" if outcome.error else ""
-        alike = kind == self._last_kind
-        self._all_identical = self._all_identical and (
-            alike or self._last_kind is None
-        )  # nothing else has come in this run
-        self._consecutive = self._consecutive + 1 if alike else 1
+        identical = kind == self._last_kind
+        self._all_identical = self._all_identical and (identical or self._last_kind is None)
+        self._consecutive = self._consecutive + 1 if identical else 1
         self._last_kind = kind
         if outcome.error is None or not 0 < self._max_identical <= self._consecutive:
             return None
+        message = outcome.error.message
         if outcome.status is State.AMBIGUOUS:
-            return (
-                f"{self._consecutive} jobs in a row are ambiguous, and may have been paid ({outcome.error.message})"
-            )
+            return f"{self._consecutive} consecutive jobs are ambiguous and may have been charged ({message})"
         if self._all_identical and (self._none_accepted or outcome.status is not State.REJECTED):
-            return f"the first {self._consecutive} jobs all ended {outcome.status.value} ({outcome.error.message})"
+            return f"the first {self._consecutive} jobs all ended as {outcome.status.value} ({message})"
         return None

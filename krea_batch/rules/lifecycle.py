@@ -1,12 +1,14 @@
-"""A verdict comes in with what is known of the job; what to do with the job goes out.
+"""Transitions between the states of a job, and the decision after each verdict.
 
-The laws:
-1. A POST goes out only from `submitting`, and `submitting` is on disk before its first byte leaves.
-2. From `submitting` back to `pending` there is one way: proof that nothing was queued.
-3. `ambiguous` is left only by somebody's word: the user's, or a callback that names the job.
-4. A request_id is never forgotten, and trouble with polls or downloads never leads to another POST.
-5. ERROR is the one end that the document calls "not charged"; it alone leads to a second accepted POST.
-6. The table holds for engines. Somebody's word may make a job pending that ended in vain (`krea-batch retry`).
+Rules that the transitions keep:
+1. A POST is sent only in `submitting`, and `submitting` is durable before the first byte is sent.
+2. A job goes from `submitting` back to `pending` only if it is proven that nothing was queued. A job that
+   `ambiguous=resubmit` submits again goes through `ambiguous`.
+3. A job leaves `ambiguous` only by a decision of the user, or by a callback whose request_id a poll confirms.
+4. A request_id is never dropped, and a failed poll or download never leads to another POST.
+5. ERROR is the only end that the API document calls "not charged". Only ERROR leads to a second accepted POST.
+6. The table is for engines. At the request of the user, `krea-batch retry` also requeues jobs that ended without an
+   image.
 """
 
 from __future__ import annotations
@@ -47,24 +49,24 @@ TRANSITIONS: dict[State, frozenset[State]] = {
     State.CANCELLED: frozenset(),
 }
 
-MAX_REFUSALS = 8  # chosen: with pauses doubling to 60 s this outlasts two minutes of 500s for one job
+MAX_REFUSALS = 8  # chosen: with delays that double up to 60 s, this outlasts two minutes of 500s for one job
 
 
 class Accept(Struct, frozen=True):
-    """The POST was accepted: wait for it, or go on with what its answer already says."""
+    """The POST was accepted. Wait for the job, or act on the status that the answer contains."""
 
     accepted: Accepted
 
 
 class Requeue(Struct, frozen=True):
-    """Nothing was queued: the job is pending again and may go after `wait_s` seconds."""
+    """Nothing was queued, or the accepted job ended in ERROR: submit the job again after `wait_s` seconds."""
 
     wait_s: float
     reason: str
 
 
 class StopRun(Struct, frozen=True):
-    """Nothing was queued and nothing more will be: the job stays pending and the run takes no more submits."""
+    """Nothing was queued, and nothing will be: the job stays pending, and the run submits nothing more."""
 
     status: int
     detail: str
@@ -79,13 +81,13 @@ class EndJob(Struct, frozen=True):
 
 
 class Download(Struct, frozen=True):
-    """The images can be fetched."""
+    """The images can be downloaded."""
 
     finished: Finished
 
 
 class PollAgain(Struct, frozen=True):
-    """Nothing is known yet. `trouble` says why the status could not be read, or is None."""
+    """The job is not finished, or its status could not be read: then `failure` has the reason, else it is None."""
 
     failure: PollFailed | None
 
@@ -95,21 +97,21 @@ AfterPoll = Download | PollAgain | Requeue | EndJob
 
 
 def count_ended(counts: Mapping[State, int]) -> int:
-    """How many jobs have ended, of how many stand in each state."""
+    """Return the number of jobs in final states, from the number of jobs in each state."""
     return sum(count for state, count in counts.items() if state.info.final)
 
 
 def check_transition(old: State, new: State) -> None:
-    """Raise KreaBatchBug for a move that the table does not have."""
+    """Raise InternalError for a transition that the table does not have."""
     if new not in TRANSITIONS[old]:
-        raise InternalError(f"a job cannot go from {old} to {new}")
+        raise InternalError(f"no transition from {old} to {new}")
 
 
 def after_post(verdict: PostVerdict, *, refusals: int, jitter: float) -> AfterPost:
-    """What becomes of a job whose POST came to `verdict`.
+    """Decide what to do with a job after its POST.
 
-    `refusals` counts this job's 500s and 503s before this one; 429s are not counted, since they are the
-    pace's business. `chance` (0 to 1) spreads the tries.
+    `refusals` is the number of earlier 500s and 503s of this job. 429s do not count: the rate controller handles
+    them. `jitter` from 0 to 1 spreads the retries.
     """
     match verdict:
         case Accepted():
@@ -138,9 +140,10 @@ def _after_refusal(refused: Refused, refusals: int, jitter: float) -> AfterPost:
 
 
 def after_poll(verdict: PollVerdict, *, errors: int, max_attempts: int, jitter: float) -> AfterPoll:
-    """What becomes of an accepted job whose status came to `verdict`.
+    """Decide what to do with an accepted job after a poll.
 
-    `errors` counts the job's ERRORs before this one; `max_attempts` bounds how many accepted POSTs it may have.
+    `errors` is the number of earlier ERRORs of this job. `max_attempts` limits its accepted POSTs. `jitter` from 0 to
+    1 spreads the retries.
     """
     match verdict:
         case Finished():
@@ -158,9 +161,9 @@ def after_poll(verdict: PollVerdict, *, errors: int, max_attempts: int, jitter: 
 
 
 def on_resume(state: State, *, errors: int, max_attempts: int, resubmit_ambiguous: bool) -> State | None:
-    """The state in which a new run goes on with a job of the ledger; None where it has ended for good.
+    """Return the state in which a new run continues a job of the ledger; None if it has ended for good.
 
-    `submitting` means that the last process died with the POST in the air: nobody knows what became of it.
+    `submitting` means that the last process ended while the POST was pending, so its result is unknown.
     """
     if state in (State.SUBMITTING, State.AMBIGUOUS):
         return State.PENDING if resubmit_ambiguous else State.AMBIGUOUS

@@ -1,8 +1,8 @@
-"""What polls have found comes in, with the kind of the job; the schedule that suits the kind goes out.
+"""Separate poll schedules for jobs that take differently long.
 
-Newcomers: a kind is whatever of a request may change how long it takes (its aspect ratio and creativity). All jobs
-share one schedule, which knows most, until the latencies of a kind differ from those of all others beyond chance (the
-two-sample test of Kolmogorov and Smirnov); from then on the kind has one of its own.
+The kind of a job is every field of its request that may change how long it takes: aspect ratio and creativity. All
+jobs share one schedule, which has the most observations. A kind gets its own schedule once its latencies differ
+significantly from those of all other kinds (two-sample Kolmogorov-Smirnov test).
 """
 
 from __future__ import annotations
@@ -13,56 +13,56 @@ from collections import deque
 
 from krea_batch.rules.poll_schedule import PollSchedule
 
-SAMPLE_SIZE = 200  # chosen: latencies of a kind; enough for the test, and to begin a schedule with
-MIN_SAMPLE_SIZE = 20  # chosen: fewer of a kind say too little
+SAMPLE_SIZE = 200  # chosen: latencies per kind; enough for the test, and to start a schedule with
+MIN_SAMPLE_SIZE = 20  # chosen: fewer latencies of a kind prove too little
 KS_TEST_EVERY = 10  # chosen: jobs of a kind between two tests
-KS_CRITICAL = 1.95  # Kolmogorov-Smirnov: by chance once in a thousand tests
+KS_CRITICAL = 1.95  # Kolmogorov-Smirnov: exceeded by chance once in a thousand tests
 
 
 class PollSchedules:
-    """The schedules of one run. `version` grows with each new plan of any of them."""
+    """The poll schedules of one run. `version` grows with each new plan of any of them."""
 
     def __init__(self, interval_s: float, lag_weight: float = 1.0) -> None:
         self.shared = PollSchedule(interval_s, lag_weight)
         self._interval_s = interval_s
         self._lag_weight = lag_weight
         self._by_kind: dict[str, PollSchedule] = {}
-        self._recent_s: dict[str, deque[float]] = {}
-        self._observed: dict[str, int] = {}
-        self._merged_versions = 0  # plans of schedules that are no more
+        self._recent_s: dict[str, deque[float]] = {}  # by kind: the latest latencies
+        self._observed: dict[str, int] = {}  # by kind: the number of completed jobs
+        self._merged_versions = 0  # versions of schedules that were merged into the shared one
 
     @property
     def version(self) -> int:
         return self.shared.version + self._merged_versions + sum(own.version for own in self._by_kind.values())
 
     def for_kind(self, kind: str) -> PollSchedule:
-        """The schedule for jobs of this kind."""
+        """Return the schedule for jobs of this kind."""
         return self._by_kind.get(kind, self.shared) if self._by_kind else self.shared
 
     def observe(self, kind: str, latency_s: float, last_polled_s: float = 0.0, *, exact: bool = True) -> None:
-        """As `Schedule.learn`."""
+        """Add a completed job, as `PollSchedule.observe`."""
         self.shared.observe(latency_s, last_polled_s, exact=exact)
         if own := self._by_kind.get(kind):
             own.observe(latency_s, last_polled_s, exact=exact)
         self._recent_s.setdefault(kind, deque(maxlen=SAMPLE_SIZE)).append(latency_s)
-        self._observed[kind] = heard = self._observed.get(kind, 0) + 1
-        if len(self._observed) > 1 and heard >= MIN_SAMPLE_SIZE and heard % KS_TEST_EVERY == 0:
+        self._observed[kind] = observed = self._observed.get(kind, 0) + 1
+        if len(self._observed) > 1 and observed >= MIN_SAMPLE_SIZE and observed % KS_TEST_EVERY == 0:
             self._split_or_merge(kind)
 
     def observe_pending(self, kind: str, age_s: float, last_polled_s: float = 0.0) -> None:
-        """As `Schedule.unfinished`."""
+        """Add a poll that found a job unfinished, as `PollSchedule.observe_pending`."""
         self.shared.observe_pending(age_s, last_polled_s)
         if own := self._by_kind.get(kind):
             own.observe_pending(age_s, last_polled_s)
 
     def withdraw(self, kind: str, last_polled_s: float) -> None:
-        """As `Schedule.lost`."""
+        """Remove an unfinished job, as `PollSchedule.withdraw`."""
         self.shared.withdraw(last_polled_s)
         if own := self._by_kind.get(kind):
             own.withdraw(last_polled_s)
 
     def _split_or_merge(self, kind: str) -> None:
-        """Give the kind a schedule of its own where its jobs take another time than all others, and only there."""
+        """Give a kind its own schedule if its latencies differ from all others; else let it use the shared one."""
         own_latencies_s = self._recent_s[kind]
         other_latencies_s = [
             latency_s
@@ -72,9 +72,8 @@ class PollSchedules:
         ]
         if len(other_latencies_s) < MIN_SAMPLE_SIZE:
             return
-        different = ks_distance(own_latencies_s, other_latencies_s) > KS_CRITICAL * math.sqrt(
-            (len(own_latencies_s) + len(other_latencies_s)) / (len(own_latencies_s) * len(other_latencies_s))
-        )
+        n, m = len(own_latencies_s), len(other_latencies_s)
+        different = ks_distance(own_latencies_s, other_latencies_s) > KS_CRITICAL * math.sqrt((n + m) / (n * m))
         if different and kind not in self._by_kind:
             own = self._by_kind[kind] = PollSchedule(self._interval_s, self._lag_weight)
             for latency_s in own_latencies_s:
@@ -84,7 +83,7 @@ class PollSchedules:
 
 
 def ks_distance(sample: deque[float], other_sample: list[float]) -> float:
-    """The largest difference between the shares of two samples that are below the same value (Kolmogorov-Smirnov)."""
+    """Return the largest difference between the empirical distributions of two samples (Kolmogorov-Smirnov)."""
     first, second = sorted(sample), sorted(other_sample)
     return max(
         abs(bisect_right(first, value) / len(first) - bisect_right(second, value) / len(second))

@@ -1,13 +1,15 @@
-"""Instants of submits and what became of them come in; how long the next submit has to wait goes out.
+"""Decide how fast submits may be sent, from the answers of the gateway.
 
-Newcomers: the limiter below this (aiolimiter) spreads submits evenly at `per_s`; this rule says what `per_s`
-is, keeps every window of one second under it, and holds everything back after a 429. `now_s` is monotonic.
+The limiter below this rule (aiolimiter) spreads submits evenly at `per_s`. This rule decides `per_s`, keeps each
+window of one second below it, and pauses all submits after a 429. `now_s` is monotonic.
 
-A limit that nobody told is found as follows. When a 429 comes, what was let through since the last one says what the
-limit is: that many requests in so many seconds. The rate goes down to that and stays there for a while, then tries a
-little more, with growing steps, since the limit may have grown; each time that is in vain, the while is doubled.
-A pace that seeks does not know how long before the first 429 the window began; so, once its pause is over, it fills
-the next one in a burst, which shows what a window holds.
+An unknown limit is found as follows. When a 429 arrives, the submits accepted since the last 429 show the limit: so
+many requests in so many seconds. The rate is lowered to that estimate and stays there for a while. Then it is raised
+in growing steps, since the limit may have grown. Each time this leads to a 429, the wait before the next attempt
+doubles.
+
+While the rate is being discovered, it is unknown how long before the first 429 the window of the gateway started. So,
+once the pause is over, the next window is filled in a burst, which shows how many requests a window allows.
 """
 
 from __future__ import annotations
@@ -17,73 +19,86 @@ from bisect import insort
 from collections import deque
 from itertools import takewhile
 
-WINDOW_S = 1.0  # DESIGN, pace: no window of one second ever holds more than the rate (plus one)
-MARGIN_S = 0.008  # measured: requests that left within a window and so much do not arrive within the window …
-MAX_MARGIN_S = 0.04  # … of the network and of a busy loop; doubled up to this where they did
-COLD_MARGIN_S = 0.04  # chosen: the first requests wait for names, connections and TLS, those behind them do not
-WARM_UP_S = 0.5
-LATE_VARIATIONS = 4.0  # RFC 6298, 2: an answer that takes longer than usual by so many usual variations is late
-MIN_SMOOTHED = 8.0  # RFC 6298, 2: answers that count for what is usual; at higher rates those of a second
-FULL_SHARE = 0.95  # chosen: who was let through so much of the rate he was told was told the truth
-FALLBACK_DECREASE_TO = 0.7  # chosen: CUBIC's factor (RFC 9438, 4.6), where nothing else is known
-MIN_SPAN_S = 0.3  # chosen: what comes through in a shorter time was waiting for it
-LONG_SPAN_S = 4.0  # chosen: the pause in so long a time spoils the estimate no more …
-PAUSE_CORRECTION = 1.1  # … and in a shorter one, this makes up for it, at the least
-DECREASE_TO = 0.98  # chosen: a rate that was refused is not tried again at once
-PROBE_DELAY_S = 20.0  # chosen: a try in vain costs a second's submits, a twentieth at first
+# ---- the window of one second ----------------------------------------------------------------------------
+
+WINDOW_S = 1.0  # promised: no window of one second has more requests than the rate, plus one
+MARGIN_S = 0.008  # measured: requests sent this much more than a window apart also arrive a window apart
+MAX_MARGIN_S = 0.04  # chosen: the margin is doubled up to this if the network or a busy event loop needs more
+COLD_MARGIN_S = 0.04  # chosen: the first requests wait for DNS, connections and TLS, those behind them do not
+WARM_UP_S = 0.5  # chosen: how long requests count as the first ones
+LATE_VARIATIONS = 4.0  # RFC 6298, 2: an answer is late if it takes longer than usual by this many variations
+MIN_SMOOTHED = 8.0  # RFC 6298, 2: answers in the smoothed latency; at higher rates, those of one second
+
+# ---- the estimate of the limit, after a 429 --------------------------------------------------------------
+
+FULL_SHARE = 0.95  # chosen: if this share of the configured rate was accepted, the configured rate is correct
+FALLBACK_DECREASE_TO = 0.7  # chosen: CUBIC's factor (RFC 9438, 4.6), if nothing else is known
+MIN_SPAN_S = 0.3  # chosen: submits accepted within a shorter time had been waiting for it
+LONG_SPAN_S = 4.0  # chosen: over a longer time, the pause in it does not distort the estimate any more
+PAUSE_CORRECTION = 1.1  # chosen: at least this factor makes up for the pause in a shorter time
+DECREASE_TO = 0.98  # chosen: a refused rate is not used again immediately
+UTILISED_SHARE = 0.7  # chosen: sending less than this share of the allowed rate shows nothing about the limit
+MIN_RATE_PER_S = 0.1  # chosen: a limit below 6/min is better configured than discovered
+
+# ---- pauses, probing, discovery --------------------------------------------------------------------------
+
+PAUSE_WITHOUT_RETRY_AFTER_S = 0.25  # chosen: after a 429 without Retry-After; doubled until a submit is accepted
+MAX_PAUSE_WITHOUT_RETRY_AFTER_S = 32.0  # chosen: a window of a minute is over at the second attempt
+PROBE_DELAY_S = 20.0  # chosen: a refused probe costs one second's submits, a twentieth at first
 UNCONFIRMED_PROBE_DELAY_S = 5.0  # chosen: an estimate from a short time may be a third too low
-MAX_PROBE_DELAY_S = 320.0  # chosen: a limit that has grown is found out within minutes
-PROBE_STEP_S = 1.0  # chosen: one window says whether a rate is carried
-PROBE_SHARE = 0.02  # chosen: 2 %, then 8, 18, 32 %: careful at first, ten times as much in 22 s
-UTILISED_SHARE = 0.7  # chosen: who sends less than this share of what is allowed learns nothing of the limit
-MIN_RATE_PER_S = 0.1  # chosen: a limit under 6/min is better told than found
-PAUSE_WITHOUT_RETRY_AFTER_S = 0.25  # chosen: a 429 without Retry-After; doubled while nothing is let through
-MAX_PAUSE_WITHOUT_RETRY_AFTER_S = 32.0  # chosen: a window of a minute is over at the second try
-DISCOVERY_START_PER_S = 10.0  # chosen: what nobody calls abuse
-DISCOVERY_GROWTH = 2.0  # chosen: tenfold in little more than a second
-DISCOVERY_STEP_S = 0.33
-BURST_FACTOR = 4.0  # chosen: what a window holds is let through in a quarter of it
+MAX_PROBE_DELAY_S = 320.0  # chosen: a limit that has grown is found within minutes
+PROBE_STEP_S = 1.0  # chosen: one window shows whether a rate is accepted
+PROBE_SHARE = 0.02  # chosen: 2 %, then 8, 18, 32 %: small steps at first, ten times the rate in 22 s
+DISCOVERY_START_PER_S = 10.0  # chosen: a conservative start
+DISCOVERY_GROWTH = 2.0  # chosen: ten times the rate in little more than a second
+DISCOVERY_STEP_S = 0.33  # chosen: three steps in a window
+BURST_FACTOR = 4.0  # chosen: a window is filled within a quarter of its time
 
 
 class RateController:
-    """How fast submits may go now. `per_s` is the present rate, `ceiling_per_s` the most it will ever be.
+    """The current submit rate. `per_s` is the rate now, `ceiling_per_s` its upper limit.
 
-    With `seek`, the ceiling is not the user's word: the rate starts low and grows fast until something is refused.
+    With `discover`, the ceiling is not configured by the user: the rate starts low and grows fast until the first
+    429.
     """
 
     def __init__(self, ceiling_per_s: float, *, discover: bool = False) -> None:
         self.ceiling_per_s = ceiling_per_s
         self.per_s = min(DISCOVERY_START_PER_S, ceiling_per_s) if discover else ceiling_per_s
         self._discovering = discover
+
+        # The window: send times of the latest requests, as far as they count.
         self._sent_s: deque[float] = deque(maxlen=math.ceil(ceiling_per_s * WINDOW_S))
         self._paused_until_s = -math.inf
         self._safety_margin_s = MARGIN_S
         self._first_sent_s = -math.inf
-        self._smoothed_answers = 0.0  # that count for
-        self._latency_s = 0.0  # how long answers take …
-        self._latency_variation_s = 0.0  # … and how much that varies
-        # What was let through, for the estimate: since the last refusal, and lately.
-        self._span_start_s: float | None = None
+
+        # The usual latency of answers, smoothed over `_smoothed_answers` of them.
+        self._smoothed_answers = 0.0
+        self._latency_s = 0.0
+        self._latency_variation_s = 0.0
+
+        # Accepted submits, for the estimate: since the last new 429, and in the last window.
+        self._span_start_s: float | None = None  # the send time of the last new 429, or of the first submit
         self._accepted_since_429 = 0
         self._accepted_times_s: deque[float] = deque()
-        self._consecutive_429 = 0  # refusals in a row without anything let through
-        self._rate_valid_from_s = (
-            -math.inf
-        )  # when the last pause was over: submits before it say nothing of the new rate
-        # The limit as it was found, and how to get off it.
+        self._consecutive_429 = 0  # without an accepted submit between them
+        self._rate_valid_from_s = -math.inf  # the end of the last pause: earlier submits show nothing about this rate
+
+        # The estimated limit, and the probing above it.
         self._limit_estimate_per_s: float | None = None
         self._probe_delay_s = PROBE_DELAY_S
         self._last_429_s = -math.inf
-        self._last_429_latency_s = 0.0  # how long the latest refusal took to come: a rate is not judged sooner
+        self._last_429_latency_s = 0.0  # a rate is not judged before an answer can have arrived
         self._probe_step = 0
         self._last_step_s = -math.inf
-        self._after_probe = False  # the last refusal was of a try at a little more
-        self._filling_window = False  # a window is being filled, to see what it holds
+        self._after_probe = False  # the last 429 refused a probe
+        self._filling_window = False  # a window is being filled, to see how many requests it allows
 
-    # ---- may one go? -------------------------------------------------------------------------------------
+    # ---- when the next request may be sent ---------------------------------------------------------------
 
     def wait_s(self, now_s: float) -> float:
-        """Seconds until a submit may go; 0 when it may go now."""
+        """Return the seconds until a submit may be sent; 0 if it may be sent now."""
         count = max(1, math.ceil(self.per_s * WINDOW_S - 1e-9))
         free_s = -math.inf
         if len(self._sent_s) >= count:
@@ -93,17 +108,17 @@ class RateController:
         return max(0.0, self._paused_until_s - now_s, free_s - now_s)
 
     def paused_s(self, now_s: float) -> float:
-        """Seconds that a refusal still holds every submit back."""
+        """Return for how many more seconds all submits are paused."""
         return max(0.0, self._paused_until_s - now_s)
 
     def pause(self, now_s: float, wait_s: float) -> None:
-        """Let nothing go for `wait_s` seconds; the rate stays as it is."""
+        """Pause all submits for `wait_s` seconds, without a change of the rate."""
         self._paused_until_s = max(self._paused_until_s, now_s + wait_s)
 
     # ---- what happened -----------------------------------------------------------------------------------
 
     def on_sent(self, now_s: float) -> None:
-        """A submit goes out at `now_s`."""
+        """Record that a submit is sent."""
         self._sent_s.append(now_s)
         if self._span_start_s is None:
             self._span_start_s = self._first_sent_s = now_s
@@ -113,11 +128,11 @@ class RateController:
             self._probe(now_s, self._limit_estimate_per_s)
 
     def on_other_request(self, now_s: float) -> None:
-        """Another request goes out that counts against the same limit."""
+        """Record that another request is sent that counts against the same limit."""
         self._sent_s.append(now_s)
 
     def on_response(self, sent_s: float, now_s: float) -> None:
-        """A submit of `sent_s` was answered at `now_s`, not with a 429, whatever else became of it."""
+        """Record an answer, other than 429, to a submit sent at `sent_s`."""
         self._track_latency(sent_s, now_s - sent_s)
         self._accepted_since_429 += 1
         self._consecutive_429 = 0
@@ -126,9 +141,9 @@ class RateController:
             self._accepted_times_s.popleft()
 
     def on_rate_limited(self, sent_s: float, now_s: float, retry_after_s: float | None) -> None:
-        """A submit of `sent_s` was refused with 429 at `now_s`.
+        """Record a 429 for a submit sent at `sent_s`; pause all submits and lower the rate.
 
-        Submits that were in the air when the rate was last lowered say nothing new, and do not lower it again.
+        Submits that were in flight when the rate was last lowered show nothing new, and do not lower it again.
         """
         self._track_latency(sent_s, now_s - sent_s)
         is_new = sent_s >= self._rate_valid_from_s
@@ -151,42 +166,43 @@ class RateController:
         self._span_start_s, self._accepted_since_429 = sent_s, 0
         self._probe_step, self._last_step_s = 0, -math.inf
 
-    def _track_latency(self, sent_s: float, took_s: float) -> None:
-        """Count a submit whose answer took far longer than usual as sent later: it was held up on its way.
+    def _track_latency(self, sent_s: float, latency_s: float) -> None:
+        """Smooth the latency, and count a submit whose answer is late as sent later: it was delayed on its way.
 
-        Those that were held up arrive together, and in the window of the gateway beside those of a second later.
+        Delayed submits arrive together, in one window of the gateway with submits that were sent a second later.
         """
         if not self._smoothed_answers:
-            self._latency_s, self._latency_variation_s = took_s, took_s / 2
+            self._latency_s, self._latency_variation_s = latency_s, latency_s / 2
         self._smoothed_answers = min(self._smoothed_answers + 1.0, max(MIN_SMOOTHED, self.per_s * WINDOW_S))
-        late_s = took_s - self._latency_s
-        most_s = max(LATE_VARIATIONS * self._latency_variation_s, MARGIN_S)
-        if late_s > most_s:
+        late_s = latency_s - self._latency_s
+        max_late_s = max(LATE_VARIATIONS * self._latency_variation_s, MARGIN_S)
+        if late_s > max_late_s:
             self._shift_sent(sent_s, late_s)
         if self._smoothed_answers > MIN_SMOOTHED:
-            late_s = min(late_s, most_s)
+            late_s = min(late_s, max_late_s)
         self._latency_variation_s += (abs(late_s) - self._latency_variation_s) / self._smoothed_answers
         self._latency_s += late_s / self._smoothed_answers
 
     def _shift_sent(self, sent_s: float, late_s: float) -> None:
-        """Move a submit, where it still counts. Those behind it are few, though a window may hold many."""
-        behind: deque[float] = deque()
+        """Move the send time of a submit by `late_s`, if it still counts."""
+        # A window may have many submits, but only few were sent after a late one.
+        later: deque[float] = deque()
         while self._sent_s and self._sent_s[-1] > sent_s:
-            behind.appendleft(self._sent_s.pop())
+            later.appendleft(self._sent_s.pop())
         if self._sent_s and self._sent_s[-1] == sent_s:
-            insort(behind, self._sent_s.pop() + late_s)
-        self._sent_s.extend(behind)
+            insort(later, self._sent_s.pop() + late_s)
+        self._sent_s.extend(later)
 
-    # ---- the rate ----------------------------------------------------------------------------------------
+    # ---- after a 429 -------------------------------------------------------------------------------------
 
     def _start_burst(self, sent_s: float) -> None:
-        """Fill the next window fast, once the pause is over."""
+        """End the discovery: fill the next window fast, once the pause is over."""
         self._discovering, self._filling_window = False, True
         self.per_s = min(self.ceiling_per_s, BURST_FACTOR * (self._accepted_per_s(sent_s) or self.per_s))
 
     def _lower_rate(self, sent_s: float) -> None:
         if self.per_s == self.ceiling_per_s and self._configured_rate_was_accepted(sent_s):
-            self._safety_margin_s *= 2  # they arrived closer to each other than they left
+            self._safety_margin_s *= 2  # The requests arrived closer to each other than they were sent.
             return
         if self._filling_window:
             estimate_per_s = DECREASE_TO * (self._accepted_per_s(sent_s) or self.per_s / BURST_FACTOR)
@@ -195,73 +211,78 @@ class RateController:
                 self.per_s * (DECREASE_TO if self._accepted_since_429 else FALLBACK_DECREASE_TO),
                 self._estimate_per_s(sent_s),
             )
-        elif self._probe_step:  # a try in vain: back to the step before the last, which a whole window has carried
+        elif self._probe_step:
+            # A refused probe: return to the step before the last, which was accepted for a whole window.
             estimate_per_s = self._limit_estimate_per_s * (1.0 + PROBE_SHARE * max(0, self._probe_step - 2) ** 2)
             self._probe_delay_s = min(self._probe_delay_s * 2, MAX_PROBE_DELAY_S)
         elif self._accepted_since_429:
             estimate_per_s = min(self.per_s * DECREASE_TO, self._estimate_per_s(sent_s))
             if self._span_s(sent_s) < LONG_SPAN_S and not self._after_probe:
                 self._probe_delay_s = UNCONFIRMED_PROBE_DELAY_S
-        else:  # the window of the last refusal is not over yet
+        else:
+            # The gateway's window of the last 429 is not over yet: this says nothing about the rate.
             estimate_per_s = self.per_s
         self._discovering = self._filling_window = False
         self._after_probe = self._probe_step > 0 or (self._after_probe and self._span_s(sent_s) < LONG_SPAN_S)
         self.per_s = self._limit_estimate_per_s = min(self.per_s, max(MIN_RATE_PER_S, estimate_per_s))
 
     def _configured_rate_was_accepted(self, sent_s: float) -> bool:
-        """Whether as many were let through lately as the user said may be."""
+        """Whether the gateway accepted about as many submits in the last window as the user configured."""
         return self._accepted_per_s(sent_s) >= FULL_SHARE * self.per_s and self._safety_margin_s < MAX_MARGIN_S
 
     def _span_s(self, sent_s: float) -> float:
-        """How long ago the last refused submit was, or the first one of all."""
+        """Return the time since the last new 429, or since the first submit, until `sent_s`."""
         return sent_s - self._span_start_s if self._span_start_s is not None else 0.0
 
     def _accepted_per_s(self, sent_s: float) -> float:
-        """What was let through of the submits of the last window."""
+        """Return the accepted submits per second of the window before `sent_s`."""
         return sum(1 for at_s in self._accepted_times_s if sent_s - WINDOW_S < at_s <= sent_s) / WINDOW_S
 
     def _estimate_per_s(self, sent_s: float) -> float:
-        """The limit, by what was let through before a refusal; infinite where that says nothing."""
+        """Estimate the limit from the submits accepted before a 429; infinite if they show nothing."""
         span_s = self._span_s(sent_s)
         if not self._accepted_since_429 or self._was_idle(sent_s, span_s):
             return math.inf
-        seen = [self._accepted_per_s(sent_s) or math.inf]
-        if self._limit_estimate_per_s is not None:  # else the begin says more of us than of the limit
+        estimates_per_s = [self._accepted_per_s(sent_s) or math.inf]
+        if self._limit_estimate_per_s is not None:  # Before the first estimate, the span depends on our own start.
             if span_s >= LONG_SPAN_S:
-                seen.append(self._accepted_since_429 / span_s)
+                estimates_per_s.append(self._accepted_since_429 / span_s)
             elif span_s > 0 and not self._after_probe:
-                seen.append(self._short_span_estimate(sent_s, span_s))
-        return min(seen)
+                estimates_per_s.append(self._short_span_estimate_per_s(sent_s, span_s))
+        return min(estimates_per_s)
 
-    def _short_span_estimate(self, sent_s: float, span_s: float) -> float:
-        """Between what came through in all that time, and what did in the part of it that was no pause."""
-        going_s = max(sent_s - self._rate_valid_from_s, MIN_SPAN_S)
-        return self._accepted_since_429 * math.sqrt(PAUSE_CORRECTION / (span_s * going_s))
+    def _short_span_estimate_per_s(self, sent_s: float, span_s: float) -> float:
+        """Return the mean of the rates over the whole span and over its part without the pause, corrected."""
+        active_s = max(sent_s - self._rate_valid_from_s, MIN_SPAN_S)
+        return self._accepted_since_429 * math.sqrt(PAUSE_CORRECTION / (span_s * active_s))
 
     def _was_idle(self, sent_s: float, span_s: float) -> bool:
-        """Whether far less was sent lately than was allowed; a pace that still seeks is never idle."""
+        """Whether far fewer submits were sent recently than allowed. During the discovery this is never so."""
         recent_s = min(WINDOW_S, span_s, sent_s - self._rate_valid_from_s)
         return (
             self._count_sent_after(sent_s - WINDOW_S) < UTILISED_SHARE * self.per_s * recent_s
             and not self._discovering
         )
 
-    def _count_sent_after(self, begin_s: float) -> int:
-        return sum(1 for _ in takewhile(lambda at_s: at_s > begin_s, reversed(self._sent_s)))
+    def _count_sent_after(self, start_s: float) -> int:
+        return sum(1 for _ in takewhile(lambda at_s: at_s > start_s, reversed(self._sent_s)))
+
+    # ---- without a 429 -----------------------------------------------------------------------------------
 
     def _discover(self, now_s: float) -> None:
-        """Grow while what is allowed is used, and nothing is refused."""
+        """Raise the rate while it is used and nothing is refused."""
         if now_s - self._last_step_s < DISCOVERY_STEP_S:
             return
-        used = self._count_sent_after(now_s - DISCOVERY_STEP_S)
-        if self._last_step_s > -math.inf and used >= UTILISED_SHARE * self.per_s * DISCOVERY_STEP_S:
+        sent = self._count_sent_after(now_s - DISCOVERY_STEP_S)
+        if self._last_step_s > -math.inf and sent >= UTILISED_SHARE * self.per_s * DISCOVERY_STEP_S:
             self.per_s = min(self.ceiling_per_s, self.per_s * DISCOVERY_GROWTH)
         self._last_step_s = now_s
 
-    def _probe(self, now_s: float, found_per_s: float) -> None:
-        quiet_s = now_s - self._last_429_s - self._last_429_latency_s
-        if quiet_s >= self._probe_delay_s and now_s - self._last_step_s >= PROBE_STEP_S:
+    def _probe(self, now_s: float, limit_estimate_per_s: float) -> None:
+        """Raise the rate above the estimate in growing steps, after `_probe_delay_s` without a 429."""
+        since_429_s = now_s - self._last_429_s - self._last_429_latency_s
+        if since_429_s >= self._probe_delay_s and now_s - self._last_step_s >= PROBE_STEP_S:
             self._probe_step += 1
             self._last_step_s = now_s
-            more = 1.0 + PROBE_SHARE * self._probe_step**2
-            self.per_s = min(self.ceiling_per_s, found_per_s * more)
+            factor = 1.0 + PROBE_SHARE * self._probe_step**2
+            self.per_s = min(self.ceiling_per_s, limit_estimate_per_s * factor)

@@ -1,7 +1,7 @@
-"""What waits comes in with the name of its tenant; whose turn it is goes out, round after round.
+"""A queue that serves tenants in turn.
 
-Newcomers: a tenant has one turn a round however much of his is waiting, so who brings ten jobs waits for ten rounds
-at the most, whatever the others bring. With one tenant, this is a queue.
+Each tenant gets one item per round, however many items wait. So a tenant with ten items waits at most ten rounds,
+whatever the other tenants have queued. With a single tenant this is a plain queue.
 """
 
 from __future__ import annotations
@@ -14,33 +14,33 @@ T = TypeVar("T")
 
 
 class RoundRobinQueue(Generic[T]):
-    """Queues, one a tenant, that are served in turn. Empty ones are forgotten."""
+    """One queue per tenant; the tenants are served round robin. Empty queues are dropped."""
 
     def __init__(self) -> None:
-        self._queues: dict[str, deque[T]] = {}  # in the order of their turns
+        self._queues: dict[str, deque[T]] = {}  # in the order in which the tenants are served
         self._count = 0
 
     def __len__(self) -> int:
         return self._count
 
     def put(self, tenant: str, item: T) -> None:
-        """Add something behind all else of the same tenant."""
+        """Add an item behind all other items of the tenant."""
         self._queues.setdefault(tenant, deque()).append(item)
         self._count += 1
 
     def pop(self) -> T:
-        """The next of the tenant whose turn it is. Raises IndexError where nothing waits."""
+        """Remove and return an item of the next tenant. Raises IndexError if the queue is empty."""
         if not self._queues:
-            raise IndexError("nothing waits")
+            raise IndexError("the queue is empty")
         tenant, queue = next(iter(self._queues.items()))
         del self._queues[tenant]
         item = queue.popleft()
         self._count -= 1
         if queue:
-            self._queues[tenant] = queue  # behind the others
+            self._queues[tenant] = queue  # Reinserted last: the other tenants come first.
         return item
 
     def drain(self) -> Iterator[T]:
-        """Everything that waits, each in its turn."""
+        """Remove and yield every item, round robin."""
         while self._queues:
             yield self.pop()

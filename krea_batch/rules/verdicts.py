@@ -1,6 +1,6 @@
-"""The words in which the gateway's answers are spoken of: `wire` makes them, `lifecycle` reads them.
+"""What an answer of the gateway means. `gateway.wire` creates verdicts, `lifecycle` decides on them.
 
-Newcomers: `Unclear` is not an error to be retried. It says that money may have been spent.
+`Ambiguous` is not an error to retry: the request may have been charged.
 """
 
 from __future__ import annotations
@@ -11,15 +11,15 @@ from msgspec import Struct
 
 
 class Waiting(Struct, frozen=True):
-    """The job is queued, in work, or in a state that we do not know yet. `status` is the gateway's word."""
+    """The job is queued, in progress, or in an unknown state. `status` is the gateway's status."""
 
     status: str
 
 
 class Finished(Struct, frozen=True):
-    """The images can be fetched. `media_urls` holds at least one URL.
+    """The job is completed; its images can be downloaded. `media_urls` has at least one URL.
 
-    `took_s` is the gateway's own word for how long the job took, or None where it does not say.
+    `took_s` is how long the job took, as the gateway reports it, or None if it does not.
     """
 
     media_urls: tuple[str, ...]
@@ -28,13 +28,13 @@ class Finished(Struct, frozen=True):
 
 
 class Failed(Struct, frozen=True):
-    """The model could not make the image: FAILED, an end; taken as charged."""
+    """FAILED: the model could not generate the image. Counted as charged."""
 
     detail: str
 
 
 class Errored(Struct, frozen=True):
-    """The gateway's own fault: ERROR, not charged (API document, Status Values)."""
+    """ERROR: the gateway itself failed. Not charged (API document, Status Values)."""
 
     detail: str
 
@@ -43,23 +43,23 @@ Progress = Waiting | Finished | Failed | Errored
 
 
 class Accepted(Struct, frozen=True):
-    """The POST was taken and is paid. `progress` is what its answer already says of the job."""
+    """The POST was accepted and charged. `progress` is the status that its answer contains."""
 
     request_id: str
     progress: Progress
 
 
 class Refusal(StrEnum):
-    """What a clear refusal asks of us."""
+    """How to react to a refused POST."""
 
-    RATE_LIMITED = "slow_down"  # 429, or 403 with Retry-After: a quota; every submit waits
-    RETRYABLE = "try_again"  # 500 or 503 with the document's error body
-    REJECTED = "rejected"  # 400-class: this body will never be taken
-    FATAL = "stop"  # 401, 402, 403: nothing more will be taken from this key
+    RATE_LIMITED = "rate_limited"  # 429, or 403 with Retry-After (a quota): pause all submits
+    RETRYABLE = "retryable"  # 500 or 503 with the error body of the API document: retry
+    REJECTED = "rejected"  # 400, 404, 405, 413, 415, 422: this body will never be accepted
+    FATAL = "fatal"  # 401, 402, 403: nothing more will be accepted with this key
 
 
 class Refused(Struct, frozen=True):
-    """Nothing was queued and nothing is paid. `retry_after_s` is None where the answer does not say."""
+    """Nothing was queued or charged. `retry_after_s` is None if the answer has no Retry-After."""
 
     refusal: Refusal
     status: int
@@ -68,13 +68,13 @@ class Refused(Struct, frozen=True):
 
 
 class NotSent(Struct, frozen=True):
-    """Not a byte of the POST left this machine, so it is free to go again."""
+    """Not a single byte of the POST was sent, so it can be sent again safely."""
 
     reason: str
 
 
 class Ambiguous(Struct, frozen=True):
-    """The POST left, and its answer does not prove that nothing was queued."""
+    """The POST was sent, and its answer does not prove that nothing was queued."""
 
     reason: str
 
@@ -83,7 +83,7 @@ PostVerdict = Accepted | Refused | NotSent | Ambiguous
 
 
 class PollFailed(Struct, frozen=True):
-    """The status could not be read. This says nothing about the job. `status` is 0 where no answer came."""
+    """The status could not be read, which says nothing about the job. `status` is 0 if there was no answer."""
 
     reason: str
     status: int = 0

@@ -32,7 +32,7 @@ def run_against(simulator: SimulatorProcess, folder: Path, *extra_options: str) 
         "--out",
         "out",
         "--gateway",
-        simulator.gateway,
+        simulator.gateway_url,
         "--rate",
         "200/s",
         "--poll-interval",
@@ -59,7 +59,7 @@ def test_many_faults_at_once_charge_each_job_once(simulate: StartSimulator, tmp_
     write_jobs(tmp_path / "jobs.jsonl", 200)
     done = run_against(simulator, tmp_path)
     assert done.returncode == 0, done.stdout + done.stderr
-    assert "charges: 200 paid, 200 free (ERROR), 0 unknown" in done.stdout
+    assert "charges: 200 charged, 200 refunded (ERROR), 0 unknown" in done.stdout
     totals = simulator.admin_request("/totals")
     assert (totals["charged"], totals["accepted"]) == (200, 400)
     for row in result_rows(tmp_path / "out"):
@@ -101,7 +101,7 @@ class TestLostResponses:
         done = run_against(simulator, tmp_path, "--ambiguous", "resubmit")
         assert done.returncode == 0, done.stdout
         charged = simulator.admin_request("/totals")["charged"]
-        assert f"charges: 400 paid, 0 free (ERROR), {charged - 400} unknown" in done.stdout
+        assert f"charges: 400 charged, 0 refunded (ERROR), {charged - 400} unknown" in done.stdout
 
 
 def test_no_balance_stops_the_run(simulate: StartSimulator, tmp_path: Path) -> None:
@@ -144,7 +144,7 @@ def test_a_model_that_is_gone(simulate: StartSimulator, tmp_path: Path) -> None:
     write_jobs(tmp_path / "jobs.jsonl", 500)
     done = run_against(simulator, tmp_path)
     assert done.returncode == 3
-    assert "the first 20 jobs all ended rejected (Model not found" in done.stderr + done.stdout
+    assert "the first 20 jobs all ended as rejected (Model not found" in done.stderr + done.stdout
     assert 20 <= simulator.admin_request("/totals")["refused"]["400"] <= 60
     assert run_against(simulator, tmp_path, "--max-identical-failures", "0").returncode == 1
     assert len(result_rows(tmp_path / "out")) == 500
@@ -154,7 +154,7 @@ def test_an_outage_is_waited_out_and_reported(simulate: StartSimulator, tmp_path
     """While the gateway takes nothing the run pauses, says why, and sends next to nothing; then it goes on."""
     simulator = simulate(*CHARGES_SIMULATOR_OPTIONS, *faults(submit_503=1))
     write_jobs(tmp_path / "jobs.jsonl", 100)
-    options = ("--out", "out", "--gateway", simulator.gateway, "--rate", "200/s", "--poll-interval", "0.3")
+    options = ("--out", "out", "--gateway", simulator.gateway_url, "--rate", "200/s", "--poll-interval", "0.3")
     process = start_command("run", "jobs.jsonl", *options, cwd=tmp_path)
     stderr = ""
     while "Paused" not in stderr:
@@ -185,7 +185,17 @@ class TestTheKey:
             CANARY_KEY,
         )
         write_jobs(tmp_path / "jobs.jsonl", 100)
-        arguments = ["run", "jobs.jsonl", "--out", "out", "--gateway", simulator.gateway, "-vv", "--rate", "100/s"]
+        arguments = [
+            "run",
+            "jobs.jsonl",
+            "--out",
+            "out",
+            "--gateway",
+            simulator.gateway_url,
+            "-vv",
+            "--rate",
+            "100/s",
+        ]
         process = start_command(*arguments, "--poll-interval", "0.3", cwd=tmp_path, key=CANARY_KEY)
         time.sleep(0.7)
         assert CANARY_KEY not in Path(f"/proc/{process.pid}/cmdline").read_text()
@@ -206,7 +216,7 @@ class TestTheKey:
         simulator = simulate(*CHARGES_SIMULATOR_OPTIONS, "--key", "another")
         write_jobs(tmp_path / "jobs.jsonl", 3)
         (tmp_path / "key").write_text(CANARY_KEY + "\x00")
-        options = ("run", "jobs.jsonl", "--out", "out", "--gateway", simulator.gateway, "-vv")
+        options = ("run", "jobs.jsonl", "--out", "out", "--gateway", simulator.gateway_url, "-vv")
         for done in (
             run_command(*options, cwd=tmp_path, key=CANARY_KEY),
             run_command(*options, cwd=tmp_path, key=CANARY_KEY + "é"),

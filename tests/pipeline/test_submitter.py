@@ -547,7 +547,7 @@ class TestIdenticalFailures:
             gateway.poll_script[job.id] = [Failed("no GPU")]
         engine = run_virtual(run_jobs(tmp_path, gateway, make_jobs(100), rate="2/s", max_identical_failures=3))
         assert engine.stopped is not None
-        assert "first 3 jobs all ended failed (no GPU)" in engine.stopped.reason
+        assert "first 3 jobs all ended as failed (no GPU)" in engine.stopped.reason
         assert len(gateway.charged) < 30
         assert set(result_statuses(tmp_path).values()) == {"failed"}
 

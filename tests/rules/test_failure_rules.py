@@ -1,4 +1,4 @@
-"""Failures go in; pauses, and reasons to stop, are counted."""
+"""Test rules.circuit_breaker, rules.backoff.RetryBudget and rules.fail_fast."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from krea_batch.rules.fail_fast import IdenticalFailureGuard
 
 
 def failed_outcome(status: State, kind: str = "") -> Outcome:
-    """A job that came to this end."""
+    """Return the outcome of a job with this status and error."""
     return Outcome(
         id="a", status=status, request_id=None, files=(), request={}, metadata={}, polls=0, attempts=1,
         error=ErrorInfo(kind, f"because of {kind}") if kind else None,
@@ -23,7 +23,7 @@ def failed_outcome(status: State, kind: str = "") -> Outcome:
 
 class TestCircuitBreaker:
     def test_a_few_failures_do_not_open_it(self) -> None:
-        """As many failures in a row as a bad day brings pause nothing, and one answer makes them forgotten."""
+        """Up to OPEN_AFTER consecutive failures cause no pause, and a success resets the count."""
         breaker = CircuitBreaker()
         for _ in range(10):
             for n in range(OPEN_AFTER):
@@ -32,7 +32,7 @@ class TestCircuitBreaker:
             breaker.record_success()
 
     def test_pauses_double_up_to_a_minute(self) -> None:
-        """Tries that fail one after the other wait longer each time, never more than a minute."""
+        """Consecutive failed attempts pause submits longer each time, but never more than a minute."""
         breaker, now_s, pauses_s = CircuitBreaker(), 0.0, []
         for _ in range(OPEN_AFTER + 12):
             pause_s = breaker.record_failure(now_s, now_s + 0.1, 1.0)
@@ -44,7 +44,7 @@ class TestCircuitBreaker:
         assert breaker.failing_since_s == 0.1
 
     def test_pending_posts_are_one_failure(self) -> None:
-        """Five hundred POSTs that fail together make one pause, and the next one is no longer for it."""
+        """Five hundred POSTs that fail together cause one pause, and do not extend the next one."""
         breaker = CircuitBreaker()
         pauses_s = [breaker.record_failure(0.0, 1.0, 1.0) for _ in range(500)]
         assert [pause_s for pause_s in pauses_s if pause_s] == [0.5]
@@ -52,15 +52,15 @@ class TestCircuitBreaker:
 
 
 class TestRetryBudget:
-    def test_a_passing_fault_waits_for_nothing(self) -> None:
-        """The first retries go at once, whatever the rate."""
+    def test_a_transient_error_is_retried_immediately(self) -> None:
+        """The first retries are sent immediately, whatever the rate."""
         budget = RetryBudget(1.0)
         assert [budget.spend(5.0) for _ in range(RETRY_BURST)] == [0.0] * RETRY_BURST
         assert budget.spend(5.0) > 0
 
     @given(st.floats(0.1, 2000), st.lists(st.floats(0, 2), max_size=400))
     def test_no_more_than_its_share(self, rate_per_s: float, gaps_s: list[float]) -> None:
-        """However often it is asked, retries come at no more than a fifth of the rate, one a second at least."""
+        """However many retries there are, they are at most a fifth of the rate, or one per second."""
         budget, now_s, allowed_s = RetryBudget(rate_per_s), 0.0, []
         for gap_s in gaps_s:
             now_s += gap_s
@@ -71,7 +71,7 @@ class TestRetryBudget:
         assert len(within) <= RETRY_BURST + now_s * max(1.0, rate_per_s / 5) + 1
 
     def test_a_deficit_recovers(self) -> None:
-        """After an outage of thousands of retries, no job waits longer than a minute for its own."""
+        """After an outage with thousands of retries, no job waits longer than a minute for its own."""
         budget = RetryBudget(10.0)
         assert max(budget.spend(0.0) for _ in range(10_000)) == MAX_BACKOFF_S
         assert budget.spend(61.0) == pytest.approx(0.0, abs=0.5)
@@ -80,40 +80,40 @@ class TestRetryBudget:
 class TestIdenticalFailureGuard:
     @pytest.mark.parametrize("status", [State.FAILED, State.REJECTED, State.ERRORED, State.TIMED_OUT])
     def test_identical_first_failures(self, status: State) -> None:
-        """The run stops at the limit and not before, and the reason names the end and the gateway's words."""
-        rule = IdenticalFailureGuard(5)
-        assert [rule.record_ended(failed_outcome(status, "why")) for _ in range(4)] == [None] * 4
-        reason = rule.record_ended(failed_outcome(status, "why"))
+        """The run stops at the limit and not before; the reason names the state and the error."""
+        guard = IdenticalFailureGuard(5)
+        assert [guard.record_ended(failed_outcome(status, "reason")) for _ in range(4)] == [None] * 4
+        reason = guard.record_ended(failed_outcome(status, "reason"))
         assert reason is not None
-        assert f"first 5 jobs all ended {status}" in reason
-        assert "because of why" in reason
+        assert f"first 5 jobs all ended as {status}" in reason
+        assert "because of reason" in reason
 
     def test_different_failures(self) -> None:
-        """Failures of several kinds are several bad jobs."""
-        rule = IdenticalFailureGuard(3)
+        """Failures with different errors do not stop the run."""
+        guard = IdenticalFailureGuard(3)
         ends = [failed_outcome(State.REJECTED, kind) for kind in ["http_400", "http_422"] + ["http_400"] * 9]
-        assert not any(map(rule.record_ended, ends))
+        assert not any(map(guard.record_ended, ends))
 
     def test_once_one_has_succeeded(self) -> None:
-        """After a success, here or in an earlier run, bad prompts in a row are bad prompts."""
-        rule, again = IdenticalFailureGuard(3), IdenticalFailureGuard(3, has_succeeded=True)
-        rule.record_ended(failed_outcome(State.SUCCEEDED))
+        """After a success, in this run or an earlier one, consecutive failures do not stop the run."""
+        guard, resumed = IdenticalFailureGuard(3), IdenticalFailureGuard(3, has_succeeded=True)
+        guard.record_ended(failed_outcome(State.SUCCEEDED))
         for _ in range(100):
-            assert rule.record_ended(failed_outcome(State.FAILED, "failed")) is None
-            assert again.record_ended(failed_outcome(State.FAILED, "failed")) is None
+            assert guard.record_ended(failed_outcome(State.FAILED, "failed")) is None
+            assert resumed.record_ended(failed_outcome(State.FAILED, "failed")) is None
 
-    def test_ambiguous_ones_in_a_row_at_any_time(self) -> None:
-        """Money that may be spent on nothing stops the run in its middle, too."""
-        rule = IdenticalFailureGuard(3, has_succeeded=True)
+    def test_consecutive_ambiguous_jobs(self) -> None:
+        """Consecutive ambiguous jobs, which may have been charged, always stop the run."""
+        guard = IdenticalFailureGuard(3, has_succeeded=True)
         for _ in range(10):
-            assert rule.record_ended(failed_outcome(State.AMBIGUOUS, "ambiguous")) is None
-            assert rule.record_ended(failed_outcome(State.AMBIGUOUS, "ambiguous")) is None
-            assert rule.record_ended(failed_outcome(State.SUCCEEDED)) is None
-        ends = [rule.record_ended(failed_outcome(State.AMBIGUOUS, "ambiguous")) for _ in range(3)]
+            assert guard.record_ended(failed_outcome(State.AMBIGUOUS, "ambiguous")) is None
+            assert guard.record_ended(failed_outcome(State.AMBIGUOUS, "ambiguous")) is None
+            assert guard.record_ended(failed_outcome(State.SUCCEEDED)) is None
+        ends = [guard.record_ended(failed_outcome(State.AMBIGUOUS, "ambiguous")) for _ in range(3)]
         assert ends[:2] == [None, None]
-        assert "3 jobs in a row are ambiguous" in str(ends[2])
+        assert "3 consecutive jobs are ambiguous" in str(ends[2])
 
-    def test_never(self) -> None:
+    def test_zero_never_stops(self) -> None:
         """0 never stops a run."""
-        rule = IdenticalFailureGuard(0)
-        assert not any(rule.record_ended(failed_outcome(State.FAILED, "failed")) for _ in range(1000))
+        guard = IdenticalFailureGuard(0)
+        assert not any(guard.record_ended(failed_outcome(State.FAILED, "failed")) for _ in range(1000))

@@ -1,4 +1,4 @@
-"""Verdicts and states go in; the decisions of DESIGN, section 3, come out."""
+"""Test rules.lifecycle: the table of transitions, and the decisions after POSTs, polls and at a resume."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ from krea_batch.rules.verdicts import (
     Waiting,
 )
 
-DESIGN_TRANSITIONS: dict[str, set[str]] = {
+EXPECTED_TRANSITIONS: dict[str, set[str]] = {
     "pending": {"submitting", "cancelled"},
     "submitting": {"accepted", "pending", "rejected", "ambiguous"},
     "accepted": {"finished", "failed", "errored", "timed_out"},
@@ -73,7 +73,7 @@ poll_verdicts: st.SearchStrategy[PollVerdict] = progress | st.builds(PollFailed,
 
 
 def paths(old: State, without: State) -> Iterator[State]:
-    """Every state that can be reached from `old` without passing through `without`."""
+    """Yield every state that can be reached from `old` without passing through `without`."""
     reached: set[State] = set()
     frontier = [old]
     while frontier:
@@ -84,25 +84,25 @@ def paths(old: State, without: State) -> Iterator[State]:
 
 
 @pytest.mark.parametrize("old", State)
-def test_table(old: State) -> None:
-    """The table holds the moves of DESIGN, section 3, and no others."""
-    assert {new.value for new in TRANSITIONS[old]} == DESIGN_TRANSITIONS[old.value]
+def test_the_table(old: State) -> None:
+    """The table has the expected transitions and no others."""
+    assert {new.value for new in TRANSITIONS[old]} == EXPECTED_TRANSITIONS[old.value]
 
 
 @pytest.mark.parametrize("old", State)
 @pytest.mark.parametrize("new", State)
-def test_check_move(old: State, new: State) -> None:
-    """A move of the table passes; any other one is a bug of ours that names both states."""
-    if new.value in DESIGN_TRANSITIONS[old.value]:
+def test_check_transition(old: State, new: State) -> None:
+    """A transition of the table passes; any other one is an InternalError that names both states."""
+    if new.value in EXPECTED_TRANSITIONS[old.value]:
         check_transition(old, new)
         return
     with pytest.raises(InternalError, match=f"{old}.*{new}"):
         check_transition(old, new)
 
 
-def test_ends() -> None:
-    """The ends are the states that results.jsonl knows (DESIGN, section 3)."""
-    assert {state.value for state in FINAL} == set(DESIGN_TRANSITIONS) - {
+def test_the_final_states() -> None:
+    """The final states are all states except those before the end of a job."""
+    assert {state.value for state in FINAL} == set(EXPECTED_TRANSITIONS) - {
         "pending",
         "submitting",
         "accepted",
@@ -110,8 +110,8 @@ def test_ends() -> None:
     }
 
 
-def test_a_submit_starts_only_from_submitting() -> None:
-    """An accepted job has passed through `submitting`, whose intent is on disk, or somebody resolved it."""
+def test_a_job_is_accepted_only_after_a_durable_intent() -> None:
+    """A job becomes accepted from `submitting`, whose intent is durable, or after a decision or a poll."""
     assert {old for old in State if State.ACCEPTED in TRANSITIONS[old]} == {
         State.SUBMITTING,
         State.AMBIGUOUS,
@@ -120,14 +120,14 @@ def test_a_submit_starts_only_from_submitting() -> None:
     assert {old for old in State if State.SUBMITTING in TRANSITIONS[old]} == {State.PENDING}
 
 
-def test_only_errored_leads_to_a_second_paid_post() -> None:
+def test_only_errored_leads_to_a_second_charged_post() -> None:
     """From `accepted`, without passing `errored`, no path of the table leads to another POST."""
     reached = set(paths(State.ACCEPTED, without=State.ERRORED))
     assert not reached & {State.PENDING, State.SUBMITTING, State.AMBIGUOUS}
 
 
 def test_final_states_are_final() -> None:
-    """Nothing leads out of succeeded, failed, rejected and cancelled."""
+    """No transition leaves succeeded, failed, rejected and cancelled."""
     assert {old for old in State if not TRANSITIONS[old]} == {
         State.SUCCEEDED,
         State.FAILED,
@@ -140,9 +140,9 @@ def test_final_states_are_final() -> None:
 
 
 @given(post_verdicts, counts, random_values)
-def test_every_post_decision_is_a_move(verdict: PostVerdict, refused: int, chance: float) -> None:
-    """Each verdict on a POST comes to a decision whose move from `submitting` is in the table."""
-    match after_post(verdict, refusals=refused, jitter=chance):
+def test_every_decision_after_a_post_is_a_transition(verdict: PostVerdict, refusals: int, jitter: float) -> None:
+    """Every verdict on a POST leads to a decision whose transition from `submitting` is in the table."""
+    match after_post(verdict, refusals=refusals, jitter=jitter):
         case Accept():
             check_transition(State.SUBMITTING, State.ACCEPTED)
         case Requeue(wait_s):
@@ -155,29 +155,29 @@ def test_every_post_decision_is_a_move(verdict: PostVerdict, refused: int, chanc
 
 
 @given(post_verdicts, counts, random_values)
-def test_back_to_pending_needs_proof(verdict: PostVerdict, refused: int, chance: float) -> None:
-    """From `submitting` a job is pending again only where nothing was sent or the gateway clearly refused."""
-    decision = after_post(verdict, refusals=refused, jitter=chance)
+def test_back_to_pending_needs_proof(verdict: PostVerdict, refusals: int, jitter: float) -> None:
+    """A job goes from `submitting` to pending only if nothing was sent or the gateway refused it."""
+    decision = after_post(verdict, refusals=refusals, jitter=jitter)
     if isinstance(decision, Requeue | StopRun):
         assert isinstance(verdict, NotSent | Refused)
 
 
 @given(messages, counts, random_values)
-def test_ambiguous_is_never_resubmitted(reason: str, refused: int, chance: float) -> None:
-    """A POST of which nobody knows what became ends its job as ambiguous, whatever came before."""
-    decision = after_post(Ambiguous(reason), refusals=refused, jitter=chance)
+def test_ambiguous_is_never_resubmitted(reason: str, refusals: int, jitter: float) -> None:
+    """An ambiguous POST ends its job as ambiguous, whatever happened before."""
+    decision = after_post(Ambiguous(reason), refusals=refusals, jitter=jitter)
     assert decision == EndJob(State.AMBIGUOUS, "ambiguous", reason)
 
 
 @given(messages, progress, counts, random_values)
-def test_accepted_leads_on(request_id: str, said: Progress, refused: int, chance: float) -> None:
-    """An accepted POST goes on with its request_id and with all that its answer said."""
-    accepted = Accepted(request_id, said)
-    assert after_post(accepted, refusals=refused, jitter=chance) == Accept(accepted)
+def test_an_accepted_post(request_id: str, status: Progress, refusals: int, jitter: float) -> None:
+    """An accepted POST keeps its request_id and the status of its answer."""
+    accepted = Accepted(request_id, status)
+    assert after_post(accepted, refusals=refusals, jitter=jitter) == Accept(accepted)
 
 
 @pytest.mark.parametrize(
-    ("verdict", "refused", "expected"),
+    ("verdict", "refusals", "expected"),
     [
         (Refused(Refusal.REJECTED, 400, "bad prompt"), 0, EndJob(State.REJECTED, "http_400", "bad prompt")),
         (Refused(Refusal.REJECTED, 422, "no"), 7, EndJob(State.REJECTED, "http_422", "no")),
@@ -193,29 +193,29 @@ def test_accepted_leads_on(request_id: str, said: Progress, refused: int, chance
         (NotSent("no route"), 0, Requeue(0.5, "no route")),
     ],
 )
-def test_after_post(verdict: PostVerdict, refused: int, expected: object) -> None:
-    """400-class ends the job, 401/402/403 stop the run, 429/500/503 and what was not sent go again."""
-    assert after_post(verdict, refusals=refused, jitter=1.0) == expected
+def test_after_post(verdict: PostVerdict, refusals: int, expected: object) -> None:
+    """4xx ends the job; 401, 402, 403 stop the run; after 429, 500, 503 and unsent POSTs it is requeued."""
+    assert after_post(verdict, refusals=refusals, jitter=1.0) == expected
 
 
 @given(st.sampled_from([500, 503]), messages, random_values)
-def test_refusals_come_to_an_end(status: int, said: str, chance: float) -> None:
-    """A job that is refused with 500 or 503 again and again is rejected in the end, and says how often."""
-    refused = Refused(Refusal.RETRYABLE, status, said)
-    decisions = [after_post(refused, refusals=count, jitter=chance) for count in range(MAX_REFUSALS)]
+def test_repeated_refusals_reject_the_job(status: int, detail: str, jitter: float) -> None:
+    """A job that is always refused with 500 or 503 is rejected in the end; the message has the count."""
+    refused = Refused(Refusal.RETRYABLE, status, detail)
+    decisions = [after_post(refused, refusals=count, jitter=jitter) for count in range(MAX_REFUSALS)]
     assert all(isinstance(decision, Requeue) for decision in decisions[:-1])
     last = decisions[-1]
     assert isinstance(last, EndJob)
     assert last.state is State.REJECTED
     assert str(MAX_REFUSALS) in last.message
-    assert said in last.message
+    assert detail in last.message
 
 
 @given(st.integers(1, 10**6), random_values)
-def test_backoff(failures: int, chance: float) -> None:
-    """Pauses are spread from 0 to a bound that never shrinks with failures and never passes a minute."""
+def test_backoff(failures: int, jitter: float) -> None:
+    """Delays are spread from 0 to a maximum that never falls with more failures and never exceeds a minute."""
     assert (
-        0 <= backoff_s(failures, chance) <= backoff_s(failures, 1.0) <= backoff_s(failures + 1, 1.0) <= MAX_BACKOFF_S
+        0 <= backoff_s(failures, jitter) <= backoff_s(failures, 1.0) <= backoff_s(failures + 1, 1.0) <= MAX_BACKOFF_S
     )
 
 
@@ -223,9 +223,11 @@ def test_backoff(failures: int, chance: float) -> None:
 
 
 @given(poll_verdicts, counts, st.integers(1, 100), random_values)
-def test_every_poll_decision_is_a_move(verdict: PollVerdict, errors: int, attempts: int, chance: float) -> None:
-    """Each verdict on a poll comes to a decision whose move from `accepted` is in the table."""
-    match after_poll(verdict, errors=errors, max_attempts=attempts, jitter=chance):
+def test_every_decision_after_a_poll_is_a_transition(
+    verdict: PollVerdict, errors: int, attempts: int, jitter: float
+) -> None:
+    """Every verdict on a poll leads to a decision whose transition from `accepted` is in the table."""
+    match after_poll(verdict, errors=errors, max_attempts=attempts, jitter=jitter):
         case Download(finished):
             assert finished == verdict
             check_transition(State.ACCEPTED, State.FINISHED)
@@ -239,26 +241,26 @@ def test_every_poll_decision_is_a_move(verdict: PollVerdict, errors: int, attemp
 
 
 @given(poll_verdicts, counts, st.integers(1, 100), random_values)
-def test_only_error_leads_to_another_post(verdict: PollVerdict, errors: int, attempts: int, chance: float) -> None:
-    """After a poll only ERROR, which is not charged, sends a job back to the submitter, within max_attempts."""
-    decision = after_poll(verdict, errors=errors, max_attempts=attempts, jitter=chance)
+def test_only_error_leads_to_another_post(verdict: PollVerdict, errors: int, attempts: int, jitter: float) -> None:
+    """After a poll, only ERROR, which is not charged, requeues a job, within max_attempts."""
+    decision = after_poll(verdict, errors=errors, max_attempts=attempts, jitter=jitter)
     assert isinstance(decision, Requeue) == (isinstance(verdict, Errored) and errors + 1 < attempts)
 
 
 @given(messages, st.integers(0, 599), waits, counts, st.integers(1, 100), random_values)
 def test_a_failed_poll_changes_no_state(
-    reason: str, status: int, wait_s: float | None, errors: int, attempts: int, chance: float
+    reason: str, status: int, wait_s: float | None, errors: int, attempts: int, jitter: float
 ) -> None:
-    """A status that could not be read, for whatever reason, leaves the job accepted."""
+    """If the status cannot be read, for whatever reason, the job stays accepted."""
     failed_poll = PollFailed(reason, status, wait_s)
-    assert after_poll(failed_poll, errors=errors, max_attempts=attempts, jitter=chance) == PollAgain(failed_poll)
+    assert after_poll(failed_poll, errors=errors, max_attempts=attempts, jitter=jitter) == PollAgain(failed_poll)
 
 
 @pytest.mark.parametrize(
     ("verdict", "errors", "expected"),
     [
         (Waiting("QUEUED"), 0, PollAgain(None)),
-        (Waiting("SOME NEW WORD"), 0, PollAgain(None)),
+        (Waiting("SOME NEW STATUS"), 0, PollAgain(None)),
         (FINISHED_IMAGE, 0, Download(FINISHED_IMAGE)),
         (Failed("nsfw"), 0, EndJob(State.FAILED, "failed", "nsfw")),
         (Failed(""), 0, EndJob(State.FAILED, "failed", "the gateway gave no reason")),
@@ -269,13 +271,13 @@ def test_a_failed_poll_changes_no_state(
     ],
 )
 def test_after_poll(verdict: PollVerdict, errors: int, expected: object) -> None:
-    """Waiting is looked at again, FAILED ends, ERROR goes again until three accepted POSTs came to it."""
+    """A waiting job is polled again, FAILED ends it, and ERROR requeues it until three POSTs were accepted."""
     assert after_poll(verdict, errors=errors, max_attempts=3, jitter=1.0) == expected
 
 
 @given(st.integers(1, 50))
 def test_max_attempts_counts_accepted_posts(attempts: int) -> None:
-    """A job that always comes to ERROR is POSTed max_attempts times, in one run or in many."""
+    """A job that always ends in ERROR is POSTed max_attempts times, in one run or in several."""
     posts, errors = 0, 0
     while True:
         posts += 1
@@ -291,7 +293,7 @@ def test_max_attempts_counts_accepted_posts(attempts: int) -> None:
 
 
 @pytest.mark.parametrize(
-    ("state", "hold", "resubmit"),
+    ("state", "kept", "resubmitted"),
     [
         ("pending", "pending", "pending"),
         ("submitting", "ambiguous", "pending"),
@@ -306,17 +308,17 @@ def test_max_attempts_counts_accepted_posts(attempts: int) -> None:
         ("cancelled", None, None),
     ],
 )
-def test_on_resume(state: str, hold: str | None, resubmit: str | None) -> None:
-    """A new run goes on from the state that the ledger has; a POST in the air is ambiguous unless asked."""
-    for asked, expected in ((False, hold), (True, resubmit)):
-        new = on_resume(State(state), errors=0, max_attempts=3, resubmit_ambiguous=asked)
+def test_on_resume(state: str, kept: str | None, resubmitted: str | None) -> None:
+    """A new run continues from the recorded state; a pending POST is ambiguous unless configured otherwise."""
+    for resubmit, expected in ((False, kept), (True, resubmitted)):
+        new = on_resume(State(state), errors=0, max_attempts=3, resubmit_ambiguous=resubmit)
         assert (None if new is None else new.value) == expected
 
 
 @settings(max_examples=50)
 @given(st.sampled_from(State), counts, st.integers(1, 10), st.booleans())
 def test_resume_follows_the_table(state: State, errors: int, attempts: int, resubmit: bool) -> None:
-    """A new run moves a job only along the table; one that was in the air passes through `ambiguous`."""
+    """A new run follows the table; a job with a pending POST passes through `ambiguous`."""
     new = on_resume(state, errors=errors, max_attempts=attempts, resubmit_ambiguous=resubmit)
     if new is None or new is state:
         return
@@ -329,7 +331,7 @@ def test_resume_follows_the_table(state: State, errors: int, attempts: int, resu
 
 @given(counts, st.integers(1, 10))
 def test_ambiguous_is_kept_unless_configured(errors: int, attempts: int) -> None:
-    """Without --ambiguous resubmit no resume leads from a POST in the air or an ambiguous one to another POST."""
+    """Without ambiguous=resubmit, no resume leads from a pending or ambiguous POST to another POST."""
     for state in (State.SUBMITTING, State.AMBIGUOUS):
         kept = on_resume(state, errors=errors, max_attempts=attempts, resubmit_ambiguous=False)
         assert kept is State.AMBIGUOUS

@@ -1,4 +1,4 @@
-"""Latencies go in; the instants of the polls come out."""
+"""Test rules.poll_schedule: when jobs are polled, after which latencies."""
 
 from __future__ import annotations
 
@@ -17,40 +17,40 @@ latencies = st.lists(st.floats(0, 4000), max_size=300)
 intervals = st.floats(0.01, 600)
 
 
-def learned(interval_s: float, seen_s: list[float]) -> PollSchedule:
+def learned(interval_s: float, latencies_s: list[float]) -> PollSchedule:
     schedule = PollSchedule(interval_s)
-    for latency_s in seen_s:
+    for latency_s in latencies_s:
         schedule.observe(latency_s)
     return schedule
 
 
 def poll_ages_s(schedule: PollSchedule, latency_s: float) -> list[float]:
-    """The ages at which a job that takes `latency_s` is polled, up to the one that finds it finished."""
+    """Return the ages at which a job that takes `latency_s` is polled, up to the poll that finds it completed."""
     ages_s = [schedule.first_poll_s()]
     while ages_s[-1] < latency_s:
         ages_s.append(ages_s[-1] + schedule.next_poll_s(ages_s[-1]))
     return ages_s
 
 
-def polls_and_lag(schedule: PollSchedule, seen_s: list[float]) -> float:
-    """Polls, and lag in intervals, of jobs that take so long; the mean."""
-    polls = [poll_ages_s(schedule, latency_s) for latency_s in seen_s]
-    lag_s = sum(ages_s[-1] - latency_s for ages_s, latency_s in zip(polls, seen_s, strict=True))
-    return (sum(map(len, polls)) + lag_s / schedule.interval_s) / len(seen_s)
+def polls_and_lag(schedule: PollSchedule, latencies_s: list[float]) -> float:
+    """Return the mean cost of jobs with these latencies: polls, plus lag in intervals."""
+    polls = [poll_ages_s(schedule, latency_s) for latency_s in latencies_s]
+    lag_s = sum(ages_s[-1] - latency_s for ages_s, latency_s in zip(polls, latencies_s, strict=True))
+    return (sum(map(len, polls)) + lag_s / schedule.interval_s) / len(latencies_s)
 
 
 @settings(deadline=None, max_examples=50)
 @given(intervals, latencies, st.floats(0, 10_000))
-def test_never_closer_than_the_interval(interval_s: float, seen_s: list[float], age_s: float) -> None:
-    """Whatever was learned, a job is looked at no sooner than the interval, and at some time."""
-    schedule = learned(interval_s, seen_s)
+def test_never_closer_than_the_interval(interval_s: float, latencies_s: list[float], age_s: float) -> None:
+    """Whatever was observed, a job is polled no sooner than the interval, and not never."""
+    schedule = learned(interval_s, latencies_s)
     for gap_s in (schedule.first_poll_s(), schedule.next_poll_s(age_s)):
         assert interval_s <= gap_s <= 1e5
 
 
 @given(intervals)
-def test_sound_before_anything_is_learned(interval_s: float) -> None:
-    """With no latency seen, jobs are looked at as for the document's example: after some intervals, and again."""
+def test_the_schedule_before_any_observation(interval_s: float) -> None:
+    """Without observations, jobs are polled after some intervals, as in the API document, and again."""
     schedule = PollSchedule(interval_s)
     assert schedule.exploring
     ages_s = poll_ages_s(schedule, 12 * interval_s)
@@ -61,56 +61,56 @@ def test_sound_before_anything_is_learned(interval_s: float) -> None:
 
 @pytest.mark.parametrize("latency_s", [6.0, 9.0, 14.0, 19.0, 60.0, 1000.0])
 def test_it_learns_a_steady_latency(latency_s: float) -> None:
-    """Jobs that all take the same time are each found finished by their first poll, with next to no lag."""
+    """Jobs that all take equally long are found completed by their first poll, with almost no lag."""
     schedule = learned(5.0, [latency_s] * 1000)
     assert not schedule.exploring
     (age_s,) = poll_ages_s(schedule, latency_s)
     assert age_s - latency_s <= max(0.25, latency_s / 100)
 
 
-@pytest.mark.parametrize("eagerness", [0.2, 1.0, 5.0])
-def test_a_higher_lag_weight_means_less_lag_and_more_polls(eagerness: float) -> None:
-    """The plan is the cheapest for the worth that was given to lag: every other plan costs more by that measure."""
-    chance = random.Random(3)
-    seen_s = [chance.uniform(5, 30) for _ in range(2000)]
+@pytest.mark.parametrize("lag_weight", [0.2, 1.0, 5.0])
+def test_the_plan_is_the_cheapest_for_its_lag_weight(lag_weight: float) -> None:
+    """By the measure of each lag weight, its own plan is the cheapest."""
+    rng = random.Random(3)
+    latencies_s = [rng.uniform(5, 30) for _ in range(2000)]
     costs = {}
     for tried in (0.2, 1.0, 5.0):
         schedule = PollSchedule(5.0, tried)
-        for latency_s in seen_s:
+        for latency_s in latencies_s:
             schedule.observe(latency_s)
-        polls = [poll_ages_s(schedule, latency_s) for latency_s in seen_s]
-        lag_s = sum(ages_s[-1] - latency_s for ages_s, latency_s in zip(polls, seen_s, strict=True))
-        costs[tried] = sum(map(len, polls)) + eagerness * lag_s / 5.0
-    assert min(costs, key=lambda tried: costs[tried]) == eagerness
+        polls = [poll_ages_s(schedule, latency_s) for latency_s in latencies_s]
+        lag_s = sum(ages_s[-1] - latency_s for ages_s, latency_s in zip(polls, latencies_s, strict=True))
+        costs[tried] = sum(map(len, polls)) + lag_weight * lag_s / 5.0
+    assert min(costs, key=lambda tried: costs[tried]) == lag_weight
 
 
 @pytest.mark.parametrize(
     "draw",
     [
-        lambda chance: chance.lognormvariate(2.5, 0.4),
-        lambda chance: chance.uniform(5, 30),
-        lambda chance: (25 if chance.random() < 0.3 else 6) * chance.uniform(0.8, 1.2),
+        lambda rng: rng.lognormvariate(2.5, 0.4),
+        lambda rng: rng.uniform(5, 30),
+        lambda rng: (25 if rng.random() < 0.3 else 6) * rng.uniform(0.8, 1.2),
     ],
-    ids=["lognormal", "uniform", "two humps"],
+    ids=["lognormal", "uniform", "bimodal"],
 )
-def test_once_learned_it_is_nearly_the_best(draw: Callable[[random.Random], float]) -> None:
-    """For latencies like those it has learned, no two fixed ages for the first polls are better by a twentieth."""
-    chance = random.Random(7)
-    schedule = learned(5.0, [draw(chance) for _ in range(500)])
-    seen_s = [draw(chance) for _ in range(300)]
-    ours = polls_and_lag(schedule, seen_s)
+def test_the_plan_is_nearly_optimal(draw: Callable[[random.Random], float]) -> None:
+    """For the observed distribution, no two fixed gaps are better than the plan by more than 5 %."""
+    rng = random.Random(7)
+    schedule = learned(5.0, [draw(rng) for _ in range(500)])
+    latencies_s = [draw(rng) for _ in range(300)]
+    plan_cost = polls_and_lag(schedule, latencies_s)
     for first_s in range(5, 40, 2):
         for gap_s in range(5, 30, 2):
             lag_s = polls = 0.0
-            for latency_s in seen_s:
+            for latency_s in latencies_s:
                 more = max(0, math.ceil((latency_s - first_s) / gap_s))
                 polls += 1 + more
                 lag_s += first_s + more * gap_s - latency_s
-            assert ours <= 1.05 * (polls + lag_s / 5.0) / len(seen_s)
+            assert plan_cost <= 1.05 * (polls + lag_s / 5.0) / len(latencies_s)
 
 
-def test_what_is_still_unfinished_counts() -> None:
-    """Twenty jobs of fast ones seen finished and a hundred seen unfinished at 20 s are no reason to poll at 6 s."""
+def test_unfinished_jobs_count() -> None:
+    """If 20 jobs took 6 s and 100 are unfinished at 20 s, jobs are not polled at 6 s."""
     schedule = learned(5.0, [6.0] * 20)
     assert schedule.first_poll_s() < 8
     for _ in range(100):
@@ -122,16 +122,16 @@ def test_what_is_still_unfinished_counts() -> None:
 @settings(deadline=None, max_examples=30)
 @given(st.floats(5, 20), st.floats(5, 20))
 def test_it_follows_a_shift(before_s: float, after_s: float) -> None:
-    """When latencies change for good, the old ones are forgotten, and first polls follow the new ones."""
+    """If latencies change, old ones are discounted and first polls follow the new ones."""
     schedule = learned(5.0, [before_s] * 2000 + [after_s] * 4000)
     assert after_s - 1e-6 <= schedule.first_poll_s() <= after_s + 0.5
 
 
-def test_ends_that_are_not_exact_are_narrowed_down() -> None:
-    """From jobs known only to have ended between two looks, where they end is found out."""
-    chance, schedule = random.Random(1), PollSchedule(5.0)
+def test_inexact_latencies_are_narrowed_down() -> None:
+    """From jobs known only to have ended between two polls, the schedule learns when they end."""
+    rng, schedule = random.Random(1), PollSchedule(5.0)
     for _ in range(600):
-        age_s = chance.uniform(5, 20)
+        age_s = rng.uniform(5, 20)
         if age_s < 12.0:
             schedule.observe_pending(age_s)
             schedule.observe(age_s + 5.0, age_s, exact=False)
@@ -142,7 +142,7 @@ def test_ends_that_are_not_exact_are_narrowed_down() -> None:
 
 
 def test_a_new_plan_is_reported() -> None:
-    """The version grows when the plan is another, and not while all goes as expected."""
+    """The version grows with a new plan, and not while latencies are as expected."""
     schedule = learned(5.0, [15.0] * 700)
     before = schedule.version
     for _ in range(100):
@@ -154,15 +154,15 @@ def test_a_new_plan_is_reported() -> None:
 
 
 @given(intervals, st.integers(1, 2000), st.none() | st.floats(0, 3600))
-def test_errors_back_off(interval_s: float, troubles: int, retry_after_s: float | None) -> None:
-    """Unreadable answers are followed by pauses that grow to a minute, never under interval or Retry-After."""
-    wait_s = PollSchedule(interval_s).retry_delay_s(troubles, retry_after_s)
+def test_errors_back_off(interval_s: float, failures: int, retry_after_s: float | None) -> None:
+    """Delays after unreadable answers grow to a minute, and are never below the interval or Retry-After."""
+    wait_s = PollSchedule(interval_s).retry_delay_s(failures, retry_after_s)
     assert wait_s >= max(interval_s, retry_after_s or 0.0)
     assert wait_s <= max(interval_s, retry_after_s or 0.0, MAX_RETRY_DELAY_S)
 
 
 def test_backoff_doubles() -> None:
-    """The pauses double from the interval on, and stay at a minute."""
+    """The delays double from the interval up to a minute."""
     waits_s = [PollSchedule(5.0).retry_delay_s(errors, None) for errors in range(1, 8)]
     assert waits_s == [5, 10, 20, 40, 60, 60, 60]
     assert all(before <= after for before, after in pairwise(waits_s))

@@ -1,4 +1,4 @@
-"""Tests of rules.kinds: kinds of jobs that take another time get a schedule of their own, and no others."""
+"""Test rules.poll_schedule_by_kind: only kinds of jobs that take differently long have their own schedules."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ POLL_INTERVAL_S = 5.0
 
 
 def learned_schedules(count: int, **kinds_s: tuple[float, float]) -> PollSchedules:
-    """Schedules that have heard of so many jobs of each kind, evenly spread between two latencies."""
+    """Return schedules that observed `count` jobs of each kind, spread evenly between two latencies."""
     schedules, random = PollSchedules(POLL_INTERVAL_S), Random(3)
     for _ in range(count):
         for kind, (min_s, max_s) in kinds_s.items():
@@ -22,48 +22,48 @@ def learned_schedules(count: int, **kinds_s: tuple[float, float]) -> PollSchedul
 
 
 def test_kinds_that_differ_have_separate_schedules() -> None:
-    """Each is first polled when its own jobs end, not when those of the other do."""
+    """Jobs of each kind are first polled when jobs of that kind end."""
     schedules = learned_schedules(100, low=(5.5, 6.5), high=(24.0, 26.0))
     assert 6.0 < schedules.for_kind("low").first_poll_s() < 8.0
     assert 24.0 < schedules.for_kind("high").first_poll_s() < 28.0
 
 
-def test_kinds_that_do_not_differ_share_what_is_known() -> None:
-    """What one of them teaches serves all, and one that nobody has seen yet."""
+def test_kinds_that_do_not_differ_share_a_schedule() -> None:
+    """Kinds with equal latencies share one schedule, and so does an unknown kind."""
     schedules = learned_schedules(200, low=(10.0, 20.0), high=(10.0, 20.0))
-    for kind in ("low", "high", "never seen"):
+    for kind in ("low", "high", "unknown"):
         assert schedules.for_kind(kind) is schedules.shared
 
 
 def test_few_observations_are_not_enough() -> None:
-    """Before there are enough of both, nothing is told apart."""
+    """With too few observations of both kinds, they share one schedule."""
     schedules = learned_schedules(MIN_SAMPLE_SIZE - 1, low=(5.5, 6.5), high=(24.0, 26.0))
     assert schedules.for_kind("low") is schedules.for_kind("high") is schedules.shared
 
 
-def test_one_kind_alone_is_all() -> None:
-    """Most runs have jobs of one kind only, and pay nothing for this."""
+def test_a_single_kind_uses_the_shared_schedule() -> None:
+    """A run with one kind of jobs uses the shared schedule."""
     schedules = learned_schedules(500, only=(5.5, 30.0))
     assert schedules.for_kind("only") is schedules.shared
 
 
 def test_kinds_that_differ_no_more_share_again() -> None:
-    """A gateway may change; then the schedule of all, which learns faster, is used again."""
-    schedules, chance = learned_schedules(100, low=(5.5, 6.5), high=(24.0, 26.0)), Random(4)
+    """If the latencies of the kinds become equal, they share one schedule again."""
+    schedules, rng = learned_schedules(100, low=(5.5, 6.5), high=(24.0, 26.0)), Random(4)
     assert schedules.for_kind("low") is not schedules.shared
     for _ in range(400):
         for kind in ("low", "high"):
-            schedules.observe(kind, chance.uniform(10.0, 12.0))
+            schedules.observe(kind, rng.uniform(10.0, 12.0))
     assert schedules.for_kind("low") is schedules.for_kind("high") is schedules.shared
 
 
 def test_the_version_only_grows() -> None:
-    """Whoever waits for a new plan hears of each, of schedules that come and go, too."""
-    schedules, chance, versions = PollSchedules(POLL_INTERVAL_S), Random(5), [0]
+    """The version grows with each new plan, even if schedules are split and merged."""
+    schedules, rng, versions = PollSchedules(POLL_INTERVAL_S), Random(5), [0]
     for n in range(3000):
-        apart = (n // 1000) % 2 == 0
-        for kind, latency_s in (("low", 6.0), ("high", 25.0 if apart else 6.0)):
-            schedules.observe(kind, latency_s * chance.uniform(0.9, 1.1), exact=n % 3 > 0)
+        different = (n // 1000) % 2 == 0
+        for kind, latency_s in (("low", 6.0), ("high", 25.0 if different else 6.0)):
+            schedules.observe(kind, latency_s * rng.uniform(0.9, 1.1), exact=n % 3 > 0)
             schedules.observe_pending(kind, 3.0)
             schedules.withdraw(kind, 3.0)
             versions.append(schedules.version)
@@ -72,7 +72,7 @@ def test_the_version_only_grows() -> None:
 
 
 @pytest.mark.parametrize(
-    ("some", "others", "apart"),
+    ("sample", "other_sample", "distance"),
     [
         ([1, 2, 3], [1, 2, 3], 0.0),
         ([1, 2], [3, 4], 1.0),
@@ -80,6 +80,6 @@ def test_the_version_only_grows() -> None:
         ([1], [1, 1, 1, 2], 0.25),
     ],
 )
-def test_the_distance_of_two_samples(some: list[float], others: list[float], apart: float) -> None:
-    """By hand."""
-    assert ks_distance(deque(some), others) == pytest.approx(apart)
+def test_the_distance_of_two_samples(sample: list[float], other_sample: list[float], distance: float) -> None:
+    """The distance of small samples is the one computed by hand."""
+    assert ks_distance(deque(sample), other_sample) == pytest.approx(distance)

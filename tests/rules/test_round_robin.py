@@ -1,4 +1,4 @@
-"""Tests of rules.turns: tables and properties."""
+"""Test rules.round_robin: tenants take turns."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from krea_batch.rules.round_robin import RoundRobinQueue
 
 
 def test_one_tenant_is_a_queue() -> None:
-    """Without tenants, first come is first served."""
+    """With one tenant, items are served in the order in which they were added."""
     queue: RoundRobinQueue[int] = RoundRobinQueue()
     for n in range(5):
         queue.put("", n)
@@ -21,7 +21,7 @@ def test_one_tenant_is_a_queue() -> None:
 
 
 def test_a_late_small_tenant_does_not_wait_for_large_ones() -> None:
-    """Three of one who comes last are served in the next three rounds."""
+    """Three items of a tenant that comes last are served in the next three rounds."""
     queue: RoundRobinQueue[str] = RoundRobinQueue()
     for n in range(100):
         queue.put("ann", f"a{n}")
@@ -31,15 +31,15 @@ def test_a_late_small_tenant_does_not_wait_for_large_ones() -> None:
     assert [queue.pop() for _ in range(7)] == ["a1", "b0", "a2", "b1", "a3", "b2", "a4"]
 
 
-def test_nothing_waits() -> None:
-    """Taking from an empty one is an error of the caller's."""
+def test_an_empty_queue() -> None:
+    """Popping from an empty queue is an IndexError."""
     with pytest.raises(IndexError):
         RoundRobinQueue[int]().pop()
 
 
 @given(st.lists(st.one_of(st.none(), st.sampled_from("abcd")), max_size=80))
 def test_nothing_is_lost_and_each_tenants_order_is_kept(steps: list[str | None]) -> None:
-    """Whatever comes between, what goes out is what came in, each tenant's in its order; rounds are fair."""
+    """Every item is served once, those of a tenant in order, and each round serves every tenant."""
     queue: RoundRobinQueue[tuple[str, int]] = RoundRobinQueue()
     added: Counter[str] = Counter()
     taken: list[tuple[str, int]] = []
@@ -52,7 +52,7 @@ def test_nothing_is_lost_and_each_tenants_order_is_kept(steps: list[str | None])
         assert len(queue) == added.total() - len(taken)
     last = list(queue.drain())
     for tenant, count in added.items():
-        assert [n for whose, n in taken + last if whose == tenant] == list(range(count))
+        assert [n for owner, n in taken + last if owner == tenant] == list(range(count))
     waiting = Counter(owner for owner, _ in last)
     first_round = last[: len(waiting)]
-    assert {whose for whose, _ in first_round} == set(waiting)
+    assert {owner for owner, _ in first_round} == set(waiting)
