@@ -525,15 +525,19 @@ def test_the_body_of_a_post(tmp_path: Path) -> None:
 
 
 class TestIdenticalFailures:
-    @pytest.mark.parametrize("verdict", [REJECTED[400], AMBIGUOUS_RESULT], ids=["rejected", "ambiguous"])
-    def test_the_run_stops_and_the_next_resumes(self, tmp_path: Path, verdict: Any) -> None:
+    @pytest.mark.parametrize(
+        ("verdict", "reason"),
+        [(REJECTED[400], "first 5 jobs"), (AMBIGUOUS_RESULT, "5 consecutive jobs")],
+        ids=["rejected", "ambiguous"],
+    )
+    def test_the_run_stops_and_the_next_resumes(self, tmp_path: Path, verdict: Any, reason: str) -> None:
         """A run whose first jobs all fail alike stops; the next run submits the rest."""
         gateway = ScriptedGateway()
         for job in make_jobs(30):
             gateway.submit_script[job.id] = [verdict]
         engine = run_virtual(run_jobs(tmp_path, gateway, make_jobs(100), rate="2/s", max_identical_failures=5))
         assert engine.stopped is not None
-        assert "5 jobs" in engine.stopped.reason
+        assert reason in engine.stopped.reason
         assert 5 <= len(gateway.submitted_bodies) <= 7
         gateway.submit_script.clear()
         run_virtual(run_jobs(tmp_path, gateway, make_jobs(100), rate="50/s", max_identical_failures=5))
