@@ -121,7 +121,7 @@ def _loop_lag(figure: Figure, rows: Sequence[CaseResult]) -> None:
 PLOTS: dict[str, Callable[[Figure, Sequence[CaseResult]], None]] = {
     "throughput": _throughput,
     "timeline": _timeline,
-    "refused": _rate_limited,
+    "rate_limited": _rate_limited,
     "polls": _polls,
     "cost": _cost,
     "loop": _loop_lag,

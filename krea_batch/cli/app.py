@@ -64,6 +64,11 @@ class _LazyGroup(click.Group):
         command.epilog = epilog(name)
         return command
 
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """List the commands without importing them."""
+        with formatter.section("Commands"):
+            formatter.write_dl(list(COMMANDS.items()))
+
     def resolve_command(
         self, ctx: click.Context, args: list[str]
     ) -> tuple[str | None, click.Command | None, list[str]]:
@@ -113,19 +118,24 @@ def main() -> None:
     except InternalError:
         raise
     except KreaBatchError as error:
-        say(error_line(error))
+        say(f"krea-batch: {error_text(error)}")
         sys.exit(BAD_INPUT if isinstance(error, InputError) else STOPPED)
 
 
-def error_line(error: Exception) -> str:
+def error_text(error: Exception) -> str:
     """Return an error as the command line shows it: with options instead of parameters."""
     from krea_batch.errors import InputError, JobFileError, SettingsError
+    from krea_batch.settings import OPTIONS
 
     if isinstance(error, SettingsError):
-        return f"krea-batch: {option_of(error.parameter)}: {InputError.__str__(error)}"
+        return f"{option_of(error.parameter)}: {InputError.__str__(error)}"
     if isinstance(error, JobFileError):
-        return f"krea-batch: {error.problem}; fix {'it' if error.count == 1 else 'them'}, or use --skip-invalid"
-    return f"krea-batch: {error}"
+        return f"{error.problem}; fix {'it' if error.count == 1 else 'them'}, or use --skip-invalid"
+    text = str(error)
+    for name in OPTIONS:
+        if "_" in name:
+            text = text.replace(name, option_of(name))
+    return text
 
 
 def option_of(parameter: str) -> str:

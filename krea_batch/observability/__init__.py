@@ -26,7 +26,6 @@ _LAZY_MODULES = {
     "LogfmtFormatter": "logs",
     "MetricsListener": "metrics",
     "TracingListener": "traces",
-    "dashboard": "grafana",
 }
 
 

@@ -94,11 +94,11 @@ class TestSimulated:
     @pytest.mark.parametrize(
         ("wrong", "said"),
         [
-            (("--rates", "20/s,quick"), "--rates: 'quick' is no rate"),
+            (("--rates", "20/s,quick"), "--rates: invalid rate 'quick'"),
             (("--rates", "20/s,20/s"), "stands twice"),
             (("--poll-interval", "0"), "--poll-interval"),
             (("--latency", "forever"), "--latency"),
-            (("--compare", "--gateway", "http://127.0.0.1:9"), "each script would pay"),
+            (("--compare", "--gateway", "http://127.0.0.1:9"), "each script would be charged"),
         ],
     )
     def test_a_wrong_option_is_named(self, tmp_path: Path, wrong: tuple[str, ...], said: str) -> None:
@@ -137,24 +137,24 @@ class TestPaid:
     ) -> None:
         """Ten images are announced, ten are charged, their images stay; the same command again charges none."""
         gateway = simulate("--tiny", "--latency", "uniform:0.1,0.4")
-        first = self.run_bench(gateway.gateway, "--yes", cwd=tmp_path)
+        first = self.run_bench(gateway.gateway_url, "--yes", cwd=tmp_path)
         assert first.returncode == 0, first.stderr
-        assert "10 images will be paid for" in first.stderr
-        assert "5.00 together" in first.stderr
+        assert "10 images will be charged" in first.stderr
+        assert "5.00 in total" in first.stderr
         assert gateway.admin_request("/totals")["charged"] == 10
         assert len(list((tmp_path / "report" / "runs").rglob("*.png"))) == 10
         before = bench_results(tmp_path / "report")
 
-        second = self.run_bench(gateway.gateway, cwd=tmp_path)  # nothing to pay, so nothing to ask
+        second = self.run_bench(gateway.gateway_url, cwd=tmp_path)  # nothing to pay, so nothing to ask
         assert second.returncode == 0, second.stderr
-        assert "0 images will be paid for" in second.stderr
+        assert "0 images will be charged" in second.stderr
         assert gateway.admin_request("/totals")["charged"] == 10
         assert bench_results(tmp_path / "report") == before
 
     def test_nothing_is_sent_without_a_terminal(self, simulate: StartSimulator, tmp_path: Path) -> None:
         """Without a terminal and without --yes: exit 2, not one POST."""
         gateway = simulate("--tiny")
-        refused = self.run_bench(gateway.gateway, cwd=tmp_path)
+        refused = self.run_bench(gateway.gateway_url, cwd=tmp_path)
         assert refused.returncode == 2
         assert "--yes" in refused.stderr
         assert gateway.admin_request("/totals")["posts"] == 0
@@ -162,7 +162,7 @@ class TestPaid:
     def test_without_a_key_nothing_starts(self, simulate: StartSimulator, tmp_path: Path) -> None:
         """Exit 2, and the ways to give a key."""
         gateway = simulate("--tiny")
-        refused = self.run_bench(gateway.gateway, "--yes", cwd=tmp_path, key="")
+        refused = self.run_bench(gateway.gateway_url, "--yes", cwd=tmp_path, key="")
         assert refused.returncode == 2
         assert "PIXAZO_API_KEY" in refused.stderr
         assert gateway.admin_request("/totals")["posts"] == 0
@@ -173,7 +173,7 @@ class TestPaid:
         """Interrupted in the middle: exit 130, each charge has its image; later the rest is paid."""
         gateway = simulate("--tiny", "--latency", "uniform:0.1,0.4")
         options = ("bench", "--rates", "2/s", "--jobs", "20", "--poll-interval", "0.2", "--yes", "--out", "report")
-        command = start_command(*options, "--gateway", gateway.gateway, cwd=tmp_path)
+        command = start_command(*options, "--gateway", gateway.gateway_url, cwd=tmp_path)
         while gateway.admin_request("/totals")["charged"] < 2:
             assert command.poll() is None
         os.kill(command.pid, signal.SIGINT)
@@ -183,7 +183,7 @@ class TestPaid:
         assert 2 <= charged < 20
         assert len(list((tmp_path / "report" / "runs").rglob("*.png"))) == charged
 
-        again = run_command(*options, "--gateway", gateway.gateway, cwd=tmp_path)
+        again = run_command(*options, "--gateway", gateway.gateway_url, cwd=tmp_path)
         assert again.returncode == 0, again.stderr
-        assert f"{20 - charged} images will be paid for" in again.stderr
+        assert f"{20 - charged} images will be charged" in again.stderr
         assert gateway.admin_request("/totals")["charged"] == 20

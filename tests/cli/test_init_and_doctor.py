@@ -110,7 +110,7 @@ class TestDoctor:
         report = json.loads(done.stdout)
         assert done.returncode == 0, report
         assert report["state"] == "ok"
-        assert [finding["what"] for finding in report["findings"]] == [
+        assert [finding["check"] for finding in report["findings"]] == [
             "key",
             "gateway",
             "disk",
@@ -126,8 +126,8 @@ class TestDoctor:
         """Without a key and a gateway: each is told with what to do, exit code 2, no colours in a pipe."""
         done = run_command("doctor", "--gateway", "http://127.0.0.1:9", cwd=tmp_path, key="")
         assert done.returncode == 2
-        assert "fail key      there is no API key\n              set PIXAZO_API_KEY" in done.stdout
-        assert "fail gateway  http://127.0.0.1:9 cannot be reached" in done.stdout
+        assert "fail key      no API key\n              set PIXAZO_API_KEY" in done.stdout
+        assert "fail gateway  http://127.0.0.1:9 is not reachable" in done.stdout
         assert "\x1b" not in done.stdout
 
     def test_clocks_that_differ(self, gateway: str, tmp_path: Path) -> None:

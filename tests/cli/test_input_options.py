@@ -101,15 +101,15 @@ def test_formats_are_reported_and_counted(folder: Path) -> None:
     assert done.exit_code == 0, done.stderr
     assert done.stderr.splitlines() == [
         'p.csv: prompt from "Prompt"; "Note" into the metadata',
-        "2 jobs left out, which ask for the same as earlier ones (--dedupe)",
+        "2 jobs dropped, whose requests duplicate earlier ones (--dedupe)",
         "3 rows make 4 jobs",
     ]
-    assert done.stdout == "4 good jobs, 0 bad lines in 1 file\n"
+    assert done.stdout == "4 valid jobs, 0 invalid lines in 1 file\n"
 
 
 def test_standard_input_of_any_format(folder: Path) -> None:
     """--input-format says what standard input is."""
-    assert validate("-", "--input-format", "text", stdin="a cat\n").stdout.startswith("1 good job")
+    assert validate("-", "--input-format", "text", stdin="a cat\n").stdout.startswith("1 valid job")
     done = validate("-", stdin="a cat\n")
     assert done.exit_code == 2
     assert "give --input-format" in done.stderr
@@ -118,13 +118,13 @@ def test_standard_input_of_any_format(folder: Path) -> None:
 @pytest.mark.parametrize(
     ("options", "expected"),
     [
-        (["--sweep", "creativty=raw"], '--sweep: "creativty" cannot be swept: did you mean "creativity"?'),
-        (["--sweep", "creativity"], '--sweep: the sweep is "creativity": write a field and its values'),
+        (["--sweep", "creativty=raw"], '--sweep: "creativty" cannot be swept; did you mean "creativity"?'),
+        (["--sweep", "creativity"], '--sweep: the sweep is "creativity"; write a field and its values'),
         (["--seeds", "4..1"], "--seeds: the seeds 4..1 are"),
         (["--repeat", "0"], "--repeat: repeat is 0"),
         (["--prompt-template", "a cat"], '--prompt-template: the template "a cat" names no column'),
-        (["--column", "sead=x"], "--column: it is 'sead=x': write FIELD=COLUMN"),
-        (["--column", "id=x", "--id-column", "y"], "--column: id is named twice"),
+        (["--column", "sead=x"], "--column: invalid value 'sead=x'; use FIELD=COLUMN"),
+        (["--column", "id=x", "--id-column", "y"], "--column: id is given more than once"),
         (["--seeds", "1", "--sweep", "seed=2"], '"seed" is swept twice'),
         (["--prompt-column", "Text"], 'there is no column "Text"'),
     ],
@@ -141,4 +141,4 @@ def test_defaults_from_a_file(folder: Path) -> None:
     """krea-batch.toml takes lists for options that may come several times."""
     (folder / "krea-batch.toml").write_text('sweep = ["creativity=raw,high"]\nseeds = "1..2"\n')
     (folder / "p.txt").write_text("a cat\n")
-    assert validate("p.txt").stdout.startswith("4 good jobs")
+    assert validate("p.txt").stdout.startswith("4 valid jobs")

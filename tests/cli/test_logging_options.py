@@ -49,7 +49,7 @@ class TestMetrics:
     def test_a_run_can_be_scraped_while_it_goes_on(self, simulate: StartSimulator, tmp_path: Path) -> None:
         """With --metrics-port 0 the run tells where its metrics are, and they grow with it and add up."""
         write_jobs(tmp_path / "jobs.jsonl", 60)
-        gateway = simulate(*METRICS_SIMULATOR_OPTIONS).gateway
+        gateway = simulate(*METRICS_SIMULATOR_OPTIONS).gateway_url
         run = start_command(
             "run",
             "jobs.jsonl",
@@ -88,7 +88,7 @@ class TestMetrics:
             "--out",
             "out",
             "--gateway",
-            simulate(*METRICS_SIMULATOR_OPTIONS).gateway,
+            simulate(*METRICS_SIMULATOR_OPTIONS).gateway_url,
             *METRICS_RUN_OPTIONS,
             "--quiet",
         )
@@ -106,11 +106,11 @@ class TestMetrics:
         with socket.create_server(("127.0.0.1", 0)) as taken:
             port = str(taken.getsockname()[1])
             done = run_command(
-                "run", "jobs.jsonl", "--out", "out", "--gateway", simulator.gateway, "--metrics-port", port,
+                "run", "jobs.jsonl", "--out", "out", "--gateway", simulator.gateway_url, "--metrics-port", port,
                 cwd=tmp_path,
             )  # fmt: skip
         assert done.returncode == 2
-        assert f"--metrics-port: nobody can listen at 127.0.0.1:{port}" in done.stderr
+        assert f"--metrics-port: cannot listen on 127.0.0.1:{port}" in done.stderr
         assert simulator.admin_request("/totals")["charged"] == 0
         assert not (tmp_path / "out").exists()
 
@@ -121,7 +121,7 @@ class TestLogs:
         """--log-file with --log-format json keeps every move as an object a line, over two runs, without the key."""
         write_jobs(tmp_path / "jobs.jsonl", 3)
         arguments = (
-            "run", "jobs.jsonl", "--out", "out", "--gateway", simulate(*METRICS_SIMULATOR_OPTIONS).gateway, *METRICS_RUN_OPTIONS,
+            "run", "jobs.jsonl", "--out", "out", "--gateway", simulate(*METRICS_SIMULATOR_OPTIONS).gateway_url, *METRICS_RUN_OPTIONS,
             "-vv", "--log-file", "out/run.log", "--log-format", "json",
         )  # fmt: skip
         done = run_command(*arguments, cwd=tmp_path, key=SECRET)
@@ -141,7 +141,7 @@ class TestLogs:
         write_jobs(tmp_path / "jobs.jsonl", 1)
         gateway = simulate(
             *METRICS_SIMULATOR_OPTIONS, "--fault", "poll-garbled=1", "--fault-max-attempts", "1"
-        ).gateway
+        ).gateway_url
         for out, how in (("text", ()), ("json", ("--log-format", "json"))):
             arguments = (
                 "run",
@@ -169,7 +169,7 @@ class TestLogs:
         arguments = ("run", "jobs.jsonl", "--out", "out", "--simulate", "--log-file", "jobs.jsonl/run.log")
         done = run_command(*arguments, cwd=tmp_path)
         assert done.returncode == 2
-        assert "--log-file: jobs.jsonl/run.log cannot be written (File exists): " in done.stderr
+        assert "--log-file: cannot write jobs.jsonl/run.log (File exists); " in done.stderr
         assert not (tmp_path / "out").exists()
 
 
@@ -186,7 +186,7 @@ class TestExtras:
 
         script = (
             "import sys, krea_batch.cli.ui.run_session, krea_batch.cli.commands.run, krea_batch.observability\n"
-            "krea_batch.Engine, krea_batch.observability.JsonLines, krea_batch.observability.dashboard()\n"
+            "krea_batch.Engine, krea_batch.observability.JsonFormatter, krea_batch.observability.dashboard()\n"
             "print([name for name in sys.modules if name.startswith(('prometheus', 'opentelemetry'))])"
         )
         done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, cwd=tmp_path)

@@ -36,10 +36,10 @@ def test_for_people(tmp_path: Path) -> None:
         "limited by",
         "in flight",
         "polls",
-        "bytes",
+        "download",
         "cost",
     ]
-    assert "2.00 at 0.05 an image" in done.stdout
+    assert "2.00 at 0.05 per image" in done.stdout
     assert [path.name for path in tmp_path.iterdir()] == ["jobs.jsonl"]
 
 
@@ -66,10 +66,10 @@ def test_what_is_left_of_a_run(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("options", "expected"),
     [
-        (["--latency", "soon"], "--latency: it is 'soon': write 12s"),
-        (["--latency", "5s", "--latency-from", "out"], "--latency-from: it tells the latency"),
+        (["--latency", "soon"], "--latency: it is 'soon'; write 12s"),
+        (["--latency", "5s", "--latency-from", "out"], "--latency-from: cannot be combined with --latency"),
         (["--latency-from", "out"], "there is no run in it"),
-        (["--limit", "fast"], "--limit: 'fast' is no rate"),
+        (["--gateway-limit", "fast"], "--gateway-limit: invalid rate 'fast'"),
     ],
 )
 def test_mistakes(tmp_path: Path, options: list[str], expected: str) -> None:
@@ -127,7 +127,7 @@ class TestRun:
             "--out",
             "out",
             "--gateway",
-            gateway.gateway,
+            gateway.gateway_url,
             "--poll-interval=0.1",
             *options,
         )
@@ -137,12 +137,12 @@ class TestRun:
     def test_asked(self, simulate: StartSimulator, tmp_path: Path, answer: str, code: int, paid: int) -> None:
         """Above the bound a person decides, and a no spends nothing."""
         gateway, terminal = self.start(simulate, tmp_path, "--confirm-above", "4")
-        terminal.read_until("Pay for up to 5 images?")
+        terminal.read_until("Generate and pay for up to 5 images?")
         assert "5 images, about 0:" in terminal.text
-        assert not gateway.ask("/ledger")["posts"]
+        assert not gateway.admin_request("/ledger")["posts"]
         terminal.type(answer)
         assert terminal.end() == code
-        assert len(gateway.ask("/ledger")["posts"]) == paid
+        assert len(gateway.admin_request("/ledger")["posts"]) == paid
         assert ("Nothing was submitted." in terminal.text) == (code == 2)
 
     @pytest.mark.parametrize("options", [["--confirm-above", "5"], ["--confirm-above", "4", "--yes"], []], ids=str)
@@ -151,14 +151,21 @@ class TestRun:
         gateway, terminal = self.start(simulate, tmp_path, *options)
         assert terminal.end() == 0
         assert "5 images, about 0:" in terminal.text
-        assert "Pay for" not in terminal.text
-        assert len(gateway.ask("/ledger")["posts"]) == 5
+        assert "pay for" not in terminal.text
+        assert len(gateway.admin_request("/ledger")["posts"]) == 5
 
     def test_without_a_terminal(self, simulate: StartSimulator, tmp_path: Path) -> None:
         """A script is never kept waiting."""
         gateway = simulate("--latency=fixed:0.1", "--tiny")
         write_jobs(tmp_path / "jobs.jsonl", 2)
         done = run_command(
-            "run", "jobs.jsonl", "--out=out", "--gateway", gateway.gateway, "--confirm-above=1", "-q", cwd=tmp_path
+            "run",
+            "jobs.jsonl",
+            "--out=out",
+            "--gateway",
+            gateway.gateway_url,
+            "--confirm-above=1",
+            "-q",
+            cwd=tmp_path,
         )
         assert (done.returncode, done.stderr) == (0, "")

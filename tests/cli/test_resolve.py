@@ -19,10 +19,10 @@ def gateway(simulate: StartSimulator, tmp_path: Path) -> SimulatorProcess:
     """A gateway that took and charged six jobs, and whose every answer was lost."""
     simulator = simulate("--tiny", "--latency", "fixed:0.2", "--fault", "submit-lost=1")
     write_jobs(tmp_path / "jobs.jsonl", 6)
-    done = run_command(*RESOLVE_RUN_COMMAND, "--gateway", simulator.gateway, cwd=tmp_path)
+    done = run_command(*RESOLVE_RUN_COMMAND, "--gateway", simulator.gateway_url, cwd=tmp_path)
     assert done.returncode == 1
     assert "6 ambiguous" in done.stdout
-    assert "charges: 0 paid, 0 free (ERROR), 6 unknown (ambiguous)" in done.stdout
+    assert "charges: 0 charged, 0 refunded (ERROR), 6 unknown (ambiguous)" in done.stdout
     simulator.admin_request("/settings", {"faults": {}})
     return simulator
 
@@ -42,7 +42,7 @@ def test_list_shows_each_and_changes_nothing(gateway: SimulatorProcess, tmp_path
     assert "--adopt" in shown.stdout
     as_json = json.loads(run_command("resolve", "out", "--json", cwd=tmp_path).stdout)
     assert [job["request"]["prompt"] for job in as_json["ambiguous"]] == [f"image {n}" for n in range(6)]
-    again = run_command(*RESOLVE_RUN_COMMAND, "--gateway", gateway.gateway, cwd=tmp_path)
+    again = run_command(*RESOLVE_RUN_COMMAND, "--gateway", gateway.gateway_url, cwd=tmp_path)
     assert again.returncode == 1
     assert gateway.admin_request("/totals")["charged"] == 6
     assert set(statuses_by_id(tmp_path).values()) == {"ambiguous"}
@@ -62,9 +62,9 @@ def test_every_decision_about_ambiguous_jobs(gateway: SimulatorProcess, tmp_path
     )
     resubmitted = run_command("resolve", "out", "--resubmit", cwd=tmp_path)
     assert resubmitted.stdout.startswith("2 resubmitted, 0 still ambiguous")
-    done = run_command(*RESOLVE_RUN_COMMAND, "--gateway", gateway.gateway, cwd=tmp_path)
+    done = run_command(*RESOLVE_RUN_COMMAND, "--gateway", gateway.gateway_url, cwd=tmp_path)
     assert done.returncode == 1  # two were given up
-    assert "charges: 4 paid, 0 free (ERROR), 4 unknown (ambiguous)" in done.stdout
+    assert "charges: 4 charged, 0 refunded (ERROR), 4 unknown (ambiguous)" in done.stdout
     ends = ["succeeded", "succeeded", "cancelled", "cancelled", "succeeded", "succeeded"]
     assert [status for _, status in sorted(statuses_by_id(tmp_path).items())] == ends
     assert {row["id"]: row["request_id"] for row in result_rows(tmp_path / "out")}["00001"] == by_prompt["image 0"]
@@ -78,11 +78,11 @@ def test_every_decision_about_ambiguous_jobs(gateway: SimulatorProcess, tmp_path
         (["--abandon", "00001", "fox"], "job 'fox': it is not ambiguous"),
         (["--adopt", "00001=../../x"], "no request_id"),
         (["--adopt", "00001"], "not JOB=REQUEST_ID"),
-        (["--adopt", "00001=a", "--adopt", "00001=b"], "given twice"),
+        (["--adopt", "00001=a", "--adopt", "00001=b"], "more than once"),
         (["--adopt", "00001=a", "--adopt", "00002=a"], "belongs to another job"),
-        (["--resubmit", "--abandon"], "do not go together"),
-        (["--list", "--resubmit"], "do not go together"),
-        (["--adopt", "00001=a", "00002"], "names its jobs itself"),
+        (["--resubmit", "--abandon"], "cannot be combined"),
+        (["--list", "--resubmit"], "cannot be combined"),
+        (["--adopt", "00001=a", "00002"], "cannot be combined with JOB"),
     ],
 )
 def test_a_mistake_decides_nothing(

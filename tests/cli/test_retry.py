@@ -44,7 +44,7 @@ def run_jobs_at(gateway: SimulatorProcess, folder: Path, jobs: int = 4) -> Path:
     """A run of some jobs in `out`."""
     write_jobs(folder / "jobs.jsonl", jobs)
     run_command(
-        "run", "jobs.jsonl", "--out", "out", "--gateway", gateway.gateway, *RETRY_RUN_OPTIONS, "-q", cwd=folder
+        "run", "jobs.jsonl", "--out", "out", "--gateway", gateway.gateway_url, *RETRY_RUN_OPTIONS, "-q", cwd=folder
     )
     return folder / "out"
 
@@ -75,7 +75,7 @@ def test_all_unsuccessful_jobs(simulate: StartSimulator, tmp_path: Path, fault: 
     """Each is submitted once more and gets its image; what was paid before stays on record."""
     gateway, out = failed_run(simulate, tmp_path, fault)
     assert set(ledger_states(out).values()) == {state}
-    done = run_command("retry", out, "--yes", "--gateway", gateway.gateway, *RETRY_RUN_OPTIONS, cwd=tmp_path)
+    done = run_command("retry", out, "--yes", "--gateway", gateway.gateway_url, *RETRY_RUN_OPTIONS, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert set(ledger_states(out).values()) == {"succeeded"}
     assert len(list((out / "images").glob("*.png"))) == 4
@@ -83,7 +83,7 @@ def test_all_unsuccessful_jobs(simulate: StartSimulator, tmp_path: Path, fault: 
     rows = [json.loads(line) for line in (out / "results.jsonl").read_text().splitlines()]
     assert [row["status"] for row in rows] == ["succeeded"] * 4
     again = run_command(
-        "run", "jobs.jsonl", "--out", "out", "--gateway", gateway.gateway, *RETRY_RUN_OPTIONS, cwd=tmp_path
+        "run", "jobs.jsonl", "--out", "out", "--gateway", gateway.gateway_url, *RETRY_RUN_OPTIONS, cwd=tmp_path
     )
     assert again.returncode == 0
     assert charge_counts(out)["charged"] == paid
@@ -92,7 +92,7 @@ def test_all_unsuccessful_jobs(simulate: StartSimulator, tmp_path: Path, fault: 
 def test_some_by_their_ids(simulate: StartSimulator, tmp_path: Path) -> None:
     """Only those that are named, on the command line or in a file."""
     gateway, out = failed_run(simulate, tmp_path)
-    options = ("--yes", "--gateway", gateway.gateway, *RETRY_RUN_OPTIONS)
+    options = ("--yes", "--gateway", gateway.gateway_url, *RETRY_RUN_OPTIONS)
     assert run_command("retry", out, "00002", *options, cwd=tmp_path).returncode == 1
     assert ledger_states(out) == {"00001": "failed", "00002": "succeeded", "00003": "failed", "00004": "failed"}
     assert run_command("retry", out, "--ids-from=-", *options, cwd=tmp_path, stdin=b"00003\n00001\n").returncode == 1
@@ -102,10 +102,10 @@ def test_some_by_their_ids(simulate: StartSimulator, tmp_path: Path) -> None:
 def test_without_a_terminal_to_confirm(simulate: StartSimulator, tmp_path: Path) -> None:
     """Without a terminal and without --yes nothing is submitted."""
     gateway, out = failed_run(simulate, tmp_path)
-    done = run_command("retry", out, "--gateway", gateway.gateway, cwd=tmp_path)
+    done = run_command("retry", out, "--gateway", gateway.gateway_url, cwd=tmp_path)
     assert done.returncode == 2
-    assert "4 jobs (4 failed) to be submitted again: up to 4 charges" in done.stderr
-    assert "add --yes" in done.stderr
+    assert "4 jobs to resubmit (4 failed): up to 4 charges" in done.stderr
+    assert "pass --yes" in done.stderr
     assert set(ledger_states(out).values()) == {"failed"}
     assert not gateway.admin_request("/ledger")["posts"]
 
@@ -116,9 +116,9 @@ def test_what_waits_is_counted_too(simulate: StartSimulator, tmp_path: Path) -> 
     store = LedgerStore.open(out / "ledger.db")
     store.transaction([lambda store: store.enqueue("later", b'{"prompt":"a"}', bytes(32), b"{}", "")])
     store.close()
-    done = run_command("retry", out, "--gateway", gateway.gateway, cwd=tmp_path)
+    done = run_command("retry", out, "--gateway", gateway.gateway_url, cwd=tmp_path)
     assert done.returncode == 2
-    assert "4 jobs (4 failed) to be submitted again, and 1 not submitted yet: up to 5 charges" in done.stderr
+    assert "4 jobs to resubmit (4 failed), 1 not submitted yet: up to 5 charges" in done.stderr
 
 
 @pytest.mark.parametrize(("answer", "state", "code"), [("n\n", "failed", 2), ("y\n", "succeeded", 0)])
@@ -127,7 +127,7 @@ def test_asked_in_a_terminal(simulate: StartSimulator, tmp_path: Path, answer: s
     gateway, out = failed_run(simulate, tmp_path)
     ours, theirs = pty.openpty()
     process = subprocess.Popen(
-        [*COMMAND, "retry", str(out), "--gateway", gateway.gateway, *RETRY_RUN_OPTIONS],
+        [*COMMAND, "retry", str(out), "--gateway", gateway.gateway_url, *RETRY_RUN_OPTIONS],
         cwd=tmp_path,
         env=clean_environment(PIXAZO_API_KEY="k"),
         stdin=theirs,
@@ -148,15 +148,15 @@ def test_what_is_not_submitted_again(gateway: SimulatorProcess, tmp_path: Path) 
     make_ambiguous(out)
     for job_id, said in (
         ("00001", "its image is there"),
-        ("fox", "nobody knows whether it was paid: decide with krea-batch resolve"),
+        ("fox", "nobody knows whether it was paid; decide with krea-batch resolve"),
         ("none", "it is not in this run"),
     ):
-        done = run_command("retry", out, job_id, "--yes", "--gateway", gateway.gateway, cwd=tmp_path)
+        done = run_command("retry", out, job_id, "--yes", "--gateway", gateway.gateway_url, cwd=tmp_path)
         assert done.returncode == 2
         assert said in done.stderr
-    done = run_command("retry", out, "--yes", "--gateway", gateway.gateway, cwd=tmp_path)
+    done = run_command("retry", out, "--yes", "--gateway", gateway.gateway_url, cwd=tmp_path)
     assert (done.returncode, ledger_states(out)["fox"]) == (0, "ambiguous")
-    assert "nothing to submit again" in done.stdout
+    assert "nothing to resubmit" in done.stdout
     assert len(gateway.admin_request("/ledger")["posts"]) == 4
 
 
@@ -165,25 +165,25 @@ def test_abandoned_ones_only_when_named(gateway: SimulatorProcess, tmp_path: Pat
     out = run_jobs_at(gateway, tmp_path, 1)
     make_ambiguous(out)
     assert run_command("resolve", out, "--abandon", cwd=tmp_path).returncode == 0
-    options = ("--yes", "--gateway", gateway.gateway, *RETRY_RUN_OPTIONS)
+    options = ("--yes", "--gateway", gateway.gateway_url, *RETRY_RUN_OPTIONS)
     run_command("retry", out, *options, cwd=tmp_path)
     assert ledger_states(out)["fox"] == "cancelled"
     assert run_command("retry", out, "--status", "cancelled", *options, cwd=tmp_path).returncode == 0
     assert ledger_states(out)["fox"] == "succeeded"
-    assert charge_counts(out) == {"charged": 2, "free": 0, "unknown": 1}
+    assert charge_counts(out) == {"charged": 2, "refunded": 0, "unknown": 1}
 
 
 def test_killed_on_the_way(simulate: StartSimulator, tmp_path: Path) -> None:
     """kill -9 after the word was given: the same run goes on, and each job has its one further POST."""
     gateway, out = failed_run(simulate, tmp_path)
-    process = start_command("retry", out, "--yes", "--gateway", gateway.gateway, "--rate=2/s", cwd=tmp_path)
+    process = start_command("retry", out, "--yes", "--gateway", gateway.gateway_url, "--rate=2/s", cwd=tmp_path)
     until = time.monotonic() + PROCESS_TIMEOUT_S
     while not gateway.admin_request("/ledger")["posts"] and time.monotonic() < until:
         time.sleep(0.02)
     process.send_signal(signal.SIGKILL)
     process.communicate(timeout=PROCESS_TIMEOUT_S)
     options: dict[str, Any] = {"cwd": tmp_path}
-    run_command("run", "jobs.jsonl", "--out", "out", "--gateway", gateway.gateway, *RETRY_RUN_OPTIONS, **options)
+    run_command("run", "jobs.jsonl", "--out", "out", "--gateway", gateway.gateway_url, *RETRY_RUN_OPTIONS, **options)
     found = ledger_states(out)
     assert set(found.values()) <= {"succeeded", "ambiguous"}
     assert len(gateway.admin_request("/ledger")["posts"]) <= 4

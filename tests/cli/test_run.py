@@ -74,7 +74,7 @@ class TestToTheEnd:
         jobs.write_text("".join(json.dumps(line, ensure_ascii=n % 2 == 0) + "\n" for n, line in enumerate(lines)))
         gateway = simulate(*RUN_SIMULATOR_OPTIONS)
         done = run_command(
-            "run", jobs, "--keep-extra", "--out", "out", "--gateway", gateway.gateway, *RUN_OPTIONS, cwd=tmp_path
+            "run", jobs, "--keep-extra", "--out", "out", "--gateway", gateway.gateway_url, *RUN_OPTIONS, cwd=tmp_path
         )
         assert done.returncode == 0, done.stderr
         assert_all_stored(tmp_path / "out", prompts)
@@ -99,7 +99,7 @@ class TestToTheEnd:
         (tmp_path / "a.jsonl.gz").write_bytes(gzip.compress(b'{"prompt": "one"}\n{"prompt": "two"}\n'))
         gateway = simulate(*RUN_SIMULATOR_OPTIONS)
         done = run_command(
-            "run", "a.jsonl.gz", "-", "--out", "out", "--gateway", gateway.gateway, *RUN_OPTIONS,
+            "run", "a.jsonl.gz", "-", "--out", "out", "--gateway", gateway.gateway_url, *RUN_OPTIONS,
             cwd=tmp_path, stdin=b'{"prompt": "three"}\r\n',
         )  # fmt: skip
         assert done.returncode == 0, done.stderr
@@ -119,7 +119,7 @@ class TestToTheEnd:
         (tmp_path / "jobs.jsonl").write_text(json.dumps({"prompt": "bare"}) + "\n" + json.dumps(full) + "\n")
         gateway = simulate(*RUN_SIMULATOR_OPTIONS)
         done = run_command(
-            "run", "jobs.jsonl", "--out", "out", "--gateway", gateway.gateway, *RUN_OPTIONS, cwd=tmp_path
+            "run", "jobs.jsonl", "--out", "out", "--gateway", gateway.gateway_url, *RUN_OPTIONS, cwd=tmp_path
         )
         assert done.returncode == 0, done.stderr
         bodies = {post["body"]["prompt"]: post["body"] for post in gateway.admin_request("/ledger")["posts"]}
@@ -141,7 +141,7 @@ class TestToTheEnd:
         """FAILED jobs end the run with exit 1; their rows say why, and nothing is submitted for them again."""
         write_jobs(tmp_path / "jobs.jsonl", 5)
         gateway = simulate(*RUN_SIMULATOR_OPTIONS, "--fault", "job-failed=1")
-        arguments = ("run", "jobs.jsonl", "--out", "out", "--gateway", gateway.gateway, *RUN_OPTIONS)
+        arguments = ("run", "jobs.jsonl", "--out", "out", "--gateway", gateway.gateway_url, *RUN_OPTIONS)
         for _ in range(2):
             done = run_command(*arguments, cwd=tmp_path)
             assert done.returncode == 1, done.stderr
@@ -158,7 +158,7 @@ class TestStops:
             "--out",
             "out",
             "--gateway",
-            gateway.gateway,
+            gateway.gateway_url,
             "--poll-interval",
             "0.5",
             *extra_options,
@@ -270,7 +270,7 @@ class TestRefusals:
     def assert_refused(
         self, tmp_path: Path, *arguments: str, gateway: SimulatorProcess | None = None, key: str = "k"
     ) -> str:
-        where = ("--gateway", gateway.gateway) if gateway else ()
+        where = ("--gateway", gateway.gateway_url) if gateway else ()
         done = run_command("run", *arguments, "--out", "out", *where, cwd=tmp_path, key=key)
         assert done.returncode == 2, done.stderr
         assert "Traceback" not in done.stderr
@@ -286,7 +286,7 @@ class TestRefusals:
         assert not (tmp_path / "out").exists()
 
     def test_bad_lines_are_all_named_and_nothing_is_spent(self, simulate: StartSimulator, tmp_path: Path) -> None:
-        """Every bad line is named by file and line; not even the good ones are submitted."""
+        """Every invalid line is named by file and line; not even the good ones are submitted."""
         (tmp_path / "jobs.jsonl").write_text('{"prompt": "good"}\n{"promt": "bad"}\n{"prompt": ""}\nnonsense\n')
         said = self.assert_refused(tmp_path, "jobs.jsonl", gateway=simulate(*RUN_SIMULATOR_OPTIONS))
         assert [line.split(":")[1] for line in said.splitlines() if line.startswith("jobs.jsonl:")] == [
@@ -318,7 +318,7 @@ class TestRefusals:
             "--out",
             "out",
             "--gateway",
-            gateway.gateway,
+            gateway.gateway_url,
             *RUN_OPTIONS,
             cwd=tmp_path,
         )
@@ -330,7 +330,7 @@ class TestRefusals:
         """A line that changed since its id was paid for is named, and nothing is submitted."""
         gateway = simulate(*RUN_SIMULATOR_OPTIONS)
         write_jobs(tmp_path / "jobs.jsonl", 3)
-        arguments = ("run", "jobs.jsonl", "--out", "out", "--gateway", gateway.gateway, *RUN_OPTIONS)
+        arguments = ("run", "jobs.jsonl", "--out", "out", "--gateway", gateway.gateway_url, *RUN_OPTIONS)
         assert run_command(*arguments, cwd=tmp_path).returncode == 0
         (tmp_path / "jobs.jsonl").write_text('{"prompt": "image 0"}\n{"prompt": "other"}\n{"prompt": "image 2"}\n')
         done = run_command(*arguments, cwd=tmp_path)
@@ -342,7 +342,7 @@ class TestRefusals:
         """Two processes never work in one run folder."""
         gateway = simulate("--tiny", "--latency", "fixed:30")
         write_jobs(tmp_path / "jobs.jsonl", 1)
-        arguments = ("run", "jobs.jsonl", "--out", "out", "--gateway", gateway.gateway)
+        arguments = ("run", "jobs.jsonl", "--out", "out", "--gateway", gateway.gateway_url)
         process = start_command(*arguments, cwd=tmp_path)
         while not gateway.admin_request("/totals")["accepted"]:
             assert process.poll() is None, process.communicate()
@@ -357,9 +357,9 @@ class TestRefusals:
         [
             (["--rate", "fast"], "10/s"),
             (["--rate", "0/s"], "10/s"),
-            (["--max-in-flight", "0"], "1 or more"),
-            (["--poll-interval", "-1"], "more than 0"),
-            (["--gateway", "http://gateway.example"], "clear text"),
+            (["--max-in-flight", "0"], "at least 1"),
+            (["--poll-interval", "-1"], "greater than 0"),
+            (["--gateway", "http://gateway.example"], "unencrypted"),
             (["--gateway", "ftp://x"], "https://"),
             (["--ambiguous", "maybe"], "resubmit"),
             (["--api-key-file", "nowhere"], "nowhere"),
@@ -391,20 +391,20 @@ class TestOutput:
             "--out",
             "out",
             "--gateway",
-            simulate(*RUN_SIMULATOR_OPTIONS).gateway,
+            simulate(*RUN_SIMULATOR_OPTIONS).gateway_url,
             *RUN_OPTIONS,
         )
         done = run_command(*arguments, "--json", cwd=tmp_path)
         summary = json.loads(done.stdout)
         assert summary["jobs"] == {"succeeded": 2}
-        assert summary["charges"] == {"charged": 2, "free": 0, "unknown": 0}
+        assert summary["charges"] == {"charged": 2, "refunded": 0, "unknown": 0}
         quiet = run_command(*arguments, "--quiet", cwd=tmp_path)
         assert (quiet.returncode, quiet.stdout, quiet.stderr) == (0, "", "")
 
     def test_a_terminal_gets_a_bar_and_a_pipe_gets_lines(self, simulate: StartSimulator, tmp_path: Path) -> None:
         """In a terminal the display stays in place; without one there are plain lines and no control codes."""
         write_jobs(tmp_path / "jobs.jsonl", 8)
-        arguments = ("run", "jobs.jsonl", "--gateway", simulate(*RUN_SIMULATOR_OPTIONS).gateway, *RUN_OPTIONS)
+        arguments = ("run", "jobs.jsonl", "--gateway", simulate(*RUN_SIMULATOR_OPTIONS).gateway_url, *RUN_OPTIONS)
         piped = run_command(*arguments, "--out", "piped", cwd=tmp_path)
         assert "8/8 done" in piped.stderr
         assert "\x1b" not in piped.stderr + piped.stdout
@@ -419,7 +419,7 @@ class TestOutput:
         write_jobs(tmp_path / "jobs.jsonl", 2)
         gateway = simulate(*RUN_SIMULATOR_OPTIONS)
         (tmp_path / "krea-batch.toml").write_text(
-            f'out = "from-file"\ngateway = "{gateway.gateway}"\npoll-interval = 0.5\nrate = "nonsense"\n'
+            f'out = "from-file"\ngateway = "{gateway.gateway_url}"\npoll-interval = 0.5\nrate = "nonsense"\n'
         )
         done = run_command("run", "jobs.jsonl", cwd=tmp_path, KREA_BATCH_RATE="500/s")
         assert done.returncode == 0, done.stderr
@@ -433,7 +433,7 @@ class TestOutput:
         """`status` counts jobs and charges, for people and as JSON; a folder without a run is named."""
         write_jobs(tmp_path / "jobs.jsonl", 3)
         gateway = simulate(*RUN_SIMULATOR_OPTIONS)
-        run_command("run", "jobs.jsonl", "--out", "out", "--gateway", gateway.gateway, *RUN_OPTIONS, cwd=tmp_path)
+        run_command("run", "jobs.jsonl", "--out", "out", "--gateway", gateway.gateway_url, *RUN_OPTIONS, cwd=tmp_path)
         assert "3 stored" in run_command("status", "out", cwd=tmp_path).stdout
         status = json.loads(run_command("status", "out", "--json", cwd=tmp_path).stdout)
         assert status["jobs"] == {"succeeded": 3}

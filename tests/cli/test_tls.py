@@ -68,7 +68,7 @@ def test_a_certificate_that_is_known(simulate: StartSimulator, tmp_path: Path, p
     """Where the certificate is one that this machine trusts, jobs run as they do without TLS."""
     write_jobs(tmp_path / "jobs.jsonl", 20)
     gateway = simulate("--tiny", "--latency", "fixed:0.2")
-    port = urlsplit(gateway.gateway).port
+    port = urlsplit(gateway.gateway_url).port
     assert port
     with tls_proxy_port(port, pem) as safe:
         options = ("--gateway", f"https://localhost:{safe}", "--rate", "50/s", "--poll-interval", "0.2")
@@ -83,7 +83,7 @@ def test_an_untrusted_certificate(simulate: StartSimulator, tmp_path: Path, pem:
     """Where it is not, or is another host's, nothing is sent, and the reason is told; nothing is in doubt."""
     write_jobs(tmp_path / "jobs.jsonl", 1)
     gateway = simulate("--tiny")
-    port = urlsplit(gateway.gateway).port
+    port = urlsplit(gateway.gateway_url).port
     assert port
     with tls_proxy_port(port, pem) as safe:
         for host, trusted in (("localhost", ""), ("127.0.0.1", str(pem))):

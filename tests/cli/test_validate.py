@@ -1,4 +1,4 @@
-"""`krea-batch validate` tells every bad line, and spends nothing."""
+"""`krea-batch validate` tells every invalid line, and spends nothing."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def test_all_good(folder: Path) -> None:
     (folder / "a.jsonl").write_text('{"prompt": "x"}\n' * 3)
     (folder / "b.jsonl").write_text('{"prompt": "x"}\n')
     result = call("a.jsonl", "b.jsonl")
-    assert (result.exit_code, result.stdout, result.stderr) == (0, "4 good jobs, 0 bad lines in 2 files\n", "")
+    assert (result.exit_code, result.stdout, result.stderr) == (0, "4 valid jobs, 0 invalid lines in 2 files\n", "")
 
 
 def test_every_bad_line_is_listed(folder: Path) -> None:
@@ -39,9 +39,9 @@ def test_every_bad_line_is_listed(folder: Path) -> None:
     (folder / "a.jsonl").write_text('{"promt": "x"}\n' * 300 + '{"prompt": "x"}\n')
     result = call("a.jsonl")
     assert result.exit_code == 2
-    assert result.stdout == "1 good job, 300 bad lines in 1 file\n"
+    assert result.stdout == "1 valid job, 300 invalid lines in 1 file\n"
     assert result.stderr.splitlines() == [
-        f'a.jsonl:{number}: "promt" is not a field of a job, did you mean "prompt"?' for number in range(1, 301)
+        f'a.jsonl:{number}: "promt" is not a field of a job; did you mean "prompt"?' for number in range(1, 301)
     ]
 
 
@@ -52,8 +52,8 @@ def test_json(folder: Path) -> None:
     problem = {
         "path": "a.jsonl",
         "line": 2,
-        "wrong": '"prompt" is empty',
-        "right": "write in quotes what the image shows",
+        "problem": '"prompt" is empty',
+        "hint": "write in quotes what the image shows",
     }
     assert json.loads(result.stdout) == {
         "jobs": 1,
@@ -73,15 +73,15 @@ def test_keep_extra_and_notes(folder: Path) -> None:
     assert call("a.jsonl").exit_code == 2
     result = call("a.jsonl", "--keep-extra")
     assert result.exit_code == 0
-    assert result.stderr == 'a.jsonl:1: "sead" went into the metadata, did you mean "seed"?\n'
+    assert result.stderr == 'a.jsonl:1: "sead" went into the metadata; did you mean "seed"?\n'
     assert call("a.jsonl", "--keep-extra", "--quiet").output == ""
 
 
 def test_standard_input(folder: Path) -> None:
     """- is standard input."""
     result = call("-", stdin='{"prompt": "x"}\n{"prompt": "y"\n')
-    assert result.stderr.startswith("<stdin>:2: the line ends before its object does")
-    assert result.stdout == "1 good job, 1 bad line in 1 file\n"
+    assert result.stderr.startswith("<stdin>:2: the line ends before the object is complete")
+    assert result.stdout == "1 valid job, 1 invalid line in 1 file\n"
 
 
 def test_no_job_at_all(folder: Path) -> None:
@@ -89,14 +89,14 @@ def test_no_job_at_all(folder: Path) -> None:
     (folder / "a.jsonl").write_text("\n\n")
     result = call("a.jsonl")
     assert result.exit_code == 2
-    assert "there is no job in what was given" in result.stderr
+    assert "no jobs found" in result.stderr
 
 
 def test_missing_file(folder: Path) -> None:
     """A missing file is named in a sentence, with exit code 2."""
     result = call("none.jsonl")
     assert result.exit_code == 2
-    assert result.stderr == "krea-batch: none.jsonl: there is no such file: check the path\n"
+    assert result.stderr == "krea-batch: none.jsonl: there is no such file; check the path\n"
 
 
 def test_as_a_command(folder: Path) -> None:
@@ -105,21 +105,21 @@ def test_as_a_command(folder: Path) -> None:
     command = [sys.executable, "-m", "krea_batch", "validate", "a.jsonl"]
     done = subprocess.run(command, capture_output=True, env={"LC_ALL": "C"}, text=True)
     assert done.returncode == 2
-    assert done.stderr.startswith("a.jsonl:1: there is the quote")
+    assert done.stderr.startswith("a.jsonl:1: unexpected quote")
 
 
 @pytest.fixture
 def immediate_progress(monkeypatch: pytest.MonkeyPatch) -> None:
     """Progress is shown from the first moment on, and each time."""
-    monkeypatch.setattr(check_progress, "SHOWN_FROM_S", 0)
-    monkeypatch.setattr(check_progress, "LINE_EVERY_S", 0)
+    monkeypatch.setattr(check_progress, "SHOW_AFTER_S", 0)
+    monkeypatch.setattr(check_progress, "CHECK_LINE_INTERVAL_S", 0)
 
 
-@pytest.mark.usefixtures("eager")
+@pytest.mark.usefixtures("immediate_progress")
 def test_long_files_show_how_far_they_are_checked(folder: Path) -> None:
     """Where there is no terminal, by lines on standard error; not with --quiet, nor beside --json."""
     (folder / "a.jsonl").write_text('{"prompt": "x"}\n' * 35_000)
-    shares = [int(line.split()[0]) for line in call("a.jsonl").stderr.splitlines()]
+    shares = [int(line.split()[1]) for line in call("a.jsonl").stderr.splitlines()]
     assert len(shares) == 4  # each 10,000 lines, and the end
     assert shares == sorted(shares)
     assert shares[-1] == 100
@@ -138,7 +138,7 @@ def test_in_a_terminal_a_bar_is_shown_and_removed(folder: Path) -> None:
     (folder / "a.jsonl").write_text('{"prompt": "x"}\n' * 15_000 + "bad\n" + '{"prompt": "x"}\n' * 15_000)
     code = (
         "import sys; from krea_batch.cli.app import main; from krea_batch.cli.ui import check_progress;"
-        "check_progress.SHOWN_FROM_S = check_progress.BAR_EVERY_S = 0;"
+        "check_progress.SHOW_AFTER_S = check_progress.BAR_INTERVAL_S = 0;"
         "sys.argv = ['krea-batch', 'validate', 'a.jsonl']; main()"
     )
     exit_code, shown = run_in_terminal([sys.executable, "-c", code], folder)
@@ -147,4 +147,4 @@ def test_in_a_terminal_a_bar_is_shown_and_removed(folder: Path) -> None:
     assert re.search(r"checking .* [1-9]\d% ", plain)
     assert re.search(r"[\r\n]a\.jsonl:15001: [^\r\n]+\r\n", plain)
     assert "\x1b[2K" in shown, "the bar's line is cleared"
-    assert plain.rstrip().endswith("30,000 good jobs, 1 bad line in 1 file")
+    assert plain.rstrip().endswith("30,000 valid jobs, 1 invalid line in 1 file")

@@ -30,7 +30,7 @@ class TestWatch:
     def test_until_the_run_ends(self, simulate: StartSimulator, tmp_path: Path) -> None:
         """It tells how many of all jobs are done, ends when the run does, and exits as the run did."""
         write_jobs(tmp_path / "jobs.jsonl", 60)
-        gateway = simulate("--tiny", "--latency", "fixed:1").gateway
+        gateway = simulate("--tiny", "--latency", "fixed:1").gateway_url
         run = start_command("run", "jobs.jsonl", "--out", "out", "--gateway", gateway, "--rate", "20/s", cwd=tmp_path)
         assert run.stderr is not None
         assert "0/60" in run.stderr.readline()  # the folder is held, and the jobs are counted
@@ -46,7 +46,7 @@ class TestWatch:
     def test_leaving_it_leaves_the_run(self, simulate: StartSimulator, tmp_path: Path) -> None:
         """Ctrl-C ends the watching and says that the run goes on, and so it does."""
         write_jobs(tmp_path / "jobs.jsonl", 100)
-        gateway = simulate("--tiny", "--latency", "fixed:1").gateway
+        gateway = simulate("--tiny", "--latency", "fixed:1").gateway_url
         run = start_command("run", "jobs.jsonl", "--out", "out", "--gateway", gateway, "--rate", "20/s", cwd=tmp_path)
         assert run.stderr is not None
         run.stderr.readline()
@@ -56,7 +56,7 @@ class TestWatch:
         watching.send_signal(signal.SIGINT)
         _, said = watching.communicate(timeout=PROCESS_TIMEOUT_S)
         assert watching.returncode == 0
-        assert said.endswith("The run goes on.\n")
+        assert said.endswith("Detached; the run continues.\n")
         assert run.poll() is None
         run.communicate(timeout=PROCESS_TIMEOUT_S)
         assert run.returncode == 0
@@ -64,7 +64,7 @@ class TestWatch:
     def test_a_run_that_failed(self, simulate: StartSimulator, tmp_path: Path) -> None:
         """A run that nobody works on is shown as it is: what failed, why, and exit 1."""
         write_jobs(tmp_path / "jobs.jsonl", 3)
-        gateway = simulate("--tiny", "--latency", "fixed:0", "--fault", "job-failed=1").gateway
+        gateway = simulate("--tiny", "--latency", "fixed:0", "--fault", "job-failed=1").gateway_url
         run_command("run", "jobs.jsonl", "--out", "out", "--gateway", gateway, "--poll-interval", "0.1", cwd=tmp_path)
         done = run_command("watch", "out", cwd=tmp_path)
         assert done.returncode == 1
@@ -87,7 +87,7 @@ class TestWatch:
         shown = os.read(ours, 100_000).decode()
         os.close(ours)
         assert done.returncode == 0
-        for text in ("submitted", "generated", "2/2", "2 stored"):
+        for text in ("submitted", "completed", "2/2", "2 stored"):
             assert text in shown
 
 

@@ -21,7 +21,7 @@ JOB_LATENCY_OPTIONS = ("--tiny", "--latency", "uniform:2,4")
 def run_with_webhook(simulator: SimulatorProcess, tmp_path: Path, *options: str) -> dict[str, Any]:
     """Run a batch to its end. Returns its rows by id, all of which have succeeded."""
     jobs = write_jobs(tmp_path / "jobs.jsonl", JOBS)
-    run_options = ("--rate", "40/s", "--poll-interval", "1", "--gateway", simulator.gateway)
+    run_options = ("--rate", "40/s", "--poll-interval", "1", "--gateway", simulator.gateway_url)
     process = run_command("run", jobs, "--out", "out", *run_options, *options, cwd=tmp_path)
     assert process.returncode in (0, 1), process.stderr
     by_id = {row["id"]: row for row in result_rows(tmp_path / "out")}
@@ -65,14 +65,14 @@ def test_a_callback_saves_what_a_lost_answer_would_have_cost(simulate: StartSimu
     [
         (("--webhook-url", "https://my.host/krea"), "webhook-listen"),
         (("--webhook-listen", "0.0.0.0:0"), "webhook-url"),
-        (("--webhook-listen", "127.0.0.1:0", "--webhook-url", "http://my.host/"), "clear text"),
+        (("--webhook-listen", "127.0.0.1:0", "--webhook-url", "http://my.host/"), "unencrypted"),
     ],
 )
 def test_a_wrong_address(simulate: StartSimulator, tmp_path: Path, options: tuple[str, ...], said: str) -> None:
     """A callback address that cannot work ends the command with 2, and nothing is spent."""
     simulated = simulate("--tiny")
     jobs = write_jobs(tmp_path / "jobs.jsonl", 1)
-    ran = run_command("run", jobs, "--out", "out", "--gateway", simulated.gateway, *options, cwd=tmp_path)
+    ran = run_command("run", jobs, "--out", "out", "--gateway", simulated.gateway_url, *options, cwd=tmp_path)
     assert ran.returncode == 2
     assert said in ran.stderr
     assert simulated.admin_request("/ledger")["posts"] == []
@@ -84,7 +84,7 @@ def test_a_port_in_use(simulate: StartSimulator, tmp_path: Path) -> None:
     jobs = write_jobs(tmp_path / "jobs.jsonl", 1)
     with socket.create_server(("127.0.0.1", 0)) as taken:
         address = f"127.0.0.1:{taken.getsockname()[1]}"
-        options = ("--gateway", simulated.gateway, "--webhook-listen", address)
+        options = ("--gateway", simulated.gateway_url, "--webhook-listen", address)
         ran = run_command("run", jobs, "--out", "out", *options, cwd=tmp_path)
     assert ran.returncode == 2
     assert address in ran.stderr

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from krea_batch.cli.app import BAD_INPUT, OK, error_line
+from krea_batch.cli.app import BAD_INPUT, OK, error_text
 from krea_batch.cli.options.input_options import add_input_options, expansion_notices, input_options
 from krea_batch.cli.ui.check_progress import CheckProgress
 from krea_batch.cli.ui.formatting import pluralize, say
@@ -37,7 +37,7 @@ def validate(jobs: tuple[str, ...], *, as_json: bool, quiet: bool, **options: An
             checked = files.check(on_problem=progress.print_line, on_progress=progress.update)
             notices = files.notices()
     except InputError as error:
-        say(error_line(error))
+        say(f"krea-batch: {error_text(error)}")
         sys.exit(BAD_INPUT)
     for notice in () if quiet else (*notices, *map(str, checked.notes), *expansion_notices(checked)):
         say(notice)

@@ -15,7 +15,7 @@ import anyio
 import click
 import msgspec
 
-from krea_batch.cli.app import INTERRUPTED, OK, SOME_FAILED, STOPPED
+from krea_batch.cli.app import INTERRUPTED, OK, SOME_FAILED, STOPPED, error_text
 from krea_batch.cli.options.input_options import expansion_notices
 from krea_batch.cli.options.logging_options import serve_metrics
 from krea_batch.cli.options.run_options import given_settings
@@ -260,7 +260,7 @@ class RunSession:
         elif not self._quiet:
             click.echo(summary.as_text())
         elif summary.problem:
-            say(f"krea-batch: {summary.problem}")
+            say(f"krea-batch: {error_text(summary.problem)}")
 
     def _exit_code(self, summary: RunSummary) -> int:
         if self._interrupts:

@@ -9,6 +9,7 @@ from typing import Any
 import msgspec
 import orjson
 
+from krea_batch.cli.app import error_text
 from krea_batch.cli.ui.formatting import format_bytes, format_duration, pluralize
 from krea_batch.errors import KreaBatchError
 from krea_batch.jobs import State
@@ -84,7 +85,7 @@ class RunSummary(msgspec.Struct, frozen=True):
         lines.append(f"images:   {self.sink or self.totals.out / IMAGES}")
         lines.append(f"results:  {self.totals.out / RESULTS}")
         if self.problem:
-            lines.append(f"stopped early: {self.problem}")
+            lines.append(f"stopped early: {error_text(self.problem)}")
         return "\n".join(lines)
 
     def as_json(self) -> str:
@@ -94,6 +95,6 @@ class RunSummary(msgspec.Struct, frozen=True):
             "bad_lines": self.bad_lines,
             "not_started": self.not_started,
             "simulated": self.simulated,
-            "stopped": str(self.problem) if self.problem else None,
+            "stopped": error_text(self.problem) if self.problem else None,
         }
         return orjson.dumps(fields).decode()
