@@ -33,7 +33,7 @@ from krea_batch.errors import InputError, KreaBatchError, RunStopped, SettingsEr
 from krea_batch.events import Event, JobEnded, Listener
 from krea_batch.gateway.callbacks import SECRET_BYTES, CallbackEndpoint, CallbackRouter, Receive, Scope, Send
 from krea_batch.jobs import Job, Outcome, State, validate_job
-from krea_batch.ledger import PAGE_ROWS, Charges, LedgerStore, LedgerWriter, OpenJob, pages
+from krea_batch.ledger import MAX_TRANSACTION_ROWS, Charges, LedgerStore, LedgerWriter, OpenJob, pages
 from krea_batch.pipeline.admission import AdmissionQueue
 from krea_batch.pipeline.callback_handler import CallbackHandler
 from krea_batch.pipeline.context import RunContext
@@ -428,7 +428,9 @@ class Engine:
         past = await self._run.on_disk(LedgerStore.snapshot, self.settings.out / LEDGER)
         stack.callback(past.close)
         self._results.buffer()
-        outcomes = pages(lambda after_n: run_to_completion(self._run.on_disk(past.outcomes_page, after_n, PAGE_ROWS)))
+        outcomes = pages(
+            lambda after_n: run_to_completion(self._run.on_disk(past.outcomes_page, after_n, MAX_TRANSACTION_ROWS))
+        )
         renewing = asyncio.create_task(self._write_results(outcomes))
         stack.push_async_callback(_cancelled, renewing)
 
@@ -456,7 +458,7 @@ class Engine:
 
     async def _resume_open_jobs(self) -> None:
         after_n = 0
-        while batch := await self._run.record(LedgerStore.open_jobs, after_n, PAGE_ROWS):
+        while batch := await self._run.record(LedgerStore.open_jobs, after_n, MAX_TRANSACTION_ROWS):
             for job in batch:
                 await self._resume(job)
             after_n = batch[-1].job_no

@@ -1,6 +1,6 @@
-"""What callers of the engine wait for: a job's acceptance, what happens to it, and its end.
+"""A handle on one job: await its outcome, or iterate over its events.
 
-Newcomers: a wait that is cancelled cancels nothing but itself; the job is the engine's.
+Cancelling a wait cancels nothing but the wait; the job belongs to the engine.
 """
 
 from __future__ import annotations
@@ -15,10 +15,10 @@ from krea_batch.jobs import Outcome, State
 
 
 class Handle:
-    """A job of the engine's. Await it for its Outcome, iterate over it (`async for`) for its events until its end.
+    """A job of an engine. Await it for its Outcome, or iterate over it (`async for`) for its events until its end.
 
-    Any number of tasks may do either; cancelling them never loses the image. Both raise RunStopped where the
-    engine stops before the job's end; the next engine on the folder goes on with it, and its `get` finds it.
+    Any number of tasks can do either. Cancelling them never loses the image. Both raise RunStopped if the engine stops
+    before the job ends; the next engine on the run directory resumes the job, and its `get` returns a new handle.
     """
 
     def __init__(self, job_id: str, waiter: JobWaiter) -> None:
@@ -27,17 +27,17 @@ class Handle:
 
     @property
     def request_id(self) -> str | None:
-        """The gateway's name for the job; None before the acceptance, and for a job that ended without one."""
+        """The gateway's id of the job; None before it is accepted, or if it ended without being accepted."""
         return self._waiter.request_id
 
     @property
     def status(self) -> State:
-        """Where the job stands now."""
+        """The current state of the job."""
         return self._waiter.state
 
     @property
     def outcome(self) -> Outcome | None:
-        """What became of the job; None before its end, and where the engine stopped before it."""
+        """The outcome of the job; None before its end, or if the engine stopped before it."""
         future = self._waiter.outcome
         return future.result() if future.done() and future.exception() is None else None
 
@@ -45,12 +45,12 @@ class Handle:
         return asyncio.shield(self._waiter.outcome).__await__()
 
     async def __aiter__(self) -> AsyncIterator[Event]:
-        reader = self._waiter.open_stream()
+        stream = self._waiter.open_stream()
         try:
-            async for event in reader:
+            async for event in stream:
                 yield event
         finally:
-            self._waiter.close_stream(reader)
+            self._waiter.close_stream(stream)
         await self._waiter.outcome
 
     def __repr__(self) -> str:

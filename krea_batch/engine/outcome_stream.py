@@ -1,4 +1,4 @@
-"""Jobs come in from a source as fast as they can be taken; their outcomes go out, as they come or in order."""
+"""Jobs in, outcomes out: read a source as fast as its outcomes are taken, and yield them as they end or in order."""
 
 from __future__ import annotations
 
@@ -10,45 +10,46 @@ import anyio
 from krea_batch.jobs import Job, Outcome
 
 StartJob = Callable[[Job], Awaitable[asyncio.Future[Outcome]]]
+"""Starts a job. Returns the future of its outcome once the job has been admitted."""
 
 
 class OutcomeStream:
-    """One caller's jobs. `enter` puts a job on its way, and gives its outcome's future once the job had its turn.
+    """The jobs of one caller of `Engine.stream`.
 
-    At most `most` outcomes are on their way or wait to be taken; the source is read no further.
+    At most `max_pending` outcomes are pending or not taken yet; then the source is not read any further.
     """
 
-    def __init__(self, enter: StartJob, max_pending: int, *, ordered: bool) -> None:
-        self._enter = enter
+    def __init__(self, start_job: StartJob, max_pending: int, *, ordered: bool) -> None:
+        self._start_job = start_job
         self._ordered = ordered
         self._window = anyio.Semaphore(max_pending)
         self._ended: asyncio.Queue[asyncio.Future[Outcome] | None] = asyncio.Queue()
         self._feeder: asyncio.Task[None] | None = None
-        self._fed = self._taken = 0
-        self._trouble: BaseException | None = None
+        self._started = self._taken = 0
+        self._error: BaseException | None = None
 
     def cancel(self) -> None:
-        """Read no more of the source, however long it would be silent."""
+        """Stop reading the source, even while it waits for its next job."""
         if self._feeder:
             self._feeder.cancel()
 
     async def outcomes(self, jobs: Iterable[Job] | AsyncIterable[Job]) -> AsyncIterator[Outcome]:
-        """Yields what ends, and at last raises what kept a job from its end, or the source from being read."""
+        """Yield the outcomes of all jobs. Then raise the first exception of a job, or of reading the source."""
         self._feeder = asyncio.create_task(self._feed(jobs))
         try:
             while (future := await self._next()) is not None:
                 self._taken += 1
                 self._window.release()
                 if error := future.exception():
-                    self._trouble = self._trouble or error
+                    self._error = self._error or error
                 else:
                     yield future.result()
             if not self._feeder.cancelled():
                 self._feeder.result()
         finally:
             self._feeder.cancel()
-        if self._trouble:
-            raise self._trouble
+        if self._error:
+            raise self._error
 
     @property
     def cancelled(self) -> bool:
@@ -57,10 +58,10 @@ class OutcomeStream:
 
     async def _feed(self, jobs: Iterable[Job] | AsyncIterable[Job]) -> None:
         try:
-            async for job in _each(jobs):
+            async for job in _iterate(jobs):
                 await self._window.acquire()
-                outcome = await self._enter(job)
-                self._fed += 1
+                outcome = await self._start_job(job)
+                self._started += 1
                 if self._ordered:
                     self._ended.put_nowait(outcome)
                 else:
@@ -69,9 +70,9 @@ class OutcomeStream:
             self._ended.put_nowait(None)
 
     async def _next(self) -> asyncio.Future[Outcome] | None:
-        """The next that has ended; None where the source is at its end, and all that came of it is taken."""
-        assert self._feeder  # noqa: S101 - `outcomes` has made it
-        while not (self._feeder.done() and self._taken == self._fed):
+        """Return the next outcome that has ended; None at the end of the source, once every outcome is taken."""
+        assert self._feeder  # noqa: S101 - set by `outcomes`
+        while not (self._feeder.done() and self._taken == self._started):
             future = await self._ended.get()
             if future is None:
                 await asyncio.wait([self._feeder])
@@ -81,7 +82,7 @@ class OutcomeStream:
         return None
 
 
-async def _each(jobs: Iterable[Job] | AsyncIterable[Job]) -> AsyncIterator[Job]:
+async def _iterate(jobs: Iterable[Job] | AsyncIterable[Job]) -> AsyncIterator[Job]:
     if isinstance(jobs, AsyncIterable):
         async for job in jobs:
             yield job

@@ -1,7 +1,7 @@
-"""Jobs come in from callers, many of them the same job; one watch goes out for all who wait for it.
+"""The futures of callers who wait for jobs. Callers that submit the same job share one waiter.
 
-Newcomers: a job is known by its id, be it new, on its way, or on record of this run or an earlier one. Whoever brings
-it first has it put on its way; those who come later wait with him.
+A job is identified by its id, whether it is new, in flight, or in the ledger of this run or an earlier one. The first
+caller starts it; later callers wait for it, too.
 """
 
 from __future__ import annotations
@@ -17,124 +17,123 @@ from krea_batch.ledger import LedgerStore
 from krea_batch.pipeline.context import RunContext
 from krea_batch.pipeline.in_flight_job import InFlightJob, require_same_request
 
-CLOSED = RunStopped("the engine is closed", "open it again to go on")
+CLOSED = RunStopped("the engine is closed", "open it again to resume")
 
 
 class WaiterRegistry:
-    """The watches of one run. `board` takes a new flight, which waits for its turn."""
+    """The waiters of one run, by job id. `admit` takes a new job and queues it for admission."""
 
-    def __init__(self, run: RunContext, board: Callable[[InFlightJob], None]) -> None:
+    def __init__(self, run: RunContext, admit: Callable[[InFlightJob], None]) -> None:
         self._run = run
-        self._admit = board
+        self._admit = admit
         self._waiters: dict[str, JobWaiter] = {}
 
-    # ---- a caller asks -----------------------------------------------------------------------------------
+    # ---- for callers -------------------------------------------------------------------------------------
 
-    async def register(self, flight: InFlightJob, *, durable: bool) -> JobWaiter:
-        """Put a new job on its way, or find the one of its id. With `on_record`, it is durable before its turn.
+    async def register(self, job: InFlightJob, *, durable: bool) -> JobWaiter:
+        """Start a new job, or find the one with its id. With `durable`, it is in the ledger before this returns.
 
-        Raises JobError where the id is another job's, and RunStopped.
+        Raises JobError if another job has the id, and RunStopped.
         """
-        fingerprint = await self._known(flight.id) or self._run.in_flight_fingerprints.get(flight.id)
+        fingerprint = await self._recorded_fingerprint(job.id) or self._run.in_flight_fingerprints.get(job.id)
         if fingerprint:
-            require_same_request(flight, fingerprint)
+            require_same_request(job, fingerprint)
         elif self._run.stopped:
             raise self._run.stopped
         else:
-            self._run.in_flight_fingerprints[flight.id] = flight.fingerprint
-            watch = self._watch(flight.id)
+            self._run.in_flight_fingerprints[job.id] = job.fingerprint
+            waiter = self._create(job.id)
             if durable:
-                await self._put_on_record(flight)
-            self._admit(flight)
-            return watch
-        if durable:  # whoever brought it first may not have got so far
-            await self._put_on_record(flight)
-        return await self._find(flight.id)
+                await self._record(job)
+            self._admit(job)
+            return waiter
+        if durable:  # The caller that started the job may not have recorded it yet.
+            await self._record(job)
+        return await self._find_known(job.id)
 
     async def find(self, job_id: str) -> JobWaiter | None:
-        """The watch of a job that is on its way or on record; None where there is none."""
-        if await self._known(job_id) or job_id in self._run.in_flight_fingerprints:
-            return await self._find(job_id)
+        """Return the waiter of a job that is in flight or in the ledger; None if there is no such job."""
+        if await self._recorded_fingerprint(job_id) or job_id in self._run.in_flight_fingerprints:
+            return await self._find_known(job_id)
         return None
 
-    # ---- something happens to a job ----------------------------------------------------------------------
+    # ---- for the engine ----------------------------------------------------------------------------------
 
-    def on_admitted(self, flight: InFlightJob) -> None:
-        """Its turn has come."""
-        if watch := self._waiters.get(flight.id):
-            watch.mark_admitted()
+    def on_admitted(self, job: InFlightJob) -> None:
+        """Resolve `admitted`: the job has a slot."""
+        if waiter := self._waiters.get(job.id):
+            waiter.mark_admitted()
 
-    def on_accepted(self, flight: InFlightJob) -> None:
-        """Its request_id is on record."""
-        if watch := self._waiters.get(flight.id):
-            watch.accept(flight.request_id)
+    def on_accepted(self, job: InFlightJob) -> None:
+        """Resolve `accepted`: the request_id is recorded."""
+        if waiter := self._waiters.get(job.id):
+            waiter.accept(job.request_id)
 
     def on_ended(self, outcome: Outcome) -> None:
-        """Its end is on record."""
-        if watch := self._unwatch(outcome.id):
-            watch.end(outcome)
+        """Resolve every future of a job whose end is recorded."""
+        if waiter := self._remove(outcome.id):
+            waiter.end(outcome)
 
-    def fail(self, job_id: str, why: BaseException | None = None) -> None:
-        """This run brings it no further."""
+    def fail(self, job_id: str, error: BaseException | None = None) -> None:
+        """Fail the waiter of a job that does not continue in this run."""
         self._run.in_flight_fingerprints.pop(job_id, None)
-        if watch := self._unwatch(job_id):
-            watch.fail(why or self._run.stopped or CLOSED)
+        if waiter := self._remove(job_id):
+            waiter.fail(error or self._run.stopped or CLOSED)
 
-    def fail_all(self, why: BaseException) -> None:
-        """This run brings none any further."""
+    def fail_all(self, error: BaseException) -> None:
+        """Fail all remaining waiters."""
         for job_id in list(self._waiters):
-            self.fail(job_id, why)
+            self.fail(job_id, error)
 
     # ---- parts -------------------------------------------------------------------------------------------
 
-    async def _find(self, job_id: str) -> JobWaiter:
-        """The watch of a job that is on its way or on record, told what the ledger knows of it."""
-        if watch := self._waiters.get(job_id):
-            return watch
-        watch = self._watch(job_id)
+    async def _find_known(self, job_id: str) -> JobWaiter:
+        """Return the waiter of a known job; a new one takes over what the ledger has."""
+        if waiter := self._waiters.get(job_id):
+            return waiter
+        waiter = self._create(job_id)
         row = await self._run.record(LedgerStore.find_job, job_id)
-        if row and not watch.outcome.done():
-            self._tell_known(watch, row)
-        return watch
+        if row and not waiter.outcome.done():
+            self._restore(waiter, row)
+        return waiter
 
-    def _tell_known(self, watch: JobWaiter, row: Outcome) -> None:
+    def _restore(self, waiter: JobWaiter, row: Outcome) -> None:
         if row.status in FINAL:
-            self._unwatch(row.id)
-            watch.end(row)
+            self._remove(row.id)
+            waiter.end(row)
         elif row.id not in self._run.in_flight_fingerprints:
-            self.fail(row.id)  # the stop left it to the next run
+            self.fail(row.id)  # A stop left the job to the next run.
         elif row.status is not State.PENDING:
-            watch.restore(row)
+            waiter.restore(row)
 
-    async def _put_on_record(self, flight: InFlightJob) -> None:
-        body = (flight.id, flight.body, flight.fingerprint, flight.metadata)
-        await self._run.record(LedgerStore.enqueue, *body, flight.tenant)
+    async def _record(self, job: InFlightJob) -> None:
+        await self._run.record(LedgerStore.enqueue, job.id, job.body, job.fingerprint, job.metadata, job.tenant)
 
-    async def _known(self, job_id: str) -> bytes | None:
-        """The fingerprint that the ledger has for this id, if any."""
+    async def _recorded_fingerprint(self, job_id: str) -> bytes | None:
+        """Return the fingerprint that the ledger has for this id, if any."""
         return (await self._run.record(LedgerStore.fingerprints, [job_id])).get(job_id)
 
-    def _watch(self, job_id: str) -> JobWaiter:
+    def _create(self, job_id: str) -> JobWaiter:
         if not self._waiters:
             self._run.events.add_listener(self._on_event)
         return self._waiters.setdefault(job_id, JobWaiter())
 
-    def _unwatch(self, job_id: str) -> JobWaiter | None:
-        watch = self._waiters.pop(job_id, None)
-        if watch and not self._waiters:
+    def _remove(self, job_id: str) -> JobWaiter | None:
+        waiter = self._waiters.pop(job_id, None)
+        if waiter and not self._waiters:
             self._run.events.remove_listener(self._on_event)
-        return watch
+        return waiter
 
     def _on_event(self, event: Event) -> None:
-        if isinstance(event, (StateChanged, RetryScheduled)) and (watch := self._waiters.get(event.job_id)):
-            watch.on_event(event)
+        if isinstance(event, (StateChanged, RetryScheduled)) and (waiter := self._waiters.get(event.job_id)):
+            waiter.on_event(event)
 
 
 class JobWaiter:
-    """What is told to those who wait for one job.
+    """The futures of one job, and the event streams of its handles.
 
-    `boarded` is done once the job had its turn, `accepted` once its request_id is on record or its end has come,
-    `outcome` at its end; all three raise what kept the run from bringing it so far.
+    `admitted` is done once the job has a slot, `accepted` once its request_id is recorded or it has ended, `outcome`
+    once it has ended. All three raise the reason if the run ends before that.
     """
 
     def __init__(self, state: State = State.PENDING) -> None:
@@ -147,65 +146,65 @@ class JobWaiter:
         self._streams: list[EventStream] = []
 
     def on_event(self, event: StateChanged | RetryScheduled) -> None:
-        """Something happened to the job."""
+        """Update the state, and pass the event on to the streams."""
         if isinstance(event, StateChanged):
             self.state = event.new
             self.request_id = event.request_id or self.request_id
-        for reader in self._streams:
-            reader.push(event)
+        for stream in self._streams:
+            stream.push(event)
 
     def mark_admitted(self) -> None:
-        """The job had its turn."""
+        """Resolve `admitted`. Idempotent."""
         if not self.admitted.done():
             self.admitted.set_result(None)
 
     def accept(self, request_id: str | None) -> None:
-        """The job is accepted, or ended without a request_id."""
+        """Resolve `accepted`: the job is accepted, or has ended without a request_id."""
         self.mark_admitted()
         self.request_id = request_id
         if not self.accepted.done():
             self.accepted.set_result(None)
 
     def restore(self, row: Outcome) -> None:
-        """The job was on its way before anybody watched it."""
+        """Take the state of a job that was in flight before anyone waited for it."""
         self.state = row.status
         self.mark_admitted()
         if row.request_id:
             self.accept(row.request_id)
 
     def end(self, outcome: Outcome) -> None:
-        """The job's end is on record."""
+        """Resolve every future, and end the streams with a JobEnded."""
         self.state = outcome.status
         self.accept(outcome.request_id)
         self.outcome.set_result(outcome)
-        self._tell_readers(lambda reader: reader.push(JobEnded(outcome)))
+        self._end_streams(lambda stream: stream.push(JobEnded(outcome)))
 
-    def fail(self, why: BaseException) -> None:
-        """This run brings the job no further."""
+    def fail(self, error: BaseException) -> None:
+        """Let every future that is not done raise `error`, and end the streams."""
         for future in (self.admitted, self.accepted, self.outcome):
             if not future.done():
-                future.set_exception(why)
-                future.exception()  # nobody has to wait for it
-        self._tell_readers(lambda reader: None)
+                future.set_exception(error)
+                future.exception()  # Retrieved, because no one may be waiting for it.
+        self._end_streams(lambda stream: None)
 
     def open_stream(self) -> EventStream:
-        """A reader of what happens from now on; of a job that has ended, the end."""
-        reader = EventStream()
+        """Return a stream of the events from now on; of a job that has ended, only its JobEnded."""
+        stream = EventStream()
         if not self.outcome.done():
-            self._streams.append(reader)
+            self._streams.append(stream)
         else:
             if self.outcome.exception() is None:
-                reader.push(JobEnded(self.outcome.result()))
-            reader.close()
-        return reader
+                stream.push(JobEnded(self.outcome.result()))
+            stream.close()
+        return stream
 
-    def close_stream(self, reader: EventStream) -> None:
-        """Nobody reads there any more."""
-        if reader in self._streams:
-            self._streams.remove(reader)
+    def close_stream(self, stream: EventStream) -> None:
+        """Stop passing events on to a stream."""
+        if stream in self._streams:
+            self._streams.remove(stream)
 
-    def _tell_readers(self, last: Callable[[EventStream], None]) -> None:
-        readers, self._streams = self._streams, []
-        for reader in readers:
-            last(reader)
-            reader.close()
+    def _end_streams(self, push_last: Callable[[EventStream], None]) -> None:
+        streams, self._streams = self._streams, []
+        for stream in streams:
+            push_last(stream)
+            stream.close()

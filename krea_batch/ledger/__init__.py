@@ -15,10 +15,10 @@ from krea_batch.ledger.database import SQLITE_VERSION
 from krea_batch.ledger.paging import pages
 from krea_batch.ledger.rows import AmbiguousJob, Charges, JobTiming, OpenJob, RunRecord
 from krea_batch.ledger.transitions import LedgerStore
-from krea_batch.ledger.writer import PAGE_ROWS, LedgerWriter
+from krea_batch.ledger.writer import MAX_TRANSACTION_ROWS, LedgerWriter
 
 __all__ = [
-    "PAGE_ROWS",
+    "MAX_TRANSACTION_ROWS",
     "SQLITE_VERSION",
     "AmbiguousJob",
     "Charges",

@@ -1,4 +1,4 @@
-"""A path comes in; the ledger's SQLite file, opened and known to be ours, goes out."""
+"""Opens or creates the SQLite file of a ledger, and checks that it is one."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from krea_batch.jobs import STATES, State
 APPLICATION_ID = 0x4B524541  # "KREA"
 SCHEMA_VERSION = 4
 SQLITE_VERSION = sqlite3.sqlite_version
-BUSY_TIMEOUT_S = 10.0  # chosen: `status` of another process holds its read lock for far less
-CACHE_KIB = 16_384  # measured: with the 2 MB of the default, a job among 100,000 costs 1.3 times one among 3,000
-MAX_CACHED_STATEMENTS = 512  # chosen: those that write several rows at once come in several sizes
+BUSY_TIMEOUT_S = 10.0  # chosen: read locks of other processes, such as `status`, are much shorter
+CACHE_KIB = 16_384  # measured: with the default of 2 MB, a job of 100,000 costs 1.3 times as much as one of 3,000
+MAX_CACHED_STATEMENTS = 512  # chosen: statements for several rows exist in several sizes
 
 
 def open_database(path: Path, *, read_only: bool = False) -> sqlite3.Connection:
-    """Open the file, making it unless `read_only`. Raises RunFolderError for a stranger's or newer one."""
+    """Open the file; create it unless `read_only`. Raises RunDirError for a foreign or newer file."""
     connection = _connect(path, "rw" if read_only else "rwc")  # "ro" would leave WAL files behind
     try:
         _check_owner(connection, path)
@@ -46,23 +46,23 @@ def _check_owner(connection: sqlite3.Connection, path: Path) -> None:
     (version,) = connection.execute("PRAGMA user_version").fetchone()
     has_tables = _has_tables(connection)
     if has_tables and application_id != APPLICATION_ID:
-        raise RunDirError(path, "this is not a krea-batch ledger", "choose another --out")
+        raise RunDirError(path, "not a krea-batch ledger", "use another run directory")
     if version > SCHEMA_VERSION:
         raise RunDirError(
             path,
-            f"a newer krea-batch wrote it (schema {version})",
-            "update krea-batch, or choose another --out",
+            f"written by a newer krea-batch (schema {version})",
+            "update krea-batch, or use another run directory",
         )
     if has_tables and version < SCHEMA_VERSION:
         raise RunDirError(
             path,
-            f"a krea-batch from before the first release wrote it (schema {version})",
-            "go on with that one, or choose another --out",
+            f"written by a krea-batch from before the first release (schema {version})",
+            "use that version, or another run directory",
         )
 
 
 def _for_reading(connection: sqlite3.Connection) -> sqlite3.Connection:
-    """The same for reading only; an empty ledger where a process died while it made this one."""
+    """Return a read-only connection; an empty ledger if a process died while it created this one."""
     if not _has_tables(connection):
         connection.close()
         connection = sqlite3.connect(":memory:", isolation_level=None)
@@ -80,7 +80,7 @@ def _initialize(connection: sqlite3.Connection) -> None:
     connection.execute("PRAGMA synchronous = FULL")
     connection.execute(f"PRAGMA cache_size = -{CACHE_KIB}")
     connection.execute("BEGIN")
-    connection.execute("PRAGMA user_version = 0")  # SQLite opens a file that cannot be written, too: tell it now
+    connection.execute("PRAGMA user_version = 0")  # fail now: SQLite opens files that it cannot write
     connection.execute("ROLLBACK")
     _create_tables(connection)
 

@@ -1,4 +1,4 @@
-"""TODO"""
+"""Iterates over rows of the ledger in pages."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ _Page = tuple[list[Outcome], int | None]
 
 
 async def pages(read_page: Callable[[int], Awaitable[_Page]], after_job_no: int = 0) -> AsyncIterator[list[Outcome]]:
-    """Result rows after a number, a page at a time. `read` gives those after one, and the number to go on from."""
+    """Yield pages of outcomes. `read_page` returns those after a number, and the number to continue after."""
     next_job_no: int | None = after_job_no
     while next_job_no is not None:
         outcomes, next_job_no = await read_page(next_job_no)
@@ -19,18 +19,18 @@ async def pages(read_page: Callable[[int], Awaitable[_Page]], after_job_no: int 
 
 
 T = TypeVar("T")
-PAGE_ROWS = 500  # chosen: rows of the ledger in memory at once
+PAGE_ROWS = 500  # chosen: rows in memory
 
 
 def iter_rows(
     read: Callable[[int, int], list[T]], job_no_of: Callable[[T], int], after_job_no: int = 0
 ) -> Iterator[T]:
-    """Every row whose number is above this one, a page at a time. `read` takes a number and how many rows at most."""
+    """Yield every row after a number. `read` takes a number and the maximum number of rows."""
     while page := read(after_job_no, PAGE_ROWS):
         yield from page
         after_job_no = job_no_of(page[-1])
 
 
 def first_column(row: tuple[Any, ...]) -> int:
-    """The number that a row of the ledger begins with."""
+    """Return the number in the first column of a row."""
     return int(row[0])

@@ -1,4 +1,4 @@
-"""Questions come in; answers go out, of one file, as it is at that instant. Nothing here writes."""
+"""Read-only queries of the ledger."""
 
 from __future__ import annotations
 
@@ -23,9 +23,9 @@ from krea_batch.ledger.rows import (
     outcome_of,
 )
 
-OPEN_JOBS = "disposition IS NULL"  # word for word the index's
+OPEN_JOBS = "disposition IS NULL"  # must equal the condition of the index jobs_open
 UNSUCCESSFUL = "'unsuccessful'"
-UNSUCCESSFUL_JOBS = f"disposition = {UNSUCCESSFUL}"  # word for word the other's
+UNSUCCESSFUL_JOBS = f"disposition = {UNSUCCESSFUL}"  # must equal that of jobs_unsuccessful
 
 
 RESUMED_AS_THEY_ARE = ", ".join(
@@ -38,14 +38,14 @@ RETRYABLE_AND_RESUMED = ", ".join(f"'{state}'" for state in RETRYABLE if not sta
 
 
 class LedgerQueries:
-    """The SQLite file of one run, for reading."""
+    """Queries of one run's SQLite file. Instants are seconds since 1970."""
 
     def __init__(self, path: Path, connection: sqlite3.Connection) -> None:
         self.path = path
         self._sql = connection
 
     def read(self, *queries: Callable[[Self], Any]) -> list[Any]:
-        """The answers to several questions, all of one instant. Raises LedgerError where the file cannot be read."""
+        """Return the results of several queries in one transaction. Raises LedgerError if the file cannot be read."""
         try:
             self._sql.execute("BEGIN")
             try:
@@ -56,14 +56,14 @@ class LedgerQueries:
             raise self._unreadable(error) from error
 
     def ambiguous_job(self, job_no: int) -> OpenJob | None:
-        """The job of this number, where it is ambiguous."""
+        """Return the job with this number if it is ambiguous, else None."""
         row = self._sql.execute(
             f"SELECT {OPEN_JOB_COLUMNS} FROM jobs WHERE job_no = ? AND state = 'ambiguous'", (job_no,)
         ).fetchone()
         return open_job(row) if row else None
 
     def unsuccessful_jobs(self, states: Collection[State]) -> list[tuple[int, str, State]]:
-        """Number, id and state of the jobs that ended in one of these states (of RETRYABLE)."""
+        """Return number, id and state of the jobs in these states, which must be retryable ones."""
         rows = self._sql.execute(
             f"SELECT job_no, job_id, state FROM jobs WHERE {UNSUCCESSFUL_JOBS}"
             " UNION ALL SELECT job_no, job_id, state FROM jobs"
@@ -73,7 +73,7 @@ class LedgerQueries:
         return [(job_no, job_id, State(state)) for job_no, job_id, state in rows if State(state) in states]
 
     def ambiguous_jobs(self) -> list[AmbiguousJob]:
-        """The jobs that are ambiguous, or whose POST is in the air (for ever, where its process is dead)."""
+        """Return the jobs that are ambiguous, or whose POST is in flight (or was, when its process ended)."""
         rows = self._sql.execute(
             "SELECT job_no, job_id, submitted_at, coalesce(error_message, 'being submitted'), body FROM jobs"
             f" WHERE {OPEN_JOBS} AND state IN ('ambiguous', 'submitting') ORDER BY job_no"
@@ -84,23 +84,23 @@ class LedgerQueries:
         ]
 
     def latest_run(self) -> RunRecord | None:
-        """What is on record of the latest run; None where none began."""
+        """Return the latest run, or None."""
         sql = "SELECT started_at, rate_per_s, expected_jobs FROM runs ORDER BY run_no DESC LIMIT 1"
         row = self._sql.execute(sql).fetchone()
         return RunRecord(*row) if row else None
 
     def gateway(self) -> str | None:
-        """Where this folder's jobs were submitted: `Settings.origin` of its latest run."""
+        """Return the gateway of the latest run, as `Settings.origin`, or None."""
         row = self._sql.execute("SELECT gateway FROM runs ORDER BY run_no DESC LIMIT 1").fetchone()
         return row[0] if row else None
 
     def results_bytes(self) -> int | None:
-        """How large results.jsonl is, where nothing has happened since it was written; None: something may have."""
+        """Return the size of results.jsonl if it was complete when the latest run ended, else None."""
         row = self._sql.execute("SELECT results_bytes FROM runs ORDER BY run_no DESC LIMIT 1").fetchone()
         return row[0] if row else None
 
     def last_settled_job(self) -> int:
-        """The number of the last job, where all are over for good, so that no row of theirs will change; else 0."""
+        """Return the number of the last job if no job will change any more, else 0."""
         (job_no,) = self._sql.execute(
             f"SELECT CASE WHEN EXISTS (SELECT 1 FROM jobs WHERE {OPEN_JOBS}) THEN 0"
             " ELSE (SELECT coalesce(max(job_no), 0) FROM jobs) END"
@@ -108,12 +108,12 @@ class LedgerQueries:
         return int(job_no)
 
     def checkpoint(self) -> bytes | None:
-        """What `set_bookmark` noted last."""
+        """Return what `save_checkpoint` recorded last, or None."""
         row = self._sql.execute("SELECT data FROM checkpoint").fetchone()
         return bytes(row[0]) if row else None
 
     def open_jobs(self, after_job_no: int, limit: int) -> list[OpenJob]:
-        """Jobs to go on with, `limit` at most, in the order of their numbers from `after_n` on."""
+        """Return up to `limit` jobs to resume with numbers above `after_job_no`, in order."""
         rows = self._sql.execute(
             f"SELECT {OPEN_JOB_COLUMNS} FROM jobs WHERE {OPEN_JOBS}"
             f" AND state IN ({RESUMED_AS_THEY_ARE}) AND job_no > ? ORDER BY job_no LIMIT ?",
@@ -122,7 +122,10 @@ class LedgerQueries:
         return [open_job(row) for row in rows]
 
     def latencies(self, limit: int) -> list[tuple[str, float]]:
-        """Kinds of the latest finished jobs, and the seconds they took, by the gateway's word where it gave one."""
+        """Return kind and latency in seconds of the latest completed jobs, the oldest first.
+
+        The latency is the gateway's own where it reported one.
+        """
         rows = self._sql.execute(
             f"SELECT coalesce({KIND_SQL}, ''), coalesce(json_extract(media, '$.took_s'), finished_at - accepted_at)"
             " FROM jobs WHERE media IS NOT NULL ORDER BY job_no DESC LIMIT ?",
@@ -131,28 +134,28 @@ class LedgerQueries:
         return [(kind, took_s) for kind, took_s in rows if took_s is not None and took_s >= 0][::-1]
 
     def request_of(self, job_no: int) -> tuple[bytes, bytes, bytes]:
-        """Body, fingerprint and metadata of a job, for another POST of it."""
+        """Return body, fingerprint and metadata of a job, for another POST."""
         row = self._sql.execute("SELECT body, fingerprint, metadata FROM jobs WHERE job_no = ?", (job_no,)).fetchone()
         return bytes(row[0]), bytes(row[1]), bytes(row[2])
 
     def fingerprints(self, job_ids: Sequence[str]) -> dict[str, bytes]:
-        """The fingerprints of those ids that are on record."""
+        """Return the fingerprints of those ids that the ledger has."""
         placeholders = ",".join("?" * len(job_ids))
         rows = self._sql.execute(f"SELECT job_id, fingerprint FROM jobs WHERE job_id IN ({placeholders})", job_ids)
         return {job_id: bytes(fingerprint) for job_id, fingerprint in rows}
 
     def outcome(self, job_no: int) -> Outcome:
-        """The result row of one job."""
+        """Return the outcome of a job."""
         row = self._sql.execute(f"SELECT {OUTCOME_COLUMNS} FROM jobs WHERE job_no = ?", (job_no,)).fetchone()
         return outcome_of(row)
 
     def find_job(self, job_id: str) -> Outcome | None:
-        """The row of a job on record, whether it has ended or not; None where there is none."""
+        """Return the outcome of a job by its id, whether it has ended or not; None if the ledger does not have it."""
         row = self._sql.execute(f"SELECT {OUTCOME_COLUMNS} FROM jobs WHERE job_id = ?", (job_id,)).fetchone()
         return outcome_of(row) if row else None
 
     def outcomes(self, after_job_no: int, limit: int) -> tuple[list[Outcome], int | None]:
-        """Result rows of ended jobs from `after_n` on, and the number to go on from (None: that was all)."""
+        """Return a page of outcomes of ended jobs, and the number after which to continue (None at the end)."""
         rows = self._sql.execute(
             f"SELECT {OUTCOME_COLUMNS}, job_no FROM jobs WHERE job_no > ? ORDER BY job_no LIMIT ?",
             (after_job_no, limit),
@@ -161,19 +164,19 @@ class LedgerQueries:
         return ended, rows[-1][-1] if rows else None
 
     def jobs_page(self, after_job_no: int, limit: int) -> list[tuple[int, Outcome]]:
-        """Number and row of jobs, ended or not, `limit` at most, in the order of their numbers after `after_n`."""
+        """Return number and outcome of up to `limit` jobs, ended or not, in order."""
         sql = f"SELECT {OUTCOME_COLUMNS}, job_no FROM jobs WHERE job_no > ? ORDER BY job_no LIMIT ?"
         return [(row[-1], outcome_of(row[:-1])) for row in self._sql.execute(sql, (after_job_no, limit))]
 
     def outcomes_page(self, after_job_no: int, limit: int) -> tuple[list[Outcome], int | None]:
-        """The same of a snapshot. Raises LedgerError where the file cannot be read."""
+        """Do the same as `outcomes`, and raise LedgerError if the file cannot be read."""
         try:
             return self.outcomes(after_job_no, limit)
         except sqlite3.Error as error:
             raise self._unreadable(error) from error
 
     def counts(self) -> dict[State, int]:
-        """How many jobs stand in each state that any job stands in."""
+        """Return the number of jobs in each state that has any."""
         rows = self._sql.execute(
             f"SELECT state, count(*) FROM jobs WHERE {OPEN_JOBS} GROUP BY state UNION ALL"
             f" SELECT state, count(*) FROM jobs WHERE {UNSUCCESSFUL_JOBS} GROUP BY state"
@@ -186,13 +189,13 @@ class LedgerQueries:
         return counts
 
     def submission_count(self) -> int:
-        """How many POSTs were about to leave, in all runs."""
+        """Return the number of submissions of all runs."""
         # Submissions are never deleted, so the highest number is their count.
         (count,) = self._sql.execute("SELECT coalesce(max(submission_no), 0) FROM submissions").fetchone()
         return int(count)
 
     def top_errors(self, limit: int) -> list[tuple[str, int]]:
-        """Why jobs have no image, most often first, and how often."""
+        """Return the most common error messages of jobs without an image, with their numbers."""
         sql = (
             f"SELECT message, count(*) FROM (SELECT error_message AS message FROM jobs WHERE {UNSUCCESSFUL_JOBS} UNION ALL"
             f" SELECT error_message FROM jobs WHERE {OPEN_JOBS} AND error_message IS NOT NULL)"
@@ -201,7 +204,7 @@ class LedgerQueries:
         return self._sql.execute(sql, (limit,)).fetchall()
 
     def submissions_page(self, after_submission_no: int, limit: int) -> list[tuple[int, float, str]]:
-        """Number, instant and upshot of POSTs, in the order in which they left, after that of number `after_n`."""
+        """Return number, instant and result of up to `limit` submissions, in order."""
         sql = (
             "SELECT submission_no, sent_at, coalesce(result, 'in_flight') FROM submissions"
             " WHERE submission_no > ? ORDER BY submission_no LIMIT ?"
@@ -209,7 +212,7 @@ class LedgerQueries:
         return self._sql.execute(sql, (after_submission_no, limit)).fetchall()
 
     def timings_page(self, after_job_no: int, limit: int) -> list[JobTiming]:
-        """How long jobs stayed where, in the order of their numbers, after that of number `after_n`."""
+        """Return the timings of up to `limit` accepted jobs, in order."""
         sql = (
             "SELECT job_no, accepted_at, finished_at, stored_at, json_extract(media, '$.took_s'), polls FROM jobs"
             " WHERE job_no > ? AND accepted_at IS NOT NULL ORDER BY job_no LIMIT ?"
@@ -217,11 +220,11 @@ class LedgerQueries:
         return [JobTiming(*row) for row in self._sql.execute(sql, (after_job_no, limit))]
 
     def has_succeeded(self) -> bool:
-        """Whether any job has."""
+        """Return whether any job has succeeded."""
         return self._sql.execute("SELECT 1 FROM jobs WHERE state = 'succeeded' LIMIT 1").fetchone() is not None
 
     def charges(self) -> Charges:
-        """What the POSTs of all runs in this folder came to."""
+        """Return the charges of all runs of the directory."""
         row = self._sql.execute(
             "SELECT count(*) FILTER (WHERE result = 'accepted' AND NOT refunded),"
             " count(*) FILTER (WHERE refunded),"
@@ -230,4 +233,4 @@ class LedgerQueries:
         return Charges(*row)
 
     def _unreadable(self, error: sqlite3.Error) -> LedgerError:
-        return LedgerError(self.path, f"the ledger cannot be read ({error})", "see whether the disk works")
+        return LedgerError(self.path, f"cannot read the ledger ({error})", "check the disk")

@@ -1,4 +1,4 @@
-"""Rows of SQLite come in; what the ledger's callers know them as goes out."""
+"""The values that rows of the ledger are read as."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ OUTCOME_COLUMNS = (
     "submitted_at, accepted_at, finished_at, stored_at"
 )
 _BODY_TEXT = "CAST(body AS TEXT)"
-KIND_SQL = f"json_extract({_BODY_TEXT}, '$.aspect_ratio') || ' ' || json_extract({_BODY_TEXT}, '$.creativity')"  # rules/kinds
+KIND_SQL = f"json_extract({_BODY_TEXT}, '$.aspect_ratio') || ' ' || json_extract({_BODY_TEXT}, '$.creativity')"
 OPEN_JOB_COLUMNS = f"job_no, job_id, state, request_id, media, attempts, errors, polls, accepted_at, coalesce({KIND_SQL}, ''), tenant"
 _read_files = msgspec.json.Decoder(tuple[StoredFile, ...]).decode
 _read_media = msgspec.json.Decoder(Finished).decode
 
 
 class OpenJob(msgspec.Struct, frozen=True):
-    """A job of the ledger that has not ended. `accepted_at` is seconds since 1970."""
+    """A job that has not ended. `accepted_at` is seconds since 1970."""
 
     job_no: int
     job_id: str
@@ -40,7 +40,7 @@ class OpenJob(msgspec.Struct, frozen=True):
 
 
 class AmbiguousJob(msgspec.Struct, frozen=True):
-    """A job of which nobody knows whether it was accepted. `submitted_at` is UTC, ISO 8601; `body` as sent."""
+    """An ambiguous job. `submitted_at` is UTC, ISO 8601; `body` is as sent."""
 
     job_no: int
     job_id: str
@@ -50,7 +50,7 @@ class AmbiguousJob(msgspec.Struct, frozen=True):
 
 
 class Charges(msgspec.Struct, frozen=True):
-    """Accepted POSTs that are paid, those that came to ERROR (free), and those nobody knows of."""
+    """Numbers of submissions that are charged, refunded (they ended in ERROR), and unknown (ambiguous)."""
 
     charged: int = 0
     refunded: int = 0
@@ -58,7 +58,7 @@ class Charges(msgspec.Struct, frozen=True):
 
 
 class RunRecord(msgspec.Struct, frozen=True):
-    """A run of the folder. `per_s` is None where its limit was to be found, `jobs` where nobody told."""
+    """A run. `rate_per_s` is None if the limit is found automatically, `expected_jobs` if the number is unknown."""
 
     started_at: float
     rate_per_s: float | None
@@ -66,7 +66,7 @@ class RunRecord(msgspec.Struct, frozen=True):
 
 
 class JobTiming(msgspec.Struct, frozen=True):
-    """When a job was accepted, seen to be finished, and stored; `took_s` by the gateway's own word, or None."""
+    """When a job was accepted, seen completed, and stored. `took_s` is the gateway's own latency, or None."""
 
     job_no: int
     accepted_at: float
@@ -102,7 +102,7 @@ def outcome_of(row: Sequence[Any]) -> Outcome:
 
 
 def iso(at: float | None) -> str | None:
-    """An instant as ISO 8601, in whole milliseconds."""
+    """Return an instant as ISO 8601 in milliseconds."""
     if at is None:
         return None
     second, fraction_us = divmod(round(at * 1_000_000), 1_000_000)
@@ -111,5 +111,5 @@ def iso(at: float | None) -> str | None:
 
 @lru_cache(maxsize=1024)
 def _iso_second(second: int) -> str:
-    """The seconds of a run are few, each written for many jobs; that is most of what a result row costs."""
+    """Return the second of an instant. Cached: many jobs share a second, and this is most of the cost of a row."""
     return datetime.fromtimestamp(second, UTC).isoformat(timespec="seconds").removesuffix("+00:00")

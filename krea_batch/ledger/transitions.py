@@ -1,7 +1,7 @@
-"""One transition of one job comes in; SQL goes out. One public method is one transition is one transaction.
+"""The transitions of jobs, written to SQLite. Each public method is one transition.
 
-Newcomers: each UPDATE names the state it starts from. When it touches no row, two parts of the engine disagree
-about a job, and that is a bug to be shown, not to be written over.
+Each UPDATE names the state that it starts from. If it changes no row, two parts of the engine disagree about a job;
+that is a bug, which is raised as InternalError and never written over.
 """
 
 from __future__ import annotations
@@ -25,20 +25,20 @@ from krea_batch.rules.verdicts import Finished
 
 T = TypeVar("T")
 
-MAX_ROWS = 64  # chosen: of one statement; more in one make none of them cheaper (measured)
+MAX_ROWS = 64  # measured: more rows in one statement do not make a row cheaper
 _DISPOSITIONS = {State.SUCCEEDED: "'succeeded'"} | {state: UNSUCCESSFUL for state in State if state.info.unsuccessful}
 """The disposition of the states that no run resumes, as SQL literals."""
 
 Intent = tuple[str, bytes, bytes, bytes, float, str]
-"""What `intend` takes."""
+"""The arguments of `record_intent`."""
 
 
 class LedgerStore(LedgerQueries):
-    """The SQLite file of one run. Not thread-safe: `Ledger` calls it from its one thread."""
+    """The SQLite file of one run. Not thread-safe: `LedgerWriter` calls it from its one thread."""
 
     @classmethod
     def snapshot(cls, path: Path) -> LedgerStore:
-        """The file as it is now, for reading, whatever is written to it later. Raises as `open`."""
+        """Open the file for reading, as it is now, whatever is written to it later. Raises as `open` does."""
         store = cls.open(path, read_only=True)
         try:
             store._sql.execute("BEGIN")
@@ -50,17 +50,17 @@ class LedgerStore(LedgerQueries):
 
     @classmethod
     def open(cls, path: Path, *, read_only: bool = False) -> LedgerStore:
-        """Open the file, making it unless `read_only`. Raises RunFolderError for a stranger's or newer one."""
+        """Open the file; create it unless `read_only`. Raises RunDirError for a foreign or newer file."""
         try:
             return cls(path, open_database(path, read_only=read_only))
         except sqlite3.Error as error:
-            raise RunDirError(path, f"the ledger cannot be opened ({error})", "choose another --out") from error
+            raise RunDirError(path, f"cannot open the ledger ({error})", "use another run directory") from error
 
     def close(self) -> None:
         self._sql.close()
 
     def transaction(self, operations: Iterable[Callable[[LedgerStore], T]]) -> list[T]:
-        """Carry out all works and make them durable, or none of them."""
+        """Do all of the work in one transaction. It is durable at return; if anything raises, nothing is written."""
         self._sql.execute("BEGIN IMMEDIATE")
         try:
             results = [operation(self) for operation in operations]
@@ -71,10 +71,10 @@ class LedgerStore(LedgerQueries):
             raise
         return results
 
-    # ---- the way to a POST -------------------------------------------------------------------------------
+    # ---- submitting --------------------------------------------------------------------------------------
 
     def enqueue(self, job_id: str, body: bytes, fingerprint: bytes, metadata: bytes, tenant: str) -> None:
-        """A new job is to be submitted when its turn comes. One that is on record stays as it is."""
+        """Record a new job as pending. A job that is recorded already is not changed."""
         self._sql.execute(
             "INSERT INTO jobs (job_id, state, body, fingerprint, metadata, tenant) VALUES (?, 'pending', ?, ?, ?, ?)"
             " ON CONFLICT (job_id) DO NOTHING",
@@ -84,11 +84,11 @@ class LedgerStore(LedgerQueries):
     def record_intent(
         self, job_id: str, body: bytes, fingerprint: bytes, metadata: bytes, at: float, tenant: str
     ) -> int:
-        """A new or pending job is about to be POSTed. Returns its number in the ledger."""
+        """Record the intent to POST a new or pending job, and return its number. The POST may be sent at return."""
         return self.record_intents([(job_id, body, fingerprint, metadata, at, tenant)])[0]
 
     def record_intents(self, intents: Sequence[Intent]) -> list[int]:
-        """The same of several jobs."""
+        """Do the same for several jobs."""
         written = self._fetch_all(
             "INSERT INTO jobs (job_id, state, body, fingerprint, metadata, submitted_at, tenant, attempts)"
             " SELECT column1, 'submitting', column2, column3, column4, column5, column6, 1"
@@ -99,7 +99,7 @@ class LedgerStore(LedgerQueries):
             intents,
         )
         job_nos = dict(written)
-        if len(written) != len(intents):  # a job that is named twice is written once
+        if len(written) != len(intents):  # a job that is passed twice is written once
             ids = " or ".join(repr(job_id) for job_id, *_ in intents)
             raise InternalError(f"job {ids} is not pending, so it cannot be submitted")
         submissions = [(job_nos[job_id], at) for job_id, _, _, _, at, _ in intents]
@@ -110,16 +110,16 @@ class LedgerStore(LedgerQueries):
         return [job_no for job_no, _ in submissions]
 
     def revert_intent(self, job_no: int, result: str) -> None:
-        """The POST was `refused` or `not_sent`: nothing was queued, the job is pending."""
+        """Make a job pending again: its POST was `refused` or `not_sent`, so nothing was queued."""
         self._transition(job_no, State.SUBMITTING, State.PENDING)
         self._set_result(job_no, result)
 
     def mark_accepted(self, job_no: int, request_id: str, at: float) -> bool:
-        """The POST was accepted and is paid. False, and nothing is changed, where another has that request_id."""
+        """Record the request_id of an accepted, charged POST. Return False, unchanged, if another job has it."""
         return self.mark_accepted_many([(job_no, request_id, at)])[0]
 
     def mark_accepted_many(self, accepted: Sequence[tuple[int, str, float]]) -> list[bool]:
-        """The same of several jobs."""
+        """Do the same for several jobs."""
         accept = "UPDATE submissions SET result = 'accepted', request_id = column2 FROM {rows}"
         try:
             self._fetch_all(f"{accept} WHERE job_no = column1 AND result IS NULL", accepted)
@@ -131,27 +131,27 @@ class LedgerStore(LedgerQueries):
         return [True] * len(accepted)
 
     def mark_rejected(self, job_no: int, error: ErrorInfo, at: float) -> Outcome:
-        """The gateway will never take this body."""
+        """Record that the gateway refuses this request for good."""
         self._set_result(job_no, "refused")
         return self._end_job(job_no, State.SUBMITTING, State.REJECTED, error, at)
 
     def mark_ambiguous(self, job_no: int, error: ErrorInfo, at: float) -> Outcome:
-        """The POST left and nobody knows what became of it."""
+        """Record that a POST was sent and that it is unknown whether the gateway accepted it."""
         self._set_result(job_no, "ambiguous")
         return self._end_job(job_no, State.SUBMITTING, State.AMBIGUOUS, error, at)
 
-    # ---- out of doubt ------------------------------------------------------------------------------------
+    # ---- ambiguous jobs ----------------------------------------------------------------------------------
 
     def resubmit(self, job_no: int) -> None:
-        """Somebody decided that an ambiguous job is worth another POST."""
+        """Record the user's decision to submit an ambiguous job again."""
         self._transition(job_no, State.AMBIGUOUS, State.PENDING, "error_kind = NULL, error_message = NULL")
 
     def abandon(self, job_no: int, at: float) -> Outcome:
-        """Somebody decided that an ambiguous job is not to be submitted again; its charge stays unknown."""
+        """Record the user's decision not to submit an ambiguous job again; its charge stays unknown."""
         return self._end_job(job_no, State.AMBIGUOUS, State.CANCELLED, _ABANDONED, at)
 
     def adopt(self, job_no: int, request_id: str, at: float) -> bool:
-        """Somebody learnt the request_id of an ambiguous job: it was accepted. False where another job has it."""
+        """Record that an ambiguous job was accepted under this request_id. Return False if another job has it."""
         if self._has_request_id(request_id):
             return False
         assignments = "request_id = ?, accepted_at = ?, finished_at = NULL, error_kind = NULL, error_message = NULL"
@@ -165,7 +165,7 @@ class LedgerStore(LedgerQueries):
         return True
 
     def callback_secret(self, new_secret: bytes) -> bytes:
-        """What makes this folder's callback addresses; `new` where there is none yet."""
+        """Return the secret of the callback URLs; store `new` if there is none yet."""
         self._sql.execute(
             "INSERT INTO callback_secret VALUES (1, ?) ON CONFLICT (singleton) DO NOTHING", (new_secret,)
         )
@@ -173,7 +173,7 @@ class LedgerStore(LedgerQueries):
         return bytes(secret)
 
     def mark_in_flight_ambiguous(self) -> None:
-        """The process that had POSTs in the air is dead: their jobs are ambiguous."""
+        """Mark jobs as ambiguous whose POST was in flight when the process ended."""
         self._sql.execute("UPDATE submissions SET result = 'ambiguous' WHERE result IS NULL")
         for (job_no,) in self._sql.execute(
             f"SELECT job_no FROM jobs WHERE {OPEN_JOBS} AND state = 'submitting'"
@@ -181,31 +181,31 @@ class LedgerStore(LedgerQueries):
             self._end_job(job_no, State.SUBMITTING, State.AMBIGUOUS, _KILLED, 0.0)
 
     def retry(self, job_no: int, state: State) -> None:
-        """Somebody decided that a job which ended in vain is worth another POST. What it was paid stays on record."""
+        """Record the user's decision to submit an unsuccessful job again. Earlier charges stay recorded."""
         if state not in RETRYABLE:
-            raise InternalError(f"a job that is {state} is not to be submitted again")
+            raise InternalError(f"a job that is {state} cannot be retried")
         assignments = "errors = 0, finished_at = NULL, error_kind = NULL, error_message = NULL"
         self._update_state(job_no, state, State.PENDING, assignments)
 
-    # ---- the way to an image ----------------------------------------------------------------------------
+    # ---- images -----------------------------------------------------------------------------------------
 
     def mark_finished(self, job_no: int, finished: Finished, at: float, polls: int) -> None:
-        """The images can be fetched."""
+        """Record that the gateway has completed the images, and their URLs."""
         self.mark_finished_many([(job_no, finished, at, polls)])
 
     def mark_finished_many(self, finished: Sequence[tuple[int, Finished, float, int]]) -> list[None]:
-        """The same of several jobs."""
+        """Do the same for several jobs."""
         rows = [(job_no, msgspec.json.encode(output).decode(), at, polls) for job_no, output, at, polls in finished]
         assignments = "media = column2, finished_at = column3, polls = column4"
         self._transition_many(State.ACCEPTED, State.FINISHED, assignments, rows)
         return [None] * len(rows)
 
     def mark_stored(self, job_no: int, stored: Sequence[StoredFile], at: float) -> Outcome:
-        """Every image of the job is on disk and synced."""
+        """Record that every image of the job is stored, and return its outcome."""
         return self.mark_stored_many([(job_no, stored, at)])[0]
 
     def mark_stored_many(self, stored: Sequence[tuple[int, Sequence[StoredFile], float]]) -> list[Outcome]:
-        """The same of several jobs."""
+        """Do the same for several jobs."""
         rows = [(job_no, msgspec.json.encode(files).decode(), at) for job_no, files, at in stored]
         assignments = "files = column2, stored_at = column3, error_kind = NULL, error_message = NULL"
         self._transition_many(State.FINISHED, State.SUCCEEDED, assignments, rows)
@@ -216,42 +216,42 @@ class LedgerStore(LedgerQueries):
         return [outcomes[n] for n, *_ in rows]
 
     def mark_failed(self, job_no: int, error: ErrorInfo, at: float, polls: int) -> Outcome:
-        """The gateway said FAILED."""
+        """Record that the gateway reported FAILED."""
         return self._end_job(job_no, State.ACCEPTED, State.FAILED, error, at, polls)
 
     def mark_errored(self, job_no: int, error: ErrorInfo, at: float, polls: int) -> Outcome:
-        """The gateway said ERROR, and no try is left."""
+        """Record that the gateway reported ERROR, and no attempt is left."""
         self._mark_refunded(job_no)
         return self._end_job(job_no, State.ACCEPTED, State.ERRORED, error, at, polls)
 
     def requeue_errored(self, job_no: int, polls: int) -> None:
-        """The gateway said ERROR, which is free, and the job is pending again."""
+        """Record that the gateway reported ERROR, which is not charged, and make the job pending again."""
         self._mark_refunded(job_no)
         lifecycle.check_transition(State.ERRORED, State.PENDING)
         self._transition(job_no, State.ACCEPTED, State.ERRORED, "polls = ?", (polls,))
         self._transition(job_no, State.ERRORED, State.PENDING)
 
     def mark_timed_out(self, job_no: int, error: ErrorInfo, at: float, polls: int) -> Outcome:
-        """This run waits no longer for the job; its request_id stays, and the next run asks again."""
+        """Record that this run stops waiting for the job. Its request_id is kept, and the next run polls again."""
         finished = self._sql.execute(
             "SELECT 1 FROM jobs WHERE job_no = ? AND state = 'finished'", (job_no,)
         ).fetchone()
         old = State.FINISHED if finished else State.ACCEPTED
         return self._end_job(job_no, old, State.TIMED_OUT, error, at, polls)
 
-    # ---- a new run ---------------------------------------------------------------------------------------
+    # ---- runs --------------------------------------------------------------------------------------------
 
     def start_run(self, gateway: str, version: str, at: float, rate_per_s: float | None = None) -> int:
-        """Note that a run begins, of at most `per_s` submits a second.
+        """Record the start of a run with at most `rate_per_s` submits per second, and return its number.
 
-        Raises RunFolderError where the folder's jobs live at another gateway.
+        Raises RunDirError if earlier runs used another gateway.
         """
         previous = self._sql.execute("SELECT gateway FROM runs ORDER BY run_no DESC LIMIT 1").fetchone()
         if previous and previous[0] != gateway:
             raise RunDirError(
                 self.path,
                 f"its jobs were submitted to {previous[0]}, not to {gateway}",
-                "use the same gateway, or another --out",
+                "use the same gateway, or another run directory",
             )
         cursor = self._sql.execute(
             "INSERT INTO runs (started_at, gateway, version, rate_per_s) VALUES (?, ?, ?, ?)",
@@ -260,29 +260,32 @@ class LedgerStore(LedgerQueries):
         return int(cursor.lastrowid or 0)
 
     def set_expected_jobs(self, expected_jobs: int) -> None:
-        """Note how many jobs the folder is to come to."""
+        """Record how many jobs the run directory will have."""
         self._sql.execute(
             "UPDATE runs SET expected_jobs = ? WHERE run_no = (SELECT max(run_no) FROM runs)", (expected_jobs,)
         )
 
     def set_results_size(self, size_bytes: int | None) -> None:
-        """Note that results.jsonl holds what the ledger does; None: it does not."""
+        """Record the size of a complete results.jsonl; None if it is not complete."""
         self._sql.execute(
             "UPDATE runs SET results_bytes = ? WHERE run_no = (SELECT max(run_no) FROM runs)", (size_bytes,)
         )
 
     def save_checkpoint(self, data: bytes) -> None:
-        """Note how far job files have been read of which every job is on record."""
+        """Record how far the job files were read, as far as every job is in the ledger."""
         self._sql.execute(
             "INSERT INTO checkpoint VALUES (1, ?1) ON CONFLICT (singleton) DO UPDATE SET data = ?1", (data,)
         )
 
     def end_run(self, run_no: int, at: float) -> None:
-        """Note that a run has ended in order."""
+        """Record the normal end of a run."""
         self._sql.execute("UPDATE runs SET ended_at = ? WHERE run_no = ?", (at, run_no))
 
     def recover(self, *, max_attempts: int, resubmit_ambiguous: bool) -> bool:
-        """Bring what the last run left into the states in which this one goes on. True where ends are no more."""
+        """Move jobs of earlier runs into the states in which this run resumes them.
+
+        Return True if jobs that had ended are open again.
+        """
         unended = False
         self.mark_in_flight_ambiguous()
         rows = self._sql.execute(f"SELECT job_no, state, errors FROM jobs WHERE {OPEN_JOBS}").fetchall()
@@ -296,7 +299,7 @@ class LedgerStore(LedgerQueries):
                 unended = unended or old in FINAL
         return unended
 
-    # ---- parts -------------------------------------------------------------------------------------------
+    # ---- helpers -----------------------------------------------------------------------------------------
 
     def _transition(
         self, job_no: int, old: State, new: State, assignments: str = "", values: tuple[Any, ...] = ()
@@ -305,7 +308,7 @@ class LedgerStore(LedgerQueries):
         self._update_state(job_no, old, new, assignments, values)
 
     def _transition_many(self, old: State, new: State, assignments: str, rows: Sequence[tuple[Any, ...]]) -> None:
-        """Move the jobs whose numbers the rows begin with."""
+        """Move several jobs; the first column of each row is the job's number."""
         lifecycle.check_transition(old, new)
         update = f"UPDATE jobs SET state = '{new}', {assignments}{_disposition_sql(old, new)} FROM {{rows}}"
         row_count = sum(
@@ -328,11 +331,11 @@ class LedgerStore(LedgerQueries):
             raise InternalError(f"job number {job_no} was to go from {old} to {new}, but is not {old}")
 
     def _fetch_all(self, sql: str, rows: Sequence[tuple[Any, ...]]) -> list[Any]:
-        """What one statement finds for all rows, which stand for `{rows}` in it, as column1, column2 and so on."""
+        """Return what a statement finds; `{rows}` in it stands for the rows, with column1, column2 and so on."""
         return list(chain.from_iterable(self._execute_batches(sql, rows)))
 
     def _execute_batches(self, sql: str, rows: Sequence[tuple[Any, ...]]) -> Iterator[sqlite3.Cursor]:
-        """Rows of NULL, which match nothing, fill up: for few sizes SQLite can keep what it made of the statement."""
+        """Execute a statement in batches, padded with rows of NULL, so that SQLite can cache few statements."""
         for start in range(0, len(rows), MAX_ROWS):
             batch = rows[start : start + MAX_ROWS]
             size = 1 << (len(batch) - 1).bit_length()
@@ -377,9 +380,9 @@ def _values_sql(sql: str, rows: int, columns: int) -> str:
 
 
 def _disposition_sql(old: State, new: State) -> str:
-    """What a move sets beside the state."""
+    """Return what a transition sets besides the state."""
     return f", disposition = {_DISPOSITIONS.get(new, 'NULL')}" if new in _DISPOSITIONS or old in _DISPOSITIONS else ""
 
 
-_ABANDONED = ErrorInfo("abandoned", "ambiguous, and it was decided not to submit it again")
-_KILLED = ErrorInfo("ambiguous", "the process ended while the POST was in the air")
+_ABANDONED = ErrorInfo("abandoned", "ambiguous, and the user decided not to submit it again")
+_KILLED = ErrorInfo("ambiguous", "the process ended while the POST was pending")

@@ -1,7 +1,8 @@
-"""Transitions come in from the event loop, many at once; each caller goes on when its own is durable.
+"""Writes transitions from the event loop in group commits; each caller continues when its transition is durable.
 
-Newcomers: while one commit is on its way to the disk, the transitions that arrive wait together and share the
-next one. That is all there is to group commit, and it is why one thread keeps up with thousands of jobs.
+While one commit is being written, arriving transitions wait and share the next one, so that one thread keeps up with
+thousands of jobs. Transitions of the same kind go to SQLite in one statement. Callers must not put two transitions of
+one job into a batch, except after `record_later`: a caller that waits for a record continues only when it is durable.
 """
 
 from __future__ import annotations
@@ -23,13 +24,15 @@ from krea_batch.storage.async_io import MinInterval, resolve_all
 P = ParamSpec("P")
 T = TypeVar("T")
 
-COMMIT_INTERVAL_S = 0.010  # chosen: between the begins of two commits where many come; a sync serves more of them
-PAGE_ROWS = 1000  # chosen: rows in one transaction; a few milliseconds
-_MAX_BATCH = 1000  # chosen: 131,000 records a second were measured at this group size, at 7 ms a commit
+COMMIT_INTERVAL_S = (
+    0.010  # chosen: minimum interval between commits under load; each sync then serves more transitions
+)
+MAX_TRANSACTION_ROWS = 1000  # chosen: rows read in one transaction, a few milliseconds
+_MAX_BATCH = 1000  # measured: 131,000 records per second at this batch size, 7 ms per commit
 
 
 class LedgerWriter:
-    """The ledger of one run folder, for use on one event loop."""
+    """The ledger of one run directory, for use on one event loop."""
 
     def __init__(self, store: LedgerStore) -> None:
         self._store = store
@@ -37,22 +40,21 @@ class LedgerWriter:
         self._pending: list[tuple[Operation, asyncio.Future[Any]]] = []
         self._committing: asyncio.Future[Any] | None = None
         self._commit_timer = MinInterval(self._start_commit)
-        self._last_batch_size = 0  # by the last commit
-        self._deferred_error: KreaBatchError | None = None  # a note
+        self._last_batch_size = 0  # number of transitions in the last commit
+        self._deferred_error: KreaBatchError | None = None  # from `record_later`
         self.failure: LedgerError | None = None
 
     @classmethod
     def open(cls, path: Path) -> LedgerWriter:
-        """Open or make the ledger at `path`. Raises RunFolderError for a stranger's or newer file."""
+        """Open or create the ledger at `path`. Raises RunDirError for a foreign or newer file."""
         return cls(LedgerStore.open(path))
 
     async def record(
         self, transition: Callable[Concatenate[LedgerStore, P], T], *args: P.args, **kwargs: P.kwargs
     ) -> T:
-        """Carry out one method of `Store` and return its answer once it is durable.
+        """Apply a method of `LedgerStore`, and return its result when it is durable.
 
-        A caller that is cancelled while waiting does not undo it. Raises LedgerError when the disk fails, from
-        then on for every call.
+        Cancelling the caller does not undo it. Raises LedgerError if the disk fails, and from then on for every call.
         """
         result: T = await self._enqueue(Operation(transition, args, kwargs))
         return result
@@ -60,23 +62,23 @@ class LedgerWriter:
     def record_later(
         self, transition: Callable[Concatenate[LedgerStore, P], T], *args: P.args, **kwargs: P.kwargs
     ) -> None:
-        """The same for what nobody waits for: it is durable before any later `record` is. Raises as `record`.
+        """Do the same without waiting. It is durable before any later `record` is.
 
-        Where it fails, every later call does.
+        If it fails, every later call raises its error.
         """
         self._enqueue(Operation(transition, args, kwargs)).add_done_callback(self._on_deferred_done)
 
     def outcomes(self, after_job_no: int = 0) -> AsyncIterator[list[Outcome]]:
-        """Result rows of all ended jobs after that number, in the order of their first submits, some at a time."""
-        return pages(lambda after_n: self.record(LedgerStore.outcomes, after_n, PAGE_ROWS), after_job_no)
+        """Yield pages of outcomes of ended jobs with numbers above `after_job_no`, in order."""
+        return pages(lambda after_n: self.record(LedgerStore.outcomes, after_n, MAX_TRANSACTION_ROWS), after_job_no)
 
     async def close(self) -> None:
-        """Wait for what is on its way, then close the file."""
+        """Commit what is pending, then close the file."""
         while self._pending or self._committing:
             committing = self._committing or self._start_commit()
             await asyncio.wait([committing])
         await asyncio.get_running_loop().run_in_executor(self._thread, self._store.close)
-        self._thread.shutdown()  # it has nothing left to do
+        self._thread.shutdown()  # nothing is left to do
 
     def _enqueue(self, operation: Operation) -> asyncio.Future[Any]:
         if error := self.failure or self._deferred_error:
@@ -88,9 +90,8 @@ class LedgerWriter:
         return future
 
     def _schedule_commit(self) -> None:
-        self._commit_timer.next(
-            COMMIT_INTERVAL_S if self._last_batch_size > 1 else 0.0
-        )  # who comes alone waits for nobody
+        # A single caller is not delayed.
+        self._commit_timer.next(COMMIT_INTERVAL_S if self._last_batch_size > 1 else 0.0)
 
     def _on_deferred_done(self, done: asyncio.Future[Any]) -> None:
         if not done.cancelled() and isinstance(error := done.exception(), KreaBatchError):
@@ -124,9 +125,9 @@ class LedgerWriter:
 
 
 def commit(store: LedgerStore, operations: Sequence[Operation]) -> list[Any]:
-    """Carry out the calls in one transaction; where one of them is refused, each in its own.
+    """Apply the operations in one transaction; if one is refused, apply each in its own.
 
-    Returns an answer or a KreaBatchError for each call. Raises LedgerError when the disk fails.
+    Return a result or a KreaBatchError for each operation. Raises LedgerError if the disk fails.
     """
     try:
         try:
@@ -136,8 +137,8 @@ def commit(store: LedgerStore, operations: Sequence[Operation]) -> list[Any]:
     except (sqlite3.Error, OSError) as error:
         raise LedgerError(
             store.path,
-            f"the ledger cannot be written ({error})",
-            "free the disk or mend it, then run the same command again",
+            f"cannot write the ledger ({error})",
+            "free disk space or replace the disk, then run again to resume",
         ) from error
 
 
@@ -157,7 +158,7 @@ _BULK: dict[Callable[..., Any], Callable[[LedgerStore, Sequence[Any]], Sequence[
 
 
 class Operation(NamedTuple):
-    """One transition, still to be carried out."""
+    """A transition that has not been applied."""
 
     transition: Callable[..., Any]
     args: tuple[Any, ...]
@@ -168,7 +169,7 @@ class Operation(NamedTuple):
 
 
 def apply_all(operations: Sequence[Operation], store: LedgerStore) -> list[Any]:
-    """Carry out all of them. Gives their answers, in the order of `calls`; raises what the first to fail raises."""
+    """Apply all operations, and return their results in order. Raises what the first failing one raises."""
     results: list[Any] = [None] * len(operations)
     others: list[int] = []
     positions: dict[Callable[..., Any], list[int]] = {transition: [] for transition in _BULK}
