@@ -43,7 +43,7 @@ def make_ambiguous(out: Path) -> None:
 @pytest.mark.slow
 def test_the_commands_of_the_command_line_run(simulate: StartSimulator, tmp_path: Path) -> None:
     """Each krea-batch command of the README succeeds, offline."""
-    gateway = simulate().gateway
+    gateway = simulate().gateway_url
     write_jobs(tmp_path / "jobs.jsonl", 2)
     (tmp_path / "prompts.txt").write_text("a cat\n")
     (tmp_path / "prompts.csv").write_text("prompt\na cat\n")

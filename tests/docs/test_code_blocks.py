@@ -121,7 +121,7 @@ def test_the_scripts_run(tmp_path: Path, simulate: StartSimulator, script: Block
     """Each script of a page succeeds unchanged, against the simulator, without a warning."""
     (tmp_path / "simulated.py").write_text(SIMULATED_SCRIPT)
     (tmp_path / "script.py").write_text(script.text)
-    gateway = simulate("--tiny", "--latency", "fixed:0.3").gateway
+    gateway = simulate("--tiny", "--latency", "fixed:0.3").gateway_url
     done = subprocess.run(
         [sys.executable, "-W", "error", "simulated.py", gateway, "script.py"],
         cwd=tmp_path,

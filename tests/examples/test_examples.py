@@ -100,7 +100,7 @@ class TestService:
     def test_from_request_to_image(self, simulate: StartSimulator, tmp_path: Path, callbacks: bool) -> None:
         """An order is answered with 202 and an id; its events run to its end; then the image is there."""
         simulated = simulate(*EXAMPLE_LATENCY_OPTIONS)
-        service = ServiceProcess(tmp_path, simulated.gateway, callbacks=callbacks)
+        service = ServiceProcess(tmp_path, simulated.gateway_url, callbacks=callbacks)
 
         async def use_service() -> None:
             async with aiohttp.ClientSession(service.url) as web:
@@ -122,7 +122,7 @@ class TestService:
     def test_mistakes(self, simulate: StartSimulator, tmp_path: Path) -> None:
         """What is no job is 422 and says what is wrong; what nobody asked for is 404; nothing is spent."""
         simulated = simulate(*EXAMPLE_LATENCY_OPTIONS)
-        service = ServiceProcess(tmp_path, simulated.gateway)
+        service = ServiceProcess(tmp_path, simulated.gateway_url)
 
         async def use_service() -> None:
             async with aiohttp.ClientSession(service.url) as web:
@@ -146,7 +146,7 @@ class TestService:
     def test_no_balance(self, simulate: StartSimulator, tmp_path: Path) -> None:
         """Once the wallet is empty, orders and health are answered with 503 and the reason."""
         simulated = simulate(*EXAMPLE_LATENCY_OPTIONS, "--balance", "1")
-        service = ServiceProcess(tmp_path, simulated.gateway)
+        service = ServiceProcess(tmp_path, simulated.gateway_url)
 
         async def use_service() -> None:
             async with aiohttp.ClientSession(service.url) as web:
@@ -168,7 +168,7 @@ class TestService:
     def test_killed_with_hundreds_in_flight(self, simulate: StartSimulator, tmp_path: Path, callbacks: bool) -> None:
         """Killed with 300 in flight and more waiting: every id is found again, and nothing is paid for twice."""
         simulated = simulate("--tiny", "--latency", "uniform:5,8")
-        service = ServiceProcess(tmp_path, simulated.gateway, callbacks=callbacks, rate="150/s")
+        service = ServiceProcess(tmp_path, simulated.gateway_url, callbacks=callbacks, rate="150/s")
         ids: list[str] = []
 
         async def submit_all() -> None:
@@ -219,7 +219,7 @@ class TestWorker:
         """Each message gets its image written back, one that comes meanwhile, too; a bad one is told."""
         simulated = simulate(*EXAMPLE_LATENCY_OPTIONS)
         self.put_prompts(tmp_path / "queue.db", *(f"image {n}" for n in range(30)), " ")
-        worker = self.start(tmp_path, simulated.gateway)
+        worker = self.start(tmp_path, simulated.gateway_url)
         self.put_prompts(tmp_path / "queue.db", "a late one")
         self.wait(tmp_path, lambda done: done == 32)
         worker.send_signal(signal.SIGTERM)
@@ -235,12 +235,12 @@ class TestWorker:
         """However a worker ends, the next one brings home what is open; no message is paid for twice."""
         simulated = simulate("--tiny", "--latency", "uniform:2,4")
         self.put_prompts(tmp_path / "queue.db", *(f"image {n}" for n in range(200)))
-        worker = self.start(tmp_path, simulated.gateway)
+        worker = self.start(tmp_path, simulated.gateway_url)
         self.wait(tmp_path, lambda done: done >= 20)
         worker.send_signal(end)
         worker.wait(PROCESS_TIMEOUT_S)
         assert any(status is None for _, status, _ in self.messages(tmp_path))
-        assert self.start(tmp_path, simulated.gateway, "--once").wait(PROCESS_TIMEOUT_S) == 0
+        assert self.start(tmp_path, simulated.gateway_url, "--once").wait(PROCESS_TIMEOUT_S) == 0
         statuses = [status for _, status, _ in self.messages(tmp_path)]
         assert set(statuses) <= ({"succeeded"} if end is signal.SIGTERM else {"succeeded", "ambiguous"})
         bought = charged_prompts(simulated)

@@ -75,11 +75,11 @@ def test_over_a_gateway(simulate: StartSimulator, tmp_path: Path) -> None:
     """Against a gateway of its own: polls and downloads, and not one POST."""
     gateway = simulate("--latency=fixed:0.1")
     write_jobs(tmp_path / "jobs.jsonl", 2)
-    run = ("run", "jobs.jsonl", "--out", "out", "--gateway", gateway.gateway, "--poll-interval=0.1", "-q")
+    run = ("run", "jobs.jsonl", "--out", "out", "--gateway", gateway.gateway_url, "--poll-interval=0.1", "-q")
     assert run_command(*run, cwd=tmp_path).returncode == 0
     (tmp_path / "out" / "images" / "00001.png").unlink()
     before = len(gateway.admin_request("/ledger")["posts"])
-    code, report, said = run_verify(tmp_path / "out", "--repair", "--gateway", gateway.gateway)
+    code, report, said = run_verify(tmp_path / "out", "--repair", "--gateway", gateway.gateway_url)
     assert (code, report["repaired"]) == (0, 1), said
     assert len(gateway.admin_request("/ledger")["posts"]) == before == 2
     assert run_verify(tmp_path / "out")[0] == 0

@@ -357,7 +357,7 @@ class TestCommand:
         """Each object shows its own request_id and prompt, and has the bytes whose hash stands in the results."""
         simulator = simulate("--tiny", "--latency", "fixed:0.1")
         write_jobs(tmp_path / "jobs.jsonl", 30)
-        command = ("run", "jobs.jsonl", "--gateway", simulator.gateway, *SINK_RUN_OPTIONS, "--out")
+        command = ("run", "jobs.jsonl", "--gateway", simulator.gateway_url, *SINK_RUN_OPTIONS, "--out")
         assert run_command(*command, "out", "--sink", BUCKET_URL, cwd=tmp_path).returncode == 0
         check_objects(tmp_path / "out", bucket)
         objects = bucket.objects()
@@ -374,13 +374,13 @@ class TestCommand:
         simulator = simulate("--tiny", "--latency", "fixed:0.1")
         write_jobs(tmp_path / "jobs.jsonl", 20)
         for kills in range(1, 6):
-            process = start_run(tmp_path, simulator.gateway)
+            process = start_run(tmp_path, simulator.gateway_url)
             bucket.reject_status, bucket.after_request = allow_one_upload(), kill_after_upload(process)
             process.communicate(timeout=PROCESS_TIMEOUT_S)
             assert process.returncode == -signal.SIGKILL
             assert len(bucket.objects()) == kills
         bucket.reject_status, bucket.after_request = (lambda _: None), (lambda _: None)
-        last = start_run(tmp_path, simulator.gateway)
+        last = start_run(tmp_path, simulator.gateway_url)
         _, said = last.communicate(timeout=PROCESS_TIMEOUT_S)
         assert last.returncode in (0, 1), said
         posts = [post for post in simulator.admin_request("/ledger")["posts"] if post["charged"]]
@@ -402,13 +402,13 @@ class TestCommand:
         simulator = simulate("--tiny", "--latency", "fixed:0.1")
         write_jobs(tmp_path / "jobs.jsonl", 5)
         bucket.delete()
-        process = start_run(tmp_path, simulator.gateway)
+        process = start_run(tmp_path, simulator.gateway_url)
         _, said = process.communicate(timeout=PROCESS_TIMEOUT_S)
         assert process.returncode == 3
         assert f"there is no bucket for {BUCKET_URL}: make it, or mend --sink" in said.decode()
         assert not simulator.admin_request("/ledger")["posts"]
         bucket.create()
-        process = start_run(tmp_path, simulator.gateway)
+        process = start_run(tmp_path, simulator.gateway_url)
         _, said = process.communicate(timeout=PROCESS_TIMEOUT_S)
         assert process.returncode == 0, said
         check_objects(tmp_path / "out", bucket)
