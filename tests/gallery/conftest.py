@@ -130,7 +130,7 @@ def gateway(simulate: StartSimulator) -> SimulatorProcess:
 def failed_run(gateway: SimulatorProcess, tmp_path: Path) -> Path:
     """A run whose three jobs have all come to nothing."""
     write_jobs(tmp_path / "jobs.jsonl", 3)
-    options = ("--max-attempts=1", "--poll-interval=0.1", "--rate=20/s", "-q", "--gateway", gateway.gateway)
+    options = ("--max-attempts=1", "--poll-interval=0.1", "--rate=20/s", "-q", "--gateway", gateway.gateway_url)
     run_command("run", "jobs.jsonl", "--out", "run", *options, cwd=tmp_path)
     assert set(ledger_states(tmp_path / "run").values()) == {State.ERRORED}
     return tmp_path / "run"

@@ -142,6 +142,18 @@ def _variant_png(variant: int) -> bytes:
     return file.getvalue()
 
 
+CONNECTION_ERRORS = (
+    "ERR_CONNECTION_REFUSED",
+    "ERR_CONNECTION_RESET",
+    "ERR_CONNECTION_CLOSED",
+    "ERR_SOCKET_NOT_CONNECTED",
+    "ERR_INCOMPLETE_CHUNKED_ENCODING",
+    "ERR_EMPTY_RESPONSE",
+)
+"""What a page logs whose server ends. Which of them it is depends on whether the page reconnects before, during or
+after the end, so a test that ends a server under an open page allows them all."""
+
+
 class RunningView:
     """`krea-batch view` in its own process."""
 

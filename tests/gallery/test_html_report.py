@@ -81,7 +81,7 @@ class TestOneFile:
     def test_alone(self, mixed_report: Path, open_page: OpenPage, tmp_path: Path) -> None:
         """Sent to somebody without its images it still shows the thumbnails, in the lightbox too."""
         shutil.copy(mixed_report, tmp_path / "sent.html")
-        page = open_page((tmp_path / "sent.html").as_uri(), bears=("ERR_FILE_NOT_FOUND",))
+        page = open_page((tmp_path / "sent.html").as_uri(), allowed_errors=("ERR_FILE_NOT_FOUND",))
         assert is_colour(rendered_colour(tile(page, "fox").locator("img")), JOB_NUMBERS["fox"])
         tile(page, "fox").locator(".open").click()
         thumbnail = lightbox_dialog(page).locator(".stage img").first

@@ -15,6 +15,7 @@ from krea_batch.ledger import LedgerStore
 from tests.engine_fixtures import ledger_states
 from tests.gallery.gallery_fixtures import (
     AMBIGUOUS_ERROR,
+    CONNECTION_ERRORS,
     OpenPage,
     SeedJob,
     StartView,
@@ -38,12 +39,6 @@ pytestmark = pytest.mark.slow
 
 LIVE_TIMEOUT_MS = 1000 * PROCESS_TIMEOUT_S / 4
 LIVE_SIMULATOR_OPTIONS = ("--poll-interval=0.1", "--rate=20/s", "-q")
-CONNECTION_ERRORS = (
-    "ERR_CONNECTION_REFUSED",
-    "ERR_INCOMPLETE_CHUNKED_ENCODING",
-    "ERR_EMPTY_RESPONSE",
-    "ERR_CONNECTION_RESET",
-)
 FORBIDDEN_STATUS = "403"
 
 
@@ -77,7 +72,7 @@ class TestArriving:
             "--out",
             "run",
             "--gateway",
-            simulate("--tiny", "--latency=fixed:0.1").gateway,
+            simulate("--tiny", "--latency=fixed:0.1").gateway_url,
         )
         make_run(tmp_path / "run", gateway=None)
         page = open_page(start_view(tmp_path / "run").url)
@@ -186,7 +181,7 @@ class TestArriving:
         """A page that is open when its server ends finds the next one at the same port, and what came in between."""
         out = make_run(tmp_path / "run", SeedJob(id="one"))
         first = start_view(out)
-        page = open_page(first.url, bears=CONNECTION_ERRORS)
+        page = open_page(first.url, allowed_errors=CONNECTION_ERRORS)
         leave_note(page)
         assert first.close() == (0, "")
         make_run(out, SeedJob(id="two"))
@@ -203,7 +198,7 @@ class TestRetry:
     @pytest.fixture
     def start_retrying_view(self, start_view: StartView, gateway: SimulatorProcess) -> StartView:
         """`view` whose retries go to that gateway, as its environment says."""
-        return partial(start_view, KREA_BATCH_GATEWAY=gateway.gateway, KREA_BATCH_POLL_INTERVAL="0.1")
+        return partial(start_view, KREA_BATCH_GATEWAY=gateway.gateway_url, KREA_BATCH_POLL_INTERVAL="0.1")
 
     def test_not_without_a_yes(
         self, failed_run: Path, gateway: SimulatorProcess, start_retrying_view: StartView, open_page: OpenPage
@@ -277,7 +272,7 @@ class TestRetry:
         self, failed_run: Path, gateway: SimulatorProcess, start_retrying_view: StartView, open_page: OpenPage
     ) -> None:
         """Without a key nothing is submitted, and the page says what is missing."""
-        page = open_page(start_retrying_view(failed_run, key="").url, bears=("400", "403", "409", "500"))
+        page = open_page(start_retrying_view(failed_run, key="").url, allowed_errors=("400", "403", "409", "500"))
         page.get_by_role("button", name="Retry failed").click()
         page.get_by_role("button", name="Submit again").click()
         expect(page.locator("#said")).to_contain_text("PIXAZO_API_KEY", timeout=LIVE_TIMEOUT_MS)
@@ -298,7 +293,7 @@ class TestRetry:
         self, simulate: StartSimulator, start_view: StartView, open_page: OpenPage, tmp_path: Path
     ) -> None:
         """Jobs that fail again are shown with their further submit, and can be retried once more."""
-        gateway = simulate("--latency=fixed:0.1", "--tiny", "--fault", "job-failed=1").gateway
+        gateway = simulate("--latency=fixed:0.1", "--tiny", "--fault", "job-failed=1").gateway_url
         write_jobs(tmp_path / "jobs.jsonl", 2)
         run_command("run", "jobs.jsonl", "--out", "run", *LIVE_SIMULATOR_OPTIONS, "--gateway", gateway, cwd=tmp_path)
         page = open_page(start_view(tmp_path / "run", KREA_BATCH_GATEWAY=gateway, KREA_BATCH_POLL_INTERVAL="0.1").url)
@@ -315,7 +310,7 @@ class TestRetry:
     ) -> None:
         """After a restart of the server a retry from the page that stayed open works, or says what to do."""
         first = start_retrying_view(failed_run)
-        page = open_page(first.url, bears=(*CONNECTION_ERRORS, FORBIDDEN_STATUS))
+        page = open_page(first.url, allowed_errors=(*CONNECTION_ERRORS, FORBIDDEN_STATUS))
         assert first.close() == (0, "")
         start_retrying_view(failed_run, port=first.port)
         make_run(failed_run, SeedJob(id="new"))
@@ -336,7 +331,7 @@ class TestRetry:
         """It ends with view, in order: the answer of a POST in the air is waited for, and none is in doubt."""
         gateway.admin_request("/settings", {"faults": {"submit-hang": 1.0}, "hang_duration_s": 1.0})
         running_view = start_retrying_view(failed_run)
-        page = open_page(running_view.url, bears=CONNECTION_ERRORS)
+        page = open_page(running_view.url, allowed_errors=CONNECTION_ERRORS)
         page.get_by_role("button", name="Retry failed").click()
         page.get_by_role("button", name="Submit again").click()
         while len(gateway.admin_request("/ledger")["posts"]) == 3:
@@ -349,6 +344,6 @@ class TestRetry:
             State.SUCCEEDED,
         }
         gateway.admin_request("/settings", {"faults": {}})
-        options = ("--gateway", gateway.gateway, *LIVE_SIMULATOR_OPTIONS)
+        options = ("--gateway", gateway.gateway_url, *LIVE_SIMULATOR_OPTIONS)
         assert run_command("run", "jobs.jsonl", "--out", "run", *options, cwd=failed_run.parent).returncode == 0
         assert len(gateway.admin_request("/ledger")["posts"]) == 6

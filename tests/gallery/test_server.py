@@ -14,7 +14,7 @@ from playwright.sync_api import expect
 from krea_batch.jobs import State
 from tests.engine_fixtures import ledger_states
 from tests.gallery.conftest import JOB_NUMBERS, MIXED_JOBS
-from tests.gallery.gallery_fixtures import OpenPage, SeedJob, StartView, make_run
+from tests.gallery.gallery_fixtures import CONNECTION_ERRORS, OpenPage, SeedJob, StartView, make_run
 from tests.processes import PROCESS_TIMEOUT_S, SimulatorProcess, run_command
 
 pytestmark = pytest.mark.slow
@@ -195,7 +195,7 @@ class TestStartAndStop:
     def test_ctrl_c_with_an_open_page(self, start_view: StartView, open_page: OpenPage, mixed_run: Path) -> None:
         """It ends at once and in order, though a page listens and another connection is idle."""
         running_view = start_view(mixed_run)
-        page = open_page(running_view.url, bears=("ERR_CONNECTION_REFUSED", "ERR_INCOMPLETE_CHUNKED_ENCODING"))
+        page = open_page(running_view.url, allowed_errors=CONNECTION_ERRORS)
         with socket.create_connection(("127.0.0.1", running_view.port)):
             assert page.locator(".tile").count() == len(MIXED_JOBS)
             assert running_view.close() == (0, "")

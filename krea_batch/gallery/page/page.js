@@ -383,9 +383,10 @@ if (live) {
     source.addEventListener("open", async () => {
       open = true;
       news = []; // it waits: what is asked for now may be older
-      const answer = await fetch("/items").catch(() => null); // also what was missed while the line was cut
-      if (!answer?.ok) return; // the server is gone again; the next "open" asks anew
-      take([...await answer.json(), ...news]);
+      // Also what was missed while there was no connection. The connection may end in the middle of the body.
+      const all = await fetch("/items").then((answer) => answer.ok ? answer.json() : null).catch(() => null);
+      if (!all) return; // the server is gone again; the next "open" fetches again
+      take([...all, ...news]);
       news = null;
       document.body.dataset.ready = "1";
     });
