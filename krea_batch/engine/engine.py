@@ -1,10 +1,10 @@
-"""Jobs come in; images on disk and outcomes go out. Opens ledger and gateway and joins the stages.
+"""The engine: it opens the run directory, the ledger and the gateway, and connects the stages of the pipeline.
 
     async with Engine("runs/cats", rate="10/s") as engine:
         outcome = await engine.generate(Job(prompt="a cat"))
 
-Newcomers: the stages run in a task of the engine's own, so nothing a caller cancels can lose an image. What is
-not finished when the engine closes stays in the ledger, and the next engine on that folder goes on with it.
+The stages run in a task of the engine, so a caller that is cancelled never loses an image. Jobs that have not ended
+when the engine closes stay in the ledger, and the next engine on the run directory resumes them.
 """
 
 from __future__ import annotations
@@ -58,21 +58,23 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-DISK_THREADS = 8  # chosen: fsyncs in parallel cost less each; more threads than this gained little
-MAX_ADMITTED = 16  # chosen: what waits at the submitter has had its turn; 20 ms at 800/s
-LATENCY_HISTORY = 500  # chosen: as many latencies as the schedule remembers
+DISK_THREADS = 8  # chosen: an fsync is cheaper if others run in parallel; more threads than this gained little
+MAX_ADMITTED = 16  # chosen: jobs at the submitter have had their turn; 16 of them take 20 ms at 800/s
+LATENCY_HISTORY = 500  # chosen: the weight of observations that a poll schedule keeps (poll_schedule.MAX_WEIGHT)
 
 
 class Engine:
-    """One run folder, one gateway, one key. An async context manager; `start` and `aclose` do the same.
+    """Submits jobs to one gateway with one API key, and stores their images and results in one run directory.
 
-    `out` is the run's folder; further keywords are the fields of `Settings`, where rates may be text ("10/s").
-    `api_key` comes from the environment (PIXAZO_API_KEY) when it is not given. `sink` is where images are kept:
-    a URL (s3://bucket/prefix), a `Sink`, or None for the run's folder. Leaving the context waits for
-    what was submitted; leaving it by an exception stops at once, and the next engine on the folder goes on.
-    `pace` is one that other engines have, too, in place of `rate`; `listeners` are called with each event.
+    An async context manager; `start` and `aclose` do the same. Leaving the context waits for all submitted jobs. If
+    an exception leaves it, the engine aborts, and the next engine on the run directory resumes.
 
-    Raises SettingsError; `start` also RunFolderError and LedgerError.
+    `out` is the run directory. Most keywords are the fields of `Settings`, which can be passed as `settings` instead;
+    rates may be text ("10/s"). `api_key` defaults to the environment variable PIXAZO_API_KEY. `sink` is the storage
+    of images: a URL (s3://bucket/prefix), a `Sink`, or None for the run directory. `rate_limiter` replaces `rate` by
+    one that other engines share. `listeners` are called with each event.
+
+    Raises SettingsError. `start` also raises RunDirError and LedgerError.
     """
 
     def __init__(
@@ -117,14 +119,14 @@ class Engine:
         self._client = gateway_client
         self._key = _find_key(api_key) if gateway_client is None else None
         self._clock = clock
-        self._random = random or Random()  # noqa: S311 - spreads retries, guards nothing
+        self._random = random or Random()  # noqa: S311 - spreads retries, protects nothing
         self._listeners = list(listeners)
         self._event_streams: list[EventStream] = []
         self._streams: list[OutcomeStream] = []
         self._callback_endpoint = CallbackEndpoint()
         self._closed = False
 
-    # ---- life --------------------------------------------------------------------------------------------
+    # ---- start and stop ----------------------------------------------------------------------------------
 
     async def __aenter__(self) -> Self:
         await self.start()
@@ -136,7 +138,10 @@ class Engine:
         await self.aclose()
 
     async def start(self) -> None:
-        """Open the folder and go on with what an earlier run left in it."""
+        """Open the run directory, and resume the jobs that an earlier run left in it.
+
+        Raises RunDirError if another process has the run directory, LedgerError, and SettingsError.
+        """
         self._ready = asyncio.Event()
         self._closing = asyncio.Event()
         self._aborting = asyncio.Event()
@@ -144,15 +149,15 @@ class Engine:
         try:
             await self._or_engine_failure(self._ready.wait())
         except asyncio.CancelledError:
-            self._task.cancel()  # nobody is going to leave a context that was never entered
+            self._task.cancel()  # The context was not entered, so it will not be left either.
             await asyncio.wait([self._task])
             raise
 
     async def aclose(self, *, detach: bool = False) -> None:
-        """Wait for everything submitted, write the results anew, close. Raises what ended the run early.
+        """Wait for all submitted jobs, rewrite the results, and close. Raises the error that ended the run, if any.
 
-        With `detach`, nothing is waited for but POSTs in the air: all is on record, whoever waits for a job gets
-        RunStopped, and the next engine on the folder goes on.
+        With `detach`, wait only for pending POSTs. Every job is in the ledger: its waiters get RunStopped, and the
+        next engine on the run directory resumes it.
         """
         if detach:
             self.abort("the engine is closed")
@@ -160,11 +165,11 @@ class Engine:
         await asyncio.shield(self._task)
 
     def stop(self, reason: str = "the run was asked to stop") -> None:
-        """Take no more submits; what is in flight is brought home."""
-        self._run.stop(RunStopped(reason, "run the same again to go on"))
+        """Submit nothing more; complete the jobs in flight."""
+        self._run.stop(RunStopped(reason, "run again to resume"))
 
-    def abort(self, reason: str = "the run was asked to stop at once") -> None:
-        """Stop polls and downloads too; POSTs in the air get a few seconds. All of it can be resumed."""
+    def abort(self, reason: str = "the run was asked to stop immediately") -> None:
+        """Stop polls and downloads, too. Pending POSTs get a few seconds. The next run resumes every job."""
         self.stop(reason)
         self._submitter.shorten_grace()
         self._aborting.set()
@@ -172,7 +177,7 @@ class Engine:
 
     @property
     def stopped(self) -> RunStopped | None:
-        """Why the run takes no more submits, or None while it does."""
+        """The reason why the run submits nothing more, or None while it does."""
         return self._run.stopped if hasattr(self, "_run") else None
 
     @property
@@ -184,30 +189,34 @@ class Engine:
         return self._rate_limiter
 
     async def events(self) -> AsyncIterator[Event]:
-        """What happens in the run, from the first step of the iteration on, until the engine closes."""
-        reader = EventStream()
-        self._run.events.add_listener(reader.push)
-        self._event_streams.append(reader)
+        """Yield the events of the run, from the first step of the iteration until the engine closes.
+
+        Reading too slowly loses the oldest events, which an EventsDropped reports.
+        """
+        stream = EventStream()
+        self._run.events.add_listener(stream.push)
+        self._event_streams.append(stream)
         if self._closed:
-            reader.close()
+            stream.close()
         try:
-            async for event in reader:
+            async for event in stream:
                 yield event
         finally:
-            self._event_streams.remove(reader)
-            self._run.events.remove_listener(reader.push)
+            self._event_streams.remove(stream)
+            self._run.events.remove_listener(stream.push)
 
     def callbacks_app(self) -> Callable[[Scope, Receive, Send], Awaitable[None]]:
-        """An ASGI app that takes the gateway's callbacks, to be mounted where the URL of `webhook` leads.
+        """Return an ASGI app for the gateway's callbacks, to be mounted at the path of the `webhook` URL.
 
-        Before `start` and after `aclose` it answers 503, so that the gateway tries again. Raises SettingsError.
+        Before `start` and after `aclose` it answers 503, so that the gateway retries. Raises SettingsError if
+        `webhook` is not set.
         """
         self._check_webhook()
         return self._callback_endpoint.asgi
 
     def callbacks_handler(self) -> Handler:
-        """The same as a handler of aiohttp, for POSTs to every path under that URL."""
-        from krea_batch.gateway.callback_server import request_handler  # aiohttp: only where it is needed
+        """Return the same as an aiohttp handler, for POSTs to every path below the path of the `webhook` URL."""
+        from krea_batch.gateway.callback_server import request_handler  # Imports aiohttp, which is slow to import.
 
         self._check_webhook()
         return request_handler(self._callback_endpoint)
@@ -218,30 +227,30 @@ class Engine:
             raise SettingsError("webhook", "no callback URL configured", hint)
 
     def stats(self) -> RunStats:
-        """The counters of this run, now."""
+        """Return the counters of this run. The object is updated as the run continues."""
         self._run.stats.in_flight = self._run.in_flight_limit.in_use - self._submitter.waiting
         self._run.stats.downloading = self._run.events.state_counts[State.FINISHED]
         return self._run.stats
 
     async def charges(self) -> Charges:
-        """What the POSTs of this folder came to, in this run and before it."""
+        """Return how many POSTs of this run directory were charged, in this run and earlier ones."""
         return await self._run.record(LedgerStore.charges)
 
     async def counts(self) -> dict[State, int]:
-        """How many of the folder's jobs stand in each state."""
+        """Return the number of jobs of the run directory in each state."""
         return await self._run.record(LedgerStore.counts)
 
     async def set_expected_jobs(self, jobs: int) -> None:
-        """Put on record how many jobs the folder is to come to, for those who watch it from elsewhere."""
+        """Record how many jobs the run directory is expected to have, for progress displays of other processes."""
         await self._run.record(LedgerStore.set_expected_jobs, jobs)
 
-    # ---- jobs in, outcomes out ---------------------------------------------------------------------------
+    # ---- jobs and outcomes -------------------------------------------------------------------------------
 
     async def run(self, jobs: Iterable[Job]) -> None:
-        """Feed every job (each has its id) and wait until all have ended, or what is in flight when stopped has.
+        """Submit every job, and wait until all have ended, or after a stop until the jobs in flight have.
 
-        Jobs that the folder knows are not submitted again. Raises InputError, once what is in flight is home,
-        where a job has changed since, or the source of the jobs cannot be read on.
+        Every job needs an id. Jobs that are in the run directory are not submitted again. Raises InputError if a job
+        has changed since, or the source cannot be read; before that, the jobs in flight are completed.
         """
         try:
             await self._or_engine_failure(self._producer.work(jobs))
@@ -253,51 +262,51 @@ class Engine:
         self._producer.save_checkpoint()
 
     async def submit(self, job: Job, *, tenant: str = "") -> Handle:
-        """Submit a job and return once its request_id is on record, or it has ended without one.
+        """Submit a job, and return once its request_id is durable, or it has ended without one.
 
-        Waits for a free slot and for the pace. A job whose id the folder knows is not submitted again: the
-        handle is that of the first. Cancelling the wait does not take the job back. `tenant` says whose job it is:
-        where jobs wait, tenants take turns, and so none starves another. Raises JobError, RunStopped.
+        This waits for a free slot and for the rate limiter. If the id is in the run directory, the job is not
+        submitted again, and the handle is that of the existing job. Cancelling the wait does not cancel the job.
+        While jobs wait, tenants take turns, so none starves another. Raises JobError and RunStopped.
         """
-        handle, watch = await self._register_job(job, tenant)
-        await self._or_engine_failure(asyncio.shield(watch.accepted))
+        handle, waiter = await self._register_job(job, tenant)
+        await self._or_engine_failure(asyncio.shield(waiter.accepted))
         return handle
 
     async def enqueue(self, job: Job, *, tenant: str = "") -> Handle:
-        """Put a job on record and return; it is submitted when its turn comes, in this run or the next.
+        """Record a job durably, and return; it is submitted in its turn, in this run or the next.
 
-        As `submit` otherwise. What is on record and waits needs memory, some kilobytes a job, and is not bounded.
+        Otherwise as `submit`. Each waiting job takes some kilobytes of memory, and their number is not bounded.
         """
-        handle, watch = await self._register_job(job, tenant, on_record=True)
-        if watch.outcome.done() and (why := watch.outcome.exception()):
-            raise why
+        handle, waiter = await self._register_job(job, tenant, durable=True)
+        if waiter.outcome.done() and (error := waiter.outcome.exception()):
+            raise error
         return handle
 
     async def generate(self, job: Job, *, tenant: str = "") -> Outcome:
-        """Submit a job and wait for its end: accepted, finished, stored. Raises JobError, RunStopped."""
+        """Submit a job, wait for its end, and return its outcome. Raises JobError and RunStopped."""
         return await (await self.submit(job, tenant=tenant))
 
     async def get(self, job_id: str) -> Handle | None:
-        """The job of this id, from whichever run of the folder; None where there is none."""
-        watch = await self._run_shielded(self._waiters.find(job_id))
-        return Handle(job_id, watch) if watch else None
+        """Return a handle on the job with this id, of any run in the run directory; None if there is no such job."""
+        waiter = await self._run_shielded(self._waiters.find(job_id))
+        return Handle(job_id, waiter) if waiter else None
 
     async def stream(
         self, jobs: Iterable[Job] | AsyncIterable[Job], *, ordered: bool = False, tenant: str = ""
     ) -> AsyncIterator[Outcome]:
-        """Outcomes as jobs finish, or, `ordered`, in the order of `jobs`.
+        """Submit jobs and yield their outcomes, as they end or, if `ordered`, in the order of `jobs`.
 
-        `jobs` is read only as fast as slots become free and outcomes are taken. Raises JobError, RunStopped, and
-        what reading `jobs` raises, once what is in flight is home. Leaving the loop early leaves what is submitted
-        on its way.
+        `jobs` is read only as fast as slots become free and outcomes are taken. Leaving the loop early does not
+        cancel submitted jobs. Raises JobError, RunStopped, and what reading `jobs` raises, after the jobs in flight
+        have ended.
         """
 
-        async def enter(job: Job) -> asyncio.Future[Outcome]:
-            _, watch = await self._register_job(job, tenant)
-            await self._or_engine_failure(asyncio.wait([watch.admitted]))
-            return watch.outcome
+        async def start_job(job: Job) -> asyncio.Future[Outcome]:
+            _, waiter = await self._register_job(job, tenant)
+            await self._or_engine_failure(asyncio.wait([waiter.admitted]))
+            return waiter.outcome
 
-        stream = OutcomeStream(enter, self.settings.max_in_flight, ordered=ordered)
+        stream = OutcomeStream(start_job, self.settings.max_in_flight, ordered=ordered)
         self._streams.append(stream)
         try:
             async for outcome in stream.outcomes(jobs):
@@ -323,10 +332,10 @@ class Engine:
             raise _first(group) from group
 
     async def _open(self, stack: AsyncExitStack) -> None:
-        folder = RunDir(self.settings.out)
-        folder.lock()
-        stack.callback(folder.unlock)
-        ledger = LedgerWriter.open(folder.ledger)
+        run_dir = RunDir(self.settings.out)
+        run_dir.lock()
+        stack.callback(run_dir.unlock)
+        ledger = LedgerWriter.open(run_dir.ledger)
         stack.push_async_callback(ledger.close)
         disk = ThreadPoolExecutor(DISK_THREADS, "krea-batch-disk")
         stack.callback(disk.shutdown)
@@ -349,24 +358,24 @@ class Engine:
             await self._listen(stack, self.settings.webhook)
 
     async def _connect(self, stack: AsyncExitStack) -> Gateway:
-        from krea_batch.gateway.client import GatewayClient  # aiohttp: only where it is needed
+        from krea_batch.gateway.client import GatewayClient  # Imports aiohttp, which is slow to import.
 
-        assert self._key is not None  # noqa: S101 - __init__ found one
+        assert self._key is not None  # noqa: S101 - set by __init__
         return await stack.enter_async_context(GatewayClient(self.settings, self._key))
 
     async def _listen(self, stack: AsyncExitStack, webhook: Webhook) -> None:
-        """Have the gateway call at the end of each job."""
+        """Let the gateway send a callback at the end of each job."""
         secret = await self._run.record(LedgerStore.callback_secret, os.urandom(SECRET_BYTES))
-        callbacks = CallbackRouter(secret, self._callback_handler.on_callback)
+        router = CallbackRouter(secret, self._callback_handler.on_callback)
         if webhook.listen:
-            from krea_batch.gateway.callback_server import CallbackServer  # aiohttp: only where it is needed
+            from krea_batch.gateway.callback_server import CallbackServer  # Imports aiohttp, which is slow to import.
 
-            listener = await stack.enter_async_context(CallbackServer(webhook, self._callback_endpoint))
+            server = await stack.enter_async_context(CallbackServer(webhook, self._callback_endpoint))
             host = webhook.listen_address[0]
-            callbacks.base_url = f"http://{f'[{host}]' if ':' in host else host}:{listener.port}"
-        callbacks.base_url = webhook.url.rstrip("/") or callbacks.base_url
-        self._run.callbacks = callbacks
-        self._callback_endpoint.router = callbacks
+            router.base_url = f"http://{f'[{host}]' if ':' in host else host}:{server.port}"
+        router.base_url = webhook.url.rstrip("/") or router.base_url
+        self._run.callbacks = router
+        self._callback_endpoint.router = router
 
     def _build_pipeline(self) -> None:
         self._downloader = Downloader(
@@ -404,9 +413,9 @@ class Engine:
         self._stable_prefix = EMPTY_PREFIX
         results_bytes = await record(LedgerStore.results_bytes)
         per_s = None if settings.rate.is_auto else settings.rate.per_s
-        number = await record(LedgerStore.start_run, settings.origin, version("krea-batch"), self._clock(), per_s)
-        stack.push_async_callback(self._finalize, number)
-        reopened = await record(
+        run_no = await record(LedgerStore.start_run, settings.origin, version("krea-batch"), self._clock(), per_s)
+        stack.push_async_callback(self._finalize, run_no)
+        requeued = await record(
             LedgerStore.recover,
             max_attempts=settings.max_attempts,
             resubmit_ambiguous=settings.ambiguous is AmbiguousPolicy.RESUBMIT,
@@ -414,25 +423,27 @@ class Engine:
         has_succeeded = await record(LedgerStore.has_succeeded)
         self._failure_guard = IdenticalFailureGuard(settings.max_identical_failures, has_succeeded=has_succeeded)
         self._scheduler.add_past_latencies(await record(LedgerStore.latencies, LATENCY_HISTORY))
-        if settings.max_charges is not None:  # to count them takes half a second of a million jobs
+        if settings.max_charges is not None:  # Counting the charges of a million jobs takes half a second.
             charges = await record(LedgerStore.charges)
             self._submitter.set_prior_charges(charges.charged + charges.unknown)
         await self._downloader.prepare()
-        if reopened or results_bytes is None or results_bytes != self._results.size_bytes():
+        if requeued or results_bytes is None or results_bytes != self._results.size_bytes():
             await self._rewrite_results_in_background(stack)
         elif settled := await record(LedgerStore.last_settled_job):
             self._stable_prefix = StablePrefix(settled, results_bytes, self._results.identity())
 
     async def _rewrite_results_in_background(self, stack: AsyncExitStack) -> None:
-        """Write the results anew beside the run, as they are now; the last run did not come to it."""
-        past = await self._run.on_disk(LedgerStore.snapshot, self.settings.out / LEDGER)
-        stack.callback(past.close)
+        """Rewrite results.jsonl in the background; the previous run ended before doing so."""
+        snapshot = await self._run.on_disk(LedgerStore.snapshot, self.settings.out / LEDGER)
+        stack.callback(snapshot.close)
         self._results.buffer()
         outcomes = pages(
-            lambda after_n: run_to_completion(self._run.on_disk(past.outcomes_page, after_n, MAX_TRANSACTION_ROWS))
+            lambda after_no: run_to_completion(
+                self._run.on_disk(snapshot.outcomes_page, after_no, MAX_TRANSACTION_ROWS)
+            )
         )
-        renewing = asyncio.create_task(self._write_results(outcomes))
-        stack.push_async_callback(_cancelled, renewing)
+        rewriting = asyncio.create_task(self._rewrite_results(outcomes))
+        stack.push_async_callback(_cancel, rewriting)
 
     async def _work(self) -> None:
         self._run.events.emit_opened()
@@ -450,51 +461,50 @@ class Engine:
             stages.cancel_scope.cancel()
 
     async def _wait_idle(self) -> None:
-        """Wait until nothing waits for its turn, and nothing is on its way."""
+        """Wait until no job is queued or in flight, and no callback for an ambiguous job is expected."""
         while self._run.stats.jobs_queued or self._run.in_flight_limit.in_use or self._callback_handler.expecting:
             await self._admission.wait_idle()
             await self._run.in_flight_limit.wait_idle()
             await self._callback_handler.wait()
 
     async def _resume_open_jobs(self) -> None:
-        after_n = 0
-        while batch := await self._run.record(LedgerStore.open_jobs, after_n, MAX_TRANSACTION_ROWS):
-            for job in batch:
-                await self._resume(job)
-            after_n = batch[-1].job_no
+        after_no = 0
+        while batch := await self._run.record(LedgerStore.open_jobs, after_no, MAX_TRANSACTION_ROWS):
+            for record in batch:
+                await self._resume(record)
+            after_no = batch[-1].job_no
 
-    async def _resume(self, job: OpenJob) -> None:
-        flight = InFlightJob.from_ledger(job)
-        self._run.in_flight_fingerprints[job.job_id] = b""  # the ledger has its fingerprint
-        self._run.events.emit_resumed(flight, job.state)
-        if job.state is State.PENDING:
-            flight.body, flight.fingerprint, flight.metadata = await self._run.record(
-                LedgerStore.request_of, job.job_no
-            )
-            self._admission.put(flight)
+    async def _resume(self, record: OpenJob) -> None:
+        """Hand a job of an earlier run to the stage that its state belongs to."""
+        job = InFlightJob.from_ledger(record)
+        self._run.in_flight_fingerprints[job.id] = b""  # The ledger has its fingerprint.
+        self._run.events.emit_resumed(job, record.state)
+        if record.state is State.PENDING:
+            job.body, job.fingerprint, job.metadata = await self._run.record(LedgerStore.request_of, job.job_no)
+            self._admission.put(job)
             return
         self._run.in_flight_limit.acquire_resumed()
-        match job.state:
+        match record.state:
             case State.FINISHED:
-                flight.finished = job.media
-                self._downloader.put(flight)
+                job.finished = record.media
+                self._downloader.put(job)
             case _:
-                self._scheduler.resume(flight)
+                self._scheduler.resume(job)
 
-    async def _finalize(self, run_number: int) -> None:
-        """The last that is done with an open ledger: note the end, write the results anew."""
+    async def _finalize(self, run_no: int) -> None:
+        """Rewrite the results and record the end of the run. This is the final step before the ledger is closed."""
         if self._run.ledger.failure:
             return
         with anyio.CancelScope(shield=True):
-            is_the_same = self._results.identity() == self._stable_prefix.identity
-            kept = self._stable_prefix if is_the_same else EMPTY_PREFIX
+            is_unchanged = self._results.identity() == self._stable_prefix.identity
+            kept = self._stable_prefix if is_unchanged else EMPTY_PREFIX
             outcomes = self._run.ledger.outcomes(kept.last_job_no)
-            if await self._write_results(outcomes, keep_bytes=kept.size_bytes):
+            if await self._rewrite_results(outcomes, keep_bytes=kept.size_bytes):
                 await self._run.record(LedgerStore.set_results_size, self._results.size_bytes())
-            await self._run.record(LedgerStore.end_run, run_number, self._clock())
+            await self._run.record(LedgerStore.end_run, run_no, self._clock())
 
-    async def _write_results(self, outcomes: AsyncIterator[list[Outcome]], *, keep_bytes: int = 0) -> bool:
-        """Write them anew. False, and the run is told to stop, where the disk does not take them."""
+    async def _rewrite_results(self, outcomes: AsyncIterator[list[Outcome]], *, keep_bytes: int = 0) -> bool:
+        """Rewrite results.jsonl after its first `keep_bytes`. Stop the run and return False if the disk fails."""
         try:
             await self._results.rewrite(outcomes, keep_bytes=keep_bytes)
         except OSError as error:
@@ -503,87 +513,88 @@ class Engine:
         return True
 
     def _results_failed(self, error: OSError) -> None:
-        reason = f"results.jsonl cannot be written ({error.strerror})"
-        self._run.stop(RunStopped(reason, "make room in --out, then run the same command again"))
+        reason = f"cannot write results.jsonl ({error.strerror})"
+        self._run.stop(RunStopped(reason, "free some disk space, then run again to resume"))
 
-    # ---- what the stages hand on -------------------------------------------------------------------------
+    # ---- between the stages ------------------------------------------------------------------------------
 
-    def _on_accepted(self, flight: InFlightJob, progress: Progress) -> None:
+    def _on_accepted(self, job: InFlightJob, progress: Progress) -> None:
         self._failure_guard.record_accepted()
-        self._waiters.on_accepted(flight)
-        self._scheduler.put(flight, progress)
+        self._waiters.on_accepted(job)
+        self._scheduler.put(job, progress)
 
-    def _on_errored(self, flight: InFlightJob, wait_s: float) -> None:
+    def _on_errored(self, job: InFlightJob, wait_s: float) -> None:
         self._submitter.record_refund()
-        self._submitter.enqueue(flight, wait_s)
+        self._submitter.enqueue(job, wait_s)
 
-    def _on_ended(self, flight: InFlightJob, outcome: Outcome) -> None:
+    def _on_ended(self, job: InFlightJob, outcome: Outcome) -> None:
         self._run.in_flight_limit.release()
         self._run.stats.ended_by_state[outcome.status] += 1
         if outcome.status is State.ERRORED:
             self._submitter.record_refund()
         if outcome.status is State.AMBIGUOUS:
-            self._callback_handler.expect(flight.job_no, self._scheduler.callback_wait_s(flight))
-        if why := self._failure_guard.record_ended(outcome):
-            self._run.stop(RunStopped(why, "see what is wrong, then run the same command again"))
+            self._callback_handler.expect(job.job_no, self._scheduler.callback_wait_s(job))
+        if reason := self._failure_guard.record_ended(outcome):
+            self._run.stop(RunStopped(reason, "fix the cause, then run again to resume"))
         self._run.events.emit(JobEnded(outcome))
         self._results.append(outcome)
-        self._run.in_flight_fingerprints.pop(flight.id, None)
+        self._run.in_flight_fingerprints.pop(job.id, None)
         self._waiters.on_ended(outcome)
 
-    def _on_deferred(self, flight: InFlightJob) -> None:
+    def _on_deferred(self, job: InFlightJob) -> None:
         self._run.in_flight_limit.release()
-        self._run.in_flight_fingerprints.pop(flight.id, None)
-        if self._run.stopped:  # else the stages are coming down, and `_forsake` will know why
-            self._waiters.fail(flight.id)
+        self._run.in_flight_fingerprints.pop(job.id, None)
+        # Without a stop, the stages are ending because of an error, and `_fail_waiters` has that error.
+        if self._run.stopped:
+            self._waiters.fail(job.id)
 
-    def _fail_waiters(self, why: BaseException) -> None:
-        """The stages have ended: whoever still waits for a job waits in vain, in this run."""
+    def _fail_waiters(self, error: BaseException) -> None:
+        """Fail all remaining waiters, and end the streams: the stages have ended."""
         self._closed = True
         self._run.events.emit_closed()
-        why = CLOSED if isinstance(why, asyncio.CancelledError) else why
-        self._waiters.fail_all(why)
-        for reader in self._event_streams:
-            reader.close()
+        error = CLOSED if isinstance(error, asyncio.CancelledError) else error
+        self._waiters.fail_all(error)
+        for stream in self._event_streams:
+            stream.close()
         self._cancel_streams()
 
     def _cancel_streams(self) -> None:
-        """Read no more of any caller's jobs: nothing would come of them in this run."""
+        """Stop reading the jobs of `stream` callers: they would not be submitted in this run."""
         for stream in self._streams:
             stream.cancel()
 
     # ---- parts -------------------------------------------------------------------------------------------
 
-    async def _register_job(self, job: Job, tenant: str, *, on_record: bool = False) -> tuple[Handle, JobWaiter]:
-        """Put a new job on its way, or find the one on record under its id. Raises JobError, RunStopped."""
+    async def _register_job(self, job: Job, tenant: str, *, durable: bool = False) -> tuple[Handle, JobWaiter]:
+        """Start a new job, or find the one with its id. Raises JobError and RunStopped."""
         job = validate_job(job)
         if not job.id:
             job = msgspec.structs.replace(job, id=uuid.uuid4().hex)
-        watch = await self._run_shielded(self._waiters.register(build_in_flight_job(job, tenant), durable=on_record))
-        return Handle(job.id, watch), watch
+        waiter = await self._run_shielded(self._waiters.register(build_in_flight_job(job, tenant), durable=durable))
+        return Handle(job.id, waiter), waiter
 
-    def _on_admitted(self, flight: InFlightJob) -> None:
-        """Take a flight whose turn has come, with its slot."""
-        self._waiters.on_admitted(flight)
-        self._submitter.enqueue(flight)
+    def _on_admitted(self, job: InFlightJob) -> None:
+        """Take a job from the admission queue, with its slot."""
+        self._waiters.on_admitted(job)
+        self._submitter.enqueue(job)
 
-    def _on_admission_deferred(self, flight: InFlightJob) -> None:
-        """The run stopped before the job's turn came."""
-        self._waiters.fail(flight.id)
+    def _on_admission_deferred(self, job: InFlightJob) -> None:
+        """Take a job that was not admitted before the run stopped."""
+        self._waiters.fail(job.id)
 
-    def _start_job(self, flight: InFlightJob) -> None:
-        """Take a flight that has its slot."""
-        self._run.in_flight_fingerprints[flight.id] = flight.fingerprint
-        self._submitter.enqueue(flight)
+    def _start_job(self, job: InFlightJob) -> None:
+        """Take a job from the producer, with its slot."""
+        self._run.in_flight_fingerprints[job.id] = job.fingerprint
+        self._submitter.enqueue(job)
 
     async def _run_shielded(self, work: Coroutine[Any, Any, T]) -> T:
-        """Have something done whether its caller is cancelled or not: others may wait for the same job."""
+        """Complete `work` even if its caller is cancelled, since other callers may wait for the same job."""
         task = asyncio.create_task(work)
-        task.add_done_callback(_note_error)  # its caller may be gone
+        task.add_done_callback(_retrieve_error)
         return await self._or_engine_failure(asyncio.shield(task))
 
     async def _or_engine_failure(self, work: Awaitable[T]) -> T:
-        """Wait for what the stages bring about. Raises what ended them, where they end first."""
+        """Await something that the stages cause. If they end first, raise the error that ended them."""
         waiting = asyncio.ensure_future(work)
         try:
             if not self._closed:
@@ -598,7 +609,7 @@ class Engine:
 
 
 def _settings(out: str | os.PathLike[str] | None, settings: Settings | None, given: dict[str, Any]) -> Settings:
-    """Return the settings of an engine, which are passed either as one value or as keywords."""
+    """Return the settings of an engine, which are passed either as one object or as keywords."""
     if settings is None:
         if out is None:
             raise SettingsError("out", "missing", "pass the run directory, or settings=Settings(out=…)")
@@ -618,7 +629,7 @@ def _find_key(given: str | ApiKey | None) -> ApiKey:
 
 
 async def _first_of(*works: Awaitable[Any]) -> None:
-    """Wait for the first of several to be done, and let the others be."""
+    """Wait until the first of several awaitables is done, and cancel the others."""
     tasks = [asyncio.ensure_future(work) for work in works]
     try:
         await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
@@ -627,22 +638,22 @@ async def _first_of(*works: Awaitable[Any]) -> None:
             task.cancel()
 
 
-async def _cancelled(task: asyncio.Task[Any]) -> None:
-    """Cancel a task and wait for its end. Raises what it raised by itself."""
+async def _cancel(task: asyncio.Task[Any]) -> None:
+    """Cancel a task and wait for its end. Raises the exception of a task that had failed."""
     task.cancel()
     await asyncio.wait([task])
     if not task.cancelled():
         task.result()
 
 
-def _note_error(task: asyncio.Task[Any]) -> None:
-    """Whether anybody still waits for the task or not, asyncio need not tell of its error."""
+def _retrieve_error(task: asyncio.Task[Any]) -> None:
+    """Retrieve the error of a task, so that asyncio does not log it if the caller of the task was cancelled."""
     if not task.cancelled():
         task.exception()
 
 
 def _first(error: BaseException) -> BaseException:
-    """The error that ended the run: one of ours where there is one."""
+    """Return the error that ended the run: a KreaBatchError if there is one, else the first."""
     if isinstance(error, BaseExceptionGroup):
         error = error.subgroup(KreaBatchError) or error
     while isinstance(error, BaseExceptionGroup):

@@ -22,8 +22,8 @@ def run_event_loop(main: Callable[[Unpack[Ts]], Awaitable[T]], *args: *Ts) -> T:
 def tune_gc() -> None:
     """Exclude the imported modules from garbage collection, and collect less often.
 
-    Collections blocked the event loop for 25 ms each and took 0.07 ms per job (measured). The engine creates almost no
-    reference cycles.
+    Collections blocked the event loop for 25 ms each and took 0.07 ms per job (measured). The engine creates almost
+    no reference cycles.
     """
     gc.freeze()
     gc.set_threshold(5_000, 20, 50)  # measured: pauses of 3 ms

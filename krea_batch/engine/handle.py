@@ -17,8 +17,9 @@ from krea_batch.jobs import Outcome, State
 class Handle:
     """A job of an engine. Await it for its Outcome, or iterate over it (`async for`) for its events until its end.
 
-    Any number of tasks can do either. Cancelling them never loses the image. Both raise RunStopped if the engine stops
-    before the job ends; the next engine on the run directory resumes the job, and its `get` returns a new handle.
+    Any number of tasks can do either. Cancelling them never loses the image. Both raise RunStopped if the engine
+    stops before the job ends; the next engine on the run directory resumes the job, and its `get` returns a new
+    handle.
     """
 
     def __init__(self, job_id: str, waiter: JobWaiter) -> None:

@@ -1,4 +1,4 @@
-"""Jobs in, outcomes out: read a source as fast as its outcomes are taken, and yield them as they end or in order."""
+"""Read a source of jobs as fast as its outcomes are taken, and yield the outcomes as jobs end, or in order."""
 
 from __future__ import annotations
 
