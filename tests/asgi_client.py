@@ -1,4 +1,4 @@
-"""An ASGI app and what is asked of it come in; its answer's status goes out."""
+"""Send requests to an ASGI app without a server."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ App = Callable[..., Awaitable[None]]
 
 
 async def call_asgi(app: App, path: str, body: bytes = b"", method: str = "POST", pieces: int = 1) -> int:
-    """Call an ASGI app as a server does. Returns the HTTP status."""
+    """Call an ASGI app as a server would, with the body in `pieces` chunks. Returns the HTTP status."""
     size = max(1, len(body) // pieces)
-    chunks = [body[at : at + size] for at in range(0, len(body), size)] or [b""]
+    chunks = [body[start : start + size] for start in range(0, len(body), size)] or [b""]
     messages = [{"type": "http.request", "body": chunk, "more_body": True} for chunk in chunks]
     messages[-1]["more_body"] = False
     sent: list[dict[str, Any]] = []

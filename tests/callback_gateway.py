@@ -1,4 +1,4 @@
-"""A gateway whose jobs take their time, and which calls at their end, as a test or benchmark wants it to."""
+"""A gateway whose jobs take some seconds, and which sends callbacks when they end."""
 
 from __future__ import annotations
 
@@ -14,7 +14,10 @@ from tests.asgi_client import App, call_asgi
 
 
 class CallbackGateway(ScriptedGateway):
-    """Each job takes from 6 to 15 s; the gateway calls `after_s` its end, for that `share` of all jobs."""
+    """Each job takes from 6 to 15 s. Callbacks are sent `callback_delays_s` after its end.
+
+    `callback_share` is the share of jobs that have callbacks; after `callback_limit` jobs there are none.
+    """
 
     def __init__(
         self,
@@ -56,6 +59,7 @@ class CallbackGateway(ScriptedGateway):
         self.callback_statuses.append(await self.send_callback(request_id))
 
     async def send_callback(self, request_id: str, path: str | None = None, **fields: Any) -> int:
+        """Send a callback for a job and return the HTTP status of the response."""
         assert self.app
         body = {"request_id": request_id, "status": "COMPLETED", **fields}
         return await call_asgi(
@@ -74,8 +78,10 @@ class CallbackGateway(ScriptedGateway):
 
     @property
     def polls_per_job(self) -> float:
+        """Return the mean number of polls of a job."""
         return sum(len(times_s) for times_s in self.poll_times_s.values()) / len(self.charged)
 
     @property
     def lags_s(self) -> list[float]:
+        """Return the times between the end of a job and the poll that detected it, sorted."""
         return sorted(self.detected_s[request_id] - end_s for request_id, end_s in self.done_at_s.items())

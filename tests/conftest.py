@@ -1,4 +1,4 @@
-"""What all tests share: simulators in processes of their own, and children that can be interrupted."""
+"""Shared by all tests: simulators as processes, and child processes that can be interrupted."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ let_children_be_interrupted()
 
 @pytest.fixture
 def simulate() -> Iterator[StartSimulator]:
-    """Start simulators; they end with the test."""
+    """Start simulators, which are stopped at the end of the test."""
     started: list[SimulatorProcess] = []
 
     def start(*options: str) -> SimulatorProcess:

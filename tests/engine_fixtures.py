@@ -1,4 +1,4 @@
-"""Run jobs on a scripted gateway, and read what a run left in its directory."""
+"""Run jobs on a scripted gateway, and read the run directory."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from krea_batch.testing.scripted_gateway import ScriptedGateway
 
 
 def make_jobs(count: int) -> list[Job]:
-    """Jobs j0, j1 …, whose prompts are their ids."""
+    """Return jobs j0, j1 …, whose prompts are their ids."""
     return [Job(prompt=f"j{n}", id=f"j{n}") for n in range(count)]
 
 
 async def run_jobs(out: Path, gateway: ScriptedGateway, jobs_to_run: Iterable[Job], **options: Any) -> Engine:
-    """Run jobs to their ends, close the engine and return it."""
+    """Run jobs until they have ended, close the engine and return it."""
     options.setdefault("random", Random(0))
     async with Engine(out, gateway_client=gateway, **options) as engine:
         await engine.run(jobs_to_run)
@@ -28,7 +28,7 @@ async def run_jobs(out: Path, gateway: ScriptedGateway, jobs_to_run: Iterable[Jo
 
 
 def rows_by_id(out: Path) -> dict[str, dict[str, Any]]:
-    """results.jsonl by id; each id stands there once."""
+    """Return the rows of results.jsonl by job id, and check that no id is repeated."""
     lines = [orjson.loads(line) for line in (out / "results.jsonl").read_bytes().splitlines()]
     by_id = {line["id"]: line for line in lines}
     assert len(by_id) == len(lines)
@@ -36,12 +36,12 @@ def rows_by_id(out: Path) -> dict[str, dict[str, Any]]:
 
 
 def result_statuses(out: Path) -> dict[str, str]:
-    """What each job came to, by results.jsonl."""
+    """Return the status of each job in results.jsonl."""
     return {job_id: row["status"] for job_id, row in rows_by_id(out).items()}
 
 
 def query_ledger(out: Path, sql: str, *values: Any) -> list[tuple[Any, ...]]:
-    """Ask the ledger by a connection of one's own, which sees only what is committed."""
+    """Query the ledger through a separate connection, which sees only what is committed."""
     ledger = sqlite3.connect(out / "ledger.db")
     try:
         return ledger.execute(sql, values).fetchall()
@@ -50,5 +50,5 @@ def query_ledger(out: Path, sql: str, *values: Any) -> list[tuple[Any, ...]]:
 
 
 def ledger_states(out: Path) -> dict[str, str]:
-    """The state of each job in the ledger."""
+    """Return the state of each job in the ledger."""
     return dict(query_ledger(out, "SELECT job_id, state FROM jobs"))

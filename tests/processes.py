@@ -1,4 +1,4 @@
-"""Real processes for tests: the simulator beside, the command in front, and what they leave behind."""
+"""Run the command and the simulator as real processes, and read the results."""
 
 from __future__ import annotations
 
@@ -42,13 +42,13 @@ class SimulatorProcess:
         self.admin_url: str = urls["admin_url"]
 
     def admin_request(self, path: str, body: dict[str, Any] | None = None) -> dict[str, Any]:
-        """GET an admin address, or POST to it."""
+        """GET an admin URL, or POST `body` to it."""
         data = None if body is None else json.dumps(body).encode()
         request = urllib.request.Request(self.admin_url.rstrip("/") + path, data=data)  # noqa: S310 - loopback
         request.add_header("Content-Type", "application/json")
-        with urllib.request.urlopen(request, timeout=PROCESS_TIMEOUT_S) as answer:  # noqa: S310 - loopback
-            answered: dict[str, Any] = json.load(answer)
-        return answered
+        with urllib.request.urlopen(request, timeout=PROCESS_TIMEOUT_S) as response:  # noqa: S310 - loopback
+            parsed: dict[str, Any] = json.load(response)
+        return parsed
 
     def close(self) -> None:
         self.process.send_signal(signal.SIGTERM)
@@ -56,11 +56,11 @@ class SimulatorProcess:
 
 
 StartSimulator = Callable[..., SimulatorProcess]
-"""What the fixture `simulate` gives: start a simulator with these options."""
+"""The fixture `simulate`: start a simulator with these options."""
 
 
 def clean_environment(**variables: str) -> dict[str, str]:
-    """This process's environment without anything that speaks to krea-batch, and `more`."""
+    """Return this process's environment without the variables of krea-batch, and with `variables`."""
     inherited = {name: value for name, value in os.environ.items() if not name.startswith(("KREA_BATCH_", "PIXAZO_"))}
     return inherited | variables
 
@@ -68,7 +68,7 @@ def clean_environment(**variables: str) -> dict[str, str]:
 def run_command(
     *arguments: str | Path, cwd: Path, stdin: bytes | None = None, key: str = "test-key", **env: str
 ) -> subprocess.CompletedProcess[str]:
-    """Run the command to its end."""
+    """Run the command and wait until it ends."""
     if key:
         env["PIXAZO_API_KEY"] = key
     return subprocess.run(
@@ -83,7 +83,7 @@ def run_command(
 
 
 def start_command(*arguments: str | Path, cwd: Path, key: str = "test-key") -> subprocess.Popen[str]:
-    """Start the command and leave it running."""
+    """Start the command and return its process."""
     return subprocess.Popen(
         [*COMMAND, *map(str, arguments)],
         cwd=cwd,
@@ -95,19 +95,19 @@ def start_command(*arguments: str | Path, cwd: Path, key: str = "test-key") -> s
 
 
 def write_jobs(path: Path, count: int, **fields: Any) -> Path:
-    """A job file of `count` jobs whose prompts are `image 0`, `image 1`, …"""
+    """Write a job file of `count` jobs with the prompts `image 0`, `image 1`, …"""
     lines = [json.dumps({"prompt": f"image {n}", **fields}) for n in range(count)]
     path.write_text("\n".join(lines) + "\n")
     return path
 
 
 def result_rows(out: Path) -> list[dict[str, Any]]:
-    """The rows of results.jsonl."""
+    """Return the rows of results.jsonl."""
     return [json.loads(line) for line in (out / "results.jsonl").read_text().splitlines()]
 
 
 def run_in_terminal(command: list[str], cwd: Path) -> tuple[int, str]:
-    """Run a command in a terminal of its own. Returns its exit code and all that the terminal was sent."""
+    """Run a command in a new terminal. Returns its exit code and all output of the terminal."""
     terminal, child_terminal = pty.openpty()
     process = subprocess.Popen(
         command, cwd=cwd, stdin=child_terminal, stdout=child_terminal, stderr=child_terminal,
@@ -121,7 +121,7 @@ def run_in_terminal(command: list[str], cwd: Path) -> tuple[int, str]:
             try:
                 data = os.read(terminal, 65536)
             except OSError:
-                return  # the terminal is closed when the last process in it ends
+                return  # the terminal closes when the last process in it ends
             if not data:
                 return
             output.append(data)

@@ -1,4 +1,4 @@
-"""Runs on a loop with virtual time, for tests: also those that die at a moment of it."""
+"""Runs in virtual time, including runs of processes that are killed."""
 
 from __future__ import annotations
 
@@ -23,9 +23,9 @@ def run_until_killed(
     directory: Path,
     thread_duration_s: Callable[[], float] | None = None,
 ) -> T | None:
-    """Run a coroutine as a process that dies after `after_s`, and leave `folder` as it was at that moment.
+    """Run a coroutine as a process that is killed after `kill_after_s`. `directory` is left as it was at that moment.
 
-    Returns None when it died, and else what the coroutine returned.
+    Returns None if it was killed, or else the result of the coroutine.
     """
     loop = VirtualTimeLoop(thread_duration_s)
     try:
@@ -36,7 +36,7 @@ def run_until_killed(
         if task.done():
             return task.result()
         task.remove_done_callback(_stop_loop)
-        snapshot = directory.with_name(f"{directory.name} as it was")
+        snapshot = directory.with_name(f"{directory.name} snapshot")
         shutil.copytree(directory, snapshot)
         cancel_all_tasks(loop)
         shutil.rmtree(directory)
@@ -51,7 +51,7 @@ def _stop_loop(task: asyncio.Task[Any]) -> None:
 
 
 def cancel_all_tasks(loop: asyncio.AbstractEventLoop) -> None:
-    """Cancel everything; the dead do not complain."""
+    """Cancel all tasks of a killed process without warnings or logged errors."""
     loop.set_exception_handler(lambda *_: None)
     with warnings.catch_warnings(action="ignore"):
         _cancel_all(loop)

@@ -1,4 +1,4 @@
-"""Instants come in; how many of them lie close together goes out."""
+"""Statistics of time windows."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Iterable
 
 
 def max_in_window(times_s: Iterable[float], window_s: float = 1.0) -> int:
-    """The most instants that any half-open window holds."""
+    """Return the maximum number of times in any half-open window."""
     ordered = sorted(times_s)
     maximum = first = 0
     for last, at_s in enumerate(ordered):

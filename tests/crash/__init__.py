@@ -1,4 +1,4 @@
-"""Real processes that really die, and what is on the disk afterwards.
+"""Crash tests: real processes, killed, and what is on the disk afterwards.
 
-make crashtest KILLS=200        as many random kills as one likes
+make crashtest KILLS=200        with this many random kills
 """

@@ -1,4 +1,4 @@
-"""A job file, a simulator that charges, a command that can be killed, and the books of both to compare."""
+"""A run that is killed and resumed, and a check of its ledger and images against the simulator's accounting."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ RUN_OPTIONS = ("--rate", "200/s", "--poll-interval", "0.3")
 
 
 class CrashScenario:
-    """A run of `count` jobs into `out`, which is begun, killed and begun again."""
+    """A run of `count` jobs into `out`, which is started, killed and resumed."""
 
     def __init__(self, simulator: SimulatorProcess, directory: Path, count: int, out: Path | None = None) -> None:
         self.simulator = simulator
@@ -38,11 +38,11 @@ class CrashScenario:
 
     @property
     def command(self) -> list[str]:
-        out, gateway = str(self.out), self.simulator.gateway
+        out, gateway = str(self.out), self.simulator.gateway_url
         return ["run", "jobs.jsonl", "--out", out, "--gateway", gateway, *RUN_OPTIONS, "--quiet"]
 
     def start(self, *wrapper: str, stderr: int = subprocess.DEVNULL) -> subprocess.Popen[bytes]:
-        """Start the command, perhaps under another one."""
+        """Start the command, under another one if a wrapper is given."""
         return subprocess.Popen(
             [*wrapper, *COMMAND, *self.command],
             cwd=self.directory,
@@ -52,7 +52,7 @@ class CrashScenario:
         )
 
     def kill_after(self, seconds: float) -> bool:
-        """Run the command and kill it after so long. Returns False where it had ended before."""
+        """Run the command and kill it after this time. Returns False if it had already ended."""
         process = self.start()
         timer = threading.Timer(seconds, process.kill)
         timer.start()
@@ -72,28 +72,28 @@ class CrashScenario:
         return self.out / "ledger.db"
 
     def accepted_request_ids(self) -> set[str]:
-        """The request ids on record; none where there is no ledger yet."""
-        if not self.query("SELECT 1 FROM sqlite_schema WHERE name = 'posts'"):
+        """Return the recorded request ids, an empty set if there is no ledger yet."""
+        if not self.query("SELECT 1 FROM sqlite_schema WHERE name = 'submissions'"):
             return set()
         return {
             request_id for (request_id,) in self.query("SELECT request_id FROM submissions WHERE result = 'accepted'")
         }
 
     def query(self, sql: str) -> list[tuple[Any, ...]]:
-        ledger = sqlite3.connect(self.ledger)
+        connection = sqlite3.connect(self.ledger)
         try:
-            return ledger.execute(sql).fetchall()
+            return connection.execute(sql).fetchall()
         finally:
-            ledger.close()
+            connection.close()
 
     def check_accounting(self) -> int:
-        """Nothing is paid twice, everything paid is accounted for, every image is its job's own.
+        """Check that no job is charged twice, every charge is recorded or ambiguous, and all images are right.
 
-        Returns how many jobs are ambiguous.
+        Returns the number of ambiguous jobs.
         """
         posts = [post for post in self.simulator.admin_request("/ledger")["posts"] if post["charged"]]
         charges = Counter(post["body"]["prompt"] for post in posts)
-        assert max(charges.values(), default=0) <= 1, f"paid twice: {charges.most_common(3)}"
+        assert max(charges.values(), default=0) <= 1, f"charged twice: {charges.most_common(3)}"
         sql = "SELECT s.request_id, json_extract(body, '$.prompt') FROM submissions s JOIN jobs USING (job_no)"
         recorded = {request_id: prompt for request_id, prompt in self.query(sql) if request_id}
         status_of = {row["request"]["prompt"]: row["status"] for row in result_rows(self.out)}
@@ -101,7 +101,7 @@ class CrashScenario:
         for post in posts:
             prompt = post["body"]["prompt"]
             if post["request_id"] not in recorded:
-                assert status_of[prompt] == "ambiguous", f"{prompt} was paid, and nobody knows"
+                assert status_of[prompt] == "ambiguous", f"{prompt} was charged, but is not recorded"
             else:
                 assert recorded[post["request_id"]] == prompt
                 assert status_of[prompt] == "succeeded"
@@ -110,6 +110,7 @@ class CrashScenario:
         return list(status_of.values()).count("ambiguous")
 
     def check_images(self) -> None:
+        """Check that every image is complete and belongs to its job."""
         for row in result_rows(self.out):
             for file in row["files"]:
                 with Image.open(self.out / file["path"]) as image:

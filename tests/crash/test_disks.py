@@ -1,4 +1,4 @@
-"""Disks that are full, that cannot be written, and that lose their power."""
+"""Disks that are full, read-only, broken, or lose power."""
 
 from __future__ import annotations
 
@@ -21,25 +21,23 @@ from tests.processes import PROCESS_TIMEOUT_S, StartSimulator, result_rows, run_
 
 pytestmark = pytest.mark.slow
 
-
 EXT4_SHUTDOWN_IOCTL = 0x8004587D  # EXT4_IOC_SHUTDOWN: from now on every write fails with EIO
-JOURNAL_FLUSHED, JOURNAL_LOST = 1, 2  # what the disk's journal holds is written before, or is not
+JOURNAL_FLUSHED, JOURNAL_LOST = 1, 2  # whether the file system's journal is written first
 
-
-MAX_PENDING_POSTS = 10  # POSTs, at 200/s
+MAX_PENDING_POSTS = 10  # chosen: at 200/s, POSTs are pending for less than 50 ms
 
 
 def require_mounts(*tools: str) -> None:
-    """Skip, and say why, where this machine cannot mount."""
+    """Skip the test with a reason if this machine cannot mount a disk."""
     if os.geteuid() != 0:
-        pytest.skip("only root may mount a disk of its own")
+        pytest.skip("only root can mount a disk")
     if missing := [tool for tool in ("mount", "umount", *tools) if shutil.which(tool) is None]:
-        pytest.skip(f"{', '.join(missing)} not installed: no disk of its own can be made")
+        pytest.skip(f"{', '.join(missing)} not installed: cannot create a disk")
 
 
 @contextmanager
 def mounted(directory: Path, *arguments: str) -> Iterator[Path]:
-    """A disk of its own; skips where it cannot be mounted."""
+    """Mount a disk; skip the test if it cannot be mounted."""
     directory.mkdir()
     done = subprocess.run(["mount", *arguments, str(directory)], capture_output=True, text=True)
     if done.returncode:
@@ -51,7 +49,7 @@ def mounted(directory: Path, *arguments: str) -> Iterator[Path]:
 
 
 def test_a_full_disk_stops_the_run_and_freed_space_completes_it(simulate: StartSimulator, tmp_path: Path) -> None:
-    """No room: exit 3 and why; submits have stopped. With room, the same command ends the run."""
+    """On a full disk the run stops with exit code 3 and the reason. With free space it can be resumed."""
     require_mounts()
     simulator = simulate("--image-bytes", "20000", "--latency", "uniform:0.2,0.8")
     with mounted(tmp_path / "small", "-t", "tmpfs", "-o", "size=1m", "tmpfs") as disk:
@@ -59,20 +57,20 @@ def test_a_full_disk_stops_the_run_and_freed_space_completes_it(simulate: StartS
         full = run_command(*scenario.command, cwd=tmp_path)
         assert full.returncode == 3, full.stderr
         assert "No space left on device" in full.stderr or "disk is full" in full.stderr, full.stderr
-        assert "run the same command again" in full.stderr
+        assert "run again to resume" in full.stderr
         charged = simulator.admin_request("/totals")["charged"]
         assert charged < 200
         subprocess.run(["mount", "-o", "remount,size=64m", str(disk)], check=True)
         scenario.finish()
-        assert scenario.check_accounting() <= MAX_PENDING_POSTS  # whose answers found no room in the ledger
+        assert scenario.check_accounting() <= MAX_PENDING_POSTS  # those whose responses could not be recorded
         assert simulator.admin_request("/totals")["charged"] <= 200
 
 
-@pytest.mark.parametrize("flags", [JOURNAL_FLUSHED, JOURNAL_LOST], ids=["the disk breaks", "and forgets"])
+@pytest.mark.parametrize("flags", [JOURNAL_FLUSHED, JOURNAL_LOST], ids=["journal written", "journal lost"])
 def test_a_disk_that_breaks(simulate: StartSimulator, tmp_path: Path, flags: int) -> None:
-    """Every write fails from one instant on: exit 3 and why, and no POST leaves whose intent is not on the disk.
+    """Once every write fails, the run stops with exit code 3 and the reason, and sends no POST without an intent.
 
-    Mended, the same command ends the run; in doubt is none of which the disk held that it was accepted.
+    On the repaired disk it can be resumed, and no job whose acceptance is on the disk is ambiguous.
     """
     require_mounts("mkfs.ext4", "losetup")
     simulator = simulate(*SIMULATOR_OPTIONS)
@@ -87,20 +85,20 @@ def test_a_disk_that_breaks(simulate: StartSimulator, tmp_path: Path, flags: int
         os.close(fd)
         _, stderr = process.communicate(timeout=PROCESS_TIMEOUT_S)
         assert process.returncode == 3
-        assert b"run the same command again" in stderr
+        assert b"run again to resume" in stderr
         charged = simulator.admin_request("/totals")["accepted"]
-    with mounted(tmp_path / "mended", "-o", "loop", str(image)) as disk:
+    with mounted(tmp_path / "repaired", "-o", "loop", str(image)) as disk:
         scenario = CrashScenario(simulator, tmp_path, 600, disk / "out")
         ((intents,),) = scenario.query("SELECT count(*) FROM submissions")
-        assert charged <= intents < 600, "submits went on"
+        assert charged <= intents < 600, "submits continued"
         assert recorded <= scenario.accepted_request_ids()
         max_ambiguous = intents - len(scenario.accepted_request_ids())
         scenario.finish()
         assert scenario.check_accounting() <= max_ambiguous
 
 
-def test_a_folder_that_cannot_be_written_from_the_start(simulate: StartSimulator, tmp_path: Path) -> None:
-    """A read-only disk: exit 2 with the reason, nothing sent; and a run that was there is readable by status."""
+def test_a_read_only_disk(simulate: StartSimulator, tmp_path: Path) -> None:
+    """On a read-only disk the command ends with exit code 2 and the reason, and sends nothing."""
     require_mounts()
     simulator = simulate(*SIMULATOR_OPTIONS)
     with mounted(tmp_path / "disk", "-t", "tmpfs", "-o", "size=64m", "tmpfs") as disk:
@@ -113,7 +111,7 @@ def test_a_folder_that_cannot_be_written_from_the_start(simulate: StartSimulator
 
 
 def test_a_power_cut(simulate: StartSimulator, tmp_path: Path) -> None:
-    """What an ext4 disk holds at a random instant, no more, is enough to pay nothing twice and to lose nothing."""
+    """With only what an ext4 disk holds at a random moment, no job is charged twice and none is lost."""
     require_mounts("mkfs.ext4", "losetup")
     simulator = simulate(*SIMULATOR_OPTIONS)
     image, random = new_image(tmp_path / "disk.img"), Random(5)
@@ -123,13 +121,13 @@ def test_a_power_cut(simulate: StartSimulator, tmp_path: Path) -> None:
             scenario = CrashScenario(simulator, tmp_path, 300, disk / "out")
             process = scenario.start()
             time.sleep(random.uniform(0.6, 1.6))
-            process.send_signal(signal.SIGSTOP)  # the same instant for process and disk
+            process.send_signal(signal.SIGSTOP)  # process and disk stop at the same moment
             snapshot = copy_consistent(image, tmp_path / "snapshot.img")
             process.kill()
             process.wait(PROCESS_TIMEOUT_S)
             cuts += 1
         snapshot.replace(image)
-    with mounted(tmp_path / "disk at last", "-o", "loop", str(image)) as disk:
+    with mounted(tmp_path / "last disk", "-o", "loop", str(image)) as disk:
         scenario = CrashScenario(simulator, tmp_path, 300, disk / "out")
         scenario.finish()
         ambiguous = scenario.check_accounting()
@@ -138,7 +136,7 @@ def test_a_power_cut(simulate: StartSimulator, tmp_path: Path) -> None:
 
 
 def new_image(path: Path) -> Path:
-    """A file that can be mounted as an ext4 disk."""
+    """Create a file that can be mounted as an ext4 disk."""
     with path.open("wb") as file:
         file.truncate(64 << 20)
     subprocess.run(["mkfs.ext4", "-q", "-E", "lazy_itable_init=0", str(path)], check=True)
@@ -146,11 +144,11 @@ def new_image(path: Path) -> Path:
 
 
 def copy_consistent(image: Path, target: Path) -> Path:
-    """A copy of the disk as it is: while it was made, nothing was written."""
+    """Copy a disk, again until nothing was written during the copy."""
     for _ in range(20):
         changed_at = image.stat().st_mtime_ns
         subprocess.run(["cp", "--sparse=always", str(image), str(target)], check=True)
         if image.stat().st_mtime_ns == changed_at:
             return target
         time.sleep(0.05)
-    raise AssertionError("the disk is never still")
+    raise AssertionError("the disk was written during every copy")

@@ -1,4 +1,4 @@
-"""SIGKILL at random moments, and at chosen system calls, again and again until every job has ended."""
+"""Runs that are killed (SIGKILL) at random moments or at chosen system calls, and resumed until all jobs end."""
 
 from __future__ import annotations
 
@@ -17,21 +17,19 @@ pytestmark = pytest.mark.slow
 
 MIN_KILLS = int(os.environ.get("KILLS", "10"))
 CRASH_JOBS = 600
-AMBIGUOUS_PER_KILL = (
-    8  # at 200/s, an intent is on record for some 10 ms before its answer is; twice and four times that
-)
+AMBIGUOUS_PER_KILL = 8  # chosen: at 200/s, 2 POSTs are pending for some 10 ms each; four times that
 
 SYSTEM_CALLS = {
     "sync": "fsync,fdatasync",
     "send": "sendto,sendmsg,write",
-    "receive": "recvfrom,recvmsg,epoll_wait,epoll_pwait",  # uvloop's read(2) is Python's at its start, too
+    "receive": "recvfrom,recvmsg,epoll_wait,epoll_pwait",  # not read(2): Python calls it at startup, too
     "rename": "rename,renameat,renameat2",
     "ledger": "pwrite64",
 }
 
 
 def test_killed_at_random_moments(simulate: StartSimulator, tmp_path: Path) -> None:
-    """However often the process is killed, nothing is paid twice, and nothing paid is lost."""
+    """However often the process is killed, no job is charged twice and no charged job is lost."""
     simulator = simulate(*SIMULATOR_OPTIONS)
     random = Random(os.environ.get("KILL_SEED", "1"))
     kills = ambiguous = runs = 0
@@ -45,17 +43,17 @@ def test_killed_at_random_moments(simulate: StartSimulator, tmp_path: Path) -> N
         assert run_ambiguous <= AMBIGUOUS_PER_KILL * scenario.kills
         kills, ambiguous, runs = kills + scenario.kills, ambiguous + run_ambiguous, runs + 1
         shutil.rmtree(scenario.out)
-    print(f"{kills} kills in {runs} runs of {CRASH_JOBS} jobs: 0 paid twice, 0 lost, {ambiguous} ambiguous")
+    print(f"{kills} kills in {runs} runs of {CRASH_JOBS} jobs: 0 charged twice, 0 lost, {ambiguous} ambiguous")
 
 
 @pytest.mark.parametrize("group", SYSTEM_CALLS)
 def test_killed_at_a_system_call(simulate: StartSimulator, tmp_path: Path, group: str) -> None:
-    """The process dies at the Nth sync, send, receive, rename or write of the ledger, for many N."""
+    """Killed at the Nth sync, send, receive, rename or ledger write, for many N, no job is charged twice or lost."""
     if shutil.which("strace") is None:
-        pytest.skip("strace is not installed: system calls cannot be chosen (apt install strace)")
+        pytest.skip("strace is not installed (apt install strace)")
     probe = subprocess.run(["strace", "-qq", "-o", "/dev/null", "true"], capture_output=True)
     if probe.returncode:
-        pytest.skip(f"strace may not trace here: {probe.stderr.decode()[:200]}")
+        pytest.skip(f"strace is not permitted here: {probe.stderr.decode()[:200]}")
     simulator = simulate(*SIMULATOR_OPTIONS)
     scenario = CrashScenario(simulator, tmp_path, 60)
     for n in (1, 2, 3, 5, 9, 14, 22, 35):
@@ -66,5 +64,5 @@ def test_killed_at_a_system_call(simulate: StartSimulator, tmp_path: Path, group
         scenario.kills += process.returncode not in (0, 1)
     scenario.finish()
     ambiguous = scenario.check_accounting()
-    assert scenario.kills >= 4, "it was hardly ever killed"
+    assert scenario.kills >= 4, "the process was killed too rarely"
     assert ambiguous <= AMBIGUOUS_PER_KILL * scenario.kills
