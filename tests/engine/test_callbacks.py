@@ -1,4 +1,4 @@
-"""Tests of callbacks: honest, silent, doubled, late, lost and forged ones, on a loop of virtual time."""
+"""Test callbacks in virtual time: on time, missing, duplicated, late and forged ones."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ async def run_with_callbacks(out: Path, gateway: CallbackGateway, count: int, **
 
 class TestCallbackDelivery:
     def test_few_polls_and_no_lag(self, tmp_path: Path) -> None:
-        """With honest callbacks there are at most 1.1 polls a job, and an end is seen within 0.3 s."""
+        """With reliable callbacks there are at most 1.1 polls per job, and an end is found within 0.3 s."""
         gateway = CallbackGateway()
         run_virtual(run_with_callbacks(tmp_path, gateway, 400))
         assert gateway.polls_per_job <= 1.1
@@ -44,18 +44,18 @@ class TestCallbackDelivery:
         assert set(gateway.callback_statuses) == {204}
 
     def test_doubled_and_late_ones(self, tmp_path: Path) -> None:
-        """Callbacks that come twice, or seconds late and in another order, bring no second poll of what is seen."""
+        """Callbacks that arrive twice, or late and out of order, cause no second poll of a finished job."""
         gateway = CallbackGateway(callback_delays_s=(0.05, 0.05, 9.0))
         run_virtual(run_with_callbacks(tmp_path, gateway, 200))
         assert gateway.polls_per_job <= 1.2
 
     def test_some_are_lost(self, tmp_path: Path) -> None:
-        """Where some callbacks stay out, their jobs are polled all the same."""
+        """Jobs whose callbacks are lost are polled all the same."""
         gateway = CallbackGateway(callback_share=0.93)
         run_virtual(run_with_callbacks(tmp_path, gateway, 300))
 
-    def test_the_gateway_falls_silent(self, tmp_path: Path) -> None:
-        """Where callbacks came and then stay out, polls go on as if there were none, within a few jobs."""
+    def test_callbacks_stop_arriving(self, tmp_path: Path) -> None:
+        """If callbacks stop arriving, jobs are polled as without callbacks after a few jobs."""
         gateway = CallbackGateway(callback_limit=150)
         run_virtual(run_with_callbacks(tmp_path, gateway, 600, rate="5/s"))
         late = [
@@ -65,7 +65,7 @@ class TestCallbackDelivery:
         assert sum(late) / len(late) <= 5.0
 
     def test_no_callback_arrives(self, tmp_path: Path) -> None:
-        """With no callback arriving, there are as many polls of each job, and as much lag, as without callbacks."""
+        """If no callback arrives, there are as many polls and as much lag as without callbacks."""
         silent, without = CallbackGateway(callback_share=0.0), CallbackGateway()
         run_virtual(run_with_callbacks(tmp_path / "a", silent, 200))
         run_virtual(run_with_callbacks(tmp_path / "b", without, 200, webhook=None))
@@ -74,15 +74,15 @@ class TestCallbackDelivery:
         assert silent.lags_s == pytest.approx(without.lags_s, abs=0.02)
         assert set(without.callback_paths.values()) == {""}
 
-    def test_the_schedule_learns_from_both(self, tmp_path: Path) -> None:
-        """How long jobs take is known from callbacks, too: who falls silent later is polled by that."""
+    def test_the_schedule_learns_from_callbacks(self, tmp_path: Path) -> None:
+        """The schedule learns latencies from callbacks, and uses them once callbacks stop."""
         gateway = CallbackGateway(callback_limit=200)
         run_virtual(run_with_callbacks(tmp_path, gateway, 400, rate="5/s"))
         after = list(gateway.charged)[300:]
         assert sum(len(gateway.poll_times_s[request_id]) for request_id in after) / len(after) <= 2.0
 
     def test_a_job_of_an_earlier_run(self, tmp_path: Path) -> None:
-        """Addresses outlive a restart: a callback for what the last run submitted hastens its poll in this one."""
+        """Callback URLs outlive a restart: a callback expedites the poll of a job of an earlier run."""
         gateway = CallbackGateway(callback_share=0.0)
 
         async def main() -> None:
@@ -108,7 +108,7 @@ class TestCallbackDelivery:
 
 class TestForgedCallbacks:
     def test_they_change_nothing(self, tmp_path: Path) -> None:
-        """Guessed tokens, another job's token, another run's: 404, and no poll, whatever the body claims."""
+        """Guessed tokens, those of another job and of another run are answered 404 and cause no poll."""
         gateway = CallbackGateway(callback_share=0.0)
 
         async def main() -> None:
@@ -138,7 +138,7 @@ class TestForgedCallbacks:
         run_virtual(main())
 
     def test_the_content_of_a_callback_is_not_trusted(self, tmp_path: Path) -> None:
-        """With the right address, another request_id or a media URL of its own brings nothing but a poll."""
+        """With a valid URL, a foreign request_id or media URL causes nothing but a poll."""
         gateway = CallbackGateway(callback_share=0.0)
 
         async def main() -> None:
@@ -147,9 +147,9 @@ class TestForgedCallbacks:
             async with engine:
                 request_id = (await engine.submit(Job(prompt="a cat"))).request_id
                 assert request_id
-                address = gateway.callback_paths[request_id]
+                url = gateway.callback_paths[request_id]
                 evil = {"media_url": ["https://evil.example/1.png"], "media_type": "image/png"}
-                assert await gateway.send_callback("somebody-elses", address, output=evil) == 204
+                assert await gateway.send_callback("another-request-id", url, output=evil) == 204
                 await asyncio.sleep(0.5)
                 assert not gateway.poll_times_s
                 for _ in range(50):
@@ -157,7 +157,7 @@ class TestForgedCallbacks:
                 await asyncio.sleep(0.5)
                 assert len(gateway.poll_times_s[request_id]) == 1
                 assert await gateway.send_callback(request_id, status="PROCESSING") == 204
-                assert await call_asgi(engine.callbacks_app(), address, b"\xff not JSON") == 204
+                assert await call_asgi(engine.callbacks_app(), url, b"\xff not JSON") == 204
 
         run_virtual(main())
         assert all("evil" not in url for url, _ in gateway.downloads)
@@ -167,7 +167,7 @@ class TestForgedCallbacks:
 class TestAmbiguousJobs:
     @pytest.mark.parametrize("ambiguous", ["keep", "resubmit"])
     def test_a_callback_during_a_pending_post(self, tmp_path: Path, ambiguous: str) -> None:
-        """A POST whose answer is lost, but for which the gateway has called meanwhile, is not ambiguous at all."""
+        """A POST whose answer is lost is not ambiguous if a callback arrived for it and a poll confirms it."""
         gateway = CallbackGateway(callback_share=0.0)
         gateway.lose_responses = True
 
@@ -181,7 +181,7 @@ class TestAmbiguousJobs:
             async def submit(body: bytes, *, callback: str = "") -> PostVerdict:
                 verdict = await posted(body, callback=callback)
                 (request_id,) = gateway.charged
-                await asyncio.sleep(20)  # nobody answers, but the image is made, and the gateway calls
+                await asyncio.sleep(20)  # There is no answer, but the image is generated and the callback is sent.
                 assert await gateway.send_callback(request_id) == 204
                 return verdict
 
@@ -194,7 +194,7 @@ class TestAmbiguousJobs:
         assert len(gateway.charged) == 1
 
     def test_a_callback_for_an_ambiguous_job(self, tmp_path: Path) -> None:
-        """A callback gives an ambiguous job its request_id back; it is brought home, and paid for once."""
+        """A callback gives an ambiguous job its request_id; the job succeeds and is charged once."""
         gateway = CallbackGateway()
         gateway.lose_responses = True
 
@@ -205,9 +205,9 @@ class TestAmbiguousJobs:
                 handle = await engine.submit(Job(prompt="a cat", id="cat"))
                 assert handle.status is State.AMBIGUOUS
                 await asyncio.sleep(16)
-                again = await engine.get("cat")
-                assert again
-                assert (await again).succeeded
+                adopted = await engine.get("cat")
+                assert adopted
+                assert (await adopted).succeeded
                 assert engine.stats().ended_by_state[State.AMBIGUOUS] == 0
                 assert (await engine.charges()).unknown == 0
 
@@ -216,7 +216,7 @@ class TestAmbiguousJobs:
         assert len(gateway.charged) == 1
 
     def test_a_callback_with_an_unknown_request_id(self, tmp_path: Path) -> None:
-        """A request_id that the gateway does not know is not adopted, and neither is that of another job."""
+        """A request_id that is unknown to the gateway, or of another job, is not adopted."""
         gateway = CallbackGateway(callback_share=0.0)
 
         async def main() -> None:
@@ -226,10 +226,10 @@ class TestAmbiguousJobs:
                 other = (await engine.submit(Job(prompt="a dog", id="dog"))).request_id
                 gateway.lose_responses = True
                 await engine.submit(Job(prompt="a cat", id="cat"))
-                address = gateway.callback_paths[list(gateway.charged)[1]]
+                url = gateway.callback_paths[list(gateway.charged)[1]]
                 assert other
-                for named in ("nobody-knows-this", other, "../../secrets"):
-                    assert await gateway.send_callback(named, address) == 204
+                for request_id in ("unknown-request-id", other, "../../secrets"):
+                    assert await gateway.send_callback(request_id, url) == 204
                     await asyncio.sleep(30)
                 assert ledger_states(tmp_path)["cat"] == "ambiguous"
 
@@ -241,29 +241,30 @@ class TestAmbiguousJobs:
     ("url", "listen"),
     [
         ("", ""), ("", "0.0.0.0:8080"), ("http://my.host/krea", ""), ("ftp://my.host", ""), ("https://", ""),
-        ("https://a@my.host/", ""), ("https://my.host/?x=1", ""), (CALLBACK_URL, "8080"), (CALLBACK_URL, "host:"), (CALLBACK_URL, "h:99999"),
+        ("https://a@my.host/", ""), ("https://my.host/?x=1", ""), (CALLBACK_URL, "8080"), (CALLBACK_URL, "host:"),
+        (CALLBACK_URL, "h:99999"),
     ],
 )  # fmt: skip
 def test_a_wrong_webhook(url: str, listen: str) -> None:
-    """An address at which nobody can be called, or that would give the tokens away, is refused."""
+    """A webhook URL that cannot be reached, or would reveal the tokens, is a SettingsError."""
     with pytest.raises(SettingsError, match="webhook"):
         Webhook(url, listen)
 
 
 def test_callbacks_app_without_a_callback_url(tmp_path: Path) -> None:
-    """An engine that tells the gateway no URL has no app to mount, and says so."""
+    """Without a callback URL there is no app to mount: SettingsError."""
     engine = Engine(tmp_path, gateway_client=CallbackGateway())
-    for way_in in (engine.callbacks_app, engine.callbacks_handler):
+    for method in (engine.callbacks_app, engine.callbacks_handler):
         with pytest.raises(SettingsError, match="webhook"):
-            way_in()
+            method()
 
 
-def test_addresses() -> None:
-    """An address names its job and no other; who has another secret has other addresses."""
+def test_callback_urls() -> None:
+    """A callback URL belongs to one job; with another secret the URLs are different."""
     received: list[tuple[int, CallbackPayload]] = []
-    ours = CallbackRouter(b"secret", lambda n, told: received.append((n, told)))
-    ours.base_url = CALLBACK_URL
-    assert ours.receive(ours.url_of(7), b'{"request_id": "r-7", "status": "FAILED"}') == 204
+    router = CallbackRouter(b"secret", lambda job_no, payload: received.append((job_no, payload)))
+    router.base_url = CALLBACK_URL
+    assert router.receive(router.url_of(7), b'{"request_id": "r-7", "status": "FAILED"}') == 204
     assert received == [(7, CallbackPayload("r-7", ended=True))]
-    assert CallbackRouter(b"other", lambda *_: None).receive(ours.url_of(7), b"") == 404
-    assert len({ours.url_of(n) for n in range(1000)}) == 1000
+    assert CallbackRouter(b"other", lambda *_: None).receive(router.url_of(7), b"") == 404
+    assert len({router.url_of(n) for n in range(1000)}) == 1000

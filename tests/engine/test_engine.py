@@ -1,4 +1,4 @@
-"""Tests of engine: the stages joined, stopped and opened again, on a loop of virtual time."""
+"""Test the engine in virtual time: submit, stop, abort, kill and resume."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def make_engine(out: Path, client: ScriptedGateway, **options: Any) -> Engine:
 
 
 def check_ledger(out: Path, gateway: ScriptedGateway) -> None:
-    """Results equal the ledger; what succeeded is on disk; what was charged is on record."""
+    """Check that results equal the ledger, succeeded images are stored, and every charge is recorded."""
     by_id = rows_by_id(out)
     final = {"succeeded", "failed", "errored", "rejected", "ambiguous", "timed_out", "cancelled"}
     assert {job_id: row["status"] for job_id, row in by_id.items()} == {
@@ -72,7 +72,7 @@ def check_ledger(out: Path, gateway: ScriptedGateway) -> None:
 
 class TestSubmitting:
     def test_generate(self, tmp_path: Path) -> None:
-        """generate returns once the image is on disk and on record."""
+        """generate returns once the image is stored and recorded."""
         gateway = ScriptedGateway()
 
         async def main() -> None:
@@ -86,7 +86,7 @@ class TestSubmitting:
         check_ledger(tmp_path, gateway)
 
     def test_submit(self, tmp_path: Path) -> None:
-        """submit returns when the request_id is on record; the handle is awaited for the outcome, however often."""
+        """submit returns once the request_id is recorded; the handle can be awaited any number of times."""
         gateway = ScriptedGateway()
 
         async def main() -> None:
@@ -102,7 +102,7 @@ class TestSubmitting:
 
     @pytest.mark.parametrize("kind", ["list", "generator", "async generator"])
     def test_stream(self, tmp_path: Path, kind: str) -> None:
-        """stream gives each outcome once, as jobs finish, from any iterable."""
+        """stream yields each outcome once, as jobs end, from any iterable."""
         gateway = ScriptedGateway()
         gateway.poll_script["j0"] = [Waiting("QUEUED")] * 9 + [Failed("late")]
         gateway.submit_script["j1"] = [Refused(Refusal.REJECTED, 400, "bad")]
@@ -125,7 +125,7 @@ class TestSubmitting:
         check_ledger(tmp_path, gateway)
 
     def test_stream_reads_only_as_fast_as_outcomes_are_taken(self, tmp_path: Path) -> None:
-        """A consumer that does nothing stops the reading after max_in_flight jobs."""
+        """If outcomes are not taken, stream stops reading after max_in_flight jobs."""
         gateway = ScriptedGateway()
         read: list[str] = []
 
@@ -147,7 +147,7 @@ class TestSubmitting:
         run_virtual(main())
 
     def test_stream_yields_charged_jobs_before_it_raises_the_stop(self, tmp_path: Path) -> None:
-        """When the wallet is empty, the outcomes of what is in flight come first, and then the error."""
+        """Without balance, the outcomes of jobs in flight come first, and then the error."""
         gateway = ScriptedGateway()
         for job in make_jobs(10)[5:]:
             gateway.submit_script[job.id] = [NO_BALANCE]
@@ -164,7 +164,7 @@ class TestSubmitting:
         check_ledger(tmp_path, gateway)
 
     def test_leaving_a_stream_loses_nothing(self, tmp_path: Path) -> None:
-        """Jobs that a left stream had submitted come home all the same."""
+        """Jobs that an abandoned stream had submitted succeed all the same."""
         gateway = ScriptedGateway()
 
         async def main() -> None:
@@ -178,7 +178,7 @@ class TestSubmitting:
         check_ledger(tmp_path, gateway)
 
     def test_a_source_that_fails(self, tmp_path: Path) -> None:
-        """An exception of the caller's own iterable comes out of run and of stream."""
+        """An exception of the caller's iterable is raised by run and by stream."""
 
         def source() -> Iterator[Job]:
             yield from make_jobs(2)
@@ -198,7 +198,7 @@ class TestSubmitting:
         "job", [{"prompt": 5}, {"prompt": "x", "aspect_ratio": "5:5"}, {"prompt": "x", "creativity": "wild"}]
     )
     def test_an_invalid_job_is_refused(self, tmp_path: Path, job: dict[str, Any]) -> None:
-        """What the API would not take is a JobError before anything is sent, and harms no later job."""
+        """A job that is invalid for the API is a JobError before anything is sent, and affects no later job."""
         gateway = ScriptedGateway()
 
         async def main() -> None:
@@ -214,7 +214,7 @@ class TestSubmitting:
 class TestKnownIds:
     @pytest.mark.parametrize("later", [0.0, 0.05, 0.5, 4.0, 20.0], ids=lambda s: f"after {s} s")
     def test_a_known_id(self, tmp_path: Path, later: float) -> None:
-        """Whoever submits an id again, at whatever moment, gets the outcome of the first, and nothing is sent."""
+        """A job submitted again, at any moment, has the outcome of the first, and nothing is sent."""
         gateway = ScriptedGateway()
 
         async def main() -> None:
@@ -228,7 +228,7 @@ class TestKnownIds:
         assert len(gateway.submitted_bodies) == 1
 
     def test_a_known_id_of_an_earlier_run(self, tmp_path: Path) -> None:
-        """The outcome of an earlier engine is given at once."""
+        """The outcome of a job of an earlier engine is returned immediately."""
         gateway = ScriptedGateway()
         gateway.submit_script["j1"] = [Ambiguous("cut")]
         gateway.poll_script["j2"] = [Failed("no")]
@@ -244,7 +244,7 @@ class TestKnownIds:
         assert len(gateway.submitted_bodies) == 3
 
     def test_a_known_id_in_flight_from_an_earlier_run(self, tmp_path: Path) -> None:
-        """A job that this engine took over is waited for, and its request_id is known at once."""
+        """A resumed job is waited for, and its request_id is known immediately."""
         gateway = ScriptedGateway()
         gateway.poll_script["j0"] = [Waiting("QUEUED")]
         assert run_until_killed(run_jobs(tmp_path, gateway, make_jobs(1)), 20.0, tmp_path) is None
@@ -261,7 +261,7 @@ class TestKnownIds:
 
     @pytest.mark.parametrize("later", [0.0, 0.05, 0.5, 4.0, 20.0], ids=lambda s: f"after {s} s")
     def test_a_changed_job(self, tmp_path: Path, later: float) -> None:
-        """Another image under an old id is a JobError, at whatever moment it is asked for."""
+        """A different request with a known id is a JobError, at any moment."""
         gateway = ScriptedGateway()
 
         async def main() -> None:
@@ -276,7 +276,7 @@ class TestKnownIds:
         assert len(gateway.submitted_bodies) == 1
 
     def test_concurrent_submits_of_one_id(self, tmp_path: Path) -> None:
-        """Fifty callers with one id cause one POST and see one outcome."""
+        """Fifty callers with one id cause one POST and get one outcome."""
         gateway = ScriptedGateway()
 
         async def main() -> list[Outcome]:
@@ -288,7 +288,7 @@ class TestKnownIds:
         assert all(outcome == outcomes[0] for outcome in outcomes)
 
     def test_a_submit_beside_a_run(self, tmp_path: Path) -> None:
-        """A job that run has in its queue, not yet on record, is not sent a second time for a submit."""
+        """A job that run has queued, but not recorded yet, is not sent a second time for a submit."""
         gateway = ScriptedGateway()
 
         async def main() -> None:
@@ -304,7 +304,7 @@ class TestKnownIds:
 
     @pytest.mark.parametrize("apart", [0, 1, 300])
     def test_an_id_twice_in_a_run(self, tmp_path: Path, apart: int) -> None:
-        """A job that comes twice is done once; with another prompt the second is a JobError, the rest comes home."""
+        """A repeated job is done once; with another prompt it is a JobError, and the other jobs succeed."""
         gateway = ScriptedGateway()
         todo = [Job(prompt="twice", id="twice"), *make_jobs(apart), Job(prompt="twice", id="twice")]
         run_virtual(run_jobs(tmp_path / "same", gateway, todo, rate="20/s", max_in_flight=1000))
@@ -320,7 +320,7 @@ class TestKnownIds:
 class TestCallers:
     @pytest.mark.parametrize("after_ms", [0, 20, 60, 120, 180, 250, 1000, 6000, 11_000])
     def test_cancelling_a_caller_loses_nothing(self, tmp_path: Path, after_ms: int) -> None:
-        """The job of a cancelled caller goes on; whoever asks again gets its outcome, and one POST was sent."""
+        """The job of a cancelled caller continues; another caller gets its outcome, after one POST."""
         gateway = ScriptedGateway()
 
         async def main() -> None:
@@ -337,7 +337,7 @@ class TestCallers:
 
     @pytest.mark.parametrize("after_ms", [100, 200, 1000])
     def test_cancelling_a_caller_that_waits_for_a_slot(self, tmp_path: Path, after_ms: int) -> None:
-        """Others who wait for the same job do not hang, no slot is lost, and the engine closes."""
+        """Other callers of the same job do not hang, no slot is lost, and the engine closes."""
         gateway = ScriptedGateway()
 
         async def main() -> None:
@@ -356,7 +356,7 @@ class TestCallers:
         assert len(gateway.submitted_bodies) == 3
 
     def test_cancelling_callers_at_the_moment_a_slot_is_free(self, tmp_path: Path) -> None:
-        """Callers cancelled while a slot is being given to them do not take it with them."""
+        """Callers that are cancelled while they get a slot do not keep it."""
         gateway = ScriptedGateway()
 
         async def main() -> None:
@@ -375,7 +375,7 @@ class TestCallers:
         run_virtual(main())
 
     def test_cancelling_a_wait_for_a_known_job(self, tmp_path: Path) -> None:
-        """Who asks for a known job and is cancelled while the ledger answers leaves nothing for others to hang on."""
+        """A caller that is cancelled while the ledger is queried leaves no waiter that never ends."""
         gateway = ScriptedGateway()
         run_virtual(run_jobs(tmp_path, gateway, make_jobs(1)))
 
@@ -392,7 +392,7 @@ class TestCallers:
         assert len(gateway.submitted_bodies) == 1
 
     def test_run_may_be_cancelled(self, tmp_path: Path) -> None:
-        """Cancelling run ends the reading of jobs; what it submitted comes home before the context is left."""
+        """Cancelling run stops reading jobs; submitted jobs succeed before the context is left."""
         gateway = ScriptedGateway()
 
         async def main() -> None:
@@ -407,7 +407,7 @@ class TestCallers:
         check_ledger(tmp_path, gateway)
 
     def test_after_a_stop_no_caller_waits_forever(self, tmp_path: Path) -> None:
-        """New jobs, and jobs that the stop left on record, are RunStopped at once, also while the slots are full."""
+        """After a stop, new and deferred jobs raise RunStopped immediately, even without a free slot."""
         gateway = ScriptedGateway()
         gateway.poll_script["j0"] = [Waiting("QUEUED")]
         gateway.submit_script["j1"] = [NO_BALANCE]
@@ -418,20 +418,20 @@ class TestCallers:
                 await engine.submit(make_jobs(1)[0])
                 waits = [asyncio.create_task(engine.generate(job)) for job in make_jobs(5)[1:]]
                 await asyncio.sleep(1.0)
-                began_s = loop.time()
+                started_s = loop.time()
                 for result in await asyncio.gather(*waits, return_exceptions=True):
                     assert isinstance(result, GatewayError)
                 for job in make_jobs(7)[1:]:
                     with pytest.raises(RunStopped):
                         await engine.generate(job)
-                assert loop.time() - began_s < 1.0
+                assert loop.time() - started_s < 1.0
                 engine.abort()
 
         run_virtual(main(), thread_duration_s=disk_latency_s)
         assert ledger_states(tmp_path) == {"j0": "accepted", "j1": "pending"}
 
     def test_a_job_left_by_a_refused_key(self, tmp_path: Path) -> None:
-        """Who asks for an accepted job that this run no longer polls is told so, and does not wait for ever."""
+        """Waiting for an accepted job that this run no longer polls raises the reason."""
         gateway = ScriptedGateway()
         gateway.poll_script["j0"] = [PollFailed("unauthorized", 401)]
 
@@ -445,16 +445,16 @@ class TestCallers:
         run_virtual(main())
         assert ledger_states(tmp_path) == {"j0": "accepted"}
 
-    def test_a_closed_engine_says_so(self, tmp_path: Path) -> None:
-        """Jobs for an engine that is closed are RunStopped, and nothing is sent."""
+    def test_a_closed_engine(self, tmp_path: Path) -> None:
+        """A closed engine raises RunStopped for new jobs and sends nothing."""
         gateway = ScriptedGateway()
 
         async def main() -> None:
             async with make_engine(tmp_path, gateway) as engine:
                 pass
-            for ask_it in (engine.generate, engine.submit):
+            for method in (engine.generate, engine.submit):
                 with pytest.raises(RunStopped):
-                    await ask_it(make_jobs(1)[0])
+                    await method(make_jobs(1)[0])
             with pytest.raises(RunStopped):
                 await engine.run(make_jobs(1))
             with pytest.raises(RunStopped):
@@ -465,7 +465,7 @@ class TestCallers:
 
     @pytest.mark.parametrize("after_ms", [0, 60, 120, 200, 400])
     def test_cancelling_the_start(self, tmp_path: Path, after_ms: int) -> None:
-        """An engine whose start is cancelled lets go of the folder, and what it had begun goes on in the next."""
+        """An engine whose start is cancelled unlocks the run directory, and the next one resumes."""
         gateway = ScriptedGateway()
         gateway.submit_script["j0"] = [NO_BALANCE]
         run_virtual(run_jobs(tmp_path, gateway, make_jobs(1)))
@@ -489,7 +489,7 @@ class TestCallers:
 
 class TestLeaving:
     def test_by_an_exception(self, tmp_path: Path) -> None:
-        """The exception comes out, the engine is closed soon, and the next one goes on without a POST."""
+        """The exception is raised, the engine closes soon, and the next one resumes without a POST."""
         gateway = ScriptedGateway()
 
         async def main() -> float:
@@ -498,9 +498,9 @@ class TestLeaving:
                 async with make_engine(tmp_path, gateway) as engine:
                     for job in make_jobs(3):
                         await engine.submit(job)
-                    began_s = loop.time()
+                    started_s = loop.time()
                     raise LookupError("mine")
-            return loop.time() - began_s
+            return loop.time() - started_s
 
         assert run_virtual(main()) < 1.0
         assert set(ledger_states(tmp_path).values()) == {"accepted"}
@@ -508,8 +508,8 @@ class TestLeaving:
         assert set(result_statuses(tmp_path).values()) == {"succeeded"}
         assert len(gateway.submitted_bodies) == 3
 
-    def test_in_order_waits_for_what_was_submitted(self, tmp_path: Path) -> None:
-        """Leaving the context brings home what was submitted, though nobody waits for it."""
+    def test_leaving_waits_for_submitted_jobs(self, tmp_path: Path) -> None:
+        """Leaving the context completes submitted jobs, even if no one waits for them."""
         gateway = ScriptedGateway()
 
         async def main() -> None:
@@ -521,7 +521,7 @@ class TestLeaving:
         assert set(result_statuses(tmp_path).values()) == {"succeeded"}
 
     def test_by_a_cancel(self, tmp_path: Path) -> None:
-        """A task that is cancelled inside the context closes the engine, and nothing it paid for is lost."""
+        """Cancelling a task inside the context closes the engine and loses no charged job."""
         gateway = ScriptedGateway()
 
         async def work() -> None:
@@ -540,8 +540,8 @@ class TestLeaving:
         assert set(result_statuses(tmp_path).values()) == {"succeeded"}
         assert len(gateway.submitted_bodies) == 20
 
-    def test_two_engines_on_one_folder(self, tmp_path: Path) -> None:
-        """The second is refused, and the first does not notice."""
+    def test_two_engines_on_one_run_directory(self, tmp_path: Path) -> None:
+        """A second engine on the run directory is refused, and the first is not affected."""
         gateway = ScriptedGateway()
 
         async def main() -> None:
@@ -555,8 +555,8 @@ class TestLeaving:
 
         run_virtual(main())
 
-    def test_two_engines_on_two_folders(self, tmp_path: Path) -> None:
-        """Engines share nothing: two of them work beside each other on one loop."""
+    def test_two_engines_on_two_run_directories(self, tmp_path: Path) -> None:
+        """Engines on different run directories work independently on one event loop."""
         gateways = [ScriptedGateway(), ScriptedGateway()]
 
         async def main() -> None:
@@ -570,7 +570,7 @@ class TestLeaving:
 
 class TestStops:
     def test_stop_drains(self, tmp_path: Path) -> None:
-        """After stop nothing new is sent, what is in flight is brought home, and the next run does the rest."""
+        """After stop nothing new is sent, jobs in flight are completed, and the next run does the rest."""
         gateway = ScriptedGateway()
         events: list[Event] = []
 
@@ -595,8 +595,8 @@ class TestStops:
         assert set(result_statuses(tmp_path).values()) == {"succeeded"}
 
     @pytest.mark.parametrize("after_ms", [*range(0, 2000, 130), *range(5000, 6000, 130), *range(10_000, 12_000, 130)])
-    def test_stop_now_at_any_moment(self, tmp_path: Path, after_ms: int) -> None:
-        """It is over soon, and the next engine goes on without a second charge."""
+    def test_abort_at_any_moment(self, tmp_path: Path, after_ms: int) -> None:
+        """An abort is fast, and the next engine resumes without a second charge."""
         gateway = ScriptedGateway()
         gateway.submit_duration_s = 0.7
 
@@ -606,10 +606,10 @@ class TestStops:
                 running = asyncio.create_task(engine.run(make_jobs(6)))
                 await asyncio.sleep(after_ms / 1000)
                 engine.abort("now")
-                began_s = loop.time()
+                started_s = loop.time()
                 (ended,) = await asyncio.gather(running, return_exceptions=True)
                 assert ended is None or (isinstance(ended, RunStopped) and ended.reason == "now")
-            return loop.time() - began_s
+            return loop.time() - started_s
 
         assert run_virtual(main(), thread_duration_s=disk_latency_s) < 6.5
         check_ledger(tmp_path, gateway)
@@ -618,8 +618,8 @@ class TestStops:
         assert len(gateway.submitted_bodies) == len(gateway.charged) == 6
         check_ledger(tmp_path, gateway)
 
-    def test_stop_then_stop_now(self, tmp_path: Path) -> None:
-        """The second Ctrl-C is quicker than the first; the first reason is the one that counts."""
+    def test_stop_then_abort(self, tmp_path: Path) -> None:
+        """An abort after a stop is faster; the first reason is kept."""
         gateway = ScriptedGateway()
         gateway.poll_script["j0"] = [Waiting("QUEUED")]
 
@@ -694,10 +694,10 @@ def _timed_out_fetching(out: Path, gateway: ScriptedGateway) -> None:
 
 
 class TestResume:
-    """The next engine goes on from every state of the table."""
+    """The next engine resumes from every state."""
 
     @pytest.mark.parametrize(
-        ("build", "state", "then", "posts"),
+        ("build", "state", "final_state", "posts"),
         [
             (_pending, "pending", "succeeded", 2),
             (_submitting, "submitting", "ambiguous", 1),
@@ -712,8 +712,10 @@ class TestResume:
             (_timed_out_fetching, "timed_out", "succeeded", 1),
         ],
     )
-    def test_from_each_state(self, tmp_path: Path, build: PrepareRun, state: str, then: str, posts: int) -> None:
-        """A job of each state comes to its end with as many POSTs as are free of a second charge."""
+    def test_from_each_state(
+        self, tmp_path: Path, build: PrepareRun, state: str, final_state: str, posts: int
+    ) -> None:
+        """A job of each state ends as expected, with no POST that could charge it twice."""
         out, gateway = tmp_path / "out", ScriptedGateway()
         build(out, gateway)
         assert ledger_states(out) == {"j0": state}
@@ -722,13 +724,13 @@ class TestResume:
         gateway.download_script.clear()
         for _ in range(2):
             run_virtual(run_jobs(out, gateway, make_jobs(1)))
-            assert result_statuses(out) == {"j0": then}
+            assert result_statuses(out) == {"j0": final_state}
             assert len(gateway.submitted_bodies) == posts
             check_ledger(out, gateway)
 
     @pytest.mark.parametrize("build", [_submitting, _ambiguous])
     def test_resubmit(self, tmp_path: Path, build: PrepareRun) -> None:
-        """Only a run that says so sends what is ambiguous again."""
+        """Only a run with ambiguous=resubmit submits ambiguous jobs again."""
         out, gateway = tmp_path / "out", ScriptedGateway()
         build(out, gateway)
         gateway.submit_script.clear()
@@ -740,7 +742,7 @@ class TestResume:
         "killed_ms", [*range(50, 3000, 170), *range(5000, 6500, 110), *range(10_000, 13_000, 170)]
     )
     def test_killed_at_any_moment(self, tmp_path: Path, killed_ms: int) -> None:
-        """What was in the air is ambiguous, everything else comes home, and no job is charged twice."""
+        """Pending POSTs are ambiguous, all other jobs succeed, and no job is charged twice."""
         out, gateway = tmp_path / "out", ScriptedGateway()
         gateway.submit_duration_s = 0.4
         run_until_killed(
@@ -754,8 +756,8 @@ class TestResume:
         assert len(gateway.charged) == len(set(gateway.charged.values()))
         assert len(found) == 5
 
-    def test_a_folder_copied_while_it_is_in_use(self, tmp_path: Path) -> None:
-        """A copy of a running folder goes on where the copy was taken, without another POST."""
+    def test_a_copy_of_a_run_directory_in_use(self, tmp_path: Path) -> None:
+        """A copy of a run directory in use resumes from the moment of the copy, without another POST."""
         gateway = ScriptedGateway()
 
         async def main() -> None:
@@ -771,19 +773,19 @@ class TestResume:
         assert len(gateway.submitted_bodies) == 10
 
     def test_a_smaller_max_in_flight(self, tmp_path: Path) -> None:
-        """More open jobs than slots are all taken over; new ones wait until the count is under the limit."""
+        """All open jobs are resumed, even above the limit; new ones wait until the count is below it."""
         out, gateway = tmp_path / "out", ScriptedGateway()
         run_until_killed(run_jobs(out, gateway, make_jobs(30), rate="100/s"), 2.0, out)
-        on_way: list[int] = []
+        in_flight: list[int] = []
         sql = "SELECT count(*) FROM jobs WHERE state != 'succeeded'"
-        gateway.on_submit = lambda _: on_way.append(query_ledger(out, sql)[0][0])
+        gateway.on_submit = lambda _: in_flight.append(query_ledger(out, sql)[0][0])
         run_virtual(run_jobs(out, gateway, make_jobs(60), rate="100/s", max_in_flight=4))
-        assert max(on_way) <= 4
+        assert max(in_flight) <= 4
         assert set(result_statuses(out).values()) == {"succeeded"}
         assert len(gateway.submitted_bodies) == 60
 
-    def test_a_changed_line_under_an_old_id(self, tmp_path: Path) -> None:
-        """run refuses it once what is in flight is home."""
+    def test_a_changed_job_in_a_run(self, tmp_path: Path) -> None:
+        """run raises JobError for a changed job after the jobs in flight have ended."""
         gateway = ScriptedGateway()
         run_virtual(run_jobs(tmp_path, gateway, make_jobs(2)))
         with pytest.raises(JobError, match="j1"):
@@ -793,7 +795,7 @@ class TestResume:
         check_ledger(tmp_path, gateway)
 
     def test_another_gateway(self, tmp_path: Path) -> None:
-        """request_ids of one gateway mean nothing at another: the folder is refused."""
+        """A run directory of another gateway is refused: its request_ids are unknown there."""
         gateway = ScriptedGateway()
         run_virtual(run_jobs(tmp_path, gateway, make_jobs(1)))
 
@@ -807,9 +809,9 @@ class TestResume:
 
 class TestResults:
     def test_rows_are_written_as_jobs_end(self, tmp_path: Path) -> None:
-        """While the run goes on, results.jsonl has a whole row for each job that has ended."""
+        """During the run, results.jsonl has a complete row for each job that has ended."""
         gateway = ScriptedGateway()
-        seen: list[int] = []
+        row_counts: list[int] = []
 
         async def main() -> None:
             async with make_engine(tmp_path, gateway, rate="2/s") as engine:
@@ -817,13 +819,13 @@ class TestResults:
                     await asyncio.sleep(0.01)
                     lines = (tmp_path / "results.jsonl").read_bytes().splitlines()
                     assert all(orjson.loads(line)["status"] == "succeeded" for line in lines)
-                    seen.append(len(lines))
+                    row_counts.append(len(lines))
 
         run_virtual(main())
-        assert seen == list(range(1, 11))
+        assert row_counts == list(range(1, 11))
 
-    def test_each_id_once_however_often_it_ended(self, tmp_path: Path) -> None:
-        """A job that ended in one run and again in the next has one row, the last; half rows of a crash are gone."""
+    def test_a_job_that_ended_twice_has_one_row(self, tmp_path: Path) -> None:
+        """A job that ended in two runs has one row, the last; partial rows of a crash are removed."""
         gateway = ScriptedGateway()
         _timed_out_waiting(tmp_path, gateway)
         gateway.poll_script.clear()
@@ -837,13 +839,13 @@ class TestResults:
     def test_results_are_rewritten_at_the_start_only_if_needed(
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, after_s: float
     ) -> None:
-        """Where the last run was killed they are, beside the run; where it ended in order, only at the end."""
+        """Results are rewritten in the background after a kill, and only at the end otherwise."""
         times: list[int] = []
-        write_anew = ResultsFile.rewrite
+        rewrite = ResultsFile.rewrite
 
-        async def count_rewrites(self: ResultsFile, groups: Any, **how: Any) -> None:
+        async def count_rewrites(self: ResultsFile, groups: Any, **options: Any) -> None:
             times.append(1)
-            await write_anew(self, groups, **how)
+            await rewrite(self, groups, **options)
 
         gateway, out = ScriptedGateway(), tmp_path / "out"
         killed = run_until_killed(run_jobs(out, gateway, make_jobs(8)), after_s, out) is None
@@ -854,49 +856,49 @@ class TestResults:
         assert len(result_statuses(out)) == 12
         check_ledger(out, gateway)
 
-    @pytest.mark.parametrize("all_over", [True, False])
+    @pytest.mark.parametrize("all_ended", [True, False])
     def test_only_rows_that_can_have_changed_are_read_again(
-        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, *, all_over: bool
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, *, all_ended: bool
     ) -> None:
-        """Where all jobs were over, those of earlier runs are not, and the file is the same as if they were."""
+        """If all jobs had ended, rows of earlier runs are not read again, and the file is the same."""
         gateway, out = ScriptedGateway(), tmp_path / "out"
-        if all_over:
+        if all_ended:
             run_virtual(run_jobs(out, gateway, make_jobs(3)))
         else:
             _timed_out_waiting(out, gateway)
             gateway.poll_script.clear()
-        asked: list[int] = []
+        read_after: list[int] = []
         outcomes = LedgerStore.outcomes
 
         def record_read(self: LedgerStore, after_n: int, limit: int) -> Any:
-            asked.append(after_n)
+            read_after.append(after_n)
             return outcomes(self, after_n, limit)
 
         monkeypatch.setattr(LedgerStore, "outcomes", record_read)
         run_virtual(run_jobs(out, gateway, make_jobs(7)))
-        assert (min(asked) == 3) == all_over
+        assert (min(read_after) == 3) == all_ended
         check_ledger(out, gateway)
         with closing(LedgerStore.open(out / "ledger.db", read_only=True)) as store:
-            whole, _ = outcomes(store, 0, 100)
-        assert (out / "results.jsonl").read_bytes() == b"".join(map(result_row, whole))
-        assert len(whole) == 7
+            expected, _ = outcomes(store, 0, 100)
+        assert (out / "results.jsonl").read_bytes() == b"".join(map(result_row, expected))
+        assert len(expected) == 7
 
     def test_a_removed_results_file_is_restored(self, tmp_path: Path) -> None:
-        """Also where it was taken during the run, and came back, and grew larger than it had been."""
+        """A results.jsonl that is removed during the run is restored, even if a new one has grown larger."""
         gateway = ScriptedGateway()
         run_virtual(run_jobs(tmp_path, gateway, make_jobs(3)))
 
         async def main() -> None:
             async with make_engine(tmp_path, gateway) as engine:
-                (tmp_path / "results.jsonl").rename(tmp_path / "yesterday.jsonl")
+                (tmp_path / "results.jsonl").rename(tmp_path / "renamed.jsonl")
                 await engine.run(make_jobs(12))
 
         run_virtual(main())
         assert len(result_statuses(tmp_path)) == 12
         check_ledger(tmp_path, gateway)
 
-    def test_a_start_that_failed_leaves_nothing_to_the_next(self, tmp_path: Path) -> None:
-        """Rows that were good at the first start of an engine need not be at the second."""
+    def test_a_start_after_a_failed_start(self, tmp_path: Path) -> None:
+        """Rows that were valid at a failed start of an engine are checked again at the next."""
         gateway = ScriptedGateway()
         run_virtual(run_jobs(tmp_path, gateway, make_jobs(3)))
 
@@ -917,7 +919,7 @@ class TestResults:
         assert len(result_statuses(tmp_path)) == 5
 
     def test_a_retried_job_has_no_row_until_it_ends(self, tmp_path: Path) -> None:
-        """A job that timed out in the last run, and is asked for again in this one, never stands there twice."""
+        """A job that timed out in the last run and is polled in this one never has two rows."""
         gateway = ScriptedGateway()
         _timed_out_waiting(tmp_path, gateway)
         gateway.poll_script.clear()
@@ -937,8 +939,8 @@ class TestResults:
         assert checks > 10
         check_ledger(tmp_path, gateway)
 
-    def test_a_row_says_what_design_says(self, tmp_path: Path) -> None:
-        """The fields of a row are the ones of DESIGN, A run's folder."""
+    def test_the_fields_of_a_row(self, tmp_path: Path) -> None:
+        """A row of results.jsonl has exactly the documented fields."""
         gateway = ScriptedGateway()
         run_virtual(run_jobs(tmp_path, gateway, [Job(prompt="x", id="x", metadata={"a": [1]})], clock=lambda: 0.0))
         row = rows_by_id(tmp_path)["x"]
@@ -952,8 +954,8 @@ class TestResults:
         assert (row["attempts"], row["polls"], row["error"]) == (1, 2, None)
         assert row["stored_at"] == "1970-01-01T00:00:00.000Z"
 
-    def test_no_room_for_results(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-        """Where rows cannot be appended the run stops, and goes on later."""
+    def test_a_full_disk_for_results(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        """If rows cannot be appended the run stops, and the next one resumes."""
         gateway = ScriptedGateway()
 
         def raise_disk_full(*_: object) -> None:
@@ -971,7 +973,7 @@ class TestResults:
 
 class TestBackpressure:
     def test_a_slow_cdn_slows_submits(self, tmp_path: Path) -> None:
-        """Slots are held from POST to image: with a slow CDN no more is submitted than can be stored."""
+        """A slot is held from POST to image: with a slow CDN, no more is submitted than can be stored."""
         gateway = ScriptedGateway()
         read: list[str] = []
         unstored: list[int] = []
@@ -992,7 +994,7 @@ class TestBackpressure:
         assert set(result_statuses(tmp_path).values()) == {"succeeded"}
 
     def test_the_source_is_read_no_further_than_a_batch(self, tmp_path: Path) -> None:
-        """A source without an end is no trouble: what is read ahead is one batch and the slots."""
+        """An endless source is read at most one batch and the free slots ahead."""
         gateway = ScriptedGateway()
         read: list[int] = []
 
@@ -1013,10 +1015,10 @@ class TestBackpressure:
         assert len(rows_by_id(tmp_path)) == len(gateway.submitted_bodies)
 
     def test_two_thousand_in_flight(self, tmp_path: Path) -> None:
-        """Two thousand jobs are on their way at once on one loop, and all come home."""
+        """Two thousand jobs are in flight simultaneously on one event loop, and all end."""
         gateway = ScriptedGateway()
-        gateway.on_poll = lambda _: most.append(len(gateway.charged))
-        most: list[int] = []
+        gateway.on_poll = lambda _: charged_counts.append(len(gateway.charged))
+        charged_counts: list[int] = []
         for job in make_jobs(2000):
             gateway.poll_script[job.id] = [Waiting("QUEUED"), Waiting("QUEUED"), Failed("done")]
         run_virtual(run_jobs(tmp_path, gateway, make_jobs(2000), rate="1000/s", max_in_flight=2000))
@@ -1025,7 +1027,7 @@ class TestBackpressure:
 
 
 def within(seconds: float, work: Coroutine[Any, Any, Any]) -> Any:
-    """Virtual seconds are a deadline that costs nothing."""
+    """Run `work` with a deadline, which costs no time in virtual time."""
 
     async def main() -> Any:
         async with asyncio.timeout(seconds):
@@ -1035,13 +1037,13 @@ def within(seconds: float, work: Coroutine[Any, Any, Any]) -> Any:
 
 
 FAILING_TRANSITIONS = [
-    "record_intent", "mark_accepted", "mark_finished", "mark_stored", "mark_failed", "mark_ambiguous", "revert_intent",
-    "mark_rejected",
+    "record_intent", "mark_accepted", "mark_finished", "mark_stored", "mark_failed", "mark_ambiguous",
+    "revert_intent", "mark_rejected",
 ]  # fmt: skip
 
 
 class TestBroken:
-    """Three jobs end well, one each fails, is unclear, is refused for now and is rejected."""
+    """Three jobs succeed; one each fails, is ambiguous, is refused and retried, and is rejected."""
 
     @staticmethod
     def gateway() -> ScriptedGateway:
@@ -1054,8 +1056,11 @@ class TestBroken:
 
     @pytest.mark.parametrize("method", FAILING_TRANSITIONS)
     @pytest.mark.parametrize(
-        ("error", "surfaces"),
-        [(sqlite3.OperationalError("disk I/O error"), LedgerError), (InternalError("a law"), InternalError)],
+        ("error", "raised"),
+        [
+            (sqlite3.OperationalError("disk I/O error"), LedgerError),
+            (InternalError("no such transition"), InternalError),
+        ],
         ids=["disk", "bug"],
     )
     @pytest.mark.parametrize("way", ["run", "generate", "stream"])
@@ -1065,15 +1070,15 @@ class TestBroken:
         monkeypatch: pytest.MonkeyPatch,
         method: str,
         error: Exception,
-        surfaces: type[KreaBatchError],
+        raised: type[KreaBatchError],
         way: str,
     ) -> None:
-        """Submits stop at once, the error comes out of whatever one waits for, and nothing is paid twice later."""
+        """Submits stop immediately, every wait raises the error, and no job is charged twice later."""
         gateway = self.gateway()
-        broke_s: list[float] = []
+        failed_s: list[float] = []
 
         def raise_error(*_: object, **__: object) -> None:
-            broke_s.append(asyncio.get_running_loop().time())
+            failed_s.append(asyncio.get_running_loop().time())
             raise error
 
         async def work() -> None:
@@ -1087,24 +1092,24 @@ class TestBroken:
 
         with monkeypatch.context() as patch:
             patch.setattr(LedgerStore, method, raise_error)
-            with pytest.raises(surfaces):
+            with pytest.raises(raised):
                 within(600.0, work())
-        assert all(at_s <= broke_s[0] for at_s in gateway.submit_times_s)
+        assert all(at_s <= failed_s[0] for at_s in gateway.submit_times_s)
         assert len(gateway.submitted_bodies) < 60
         run_virtual(run_jobs(tmp_path, gateway, make_jobs(7)))
         assert len(set(gateway.charged.values())) == len(gateway.charged)
 
-    @pytest.mark.parametrize("what", ["submit", "poll", "download"])
+    @pytest.mark.parametrize("method", ["submit", "poll", "download"])
     @pytest.mark.parametrize("caught", [True, False])
-    def test_a_bug_in_a_stage(self, tmp_path: Path, what: str, caught: bool) -> None:
-        """An exception that nobody foresaw comes out of run, and of aclose, and nothing hangs."""
+    def test_a_bug_in_a_stage(self, tmp_path: Path, method: str, caught: bool) -> None:
+        """An unexpected exception is raised by run and by aclose, and nothing hangs."""
         gateway = ScriptedGateway()
 
         async def raise_bug(*_: object, **__: object) -> None:
             await asyncio.sleep(0.05)
             raise ZeroDivisionError("a bug")
 
-        setattr(gateway, what, raise_bug)
+        setattr(gateway, method, raise_bug)
 
         async def work() -> None:
             engine = make_engine(tmp_path, gateway)
@@ -1129,14 +1134,14 @@ class TestBroken:
         assert len(rows_by_id(tmp_path)) == 5
         assert (
             set(result_statuses(tmp_path).values()) == {"ambiguous", "succeeded"}
-            if what == "submit"
+            if method == "submit"
             else {"succeeded"}
         )
 
     def test_the_ledger_fails_with_a_pending_post(
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
     ) -> None:
-        """A request_id that was paid for but cannot be kept is in the log at least; the job is ambiguous then."""
+        """A charged request_id that cannot be recorded is logged; the job is ambiguous later."""
         gateway = ScriptedGateway()
 
         def raise_disk_error(*_: object) -> None:
@@ -1153,7 +1158,7 @@ class TestBroken:
         assert len(gateway.submitted_bodies) == 1
 
     def test_a_listener_that_raises(self, tmp_path: Path) -> None:
-        """A listener that breaks its promise ends the run with its own error, and nothing hangs or is paid twice."""
+        """The exception of a listener ends the run, nothing hangs, and no job is charged twice."""
 
         def raising_listener(_: Event) -> None:
             raise ZeroDivisionError("a listener")
@@ -1166,7 +1171,7 @@ class TestBroken:
 
 
 def test_stats_and_counts(tmp_path: Path) -> None:
-    """What the engine says of itself agrees with what happened."""
+    """The counters of the engine agree with what happened."""
     gateway = TestBroken.gateway()
 
     async def main() -> None:

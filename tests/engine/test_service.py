@@ -47,28 +47,28 @@ def numbered_job(n: int | str) -> Job:
 
 class TestHandles:
     def test_status_follows_the_job(self, tmp_path: Path) -> None:
-        """A handle shows where the job stands, its request_id once there is one, and its outcome at the end."""
+        """A handle has the current state, the request_id once there is one, and the outcome at the end."""
         gateway = ScriptedGateway()
-        seen: list[State] = []
+        states: list[State] = []
 
         async def main() -> None:
             async with open_engine(tmp_path, gateway) as engine:
                 handle = await engine.enqueue(numbered_job(1))
-                seen.append(handle.status)
+                states.append(handle.status)
                 assert (handle.id, handle.request_id, handle.outcome) == ("job-1", None, None)
                 async for event in handle:
                     assert isinstance(event, (StateChanged, JobEnded))
-                    seen.append(handle.status)
+                    states.append(handle.status)
                 assert handle.request_id in gateway.charged
                 assert handle.outcome == await handle
 
         run_virtual(main())
-        assert seen[0] is State.PENDING
-        assert State.ACCEPTED in seen
-        assert seen[-1] is State.SUCCEEDED
+        assert states[0] is State.PENDING
+        assert State.ACCEPTED in states
+        assert states[-1] is State.SUCCEEDED
 
     def test_events_of_a_job(self, tmp_path: Path) -> None:
-        """Iterating over a handle tells all that happens to its job and to no other, until its end, each reader."""
+        """Every iteration over a handle yields all events of its job, and of no other, until its end."""
         gateway = ScriptedGateway()
         gateway.poll_script["image 1"] = [PollFailed("HTTP 500", 500), Finished]
 
@@ -80,8 +80,8 @@ class TestHandles:
                 first, _ = await engine.enqueue(numbered_job(1)), await engine.enqueue(numbered_job(2))
                 one, other = await asyncio.gather(read(first), read(first))
                 assert one == other
-                moves = [event.new for event in one if isinstance(event, StateChanged)]
-                assert moves[-3:] == [State.ACCEPTED, State.FINISHED, State.SUCCEEDED]
+                new_states = [event.new for event in one if isinstance(event, StateChanged)]
+                assert new_states[-3:] == [State.ACCEPTED, State.FINISHED, State.SUCCEEDED]
                 assert [event.stage for event in one if isinstance(event, RetryScheduled)] == ["poll"]
                 assert one[-1] == JobEnded(await first)
                 assert await read(first) == [JobEnded(await first)]
@@ -89,7 +89,7 @@ class TestHandles:
         run_virtual(main())
 
     def test_a_reader_that_leaves_early(self, tmp_path: Path) -> None:
-        """Who stops reading events loses nothing but them."""
+        """A caller that stops reading events loses nothing else."""
 
         async def main() -> None:
             async with open_engine(tmp_path, ScriptedGateway()) as engine:
@@ -101,7 +101,7 @@ class TestHandles:
         run_virtual(main())
 
     def test_the_engine_stops_before_the_end(self, tmp_path: Path) -> None:
-        """Reading events of a job that this run brings no further raises what waiting for it does."""
+        """If the engine stops first, iterating over a handle raises what awaiting it raises."""
 
         async def main() -> None:
             engine = open_engine(tmp_path, ScriptedGateway())
@@ -119,8 +119,8 @@ class TestHandles:
 
         run_virtual(main())
 
-    def test_events_of_all(self, tmp_path: Path) -> None:
-        """engine.events tells what happens in the whole run, until the engine closes."""
+    def test_events_of_the_run(self, tmp_path: Path) -> None:
+        """engine.events yields the events of the whole run until the engine closes."""
 
         async def main() -> list[Event]:
             events: list[Event] = []
@@ -140,14 +140,14 @@ class TestHandles:
         assert {event.outcome.id for event in events if isinstance(event, JobEnded)} == {"job-0", "job-1", "job-2"}
 
     def test_a_slow_reader_gets_events_dropped(self) -> None:
-        """Events that nobody reads are bounded; the oldest go, and their number is told."""
+        """Unread events are bounded; the oldest are dropped, and their number is reported."""
 
         async def main() -> list[Event]:
-            reader = EventStream(max_unread=3)
+            stream = EventStream(max_unread=3)
             for n in range(5):
-                reader.push(RetryScheduled(f"job-{n}", "poll", "HTTP 500"))
-            reader.close()
-            return [event async for event in reader]
+                stream.push(RetryScheduled(f"job-{n}", "poll", "HTTP 500"))
+            stream.close()
+            return [event async for event in stream]
 
         assert run_virtual(main()) == [
             EventsDropped(2),
@@ -157,7 +157,7 @@ class TestHandles:
 
 class TestGet:
     def test_in_every_state(self, tmp_path: Path) -> None:
-        """get finds a job that waits, one on its way, one that has ended; None for one that nobody brought."""
+        """get finds jobs that wait, that are in flight and that have ended; None for an unknown id."""
         gateway = ScriptedGateway()
 
         async def main() -> None:
@@ -180,29 +180,29 @@ class TestGet:
 
     @pytest.mark.parametrize("killed_ms", range(10, 900, 60))
     def test_after_a_kill(self, tmp_path: Path, killed_ms: int) -> None:
-        """What was on record is found by the next engine, wherever the first one died; nothing is paid twice."""
-        gateway, on_record = ScriptedGateway(), set[str]()
+        """Every recorded job is found by the next engine, wherever the first was killed; no job is charged twice."""
+        gateway, recorded = ScriptedGateway(), set[str]()
 
         async def first() -> None:
             async with open_engine(tmp_path, gateway, rate="20/s", max_in_flight=5) as engine:
                 for n in range(20):
-                    on_record.add((await engine.enqueue(numbered_job(n), tenant=f"t{n % 3}")).id)
+                    recorded.add((await engine.enqueue(numbered_job(n), tenant=f"t{n % 3}")).id)
                 await asyncio.sleep(3600)
 
         async def second() -> dict[str, Outcome]:
             async with open_engine(tmp_path, gateway, rate="20/s", max_in_flight=5) as engine:
-                handles = {job_id: await engine.get(job_id) for job_id in on_record}
+                handles = {job_id: await engine.get(job_id) for job_id in recorded}
                 return {job_id: await handle for job_id, handle in handles.items() if handle}
 
         run_until_killed(first(), killed_ms / 1000, tmp_path, thread_duration_s=lambda: 0.01)
         outcomes = run_virtual(second())
-        assert outcomes.keys() == on_record
+        assert outcomes.keys() == recorded
         assert {outcome.status for outcome in outcomes.values()} <= {State.SUCCEEDED, State.AMBIGUOUS}
-        paid = list(gateway.charged.values())
-        assert len(paid) == len(set(paid))
+        charged = list(gateway.charged.values())
+        assert len(charged) == len(set(charged))
 
     def test_of_an_earlier_run(self, tmp_path: Path) -> None:
-        """A job that an earlier run brought home is found with its outcome, and nothing is submitted."""
+        """A job that an earlier run stored is found with its outcome, and nothing is submitted."""
         gateway = ScriptedGateway()
 
         async def main() -> None:
@@ -218,7 +218,7 @@ class TestGet:
         assert len(gateway.charged) == 1
 
     def test_a_cancelled_get_leaves_no_waiter(self, tmp_path: Path) -> None:
-        """A caller who gives up while his job is looked up does not keep the next one from finding it."""
+        """A get that is cancelled during its lookup does not prevent the next one from finding the job."""
         gateway = ScriptedGateway()
 
         async def main() -> None:
@@ -239,23 +239,23 @@ class TestGet:
 
 class TestEnqueue:
     def test_it_returns_before_the_submit(self, tmp_path: Path) -> None:
-        """enqueue returns when the job is on record as pending; a gateway that takes long is not waited for."""
+        """enqueue returns when the job is recorded as pending; it does not wait for a slow gateway."""
         gateway = ScriptedGateway()
         gateway.submit_duration_s = 30.0
 
         async def main() -> None:
             async with open_engine(tmp_path, gateway) as engine:
                 loop = asyncio.get_running_loop()
-                began_s = loop.time()
+                started_s = loop.time()
                 handle = await engine.enqueue(numbered_job(1))
-                assert loop.time() - began_s < 1
+                assert loop.time() - started_s < 1
                 assert ledger_states(tmp_path) in ({"job-1": "pending"}, {"job-1": "submitting"})
                 assert (await handle).succeeded
 
         run_virtual(main())
 
-    def test_twice(self, tmp_path: Path) -> None:
-        """The same job brought twice, at once or later, is one job; another under its id is refused."""
+    def test_an_id_twice(self, tmp_path: Path) -> None:
+        """A job enqueued twice, at the same time or later, is one job; a different job with its id is refused."""
         gateway = ScriptedGateway()
 
         async def main() -> None:
@@ -270,8 +270,8 @@ class TestEnqueue:
         run_virtual(main())
         assert len(gateway.charged) == 1
 
-    def test_a_stopped_run_takes_none(self, tmp_path: Path) -> None:
-        """Once the account is empty, enqueue says so at once, and so do those who wait."""
+    def test_a_stopped_run_accepts_no_jobs(self, tmp_path: Path) -> None:
+        """Once there is no balance, enqueue raises RunStopped immediately, and so do waiting callers."""
         gateway = ScriptedGateway()
         gateway.submit_script["image 1"] = [PAYMENT_REQUIRED]
 
@@ -288,7 +288,7 @@ class TestEnqueue:
         assert ledger_states(tmp_path) == {"job-1": "pending", "job-2": "pending"}
 
     def test_closing_waits_for_queued_jobs(self, tmp_path: Path) -> None:
-        """Leaving the context brings home what was enqueued, too; detaching leaves it to the next engine."""
+        """Leaving the context completes enqueued jobs, too; detaching leaves them to the next engine."""
         gateway = ScriptedGateway()
 
         async def drain() -> None:
@@ -314,7 +314,7 @@ class TestEnqueue:
 
 class TestStream:
     def test_ordered(self, tmp_path: Path) -> None:
-        """An ordered stream gives outcomes in the order of its jobs, whichever end first."""
+        """An ordered stream yields outcomes in the order of its jobs, whichever end first."""
         gateway = ScriptedGateway()
         gateway.poll_script["image 0"] = [*[PollFailed("HTTP 500", 500)] * 4, Finished]
 
@@ -334,7 +334,7 @@ class TestStream:
 
     @pytest.mark.parametrize("end", ["stop", "abort", "aclose", "detach"])
     def test_a_source_that_is_idle(self, tmp_path: Path, end: str) -> None:
-        """A stream whose source yields nothing ends with RunStopped when the engine ends, after the jobs in flight."""
+        """A stream with an idle source ends with RunStopped when the engine ends, after the jobs in flight."""
 
         async def idle_source() -> AsyncIterator[Job]:
             for n in range(3):
@@ -369,7 +369,7 @@ class TestStream:
 class TestTenants:
     @pytest.mark.parametrize("bound", [{"rate": "20/s"}, {"rate": "1000/s", "max_in_flight": 20}])
     def test_none_starves(self, tmp_path: Path, bound: dict[str, Any]) -> None:
-        """Beside one with 2,000 jobs, nine with ten each are done within twice the time they need alone."""
+        """Beside a tenant with 2,000 jobs, nine with ten jobs each need at most twice the time they need alone."""
 
         async def run_small_tenants(engine: Engine) -> float:
             loop = asyncio.get_running_loop()
@@ -400,7 +400,7 @@ class TestTenants:
         assert run_virtual(run_beside_large_tenant()) <= 2 * run_virtual(run_alone())
 
     def test_fairness_survives_a_restart(self, tmp_path: Path) -> None:
-        """What an earlier run left waiting takes turns with what is new."""
+        """Jobs that an earlier run left waiting take turns with new ones."""
         gateway = ScriptedGateway()
 
         async def detach() -> None:

@@ -70,13 +70,13 @@ def test_retrying_a_cut_post_is_caught(tmp_path: Path, monkeypatch: pytest.Monke
 
 def test_recording_the_request_id_after_the_poll_is_caught(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A bug that polls before the request_id is recorded is found."""
-    on_accepted = Submitter._record_accepted
+    record_accepted = Submitter._record_accepted
 
     async def poll_before_recording(self: Submitter, job: InFlightJob, accepted: Accepted) -> None:
         await self._run.gateway.poll(accepted.request_id)
-        await on_accepted(self, job, accepted)
+        await record_accepted(self, job, accepted)
 
-    monkeypatch.setattr(Submitter, "_on_accepted", poll_before_recording)
+    monkeypatch.setattr(Submitter, "_record_accepted", poll_before_recording)
     assert finds_violation(tmp_path, "which is not recorded")
 
 
