@@ -1,7 +1,7 @@
-"""A served simulator for the tests: settings in, a plain HTTP client beside it and a clock to turn go out.
+"""Run a simulator with a plain HTTP client and a clock that tests set.
 
-Newcomers: the client knows the API document and nothing of the engine. It is kept from quietly repeating a GET
-whose connection was cut, as aiohttp would: one request asked for is one request counted.
+The client is written from the API document and shares no code with the engine. It does not retry a GET whose
+connection was cut, as aiohttp would: each request of a test is exactly one request.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from krea_batch.testing.simulator import Simulator, SimulatorSettings
 
 T = TypeVar("T")
 SIMULATOR_KEY = "s3cret-k3y-0123456789"
-CLOCK_START_AT = 1774951200.0  # 2026-03-31T10:00:00Z, the instant of the document's example
+CLOCK_START_AT = 1774951200.0  # 2026-03-31T10:00:00Z, the time of the API document's example
 CLIENT_TIMEOUT_S = 60.0
 SUBMIT_PATH = "/krea-2-large-text-to-image/v1/krea-2-large-text-to-image-request"
 MODEL = "krea-2-large-text-to-image"
@@ -27,7 +27,7 @@ CAT_BODY: dict[str, Any] = {"prompt": "a cat"}
 
 
 class ManualClock:
-    """The simulator's clock, which goes on only where a test turns it."""
+    """A clock for the simulator that moves only when a test sets `at`."""
 
     def __init__(self) -> None:
         self.at = CLOCK_START_AT
@@ -37,7 +37,7 @@ class ManualClock:
 
 
 class SimulatorResponse(NamedTuple):
-    """What a client sees. `status` is 0 where there was no answer at all, and `whole` tells if its body came."""
+    """A response as the client sees it. `status` is 0 if there was none; `complete` is False if the body was cut."""
 
     status: int
     headers: dict[str, str]  # names in lower case
@@ -50,7 +50,7 @@ class SimulatorResponse(NamedTuple):
 
 
 class SimulatorClient:
-    """Asks a simulator by HTTP."""
+    """An HTTP client of a simulator."""
 
     def __init__(self, simulator: Simulator, clock: ManualClock) -> None:
         self.simulator = simulator
@@ -73,7 +73,7 @@ class SimulatorClient:
         await self._session.close()
 
     async def request(self, method: str, url: str, **options: Any) -> SimulatorResponse:
-        """One request; a broken connection is an answer too."""
+        """Send one request. A broken connection is also a response."""
         status, headers = 0, {}
         body = bytearray()
         try:
@@ -89,7 +89,7 @@ class SimulatorClient:
     async def post(
         self, body: object = CAT_BODY, *, key: str | None = SIMULATOR_KEY, **headers: str
     ) -> SimulatorResponse:
-        """A generate request; a `body` of bytes goes as it is."""
+        """Send a generate request; `body` is sent unchanged if it is bytes."""
         data = body if isinstance(body, bytes) else json.dumps(body).encode()
         request_headers = {"Content-Type": "application/json"} | {
             name.replace("_", "-"): text for name, text in headers.items()
@@ -103,7 +103,7 @@ class SimulatorClient:
         return await self.request("GET", url, headers=_with_key({}, key))
 
     async def submit_accepted(self, body: object = CAT_BODY, **headers: str) -> str:
-        """Submit, and return the request_id from the books, which know it even where the answer does not."""
+        """Submit, and return the request_id from the ledger, which has it even if the response does not."""
         await self.post(body, **headers)
         request_id = self.posts()[-1]["request_id"]
         assert isinstance(request_id, str)
@@ -113,14 +113,14 @@ class SimulatorClient:
         return await self.request(method, url, headers=_header_names(headers))
 
     async def download_image(self, body: object = CAT_BODY) -> bytes:
-        """Submit to a simulator whose jobs take no time, and download what it made."""
+        """Submit to a simulator whose jobs take no time, and download the image."""
         return (await self.get(self.image_url(await self.submit_accepted(body)))).body
 
     def image_url(self, request_id: str, name: str = "output.png") -> str:
         return f"{self.cdn}/v1/{request_id}/{name}"
 
     async def admin(self, path: str, body: object = None) -> SimulatorResponse:
-        """GET an admin address, or POST a wish to it."""
+        """GET an admin URL, or POST `body` to it."""
         url = f"{self.simulator.admin_url}/{path}"
         if body is None:
             return await self.request("GET", url)
@@ -143,7 +143,7 @@ def _with_key(headers: dict[str, str], key: str | None) -> dict[str, str]:
 
 
 def install_clock(simulator: Simulator) -> ManualClock:
-    """Give the simulator a clock that stands still."""
+    """Give the simulator a clock that does not move by itself."""
     clock, state = ManualClock(), simulator._state
     state.now, state.started_at = clock, clock.at
     return clock
@@ -152,7 +152,10 @@ def install_clock(simulator: Simulator) -> ManualClock:
 def run_with_simulator(
     ask: Callable[[SimulatorClient], Coroutine[Any, Any, T]], *, frozen_clock: bool = True, **settings: Any
 ) -> T:
-    """Serve tiny images by these settings, ask, and stop; time stands still unless `still` is False."""
+    """Start a simulator with these settings and tiny images, run `ask`, and stop it.
+
+    Time does not move unless `frozen_clock` is False.
+    """
 
     options: dict[str, Any] = {"tiny": True, "latency": "fixed:15"} | settings
 

@@ -1,4 +1,4 @@
-"""The judge's address: totals, ledger, settings that change while it runs, the balance, and a fresh start."""
+"""The admin endpoints: totals, ledger, changed settings, the balance, reset."""
 
 from __future__ import annotations
 
@@ -35,26 +35,26 @@ EMPTY_TOTALS: dict[str, Any] = dict.fromkeys(ZERO_TOTALS, 0) | {
 }
 
 
-def test_totals_of_nothing() -> None:
-    """Before the first request every count is there and is nothing."""
+def test_initial_totals() -> None:
+    """Before the first request every count is present and zero."""
 
     async def ask(client: SimulatorClient) -> None:
-        answer = await client.admin("totals")
-        assert answer.status == 200
-        assert answer.json == EMPTY_TOTALS == client.totals()
+        response = await client.admin("totals")
+        assert response.status == 200
+        assert response.json == EMPTY_TOTALS == client.totals()
 
     run_with_simulator(ask)
 
 
 def test_totals_and_ledger() -> None:
-    """Totals and ledger are the same by HTTP as in the process, and the ledger holds every POST in order."""
+    """Totals and ledger are the same over HTTP as in the process, and the ledger has every POST in order."""
 
     async def ask(client: SimulatorClient) -> None:
         done = await client.submit_accepted(CAT_BODY | {"seed": 2**70})
         await client.post({})
         await client.post(b"{")
         client.clock.at += 20
-        lost = await client.submit_accepted({"prompt": "a dog"})
+        queued = await client.submit_accepted({"prompt": "a dog"})
         await client.poll(done)
         await client.get(client.image_url(done))
         ledger = (await client.admin("ledger")).json
@@ -68,7 +68,7 @@ def test_totals_and_ledger() -> None:
             None,
             {"prompt": "a dog"},
         ]
-        assert [post["request_id"] for post in ledger["posts"]] == [done, None, None, lost]
+        assert [post["request_id"] for post in ledger["posts"]] == [done, None, None, queued]
         assert [post["job"] and post["job"]["status"] for post in ledger["posts"]] == [
             "COMPLETED",
             None,
@@ -82,7 +82,7 @@ def test_totals_and_ledger() -> None:
 
 
 def test_the_ledger_can_be_read_after_the_end() -> None:
-    """What was counted is still there when the ports are closed."""
+    """The counts can be read after the ports are closed."""
 
     async def ask(client: SimulatorClient) -> Simulator:
         await client.post()
@@ -92,7 +92,7 @@ def test_the_ledger_can_be_read_after_the_end() -> None:
 
 
 def test_settings_are_returned_and_can_be_sent_back() -> None:
-    """The settings that are told are all there are, and sending them back changes nothing."""
+    """All settings are returned, and sending them back changes nothing."""
 
     async def ask(client: SimulatorClient) -> None:
         current = (await client.admin("settings")).json
@@ -107,7 +107,7 @@ def test_settings_are_returned_and_can_be_sent_back() -> None:
 
 
 def test_changed_settings_apply_from_now_on() -> None:
-    """Named settings change for what comes, those not named stay, and accepted jobs keep their times."""
+    """Named settings change from now on, others stay, and accepted jobs keep their times."""
 
     async def ask(client: SimulatorClient) -> None:
         before = await client.submit_accepted()
@@ -128,13 +128,13 @@ def test_changed_settings_apply_from_now_on() -> None:
 
 
 def test_an_unchanged_limit_keeps_its_count() -> None:
-    """Changing other settings does not open a limit, changing the limit begins it anew."""
+    """A limit keeps its count when other settings change, and starts from zero when it changes itself."""
 
     async def ask(client: SimulatorClient) -> None:
         assert [(await client.post()).status for _ in range(2)] == [202, 429]
         await client.admin("settings", {"retry_after": "none", "submit_limit": "fixed-window:1/h"})
-        answer = await client.post()
-        assert (answer.status, "retry-after" in answer.headers) == (429, False)
+        response = await client.post()
+        assert (response.status, "retry-after" in response.headers) == (429, False)
         await client.admin("settings", {"submit_limit": "fixed-window:2/h"})
         assert [(await client.post()).status for _ in range(3)] == [202, 202, 429]
         await client.admin("settings", {"submit_limit": "none"})
@@ -144,7 +144,7 @@ def test_an_unchanged_limit_keeps_its_count() -> None:
 
 
 @pytest.mark.parametrize(
-    ("body", "named"),
+    ("body", "expected"),
     [
         (b"", ""),
         (b"{", ""),
@@ -183,21 +183,21 @@ def test_an_unchanged_limit_keeps_its_count() -> None:
         ({"state_file": ""}, "state_file"),
     ],
 )
-def test_settings_without_a_meaning(body: object, named: str) -> None:
-    """A wish without a meaning is a 400 that names what is wrong, and changes nothing, not even its good half."""
+def test_invalid_settings(body: object, expected: str) -> None:
+    """An invalid setting is a 400 that names it, and changes nothing, not even the valid settings beside it."""
 
     async def ask(client: SimulatorClient) -> None:
         before = (await client.admin("settings")).json
-        answer = await client.admin("settings", {"seed": 9} | body if isinstance(body, dict) else body)
-        assert answer.status == 400
-        assert named in answer.json["message"]
+        response = await client.admin("settings", {"seed": 9} | body if isinstance(body, dict) else body)
+        assert response.status == 400
+        assert expected in response.json["message"]
         assert (await client.admin("settings")).json == before
 
     run_with_simulator(ask)
 
 
 def test_the_balance() -> None:
-    """The balance can be topped up, set, and made endless, and the answer is the totals."""
+    """The balance can be topped up, set, and made unlimited; the response contains the totals."""
 
     async def ask(client: SimulatorClient) -> None:
         assert (await client.post()).status == 402
@@ -230,19 +230,19 @@ def test_the_balance() -> None:
         {"set": "x"},
     ],
 )
-def test_balances_without_a_meaning(body: object) -> None:
-    """A balance without a meaning is a 400 and leaves the balance as it was."""
+def test_invalid_balances(body: object) -> None:
+    """An invalid balance is a 400 and does not change the balance."""
 
     async def ask(client: SimulatorClient) -> None:
-        answer = await client.admin("balance", body)
-        assert (answer.status, answer.json["error"]) == (400, "Bad Request")
+        response = await client.admin("balance", body)
+        assert (response.status, response.json["error"]) == (400, "Bad Request")
         assert client.totals()["balance"] == 3
 
     run_with_simulator(ask, balance=3)
 
 
 def test_a_reset() -> None:
-    """A reset forgets every job and count, begins with the balance of the settings, and keeps the settings."""
+    """A reset forgets all jobs and counts, restores the balance of the settings, and keeps the settings."""
 
     async def ask(client: SimulatorClient) -> None:
         request_id = await client.submit_accepted()
@@ -250,8 +250,8 @@ def test_a_reset() -> None:
         await client.post({})
         await client.admin("settings", {"seed": 4})
         client.clock.at += 15
-        answer = await client.admin("reset", {})
-        assert answer.json == EMPTY_TOTALS | {"balance": 2}
+        response = await client.admin("reset", {})
+        assert response.json == EMPTY_TOTALS | {"balance": 2}
         assert (await client.poll(request_id)).status == 404
         assert (await client.get(client.image_url(request_id))).status == 404
         assert (await client.admin("settings")).json["seed"] == 4
@@ -263,8 +263,8 @@ def test_a_reset() -> None:
     run_with_simulator(ask, balance=2)
 
 
-def test_a_reset_makes_revoked_keys_good() -> None:
-    """After a reset no POST was accepted, so keys that were refused after so many are good again."""
+def test_a_reset_restores_revoked_keys() -> None:
+    """A reset also resets the count of accepted POSTs, so a revoked key is valid again."""
 
     async def ask(client: SimulatorClient) -> None:
         assert [(await client.post()).status for _ in range(2)] == [202, 401]
@@ -274,8 +274,8 @@ def test_a_reset_makes_revoked_keys_good() -> None:
     run_with_simulator(ask, revoke_after=1)
 
 
-def test_after_a_reset_the_same_requests_meet_the_same() -> None:
-    """Chance does not go on after a reset: the same POSTs meet the same faults, latencies and images."""
+def test_after_a_reset_the_same_requests_have_the_same_outcomes() -> None:
+    """After a reset the same POSTs have the same faults, latencies and images."""
 
     async def one_run(client: SimulatorClient) -> list[object]:
         client.clock.at = CLOCK_START_AT
@@ -303,23 +303,22 @@ def test_after_a_reset_the_same_requests_meet_the_same() -> None:
 
 
 def test_a_port_in_use() -> None:
-    """A simulator that cannot listen says which of its ports it is, and leaves nothing open."""
+    """A simulator that cannot listen names the port setting, and leaves no port open."""
 
     async def ask(client: SimulatorClient) -> None:
-        taken = int(client.gateway.rpartition(":")[2])
+        used_port = int(client.gateway.rpartition(":")[2])
         for name in ("port", "cdn_port"):
-            settings = (
-                SimulatorSettings(tiny=True, port=taken) if name == "port" else SimulatorSettings(cdn_port=taken)
-            )
-            with pytest.raises(SimulatorError, match="cannot be listened on") as raised:
+            ports: dict[str, Any] = {name: used_port}
+            settings = SimulatorSettings(tiny=True, **ports)
+            with pytest.raises(SimulatorError, match="cannot listen on") as raised:
                 await Simulator(settings).start()
             assert raised.value.field == name
 
     run_with_simulator(ask)
 
 
-def test_a_simulator_by_hand() -> None:
-    """Start and close do what the context manager does, closing twice does no harm, and its ports are three URLs."""
+def test_start_and_close() -> None:
+    """`start` and `close` work without the context manager, closing twice has no effect, and all URLs are set."""
 
     async def main() -> None:
         simulator = Simulator(SimulatorSettings(tiny=True, host="0.0.0.0"))

@@ -1,4 +1,4 @@
-"""The CDN: whole images and parts of them, faults, and what the images are."""
+"""The CDN: full images and ranges, faults, and the content of images."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ CAPTION_FIELDS = {
 
 
 def open_verified(data: bytes) -> Image.Image:
-    """The image, after Pillow has verified each chunk and decoded each pixel."""
+    """Return the image, after Pillow has verified every chunk and decoded every pixel."""
     with Image.open(BytesIO(data)) as verified:
         assert verified.format == "PNG"
         verified.verify()
@@ -48,7 +48,7 @@ def pixels(data: bytes) -> bytes:
 
 
 def chunks(png: bytes) -> list[tuple[bytes, bytes]]:
-    """A PNG's chunks, each with a checksum that is right."""
+    """Return the chunks of a PNG, and check their checksums."""
     assert png.startswith(PNG_FILE_SIGNATURE)
     position, all_chunks = len(PNG_FILE_SIGNATURE), []
     while position < len(png):
@@ -68,11 +68,11 @@ def ratio(text: str) -> float:
     return float(across) / float(down)
 
 
-# ---- whole images and parts ----------------------------------------------------------------------------
+# ---- full images and ranges -----------------------------------------------------------------------------
 
 
 def test_a_complete_image() -> None:
-    """A GET gives the whole PNG with its length, type and an ETag in quotes, the same each time, and is counted."""
+    """A GET returns the PNG with its length, type and a quoted ETag, the same each time, and is counted."""
 
     async def ask(client: SimulatorClient) -> None:
         url = client.image_url(await client.submit_accepted())
@@ -94,14 +94,14 @@ def test_a_complete_image() -> None:
 
 
 def test_head() -> None:
-    """A HEAD gives the headers of the GET and no byte, and is no download."""
+    """A HEAD returns the headers of the GET without a body, and is not counted as a download."""
 
     async def ask(client: SimulatorClient) -> None:
         url = client.image_url(await client.submit_accepted())
-        head, whole = await client.get(url, "HEAD"), await client.get(url)
+        head, full = await client.get(url, "HEAD"), await client.get(url)
         assert (head.status, head.body) == (200, b"")
         for name in ("content-length", "content-type", "etag", "accept-ranges"):
-            assert head.headers[name] == whole.headers[name]
+            assert head.headers[name] == full.headers[name]
         assert client.totals()["downloads"] == 1
         part = await client.get(url, "HEAD", Range="bytes=5-9")
         assert (part.status, part.headers["content-length"], part.body) == (206, "5", b"")
@@ -121,14 +121,14 @@ def test_head() -> None:
     ],
 )
 def test_a_range(asked: str, start: int, stop: int) -> None:
-    """A range gives 206 with those bytes of the image, says which they are, and counts them."""
+    """A range returns 206 with those bytes of the image and their Content-Range, and they are counted."""
 
     async def ask(client: SimulatorClient) -> None:
         url = client.image_url(await client.submit_accepted())
-        whole = (await client.get(url)).body
+        full = (await client.get(url)).body
         part = await client.get(url, Range=asked)
         assert part.status == 206
-        assert part.body == whole[start:stop]
+        assert part.body == full[start:stop]
         assert part.headers["content-range"] == f"bytes {start}-{stop - 1}/5000"
         assert part.headers["content-length"] == str(stop - start)
         assert part.headers["content-type"] == "image/png"
@@ -140,18 +140,18 @@ def test_a_range(asked: str, start: int, stop: int) -> None:
 @pytest.mark.parametrize(
     "asked", ["bytes=0-", "bytes=0-4999", "bytes=9-5", "bytes=0-5,9-12", "bytes=-", "pages=1-2", "bytes=-9999", "x"]
 )
-def test_a_range_that_is_the_whole(asked: str) -> None:
-    """A range of everything, of several parts, or without a meaning gives the whole image with 200."""
+def test_ranges_that_return_the_full_image(asked: str) -> None:
+    """A range of everything, of several parts, or an invalid one returns the full image with 200."""
 
     async def ask(client: SimulatorClient) -> None:
-        answer = await client.get(client.image_url(await client.submit_accepted()), Range=asked)
-        assert (answer.status, len(answer.body)) == (200, 5000)
+        response = await client.get(client.image_url(await client.submit_accepted()), Range=asked)
+        assert (response.status, len(response.body)) == (200, 5000)
 
     run_with_simulator(ask, **NO_LATENCY, image_bytes=5000)
 
 
-def test_a_range_of_more_digits_than_a_number_has() -> None:
-    """Even a range of thousands of digits gets an answer that RFC 9110 knows."""
+def test_a_range_with_thousands_of_digits() -> None:
+    """A range with thousands of digits gets a response that RFC 9110 allows."""
 
     async def ask(client: SimulatorClient) -> None:
         url = client.image_url(await client.submit_accepted())
@@ -162,48 +162,48 @@ def test_a_range_of_more_digits_than_a_number_has() -> None:
 
 
 @pytest.mark.parametrize("asked", ["bytes=5000-", "bytes=9999-10000", "bytes=-0"])
-def test_a_range_behind_the_end(asked: str) -> None:
-    """A range that lies behind the last byte is a 416 which tells the length."""
+def test_a_range_after_the_end(asked: str) -> None:
+    """A range after the last byte is a 416 with the length."""
 
     async def ask(client: SimulatorClient) -> None:
-        answer = await client.get(client.image_url(await client.submit_accepted()), Range=asked)
-        assert (answer.status, answer.body) == (416, b"")
-        assert answer.headers["content-range"] == "bytes */5000"
+        response = await client.get(client.image_url(await client.submit_accepted()), Range=asked)
+        assert (response.status, response.body) == (416, b"")
+        assert response.headers["content-range"] == "bytes */5000"
         assert client.totals()["downloads"] == 0
 
     run_with_simulator(ask, **NO_LATENCY, image_bytes=5000)
 
 
 def test_if_range() -> None:
-    """With If-Range a part is sent where the ETag is that of the image, else the whole."""
+    """With If-Range the range is sent if the ETag matches, or else the full image."""
 
     async def ask(client: SimulatorClient) -> None:
         url = client.image_url(await client.submit_accepted())
-        whole = await client.get(url)
-        etag = whole.headers["etag"]
+        full = await client.get(url)
+        etag = full.headers["etag"]
         same = await client.get(url, Range="bytes=7-", If_Range=etag)
-        assert (same.status, same.body) == (206, whole.body[7:])
+        assert (same.status, same.body) == (206, full.body[7:])
         for other in ('"another"', f"W/{etag}", "Tue, 31 Mar 2026 10:00:00 GMT"):
-            answer = await client.get(url, Range="bytes=7-", If_Range=other)
-            assert (answer.status, answer.body) == (200, whole.body)
+            response = await client.get(url, Range="bytes=7-", If_Range=other)
+            assert (response.status, response.body) == (200, full.body)
         assert (await client.get(url, Range="bytes=99999999-", If_Range='"another"')).status == 200
 
     run_with_simulator(ask, **NO_LATENCY)
 
 
 def test_several_outputs() -> None:
-    """A job of four outputs has four addresses, four images that differ, and four ETags."""
+    """A job with four outputs has four URLs, four different images, and four ETags."""
 
     async def ask(client: SimulatorClient) -> None:
         request_id = await client.submit_accepted(CAT_BODY | {"seed": 3})
         urls = (await client.poll(request_id)).json["output"]["media_url"]
         names = ["output.png", "output-2.png", "output-3.png", "output-4.png"]
         assert urls == [client.image_url(request_id, name) for name in names]
-        answers = [await client.get(url) for url in urls]
-        assert {answer.status for answer in answers} == {200}
-        assert len({answer.headers["etag"] for answer in answers}) == 4
-        assert len({pixels(answer.body) for answer in answers}) == 4
-        assert [open_verified(answer.body).info["output"] for answer in answers] == ["1", "2", "3", "4"]
+        responses = [await client.get(url) for url in urls]
+        assert {response.status for response in responses} == {200}
+        assert len({response.headers["etag"] for response in responses}) == 4
+        assert len({pixels(response.body) for response in responses}) == 4
+        assert [open_verified(response.body).info["output"] for response in responses] == ["1", "2", "3", "4"]
         assert client.posts()[0]["job"]["download_requests"] == 4
 
     run_with_simulator(ask, **NO_LATENCY, outputs=4)
@@ -211,7 +211,7 @@ def test_several_outputs() -> None:
 
 @pytest.mark.parametrize("name", ["output-2.png", "output-1.png", "output-5.png", "output.jpg", "Output.png", "x"])
 def test_names_no_image_has(name: str) -> None:
-    """A job of one output has one address."""
+    """A job with one output has one URL; other names are a 404."""
 
     async def ask(client: SimulatorClient) -> None:
         assert (await client.get(client.image_url(await client.submit_accepted(), name))).status == 404
@@ -219,8 +219,8 @@ def test_names_no_image_has(name: str) -> None:
     run_with_simulator(ask, **NO_LATENCY)
 
 
-def test_no_image_before_its_job_is_done() -> None:
-    """An address is a 404 while its job is QUEUED or PROCESSING, and an image as soon as it is COMPLETED."""
+def test_no_image_before_its_job_is_completed() -> None:
+    """The URL of an image is a 404 while its job is QUEUED or PROCESSING, and works when it is COMPLETED."""
 
     async def ask(client: SimulatorClient) -> None:
         url = client.image_url(await client.submit_accepted())
@@ -235,7 +235,7 @@ def test_no_image_before_its_job_is_done() -> None:
 
 @pytest.mark.parametrize("fault", ["job-failed", "job-error"])
 def test_no_image_of_a_failed_job(fault: str) -> None:
-    """A job that FAILED or came to ERROR has no image."""
+    """A job that ended FAILED or ERROR has no image."""
 
     async def ask(client: SimulatorClient) -> None:
         request_id = await client.submit_accepted()
@@ -246,10 +246,10 @@ def test_no_image_of_a_failed_job(fault: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("method", "path"), [("GET", "/"), ("GET", "/v1/nobody/output.png"), ("POST", "/v1/a/output.png"), ("GET", "/v1")]
+    ("method", "path"), [("GET", "/"), ("GET", "/v1/unknown/output.png"), ("POST", "/v1/a/output.png"), ("GET", "/v1")]
 )
-def test_other_addresses_of_the_cdn(method: str, path: str) -> None:
-    """Any other address of the CDN is a 404, and the request is counted all the same."""
+def test_other_urls_of_the_cdn(method: str, path: str) -> None:
+    """Any other URL of the CDN is a 404, and the request is counted."""
 
     async def ask(client: SimulatorClient) -> None:
         assert (await client.get(client.cdn + path, method)).status == 404
@@ -260,7 +260,7 @@ def test_other_addresses_of_the_cdn(method: str, path: str) -> None:
 
 
 def test_a_key_at_the_cdn_is_counted() -> None:
-    """The CDN wants no key, and the books tell how often one was shown to it, at whatever address."""
+    """The CDN needs no key, and requests with a key are counted, at any URL."""
 
     async def ask(client: SimulatorClient) -> None:
         url = client.image_url(await client.submit_accepted())
@@ -274,7 +274,7 @@ def test_a_key_at_the_cdn_is_counted() -> None:
     run_with_simulator(ask, **NO_LATENCY)
 
 
-# ---- faults ----------------------------------------------------------------------------------------------
+# ---- faults ---------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -290,34 +290,34 @@ def test_a_key_at_the_cdn_is_counted() -> None:
     ],
 )
 def test_faults_of_the_cdn(fault: str, status: int, kind: str) -> None:
-    """A fault spoils a download as it is named, and the next one is the image."""
+    """A fault damages one download as its name says, and the next download is correct."""
 
     async def ask(client: SimulatorClient) -> None:
         url = client.image_url(await client.submit_accepted())
-        spoiled, good = await client.get(url), await client.get(url)
-        assert (good.status, len(good.body)) == (200, 50_000)
-        open_verified(good.body)
-        assert (spoiled.status, spoiled.headers["content-type"].split(";")[0]) == (status, kind)
-        assert spoiled.complete == (fault != "cdn-cut")
+        damaged, correct = await client.get(url), await client.get(url)
+        assert (correct.status, len(correct.body)) == (200, 50_000)
+        open_verified(correct.body)
+        assert (damaged.status, damaged.headers["content-type"].split(";")[0]) == (status, kind)
+        assert damaged.complete == (fault != "cdn-cut")
         match fault:
             case "cdn-cut":
-                assert spoiled.headers["content-length"] == "50000"
-                assert spoiled.body == good.body[:25_000]
+                assert damaged.headers["content-length"] == "50000"
+                assert damaged.body == correct.body[:25_000]
             case "cdn-corrupt":
-                wrong = [n for n, (a, b) in enumerate(zip(spoiled.body, good.body, strict=True)) if a != b]
-                assert wrong == [25_000]
+                changed = [n for n, (a, b) in enumerate(zip(damaged.body, correct.body, strict=True)) if a != b]
+                assert changed == [25_000]
                 with pytest.raises(Exception, match=r"broken PNG|bad header checksum|CRC"):
-                    open_verified(spoiled.body)
+                    open_verified(damaged.body)
             case "cdn-trailing":
-                assert spoiled.body.startswith(good.body)
-                assert len(spoiled.body) > len(good.body)
-                assert spoiled.headers["content-length"] == str(len(spoiled.body))
+                assert damaged.body.startswith(correct.body)
+                assert len(damaged.body) > len(correct.body)
+                assert damaged.headers["content-length"] == str(len(damaged.body))
             case "cdn-slow":
-                assert spoiled.body == good.body
+                assert damaged.body == correct.body
             case "cdn-html":
-                assert spoiled.body.startswith(b"<html>")
+                assert damaged.body.startswith(b"<html>")
             case _:
-                assert spoiled.json["error"]
+                assert damaged.json["error"]
         complete = 2 if fault in ("cdn-corrupt", "cdn-trailing", "cdn-slow") else 1
         assert client.totals()["downloads"] == complete
 
@@ -327,7 +327,7 @@ def test_faults_of_the_cdn(fault: str, status: int, kind: str) -> None:
 
 
 def test_a_cut_download_can_be_resumed() -> None:
-    """What was cut and what a range gives from there on make the image, although both were cut."""
+    """A cut download can be completed with range requests, although these are cut as well."""
 
     async def ask(client: SimulatorClient) -> None:
         url = client.image_url(await client.submit_accepted())
@@ -345,7 +345,7 @@ def test_a_cut_download_can_be_resumed() -> None:
 
 
 def test_faults_are_drawn_for_each_output() -> None:
-    """With fault_max_attempts the first download of each output is struck, in whatever order they are asked for."""
+    """With fault_max_attempts=1 the first download of each output fails, in whatever order they are requested."""
 
     async def ask(client: SimulatorClient) -> None:
         request_id = await client.submit_accepted()
@@ -355,17 +355,17 @@ def test_faults_are_drawn_for_each_output() -> None:
     run_with_simulator(ask, **NO_LATENCY, outputs=2, faults={"cdn-503": 1.0}, fault_max_attempts=1)
 
 
-# ---- drawn images --------------------------------------------------------------------------------------
+# ---- drawn images ---------------------------------------------------------------------------------------
 
 
 def test_a_drawn_image_shows_its_job() -> None:
-    """A drawn image opens in Pillow and carries the prompt, the parameters and the request_id."""
+    """A drawn image opens in Pillow and contains the prompt, the parameters and the request_id."""
     prompt = "Zwölf Boxkämpfer — 猫 🐈 \u0007"
 
     async def ask(client: SimulatorClient) -> None:
         request_id = await client.submit_accepted({"prompt": prompt, "seed": 2**70, "creativity": "high"})
-        answer = await client.get(client.image_url(request_id))
-        image = open_verified(answer.body)
+        response = await client.get(client.image_url(request_id))
+        image = open_verified(response.body)
         assert (image.size, image.mode) == ((1024, 1024), "RGB")
         assert image.info == {
             "prompt": prompt,
@@ -381,7 +381,7 @@ def test_a_drawn_image_shows_its_job() -> None:
 
 
 def test_sizes_are_about_a_megapixel_and_keep_their_ratio() -> None:
-    """Each ratio of the document has a size that meets it within one percent, of about a million pixels."""
+    """Each ratio of the API document has a size within one percent of it and of about a million pixels."""
     assert set(IMAGE_SIZES) == set(VALID_ASPECT_RATIOS)
     for text, (width, height) in IMAGE_SIZES.items():
         assert width / height == pytest.approx(ratio(text), rel=0.01)
@@ -391,7 +391,7 @@ def test_sizes_are_about_a_megapixel_and_keep_their_ratio() -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("aspect_ratio", VALID_ASPECT_RATIOS)
 def test_each_ratio_as_drawn(aspect_ratio: str) -> None:
-    """A downloaded image has the ratio that its job asked for within one percent."""
+    """A downloaded image has the ratio of its job within one percent."""
 
     async def ask(client: SimulatorClient) -> None:
         width, height = open_verified(await client.download_image(CAT_BODY | {"aspect_ratio": aspect_ratio})).size
@@ -402,7 +402,7 @@ def test_each_ratio_as_drawn(aspect_ratio: str) -> None:
 
 @pytest.mark.slow
 def test_the_same_body_and_seed_give_the_same_pixels() -> None:
-    """Two jobs of one body with a seed are one image, on another simulator too; another prompt or seed is not."""
+    """Two jobs with the same body and seed have the same image, also on another simulator; others differ."""
 
     async def ask(client: SimulatorClient) -> list[bytes]:
         bodies = [
@@ -413,15 +413,15 @@ def test_the_same_body_and_seed_give_the_same_pixels() -> None:
         ]
         return [pixels(await client.download_image(body)) for body in bodies]
 
-    first, again, other_seed, other_prompt = run_with_simulator(ask, **NO_LATENCY, tiny=False)
-    assert first == again
+    first, repeated, other_seed, other_prompt = run_with_simulator(ask, **NO_LATENCY, tiny=False)
+    assert first == repeated
     assert len({first, other_seed, other_prompt}) == 3
     assert run_with_simulator(ask, **NO_LATENCY, tiny=False, seed=5)[0] == first
 
 
 @pytest.mark.slow
 def test_parameters_change_the_image() -> None:
-    """Another creativity or another output of the same job is another image."""
+    """A different creativity or output index of the same job gives a different image."""
     seen = {pixels(draw(CAPTION_FIELDS | {"creativity": creativity}, "7")) for creativity in CREATIVITY}
     assert len(seen | {pixels(draw(CAPTION_FIELDS, "8"))}) == 5
 
@@ -451,7 +451,7 @@ def test_parameters_change_the_image() -> None:
     ],
 )
 def test_any_prompt_can_be_drawn(prompt: str) -> None:
-    """Whatever a prompt says, its image opens and carries it to the letter."""
+    """Any prompt can be drawn, and its image contains it exactly."""
     image = open_verified(
         draw(CAPTION_FIELDS | {"prompt": prompt, "aspect_ratio": "2.35:1", "creativity": "high"}, "1")
     )
@@ -461,7 +461,7 @@ def test_any_prompt_can_be_drawn(prompt: str) -> None:
 
 @pytest.mark.slow
 def test_images_are_the_same_in_every_process() -> None:
-    """Drawn, tiny and noisy images are the same bytes in processes whose string hashes differ."""
+    """Drawn, tiny and noise images are the same bytes in processes with different hash seeds."""
     program = (
         "import hashlib, sys, ast\n"
         "from krea_batch.testing.simulator.drawing.images import draw\n"
@@ -483,11 +483,11 @@ def test_images_are_the_same_in_every_process() -> None:
         assert run.stdout.strip() == hashlib.sha256(made).hexdigest(), run.stderr
 
 
-# ---- tiny images ---------------------------------------------------------------------------------------
+# ---- tiny images ----------------------------------------------------------------------------------------
 
 
 def test_a_tiny_image() -> None:
-    """With `tiny` an image is a few hundred bytes, valid, and carries the same words as a drawn one."""
+    """With `tiny` an image is a few hundred bytes, valid, and contains the same texts as a drawn one."""
 
     async def ask(client: SimulatorClient) -> None:
         data = await client.download_image(CAT_BODY | {"aspect_ratio": "9:16"})
@@ -501,7 +501,7 @@ def test_a_tiny_image() -> None:
 
 
 def test_tiny_ratios_are_distinguishable() -> None:
-    """The eight ratios have eight tiny sizes, in the order of their widths."""
+    """The eight ratios have eight tiny sizes, in the same order."""
     sizes = {
         text: open_verified(tiny_image(CAPTION_FIELDS | {"aspect_ratio": text}, "1")).size
         for text in VALID_ASPECT_RATIOS
@@ -512,7 +512,7 @@ def test_tiny_ratios_are_distinguishable() -> None:
 
 
 def test_tiny_colours_come_from_prompt_and_seed() -> None:
-    """The same body and seed give the same tiny pixels, another prompt or seed others."""
+    """The same body and seed give the same tiny image; a different prompt or seed gives a different one."""
 
     async def ask(client: SimulatorClient) -> None:
         bodies = [
@@ -521,15 +521,15 @@ def test_tiny_colours_come_from_prompt_and_seed() -> None:
             CAT_BODY | {"seed": 2},
             {"prompt": "a dog", "seed": 1},
         ]
-        first, again, *others = [pixels(await client.download_image(body)) for body in bodies]
-        assert first == again
+        first, repeated, *others = [pixels(await client.download_image(body)) for body in bodies]
+        assert first == repeated
         assert len({first, *others}) == 3
 
     run_with_simulator(ask, **NO_LATENCY)
 
 
 def test_without_a_seed_each_job_makes_its_own_image() -> None:
-    """Two jobs of one body without a seed differ, and a simulator with the same seed makes both again."""
+    """Two jobs with the same body and no seed differ, and a simulator with the same seed repeats both."""
 
     async def ask(client: SimulatorClient) -> list[bytes]:
         return [pixels(await client.download_image()) for _ in range(2)]
@@ -542,7 +542,7 @@ def test_without_a_seed_each_job_makes_its_own_image() -> None:
 
 @pytest.mark.parametrize("size", [4096, 5000, 65_536, 65_537, 300_000])
 def test_an_image_of_exactly_n_bytes(size: int) -> None:
-    """With `image_bytes` an image has exactly that size, opens, and hardly compresses."""
+    """With `image_bytes` an image has exactly that size, opens, and does not compress well."""
 
     async def ask(client: SimulatorClient) -> None:
         data = await client.download_image()
@@ -558,25 +558,25 @@ def test_an_image_of_exactly_n_bytes(size: int) -> None:
     size=st.integers(4096, 120_000),
     aspect_ratio=st.sampled_from(VALID_ASPECT_RATIOS),
     prompt=st.text(st.characters(exclude_categories=["Cs"]), max_size=300),
-    chance=st.text(max_size=8),
+    seed_key=st.text(max_size=8),
 )
-def test_image_bytes_are_exact(size: int, aspect_ratio: str, prompt: str, chance: str) -> None:
-    """For any size and any words a padded image has exactly so many bytes, right chunks, and the ratio."""
+def test_image_bytes_are_exact(size: int, aspect_ratio: str, prompt: str, seed_key: str) -> None:
+    """For any size and text a padded image has exactly that size, correct chunks, and the ratio."""
     text = CAPTION_FIELDS | {"aspect_ratio": aspect_ratio, "prompt": prompt}
-    image_data = tiny_image(text, chance, size)
+    image_data = tiny_image(text, seed_key, size)
     assert len(image_data) == size
-    found = chunks(image_data)
-    width, height = struct.unpack(">II", found[0][1][:8])
+    png_chunks = chunks(image_data)
+    width, height = struct.unpack(">II", png_chunks[0][1][:8])
     assert abs(width - height * ratio(aspect_ratio)) <= 0.5
-    rows = zlib.decompress(b"".join(data for kind, data in found if kind == b"IDAT"))
+    rows = zlib.decompress(b"".join(data for kind, data in png_chunks if kind == b"IDAT"))
     assert len(rows) == (width * 3 + 1) * height
     assert set(rows[:: width * 3 + 1]) == {0}
-    texts = dict(data.split(b"\0\0\0\0\0", 1) for kind, data in found if kind == b"iTXt")
+    texts = dict(data.split(b"\0\0\0\0\0", 1) for kind, data in png_chunks if kind == b"iTXt")
     assert texts[b"prompt"].decode() == prompt
 
 
 def test_a_prompt_too_long_for_its_size() -> None:
-    """A prompt that needs more room than the size has is carried whole all the same."""
+    """A prompt that is longer than the size allows is still contained completely."""
     prompt = "long " * 2000
     image_data = tiny_image(CAPTION_FIELDS | {"prompt": prompt}, "1", 4096)
     assert open_verified(image_data).info["prompt"] == prompt

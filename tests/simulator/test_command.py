@@ -1,4 +1,4 @@
-"""`krea-batch simulate` as a process: what it prints, what it serves, how it ends, and what it refuses."""
+"""`krea-batch simulate` as a process: output, responses, exit, errors."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ StartSimulator = Callable[..., subprocess.Popen[str]]
 
 @pytest.fixture
 def start() -> Iterator[StartSimulator]:
-    """Start the command; what still runs ends with the test."""
+    """Start the command; processes that still run are killed at the end of the test."""
     running: list[subprocess.Popen[str]] = []
 
     def start_process(*options: str) -> subprocess.Popen[str]:
@@ -50,14 +50,14 @@ def first_line(process: subprocess.Popen[str]) -> str:
 
 
 def stop_process(process: subprocess.Popen[str], signal_number: signal.Signals) -> tuple[int, str, str]:
-    """Send a signal; the exit code, and what was printed besides what was read already."""
+    """Send a signal. Returns the exit code, the unread output and the errors."""
     process.send_signal(signal_number)
-    printed, stderr = process.communicate(timeout=CLIENT_TIMEOUT_S)
-    return process.returncode, printed, stderr
+    output, stderr = process.communicate(timeout=CLIENT_TIMEOUT_S)
+    return process.returncode, output, stderr
 
 
 def refusal_text(*options: str) -> str:
-    """What a command prints that ends with exit code 2 before it serves."""
+    """Run a command that ends with exit code 2 and serves nothing. Returns its error output."""
     run = subprocess.run([*SIMULATE_COMMAND, *options], capture_output=True, text=True, timeout=CLIENT_TIMEOUT_S)
     assert (run.returncode, run.stdout) == (2, ""), run.stderr
     assert "Traceback" not in run.stderr
@@ -65,7 +65,7 @@ def refusal_text(*options: str) -> str:
 
 
 async def generate_image(gateway: str) -> tuple[dict[str, Any], bytes]:
-    """Submit, poll until the job has ended, and download."""
+    """Submit, poll until the job has ended, and download. Returns the last status and the image."""
     headers = {"Ocp-Apim-Subscription-Key": SIMULATOR_KEY}
     async with asyncio.timeout(CLIENT_TIMEOUT_S), aiohttp.ClientSession() as session:
         async with session.post(gateway + SUBMIT_PATH, json=CAT_BODY, headers=headers) as response:
@@ -80,7 +80,7 @@ async def generate_image(gateway: str) -> tuple[dict[str, Any], bytes]:
 
 
 def test_it_serves(start: StartSimulator) -> None:
-    """With --json the first line holds three addresses, at which an image is made and the books are told."""
+    """With --json the first line has three URLs, which generate and serve an image and return the totals."""
     process = start("--json", "--time-scale", "100", "--image-bytes", "5000", "--balance", "3")
     urls = json.loads(first_line(process))
     assert set(urls) == {"gateway_url", "cdn_url", "admin_url"}
@@ -90,8 +90,8 @@ def test_it_serves(start: StartSimulator) -> None:
     assert status["output"]["media_url"][0].startswith(urls["cdn_url"])
 
     async def totals() -> Any:
-        async with aiohttp.ClientSession() as session, session.get(urls["admin_url"] + "/totals") as answer:
-            return await answer.json()
+        async with aiohttp.ClientSession() as session, session.get(urls["admin_url"] + "/totals") as response:
+            return await response.json()
 
     reported = asyncio.run(totals())
     assert (reported["accepted"], reported["charged"], reported["downloads"], reported["balance"]) == (1, 1, 1, 2)
@@ -100,21 +100,21 @@ def test_it_serves(start: StartSimulator) -> None:
 
 @pytest.mark.parametrize("by", [signal.SIGINT, signal.SIGTERM])
 def test_it_ends_with_counts(start: StartSimulator, by: signal.Signals) -> None:
-    """Told to stop, it ends with exit code 0 and prints what was accepted, charged, polled and downloaded."""
+    """On a signal it ends with exit code 0 and prints how much was accepted, charged, polled and downloaded."""
     process = start("--tiny", "--time-scale", "1000")
-    announced = "".join(first_line(process) for _ in range(5))
-    gateway = re.search(r"http://\S+", announced)
+    banner = "".join(first_line(process) for _ in range(5))
+    gateway = re.search(r"http://\S+", banner)
     assert gateway
     asyncio.run(generate_image(gateway[0]))
-    code, printed, complained = stop_process(process, by)
-    assert (code, complained) == (0, "")
-    assert re.search(r"\n1 accepted, 1 charged, [\d,]+ polls, 1 downloads\n$", printed)
-    assert gateway[0] + "/_admin/totals" in announced
-    assert f"--gateway {gateway[0]}" in announced
+    code, output, errors = stop_process(process, by)
+    assert (code, errors) == (0, "")
+    assert re.search(r"\n1 accepted, 1 charged, [\d,]+ polls, 1 downloads\n$", output)
+    assert gateway[0] + "/_admin/totals" in banner
+    assert f"--gateway {gateway[0]}" in banner
 
 
 def test_jobs_survive_a_kill(start: StartSimulator, tmp_path: Path) -> None:
-    """A job that was accepted before a kill -9 is known to the next process with the same file."""
+    """A job that was accepted before a kill -9 is known to the next process with the same state file."""
     options = ("--json", "--tiny", "--time-scale", "1000", "--state-file", str(tmp_path / "jobs"))
     process = start(*options)
     status, image = asyncio.run(generate_image(json.loads(first_line(process))["gateway_url"]))
@@ -123,14 +123,14 @@ def test_jobs_survive_a_kill(start: StartSimulator, tmp_path: Path) -> None:
 
     async def again() -> bytes:
         url = f"{cdn}/v1/{status['request_id']}/output.png"
-        async with aiohttp.ClientSession() as session, session.get(url) as answer:
-            return await answer.read()
+        async with aiohttp.ClientSession() as session, session.get(url) as response:
+            return await response.read()
 
     assert asyncio.run(again()) == image
 
 
 def test_the_list_of_faults() -> None:
-    """With --fault list every fault is printed with its meaning, and nothing is served."""
+    """`--fault list` prints every fault with its meaning and exits."""
     run = subprocess.run(
         [*SIMULATE_COMMAND, "--fault", "list"], capture_output=True, text=True, timeout=CLIENT_TIMEOUT_S
     )
@@ -139,7 +139,7 @@ def test_the_list_of_faults() -> None:
 
 
 @pytest.mark.parametrize(
-    ("options", "named"),
+    ("options", "expected"),
     [
         (["--port", "70000"], "--port"),
         (["--port", "x"], "--port"),
@@ -159,16 +159,16 @@ def test_the_list_of_faults() -> None:
         (["--nothing"], "--nothing"),
     ],
 )
-def test_options_without_a_meaning(options: list[str], named: str) -> None:
-    """An option without a meaning ends with exit code 2 and a sentence that names it."""
-    assert named in refusal_text("--port", "0", *options)
+def test_invalid_options(options: list[str], expected: str) -> None:
+    """An invalid option ends with exit code 2 and a message that names it."""
+    assert expected in refusal_text("--port", "0", *options)
 
 
 def test_a_port_in_use() -> None:
-    """A port that somebody else listens on ends with exit code 2 and names --port."""
-    with socket.socket() as taken:
-        taken.bind(("127.0.0.1", 0))
-        taken.listen()
-        complained = refusal_text("--port", str(taken.getsockname()[1]))
-    assert "--port" in complained
-    assert "cannot be listened on" in complained
+    """A port that is in use ends with exit code 2 and a message that names --port."""
+    with socket.socket() as used:
+        used.bind(("127.0.0.1", 0))
+        used.listen()
+        errors = refusal_text("--port", str(used.getsockname()[1]))
+    assert "--port" in errors
+    assert "cannot listen on" in errors

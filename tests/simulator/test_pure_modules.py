@@ -1,4 +1,4 @@
-"""The simulator's pure parts: latencies, faults, ranges, checks, jobs, books, settings, and how it writes."""
+"""The pure modules: latency, faults, ranges, body validation, job planner, accounting, settings, responses."""
 
 from __future__ import annotations
 
@@ -40,18 +40,18 @@ BODY_FIELDS = [
 
 
 def plan_jobs(planner: JobPlanner, injector: FaultInjector, *arrivals: float) -> list[SimulatedJob]:
-    """Jobs of different bodies, accepted at these instants."""
+    """Return jobs with different bodies, accepted at these times."""
     jobs = [SimulatedJob(f"r-{n}", {"prompt": "x"}, at, f"body {n}", 1) for n, at in enumerate(arrivals)]
     for job in jobs:
         planner.plan(job, injector)
     return jobs
 
 
-# ---- latencies -------------------------------------------------------------------------------------------
+# ---- latencies ------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
-    ("text", "least", "most", "median"),
+    ("text", "minimum", "maximum", "median"),
     [
         ("fixed:15", 15, 15, 15),
         ("fixed:0", 0, 0, 0),
@@ -65,18 +65,18 @@ def plan_jobs(planner: JobPlanner, injector: FaultInjector, *arrivals: float) ->
         ("bimodal:5,25,0.3", 4, 30, 5.4),
     ],
 )
-def test_what_latencies_are_drawn(text: str, least: float, most: float, median: float) -> None:
-    """A distribution draws within its bounds and around its median, and the same for the same chance."""
+def test_drawn_latencies(text: str, minimum: float, maximum: float, median: float) -> None:
+    """A distribution draws within its bounds and around its median, and the same for the same seed."""
     latency = LatencyDistribution(text)
     drawn = [latency.draw(Random(n)) for n in range(2000)]
-    assert least <= min(drawn)
-    assert max(drawn) <= most
+    assert minimum <= min(drawn)
+    assert max(drawn) <= maximum
     assert statistics.median(drawn) == pytest.approx(median, rel=0.1)
     assert drawn == [LatencyDistribution(text).draw(Random(n)) for n in range(2000)]
 
 
 def test_a_bimodal_latency_has_two_modes() -> None:
-    """Three of ten draws of bimodal:5,25,0.3 lie around 25, the others around 5, and none between."""
+    """Of bimodal:5,25,0.3, 30 % of the draws are around 25, the others around 5, and none between."""
     drawn = [LatencyDistribution("bimodal:5,25,0.3").draw(Random(n)) for n in range(2000)]
     slow = [seconds for seconds in drawn if seconds > 15]
     assert len(slow) / len(drawn) == pytest.approx(0.3, abs=0.05)
@@ -106,14 +106,14 @@ def test_a_bimodal_latency_has_two_modes() -> None:
         "Fixed:15",
     ],
 )
-def test_texts_that_are_no_latency(text: str) -> None:
-    """A text that says no latency is refused with the text itself and with how to write one."""
-    with pytest.raises(ValueError, match="is no latency; write fixed:15") as raised:
+def test_invalid_latencies(text: str) -> None:
+    """An invalid latency is refused with its text and the syntax."""
+    with pytest.raises(ValueError, match=r"invalid latency .*; use fixed:15") as raised:
         LatencyDistribution(text)
     assert repr(text) in str(raised.value)
 
 
-# ---- faults ----------------------------------------------------------------------------------------------
+# ---- faults ---------------------------------------------------------------------------------------------
 
 
 @settings(deadline=None)
@@ -123,45 +123,45 @@ def test_texts_that_are_no_latency(text: str) -> None:
     shuffle=st.randoms(use_true_random=False),
 )
 def test_faults_do_not_depend_on_order(seed: int, about: list[tuple[str, str, int]], shuffle: Random) -> None:
-    """Whether a fault strikes hangs on seed, fault, thing and try alone, in whatever order things are asked for."""
+    """A fault depends only on seed, name, subject and attempt, not on the order of calls."""
     faults = dict.fromkeys(FAULTS, 0.5)
     injector = FaultInjector(seed, faults)
     drawn = {each: injector.should_fail(*each) for each in about}
     shuffled = sorted(about, key=lambda _: shuffle.random())
-    again = FaultInjector(seed, faults)
-    assert {each: again.should_fail(*each) for each in shuffled} == drawn
+    other = FaultInjector(seed, faults)
+    assert {each: other.should_fail(*each) for each in shuffled} == drawn
     alone = {each: FaultInjector(seed, {each[0]: 0.5}).should_fail(*each) for each in about}
     assert alone == drawn
 
 
 def test_random_draws_are_the_same_in_every_version() -> None:
-    """Chance is fixed by the seed for good, so a run can be repeated years later."""
+    """A seed always gives the same numbers, so a run can be repeated years later."""
     injector = FaultInjector(7, {"job-failed": 0.5})
     assert injector.fraction("job-failed", "a", 1) == 0.5409197489607855
 
 
 @pytest.mark.parametrize("probability", [0.01, 0.1, 0.5, 0.9])
 def test_faults_have_the_configured_probability(probability: float) -> None:
-    """Of many things the asked share is struck, for each fault, and the shares of two faults are independent."""
+    """Each fault occurs with its probability, and two faults are independent."""
     injector = FaultInjector(1, {"poll-500": probability, "poll-404": probability})
-    things = [(str(thing), tried) for thing in range(2000) for tried in (1, 2, 3)]
-    struck = [{thing for thing in things if injector.should_fail(name, *thing)} for name in injector.faults]
-    for each in struck:
-        assert len(each) / len(things) == pytest.approx(probability, abs=0.03)
-    assert len(struck[0] & struck[1]) / len(things) == pytest.approx(probability**2, abs=0.03)
+    subjects = [(str(subject), attempt) for subject in range(2000) for attempt in (1, 2, 3)]
+    failed = [{subject for subject in subjects if injector.should_fail(name, *subject)} for name in injector.faults]
+    for each in failed:
+        assert len(each) / len(subjects) == pytest.approx(probability, abs=0.03)
+    assert len(failed[0] & failed[1]) / len(subjects) == pytest.approx(probability**2, abs=0.03)
 
 
-def test_never_always_and_the_first_tries() -> None:
-    """A fault of probability 0 never strikes, one of 1 always, and with `most_tries` on the first tries alone."""
+def test_never_always_and_the_first_attempts() -> None:
+    """Probability 0 never occurs, 1 always does, and with `max_attempts` only in the first attempts."""
     injector = FaultInjector(0, {"poll-500": 1.0, "poll-404": 0.0})
-    assert all(injector.should_fail("poll-500", "a", tried) for tried in range(1, 100))
+    assert all(injector.should_fail("poll-500", "a", attempt) for attempt in range(1, 100))
     assert not any(injector.should_fail(name, "a", 1) for name in ("poll-404", "poll-cut"))
     few = FaultInjector(0, {"poll-500": 1.0}, max_attempts=2)
-    assert [few.should_fail("poll-500", "a", tried) for tried in (1, 2, 3, 4)] == [True, True, False, False]
+    assert [few.should_fail("poll-500", "a", attempt) for attempt in (1, 2, 3, 4)] == [True, True, False, False]
 
 
 def test_the_first_fault_drawn() -> None:
-    """Of several faults the first in the order of the names asked for is taken."""
+    """Of several faults the first in the given order is returned."""
     injector = FaultInjector(0, {"poll-404": 1.0, "poll-500": 1.0})
     assert injector.first_fault(["poll-cut", "poll-500", "poll-404"], "a", 1) == "poll-500"
     assert injector.first_fault(["poll-cut"], "a", 1) is None
@@ -169,42 +169,42 @@ def test_the_first_fault_drawn() -> None:
 
 
 @pytest.mark.parametrize(
-    ("faults", "named"),
+    ("faults", "expected"),
     [
-        ({"poll-501": 0.5}, "'poll-501' is no fault; there are submit-400, "),
-        ({"": 0.5}, "'' is no fault"),
-        ({"poll-500": 1.01}, "poll-500=1.01: a probability lies between 0 and 1"),
+        ({"poll-501": 0.5}, "'poll-501' is not a fault; use one of submit-400, "),
+        ({"": 0.5}, "'' is not a fault"),
+        ({"poll-500": 1.01}, "poll-500=1.01: a probability must be between 0 and 1"),
         ({"poll-500": -0.01}, "poll-500=-0.01"),
         ({"poll-500": math.nan}, "poll-500=nan"),
     ],
 )
-def test_faults_without_a_meaning(faults: dict[str, float], named: str) -> None:
-    """A fault that is not there, or a probability that is none, is refused by name."""
-    with pytest.raises(ValueError, match=r"is no fault|probability") as raised:
+def test_invalid_faults(faults: dict[str, float], expected: str) -> None:
+    """An unknown fault and an invalid probability are refused by name."""
+    with pytest.raises(ValueError, match=r"is not a fault|probability") as raised:
         check_faults(faults)
-    assert named in str(raised.value)
+    assert expected in str(raised.value)
 
 
-# ---- ranges ----------------------------------------------------------------------------------------------
+# ---- ranges ---------------------------------------------------------------------------------------------
 
 
 @given(length=st.integers(1, 200), first=st.integers(0, 250), last=st.integers(0, 250), etag=st.booleans())
 def test_ranges_of_first_and_last(length: int, first: int, last: int, etag: bool) -> None:
-    """A range of two ends sends what a slice of the image holds, nothing is 416, and a turned one is the whole."""
+    """A range with both ends is a slice of the image, an empty one is a 416, a reversed one the full image."""
     resolved = resolve_range(f"bytes={first}-{last}", CDN_ETAG if etag else None, CDN_ETAG, length)
-    whole = range(length)
+    full = range(length)
     if last < first:
         assert resolved == (0, length)
     elif first >= length:
         assert resolved is None
     else:
         assert resolved is not None
-        assert range(*resolved) == whole[first : last + 1]
+        assert range(*resolved) == full[first : last + 1]
 
 
 @given(length=st.integers(1, 200), number=st.integers(0, 250))
 def test_open_ranges(length: int, number: int) -> None:
-    """A range without an end goes to the last byte, one without a beginning counts from there."""
+    """A range without an end goes to the last byte; one without a start counts from the end."""
     assert resolve_range(f"bytes={number}-", None, CDN_ETAG, length) == (
         (number, length) if number < length else None
     )
@@ -215,34 +215,34 @@ def test_open_ranges(length: int, number: int) -> None:
 
 @given(header=st.none() | st.text(max_size=30), if_range=st.none() | st.text(max_size=10), length=st.integers(1, 99))
 def test_any_range_is_resolved(header: str | None, if_range: str | None, length: int) -> None:
-    """Whatever stands in the headers, what is sent lies within the image."""
+    """For any headers the resolved range is within the image."""
     resolved = resolve_range(header, if_range, CDN_ETAG, length)
     assert resolved is None or 0 <= resolved[0] < resolved[1] <= length
 
 
 @pytest.mark.parametrize("header", ["bytes = 3-4", " bytes=3-4 "])
 def test_spaces_in_a_range(header: str) -> None:
-    """Spaces around a range and its sign do not matter."""
+    """Spaces around a range and around its equals sign are ignored."""
     assert resolve_range(header, None, CDN_ETAG, 10) == (3, 5)
 
 
-# ---- checks ----------------------------------------------------------------------------------------------
+# ---- body validation ------------------------------------------------------------------------------------
 
 
 @settings(deadline=None, max_examples=300)
 @given(body=json_values | st.dictionaries(st.sampled_from(BODY_FIELDS), json_values), lenient=st.booleans())
 def test_any_body_is_validated(body: Any, lenient: bool) -> None:
-    """Whatever JSON a body is, it is taken or there is one sentence about it; what is taken has a prompt."""
-    wrong = validate_body(body, lenient=lenient)
-    assert wrong is None or (wrong and "\n" not in wrong.replace(repr(body), ""))
-    if wrong is None:
+    """Any JSON body is either valid or has a problem of one line; a valid body has a prompt."""
+    problem = validate_body(body, lenient=lenient)
+    assert problem is None or (problem and "\n" not in problem.replace(repr(body), ""))
+    if problem is None:
         assert body["prompt"].strip()
         assert validate_body(body, lenient=True) is None
 
 
 @st.composite
-def good_bodies(draw: st.DrawFn) -> dict[str, Any]:
-    """Bodies as the document allows them."""
+def valid_bodies(draw: st.DrawFn) -> dict[str, Any]:
+    """Return bodies that the API document allows."""
     strength = st.fixed_dictionaries({}, optional={"strength": st.floats(-5, 5) | st.integers(-5, 5)})
 
     def entries(key: str, names: st.SearchStrategy[str], max_size: int) -> st.SearchStrategy[Any]:
@@ -266,15 +266,15 @@ def good_bodies(draw: st.DrawFn) -> dict[str, Any]:
 
 
 @settings(deadline=None)
-@given(body=good_bodies(), field=st.sampled_from(BODY_FIELDS), value=json_values)
-def test_good_bodies_are_taken(body: dict[str, Any], field: str, value: Any) -> None:
-    """Every body that the document allows is taken; a complaint about one more value begins with its field."""
+@given(body=valid_bodies(), field=st.sampled_from(BODY_FIELDS), value=json_values)
+def test_valid_bodies_are_accepted(body: dict[str, Any], field: str, value: Any) -> None:
+    """Every body that the API document allows is valid; the problem of an added value starts with its field."""
     assert validate_body(body, lenient=False) is None
-    wrong = validate_body(body | {field: value}, lenient=False)
-    assert wrong is None or wrong.startswith((f"{field} ", f"unknown parameter {field!r}"))
+    problem = validate_body(body | {field: value}, lenient=False)
+    assert problem is None or problem.startswith((f"{field} ", f"unknown parameter {field!r}"))
 
 
-# ---- jobs ------------------------------------------------------------------------------------------------
+# ---- jobs -----------------------------------------------------------------------------------------------
 
 
 @settings(deadline=None)
@@ -285,33 +285,33 @@ def test_good_bodies_are_taken(body: dict[str, Any], field: str, value: Any) -> 
     seed=st.integers(0, 99),
 )
 def test_no_more_jobs_running_than_workers(workers: int, gaps: list[int], latency: str, seed: int) -> None:
-    """At any instant at most as many jobs are PROCESSING as there are workers, and equal jobs begin in turn."""
+    """At most as many jobs as workers are PROCESSING at any time, and equal jobs start in order."""
     arrivals = [float(sum(gaps[: n + 1])) for n in range(len(gaps))]
     jobs = plan_jobs(JobPlanner(latency, 1.0, workers, 1), FaultInjector(seed, {}), *arrivals)
-    for instant_ in {at for job in jobs for at in (job.submitted_at, job.processing_at, job.done_at)}:
-        there = [job.status(instant_) for job in jobs if job.submitted_at <= instant_]
-        assert there.count("PROCESSING") <= workers
+    for time_s in {at for job in jobs for at in (job.submitted_at, job.processing_at, job.done_at)}:
+        current = [job.status(time_s) for job in jobs if job.submitted_at <= time_s]
+        assert current.count("PROCESSING") <= workers
     if latency == "fixed:10":
-        begun = [job.processing_at for job in jobs]
-        assert begun == sorted(begun)
+        starts = [job.processing_at for job in jobs]
+        assert starts == sorted(starts)
 
 
 @settings(deadline=None)
-@given(instants=st.lists(st.floats(0, 100), max_size=20), seed=st.integers(0, 99))
-def test_a_job_goes_one_way(instants: list[float], seed: int) -> None:
-    """Looked at in any instants, a job goes from QUEUED over PROCESSING to its end and never back."""
+@given(times_s=st.lists(st.floats(0, 100), max_size=20), seed=st.integers(0, 99))
+def test_statuses_only_advance(times_s: list[float], seed: int) -> None:
+    """At increasing times a job goes from QUEUED through PROCESSING to its final status, and never back."""
     (job,) = plan_jobs(
         JobPlanner("uniform:0,100", 1.0, 0, 1), FaultInjector(seed, {"job-failed": 0.3, "job-error": 0.3}), 0.0
     )
-    seen = [job.status(at) for at in sorted(instants)]
-    ranks = [("QUEUED", "PROCESSING", job.final_status).index(status) for status in seen]
+    statuses = [job.status(at) for at in sorted(times_s)]
+    ranks = [("QUEUED", "PROCESSING", job.final_status).index(status) for status in statuses]
     assert ranks == sorted(ranks)
     assert job.status(job.done_at) == job.final_status
     assert job.submitted_at <= job.processing_at <= job.done_at
 
 
 def test_latencies_do_not_depend_on_order() -> None:
-    """A job's time and end hang on the seed, its body and how often that was accepted, not on the jobs before it."""
+    """Times and final status of a job depend on the seed, its body and its occurrence, not on earlier jobs."""
 
     def planned(order: list[int], seed: int = 3) -> dict[str, tuple[float, str]]:
         planner, injector = JobPlanner("lognormal:12,0.4", 1.0, 0, 1), FaultInjector(seed, {"job-failed": 0.5})
@@ -325,23 +325,23 @@ def test_latencies_do_not_depend_on_order() -> None:
     assert planned(list(range(40))) != planned(list(range(40)), seed=4)
 
 
-# ---- books -----------------------------------------------------------------------------------------------
+# ---- accounting -----------------------------------------------------------------------------------------
 
 
 @settings(deadline=None)
 @given(
     ends=st.lists(st.tuples(st.integers(0, 50), st.sampled_from(["COMPLETED", "FAILED", "ERROR"])), max_size=30),
     balance=st.none() | st.integers(30, 60),
-    instants=st.lists(st.integers(0, 60), max_size=5),
+    times_s=st.lists(st.integers(0, 60), max_size=5),
 )
-def test_the_accounting_adds_up(ends: list[tuple[int, str]], balance: int | None, instants: list[int]) -> None:
-    """At any instant exactly the jobs that have come to ERROR are given back, in counts, ledger and balance."""
+def test_the_accounting_adds_up(ends: list[tuple[int, str]], balance: int | None, times_s: list[int]) -> None:
+    """At any time exactly the jobs that have ended in ERROR are refunded, in counts, ledger and balance."""
     accounting = Accounting(balance)
     for n, (done_at, end) in enumerate(ends):
         job = SimulatedJob(f"r-{n}", {}, 0.0, "m", n + 1)
         job.done_at, job.final_status = float(done_at), end
         accounting.record_post(0.0, 202, {}, job)
-    for now in sorted(instants):
+    for now in sorted(times_s):
         ledger = accounting.ledger(now)
         refunded = sum(end == "ERROR" and done_at <= now for done_at, end in ends)
         assert ledger["totals"]["refunded"] == sum(post["refunded"] for post in ledger["posts"]) == refunded
@@ -350,17 +350,17 @@ def test_the_accounting_adds_up(ends: list[tuple[int, str]], balance: int | None
         json.dumps(ledger, allow_nan=False)
 
 
-@given(instants=st.lists(st.integers(0, 5000), max_size=60).map(sorted))
-def test_most_posts_in_any_second(instants: list[int]) -> None:
-    """The most POSTs in a second are those of the fullest second that begins with a POST."""
+@given(times_s=st.lists(st.integers(0, 5000), max_size=60).map(sorted))
+def test_max_posts_in_any_second(times_s: list[int]) -> None:
+    """The maximum number of POSTs per second is that of the busiest second that starts with a POST."""
     accounting = Accounting(None)
-    for at in instants:
+    for at in times_s:
         accounting.record_post(at / 1024, 400, None, None)
-    fullest = max((sum(at <= other < at + 1024 for other in instants) for at in instants), default=0)
-    assert accounting.totals(9.0)["max_posts_per_second"] == fullest
+    busiest = max((sum(at <= other < at + 1024 for other in times_s) for at in times_s), default=0)
+    assert accounting.totals(9.0)["max_posts_per_second"] == busiest
 
 
-# ---- settings and how things are written -----------------------------------------------------------------
+# ---- settings and formats -------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -387,8 +387,8 @@ def test_most_posts_in_any_second(instants: list[int]) -> None:
         ("revoke_after", -1),
     ],
 )
-def test_settings_name_what_is_wrong(name: str, value: Any) -> None:
-    """A value without a meaning is an error that names its setting and says what would be right."""
+def test_errors_name_the_setting(name: str, value: Any) -> None:
+    """An invalid value is an error that names its setting."""
     with pytest.raises(SimulatorError) as raised:
         SimulatorSettings(**{name: value})
     assert raised.value.field == name
@@ -403,13 +403,13 @@ def test_settings_name_what_is_wrong(name: str, value: Any) -> None:
         (1774951215.0625, "2026-03-31T10:00:15.062Z"),
     ],
 )
-def test_instants_as_written(at: float, text: str) -> None:
-    """Instants are written as in the document: UTC, with milliseconds and a Z."""
+def test_format_of_times(at: float, text: str) -> None:
+    """Times have the format of the API document: UTC, with milliseconds and a Z."""
     assert format_instant(at) == text
 
 
-def test_request_ids_as_written() -> None:
-    """A request_id is the model's name and a UUID of version 7, and no two are the same."""
+def test_format_of_request_ids() -> None:
+    """A request_id is the model's name and a UUID of version 7, and is unique."""
     ids = [new_request_id() for _ in range(1000)]
     assert len(set(ids)) == 1000
     for request_id in ids:

@@ -1,4 +1,4 @@
-"""Rate limits of the simulator: what they let through, what they tell those who wait, and how they are written."""
+"""Rate limits of the simulator: accepted requests, reported waits, syntax."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from krea_batch.testing.simulator.request_limits import (
     parse_limit,
 )
 
-LIMITS_START_AT = 1774951200.0  # a minute of the clock begins here
-TOLERANCE_S = 2e-6  # what limits grant for rounding, twice
+LIMITS_START_AT = 1774951200.0  # a minute of the clock starts here
+TOLERANCE_S = 2e-6  # twice the tolerance of the limits
 
-# Instants in steps of a millisecond: many at once, some far apart.
+# Times in steps of a millisecond: many equal, some far apart.
 arrivals = st.lists(st.integers(0, 3).flatmap(lambda size: st.integers(0, 10**size)), min_size=1, max_size=120).map(
     lambda gaps: [LIMITS_START_AT + sum(gaps[: n + 1]) / 1000 for n in range(len(gaps))]
 )
@@ -25,13 +25,13 @@ counts = st.integers(1, 12)
 windows_s = st.sampled_from([1.0, 2.0, 60.0])
 
 
-def allowed_count(limit: RequestLimit, instants: list[float]) -> list[float]:
-    return [instant for instant in instants if limit.take(instant) == 0.0]
+def accepted_times(limit: RequestLimit, times_s: list[float]) -> list[float]:
+    return [time_s for time_s in times_s if limit.take(time_s) == 0.0]
 
 
 @st.composite
 def limits(draw: st.DrawFn) -> RequestLimit:
-    """Any limit."""
+    """Return any limit."""
     match draw(st.integers(0, 2)):
         case 0:
             return TokenBucket(draw(st.floats(0.01, 500)), draw(st.integers(1, 20)))
@@ -42,42 +42,42 @@ def limits(draw: st.DrawFn) -> RequestLimit:
 
 
 @settings(deadline=None)
-@given(count=counts, window_s=windows_s, instants=arrivals)
-def test_a_sliding_window_never_holds_more(count: int, window_s: float, instants: list[float]) -> None:
-    """However requests arrive, no stretch of the window's length holds more than allowed."""
-    passed = allowed_count(SlidingWindow(count, window_s), instants)
-    for first, after in zip(passed, passed[count:], strict=False):
+@given(count=counts, window_s=windows_s, times_s=arrivals)
+def test_a_sliding_window_never_accepts_more(count: int, window_s: float, times_s: list[float]) -> None:
+    """Whenever requests arrive, no period of the window's length has more than allowed."""
+    accepted = accepted_times(SlidingWindow(count, window_s), times_s)
+    for first, after in zip(accepted, accepted[count:], strict=False):
         assert after - first >= window_s - TOLERANCE_S
 
 
 @settings(deadline=None)
-@given(count=counts, window_s=windows_s, instants=arrivals)
-def test_a_fixed_window_never_holds_more(count: int, window_s: float, instants: list[float]) -> None:
-    """However requests arrive, no window of the clock holds more than allowed, and each is used to the full."""
-    passed = allowed_count(FixedWindow(count, window_s), instants)
-    for window in {instant // window_s for instant in instants}:
-        came = sum(instant // window_s == window for instant in instants)
-        assert sum(instant // window_s == window for instant in passed) == min(count, came)
+@given(count=counts, window_s=windows_s, times_s=arrivals)
+def test_a_fixed_window_never_accepts_more(count: int, window_s: float, times_s: list[float]) -> None:
+    """Whenever requests arrive, no window of the clock has more than allowed, and each is fully used."""
+    accepted = accepted_times(FixedWindow(count, window_s), times_s)
+    for window in {time_s // window_s for time_s in times_s}:
+        arrived = sum(time_s // window_s == window for time_s in times_s)
+        assert sum(time_s // window_s == window for time_s in accepted) == min(count, arrived)
 
 
 @settings(deadline=None)
-@given(per_s=st.floats(0.1, 200), burst=st.integers(1, 20), instants=arrivals)
-def test_a_bucket_never_gives_more_than_burst_and_refill(per_s: float, burst: int, instants: list[float]) -> None:
-    """Between any two instants a bucket lets through its burst and what flows in meanwhile, and no more."""
-    passed = allowed_count(TokenBucket(per_s, burst), instants)
-    for first in range(len(passed)):
-        for last in range(first, len(passed)):
-            most = burst + (passed[last] - passed[first]) * per_s
-            assert last - first + 1 <= most + (last - first + 1) * 1e-6 * max(1.0, per_s)
+@given(per_s=st.floats(0.1, 200), burst=st.integers(1, 20), times_s=arrivals)
+def test_a_bucket_never_accepts_more_than_burst_and_refill(per_s: float, burst: int, times_s: list[float]) -> None:
+    """Between any two times a bucket accepts at most its burst and what is refilled in between."""
+    accepted = accepted_times(TokenBucket(per_s, burst), times_s)
+    for first in range(len(accepted)):
+        for last in range(first, len(accepted)):
+            maximum = burst + (accepted[last] - accepted[first]) * per_s
+            assert last - first + 1 <= maximum + (last - first + 1) * 1e-6 * max(1.0, per_s)
 
 
 @settings(deadline=None)
-@given(limit=limits(), instants=arrivals)
-def test_the_reported_wait_is_enough_and_not_too_long(limit: RequestLimit, instants: list[float]) -> None:
-    """Who comes back after the wait that was told passes; shortly before its end nobody does."""
+@given(limit=limits(), times_s=arrivals)
+def test_the_reported_wait_is_enough_and_not_too_long(limit: RequestLimit, times_s: list[float]) -> None:
+    """A request after the reported wait is accepted; shortly before its end it is refused."""
     now = LIMITS_START_AT
-    for instant in instants:
-        now = max(now, instant)
+    for time_s in times_s:
+        now = max(now, time_s)
         wait_s = limit.take(now)
         assert wait_s >= 0.0
         if wait_s > 0.01:
@@ -88,37 +88,37 @@ def test_the_reported_wait_is_enough_and_not_too_long(limit: RequestLimit, insta
 
 
 @settings(deadline=None)
-@given(data=st.data(), instants=arrivals)
-def test_refused_requests_count_for_nothing(data: st.DataObject, instants: list[float]) -> None:
-    """Knocking on a closed door any number of times changes nothing for those who come later."""
+@given(data=st.data(), times_s=arrivals)
+def test_refused_requests_do_not_count(data: st.DataObject, times_s: list[float]) -> None:
+    """Refused requests do not change which later requests are accepted."""
     kind, count, window_s = data.draw(st.integers(0, 2)), data.draw(counts), data.draw(windows_s)
 
-    def fresh() -> RequestLimit:
+    def new_limit() -> RequestLimit:
         return (TokenBucket(count / 4, count), FixedWindow(count, window_s), SlidingWindow(count, window_s))[kind]
 
-    eager = fresh()
-    passed = []
-    for instant in instants:
-        waits = [eager.take(instant)]
+    limit_with_refusals = new_limit()
+    accepted = []
+    for time_s in times_s:
+        waits = [limit_with_refusals.take(time_s)]
         while waits[-1] > 0.0 and len(waits) < 4:
-            waits.append(eager.take(instant))
+            waits.append(limit_with_refusals.take(time_s))
         assert len(set(waits)) == 1
         if waits == [0.0]:
-            passed.append(instant)
-    assert allowed_count(fresh(), passed) == passed
-    assert allowed_count(fresh(), instants) == passed
+            accepted.append(time_s)
+    assert accepted_times(new_limit(), accepted) == accepted
+    assert accepted_times(new_limit(), times_s) == accepted
 
 
 def test_a_bucket_refills_with_time() -> None:
-    """10/s with a burst of 3 gives three at once, then one each tenth of a second, and never stores a fourth."""
+    """10/s with a burst of 3 accepts three immediately, then one per 100 ms, and never stores a fourth."""
     bucket = TokenBucket(10, 3)
     assert [bucket.take(100.0) for _ in range(5)] == pytest.approx([0, 0, 0, 0.1, 0.1])
-    assert allowed_count(bucket, [100.05, 100.1, 100.15, 100.2]) == [100.1, 100.2]
-    assert len(allowed_count(bucket, [500.0] * 10)) == 3
+    assert accepted_times(bucket, [100.05, 100.1, 100.15, 100.2]) == [100.1, 100.2]
+    assert len(accepted_times(bucket, [500.0] * 10)) == 3
 
 
-def test_a_bucket_forgives_a_clock_that_goes_back() -> None:
-    """An instant before the last one neither refills nor empties the bucket."""
+def test_a_bucket_with_a_clock_that_goes_back() -> None:
+    """A clock that goes back neither refills nor empties the bucket."""
     bucket = TokenBucket(1, 1)
     assert bucket.take(100.0) == 0.0
     assert bucket.take(50.0) == pytest.approx(1.0)
@@ -126,18 +126,18 @@ def test_a_bucket_forgives_a_clock_that_goes_back() -> None:
     assert bucket.take(101.0) == 0.0
 
 
-def test_a_fixed_window_allows_twice_its_count_around_its_turn() -> None:
-    """60 at the end of a minute and 60 at the beginning of the next pass, and the wait ends with the minute."""
+def test_a_fixed_window_allows_twice_its_count_around_its_end() -> None:
+    """60 at the end of a minute and 60 at the start of the next are accepted; the wait ends with the minute."""
     limit = FixedWindow(60, 60.0)
-    assert len(allowed_count(limit, [LIMITS_START_AT + 59.5] * 61)) == 60
+    assert len(accepted_times(limit, [LIMITS_START_AT + 59.5] * 61)) == 60
     assert limit.take(LIMITS_START_AT + 59.5) == pytest.approx(0.5)
-    assert len(allowed_count(limit, [LIMITS_START_AT + 60.5] * 61)) == 60
+    assert len(accepted_times(limit, [LIMITS_START_AT + 60.5] * 61)) == 60
 
 
-def test_a_sliding_window_has_no_such_turn() -> None:
-    """The same 60 at the end of a minute close a sliding window until the first of them is a minute old."""
+def test_a_sliding_window_does_not() -> None:
+    """A sliding window that is full at the end of a minute stays full until its first request is a minute old."""
     limit = SlidingWindow(60, 60.0)
-    assert len(allowed_count(limit, [LIMITS_START_AT + 59.5] * 61)) == 60
+    assert len(accepted_times(limit, [LIMITS_START_AT + 59.5] * 61)) == 60
     assert limit.take(LIMITS_START_AT + 60.5) == pytest.approx(59.0)
     assert limit.take(LIMITS_START_AT + 119.5) == 0.0
 
@@ -154,8 +154,8 @@ def test_a_sliding_window_has_no_such_turn() -> None:
         ("token-bucket:1.5/s,1", 1.5, 1),
     ],
 )
-def test_buckets_as_written(text: str, per_s: float, burst: float) -> None:
-    """A bucket's text gives its refill in a second and its burst, a second's worth but at least one if unnamed."""
+def test_syntax_of_buckets(text: str, per_s: float, burst: float) -> None:
+    """The text of a bucket sets its rate and burst; the default burst is one second's worth, at least one."""
     limit = parse_limit(text)
     assert isinstance(limit, TokenBucket)
     assert (limit.per_s, limit.burst) == pytest.approx((per_s, burst))
@@ -171,21 +171,21 @@ def test_buckets_as_written(text: str, per_s: float, burst: float) -> None:
         ("sliding-window:100/h", SlidingWindow, 100, 3600),
     ],
 )
-def test_windows_as_written(text: str, kind: type[FixedWindow | SlidingWindow], count: int, window_s: float) -> None:
-    """A window's text gives its kind, its length, and how many pass at once."""
+def test_syntax_of_windows(text: str, kind: type[FixedWindow | SlidingWindow], count: int, window_s: float) -> None:
+    """The text of a window sets its kind, its length and its size."""
     limit = parse_limit(text)
     assert isinstance(limit, kind)
     assert limit.window_s == window_s
-    assert len(allowed_count(limit, [LIMITS_START_AT] * (count + 5))) == count
+    assert len(accepted_times(limit, [LIMITS_START_AT] * (count + 5))) == count
 
 
 def test_none_is_no_limit() -> None:
-    """The word none lets everything through."""
+    """`none` is no limit."""
     assert parse_limit("none") is None
 
 
 def test_a_window_that_is_never_full() -> None:
-    """A number that no memory could hold is a limit all the same, and lets requests through."""
+    """A limit larger than memory is valid and accepts requests."""
     limit = parse_limit(f"sliding-window:{10**20}/s")
     assert limit is not None
     assert limit.take(LIMITS_START_AT) == 0.0
@@ -222,9 +222,9 @@ def test_a_window_that_is_never_full() -> None:
         "sliding-window:" + "9" * 400 + "/s",
     ],
 )
-def test_texts_that_are_no_limit(text: str) -> None:
-    """A text that says no limit is refused with the text itself and with how to write one."""
-    with pytest.raises(ValueError, match="is no limit; ") as raised:
+def test_invalid_limits(text: str) -> None:
+    """An invalid limit is refused with its text and the syntax."""
+    with pytest.raises(ValueError, match="invalid limit ") as raised:
         parse_limit(text)
     assert repr(text) in str(raised.value)
     assert "-window:10/s" in str(raised.value)

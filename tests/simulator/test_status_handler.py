@@ -1,4 +1,4 @@
-"""The status endpoint: what it says from QUEUED to the end, what ERROR gives back, and how polls are counted."""
+"""The status endpoint: statuses, refunds of ERROR, and counts of polls."""
 
 from __future__ import annotations
 
@@ -12,20 +12,20 @@ def charge_totals(client: SimulatorClient) -> tuple[int, int, int]:
     return totals["accepted"], totals["charged"], totals["refunded"]
 
 
-async def statuses_at(client: SimulatorClient, request_id: str, *instants: float) -> list[str]:
-    """The statuses so many seconds after the beginning."""
+async def statuses_at(client: SimulatorClient, request_id: str, *seconds: float) -> list[str]:
+    """Return the statuses at these seconds after the start."""
     seen = []
-    for instant in instants:
-        client.clock.at = CLOCK_START_AT + instant
+    for second in seconds:
+        client.clock.at = CLOCK_START_AT + second
         seen.append((await client.poll(request_id)).json["status"])
     return seen
 
 
-# ---- what the document says ------------------------------------------------------------------------------
+# ---- statuses -------------------------------------------------------------------------------------------
 
 
 def test_a_job_from_queued_to_completed() -> None:
-    """A job goes from QUEUED over PROCESSING to COMPLETED, and each answer has all the document's fields."""
+    """A job goes from QUEUED through PROCESSING to COMPLETED, and each response has all documented fields."""
 
     async def ask(client: SimulatorClient) -> None:
         request_id = await client.submit_accepted()
@@ -59,7 +59,7 @@ def test_a_job_from_queued_to_completed() -> None:
 
 @pytest.mark.parametrize(("fault", "status"), [("job-failed", "FAILED"), ("job-error", "ERROR")])
 def test_a_job_that_fails(fault: str, status: str) -> None:
-    """FAILED and ERROR have a reason, no output, and the fields of any other end."""
+    """FAILED and ERROR have a reason, no output, and the fields of any final status."""
 
     async def ask(client: SimulatorClient) -> None:
         request_id = await client.submit_accepted()
@@ -79,8 +79,8 @@ def test_a_job_that_fails(fault: str, status: str) -> None:
     run_with_simulator(ask, faults={fault: 1.0})
 
 
-def test_an_end_is_for_good() -> None:
-    """Once a job has ended every later poll says the same, and changed settings do not change its end."""
+def test_a_final_status_does_not_change() -> None:
+    """A job that has ended keeps its status, even if settings change."""
 
     async def ask(client: SimulatorClient) -> None:
         request_id = await client.submit_accepted()
@@ -94,7 +94,7 @@ def test_an_end_is_for_good() -> None:
 
 
 def test_the_time_scale_shortens_latencies() -> None:
-    """With a time scale of 10 a job of 15 seconds is done after one and a half."""
+    """With a time scale of 10 a job of 15 seconds completes after 1.5 seconds."""
 
     async def ask(client: SimulatorClient) -> None:
         request_id = await client.submit_accepted()
@@ -104,7 +104,7 @@ def test_the_time_scale_shortens_latencies() -> None:
 
 
 def test_jobs_wait_for_a_worker() -> None:
-    """With one worker the second job is QUEUED until the first is done, and then takes its own time."""
+    """With one worker the second job is QUEUED until the first has ended, and then takes its own time."""
 
     async def ask(client: SimulatorClient) -> None:
         first, second = await client.submit_accepted(), await client.submit_accepted()
@@ -117,8 +117,8 @@ def test_jobs_wait_for_a_worker() -> None:
     run_with_simulator(ask, workers=1)
 
 
-def test_workers_work_side_by_side() -> None:
-    """Three workers take three jobs at once and the fourth after the first of them."""
+def test_workers_run_simultaneously() -> None:
+    """Three workers process three jobs simultaneously; the fourth waits for the first of them."""
 
     async def ask(client: SimulatorClient) -> None:
         jobs = [await client.submit_accepted() for _ in range(4)]
@@ -130,22 +130,22 @@ def test_workers_work_side_by_side() -> None:
 
 
 def test_an_unknown_request() -> None:
-    """A request_id that was never given is a 404, and the poll is counted."""
+    """An unknown request_id is a 404, and the poll is counted."""
 
     async def ask(client: SimulatorClient) -> None:
-        answer = await client.poll(f"{MODEL}_019d0000-0000-7000-8000-000000000000")
-        assert (answer.status, answer.json["error"]) == (404, "Not Found")
+        response = await client.poll(f"{MODEL}_019d0000-0000-7000-8000-000000000000")
+        assert (response.status, response.json["error"]) == (404, "Not Found")
         assert client.totals()["polls"] == 1
         assert client.totals()["max_polls_per_job"] == 0
 
     run_with_simulator(ask)
 
 
-# ---- what is charged -------------------------------------------------------------------------------------
+# ---- charges --------------------------------------------------------------------------------------------
 
 
 def test_error_refunds_the_charge_without_a_poll() -> None:
-    """A job that comes to ERROR is given back at its end, not before, without any poll."""
+    """A job that ends in ERROR is refunded at its end, not before, and without a poll."""
 
     async def ask(client: SimulatorClient) -> None:
         await client.submit_accepted()
@@ -164,7 +164,7 @@ def test_error_refunds_the_charge_without_a_poll() -> None:
 
 
 def test_error_refunds_the_charge_once() -> None:
-    """However often a job that came to ERROR is polled, one credit is given back."""
+    """A job that ended in ERROR is refunded once, however often it is polled."""
 
     async def ask(client: SimulatorClient) -> None:
         request_id = await client.submit_accepted()
@@ -176,7 +176,7 @@ def test_error_refunds_the_charge_once() -> None:
 
 
 def test_failed_is_charged() -> None:
-    """A job that FAILED stays charged."""
+    """A job that ended FAILED stays charged."""
 
     async def ask(client: SimulatorClient) -> None:
         request_id = await client.submit_accepted()
@@ -186,8 +186,8 @@ def test_failed_is_charged() -> None:
     run_with_simulator(ask, faults={"job-failed": 1.0})
 
 
-def test_only_the_first_job_of_a_body_comes_to_error() -> None:
-    """With job-first-error a body that is sent again makes an image; another body has a first of its own."""
+def test_only_the_first_job_of_a_body_ends_in_error() -> None:
+    """With job-first-error the first job of each body ends in ERROR, and the next one completes."""
 
     async def ask(client: SimulatorClient) -> None:
         jobs = [await client.submit_accepted({"prompt": prompt}) for prompt in "aab"]
@@ -199,8 +199,8 @@ def test_only_the_first_job_of_a_body_comes_to_error() -> None:
     run_with_simulator(ask, faults={"job-first-error": 1.0})
 
 
-def test_accepted_is_charged_and_refunded_together() -> None:
-    """At any instant of a mixed batch each accepted job is either charged or refunded."""
+def test_accepted_is_charged_plus_refunded() -> None:
+    """At any time each accepted job is either charged or refunded."""
 
     async def ask(client: SimulatorClient) -> None:
         for n in range(40):
@@ -218,11 +218,11 @@ def test_accepted_is_charged_and_refunded_together() -> None:
     run_with_simulator(ask, latency="uniform:1,39", faults={"job-error": 0.5, "job-failed": 0.2}, balance=100)
 
 
-# ---- faults ----------------------------------------------------------------------------------------------
+# ---- faults ---------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
-    ("fault", "status", "shown"),
+    ("fault", "status", "expected"),
     [
         ("poll-500", 500, b"Internal Server Error"),
         ("poll-404", 404, b"Not Found"),
@@ -231,15 +231,15 @@ def test_accepted_is_charged_and_refunded_together() -> None:
         ("poll-garbled", 200, b'{"status": "COMPL'),
     ],
 )
-def test_faults_of_polls(fault: str, status: int, shown: bytes) -> None:
-    """A fault of polls spoils answers and not jobs: after it the job is there, completed and charged once."""
+def test_faults_of_polls(fault: str, status: int, expected: bytes) -> None:
+    """A fault of polls damages a response, not the job: the job completes and is charged once."""
 
     async def ask(client: SimulatorClient) -> None:
         request_id = await client.submit_accepted()
         client.clock.at += 15
-        answer = await client.poll(request_id)
-        assert (answer.status, answer.complete) == (status, status != 0)
-        assert shown in answer.body
+        response = await client.poll(request_id)
+        assert (response.status, response.complete) == (status, status != 0)
+        assert expected in response.body
         assert (await client.poll(request_id)).json["status"] == "COMPLETED"
         assert client.totals()["polls"] == 2
         assert charge_totals(client) == (1, 1, 0)
@@ -247,8 +247,8 @@ def test_faults_of_polls(fault: str, status: int, shown: bytes) -> None:
     run_with_simulator(ask, faults={fault: 1.0}, fault_max_attempts=1, hang_duration_s=0.0)
 
 
-def test_a_status_the_document_does_not_have() -> None:
-    """With poll-unknown a job that is not done has an unknown status, and its end is told as ever."""
+def test_an_undocumented_status() -> None:
+    """With poll-unknown a job has an unknown status until it ends, and then its final status."""
 
     async def ask(client: SimulatorClient) -> None:
         request_id = await client.submit_accepted()
@@ -258,7 +258,7 @@ def test_a_status_the_document_does_not_have() -> None:
 
 
 def test_faults_are_drawn_for_each_job() -> None:
-    """With fault_max_attempts the first polls of each job are struck, in whatever order jobs are polled."""
+    """With fault_max_attempts the first polls of each job fail, in whatever order jobs are polled."""
 
     async def ask(client: SimulatorClient) -> None:
         first, second = await client.submit_accepted(), await client.submit_accepted()
@@ -270,7 +270,7 @@ def test_faults_are_drawn_for_each_job() -> None:
 
 @pytest.mark.parametrize(("outputs", "text"), [(1, True), (2, False)])
 def test_a_media_url_that_is_a_string(outputs: int, text: bool) -> None:
-    """With media-string the address of a lone image is a string; several are an array as ever."""
+    """With media-string the URL of a single image is a string; several URLs are an array."""
 
     async def ask(client: SimulatorClient) -> None:
         request_id = await client.submit_accepted()
@@ -282,11 +282,11 @@ def test_a_media_url_that_is_a_string(outputs: int, text: bool) -> None:
     run_with_simulator(ask, faults={"media-string": 1.0}, outputs=outputs)
 
 
-# ---- how polls are counted -------------------------------------------------------------------------------
+# ---- counts of polls ------------------------------------------------------------------------------------
 
 
 def test_gaps_between_polls() -> None:
-    """The books tell the least gap between two polls of one job, of each job and of all, and the most polls."""
+    """The accounting has the minimum gap between polls of one job, per job and overall, and the maximum polls."""
 
     async def ask(client: SimulatorClient) -> None:
         first, second = await client.submit_accepted(), await client.submit_accepted()
@@ -306,7 +306,7 @@ def test_gaps_between_polls() -> None:
 
 
 def test_one_poll_has_no_gap() -> None:
-    """A single poll of each of two jobs leaves the least gap unknown."""
+    """One poll each of two jobs gives no minimum gap."""
 
     async def ask(client: SimulatorClient) -> None:
         for _ in range(2):
@@ -317,8 +317,8 @@ def test_one_poll_has_no_gap() -> None:
     run_with_simulator(ask)
 
 
-def test_polls_that_were_refused_count_too() -> None:
-    """A poll with a wrong key and one over the limit are on the books like any other."""
+def test_refused_polls_are_counted() -> None:
+    """Polls with a wrong key or over the limit are counted like any other."""
 
     async def ask(client: SimulatorClient) -> None:
         request_id = await client.submit_accepted(CAT_BODY)

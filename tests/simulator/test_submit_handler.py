@@ -1,4 +1,4 @@
-"""The generate endpoint: what is accepted, refused and spoiled, and what the books say was charged for it."""
+"""The generate endpoint: accepted and refused bodies, limits, faults, and what is charged."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from tests.simulator.simulator_fixture import (
     run_with_simulator,
 )
 
-FULL_BODY: dict[str, Any] = {  # every parameter of the document
+FULL_BODY: dict[str, Any] = {  # every parameter of the API document
     "prompt": "A Van Gogh-tinged Provencal farmhouse under starry nights",
     "aspect_ratio": "2.35:1",
     "creativity": "raw",
@@ -37,7 +37,7 @@ def charged_count(client: SimulatorClient) -> tuple[int, int]:
     return totals["accepted"], totals["charged"]
 
 
-# ---- what is accepted ------------------------------------------------------------------------------------
+# ---- accepted bodies ------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -51,16 +51,16 @@ def charged_count(client: SimulatorClient) -> tuple[int, int]:
     ],
 )
 def test_an_accepted_body(body: dict[str, Any]) -> None:
-    """A body as the document allows it is answered 202 with the document's three fields, and charged once."""
+    """A valid body is answered 202 with the three fields of the API document, and charged once."""
 
     async def ask(client: SimulatorClient) -> None:
-        answer = await client.post(body)
-        assert answer.status == 202
-        assert answer.headers["content-type"].startswith("application/json")
-        request_id = answer.json["request_id"]
+        response = await client.post(body)
+        assert response.status == 202
+        assert response.headers["content-type"].startswith("application/json")
+        request_id = response.json["request_id"]
         assert re.fullmatch(f"{MODEL}_{UUID7}", request_id)
         polling_url = f"{client.gateway}/v2/requests/status/{request_id}"
-        assert answer.json == {"request_id": request_id, "status": "QUEUED", "polling_url": polling_url}
+        assert response.json == {"request_id": request_id, "status": "QUEUED", "polling_url": polling_url}
         (post,) = client.posts()
         assert post == {
             "order": 1,
@@ -79,7 +79,7 @@ def test_an_accepted_body(body: dict[str, Any]) -> None:
 
 
 def test_the_polling_url_answers() -> None:
-    """The polling_url of an answer is the address at which the job is found."""
+    """The polling_url of a response is the URL of the job's status."""
 
     async def ask(client: SimulatorClient) -> None:
         accepted = (await client.post()).json
@@ -92,11 +92,11 @@ def test_the_polling_url_answers() -> None:
 
 
 def test_each_post_is_a_job_of_its_own() -> None:
-    """The gateway knows no repetition: the same body sent four times at once is four jobs and four charges."""
+    """POSTs are not deduplicated: the same body sent four times is four jobs and four charges."""
 
     async def ask(client: SimulatorClient) -> None:
-        answers = await asyncio.gather(*(client.post() for _ in range(4)))
-        assert len({answer.json["request_id"] for answer in answers}) == 4
+        responses = await asyncio.gather(*(client.post() for _ in range(4)))
+        assert len({response.json["request_id"] for response in responses}) == 4
         assert charged_count(client) == (4, 4)
         assert [post["order"] for post in client.posts()] == [1, 2, 3, 4]
 
@@ -104,17 +104,17 @@ def test_each_post_is_a_job_of_its_own() -> None:
 
 
 def test_a_content_type_with_a_charset_is_json() -> None:
-    """A charset behind application/json is no reason for a refusal."""
+    """application/json with a charset is accepted."""
 
     async def ask(client: SimulatorClient) -> None:
-        answer = await client.post(CAT_BODY, Content_Type="application/json; charset=utf-8")
-        assert answer.status == 202
+        response = await client.post(CAT_BODY, Content_Type="application/json; charset=utf-8")
+        assert response.status == 202
 
     run_with_simulator(ask)
 
 
 def test_a_lenient_gateway_takes_unknown_fields() -> None:
-    """With `lenient` an unknown field is accepted, while a wrong value of a known one is not."""
+    """With `lenient` an unknown field is accepted, but an invalid value of a known field is not."""
 
     async def ask(client: SimulatorClient) -> None:
         assert (await client.post(CAT_BODY | {"size": 3})).status == 202
@@ -123,7 +123,7 @@ def test_a_lenient_gateway_takes_unknown_fields() -> None:
     run_with_simulator(ask, lenient=True)
 
 
-# ---- what is refused -------------------------------------------------------------------------------------
+# ---- refusals -------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -169,14 +169,14 @@ def test_a_lenient_gateway_takes_unknown_fields() -> None:
         (CAT_BODY | {"moodboards": FULL_BODY["moodboards"] * 2}, "moodboards has to be an array of at most 1"),
     ],
 )
-def test_bodies_the_document_does_not_allow(body: object, reason: str) -> None:
-    """A body outside the document is refused with a 400 that names the reason, and nothing is charged."""
+def test_invalid_bodies(body: object, reason: str) -> None:
+    """An invalid body is refused with a 400 that names the reason, and nothing is charged."""
 
     async def ask(client: SimulatorClient) -> None:
-        answer = await client.post(body)
-        assert answer.status == 400
-        assert answer.json["error"] == "Bad Request"
-        assert reason in answer.json["message"]
+        response = await client.post(body)
+        assert response.status == 400
+        assert response.json["error"] == "Bad Request"
+        assert reason in response.json["message"]
         assert charged_count(client) == (0, 0)
         (post,) = client.posts()
         assert (post["status"], post["request_id"], post["charged"]) == (400, None, False)
@@ -186,24 +186,24 @@ def test_bodies_the_document_does_not_allow(body: object, reason: str) -> None:
 
 
 def test_another_content_type_is_refused() -> None:
-    """A body that is not called JSON is a 400."""
+    """A body with another content type is a 400."""
 
     async def ask(client: SimulatorClient) -> None:
-        answer = await client.post(CAT_BODY, Content_Type="text/plain")
-        assert (answer.status, answer.json["error"]) == (400, "Bad Request")
-        assert "Content-Type" in answer.json["message"]
+        response = await client.post(CAT_BODY, Content_Type="text/plain")
+        assert (response.status, response.json["error"]) == (400, "Bad Request")
+        assert "Content-Type" in response.json["message"]
 
     run_with_simulator(ask)
 
 
 @pytest.mark.parametrize("key", [None, "", "another key", SIMULATOR_KEY.upper()])
 def test_a_wrong_key(key: str | None) -> None:
-    """Without the key, or with another one, a POST is a 401 even if its body is wrong, and so is a poll."""
+    """Without the key, or with a wrong one, a POST is a 401 even if its body is invalid, and so is a poll."""
 
     async def ask(client: SimulatorClient) -> None:
         request_id = await client.submit_accepted()
-        for answer in (await client.post(key=key), await client.post({}, key=key)):
-            assert (answer.status, answer.json["error"]) == (401, "Unauthorized")
+        for response in (await client.post(key=key), await client.post({}, key=key)):
+            assert (response.status, response.json["error"]) == (401, "Unauthorized")
         assert (await client.poll(request_id, key=key)).status == 401
         assert client.totals()["refused"] == {"401": 2}
         assert charged_count(client) == (1, 1)
@@ -211,8 +211,8 @@ def test_a_wrong_key(key: str | None) -> None:
     run_with_simulator(ask, key=SIMULATOR_KEY)
 
 
-def test_any_key_will_do_unless_one_is_set() -> None:
-    """Without a set key every key is good, but there has to be one."""
+def test_any_key_is_accepted_unless_one_is_set() -> None:
+    """If no key is set any key is accepted, but there must be one."""
 
     async def ask(client: SimulatorClient) -> None:
         assert (await client.post(key="whatever")).status == 202
@@ -222,7 +222,7 @@ def test_any_key_will_do_unless_one_is_set() -> None:
 
 
 def test_a_revoked_key() -> None:
-    """After `revoke_after` accepted POSTs the key is good for nothing, refused POSTs not counted."""
+    """After `revoke_after` accepted POSTs the key is refused; refused POSTs do not count."""
 
     async def ask(client: SimulatorClient) -> None:
         statuses = [(await client.post(body)).status for body in (CAT_BODY, {}, CAT_BODY, CAT_BODY)]
@@ -234,12 +234,12 @@ def test_a_revoked_key() -> None:
 
 
 def test_no_balance() -> None:
-    """Once the credits are used up a POST is answered with the document's 402, to the letter."""
+    """Without credits a POST is answered with exactly the API document's 402."""
 
     async def ask(client: SimulatorClient) -> None:
-        answers = [await client.post() for _ in range(3)]
-        assert [answer.status for answer in answers] == [202, 202, 402]
-        assert answers[-1].json == {
+        responses = [await client.post() for _ in range(3)]
+        assert [response.status for response in responses] == [202, 202, 402]
+        assert responses[-1].json == {
             "error": "Insufficient Balance",
             "message": "Your wallet does not have enough balance.",
         }
@@ -250,8 +250,8 @@ def test_no_balance() -> None:
     run_with_simulator(ask, balance=2)
 
 
-def test_a_job_that_ends_in_error_pays_for_the_next() -> None:
-    """The credit of a job that came to ERROR is there for the next POST, though nobody polled."""
+def test_the_credit_of_an_error_is_available_again() -> None:
+    """The credit of a job that ended in ERROR is available for the next POST, without a poll."""
 
     async def ask(client: SimulatorClient) -> None:
         assert [(await client.post()).status for _ in range(2)] == [202, 402]
@@ -263,15 +263,15 @@ def test_a_job_that_ends_in_error_pays_for_the_next() -> None:
 
 
 def test_another_model() -> None:
-    """A model that is not served is the document's 400 with that model's name, and a 401 without a key."""
+    """Another model is the API document's 400 with its name, and a 401 without a key."""
 
     async def ask(client: SimulatorClient) -> None:
         url = f"{client.gateway}/krea-3-huge/v1/krea-3-huge-request"
-        answer = await client.request(
+        response = await client.request(
             "POST", url, json=CAT_BODY, headers={"Ocp-Apim-Subscription-Key": SIMULATOR_KEY}
         )
-        assert answer.status == 400
-        assert answer.json == {
+        assert response.status == 400
+        assert response.json == {
             "error": "Model not found",
             "message": "Model 'krea-3-huge' not found or is disabled",
         }
@@ -295,14 +295,14 @@ def test_another_model() -> None:
         ("DELETE", "/_admin/ledger"),
     ],
 )
-def test_there_is_nothing_elsewhere(method: str, path: str) -> None:
-    """Any other address or method is a 404 and is in no books."""
+def test_other_urls_of_the_gateway(method: str, path: str) -> None:
+    """Any other URL or method is a 404 and is not counted."""
 
     async def ask(client: SimulatorClient) -> None:
-        answer = await client.request(
+        response = await client.request(
             method, client.gateway + path, headers={"Ocp-Apim-Subscription-Key": SIMULATOR_KEY}
         )
-        assert answer.status == 404
+        assert response.status == 404
         assert client.posts() == []
         assert client.totals()["polls"] == 0
 
@@ -310,37 +310,37 @@ def test_there_is_nothing_elsewhere(method: str, path: str) -> None:
 
 
 def test_a_body_that_is_too_large() -> None:
-    """A body of more than 4 MiB is a 413 and not charged; one of a little less is accepted."""
+    """A body of more than 4 MiB is a 413 and is not charged; a slightly smaller one is accepted."""
 
     async def ask(client: SimulatorClient) -> None:
         assert (await client.post({"prompt": "x" * ((4 << 20) - 100)})).status == 202
-        answer = await client.post({"prompt": "x" * (4 << 20)})
-        assert answer.status == 413
-        assert answer.json["error"] == "Payload Too Large"
+        response = await client.post({"prompt": "x" * (4 << 20)})
+        assert response.status == 413
+        assert response.json["error"] == "Payload Too Large"
         assert client.totals()["refused"] == {"413": 1}
         assert charged_count(client) == (1, 1)
 
     run_with_simulator(ask)
 
 
-# ---- the rate limit --------------------------------------------------------------------------------------
+# ---- the rate limit -------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
-    ("form", "shown"),
+    ("form", "expected"),
     [("seconds", "6"), ("date", "Tue, 31 Mar 2026 10:00:07 GMT"), ("none", None)],
 )
-def test_retry_after(form: str, shown: str | None) -> None:
-    """A 429 tells the wait in the form that is asked for, rounded up, and a POST after it passes."""
+def test_retry_after(form: str, expected: str | None) -> None:
+    """A 429 has the wait in the configured form, rounded up, and a POST after it is accepted."""
 
     async def ask(client: SimulatorClient) -> None:
         assert (await client.post()).status == 202
         client.clock.at += 0.75
-        answer = await client.post()
-        assert (answer.status, answer.json["error"]) == (429, "Too Many Requests")
-        assert answer.headers.get("retry-after") == shown
-        if form == "date" and shown:
-            assert parsedate_to_datetime(shown).timestamp() == CLOCK_START_AT + 7
+        response = await client.post()
+        assert (response.status, response.json["error"]) == (429, "Too Many Requests")
+        assert response.headers.get("retry-after") == expected
+        if form == "date" and expected:
+            assert parsedate_to_datetime(expected).timestamp() == CLOCK_START_AT + 7
         client.clock.at = CLOCK_START_AT + 7
         assert (await client.post()).status == 202
         assert client.totals()["refused"] == {"429": 1}
@@ -350,7 +350,7 @@ def test_retry_after(form: str, shown: str | None) -> None:
 
 
 def test_a_wait_of_less_than_a_second_is_reported_as_one() -> None:
-    """Retry-After knows whole seconds only, and never says 0."""
+    """Retry-After is in whole seconds and never 0."""
 
     async def ask(client: SimulatorClient) -> None:
         await client.post()
@@ -360,7 +360,7 @@ def test_a_wait_of_less_than_a_second_is_reported_as_one() -> None:
 
 
 def test_the_limit_comes_after_the_key_and_before_the_body() -> None:
-    """A POST with a wrong key takes nothing of the limit, one with a wrong body does."""
+    """A POST with a wrong key does not count against the limit; one with an invalid body does."""
 
     async def ask(client: SimulatorClient) -> None:
         statuses = [
@@ -374,7 +374,7 @@ def test_the_limit_comes_after_the_key_and_before_the_body() -> None:
 
 
 def test_limits_of_submits_and_polls() -> None:
-    """Polls have a limit of their own, unless they share that of the POSTs."""
+    """Polls have a separate limit, unless they share that of the POSTs."""
 
     async def own(client: SimulatorClient) -> None:
         request_id = await client.submit_accepted()
@@ -394,8 +394,8 @@ def test_limits_of_submits_and_polls() -> None:
     )
 
 
-def test_most_posts_in_a_second() -> None:
-    """The books tell the most POSTs that came within any one second, the refused ones included."""
+def test_max_posts_in_a_second() -> None:
+    """The accounting has the maximum number of POSTs in any second, including refused ones."""
 
     async def ask(client: SimulatorClient) -> None:
         for at in (0.0, 0.4, 0.8, 0.9, 1.3, 1.35, 5.0):
@@ -407,11 +407,11 @@ def test_most_posts_in_a_second() -> None:
     run_with_simulator(ask)
 
 
-# ---- faults ----------------------------------------------------------------------------------------------
+# ---- faults ---------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
-    ("fault", "status", "shown"),
+    ("fault", "status", "expected"),
     [
         ("submit-400", 400, b"Bad Request"),
         ("submit-no-model", 400, b"Model 'krea-2-large-text-to-image' not found or is disabled"),
@@ -426,31 +426,31 @@ def test_most_posts_in_a_second() -> None:
         ("submit-cut", 0, b""),
     ],
 )
-def test_faults_that_cost_nothing(fault: str, status: int, shown: bytes) -> None:
-    """What strikes before a POST is accepted is seen by the client as named, queues nothing and charges nothing."""
+def test_faults_that_charge_nothing(fault: str, status: int, expected: bytes) -> None:
+    """A fault before a POST is accepted gives its response, queues nothing and charges nothing."""
 
     async def ask(client: SimulatorClient) -> None:
-        answer = await client.post()
-        assert answer.status == status
-        assert shown in answer.body
-        assert answer.complete == (status != 0)
-        assert ("html" in answer.headers.get("content-type", "")) == (b"<html>" in shown)
-        assert answer.headers.get("retry-after") == ("1" if fault == "submit-403-quota" else None)
-        assert answer.headers.get("location") == (f"{client.cdn}/elsewhere" if status == 307 else None)
+        response = await client.post()
+        assert response.status == status
+        assert expected in response.body
+        assert response.complete == (status != 0)
+        assert ("html" in response.headers.get("content-type", "")) == (b"<html>" in expected)
+        assert response.headers.get("retry-after") == ("1" if fault == "submit-403-quota" else None)
+        assert response.headers.get("location") == (f"{client.cdn}/elsewhere" if status == 307 else None)
         (post,) = client.posts()
         assert post["body"] == CAT_BODY
         assert (post["status"], post["charged"], post["request_id"], post["job"]) == (status, False, None, None)
         totals = client.totals()
         assert (totals["accepted"], totals["charged"], totals["balance"]) == (0, 0, 5)
         assert totals["refused"] == {str(status): 1}
-        assert (await client.post()).status == 202  # faults strike the first try alone
+        assert (await client.post()).status == 202  # only the first attempt fails
         assert client.totals()["balance"] == 4
 
     run_with_simulator(ask, faults={fault: 1.0}, fault_max_attempts=1, balance=5)
 
 
 @pytest.mark.parametrize(
-    ("fault", "status", "shown", "noted", "delivered"),
+    ("fault", "status", "expected", "recorded", "delivered"),
     [
         ("submit-lost", 0, b"", 0, False),
         ("submit-504", 504, b"<html>", 504, True),
@@ -460,16 +460,16 @@ def test_faults_that_cost_nothing(fault: str, status: int, shown: bytes) -> None
         ("submit-200", 200, b'"QUEUED"', 200, True),
     ],
 )
-def test_faults_that_cost(fault: str, status: int, shown: bytes, noted: int, delivered: bool) -> None:
-    """What strikes after a POST was accepted spoils the answer alone: the job is there and is charged."""
+def test_faults_that_charge(fault: str, status: int, expected: bytes, recorded: int, delivered: bool) -> None:
+    """A fault after a POST is accepted damages only the response: the job exists and is charged."""
 
     async def ask(client: SimulatorClient) -> None:
-        answer = await client.post()
-        assert answer.status == status
-        assert shown in answer.body
-        assert answer.complete == (status != 0)
+        response = await client.post()
+        assert response.status == status
+        assert expected in response.body
+        assert response.complete == (status != 0)
         (post,) = client.posts()
-        assert (post["status"], post["charged"], post["delivered"]) == (noted, True, delivered)
+        assert (post["status"], post["charged"], post["delivered"]) == (recorded, True, delivered)
         totals = client.totals()
         assert (totals["accepted"], totals["charged"], totals["undelivered"]) == (1, 1, int(not delivered))
         assert (totals["balance"], totals["refused"]) == (4, {})
@@ -480,7 +480,7 @@ def test_faults_that_cost(fault: str, status: int, shown: bytes, noted: int, del
 
 
 def test_a_response_without_a_client() -> None:
-    """A client that leaves while its POST hangs was charged, and the books say that the answer found nobody."""
+    """A client that disconnects while its POST hangs is charged, and the response is counted as undelivered."""
 
     async def ask(client: SimulatorClient) -> None:
         asking = asyncio.create_task(client.post())
@@ -497,12 +497,12 @@ def test_a_response_without_a_client() -> None:
 
 
 def test_a_job_that_is_done_immediately() -> None:
-    """With submit-done the answer of a POST is that of a completed job, with its image's address."""
+    """With submit-done the response to a POST is that of a completed job, with its image URL."""
 
     async def ask(client: SimulatorClient) -> None:
-        answer = await client.post()
-        assert answer.status == 202
-        body = answer.json
+        response = await client.post()
+        assert response.status == 202
+        body = response.json
         assert body["status"] == "COMPLETED"
         assert body["output"] == {"media_url": [client.image_url(body["request_id"])], "media_type": "image/png"}
         assert body == (await client.poll(body["request_id"])).json
@@ -512,22 +512,22 @@ def test_a_job_that_is_done_immediately() -> None:
 
 
 def test_faults_come_after_key_limit_and_body_and_before_the_balance() -> None:
-    """A refusal of the gateway itself comes before any fault, and only a 402 comes after."""
+    """Key, limit and body are checked before faults, and only the balance after them."""
 
     async def ask(client: SimulatorClient) -> None:
-        answers: list[SimulatorResponse] = [
+        responses: list[SimulatorResponse] = [
             await client.post(key=None),
             await client.post({}),
             await client.post({"prompt": "struck"}),
             await client.post({"prompt": "struck"}),
         ]
-        assert [answer.status for answer in answers] == [401, 400, 500, 402]
+        assert [response.status for response in responses] == [401, 400, 500, 402]
 
     run_with_simulator(ask, faults={"submit-500": 1.0}, fault_max_attempts=1, balance=0)
 
 
 def test_faults_are_drawn_for_each_body() -> None:
-    """With fault_max_attempts each body is struck so often, whatever else is sent in between."""
+    """With fault_max_attempts the first attempts of each body fail, whatever else is sent in between."""
 
     async def ask(client: SimulatorClient) -> None:
         statuses = [(await client.post({"prompt": prompt})).status for prompt in "abaabb"]

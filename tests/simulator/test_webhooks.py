@@ -1,4 +1,4 @@
-"""Webhooks: what is delivered when a job ends, how often, and to whom nothing is sent."""
+"""Webhooks: content, retries, and which hosts are called."""
 
 from __future__ import annotations
 
@@ -13,25 +13,25 @@ from krea_batch.testing.simulator import webhooks
 from krea_batch.testing.simulator.webhooks import MAX_DELIVERY_ATTEMPTS, is_loopback
 from tests.simulator.simulator_fixture import MODEL, SimulatorClient, run_with_simulator
 
-SHORT_WAIT_S: dict[str, Any] = {"latency": "fixed:1", "time_scale": 100.0, "frozen_clock": False}
+FAST_JOBS: dict[str, Any] = {"latency": "fixed:1", "time_scale": 100.0, "frozen_clock": False}
 
 
 class WebhookReceiver:
-    """A callback address. It answers these statuses, the last of them for good, and keeps what came."""
+    """A webhook endpoint. It answers with these statuses, repeats the last one, and stores the requests."""
 
     def __init__(self, *statuses: int) -> None:
         self.statuses = list(statuses) or [200]
         self.url = ""
-        self.came: asyncio.Queue[tuple[str, str, Any]] = asyncio.Queue()
+        self.requests: asyncio.Queue[tuple[str, str, Any]] = asyncio.Queue()
 
-    async def answer(self, request: web.Request) -> web.Response:
-        await self.came.put((request.path, request.content_type, await request.json()))
+    async def handle(self, request: web.Request) -> web.Response:
+        await self.requests.put((request.path, request.content_type, await request.json()))
         status = self.statuses.pop(0) if len(self.statuses) > 1 else self.statuses[0]
         return web.Response(status=status, headers={"Location": self.url + "/elsewhere"})
 
     async def next(self) -> Any:
-        """The next body that comes."""
-        path, kind, body = await self.came.get()
+        """Wait for the next body and return it."""
+        path, kind, body = await self.requests.get()
         assert (path, kind) == ("/hook", "application/json")
         return body
 
@@ -43,11 +43,11 @@ def serve_with_receiver(
     host: str = "127.0.0.1",
     **options: Any,
 ) -> None:
-    """Serve the receiver and a simulator, and ask."""
+    """Run `ask` with a simulator while the receiver is served."""
 
     async def with_receiver(client: SimulatorClient) -> None:
         app = web.Application()
-        app.router.add_post("/{path:.*}", receiver.answer)
+        app.router.add_post("/{path:.*}", receiver.handle)
         runner = web.AppRunner(app, access_log=None, shutdown_timeout=0.1)
         await runner.setup()
         site = web.TCPSite(runner, "127.0.0.1", 0)
@@ -58,11 +58,11 @@ def serve_with_receiver(
         finally:
             await runner.cleanup()
 
-    run_with_simulator(with_receiver, **(SHORT_WAIT_S | options))
+    run_with_simulator(with_receiver, **(FAST_JOBS | options))
 
 
 async def wait_for_count(client: SimulatorClient, name: str, count: int) -> None:
-    """Wait until the books count so many."""
+    """Wait until a total reaches a count."""
     while client.totals()[name] < count:
         await client.admin("totals")
 
@@ -71,7 +71,7 @@ async def wait_for_count(client: SimulatorClient, name: str, count: int) -> None
     ("faults", "status"), [({}, "COMPLETED"), ({"job-failed": 1.0}, "FAILED"), ({"job-error": 1.0}, "ERROR")]
 )
 def test_a_webhook(faults: dict[str, float], status: str) -> None:
-    """When a job ends its callback address gets what a poll would say, once."""
+    """When a job ends its webhook URL receives the status body once."""
     receiver = WebhookReceiver()
 
     async def ask(client: SimulatorClient) -> None:
@@ -80,13 +80,13 @@ def test_a_webhook(faults: dict[str, float], status: str) -> None:
         assert (body["request_id"], body["status"], body["model_id"]) == (request_id, status, MODEL)
         assert body == (await client.poll(request_id)).json
         await wait_for_count(client, "webhooks", 1)
-        assert receiver.came.empty()
+        assert receiver.requests.empty()
 
     serve_with_receiver(receiver, ask, faults=faults)
 
 
 def test_a_webhook_of_a_job_that_takes_no_time() -> None:
-    """A job that is done at once calls its address as well."""
+    """A job that completes immediately sends its webhook, too."""
     receiver = WebhookReceiver()
 
     async def ask(client: SimulatorClient) -> None:
@@ -96,8 +96,8 @@ def test_a_webhook_of_a_job_that_takes_no_time() -> None:
     serve_with_receiver(receiver, ask, faults={"submit-done": 1.0})
 
 
-def test_no_webhook_unless_asked_for() -> None:
-    """A refused POST and one without the header call nobody."""
+def test_no_webhook_without_the_header() -> None:
+    """A refused POST and one without the header send no webhook."""
     receiver = WebhookReceiver()
 
     async def ask(client: SimulatorClient) -> None:
@@ -106,13 +106,13 @@ def test_no_webhook_unless_asked_for() -> None:
         request_id = await client.submit_accepted(X_Webhook_URL=receiver.url)
         assert (await receiver.next())["request_id"] == request_id
         await wait_for_count(client, "webhooks", 1)
-        assert receiver.came.empty()
+        assert receiver.requests.empty()
 
     serve_with_receiver(receiver, ask)
 
 
 def test_a_webhook_twice() -> None:
-    """With webhook-twice the same body comes two times."""
+    """With webhook-twice the same body is sent twice."""
     receiver = WebhookReceiver()
 
     async def ask(client: SimulatorClient) -> None:
@@ -124,25 +124,25 @@ def test_a_webhook_twice() -> None:
 
 
 def test_a_lost_webhook() -> None:
-    """With webhook-lost nothing is sent, though the job is completed: a later job's webhook is the first to come."""
+    """With webhook-lost nothing is sent although the job completes."""
     receiver = WebhookReceiver()
 
     async def ask(client: SimulatorClient) -> None:
-        lost = await client.submit_accepted(X_Webhook_URL=receiver.url)
-        while (await client.poll(lost)).json["status"] != "COMPLETED":
+        lost_job = await client.submit_accepted(X_Webhook_URL=receiver.url)
+        while (await client.poll(lost_job)).json["status"] != "COMPLETED":
             pass
         await client.admin("settings", {"faults": {}})
-        later = await client.submit_accepted(X_Webhook_URL=receiver.url)
-        assert (await receiver.next())["request_id"] == later
+        later_job = await client.submit_accepted(X_Webhook_URL=receiver.url)
+        assert (await receiver.next())["request_id"] == later_job
         await wait_for_count(client, "webhooks", 1)
-        assert receiver.came.empty()
+        assert receiver.requests.empty()
 
     serve_with_receiver(receiver, ask, faults={"webhook-lost": 1.0})
 
 
 @pytest.mark.parametrize("refusal", [500, 404, 307])
-def test_a_webhook_is_tried_again(refusal: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A webhook that is not answered 2xx comes again with the same body, redirects not followed, until it is."""
+def test_a_webhook_is_retried(refusal: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A webhook is sent again with the same body until the response is 2xx; redirects are not followed."""
     monkeypatch.setattr(webhooks, "RETRY_DELAY_S", 0.0)
     receiver = WebhookReceiver(refusal, refusal, 204)
 
@@ -152,20 +152,20 @@ def test_a_webhook_is_tried_again(refusal: int, monkeypatch: pytest.MonkeyPatch)
         assert others == [first, first]
         await wait_for_count(client, "webhooks", 1)
         assert client.totals()["webhooks_failed"] == 0
-        assert receiver.came.empty()
+        assert receiver.requests.empty()
 
     serve_with_receiver(receiver, ask)
 
 
 def test_a_webhook_that_is_never_accepted(monkeypatch: pytest.MonkeyPatch) -> None:
-    """After the last try a webhook has failed and is not sent again; the job is as ever."""
+    """After the last attempt a webhook has failed and is not sent again; the job is not affected."""
     monkeypatch.setattr(webhooks, "RETRY_DELAY_S", 0.0)
     receiver = WebhookReceiver(503)
 
     async def ask(client: SimulatorClient) -> None:
         request_id = await client.submit_accepted(X_Webhook_URL=receiver.url)
         await wait_for_count(client, "webhooks_failed", 1)
-        assert receiver.came.qsize() == MAX_DELIVERY_ATTEMPTS
+        assert receiver.requests.qsize() == MAX_DELIVERY_ATTEMPTS
         assert client.totals()["webhooks"] == 0
         assert (await client.poll(request_id)).json["status"] == "COMPLETED"
 
@@ -174,18 +174,18 @@ def test_a_webhook_that_is_never_accepted(monkeypatch: pytest.MonkeyPatch) -> No
 
 @pytest.mark.parametrize("url", ["http://127.0.0.1:1/", "http://127.0.0.1:99999/", "http://localhost:1/a b"])
 def test_a_webhook_to_a_closed_port(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """An address where nobody listens, or that is none, is a failed webhook and nothing worse."""
+    """A closed port or an invalid URL is a failed webhook and nothing else."""
     monkeypatch.setattr(webhooks, "RETRY_DELAY_S", 0.0)
 
     async def ask(client: SimulatorClient) -> None:
         assert (await client.post(X_Webhook_URL=url)).status == 202
         await wait_for_count(client, "webhooks_failed", 1)
 
-    run_with_simulator(ask, **SHORT_WAIT_S)
+    run_with_simulator(ask, **FAST_JOBS)
 
 
 def test_no_webhook_to_other_hosts() -> None:
-    """A callback address that is not of this machine is not called, and the POST is accepted all the same."""
+    """A webhook URL on another host is not called, and the POST is still accepted."""
     receiver = WebhookReceiver()
 
     async def ask(client: SimulatorClient) -> None:
@@ -198,11 +198,11 @@ def test_no_webhook_to_other_hosts() -> None:
         assert (await receiver.next())["request_id"] == allowed
         assert client.totals()["webhooks_refused"] == 2
 
-    serve_with_receiver(receiver, ask, host="0.0.0.0")  # not a loopback address by name, and yet it leads here
+    serve_with_receiver(receiver, ask, host="0.0.0.0")  # not loopback by its text, but it leads here
 
 
 @pytest.mark.parametrize(
-    ("url", "here"),
+    ("url", "expected"),
     [
         ("http://127.0.0.1/a", True),
         ("https://127.9.9.9:8443/", True),
@@ -226,13 +226,13 @@ def test_no_webhook_to_other_hosts() -> None:
         ("", False),
     ],
 )
-def test_what_is_this_machine(url: str, here: bool) -> None:
-    """Only http and https to a loopback address or to localhost are this machine."""
-    assert is_loopback(url) == here
+def test_loopback_urls(url: str, expected: bool) -> None:
+    """Only http and https URLs with a loopback address or localhost are this machine."""
+    assert is_loopback(url) == expected
 
 
 def test_a_reset_cancels_webhooks() -> None:
-    """Webhooks that wait for the end of their jobs are forgotten with them, and those of later jobs are sent."""
+    """A reset cancels waiting webhooks; those of later jobs are sent."""
     receiver = WebhookReceiver()
 
     async def ask(client: SimulatorClient) -> None:
@@ -241,15 +241,15 @@ def test_a_reset_cancels_webhooks() -> None:
         await client.admin("reset", {})
         assert timer.cancelled()
         await client.admin("settings", {"time_scale": 100.0})
-        later = await client.submit_accepted(X_Webhook_URL=receiver.url)
-        assert (await receiver.next())["request_id"] == later
-        assert receiver.came.empty()
+        later_job = await client.submit_accepted(X_Webhook_URL=receiver.url)
+        assert (await receiver.next())["request_id"] == later_job
+        assert receiver.requests.empty()
 
     serve_with_receiver(receiver, ask, time_scale=0.01)
 
 
-def test_the_end_does_not_wait_for_webhooks() -> None:
-    """A simulator that is closed leaves webhooks that are due, or are being tried, behind."""
+def test_close_does_not_wait_for_webhooks() -> None:
+    """Closing the simulator cancels webhooks that are waiting or being retried."""
     receiver = WebhookReceiver(503)
 
     async def ask(client: SimulatorClient) -> None:
