@@ -1,7 +1,7 @@
 """What the stages require of a gateway, as protocols.
 
-`gateway.client.GatewayClient` implements them for the API. Other implementations are the scripted gateway of `testing`,
-the model of `forecast` and the recorder of `benchmark`.
+`gateway.client.GatewayClient` implements them for the API. Other implementations are the scripted gateway of
+`testing`, the model of `forecast` and the recorder of `benchmark`.
 """
 
 from __future__ import annotations
