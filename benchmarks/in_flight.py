@@ -134,7 +134,7 @@ def main() -> None:
             f"| {result.polls:.2f} | {result.cpu_ms:.2f} |",
             flush=True,
         )
-    kib, lag_ms, wall = (max(getattr(got, name) for got in results) for name in ("kib", "lag_p99_ms", "wall"))
+    kib, lag_ms, wall = (max(getattr(result, name) for result in results) for name in ("kib", "lag_p99_ms", "wall"))
     label = f"{options.jobs:,} jobs in flight"
     report_goal(f"{label}: memory a job", "≤ 3 KiB", f"{kib:.2f} KiB", met=kib <= 3)
     report_goal(f"{label}: loop lag, p99", "≤ 50 ms", f"{lag_ms:.1f} ms", met=lag_ms <= 50)

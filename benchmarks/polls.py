@@ -29,12 +29,12 @@ SUBMIT_RATE_PER_S = 50
 MAX_COST_RATIO = 1.15
 
 LATENCIES: dict[str, Callable[[Random], float]] = {
-    "lognormal, median 12 s": lambda chance: chance.lognormvariate(2.485, 0.4),
-    "lognormal, median 40 s": lambda chance: chance.lognormvariate(3.689, 0.3),
-    "uniform, 5-30 s": lambda chance: chance.uniform(5, 30),
-    "two humps, 6 and 25 s": lambda chance: (25 if chance.random() < 0.3 else 6) * chance.uniform(0.8, 1.2),
+    "lognormal, median 12 s": lambda random: random.lognormvariate(2.485, 0.4),
+    "lognormal, median 40 s": lambda random: random.lognormvariate(3.689, 0.3),
+    "uniform, 5-30 s": lambda random: random.uniform(5, 30),
+    "two humps, 6 and 25 s": lambda random: (25 if random.random() < 0.3 else 6) * random.uniform(0.8, 1.2),
     "all 15 s": lambda _: 15.0,
-    "shifts from 8 to 25 s": lambda chance: chance.lognormvariate(2.08, 0.2),  # and see below
+    "shifts from 8 to 25 s": lambda random: random.lognormvariate(2.08, 0.2),  # and see below
 }
 
 

@@ -1,7 +1,7 @@
 """Does a job cost more where there are more of them?
 
     python -m benchmarks.scale                     1,000 to 100,000 jobs at 20 s latency, in simulated time
-    python -m benchmarks.scale --most 300          the short form
+    python -m benchmarks.scale --max-jobs 300      the short form
 
 The real engine with its real ledger runs on a loop whose clock jumps, against a gateway that keeps books: each job is
 charged once, fetched once, and stored once, or the benchmark fails. Images go to a folder in memory where there is
@@ -137,14 +137,14 @@ def draw_plot(results: list[ScaleCost], path: Path) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser()
-    parser.add_argument("--most", type=int, default=JOB_COUNTS[-1])
+    parser.add_argument("--max-jobs", type=int, default=JOB_COUNTS[-1])
     parser.add_argument("--repeat", type=int, default=3)
     parser.add_argument("--plot", type=Path, default=PLOT)
     options = parser.parse_args()
-    print("| jobs | processor time a job | polls a job | most memory |")
+    print("| jobs | processor time a job | polls a job | peak memory |")
     print("|---|---|---|---|")
     results = []
-    for jobs in sorted({min(size, options.most) for size in JOB_COUNTS}):
+    for jobs in sorted({min(size, options.max_jobs) for size in JOB_COUNTS}):
         result = min((measure_in_fresh_process(jobs) for _ in range(options.repeat)), key=lambda run: run.cpu_ms)
         results.append(result)
         print(

@@ -89,7 +89,7 @@ def test_resume() -> None:
 def test_scale(tmp_path: Path) -> None:
     """A row for each number of jobs, and a plot; the benchmark itself looks at what was paid and stored."""
     plot = tmp_path / "scale.svg"
-    _, _, *rows, _ = run_benchmark("scale", "--most", "1100", "--repeat", "1", "--plot", str(plot))
+    _, _, *rows, _ = run_benchmark("scale", "--max-jobs", "1100", "--repeat", "1", "--plot", str(plot))
     assert [row.split("|")[1].strip() for row in rows] == ["1,000", "1,100"]
     assert "<svg" in plot.read_text()
 

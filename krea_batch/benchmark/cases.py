@@ -64,7 +64,7 @@ class CaseRecord(msgspec.Struct, kw_only=True, tag="record"):
     problem: str | None = None
 
 
-class WorkerProgress(msgspec.Struct, frozen=True, tag="seen"):
+class WorkerProgress(msgspec.Struct, frozen=True, tag="progress"):
     """How far a worker is: what it tells while it works."""
 
     accepted: int

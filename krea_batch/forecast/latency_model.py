@@ -17,11 +17,11 @@ DEFAULT_LATENCY = "lognormal:12,0.3"  # the simulator's: around the API document
 _NUMBER = r"(\d+(?:\.\d+)?)"
 _FORMS = (
     (rf"(?:fixed:)?{_NUMBER}s?", lambda a: lambda _: a),
-    (rf"(?:uniform:)?{_NUMBER}s?(?:,|\.\.){_NUMBER}s?", lambda a, b: lambda chance: chance.uniform(a, b)),
-    (rf"lognormal:{_NUMBER},{_NUMBER}", lambda m, s: lambda chance: chance.lognormvariate(math.log(m), s)),
+    (rf"(?:uniform:)?{_NUMBER}s?(?:,|\.\.){_NUMBER}s?", lambda a, b: lambda random: random.uniform(a, b)),
+    (rf"lognormal:{_NUMBER},{_NUMBER}", lambda m, s: lambda random: random.lognormvariate(math.log(m), s)),
     (
         rf"bimodal:{_NUMBER},{_NUMBER},{_NUMBER}",
-        lambda a, b, share: lambda chance: b if chance.random() < share else a,
+        lambda a, b, share: lambda random: b if random.random() < share else a,
     ),
 )
 
@@ -46,9 +46,9 @@ def parse_latencies(text: str) -> Latencies:
 
 def empirical(samples_s: Sequence[float]) -> Latencies:
     """The latencies of an earlier run, drawn from those that it saw."""
-    return lambda chance: chance.choice(samples_s)
+    return lambda random: random.choice(samples_s)
 
 
 def scaled(latencies: Latencies, factor: float) -> Latencies:
     """The same, `by` times as long."""
-    return lambda chance: latencies(chance) * factor
+    return lambda random: latencies(random) * factor
