@@ -16,7 +16,7 @@ from tests.benchmark.test_measurements import BENCH_CASE, BENCH_RECORD
 TITLES = {
     "throughput": ("How much of the rate limit is used", "limit (submits/s)", "the limit itself"),
     "timeline": ("Accepted submits in each second", "limit 2/s", "accepted (submits/s)"),
-    "refused": ("Submits refused with 429", "429s a job"),
+    "rate_limited": ("Submits refused with 429", "429s a job"),
     "polls": ("Polls until an end is seen", "Lag from an end until it is seen", "mean lag (s)"),
     "cost": ("Processor time", "CPU ms a job", "KiB a job in flight"),
     "loop": ("How late the event loop wakes", "late (ms)", "p99"),
@@ -32,7 +32,7 @@ def bench_rows() -> list[CaseResult]:
                 BENCH_CASE, implementation=implementation, per_s=per_s, rate=f"{per_s:g}/s"
             )
             loop_lag = BENCH_RECORD.loop_lags_ms if implementation is Implementation.ENGINE else []
-            results.append(case_result(case, msgspec.structs.replace(BENCH_RECORD, loop_lag_ms=loop_lag)))
+            results.append(case_result(case, msgspec.structs.replace(BENCH_RECORD, loop_lags_ms=loop_lag)))
     return results
 
 
@@ -63,6 +63,6 @@ def test_the_same_figures_give_the_same_bytes(tmp_path: Path) -> None:
 @pytest.mark.parametrize("count", [1, 3])
 def test_a_sweep_in_which_nothing_could_be_measured_is_drawn(tmp_path: Path, count: int) -> None:
     """Empty figures give empty plots, and no error."""
-    nothing = msgspec.structs.replace(BENCH_RECORD, accepted_at=[], loop_lag_ms=[], lags_s=[])
+    nothing = msgspec.structs.replace(BENCH_RECORD, accepted_at=[], loop_lags_ms=[], lags_s=[])
     cases = [msgspec.structs.replace(BENCH_CASE, per_s=float(n + 1)) for n in range(count)]
     assert len(write_plots(tmp_path, [case_result(case, nothing) for case in cases])) == len(PLOTS)
