@@ -197,7 +197,8 @@ class LedgerQueries:
     def top_errors(self, limit: int) -> list[tuple[str, int]]:
         """Return the most common error messages of jobs without an image, with their numbers."""
         sql = (
-            f"SELECT message, count(*) FROM (SELECT error_message AS message FROM jobs WHERE {UNSUCCESSFUL_JOBS} UNION ALL"
+            f"SELECT message, count(*) FROM (SELECT error_message AS message FROM jobs WHERE {UNSUCCESSFUL_JOBS}"
+            " UNION ALL"
             f" SELECT error_message FROM jobs WHERE {OPEN_JOBS} AND error_message IS NOT NULL)"
             " GROUP BY message ORDER BY 2 DESC, 1 LIMIT ?"
         )

@@ -26,7 +26,7 @@ class DiskThreads:
 
 
 async def run_to_completion(work: asyncio.Future[T]) -> T:
-    """Wait for work in a thread. A cancel waits, too: whoever comes next may not meet it at the same file."""
+    """Await work in a thread. A cancellation waits for it, too, so that nothing else uses the same file meanwhile."""
     try:
         return await asyncio.shield(work)
     except asyncio.CancelledError:
@@ -35,45 +35,45 @@ async def run_to_completion(work: asyncio.Future[T]) -> T:
 
 
 class MinInterval:
-    """Has something begin, but not sooner than some seconds after it last began."""
+    """Starts something, but not sooner than a number of seconds after its last start."""
 
-    def __init__(self, begin: Callable[[], object]) -> None:
-        self._begin = begin
-        self._began_s = -math.inf  # the last time; the loop's clock
+    def __init__(self, start: Callable[[], object]) -> None:
+        self._start = start
+        self._started_s = -math.inf  # the last start, on the loop's clock
         self._timer: asyncio.TimerHandle | None = None
 
     @property
     def is_set(self) -> bool:
-        """Whether it is going to begin."""
+        """Whether a start is scheduled."""
         return self._timer is not None
 
-    def next(self, apart_s: float) -> None:
-        """Begin now, or once `apart_s` seconds have passed since the last time."""
+    def next(self, interval_s: float) -> None:
+        """Start now, or when `interval_s` seconds have passed since the last start."""
         loop = asyncio.get_running_loop()
-        wait_s = self._began_s + apart_s - loop.time()
+        wait_s = self._started_s + interval_s - loop.time()
         if wait_s > 0:
             self._timer = loop.call_later(wait_s, self._due)
         else:
-            self._begin()
+            self._start()
 
     def begun(self) -> None:
-        """It has begun, in whichever way."""
+        """Record a start, and cancel a scheduled one."""
         if self._timer:
             self._timer.cancel()
             self._timer = None
-        self._began_s = asyncio.get_running_loop().time()
+        self._started_s = asyncio.get_running_loop().time()
 
     def _due(self) -> None:
         self._timer = None
-        self._begin()
+        self._start()
 
 
-def resolve_all(futures: Iterable[asyncio.Future[Any]], answers: Iterable[Any]) -> None:
-    """Give each future its answer, errors as what is raised; one that nobody waits for any more is left alone."""
-    for future, answer in zip(futures, answers, strict=True):
+def resolve_all(futures: Iterable[asyncio.Future[Any]], results: Iterable[Any]) -> None:
+    """Set the result of each future, or its exception. Futures that are done (cancelled) are skipped."""
+    for future, result in zip(futures, results, strict=True):
         if future.done():
             continue
-        if isinstance(answer, BaseException):
-            future.set_exception(answer)
+        if isinstance(result, BaseException):
+            future.set_exception(result)
         else:
-            future.set_result(answer)
+            future.set_result(result)

@@ -1,8 +1,8 @@
-"""The bytes of one image come in as they stream; a whole, synced file with its final name comes out.
+"""Partial downloads: bytes are written to a `.part` file, validated, synced, and renamed when they are complete.
 
-Newcomers: a file under `images/` that ends in `.png` is whole, always: the name is given last, after the walk
-through the PNG, the sync of the file, and before the sync of the folder. Everything here blocks, and runs in a
-disk thread. Images are finished many at a time, since syncs that follow each other share the disk's work.
+A file in `images/` that ends in `.png` is always complete: it gets its name after the PNG is validated and the file
+is synced, and before the directory is synced. Everything here blocks and runs in a disk thread. Images are committed
+several at a time, since consecutive syncs share the disk's work.
 """
 
 from __future__ import annotations
@@ -27,52 +27,52 @@ T = TypeVar("T")
 
 MEDIA_TYPE = "image/png"
 
-_CLAIMING = Lock()  # two disk threads that find the same name free would both take it
+_CLAIMING = Lock()  # else two disk threads could take the same free name
 
 
 class ImageFile:
-    """One image on its way to disk.
+    """The partial download of one image.
 
-    `name` is the file's stem: the job's id, or `<id>-2` for its second. `n` is the job's number in the ledger,
-    which keeps the `.part` apart from that of a job whose id is `<id>-2`, or differs in case only. `output` is the
-    image's place among those of its job, from 1.
+    `name` is the name without suffix: the job's id, or `<id>-2` for its second image. The job's number in the ledger
+    distinguishes the `.part` file from that of a job whose id is `<id>-2`, or differs in case only. `output` is the
+    number of the image in its job, from 1.
     """
 
     def __init__(self, out: Path, name: str, n: int, *, job_id: str = "", output: int = 1) -> None:
         self.job_id = job_id or name
         self.output = output
-        self.folder = f"{out}/{IMAGES}"  # objects for paths cost as much as the calls that they are for
+        self.folder = f"{out}/{IMAGES}"  # Path objects would cost as much as the calls
         self.stem = name
         self._part = f"{self.folder}/{name}.{n}.png.part"
-        self._fd = -1  # of the part, from its last bytes until it is synced
+        self._fd = -1  # open from the last bytes until the sync
         self._walk = PngValidator()
         self._digest = hashlib.sha256()
         self.taken_bytes = 0
-        self.is_whole = False  # every byte has come, and was checked
+        self.is_whole = False  # every byte is written and validated
 
     @property
     def part(self) -> Path:
-        """Where its bytes are until it has its name."""
+        """The file that has the bytes until the commit."""
         return Path(self._part)
 
     def start_over(self) -> None:
-        """Forget what has come; the next bytes are the first ones."""
+        """Discard everything; the next bytes are the first ones."""
         self._walk, self._digest, self.taken_bytes = PngValidator(), hashlib.sha256(), 0
 
     def write(self, chunks: Sequence[bytes]) -> None:
-        """Write and check the next bytes. Raises PngError where they are no PNG, OSError where the disk fails."""
+        """Write and validate the next bytes. Raises PngError, OSError."""
         with self._opened() as fd:
             self._write(fd, chunks)
 
     def write_last(self, chunks: Sequence[bytes]) -> None:
-        """Take the last bytes; the part stays open until `let_go`. Raises as `take`, and where the image is cut."""
+        """Write the last bytes, and keep the file open until `close`. Raises PngError if the image is incomplete."""
         self._fd = self._open()
         self._write(self._fd, chunks)
         self._walk.finish()
         self.is_whole = True
 
     def begin_sync(self) -> None:
-        """Have the disk begin to write, so that a sync finds its work half done (measured: a third)."""
+        """Make the disk start writing, which shortens the sync (measured: by a third)."""
         if self._fd >= 0 and (advise := getattr(os, "posix_fadvise", None)):  # not on macOS and Windows
             advise(self._fd, 0, 0, os.POSIX_FADV_DONTNEED)
 
@@ -81,19 +81,19 @@ class ImageFile:
         os.fsync(self._fd)
 
     def close(self) -> None:
-        """Close the part, where it is open."""
+        """Close the file if it is open."""
         if self._fd >= 0:
             fd, self._fd = self._fd, -1
             os.close(fd)
 
     def commit_name(self) -> StoredFile:
-        """Give the image its name; it is durable once the folder is synced, too. Raises OSError."""
+        """Rename the file to its final name, which is durable once the directory is synced. Raises OSError."""
         with _CLAIMING:
             name = self._claim_name()
         return self.to_record(f"{IMAGES}/{name}")
 
     def to_record(self, path: str) -> StoredFile:
-        """What results say of the whole image, kept at `path`."""
+        """Return the record of the complete image, stored at `path`."""
         return StoredFile(
             path,
             self.taken_bytes,
@@ -114,7 +114,7 @@ class ImageFile:
 
     @contextmanager
     def _opened(self) -> Iterator[int]:
-        """The part, open for what comes next; never for longer, so that a download may be dropped at any time."""
+        """Open the file for one write only, so that a download can be dropped at any time."""
         fd = self._open()
         try:
             yield fd
@@ -122,7 +122,7 @@ class ImageFile:
             os.close(fd)
 
     def _open(self) -> int:
-        """The part, to write where what has come ends."""
+        """Open the file at its end, or create it."""
         if self.taken_bytes:
             return open_for_writing(self._part, os.O_APPEND)
         try:
@@ -132,13 +132,13 @@ class ImageFile:
             return open_for_writing(self._part, os.O_CREAT | os.O_EXCL)
 
     def _claim_name(self) -> str:
-        """Rename to the first free name. A file of the same bytes is ours, from a run that was cut short here."""
+        """Rename to the first free name. A file with the same bytes is ours, from a run that was killed here."""
         for name in candidate_names(self.stem):
             final = f"{self.folder}/{name}"
             if not os.path.lexists(final) or self._is_ours(Path(final)):
                 os.replace(self._part, final)  # noqa: PTH105
                 return name
-        raise AssertionError("count() does not end")
+        raise AssertionError("candidate_names does not end")
 
     def _is_ours(self, final: Path) -> bool:
         if final.is_symlink() or not final.is_file() or final.stat().st_size != self.taken_bytes:
@@ -148,14 +148,14 @@ class ImageFile:
 
 
 def remove_stale_parts(out: Path) -> None:
-    """Delete the parts that an earlier run left in a run's folder. Raises OSError."""
+    """Delete the `.part` files of an earlier run. Raises OSError."""
     for part in (out / IMAGES).glob("*.png.part"):
         if part.name.removesuffix(".png.part").rpartition(".")[2].isdecimal():  # others are not ours
             part.unlink()
 
 
 def stage(image: ImageFile, last: Sequence[bytes]) -> None:
-    """Take the last bytes of an image that stays in its `.part`. Raises PngError, OSError."""
+    """Write the last bytes of an image that stays in its `.part` file. Raises PngError, OSError."""
     try:
         image.write_last(last)
         image.begin_sync()
@@ -164,10 +164,10 @@ def stage(image: ImageFile, last: Sequence[bytes]) -> None:
 
 
 def commit_many(last: Sequence[tuple[ImageFile, Sequence[bytes]]]) -> list[StoredFile | PngError | OSError]:
-    """Take the last bytes of several images of one folder, and make bytes and names durable.
+    """Write the last bytes of several images of one directory, and make bytes and names durable.
 
-    Gives for each its row, or what went wrong with it. Each step is done for all of them before the next, which costs
-    a third less than one image after the other (measured).
+    Return a record or an error for each. Each step is done for all images before the next one, which costs a third
+    less than one image after the other (measured).
     """
     images = [image for image, _ in last]
     try:
@@ -188,7 +188,7 @@ def commit_many(last: Sequence[tuple[ImageFile, Sequence[bytes]]]) -> list[Store
 
 
 def _tried(step: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T | PngError | OSError:
-    """What a step gives, or what went wrong."""
+    """Return the result of a step, or its error."""
     try:
         return step(*args, **kwargs)
     except (PngError, OSError) as error:

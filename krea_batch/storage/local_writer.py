@@ -1,7 +1,7 @@
-"""Images whose last bytes have come go in, one a caller; each goes out whole, synced and named.
+"""Stores downloaded images in the run directory, several in one group.
 
-Newcomers: those who come while one group is on its way to the disk share the next. A sync costs the disk nearly the
-same for one image as for ten, and the loop pays for one hop to a thread instead of ten.
+Images that arrive while a group is being written share the next one. A sync costs nearly the same for one image as
+for ten, and the event loop hands over one group instead of ten images.
 """
 
 from __future__ import annotations
@@ -14,15 +14,15 @@ from krea_batch.jobs import StoredFile
 from krea_batch.storage.async_io import DiskThreads, resolve_all
 from krea_batch.storage.image_file import ImageFile, PngError, commit_many
 
-MAX_GROUP_IMAGES = 32  # chosen: more in one group make none of them cheaper (measured)
-MAX_GROUP_BYTES = 8 << 20  # chosen: what a disk thread checks and writes in 20 ms
-MAX_GROUPS = 4  # chosen: cores that check, and queues of a disk, are few
+MAX_GROUP_IMAGES = 32  # measured: larger groups do not make an image cheaper
+MAX_GROUP_BYTES = 8 << 20  # chosen: a disk thread checks and writes this in 20 ms
+MAX_GROUPS = 4  # chosen: machines have few cores and disk queues
 
 _Waiting = tuple[ImageFile, Sequence[bytes], asyncio.Future[StoredFile]]
 
 
 class LocalImageWriter:
-    """Finishes the images of one run, many at a time."""
+    """Stores the images of one run in groups."""
 
     def __init__(self, disk: DiskThreads) -> None:
         self._disk = disk
@@ -30,7 +30,7 @@ class LocalImageWriter:
         self._groups = 0
 
     async def finish(self, image: ImageFile, last: Sequence[bytes]) -> StoredFile:
-        """Take an image's last bytes. Returns the file's row once it is durable. Raises PngError, OSError."""
+        """Write an image's last bytes, and return its record when it is durable. Raises PngError, OSError."""
         future: asyncio.Future[StoredFile] = asyncio.get_running_loop().create_future()
         self._waiting.append((image, last, future))
         if self._groups == 0 or (self._groups < MAX_GROUPS and self._is_full()):

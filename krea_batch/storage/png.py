@@ -1,8 +1,8 @@
-"""The bytes of a download come in, in pieces of any size; out goes whether they are one whole PNG. Pure.
+"""Validates PNG data while it streams. Pure.
 
-Newcomers: image libraries are too kind for this. They load a PNG without its end and take bytes after it;
-an image that was paid for has to be complete, so each chunk's length and checksum is walked here.
-Source of the format: the PNG specification, third edition (W3C), sections 5 and 11.2.
+Image libraries are too lenient for this: they load a PNG without its end, and accept bytes after it. A charged image
+must be complete, so this checks each chunk's length and checksum. Source of the format: the PNG specification, third
+edition (W3C), sections 5 and 11.2.
 """
 
 from __future__ import annotations
@@ -16,13 +16,13 @@ _CHUNK_HEADER = struct.Struct(">I4s")
 
 
 class PngError(ValueError):
-    """The bytes are not one whole PNG; the text says where they stop being one."""
+    """The bytes are not one complete PNG; the text says why."""
 
 
 class PngValidator:
-    """Walks a PNG as it streams. `feed` it everything in order, then ask `finish`; either may raise PngError.
+    """Checks a PNG as it streams. `feed` all bytes in order, then call `finish`; both may raise PngError.
 
-    `width` and `height` (pixels) are there once the IHDR chunk has passed.
+    `width` and `height` (pixels) are set once the IHDR chunk has passed.
     """
 
     __slots__ = (
@@ -40,16 +40,16 @@ class PngValidator:
     def __init__(self) -> None:
         self.width = 0
         self.height = 0
-        self._buffered = b""  # bytes of an unfinished signature, head, IHDR or checksum
+        self._buffered = b""  # bytes of an incomplete signature, chunk header, IHDR or checksum
         self._started = False
         self._ended = False
         self._seen_data = False
-        self._kind = b""  # the chunk being walked; empty between chunks
+        self._kind = b""  # type of the current chunk; empty between chunks
         self._body_left = 0
         self._crc = 0
 
     def feed(self, data: bytes) -> None:
-        """Take the next bytes."""
+        """Check the next bytes."""
         view = memoryview(self._buffered + data if self._buffered else data)
         offset = 0
         while offset < len(view):
@@ -65,9 +65,9 @@ class PngValidator:
             raise PngError("the image is cut short")
 
     def _consume(self, view: memoryview) -> int:
-        """Walk one signature, chunk head, piece of a body or checksum; 0 means more bytes are needed."""
+        """Check a signature, chunk header, part of a body or checksum, and return its bytes; 0: more are needed."""
         if self._ended:
-            raise PngError("bytes follow the end of the image")
+            raise PngError("unexpected bytes after the end of the image")
         if not self._started:
             return self._read_signature(view)
         if not self._kind:
@@ -78,7 +78,7 @@ class PngValidator:
 
     def _read_signature(self, view: memoryview) -> int:
         if bytes(view[:8]) != SIGNATURE[: len(view)]:
-            raise PngError(f"it does not begin like a PNG but with {bytes(view[:16])!r}")
+            raise PngError(f"does not start like a PNG but with {bytes(view[:16])!r}")
         if len(view) < 8:
             return 0
         self._started = True
@@ -89,11 +89,11 @@ class PngValidator:
             return 0
         length, kind = _CHUNK_HEADER.unpack_from(view)
         if length > MAX_CHUNK_BYTES or not kind.isalpha():
-            raise PngError(f"no chunk can be {kind!r} of {length} bytes")
+            raise PngError(f"invalid chunk {kind!r} of {length} bytes")
         if (kind == b"IHDR") != (self.width == 0) or (kind == b"IHDR" and length != 13):
-            raise PngError("the first chunk, and only it, has to be an IHDR of 13 bytes")
+            raise PngError("the first chunk, and no other, must be an IHDR of 13 bytes")
         if kind == b"IEND" and (length or not self._seen_data):
-            raise PngError("IEND comes too early or holds data")
+            raise PngError("IEND is too early or has data")
         self._kind, self._body_left, self._crc = kind, length, zlib.crc32(kind)
         self._seen_data = self._seen_data or kind == b"IDAT"
         return 8
@@ -104,7 +104,7 @@ class PngValidator:
                 return 0
             self.width, self.height = struct.unpack_from(">II", view)
             if not (0 < self.width <= MAX_CHUNK_BYTES and 0 < self.height <= MAX_CHUNK_BYTES):
-                raise PngError(f"no image is {self.width} by {self.height} pixels")
+                raise PngError(f"invalid size: {self.width} by {self.height} pixels")
         used = min(len(view), self._body_left)
         self._crc = zlib.crc32(view[:used], self._crc)
         self._body_left -= used
@@ -114,7 +114,7 @@ class PngValidator:
         if len(view) < 4:
             return 0
         if int.from_bytes(view[:4]) != self._crc:
-            raise PngError(f"a byte of its {self._kind.decode()} chunk is wrong")
+            raise PngError(f"wrong checksum of the {self._kind.decode()} chunk")
         self._ended = self._kind == b"IEND"
         self._kind = b""
         return 4

@@ -1,8 +1,8 @@
-"""Outcomes come in as jobs end; `results.jsonl` goes out: one row a job, whole lines only.
+"""results.jsonl: one row per job that has ended, complete lines only.
 
-Newcomers: the ledger is the truth and this file its copy for people and their tools. Rows are appended as jobs
-end; at the end of a run the file is written anew from the ledger, so that each id stands once, and at the begin where
-the last run did not come to that. Rows that can have changed in a run are written, others stay as they are.
+The ledger is authoritative; this file is a copy for people and tools. Rows are appended as jobs end. At the end of a
+run the file is rewritten from the ledger, so that each id occurs once; if that did not happen, the next run does it
+at its start. Rows that cannot have changed are copied.
 """
 
 from __future__ import annotations
@@ -26,11 +26,11 @@ Ts = TypeVarTuple("Ts")
 
 RESULTS = "results.jsonl"
 COPY_CHUNK_BYTES = 1 << 20
-APPEND_INTERVAL_S = 0.1  # chosen: between the begins of two appends where many rows come; nobody reads faster
+APPEND_INTERVAL_S = 0.1  # chosen: minimum interval between appends
 
 
 class StablePrefix(NamedTuple):
-    """The rows of the jobs up to the number `last`: they are the first bytes of the file, and will not change."""
+    """The first bytes of the file: the rows of jobs up to number `last`, which will not change."""
 
     last_job_no: int
     size_bytes: int
@@ -41,12 +41,12 @@ EMPTY_PREFIX = StablePrefix(0, 0, None)
 
 
 def encode_row(outcome: Outcome) -> bytes:
-    """One line of `results.jsonl`, with its line end; the fields of `Outcome` in their order."""
+    """Return a line of results.jsonl, with its newline: the fields of `Outcome` in order."""
     return msgspec.json.encode(outcome) + b"\n"
 
 
 class ResultsFile:
-    """The results file of one run. File work is done in `disk`; `failed` hears of it when that cannot be done."""
+    """The results file of one run. File work runs in `disk`; `on_error` is called if it fails."""
 
     def __init__(self, out: Path, executor: Executor, on_error: Callable[[OSError], None]) -> None:
         self._path = out / RESULTS
@@ -58,28 +58,28 @@ class ResultsFile:
         self._append_trigger = MinInterval(self._write)
 
     def append(self, outcome: Outcome) -> None:
-        """Have a row added at the end, together with those that come soon after it, or while the disk is busy."""
+        """Append a row, together with those that follow soon, or while the disk is busy."""
         self._rows.append(encode_row(outcome))
         if self._writing is None and not self._append_trigger.is_set:
             self._append_trigger.next(APPEND_INTERVAL_S)
 
     def buffer(self) -> None:
-        """Keep the rows that are appended from now on until the file has been written anew, which has the others."""
+        """Buffer the rows appended from now on until the file is rewritten with the others."""
         self._rows.clear()
         self._buffering = True
 
     def size_bytes(self) -> int | None:
-        """How large the file is; None where there is none."""
+        """Return the size of the file, or None if there is none."""
         info = self._stat()
         return info.st_size if info else None
 
     def identity(self) -> tuple[int, int] | None:
-        """What tells this file from another that came in its place; None where there is none."""
+        """Return device and inode, which change if the file is replaced; None if there is none."""
         info = self._stat()
         return (info.st_dev, info.st_ino) if info else None
 
     async def close(self) -> None:
-        """Write what was gathered or held."""
+        """Write buffered rows."""
         self._buffering = False
         while self._rows or self._writing is not None:
             self._write()
@@ -87,9 +87,10 @@ class ResultsFile:
                 await asyncio.wait([self._writing])
 
     async def rewrite(self, groups: AsyncIterable[Iterable[Outcome]], *, keep_bytes: int = 0) -> None:
-        """Write the file anew behind its first `keep_bytes`: what has ended by now, or had when `hold` was called.
+        """Replace the file: keep its first `keep_bytes`, then write the outcomes.
 
-        The old file stays until the new one is synced. Raises OSError.
+        `batches` has the jobs that had ended when `buffer` was called, or now. The old file stays until the new one
+        is durable. Raises OSError.
         """
         if not self._buffering:
             self.buffer()
@@ -141,13 +142,13 @@ def _append(path: Path, rows: list[bytes]) -> None:
     fd = open_for_writing(path, os.O_CREAT | os.O_APPEND)
     try:
         while data:
-            data = data[os.write(fd, data) :]  # all at once where the disk has room, so that no line is torn
+            data = data[os.write(fd, data) :]  # one write if the disk has room, so that no line is torn
     finally:
         os.close(fd)
 
 
 def _create_with_prefix(path: Path, old: Path, keep_bytes: int) -> None:
-    """A new file in place of whatever has the name, with so many bytes of the old one."""
+    """Create the new file with the first bytes of the old one."""
     path.unlink(missing_ok=True)
     with os.fdopen(open_for_writing(path, os.O_CREAT | os.O_EXCL), "wb") as file:
         if keep_bytes:
@@ -159,5 +160,5 @@ def _copy(source: BinaryIO, target: BinaryIO, size_bytes: int) -> None:
     while size_bytes:
         chunk = source.read(min(size_bytes, COPY_CHUNK_BYTES))
         if not chunk:
-            raise OSError(errno.EIO, "it was cut while it was copied")
+            raise OSError(errno.EIO, "the file was truncated while it was copied")
         size_bytes -= target.write(chunk)

@@ -1,7 +1,6 @@
-"""A path comes in; a run's folder goes out, made if need be, and held by this process alone.
+"""The run directory: its files, its lock, and the names of images.
 
-Newcomers: the lock is on the folder itself, so that no lock file is left behind, and it goes when the process
-goes, however it goes.
+The lock is on the directory itself, so no lock file is left behind. It ends with the process, however that ends.
 """
 
 from __future__ import annotations
@@ -17,11 +16,11 @@ from krea_batch.errors import RunDirError
 LEDGER = "ledger.db"
 SIMULATOR_STATE_FILE = "simulated.jsonl"  # what the embedded simulator accepted
 IMAGES = "images"
-MAX_LOCK_ATTEMPTS, LOCK_RETRY_S = 10, 0.01  # chosen: who only asks whether a run is at work has a lock for an instant
+MAX_LOCK_ATTEMPTS, LOCK_RETRY_S = 10, 0.01  # chosen: `is_locked` of other processes holds its lock for an instant
 
 
 class RunDir:
-    """The folder of one run, locked from `take` to `release`."""
+    """The directory of one run, locked from `lock` to `unlock`."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -29,20 +28,20 @@ class RunDir:
         self._fd = -1
 
     def lock(self) -> None:
-        """Make the folder and lock it. Raises RunFolderError where another process has it, or it cannot be made."""
+        """Create and lock the directory. Raises RunDirError if another process has it, or it cannot be created."""
         if os.name == "nt":
-            raise RunDirError(self.path, "no folder can be locked on Windows", "run krea-batch in WSL")
+            raise RunDirError(self.path, "directories cannot be locked on Windows", "run krea-batch in WSL")
         try:
             (self.path / IMAGES).mkdir(parents=True, exist_ok=True)
             self._fd = os.open(self.path, os.O_RDONLY)
         except OSError as error:
             raise RunDirError(
-                self.path, f"the folder cannot be used ({error.strerror})", "choose another --out"
+                self.path, f"cannot use the directory ({error.strerror})", "use another run directory"
             ) from error
         if not _try_lock(self._fd):
             self.unlock()
             raise RunDirError(
-                self.path, "another krea-batch is working in it", "wait for it, or choose another --out"
+                self.path, "another krea-batch is using it", "wait for it, or use another run directory"
             )
 
     def unlock(self) -> None:
@@ -52,7 +51,7 @@ class RunDir:
 
 
 def is_locked(path: Path) -> bool:
-    """Whether a process has the run's folder."""
+    """Return whether a process has locked the run directory."""
     try:
         fd = os.open(path, os.O_RDONLY)
     except OSError:
@@ -64,21 +63,21 @@ def is_locked(path: Path) -> bool:
 
 
 def candidate_names(stem: str) -> Iterator[str]:
-    """The names that an image may have, in a folder or a bucket, the best first; without an end."""
+    """Yield possible names of an image in a folder or a bucket, the preferred first, without end."""
     yield f"{stem}.png"
     for n in count(2):
-        yield f"{stem}~{n}.png"  # somebody else's image has the name: it stays, and so does ours
+        yield f"{stem}~{n}.png"  # the name is taken by a file of others, which is kept
 
 
 def require_run(out: Path) -> None:
-    """Raise RunFolderError unless there is a run in the folder."""
+    """Raise RunDirError unless the directory has a run."""
     if not (out / LEDGER).is_file():
-        raise RunDirError(out, "there is no run in it", f"it has no {LEDGER}; give the --out of a run")
+        raise RunDirError(out, "not a run directory", f"it has no {LEDGER}; pass the --out of a run")
 
 
 def _try_lock(fd: int, *, shared: bool = False) -> bool:
-    """Lock a folder, for this process alone or `shared` with others that only ask. False where that cannot be."""
-    import fcntl  # not on Windows; imported where it is used
+    """Lock a directory exclusively, or `shared` with other queries. Return False if that is not possible."""
+    import fcntl  # not on Windows
 
     for n in range(1 if shared else MAX_LOCK_ATTEMPTS):
         if n:

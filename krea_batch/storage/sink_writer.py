@@ -1,9 +1,9 @@
-"""Images whose last bytes have come go in, one a caller; each goes out verified, and kept by the caller's sink.
+"""Verifies downloaded images and hands them to a sink.
 
-Newcomers: this is what `Shelf` is for the run's folder. An image is staged in its `.part` under `images/`, so
-that it is whole and hashed before the sink hears of it, and so that a sink which fails is tried again without
-another download. The part goes once the sink has said that the image is durable: a later run fetches anew, and
-the sink finds that it has it. What a killed run left is swept by the next.
+An image is staged in its `.part` file in `images/`, so that it is complete and hashed before the sink gets it, and
+so that a failed upload is retried without another download. The file is deleted when the sink has made the image durable.
+If the process is killed in between, the next run deletes the file, downloads the image again, and the sink finds that
+it has it.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from krea_batch.storage.image_file import ImageFile, remove_stale_parts, stage
 from krea_batch.storage.sinks import Sink, SinkPermanentError, SinkTransientError, VerifiedImage
 
 PUT_TIMEOUT_S = 300.0  # chosen: 64 MiB, the largest image, at 2 Mbit/s
-CHECK_TIMEOUT_S = 60.0  # chosen: a store that takes longer to say a word is none to begin a paid run with
+CHECK_TIMEOUT_S = 60.0  # chosen: fail before charging if the store is this slow
 
 T = TypeVar("T")
 
@@ -47,18 +47,21 @@ class SinkImageWriter:
         self._cancellable = cancellable
 
     async def prepare(self) -> None:
-        """Sweep what a killed run left, and stop this one before it pays where the sink keeps nothing."""
+        """Delete files of a killed run, and stop the run before anything is charged if the sink does not work."""
         await self._disk.run(remove_stale_parts, self._out)
         try:
             await _in_time(self._sink.check(), CHECK_TIMEOUT_S)
         except SinkTransientError as error:
-            reason = f"images cannot be kept ({error.reason})"
-            self._stop(RunStopped(reason, "see to --sink, then run the same command again"))
+            reason = f"images cannot be stored ({error.reason})"
+            self._stop(RunStopped(reason, "check the sink, then run again to resume"))
         except SinkPermanentError as error:
             self._stop(RunStopped(error.reason, error.next_step))
 
     async def finish(self, image: ImageFile, last: list[bytes]) -> StoredFile:
-        """Take an image's last bytes. Raises PngError and OSError as the shelf does, SinkError, SinkRefused."""
+        """Write an image's last bytes, and return its record when the sink has it.
+
+        Raises PngError, OSError, SinkTransientError, SinkPermanentError.
+        """
         if not image.is_whole:
             await self._disk.run(stage, image, last)
         row = image.to_record("")
@@ -79,11 +82,11 @@ class SinkImageWriter:
 
 
 async def _in_time(work: Awaitable[T], limit_s: float) -> T:
-    """What a sink gives. Its silence and its network's errors become SinkErrors, apart from our own disk's."""
+    """Await a sink's result. Its time-outs and OSErrors become SinkTransientErrors, unlike those of our own disk."""
     try:
         async with asyncio.timeout(limit_s):
             return await work
     except TimeoutError:
-        raise SinkTransientError(f"the sink gave no answer in {limit_s:.0f} s") from None
+        raise SinkTransientError(f"the sink did not answer within {limit_s:.0f} s") from None
     except OSError as error:
         raise SinkTransientError(error.strerror or type(error).__name__) from error

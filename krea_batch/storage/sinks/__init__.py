@@ -31,10 +31,10 @@ __all__ = ["Sink", "SinkPermanentError", "SinkTransientError", "VerifiedImage", 
 
 
 class VerifiedImage(Struct, frozen=True):
-    """An image whose every byte has come: its PNG was walked to the end, its checksums are right.
+    """A complete image with valid PNG checksums.
 
-    `name` is the stem that names it: the job's id, or `<id>-2` for its second. `output` counts from 1. `staged` is
-    the file that holds the bytes until `put` returns; it is not to be moved or changed.
+    `name` is its name without suffix: the job's id, or `<id>-2` for the second image. `output` counts from 1. `path`
+    is the file that has the bytes until `put` returns; do not move or change it.
     """
 
     job_id: str
@@ -48,32 +48,33 @@ class VerifiedImage(Struct, frozen=True):
     media_type: str
 
     async def read(self) -> bytes:
-        """All of its bytes."""
+        """Return the bytes."""
         return await asyncio.to_thread(self.path.read_bytes)
 
 
 class Sink(Protocol):
-    """Where images are kept. Several calls run at once.
+    """A storage target for images. Several calls run concurrently.
 
-    Both methods raise SinkError for trouble that may pass (so do OSError and TimeoutError), and SinkRefused for
-    what only a person can mend; any other exception is a bug, and ends the run. No error leads to another submit.
+    Both methods raise SinkTransientError for errors that may pass (OSError and TimeoutError count as such), and
+    SinkPermanentError for errors that a person must fix. Any other exception is a bug, and ends the run. No error
+    leads to another submit.
     """
 
     async def check(self) -> None:
-        """Find out whether images could be kept; asked once, before the first submit is paid."""
+        """Check that images can be stored. Called once, before the first submit."""
         ...
 
     async def put(self, image: VerifiedImage) -> str:
-        """Keep an image, and return where it is: the `path` of its row in the results.
+        """Store an image, and return where it is: the `path` in the results.
 
-        When it returns, the image is durable: the engine forgets its own copy. It may be called again with the
-        same image, after a crash or an error, and then keeps it once. It may be cancelled.
+        The image must be durable at return: the engine deletes its own copy. It may be called again with the same
+        image after a crash or an error, and must then store it once. It may be cancelled.
         """
         ...
 
 
 class SinkTransientError(Exception):
-    """An image could not be kept this time; it is tried again."""
+    """An image could not be stored this time; it is retried."""
 
     def __init__(self, reason: str) -> None:
         super().__init__(reason)
@@ -81,7 +82,7 @@ class SinkTransientError(Exception):
 
 
 class SinkPermanentError(Exception):
-    """No image can be kept before a person has done `next_step`. The run stops, and can be resumed."""
+    """No image can be stored before a person does `next_step`. The run stops and can be resumed."""
 
     def __init__(self, reason: str, next_step: str) -> None:
         super().__init__(reason, next_step)
@@ -89,16 +90,19 @@ class SinkPermanentError(Exception):
         self.next_step = next_step
 
     def __str__(self) -> str:
-        return f"{self.reason}: {self.next_step}"
+        return f"{self.reason}; {self.next_step}"
 
 
 def open_sink(url: str | None) -> Sink | None:
-    """The sink that a URL of the settings names; None for the run's folder. Raises SettingsError."""
+    """Return the sink of a URL, or None for the run directory. Raises SettingsError."""
     if url is None:
         return None
     try:
-        from krea_batch.storage.sinks.object_store import ObjectStoreSink  # obstore: only where it is needed
+        from krea_batch.storage.sinks.object_store import ObjectStoreSink  # obstore is optional
     except ModuleNotFoundError:
-        problem, hint = "object stores need obstore, which is not installed", "pip install 'krea-batch[object-store]'"
+        problem, hint = (
+            "object stores need obstore, which is not installed",
+            "run: pip install 'krea-batch[object-store]'",
+        )
         raise SettingsError("sink", problem, hint) from None
     return ObjectStoreSink.from_url(url)

@@ -1,4 +1,4 @@
-"""Whole images come in; files in a folder of the caller's choice go out, each under a name that was free."""
+"""A sink that stores images in a directory."""
 
 from __future__ import annotations
 
@@ -14,27 +14,27 @@ from krea_batch.storage.sinks import SinkPermanentError, VerifiedImage
 
 
 class FolderSink:
-    """Keeps images as `<path>/<id>.png`, wherever that is mounted; results name them by their full path.
+    """Stores images as `<path>/<id>.png`; results name them by their full path.
 
-    For the run's own folder there is no need of it. A file of other bytes is never overwritten: the image is then
-    `<id>~2.png`. The filesystem has to know hard links, by which a name is taken only where it is free.
+    The run directory does not need it. A file with other content is never overwritten: the image is then
+    `<id>~2.png`. The file system must support hard links, which take a name only if it is free.
     """
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
         self.path = Path(path).absolute()
 
     async def check(self) -> None:
-        """Make the folder. Raises SinkRefused where it cannot be written."""
+        """Create the directory. Raises SinkPermanentError if it cannot be written."""
         try:
             await asyncio.to_thread(self._prepare)
         except OSError as error:
-            reason = f"no image can be kept in {self.path} ({error.strerror})"
+            reason = f"cannot store images in {self.path} ({error.strerror})"
             raise SinkPermanentError(
-                reason, "see to the folder and its rights, then run the same command again"
+                reason, "check the directory and its permissions, then run again to resume"
             ) from None
 
     async def put(self, image: VerifiedImage) -> str:
-        """Keep an image, synced. Raises OSError."""
+        """Store an image durably. Raises OSError."""
         return str(await asyncio.to_thread(self._store, image))
 
     def _prepare(self) -> None:
@@ -55,7 +55,7 @@ class FolderSink:
         return final
 
     def _link_free_name(self, part: Path, image: VerifiedImage) -> Path:
-        """Give it the first name that is free, or that of a file of the same bytes, which an earlier run has kept."""
+        """Link `part` to the first free name. A file with the same bytes, stored by an earlier run, counts as free."""
         for name in candidate_names(image.name):
             final = self.path / name
             try:
@@ -64,7 +64,7 @@ class FolderSink:
                 if not _has_same_bytes(final, image):
                     continue
             return final
-        raise AssertionError("file_names does not end")
+        raise AssertionError("candidate_names does not end")
 
 
 def _has_same_bytes(path: Path, image: VerifiedImage) -> bool:

@@ -1,8 +1,8 @@
-"""Whole images come in; objects in S3, Google Cloud Storage or Azure go out, each under a name that was free.
+"""A sink that stores images in S3, Google Cloud Storage or Azure.
 
-Newcomers: every image goes up in one request that the store refuses where the name is taken. An upload in
-several parts knows no such condition, and when its process is killed it leaves parts behind that are paid for and
-that no listing shows; 64 MiB, the largest image, is far below what stores take in one request.
+Every image is uploaded in one request, which the store refuses if the name exists. Multipart uploads have no such
+condition, and a killed process leaves parts behind that cost money and are in no listing. 64 MiB, the largest image,
+is far below the limit of one request.
 """
 
 from __future__ import annotations
@@ -32,27 +32,27 @@ from krea_batch.storage.run_dir import candidate_names
 from krea_batch.storage.sinks import SinkPermanentError, SinkTransientError, VerifiedImage
 
 REQUEST_TIMEOUT = "120s"  # chosen: 64 MiB at 5 Mbit/s
-STORE_RETRIES = 1  # chosen: the downloader has patience of its own, and tells what it waits for
-LARGE_BYTES = 8 << 20  # chosen: 64 uploads of this size at once take 512 MB
+STORE_RETRIES = 1  # chosen: the downloader retries, and reports what it waits for
+LARGE_BYTES = 8 << 20  # chosen: 64 concurrent uploads of this size take 512 MB
 MAX_LARGE_UPLOADS = 4  # chosen: 256 MB of the largest images
 
 PROBE_KEY = "krea-batch-was-here"
-SHA256_ATTRIBUTE = "sha256"  # the key of an object's own metadata
+SHA256_ATTRIBUTE = "sha256"  # key in the metadata of an object
 
 _STATUS_IN_ERROR = re.compile(r"status code: (\d{3})")
 _CODE_IN_ERROR = re.compile(r"<Code>(\w+)</Code>")
-_MISSING_ERRORS = (FileNotFoundError,)  # what obstore raises for a bucket or an object that is not there
+_MISSING_ERRORS = (FileNotFoundError,)  # obstore, for a missing bucket or object
 _DENIED_ERRORS = (PermissionDeniedError, UnauthenticatedError)
-_S3_TIMEOUT_CODE = "<Code>RequestTimeout</Code>"  # S3's Error Responses: a 400 that may pass
-_RERUN_HINT = "run the same command again"
+_S3_TIMEOUT_CODE = "<Code>RequestTimeout</Code>"  # S3, Error Responses: a 400 that may pass
+_RERUN_HINT = "run again to resume"
 
 
 class ObjectStoreSink:
-    """Keeps images in any store of obstore's, as `<prefix>/<id>.png`; results name them by URL.
+    """Stores images in any store of obstore, as `<prefix>/<id>.png`; results name them by URL.
 
-    Credentials are the store's: from its usual environment, or as it was made. An object of other bytes is never
-    overwritten: the image is then `<id>~2.png`. `url` is what results call the place, where the store has no
-    name of its own.
+    Credentials are those of the store, from its usual environment or its constructor. An object with other content
+    is never overwritten: the image is then `<id>~2.png`. `url` is the base URL in the results, for stores that have
+    none.
     """
 
     def __init__(self, store: ObjectStore, prefix: str = "", *, url: str = "") -> None:
@@ -63,7 +63,7 @@ class ObjectStoreSink:
 
     @classmethod
     def from_url(cls, url: str) -> ObjectStoreSink:
-        """The place of a URL such as s3://bucket/folder. Raises SettingsError."""
+        """Return the sink of a URL such as s3://bucket/folder. Raises SettingsError."""
         options: Any = {"timeout": REQUEST_TIMEOUT, "allow_http": _allows_http()}
         try:
             store: Any = from_url(
@@ -72,14 +72,16 @@ class ObjectStoreSink:
                 retry_config={"max_retries": STORE_RETRIES, "retry_timeout": timedelta(seconds=120)},
             )
         except (BaseError, UnknownConfigurationKeyError, ValueError) as error:
-            problem = f"{url} cannot be opened ({type(error).__name__})"
-            raise SettingsError("sink", problem, "see the bucket's name and the store's environment") from None
+            problem = f"cannot open {url} ({type(error).__name__})"
+            raise SettingsError(
+                "sink", problem, "check the bucket's name and the store's environment variables"
+            ) from None
         return cls(store, url=url)
 
     async def check(self) -> None:
-        """Raise SinkRefused where the bucket is missing or the credentials are none, SinkError where nobody answers.
+        """Raise SinkPermanentError if the bucket is missing or refuses the credentials, else SinkTransientError.
 
-        A key that may not list is asked to write: an empty object, which it deletes again if it may.
+        If the credentials may not list, an empty object is written instead, and deleted if that is allowed.
         """
         try:
             await obstore.list_with_delimiter_async(self._store, self._prefix or None)
@@ -92,13 +94,13 @@ class ObjectStoreSink:
         key = f"{self._prefix}{PROBE_KEY}"
         try:
             await obstore.put_async(self._store, key, b"", use_multipart=False)
-            with suppress(PermissionDeniedError):  # it stays; it is empty, and the next run writes the same
+            with suppress(PermissionDeniedError):  # the empty object stays; the next run overwrites it
                 await obstore.delete_async(self._store, key)
         except (BaseError, *_MISSING_ERRORS) as error:
             raise self._sink_error(error) from None
 
     async def put(self, image: VerifiedImage) -> str:
-        """Keep an image. Raises SinkError, SinkRefused."""
+        """Store an image. Raises SinkTransientError, SinkPermanentError."""
         large = self._large if image.size_bytes > LARGE_BYTES else nullcontext()
         try:
             async with large:
@@ -108,27 +110,27 @@ class ObjectStoreSink:
         return f"{self.url}/{key}"
 
     async def _store_under_free_name(self, image: VerifiedImage) -> str:
-        """Put the image under the first name that is free, or find it where an earlier run put it."""
+        """Store the image under the first free name, or find it where an earlier run stored it."""
         for name in candidate_names(image.name):
             key = self._prefix + name
             if await self._is_free(key) and await self._create(key, image):
                 return key
             if await self._has_same_bytes(key, image):
                 return key
-        raise AssertionError("file_names does not end")
+        raise AssertionError("candidate_names does not end")
 
     async def _is_free(self, key: str) -> bool:
-        """Whether nothing has this name, which spares an upload, and protects where a store ignores conditions."""
+        """Return whether the name is free. This saves an upload, and protects stores that ignore conditions."""
         try:
             await obstore.head_async(self._store, key)
         except FileNotFoundError:
             return True
         except PermissionDeniedError:
-            return True  # S3 says so of objects that are missing, to keys that may not list
+            return True  # S3 answers so for missing objects if the key may not list
         return False
 
     async def _create(self, key: str, image: VerifiedImage) -> bool:
-        """Upload. False where the name is taken, perhaps by ourselves: an answer was lost."""
+        """Upload. Return False if the name is taken, perhaps by an upload of ours whose answer was lost."""
         attributes: Any = {"Content-Type": image.media_type, SHA256_ATTRIBUTE: image.sha256}
         data = await image.read()
         try:
@@ -138,7 +140,7 @@ class ObjectStoreSink:
         return True
 
     async def _has_same_bytes(self, key: str, image: VerifiedImage) -> bool:
-        """Whether the object has the image's bytes, by its metadata, or where it has none, by its content."""
+        """Return whether the object has the image's bytes, by its metadata or else its content."""
         try:
             head = await obstore.get_async(self._store, key, options={"head": True})
             if head.meta["size"] != image.size_bytes:
@@ -147,8 +149,8 @@ class ObjectStoreSink:
                 return bool(recorded == image.sha256)
             return await self._hash(key) == image.sha256
         except PermissionDeniedError:
-            reason = f"{self.url}/{key} is there, and this key may not read whether it is the same image"
-            raise SinkPermanentError(reason, f"allow reading, or choose another --sink, then {_RERUN_HINT}") from None
+            reason = f"{self.url}/{key} exists, and the credentials may not read it to compare"
+            raise SinkPermanentError(reason, f"allow reading or use another sink, then {_RERUN_HINT}") from None
 
     async def _hash(self, key: str) -> str:
         digest = hashlib.sha256()
@@ -157,31 +159,31 @@ class ObjectStoreSink:
         return digest.hexdigest()
 
     def _sink_error(self, error: Exception) -> SinkTransientError | SinkPermanentError:
-        """What an error of the store means. Its own text may hold keys and tokens, and is not repeated."""
+        """Return our error for an error of the store, whose text may contain secrets and is not repeated."""
         text = str(error)
         status = _status_of(text)
         if isinstance(error, _MISSING_ERRORS) or status == 404:
-            return SinkPermanentError(f"there is no bucket for {self.url}", f"make it, or mend --sink, then {_RERUN_HINT}")
+            return SinkPermanentError(f"no bucket for {self.url}", f"create it or fix the sink, then {_RERUN_HINT}")
         if isinstance(error, _DENIED_ERRORS) or (status in (400, 401, 403) and _S3_TIMEOUT_CODE not in text):
-            reason = f"{self.url} takes no images from these credentials (HTTP {status or 403})"
-            return SinkPermanentError(reason, f"see to the store's credentials and rights, then {_RERUN_HINT}")
+            reason = f"{self.url} refuses these credentials (HTTP {status or 403})"
+            return SinkPermanentError(reason, f"check the store's credentials and permissions, then {_RERUN_HINT}")
         if isinstance(error, (InvalidPathError, NotSupportedError)) or 300 <= status < 400 or status == 501:
-            reason = f"{self.url} does not take images this way ({_error_label(error, status)})"
-            return SinkPermanentError(reason, f"see to --sink and the store's region, then {_RERUN_HINT}")
+            reason = f"{self.url} does not support this upload ({_error_label(error, status)})"
+            return SinkPermanentError(reason, f"check the sink and the store's region, then {_RERUN_HINT}")
         return SinkTransientError(
-            f"{self.url} cannot be reached" if not status else f"{self.url} answered HTTP {status}"
+            f"{self.url} is not reachable" if not status else f"{self.url} answered HTTP {status}"
         )
 
 
 def _is_list_denied(error: Exception) -> bool:
-    """Whether the key is known to the store, and only not allowed to list; a key that is wrong gets 403, too."""
+    """Return whether the store knows the key, which only may not list; an invalid key gets 403, too."""
     text = str(error)
     code = _CODE_IN_ERROR.search(text)
     return _status_of(text) == 403 and (code is None or code[1] == "AccessDenied")  # S3, Error Responses
 
 
 def _status_of(text: str) -> int:
-    """The HTTP status that an error of obstore's tells, or 0."""
+    """Return the HTTP status in an error of obstore, or 0."""
     match = _STATUS_IN_ERROR.search(text)
     return int(match[1]) if match else 0
 
@@ -191,12 +193,12 @@ def _error_label(error: Exception, status: int) -> str:
 
 
 def _allows_http() -> bool:
-    """Whether AWS_ALLOW_HTTP, obstore's own variable, lets a store be reached without TLS."""
+    """Return whether AWS_ALLOW_HTTP, obstore's own variable, allows a store without TLS."""
     return os.environ.get("AWS_ALLOW_HTTP", "").lower() in ("1", "true")
 
 
 def _url_of(store: ObjectStore) -> str:
-    """What results call a store that was made by the caller."""
+    """Return the base URL of a store that the caller created."""
     if isinstance(store, S3Store):
         url = f"s3://{store.config.get('bucket', '')}"
     elif isinstance(store, GCSStore):
