@@ -84,7 +84,7 @@ async def wait_until_ended(web: aiohttp.ClientSession, image_id: str) -> dict[st
         assert response.status == 200
         assert response.headers["Content-Type"].startswith("text/event-stream")
         text = await response.text()
-    assert "event: Ended" in text
+    assert "event: JobEnded" in text
     async with web.get(f"/images/{image_id}") as response:
         status: dict[str, Any] = await response.json()
         return status
@@ -112,7 +112,7 @@ class TestService:
                     assert (await answer.read()).startswith(PNG_SIGNATURE)
                 async with web.get("/healthz") as answer:
                     stats = await answer.json()
-                    assert stats["succeeded"] == 1
+                    assert stats["ended_by_state"] == {"succeeded": 1}
                     assert (stats["callbacks"] > 0) == callbacks
 
         with service.running():
