@@ -109,7 +109,7 @@ class SimulatedDisk:
         return getattr(os, name)
 
     def _is_tracked(self, path: str | Path) -> bool:
-        """Whether a path is the images directory or lies in it; other files survive every power loss whole."""
+        """Return whether a path is the images directory or in it; other files survive every power loss."""
         return self._images in (Path(path), Path(path).parent)
 
     def open(self, path: Path, flags: int, mode: int = 0o777) -> int:

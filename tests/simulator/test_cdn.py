@@ -246,7 +246,7 @@ def test_no_image_of_a_failed_job(fault: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("method", "path"), [("GET", "/"), ("GET", "/v1/unknown/output.png"), ("POST", "/v1/a/output.png"), ("GET", "/v1")]
+    ("method", "path"), [("GET", "/"), ("GET", "/v1/none/output.png"), ("POST", "/v1/a/output.png"), ("GET", "/v1")]
 )
 def test_other_urls_of_the_cdn(method: str, path: str) -> None:
     """Any other URL of the CDN is a 404, and the request is counted."""
@@ -422,8 +422,8 @@ def test_the_same_body_and_seed_give_the_same_pixels() -> None:
 @pytest.mark.slow
 def test_parameters_change_the_image() -> None:
     """A different creativity or output index of the same job gives a different image."""
-    seen = {pixels(draw(CAPTION_FIELDS | {"creativity": creativity}, "7")) for creativity in CREATIVITY}
-    assert len(seen | {pixels(draw(CAPTION_FIELDS, "8"))}) == 5
+    images = {pixels(draw(CAPTION_FIELDS | {"creativity": creativity}, "7")) for creativity in CREATIVITY}
+    assert len(images | {pixels(draw(CAPTION_FIELDS, "8"))}) == 5
 
 
 @pytest.mark.slow

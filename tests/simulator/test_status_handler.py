@@ -14,11 +14,11 @@ def charge_totals(client: SimulatorClient) -> tuple[int, int, int]:
 
 async def statuses_at(client: SimulatorClient, request_id: str, *seconds: float) -> list[str]:
     """Return the statuses at these seconds after the start."""
-    seen = []
+    statuses = []
     for second in seconds:
         client.clock.at = CLOCK_START_AT + second
-        seen.append((await client.poll(request_id)).json["status"])
-    return seen
+        statuses.append((await client.poll(request_id)).json["status"])
+    return statuses
 
 
 # ---- statuses -------------------------------------------------------------------------------------------

@@ -198,7 +198,7 @@ def test_no_webhook_to_other_hosts() -> None:
         assert (await receiver.next())["request_id"] == allowed
         assert client.totals()["webhooks_refused"] == 2
 
-    serve_with_receiver(receiver, ask, host="0.0.0.0")  # not loopback by its text, but it leads here
+    serve_with_receiver(receiver, ask, host="0.0.0.0")  # not loopback by its text, but leads here
 
 
 @pytest.mark.parametrize(
