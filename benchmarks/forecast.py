@@ -56,7 +56,7 @@ def measure(jobs: int, options: list[str], latency: str, limit: str) -> tuple[di
         simulator = SimulatorProcess("--tiny", f"--latency={latency}", *limits)
         try:
             run = run_command(
-                "run", "jobs.jsonl", "--out=out", "--json", f"--gateway={simulator.gateway}", *options, cwd=folder
+                "run", "jobs.jsonl", "--out=out", "--json", f"--gateway={simulator.gateway_url}", *options, cwd=folder
             )
         finally:
             simulator.close()

@@ -141,8 +141,8 @@ def _print_row(
     name: str, optimal: float, with_timestamps: float, without_timestamps: float, every_5_s: float, every_10_s: float
 ) -> None:
     print(
-        f"| {name} | {optimal:.3f} | {with_timestamps:.3f} | **{with_timestamps / optimal:.3f}** | {without_timestamps:.3f} | {without_timestamps / optimal:.3f} "
-        f"| {every_5_s:.3f} | {every_10_s:.3f} |",
+        f"| {name} | {optimal:.3f} | {with_timestamps:.3f} | **{with_timestamps / optimal:.3f}** "
+        f"| {without_timestamps:.3f} | {without_timestamps / optimal:.3f} | {every_5_s:.3f} | {every_10_s:.3f} |",
         flush=True,
     )
 

@@ -179,7 +179,7 @@ def main() -> None:
     for _ in range(options.repeat):
         simulated = SimulatorProcess("--latency", "uniform:4,12", "--image-bytes", "20000")
         try:
-            with service(simulated.gateway) as url:
+            with service(simulated.gateway_url) as url:
                 runs.append(uvloop.run(measure_both(url, options.jobs, options.seconds)))
         finally:
             simulated.close()
