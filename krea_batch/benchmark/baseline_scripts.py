@@ -1,7 +1,7 @@
-"""A case comes in; the scripts that people usually write for such an API do its work, and notes of it go out.
+"""The scripts that people usually write for such an API, to compare with.
 
-Newcomers: these are honest scripts, kept simple on purpose. They heed Retry-After and check HTTP statuses; they
-keep no ledger, and what a crash leaves behind is lost or paid again. They are run against the simulator alone.
+They are kept simple but fair: they respect Retry-After and check HTTP statuses. They keep no ledger, and what a crash
+leaves behind is lost or charged again. They are only run against the simulator.
 """
 
 from __future__ import annotations
@@ -23,13 +23,13 @@ from krea_batch.benchmark.recorder import Recorder, measure_loop_lag
 SUBMIT_URL_PATH = "/krea-2-large-text-to-image/v1/krea-2-large-text-to-image-request"  # API document, Code samples
 STATUS_URL_PATH = "/v2/requests/status/"  # API document, Retrieving Results
 HEADERS = {"Cache-Control": "no-cache", "Ocp-Apim-Subscription-Key": "simulated"}
-MAX_THREADS = 32  # chosen: what ThreadPoolExecutor itself takes at most by default
-DEFAULT_RETRY_AFTER_S = 1.0  # chosen: what such scripts sleep when nobody tells them
+MAX_THREADS = 32  # chosen: the most that ThreadPoolExecutor uses by default
+DEFAULT_RETRY_AFTER_S = 1.0  # chosen: what such scripts usually sleep
 
 
 def run_threads(case: Case, recorder: Recorder) -> None:
-    """A thread a job, 32 at once, with requests: the API document's Python sample in a pool."""
-    import requests  # of the extra `bench`; the command has seen to it
+    """A pool of 32 threads with requests, one job each: the Python example of the API document."""
+    import requests  # from the extra `bench`; the command has checked it
 
     lock = threading.Lock()
     submit_until_s = time.monotonic() + case.submit_window_s
@@ -82,7 +82,7 @@ def run_threads(case: Case, recorder: Recorder) -> None:
 
 
 async def run_tasks(case: Case, recorder: Recorder) -> None:
-    """A task a job with aiohttp, and aiolimiter before each submit."""
+    """One task per job with aiohttp, and aiolimiter before each submit."""
     limiter = AsyncLimiter(1, 1 / case.per_s)
     submit_until_s = time.monotonic() + case.submit_window_s
 
@@ -137,7 +137,7 @@ def _retry_after_s(header: str | None) -> float:
 
 
 def _took_s(status: dict[str, Any]) -> float | None:
-    """How long the gateway says the job took, from its two timestamps."""
+    """Return the duration of the job by the gateway's two timestamps."""
     try:
         created, completed = (datetime.fromisoformat(status[name]) for name in ("created_at", "completed_at"))
     except (KeyError, ValueError):

@@ -1,6 +1,6 @@
-"""What is to be measured comes in as options; cases go out, one a worker, fit to be sent to another process.
+"""The cases of a benchmark, made from its options and sent to worker processes.
 
-Newcomers: `record` is what a worker saw, raw; `figures` makes the numbers that people read of it. Pure.
+A `CaseRecord` is what a worker saw; `measurements` computes the results from it. Pure.
 """
 
 from __future__ import annotations
@@ -12,13 +12,13 @@ import msgspec
 from krea_batch.errors import SettingsError
 from krea_batch.settings import Rate
 
-MEASURE_DURATION_S = 10.0  # chosen: long enough for a rate to settle, short enough to sit through four of them
-MIN_SUBMIT_WINDOW_S = 30.0  # chosen: 32 threads would need eight minutes for ten seconds' work at 400/s
-SLOWDOWN_LIMIT = 3.0  # chosen: a script that is three times slower than its limit has shown it
+MEASURE_DURATION_S = 10.0  # chosen: long enough for a steady rate, short enough for four of them
+MIN_SUBMIT_WINDOW_S = 30.0  # chosen: 32 threads would need eight minutes for ten seconds of work at 400/s
+SLOWDOWN_LIMIT = 3.0  # chosen: three times slower than the limit is enough to tell
 
 
 class Implementation(StrEnum):
-    """Who does the work."""
+    """The program under measurement."""
 
     ENGINE = "krea-batch"
     THREADS = "threads + requests"
@@ -29,7 +29,7 @@ BASELINES = (Implementation.THREADS, Implementation.TASKS)
 
 
 class Case(msgspec.Struct, frozen=True, kw_only=True):
-    """One measurement. `gateway` is filled in once its simulator has an address; `out` is the run's folder."""
+    """One measurement. `gateway` is set when its simulator has started; `out` is the run directory."""
 
     implementation: Implementation
     rate: str
@@ -45,12 +45,12 @@ class Case(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def submit_window_s(self) -> float:
-        """How long a script may go on submitting. The engine has no such end: what it took, it brings home."""
+        """How long a script may submit, in seconds. The engine has no such limit: it completes what it accepted."""
         return max(MIN_SUBMIT_WINDOW_S, SLOWDOWN_LIMIT * self.jobs / self.per_s)
 
 
 class CaseRecord(msgspec.Struct, kw_only=True, tag="record"):
-    """What a worker saw. Instants are seconds since 1970; None is what could not be measured."""
+    """What a worker saw. Times are in seconds since 1970; None means not measured."""
 
     accepted_at: list[float] = []
     rate_limited: int = 0
@@ -65,7 +65,7 @@ class CaseRecord(msgspec.Struct, kw_only=True, tag="record"):
 
 
 class WorkerProgress(msgspec.Struct, frozen=True, tag="progress"):
-    """How far a worker is: what it tells while it works."""
+    """A worker's progress."""
 
     accepted: int
     stored: int
@@ -74,19 +74,19 @@ class WorkerProgress(msgspec.Struct, frozen=True, tag="progress"):
 
 
 def parse_rates(text: str) -> list[Rate]:
-    """Read `50/s,100/s`. Raises SettingsError naming the one that is no rate, or stands twice."""
+    """Parse `50/s,100/s`. Raises SettingsError for an invalid or duplicate rate."""
     rates = [Rate.parse(part, "rates") for part in text.split(",")]
     for index, rate in enumerate(rates):
         if rate.per_s in [earlier.per_s for earlier in rates[:index]]:
-            raise SettingsError("rates", f"{rate.text!r} stands twice", "give each rate once")
+            raise SettingsError("rates", f"{rate.text!r} is given twice", "give each rate once")
     return rates
 
 
 def run_dir_name(rate: Rate) -> str:
-    """The run folder of a rate, the same each time: `5-per-s`."""
+    """Return the name of the run directory of a rate: `5-per-s`."""
     return rate.text.replace(" ", "").replace("/", "-per-")
 
 
 def jobs_for_rate(rate: Rate, jobs: int | None) -> int:
-    """How many jobs a rate gets: those asked for, or as many as it lets through while it is measured."""
+    """Return the number of jobs for a rate: `jobs`, or as many as fit into the measurement."""
     return jobs or max(2, round(rate.per_s * MEASURE_DURATION_S))

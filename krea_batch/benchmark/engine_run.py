@@ -1,7 +1,6 @@
-"""A case comes in; the engine does its work, as a library, and notes of it go out.
+"""Runs a case with the engine as a library, and records it.
 
-Newcomers: the engine's gateway is wrapped, so that what is noted is what the wire said. All that the wrapper does is
-listen; nothing of the engine is left out or changed for the measurement.
+The gateway of the engine is wrapped to record its responses. The wrapper changes nothing of the engine's behaviour.
 """
 
 from __future__ import annotations
@@ -27,7 +26,7 @@ from krea_batch.settings import KEY_VARIABLE, ApiKey, Settings
 
 
 class RecordingGateway:
-    """A gateway that notes what another one says."""
+    """A gateway that records the verdicts of another one."""
 
     def __init__(self, gateway: Gateway, recorder: Recorder) -> None:
         self._gateway = gateway
@@ -56,14 +55,14 @@ class RecordingGateway:
 
 
 async def run_engine(case: Case, recorder: Recorder) -> None:
-    """Do the jobs of a case. The first SIGINT brings home what is in flight, the second stops at once."""
+    """Run the jobs of a case. The first SIGINT drains the jobs in flight, the second stops at once."""
     options: dict[str, Any] = {
         "gateway": case.gateway,
         "rate": case.rate,
         "poll_interval_s": case.poll_interval_s,
         "max_in_flight": case.max_in_flight,
-        "max_charges": case.jobs,  # what was announced is never passed
-        "max_identical_failures": 20,  # as the command line has it: a mistake should not cost a whole sweep
+        "max_charges": case.jobs,  # never more than announced
+        "max_identical_failures": 20,  # as on the command line: a mistake should not cost a whole benchmark
     }
     out = Path(case.out)
     async with AsyncExitStack() as stack:
@@ -94,7 +93,7 @@ def _key(case: Case) -> ApiKey:
 
 
 def _jobs(case: Case) -> Iterator[Job]:
-    """The same jobs each time, so that a second run of the command finds them done."""
+    """Yield the same jobs each time, so that a second run of the command finds them done."""
     for index in range(case.jobs):
         yield Job(id=f"{index + 1:06d}", prompt=case.prompt, seed=index)
 

@@ -1,7 +1,7 @@
-"""What a worker saw comes in; the numbers that people read go out. Pure.
+"""Computes results from what a worker saw. Pure.
 
-Newcomers: `used` is accepted submits a second, from the first to the last, over the limit. A burst that a token
-bucket lets through at the start can take it a little above 1.
+`rate_used` is the rate of accepted submits, from the first to the last, divided by the limit. The initial burst of a
+token bucket can raise it a little above 1.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from krea_batch.benchmark.cases import Case, CaseRecord, Implementation
 
 
 class Percentiles(msgspec.Struct, frozen=True):
-    """How something is spread: its middle, its 99th percentile, its largest."""
+    """Median, 99th percentile and maximum."""
 
     p50: float
     p99: float
@@ -24,7 +24,7 @@ class Percentiles(msgspec.Struct, frozen=True):
 
 
 class CaseResult(msgspec.Struct, frozen=True, kw_only=True):
-    """One row of the report. Units are in the names; None is what could not be measured."""
+    """One row of the report. Units are in the names; None means not measured."""
 
     implementation: Implementation
     rate: str
@@ -47,7 +47,7 @@ class CaseResult(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def case_result(case: Case, record: CaseRecord) -> CaseResult:
-    """The numbers of one case."""
+    """Compute the result of one case."""
     accepted = len(record.accepted_at)
     per_s = rate_per_s(record.accepted_at)
     return CaseResult(
@@ -73,7 +73,7 @@ def case_result(case: Case, record: CaseRecord) -> CaseResult:
 
 
 def rate_per_s(times_s: Sequence[float]) -> float | None:
-    """How many a second, from the first to the last; None for fewer than two."""
+    """Return the rate from the first to the last time; None for fewer than two."""
     if len(times_s) < 2:
         return None
     span_s = max(times_s) - min(times_s)
@@ -81,7 +81,7 @@ def rate_per_s(times_s: Sequence[float]) -> float | None:
 
 
 def counts_per_second(times_s: Sequence[float]) -> list[int]:
-    """How many fell into each second since the first, empty seconds between them included."""
+    """Count the times in each second since the first, including empty seconds."""
     if not times_s:
         return []
     first = min(times_s)
@@ -92,7 +92,7 @@ def counts_per_second(times_s: Sequence[float]) -> list[int]:
 
 
 def percentiles(values: Sequence[float]) -> Percentiles | None:
-    """Middle, 99th percentile and largest; None for no values."""
+    """Return median, 99th percentile and maximum; None for no values."""
     if not values:
         return None
     ordered = sorted(values)
@@ -100,7 +100,7 @@ def percentiles(values: Sequence[float]) -> Percentiles | None:
 
 
 def percentile(ordered: Sequence[float], percent: float) -> float:
-    """The smallest value that is not less than `percent` of all (nearest rank), of at least one, in order."""
+    """Return the percentile of sorted values by the nearest-rank method; at least one value is needed."""
     return ordered[max(0, math.ceil(len(ordered) * percent / 100) - 1)]
 
 

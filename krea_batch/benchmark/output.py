@@ -1,6 +1,6 @@
-"""Figures come in; the table that people read on a terminal goes out.
+"""The results of a benchmark as a table for the terminal and as JSON.
 
-Newcomers: lateness of the event loop is three numbers, p50/p99/max; on the threads' script there is no loop.
+The event-loop lag is shown as p50/p99/max; the script with threads has no event loop.
 """
 
 from __future__ import annotations
@@ -24,13 +24,13 @@ import msgspec
 import orjson
 
 COLUMN_TITLES = (
-    "who", "limit", "jobs", "accepted/s", "of limit", "429s a job", "polls a job", "lag s",
-    "CPU ms a job", "KiB a job", "loop late ms",
+    "implementation", "limit", "jobs", "accepted/s", "of limit", "429s/job", "polls/job", "lag s",
+    "CPU ms/job", "KiB/job", "loop lag ms",
 )  # fmt: skip
 
 
 def result_table(rows: Sequence[CaseResult]) -> Table:
-    """The table for rich to draw, one row a case."""
+    """Return the table for rich, one row per case."""
     from rich import box
     from rich.table import Table
 
@@ -43,7 +43,7 @@ def result_table(rows: Sequence[CaseResult]) -> Table:
 
 
 def cells(row: CaseResult) -> list[str]:
-    """One row in words, in the order of HEADS; a dash is what could not be measured."""
+    """Return one row as text, in the order of the headers; a dash means not measured."""
     loop_lag = row.loop_lag_ms
     jobs = f"{row.accepted:,}" if row.accepted == row.jobs else f"{row.accepted:,} of {row.jobs:,}"
     return [
@@ -69,7 +69,7 @@ BENCH_JSON = "bench.json"
 
 
 def bench_report(rows: Sequence[CaseResult], options: dict[str, Any], measured_at: datetime) -> dict[str, Any]:
-    """Everything that was measured, where, when and how."""
+    """Return all results with their time, machine and options."""
     return {
         "krea_batch": version("krea-batch"),
         "at": measured_at.astimezone(UTC).isoformat(timespec="seconds"),
@@ -85,7 +85,7 @@ def bench_report(rows: Sequence[CaseResult], options: dict[str, Any], measured_a
 
 
 def write_bench_json(folder: Path, content: dict[str, Any]) -> Path:
-    """Write it into the folder, in the place of an earlier one."""
+    """Write the report into the directory, replacing an earlier one."""
     path = folder / BENCH_JSON
     path.write_bytes(orjson.dumps(content, option=orjson.OPT_INDENT_2 | orjson.OPT_APPEND_NEWLINE))
     return path

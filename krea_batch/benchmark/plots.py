@@ -1,7 +1,7 @@
-"""Figures come in; SVG plots go out. Needs matplotlib, of the extra `bench`.
+"""Draws results as SVG. Requires matplotlib, from the extra `bench`.
 
-Newcomers: the same figures give the same bytes. Ids come from a salt, dates are left out, and no font of the machine
-is asked for: text stays text, and a viewer's own font draws it.
+The same results give the same bytes: ids are made with a fixed salt, there are no dates, and text stays text, drawn
+in the viewer's own font.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-SIZE_IN = (8.0, 4.5)  # chosen: 800 px wide at 100 dots an inch, where labels of 10 points read well
+SIZE_IN = (8.0, 4.5)  # chosen: 800 px wide at 100 dpi, where 10-point labels are readable
 COLOURS = {Implementation.ENGINE: "#1b6ca8", Implementation.THREADS: "#c8553d", Implementation.TASKS: "#8a6fb0"}
 IDEAL_COLOUR = "#888888"
 MARKERS = {Implementation.ENGINE: "o", Implementation.THREADS: "s", Implementation.TASKS: "^"}
@@ -38,7 +38,7 @@ RC_PARAMS: dict[Any, Any] = {
 
 
 def write_plots(folder: Path, rows: Sequence[CaseResult]) -> list[Path]:
-    """Draw every plot that the figures have something for. Raises ImportError without matplotlib."""
+    """Draw every plot that has data. Raises ImportError without matplotlib."""
     import matplotlib as mpl
     from matplotlib.figure import Figure
 
@@ -57,8 +57,8 @@ def write_plots(folder: Path, rows: Sequence[CaseResult]) -> list[Path]:
 def _throughput(figure: Figure, rows: Sequence[CaseResult]) -> None:
     axes = figure.subplots()
     limits = sorted({row.limit_per_s for row in rows})
-    axes.plot(limits, limits, color=IDEAL_COLOUR, linestyle="--", label="the limit itself")
-    used = "How much of the rate limit is used"
+    axes.plot(limits, limits, color=IDEAL_COLOUR, linestyle="--", label="the limit")
+    used = "Use of the rate limit"
     _panel(axes, rows, lambda row: row.accepted_per_s, used, "accepted (submits/s)")
 
 
@@ -72,8 +72,8 @@ def _timeline(figure: Figure, rows: Sequence[CaseResult]) -> None:
     for position, (limit, panel_rows) in enumerate(panels, 1):
         axes = figure.add_subplot(lines, columns, position)
         axes.axhline(limit, color=IDEAL_COLOUR, linestyle="--", label="limit")
-        for row in reversed(panel_rows):  # the engine last, so that it lies above what runs along with it
-            counts = row.accepted_each_second[:-1] or row.accepted_each_second  # the last second is cut short
+        for row in reversed(panel_rows):  # the engine last, so that it is drawn on top
+            counts = row.accepted_each_second[:-1] or row.accepted_each_second  # the last second is incomplete
             axes.stairs(
                 counts,
                 baseline=None,
@@ -85,23 +85,23 @@ def _timeline(figure: Figure, rows: Sequence[CaseResult]) -> None:
         _set_y_floor(axes)
         axes.set_xlim(0, None)
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-    figure.suptitle("Accepted submits in each second", fontweight="bold")
+    figure.suptitle("Accepted submits per second", fontweight="bold")
 
 
 def _rate_limited(figure: Figure, rows: Sequence[CaseResult]) -> None:
-    _panel(figure.subplots(), rows, lambda row: row.rate_limited_per_job, "Submits refused with 429", "429s a job")
+    _panel(figure.subplots(), rows, lambda row: row.rate_limited_per_job, "Submits refused with 429", "429s per job")
 
 
 def _polls(figure: Figure, rows: Sequence[CaseResult]) -> None:
     polls, lag = figure.subplots(1, 2)
-    _panel(polls, rows, lambda row: row.polls_per_job, "Polls until an end is seen", "polls a job")
-    _panel(lag, rows, lambda row: row.lag_mean_s, "Lag from an end until it is seen", "mean lag (s)")
+    _panel(polls, rows, lambda row: row.polls_per_job, "Polls", "polls per job")
+    _panel(lag, rows, lambda row: row.lag_mean_s, "Lag from an end until it is detected", "mean lag (s)")
 
 
 def _cost(figure: Figure, rows: Sequence[CaseResult]) -> None:
     time, memory = figure.subplots(1, 2)
-    _panel(time, rows, lambda row: row.cpu_ms_per_job, "Processor time", "CPU ms a job")
-    _panel(memory, rows, lambda row: row.memory_kib_per_job_in_flight, "Memory", "KiB a job in flight")
+    _panel(time, rows, lambda row: row.cpu_ms_per_job, "CPU time", "CPU ms per job")
+    _panel(memory, rows, lambda row: row.memory_kib_per_job_in_flight, "Memory", "KiB per job in flight")
 
 
 def _loop_lag(figure: Figure, rows: Sequence[CaseResult]) -> None:
@@ -109,10 +109,10 @@ def _loop_lag(figure: Figure, rows: Sequence[CaseResult]) -> None:
     engine = sorted((row for row in rows if row.implementation is Implementation.ENGINE), key=_limit)
     lags = [(row.limit_per_s, row.loop_lag_ms) for row in engine if row.loop_lag_ms]
     limits = [limit for limit, _ in lags]
-    for name, style in (("max", ":"), ("p99", "--"), ("p50", "-")):  # as they lie above each other
+    for name, style in (("max", ":"), ("p99", "--"), ("p50", "-")):  # from top to bottom
         values_ms = [getattr(lag, name) for _, lag in lags]
         axes.plot(limits, values_ms, linestyle=style, marker="o", color=COLOURS[Implementation.ENGINE], label=name)
-    _label_axes(axes, "How late the event loop wakes", "limit (submits/s)", "late (ms)")
+    _label_axes(axes, "Event-loop lag", "limit (submits/s)", "lag (ms)")
     axes.set_yscale("log")
     axes.yaxis.set_major_formatter("{x:g}")
     _set_limit_ticks(axes, rows)
@@ -131,15 +131,15 @@ PLOTS: dict[str, Callable[[Figure, Sequence[CaseResult]], None]] = {
 def _panel(
     axes: Axes, rows: Sequence[CaseResult], value: Callable[[CaseResult], float | None], title: str, y: str
 ) -> None:
-    """One figure of each row over the limits."""
+    """Draw one value of each row over the limits."""
     _lines(axes, rows, value)
     _label_axes(axes, title, "limit (submits/s)", y)
     _set_limit_ticks(axes, rows)
 
 
 def _lines(axes: Axes, rows: Sequence[CaseResult], value: Callable[[CaseResult], float | None]) -> None:
-    """A line for each contender over the limits, of what could be measured."""
-    for implementation in reversed(Implementation):  # the engine last, above the rest
+    """Draw a line for each implementation over the limits, where the value was measured."""
+    for implementation in reversed(Implementation):  # the engine last, on top
         selected = sorted((row for row in rows if row.implementation is implementation), key=_limit)
         points = [(row.limit_per_s, measured) for row in selected if (measured := value(row)) is not None]
         if points:
@@ -161,7 +161,7 @@ def _label_axes(axes: Axes, title: str, x: str, y: str) -> None:
 
 
 def _set_limit_ticks(axes: Axes, rows: Sequence[CaseResult]) -> None:
-    """The limits that were measured as the ticks of x, zero as the floor of a linear y."""
+    """Use the measured limits as x ticks, and zero as the minimum of a linear y axis."""
     limits = sorted({row.limit_per_s for row in rows})
     axes.set_xscale("log")
     axes.set_xticks(limits, [f"{limit:g}" for limit in limits])
@@ -171,13 +171,13 @@ def _set_limit_ticks(axes: Axes, rows: Sequence[CaseResult]) -> None:
 
 
 def _set_y_floor(axes: Axes) -> None:
-    """Zero below, and room above the highest line; where all is zero, a scale on which one would show."""
+    """Start the y axis at zero with room above the highest line, also if all values are zero."""
     highest = axes.dataLim.y1
     axes.set_ylim(0, 1.1 * highest if highest > 0 else 1)
 
 
 def _shared_legend(figure: Figure) -> None:
-    """One legend for all panels, below them: beside no line, above no line."""
+    """Draw one legend for all panels below them."""
     handles: dict[str, Artist] = {}
     for axes in figure.axes:
         lines, labels = axes.get_legend_handles_labels()

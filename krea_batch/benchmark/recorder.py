@@ -1,7 +1,7 @@
-"""What happens to a contender's jobs comes in, one call each; a record of it goes out.
+"""Records what happens to the jobs of a case.
 
-Newcomers: lag is the gateway's own word for how long a job took (its two timestamps, so its clock alone) set
-against how long it took until somebody saw the end: from the acceptance to the poll that said COMPLETED.
+Lag is the time until the end of a job was detected, from its acceptance to the poll with COMPLETED, minus the
+duration by the gateway (the difference of its two timestamps, so independent of its clock).
 """
 
 from __future__ import annotations
@@ -15,13 +15,13 @@ from pathlib import Path
 from krea_batch.benchmark.cases import CaseRecord, WorkerProgress
 
 LOOP_SAMPLE_INTERVAL_S = (
-    0.01  # chosen: short against what a user would feel, and 100 wakes a second cost next to nothing
+    0.01  # chosen: short enough to see what a user would notice; 100 wakes per second cost little
 )
 _PROC_STATUS = Path("/proc/self/status")
 
 
 class Recorder:
-    """Notes of one contender, made as it works. Calls come from one event loop, or from threads under a lock."""
+    """Records one case as it runs. Called from one event loop, or from threads under a lock."""
 
     def __init__(self) -> None:
         self.record = CaseRecord()
@@ -43,7 +43,7 @@ class Recorder:
         self.record.polls += 1
 
     def record_finished(self, request_id: str, took_s: float | None) -> None:
-        """The poll that saw the end; `took_s` is what the gateway says the job took."""
+        """Record the poll that detected the end; `took_s` is the duration by the gateway."""
         accepted_at = self._accepted_at.get(request_id)
         if took_s is not None and accepted_at is not None:
             self.record.lags_s.append(max(0.0, time.time() - accepted_at - took_s))
@@ -56,14 +56,14 @@ class Recorder:
         return WorkerProgress(len(record.accepted_at), record.stored, record.rate_limited, record.polls)
 
     def finish(self) -> CaseRecord:
-        """Take processor time and memory, as this process used them since the notes began."""
+        """Return the record, with CPU time and memory of this process since the recording began."""
         self.record.cpu_s = time.process_time() - self._cpu_at_start_s
         self.record.memory_kib = max(0, memory_kib(peak=True) - self._memory_at_start_kib)
         return self.record
 
 
 def memory_kib(*, peak: bool = False) -> int:
-    """Memory of this process, now or at its most. Where the system tells no more, `now` is the most so far."""
+    """Return the memory of this process, current or peak. Some systems report only the peak."""
     if _PROC_STATUS.is_file():
         name = "VmHWM:" if peak else "VmRSS:"
         return next(int(line.split()[1]) for line in _PROC_STATUS.read_text().splitlines() if line.startswith(name))
@@ -72,9 +72,9 @@ def memory_kib(*, peak: bool = False) -> int:
 
 
 async def measure_loop_lag(lags_ms: list[float]) -> None:
-    """Sleep again and again, and note how late each wake is, until cancelled.
+    """Sleep repeatedly and record how late each wake-up is, until cancelled.
 
-    By the machine's clock: uvloop's own stands still while a callback runs, and counts whole milliseconds.
+    The system clock is used: uvloop's own stops during a callback and has a resolution of a millisecond.
     """
     while True:
         due_s = time.perf_counter() + LOOP_SAMPLE_INTERVAL_S

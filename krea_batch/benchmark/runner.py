@@ -1,7 +1,7 @@
-"""Cases come in; each is run in processes of its own, and its figures go out as it ends.
+"""Runs each case in its own processes, and yields its result when it ends.
 
-Newcomers: the children are in a process group of their own, so a Ctrl-C of the terminal reaches this process alone,
-and it is this process that decides: what is only simulated is killed, what is paid for is brought home.
+The child processes have their own process group, so a Ctrl-C in the terminal reaches only this process, which
+decides: simulated runs are killed, charged ones are drained.
 """
 
 from __future__ import annotations
@@ -21,13 +21,13 @@ from krea_batch.benchmark.cases import Case, CaseRecord, WorkerProgress
 from krea_batch.benchmark.measurements import CaseResult, case_result
 from krea_batch.errors import InputError, InternalError, RunStopped
 
-RESULT_FILE = "result.json"  # in a paid run's folder: what was measured when it was paid for
-TERMINATE_TIMEOUT_S = 10.0  # chosen: a child that was told to end and has not by then is killed
+RESULT_FILE = "result.json"  # in the directory of a charged run: its measurements
+TERMINATE_TIMEOUT_S = 10.0  # chosen: a child that has not ended by then is killed
 _decoder = msgspec.json.Decoder(CaseRecord | WorkerProgress)
 
 
 class _LedgerPost(msgspec.Struct):
-    """A POST in the simulator's ledger; the rest of its fields does not matter here."""
+    """A POST in the simulator's ledger; other fields are not needed here."""
 
     at_s: float
     status: int
@@ -49,7 +49,7 @@ class BenchRunner:
         self._simulated = True
 
     def measure(self, case: Case) -> CaseResult | None:
-        """Run one case. Returns None where it was interrupted with nothing to show; raises RunStopped."""
+        """Run one case. Returns None if it was interrupted without a result; raises RunStopped."""
         if not case.simulated:
             return self._measure_paid(case)
         with self._simulator(case) as urls:
@@ -62,7 +62,7 @@ class BenchRunner:
         return case_result(case, record)
 
     def interrupt(self) -> None:
-        """Count a Ctrl-C and pass it on: a simulated run is killed, a paid one is asked to bring home what it has."""
+        """Count a Ctrl-C and pass it on: a simulated run is killed, a charged one is drained."""
         self.interrupts += 1
         self._forward_interrupt()
 
@@ -85,7 +85,7 @@ class BenchRunner:
         return result
 
     def _run_worker(self, case: Case) -> CaseRecord | None:
-        """Run a worker to its end. Raises RunStopped where it breaks by itself."""
+        """Run a worker to its end. Raises RunStopped if it fails."""
         record: CaseRecord | None = None
         command = [sys.executable, "-m", "krea_batch.benchmark.worker"]
         with _child(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as worker:
@@ -107,12 +107,12 @@ class BenchRunner:
             finally:
                 self._worker = None
         if record is None and not self.interrupts:
-            raise RunStopped(f"{case.implementation} at {case.rate} broke off", "what it said of it stands above")
+            raise RunStopped(f"{case.implementation} at {case.rate} failed", "see its error above")
         return record
 
     @contextmanager
     def _simulator(self, case: Case) -> Iterator[dict[str, str]]:
-        """A simulator with the limit of the case; its addresses, or nothing where it was interrupted."""
+        """Start a simulator with the limit of the case; yield its URLs, or nothing if it was interrupted."""
         limit = f"token-bucket:{case.per_s:g}/s"
         options = ["--port", "0", "--json", "--tiny", "--rate-limit", limit, "--latency", self._latency]
         command = [sys.executable, "-m", "krea_batch", "simulate", *options]
@@ -120,13 +120,13 @@ class BenchRunner:
             assert simulator.stdout is not None  # noqa: S101 - for mypy
             line = simulator.stdout.readline()
             if not line and not self.interrupts:
-                raise InputError("the simulator did not start", "what it said of it stands above")
+                raise InputError("the simulator did not start", "see its error above")
             yield msgspec.json.decode(line, type=dict[str, str]) if line and not self.interrupts else {}
 
 
 @contextmanager
 def _child(command: list[str], **pipes: Any) -> Iterator[subprocess.Popen[bytes]]:
-    """A child process that does not outlive the block."""
+    """Start a child process that does not outlive the block."""
     process = subprocess.Popen(command, start_new_session=True, **pipes)  # noqa: S603 - our own commands
     try:
         yield process
@@ -143,11 +143,11 @@ def _child(command: list[str], **pipes: Any) -> Iterator[subprocess.Popen[bytes]
 
 
 def _use_simulator_ledger(admin_url: str, record: CaseRecord) -> None:
-    """Put the gateway's own instants and refusals in the place of what the contender saw of them."""
+    """Replace the recorded times and refusals by those of the gateway's ledger."""
     with urllib.request.urlopen(admin_url.rstrip("/") + "/ledger", timeout=60) as response:  # noqa: S310 - loopback
         posts = msgspec.json.decode(response.read(), type=_SimulatorLedger).posts
     accepted = [post.at_s for post in posts if post.request_id is not None]
     if len(accepted) < len(record.accepted_at):
-        raise InternalError(f"{len(record.accepted_at)} accepts were seen, {len(accepted)} are in the ledger")
+        raise InternalError(f"{len(record.accepted_at)} accepts were recorded, but {len(accepted)} are in the ledger")
     record.accepted_at = accepted
     record.rate_limited = sum(post.status == 429 for post in posts)

@@ -1,9 +1,9 @@
-"""A case comes in on standard input; lines of JSON go out on standard output: how far it is, at last its record.
+"""Runs one case read from standard input, and writes JSON lines to standard output: progress, then its record.
 
     python -m krea_batch.benchmark.worker < case.json
 
-Newcomers: it is a process of its own for each case, so that processor time and memory are that case's alone. What it
-imports is imported before the first look at either.
+Each case has its own process, so that CPU time and memory belong to that case alone. Modules are imported before the
+first measurement.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from krea_batch.benchmark.cases import Case, Implementation
 from krea_batch.benchmark.recorder import Recorder
 from krea_batch.engine.event_loop import run_event_loop
 
-PROGRESS_INTERVAL_S = 0.5  # chosen: fluent enough for a count
+PROGRESS_INTERVAL_S = 0.5  # chosen: often enough for a counter
 
 
 def main() -> None:

@@ -1,8 +1,7 @@
-"""How many jobs, how fast, and how long each takes comes in; a forecast of the run goes out.
+"""Forecasts a run from the number of jobs, the rate and the latency.
 
-Newcomers: the engine that runs here is the real one, with a ledger of its own in a temporary folder. The first jobs
-fill the pipeline, the last ones empty it, and what lies between goes on at one rate; so a run of some thousand jobs
-tells of a million.
+The real engine runs in virtual time, with a temporary ledger. The first jobs fill the pipeline, the last ones empty
+it, and the rate between is constant; so a run of a few thousand jobs is enough to extrapolate to a million.
 """
 
 from __future__ import annotations
@@ -23,22 +22,22 @@ from krea_batch.jobs import Job
 from krea_batch.settings import Settings
 from krea_batch.testing.virtual_time import run_virtual
 
-MAX_SIMULATED_JOBS = 2000  # chosen: some two seconds of real time, and four times the usual cap on jobs in flight
-MAX_SIMULATED_JOBS_QUICK = 400  # chosen: less than one
+MAX_SIMULATED_JOBS = 2000  # chosen: about two seconds of real time, and four times the default maximum in flight
+MAX_SIMULATED_JOBS_QUICK = 400  # chosen: less than one second of real time
 IN_FLIGHT_SAMPLE_INTERVAL_S = 1.0
-AT_CAP_SHARE = 0.9  # chosen: from this share of its cap on, "in flight" counts as full
+AT_CAP_SHARE = 0.9  # chosen: from this share of the maximum on, jobs in flight count as full
 LATENCY_BOUND_SHARE = (
-    0.5  # chosen: a run that waits for its last jobs for this share of its time is bound by their latency
+    0.5  # chosen: a run that spends this share of its time on its last jobs is bound by their latency
 )
-_SHM = Path("/dev/shm")  # noqa: S108 - a ledger that is thrown away need not wait for a disk
+_SHM = Path("/dev/shm")  # noqa: S108 - a temporary ledger need not be durable
 LEDGER_DIR = _SHM if _SHM.is_dir() else None
 SIMULATED_IMAGE_BYTES = (
-    1_500_000  # measured: the mean of what the simulator draws at 1:1; --latency-from learns the real one
+    1_500_000  # measured: the mean of the simulator's images at 1:1; --latency-from uses the real sizes
 )
 
 
 class ForecastRequest(msgspec.Struct, frozen=True, kw_only=True):
-    """What is to be run. `settings` are those of `Settings` that say how fast; `limit_per_s` is the gateway's."""
+    """What to forecast. `settings`: the fields of `Settings` that determine the speed; `limit_per_s`: the gateway's limit."""
 
     jobs: int
     latencies: Latencies
@@ -49,12 +48,12 @@ class ForecastRequest(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def max_in_flight(self) -> int:
-        """Most jobs in flight."""
+        """The most jobs in flight."""
         return Settings.from_options(Path(), **self.settings).max_in_flight
 
 
 class Forecast(msgspec.Struct, frozen=True, kw_only=True):
-    """What is to be expected. `binds` says what the time is due to; `simulated_jobs` how many were really run."""
+    """A forecast. `bottleneck` is what limits the speed; `simulated_jobs` is how many jobs were really run."""
 
     jobs: int
     seconds: float
@@ -63,26 +62,26 @@ class Forecast(msgspec.Struct, frozen=True, kw_only=True):
     bytes: int
     in_flight: int
     per_s: float
-    submits_per_s: float  # accepted ones, once the pipeline is full
+    submits_per_s: float  # accepted submits, once the pipeline is full
     tail_s: float  # from the last submit to the end
     bottleneck: str
     simulated_jobs: int
 
 
 class _Measurements(msgspec.Struct):
-    """What a simulated run came to."""
+    """The measurements of a simulated run."""
 
     seconds: float = 0.0
     polls: int = 0
     rate_limited: int = 0
     peak_in_flight: int = 0
-    in_flight_s: float = 0.0  # all jobs together
+    in_flight_s: float = 0.0  # sum over all jobs
     at_cap_s: float = 0.0
     accepted_s: list[float] = []
 
 
 def forecast(request: ForecastRequest) -> Forecast:
-    """Run the question's jobs in virtual time. Call it from where no event loop is running. Raises SettingsError."""
+    """Run the request in virtual time. Use it where no event loop is running. Raises SettingsError."""
     jobs = request.jobs
     if not jobs:
         return Forecast(
@@ -95,7 +94,7 @@ def forecast(request: ForecastRequest) -> Forecast:
             per_s=0.0,
             submits_per_s=0.0,
             tail_s=0.0,
-            bottleneck="there is nothing to do",
+            bottleneck="no jobs",
             simulated_jobs=0,
         )
     simulated_jobs = min(jobs, request.max_simulated_jobs)
@@ -139,7 +138,7 @@ async def _simulate(request: ForecastRequest, jobs: int) -> _Measurements:
 
 
 async def _sample_in_flight(engine: Engine, measured: _Measurements) -> None:
-    """Look at how many jobs are in flight, now and then."""
+    """Sample the number of jobs in flight at intervals."""
     cap = engine.settings.max_in_flight
     while True:
         await asyncio.sleep(IN_FLIGHT_SAMPLE_INTERVAL_S)
@@ -156,10 +155,10 @@ def _jobs(count: int) -> Iterator[Job]:
 
 
 def _steady_state(measured: _Measurements, request: ForecastRequest, simulated_jobs: int) -> tuple[float, int]:
-    """How many jobs are accepted a second once the pipeline is full, and how many are then in flight.
+    """Return accepts per second and jobs in flight once the pipeline is full.
 
-    The later half of those that were run tells. Where there are more jobs, and the cap on jobs in flight was not
-    met yet, Little's law (in flight = rate x stay) tells whether it will be.
+    They are measured in the second half of the simulated jobs. If there are more jobs, and the maximum in flight was
+    not reached yet, Little's law (in flight = rate x latency) decides whether it will be.
     """
     accepted_s = measured.accepted_s
     middle = len(accepted_s) // 2
@@ -177,14 +176,14 @@ def _is_at_cap(measured: _Measurements, request: ForecastRequest) -> bool:
 
 
 def _bottleneck(measured: _Measurements, request: ForecastRequest, extrapolated_s: float, in_flight: int) -> str:
-    """What the time is due to, in words. The jobs that were not run take `more_s`."""
+    """Describe what limits the speed. The jobs that were not simulated take `extrapolated_s`."""
     seconds, submitting_s = measured.seconds + extrapolated_s, measured.accepted_s[-1] + extrapolated_s
     if measured.rate_limited:
-        return "the gateway's limit: it refuses what comes faster (429)"
+        return "the gateway's rate limit: it refuses faster submits (429)"
     if seconds - submitting_s > LATENCY_BOUND_SHARE * seconds:
-        return "the latency of the jobs: most of the time passes after the last submit"
+        return "the latency of jobs: most of the time is after the last submit"
     if measured.at_cap_s > (1 - AT_CAP_SHARE) * measured.seconds or (
         extrapolated_s and in_flight >= AT_CAP_SHARE * request.max_in_flight
     ):
-        return "the cap on jobs in flight: --max-in-flight"
+        return "the maximum of jobs in flight: --max-in-flight"
     return "the rate: --rate"

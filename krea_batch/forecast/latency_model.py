@@ -1,4 +1,4 @@
-"""A text such as `lognormal:12,0.3` comes in, or the latencies of an earlier run; a draw of latencies goes out."""
+"""Latency distributions, from a text such as `lognormal:12,0.3` or from the latencies of an earlier run."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from random import Random
 from krea_batch.errors import SettingsError
 
 Latencies = Callable[[Random], float]
-"""Draws the seconds from an accepted POST to the end of its job."""
+"""Draws a latency in seconds, from an accepted POST to the end of its job."""
 
 DEFAULT_LATENCY = "lognormal:12,0.3"  # the simulator's: around the API document's example of 15 s
 
@@ -27,10 +27,10 @@ _FORMS = (
 
 
 def parse_latencies(text: str) -> Latencies:
-    """The latencies of a text. Raises SettingsError.
+    """Parse a latency distribution. Raises SettingsError.
 
     `12s` or `fixed:12`; `5s..30s` or `uniform:5,30`; `lognormal:12,0.3` (median, sigma); `bimodal:5,25,0.3` (two
-    values, and the share of the second). Seconds, all of them.
+    values and the share of the second). All values are in seconds.
     """
     for form, make in _FORMS:
         match = re.fullmatch(form, text.strip())
@@ -41,14 +41,14 @@ def parse_latencies(text: str) -> Latencies:
             latencies: Latencies = make(*numbers)
             return latencies
     hint = "write 12s, 5s..30s, lognormal:12,0.3 (median, sigma) or bimodal:5,25,0.3"
-    raise SettingsError("latency", f"it is {text!r}", hint)
+    raise SettingsError("latency", f"invalid latency {text!r}", hint)
 
 
 def empirical(samples_s: Sequence[float]) -> Latencies:
-    """The latencies of an earlier run, drawn from those that it saw."""
+    """Latencies drawn from those of an earlier run."""
     return lambda random: random.choice(samples_s)
 
 
 def scaled(latencies: Latencies, factor: float) -> Latencies:
-    """The same, `by` times as long."""
+    """The same distribution, `factor` times as long."""
     return lambda random: latencies(random) * factor

@@ -1,6 +1,6 @@
-"""POSTs, polls and downloads of an engine come in; what a gateway of these latencies would answer goes out.
+"""A model of the gateway with given latencies, for forecasts.
 
-Newcomers: this is a model, not a judge: it knows latencies, a limit, and how long an answer takes, and nothing else.
+It knows latencies, a rate limit and response times, and checks nothing; the simulator does that.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from typing import Self
 from krea_batch.forecast.latency_model import Latencies
 from krea_batch.rules.verdicts import Accepted, Finished, PollVerdict, PostVerdict, Refusal, Refused, Waiting
 
-SUBMIT_LATENCY_S = 0.05  # chosen: an answer of a gateway that is some milliseconds away and has something to do
+SUBMIT_LATENCY_S = 0.05  # chosen: a round trip of some milliseconds and a little work
 POLL_LATENCY_S = 0.03
 DOWNLOAD_LATENCY_S = 0.1  # chosen: an image of 2 MB at 160 Mbit/s
 
@@ -50,13 +50,13 @@ class OnePixelImage:
 
 
 class ModelGateway:
-    """A gateway with these latencies. `limit_per_s`: it refuses what comes faster, as a window of a second does."""
+    """A gateway with these latencies. With `limit_per_s`, it refuses faster submits with a one-second window."""
 
     def __init__(self, latencies: Latencies, limit_per_s: float | None, seed: int = 0) -> None:
         self._latencies = latencies
         self._limit_per_s = limit_per_s
         self._random = Random(seed)
-        self._ends_s: dict[str, tuple[float, float]] = {}  # by request_id: when it ends, and how long it took
+        self._ends_s: dict[str, tuple[float, float]] = {}  # by request_id: the time of its end, and its duration
         self._window: deque[float] = deque()
         self.accepted_s: list[float] = []
 

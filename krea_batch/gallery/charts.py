@@ -1,4 +1,4 @@
-"""What the ledger holds of POSTs and jobs comes in; what the run was like goes out, as SVG."""
+"""Draws the charts of a run as SVG from its ledger."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from krea_batch.jobs import Outcome
 from krea_batch.ledger import JobTiming, LedgerStore
 from krea_batch.ledger.paging import first_column, iter_rows
 
-MAX_BINS = 60  # chosen: bars that are still told apart at 480 pixels
-MIN_BINS = 12  # chosen: fewer show no shape
+MAX_BINS = 60  # chosen: bars that can still be distinguished at 480 pixels
+MIN_BINS = 12  # chosen: fewer show no distribution
 TEXT_COLOUR, MUTED_COLOUR, GRID_COLOUR, BAR_COLOUR, LIMIT_COLOUR = (
     "#1d2733",
     "#556270",
@@ -26,7 +26,7 @@ TEXT_COLOUR, MUTED_COLOUR, GRID_COLOUR, BAR_COLOUR, LIMIT_COLOUR = (
 
 
 class ChartData(msgspec.Struct):
-    """What charts need of all jobs, in lists of seconds and counts. Lag is how long an end was not seen."""
+    """The data of the charts over all jobs. Lag is the time from the end of a job until it was detected."""
 
     limit_per_s: float | None = None
     accepted_s: list[float] = []
@@ -38,13 +38,13 @@ class ChartData(msgspec.Struct):
     errors: Counter[str] = msgspec.field(default_factory=Counter)
 
     def add_outcome(self, outcome: Outcome) -> None:
-        """Take in what became of a job."""
+        """Add the outcome of a job."""
         self.statuses[outcome.status.value] += 1
         if outcome.error:
             self.errors[outcome.error.message] += 1
 
     def load(self, store: LedgerStore) -> None:
-        """Take in all POSTs and stays, and the limit of the latest run."""
+        """Add all submissions and timings, and the rate of the latest run."""
         run = store.latest_run()
         self.limit_per_s = run.rate_per_s if run else None
         for _, sent_s, result in iter_rows(store.submissions_page, first_column):
@@ -60,22 +60,22 @@ class ChartData(msgspec.Struct):
         observed_s = timing.finished_at - timing.accepted_at
         self.generation_s.append(observed_s if timing.took_s is None else timing.took_s)
         if timing.took_s is not None:
-            self.lag_s.append(max(0.0, observed_s - timing.took_s))  # the gateway's clock may be ahead of ours
+            self.lag_s.append(max(0.0, observed_s - timing.took_s))  # the gateway's clock may be ahead
 
 
 def draw_charts(data: ChartData) -> list[tuple[str, str]]:
-    """Title and SVG of each chart that there is something to draw of."""
+    """Return title and SVG of each chart that has data."""
     charts = []
     if len(data.accepted_s) + len(data.not_accepted_s) > 1:
-        charts.append(("Submits a second", _throughput_chart(data)))
+        charts.append(("Submits per second", _throughput_chart(data)))
     if data.generation_s:
-        charts.append(("Seconds that the gateway took", _histogram_chart(data.generation_s, "seconds")))
+        charts.append(("Generation time", _histogram_chart(data.generation_s, "seconds")))
     if data.lag_s:
-        charts.append(("Seconds until an end was seen", _histogram_chart(data.lag_s, "seconds")))
+        charts.append(("Lag until detected", _histogram_chart(data.lag_s, "seconds")))
     if data.polls:
-        charts.append(("Polls a job", _polls_chart(data.polls)))
+        charts.append(("Polls per job", _polls_chart(data.polls)))
     if data.statuses:
-        charts.append(("What became of the jobs", _outcomes_chart(data.statuses)))
+        charts.append(("Jobs by state", _outcomes_chart(data.statuses)))
     return charts
 
 
@@ -87,7 +87,7 @@ def _throughput_chart(data: ChartData) -> str:
     bins = max(MIN_BINS, min(MAX_BINS, round(span_s)))
     series = [("accepted", data.accepted_s, BAR_COLOUR)]
     if data.not_accepted_s:
-        series.append(("refused or lost", data.not_accepted_s, LIMIT_COLOUR))
+        series.append(("not accepted", data.not_accepted_s, LIMIT_COLOUR))
     axes.hist(
         [[at_s - start_s for at_s in instants] for _, instants, _ in series],
         bins=bins,
@@ -115,7 +115,7 @@ def _histogram_chart(values: Sequence[float], unit: str) -> str:
     median, p95 = (ordered[min(len(ordered) - 1, int(share * len(ordered)))] for share in (0.5, 0.95))
     axes.axvline(median, color=LIMIT_COLOUR, linewidth=1.5)
     axes.margins(y=0.2)
-    _annotate(axes, f"median {median:.3g}, 95 in 100 within {p95:.3g}")
+    _annotate(axes, f"median {median:.3g}, 95th percentile {p95:.3g}")
     axes.set_xlabel(unit)
     axes.set_ylabel("jobs")
     return _to_svg(figure)
@@ -131,7 +131,7 @@ def _polls_chart(polls: Sequence[int]) -> str:
     axes.set_xlim(0.4, max(highest, 4) + 0.6)
     axes.margins(y=0.2)
     mean = sum(polls) / len(polls)
-    _annotate(axes, f"{mean:.2f} in the mean")
+    _annotate(axes, f"mean {mean:.2f}")
     axes.set_xlabel("polls")
     axes.set_ylabel("jobs")
     return _to_svg(figure)
@@ -143,7 +143,7 @@ def _outcomes_chart(statuses: Counter[str]) -> str:
     bars = axes.barh([name for name, _ in counts], [count for _, count in counts], height=0.6, color=BAR_COLOUR)
     axes.bar_label(bars, fmt="{:,.0f}", padding=3, color=TEXT_COLOUR)
     axes.margins(x=0.15)
-    axes.set_ylim(min(-0.5, len(counts) - 4.5), len(counts) - 0.5)  # one bar alone is no wall
+    axes.set_ylim(min(-0.5, len(counts) - 4.5), len(counts) - 0.5)  # a single bar should not fill the chart
     axes.grid(visible=False)
     return _to_svg(figure)
 

@@ -1,7 +1,7 @@
-"""A run's folder comes in; one HTML file with its images and charts goes out, that needs nothing beside it.
+"""Writes a run as one HTML file with its images and charts, which needs no other file.
 
-Newcomers: the file is written as it is made, and so are the thumbnails in it, some hundred to a block that the page
-opens when they are looked at. Memory holds what is known of the jobs, and a few images.
+The file is written incrementally. Thumbnails are in blocks of a hundred that the page decodes when they are scrolled
+into view. Memory holds the data of the jobs and a few images.
 """
 
 from __future__ import annotations
@@ -27,12 +27,12 @@ from krea_batch.ledger.paging import first_column, iter_rows
 from krea_batch.storage.atomic import replacing
 from krea_batch.storage.run_dir import LEDGER, require_run
 
-THUMBNAILS_PER_BLOCK = 100  # chosen: thumbnails that are unpacked together, some 600 kB
+THUMBNAILS_PER_BLOCK = 100  # chosen: thumbnails that are decoded together, about 600 kB
 THUMBNAILS_PLACEHOLDER = "<!-- thumbnails -->"
 
 
 def render_page(**values: Any) -> str:
-    """The page with these values."""
+    """Render the page with these values."""
     environment = Environment(loader=PackageLoader("krea_batch.gallery", "page"), autoescape=True)
     return environment.get_template("page.html.j2").render(
         style=_page_file("page.css"),
@@ -45,7 +45,7 @@ def render_page(**values: Any) -> str:
 
 
 def script_csp_source() -> str:
-    """What a policy says to let the page's own script run, and none that came into it with a text of the run."""
+    """Return the Content-Security-Policy source that allows the page's own script and no other."""
     return f"'sha256-{base64.b64encode(sha256(_page_file('page.js').encode()).digest()).decode()}'"
 
 
@@ -57,9 +57,9 @@ def write_report(
     width_px: int = WIDTH_PX,
     on_progress: Callable[[int], None] | None = None,
 ) -> int:
-    """Write the report of a run, whole or not at all. Returns how many images are in it.
+    """Write the report of a run atomically. Returns the number of images in it.
 
-    `seen` hears of each image, 1 at a time. Raises RunFolderError, LedgerError, OSError.
+    `on_progress` is called for each image. Raises RunDirError, LedgerError, OSError.
     """
     require_run(out)
     chart_data, rows, image_paths = charts.ChartData(), [], []
@@ -101,7 +101,7 @@ def _write_thumbnails(
 
 
 def _with_relative_paths(row: dict[str, Any], out: Path, output: Path) -> dict[str, Any]:
-    """The row with paths as they are seen from where the report lies."""
+    """Return the row with paths relative to the report."""
     for file in row["files"]:
         image_path = local_image_path(out, file["path"])
         if image_path:
@@ -110,7 +110,7 @@ def _with_relative_paths(row: dict[str, Any], out: Path, output: Path) -> dict[s
 
 
 def _escape_script_json(json: str) -> str:
-    """JSON that can stand in a script element, whatever its texts say."""
+    """Escape JSON for a script element."""
     return json.replace("<", "\\u003c").replace("\u2028", "\\u2028").replace("\u2029", "\\u2029")
 
 
@@ -122,7 +122,7 @@ PARAMETERS = ("aspect_ratio", "creativity", "seed", "styles", "moodboards", "ima
 
 
 def item(job_no: int, outcome: Outcome) -> dict[str, Any]:
-    """A job as the page has it. `files` holds names and sizes; what is empty is left out of `parameters`."""
+    """Return a job as the page's JSON. `files` holds names and sizes; `parameters` leaves out empty values."""
     request = outcome.request
     return {
         "n": job_no,

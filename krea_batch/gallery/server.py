@@ -1,8 +1,8 @@
-"""A run's folder comes in; a page on this machine goes out, that shows its images as they arrive.
+"""Serves a page on this machine that shows the images of a run as they arrive.
 
-Newcomers: the ledger is looked at once a second, from the first job on that has not ended, and what has changed is
-sent to every page that is open. Only files that the ledger lists are given out, and only to pages of this server: a
-name that leads here from elsewhere (DNS rebinding) is refused, and so is a POST without the page's token.
+The ledger is read once a second, from the first job that has not ended, and changes are sent to every open page. Only
+files in the ledger are served, and only to pages of this server: requests for another host name (DNS rebinding) and
+POSTs without the page's token are refused.
 """
 
 from __future__ import annotations
@@ -31,9 +31,9 @@ from krea_batch.ledger import LedgerStore
 from krea_batch.ledger.paging import first_column, iter_rows
 from krea_batch.storage.run_dir import LEDGER, SIMULATOR_STATE_FILE, is_locked, require_run
 
-REFRESH_INTERVAL_S = 1.0  # chosen: as live as anybody needs
-MAX_RETRY_BODY_BYTES = 64 * 1024 * 1024  # chosen: 300,000 of the longest
-RETRY_OUTPUT_LINES = 5  # chosen: a run's summary, or the end of what went wrong
+REFRESH_INTERVAL_S = 1.0  # chosen: soon enough for people
+MAX_RETRY_BODY_BYTES = 64 * 1024 * 1024  # chosen: 300,000 of the longest ids
+RETRY_OUTPUT_LINES = 5  # chosen: a run's summary, or the end of an error message
 CONTENT_SECURITY_POLICY = (
     f"default-src 'none'; img-src 'self' data:; style-src 'unsafe-inline'; script-src {script_csp_source()}; "
     "connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
@@ -42,22 +42,22 @@ SECURITY_HEADERS = {
     "Content-Security-Policy": CONTENT_SECURITY_POLICY,
     "X-Content-Type-Options": "nosniff",
     "Referrer-Policy": "no-referrer",
-    "Cross-Origin-Resource-Policy": "same-origin",  # no page elsewhere shows images of a run
+    "Cross-Origin-Resource-Policy": "same-origin",  # no other site can show the images of a run
 }
 
 RequestHandler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 
 class Gallery:
-    """The run of one folder, and those who listen to what becomes of it."""
+    """The run of one directory, and the pages that follow it."""
 
     def __init__(self, out: Path) -> None:
         require_run(out)
         self.out = out
         self.token = secrets.token_urlsafe()
         self.retrying = False
-        self._reread_all = False  # look at all jobs, those that had ended too
-        self.run_status: dict[str, Any] = {}  # how many jobs there are to be, and whether a process works on them
+        self._reread_all = False  # read all jobs again, including those that had ended
+        self.run_status: dict[str, Any] = {}  # the number of jobs, and whether a process is running
         self._outcomes: dict[int, Outcome] = {}
         self._subscribers: set[asyncio.Queue[bytes]] = set()
         self._thumbnail_cache = ThumbnailCache()
@@ -67,11 +67,11 @@ class Gallery:
         return (self.out / SIMULATOR_STATE_FILE).is_file()
 
     def items(self) -> bytes:
-        """All jobs, as JSON."""
+        """Return all jobs as JSON."""
         return msgspec.json.encode([item(n, outcome) for n, outcome in self._outcomes.items()])
 
     def path(self, job_no: int, file_index: int) -> Path | None:
-        """The file of a job's image, counted from 0; None where there is none on this disk."""
+        """Return the file of a job's image, counted from 0; None if there is none on this disk."""
         outcome = self._outcomes.get(job_no)
         if outcome is None or not 0 <= file_index < len(outcome.files):
             return None
@@ -81,7 +81,7 @@ class Gallery:
         return self._thumbnail_cache.get(path)
 
     async def refresh(self) -> None:
-        """See what has changed since the last look, and tell it."""
+        """Read what has changed since the last refresh, and send it to the pages."""
         before = self.run_status
         changed = await anyio.to_thread.run_sync(self._read_changes)
         if self.run_status != before:
@@ -104,7 +104,7 @@ class Gallery:
             self._subscribers.discard(queue)
 
     def _read_changes(self) -> list[tuple[int, Outcome]]:
-        at_work = is_locked(self.out)  # looked at first: what its end wrote is then seen
+        at_work = is_locked(self.out)  # read first, so that the last changes of a run are seen
         with closing(LedgerStore.open(self.out / LEDGER, read_only=True)) as store:
             counts, run = store.read(LedgerStore.counts, LedgerStore.latest_run)
             ended = Counter(outcome.status for outcome in self._outcomes.values() if outcome.status in FINAL)
@@ -121,7 +121,7 @@ class Gallery:
         return changed
 
     async def retry(self, ids: list[str]) -> None:
-        """Have these jobs submitted again by a process of its own, and tell how it went."""
+        """Submit these jobs again in a separate process, and report its outcome."""
         simulate = ["--simulate"] if self.simulated else []
         command = [sys.executable, "-m", "krea_batch", "retry", str(self.out), "--yes", "--ids-from=-", *simulate]
         self.retrying = True
@@ -131,7 +131,7 @@ class Gallery:
                 stdin=asyncio.subprocess.PIPE,
                 stdout=asyncio.subprocess.PIPE,
                 stderr=asyncio.subprocess.STDOUT,
-                start_new_session=True,  # a Ctrl-C in the terminal reaches it through `_stop` alone
+                start_new_session=True,  # only `_interrupt` passes on a Ctrl-C in the terminal
             )
             try:
                 retry_output, _ = await process.communicate("\n".join(ids).encode())
@@ -146,26 +146,26 @@ class Gallery:
 
 
 def _jobs_page(store: LedgerStore, after_job_no: int, limit: int) -> list[tuple[int, Outcome]]:
-    """A page of jobs as of one moment. Raises LedgerError."""
+    """Read a page of jobs in one transaction. Raises LedgerError."""
     (page,) = store.read(lambda store: store.jobs_page(after_job_no, limit))
     return page  # type: ignore[no-any-return]
 
 
 async def _interrupt(process: asyncio.subprocess.Process) -> None:
-    """End a retry as two Ctrl-C would: at once, with no POST in doubt, since asyncio would kill it."""
-    for name in (signal.SIGINT, signal.SIGTERM):  # two of one name may arrive as one
+    """End a retry like two Ctrl-C: at once, without ambiguous jobs. asyncio would kill it."""
+    for name in (signal.SIGINT, signal.SIGTERM):  # two signals of the same kind may be merged
         with suppress(ProcessLookupError):
             process.send_signal(name)
     await process.wait()
 
 
 def sse_event(name: str, data: object) -> bytes:
-    """A server-sent event."""
+    """Encode a server-sent event."""
     return f"event: {name}\ndata: ".encode() + msgspec.json.encode(data) + b"\n\n"
 
 
 class GalleryApp:
-    """What is answered to the browser."""
+    """The HTTP handlers."""
 
     def __init__(self, gallery: Gallery) -> None:
         self._gallery = gallery
@@ -239,12 +239,12 @@ class GalleryApp:
 
 
 def _header_bytes(header: str) -> bytes:
-    return header.encode("utf-8", "surrogateescape")  # as it came
+    return header.encode("utf-8", "surrogateescape")  # byte for byte
 
 
 @web.middleware
 async def _require_local_host(request: web.Request, handler: RequestHandler) -> web.StreamResponse:
-    """Answer only who speaks to this machine by its own name."""
+    """Refuse requests whose Host is not this machine."""
     try:
         name = urlsplit(f"//{request.host}").hostname
     except ValueError:
@@ -255,12 +255,12 @@ async def _require_local_host(request: web.Request, handler: RequestHandler) -> 
 
 
 async def _add_security_headers(_: web.Request, response: web.StreamResponse) -> None:
-    """Every answer, of an error too, says that the page is this server's alone."""
+    """Add security headers to every response, including errors."""
     response.headers.update(SECURITY_HEADERS)
 
 
 async def serve(gallery: Gallery, port: int, on_ready: Callable[[str], Any]) -> None:
-    """Serve until cancelled. `ready` hears the address. Raises OSError where the port is in use."""
+    """Serve until cancelled. `on_ready` is called with the URL. Raises OSError if the port is in use."""
     await gallery.refresh()
     app = GalleryApp(gallery)
     runner = web.AppRunner(app.build(), access_log=None, shutdown_timeout=1.0)

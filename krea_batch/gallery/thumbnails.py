@@ -1,4 +1,4 @@
-"""The path of an image comes in; a small WebP goes out, or None where there is none to be had."""
+"""Makes WebP thumbnails of images."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from threading import Lock
 
 from PIL import Image
 
-WIDTH_PX = 240  # chosen: sharp at the size that the page shows; some 6 kB each
+WIDTH_PX = 240  # chosen: sharp at the size shown by the page; about 6 kB each
 WEBP_QUALITY = 70
-REDUCING_GAP = 1.0  # chosen: a third of the time of 3.0, and no difference that is seen at such a size
-MAX_CACHED = 2000  # chosen: 12 MB of what was just looked at
+REDUCING_GAP = 1.0  # chosen: a third of the time of 3.0, without a visible difference at this size
+MAX_CACHED = 2000  # chosen: about 12 MB
 
 
 def thumbnail(path: Path, width_px: int = WIDTH_PX) -> bytes | None:
-    """A WebP of at most that many pixels each way; None where the file cannot be read as an image."""
+    """Return a WebP of at most `width_px` pixels each way; None if the file is not a readable image."""
     try:
         with Image.open(path) as image:
             small = image.convert("RGB")
@@ -32,7 +32,7 @@ def thumbnail(path: Path, width_px: int = WIDTH_PX) -> bytes | None:
 
 
 def thumbnails(paths: Iterable[Path | None], width_px: int = WIDTH_PX) -> Iterator[bytes | None]:
-    """One for each path, in order; as many at once as there are processors, and few more in memory."""
+    """Yield a thumbnail for each path, in order; made in parallel on all processors, with few of them in memory."""
     workers = cpu_count() or 1
     pending: deque[Future[bytes | None]] = deque()
     with ThreadPoolExecutor(workers) as pool:
@@ -51,14 +51,14 @@ def _no_thumbnail() -> Future[bytes | None]:
 
 
 class ThumbnailCache:
-    """The thumbnails that were asked for last, by path."""
+    """The most recently used thumbnails, by path."""
 
     def __init__(self) -> None:
         self._cache: OrderedDict[Path, bytes] = OrderedDict()
-        self._lock = Lock()  # asked from many threads
+        self._lock = Lock()  # used by many threads
 
     def get(self, path: Path) -> bytes | None:
-        """The thumbnail of an image, from memory or made now. Blocks."""
+        """Return the thumbnail of an image, from memory or made now. Blocks."""
         with self._lock:
             if path in self._cache:
                 self._cache.move_to_end(path)
@@ -73,6 +73,6 @@ class ThumbnailCache:
 
 
 def local_image_path(out: Path, path: str) -> Path | None:
-    """The file of an image; None where it is kept in an object store, or would lie outside of the run's folder."""
+    """Return the file of an image; None if it is in an object store, or would be outside the run directory."""
     inside = "://" not in path and not Path(path).is_absolute() and ".." not in Path(path).parts
     return out / path if inside else None

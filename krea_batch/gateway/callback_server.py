@@ -1,4 +1,4 @@
-"""HTTP requests for a door come in, by aiohttp; answers go out. A server of our own, or a handler for another's."""
+"""Serves a callback endpoint with aiohttp: a server of its own, or a handler for another application."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 
 def request_handler(endpoint: CallbackEndpoint) -> Handler:
-    """A handler for every method and path under the door's address."""
+    """Return a handler for every method and path below the URL of the endpoint."""
 
     async def handle(request: web.Request) -> web.StreamResponse:
         return web.Response(status=endpoint.receive(request.method, request.path, await _body_of(request)))
@@ -24,7 +24,7 @@ def request_handler(endpoint: CallbackEndpoint) -> Handler:
 
 
 class CallbackServer:
-    """A server of its own for callbacks. An async context manager; `port` is known inside of it."""
+    """An HTTP server for callbacks. An async context manager; `port` is known inside it."""
 
     def __init__(self, webhook: Webhook, endpoint: CallbackEndpoint) -> None:
         self._host, self._port = webhook.listen_address
@@ -49,7 +49,7 @@ class CallbackServer:
 
 
 async def _body_of(request: web.Request) -> bytes | None:
-    """The body of a request; None where it is too large."""
+    """The body of a request; None if it is too large."""
     body = bytearray()
     async for chunk in request.content.iter_any():
         body += chunk

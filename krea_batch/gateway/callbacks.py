@@ -1,7 +1,7 @@
-"""Callbacks come in, as calls of a function or of an ASGI app; job numbers and what was told go out.
+"""Receives callbacks, as function calls or as an ASGI app, and reports job numbers with their payload.
 
-Newcomers: a callback proves nothing. Its path names a job by tokens that nobody can guess, which is why it may hasten
-a poll of that very job; what is in its body is believed only as far as the poll that follows says the same.
+A callback proves nothing. Its URL identifies a job with tokens that nobody can guess, so it may trigger a poll of
+that job; its body is only believed as far as the poll confirms it.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import Any
 
 from krea_batch.gateway import wire
 
-MAX_CALLBACK_BYTES = 64 << 10  # chosen: a status answer is some hundred bytes
+MAX_CALLBACK_BYTES = 64 << 10  # chosen: a status response takes a few hundred bytes
 SECRET_BYTES = 32
 _TOKEN_CHARS = 32  # 128 bits
 _MAX_DIGITS = 18
@@ -27,10 +27,10 @@ OnCallback = Callable[[int, wire.CallbackPayload], None]
 
 
 class CallbackRouter:
-    """Where the gateway calls for the jobs of one run's folder.
+    """The callback URLs for the jobs of one run directory.
 
-    `hear` takes the number of a job and what the call tells; it must be quick, since the gateway waits. `secret`
-    makes the addresses; who does not know it cannot tell an address of ours from any other.
+    `on_callback` is called with the job number and the payload; it must be fast, since the gateway waits. `secret` is
+    the key of the URLs; without it nobody can forge one.
     """
 
     def __init__(self, secret: bytes, on_callback: OnCallback) -> None:
@@ -40,11 +40,11 @@ class CallbackRouter:
         self.base_url = ""
 
     def url_of(self, job_no: int) -> str:
-        """Where to call for the job of this number."""
+        """Return the callback URL of a job."""
         return f"{self.base_url}/{self._run_token}/{job_no}/{self._token(b'job %d' % job_no)}"
 
     def receive(self, path: str, body: bytes) -> int:
-        """Take a call. Returns the HTTP status of its answer."""
+        """Handle a callback. Returns the HTTP status of the response."""
         job_no = self._parse_path(path)
         if job_no is None:
             return UNKNOWN
@@ -55,7 +55,7 @@ class CallbackRouter:
         return hmac.new(self._secret, label, hashlib.sha256).hexdigest()[:_TOKEN_CHARS]
 
     def _parse_path(self, path: str) -> int | None:
-        """The number of the job whose address ends so. Takes as long for a wrong one, however wrong it is."""
+        """Return the number of the job whose URL has this path. Wrong paths take the same time, however wrong."""
         run_token, number, token = ["", "", "", *path.split("/")][-3:]
         job_no = int(number) if number.isascii() and number.isdigit() and len(number) <= _MAX_DIGITS else 0
         run_matches = hmac.compare_digest(run_token.encode(), self._run_token.encode())
@@ -64,13 +64,13 @@ class CallbackRouter:
 
 
 class CallbackEndpoint:
-    """The way in for callbacks, for as long as an engine lives: closed (503) before it has started, and after."""
+    """The entry point for callbacks, as long as an engine lives: closed (503) before it starts and after it ends."""
 
     def __init__(self) -> None:
         self.router: CallbackRouter | None = None
 
     def receive(self, method: str, path: str, body: bytes | None) -> int:
-        """Take a call; `body` is None where it was too large. Returns the HTTP status of its answer."""
+        """Handle a callback; `body` is None if it was too large. Returns the HTTP status of the response."""
         if method != "POST":
             return NOT_POST
         if body is None:
@@ -78,11 +78,11 @@ class CallbackEndpoint:
         return self.router.receive(path, body) if self.router else UNAVAILABLE
 
     async def asgi(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """The door as an ASGI app, to be mounted wherever the address leads."""
+        """The endpoint as an ASGI app, to be mounted at the path of the public URL."""
         if scope["type"] == "lifespan":
             await _handle_lifespan(receive, send)
             return
-        if scope["type"] != "http":  # a websocket, say
+        if scope["type"] != "http":  # for example a WebSocket
             return
         status = self.receive(scope["method"], scope["path"], await _body_of(receive))
         await send({"type": "http.response.start", "status": status, "headers": []})
@@ -90,7 +90,7 @@ class CallbackEndpoint:
 
 
 async def _body_of(receive: Receive) -> bytes | None:
-    """The body of an ASGI request; None where it is too large."""
+    """The body of an ASGI request; None if it is too large."""
     body = bytearray()
     while True:
         message = await receive()
@@ -102,7 +102,7 @@ async def _body_of(receive: Receive) -> bytes | None:
 
 
 async def _handle_lifespan(receive: Receive, send: Send) -> None:
-    """Answer a server that asks whether the app is ready: it is."""
+    """Tell a server that starts or stops that the app is ready."""
     while True:
         message = await receive()
         await send({"type": f"{message['type']}.complete"})

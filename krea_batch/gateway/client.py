@@ -1,7 +1,7 @@
-"""Bytes of a POST, a request_id or a media URL come in; verdicts and images' bytes go out, by aiohttp.
+"""The HTTP client of the gateway: submits, polls and downloads over aiohttp connections.
 
-Newcomers: nothing is repeated here, neither a POST nor a poll. Whether a first byte had left when a POST broke is
-what tells `NotSent` from `Unclear`.
+Nothing is retried here, neither a POST nor a poll. Whether the first byte of a POST had been sent when it failed is
+the difference between `NotSent` and `Ambiguous`.
 """
 
 from __future__ import annotations
@@ -38,23 +38,23 @@ from krea_batch.gateway.url_policy import (
 from krea_batch.rules.verdicts import Ambiguous, NotSent, PollFailed, PollVerdict, PostVerdict
 from krea_batch.settings import ApiKey, Settings, is_loopback
 
-KEEPALIVE_S = 2.0  # chosen: under the 5 s after which common servers drop idle connections under a request
-READ_TIMEOUT_S = 30.0  # chosen: a CDN that is silent for longer has lost us
-DOWNLOAD_TIMEOUT_S = 600.0  # chosen: 64 MiB at 1 Mbit/s; a slower one goes on where it stopped
+KEEPALIVE_S = 2.0  # chosen: below the 5 s after which common servers close idle connections
+READ_TIMEOUT_S = 30.0  # chosen: a CDN that sends nothing for longer has stalled
+DOWNLOAD_TIMEOUT_S = 600.0  # chosen: 64 MiB at 1 Mbit/s; a slower download is resumed
 CHUNK_BYTES = 1 << 18
 _PLAIN_URL = re.compile(r"(https?://[a-z0-9.-]+(?::[0-9]{1,5})?)(/[!-\"$-~]*)")  # nothing to quote, no fragment
 _SUBMIT_HEADERS = header_lines(wire.SUBMIT_HEADERS)
 
 
 class ImageDownload:
-    """An image on its way. `offset` is where its first byte belongs, `etag` a strong one or None."""
+    """A download in progress. `offset` is the position of its first byte, `etag` a strong ETag or None."""
 
     def __init__(self, response: HttpResponse, offset: int, deadline_s: float) -> None:
         self._response = response
-        self._deadline_s = deadline_s  # the loop's clock
+        self._deadline_s = deadline_s  # in the event loop's clock
         self.offset = offset
         etag = response.headers.get("ETag", "")
-        self.etag = etag if etag.startswith('"') and etag.isascii() else None  # others cannot be sent back
+        self.etag = etag if etag.startswith('"') and etag.isascii() else None  # weak ETags cannot be sent in If-Range
 
     async def __aenter__(self) -> Self:
         return self
@@ -63,10 +63,10 @@ class ImageDownload:
         self._response.close()
 
     async def chunks(self) -> AsyncIterator[bytes]:
-        """The bytes as they come, at most 64 MiB with what came before. Raises MediaError when they break off."""
+        """Yield the bytes, at most 64 MiB including `offset`. Raises DownloadError if the transfer breaks off."""
         received_bytes, loop = self.offset, asyncio.get_running_loop()
         try:
-            while chunk := await self._response.content.read(CHUNK_BYTES):  # none is silent for long: SILENCE_S
+            while chunk := await self._response.content.read(CHUNK_BYTES):  # each read is limited by READ_TIMEOUT_S
                 received_bytes += len(chunk)
                 if received_bytes > MAX_IMAGE_BYTES:
                     raise DownloadError(f"the image is larger than {MAX_IMAGE_BYTES} bytes")
@@ -78,13 +78,13 @@ class ImageDownload:
 
 
 class GatewayClient:
-    """The gateway and its CDN for one run. An async context manager; `submit` and `poll` never raise for a peer."""
+    """The gateway and its CDN for one run; an async context manager. `submit` and `poll` raise no network errors."""
 
     def __init__(self, settings: Settings, key: ApiKey) -> None:
         base = settings.gateway.rstrip("/")
         self._base = URL(base)
         self._submit_target = URL(base + wire.SUBMIT_PATH).raw_path_qs
-        self._status_target = URL(base + wire.STATUS_PATH).raw_path_qs  # no request_id needs quoting behind it
+        self._status_target = URL(base + wire.STATUS_PATH).raw_path_qs  # a request_id needs no quoting
         self._key = key
         self._request_timeout_s = settings.request_timeout_s
         self._allow_loopback = is_loopback(urlsplit(base).hostname or "")
@@ -95,7 +95,7 @@ class GatewayClient:
         self._origin = self._gateway.origin(self._base)
         self._cdn_connections = aiohttp.TCPConnector(limit=0, socket_factory=self._open_public_socket)
         self._cdn = HttpClient(self._cdn_connections, read_timeout_s=READ_TIMEOUT_S)
-        self._cdn_origins: dict[str, Origin] = {}  # by the begin of a plain URL: it was looked at, and is good
+        self._cdn_origins: dict[str, Origin] = {}  # by scheme and host: those already checked and allowed
         return self
 
     async def __aexit__(self, *_: object) -> None:
@@ -103,7 +103,7 @@ class GatewayClient:
         await self._cdn_connections.close()
 
     async def submit(self, body: bytes, *, callback: str = "") -> PostVerdict:
-        """POST a job's body once, and say what became of it. `callback` is where to call at its end."""
+        """POST a job's body once, and return the outcome. `callback` is the webhook URL."""
         sent = False
 
         def on_send() -> None:
@@ -122,7 +122,7 @@ class GatewayClient:
         return wire.read_post_answer(answer, now=datetime.now(UTC))
 
     async def poll(self, request_id: str) -> PollVerdict:
-        """GET a job's status once. `request_id` has passed `wire.is_request_id`."""
+        """GET a job's status once. `request_id` must satisfy `wire.is_request_id`."""
         try:
             async with asyncio.timeout(self._request_timeout_s):
                 answer = await _read_answer(
@@ -133,9 +133,9 @@ class GatewayClient:
         return wire.read_poll_answer(answer, request_id, now=datetime.now(UTC))
 
     async def download(self, url: str, *, offset: int = 0, etag: str | None = None) -> ImageDownload:
-        """Open an image, from `offset` on where the CDN still has the same one (`etag`).
+        """Open an image, from `offset` if the CDN still has the same one (`etag`).
 
-        The caller closes it (`async with`). Raises MediaError.
+        The caller closes it (`async with`). Raises DownloadError.
         """
         origin, target = self._resolve_url(url)
         headers = header_lines({"Range": f"bytes={offset}-", "If-Range": etag}) if offset and etag else ""
@@ -145,9 +145,9 @@ class GatewayClient:
                 response = await self._request_cdn(origin, target, headers)
         except NETWORK_ERRORS as error:
             raise DownloadError(describe_error(error)) from None
-        except ValueError as error:  # what no request line can hold, and yarl let pass
+        except ValueError as error:  # characters that a request line cannot hold and yarl accepts
             raise _refused_url(url, type(error).__name__) from None
-        if response.status == 416 and headers:  # nothing follows what we have, and yet it is not whole
+        if response.status == 416 and headers:  # nothing follows the bytes we have, yet they are incomplete
             response.close()
             return await self.download(url)
         try:
@@ -157,10 +157,10 @@ class GatewayClient:
             raise
 
     def _resolve_url(self, url: str) -> tuple[Origin, str]:
-        """Where an image is to be fetched, path and query. Raises MediaError.
+        """Return the origin and the path with query of an image URL. Raises DownloadError.
 
-        Images of one run lie on a few hosts, so what was found of one is kept: to take each URL apart with all care
-        costs a twentieth of the loop's time.
+        The images of a run are on a few hosts, so a checked origin is kept: checking every URL in full takes a
+        twentieth of the event loop's time.
         """
         plain = _PLAIN_URL.fullmatch(url)
         if plain and (cached := self._cdn_origins.get(plain[1])):
@@ -170,14 +170,14 @@ class GatewayClient:
         try:
             verbatim = _verbatim_url(url)
             origin, target = self._cdn.origin(verbatim), verbatim.raw_path_qs
-        except ValueError as error:  # yarl and aiohttp refuse some URLs only when they are used
+        except ValueError as error:  # yarl and aiohttp reject some URLs only when they are used
             raise _refused_url(url, type(error).__name__) from None
         if plain and len(self._cdn_origins) < MAX_ORIGINS:
             self._cdn_origins[plain[1]] = origin
         return origin, target
 
     async def _request_cdn(self, origin: Origin, target: str, headers: str) -> HttpResponse:
-        """Ask once more where the connection was cut: it may have been an old one, and an image costs nothing."""
+        """Request an image, again if the connection was closed: it may have been idle too long, and a GET is free."""
         try:
             return await self._cdn.request("GET", origin, target, headers)
         except (aiohttp.ServerDisconnectedError, ConnectionError):
@@ -190,7 +190,7 @@ class GatewayClient:
             )
             raise DownloadError(f"HTTP {response.status}", status=response.status, retry_after_s=wait_s)
         if response.is_encoded:
-            raise DownloadError("the image came compressed")
+            raise DownloadError("the image was sent compressed")
         if response.length_bytes > MAX_IMAGE_BYTES:
             raise DownloadError(f"the image is larger than {MAX_IMAGE_BYTES} bytes")
         return ImageDownload(
@@ -200,19 +200,19 @@ class GatewayClient:
         )
 
     def _open_public_socket(self, address: tuple[Any, ...]) -> socket.socket:
-        """A socket for a resolved address, unless it lies inside somebody's network (DESIGN, Safety)."""
+        """Open a socket for a resolved address unless it is in a private network (SECURITY.md)."""
         family, kind, protocol, _, sockaddr = address
         if not is_public_address(str(sockaddr[0]), allow_loopback=self._allow_loopback):
-            raise PermissionError(f"{sockaddr[0]} is no public address")
+            raise PermissionError(f"{sockaddr[0]} is not a public address")
         return socket.socket(family, kind, protocol)
 
 
 def _refused_url(url: str, rejection: str) -> DownloadError:
-    return DownloadError(f"nothing is fetched from {url[:200]!r}: {rejection}")
+    return DownloadError(f"refused to fetch {url[:200]!r}: {rejection}")
 
 
 def _verbatim_url(url: str) -> URL:
-    """The URL byte for byte, since a signature may be in it; what no request line can hold is quoted."""
+    """The URL byte for byte, since it may be signed; only characters that a request line cannot hold are quoted."""
     return URL(url, encoded=url.isascii() and url.isprintable() and " " not in url)
 
 

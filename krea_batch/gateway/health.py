@@ -1,6 +1,6 @@
-"""The address of a gateway comes in; whether it can be reached, and what time it is there, goes out.
+"""Checks whether a gateway is reachable, and returns its time.
 
-Newcomers: no key is sent, and nothing that could be paid. The status of a request that cannot be is asked for.
+No key is sent, and nothing that could be charged: it requests the status of a request that cannot exist.
 """
 
 from __future__ import annotations
@@ -10,16 +10,16 @@ import aiohttp
 from krea_batch.gateway import wire
 from krea_batch.settings import Settings
 
-HEALTH_TIMEOUT_S = 10.0  # chosen: who has not answered by then is as good as away
+HEALTH_TIMEOUT_S = 10.0  # chosen: no response by then counts as unreachable
 PROBE_REQUEST_ID = "krea-batch-doctor"
 
 
 class Unreachable(Exception):
-    """No answer came; the text says why."""
+    """There was no response; the message says why."""
 
 
 async def fetch_server_date(settings: Settings) -> str | None:
-    """The Date header of the gateway's answer, whatever it answers. Raises Unreachable."""
+    """Return the Date header of the gateway's response, whatever its status. Raises Unreachable."""
     url = settings.gateway.rstrip("/") + wire.STATUS_PATH + PROBE_REQUEST_ID
     timeout = aiohttp.ClientTimeout(total=HEALTH_TIMEOUT_S)
     try:

@@ -1,8 +1,8 @@
-"""A request comes in; its bytes go out over one of aiohttp's connections, and the begin of its answer comes back.
+"""Sends one HTTP request over one of aiohttp's connections and returns the head of its response.
 
-Newcomers: this stands where aiohttp's ClientSession could. Connections, TLS, their pool and the parser of answers are
-aiohttp's; cookies, redirects, proxies and requests that are sent a second time are things that must not happen here
-anyway, and to go without them halves what a request costs (benchmarks, "What does a job cost?").
+It is used in place of aiohttp's ClientSession. The connections, TLS, the pool and the response parser are aiohttp's.
+Cookies, redirects, proxies and automatic retries must not happen here, and leaving them out halves the cost of a
+request (benchmarks/README.md, "What does a job cost?").
 """
 
 from __future__ import annotations
@@ -18,20 +18,20 @@ from aiohttp.connector import Connection
 from aiohttp.http import SERVER_SOFTWARE, HttpProcessingError, RawResponseMessage
 from yarl import URL
 
-CONNECT_TIMEOUT_S = 15.0  # chosen: a handshake that takes longer will not end
-MAX_ORIGINS = 64  # chosen: images of one run lie on a few hosts
+CONNECT_TIMEOUT_S = 15.0  # chosen: a handshake that takes longer is unlikely to finish
+MAX_ORIGINS = 64  # chosen: the images of a run are on a few hosts
 
 NETWORK_ERRORS = (aiohttp.ClientError, HttpProcessingError, TimeoutError, OSError)
-"""What an exchange may raise: nothing but these came of the network."""
+"""The network errors that a request may raise."""
 
 _HEADERS = {"Accept": "*/*", "Accept-Encoding": "identity", "User-Agent": SERVER_SOFTWARE}
 _INVALID_IN_HEADERS = re.compile(r"[\r\n\0]")
 
 
 class HttpResponse:
-    """An answer whose body is still to be read from `content`. At the body's end its connection is free for others.
+    """A response whose body is still to be read from `content`. At the end of the body its connection is reusable.
 
-    `close` has to be called, and cuts a connection whose answer was not read to its end.
+    Call `close`, which aborts a connection whose response was not read to the end.
     """
 
     __slots__ = ("_connection", "content", "headers", "status")
@@ -45,12 +45,12 @@ class HttpResponse:
 
     @property
     def length_bytes(self) -> int:
-        """How long the body says it is; 0 where it does not say."""
+        """The Content-Length; 0 if there is none."""
         return int(self.headers.get("Content-Length", 0))
 
     @property
     def is_encoded(self) -> bool:
-        """Whether the body came compressed, which nobody asked for."""
+        """Whether the body is compressed, although that was not requested."""
         return self.headers.get("Content-Encoding", "identity").lower() != "identity"
 
     def close(self) -> None:
@@ -58,16 +58,16 @@ class HttpResponse:
 
 
 class Origin(NamedTuple):
-    """Where requests go: what aiohttp has to know to connect, and the line that names the host."""
+    """The target of requests: what aiohttp needs to connect, and the Host header line."""
 
     connect_request: aiohttp.ClientRequest
     host: str
 
 
 class HttpClient:
-    """Asks over the connections of `connector`, with `headers` in each request.
+    """Sends requests over the connections of `connector`, with `headers` in each.
 
-    With `silence_s`, an answer that pauses for so long is given up; all other patience is the caller's.
+    A response that pauses for `read_timeout_s` fails with a timeout; all other timeouts are the caller's.
     """
 
     def __init__(
@@ -93,10 +93,11 @@ class HttpClient:
         *,
         on_send: Callable[[], None] | None = None,
     ) -> HttpResponse:
-        """Send a request once and wait for the head of its answer.
+        """Send a request once and wait for the head of its response.
 
-        `target` is path and query as they are sent, `headers` what `header_lines` made. `leaves` is called before the
-        first byte is given to the connection. Raises what BROKEN holds, and ValueError where ASCII does not hold it.
+        `target` is the path and query as sent, `headers` the result of `header_lines`. `on_sending` is called before
+        the first byte is passed to the connection. Raises NETWORK_ERRORS, and ValueError for characters outside
+        ASCII.
         """
         size = "" if body is None else f"Content-Length: {len(body)}\r\n"
         head = f"{method} {target} HTTP/1.1\r\n{origin.host}{self._headers}{headers}{size}\r\n".encode("ascii")
@@ -111,7 +112,7 @@ class HttpClient:
             transport.write(head + body if body else head)
             protocol.start_timeout()
             message, content = await protocol.read()
-            while message.code < 200 and message.code != 101:  # informational: the answer is still to come
+            while message.code < 200 and message.code != 101:  # informational: the final response follows
                 message, content = await protocol.read()
             return HttpResponse(message, content, connection)
         except BaseException:
@@ -119,7 +120,7 @@ class HttpClient:
             raise
 
     def origin(self, url: URL) -> Origin:
-        """Where requests for a URL go. Raises ValueError."""
+        """Return the origin of a URL. Raises ValueError."""
         key = (url.scheme, url.raw_host, url.explicit_port)
         cached = self._origins.get(key)
         if cached is None:
@@ -133,7 +134,7 @@ class HttpClient:
 
 
 def _transport_of(connection: Connection) -> tuple[asyncio.Transport, ResponseHandler]:
-    """Where a request is written and an answer read. Raises for a connection that was cut since it was given out."""
+    """Return the transport and protocol of a connection. Raises if it was closed since it was acquired."""
     transport, protocol = connection.transport, connection.protocol
     if transport is None or protocol is None or transport.is_closing():
         raise aiohttp.ServerDisconnectedError
@@ -141,7 +142,7 @@ def _transport_of(connection: Connection) -> tuple[asyncio.Transport, ResponseHa
 
 
 async def read_capped(response: HttpResponse, max_bytes: int) -> bytes | None:
-    """The whole body, or None where it is longer."""
+    """Return the whole body, or None if it is longer than `max_bytes`."""
     if response.length_bytes > max_bytes:
         return None
     body = bytearray()
@@ -153,21 +154,21 @@ async def read_capped(response: HttpResponse, max_bytes: int) -> bytes | None:
 
 
 def describe_error(error: Exception) -> str:
-    """What broke, in our own words: aiohttp's errors may show addresses and headers."""
+    """Describe a network error in our own words, since aiohttp's messages may contain addresses and headers."""
     if isinstance(error, TimeoutError):
-        return "no answer in time"
+        return "timed out"
     if isinstance(error, aiohttp.ClientConnectorError):
         return f"no connection ({error.os_error.strerror or type(error.os_error).__name__})"
     if isinstance(error, aiohttp.ServerDisconnectedError):
-        return "the connection was cut"
+        return "the connection was lost"
     if isinstance(error, OSError) and error.strerror:
         return error.strerror
     return type(error).__name__
 
 
 def header_lines(headers: Mapping[str, str]) -> str:
-    """Headers as they stand in a request. Raises ValueError for what would end a line early."""
+    """Format headers as they are sent. Raises ValueError for a line break in a value."""
     for name, value in headers.items():
         if _INVALID_IN_HEADERS.search(name) or _INVALID_IN_HEADERS.search(value):
-            raise ValueError(f"the header {name!r} holds a line end")
+            raise ValueError(f"the header {name!r} contains a line break")
     return "".join(f"{name}: {value}\r\n" for name, value in headers.items())

@@ -1,7 +1,7 @@
-"""A media URL or a connected address comes in; whether an image may be fetched from there goes out. Pure.
+"""Decides whether an image may be fetched from a URL or a resolved address. Pure.
 
-Newcomers: the URL comes from the gateway's answer, so it is a stranger's word. Names are checked here, and the
-address that the name turned out to be is checked again at the moment of connecting.
+The URL comes from the gateway's response and is not trusted. Host names are checked here, and the address that a name
+resolves to is checked again when the connection is made.
 """
 
 from __future__ import annotations
@@ -12,16 +12,16 @@ from urllib.parse import urlsplit
 
 from krea_batch.settings import is_loopback
 
-MAX_IMAGE_BYTES = 64 << 20  # DESIGN, Safety
+MAX_IMAGE_BYTES = 64 << 20  # chosen: twenty times the largest PNG expected; bounds memory and disk
 
-_GLOBAL_UNICAST_V6 = ip_network("2000::/3")  # RFC 4291, 2.4 and IANA's registry: nothing else is given out
+_GLOBAL_UNICAST_V6 = ip_network("2000::/3")  # RFC 4291, 2.4 and IANA's registry: nothing else is allocated
 _NAT64 = ip_network("64:ff9b::/96")  # RFC 6052, 2.1
 
 _CONTENT_RANGE = re.compile(r"bytes (\d{1,12})-(\d{1,12})/(\d{1,12}|\*)")
 
 
 class DownloadError(Exception):
-    """An image could not be fetched this time. `status` is 0 where no answer came."""
+    """An image could not be fetched this time. `status` is 0 if there was no response."""
 
     def __init__(self, reason: str, *, status: int = 0, retry_after_s: float | None = None) -> None:
         super().__init__(reason)
@@ -31,29 +31,29 @@ class DownloadError(Exception):
 
 
 def url_rejection_reason(url: str, *, allow_loopback: bool) -> str | None:
-    """Why nothing is fetched from this URL, or None where it may be.
+    """Return why nothing may be fetched from this URL, or None if it is allowed.
 
-    `allow_loopback` is true only when the gateway itself is on this machine.
+    `allow_loopback` is True only if the gateway itself is on this machine.
     """
     try:
         parts = urlsplit(url)
         host, _ = parts.hostname, parts.port
     except ValueError:
-        return "it cannot be read"
+        return "invalid URL"
     if not host:
-        return "it has no host"
+        return "the URL has no host"
     if parts.username is not None or parts.password is not None:
-        return "it holds a user name"
+        return "the URL contains a user name"
     is_local = is_loopback(host)
     if parts.scheme != "https" and not (parts.scheme == "http" and allow_loopback and is_local):
-        return "it is not https"
+        return "the URL is not https"
     if is_local and not allow_loopback:
-        return "it points to this machine"
+        return "the URL points to this machine"
     return None
 
 
 def is_public_address(address: str, *, allow_loopback: bool) -> bool:
-    """True for a global unicast address; for this machine's own only with `allow_loopback`."""
+    """Return True for a global unicast address; for a loopback address only with `allow_loopback`."""
     try:
         ip = ip_address(address.partition("%")[0])
     except ValueError:
@@ -67,7 +67,7 @@ def is_public_address(address: str, *, allow_loopback: bool) -> bool:
 
 
 def _embedded_ipv4(ip: IPv4Address | IPv6Address) -> IPv4Address | IPv6Address:
-    """The IPv4 address to which an IPv6 one leads (mapped, NAT64, 6to4), or the address itself."""
+    """Return the IPv4 address embedded in an IPv6 address (mapped, NAT64, 6to4), or the address itself."""
     if isinstance(ip, IPv4Address):
         return ip
     if ip in _NAT64:
@@ -76,13 +76,13 @@ def _embedded_ipv4(ip: IPv4Address | IPv6Address) -> IPv4Address | IPv6Address:
 
 
 def response_offset(status: int, content_range: str | None, requested_offset: int) -> int:
-    """The offset of an answer's first byte, when bytes from `asked` on were asked for.
+    """Return the offset of the first byte of a response to a request for bytes from `requested_offset` on.
 
-    Raises MediaError where the answer is no part that can be used.
+    Raises DownloadError if the response is not a usable part.
     """
     if status == 200:
         return 0
     match = _CONTENT_RANGE.fullmatch(content_range or "")
     if status == 206 and match and int(match[1]) == requested_offset:
         return requested_offset
-    raise DownloadError(f"an answer {status} with Content-Range {content_range!r:.60}", status=status)
+    raise DownloadError(f"HTTP {status} with Content-Range {content_range!r:.60}", status=status)

@@ -1,7 +1,7 @@
-"""A job comes in, the bytes of its POST go out; an answer's bytes come in, a verdict goes out. Pure.
+"""Encodes jobs as request bodies, and interprets responses of the gateway. Pure.
 
-Newcomers: the document is followed to the letter in what is sent and read tolerantly in what comes back, but
-tolerance ends where money begins: a POST's answer that is not clearly a refusal is `Unclear`.
+Requests follow the API document to the letter. Responses are parsed tolerantly, but not where money is involved: a
+response to a POST that is not clearly a refusal is `Ambiguous`.
 """
 
 from __future__ import annotations
@@ -36,8 +36,8 @@ KEY_HEADER = "Ocp-Apim-Subscription-Key"  # API document, Authentication
 WEBHOOK_HEADER = "X-Webhook-URL"  # API document, Webhook
 SUBMIT_HEADERS = {"Content-Type": "application/json", "Cache-Control": "no-cache"}  # API document, Headers
 
-MAX_JSON_BYTES = 1 << 20  # DESIGN, Safety
-MAX_RETRY_AFTER_S = 3600.0  # chosen: a longer wait is a stop in disguise, and is tried each hour
+MAX_JSON_BYTES = 1 << 20  # chosen: a thousand times a usual response; bounds memory
+MAX_RETRY_AFTER_S = 3600.0  # chosen: nobody waits longer without trying once an hour
 MAX_DETAIL_CHARS = 300  # chosen: enough for a sentence in a result row
 
 _REQUEST_ID = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9_~:-]|\.(?!\.)){0,199}")
@@ -47,7 +47,7 @@ _RETRYABLE = frozenset({500, 503})
 
 
 class Answer(msgspec.Struct, frozen=True):
-    """An HTTP answer, read to its end. `body` is None where it was too large, compressed or not whole."""
+    """An HTTP response that was read. `body` is None if it was too large, compressed or incomplete."""
 
     status: int
     body: bytes | None
@@ -56,14 +56,14 @@ class Answer(msgspec.Struct, frozen=True):
 
 
 class CallbackPayload(msgspec.Struct, frozen=True):
-    """What a callback says: of which request, and whether it has ended (or says nothing that can be read)."""
+    """The content of a callback: the request, and whether it has ended (both None if unreadable)."""
 
     request_id: str | None = None
     ended: bool = True
 
 
 class _Fields(msgspec.Struct):
-    """The fields of an answer that mean something to us; their types are checked where they are used."""
+    """The fields of a response that are used; their types are checked where they are used."""
 
     request_id: Any = None
     status: Any = None
@@ -78,7 +78,7 @@ _read_fields = msgspec.json.Decoder(_Fields).decode
 
 
 def encode_body(job: Job) -> bytes:
-    """The body of the job's POST: the document's fields, with its defaults; `seed` only when given."""
+    """Return the request body of a job: the fields of the API document with its defaults; `seed` only if given."""
     body: dict[str, Any] = {
         "prompt": job.prompt,
         "aspect_ratio": job.aspect_ratio,
@@ -95,29 +95,29 @@ def encode_body(job: Job) -> bytes:
 
 
 def fingerprint(job: Job) -> bytes:
-    """32 bytes that are the same for two jobs exactly when their POSTs ask for the same image."""
+    """Return 32 bytes that are equal for two jobs exactly if their POSTs request the same image."""
     return fingerprint_of(encode_body(job))
 
 
 def fingerprint_of(body: bytes) -> bytes:
-    """The fingerprint of a body that `encode_body` made: its key order is fixed, so its bytes are canonical."""
+    """Return the fingerprint of a body made by `encode_body`: its key order is fixed, so its bytes are canonical."""
     return hashlib.sha256(body).digest()
 
 
 def is_request_id(text: object) -> bool:
-    """True for what may stand in the path of a poll: no separators, no `..`, at most 200 characters."""
+    """Return True if it may be used in the path of a poll: no separators, no `..`, at most 200 characters."""
     return isinstance(text, str) and _REQUEST_ID.fullmatch(text) is not None
 
 
 def read_post_answer(answer: Answer, *, now: datetime) -> PostVerdict:
-    """What became of a POST whose headers left us. `now` (UTC) serves a Retry-After date without a Date."""
+    """Interpret the response to a POST. `now` (UTC) is used for a Retry-After date without a Date header."""
     fields = _decode(answer.body)
     if 200 <= answer.status < 300:
         return _read_acceptance(answer, fields)
     detail = _detail(answer.status, fields)
     wait_s = retry_after_s(answer.retry_after, answer.date, now=now)
     if answer.body is None:
-        return Ambiguous(f"the answer {answer.status} was not whole")
+        return Ambiguous(f"the response (HTTP {answer.status}) was incomplete")
     if answer.status == 429 or (answer.status == 403 and wait_s is not None):
         return Refused(Refusal.RATE_LIMITED, answer.status, detail, wait_s)
     if answer.status in _FATAL:
@@ -126,33 +126,33 @@ def read_post_answer(answer: Answer, *, now: datetime) -> PostVerdict:
         return Refused(Refusal.REJECTED, answer.status, detail)
     if answer.status in _RETRYABLE and _is_error_body(fields):
         return Refused(Refusal.RETRYABLE, answer.status, detail, wait_s)
-    return Ambiguous(f"the answer {answer.status} does not say whether the job was queued")
+    return Ambiguous(f"HTTP {answer.status} does not say whether the job was queued")
 
 
 def _read_acceptance(answer: Answer, fields: _Fields | None) -> PostVerdict:
     if fields is None:
-        return Ambiguous(f"the answer {answer.status} could not be read")
+        return Ambiguous(f"the response (HTTP {answer.status}) is invalid JSON")
     if not is_request_id(fields.request_id):
-        return Ambiguous(f"the answer {answer.status} has no valid request_id")
+        return Ambiguous(f"the response (HTTP {answer.status}) has no valid request_id")
     progress = _progress(fields)
     return Accepted(fields.request_id, Waiting("QUEUED") if isinstance(progress, PollFailed) else progress)
 
 
 def read_poll_answer(answer: Answer, request_id: str, *, now: datetime) -> PollVerdict:
-    """What a status answer says of the job `request_id`."""
+    """Interpret a status response for the job `request_id`."""
     fields = _decode(answer.body)
     if answer.status != 200:
         wait_s = retry_after_s(answer.retry_after, answer.date, now=now)
         return PollFailed(_detail(answer.status, fields), answer.status, wait_s)
     if fields is None:
-        return PollFailed("the status answer could not be read", answer.status)
+        return PollFailed("the status response is invalid", answer.status)
     if fields.request_id is not None and fields.request_id != request_id:
-        return PollFailed("the status answer speaks of another request", answer.status)
+        return PollFailed("the status response is for another request", answer.status)
     return _progress(fields)
 
 
 def read_callback(body: bytes) -> CallbackPayload:
-    """What a callback tells, which nobody has to believe. One whose body cannot be read is a call all the same."""
+    """Parse a callback, which is not trusted. One with an unreadable body still counts as a callback."""
     fields = _decode(body)
     if fields is None:
         return CallbackPayload()
@@ -161,7 +161,7 @@ def read_callback(body: bytes) -> CallbackPayload:
 
 
 def _progress(fields: _Fields) -> PollVerdict:
-    """Unknown words mean "not yet"; an answer without a status that carries the output is finished."""
+    """Interpret the status. Unknown values mean "not yet"; no status but an output means finished."""
     status = fields.status.upper() if isinstance(fields.status, str) else ""
     if status == "FAILED":
         return Failed(_error_text(fields))
@@ -220,7 +220,7 @@ def _decode(body: bytes | None) -> _Fields | None:
 
 
 def _is_error_body(fields: _Fields | None) -> bool:
-    """True for the document's error body, which never names a request."""
+    """Return True for the error body of the API document, which never has a request_id."""
     return fields is not None and isinstance(fields.error, str) and fields.error != "" and fields.request_id is None
 
 
@@ -237,9 +237,9 @@ def _error_text(fields: _Fields) -> str:
 
 
 def retry_after_s(value: str | None, date: str | None, *, now: datetime) -> float | None:
-    """Seconds to wait by a Retry-After header (seconds or HTTP-date), from 0 to one hour; None: it says nothing.
+    """Return the seconds to wait by a Retry-After header (seconds or HTTP-date), 0 to 3600; None if it is unusable.
 
-    A date is read against the answer's own Date, so that a wrong clock here does no harm.
+    A date is compared with the Date of the same response, so that a wrong local clock does no harm.
     """
     if value is None:
         return None

@@ -18,7 +18,10 @@ OUTCOME_COLUMNS = (
 )
 _BODY_TEXT = "CAST(body AS TEXT)"
 KIND_SQL = f"json_extract({_BODY_TEXT}, '$.aspect_ratio') || ' ' || json_extract({_BODY_TEXT}, '$.creativity')"
-OPEN_JOB_COLUMNS = f"job_no, job_id, state, request_id, media, attempts, errors, polls, accepted_at, coalesce({KIND_SQL}, ''), tenant"
+OPEN_JOB_COLUMNS = (
+    "job_no, job_id, state, request_id, media, attempts, errors, polls, accepted_at,"
+    f" coalesce({KIND_SQL}, ''), tenant"
+)
 _read_files = msgspec.json.Decoder(tuple[StoredFile, ...]).decode
 _read_media = msgspec.json.Decoder(Finished).decode
 

@@ -1,6 +1,6 @@
-"""A run that nobody is working on comes in; its ledger goes out, held by this process alone, to be decided upon.
+"""Locks a run directory that no process uses, and opens its ledger for changes.
 
-Newcomers: what is decided is in results.jsonl as well when the context is left.
+When the context is left, results.jsonl reflects the changes.
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ from krea_batch.storage.run_dir import RunDir, require_run
 
 
 class LockedRun:
-    """A context manager that holds a run's folder. Call it from where no event loop is running.
+    """A context manager that locks a run directory. Use it where no event loop is running.
 
-    Raises RunFolderError where there is no run or another process is working in it.
+    Raises RunDirError if there is no run or another process uses it.
     """
 
     def __init__(self, out: Path, clock: Callable[[], float] = time.time) -> None:

@@ -1,11 +1,11 @@
-"""Somebody's word on ambiguous jobs comes in; it is on record, and in results.jsonl, when it returns.
+"""Resolves ambiguous jobs; the decisions are in the ledger and results.jsonl when the context is left.
 
-    with Doubts(Path("runs/cats")) as doubts:
-        doubts.adopt({"fox": "krea-2-large-text-to-image_019d…"})
-        doubts.abandon(job.id for job in doubts.jobs)
+    with AmbiguousJobs(Path("runs/cats")) as ambiguous:
+        ambiguous.adopt({"fox": "krea-2-large-text-to-image_019d…"})
+        ambiguous.abandon(job.job_id for job in ambiguous.jobs)
 
-Newcomers: nothing is sent from here. A job that is to be submitted again is pending, one whose request_id was
-found is accepted, and the next run of the folder goes on with both.
+Nothing is sent from here. A job to submit again becomes pending, one whose request_id was found becomes accepted, and
+the next run continues with both.
 """
 
 from __future__ import annotations
@@ -23,9 +23,9 @@ from krea_batch.storage.run_dir import LEDGER, require_run
 
 
 def list_ambiguous(out: Path) -> list[AmbiguousJob]:
-    """The ambiguous jobs of a run, also while it runs: those being submitted just now are among them.
+    """Return the ambiguous jobs of a run. During a run, jobs being submitted are among them.
 
-    Raises RunFolderError where there is no run.
+    Raises RunDirError if there is no run.
     """
     require_run(out)
     with closing(LedgerStore.open(out / LEDGER, read_only=True)) as store:
@@ -34,36 +34,35 @@ def list_ambiguous(out: Path) -> list[AmbiguousJob]:
 
 
 class AmbiguousJobs(LockedRun):
-    """The ambiguous jobs of a run that nobody is working on; a context manager that holds the folder meanwhile.
+    """The ambiguous jobs of a run that no process uses; a context manager that locks the run directory.
 
-    Each method decides all the jobs it is given or, where one of them cannot be decided so, none. Raises
-    RunFolderError where there is no run or another process is working in it; JobError for a job that is not
-    ambiguous. Call it from where no event loop is running.
+    Each method applies to all given jobs, or to none if one of them is invalid. Raises RunDirError if there is no run
+    or another process uses it; JobError for a job that is not ambiguous. Use it where no event loop is running.
     """
 
     @property
     def jobs(self) -> list[AmbiguousJob]:
-        """Those that are ambiguous now."""
+        """The jobs that are currently ambiguous."""
         return self._store.ambiguous_jobs()
 
     def resubmit(self, job_ids: Iterable[str]) -> None:
-        """The next run submits them again; each may then be paid twice."""
+        """Let the next run submit them again; each may be charged a second time."""
         self._decide(job_ids, lambda store, job: store.resubmit(job.job_no))
 
     def abandon(self, job_ids: Iterable[str]) -> None:
-        """They end as cancelled; whether they were paid stays unknown."""
+        """End them as cancelled; whether they were charged stays unknown."""
         self._decide(job_ids, lambda store, job: store.abandon(job.job_no, self._clock()))
 
     def adopt(self, request_ids: Mapping[str, str]) -> None:
-        """They were accepted, under these request_ids (by job id); the next run polls and downloads them."""
+        """Record that they were accepted with these request_ids (by job id); the next run polls and stores them."""
 
         def decide(store: LedgerStore, job: AmbiguousJob) -> None:
             request_id = request_ids[job.job_id]
             if not is_request_id(request_id):
-                hint = "give it as the gateway did, like krea-2-large-text-to-image_019d…"
-                raise JobError(f"{request_id!r} is no request_id", hint, job_id=job.job_id)
+                hint = "copy it as the gateway returned it, e.g. krea-2-large-text-to-image_019d…"
+                raise JobError(f"{request_id!r} is not a request_id", hint, job_id=job.job_id)
             if not store.adopt(job.job_no, request_id, self._clock()):
-                raise JobError(f"{request_id} belongs to another job", "look it up once more", job_id=job.job_id)
+                raise JobError(f"{request_id} belongs to another job", "look it up again", job_id=job.job_id)
 
         self._decide(request_ids, decide)
 
@@ -73,8 +72,8 @@ class AmbiguousJobs(LockedRun):
         def decide_all(store: LedgerStore) -> None:
             for job_id in dict.fromkeys(job_ids):
                 if job_id not in ambiguous:
-                    raise JobError("it is not ambiguous", "see krea-batch resolve OUT --list", job_id=job_id)
+                    raise JobError("the job is not ambiguous", "see krea-batch resolve OUT --list", job_id=job_id)
                 decide(store, ambiguous[job_id])
-            store.set_results_size(None)  # until they are
+            store.set_results_size(None)  # results.jsonl is rewritten at the end
 
         self._store.transaction([decide_all])

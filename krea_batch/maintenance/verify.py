@@ -1,7 +1,7 @@
-"""A run's images come in; those that are not as the ledger says go out, and on request they are fetched again.
+"""Finds images that differ from the ledger, and on request downloads them again.
 
-Newcomers: fetching again is a poll and a download of what is paid. Nothing here can submit: it holds neither a job's
-body nor the address of a submit.
+A repair is a poll and a download of an image that is already paid. Nothing here can submit: it has neither a request
+body nor the URL of a submit.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ from krea_batch.rules.verdicts import Errored, Failed, Finished, PollFailed, Pol
 from krea_batch.storage.atomic import replacing
 from krea_batch.storage.png import PngError, PngValidator
 
-MAX_CONCURRENT_REPAIRS = 8  # chosen: repairs are few, and the gateway's limit is not known here
-MAX_REPAIR_ATTEMPTS = 5  # chosen: with pauses doubling from half a second, some eight seconds of trouble
+MAX_CONCURRENT_REPAIRS = 8  # chosen: repairs are few, and the gateway's limit is unknown here
+MAX_REPAIR_ATTEMPTS = 5  # chosen: with backoff doubling from 0.5 s, about eight seconds of failures
 READ_CHUNK_BYTES = 1 << 20
 
 
@@ -38,7 +38,7 @@ class Mismatch(msgspec.Struct, frozen=True):
 
 
 class RepairGateway(Protocol):
-    """What a repair needs of the gateway: `gateway.client.GatewayClient` has it."""
+    """The part of the gateway that a repair needs; implemented by `gateway.client.GatewayClient`."""
 
     async def poll(self, request_id: str) -> PollVerdict: ...
 
@@ -46,13 +46,13 @@ class RepairGateway(Protocol):
 
 
 def check_images(run_images: RunImages) -> Iterator[tuple[ExportedImage, str | None]]:
-    """Each image, with what is wrong with its file, or None."""
+    """Yield each image with the difference of its file from the ledger, or None."""
     for image in run_images.images():
         yield image, find_mismatch(image)
 
 
 def find_mismatch(image: ExportedImage) -> str | None:
-    """Why the file is not the image on record; None where it is, byte for byte, and a whole PNG."""
+    """Return how the file differs from the image in the ledger; None if it is byte for byte the same valid PNG."""
     validator, digest, size_bytes = PngValidator(), hashlib.sha256(), 0
     try:
         with image.path.open("rb") as file:
@@ -62,33 +62,33 @@ def find_mismatch(image: ExportedImage) -> str | None:
                 validator.feed(data)
             validator.finish()
     except FileNotFoundError:
-        return "it is gone"
+        return "missing"
     except OSError as error:
-        return f"it cannot be read ({error.strerror})"
+        return f"cannot be read ({error.strerror})"
     except PngError as error:
-        return f"it is not whole ({error})"
+        return f"incomplete or damaged ({error})"
     if size_bytes != image.file.bytes:
-        return f"it has {size_bytes:,} bytes instead of {image.file.bytes:,}"
-    return None if digest.hexdigest() == image.file.sha256 else "it is another image (its SHA-256 differs)"
+        return f"{size_bytes:,} bytes instead of {image.file.bytes:,}"
+    return None if digest.hexdigest() == image.file.sha256 else "a different image (its SHA-256 differs)"
 
 
 class RepairFailed(Exception):
-    """An image could not be had again; the text says why."""
+    """An image could not be downloaded again; the message says why."""
 
 
 async def repair(image: ExportedImage, gateway: RepairGateway) -> None:
-    """Put the image on record back into its place. Raises NotRepaired, and then leaves what is there."""
+    """Download the image again and replace its file. Raises RepairFailed, and then leaves the file as it is."""
     data = await _download(image, gateway)
     if hashlib.sha256(data).hexdigest() != image.file.sha256:
-        raise RepairFailed("the gateway now gives another image than the one on record")
+        raise RepairFailed("the gateway now returns a different image")
     try:
         await anyio.to_thread.run_sync(_replace_file, image.path, data)
     except OSError as error:
-        raise RepairFailed(f"it cannot be written ({error.strerror})") from None
+        raise RepairFailed(f"cannot be written ({error.strerror})") from None
 
 
 async def _download(image: ExportedImage, gateway: RepairGateway) -> bytes:
-    """The image's bytes: its status is asked for, since addresses of images expire."""
+    """Return the bytes of the image. The status is polled first, since image URLs expire."""
     reason = ""
     for attempt in range(1, MAX_REPAIR_ATTEMPTS + 1):
         try:
@@ -103,23 +103,23 @@ async def _download(image: ExportedImage, gateway: RepairGateway) -> bytes:
 
 
 async def _image_url(image: ExportedImage, gateway: RepairGateway) -> str:
-    """Where the image is now. Raises MediaError for trouble that may pass, NotRepaired for what will not."""
+    """Return the current URL of the image. Raises DownloadError for temporary errors, RepairFailed for final ones."""
     if not image.outcome.request_id:
-        raise RepairFailed("there is no request_id to ask for it by")
+        raise RepairFailed("the job has no request_id")
     output_index = [file.path for file in image.outcome.files].index(image.file.path)
     match await gateway.poll(image.outcome.request_id):
         case Finished(media_urls=urls) if output_index < len(urls):
             return urls[output_index]
         case Failed(detail) | Errored(detail):
-            raise RepairFailed(f"the gateway says of it now: {detail or 'failed'}")
+            raise RepairFailed(f"the gateway now reports: {detail or 'failed'}")
         case PollFailed(reason=reason, retry_after_s=delay_s):
             raise DownloadError(reason, retry_after_s=delay_s)
         case _:
-            raise RepairFailed("the gateway has no image of it any more")
+            raise RepairFailed("the gateway no longer has the image")
 
 
 def _replace_file(path: Path, data: bytes) -> None:
-    """The file under its name, whole and durable, or as before."""
+    """Replace the file atomically and durably."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with replacing(path) as file:
         file.write(data)

@@ -1,7 +1,7 @@
-"""Log records come in; lines whose values can be told apart go out: JSON, or key=value with quotes where need be.
+"""Log formatters: JSON, or key=value with quotes where needed.
 
-Newcomers: the core logs `"= job=%s from=%s"` with its arguments beside. The fields are read off the record's template
-and arguments, not off the finished line, so a value with blanks stays one value.
+Modules log `"… job=%s from=%s"` with arguments. The fields are taken from the record's template and arguments, not
+from the formatted line, so a value with spaces stays one value.
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ import orjson
 
 _PLACEHOLDER = re.compile(r"(?:(?P<key>[A-Za-z_]\w*)=)?%(?P<how>[-+ #0]*\d*(?:\.\d+)?[a-zA-Z])|%%")
 _UNQUOTED = re.compile(r"[^\s\"=\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]+")
-_JSON_INTEGERS = range(-(2**63), 2**64)  # what JSON encoders carry exactly
+_JSON_INTEGERS = range(-(2**63), 2**64)  # what JSON encoders represent exactly
 
 
 class JsonFormatter(logging.Formatter):
-    """One JSON object a line: time (UTC), level, logger, message, the fields of the message, exception if any."""
+    """One JSON object per line: time (UTC), level, logger, message, the fields of the message, exception if any."""
 
     def format(self, record: logging.LogRecord) -> str:
         line: dict[str, Any] = {"time": _format_time(record), "level": record.levelname, "logger": record.name}
@@ -34,7 +34,7 @@ class JsonFormatter(logging.Formatter):
 
 
 class LogfmtFormatter(logging.Formatter):
-    """One line of `key=value`; a value with blanks, quotes or line ends in it is put in quotes, as JSON has them."""
+    """One line of `key=value`; values with spaces, quotes or line breaks are quoted as in JSON."""
 
     def format(self, record: logging.LogRecord) -> str:
         line = f"{_format_time(record)} {record.levelname[0]} {record.name} {_quoted_message(record)}"
@@ -42,14 +42,14 @@ class LogfmtFormatter(logging.Formatter):
 
 
 def record_fields(record: logging.LogRecord) -> Iterator[tuple[str, Any]]:
-    """Each `key=%…` of the record's template with the argument that belongs there."""
+    """Yield each `key=%…` of the record's template with its argument."""
     for slot, value in _slots_with_args(record):
         if slot["key"]:
             yield slot["key"], value
 
 
 def _slots_with_args(record: logging.LogRecord) -> Iterator[tuple[re.Match[str], Any]]:
-    """The places of the template that arguments go to, and the arguments."""
+    """Yield the placeholders of the template with their arguments."""
     args = record.args
     if isinstance(record.msg, str) and args and not isinstance(args, Mapping):
         slots = [slot for slot in _PLACEHOLDER.finditer(record.msg) if slot["how"]]
@@ -57,7 +57,7 @@ def _slots_with_args(record: logging.LogRecord) -> Iterator[tuple[re.Match[str],
 
 
 def _quoted_message(record: logging.LogRecord) -> str:
-    """The record's message, with its fields quoted where need be."""
+    """Return the message with its fields quoted where needed."""
     line, end = "", 0
     for slot, value in _slots_with_args(record):
         text = f"%{slot['how']}" % value
@@ -76,12 +76,12 @@ def _quote(text: str) -> str:
 
 
 def _utf8_safe(text: str) -> str:
-    """The text without what UTF-8 cannot carry."""
+    """Return the text without characters that UTF-8 cannot encode."""
     return text.encode("utf-8", "backslashreplace").decode()
 
 
 def _json_value(value: Any) -> Any:
-    """What JSON carries as it is, and of anything else its text."""
+    """Return a value that JSON can represent, or its text."""
     if value is None or isinstance(value, (bool, float)) or (type(value) is int and value in _JSON_INTEGERS):
         return value
     return _utf8_safe(str(value))

@@ -1,10 +1,10 @@
-"""Events come in; counters, gauges and histograms for Prometheus go out.
+"""A listener that keeps Prometheus metrics.
 
-    metrics = Metrics()                       # a registry of its own: metrics.registry
+    metrics = MetricsListener()               # with its own registry: metrics.registry
     Engine("runs/cats", listeners=[metrics])
 
-Newcomers: labels are words from fixed lists, never an id or a prompt, so that the number of series is known before
-the first job. Counters begin at 0 with the process; what the folder came to over all its runs is in its ledger.
+Label values come from fixed lists and are never an id or a prompt, so the number of time series is known before the
+first job. Counters start at 0 with the process; the totals of the run directory are in its ledger.
 """
 
 from __future__ import annotations
@@ -26,23 +26,23 @@ from krea_batch.events import (
     JobResumed,
     PollCompleted,
     PollResult,
-    SubmitResult,
     RateChanged,
     RetryScheduled,
     RunClosed,
     RunStopping,
     StateChanged,
     SubmitCompleted,
+    SubmitResult,
     SubmitsPaused,
 )
 from krea_batch.jobs import FINAL, IN_FLIGHT, State
 
 CHARGE_KINDS = ("charged", "refunded", "unknown", "resolved")
-RETRY_STAGES = ("submit", "poll", "download", "sink")  # events.Troubled
+RETRY_STAGES = ("submit", "poll", "download", "sink")  # the stages of events.ErrorOccurred
 
-# Chosen: narrow steps where the usual values lie, wider ones from there to where a setting ends the wait.
+# Chosen: narrow buckets around the usual values, wider ones up to the setting that ends the wait.
 SUBMIT_BUCKETS_S = (0.05, 0.1, 0.2, 0.3, 0.5, 0.75, 1.0, 2.0, 5.0, 10.0, 30.0, 60.0)  # to request_timeout_s
-# The document's example takes 15 s; job_timeout_s ends the wait.
+# The API document's example takes 15 s; job_timeout_s ends the wait.
 GENERATION_BUCKETS_S = (
     1.0,
     2.0,
@@ -62,15 +62,15 @@ GENERATION_BUCKETS_S = (
     600.0,
     1800.0,
 )
-LAG_BUCKETS_S = (0.1, 0.25, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 5.0, 7.5, 10.0, 20.0, 60.0)  # about poll_interval_s
+LAG_BUCKETS_S = (0.1, 0.25, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 5.0, 7.5, 10.0, 20.0, 60.0)  # around poll_interval_s
 DOWNLOAD_BUCKETS_S = (0.05, 0.1, 0.2, 0.3, 0.5, 0.75, 1.0, 2.0, 5.0, 10.0, 30.0, 60.0, 300.0)
-JOB_BUCKETS_S = (*GENERATION_BUCKETS_S, 3600.0, 86400.0)  # a run that was stopped goes on hours later
+JOB_BUCKETS_S = (*GENERATION_BUCKETS_S, 3600.0, 86400.0)  # a stopped run may continue hours later
 
 
 class MetricsListener:
-    """A listener of events that keeps metrics in `registry`; one of its own where none is given.
+    """A listener that keeps metrics in `registry`, or in its own one.
 
-    One may listen to several engines: what they do adds up, and the rate is the one told last.
+    One instance may listen to several engines: counters add up, and the rate is the latest one reported.
     """
 
     def __init__(self, registry: CollectorRegistry | None = None, *, clock: Callable[[], float] = time.time) -> None:
@@ -98,11 +98,11 @@ class MetricsListener:
         }
 
     def __call__(self, event: Event) -> None:
-        """Count an event. Of kinds that are not known here, nothing is counted."""
+        """Count an event. Unknown kinds of events are ignored."""
         if handler := self._handlers.get(type(event)):
             handler(event)
 
-    # ---- what there is -----------------------------------------------------------------------------------
+    # ---- definitions ---------------------------------------------------------------------------------------
 
     def _make_job_metrics(self) -> None:
         self._jobs = self._counter("jobs", "Jobs that ended.", "status", FINAL)
@@ -114,36 +114,36 @@ class MetricsListener:
         self._early_stops = self._total("early_stops", "Runs that stopped early.")
 
     def _make_submit_metrics(self) -> None:
-        self._submits = self._counter("submits", "POSTs, by what they came to.", "result", get_args(SubmitResult))
+        self._submits = self._counter("submits", "POSTs, by result.", "result", get_args(SubmitResult))
         self._submit_s = self._histogram(
-            "submit_seconds", "From a POST until its result was on record.", SUBMIT_BUCKETS_S
+            "submit_seconds", "From a POST until its result was in the ledger.", SUBMIT_BUCKETS_S
         )
         self._refused = self._counter("submit_errors", "POSTs that the gateway refused.", "status", ("429",))
         self._charges = self._counter(
             "charges",
-            "Accepted POSTs (charged), those of them that came to ERROR (refunded), ambiguous POSTs (unknown), "
-            "and those of them that a callback proved to be accepted (explained, and charged).",
+            "Accepted POSTs (charged), those of them that ended in ERROR (refunded), ambiguous POSTs (unknown), "
+            "and ambiguous ones that a callback proved to be accepted (explained, and charged).",
             "kind",
             CHARGE_KINDS,
         )
-        self._rate = self._create(Gauge, "rate_per_second", "Submits that are allowed in a second now.")
+        self._rate = self._create(Gauge, "rate_per_second", "Current rate limit in submits per second.")
         self._submit_pauses = self._total("submit_pauses", "Pauses of all submits.")
         self._paused_until = self._create(
             Gauge, "submits_paused_until_timestamp_seconds", "When paused submits resume, in seconds since 1970."
         )
 
     def _make_poll_metrics(self) -> None:
-        self._polls = self._counter("polls", "Answers to polls.", "result", get_args(PollResult))
+        self._polls = self._counter("polls", "Poll responses, by result.", "result", get_args(PollResult))
         self._callbacks = self._counter(
-            "callbacks", "Callbacks for jobs of this folder.", "result", get_args(CallbackResult)
+            "callbacks", "Callbacks for jobs of this run, by result.", "result", get_args(CallbackResult)
         )
         self._generation_s = self._histogram(
             "generation_seconds",
-            "From accepted to finished: by the gateway's word, or else until it was seen.",
+            "From accepted to finished by the gateway's timestamps, or else until detected.",
             GENERATION_BUCKETS_S,
         )
         self._lag_s = self._histogram(
-            "lag_seconds", "From finished, by the gateway's word, until it was seen.", LAG_BUCKETS_S
+            "lag_seconds", "From finished, by the gateway's timestamps, until detected.", LAG_BUCKETS_S
         )
 
     def _make_download_metrics(self) -> None:
@@ -163,7 +163,7 @@ class MetricsListener:
     def _counter(self, name: str, documentation: str, label: str, values: Iterable[str]) -> Counter:
         metric: Counter = self._create(Counter, name, documentation, labelnames=[label])
         for value in values:
-            metric.labels(str(value))  # there from the start, so that the first one is seen as a step from 0
+            metric.labels(str(value))  # present from the start, so that the first increment starts at 0
         return metric
 
     def _gauge(self, name: str, documentation: str, label: str, values: Iterable[str]) -> Gauge:
@@ -176,7 +176,7 @@ class MetricsListener:
         metric: Histogram = self._create(Histogram, name, documentation, buckets=buckets)
         return metric
 
-    # ---- what each event counts for ----------------------------------------------------------------------
+    # ---- one method per event ---------------------------------------------------------------------------
 
     def _on_state_changed(self, event: StateChanged) -> None:
         if event.old in IN_FLIGHT:

@@ -1,7 +1,6 @@
-"""An address and a registry come in; `/metrics` is served there, by a thread of its own, until it is closed.
+"""Serves `/metrics` of a registry from a thread.
 
-Newcomers: who can reach the address can read the figures of the run, and nothing else. It is this machine alone
-unless a host is named.
+Anybody who can reach the address can read the metrics, and nothing else. By default that is this machine only.
 """
 
 from __future__ import annotations
@@ -19,14 +18,14 @@ METRICS_PORT = "metrics_port"
 
 
 class Address(Struct, frozen=True):
-    """Where to listen. Port 0 is any free one."""
+    """An address to listen on. Port 0 means any free port."""
 
     host: str
     port: int
 
     @classmethod
     def parse(cls, text: str) -> Address:
-        """Read `9100`, `0.0.0.0:9100` or `[::1]:9100`. Raises SettingsError for anything else."""
+        """Parse `9100`, `0.0.0.0:9100` or `[::1]:9100`. Raises SettingsError for anything else."""
         host, colon, port = text.strip().rpartition(":")
         host = host.removeprefix("[").removesuffix("]")
         if not (port.isascii() and port.isdecimal()) or int(port) > 65535 or (colon and not host):
@@ -37,14 +36,14 @@ class Address(Struct, frozen=True):
 
     @property
     def url(self) -> str:
-        """The address of the metrics."""
+        """The URL of the metrics."""
         host = f"[{self.host}]" if ":" in self.host else self.host
         return f"http://{host}:{self.port}/metrics"
 
 
 @contextmanager
 def serve_registry(registry: CollectorRegistry, address: Address) -> Iterator[Address]:
-    """Serve the metrics; yields where they are. Raises SettingsError when nobody can listen there."""
+    """Serve the metrics; yields the actual address. Raises SettingsError if it cannot listen there."""
     try:
         server, thread = prometheus_client.start_http_server(address.port, address.host, registry)
     except (OSError, UnicodeError) as error:

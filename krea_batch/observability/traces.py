@@ -1,12 +1,12 @@
-"""Events come in; a span for each job, with its submits, its wait and its download, goes out to OpenTelemetry.
+"""A listener that records OpenTelemetry spans for each job, with its submits, wait and download.
 
     krea-2-large              from the intent to submit until the job has ended
-    ├── submit                a POST, from when it left until its answer was on record; one for each try
-    ├── wait                  from accepted until seen finished
-    └── download              until every image is on disk
+    ├── submit                a POST until its result is in the ledger; one per attempt
+    ├── wait                  from accepted until detected as finished
+    └── download              until every image is stored
 
-Newcomers: the spans of a job are roots of a trace of their own, since a job outlives the request that asked for it,
-and often the process. Job ids are those of one folder: give each engine a `Traces` of its own.
+Each job is a trace of its own, since it outlives the request that created it and often the process. Job ids belong to
+one run directory: give each engine its own `TracingListener`.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from krea_batch.jobs import Outcome, State
 
 JOB_SPAN = "krea-2-large"
 STAGE_SPANS = {State.ACCEPTED: "wait", State.FINISHED: "download"}
-REQUEST_ATTRIBUTES = ("aspect_ratio", "creativity", "seed")  # of the request; never its prompt
+REQUEST_ATTRIBUTES = ("aspect_ratio", "creativity", "seed")  # never the prompt
 
 
 class _JobSpans:
@@ -40,7 +40,7 @@ class _JobSpans:
 
 
 class TracingListener:
-    """A listener of events that makes spans, by the global provider where none is given."""
+    """A listener that records spans with `provider`, by default the global one."""
 
     def __init__(
         self, tracer_provider: TracerProvider | None = None, *, clock_ns: Callable[[], int] = time.time_ns
@@ -58,16 +58,16 @@ class TracingListener:
         }
 
     def __call__(self, event: Event) -> None:
-        """Begin and end the spans that an event speaks of."""
+        """Start and end the spans that an event concerns."""
         if handler := self._handlers.get(type(event)):
             handler(event)
 
     @property
     def open_jobs(self) -> int:
-        """Jobs whose span has not ended."""
+        """The number of jobs whose span has not ended."""
         return len(self._open_jobs)
 
-    # ---- what each event begins and ends -----------------------------------------------------------------
+    # ---- one method per event ----------------------------------------------------------------------------
 
     def _on_state_changed(self, event: StateChanged) -> None:
         spans = self._open_jobs.get(event.job_id) or self._start_job(event.job_id)
@@ -111,12 +111,10 @@ class TracingListener:
     def _on_run_closed(self, _: RunClosed) -> None:
         open_jobs, self._open_jobs = self._open_jobs, {}
         for spans in open_jobs.values():
-            spans.job.set_attribute(
-                "krea_batch.unfinished", True
-            )  # the next run goes on with it, in a span of its own
+            spans.job.set_attribute("krea_batch.unfinished", True)  # the next run continues it with a new span
             self._end_job(spans)
 
-    # ---- parts -------------------------------------------------------------------------------------------
+    # ---- helpers -----------------------------------------------------------------------------------------
 
     def _start_job(self, job_id: str) -> _JobSpans:
         job = self._tracer.start_span(
@@ -126,7 +124,7 @@ class TracingListener:
         return spans
 
     def _enter_stage(self, spans: _JobSpans, state: State) -> None:
-        """End the stage that the job was in, and begin the one that it is in now, if that is one."""
+        """End the span of the previous stage, and start that of the new state if it has one."""
         now_ns = self._clock_ns()
         if spans.stage:
             spans.stage.end(now_ns)

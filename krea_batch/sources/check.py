@@ -1,7 +1,7 @@
-"""Rows of all job files come in; how many are good, and what is wrong with the others, goes out.
+"""Checks the rows of all job files: how many are valid, and what is wrong with the others.
 
-Newcomers: a line can be bad by itself, by another line with the same id, or by a job on record that had the same
-id and asked for another image. Only the first is seen when its line is read.
+A line can be invalid on its own, because another line has the same id, or because the ledger has a job with the same
+id and a different request. Only the first kind is found while the line is read.
 """
 
 from __future__ import annotations
@@ -26,12 +26,12 @@ from krea_batch.sources.inputs import Input, numbered_rows, with_positions
 from krea_batch.sources.json_errors import quoted
 from krea_batch.sources.parser import RowParser
 
-MAX_PROBLEMS_KEPT = 100  # chosen: more than anybody reads before mending; `on_problem` hears of all
-MAX_NOTES_KEPT = 100  # chosen: one for each mistyped name
-LOOKUP_BATCH = 500  # chosen: one question to the ledger for many jobs, within the 999 variables of older SQLites
-CANDIDATE_BATCH = 50_000  # chosen: their ids take about 10 MB; each further batch reads the files once more
-MAX_RECORDED_IDS = 50_000  # chosen: as many ids again
-PROGRESS_LINES = 10_000  # chosen: some fifty times a second
+MAX_PROBLEMS_KEPT = 100  # chosen: more than anybody reads at once; `on_problem` gets all
+MAX_NOTES_KEPT = 100  # chosen: one per mistyped name
+LOOKUP_BATCH = 500  # chosen: one ledger query for many jobs, within the 999 variables of older SQLites
+CANDIDATE_BATCH = 50_000  # chosen: their ids take about 10 MB; each batch rereads the files once
+MAX_RECORDED_IDS = 50_000  # chosen: the same number of ids
+PROGRESS_LINES = 10_000  # chosen: about fifty reports a second
 
 OnProblem = Callable[[LineProblem], None]
 OnProgress = Callable[[int, int], None]
@@ -39,9 +39,9 @@ FingerprintLookup = Callable[[Sequence[str]], Mapping[str, bytes]]
 
 
 class CheckResult(msgspec.Struct, frozen=True):
-    """What a whole check found: the good `rows` and their `jobs`; of `problems` and `notes` only the first.
+    """The result of a complete check: the valid `rows` and their `jobs`; `problems` and `notes` are truncated.
 
-    `duplicates` were left out, since an earlier job asks for the same.
+    `duplicates` were left out because an earlier job has the same request.
     """
 
     jobs: int
@@ -70,16 +70,20 @@ class Check:
         self._parser = parser
         self._deduplicator = Deduplicator() if dedupe else None
         self._lookup = lookup
-        self._checkpoint = checkpoint  # up to there all jobs are on record as they are
-        self._recorded_ids: set[str] = set()  # ids behind it that are on record; no more of them once they are too many
+        self._checkpoint = checkpoint  # all jobs before it are in the ledger, unchanged
+        self._recorded_ids: set[str] = (
+            set()
+        )  # ids behind it that are on record; no more of them once they are too many
         self._on_problem = on_problem
         self._id_finder = DuplicateIdFinder(spool_dir)
-        self._rows_before: list[int] = []  # for each file: rows of the files before
+        self._rows_before: list[int] = []  # for each file: the rows of the files before it
         self._total_bytes = 0
         self._jobs = checkpoint.jobs
         self._rows = checkpoint.rows
         self._unparsable_rows = 0
-        self._conflicting_rows = array("q")  # the numbers of rows, and beside it how many jobs each of them would have been
+        self._conflicting_rows = array(
+            "q"
+        )  # the numbers of rows, and beside it how many jobs each of them would have been
         self._conflicting_jobs = array("q")
         self._problems: list[LineProblem] = []
         self._notes: dict[str, LineProblem] = {}
@@ -92,7 +96,7 @@ class Check:
         self._id_finder.close()
 
     def read_lines(self, on_progress: OnProgress | None) -> None:
-        """Read every line behind the mark by itself, and hold it against the record."""
+        """Read every line after the checkpoint and compare its jobs with the ledger."""
         rows_before = 0
         self._total_bytes = sum(each.file.size_bytes() for each in self._inputs)
         for each, position in with_positions(self._inputs, self._checkpoint.positions):
@@ -104,7 +108,7 @@ class Check:
         self._report_progress(on_progress)
 
     def find_duplicate_ids(self) -> None:
-        """Find the lines that have the id of an earlier line."""
+        """Find the lines that repeat the id of an earlier line."""
         if self._checkpoint.lines and (self._recorded_ids or not self._lookup):
             self._add_ids_before_checkpoint()
         numbers = array("q")
@@ -117,7 +121,7 @@ class Check:
             self._report_duplicate_ids(sorted(numbers))
 
     def conflicting_rows(self) -> Sequence[int]:
-        """Running numbers, in order, of the rows that read well and are bad all the same."""
+        """The running numbers, in order, of rows that are valid alone but conflict with another row or the ledger."""
         return array("q", sorted(set(self._conflicting_rows)))
 
     def result(self) -> CheckResult:
@@ -154,9 +158,9 @@ class Check:
                 self._report_progress(on_progress)
 
     def _add_ids_before_checkpoint(self) -> None:
-        """Add the lines before the mark that have an id of those behind it; all of them where these are too many.
+        """Add the lines before the checkpoint whose id also occurs after it, or all of them if there are too many.
 
-        After a run that was killed some ids behind it are on record, whether or not they stand before it, too.
+        After a killed run, some ids after the checkpoint are in the ledger even though no line before it has them.
         """
         wanted_ids = self._recorded_ids if 0 < len(self._recorded_ids) <= MAX_RECORDED_IDS else None
         last_line, ids = self._checkpoint.lines, self._parser.ids
@@ -168,14 +172,14 @@ class Check:
                     self._id_finder.add(job_id, number)
 
     def _report_duplicate_ids(self, numbers: list[int]) -> None:
-        """Read the rows of these running numbers again, and report each whose id an earlier one has."""
+        """Reread the rows with these running numbers, and report each whose id an earlier row has."""
         remaining = iter(numbers)
         next_number = next(remaining, None)
         first_by_id: dict[str, tuple[int, bool]] = {}
         for number, row in numbered_rows(self._inputs):
             if number != next_number:
                 continue
-            while next_number == number:  # a row of several jobs may be suspected more than once
+            while next_number == number:  # a row with several jobs may be a candidate more than once
                 next_number = next(remaining, None)
             jobs = self._parser.read(number, row)
             for job in jobs:
@@ -190,7 +194,7 @@ class Check:
         self._parser.unknown_fields.clear()
 
     def _add_conflict(self, number: int, jobs: int, error: JobError) -> None:
-        """Report a row that read well, once."""
+        """Report a row that is valid on its own, once."""
         if not self._conflicting_rows or self._conflicting_rows[-1] != number:
             self._conflicting_rows.append(number)
             self._conflicting_jobs.append(jobs)
@@ -199,7 +203,7 @@ class Check:
     def _duplicate_id_error(self, earlier: int, later: int, job_id: str, is_default: bool) -> JobError:
         problem = f"{self._location(earlier)} and {self._location(later)} both have the id {quoted(job_id)}"
         if is_default:
-            return JobError(problem, "a line without an id has its number for one; give the other line another id")
+            return JobError(problem, "a line without an id gets its number as id; give the other line another id")
         return JobError(problem, "give one of them another id")
 
     def _queue_lookup(self, number: int, jobs: int, job: Job) -> None:
@@ -208,7 +212,7 @@ class Check:
             self._run_lookups()
 
     def _run_lookups(self) -> None:
-        """Ask which of the remembered jobs are on record, and whether as another image."""
+        """Look up the collected jobs in the ledger, and report those whose request has changed."""
         if not self._lookup:
             return
         recorded = self._lookup([job_id for _, _, job_id, _ in self._pending_lookups])
@@ -221,12 +225,12 @@ class Check:
         self._pending_lookups.clear()
 
     def _note_unknown_fields(self, number: int) -> None:
-        """Note, once for each name, that a field which went into the metadata looks like a mistyped one."""
+        """Note, once per name, that a field put into the metadata looks mistyped."""
         for name in self._parser.unknown_fields:
             suggestion = closest_match(name)
             if suggestion and name not in self._notes and len(self._notes) < MAX_NOTES_KEPT:
                 path, line = self._file_and_line(number)
-                problem = f"{quoted(name)} went into the metadata"
+                problem = f"{quoted(name)} was put into the metadata"
                 self._notes[name] = LineProblem(path, line, problem, f'did you mean "{suggestion}"?')
         self._parser.unknown_fields.clear()
 
@@ -239,7 +243,7 @@ class Check:
             self._on_problem(problem)
 
     def _file_and_line(self, number: int) -> tuple[str, int]:
-        """File and line of a running number."""
+        """The file and line of a running number."""
         file_index = bisect_right(self._rows_before, number - 1) - 1
         return self._inputs[file_index].name, number - self._rows_before[file_index]
 

@@ -1,8 +1,7 @@
-"""How far job files have been read comes in; a mark that a later run can compare with its files goes out.
+"""Checkpoints: how far job files have been read, for a later run to compare with its files.
 
-Newcomers: a mark is kept only where every line before it was good and its job is on record with this very content. A
-run that finds the same bytes again need not look at each of a million lines. Where anything differs, it looks at all
-of them, as if there had been no mark.
+A checkpoint is stored only if every line before it was valid and its job is in the ledger with the same content. A
+run that finds the same bytes skips those lines. If anything differs, it reads all of them, as without a checkpoint.
 """
 
 from __future__ import annotations
@@ -18,7 +17,7 @@ from krea_batch.sources.options import Format
 
 
 class FilePrefix(msgspec.Struct, frozen=True):
-    """The begin of one file: its text's size in bytes and SHA-256, how many lines end there, and its format."""
+    """The beginning of one file: size and SHA-256 of its text, the number of lines that end there, and the format."""
 
     size_bytes: int
     sha256: str
@@ -27,9 +26,9 @@ class FilePrefix(msgspec.Struct, frozen=True):
 
 
 class Checkpoint(msgspec.Struct, frozen=True):
-    """How far files have been read, the last of them perhaps in part; how many rows and jobs they hold up to there.
+    """How far files have been read, the last perhaps in part, and how many rows and jobs they hold up to there.
 
-    `reading` is the fingerprint of how they are read.
+    `options_fingerprint` identifies the input options.
     """
 
     prefixes: tuple[FilePrefix, ...]
@@ -39,12 +38,12 @@ class Checkpoint(msgspec.Struct, frozen=True):
 
     @property
     def lines(self) -> int:
-        """The running number of the last line before it."""
+        """The running number of the last line before the checkpoint."""
         return sum(prefix.lines for prefix in self.prefixes)
 
     @property
     def positions(self) -> list[FilePosition]:
-        """For each of these files where it ends in it."""
+        """The position of the checkpoint in each of its files."""
         return [FilePosition(prefix.size_bytes, prefix.lines) for prefix in self.prefixes]
 
     def encode(self) -> bytes:
@@ -52,14 +51,14 @@ class Checkpoint(msgspec.Struct, frozen=True):
 
     @classmethod
     def decode(cls, data: bytes) -> Checkpoint | None:
-        """None for what is no bookmark of ours."""
+        """Decode a checkpoint; None if the data is not one."""
         try:
             return msgspec.json.decode(data, type=cls)
         except msgspec.DecodeError:
             return None
 
     def matches(self, inputs: Sequence[Input]) -> bool:
-        """Whether these files begin with the same bytes; all but the last of its files end there, too."""
+        """Whether these files begin with the same bytes, and all but the last of them also end there."""
         if len(self.prefixes) > len(inputs):
             return False
         last_index = len(self.prefixes) - 1

@@ -1,8 +1,8 @@
-"""The id of every good line comes in; the numbers of lines whose ids may be the same go out.
+"""Finds lines that may have the same id, in bounded memory.
 
-Newcomers: only hashes are kept, and of those only some in memory: they go to buckets by their lowest bits, full
-buckets go to a temporary file, and at the end one bucket after another is looked at. Two ids that differ may
-share a hash, so what comes out are suspects, and whoever reports them reads the lines again.
+Only hashes of the ids are kept. They are sorted into buckets by their lowest bits; full buckets are written to a
+temporary file, and at the end one bucket after another is examined. Two different ids may share a hash, so the
+results are candidates, and the caller reads their lines again.
 """
 
 from __future__ import annotations
@@ -17,28 +17,30 @@ from typing import IO
 
 from krea_batch.errors import InputError
 
-BUCKET_COUNT = 256  # chosen: a bucket of a hundred million lines still fits in the memory that a run needs anyway
-BUCKET_ITEMS = 1024  # chosen: 8 KiB each, so 2 MiB in memory, and writes that are worth a call
+BUCKET_COUNT = 256  # chosen: with a hundred million lines, a bucket still takes less memory than a run
+BUCKET_ITEMS = 1024  # chosen: 8 KiB each, so 2 MiB in memory, and writes of a useful size
 
 _MASK = BUCKET_COUNT - 1
 
 
 def default_id(number: int) -> str:
-    """The id of a line without one, by its running number over all files."""
+    """Return the id of a line without one, by its running number over all files."""
     return f"{number:05d}"  # chosen: five digits keep the usual batches in order in a folder
 
 
 class DuplicateIdFinder:
-    """Collects ids with the running numbers of their lines. To be closed, since it may hold a file."""
+    """Collects ids with the running numbers of their lines. Call `close`, since it may hold a temporary file."""
 
     def __init__(self, temp_dir: Path | None = None) -> None:
         self._temp_dir = temp_dir
         self._buckets = [array("q") for _ in range(BUCKET_COUNT)]
-        self._chunks: list[list[int]] = [[] for _ in range(BUCKET_COUNT)]  # where each bucket's chunks start
+        self._chunks: list[list[int]] = [
+            [] for _ in range(BUCKET_COUNT)
+        ]  # the offsets of each bucket's chunks in the file
         self._file: IO[bytes] | None = None
 
     def add(self, job_id: str, number: int) -> None:
-        """Remember that the line with this running number has this id."""
+        """Add the id of the line with this running number."""
         hash_value = hash(job_id)
         bucket = self._buckets[hash_value & _MASK]
         bucket.append(hash_value)
@@ -47,9 +49,9 @@ class DuplicateIdFinder:
             self._flush(hash_value & _MASK)
 
     def candidates(self) -> Iterator[array[int]]:
-        """For each bucket that has some: the running numbers of the lines whose hash is not theirs alone.
+        """Yield, for each bucket that has any, the running numbers of lines that share a hash with another line.
 
-        Lines that share a hash are always in the same bucket. No order is promised.
+        Lines that share a hash are always in the same bucket. The order is unspecified.
         """
         for bucket_index in range(BUCKET_COUNT):
             items = self._read_bucket(bucket_index)
@@ -57,7 +59,10 @@ class DuplicateIdFinder:
             if len(set(hashes)) == len(hashes):
                 continue
             counts = Counter(hashes)
-            yield array("q", (number for hash_value, number in zip(hashes, items[1::2], strict=True) if counts[hash_value] > 1))
+            yield array(
+                "q",
+                (number for hash_value, number in zip(hashes, items[1::2], strict=True) if counts[hash_value] > 1),
+            )
 
     def close(self) -> None:
         if self._file:
@@ -72,8 +77,8 @@ class DuplicateIdFinder:
             self._file.write(bucket)
         except OSError as error:
             raise InputError(
-                f"the ids could not be kept in a temporary file ({error.strerror})",
-                "point TMPDIR to a folder with room",
+                f"cannot write ids to a temporary file ({error.strerror})",
+                "set TMPDIR to a directory with free space",
             ) from error
         del bucket[:]
 

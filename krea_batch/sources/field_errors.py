@@ -61,7 +61,9 @@ _MOODBOARD_ID = "use the moodboard's UUID, like 01234567-89ab-cdef-0123-456789ab
 @lru_cache(_CACHED_NAMES)
 def closest_match(name: str, names: tuple[str, ...] = FIELDS) -> str | None:
     """Return the one of `names` that was probably meant, or None."""
-    normalized = "".join("_" + char.lower() if char.isupper() else char for char in name).strip("_ ").replace("-", "_")
+    normalized = (
+        "".join("_" + char.lower() if char.isupper() else char for char in name).strip("_ ").replace("-", "_")
+    )
     for spelling in (normalized.replace(" ", "_"), name.lower()):
         close = get_close_matches(spelling, names, n=1, cutoff=SIMILARITY)
         if close:

@@ -1,8 +1,8 @@
-"""Paths come in; what is read of each goes out: numbered rows, in one shape for all formats.
+"""Opens inputs by path and yields their numbered rows, in the same form for all formats.
 
-Newcomers: a row is the bytes of a line of JSONL, which a fast reader takes; the fields of a job, from any other
-format; or the JobError that says why a row is neither. Numbers are those of lines where there are lines, of records
-elsewhere, and they go on from file to file.
+A row is the bytes of a JSONL line, which a fast parser reads; the fields of a job, from any other format; or the
+JobError that says why the row is neither. Rows are numbered by line where there are lines and by record otherwise,
+and the numbering continues from file to file.
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ import msgspec
 
 from krea_batch.errors import InputError, JobError
 from krea_batch.sources.formats import json_document, parquet, tables, text
-from krea_batch.sources.formats.line_file import FILE_START, OnBlock, FilePosition, LineFile
+from krea_batch.sources.formats.line_file import FILE_START, FilePosition, LineFile, OnBlock
 from krea_batch.sources.formats.spool import is_read_once, spool, spool_path
 from krea_batch.sources.options import SELECTABLE, Format, InputOptions
 
-STDIN_NAME = "<stdin>"  # how problems name standard input, as compilers do
+STDIN_NAME = "<stdin>"  # the name of standard input in problems, as in compilers
 
 Row = bytes | dict[str, Any] | JobError
 
@@ -41,7 +41,7 @@ _CHOICES = ", ".join(SELECTABLE)
 
 
 class Input:
-    """One file and its format. `said` tells what was guessed, once its rows have been read."""
+    """One file and its format. `notices` says what was guessed about it, once its rows have been read."""
 
     def __init__(self, file: LineFile, format_: Format, options: InputOptions, *, guess: str = "") -> None:
         self.file = file
@@ -53,20 +53,21 @@ class Input:
 
     @property
     def supports_checkpoints(self) -> bool:
-        """Whether a later run can tell by the file's first bytes that its rows are still the same."""
+        """Whether a later run can tell by the first bytes of the file that its rows are unchanged."""
         return self.format in (Format.JSONL, Format.TEXT)
 
     def rows(self, on_block: OnBlock | None = None, after: FilePosition = FILE_START) -> Iterator[tuple[int, Row]]:
-        """Every row with its number, from 1. Raises InputError where the file cannot be read or has changed.
+        """Yield every row with its number, from 1. Raises InputError if the file cannot be read or has changed.
 
-        `at_block` hears how far the file was read, where that can be marked, and rows `after` such a mark are given.
+        `on_block` is called with the position reached, for formats that support checkpoints; only rows `after` such a
+        position are yielded.
         """
         if self.format is Format.JSONL and not self._options.columns:
-            yield from self.file.lines(on_block, after)  # as it is: a million lines are read like this
+            yield from self.file.lines(on_block, after)  # directly, since this is the path for a million lines
             self.row_count = self.file.line_count
             return
         self.row_count = 0
-        for self.row_count, row in self._read(on_block, after):  # noqa: B020 - the last one stays
+        for self.row_count, row in self._read(on_block, after):  # noqa: B020 - the last value is kept
             yield self.row_count, row
         self.row_count = max(self.row_count, self.file.line_count)
 
@@ -95,17 +96,17 @@ class Input:
 
 
 def with_positions(inputs: Sequence[Input], after: Sequence[FilePosition]) -> Iterator[tuple[Input, FilePosition]]:
-    """Each input with the place after which its rows are to be read; those that have none from their begin."""
+    """Pair each input with the position after which its rows are to be read; by default its start."""
     return zip(inputs, chain(after, repeat(FILE_START)), strict=False)
 
 
 def numbered_rows(
     inputs: Sequence[Input], on_block: Callable[[int], OnBlock] | None = None, after: Sequence[FilePosition] = ()
 ) -> Iterator[tuple[int, Row]]:
-    """The rows of all files with their running numbers, which go on from file to file.
+    """Yield the rows of all files with their running numbers, which continue from file to file.
 
-    `at_block` gives for the file of an index who is to hear of its blocks. Of the first files only the rows `after`
-    these places are given.
+    `on_block` returns the block callback for the file with an index. For the first files, only the rows `after` these
+    positions are yielded.
     """
     rows_before = 0
     for file_index, (each, position) in enumerate(with_positions(inputs, after)):
@@ -115,7 +116,7 @@ def numbered_rows(
 
 
 def open_inputs(path: str, options: InputOptions, stdin: BinaryIO, spool_dir: Path | None) -> Iterator[Input]:
-    """The inputs of one path: a file, a pipe, "-" for `stdin`, or the files of a folder. Raises InputError."""
+    """Yield the inputs of a path: a file, a pipe, "-" for `stdin`, or the files of a directory. Raises InputError."""
     if path == "-":
         yield _open_input(LineFile(STDIN_NAME, spool(stdin, STDIN_NAME, spool_dir)), options)
     elif Path(path).is_dir():
@@ -125,7 +126,7 @@ def open_inputs(path: str, options: InputOptions, stdin: BinaryIO, spool_dir: Pa
 
 
 def _open_input(file: LineFile, options: InputOptions) -> Input:
-    """The input of a file, its format as the user says, or else by its name, or else by its first bytes."""
+    """Open a file as input. Its format is the selected one, or detected from its name, or from its first bytes."""
     try:
         return Input(file, options.format, options) if options.format else _detect_format(file, options)
     except InputError:
@@ -143,18 +144,18 @@ def _detect_format(file: LineFile, options: InputOptions) -> Input:
         return Input(file, Format.PARQUET, options, guess="read as Parquet")
     if suffix == ".txt":
         if _starts_with_job(head):
-            return Input(file, Format.JSONL, options, guess="read as JSONL, since its first line is a job")
-        return Input(file, Format.TEXT, options, guess="read as text, a prompt a line")
+            return Input(file, Format.JSONL, options, guess="read as JSONL, because its first line is a job")
+        return Input(file, Format.TEXT, options, guess="read as text, one prompt per line")
     if head.lstrip()[:1] == b"[" or (suffix == ".json" and not _starts_with_job(head)):
         return Input(file, Format.JSON, options, guess="" if suffix == ".json" else "read as JSON")
     if not head or head.isspace() or head.lstrip()[:1] == b"{":
         return Input(file, Format.JSONL, options, guess="read as JSONL" if suffix == ".json" else "")
-    hint = f"give --input-format, one of {_CHOICES}"
-    raise InputError(f"{file.name}: neither its name nor its first bytes tell how it is written", hint)
+    hint = f"set --input-format to one of {_CHOICES}"
+    raise InputError(f"{file.name}: cannot detect the format from its name or first bytes", hint)
 
 
 def _starts_with_job(head: bytes) -> bool:
-    """Whether the first line that is not blank is an object by itself, and has a prompt or more lines behind it."""
+    """Whether the first non-blank line is a complete object that has a prompt or is followed by more lines."""
     first, newline, rest = head.lstrip().partition(b"\n")
     try:
         value = msgspec.json.decode(first)
@@ -164,14 +165,14 @@ def _starts_with_job(head: bytes) -> bool:
 
 
 def _open_folder(folder: Path, options: InputOptions) -> Iterator[Input]:
-    """A Hugging Face dataset as `save_to_disk` writes it, Parquet files, or texts of a prompt each."""
+    """Open a Hugging Face dataset written by `save_to_disk`, Parquet files, or text files with one prompt each."""
     if (folder / "state.json").is_file():
         for name in parquet.dataset_files(folder):
             yield Input(LineFile(str(name)), Format.ARROW, options)
         return
     if (folder / "dataset_dict.json").is_file():
         splits = ", ".join(str(each.parent) for each in sorted(folder.glob("*/state.json")))
-        raise InputError(f"{folder}: it is a dataset of several splits", f"name the one you mean: {splits}")
+        raise InputError(f"{folder}: a dataset with several splits", f"name one of them: {splits}")
     files = sorted(
         (each for each in folder.iterdir() if each.is_file()), key=lambda each: natural_sort_key(each.name)
     )
@@ -179,17 +180,17 @@ def _open_folder(folder: Path, options: InputOptions) -> Iterator[Input]:
     for suffix, format_ in ((".parquet", Format.PARQUET), (".txt", Format.TEXT_FILE)):
         if chosen := [each for each in visible if each.suffix.lower() == suffix]:
             ignored = len(visible) - len(chosen)
-            others = f"; {ignored:,} other files in it are left alone" if ignored else ""
+            others = f"; {ignored:,} other files are ignored" if ignored else ""
             for index, each in enumerate(chosen):
                 opened = Input(LineFile(str(each)), format_, options)
                 if not index:
-                    what = "texts of a prompt each" if format_ is Format.TEXT_FILE else "Parquet files"
+                    what = "text files with one prompt each" if format_ is Format.TEXT_FILE else "Parquet files"
                     opened.notices.append(f"{folder}: {len(chosen):,} {what}{others}")
                 yield opened
             return
-    raise InputError(f"{folder}: it is a folder without texts (.txt) or Parquet files", "name the job files in it")
+    raise InputError(f"{folder}: a directory without text (.txt) or Parquet files", "name the job files in it")
 
 
 def natural_sort_key(name: str) -> list[tuple[bool, int, str]]:
-    """A key that sorts `p10` behind `p9`."""
+    """A sort key that puts `p10` after `p9`."""
     return [(part.isdigit(), int(part) if part.isdigit() else 0, part) for part in _DIGITS.split(name)]

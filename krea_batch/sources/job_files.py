@@ -1,11 +1,11 @@
-"""Many job files come in; one checked stream of jobs goes out, each with its id.
+"""Reads many job files as one checked stream of jobs, each with its id.
 
     with JobFiles(["cats.jsonl", "dogs.jsonl.gz"]) as files:
-        checked = files.check()
+        result = files.check()
         for job in files: ...
 
-Newcomers: a line without an id is named by its running number, which goes on over the files, blank and bad lines
-included. So mending a line or adding a file never renames the jobs before it, which would pay for them again.
+A line without an id gets its running number over all files, including blank and invalid lines. So correcting a line
+or adding a file at the end never renames the jobs before it, which would pay for them again.
 """
 
 from __future__ import annotations
@@ -34,11 +34,11 @@ _force_setattr = msgspec.structs.force_setattr
 
 
 class JobFiles:
-    """Job files in the order given; "-" is standard input. A context manager, since it may hold temporary files.
+    """Job files in the given order; "-" is standard input. A context manager, since it may hold temporary files.
 
-    `reading` says how they are read. `skip_invalid`: iterating leaves out the bad lines, and of two lines with one id
-    the later. `stdin` and `spool_dir` stand in for the process's own.
-    Raises InputError where a file is named twice or cannot be read, or a template or sweep cannot be.
+    `options`: how the files are read. `skip_invalid`: iteration leaves out invalid lines, and of two lines with the
+    same id the later. `stdin` and `spool_dir` replace the process's own. Raises InputError if a file is named twice
+    or cannot be read, or if a template or sweep is invalid.
     """
 
     def __init__(
@@ -52,15 +52,15 @@ class JobFiles:
     ) -> None:
         _require_distinct_files(paths)
         self._options = options or InputOptions()
-        RowParser(self._options)  # what is wrong with the reading itself is told before any file
+        RowParser(self._options)  # report invalid options before any file is opened
         self._skip_invalid = skip_invalid
         self._spool_dir = spool_dir
-        self._conflicting_rows: Sequence[int] = ()  # running numbers of lines that read well and are bad all the same
+        self._conflicting_rows: Sequence[int] = ()  # running numbers of rows that conflict with others
         self._checked: CheckResult | None = None
-        self._resumed_from = EMPTY  # the lines up to there need not be looked at
-        self._jobs_yielded = 0  # jobs, in the present iteration
-        self._rows_read = 0  # rows in it
-        self._prefixes: list[FilePrefix] = []  # how far the files have been read in it
+        self._resumed_from = EMPTY  # lines before it are skipped
+        self._jobs_yielded = 0  # in the current iteration
+        self._rows_read = 0  # in the current iteration
+        self._prefixes: list[FilePrefix] = []  # how far each file has been read in it
         self._checkpoint: tuple[int, bytes] | None = None
         self._inputs: list[Input] = []
         try:
@@ -78,33 +78,36 @@ class JobFiles:
         self.close()
 
     def close(self) -> None:
-        """Let the temporary files go."""
+        """Delete the temporary files."""
         for each in self._inputs:
             each.file.close()
 
     @property
     def skipped(self) -> int:
-        """How many jobs an earlier run's mark covers."""
+        """The number of jobs covered by the checkpoint of an earlier run."""
         return self._resumed_from.jobs
 
     def notices(self) -> list[str]:
-        """What was guessed of the files, a sentence each, once they are checked."""
+        """What was guessed about the files, one sentence each, once they are checked."""
         return [notice for each in self._inputs for notice in each.notices]
 
     def resume_from(self, data: bytes | None) -> None:
-        """Do not look again at the jobs that a mark of an earlier run covers, where the files still begin so.
+        """Skip the jobs that the checkpoint of an earlier run covers, if the files still begin with the same bytes.
 
-        `passed` says how many these are: `check` counts them, iterating leaves them out.
+        `check` counts these jobs as valid, iteration leaves them out; `skipped` is their number.
         """
         checkpoint = Checkpoint.decode(data) if data else None
-        same_options = checkpoint and not self._options.dedupe and checkpoint.options_fingerprint == self._options.fingerprint()
+        same_options = (
+            checkpoint and not self._options.dedupe and checkpoint.options_fingerprint == self._options.fingerprint()
+        )
         if checkpoint and same_options and checkpoint.matches(self._inputs):
             self._resumed_from = checkpoint
 
     def checkpoint(self) -> tuple[int, bytes] | None:
-        """How far the files have been read, and how many jobs the present iteration had given by then.
+        """Return how many jobs the current iteration has yielded and the checkpoint of that position.
 
-        To be kept once all of them are on record. None where no mark can be: lines are bad, or none was read.
+        Store it once all these jobs are in the ledger. None if there is no checkpoint: lines are invalid, or none was
+        read.
         """
         if self._checked is None or self._checked.bad_lines or self._options.dedupe:
             return None
@@ -116,15 +119,17 @@ class JobFiles:
         on_problem: OnProblem | None = None,
         on_progress: OnProgress | None = None,
     ) -> CheckResult:
-        """Read every line of every file, and every id against every other.
+        """Check every line of every file, and every id against all others.
 
-        `known` is given batches of ids, and gives the fingerprints of those that are on record.
-        `on_problem` hears of each bad line as it is found, the clashes of ids last. `on_progress` hears how many
-        bytes of how many are read. Raises InputError where a file cannot be read.
+        `lookup` is called with batches of ids and returns the fingerprints of those in the ledger. `on_problem` is
+        called for each invalid line when it is found, conflicting ids last. `on_progress` is called with the bytes
+        read and the total. Raises InputError if a file cannot be read.
         """
         parser = RowParser(self._options)
         checkpoint, dedupe = self._resumed_from, self._options.dedupe
-        with Check(self._inputs, parser, lookup, on_problem, self._spool_dir, checkpoint=checkpoint, dedupe=dedupe) as check:
+        with Check(
+            self._inputs, parser, lookup, on_problem, self._spool_dir, checkpoint=checkpoint, dedupe=dedupe
+        ) as check:
             check.read_lines(on_progress)
             check.find_duplicate_ids()
             self._conflicting_rows = check.conflicting_rows()
@@ -132,12 +137,12 @@ class JobFiles:
         return self._checked
 
     def __iter__(self) -> Iterator[Job]:
-        """Give the good jobs in order, reading as they are taken.
+        """Yield the valid jobs in order, reading on demand.
 
-        Raises JobFileError where lines are bad and not to be skipped, InputError where a file has changed since.
+        Raises JobFileError if lines are invalid and not skipped, InputError if a file has changed since the check.
         """
         if self._checked is None:
-            raise InternalError("job files are checked before their jobs are taken")
+            raise InternalError("call check() before iterating")
         if self._checked.bad_lines and not self._skip_invalid:
             raise JobFileError(self._checked.problems, self._checked.bad_lines)
         return self._jobs()
@@ -152,22 +157,29 @@ class JobFiles:
         ):
             self._rows_read += 1
             jobs = read(number, row)
-            parser.unknown_fields.clear()  # the check has told of them
+            parser.unknown_fields.clear()  # reported by the check
             unique = deduplicator.filter(number, jobs) if deduplicator else jobs
             if not jobs or (self._conflicting_rows and _contains(self._conflicting_rows, number)):
                 if not self._skip_invalid:
-                    raise InternalError(f"line {number} was good and is bad now, though its file is the same")
+                    raise InternalError(
+                        f"line {number} was valid in the check and is invalid now, but its file is unchanged"
+                    )
                 continue
             for job in unique:
                 if not job.id:
-                    _force_setattr(job, "id", default_id(number))  # nobody else has this job yet, and a copy costs more
+                    _force_setattr(
+                        job, "id", default_id(number)
+                    )  # nobody else has this job yet, and a copy costs more
                 self._jobs_yielded += 1
                 yield job
 
     def _on_block(self, file_index: int, lines: int, size_bytes: int, sha256: str) -> None:
-        """All lines so far of the file number `n` have been taken."""
-        if file_index and (len(self._prefixes) < file_index or self._prefixes[file_index - 1].lines != self._inputs[file_index - 1].file.line_count):
-            return  # the last line of the file before has no end: if it grows, all numbers may change
+        """Record that all lines so far of the file with this index have been consumed."""
+        if file_index and (
+            len(self._prefixes) < file_index
+            or self._prefixes[file_index - 1].lines != self._inputs[file_index - 1].file.line_count
+        ):
+            return  # the file before has no final newline: if it grows, numbers change
         self._prefixes[file_index:] = [FilePrefix(size_bytes, sha256, lines, self._inputs[file_index].format)]
         resumed_from = self._resumed_from
         rows, jobs = resumed_from.rows + self._rows_read, resumed_from.jobs + self._jobs_yielded
@@ -177,24 +189,24 @@ class JobFiles:
 
 
 def _contains(numbers: Sequence[int], number: int) -> bool:
-    """True when the ordered `numbers` have this one."""
+    """Return True if the sorted `numbers` contain this one."""
     index = bisect_left(numbers, number)
     return index < len(numbers) and numbers[index] == number
 
 
 def _require_distinct_files(paths: Sequence[str]) -> None:
-    """Raise InputError for a file that stands twice in the list, by whatever name: it would be paid for twice."""
+    """Raise InputError if a file is named twice, by whatever path: its jobs would be paid for twice."""
     seen: dict[object, str] = {}
     for path in paths:
         identity = _identity(path)
         if identity in seen:
-            raise InputError(f"{path}: it is the same file as {seen[identity]}", "name each file once")
+            raise InputError(f"{path}: the same file as {seen[identity]}", "name each file once")
         if identity:
             seen[identity] = path
 
 
 def _identity(path: str) -> object:
-    """What two names of one file have in common; None for what is no file, since opening it says so better."""
+    """Return a value that all paths of one file share; None for anything but a file, which fails later."""
     if path == "-":
         return path
     try:

@@ -141,7 +141,10 @@ def _reject_constant(literal: str) -> NoReturn:
 
 _PAIRS_DECODER = json.JSONDecoder(object_pairs_hook=_object_of_pairs)
 _DECODER = json.JSONDecoder(
-    object_pairs_hook=_object_of_pairs, parse_int=_parse_integer, parse_float=_parse_float, parse_constant=_reject_constant
+    object_pairs_hook=_object_of_pairs,
+    parse_int=_parse_integer,
+    parse_float=_parse_float,
+    parse_constant=_reject_constant,
 )
 
 
@@ -196,11 +199,13 @@ def _syntax_error(text: str, error: json.JSONDecodeError) -> JobError:
         return JobError(f"trailing comma at character {comma}", "remove it")
     for problem, hint in _common_mistakes(text, position, error.msg):
         return JobError(f"{problem} at character {position + 1}", hint)
-    return JobError(f"invalid JSON at character {position + 1}: {quoted(text[position : position + 20])}", _JOB_EXAMPLE)
+    return JobError(
+        f"invalid JSON at character {position + 1}: {quoted(text[position : position + 20])}", _JOB_EXAMPLE
+    )
 
 
 def _trailing_comma(text: str, position: int) -> int:
-    """Return the position of a comma before a closing bracket, or 0. Python 3.13 reports the comma, older versions the bracket."""
+    """Return the position of a trailing comma, or 0. Python 3.13 reports the comma, older versions the bracket."""
     before = text[:position].rstrip()
     if before.endswith(",") and text[position] in "}]":
         return len(before)

@@ -32,9 +32,9 @@ class InputOptions(msgspec.Struct, frozen=True, kw_only=True):
     """How job files are read.
 
     `format`: None to detect it from the name and the first bytes. `keep_extra`: put unknown fields into the metadata.
-    `columns`: field of a job to the column or key that has it; an empty name means none. `skip_comments`: ignore lines
-    of a text that start with #. `dedupe`: drop a job whose request duplicates an earlier one. `template`: the prompt
-    with column names in braces. `axes`: sweeps that apply to every row.
+    `columns`: field of a job to the column or key that has it; an empty name means none. `skip_comments`: ignore
+    lines of a text that start with #. `dedupe`: drop a job whose request duplicates an earlier one. `template`: the
+    prompt with column names in braces. `axes`: sweeps that apply to every row.
     """
 
     format: Format | None = None

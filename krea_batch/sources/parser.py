@@ -1,7 +1,7 @@
-"""A row comes in; its jobs go out, one or as many as its sweep has, or the reason why it has none.
+"""Parses a row into its jobs: one, or as many as its sweep has.
 
-Newcomers: `read` is fast and says only yes or no, since a second reading of a file needs no more. `explain` reads the
-row again, slowly.
+`read` is fast and says only whether a row is valid, which is enough when a file is read again. `diagnose` parses the
+row again, slowly, to find out what is wrong.
 """
 
 from __future__ import annotations
@@ -24,9 +24,9 @@ from krea_batch.sources.template import Template
 
 
 class RowParser:
-    """Makes jobs of rows. Raises JobError where the template or the sweep cannot be.
+    """Parses rows into jobs. Raises JobError if the template or the sweep is invalid.
 
-    `strange` has the names of fields that went into the metadata, for the caller to look at and to empty.
+    `unknown_fields` collects the names of fields that were put into the metadata; the caller reads and clears it.
     """
 
     def __init__(self, options: InputOptions) -> None:
@@ -37,12 +37,12 @@ class RowParser:
         self._is_plain = not (options.axes or options.template)
         names = self._template.names if self._template else ()
         check_axis_names(self._axes, names)
-        for _ in combinations(self._axes):  # a sweep that is too large is told before the first row
+        for _ in combinations(self._axes):  # report a sweep that is too large before the first row
             break
         self.unknown_fields = self._jsonl.unknown_fields
 
     def read(self, number: int, row: Row) -> tuple[Job, ...]:
-        """The jobs of the row of this running number; none where it is bad. An id is empty where the row has none."""
+        """Return the jobs of a row, or none if it is invalid. An id is empty if the row has none."""
         if self._is_plain and type(row) is bytes:
             job = self._jsonl.read(row)
             if job is not None:
@@ -55,7 +55,7 @@ class RowParser:
             return ()
 
     def ids(self, number: int, row: Row) -> tuple[str, ...]:
-        """The ids of the jobs that `read` gives of this row, in less time; of its number where it has none."""
+        """Return the ids of the jobs that `read` would return, in less time; a default id if the row has none."""
         if self._is_plain and type(row) is bytes and b'"sweep"' not in row:
             return (id_of(row) or default_id(number),)
         ids = tuple(job.id or default_id(number) for job in self.read(number, row))
@@ -63,7 +63,7 @@ class RowParser:
         return ids
 
     def diagnose(self, number: int, row: Row) -> JobError:
-        """Why `read` gave none."""
+        """Return the reason why `read` returned nothing."""
         if self._is_plain and isinstance(row, bytes):
             diagnosis = self._jsonl.diagnose(row)
             if b'"sweep"' not in row:
@@ -72,7 +72,7 @@ class RowParser:
             tuple(self._jobs(number, row))
         except JobError as error:
             return error
-        return JobError("the row is not a job", "see `krea-batch schema`")
+        return JobError("the row is not a valid job", "see `krea-batch schema`")
 
     def _jobs(self, number: int, row: Row) -> Iterator[Job]:
         if isinstance(row, JobError):
@@ -92,7 +92,7 @@ class RowParser:
             yield _job(self._fields_at(fields, combination, base_id), keep_extra=self._keep_extra)
 
     def _with_extra(self, fields: dict[str, Any], metadata: dict[str, Any]) -> dict[str, Any]:
-        """The metadata with the fields that are to go into it; these are taken out."""
+        """Move unknown fields into the metadata."""
         for name in [name for name in fields if name not in FIELDS]:
             if name in metadata or not (self._keep_extra or (self._template and name in self._template.names)):
                 continue
@@ -108,7 +108,7 @@ class RowParser:
         return axes
 
     def _fields_at(self, fields: dict[str, Any], combination: Combination, base_id: object) -> dict[str, Any]:
-        """The fields of the row at one combination of its sweep."""
+        """Return the fields of the row at one combination of its sweep."""
         swept = fields | {name: value for name, value in combination.values.items() if name in FIELDS}
         swept_metadata = {name: value for name, value in combination.values.items() if name not in FIELDS}
         if swept_metadata and isinstance(fields["metadata"], dict):
@@ -122,17 +122,17 @@ class RowParser:
 
 
 def _require_given_once(fields: dict[str, Any], axes: tuple[Axis, ...]) -> None:
-    """Raise JobError for a row that gives a value which is swept as well, or repeats what has a fixed seed."""
+    """Raise JobError for a row that gives a value which is also swept, or repeats a request with a fixed seed."""
     seen: set[str] = set()
     metadata = fields.get("metadata")
     for each in axes:
         if each.name in fields or each.name in seen or (isinstance(metadata, dict) and each.name in metadata):
-            raise JobError(f"{quoted(each.name)} is given, and swept as well", "keep one of them")
+            raise JobError(f"{quoted(each.name)} is both given and swept", "keep one of them")
         seen.add(each.name)
     if REPEAT in seen and ("seed" in fields or "seed" in seen):
         repeats = next(len(each.values) for each in axes if each.name == REPEAT)
         if repeats > 1:
-            raise JobError("it is repeated with a seed, which gives the same image", "sweep the seed instead: 1..4")
+            raise JobError("repeat with a fixed seed makes the same image again", "sweep the seed instead: 1..4")
 
 
 def _job(fields: dict[str, Any], *, keep_extra: bool) -> Job:
@@ -140,4 +140,4 @@ def _job(fields: dict[str, Any], *, keep_extra: bool) -> Job:
         return msgspec.convert(fields, Job)
     except (msgspec.ValidationError, RecursionError) as error:
         diagnosis = field_errors.diagnose(fields, keep_extra=keep_extra)
-        raise diagnosis or JobError(f"it is not a job ({error})", "see `krea-batch schema`") from None
+        raise diagnosis or JobError(f"not a valid job ({error})", "see `krea-batch schema`") from None

@@ -1,7 +1,7 @@
-"""Lists of values come in; each of their combinations goes out, with the words that name it in an id.
+"""Expands a sweep: every combination of its values, each with a suffix for the id.
 
-Newcomers: an id made here has to be the same tomorrow, since a new one is a new image to pay for. So the order of
-the axes is fixed, whatever order they are given in, and adding a value to an axis renames nothing.
+Ids made here must not change from run to run, since a new id is a new image to pay for. So the order of the axes does
+not depend on the order in which they are given, and adding a value renames no other job.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ from krea_batch.sources.json_errors import quoted
 
 SWEEPABLE = tuple(name for name in FIELDS if name not in ("prompt", "id", "metadata"))
 REPEAT = "repeat"
-MAX_JOBS_PER_ROW = 10_000  # chosen: more for one prompt is a mistyped range
-MAX_SLUG_CHARS = 40  # chosen: three such words fit into an id beside its beginning
+MAX_JOBS_PER_ROW = 10_000  # chosen: more jobs for one prompt are a mistyped range
+MAX_SLUG_CHARS = 40  # chosen: three slugs of this length fit into an id
 
 _SEEDS_FROM_TO = re.compile(r"(-?\d+)\.\.(-?\d+)")
 _INVALID_IN_SLUGS = re.compile(r"[^\w.,+-]+|\.{2,}")
@@ -31,23 +31,23 @@ _SWEEP_EXAMPLE = 'write "sweep": {"creativity": ["raw", "high"], "seed": [1, 2, 
 
 
 class Axis(msgspec.Struct, frozen=True):
-    """A name that takes several values, each with the word that stands for it in an id."""
+    """A name and its values, each with its slug for the id."""
 
     name: str
     values: tuple[tuple[str, Any], ...]
 
 
 class Combination(msgspec.Struct, frozen=True):
-    """One combination: what is added to the id, and the values by their names."""
+    """One combination: the suffix of the id, and the values by name."""
 
     id_suffix: str
     values: dict[str, Any]
 
 
 def make_axis(name: str, values: object) -> Axis:
-    """An axis of a list of values, of an object that names them, or of a text such as `1..4`.
+    """Make an axis from a list of values, an object that names them, or a text such as `1..4`.
 
-    Raises JobError where that is none, or where two values have the same word.
+    Raises JobError if it is none of these, or two values have the same slug.
     """
     if name == REPEAT:
         return repeat_axis(values)
@@ -60,25 +60,27 @@ def make_axis(name: str, values: object) -> Axis:
     else:
         raise JobError(f"the sweep of {quoted(name)} is {quoted(values)}", _SWEEP_EXAMPLE)
     if not slugs_and_values:
-        raise JobError(f"the sweep of {quoted(name)} has no value", "give it at least one, or take it away")
+        raise JobError(f"the sweep of {quoted(name)} has no values", "give at least one, or remove it")
     for n, (slug, value) in enumerate(slugs_and_values):
         for other_slug, other in slugs_and_values[:n]:
             if slug == other_slug:
-                problem = f"{quoted(other)} and {quoted(value)} in the sweep of {quoted(name)} would be {slug} in an id"
+                problem = (
+                    f"{quoted(other)} and {quoted(value)} in the sweep of {quoted(name)} would be {slug} in an id"
+                )
                 hint = "keep one of them" if other == value else 'name them: {"first": …, "second": …}'
                 raise JobError(problem, hint)
     return Axis(name, tuple(slugs_and_values))
 
 
 def repeat_axis(count: object) -> Axis:
-    """The axis of so many images of one request."""
+    """Return the axis for this number of images of one request."""
     if isinstance(count, bool) or not isinstance(count, int) or not 1 <= count <= MAX_JOBS_PER_ROW:
         raise JobError(f"repeat is {quoted(count)}", f"write a whole number from 1 to {MAX_JOBS_PER_ROW:,}")
     return Axis(REPEAT, tuple((str(n), n) for n in range(1, count + 1)))
 
 
 def parse_seeds(text: str) -> list[int]:
-    """The seeds of a text like `1..4` or `7,11,20..22`; both ends are in. Raises JobError."""
+    """Return the seeds of a text such as `1..4` or `7,11,20..22`; ranges include both ends. Raises JobError."""
     found: list[int] = []
     for part in text.split(","):
         item = part.strip()
@@ -95,7 +97,7 @@ def parse_seeds(text: str) -> list[int]:
 
 
 def parse_axis(text: str) -> Axis:
-    """The axis of `creativity=raw,high`, as the command line has it. Raises JobError."""
+    """Return the axis of a command-line value such as `creativity=raw,high`. Raises JobError."""
     name, equals, values = text.partition("=")
     name = name.strip()
     if not name or not equals or not values:
@@ -108,7 +110,7 @@ def parse_axis(text: str) -> Axis:
 
 
 def check_axis_names(axes: Iterable[Axis], template_names: Iterable[str] = ()) -> None:
-    """Raise JobError for an axis that is neither a field of the API nor one of `also`, the names of a template."""
+    """Raise JobError for an axis that is neither an API field nor one of `template_names`."""
     for each in axes:
         if each.name not in (*SWEEPABLE, REPEAT) and each.name not in template_names:
             suggestion = closest_match(each.name, SWEEPABLE)
@@ -117,21 +119,21 @@ def check_axis_names(axes: Iterable[Axis], template_names: Iterable[str] = ()) -
 
 
 def count_combinations(axes: Iterable[Axis]) -> int:
-    """How many combinations there are."""
+    """Return the number of combinations."""
     return math.prod(len(each.values) for each in axes)
 
 
 def combinations(axes: Iterable[Axis]) -> Iterator[Combination]:
-    """Every combination, the last axis fastest: names of a template first, then fields, repeats last.
+    """Yield every combination, the last axis varying fastest: template names first, then fields, repeats last.
 
-    Raises JobError where a name stands twice or there are more than MAX_JOBS_A_ROW.
+    Raises JobError if a name occurs twice or there are more than MAX_JOBS_PER_ROW combinations.
     """
     ordered = sorted(axes, key=_sort_key)
     for one, other in itertools.pairwise(ordered):
         if one.name == other.name:
             raise JobError(f"{quoted(one.name)} is swept twice", "give all its values in one sweep")
     if (count := count_combinations(ordered)) > MAX_JOBS_PER_ROW:
-        raise JobError(f"the sweep makes {count:,} jobs of one row", f"at most {MAX_JOBS_PER_ROW:,} are taken")
+        raise JobError(f"the sweep makes {count:,} jobs from one row", f"use at most {MAX_JOBS_PER_ROW:,}")
     for chosen in itertools.product(*(each.values for each in ordered)):
         pairs = list(zip(ordered, chosen, strict=True))
         suffix = "".join(f"-{each.name}={word}" for each, (word, _) in pairs)
@@ -154,7 +156,7 @@ def _slug(name: str, value: object) -> str:
         )
     slug = _INVALID_IN_SLUGS.sub("_", re.sub(r"(?<=\d):(?=\d)", "x", value)).strip("_.")
     if not slug:
-        raise JobError(f"{quoted(value)} in the sweep of {quoted(name)} has no word for an id", "give it a name")
+        raise JobError(f"{quoted(value)} in the sweep of {quoted(name)} cannot be written in an id", "give it a name")
     if len(slug) <= MAX_SLUG_CHARS:
         return slug
     return f"{slug[:MAX_SLUG_CHARS]}~{hashlib.sha256(value.encode()).hexdigest()[:6]}"

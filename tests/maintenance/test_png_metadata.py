@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from PIL import Image
 from PIL.PngImagePlugin import PngImageFile, PngInfo
 
-from krea_batch.maintenance.export.png_metadata import MAX_TEXT_BYTES, read_texts, embed_texts
+from krea_batch.maintenance.export.png_metadata import MAX_TEXT_BYTES, embed_texts, read_texts
 from krea_batch.storage.png import PngError
 
 

@@ -20,12 +20,12 @@ from krea_batch.events import (
     JobEnded,
     JobResumed,
     PollResult,
-    SubmitResult,
     RateChanged,
     RunClosed,
     RunStopping,
     StateChanged,
     SubmitCompleted,
+    SubmitResult,
     SubmitsPaused,
 )
 from krea_batch.jobs import FINAL, Outcome

@@ -11,12 +11,12 @@ from krea_batch.jobs import check_id
 from krea_batch.sources.sweep import (
     MAX_JOBS_PER_ROW,
     Axis,
-    parse_axis,
     check_axis_names,
     combinations,
     make_axis,
-    repeat_axis,
+    parse_axis,
     parse_seeds,
+    repeat_axis,
 )
 from krea_batch.sources.template import Template
 

@@ -1,6 +1,6 @@
-"""A PNG and what is known of it come in; the same pixels with that in text chunks go out, and are read from there.
+"""Embeds text chunks in a PNG without changing its pixels, and reads them.
 
-Newcomers: chunks are put in between others, so no pixel is decoded and nothing is compressed anew. Source of the
+Chunks are inserted between existing ones, so no pixel is decoded and nothing is compressed again. Source of the
 format: the PNG specification, third edition (W3C), sections 5.3 and 11.3.3.
 """
 
@@ -28,7 +28,7 @@ _TEXT_CHUNK_TYPES = (b"tEXt", b"zTXt", b"iTXt")
 
 
 def texts_for(outcome: Outcome) -> dict[str, str]:
-    """What is put into an image of this job: keyword to text."""
+    """Return the texts to embed in an image of this job: keyword to text."""
     details: dict[str, Any] = {
         "id": outcome.id,
         "request_id": outcome.request_id,
@@ -43,9 +43,11 @@ def texts_for(outcome: Outcome) -> dict[str, str]:
 
 
 def embed_texts(png: bytes, texts: dict[str, str]) -> bytes:
-    """The PNG with these texts behind its IHDR. Those that it has under the same keywords are left out."""
+    """Return the PNG with these texts after its IHDR chunk. Existing texts with the same keywords are replaced."""
     kept = b"".join(
-        png[start:end] for start, end, chunk_type, body in _parse_chunks(png) if chunk_type not in _TEXT_CHUNK_TYPES or _decode_keyword(body) not in texts
+        png[start:end]
+        for start, end, chunk_type, body in _parse_chunks(png)
+        if chunk_type not in _TEXT_CHUNK_TYPES or _decode_keyword(body) not in texts
     )
     added = b"".join(_make_chunk(b"iTXt", _itxt_body(keyword, text)) for keyword, text in texts.items())
     ihdr_bytes = _AFTER_IHDR - len(SIGNATURE)
@@ -53,7 +55,7 @@ def embed_texts(png: bytes, texts: dict[str, str]) -> bytes:
 
 
 def read_texts(png: bytes) -> dict[str, str]:
-    """The texts of a PNG, whoever wrote them: keyword to text. Raises PngError where it is no whole PNG."""
+    """Return the texts of a PNG: keyword to text. Raises PngError if it is not a complete PNG."""
     validator = PngValidator()
     validator.feed(png)
     validator.finish()
@@ -65,12 +67,19 @@ def read_texts(png: bytes) -> dict[str, str]:
 
 
 def _parse_chunks(png: bytes) -> list[tuple[int, int, bytes, bytes]]:
-    """Begin, end, kind and body of each chunk of a whole PNG; bodies of texts alone."""
+    """Return start, end, type and body of each chunk of a complete PNG; bodies only for text chunks."""
     chunks, offset = [], len(SIGNATURE)
     while offset < len(png):
         length, chunk_type = _LENGTH_AND_TYPE.unpack_from(png, offset)
         end = offset + 12 + length
-        chunks.append((offset, end, chunk_type, png[offset + 8 : offset + 8 + length] if chunk_type in _TEXT_CHUNK_TYPES else b""))
+        chunks.append(
+            (
+                offset,
+                end,
+                chunk_type,
+                png[offset + 8 : offset + 8 + length] if chunk_type in _TEXT_CHUNK_TYPES else b"",
+            )
+        )
         offset = end
     return chunks
 
@@ -80,7 +89,7 @@ def _make_chunk(chunk_type: bytes, body: bytes) -> bytes:
 
 
 def _itxt_body(keyword: str, text: str) -> bytes:
-    """An iTXt body: not compressed, no language, no translated keyword."""
+    """Return an iTXt body: uncompressed, without language or translated keyword."""
     return keyword.encode("latin-1") + b"\0\0\0\0\0" + text.encode()
 
 

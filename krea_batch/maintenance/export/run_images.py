@@ -1,4 +1,4 @@
-"""A run's folder comes in; its images go out, each with what is known of it, in the order of their submits."""
+"""Reads the images of a run with their requests, in submit order."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from krea_batch.jobs import Outcome, State, StoredFile
 from krea_batch.ledger import LedgerStore
 from krea_batch.storage.run_dir import LEDGER, require_run
 
-EXPORT_PAGE_ROWS = 500  # chosen: rows of the ledger in memory at once
+EXPORT_PAGE_ROWS = 500  # chosen: ledger rows in memory at once
 
 LIST_FIELDS = ("image_style_references", "styles", "moodboards")
 
 
 class ExportedImage(msgspec.Struct, frozen=True):
-    """One image of a job. `place` is the file; `number` counts all images from 1."""
+    """One image of a job. `path` is the file; `number` counts all images from 1."""
 
     number: int
     outcome: Outcome
@@ -30,21 +30,21 @@ class ExportedImage(msgspec.Struct, frozen=True):
 
     @property
     def name(self) -> str:
-        """The name of its file."""
+        """The file name."""
         return PurePosixPath(self.file.path.replace(os.sep, "/")).name
 
     def read(self) -> bytes:
-        """Its bytes. Raises InputError where they are not those on record."""
+        """Return its bytes. Raises InputError if they differ from the ledger."""
         try:
             data = self.path.read_bytes()
         except OSError as error:
             raise self._error(f"cannot be read ({error.strerror})") from None
         if len(data) != self.file.bytes or hashlib.sha256(data).hexdigest() != self.file.sha256:
-            raise self._error("is not the one on record")
+            raise self._error("differs from the ledger")
         return data
 
     def columns(self) -> dict[str, Any]:
-        """What is known of it, flat, the same keys for every image; lists and metadata are JSON, `{}` if empty."""
+        """Return its data as a flat dict with the same keys for every image; lists and metadata are JSON."""
         request, outcome = self.outcome.request, self.outcome
         return {
             "id": outcome.id,
@@ -68,10 +68,10 @@ class ExportedImage(msgspec.Struct, frozen=True):
 
 
 class RunImages:
-    """The images of a run as it was when this was opened; a context manager.
+    """The images of a run at the time this was opened; a context manager.
 
-    `ids`: only those jobs. Raises RunFolderError where there is no run, InputError where an id has no image or
-    images are not on this disk.
+    `ids`: only these jobs. Raises RunDirError if there is no run, InputError if an id has no image or the images are
+    not on this disk.
     """
 
     def __init__(self, out: Path, ids: Collection[str] | None = None) -> None:
@@ -87,18 +87,18 @@ class RunImages:
         self._store.close()
 
     def images(self) -> Iterator[ExportedImage]:
-        """Each image, as often as asked. Raises InputError for one that is kept in an object store."""
+        """Yield each image; may be called repeatedly. Raises InputError for an image in an object store."""
         number = 0
         for outcome in self._outcomes():
             for file in outcome.files:
                 if "://" in file.path:
-                    hint = "copy them to a folder with your store's own tool"
+                    hint = "copy them to a directory with your object store's own tool"
                     raise InputError(f"the images are in {file.path.rpartition('/')[0]}, not on this disk", hint)
                 number += 1
                 yield ExportedImage(number, outcome, file, self.out / file.path)
 
     def count(self) -> int:
-        """How many images there are. Raises InputError where one of `ids` has none."""
+        """Return the number of images. Raises InputError if one of `ids` has none."""
         total = 0
         missing = set(self._ids or ())
         for image in self.images():

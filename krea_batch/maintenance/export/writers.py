@@ -1,7 +1,7 @@
-"""Images come in; a folder or file that other tools load goes out, under its name once it is whole.
+"""Writes images as a directory or file that other tools load.
 
-Newcomers: everything is written beside its place first, and renamed at the end. A process that dies leaves a hidden
-`.NAME.part`, which the next export of that name clears away.
+Everything is written to a hidden `.NAME.part` beside the output and renamed at the end. If the process is killed, the
+next export to the same name deletes it.
 """
 
 from __future__ import annotations
@@ -21,35 +21,41 @@ from typing import Any
 import msgspec
 
 from krea_batch.errors import InputError
-from krea_batch.maintenance.export.png_metadata import texts_for, embed_texts
+from krea_batch.maintenance.export.png_metadata import embed_texts, texts_for
 from krea_batch.maintenance.export.run_images import ExportedImage, RunImages
 
-ROW_GROUP_BYTES = 64 << 20  # chosen: images in memory at once, and what a reader of Parquet loads at once
-SHARD_IMAGES = 1000  # chosen: with 2 MB an image, shards of the 1 to 2 GB that WebDataset's documentation advises
+ROW_GROUP_BYTES = 64 << 20  # chosen: image bytes in memory at once, also for readers of the file
+SHARD_IMAGES = 1000  # chosen: with 2 MB per image, shards of the 1 to 2 GB that WebDataset's documentation advises
 METADATA_FILE = "metadata.jsonl"  # Hugging Face datasets, "Create an image dataset": its name, and `file_name` first
 
 OnExported = Callable[[int], None]
 
 
 class ExportOptions(msgspec.Struct, frozen=True, kw_only=True):
-    """How to export. `embed`: what is known of an image is put into its PNG."""
+    """How to export. `embed_metadata`: write the request into each PNG."""
 
     embed: bool = False
     shard_images: int = SHARD_IMAGES
     force: bool = False
 
 
-def export(run_images: RunImages, format_name: str, output: Path, options: ExportOptions, on_progress: OnExported | None = None) -> int:
-    """Write the gallery's images to `to` in the format of this name (FORMATS). Returns how many they are.
+def export(
+    run_images: RunImages,
+    format_name: str,
+    output: Path,
+    options: ExportOptions,
+    on_progress: OnExported | None = None,
+) -> int:
+    """Write the images of a run to `output` in the named format (FORMATS). Returns the number of images.
 
-    `seen` hears of each image, 1 at a time. Raises InputError where `to` is there and not to be replaced, an image
-    is not as recorded, or there is none; OSError where the disk fails.
+    `on_progress` is called for each image. Raises InputError if `output` exists and is not to be replaced, an image
+    differs from the ledger, or there are no images; OSError if writing fails.
     """
     count = run_images.count()
     if not count:
-        raise InputError(f"there is no image in {run_images.out}", "see krea-batch status OUT")
+        raise InputError(f"{run_images.out} has no images", "see krea-batch status OUT")
     if os.path.lexists(output) and not options.force:
-        raise InputError(f"{output} is there already", "choose another name, or add --force to replace it")
+        raise InputError(f"{output} already exists", "choose another name, or add --force to replace it")
     write = WRITERS[format_name]
     output.parent.mkdir(parents=True, exist_ok=True)
     part = output.parent / f".{output.name}.part"
@@ -66,7 +72,7 @@ def export(run_images: RunImages, format_name: str, output: Path, options: Expor
 
 
 def _imagefolder(run_images: RunImages, part: Path, options: ExportOptions, on_progress: OnExported) -> None:
-    """A folder of PNGs with `metadata.jsonl`, as `datasets.load_dataset("imagefolder")` takes it."""
+    """A directory of PNGs with `metadata.jsonl`, for `datasets.load_dataset("imagefolder")`."""
     part.mkdir()
     with (part / METADATA_FILE).open("wb") as rows:
         for image in run_images.images():
@@ -76,7 +82,7 @@ def _imagefolder(run_images: RunImages, part: Path, options: ExportOptions, on_p
 
 
 def _zip(run_images: RunImages, part: Path, options: ExportOptions, on_progress: OnExported) -> None:
-    """The same in a ZIP file, stored: PNGs do not get any smaller."""
+    """The same in a ZIP file, stored without compression: PNGs do not get smaller."""
     rows = BytesIO()
     with zipfile.ZipFile(part, "w", zipfile.ZIP_STORED) as file:
         for image in run_images.images():
@@ -87,7 +93,7 @@ def _zip(run_images: RunImages, part: Path, options: ExportOptions, on_progress:
 
 
 def _csv(run_images: RunImages, part: Path, _: ExportOptions, on_progress: OnExported) -> None:
-    """A row an image, a column a key of the metadata; the images stay where they are, and `path` leads there."""
+    """One row per image and one column per metadata key; `path` points to the images, which are not copied."""
     keys = list(dict.fromkeys(key for image in run_images.images() for key in image.outcome.metadata))
     with part.open("w", encoding="utf-8", newline="") as file:
         rows = csv.writer(file)
@@ -102,7 +108,7 @@ def _csv(run_images: RunImages, part: Path, _: ExportOptions, on_progress: OnExp
 
 
 def _webdataset(run_images: RunImages, part: Path, options: ExportOptions, on_progress: OnExported) -> None:
-    """Shards of `<number>.png` and `<number>.json`: an id may hold dots, at which WebDataset parts names."""
+    """Shards of `<number>.png` and `<number>.json`: an id may contain dots, at which WebDataset splits names."""
     part.mkdir()
     images = run_images.images()
     for n, first in enumerate(images):
@@ -121,11 +127,11 @@ def _add(shard: tarfile.TarFile, name: str, data: bytes) -> None:
 
 
 def _parquet(run_images: RunImages, part: Path, options: ExportOptions, on_progress: OnExported) -> None:
-    """One file with the images in it, in the schema that Hugging Face datasets knows images by."""
+    """One file that contains the images, in the schema that Hugging Face datasets recognizes."""
     try:
         arrow, parquet = import_module("pyarrow"), import_module("pyarrow.parquet")
     except ImportError:
-        raise InputError("Parquet is written by pyarrow", "pip install 'krea-batch[parquet]'") from None
+        raise InputError("writing Parquet requires pyarrow", "pip install 'krea-batch[parquet]'") from None
     schema = _schema(arrow, _seed_type(arrow, run_images.images()))
     size_bytes = 0
     rows: list[dict[str, Any]] = []
@@ -154,7 +160,7 @@ def _schema(arrow: Any, seed: Any) -> Any:
 
 
 def _seed_type(arrow: Any, images: Iterable[ExportedImage]) -> Any:
-    """The narrowest whole number that holds every seed: a seed may have 64 bits, with a sign or without."""
+    """Return the narrowest integer type that holds every seed: a seed may have 64 bits, signed or unsigned."""
     seeds = [seed for image in images if (seed := image.outcome.request.get("seed")) is not None]
     return arrow.uint64() if seeds and max(seeds) >= 1 << 63 else arrow.int64()
 

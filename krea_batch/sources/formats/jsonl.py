@@ -1,7 +1,7 @@
-"""The bytes of one JSONL line come in; its Job goes out, or None, and for None the reason on request.
+"""Parses JSONL lines into jobs.
 
-Newcomers: `read` is fast and says only yes or no, since a second reading of a file needs no more. `explain` reads
-the line again, slowly.
+`read` is fast and says only whether a line is valid, which is enough when a file is read again. `diagnose` parses the
+line again, slowly, to find out what is wrong.
 """
 
 from __future__ import annotations
@@ -27,10 +27,10 @@ _decode_id = msgspec.json.Decoder(_IdOnly).decode
 
 
 class JsonlParser:
-    """Reads lines of JSONL.
+    """Parses lines of JSONL.
 
-    With `keep_extra`, unknown fields go into the metadata, and their names into `strange`, for the caller to
-    look at and to empty.
+    With `keep_extra`, unknown fields are put into the metadata and their names into `unknown_fields`, which the
+    caller reads and clears.
     """
 
     def __init__(self, *, keep_extra: bool = False) -> None:
@@ -38,7 +38,7 @@ class JsonlParser:
         self.unknown_fields: list[str] = []
 
     def read(self, line: bytes) -> Job | None:
-        """The job of the line, its id empty where the line has none; None where the line is bad."""
+        """Return the job of the line, with an empty id if the line has none; None if the line is invalid."""
         if len(line) > MAX_LINE_BYTES:
             return None
         try:
@@ -46,15 +46,19 @@ class JsonlParser:
         except (msgspec.MsgspecError, ValueError, RecursionError):  # ValueError: not UTF-8
             return self._read_extra(line) if self.keep_extra else None
         extra_quotes = line.count(b'"') - _min_quotes(job)
-        if extra_quotes and not _quotes_explained_by_text(extra_quotes, line, job) and not json_errors.is_strict_json(line):
+        if (
+            extra_quotes
+            and not _quotes_explained_by_text(extra_quotes, line, job)
+            and not json_errors.is_strict_json(line)
+        ):
             return None
         return job
 
     def diagnose(self, line: bytes) -> JobError:
-        """Why `read` gave None."""
+        """Return the reason why `read` returned None."""
         if len(line) > MAX_LINE_BYTES:
             return JobError(
-                f"the line is longer than {MAX_LINE_BYTES >> 20} MiB", "write one job a line, and less metadata"
+                f"the line is longer than {MAX_LINE_BYTES >> 20} MiB", "write one job per line, with less metadata"
             )
         try:
             diagnosis = field_errors.diagnose(json_errors.parse_object(line), keep_extra=self.keep_extra)
@@ -78,15 +82,15 @@ class JsonlParser:
 
 
 def id_of(line: bytes) -> str:
-    """The id in a line that `JsonLines.read` takes; empty where it has none."""
+    """Return the id in a line that `JsonlParser.read` accepts; empty if it has none."""
     return _decode_id(line).id
 
 
 def _min_quotes(job: Job) -> int:
-    """How many quotes a line must have, by what is in its job: two for each key, two for each string.
+    """Return the least number of quotes a line with this job has: two for each key and two for each string.
 
-    A line with no more than these has no key twice, since each further key would bring two more. A line with more
-    (a default written out, a quote in a prompt, a list, metadata) has to be looked at.
+    A line with exactly as many has no duplicate key, since each further key would add two. A line with more (a
+    default written out, a quote in the prompt, a list, metadata) has to be examined.
     """
     quotes = 4
     if job.id:
@@ -101,23 +105,23 @@ def _min_quotes(job: Job) -> int:
 
 
 def _quotes_explained_by_text(extra_quotes: int, line: bytes, job: Job) -> bool:
-    """True where prompt and metadata account for the spare quotes of the line, and nothing in it is deep.
+    """Return True if prompt and metadata contain all the extra quotes of the line, and nothing is deeply nested.
 
-    A key that stands twice is in the job once, so its line has two quotes more. This takes a third of the time that
-    it takes to read the line again; False says nothing.
+    A duplicate key is in the job once, so its line has two extra quotes. This takes a third of the time of parsing
+    the line again; False proves nothing.
     """
     quotes = job.prompt.count('"')
     if job.metadata:
         quotes += 2 + _encode(job.metadata).count(b'"')
     may_be_too_deep = line.count(b"[") + line.count(b"{") > json_errors.MAX_DEPTH
-    return quotes == extra_quotes and not may_be_too_deep and b"\\u" not in line  # \u0022 is a quote without one
+    return quotes == extra_quotes and not may_be_too_deep and b"\\u" not in line  # \u0022 is an escaped quote
 
 
 def _decoder_error(line: bytes) -> JobError:
-    """What msgspec says, for a line that it alone refuses."""
-    message: Any = "it cannot be read"
+    """Describe a line that only msgspec rejects."""
+    message: Any = "cannot be read"
     try:
         _decode_line(line)
     except (msgspec.MsgspecError, ValueError, RecursionError) as error:
         message = error
-    return JobError(f"the line is not a job ({message})", "see `krea-batch schema`")
+    return JobError(f"the line is not a valid job ({message})", "see `krea-batch schema`")

@@ -1,8 +1,8 @@
-"""The path of a job file comes in; its numbered lines go out, as often as asked, and the same each time.
+"""Reads the numbered lines of a job file, as often as needed and with the same content each time.
 
-Newcomers: the first reading remembers a checksum of each block, and later readings compare before they give out
-a line of that block. So a file that is edited while a run of many hours works through it is noticed before an
-unchecked line is paid for, and a file that was only touched is not refused.
+The first reading records a checksum of each block, and later readings compare before they yield a line of that
+block. So a file that is edited during a run of many hours is noticed before an unchecked line is paid for, while a
+file whose timestamp changed is accepted.
 """
 
 from __future__ import annotations
@@ -23,13 +23,13 @@ from typing import IO, BinaryIO, NamedTuple, cast
 from krea_batch.errors import InputError
 
 MAX_LINE_BYTES = 1 << 20
-"""Chosen: the same 1 MiB that answers of the gateway may have. The longest sensible prompt is a hundredth of it,
-and a file that is not made of lines is noticed before it fills the memory."""
+"""Chosen: 1 MiB, as for gateway responses. The longest sensible prompt is a hundredth of it,
+and a file without lines is noticed before it fills the memory."""
 
-BLOCK_BYTES = 1 << 18  # benchmarks/validate.py: larger blocks gain nothing, and cost memory
+BLOCK_BYTES = 1 << 18  # benchmarks/validate.py: larger blocks are not faster and take more memory
 
 OnBlock = Callable[[int, int, str], None]
-"""Hears how many lines have ended, and size and SHA-256 of the text so far, once all of these lines were taken."""
+"""Called with the number of lines consumed, and the size in bytes and SHA-256 of the text that they end."""
 
 _BOM = b"\xef\xbb\xbf"
 _GZIP = b"\x1f\x8b"
@@ -39,7 +39,7 @@ _UTF_8_HINT = "save it as UTF-8"
 
 
 class FilePosition(NamedTuple):
-    """How far a text was read: its first bytes, and how many lines end in them."""
+    """A position in a file: the size of the text before it in bytes, and the number of lines that end before it."""
 
     size_bytes: int
     lines: int
@@ -49,10 +49,10 @@ FILE_START = FilePosition(0, 0)
 
 
 class LineFile:
-    """One job file. `name` stands in problems; `spooled` is its content where the path can be read only once.
+    """One job file. `name` is used in problems; `spooled` is the content of a path that can be read only once.
 
-    Lines are counted from 1, blank ones too. `line_count` is known after the first whole reading. Readings of
-    one file come one after another, never interleaved.
+    Lines are numbered from 1, including blank ones. `line_count` is known after the first complete reading. A file is
+    read by one reader at a time.
     """
 
     def __init__(self, name: str, spooled: BinaryIO | None = None) -> None:
@@ -62,15 +62,15 @@ class LineFile:
         self._spooled = spooled
         self._spooled_bytes = spooled.seek(0, SEEK_END) if spooled else 0
         self._checksums: array[int] | None = None
-        self._head_checksums: list[int] = []  # checksums of the blocks that `blocks` has given
+        self._head_checksums: list[int] = []  # checksums of the blocks that `blocks` has yielded
 
     def close(self) -> None:
-        """Forget a spooled copy. Nothing else is open between readings."""
+        """Close a spooled copy. Nothing else is open between readings."""
         if self._spooled:
             self._spooled.close()
 
     def size_bytes(self) -> int:
-        """Bytes on disk, to measure progress by; 0 where that cannot be known."""
+        """The size on disk in bytes, for progress; 0 if unknown."""
         if self._spooled:
             return self._spooled_bytes
         try:
@@ -79,10 +79,10 @@ class LineFile:
             return 0
 
     def lines(self, on_block: OnBlock | None = None, after: FilePosition = FILE_START) -> Iterator[tuple[int, bytes]]:
-        """Give each line that is not blank and ends after a place, with its number, without its newline.
+        """Yield each non-blank line that ends after a position, with its number and without its newline.
 
-        A line longer than MAX_LINE_BYTES comes cut, but still longer than that, so that it is known by its length.
-        Raises InputError where the file cannot be read, is not UTF-8 by its first bytes, or has changed.
+        A line longer than MAX_LINE_BYTES is truncated but stays longer than that, so that the caller can tell. Raises
+        InputError if the file cannot be read, begins with another encoding than UTF-8, or has changed.
         """
         number = size_bytes = 0
         digest = hashlib.sha256()
@@ -109,35 +109,35 @@ class LineFile:
             if not rest.isspace() or len(rest) > MAX_LINE_BYTES:
                 yield number, rest
         self.line_count = number
-        if on_block and not rest:  # a last line without its end may yet become another one
+        if on_block and not rest:  # a last line without a newline may still grow
             on_block(number, size_bytes, digest.hexdigest())
 
     def text(self) -> Iterator[bytes]:
-        """The text in blocks, each proven to be the one of the first reading. Raises as `lines`."""
+        """Yield the text in blocks, each verified against the first reading. Raises like `lines`."""
         yield from self._text(self._verified_blocks())
 
     def raw_blocks(self) -> Iterator[bytes]:
-        """The same for what is no text."""
+        """Like `text`, for binary content."""
         yield from self._verified_blocks()
 
     def head(self) -> bytes:
-        """The first block, to tell the format by. Raises as `lines`, but for what is no UTF-8."""
+        """Return the first block, to detect the format. Raises like `lines`, except for encodings."""
         return next(self._blocks(), b"").removeprefix(_BOM)
 
     def blocks(self) -> Iterator[bytes]:
-        """The text in blocks, as many as are taken; `lines` proves later that these were the same. Raises as it."""
+        """Yield the text in blocks, not yet verified; `lines` verifies later that they were the same."""
         yield from self._text(self._recorded_blocks())
 
     def _text(self, blocks: Iterator[bytes]) -> Iterator[bytes]:
-        """The blocks without a byte order mark."""
+        """Yield the blocks without a byte order mark."""
         first = next(blocks, b"")
         if first.startswith(_UTF_16) or b"\0" in first[:2]:
-            raise InputError(f"{self.name}: it is UTF-16", _UTF_8_HINT)
+            raise InputError(f"{self.name}: encoded as UTF-16", _UTF_8_HINT)
         yield first.removeprefix(_BOM)
         yield from blocks
 
     def _verified_blocks(self) -> Iterator[bytes]:
-        """The blocks, each proven to be the one that was read the first time."""
+        """Yield the blocks, each verified against the first reading."""
         expected = self._checksums
         checksums = array("Q")
         for block in self._blocks():
@@ -177,13 +177,13 @@ class LineFile:
 
     def _changed_error(self) -> InputError:
         return InputError(
-            f"{self.name}: it has changed since it was checked",
-            "start again with the same --out; what is on record is not paid again",
+            f"{self.name}: changed since it was checked",
+            "run again with the same --out; submitted jobs are not submitted again",
         )
 
 
 def _skip_prefix(size_bytes: int, rest: bytes, block: bytes) -> tuple[bytes, bytes]:
-    """What of `rest` and the first bytes of a block is a line without its end yet; the other bytes of the block."""
+    """Return the unfinished line after `size_bytes` have been skipped, and the other bytes of the block."""
     if size_bytes <= 0:
         return rest, block
     partial_line = (rest + block[:size_bytes]).rpartition(b"\n")[2]
@@ -191,7 +191,7 @@ def _skip_prefix(size_bytes: int, rest: bytes, block: bytes) -> tuple[bytes, byt
 
 
 def _decompressed(name: str, file: BufferedReader) -> IO[bytes]:
-    """What is in a packed file, by its first bytes, or the file itself."""
+    """Return the decompressed content of a file, detected by its first bytes, or the file itself."""
     magic = file.peek(4)[:4]
     if magic.startswith(_GZIP):
         return cast("IO[bytes]", gzip.GzipFile(fileobj=file))
@@ -199,7 +199,9 @@ def _decompressed(name: str, file: BufferedReader) -> IO[bytes]:
         return _decompress_zstd(name, file)
     for suffix, compression in ((".gz", "gzip"), (".zst", "Zstandard")):
         if name.endswith(suffix):
-            raise InputError(f"{name}: it is not a {compression} file", f"take the {suffix} off its name, or pack it again")
+            raise InputError(
+                f"{name}: not a {compression} file", f"remove {suffix} from its name, or compress it again"
+            )
     return file
 
 
@@ -207,12 +209,14 @@ def _decompress_zstd(name: str, file: BufferedReader) -> IO[bytes]:
     try:
         zstd = import_module("compression.zstd" if sys.version_info >= (3, 14) else "backports.zstd")
     except ImportError:
-        raise InputError(f"{name}: it is packed with Zstandard", "pip install 'krea-batch[zst]'") from None
+        raise InputError(
+            f"{name}: reading Zstandard files requires an extra", "pip install 'krea-batch[zst]'"
+        ) from None
     return cast("IO[bytes]", _ZstdReader(zstd, file))
 
 
 class _ZstdReader:
-    """Reads a Zstandard file, and says what is wrong with it as the system does."""
+    """Reads a Zstandard file, and reports damage as OSError and EOFError like gzip."""
 
     def __init__(self, zstd: ModuleType, file: BufferedReader) -> None:
         self._file = zstd.ZstdFile(file)
@@ -232,19 +236,19 @@ def _checksum(block: bytes) -> int:
 
 @contextmanager
 def _as_input_errors(name: str) -> Iterator[None]:
-    """Turn what the system says into an InputError that names the file."""
+    """Convert errors of the operating system to InputError with the name of the file."""
     try:
         yield
     except FileNotFoundError as error:
         raise InputError(f"{name}: there is no such file", "check the path") from error
     except IsADirectoryError as error:
-        raise InputError(f"{name}: it is a folder", "name the job files in it") from error
+        raise InputError(f"{name}: is a directory", "name the job files in it") from error
     except PermissionError as error:
-        raise InputError(f"{name}: it may not be read", "check its permissions") from error
+        raise InputError(f"{name}: permission denied", "check its permissions") from error
     except EOFError as error:
-        raise InputError(f"{name}: its packed data ends too early", "copy or pack it again") from error
+        raise InputError(f"{name}: the compressed data is truncated", "copy or compress it again") from error
     except (gzip.BadGzipFile, zlib.error) as error:
-        raise InputError(f"{name}: its packed data is damaged ({error})", "copy or pack it again") from error
+        raise InputError(f"{name}: the compressed data is damaged ({error})", "copy or compress it again") from error
     except (OSError, ValueError) as error:
         reason = error.strerror if isinstance(error, OSError) else str(error)
-        raise InputError(f"{name}: it cannot be read ({reason})", "check the path and the disk") from error
+        raise InputError(f"{name}: cannot be read ({reason})", "check the path and the disk") from error

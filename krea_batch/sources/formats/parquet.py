@@ -1,6 +1,6 @@
-"""Parquet files and Hugging Face datasets on disk come in; the fields of a job for each row go out.
+"""Reads Parquet files and Hugging Face datasets on disk.
 
-Newcomers: pyarrow reads both, and comes with an extra. Images and other bytes in them are left alone.
+Both are read with pyarrow, an optional dependency. Columns with images or other binary data are ignored.
 """
 
 from __future__ import annotations
@@ -14,37 +14,39 @@ from typing import IO, Any
 
 from krea_batch.errors import InputError, JobError
 from krea_batch.sources.formats.line_file import LineFile
-from krea_batch.sources.formats.tables import Columns, Rows, OnNotice
+from krea_batch.sources.formats.tables import Columns, OnNotice, Rows
 from krea_batch.sources.options import InputOptions
 
 BATCH_ROWS = 1024  # chosen: rows in memory at once
 
 
 def rows(file: LineFile, options: InputOptions, on_notice: OnNotice, *, arrow: bool) -> Rows:
-    """The rows of a Parquet file, or of an Arrow stream as `Dataset.save_to_disk` writes it, numbered from 1."""
+    """Yield the rows of a Parquet file, or of an Arrow stream written by `Dataset.save_to_disk`, numbered from 1."""
     arrow_module = _import_pyarrow(file.name)
     with TemporaryFile(prefix="krea-batch-") as temp_file:
-        for block in file.raw_blocks():  # proves that it is the file that was checked
+        for block in file.raw_blocks():  # verifies that it is the file that was checked
             temp_file.write(block)
         temp_file.seek(0)
         try:
             yield from _rows(temp_file, file.name, options, on_notice, arrow=arrow)
         except arrow_module.ArrowException as error:
             format_name = "an Arrow stream" if arrow else "a Parquet file"
-            raise InputError(f"{file.name}: it cannot be read as {format_name} ({error})", "see --input-format") from None
+            raise InputError(
+                f"{file.name}: cannot be read as {format_name} ({error})", "see --input-format"
+            ) from None
 
 
 def dataset_files(folder: Path) -> Iterator[Path]:
-    """The Arrow files of a dataset that `Dataset.save_to_disk` wrote, in their order."""
+    """Yield the Arrow files of a dataset written by `Dataset.save_to_disk`, in order."""
     try:
         state = json.loads((folder / "state.json").read_bytes())
         names = [str(each["filename"]) for each in state["_data_files"]]
     except (OSError, ValueError, KeyError, TypeError) as error:
-        problem = f"{folder}: its state.json is not that of a dataset ({error!r})"
-        raise InputError(problem, "name a folder that Dataset.save_to_disk wrote") from None
+        problem = f"{folder}: state.json does not describe a dataset ({error!r})"
+        raise InputError(problem, "use a directory written by Dataset.save_to_disk") from None
     for name in names:
         if Path(name).name != name:
-            raise InputError(f"{folder}: its state.json names {name}", "the files of a dataset lie in its folder")
+            raise InputError(f"{folder}: state.json lists {name}", "the files of a dataset must be in its directory")
         yield folder / name
 
 
@@ -60,7 +62,7 @@ def _rows(file: IO[bytes], name: str, options: InputOptions, on_notice: OnNotice
         )
     column_names = [each.name for each in schema if not _contains_binary(each.type)]
     if skipped_columns := [each.name for each in schema if _contains_binary(each.type)]:
-        on_notice(f"left out {', '.join(skipped_columns)}, which holds images or other bytes")
+        on_notice(f"ignored {', '.join(skipped_columns)}, which contains binary data")
     columns = Columns(name, column_names, options, on_notice)
     number = 0
     for batch in batches:
@@ -73,7 +75,7 @@ def _rows(file: IO[bytes], name: str, options: InputOptions, on_notice: OnNotice
 
 
 def _contains_binary(arrow_type: Any) -> bool:
-    """Whether a type is binary or has something binary in it."""
+    """Return whether a type is or contains binary."""
     types = import_module("pyarrow").types
     if types.is_binary(arrow_type) or types.is_large_binary(arrow_type) or types.is_fixed_size_binary(arrow_type):
         return True
@@ -84,4 +86,6 @@ def _import_pyarrow(name: str) -> Any:
     try:
         return import_module("pyarrow")
     except ImportError:
-        raise InputError(f"{name}: it is read by pyarrow", "pip install 'krea-batch[parquet]'") from None
+        raise InputError(
+            f"{name}: reading this format requires pyarrow", "pip install 'krea-batch[parquet]'"
+        ) from None

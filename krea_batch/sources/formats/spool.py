@@ -1,6 +1,6 @@
-"""Something that can be read only once (standard input, a pipe) comes in; a file that can be read twice goes out.
+"""Copies an input that can be read only once (standard input, a pipe) to a temporary file.
 
-Newcomers: the copy has no name in its folder, so nothing is left behind, however the process goes.
+The temporary file has no name in its directory, so nothing is left behind however the process ends.
 """
 
 from __future__ import annotations
@@ -13,25 +13,25 @@ from typing import BinaryIO, cast
 
 from krea_batch.errors import InputError
 
-SPOOL_CHUNK_BYTES = 1 << 20  # chosen: few calls, little memory
+SPOOL_CHUNK_BYTES = 1 << 20  # chosen: few system calls, little memory
 
 
 def is_read_once(path: str) -> bool:
-    """True for pipes and devices, such as `<(command)` of a shell. A path that is not there is no pipe."""
+    """Return True for pipes and devices, such as a shell's `<(command)`. A path that does not exist is not a pipe."""
     try:
         mode = Path(path).stat().st_mode
-    except (OSError, ValueError):  # ValueError: a NUL in the path; opening it says so better
+    except (OSError, ValueError):  # ValueError: a NUL in the path; opening it gives the better error
         return False
     return stat.S_ISFIFO(mode) or stat.S_ISCHR(mode) or stat.S_ISSOCK(mode)
 
 
 def spool(source: BinaryIO, name: str, temp_dir: Path | None) -> BinaryIO:
-    """A copy of what is left of `source`, in a file without a name in `folder` (None: the system's own).
+    """Copy the rest of `source` to an unnamed file in `temp_dir` (None: the system's default), and return it.
 
-    Raises InputError where the source cannot be read or the folder cannot take it.
+    Raises InputError if the source cannot be read or the file cannot be written.
     """
     try:
-        copy = cast("BinaryIO", TemporaryFile(dir=temp_dir, prefix="krea-batch-"))  # noqa: SIM115 - given away
+        copy = cast("BinaryIO", TemporaryFile(dir=temp_dir, prefix="krea-batch-"))  # noqa: SIM115 - returned
     except OSError as error:
         raise _spool_error(name, error) from error
     try:
@@ -44,16 +44,16 @@ def spool(source: BinaryIO, name: str, temp_dir: Path | None) -> BinaryIO:
 
 
 def spool_path(path: str, temp_dir: Path | None) -> BinaryIO:
-    """The same for a pipe or device by its path."""
+    """Like `spool`, for a pipe or device by its path."""
     try:
         with Path(path).open("rb") as source:
             return spool(source, path, temp_dir)
     except OSError as error:
-        raise InputError(f"{path}: it cannot be opened ({error.strerror})", "check the path") from error
+        raise InputError(f"{path}: cannot be opened ({error.strerror})", "check the path") from error
 
 
 def _spool_error(name: str, error: OSError) -> InputError:
     return InputError(
-        f"{name}: it could not be copied to a temporary file ({error.strerror})",
-        "give a file, or point TMPDIR to a folder with room",
+        f"{name}: cannot be copied to a temporary file ({error.strerror})",
+        "use a regular file, or set TMPDIR to a directory with free space",
     )

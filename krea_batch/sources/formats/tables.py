@@ -1,7 +1,7 @@
-"""Tables come in (CSV, TSV, and the columns of anything else); the fields of a job for each row go out.
+"""Reads CSV and TSV files, and maps the columns of any table to the fields of a job.
 
-Newcomers: in a table, columns that are no fields are the rule (categories, notes, scores), so they go to the metadata
-unasked. What was made of each column is said, since a guess costs money.
+In a table, columns that are not fields (categories, notes, scores) are normal, so they are put into the metadata
+without an option. How each column is used is reported, since a wrong guess costs money.
 """
 
 from __future__ import annotations
@@ -29,14 +29,14 @@ _INTEGER = re.compile(r"\s*[+-]?\d{1,20}\s*")
 
 
 class Columns:
-    """Which column of a table is which field. Raises InputError where that cannot be told."""
+    """Maps the columns of a table to fields. Raises InputError if that is ambiguous."""
 
     def __init__(self, name: str, header: Sequence[str], options: InputOptions, on_notice: OnNotice) -> None:
         self._name = name
         self._header = [column.strip() for column in header]
         for n, column in enumerate(self._header):
             if column and column in self._header[:n]:
-                raise InputError(f"{name}: two columns are called {quoted(column)}", "rename one of them")
+                raise InputError(f"{name}: two columns are named {quoted(column)}", "rename one of them")
         self._fields: dict[int, str] = {}
         self._assign_chosen(options)
         self._assign_by_name(options)
@@ -44,10 +44,10 @@ class Columns:
         self._report(on_notice)
 
     def row(self, cells: Sequence[Any]) -> dict[str, Any]:
-        """The fields of a row. Raises JobError where it has more cells than there are columns, or one is no JSON."""
+        """Return the fields of a row. Raises JobError if it has too many cells, or one holds invalid JSON."""
         if len(cells) > len(self._header) and any(cells[len(self._header) :]):
-            problem = f"the row has {len(cells)} cells, and there are {len(self._header)} columns"
-            raise JobError(problem, "put a cell that holds the separator into quotes, or take the cell away")
+            problem = f"the row has {len(cells)} cells but the header {len(self._header)} columns"
+            raise JobError(problem, "quote cells that contain the separator, or remove the extra cell")
         fields: dict[str, Any] = {}
         for n, field in self._fields.items():
             value = cells[n] if n < len(cells) else None
@@ -58,12 +58,12 @@ class Columns:
             raise JobError(f'"metadata" is {quoted(metadata)}', 'write an object: {"key": "value"}')
         for n, column in self._extra.items():
             if column in metadata:
-                raise JobError(f"{quoted(column)} is a column and stands in the metadata, too", "keep one of them")
+                raise JobError(f"{quoted(column)} is both a column and a key of the metadata", "keep one of them")
             metadata[column] = cells[n] if n < len(cells) else ""
         return fields
 
     def _assign_chosen(self, options: InputOptions) -> None:
-        """The columns that the user names."""
+        """Assign the columns that options name."""
         for field, column in options.columns.items():
             if not column:
                 continue
@@ -72,17 +72,19 @@ class Columns:
             ]
             if not matches:
                 suggestion = closest_match(column, tuple(self._header))
-                hint = f"did you mean {quoted(suggestion)}?" if suggestion else f"the columns are {self._column_list()}"
+                hint = (
+                    f"did you mean {quoted(suggestion)}?" if suggestion else f"the columns are {self._column_list()}"
+                )
                 raise InputError(f"{self._name}: there is no column {quoted(column)}", hint)
             if matches[0] in self._fields:
                 raise InputError(
-                    f"{self._name}: {quoted(column)} is to be {self._fields[matches[0]]} and {field}",
-                    "name two columns",
+                    f"{self._name}: {quoted(column)} is assigned to both {self._fields[matches[0]]} and {field}",
+                    "choose two different columns",
                 )
             self._fields[matches[0]] = field
 
     def _assign_by_name(self, options: InputOptions) -> None:
-        """The columns that are called as a field is."""
+        """Assign the columns whose name is that of a field."""
         assigned = {*self._fields.values(), *(field for field, column in options.columns.items() if not column)}
         for n, column in enumerate(self._header):
             normalized = column.lower().replace(" ", "_").replace("-", "_")
@@ -98,30 +100,30 @@ class Columns:
                     self._fields[n] = "prompt"
                     return
         if not options.template:
-            hint = f"name it by --prompt-column; the columns are {self._column_list()}"
-            raise InputError(f"{self._name}: no column is called prompt", hint)
+            hint = f"set --prompt-column; the columns are {self._column_list()}"
+            raise InputError(f"{self._name}: no column is named prompt", hint)
         if missing := [name for name in Template(options.template).names if name not in self._header]:
             swept = [each.name for each in options.axes]
             if unknown := [name for name in missing if name not in swept]:
                 hint = f"the columns are {self._column_list()}"
-                raise InputError(f"{self._name}: the template names {unknown[0]}, which no column is called", hint)
+                raise InputError(f"{self._name}: the template uses {unknown[0]}, but no column has that name", hint)
 
     def _report(self, on_notice: OnNotice) -> None:
         parts = [f"{field} from {quoted(self._header[n])}" for n, field in self._fields.items()]
         if self._extra:
-            parts.append(f"{', '.join(map(quoted, self._extra.values()))} into the metadata")
+            parts.append(f"{', '.join(map(quoted, self._extra.values()))} put into the metadata")
         on_notice("; ".join(parts))
         for column in self._extra.values():
             suggestion = closest_match(column)
             if suggestion and suggestion != "prompt" and suggestion not in self._fields.values():
-                on_notice(f'{quoted(column)} went into the metadata, did you mean "{suggestion}"?')
+                on_notice(f'{quoted(column)} was put into the metadata; did you mean "{suggestion}"?')
 
     def _column_list(self) -> str:
         return ", ".join(map(quoted, self._header))
 
 
 def _convert_cell(field: str, value: Any) -> Any:
-    """A cell as the field has it; what it cannot be is left for the reader of jobs to name."""
+    """Convert a cell to the type of its field; invalid values are left for the parser to report."""
     if isinstance(value, str):
         if field == "seed" and _INTEGER.fullmatch(value):
             return int(value)
@@ -134,20 +136,20 @@ def _convert_cell(field: str, value: Any) -> Any:
 
 
 def csv_rows(file: LineFile, options: InputOptions, on_notice: OnNotice) -> Rows:
-    """The rows of a CSV file with a header, by the numbers of the lines where they begin."""
+    """Yield the rows of a CSV file with a header, numbered by the lines on which they begin."""
     lines = _decode_lines(file)
     first = next(lines, "")
     while first and first.isspace():
         first = next(lines, "")
     delimiter = max(",;\t", key=first.count)
     if delimiter != ",":
-        on_notice("parted by tabs" if delimiter == "\t" else f"parted by {delimiter}")
+        on_notice("separated by tabs" if delimiter == "\t" else f"separated by {delimiter}")
     reader = csv.reader(_prepend(first, lines), delimiter=delimiter, strict=True)
     yield from _rows(file, reader, options, on_notice)
 
 
 class _TsvReader:
-    """Reads rows parted by tabs, where a quote is a quote. Like `csv.reader`, it knows the line it is at."""
+    """Reads tab-separated rows, in which quotes have no meaning. Like `csv.reader`, it knows its line number."""
 
     def __init__(self, lines: Iterator[str]) -> None:
         self._lines = lines
@@ -164,7 +166,7 @@ class _TsvReader:
 
 
 def tsv_rows(file: LineFile, options: InputOptions, on_notice: OnNotice) -> Rows:
-    """The rows of a TSV file with a header, by the numbers of their lines."""
+    """Yield the rows of a TSV file with a header, numbered by their lines."""
     yield from _rows(file, _TsvReader(_decode_lines(file)), options, on_notice)
 
 
@@ -184,8 +186,8 @@ def _rows(file: LineFile, reader: Any, options: InputOptions, on_notice: OnNotic
             return
         except csv.Error as error:
             if columns is None:
-                raise InputError(f"{file.name}: its header cannot be read ({error})", "see --input-format") from None
-            yield number, JobError(f"the row cannot be read ({error})", 'write a " in a quoted cell as ""')
+                raise InputError(f"{file.name}: cannot read the header ({error})", "see --input-format") from None
+            yield number, JobError(f"cannot read the row ({error})", 'write " in a quoted cell as ""')
         except JobError as error:
             if columns is None:
                 raise InputError(f"{file.name}: {error.problem}", error.hint) from None
@@ -195,7 +197,7 @@ def _rows(file: LineFile, reader: Any, options: InputOptions, on_notice: OnNotic
 def _require_utf_8(cells: Sequence[str]) -> None:
     for cell in cells:
         for char in cell:
-            if "\udc80" <= char <= "\udcff":  # how `surrogateescape` keeps a byte that is not UTF-8
+            if "\udc80" <= char <= "\udcff":  # how `surrogateescape` represents a byte that is not UTF-8
                 raise JobError(f"byte 0x{ord(char) - 0xDC00:02x} is not UTF-8", "save the file as UTF-8")
 
 
@@ -205,7 +207,7 @@ def _prepend(first: str, rest: Iterator[str]) -> Iterator[str]:
 
 
 def _decode_lines(file: LineFile) -> Iterator[str]:
-    """The file's lines with their ends."""
+    """Yield the lines of the file with their line endings."""
     decode = codecs.getincrementaldecoder("utf-8")("surrogateescape").decode
     rest = ""
     for block in file.text():

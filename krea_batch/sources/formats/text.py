@@ -1,4 +1,4 @@
-"""Plain text comes in; a prompt a line, or a prompt a file, goes out, byte for byte."""
+"""Reads plain text: one prompt per line, or one per file, without changing a byte."""
 
 from __future__ import annotations
 
@@ -7,21 +7,21 @@ from pathlib import Path
 from typing import Any
 
 from krea_batch.errors import JobError
-from krea_batch.sources.formats.line_file import MAX_LINE_BYTES, OnBlock, FilePosition, LineFile
+from krea_batch.sources.formats.line_file import MAX_LINE_BYTES, FilePosition, LineFile, OnBlock
 from krea_batch.sources.options import InputOptions
 
 Rows = Iterator[tuple[int, dict[str, Any] | JobError]]
 
 
 def lines(file: LineFile, options: InputOptions, on_block: OnBlock | None, after: FilePosition) -> Rows:
-    """A prompt for each line that is not blank, nor a comment where comments are asked for."""
+    """Yield a prompt for each line that is not blank, nor a comment if comments are to be skipped."""
     for number, line in file.lines(on_block, after):
         if not (options.skip_comments and line.lstrip().startswith(b"#")):
             yield number, _prompt_row(line.removesuffix(b"\r"), "the line")
 
 
 def whole_file(file: LineFile) -> Rows:
-    """The whole file as one prompt, its id the name of the file without `.txt`."""
+    """Yield the whole file as one prompt; its id is the file name without `.txt`."""
     content = b"".join(file.text())
     row = _prompt_row(content.removesuffix(b"\n").removesuffix(b"\r"), "the file")
     yield 1, row if isinstance(row, JobError) else row | {"id": Path(file.name).stem}
@@ -29,7 +29,7 @@ def whole_file(file: LineFile) -> Rows:
 
 def _prompt_row(text: bytes, source: str) -> dict[str, Any] | JobError:
     if len(text) > MAX_LINE_BYTES:
-        return JobError(f"{source} is longer than {MAX_LINE_BYTES >> 20} MiB", "give a shorter prompt")
+        return JobError(f"{source} is longer than {MAX_LINE_BYTES >> 20} MiB", "shorten the prompt")
     try:
         return {"prompt": text.decode()}
     except UnicodeDecodeError as error:

@@ -55,7 +55,7 @@ class FolderSink:
         return final
 
     def _link_free_name(self, part: Path, image: VerifiedImage) -> Path:
-        """Link `part` to the first free name. A file with the same bytes, stored by an earlier run, counts as free."""
+        """Link `part` to the first free name; a file with the same bytes from an earlier run counts as free."""
         for name in candidate_names(image.name):
             final = self.path / name
             try:
