@@ -1,8 +1,8 @@
-"""A run that no process is working on.
+"""Work on a run that no process is running. Nothing in this package submits a job.
 
-locked_run  exclusive access to its ledger
+locked_run  exclusive access to the ledger of a run
 resolve     decisions about ambiguous jobs
-retry       submits unsuccessful jobs again
+retry       makes unsuccessful jobs pending again
 verify      compares images with the ledger, and repairs them
-export      its images in the formats of other tools
+export      writes images in the formats of other tools; also works during a run
 """

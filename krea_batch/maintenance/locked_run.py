@@ -1,6 +1,6 @@
-"""Locks a run directory that no process uses, and opens its ledger for changes.
+"""Lock a run directory that no process uses, and open its ledger for changes.
 
-When the context is left, results.jsonl reflects the changes.
+results.jsonl is rewritten from the ledger when the context is left.
 """
 
 from __future__ import annotations
@@ -21,7 +21,9 @@ from krea_batch.storage.run_dir import RunDir, require_run
 class LockedRun:
     """A context manager that locks a run directory. Use it where no event loop is running.
 
-    Raises RunDirError if there is no run or another process uses it.
+    Entering raises RunDirError if there is no run or another process uses it, LedgerError if the ledger cannot be
+    read. Leaving raises OSError if results.jsonl cannot be written; the changes stay in the ledger, and the next run
+    writes the file.
     """
 
     def __init__(self, out: Path, clock: Callable[[], float] = time.time) -> None:
@@ -37,6 +39,8 @@ class LockedRun:
             stack.callback(run_dir.unlock)
             self._store = LedgerStore.open(run_dir.ledger)
             stack.callback(self._store.close)
+            # A crash may have left a POST without a result. Its job may be charged, so it must be ambiguous before
+            # the caller decides anything: no decision may submit it again by mistake.
             self._store.transaction([LedgerStore.mark_in_flight_ambiguous])
             self._stack = stack.pop_all()
         return self

@@ -1,11 +1,12 @@
-"""Resolves ambiguous jobs; the decisions are in the ledger and results.jsonl when the context is left.
+"""Record the user's decisions about ambiguous jobs.
 
     with AmbiguousJobs(Path("runs/cats")) as ambiguous:
         ambiguous.adopt({"fox": "krea-2-large-text-to-image_019d…"})
         ambiguous.abandon(job.job_id for job in ambiguous.jobs)
 
-Nothing is sent from here. A job to submit again becomes pending, one whose request_id was found becomes accepted, and
-the next run continues with both.
+A decision is in the ledger when its method returns, and in results.jsonl when the context is left. Nothing is sent
+from here. A job to resubmit becomes pending, a job with a known request_id becomes accepted, and the next run
+continues with both.
 """
 
 from __future__ import annotations
@@ -23,9 +24,9 @@ from krea_batch.storage.run_dir import LEDGER, require_run
 
 
 def list_ambiguous(out: Path) -> list[AmbiguousJob]:
-    """Return the ambiguous jobs of a run. During a run, jobs being submitted are among them.
+    """Return the ambiguous jobs of a run, without locking it.
 
-    Raises RunDirError if there is no run.
+    While a process is running it, jobs whose POST is in flight are included. Raises RunDirError if there is no run.
     """
     require_run(out)
     with closing(LedgerStore.open(out / LEDGER, read_only=True)) as store:
@@ -42,19 +43,23 @@ class AmbiguousJobs(LockedRun):
 
     @property
     def jobs(self) -> list[AmbiguousJob]:
-        """The jobs that are currently ambiguous."""
+        """The jobs that are ambiguous now; resolved ones are no longer among them."""
         return self._store.ambiguous_jobs()
 
     def resubmit(self, job_ids: Iterable[str]) -> None:
-        """Let the next run submit them again; each may be charged a second time."""
+        """Make the jobs pending, so that the next run submits them. Each may be charged a second time."""
         self._decide(job_ids, lambda store, job: store.resubmit(job.job_no))
 
     def abandon(self, job_ids: Iterable[str]) -> None:
-        """End them as cancelled; whether they were charged stays unknown."""
+        """End the jobs as cancelled. Whether they were charged stays unknown."""
         self._decide(job_ids, lambda store, job: store.abandon(job.job_no, self._clock()))
 
     def adopt(self, request_ids: Mapping[str, str]) -> None:
-        """Record that they were accepted with these request_ids (by job id); the next run polls and stores them."""
+        """Record that the jobs were accepted with these request_ids: job id to request_id.
+
+        The next run polls and stores them; nothing is charged again. Raises JobError also for a text that is not a
+        request_id, and for a request_id of another job.
+        """
 
         def decide(store: LedgerStore, job: AmbiguousJob) -> None:
             request_id = request_ids[job.job_id]
@@ -74,6 +79,8 @@ class AmbiguousJobs(LockedRun):
                 if job_id not in ambiguous:
                     raise JobError("the job is not ambiguous", "see krea-batch resolve OUT --list", job_id=job_id)
                 decide(store, ambiguous[job_id])
-            store.set_results_size(None)  # results.jsonl is rewritten at the end
+            # results.jsonl is out of date until the context is left. If the process is killed before, the next run
+            # sees None and rewrites the file.
+            store.set_results_size(None)
 
         self._store.transaction([decide_all])

@@ -1,10 +1,10 @@
-"""Makes jobs that ended without an image pending again.
+"""Make jobs that ended without an image pending again.
 
     with RetryPlan(Path("runs/cats")) as plan:
         plan.resubmit(plan.jobs([State.REJECTED]))
 
-Nothing is sent from here; the next run submits them. Every charged POST stays in the ledger, so charges add up over
-all attempts.
+Nothing is sent from here; the next run submits the jobs. Every charged POST stays in the ledger, so the charges of
+a job add up over all its submissions.
 """
 
 from __future__ import annotations
@@ -16,24 +16,25 @@ from krea_batch.jobs import RETRYABLE, State
 from krea_batch.ledger import LedgerStore
 from krea_batch.maintenance.locked_run import LockedRun
 
-WORKED_ON = (State.PENDING, State.ACCEPTED, State.FINISHED)  # the next run submits, polls or downloads them
+_IN_PROGRESS = (State.PENDING, State.ACCEPTED, State.FINISHED)  # the next run submits, polls or downloads them
 _NOT_RETRYABLE = {
-    State.SUCCEEDED: ("it already has its image", "name a job that ended without one"),
+    State.SUCCEEDED: ("it already has its image", "choose a job that ended without one"),
     State.AMBIGUOUS: ("it may have been charged", "use krea-batch resolve"),
 }
 
 
 class RetryPlan(LockedRun):
-    """The jobs of a run that ended without an image. Raises like `LockedRun`."""
+    """The unsuccessful jobs of a run that no process uses; a context manager. Raises as `LockedRun` does."""
 
     def jobs(self, states: Collection[State] = RETRYABLE) -> dict[str, State]:
         """Return the jobs that ended in one of these states: id to state, in submit order."""
         return {job_id: state for _, job_id, state in self._store.unsuccessful_jobs(states)}
 
     def select(self, job_ids: Iterable[str]) -> dict[str, State]:
-        """Return the jobs with these ids, except those in progress, since the next run continues them anyway.
+        """Return the jobs with these ids: id to state.
 
-        Raises JobError for a job that is unknown, has its image, or is ambiguous.
+        Jobs in progress are left out, since the next run continues them anyway. Raises JobError for a job that is
+        not in the run, has its image, or is ambiguous.
         """
         selected: dict[str, State] = {}
         for job_id in dict.fromkeys(job_ids):
@@ -47,26 +48,31 @@ class RetryPlan(LockedRun):
         return selected
 
     def resubmit(self, job_ids: Iterable[str]) -> None:
-        """Make them pending again, all or none; each may be charged again. Raises InternalError for other states."""
+        """Make the jobs pending again, all or none of them. Each may be charged again.
+
+        Raises KeyError for a job that did not end in one of the states of RETRYABLE.
+        """
         by_id = {job_id: (job_no, state) for job_no, job_id, state in self._store.unsuccessful_jobs(RETRYABLE)}
 
-        def move(store: LedgerStore) -> None:
+        def requeue_all(store: LedgerStore) -> None:
             for job_id in job_ids:
                 store.retry(*by_id[job_id])
-            store.set_results_size(None)  # results.jsonl is rewritten at the end
+            # results.jsonl is out of date until the context is left. If the process is killed before, the next run
+            # sees None and rewrites the file.
+            store.set_results_size(None)
 
-        self._store.transaction([move])
+        self._store.transaction([requeue_all])
 
     def open_jobs(self) -> int:
-        """The number of jobs that the next run continues with."""
+        """Return the number of jobs that the next run continues with, without a retry."""
         counts = self._store.counts()
-        resumed = [state for state in State if state.info.resumes_as in WORKED_ON and not state.info.retryable]
+        resumed = [state for state in State if state.info.resumes_as in _IN_PROGRESS and not state.info.retryable]
         return sum(counts.get(state, 0) for state in resumed)
 
     def pending_count(self) -> int:
-        """The number of jobs that were never accepted and are submitted by the next run."""
+        """Return the number of jobs that the next run submits, without a retry. They are part of `open_jobs`."""
         return self._store.counts().get(State.PENDING, 0)
 
     def job_count(self) -> int:
-        """The number of jobs."""
+        """Return the number of jobs of the run, in any state."""
         return sum(self._store.counts().values())

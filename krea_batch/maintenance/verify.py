@@ -1,7 +1,7 @@
-"""Finds images that differ from the ledger, and on request downloads them again.
+"""Find images that differ from the ledger, and download them again on request.
 
-A repair is a poll and a download of an image that is already paid. Nothing here can submit: it has neither a request
-body nor the URL of a submit.
+A repair is a poll and a download of an image that is already charged. It must never submit: this module has neither
+a request body nor the URL of a submit, and `RepairGateway` has no method for it. Keep it so.
 """
 
 from __future__ import annotations
@@ -24,11 +24,11 @@ from krea_batch.storage.png import PngError, PngValidator
 
 MAX_CONCURRENT_REPAIRS = 8  # chosen: repairs are few, and the gateway's limit is unknown here
 MAX_REPAIR_ATTEMPTS = 5  # chosen: with backoff doubling from 0.5 s, about eight seconds of failures
-READ_CHUNK_BYTES = 1 << 20
+READ_CHUNK_BYTES = 1 << 20  # chosen: little memory, and few reads per image
 
 
 class Mismatch(msgspec.Struct, frozen=True):
-    """An image that is not as recorded. `what` says how; `repaired` whether it is now."""
+    """An image that differed from the ledger. `problem` says how; `repaired` whether it was downloaded again."""
 
     id: str
     path: str
@@ -38,7 +38,7 @@ class Mismatch(msgspec.Struct, frozen=True):
 
 
 class RepairGateway(Protocol):
-    """The part of the gateway that a repair needs; implemented by `gateway.client.GatewayClient`."""
+    """The part of the gateway client that a repair needs; implemented by `gateway.client.GatewayClient`."""
 
     async def poll(self, request_id: str) -> PollVerdict: ...
 
@@ -46,13 +46,13 @@ class RepairGateway(Protocol):
 
 
 def check_images(run_images: RunImages) -> Iterator[tuple[ExportedImage, str | None]]:
-    """Yield each image with the difference of its file from the ledger, or None."""
+    """Yield each image with the difference of its file from the ledger, or None if there is none."""
     for image in run_images.images():
         yield image, find_mismatch(image)
 
 
 def find_mismatch(image: ExportedImage) -> str | None:
-    """Return how the file differs from the image in the ledger; None if it is byte for byte the same valid PNG."""
+    """Return how the file differs from the ledger; None if it is a valid PNG with the recorded bytes."""
     validator, digest, size_bytes = PngValidator(), hashlib.sha256(), 0
     try:
         with image.path.open("rb") as file:
@@ -69,7 +69,7 @@ def find_mismatch(image: ExportedImage) -> str | None:
         return f"incomplete or damaged ({error})"
     if size_bytes != image.file.bytes:
         return f"{size_bytes:,} bytes instead of {image.file.bytes:,}"
-    return None if digest.hexdigest() == image.file.sha256 else "a different image (its SHA-256 differs)"
+    return None if digest.hexdigest() == image.file.sha256 else "content differs (SHA-256 mismatch)"
 
 
 class RepairFailed(Exception):
@@ -77,8 +77,12 @@ class RepairFailed(Exception):
 
 
 async def repair(image: ExportedImage, gateway: RepairGateway) -> None:
-    """Download the image again and replace its file. Raises RepairFailed, and then leaves the file as it is."""
+    """Download the image again and replace its file, durably.
+
+    Raises RepairFailed if the recorded image cannot be downloaded or written; the file then stays as it is.
+    """
     data = await _download(image, gateway)
+    # Only the recorded bytes may replace the file. Even a damaged one may be all that is left of the image.
     if hashlib.sha256(data).hexdigest() != image.file.sha256:
         raise RepairFailed("the gateway now returns a different image")
     try:
@@ -88,18 +92,21 @@ async def repair(image: ExportedImage, gateway: RepairGateway) -> None:
 
 
 async def _download(image: ExportedImage, gateway: RepairGateway) -> bytes:
-    """Return the bytes of the image. The status is polled first, since image URLs expire."""
+    """Return the downloaded bytes. Every attempt polls for a new URL first, since image URLs expire.
+
+    Raises RepairFailed after MAX_REPAIR_ATTEMPTS temporary errors, or for a final error.
+    """
     reason = ""
     for attempt in range(1, MAX_REPAIR_ATTEMPTS + 1):
         try:
             url = await _image_url(image, gateway)
-            media = await gateway.download(url)
-            async with media:
-                return b"".join([chunk async for chunk in media.chunks()])
+            body = await gateway.download(url)
+            async with body:
+                return b"".join([chunk async for chunk in body.chunks()])
         except DownloadError as error:
             reason = error.reason
             await anyio.sleep(max(backoff_s(attempt, 1.0), error.retry_after_s or 0.0))
-    raise RepairFailed(f"tried {MAX_REPAIR_ATTEMPTS} times: {reason}")
+    raise RepairFailed(f"{MAX_REPAIR_ATTEMPTS} attempts failed: {reason}; try again later")
 
 
 async def _image_url(image: ExportedImage, gateway: RepairGateway) -> str:
@@ -119,7 +126,7 @@ async def _image_url(image: ExportedImage, gateway: RepairGateway) -> str:
 
 
 def _replace_file(path: Path, data: bytes) -> None:
-    """Replace the file atomically and durably."""
+    """Replace the file atomically and durably; create its directory if needed."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with replacing(path) as file:
         file.write(data)

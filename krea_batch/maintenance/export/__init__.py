@@ -1,10 +1,10 @@
-"""A run's images in the formats of other tools.
+"""Write the images of a run in the formats of other tools.
 
-run_images    which images a run has, and what is known of each
+run_images    reads the images of a run with their requests
 writers       imagefolder, parquet, webdataset, csv, zip
 png_metadata  writes a job's prompt and parameters into its PNG, and reads them
 
-A run is only read. Output appears under its name once it is complete.
+A run is only read. Output gets its final name once it is complete.
 """
 
 from krea_batch.maintenance.export.run_images import ExportedImage, RunImages

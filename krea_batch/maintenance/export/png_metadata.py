@@ -1,4 +1,4 @@
-"""Embeds text chunks in a PNG without changing its pixels, and reads them.
+"""Embed text chunks in a PNG without changing its pixels, and read them.
 
 Chunks are inserted between existing ones, so no pixel is decoded and nothing is compressed again. Source of the
 format: the PNG specification, third edition (W3C), sections 5.3 and 11.3.3.
@@ -19,7 +19,7 @@ from krea_batch.storage.png import SIGNATURE, PngError, PngValidator
 
 PROMPT_KEYWORD = "Description"  # a keyword of the PNG specification, 11.3.3.1, which image viewers show
 SOFTWARE_KEYWORD = "Software"  # as above
-DETAILS_KEYWORD = "krea-batch"  # chosen: everything as one JSON object
+DETAILS_KEYWORD = "krea-batch"  # chosen: id, request_id, request and metadata as one JSON object
 MAX_TEXT_BYTES = 1 << 22  # chosen: four times the longest line of a job file
 
 _LENGTH_AND_TYPE = struct.Struct(">I4s")
@@ -43,7 +43,10 @@ def texts_for(outcome: Outcome) -> dict[str, str]:
 
 
 def embed_texts(png: bytes, texts: dict[str, str]) -> bytes:
-    """Return the PNG with these texts after its IHDR chunk. Existing texts with the same keywords are replaced."""
+    """Return the PNG with these texts after its IHDR chunk, as iTXt chunks.
+
+    Existing texts with the same keywords are replaced, others are kept. `png` must be complete.
+    """
     kept = b"".join(
         png[start:end]
         for start, end, chunk_type, body in _parse_chunks(png)
@@ -55,7 +58,10 @@ def embed_texts(png: bytes, texts: dict[str, str]) -> bytes:
 
 
 def read_texts(png: bytes) -> dict[str, str]:
-    """Return the texts of a PNG: keyword to text. Raises PngError if it is not a complete PNG."""
+    """Return the texts of a PNG: keyword to text.
+
+    Raises PngError if it is not a complete PNG, or if a compressed text is damaged or longer than MAX_TEXT_BYTES.
+    """
     validator = PngValidator()
     validator.feed(png)
     validator.finish()
@@ -109,6 +115,7 @@ def _decode_text(chunk_type: bytes, body: bytes) -> str:
 
 
 def _inflate(data: bytes) -> bytes:
+    """Decompress a text. The limit protects against a small chunk that expands to gigabytes."""
     decompressor = zlib.decompressobj()
     try:
         text = decompressor.decompress(data, MAX_TEXT_BYTES)

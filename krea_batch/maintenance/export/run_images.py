@@ -1,4 +1,7 @@
-"""Reads the images of a run with their requests, in submit order."""
+"""Read the images of a run with their requests, in submit order.
+
+The ledger is read as a snapshot, so a run in progress does not change the result.
+"""
 
 from __future__ import annotations
 
@@ -15,13 +18,13 @@ from krea_batch.jobs import Outcome, State, StoredFile
 from krea_batch.ledger import LedgerStore
 from krea_batch.storage.run_dir import LEDGER, require_run
 
-EXPORT_PAGE_ROWS = 500  # chosen: ledger rows in memory at once
+EXPORT_PAGE_ROWS = 500  # chosen: ledger rows per query, which limits the memory used
 
-LIST_FIELDS = ("image_style_references", "styles", "moodboards")
+_LIST_FIELDS = ("image_style_references", "styles", "moodboards")
 
 
 class ExportedImage(msgspec.Struct, frozen=True):
-    """One image of a job. `path` is the file; `number` counts all images from 1."""
+    """One image of a job. `path` is the file on disk; `number` counts the images of the run from 1."""
 
     number: int
     outcome: Outcome
@@ -30,11 +33,11 @@ class ExportedImage(msgspec.Struct, frozen=True):
 
     @property
     def name(self) -> str:
-        """The file name."""
+        """The file name, without directories."""
         return PurePosixPath(self.file.path.replace(os.sep, "/")).name
 
     def read(self) -> bytes:
-        """Return its bytes. Raises InputError if they differ from the ledger."""
+        """Return the bytes of the file. Raises InputError if it cannot be read or differs from the ledger."""
         try:
             data = self.path.read_bytes()
         except OSError as error:
@@ -44,7 +47,7 @@ class ExportedImage(msgspec.Struct, frozen=True):
         return data
 
     def columns(self) -> dict[str, Any]:
-        """Return its data as a flat dict with the same keys for every image; lists and metadata are JSON."""
+        """Return the data of the image as a flat dict: the same keys for every image, lists and metadata as JSON."""
         request, outcome = self.outcome.request, self.outcome
         return {
             "id": outcome.id,
@@ -52,7 +55,7 @@ class ExportedImage(msgspec.Struct, frozen=True):
             "aspect_ratio": request.get("aspect_ratio"),
             "creativity": request.get("creativity"),
             "seed": request.get("seed"),
-            **{name: _json_text(request.get(name, [])) for name in LIST_FIELDS},
+            **{name: _json_text(request.get(name, [])) for name in _LIST_FIELDS},
             "request_id": outcome.request_id,
             "width": self.file.width,
             "height": self.file.height,
@@ -64,14 +67,13 @@ class ExportedImage(msgspec.Struct, frozen=True):
         }
 
     def _error(self, problem: str) -> InputError:
-        return InputError(f"the image {self.path} {problem}", "see krea-batch verify OUT --repair")
+        return InputError(f"image {self.path} {problem}", "see krea-batch verify OUT --repair")
 
 
 class RunImages:
     """The images of a run at the time this was opened; a context manager.
 
-    `ids`: only these jobs. Raises RunDirError if there is no run, InputError if an id has no image or the images are
-    not on this disk.
+    `ids` selects jobs; None selects all. Raises RunDirError if there is no run.
     """
 
     def __init__(self, out: Path, ids: Collection[str] | None = None) -> None:
@@ -87,18 +89,18 @@ class RunImages:
         self._store.close()
 
     def images(self) -> Iterator[ExportedImage]:
-        """Yield each image; may be called repeatedly. Raises InputError for an image in an object store."""
+        """Yield each image. Every call starts again. Raises InputError for an image in an object store."""
         number = 0
         for outcome in self._outcomes():
             for file in outcome.files:
                 if "://" in file.path:
-                    hint = "copy them to a directory with your object store's own tool"
+                    hint = "copy them to a local directory with the tools of your object store"
                     raise InputError(f"the images are in {file.path.rpartition('/')[0]}, not on this disk", hint)
                 number += 1
                 yield ExportedImage(number, outcome, file, self.out / file.path)
 
     def count(self) -> int:
-        """Return the number of images. Raises InputError if one of `ids` has none."""
+        """Return the number of images. Raises InputError if one of `ids` has none, and as `images` does."""
         total = 0
         missing = set(self._ids or ())
         for image in self.images():
@@ -106,7 +108,8 @@ class RunImages:
             missing.discard(image.outcome.id)
         if missing:
             examples = ", ".join(sorted(missing)[:5]) + (" …" if len(missing) > 5 else "")
-            raise InputError(f"{len(missing):,} of the ids have no image: {examples}", "see krea-batch status OUT")
+            problem = f"{len(missing):,} of the ids {'has' if len(missing) == 1 else 'have'} no image: {examples}"
+            raise InputError(problem, "see krea-batch status OUT")
         return total
 
     def _outcomes(self) -> Iterator[Outcome]:

@@ -1,7 +1,7 @@
-"""Writes images as a directory or file that other tools load.
+"""Write the images of a run as a directory or file that other tools load.
 
-Everything is written to a hidden `.NAME.part` beside the output and renamed at the end. If the process is killed, the
-next export to the same name deletes it.
+A writer writes to a hidden `.NAME.part` beside the output, which is renamed once it is complete. If the process is
+killed, the part file stays, and the next export to the same name deletes it.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from krea_batch.errors import InputError
 from krea_batch.maintenance.export.png_metadata import embed_texts, texts_for
 from krea_batch.maintenance.export.run_images import ExportedImage, RunImages
 
-ROW_GROUP_BYTES = 64 << 20  # chosen: image bytes in memory at once, also for readers of the file
+ROW_GROUP_BYTES = 64 << 20  # chosen: image bytes held in memory, here and by readers of the file
 SHARD_IMAGES = 1000  # chosen: with 2 MB per image, shards of the 1 to 2 GB that WebDataset's documentation advises
 METADATA_FILE = "metadata.jsonl"  # Hugging Face datasets, "Create an image dataset": its name, and `file_name` first
 
@@ -32,7 +32,7 @@ OnExported = Callable[[int], None]
 
 
 class ExportOptions(msgspec.Struct, frozen=True, kw_only=True):
-    """How to export. `embed_metadata`: write the request into each PNG."""
+    """How to export. `embed` writes the request into each PNG; `force` replaces an existing output."""
 
     embed: bool = False
     shard_images: int = SHARD_IMAGES
@@ -46,16 +46,17 @@ def export(
     options: ExportOptions,
     on_progress: OnExported | None = None,
 ) -> int:
-    """Write the images of a run to `output` in the named format (FORMATS). Returns the number of images.
+    """Write the images of a run to `output` in the named format, a key of WRITERS. Return the number of images.
 
-    `on_progress` is called for each image. Raises InputError if `output` exists and is not to be replaced, an image
-    differs from the ledger, or there are no images; OSError if writing fails.
+    `on_progress` is called with 1 after each image. If an image cannot be read or written, no part file is left and
+    an existing `output` stays as it was. Raises InputError if there are no images, `output` exists without `force`, an image
+    differs from the ledger, or pyarrow is required and not installed; OSError if writing fails.
     """
     count = run_images.count()
     if not count:
         raise InputError(f"{run_images.out} has no images", "see krea-batch status OUT")
     if os.path.lexists(output) and not options.force:
-        raise InputError(f"{output} already exists", "choose another name, or add --force to replace it")
+        raise InputError(f"{output} already exists", "use another --output, or add --force to replace it")
     write = WRITERS[format_name]
     output.parent.mkdir(parents=True, exist_ok=True)
     part = output.parent / f".{output.name}.part"
@@ -72,7 +73,7 @@ def export(
 
 
 def _imagefolder(run_images: RunImages, part: Path, options: ExportOptions, on_progress: OnExported) -> None:
-    """A directory of PNGs with `metadata.jsonl`, for `datasets.load_dataset("imagefolder")`."""
+    """Write a directory of PNGs with `metadata.jsonl`, for `datasets.load_dataset("imagefolder")`."""
     part.mkdir()
     with (part / METADATA_FILE).open("wb") as rows:
         for image in run_images.images():
@@ -82,7 +83,7 @@ def _imagefolder(run_images: RunImages, part: Path, options: ExportOptions, on_p
 
 
 def _zip(run_images: RunImages, part: Path, options: ExportOptions, on_progress: OnExported) -> None:
-    """The same in a ZIP file, stored without compression: PNGs do not get smaller."""
+    """Write PNGs and `metadata.jsonl` into a ZIP file. PNGs are stored, since they do not compress further."""
     rows = BytesIO()
     with zipfile.ZipFile(part, "w", zipfile.ZIP_STORED) as file:
         for image in run_images.images():
@@ -93,7 +94,7 @@ def _zip(run_images: RunImages, part: Path, options: ExportOptions, on_progress:
 
 
 def _csv(run_images: RunImages, part: Path, _: ExportOptions, on_progress: OnExported) -> None:
-    """One row per image and one column per metadata key; `path` points to the images, which are not copied."""
+    """Write one row per image, with a column per metadata key. `path` is the image in the run; it is not copied."""
     keys = list(dict.fromkeys(key for image in run_images.images() for key in image.outcome.metadata))
     with part.open("w", encoding="utf-8", newline="") as file:
         rows = csv.writer(file)
@@ -108,7 +109,10 @@ def _csv(run_images: RunImages, part: Path, _: ExportOptions, on_progress: OnExp
 
 
 def _webdataset(run_images: RunImages, part: Path, options: ExportOptions, on_progress: OnExported) -> None:
-    """Shards of `<number>.png` and `<number>.json`: an id may contain dots, at which WebDataset splits names."""
+    """Write tar shards of `<number>.png` and `<number>.json`.
+
+    Files are not named by job id: an id may contain dots, and WebDataset splits names at the first dot.
+    """
     part.mkdir()
     images = run_images.images()
     for n, first in enumerate(images):
@@ -127,7 +131,7 @@ def _add(shard: tarfile.TarFile, name: str, data: bytes) -> None:
 
 
 def _parquet(run_images: RunImages, part: Path, options: ExportOptions, on_progress: OnExported) -> None:
-    """One file that contains the images, in the schema that Hugging Face datasets recognizes."""
+    """Write one file that contains the images, in the schema that Hugging Face datasets recognizes."""
     try:
         arrow, parquet = import_module("pyarrow"), import_module("pyarrow.parquet")
     except ImportError:
