@@ -26,7 +26,7 @@ from krea_batch.storage.run_dir import LEDGER, require_run
 def list_ambiguous(out: Path) -> list[AmbiguousJob]:
     """Return the ambiguous jobs of a run, without locking it.
 
-    While a process is running it, jobs whose POST is in flight are included. Raises RunDirError if there is no run.
+    Jobs are included whose POST is in flight, or was when the process ended. Raises RunDirError if there is no run.
     """
     require_run(out)
     with closing(LedgerStore.open(out / LEDGER, read_only=True)) as store:

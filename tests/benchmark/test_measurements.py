@@ -93,8 +93,8 @@ class TestRates:
 
     @pytest.mark.parametrize("text", ["", "5", "5/s,", "5/s,fast", "auto", "5/s,300/min"])
     def test_what_is_no_list_of_rates_names_the_option(self, text: str) -> None:
-        """Nonsense, `auto` and a rate that stands twice are refused, under the option's own name."""
-        with pytest.raises(SettingsError, match="--rates"):
+        """Nonsense, `auto` and a rate that is given twice are refused, under the option's own name."""
+        with pytest.raises(SettingsError, match="rates"):
             parse_rates(text)
 
     def test_jobs_are_ten_seconds_of_the_rate(self) -> None:

@@ -14,12 +14,12 @@ from krea_batch.benchmark.plots import PLOTS, write_plots
 from tests.benchmark.test_measurements import BENCH_CASE, BENCH_RECORD
 
 TITLES = {
-    "throughput": ("How much of the rate limit is used", "limit (submits/s)", "the limit itself"),
-    "timeline": ("Accepted submits in each second", "limit 2/s", "accepted (submits/s)"),
-    "rate_limited": ("Submits refused with 429", "429s a job"),
-    "polls": ("Polls until an end is seen", "Lag from an end until it is seen", "mean lag (s)"),
-    "cost": ("Processor time", "CPU ms a job", "KiB a job in flight"),
-    "loop": ("How late the event loop wakes", "late (ms)", "p99"),
+    "throughput": ("Use of the rate limit", "limit (submits/s)", "the limit itself"),
+    "timeline": ("Accepted submits per second", "limit 2/s", "accepted (submits/s)"),
+    "rate_limited": ("Submits refused with 429", "429s per job"),
+    "polls": ("Polls", "Lag from an end until it is detected", "mean lag (s)"),
+    "cost": ("CPU time", "CPU ms per job", "KiB per job in flight"),
+    "loop": ("Event-loop lag", "lag (ms)", "p99"),
 }
 
 

@@ -95,7 +95,7 @@ class TestSimulated:
         ("wrong", "said"),
         [
             (("--rates", "20/s,quick"), "--rates: invalid rate 'quick'"),
-            (("--rates", "20/s,20/s"), "stands twice"),
+            (("--rates", "20/s,20/s"), "is given twice"),
             (("--poll-interval", "0"), "--poll-interval"),
             (("--latency", "forever"), "--latency"),
             (("--compare", "--gateway", "http://127.0.0.1:9"), "each script would be charged"),

@@ -39,7 +39,7 @@ class TestRun:
         (tmp_path / "p.txt").write_bytes(end.join(AWKWARD_PROMPTS).encode())
         done = run_command("run", "p.txt", "--out", "out", *SIMULATED_RUN_COMMAND, cwd=tmp_path)
         assert done.returncode == 0, done.stderr
-        assert "p.txt: read as text, a prompt a line" in done.stderr
+        assert "p.txt: read as text, one prompt per line" in done.stderr
         rows = result_lines(tmp_path / "out")
         assert sorted(row["request"]["prompt"] for row in rows) == sorted(AWKWARD_PROMPTS)
         assert len(list((tmp_path / "out" / "images").glob("*.png"))) == len(AWKWARD_PROMPTS)
@@ -100,7 +100,7 @@ def test_formats_are_reported_and_counted(folder: Path) -> None:
     done = validate("p.csv", "--dedupe", "--repeat", "2")
     assert done.exit_code == 0, done.stderr
     assert done.stderr.splitlines() == [
-        'p.csv: prompt from "Prompt"; "Note" into the metadata',
+        'p.csv: prompt from "Prompt"; "Note" put into the metadata',
         "2 jobs dropped, whose requests duplicate earlier ones (--dedupe)",
         "3 rows make 4 jobs",
     ]

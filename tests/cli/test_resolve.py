@@ -74,8 +74,8 @@ def test_every_decision_about_ambiguous_jobs(gateway: SimulatorProcess, tmp_path
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
-        (["--resubmit", "fox"], "job 'fox': it is not ambiguous"),
-        (["--abandon", "00001", "fox"], "job 'fox': it is not ambiguous"),
+        (["--resubmit", "fox"], "job 'fox': the job is not ambiguous"),
+        (["--abandon", "00001", "fox"], "job 'fox': the job is not ambiguous"),
         (["--adopt", "00001=../../x"], "no request_id"),
         (["--adopt", "00001"], "not JOB=REQUEST_ID"),
         (["--adopt", "00001=a", "--adopt", "00001=b"], "more than once"),

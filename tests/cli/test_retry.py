@@ -147,9 +147,9 @@ def test_what_is_not_submitted_again(gateway: SimulatorProcess, tmp_path: Path) 
     out = run_jobs_at(gateway, tmp_path)
     make_ambiguous(out)
     for job_id, said in (
-        ("00001", "its image is there"),
-        ("fox", "nobody knows whether it was paid; decide with krea-batch resolve"),
-        ("none", "it is not in this run"),
+        ("00001", "it already has its image"),
+        ("fox", "it may have been charged; use krea-batch resolve"),
+        ("none", "the job is not in this run"),
     ):
         done = run_command("retry", out, job_id, "--yes", "--gateway", gateway.gateway_url, cwd=tmp_path)
         assert done.returncode == 2
@@ -219,5 +219,5 @@ class TestRules:
             with pytest.raises(KeyError):
                 retries.resubmit(["00001", "00003"])
             assert retries.jobs() == {"00001": State.FAILED, "00002": State.FAILED}
-            with pytest.raises(JobError, match="its image is there"):
+            with pytest.raises(JobError, match="it already has its image"):
                 retries.select(["00001", "00003"])

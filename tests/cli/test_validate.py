@@ -73,7 +73,7 @@ def test_keep_extra_and_notes(folder: Path) -> None:
     assert call("a.jsonl").exit_code == 2
     result = call("a.jsonl", "--keep-extra")
     assert result.exit_code == 0
-    assert result.stderr == 'a.jsonl:1: "sead" went into the metadata; did you mean "seed"?\n'
+    assert result.stderr == 'a.jsonl:1: "sead" was put into the metadata; did you mean "seed"?\n'
     assert call("a.jsonl", "--keep-extra", "--quiet").output == ""
 
 

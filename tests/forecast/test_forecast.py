@@ -49,7 +49,7 @@ def test_bound_by_the_gateway() -> None:
     """A gateway that takes 5/s is submitted to at 5/s; what it refuses is counted."""
     found = run_forecast(200, rate="20/s", limit=5.0)
     assert 45 < found.seconds < 75
-    assert "gateway's limit" in found.bottleneck
+    assert "gateway's rate limit" in found.bottleneck
     assert found.rate_limited > 0
 
 

@@ -328,7 +328,7 @@ class TestRetry:
     def test_ctrl_c_during_a_retry(
         self, failed_run: Path, gateway: SimulatorProcess, start_retrying_view: StartView, open_page: OpenPage
     ) -> None:
-        """It ends with view, in order: the answer of a POST in the air is waited for, and none is in doubt."""
+        """It ends with view, in order: the response of a POST in flight is awaited, and none is in doubt."""
         gateway.admin_request("/settings", {"faults": {"submit-hang": 1.0}, "hang_duration_s": 1.0})
         running_view = start_retrying_view(failed_run)
         page = open_page(running_view.url, allowed_errors=CONNECTION_ERRORS)

@@ -180,7 +180,7 @@ class TestStartAndStop:
             port = taken.getsockname()[1]
             done = run_command("view", out, "--no-open", "--port", str(port), cwd=tmp_path)
         assert done.returncode == 2
-        assert f"port {port} cannot be had" in done.stderr
+        assert f"cannot listen on port {port}" in done.stderr
         assert "--port" in done.stderr
         assert "Traceback" not in done.stderr
 

@@ -1,4 +1,4 @@
-"""`GatewayClient` against servers of a few lines: what it sends, and what it makes of each way an answer can go."""
+"""`GatewayClient` against servers of a few lines: what it sends, and what it makes of each way a response can end."""
 
 from __future__ import annotations
 
@@ -444,8 +444,8 @@ def test_no_answer_in_time() -> None:
         return await gateway.submit(SUBMIT_BODY), await gateway.poll("abc-1")
 
     posted, polled = run_against_server(no_response, ask, timeout_s=SHORT_TIMEOUT_S)
-    assert posted == Ambiguous("no answer in time")
-    assert polled == PollFailed("no answer in time")
+    assert posted == Ambiguous("timed out")
+    assert polled == PollFailed("timed out")
 
 
 def test_a_response_that_never_ends() -> None:

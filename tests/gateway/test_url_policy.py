@@ -129,7 +129,7 @@ def test_private_addresses(address: str, loopback: bool) -> None:
 @pytest.mark.parametrize("ip", EMBEDDED_ADDRESSES)
 @pytest.mark.parametrize("form", ["::ffff:{}", "::{}", "64:ff9b::{}", "6to4"])
 def test_addresses_in_addresses(ip: str, form: str) -> None:
-    """An IPv6 address that leads to a private IPv4 one (mapped, compatible, NAT64, 6to4) is no public address."""
+    """An IPv6 address that leads to a private IPv4 one (mapped, compatible, NAT64, 6to4) is not a public address."""
     address = six_to_four_address(ip) if form == "6to4" else form.format(ip)
     assert not is_public_address(address, allow_loopback=False)
 

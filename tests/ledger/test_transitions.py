@@ -27,7 +27,7 @@ REQUEST_BODY = b'{"prompt":"a cat"}'
 FINGERPRINT = b"f" * 32
 METADATA = b'{"row":7}'
 STORE_ERROR = ErrorInfo("kind", "a sentence")
-ABANDONED_ERROR = ErrorInfo("abandoned", "ambiguous, and it was decided not to submit it again")
+ABANDONED_ERROR = ErrorInfo("abandoned", "ambiguous, and the user decided not to submit it again")
 FINISHED_TWO_OUTPUTS = Finished(("https://cdn.example/a.png", "https://cdn.example/b.png"), "image/png", 12.5)
 STORED_FILE = StoredFile("images/a.png", 10, "0" * 64, 4, 3, "image/png")
 
@@ -183,7 +183,7 @@ def test_the_transitions_are_those_of_the_table() -> None:
 
 @pytest.mark.parametrize("state", STEPS_TO)
 def test_charges(store: LedgerStore, path: Path, state: State) -> None:
-    """Each accepted POST is charged but for ERROR, each one in the air or unclear is unknown, also when reopened."""
+    """Each accepted POST is charged but for ERROR, each one the POST was pending or unclear is unknown, also when reopened."""
     bring_to(store, state)
     assert store.charges() == EXPECTED_CHARGES[state]
     again = LedgerStore.open(path)
@@ -346,7 +346,7 @@ def _in_memory() -> sqlite3.Connection:
 @pytest.mark.parametrize("resubmit", [False, True])
 @pytest.mark.parametrize("state", STEPS_TO)
 def test_recovered_from_each_state(store: LedgerStore, path: Path, state: State, resubmit: bool) -> None:
-    """Killed in any state, a job goes on from there in the next run; only a POST in the air is in doubt."""
+    """Killed in any state, a job goes on from there in the next run; only a POST the POST was pending is in doubt."""
     bring_to(store, state)  # and the process dies: nothing is closed
     again = LedgerStore.open(path)
     apply_all(again, lambda store: store.recover(max_attempts=3, resubmit_ambiguous=resubmit))
@@ -412,12 +412,12 @@ def test_ambiguous_jobs_include_pending_posts(store: LedgerStore) -> None:
 
 
 def test_a_killed_post_is_ambiguous(store: LedgerStore) -> None:
-    """A job that died with its POST in the air is ambiguous, says so, and its POST stays unknown for ever."""
+    """A job that died with its POST the POST was pending is ambiguous, says so, and its POST stays unknown for ever."""
     apply_all(store, intent())
     apply_all(store, lambda store: store.recover(max_attempts=3, resubmit_ambiguous=False))
     outcome = store.outcome(1)
     assert outcome.error is not None
-    assert "in the air" in outcome.error.message
+    assert "the POST was pending" in outcome.error.message
     apply_all(store, lambda store: store.recover(max_attempts=3, resubmit_ambiguous=True))
     apply_all(store, intent(), accept())
     assert store.charges() == Charges(charged=1, unknown=1)
@@ -570,11 +570,11 @@ OPEN_UNPRIVILEGED = """
 import os, sys
 from pathlib import Path
 from krea_batch.errors import RunDirError
-from krea_batch.ledger import Store
+from krea_batch.ledger import LedgerStore
 if os.geteuid() == 0:
     os.setuid(65534)
 try:
-    Store.open(Path(sys.argv[1]))
+    LedgerStore.open(Path(sys.argv[1]))
 except RunDirError as error:
     print(error)
 """
@@ -626,12 +626,12 @@ def test_commits_are_synced(store: LedgerStore, path: Path) -> None:
 KILLED_SCRIPT = """
 import os, sys
 from pathlib import Path
-from krea_batch.ledger import Store
-store = Store.open(Path(sys.argv[1]))
-store.transaction([lambda s: s.intend("a", b"{}", b"f" * 32, b"{}", 1.0, "")])
-store.transaction([lambda s: s.accept(1, "r-1", 2.0)])
+from krea_batch.ledger import LedgerStore
+store = LedgerStore.open(Path(sys.argv[1]))
+store.transaction([lambda s: s.record_intent("a", b"{}", b"f" * 32, b"{}", 1.0, "")])
+store.transaction([lambda s: s.mark_accepted(1, "r-1", 2.0)])
 store._sql.execute("BEGIN IMMEDIATE")
-store.intend("b", b"{}", b"f" * 32, b"{}", 1.0, "")
+store.record_intent("b", b"{}", b"f" * 32, b"{}", 1.0, "")
 os.kill(os.getpid(), 9)
 """
 

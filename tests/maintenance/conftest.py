@@ -1,4 +1,4 @@
-"""A finished run to export: made by the command, in a moment."""
+"""Provide a finished run to export and verify, made by the command with the simulator."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ FINISHED_RUN_PROMPTS = ["a cat", "=1+1, a 'formula'", 'füße, "quoted"\nand a �
 
 @pytest.fixture(scope="session")
 def finished_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with four images and one job without any; it is not to be changed."""
+    """Return the run directory of four jobs with one image each. Tests must not change it."""
     folder = tmp_path_factory.mktemp("finished")
     lines = [
         {"id": f"job.{n}", "prompt": prompt, "seed": 2**63 + n, "metadata": {"set": n % 2, "tags": ["x"]}}

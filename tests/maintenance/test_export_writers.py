@@ -1,4 +1,4 @@
-"""A run's images are loaded by the libraries that people load images with, and are the very same."""
+"""Test that common libraries load exported images, and that these are the images of the run."""
 
 from __future__ import annotations
 
@@ -32,13 +32,14 @@ pytestmark = pytest.mark.slow
 
 @pytest.fixture(autouse=True)
 def offline(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """Hugging Face's libraries ask nobody, and keep what they make here."""
+    """Keep Hugging Face's libraries off the network, and their cache in the test's directory."""
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     monkeypatch.setenv("HF_DATASETS_OFFLINE", "1")
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", str(tmp_path / "cache"))
 
 
 def run_export(*arguments: str | Path, cwd: Path, **extra_options: Any) -> subprocess.CompletedProcess[str]:
+    """Run `export`, and check that it succeeds."""
     done = run_command("export", *arguments, cwd=cwd, **extra_options)
     assert done.returncode == 0, done.stderr
     return done
@@ -50,20 +51,20 @@ def pixels(path: Path) -> bytes:
 
 
 def original_pixels(out: Path) -> dict[str, bytes]:
-    """The pixels of each job's image, by its id."""
+    """Return the pixels of each job's image, by job id."""
     return {path.stem: pixels(path) for path in (out / "images").glob("*.png")}
 
 
-class TestRead:
+class TestExportFormats:
     def test_imagefolder(self, finished_run: Path, tmp_path: Path) -> None:
-        """datasets loads the folder; prompts, ids and pixels are those of the run."""
-        said = run_export(finished_run, "--format", "imagefolder", "--output", "set", cwd=tmp_path)
-        assert said.stdout == "4 images in set\n"
+        """The datasets library loads the folder; prompts, ids and pixels are those of the run."""
+        done = run_export(finished_run, "--format", "imagefolder", "--output", "set", cwd=tmp_path)
+        assert done.stdout == "4 images in set\n"
         rows = datasets.load_dataset("imagefolder", data_dir=str(tmp_path / "set"), split="train")
         self.check_rows(rows, finished_run)
 
     def test_parquet(self, finished_run: Path, tmp_path: Path) -> None:
-        """datasets knows the column of images by the schema, and pyarrow reads the file."""
+        """The datasets library recognizes the image column by the schema, and pyarrow reads the file."""
         run_export(finished_run, "--format", "parquet", "--output", "set.parquet", cwd=tmp_path)
         rows = datasets.load_dataset("parquet", data_files=str(tmp_path / "set.parquet"), split="train")
         assert isinstance(rows.features["image"], datasets.Image)
@@ -80,7 +81,7 @@ class TestRead:
 
     @pytest.mark.filterwarnings("ignore:unclosed file:ResourceWarning")  # webdataset leaves its shards open
     def test_webdataset(self, finished_run: Path, tmp_path: Path) -> None:
-        """webdataset reads the shards; ids with dots do not part its keys."""
+        """The webdataset library reads the shards; dots in ids do not split its keys."""
         run_export(finished_run, "--format", "webdataset", "--output", "set", "--shard-size", "3", cwd=tmp_path)
         shards = sorted(str(path) for path in (tmp_path / "set").iterdir())
         assert [Path(shard).name for shard in shards] == ["shard-000000.tar", "shard-000001.tar"]
@@ -92,7 +93,7 @@ class TestRead:
         gc.collect()
 
     def test_csv(self, finished_run: Path, tmp_path: Path) -> None:
-        """A row an image, byte for byte, a column a key of the metadata; paths lead to the run's own images."""
+        """There is one row per image and one column per metadata key; paths are those of the run's images."""
         run_export(finished_run, "--format", "csv", "--output", "set.csv", cwd=tmp_path)
         with (tmp_path / "set.csv").open(encoding="utf-8", newline="") as file:
             rows = list(csv.DictReader(file))
@@ -102,7 +103,7 @@ class TestRead:
         assert {Path(row["path"]) for row in rows} == set((finished_run / "images").glob("*.png"))
 
     def test_zip(self, finished_run: Path, tmp_path: Path) -> None:
-        """The images as they are, and a row for each."""
+        """The file contains the images byte for byte, and one metadata row for each."""
         run_export(finished_run, "--format", "zip", "--output", "set.zip", cwd=tmp_path)
         with zipfile.ZipFile(tmp_path / "set.zip") as file:
             assert file.testzip() is None
@@ -112,7 +113,7 @@ class TestRead:
                 assert hashlib.sha256(file.read(row["file_name"])).hexdigest() == row["sha256"]
 
     def test_embedded_metadata(self, finished_run: Path, tmp_path: Path) -> None:
-        """The pixels are the same, Pillow reads the texts, and `inspect` shows them."""
+        """Pixels are unchanged, Pillow reads the embedded texts, and `inspect` prints them."""
         run_export(finished_run, "--format", "imagefolder", "--output", "set", "--embed-metadata", cwd=tmp_path)
         for n, prompt in enumerate(FINISHED_RUN_PROMPTS):
             path = tmp_path / "set" / f"job.{n}.png"
@@ -121,15 +122,15 @@ class TestRead:
                 image.load()
                 assert image.text["Description"] == prompt
                 assert json.loads(image.text["krea-batch"])["request"]["prompt"] == prompt
-        shown = run_command("inspect", "set/job.0.png", cwd=tmp_path)
-        assert shown.returncode == 0
-        assert "Description" in shown.stdout
-        assert "a cat" in shown.stdout
+        inspected = run_command("inspect", "set/job.0.png", cwd=tmp_path)
+        assert inspected.returncode == 0
+        assert "Description" in inspected.stdout
+        assert "a cat" in inspected.stdout
         as_json = run_command("inspect", "--json", "set/job.2.png", cwd=tmp_path)
         assert json.loads(as_json.stdout)["texts"]["Description"] == FINISHED_RUN_PROMPTS[2]
 
-    def test_chosen_ids(self, finished_run: Path, tmp_path: Path) -> None:
-        """Only the jobs that are named, from a file or standard input; one without an image is an error."""
+    def test_ids_from(self, finished_run: Path, tmp_path: Path) -> None:
+        """Only the listed jobs are exported, from a file or standard input; an id without an image is an error."""
         (tmp_path / "ids").write_text("job.3\njob.0\n")
         run_export(finished_run, "--format", "zip", "--output", "a.zip", "--ids-from", "ids", cwd=tmp_path)
         with zipfile.ZipFile(tmp_path / "a.zip") as file:
@@ -147,13 +148,13 @@ class TestRead:
             stdin=b"job.9\njob.1\n",
         )
         assert done.returncode == 2
-        assert "1 of the ids have no image: job.9" in done.stderr
+        assert "1 of the ids has no image: job.9" in done.stderr
         assert not (tmp_path / "c.zip").exists()
 
 
-class TestRefused:
-    def test_what_is_there_stays(self, finished_run: Path, tmp_path: Path) -> None:
-        """Nothing is replaced unasked."""
+class TestExportErrors:
+    def test_existing_output_is_kept(self, finished_run: Path, tmp_path: Path) -> None:
+        """An existing output is replaced only with --force."""
         (tmp_path / "set").mkdir()
         (tmp_path / "set" / "mine").write_text("x")
         done = run_command("export", finished_run, "--format", "imagefolder", "--output", "set", cwd=tmp_path)
@@ -163,33 +164,33 @@ class TestRefused:
         assert not (tmp_path / "set" / "mine").exists()
 
     @pytest.mark.parametrize("name", list(WRITERS))
-    def test_a_damaged_image(self, finished_run: Path, tmp_path: Path, name: str) -> None:
-        """An image that is not the recorded one is not passed on, and nothing stands under the name."""
+    def test_damaged_image(self, finished_run: Path, tmp_path: Path, name: str) -> None:
+        """An image that differs from the ledger is never exported, and no output is left."""
         out = tmp_path / "out"
         shutil.copytree(finished_run, out)
         (out / "images" / "job.1.png").write_bytes(b"not an image")
-        with RunImages(out) as gallery:
-            if name == "csv":  # it reads no image
-                assert export(gallery, name, tmp_path / "set", ExportOptions()) == 4
+        with RunImages(out) as run_images:
+            if name == "csv":  # CSV contains no image, so none is read.
+                assert export(run_images, name, tmp_path / "set", ExportOptions()) == 4
                 return
-            with pytest.raises(InputError, match=r"job\.1\.png is not the one on record: see krea-batch verify"):
-                export(gallery, name, tmp_path / "set", ExportOptions())
+            with pytest.raises(InputError, match=r"job\.1\.png differs from the ledger; see krea-batch verify"):
+                export(run_images, name, tmp_path / "set", ExportOptions())
         assert sorted(path.name for path in tmp_path.iterdir()) == ["out"]
 
-    def test_no_run_and_no_image(self, tmp_path: Path) -> None:
+    def test_not_a_run_directory(self, tmp_path: Path) -> None:
         """A folder without a run is told, and nothing is made in it."""
-        with pytest.raises(RunDirError, match="there is no run in it"):
+        with pytest.raises(RunDirError, match="not a run directory"):
             RunImages(tmp_path)
         assert not list(tmp_path.iterdir())
 
     def test_embedding_in_a_csv(self, finished_run: Path, tmp_path: Path) -> None:
-        """A CSV leaves the images where they are, so nothing could be embedded."""
+        """`--embed-metadata` is an error with csv, since a CSV does not copy images."""
         done = run_command("export", finished_run, "--format=csv", "--output=x", "--embed-metadata", cwd=tmp_path)
         assert done.returncode == 2
-        assert "does not go with csv" in done.stderr
+        assert "cannot be used with csv" in done.stderr
 
-    def test_nothing_of_the_run_changes(self, finished_run: Path, tmp_path: Path) -> None:
-        """No file of the run is written, made or deleted."""
+    def test_run_is_not_changed(self, finished_run: Path, tmp_path: Path) -> None:
+        """An export changes, creates and deletes no file of the run."""
 
         def file_contents() -> dict[str, bytes]:
             return {str(path): path.read_bytes() for path in finished_run.rglob("*") if path.is_file()}
@@ -201,21 +202,21 @@ class TestRefused:
 
 SLOW_EXPORT_SCRIPT = """
 import sys, time
-from krea_batch.maintenance.export import gallery
-read = gallery.Image.read
+from krea_batch.maintenance.export import run_images
+read = run_images.ExportedImage.read
 def slowly(self):
     print("reading", flush=True)
     time.sleep(0.2)
     return read(self)
-gallery.Image.read = slowly
+run_images.ExportedImage.read = slowly
 from krea_batch.cli.app import main
 main()
 """
 
 
 @pytest.mark.parametrize("name", [name for name in WRITERS if name != "csv"])
-def test_killed_on_the_way(finished_run: Path, tmp_path: Path, name: str) -> None:
-    """kill -9 leaves nothing under the name, and the next export clears away what it left beside it."""
+def test_killed_during_export(finished_run: Path, tmp_path: Path, name: str) -> None:
+    """After kill -9 there is no output, and the next export deletes the part file."""
     arguments = ["export", str(finished_run), "--format", name, "--output", "set"]
     process = subprocess.Popen(
         [sys.executable, "-c", SLOW_EXPORT_SCRIPT, *arguments],

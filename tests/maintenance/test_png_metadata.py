@@ -1,4 +1,4 @@
-"""Texts in a PNG are read as they were written, by us and by others, and the pixels stay."""
+"""Test that texts embedded in a PNG, by krea-batch or other programs, are read back, and that pixels stay the same."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def png_with_texts(texts: PngInfo | None = None) -> bytes:
     st.dictionaries(st.sampled_from(["Description", "krea-batch", "parameters"]), st.text().map(lambda text: text))
 )
 def test_any_text(texts: dict[str, str]) -> None:
-    """What is put in comes out, here and in Pillow, and the image is the same."""
+    """Any text that is embedded is read back, also by Pillow, and the pixels are unchanged."""
     texts = {keyword: text.encode("utf-8", "replace").decode() for keyword, text in texts.items()}
     written = embed_texts(png_with_texts(), texts)
     assert read_texts(written) == texts
@@ -34,8 +34,8 @@ def test_any_text(texts: dict[str, str]) -> None:
         assert image.getpixel((0, 0)) == (255, 0, 0)
 
 
-def test_texts_of_others() -> None:
-    """tEXt, zTXt and compressed iTXt are read, and stay when ours are put in; ours are replaced."""
+def test_texts_of_other_programs() -> None:
+    """tEXt, zTXt and compressed iTXt chunks are read and kept; only a text with the same keyword is replaced."""
     info = PngInfo()
     info.add_text("Author", "Zoë")
     info.add_text("Long", "x" * 1000, zip=True)
@@ -47,14 +47,14 @@ def test_texts_of_others() -> None:
 
 
 @pytest.mark.parametrize("data", [b"", b"GIF89a", png_with_texts()[:-4], png_with_texts() + b"x"])
-def test_what_is_no_whole_png(data: bytes) -> None:
-    """A cut or strange file is refused."""
+def test_not_a_complete_png(data: bytes) -> None:
+    """An empty, foreign or truncated file raises PngError, and so does one with bytes after its end."""
     with pytest.raises(PngError):
         read_texts(data)
 
 
-def test_a_text_that_unpacks_to_too_much() -> None:
-    """A text of a few kilobytes that would fill the memory is refused."""
+def test_compressed_text_is_too_long() -> None:
+    """A chunk of a few kilobytes whose text is longer than the limit raises PngError."""
     info = PngInfo()
     info.add_text("Bomb", "x" * (MAX_TEXT_BYTES + 1), zip=True)
     with pytest.raises(PngError, match="longer than"):

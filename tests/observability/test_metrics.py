@@ -135,7 +135,7 @@ class TestEachEvent:
         assert metric_value(registry, "early_stops_total") == 1
 
     def test_every_event_changes_something(self) -> None:
-        """No kind of event is forgotten: the listener has an answer to each."""
+        """No kind of event is forgotten: the listener has a method for each."""
         assert set(MetricsListener()._handlers) == set(get_args(Event)) - {
             EventsDropped
         }  # which is told to slow readers alone

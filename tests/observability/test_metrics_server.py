@@ -33,7 +33,7 @@ def test_an_address(text: str, host: str, port: int, url: str) -> None:
 @pytest.mark.parametrize("text", ["", "http", "-1", "65536", ":9100", "localhost:", "[]:1", "²", "9100/metrics"])
 def test_what_is_no_address(text: str) -> None:
     """Anything else is named, with what would be right."""
-    with pytest.raises(SettingsError, match=r"--metrics-port: .* is no port: write for example 9100"):
+    with pytest.raises(SettingsError, match=r"metrics_port: invalid port .*; use e.g. 9100"):
         Address.parse(text)
 
 
@@ -43,7 +43,7 @@ def test_metrics_are_served_until_closed() -> None:
     metrics(RunStopping("no money"))
     with serve_registry(metrics.registry, Address("127.0.0.1", 0)) as address:
         assert address.port > 0
-        assert samples(address)["krea_batch_stops_total"] == 1
+        assert samples(address)["krea_batch_early_stops_total"] == 1
     with pytest.raises(urllib.error.URLError):
         samples(address)
 
@@ -60,5 +60,5 @@ def test_an_address_that_cannot_be_bound(host: str) -> None:
     """A port that is taken and a host that is not this machine's are errors of the option."""
     with serve_registry(CollectorRegistry(), Address("127.0.0.1", 0)) as taken:
         never = serve_registry(CollectorRegistry(), Address(host, taken.port))
-        with pytest.raises(SettingsError, match="--metrics-port: nobody can listen at"), never:
+        with pytest.raises(SettingsError, match="metrics_port: cannot listen on"), never:
             pass

@@ -27,7 +27,7 @@ POLL_ERRORS = {
     "500": PollFailed("internal", 500),
     "503 with Retry-After": PollFailed("unavailable", 503, 90.0),
     "no answer": PollFailed("no answer in time"),
-    "unreadable": PollFailed("the status answer could not be read", 200),
+    "unreadable": PollFailed("the status response is invalid", 200),
 }
 
 

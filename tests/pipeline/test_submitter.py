@@ -86,7 +86,7 @@ class TestSubmitResults:
 
     @pytest.mark.parametrize("refusal", [RATE_LIMITED_2_S, QUOTA_EXCEEDED], ids=["429", "403 with Retry-After"])
     def test_a_quota_pauses_and_resumes(self, tmp_path: Path, refusal: Refused) -> None:
-        """429, and 403 with Retry-After, pause all submits for as long as the answer asks."""
+        """429, and 403 with Retry-After, pause all submits for as long as the response asks."""
         gateway = ScriptedGateway()
         gateway.submit_script["j0"] = [refusal, ACCEPT]
         engine = run_virtual(run_jobs(tmp_path, gateway, make_jobs(5), rate="5/s"))
@@ -218,7 +218,7 @@ class TestSubmitResults:
         assert len(gateway.submitted_bodies) == 2
 
     def test_the_response_may_contain_the_image(self, tmp_path: Path) -> None:
-        """A job that the answer to its POST reports as completed does not wait for a poll interval."""
+        """A job that the response to its POST reports as completed does not wait for a poll interval."""
         gateway = ScriptedGateway()
         request_id = "krea_quick"
         done = gateway.finished(request_id)

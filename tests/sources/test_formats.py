@@ -100,7 +100,7 @@ class TestText:
         _, jobs = check_and_read(path)
         assert [job.prompt for job in jobs] == [*AWKWARD_CELLS, "last"]
         assert jobs[-1].id == f"{len(AWKWARD_CELLS) + 2:05d}"
-        assert format_notices(path) == ["read as text, a prompt a line"]
+        assert format_notices(path) == ["read as text, one prompt per line"]
 
     def test_byte_order_mark(self, written: WriteContent) -> None:
         """A BOM is no part of the first prompt."""
@@ -122,13 +122,15 @@ class TestText:
 
     def test_not_utf_8(self, written: WriteContent) -> None:
         """A byte of another encoding is named with its line."""
-        assert first_problem(written("p.txt", b"a cat\nf\xfcr\n")).startswith("2: byte 2 (0xfc) is not UTF-8, ")
+        assert first_problem(written("p.txt", b"a cat\nf\xfcr\n")).startswith(
+            "2: byte 2 (0xfc) is not UTF-8; save the"
+        )
 
     def test_jobs_in_a_text(self, written: WriteContent) -> None:
         """JSONL under the name of a text is not sent as prompts."""
         path = written("p.txt", '{"prompt": "a cat"}\n{"prompt": "a dog"}\n')
         assert prompts(path) == ["a cat", "a dog"]
-        assert format_notices(path) == ["read as JSONL, since its first line is a job"]
+        assert format_notices(path) == ["read as JSONL, because its first line is a job"]
 
     @given(st.lists(st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\n\r\0")), max_size=5))
     @example(['{"prompt'])
@@ -172,7 +174,7 @@ class TestTables:
         (sentence,) = format_notices(path)
         assert sentence == (
             'prompt from "Prompt"; aspect_ratio from "Aspect Ratio"; seed from "seed"; styles from "styles"; '
-            '"Category" into the metadata'
+            '"Category" put into the metadata'
         )
 
     def test_named_columns(self, written: WriteContent) -> None:
@@ -189,13 +191,17 @@ class TestTables:
     @pytest.mark.parametrize(
         ("header", "reading", "expected"),
         [
-            ("a,b", {}, 'no column is called prompt: name it by --prompt-column; the columns are "a", "b"'),
-            ("prompt,prompt", {}, 'two columns are called "prompt": rename one of them'),
-            ("prompt", {"columns": {"seed": "sead"}}, 'there is no column "sead": the columns are "prompt"'),
-            ("prompt", {"columns": {"id": "promt"}}, 'there is no column "promt": did you mean "prompt"?'),
-            ("prompt", {"columns": {"id": "prompt", "prompt": "prompt"}}, '"prompt" is to be id and prompt'),
-            ("a", {"template": "{b}"}, 'the template names b, which no column is called: the columns are "a"'),
-            ('"a', {}, "its header cannot be read (unexpected end of data): see --input-format"),
+            ("a,b", {}, 'no column is named prompt; set --prompt-column; the columns are "a", "b"'),
+            ("prompt,prompt", {}, 'two columns are named "prompt"; rename one of them'),
+            ("prompt", {"columns": {"seed": "sead"}}, 'there is no column "sead"; the columns are "prompt"'),
+            ("prompt", {"columns": {"id": "promt"}}, 'there is no column "promt"; did you mean "prompt"?'),
+            (
+                "prompt",
+                {"columns": {"id": "prompt", "prompt": "prompt"}},
+                '"prompt" is assigned to both id and prompt',
+            ),
+            ("a", {"template": "{b}"}, 'the template uses b, but no column has that name; the columns are "a"'),
+            ('"a', {}, "cannot read the header (unexpected end of data); see --input-format"),
         ],
     )
     def test_headers_that_cannot_be(
@@ -210,10 +216,13 @@ class TestTables:
     @pytest.mark.parametrize(
         ("row", "expected"),
         [
-            ("a cat,1,extra", "2: the row has 3 cells, and there are 2 columns, put a cell that holds the separator"),
-            (",1", '2: "prompt" is empty, '),
-            ("a cat,x", '2: "seed" is "x", write a whole number'),
-            ('"a cat" x,1', "2: the row cannot be read (',' expected after '\"'), write a \" in a quoted cell as"),
+            (
+                "a cat,1,extra",
+                "2: the row has 3 cells but the header 2 columns; quote cells that contain the separator, or remove",
+            ),
+            (",1", '2: "prompt" is empty; write'),
+            ("a cat,x", '2: "seed" is "x"; use an integer of at most'),
+            ('"a cat" x,1', "2: cannot read the row (',' expected after '\"'); write \" in a quoted cell as \"\""),
         ],
     )
     def test_bad_rows(self, written: WriteContent, row: str, expected: str) -> None:
@@ -226,7 +235,7 @@ class TestTables:
         """What spreadsheets of half the world write is found by its header, and said."""
         path = written("p.csv", "prompt;seed\na cat, asleep;1\n")
         assert prompts(path) == ["a cat, asleep"]
-        assert format_notices(path)[0] == "parted by ;"
+        assert format_notices(path)[0] == "separated by ;"
 
     @pytest.mark.parametrize("end", ["\n", "\r\n"])
     def test_tsv_knows_no_quotes(self, written: WriteContent, end: str) -> None:
@@ -237,12 +246,12 @@ class TestTables:
     def test_not_utf_8(self, written: WriteContent) -> None:
         """A row of another encoding is bad; the others are not."""
         path = written("p.csv", b"prompt\nf\xfcr\na cat\n")
-        assert first_problem(path) == "2: byte 0xfc is not UTF-8, save the file as UTF-8"
+        assert first_problem(path) == "2: byte 0xfc is not UTF-8; save the file as UTF-8"
 
     def test_a_column_that_looks_mistyped(self, written: WriteContent) -> None:
         """It goes to the metadata, and that is pointed out."""
         assert format_notices(written("p.csv", "prompt,creativty\na cat,high\n"))[1] == (
-            '"creativty" went into the metadata, did you mean "creativity"?'
+            '"creativty" was put into the metadata; did you mean "creativity"?'
         )
 
 
@@ -278,11 +287,11 @@ class TestJson:
     @pytest.mark.parametrize(
         ("content", "expected"),
         [
-            ('["a",\n"b"\n"c"]', ":3: it is not JSON at character 1"),
-            ('[{"prompt": "a", "prompt": "b"}]', ': "prompt" stands twice in one object: keep the one that you mean'),
-            ('"a cat"', ': it is "a cat", not an array or an object: write '),
-            ("[NaN]", ": NaN is no number in JSON: "),
-            ('["' + "\\ud800" + '"]', ": the line holds \\ud800, half a character"),
+            ('["a",\n"b"\n"c"]', ":3: invalid JSON at character 1"),
+            ('[{"prompt": "a", "prompt": "b"}]', ': duplicate key "prompt"; keep one'),
+            ('"a cat"', ': "a cat" is neither an array nor an object; write '),
+            ("[NaN]", ": NaN is not valid JSON; "),
+            ('["' + "\\ud800" + '"]', ": the line contains \\ud800, a lone surrogate"),
         ],
     )
     def test_documents_that_cannot_be(self, written: WriteContent, content: str, expected: str) -> None:
@@ -295,7 +304,7 @@ class TestJson:
     def test_bad_entries(self, written: WriteContent) -> None:
         """An entry that is no job is named by its place."""
         path = written("p.json", '["a cat", 5, {"promt": "x"}, {"prompt": "a dog"}]')
-        assert first_problem(path).startswith("2: the entry is 5, neither an object nor a prompt")
+        assert first_problem(path).startswith("2: 5 is neither an object nor a prompt")
         assert [job.id for job in check_and_read(path, skip_invalid=True)[1]] == ["00001", "00004"]
 
     def test_keys_of_other_names(self, written: WriteContent) -> None:
@@ -309,7 +318,7 @@ class TestJson:
         """Two keys for one field are told, not chosen between."""
         path = written("p.jsonl", '{"text": "a cat", "prompt": "x"}')
         assert first_problem(path, columns={"prompt": "text"}) == (
-            '1: both "text" and "prompt" give the prompt, keep one of them'
+            '1: both "text" and "prompt" set prompt; keep one of them'
         )
 
 
@@ -334,7 +343,7 @@ class TestColumnar:
         path = str(tmp_path / name)
         pq.write_table(pa.table(CSV_TABLE), path)
         self.check(path)
-        assert "left out image, which holds images or other bytes" in format_notices(path)
+        assert "ignored image, which contains binary data" in format_notices(path)
 
     def test_folder_of_parquet(self, tmp_path: Path) -> None:
         """Its files are read in natural order, their rows numbered on."""
@@ -356,16 +365,16 @@ class TestColumnar:
     def test_what_is_no_dataset(self, tmp_path: Path) -> None:
         """A state.json of something else, one that leads elsewhere, and several splits are told."""
         (tmp_path / "state.json").write_text("{}")
-        with pytest.raises(InputError, match=r"state\.json is not that of a dataset"):
+        with pytest.raises(InputError, match=r"state\.json does not describe a dataset"):
             check_and_read(str(tmp_path))
         (tmp_path / "state.json").write_text('{"_data_files": [{"filename": "../x.arrow"}]}')
-        with pytest.raises(InputError, match="lie in its folder"):
+        with pytest.raises(InputError, match="must be in its directory"):
             check_and_read(str(tmp_path))
         whole = tmp_path / "whole"
         (whole / "train").mkdir(parents=True)
         (whole / "train" / "state.json").write_text("{}")
         (whole / "dataset_dict.json").write_text('{"splits": ["train"]}')
-        with pytest.raises(InputError, match=r"several splits: name the one you mean: .*train"):
+        with pytest.raises(InputError, match=r"several splits; name one of them: .*train"):
             check_and_read(str(whole))
 
     def test_what_is_no_parquet(self, written: WriteContent) -> None:
@@ -443,7 +452,7 @@ class TestPacked:
         """What is cut or broken is an error, never fewer prompts."""
         whole = zstd.compress(b"a cat\n" * 1000)
         for content in (whole[:-3], whole[:8] + b"\xff" * 8 + whole[16:]):
-            with pytest.raises(InputError, match="packed data"):
+            with pytest.raises(InputError, match="compressed data"):
                 check_and_read(written("p.txt.zst", content))
         with pytest.raises(InputError, match="not a Zstandard file"):
             check_and_read(written("p.txt.zst", "a cat\n"))
@@ -475,7 +484,7 @@ class TestFormatDetection:
     def test_formats_that_cannot_be_detected(self, written: WriteContent) -> None:
         """Prompts are not guessed from standard input: a broken JSONL would be paid for as prompts."""
         for path in ("-", written("prompts", "a cat")):
-            with pytest.raises(InputError, match="give --input-format, one of jsonl, json, csv"):
+            with pytest.raises(InputError, match="set --input-format to one of jsonl, json, csv"):
                 check_and_read(path, stdin=b"a cat\n")
         assert prompts("-", stdin=b"a cat\n", format=Format.TEXT) == ["a cat"]
 
@@ -505,7 +514,7 @@ class TestFormatDetection:
         with JobFiles([path]) as files:
             files.check()
             written(name, after)
-            with pytest.raises(InputError, match="has changed since it was checked"):
+            with pytest.raises(InputError, match="changed since it was checked"):
                 list(files)
 
 
@@ -541,7 +550,7 @@ class TestSweeps:
             ("00001-repeat=2", {"repeat": 2}),
         ]
         seeded = written("p.jsonl", '{"prompt": "a cat", "seed": 1}')
-        assert "gives the same image" in first_problem(seeded, axes=(make_axis("repeat", 2),))
+        assert "makes the same image again" in first_problem(seeded, axes=(make_axis("repeat", 2),))
 
     def test_template_of_columns_and_sweep(self, written: WriteContent) -> None:
         """A prompt is made of columns and swept names; what it was made of stays with the job."""
@@ -553,7 +562,7 @@ class TestSweeps:
         ]
 
     def test_template_around_a_prompt(self, written: WriteContent) -> None:
-        """{prompt} is the row's own, and in JSONL the keys that the template names need no --keep-extra."""
+        """{prompt} is the row's own, and in JSONL the keys that the template uses need no --keep-extra."""
         assert prompts(written("p.txt", "a cat\n"), template="{prompt}, in oil") == ["a cat, in oil"]
         path = written("p.jsonl", '{"animal": "cat"}\n')
         assert prompts(path, template="a {animal}") == ["a cat"]
@@ -564,12 +573,12 @@ class TestSweeps:
     @pytest.mark.parametrize(
         ("line", "expected"),
         [
-            ('{"prompt": "x", "sweep": 5}', '1: "sweep" is 5, write "sweep": {'),
-            ('{"prompt": "x", "sweep": {"prompt": ["y"]}}', '1: "prompt" cannot be swept, '),
-            ('{"prompt": "x", "seed": 1, "sweep": {"seed": [2]}}', '1: "seed" is given, and swept as well, '),
-            ('{"prompt": "x", "sweep": {"creativity": ["loud"]}}', '1: "creativity" is "loud", allowed are'),
-            ('{"prompt": "x", "id": "a/b", "sweep": {"seed": [2]}}', '1: "id" is "a/b-seed=2", '),
-            ('{"prompt": "x", "sweep": {"seed": [1]}, "promt": 1}', '1: "promt" is not a field of a job, '),
+            ('{"prompt": "x", "sweep": 5}', '1: "sweep" is 5; write "sweep": {"creativity":'),
+            ('{"prompt": "x", "sweep": {"prompt": ["y"]}}', '1: "prompt" cannot be swept; the fields'),
+            ('{"prompt": "x", "seed": 1, "sweep": {"seed": [2]}}', '1: "seed" is both given and swept; keep one'),
+            ('{"prompt": "x", "sweep": {"creativity": ["loud"]}}', '1: "creativity" is "loud"; use one of raw, low,'),
+            ('{"prompt": "x", "id": "a/b", "sweep": {"seed": [2]}}', '1: "id" is "a/b-seed=2"; an id'),
+            ('{"prompt": "x", "sweep": {"seed": [1]}, "promt": 1}', '1: "promt" is not a field of a job; did you'),
         ],
     )
     def test_sweeps_that_cannot_be(self, written: WriteContent, line: str, expected: str) -> None:

@@ -78,7 +78,7 @@ def test_all_problems_are_reported(write: WriteLines, tmp_path: Path) -> None:
         checked = files.check(on_problem=problems.append)
     assert (checked.jobs, checked.bad_lines, len(checked.problems), len(problems)) == (1, 250, 100, 250)
     assert problem_texts(problems[249:], tmp_path) == [
-        'a.jsonl:250: "promt" is not a field of a job, did you mean "prompt"?'
+        'a.jsonl:250: "promt" is not a field of a job; did you mean "prompt"?'
     ]
 
 
@@ -87,7 +87,7 @@ def test_bad_lines_give_no_jobs(write: WriteLines) -> None:
     path = write("a.jsonl", '{"prompt": "x"}', "{", '{"prompt": "z"}')
     with JobFiles([path]) as files:
         files.check()
-        with pytest.raises(JobFileError, match="1 line is bad"):
+        with pytest.raises(JobFileError, match="1 invalid line"):
             iter(files)
     assert [job.id for job in read_jobs(path, skip_invalid=True)[1]] == ["00001", "00003"]
 
@@ -103,9 +103,9 @@ def test_same_id_in_one_file(write: WriteLines, tmp_path: Path) -> None:
     path = write("a.jsonl", *(f'{{"prompt": "{name}", "id": "{name}"}}' for name in "abcbab"))
     checked, jobs = read_jobs(path, skip_invalid=True)
     assert sorted(problem_texts(checked.problems, tmp_path)) == [
-        'a.jsonl:4: a.jsonl:2 and a.jsonl:4 both have the id "b", give one of them another id',
-        'a.jsonl:5: a.jsonl:1 and a.jsonl:5 both have the id "a", give one of them another id',
-        'a.jsonl:6: a.jsonl:2 and a.jsonl:6 both have the id "b", give one of them another id',
+        'a.jsonl:4: a.jsonl:2 and a.jsonl:4 both have the id "b"; give one of them another id',
+        'a.jsonl:5: a.jsonl:1 and a.jsonl:5 both have the id "a"; give one of them another id',
+        'a.jsonl:6: a.jsonl:2 and a.jsonl:6 both have the id "b"; give one of them another id',
     ]
     assert (checked.jobs, checked.bad_lines) == (3, 3)
     assert [job.prompt for job in jobs] == ["a", "b", "c"]
@@ -117,7 +117,7 @@ def test_same_id_in_two_files(write: WriteLines, tmp_path: Path) -> None:
     second = write("b.jsonl", '{"prompt": "y"}', '{"prompt": "z", "id": "cat"}')
     checked, jobs = read_jobs(first, second, skip_invalid=True)
     assert problem_texts(checked.problems, tmp_path) == [
-        'b.jsonl:2: a.jsonl:2 and b.jsonl:2 both have the id "cat", give one of them another id'
+        'b.jsonl:2: a.jsonl:2 and b.jsonl:2 both have the id "cat"; give one of them another id'
     ]
     assert [job.id for job in jobs] == ["cat", "00003"]
 
@@ -129,7 +129,7 @@ def test_id_that_is_the_number_of_another_line(write: WriteLines, tmp_path: Path
     checked, jobs = read_jobs(path, skip_invalid=True)
     (problem,) = problem_texts(checked.problems, tmp_path)
     assert problem.startswith("a.jsonl:2: a.jsonl:1 and a.jsonl:2 both have the id ")
-    assert "a line without an id has its number for one" in problem
+    assert "a line without an id gets its number as id" in problem
     assert len(jobs) == 1
 
 
@@ -150,7 +150,7 @@ def test_forged_hashes(write: WriteLines, tmp_path: Path, monkeypatch: pytest.Mo
     path = write("a.jsonl", *(f'{{"prompt": "x", "id": "{name}"}}' for name in [*names, "job-1999"]))
     checked, jobs = read_jobs(path, skip_invalid=True)
     assert problem_texts(checked.problems, tmp_path) == [
-        'a.jsonl:2001: a.jsonl:2000 and a.jsonl:2001 both have the id "job-1999", give one of them another id'
+        'a.jsonl:2001: a.jsonl:2000 and a.jsonl:2001 both have the id "job-1999"; give one of them another id'
     ]
     assert [job.id for job in jobs] == names
 
@@ -200,7 +200,7 @@ def test_known_jobs(write: WriteLines, tmp_path: Path) -> None:
     with JobFiles([path], skip_invalid=True) as files:
         checked = files.check(known)
         jobs = list(files)
-    right = "was submitted, give it a new id, or choose another --out"
+    right = "was submitted; give it a new id, or choose another --out"
     assert problem_texts(checked.problems, tmp_path) == [
         f'a.jsonl:9: the line changed since its id "id-9" {right}',
         f'a.jsonl:1100: the line changed since its id "id-1100" {right}',
@@ -224,7 +224,7 @@ def test_notes_on_extra_fields(write: WriteLines, tmp_path: Path) -> None:
     path = write("a.jsonl", '{"prompt": "x", "tag": 1}', *['{"prompt": "x", "sead": 5}'] * 3)
     checked, jobs = read_jobs(path, keep_extra=True)
     assert problem_texts(checked.notes, tmp_path) == [
-        'a.jsonl:2: "sead" went into the metadata, did you mean "seed"?'
+        'a.jsonl:2: "sead" was put into the metadata; did you mean "seed"?'
     ]
     assert [job.metadata for job in jobs] == [{"tag": 1}, {"sead": 5}, {"sead": 5}, {"sead": 5}]
 
@@ -235,7 +235,7 @@ def test_changed_between_check_and_run(write: WriteLines) -> None:
     with JobFiles([path], skip_invalid=True) as files:
         files.check()
         write("a.jsonl", '{"prompt": "y"}')
-        with pytest.raises(InputError, match="it has changed since it was checked"):
+        with pytest.raises(InputError, match="changed since it was checked"):
             list(files)
 
 
@@ -255,7 +255,7 @@ def test_checking_again_takes_the_file_as_it_was(write: WriteLines) -> None:
     with JobFiles([path]) as files:
         assert files.check() == files.check()
         write("a.jsonl", '{"prompt": "y"}')
-        with pytest.raises(InputError, match="it has changed"):
+        with pytest.raises(InputError, match="changed since"):
             files.check()
 
 
@@ -298,7 +298,7 @@ def test_one_file_named_twice(write: WriteLines, tmp_path: Path) -> None:
     path = write("a.jsonl", '{"prompt": "x"}')
     (tmp_path / "b.jsonl").symlink_to(path)
     for paths in ([path, path], [path, str(tmp_path / "b.jsonl")], ["-", "-"]):
-        with pytest.raises(InputError, match="it is the same file as"):
+        with pytest.raises(InputError, match="the same file as"):
             JobFiles(paths, stdin=io.BytesIO(b""))
 
 

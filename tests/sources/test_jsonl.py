@@ -55,36 +55,36 @@ def parse_job(line: bytes | str, *, keep_extra: bool = False) -> Job:
         ('"\\u001b[31m": 1', '"\\x1b[31m" is not a field of a job, '),
         (
             '"aspect_ratio": "1:2"',
-            '"aspect_ratio" is "1:2", allowed are 1:1, 4:3, 3:2, 16:9, 2.35:1, 4:5, 2:3, 9:16',
+            '"aspect_ratio" is "1:2", use one of 1:1, 4:3, 3:2, 16:9, 2.35:1, 4:5, 2:3, 9:16',
         ),
         ('"aspect_ratio": "16x9"', '"aspect_ratio" is "16x9", write "16:9"'),
-        ('"aspect_ratio": 1', '"aspect_ratio" is 1, allowed are '),
+        ('"aspect_ratio": 1', '"aspect_ratio" is 1, use one of 1:1, 4:3,'),
         ('"creativity": "High"', '"creativity" is "High", write "high"'),
-        ('"creativity": "wild"', '"creativity" is "wild", allowed are raw, low, medium, high'),
+        ('"creativity": "wild"', '"creativity" is "wild", use one of raw, low, medium, high'),
         ('"seed": "5"', '"seed" is "5", write "seed": 5'),
         ('"seed": 5.0', '"seed" is 5.0, write "seed": 5'),
-        ('"seed": 5.5', '"seed" is 5.5, write a whole number of at most 64 bits, or leave it out'),
-        ('"seed": null', '"seed" is null, write a whole number'),
-        ('"seed": true', '"seed" is true, write a whole number'),
+        ('"seed": 5.5', '"seed" is 5.5, use an integer of at most 64 bits, or leave it out'),
+        ('"seed": null', '"seed" is null, use an integer of at most'),
+        ('"seed": true', '"seed" is true, use an integer of at most'),
         (
             '"seed": 18446744073709551616',
-            '"seed" is 18446744073709551616, write a whole number of at most 64 bits',
+            '"seed" is 18446744073709551616, use an integer of at most 64 bits, or leave it',
         ),
         (
             '"seed": -9223372036854775809',
-            '"seed" is -9223372036854775809, write a whole number of at most 64 bits',
+            '"seed" is -9223372036854775809, use an integer of at most 64 bits, or leave it',
         ),
         ('"id": 12', '"id" is 12, write "id": "12"'),
-        ('"id": true', '"id" is true, an id is the name of a file'),
-        ('"id": "a/b"', '"id" is "a/b", an id is the name of a file: no / \\ .. or control characters'),
-        ('"id": "a\\\\b"', '"id" is "a\\b", an id is the name of a file'),
-        ('"id": ".."', '"id" is "..", an id is the name of a file'),
-        ('"id": "../../etc/passwd"', '"id" is "../../etc/passwd", an id is the name of a file'),
-        ('"id": "."', '"id" is ".", an id is the name of a file'),
-        ('"id": "a\\u0000"', '"id" is "a\\x00", an id is the name of a file'),
-        ('"id": "a\\u009b"', '"id" is "a\\x9b", an id is the name of a file'),
-        ('"id": "' + "é" * 101 + '"', '"id" is 202 bytes long, at most 200 fit into a file name'),
-        ('"id": "\\ud800"', '"id" holds \\ud800, half a character'),
+        ('"id": true', '"id" is true, an id is used as a file name: no'),
+        ('"id": "a/b"', '"id" is "a/b", an id is used as a file name: no / \\ .. or control characters, at'),
+        ('"id": "a\\\\b"', '"id" is "a\\b", an id is used as a file name: no'),
+        ('"id": ".."', '"id" is "..", an id is used as a file name: no'),
+        ('"id": "../../etc/passwd"', '"id" is "../../etc/passwd", an id is used as a file name: no'),
+        ('"id": "."', '"id" is ".", an id is used as a file name: no'),
+        ('"id": "a\\u0000"', '"id" is "a\\x00", an id is used as a file name: no'),
+        ('"id": "a\\u009b"', '"id" is "a\\x9b", an id is used as a file name: no'),
+        ('"id": "' + "é" * 101 + '"', '"id" is 202 bytes long, use at most 200, which fit into a file'),
+        ('"id": "\\ud800"', '"id" contains \\ud800, a lone surrogate, write'),
         ('"metadata": null', '"metadata" is null, write an object: {"key": "value"}'),
         ('"metadata": [1]', '"metadata" is [1], write an object'),
         (
@@ -93,22 +93,28 @@ def parse_job(line: bytes | str, *, keep_extra: bool = False) -> Job:
         ),
         ('"styles": ["a"]', 'entry 1 of "styles" is "a", write {"id": "…", "strength": 1.0}'),
         ('"styles": [{"id": "a"}, {}]', 'entry 2 of "styles" has no "id", write {"id": '),
-        ('"styles": [{"id": ""}]', '"id" in entry 1 of "styles" is "", write the style\'s id'),
-        ('"styles": [{"id": 5}]', '"id" in entry 1 of "styles" is 5, write the style\'s id'),
-        ('"styles": [{"id": "a", "strength": "1"}]', '"strength" in entry 1 of "styles" is "1", write a number'),
-        ('"styles": [{"id": "a", "strength": true}]', '"strength" in entry 1 of "styles" is true, write a number'),
+        ('"styles": [{"id": ""}]', '"id" in entry 1 of "styles" is "", use the style\'s id from Krea\'s'),
+        ('"styles": [{"id": 5}]', '"id" in entry 1 of "styles" is 5, use the style\'s id from Krea\'s'),
+        (
+            '"styles": [{"id": "a", "strength": "1"}]',
+            '"strength" in entry 1 of "styles" is "1", use a number like 0.5',
+        ),
+        (
+            '"styles": [{"id": "a", "strength": true}]',
+            '"strength" in entry 1 of "styles" is true, use a number like 0.5',
+        ),
         (
             '"styles": [{"id": "a", "strenght": 1}]',
-            '"strenght" is not a field of entry 1 of "styles", did you mean',
+            '"strenght" is not a field of entry 1 of "styles", did you mean "strength"?',
         ),
-        ('"styles": [' + '{"id": "a"},' * 10 + '{"id": "a"}]', '"styles" has 11 entries, at most 10 entries are'),
+        ('"styles": [' + '{"id": "a"},' * 10 + '{"id": "a"}]', '"styles" has 11 entries, use at most 10'),
         (
             '"image_style_references": [' + '{"image_url": "https://a.b"},' * 10 + '{"image_url": "https://a.b"}]',
-            '"image_style_references" has 11 entries, at most 10',
+            '"image_style_references" has 11 entries, use at most 10',
         ),
         (
             '"image_style_references": [{"image_url": "http://a.b/c"}]',
-            '"image_url" in entry 1 of "image_style_references" is "http://a.b/c", write a whole https:// address',
+            '"image_url" in entry 1 of "image_style_references" is "http://a.b/c", use a complete https:// URL',
         ),
         ('"image_style_references": [{"image_url": "https://a.b/ c"}]', '"image_url" in entry 1 of'),
         (
@@ -117,29 +123,29 @@ def parse_job(line: bytes | str, *, keep_extra: bool = False) -> Job:
         ),
         (
             '"moodboards": [{"id": "calm"}]',
-            '"id" in entry 1 of "moodboards" is "calm", write the moodboard\'s UUID',
+            '"id" in entry 1 of "moodboards" is "calm", use the moodboard\'s UUID, like 01234567-89ab-cdef-0123-456789abcdef',
         ),
         (
             f'"moodboards": [{{"id": "{UUID}"}}, {{"id": "{UUID}"}}]',
-            '"moodboards" has 2 entries, at most 1 entry is allowed',
+            '"moodboards" has 2 entries, use at most 1',
         ),
-        ('"prompt": "y"', '"prompt" stands twice in one object, keep the one that you mean'),
-        ('"metadata": {"a": 1, "a": 1}', '"a" stands twice in one object'),
-        ('"seed": NaN', "NaN is no number in JSON, write a finite one"),
-        ('"seed": -Infinity', "-Infinity is no number in JSON"),
+        ('"prompt": "y"', 'duplicate key "prompt", keep one'),
+        ('"metadata": {"a": 1, "a": 1}', 'duplicate key "a", keep one'),
+        ('"seed": NaN', "NaN is not valid JSON, use a finite number, or leave"),
+        ('"seed": -Infinity', "-Infinity is not valid JSON, use a finite"),
         ('"metadata": {"a": 1e400}', "the number 1e400 is too large"),
         ('"seed": ' + "9" * 5000, "the number 99999999999999999999… has 5000 digits"),
         ('"metadata": {"a": ' + "9" * 5000 + "}", "the number 99999999999999999999… has 5000 digits"),
-        ('"metadata": {"a": [["\\udc00"]]}', '"a" holds \\udc00, half a character'),
-        ('"metadata": {"\\ud83d": 1}', "a key holds \\ud83d, half a character"),
-        ('"seed": None', "None is not JSON at character 23, write null"),
-        ('"seed": undefined', '"undefined" stands without quotes at character 23'),
-        ('"seed": 1,', "there is a trailing comma at character 24, take it away"),
-        ("seed: 1", '"seed" stands without quotes at character 15, put it into "…"'),
-        ('"id": "a\tb"', "a string holds a control character at character 23, write \\t for a tab"),
-        ('"id": “a”', "there is the quote “ at character 21"),
-        ('"id": "C:\\images"', "there is an unknown \\ escape at character 24"),
-        ('"id": "a" "seed": 1', "a comma is missing at character 25"),
+        ('"metadata": {"a": [["\\udc00"]]}', '"a" contains \\udc00, a lone surrogate, write'),
+        ('"metadata": {"\\ud83d": 1}', "a key contains \\ud83d, a lone surrogate, write"),
+        ('"seed": None', "None is not valid JSON at character 23, write null"),
+        ('"seed": undefined', '"undefined" is not quoted at character 23, write "…"'),
+        ('"seed": 1,', "trailing comma at character 24, remove it"),
+        ("seed: 1", '"seed" is not quoted at character 15, write "…"'),
+        ('"id": "a\tb"', "control character in a string at character 23, write \\t for a tab and \\n for"),
+        ('"id": “a”', "unexpected quote “ at character 21, use the"),
+        ('"id": "C:\\images"', "unknown \\ escape at character 24, write \\\\ for a backslash"),
+        ('"id": "a" "seed": 1', "missing comma at character 25, separate"),
     ],
 )
 def test_bad_fields(fields: str, said: str) -> None:
@@ -150,38 +156,44 @@ def test_bad_fields(fields: str, said: str) -> None:
 @pytest.mark.parametrize(
     ("line", "said"),
     [
-        (b"{}", 'there is no "prompt", write {"prompt": "what the image shows"}'),
+        (b"{}", 'missing "prompt", write {"prompt": "what the image shows"}'),
         (b'{"prompt": ""}', '"prompt" is empty, write in quotes what the image shows'),
         (b'{"prompt": " \\n\\u00a0"}', '"prompt" is empty'),
         (b'{"prompt": 5}', '"prompt" is 5, write in quotes'),
         (b'{"prompt": null}', '"prompt" is null, write in quotes'),
-        (b'{"prompt": "\\ud800"}', '"prompt" holds \\ud800, half a character (a lone surrogate)'),
+        (b'{"prompt": "\\ud800"}', '"prompt" contains \\ud800, a lone surrogate, write the character'),
         (b'{"prompt": "\xff"}', "byte 13 (0xff) is not UTF-8, save the file as UTF-8"),
         (b'{"prompt": "\xed\xa0\x80"}', "byte 13 (0xed) is not UTF-8"),
-        (b'{"prompt" "x"}', 'a colon is missing at character 11, write "field": value'),
-        (b'{"prompt": }', "a value is missing at character 12"),
-        (b'{"prompt": "x", 5: 1}', "the name of a field is missing at character 17"),
-        (b"{'prompt': 'x'}", "there is the quote ' at character 2"),
-        (b"{", "the line ends before its object does, write each job whole, on one line"),
-        (b'{"prompt": "x"', "the line ends before its object does"),
-        (b'{"prompt": "x', "a string is opened and never closed at character 12"),
-        (b'{"prompt": "x"},', "there is a comma behind the object at character 16"),
+        (b'{"prompt" "x"}', 'missing colon at character 11, write "field": value'),
+        (b'{"prompt": }', 'missing value at character 12, write "field":'),
+        (b'{"prompt": "x", 5: 1}', 'missing field name at character 17, write "field": value'),
+        (b"{'prompt': 'x'}", "unexpected quote ' at character 2, use the"),
+        (b"{", "the line ends before the object is complete, write each job on one line"),
+        (b'{"prompt": "x"', "the line ends before the object is complete,"),
+        (b'{"prompt": "x', 'unterminated string at character 12, close it with " on the'),
+        (b'{"prompt": "x"},', "unexpected comma after the object at character 16, remove"),
         (
             b'{"prompt": "x"} {"prompt": "y"}',
-            "there is something behind the object at character 17, write one job",
+            "unexpected text after the object at character 17, write one job per line",
         ),
-        (b"[]", "the line is [], not an object, write one object a line, without [ and ]"),
+        (b"[]", "the line is [], not an object, write one object per line, without [ and ]"),
         (b'"x"', 'the line is "x", not an object'),
         (b"null", "the line is null, not an object"),
         (b"12", "the line is 12, not an object"),
-        (b"a photo of a bench", "there is no object at character 1"),
-        (b"// a comment", "there is a comment at character 1"),
-        (b"[" * 100_000, f"the line is nested more than {MAX_DEPTH} levels deep"),
-        (b"[" * 500 + b"]" * 500, f"the line is nested more than {MAX_DEPTH} levels deep"),
-        (b'{"a":' * 100_000, f"the line is nested more than {MAX_DEPTH} levels deep"),
-        (b'{"prompt": "x", "metadata": ' + b'{"a":' * 120 + b"1" + b"}" * 121, "the line is nested more than 100"),
-        (b'{"prompt": "' + b"x" * MAX_LINE_BYTES + b'"}', "the line is longer than 1 MiB, write one job a line"),
-        (b'{"prompt": "x", "seed": 01}', "a comma is missing at character 26"),
+        (b"a photo of a bench", "expected an object at character 1, write"),
+        (b"// a comment", "unexpected comment at character 1, remove"),
+        (b"[" * 100_000, f"nested more than {MAX_DEPTH} levels deep"),
+        (b"[" * 500 + b"]" * 500, f"nested more than {MAX_DEPTH} levels deep"),
+        (b'{"a":' * 100_000, f"nested more than {MAX_DEPTH} levels deep"),
+        (
+            b'{"prompt": "x", "metadata": ' + b'{"a":' * 120 + b"1" + b"}" * 121,
+            "nested more than 100 levels deep, keep",
+        ),
+        (
+            b'{"prompt": "' + b"x" * MAX_LINE_BYTES + b'"}',
+            "the line is longer than 1 MiB, write one job per line, with",
+        ),
+        (b'{"prompt": "x", "seed": 01}', "missing comma at character 26, separate"),
     ],
 )
 def test_bad_lines(line: bytes, said: str) -> None:
@@ -221,8 +233,8 @@ def test_messages_are_short() -> None:
     ],
 )
 def test_a_key_may_appear_only_once(line: str) -> None:
-    """A key that stands twice in one object is refused wherever and however it is written."""
-    assert "stands twice in one object" in problem_and_hint(line)
+    """A key that duplicate key is refused wherever and however it is written."""
+    assert "duplicate key" in problem_and_hint(line)
 
 
 NAMES = st.sampled_from(
@@ -304,7 +316,7 @@ def test_good_lines() -> None:
 
 
 def test_keep_extra() -> None:
-    """Unknown fields go into the metadata, beside what stands there, and their names are told."""
+    """Unknown fields are put into the metadata, beside what stands there, and their names are told."""
     reader = JsonlParser(keep_extra=True)
     job = reader.read(b'{"tag": [1], "prompt": "x", "metadata": {"a": 1}, "sead": 7}')
     assert job == Job(prompt="x", metadata={"a": 1, "tag": [1], "sead": 7})
@@ -316,14 +328,17 @@ def test_keep_extra() -> None:
 @pytest.mark.parametrize(
     ("line", "said"),
     [
-        ('{"prompt": "x", "a": 1, "metadata": {"a": 2}}', '"a" stands both on the line and in its metadata, keep'),
+        (
+            '{"prompt": "x", "a": 1, "metadata": {"a": 2}}',
+            '"a" is given twice, on the line and in metadata, keep one',
+        ),
         ('{"prompt": "x", "a": 1, "metadata": 5}', '"metadata" is 5, write an object'),
-        ('{"prompt": "x", "a": 1, "a": 2}', '"a" stands twice in one object'),
-        ('{"prompt": "x", "a": 1, "seed": "x"}', '"seed" is "x", write a whole number'),
-        ('{"prompt": "x", "a": 1, "prompt": "y"}', '"prompt" stands twice'),
-        ('{"promt": "x"}', 'there is no "prompt"'),
+        ('{"prompt": "x", "a": 1, "a": 2}', 'duplicate key "a", keep one'),
+        ('{"prompt": "x", "a": 1, "seed": "x"}', '"seed" is "x", use an integer of at most'),
+        ('{"prompt": "x", "a": 1, "prompt": "y"}', 'duplicate key "prompt", keep one'),
+        ('{"promt": "x"}', 'missing "prompt", write {"prompt":'),
         ('{"prompt": "x", "styles": [{"id": "a", "b": 1}]}', '"b" is not a field of entry 1 of "styles"'),
-        ('{"prompt": "x", "a": "\\ud800"}', '"a" holds \\ud800'),
+        ('{"prompt": "x", "a": "\\ud800"}', '"a" contains \\ud800, a'),
     ],
 )
 def test_keep_extra_keeps_the_other_rules(line: str, said: str) -> None:

@@ -38,7 +38,7 @@ def write_content(folder: Path, content: bytes, name: str = "jobs.jsonl") -> Lin
     ],
 )
 def test_lines_and_numbers(tmp_path: Path, content: bytes, lines: list[tuple[int, bytes]], count: int) -> None:
-    """A byte order mark is taken off, blank lines are left out and counted, and a last newline ends a line."""
+    """A byte order mark is taken off, blank lines are ignored and counted, and a last newline ends a line."""
     file = write_content(tmp_path, content)
     assert list(file.lines()) == lines
     assert file.line_count == count
@@ -98,14 +98,14 @@ def test_gzip(tmp_path: Path, name: str) -> None:
 @pytest.mark.parametrize(
     ("name", "content", "said"),
     [
-        ("a.jsonl.gz", b'{"prompt": "x"}\n', "it is not a gzip file"),
-        ("a.jsonl.gz", b"", "it is not a gzip file"),
-        ("a.jsonl.gz", gzip.compress(os.urandom(5000), mtime=0)[:2000], "its packed data ends too early"),
-        ("a.jsonl.gz", gzip.compress(b"a" * 100, mtime=0)[:-6] + b"abcdef", "its packed data is damaged"),
-        ("a.jsonl.gz", gzip.compress(b"a" * 100, mtime=0)[:10] + b"\xff" * 30, "its packed data is damaged"),
-        ("a.jsonl", '{"prompt": "x"}'.encode("utf-16"), "it is UTF-16"),
-        ("a.jsonl", '{"prompt": "x"}'.encode("utf-16-le"), "it is UTF-16"),
-        ("a.jsonl", '{"prompt": "x"}'.encode("utf-16-be"), "it is UTF-16"),
+        ("a.jsonl.gz", b'{"prompt": "x"}\n', "not a gzip file"),
+        ("a.jsonl.gz", b"", "not a gzip file"),
+        ("a.jsonl.gz", gzip.compress(os.urandom(5000), mtime=0)[:2000], "the compressed data is truncated; copy"),
+        ("a.jsonl.gz", gzip.compress(b"a" * 100, mtime=0)[:-6] + b"abcdef", "the compressed data is damaged"),
+        ("a.jsonl.gz", gzip.compress(b"a" * 100, mtime=0)[:10] + b"\xff" * 30, "the compressed data is damaged"),
+        ("a.jsonl", '{"prompt": "x"}'.encode("utf-16"), "encoded as UTF-16;"),
+        ("a.jsonl", '{"prompt": "x"}'.encode("utf-16-le"), "encoded as UTF-16;"),
+        ("a.jsonl", '{"prompt": "x"}'.encode("utf-16-be"), "encoded as UTF-16;"),
     ],
 )
 def test_unusable_content(tmp_path: Path, name: str, content: bytes, said: str) -> None:
@@ -120,9 +120,9 @@ def test_unusable_paths(tmp_path: Path) -> None:
     """A path that is missing, a folder, or no path at all is an InputError that names it."""
     for path, said in (
         (str(tmp_path / "none.jsonl"), "there is no such file"),
-        (str(tmp_path), "it is a folder"),
-        ("a\0b", "it cannot be read"),
-        ("x" * 5000, "it cannot be read"),
+        (str(tmp_path), "is a directory; name"),
+        ("a\0b", "cannot be read (embedded"),
+        ("x" * 5000, "cannot be read (embedded"),
     ):
         with pytest.raises(InputError) as caught:
             list(LineFile(path).lines())
@@ -132,8 +132,8 @@ def test_unusable_paths(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("error", "said"),
     [
-        (PermissionError(13, "Permission denied"), "it may not be read"),
-        (OSError(5, "Input/output error"), "it cannot be read (Input/output error)"),
+        (PermissionError(13, "Permission denied"), "permission denied; check"),
+        (OSError(5, "Input/output error"), "cannot be read (Input/output error)"),
     ],
 )
 def test_disk_errors(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: OSError, said: str) -> None:
@@ -167,7 +167,7 @@ def test_changed_file(tmp_path: Path, change: object) -> None:
     assert callable(change)
     Path(file.name).write_bytes(change(content))
     seen: list[bytes] = []
-    with pytest.raises(InputError, match="it has changed since it was checked"):
+    with pytest.raises(InputError, match="changed since it was checked"):
         seen.extend(line for _, line in file.lines())
     assert b"line X" not in seen
 
@@ -183,7 +183,7 @@ def test_changed_while_being_read(tmp_path: Path) -> None:
         edited.seek(-12, os.SEEK_END)
         edited.write(b"LINE")
     seen: list[bytes] = []
-    with pytest.raises(InputError, match="it has changed"):
+    with pytest.raises(InputError, match="changed since"):
         seen.extend(line for _, line in lines)
     assert seen
     assert not any(line.startswith(b"LINE") for line in seen)

@@ -79,9 +79,9 @@ def test_what_is_no_seeds(text: str) -> None:
     [
         ("seed", [1, 1], '1 and 1 in the sweep of "seed" would be 1 in an id, keep one of them'),
         ("style", ["a b", "a/b"], '"a b" and "a/b" in the sweep of "style" would be a_b in an id, name them: '),
-        ("style", [], 'the sweep of "style" has no value, '),
+        ("style", [], 'the sweep of "style" has no values, '),
         ("style", "ink", 'the sweep of "style" is "ink", write '),
-        ("style", ["?"], '"?" in the sweep of "style" has no word for an id, give it a name'),
+        ("style", ["?"], '"?" in the sweep of "style" cannot be written in an id, give it a name'),
         ("styles", [[{"id": "x"}]], 'a value in the sweep of "styles" is [{"id": "x"}], name its values: '),
         ("repeat", 0, "repeat is 0, write a whole number from 1 to 10,000"),
         ("repeat", True, "repeat is true, "),
@@ -126,7 +126,7 @@ def test_sweeps_on_the_command_line() -> None:
 
 
 def test_what_cannot_be_swept() -> None:
-    """Only what the API takes and what the template names changes an image."""
+    """Only what the API takes and what the template uses changes an image."""
     check_axis_names([make_axis("animal", ["cat"]), make_axis("seed", [1]), repeat_axis(2)], ["animal"])
     with pytest.raises(JobError) as error:
         check_axis_names([make_axis("creativty", ["raw"])])

@@ -49,7 +49,7 @@ class S3Server:
 
     `shut` says for a request what status it is answered with instead, and the body `says`, 0 for none at all, or
     None to let it in;
-    `after` is called when the server has done what was asked, and before the answer leaves.
+    `after` is called when the server has done what was asked, and before the response is sent.
     """
 
     def __init__(self) -> None:

@@ -66,5 +66,5 @@ def test_a_second_put_is_idempotent_and_foreign_files_stay(tmp_path: Path) -> No
 def test_a_folder_that_is_none(tmp_path: Path) -> None:
     """A place where no folder can be stops the run before anything is paid, and says where and why."""
     (tmp_path / "file").write_text("mine")
-    with pytest.raises(SinkPermanentError, match=r"file/cats .*run the same command again"):
+    with pytest.raises(SinkPermanentError, match=r"file/cats .*run again to resume"):
         asyncio.run(FolderSink(tmp_path / "file/cats").check())

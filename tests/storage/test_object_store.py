@@ -98,7 +98,7 @@ class TestPut:
         assert len(bucket.uploaded_keys()) == 1
 
     def test_a_second_put_is_idempotent(self, tmp_path: Path, bucket: S3Server) -> None:
-        """An image that is there already is found by its metadata, and not sent again."""
+        """An image that already exists is found by its metadata, and not sent again."""
         sink, image = ObjectStoreSink.from_url(BUCKET_URL), staged_upload(tmp_path)
         assert {asyncio.run(sink.put(image)) for _ in range(3)} == {f"{BUCKET_URL}/fox.png"}
         assert bucket.uploaded_keys() == [f"{PREFIX}fox.png"]
@@ -130,7 +130,10 @@ class TestPut:
                 bucket.put(request.key, b"theirs")
 
         bucket.after_request = take_key
-        assert asyncio.run(ObjectStoreSink.from_url(BUCKET_URL).put(staged_upload(tmp_path))) == f"{BUCKET_URL}/fox~2.png"
+        assert (
+            asyncio.run(ObjectStoreSink.from_url(BUCKET_URL).put(staged_upload(tmp_path)))
+            == f"{BUCKET_URL}/fox~2.png"
+        )
         assert bucket.objects()[f"{PREFIX}fox.png"] == b"theirs"
 
     def test_an_upload_whose_response_is_lost(self, tmp_path: Path, bucket: S3Server) -> None:
@@ -188,7 +191,7 @@ class TestSinkErrors:
     @pytest.mark.parametrize(
         ("status", "error", "said"),
         [
-            (0, SinkTransientError, "cannot be reached"),
+            (0, SinkTransientError, "is not reachable"),
             (500, SinkTransientError, "HTTP 500"),
             (503, SinkTransientError, "HTTP 503"),
             (429, SinkTransientError, "HTTP 429"),
@@ -222,7 +225,7 @@ class TestSinkErrors:
         """A key that may neither list nor write, or that the store does not know, is told before a cent is spent."""
         bucket.reject_status, bucket.reject_body = (lambda _: 403), f"<Error><Code>{code}</Code></Error>".encode()
         sink = ObjectStoreSink.from_url(BUCKET_URL)
-        with pytest.raises(SinkPermanentError, match="takes no images from these credentials"):
+        with pytest.raises(SinkPermanentError, match="refuses these credentials"):
             asyncio.run(sink.check())
 
     def test_check_finds_a_missing_bucket(self, bucket: S3Server) -> None:
@@ -230,7 +233,7 @@ class TestSinkErrors:
         sink = ObjectStoreSink.from_url(BUCKET_URL)
         asyncio.run(sink.check())
         bucket.delete()
-        with pytest.raises(SinkPermanentError, match=f"there is no bucket for {BUCKET_URL}: make it"):
+        with pytest.raises(SinkPermanentError, match=f"no bucket for {BUCKET_URL}; create it"):
             asyncio.run(sink.check())
 
     @pytest.mark.parametrize(
@@ -273,7 +276,7 @@ class TestEngine:
             assert objects[key] == make_png(text=row["request"]["prompt"].encode())
 
     def test_a_store_that_goes_away_and_comes_back(self, tmp_path: Path, bucket: S3Server) -> None:
-        """Ten uploads without an answer and ten with 503 delay their images, and cost no download and no POST."""
+        """Ten uploads without a response and ten with 503 delay their images, and cost no download and no POST."""
         reject_statuses = iter([0] * 10 + [503] * 10)
         bucket.reject_status = lambda asked: next(reject_statuses, None) if asked.is_upload else None
         gateway = ScriptedGateway()
@@ -295,7 +298,7 @@ class TestEngine:
         engine = asyncio.run(
             run_jobs(tmp_path, gateway, todo, sink=BUCKET_URL, max_in_flight=5, **SINK_SIMULATOR_OPTIONS)
         )
-        assert f"there is no bucket for {BUCKET_URL}" in str(engine.stopped)
+        assert f"no bucket for {BUCKET_URL}" in str(engine.stopped)
         assert len(gateway.submitted_bodies) < 200
         bucket.reject_status, bucket.after_request = (lambda _: None), (lambda _: None)
         asyncio.run(run_jobs(tmp_path, gateway, todo, sink=BUCKET_URL, **SINK_SIMULATOR_OPTIONS))
@@ -348,7 +351,7 @@ class TestCommand:
         command = ("run", "jobs.jsonl", "--out", "out", "--simulate", "--time-scale", "50", *SINK_RUN_OPTIONS)
         done = run_command(*command, cwd=tmp_path, KREA_BATCH_SINK=BUCKET_URL)
         assert done.returncode == 0, done.stderr
-        assert f"images: {BUCKET_URL}" in done.stdout
+        assert f"images:   {BUCKET_URL}" in done.stdout
         check_objects(tmp_path / "out", bucket)
         assert len(bucket.objects()) == 6
         assert "of-a-key" not in done.stdout + done.stderr
@@ -405,7 +408,7 @@ class TestCommand:
         process = start_run(tmp_path, simulator.gateway_url)
         _, said = process.communicate(timeout=PROCESS_TIMEOUT_S)
         assert process.returncode == 3
-        assert f"there is no bucket for {BUCKET_URL}: make it, or mend --sink" in said.decode()
+        assert f"no bucket for {BUCKET_URL}; create it or fix" in said.decode()
         assert not simulator.admin_request("/ledger")["posts"]
         bucket.create()
         process = start_run(tmp_path, simulator.gateway_url)

@@ -135,7 +135,7 @@ def test_a_file_that_lost_rows_is_not_complete(tmp_path: Path, disk: Executor) -
     (tmp_path / RESULTS).write_bytes(b"short")
 
     async def work(results: ResultsFile) -> None:
-        with pytest.raises(OSError, match="it was cut while it was copied"):
+        with pytest.raises(OSError, match="the file was truncated while it was copied"):
             await results.rewrite(groups(["b"]), keep_bytes=6)
 
     assert with_results(tmp_path, disk, work) == []
@@ -165,7 +165,7 @@ def test_rows_that_arrive_during_a_rewrite_are_appended(tmp_path: Path, disk: Ex
 
 
 def test_rows_that_arrive_during_a_failed_rewrite_are_not_lost(tmp_path: Path, disk: Executor) -> None:
-    """They go to the old file, which stays; and the next time, nothing stands twice."""
+    """They go to the old file, which stays; and the next time, nothing is given twice."""
     (tmp_path / RESULTS).write_bytes(encode_row(outcome("old")))
 
     async def endless_rows() -> AsyncIterator[list[Outcome]]:

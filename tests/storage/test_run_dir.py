@@ -15,8 +15,8 @@ from tests.processes import clean_environment
 LOCK_SCRIPT = """
 import sys, time
 from pathlib import Path
-from krea_batch.storage.run_dir import RunFolder
-RunFolder(Path(sys.argv[1])).take()
+from krea_batch.storage.run_dir import RunDir
+RunDir(Path(sys.argv[1])).lock()
 print("held", flush=True)
 time.sleep(60)
 """
@@ -36,7 +36,7 @@ def test_one_process_locks_it(tmp_path: Path) -> None:
     """In one process, too, the second is refused until the first lets go; letting go twice does no harm."""
     first, second = RunDir(tmp_path / "out"), RunDir(tmp_path / "out")
     first.lock()
-    with pytest.raises(RunDirError, match="another krea-batch is working in it"):
+    with pytest.raises(RunDirError, match="another krea-batch is using it"):
         second.lock()
     first.unlock()
     first.unlock()
@@ -67,7 +67,7 @@ def test_what_is_no_folder(tmp_path: Path, there: str) -> None:
     in_the_way = tmp_path / there if there != "." else tmp_path / "file"
     in_the_way.parent.mkdir(exist_ok=True)
     in_the_way.write_text("mine")
-    with pytest.raises(RunDirError, match="cannot be used") as caught:
+    with pytest.raises(RunDirError, match="cannot use") as caught:
         RunDir(out).lock()
     assert caught.value.path == out
     assert in_the_way.read_text() == "mine"
@@ -75,7 +75,7 @@ def test_what_is_no_folder(tmp_path: Path, there: str) -> None:
 
 def test_where_there_is_no_run(tmp_path: Path) -> None:
     """A folder without a ledger holds no run, and is told so; one with a ledger does."""
-    with pytest.raises(RunDirError, match="there is no run in it"):
+    with pytest.raises(RunDirError, match="not a run directory"):
         require_run(tmp_path)
     (tmp_path / LEDGER).touch()
     require_run(tmp_path)

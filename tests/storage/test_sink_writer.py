@@ -165,7 +165,7 @@ class TestPermanentErrors:
         [
             (PERMANENT_ERROR, "has no room"),
             (TRANSIENT_ERROR, "HTTP 503"),
-            (10 * CHECK_TIMEOUT_S, "gave no answer"),
+            (10 * CHECK_TIMEOUT_S, "did not answer"),
             (ConnectionRefusedError(111, "Connection refused"), "Connection refused"),
         ],
         ids=["refusal", "trouble", "silence", "nobody there"],
@@ -234,7 +234,7 @@ class TestEnds:
 
         gateway, sink = ScriptedGateway(), ScriptedSink()
         with monkeypatch.context() as patch:
-            patch.setattr(LedgerStore, "store", kill)
+            patch.setattr(LedgerStore, "mark_stored", kill)
             with pytest.raises(KeyError):
                 run_virtual(run_jobs(tmp_path, gateway, make_jobs(1), sink=sink))
         assert set(sink.kept) == {"j0"}

@@ -70,7 +70,8 @@ def export(
             count = _export_with_progress(images, format_, output, options, quiet=quiet)
         except OSError as error:
             raise InputError(
-                f"cannot write {output} ({error.strerror})", "free disk space, or use another --output"
+                f"cannot write {output} ({error.strerror})",
+                "check the directory and its free space, or use another --output",
             ) from None
     if not quiet:
         click.echo(f"{pluralize(count, 'image')} in {output}")

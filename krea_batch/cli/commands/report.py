@@ -56,7 +56,8 @@ def report(out: Path, output: Path | None, rate: str | None, thumbnails: int, qu
                 )
     except OSError as error:
         raise InputError(
-            f"cannot write {output_path} ({error.strerror})", "free disk space, or use another --output"
+            f"cannot write {output_path} ({error.strerror})",
+            "check the directory and its free space, or use another --output",
         ) from None
     if not quiet:
         click.echo(f"{pluralize(count, 'image')} in {output_path}, {format_bytes(output_path.stat().st_size)}")

@@ -49,8 +49,8 @@ def export(
     """Write the images of a run to `output` in the named format, a key of WRITERS. Return the number of images.
 
     `on_progress` is called with 1 after each image. If an image cannot be read or written, no part file is left and
-    an existing `output` stays as it was. Raises InputError if there are no images, `output` exists without `force`, an image
-    differs from the ledger, or pyarrow is required and not installed; OSError if writing fails.
+    an existing `output` stays as it was. Raises InputError if there are no images, `output` exists without `force`,
+    an image differs from the ledger, or pyarrow is required and not installed; OSError if writing fails.
     """
     count = run_images.count()
     if not count:
