@@ -76,7 +76,7 @@ def test_every_decision_about_ambiguous_jobs(gateway: SimulatorProcess, tmp_path
     [
         (["--resubmit", "fox"], "job 'fox': the job is not ambiguous"),
         (["--abandon", "00001", "fox"], "job 'fox': the job is not ambiguous"),
-        (["--adopt", "00001=../../x"], "no request_id"),
+        (["--adopt", "00001=../../x"], "is not a request_id"),
         (["--adopt", "00001"], "not JOB=REQUEST_ID"),
         (["--adopt", "00001=a", "--adopt", "00001=b"], "more than once"),
         (["--adopt", "00001=a", "--adopt", "00002=a"], "belongs to another job"),
@@ -101,5 +101,5 @@ def test_where_there_is_no_run(tmp_path: Path) -> None:
     for arguments in ([], ["--resubmit"]):
         done = run_command("resolve", "out", *arguments, cwd=tmp_path)
         assert done.returncode == 2
-        assert "there is no run in it" in done.stderr
+        assert "not a run directory" in done.stderr
     assert list((tmp_path / "out").iterdir()) == []

@@ -173,12 +173,14 @@ class TestExportErrors:
             if name == "csv":  # CSV contains no image, so none is read.
                 assert export(run_images, name, tmp_path / "set", ExportOptions()) == 4
                 return
-            with pytest.raises(InputError, match=r"job\.1\.png differs from the ledger; see krea-batch verify"):
+            with pytest.raises(
+                InputError, match=r"job\.1\.png differs from the ledger; see krea-batch verify OUT --repair"
+            ):
                 export(run_images, name, tmp_path / "set", ExportOptions())
         assert sorted(path.name for path in tmp_path.iterdir()) == ["out"]
 
     def test_not_a_run_directory(self, tmp_path: Path) -> None:
-        """A folder without a run is told, and nothing is made in it."""
+        """A directory without a run raises RunDirError, and nothing is created in it."""
         with pytest.raises(RunDirError, match="not a run directory"):
             RunImages(tmp_path)
         assert not list(tmp_path.iterdir())
@@ -187,7 +189,7 @@ class TestExportErrors:
         """`--embed-metadata` is an error with csv, since a CSV does not copy images."""
         done = run_command("export", finished_run, "--format=csv", "--output=x", "--embed-metadata", cwd=tmp_path)
         assert done.returncode == 2
-        assert "cannot be used with csv" in done.stderr
+        assert "--embed-metadata cannot be used with csv" in done.stderr
 
     def test_run_is_not_changed(self, finished_run: Path, tmp_path: Path) -> None:
         """An export changes, creates and deletes no file of the run."""
@@ -204,11 +206,11 @@ SLOW_EXPORT_SCRIPT = """
 import sys, time
 from krea_batch.maintenance.export import run_images
 read = run_images.ExportedImage.read
-def slowly(self):
+def read_slowly(self):
     print("reading", flush=True)
     time.sleep(0.2)
     return read(self)
-run_images.ExportedImage.read = slowly
+run_images.ExportedImage.read = read_slowly
 from krea_batch.cli.app import main
 main()
 """

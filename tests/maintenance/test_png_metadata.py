@@ -1,4 +1,4 @@
-"""Test that texts embedded in a PNG, by krea-batch or other programs, are read back, and that pixels stay the same."""
+"""Test that texts in a PNG, from krea-batch or other programs, are read back, and that pixels stay the same."""
 
 from __future__ import annotations
 

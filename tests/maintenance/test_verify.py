@@ -43,7 +43,7 @@ def accepted_submissions(out: Path) -> int:
 
 
 def test_all_correct(out: Path) -> None:
-    """Nothing to tell, exit code 0, and no key is needed."""
+    """Without mismatches the exit code is 0, and no API key is needed."""
     assert run_verify(out, key="")[:2] == (0, {"images": 4, "mismatches": 0, "repaired": 0, "details": []})
     done = run_command("verify", out, cwd=out.parent)
     assert (done.returncode, done.stdout, done.stderr) == (0, "4 images, all correct\n", "")
@@ -54,9 +54,9 @@ def test_mismatches_are_listed(out: Path) -> None:
     damage(out)
     code, report, _ = run_verify(out)
     assert code == 1
-    gone, cut, replaced = (mismatch["problem"] for mismatch in report["details"])
-    assert (gone, cut) == ("missing", "incomplete or damaged (the image is cut short)")
-    assert replaced.startswith("a different image") or " bytes instead of " in replaced
+    missing, truncated, replaced = (mismatch["problem"] for mismatch in report["details"])
+    assert (missing, truncated) == ("missing", "incomplete or damaged (the image is cut short)")
+    assert re.fullmatch(r"[\d,]+ bytes instead of [\d,]+|content differs \(SHA-256 mismatch\)", replaced)
     assert not (out / "images" / "job.0.png").exists()
 
 
@@ -64,8 +64,8 @@ def test_repaired(out: Path, finished_run: Path) -> None:
     """`--repair` restores each image byte for byte without a submit, and the next check finds no mismatch."""
     damage(out)
     before = accepted_submissions(out)
-    code, report, said = run_verify(out, "--repair", "--simulate")
-    assert (code, report["mismatches"], report["repaired"]) == (0, 3, 3), said
+    code, report, stderr = run_verify(out, "--repair", "--simulate")
+    assert (code, report["mismatches"], report["repaired"]) == (0, 3, 3), stderr
     assert accepted_submissions(out) == before
     for path in (finished_run / "images").iterdir():
         assert (out / "images" / path.name).read_bytes() == path.read_bytes()
@@ -102,7 +102,7 @@ def test_repair_without_key(out: Path) -> None:
     damage(out)
     done = run_command("verify", out, "--repair", cwd=out.parent, key="")
     assert done.returncode == 2
-    assert "no API key" in done.stderr
+    assert "no API key; set PIXAZO_API_KEY or pass --api-key-file FILE" in done.stderr
 
 
 def test_images_the_gateway_no_longer_has(out: Path) -> None:
@@ -113,9 +113,7 @@ def test_images_the_gateway_no_longer_has(out: Path) -> None:
     code, report, _ = run_verify(out, "--repair", "--simulate")
     assert (code, report["repaired"]) == (1, 0)
     assert [mismatch["id"] for mismatch in report["details"]] == ["job.0", "job.1", "job.2"]
-    assert all(
-        mismatch["problem"].endswith("; the gateway no longer has the image") for mismatch in report["details"]
-    )
+    assert all("; 5 attempts failed: Not Found" in mismatch["problem"] for mismatch in report["details"])
     assert (out / "images" / "job.1.png").read_bytes() == truncated
 
 
