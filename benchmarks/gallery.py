@@ -3,7 +3,7 @@
     python -m benchmarks.gallery                       5,000 images of 1024 pixels, of which 40 differ
     python -m benchmarks.gallery --images 30         the short form
 
-The simulator draws some images, which then stand in the ledger under many names. `krea-batch report` is a process
+The simulator draws some images, which are then in the ledger under many names. `krea-batch report` is a process
 of its own; the page is opened in headless Chromium, from its file and from `krea-batch view`. It can be used once
 every image in sight is drawn and the page answers to a filter.
 """

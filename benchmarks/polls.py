@@ -5,7 +5,7 @@
 
 The real engine runs on a loop with virtual time against a gateway with the given latencies. Cost is polls plus lag in
 units of the poll interval, a job. The best possible is computed by dynamic programming for the very latencies drawn:
-one sequence of ages to poll at, known beforehand, that costs least. No engine can know it.
+one sequence of ages to poll at, known in advance, that costs least. No engine can know it.
 """
 
 from __future__ import annotations

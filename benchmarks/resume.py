@@ -1,6 +1,6 @@
 """How long does a run of a million recorded jobs take to its first new submit?
 
-    python -m benchmarks.resume                        1,000,000 jobs on record and 100 new ones behind them
+    python -m benchmarks.resume                        1,000,000 jobs in the ledger and 100 new ones after them
     python -m benchmarks.resume --jobs 2000 --repeat 1     the short form
 
 The real command goes on with a folder whose ledger and results hold every old job as succeeded, once after a run that
@@ -148,7 +148,7 @@ def main() -> None:
     parser.add_argument("--jobs", type=int, default=1_000_000)
     parser.add_argument("--repeat", type=int, default=3)
     options = parser.parse_args()
-    print("| on record | the last run | first new submit after | end after | most memory |")
+    print("| in the ledger | previous run | first new submit after | end after | peak memory |")
     print("|---|---|---|---|---|")
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)

@@ -30,7 +30,7 @@ BOUNDS: dict[str, dict[str, Any]] = {
 
 
 async def run_small_tenants(engine: Engine) -> float:
-    """Seconds until each of the nine has his ten images."""
+    """Seconds until each of the nine has its ten images."""
     loop = asyncio.get_running_loop()
     started_s = loop.time()
     jobs = [(tenant, Job(prompt=f"{tenant} {n}")) for tenant in SMALL_TENANTS for n in range(JOBS_EACH)]

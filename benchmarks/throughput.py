@@ -4,7 +4,7 @@
     python -m benchmarks.throughput --share 0.05 --repeat 1   the short form: a twentieth of the jobs
 
 Limits that are told are measured more often, since one stall of the machine spoils a short run. Those that are not
-told are low, and several of them are measured at once.
+told are low, and several of them are measured in parallel.
 The real command runs against the simulator, each in a process of its own. What was accepted, and when, is read from
 the simulator's ledger. `used` is accepted submits a second, from the first to the last, over the limit.
 """

@@ -5,7 +5,7 @@
 
     curl -X POST localhost:8000/images -H 'Content-Type: application/json' -d '{"prompt": "a cat"}'
 
-A request is on record before it is answered, so that its id is good for ever: after a crash the next process on the
+A request is in the ledger before it is answered, so that its id is good for ever: after a crash the next process on the
 same folder goes on with it, and pays for nothing twice. One process a folder: more workers need a folder each.
 
 From the environment: PIXAZO_API_KEY; KREA_OUT, where images and ledger are kept; KREA_GATEWAY; KREA_RATE;
@@ -68,7 +68,7 @@ async def invalid_job(_: Request, error: JobError) -> Response:
 
 @app.exception_handler(KreaBatchError)
 async def engine_stopped(_: Request, error: KreaBatchError) -> Response:
-    """The engine has stopped: the wallet is empty, say. What is on record stays there."""
+    """The engine has stopped: the wallet is empty, say. Requests in the ledger stay there."""
     return _json_response({"error": str(error)}, status=503, headers={"Retry-After": "60"})
 
 
@@ -76,7 +76,7 @@ async def engine_stopped(_: Request, error: KreaBatchError) -> Response:
 async def create_image(
     job: Annotated[dict[str, Any], Body()], x_tenant: Annotated[str, Header()] = ""
 ) -> dict[str, str]:
-    """Put an image on record. Users who bring many do not keep others waiting: X-Tenant says who asks."""
+    """Record a request. Users with many requests do not keep others waiting: X-Tenant says who asks."""
     try:
         parsed = msgspec.convert(job, Job)
     except msgspec.ValidationError as error:

@@ -79,7 +79,7 @@ def write_back(queue: Queue, outcome: Outcome) -> None:
 
 
 async def work(queue: Queue, engine: Engine, *, once: bool) -> None:
-    """Make what is in the queue until there is nothing more, or somebody asks to stop."""
+    """Make what is in the queue until there is nothing more, or until stopped."""
     stop_requested = asyncio.Event()
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, stop_requested.set)
     await engine.start()

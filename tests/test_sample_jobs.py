@@ -56,7 +56,7 @@ def test_five_hundred() -> None:
 
 
 def test_bad_lines(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Each bad line gets the sentence that stands in its companion, each another one."""
+    """Each bad line gets the message that is in the expected file, each a different one."""
     monkeypatch.chdir(SAMPLES_DIR)
     problems: list[LineProblem] = []
     with JobFiles(["bad_lines.jsonl"]) as files:

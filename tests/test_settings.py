@@ -249,7 +249,7 @@ def test_the_key_hides() -> None:
     ],
 )
 def test_what_is_no_key(text: str) -> None:
-    """A key that could not stand in a header is refused, in words that do not show it."""
+    """A key that cannot be sent in a header is refused, in words that do not show it."""
     with pytest.raises(SettingsError) as caught:
         ApiKey(text)
     assert SETTINGS_KEY not in str(caught.value)

@@ -55,7 +55,7 @@ class RecordingGateway:
 
 
 async def run_engine(case: Case, recorder: Recorder) -> None:
-    """Run the jobs of a case. The first SIGINT drains the jobs in flight, the second stops at once."""
+    """Run the jobs of a case. The first SIGINT drains the jobs in flight, the second stops immediately."""
     options: dict[str, Any] = {
         "gateway": case.gateway,
         "rate": case.rate,

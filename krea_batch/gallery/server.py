@@ -152,7 +152,7 @@ def _jobs_page(store: LedgerStore, after_job_no: int, limit: int) -> list[tuple[
 
 
 async def _interrupt(process: asyncio.subprocess.Process) -> None:
-    """End a retry like two Ctrl-C: at once, without ambiguous jobs. asyncio would kill it."""
+    """End a retry like two Ctrl-C: immediately, without ambiguous jobs. asyncio would kill it."""
     for name in (signal.SIGINT, signal.SIGTERM):  # two signals of the same kind may be merged
         with suppress(ProcessLookupError):
             process.send_signal(name)

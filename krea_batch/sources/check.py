@@ -26,7 +26,7 @@ from krea_batch.sources.inputs import Input, numbered_rows, with_positions
 from krea_batch.sources.json_errors import quoted
 from krea_batch.sources.parser import RowParser
 
-MAX_PROBLEMS_KEPT = 100  # chosen: more than anybody reads at once; `on_problem` gets all
+MAX_PROBLEMS_KEPT = 100  # chosen: more than anybody reads; `on_problem` gets all
 MAX_NOTES_KEPT = 100  # chosen: one per mistyped name
 LOOKUP_BATCH = 500  # chosen: one ledger query for many jobs, within the 999 variables of older SQLites
 CANDIDATE_BATCH = 50_000  # chosen: their ids take about 10 MB; each batch rereads the files once
@@ -73,7 +73,7 @@ class Check:
         self._checkpoint = checkpoint  # all jobs before it are in the ledger, unchanged
         self._recorded_ids: set[str] = (
             set()
-        )  # ids behind it that are on record; no more of them once they are too many
+        )  # ids after it in the ledger; no longer collected once there are too many
         self._on_problem = on_problem
         self._id_finder = DuplicateIdFinder(spool_dir)
         self._rows_before: list[int] = []  # for each file: the rows of the files before it

@@ -108,7 +108,7 @@ def test_no_balance_stops_the_run(simulate: StartSimulator, tmp_path: Path) -> N
     """402 after 50 of 120: 50 images, few refused tries, exit 3; topped up, the same command ends it."""
     simulator = simulate(*CHARGES_SIMULATOR_OPTIONS, "--balance", "50")
     write_jobs(tmp_path / "jobs.jsonl", 120)
-    done = run_against(simulator, tmp_path, "--rate", "50/s")  # few are in the air when the first 402 is read
+    done = run_against(simulator, tmp_path, "--rate", "50/s")  # few are in flight when the first 402 is read
     assert done.returncode == 3
     assert "top up the wallet, then run again to resume" in done.stdout
     assert len(list((tmp_path / "out" / "images").glob("*.png"))) == 50
@@ -126,7 +126,7 @@ def test_no_balance_stops_the_run(simulate: StartSimulator, tmp_path: Path) -> N
     ids=["key revoked", "forbidden"],
 )
 def test_a_key_that_is_refused(simulate: StartSimulator, tmp_path: Path, options: tuple[str, ...], says: str) -> None:
-    """Submits stop at once, exit 3 and why; what was paid is fetched, now or by the same command later."""
+    """Submits stop immediately, exit 3 and why; what was paid is fetched, now or by the same command later."""
     simulator = simulate(*CHARGES_SIMULATOR_OPTIONS, *options)
     write_jobs(tmp_path / "jobs.jsonl", 200)
     done = run_against(simulator, tmp_path)

@@ -18,7 +18,7 @@ SIMULATED_RUN_COMMAND = ("--simulate", "--time-scale=1000", "--rate=100/s", "--p
 
 @pytest.fixture
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """An empty folder to stand in."""
+    """An empty working directory."""
     monkeypatch.chdir(tmp_path)
     return tmp_path
 
@@ -112,7 +112,7 @@ def test_standard_input_of_any_format(folder: Path) -> None:
     assert validate("-", "--input-format", "text", stdin="a cat\n").stdout.startswith("1 valid job")
     done = validate("-", stdin="a cat\n")
     assert done.exit_code == 2
-    assert "give --input-format" in done.stderr
+    assert "set --input-format" in done.stderr
 
 
 @pytest.mark.parametrize(

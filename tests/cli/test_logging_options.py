@@ -78,7 +78,7 @@ class TestMetrics:
 
     @pytest.mark.parametrize("way", ["environment", "file"])
     def test_as_every_option(self, way: str, simulate: StartSimulator, tmp_path: Path) -> None:
-        """The port can stand in the environment and in krea-batch.toml; one that was found is told with --quiet."""
+        """The port can come from the environment and in krea-batch.toml; one that was found is told with --quiet."""
         write_jobs(tmp_path / "jobs.jsonl", 1)
         if way == "file":
             (tmp_path / "krea-batch.toml").write_text("metrics-port = 0\n")

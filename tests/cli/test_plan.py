@@ -66,9 +66,9 @@ def test_what_is_left_of_a_run(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("options", "expected"),
     [
-        (["--latency", "soon"], "--latency: it is 'soon'; write 12s"),
+        (["--latency", "soon"], "--latency: invalid latency 'soon'; write 12s"),
         (["--latency", "5s", "--latency-from", "out"], "--latency-from: cannot be combined with --latency"),
-        (["--latency-from", "out"], "there is no run in it"),
+        (["--latency-from", "out"], "not a run directory"),
         (["--gateway-limit", "fast"], "--gateway-limit: invalid rate 'fast'"),
     ],
 )

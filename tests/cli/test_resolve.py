@@ -1,4 +1,4 @@
-"""`krea-batch resolve`: ambiguous jobs are listed, and decided by somebody's word alone."""
+"""`krea-batch resolve`: ambiguous jobs are listed, and decided by someone's word alone."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Jobs that ended without an image are submitted again by somebody's word, and by nothing else."""
+"""Jobs that ended without an image are submitted again by someone's word, and by nothing else."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ def charge_counts(out: Path) -> dict[str, int]:
     [("job-failed", "failed", 8), ("submit-400", "rejected", 4), ("job-error", "errored", 4)],
 )
 def test_all_unsuccessful_jobs(simulate: StartSimulator, tmp_path: Path, fault: str, state: str, paid: int) -> None:
-    """Each is submitted once more and gets its image; what was paid before stays on record."""
+    """Each is submitted once more and gets its image; what was paid before stays in the ledger."""
     gateway, out = failed_run(simulate, tmp_path, fault)
     assert set(ledger_states(out).values()) == {state}
     done = run_command("retry", out, "--yes", "--gateway", gateway.gateway_url, *RETRY_RUN_OPTIONS, cwd=tmp_path)
@@ -161,7 +161,7 @@ def test_what_is_not_submitted_again(gateway: SimulatorProcess, tmp_path: Path) 
 
 
 def test_abandoned_ones_only_when_named(gateway: SimulatorProcess, tmp_path: Path) -> None:
-    """What somebody decided not to submit again is left, but for an explicit wish."""
+    """What someone decided not to submit again is left, but for an explicit wish."""
     out = run_jobs_at(gateway, tmp_path, 1)
     make_ambiguous(out)
     assert run_command("resolve", out, "--abandon", cwd=tmp_path).returncode == 0

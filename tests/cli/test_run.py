@@ -254,7 +254,7 @@ class TestStops:
 
 
 def job_state_counts(out: Path) -> dict[str, int]:
-    """How many jobs of a ledger stand in each state, read from beside."""
+    """How many jobs of a ledger are in each state, read by another connection."""
     connection = sqlite3.connect(f"file:{out}/ledger.db?mode=ro", uri=True, timeout=10)
     try:
         return dict(connection.execute("SELECT state, count(*) FROM jobs GROUP BY state").fetchall())
@@ -372,9 +372,9 @@ class TestRefusals:
         assert hint in self.assert_refused(tmp_path, "jobs.jsonl", *arguments)
 
     def test_a_strangers_ledger_is_refused(self, tmp_path: Path) -> None:
-        """A ledger.db that somebody else made is left alone."""
+        """A ledger.db that someone else made is left alone."""
         (tmp_path / "out").mkdir()
-        (tmp_path / "out/ledger.db").write_bytes(b"this is no database, but somebody needs it" * 50)
+        (tmp_path / "out/ledger.db").write_bytes(b"this is no database, but someone needs it" * 50)
         write_jobs(tmp_path / "jobs.jsonl", 1)
         before = (tmp_path / "out/ledger.db").read_bytes()
         self.assert_refused(tmp_path, "jobs.jsonl")

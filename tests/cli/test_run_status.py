@@ -114,7 +114,7 @@ class TestRateHistory:
 
 
 def test_identical_errors_are_grouped() -> None:
-    """The commonest of late are told, tries and ends alike; an image is no trouble."""
+    """The most frequent recent errors are shown, tries and ends alike; an image is no trouble."""
     errors = RecentErrors()
     for n in range(3):
         errors.on_event(RetryScheduled(f"{n}", "submit", "HTTP 500"))

@@ -46,7 +46,7 @@ def tls_proxy_port(port: int, pem: Path) -> Iterator[int]:
         backend_reader, backend_writer = await asyncio.open_connection("127.0.0.1", port)
         await asyncio.gather(
             forward(reader, backend_writer), forward(backend_reader, writer), return_exceptions=True
-        )  # whoever is cut first
+        )  # either side may be first
 
     server = loop.run_until_complete(asyncio.start_server(on_connected, "127.0.0.1", 0, ssl=context))
     thread = threading.Thread(target=loop.run_forever)

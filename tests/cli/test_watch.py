@@ -95,7 +95,7 @@ def test_no_run(tmp_path: Path) -> None:
     """A folder without a run is told to be one, with exit 2."""
     done = run_command("watch", "nowhere", cwd=tmp_path)
     assert done.returncode == 2
-    assert "there is no run in it" in done.stderr
+    assert "not a run directory" in done.stderr
 
 
 def test_status_checks_do_not_block_a_run(tmp_path: Path) -> None:

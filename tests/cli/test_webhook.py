@@ -79,7 +79,7 @@ def test_a_wrong_address(simulate: StartSimulator, tmp_path: Path, options: tupl
 
 
 def test_a_port_in_use(simulate: StartSimulator, tmp_path: Path) -> None:
-    """A port that somebody else has ends the command with 2, and nothing is spent."""
+    """A port that someone else has ends the command with 2, and nothing is spent."""
     simulated = simulate("--tiny")
     jobs = write_jobs(tmp_path / "jobs.jsonl", 1)
     with socket.create_server(("127.0.0.1", 0)) as taken:

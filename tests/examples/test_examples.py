@@ -191,7 +191,7 @@ class TestService:
         with service.running():
             statuses = asyncio.run(find_all())
         assert len(statuses) == 400
-        assert set(statuses) <= {"succeeded", "ambiguous"}  # what was in the air at the kill
+        assert set(statuses) <= {"succeeded", "ambiguous"}  # what was in flight at the kill
         assert statuses.count("ambiguous") <= 60
         bought = charged_prompts(simulated)
         assert len(bought) == len(set(bought))
@@ -232,7 +232,7 @@ class TestWorker:
 
     @pytest.mark.parametrize("end", [signal.SIGKILL, signal.SIGTERM])
     def test_stopped_with_jobs_in_flight(self, simulate: StartSimulator, tmp_path: Path, end: signal.Signals) -> None:
-        """However a worker ends, the next one brings home what is open; no message is paid for twice."""
+        """However a worker ends, the next one completes what is open; no message is paid for twice."""
         simulated = simulate("--tiny", "--latency", "uniform:2,4")
         self.put_prompts(tmp_path / "queue.db", *(f"image {n}" for n in range(200)))
         worker = self.start(tmp_path, simulated.gateway_url)

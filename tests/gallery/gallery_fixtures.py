@@ -191,7 +191,7 @@ def tile(page: Page, job_id: str) -> Locator:
 
 
 def visible_ids(page: Page) -> list[str]:
-    """Ids of the tiles that stand in the page now."""
+    """Ids of the tiles that are in the page now."""
     return page.locator(".tile").evaluate_all("all => all.map(tile => tile.dataset.id)")  # type: ignore[no-any-return]
 
 

@@ -79,7 +79,7 @@ class TestOneFile:
         assert opened.value.url == (mixed_report.parent / "images/cat-2.png").as_uri()
 
     def test_alone(self, mixed_report: Path, open_page: OpenPage, tmp_path: Path) -> None:
-        """Sent to somebody without its images it still shows the thumbnails, in the lightbox too."""
+        """Sent to someone without its images it still shows the thumbnails, in the lightbox too."""
         shutil.copy(mixed_report, tmp_path / "sent.html")
         page = open_page((tmp_path / "sent.html").as_uri(), allowed_errors=("ERR_FILE_NOT_FOUND",))
         assert is_colour(rendered_colour(tile(page, "fox").locator("img")), JOB_NUMBERS["fox"])
@@ -177,7 +177,7 @@ class TestEscaping:
         assert page.evaluate("window.hacked") is None
 
     def test_names_of_files(self, open_page: OpenPage, tmp_path: Path) -> None:
-        """Whatever stands in an id, its own image opens."""
+        """Whatever is in an id, its own image opens."""
         page = open_page(
             write_report(make_run(tmp_path / "run", *(SeedJob(id=job_id) for job_id in ODD_NAMES))).as_uri()
         )
@@ -234,7 +234,7 @@ class TestFewAndMany:
         expect(page.locator(".tile img")).to_have_count(1)
 
     def test_many(self, open_page: OpenPage, tmp_path: Path) -> None:
-        """Thumbnails are those of their jobs all the way down, and few nodes stand in the page."""
+        """Thumbnails are those of their jobs all the way down, and few nodes are in the page."""
         jobs = [
             SeedJob(id=f"job-{n:04}", status=State.FAILED if n % 9 == 0 else State.SUCCEEDED) for n in range(1, 421)
         ]

@@ -91,7 +91,7 @@ def serious_violations(page: Page) -> list[str]:
 
 class TestLoading:
     def test_every_job_has_its_tile(self, mixed_url: str, open_page: OpenPage) -> None:
-        """Each job of the run stands in the page in the ledger's order, with its own image or with its status."""
+        """Each job of the run is in the page in the ledger's order, with its own image or with its status."""
         page = open_page(mixed_url)
         assert visible_ids(page) == [job.id for job in MIXED_JOBS]
         expect(counts(page)).to_have_text("16 jobs, 10 with an image")
@@ -177,7 +177,7 @@ class TestFilters:
         expect(page.locator("#nothing")).not_to_contain_text("yet")
 
     def test_the_grid_is_filtered_too(self, mixed_url: str, open_page: OpenPage) -> None:
-        """What the filters leave out stands in no cell."""
+        """What the filters leave out is in no cell."""
         page = open_page(mixed_url)
         choose_filters(page, series="wood", status="succeeded")
         page.keyboard.press("g")
@@ -328,7 +328,7 @@ class TestLightbox:
 
 class TestGrid:
     def test_rows_and_columns_are_chosen(self, mixed_url: str, open_page: OpenPage) -> None:
-        """Each image stands in the cell of its own values, whichever two fields the sides are."""
+        """Each image is in the cell of its own values, whichever two fields the sides are."""
         page = open_page(mixed_url)
         page.get_by_label("Search prompts and ids").fill("owl")
         page.get_by_role("button", name="Grid").click()
@@ -357,7 +357,7 @@ class TestGrid:
     def test_the_order_is_that_of_the_values(
         self, open_page: OpenPage, start_view: StartView, tmp_path: Path
     ) -> None:
-        """Seeds stand in the order of numbers: 2 before 10."""
+        """Seeds are in the order of numbers: 2 before 10."""
         jobs = [SeedJob(id=f"s{seed}", fields={"seed": seed}) for seed in (10, 2, 1)]
         page = open_page(start_view(make_run(tmp_path / "run", *jobs)).url)
         page.keyboard.press("g")
@@ -590,7 +590,7 @@ def large_run_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 
 class TestFiveThousand:
     def test_from_top_to_bottom(self, large_run_url: str, open_page: OpenPage) -> None:
-        """Every region shows its own images, the last job is reached, and the page never holds all at once."""
+        """Every region shows its own images, the last job is reached, and the page never holds all of them."""
         page = open_page(large_run_url, viewport={"width": 1280, "height": 720})
         expect(counts(page)).to_have_text("5,000 jobs, 5,000 with an image")
         pane = page.locator("#images")
@@ -630,7 +630,7 @@ class TestFiveThousand:
         expect(page.locator(".tile")).to_have_count(sum(n % 7 == 3 for n in range(3210, 3220)))
 
     def test_arrows_go_on_from_what_was_scrolled_away(self, large_run_url: str, open_page: OpenPage) -> None:
-        """Who looks elsewhere in between comes back to where he was, not to the first image."""
+        """Looking elsewhere in between returns to the same place, not to the first image."""
         page = open_page(large_run_url)
         tile(page, "job-00001").locator(".open").focus()
         page.keyboard.press("ArrowRight")

@@ -48,7 +48,7 @@ def raw_request(
 
 
 def token(url: str) -> str:
-    """The page's token, as somebody reads it who may read the page."""
+    """The page's token, as someone reads it who may read the page."""
     match = re.search(r'data-token="([^"]+)"', raw_request(url, "/").body.decode())
     assert match is not None
     return match[1]
@@ -128,7 +128,7 @@ class TestRoutes:
         assert "*" not in policy
 
     def test_scripts_of_others_do_not_run(self, mixed_url: str) -> None:
-        """The policy lets the page's own script run and no other that stands in it."""
+        """The policy lets the page's own script run and no other that is in it."""
         policy = raw_request(mixed_url, "/").headers["Content-Security-Policy"]
         (scripts,) = re.findall(r"script-src ([^;]*)", policy)
         assert "'unsafe-inline'" not in scripts
@@ -193,7 +193,7 @@ class TestStartAndStop:
         assert "Traceback" not in done.stderr
 
     def test_ctrl_c_with_an_open_page(self, start_view: StartView, open_page: OpenPage, mixed_run: Path) -> None:
-        """It ends at once and in order, though a page listens and another connection is idle."""
+        """It ends immediately and in order, though a page listens and another connection is idle."""
         running_view = start_view(mixed_run)
         page = open_page(running_view.url, allowed_errors=CONNECTION_ERRORS)
         with socket.create_connection(("127.0.0.1", running_view.port)):

@@ -152,7 +152,7 @@ def free_port() -> int:
 
 
 def assert_key_hidden(*texts: object) -> None:
-    """The key stands in none of these, nor in what they are made of."""
+    """The key is in none of these, nor in what they are made of."""
     for text in texts:
         assert CLIENT_KEY not in f"{text!s} {text!r} {getattr(text, 'args', '')} {getattr(text, '__dict__', '')}"
         if isinstance(text, BaseException):
@@ -546,7 +546,7 @@ def test_complete_responses(answer: bytes, expected: PostVerdict) -> None:
 
 
 def test_many_concurrent_requests() -> None:
-    """Hundreds of POSTs in the air at once each get their own answer."""
+    """Hundreds of POSTs in flight each get their own answer."""
 
     async def echo(request: RawRequest, writer: asyncio.StreamWriter) -> None:
         writer.write(http_response(202, b'{"request_id":"%s"}' % request.body))
@@ -645,7 +645,7 @@ BROKEN_IMAGES: dict[str, tuple[RequestHandler, int]] = {
         fixed_response(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\nff\r\nabc", cut=True),
         0,
     ),
-    "cut at once": (fixed_response(cut=True), 0),
+    "cut immediately": (fixed_response(cut=True), 0),
     "noise": (fixed_response(b"\x00\xff\r\n\r\n", cut=True), 0),
 }
 

@@ -30,7 +30,7 @@ DOCUMENT_URL = (  # API document, Response (Completed)
     ],
 )
 def test_urls_that_may_be_fetched(url: str, loopback: bool) -> None:
-    """An https URL of somebody else's host may be fetched; the document's own is one."""
+    """An https URL of someone else's host may be fetched; the document's own is one."""
     assert url_rejection_reason(url, allow_loopback=loopback) is None
 
 

@@ -535,7 +535,7 @@ header_like = st.one_of(
 @settings(deadline=None, max_examples=500)
 @given(header_like, st.none() | header_like)
 def test_no_retry_after_raises(value: str, date: str | None) -> None:
-    """Whatever stands in the headers, the wait is from 0 to an hour, or not said; nothing is raised."""
+    """Whatever is in the headers, the wait is from 0 to an hour, or not said; nothing is raised."""
     wait_s = wire.retry_after_s(value, date, now=NOW)
     assert wait_s is None or 0 <= wait_s <= wire.MAX_RETRY_AFTER_S
 

@@ -1,4 +1,4 @@
-"""Groups of transitions go in; what is on record is what it would be, had they come one by one."""
+"""Transitions applied in groups have the same result as applied one by one."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def apply_batch(ledger: LedgerStore, *operations: Operation) -> list[Any]:
 
 
 def all_rows_of(ledger: LedgerStore) -> list[Any]:
-    """All that is on record of jobs and of POSTs."""
+    """All that is in the ledger of jobs and of POSTs."""
     rows = ledger._sql.execute("SELECT * FROM jobs ORDER BY job_no").fetchall()
     return [*rows, *ledger._sql.execute("SELECT * FROM submissions ORDER BY submission_no").fetchall()]
 

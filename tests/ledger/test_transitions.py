@@ -1,4 +1,4 @@
-"""Transitions go in; the states, posts and charges on record come out, also after the file is opened anew."""
+"""Transitions lead to the right states, submissions and charges, also after the file is opened again."""
 
 from __future__ import annotations
 
@@ -136,7 +136,7 @@ def state_of(store: LedgerStore) -> State:
 
 
 def dump_database(path: Path) -> list[str]:
-    """All that is on record."""
+    """All that is in the ledger."""
     connection = sqlite3.connect(path)
     lines = list(connection.iterdump())
     connection.close()
@@ -192,7 +192,7 @@ def test_charges(store: LedgerStore, path: Path, state: State) -> None:
 
 
 def test_each_post_counts(store: LedgerStore) -> None:
-    """Refusals, unsent POSTs, ERRORs and a doubtful one are each on record when the job succeeds in the end."""
+    """Refusals, unsent POSTs, ERRORs and a doubtful one are each in the ledger when the job succeeds in the end."""
     steps: list[StoreOperation] = [
         intent(), revert(result="refused"), intent(), revert(result="not_sent"),
         intent(), accept(request_id="r-1"), requeue_errored(), intent(), accept(request_id="r-2"), requeue_errored(),
@@ -460,7 +460,7 @@ steps = st.lists(st.sampled_from(sorted(TRANSITION_CASES)) | st.just("reopen"), 
 @settings(deadline=None, max_examples=150)
 @given(steps)
 def test_no_order_of_events_breaks_the_invariants(moves: list[str]) -> None:
-    """In whatever order transitions come, a job is paid again only after an ERROR or somebody's word."""
+    """In whatever order transitions come, a job is paid again only after an ERROR or someone's word."""
     store = LedgerStore(Path("x"), _in_memory())
     charged, resubmits, request = 0, 0, 0
     for move in moves:
@@ -541,7 +541,7 @@ def test_a_file_that_is_not_there(path: Path) -> None:
 
 
 def test_an_empty_file_reads_as_an_empty_ledger(path: Path) -> None:
-    """A process that died while it made the ledger left a run with nothing in it, for whoever looks."""
+    """A process that died while it made the ledger left a run with nothing in it, for anyone who looks."""
     path.touch()
     reader = LedgerStore.open(path, read_only=True)
     assert (reader.counts(), reader.charges(), reader.ambiguous_jobs()) == ({}, Charges(), [])

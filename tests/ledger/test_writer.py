@@ -1,4 +1,4 @@
-"""Many transitions come in at once; each caller hears when its own is durable, or why it is not."""
+"""Many transitions arrive together; each caller hears when its own is durable, or why it is not."""
 
 from __future__ import annotations
 
@@ -294,7 +294,7 @@ def test_order_is_kept(path: Path) -> None:
 
 
 def test_a_bug_in_a_transition_is_not_swallowed(path: Path) -> None:
-    """An error that is neither ours nor the disk's reaches the callers, and what they asked for is not on record."""
+    """An error that is neither ours nor the disk's reaches the callers, and what they asked for is not in the ledger."""
 
     def broken(store: LedgerStore) -> None:
         store.record_intent("half", b"{}", b"f" * 32, b"{}", 1.0, "")
@@ -333,7 +333,7 @@ def test_a_deferred_record_is_written_though_nothing_follows(path: Path) -> None
 
 
 def test_a_deferred_record_that_is_refused_raises(path: Path) -> None:
-    """A transition that was no transition is a bug, and whoever calls next hears of it."""
+    """A transition that was no transition is a bug, and anyone who calls next hears of it."""
 
     async def use(ledger: LedgerWriter, disk: FailingConnection) -> None:
         n = await record_intent(ledger, "a")

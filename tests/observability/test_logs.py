@@ -1,4 +1,4 @@
-"""Tests of logs: each line can be read back, whatever stands in its values."""
+"""Tests of logs: each line can be read back, whatever is in its values."""
 
 from __future__ import annotations
 
@@ -79,7 +79,7 @@ class TestJson:
         assert "job" not in line
 
     def test_time_and_level_are_not_overwritten(self) -> None:
-        """A field that is named like a part of the line itself stands in the message alone."""
+        """A field that is named like a part of the line itself is in the message alone."""
         line = as_json("level=%s", "storeys")
         assert (line["level"], line["message"]) == ("INFO", "level=storeys")
 
@@ -116,7 +116,7 @@ class TestText:
 
 class TestRun:
     def test_state_changes_can_be_read_back(self, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-        """The log of a run tells the last state of each job, as it stands in the results."""
+        """The log of a run tells the last state of each job, as it is in the results."""
         gateway, todo = gateway_with_every_outcome()
 
         async def main() -> None:

@@ -153,7 +153,7 @@ class TestRegistry:
         assert not [metric.name for metric in REGISTRY.collect() if metric.name.startswith("krea")]
 
     def test_an_embedders_registry_is_used(self, tmp_path: Path) -> None:
-        """What an engine does stands in the registry that its embedder gave, beside the embedder's own metrics."""
+        """What an engine does is in the registry that its embedder gave, beside the embedder's own metrics."""
         registry = CollectorRegistry()
 
         async def main() -> None:
@@ -164,7 +164,7 @@ class TestRegistry:
         assert metric_value(registry, "jobs_total", status="succeeded") == 1
 
     def test_no_label_names_a_job(self, tmp_path: Path) -> None:
-        """Ids, prompts and request_ids of a run stand in no label."""
+        """Ids, prompts and request_ids of a run are in no label."""
         registry = run_every_outcome(tmp_path)[0]
         samples = [sample for metric in registry.collect() for sample in metric.samples]
         label_values = {text for sample in samples for name, text in sample.labels.items() if name != "le"}
@@ -194,7 +194,7 @@ def run_every_outcome(out: Path) -> tuple[CollectorRegistry, Engine, Charges]:
 
 class TestTotals:
     def test_ends_equal_the_results(self, tmp_path: Path) -> None:
-        """Each end is counted as often as it stands in results.jsonl, and images and bytes are those on disk."""
+        """Each end is counted as often as it is in results.jsonl, and images and bytes are those on disk."""
         registry, _, _ = run_every_outcome(tmp_path)
         ends = Counter(row["status"] for row in rows_by_id(tmp_path).values())
         assert {status for status, count in ends.items() if count} >= {"succeeded", "failed", "errored", "timed_out"}
@@ -239,7 +239,7 @@ class TestTotals:
 
 class TestInFlightAndLag:
     def test_in_flight_is_what_the_gateway_has(self, tmp_path: Path) -> None:
-        """While jobs wait at the gateway, as many are counted as accepted; a stop at once takes them off."""
+        """While jobs wait at the gateway, as many are counted as accepted; an immediate stop removes them."""
         metrics, gateway = MetricsListener(), ScriptedGateway()
         for job in make_jobs(5):
             gateway.poll_script[job.prompt] = [Waiting("QUEUED")]

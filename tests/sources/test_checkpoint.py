@@ -1,4 +1,4 @@
-"""Tests of marks in job files: what a run has on record, the next one need not look at again."""
+"""Tests of checkpoints: what a run has in the ledger, the next one does not read again."""
 
 from __future__ import annotations
 
@@ -146,7 +146,7 @@ class TestDuplicateIdsAcrossCheckpoint:
         assert found[0][2] == 1
 
     def test_are_found_after_a_checkpoint_left_by_a_kill(self, tmp_path: Path) -> None:
-        """Lines behind it that are on record are no clash by themselves."""
+        """Lines behind it that are in the ledger are no clash by themselves."""
         jobs = Path(write_job_file(tmp_path / "jobs.jsonl", 0, 30))
         checkpoint = read_to_checkpoint(str(jobs))
         write_job_file(jobs, 30, 40, "a")
@@ -235,12 +235,12 @@ class TestMismatchedCheckpoints:
         "data", [b"", b"{}", b"\xff", b'{"prefixes":[],"rows":0,"jobs":"x","options_fingerprint":""}']
     )
     def test_invalid_checkpoints(self, tmp_path: Path, data: bytes) -> None:
-        """A ledger that somebody has changed by hand spares no look."""
+        """A ledger that someone has changed by hand spares no look."""
         jobs = write_job_file(tmp_path / "jobs.jsonl", 0, 20)
         assert skipped_and_remaining(data, jobs) == (0, 20)
 
     def test_a_file_that_changes_after_its_checkpoint_was_verified(self, tmp_path: Path) -> None:
-        """The check notices: else a line that nobody submitted would count as on record from the next mark on."""
+        """The check notices: else a line that nobody submitted would count as in the ledger from the next mark on."""
         path = tmp_path / "jobs.jsonl"
         checkpoint = read_to_checkpoint(write_job_file(path, 0, 50))
         with JobFiles([str(path)]) as files:

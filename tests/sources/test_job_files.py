@@ -156,7 +156,7 @@ def test_forged_hashes(write: WriteLines, tmp_path: Path, monkeypatch: pytest.Mo
 
 
 def test_many_candidates_are_checked_in_batches(write: WriteLines, monkeypatch: pytest.MonkeyPatch) -> None:
-    """More equal ids than are held at once are found all the same, by reading the files again and again."""
+    """More equal ids than are held in memory are found all the same, by reading the files again and again."""
     monkeypatch.setattr(check, "CANDIDATE_BATCH", 10)
     lines = [f'{{"prompt": "x", "id": "{number}"}}' for number in range(100)]
     checked, jobs = read_jobs(write("a.jsonl", *lines), write("b.jsonl", *lines), skip_invalid=True)
@@ -187,7 +187,7 @@ def test_each_id_once(tmp_path_factory: pytest.TempPathFactory, names: list[list
 
 
 def test_known_jobs(write: WriteLines, tmp_path: Path) -> None:
-    """A line whose id is on record with another fingerprint is a bad line; what is the same, or new, is good."""
+    """A line whose id is in the ledger with another fingerprint is a bad line; what is the same, or new, is good."""
     lines = [f'{{"prompt": "{number}", "id": "id-{number}"}}' for number in range(1, 1201)]
     path = write("a.jsonl", *lines, '{"prompt": "x"}')
     record = {"id-7": fingerprint(Job(prompt="7")), "id-9": b"other", "id-1100": b"other", "01201": b"other"}

@@ -272,7 +272,7 @@ VALUES = st.recursive(
 
 
 def json_text(value: object, *, ascii_only: bool) -> str:
-    """JSON in which an object is a list of pairs, so that a key can stand twice."""
+    """JSON in which an object is a list of pairs, so that a key can occur twice."""
     if isinstance(value, list) and value and isinstance(value[0], tuple):
         pairs = (
             f"{json.dumps(key, ensure_ascii=ascii_only)}: {json_text(each, ascii_only=ascii_only)}"
@@ -351,7 +351,7 @@ def test_keep_extra_keeps_the_other_rules(line: str, said: str) -> None:
 @example(b"\xef\xbb\xbf{}", True)
 @example(b'{"prompt":"x","metadata":' + b"9" * 5000 + b"}", True)
 def test_any_bytes(line: bytes, keep_extra: bool) -> None:
-    """Any bytes at all are either a job or a sentence, and never an error of somebody else's."""
+    """Any bytes at all are either a job or a sentence, and never an error of someone else's."""
     reader = JsonlParser(keep_extra=keep_extra)
     if reader.read(line) is None:
         error = reader.diagnose(line)

@@ -41,7 +41,7 @@ class RecordedRequest:
 
 
 class DropResponse(Exception):
-    """Raised by `after`: what was asked is done, and whoever asked never hears of it."""
+    """Raised by `after`: what was asked is done, and anyone who asked never hears of it."""
 
 
 class S3Server:
@@ -116,7 +116,7 @@ class S3Server:
         self._request("DELETE", "")
 
     def put(self, key: str, data: bytes) -> None:
-        """Somebody else's object."""
+        """Someone else's object."""
         self._request("PUT", f"/{key}", data)
 
     def objects(self) -> dict[str, bytes]:
@@ -187,7 +187,7 @@ def _proxy_handler(server: S3Server) -> type[BaseHTTPRequestHandler]:
             try:
                 self.wfile.write(body)
             except (BrokenPipeError, ConnectionResetError):
-                self.close_connection = True  # whoever asked was killed meanwhile
+                self.close_connection = True  # anyone who asked was killed meanwhile
 
         def log_message(self, *_: object) -> None: ...
 

@@ -164,7 +164,7 @@ class TestNameCollisions:
 
     @pytest.mark.parametrize("first_ends", [True, False])
     def test_their_part_files_differ(self, out: Path, first_ends: bool) -> None:
-        """Both may stream at once; each ends whole, under its own name."""
+        """Both may stream in parallel; each ends whole, under its own name."""
         second_of_a, a_2 = ImageFile(out, "a-2", 1), ImageFile(out, "a-2", 2)
         second_of_a.write([CAT_PNG[:40]])
         a_2.write([DOG_PNG[:50]])

@@ -19,7 +19,7 @@ SYNC_LATENCY_S = 0.1
 
 
 class SlowDisk:
-    """Stands in for the run: its disk takes `GROUP_S` for each piece of work, and remembers how large they were."""
+    """Replaces the run: its disk takes `GROUP_S` for each piece of work, and remembers how large they were."""
 
     def __init__(self) -> None:
         self.groups: list[int] = []
@@ -56,7 +56,7 @@ def finish_all(disk: SlowDisk, out: Path, bodies: list[bytes]) -> list[StoredFil
 
 
 def test_a_single_image_is_not_delayed(out: Path) -> None:
-    """Where the disk has nothing to do, an image goes at once, and those that come meanwhile go together."""
+    """Where the disk has nothing to do, an image is written immediately, and those that come meanwhile go together."""
     disk = SlowDisk()
     answers = finish_all(disk, out, [make_png(text=b"%d" % n) for n in range(10)])
     assert disk.groups == [1, 9]
@@ -66,7 +66,7 @@ def test_a_single_image_is_not_delayed(out: Path) -> None:
 
 
 def test_many_go_in_several_groups(out: Path) -> None:
-    """When more wait than one group takes, others go beside it, a few at once."""
+    """When more wait than one group takes, others go beside it, a few in parallel."""
     disk = SlowDisk()
     count = MAX_GROUP_IMAGES * (MAX_GROUPS + 3)
     answers = finish_all(disk, out, [make_png(text=b"%d" % n) for n in range(count)])

@@ -112,7 +112,7 @@ class TestPut:
 
     @pytest.mark.parametrize("same_size", [True, False])
     def test_other_bytes_are_never_overwritten(self, tmp_path: Path, bucket: S3Server, same_size: bool) -> None:
-        """Somebody else's objects stay as they are; the image takes the first free name, and keeps it."""
+        """Someone else's objects stay as they are; the image takes the first free name, and keeps it."""
         image = staged_upload(tmp_path)
         theirs = b"x" * (image.size_bytes if same_size else 7)
         bucket.put(f"{PREFIX}fox.png", theirs)
@@ -152,7 +152,7 @@ class TestPut:
         assert bucket.objects() == {f"{PREFIX}fox.png": image.path.read_bytes()}
 
     def test_large_images(self, tmp_path: Path, bucket: S3Server) -> None:
-        """Images of 20 MB, more of them than go at once, arrive whole in one upload each."""
+        """Images of 20 MB, more of them than are sent in parallel, arrive whole in one upload each."""
         images = [staged_upload(tmp_path, f"p{n}", bytes([n]) * (20 << 20)) for n in range(6)]
         assert images[0].size_bytes > LARGE_BYTES
 
@@ -204,7 +204,7 @@ class TestSinkErrors:
     def test_what_a_refused_upload_means(
         self, tmp_path: Path, bucket: S3Server, status: int, error: type[Exception], said: str
     ) -> None:
-        """Trouble that may pass is a SinkError, what a person has to mend a SinkRefused; neither tells the key."""
+        """Trouble that may pass is a SinkError, what a person has to fix a SinkRefused; neither tells the key."""
         bucket.reject_status = lambda asked: status if asked.is_upload else None
         with pytest.raises(error, match=said) as raised:
             asyncio.run(ObjectStoreSink.from_url(BUCKET_URL).put(staged_upload(tmp_path)))
@@ -357,7 +357,7 @@ class TestCommand:
         assert "of-a-key" not in done.stdout + done.stderr
 
     def test_the_simulators_images_arrive(self, tmp_path: Path, bucket: S3Server, simulate: StartSimulator) -> None:
-        """Each object shows its own request_id and prompt, and has the bytes whose hash stands in the results."""
+        """Each object shows its own request_id and prompt, and has the bytes whose hash is in the results."""
         simulator = simulate("--tiny", "--latency", "fixed:0.1")
         write_jobs(tmp_path / "jobs.jsonl", 30)
         command = ("run", "jobs.jsonl", "--gateway", simulator.gateway_url, *SINK_RUN_OPTIONS, "--out")
@@ -390,7 +390,7 @@ class TestCommand:
         paid = Counter(post["body"]["prompt"] for post in posts)
         assert max(paid.values()) == 1
         found = result_rows(tmp_path / "out")
-        ambiguous = [row for row in found if row["status"] == "ambiguous"]  # killed while POSTs were in the air
+        ambiguous = [row for row in found if row["status"] == "ambiguous"]  # killed while POSTs were in flight
         assert all(row["status"] == "succeeded" for row in found if row not in ambiguous)
         assert len(found) == 20
         objects = bucket.objects()

@@ -118,7 +118,7 @@ def test_after_a_rewrite_each_id_appears_once(tmp_path: Path, disk: Executor) ->
 
 
 def test_rows_that_will_not_change_stay_as_they_are(tmp_path: Path, disk: Executor) -> None:
-    """So many first bytes are those of the old file; the rows behind them are given anew."""
+    """So many first bytes are those of the old file; the rows behind them are given again."""
     old = b"not even looked at\n"
     (tmp_path / RESULTS).write_bytes(old + encode_row(outcome("b")) + b'{"id": "torn')
 
@@ -189,7 +189,7 @@ def test_rows_that_arrive_during_a_failed_rewrite_are_not_lost(tmp_path: Path, d
 
 
 def test_the_old_file_stays_until_the_new_one_is_complete(tmp_path: Path, disk: Executor) -> None:
-    """Where writing anew breaks off, the old file is as it was."""
+    """Where writing again breaks off, the old file is as it was."""
     old = encode_row(outcome("old"))
     (tmp_path / RESULTS).write_bytes(old)
 

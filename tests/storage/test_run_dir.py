@@ -62,7 +62,7 @@ def test_a_killed_process_leaves_no_lock(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("there", ["out", f"out/{IMAGES}", "."], ids=["a file", "images is a file", "a file above"])
 def test_what_is_no_folder(tmp_path: Path, there: str) -> None:
-    """Where a file stands in the way, the error names the path and the reason, and nothing is left behind."""
+    """Where a file is in the way, the error names the path and the reason, and nothing is left behind."""
     out = tmp_path / "out" if there != "." else tmp_path / "file" / "out"
     in_the_way = tmp_path / there if there != "." else tmp_path / "file"
     in_the_way.parent.mkdir(exist_ok=True)

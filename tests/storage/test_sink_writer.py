@@ -1,4 +1,4 @@
-"""Tests of pipeline.courier: a caller's sink gets whole images alone, and its trouble leads to no POST."""
+"""Tests of pipeline.sink writer: a caller's sink gets whole images alone, and its trouble leads to no POST."""
 
 from __future__ import annotations
 

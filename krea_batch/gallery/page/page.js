@@ -1,5 +1,5 @@
 "use strict";
-// The items of the ledger come in; what people look at goes out. Nothing is loaded but from this page's own server.
+// Shows the items of the ledger. Everything is loaded from this page's own server.
 
 const $ = (id) => document.getElementById(id);
 const body = document.body.dataset;
@@ -71,7 +71,7 @@ const valueOf = (item, name) =>
   ["status", "id", "prompt"].includes(name) ? item[name] : Object.hasOwn(item.parameters, name) ? words(item.parameters[name])
     : Object.hasOwn(item.metadata, name) ? words(item.metadata[name]) : "";
 
-// Numbers by their size; all else as the jobs have it, since whoever wrote a sweep had an order in mind.
+// Numbers by their size; all else as the jobs have it, since the author of a sweep chose an order.
 function ordered(values) {
   const all = [...values];
   return all.every((value) => value !== "" && Number.isFinite(Number(value))) ? all.sort((a, b) => a - b) : all;
@@ -153,7 +153,7 @@ function draw() {
   for (const [n, tile] of tiles) {
     if (!wanted.has(n)) { tile.node.remove(); tiles.delete(n); }
   }
-  let next = $("canvas").firstChild; // tiles stand in the order in which they are seen, as Tab goes
+  let next = $("canvas").firstChild; // tiles are in visual order, which is also the Tab order
   for (let at = first; at < last; at++) {
     const item = shown[at];
     const before = tiles.get(item.n);
@@ -204,7 +204,7 @@ function drawGrid() {
     if (!cells.has(key)) cells.set(key, []);
     cells.get(key).push(item);
   }
-  const most = 60; // rows in the page at once; the filters lead to the others
+  const most = 60; // rows in the page at a time; the filters lead to the others
   const several = 4; // images of one cell that are shown
   const names = ordered(columnNames);
   const focused = $("grid").contains(document.activeElement) && document.activeElement.dataset.open;
@@ -310,7 +310,7 @@ function askAgain() {
 async function again(ids) {
   const options = { method: "POST", headers: { "X-Token": body.token }, body: JSON.stringify(ids) };
   const status = await fetch("/retry", options).then((answer) => answer.status, () => 0);
-  const why = { 0: "the server is gone", 403: "the server was started anew, so reload this page", 409: "another retry is running" };
+  const why = { 0: "the server is gone", 403: "the server was restarted, so reload this page", 409: "another retry is running" };
   tell(status === 202 ? "Submitting again…" : `That could not be started: ${why[status] ?? `the server answered ${status}`}.`);
 }
 function tell(text) {

@@ -17,7 +17,7 @@ from krea_batch.sources.formats.line_file import LineFile
 from krea_batch.sources.formats.tables import Columns, OnNotice, Rows
 from krea_batch.sources.options import InputOptions
 
-BATCH_ROWS = 1024  # chosen: rows in memory at once
+BATCH_ROWS = 1024  # chosen: rows in memory
 
 
 def rows(file: LineFile, options: InputOptions, on_notice: OnNotice, *, arrow: bool) -> Rows:
