@@ -5,8 +5,8 @@
 
     curl -X POST localhost:8000/images -H 'Content-Type: application/json' -d '{"prompt": "a cat"}'
 
-A request is in the ledger before it is answered, so that its id is good for ever: after a crash the next process on the
-same folder goes on with it, and pays for nothing twice. One process a folder: more workers need a folder each.
+A request is in the ledger before the response is sent, so its id stays valid: after a crash the next process on the
+same directory continues it, and pays for nothing twice. Each worker process needs its own directory.
 
 From the environment: PIXAZO_API_KEY; KREA_OUT, where images and ledger are kept; KREA_GATEWAY; KREA_RATE;
 KREA_POLL_INTERVAL_S; KREA_PUBLIC_URL, under which the gateway reaches this service, for callbacks instead of polls.

@@ -121,7 +121,8 @@ class TestLogs:
         """--log-file with --log-format json keeps every move as an object a line, over two runs, without the key."""
         write_jobs(tmp_path / "jobs.jsonl", 3)
         arguments = (
-            "run", "jobs.jsonl", "--out", "out", "--gateway", simulate(*METRICS_SIMULATOR_OPTIONS).gateway_url, *METRICS_RUN_OPTIONS,
+            "run", "jobs.jsonl", "--out", "out", *METRICS_RUN_OPTIONS,
+            "--gateway", simulate(*METRICS_SIMULATOR_OPTIONS).gateway_url,
             "-vv", "--log-file", "out/run.log", "--log-format", "json",
         )  # fmt: skip
         done = run_command(*arguments, cwd=tmp_path, key=SECRET)

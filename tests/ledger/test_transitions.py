@@ -183,7 +183,7 @@ def test_the_transitions_are_those_of_the_table() -> None:
 
 @pytest.mark.parametrize("state", STEPS_TO)
 def test_charges(store: LedgerStore, path: Path, state: State) -> None:
-    """Each accepted POST is charged but for ERROR, each one the POST was pending or unclear is unknown, also when reopened."""
+    """Accepted POSTs are charged except for ERROR, pending or ambiguous ones are unknown; also after reopening."""
     bring_to(store, state)
     assert store.charges() == EXPECTED_CHARGES[state]
     again = LedgerStore.open(path)
@@ -269,7 +269,8 @@ def test_a_row_of_success(store: LedgerStore) -> None:
     apply_all(store, lambda store: store.mark_accepted(1, "r-1", 1_774_951_200.25), finish())
     outcome = apply_all(store, lambda store: store.mark_stored(1, [STORED_FILE], 4.0))
     assert outcome == store.outcome(1) == Outcome(
-        id="a", status=State.SUCCEEDED, request_id="r-1", files=(STORED_FILE,), error=None, request={"prompt": "a cat"},
+        id="a", status=State.SUCCEEDED, request_id="r-1", files=(STORED_FILE,), error=None,
+        request={"prompt": "a cat"},
         metadata={"row": 7}, polls=2, attempts=1, submitted_at="2026-03-31T10:00:00.000Z",
         accepted_at="2026-03-31T10:00:00.250Z", finished_at="1970-01-01T00:00:03.000Z",
         stored_at="1970-01-01T00:00:04.000Z",
@@ -346,7 +347,7 @@ def _in_memory() -> sqlite3.Connection:
 @pytest.mark.parametrize("resubmit", [False, True])
 @pytest.mark.parametrize("state", STEPS_TO)
 def test_recovered_from_each_state(store: LedgerStore, path: Path, state: State, resubmit: bool) -> None:
-    """Killed in any state, a job goes on from there in the next run; only a POST the POST was pending is in doubt."""
+    """Killed in any state, a job continues from there in the next run; only a pending POST is ambiguous."""
     bring_to(store, state)  # and the process dies: nothing is closed
     again = LedgerStore.open(path)
     apply_all(again, lambda store: store.recover(max_attempts=3, resubmit_ambiguous=resubmit))
@@ -412,7 +413,7 @@ def test_ambiguous_jobs_include_pending_posts(store: LedgerStore) -> None:
 
 
 def test_a_killed_post_is_ambiguous(store: LedgerStore) -> None:
-    """A job that died with its POST the POST was pending is ambiguous, says so, and its POST stays unknown for ever."""
+    """A job whose process ended during its POST is ambiguous, says so, and the POST stays unknown for ever."""
     apply_all(store, intent())
     apply_all(store, lambda store: store.recover(max_attempts=3, resubmit_ambiguous=False))
     outcome = store.outcome(1)

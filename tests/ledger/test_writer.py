@@ -294,7 +294,7 @@ def test_order_is_kept(path: Path) -> None:
 
 
 def test_a_bug_in_a_transition_is_not_swallowed(path: Path) -> None:
-    """An error that is neither ours nor the disk's reaches the callers, and what they asked for is not in the ledger."""
+    """An unexpected error reaches the callers, and their transitions are not in the ledger."""
 
     def broken(store: LedgerStore) -> None:
         store.record_intent("half", b"{}", b"f" * 32, b"{}", 1.0, "")

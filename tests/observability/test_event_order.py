@@ -62,7 +62,10 @@ def check_on_disk(out: Path, event: Event) -> None:
         case StateChanged(job_id, _, new) if new is not State.FINISHED:
             assert ledger_states(out)[job_id] == new
         case SubmitCompleted(job_id, result):
-            sql = "SELECT result FROM submissions JOIN jobs USING (job_no) WHERE job_id = ? ORDER BY submission_no DESC LIMIT 1"
+            sql = (
+                "SELECT result FROM submissions JOIN jobs USING (job_no)"
+                " WHERE job_id = ? ORDER BY submission_no DESC LIMIT 1"
+            )
             assert query_ledger(out, sql, job_id) == [(LEDGER_RESULTS[result],)]
         case ImageStored(job_id, size_bytes):
             assert (out / "images" / f"{job_id}.png").stat().st_size == size_bytes

@@ -123,7 +123,7 @@ def parse_job(line: bytes | str, *, keep_extra: bool = False) -> Job:
         ),
         (
             '"moodboards": [{"id": "calm"}]',
-            '"id" in entry 1 of "moodboards" is "calm", use the moodboard\'s UUID, like 01234567-89ab-cdef-0123-456789abcdef',
+            '"id" in entry 1 of "moodboards" is "calm", use the moodboard\'s UUID, like 01234567-',
         ),
         (
             f'"moodboards": [{{"id": "{UUID}"}}, {{"id": "{UUID}"}}]',

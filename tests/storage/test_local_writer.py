@@ -56,7 +56,7 @@ def finish_all(disk: SlowDisk, out: Path, bodies: list[bytes]) -> list[StoredFil
 
 
 def test_a_single_image_is_not_delayed(out: Path) -> None:
-    """Where the disk has nothing to do, an image is written immediately, and those that come meanwhile go together."""
+    """If the disk is idle, an image is written immediately; those that arrive meanwhile are written together."""
     disk = SlowDisk()
     answers = finish_all(disk, out, [make_png(text=b"%d" % n) for n in range(10)])
     assert disk.groups == [1, 9]
