@@ -37,7 +37,7 @@ SIMULATED_IMAGE_BYTES = (
 
 
 class ForecastRequest(msgspec.Struct, frozen=True, kw_only=True):
-    """What to forecast. `settings`: the fields of `Settings` that matter for speed; `limit_per_s`: the gateway's limit."""
+    """What to forecast. `settings`: the fields of `Settings` for speed; `limit_per_s`: the gateway's limit."""
 
     jobs: int
     latencies: Latencies
