@@ -69,7 +69,7 @@ def test_no_text_raises_anything_else(text: str) -> None:
 
 
 def test_defaults() -> None:
-    """The defaults are those of DESIGN, section 7, and of the document."""
+    """The defaults are those of docs/reference/settings.md and the API document."""
     settings = Settings(out=OUT_DIR)
     assert settings.gateway == "https://gateway.pixazo.ai"
     assert settings.max_in_flight == 500

@@ -1,4 +1,4 @@
-"""URLs and addresses of strangers go in; only what DESIGN, section 5, allows comes out."""
+"""Which URLs and addresses an image may be fetched from."""
 
 from __future__ import annotations
 

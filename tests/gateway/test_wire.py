@@ -1,4 +1,4 @@
-"""Jobs go in and bodies come out; answers go in and verdicts come out (API document; DESIGN, section 3)."""
+"""Encoding of jobs and interpretation of responses, by the API document and docs/architecture.md."""
 
 from __future__ import annotations
 
@@ -384,7 +384,7 @@ def test_an_incomplete_response(status: int) -> None:
     ],
 )
 def test_refused_with_retry_after(status: int, body: object, expected: Refused) -> None:
-    """Retry-After is heard with 429, 500 and 503, and makes a quota of a 403 (DESIGN, section 3)."""
+    """Retry-After is respected with 429, 500 and 503, and turns a 403 into a quota (docs/architecture.md)."""
     assert parse_submit(status, body, retry_after="7") == expected
 
 

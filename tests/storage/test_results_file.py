@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from krea_batch.jobs import ErrorInfo, Outcome, State, StoredFile
 from krea_batch.storage.results_file import RESULTS, ResultsFile, encode_row
 
-ROW_FIELDS = [  # DESIGN, A run's folder
+ROW_FIELDS = [  # docs/reference/files.md
     "id", "status", "request_id", "files", "error", "request", "metadata", "polls", "attempts",
     "submitted_at", "accepted_at", "finished_at", "stored_at",
 ]  # fmt: skip
