@@ -193,6 +193,7 @@ class State(StrEnum):
     AMBIGUOUS = "ambiguous"
     TIMED_OUT = "timed_out"
     CANCELLED = "cancelled"
+    PARKED = "parked"
 
     @property
     def info(self) -> StateInfo:
@@ -274,6 +275,7 @@ STATES: Mapping[State, StateInfo] = {
         label="cancelled",
         doc="A user decided not to submit an ambiguous job again.",
     ),
+    State.PARKED: StateInfo(final=True, unsuccessful=True, label="parked", doc="An example that no job reaches."),
 }
 """The table of states. To add a state, add a member of `State`, a row here, and transitions in `rules.lifecycle`."""
 
