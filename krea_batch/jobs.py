@@ -193,7 +193,6 @@ class State(StrEnum):
     AMBIGUOUS = "ambiguous"
     TIMED_OUT = "timed_out"
     CANCELLED = "cancelled"
-    PARKED = "parked"
 
     @property
     def info(self) -> StateInfo:
@@ -275,7 +274,6 @@ STATES: Mapping[State, StateInfo] = {
         label="cancelled",
         doc="A user decided not to submit an ambiguous job again.",
     ),
-    State.PARKED: StateInfo(final=True, unsuccessful=True, label="parked", doc="An example that no job reaches."),
 }
 """The table of states. To add a state, add a member of `State`, a row here, and transitions in `rules.lifecycle`."""
 

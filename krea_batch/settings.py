@@ -234,7 +234,6 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     download_attempts: Annotated[
         int, Option(command_line=False, minimum=1, help="Attempts before an image is left to the next run.")
     ] = 8  # chosen: with backoff to 60 s
-    example_limit: Annotated[int, Option(minimum=1, help="An option that does nothing.")] = 3  # chosen: an example
 
     @classmethod
     def from_options(cls, out: Path, **options: Any) -> Settings:

@@ -105,7 +105,6 @@ class Engine:
         request_timeout_s: float | None = None,
         downloads: int | None = None,
         download_attempts: int | None = None,
-        example_limit: int | None = None,
     ) -> None:
         given = {name: value for name, value in locals().items() if name in OPTIONS and value is not None}
         if rate_limiter is not None and "rate" in given:

@@ -47,7 +47,6 @@ TRANSITIONS: dict[State, frozenset[State]] = {
     State.AMBIGUOUS: frozenset({State.PENDING, State.ACCEPTED, State.CANCELLED}),
     State.TIMED_OUT: frozenset({State.ACCEPTED}),
     State.CANCELLED: frozenset(),
-    State.PARKED: frozenset(),
 }
 
 MAX_REFUSALS = 8  # chosen: with delays that double up to 60 s, this outlasts two minutes of 500s for one job

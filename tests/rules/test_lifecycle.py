@@ -50,7 +50,6 @@ EXPECTED_TRANSITIONS: dict[str, set[str]] = {
     "failed": set(),
     "rejected": set(),
     "cancelled": set(),
-    "parked": set(),
     "errored": {"pending"},  # not charged: submitted again
     "ambiguous": {"pending", "accepted", "cancelled"},  # resubmitted, adopted, abandoned
     "timed_out": {"accepted"},  # polled again by the next run
@@ -134,7 +133,6 @@ def test_final_states_are_final() -> None:
         State.FAILED,
         State.REJECTED,
         State.CANCELLED,
-        State.PARKED,
     }
 
 
