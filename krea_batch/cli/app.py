@@ -124,7 +124,7 @@ def main() -> None:
 
 def error_text(error: Exception) -> str:
     """Return an error as the command line shows it: with options instead of parameters."""
-    from krea_batch.errors import InputError, JobFileError, SettingsError
+    from krea_batch.errors import InputError, JobFileError, RunStopped, SettingsError
     from krea_batch.settings import OPTIONS
 
     if isinstance(error, SettingsError):
@@ -132,9 +132,11 @@ def error_text(error: Exception) -> str:
     if isinstance(error, JobFileError):
         return f"{error.problem}; fix {'it' if error.count == 1 else 'them'}, or use --skip-invalid"
     text = str(error)
-    for name in OPTIONS:
-        if "_" in name:
-            text = text.replace(name, option_of(name))
+    if isinstance(error, RunStopped):
+        # Only the first word: a name anywhere else may be part of a path or of a message of the gateway.
+        name, space, rest = text.partition(" ")
+        if name in OPTIONS and "_" in name:
+            return f"{option_of(name)}{space}{rest}"
     return text
 
 

@@ -99,6 +99,13 @@ def test_missing_file(folder: Path) -> None:
     assert result.stderr == "krea-batch: none.jsonl: there is no such file; check the path\n"
 
 
+def test_a_path_with_the_name_of_a_parameter(folder: Path) -> None:
+    """A path in an error is printed unchanged, also if it contains the name of a parameter."""
+    result = call("max_charges/poll_rate.jsonl")
+    assert result.exit_code == 2
+    assert result.stderr.startswith("krea-batch: max_charges/poll_rate.jsonl: ")
+
+
 def test_as_a_command(folder: Path) -> None:
     """`krea-batch validate` works as a whole process, and says what is bad in any locale."""
     (folder / "a.jsonl").write_text('{"prompt": “x”}\n', encoding="utf-8")
