@@ -137,7 +137,7 @@ class TestRun:
     def test_asked(self, simulate: StartSimulator, tmp_path: Path, answer: str, code: int, paid: int) -> None:
         """Above the bound a person decides, and a no spends nothing."""
         gateway, terminal = self.start(simulate, tmp_path, "--confirm-above", "4")
-        terminal.read_until("Generate and pay for up to 5 images?")
+        terminal.read_until("Up to 5 images will be charged. Continue?")
         assert "5 images, about 0:" in terminal.text
         assert not gateway.admin_request("/ledger")["posts"]
         terminal.type(answer)
@@ -151,7 +151,7 @@ class TestRun:
         gateway, terminal = self.start(simulate, tmp_path, *options)
         assert terminal.end() == 0
         assert "5 images, about 0:" in terminal.text
-        assert "pay for" not in terminal.text
+        assert "will be charged" not in terminal.text
         assert len(gateway.admin_request("/ledger")["posts"]) == 5
 
     def test_without_a_terminal(self, simulate: StartSimulator, tmp_path: Path) -> None:

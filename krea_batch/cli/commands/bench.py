@@ -30,7 +30,7 @@ from krea_batch.cli.options.run_options import api_key_file_option, setting_opti
     default="lognormal:4,0.3",
     show_default=True,
     metavar="DIST",
-    help="Distribution of the simulated job latency.",
+    help="Distribution of the simulated job latencies in seconds.",
 )
 @setting_option("poll_interval_s", default=1.0)
 @setting_option(

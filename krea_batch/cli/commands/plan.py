@@ -22,8 +22,8 @@ from krea_batch.cli.options.run_options import forecast_options
 @click.option(
     "--latency",
     metavar="DIST",
-    help="Distribution of job latencies: 12s, 5s..30s, lognormal:12,0.3 (median, sigma), bimodal:5,25,0.3.  "
-    "[default: lognormal:12,0.3]",
+    help="Distribution of job latencies in seconds: 12s, 5s..30s, lognormal:12,0.3 (median, sigma), bimodal:5,25,0.3."
+    "  [default: lognormal:12,0.3]",
 )
 @click.option(
     "--latency-from",

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     default="lognormal:12,0.3",
     show_default=True,
     metavar="DIST",
-    help="Distribution of job latencies: fixed:15, uniform:5,30, lognormal:12,0.4 or bimodal:5,25,0.3.",
+    help="Distribution of job latencies in seconds: fixed:15, uniform:5,30, lognormal:12,0.4 or bimodal:5,25,0.3.",
 )
 @click.option(
     "--time-scale",
@@ -67,13 +67,15 @@ if TYPE_CHECKING:
 @click.option("--revoke-after", default=0, metavar="N", help="Refuse every key after N accepted submits.")
 @click.option("--lenient", is_flag=True, help="Accept unknown fields in a body.")
 @click.option("--allow-remote-webhooks", is_flag=True, help="Send webhooks to other hosts than this one.")
-@click.option("--slow-duration", default=1.0, show_default=True, metavar="S", help="Duration of the fault cdn-slow.")
+@click.option(
+    "--slow-duration", default=1.0, show_default=True, metavar="S", help="Seconds that the fault cdn-slow takes."
+)
 @click.option(
     "--hang-duration",
     default=30.0,
     show_default=True,
     metavar="S",
-    help="Duration of the faults submit-hang and poll-hang.",
+    help="Seconds that the faults submit-hang and poll-hang take.",
 )
 @click.option("--state-file", default="", metavar="FILE", help="Keep accepted jobs in FILE across restarts.")
 @click.option("--seed", default=0, show_default=True, help="Random seed.")
@@ -131,7 +133,7 @@ def _print_urls(simulator: Simulator, as_json: bool) -> None:
         click.echo(orjson.dumps(urls))
         return
     click.echo(f"gateway  {urls['gateway_url']}")
-    click.echo(f"images {urls['cdn_url']}")
+    click.echo(f"images   {urls['cdn_url']}")
     click.echo(f"admin    {urls['admin_url']}/totals")
     click.echo(f"PIXAZO_API_KEY=any krea-batch run JOBS --out DIR --gateway {urls['gateway_url']}")
     click.echo("Press Ctrl-C to stop.")

@@ -37,7 +37,7 @@ def _file_handler(path: Path) -> logging.Handler:
 
 
 def serve_metrics(listen: str, stack: ExitStack, *, quiet: bool) -> MetricsListener:
-    """Serve metrics at `where` until the stack is closed, and return their listener. Raises SettingsError."""
+    """Serve metrics at `listen` until the stack is closed, and return their listener. Raises SettingsError."""
     try:
         import prometheus_client
 

@@ -115,7 +115,7 @@ def confirm_charges(result: Forecast | None, options: dict[str, Any]) -> bool:
         return True
     if result.jobs <= threshold or not sys.stdin.isatty():
         return True
-    if click.confirm(f"Generate and pay for up to {pluralize(result.jobs, 'image')}?", err=True):
+    if click.confirm(f"Up to {pluralize(result.jobs, 'image')} will be charged. Continue?", err=True):
         return True
     say("Nothing was submitted.")
     return False
