@@ -31,14 +31,14 @@ UNSUCCESSFUL_JOBS = f"disposition = {UNSUCCESSFUL}"  # must equal that of jobs_u
 RESUMED_AS_THEY_ARE = ", ".join(
     f"'{state}'" for state in State if state.info.resumes_as == state and not state.info.final
 )
-"""The states in which a run takes jobs up, as an SQL list."""
+"""The states in which a run resumes jobs, as an SQL list."""
 
 RETRYABLE_AND_RESUMED = ", ".join(f"'{state}'" for state in RETRYABLE if not state.info.unsuccessful)
-"""The retryable states whose jobs a run may also resume by itself, as an SQL list."""
+"""The retryable states whose jobs a run may also resume without a retry by the user, as an SQL list."""
 
 
 class LedgerQueries:
-    """Queries of one run's SQLite file. Instants are seconds since 1970."""
+    """Read-only queries of one run's SQLite file. Instants are seconds since 1970."""
 
     def __init__(self, path: Path, connection: sqlite3.Connection) -> None:
         self.path = path

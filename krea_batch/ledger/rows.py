@@ -80,11 +80,13 @@ class JobTiming(msgspec.Struct, frozen=True):
 
 
 def open_job(row: tuple[Any, ...]) -> OpenJob:
+    """Return the job in a row of OPEN_JOB_COLUMNS."""
     job_no, job_id, state, request_id, media, *rest = row
     return OpenJob(job_no, job_id, State(state), request_id, _read_media(media) if media else None, *rest)
 
 
 def outcome_of(row: Sequence[Any]) -> Outcome:
+    """Return the outcome in a row of OUTCOME_COLUMNS."""
     job_id, state, request_id, stored, kind, message, body, metadata, polls, attempts, *timestamps = row
     submitted_at, accepted_at, finished_at, stored_at = (iso(at) for at in timestamps)
     return Outcome(

@@ -60,7 +60,7 @@ class LedgerStore(LedgerQueries):
         self._sql.close()
 
     def transaction(self, operations: Iterable[Callable[[LedgerStore], T]]) -> list[T]:
-        """Do all of the work in one transaction. It is durable at return; if anything raises, nothing is written."""
+        """Apply all operations in one transaction. It is durable at return; if one raises, nothing is written."""
         self._sql.execute("BEGIN IMMEDIATE")
         try:
             results = [operation(self) for operation in operations]
@@ -165,7 +165,7 @@ class LedgerStore(LedgerQueries):
         return True
 
     def callback_secret(self, new_secret: bytes) -> bytes:
-        """Return the secret of the callback URLs; store `new` if there is none yet."""
+        """Return the secret of the callback URLs; store `new_secret` if there is none yet."""
         self._sql.execute(
             "INSERT INTO callback_secret VALUES (1, ?) ON CONFLICT (singleton) DO NOTHING", (new_secret,)
         )
@@ -209,11 +209,12 @@ class LedgerStore(LedgerQueries):
         rows = [(job_no, msgspec.json.encode(files).decode(), at) for job_no, files, at in stored]
         assignments = "files = column2, stored_at = column3, error_kind = NULL, error_message = NULL"
         self._transition_many(State.FINISHED, State.SUCCEEDED, assignments, rows)
+        job_nos = [(job_no,) for job_no, *_ in rows]
         found = self._fetch_all(
-            f"SELECT job_no, {OUTCOME_COLUMNS} FROM {{rows}} JOIN jobs ON job_no = column1", [(n,) for n, *_ in rows]
+            f"SELECT job_no, {OUTCOME_COLUMNS} FROM {{rows}} JOIN jobs ON job_no = column1", job_nos
         )
-        outcomes = {n: outcome_of(row) for n, *row in found}
-        return [outcomes[n] for n, *_ in rows]
+        outcomes = {job_no: outcome_of(row) for job_no, *row in found}
+        return [outcomes[job_no] for (job_no,) in job_nos]
 
     def mark_failed(self, job_no: int, error: ErrorInfo, at: float, polls: int) -> Outcome:
         """Record that the gateway reported FAILED."""

@@ -148,7 +148,7 @@ class Downloader:
         """
         image = download.image or download.next_image(self._run.settings.out)
         download.image = image
-        rest = [] if image.is_whole else await self._tasks.cancellable(self._receive, download, image)
+        rest = [] if image.is_complete else await self._tasks.cancellable(self._receive, download, image)
         return await self._writer.finish(image, rest)
 
     async def _receive(self, download: _Download, image: ImageFile) -> list[bytes]:

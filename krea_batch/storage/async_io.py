@@ -47,7 +47,7 @@ class MinInterval:
         """Whether a start is scheduled."""
         return self._timer is not None
 
-    def next(self, interval_s: float) -> None:
+    def schedule(self, interval_s: float) -> None:
         """Start now, or when `interval_s` seconds have passed since the last start."""
         loop = asyncio.get_running_loop()
         wait_s = self._started_s + interval_s - loop.time()
@@ -56,7 +56,7 @@ class MinInterval:
         else:
             self._start()
 
-    def begun(self) -> None:
+    def record_start(self) -> None:
         """Record a start, and cancel a scheduled one."""
         if self._timer:
             self._timer.cancel()

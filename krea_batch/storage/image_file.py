@@ -27,28 +27,28 @@ T = TypeVar("T")
 
 MEDIA_TYPE = "image/png"
 
-_CLAIMING = Lock()  # else two disk threads could take the same free name
+_CLAIM_LOCK = Lock()  # without it, two disk threads could take the same free name
 
 
 class ImageFile:
     """The partial download of one image.
 
     `name` is the name without suffix: the job's id, or `<id>-2` for its second image. The job's number in the ledger
-    distinguishes the `.part` file from that of a job whose id is `<id>-2`, or differs in case only. `output` is the
-    number of the image in its job, from 1.
+    (`job_no`) distinguishes the `.part` file from that of a job whose id is `<id>-2`, or differs in case only.
+    `output` is the number of the image in its job, from 1.
     """
 
-    def __init__(self, out: Path, name: str, n: int, *, job_id: str = "", output: int = 1) -> None:
+    def __init__(self, out: Path, name: str, job_no: int, *, job_id: str = "", output: int = 1) -> None:
         self.job_id = job_id or name
         self.output = output
         self.folder = f"{out}/{IMAGES}"  # Path objects would cost as much as the calls
         self.stem = name
-        self._part = f"{self.folder}/{name}.{n}.png.part"
+        self._part = f"{self.folder}/{name}.{job_no}.png.part"
         self._fd = -1  # open from the last bytes until the sync
-        self._walk = PngValidator()
+        self._validator = PngValidator()
         self._digest = hashlib.sha256()
         self.taken_bytes = 0
-        self.is_whole = False  # every byte is written and validated
+        self.is_complete = False  # every byte is written and validated
 
     @property
     def part(self) -> Path:
@@ -57,7 +57,7 @@ class ImageFile:
 
     def start_over(self) -> None:
         """Discard everything; the next bytes are the first ones."""
-        self._walk, self._digest, self.taken_bytes = PngValidator(), hashlib.sha256(), 0
+        self._validator, self._digest, self.taken_bytes = PngValidator(), hashlib.sha256(), 0
 
     def write(self, chunks: Sequence[bytes]) -> None:
         """Write and validate the next bytes. Raises PngError, OSError."""
@@ -68,8 +68,8 @@ class ImageFile:
         """Write the last bytes, and keep the file open until `close`. Raises PngError if the image is incomplete."""
         self._fd = self._open()
         self._write(self._fd, chunks)
-        self._walk.finish()
-        self.is_whole = True
+        self._validator.finish()
+        self.is_complete = True
 
     def begin_sync(self) -> None:
         """Make the disk start writing, which shortens the sync (measured: by a third)."""
@@ -88,7 +88,7 @@ class ImageFile:
 
     def commit_name(self) -> StoredFile:
         """Rename the file to its final name, which is durable once the directory is synced. Raises OSError."""
-        with _CLAIMING:
+        with _CLAIM_LOCK:
             name = self._claim_name()
         return self.to_record(f"{IMAGES}/{name}")
 
@@ -98,14 +98,14 @@ class ImageFile:
             path,
             self.taken_bytes,
             self._digest.hexdigest(),
-            self._walk.width,
-            self._walk.height,
+            self._validator.width,
+            self._validator.height,
             MEDIA_TYPE,
         )
 
     def _write(self, fd: int, chunks: Sequence[bytes]) -> None:
         data = b"".join(chunks)
-        self._walk.feed(data)
+        self._validator.feed(data)
         self._digest.update(data)
         view = memoryview(data)
         while view:
@@ -150,7 +150,7 @@ class ImageFile:
 def remove_stale_parts(out: Path) -> None:
     """Delete the `.part` files of an earlier run. Raises OSError."""
     for part in (out / IMAGES).glob("*.png.part"):
-        if part.name.removesuffix(".png.part").rpartition(".")[2].isdecimal():  # others are not ours
+        if part.name.removesuffix(".png.part").rpartition(".")[2].isdecimal():  # no other names are ours
             part.unlink()
 
 
@@ -171,23 +171,24 @@ def commit_many(last: Sequence[tuple[ImageFile, Sequence[bytes]]]) -> list[Store
     """
     images = [image for image, _ in last]
     try:
-        failed = [_tried(image.write_last, chunks) for image, chunks in last]
+        errors = [_result_or_error(image.write_last, chunks) for image, chunks in last]
         for image in images:
-            _tried(image.begin_sync)
-        failed = [error or _tried(image.sync) for error, image in zip(failed, images, strict=True)]
+            _result_or_error(image.begin_sync)
+        errors = [error or _result_or_error(image.sync) for error, image in zip(errors, images, strict=True)]
     finally:
         for image in images:
             image.close()
-    named = [
-        _tried(image.commit_name) if error is None else error for error, image in zip(failed, images, strict=True)
+    results = [
+        _result_or_error(image.commit_name) if error is None else error
+        for error, image in zip(errors, images, strict=True)
     ]
-    unsynced = _tried(fsync_path, images[0].folder)
-    if unsynced is None:
-        return named
-    return [unsynced if isinstance(answer, StoredFile) else answer for answer in named]
+    sync_error = _result_or_error(fsync_path, images[0].folder)
+    if sync_error is None:
+        return results
+    return [sync_error if isinstance(result, StoredFile) else result for result in results]
 
 
-def _tried(step: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T | PngError | OSError:
+def _result_or_error(step: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T | PngError | OSError:
     """Return the result of a step, or its error."""
     try:
         return step(*args, **kwargs)

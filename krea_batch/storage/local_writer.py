@@ -48,16 +48,16 @@ class LocalImageWriter:
         group, self._waiting = self._waiting[:MAX_GROUP_IMAGES], self._waiting[MAX_GROUP_IMAGES:]
         self._groups += 1
         work = self._disk.run(commit_many, [(image, last) for image, last, _ in group])
-        work.add_done_callback(functools.partial(self._done, group))
+        work.add_done_callback(functools.partial(self._on_done, group))
 
-    def _done(self, group: list[_Waiting], work: asyncio.Future[list[StoredFile | PngError | OSError]]) -> None:
+    def _on_done(self, group: list[_Waiting], work: asyncio.Future[list[StoredFile | PngError | OSError]]) -> None:
         self._groups -= 1
         if work.cancelled():
-            answers: Sequence[StoredFile | BaseException] = [asyncio.CancelledError()] * len(group)
+            results: Sequence[StoredFile | BaseException] = [asyncio.CancelledError()] * len(group)
         elif error := work.exception():
-            answers = [error] * len(group)
+            results = [error] * len(group)
         else:
-            answers = work.result()
-        resolve_all((future for _, _, future in group), answers)
+            results = work.result()
+        resolve_all((future for _, _, future in group), results)
         if self._waiting:
             self._start()

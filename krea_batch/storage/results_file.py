@@ -30,7 +30,10 @@ APPEND_INTERVAL_S = 0.1  # chosen: minimum interval between appends
 
 
 class StablePrefix(NamedTuple):
-    """The first bytes of the file: the rows of jobs up to number `last`, which will not change."""
+    """The first `size_bytes` of the file: the rows of jobs up to number `last_job_no`, which will not change.
+
+    `identity` is that of the file, see `ResultsFile.identity`; None if there is none.
+    """
 
     last_job_no: int
     size_bytes: int
@@ -46,7 +49,7 @@ def encode_row(outcome: Outcome) -> bytes:
 
 
 class ResultsFile:
-    """The results file of one run. File work runs in `disk`; `on_error` is called if it fails."""
+    """The results file of one run. File work runs in `executor`; `on_error` is called if it fails."""
 
     def __init__(self, out: Path, executor: Executor, on_error: Callable[[OSError], None]) -> None:
         self._path = out / RESULTS
@@ -61,7 +64,7 @@ class ResultsFile:
         """Append a row, together with those that follow soon, or while the disk is busy."""
         self._rows.append(encode_row(outcome))
         if self._writing is None and not self._append_trigger.is_set:
-            self._append_trigger.next(APPEND_INTERVAL_S)
+            self._append_trigger.schedule(APPEND_INTERVAL_S)
 
     def buffer(self) -> None:
         """Buffer the rows appended from now on until the file is rewritten with the others."""
@@ -89,7 +92,7 @@ class ResultsFile:
     async def rewrite(self, groups: AsyncIterable[Iterable[Outcome]], *, keep_bytes: int = 0) -> None:
         """Replace the file: keep its first `keep_bytes`, then write the outcomes.
 
-        `batches` has the jobs that had ended when `buffer` was called, or now. The old file stays until the new one
+        `groups` has the jobs that had ended when `buffer` was called, or now. The old file stays until the new one
         is durable. Raises OSError.
         """
         if not self._buffering:
@@ -122,7 +125,7 @@ class ResultsFile:
         if not self._rows or self._buffering or self._writing is not None:
             return
         rows, self._rows = self._rows, []
-        self._append_trigger.begun()
+        self._append_trigger.record_start()
         self._writing = asyncio.get_running_loop().run_in_executor(self._executor, _append, self._path, rows)
         self._writing.add_done_callback(self._on_written)
 
@@ -134,7 +137,7 @@ class ResultsFile:
         elif error is not None:
             raise error
         elif self._rows:
-            self._append_trigger.next(APPEND_INTERVAL_S)
+            self._append_trigger.schedule(APPEND_INTERVAL_S)
 
 
 def _append(path: Path, rows: list[bytes]) -> None:

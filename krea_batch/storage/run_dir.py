@@ -45,6 +45,7 @@ class RunDir:
             )
 
     def unlock(self) -> None:
+        """Release the lock. Idempotent."""
         if self._fd >= 0:
             os.close(self._fd)
             self._fd = -1
@@ -66,7 +67,7 @@ def candidate_names(stem: str) -> Iterator[str]:
     """Yield possible names of an image in a folder or a bucket, the preferred first, without end."""
     yield f"{stem}.png"
     for n in count(2):
-        yield f"{stem}~{n}.png"  # the name is taken by a file of others, which is kept
+        yield f"{stem}~{n}.png"  # the preferred name is a file of others, which is kept
 
 
 def require_run(out: Path) -> None:

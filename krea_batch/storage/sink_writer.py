@@ -50,7 +50,7 @@ class SinkImageWriter:
         """Delete files of a killed run, and stop the run before anything is charged if the sink does not work."""
         await self._disk.run(remove_stale_parts, self._out)
         try:
-            await _in_time(self._sink.check(), CHECK_TIMEOUT_S)
+            await _with_timeout(self._sink.check(), CHECK_TIMEOUT_S)
         except SinkTransientError as error:
             reason = f"images cannot be stored ({error.reason})"
             self._stop(RunStopped(reason, "check the sink, then run again to resume"))
@@ -62,27 +62,31 @@ class SinkImageWriter:
 
         Raises PngError, OSError, SinkTransientError, SinkPermanentError.
         """
-        if not image.is_whole:
+        if not image.is_complete:
             await self._disk.run(stage, image, last)
-        row = image.to_record("")
-        whole = VerifiedImage(
+        record = image.to_record("")
+        verified = VerifiedImage(
             image.job_id,
             image.output,
             image.stem,
             image.part,
-            row.bytes,
-            row.sha256,
-            row.width,
-            row.height,
-            row.media_type,
+            record.bytes,
+            record.sha256,
+            record.width,
+            record.height,
+            record.media_type,
         )
-        where = await self._cancellable(lambda: _in_time(self._sink.put(whole), PUT_TIMEOUT_S))
+        path = await self._cancellable(lambda: _with_timeout(self._sink.put(verified), PUT_TIMEOUT_S))
         await self._disk.run(image.part.unlink)
-        return image.to_record(where)
+        return image.to_record(path)
 
 
-async def _in_time(work: Awaitable[T], limit_s: float) -> T:
-    """Await a sink's result. Its time-outs and OSErrors become SinkTransientErrors, unlike those of our own disk."""
+async def _with_timeout(work: Awaitable[T], limit_s: float) -> T:
+    """Await a sink's result.
+
+    Raises SinkTransientError after `limit_s` seconds, and for the sink's own TimeoutErrors and OSErrors. OSErrors of
+    our disk are not changed.
+    """
     try:
         async with asyncio.timeout(limit_s):
             return await work

@@ -126,11 +126,11 @@ class ObjectStoreSink:
         except FileNotFoundError:
             return True
         except PermissionDeniedError:
-            return True  # S3 answers so for missing objects if the key may not list
+            return True  # S3 responds with 403 for missing objects if the credentials may not list
         return False
 
     async def _create(self, key: str, image: VerifiedImage) -> bool:
-        """Upload. Return False if the name is taken, perhaps by an upload of ours whose answer was lost."""
+        """Upload. Return False if the name is taken, perhaps by an upload of ours whose response was lost."""
         attributes: Any = {"Content-Type": image.media_type, SHA256_ATTRIBUTE: image.sha256}
         data = await image.read()
         try:
@@ -176,7 +176,7 @@ class ObjectStoreSink:
 
 
 def _is_list_denied(error: Exception) -> bool:
-    """Return whether the store knows the key, which only may not list; an invalid key gets 403, too."""
+    """Return whether the credentials are valid and only may not list. Invalid ones get a 403, too."""
     text = str(error)
     code = _CODE_IN_ERROR.search(text)
     return _status_of(text) == 403 and (code is None or code[1] == "AccessDenied")  # S3, Error Responses
