@@ -256,7 +256,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def origin(self) -> str:
-        """Scheme and host of the gateway, where this run's request_ids are valid; ports come and go."""
+        """Scheme and host of the gateway, where this run's request_ids are valid; its port may change."""
         parts = urlsplit(self.gateway)
         return f"{parts.scheme}://{parts.hostname}"
 
@@ -265,8 +265,8 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
             raise SettingsError("gateway", f"{self.gateway!r}: {problem}", f"use e.g. {GATEWAY_URL}")
         if self.sink is not None and (problem := _sink_problem(self.sink)):
             raise SettingsError("sink", problem, "use e.g. s3://bucket/folder")
-        for name, parameter in OPTIONS.items():
-            _check_range(name, parameter, getattr(self, name))
+        for name, option in OPTIONS.items():
+            _check_range(name, option, getattr(self, name))
 
 
 OPTIONS: Mapping[str, Option] = {
@@ -288,7 +288,7 @@ def _check_range(name: str, option: Option, value: Any) -> None:
 
 
 def _sink_problem(url: str) -> str | None:
-    """Return what is wrong with a sink's URL. Secrets in it are not repeated."""
+    """Return what is wrong with a sink's URL, or None. Secrets in it are not repeated."""
     try:
         parts = urlsplit(url)
     except ValueError:

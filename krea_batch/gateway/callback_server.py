@@ -49,7 +49,7 @@ class CallbackServer:
 
 
 async def _body_of(request: web.Request) -> bytes | None:
-    """The body of a request; None if it is too large."""
+    """Return the body of a request, or None if it is too large."""
     body = bytearray()
     async for chunk in request.content.iter_any():
         body += chunk

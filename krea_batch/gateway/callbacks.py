@@ -1,7 +1,7 @@
 """Receives callbacks, as function calls or as an ASGI app, and reports job numbers with their payload.
 
-A callback proves nothing. Its URL identifies a job with tokens that nobody can guess, so it may trigger a poll of
-that job; its body is only believed as far as the poll confirms it.
+A callback proves nothing. Its URL identifies a job with tokens that cannot be guessed, so it may trigger a poll of
+that job. What its body says is used only if the poll confirms it.
 """
 
 from __future__ import annotations
@@ -14,9 +14,9 @@ from typing import Any
 from krea_batch.gateway import wire
 
 MAX_CALLBACK_BYTES = 64 << 10  # chosen: a status response takes a few hundred bytes
-SECRET_BYTES = 32
-_TOKEN_CHARS = 32  # 128 bits
-_MAX_DIGITS = 18
+SECRET_BYTES = 32  # RFC 2104, 3: the key of an HMAC should be as long as its hash
+_TOKEN_CHARS = 32  # chosen: 128 bits, which cannot be guessed
+_MAX_DIGITS = 18  # chosen: every such number is within SQLite's 64 bits
 
 OK, UNKNOWN, NOT_POST, TOO_LARGE, UNAVAILABLE = 204, 404, 405, 413, 503
 
@@ -29,8 +29,8 @@ OnCallback = Callable[[int, wire.CallbackPayload], None]
 class CallbackRouter:
     """The callback URLs for the jobs of one run directory.
 
-    `on_callback` is called with the job number and the payload; it must be fast, since the gateway waits. `secret` is
-    the key of the URLs; without it nobody can forge one.
+    `on_callback` is called with the job number and the payload. It must be fast, since the gateway waits. `secret` is
+    the key of the URLs; without it, a URL cannot be forged.
     """
 
     def __init__(self, secret: bytes, on_callback: OnCallback) -> None:
@@ -44,7 +44,7 @@ class CallbackRouter:
         return f"{self.base_url}/{self._run_token}/{job_no}/{self._token(b'job %d' % job_no)}"
 
     def receive(self, path: str, body: bytes) -> int:
-        """Handle a callback. Returns the HTTP status of the response."""
+        """Handle a callback, and return the HTTP status of the response."""
         job_no = self._parse_path(path)
         if job_no is None:
             return UNKNOWN
@@ -55,7 +55,7 @@ class CallbackRouter:
         return hmac.new(self._secret, label, hashlib.sha256).hexdigest()[:_TOKEN_CHARS]
 
     def _parse_path(self, path: str) -> int | None:
-        """Return the number of the job whose URL has this path. Wrong paths take the same time, however wrong."""
+        """Return the number of the job whose URL has this path, or None. All wrong paths take the same time."""
         run_token, number, token = ["", "", "", *path.split("/")][-3:]
         job_no = int(number) if number.isascii() and number.isdigit() and len(number) <= _MAX_DIGITS else 0
         run_matches = hmac.compare_digest(run_token.encode(), self._run_token.encode())
@@ -64,13 +64,13 @@ class CallbackRouter:
 
 
 class CallbackEndpoint:
-    """The entry point for callbacks, as long as an engine lives: closed (503) before it starts and after it ends."""
+    """The entry point for callbacks of one engine. It answers 503 before the engine starts and after it ends."""
 
     def __init__(self) -> None:
         self.router: CallbackRouter | None = None
 
     def receive(self, method: str, path: str, body: bytes | None) -> int:
-        """Handle a callback; `body` is None if it was too large. Returns the HTTP status of the response."""
+        """Handle a callback, and return the HTTP status of the response. `body` is None if it was too large."""
         if method != "POST":
             return NOT_POST
         if body is None:
@@ -78,7 +78,7 @@ class CallbackEndpoint:
         return self.router.receive(path, body) if self.router else UNAVAILABLE
 
     async def asgi(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """The endpoint as an ASGI app, to be mounted at the path of the public URL."""
+        """Handle an ASGI request. Mount this at the path of the public URL."""
         if scope["type"] == "lifespan":
             await _handle_lifespan(receive, send)
             return
@@ -90,7 +90,7 @@ class CallbackEndpoint:
 
 
 async def _body_of(receive: Receive) -> bytes | None:
-    """The body of an ASGI request; None if it is too large."""
+    """Return the body of an ASGI request, or None if it is too large."""
     body = bytearray()
     while True:
         message = await receive()
@@ -102,7 +102,7 @@ async def _body_of(receive: Receive) -> bytes | None:
 
 
 async def _handle_lifespan(receive: Receive, send: Send) -> None:
-    """Tell a server that starts or stops that the app is ready."""
+    """Confirm start and shutdown to the server; the app does nothing at either."""
     while True:
         message = await receive()
         await send({"type": f"{message['type']}.complete"})

@@ -41,7 +41,7 @@ from krea_batch.settings import ApiKey, Settings, is_loopback
 KEEPALIVE_S = 2.0  # chosen: below the 5 s after which common servers close idle connections
 READ_TIMEOUT_S = 30.0  # chosen: a CDN that sends nothing for longer has stalled
 DOWNLOAD_TIMEOUT_S = 600.0  # chosen: 64 MiB at 1 Mbit/s; a slower download is resumed
-CHUNK_BYTES = 1 << 18
+CHUNK_BYTES = 1 << 18  # chosen: bounds the memory of a download
 _PLAIN_URL = re.compile(r"(https?://[a-z0-9.-]+(?::[0-9]{1,5})?)(/[!-\"$-~]*)")  # nothing to quote, no fragment
 _SUBMIT_HEADERS = header_lines(wire.SUBMIT_HEADERS)
 
@@ -145,7 +145,7 @@ class GatewayClient:
                 response = await self._request_cdn(origin, target, headers)
         except NETWORK_ERRORS as error:
             raise DownloadError(describe_error(error)) from None
-        except ValueError as error:  # characters that a request line cannot hold and yarl accepts
+        except ValueError as error:  # characters that yarl accepts and a request line forbids
             raise _refused_url(url, type(error).__name__) from None
         if response.status == 416 and headers:  # nothing follows the bytes we have, yet they are incomplete
             response.close()
@@ -184,6 +184,7 @@ class GatewayClient:
             return await self._cdn.request("GET", origin, target, headers)
 
     def _open_image(self, response: HttpResponse, requested_offset: int, deadline_s: float) -> ImageDownload:
+        """Return the download of a response. Raises DownloadError if the response has no usable image."""
         if response.status not in (200, 206):
             wait_s = wire.retry_after_s(
                 response.headers.get("Retry-After"), response.headers.get("Date"), now=datetime.now(UTC)
@@ -212,7 +213,7 @@ def _refused_url(url: str, rejection: str) -> DownloadError:
 
 
 def _verbatim_url(url: str) -> URL:
-    """The URL byte for byte, since it may be signed; only characters that a request line cannot hold are quoted."""
+    """Return the URL unchanged, since it may be signed; only characters that a request line forbids are quoted."""
     return URL(url, encoded=url.isascii() and url.isprintable() and " " not in url)
 
 

@@ -37,7 +37,7 @@ WEBHOOK_HEADER = "X-Webhook-URL"  # API document, Webhook
 SUBMIT_HEADERS = {"Content-Type": "application/json", "Cache-Control": "no-cache"}  # API document, Headers
 
 MAX_JSON_BYTES = 1 << 20  # chosen: a thousand times a usual response; bounds memory
-MAX_RETRY_AFTER_S = 3600.0  # chosen: nobody waits longer without trying once an hour
+MAX_RETRY_AFTER_S = 3600.0  # chosen: try at least once an hour
 MAX_DETAIL_CHARS = 300  # chosen: enough for a sentence in a result row
 
 _REQUEST_ID = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9_~:-]|\.(?!\.)){0,199}")
@@ -105,7 +105,7 @@ def fingerprint_of(body: bytes) -> bytes:
 
 
 def is_request_id(text: object) -> bool:
-    """Return True if it may be used in the path of a poll: no separators, no `..`, at most 200 characters."""
+    """Return whether it may be used in the path of a poll: no separators, no `..`, at most 200 characters."""
     return isinstance(text, str) and _REQUEST_ID.fullmatch(text) is not None
 
 
@@ -172,7 +172,7 @@ def _progress(fields: _Fields) -> PollVerdict:
     finished = _read_output(fields)
     if finished is not None:
         return finished
-    return PollFailed("COMPLETED without a media_url" if status else "an answer without a status", 200)
+    return PollFailed("COMPLETED without a media_url" if status else "the status response has no status", 200)
 
 
 def _read_output(fields: _Fields) -> Finished | None:
@@ -199,7 +199,7 @@ def _took_s(fields: _Fields) -> float | None:
 
 
 def _parse_timestamp(text: object) -> datetime | None:
-    """An ISO 8601 instant (API document, Response Completed: created_at), or None."""
+    """Return an ISO 8601 instant (API document, Response Completed: created_at), or None if it is not one."""
     if not isinstance(text, str):
         return None
     try:
@@ -210,7 +210,7 @@ def _parse_timestamp(text: object) -> datetime | None:
 
 
 def _decode(body: bytes | None) -> _Fields | None:
-    """The known fields of a JSON object, or None where the body is no such thing."""
+    """Return the known fields of a JSON object, or None if the body is not one."""
     if body is None:
         return None
     try:
@@ -220,7 +220,7 @@ def _decode(body: bytes | None) -> _Fields | None:
 
 
 def _is_error_body(fields: _Fields | None) -> bool:
-    """Return True for the error body of the API document, which never has a request_id."""
+    """Return whether it is the error body of the API document, which never has a request_id."""
     return fields is not None and isinstance(fields.error, str) and fields.error != "" and fields.request_id is None
 
 
@@ -237,7 +237,7 @@ def _error_text(fields: _Fields) -> str:
 
 
 def retry_after_s(value: str | None, date: str | None, *, now: datetime) -> float | None:
-    """Return the seconds to wait by a Retry-After header (seconds or HTTP-date), 0 to 3600; None if it is unusable.
+    """Return the seconds to wait by a Retry-After header (seconds or HTTP-date), 0 to 3600; None if it is invalid.
 
     A date is compared with the Date of the same response, so that a wrong local clock does no harm.
     """
