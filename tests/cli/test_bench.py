@@ -1,4 +1,4 @@
-"""`krea-batch bench` as its users meet it: a real command, tiny sweeps, and the money that it may spend."""
+"""`krea-batch bench` as a real command: small sweeps, their output, and their charges."""
 
 from __future__ import annotations
 
@@ -30,19 +30,19 @@ PLOTS = {"throughput.svg", "timeline.svg", "rate_limited.svg", "polls.svg", "cos
 
 
 def bench_results(folder: Path) -> list[dict[str, Any]]:
-    """The figures in bench.json."""
+    """Return the results in bench.json."""
     results: list[dict[str, Any]] = json.loads((folder / "bench.json").read_text())["results"]
     return results
 
 
 def descendant_pids(root: int) -> set[int]:
-    """Every process of this machine that descends from `root`."""
+    """Return the processes that descend from `root`."""
     parent_of = {}
     for stat in Path("/proc").glob("[0-9]*/stat"):
         try:
             parent_of[int(stat.parent.name)] = int(stat.read_text().rpartition(")")[2].split()[1])
         except (FileNotFoundError, ProcessLookupError):
-            continue  # it has ended meanwhile
+            continue  # the process has ended
     pids = {root}
     while more := {pid for pid, parent in parent_of.items() if parent in pids} - pids:
         pids |= more
@@ -51,7 +51,7 @@ def descendant_pids(root: int) -> set[int]:
 
 class TestSimulated:
     def test_a_sweep_writes_table_json_and_plots(self, tmp_path: Path) -> None:
-        """Offline, without a key: a row a rate, figures in bench.json, six plots; run folders are gone."""
+        """Offline and without a key: one row per rate, bench.json and six plots; run directories are removed."""
         done = run_command("bench", *BENCH_SIMULATOR_OPTIONS, "--out", "report", cwd=tmp_path, key="")
         assert done.returncode == 0, done.stderr
         assert "krea-batch at 20/s: 8 accepted" in done.stderr
@@ -69,8 +69,8 @@ class TestSimulated:
             assert row["lag_s"]["max"] >= row["lag_s"]["p50"] >= 0
             assert row["loop_lag_ms"]["max"] >= row["loop_lag_ms"]["p50"]
 
-    def test_compare_measures_the_usual_scripts_on_the_same_work(self, tmp_path: Path) -> None:
-        """Three rows a rate, each with all jobs stored, and the simulator's own count of accepts."""
+    def test_compare_also_measures_ordinary_scripts(self, tmp_path: Path) -> None:
+        """With --compare there are three rows per rate, each with all jobs accepted and stored."""
         done = run_command(
             "bench",
             *BENCH_SIMULATOR_OPTIONS[2:],
@@ -92,7 +92,7 @@ class TestSimulated:
         assert rows == bench_results(tmp_path / "krea-batch-bench")
 
     @pytest.mark.parametrize(
-        ("wrong", "said"),
+        ("options", "expected"),
         [
             (("--rates", "20/s,quick"), "--rates: invalid rate 'quick'"),
             (("--rates", "20/s,20/s"), "is given twice"),
@@ -101,41 +101,42 @@ class TestSimulated:
             (("--compare", "--gateway", "http://127.0.0.1:9"), "each script would be charged"),
         ],
     )
-    def test_a_wrong_option_is_named(self, tmp_path: Path, wrong: tuple[str, ...], said: str) -> None:
-        """Exit 2, the option named, and no report."""
-        done = run_command("bench", *wrong, "--out", "report", cwd=tmp_path)
+    def test_an_invalid_option_is_named(self, tmp_path: Path, options: tuple[str, ...], expected: str) -> None:
+        """An invalid option gives exit 2, an error that names it, and no report."""
+        done = run_command("bench", *options, "--out", "report", cwd=tmp_path)
         assert done.returncode == 2
-        assert said in done.stderr
+        assert expected in done.stderr
         assert "Traceback" not in done.stderr
         assert not (tmp_path / "report" / "bench.json").exists()
 
-    @pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="looks for children in /proc")
-    def test_ctrl_c_leaves_no_child_behind(self, tmp_path: Path) -> None:
-        """Exit 130; simulator and worker have ended with the command."""
+    @pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="reads /proc")
+    def test_ctrl_c_ends_all_child_processes(self, tmp_path: Path) -> None:
+        """After Ctrl-C the exit code is 130, and the simulator and the worker have ended."""
         command = start_command("bench", "--rates", "5/s", "--jobs", "500", "--out", "report", cwd=tmp_path)
         assert command.stderr is not None
-        while "accepted" not in command.stderr.readline():  # the worker tells its counts, so both children are there
+        # The worker reports its counts, so both children are running.
+        while "accepted" not in command.stderr.readline():
             assert command.poll() is None
         children = descendant_pids(command.pid)
         assert len(children) == 2
         command.send_signal(signal.SIGINT)
-        _, said = command.communicate(timeout=PROCESS_TIMEOUT_S)
+        _, stderr = command.communicate(timeout=PROCESS_TIMEOUT_S)
         assert command.returncode == 130
-        assert "Traceback" not in said
+        assert "Traceback" not in stderr
         assert not [pid for pid in children if Path(f"/proc/{pid}").exists()]
 
 
-class TestPaid:
+class TestCharged:
     def run_bench(
         self, gateway: str, *extra_options: str, cwd: Path, key: str = "test-key"
     ) -> subprocess.CompletedProcess[str]:
         options = ("--rates", "20/s,40/s", "--jobs", "5", "--poll-interval", "0.2", "--gateway", gateway)
         return run_command("bench", *options, "--out", "report", "--price", "0.5", *extra_options, cwd=cwd, key=key)
 
-    def test_charges_are_what_was_announced_and_a_second_run_pays_nothing(
+    def test_charges_match_the_announcement_and_a_second_run_charges_nothing(
         self, simulate: StartSimulator, tmp_path: Path
     ) -> None:
-        """Ten images are announced, ten are charged, their images stay; the same command again charges none."""
+        """Ten images are announced, charged and kept; the same command again charges none."""
         gateway = simulate("--tiny", "--latency", "uniform:0.1,0.4")
         first = self.run_bench(gateway.gateway_url, "--yes", cwd=tmp_path)
         assert first.returncode == 0, first.stderr
@@ -145,40 +146,40 @@ class TestPaid:
         assert len(list((tmp_path / "report" / "runs").rglob("*.png"))) == 10
         before = bench_results(tmp_path / "report")
 
-        second = self.run_bench(gateway.gateway_url, cwd=tmp_path)  # nothing to pay, so nothing to ask
+        second = self.run_bench(gateway.gateway_url, cwd=tmp_path)  # no charges, so no question
         assert second.returncode == 0, second.stderr
         assert "0 images will be charged" in second.stderr
         assert gateway.admin_request("/totals")["charged"] == 10
         assert bench_results(tmp_path / "report") == before
 
     def test_nothing_is_sent_without_a_terminal(self, simulate: StartSimulator, tmp_path: Path) -> None:
-        """Without a terminal and without --yes: exit 2, not one POST."""
+        """Without a terminal and without --yes the exit code is 2, and no POST is sent."""
         gateway = simulate("--tiny")
         refused = self.run_bench(gateway.gateway_url, cwd=tmp_path)
         assert refused.returncode == 2
         assert "--yes" in refused.stderr
         assert gateway.admin_request("/totals")["posts"] == 0
 
-    def test_without_a_key_nothing_starts(self, simulate: StartSimulator, tmp_path: Path) -> None:
-        """Exit 2, and the ways to give a key."""
+    def test_a_missing_key_starts_nothing(self, simulate: StartSimulator, tmp_path: Path) -> None:
+        """Without a key the exit code is 2, the error names the variable, and no POST is sent."""
         gateway = simulate("--tiny")
         refused = self.run_bench(gateway.gateway_url, "--yes", cwd=tmp_path, key="")
         assert refused.returncode == 2
         assert "PIXAZO_API_KEY" in refused.stderr
         assert gateway.admin_request("/totals")["posts"] == 0
 
-    def test_ctrl_c_completes_charged_jobs_and_the_same_command_pays_only_the_rest(
+    def test_ctrl_c_completes_charged_jobs_and_the_same_command_charges_only_the_rest(
         self, simulate: StartSimulator, tmp_path: Path
     ) -> None:
-        """Interrupted in the middle: exit 130, each charge has its image; later the rest is paid."""
+        """After Ctrl-C the exit code is 130, and each charge has its image; the same command charges the rest."""
         gateway = simulate("--tiny", "--latency", "uniform:0.1,0.4")
         options = ("bench", "--rates", "2/s", "--jobs", "20", "--poll-interval", "0.2", "--yes", "--out", "report")
         command = start_command(*options, "--gateway", gateway.gateway_url, cwd=tmp_path)
         while gateway.admin_request("/totals")["charged"] < 2:
             assert command.poll() is None
         os.kill(command.pid, signal.SIGINT)
-        _, said = command.communicate(timeout=PROCESS_TIMEOUT_S)
-        assert command.returncode == 130, said
+        _, stderr = command.communicate(timeout=PROCESS_TIMEOUT_S)
+        assert command.returncode == 130, stderr
         charged = gateway.admin_request("/totals")["charged"]
         assert 2 <= charged < 20
         assert len(list((tmp_path / "report" / "runs").rglob("*.png"))) == charged

@@ -1,4 +1,4 @@
-"""The money: storms, lost answers, an empty wallet, a wrong model, and the key, through the real command."""
+"""Charges and the key, with the real command: many faults, lost answers, no balance, a missing model."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ CANARY_KEY = "canary-7f3a9c5e21d84b60"
 
 
 def faults(**probabilities: float) -> list[str]:
-    """Options of the simulator; underscores stand for dashes."""
+    """Return options of the simulator. Underscores in the names become dashes."""
     return [
         part
         for name, probability in probabilities.items()
@@ -43,12 +43,12 @@ def run_against(simulator: SimulatorProcess, folder: Path, *extra_options: str) 
 
 
 def submissions_by_prompt(simulator: SimulatorProcess) -> Counter[str]:
-    """How often each prompt was POSTed, whatever became of it."""
+    """Return how often each prompt was POSTed, with any result."""
     return Counter(post["body"]["prompt"] for post in simulator.admin_request("/ledger")["posts"])
 
 
 def test_many_faults_at_once_charge_each_job_once(simulate: StartSimulator, tmp_path: Path) -> None:
-    """Refused submits, polls and images broken in every way, a first ERROR for every job: 200 of 200 succeed."""
+    """With failing submits, polls and downloads and a first ERROR for every job, each of 200 jobs is charged once."""
     simulator = simulate(
         *CHARGES_SIMULATOR_OPTIONS,
         "--outputs",
@@ -77,15 +77,15 @@ class TestLostResponses:
         return simulate(*CHARGES_SIMULATOR_OPTIONS, *faults(submit_lost=0.05, submit_garbled=0.05))
 
     def test_exactly_those_are_ambiguous(self, simulate: StartSimulator, tmp_path: Path) -> None:
-        """A job whose answer was lost or garbled is ambiguous, no other one is, and none is sent again."""
+        """Exactly the jobs with a lost or garbled answer are ambiguous, and no job is submitted again."""
         simulator = self.gateway_losing_responses(simulate, tmp_path)
         done = run_against(simulator, tmp_path)
         assert done.returncode == 1
         run_against(simulator, tmp_path)
         assert set(submissions_by_prompt(simulator).values()) == {1}
-        on_record = {row["request_id"] for row in result_rows(tmp_path / "out")}
+        recorded_ids = {row["request_id"] for row in result_rows(tmp_path / "out")}
         posts = simulator.admin_request("/ledger")["posts"]
-        lost = {post["body"]["prompt"] for post in posts if post["request_id"] not in on_record}
+        lost = {post["body"]["prompt"] for post in posts if post["request_id"] not in recorded_ids}
         ambiguous = {
             row["request"]["prompt"] for row in result_rows(tmp_path / "out") if row["status"] == "ambiguous"
         }
@@ -95,8 +95,8 @@ class TestLostResponses:
         others = {row["status"] for row in result_rows(tmp_path / "out") if row["status"] != "ambiguous"}
         assert others == {"succeeded"}
 
-    def test_they_are_resubmitted_when_configured(self, simulate: StartSimulator, tmp_path: Path) -> None:
-        """With --ambiguous resubmit every job ends well, and what was paid twice is told as unknown."""
+    def test_ambiguous_jobs_are_resubmitted_when_configured(self, simulate: StartSimulator, tmp_path: Path) -> None:
+        """With --ambiguous resubmit all jobs succeed, and second charges are counted as unknown."""
         simulator = self.gateway_losing_responses(simulate, tmp_path)
         done = run_against(simulator, tmp_path, "--ambiguous", "resubmit")
         assert done.returncode == 0, done.stdout
@@ -105,7 +105,7 @@ class TestLostResponses:
 
 
 def test_no_balance_stops_the_run(simulate: StartSimulator, tmp_path: Path) -> None:
-    """402 after 50 of 120: 50 images, few refused tries, exit 3; topped up, the same command ends it."""
+    """After the first 402 there are few further submits, and the exit code is 3; with a balance the run resumes."""
     simulator = simulate(*CHARGES_SIMULATOR_OPTIONS, "--balance", "50")
     write_jobs(tmp_path / "jobs.jsonl", 120)
     done = run_against(simulator, tmp_path, "--rate", "50/s")  # few are in flight when the first 402 is read
@@ -121,25 +121,27 @@ def test_no_balance_stops_the_run(simulate: StartSimulator, tmp_path: Path) -> N
 
 
 @pytest.mark.parametrize(
-    ("options", "says"),
+    ("options", "status"),
     [(("--revoke-after", "50"), "401"), (faults(submit_403=0.05), "403")],
     ids=["key revoked", "forbidden"],
 )
-def test_a_key_that_is_refused(simulate: StartSimulator, tmp_path: Path, options: tuple[str, ...], says: str) -> None:
-    """Submits stop immediately, exit 3 and why; what was paid is fetched, now or by the same command later."""
+def test_a_key_that_is_refused(
+    simulate: StartSimulator, tmp_path: Path, options: tuple[str, ...], status: str
+) -> None:
+    """A 401 or 403 stops submits, and the exit code is 3; the same command later completes all jobs."""
     simulator = simulate(*CHARGES_SIMULATOR_OPTIONS, *options)
     write_jobs(tmp_path / "jobs.jsonl", 200)
     done = run_against(simulator, tmp_path)
     assert done.returncode == 3
-    assert says in done.stdout
-    assert simulator.admin_request("/totals")["refused"][says] <= 12
+    assert status in done.stdout
+    assert simulator.admin_request("/totals")["refused"][status] <= 12
     simulator.admin_request("/settings", {"revoke_after": 0, "faults": {}})
     assert run_against(simulator, tmp_path).returncode == 0
     assert simulator.admin_request("/totals")["charged"] == 200
 
 
 def test_a_model_that_is_gone(simulate: StartSimulator, tmp_path: Path) -> None:
-    """When the first jobs all fail alike, the run stops and says so, instead of burning through the file."""
+    """If the first 20 jobs fail with the same error, the run stops, and --max-identical-failures 0 disables this."""
     simulator = simulate(*CHARGES_SIMULATOR_OPTIONS, *faults(submit_no_model=1))
     write_jobs(tmp_path / "jobs.jsonl", 500)
     done = run_against(simulator, tmp_path)
@@ -150,8 +152,8 @@ def test_a_model_that_is_gone(simulate: StartSimulator, tmp_path: Path) -> None:
     assert len(result_rows(tmp_path / "out")) == 500
 
 
-def test_an_outage_is_waited_out_and_reported(simulate: StartSimulator, tmp_path: Path) -> None:
-    """While the gateway takes nothing the run pauses, says why, and sends next to nothing; then it goes on."""
+def test_submits_pause_during_an_outage(simulate: StartSimulator, tmp_path: Path) -> None:
+    """During an outage the run pauses, prints the reason and submits little; afterwards it continues."""
     simulator = simulate(*CHARGES_SIMULATOR_OPTIONS, *faults(submit_503=1))
     write_jobs(tmp_path / "jobs.jsonl", 100)
     options = ("--out", "out", "--gateway", simulator.gateway_url, "--rate", "200/s", "--poll-interval", "0.3")
@@ -169,13 +171,13 @@ def test_an_outage_is_waited_out_and_reported(simulate: StartSimulator, tmp_path
 
 class TestTheKey:
     def files_with_key(self, folder: Path) -> list[str]:
-        """Files with the key in them."""
+        """Return the files that contain the key."""
         return [
             str(path) for path in folder.rglob("*") if path.is_file() and CANARY_KEY.encode() in path.read_bytes()
         ]
 
     def test_it_goes_to_the_gateway_alone(self, simulate: StartSimulator, tmp_path: Path) -> None:
-        """With trouble of every kind, at full verbosity, the key is in no file, no output, no other request."""
+        """With faults and full logging, the key is in no file, no output and no request to the CDN."""
         simulator = simulate(
             *CHARGES_SIMULATOR_OPTIONS,
             *faults(
@@ -200,7 +202,7 @@ class TestTheKey:
         time.sleep(0.7)
         assert CANARY_KEY not in Path(f"/proc/{process.pid}/cmdline").read_text()
         output, errors = process.communicate(timeout=120)
-        assert process.returncode == 1  # redirected, lost and garbled ones are ambiguous
+        assert process.returncode == 1  # submits that were redirected, lost or garbled are ambiguous
         assert "ambiguous" in output
         assert "DEBUG" in errors or " D krea_batch" in errors
         assert CANARY_KEY not in output + errors
@@ -209,10 +211,10 @@ class TestTheKey:
         assert totals["accepted"] >= 80
         assert totals["cdn_with_key"] == 0
         stored = sum(len(row["files"]) for row in result_rows(tmp_path / "out"))
-        assert totals["cdn_requests"] <= stored * 3  # and none to where the redirects pointed
+        assert totals["cdn_requests"] <= stored * 3  # and redirects were not followed
 
     def test_it_is_in_no_message_of_refusal(self, simulate: StartSimulator, tmp_path: Path) -> None:
-        """A wrong key, a key that cannot be one, and a key file that is not there are told without the key."""
+        """Errors about a refused key, and about an invalid key in the environment or a file, do not contain it."""
         simulator = simulate(*CHARGES_SIMULATOR_OPTIONS, "--key", "another")
         write_jobs(tmp_path / "jobs.jsonl", 3)
         (tmp_path / "key").write_text(CANARY_KEY + "\x00")
@@ -228,7 +230,7 @@ class TestTheKey:
 
 
 def test_a_shared_quota(simulate: StartSimulator, tmp_path: Path) -> None:
-    """Where polls and submits count against one limit, it is kept: all jobs come home, next to nothing is refused."""
+    """With --shared-quota, polls and submits stay within one limit: all jobs succeed, few requests are refused."""
     simulator = simulate(*CHARGES_SIMULATOR_OPTIONS, "--rate-limit", "sliding-window:40/s", "--shared-limit")
     write_jobs(tmp_path / "jobs.jsonl", 120)
     options = ("--rate", "40/s", "--shared-quota", "--poll-interval", "0.5")

@@ -1,4 +1,4 @@
-"""What helps people to begin: init, doctor, completion, help."""
+"""Commands for getting started: init, doctor, completion, help."""
 
 from __future__ import annotations
 
@@ -32,8 +32,8 @@ def call(*arguments: str) -> Result:
 
 class TestInit:
     @pytest.mark.slow
-    def test_its_two_commands(self, tmp_path: Path) -> None:
-        """What it writes runs as it says, and nothing is written twice."""
+    def test_files_of_init_can_be_run(self, tmp_path: Path) -> None:
+        """The files that init writes can be run, and existing files are kept."""
         done = run_command("init", cwd=tmp_path)
         assert done.returncode == 0
         assert "krea-batch run jobs.jsonl --out out --simulate" in done.stdout
@@ -50,8 +50,8 @@ class TestInit:
         assert again.returncode == 1
         assert (tmp_path / "jobs.jsonl").read_text() == "mine"
 
-    def test_every_option_is_in_it(self) -> None:
-        """With the # off each line, the file is TOML that `run` takes."""
+    def test_settings_file_has_every_option(self) -> None:
+        """Without the # before its options, the file is valid TOML with every option of `run`."""
         lines = [
             line.removeprefix("#") for line in config_text().splitlines() if line.startswith("#") and line[1:2] != " "
         ]
@@ -67,8 +67,8 @@ class TestInit:
         assert known - names == {"out", "json", "verbose", "quiet", "yes"}
         assert not names - known
 
-    def test_defaults_are_the_defaults(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-        """A line whose # is off changes nothing where it shows a default."""
+    def test_a_default_can_be_uncommented(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        """The file is accepted with the # removed from a line that shows a default."""
         monkeypatch.chdir(tmp_path)
         (tmp_path / "krea-batch.toml").write_text(config_text().replace('#rate = "10/s"', 'rate = "10/s"'))
         (tmp_path / "p.txt").write_text("a cat\n")
@@ -76,13 +76,13 @@ class TestInit:
 
 
 class DatedGateway(BaseHTTPRequestHandler):
-    """A gateway that says what time it is, and remembers what it was asked."""
+    """A gateway that sends a Date header, and records the requests."""
 
     date = ""
-    asked: list[tuple[str, str, dict[str, str]]] = []  # noqa: RUF012 - one server at a time
+    requests: list[tuple[str, str, dict[str, str]]] = []  # noqa: RUF012 - one server at a time
 
     def do_GET(self) -> None:
-        self.asked.append((self.command, self.path, dict(self.headers)))
+        self.requests.append((self.command, self.path, dict(self.headers)))
         self.send_response_only(404)
         self.send_header("Date", self.date or self.date_time_string())
         self.end_headers()
@@ -93,7 +93,7 @@ class DatedGateway(BaseHTTPRequestHandler):
 
 @pytest.fixture
 def gateway() -> Iterator[str]:
-    DatedGateway.date, DatedGateway.asked = "", []
+    DatedGateway.date, DatedGateway.requests = "", []
     server = HTTPServer(("127.0.0.1", 0), DatedGateway)
     thread = threading.Thread(target=server.serve_forever)
     thread.start()
@@ -104,8 +104,8 @@ def gateway() -> Iterator[str]:
 
 
 class TestDoctor:
-    def test_all_is_well(self, gateway: str, tmp_path: Path) -> None:
-        """Everything is looked at; one GET is sent, without the key."""
+    def test_no_problem(self, gateway: str, tmp_path: Path) -> None:
+        """Each check is ok, and one GET is sent, without the key."""
         done = run_command("doctor", "--gateway", gateway, "--json", cwd=tmp_path, key="very-secret")
         report = json.loads(done.stdout)
         assert done.returncode == 0, report
@@ -118,27 +118,27 @@ class TestDoctor:
             "versions",
             "extras",
         ]
-        ((command, path, headers),) = DatedGateway.asked
+        ((command, path, headers),) = DatedGateway.requests
         assert (command, path.rpartition("/")[2]) == ("GET", "krea-batch-doctor")
         assert "very-secret" not in str(headers) + done.stdout + done.stderr
 
-    def test_what_is_missing(self, tmp_path: Path) -> None:
-        """Without a key and a gateway: each is told with what to do, exit code 2, no colours in a pipe."""
+    def test_missing_key_and_gateway(self, tmp_path: Path) -> None:
+        """A missing key and an unreachable gateway are failures with exit code 2; a pipe gets no colours."""
         done = run_command("doctor", "--gateway", "http://127.0.0.1:9", cwd=tmp_path, key="")
         assert done.returncode == 2
         assert "fail key      no API key\n              set PIXAZO_API_KEY" in done.stdout
         assert "fail gateway  http://127.0.0.1:9 is not reachable" in done.stdout
         assert "\x1b" not in done.stdout
 
-    def test_clocks_that_differ(self, gateway: str, tmp_path: Path) -> None:
-        """A clock that is far off is a warning."""
+    def test_clock_skew(self, gateway: str, tmp_path: Path) -> None:
+        """A clock that differs much from the gateway's is a warning, with exit code 1."""
         DatedGateway.date = "Mon, 01 Jan 2024 00:00:00 GMT"
         done = run_command("doctor", "--gateway", gateway, cwd=tmp_path)
         assert done.returncode == 1
         assert "s ahead of the gateway's" in done.stdout
 
     def test_warnings_before_a_run(self, gateway: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-        """Little room, few files and a network file system are warnings."""
+        """Low disk space, a network file system and a low limit of open files are warnings; no directory is made."""
         monkeypatch.setenv("PIXAZO_API_KEY", "k")
         monkeypatch.setattr(diagnostics, "MIN_FREE_IMAGES", 10**12)
         monkeypatch.setattr(diagnostics, "_file_system", lambda _: "nfs4")
@@ -150,8 +150,8 @@ class TestDoctor:
         assert ("files", "warn") in found
         assert not (tmp_path / "new").exists()
 
-    def test_a_folder_that_cannot_be_written(self, gateway: str, monkeypatch: pytest.MonkeyPatch) -> None:
-        """A disk that takes nothing is a failure."""
+    def test_a_directory_that_cannot_be_written(self, gateway: str, monkeypatch: pytest.MonkeyPatch) -> None:
+        """A directory that cannot be written is a failure."""
         monkeypatch.setenv("PIXAZO_API_KEY", "k")
         found = [each for each in run_diagnostics(Path("/proc/none"), gateway, None, 1) if each.check == "disk"]
         assert [each.state for each in found] == ["fail"]
@@ -160,7 +160,7 @@ class TestDoctor:
 class TestCompletion:
     @pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
     def test_a_script_for_each_shell(self, shell: str) -> None:
-        """The script is that of the shell, and asks krea-batch."""
+        """The script is for that shell, and calls krea-batch."""
         done = call("completion", shell)
         assert done.exit_code == 0
         assert f"_KREA_BATCH_COMPLETE={shell}_complete" in done.stdout
@@ -171,25 +171,25 @@ class TestCompletion:
         [("krea-batch ret", "retry"), ("krea-batch export --form", "--format"), ("krea-batch completion f", "fish")],
     )
     def test_in_a_real_bash(self, tmp_path: Path, words: str, expected: str) -> None:
-        """Commands, options and values are completed."""
+        """Bash completes commands, options and values."""
         bash = shutil.which("bash")
         assert bash
-        own = Path(sys.executable).with_name("krea-batch")
-        assert own.is_file()
+        program = Path(sys.executable).with_name("krea-batch")
+        assert program.is_file()
         script = (
             "source <(krea-batch completion bash)\n"
             f"COMP_WORDS=({words}); COMP_CWORD=$((${{#COMP_WORDS[@]}} - 1))\n"
             '_krea_batch_completion krea-batch; printf "%s\\n" "${COMPREPLY[@]}"'
         )
-        env = clean_environment(PATH=f"{own.parent}:/usr/bin:/bin")
+        env = clean_environment(PATH=f"{program.parent}:/usr/bin:/bin")
         done = subprocess.run([bash, "-c", script], cwd=tmp_path, env=env, capture_output=True, text=True, timeout=60)
         assert expected in done.stdout.split(), done.stderr
 
 
 class TestHelp:
     @pytest.mark.parametrize("name", COMMANDS)
-    def test_every_command_says_what_it_does(self, name: str) -> None:
-        """Each command has a help of its own, with a sentence for every option."""
+    def test_every_command_and_option_has_help(self, name: str) -> None:
+        """Each command has a help text, and so has each of its options."""
         done = call(name, "--help")
         assert done.exit_code == 0
         command = app.get_command(click.Context(app), name)
@@ -201,20 +201,20 @@ class TestHelp:
 
     @pytest.mark.parametrize("name", COMMANDS)
     def test_examples_are_commands(self, name: str) -> None:
-        """Its help ends with examples, and each is a command that is understood as it stands."""
+        """The help of a command has examples, and each example is a valid command."""
         shown = CliRunner().invoke(app, [name, "--help"]).output
         for line in EXAMPLES[name]:
             assert line in shown
-            typed = re.search(r"krea-batch ([^>)]+)", line)
-            assert typed
-            command_name, *arguments = shlex.split(typed[1])
+            match = re.search(r"krea-batch ([^>)]+)", line)
+            assert match
+            command_name, *arguments = shlex.split(match[1])
             assert command_name == name
             command = app.get_command(click.Context(app), name)
             assert command is not None
-            command.make_context(name, arguments)  # raises where an option is not known
+            command.make_context(name, arguments)  # raises for an unknown option
 
     def test_exit_codes(self) -> None:
-        """The help of krea-batch itself has each exit code."""
+        """The help of krea-batch lists each exit code."""
         shown = CliRunner().invoke(app, ["--help"]).output
         documented = re.findall(r"^ +(\d+) +[a-z]", shown, re.MULTILINE)
         assert [int(code) for code in documented] == [OK, SOME_FAILED, BAD_INPUT, STOPPED, INTERRUPTED]

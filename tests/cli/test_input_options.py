@@ -1,4 +1,4 @@
-"""Prompts in any form become images by one command."""
+"""`krea-batch run` and `validate` with the input formats and the options for them."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ SIMULATED_RUN_COMMAND = ("--simulate", "--time-scale=1000", "--rate=100/s", "--p
 
 @pytest.fixture
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """An empty working directory."""
+    """Change to an empty working directory, and return it."""
     monkeypatch.chdir(tmp_path)
     return tmp_path
 
@@ -35,7 +35,7 @@ def result_lines(out: Path) -> list[dict[str, Any]]:
 class TestRun:
     @pytest.mark.parametrize("end", ["\n", "\r\n"])
     def test_text(self, tmp_path: Path, end: str) -> None:
-        """Every line of a text is an image of that very prompt, repeated ones too."""
+        """Each line of a text file becomes one image with that prompt unchanged; repeated lines become several."""
         (tmp_path / "p.txt").write_bytes(end.join(AWKWARD_PROMPTS).encode())
         done = run_command("run", "p.txt", "--out", "out", *SIMULATED_RUN_COMMAND, cwd=tmp_path)
         assert done.returncode == 0, done.stderr
@@ -45,7 +45,7 @@ class TestRun:
         assert len(list((tmp_path / "out" / "images").glob("*.png"))) == len(AWKWARD_PROMPTS)
 
     def test_tsv_with_a_sweep(self, tmp_path: Path) -> None:
-        """A table times a sweep: each combination is an image, its words in its name."""
+        """A sweep over a table makes one image per combination, with the values in its id."""
         (tmp_path / "p.tsv").write_text('Prompt\tCategory\n"a" cat\tpets\na dog\tpets\n')
         done = run_command(
             "run",
@@ -67,8 +67,8 @@ class TestRun:
         assert {"prompt": '"a" cat', "creativity": "high", "seed": 2}.items() <= row["request"].items()
         assert row["metadata"] == {"Category": "pets"}
 
-    def test_a_sweep_that_grows_pays_for_nothing_twice(self, tmp_path: Path) -> None:
-        """The same command with a further value makes the new images alone."""
+    def test_a_larger_sweep_charges_only_new_images(self, tmp_path: Path) -> None:
+        """The same command with a further value submits only the new images."""
         (tmp_path / "p.txt").write_text("a cat\na dog\n")
         for seeds, total in (("1..2", 4), ("1..3", 6), ("3,2,1", 6)):
             done = run_command("run", "p.txt", "--out", "out", "--seeds", seeds, *SIMULATED_RUN_COMMAND, cwd=tmp_path)
@@ -76,8 +76,8 @@ class TestRun:
             assert len((tmp_path / "out" / "simulated.jsonl").read_text().splitlines()) == total
             assert all(row["attempts"] == 1 for row in result_lines(tmp_path / "out"))
 
-    def test_stopped_between_and_with_other_options(self, tmp_path: Path) -> None:
-        """The mark of one reading spares nothing in another: with a template every prompt is another one."""
+    def test_a_template_changes_the_lines_of_an_earlier_run(self, tmp_path: Path) -> None:
+        """The checkpoint of a run is not used with another template: the changed prompts are checked and refused."""
         (tmp_path / "p.txt").write_text("a cat\n")
         assert run_command("run", "p.txt", "--out", "out", *SIMULATED_RUN_COMMAND, cwd=tmp_path).returncode == 0
         done = run_command(
@@ -95,7 +95,7 @@ class TestRun:
 
 
 def test_formats_are_reported_and_counted(folder: Path) -> None:
-    """What was guessed, what was left out, and how many jobs there are."""
+    """The column found, the dropped jobs and the number of jobs are printed."""
     (folder / "p.csv").write_text("Prompt,Note\na cat,x\na cat,y\na dog,z\n")
     done = validate("p.csv", "--dedupe", "--repeat", "2")
     assert done.exit_code == 0, done.stderr
@@ -108,7 +108,7 @@ def test_formats_are_reported_and_counted(folder: Path) -> None:
 
 
 def test_standard_input_of_any_format(folder: Path) -> None:
-    """--input-format says what standard input is."""
+    """--input-format sets the format of standard input, which is required for text."""
     assert validate("-", "--input-format", "text", stdin="a cat\n").stdout.startswith("1 valid job")
     done = validate("-", stdin="a cat\n")
     assert done.exit_code == 2
@@ -129,8 +129,8 @@ def test_standard_input_of_any_format(folder: Path) -> None:
         (["--prompt-column", "Text"], 'there is no column "Text"'),
     ],
 )
-def test_options_that_cannot_be(folder: Path, options: list[str], expected: str) -> None:
-    """A mistake in an option is told with the option and what would be right."""
+def test_invalid_input_options(folder: Path, options: list[str], expected: str) -> None:
+    """An invalid option is named, with a hint where there is one, and the exit code is 2."""
     (folder / "p.csv").write_text("prompt\na cat\n")
     done = validate("p.csv", *options)
     assert done.exit_code == 2
@@ -138,7 +138,7 @@ def test_options_that_cannot_be(folder: Path, options: list[str], expected: str)
 
 
 def test_defaults_from_a_file(folder: Path) -> None:
-    """krea-batch.toml takes lists for options that may come several times."""
+    """krea-batch.toml accepts lists for repeatable options."""
     (folder / "krea-batch.toml").write_text('sweep = ["creativity=raw,high"]\nseeds = "1..2"\n')
     (folder / "p.txt").write_text("a cat\n")
     assert validate("p.txt").stdout.startswith("4 valid jobs")

@@ -1,4 +1,4 @@
-"""Metrics and logs of `krea-batch run` as its users meet them: real processes, against the simulator in another."""
+"""Metrics and logs of `krea-batch run`, as a real process, against a simulator in another process."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ SECRET = "s3cret-k3y-0123456789"
 
 
 def metrics_url(run: Popen[str]) -> str:
-    """Where a run says that its metrics are."""
+    """Return the URL of the metrics, which the run prints first."""
     assert run.stderr is not None
     line = run.stderr.readline()
     assert line.startswith("Metrics: http://127.0.0.1:"), line
@@ -33,7 +33,7 @@ def metrics_url(run: Popen[str]) -> str:
 
 
 def scrape(url: str) -> dict[tuple[str, ...], float]:
-    """What Prometheus would see: a value by the series' name and the values of its labels."""
+    """Return the metrics: values by the name of the series and the values of its labels."""
     with urllib.request.urlopen(url, timeout=PROCESS_TIMEOUT_S) as response:  # noqa: S310 - loopback
         families = text_string_to_metric_families(response.read().decode())
         samples = [sample for family in families for sample in family.samples]
@@ -46,8 +46,8 @@ def log_lines(path: Path) -> list[dict[str, Any]]:
 
 @pytest.mark.slow
 class TestMetrics:
-    def test_a_run_can_be_scraped_while_it_goes_on(self, simulate: StartSimulator, tmp_path: Path) -> None:
-        """With --metrics-port 0 the run tells where its metrics are, and they grow with it and add up."""
+    def test_metrics_during_a_run(self, simulate: StartSimulator, tmp_path: Path) -> None:
+        """With --metrics-port 0 the run prints the URL of its metrics, which are consistent during the run."""
         write_jobs(tmp_path / "jobs.jsonl", 60)
         gateway = simulate(*METRICS_SIMULATOR_OPTIONS).gateway_url
         run = start_command(
@@ -63,24 +63,24 @@ class TestMetrics:
             cwd=tmp_path,
         )
         url = metrics_url(run)
-        while (seen := scrape(url))["jobs_total", "succeeded"] < 5:
+        while (metrics := scrape(url))["jobs_total", "succeeded"] < 5:
             assert run.poll() is None
         _, errors = run.communicate(timeout=PROCESS_TIMEOUT_S)
         assert run.returncode == 0, errors
-        assert seen["rate_per_second",] == 20
+        assert metrics["rate_per_second",] == 20
         assert (
-            seen["submits_total", "accepted"]
-            == seen["charges_total", "charged"]
+            metrics["submits_total", "accepted"]
+            == metrics["charges_total", "charged"]
             <= len(result_rows(tmp_path / "out"))
         )
-        assert seen["downloads_total",] >= seen["jobs_total", "succeeded"]
-        assert not [name for name, *_ in seen if name.endswith("_created")]
+        assert metrics["downloads_total",] >= metrics["jobs_total", "succeeded"]
+        assert not [name for name, *_ in metrics if name.endswith("_created")]
 
-    @pytest.mark.parametrize("way", ["environment", "file"])
-    def test_as_every_option(self, way: str, simulate: StartSimulator, tmp_path: Path) -> None:
-        """The port can come from the environment and in krea-batch.toml; one that was found is told with --quiet."""
+    @pytest.mark.parametrize("source", ["environment", "file"])
+    def test_port_from_environment_or_file(self, source: str, simulate: StartSimulator, tmp_path: Path) -> None:
+        """The port can be set in the environment or in krea-batch.toml; a free port is printed also with --quiet."""
         write_jobs(tmp_path / "jobs.jsonl", 1)
-        if way == "file":
+        if source == "file":
             (tmp_path / "krea-batch.toml").write_text("metrics-port = 0\n")
         arguments = (
             "run",
@@ -92,19 +92,19 @@ class TestMetrics:
             *METRICS_RUN_OPTIONS,
             "--quiet",
         )
-        if way == "environment":
+        if source == "environment":
             done = run_command(*arguments, cwd=tmp_path, KREA_BATCH_METRICS_PORT="0")
         else:
             done = run_command(*arguments, cwd=tmp_path)
         assert done.returncode == 0, done.stderr
         assert done.stderr.startswith("Metrics: http://127.0.0.1:")
 
-    def test_a_port_in_use_spends_nothing(self, simulate: StartSimulator, tmp_path: Path) -> None:
-        """Where the port is taken, the run ends with exit 2 before anything is submitted."""
+    def test_a_metrics_port_in_use_charges_nothing(self, simulate: StartSimulator, tmp_path: Path) -> None:
+        """If the port is in use, the exit code is 2, and nothing is submitted."""
         write_jobs(tmp_path / "jobs.jsonl", 1)
         simulator = simulate(*METRICS_SIMULATOR_OPTIONS)
-        with socket.create_server(("127.0.0.1", 0)) as taken:
-            port = str(taken.getsockname()[1])
+        with socket.create_server(("127.0.0.1", 0)) as occupied:
+            port = str(occupied.getsockname()[1])
             done = run_command(
                 "run", "jobs.jsonl", "--out", "out", "--gateway", simulator.gateway_url, "--metrics-port", port,
                 cwd=tmp_path,
@@ -118,7 +118,7 @@ class TestMetrics:
 @pytest.mark.slow
 class TestLogs:
     def test_a_log_of_json_lines(self, simulate: StartSimulator, tmp_path: Path) -> None:
-        """--log-file with --log-format json keeps every move as an object a line, over two runs, without the key."""
+        """--log-file with --log-format json appends an object per line for each change of state, without the key."""
         write_jobs(tmp_path / "jobs.jsonl", 3)
         arguments = (
             "run", "jobs.jsonl", "--out", "out", *METRICS_RUN_OPTIONS,
@@ -138,12 +138,12 @@ class TestLogs:
         assert SECRET not in (tmp_path / "out/run.log").read_text()
 
     def test_text_on_standard_error(self, simulate: StartSimulator, tmp_path: Path) -> None:
-        """-v tells in a line what is tried again, its reason in quotes; --log-format json tells it as an object."""
+        """With -v a retry is logged as one line with its reason in quotes; with --log-format json as one object."""
         write_jobs(tmp_path / "jobs.jsonl", 1)
         gateway = simulate(
             *METRICS_SIMULATOR_OPTIONS, "--fault", "poll-garbled=1", "--fault-max-attempts", "1"
         ).gateway_url
-        for out, how in (("text", ()), ("json", ("--log-format", "json"))):
+        for out, format_options in (("text", ()), ("json", ("--log-format", "json"))):
             arguments = (
                 "run",
                 "jobs.jsonl",
@@ -154,18 +154,18 @@ class TestLogs:
                 *METRICS_RUN_OPTIONS,
                 "--quiet",
                 "-v",
-                *how,
+                *format_options,
             )
             done = run_command(*arguments, cwd=tmp_path)
             assert done.returncode == 0, done.stderr
             (line,) = [line for line in done.stderr.splitlines() if "stage" in line]
-            if how:
+            if format_options:
                 assert (json.loads(line)["job"], json.loads(line)["stage"]) == ("00001", "poll")
             else:
                 assert ' I krea_batch ! job=00001 stage=poll reason="' in line
 
     def test_a_log_that_cannot_be_written(self, tmp_path: Path) -> None:
-        """A --log-file where no file can be is exit 2, and named."""
+        """A --log-file that cannot be written is named, and the exit code is 2."""
         write_jobs(tmp_path / "jobs.jsonl", 1)
         arguments = ("run", "jobs.jsonl", "--out", "out", "--simulate", "--log-file", "jobs.jsonl/run.log")
         done = run_command(*arguments, cwd=tmp_path)
@@ -175,14 +175,14 @@ class TestLogs:
 
 
 class TestExtras:
-    def test_without_the_library_the_option_says_what_to_install(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        """Where prometheus_client is not installed, --metrics-port names the extra that brings it."""
+    def test_a_missing_library_is_named_with_its_extra(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """If prometheus_client is not installed, the error of --metrics-port names the extra to install."""
         monkeypatch.setitem(sys.modules, "prometheus_client", None)
         with ExitStack() as stack, pytest.raises(SettingsError, match=r"pip install 'krea-batch\[metrics\]'"):
             serve_metrics("0", stack, quiet=True)
 
     def test_unused_extras_are_not_imported(self, tmp_path: Path) -> None:
-        """Neither library is imported by the package, its public names, the log formats or the command's module."""
+        """The package, the log formats and `run` import neither prometheus_client nor opentelemetry."""
         import subprocess
 
         script = (
@@ -194,7 +194,7 @@ class TestExtras:
         assert done.stdout == "[]\n", done.stderr
 
     def test_the_dashboard_is_printed(self, tmp_path: Path) -> None:
-        """`krea-batch dashboard` prints the JSON that Grafana imports."""
+        """`krea-batch dashboard` prints the dashboard as JSON."""
         done = run_command("dashboard", cwd=tmp_path)
         assert done.returncode == 0
         assert done.stdout == dashboard()

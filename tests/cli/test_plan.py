@@ -1,4 +1,4 @@
-"""`plan` tells before anything is sent; `run` shows it, and asks where much is to be paid."""
+"""`krea-batch plan` estimates a run and sends nothing; `run` shows the estimate, and asks above a threshold."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ def run_plan(folder: Path, *options: str) -> dict[str, Any]:
     return forecast
 
 
-def test_for_people(tmp_path: Path) -> None:
-    """Images, time, what limits, polls, bytes and cost, a line each; nothing is made."""
+def test_text_output(tmp_path: Path) -> None:
+    """The estimate has one line per figure, with the cost; no file is written."""
     write_jobs(tmp_path / "jobs.jsonl", 40)
     rate_options = ("--rate", "10/s", "--latency", "3s")
     done = run_command("plan", "jobs.jsonl", *rate_options, "--price", "0.05", cwd=tmp_path, key="")
@@ -44,13 +44,13 @@ def test_for_people(tmp_path: Path) -> None:
 
 
 def test_sweeps_are_counted(tmp_path: Path) -> None:
-    """Jobs are counted as `run` would make them."""
+    """The estimate counts the jobs that `run` would make from a sweep."""
     write_jobs(tmp_path / "jobs.jsonl", 3)
     assert run_plan(tmp_path, "--seeds", "1..4", "--price", "1")["cost"] == 12
 
 
-def test_what_is_left_of_a_run(tmp_path: Path) -> None:
-    """With --out only what has not ended; with --latency-from latencies and sizes of that run."""
+def test_remaining_jobs_of_a_run(tmp_path: Path) -> None:
+    """With --out, jobs that have ended are not counted; --latency-from uses latencies and image sizes of a run."""
     write_jobs(tmp_path / "jobs.jsonl", 6)
     options = ("--simulate", "--time-scale=10", "--poll-interval=0.1", "-q")
     assert run_command("run", "jobs.jsonl", "--out", "out", *options, cwd=tmp_path).returncode == 0
@@ -72,8 +72,8 @@ def test_what_is_left_of_a_run(tmp_path: Path) -> None:
         (["--gateway-limit", "fast"], "--gateway-limit: invalid rate 'fast'"),
     ],
 )
-def test_mistakes(tmp_path: Path, options: list[str], expected: str) -> None:
-    """A mistake is told with the option."""
+def test_invalid_forecast_options(tmp_path: Path, options: list[str], expected: str) -> None:
+    """An invalid option is named, and the exit code is 2."""
     write_jobs(tmp_path / "jobs.jsonl", 1)
     done = run_command("plan", "jobs.jsonl", *options, cwd=tmp_path)
     assert done.returncode == 2
@@ -81,10 +81,10 @@ def test_mistakes(tmp_path: Path, options: list[str], expected: str) -> None:
 
 
 class InteractiveCommand:
-    """The command in a terminal."""
+    """The command in a terminal, with its output in `text`."""
 
     def __init__(self, *arguments: str, cwd: Path) -> None:
-        self._ours, child_fd = pty.openpty()
+        self._terminal_fd, child_fd = pty.openpty()
         env = clean_environment(PIXAZO_API_KEY="k", TERM="xterm")
         self._process = subprocess.Popen(
             [*COMMAND, *arguments], cwd=cwd, env=env, stdin=child_fd, stdout=child_fd, stderr=child_fd
@@ -98,20 +98,20 @@ class InteractiveCommand:
         assert expected in self.text
 
     def type(self, text: str) -> None:
-        os.write(self._ours, text.encode())
+        os.write(self._terminal_fd, text.encode())
 
     def end(self) -> int:
         while self._read():
             pass
-        os.close(self._ours)
+        os.close(self._terminal_fd)
         return self._process.wait(PROCESS_TIMEOUT_S)
 
     def _read(self) -> bool:
-        ready, _, _ = select.select([self._ours], [], [], PROCESS_TIMEOUT_S)
+        ready, _, _ = select.select([self._terminal_fd], [], [], PROCESS_TIMEOUT_S)
         assert ready, self.text
         try:
-            data = os.read(self._ours, 65536)
-        except OSError:  # how Linux says that nobody has the other end any more
+            data = os.read(self._terminal_fd, 65536)
+        except OSError:  # Linux raises this after the other end is closed
             return False
         self.text += data.decode("utf-8", "replace")
         return bool(data)
@@ -133,21 +133,21 @@ class TestRun:
         )
         return gateway, InteractiveCommand(*arguments, cwd=folder)
 
-    @pytest.mark.parametrize(("answer", "code", "paid"), [("n\n", 2, 0), ("y\n", 0, 5)])
-    def test_asked(self, simulate: StartSimulator, tmp_path: Path, answer: str, code: int, paid: int) -> None:
-        """Above the bound a person decides, and a no spends nothing."""
+    @pytest.mark.parametrize(("answer", "code", "posts"), [("n\n", 2, 0), ("y\n", 0, 5)])
+    def test_confirmation(self, simulate: StartSimulator, tmp_path: Path, answer: str, code: int, posts: int) -> None:
+        """Above the threshold the run asks for confirmation; after "no" nothing is submitted."""
         gateway, terminal = self.start(simulate, tmp_path, "--confirm-above", "4")
         terminal.read_until("Up to 5 images will be charged. Continue?")
         assert "5 images, about 0:" in terminal.text
         assert not gateway.admin_request("/ledger")["posts"]
         terminal.type(answer)
         assert terminal.end() == code
-        assert len(gateway.admin_request("/ledger")["posts"]) == paid
+        assert len(gateway.admin_request("/ledger")["posts"]) == posts
         assert ("Nothing was submitted." in terminal.text) == (code == 2)
 
     @pytest.mark.parametrize("options", [["--confirm-above", "5"], ["--confirm-above", "4", "--yes"], []], ids=str)
-    def test_not_asked(self, simulate: StartSimulator, tmp_path: Path, options: list[str]) -> None:
-        """Within the bound, with --yes or without a bound it goes on, the forecast being shown."""
+    def test_no_confirmation(self, simulate: StartSimulator, tmp_path: Path, options: list[str]) -> None:
+        """Up to the threshold, with --yes or without a threshold, the run shows the estimate and does not ask."""
         gateway, terminal = self.start(simulate, tmp_path, *options)
         assert terminal.end() == 0
         assert "5 images, about 0:" in terminal.text
@@ -155,7 +155,7 @@ class TestRun:
         assert len(gateway.admin_request("/ledger")["posts"]) == 5
 
     def test_without_a_terminal(self, simulate: StartSimulator, tmp_path: Path) -> None:
-        """A script is never kept waiting."""
+        """Without a terminal the run does not ask, so a script never waits for an answer."""
         gateway = simulate("--latency=fixed:0.1", "--tiny")
         write_jobs(tmp_path / "jobs.jsonl", 2)
         done = run_command(

@@ -1,4 +1,4 @@
-"""`krea-batch resolve`: ambiguous jobs are listed, and decided by someone's word alone."""
+"""`krea-batch resolve` lists ambiguous jobs, and changes them only by an explicit decision."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ RESOLVE_RUN_COMMAND = ("run", "jobs.jsonl", "--out", "out", "--rate", "500/s", "
 
 @pytest.fixture
 def gateway(simulate: StartSimulator, tmp_path: Path) -> SimulatorProcess:
-    """A gateway that took and charged six jobs, and whose every answer was lost."""
+    """A gateway that charged six jobs of the run in `out`, with all answers lost, and now answers again."""
     simulator = simulate("--tiny", "--latency", "fixed:0.2", "--fault", "submit-lost=1")
     write_jobs(tmp_path / "jobs.jsonl", 6)
     done = run_command(*RESOLVE_RUN_COMMAND, "--gateway", simulator.gateway_url, cwd=tmp_path)
@@ -31,8 +31,8 @@ def statuses_by_id(folder: Path) -> dict[str, str]:
     return {row["id"]: row["status"] for row in result_rows(folder / "out")}
 
 
-def test_list_shows_each_and_changes_nothing(gateway: SimulatorProcess, tmp_path: Path) -> None:
-    """Ids, prompts and what to do; the same command again charges nothing."""
+def test_list_changes_nothing(gateway: SimulatorProcess, tmp_path: Path) -> None:
+    """--list, the default, shows ids, prompts and the decisions; running the batch again charges nothing."""
     shown = run_command("resolve", "out", "--list", cwd=tmp_path)
     assert shown.returncode == 0
     assert shown.stdout == run_command("resolve", "out", cwd=tmp_path).stdout
@@ -49,7 +49,7 @@ def test_list_shows_each_and_changes_nothing(gateway: SimulatorProcess, tmp_path
 
 
 def test_every_decision_about_ambiguous_jobs(gateway: SimulatorProcess, tmp_path: Path) -> None:
-    """Adopted jobs are fetched without a charge, abandoned ones end, resubmitted ones are paid once more."""
+    """Adopted jobs get their images without a charge, abandoned jobs end, and resubmitted jobs are charged again."""
     posts = gateway.admin_request("/ledger")["posts"]
     by_prompt = {post["body"]["prompt"]: post["request_id"] for post in posts}
     adopt = [f"--adopt={n + 1:05d}={by_prompt[f'image {n}']}" for n in (0, 1)]
@@ -63,7 +63,7 @@ def test_every_decision_about_ambiguous_jobs(gateway: SimulatorProcess, tmp_path
     resubmitted = run_command("resolve", "out", "--resubmit", cwd=tmp_path)
     assert resubmitted.stdout.startswith("2 resubmitted, 0 still ambiguous")
     done = run_command(*RESOLVE_RUN_COMMAND, "--gateway", gateway.gateway_url, cwd=tmp_path)
-    assert done.returncode == 1  # two were given up
+    assert done.returncode == 1  # two jobs were abandoned
     assert "charges: 4 charged, 0 refunded (ERROR), 4 unknown (ambiguous)" in done.stdout
     ends = ["succeeded", "succeeded", "cancelled", "cancelled", "succeeded", "succeeded"]
     assert [status for _, status in sorted(statuses_by_id(tmp_path).items())] == ends
@@ -72,7 +72,7 @@ def test_every_decision_about_ambiguous_jobs(gateway: SimulatorProcess, tmp_path
 
 
 @pytest.mark.parametrize(
-    ("arguments", "says"),
+    ("arguments", "expected"),
     [
         (["--resubmit", "fox"], "job 'fox': the job is not ambiguous"),
         (["--abandon", "00001", "fox"], "job 'fox': the job is not ambiguous"),
@@ -85,18 +85,18 @@ def test_every_decision_about_ambiguous_jobs(gateway: SimulatorProcess, tmp_path
         (["--adopt", "00001=a", "00002"], "cannot be combined with JOB"),
     ],
 )
-def test_a_mistake_decides_nothing(
-    gateway: SimulatorProcess, tmp_path: Path, arguments: list[str], says: str
+def test_invalid_decisions_change_nothing(
+    gateway: SimulatorProcess, tmp_path: Path, arguments: list[str], expected: str
 ) -> None:
-    """A wrong job, request_id or combination is exit 2 with the reason, and all six stay ambiguous."""
+    """An invalid job, request_id or combination gives exit 2 with the reason, and all six jobs stay ambiguous."""
     done = run_command("resolve", "out", *arguments, cwd=tmp_path)
     assert done.returncode == 2
-    assert says in done.stderr
+    assert expected in done.stderr
     assert list(statuses_by_id(tmp_path).values()) == ["ambiguous"] * 6
 
 
-def test_where_there_is_no_run(tmp_path: Path) -> None:
-    """A folder without a ledger is told as such, and stays as it was."""
+def test_resolve_without_a_run(tmp_path: Path) -> None:
+    """A directory without a ledger is refused, and stays empty."""
     (tmp_path / "out").mkdir()
     for arguments in ([], ["--resubmit"]):
         done = run_command("resolve", "out", *arguments, cwd=tmp_path)

@@ -1,4 +1,4 @@
-"""Jobs that ended without an image are submitted again by someone's word, and by nothing else."""
+"""`krea-batch retry` resubmits jobs that ended without an image, and no others."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def gateway(simulate: StartSimulator) -> SimulatorProcess:
 
 
 def run_jobs_at(gateway: SimulatorProcess, folder: Path, jobs: int = 4) -> Path:
-    """A run of some jobs in `out`."""
+    """Run jobs in `out`, and return that run directory."""
     write_jobs(folder / "jobs.jsonl", jobs)
     run_command(
         "run", "jobs.jsonl", "--out", "out", "--gateway", gateway.gateway_url, *RETRY_RUN_OPTIONS, "-q", cwd=folder
@@ -52,13 +52,13 @@ def run_jobs_at(gateway: SimulatorProcess, folder: Path, jobs: int = 4) -> Path:
 def failed_run(
     simulate: StartSimulator, folder: Path, fault_name: str = "job-failed"
 ) -> tuple[SimulatorProcess, Path]:
-    """A run whose jobs all fail, at a gateway that is well from then on."""
+    """Run jobs that all fail. Return a gateway without faults that knows these jobs, and the run directory."""
     gateway = simulate(
-        "--latency=fixed:0.1", "--tiny", "--fault", f"{fault_name}=1", "--state-file", str(folder / "memory")
+        "--latency=fixed:0.1", "--tiny", "--fault", f"{fault_name}=1", "--state-file", str(folder / "state.jsonl")
     )
     out = run_jobs_at(gateway, folder)
     gateway.close()
-    return simulate("--latency=fixed:0.1", "--tiny", "--state-file", str(folder / "memory")), out
+    return simulate("--latency=fixed:0.1", "--tiny", "--state-file", str(folder / "state.jsonl")), out
 
 
 def charge_counts(out: Path) -> dict[str, int]:
@@ -68,29 +68,31 @@ def charge_counts(out: Path) -> dict[str, int]:
 
 
 @pytest.mark.parametrize(
-    ("fault", "state", "paid"),
+    ("fault", "state", "charged"),
     [("job-failed", "failed", 8), ("submit-400", "rejected", 4), ("job-error", "errored", 4)],
 )
-def test_all_unsuccessful_jobs(simulate: StartSimulator, tmp_path: Path, fault: str, state: str, paid: int) -> None:
-    """Each is submitted once more and gets its image; what was paid before stays in the ledger."""
+def test_all_unsuccessful_jobs(
+    simulate: StartSimulator, tmp_path: Path, fault: str, state: str, charged: int
+) -> None:
+    """Each job is submitted once more and gets its image; earlier charges stay in the ledger."""
     gateway, out = failed_run(simulate, tmp_path, fault)
     assert set(ledger_states(out).values()) == {state}
     done = run_command("retry", out, "--yes", "--gateway", gateway.gateway_url, *RETRY_RUN_OPTIONS, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert set(ledger_states(out).values()) == {"succeeded"}
     assert len(list((out / "images").glob("*.png"))) == 4
-    assert charge_counts(out)["charged"] == paid
+    assert charge_counts(out)["charged"] == charged
     rows = [json.loads(line) for line in (out / "results.jsonl").read_text().splitlines()]
     assert [row["status"] for row in rows] == ["succeeded"] * 4
     again = run_command(
         "run", "jobs.jsonl", "--out", "out", "--gateway", gateway.gateway_url, *RETRY_RUN_OPTIONS, cwd=tmp_path
     )
     assert again.returncode == 0
-    assert charge_counts(out)["charged"] == paid
+    assert charge_counts(out)["charged"] == charged
 
 
-def test_some_by_their_ids(simulate: StartSimulator, tmp_path: Path) -> None:
-    """Only those that are named, on the command line or in a file."""
+def test_only_the_given_ids(simulate: StartSimulator, tmp_path: Path) -> None:
+    """With ids, on the command line or in a file, only these jobs are resubmitted."""
     gateway, out = failed_run(simulate, tmp_path)
     options = ("--yes", "--gateway", gateway.gateway_url, *RETRY_RUN_OPTIONS)
     assert run_command("retry", out, "00002", *options, cwd=tmp_path).returncode == 1
@@ -100,7 +102,7 @@ def test_some_by_their_ids(simulate: StartSimulator, tmp_path: Path) -> None:
 
 
 def test_without_a_terminal_to_confirm(simulate: StartSimulator, tmp_path: Path) -> None:
-    """Without a terminal and without --yes nothing is submitted."""
+    """Without a terminal and without --yes, the exit code is 2, and nothing is submitted."""
     gateway, out = failed_run(simulate, tmp_path)
     done = run_command("retry", out, "--gateway", gateway.gateway_url, cwd=tmp_path)
     assert done.returncode == 2
@@ -110,8 +112,8 @@ def test_without_a_terminal_to_confirm(simulate: StartSimulator, tmp_path: Path)
     assert not gateway.admin_request("/ledger")["posts"]
 
 
-def test_what_waits_is_counted_too(simulate: StartSimulator, tmp_path: Path) -> None:
-    """A job that was never submitted goes along, so the question says that it may be paid as well."""
+def test_pending_jobs_are_counted_as_charges(simulate: StartSimulator, tmp_path: Path) -> None:
+    """Jobs that were never submitted are resumed too, so the question counts their charges."""
     gateway, out = failed_run(simulate, tmp_path)
     store = LedgerStore.open(out / "ledger.db")
     store.transaction([lambda store: store.enqueue("later", b'{"prompt":"a"}', bytes(32), b"{}", "")])
@@ -122,46 +124,48 @@ def test_what_waits_is_counted_too(simulate: StartSimulator, tmp_path: Path) -> 
 
 
 @pytest.mark.parametrize(("answer", "state", "code"), [("n\n", "failed", 2), ("y\n", "succeeded", 0)])
-def test_asked_in_a_terminal(simulate: StartSimulator, tmp_path: Path, answer: str, state: str, code: int) -> None:
-    """A person decides."""
+def test_confirmation_in_a_terminal(
+    simulate: StartSimulator, tmp_path: Path, answer: str, state: str, code: int
+) -> None:
+    """In a terminal the answer decides whether the jobs are resubmitted."""
     gateway, out = failed_run(simulate, tmp_path)
-    ours, theirs = pty.openpty()
+    terminal, child_terminal = pty.openpty()
     process = subprocess.Popen(
         [*COMMAND, "retry", str(out), "--gateway", gateway.gateway_url, *RETRY_RUN_OPTIONS],
         cwd=tmp_path,
         env=clean_environment(PIXAZO_API_KEY="k"),
-        stdin=theirs,
+        stdin=child_terminal,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
     )
-    os.write(ours, answer.encode())
+    os.write(terminal, answer.encode())
     process.communicate(timeout=PROCESS_TIMEOUT_S)
-    os.close(ours)
-    os.close(theirs)
+    os.close(terminal)
+    os.close(child_terminal)
     assert process.returncode == code
     assert set(ledger_states(out).values()) == {state}
 
 
-def test_what_is_not_submitted_again(gateway: SimulatorProcess, tmp_path: Path) -> None:
-    """A job with its image, one in doubt and one that is not there are told; nothing is done."""
+def test_jobs_that_cannot_be_retried(gateway: SimulatorProcess, tmp_path: Path) -> None:
+    """A job with its image, an ambiguous job and an unknown id are refused with the reason; nothing is submitted."""
     out = run_jobs_at(gateway, tmp_path)
     make_ambiguous(out)
-    for job_id, said in (
+    for job_id, expected in (
         ("00001", "it already has its image"),
         ("fox", "it may have been charged; use krea-batch resolve"),
         ("none", "the job is not in this run"),
     ):
         done = run_command("retry", out, job_id, "--yes", "--gateway", gateway.gateway_url, cwd=tmp_path)
         assert done.returncode == 2
-        assert said in done.stderr
+        assert expected in done.stderr
     done = run_command("retry", out, "--yes", "--gateway", gateway.gateway_url, cwd=tmp_path)
     assert (done.returncode, ledger_states(out)["fox"]) == (0, "ambiguous")
     assert "nothing to resubmit" in done.stdout
     assert len(gateway.admin_request("/ledger")["posts"]) == 4
 
 
-def test_abandoned_ones_only_when_named(gateway: SimulatorProcess, tmp_path: Path) -> None:
-    """What someone decided not to submit again is left, but for an explicit wish."""
+def test_abandoned_jobs_only_with_status_cancelled(gateway: SimulatorProcess, tmp_path: Path) -> None:
+    """An abandoned job is not resubmitted by default, but with --status cancelled."""
     out = run_jobs_at(gateway, tmp_path, 1)
     make_ambiguous(out)
     assert run_command("resolve", out, "--abandon", cwd=tmp_path).returncode == 0
@@ -173,12 +177,12 @@ def test_abandoned_ones_only_when_named(gateway: SimulatorProcess, tmp_path: Pat
     assert charge_counts(out) == {"charged": 2, "refunded": 0, "unknown": 1}
 
 
-def test_killed_on_the_way(simulate: StartSimulator, tmp_path: Path) -> None:
-    """kill -9 after the word was given: the same run goes on, and each job has its one further POST."""
+def test_a_killed_retry_resumes(simulate: StartSimulator, tmp_path: Path) -> None:
+    """After kill -9 during a retry, `run` resumes the jobs, and each job has at most one further POST."""
     gateway, out = failed_run(simulate, tmp_path)
     process = start_command("retry", out, "--yes", "--gateway", gateway.gateway_url, "--rate=2/s", cwd=tmp_path)
-    until = time.monotonic() + PROCESS_TIMEOUT_S
-    while not gateway.admin_request("/ledger")["posts"] and time.monotonic() < until:
+    deadline_s = time.monotonic() + PROCESS_TIMEOUT_S
+    while not gateway.admin_request("/ledger")["posts"] and time.monotonic() < deadline_s:
         time.sleep(0.02)
     process.send_signal(signal.SIGKILL)
     process.communicate(timeout=PROCESS_TIMEOUT_S)
@@ -191,7 +195,7 @@ def test_killed_on_the_way(simulate: StartSimulator, tmp_path: Path) -> None:
 
 
 def test_simulated_runs_need_no_confirmation(tmp_path: Path) -> None:
-    """Where nothing is paid, nobody is asked."""
+    """With --simulate nothing is charged, so the command does not ask."""
     write_jobs(tmp_path / "jobs.jsonl", 1)
     simulated = ("--simulate", "--time-scale=100", *RETRY_RUN_OPTIONS)
     assert run_command("run", "jobs.jsonl", "--out", "out", *simulated, cwd=tmp_path).returncode == 0
@@ -204,8 +208,8 @@ def test_simulated_runs_need_no_confirmation(tmp_path: Path) -> None:
 
 
 class TestRules:
-    def test_all_or_none(self, gateway: SimulatorProcess, tmp_path: Path) -> None:
-        """One job that cannot be retried leaves the others as they are."""
+    def test_retry_is_all_or_nothing(self, gateway: SimulatorProcess, tmp_path: Path) -> None:
+        """If one of the jobs cannot be retried, none of them changes."""
         out = run_jobs_at(gateway, tmp_path)
         store = LedgerStore.open(out / "ledger.db")
         store._sql.execute("UPDATE jobs SET state = 'failed', disposition = 'unsuccessful' WHERE job_id < '00003'")

@@ -1,4 +1,4 @@
-"""`krea-batch run` as its users meet it: a real process, against the simulator in another."""
+"""`krea-batch run` as a real process, against a simulator in another process."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ RUN_OPTIONS = ("--rate", "500/s", "--poll-interval", "0.5")
 
 
 def prompt_in(path: Path) -> str:
-    """The prompt that the simulator wrote into an image it drew."""
+    """Return the prompt that the simulator wrote into an image."""
     with Image.open(path) as image:
         image.load()
         text: dict[str, Any] = getattr(image, "text", {})
@@ -42,7 +42,7 @@ def prompt_in(path: Path) -> str:
 
 
 def assert_all_stored(out: Path, prompts: dict[str, str]) -> None:
-    """Each job has one row, and its files are whole and show its own prompt."""
+    """Assert that each job has one row and complete files with its own prompt, and that there are no other files."""
     by_id = {row["id"]: row for row in result_rows(out)}
     assert set(by_id) == set(prompts)
     assert len(result_rows(out)) == len(prompts)
@@ -61,9 +61,9 @@ def assert_all_stored(out: Path, prompts: dict[str, str]) -> None:
     assert stored == sorted(Path(file["path"]).name for row in by_id.values() for file in row["files"])
 
 
-class TestToTheEnd:
+class TestCompleteRuns:
     def test_a_file_of_553_varied_jobs_becomes_553_images(self, simulate: StartSimulator, tmp_path: Path) -> None:
-        """553 lines with nested, ragged extra fields give 553 images, each of its own prompt, and exit 0."""
+        """553 lines with different nested extra fields give 553 images, each with its own prompt, and exit code 0."""
         jobs = tmp_path / "jobs.jsonl"
         prompts = {f"{n + 1:05d}": f"a photo of {n} benches, “quoted”, 長椅子 {n}" for n in range(553)}
         lines = [
@@ -83,7 +83,7 @@ class TestToTheEnd:
         assert gateway.admin_request("/totals")["charged"] == 553
 
     def test_simulate_needs_no_key_and_no_server(self, tmp_path: Path) -> None:
-        """`--simulate` alone puts real images of the right shape on disk."""
+        """With --simulate and no key, real images with the requested aspect ratio are stored."""
         (tmp_path / "jobs.jsonl").write_text('{"prompt": "a fox", "aspect_ratio": "16:9", "id": "fox"}\n')
         done = run_command(
             "run", "jobs.jsonl", "--out", "out", "--simulate", "--time-scale", "50", cwd=tmp_path, key=""
@@ -95,7 +95,7 @@ class TestToTheEnd:
             assert image.width * image.height > 500_000
 
     def test_standard_input_gzip_and_several_files(self, simulate: StartSimulator, tmp_path: Path) -> None:
-        """Jobs come from standard input, gzip and several files in one run; numbering goes on over them."""
+        """One run reads standard input, gzip and several files; line numbers continue over all of them."""
         (tmp_path / "a.jsonl.gz").write_bytes(gzip.compress(b'{"prompt": "one"}\n{"prompt": "two"}\n'))
         gateway = simulate(*RUN_SIMULATOR_OPTIONS)
         done = run_command(
@@ -105,8 +105,8 @@ class TestToTheEnd:
         assert done.returncode == 0, done.stderr
         assert_all_stored(tmp_path / "out", {"00001": "one", "00002": "two", "00003": "three"})
 
-    def test_the_body_arrives_as_it_was_asked_for(self, simulate: StartSimulator, tmp_path: Path) -> None:
-        """What reaches the gateway is the line's fields and the document's defaults, `seed` only when given."""
+    def test_request_body(self, simulate: StartSimulator, tmp_path: Path) -> None:
+        """The gateway receives the fields of the line and the API document's defaults; `seed` only if it is given."""
         full = {
             "prompt": "Ünïcode \u2028 \U0001f98a",
             "aspect_ratio": "2.35:1",
@@ -138,7 +138,7 @@ class TestToTheEnd:
         assert bodies[str(full["prompt"])] == sent
 
     def test_jobs_that_fail_give_exit_1_and_a_row_each(self, simulate: StartSimulator, tmp_path: Path) -> None:
-        """FAILED jobs end the run with exit 1; their rows say why, and nothing is submitted for them again."""
+        """FAILED jobs give exit code 1 and rows with the reason; the same command does not submit them again."""
         write_jobs(tmp_path / "jobs.jsonl", 5)
         gateway = simulate(*RUN_SIMULATOR_OPTIONS, "--fault", "job-failed=1")
         arguments = ("run", "jobs.jsonl", "--out", "out", "--gateway", gateway.gateway_url, *RUN_OPTIONS)
@@ -169,32 +169,32 @@ class TestStops:
             assert process.poll() is None, process.communicate()
 
     def finish(self, gateway: SimulatorProcess, tmp_path: Path, count: int) -> None:
-        """The same command ends the run, with one charge a job."""
+        """Assert that the same command completes the run, with one charge per job."""
         done = run_command(*self.arguments(gateway, "--rate", "500/s"), cwd=tmp_path)
         assert done.returncode == 0, done.stderr + done.stdout
         assert_all_stored(tmp_path / "out", {f"{n + 1:05d}": f"image {n}" for n in range(count)})
         assert gateway.admin_request("/totals")["charged"] == count
 
-    @pytest.mark.parametrize("wanted", [signal.SIGINT, signal.SIGTERM])
+    @pytest.mark.parametrize("stop_signal", [signal.SIGINT, signal.SIGTERM])
     def test_one_signal_waits_for_jobs_in_flight(
-        self, simulate: StartSimulator, tmp_path: Path, wanted: signal.Signals
+        self, simulate: StartSimulator, tmp_path: Path, stop_signal: signal.Signals
     ) -> None:
-        """After one Ctrl-C nothing new is submitted, everything paid is stored, and the run can be gone on with."""
+        """After one signal nothing more is submitted, all charged images are stored, and the run can be resumed."""
         write_jobs(tmp_path / "jobs.jsonl", 120)
         gateway = simulate("--tiny", "--latency", "fixed:1")
         process = start_command(*self.arguments(gateway, "--rate", "40/s"), cwd=tmp_path)
         self.wait_until(gateway, 20, process)
-        process.send_signal(wanted)
-        _, said = process.communicate(timeout=PROCESS_TIMEOUT_S)
+        process.send_signal(stop_signal)
+        _, stderr = process.communicate(timeout=PROCESS_TIMEOUT_S)
         assert process.returncode == 130
-        assert "Ctrl-C again" in said
-        paid = gateway.admin_request("/totals")["charged"]
-        assert 20 <= paid < 120
-        assert [row["status"] for row in result_rows(tmp_path / "out")] == ["succeeded"] * paid
+        assert "Ctrl-C again" in stderr
+        charged = gateway.admin_request("/totals")["charged"]
+        assert 20 <= charged < 120
+        assert [row["status"] for row in result_rows(tmp_path / "out")] == ["succeeded"] * charged
         self.finish(gateway, tmp_path, 120)
 
     def test_two_signals_stop_immediately_and_lose_nothing(self, simulate: StartSimulator, tmp_path: Path) -> None:
-        """After a second Ctrl-C the process ends without waiting for images, and the next run fetches them."""
+        """After a second Ctrl-C the process ends without waiting for images, and the next run downloads them."""
         write_jobs(tmp_path / "jobs.jsonl", 60)
         gateway = simulate("--tiny", "--latency", "fixed:20")
         process = start_command(*self.arguments(gateway, "--rate", "40/s"), cwd=tmp_path)
@@ -211,7 +211,7 @@ class TestStops:
         self.finish(gateway, tmp_path, 60)
 
     def test_a_killed_run_resumes_without_a_second_charge(self, simulate: StartSimulator, tmp_path: Path) -> None:
-        """kill -9 in mid-run: what was accepted is fetched by the next run, and at most a few are ambiguous."""
+        """After kill -9 the next run downloads accepted images; few jobs are ambiguous, none is charged twice."""
         write_jobs(tmp_path / "jobs.jsonl", 150)
         gateway = simulate("--tiny", "--latency", "uniform:0.5,2")
         for accepted in (20, 60, 100):
@@ -228,8 +228,8 @@ class TestStops:
         prompts = [post["body"]["prompt"] for post in gateway.admin_request("/ledger")["posts"] if post["charged"]]
         assert len(prompts) == len(set(prompts))
 
-    def test_max_charges_is_never_passed(self, simulate: StartSimulator, tmp_path: Path) -> None:
-        """--max-charges 30 pays for 30, exits 3, counts earlier runs, and says how to go on."""
+    def test_max_charges_is_never_exceeded(self, simulate: StartSimulator, tmp_path: Path) -> None:
+        """With --max-charges 30, two runs charge 30 together, exit with 3, and name the option to raise."""
         write_jobs(tmp_path / "jobs.jsonl", 60)
         gateway = simulate(*RUN_SIMULATOR_OPTIONS)
         for _ in range(2):
@@ -240,7 +240,7 @@ class TestStops:
         self.finish(gateway, tmp_path, 60)
 
     def test_a_stopped_simulation_resumes(self, tmp_path: Path) -> None:
-        """A run with --simulate that was killed goes on with --simulate: the jobs in flight are still known."""
+        """A killed run with --simulate resumes with --simulate, which still knows the jobs in flight."""
         write_jobs(tmp_path / "jobs.jsonl", 6)
         arguments = ("run", "jobs.jsonl", "--out", "out", "--simulate", "--poll-interval", "0.5")
         process = start_command(*arguments, "--time-scale", "1", cwd=tmp_path, key="")
@@ -254,61 +254,75 @@ class TestStops:
 
 
 def job_state_counts(out: Path) -> dict[str, int]:
-    """How many jobs of a ledger are in each state, read by another connection."""
+    """Return the number of jobs in each state, read from the ledger by another connection."""
     connection = sqlite3.connect(f"file:{out}/ledger.db?mode=ro", uri=True, timeout=10)
     try:
         return dict(connection.execute("SELECT state, count(*) FROM jobs GROUP BY state").fetchall())
     except sqlite3.OperationalError:
-        return {}  # the tables are just being made
+        return {}  # the tables do not exist yet
     finally:
         connection.close()
 
 
 class TestRefusals:
-    """What ends with exit 2 before anything is spent."""
+    """Mistakes that give exit code 2 before anything is charged."""
 
     def assert_refused(
         self, tmp_path: Path, *arguments: str, gateway: SimulatorProcess | None = None, key: str = "k"
     ) -> str:
-        where = ("--gateway", gateway.gateway_url) if gateway else ()
-        done = run_command("run", *arguments, "--out", "out", *where, cwd=tmp_path, key=key)
+        gateway_option = ("--gateway", gateway.gateway_url) if gateway else ()
+        done = run_command("run", *arguments, "--out", "out", *gateway_option, cwd=tmp_path, key=key)
         assert done.returncode == 2, done.stderr
         assert "Traceback" not in done.stderr
         if gateway:
             assert gateway.admin_request("/totals")["accepted"] == 0
         return done.stderr
 
-    def test_no_key_names_both_ways_out(self, tmp_path: Path) -> None:
-        """Without a key the error names the variable, the file option and --simulate."""
+    def test_a_missing_key(self, tmp_path: Path) -> None:
+        """Without a key the error names the variable, the option for a file, and --simulate."""
         write_jobs(tmp_path / "jobs.jsonl", 1)
-        said = self.assert_refused(tmp_path, "jobs.jsonl", key="")
-        assert all(way in said for way in ("PIXAZO_API_KEY", "--api-key-file", "--simulate"))
+        stderr = self.assert_refused(tmp_path, "jobs.jsonl", key="")
+        assert all(hint in stderr for hint in ("PIXAZO_API_KEY", "--api-key-file", "--simulate"))
         assert not (tmp_path / "out").exists()
 
-    def test_bad_lines_are_all_named_and_nothing_is_spent(self, simulate: StartSimulator, tmp_path: Path) -> None:
-        """Every invalid line is named by file and line; not even the good ones are submitted."""
+    def test_an_invalid_key_is_named_by_its_source(self, tmp_path: Path) -> None:
+        """The error names the variable for a key from the environment, and the option for a key from a file."""
+        write_jobs(tmp_path / "jobs.jsonl", 1)
+        (tmp_path / "key").write_text("two words")
+        problem = "the API key is empty or contains spaces or control characters; use it as issued\n"
+        stderr = self.assert_refused(tmp_path, "jobs.jsonl", key="two words")
+        assert stderr == f"krea-batch: PIXAZO_API_KEY: {problem}"
+        stderr = self.assert_refused(tmp_path, "jobs.jsonl", "--api-key-file", "key")
+        assert stderr == f"krea-batch: --api-key-file: {problem}"
+        assert not (tmp_path / "out").exists()
+
+    def test_all_invalid_lines_are_named_and_nothing_is_charged(
+        self, simulate: StartSimulator, tmp_path: Path
+    ) -> None:
+        """Each invalid line is named by file and line, and the valid lines are not submitted either."""
         (tmp_path / "jobs.jsonl").write_text('{"prompt": "good"}\n{"promt": "bad"}\n{"prompt": ""}\nnonsense\n')
-        said = self.assert_refused(tmp_path, "jobs.jsonl", gateway=simulate(*RUN_SIMULATOR_OPTIONS))
-        assert [line.split(":")[1] for line in said.splitlines() if line.startswith("jobs.jsonl:")] == [
+        stderr = self.assert_refused(tmp_path, "jobs.jsonl", gateway=simulate(*RUN_SIMULATOR_OPTIONS))
+        assert [line.split(":")[1] for line in stderr.splitlines() if line.startswith("jobs.jsonl:")] == [
             "2",
             "3",
             "4",
         ]
-        assert '"prompt"' in said
-        assert "--skip-invalid" in said
+        assert '"prompt"' in stderr
+        assert stderr.endswith("krea-batch: 3 invalid lines; fix them, or use --skip-invalid\n")
 
-    def test_of_bad_lines_that_are_alike_the_first_are_named(self, simulate: StartSimulator, tmp_path: Path) -> None:
-        """A wrong field in hundreds of lines is told five times, and does not hide another mistake."""
+    def test_repeats_of_a_problem_are_limited(self, simulate: StartSimulator, tmp_path: Path) -> None:
+        """The same problem in hundreds of lines is printed five times, and does not hide another problem."""
         lines = ['{"prompt": "a", "tag": 1}\n'] * 300
         lines[50] = "nonsense\n"
         (tmp_path / "jobs.jsonl").write_text("".join(lines))
-        said = self.assert_refused(tmp_path, "jobs.jsonl", gateway=simulate(*RUN_SIMULATOR_OPTIONS)).splitlines()
-        named = [int(line.split(":")[1]) for line in said if line.startswith("jobs.jsonl:")]
+        stderr = self.assert_refused(tmp_path, "jobs.jsonl", gateway=simulate(*RUN_SIMULATOR_OPTIONS))
+        printed = stderr.splitlines()
+        named = [int(line.split(":")[1]) for line in printed if line.startswith("jobs.jsonl:")]
         assert named == [1, 2, 3, 4, 5, 51]
-        assert "… and 294 more like these; krea-batch validate shows all" in said
+        assert "… and 294 more like these; krea-batch validate shows all" in printed
 
-    def test_skip_invalid_runs_the_good_lines(self, simulate: StartSimulator, tmp_path: Path) -> None:
-        """With --skip-invalid the good lines run, the bad ones are still named."""
+    def test_skip_invalid_runs_the_valid_lines(self, simulate: StartSimulator, tmp_path: Path) -> None:
+        """With --skip-invalid the valid lines run, and the invalid lines are still named."""
         (tmp_path / "jobs.jsonl").write_text('{"prompt": "good"}\n{"promt": "bad"}\n{"prompt": "fine"}\n')
         gateway = simulate(*RUN_SIMULATOR_OPTIONS)
         done = run_command(
@@ -326,8 +340,8 @@ class TestRefusals:
         assert "jobs.jsonl:2:" in done.stderr
         assert_all_stored(tmp_path / "out", {"00001": "good", "00003": "fine"})
 
-    def test_a_changed_line_under_an_old_id_is_refused(self, simulate: StartSimulator, tmp_path: Path) -> None:
-        """A line that changed since its id was paid for is named, and nothing is submitted."""
+    def test_a_changed_line_with_the_same_id_is_refused(self, simulate: StartSimulator, tmp_path: Path) -> None:
+        """A line that changed after its id was charged is named, and nothing is submitted."""
         gateway = simulate(*RUN_SIMULATOR_OPTIONS)
         write_jobs(tmp_path / "jobs.jsonl", 3)
         arguments = ("run", "jobs.jsonl", "--out", "out", "--gateway", gateway.gateway_url, *RUN_OPTIONS)
@@ -339,7 +353,7 @@ class TestRefusals:
         assert gateway.admin_request("/totals")["accepted"] == 3
 
     def test_a_folder_in_use_is_refused(self, simulate: StartSimulator, tmp_path: Path) -> None:
-        """Two processes never work in one run folder."""
+        """A second process cannot use the same run directory."""
         gateway = simulate("--tiny", "--latency", "fixed:30")
         write_jobs(tmp_path / "jobs.jsonl", 1)
         arguments = ("run", "jobs.jsonl", "--out", "out", "--gateway", gateway.gateway_url)
@@ -366,15 +380,15 @@ class TestRefusals:
             (["--no-such-option"], "No such option"),
         ],
     )
-    def test_settings_without_a_meaning(self, tmp_path: Path, arguments: list[str], hint: str) -> None:
-        """A setting that has no meaning is named, with what would be right."""
+    def test_invalid_settings(self, tmp_path: Path, arguments: list[str], hint: str) -> None:
+        """An invalid setting is refused with a hint."""
         write_jobs(tmp_path / "jobs.jsonl", 1)
         assert hint in self.assert_refused(tmp_path, "jobs.jsonl", *arguments)
 
-    def test_a_strangers_ledger_is_refused(self, tmp_path: Path) -> None:
-        """A ledger.db that someone else made is left alone."""
+    def test_a_file_that_is_not_a_ledger_is_refused(self, tmp_path: Path) -> None:
+        """A ledger.db that is not a ledger of krea-batch is refused and not changed."""
         (tmp_path / "out").mkdir()
-        (tmp_path / "out/ledger.db").write_bytes(b"this is no database, but someone needs it" * 50)
+        (tmp_path / "out/ledger.db").write_bytes(b"not a database, but still a file to keep" * 50)
         write_jobs(tmp_path / "jobs.jsonl", 1)
         before = (tmp_path / "out/ledger.db").read_bytes()
         self.assert_refused(tmp_path, "jobs.jsonl")
@@ -383,7 +397,7 @@ class TestRefusals:
 
 class TestOutput:
     def test_json_and_quiet(self, simulate: StartSimulator, tmp_path: Path) -> None:
-        """--json prints one object on standard output, --quiet nothing at all."""
+        """--json prints one object on standard output, and --quiet prints nothing."""
         write_jobs(tmp_path / "jobs.jsonl", 2)
         arguments = (
             "run",
@@ -401,21 +415,21 @@ class TestOutput:
         quiet = run_command(*arguments, "--quiet", cwd=tmp_path)
         assert (quiet.returncode, quiet.stdout, quiet.stderr) == (0, "", "")
 
-    def test_a_terminal_gets_a_bar_and_a_pipe_gets_lines(self, simulate: StartSimulator, tmp_path: Path) -> None:
-        """In a terminal the display stays in place; without one there are plain lines and no control codes."""
+    def test_a_terminal_shows_bars_and_a_pipe_gets_lines(self, simulate: StartSimulator, tmp_path: Path) -> None:
+        """A terminal shows the live display; a pipe gets plain lines without control codes."""
         write_jobs(tmp_path / "jobs.jsonl", 8)
         arguments = ("run", "jobs.jsonl", "--gateway", simulate(*RUN_SIMULATOR_OPTIONS).gateway_url, *RUN_OPTIONS)
         piped = run_command(*arguments, "--out", "piped", cwd=tmp_path)
         assert "8/8 done" in piped.stderr
         assert "\x1b" not in piped.stderr + piped.stdout
-        code, screen = run_in_terminal([*COMMAND, *arguments, "--out", "seen"], tmp_path)
+        code, screen = run_in_terminal([*COMMAND, *arguments, "--out", "shown"], tmp_path)
         assert code == 0
         assert "━" in screen
         assert "8/8" in screen
         assert "in flight" in screen
 
     def test_options_from_environment_and_file(self, simulate: StartSimulator, tmp_path: Path) -> None:
-        """Options come from krea-batch.toml and the environment, the command line wins, mistakes are named."""
+        """Options can be set in krea-batch.toml or, with precedence, the environment; unknown ones are named."""
         write_jobs(tmp_path / "jobs.jsonl", 2)
         gateway = simulate(*RUN_SIMULATOR_OPTIONS)
         (tmp_path / "krea-batch.toml").write_text(
@@ -430,7 +444,7 @@ class TestOutput:
         assert "'rate'" in done.stderr
 
     def test_status_reports_the_state_of_a_run(self, simulate: StartSimulator, tmp_path: Path) -> None:
-        """`status` counts jobs and charges, for people and as JSON; a folder without a run is named."""
+        """`status` prints job counts as text and JSON; a directory without a run is named."""
         write_jobs(tmp_path / "jobs.jsonl", 3)
         gateway = simulate(*RUN_SIMULATOR_OPTIONS)
         run_command("run", "jobs.jsonl", "--out", "out", "--gateway", gateway.gateway_url, *RUN_OPTIONS, cwd=tmp_path)
@@ -442,7 +456,7 @@ class TestOutput:
         assert "elsewhere" in nowhere.stderr
 
     def test_help_imports_nothing_heavy(self, tmp_path: Path) -> None:
-        """`krea-batch --help` imports click, and none of the libraries that take long to import."""
+        """`krea-batch --help` imports none of the libraries that are slow to import."""
         code = (
             "import sys\nfrom krea_batch.cli.app import app\n"
             "try: app(['--help'], prog_name='krea-batch')\n"

@@ -1,4 +1,4 @@
-"""The status of a run is right: recent rates, time left, errors; and it fits on any terminal."""
+"""The status of a run: recent rates, time left and errors, and their display on terminals of any width."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ def outcome(status: State, message: str | None) -> Outcome:
 
 class TestRateHistory:
     def test_the_recent_mean(self) -> None:
-        """Rates are those of the last seconds alone, whatever was before."""
+        """Rates cover only the given number of recent seconds."""
         history = RateHistory()
         for second in range(40):
             history.add(float(second), 10 * second if second < 30 else 300, second)
@@ -75,15 +75,15 @@ class TestRateHistory:
         assert history.rates_per_s(39.0)[0] == pytest.approx(300 / 39)
         assert history.span_s == 39.0
 
-    def test_each_second_once(self) -> None:
-        """The history holds what was submitted in each second that is over, the latest last."""
+    def test_submits_of_each_second(self) -> None:
+        """The history has the submits of each completed second, the latest last."""
         history = RateHistory()
         for tenth in range(31):
             history.add(tenth / 10, min(tenth, 20), 0)
         assert list(history.submits_each_second) == [10, 10, 0]
 
     def test_a_long_gap_between_updates(self) -> None:
-        """What came while nobody looked is spread over the seconds of that, and none is lost."""
+        """After a gap between updates, the submits are spread over its seconds, and none is lost."""
         history = RateHistory()
         history.add(0.0, 0, 0)
         history.add(4.0, 10, 0)
@@ -92,8 +92,8 @@ class TestRateHistory:
         assert history.submits_each_second == (0,) * HISTORY_S
 
     @given(st.lists(st.tuples(st.floats(0.01, 30), st.integers(0, 50)), min_size=1))
-    def test_nothing_is_lost_or_doubled(self, steps: list[tuple[float, int]]) -> None:
-        """However irregular the looks, the history never holds more than was submitted, nor a negative count."""
+    def test_history_never_exceeds_the_submits(self, steps: list[tuple[float, int]]) -> None:
+        """With updates at any interval, the history never has more submits than there were, nor a negative count."""
         history, now_s, submits = RateHistory(), 0.0, 0
         history.add(now_s, submits, 0)
         for wait_s, more in steps:
@@ -104,7 +104,7 @@ class TestRateHistory:
         assert len(history.submits_each_second) <= HISTORY_S
 
     def test_time_left(self) -> None:
-        """As long as there is something to submit, ends follow submits; then only ends tell; else nobody can."""
+        """The time left follows the rate of submits while any are left, then of ends; it is None at first."""
         history = RateHistory()
         history.add(0.0, 0, 0)
         assert remaining_s(history, 50, 50) is None
@@ -114,7 +114,7 @@ class TestRateHistory:
 
 
 def test_identical_errors_are_grouped() -> None:
-    """The most frequent recent errors are shown, tries and ends alike; an image is no trouble."""
+    """Equal recent errors of retries and of jobs are counted, the most common first; a success is no error."""
     errors = RecentErrors()
     for n in range(3):
         errors.on_event(RetryScheduled(f"{n}", "submit", "HTTP 500"))
@@ -137,7 +137,7 @@ def test_identical_errors_are_grouped() -> None:
     ],
 )
 def test_sparkline(history: tuple[float, ...], limit: float | None, expected: str) -> None:
-    """A character per second: a space for no submit, the highest where the limit was reached."""
+    """There is one character per second: a space without submits, the highest where the limit was reached."""
     assert sparkline(history, limit, SPARKLINE_CHARS) == expected
 
 
@@ -149,8 +149,8 @@ class TestLiveDisplay:
         assert isinstance(file.buffer, io.BytesIO)
         return file.buffer.getvalue().decode(encoding).splitlines()
 
-    def test_what_is_shown(self) -> None:
-        """Three stages, the rate, the jobs, the errors; the text of an error is not interpreted as markup."""
+    def test_content(self) -> None:
+        """The display has three stages, rate, jobs and errors; markup in an error is printed unchanged."""
         lines = self.rendered(SOME_STATUS)
         assert [line.split()[0] for line in lines[:6]] == [
             "submitted", "completed", "done", "submits", "jobs", "errors",
@@ -166,13 +166,13 @@ class TestLiveDisplay:
         assert "[b]no[/b] image of “長椅子”" in lines[6]
 
     @pytest.mark.parametrize("width", [40, 60, 80, 200])
-    def test_it_fits(self, width: int) -> None:
-        """No line is wrapped or longer than the terminal is wide."""
+    def test_lines_fit_the_terminal(self, width: int) -> None:
+        """No line is wrapped, or longer than the width of the terminal."""
         lines = self.rendered(SOME_STATUS, width=width)
         assert len(lines) == 7
         assert all(len(line) <= width for line in lines)
 
-    def test_a_plain_terminal(self) -> None:
+    def test_an_ascii_terminal(self) -> None:
         """In an ASCII terminal, only ASCII is written."""
         plain = with_changes(SOME_STATUS, top_errors=())
         text = "\n".join(self.rendered(plain, encoding="ascii"))
@@ -193,12 +193,12 @@ class TestLiveDisplay:
 
 
 def with_changes(status: RunStatus, **changes: object) -> RunStatus:
-    """The same figures but for these."""
+    """Return a copy of the status with these changes."""
     return msgspec.structs.replace(status, **changes)
 
 
 def test_a_run_of_another_process(tmp_path: Path) -> None:
-    """The ledger alone tells how many jobs there are, where they stand, what the limit is and what went wrong."""
+    """The ledger alone gives the job counts, the limit, the rate and the errors of a run of another process."""
     store = LedgerStore.open(tmp_path / LEDGER)
     status_reader = LedgerStatusReader(tmp_path, clock=iter([0.0, 5.0]).__next__)
     store.transaction([lambda store: store.start_run("https://a", "0", 0.0, 12.0)])

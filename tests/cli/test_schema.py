@@ -1,4 +1,4 @@
-"""`krea-batch schema` says what a job line may be, and agrees with what is read."""
+"""`krea-batch schema` prints the schema of a job line, which agrees with `Job`."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ from krea_batch.jobs import ASPECT_RATIOS, CREATIVITIES, FIELDS, SEED_RANGE, Job
 
 @pytest.fixture
 def printed_schema() -> dict[str, Any]:
-    """What the command prints."""
+    """Return the schema that the command prints."""
     result = CliRunner().invoke(schema)
     assert result.exit_code == 0
-    process: dict[str, Any] = json.loads(result.stdout)
-    return process
+    parsed: dict[str, Any] = json.loads(result.stdout)
+    return parsed
 
 
 def test_draft_and_shape(printed_schema: dict[str, Any]) -> None:
-    """It is of draft 2020-12, has no $id, describes the job at its top, and allows no other fields."""
+    """The schema is of draft 2020-12, has no $id, has the job at the top, and allows no other fields."""
     assert printed_schema["$schema"] == "https://json-schema.org/draft/2020-12/schema"
     assert "$id" not in printed_schema
     assert printed_schema["type"] == "object"
@@ -36,7 +36,7 @@ def test_draft_and_shape(printed_schema: dict[str, Any]) -> None:
 
 
 def test_every_field_is_described(printed_schema: dict[str, Any]) -> None:
-    """Every field of every object has a sentence for people."""
+    """Every object, and every field of it, has a description."""
     for part in (printed_schema, *printed_schema["$defs"].values()):
         assert part["description"].endswith(".")
         for field in part["properties"].values():
@@ -44,7 +44,7 @@ def test_every_field_is_described(printed_schema: dict[str, Any]) -> None:
 
 
 def test_defaults_and_ranges(printed_schema: dict[str, Any]) -> None:
-    """Defaults and ranges are the ones of the API document; an id and a seed have none."""
+    """Defaults and ranges are those of the API document; an id and a seed have no default."""
     fields = printed_schema["properties"]
     assert fields["aspect_ratio"]["enum"] == list(ASPECT_RATIOS)
     assert fields["creativity"]["enum"] == list(CREATIVITIES)
@@ -65,8 +65,8 @@ def test_defaults_and_ranges(printed_schema: dict[str, Any]) -> None:
 @pytest.mark.parametrize(
     "job_id", ["a", "", "née", ".a", "a.b", "..", ".", "a/b", "a\\b", "a\nb", "a\x9b", "x" * 201]
 )
-def test_ids_as_they_are_read(printed_schema: dict[str, Any], job_id: str) -> None:
-    """The rules for ids allow what is read and refuse what is not."""
+def test_ids_agree_with_the_check(printed_schema: dict[str, Any], job_id: str) -> None:
+    """The schema allows an id exactly if `Job` accepts it."""
     rules = printed_schema["properties"]["id"]
     allowed = re.search(rules["pattern"], job_id) is not None and len(job_id) <= rules["maxLength"]
     try:
@@ -78,7 +78,7 @@ def test_ids_as_they_are_read(printed_schema: dict[str, Any], job_id: str) -> No
 
 
 def test_patterns(printed_schema: dict[str, Any]) -> None:
-    """Prompts, addresses and moodboards have patterns, and all patterns can be compiled."""
+    """The pattern of prompts refuses blanks, that of image URLs http; that of moodboard ids accepts a UUID."""
     parts = printed_schema["$defs"]
     assert not re.search(printed_schema["properties"]["prompt"]["pattern"], " \n")
     assert not re.search(parts["ImageStyleReference"]["properties"]["image_url"]["pattern"], "http://a.b")

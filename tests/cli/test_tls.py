@@ -1,4 +1,4 @@
-"""A gateway behind TLS, as the real one is: its certificate is checked before anything is sent."""
+"""A gateway with TLS, like the real one: its certificate is checked before anything is sent."""
 
 from __future__ import annotations
 
@@ -23,15 +23,15 @@ CERTIFICATE_COMMAND = (
 
 @pytest.fixture
 def pem(tmp_path: Path) -> Path:
-    """A certificate for localhost that certifies itself, and its key."""
-    made = tmp_path / "localhost.pem"
-    subprocess.run([*CERTIFICATE_COMMAND, "-keyout", made, "-out", made], check=True, capture_output=True)
-    return made
+    """Return a file with a self-signed certificate for localhost and its key."""
+    path = tmp_path / "localhost.pem"
+    subprocess.run([*CERTIFICATE_COMMAND, "-keyout", path, "-out", path], check=True, capture_output=True)
+    return path
 
 
 @contextmanager
 def tls_proxy_port(port: int, pem: Path) -> Iterator[int]:
-    """A port of this machine that speaks TLS and hands on to another one."""
+    """Serve a local TLS port that forwards to another local port, and yield its number."""
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.load_cert_chain(pem)
     loop = asyncio.new_event_loop()
@@ -46,7 +46,7 @@ def tls_proxy_port(port: int, pem: Path) -> Iterator[int]:
         backend_reader, backend_writer = await asyncio.open_connection("127.0.0.1", port)
         await asyncio.gather(
             forward(reader, backend_writer), forward(backend_reader, writer), return_exceptions=True
-        )  # either side may be first
+        )  # either side may close first
 
     server = loop.run_until_complete(asyncio.start_server(on_connected, "127.0.0.1", 0, ssl=context))
     thread = threading.Thread(target=loop.run_forever)
@@ -64,14 +64,14 @@ def tls_proxy_port(port: int, pem: Path) -> Iterator[int]:
 
 
 @pytest.mark.slow
-def test_a_certificate_that_is_known(simulate: StartSimulator, tmp_path: Path, pem: Path) -> None:
-    """Where the certificate is one that this machine trusts, jobs run as they do without TLS."""
+def test_a_trusted_certificate(simulate: StartSimulator, tmp_path: Path, pem: Path) -> None:
+    """With a trusted certificate, jobs run as without TLS."""
     write_jobs(tmp_path / "jobs.jsonl", 20)
     gateway = simulate("--tiny", "--latency", "fixed:0.2")
     port = urlsplit(gateway.gateway_url).port
     assert port
-    with tls_proxy_port(port, pem) as safe:
-        options = ("--gateway", f"https://localhost:{safe}", "--rate", "50/s", "--poll-interval", "0.2")
+    with tls_proxy_port(port, pem) as tls_port:
+        options = ("--gateway", f"https://localhost:{tls_port}", "--rate", "50/s", "--poll-interval", "0.2")
         done = run_command("run", "jobs.jsonl", "--out", "out", *options, cwd=tmp_path, SSL_CERT_FILE=str(pem))
     assert done.returncode == 0, done.stderr
     assert {row["status"] for row in result_rows(tmp_path / "out")} == {"succeeded"}
@@ -80,14 +80,14 @@ def test_a_certificate_that_is_known(simulate: StartSimulator, tmp_path: Path, p
 
 @pytest.mark.slow
 def test_an_untrusted_certificate(simulate: StartSimulator, tmp_path: Path, pem: Path) -> None:
-    """Where it is not, or is another host's, nothing is sent, and the reason is told; nothing is in doubt."""
+    """With an untrusted certificate, or one of another host, nothing is sent, and no job is ambiguous."""
     write_jobs(tmp_path / "jobs.jsonl", 1)
     gateway = simulate("--tiny")
     port = urlsplit(gateway.gateway_url).port
     assert port
-    with tls_proxy_port(port, pem) as safe:
+    with tls_proxy_port(port, pem) as tls_port:
         for host, trusted in (("localhost", ""), ("127.0.0.1", str(pem))):
-            options = ("--gateway", f"https://{host}:{safe}", "--job-timeout", "1")
+            options = ("--gateway", f"https://{host}:{tls_port}", "--job-timeout", "1")
             done = run_command("run", "jobs.jsonl", "--out", host, *options, cwd=tmp_path, SSL_CERT_FILE=trusted)
             assert done.returncode == 3, done.stderr
             assert "certificate verify failed" in done.stdout + done.stderr

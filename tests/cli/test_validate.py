@@ -1,4 +1,4 @@
-"""`krea-batch validate` tells every invalid line, and spends nothing."""
+"""`krea-batch validate` lists every invalid line, and sends nothing."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ from tests.processes import run_in_terminal
 
 @pytest.fixture
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Change to an empty working directory, and return it."""
     monkeypatch.chdir(tmp_path)
     return tmp_path
 
@@ -26,16 +27,16 @@ def call(*arguments: str, stdin: str | None = None) -> Result:
     return CliRunner().invoke(validate, arguments, input=stdin)
 
 
-def test_all_good(folder: Path) -> None:
-    """Good files: a summary on standard output, nothing on standard error, exit code 0."""
+def test_valid_files(folder: Path) -> None:
+    """Valid files give a summary on standard output, nothing on standard error, and exit code 0."""
     (folder / "a.jsonl").write_text('{"prompt": "x"}\n' * 3)
     (folder / "b.jsonl").write_text('{"prompt": "x"}\n')
     result = call("a.jsonl", "b.jsonl")
     assert (result.exit_code, result.stdout, result.stderr) == (0, "4 valid jobs, 0 invalid lines in 2 files\n", "")
 
 
-def test_every_bad_line_is_listed(folder: Path) -> None:
-    """Bad lines: each on standard error as FILE:LINE, however many, and exit code 2."""
+def test_every_invalid_line_is_listed(folder: Path) -> None:
+    """Each invalid line is printed on standard error as FILE:LINE, without a limit, and the exit code is 2."""
     (folder / "a.jsonl").write_text('{"promt": "x"}\n' * 300 + '{"prompt": "x"}\n')
     result = call("a.jsonl")
     assert result.exit_code == 2
@@ -46,7 +47,7 @@ def test_every_bad_line_is_listed(folder: Path) -> None:
 
 
 def test_json(folder: Path) -> None:
-    """--json prints one object with the counts and the first problems, and still lists the lines."""
+    """--json prints one object with the counts and the first problems, and the lines are listed too."""
     (folder / "a.jsonl").write_text('{"prompt": "x"}\n{"prompt": ""}\n')
     result = call("a.jsonl", "--json")
     problem = {
@@ -68,7 +69,7 @@ def test_json(folder: Path) -> None:
 
 
 def test_keep_extra_and_notes(folder: Path) -> None:
-    """--keep-extra lets unknown fields pass and warns of those that look mistyped; --quiet does not warn."""
+    """--keep-extra accepts unknown fields, and warns of those that look mistyped; with --quiet it does not warn."""
     (folder / "a.jsonl").write_text('{"prompt": "x", "sead": 5}\n')
     assert call("a.jsonl").exit_code == 2
     result = call("a.jsonl", "--keep-extra")
@@ -78,14 +79,14 @@ def test_keep_extra_and_notes(folder: Path) -> None:
 
 
 def test_standard_input(folder: Path) -> None:
-    """- is standard input."""
+    """The argument - reads standard input, which errors call <stdin>."""
     result = call("-", stdin='{"prompt": "x"}\n{"prompt": "y"\n')
     assert result.stderr.startswith("<stdin>:2: the line ends before the object is complete")
     assert result.stdout == "1 valid job, 1 invalid line in 1 file\n"
 
 
-def test_no_job_at_all(folder: Path) -> None:
-    """A file without a job is hardly what was meant: exit code 2, and a sentence."""
+def test_a_file_without_jobs(folder: Path) -> None:
+    """A file without jobs is an error, with exit code 2."""
     (folder / "a.jsonl").write_text("\n\n")
     result = call("a.jsonl")
     assert result.exit_code == 2
@@ -93,7 +94,7 @@ def test_no_job_at_all(folder: Path) -> None:
 
 
 def test_missing_file(folder: Path) -> None:
-    """A missing file is named in a sentence, with exit code 2."""
+    """A missing file is named, and the exit code is 2."""
     result = call("none.jsonl")
     assert result.exit_code == 2
     assert result.stderr == "krea-batch: none.jsonl: there is no such file; check the path\n"
@@ -107,7 +108,7 @@ def test_a_path_with_the_name_of_a_parameter(folder: Path) -> None:
 
 
 def test_as_a_command(folder: Path) -> None:
-    """`krea-batch validate` works as a whole process, and says what is bad in any locale."""
+    """As a process, the command lists invalid lines also in a locale without Unicode."""
     (folder / "a.jsonl").write_text('{"prompt": “x”}\n', encoding="utf-8")
     command = [sys.executable, "-m", "krea_batch", "validate", "a.jsonl"]
     done = subprocess.run(command, capture_output=True, env={"LC_ALL": "C"}, text=True)
@@ -117,31 +118,31 @@ def test_as_a_command(folder: Path) -> None:
 
 @pytest.fixture
 def immediate_progress(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Progress is shown from the first moment on, and each time."""
+    """Show progress immediately, and at every update."""
     monkeypatch.setattr(check_progress, "SHOW_AFTER_S", 0)
     monkeypatch.setattr(check_progress, "CHECK_LINE_INTERVAL_S", 0)
 
 
 @pytest.mark.usefixtures("immediate_progress")
-def test_long_files_show_how_far_they_are_checked(folder: Path) -> None:
-    """Where there is no terminal, by lines on standard error; not with --quiet, nor beside --json."""
+def test_long_files_show_progress(folder: Path) -> None:
+    """Without a terminal, progress is printed as lines on standard error, but not with --quiet or --json."""
     (folder / "a.jsonl").write_text('{"prompt": "x"}\n' * 35_000)
-    shares = [int(line.split()[1]) for line in call("a.jsonl").stderr.splitlines()]
-    assert len(shares) == 4  # each 10,000 lines, and the end
-    assert shares == sorted(shares)
-    assert shares[-1] == 100
+    percentages = [int(line.split()[1]) for line in call("a.jsonl").stderr.splitlines()]
+    assert len(percentages) == 4  # every 10,000 lines, and at the end
+    assert percentages == sorted(percentages)
+    assert percentages[-1] == 100
     assert call("a.jsonl", "--quiet").stderr == ""
     assert call("a.jsonl", "--json").stderr == ""
 
 
-def test_short_files_are_checked_in_silence(folder: Path) -> None:
-    """Nobody waits for them."""
+def test_short_files_show_no_progress(folder: Path) -> None:
+    """A check that takes less than a second prints no progress."""
     (folder / "a.jsonl").write_text('{"prompt": "x"}\n' * 20_000)
     assert call("a.jsonl").stderr == ""
 
 
 def test_in_a_terminal_a_bar_is_shown_and_removed(folder: Path) -> None:
-    """Bad lines stand above it, whole; at the end it is gone."""
+    """Invalid lines are printed whole above the bar, and the bar is removed at the end."""
     (folder / "a.jsonl").write_text('{"prompt": "x"}\n' * 15_000 + "bad\n" + '{"prompt": "x"}\n' * 15_000)
     code = (
         "import sys; from krea_batch.cli.app import main; from krea_batch.cli.ui import check_progress;"

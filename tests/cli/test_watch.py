@@ -1,4 +1,4 @@
-"""`krea-batch watch` as its users meet it: a run goes on in one process, and is looked at in another."""
+"""`krea-batch watch` shows a run of another process; the checks whether a run is active."""
 
 from __future__ import annotations
 
@@ -28,12 +28,12 @@ from tests.processes import (
 @pytest.mark.slow
 class TestWatch:
     def test_until_the_run_ends(self, simulate: StartSimulator, tmp_path: Path) -> None:
-        """It tells how many of all jobs are done, ends when the run does, and exits as the run did."""
+        """The command prints how many jobs are done, ends when the run ends, and has the exit code of the run."""
         write_jobs(tmp_path / "jobs.jsonl", 60)
         gateway = simulate("--tiny", "--latency", "fixed:1").gateway_url
         run = start_command("run", "jobs.jsonl", "--out", "out", "--gateway", gateway, "--rate", "20/s", cwd=tmp_path)
         assert run.stderr is not None
-        assert "0/60" in run.stderr.readline()  # the folder is held, and the jobs are counted
+        assert "0/60" in run.stderr.readline()  # the run directory is locked, and the jobs are counted
         watched = run_command("watch", "out", cwd=tmp_path)
         run.communicate(timeout=PROCESS_TIMEOUT_S)
         assert run.returncode == 0
@@ -43,8 +43,8 @@ class TestWatch:
         assert counts[-1] == 60
         assert "60 stored" in watched.stdout
 
-    def test_leaving_it_leaves_the_run(self, simulate: StartSimulator, tmp_path: Path) -> None:
-        """Ctrl-C ends the watching and says that the run goes on, and so it does."""
+    def test_ctrl_c_detaches(self, simulate: StartSimulator, tmp_path: Path) -> None:
+        """Ctrl-C ends the display and prints that the run continues, which it does."""
         write_jobs(tmp_path / "jobs.jsonl", 100)
         gateway = simulate("--tiny", "--latency", "fixed:1").gateway_url
         run = start_command("run", "jobs.jsonl", "--out", "out", "--gateway", gateway, "--rate", "20/s", cwd=tmp_path)
@@ -54,15 +54,15 @@ class TestWatch:
         assert watching.stderr is not None
         watching.stderr.readline()
         watching.send_signal(signal.SIGINT)
-        _, said = watching.communicate(timeout=PROCESS_TIMEOUT_S)
+        _, stderr = watching.communicate(timeout=PROCESS_TIMEOUT_S)
         assert watching.returncode == 0
-        assert said.endswith("Detached; the run continues.\n")
+        assert stderr.endswith("Detached; the run continues.\n")
         assert run.poll() is None
         run.communicate(timeout=PROCESS_TIMEOUT_S)
         assert run.returncode == 0
 
     def test_a_run_that_failed(self, simulate: StartSimulator, tmp_path: Path) -> None:
-        """A run that nobody works on is shown as it is: what failed, why, and exit 1."""
+        """A run without a process is shown once, with its failed jobs, and the exit code is 1."""
         write_jobs(tmp_path / "jobs.jsonl", 3)
         gateway = simulate("--tiny", "--latency", "fixed:0", "--fault", "job-failed=1").gateway_url
         run_command("run", "jobs.jsonl", "--out", "out", "--gateway", gateway, "--poll-interval", "0.1", cwd=tmp_path)
@@ -72,61 +72,61 @@ class TestWatch:
         assert "3 failed at the gateway" in done.stdout
 
     def test_in_a_terminal(self, tmp_path: Path) -> None:
-        """There it is a live display, with the bars of the stages."""
+        """In a terminal the live display has the bars of the stages."""
         write_jobs(tmp_path / "jobs.jsonl", 2)
         run_command("run", "jobs.jsonl", "--out", "out", "--simulate", "--time-scale", "100", cwd=tmp_path)
-        ours, theirs = pty.openpty()
+        terminal, child_terminal = pty.openpty()
         done = subprocess.run(
             [*COMMAND, "watch", "out"],
             cwd=tmp_path,
             env=clean_environment(TERM="xterm"),
-            stderr=theirs,
+            stderr=child_terminal,
             timeout=PROCESS_TIMEOUT_S,
         )
-        os.close(theirs)
-        shown = os.read(ours, 100_000).decode()
-        os.close(ours)
+        os.close(child_terminal)
+        shown = os.read(terminal, 100_000).decode()
+        os.close(terminal)
         assert done.returncode == 0
         for text in ("submitted", "completed", "2/2", "2 stored"):
             assert text in shown
 
 
-def test_no_run(tmp_path: Path) -> None:
-    """A folder without a run is told to be one, with exit 2."""
+def test_watch_without_a_run(tmp_path: Path) -> None:
+    """A directory without a run is refused, with exit code 2."""
     done = run_command("watch", "nowhere", cwd=tmp_path)
     assert done.returncode == 2
     assert "not a run directory" in done.stderr
 
 
 def test_status_checks_do_not_block_a_run(tmp_path: Path) -> None:
-    """Though several ask a thousand times a second whether a run is at work, one can begin, and is seen."""
+    """While three threads check the status a thousand times per second, a run can lock its directory and is found."""
     assert not is_locked(tmp_path / "nowhere")
-    over = threading.Event()
+    finished = threading.Event()
 
     def check_status() -> None:
-        while not over.wait(0.001):
+        while not finished.wait(0.001):
             is_locked(tmp_path)
 
-    asking = [threading.Thread(target=check_status) for _ in range(3)]
-    for each in asking:
-        each.start()
+    checking_threads = [threading.Thread(target=check_status) for _ in range(3)]
+    for thread in checking_threads:
+        thread.start()
     try:
         for _ in range(200):
-            folder = RunDir(tmp_path)
-            folder.lock()
+            run_dir = RunDir(tmp_path)
+            run_dir.lock()
             assert is_locked(tmp_path)
-            folder.unlock()
+            run_dir.unlock()
     finally:
-        over.set()
-        for each in asking:
-            each.join()
+        finished.set()
+        for thread in checking_threads:
+            thread.join()
     assert not is_locked(tmp_path)
 
 
 def test_a_status_check_is_not_a_run(tmp_path: Path) -> None:
-    """Two that ask at one time do not take each other for a run."""
+    """Two simultaneous status checks do not count each other as a run."""
     fd = os.open(tmp_path, os.O_RDONLY)
-    fcntl.flock(fd, fcntl.LOCK_SH)  # as one that asks
+    fcntl.flock(fd, fcntl.LOCK_SH)  # as a status check does
     try:
         assert not is_locked(tmp_path)
     finally:

@@ -19,7 +19,7 @@ JOB_LATENCY_OPTIONS = ("--tiny", "--latency", "uniform:2,4")
 
 
 def run_with_webhook(simulator: SimulatorProcess, tmp_path: Path, *options: str) -> dict[str, Any]:
-    """Run a batch to its end. Returns its rows by id, all of which have succeeded."""
+    """Run a batch to its end, and return its rows by id."""
     jobs = write_jobs(tmp_path / "jobs.jsonl", JOBS)
     run_options = ("--rate", "40/s", "--poll-interval", "1", "--gateway", simulator.gateway_url)
     process = run_command("run", jobs, "--out", "out", *run_options, *options, cwd=tmp_path)
@@ -35,7 +35,7 @@ def polls_per_job(rows_by_id: dict[str, Any]) -> float:
 
 
 def test_valid_callbacks_save_polls(simulate: StartSimulator, tmp_path: Path) -> None:
-    """With callbacks, doubled ones among them, there are few polls; each job is charged once and its own."""
+    """With callbacks, some of them sent twice, there are few polls, and each job is charged once."""
     simulated = simulate(*JOB_LATENCY_OPTIONS, "--fault", "webhook-twice=0.3")
     found = run_with_webhook(simulated, tmp_path, *LISTEN)
     assert {row["status"] for row in found.values()} == {"succeeded"}
@@ -45,13 +45,13 @@ def test_valid_callbacks_save_polls(simulate: StartSimulator, tmp_path: Path) ->
 
 
 def test_lost_callbacks_lose_nothing(simulate: StartSimulator, tmp_path: Path) -> None:
-    """Where every second callback is lost, all jobs come home by polls."""
+    """If half of the callbacks are lost, polls complete all jobs."""
     found = run_with_webhook(simulate(*JOB_LATENCY_OPTIONS, "--fault", "webhook-lost=0.5"), tmp_path, *LISTEN)
     assert {row["status"] for row in found.values()} == {"succeeded"}
 
 
-def test_a_callback_saves_what_a_lost_answer_would_have_cost(simulate: StartSimulator, tmp_path: Path) -> None:
-    """Where answers to accepted POSTs are lost, callbacks bring their jobs home; none is paid for twice."""
+def test_callbacks_resolve_submits_without_an_answer(simulate: StartSimulator, tmp_path: Path) -> None:
+    """If answers to accepted POSTs are lost, callbacks identify their jobs, and none is charged twice."""
     simulated = simulate(*JOB_LATENCY_OPTIONS, "--fault", "submit-lost=0.1")
     found = run_with_webhook(simulated, tmp_path, *LISTEN)
     totals = simulated.admin_request("/ledger")["totals"]
@@ -61,31 +61,33 @@ def test_a_callback_saves_what_a_lost_answer_would_have_cost(simulate: StartSimu
 
 
 @pytest.mark.parametrize(
-    ("options", "said"),
+    ("options", "expected"),
     [
         (("--webhook-url", "https://my.host/krea"), "webhook-listen"),
         (("--webhook-listen", "0.0.0.0:0"), "webhook-url"),
         (("--webhook-listen", "127.0.0.1:0", "--webhook-url", "http://my.host/"), "unencrypted"),
     ],
 )
-def test_a_wrong_address(simulate: StartSimulator, tmp_path: Path, options: tuple[str, ...], said: str) -> None:
-    """A callback address that cannot work ends the command with 2, and nothing is spent."""
+def test_an_invalid_callback_address(
+    simulate: StartSimulator, tmp_path: Path, options: tuple[str, ...], expected: str
+) -> None:
+    """An invalid callback address gives exit code 2, and nothing is submitted."""
     simulated = simulate("--tiny")
     jobs = write_jobs(tmp_path / "jobs.jsonl", 1)
-    ran = run_command("run", jobs, "--out", "out", "--gateway", simulated.gateway_url, *options, cwd=tmp_path)
-    assert ran.returncode == 2
-    assert said in ran.stderr
+    done = run_command("run", jobs, "--out", "out", "--gateway", simulated.gateway_url, *options, cwd=tmp_path)
+    assert done.returncode == 2
+    assert expected in done.stderr
     assert simulated.admin_request("/ledger")["posts"] == []
 
 
-def test_a_port_in_use(simulate: StartSimulator, tmp_path: Path) -> None:
-    """A port that someone else has ends the command with 2, and nothing is spent."""
+def test_a_webhook_port_in_use(simulate: StartSimulator, tmp_path: Path) -> None:
+    """A port that is in use gives exit code 2, and nothing is submitted."""
     simulated = simulate("--tiny")
     jobs = write_jobs(tmp_path / "jobs.jsonl", 1)
-    with socket.create_server(("127.0.0.1", 0)) as taken:
-        address = f"127.0.0.1:{taken.getsockname()[1]}"
+    with socket.create_server(("127.0.0.1", 0)) as occupied:
+        address = f"127.0.0.1:{occupied.getsockname()[1]}"
         options = ("--gateway", simulated.gateway_url, "--webhook-listen", address)
-        ran = run_command("run", jobs, "--out", "out", *options, cwd=tmp_path)
-    assert ran.returncode == 2
-    assert address in ran.stderr
+        done = run_command("run", jobs, "--out", "out", *options, cwd=tmp_path)
+    assert done.returncode == 2
+    assert address in done.stderr
     assert json.dumps(simulated.admin_request("/ledger")["posts"]) == "[]"
