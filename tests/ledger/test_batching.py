@@ -1,4 +1,4 @@
-"""Transitions applied in groups have the same result as applied one by one."""
+"""Transitions applied in batches have the same results as applied one by one."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from krea_batch.ledger.writer import Operation, apply_all, commit
 from krea_batch.rules.verdicts import Finished
 
 SOME_INSTANT_AT = 1_774_951_200.123456
-BATCHING_ERROR = ErrorInfo("kind", "a sentence")
+BATCHING_ERROR = ErrorInfo("kind", "a message")
 
 
 def operation(transition: Any, *args: Any) -> Operation:
@@ -55,7 +55,7 @@ def apply_batch(ledger: LedgerStore, *operations: Operation) -> list[Any]:
 
 
 def all_rows_of(ledger: LedgerStore) -> list[Any]:
-    """All that is in the ledger of jobs and of POSTs."""
+    """Return all rows of jobs and of submissions."""
     rows = ledger._sql.execute("SELECT * FROM jobs ORDER BY job_no").fetchall()
     return [*rows, *ledger._sql.execute("SELECT * FROM submissions ORDER BY submission_no").fetchall()]
 
@@ -67,11 +67,11 @@ def ledger(tmp_path: Path) -> Iterator[LedgerStore]:
     opened.close()
 
 
-# ---- as one by one ---------------------------------------------------------------------------------------
+# ---- the same results ------------------------------------------------------------------------------------
 
 
-def steps(n: int, stage: int, random: Random) -> list[Operation]:
-    """What may come next of job number `n`, which has come so far."""
+def next_operations(n: int, stage: int, random: Random) -> list[Operation]:
+    """Return operations that are allowed for job number `n` in this stage."""
     match stage:
         case 0:
             return [accept(n)] if random.random() < 0.8 else [operation(LedgerStore.revert_intent, n, "refused")]
@@ -98,36 +98,36 @@ def steps(n: int, stage: int, random: Random) -> list[Operation]:
 def test_a_batch_equals_its_operations_one_by_one(
     tmp_path_factory: pytest.TempPathFactory, seed: int, count: int
 ) -> None:
-    """Rows and answers are the same, whether a group is carried out together or each step alone."""
+    """Rows and results are the same, whether operations are applied in a batch or one by one."""
     folder = tmp_path_factory.mktemp("ledgers")
     random = Random(seed)
-    one, other = LedgerStore.open(folder / "one.db"), LedgerStore.open(folder / "other.db")
+    single, batched = LedgerStore.open(folder / "single.db"), LedgerStore.open(folder / "batched.db")
     stages: dict[int, int] = {}
     for _ in range(8):
-        calls = []
+        by_job = []
         for n, stage in stages.items():
             if stage < 3 and random.random() < 0.6:
-                coming = steps(n, stage, random)
-                stages[n] = {LedgerStore.mark_accepted: 1, LedgerStore.mark_finished: 2}.get(coming[-1].transition, 3)
-                calls.append(coming)
+                operations = next_operations(n, stage, random)
+                last = operations[-1].transition
+                stages[n] = {LedgerStore.mark_accepted: 1, LedgerStore.mark_finished: 2}.get(last, 3)
+                by_job.append(operations)
         new = random.randint(0, count - len(stages)) if len(stages) < count else 0
-        calls += [[intent(f"job-{len(stages) + place}")] for place in range(new)]
-        random.shuffle(calls)
-        begun = len(stages)
-        stages |= dict.fromkeys(range(begun + 1, begun + new + 1), 0)
-        group = [step for coming in calls for step in coming]
-        if group:
-            alone = [one.transaction([step.apply])[0] for step in group]
-            assert apply_batch(other, *group) == alone
-            assert all_rows_of(one) == all_rows_of(other)
-    one.close()
-    other.close()
+        by_job += [[intent(f"job-{len(stages) + index}")] for index in range(new)]
+        random.shuffle(by_job)
+        stages |= dict.fromkeys(range(len(stages) + 1, len(stages) + new + 1), 0)
+        batch = [operation for operations in by_job for operation in operations]
+        if batch:
+            results = [single.transaction([operation.apply])[0] for operation in batch]
+            assert apply_batch(batched, *batch) == results
+            assert all_rows_of(single) == all_rows_of(batched)
+    single.close()
+    batched.close()
 
 
 @pytest.mark.parametrize("count", [1, 2, 63, 64, 65, 200])
-def test_all_sizes(ledger: LedgerStore, count: int) -> None:
-    """However many there are, each has its own number, its own answer and its own row."""
-    ids = [f"job-{place}" for place in range(count)]
+def test_batches_of_any_size(ledger: LedgerStore, count: int) -> None:
+    """In a batch of any size, each job has its own number, result and row."""
+    ids = [f"job-{index}" for index in range(count)]
     numbers = apply_batch(ledger, *map(intent, ids))
     assert numbers == list(range(1, count + 1))
     assert apply_batch(ledger, *map(accept, numbers)) == [True] * count
@@ -140,11 +140,11 @@ def test_all_sizes(ledger: LedgerStore, count: int) -> None:
 
 
 def test_deferred_records_come_before_the_next_step(ledger: LedgerStore) -> None:
-    """A job may be finished and stored, or given up, in one group, in whatever company."""
+    """One batch may finish and store a job, or finish it and mark it timed out, among operations of other jobs."""
     apply_batch(ledger, *map(intent, "abcd"))
     apply_batch(ledger, *map(accept, (1, 2, 3, 4)))
     apply_batch(ledger, finish(2))
-    done = apply_batch(
+    results = apply_batch(
         ledger,
         store(2),
         finish(1),
@@ -153,22 +153,23 @@ def test_deferred_records_come_before_the_next_step(ledger: LedgerStore) -> None
         operation(LedgerStore.mark_timed_out, 3, BATCHING_ERROR, SOME_INSTANT_AT, 1),
         intent("e"),
     )
-    assert [done[0].status, done[2].status, done[4].status] == [State.SUCCEEDED, State.SUCCEEDED, State.TIMED_OUT]
-    assert done[5] == 5
+    outcomes = [results[0], results[2], results[4]]
+    assert [outcome.status for outcome in outcomes] == [State.SUCCEEDED, State.SUCCEEDED, State.TIMED_OUT]
+    assert results[5] == 5
 
 
-def test_bytes_stay_what_they_are(ledger: LedgerStore) -> None:
-    """Body and fingerprint come back as they were given, whatever is in them."""
+def test_bytes_are_stored_unchanged(ledger: LedgerStore) -> None:
+    """Body and fingerprint are read back byte for byte."""
     body, fingerprint = b'{"prompt":"\xf0\x9f\xa6\x8a \\u0000 {rows}"}', bytes(range(224, 256))
     (n,) = apply_batch(ledger, intent("a", body, fingerprint))
     assert ledger.request_of(n) == (body, fingerprint, b"{}")
 
 
-# ---- what is refused -------------------------------------------------------------------------------------
+# ---- refused operations ----------------------------------------------------------------------------------
 
 
-def test_a_job_is_intended_once(ledger: LedgerStore) -> None:
-    """A job that two want to submit in one group is nobody's, for one POST more would be paid."""
+def test_two_intents_of_one_job_are_refused(ledger: LedgerStore) -> None:
+    """A batch with two intents of one job raises InternalError, since a second POST could be charged."""
     with pytest.raises(InternalError, match="'a'"):
         apply_batch(ledger, intent("a"), intent("b"), intent("a"))
     assert all_rows_of(ledger) == []
@@ -179,19 +180,19 @@ def test_a_job_is_intended_once(ledger: LedgerStore) -> None:
     assert ledger.counts() == {State.PENDING: 1}
 
 
-def test_the_others_of_a_refused_group_go_on(ledger: LedgerStore) -> None:
-    """Where one of a group is a bug, it alone is refused."""
+def test_a_refused_operation_is_refused_alone(ledger: LedgerStore) -> None:
+    """If an operation of a batch is refused, `commit` applies all others."""
     apply_batch(ledger, *map(intent, "abc"))
-    answers = commit(ledger, [accept(1), accept(2), accept(2), accept(9), accept(3)])
-    assert answers[:2] == [True, True]
-    assert isinstance(answers[2], InternalError)
-    assert isinstance(answers[3], InternalError)
-    assert answers[4] is True
+    results = commit(ledger, [accept(1), accept(2), accept(2), accept(9), accept(3)])
+    assert results[:2] == [True, True]
+    assert isinstance(results[2], InternalError)
+    assert isinstance(results[3], InternalError)
+    assert results[4] is True
     assert ledger.counts() == {State.ACCEPTED: 3}
 
 
-def test_a_state_that_is_another(ledger: LedgerStore) -> None:
-    """No job is moved from a state in which it is not, though all others of its group are."""
+def test_a_job_in_another_state(ledger: LedgerStore) -> None:
+    """A batch with a job in another state than expected raises InternalError and changes no job."""
     apply_batch(ledger, *map(intent, "ab"))
     apply_batch(ledger, accept(1))
     before = all_rows_of(ledger)
@@ -200,15 +201,15 @@ def test_a_state_that_is_another(ledger: LedgerStore) -> None:
     assert all_rows_of(ledger) == before
 
 
-@pytest.mark.parametrize("before", [True, False], ids=["of an earlier group", "of the same group"])
-def test_a_request_id_is_given_twice(ledger: LedgerStore, before: bool) -> None:
-    """Two jobs never share a request_id: the first keeps it, and the other is told so."""
+@pytest.mark.parametrize("earlier", [True, False], ids=["of an earlier batch", "of the same batch"])
+def test_a_duplicate_request_id(ledger: LedgerStore, earlier: bool) -> None:
+    """Two jobs never share a request_id: the first one keeps it, and the result of the other one is False."""
     apply_batch(ledger, *map(intent, "abcd"))
     first = [accept(1, "same")]
-    if before:
+    if earlier:
         apply_batch(ledger, *first)
-    group = [accept(2, "two"), accept(3, "same"), accept(4, "four")]
-    answers = apply_batch(ledger, *(group if before else first + group))
-    assert answers[-3:] == [True, False, True]
+    batch = [accept(2, "two"), accept(3, "same"), accept(4, "four")]
+    results = apply_batch(ledger, *(batch if earlier else first + batch))
+    assert results[-3:] == [True, False, True]
     assert ledger.counts() == {State.ACCEPTED: 3, State.SUBMITTING: 1}
     assert ledger.charges().charged == 3

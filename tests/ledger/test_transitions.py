@@ -1,4 +1,4 @@
-"""Transitions lead to the right states, submissions and charges, also after the file is opened again."""
+"""Each transition leads to the right state, submission and charge, also after the file is reopened."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from krea_batch.rules.verdicts import Finished
 REQUEST_BODY = b'{"prompt":"a cat"}'
 FINGERPRINT = b"f" * 32
 METADATA = b'{"row":7}'
-STORE_ERROR = ErrorInfo("kind", "a sentence")
+STORE_ERROR = ErrorInfo("kind", "a message")
 ABANDONED_ERROR = ErrorInfo("abandoned", "ambiguous, and the user decided not to submit it again")
 FINISHED_TWO_OUTPUTS = Finished(("https://cdn.example/a.png", "https://cdn.example/b.png"), "image/png", 12.5)
 STORED_FILE = StoredFile("images/a.png", 10, "0" * 64, 4, 3, "image/png")
@@ -35,7 +35,7 @@ StoreOperation = Callable[[LedgerStore], Any]
 
 
 def apply_all(store: LedgerStore, *operations: StoreOperation) -> Any:
-    """Carry out works in one transaction, and return the answer of the last."""
+    """Apply the operations in one transaction, and return the result of the last one."""
     return store.transaction(operations)[-1]
 
 
@@ -59,7 +59,7 @@ def revert(n: int = 1, result: str = "refused") -> StoreOperation:
     return lambda store: store.revert_intent(n, result)
 
 
-# How a job comes into each state, and every transition that a state may be asked for.
+# The operations that bring a new job into each state.
 STEPS_TO: dict[State, list[StoreOperation]] = {
     State.PENDING: [intent(), revert()],
     State.SUBMITTING: [intent()],
@@ -77,25 +77,26 @@ STEPS_TO: dict[State, list[StoreOperation]] = {
         lambda store: store.abandon(1, 4.0),
     ],
 }
+# Each method that moves a job: a call of it, the states that it is allowed in, and the state that it leads to.
 TRANSITION_CASES: dict[str, tuple[StoreOperation, set[State], State]] = {
-    "intend": (intent(at=9.0), {State.PENDING}, State.SUBMITTING),
-    "take_back": (revert(), {State.SUBMITTING}, State.PENDING),
-    "accept": (accept(request_id="r-2"), {State.SUBMITTING}, State.ACCEPTED),
-    "reject": (lambda store: store.mark_rejected(1, STORE_ERROR, 9.0), {State.SUBMITTING}, State.REJECTED),
-    "hold": (lambda store: store.mark_ambiguous(1, STORE_ERROR, 9.0), {State.SUBMITTING}, State.AMBIGUOUS),
+    "record_intent": (intent(at=9.0), {State.PENDING}, State.SUBMITTING),
+    "revert_intent": (revert(), {State.SUBMITTING}, State.PENDING),
+    "mark_accepted": (accept(request_id="r-2"), {State.SUBMITTING}, State.ACCEPTED),
+    "mark_rejected": (lambda store: store.mark_rejected(1, STORE_ERROR, 9.0), {State.SUBMITTING}, State.REJECTED),
+    "mark_ambiguous": (lambda store: store.mark_ambiguous(1, STORE_ERROR, 9.0), {State.SUBMITTING}, State.AMBIGUOUS),
     "resubmit": (lambda store: store.resubmit(1), {State.AMBIGUOUS}, State.PENDING),
     "abandon": (lambda store: store.abandon(1, 9.0), {State.AMBIGUOUS}, State.CANCELLED),
     "adopt": (lambda store: store.adopt(1, "r-9", 9.0), {State.AMBIGUOUS}, State.ACCEPTED),
-    "finish": (finish(), {State.ACCEPTED}, State.FINISHED),
-    "fail": (lambda store: store.mark_failed(1, STORE_ERROR, 9.0, 5), {State.ACCEPTED}, State.FAILED),
-    "error": (lambda store: store.mark_errored(1, STORE_ERROR, 9.0, 5), {State.ACCEPTED}, State.ERRORED),
-    "error_again": (requeue_errored(), {State.ACCEPTED}, State.PENDING),
-    "time_out": (
+    "mark_finished": (finish(), {State.ACCEPTED}, State.FINISHED),
+    "mark_failed": (lambda store: store.mark_failed(1, STORE_ERROR, 9.0, 5), {State.ACCEPTED}, State.FAILED),
+    "mark_errored": (lambda store: store.mark_errored(1, STORE_ERROR, 9.0, 5), {State.ACCEPTED}, State.ERRORED),
+    "requeue_errored": (requeue_errored(), {State.ACCEPTED}, State.PENDING),
+    "mark_timed_out": (
         lambda store: store.mark_timed_out(1, STORE_ERROR, 9.0, 5),
         {State.ACCEPTED, State.FINISHED},
         State.TIMED_OUT,
     ),
-    "store": (lambda store: store.mark_stored(1, [STORED_FILE], 9.0), {State.FINISHED}, State.SUCCEEDED),
+    "mark_stored": (lambda store: store.mark_stored(1, [STORED_FILE], 9.0), {State.FINISHED}, State.SUCCEEDED),
 }
 EXPECTED_CHARGES: dict[State, Charges] = {
     State.PENDING: Charges(),
@@ -125,7 +126,7 @@ def store(path: Path) -> Iterator[LedgerStore]:
 
 
 def bring_to(store: LedgerStore, state: State) -> None:
-    """Bring the first job into a state, one transaction a step."""
+    """Bring the first job into a state, with one transaction per operation."""
     for step in STEPS_TO[state]:
         apply_all(store, step)
 
@@ -136,7 +137,7 @@ def state_of(store: LedgerStore) -> State:
 
 
 def dump_database(path: Path) -> list[str]:
-    """All that is in the ledger."""
+    """Return the whole content of the ledger as SQL."""
     connection = sqlite3.connect(path)
     lines = list(connection.iterdump())
     connection.close()
@@ -147,33 +148,34 @@ def dump_database(path: Path) -> list[str]:
 
 
 @pytest.mark.parametrize("state", STEPS_TO)
-@pytest.mark.parametrize("move", TRANSITION_CASES)
-def test_every_transition(store: LedgerStore, path: Path, state: State, move: str) -> None:
-    """A transition of the table is carried out; any other is a bug of ours, and changes nothing at all."""
+@pytest.mark.parametrize("method", TRANSITION_CASES)
+def test_every_transition(store: LedgerStore, path: Path, state: State, method: str) -> None:
+    """A transition of the table is applied. Any other raises InternalError and changes nothing."""
     bring_to(store, state)
-    work, allowed, new = TRANSITION_CASES[move]
+    operation, allowed, new = TRANSITION_CASES[method]
     if state in allowed:
-        apply_all(store, work)
+        apply_all(store, operation)
         assert state_of(store) is new
         return
     before = dump_database(path)
     with pytest.raises(InternalError):
-        apply_all(store, work)
+        apply_all(store, operation)
     assert dump_database(path) == before
     assert state_of(store) is state
 
 
-@pytest.mark.parametrize("move", [move for move in TRANSITION_CASES if move != "intend"])
-def test_jobs_that_are_not_recorded(store: LedgerStore, move: str) -> None:
-    """A transition of a job that the ledger does not have is a bug of ours."""
+@pytest.mark.parametrize("method", [name for name in TRANSITION_CASES if name != "record_intent"])
+def test_jobs_that_are_not_recorded(store: LedgerStore, method: str) -> None:
+    """A transition of a job that the ledger does not have raises InternalError."""
     with pytest.raises(InternalError):
-        apply_all(store, TRANSITION_CASES[move][0])
+        apply_all(store, TRANSITION_CASES[method][0])
     assert store.counts() == {}
 
 
 def test_the_transitions_are_those_of_the_table() -> None:
-    """What the store allows and what the table allows are one and the same."""
-    for _, allowed, new in TRANSITION_CASES.values():
+    """The methods of the store make transitions of the table in rules/lifecycle.py."""
+    for method, (_, allowed, new) in TRANSITION_CASES.items():
+        assert callable(getattr(LedgerStore, method))
         for old in allowed:
             steps = [State.ERRORED, new] if (old, new) == (State.ACCEPTED, State.PENDING) else [new]
             for step in steps:
@@ -183,16 +185,16 @@ def test_the_transitions_are_those_of_the_table() -> None:
 
 @pytest.mark.parametrize("state", STEPS_TO)
 def test_charges(store: LedgerStore, path: Path, state: State) -> None:
-    """Accepted POSTs are charged except for ERROR, pending or ambiguous ones are unknown; also after reopening."""
+    """Accepted POSTs are charged, or refunded after ERROR; pending and ambiguous ones are unknown. Reopening keeps it."""
     bring_to(store, state)
     assert store.charges() == EXPECTED_CHARGES[state]
-    again = LedgerStore.open(path)
-    assert again.charges() == EXPECTED_CHARGES[state]
-    again.close()
+    reopened = LedgerStore.open(path)
+    assert reopened.charges() == EXPECTED_CHARGES[state]
+    reopened.close()
 
 
 def test_each_post_counts(store: LedgerStore) -> None:
-    """Refusals, unsent POSTs, ERRORs and a doubtful one are each in the ledger when the job succeeds in the end."""
+    """Each POST of a job counts in the charges: refused, not sent, refunded after ERROR, ambiguous and accepted."""
     steps: list[StoreOperation] = [
         intent(), revert(result="refused"), intent(), revert(result="not_sent"),
         intent(), accept(request_id="r-1"), requeue_errored(), intent(), accept(request_id="r-2"), requeue_errored(),
@@ -219,7 +221,7 @@ def test_charges_of_many(store: LedgerStore) -> None:
 
 
 def test_a_request_id_belongs_to_one_job(store: LedgerStore, path: Path) -> None:
-    """A request_id that another POST has already is not taken, and nothing is changed; its job can be held."""
+    """A request_id of another job is refused and changes nothing; the job can then be marked ambiguous."""
     apply_all(store, intent("a"), accept(1, "r"))
     apply_all(store, intent("b"))
     before = dump_database(path)
@@ -230,20 +232,20 @@ def test_a_request_id_belongs_to_one_job(store: LedgerStore, path: Path) -> None
 
 
 def test_a_request_id_twice_in_one_transaction(store: LedgerStore) -> None:
-    """Of two jobs that get one request_id within one commit the first has it."""
+    """If two jobs get the same request_id in one commit, the first one keeps it."""
     apply_all(store, intent("a"), intent("b"))
     assert store.transaction([accept(1, "r"), accept(2, "r")]) == [True, False]
 
 
 def test_the_request_id_of_an_earlier_post_of_the_same_job(store: LedgerStore) -> None:
-    """A second accepted POST that comes with the first one's request_id is not counted as another."""
+    """A second POST of a job with the request_id of its first one is not recorded as accepted."""
     apply_all(store, intent(), accept(1, "r"), requeue_errored(), intent())
     assert apply_all(store, accept(1, "r")) is False
     assert store.charges() == Charges(refunded=1, unknown=1)
 
 
 def test_a_changed_body_under_an_old_id(store: LedgerStore) -> None:
-    """A pending job is not submitted under another fingerprint; a new id is a new job."""
+    """A pending job is not submitted with another fingerprint. A new id is a new job."""
     apply_all(store, intent(), revert())
     with pytest.raises(InternalError):
         apply_all(store, lambda store: store.record_intent("a", b"{}", b"g" * 32, METADATA, 5.0, ""))
@@ -252,8 +254,8 @@ def test_a_changed_body_under_an_old_id(store: LedgerStore) -> None:
     assert store.fingerprints(["a", "b", "c"]) == {"a": FINGERPRINT, "b": FINGERPRINT}
 
 
-def test_one_refused_undoes_its_transaction(store: LedgerStore) -> None:
-    """Works that share a transaction are carried out together or not at all."""
+def test_a_failed_operation_rolls_back_its_transaction(store: LedgerStore) -> None:
+    """The operations of a transaction are applied together or not at all."""
     apply_all(store, intent("a"))
     with pytest.raises(InternalError):
         apply_all(store, accept(1), intent("b"), finish(2))
@@ -263,8 +265,8 @@ def test_one_refused_undoes_its_transaction(store: LedgerStore) -> None:
 # ---- rows ------------------------------------------------------------------------------------------------
 
 
-def test_a_row_of_success(store: LedgerStore) -> None:
-    """The outcome of a job holds all that its row shows, with instants in UTC to the millisecond."""
+def test_the_outcome_of_a_succeeded_job(store: LedgerStore) -> None:
+    """The outcome has every field of a results row, with instants in UTC, in milliseconds."""
     apply_all(store, lambda store: store.record_intent("a", REQUEST_BODY, FINGERPRINT, METADATA, 1_774_951_200.0, ""))
     apply_all(store, lambda store: store.mark_accepted(1, "r-1", 1_774_951_200.25), finish())
     outcome = apply_all(store, lambda store: store.mark_stored(1, [STORED_FILE], 4.0))
@@ -279,8 +281,8 @@ def test_a_row_of_success(store: LedgerStore) -> None:
 
 
 @pytest.mark.parametrize("state", [state for state in STEPS_TO if state in FINAL - {State.SUCCEEDED}])
-def test_rows_of_other_ends(store: LedgerStore, state: State) -> None:
-    """The outcome of a job that did not succeed says why; the request_id is there wherever there was one."""
+def test_outcomes_of_unsuccessful_jobs(store: LedgerStore, state: State) -> None:
+    """The outcome of a job that did not succeed has the reason, and the request_id if there was one."""
     bring_to(store, state)
     outcome = store.outcome(1)
     assert (outcome.status, outcome.files) == (state, ())
@@ -291,19 +293,19 @@ def test_rows_of_other_ends(store: LedgerStore, state: State) -> None:
 
 
 @pytest.mark.parametrize("state", STEPS_TO)
-def test_only_ends_are_outcomes(store: LedgerStore, state: State) -> None:
-    """Result rows are of jobs that have ended; a job that is asked for by its id is known wherever it stands."""
+def test_only_jobs_that_have_ended_have_result_rows(store: LedgerStore, state: State) -> None:
+    """`outcomes` returns jobs that have ended; `find_job` finds a job in any state."""
     bring_to(store, state)
     outcomes, _ = store.outcomes(0, 10)
-    known = store.find_job("a")
+    found = store.find_job("a")
     assert [outcome.status for outcome in outcomes] == ([state] if state in FINAL else [])
-    assert known is not None
-    assert known.status is state
+    assert found is not None
+    assert found.status is state
     assert store.find_job("b") is None
 
 
-def test_queued_jobs_are_recorded(store: LedgerStore) -> None:
-    """A job that is enqueued is pending, with no POST; twice makes no difference; then it is submitted."""
+def test_enqueued_jobs_are_recorded(store: LedgerStore) -> None:
+    """An enqueued job is pending without a submission. To enqueue it again changes nothing, also after its POST."""
     for _ in range(2):
         apply_all(store, lambda store: store.enqueue("a", REQUEST_BODY, FINGERPRINT, METADATA, "ann"))
     (job,) = store.open_jobs(0, 10)
@@ -319,20 +321,20 @@ def test_queued_jobs_are_recorded(store: LedgerStore) -> None:
 
 
 @given(st.integers(1, 7))
-def test_outcomes_come_in_pages(limit: int) -> None:
-    """Read page by page, whatever its size, each ended job comes once, in the order of the first submits."""
+def test_pages_of_outcomes(limit: int) -> None:
+    """Pages of any size contain each ended job once, in the order of the first submissions."""
     store = LedgerStore(Path("x"), _in_memory())
     for index in range(1, 16):
         apply_all(store, intent(f"job-{index}"))
         if index % 3:
             apply_all(store, lambda store, n=index: store.mark_rejected(n, STORE_ERROR, 1.0))  # type: ignore[misc]
-    seen: list[str] = []
+    ids: list[str] = []
     after: int | None = 0
     while after is not None:
         outcomes, after = store.outcomes(after, limit)
-        seen += [outcome.id for outcome in outcomes]
+        ids += [outcome.id for outcome in outcomes]
     store.close()
-    assert seen == [f"job-{index}" for index in range(1, 16) if index % 3]
+    assert ids == [f"job-{index}" for index in range(1, 16) if index % 3]
 
 
 def _in_memory() -> sqlite3.Connection:
@@ -347,33 +349,29 @@ def _in_memory() -> sqlite3.Connection:
 @pytest.mark.parametrize("resubmit", [False, True])
 @pytest.mark.parametrize("state", STEPS_TO)
 def test_recovered_from_each_state(store: LedgerStore, path: Path, state: State, resubmit: bool) -> None:
-    """Killed in any state, a job continues from there in the next run; only a pending POST is ambiguous."""
-    bring_to(store, state)  # and the process dies: nothing is closed
-    again = LedgerStore.open(path)
-    apply_all(again, lambda store: store.recover(max_attempts=3, resubmit_ambiguous=resubmit))
+    """After a kill in any state, the next run resumes the job; only a pending POST becomes ambiguous."""
+    bring_to(store, state)  # then the process is killed: nothing is closed
+    reopened = LedgerStore.open(path)
+    apply_all(reopened, lambda store: store.recover(max_attempts=3, resubmit_ambiguous=resubmit))
     expected = lifecycle.on_resume(state, errors=1, max_attempts=3, resubmit_ambiguous=resubmit) or state
-    assert state_of(again) is expected
-    assert again.charges() == EXPECTED_CHARGES[state]
-    open_jobs = again.open_jobs(0, 10)
+    assert state_of(reopened) is expected
+    assert reopened.charges() == EXPECTED_CHARGES[state]
+    open_jobs = reopened.open_jobs(0, 10)
     if expected in (State.PENDING, State.ACCEPTED, State.FINISHED):
         (job,) = open_jobs
         assert (job.job_no, job.job_id, job.state) == (1, "a", expected)
         assert (job.media == FINISHED_TWO_OUTPUTS) == (state is State.FINISHED)
-        assert (job.request_id == "r-1") == (State.ACCEPTED in set(_state_names(state)))
-        assert again.request_of(1) == (REQUEST_BODY, FINGERPRINT, METADATA)
-        assert again.outcome(1).error is None
+        accepted = (State.ACCEPTED, State.FINISHED, State.ERRORED, State.TIMED_OUT)
+        assert (job.request_id == "r-1") == (state in accepted)
+        assert reopened.request_of(1) == (REQUEST_BODY, FINGERPRINT, METADATA)
+        assert reopened.outcome(1).error is None
     else:
         assert open_jobs == []
-    again.close()
-
-
-def _state_names(state: State) -> list[State]:
-    names = {State.FINISHED: [State.ACCEPTED], State.ERRORED: [State.ACCEPTED], State.TIMED_OUT: [State.ACCEPTED]}
-    return [*names.get(state, []), state]
+    reopened.close()
 
 
 def test_recovering_twice_changes_nothing_more(store: LedgerStore, path: Path) -> None:
-    """Reopening is idempotent, so that a run that is killed while it reopens does no harm."""
+    """Recovery is idempotent, so a run that is killed during its recovery does no harm."""
     for index, state in enumerate(STEPS_TO, 1):
         apply_all(store, intent(f"job-{index}"))
         if state is State.ACCEPTED:
@@ -385,7 +383,7 @@ def test_recovering_twice_changes_nothing_more(store: LedgerStore, path: Path) -
 
 
 def test_an_adopted_job_is_charged_under_its_request_id(store: LedgerStore) -> None:
-    """Of a job's doubtful POSTs the latest becomes the accepted one; a request_id that another has is refused."""
+    """The latest ambiguous POST of the job becomes the accepted one. A request_id of another job is refused."""
     bring_to(store, State.AMBIGUOUS)
     apply_all(
         store, lambda store: store.resubmit(1), intent(), lambda store: store.mark_ambiguous(1, STORE_ERROR, 5.0)
@@ -395,13 +393,13 @@ def test_an_adopted_job_is_charged_under_its_request_id(store: LedgerStore) -> N
     assert store.charges() == Charges(charged=1, unknown=2)
     assert apply_all(store, lambda store: store.adopt(1, "r-2", 7.0)) is True
     assert store.charges() == Charges(charged=2, unknown=1)
-    known = store.find_job("a")
-    assert known is not None
-    assert (known.request_id, known.status) == ("r-2", State.ACCEPTED)
+    found = store.find_job("a")
+    assert found is not None
+    assert (found.request_id, found.status) == ("r-2", State.ACCEPTED)
 
 
 def test_ambiguous_jobs_include_pending_posts(store: LedgerStore) -> None:
-    """Both are told with their bodies; once the process is known to be dead, both are ambiguous."""
+    """Jobs with a pending POST are listed with the ambiguous ones, and are ambiguous once their process has ended."""
     apply_all(store, intent("a"), intent("b"), intent("c"), intent("d"))
     apply_all(store, lambda store: store.mark_ambiguous(1, STORE_ERROR, 3.0), revert(3), accept(4))
     assert [(job.job_id, job.reason, job.body) for job in store.ambiguous_jobs()] == [
@@ -409,11 +407,11 @@ def test_ambiguous_jobs_include_pending_posts(store: LedgerStore) -> None:
     ]  # fmt: skip
     apply_all(store, LedgerStore.mark_in_flight_ambiguous)
     assert store.counts() == {State.AMBIGUOUS: 2, State.PENDING: 1, State.ACCEPTED: 1}
-    assert [doubt.job_no for doubt in store.ambiguous_jobs()] == [1, 2]
+    assert [job.job_no for job in store.ambiguous_jobs()] == [1, 2]
 
 
 def test_a_killed_post_is_ambiguous(store: LedgerStore) -> None:
-    """A job whose process ended during its POST is ambiguous, says so, and the POST stays unknown for ever."""
+    """A job whose process ended during its POST is ambiguous and says so. The charge of that POST stays unknown."""
     apply_all(store, intent())
     apply_all(store, lambda store: store.recover(max_attempts=3, resubmit_ambiguous=False))
     outcome = store.outcome(1)
@@ -425,7 +423,7 @@ def test_a_killed_post_is_ambiguous(store: LedgerStore) -> None:
 
 
 def test_errors_are_counted_over_runs(store: LedgerStore) -> None:
-    """A job with as many ERRORs as --max-attempts allows is not submitted by a new run."""
+    """A job with `max_attempts` ERRORs in all runs is not submitted by a new run."""
     for attempt in range(1, 3):
         apply_all(store, intent(), accept(1, f"r-{attempt}"), requeue_errored())
     apply_all(store, intent(), accept(1, "r-3"), lambda store: store.mark_errored(1, STORE_ERROR, 5.0, 1))
@@ -436,8 +434,8 @@ def test_errors_are_counted_over_runs(store: LedgerStore) -> None:
     assert store.open_jobs(0, 10)[0].errors == 3
 
 
-def test_open_jobs_come_in_pages(store: LedgerStore) -> None:
-    """Open jobs come in the order of their numbers, so many at a time."""
+def test_pages_of_open_jobs(store: LedgerStore) -> None:
+    """Pages of open jobs are in the order of their numbers and have at most `limit` jobs."""
     for index in range(1, 8):
         apply_all(store, intent(f"job-{index}"), accept(index, f"r-{index}"))
     assert [job.job_no for job in store.open_jobs(0, 3)] == [1, 2, 3]
@@ -446,8 +444,8 @@ def test_open_jobs_come_in_pages(store: LedgerStore) -> None:
     assert store.open_jobs(7, 3) == []
 
 
-def test_runs_stay_with_their_gateway(store: LedgerStore) -> None:
-    """A folder's jobs live at one gateway; another one is refused before anything is sent."""
+def test_a_run_directory_has_one_gateway(store: LedgerStore) -> None:
+    """A run at another gateway is refused: request_ids are valid at one gateway only."""
     run = apply_all(store, lambda store: store.start_run("https://a", "0.1", 1.0))
     apply_all(store, lambda store: store.end_run(run, 2.0))
     assert apply_all(store, lambda store: store.start_run("https://a", "0.2", 3.0)) == run + 1
@@ -455,28 +453,28 @@ def test_runs_stay_with_their_gateway(store: LedgerStore) -> None:
         apply_all(store, lambda store: store.start_run("https://b", "0.2", 4.0))
 
 
-steps = st.lists(st.sampled_from(sorted(TRANSITION_CASES)) | st.just("reopen"), max_size=25)
+method_names = st.lists(st.sampled_from(sorted(TRANSITION_CASES)) | st.just("recover"), max_size=25)
 
 
 @settings(deadline=None, max_examples=150)
-@given(steps)
-def test_no_order_of_events_breaks_the_invariants(moves: list[str]) -> None:
-    """In whatever order transitions come, a job is paid again only after an ERROR or someone's word."""
+@given(method_names)
+def test_no_order_of_transitions_breaks_the_invariants(methods: list[str]) -> None:
+    """In any order of transitions, a job is charged again only after an ERROR or a resubmit by the user."""
     store = LedgerStore(Path("x"), _in_memory())
     charged, resubmits, request = 0, 0, 0
-    for move in moves:
+    for method in methods:
         request += 1
-        work: StoreOperation = TRANSITION_CASES[move][0] if move != "reopen" else _recover
-        if move == "accept":
-            work = accept(1, f"r-{request}")
-        if move == "adopt":
-            work = partial(LedgerStore.adopt, job_no=1, request_id=f"r-{request}", at=9.0)
+        operation: StoreOperation = TRANSITION_CASES[method][0] if method != "recover" else _recover
+        if method == "mark_accepted":
+            operation = accept(1, f"r-{request}")
+        if method == "adopt":
+            operation = partial(LedgerStore.adopt, job_no=1, request_id=f"r-{request}", at=9.0)
         try:
-            apply_all(store, work)
+            apply_all(store, operation)
         except InternalError:
             continue
-        charged += move in ("accept", "adopt")
-        resubmits += move == "resubmit"
+        charged += method in ("mark_accepted", "adopt")
+        resubmits += method == "resubmit"
         charges = store.charges()
         assert charges.charged + charges.refunded == charged
         assert charges.charged <= 1 + resubmits
@@ -488,7 +486,7 @@ def _recover(store: LedgerStore) -> None:
     store.recover(max_attempts=100, resubmit_ambiguous=False)
 
 
-# ---- files that are no ledgers ---------------------------------------------------------------------------
+# ---- files that are not ledgers --------------------------------------------------------------------------
 
 
 def create_foreign_file(path: Path, *statements: str) -> Path:
@@ -521,7 +519,7 @@ def create_foreign_file(path: Path, *statements: str) -> Path:
     ids=["other tables", "other application", "newer schema", "older schema", "a text", "a damaged file", "a folder"],
 )  # fmt: skip
 def test_foreign_files(path: Path, make: Callable[[Path], object], read_only: bool) -> None:
-    """A stranger's, newer, older or damaged file is a RunDirError that names it, and is left as it was."""
+    """A foreign, newer, older or damaged file raises RunDirError with its path, and is not changed."""
     make(path)
     before = path.read_bytes() if path.is_file() else b""
     with pytest.raises(RunDirError) as caught:
@@ -529,11 +527,11 @@ def test_foreign_files(path: Path, make: Callable[[Path], object], read_only: bo
     assert caught.value.path == path
     assert (path.read_bytes() if path.is_file() else b"") == before
     if path.is_file():
-        path.unlink()  # nobody holds it
+        path.unlink()  # on some systems this fails for an open file
 
 
-def test_a_file_that_is_not_there(path: Path) -> None:
-    """Opened to read only, a ledger that is not there is a RunDirError, and is not made."""
+def test_a_missing_file(path: Path) -> None:
+    """Opening a missing ledger for reading raises RunDirError and does not create it."""
     with pytest.raises(RunDirError):
         LedgerStore.open(path, read_only=True)
     assert not path.exists()
@@ -542,7 +540,7 @@ def test_a_file_that_is_not_there(path: Path) -> None:
 
 
 def test_an_empty_file_reads_as_an_empty_ledger(path: Path) -> None:
-    """A process that died while it made the ledger left a run with nothing in it, for anyone who looks."""
+    """After a kill during the creation of the ledger, readers see an empty ledger."""
     path.touch()
     reader = LedgerStore.open(path, read_only=True)
     assert (reader.counts(), reader.charges(), reader.ambiguous_jobs()) == ({}, Charges(), [])
@@ -552,7 +550,7 @@ def test_an_empty_file_reads_as_an_empty_ledger(path: Path) -> None:
 
 
 def test_an_empty_file_becomes_a_ledger(path: Path) -> None:
-    """An empty file, as a crash may leave one, is taken for a new ledger."""
+    """An empty file, which a crash may leave, is opened as a new ledger."""
     path.touch()
     store = LedgerStore.open(path)
     apply_all(store, intent())
@@ -560,8 +558,8 @@ def test_an_empty_file_becomes_a_ledger(path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["a b.db", "what?.db", "hash#.db", "50%25.db", "ünï.db"])
-def test_odd_names(tmp_path: Path, name: str) -> None:
-    """A path with signs that mean something in URLs is the file that it says."""
+def test_file_names_with_special_characters(tmp_path: Path, name: str) -> None:
+    """Characters with a meaning in URLs are allowed in the path."""
     store = LedgerStore.open(tmp_path / name)
     store.close()
     assert (tmp_path / name).is_file()
@@ -581,14 +579,14 @@ except RunDirError as error:
 """
 
 
-@pytest.mark.skipif(sys.platform == "win32", reason="permissions are others there")
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows has other permissions")
 @pytest.mark.parametrize("folder_mode", [0o555, 0o777])
-def test_a_file_that_cannot_be_written(path: Path, folder_mode: int) -> None:
-    """A ledger that may be read but not written is refused when it is opened, not when money is at stake."""
+def test_a_read_only_file(path: Path, folder_mode: int) -> None:
+    """A ledger that cannot be written is refused when it is opened, before anything is charged."""
     store = LedgerStore.open(path)
     apply_all(store, intent())
     store.close()
-    public = Path(tempfile.mkdtemp())  # pytest's own folders are closed to other users
+    public = Path(tempfile.mkdtemp())  # other users cannot read pytest's own directories
     try:
         copy = shutil.copy(path, public / "ledger.db")
         Path(copy).chmod(0o444)
@@ -605,8 +603,8 @@ def test_a_file_that_cannot_be_written(path: Path, folder_mode: int) -> None:
     assert "ledger.db: " in process.stdout
 
 
-def test_two_readers(store: LedgerStore, path: Path) -> None:
-    """A second process may read the ledger while the first writes it."""
+def test_a_reader_beside_a_writer(store: LedgerStore, path: Path) -> None:
+    """A second connection can read the ledger while the first one writes, and cannot write."""
     apply_all(store, intent())
     reader = LedgerStore.open(path, read_only=True)
     apply_all(store, accept())
@@ -618,7 +616,7 @@ def test_two_readers(store: LedgerStore, path: Path) -> None:
 
 
 def test_commits_are_synced(store: LedgerStore, path: Path) -> None:
-    """The ledger is in WAL mode and syncs each commit, since a paid request_id must outlive a power cut."""
+    """The ledger uses WAL mode and syncs each commit, since the request_id of a charge must survive a power cut."""
     (mode,) = store._sql.execute("PRAGMA journal_mode").fetchone()
     (synchronous,) = store._sql.execute("PRAGMA synchronous").fetchone()
     assert (mode, synchronous) == ("wal", 2)
@@ -638,7 +636,7 @@ os.kill(os.getpid(), 9)
 
 
 def test_killed_in_a_transaction(path: Path) -> None:
-    """What was committed before a kill -9 is there afterwards; what was not leaves no trace."""
+    """After kill -9, committed transitions are in the ledger and others are not."""
     subprocess.run([sys.executable, "-c", KILLED_SCRIPT, path], timeout=60)
     store = LedgerStore.open(path)
     assert store.counts() == {State.ACCEPTED: 1}

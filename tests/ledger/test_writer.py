@@ -1,4 +1,4 @@
-"""Many transitions arrive together; each caller hears when its own is durable, or why it is not."""
+"""`LedgerWriter` commits transitions in groups; each caller continues when its own is durable, or gets an error."""
 
 from __future__ import annotations
 
@@ -14,14 +14,16 @@ from krea_batch.errors import InternalError, LedgerError, RunDirError
 from krea_batch.jobs import ErrorInfo, State
 from krea_batch.ledger import LedgerStore, LedgerWriter
 from krea_batch.ledger.writer import Operation, commit
+from krea_batch.rules.verdicts import Finished
 from tests.virtual_time_runs import run_virtual
 
 T = TypeVar("T")
-SOME_ERROR = ErrorInfo("kind", "a sentence")
+FINISHED = Finished(("https://cdn.example/a.png",), "image/png")
+SOME_ERROR = ErrorInfo("kind", "a message")
 
 
 class FailingConnection:
-    """A connection that counts commits, and fails where it is told to."""
+    """A connection that counts commits and raises `error` for statements that start with `fail_on`."""
 
     def __init__(self, connection: sqlite3.Connection) -> None:
         self._connection = connection
@@ -96,7 +98,7 @@ def test_a_record_is_durable_when_it_returns(path: Path) -> None:
 
 
 def test_many_share_a_commit(path: Path) -> None:
-    """Thousands of transitions that come together are carried out in order, in a handful of commits."""
+    """Thousands of simultaneous transitions are applied in order, in a few commits."""
 
     async def use(ledger: LedgerWriter, disk: FailingConnection) -> None:
         numbers = await gather_results(*(record_intent(ledger, f"job-{n}") for n in range(2500)))
@@ -109,49 +111,43 @@ def test_many_share_a_commit(path: Path) -> None:
 
 @pytest.mark.parametrize("bad", [0, 1, 50, 99])
 def test_one_refused_among_many(path: Path, bad: int) -> None:
-    """A transition that is refused is a bug for its own caller; all others of its group are carried out, once."""
+    """A refused transition raises InternalError for its own caller only; all others of its group are applied once."""
 
     async def use(ledger: LedgerWriter, _: FailingConnection) -> None:
         await record_intent(ledger, "taken")
-        answers = await gather_results(
+        results = await gather_results(
             *(record_intent(ledger, "taken" if n == bad else f"job-{n}") for n in range(100))
         )
-        refused = answers.pop(bad)
+        refused = results.pop(bad)
         assert isinstance(refused, InternalError)
         assert not isinstance(refused, LedgerError)
-        assert sorted(answers) == list(range(2, 101))
+        assert sorted(results) == list(range(2, 101))
         assert ledger.failure is None
 
     with_ledger(path, use)
     assert recorded_counts(path) == {State.SUBMITTING: 100}
 
 
-def test_a_refused_transition_leaves_no_half(path: Path) -> None:
-    """A refused transition that had changed a part before is undone, alone or in a group."""
+def test_a_refused_transition_is_rolled_back(path: Path) -> None:
+    """A refused transition that had already changed a row is rolled back, alone or in a group."""
 
     async def use(ledger: LedgerWriter, _: FailingConnection) -> None:
         await record_intent(ledger, "a")
         await ledger.record(LedgerStore.mark_accepted, 1, "r-1", 2.0)
-        await ledger.record(LedgerStore.mark_finished, 1, _done(), 3.0, 1)
+        await ledger.record(LedgerStore.mark_finished, 1, FINISHED, 3.0, 1)
         before = await ledger.record(LedgerStore.charges)
-        for group in (1, 20):
-            answers = await gather_results(
-                *(ledger.record(LedgerStore.mark_errored, 1, SOME_ERROR, 4.0, 2) for _ in range(group))
+        for group_size in (1, 20):
+            results = await gather_results(
+                *(ledger.record(LedgerStore.mark_errored, 1, SOME_ERROR, 4.0, 2) for _ in range(group_size))
             )
-            assert all(isinstance(answer, InternalError) for answer in answers)
+            assert all(isinstance(result, InternalError) for result in results)
         assert await ledger.record(LedgerStore.charges) == before
 
     with_ledger(path, use)
 
 
-def _done() -> Any:
-    from krea_batch.rules.verdicts import Finished
-
-    return Finished(("https://cdn.example/a.png",), "image/png")
-
-
-def test_run_folder_errors_reach_their_caller(path: Path) -> None:
-    """A run at another gateway is the caller's RunFolderError, and the ledger goes on."""
+def test_run_dir_errors_reach_their_caller(path: Path) -> None:
+    """A run at another gateway raises RunDirError for its caller, and the ledger stays usable."""
 
     async def use(ledger: LedgerWriter, _: FailingConnection) -> None:
         await ledger.record(LedgerStore.start_run, "https://a", "0.1", 1.0)
@@ -175,17 +171,17 @@ DISK_ERRORS = [
 @pytest.mark.parametrize("error", DISK_ERRORS, ids=str)
 @pytest.mark.parametrize("at", ["BEGIN", "INSERT INTO jobs", "INSERT INTO submissions", "COMMIT"])
 def test_the_disk_fails(path: Path, at: str, error: Exception) -> None:
-    """When the disk fails, every waiter gets a LedgerError, and nothing afterwards pretends to succeed."""
+    """If the disk fails, every waiting caller and every later one gets a LedgerError."""
 
     async def use(ledger: LedgerWriter, disk: FailingConnection) -> None:
         await record_intent(ledger, "before")
         disk.fail_on, disk.error = at, error
-        answers = await gather_results(*(record_intent(ledger, f"job-{n}") for n in range(1500)))
-        assert all(isinstance(answer, LedgerError) for answer in answers)
+        results = await gather_results(*(record_intent(ledger, f"job-{n}") for n in range(1500)))
+        assert all(isinstance(result, LedgerError) for result in results)
         assert ledger.failure is not None
         assert ledger.failure.path == path
         assert str(error) in str(ledger.failure)
-        disk.fail_on = None  # it is back: nobody knows what is in the file, so nothing more is written
+        disk.fail_on = None  # the disk works again, but the file's content is unknown: nothing more is written
         for _ in range(2):
             with pytest.raises(LedgerError):
                 await record_intent(ledger, "after")
@@ -197,24 +193,24 @@ def test_the_disk_fails(path: Path, at: str, error: Exception) -> None:
 
 
 def test_the_rollback_fails_too(path: Path) -> None:
-    """A disk on which not even a rollback is possible is a LedgerError like any other."""
+    """A disk that fails during a rollback raises LedgerError, too."""
 
     async def use(ledger: LedgerWriter, disk: FailingConnection) -> None:
         disk.fail_on = "ROLLBACK"
         with pytest.raises(LedgerError):
-            await all_of_group(ledger)
+            await record_one_job_twice(ledger)
 
-    async def all_of_group(ledger: LedgerWriter) -> None:
-        answers = await gather_results(record_intent(ledger, "a"), record_intent(ledger, "a"))
-        for answer in answers:
-            if isinstance(answer, BaseException):
-                raise answer
+    async def record_one_job_twice(ledger: LedgerWriter) -> None:
+        results = await gather_results(record_intent(ledger, "a"), record_intent(ledger, "a"))
+        for result in results:
+            if isinstance(result, BaseException):
+                raise result
 
     with_ledger(path, use)
 
 
 def test_the_disk_fails_after_a_refusal(path: Path) -> None:
-    """When the disk fails while a group with a refused one is carried out one by one, all of it is a LedgerError."""
+    """If the disk fails while a refused group is applied one by one, all callers of the group get a LedgerError."""
 
     async def use(ledger: LedgerWriter, disk: FailingConnection) -> None:
         real = disk.execute
@@ -225,44 +221,44 @@ def test_the_disk_fails_after_a_refusal(path: Path) -> None:
             return real(sql, *values)
 
         disk.execute = fail_third_commit  # type: ignore[method-assign]
-        answers = await gather_results(*(record_intent(ledger, job_id) for job_id in ("a", "b", "b", "c", "d")))
-        assert isinstance(answers[-1], LedgerError)
-        settled = [answer for answer in answers[1:] if not isinstance(answer, LedgerError)]
-        assert settled == []
+        results = await gather_results(*(record_intent(ledger, job_id) for job_id in ("a", "b", "b", "c", "d")))
+        assert isinstance(results[-1], LedgerError)
+        others = [result for result in results[1:] if not isinstance(result, LedgerError)]
+        assert others == []
 
     with_ledger(path, use)
     assert recorded_counts(path).get(State.SUBMITTING, 0) <= 3
 
 
 def test_commit_maps_foreign_errors(path: Path) -> None:
-    """`commit` lets no sqlite3 error through."""
+    """`commit` raises LedgerError for every sqlite3 error."""
     store = LedgerStore.open(path)
     store.close()
     with pytest.raises(LedgerError):
         commit(store, [Operation(LedgerStore.charges, (), {})])
 
 
-# ---- cancels and the end ---------------------------------------------------------------------------------
+# ---- cancellation and close ------------------------------------------------------------------------------
 
 
-def test_a_cancelled_wait_undoes_nothing(path: Path) -> None:
-    """A caller that is cancelled while it waits does not take its transition back, and harms no other one."""
+def test_a_cancelled_caller_undoes_nothing(path: Path) -> None:
+    """Cancelling a caller does not undo its transition and does not affect other callers."""
 
     async def use(ledger: LedgerWriter, _: FailingConnection) -> None:
         tasks = [asyncio.ensure_future(record_intent(ledger, f"job-{n}")) for n in range(20)]
-        await asyncio.sleep(0)  # all have asked
+        await asyncio.sleep(0)  # all transitions are queued
         for task in tasks[::2]:
             task.cancel()
-        answers = await gather_results(*tasks)
-        assert all(isinstance(answer, asyncio.CancelledError) for answer in answers[::2])
-        assert [answer for answer in answers if isinstance(answer, int)] == list(range(2, 21, 2))
+        results = await gather_results(*tasks)
+        assert all(isinstance(result, asyncio.CancelledError) for result in results[::2])
+        assert [result for result in results if isinstance(result, int)] == list(range(2, 21, 2))
 
     with_ledger(path, use)
     assert recorded_counts(path) == {State.SUBMITTING: 20}
 
 
-def test_close_waits_for_pending_operations(path: Path) -> None:
-    """Closing the ledger carries out what was asked before, though nobody waits for it any more."""
+def test_close_commits_pending_operations(path: Path) -> None:
+    """`close` commits the queued transitions, also those of cancelled callers."""
 
     async def main() -> None:
         ledger = LedgerWriter.open(path)
@@ -278,23 +274,23 @@ def test_close_waits_for_pending_operations(path: Path) -> None:
 
 
 def test_order_is_kept(path: Path) -> None:
-    """Transitions of one job are carried out in the order in which they were asked for, group or not."""
+    """Transitions of one job are applied in the order of their calls, also in a group."""
 
     async def use(ledger: LedgerWriter, _: FailingConnection) -> None:
-        answers = await gather_results(
+        results = await gather_results(
             record_intent(ledger, "a"),
             ledger.record(LedgerStore.mark_accepted, 1, "r-1", 2.0),
-            ledger.record(LedgerStore.mark_finished, 1, _done(), 3.0, 1),
+            ledger.record(LedgerStore.mark_finished, 1, FINISHED, 3.0, 1),
             ledger.record(LedgerStore.mark_stored, 1, [], 4.0),
         )
-        assert not [answer for answer in answers if isinstance(answer, BaseException)]
+        assert not [result for result in results if isinstance(result, BaseException)]
 
     with_ledger(path, use)
     assert recorded_counts(path) == {State.SUCCEEDED: 1}
 
 
 def test_a_bug_in_a_transition_is_not_swallowed(path: Path) -> None:
-    """An unexpected error reaches the callers, and their transitions are not in the ledger."""
+    """An unexpected exception reaches the caller, and its transition is not in the ledger."""
 
     def broken(store: LedgerStore) -> None:
         store.record_intent("half", b"{}", b"f" * 32, b"{}", 1.0, "")
@@ -310,7 +306,7 @@ def test_a_bug_in_a_transition_is_not_swallowed(path: Path) -> None:
 
 
 def test_a_deferred_record_is_durable_before_a_later_one(path: Path) -> None:
-    """Nobody waits for a note, and yet no record that came after it returns before it is there."""
+    """`record_later` does not wait, but no later `record` returns before its transition is durable."""
 
     async def use(ledger: LedgerWriter, disk: FailingConnection) -> dict[State, int]:
         n = await record_intent(ledger, "a")
@@ -321,8 +317,8 @@ def test_a_deferred_record_is_durable_before_a_later_one(path: Path) -> None:
     assert with_ledger(path, use) == {State.ACCEPTED: 1, State.SUBMITTING: 1}
 
 
-def test_a_deferred_record_is_written_though_nothing_follows(path: Path) -> None:
-    """A note that was the last before the close is in the file."""
+def test_close_commits_a_deferred_record(path: Path) -> None:
+    """A deferred record is committed by `close` if no other record follows."""
 
     async def use(ledger: LedgerWriter, disk: FailingConnection) -> None:
         n = await record_intent(ledger, "a")
@@ -332,14 +328,14 @@ def test_a_deferred_record_is_written_though_nothing_follows(path: Path) -> None
     assert recorded_counts(path) == {State.ACCEPTED: 1}
 
 
-def test_a_deferred_record_that_is_refused_raises(path: Path) -> None:
-    """A transition that was no transition is a bug, and anyone who calls next hears of it."""
+def test_a_refused_deferred_record_raises_later(path: Path) -> None:
+    """If a deferred record is refused, every later call raises its InternalError."""
 
     async def use(ledger: LedgerWriter, disk: FailingConnection) -> None:
         n = await record_intent(ledger, "a")
         ledger.record_later(LedgerStore.adopt, n, "r-1", 2.0)
-        answers = await gather_results(record_intent(ledger, "b"))
-        assert isinstance(answers[0], int), "it was on its way already"
+        results = await gather_results(record_intent(ledger, "b"))
+        assert isinstance(results[0], int), "it was already queued"
         with pytest.raises(InternalError, match="job number 1"):
             await record_intent(ledger, "c")
         with pytest.raises(InternalError, match="job number 1"):
@@ -350,10 +346,12 @@ def test_a_deferred_record_that_is_refused_raises(path: Path) -> None:
 
 
 def test_commits_are_spaced(path: Path) -> None:
-    """Where several come at a time, those who follow closely wait a little for each other, and share a commit."""
+    """After a commit of several transitions, the next ones wait for the minimum interval and share a commit."""
 
     async def use(ledger: LedgerWriter, disk: FailingConnection) -> int:
-        await asyncio.gather(*(record_intent(ledger, f"before-{n}") for n in range(3)))  # one, and then two together
+        await asyncio.gather(
+            *(record_intent(ledger, f"before-{n}") for n in range(3))
+        )  # a commit of one, then of two
         before = disk.commits
         later = [asyncio.ensure_future(record_intent(ledger, f"job-{n}")) for n in range(3)]
         for n in range(3, 6):
@@ -366,13 +364,13 @@ def test_commits_are_spaced(path: Path) -> None:
 
 
 def test_a_single_caller_is_not_delayed(path: Path) -> None:
-    """One transition after the other costs no time but the disk's."""
+    """Transitions of a single caller do not wait for the minimum interval."""
 
     async def use(ledger: LedgerWriter, disk: FailingConnection) -> float:
         loop = asyncio.get_running_loop()
-        began_s = loop.time()
+        started_s = loop.time()
         for n in range(20):
             await record_intent(ledger, f"job-{n}")
-        return loop.time() - began_s
+        return loop.time() - started_s
 
     assert with_ledger(path, use, run_virtual) == pytest.approx(0.0, abs=0.001)  # of virtual time
