@@ -12,7 +12,14 @@ from typing import Any
 
 import pytest
 
-from tests.processes import PROCESS_TIMEOUT_S, StartSimulator, run_command, start_command
+from tests.processes import (
+    COMMAND,
+    PROCESS_TIMEOUT_S,
+    StartSimulator,
+    run_command,
+    run_in_terminal,
+    start_command,
+)
 
 pytestmark = pytest.mark.slow
 
@@ -90,6 +97,15 @@ class TestSimulated:
             assert row["accepted"] == row["stored"] == 8
             assert row["lag_mean_s"] is not None
         assert rows == bench_results(tmp_path / "krea-batch-bench")
+
+    def test_in_a_terminal_the_progress_is_removed(self, tmp_path: Path) -> None:
+        """In a terminal the counts of the running case are shown in place, and removed at the end."""
+        arguments = ("bench", *BENCH_SIMULATOR_OPTIONS[2:], "--rates", "5/s", "--out", "report")
+        exit_code, shown = run_in_terminal([*COMMAND, *arguments], tmp_path)
+        assert exit_code == 0, shown
+        last_counts = shown.rindex("rate-limited, ")
+        assert "krea-batch at 5/s: 8 accepted" in shown
+        assert shown.find("\x1b[1A\x1b[2K", last_counts) > last_counts, "the line of the counts is cleared"
 
     @pytest.mark.parametrize(
         ("options", "expected"),

@@ -206,7 +206,8 @@ class BenchProgress:
 
     def __init__(self, *, quiet: bool) -> None:
         self._quiet = quiet
-        self._display = make_display(quiet=quiet)
+        # Each finished case has a line of its own, so the last counts are removed.
+        self._display = make_display(quiet=quiet, transient=True)
         self._last_shown_s = 0.0
 
     def __enter__(self) -> BenchProgress:

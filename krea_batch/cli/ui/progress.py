@@ -100,14 +100,14 @@ class QuietDisplay:
 
 
 class LiveDisplay:
-    """For terminals: a bar for each stage, the recent submit rate, and recent errors, updated in place."""
+    """For terminals: the status, updated in place. It stays at the end, unless the display is `transient`."""
 
     interval_s = LIVE_INTERVAL_S
 
-    def __init__(self, console: Console) -> None:
+    def __init__(self, console: Console, *, transient: bool = False) -> None:
         from rich.live import Live as RichLive
 
-        self._live = RichLive(console=console, auto_refresh=False, transient=False)
+        self._live = RichLive(console=console, auto_refresh=False, transient=transient)
 
     def show(self, status: Status) -> None:
         self._live.start()  # does nothing if it is running
@@ -120,15 +120,18 @@ class LiveDisplay:
         self._live.stop()
 
 
-def make_display(*, quiet: bool) -> Display:
-    """Return a live display in a terminal, plain lines elsewhere, nothing with `--quiet`."""
+def make_display(*, quiet: bool, transient: bool = False) -> Display:
+    """Return a live display in a terminal, plain lines elsewhere, nothing with `--quiet`.
+
+    With `transient`, the live display is removed when it is closed.
+    """
     if quiet:
         return QuietDisplay()
     if not sys.stderr.isatty():
         return LineDisplay()
     from rich.console import Console
 
-    return LiveDisplay(Console(stderr=True))
+    return LiveDisplay(Console(stderr=True), transient=transient)
 
 
 async def refresh_until_cancelled(display: Display, read: Callable[[], Status]) -> None:
