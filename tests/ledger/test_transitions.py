@@ -185,7 +185,7 @@ def test_the_transitions_are_those_of_the_table() -> None:
 
 @pytest.mark.parametrize("state", STEPS_TO)
 def test_charges(store: LedgerStore, path: Path, state: State) -> None:
-    """Accepted POSTs are charged, or refunded after ERROR; pending and ambiguous ones are unknown. Reopening keeps it."""
+    """Accepted POSTs are charged, or refunded after ERROR. Pending and ambiguous ones are unknown."""
     bring_to(store, state)
     assert store.charges() == EXPECTED_CHARGES[state]
     reopened = LedgerStore.open(path)

@@ -1,8 +1,8 @@
-"""An S3 server on loopback, and a door before it that a test can shut, or have do something when an image is in.
+"""An S3 server on loopback, and a proxy before it that can reject requests, drop responses and run code of a test.
 
-Newcomers: the server is moto's, in a process of its own. It is no store for production, but it speaks S3 over HTTP
-to any client, knows `If-None-Match`, comes from PyPI as plain Python and is up in a third of a second. Those made for
-production cannot be installed by a test: MinIO and Garage are in no registry, and Ceph's gateway needs a cluster.
+The server is moto's, in a process of its own. It is not for production, but it serves S3 over HTTP to any client,
+supports `If-None-Match`, is plain Python on PyPI, and starts in a third of a second. Servers for production cannot be
+installed by a test: MinIO and Garage are in no Python registry, and Ceph's gateway needs a cluster.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ HOP_BY_HOP = {"connection", "keep-alive", "transfer-encoding", "content-length",
 
 
 class RecordedRequest:
-    """One request that came to the door."""
+    """A request to the proxy."""
 
     def __init__(self, method: str, target: str, headers: dict[str, str]) -> None:
         self.method = method
@@ -41,15 +41,15 @@ class RecordedRequest:
 
 
 class DropResponse(Exception):
-    """Raised by `after`: what was asked is done, and anyone who asked never hears of it."""
+    """Raised by `after_request`: the server has handled the request, and the client gets no response."""
 
 
 class S3Server:
-    """The server, its bucket and the door before it. `shut`, `says` and `after` may be set at any time.
+    """The server, its bucket and the proxy. The three hooks may be set at any time.
 
-    `shut` says for a request what status it is answered with instead, and the body `says`, 0 for none at all, or
-    None to let it in;
-    `after` is called when the server has done what was asked, and before the response is sent.
+    `reject_status` returns None to forward a request, a status to reject it with, with `reject_body` as the body, or
+    0 to close the connection without a response. `after_request` is called when the server has handled a request,
+    before the response is sent.
     """
 
     def __init__(self) -> None:
@@ -62,7 +62,7 @@ class S3Server:
         self.requests: list[RecordedRequest] = []
 
     def reset(self) -> None:
-        """Open the door, and empty the bucket."""
+        """Reset the hooks, and create an empty bucket."""
         self._reset_hooks()
         self.forward("POST", "/moto-api/reset", {}, b"")
         self.create()
@@ -98,7 +98,7 @@ class S3Server:
 
     @property
     def environment(self) -> dict[str, str]:
-        """What a process needs in its environment to find the server."""
+        """The environment variables with which a process finds the proxy."""
         return {
             "AWS_ENDPOINT_URL": f"http://127.0.0.1:{self._proxy.server_port}",
             "AWS_ALLOW_HTTP": "true",
@@ -107,7 +107,7 @@ class S3Server:
             "AWS_REGION": "us-east-1",
         }
 
-    # ---- what is in it, past the door -----------------------------------------------------------------------
+    # ---- the bucket, without the proxy ----------------------------------------------------------------------
 
     def create(self) -> None:
         self._request("PUT", "")
@@ -116,25 +116,25 @@ class S3Server:
         self._request("DELETE", "")
 
     def put(self, key: str, data: bytes) -> None:
-        """Someone else's object."""
+        """Store a foreign object."""
         self._request("PUT", f"/{key}", data)
 
     def objects(self) -> dict[str, bytes]:
-        """All objects by their keys."""
+        """Return all objects by their keys."""
         listing = ElementTree.fromstring(self._request("GET", "")[0])  # noqa: S314 - our own server's
         keys = [element.text or "" for element in listing.iter(f"{NAMESPACE}Key")]
         return {key: self._request("GET", f"/{key}")[0] for key in keys}
 
     def headers(self, key: str) -> dict[str, str]:
-        """The headers that an object is sent with, their names in small letters."""
+        """Return the response headers of an object, with names in lower case."""
         return self._request("GET", f"/{key}")[1]
 
     def uploaded_keys(self) -> list[str]:
-        """The keys that images were sent to, in their order."""
+        """Return the keys of all uploads to the proxy, in order."""
         return [request.key for request in self.requests if request.is_upload]
 
     def forward(self, method: str, target: str, headers: dict[str, str], body: bytes) -> tuple[int, Any, bytes]:
-        """Have the server do what was asked at the door."""
+        """Send a request to the server, and return the status, headers and body of its response."""
         server = HTTPConnection("127.0.0.1", self._port, timeout=PROCESS_TIMEOUT_S)
         try:
             server.request(method, target, body, headers)
@@ -187,7 +187,7 @@ def _proxy_handler(server: S3Server) -> type[BaseHTTPRequestHandler]:
             try:
                 self.wfile.write(body)
             except (BrokenPipeError, ConnectionResetError):
-                self.close_connection = True  # anyone who asked was killed meanwhile
+                self.close_connection = True  # the client was killed
 
         def log_message(self, *_: object) -> None: ...
 

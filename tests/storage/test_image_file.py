@@ -1,4 +1,4 @@
-"""Tests of pipeline.image: a file that ends in .png is whole, and nobody else's."""
+"""A file that ends in .png is complete, and no foreign file is overwritten."""
 
 from __future__ import annotations
 
@@ -35,15 +35,15 @@ def part_names(out: Path) -> list[Path]:
 
 
 def finish_or_error(image: ImageFile, last_chunk: Sequence[bytes]) -> StoredFile:
-    """The row of one image, or what went wrong with it."""
+    """Commit one image and return its record. Raises PngError, OSError."""
     (result,) = commit_many([(image, last_chunk)])
     if not isinstance(result, StoredFile):
         raise result
     return result
 
 
-def assert_complete(out: Path, stored: StoredFile, data: bytes) -> bool:
-    """What is on disk is exactly this image, and its row says so."""
+def is_stored(out: Path, stored: StoredFile, data: bytes) -> bool:
+    """Return whether the file has exactly these bytes, and the record their hash and size."""
     on_disk = (out / stored.path).read_bytes()
     return on_disk == data and stored.sha256 == hashlib.sha256(data).hexdigest() and stored.bytes == len(data)
 
@@ -51,13 +51,13 @@ def assert_complete(out: Path, stored: StoredFile, data: bytes) -> bool:
 class TestCompleteImages:
     @pytest.mark.parametrize("size", [1, 7, 8, 33, 10_000])
     def test_chunks_of_any_size(self, out: Path, size: int) -> None:
-        """However the bytes come in, the file holds them, and the row says size, hash and pixels."""
+        """With chunks of any size, the file has all bytes, and the record has size, hash and dimensions."""
         image = ImageFile(out, "x", 1)
-        pieces = [DOG_PNG[at : at + size] for at in range(0, len(DOG_PNG), size)]
-        for piece in pieces[:-1]:
-            image.write([piece])
-        stored = finish_or_error(image, pieces[-1:])
-        assert assert_complete(out, stored, DOG_PNG)
+        chunks = [DOG_PNG[start : start + size] for start in range(0, len(DOG_PNG), size)]
+        for chunk in chunks[:-1]:
+            image.write([chunk])
+        stored = finish_or_error(image, chunks[-1:])
+        assert is_stored(out, stored, DOG_PNG)
         assert (stored.path, stored.width, stored.height) == ("images/x.png", 5, 5)
         assert image_names(out) == ["x.png"]
 
@@ -76,29 +76,29 @@ class TestCompleteImages:
         ids=["nothing", "HTML", "one byte short", "cut", "a wrong byte", "trailing", "twice", "JPEG"],
     )
     def test_an_incomplete_image_gets_no_name(self, out: Path, body: bytes) -> None:
-        """Bytes that are not one whole PNG are refused, and no .png appears."""
+        """Bytes that are not one complete PNG raise PngError, and no .png file appears."""
         with pytest.raises(PngError):
             finish_or_error(ImageFile(out, "x", 1), [body])
         assert not [name for name in image_names(out) if name.endswith(".png")]
 
     def test_start_over(self, out: Path) -> None:
-        """After starting over nothing of the first try is in the file."""
+        """After `start_over`, the file has no bytes of the first attempt."""
         image = ImageFile(out, "x", 1)
         image.write([DOG_PNG[:60]])
         image.start_over()
-        assert assert_complete(out, finish_or_error(image, [CAT_PNG]), CAT_PNG)
+        assert is_stored(out, finish_or_error(image, [CAT_PNG]), CAT_PNG)
 
     def test_a_stale_part_file_is_not_resumed(self, out: Path) -> None:
-        """What a killed process left in the .part does not get into the image."""
-        dead = ImageFile(out, "x", 1)
-        dead.write([DOG_PNG[:60]])
+        """The bytes in the .part file of a killed process do not get into the image."""
+        killed = ImageFile(out, "x", 1)
+        killed.write([DOG_PNG[:60]])
         image = ImageFile(out, "x", 1)
         image.write([CAT_PNG[:30]])
-        assert assert_complete(out, finish_or_error(image, [CAT_PNG[30:]]), CAT_PNG)
+        assert is_stored(out, finish_or_error(image, [CAT_PNG[30:]]), CAT_PNG)
         assert image_names(out) == ["x.png"]
 
     def test_no_file_stays_open(self, out: Path) -> None:
-        """An image that is dropped between two pieces holds no file open."""
+        """An image that is dropped between two writes keeps no file open."""
         before = len(os.listdir("/proc/self/fd"))
         for n in range(10):
             ImageFile(out, f"x{n}", n).write([CAT_PNG[:50]])
@@ -106,38 +106,38 @@ class TestCompleteImages:
 
 
 class TestForeignFiles:
-    @pytest.mark.parametrize("theirs", [b"mine!", CAT_PNG[:-1] + b"?", b""], ids=["other", "same size", "empty"])
-    def test_a_foreign_file_stays(self, out: Path, theirs: bytes) -> None:
-        """A file of the name that does not hold these bytes is never touched; the image takes another name."""
-        (out / "images" / "x.png").write_bytes(theirs)
+    @pytest.mark.parametrize("foreign", [b"mine!", CAT_PNG[:-1] + b"?", b""], ids=["other", "same size", "empty"])
+    def test_a_foreign_file_stays(self, out: Path, foreign: bytes) -> None:
+        """A file of the same name with other bytes is not changed. The image gets another name."""
+        (out / "images" / "x.png").write_bytes(foreign)
         stored = finish_or_error(ImageFile(out, "x", 1), [CAT_PNG])
-        assert (out / "images" / "x.png").read_bytes() == theirs
+        assert (out / "images" / "x.png").read_bytes() == foreign
         assert stored.path == "images/x~2.png"
-        assert assert_complete(out, stored, CAT_PNG)
+        assert is_stored(out, stored, CAT_PNG)
 
     def test_our_own_is_adopted(self, out: Path) -> None:
-        """A file of the same bytes is ours, from a crash between rename and ledger: no second copy is made."""
+        """A file with the same bytes is ours, from a crash between rename and ledger. No second copy is made."""
         for _ in range(2):
             stored = finish_or_error(ImageFile(out, "x", 1), [CAT_PNG])
             assert stored.path == "images/x.png"
-            assert assert_complete(out, stored, CAT_PNG)
+            assert is_stored(out, stored, CAT_PNG)
             assert image_names(out) == ["x.png"]
 
-    @pytest.mark.parametrize("there", [True, False], ids=["to a file", "to nothing"])
-    def test_a_symlink_of_the_name_stays(self, out: Path, there: bool) -> None:
-        """A symlink in the place of the image is neither followed nor replaced."""
+    @pytest.mark.parametrize("exists", [True, False], ids=["to a file", "to nothing"])
+    def test_a_symlink_of_the_name_stays(self, out: Path, exists: bool) -> None:
+        """A symbolic link with the name of the image is neither followed nor replaced."""
         target = out / "target"
-        if there:
+        if exists:
             target.write_bytes(CAT_PNG)
         (out / "images" / "x.png").symlink_to(target)
         stored = finish_or_error(ImageFile(out, "x", 1), [CAT_PNG])
         assert stored.path == "images/x~2.png"
         assert (out / "images" / "x.png").is_symlink()
-        assert target.exists() == there
+        assert target.exists() == exists
 
     @pytest.mark.parametrize("when", ["before", "between"])
     def test_a_symlink_at_the_part_path_is_not_followed(self, out: Path, when: str) -> None:
-        """Nothing is written through a symlink in the place of the .part, whenever it was put there."""
+        """Nothing is written through a symbolic link at the path of the .part file, before or between writes."""
         target = out / "target"
         target.write_bytes(b"precious")
         image = ImageFile(out, "x", 1)
@@ -149,22 +149,22 @@ class TestForeignFiles:
             with pytest.raises(OSError, match="symbolic"):
                 finish_or_error(image, [CAT_PNG[50:]])
         else:
-            assert assert_complete(out, finish_or_error(ImageFile(out, "x", 1), [CAT_PNG]), CAT_PNG)
+            assert is_stored(out, finish_or_error(ImageFile(out, "x", 1), [CAT_PNG]), CAT_PNG)
         assert target.read_bytes() == b"precious"
         assert not (out / "images" / "x.png").is_symlink()
 
     def test_a_folder_of_the_name_stays(self, out: Path) -> None:
-        """Not even a folder in the place of the image stops it."""
+        """If a directory has the name of the image, the image gets another name."""
         (out / "images" / "x.png").mkdir()
         assert finish_or_error(ImageFile(out, "x", 1), [CAT_PNG]).path == "images/x~2.png"
 
 
 class TestNameCollisions:
-    """The second image of job `a` and the first of job `a-2` have one name."""
+    """The second image of job `a` and the first image of job `a-2` have the same preferred name."""
 
     @pytest.mark.parametrize("first_ends", [True, False])
     def test_their_part_files_differ(self, out: Path, first_ends: bool) -> None:
-        """Both may stream in parallel; each ends whole, under its own name."""
+        """Both can be downloaded in parallel. Each is complete and has its own name."""
         second_of_a, a_2 = ImageFile(out, "a-2", 1), ImageFile(out, "a-2", 2)
         second_of_a.write([CAT_PNG[:40]])
         a_2.write([DOG_PNG[:50]])
@@ -174,27 +174,27 @@ class TestNameCollisions:
         else:
             dog = finish_or_error(a_2, [DOG_PNG[50:]])
             cat = finish_or_error(second_of_a, [CAT_PNG[40:]])
-        assert assert_complete(out, cat, CAT_PNG)
-        assert assert_complete(out, dog, DOG_PNG)
+        assert is_stored(out, cat, CAT_PNG)
+        assert is_stored(out, dog, DOG_PNG)
         assert image_names(out) == ["a-2.png", "a-2~2.png"]
 
     def test_they_do_not_claim_the_name_together(self, out: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-        """Two threads that look for a free name at the same moment do not end with the same one."""
-        both_look = threading.Barrier(2)
+        """Two threads that look for a free name at the same moment do not take the same one."""
+        both_checked = threading.Barrier(2)
         lexists = os.path.lexists
 
-        def record_lookup(path: Any) -> bool:
-            found = lexists(path)
+        def wait_for_other_thread(path: Any) -> bool:
+            exists = lexists(path)
             try:
-                both_look.wait(0.05)
+                both_checked.wait(0.05)
             except threading.BrokenBarrierError:
-                pass  # the other one has to wait: as it should be
-            return found
+                pass  # the other thread waits for the lock, as it should
+            return exists
 
-        monkeypatch.setattr(os.path, "lexists", record_lookup)
+        monkeypatch.setattr(os.path, "lexists", wait_for_other_thread)
         with ThreadPoolExecutor(2) as threads:
             cat = threads.submit(finish_or_error, ImageFile(out, "a-2", 1), [CAT_PNG])
             dog = threads.submit(finish_or_error, ImageFile(out, "a-2", 2), [DOG_PNG])
-            assert assert_complete(out, cat.result(), CAT_PNG)
-            assert assert_complete(out, dog.result(), DOG_PNG)
+            assert is_stored(out, cat.result(), CAT_PNG)
+            assert is_stored(out, dog.result(), DOG_PNG)
         assert image_names(out) == ["a-2.png", "a-2~2.png"]

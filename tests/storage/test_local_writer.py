@@ -1,4 +1,4 @@
-"""Tests of pipeline.shelf: images share the disk's work and nothing else."""
+"""`LocalImageWriter` commits images in groups; an error of one does not affect the others."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ SYNC_LATENCY_S = 0.1
 
 
 class SlowDisk:
-    """Replaces the run: its disk takes `GROUP_S` for each piece of work, and remembers how large they were."""
+    """Replaces `DiskThreads`: each group takes `SYNC_LATENCY_S`, and the sizes of groups are recorded."""
 
     def __init__(self) -> None:
         self.groups: list[int] = []
@@ -45,7 +45,7 @@ def out(tmp_path: Path) -> Path:
 
 
 def finish_all(disk: SlowDisk, out: Path, bodies: list[bytes]) -> list[StoredFile | BaseException]:
-    """Finish an image of each body, all of them put at the same moment."""
+    """Finish an image of each body, all simultaneously."""
 
     async def main() -> list[StoredFile | BaseException]:
         writer = LocalImageWriter(cast("Any", disk))  # `run` is all that it uses
@@ -58,26 +58,26 @@ def finish_all(disk: SlowDisk, out: Path, bodies: list[bytes]) -> list[StoredFil
 def test_a_single_image_is_not_delayed(out: Path) -> None:
     """If the disk is idle, an image is written immediately; those that arrive meanwhile are written together."""
     disk = SlowDisk()
-    answers = finish_all(disk, out, [make_png(text=b"%d" % n) for n in range(10)])
+    results = finish_all(disk, out, [make_png(text=b"%d" % n) for n in range(10)])
     assert disk.groups == [1, 9]
-    assert [answer.path for answer in answers if isinstance(answer, StoredFile)] == [
+    assert [result.path for result in results if isinstance(result, StoredFile)] == [
         f"images/p{n}.png" for n in range(10)
     ]
 
 
-def test_many_go_in_several_groups(out: Path) -> None:
-    """When more wait than one group takes, others go beside it, a few in parallel."""
+def test_many_images_make_several_groups(out: Path) -> None:
+    """If more images wait than a group takes, several groups are written in parallel, up to the limit."""
     disk = SlowDisk()
     count = MAX_GROUP_IMAGES * (MAX_GROUPS + 3)
-    answers = finish_all(disk, out, [make_png(text=b"%d" % n) for n in range(count)])
-    assert all(isinstance(answer, StoredFile) for answer in answers)
+    results = finish_all(disk, out, [make_png(text=b"%d" % n) for n in range(count)])
+    assert all(isinstance(result, StoredFile) for result in results)
     assert sum(disk.groups) == count
     assert max(disk.groups) == MAX_GROUP_IMAGES
     assert disk.max_concurrent == MAX_GROUPS
 
 
 def test_large_images_do_not_wait_for_a_full_group(out: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A group is full by its bytes, too."""
+    """A group is also full when it reaches the maximum number of bytes."""
     monkeypatch.setattr(local_writer, "MAX_GROUP_BYTES", 150)
     disk = SlowDisk()
     finish_all(disk, out, [make_png(text=b"%d" % n) for n in range(4)])
@@ -85,8 +85,8 @@ def test_large_images_do_not_wait_for_a_full_group(out: Path, monkeypatch: pytes
 
 
 def test_one_that_fails_fails_alone(out: Path) -> None:
-    """An image that is not whole, or cannot be written, is told so; the others of its group are stored."""
-    (out / "images" / "p2.2.png.part").mkdir()  # in its way
+    """An incomplete image, or one that cannot be written, gets its error. The others of its group are stored."""
+    (out / "images" / "p2.2.png.part").mkdir()  # prevents its creation as a file
     bodies = [make_png(text=b"0"), b"<html>", make_png(text=b"2"), make_png(text=b"3")]
     first, html, blocked, last = finish_all(SlowDisk(), out, bodies)
     assert isinstance(first, StoredFile)
@@ -96,11 +96,11 @@ def test_one_that_fails_fails_alone(out: Path) -> None:
 
 
 def test_a_folder_that_cannot_be_synced_fails_all(out: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """No image counts as stored whose name may not be there after a power cut."""
+    """If the directory cannot be synced, no image of the group is stored, since a power cut could remove its name."""
 
     def fail_sync(_: Path) -> None:
         raise OSError(5, "Input/output error")
 
     monkeypatch.setattr("krea_batch.storage.image_file.fsync_path", fail_sync)
-    answers = finish_all(SlowDisk(), out, [make_png(text=b"%d" % n) for n in range(3)])
-    assert all(isinstance(answer, OSError) for answer in answers)
+    results = finish_all(SlowDisk(), out, [make_png(text=b"%d" % n) for n in range(3)])
+    assert all(isinstance(result, OSError) for result in results)

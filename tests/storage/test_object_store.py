@@ -1,4 +1,4 @@
-"""Tests of sinks.object_store: images come whole into a real S3 server, whatever happens on their way."""
+"""`ObjectStoreSink` stores complete images in a real S3 server, whatever errors occur."""
 
 from __future__ import annotations
 
@@ -22,8 +22,7 @@ from krea_batch.settings import Settings
 from krea_batch.storage.sinks import SinkPermanentError, SinkTransientError, VerifiedImage
 from krea_batch.storage.sinks.object_store import LARGE_BYTES, ObjectStoreSink
 from krea_batch.testing.scripted_gateway import ScriptedGateway, make_png
-from tests.engine_fixtures import make_jobs, run_jobs
-from tests.engine_fixtures import rows_by_id as rows_by_id
+from tests.engine_fixtures import make_jobs, rows_by_id, run_jobs
 from tests.processes import (
     COMMAND,
     PROCESS_TIMEOUT_S,
@@ -49,7 +48,7 @@ def server() -> Iterator[S3Server]:
 
 @pytest.fixture
 def bucket(server: S3Server, monkeypatch: pytest.MonkeyPatch) -> S3Server:
-    """A bucket that is empty, its door open, and this process's environment leading to it."""
+    """An empty bucket whose proxy forwards everything; the environment of this process leads to it."""
     server.reset()
     for name, value in server.environment.items():
         monkeypatch.setenv(name, value)
@@ -57,7 +56,7 @@ def bucket(server: S3Server, monkeypatch: pytest.MonkeyPatch) -> S3Server:
 
 
 def staged_upload(folder: Path, name: str = "fox", data: bytes = b"") -> VerifiedImage:
-    """An image as the engine would hand it over."""
+    """Return an image as the engine passes it to a sink."""
     data = data or make_png(text=name.encode())
     path = folder / f"{hashlib.sha256(data).hexdigest()}.part"
     path.write_bytes(data)
@@ -65,7 +64,7 @@ def staged_upload(folder: Path, name: str = "fox", data: bytes = b"") -> Verifie
 
 
 def check_objects(out: Path, bucket: S3Server, prefix: str = PREFIX) -> None:
-    """Every job succeeded; the bucket has what the results say, byte by byte, and nothing else."""
+    """Assert that every job succeeded, and that the bucket has exactly the images of the results, byte for byte."""
     objects = bucket.objects()
     stored_keys = {}
     for row in result_rows(out):
@@ -80,8 +79,8 @@ def check_objects(out: Path, bucket: S3Server, prefix: str = PREFIX) -> None:
 
 
 class TestPut:
-    def test_what_an_object_is(self, tmp_path: Path, bucket: S3Server) -> None:
-        """It has the image's bytes, says that it is a PNG, carries its hash, and its URL is what results get."""
+    def test_an_object(self, tmp_path: Path, bucket: S3Server) -> None:
+        """An object has the bytes, media type and hash of the image. `put` returns its URL."""
         image = staged_upload(tmp_path)
         assert asyncio.run(ObjectStoreSink.from_url(BUCKET_URL).put(image)) == f"{BUCKET_URL}/fox.png"
         assert bucket.objects() == {f"{PREFIX}fox.png": image.path.read_bytes()}
@@ -91,20 +90,20 @@ class TestPut:
 
     @pytest.mark.parametrize("name", ["a fox", "Füchse~2", "a#b?c&d=e", "100%", "a%20b", "*[1]", 'q"<>|\\^`{}', "."])
     def test_any_id_can_be_a_key(self, tmp_path: Path, bucket: S3Server, name: str) -> None:
-        """An id that is fit for a file is fit for an object, which is found again under the same name."""
+        """Every id that is allowed for a file is allowed for an object, and a second put finds the same object."""
         sink, image = ObjectStoreSink.from_url(BUCKET_URL), staged_upload(tmp_path, name)
         paths = [asyncio.run(sink.put(image)) for _ in range(2)]
         assert paths == [f"{BUCKET_URL}/{name}.png"] * 2
         assert len(bucket.uploaded_keys()) == 1
 
     def test_a_second_put_is_idempotent(self, tmp_path: Path, bucket: S3Server) -> None:
-        """An image that already exists is found by its metadata, and not sent again."""
+        """An image that is already stored is found by its metadata and not uploaded again."""
         sink, image = ObjectStoreSink.from_url(BUCKET_URL), staged_upload(tmp_path)
         assert {asyncio.run(sink.put(image)) for _ in range(3)} == {f"{BUCKET_URL}/fox.png"}
         assert bucket.uploaded_keys() == [f"{PREFIX}fox.png"]
 
     def test_the_same_bytes_without_metadata_are_ours(self, tmp_path: Path, bucket: S3Server) -> None:
-        """An object that says nothing of its hash is read and compared."""
+        """An object without a hash in its metadata is read and compared."""
         image = staged_upload(tmp_path)
         bucket.put(f"{PREFIX}fox.png", image.path.read_bytes())
         assert asyncio.run(ObjectStoreSink.from_url(BUCKET_URL).put(image)) == f"{BUCKET_URL}/fox.png"
@@ -112,32 +111,32 @@ class TestPut:
 
     @pytest.mark.parametrize("same_size", [True, False])
     def test_other_bytes_are_never_overwritten(self, tmp_path: Path, bucket: S3Server, same_size: bool) -> None:
-        """Someone else's objects stay as they are; the image takes the first free name, and keeps it."""
+        """Foreign objects are not changed. The image gets the first free name, also at a second put."""
         image = staged_upload(tmp_path)
-        theirs = b"x" * (image.size_bytes if same_size else 7)
-        bucket.put(f"{PREFIX}fox.png", theirs)
-        bucket.put(f"{PREFIX}fox~2.png", theirs)
+        foreign = b"x" * (image.size_bytes if same_size else 7)
+        bucket.put(f"{PREFIX}fox.png", foreign)
+        bucket.put(f"{PREFIX}fox~2.png", foreign)
         sink = ObjectStoreSink.from_url(BUCKET_URL)
         assert {asyncio.run(sink.put(image)) for _ in range(2)} == {f"{BUCKET_URL}/fox~3.png"}
         objects = bucket.objects()
-        assert objects[f"{PREFIX}fox.png"] == objects[f"{PREFIX}fox~2.png"] == theirs
+        assert objects[f"{PREFIX}fox.png"] == objects[f"{PREFIX}fox~2.png"] == foreign
 
     def test_a_name_that_is_taken_meanwhile(self, tmp_path: Path, bucket: S3Server) -> None:
-        """An object that appears between the look and the upload is not overwritten: the store refuses."""
+        """An object that appears between HEAD and PUT is not overwritten: the store refuses the upload."""
 
         def take_key(request: RecordedRequest) -> None:
             if request.method == "HEAD" and request.key == f"{PREFIX}fox.png" and not bucket.objects():
-                bucket.put(request.key, b"theirs")
+                bucket.put(request.key, b"foreign")
 
         bucket.after_request = take_key
         assert (
             asyncio.run(ObjectStoreSink.from_url(BUCKET_URL).put(staged_upload(tmp_path)))
             == f"{BUCKET_URL}/fox~2.png"
         )
-        assert bucket.objects()[f"{PREFIX}fox.png"] == b"theirs"
+        assert bucket.objects()[f"{PREFIX}fox.png"] == b"foreign"
 
     def test_an_upload_whose_response_is_lost(self, tmp_path: Path, bucket: S3Server) -> None:
-        """The store has the image, we were not told: it is found, and one object is there."""
+        """If the response to an upload is lost, the next put finds the object. There is one object."""
         lost: list[RecordedRequest] = []
 
         def drop_response(request: RecordedRequest) -> None:
@@ -152,7 +151,7 @@ class TestPut:
         assert bucket.objects() == {f"{PREFIX}fox.png": image.path.read_bytes()}
 
     def test_large_images(self, tmp_path: Path, bucket: S3Server) -> None:
-        """Images of 20 MB, more of them than are sent in parallel, arrive whole in one upload each."""
+        """Images of 20 MB, more than are uploaded in parallel, are complete and uploaded once each."""
         images = [staged_upload(tmp_path, f"p{n}", bytes([n]) * (20 << 20)) for n in range(6)]
         assert images[0].size_bytes > LARGE_BYTES
 
@@ -165,10 +164,10 @@ class TestPut:
         hashes = {hashlib.sha256(data).hexdigest() for data in bucket.objects().values()}
         assert hashes == {image.sha256 for image in images}
 
-    def test_a_store_made_by_the_caller(self, tmp_path: Path, bucket: S3Server) -> None:
-        """Any store of obstore's will do, with a prefix of its own, of the sink's, or none."""
-        there = bucket.environment["AWS_ENDPOINT_URL"]
-        store = S3Store(BUCKET, prefix="runs", endpoint=there, client_options={"allow_http": True})
+    def test_a_store_of_the_caller(self, tmp_path: Path, bucket: S3Server) -> None:
+        """Any store of obstore works, with a prefix of the store, of the sink, or none."""
+        endpoint = bucket.environment["AWS_ENDPOINT_URL"]
+        store = S3Store(BUCKET, prefix="runs", endpoint=endpoint, client_options={"allow_http": True})
         assert (
             asyncio.run(ObjectStoreSink(store, prefix="cats").put(staged_upload(tmp_path))) == f"{BUCKET_URL}/fox.png"
         )
@@ -178,18 +177,18 @@ class TestPut:
 
 
 async def _put_until_stored(sink: ObjectStoreSink, image: VerifiedImage) -> str:
-    """Put as the downloader would: again after trouble that may pass."""
+    """Put an image as the downloader does: again after a transient error."""
     for _ in range(5):
         try:
             return await sink.put(image)
         except SinkTransientError:
             continue
-    raise AssertionError("it is never kept")
+    raise AssertionError("the image is never stored")
 
 
 class TestSinkErrors:
     @pytest.mark.parametrize(
-        ("status", "error", "said"),
+        ("status", "error", "message"),
         [
             (0, SinkTransientError, "is not reachable"),
             (500, SinkTransientError, "HTTP 500"),
@@ -201,19 +200,19 @@ class TestSinkErrors:
             (501, SinkPermanentError, "HTTP 501"),
         ],
     )
-    def test_what_a_refused_upload_means(
-        self, tmp_path: Path, bucket: S3Server, status: int, error: type[Exception], said: str
+    def test_a_refused_upload(
+        self, tmp_path: Path, bucket: S3Server, status: int, error: type[Exception], message: str
     ) -> None:
-        """Trouble that may pass is a SinkError, what a person has to fix a SinkRefused; neither tells the key."""
-        bucket.reject_status = lambda asked: status if asked.is_upload else None
-        with pytest.raises(error, match=said) as raised:
+        """Errors that may pass are transient, errors that a person must fix are permanent. Neither shows the key."""
+        bucket.reject_status = lambda request: status if request.is_upload else None
+        with pytest.raises(error, match=message) as raised:
             asyncio.run(ObjectStoreSink.from_url(BUCKET_URL).put(staged_upload(tmp_path)))
         assert "of-a-key" not in f"{raised.value!r} {raised.value.__cause__!r}"
         assert raised.value.__suppress_context__
 
-    def test_a_key_that_may_write_but_not_read(self, tmp_path: Path, bucket: S3Server) -> None:
-        """403 for looking is no reason not to put: the store itself refuses names that are taken."""
-        bucket.reject_status = lambda asked: None if asked.is_upload else 403
+    def test_credentials_that_may_write_but_not_read(self, tmp_path: Path, bucket: S3Server) -> None:
+        """Credentials that may not read can store images, since the store refuses names that are taken."""
+        bucket.reject_status = lambda request: None if request.is_upload else 403
         sink, image = ObjectStoreSink.from_url(BUCKET_URL), staged_upload(tmp_path)
         asyncio.run(sink.check())
         assert asyncio.run(sink.put(image)) == f"{BUCKET_URL}/fox.png"
@@ -221,15 +220,15 @@ class TestSinkErrors:
             asyncio.run(sink.put(image))
 
     @pytest.mark.parametrize("code", ["AccessDenied", "InvalidAccessKeyId"])
-    def test_check_finds_a_wrong_key(self, bucket: S3Server, code: str) -> None:
-        """A key that may neither list nor write, or that the store does not know, is told before a cent is spent."""
+    def test_check_finds_wrong_credentials(self, bucket: S3Server, code: str) -> None:
+        """`check` raises for credentials that are unknown or may not list and write, before anything is charged."""
         bucket.reject_status, bucket.reject_body = (lambda _: 403), f"<Error><Code>{code}</Code></Error>".encode()
         sink = ObjectStoreSink.from_url(BUCKET_URL)
         with pytest.raises(SinkPermanentError, match="refuses these credentials"):
             asyncio.run(sink.check())
 
     def test_check_finds_a_missing_bucket(self, bucket: S3Server) -> None:
-        """Before a cent is spent."""
+        """`check` raises for a missing bucket, before anything is charged."""
         sink = ObjectStoreSink.from_url(BUCKET_URL)
         asyncio.run(sink.check())
         bucket.delete()
@@ -243,15 +242,15 @@ class TestSinkErrors:
             "s3://bucket/a?secret=b", "s3://bucket/a b", "s3://bucket/../a", "s3://bucket//a",
         ],
     )  # fmt: skip
-    def test_a_url_that_is_none(self, tmp_path: Path, url: str) -> None:
-        """It is a SettingsError that shows the right form and no secret, before anything else is done."""
+    def test_an_invalid_url(self, tmp_path: Path, url: str) -> None:
+        """An invalid URL raises a SettingsError that shows an example and no secret."""
         with pytest.raises(SettingsError, match="s3://bucket/folder") as raised:
             Engine(tmp_path, api_key="k", sink=url)
         assert raised.value.parameter == "sink"
         assert "secret" not in str(raised.value)
 
-    def test_settings_alone_know_it(self, tmp_path: Path) -> None:
-        """A sink by URL is one of the settings, so environment and krea-batch.toml can name it."""
+    def test_the_url_is_a_setting(self, tmp_path: Path) -> None:
+        """The URL of a sink is a setting, so the environment and krea-batch.toml can have it."""
         assert Settings(out=tmp_path).sink is None
         assert Settings.from_options(tmp_path, sink=BUCKET_URL).sink == BUCKET_URL
 
@@ -259,7 +258,7 @@ class TestSinkErrors:
 @pytest.mark.slow
 class TestEngine:
     def test_a_run_into_a_bucket(self, tmp_path: Path, bucket: S3Server) -> None:
-        """Forty jobs of two outputs are eighty objects, uploaded once each; the folder keeps none."""
+        """Forty jobs with two outputs make eighty objects, uploaded once each. The run directory has no image."""
 
         class TwoObjectsGateway(ScriptedGateway):
             def finished(self, request_id: str, outputs: int = 1) -> Finished:
@@ -275,10 +274,10 @@ class TestEngine:
             key = row["files"][0]["path"].removeprefix(f"s3://{BUCKET}/")
             assert objects[key] == make_png(text=row["request"]["prompt"].encode())
 
-    def test_a_store_that_goes_away_and_comes_back(self, tmp_path: Path, bucket: S3Server) -> None:
-        """Ten uploads without a response and ten with 503 delay their images, and cost no download and no POST."""
+    def test_a_store_that_fails_for_a_while(self, tmp_path: Path, bucket: S3Server) -> None:
+        """Ten uploads without a response and ten with 503 delay their images, without another download or POST."""
         reject_statuses = iter([0] * 10 + [503] * 10)
-        bucket.reject_status = lambda asked: next(reject_statuses, None) if asked.is_upload else None
+        bucket.reject_status = lambda request: next(reject_statuses, None) if request.is_upload else None
         gateway = ScriptedGateway()
         asyncio.run(run_jobs(tmp_path, gateway, make_jobs(30), sink=BUCKET_URL, **SINK_SIMULATOR_OPTIONS))
         check_objects(tmp_path, bucket)
@@ -286,7 +285,7 @@ class TestEngine:
         assert len(gateway.submitted_bodies) == len(gateway.downloads) == 30
 
     def test_a_bucket_deleted_during_a_run(self, tmp_path: Path, bucket: S3Server) -> None:
-        """A missing bucket in mid-run stops the run by name; with the bucket there, the next one brings all home."""
+        """A bucket that is deleted stops the run with its name. With the bucket, the next run stores all images."""
 
         def delete_bucket(_: RecordedRequest) -> None:
             if len(bucket.uploaded_keys()) >= 3:
@@ -294,20 +293,20 @@ class TestEngine:
 
         bucket.after_request = delete_bucket
         gateway = ScriptedGateway()
-        todo = [Job(prompt=f"j{n}", id=f"j{n}") for n in range(200)]
+        jobs = [Job(prompt=f"j{n}", id=f"j{n}") for n in range(200)]
         engine = asyncio.run(
-            run_jobs(tmp_path, gateway, todo, sink=BUCKET_URL, max_in_flight=5, **SINK_SIMULATOR_OPTIONS)
+            run_jobs(tmp_path, gateway, jobs, sink=BUCKET_URL, max_in_flight=5, **SINK_SIMULATOR_OPTIONS)
         )
         assert f"no bucket for {BUCKET_URL}" in str(engine.stopped)
         assert len(gateway.submitted_bodies) < 200
         bucket.reject_status, bucket.after_request = (lambda _: None), (lambda _: None)
-        asyncio.run(run_jobs(tmp_path, gateway, todo, sink=BUCKET_URL, **SINK_SIMULATOR_OPTIONS))
+        asyncio.run(run_jobs(tmp_path, gateway, jobs, sink=BUCKET_URL, **SINK_SIMULATOR_OPTIONS))
         check_objects(tmp_path, bucket)
         assert len(gateway.submitted_bodies) == 200
 
 
 def start_run(folder: Path, gateway: str) -> subprocess.Popen[bytes]:
-    """Begin the run of jobs.jsonl into the bucket."""
+    """Start a run of jobs.jsonl into the bucket."""
     command = [
         *COMMAND,
         "run",
@@ -327,13 +326,13 @@ def start_run(folder: Path, gateway: str) -> subprocess.Popen[bytes]:
 
 
 def allow_one_upload() -> Callable[[RecordedRequest], int | None]:
-    """A door that is shut to all uploads but the first."""
+    """Return a `reject_status` that drops all uploads but the first."""
     first = threading.Lock()
-    return lambda asked: 0 if asked.is_upload and not first.acquire(blocking=False) else None
+    return lambda request: 0 if request.is_upload and not first.acquire(blocking=False) else None
 
 
 def kill_after_upload(process: subprocess.Popen[bytes]) -> Callable[[RecordedRequest], None]:
-    """Kill a process when an image of its is in."""
+    """Return an `after_request` that kills a process when the server has an image."""
 
     def kill_process(request: RecordedRequest) -> None:
         if request.is_upload:
@@ -346,18 +345,18 @@ def kill_after_upload(process: subprocess.Popen[bytes]) -> Callable[[RecordedReq
 @pytest.mark.slow
 class TestCommand:
     def test_simulated_into_a_bucket(self, tmp_path: Path, bucket: S3Server) -> None:
-        """The command puts the simulator's own images there, by an option from the environment, and says where."""
+        """`run --simulate` with KREA_BATCH_SINK stores the images in the bucket, and prints its URL but no key."""
         write_jobs(tmp_path / "jobs.jsonl", 6)
         command = ("run", "jobs.jsonl", "--out", "out", "--simulate", "--time-scale", "50", *SINK_RUN_OPTIONS)
-        done = run_command(*command, cwd=tmp_path, KREA_BATCH_SINK=BUCKET_URL)
-        assert done.returncode == 0, done.stderr
-        assert f"images:   {BUCKET_URL}" in done.stdout
+        result = run_command(*command, cwd=tmp_path, KREA_BATCH_SINK=BUCKET_URL)
+        assert result.returncode == 0, result.stderr
+        assert f"images:   {BUCKET_URL}" in result.stdout
         check_objects(tmp_path / "out", bucket)
         assert len(bucket.objects()) == 6
-        assert "of-a-key" not in done.stdout + done.stderr
+        assert "of-a-key" not in result.stdout + result.stderr
 
-    def test_the_simulators_images_arrive(self, tmp_path: Path, bucket: S3Server, simulate: StartSimulator) -> None:
-        """Each object shows its own request_id and prompt, and has the bytes whose hash is in the results."""
+    def test_the_simulators_images(self, tmp_path: Path, bucket: S3Server, simulate: StartSimulator) -> None:
+        """Each object has the request_id and prompt of its own job, and the hash in the results."""
         simulator = simulate("--tiny", "--latency", "fixed:0.1")
         write_jobs(tmp_path / "jobs.jsonl", 30)
         command = ("run", "jobs.jsonl", "--gateway", simulator.gateway_url, *SINK_RUN_OPTIONS, "--out")
@@ -373,7 +372,7 @@ class TestCommand:
     def test_killed_between_upload_and_record(
         self, tmp_path: Path, bucket: S3Server, simulate: StartSimulator
     ) -> None:
-        """Killed the moment the store has an image, five times: all come home, uploaded once, paid once."""
+        """Five kills right after an upload: every image is stored, and every job is charged once."""
         simulator = simulate("--tiny", "--latency", "fixed:0.1")
         write_jobs(tmp_path / "jobs.jsonl", 20)
         for kills in range(1, 6):
@@ -384,35 +383,35 @@ class TestCommand:
             assert len(bucket.objects()) == kills
         bucket.reject_status, bucket.after_request = (lambda _: None), (lambda _: None)
         last = start_run(tmp_path, simulator.gateway_url)
-        _, said = last.communicate(timeout=PROCESS_TIMEOUT_S)
-        assert last.returncode in (0, 1), said
+        _, stderr = last.communicate(timeout=PROCESS_TIMEOUT_S)
+        assert last.returncode in (0, 1), stderr
         posts = [post for post in simulator.admin_request("/ledger")["posts"] if post["charged"]]
-        paid = Counter(post["body"]["prompt"] for post in posts)
-        assert max(paid.values()) == 1
-        found = result_rows(tmp_path / "out")
-        ambiguous = [row for row in found if row["status"] == "ambiguous"]  # killed while POSTs were in flight
-        assert all(row["status"] == "succeeded" for row in found if row not in ambiguous)
-        assert len(found) == 20
+        charges = Counter(post["body"]["prompt"] for post in posts)
+        assert max(charges.values()) == 1
+        rows = result_rows(tmp_path / "out")
+        ambiguous = [row for row in rows if row["status"] == "ambiguous"]  # killed while POSTs were in flight
+        assert all(row["status"] == "succeeded" for row in rows if row not in ambiguous)
+        assert len(rows) == 20
         objects = bucket.objects()
         assert len(objects) == 20 - len(ambiguous)
-        for row in found:
+        for row in rows:
             for file in row["files"]:
                 data = objects[file["path"].removeprefix(f"s3://{BUCKET}/")]
                 assert hashlib.sha256(data).hexdigest() == file["sha256"]
 
     def test_a_missing_bucket_costs_nothing(self, tmp_path: Path, bucket: S3Server, simulate: StartSimulator) -> None:
-        """Exit code 3 and a sentence with the next step, no POST; with the bucket made, it goes on."""
+        """A missing bucket means exit code 3, a message with the next step, and no POST. The run can be resumed."""
         simulator = simulate("--tiny", "--latency", "fixed:0.1")
         write_jobs(tmp_path / "jobs.jsonl", 5)
         bucket.delete()
         process = start_run(tmp_path, simulator.gateway_url)
-        _, said = process.communicate(timeout=PROCESS_TIMEOUT_S)
+        _, stderr = process.communicate(timeout=PROCESS_TIMEOUT_S)
         assert process.returncode == 3
-        assert f"no bucket for {BUCKET_URL}; create it or fix" in said.decode()
+        assert f"no bucket for {BUCKET_URL}; create it or fix" in stderr.decode()
         assert not simulator.admin_request("/ledger")["posts"]
         bucket.create()
         process = start_run(tmp_path, simulator.gateway_url)
-        _, said = process.communicate(timeout=PROCESS_TIMEOUT_S)
-        assert process.returncode == 0, said
+        _, stderr = process.communicate(timeout=PROCESS_TIMEOUT_S)
+        assert process.returncode == 0, stderr
         check_objects(tmp_path / "out", bucket)
         assert len([post for post in simulator.admin_request("/ledger")["posts"] if post["charged"]]) == 5

@@ -1,4 +1,4 @@
-"""Bytes go in whole, cut, wrong or in pieces; only a whole PNG passes."""
+"""`PngValidator` accepts complete PNGs only, however their bytes are split."""
 
 from __future__ import annotations
 
@@ -31,16 +31,16 @@ WHOLE_PNG = SIGNATURE + ihdr() + TEXT + IDAT + IEND
 
 
 def validate(chunks: Iterable[bytes]) -> PngValidator:
-    """Feed the pieces and finish. Raises PngError."""
+    """Feed the chunks and finish. Raises PngError."""
     validator = PngValidator()
-    for chunk in chunks:
-        validator.feed(chunk)
+    for data in chunks:
+        validator.feed(data)
     validator.finish()
     return validator
 
 
 def size_or_none(chunks: Iterable[bytes]) -> tuple[int, int] | None:
-    """Width and height, or None for what is not one whole PNG."""
+    """Return width and height, or None if it is not one complete PNG."""
     try:
         validator = validate(chunks)
     except PngError:
@@ -57,12 +57,12 @@ def pillow_png(mode: str, size: tuple[int, int]) -> bytes:
 @pytest.mark.parametrize("mode", ["1", "L", "P", "RGB", "RGBA", "I;16"])
 @pytest.mark.parametrize("size", [(1, 1), (64, 48), (1, 3000), (1024, 1024)])
 def test_real_images_pass(mode: str, size: tuple[int, int]) -> None:
-    """PNGs of every kind that Pillow writes pass, with their width and height."""
+    """PNGs of every mode that Pillow writes are accepted, with their width and height."""
     assert size_or_none([pillow_png(mode, size)]) == size
 
 
 def test_animated_images_pass() -> None:
-    """An animated PNG, which has chunks of its own between and after IDAT, is one whole PNG."""
+    """An animated PNG, which has other chunks between and after IDAT, is accepted."""
     frames = [Image.new("RGB", (8, 8), colour) for colour in ("red", "green", "blue")]
     file = io.BytesIO()
     frames[0].save(file, "PNG", save_all=True, append_images=frames[1:])
@@ -71,41 +71,41 @@ def test_animated_images_pass() -> None:
 
 @pytest.mark.parametrize("length", range(len(WHOLE_PNG)))
 def test_cut_anywhere(length: int) -> None:
-    """A PNG that is cut at any byte, from the first to the one before the last, is noticed."""
+    """A PNG that is cut at any byte is refused."""
     with pytest.raises(PngError, match="cut short"):
         validate([WHOLE_PNG[:length]])
 
 
 @pytest.mark.parametrize("flip", [0x01, 0x20, 0x80, 0xFF])
-def test_every_flipped_byte_is_noticed(flip: int) -> None:
-    """Wherever one byte is wrong, in signature, length, kind, data or checksum, the PNG does not pass."""
-    for at in range(len(WHOLE_PNG)):
-        wrong = bytearray(WHOLE_PNG)
-        wrong[at] ^= flip
-        assert size_or_none([bytes(wrong)]) is None, at
+def test_every_changed_byte_is_found(flip: int) -> None:
+    """A PNG with one changed byte in signature, length, type, data or checksum is refused."""
+    for position in range(len(WHOLE_PNG)):
+        changed = bytearray(WHOLE_PNG)
+        changed[position] ^= flip
+        assert size_or_none([bytes(changed)]) is None, position
 
 
 @given(st.binary(min_size=1, max_size=40))
 def test_nothing_may_follow(more: bytes) -> None:
-    """Bytes after IEND, in the same piece or in a later one, are noticed."""
+    """Bytes after IEND, in the same chunk or in a later one, are refused."""
     assert size_or_none([WHOLE_PNG + more]) is None
     assert size_or_none([WHOLE_PNG, more]) is None
     assert size_or_none([WHOLE_PNG + WHOLE_PNG]) is None
 
 
-def test_an_empty_piece_follows() -> None:
-    """An empty piece is no byte, wherever it comes."""
+def test_empty_chunks_are_ignored() -> None:
+    """An empty chunk changes nothing, at any position."""
     assert size_or_none([b"", WHOLE_PNG[:50], b"", WHOLE_PNG[50:], b""]) == (4, 3)
 
 
-@pytest.mark.parametrize("at", range(len(WHOLE_PNG) + 1))
-def test_split_anywhere(at: int) -> None:
-    """A PNG in two pieces passes wherever it is split."""
-    assert size_or_none([WHOLE_PNG[:at], WHOLE_PNG[at:]]) == (4, 3)
+@pytest.mark.parametrize("position", range(len(WHOLE_PNG) + 1))
+def test_split_anywhere(position: int) -> None:
+    """A PNG in two chunks is accepted wherever it is split."""
+    assert size_or_none([WHOLE_PNG[:position], WHOLE_PNG[position:]]) == (4, 3)
 
 
 def test_byte_by_byte() -> None:
-    """A PNG that comes byte by byte passes."""
+    """A PNG in chunks of one byte is accepted."""
     assert size_or_none(bytes([byte]) for byte in pillow_png("RGB", (64, 64))) == (64, 64)
 
 
@@ -127,7 +127,7 @@ INVALID_PNGS = {
     "IEND with data": SIGNATURE + ihdr() + IDAT + chunk(b"IEND", b"x"),
     "no IEND": SIGNATURE + ihdr() + IDAT,
     "two IENDs": WHOLE_PNG + IEND,
-    "a kind that is no word": SIGNATURE + ihdr() + chunk(b"ID4T", b"") + IDAT + IEND,
+    "a type that is not letters": SIGNATURE + ihdr() + chunk(b"ID4T", b"") + IDAT + IEND,
     "a chunk past 2^31": SIGNATURE + ihdr() + b"\xff\xff\xff\xffIDAT",
     "no signature": WHOLE_PNG[8:],
     "a newline translated": WHOLE_PNG.replace(b"\r\n", b"\n"),
@@ -137,9 +137,9 @@ INVALID_PNGS = {
 
 @pytest.mark.parametrize("data", INVALID_PNGS.values(), ids=INVALID_PNGS)
 @pytest.mark.parametrize("size", [1, 7, 10_000])
-def test_what_is_no_whole_png(data: bytes, size: int) -> None:
-    """What is not one whole PNG does not pass, in whatever pieces it comes."""
-    assert size_or_none(data[at : at + size] for at in range(0, len(data), size)) is None
+def test_invalid_pngs(data: bytes, size: int) -> None:
+    """Anything but one complete PNG is refused, in chunks of any size."""
+    assert size_or_none(data[start : start + size] for start in range(0, len(data), size)) is None
 
 
 def split_at(data: bytes, cuts: list[int]) -> list[bytes]:
@@ -160,21 +160,21 @@ png_like = st.builds(
 
 @settings(deadline=None)
 @given(png_like | st.binary(max_size=300), st.lists(st.integers(0, 10_000), max_size=12))
-def test_pieces_never_change_the_verdict(data: bytes, cuts: list[int]) -> None:
-    """No bytes raise anything but PngError, and the verdict is the same however they are split."""
+def test_splits_never_change_the_result(data: bytes, cuts: list[int]) -> None:
+    """No bytes raise anything but PngError, and the result is the same however they are split."""
     assert size_or_none([data]) == size_or_none(split_at(data, cuts))
 
 
 @settings(deadline=None)
 @given(st.integers(0, len(WHOLE_PNG) - 1), st.binary(max_size=20), st.integers(0, 20))
-def test_no_other_bytes_pass(at: int, put: bytes, out: int) -> None:
-    """Whatever is put in or taken out at one place, the PNG passes only if it is the same as before."""
-    changed = WHOLE_PNG[:at] + put + WHOLE_PNG[at + out :]
+def test_no_other_bytes_pass(position: int, inserted: bytes, removed: int) -> None:
+    """If bytes are inserted or removed, the PNG is accepted only if it is the same as before."""
+    changed = WHOLE_PNG[:position] + inserted + WHOLE_PNG[position + removed :]
     assert (size_or_none([changed]) is not None) == (changed == WHOLE_PNG)
 
 
 def test_the_text_of_the_error_is_printable() -> None:
-    """An error shows the first bytes of what came instead, in ASCII."""
+    """An error shows the first bytes of the data, in ASCII."""
     with pytest.raises(PngError, match="<!doctype html>") as caught:
         validate([b"<!doctype html>\xff"])
     assert str(caught.value).isascii()

@@ -1,4 +1,4 @@
-"""Outcomes go in; `results.jsonl` is read back."""
+"""`ResultsFile` appends and rewrites results.jsonl without losing, repeating or tearing a row."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ ROW_FIELDS = [  # docs/reference/files.md
 
 
 def outcome(job_id: str = "a", **fields: Any) -> Outcome:
-    known: dict[str, Any] = {
+    defaults: dict[str, Any] = {
         "status": State.SUCCEEDED, "request_id": "r-1", "error": None, "request": {"prompt": "a cat"}, "metadata": {},
         "files": (StoredFile("images/a.png", 10, "0" * 64, 4, 3, "image/png"),), "polls": 2, "attempts": 1,
         "submitted_at": "2026-03-31T10:00:00.000Z", "accepted_at": None, "finished_at": None, "stored_at": None,
     }  # fmt: skip
-    return Outcome(id=job_id, **(known | fields))
+    return Outcome(id=job_id, **(defaults | fields))
 
 
 async def groups(*ids: list[str]) -> AsyncIterator[list[Outcome]]:
@@ -48,20 +48,20 @@ def disk() -> Iterator[Executor]:
 
 
 def with_results(out: Path, disk: Executor, use: Callable[[ResultsFile], Coroutine[Any, Any, None]]) -> list[OSError]:
-    """Work on the results of a folder; returns what the disk said of it."""
-    disk_error: list[OSError] = []
+    """Use the results file of a run directory, and return the errors that it reported."""
+    disk_errors: list[OSError] = []
 
     async def main() -> None:
-        results = ResultsFile(out, disk, disk_error.append)
+        results = ResultsFile(out, disk, disk_errors.append)
         await use(results)
         await results.close()
 
     asyncio.run(main())
-    return disk_error
+    return disk_errors
 
 
-def test_a_row_has_the_fields_of_the_design_in_their_order() -> None:
-    """One line, the thirteen fields, and of a file its six."""
+def test_a_row_has_the_documented_fields_in_order() -> None:
+    """A row is one line with the thirteen fields of a job, and the six of each file."""
     line = encode_row(outcome(error=ErrorInfo("kind", "why")))
     assert line.endswith(b"\n")
     assert line.count(b"\n") == 1
@@ -80,7 +80,7 @@ values = st.recursive(
 
 @given(st.text(), st.dictionaries(st.text(), values, max_size=4))
 def test_any_text_is_one_line(prompt: str, metadata: dict[str, Any]) -> None:
-    """Prompts and metadata with line ends, NULs, emoji or numbers of any size come back as they were."""
+    """Prompts and metadata with line breaks, NULs, emoji or numbers of any size are read back unchanged."""
     import json
 
     line = encode_row(outcome(request={"prompt": prompt}, metadata=metadata))
@@ -90,60 +90,60 @@ def test_any_text_is_one_line(prompt: str, metadata: dict[str, Any]) -> None:
     assert fields["metadata"] == metadata
 
 
-def test_rows_come_in_their_order(tmp_path: Path, disk: Executor) -> None:
-    """Rows appended while the disk is busy are written together afterwards, each once, in their order."""
+def test_rows_are_appended_in_order(tmp_path: Path, disk: Executor) -> None:
+    """Rows appended while the disk is busy are written together afterwards, each once, in order."""
 
-    async def work(results: ResultsFile) -> None:
+    async def use(results: ResultsFile) -> None:
         for n in range(500):
             results.append(outcome(str(n)))
             if n % 50 == 0:
                 await asyncio.sleep(0)
 
-    assert with_results(tmp_path, disk, work) == []
+    assert with_results(tmp_path, disk, use) == []
     assert ids_in(tmp_path) == [str(n) for n in range(500)]
 
 
 def test_after_a_rewrite_each_id_appears_once(tmp_path: Path, disk: Executor) -> None:
-    """Whatever stood there, a torn last line included, the new file is what the ledger says; nothing else stays."""
+    """A rewrite replaces the whole file, also a torn last line, by the given rows, and leaves no other file."""
     (tmp_path / RESULTS).write_bytes(encode_row(outcome("old")) + encode_row(outcome("a")) + b'{"id": "torn')
-    (tmp_path / "results.jsonl.part").write_bytes(b"of a process that died here")
+    (tmp_path / "results.jsonl.part").write_bytes(b"left by a killed process")
 
-    async def work(results: ResultsFile) -> None:
+    async def use(results: ResultsFile) -> None:
         results.append(outcome("b"))
         await results.rewrite(groups(["a", "b"], [], ["c"]))
 
-    assert with_results(tmp_path, disk, work) == []
+    assert with_results(tmp_path, disk, use) == []
     assert ids_in(tmp_path) == ["a", "b", "c"]
     assert [path.name for path in tmp_path.iterdir()] == [RESULTS]
 
 
-def test_rows_that_will_not_change_stay_as_they_are(tmp_path: Path, disk: Executor) -> None:
-    """So many first bytes are those of the old file; the rows behind them are given again."""
-    old = b"not even looked at\n"
+def test_a_rewrite_can_keep_the_first_bytes(tmp_path: Path, disk: Executor) -> None:
+    """The first `keep_bytes` are copied from the old file; the rows after them are written again."""
+    old = b"not read\n"
     (tmp_path / RESULTS).write_bytes(old + encode_row(outcome("b")) + b'{"id": "torn')
 
-    async def work(results: ResultsFile) -> None:
+    async def use(results: ResultsFile) -> None:
         results.append(outcome("c"))
         await results.rewrite(groups(["b"], ["c"]), keep_bytes=len(old))
 
-    assert with_results(tmp_path, disk, work) == []
+    assert with_results(tmp_path, disk, use) == []
     assert (tmp_path / RESULTS).read_bytes() == old + encode_row(outcome("b")) + encode_row(outcome("c"))
 
 
-def test_a_file_that_lost_rows_is_not_complete(tmp_path: Path, disk: Executor) -> None:
-    """Where fewer bytes are there than were to stay, the old file does."""
+def test_a_file_that_was_truncated_is_not_copied(tmp_path: Path, disk: Executor) -> None:
+    """If the old file is shorter than `keep_bytes`, the rewrite raises OSError and the old file stays."""
     (tmp_path / RESULTS).write_bytes(b"short")
 
-    async def work(results: ResultsFile) -> None:
+    async def use(results: ResultsFile) -> None:
         with pytest.raises(OSError, match="the file was truncated while it was copied"):
             await results.rewrite(groups(["b"]), keep_bytes=6)
 
-    assert with_results(tmp_path, disk, work) == []
+    assert with_results(tmp_path, disk, use) == []
     assert (tmp_path / RESULTS).read_bytes() == b"short"
 
 
 def test_rows_that_arrive_during_a_rewrite_are_appended(tmp_path: Path, disk: Executor) -> None:
-    """What ends meanwhile is in the new file, once; what had ended before the hold is not put there again."""
+    """Rows appended after `buffer` are in the new file once; rows appended before it are not repeated."""
     (tmp_path / RESULTS).write_bytes(encode_row(outcome("old")))
 
     async def slow_rows(results: ResultsFile) -> AsyncIterator[list[Outcome]]:
@@ -153,26 +153,26 @@ def test_rows_that_arrive_during_a_rewrite_are_appended(tmp_path: Path, disk: Ex
         assert ids_in(tmp_path)[0] == "old"
         yield [outcome("c")]
 
-    async def work(results: ResultsFile) -> None:
+    async def use(results: ResultsFile) -> None:
         results.append(outcome("b"))
         results.buffer()
         results.append(outcome("e"))
         await results.rewrite(slow_rows(results))
         results.append(outcome("f"))
 
-    assert with_results(tmp_path, disk, work) == []
+    assert with_results(tmp_path, disk, use) == []
     assert ids_in(tmp_path) == ["a", "b", "c", "e", "d", "f"]
 
 
 def test_rows_that_arrive_during_a_failed_rewrite_are_not_lost(tmp_path: Path, disk: Executor) -> None:
-    """They go to the old file, which stays; and the next time, nothing is given twice."""
+    """They are appended to the old file, which stays, and the next rewrite repeats none of them."""
     (tmp_path / RESULTS).write_bytes(encode_row(outcome("old")))
 
     async def endless_rows() -> AsyncIterator[list[Outcome]]:
         yield [outcome("old")]
         await asyncio.sleep(3600)
 
-    async def work(results: ResultsFile) -> None:
+    async def use(results: ResultsFile) -> None:
         rewriting = asyncio.create_task(results.rewrite(endless_rows()))
         await asyncio.sleep(0.01)
         results.append(outcome("a"))
@@ -184,12 +184,12 @@ def test_rows_that_arrive_during_a_failed_rewrite_are_not_lost(tmp_path: Path, d
         results.append(outcome("b"))
         await results.rewrite(groups(["old", "a", "b"]))
 
-    assert with_results(tmp_path, disk, work) == []
+    assert with_results(tmp_path, disk, use) == []
     assert ids_in(tmp_path) == ["old", "a", "b"]
 
 
 def test_the_old_file_stays_until_the_new_one_is_complete(tmp_path: Path, disk: Executor) -> None:
-    """Where writing again breaks off, the old file is as it was."""
+    """If a rewrite fails, the old file is unchanged."""
     old = encode_row(outcome("old"))
     (tmp_path / RESULTS).write_bytes(old)
 
@@ -197,31 +197,31 @@ def test_the_old_file_stays_until_the_new_one_is_complete(tmp_path: Path, disk: 
         yield [outcome("a")]
         raise OSError(errno.EIO, "Input/output error")
 
-    async def work(results: ResultsFile) -> None:
+    async def use(results: ResultsFile) -> None:
         with pytest.raises(OSError, match="Input/output"):
             await results.rewrite(failing_rows())
 
-    assert with_results(tmp_path, disk, work) == []
+    assert with_results(tmp_path, disk, use) == []
     assert (tmp_path / RESULTS).read_bytes() == old
 
 
 def test_a_disk_failure_is_reported(tmp_path: Path, disk: Executor) -> None:
-    """A row that cannot be written is told once, as what the disk said; it is not raised into the engine."""
+    """A row that cannot be written is reported once, with the OSError. Nothing is raised."""
     (tmp_path / RESULTS).mkdir()
 
-    async def work(results: ResultsFile) -> None:
+    async def use(results: ResultsFile) -> None:
         results.append(outcome())
 
-    (error,) = with_results(tmp_path, disk, work)
+    (error,) = with_results(tmp_path, disk, use)
     assert error.errno == errno.EISDIR
 
 
 def test_symbolic_links_are_not_followed(tmp_path: Path, disk: Executor) -> None:
-    """A link in place of the file, or of its part, does not lead a row or a truncation elsewhere."""
-    theirs = tmp_path / "theirs"
-    theirs.write_text("mine")
-    (tmp_path / RESULTS).symlink_to(theirs)
-    (tmp_path / "results.jsonl.part").symlink_to(theirs)
+    """A symbolic link at the path of the file or of its part file is not followed; its target is not changed."""
+    target = tmp_path / "target"
+    target.write_text("mine")
+    (tmp_path / RESULTS).symlink_to(target)
+    (tmp_path / "results.jsonl.part").symlink_to(target)
 
     async def append(results: ResultsFile) -> None:
         results.append(outcome())
@@ -234,4 +234,4 @@ def test_symbolic_links_are_not_followed(tmp_path: Path, disk: Executor) -> None
     assert with_results(tmp_path, disk, rewrite) == []
     assert ids_in(tmp_path) == ["a"]
     assert not (tmp_path / RESULTS).is_symlink()
-    assert theirs.read_text() == "mine"
+    assert target.read_text() == "mine"

@@ -1,4 +1,4 @@
-"""A path goes in; the folder is made and held by one, or refused with the reason."""
+"""`RunDir` creates and locks the run directory for one process, or raises with the reason."""
 
 from __future__ import annotations
 
@@ -17,23 +17,23 @@ import sys, time
 from pathlib import Path
 from krea_batch.storage.run_dir import RunDir
 RunDir(Path(sys.argv[1])).lock()
-print("held", flush=True)
+print("locked", flush=True)
 time.sleep(60)
 """
 
 
-def test_it_is_made_with_its_parents(tmp_path: Path) -> None:
-    """A folder that is not there is made, with the one for images; nothing else."""
+def test_it_is_created_with_its_parents(tmp_path: Path) -> None:
+    """A missing directory is created with its parents and the directory of images, and nothing else."""
     out = tmp_path / "runs" / "ä cat"
-    folder = RunDir(out)
-    folder.lock()
+    run_dir = RunDir(out)
+    run_dir.lock()
     assert [path.name for path in out.iterdir()] == [IMAGES]
-    assert folder.ledger == out / LEDGER
-    folder.unlock()
+    assert run_dir.ledger == out / LEDGER
+    run_dir.unlock()
 
 
-def test_one_process_locks_it(tmp_path: Path) -> None:
-    """In one process, too, the second is refused until the first lets go; letting go twice does no harm."""
+def test_one_owner_at_a_time(tmp_path: Path) -> None:
+    """A second lock in the same process is refused until the first is released. Releasing twice does no harm."""
     first, second = RunDir(tmp_path / "out"), RunDir(tmp_path / "out")
     first.lock()
     with pytest.raises(RunDirError, match="another krea-batch is using it"):
@@ -45,36 +45,39 @@ def test_one_process_locks_it(tmp_path: Path) -> None:
 
 
 def test_a_killed_process_leaves_no_lock(tmp_path: Path) -> None:
-    """While another process has the folder it is refused; when that is killed, it is free."""
+    """A directory that another process has locked is refused. After that process is killed, it is free."""
     holder = subprocess.Popen(
         [sys.executable, "-c", LOCK_SCRIPT, tmp_path], stdout=subprocess.PIPE, text=True, env=clean_environment()
     )
     assert holder.stdout is not None
-    assert holder.stdout.readline() == "held\n"
-    folder = RunDir(tmp_path)
+    assert holder.stdout.readline() == "locked\n"
+    run_dir = RunDir(tmp_path)
     with pytest.raises(RunDirError, match="another krea-batch"):
-        folder.lock()
+        run_dir.lock()
     holder.kill()
     holder.communicate()
-    folder.lock()
-    folder.unlock()
+    run_dir.lock()
+    run_dir.unlock()
 
 
-@pytest.mark.parametrize("there", ["out", f"out/{IMAGES}", "."], ids=["a file", "images is a file", "a file above"])
-def test_what_is_no_folder(tmp_path: Path, there: str) -> None:
-    """Where a file is in the way, the error names the path and the reason, and nothing is left behind."""
-    out = tmp_path / "out" if there != "." else tmp_path / "file" / "out"
-    in_the_way = tmp_path / there if there != "." else tmp_path / "file"
-    in_the_way.parent.mkdir(exist_ok=True)
-    in_the_way.write_text("mine")
+@pytest.mark.parametrize(
+    ("path", "file"),
+    [("out", "out"), ("out", f"out/{IMAGES}"), ("file/out", "file")],
+    ids=["a file", "images is a file", "a parent is a file"],
+)
+def test_a_file_instead_of_a_directory(tmp_path: Path, path: str, file: str) -> None:
+    """If a file prevents the directory, the error has the path and the reason, and the file is unchanged."""
+    foreign = tmp_path / file
+    foreign.parent.mkdir(exist_ok=True)
+    foreign.write_text("mine")
     with pytest.raises(RunDirError, match="cannot use") as caught:
-        RunDir(out).lock()
-    assert caught.value.path == out
-    assert in_the_way.read_text() == "mine"
+        RunDir(tmp_path / path).lock()
+    assert caught.value.path == tmp_path / path
+    assert foreign.read_text() == "mine"
 
 
-def test_where_there_is_no_run(tmp_path: Path) -> None:
-    """A folder without a ledger holds no run, and is told so; one with a ledger does."""
+def test_a_directory_without_a_run(tmp_path: Path) -> None:
+    """`require_run` raises for a directory without a ledger, and accepts one with a ledger."""
     with pytest.raises(RunDirError, match="not a run directory"):
         require_run(tmp_path)
     (tmp_path / LEDGER).touch()
