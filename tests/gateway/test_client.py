@@ -1,4 +1,4 @@
-"""`GatewayClient` against servers of a few lines: what it sends, and what it makes of each way a response can end."""
+"""`GatewayClient` against small servers: what it sends, and its verdict for each way in which a response can end."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from typing import Any, Self, TypeVar
 import pytest
 
 from krea_batch.gateway import client as client_module
-from krea_batch.gateway import url_policy as media_module
+from krea_batch.gateway import url_policy as url_policy_module
 from krea_batch.gateway import wire
 from krea_batch.gateway.client import GatewayClient
 from krea_batch.gateway.url_policy import DownloadError
@@ -38,12 +38,12 @@ T = TypeVar("T")
 CLIENT_KEY = "s3cret-k3y-0123456789"
 SUBMIT_BODY = b'{"prompt":"a cat"}'
 ACCEPTED_RESPONSE = b'{"request_id":"abc-1","status":"QUEUED"}'
-SHORT_TIMEOUT_S = 0.2  # a time-out that is meant to come
-LONG_TIMEOUT_S = 20.0  # one that is not
+SHORT_TIMEOUT_S = 0.2  # for requests that time out
+LONG_TIMEOUT_S = 20.0  # for requests that do not
 
 
 class RawRequest:
-    """A request as it came. Header names are in lower case."""
+    """A request that the server received. Header names are in lower case."""
 
     def __init__(self, head: bytes, body: bytes) -> None:
         line, *lines = head.decode().split("\r\n")
@@ -56,10 +56,10 @@ RequestHandler = Callable[[RawRequest, asyncio.StreamWriter], Awaitable[None]]
 
 
 class RawServer:
-    """A server of one handler on a free port of this machine, which keeps every request that came."""
+    """A server on a free port of loopback that answers with one handler and records every request."""
 
     def __init__(self, handler: RequestHandler) -> None:
-        self._answer = handler
+        self._handler = handler
         self._open: set[asyncio.StreamWriter] = set()
         self.requests: list[RawRequest] = []
         self.connections = 0
@@ -85,7 +85,7 @@ class RawServer:
                 length = re.search(rb"(?i)content-length: (\d+)", head)
                 request = RawRequest(head, await reader.readexactly(int(length[1])) if length else b"")
                 self.requests.append(request)
-                await self._answer(request, writer)
+                await self._handler(request, writer)
                 await writer.drain()
         except (asyncio.IncompleteReadError, ConnectionError):
             pass
@@ -95,13 +95,13 @@ class RawServer:
 
 
 def http_response(status: int, body: bytes = b"", *headers: str) -> bytes:
-    """An answer with a Content-Length."""
-    lines = [f"HTTP/1.1 {status} Said", f"Content-Length: {len(body)}", *headers]
+    """Return a response with a Content-Length."""
+    lines = [f"HTTP/1.1 {status} Reason", f"Content-Length: {len(body)}", *headers]
     return "\r\n".join(lines).encode() + b"\r\n\r\n" + body
 
 
 def fixed_response(*chunks: bytes, cut: bool = False) -> RequestHandler:
-    """Answer every request with the same pieces, and cut the connection if asked to."""
+    """Return a handler that sends the same chunks for every request, and then cuts the connection if `cut` is set."""
 
     async def respond(_: RawRequest, writer: asyncio.StreamWriter) -> None:
         for chunk in chunks:
@@ -124,20 +124,20 @@ def client(url: str, *, timeout_s: float = LONG_TIMEOUT_S) -> GatewayClient:
 
 
 def run_against_server(
-    handler: RequestHandler, ask: Callable[[GatewayClient, RawServer], Coroutine[Any, Any, T]], **options: Any
+    handler: RequestHandler, use: Callable[[GatewayClient, RawServer], Coroutine[Any, Any, T]], **options: Any
 ) -> T:
-    """Start a server and a client, ask, and stop both."""
+    """Start a server and a client, use them, and stop both."""
 
     async def main() -> T:
         async with RawServer(handler) as server, client(server.url, **options) as gateway:
-            return await ask(gateway, server)
+            return await use(gateway, server)
 
     return asyncio.run(main())
 
 
 async def read(gateway: GatewayClient, url: str, *, offset: int = 0, etag: str | None = None) -> tuple[int, bytes]:
-    async with await gateway.download(url, offset=offset, etag=etag) as media:
-        return media.offset, b"".join([chunk async for chunk in media.chunks()])
+    async with await gateway.download(url, offset=offset, etag=etag) as download:
+        return download.offset, b"".join([chunk async for chunk in download.chunks()])
 
 
 async def submit(gateway: GatewayClient, _: RawServer) -> PostVerdict:
@@ -145,33 +145,33 @@ async def submit(gateway: GatewayClient, _: RawServer) -> PostVerdict:
 
 
 def free_port() -> int:
-    with socket.socket() as taken:
-        taken.bind(("127.0.0.1", 0))
-        port: int = taken.getsockname()[1]
+    with socket.socket() as bound:
+        bound.bind(("127.0.0.1", 0))
+        port: int = bound.getsockname()[1]
         return port
 
 
-def assert_key_hidden(*texts: object) -> None:
-    """The key is in none of these, nor in what they are made of."""
-    for text in texts:
-        assert CLIENT_KEY not in f"{text!s} {text!r} {getattr(text, 'args', '')} {getattr(text, '__dict__', '')}"
-        if isinstance(text, BaseException):
-            assert text.__cause__ is None
-            assert text.__suppress_context__ or text.__context__ is None
+def assert_key_hidden(*values: object) -> None:
+    """Assert that the key is in none of the values, nor in their attributes or causes."""
+    for value in values:
+        assert CLIENT_KEY not in f"{value!s} {value!r} {getattr(value, 'args', '')} {getattr(value, '__dict__', '')}"
+        if isinstance(value, BaseException):
+            assert value.__cause__ is None
+            assert value.__suppress_context__ or value.__context__ is None
 
 
-# ---- what is sent ----------------------------------------------------------------------------------------
+# ---- requests --------------------------------------------------------------------------------------------
 
 
-def test_a_post_as_the_document_says() -> None:
-    """A POST goes to the document's address with its three headers, and with the body byte for byte."""
+def test_a_documented_post() -> None:
+    """A POST has the path and the three headers of the API document, and the body byte for byte."""
 
-    async def ask(gateway: GatewayClient, server: RawServer) -> RawRequest:
+    async def use(gateway: GatewayClient, server: RawServer) -> RawRequest:
         assert await gateway.submit(SUBMIT_BODY) == Accepted("abc-1", Waiting("QUEUED"))
         (request,) = server.requests
         return request
 
-    request = run_against_server(fixed_response(http_response(202, ACCEPTED_RESPONSE)), ask)
+    request = run_against_server(fixed_response(http_response(202, ACCEPTED_RESPONSE)), use)
     assert request.method == "POST"
     assert request.path == "/krea-2-large-text-to-image/v1/krea-2-large-text-to-image-request"
     assert request.headers["content-type"] == "application/json"
@@ -183,32 +183,32 @@ def test_a_post_as_the_document_says() -> None:
     assert not {"cookie", "authorization", "x-webhook-url", "expect", "transfer-encoding"} & set(request.headers)
 
 
-def test_a_poll_as_the_document_says() -> None:
-    """A poll is a GET of the document's address for this request_id, with the key."""
+def test_a_documented_poll() -> None:
+    """A poll is a GET of the API document's status URL of this request_id, with the key."""
     request_id = "krea-2-large-text-to-image_019d:a~b.c-d"
-    answer = b'{"request_id":"%s","status":"PROCESSING"}' % request_id.encode()
+    status_body = b'{"request_id":"%s","status":"PROCESSING"}' % request_id.encode()
 
-    async def ask(gateway: GatewayClient, server: RawServer) -> RawRequest:
+    async def use(gateway: GatewayClient, server: RawServer) -> RawRequest:
         assert await gateway.poll(request_id) == Waiting("PROCESSING")
         (request,) = server.requests
         return request
 
-    request = run_against_server(fixed_response(http_response(200, answer)), ask)
+    request = run_against_server(fixed_response(http_response(200, status_body)), use)
     assert (request.method, request.path) == ("GET", f"/v2/requests/status/{request_id}")
     assert request.headers["ocp-apim-subscription-key"] == CLIENT_KEY
     assert request.body == b""
 
 
 def test_the_key_never_goes_to_the_cdn() -> None:
-    """A download carries neither key nor cookies, even from the gateway's own machine and port."""
+    """A download contains neither key nor cookies, also if the image is at the gateway's own host and port."""
 
-    async def ask(gateway: GatewayClient, server: RawServer) -> RawRequest:
+    async def use(gateway: GatewayClient, server: RawServer) -> RawRequest:
         await gateway.submit(SUBMIT_BODY)
         await read(gateway, server.url + "/v1/a.png?sig=%2F&x=1")
         return server.requests[-1]
 
     request = run_against_server(
-        fixed_response(http_response(200, ACCEPTED_RESPONSE, "Set-Cookie: session=1; Path=/")), ask
+        fixed_response(http_response(200, ACCEPTED_RESPONSE, "Set-Cookie: session=1; Path=/")), use
     )
     assert (request.method, request.path) == ("GET", "/v1/a.png?sig=%2F&x=1")
     assert CLIENT_KEY not in str(request.headers)
@@ -227,21 +227,21 @@ def test_the_key_never_goes_to_the_cdn() -> None:
     ],
 )
 def test_media_urls_are_fetched_as_given(given: str, sent: str | None) -> None:
-    """An image is asked for under the very URL that the gateway gave, since a signature holds for its bytes."""
+    """An image is requested with exactly the URL from the gateway, since a signature covers its bytes."""
 
-    async def ask(gateway: GatewayClient, server: RawServer) -> list[str]:
+    async def use(gateway: GatewayClient, server: RawServer) -> list[str]:
         await read(gateway, server.url + given)
         await read(gateway, server.url + "/a.png")
-        await read(gateway, server.url + given)  # from a host that is known by now
+        await read(gateway, server.url + given)  # the origin is cached now
         return [server.requests[n].path for n in (0, 2)]
 
-    assert run_against_server(fixed_response(http_response(200, b"x")), ask) == [given if sent is None else sent] * 2
+    assert run_against_server(fixed_response(http_response(200, b"x")), use) == [given if sent is None else sent] * 2
 
 
 def test_cookies_are_not_kept() -> None:
     """A cookie that the gateway or the CDN sets is never sent back."""
 
-    async def ask(gateway: GatewayClient, server: RawServer) -> None:
+    async def use(gateway: GatewayClient, server: RawServer) -> None:
         for _ in range(2):
             await gateway.submit(SUBMIT_BODY)
             await gateway.poll("abc-1")
@@ -250,27 +250,27 @@ def test_cookies_are_not_kept() -> None:
         assert all("cookie" not in request.headers for request in server.requests)
 
     run_against_server(
-        fixed_response(http_response(200, ACCEPTED_RESPONSE, "Set-Cookie: session=1; Path=/", "Set-Cookie: b=2")), ask
+        fixed_response(http_response(200, ACCEPTED_RESPONSE, "Set-Cookie: session=1; Path=/", "Set-Cookie: b=2")), use
     )
 
 
 def test_connections_are_kept() -> None:
-    """Many requests, one after another, share one connection to the gateway."""
+    """Many sequential requests share one connection to the gateway."""
 
-    async def ask(gateway: GatewayClient, server: RawServer) -> int:
+    async def use(gateway: GatewayClient, server: RawServer) -> int:
         for _ in range(10):
             await gateway.submit(SUBMIT_BODY)
             await gateway.poll("abc-1")
         return server.connections
 
-    assert run_against_server(fixed_response(http_response(202, ACCEPTED_RESPONSE)), ask) == 1
+    assert run_against_server(fixed_response(http_response(202, ACCEPTED_RESPONSE)), use) == 1
 
 
 # ---- not sent --------------------------------------------------------------------------------------------
 
 
 async def request_without_server(url: str) -> tuple[PostVerdict, object, DownloadError | None]:
-    """What becomes of a POST, a poll and a download at an address."""
+    """Return the results of a POST and a poll, and the error of a download."""
     async with client(url) as gateway:
         posted, polled = await gateway.submit(SUBMIT_BODY), await gateway.poll("abc-1")
         try:
@@ -290,12 +290,12 @@ def assert_not_sent(url: str) -> None:
 
 
 def test_refused_connections() -> None:
-    """Where nobody listens, nothing is sent, and the POST is free to go again."""
+    """If no server listens, nothing is sent, so the POST can be repeated."""
     assert_not_sent(f"http://127.0.0.1:{free_port()}")
 
 
 def test_names_that_are_not_found(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Where the name has no address, nothing is sent."""
+    """If the host name has no address, nothing is sent."""
 
     def no_name(*_: object, **__: object) -> None:
         raise socket.gaierror(socket.EAI_NONAME, "Name or service not known")
@@ -305,7 +305,7 @@ def test_names_that_are_not_found(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_no_tls() -> None:
-    """Where TLS fails, since the other side speaks none, nothing is sent."""
+    """If the server does not use TLS, neither key nor body is sent."""
     received: list[bytes] = []
 
     async def connected(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -348,10 +348,10 @@ CERTIFICATE_COMMAND_LINE = [
 
 
 def test_an_untrusted_certificate_is_refused(tmp_path: Path) -> None:
-    """Where the gateway's certificate is not trusted, nothing is sent."""
+    """If the gateway's certificate is not trusted, nothing is sent."""
     openssl = shutil.which("openssl")
     if openssl is None:
-        pytest.skip("there is no openssl to make a certificate with")
+        pytest.skip("openssl, which creates the certificate, is not installed")
     pem = tmp_path / "self-signed.pem"
     subprocess.run([openssl, *CERTIFICATE_COMMAND_LINE, "-keyout", pem, "-out", pem], check=True, capture_output=True)
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
@@ -376,10 +376,10 @@ def test_an_untrusted_certificate_is_refused(tmp_path: Path) -> None:
     assert_key_hidden(posted, polled, failed)
 
 
-# ---- sent, and nobody knows ------------------------------------------------------------------------------
+# ---- ambiguous -------------------------------------------------------------------------------------------
 
 BROKEN_RESPONSES: dict[str, RequestHandler] = {
-    "cut before the answer": fixed_response(cut=True),
+    "cut before the response": fixed_response(cut=True),
     "cut in the status line": fixed_response(b"HTTP/1.1 2", cut=True),
     "cut in the headers": fixed_response(b"HTTP/1.1 202 Accepted\r\nContent-Le", cut=True),
     "cut before the body": fixed_response(b"HTTP/1.1 202 Accepted\r\nContent-Length: 40\r\n\r\n", cut=True),
@@ -397,7 +397,7 @@ BROKEN_RESPONSES: dict[str, RequestHandler] = {
         b"HTTP/1.1 429 Slow\r\nContent-Length: 100\r\nRetry-After: 1\r\n\r\n", cut=True
     ),
     "a bad chunk": fixed_response(b"HTTP/1.1 202 Accepted\r\nTransfer-Encoding: chunked\r\n\r\nzz\r\n", cut=True),
-    "no HTTP": fixed_response(b"220 smtp.example ESMTP\r\n\r\n", cut=True),
+    "not HTTP": fixed_response(b"220 smtp.example ESMTP\r\n\r\n", cut=True),
     "HTTP/0.9": fixed_response(ACCEPTED_RESPONSE, cut=True),
     "noise": fixed_response(b"\x00\xff\xfe\r\n\r\n", cut=True),
     "a bad length": fixed_response(b"HTTP/1.1 202 Accepted\r\nContent-Length: -5\r\n\r\n{}", cut=True),
@@ -411,7 +411,7 @@ BROKEN_RESPONSES: dict[str, RequestHandler] = {
     "too large, no length": fixed_response(
         b"HTTP/1.1 202 Accepted\r\n\r\n", b" " * wire.MAX_JSON_BYTES, ACCEPTED_RESPONSE, cut=True
     ),
-    "too large a refusal": fixed_response(http_response(400, b" " * (wire.MAX_JSON_BYTES + 1))),
+    "a refusal that is too large": fixed_response(http_response(400, b" " * (wire.MAX_JSON_BYTES + 1))),
     "compressed": fixed_response(http_response(202, ACCEPTED_RESPONSE, "Content-Encoding: gzip")),
     "a compressed refusal": fixed_response(http_response(400, b"\x1f\x8b", "Content-Encoding: br")),
     "no content": fixed_response(http_response(204)),
@@ -422,11 +422,11 @@ BROKEN_RESPONSES: dict[str, RequestHandler] = {
 }
 
 
-@pytest.mark.parametrize("answer", BROKEN_RESPONSES.values(), ids=BROKEN_RESPONSES)
-def test_broken_responses(answer: RequestHandler) -> None:
-    """Once headers were sent, every broken answer is unclear, and the POST is sent exactly once."""
+@pytest.mark.parametrize("handler", BROKEN_RESPONSES.values(), ids=BROKEN_RESPONSES)
+def test_broken_responses(handler: RequestHandler) -> None:
+    """After a POST was sent, every broken response is ambiguous, and the POST is sent exactly once."""
 
-    async def ask(gateway: GatewayClient, server: RawServer) -> None:
+    async def use(gateway: GatewayClient, server: RawServer) -> None:
         posted = await gateway.submit(SUBMIT_BODY)
         assert isinstance(posted, Ambiguous)
         assert [request.body for request in server.requests] == [SUBMIT_BODY]
@@ -434,48 +434,48 @@ def test_broken_responses(answer: RequestHandler) -> None:
         assert isinstance(polled, PollFailed)
         assert_key_hidden(posted, polled)
 
-    run_against_server(answer, ask)
+    run_against_server(handler, use)
 
 
-def test_no_answer_in_time() -> None:
-    """A POST whose answer does not come in time is unclear; a poll is trouble."""
+def test_no_response_in_time() -> None:
+    """A POST without a response in time is ambiguous; such a poll has failed."""
 
-    async def ask(gateway: GatewayClient, _: RawServer) -> tuple[PostVerdict, object]:
+    async def use(gateway: GatewayClient, _: RawServer) -> tuple[PostVerdict, object]:
         return await gateway.submit(SUBMIT_BODY), await gateway.poll("abc-1")
 
-    posted, polled = run_against_server(no_response, ask, timeout_s=SHORT_TIMEOUT_S)
+    posted, polled = run_against_server(no_response, use, timeout_s=SHORT_TIMEOUT_S)
     assert posted == Ambiguous("timed out")
     assert polled == PollFailed("timed out")
 
 
 def test_a_response_that_never_ends() -> None:
-    """A POST whose answer begins and does not end is unclear once the time is over."""
+    """A POST whose response starts and does not end is ambiguous after the timeout."""
 
-    async def answer(_: RawRequest, writer: asyncio.StreamWriter) -> None:
+    async def send_without_end(_: RawRequest, writer: asyncio.StreamWriter) -> None:
         writer.write(b"HTTP/1.1 202 Accepted\r\nContent-Length: 41\r\n\r\n" + ACCEPTED_RESPONSE)
         await asyncio.Event().wait()
 
-    assert isinstance(run_against_server(answer, submit, timeout_s=SHORT_TIMEOUT_S), Ambiguous)
+    assert isinstance(run_against_server(send_without_end, submit, timeout_s=SHORT_TIMEOUT_S), Ambiguous)
 
 
-def test_a_connection_that_went_stale() -> None:
-    """A POST on a kept connection that the gateway has closed meanwhile is not repeated behind our back."""
+def test_a_post_on_a_closed_connection() -> None:
+    """A POST on a reused connection that the gateway has closed is not repeated."""
 
-    async def ask(gateway: GatewayClient, server: RawServer) -> None:
+    async def use(gateway: GatewayClient, server: RawServer) -> None:
         verdicts = [await gateway.submit(SUBMIT_BODY) for _ in range(4)]
         accepted = sum(isinstance(verdict, Accepted) for verdict in verdicts)
         assert accepted == len(server.requests)
         assert all(isinstance(verdict, Accepted | Ambiguous | NotSent) for verdict in verdicts)
         assert_key_hidden(*verdicts)
 
-    run_against_server(fixed_response(http_response(202, ACCEPTED_RESPONSE), cut=True), ask)
+    run_against_server(fixed_response(http_response(202, ACCEPTED_RESPONSE), cut=True), use)
 
 
-def test_a_cut_poll_is_asked_once() -> None:
-    """A poll whose kept connection is cut under it is trouble, and not repeated behind the schedule's back."""
+def test_a_cut_poll_is_sent_once() -> None:
+    """A poll whose reused connection is cut has failed. It is not repeated: the schedule decides when to poll."""
     polls = 0
 
-    async def answer(_: RawRequest, writer: asyncio.StreamWriter) -> None:
+    async def cut_second_poll(_: RawRequest, writer: asyncio.StreamWriter) -> None:
         nonlocal polls
         polls += 1
         if polls == 1:
@@ -483,18 +483,18 @@ def test_a_cut_poll_is_asked_once() -> None:
         else:
             writer.close()
 
-    async def ask(gateway: GatewayClient, server: RawServer) -> None:
+    async def use(gateway: GatewayClient, server: RawServer) -> None:
         assert isinstance(await gateway.poll("abc-1"), Waiting)
         assert isinstance(await gateway.poll("abc-1"), PollFailed)
         assert (polls, server.connections) == (2, 1)
 
-    run_against_server(answer, ask)
+    run_against_server(cut_second_poll, use)
 
 
 def test_a_cancelled_post_raises_nothing_else() -> None:
-    """A POST that is cancelled is cancelled; what that means for the money is for the caller to say."""
+    """A cancelled POST raises CancelledError; the caller decides what it means for the charge."""
 
-    async def ask(gateway: GatewayClient, server: RawServer) -> None:
+    async def use(gateway: GatewayClient, server: RawServer) -> None:
         task = asyncio.ensure_future(gateway.submit(SUBMIT_BODY))
         while not server.requests:
             await asyncio.sleep(0)
@@ -502,11 +502,11 @@ def test_a_cancelled_post_raises_nothing_else() -> None:
         with pytest.raises(asyncio.CancelledError):
             await task
 
-    run_against_server(no_response, ask)
+    run_against_server(no_response, use)
 
 
 @pytest.mark.parametrize(
-    ("answer", "expected"),
+    ("response", "expected"),
     [
         (http_response(202, ACCEPTED_RESPONSE), Accepted("abc-1", Waiting("QUEUED"))),
         (http_response(200, ACCEPTED_RESPONSE, "Content-Encoding: identity"), Accepted("abc-1", Waiting("QUEUED"))),
@@ -540,21 +540,21 @@ def test_a_cancelled_post_raises_nothing_else() -> None:
         (http_response(400), Refused(Refusal.REJECTED, 400, "HTTP 400")),
     ],
 )
-def test_complete_responses(answer: bytes, expected: PostVerdict) -> None:
-    """Status, Retry-After, Date and body of a whole answer reach the verdict."""
-    assert run_against_server(fixed_response(answer), submit) == expected
+def test_complete_responses(response: bytes, expected: PostVerdict) -> None:
+    """The verdict uses status, Retry-After, Date and body of a complete response."""
+    assert run_against_server(fixed_response(response), submit) == expected
 
 
 def test_many_concurrent_requests() -> None:
-    """Hundreds of POSTs in flight each get their own answer."""
+    """Each of 200 concurrent POSTs gets its own response."""
 
     async def echo(request: RawRequest, writer: asyncio.StreamWriter) -> None:
         writer.write(http_response(202, b'{"request_id":"%s"}' % request.body))
 
-    async def ask(gateway: GatewayClient, _: RawServer) -> list[PostVerdict]:
+    async def use(gateway: GatewayClient, _: RawServer) -> list[PostVerdict]:
         return await asyncio.gather(*(gateway.submit(b"id-%d" % n) for n in range(200)))
 
-    assert run_against_server(echo, ask) == [Accepted(f"id-{n}", Waiting("QUEUED")) for n in range(200)]
+    assert run_against_server(echo, use) == [Accepted(f"id-{n}", Waiting("QUEUED")) for n in range(200)]
 
 
 # ---- redirects -------------------------------------------------------------------------------------------
@@ -562,9 +562,9 @@ def test_many_concurrent_requests() -> None:
 
 @pytest.mark.parametrize("status", [301, 302, 303, 307, 308])
 def test_redirects_are_not_followed(status: int) -> None:
-    """No POST, poll or download follows a redirect, so the key and the money stay where they belong."""
+    """No POST, poll or download follows a redirect, so neither key nor POST is sent to another host."""
 
-    async def ask(gateway: GatewayClient, server: RawServer) -> None:
+    async def use(gateway: GatewayClient, server: RawServer) -> None:
         assert isinstance(await gateway.submit(SUBMIT_BODY), Ambiguous)
         polled = await gateway.poll("abc-1")
         assert isinstance(polled, PollFailed)
@@ -575,7 +575,7 @@ def test_redirects_are_not_followed(status: int) -> None:
         assert [request.method for request in server.requests] == ["POST", "GET", "GET"]
         assert all(request.path != "/elsewhere" for request in server.requests)
 
-    run_against_server(fixed_response(http_response(status, b"", "Location: /elsewhere")), ask)
+    run_against_server(fixed_response(http_response(status, b"", "Location: /elsewhere")), use)
 
 
 # ---- downloads -------------------------------------------------------------------------------------------
@@ -584,7 +584,7 @@ CDN_IMAGE = bytes(range(256)) * 4000
 
 
 async def cdn(request: RawRequest, writer: asyncio.StreamWriter) -> None:
-    """A CDN that knows ranges, and one version of one image."""
+    """A CDN that supports ranges and has one version of one image."""
     requested_range = re.fullmatch(r"bytes=(\d+)-", request.headers.get("range", ""))
     start = int(requested_range[1]) if requested_range and request.headers.get("if-range") == '"v2"' else 0
     if start >= len(CDN_IMAGE):
@@ -603,18 +603,18 @@ async def cdn(request: RawRequest, writer: asyncio.StreamWriter) -> None:
         (0, '"v2"', 0),
         (1000, '"v2"', 1000),
         (len(CDN_IMAGE) - 1, '"v2"', len(CDN_IMAGE) - 1),
-        (1000, '"v1"', 0),  # another version: all of it
-        (1000, None, 0),  # nobody can say whether it is the same
-        (len(CDN_IMAGE), '"v2"', 0),  # 416: nothing is left to be had from there, so all of it
+        (1000, '"v1"', 0),  # another version, so the whole image is sent
+        (1000, None, 0),  # without an ETag, it may be another version
+        (len(CDN_IMAGE), '"v2"', 0),  # 416: nothing follows this offset, so the whole image is requested
     ],
 )
 def test_ranges(offset: int, etag: str | None, start: int) -> None:
-    """A download goes on from where it stopped where the CDN has the same image, and else starts over."""
+    """A download continues at its offset if the CDN has the same image, and else starts over."""
 
-    async def ask(gateway: GatewayClient, server: RawServer) -> tuple[int, bytes]:
+    async def use(gateway: GatewayClient, server: RawServer) -> tuple[int, bytes]:
         return await read(gateway, server.url + "/a.png", offset=offset, etag=etag)
 
-    assert run_against_server(cdn, ask) == (start, CDN_IMAGE[start:])
+    assert run_against_server(cdn, use) == (start, CDN_IMAGE[start:])
 
 
 @pytest.mark.parametrize(
@@ -622,22 +622,22 @@ def test_ranges(offset: int, etag: str | None, start: int) -> None:
     [('"v2"', '"v2"'), ('W/"v2"', None), ("v2", None), ("", None), ('"\u00ff"', None)],
 )
 def test_etags(header: str, etag: str | None) -> None:
-    """Only a strong ETag that can be sent back serves for going on."""
+    """Only a strong ETag in ASCII is kept, since others cannot be sent in If-Range."""
 
-    async def ask(gateway: GatewayClient, server: RawServer) -> str | None:
-        async with await gateway.download(server.url + "/a.png") as media:
-            return media.etag
+    async def use(gateway: GatewayClient, server: RawServer) -> str | None:
+        async with await gateway.download(server.url + "/a.png") as download:
+            return download.etag
 
-    assert run_against_server(fixed_response(http_response(200, b"x", f"ETag: {header}")), ask) == etag
+    assert run_against_server(fixed_response(http_response(200, b"x", f"ETag: {header}")), use) == etag
 
 
 BROKEN_IMAGES: dict[str, tuple[RequestHandler, int]] = {
     "404": (fixed_response(http_response(404)), 404),
     "403": (fixed_response(http_response(403, b"<xml>expired")), 403),
     "204": (fixed_response(http_response(204)), 204),
-    "416 for all of it": (fixed_response(http_response(416)), 416),
+    "416 for the whole image": (fixed_response(http_response(416)), 416),
     "another part": (fixed_response(http_response(206, b"x", "Content-Range: bytes 7-7/9")), 206),
-    "a part of nothing": (fixed_response(http_response(206, b"x")), 206),
+    "a part without a range": (fixed_response(http_response(206, b"x")), 206),
     "compressed": (fixed_response(http_response(200, b"x", "Content-Encoding: gzip")), 0),
     "too large": (fixed_response(b"HTTP/1.1 200 OK\r\nContent-Length: 67108865\r\n\r\n"), 0),
     "cut": (fixed_response(b"HTTP/1.1 200 OK\r\nContent-Length: 10\r\n\r\nabc", cut=True), 0),
@@ -650,47 +650,47 @@ BROKEN_IMAGES: dict[str, tuple[RequestHandler, int]] = {
 }
 
 
-@pytest.mark.parametrize(("answer", "status"), BROKEN_IMAGES.values(), ids=BROKEN_IMAGES)
-def test_broken_images(answer: RequestHandler, status: int) -> None:
-    """Whatever is wrong with a download is a MediaError, with the HTTP status where that is what is wrong."""
+@pytest.mark.parametrize(("handler", "status"), BROKEN_IMAGES.values(), ids=BROKEN_IMAGES)
+def test_broken_images(handler: RequestHandler, status: int) -> None:
+    """Every broken download raises DownloadError, with the HTTP status if that is the reason, and else 0."""
 
-    async def ask(gateway: GatewayClient, server: RawServer) -> None:
+    async def use(gateway: GatewayClient, server: RawServer) -> None:
         with pytest.raises(DownloadError) as caught:
             await read(gateway, server.url + "/a.png")
         assert caught.value.status == status
         assert_key_hidden(caught.value)
 
-    run_against_server(answer, ask)
+    run_against_server(handler, use)
 
 
 def test_retry_after_of_the_cdn() -> None:
-    """The wait that a CDN asks for is in the MediaError."""
+    """The DownloadError has the seconds of the CDN's Retry-After."""
 
-    async def ask(gateway: GatewayClient, server: RawServer) -> None:
+    async def use(gateway: GatewayClient, server: RawServer) -> None:
         with pytest.raises(DownloadError) as caught:
             await read(gateway, server.url + "/a.png")
         assert (caught.value.status, caught.value.retry_after_s) == (429, 11.0)
 
-    run_against_server(fixed_response(http_response(429, b"", "Retry-After: 11")), ask)
+    run_against_server(fixed_response(http_response(429, b"", "Retry-After: 11")), use)
 
 
 def test_image_size_is_capped(monkeypatch: pytest.MonkeyPatch) -> None:
-    """An image without a length, or longer than the cap with what came before, is broken off."""
-    for module in (client_module, media_module):
+    """A download without a length, or of the rest of an image, is aborted when the image exceeds the limit."""
+    for module in (client_module, url_policy_module):
         monkeypatch.setattr(module, "MAX_IMAGE_BYTES", 10_000)
 
-    async def ask(gateway: GatewayClient, server: RawServer) -> None:
+    async def use(gateway: GatewayClient, server: RawServer) -> None:
         with pytest.raises(DownloadError, match="larger"):
             await read(gateway, server.url + "/a.png")
 
-    run_against_server(fixed_response(b"HTTP/1.1 200 OK\r\n\r\n", b"x" * 10_001, cut=True), ask)
+    run_against_server(fixed_response(b"HTTP/1.1 200 OK\r\n\r\n", b"x" * 10_001, cut=True), use)
 
-    async def ask_for_more(gateway: GatewayClient, server: RawServer) -> None:
+    async def continue_download(gateway: GatewayClient, server: RawServer) -> None:
         with pytest.raises(DownloadError, match="larger"):
             await read(gateway, server.url + "/a.png", offset=9_000, etag='"e"')
 
     run_against_server(
-        fixed_response(http_response(206, b"x" * 1001, "Content-Range: bytes 9000-10000/10001")), ask_for_more
+        fixed_response(http_response(206, b"x" * 1001, "Content-Range: bytes 9000-10000/10001")), continue_download
     )
 
 
@@ -715,7 +715,7 @@ def test_image_size_is_capped(monkeypatch: pytest.MonkeyPatch) -> None:
     ],
 )
 def test_urls_that_cannot_be_fetched(url: str) -> None:
-    """A URL that may not or cannot be fetched is a MediaError, whichever part of the way finds out."""
+    """A URL that may not or cannot be fetched raises DownloadError, in whatever step that is detected."""
 
     async def main() -> None:
         async with client(f"http://127.0.0.1:{free_port()}") as gateway:
@@ -732,13 +732,13 @@ def test_urls_that_cannot_be_fetched(url: str) -> None:
     ["127.0.0.1", "10.0.0.1", "169.254.169.254", "192.168.1.1", "::1", "fd00::1", "fe80::1", "64:ff9b::a00:1"],
 )
 def test_private_addresses_are_not_connected_to(address: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A public name that turns out to be a private address is not connected to: the address itself is checked."""
+    """No connection is made if a public name resolves to a private address: the address itself is checked."""
     family = socket.AF_INET6 if ":" in address else socket.AF_INET
     sockaddr = (address, 443, 0, 0) if ":" in address else (address, 443)
-    found = [(family, socket.SOCK_STREAM, socket.IPPROTO_TCP, "", sockaddr)]
-    made: list[object] = []
-    monkeypatch.setattr(socket, "getaddrinfo", lambda *_, **__: found)
-    monkeypatch.setattr(client_module, "socket", SimpleNamespace(socket=lambda *args: made.append(args)))
+    resolved = [(family, socket.SOCK_STREAM, socket.IPPROTO_TCP, "", sockaddr)]
+    sockets: list[object] = []
+    monkeypatch.setattr(socket, "getaddrinfo", lambda *_, **__: resolved)
+    monkeypatch.setattr(client_module, "socket", SimpleNamespace(socket=lambda *args: sockets.append(args)))
 
     async def main(url: str) -> None:
         async with client("https://gateway.example") as gateway:
@@ -747,11 +747,11 @@ def test_private_addresses_are_not_connected_to(address: str, monkeypatch: pytes
             assert "no public address" in caught.value.reason or "no connection" in caught.value.reason
 
     asyncio.run(main("https://cdn.example/a.png"))
-    assert made == []
+    assert sockets == []
 
 
 def test_loopback_needs_a_loopback_gateway() -> None:
-    """This machine's own images are fetched only when the gateway is on it."""
+    """Images on loopback are fetched only if the gateway is on loopback."""
 
     async def main() -> None:
         async with RawServer(cdn) as server, client("https://gateway.example") as gateway:
@@ -763,31 +763,31 @@ def test_loopback_needs_a_loopback_gateway() -> None:
     asyncio.run(main())
 
 
-# ---- nothing is left behind ------------------------------------------------------------------------------
+# ---- others ----------------------------------------------------------------------------------------------
 
 
 def test_the_output_may_be_in_the_response() -> None:
-    """An answer to the POST that has the output already is accepted with it."""
+    """If the response to a POST has the output already, the job is accepted with it."""
     body = b'{"request_id":"abc-1","status":"COMPLETED","output":{"media_url":"https://c/a.png","media_type":"image/png"}}'
     assert run_against_server(fixed_response(http_response(200, body)), submit) == Accepted(
         "abc-1", Finished(("https://c/a.png",), "image/png")
     )
 
 
-def test_a_download_that_is_left_is_closed() -> None:
-    """An image of which only a part was read leaves no open connection and no warning."""
+def test_a_partly_read_download_is_closed() -> None:
+    """An image that was read in part leaves no open connection and no warning."""
 
-    async def ask(gateway: GatewayClient, server: RawServer) -> None:
-        async with await gateway.download(server.url + "/a.png") as media:
-            async for _ in media.chunks():
+    async def use(gateway: GatewayClient, server: RawServer) -> None:
+        async with await gateway.download(server.url + "/a.png") as download:
+            async for _ in download.chunks():
                 break
 
-    run_against_server(cdn, ask)
+    run_against_server(cdn, use)
     gc.collect()
 
 
 def test_reprs_hide_the_key() -> None:
-    """The client shows the key in no repr of its own."""
+    """Neither the repr of the client nor that of its attributes shows the key."""
     gateway = client("https://gateway.example")
     assert CLIENT_KEY not in repr(gateway)
     assert CLIENT_KEY not in repr(vars(gateway))

@@ -30,7 +30,7 @@ DOCUMENT_URL = (  # API document, Response (Completed)
     ],
 )
 def test_urls_that_may_be_fetched(url: str, loopback: bool) -> None:
-    """An https URL of someone else's host may be fetched; the document's own is one."""
+    """An https URL of a public host may be fetched, such as that of the API document."""
     assert url_rejection_reason(url, allow_loopback=loopback) is None
 
 
@@ -76,14 +76,14 @@ def test_urls_that_may_be_fetched(url: str, loopback: bool) -> None:
     ],
 )
 def test_urls_that_may_not(url: str, loopback: bool) -> None:
-    """Other schemes, user names, no host, and http to anything but this machine are refused, with a reason."""
+    """Other schemes, user names, missing hosts, and http beyond loopback are refused with a reason."""
     assert url_rejection_reason(url, allow_loopback=loopback)
 
 
 @pytest.mark.parametrize("scheme", ["http", "https"])
 @pytest.mark.parametrize("host", ["127.0.0.1", "localhost", "[::1]", "127.8.8.8", "LOCALHOST"])
-def test_this_machine(scheme: str, host: str) -> None:
-    """This machine is fetched from only when the gateway itself is on it; then http will do."""
+def test_loopback_urls(scheme: str, host: str) -> None:
+    """A URL on loopback may be fetched only with `allow_loopback`, and then also over http."""
     url = f"{scheme}://{host}:8080/a.png"
     assert url_rejection_reason(url, allow_loopback=False)
     assert url_rejection_reason(url, allow_loopback=True) is None
@@ -122,14 +122,14 @@ def six_to_four_address(ip: str) -> str:
 @pytest.mark.parametrize("loopback", [False, True])
 @pytest.mark.parametrize("address", PRIVATE_ADDRESSES)
 def test_private_addresses(address: str, loopback: bool) -> None:
-    """No private, link-local, site-local, shared, multicast or reserved address is connected to, ever."""
+    """No private, link-local, site-local, shared, multicast or reserved address is public, also with loopback."""
     assert not is_public_address(address, allow_loopback=loopback)
 
 
 @pytest.mark.parametrize("ip", EMBEDDED_ADDRESSES)
 @pytest.mark.parametrize("form", ["::ffff:{}", "::{}", "64:ff9b::{}", "6to4"])
-def test_addresses_in_addresses(ip: str, form: str) -> None:
-    """An IPv6 address that leads to a private IPv4 one (mapped, compatible, NAT64, 6to4) is not a public address."""
+def test_embedded_addresses(ip: str, form: str) -> None:
+    """An IPv6 address with an embedded private IPv4 address (mapped, compatible, NAT64, 6to4) is not public."""
     address = six_to_four_address(ip) if form == "6to4" else form.format(ip)
     assert not is_public_address(address, allow_loopback=False)
 
@@ -142,26 +142,26 @@ def test_addresses_in_addresses(ip: str, form: str) -> None:
         "172.32.0.1",
         "2606:4700::6810:1",
         "::ffff:93.184.216.34",
-        "64:ff9b::93.184.216.34",  # how an IPv6-only network reaches it
+        "64:ff9b::93.184.216.34",  # NAT64: an IPv6-only network reaches the IPv4 address with it
         six_to_four_address("93.184.216.34"),
     ],
 )
 def test_public_addresses(address: str) -> None:
-    """Global unicast addresses are connected to."""
+    """Global unicast addresses are public."""
     assert is_public_address(address, allow_loopback=False)
     assert is_public_address(address, allow_loopback=True)
 
 
 @pytest.mark.parametrize("address", ["127.0.0.1", "127.255.0.1", "::1", "::ffff:127.0.0.1"])
 def test_loopback_addresses(address: str) -> None:
-    """This machine's own addresses are connected to only when the gateway itself is on it."""
+    """Loopback addresses are allowed only with `allow_loopback`."""
     assert is_public_address(address, allow_loopback=True)
     assert not is_public_address(address, allow_loopback=False)
 
 
 @given(st.text(max_size=30) | st.from_regex(r"[0-9a-f:.%]{1,40}", fullmatch=True), st.booleans())
 def test_no_address_raises(address: str, loopback: bool) -> None:
-    """What is no address at all is not public, and raises nothing."""
+    """A text that is not an address is not public. No text raises."""
     try:
         ipaddress.ip_address(address.partition("%")[0])
     except ValueError:
@@ -173,7 +173,7 @@ def test_no_address_raises(address: str, loopback: bool) -> None:
 @given(st.text(max_size=60) | st.from_regex(r"https?://[\[\]@:/?#\\.a-z0-9%-]{0,30}", fullmatch=True), st.booleans())
 @example(url="https://0?@", loopback=False)
 def test_no_url_raises(url: str, loopback: bool) -> None:
-    """No text raises; what is allowed without loopback is https, and has a host and no user name."""
+    """No text raises. A URL that is allowed without loopback is https and has no user name."""
     if url_rejection_reason(url, allow_loopback=loopback) is None and not loopback:
         assert url.lower().lstrip().startswith("https:")
         assert "@" not in re.split("[/?#]", url.split("//", 1)[1])[0]
@@ -181,29 +181,29 @@ def test_no_url_raises(url: str, loopback: bool) -> None:
 
 @given(st.ip_addresses())
 def test_no_private_address_passes(ip: ipaddress.IPv4Address | ipaddress.IPv6Address) -> None:
-    """Of all addresses there are, none passes that is not global and unicast."""
+    """Every address that is public is global and unicast."""
     if is_public_address(str(ip), allow_loopback=False):
         assert ip.is_global or (isinstance(ip, ipaddress.IPv6Address) and ip.ipv4_mapped is not None)
         assert not (ip.is_multicast or ip.is_loopback or ip.is_link_local or ip.is_unspecified)
 
 
-# ---- parts of an image ----------------------------------------------------------------------------------
+# ---- partial responses -----------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
-    ("status", "content_range", "asked", "offset"),
+    ("status", "content_range", "requested", "offset"),
     [
         (200, None, 0, 0),
-        (200, None, 500, 0),  # it changed, or the CDN knows no ranges: all of it comes
+        (200, None, 500, 0),  # the image changed, or the CDN does not support ranges: the whole image is sent
         (200, "bytes 500-999/1000", 500, 0),
         (206, "bytes 500-999/1000", 500, 500),
         (206, "bytes 500-999/*", 500, 500),
         (206, "bytes 0-999/1000", 0, 0),
     ],
 )
-def test_response_offset(status: int, content_range: str | None, asked: int, offset: int) -> None:
-    """A whole answer starts at 0, whatever was asked; a part starts where it was asked to."""
-    assert response_offset(status, content_range, asked) == offset
+def test_response_offset(status: int, content_range: str | None, requested: int, offset: int) -> None:
+    """A complete response starts at 0, whatever was requested. A part starts at the requested offset."""
+    assert response_offset(status, content_range, requested) == offset
 
 
 @pytest.mark.parametrize(
@@ -225,16 +225,16 @@ def test_response_offset(status: int, content_range: str | None, asked: int, off
     ],
 )
 def test_partial_responses_that_cannot_be_used(status: int, content_range: str | None) -> None:
-    """A part that is not said to begin where it was asked to is never glued to what is there."""
+    """A part that does not start at the requested offset is refused, since it would damage the file."""
     with pytest.raises(DownloadError) as caught:
         response_offset(status, content_range, 500)
     assert caught.value.status == status
 
 
 @given(st.integers(100, 599), st.none() | st.text(max_size=40), st.integers(0, 10**12))
-def test_no_content_range_raises_anything_else(status: int, content_range: str | None, asked: int) -> None:
-    """Whatever a CDN says, it starts at 0 or where it was asked to, or it is a MediaError."""
+def test_no_content_range_raises_anything_else(status: int, content_range: str | None, requested: int) -> None:
+    """Any response starts at 0 or at the requested offset, or raises DownloadError."""
     try:
-        assert response_offset(status, content_range, asked) in (0, asked)
+        assert response_offset(status, content_range, requested) in (0, requested)
     except DownloadError as error:
         assert str(error).isprintable()

@@ -105,7 +105,7 @@ def to_bytes(body: object) -> bytes | None:
 
 
 def test_the_documents_example() -> None:
-    """A job with a prompt alone is sent as the document's example request, field by field and in its order."""
+    """A job with only a prompt is sent as the example request of the API document, with its fields in order."""
     body = encode_body(Job(prompt="A Van Gogh-tinged Provencal farmhouse under starry nights"))
     assert body == (
         b'{"prompt":"A Van Gogh-tinged Provencal farmhouse under starry nights","aspect_ratio":"1:1",'
@@ -114,7 +114,7 @@ def test_the_documents_example() -> None:
 
 
 def test_every_field() -> None:
-    """Each parameter is sent under the document's name and type; id and metadata never are."""
+    """Each parameter is sent with the name and type of the API document. `id` and `metadata` are not sent."""
     job = Job(
         prompt='Zwölf Boxkämpfer 🥊 "quoted" \\ back\nslash',
         aspect_ratio="2.35:1",
@@ -136,7 +136,7 @@ def test_every_field() -> None:
 
 @pytest.mark.parametrize("seed", [0, 1, -1, 2**32, 2**63, 2**64 - 1, -(2**63)])
 def test_seeds_are_exact(seed: int) -> None:
-    """A seed is sent digit for digit, 0 among them; without a seed there is no such field."""
+    """A seed is sent exactly, also 0. Without a seed, there is no such field."""
     assert f'"seed":{seed},'.encode() in encode_body(Job(prompt="a", seed=seed))
     assert b"seed" not in encode_body(Job(prompt="a"))
 
@@ -144,7 +144,7 @@ def test_seeds_are_exact(seed: int) -> None:
 @pytest.mark.parametrize("ratio", ["1:1", "4:3", "3:2", "16:9", "2.35:1", "4:5", "2:3", "9:16"])
 @pytest.mark.parametrize("creativity", ["raw", "low", "medium", "high"])
 def test_enums(ratio: Any, creativity: Any) -> None:
-    """Each of the document's aspect ratios and creativities is sent as it is written."""
+    """Each aspect ratio and creativity of the API document is sent unchanged."""
     body = json.loads(encode_body(validate_job(Job(prompt="a", aspect_ratio=ratio, creativity=creativity))))
     assert (body["aspect_ratio"], body["creativity"]) == (ratio, creativity)
 
@@ -161,8 +161,8 @@ jobs = st.builds(
 
 
 @given(jobs)
-def test_nothing_is_lost_on_the_wire(job: Job) -> None:
-    """Whatever a job holds, its body is JSON that says exactly that."""
+def test_the_body_has_every_value_of_the_job(job: Job) -> None:
+    """The body of any job is JSON with exactly its values."""
     body = json.loads(encode_body(job))
     assert body["prompt"] == job.prompt
     assert body["seed"] == job.seed
@@ -174,18 +174,18 @@ def test_nothing_is_lost_on_the_wire(job: Job) -> None:
 
 @given(jobs, jobs)
 def test_fingerprints(one: Job, other: Job) -> None:
-    """Two jobs share a fingerprint exactly when their bodies are the same, whatever their ids and metadata."""
+    """Two jobs have the same fingerprint exactly if their bodies are equal."""
     assert (wire.fingerprint(one) == wire.fingerprint(other)) == (encode_body(one) == encode_body(other))
     assert len(wire.fingerprint(one)) == 32
 
 
 def test_ids_and_metadata_do_not_change_the_fingerprint() -> None:
-    """A job under another id, with other metadata, asks for the same image."""
+    """Jobs that differ only in id and metadata have the same fingerprint."""
     one, other = Job(prompt="a", id="1"), Job(prompt="a", id="2", metadata={"x": 1})
     assert wire.fingerprint(one) == wire.fingerprint(other) != wire.fingerprint(Job(prompt="b", id="1"))
 
 
-# ---- what became of a POST: accepted ---------------------------------------------------------------------
+# ---- results of a POST: accepted -------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("status", [200, 201, 202, 203, 299])
@@ -202,13 +202,13 @@ def test_ids_and_metadata_do_not_change_the_fingerprint() -> None:
         ({"polling_url": None, "eta_s": 12.5, "extra": {"a": [1, None]}}, Waiting("QUEUED")),
         (COMPLETED, FINISHED_VERDICT),
         ({**COMPLETED, "status": None}, FINISHED_VERDICT),
-        ({"status": "COMPLETED"}, Waiting("QUEUED")),  # without output it is for the poll to say
+        ({"status": "COMPLETED"}, Waiting("QUEUED")),  # without an output, a poll decides
         (ERROR, Errored("Description of the error")),
         ({"status": "FAILED", "error": "nsfw"}, Failed("nsfw")),
     ],
 )
 def test_accepted(status: int, more: dict[str, Any], progress: Progress) -> None:
-    """2xx with a valid request_id is accepted, whatever else stands there, and what it says already is kept."""
+    """2xx with a valid request_id is accepted, whatever the other fields are. Its progress is kept."""
     assert parse_submit(status, QUEUED | more) == Accepted(ID, progress)
 
 
@@ -258,21 +258,21 @@ INVALID_IDS: list[object] = [
 
 @pytest.mark.parametrize("request_id", VALID_IDS)
 def test_valid_request_ids(request_id: str) -> None:
-    """A request_id of letters, digits and harmless signs, up to 200, can be polled."""
+    """A request_id of up to 200 letters, digits and safe characters is valid."""
     assert is_request_id(request_id)
     assert isinstance(parse_submit(202, {"request_id": request_id}), Accepted)
 
 
 @pytest.mark.parametrize("request_id", INVALID_IDS, ids=repr)
 def test_invalid_request_ids(request_id: object) -> None:
-    """2xx with a request_id that is a path, too long, no string or none at all is unclear, never free."""
+    """2xx with a request_id that is a path, too long, not a string or missing is ambiguous: it may be charged."""
     assert not is_request_id(request_id)
     assert isinstance(parse_submit(202, QUEUED | {"request_id": request_id}), Ambiguous)
 
 
 @given(st.text(max_size=30) | st.from_regex(r"[A-Za-z0-9./%~:_-]{1,30}", fullmatch=True))
 def test_request_ids_stay_in_their_segment(text: str) -> None:
-    """No valid request_id leads out of its place in the path of a poll."""
+    """No valid request_id leaves its segment in the path of a poll."""
     if is_request_id(text):
         assert not set(text) & set("/\\?#%@ \t\r\n")
         assert ".." not in text
@@ -285,16 +285,16 @@ def test_request_ids_stay_in_their_segment(text: str) -> None:
     [*GARBAGE_BODIES.values(), b"{}", PAYMENT_REQUIRED_BODY, {"status": "QUEUED"}],
     ids=[*GARBAGE_BODIES, *"123"],
 )
-def test_2xx_that_cannot_be_read(status: int, body: object) -> None:
-    """2xx without a readable request_id is unclear: the job may have been queued and paid."""
+def test_unreadable_2xx(status: int, body: object) -> None:
+    """2xx without a readable request_id is ambiguous: the job may be queued and charged."""
     assert isinstance(parse_submit(status, body), Ambiguous)
 
 
-# ---- what became of a POST: refused or unclear -----------------------------------------------------------
+# ---- results of a POST: refused or ambiguous -------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
-    ("status", "body", "refusal", "said"),
+    ("status", "body", "refusal", "detail"),
     [
         (400, NO_MODEL_BODY, Refusal.REJECTED, "Model not found: Model 'krea-2-large-text-to-image' not found or is"),
         (401, {"message": "Access denied"}, Refusal.FATAL, "Access denied"),
@@ -315,19 +315,19 @@ def test_2xx_that_cannot_be_read(status: int, body: object) -> None:
         (503, NO_MODEL_BODY, Refusal.RETRYABLE, "Model not found"),
     ],
 )
-def test_refused(status: int, body: object, refusal: Refusal, said: str) -> None:
-    """A complete answer of the document's refusals says that nothing was queued, and keeps the gateway's words."""
+def test_refused(status: int, body: object, refusal: Refusal, detail: str) -> None:
+    """A complete refusal of the API document proves that nothing was queued. Its message is kept."""
     verdict = parse_submit(status, body)
     assert isinstance(verdict, Refused)
     assert (verdict.refusal, verdict.status, verdict.retry_after_s) == (refusal, status, None)
-    assert verdict.detail.startswith(said)
+    assert verdict.detail.startswith(detail)
     assert verdict.detail.isprintable()
 
 
 @pytest.mark.parametrize("status", [400, 401, 402, 403, 404, 405, 413, 415, 422, 429])
 @pytest.mark.parametrize("body", GARBAGE_BODIES.values(), ids=GARBAGE_BODIES)
 def test_refusals_need_no_message(status: int, body: bytes) -> None:
-    """The status of a refusal is enough, whatever its body is, as long as it is complete."""
+    """A complete response with the status of a refusal is a refusal, whatever its body is."""
     assert isinstance(parse_submit(status, body), Refused)
 
 
@@ -350,7 +350,7 @@ def test_refusals_need_no_message(status: int, body: bytes) -> None:
     ],
 )
 def test_a_500_that_proves_nothing(status: int, body: object) -> None:
-    """500 or 503 without the document's error body, or with one that names a request, is unclear."""
+    """500 or 503 without the API document's error body, or with a request_id in it, is ambiguous."""
     assert isinstance(parse_submit(status, body), Ambiguous)
 
 
@@ -359,7 +359,7 @@ REFUSALS = {400, 401, 402, 403, 404, 405, 413, 415, 422, 429, 500, 503}
 
 @pytest.mark.parametrize("status", [code for code in range(100, 1000) if code not in REFUSALS and code // 100 != 2])
 def test_everything_else_is_ambiguous(status: int) -> None:
-    """3xx, 408, 409, 502, 504 and every other status is unclear, whatever the body says."""
+    """3xx, 408, 409, 502, 504 and every other status is ambiguous, whatever the body is."""
     for body in (PAYMENT_REQUIRED_BODY, QUEUED, COMPLETED, b"", None):
         assert isinstance(parse_submit(status, body), Ambiguous)
         assert isinstance(parse_submit(status, body, retry_after="5"), Ambiguous)
@@ -367,7 +367,7 @@ def test_everything_else_is_ambiguous(status: int) -> None:
 
 @pytest.mark.parametrize("status", range(100, 1000))
 def test_an_incomplete_response(status: int) -> None:
-    """An answer that was cut, too large or compressed never proves that nothing was queued."""
+    """A response that was cut, too large or compressed is ambiguous with every status."""
     assert isinstance(parse_submit(status, None, retry_after="5"), Ambiguous)
 
 
@@ -384,12 +384,12 @@ def test_an_incomplete_response(status: int) -> None:
     ],
 )
 def test_refused_with_retry_after(status: int, body: object, expected: Refused) -> None:
-    """Retry-After is respected with 429, 500 and 503, and turns a 403 into a quota (docs/architecture.md)."""
+    """Retry-After is used with 429, 500 and 503. A 403 with Retry-After is a rate limit (docs/architecture.md)."""
     assert parse_submit(status, body, retry_after="7") == expected
 
 
 def test_messages_are_truncated() -> None:
-    """The gateway's words are kept short in a verdict."""
+    """A long message of the gateway is truncated in the verdict."""
     verdict = parse_submit(400, {"error": "x" * 100_000})
     assert isinstance(verdict, Refused)
     assert len(verdict.detail) == wire.MAX_DETAIL_CHARS
@@ -430,7 +430,7 @@ def test_messages_are_truncated() -> None:
     ],
 )
 def test_polled(changes: dict[str, Any], expected: PollVerdict) -> None:
-    """Each word of the document means what it says; unknown ones mean "not yet"; one URL or an array will do."""
+    """Each status of the API document has its verdict. Unknown ones mean "not yet". A single URL is allowed."""
     assert parse_poll(COMPLETED | changes) == expected
 
 
@@ -456,14 +456,14 @@ def test_polled(changes: dict[str, Any], expected: PollVerdict) -> None:
         None,
     ],
 )
-def test_polls_that_say_nothing(body: object) -> None:
-    """A status answer that cannot be read, or speaks of another request, says nothing about the job."""
+def test_invalid_status_responses(body: object) -> None:
+    """A status response that cannot be read, or is for another request, is a failed poll."""
     assert isinstance(parse_poll(body), PollFailed)
 
 
 @pytest.mark.parametrize("status", [code for code in range(100, 1000) if code // 100 != 2])
 def test_polls_that_fail(status: int) -> None:
-    """No status but 2xx says anything about a job, not even with an ERROR or COMPLETED in its body."""
+    """A poll with a status other than 2xx has failed, also with ERROR or COMPLETED in its body."""
     for body in (ERROR, COMPLETED, {"error": "FAILED"}, b"<html>", None):
         verdict = parse_poll(body, status, retry_after="9")
         assert isinstance(verdict, PollFailed)
@@ -504,7 +504,7 @@ def http_date(wait_s: float) -> str:
         (http_date(30), None, 30.0),
         (http_date(-30), None, 0.0),
         (http_date(86400 * 365), None, 3600.0),
-        (http_date(530), http_date(500), 30.0),  # our clock is wrong, the gateway's own says what it means
+        (http_date(530), http_date(500), 30.0),  # the local clock is wrong; the response's Date counts
         (http_date(-470), http_date(-500), 30.0),
         (http_date(30), "garbage", 30.0),
         (http_date(30), "", 30.0),
@@ -518,7 +518,7 @@ def http_date(wait_s: float) -> str:
     ],
 )
 def test_retry_after(value: str | None, date: str | None, expected: float | None) -> None:
-    """Seconds or an HTTP-date, read against the answer's own Date, from 0 to an hour; anything else says nothing."""
+    """Seconds, or an HTTP-date compared with the response's Date, are 0 to 3600 seconds. Anything else is None."""
     assert wire.retry_after_s(value, date, now=NOW) == expected
 
 
@@ -535,12 +535,12 @@ header_like = st.one_of(
 @settings(deadline=None, max_examples=500)
 @given(header_like, st.none() | header_like)
 def test_no_retry_after_raises(value: str, date: str | None) -> None:
-    """Whatever is in the headers, the wait is from 0 to an hour, or not said; nothing is raised."""
+    """With any headers, the wait is None or 0 to 3600 seconds, and nothing is raised."""
     wait_s = wire.retry_after_s(value, date, now=NOW)
     assert wait_s is None or 0 <= wait_s <= wire.MAX_RETRY_AFTER_S
 
 
-# ---- anything at all -------------------------------------------------------------------------------------
+# ---- any response ----------------------------------------------------------------------------------------
 
 values: st.SearchStrategy[Any] = st.recursive(
     st.none()
@@ -564,7 +564,7 @@ bodies = st.none() | st.binary(max_size=100) | responses
 @settings(deadline=None, max_examples=300)
 @given(st.integers(100, 999), bodies, st.none() | header_like, st.none() | header_like)
 def test_no_answer_raises(status: int, body: bytes | None, retry_after: str | None, date: str | None) -> None:
-    """No answer makes `wire` raise; a POST is free again only after the document's refusals; words can be stored."""
+    """No response raises. A POST is refused only by the API document's refusals. Verdicts can be encoded as UTF-8."""
     answer = Answer(status, body, retry_after, date)
     verdict = read_post_answer(answer, now=NOW)
     assert isinstance(verdict, Accepted | Refused | Ambiguous)
