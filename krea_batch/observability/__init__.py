@@ -11,13 +11,13 @@ A run does not depend on this package. Metrics and traces each need a library of
 `krea-batch[otel]`), which is imported when the listener is first used.
 """
 
+from importlib.resources import files
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from krea_batch.observability.logs import JsonFormatter, LogfmtFormatter
     from krea_batch.observability.metrics import MetricsListener
     from krea_batch.observability.traces import TracingListener
-from importlib.resources import files
 
 __all__ = ["JsonFormatter", "LogfmtFormatter", "MetricsListener", "TracingListener", "dashboard"]
 
@@ -30,7 +30,7 @@ _LAZY_MODULES = {
 
 
 def __getattr__(name: str) -> Any:
-    """Import a public name, and the library behind it, when it is first used."""
+    """Import a public name, and the library behind it, at its first use."""
     from importlib import import_module
 
     if name not in _LAZY_MODULES:
@@ -39,5 +39,5 @@ def __getattr__(name: str) -> Any:
 
 
 def dashboard() -> str:
-    """The JSON of the dashboard. Which Prometheus it asks, and about which runs, is chosen at its top."""
+    """Return the JSON of the Grafana dashboard. Its variables choose the Prometheus server and the runs."""
     return files("krea_batch.observability").joinpath("dashboard.json").read_text("utf-8")

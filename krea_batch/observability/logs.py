@@ -1,7 +1,7 @@
-"""Log formatters: JSON, or key=value with quotes where needed.
+"""Log formatters: JSON, and key=value with quotes where needed.
 
-Modules log `"… job=%s from=%s"` with arguments. The fields are taken from the record's template and arguments, not
-from the formatted line, so a value with spaces stays one value.
+The package logs with templates such as `"… job=%s from=%s"`. The fields are taken from the template and its
+arguments, not from the formatted line, so a value with spaces stays one value.
 """
 
 from __future__ import annotations
@@ -15,13 +15,16 @@ from typing import Any
 
 import orjson
 
-_PLACEHOLDER = re.compile(r"(?:(?P<key>[A-Za-z_]\w*)=)?%(?P<how>[-+ #0]*\d*(?:\.\d+)?[a-zA-Z])|%%")
+_PLACEHOLDER = re.compile(r"(?:(?P<key>[A-Za-z_]\w*)=)?%(?P<conversion>[-+ #0]*\d*(?:\.\d+)?[a-zA-Z])|%%")
 _UNQUOTED = re.compile(r"[^\s\"=\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]+")
 _JSON_INTEGERS = range(-(2**63), 2**64)  # what JSON encoders represent exactly
 
 
 class JsonFormatter(logging.Formatter):
-    """One JSON object per line: time (UTC), level, logger, message, the fields of the message, exception if any."""
+    """Formats a record as one line of JSON: time (UTC), level, logger, message, its fields, and the exception if any.
+
+    A field does not replace a key of the line itself, such as `level`.
+    """
 
     def format(self, record: logging.LogRecord) -> str:
         line: dict[str, Any] = {"time": _format_time(record), "level": record.levelname, "logger": record.name}
@@ -34,7 +37,7 @@ class JsonFormatter(logging.Formatter):
 
 
 class LogfmtFormatter(logging.Formatter):
-    """One line of `key=value`; values with spaces, quotes or line breaks are quoted as in JSON."""
+    """Formats a record as one line of `key=value`. Values with spaces, quotes or line breaks are quoted like JSON."""
 
     def format(self, record: logging.LogRecord) -> str:
         line = f"{_format_time(record)} {record.levelname[0]} {record.name} {_quoted_message(record)}"
@@ -42,28 +45,28 @@ class LogfmtFormatter(logging.Formatter):
 
 
 def record_fields(record: logging.LogRecord) -> Iterator[tuple[str, Any]]:
-    """Yield each `key=%…` of the record's template with its argument."""
-    for slot, value in _slots_with_args(record):
-        if slot["key"]:
-            yield slot["key"], value
+    """Yield the key and the argument of each `key=%…` in the record's template."""
+    for placeholder, value in _placeholders_with_args(record):
+        if placeholder["key"]:
+            yield placeholder["key"], value
 
 
-def _slots_with_args(record: logging.LogRecord) -> Iterator[tuple[re.Match[str], Any]]:
+def _placeholders_with_args(record: logging.LogRecord) -> Iterator[tuple[re.Match[str], Any]]:
     """Yield the placeholders of the template with their arguments."""
     args = record.args
     if isinstance(record.msg, str) and args and not isinstance(args, Mapping):
-        slots = [slot for slot in _PLACEHOLDER.finditer(record.msg) if slot["how"]]
-        yield from zip(slots, args, strict=False)
+        placeholders = [match for match in _PLACEHOLDER.finditer(record.msg) if match["conversion"]]
+        yield from zip(placeholders, args, strict=False)
 
 
 def _quoted_message(record: logging.LogRecord) -> str:
     """Return the message with its fields quoted where needed."""
     line, end = "", 0
-    for slot, value in _slots_with_args(record):
-        text = f"%{slot['how']}" % value
-        line += _literal(record.msg[end : slot.start()])
-        line += f"{slot['key']}={_quote(text)}" if slot["key"] else _utf8_safe(text)
-        end = slot.end()
+    for placeholder, value in _placeholders_with_args(record):
+        text = f"%{placeholder['conversion']}" % value
+        line += _literal(record.msg[end : placeholder.start()])
+        line += f"{placeholder['key']}={_quote(text)}" if placeholder["key"] else _utf8_safe(text)
+        end = placeholder.end()
     return line + _literal(record.msg[end:]) if end else _utf8_safe(record.getMessage())
 
 
@@ -76,7 +79,7 @@ def _quote(text: str) -> str:
 
 
 def _utf8_safe(text: str) -> str:
-    """Return the text without characters that UTF-8 cannot encode."""
+    """Return the text with a `\\u…` escape for each character that UTF-8 cannot encode."""
     return text.encode("utf-8", "backslashreplace").decode()
 
 

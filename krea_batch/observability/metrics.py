@@ -3,8 +3,8 @@
     metrics = MetricsListener()               # with its own registry: metrics.registry
     Engine("runs/cats", listeners=[metrics])
 
-Label values come from fixed lists and are never an id or a prompt, so the number of time series is known before the
-first job. Counters start at 0 with the process; the totals of the run directory are in its ledger.
+A label value is from a fixed list, or an HTTP status; it is never an id or a prompt, so the number of time series
+stays small. Counters start at 0 with each process; the totals of the run directory are in its ledger.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ from krea_batch.events import (
 from krea_batch.jobs import FINAL, IN_FLIGHT, State
 
 CHARGE_KINDS = ("charged", "refunded", "unknown", "resolved")
-RETRY_STAGES = ("submit", "poll", "download", "sink")  # the stages of events.ErrorOccurred
+RETRY_STAGES = ("submit", "poll", "download", "sink")  # the stages of events.RetryScheduled
 
 # Chosen: narrow buckets around the usual values, wider ones up to the setting that ends the wait.
 SUBMIT_BUCKETS_S = (0.05, 0.1, 0.2, 0.3, 0.5, 0.75, 1.0, 2.0, 5.0, 10.0, 30.0, 60.0)  # to request_timeout_s
@@ -64,13 +64,14 @@ GENERATION_BUCKETS_S = (
 )
 LAG_BUCKETS_S = (0.1, 0.25, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 5.0, 7.5, 10.0, 20.0, 60.0)  # around poll_interval_s
 DOWNLOAD_BUCKETS_S = (0.05, 0.1, 0.2, 0.3, 0.5, 0.75, 1.0, 2.0, 5.0, 10.0, 30.0, 60.0, 300.0)
-JOB_BUCKETS_S = (*GENERATION_BUCKETS_S, 3600.0, 86400.0)  # a stopped run may continue hours later
+JOB_BUCKETS_S = (*GENERATION_BUCKETS_S, 3600.0, 86400.0)  # a stopped run can be resumed hours later
 
 
 class MetricsListener:
-    """A listener that keeps metrics in `registry`, or in its own one.
+    """A listener that keeps metrics in `registry`, or in a registry of its own.
 
-    One instance may listen to several engines: counters add up, and the rate is the latest one reported.
+    One instance may listen to several engines. Counters then add up, and the rate is the last one that any of them
+    reported.
     """
 
     def __init__(self, registry: CollectorRegistry | None = None, *, clock: Callable[[], float] = time.time) -> None:
@@ -98,7 +99,7 @@ class MetricsListener:
         }
 
     def __call__(self, event: Event) -> None:
-        """Count an event. Unknown kinds of events are ignored."""
+        """Update the metrics that an event concerns. Other events change nothing."""
         if handler := self._handlers.get(type(event)):
             handler(event)
 
@@ -110,7 +111,7 @@ class MetricsListener:
         self._job_s = self._histogram(
             "job_seconds", "From the last submit of a job until it was stored.", JOB_BUCKETS_S
         )
-        self._retries = self._counter("retries", "Requests that failed and are retried.", "stage", RETRY_STAGES)
+        self._retries = self._counter("retries", "Failed requests that are retried.", "stage", RETRY_STAGES)
         self._early_stops = self._total("early_stops", "Runs that stopped early.")
 
     def _make_submit_metrics(self) -> None:
@@ -118,16 +119,16 @@ class MetricsListener:
         self._submit_s = self._histogram(
             "submit_seconds", "From a POST until its result was in the ledger.", SUBMIT_BUCKETS_S
         )
-        self._refused = self._counter("submit_errors", "POSTs that the gateway refused.", "status", ("429",))
+        self._submit_errors = self._counter("submit_errors", "POSTs that the gateway refused.", "status", ("429",))
         self._charges = self._counter(
             "charges",
             "Accepted POSTs (charged), those of them that ended in ERROR (refunded), ambiguous POSTs (unknown), "
-            "and ambiguous ones that a callback proved to be accepted (explained, and charged).",
+            "and those of them that were proved to be accepted (resolved, and charged).",
             "kind",
             CHARGE_KINDS,
         )
         self._rate = self._create(Gauge, "rate_per_second", "Current rate limit in submits per second.")
-        self._submit_pauses = self._total("submit_pauses", "Pauses of all submits.")
+        self._submit_pauses = self._total("submit_pauses", "Times that all submits were paused.")
         self._paused_until = self._create(
             Gauge, "submits_paused_until_timestamp_seconds", "When paused submits resume, in seconds since 1970."
         )
@@ -163,7 +164,7 @@ class MetricsListener:
     def _counter(self, name: str, documentation: str, label: str, values: Iterable[str]) -> Counter:
         metric: Counter = self._create(Counter, name, documentation, labelnames=[label])
         for value in values:
-            metric.labels(str(value))  # present from the start, so that the first increment starts at 0
+            metric.labels(str(value))  # exported from the start, so that a rate() sees the first increment
         return metric
 
     def _gauge(self, name: str, documentation: str, label: str, values: Iterable[str]) -> Gauge:
@@ -176,7 +177,7 @@ class MetricsListener:
         metric: Histogram = self._create(Histogram, name, documentation, buckets=buckets)
         return metric
 
-    # ---- one method per event ---------------------------------------------------------------------------
+    # ---- one method per event ------------------------------------------------------------------------------
 
     def _on_state_changed(self, event: StateChanged) -> None:
         if event.old in IN_FLIGHT:
@@ -204,7 +205,7 @@ class MetricsListener:
         if event.result != "not_sent":
             self._submit_s.observe(event.took_s)
         if event.status:
-            self._refused.labels(str(event.status)).inc()
+            self._submit_errors.labels(str(event.status)).inc()
         if event.result == "accepted":
             self._charges.labels("charged").inc()
         elif event.result == "ambiguous":

@@ -1,6 +1,6 @@
-"""Serves `/metrics` of a registry from a thread.
+"""Serves the metrics of a registry over HTTP, from a thread.
 
-Anybody who can reach the address can read the metrics, and nothing else. By default that is this machine only.
+Everyone who can reach the address can read the metrics, and nothing else. By default that is this machine only.
 """
 
 from __future__ import annotations
@@ -43,7 +43,10 @@ class Address(Struct, frozen=True):
 
 @contextmanager
 def serve_registry(registry: CollectorRegistry, address: Address) -> Iterator[Address]:
-    """Serve the metrics; yields the actual address. Raises SettingsError if it cannot listen there."""
+    """Serve the metrics until the block ends; yield the address with its actual port.
+
+    Raises SettingsError if it cannot listen there.
+    """
     try:
         server, thread = prometheus_client.start_http_server(address.port, address.host, registry)
     except (OSError, UnicodeError) as error:

@@ -1,12 +1,12 @@
-"""A listener that records OpenTelemetry spans for each job, with its submits, wait and download.
+"""A listener that records OpenTelemetry spans: one for each job, and under it its submits, wait and download.
 
-    krea-2-large              from the intent to submit until the job has ended
+    krea-2-large              from the recorded intent to submit until the job has ended
     ├── submit                a POST until its result is in the ledger; one per attempt
     ├── wait                  from accepted until detected as finished
     └── download              until every image is stored
 
-Each job is a trace of its own, since it outlives the request that created it and often the process. Job ids belong to
-one run directory: give each engine its own `TracingListener`.
+Each job is a trace of its own, because it outlives the request that created it and sometimes the process. Job ids
+are unique in one run directory only, so each engine needs a `TracingListener` of its own.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ class TracingListener:
         }
 
     def __call__(self, event: Event) -> None:
-        """Start and end the spans that an event concerns."""
+        """Start and end the spans that an event concerns. Other events change nothing."""
         if handler := self._handlers.get(type(event)):
             handler(event)
 
@@ -98,7 +98,7 @@ class TracingListener:
     def _on_retry_scheduled(self, event: RetryScheduled) -> None:
         if spans := self._open_jobs.get(event.job_id):
             attributes = {"krea_batch.stage": event.stage, "krea_batch.reason": event.reason}
-            (spans.stage or spans.job).add_event("trouble", attributes, self._clock_ns())
+            (spans.stage or spans.job).add_event("retry", attributes, self._clock_ns())
 
     def _on_job_ended(self, event: JobEnded) -> None:
         if spans := self._open_jobs.pop(event.outcome.id, None):
@@ -111,7 +111,7 @@ class TracingListener:
     def _on_run_closed(self, _: RunClosed) -> None:
         open_jobs, self._open_jobs = self._open_jobs, {}
         for spans in open_jobs.values():
-            spans.job.set_attribute("krea_batch.unfinished", True)  # the next run continues it with a new span
+            spans.job.set_attribute("krea_batch.unfinished", True)  # the next run starts a new span for it
             self._end_job(spans)
 
     # ---- helpers -----------------------------------------------------------------------------------------

@@ -1,4 +1,4 @@
-"""Tests of dashboard: it speaks of the metrics that there are, and of all of them."""
+"""Tests of the dashboard: it names only metrics that a run exports, and shows all of them."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from krea_batch.observability import MetricsListener, dashboard
 from tests.observability.outcomes import engine_with_listeners, gateway_with_every_outcome
 from tests.virtual_time_runs import run_virtual
 
-TARGETS = {"instance"}  # labels that Prometheus adds to whatever it fetches
+TARGET_LABELS = {"instance"}  # Prometheus adds it to everything it scrapes
 SELECTOR = re.compile(r"\b(krea_batch_\w+)(?:\{([^}]*)\})?")
 MATCHER = re.compile(r'(\w+)(=~|!~|!=|=)"([^"]*)"')
 BY_CLAUSE = re.compile(r"\bby \(([^)]*)\)")
@@ -26,7 +26,7 @@ def panels() -> list[dict[str, Any]]:
 
 
 def expressions() -> Iterator[str]:
-    """Every PromQL expression of the dashboard, that of its variable too."""
+    """Yield every PromQL expression of the dashboard, including those of its variables."""
     for panel in panels():
         for target in panel["targets"]:
             yield target["expr"]
@@ -37,7 +37,7 @@ def expressions() -> Iterator[str]:
 
 @pytest.fixture(scope="module")
 def registry(tmp_path_factory: pytest.TempPathFactory) -> CollectorRegistry:
-    """What a run exports in which everything happens."""
+    """The metrics of a run with every outcome."""
     metrics = MetricsListener()
     gateway, jobs = gateway_with_every_outcome()
 
@@ -51,7 +51,7 @@ def registry(tmp_path_factory: pytest.TempPathFactory) -> CollectorRegistry:
 
 
 def exported(registry: CollectorRegistry) -> dict[str, dict[str, set[str]]]:
-    """Every series by name, with the values of each of its labels."""
+    """Return the exported series by name, with the values of each of their labels."""
     series: dict[str, dict[str, set[str]]] = {}
     for metric in registry.collect():
         for sample in metric.samples:
@@ -62,52 +62,52 @@ def exported(registry: CollectorRegistry) -> dict[str, dict[str, set[str]]]:
 
 
 def test_every_name_is_exported(registry: CollectorRegistry) -> None:
-    """Each metric, label and value that an expression names is one that a run exports."""
+    """Each metric, label and label value in an expression is one that a run exports."""
     series = exported(registry)
     for expression in expressions():
         named = SELECTOR.findall(expression)
         assert named, expression
         for name, matchers in named:
             assert name in series, expression
-            for label, how, value in MATCHER.findall(matchers):
-                assert label in series[name].keys() | TARGETS, expression
-                if label not in TARGETS:
-                    values = value.split("|") if how in ("=~", "!~") else [value]
+            for label, operator, value in MATCHER.findall(matchers):
+                assert label in series[name].keys() | TARGET_LABELS, expression
+                if label not in TARGET_LABELS:
+                    values = value.split("|") if operator in ("=~", "!~") else [value]
                     assert set(values) <= series[name][label], expression
         for group in BY_CLAUSE.findall(expression):
             assert {group} <= {label for name, _ in named for label in series[name]}, expression
 
 
 def test_every_metric_is_shown(registry: CollectorRegistry) -> None:
-    """No metric is exported that the dashboard does not show."""
+    """The dashboard shows every metric that a run exports."""
     named = {name for expression in expressions() for name, _ in SELECTOR.findall(expression)}
     bases = {re.sub("_(total|bucket|count|sum)$", "", name) for name in named}
     assert {metric.name for metric in registry.collect()} == bases
 
 
-def test_panels_name_what_their_lines_are_split_by() -> None:
-    """A legend names a label by which its expression is split, so that lines are told apart."""
+def test_legends_name_the_labels_of_their_expressions() -> None:
+    """A label in a legend is one by which its expression is grouped, so that its lines differ."""
     for panel in panels():
         for target in panel["targets"]:
             for label in re.findall(r"\{\{(\w+)\}\}", target["legendFormat"]):
                 assert f"by ({label})" in target["expr"], target
 
 
-def test_panels_lie_beside_each_other() -> None:
-    """No two panels share a place in the grid of 24 columns, each has its own number and says what it shows."""
-    taken: set[tuple[int, int]] = set()
+def test_panels_do_not_overlap() -> None:
+    """No two panels overlap in the grid of 24 columns; each has an id of its own and a description."""
+    used_cells: set[tuple[int, int]] = set()
     for panel in panels():
-        at = panel["gridPos"]
-        cells = {(x, y) for x in range(at["x"], at["x"] + at["w"]) for y in range(at["y"], at["y"] + at["h"])}
-        assert not cells & taken
-        assert at["x"] + at["w"] <= 24
+        box = panel["gridPos"]
+        cells = {(x, y) for x in range(box["x"], box["x"] + box["w"]) for y in range(box["y"], box["y"] + box["h"])}
+        assert not cells & used_cells
+        assert box["x"] + box["w"] <= 24
         assert panel["description"]
-        taken |= cells
+        used_cells |= cells
     assert len({panel["id"] for panel in panels()}) == len(panels())
 
 
-def test_every_run_is_chosen_by_the_same_variables() -> None:
-    """Each expression is narrowed to the runs chosen above, and asks the Prometheus chosen there."""
+def test_all_panels_use_the_variables_of_the_dashboard() -> None:
+    """Each expression selects the chosen instances, and queries the chosen Prometheus."""
     for panel in panels():
         for target in panel["targets"]:
             assert target["expr"].count("krea_batch_") == target["expr"].count('instance=~"$instance"')

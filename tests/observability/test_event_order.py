@@ -1,4 +1,4 @@
-"""Tests of what the engine tells its listeners: each thing once, in its order, and never before it is on disk."""
+"""Tests of the events that the engine emits: each once, in order, and never before what it reports is durable."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def disk_latency_s() -> float:
 
 
 def events_of_every_outcome(out: Path) -> list[Event]:
-    """All that is told of a run in which everything happens."""
+    """Return all events of a run with every outcome."""
     events: list[Event] = []
     gateway, jobs = gateway_with_every_outcome()
 
@@ -57,7 +57,10 @@ def events_of_every_outcome(out: Path) -> list[Event]:
 
 
 def check_on_disk(out: Path, event: Event) -> None:
-    """A connection of one's own sees what the event speaks of. (A job is seen finished again at no cost.)"""
+    """Check that a separate connection sees what the event reports.
+
+    The state `finished` is recorded without waiting: after a crash, another free poll finds it again.
+    """
     match event:
         case StateChanged(job_id, _, new) if new is not State.FINISHED:
             assert ledger_states(out)[job_id] == new
@@ -76,7 +79,7 @@ def check_on_disk(out: Path, event: Event) -> None:
 
 
 def test_nothing_is_emitted_before_it_is_on_disk(tmp_path: Path) -> None:
-    """Whenever a move, a POST's answer, an image or an end is told, a stranger finds it in the folder."""
+    """When a state, the result of a POST, an image or an outcome is reported, it is already in the run directory."""
     events = events_of_every_outcome(tmp_path)
     assert {type(event) for event in events} >= {
         StateChanged,
@@ -89,7 +92,7 @@ def test_nothing_is_emitted_before_it_is_on_disk(tmp_path: Path) -> None:
 
 
 def test_state_changes_of_a_job_are_consecutive(tmp_path: Path) -> None:
-    """Each job begins as pending, goes on from where it was, and ends once."""
+    """Each job starts as pending, each change starts where the previous one ended, and each job ends once."""
     changes_by_job: dict[str, list[StateChanged]] = defaultdict(list)
     events = events_of_every_outcome(tmp_path)
     for event in events:
@@ -105,7 +108,10 @@ def test_state_changes_of_a_job_are_consecutive(tmp_path: Path) -> None:
 
 
 def test_a_submit_is_emitted_before_its_job_changes_state(tmp_path: Path) -> None:
-    """Each POST is told once before its job leaves `submitting`; only a job taken back before its POST has none."""
+    """Each POST is reported once, before its job leaves `submitting`.
+
+    Only a job that returns to `pending` before it was sent has none.
+    """
     posted: set[str] = set()
     for event in events_of_every_outcome(tmp_path):
         match event:
@@ -121,18 +127,18 @@ def test_a_submit_is_emitted_before_its_job_changes_state(tmp_path: Path) -> Non
 
 
 def test_a_pause_reports_the_rate_that_follows(tmp_path: Path) -> None:
-    """After a 429 the rate that a hold speaks of is the lower one, told just before it."""
+    """After a 429, a pause reports the reduced rate, and the event before it reports that rate too."""
     events = events_of_every_outcome(tmp_path)
     pauses = [(before, event) for before, event in pairwise(events) if isinstance(event, SubmitsPaused)]
-    pauses = [(before, hold) for before, hold in pauses if hold.reason == "too many"]
+    pauses = [(before, pause) for before, pause in pauses if pause.reason == "too many"]
     assert pauses
     for before, pause in pauses:
         assert before == RateChanged(pause.per_s)
         assert pause.per_s < 2.0
 
 
-def test_a_resumed_run_emits_so(tmp_path: Path) -> None:
-    """What an earlier run left is told as left by it and as taken over by the next; the rate comes first."""
+def test_a_resumed_run_reports_the_jobs_it_resumes(tmp_path: Path) -> None:
+    """The first run reports its unfinished jobs; the next one reports its rate, and then each job it resumes."""
     gateway, first, second = ScriptedGateway(), list[Event](), list[Event]()
     gateway.poll_script["j0"] = [Waiting("QUEUED")]
 

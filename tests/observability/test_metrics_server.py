@@ -1,4 +1,4 @@
-"""Tests of serve: addresses as people write them, and metrics as Prometheus fetches them."""
+"""Tests of the metrics server: how addresses are parsed, and what a scrape returns."""
 
 from __future__ import annotations
 
@@ -25,20 +25,20 @@ from krea_batch.observability.metrics_server import Address, serve_registry
     ],
 )
 def test_an_address(text: str, host: str, port: int, url: str) -> None:
-    """A port alone is one of this machine; a host may stand before it."""
+    """A port alone is one on this machine; it may follow a host."""
     address = Address.parse(text)
     assert (address.host, address.port, address.url) == (host, port, url)
 
 
 @pytest.mark.parametrize("text", ["", "http", "-1", "65536", ":9100", "localhost:", "[]:1", "²", "9100/metrics"])
-def test_what_is_no_address(text: str) -> None:
-    """Anything else is named, with what would be right."""
+def test_an_invalid_address(text: str) -> None:
+    """The error has the invalid value and valid examples."""
     with pytest.raises(SettingsError, match=r"metrics_port: invalid port .*; use e.g. 9100"):
         Address.parse(text)
 
 
 def test_metrics_are_served_until_closed() -> None:
-    """A free port is found and told; what is fetched there is what the registry has; afterwards nobody answers."""
+    """Port 0 is replaced by a free port; a scrape returns the registry's values; after the block, nothing listens."""
     metrics = MetricsListener()
     metrics(RunStopping("no money"))
     with serve_registry(metrics.registry, Address("127.0.0.1", 0)) as address:
@@ -49,7 +49,7 @@ def test_metrics_are_served_until_closed() -> None:
 
 
 def samples(address: Address) -> dict[str, float]:
-    """What a scrape gives, by the names of its series."""
+    """Return the values of a scrape by the names of their series."""
     with urllib.request.urlopen(address.url) as response:  # noqa: S310 - loopback
         families = text_string_to_metric_families(response.read().decode())
         return {sample.name: sample.value for family in families for sample in family.samples}
@@ -57,8 +57,8 @@ def samples(address: Address) -> dict[str, float]:
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "no.such.host.invalid", "..", "192.0.2.1"])
 def test_an_address_that_cannot_be_bound(host: str) -> None:
-    """A port that is taken and a host that is not this machine's are errors of the option."""
-    with serve_registry(CollectorRegistry(), Address("127.0.0.1", 0)) as taken:
-        never = serve_registry(CollectorRegistry(), Address(host, taken.port))
-        with pytest.raises(SettingsError, match="metrics_port: cannot listen on"), never:
+    """A port in use and a host that is not this machine are errors of the setting `metrics_port`."""
+    with serve_registry(CollectorRegistry(), Address("127.0.0.1", 0)) as used:
+        server = serve_registry(CollectorRegistry(), Address(host, used.port))
+        with pytest.raises(SettingsError, match="metrics_port: cannot listen on"), server:
             pass
