@@ -1,4 +1,4 @@
-"""A page of a run's images: served while they arrive, or as one HTML file. A run is only read.
+"""A page of the images of a run: served while they arrive, or written as one HTML file. It only reads the run.
 
 server      the page on this machine, updated by server-sent events
 report      the page as one file, with thumbnails and charts

@@ -1,4 +1,4 @@
-"""Draws the charts of a run as SVG from its ledger."""
+"""Draws the charts of a run as SVG, from its ledger. Requires matplotlib, from the extra `gallery`."""
 
 from __future__ import annotations
 
@@ -49,8 +49,8 @@ class ChartData(msgspec.Struct):
         self.limit_per_s = run.rate_per_s if run else None
         for _, sent_s, result in iter_rows(store.submissions_page, first_column):
             (self.accepted_s if result == "accepted" else self.not_accepted_s).append(sent_s)
-        for stay in iter_rows(store.timings_page, lambda stay: stay.job_no):
-            self._add_timing(stay)
+        for timing in iter_rows(store.timings_page, lambda timing: timing.job_no):
+            self._add_timing(timing)
 
     def _add_timing(self, timing: JobTiming) -> None:
         if timing.polls:

@@ -1,7 +1,7 @@
 """Writes a run as one HTML file with its images and charts, which needs no other file.
 
-The file is written incrementally. Thumbnails are in blocks of a hundred that the page decodes when they are scrolled
-into view. Memory holds the data of the jobs and a few images.
+The file is written incrementally, so memory holds the data of the jobs and a few images. Thumbnails are in blocks of
+a hundred, which the page unpacks when they are scrolled into view.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from krea_batch.storage.atomic import replacing
 from krea_batch.storage.run_dir import LEDGER, require_run
 
 THUMBNAILS_PER_BLOCK = 100  # chosen: thumbnails that are decoded together, about 600 kB
-THUMBNAILS_PLACEHOLDER = "<!-- thumbnails -->"
+THUMBNAILS_PLACEHOLDER = "<!-- thumbnails -->"  # as in page.html.j2
 
 
 def render_page(**values: Any) -> str:
@@ -37,8 +37,8 @@ def render_page(**values: Any) -> str:
     return environment.get_template("page.html.j2").render(
         style=_page_file("page.css"),
         script=_page_file("page.js"),
-        script_source=script_csp_source(),
-        block=THUMBNAILS_PER_BLOCK,
+        script_csp_source=script_csp_source(),
+        thumbnails_per_block=THUMBNAILS_PER_BLOCK,
         states=msgspec.json.encode(STATES).decode(),
         **values,
     )
@@ -64,9 +64,9 @@ def write_report(
     require_run(out)
     chart_data, rows, image_paths = charts.ChartData(), [], []
     with closing(LedgerStore.snapshot(out / LEDGER)) as store:
-        for n, outcome in iter_rows(store.jobs_page, first_column):
+        for job_no, outcome in iter_rows(store.jobs_page, first_column):
             chart_data.add_outcome(outcome)
-            rows.append(_with_relative_paths(item(n, outcome), out, output))
+            rows.append(_with_relative_paths(item(job_no, outcome), out, output))
             image_paths += [local_image_path(out, file.path) for file in outcome.files[:1]]
         chart_data.load(store)
     chart_data.limit_per_s = limit_per_s or chart_data.limit_per_s
@@ -101,7 +101,7 @@ def _write_thumbnails(
 
 
 def _with_relative_paths(row: dict[str, Any], out: Path, output: Path) -> dict[str, Any]:
-    """Return the row with paths relative to the report."""
+    """Change the paths of images on this disk to paths relative to the report. Returns the row."""
     for file in row["files"]:
         image_path = local_image_path(out, file["path"])
         if image_path:
@@ -110,7 +110,7 @@ def _with_relative_paths(row: dict[str, Any], out: Path, output: Path) -> dict[s
 
 
 def _escape_script_json(json: str) -> str:
-    """Escape JSON for a script element."""
+    """Escape JSON so that it cannot end the script element that contains it."""
     return json.replace("<", "\\u003c").replace("\u2028", "\\u2028").replace("\u2029", "\\u2029")
 
 
@@ -122,10 +122,10 @@ PARAMETERS = ("aspect_ratio", "creativity", "seed", "styles", "moodboards", "ima
 
 
 def item(job_no: int, outcome: Outcome) -> dict[str, Any]:
-    """Return a job as the page's JSON. `files` holds names and sizes; `parameters` leaves out empty values."""
+    """Return a job as page.js reads it. `parameters` has only the parameters with a value."""
     request = outcome.request
     return {
-        "n": job_no,
+        "job_no": job_no,
         "id": outcome.id,
         "status": outcome.status.value,
         "prompt": request["prompt"],

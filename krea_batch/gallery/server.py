@@ -1,8 +1,9 @@
 """Serves a page on this machine that shows the images of a run as they arrive.
 
-The ledger is read once a second, from the first job that has not ended, and changes are sent to every open page. Only
-files in the ledger are served, and only to pages of this server: requests for another host name (DNS rebinding) and
-POSTs without the page's token are refused.
+The ledger is read once a second, from the first job that has not ended, and changes are sent to every open page.
+
+Only files in the ledger are served. Requests for another host name (DNS rebinding) and POSTs without the page's token
+are refused.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ from krea_batch.ledger import LedgerStore
 from krea_batch.ledger.paging import first_column, iter_rows
 from krea_batch.storage.run_dir import LEDGER, SIMULATOR_STATE_FILE, is_locked, require_run
 
-REFRESH_INTERVAL_S = 1.0  # chosen: soon enough for people
+REFRESH_INTERVAL_S = 1.0  # chosen: short enough for a person who watches
 MAX_RETRY_BODY_BYTES = 64 * 1024 * 1024  # chosen: 300,000 of the longest ids
 RETRY_OUTPUT_LINES = 5  # chosen: a run's summary, or the end of an error message
 CONTENT_SECURITY_POLICY = (
@@ -68,16 +69,17 @@ class Gallery:
 
     def items(self) -> bytes:
         """Return all jobs as JSON."""
-        return msgspec.json.encode([item(n, outcome) for n, outcome in self._outcomes.items()])
+        return msgspec.json.encode([item(job_no, outcome) for job_no, outcome in self._outcomes.items()])
 
     def path(self, job_no: int, file_index: int) -> Path | None:
-        """Return the file of a job's image, counted from 0; None if there is none on this disk."""
+        """Return the file of an image of a job, with `file_index` from 0; None if it is not in the run directory."""
         outcome = self._outcomes.get(job_no)
         if outcome is None or not 0 <= file_index < len(outcome.files):
             return None
         return local_image_path(self.out, outcome.files[file_index].path)
 
     def thumbnail(self, path: Path) -> bytes | None:
+        """Return the thumbnail of an image; None if it cannot be read. Blocks."""
         return self._thumbnail_cache.get(path)
 
     async def refresh(self) -> None:
@@ -85,17 +87,19 @@ class Gallery:
         before = self.run_status
         changed = await anyio.to_thread.run_sync(self._read_changes)
         if self.run_status != before:
-            self.broadcast("standing", self.run_status)
+            self.broadcast("run_status", self.run_status)
         if changed:
-            self.broadcast("items", [item(n, outcome) for n, outcome in changed])
+            self.broadcast("items", [item(job_no, outcome) for job_no, outcome in changed])
 
     def broadcast(self, event: str, data: object) -> None:
+        """Send an event to every open page."""
         message = sse_event(event, data)
         for queue in self._subscribers:
             queue.put_nowait(message)
 
     @asynccontextmanager
     async def subscribe(self) -> AsyncIterator[asyncio.Queue[bytes]]:
+        """Yield a queue of the events that are broadcast from now on, encoded."""
         queue: asyncio.Queue[bytes] = asyncio.Queue()
         self._subscribers.add(queue)
         try:
@@ -104,24 +108,23 @@ class Gallery:
             self._subscribers.discard(queue)
 
     def _read_changes(self) -> list[tuple[int, Outcome]]:
-        at_work = is_locked(self.out)  # read first, so that the last changes of a run are seen
+        running = is_locked(self.out)  # before the ledger, so that the last changes of a run are not missed
         with closing(LedgerStore.open(self.out / LEDGER, read_only=True)) as store:
             counts, run = store.read(LedgerStore.counts, LedgerStore.latest_run)
             ended = Counter(outcome.status for outcome in self._outcomes.values() if outcome.status in FINAL)
-            reread_all = self._reread_all or any(
-                count > counts.get(state, 0) for state, count in ended.items()
-            )  # ends no more
+            # If a final state has fewer jobs than before, jobs that had ended were resubmitted.
+            reread_all = self._reread_all or any(count > counts.get(state, 0) for state, count in ended.items())
             self._reread_all = False
-            open_jobs = (n for n, outcome in self._outcomes.items() if outcome.status not in FINAL)
+            open_jobs = (job_no for job_no, outcome in self._outcomes.items() if outcome.status not in FINAL)
             after_job_no = 0 if reread_all else next(open_jobs, len(self._outcomes) + 1) - 1
             rows = iter_rows(partial(_jobs_page, store), first_column, after_job_no)
             changed = [row for row in rows if self._outcomes.get(row[0]) != row[1]]
         self._outcomes.update(changed)
-        self.run_status = {"jobs": run.expected_jobs if run else None, "at_work": at_work}
+        self.run_status = {"expected_jobs": run.expected_jobs if run else None, "running": running}
         return changed
 
     async def retry(self, ids: list[str]) -> None:
-        """Submit these jobs again in a separate process, and report its outcome."""
+        """Resubmit these jobs with `krea-batch retry` in a separate process, and send its last lines to the pages."""
         simulate = ["--simulate"] if self.simulated else []
         command = [sys.executable, "-m", "krea_batch", "retry", str(self.out), "--yes", "--ids-from=-", *simulate]
         self.retrying = True
@@ -142,7 +145,8 @@ class Gallery:
             self.retrying = False
             self._reread_all = True
         lines = retry_output.decode("utf-8", "replace").strip().splitlines()
-        self.broadcast("said", {"ok": process.returncode in (0, 1), "text": "\n".join(lines[-RETRY_OUTPUT_LINES:])})
+        text = "\n".join(lines[-RETRY_OUTPUT_LINES:])
+        self.broadcast("retry_output", {"ok": process.returncode in (0, 1), "text": text})
 
 
 def _jobs_page(store: LedgerStore, after_job_no: int, limit: int) -> list[tuple[int, Outcome]]:
@@ -152,10 +156,13 @@ def _jobs_page(store: LedgerStore, after_job_no: int, limit: int) -> list[tuple[
 
 
 async def _interrupt(process: asyncio.subprocess.Process) -> None:
-    """End a retry like two Ctrl-C: immediately, without ambiguous jobs. asyncio would kill it."""
-    for name in (signal.SIGINT, signal.SIGTERM):  # two signals of the same kind may be merged
+    """Stop a retry as two Ctrl-C would, and wait for it to end.
+
+    It then waits for the responses of pending POSTs, so no job becomes ambiguous. asyncio would kill it.
+    """
+    for signal_number in (signal.SIGINT, signal.SIGTERM):  # two signals with the same number may be merged into one
         with suppress(ProcessLookupError):
-            process.send_signal(name)
+            process.send_signal(signal_number)
     await process.wait()
 
 
@@ -165,7 +172,7 @@ def sse_event(name: str, data: object) -> bytes:
 
 
 class GalleryApp:
-    """The HTTP handlers."""
+    """The HTTP handlers of the page. `closing` ends the event streams after their next event."""
 
     def __init__(self, gallery: Gallery) -> None:
         self._gallery = gallery
@@ -178,8 +185,8 @@ class GalleryApp:
         app.router.add_get("/", self.index)
         app.router.add_get("/items", self.items)
         app.router.add_get("/events", self.events)
-        app.router.add_get(r"/image/{n:[0-9]+}/{k:[0-9]+}", self.image)
-        app.router.add_get(r"/thumbnail/{n:[0-9]+}", self.thumbnail)
+        app.router.add_get(r"/image/{job_no:[0-9]+}/{file_index:[0-9]+}", self.image)
+        app.router.add_get(r"/thumbnail/{job_no:[0-9]+}", self.thumbnail)
         app.router.add_post("/retry", self.retry)
         return app
 
@@ -200,13 +207,13 @@ class GalleryApp:
         return web.Response(body=self._gallery.items(), content_type="application/json")
 
     async def image(self, request: web.Request) -> web.StreamResponse:
-        path = self._gallery.path(int(request.match_info["n"]), int(request.match_info["k"]))
+        path = self._gallery.path(int(request.match_info["job_no"]), int(request.match_info["file_index"]))
         if path is None or not await anyio.Path(path).is_file():
             raise web.HTTPNotFound
         return web.FileResponse(path, headers={"Content-Type": "image/png"})
 
     async def thumbnail(self, request: web.Request) -> web.Response:
-        path = self._gallery.path(int(request.match_info["n"]), 0)
+        path = self._gallery.path(int(request.match_info["job_no"]), 0)
         data = await anyio.to_thread.run_sync(self._gallery.thumbnail, path) if path else None
         if data is None:
             raise web.HTTPNotFound
@@ -217,7 +224,7 @@ class GalleryApp:
         async with self._gallery.subscribe() as queue:
             with suppress(ConnectionResetError):  # the page was closed
                 await response.prepare(request)
-                await response.write(sse_event("standing", self._gallery.run_status))
+                await response.write(sse_event("run_status", self._gallery.run_status))
                 while not self.closing:
                     await response.write(await queue.get())
         return response
@@ -239,7 +246,7 @@ class GalleryApp:
 
 
 def _header_bytes(header: str) -> bytes:
-    return header.encode("utf-8", "surrogateescape")  # byte for byte
+    return header.encode("utf-8", "surrogateescape")  # aiohttp decodes headers in the same way
 
 
 @web.middleware
@@ -260,7 +267,7 @@ async def _add_security_headers(_: web.Request, response: web.StreamResponse) ->
 
 
 async def serve(gallery: Gallery, port: int, on_ready: Callable[[str], Any]) -> None:
-    """Serve until cancelled. `on_ready` is called with the URL. Raises OSError if the port is in use."""
+    """Serve until cancelled. `on_ready` is called with the URL. Raises OSError if it cannot listen on the port."""
     await gallery.refresh()
     app = GalleryApp(gallery)
     runner = web.AppRunner(app.build(), access_log=None, shutdown_timeout=1.0)
@@ -274,5 +281,5 @@ async def serve(gallery: Gallery, port: int, on_ready: Callable[[str], Any]) -> 
             await gallery.refresh()
     finally:
         app.closing = True
-        gallery.broadcast("end", None)
+        gallery.broadcast("end", None)  # the page ignores it; it wakes the event streams, which then end
         await runner.cleanup()

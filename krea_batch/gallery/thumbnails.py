@@ -32,7 +32,10 @@ def thumbnail(path: Path, width_px: int = WIDTH_PX) -> bytes | None:
 
 
 def thumbnails(paths: Iterable[Path | None], width_px: int = WIDTH_PX) -> Iterator[bytes | None]:
-    """Yield a thumbnail for each path, in order; made in parallel on all processors, with few of them in memory."""
+    """Yield a thumbnail for each path, in order; None without a path or a readable image.
+
+    They are made in parallel on all processors. Only a few are in memory.
+    """
     workers = cpu_count() or 1
     pending: deque[Future[bytes | None]] = deque()
     with ThreadPoolExecutor(workers) as pool:
@@ -73,6 +76,6 @@ class ThumbnailCache:
 
 
 def local_image_path(out: Path, path: str) -> Path | None:
-    """Return the file of an image; None if it is in an object store, or would be outside the run directory."""
+    """Return the file of an image; None if it is in an object store, or its path leaves the run directory."""
     inside = "://" not in path and not Path(path).is_absolute() and ".." not in Path(path).parts
     return out / path if inside else None

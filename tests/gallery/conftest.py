@@ -1,4 +1,4 @@
-"""A browser, pages whose every trouble is the test's, and runs to look at."""
+"""Fixtures: a browser, pages whose errors fail the test, runs to show, and processes that show them."""
 
 from __future__ import annotations
 
@@ -26,10 +26,10 @@ PAGE_TIMEOUT_MS = 10_000.0
 
 @pytest.fixture(scope="package")
 def browser() -> Iterator[Browser]:
-    """One browser for all pages. It ends with this package: its event loop would be in the way of others'."""
+    """One browser for all pages. It is closed with this package, because Playwright's event loop blocks others."""
     executable = next(filter(None, map(shutil.which, BROWSER_NAMES)), None)
     assert executable, (
-        f"the page is tried in a browser, and there is none ({', '.join(BROWSER_NAMES)}): apt-get install chromium"
+        f"these tests need a browser ({', '.join(BROWSER_NAMES)}), and none is installed; apt-get install chromium"
     )
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=executable, args=BROWSER_ARGUMENTS)
@@ -39,7 +39,10 @@ def browser() -> Iterator[Browser]:
 
 @pytest.fixture
 def open_page(browser: Browser) -> Iterator[OpenPage]:
-    """Open pages; the test fails by what they log, throw or fetch from elsewhere, but for what it `bears`."""
+    """Open pages. The test fails if one logs an error or a warning, throws, or sends a request to another server.
+
+    Messages that contain one of `allowed_errors` are ignored.
+    """
     contexts: list[BrowserContext] = []
     page_errors: list[str] = []
 
@@ -61,7 +64,9 @@ def open_page(browser: Browser) -> Iterator[OpenPage]:
             ):
                 page_errors.append(f"a request to {request_url}")
 
-        page.on("console", lambda said: record_error(said.text) if said.type in ("error", "warning") else None)
+        page.on(
+            "console", lambda message: record_error(message.text) if message.type in ("error", "warning") else None
+        )
         page.on("pageerror", lambda error: record_error(str(error)))
         page.on("request", lambda request: check_request(request.url))
         page.goto(url)
@@ -76,7 +81,7 @@ def open_page(browser: Browser) -> Iterator[OpenPage]:
 
 @pytest.fixture
 def start_view() -> Iterator[StartView]:
-    """Show runs, each in a process; they end with the test."""
+    """Start `krea-batch view` for runs, each in its own process. They are stopped at the end of the test."""
     started: list[RunningView] = []
 
     def start(out: Path, **options: Any) -> RunningView:
@@ -99,22 +104,22 @@ MIXED_JOBS = (
     SeedJob(id="bear", prompt="A bear that failed", status=State.FAILED),
     SeedJob(id="long", prompt="An elk too long", status=State.REJECTED, metadata={"series": "wood"}),
     SeedJob(id="lost", prompt="A lost worker", status=State.ERRORED),
-    SeedJob(id="doubt", prompt="A doubtful duck", status=State.AMBIGUOUS),
-    SeedJob(id="soon", prompt="A stork to come", status=State.ACCEPTED),
+    SeedJob(id="unsure", prompt="An ambiguous duck", status=State.AMBIGUOUS),
+    SeedJob(id="soon", prompt="A stork in flight", status=State.ACCEPTED),
     SeedJob(id="later", prompt="A hare in the queue", status=State.PENDING, metadata={"deep": {"tags": ["a", "b"]}}),
 )
-JOB_NUMBERS = {job.id: n for n, job in enumerate(MIXED_JOBS, 1)}
+JOB_NUMBERS = {job.id: job_no for job_no, job in enumerate(MIXED_JOBS, 1)}
 
 
 @pytest.fixture(scope="package")
 def mixed_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run of MIXED, to be looked at alone."""
+    """A run of MIXED_JOBS. Tests only read it."""
     return make_run(tmp_path_factory.mktemp("mixed") / "run", *MIXED_JOBS)
 
 
 @pytest.fixture(scope="package")
 def mixed_url(mixed_run: Path) -> Iterator[str]:
-    """Where it is shown."""
+    """The URL at which the run of MIXED_JOBS is shown."""
     running_view = RunningView(mixed_run)
     yield running_view.url
     assert running_view.close() == (0, "")
@@ -122,13 +127,13 @@ def mixed_url(mixed_run: Path) -> Iterator[str]:
 
 @pytest.fixture
 def gateway(simulate: StartSimulator) -> SimulatorProcess:
-    """One at which the first POST of a job ends in ERROR, and the second is well."""
+    """A simulator at which each job ends in ERROR at first, and succeeds when it is resubmitted."""
     return simulate("--latency=fixed:0.1", "--tiny", "--fault", "job-first-error=1")
 
 
 @pytest.fixture
 def failed_run(gateway: SimulatorProcess, tmp_path: Path) -> Path:
-    """A run whose three jobs have all come to nothing."""
+    """A run of three jobs that are all errored."""
     write_jobs(tmp_path / "jobs.jsonl", 3)
     options = ("--max-attempts=1", "--poll-interval=0.1", "--rate=20/s", "-q", "--gateway", gateway.gateway_url)
     run_command("run", "jobs.jsonl", "--out", "run", *options, cwd=tmp_path)

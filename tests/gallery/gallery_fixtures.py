@@ -1,7 +1,7 @@
-"""Runs to look at, made in the ledger itself; `krea-batch view` in a process of its own; what a page shows of them.
+"""Make runs directly in the ledger, show them with `krea-batch view` in its own process, and read the page.
 
-Newcomers: the image of a job is of one colour, `colour(n)`, and `width_px(n)` wide, so that a test sees by a
-thumbnail or by an original which job it belongs to.
+The image of a job has one colour, `colour(job_no)`, and is `width_px(job_no)` wide, so that a test can check that a
+thumbnail or an original belongs to its job.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ ERRORED_ERROR = ErrorInfo("error", "The worker of this job was lost.")
 
 
 class SeedJob(Struct, frozen=True, kw_only=True):
-    """A job to be put into a ledger in the state it is to have. `fields` are the request's own."""
+    """A job to insert into a ledger in the state `status`. `fields` are fields of its request."""
 
     id: str
     prompt: str = "an image"
@@ -46,18 +46,21 @@ class SeedJob(Struct, frozen=True, kw_only=True):
     error_message: str = FAILED_ERROR.message
 
     def body(self) -> bytes:
-        """The request as it would have been sent."""
+        """Return the body of its request."""
         lists: dict[str, Any] = {"image_style_references": [], "styles": [], "moodboards": []}
         defaults = {"prompt": self.prompt, "aspect_ratio": "1:1", "creativity": "medium"}
         return json.dumps(defaults | lists | self.fields).encode()
 
     def file_names(self) -> list[str]:
-        """Its files, as seen from the run's folder."""
+        """Return the paths of its files in the run directory."""
         return [f"{self.prefix}{self.id}{f'-{n}' if n > 1 else ''}.png" for n in range(1, self.files + 1)]
 
 
 def make_run(out: Path, *jobs: SeedJob, gateway: str | None = "http://127.0.0.1:9") -> Path:
-    """A run's folder with these jobs after those that it has, and their images. `gateway`: of its first run."""
+    """Append jobs to a run, with their images; create the run directory if there is none. Returns `out`.
+
+    `gateway` is recorded as the gateway of the first run; with None, no run is recorded.
+    """
     (out / "images").mkdir(parents=True, exist_ok=True)
     store = LedgerStore.open(out / "ledger.db")
     try:
@@ -70,7 +73,7 @@ def make_run(out: Path, *jobs: SeedJob, gateway: str | None = "http://127.0.0.1:
 
 
 def sweep_jobs(name: str, prompt: str, metadata: dict[str, Any]) -> list[SeedJob]:
-    """What a sweep of four creativities and two seeds makes of one job."""
+    """Return the jobs of a sweep of four creativities and two seeds."""
     return [
         SeedJob(
             id=f"{name}-creativity={creativity}-seed={seed}",
@@ -88,13 +91,13 @@ def request_id(job_no: int) -> str:
 
 
 def colour(job_no: int, file_index: int = 1) -> tuple[int, int, int]:
-    """The colour of image `number` of the job with this number in the ledger."""
+    """Return the colour of an image of a job; `file_index` counts from 1."""
     variant = (job_no + file_index - 1) % IMAGE_VARIANTS
     return (40 + 80 * (variant % 3), 40 + 80 * (variant // 3 % 3), 40 + 80 * (variant // 9))
 
 
 def width_px(job_no: int, file_index: int = 1) -> int:
-    """The width of the same; no thumbnail is as wide."""
+    """Return the width of an image of a job. It is greater than that of a thumbnail."""
     return 300 + (job_no + file_index - 1) % IMAGE_VARIANTS
 
 
@@ -150,8 +153,8 @@ CONNECTION_ERRORS = (
     "ERR_INCOMPLETE_CHUNKED_ENCODING",
     "ERR_EMPTY_RESPONSE",
 )
-"""What a page logs whose server ends. Which of them it is depends on whether the page reconnects before, during or
-after the end, so a test that ends a server under an open page allows them all."""
+"""What a page logs when its server stops. Which one it is depends on whether the page reconnects before, during or
+after that, so a test that stops the server of an open page allows them all."""
 
 
 class RunningView:
@@ -171,7 +174,7 @@ class RunningView:
         self.url, self.port = url_match[0], int(url_match[1])
 
     def close(self) -> tuple[int, str]:
-        """Press Ctrl-C. Returns how it ended, and what it said on standard error."""
+        """Send SIGINT, as Ctrl-C does. Returns the exit code, and the text on standard error."""
         if self.process.poll() is None:
             self.process.send_signal(signal.SIGINT)
         _, stderr = self.process.communicate(timeout=PROCESS_TIMEOUT_S)
@@ -179,45 +182,45 @@ class RunningView:
 
 
 StartView = Callable[..., RunningView]
-"""What the fixture `view` gives: show a run in a process of its own."""
+"""The fixture `start_view`: show a run in its own process."""
 
 OpenPage = Callable[..., Page]
-"""What the fixture `look` gives: a page that has shown what it has, whose troubles are the test's."""
+"""The fixture `open_page`: open a page, and wait until it shows its jobs."""
 
 
 def tile(page: Page, job_id: str) -> Locator:
-    """The tile of a job."""
+    """Return the tile of a job."""
     return page.locator(f".tile[data-id={json.dumps(job_id, ensure_ascii=False)}]")
 
 
 def visible_ids(page: Page) -> list[str]:
-    """Ids of the tiles that are in the page now."""
+    """Return the job ids of the tiles that are in the page now."""
     return page.locator(".tile").evaluate_all("all => all.map(tile => tile.dataset.id)")  # type: ignore[no-any-return]
 
 
 def rendered_colour(image: Locator | ElementHandle) -> tuple[int, int, int]:
-    """The colour in the middle of an image, as the browser has drawn it."""
+    """Return the colour in the middle of an image, as the browser has drawn it."""
     red, green, blue = image.evaluate(
         """async (image) => {
             await image.decode();
             const canvas = document.createElement("canvas");
             canvas.width = canvas.height = 1;
-            const pen = canvas.getContext("2d");
-            pen.drawImage(image, image.naturalWidth / 2, image.naturalHeight / 2, 1, 1, 0, 0, 1, 1);
-            return [...pen.getImageData(0, 0, 1, 1).data].slice(0, 3);
+            const context = canvas.getContext("2d");
+            context.drawImage(image, image.naturalWidth / 2, image.naturalHeight / 2, 1, 1, 0, 0, 1, 1);
+            return [...context.getImageData(0, 0, 1, 1).data].slice(0, 3);
         }"""
     )
     return red, green, blue
 
 
-def is_colour(seen: tuple[int, int, int], job_no: int) -> bool:
-    """Whether it is the colour of a job's image, but for what a thumbnail's compression does to it."""
-    return all(abs(one - other) <= 12 for one, other in zip(seen, colour(job_no), strict=True))
+def is_colour(rendered: tuple[int, int, int], job_no: int) -> bool:
+    """Return whether it is the colour of a job's image, within what the compression of a thumbnail changes."""
+    return all(abs(one - other) <= 12 for one, other in zip(rendered, colour(job_no), strict=True))
 
 
 def dialog_details(page: Page, dialog: str = "#lightbox") -> dict[str, str]:
-    """What an open dialog says of an image."""
+    """Return the names and values that an open dialog shows of a job."""
     pairs: list[tuple[str, str]] = page.locator(f"{dialog} dl").first.evaluate(
         "list => [...list.querySelectorAll('dt')].map(dt => [dt.textContent, dt.nextElementSibling.textContent])"
     )
-    return dict(reversed(pairs))  # of two of one name, the upper
+    return dict(reversed(pairs))  # the first of two with the same name

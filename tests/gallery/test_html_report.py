@@ -1,4 +1,4 @@
-"""The report as people use it: one file, opened from disk, with nothing beside it."""
+"""Tests of the report: one HTML file, opened from disk in a browser."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ pytestmark = pytest.mark.slow
 
 
 def write_report(out: Path, *options: str | Path) -> Path:
-    """Write the report of a run. Returns where it is."""
+    """Write the report of a run. Returns its path."""
     done = run_command("report", out, *options, cwd=out.parent)
     assert (done.returncode, done.stderr) == (0, "")
     return out / "report.html"
@@ -44,53 +44,53 @@ def write_report(out: Path, *options: str | Path) -> Path:
 
 @pytest.fixture(scope="module")
 def mixed_report(mixed_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The report of MIXED, beside its images."""
+    """The report of MIXED_JOBS, in the directory of its images."""
     out = tmp_path_factory.mktemp("reported") / "run"
     shutil.copytree(mixed_run, out)
     return write_report(out)
 
 
 class TestOneFile:
-    def test_it_has_all(self, mixed_report: Path, open_page: OpenPage) -> None:
-        """Opened from disk it shows each job, with its thumbnail or its status, and asks for no other file."""
+    def test_all_jobs_are_in_the_file(self, mixed_report: Path, open_page: OpenPage) -> None:
+        """Opened from disk, it shows each job with its thumbnail or its status, and requests no other file."""
         page = open_page(mixed_report.as_uri())
-        asked: list[str] = []
-        page.on("request", lambda request: asked.append(request.url))
+        requested_urls: list[str] = []
+        page.on("request", lambda request: requested_urls.append(request.url))
         page.reload()
         expect(counts(page)).to_have_text("16 jobs, 10 with an image")
         assert visible_ids(page) == [job.id for job in MIXED_JOBS]
         for job in MIXED_JOBS:
             if job.status is State.SUCCEEDED:
                 assert is_colour(rendered_colour(tile(page, job.id).locator("img")), JOB_NUMBERS[job.id])
-        assert [url for url in asked if not url.startswith("data:")] == [mixed_report.as_uri()]
+        assert [url for url in requested_urls if not url.startswith("data:")] == [mixed_report.as_uri()]
         assert sorted(path.name for path in mixed_report.parent.iterdir()) == ["images", "ledger.db", "report.html"]
 
     def test_the_originals(self, mixed_report: Path, open_page: OpenPage) -> None:
-        """The lightbox shows the images themselves from where they are, each of a job's."""
+        """The lightbox shows each original of a job, from its file."""
         page = open_page(mixed_report.as_uri())
         tile(page, "cat").locator(".open").click()
-        original = lightbox_dialog(page).locator(".stage img").last
+        original = lightbox_dialog(page).locator(".lightbox-image img").last
         assert original.evaluate("async image => { await image.decode(); return image.naturalWidth; }") == 310
         lightbox_dialog(page).get_by_role("button", name="2", exact=True).click()
-        original = lightbox_dialog(page).locator(".stage img").last
+        original = lightbox_dialog(page).locator(".lightbox-image img").last
         assert original.evaluate("async image => { await image.decode(); return image.naturalWidth; }") == 311
         with page.context.expect_page() as opened:
             lightbox_dialog(page).get_by_role("link", name="Open file").click()
         assert opened.value.url == (mixed_report.parent / "images/cat-2.png").as_uri()
 
-    def test_alone(self, mixed_report: Path, open_page: OpenPage, tmp_path: Path) -> None:
-        """Sent to someone without its images it still shows the thumbnails, in the lightbox too."""
+    def test_without_the_images(self, mixed_report: Path, open_page: OpenPage, tmp_path: Path) -> None:
+        """A copy of the file without the images shows the thumbnails, also in the lightbox."""
         shutil.copy(mixed_report, tmp_path / "sent.html")
         page = open_page((tmp_path / "sent.html").as_uri(), allowed_errors=("ERR_FILE_NOT_FOUND",))
         assert is_colour(rendered_colour(tile(page, "fox").locator("img")), JOB_NUMBERS["fox"])
         tile(page, "fox").locator(".open").click()
-        thumbnail = lightbox_dialog(page).locator(".stage img").first
+        thumbnail = lightbox_dialog(page).locator(".lightbox-image img").first
         expect(thumbnail).to_be_visible()
         assert is_colour(rendered_colour(thumbnail), JOB_NUMBERS["fox"])
         assert dialog_details(page)["status"] == "succeeded"
 
     def test_filters_grid_marks(self, mixed_report: Path, open_page: OpenPage) -> None:
-        """Filters, grid, comparison, and saving a selection are those of the live page; nothing is retried."""
+        """Filters, grid, comparison and saved selections work as in the live page; there is no retry."""
         page = open_page(mixed_report.as_uri())
         choose_filters(page, series="wood", status="succeeded")
         expect(counts(page)).to_contain_text("8 shown of 16 jobs")
@@ -110,7 +110,7 @@ class TestOneFile:
         expect(page.get_by_role("button", name="Retry failed")).to_be_hidden()
 
     def test_charts(self, mixed_report: Path, open_page: OpenPage) -> None:
-        """The run's charts are drawn in the file, and what went wrong is counted."""
+        """The file has the charts of the run, and a table that counts each error."""
         page = open_page(mixed_report.as_uri())
         page.get_by_role("button", name="Charts").click()
         charts = page.locator("#charts")
@@ -124,7 +124,7 @@ class TestOneFile:
         expect(charts.locator("tr", has_text="The model could not make this image.")).to_contain_text("1")
 
     def test_at_360_pixels(self, mixed_report: Path, open_page: OpenPage) -> None:
-        """No view of it is wider than a small screen."""
+        """No view is wider than a small screen."""
         page = open_page(mixed_report.as_uri(), viewport={"width": 360, "height": 640})
         for name in ("Charts", "Grid", "Images"):
             page.get_by_role("button", name=name).click()
@@ -149,13 +149,14 @@ class TestOneFile:
 
 
 class TestEscaping:
-    def hacked(self, page: Page) -> object:
+    def injected_value(self, page: Page) -> object:
+        """Return what a script in the hostile text would have set, after a visit to each view."""
         for name in ("Charts", "Grid", "Images"):
             page.get_by_role("button", name=name).click()
         return page.evaluate("window.hacked")
 
     def test_hostile_text_in_a_report_is_escaped(self, open_page: OpenPage, tmp_path: Path) -> None:
-        """Markup in prompts, metadata, a folder's name and an error message is shown as it is written."""
+        """Markup in a prompt, metadata, the name of the run directory and an error is shown as text."""
         lines = "a\u2028b\u2029c\ud83e\udd89".encode("utf-16", "surrogatepass").decode("utf-16")
         jobs = [
             SeedJob(
@@ -165,7 +166,7 @@ class TestEscaping:
             SeedJob(id="three", prompt=lines, status=State.FAILED, error_message=HOSTILE_TEXT),
         ]
         page = open_page(write_report(make_run(tmp_path / "<img src=x onerror=hacked=1>", *jobs)).as_uri())
-        assert self.hacked(page) is None
+        assert self.injected_value(page) is None
         expect(page.locator("h1")).to_have_text("<img src=x onerror=hacked=1>")
         assert page.title().startswith("<img src=x onerror=hacked=1>")
         expect(page.locator("#charts td", has_text=HOSTILE_TEXT)).to_have_count(1)
@@ -176,65 +177,65 @@ class TestEscaping:
             page.keyboard.press("Escape")
         assert page.evaluate("window.hacked") is None
 
-    def test_names_of_files(self, open_page: OpenPage, tmp_path: Path) -> None:
-        """Whatever is in an id, its own image opens."""
+    def test_unusual_file_names(self, open_page: OpenPage, tmp_path: Path) -> None:
+        """A job whose id has characters with a meaning in URLs or paths opens its own image."""
         page = open_page(
-            write_report(make_run(tmp_path / "run", *(SeedJob(id=job_id) for job_id in ODD_NAMES))).as_uri()
+            write_report(make_run(tmp_path / "run", *(SeedJob(id=job_id) for job_id in UNUSUAL_IDS))).as_uri()
         )
-        for n, job_id in enumerate(ODD_NAMES, 1):
+        for job_no, job_id in enumerate(UNUSUAL_IDS, 1):
             tile(page, job_id).locator(".open").click()
-            original = lightbox_dialog(page).locator(".stage img").last
+            original = lightbox_dialog(page).locator(".lightbox-image img").last
             width = original.evaluate("async image => { await image.decode(); return image.naturalWidth; }")
-            assert width == 300 + n, job_id
+            assert width == 300 + job_no, job_id
             page.keyboard.press("Escape")
 
-    def test_names_of_folders(self, open_page: OpenPage, tmp_path: Path) -> None:
-        """A run in a folder with odd signs, and a report elsewhere, find the images."""
+    def test_unusual_directory_names(self, open_page: OpenPage, tmp_path: Path) -> None:
+        """A report in another directory opens the images, although the paths have characters special in URLs."""
         out = make_run(tmp_path / "50% of #1? ü" / "run", SeedJob(id="one"))
         (tmp_path / "else where").mkdir()
-        to = tmp_path / "else where" / "r#1.html"
-        done = run_command("report", out, "--output", to, cwd=tmp_path)
+        output = tmp_path / "else where" / "r#1.html"
+        done = run_command("report", out, "--output", output, cwd=tmp_path)
         assert done.returncode == 0, done.stderr
-        page = open_page(to.as_uri())
+        page = open_page(output.as_uri())
         tile(page, "one").locator(".open").click()
-        original = lightbox_dialog(page).locator(".stage img").last
+        original = lightbox_dialog(page).locator(".lightbox-image img").last
         assert original.evaluate("async image => { await image.decode(); return image.naturalWidth; }") == 301
 
 
-ODD_NAMES = ["a#b", "50%", "100%25", "who?", "a b  c", 'it\'s "q"', "🦉 owl", "a&b=c;d", "a\\b", "-", "ü", "a:b"]
+UNUSUAL_IDS = ["a#b", "50%", "100%25", "who?", "a b  c", 'it\'s "q"', "🦉 owl", "a&b=c;d", "a\\b", "-", "ü", "a:b"]
 
 
 class TestFewAndMany:
     def test_no_job(self, open_page: OpenPage, tmp_path: Path) -> None:
-        """The report of a run without a job says that there is nothing."""
+        """The report of a run without jobs says so."""
         page = open_page(write_report(make_run(tmp_path / "run")).as_uri())
-        expect(page.locator("#nothing")).to_be_visible()
+        expect(page.locator("#empty")).to_be_visible()
         expect(counts(page)).to_contain_text("0 jobs")
 
     def test_only_open_jobs(self, open_page: OpenPage, tmp_path: Path) -> None:
-        """A run of which no job has ended has its jobs in the report."""
+        """The report of a run has jobs that have not ended."""
         jobs = [SeedJob(id=state.value, status=state) for state in (State.PENDING, State.SUBMITTING, State.ACCEPTED)]
         page = open_page(write_report(make_run(tmp_path / "run", *jobs)).as_uri())
         assert visible_ids(page) == ["pending", "submitting", "accepted"]
         expect(counts(page)).to_have_text("3 jobs, 0 with an image")
 
     def test_images_that_are_missing(self, open_page: OpenPage, tmp_path: Path) -> None:
-        """One that is in an object store, is gone or is torn has no thumbnail; the others have their own."""
+        """An image in an object store, a deleted and a damaged one have no thumbnail; the others have theirs."""
         jobs = [
-            SeedJob(id="far", prefix="s3://bucket/folder/"),
-            *(SeedJob(id=job_id) for job_id in ("gone", "torn")),
-            SeedJob(id="none", status=State.FAILED),
-            SeedJob(id="kept"),
+            SeedJob(id="remote", prefix="s3://bucket/folder/"),
+            *(SeedJob(id=job_id) for job_id in ("deleted", "damaged")),
+            SeedJob(id="failed", status=State.FAILED),
+            SeedJob(id="local"),
         ]
         out = make_run(tmp_path / "run", *jobs)
-        (out / "images/gone.png").unlink()
-        (out / "images/torn.png").write_bytes(b"\x89PNG\r\n\x1a\nno more")
+        (out / "images/deleted.png").unlink()
+        (out / "images/damaged.png").write_bytes(b"\x89PNG\r\n\x1a\nno more")
         page = open_page(write_report(out).as_uri())
-        assert is_colour(rendered_colour(tile(page, "kept").locator("img")), 5)
+        assert is_colour(rendered_colour(tile(page, "local").locator("img")), 5)
         expect(page.locator(".tile img")).to_have_count(1)
 
     def test_many(self, open_page: OpenPage, tmp_path: Path) -> None:
-        """Thumbnails are those of their jobs all the way down, and few nodes are in the page."""
+        """In a report of several blocks, each thumbnail is that of its job; the page has few elements."""
         jobs = [
             SeedJob(id=f"job-{n:04}", status=State.FAILED if n % 9 == 0 else State.SUCCEEDED) for n in range(1, 421)
         ]
@@ -250,8 +251,8 @@ class TestFewAndMany:
 
 
 class TestWriting:
-    def test_elsewhere(self, open_page: OpenPage, tmp_path: Path) -> None:
-        """--output writes it elsewhere, from where it still finds the images; the run's folder stays as it is."""
+    def test_output(self, open_page: OpenPage, tmp_path: Path) -> None:
+        """--output writes the report to another directory, where it still finds the images; the run is unchanged."""
         out = make_run(tmp_path / "runs" / "run", SeedJob(id="one"))
         (tmp_path / "reports").mkdir()
         done = run_command("report", "runs/run", "--output", "reports/one.html", cwd=tmp_path)
@@ -262,12 +263,12 @@ class TestWriting:
         tile(page, "one").locator(".open").click()
         assert (
             lightbox_dialog(page)
-            .locator(".stage img")
+            .locator(".lightbox-image img")
             .last.evaluate("async i => { await i.decode(); return i.naturalWidth; }")
         )
 
-    def test_again(self, tmp_path: Path) -> None:
-        """A second report takes the place of the first; nothing else is left; --quiet says nothing."""
+    def test_a_second_report(self, tmp_path: Path) -> None:
+        """A second report replaces the first and leaves no other file; --quiet prints nothing."""
         out = make_run(tmp_path / "run", SeedJob(id="one"))
         write_report(out)
         make_run(out, SeedJob(id="two"))
@@ -276,8 +277,8 @@ class TestWriting:
         assert '"two"' in (out / "report.html").read_text()
         assert sorted(path.name for path in out.iterdir()) == ["images", "ledger.db", "report.html"]
 
-    def test_a_folder_that_is_not_there(self, tmp_path: Path) -> None:
-        """Where it cannot be written it says so and exits with 2."""
+    def test_a_missing_directory(self, tmp_path: Path) -> None:
+        """If the report cannot be written, the command says so and exits with 2."""
         out = make_run(tmp_path / "run", SeedJob(id="one"))
         done = run_command("report", out, "--output", "none/report.html", cwd=tmp_path)
         assert done.returncode == 2
@@ -286,31 +287,31 @@ class TestWriting:
 
     @pytest.mark.parametrize("folder", [".", "none"])
     def test_no_run(self, folder: str, tmp_path: Path) -> None:
-        """A folder without a run is bad usage, and stays as it is."""
+        """For a directory without a run, the command exits with 2 and creates nothing."""
         done = run_command("report", folder, cwd=tmp_path)
         assert (done.returncode, done.stdout) == (2, "")
         assert "not a run directory" in done.stderr
         assert list(tmp_path.iterdir()) == []
 
-    def test_a_disk_that_is_full(self, tmp_path: Path) -> None:
-        """A write that fails in its middle leaves the old report as it was, and no part of the new one."""
+    def test_a_full_disk(self, tmp_path: Path) -> None:
+        """A write that fails halfway leaves the old report unchanged, and no part of the new one."""
         out = make_run(tmp_path / "run", *(SeedJob(id=f"{n}") for n in range(50)))
-        (out / "report.html").write_text("the old one")
+        (out / "report.html").write_text("the old report")
         done = run_command("report", out, cwd=tmp_path, PYTHONPATH=full_disk(tmp_path))
         assert done.returncode == 2
         assert "report.html (File too large)" in done.stderr
-        assert (out / "report.html").read_text() == "the old one"
+        assert (out / "report.html").read_text() == "the old report"
         assert sorted(path.name for path in out.iterdir()) == ["images", "ledger.db", "report.html"]
 
-    def test_a_bad_rate(self, tmp_path: Path) -> None:
-        """A rate that is none is bad usage."""
+    def test_an_invalid_rate(self, tmp_path: Path) -> None:
+        """For an invalid rate, the command exits with 2."""
         done = run_command("report", make_run(tmp_path / "run"), "--rate", "fast", cwd=tmp_path)
         assert done.returncode == 2
         assert "Traceback" not in done.stderr
 
 
 def full_disk(folder: Path) -> str:
-    """A PYTHONPATH by which a report can grow to 40 kB and no further."""
+    """Return a PYTHONPATH with which no file can grow beyond 40 kB."""
     (folder / "full").mkdir()
     (folder / "full/sitecustomize.py").write_text(FULL_DISK_SCRIPT)
     return os.pathsep.join([str(folder / "full"), os.environ.get("PYTHONPATH", "")])

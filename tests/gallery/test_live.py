@@ -1,4 +1,4 @@
-"""The page while things happen: images that arrive, a run that stops, a server that is gone, a retry."""
+"""Tests of the live page during changes: images arrive, a run or the server stops, failed jobs are retried."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ FORBIDDEN_STATUS = "403"
 
 
 def leave_note(page: Page) -> None:
-    """Leave a note in the page, which a reload would take away."""
+    """Leave a note in the page, which a reload would remove."""
     page.evaluate("window.note = 'still here'")
 
 
@@ -52,9 +52,9 @@ def has_note(page: Page) -> bool:
 
 
 def wait_for_images(page: Page, min_images: int) -> None:
-    """Wait until the header counts so many images."""
+    """Wait until the header counts at least this many images."""
     page.wait_for_function(
-        "least => Number(/(\\d+) with an image/.exec(document.getElementById('counts').textContent)?.[1]) >= least",
+        "min => Number(/(\\d+) with an image/.exec(document.getElementById('counts').textContent)?.[1]) >= min",
         arg=min_images,
         timeout=LIVE_TIMEOUT_MS,
     )
@@ -64,7 +64,7 @@ class TestArriving:
     def test_a_run_that_stops_and_resumes(
         self, simulate: StartSimulator, start_view: StartView, open_page: OpenPage, tmp_path: Path
     ) -> None:
-        """Images of a run elsewhere come into an open page, through its Ctrl-C and its resume, without a reload."""
+        """An open page shows new images of a run in another process without a reload, also after a resume."""
         write_jobs(tmp_path / "jobs.jsonl", 60)
         command = (
             "run",
@@ -76,7 +76,7 @@ class TestArriving:
         )
         make_run(tmp_path / "run", gateway=None)
         page = open_page(start_view(tmp_path / "run").url)
-        expect(page.locator("#nothing")).to_be_visible()
+        expect(page.locator("#empty")).to_be_visible()
         leave_note(page)
         process = start_command(*command, *LIVE_SIMULATOR_OPTIONS, cwd=tmp_path)
         wait_for_images(page, 5)
@@ -88,12 +88,12 @@ class TestArriving:
         wait_for_images(page, len(stored))
         assert run_command(*command, *LIVE_SIMULATOR_OPTIONS, cwd=tmp_path).returncode == 0
         expect(page.locator("#counts")).to_have_text("60 jobs, 60 with an image", timeout=LIVE_TIMEOUT_MS)
-        expect(page.locator("#nothing")).to_be_hidden()
+        expect(page.locator("#empty")).to_be_hidden()
         expect(tile(page, "00001").locator("img")).to_be_visible()
         assert has_note(page)
 
     def test_a_job_changes_while_shown(self, start_view: StartView, open_page: OpenPage, tmp_path: Path) -> None:
-        """What is new takes its place in the filter and in the grid; what is marked, open or typed stays."""
+        """New jobs appear in the filtered images and in the grid; marks, the open image and typed text are kept."""
         out = make_run(
             tmp_path / "run", SeedJob(id="one"), SeedJob(id="two", status=State.FAILED, fields={"seed": 3})
         )
@@ -121,7 +121,7 @@ class TestArriving:
         expect(page.get_by_label("Columns")).to_have_value("seed")
 
     def test_the_focus_stays(self, start_view: StartView, open_page: OpenPage, tmp_path: Path) -> None:
-        """An image that arrives takes the focus from nobody, neither from a tile nor from a choice of a filter."""
+        """A new image does not move the focus, neither from a tile nor from the select of a filter."""
         out = make_run(tmp_path / "run", SeedJob(id="one", fields={"seed": 0}), SeedJob(id="two", fields={"seed": 1}))
         page = open_page(start_view(out).url)
         tile(page, "two").locator(".open").focus()
@@ -134,7 +134,7 @@ class TestArriving:
         expect(page.get_by_label("seed", exact=True)).to_be_focused()
 
     def test_the_focus_stays_in_the_grid(self, start_view: StartView, open_page: OpenPage, tmp_path: Path) -> None:
-        """An image that arrives leaves the focus on the cell that has it."""
+        """A new image does not move the focus from a cell of the grid."""
         out = make_run(tmp_path / "run", SeedJob(id="one", fields={"seed": 0}), SeedJob(id="two", fields={"seed": 1}))
         page = open_page(start_view(out).url)
         page.keyboard.press("g")
@@ -143,10 +143,10 @@ class TestArriving:
         expect(page.locator("#grid").get_by_label("Open three")).to_be_visible()
         expect(page.locator("#grid").get_by_label("Open two")).to_be_focused()
 
-    def test_an_image_arrives_in_the_focused_tile(
+    def test_the_job_of_the_focused_tile_changes(
         self, start_view: StartView, open_page: OpenPage, tmp_path: Path
     ) -> None:
-        """A tile that holds the focus while its job changes holds it still, and Tab goes to the next in sight."""
+        """A tile keeps the focus when its job changes, and the tiles stay in their order, which is the Tab order."""
         out = make_run(
             tmp_path / "run", SeedJob(id="one"), SeedJob(id="two", status=State.SUBMITTING), SeedJob(id="three")
         )
@@ -161,7 +161,7 @@ class TestArriving:
     def test_updates_arrive_before_a_slow_response(
         self, start_view: StartView, open_page: OpenPage, tmp_path: Path
     ) -> None:
-        """What is told while all items are still on their way is neither lost nor out of order."""
+        """An update that arrives before a slow response with all items is not lost, and not overwritten by it."""
         out = make_run(tmp_path / "run", SeedJob(id="one"), SeedJob(id="two", status=State.SUBMITTING))
         url = start_view(out).url
         page, other_page = open_page(url), open_page(url)
@@ -177,8 +177,8 @@ class TestArriving:
         expect(tile(page, "two")).to_contain_text("ambiguous")
         assert visible_ids(page) == ["one", "two"]
 
-    def test_the_server_is_gone_for_a_while(self, start_view: StartView, open_page: OpenPage, tmp_path: Path) -> None:
-        """A page that is open when its server ends finds the next one at the same port, and what came in between."""
+    def test_the_server_restarts(self, start_view: StartView, open_page: OpenPage, tmp_path: Path) -> None:
+        """An open page reconnects to a new server on the same port, and shows what it missed."""
         out = make_run(tmp_path / "run", SeedJob(id="one"))
         first = start_view(out)
         page = open_page(first.url, allowed_errors=CONNECTION_ERRORS)
@@ -197,118 +197,120 @@ class TestArriving:
 class TestRetry:
     @pytest.fixture
     def start_retrying_view(self, start_view: StartView, gateway: SimulatorProcess) -> StartView:
-        """`view` whose retries go to that gateway, as its environment says."""
+        """Start `view` with the gateway of the run in its environment, where its retries read it."""
         return partial(start_view, KREA_BATCH_GATEWAY=gateway.gateway_url, KREA_BATCH_POLL_INTERVAL="0.1")
 
-    def test_not_without_a_yes(
+    def test_nothing_is_submitted_without_confirmation(
         self, failed_run: Path, gateway: SimulatorProcess, start_retrying_view: StartView, open_page: OpenPage
     ) -> None:
-        """It asks, says how many may be paid, has the focus on leaving it, and does nothing without the yes."""
+        """The dialog says how many jobs may be charged, has the focus on Cancel, and submits nothing by itself."""
         page = open_page(start_retrying_view(failed_run).url)
-        for action in ("Leave it", "Escape", "Enter"):
+        for action in ("Cancel", "Escape", "Enter"):
             page.get_by_role("button", name="Retry failed").click()
-            expect(page.locator("#asking")).to_contain_text("3 jobs")
-            expect(page.locator("#asking")).to_contain_text("paid")
-            expect(page.get_by_role("button", name="Leave it")).to_be_focused()
-            if action == "Leave it":
+            expect(page.locator("#confirm-retry")).to_contain_text("3 jobs")
+            expect(page.locator("#confirm-retry")).to_contain_text("charged")
+            expect(page.get_by_role("button", name="Cancel")).to_be_focused()
+            if action == "Cancel":
                 page.get_by_role("button", name=action).click()
             else:
                 page.keyboard.press(action)
-            expect(page.locator("#asking")).to_be_hidden()
+            expect(page.locator("#confirm-retry")).to_be_hidden()
         assert len(gateway.admin_request("/ledger")["posts"]) == 3
         assert set(ledger_states(failed_run).values()) == {State.ERRORED}
 
-    def test_with_a_yes(
+    def test_a_confirmed_retry(
         self, failed_run: Path, gateway: SimulatorProcess, start_retrying_view: StartView, open_page: OpenPage
     ) -> None:
-        """Each is submitted once more, the images come into the page, and there is nothing left to retry."""
+        """Each failed job is submitted once, the images appear in the page, and nothing is left to retry."""
         page = open_page(start_retrying_view(failed_run).url)
         page.get_by_role("button", name="Retry failed").click()
-        page.get_by_role("button", name="Submit again").click()
+        page.get_by_role("button", name="Resubmit").click()
         expect(page.locator("#counts")).to_have_text("3 jobs, 3 with an image", timeout=LIVE_TIMEOUT_MS)
         expect(tile(page, "00002").locator("img")).to_be_visible()
         expect(page.get_by_role("button", name="Retry failed")).to_be_hidden()
         assert len(gateway.admin_request("/ledger")["posts"]) == 6
         assert gateway.admin_request("/totals")["charged"] == 3
-        expect(page.locator("#said")).to_contain_text("3 stored")
+        expect(page.locator("#message")).to_contain_text("3 stored")
 
-    def test_what_waits_is_counted(
+    def test_pending_jobs_are_counted(
         self, failed_run: Path, start_retrying_view: StartView, open_page: OpenPage
     ) -> None:
-        """A retry goes on with all that is open in the folder, so the question counts what that may cost."""
-        make_run(failed_run, SeedJob(id="waits", status=State.PENDING), SeedJob(id="lies", status=State.ACCEPTED))
+        """A retry also submits the pending jobs of the run, so the dialog counts them among the possible charges."""
+        make_run(
+            failed_run, SeedJob(id="pending", status=State.PENDING), SeedJob(id="accepted", status=State.ACCEPTED)
+        )
         page = open_page(start_retrying_view(failed_run).url)
         page.get_by_role("button", name="Retry failed").click()
-        expect(page.locator("#asking")).to_contain_text("Submit 3 jobs again?")
-        expect(page.locator("#asking")).to_contain_text("Up to 4 jobs will be paid for.")
+        expect(page.locator("#confirm-retry")).to_contain_text("Resubmit 3 jobs?")
+        expect(page.locator("#confirm-retry")).to_contain_text("Up to 4 jobs will be charged.")
 
-    def test_a_double_click_pays_once(
+    def test_a_double_click_submits_once(
         self, failed_run: Path, gateway: SimulatorProcess, start_retrying_view: StartView, open_page: OpenPage
     ) -> None:
-        """Two clicks on the yes submit each job once."""
+        """Two clicks on Resubmit submit each job once."""
         page = open_page(start_retrying_view(failed_run).url)
         page.get_by_role("button", name="Retry failed").click()
-        page.get_by_role("button", name="Submit again").dblclick()
+        page.get_by_role("button", name="Resubmit").dblclick()
         expect(page.locator("#counts")).to_have_text("3 jobs, 3 with an image", timeout=LIVE_TIMEOUT_MS)
         assert len(gateway.admin_request("/ledger")["posts"]) == 6
 
-    def test_what_the_filter_shows(
+    def test_with_an_active_filter(
         self, failed_run: Path, gateway: SimulatorProcess, start_retrying_view: StartView, open_page: OpenPage
     ) -> None:
-        """The number in the question is the number of POSTs, whatever the filters hide."""
+        """The dialog says how many jobs are submitted, whatever the filters hide."""
         page = open_page(start_retrying_view(failed_run).url)
         page.get_by_label("Search prompts and ids").fill("00002")
         expect(page.locator("#counts")).to_contain_text("1 shown")
         page.get_by_role("button", name="Retry failed").click()
-        asked = page.locator("#asking").inner_text()
-        page.get_by_role("button", name="Submit again").click()
+        question = page.locator("#confirm-retry").inner_text()
+        page.get_by_role("button", name="Resubmit").click()
         expect(page.locator(".tile img")).to_have_count(1, timeout=LIVE_TIMEOUT_MS)
         page.get_by_label("Search prompts and ids").fill("")
-        count = 3 if "3 jobs" in asked else 1
+        count = 3 if "3 jobs" in question else 1
         wait_for_images(page, count)
         assert len(gateway.admin_request("/ledger")["posts"]) == 3 + count
 
-    def test_where_it_cannot_be(
+    def test_without_an_api_key(
         self, failed_run: Path, gateway: SimulatorProcess, start_retrying_view: StartView, open_page: OpenPage
     ) -> None:
-        """Without a key nothing is submitted, and the page says what is missing."""
+        """Without an API key nothing is submitted, and the page shows the error."""
         page = open_page(start_retrying_view(failed_run, key="").url, allowed_errors=("400", "403", "409", "500"))
         page.get_by_role("button", name="Retry failed").click()
-        page.get_by_role("button", name="Submit again").click()
-        expect(page.locator("#said")).to_contain_text("PIXAZO_API_KEY", timeout=LIVE_TIMEOUT_MS)
+        page.get_by_role("button", name="Resubmit").click()
+        expect(page.locator("#message")).to_contain_text("PIXAZO_API_KEY", timeout=LIVE_TIMEOUT_MS)
         assert len(gateway.admin_request("/ledger")["posts"]) == 3
 
     def test_another_gateway(
         self, failed_run: Path, gateway: SimulatorProcess, start_view: StartView, open_page: OpenPage
     ) -> None:
-        """A run of another gateway than view is set to is not submitted there, and the page tells why."""
+        """If `view` is configured with another gateway than the run, nothing is submitted, and the page says why."""
         page = open_page(start_view(failed_run).url)
         page.get_by_role("button", name="Retry failed").click()
-        page.get_by_role("button", name="Submit again").click()
-        expect(page.locator("#said")).to_contain_text("its jobs were submitted to", timeout=LIVE_TIMEOUT_MS)
+        page.get_by_role("button", name="Resubmit").click()
+        expect(page.locator("#message")).to_contain_text("its jobs were submitted to", timeout=LIVE_TIMEOUT_MS)
         expect(page.locator("#counts")).to_have_text("3 jobs, 0 with an image")
         assert len(gateway.admin_request("/ledger")["posts"]) == 3
 
     def test_a_retry_that_fails_again(
         self, simulate: StartSimulator, start_view: StartView, open_page: OpenPage, tmp_path: Path
     ) -> None:
-        """Jobs that fail again are shown with their further submit, and can be retried once more."""
+        """Jobs that fail again are shown with both submits, and can be retried again."""
         gateway = simulate("--latency=fixed:0.1", "--tiny", "--fault", "job-failed=1").gateway_url
         write_jobs(tmp_path / "jobs.jsonl", 2)
         run_command("run", "jobs.jsonl", "--out", "run", *LIVE_SIMULATOR_OPTIONS, "--gateway", gateway, cwd=tmp_path)
         page = open_page(start_view(tmp_path / "run", KREA_BATCH_GATEWAY=gateway, KREA_BATCH_POLL_INTERVAL="0.1").url)
         page.get_by_role("button", name="Retry failed").click()
-        page.get_by_role("button", name="Submit again").click()
-        expect(page.locator("#said")).to_contain_text("2 failed", timeout=LIVE_TIMEOUT_MS)
+        page.get_by_role("button", name="Resubmit").click()
+        expect(page.locator("#message")).to_contain_text("2 failed", timeout=LIVE_TIMEOUT_MS)
         expect(page.get_by_role("button", name="Retry failed")).to_be_visible()
-        page.wait_for_function("() => [...items.values()].every((job) => job.attempts === 2)")  # as the page knows it
+        page.wait_for_function("() => [...items.values()].every((job) => job.attempts === 2)")  # the page's own state
         tile(page, "00001").locator(".open").click()
         assert dialog_details(page)["submits"] == "2"
 
-    def test_a_page_of_the_last_server(
+    def test_a_page_of_the_previous_server(
         self, failed_run: Path, gateway: SimulatorProcess, start_retrying_view: StartView, open_page: OpenPage
     ) -> None:
-        """After a restart of the server a retry from the page that stayed open works, or says what to do."""
+        """A retry from a page that was opened before the server restarted says to reload, and then works."""
         first = start_retrying_view(failed_run)
         page = open_page(first.url, allowed_errors=(*CONNECTION_ERRORS, FORBIDDEN_STATUS))
         assert first.close() == (0, "")
@@ -316,24 +318,24 @@ class TestRetry:
         make_run(failed_run, SeedJob(id="new"))
         expect(tile(page, "new")).to_be_visible(timeout=LIVE_TIMEOUT_MS)
         page.get_by_role("button", name="Retry failed").click()
-        page.get_by_role("button", name="Submit again").click()
-        expect(page.locator("#said")).to_contain_text("reload", timeout=LIVE_TIMEOUT_MS, ignore_case=True)
+        page.get_by_role("button", name="Resubmit").click()
+        expect(page.locator("#message")).to_contain_text("reload", timeout=LIVE_TIMEOUT_MS, ignore_case=True)
         assert len(gateway.admin_request("/ledger")["posts"]) == 3
         page.reload()
         page.get_by_role("button", name="Retry failed").click()
-        page.get_by_role("button", name="Submit again").click()
+        page.get_by_role("button", name="Resubmit").click()
         wait_for_images(page, 4)
         assert len(gateway.admin_request("/ledger")["posts"]) == 6
 
     def test_ctrl_c_during_a_retry(
         self, failed_run: Path, gateway: SimulatorProcess, start_retrying_view: StartView, open_page: OpenPage
     ) -> None:
-        """It ends with view, in order: the response of a POST in flight is awaited, and none is in doubt."""
+        """Ctrl-C stops the retry too: it waits for the response of a pending POST, and no job is ambiguous."""
         gateway.admin_request("/settings", {"faults": {"submit-hang": 1.0}, "hang_duration_s": 1.0})
         running_view = start_retrying_view(failed_run)
         page = open_page(running_view.url, allowed_errors=CONNECTION_ERRORS)
         page.get_by_role("button", name="Retry failed").click()
-        page.get_by_role("button", name="Submit again").click()
+        page.get_by_role("button", name="Resubmit").click()
         while len(gateway.admin_request("/ledger")["posts"]) == 3:
             assert running_view.process.poll() is None
         assert running_view.close() == (0, "")

@@ -1,4 +1,4 @@
-"""The page of a run as people use it: in a browser, by mouse and by keyboard."""
+"""Tests of the page of a run in a browser, with mouse and keyboard."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def lightbox_dialog(page: Page) -> Locator:
 
 
 def focused_id(page: Page) -> str | None:
-    """The job whose tile holds the focus."""
+    """Return the id of the job whose tile has the focus."""
     return page.evaluate("document.activeElement?.closest('.tile')?.dataset.id ?? null")  # type: ignore[no-any-return]
 
 
@@ -59,14 +59,14 @@ def choose_filters(page: Page, **values: str) -> None:
 
 
 def saved_file(page: Page, button: str) -> tuple[str, str]:
-    """What a button of the footer downloads: the file's name and text."""
+    """Press a button of the footer. Returns the name and the text of the file that it downloads."""
     with page.expect_download() as download:
         page.get_by_role("button", name=button).click()
     return download.value.suggested_filename, Path(download.value.path()).read_text("utf-8")
 
 
 def cells(page: Page) -> dict[tuple[str, str], Locator]:
-    """The cells of the grid by the words of their row and column."""
+    """Return the cells of the grid by the headers of their row and column."""
     columns = page.locator("table.sweep thead th").all_inner_texts()
     return {
         (row.locator("th").inner_text(), column): row.locator("td").nth(n)
@@ -76,22 +76,25 @@ def cells(page: Page) -> dict[tuple[str, str], Locator]:
 
 
 def serious_violations(page: Page) -> list[str]:
-    """What axe calls serious or critical. In the dark, of colours alone: nothing else is another there."""
+    """Return the violations that axe rates as serious or critical. In dark mode only colours are checked.
+
+    Nothing else differs from light mode.
+    """
     options: dict[str, Any] = {"resultTypes": ["violations"]}
     if page.evaluate("matchMedia('(prefers-color-scheme: dark)').matches"):
         options["runOnly"] = ["color-contrast"]
     violations = Axe().run(page, options=options).response["violations"]
     return [
-        f"{one['id']}: {node['html'][:200]} {node['failureSummary']}"
-        for one in violations
-        if one["impact"] in ("serious", "critical")
-        for node in one["nodes"]
+        f"{violation['id']}: {node['html'][:200]} {node['failureSummary']}"
+        for violation in violations
+        if violation["impact"] in ("serious", "critical")
+        for node in violation["nodes"]
     ]
 
 
 class TestLoading:
     def test_every_job_has_its_tile(self, mixed_url: str, open_page: OpenPage) -> None:
-        """Each job of the run is in the page in the ledger's order, with its own image or with its status."""
+        """The page shows each job of the run, in the order of the ledger, with its image or its status."""
         page = open_page(mixed_url)
         assert visible_ids(page) == [job.id for job in MIXED_JOBS]
         expect(counts(page)).to_have_text("16 jobs, 10 with an image")
@@ -103,13 +106,13 @@ class TestLoading:
                 expect(tile(page, job.id)).to_contain_text(job.status.value)
 
     def test_an_empty_run_says_so(self, open_page: OpenPage, start_view: StartView, tmp_path: Path) -> None:
-        """A run without a job is a page that says that there is nothing yet."""
+        """The page of a run without jobs says that there are none yet."""
         page = open_page(start_view(make_run(tmp_path / "run")).url)
-        expect(page.locator("#nothing")).to_have_text("Nothing to show yet.")
+        expect(page.locator("#empty")).to_have_text("No jobs yet.")
         expect(counts(page)).to_contain_text("0 jobs")
 
     def test_hostile_text_is_escaped(self, open_page: OpenPage, start_view: StartView, tmp_path: Path) -> None:
-        """Markup in a prompt, a metadata name and value and a folder's name is shown as it is written."""
+        """Markup in a prompt, in metadata and in the name of the run directory is shown as text."""
         job = SeedJob(
             id="a <b>'\"& #%?🦉",
             prompt=HOSTILE_TEXT,
@@ -119,8 +122,8 @@ class TestLoading:
         page = open_page(start_view(make_run(tmp_path / "<img src=x onerror=hacked=1>", job, plain)).url)
         expect(page.locator("h1")).to_have_text("<img src=x onerror=hacked=1>")
         tile(page, job.id).locator(".open").click()
-        said = dialog_details(page)
-        assert (said["id"], said[HOSTILE_TEXT], said["__proto__"]) == (job.id, HOSTILE_TEXT, "p")
+        details = dialog_details(page)
+        assert (details["id"], details[HOSTILE_TEXT], details["__proto__"]) == (job.id, HOSTILE_TEXT, "p")
         expect(page.locator("#lightbox h2")).to_have_text(HOSTILE_TEXT)
         page.keyboard.press("Escape")
         page.keyboard.press("g")
@@ -130,7 +133,7 @@ class TestLoading:
 
 class TestFilters:
     def test_by_text(self, mixed_url: str, open_page: OpenPage) -> None:
-        """The words are looked for in prompts and in ids, however they are written."""
+        """The search finds words in prompts and ids, in upper or lower case."""
         page = open_page(mixed_url)
         for query, ids in {
             "glass": ["fox"],
@@ -144,9 +147,9 @@ class TestFilters:
             assert visible_ids(page) == ids, query
 
     def test_by_values(self, mixed_url: str, open_page: OpenPage) -> None:
-        """Status, parameters and metadata narrow what is shown, each further one more."""
+        """Status, parameters and metadata filter the jobs, also in combination."""
         page = open_page(mixed_url)
-        found: list[tuple[dict[str, str], list[str]]] = [
+        cases: list[tuple[dict[str, str], list[str]]] = [
             ({"status": "failed"}, ["bear"]),
             ({"aspect_ratio": "16:9"}, ["fox"]),
             ({"creativity": "high"}, ["owl-creativity=high-seed=1", "owl-creativity=high-seed=2"]),
@@ -155,7 +158,7 @@ class TestFilters:
             ({"series": "wood", "status": "rejected"}, ["long"]),
             ({"series": "wood", "seed": "2", "creativity": "low"}, ["owl-creativity=low-seed=2"]),
         ]
-        for values, ids in found:
+        for values, ids in cases:
             choose_filters(page, **values)
             expect(counts(page)).to_contain_text(f"{len(ids)} shown of 16 jobs")
             assert visible_ids(page) == ids, values
@@ -164,7 +167,7 @@ class TestFilters:
             assert len(visible_ids(page)) == 16
 
     def test_text_and_values_together(self, mixed_url: str, open_page: OpenPage) -> None:
-        """Both have to be met; where nothing meets them the page says so, and not that the run is empty."""
+        """A job has to match both; if none does, the page says so, and not that the run has no jobs."""
         page = open_page(mixed_url)
         page.get_by_label("Search prompts and ids").fill("seed=1")
         choose_filters(page, creativity="raw")
@@ -173,11 +176,11 @@ class TestFilters:
         choose_filters(page, creativity="", status="failed")
         expect(counts(page)).to_contain_text("0 shown of 16 jobs")
         expect(page.locator(".tile")).to_have_count(0)
-        expect(page.locator("#nothing")).to_be_visible()
-        expect(page.locator("#nothing")).not_to_contain_text("yet")
+        expect(page.locator("#empty")).to_be_visible()
+        expect(page.locator("#empty")).not_to_contain_text("yet")
 
     def test_the_grid_is_filtered_too(self, mixed_url: str, open_page: OpenPage) -> None:
-        """What the filters leave out is in no cell."""
+        """Jobs that do not match the filters are in no cell."""
         page = open_page(mixed_url)
         choose_filters(page, series="wood", status="succeeded")
         page.keyboard.press("g")
@@ -185,37 +188,39 @@ class TestFilters:
 
 
 class TestLightbox:
-    def test_it_shows_all_that_is_known(self, mixed_url: str, open_page: OpenPage) -> None:
-        """A click opens the image itself, with its parameters, metadata, request_id and status."""
+    def test_it_shows_all_details(self, mixed_url: str, open_page: OpenPage) -> None:
+        """A click opens the original, with its parameters, metadata, request_id and status."""
         page = open_page(mixed_url)
         tile(page, "owl-creativity=low-seed=2").locator(".open").click()
-        n = JOB_NUMBERS["owl-creativity=low-seed=2"]
-        said = dialog_details(page)
-        assert said["id"] == "owl-creativity=low-seed=2"
-        assert (said["status"], said["request_id"]) == ("succeeded", request_id(n))
-        assert (said["aspect_ratio"], said["creativity"], said["seed"], said["series"]) == ("1:1", "low", "2", "wood")
-        assert (said["submits"], said["polls"]) == ("1", "3")
+        job_no = JOB_NUMBERS["owl-creativity=low-seed=2"]
+        details = dialog_details(page)
+        assert details["id"] == "owl-creativity=low-seed=2"
+        assert (details["status"], details["request_id"]) == ("succeeded", request_id(job_no))
+        assert [details[name] for name in ("aspect_ratio", "creativity", "seed", "series")] == [
+            "1:1", "low", "2", "wood",
+        ]  # fmt: skip
+        assert (details["submits"], details["polls"]) == ("1", "3")
         original = lightbox_dialog(page).get_by_alt_text("An owl of wood")
-        assert rendered_colour(original) == colour(n)
-        assert original.evaluate("image => image.naturalWidth") == width_px(n)
-        assert said["size"] == f"{width_px(n)} × 200"
+        assert rendered_colour(original) == colour(job_no)
+        assert original.evaluate("image => image.naturalWidth") == width_px(job_no)
+        assert details["size"] == f"{width_px(job_no)} × 200"
 
-    def test_it_shows_what_went_wrong(self, mixed_url: str, open_page: OpenPage) -> None:
-        """A job without an image has its error, and no link to a file."""
+    def test_it_shows_errors(self, mixed_url: str, open_page: OpenPage) -> None:
+        """The lightbox of a job without an image shows its error, and has no link to a file."""
         page = open_page(mixed_url)
-        for job_id, why in {
+        for job_id, error in {
             "bear": FAILED_ERROR,
             "long": REJECTED_ERROR,
             "lost": ERRORED_ERROR,
-            "doubt": AMBIGUOUS_ERROR,
+            "unsure": AMBIGUOUS_ERROR,
         }.items():
             tile(page, job_id).locator(".open").click()
-            assert dialog_details(page)["error"] == why.message
+            assert dialog_details(page)["error"] == error.message
             expect(lightbox_dialog(page).get_by_role("link")).to_have_count(0)
             page.keyboard.press("Escape")
 
     def test_metadata_of_any_shape(self, mixed_url: str, open_page: OpenPage) -> None:
-        """Metadata and parameters that are lists or objects are shown as JSON."""
+        """Lists and objects in metadata and parameters are shown as JSON."""
         page = open_page(mixed_url)
         tile(page, "later").locator(".open").click()
         assert json.loads(dialog_details(page)["deep"]) == {"tags": ["a", "b"]}
@@ -224,7 +229,7 @@ class TestLightbox:
         assert json.loads(dialog_details(page)["styles"]) == [{"id": "ink", "strength": 0.5}]
 
     def test_arrows_go_to_the_neighbours(self, mixed_url: str, open_page: OpenPage) -> None:
-        """Keys and buttons go to the next and the previous job; at the ends they stay or go round, never nowhere."""
+        """Keys and buttons open the next and the previous job; at the last job, a key still shows a job."""
         page = open_page(mixed_url)
         tile(page, "fox").locator(".open").click()
         page.keyboard.press("ArrowRight")
@@ -241,7 +246,7 @@ class TestLightbox:
             assert dialog_details(page)["id"] in JOB_NUMBERS
 
     def test_buttons_by_keyboard(self, mixed_url: str, open_page: OpenPage) -> None:
-        """Enter on "next" can be pressed again and again: the focus stays on the button."""
+        """The button for the next image keeps the focus, so Enter can be pressed repeatedly."""
         page = open_page(mixed_url)
         tile(page, "owl-creativity=raw-seed=1").locator(".open").click()
         page.get_by_role("button", name="Next image").focus()
@@ -251,7 +256,7 @@ class TestLightbox:
         expect(page.get_by_role("button", name="Next image")).to_be_focused()
 
     def test_metadata_named_like_fields(self, open_page: OpenPage, start_view: StartView, tmp_path: Path) -> None:
-        """Metadata called `status`, `id`, `seed` or `error` hides nothing of the job and is not hidden by it."""
+        """Metadata named `status`, `id`, `seed` or `error` does not hide the job's own fields, and is shown too."""
         names = {"id": "mine", "status": "draft", "seed": "none", "request_id": "r", "error": "e", "toString": "t"}
         jobs = [
             SeedJob(id="one", metadata=names, fields={"seed": 5}),
@@ -259,14 +264,11 @@ class TestLightbox:
         ]
         page = open_page(start_view(make_run(tmp_path / "run", *jobs)).url)
         tile(page, "one").locator(".open").click()
-        assert (dialog_details(page)["id"], dialog_details(page)["status"], dialog_details(page)["seed"]) == (
-            "one",
-            "succeeded",
-            "5",
-        )
-        said = page.locator("#lightbox dl").inner_text()
+        details = dialog_details(page)
+        assert (details["id"], details["status"], details["seed"]) == ("one", "succeeded", "5")
+        words = page.locator("#lightbox dl").inner_text().split()
         for text in ("mine", "draft", "none", request_id(1)):
-            assert text in said.split()
+            assert text in words
         page.keyboard.press("ArrowRight")
         assert FAILED_ERROR.message in page.locator("#lightbox dl").inner_text()
         page.keyboard.press("Escape")
@@ -276,23 +278,23 @@ class TestLightbox:
             "failed",
         ]
 
-    def test_neighbours_are_those_that_are_shown(self, mixed_url: str, open_page: OpenPage) -> None:
-        """With a filter, the arrows pass over what it leaves out."""
+    def test_arrows_skip_filtered_jobs(self, mixed_url: str, open_page: OpenPage) -> None:
+        """With a filter, the arrow keys skip jobs that do not match it."""
         page = open_page(mixed_url)
         choose_filters(page, seed="2")
         tile(page, "owl-creativity=raw-seed=2").locator(".open").click()
         page.keyboard.press("ArrowRight")
         assert dialog_details(page)["id"] == "owl-creativity=low-seed=2"
 
-    @pytest.mark.parametrize("way", ["Escape", "button"])
-    def test_the_focus_comes_back(self, way: str, mixed_url: str, open_page: OpenPage) -> None:
-        """It opens by Enter and closes by Escape or its button, and the focus is at the tile that was looked at."""
+    @pytest.mark.parametrize("control", ["Escape", "button"])
+    def test_the_focus_returns(self, control: str, mixed_url: str, open_page: OpenPage) -> None:
+        """Enter opens the lightbox; Escape or its button closes it, and the focus returns to the tile."""
         page = open_page(mixed_url)
         tile(page, "fox").locator(".open").focus()
         page.keyboard.press("Enter")
         expect(lightbox_dialog(page)).to_be_visible()
         assert page.evaluate("document.activeElement.closest('dialog')?.id") == "lightbox"
-        if way == "Escape":
+        if control == "Escape":
             page.keyboard.press("Escape")
         else:
             page.get_by_role("button", name="Close").click()
@@ -300,13 +302,17 @@ class TestLightbox:
         assert focused_id(page) == "fox"
 
     def test_all_images_of_a_job(self, mixed_url: str, open_page: OpenPage) -> None:
-        """A job with two images has both in the lightbox, and its link opens the one that is shown."""
+        """The lightbox of a job with two images shows each of them, and its link opens the one shown."""
         page = open_page(mixed_url)
         tile(page, "cat").locator(".open").click()
-        assert rendered_colour(lightbox_dialog(page).locator(".stage img").last) == colour(JOB_NUMBERS["cat"])
+        assert rendered_colour(lightbox_dialog(page).locator(".lightbox-image img").last) == colour(
+            JOB_NUMBERS["cat"]
+        )
         second = lightbox_dialog(page).get_by_role("button", name="2", exact=True)
         second.click()
-        assert rendered_colour(lightbox_dialog(page).locator(".stage img").last) == colour(JOB_NUMBERS["cat"], 2)
+        assert rendered_colour(lightbox_dialog(page).locator(".lightbox-image img").last) == colour(
+            JOB_NUMBERS["cat"], 2
+        )
         expect(second).to_have_attribute("aria-pressed", "true")
         expect(lightbox_dialog(page).get_by_role("button", name="1", exact=True)).to_have_attribute(
             "aria-pressed", "false"
@@ -316,34 +322,35 @@ class TestLightbox:
         expect(second).to_have_attribute("aria-pressed", "true")
 
     def test_images_in_an_object_store(self, open_page: OpenPage, start_view: StartView, tmp_path: Path) -> None:
-        """Images that are kept elsewhere have a tile, their address in the lightbox, and break nothing."""
-        jobs = [SeedJob(id=f"far-{n}", prefix="s3://bucket/folder/") for n in range(3)]
-        page = open_page(start_view(make_run(tmp_path / "run", *jobs, SeedJob(id="near"))).url)
+        """Images in an object store have a tile that says so, and their URL in the lightbox."""
+        jobs = [SeedJob(id=f"remote-{n}", prefix="s3://bucket/folder/") for n in range(3)]
+        page = open_page(start_view(make_run(tmp_path / "run", *jobs, SeedJob(id="local"))).url)
         expect(page.locator(".tile")).to_have_count(4)
-        tile(page, "far-1").locator(".open").click()
-        expect(lightbox_dialog(page)).to_contain_text("s3://bucket/folder/far-1.png")
+        expect(tile(page, "remote-1")).to_contain_text("in an object store")
+        tile(page, "remote-1").locator(".open").click()
+        expect(lightbox_dialog(page)).to_contain_text("s3://bucket/folder/remote-1.png")
         page.keyboard.press("Escape")
-        assert is_colour(rendered_colour(tile(page, "near").locator("img")), 4)
+        assert is_colour(rendered_colour(tile(page, "local").locator("img")), 4)
 
 
 class TestGrid:
     def test_rows_and_columns_are_chosen(self, mixed_url: str, open_page: OpenPage) -> None:
-        """Each image is in the cell of its own values, whichever two fields the sides are."""
+        """Each image is in the cell of its values, for any two fields as rows and columns."""
         page = open_page(mixed_url)
         page.get_by_label("Search prompts and ids").fill("owl")
         page.get_by_role("button", name="Grid").click()
-        for sides in (("creativity", "seed"), ("seed", "creativity")):
-            page.get_by_label("Rows").select_option(sides[0])
-            page.get_by_label("Columns").select_option(sides[1])
-            found = cells(page)
-            assert len(found) == 8
+        for rows, columns in (("creativity", "seed"), ("seed", "creativity")):
+            page.get_by_label("Rows").select_option(rows)
+            page.get_by_label("Columns").select_option(columns)
+            grid = cells(page)
+            assert len(grid) == 8
             for job in sweep_jobs("owl", "An owl of wood", {}):
-                cell = found[str(job.fields[sides[0]]), str(job.fields[sides[1]])]
+                cell = grid[str(job.fields[rows]), str(job.fields[columns])]
                 expect(cell.locator("img")).to_have_count(1)
                 assert is_colour(rendered_colour(cell.locator("img")), JOB_NUMBERS[job.id])
 
     def test_a_cell_opens_its_image(self, mixed_url: str, open_page: OpenPage) -> None:
-        """A click on a cell opens the lightbox there; Escape gives the focus back to the cell."""
+        """A click on a cell opens its image in the lightbox; after Escape the focus is in the grid again."""
         page = open_page(mixed_url)
         page.get_by_label("Search prompts and ids").fill("owl")
         page.get_by_role("button", name="Grid").click()
@@ -354,10 +361,8 @@ class TestGrid:
         page.keyboard.press("Escape")
         assert page.evaluate("document.activeElement.closest('#grid') !== null")
 
-    def test_the_order_is_that_of_the_values(
-        self, open_page: OpenPage, start_view: StartView, tmp_path: Path
-    ) -> None:
-        """Seeds are in the order of numbers: 2 before 10."""
+    def test_numbers_are_sorted(self, open_page: OpenPage, start_view: StartView, tmp_path: Path) -> None:
+        """Columns of numbers are in numeric order: 2 before 10."""
         jobs = [SeedJob(id=f"s{seed}", fields={"seed": seed}) for seed in (10, 2, 1)]
         page = open_page(start_view(make_run(tmp_path / "run", *jobs)).url)
         page.keyboard.press("g")
@@ -371,8 +376,8 @@ class TestMarks:
             tile(page, job_id).hover()
             page.get_by_role("button", name=f"Mark {job_id}", exact=True).click()
 
-    def test_what_differs_is_shown(self, mixed_url: str, open_page: OpenPage) -> None:
-        """Marked images stand side by side; the fields in which they differ are told from the others."""
+    def test_differences_are_highlighted(self, mixed_url: str, open_page: OpenPage) -> None:
+        """The comparison shows marked images side by side, and highlights the fields in which they differ."""
         page = open_page(mixed_url)
         self.mark_jobs(page, "owl-creativity=raw-seed=1", "owl-creativity=high-seed=1", "fox")
         expect(page.locator("#marks")).to_have_text("3 marked")
@@ -385,19 +390,19 @@ class TestMarks:
         page.keyboard.press("c")
         dialog = page.locator("#side-by-side")
         assert dialog.locator("dl").first.locator("dt:has(+ .differs)").all_inner_texts() == ["creativity"]
-        seen = [rendered_colour(image) for image in dialog.locator("img").all()]
-        assert seen == [colour(JOB_NUMBERS[f"owl-creativity={word}-seed=1"]) for word in ("raw", "high")]
+        colours = [rendered_colour(image) for image in dialog.locator("img").all()]
+        assert colours == [colour(JOB_NUMBERS[f"owl-creativity={name}-seed=1"]) for name in ("raw", "high")]
 
-    def test_only_one_has_what_the_other_lacks(self, mixed_url: str, open_page: OpenPage) -> None:
-        """A field that one of them does not have is a difference."""
+    def test_a_field_that_only_one_image_has(self, mixed_url: str, open_page: OpenPage) -> None:
+        """A field that only one of the compared images has is a difference."""
         page = open_page(mixed_url)
         self.mark_jobs(page, "fox", "cat")
         page.keyboard.press("c")
         differing = page.locator("#side-by-side dt:has(+ .differs)").all_inner_texts()
         assert {"series", "note", "seed", "styles"} <= set(differing)
 
-    def test_marks_live_through_filters(self, mixed_url: str, open_page: OpenPage) -> None:
-        """What is marked stays so while a filter hides it; "Unmark all" takes all marks away."""
+    def test_marks_survive_filters(self, mixed_url: str, open_page: OpenPage) -> None:
+        """An image stays marked while a filter hides it; "Unmark all" removes all marks."""
         page = open_page(mixed_url)
         self.mark_jobs(page, "fox", "cat")
         choose_filters(page, status="failed")
@@ -412,7 +417,7 @@ class TestMarks:
         expect(page.get_by_role("button", name="Mark fox")).to_have_attribute("aria-pressed", "false")
 
     def test_a_selection_is_saved(self, mixed_url: str, open_page: OpenPage) -> None:
-        """The ids come one a line, as `retry --ids-from` reads them; the JSON has all that is known of each."""
+        """Ids are saved one per line, as `retry --ids-from` reads them; the JSON has all details of each job."""
         page = open_page(mixed_url)
         self.mark_jobs(page, "cat", "owl-creativity=raw-seed=2", "bear")
         name, text = saved_file(page, "Save ids")
@@ -431,7 +436,7 @@ class TestMarks:
 
 class TestKeyboard:
     def test_slash_searches(self, mixed_url: str, open_page: OpenPage) -> None:
-        """`/` goes to the search, where letters are letters and no commands."""
+        """`/` moves the focus to the search, where letters are text and not commands."""
         page = open_page(mixed_url)
         page.keyboard.press("/")
         page.keyboard.type("magic")
@@ -441,18 +446,18 @@ class TestKeyboard:
         expect(page.locator("#images")).to_be_visible()
         expect(page.locator("#marked")).to_be_hidden()
 
-    def test_arrows_go_from_tile_to_tile(self, mixed_url: str, open_page: OpenPage) -> None:
-        """Right and left go one on, down and up a row; Enter opens what is focused."""
+    def test_arrows_move_the_focus(self, mixed_url: str, open_page: OpenPage) -> None:
+        """Right and left move the focus by one tile, down and up by one row; Enter opens the focused image."""
         page = open_page(mixed_url, viewport={"width": 1280, "height": 720})
         ids = [job.id for job in MIXED_JOBS]
-        across = page.evaluate(
+        columns = page.evaluate(
             "() => { const all = [...document.querySelectorAll('.tile')].map(t => t.getBoundingClientRect().top);"
             " return all.filter(top => top === all[0]).length; }"
         )
         tile(page, ids[0]).locator(".open").focus()
-        for key, place in (("ArrowRight", 1), ("ArrowDown", 1 + across), ("ArrowLeft", across), ("ArrowUp", 0)):
+        for key, index in (("ArrowRight", 1), ("ArrowDown", 1 + columns), ("ArrowLeft", columns), ("ArrowUp", 0)):
             page.keyboard.press(key)
-            assert focused_id(page) == ids[place], key
+            assert focused_id(page) == ids[index], key
         page.keyboard.press("ArrowLeft")
         assert focused_id(page) == ids[0]
         page.keyboard.press("End")
@@ -463,7 +468,7 @@ class TestKeyboard:
         assert dialog_details(page)["id"] == ids[0]
 
     def test_letters(self, mixed_url: str, open_page: OpenPage) -> None:
-        """`m` marks what is focused or unmarks it, `c` compares two or more, `g` goes to the grid and back."""
+        """`m` marks or unmarks the focused image, `c` compares two or more, `g` switches to the grid and back."""
         page = open_page(mixed_url)
         tile(page, "fox").locator(".open").focus()
         page.keyboard.press("m")
@@ -483,8 +488,8 @@ class TestKeyboard:
         page.keyboard.press("g")
         expect(page.locator("#images")).to_be_visible()
 
-    def test_commands_of_the_browser_are_left_alone(self, mixed_url: str, open_page: OpenPage) -> None:
-        """Ctrl+C copies, it does not compare."""
+    def test_shortcuts_of_the_browser_still_work(self, mixed_url: str, open_page: OpenPage) -> None:
+        """Ctrl+C does not compare, and Ctrl+G does not open the grid."""
         page = open_page(mixed_url)
         for job_id in ("fox", "cat"):
             tile(page, job_id).locator(".open").focus()
@@ -495,7 +500,7 @@ class TestKeyboard:
         expect(page.locator("#images")).to_be_visible()
 
     def test_in_the_lightbox(self, mixed_url: str, open_page: OpenPage) -> None:
-        """`m` marks the image that is looked at; other commands wait until it is closed."""
+        """`m` marks the open image; other commands do nothing while the lightbox is open."""
         page = open_page(mixed_url)
         tile(page, "fox").locator(".open").click()
         page.keyboard.press("m")
@@ -509,7 +514,7 @@ class TestKeyboard:
 
 class TestSmallScreens:
     def overflow(self, page: Page) -> list[str]:
-        """What sticks out sideways, of the page or of an open dialog."""
+        """Return the parts of the page or of an open dialog that are wider than the screen."""
         overflowing: list[str] = page.evaluate(
             """() => {
                 const parts = document.querySelectorAll("html, dialog[open], header, footer, #filters");
@@ -519,8 +524,8 @@ class TestSmallScreens:
         )
         return overflowing
 
-    def test_nothing_overflows_and_all_is_reached(self, mixed_url: str, open_page: OpenPage) -> None:
-        """At 360 x 640 no view is wider than the screen, and each button can be pressed."""
+    def test_nothing_overflows(self, mixed_url: str, open_page: OpenPage) -> None:
+        """At 360 x 640 pixels no view is wider than the screen, and each button can be pressed."""
         page = open_page(mixed_url, **SMALL_SCREEN)
         assert self.overflow(page) == []
         for job_id in ("owl-creativity=raw-seed=1", "owl-creativity=raw-seed=2"):
@@ -541,10 +546,10 @@ class TestSmallScreens:
         page.get_by_role("button", name="Images").click()
         page.get_by_role("button", name="Retry failed").click()
         assert self.overflow(page) == []
-        page.get_by_role("button", name="Leave it").click()
+        page.get_by_role("button", name="Cancel").click()
 
     def test_the_images_have_room(self, mixed_url: str, open_page: OpenPage) -> None:
-        """With filters, and marks, the images still have a third of a small screen."""
+        """With filters and marks, more than a third of a small screen is left for the images."""
         page = open_page(mixed_url, **SMALL_SCREEN)
         tile(page, "owl-creativity=raw-seed=1").locator(".open").focus()
         page.keyboard.press("m")
@@ -553,7 +558,7 @@ class TestSmallScreens:
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_axe_finds_nothing_serious(scheme: str, mixed_url: str, open_page: OpenPage) -> None:
-    """Images, marks, lightbox, comparison, question and grid have no serious or critical violation."""
+    """Images, marks, lightbox, comparison, retry dialog and grid have no serious or critical violation."""
     page = open_page(mixed_url, color_scheme=scheme)
     found = {"images": serious_violations(page)}
     for job_id in ("fox", "cat"):
@@ -568,20 +573,20 @@ def test_axe_finds_nothing_serious(scheme: str, mixed_url: str, open_page: OpenP
     found["compare"] = serious_violations(page)
     page.keyboard.press("Escape")
     page.get_by_role("button", name="Retry failed").click()
-    found["question"] = serious_violations(page)
+    found["retry dialog"] = serious_violations(page)
     page.keyboard.press("Escape")
     page.keyboard.press("g")
     found["grid"] = serious_violations(page)
     choose_filters(page, status="failed")
-    page.get_by_label("Search prompts and ids").fill("nothing of this name")
+    page.get_by_label("Search prompts and ids").fill("no such job")
     page.keyboard.press("Escape")
-    found["nothing"] = serious_violations(page)
+    found["no match"] = serious_violations(page)
     assert found == {view: [] for view in found}
 
 
 @pytest.fixture(scope="module")
 def large_run_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """Where a run of 5,000 images is shown."""
+    """The URL at which a run of 5,000 images is shown."""
     jobs = [SeedJob(id=f"job-{n:05}", prompt=f"image {n}", fields={"seed": n % 7}) for n in range(1, 5001)]
     running_view = RunningView(make_run(tmp_path_factory.mktemp("large") / "run", *jobs))
     yield running_view.url
@@ -590,15 +595,15 @@ def large_run_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 
 class TestFiveThousand:
     def test_from_top_to_bottom(self, large_run_url: str, open_page: OpenPage) -> None:
-        """Every region shows its own images, the last job is reached, and the page never holds all of them."""
+        """Each part of the page shows its own images, to the last job, and the page never has many elements."""
         page = open_page(large_run_url, viewport={"width": 1280, "height": 720})
         expect(counts(page)).to_have_text("5,000 jobs, 5,000 with an image")
         pane = page.locator("#images")
-        seen: set[str] = set()
+        visible: set[str] = set()
         for tenth in range(11):
             pane.evaluate("(pane, share) => { pane.scrollTop = share * pane.scrollHeight; }", tenth / 10)
-            near = max(1, min(4999, tenth * 500))
-            expect(page.locator(f".tile[data-id^='job-{near // 100:03}']").first).to_be_attached()
+            job_no = max(1, min(4999, tenth * 500))
+            expect(page.locator(f".tile[data-id^='job-{job_no // 100:03}']").first).to_be_attached()
             in_view = page.locator(".tile").evaluate_all(
                 "all => all.filter(t => { const box = t.getBoundingClientRect();"
                 " return box.top >= 200 && box.bottom <= innerHeight; }).map(t => t.dataset.id)"
@@ -606,16 +611,16 @@ class TestFiveThousand:
             for job_id in in_view[:2]:
                 image = tile(page, job_id).locator("img")
                 assert is_colour(rendered_colour(image), int(job_id.removeprefix("job-")))
-            seen.update(in_view)
+            visible.update(in_view)
             assert page.evaluate("document.querySelectorAll('*').length") < 2000
-        assert len(seen) > 50
+        assert len(visible) > 50
         expect(tile(page, "job-05000")).to_be_visible()
         pane.evaluate("pane => { pane.scrollTop -= 300; }")
         expect(page.locator(".tile")).not_to_have_count(0)
         assert visible_ids(page) == sorted(visible_ids(page))
 
     def test_by_keyboard_and_search(self, large_run_url: str, open_page: OpenPage) -> None:
-        """End goes to the last job; one among thousands is found by its id and by values."""
+        """End moves the focus to the last job; one of thousands is found by its id and its values."""
         page = open_page(large_run_url)
         tile(page, "job-00001").locator(".open").focus()
         page.keyboard.press("End")
@@ -629,8 +634,8 @@ class TestFiveThousand:
         choose_filters(page, seed="3")
         expect(page.locator(".tile")).to_have_count(sum(n % 7 == 3 for n in range(3210, 3220)))
 
-    def test_arrows_go_on_from_what_was_scrolled_away(self, large_run_url: str, open_page: OpenPage) -> None:
-        """Looking elsewhere in between returns to the same place, not to the first image."""
+    def test_arrows_continue_after_scrolling(self, large_run_url: str, open_page: OpenPage) -> None:
+        """After the focused tile was scrolled out of view, an arrow key continues from it, not from the first."""
         page = open_page(large_run_url)
         tile(page, "job-00001").locator(".open").focus()
         page.keyboard.press("ArrowRight")
@@ -641,7 +646,7 @@ class TestFiveThousand:
         expect(tile(page, "job-00003").locator(".open")).to_be_focused()
 
     def test_the_grid_of_many(self, large_run_url: str, open_page: OpenPage) -> None:
-        """A grid of thousands of prompts keeps its nodes few."""
+        """A grid of thousands of prompts has a limited number of elements."""
         page = open_page(large_run_url)
         page.keyboard.press("g")
         page.get_by_label("Columns").select_option("seed")

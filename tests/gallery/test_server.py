@@ -1,4 +1,4 @@
-"""What `krea-batch view` answers, by plain HTTP, and how it begins and ends."""
+"""Tests of the server of `krea-batch view` with plain HTTP, and of its start and stop."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ pytestmark = pytest.mark.slow
 
 
 class ViewResponse:
-    """Status, headers and body of an answer."""
+    """Status, headers and body of a response."""
 
     def __init__(self, response: HTTPResponse) -> None:
         self.status, self.headers, self.body = response.status, response.headers, response.read()
@@ -30,7 +30,7 @@ class ViewResponse:
 def raw_request(
     url: str, path: str, method: str = "GET", *, host: str | None = None, body: str | None = None, **headers: str
 ) -> ViewResponse:
-    """Ask for exactly this path: nothing is normalised."""
+    """Send a request for exactly this path, without normalising it."""
     port = re.fullmatch(r"http://(.*):(\d+)/", url)
     assert port is not None
     connection = HTTPConnection(port[1], int(port[2]), timeout=PROCESS_TIMEOUT_S)
@@ -48,7 +48,7 @@ def raw_request(
 
 
 def token(url: str) -> str:
-    """The page's token, as someone reads it who may read the page."""
+    """Return the page's token, which is in its HTML."""
     match = re.search(r'data-token="([^"]+)"', raw_request(url, "/").body.decode())
     assert match is not None
     return match[1]
@@ -59,21 +59,17 @@ class TestRoutes:
         "host", ["evil.example", "evil.example:8788", "127.0.0.1.evil.example", "", "10.0.0.1", "["]
     )
     @pytest.mark.parametrize("path", ["/", "/items", "/events", "/thumbnail/1", "/image/1/0"])
-    def test_no_other_name_is_answered(self, host: str, path: str, mixed_url: str) -> None:
-        """A page elsewhere that has its own name point to this machine gets nothing of the run."""
-        answer = raw_request(mixed_url, path, host=host)
-        assert answer.status in (400, 403, 421)
-        assert b"owl" not in answer.body
+    def test_other_host_names_are_refused(self, host: str, path: str, mixed_url: str) -> None:
+        """A request for another host name, as after DNS rebinding, is refused and gets nothing of the run."""
+        response = raw_request(mixed_url, path, host=host)
+        assert response.status in (400, 403, 421)
+        assert b"owl" not in response.body
 
-    def test_its_names(self, mixed_url: str) -> None:
-        """127.0.0.1 and localhost are this machine."""
+    @pytest.mark.parametrize("name", ["127.0.0.1", "localhost"])
+    def test_names_of_this_machine_are_accepted(self, name: str, mixed_url: str) -> None:
+        """A request for 127.0.0.1 or localhost is answered."""
         port = mixed_url.rstrip("/").rpartition(":")[2]
-        assert [
-            raw_request(mixed_url, "/items", host=f"{name}:{port}").status for name in ("127.0.0.1", "localhost")
-        ] == [
-            200,
-            200,
-        ]
+        assert raw_request(mixed_url, "/items", host=f"{name}:{port}").status == 200
 
     @pytest.mark.parametrize(
         "path",
@@ -86,36 +82,36 @@ class TestRoutes:
             "/image/1%00/0", "/image/%D9%A1/0", "//", "/items/",
         ],
     )  # fmt: skip
-    def test_what_is_not_there_is_not_there(self, path: str, mixed_url: str) -> None:
-        """Paths out of the folder, numbers that no image has and unknown names are 404."""
-        answer = raw_request(mixed_url, path)
-        assert answer.status == 404
-        assert b"SQLite" not in answer.body
+    def test_unknown_paths(self, path: str, mixed_url: str) -> None:
+        """Paths that leave the run directory, numbers without an image and unknown names are 404."""
+        response = raw_request(mixed_url, path)
+        assert response.status == 404
+        assert b"SQLite" not in response.body
 
     @pytest.mark.parametrize("method", ["POST", "PUT", "DELETE", "PATCH", "OPTIONS", "TRACE"])
     @pytest.mark.parametrize("path", ["/", "/items", "/image/1/0", "/thumbnail/1"])
     def test_only_get(self, method: str, path: str, mixed_url: str) -> None:
-        """Nothing but GET is known of what can be seen."""
+        """Pages, items and images response to GET only."""
         assert raw_request(mixed_url, path, method).status in (403, 405)
 
-    def test_a_retry_is_no_get(self, mixed_url: str) -> None:
-        """An image or a link that names /retry does nothing."""
+    def test_retry_is_not_a_get(self, mixed_url: str) -> None:
+        """A GET of /retry, as from a link or an image on another page, is refused."""
         assert raw_request(mixed_url, "/retry").status in (404, 405)
 
-    def test_all_is_there(self, mixed_url: str, mixed_run: Path) -> None:
-        """Items are all jobs, images are the files' own bytes, thumbnails are smaller images."""
+    def test_items_and_images(self, mixed_url: str, mixed_run: Path) -> None:
+        """Items are all jobs, an image is its file byte for byte, and a thumbnail is an image."""
         items = json.loads(raw_request(mixed_url, "/items").body)
         rows = items["items"] if isinstance(items, dict) else items
         assert [row["id"] for row in rows] == [job.id for job in MIXED_JOBS]
         for number, name in enumerate(("cat.png", "cat-2.png")):
-            answer = raw_request(mixed_url, f"/image/{JOB_NUMBERS['cat']}/{number}")
-            assert answer.body == (mixed_run / "images" / name).read_bytes()
-            assert answer.headers["Content-Type"] == "image/png"
+            response = raw_request(mixed_url, f"/image/{JOB_NUMBERS['cat']}/{number}")
+            assert response.body == (mixed_run / "images" / name).read_bytes()
+            assert response.headers["Content-Type"] == "image/png"
         assert raw_request(mixed_url, "/thumbnail/1").headers["Content-Type"].startswith("image/")
 
     @pytest.mark.parametrize("path", ["/", "/items", "/thumbnail/1", "/image/1/0", "/none"])
     def test_security_headers(self, path: str, mixed_url: str) -> None:
-        """Types are not guessed, no other page frames or reads it, nothing is told to others."""
+        """Content types are not guessed, no other page can frame or read a response, and no referrer is sent."""
         headers = raw_request(mixed_url, path).headers
         assert headers["X-Content-Type-Options"] == "nosniff"
         assert headers["Referrer-Policy"] == "no-referrer"
@@ -127,42 +123,40 @@ class TestRoutes:
         assert "http:" not in policy
         assert "*" not in policy
 
-    def test_scripts_of_others_do_not_run(self, mixed_url: str) -> None:
-        """The policy lets the page's own script run and no other that is in it."""
+    def test_injected_scripts_do_not_run(self, mixed_url: str) -> None:
+        """The Content-Security-Policy allows no inline scripts in general, and no eval."""
         policy = raw_request(mixed_url, "/").headers["Content-Security-Policy"]
         (scripts,) = re.findall(r"script-src ([^;]*)", policy)
         assert "'unsafe-inline'" not in scripts
         assert "'unsafe-eval'" not in scripts
 
 
-class TestFolders:
+class TestRunDirectories:
     def test_an_image_that_is_missing(self, start_view: StartView, tmp_path: Path) -> None:
-        """One that was deleted from disk, or is no image any more, is 404; the others are there."""
-        out = make_run(tmp_path / "run", SeedJob(id="gone"), SeedJob(id="kept"), SeedJob(id="torn"))
-        (out / "images/gone.png").unlink()
-        (out / "images/torn.png").write_bytes(b"\x89PNG\r\n\x1a\nno more")
+        """A deleted image and the thumbnail of a damaged one are 404; the others are served."""
+        out = make_run(tmp_path / "run", SeedJob(id="deleted"), SeedJob(id="kept"), SeedJob(id="damaged"))
+        (out / "images/deleted.png").unlink()
+        (out / "images/damaged.png").write_bytes(b"\x89PNG\r\n\x1a\nno more")
         running_view = start_view(out)
-        found = {
+        statuses = {
             path: raw_request(running_view.url, path).status
-            for path in ("/thumbnail/1", "/image/1/0", "/thumbnail/3")
+            for path in ("/thumbnail/1", "/image/1/0", "/thumbnail/3", "/thumbnail/2", "/image/2/0", "/")
         }
-        assert found == dict.fromkeys(found, 404)
-        assert [raw_request(running_view.url, path).status for path in ("/thumbnail/2", "/image/2/0", "/")] == [
-            200,
-            200,
-            200,
-        ]
+        assert statuses == {
+            "/thumbnail/1": 404, "/image/1/0": 404, "/thumbnail/3": 404,
+            "/thumbnail/2": 200, "/image/2/0": 200, "/": 200,
+        }  # fmt: skip
         assert running_view.close() == (0, "")
 
-    def test_a_path_out_of_the_folder(self, start_view: StartView, tmp_path: Path) -> None:
-        """A ledger that names a file elsewhere, as a stranger's may, is not followed."""
+    def test_a_path_outside_the_run_directory(self, start_view: StartView, tmp_path: Path) -> None:
+        """A path in the ledger that leaves the run directory, as in a ledger from someone else, is not served."""
         (tmp_path / "one.png").write_text("x")
         out = make_run(tmp_path / "run", SeedJob(id="one", prefix="../"))
         running_view = start_view(out)
         assert [raw_request(running_view.url, path).status for path in ("/image/1/0", "/thumbnail/1")] == [404, 404]
 
     def test_only_read(self, start_view: StartView, tmp_path: Path) -> None:
-        """Looking leaves nothing in the folder and changes nothing in it."""
+        """Serving a run creates and changes no file in its directory."""
         out = make_run(tmp_path / "run", SeedJob(id="one"))
         before = {path: path.stat().st_mtime_ns for path in out.rglob("*") if path.is_file()}
         running_view = start_view(out)
@@ -174,10 +168,10 @@ class TestFolders:
 
 class TestStartAndStop:
     def test_a_port_in_use(self, tmp_path: Path) -> None:
-        """Where the port is taken it says so, names what to do, and exits with 2."""
+        """If the port is in use, the command says so and what to do, and exits with 2."""
         out = make_run(tmp_path / "run")
-        with socket.create_server(("127.0.0.1", 0)) as taken:
-            port = taken.getsockname()[1]
+        with socket.create_server(("127.0.0.1", 0)) as other_server:
+            port = other_server.getsockname()[1]
             done = run_command("view", out, "--no-open", "--port", str(port), cwd=tmp_path)
         assert done.returncode == 2
         assert f"cannot listen on port {port}" in done.stderr
@@ -186,22 +180,22 @@ class TestStartAndStop:
 
     @pytest.mark.parametrize("folder", [".", "none", "file"])
     def test_no_run(self, folder: str, tmp_path: Path) -> None:
-        """A folder without a run, one that is not there and a file are bad usage."""
+        """For a directory without a run, a missing one and a file, the command exits with 2."""
         (tmp_path / "file").touch()
         done = run_command("view", folder, "--no-open", "--port", "0", cwd=tmp_path)
         assert (done.returncode, done.stdout) == (2, "")
         assert "Traceback" not in done.stderr
 
     def test_ctrl_c_with_an_open_page(self, start_view: StartView, open_page: OpenPage, mixed_run: Path) -> None:
-        """It ends immediately and in order, though a page listens and another connection is idle."""
+        """Ctrl-C ends the server without an error, although a page is connected and another connection is idle."""
         running_view = start_view(mixed_run)
         page = open_page(running_view.url, allowed_errors=CONNECTION_ERRORS)
         with socket.create_connection(("127.0.0.1", running_view.port)):
             assert page.locator(".tile").count() == len(MIXED_JOBS)
             assert running_view.close() == (0, "")
 
-    def test_a_page_that_is_closed(self, start_view: StartView, open_page: OpenPage, tmp_path: Path) -> None:
-        """A page that goes away while it listens is no error that anybody has to read of."""
+    def test_a_closed_page(self, start_view: StartView, open_page: OpenPage, tmp_path: Path) -> None:
+        """A page that is closed while it is connected causes no error message."""
         out = make_run(tmp_path / "run", SeedJob(id="one"))
         running_view = start_view(out)
         open_page(running_view.url).close()
@@ -210,46 +204,52 @@ class TestStartAndStop:
         expect(other_page.locator(".tile")).to_have_count(2)
         assert running_view.close() == (0, "")
 
-    def test_loopback_alone(self, mixed_url: str) -> None:
-        """It listens at 127.0.0.1 and at no other address of this machine."""
+    def test_only_loopback(self, mixed_url: str) -> None:
+        """The server listens on 127.0.0.1 and on no other address of this machine."""
         port = int(mixed_url.rstrip("/").rpartition(":")[2])
         with pytest.raises(OSError, match="refused"):
             socket.create_connection(("127.0.0.2", port), timeout=PROCESS_TIMEOUT_S).close()
 
 
 class TestRetry:
-    def test_not_for_others(self, failed_run: Path, gateway: SimulatorProcess, start_view: StartView) -> None:
+    def test_other_pages_cannot_retry(
+        self, failed_run: Path, gateway: SimulatorProcess, start_view: StartView
+    ) -> None:
         """Without the page's token, or from another origin or host, a POST is refused and nothing is submitted."""
         running_view = start_view(failed_run)
         posts = len(gateway.admin_request("/ledger")["posts"])
-        own, known = running_view.url.rstrip("/"), token(running_view.url)
-        names = [{"Authorization": f"Bearer {known}"}, {"X_Csrf_Token": known}, {"Cookie": f"token={known}"}]
-        for body in ("{}", json.dumps({"token": known}), json.dumps({"ids": ["00001"], "confirm": True}), ""):
+        own, page_token = running_view.url.rstrip("/"), token(running_view.url)
+        other_headers = [
+            {"Authorization": f"Bearer {page_token}"},
+            {"X_Csrf_Token": page_token},
+            {"Cookie": f"token={page_token}"},
+        ]
+        for body in ("{}", json.dumps({"token": page_token}), json.dumps({"ids": ["00001"], "confirm": True}), ""):
             json_type = {"Content_Type": "application/json"}
-            tries = [
+            responses = [
                 raw_request(running_view.url, "/retry", "POST", body=body, Origin=own, **json_type),
                 raw_request(running_view.url, "/retry", "POST", body=body, Origin=own, Content_Type="text/plain"),
                 *(
-                    raw_request(running_view.url, "/retry", "POST", body=body, Origin=origin, **json_type, **name)
+                    raw_request(running_view.url, "/retry", "POST", body=body, Origin=origin, **json_type, **header)
                     for origin in ("http://evil.example", "null", own.replace("127.0.0.1", "localhost.evil.example"))
-                    for name in names
+                    for header in other_headers
                 ),
-                raw_request(running_view.url, "/retry", "POST", body=body, host="evil.example", X_Token=known),
+                raw_request(running_view.url, "/retry", "POST", body=body, host="evil.example", X_Token=page_token),
                 raw_request(running_view.url, "/retry", "POST", body=body, Origin=own, X_Token="é"),
-                raw_request(running_view.url, "/retry", "POST", body=body, X_Token=known[:-1] + "~"),
+                raw_request(running_view.url, "/retry", "POST", body=body, X_Token=page_token[:-1] + "~"),
             ]
-            assert {answer.status for answer in tries} <= {400, 403, 421}
+            assert {response.status for response in responses} <= {400, 403, 421}
         assert set(ledger_states(failed_run).values()) == {State.ERRORED}
         assert running_view.close() == (0, "")
         assert len(gateway.admin_request("/ledger")["posts"]) == posts
 
 
-def test_bytes_that_are_no_request(mixed_url: str) -> None:
-    """What is no HTTP is refused, and the page is served on."""
+def test_bytes_that_are_not_http(mixed_url: str) -> None:
+    """Bytes that are not HTTP are answered with 400, and the page is still served."""
     port = int(mixed_url.rstrip("/").rpartition(":")[2])
     with socket.create_connection(("127.0.0.1", port), PROCESS_TIMEOUT_S) as connection:
         connection.sendall(b"\x16\x03\x01 no http\r\n\r\n")
-        answer = HTTPResponse(connection)
-        answer.begin()
-    assert answer.status == 400
+        response = HTTPResponse(connection)
+        response.begin()
+    assert response.status == 400
     assert raw_request(mixed_url, "/").status == 200
