@@ -1,10 +1,10 @@
-"""Job files: paths in, checked jobs out, in the order of their rows.
+"""Read job files: check every row, then yield the jobs in the order of their rows.
 
 job_files      JobFiles: check all files, then iterate over their jobs
 check          checks every row before anything is charged
-inputs         opens files, folders and standard input, and finds their format
+inputs         opens files, directories and standard input, and finds their format
 options        how files are read: format, columns, template, sweep
-parser         a row to its jobs, one or as many as its sweep has
+parser         makes the jobs of a row: one, or as many as its sweep has
 sweep          combinations of field values
 template       prompts made from columns
 dedupe         drops jobs whose request duplicates an earlier one

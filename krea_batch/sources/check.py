@@ -26,7 +26,7 @@ from krea_batch.sources.inputs import Input, numbered_rows, with_positions
 from krea_batch.sources.json_errors import quoted
 from krea_batch.sources.parser import RowParser
 
-MAX_PROBLEMS_KEPT = 100  # chosen: more than anybody reads; `on_problem` gets all
+MAX_PROBLEMS_KEPT = 100  # chosen: more than a user reads; `on_problem` gets all
 MAX_NOTES_KEPT = 100  # chosen: one per mistyped name
 LOOKUP_BATCH = 500  # chosen: one ledger query for many jobs, within the 999 variables of older SQLites
 CANDIDATE_BATCH = 50_000  # chosen: their ids take about 10 MB; each batch rereads the files once
@@ -71,9 +71,8 @@ class Check:
         self._deduplicator = Deduplicator() if dedupe else None
         self._lookup = lookup
         self._checkpoint = checkpoint  # all jobs before it are in the ledger, unchanged
-        self._recorded_ids: set[str] = (
-            set()
-        )  # ids after it in the ledger; no longer collected once there are too many
+        # Ids after the checkpoint that are in the ledger. They are no longer collected once there are too many.
+        self._recorded_ids: set[str] = set()
         self._on_problem = on_problem
         self._id_finder = DuplicateIdFinder(spool_dir)
         self._rows_before: list[int] = []  # for each file: the rows of the files before it
@@ -81,9 +80,8 @@ class Check:
         self._jobs = checkpoint.jobs
         self._rows = checkpoint.rows
         self._unparsable_rows = 0
-        self._conflicting_rows = array(
-            "q"
-        )  # the numbers of rows, and beside it how many jobs each of them would have been
+        # The running numbers of conflicting rows and, at the same index, how many jobs each of them would have had.
+        self._conflicting_rows = array("q")
         self._conflicting_jobs = array("q")
         self._problems: list[LineProblem] = []
         self._notes: dict[str, LineProblem] = {}
@@ -121,10 +119,11 @@ class Check:
             self._report_duplicate_ids(sorted(numbers))
 
     def conflicting_rows(self) -> Sequence[int]:
-        """The running numbers, in order, of rows that are valid alone but conflict with another row or the ledger."""
+        """Return the sorted running numbers of rows that are valid alone but conflict with a row or the ledger."""
         return array("q", sorted(set(self._conflicting_rows)))
 
     def result(self) -> CheckResult:
+        """Return the result. Call it after `read_lines` and `find_duplicate_ids`."""
         conflicting = dict(zip(self._conflicting_rows, self._conflicting_jobs, strict=True))
         return CheckResult(
             jobs=self._jobs - sum(conflicting.values()),
@@ -243,7 +242,7 @@ class Check:
             self._on_problem(problem)
 
     def _file_and_line(self, number: int) -> tuple[str, int]:
-        """The file and line of a running number."""
+        """Return the file and line of a running number."""
         file_index = bisect_right(self._rows_before, number - 1) - 1
         return self._inputs[file_index].name, number - self._rows_before[file_index]
 

@@ -51,14 +51,14 @@ class Checkpoint(msgspec.Struct, frozen=True):
 
     @classmethod
     def decode(cls, data: bytes) -> Checkpoint | None:
-        """Decode a checkpoint; None if the data is not one."""
+        """Return the decoded checkpoint, or None if the data is not a checkpoint."""
         try:
             return msgspec.json.decode(data, type=cls)
         except msgspec.DecodeError:
             return None
 
     def matches(self, inputs: Sequence[Input]) -> bool:
-        """Whether these files begin with the same bytes, and all but the last of them also end there."""
+        """Return whether these files begin with the same bytes, and all but the last of them also end there."""
         if len(self.prefixes) > len(inputs):
             return False
         last_index = len(self.prefixes) - 1

@@ -16,7 +16,7 @@ class Deduplicator:
 
     def __init__(self) -> None:
         self.dropped = 0
-        self._seen: set[bytes] = set()
+        self._requests: set[bytes] = set()
         self._dropped_jobs: set[tuple[int, str]] = set()
 
     def filter(self, number: int, jobs: tuple[Job, ...]) -> tuple[Job, ...]:
@@ -29,11 +29,11 @@ class Deduplicator:
 
     def _is_new(self, number: int, job: Job) -> bool:
         request = _request_key(job)
-        if request in self._seen:
+        if request in self._requests:
             self.dropped += 1
             self._dropped_jobs.add((number, job.id))
             return False
-        self._seen.add(request)
+        self._requests.add(request)
         return True
 
 

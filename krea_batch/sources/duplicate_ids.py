@@ -25,7 +25,7 @@ _MASK = BUCKET_COUNT - 1
 
 def default_id(number: int) -> str:
     """Return the id of a line without one, by its running number over all files."""
-    return f"{number:05d}"  # chosen: five digits keep the usual batches in order in a folder
+    return f"{number:05d}"  # chosen: five digits keep the usual batches in order in a directory
 
 
 class DuplicateIdFinder:
@@ -34,9 +34,7 @@ class DuplicateIdFinder:
     def __init__(self, temp_dir: Path | None = None) -> None:
         self._temp_dir = temp_dir
         self._buckets = [array("q") for _ in range(BUCKET_COUNT)]
-        self._chunks: list[list[int]] = [
-            [] for _ in range(BUCKET_COUNT)
-        ]  # the offsets of each bucket's chunks in the file
+        self._chunks: list[list[int]] = [[] for _ in range(BUCKET_COUNT)]  # for each bucket: offsets in the file
         self._file: IO[bytes] | None = None
 
     def add(self, job_id: str, number: int) -> None:
@@ -65,6 +63,7 @@ class DuplicateIdFinder:
             )
 
     def close(self) -> None:
+        """Delete the temporary file."""
         if self._file:
             self._file.close()
 

@@ -53,7 +53,7 @@ class Input:
 
     @property
     def supports_checkpoints(self) -> bool:
-        """Whether a later run can tell by the first bytes of the file that its rows are unchanged."""
+        """Whether equal bytes at the start of the file prove to a later run that its rows are unchanged."""
         return self.format in (Format.JSONL, Format.TEXT)
 
     def rows(self, on_block: OnBlock | None = None, after: FilePosition = FILE_START) -> Iterator[tuple[int, Row]]:
@@ -184,13 +184,13 @@ def _open_folder(folder: Path, options: InputOptions) -> Iterator[Input]:
             for index, each in enumerate(chosen):
                 opened = Input(LineFile(str(each)), format_, options)
                 if not index:
-                    what = "text files with one prompt each" if format_ is Format.TEXT_FILE else "Parquet files"
-                    opened.notices.append(f"{folder}: {len(chosen):,} {what}{others}")
+                    kind = "text files with one prompt each" if format_ is Format.TEXT_FILE else "Parquet files"
+                    opened.notices.append(f"{folder}: {len(chosen):,} {kind}{others}")
                 yield opened
             return
     raise InputError(f"{folder}: a directory without text (.txt) or Parquet files", "name the job files in it")
 
 
 def natural_sort_key(name: str) -> list[tuple[bool, int, str]]:
-    """A sort key that puts `p10` after `p9`."""
+    """Return a sort key that puts `p10` after `p9`."""
     return [(part.isdigit(), int(part) if part.isdigit() else 0, part) for part in _DIGITS.split(name)]

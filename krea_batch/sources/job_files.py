@@ -5,7 +5,7 @@
         for job in files: ...
 
 A line without an id gets its running number over all files, including blank and invalid lines. So correcting a line
-or adding a file at the end never renames the jobs before it, which would pay for them again.
+or adding a file at the end never changes the id of a job before it. A job with a new id would be charged again.
 """
 
 from __future__ import annotations
@@ -167,9 +167,8 @@ class JobFiles:
                 continue
             for job in unique:
                 if not job.id:
-                    _force_setattr(
-                        job, "id", default_id(number)
-                    )  # nobody else has this job yet, and a copy costs more
+                    # The job is not shared with any other code yet, and a copy would cost more.
+                    _force_setattr(job, "id", default_id(number))
                 self._jobs_yielded += 1
                 yield job
 
@@ -195,14 +194,14 @@ def _contains(numbers: Sequence[int], number: int) -> bool:
 
 
 def _require_distinct_files(paths: Sequence[str]) -> None:
-    """Raise InputError if a file is named twice, by whatever path: its jobs would be paid for twice."""
-    seen: dict[object, str] = {}
+    """Raise InputError if a file is named twice, by whatever path: its jobs would be charged twice."""
+    path_by_identity: dict[object, str] = {}
     for path in paths:
         identity = _identity(path)
-        if identity in seen:
-            raise InputError(f"{path}: the same file as {seen[identity]}", "name each file once")
+        if identity in path_by_identity:
+            raise InputError(f"{path}: the same file as {path_by_identity[identity]}", "name each file once")
         if identity:
-            seen[identity] = path
+            path_by_identity[identity] = path
 
 
 def _identity(path: str) -> object:

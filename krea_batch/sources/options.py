@@ -25,7 +25,7 @@ class Format(StrEnum):
 
 
 SELECTABLE = (Format.JSONL, Format.JSON, Format.CSV, Format.TSV, Format.TEXT, Format.PARQUET)
-"""The formats that a user may name; the others are found in folders."""
+"""The formats that a user may name; the others are found in directories."""
 
 
 class InputOptions(msgspec.Struct, frozen=True, kw_only=True):

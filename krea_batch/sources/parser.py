@@ -123,13 +123,13 @@ class RowParser:
 
 def _require_given_once(fields: dict[str, Any], axes: tuple[Axis, ...]) -> None:
     """Raise JobError for a row that gives a value which is also swept, or repeats a request with a fixed seed."""
-    seen: set[str] = set()
+    swept_names: set[str] = set()
     metadata = fields.get("metadata")
     for each in axes:
-        if each.name in fields or each.name in seen or (isinstance(metadata, dict) and each.name in metadata):
+        if each.name in fields or each.name in swept_names or (isinstance(metadata, dict) and each.name in metadata):
             raise JobError(f"{quoted(each.name)} is both given and swept", "keep one of them")
-        seen.add(each.name)
-    if REPEAT in seen and ("seed" in fields or "seed" in seen):
+        swept_names.add(each.name)
+    if REPEAT in swept_names and ("seed" in fields or "seed" in swept_names):
         repeats = next(len(each.values) for each in axes if each.name == REPEAT)
         if repeats > 1:
             raise JobError("repeat with a fixed seed makes the same image again", "sweep the seed instead: 1..4")

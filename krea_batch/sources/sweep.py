@@ -1,7 +1,7 @@
 """Expands a sweep: every combination of its values, each with a suffix for the id.
 
-Ids made here must not change from run to run, since a new id is a new image to pay for. So the order of the axes does
-not depend on the order in which they are given, and adding a value renames no other job.
+Ids made here must not change from run to run, since a job with a new id is submitted and charged again. So the order
+of the axes does not depend on the order in which they are given, and adding a value changes no other id.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ def make_axis(name: str, values: object) -> Axis:
     if name == "seed" and isinstance(values, str):
         values = parse_seeds(values)
     if isinstance(values, Mapping):
-        slugs_and_values = [(_slug(name, word), value) for word, value in values.items()]
+        slugs_and_values = [(_slug(name, label), value) for label, value in values.items()]
     elif isinstance(values, Sequence) and not isinstance(values, str):
         slugs_and_values = [(_slug(name, value), value) for value in values]
     else:
@@ -81,19 +81,19 @@ def repeat_axis(count: object) -> Axis:
 
 def parse_seeds(text: str) -> list[int]:
     """Return the seeds of a text such as `1..4` or `7,11,20..22`; ranges include both ends. Raises JobError."""
-    found: list[int] = []
+    seeds: list[int] = []
     for part in text.split(","):
         item = part.strip()
         if match := _SEEDS_FROM_TO.fullmatch(item):
             first, last = int(match[1]), int(match[2])
             if not 0 <= last - first < MAX_JOBS_PER_ROW:
                 raise JobError(f"the seeds {item} are {last - first + 1:,}", f"give 1 to {MAX_JOBS_PER_ROW:,}: 1..4")
-            found.extend(range(first, last + 1))
+            seeds.extend(range(first, last + 1))
         elif re.fullmatch(r"-?\d{1,20}", item):
-            found.append(int(item))
+            seeds.append(int(item))
         else:
             raise JobError(f"the seeds are {quoted(text)}", "write 1..4, or 7,11,12")
-    return found
+    return seeds
 
 
 def parse_axis(text: str) -> Axis:
@@ -136,7 +136,7 @@ def combinations(axes: Iterable[Axis]) -> Iterator[Combination]:
         raise JobError(f"the sweep makes {count:,} jobs from one row", f"use at most {MAX_JOBS_PER_ROW:,}")
     for chosen in itertools.product(*(each.values for each in ordered)):
         pairs = list(zip(ordered, chosen, strict=True))
-        suffix = "".join(f"-{each.name}={word}" for each, (word, _) in pairs)
+        suffix = "".join(f"-{each.name}={slug}" for each, (slug, _) in pairs)
         yield Combination(suffix, {each.name: value for each, (_, value) in pairs})
 
 

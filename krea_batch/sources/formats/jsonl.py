@@ -90,7 +90,9 @@ def _min_quotes(job: Job) -> int:
     """Return the least number of quotes a line with this job has: two for each key and two for each string.
 
     A line with exactly as many has no duplicate key, since each further key would add two. A line with more (a
-    default written out, a quote in the prompt, a list, metadata) has to be examined.
+    default written out, a quote in the prompt, a list, metadata) has to be examined. For example,
+    `{"prompt": "x", "seed": 1}` has 6 quotes and its job needs 4 + 2, so no key is duplicate. With a second
+    `"seed": 2` the line has 8 quotes, and its job still needs 6.
     """
     quotes = 4
     if job.id:
@@ -108,7 +110,9 @@ def _quotes_explained_by_text(extra_quotes: int, line: bytes, job: Job) -> bool:
     """Return True if prompt and metadata contain all the extra quotes of the line, and nothing is deeply nested.
 
     A duplicate key is in the job once, so its line has two extra quotes. This takes a third of the time of parsing
-    the line again; False proves nothing.
+    the line again; False proves nothing. For example, `{"prompt": "x", "metadata": {"a": 1}}` has 4 extra quotes: 2
+    for the key `metadata` and 2 in the encoded metadata. With a second `"a": 2` there are 6 extra quotes
+    but still 4 that are explained, so the line is parsed again.
     """
     quotes = job.prompt.count('"')
     if job.metadata:

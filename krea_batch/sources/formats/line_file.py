@@ -1,8 +1,8 @@
 """Reads the numbered lines of a job file, as often as needed and with the same content each time.
 
 The first reading records a checksum of each block, and later readings compare before they yield a line of that
-block. So a file that is edited during a run of many hours is noticed before an unchecked line is paid for, while a
-file whose timestamp changed is accepted.
+block. So a file that is edited during a run of many hours is noticed before an unchecked line is submitted and
+charged, while a file of which only the timestamp changed is accepted.
 """
 
 from __future__ import annotations
@@ -70,7 +70,7 @@ class LineFile:
             self._spooled.close()
 
     def size_bytes(self) -> int:
-        """The size on disk in bytes, for progress; 0 if unknown."""
+        """Return the size on disk in bytes, for progress; 0 if unknown."""
         if self._spooled:
             return self._spooled_bytes
         try:
@@ -81,7 +81,7 @@ class LineFile:
     def lines(self, on_block: OnBlock | None = None, after: FilePosition = FILE_START) -> Iterator[tuple[int, bytes]]:
         """Yield each non-blank line that ends after a position, with its number and without its newline.
 
-        A line longer than MAX_LINE_BYTES is truncated but stays longer than that, so that the caller can tell. Raises
+        A line longer than MAX_LINE_BYTES is truncated but stays longer than that, so the caller can reject it. Raises
         InputError if the file cannot be read, begins with another encoding than UTF-8, or has changed.
         """
         number = size_bytes = 0
@@ -117,7 +117,7 @@ class LineFile:
         yield from self._text(self._verified_blocks())
 
     def raw_blocks(self) -> Iterator[bytes]:
-        """Like `text`, for binary content."""
+        """Yield binary content in blocks, each verified against the first reading. Raises like `lines`."""
         yield from self._verified_blocks()
 
     def head(self) -> bytes:

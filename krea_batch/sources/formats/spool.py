@@ -44,7 +44,7 @@ def spool(source: BinaryIO, name: str, temp_dir: Path | None) -> BinaryIO:
 
 
 def spool_path(path: str, temp_dir: Path | None) -> BinaryIO:
-    """Like `spool`, for a pipe or device by its path."""
+    """Copy a pipe or device by its path, and return the copy, as `spool` does. Raises InputError."""
     try:
         with Path(path).open("rb") as source:
             return spool(source, path, temp_dir)
