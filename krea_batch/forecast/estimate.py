@@ -1,7 +1,7 @@
 """Forecasts a run from the number of jobs, the rate and the latency.
 
 The real engine runs in virtual time, with a temporary ledger. The first jobs fill the pipeline, the last ones empty
-it, and the rate between is constant; so a run of a few thousand jobs is enough to extrapolate to a million.
+it, and the rate in between is constant. So a simulation of a few thousand jobs can be extrapolated to a million.
 """
 
 from __future__ import annotations
@@ -24,20 +24,22 @@ from krea_batch.testing.virtual_time import run_virtual
 
 MAX_SIMULATED_JOBS = 2000  # chosen: about two seconds of real time, and four times the default maximum in flight
 MAX_SIMULATED_JOBS_QUICK = 400  # chosen: less than one second of real time
-IN_FLIGHT_SAMPLE_INTERVAL_S = 1.0
-AT_CAP_SHARE = 0.9  # chosen: from this share of the maximum on, jobs in flight count as full
-LATENCY_BOUND_SHARE = (
-    0.5  # chosen: a run that spends this share of its time on its last jobs is bound by their latency
-)
+IN_FLIGHT_SAMPLE_INTERVAL_S = 1.0  # chosen: short compared with the latency of a job
+AT_CAP_SHARE = 0.9  # chosen: with this share of the maximum in flight, a run counts as limited by it
+# Chosen: a run that spends more than this share of its time after the last submit counts as limited by latency.
+LATENCY_BOUND_SHARE = 0.5
 _SHM = Path("/dev/shm")  # noqa: S108 - a temporary ledger need not be durable
 LEDGER_DIR = _SHM if _SHM.is_dir() else None
-SIMULATED_IMAGE_BYTES = (
-    1_500_000  # measured: the mean of the simulator's images at 1:1; --latency-from uses the real sizes
-)
+# Measured: the mean size of the simulator's images at 1:1. With --latency-from, the sizes of that run are used.
+SIMULATED_IMAGE_BYTES = 1_500_000
 
 
 class ForecastRequest(msgspec.Struct, frozen=True, kw_only=True):
-    """What to forecast. `settings`: the fields of `Settings` for speed; `limit_per_s`: the gateway's limit."""
+    """What to forecast.
+
+    `settings` are the fields of `Settings` that affect speed. `limit_per_s` is the gateway's rate limit; None means
+    that it has none.
+    """
 
     jobs: int
     latencies: Latencies
@@ -48,12 +50,12 @@ class ForecastRequest(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def max_in_flight(self) -> int:
-        """The most jobs in flight."""
+        """The maximum of jobs in flight."""
         return Settings.from_options(Path(), **self.settings).max_in_flight
 
 
 class Forecast(msgspec.Struct, frozen=True, kw_only=True):
-    """A forecast. `bottleneck` is what limits the speed; `simulated_jobs` is how many jobs were really run."""
+    """A forecast. `bottleneck` describes what limits the speed; `simulated_jobs` of the jobs were simulated."""
 
     jobs: int
     seconds: float
@@ -62,7 +64,7 @@ class Forecast(msgspec.Struct, frozen=True, kw_only=True):
     bytes: int
     in_flight: int
     per_s: float
-    submits_per_s: float  # accepted submits, once the pipeline is full
+    submits_per_s: float  # accepted submits per second, once the pipeline is full
     tail_s: float  # from the last submit to the end
     bottleneck: str
     simulated_jobs: int
@@ -81,7 +83,7 @@ class _Measurements(msgspec.Struct):
 
 
 def forecast(request: ForecastRequest) -> Forecast:
-    """Run the request in virtual time. Use it where no event loop is running. Raises SettingsError."""
+    """Simulate the run in virtual time. It starts an event loop, so none may be running. Raises SettingsError."""
     jobs = request.jobs
     if not jobs:
         return Forecast(
@@ -121,9 +123,9 @@ async def _simulate(request: ForecastRequest, jobs: int) -> _Measurements:
     loop = asyncio.get_running_loop()
     gateway = ModelGateway(request.latencies, request.limit_per_s)
     measured = _Measurements(accepted_s=gateway.accepted_s)
-    with tempfile.TemporaryDirectory(prefix="krea-batch-", dir=LEDGER_DIR) as folder:
+    with tempfile.TemporaryDirectory(prefix="krea-batch-", dir=LEDGER_DIR) as directory:
         engine = Engine(
-            Path(folder) / "out", gateway_client=gateway, clock=loop.time, random=Random(0), **request.settings
+            Path(directory) / "out", gateway_client=gateway, clock=loop.time, random=Random(0), **request.settings
         )
         async with engine:
             sampler = asyncio.create_task(_sample_in_flight(engine, measured))
@@ -138,7 +140,7 @@ async def _simulate(request: ForecastRequest, jobs: int) -> _Measurements:
 
 
 async def _sample_in_flight(engine: Engine, measured: _Measurements) -> None:
-    """Sample the number of jobs in flight at intervals."""
+    """Sample the number of jobs in flight at intervals, until cancelled."""
     cap = engine.settings.max_in_flight
     while True:
         await asyncio.sleep(IN_FLIGHT_SAMPLE_INTERVAL_S)
@@ -158,7 +160,7 @@ def _steady_state(measured: _Measurements, request: ForecastRequest, simulated_j
     """Return accepts per second and jobs in flight once the pipeline is full.
 
     They are measured in the second half of the simulated jobs. If there are more jobs, and the maximum in flight was
-    not reached yet, Little's law (in flight = rate x latency) decides whether it will be.
+    not reached, Little's law (in flight = rate x latency) says whether it will be.
     """
     accepted_s = measured.accepted_s
     middle = len(accepted_s) // 2
@@ -176,7 +178,7 @@ def _is_at_cap(measured: _Measurements, request: ForecastRequest) -> bool:
 
 
 def _bottleneck(measured: _Measurements, request: ForecastRequest, extrapolated_s: float, in_flight: int) -> str:
-    """Describe what limits the speed. The jobs that were not simulated take `extrapolated_s`."""
+    """Return what limits the speed. The jobs that were not simulated take `extrapolated_s`."""
     seconds, submitting_s = measured.seconds + extrapolated_s, measured.accepted_s[-1] + extrapolated_s
     if measured.rate_limited:
         return "the gateway's rate limit: it refuses faster submits (429)"

@@ -45,10 +45,10 @@ def parse_latencies(text: str) -> Latencies:
 
 
 def empirical(samples_s: Sequence[float]) -> Latencies:
-    """Latencies drawn from those of an earlier run."""
+    """Return a distribution that draws from these latencies of an earlier run."""
     return lambda random: random.choice(samples_s)
 
 
 def scaled(latencies: Latencies, factor: float) -> Latencies:
-    """The same distribution, `factor` times as long."""
+    """Return the same distribution with all latencies multiplied by `factor`."""
     return lambda random: latencies(random) * factor

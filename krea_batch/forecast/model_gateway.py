@@ -1,6 +1,6 @@
-"""A model of the gateway with given latencies, for forecasts.
+"""A model of the gateway for forecasts: latencies, a rate limit and response times.
 
-It knows latencies, a rate limit and response times, and checks nothing; the simulator does that.
+It validates nothing and injects no faults; the simulator does.
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ from typing import Self
 from krea_batch.forecast.latency_model import Latencies
 from krea_batch.rules.verdicts import Accepted, Finished, PollVerdict, PostVerdict, Refusal, Refused, Waiting
 
-SUBMIT_LATENCY_S = 0.05  # chosen: a round trip of some milliseconds and a little work
-POLL_LATENCY_S = 0.03
+SUBMIT_LATENCY_S = 0.05  # chosen: a round trip of some milliseconds, and some processing
+POLL_LATENCY_S = 0.03  # chosen: the same, with less processing
 DOWNLOAD_LATENCY_S = 0.1  # chosen: an image of 2 MB at 160 Mbit/s
 
 
@@ -50,13 +50,16 @@ class OnePixelImage:
 
 
 class ModelGateway:
-    """A gateway with these latencies. With `limit_per_s`, it refuses faster submits with a one-second window."""
+    """A gateway with these latencies. `limit_per_s` is enforced with a sliding window of one second; None: no limit.
+
+    `accepted_s` has the times of the accepted submits, on the clock of the event loop.
+    """
 
     def __init__(self, latencies: Latencies, limit_per_s: float | None, seed: int = 0) -> None:
         self._latencies = latencies
         self._limit_per_s = limit_per_s
         self._random = Random(seed)
-        self._ends_s: dict[str, tuple[float, float]] = {}  # by request_id: the time of its end, and its duration
+        self._ends_s: dict[str, tuple[float, float]] = {}  # by request_id: when it ends, and its latency
         self._window: deque[float] = deque()
         self.accepted_s: list[float] = []
 
