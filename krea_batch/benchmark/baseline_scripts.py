@@ -1,7 +1,7 @@
-"""The scripts that people usually write for such an API, to compare with.
+"""Two scripts as people usually write them for such an API, to compare the engine with.
 
-They are kept simple but fair: they respect Retry-After and check HTTP statuses. They keep no ledger, and what a crash
-leaves behind is lost or charged again. They are only run against the simulator.
+They are simple but fair: they respect Retry-After and check HTTP statuses. They have no ledger, so a crash would lose
+jobs, or charge them again. They are only run against the simulator.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ DEFAULT_RETRY_AFTER_S = 1.0  # chosen: what such scripts usually sleep
 
 
 def run_threads(case: Case, recorder: Recorder) -> None:
-    """A pool of 32 threads with requests, one job each: the Python example of the API document."""
+    """Run the jobs in 32 threads with requests, as the Python example of the API document does for one job."""
     import requests  # from the extra `bench`; the command has checked it
 
     lock = threading.Lock()
@@ -77,12 +77,12 @@ def run_threads(case: Case, recorder: Recorder) -> None:
                 return
 
     with ThreadPoolExecutor(MAX_THREADS) as pool:
-        for future in [pool.submit(run_job, n) for n in range(case.jobs)]:
+        for future in [pool.submit(run_job, index) for index in range(case.jobs)]:
             future.result()
 
 
 async def run_tasks(case: Case, recorder: Recorder) -> None:
-    """One task per job with aiohttp, and aiolimiter before each submit."""
+    """Run each job in a task with aiohttp, and wait for aiolimiter before each submit."""
     limiter = AsyncLimiter(1, 1 / case.per_s)
     submit_until_s = time.monotonic() + case.submit_window_s
 
@@ -118,8 +118,8 @@ async def run_tasks(case: Case, recorder: Recorder) -> None:
     lag_task = asyncio.create_task(measure_loop_lag(recorder.record.loop_lags_ms))
     try:
         async with aiohttp.ClientSession(headers=HEADERS) as session, asyncio.TaskGroup() as tasks:
-            for n in range(case.jobs):
-                tasks.create_task(run_job(session, n))
+            for index in range(case.jobs):
+                tasks.create_task(run_job(session, index))
     finally:
         lag_task.cancel()
 
@@ -137,7 +137,7 @@ def _retry_after_s(header: str | None) -> float:
 
 
 def _took_s(status: dict[str, Any]) -> float | None:
-    """Return the duration of the job by the gateway's two timestamps."""
+    """Return the duration of the job by the gateway's two timestamps, in seconds; None without valid ones."""
     try:
         created, completed = (datetime.fromisoformat(status[name]) for name in ("created_at", "completed_at"))
     except (KeyError, ValueError):

@@ -1,6 +1,6 @@
-"""The cases of a benchmark, made from its options and sent to worker processes.
+"""The cases of a benchmark, and the messages between the command and its worker processes.
 
-A `CaseRecord` is what a worker saw; `measurements` computes the results from it. Pure.
+A `Case` is sent to a worker, which sends back `WorkerProgress` and then a `CaseRecord`.
 """
 
 from __future__ import annotations
@@ -12,9 +12,9 @@ import msgspec
 from krea_batch.errors import SettingsError
 from krea_batch.settings import Rate
 
-MEASURE_DURATION_S = 10.0  # chosen: long enough for a steady rate, short enough for four of them
-MIN_SUBMIT_WINDOW_S = 30.0  # chosen: 32 threads would need eight minutes for ten seconds of work at 400/s
-SLOWDOWN_LIMIT = 3.0  # chosen: three times slower than the limit is enough to tell
+MEASURE_DURATION_S = 10.0  # chosen: long enough for a steady rate, short enough for four cases
+MIN_SUBMIT_WINDOW_S = 30.0  # chosen: 32 threads would need eight minutes for the jobs of ten seconds at 400/s
+SLOWDOWN_LIMIT = 3.0  # chosen: a script that is three times slower than the limit is slow enough to stop measuring
 
 
 class Implementation(StrEnum):
@@ -29,7 +29,7 @@ BASELINES = (Implementation.THREADS, Implementation.TASKS)
 
 
 class Case(msgspec.Struct, frozen=True, kw_only=True):
-    """One measurement. `gateway` is set when its simulator has started; `out` is the run directory."""
+    """One measurement. `gateway` is set once its simulator has started; `out` is the run directory."""
 
     implementation: Implementation
     rate: str
@@ -45,12 +45,12 @@ class Case(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def submit_window_s(self) -> float:
-        """How long a script may submit, in seconds. The engine has no such limit: it completes what it accepted."""
+        """How long a script may submit, in seconds. The engine has no such limit, and runs all jobs."""
         return max(MIN_SUBMIT_WINDOW_S, SLOWDOWN_LIMIT * self.jobs / self.per_s)
 
 
 class CaseRecord(msgspec.Struct, kw_only=True, tag="record"):
-    """What a worker saw. Times are in seconds since 1970; None means not measured."""
+    """What a worker measured. `accepted_at` is in seconds since 1970; `problem` is the error that ended the run."""
 
     accepted_at: list[float] = []
     rate_limited: int = 0
@@ -65,7 +65,7 @@ class CaseRecord(msgspec.Struct, kw_only=True, tag="record"):
 
 
 class WorkerProgress(msgspec.Struct, frozen=True, tag="progress"):
-    """A worker's progress."""
+    """The counts of a worker so far."""
 
     accepted: int
     stored: int
@@ -88,5 +88,5 @@ def run_dir_name(rate: Rate) -> str:
 
 
 def jobs_for_rate(rate: Rate, jobs: int | None) -> int:
-    """Return the number of jobs for a rate: `jobs`, or as many as fit into the measurement."""
+    """Return `jobs`, or if it is None, as many jobs as the rate allows in the time of a measurement."""
     return jobs or max(2, round(rate.per_s * MEASURE_DURATION_S))

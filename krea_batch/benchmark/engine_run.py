@@ -1,6 +1,6 @@
-"""Runs a case with the engine as a library, and records it.
+"""Runs a case with the engine, used as a library, and records it.
 
-The gateway of the engine is wrapped to record its responses. The wrapper changes nothing of the engine's behaviour.
+The engine's gateway client is wrapped to record the responses. The wrapper does not change the engine's behaviour.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from krea_batch.settings import KEY_VARIABLE, ApiKey, Settings
 
 
 class RecordingGateway:
-    """A gateway that records the verdicts of another one."""
+    """A gateway that passes requests on to another one, and records its verdicts."""
 
     def __init__(self, gateway: Gateway, recorder: Recorder) -> None:
         self._gateway = gateway
@@ -55,14 +55,14 @@ class RecordingGateway:
 
 
 async def run_engine(case: Case, recorder: Recorder) -> None:
-    """Run the jobs of a case. The first SIGINT drains the jobs in flight, the second stops immediately."""
+    """Run the jobs of a case. The first SIGINT stops the run and waits for jobs in flight; the second aborts it."""
     options: dict[str, Any] = {
         "gateway": case.gateway,
         "rate": case.rate,
         "poll_interval_s": case.poll_interval_s,
         "max_in_flight": case.max_in_flight,
-        "max_charges": case.jobs,  # never more than announced
-        "max_identical_failures": 20,  # as on the command line: a mistake should not cost a whole benchmark
+        "max_charges": case.jobs,  # never more than the command announced
+        "max_identical_failures": 20,  # as in `krea-batch run`, so that a mistake does not cost a whole benchmark
     }
     out = Path(case.out)
     async with AsyncExitStack() as stack:
@@ -93,7 +93,7 @@ def _key(case: Case) -> ApiKey:
 
 
 def _jobs(case: Case) -> Iterator[Job]:
-    """Yield the same jobs each time, so that a second run of the command finds them done."""
+    """Yield the jobs. They are the same each time, so that a second run of the command finds them in the ledger."""
     for index in range(case.jobs):
         yield Job(id=f"{index + 1:06d}", prompt=case.prompt, seed=index)
 

@@ -1,7 +1,7 @@
-"""Computes results from what a worker saw. Pure.
+"""Computes results from the record of a worker.
 
-`rate_used` is the rate of accepted submits, from the first to the last, divided by the limit. The initial burst of a
-token bucket can raise it a little above 1.
+`limit_utilisation` is the rate of accepted submits, from the first to the last, divided by the limit. The initial
+burst of a token bucket can raise it slightly above 1.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ class Percentiles(msgspec.Struct, frozen=True):
 
 
 class CaseResult(msgspec.Struct, frozen=True, kw_only=True):
-    """One row of the report. Units are in the names; None means not measured."""
+    """One row of the report. None means not measured."""
 
     implementation: Implementation
     rate: str
@@ -73,7 +73,7 @@ def case_result(case: Case, record: CaseRecord) -> CaseResult:
 
 
 def rate_per_s(times_s: Sequence[float]) -> float | None:
-    """Return the rate from the first to the last time; None for fewer than two."""
+    """Return the rate between the first and the last time; None if there are fewer than two different times."""
     if len(times_s) < 2:
         return None
     span_s = max(times_s) - min(times_s)
@@ -81,7 +81,7 @@ def rate_per_s(times_s: Sequence[float]) -> float | None:
 
 
 def counts_per_second(times_s: Sequence[float]) -> list[int]:
-    """Count the times in each second since the first, including empty seconds."""
+    """Count the times in each second after the first time, including seconds without any."""
     if not times_s:
         return []
     first = min(times_s)
@@ -100,7 +100,7 @@ def percentiles(values: Sequence[float]) -> Percentiles | None:
 
 
 def percentile(ordered: Sequence[float], percent: float) -> float:
-    """Return the percentile of sorted values by the nearest-rank method; at least one value is needed."""
+    """Return a percentile of sorted values by the nearest-rank method. There must be at least one value."""
     return ordered[max(0, math.ceil(len(ordered) * percent / 100) - 1)]
 
 

@@ -1,28 +1,28 @@
-"""The results of a benchmark as a table for the terminal and as JSON.
+"""The results of a benchmark, as a table for the terminal and as JSON.
 
-The event-loop lag is shown as p50/p99/max; the script with threads has no event loop.
+The event-loop lag is shown as p50/p99/max. The script with threads has no event loop.
 """
 
 from __future__ import annotations
 
+import os
+import platform
 from collections.abc import Sequence
+from datetime import UTC, datetime
 from importlib.metadata import version
-from typing import TYPE_CHECKING
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+import orjson
 
 from krea_batch.benchmark.measurements import CaseResult
 
 if TYPE_CHECKING:
     from rich.table import Table
-import os
-import platform
-from datetime import UTC, datetime
-from importlib.util import find_spec
-from pathlib import Path
-from typing import Any
 
-import msgspec
-import orjson
-
+BENCH_JSON = "bench.json"
 COLUMN_TITLES = (
     "implementation", "limit", "jobs", "accepted/s", "of limit", "429s/job", "polls/job", "lag s",
     "CPU ms/job", "KiB/job", "loop lag ms",
@@ -30,20 +30,24 @@ COLUMN_TITLES = (
 
 
 def result_table(rows: Sequence[CaseResult]) -> Table:
-    """Return the table for rich, one row per case."""
+    """Return a table with one row per case, to print with rich."""
     from rich import box
     from rich.table import Table
 
-    output = Table(box=box.SIMPLE, header_style="bold", pad_edge=False)
+    table = Table(box=box.SIMPLE, header_style="bold", pad_edge=False)
     for title in COLUMN_TITLES:
-        output.add_column(title, justify="left" if title == "who" else "right", no_wrap=title in ("who", "limit"))
+        table.add_column(
+            title,
+            justify="left" if title == "implementation" else "right",
+            no_wrap=title in ("implementation", "limit"),
+        )
     for row in rows:
-        output.add_row(*cells(row))
-    return output
+        table.add_row(*cells(row))
+    return table
 
 
 def cells(row: CaseResult) -> list[str]:
-    """Return one row as text, in the order of the headers; a dash means not measured."""
+    """Return the cells of a row, in the order of `COLUMN_TITLES`. A dash means not measured."""
     loop_lag = row.loop_lag_ms
     jobs = f"{row.accepted:,}" if row.accepted == row.jobs else f"{row.accepted:,} of {row.jobs:,}"
     return [
@@ -65,11 +69,8 @@ def _number(value: float | None, form: str) -> str:
     return "–" if value is None else format(value, form)
 
 
-BENCH_JSON = "bench.json"
-
-
 def bench_report(rows: Sequence[CaseResult], options: dict[str, Any], measured_at: datetime) -> dict[str, Any]:
-    """Return all results with their time, machine and options."""
+    """Return the content of bench.json: all results, with the time, the machine and the options."""
     return {
         "krea_batch": version("krea-batch"),
         "at": measured_at.astimezone(UTC).isoformat(timespec="seconds"),
@@ -85,7 +86,7 @@ def bench_report(rows: Sequence[CaseResult], options: dict[str, Any], measured_a
 
 
 def write_bench_json(folder: Path, content: dict[str, Any]) -> Path:
-    """Write the report into the directory, replacing an earlier one."""
+    """Write bench.json into the directory, and return its path. An earlier one is replaced."""
     path = folder / BENCH_JSON
     path.write_bytes(orjson.dumps(content, option=orjson.OPT_INDENT_2 | orjson.OPT_APPEND_NEWLINE))
     return path

@@ -1,7 +1,7 @@
-"""Draws results as SVG. Requires matplotlib, from the extra `bench`.
+"""Draws the results of a benchmark as SVG. Requires matplotlib, from the extra `bench`.
 
-The same results give the same bytes: ids are made with a fixed salt, there are no dates, and text stays text, drawn
-in the viewer's own font.
+The same results give the same bytes: ids are made with a fixed salt, and there are no dates. Text stays text, in the
+viewer's own font.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ RC_PARAMS: dict[Any, Any] = {
 
 
 def write_plots(folder: Path, rows: Sequence[CaseResult]) -> list[Path]:
-    """Draw every plot that has data. Raises ImportError without matplotlib."""
+    """Draw every plot into the directory, and return the paths. Raises ImportError without matplotlib."""
     import matplotlib as mpl
     from matplotlib.figure import Figure
 
@@ -58,21 +58,20 @@ def _throughput(figure: Figure, rows: Sequence[CaseResult]) -> None:
     axes = figure.subplots()
     limits = sorted({row.limit_per_s for row in rows})
     axes.plot(limits, limits, color=IDEAL_COLOUR, linestyle="--", label="the limit")
-    used = "Use of the rate limit"
-    _panel(axes, rows, lambda row: row.accepted_per_s, used, "accepted (submits/s)")
+    _panel(axes, rows, lambda row: row.accepted_per_s, "Use of the rate limit", "accepted (submits/s)")
 
 
 def _timeline(figure: Figure, rows: Sequence[CaseResult]) -> None:
     from matplotlib.ticker import MaxNLocator
 
-    panels = [(limit, list(of)) for limit, of in groupby(sorted(rows, key=_limit), key=_limit)]
+    panels = [(limit, list(group)) for limit, group in groupby(sorted(rows, key=_limit), key=_limit)]
     columns = 1 if len(panels) == 1 else 2
-    lines = -(-len(panels) // columns)
-    figure.set_size_inches(SIZE_IN[0], 1.2 + 2.6 * lines)
-    for position, (limit, panel_rows) in enumerate(panels, 1):
-        axes = figure.add_subplot(lines, columns, position)
+    panel_rows = -(-len(panels) // columns)
+    figure.set_size_inches(SIZE_IN[0], 1.2 + 2.6 * panel_rows)
+    for position, (limit, results) in enumerate(panels, 1):
+        axes = figure.add_subplot(panel_rows, columns, position)
         axes.axhline(limit, color=IDEAL_COLOUR, linestyle="--", label="limit")
-        for row in reversed(panel_rows):  # the engine last, so that it is drawn on top
+        for row in reversed(results):  # the engine last, so that it is drawn on top
             counts = row.accepted_each_second[:-1] or row.accepted_each_second  # the last second is incomplete
             axes.stairs(
                 counts,
@@ -109,7 +108,7 @@ def _loop_lag(figure: Figure, rows: Sequence[CaseResult]) -> None:
     engine = sorted((row for row in rows if row.implementation is Implementation.ENGINE), key=_limit)
     lags = [(row.limit_per_s, row.loop_lag_ms) for row in engine if row.loop_lag_ms]
     limits = [limit for limit, _ in lags]
-    for name, style in (("max", ":"), ("p99", "--"), ("p50", "-")):  # from top to bottom
+    for name, style in (("max", ":"), ("p99", "--"), ("p50", "-")):  # as the lines are from top to bottom
         values_ms = [getattr(lag, name) for _, lag in lags]
         axes.plot(limits, values_ms, linestyle=style, marker="o", color=COLOURS[Implementation.ENGINE], label=name)
     _label_axes(axes, "Event-loop lag", "limit (submits/s)", "lag (ms)")
@@ -131,14 +130,14 @@ PLOTS: dict[str, Callable[[Figure, Sequence[CaseResult]], None]] = {
 def _panel(
     axes: Axes, rows: Sequence[CaseResult], value: Callable[[CaseResult], float | None], title: str, y: str
 ) -> None:
-    """Draw one value of each row over the limits."""
+    """Draw one value of the rows against the limits."""
     _lines(axes, rows, value)
     _label_axes(axes, title, "limit (submits/s)", y)
     _set_limit_ticks(axes, rows)
 
 
 def _lines(axes: Axes, rows: Sequence[CaseResult], value: Callable[[CaseResult], float | None]) -> None:
-    """Draw a line for each implementation over the limits, where the value was measured."""
+    """Draw a line for each implementation against the limits at which the value was measured."""
     for implementation in reversed(Implementation):  # the engine last, on top
         selected = sorted((row for row in rows if row.implementation is implementation), key=_limit)
         points = [(row.limit_per_s, measured) for row in selected if (measured := value(row)) is not None]
@@ -171,7 +170,7 @@ def _set_limit_ticks(axes: Axes, rows: Sequence[CaseResult]) -> None:
 
 
 def _set_y_floor(axes: Axes) -> None:
-    """Start the y axis at zero with room above the highest line, also if all values are zero."""
+    """Start the y axis at zero, with room above the highest line, even if all values are zero."""
     highest = axes.dataLim.y1
     axes.set_ylim(0, 1.1 * highest if highest > 0 else 1)
 

@@ -1,7 +1,7 @@
-"""Records what happens to the jobs of a case.
+"""Records the jobs of a case in the worker process.
 
-Lag is the time until the end of a job was detected, from its acceptance to the poll with COMPLETED, minus the
-duration by the gateway (the difference of its two timestamps, so independent of its clock).
+The lag of a job is the time from its acceptance to the poll that returned COMPLETED, minus its duration at the
+gateway. That duration is the difference of two timestamps of the gateway, so its clock does not matter.
 """
 
 from __future__ import annotations
@@ -14,14 +14,12 @@ from pathlib import Path
 
 from krea_batch.benchmark.cases import CaseRecord, WorkerProgress
 
-LOOP_SAMPLE_INTERVAL_S = (
-    0.01  # chosen: short enough to see what a user would notice; 100 wakes per second cost little
-)
+LOOP_SAMPLE_INTERVAL_S = 0.01  # chosen: short enough to find noticeable lag; 100 wake-ups per second cost little
 _PROC_STATUS = Path("/proc/self/status")
 
 
 class Recorder:
-    """Records one case as it runs. Called from one event loop, or from threads under a lock."""
+    """Records one case while it runs. It is not thread-safe: threads need a lock around each call."""
 
     def __init__(self) -> None:
         self.record = CaseRecord()
@@ -43,7 +41,7 @@ class Recorder:
         self.record.polls += 1
 
     def record_finished(self, request_id: str, took_s: float | None) -> None:
-        """Record the poll that detected the end; `took_s` is the duration by the gateway."""
+        """Record the poll that detected the end of a job; `took_s` is its duration at the gateway, if known."""
         accepted_at = self._accepted_at.get(request_id)
         if took_s is not None and accepted_at is not None:
             self.record.lags_s.append(max(0.0, time.time() - accepted_at - took_s))
@@ -56,14 +54,14 @@ class Recorder:
         return WorkerProgress(len(record.accepted_at), record.stored, record.rate_limited, record.polls)
 
     def finish(self) -> CaseRecord:
-        """Return the record, with CPU time and memory of this process since the recording began."""
+        """Return the record, with the CPU time and the memory growth of this process since the recorder was made."""
         self.record.cpu_s = time.process_time() - self._cpu_at_start_s
         self.record.memory_kib = max(0, memory_kib(peak=True) - self._memory_at_start_kib)
         return self.record
 
 
 def memory_kib(*, peak: bool = False) -> int:
-    """Return the memory of this process, current or peak. Some systems report only the peak."""
+    """Return the memory of this process, now or at its peak. Systems without /proc report only the peak."""
     if _PROC_STATUS.is_file():
         name = "VmHWM:" if peak else "VmRSS:"
         return next(int(line.split()[1]) for line in _PROC_STATUS.read_text().splitlines() if line.startswith(name))
@@ -72,9 +70,9 @@ def memory_kib(*, peak: bool = False) -> int:
 
 
 async def measure_loop_lag(lags_ms: list[float]) -> None:
-    """Sleep repeatedly and record how late each wake-up is, until cancelled.
+    """Sleep repeatedly, and record how late each wake-up is, until cancelled.
 
-    The system clock is used: uvloop's own stops during a callback and has a resolution of a millisecond.
+    It reads the system's clock: uvloop's stands still during callbacks and has a resolution of a millisecond.
     """
     while True:
         due_s = time.perf_counter() + LOOP_SAMPLE_INTERVAL_S

@@ -1,7 +1,7 @@
-"""Runs each case in its own processes, and yields its result when it ends.
+"""Runs each case in processes of its own.
 
-The child processes have their own process group, so a Ctrl-C in the terminal reaches only this process, which
-decides: simulated runs are killed, charged ones are drained.
+The child processes have their own sessions, so a Ctrl-C in the terminal reaches only this process. It then kills a
+simulated run, and stops a charged one so that its jobs in flight are completed.
 """
 
 from __future__ import annotations
@@ -21,13 +21,13 @@ from krea_batch.benchmark.cases import Case, CaseRecord, WorkerProgress
 from krea_batch.benchmark.measurements import CaseResult, case_result
 from krea_batch.errors import InputError, InternalError, RunStopped
 
-RESULT_FILE = "result.json"  # in the directory of a charged run: its measurements
+RESULT_FILE = "result.json"  # in the run directory of a charged case: its result, for a second run of the command
 TERMINATE_TIMEOUT_S = 10.0  # chosen: a child that has not ended by then is killed
 _decoder = msgspec.json.Decoder(CaseRecord | WorkerProgress)
 
 
 class _LedgerPost(msgspec.Struct):
-    """A POST in the simulator's ledger; other fields are not needed here."""
+    """A POST in the simulator's ledger: the fields that are needed here."""
 
     at_s: float
     status: int
@@ -49,9 +49,12 @@ class BenchRunner:
         self._simulated = True
 
     def measure(self, case: Case) -> CaseResult | None:
-        """Run one case. Returns None if it was interrupted without a result; raises RunStopped."""
+        """Run one case. Returns None if it was interrupted before it had a result.
+
+        Raises RunStopped if the worker fails, and InputError if the simulator does not start.
+        """
         if not case.simulated:
-            return self._measure_paid(case)
+            return self._measure_charged(case)
         with self._simulator(case) as urls:
             if not urls:
                 return None
@@ -62,7 +65,7 @@ class BenchRunner:
         return case_result(case, record)
 
     def interrupt(self) -> None:
-        """Count a Ctrl-C and pass it on: a simulated run is killed, a charged one is drained."""
+        """Count a Ctrl-C. Kill the worker of a simulated case, and send SIGINT to that of a charged one."""
         self.interrupts += 1
         self._forward_interrupt()
 
@@ -73,7 +76,11 @@ class BenchRunner:
         elif worker is not None:
             worker.send_signal(signal.SIGINT)
 
-    def _measure_paid(self, case: Case) -> CaseResult | None:
+    def _measure_charged(self, case: Case) -> CaseResult | None:
+        """Run a case with real charges.
+
+        If it accepts no job, because an earlier run of the command has accepted them all, return that run's result.
+        """
         record = self._run_worker(case)
         if record is None:
             return None
@@ -85,7 +92,7 @@ class BenchRunner:
         return result
 
     def _run_worker(self, case: Case) -> CaseRecord | None:
-        """Run a worker to its end. Raises RunStopped if it fails."""
+        """Run a worker to its end. Returns None if it was interrupted; raises RunStopped if it fails."""
         record: CaseRecord | None = None
         command = [sys.executable, "-m", "krea_batch.benchmark.worker"]
         with _child(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as worker:
@@ -112,7 +119,7 @@ class BenchRunner:
 
     @contextmanager
     def _simulator(self, case: Case) -> Iterator[dict[str, str]]:
-        """Start a simulator with the limit of the case; yield its URLs, or nothing if it was interrupted."""
+        """Start a simulator with the limit of the case; yield its URLs by name, or none if it was interrupted."""
         limit = f"token-bucket:{case.per_s:g}/s"
         options = ["--port", "0", "--json", "--tiny", "--rate-limit", limit, "--latency", self._latency]
         command = [sys.executable, "-m", "krea_batch", "simulate", *options]
@@ -143,11 +150,13 @@ def _child(command: list[str], **pipes: Any) -> Iterator[subprocess.Popen[bytes]
 
 
 def _use_simulator_ledger(admin_url: str, record: CaseRecord) -> None:
-    """Replace the recorded times and refusals by those of the gateway's ledger."""
+    """Replace the recorded times of accepts, and the number of 429s, by those in the simulator's ledger."""
     with urllib.request.urlopen(admin_url.rstrip("/") + "/ledger", timeout=60) as response:  # noqa: S310 - loopback
         posts = msgspec.json.decode(response.read(), type=_SimulatorLedger).posts
     accepted = [post.at_s for post in posts if post.request_id is not None]
     if len(accepted) < len(record.accepted_at):
-        raise InternalError(f"{len(record.accepted_at)} accepts were recorded, but {len(accepted)} are in the ledger")
+        raise InternalError(
+            f"{len(record.accepted_at)} accepts were recorded, but {len(accepted)} are in the simulator's ledger"
+        )
     record.accepted_at = accepted
     record.rate_limited = sum(post.status == 429 for post in posts)

@@ -1,9 +1,8 @@
-"""Runs one case read from standard input, and writes JSON lines to standard output: progress, then its record.
+"""Runs one case from standard input, and writes its progress and then its record to standard output, as JSON lines.
 
     python -m krea_batch.benchmark.worker < case.json
 
-Each case has its own process, so that CPU time and memory belong to that case alone. Modules are imported before the
-first measurement.
+The implementation is imported before the recorder is made, so that the import does not count.
 """
 
 from __future__ import annotations
@@ -19,7 +18,7 @@ from krea_batch.benchmark.cases import Case, Implementation
 from krea_batch.benchmark.recorder import Recorder
 from krea_batch.engine.event_loop import run_event_loop
 
-PROGRESS_INTERVAL_S = 0.5  # chosen: often enough for a counter
+PROGRESS_INTERVAL_S = 0.5  # chosen: short enough for a counter in the terminal
 
 
 def main() -> None:
@@ -39,15 +38,16 @@ def main() -> None:
 
 
 def _case_runner(case: Case) -> Callable[[Recorder], None]:
+    """Import the implementation of a case. Returns a function that runs the case with it."""
     if case.implementation is Implementation.ENGINE:
         from krea_batch.benchmark.engine_run import run_engine
 
-        return lambda notes: run_event_loop(run_engine, case, notes)
+        return lambda recorder: run_event_loop(run_engine, case, recorder)
     from krea_batch.benchmark.baseline_scripts import run_tasks, run_threads
 
     if case.implementation is Implementation.TASKS:
-        return lambda notes: run_event_loop(run_tasks, case, notes)
-    return lambda notes: run_threads(case, notes)
+        return lambda recorder: run_event_loop(run_tasks, case, recorder)
+    return lambda recorder: run_threads(case, recorder)
 
 
 def _report_progress(recorder: Recorder, done: threading.Event) -> None:

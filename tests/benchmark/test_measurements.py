@@ -1,4 +1,4 @@
-"""The rules of `krea-batch bench`: bins, percentiles, figures, rates, the table and the report."""
+"""Tests of `krea-batch bench`: how results are computed from a record, and the table and bench.json."""
 
 from __future__ import annotations
 
@@ -41,9 +41,9 @@ BENCH_RECORD = CaseRecord(
 )
 
 
-class TestNumbers:
-    def test_a_record_becomes_figures_a_job(self) -> None:
-        """Counts are divided by the accepted jobs, memory by the most in flight, throughput by the limit."""
+class TestResults:
+    def test_a_result_has_values_per_job(self) -> None:
+        """Counts are divided by the accepted jobs, memory by the peak in flight, and the rate by the limit."""
         row = case_result(BENCH_CASE, BENCH_RECORD)
         assert row.accepted == 5
         assert row.accepted_per_s == pytest.approx(4 / 3)
@@ -55,8 +55,8 @@ class TestNumbers:
         assert row.lag_mean_s == pytest.approx(0.2)
         assert row.loop_lag_ms == percentiles([1.0, 2.0, 9.0])
 
-    def test_what_was_not_measured_is_none_and_not_zero(self) -> None:
-        """A run in which nothing was accepted divides by nothing and makes nothing up."""
+    def test_missing_values_are_none(self) -> None:
+        """A run without an accepted job has None for every value that it cannot measure, and not 0."""
         row = case_result(BENCH_CASE, CaseRecord())
         assert (row.limit_utilisation, row.polls_per_job, row.lag_s, row.cpu_ms_per_job, row.loop_lag_ms) == (
             None,
@@ -64,22 +64,22 @@ class TestNumbers:
         assert "–" in cells(row)
 
     @given(st.lists(st.floats(0, 1000), min_size=1))
-    def test_every_instant_is_in_one_bin(self, instants: list[float]) -> None:
-        """The bins hold each instant once; the first and the last bin are not empty."""
-        bins = counts_per_second(instants)
-        assert sum(bins) == len(instants)
-        assert bins[0]
-        assert bins[-1]
+    def test_each_time_is_counted_once(self, times_s: list[float]) -> None:
+        """Each time is counted in one second; the first and the last second have at least one."""
+        counts = counts_per_second(times_s)
+        assert sum(counts) == len(times_s)
+        assert counts[0]
+        assert counts[-1]
 
     @given(st.lists(st.floats(-1e6, 1e6), min_size=1), st.floats(0, 100))
     def test_a_percentile_is_one_of_the_values(self, values: list[float], percent: float) -> None:
-        """At least `percent` of the values are not above it."""
-        found = percentile(sorted(values), percent)
-        assert sum(value <= found for value in values) >= len(values) * percent / 100
-        assert found in values
+        """A percentile is one of the values, and at least `percent` percent of them are not greater."""
+        result = percentile(sorted(values), percent)
+        assert sum(value <= result for value in values) >= len(values) * percent / 100
+        assert result in values
 
-    def test_one_instant_has_no_rate(self) -> None:
-        """A rate needs two instants that differ."""
+    def test_a_rate_needs_two_times(self) -> None:
+        """With fewer than two different times there is no rate."""
         assert rate_per_s([]) is None
         assert rate_per_s([3.0]) is None
         assert rate_per_s([3.0, 3.0]) is None
@@ -87,39 +87,41 @@ class TestNumbers:
 
 
 class TestRates:
-    def test_rates_are_read_in_order(self) -> None:
-        """Each rate keeps the words it was given in."""
+    def test_rates_are_parsed_in_order(self) -> None:
+        """Rates are in the given order, and each keeps its text."""
         assert [rate.text for rate in parse_rates("5/s, 600/min")] == ["5/s", "600/min"]
 
     @pytest.mark.parametrize("text", ["", "5", "5/s,", "5/s,fast", "auto", "5/s,300/min"])
-    def test_what_is_no_list_of_rates_names_the_option(self, text: str) -> None:
-        """Nonsense, `auto` and a rate that is given twice are refused, under the option's own name."""
+    def test_invalid_rates(self, text: str) -> None:
+        """An invalid rate, `auto` and a duplicate rate are errors of the setting `rates`."""
         with pytest.raises(SettingsError, match="rates"):
             parse_rates(text)
 
-    def test_jobs_are_ten_seconds_of_the_rate(self) -> None:
-        """Unless a number was asked for."""
+    def test_the_default_number_of_jobs_takes_ten_seconds(self) -> None:
+        """Without a number, there are as many jobs as the rate allows in ten seconds, but at least two."""
         assert jobs_for_rate(Rate.parse("50/s"), None) == 500
         assert jobs_for_rate(Rate.parse("50/s"), 7) == 7
         assert jobs_for_rate(Rate.parse("1/h"), None) == 2
 
-    def test_a_rate_names_a_folder(self) -> None:
-        """Without a separator in it."""
+    def test_the_run_directory_of_a_rate(self) -> None:
+        """The name of the run directory is the rate, without a path separator."""
         assert run_dir_name(Rate.parse("600/min")) == "600-per-min"
 
 
 class TestReport:
     def test_the_table_has_every_column_and_value(self) -> None:
-        """A row a case, under the heads."""
-        text = StringIO()
-        Console(file=text, width=160).print(result_table([case_result(BENCH_CASE, BENCH_RECORD)]))
+        """The table has all column titles, and a row of values for each case; only names are left-aligned."""
+        table, text = result_table([case_result(BENCH_CASE, BENCH_RECORD)]), StringIO()
+        Console(file=text, width=160).print(table)
         for expected_text in (*COLUMN_TITLES, "krea-batch", "2/s", "0.667", "2.0/9.0/9"):
             assert expected_text in text.getvalue()
+        assert [column.justify for column in table.columns] == ["left", *["right"] * (len(COLUMN_TITLES) - 1)]
 
     def test_the_report_is_json_with_machine_and_options(self, tmp_path: Path) -> None:
-        """bench.json tells what was measured, where, when and how."""
-        at = datetime(2030, 1, 2, tzinfo=UTC)
-        path = write_bench_json(tmp_path, bench_report([case_result(BENCH_CASE, BENCH_RECORD)], {"rates": "2/s"}, at))
+        """bench.json has the results, the time, the machine and the options."""
+        measured_at = datetime(2030, 1, 2, tzinfo=UTC)
+        report = bench_report([case_result(BENCH_CASE, BENCH_RECORD)], {"rates": "2/s"}, measured_at)
+        path = write_bench_json(tmp_path, report)
         decoded = json.loads(path.read_text())
         assert decoded["at"] == "2030-01-02T00:00:00+00:00"
         assert decoded["options"] == {"rates": "2/s"}

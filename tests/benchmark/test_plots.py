@@ -1,4 +1,4 @@
-"""The plots of `krea-batch bench`: whole SVG with titles and units, the same for the same figures."""
+"""Tests of the plots of `krea-batch bench`: valid SVG with titles and units, reproducible byte for byte."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from krea_batch.benchmark.plots import PLOTS, write_plots
 from tests.benchmark.test_measurements import BENCH_CASE, BENCH_RECORD
 
 TITLES = {
-    "throughput": ("Use of the rate limit", "limit (submits/s)", "the limit itself"),
+    "throughput": ("Use of the rate limit", "limit (submits/s)", "the limit"),
     "timeline": ("Accepted submits per second", "limit 2/s", "accepted (submits/s)"),
     "rate_limited": ("Submits refused with 429", "429s per job"),
     "polls": ("Polls", "Lag from an end until it is detected", "mean lag (s)"),
@@ -24,7 +24,7 @@ TITLES = {
 
 
 def bench_rows() -> list[CaseResult]:
-    """Two rates, the engine and one script at each; the script has no event loop."""
+    """Return results of the engine and of one script at two rates; the script has no event loop."""
     results = []
     for per_s in (2.0, 4.0):
         for implementation in (Implementation.ENGINE, Implementation.THREADS):
@@ -40,8 +40,8 @@ def plot_text(path: Path) -> str:
     return " ".join(ET.parse(path).getroot().itertext())  # noqa: S314 - our own file
 
 
-def test_every_plot_is_xml_with_its_titles_and_units(tmp_path: Path) -> None:
-    """Each file parses, and holds its title, its units and the compared script as text."""
+def test_every_plot_has_its_titles_and_units(tmp_path: Path) -> None:
+    """Each file is valid XML, and has its titles, its units and the name of the script as text."""
     assert {path.stem for path in write_plots(tmp_path, bench_rows())} == set(TITLES) == set(PLOTS)
     for name, titles in TITLES.items():
         text = plot_text(tmp_path / f"{name}.svg")
@@ -50,8 +50,8 @@ def test_every_plot_is_xml_with_its_titles_and_units(tmp_path: Path) -> None:
         assert name == "loop" or Implementation.THREADS.value in text
 
 
-def test_the_same_figures_give_the_same_bytes(tmp_path: Path) -> None:
-    """No date, no chance in a plot."""
+def test_plots_are_reproducible(tmp_path: Path) -> None:
+    """The same results give the same bytes."""
     for folder in ("first", "second"):
         (tmp_path / folder).mkdir()
         write_plots(tmp_path / folder, bench_rows())
@@ -61,8 +61,8 @@ def test_the_same_figures_give_the_same_bytes(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("count", [1, 3])
-def test_a_sweep_in_which_nothing_could_be_measured_is_drawn(tmp_path: Path, count: int) -> None:
-    """Empty figures give empty plots, and no error."""
-    nothing = msgspec.structs.replace(BENCH_RECORD, accepted_at=[], loop_lags_ms=[], lags_s=[])
+def test_results_without_values_are_drawn(tmp_path: Path, count: int) -> None:
+    """If nothing was measured, all plots are drawn without lines, and there is no error."""
+    empty_record = msgspec.structs.replace(BENCH_RECORD, accepted_at=[], loop_lags_ms=[], lags_s=[])
     cases = [msgspec.structs.replace(BENCH_CASE, per_s=float(n + 1)) for n in range(count)]
-    assert len(write_plots(tmp_path, [case_result(case, nothing) for case in cases])) == len(PLOTS)
+    assert len(write_plots(tmp_path, [case_result(case, empty_record) for case in cases])) == len(PLOTS)
