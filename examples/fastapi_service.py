@@ -1,15 +1,15 @@
-"""A web backend that turns its users' requests into images, and survives being killed.
+"""A web service that generates images for its users, and resumes after a crash.
 
-    krea-batch simulate --port 8787                                    # a gateway that costs nothing
+    krea-batch simulate --port 8787                                    # a gateway that charges nothing
     KREA_GATEWAY=http://127.0.0.1:8787 PIXAZO_API_KEY=any uvicorn examples.fastapi_service:app --port 8000
 
     curl -X POST localhost:8000/images -H 'Content-Type: application/json' -d '{"prompt": "a cat"}'
 
-A request is in the ledger before the response is sent, so its id stays valid: after a crash the next process on the
-same directory continues it, and pays for nothing twice. Each worker process needs its own directory.
+A request is in the ledger before the response is sent, so its id stays valid. After a crash, the next process on the
+same run directory resumes it, and nothing is charged twice. Each worker process needs a run directory of its own.
 
-From the environment: PIXAZO_API_KEY; KREA_OUT, where images and ledger are kept; KREA_GATEWAY; KREA_RATE;
-KREA_POLL_INTERVAL_S; KREA_PUBLIC_URL, under which the gateway reaches this service, for callbacks instead of polls.
+Environment variables: PIXAZO_API_KEY; KREA_OUT, the run directory; KREA_GATEWAY; KREA_RATE; KREA_POLL_INTERVAL_S;
+KREA_PUBLIC_URL, the URL at which the gateway reaches this service, for callbacks instead of polls.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ CALLBACKS = "/krea"
 
 
 def open_engine() -> Engine:
-    """The engine of this service; it begins to work when the service does."""
+    """Return the engine of this service. It starts together with the service."""
     options: dict[str, Any] = {"rate": os.environ.get("KREA_RATE", "10/s")}
     if gateway := os.environ.get("KREA_GATEWAY"):
         options["gateway"] = gateway
@@ -49,7 +49,7 @@ engine = open_engine()
 
 @asynccontextmanager
 async def lifespan(_: FastAPI) -> AsyncIterator[None]:
-    """Go on with what an earlier process left; at the end, leave what is open to the next one."""
+    """Resume the jobs of an earlier process at the start, and leave unfinished jobs to the next one at the end."""
     await engine.start()
     yield
     await engine.aclose(detach=True)
@@ -62,13 +62,13 @@ if PUBLIC_URL:
 
 @app.exception_handler(JobError)
 async def invalid_job(_: Request, error: JobError) -> Response:
-    """What was asked for cannot be made, or its id has been used for something else."""
+    """Respond with 422: the request is invalid, or its id belongs to another request."""
     return _json_response({"error": str(error)}, status=422)
 
 
 @app.exception_handler(KreaBatchError)
 async def engine_stopped(_: Request, error: KreaBatchError) -> Response:
-    """The engine has stopped: the wallet is empty, say. Requests in the ledger stay there."""
+    """Respond with 503: the engine has stopped, for example without balance. Recorded requests stay in the ledger."""
     return _json_response({"error": str(error)}, status=503, headers={"Retry-After": "60"})
 
 
@@ -76,7 +76,7 @@ async def engine_stopped(_: Request, error: KreaBatchError) -> Response:
 async def create_image(
     job: Annotated[dict[str, Any], Body()], x_tenant: Annotated[str, Header()] = ""
 ) -> dict[str, str]:
-    """Record a request. Users with many requests do not keep others waiting: X-Tenant says who asks."""
+    """Record a request. X-Tenant names the user, so that the requests of one user do not delay those of others."""
     try:
         parsed = msgspec.convert(job, Job)
     except msgspec.ValidationError as error:
@@ -87,7 +87,7 @@ async def create_image(
 
 @app.get("/images/{image_id}")
 async def status(image_id: str) -> dict[str, Any]:
-    """Where an image stands."""
+    """Return the state of an image."""
     handle = await _get_handle(image_id)
     body: dict[str, Any] = {"id": handle.id, "status": handle.status, "request_id": handle.request_id}
     if handle.outcome and handle.outcome.succeeded:
@@ -99,22 +99,22 @@ async def status(image_id: str) -> dict[str, Any]:
 
 @app.get("/images/{image_id}/file")
 async def image_file(image_id: str) -> FileResponse:
-    """The image itself, once it is there."""
+    """Return the image, once it is stored."""
     outcome = (await _get_handle(image_id)).outcome
     if not (outcome and outcome.succeeded):
-        raise HTTPException(404, f"there is no image of {image_id!r} yet; GET /images/{image_id} says why")
+        raise HTTPException(404, f"{image_id!r} has no image; see GET /images/{image_id}")
     return FileResponse(OUT / outcome.files[0].path, media_type=outcome.files[0].media_type)
 
 
 @app.get("/images/{image_id}/events")
 async def events(image_id: str) -> StreamingResponse:
-    """What happens to an image, as server-sent events, until its end."""
+    """Stream the events of an image as server-sent events, until its job ends."""
     return StreamingResponse(_stream(await _get_handle(image_id)), media_type="text/event-stream")
 
 
 @app.get("/healthz")
 async def health() -> dict[str, Any]:
-    """What the engine is at; 503 once it takes no more."""
+    """Return the statistics of the engine; 503 once it has stopped."""
     if engine.stopped:
         raise engine.stopped
     return msgspec.to_builtins(engine.stats())  # type: ignore[no-any-return]
@@ -123,7 +123,7 @@ async def health() -> dict[str, Any]:
 async def _get_handle(image_id: str) -> Handle:
     handle = await engine.get(image_id)
     if handle is None:
-        raise HTTPException(404, f"nobody asked for {image_id!r} here")
+        raise HTTPException(404, f"no image {image_id!r}; request one with POST /images")
     return handle
 
 
@@ -131,7 +131,7 @@ async def _stream(handle: Handle) -> AsyncIterator[str]:
     try:
         async for event in handle:
             yield _sse(event)
-    except KreaBatchError as error:  # the engine stops; the next process goes on with the job
+    except KreaBatchError as error:  # the engine stops; the next process resumes the job
         yield f"event: Interrupted\ndata: {msgspec.json.encode(str(error)).decode()}\n\n"
 
 

@@ -1,14 +1,15 @@
-"""A worker fed by a durable queue: what is in the queue is made once, however often the worker dies.
+"""A worker for a durable queue: each message becomes an image once, however often the worker is killed.
 
-    krea-batch simulate --port 8787                                    # a gateway that costs nothing
+    krea-batch simulate --port 8787                                    # a gateway that charges nothing
     python examples/queue_worker.py put queue.db "a cat" "a dog"
     PIXAZO_API_KEY=any python examples/queue_worker.py work queue.db --out images --gateway http://127.0.0.1:8787
 
-The queue is a table of SQLite's, which any process may put messages into; a broker would do as well. It delivers at
-least once, as queues do: a message is marked done only when its result is written back, so a worker that dies meets
-it again. The message's number is the job's id, and the engine knows its ids: it is paid for once.
+The queue is an SQLite table, to which any process can add messages; a message broker would work too. It delivers each
+message at least once: a message is done only when its result is written back, so after a crash the worker reads it
+again. The id of its job is made from the number of the message. The engine knows the ids in its ledger, so the job is
+charged once.
 
-SIGTERM leaves what is open to the next worker; `--once` ends the worker when the queue is empty.
+SIGTERM leaves unfinished jobs to the next worker; `--once` ends the worker when the queue is empty.
 """
 
 from __future__ import annotations
@@ -28,12 +29,12 @@ CREATE TABLE IF NOT EXISTS messages (
     id     INTEGER PRIMARY KEY,
     prompt TEXT NOT NULL,
     status TEXT,                -- NULL until it is done
-    result TEXT                 -- the image's path, or what was wrong
+    result TEXT                 -- the path of the image, or the error
 )"""
 
 
 class Queue:
-    """Messages, each a prompt."""
+    """A queue of messages, each a prompt."""
 
     def __init__(self, path: Path) -> None:
         self._sql = sqlite3.connect(path, isolation_level=None, timeout=10.0)
@@ -45,17 +46,20 @@ class Queue:
         return int(self._sql.execute("INSERT INTO messages (prompt) VALUES (?)", (prompt,)).lastrowid or 0)
 
     def pending_after(self, message_id: int) -> list[tuple[int, str]]:
-        """The next messages that nobody has done yet, in order."""
+        """Return the next messages after this one that are not done, in order, at most 100."""
         sql = "SELECT id, prompt FROM messages WHERE id > ? AND status IS NULL ORDER BY id LIMIT 100"
         return self._sql.execute(sql, (message_id,)).fetchall()
 
     def complete(self, message_id: int, status: str, result: str) -> None:
-        """Write back what became of a message."""
+        """Write back the result of a message, which is then done."""
         self._sql.execute("UPDATE messages SET status = ?, result = ? WHERE id = ?", (status, result, message_id))
 
 
-async def jobs_of(queue: Queue, *, once: bool) -> AsyncIterator[Job]:
-    """A job for each message, as they come; read no faster than the engine takes them."""
+async def queued_jobs(queue: Queue, *, once: bool) -> AsyncIterator[Job]:
+    """Yield a job for each message, as they arrive. The engine asks for the next one when it has capacity.
+
+    A message that is not a valid prompt is completed as rejected.
+    """
     last = 0
     while True:
         for number, prompt in queue.pending_after(last):
@@ -73,13 +77,13 @@ async def jobs_of(queue: Queue, *, once: bool) -> AsyncIterator[Job]:
 
 
 def write_back(queue: Queue, outcome: Outcome) -> None:
-    """A message is done once what became of it is in the queue."""
+    """Complete the message of a job that has ended."""
     result = outcome.files[0].path if outcome.succeeded else outcome.error.message if outcome.error else ""
     queue.complete(int(outcome.id.removeprefix("message-")), outcome.status, result)
 
 
 async def work(queue: Queue, engine: Engine, *, once: bool) -> None:
-    """Make what is in the queue until there is nothing more, or until stopped."""
+    """Process the queue until SIGTERM, or with `once` until it is empty."""
     stop_requested = asyncio.Event()
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, stop_requested.set)
     await engine.start()
@@ -91,11 +95,11 @@ async def work(queue: Queue, engine: Engine, *, once: bool) -> None:
     try:
         await worker_task
     except RunStopped as stopped:
-        print(f"stopped: {stopped}")  # noqa: T201 - what is open stays in the queue and in the folder
+        print(f"stopped: {stopped}")  # noqa: T201 - unfinished jobs stay in the queue and in the ledger
 
 
 async def process_queue(queue: Queue, engine: Engine, *, once: bool) -> None:
-    async for outcome in engine.stream(jobs_of(queue, once=once)):
+    async for outcome in engine.stream(queued_jobs(queue, once=once)):
         write_back(queue, outcome)
 
 

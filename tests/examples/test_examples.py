@@ -1,4 +1,4 @@
-"""The examples, started as their docstrings say and driven over HTTP, under load, and killed in mid-flight."""
+"""Tests of the examples: started as their docstrings say, used over HTTP, under load, and killed during a run."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def free_port() -> int:
 
 
 class ServiceProcess:
-    """The web service in a process of its own, on one port and one folder, however often it is started."""
+    """The web service in its own process. Each start uses the same port and the same run directory."""
 
     def __init__(self, out: Path, gateway: str, *, callbacks: bool = False, rate: str = "200/s") -> None:
         self.port = free_port()
@@ -67,7 +67,7 @@ class ServiceProcess:
                 if probe.connect_ex(("127.0.0.1", self.port)) == 0:
                     return
             time.sleep(0.05)
-        raise AssertionError("the service does not come up")
+        raise AssertionError("the service did not start")
 
 
 async def create_image(web: aiohttp.ClientSession, **job: Any) -> str:
@@ -79,7 +79,7 @@ async def create_image(web: aiohttp.ClientSession, **job: Any) -> str:
 
 
 async def wait_until_ended(web: aiohttp.ClientSession, image_id: str) -> dict[str, Any]:
-    """Read the events of an image until its end, then what is told of it."""
+    """Read the events of an image until its job ends, and return its status."""
     async with web.get(f"/images/{image_id}/events") as response:
         assert response.status == 200
         assert response.headers["Content-Type"].startswith("text/event-stream")
@@ -91,14 +91,14 @@ async def wait_until_ended(web: aiohttp.ClientSession, image_id: str) -> dict[st
 
 
 def charged_prompts(simulator: SimulatorProcess) -> list[str]:
-    """The prompts of all POSTs that were charged."""
+    """Return the prompts of all POSTs that were charged."""
     return [post["body"]["prompt"] for post in simulator.admin_request("/ledger")["posts"] if post["charged"]]
 
 
 class TestService:
     @pytest.mark.parametrize("callbacks", [False, True], ids=["polls", "callbacks"])
     def test_from_request_to_image(self, simulate: StartSimulator, tmp_path: Path, callbacks: bool) -> None:
-        """An order is answered with 202 and an id; its events run to its end; then the image is there."""
+        """A request is answered with 202 and an id; its events end with its job; then the image can be fetched."""
         simulated = simulate(*EXAMPLE_LATENCY_OPTIONS)
         service = ServiceProcess(tmp_path, simulated.gateway_url, callbacks=callbacks)
 
@@ -107,11 +107,11 @@ class TestService:
                 image_id = await create_image(web, prompt="a cat", seed=7)
                 final_status = await wait_until_ended(web, image_id)
                 assert final_status["status"] == "succeeded"
-                async with web.get(final_status["file"]) as answer:
-                    assert answer.headers["Content-Type"] == "image/png"
-                    assert (await answer.read()).startswith(PNG_SIGNATURE)
-                async with web.get("/healthz") as answer:
-                    stats = await answer.json()
+                async with web.get(final_status["file"]) as response:
+                    assert response.headers["Content-Type"] == "image/png"
+                    assert (await response.read()).startswith(PNG_SIGNATURE)
+                async with web.get("/healthz") as response:
+                    stats = await response.json()
                     assert stats["ended_by_state"] == {"succeeded": 1}
                     assert (stats["callbacks"] > 0) == callbacks
 
@@ -119,32 +119,32 @@ class TestService:
             asyncio.run(use_service())
         assert charged_prompts(simulated) == ["a cat"]
 
-    def test_mistakes(self, simulate: StartSimulator, tmp_path: Path) -> None:
-        """What is no job is 422 and says what is wrong; what nobody asked for is 404; nothing is spent."""
+    def test_invalid_requests(self, simulate: StartSimulator, tmp_path: Path) -> None:
+        """An invalid job is answered with 422 and the error, an unknown id with 404; nothing is charged."""
         simulated = simulate(*EXAMPLE_LATENCY_OPTIONS)
         service = ServiceProcess(tmp_path, simulated.gateway_url)
 
         async def use_service() -> None:
             async with aiohttp.ClientSession(service.url) as web:
-                for job, said in (
+                for job, expected_text in (
                     ({"prompt": ""}, "prompt"),
                     ({"prompt": "x", "creativity": "wild"}, "creativity"),
                     ({"promt": "x"}, "prom"),
                     ({"prompt": "x", "id": "../x"}, "id"),
                 ):
-                    async with web.post("/images", json=job) as answer:
-                        assert answer.status == 422, job
-                        assert said in await answer.text()
-                for path in ("/images/nobody", "/images/nobody/file", "/images/nobody/events"):
-                    async with web.get(path) as answer:
-                        assert answer.status == 404
+                    async with web.post("/images", json=job) as response:
+                        assert response.status == 422, job
+                        assert expected_text in await response.text()
+                for path in ("/images/unknown", "/images/unknown/file", "/images/unknown/events"):
+                    async with web.get(path) as response:
+                        assert response.status == 404
 
         with service.running():
             asyncio.run(use_service())
         assert charged_prompts(simulated) == []
 
     def test_no_balance(self, simulate: StartSimulator, tmp_path: Path) -> None:
-        """Once the wallet is empty, orders and health are answered with 503 and the reason."""
+        """Without balance, requests and the health check are answered with 503, requests with the reason."""
         simulated = simulate(*EXAMPLE_LATENCY_OPTIONS, "--balance", "1")
         service = ServiceProcess(tmp_path, simulated.gateway_url)
 
@@ -153,20 +153,20 @@ class TestService:
                 first = await create_image(web, prompt="one")
                 assert (await wait_until_ended(web, first))["status"] == "succeeded"
                 second = await create_image(web, prompt="two")
-                async with web.get(f"/images/{second}/events") as answer:
-                    assert "Interrupted" in await answer.text()
-                async with web.post("/images", json={"prompt": "three"}) as answer:
-                    assert answer.status == 503
-                    assert "402" in await answer.text()
-                async with web.get("/healthz") as answer:
-                    assert answer.status == 503
+                async with web.get(f"/images/{second}/events") as response:
+                    assert "Interrupted" in await response.text()
+                async with web.post("/images", json={"prompt": "three"}) as response:
+                    assert response.status == 503
+                    assert "402" in await response.text()
+                async with web.get("/healthz") as response:
+                    assert response.status == 503
 
         with service.running():
             asyncio.run(use_service())
 
     @pytest.mark.parametrize("callbacks", [False, True], ids=["polls", "callbacks"])
     def test_killed_with_hundreds_in_flight(self, simulate: StartSimulator, tmp_path: Path, callbacks: bool) -> None:
-        """Killed with 300 in flight and more waiting: every id is found again, and nothing is paid for twice."""
+        """After a kill with 300 jobs in flight and more pending, every id is known, and none is charged twice."""
         simulated = simulate("--tiny", "--latency", "uniform:5,8")
         service = ServiceProcess(tmp_path, simulated.gateway_url, callbacks=callbacks, rate="150/s")
         ids: list[str] = []
@@ -175,8 +175,8 @@ class TestService:
             async with aiohttp.ClientSession(service.url) as web:
                 ids.extend(await asyncio.gather(*(create_image(web, prompt=f"image {n}") for n in range(400))))
                 while True:
-                    async with web.get("/healthz") as answer:
-                        if (await answer.json())["accepted"] >= 300:
+                    async with web.get("/healthz") as response:
+                        if (await response.json())["accepted"] >= 300:
                             return
                     await asyncio.sleep(0.02)
 
@@ -191,10 +191,10 @@ class TestService:
         with service.running():
             statuses = asyncio.run(find_all())
         assert len(statuses) == 400
-        assert set(statuses) <= {"succeeded", "ambiguous"}  # what was in flight at the kill
+        assert set(statuses) <= {"succeeded", "ambiguous"}  # ambiguous: POSTs that were pending at the kill
         assert statuses.count("ambiguous") <= 60
-        bought = charged_prompts(simulated)
-        assert len(bought) == len(set(bought))
+        charged = charged_prompts(simulated)
+        assert len(charged) == len(set(charged))
 
 
 class TestWorker:
@@ -216,7 +216,7 @@ class TestWorker:
             return queue.execute("SELECT prompt, status, result FROM messages ORDER BY id").fetchall()
 
     def test_queued_messages_become_images(self, simulate: StartSimulator, tmp_path: Path) -> None:
-        """Each message gets its image written back, one that comes meanwhile, too; a bad one is told."""
+        """Each message gets its image, also one that arrives later; an invalid one is rejected."""
         simulated = simulate(*EXAMPLE_LATENCY_OPTIONS)
         self.put_prompts(tmp_path / "queue.db", *(f"image {n}" for n in range(30)), " ")
         worker = self.start(tmp_path, simulated.gateway_url)
@@ -224,15 +224,16 @@ class TestWorker:
         self.wait(tmp_path, lambda done: done == 32)
         worker.send_signal(signal.SIGTERM)
         assert worker.wait(PROCESS_TIMEOUT_S) == 0
-        made = {prompt: (status, result) for prompt, status, result in self.messages(tmp_path)}
-        assert made.pop(" ")[0] == "rejected"
-        assert {status for status, _ in made.values()} == {"succeeded"}
-        assert all((tmp_path / "out" / result).read_bytes().startswith(PNG_SIGNATURE) for _, result in made.values())
-        assert sorted(charged_prompts(simulated)) == sorted(made)
+        results = {prompt: (status, result) for prompt, status, result in self.messages(tmp_path)}
+        assert results.pop(" ")[0] == "rejected"
+        assert {status for status, _ in results.values()} == {"succeeded"}
+        paths = [tmp_path / "out" / result for _, result in results.values()]
+        assert all(path.read_bytes().startswith(PNG_SIGNATURE) for path in paths)
+        assert sorted(charged_prompts(simulated)) == sorted(results)
 
     @pytest.mark.parametrize("end", [signal.SIGKILL, signal.SIGTERM])
     def test_stopped_with_jobs_in_flight(self, simulate: StartSimulator, tmp_path: Path, end: signal.Signals) -> None:
-        """However a worker ends, the next one completes what is open; no message is paid for twice."""
+        """After SIGTERM or a kill, the next worker completes the unfinished jobs; no message is charged twice."""
         simulated = simulate("--tiny", "--latency", "uniform:2,4")
         self.put_prompts(tmp_path / "queue.db", *(f"image {n}" for n in range(200)))
         worker = self.start(tmp_path, simulated.gateway_url)
@@ -243,8 +244,8 @@ class TestWorker:
         assert self.start(tmp_path, simulated.gateway_url, "--once").wait(PROCESS_TIMEOUT_S) == 0
         statuses = [status for _, status, _ in self.messages(tmp_path)]
         assert set(statuses) <= ({"succeeded"} if end is signal.SIGTERM else {"succeeded", "ambiguous"})
-        bought = charged_prompts(simulated)
-        assert len(bought) == len(set(bought))
+        charged = charged_prompts(simulated)
+        assert len(charged) == len(set(charged))
 
     def wait(self, tmp_path: Path, done: Any) -> None:
         deadline_s = time.monotonic() + PROCESS_TIMEOUT_S
