@@ -1,4 +1,4 @@
-"""Ids go in; lines whose ids may be the same come out."""
+"""Test that lines with the same id are found in bounded memory."""
 
 from __future__ import annotations
 
@@ -20,17 +20,17 @@ def candidates_of(finder: DuplicateIdFinder) -> list[int]:
 
 
 @given(st.lists(st.sampled_from("abcdefghij") | st.text(max_size=5)))
-def test_every_repeated_id_is_a_candidate(names: list[str]) -> None:
-    """Every line that shares its id with another is among the suspects, the first of them too."""
+def test_every_repeated_id_is_a_candidate(ids: list[str]) -> None:
+    """Every line that shares its id with another is a candidate, including the first of them."""
     finder = DuplicateIdFinder()
-    for number, name in enumerate(names, 1):
-        finder.add(name, number)
-    repeated = {number for number, name in enumerate(names, 1) if names.count(name) > 1}
+    for number, job_id in enumerate(ids, 1):
+        finder.add(job_id, number)
+    repeated = {number for number, job_id in enumerate(ids, 1) if ids.count(job_id) > 1}
     assert repeated <= set(candidates_of(finder))
 
 
-def test_many_ids_go_through_a_file(tmp_path: Path) -> None:
-    """Full buckets go to a file, from which nothing is lost, and which leaves no name behind."""
+def test_full_buckets_are_written_to_a_file(tmp_path: Path) -> None:
+    """Full buckets are written to an unnamed temporary file and read back without loss."""
     finder = DuplicateIdFinder(tmp_path)
     count = BUCKET_COUNT * BUCKET_ITEMS
     for number in range(1, count + 1):
@@ -41,8 +41,8 @@ def test_many_ids_go_through_a_file(tmp_path: Path) -> None:
     assert candidates_of(finder) == [1, 500, count, count + 1, count + 500, 2 * count]
 
 
-def test_one_hash_for_all(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Ids that share a hash are suspects together, and it is for others to tell them apart."""
+def test_equal_hashes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Different ids with the same hash are candidates; the caller compares them."""
     monkeypatch.setattr(duplicate_ids, "hash", lambda _: -(2**63), raising=False)
     finder = DuplicateIdFinder()
     finder.add("a", 1)
@@ -51,7 +51,7 @@ def test_one_hash_for_all(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_full_disk(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """A temporary folder that cannot be used is an InputError with the way out."""
+    """A temporary directory that cannot be used raises InputError, and the hint names TMPDIR."""
     monkeypatch.setattr(duplicate_ids, "hash", lambda _: 0, raising=False)
     finder = DuplicateIdFinder(tmp_path / "none")
     for number in range(BUCKET_ITEMS // 2 - 1):  # an id and a number are two items
@@ -62,5 +62,5 @@ def test_full_disk(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 
 
 def test_default_ids() -> None:
-    """A line without an id is named by its number, in five digits or as many as it takes."""
+    """A default id is the line number with at least five digits."""
     assert [default_id(number) for number in (1, 42, 99_999, 1_000_000)] == ["00001", "00042", "99999", "1000000"]

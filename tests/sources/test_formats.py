@@ -1,4 +1,4 @@
-"""Whatever people keep their prompts in is read, and every prompt comes out byte for byte."""
+"""Test that every format is read, that prompts stay the same byte for byte, and that sweeps are expanded."""
 
 from __future__ import annotations
 
@@ -45,45 +45,45 @@ WriteContent = Callable[[str, bytes | str], str]
 
 
 @pytest.fixture
-def written(tmp_path: Path) -> WriteContent:
-    """Writes a file of the test's folder, and gives its path."""
+def write_file(tmp_path: Path) -> WriteContent:
+    """Return a function that writes a file in the test's directory and returns its path."""
 
-    def writer(name: str, content: bytes | str) -> str:
+    def write(name: str, content: bytes | str) -> str:
         path = tmp_path / name
         path.parent.mkdir(exist_ok=True)
         path.write_bytes(content.encode() if isinstance(content, str) else content)
         return str(path)
 
-    return writer
+    return write
 
 
 def check_and_read(
-    *paths: str, stdin: bytes = b"", skip_invalid: bool = False, **reading: Any
+    *paths: str, stdin: bytes = b"", skip_invalid: bool = False, **options: Any
 ) -> tuple[CheckResult, list[Job]]:
-    """What the check says, and the jobs of the second reading."""
+    """Check the files. Return the result, and the jobs of the second reading."""
     with JobFiles(
-        paths, options=InputOptions(**reading), skip_invalid=skip_invalid, stdin=io.BytesIO(stdin)
+        paths, options=InputOptions(**options), skip_invalid=skip_invalid, stdin=io.BytesIO(stdin)
     ) as files:
         return files.check(), list(files)
 
 
-def prompts(*paths: str, **more: Any) -> list[str]:
-    checked, jobs = check_and_read(*paths, **more)
+def prompts(*paths: str, **options: Any) -> list[str]:
+    checked, jobs = check_and_read(*paths, **options)
     assert not checked.bad_lines, checked.problems
     assert len(jobs) == checked.jobs
     return [job.prompt for job in jobs]
 
 
-def format_notices(path: str, **reading: Any) -> list[str]:
-    """What is said of a file."""
-    with JobFiles([path], options=InputOptions(**reading)) as files:
+def format_notices(path: str, **options: Any) -> list[str]:
+    """Return the notices about a file, without its path."""
+    with JobFiles([path], options=InputOptions(**options)) as files:
         files.check()
         return [notice.removeprefix(f"{path}: ") for notice in files.notices()]
 
 
-def first_problem(path: str, **reading: Any) -> str:
-    """The first problem of a file, without its path."""
-    checked, _ = check_and_read(path, skip_invalid=True, **reading)
+def first_problem(path: str, **options: Any) -> str:
+    """Return the first problem of a file, without its path."""
+    checked, _ = check_and_read(path, skip_invalid=True, **options)
     return str(checked.problems[0]).removeprefix(f"{path}:")
 
 
@@ -94,48 +94,48 @@ def csv_of(*rows: list[str], end: str = "\n") -> str:
 
 class TestText:
     @pytest.mark.parametrize("end", ["\n", "\r\n"])
-    def test_a_prompt_a_line(self, written: WriteContent, end: str) -> None:
-        """Lines are prompts as they are, whatever they begin with; ids are line numbers."""
-        path = written("p.txt", end.join([*AWKWARD_CELLS, "", "last"]))
+    def test_one_prompt_per_line(self, write_file: WriteContent, end: str) -> None:
+        """Each line is a prompt without changes, whatever its first character; ids are line numbers."""
+        path = write_file("p.txt", end.join([*AWKWARD_CELLS, "", "last"]))
         _, jobs = check_and_read(path)
         assert [job.prompt for job in jobs] == [*AWKWARD_CELLS, "last"]
         assert jobs[-1].id == f"{len(AWKWARD_CELLS) + 2:05d}"
         assert format_notices(path) == ["read as text, one prompt per line"]
 
-    def test_byte_order_mark(self, written: WriteContent) -> None:
-        """A BOM is no part of the first prompt."""
-        assert prompts(written("p.txt", b"\xef\xbb\xbfa cat\n")) == ["a cat"]
+    def test_byte_order_mark(self, write_file: WriteContent) -> None:
+        """A byte order mark is not part of the first prompt."""
+        assert prompts(write_file("p.txt", b"\xef\xbb\xbfa cat\n")) == ["a cat"]
 
-    def test_comments_only_if_asked(self, written: WriteContent) -> None:
-        """A # begins a prompt, unless comments were asked for."""
-        path = written("p.txt", "# cats\na cat\n # more\n")
+    def test_comments(self, write_file: WriteContent) -> None:
+        """A line that starts with # is a prompt, except with `skip_comments`."""
+        path = write_file("p.txt", "# cats\na cat\n # more\n")
         assert prompts(path) == ["# cats", "a cat", " # more"]
         assert prompts(path, skip_comments=True) == ["a cat"]
 
-    def test_repeated_prompts(self, written: WriteContent) -> None:
-        """One prompt twice is two images, unless duplicates are to be left out."""
-        path = written("p.txt", "a cat\na dog\na cat\n")
+    def test_repeated_prompts(self, write_file: WriteContent) -> None:
+        """The same prompt twice is two jobs, except with `dedupe`."""
+        path = write_file("p.txt", "a cat\na dog\na cat\n")
         assert prompts(path) == ["a cat", "a dog", "a cat"]
         checked, jobs = check_and_read(path, dedupe=True)
         assert [job.id for job in jobs] == ["00001", "00002"]
         assert (checked.jobs, checked.rows, checked.duplicates) == (2, 3, 1)
 
-    def test_not_utf_8(self, written: WriteContent) -> None:
-        """A byte of another encoding is named with its line."""
-        assert first_problem(written("p.txt", b"a cat\nf\xfcr\n")).startswith(
+    def test_not_utf_8(self, write_file: WriteContent) -> None:
+        """A byte that is not UTF-8 is an invalid line, and the problem has its position."""
+        assert first_problem(write_file("p.txt", b"a cat\nf\xfcr\n")).startswith(
             "2: byte 2 (0xfc) is not UTF-8; save the"
         )
 
-    def test_jobs_in_a_text(self, written: WriteContent) -> None:
-        """JSONL under the name of a text is not sent as prompts."""
-        path = written("p.txt", '{"prompt": "a cat"}\n{"prompt": "a dog"}\n')
+    def test_jsonl_in_a_text_file(self, write_file: WriteContent) -> None:
+        """A .txt file that contains JSONL is read as JSONL, so its lines are not submitted as prompts."""
+        path = write_file("p.txt", '{"prompt": "a cat"}\n{"prompt": "a dog"}\n')
         assert prompts(path) == ["a cat", "a dog"]
         assert format_notices(path) == ["read as JSONL, because its first line is a job"]
 
     @given(st.lists(st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\n\r\0")), max_size=5))
     @example(['{"prompt'])
     def test_any_lines(self, tmp_path_factory: pytest.TempPathFactory, lines: list[str]) -> None:
-        """Every line that is not blank is one prompt, byte for byte."""
+        """Every non-blank line is one prompt, byte for byte."""
         path = tmp_path_factory.getbasetemp() / "any.txt"
         path.write_bytes("\n".join(lines).encode())
         expected = [line for line in lines if line.encode() and not line.encode().isspace() and not line.isspace()]
@@ -145,24 +145,24 @@ class TestText:
 
 
 class TestTables:
-    def test_csv(self, written: WriteContent) -> None:
-        """Cells come out as they are: quotes, commas, new lines in quotes; ids stay text."""
+    def test_csv(self, write_file: WriteContent) -> None:
+        """Quotes, commas and newlines in cells are kept, and ids stay text."""
         rows = [["id", "prompt"], *([f"{n:03d}", text] for n, text in enumerate([*AWKWARD_CELLS, "two\nlines"]))]
-        path = written("p.csv", csv_of(*rows))
+        path = write_file("p.csv", csv_of(*rows))
         _, jobs = check_and_read(path)
         assert [(job.id, job.prompt) for job in jobs] == [(row[0], row[1]) for row in rows[1:]]
 
-    def test_numbers_are_those_of_lines(self, written: WriteContent) -> None:
-        """A row is named by the line where it begins, in ids and in problems."""
-        path = written("p.csv", 'prompt,creativity\n"two\nlines",raw\n\na cat,loud\n')
+    def test_line_numbers(self, write_file: WriteContent) -> None:
+        """Default ids and problems have the number of the line on which a row starts."""
+        path = write_file("p.csv", 'prompt,creativity\n"two\nlines",raw\n\na cat,loud\n')
         checked, jobs = check_and_read(path, skip_invalid=True)
         assert [job.id for job in jobs] == ["00002"]
         assert [each.line for each in checked.problems] == [5]
 
-    def test_columns(self, written: WriteContent) -> None:
-        """Fields are found by their names, numbers and JSON are read, the rest is metadata, and all of it is said."""
+    def test_columns(self, write_file: WriteContent) -> None:
+        """Columns are assigned by name, integers and JSON are parsed, others become metadata; a notice lists all."""
         text = 'Prompt,Aspect Ratio,seed,styles,Category\na cat,16:9,7,"[{""id"": ""ink""}]",pets\na dog,,,,\n'
-        path = written("p.csv", text)
+        path = write_file("p.csv", text)
         _, (cat, dog) = check_and_read(path)
         assert (cat.aspect_ratio, cat.seed, cat.styles[0].id, cat.metadata) == (
             "16:9",
@@ -171,25 +171,25 @@ class TestTables:
             {"Category": "pets"},
         )
         assert dog == Job(prompt="a dog", id="00003", metadata={"Category": ""})
-        (sentence,) = format_notices(path)
-        assert sentence == (
+        (notice,) = format_notices(path)
+        assert notice == (
             'prompt from "Prompt"; aspect_ratio from "Aspect Ratio"; seed from "seed"; styles from "styles"; '
             '"Category" put into the metadata'
         )
 
-    def test_named_columns(self, written: WriteContent) -> None:
-        """--prompt-column, --id-column and --column choose the columns, by any case."""
-        path = written("p.csv", "Text,prompt,Key,Zufall\na cat,x,0007,3\n")
+    def test_chosen_columns(self, write_file: WriteContent) -> None:
+        """`columns` assigns columns to fields; the case of the names does not matter."""
+        path = write_file("p.csv", "Text,prompt,Key,Zufall\na cat,x,0007,3\n")
         _, (job,) = check_and_read(path, columns={"prompt": "text", "id": "Key", "seed": "Zufall"})
         assert (job.prompt, job.id, job.seed, job.metadata) == ("a cat", "0007", 3, {"prompt": "x"})
 
-    def test_no_column_for_ids(self, written: WriteContent) -> None:
-        """An empty name leaves a column called id to the metadata."""
-        _, jobs = check_and_read(written("p.csv", "id,prompt\n1,a cat\n1,a dog\n"), columns={"id": ""})
+    def test_no_column_for_ids(self, write_file: WriteContent) -> None:
+        """With an empty name for the field id, the column `id` becomes metadata."""
+        _, jobs = check_and_read(write_file("p.csv", "id,prompt\n1,a cat\n1,a dog\n"), columns={"id": ""})
         assert [(job.id, job.metadata) for job in jobs] == [("00002", {"id": "1"}), ("00003", {"id": "1"})]
 
     @pytest.mark.parametrize(
-        ("header", "reading", "expected"),
+        ("header", "options", "expected"),
         [
             ("a,b", {}, 'no column is named prompt; set --prompt-column; the columns are "a", "b"'),
             ("prompt,prompt", {}, 'two columns are named "prompt"; rename one of them'),
@@ -204,13 +204,13 @@ class TestTables:
             ('"a', {}, "cannot read the header (unexpected end of data); see --input-format"),
         ],
     )
-    def test_headers_that_cannot_be(
-        self, written: WriteContent, header: str, reading: dict[str, Any], expected: str
+    def test_invalid_headers(
+        self, write_file: WriteContent, header: str, options: dict[str, Any], expected: str
     ) -> None:
-        """Nothing is guessed where a wrong column would be paid for."""
-        path = written("p.csv", f"{header}\nx,y\n" if '"' not in header else header)
+        """A header whose prompt column is missing or ambiguous raises InputError, since a wrong guess is charged."""
+        path = write_file("p.csv", f"{header}\nx,y\n" if '"' not in header else header)
         with pytest.raises(InputError) as error:
-            check_and_read(path, **reading)
+            check_and_read(path, **options)
         assert str(error.value).startswith(f"{path}: {expected}")
 
     @pytest.mark.parametrize(
@@ -225,32 +225,32 @@ class TestTables:
             ('"a cat" x,1', "2: cannot read the row (',' expected after '\"'); write \" in a quoted cell as \"\""),
         ],
     )
-    def test_bad_rows(self, written: WriteContent, row: str, expected: str) -> None:
-        """A bad row is named, and the rows behind it are read."""
-        path = written("p.csv", f"prompt,seed\n{row}\na dog,2\n")
+    def test_invalid_rows(self, write_file: WriteContent, row: str, expected: str) -> None:
+        """An invalid row is reported with its line, and later rows are read."""
+        path = write_file("p.csv", f"prompt,seed\n{row}\na dog,2\n")
         assert first_problem(path).startswith(expected)
         assert [job.prompt for job in check_and_read(path, skip_invalid=True)[1]] == ["a dog"]
 
-    def test_semicolons(self, written: WriteContent) -> None:
-        """What spreadsheets of half the world write is found by its header, and said."""
-        path = written("p.csv", "prompt;seed\na cat, asleep;1\n")
+    def test_semicolons(self, write_file: WriteContent) -> None:
+        """Semicolons as separators, as spreadsheets write them in many countries, are detected and noted."""
+        path = write_file("p.csv", "prompt;seed\na cat, asleep;1\n")
         assert prompts(path) == ["a cat, asleep"]
         assert format_notices(path)[0] == "separated by ;"
 
     @pytest.mark.parametrize("end", ["\n", "\r\n"])
-    def test_tsv_knows_no_quotes(self, written: WriteContent, end: str) -> None:
-        """In a TSV a quote is a quote."""
-        path = written("p.tsv", end.join(["Prompt\tNote", *(f"{text}\tn" for text in AWKWARD_CELLS)]))
+    def test_tsv_with_quotes(self, write_file: WriteContent, end: str) -> None:
+        """Quotes have no meaning in TSV; they are kept."""
+        path = write_file("p.tsv", end.join(["Prompt\tNote", *(f"{text}\tn" for text in AWKWARD_CELLS)]))
         assert prompts(path) == AWKWARD_CELLS
 
-    def test_not_utf_8(self, written: WriteContent) -> None:
-        """A row of another encoding is bad; the others are not."""
-        path = written("p.csv", b"prompt\nf\xfcr\na cat\n")
+    def test_not_utf_8(self, write_file: WriteContent) -> None:
+        """A row that is not UTF-8 is invalid; other rows are valid."""
+        path = write_file("p.csv", b"prompt\nf\xfcr\na cat\n")
         assert first_problem(path) == "2: byte 0xfc is not UTF-8; save the file as UTF-8"
 
-    def test_a_column_that_looks_mistyped(self, written: WriteContent) -> None:
-        """It goes to the metadata, and that is pointed out."""
-        assert format_notices(written("p.csv", "prompt,creativty\na cat,high\n"))[1] == (
+    def test_a_column_that_looks_mistyped(self, write_file: WriteContent) -> None:
+        """A column that looks mistyped becomes metadata, and a notice suggests the field."""
+        assert format_notices(write_file("p.csv", "prompt,creativty\na cat,high\n"))[1] == (
             '"creativty" was put into the metadata; did you mean "creativity"?'
         )
 
@@ -272,15 +272,15 @@ class TestJson:
     )
     @pytest.mark.parametrize("indent", [None, 2])
     def test_shapes(
-        self, written: WriteContent, content: Any, expected: list[tuple[str, str]], indent: int | None
+        self, write_file: WriteContent, content: Any, expected: list[tuple[str, str]], indent: int | None
     ) -> None:
-        """An array of objects or prompts, and an object by ids, on one line or many."""
-        _, jobs = check_and_read(written("p.json", json.dumps(content, indent=indent)))
+        """An array of objects or prompts, an object with ids as keys, and a single job are read, with any indent."""
+        _, jobs = check_and_read(write_file("p.json", json.dumps(content, indent=indent)))
         assert [(job.id, job.prompt) for job in jobs] == expected
 
-    def test_json_lines_under_its_name(self, written: WriteContent) -> None:
-        """A .json that is JSONL is read as such."""
-        path = written("p.json", '{"prompt": "a cat"}\n{"prompt": "a dog"}\n')
+    def test_jsonl_in_a_json_file(self, write_file: WriteContent) -> None:
+        """A .json file that contains JSONL is read as JSONL."""
+        path = write_file("p.json", '{"prompt": "a cat"}\n{"prompt": "a dog"}\n')
         assert prompts(path) == ["a cat", "a dog"]
         assert format_notices(path) == ["read as JSONL"]
 
@@ -294,29 +294,29 @@ class TestJson:
             ('["' + "\\ud800" + '"]', ": the line contains \\ud800, a lone surrogate"),
         ],
     )
-    def test_documents_that_cannot_be(self, written: WriteContent, content: str, expected: str) -> None:
-        """A document that is broken is refused whole, with the place."""
-        path = written("p.json", content)
+    def test_invalid_documents(self, write_file: WriteContent, content: str, expected: str) -> None:
+        """An invalid document raises InputError with the position."""
+        path = write_file("p.json", content)
         with pytest.raises(InputError) as error:
             check_and_read(path, format=Format.JSON)
         assert str(error.value).startswith(path + expected)
 
-    def test_bad_entries(self, written: WriteContent) -> None:
-        """An entry that is no job is named by its place."""
-        path = written("p.json", '["a cat", 5, {"promt": "x"}, {"prompt": "a dog"}]')
+    def test_invalid_entries(self, write_file: WriteContent) -> None:
+        """An entry that is not a job is reported with its number; other entries are read."""
+        path = write_file("p.json", '["a cat", 5, {"promt": "x"}, {"prompt": "a dog"}]')
         assert first_problem(path).startswith("2: 5 is neither an object nor a prompt")
         assert [job.id for job in check_and_read(path, skip_invalid=True)[1]] == ["00001", "00004"]
 
-    def test_keys_of_other_names(self, written: WriteContent) -> None:
-        """--column and its kin work on keys, too, in JSON and in JSONL."""
+    def test_renamed_keys(self, write_file: WriteContent) -> None:
+        """`columns` also renames keys of JSON and JSONL."""
         entry = '{"text": "a cat", "n": 7, "nr": 3}'
-        for path in (written("p.json", f"[{entry}]"), written("p.jsonl", entry)):
+        for path in (write_file("p.json", f"[{entry}]"), write_file("p.jsonl", entry)):
             _, (job,) = check_and_read(path, columns={"prompt": "text", "id": "n", "seed": "nr"})
             assert (job.prompt, job.id, job.seed) == ("a cat", "7", 3)
 
-    def test_a_key_of_another_name_beside_the_field(self, written: WriteContent) -> None:
-        """Two keys for one field are told, not chosen between."""
-        path = written("p.jsonl", '{"text": "a cat", "prompt": "x"}')
+    def test_renamed_key_and_its_field(self, write_file: WriteContent) -> None:
+        """Two keys for one field are a problem; neither is preferred."""
+        path = write_file("p.jsonl", '{"text": "a cat", "prompt": "x"}')
         assert first_problem(path, columns={"prompt": "text"}) == (
             '1: both "text" and "prompt" set prompt; keep one of them'
         )
@@ -339,20 +339,20 @@ class TestColumnar:
 
     @pytest.mark.parametrize("name", ["p.parquet", "p.bin"])
     def test_parquet(self, tmp_path: Path, name: str) -> None:
-        """Typed columns are fields; images are left out, and said to be."""
+        """Typed columns become fields; a column of images is ignored, and a notice says so."""
         path = str(tmp_path / name)
         pq.write_table(pa.table(CSV_TABLE), path)
         self.check(path)
         assert "ignored image, which contains binary data" in format_notices(path)
 
     def test_folder_of_parquet(self, tmp_path: Path) -> None:
-        """Its files are read in natural order, their rows numbered on."""
+        """Parquet files of a directory are read in natural order."""
         for n in (10, 9):
             pq.write_table(pa.table({"prompt": [f"image {n}"] * 2}), tmp_path / f"part-{n}.parquet")
         assert prompts(str(tmp_path)) == ["image 9"] * 2 + ["image 10"] * 2
 
     def test_dataset_on_disk(self, tmp_path: Path) -> None:
-        """A folder that Dataset.save_to_disk wrote, by its state.json and its Arrow streams."""
+        """A directory written by Dataset.save_to_disk is read by its state.json and Arrow streams."""
         table = pa.table(CSV_TABLE)
         with (
             pa.OSFile(str(tmp_path / "data-00000-of-00001.arrow"), "wb") as file,
@@ -362,28 +362,28 @@ class TestColumnar:
         (tmp_path / "state.json").write_text('{"_data_files": [{"filename": "data-00000-of-00001.arrow"}]}')
         self.check(str(tmp_path))
 
-    def test_what_is_no_dataset(self, tmp_path: Path) -> None:
-        """A state.json of something else, one that leads elsewhere, and several splits are told."""
+    def test_invalid_datasets(self, tmp_path: Path) -> None:
+        """An unrelated state.json, files outside the directory, and several splits raise InputError."""
         (tmp_path / "state.json").write_text("{}")
         with pytest.raises(InputError, match=r"state\.json does not describe a dataset"):
             check_and_read(str(tmp_path))
         (tmp_path / "state.json").write_text('{"_data_files": [{"filename": "../x.arrow"}]}')
         with pytest.raises(InputError, match="must be in its directory"):
             check_and_read(str(tmp_path))
-        whole = tmp_path / "whole"
-        (whole / "train").mkdir(parents=True)
-        (whole / "train" / "state.json").write_text("{}")
-        (whole / "dataset_dict.json").write_text('{"splits": ["train"]}')
+        splits_dir = tmp_path / "splits"
+        (splits_dir / "train").mkdir(parents=True)
+        (splits_dir / "train" / "state.json").write_text("{}")
+        (splits_dir / "dataset_dict.json").write_text('{"splits": ["train"]}')
         with pytest.raises(InputError, match=r"several splits; name one of them: .*train"):
-            check_and_read(str(whole))
+            check_and_read(str(splits_dir))
 
-    def test_what_is_no_parquet(self, written: WriteContent) -> None:
-        """A file that only has the name is refused."""
+    def test_invalid_parquet(self, write_file: WriteContent) -> None:
+        """A .parquet file with other content raises InputError."""
         with pytest.raises(InputError, match="cannot be read as a Parquet file"):
-            check_and_read(written("p.parquet", "prompt\na cat\n"))
+            check_and_read(write_file("p.parquet", "prompt\na cat\n"))
 
     def test_without_pyarrow(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-        """The error says what to install."""
+        """Without the optional package, InputError names the extra to install."""
         path = tmp_path / "p.parquet"
         pq.write_table(pa.table({"prompt": ["a cat"]}), path)
         monkeypatch.setitem(sys.modules, "pyarrow", None)
@@ -392,38 +392,38 @@ class TestColumnar:
 
 
 class TestFolders:
-    def test_texts(self, written: WriteContent, tmp_path: Path) -> None:
-        """The stem is the id, the order is that of people, and the whole text is the prompt."""
+    def test_texts(self, write_file: WriteContent, tmp_path: Path) -> None:
+        """Each visible text file is one prompt, its stem is the id, and files are read in natural order."""
         for name, text in (
             ("p10.txt", "ten\n"),
             ("p9.txt", "nine\nlines\r\n"),
             ("007.txt", "bond"),
             (".x.txt", "no"),
         ):
-            written(f"texts/{name}", text)
-        written("texts/readme.md", "x")
+            write_file(f"texts/{name}", text)
+        write_file("texts/readme.md", "x")
         _, jobs = check_and_read(str(tmp_path / "texts"))
         assert [(job.id, job.prompt) for job in jobs] == [("007", "bond"), ("p9", "nine\nlines"), ("p10", "ten")]
 
-    def test_empty_text(self, written: WriteContent, tmp_path: Path) -> None:
-        """An empty text is a bad row of that file."""
-        path = written("texts/a.txt", "\n")
+    def test_empty_text(self, write_file: WriteContent, tmp_path: Path) -> None:
+        """An empty text file is an invalid row."""
+        path = write_file("texts/a.txt", "\n")
         checked, _ = check_and_read(str(tmp_path / "texts"), skip_invalid=True)
         assert str(checked.problems[0]).startswith(f'{path}:1: "prompt" is empty')
 
-    def test_other_folders(self, tmp_path: Path) -> None:
-        """A folder of nothing that is known is no input."""
+    def test_unknown_folders(self, tmp_path: Path) -> None:
+        """A directory without text or Parquet files raises InputError."""
         with pytest.raises(InputError, match="name the job files in it"):
             check_and_read(str(tmp_path))
 
     def test_natural_order(self) -> None:
-        """Numbers in names are compared as numbers."""
+        """Natural order compares numbers in names as numbers."""
         names = ["b1", "a10", "a9", "a", "10", "9"]
         assert sorted(names, key=natural_sort_key) == ["9", "10", "a", "a9", "a10", "b1"]
 
 
-class TestPacked:
-    @pytest.mark.parametrize("pack", [gzip.compress, zstd.compress], ids=["gz", "zst"])
+class TestCompressed:
+    @pytest.mark.parametrize("compress", [gzip.compress, zstd.compress], ids=["gz", "zst"])
     @pytest.mark.parametrize(
         ("name", "content"),
         [
@@ -434,40 +434,40 @@ class TestPacked:
         ],
         ids=["text", "csv", "json", "jsonl"],
     )
-    def test_every_format(self, written: WriteContent, pack: Any, name: str, content: str) -> None:
-        """Packed files are read like others, by their names and from standard input."""
-        ending = ".gz" if pack is gzip.compress else ".zst"
-        assert prompts(written(name + ending, pack(content.encode()))) == ["a cat"]
+    def test_every_format(self, write_file: WriteContent, compress: Any, name: str, content: str) -> None:
+        """Compressed files of every format are read, by name and from standard input."""
+        suffix = ".gz" if compress is gzip.compress else ".zst"
+        assert prompts(write_file(name + suffix, compress(content.encode()))) == ["a cat"]
         format_ = {"p.txt": Format.TEXT, "p.csv": Format.CSV}.get(name)
-        assert prompts("-", stdin=pack(content.encode()), format=format_) == ["a cat"]
+        assert prompts("-", stdin=compress(content.encode()), format=format_) == ["a cat"]
 
-    def test_packed_parquet(self, written: WriteContent) -> None:
-        """Even Parquet."""
+    def test_compressed_parquet(self, write_file: WriteContent) -> None:
+        """Compressed Parquet is read, and Parquet from standard input."""
         file = io.BytesIO()
         pq.write_table(pa.table({"prompt": ["a cat"]}), file)
-        assert prompts(written("p.parquet.gz", gzip.compress(file.getvalue()))) == ["a cat"]
+        assert prompts(write_file("p.parquet.gz", gzip.compress(file.getvalue()))) == ["a cat"]
         assert prompts("-", stdin=file.getvalue()) == ["a cat"]
 
-    def test_damaged_zstandard(self, written: WriteContent) -> None:
-        """What is cut or broken is an error, never fewer prompts."""
-        whole = zstd.compress(b"a cat\n" * 1000)
-        for content in (whole[:-3], whole[:8] + b"\xff" * 8 + whole[16:]):
+    def test_damaged_zstandard(self, write_file: WriteContent) -> None:
+        """Truncated or damaged data raises InputError; it never gives fewer prompts without an error."""
+        compressed = zstd.compress(b"a cat\n" * 1000)
+        for content in (compressed[:-3], compressed[:8] + b"\xff" * 8 + compressed[16:]):
             with pytest.raises(InputError, match="compressed data"):
-                check_and_read(written("p.txt.zst", content))
+                check_and_read(write_file("p.txt.zst", content))
         with pytest.raises(InputError, match="not a Zstandard file"):
-            check_and_read(written("p.txt.zst", "a cat\n"))
+            check_and_read(write_file("p.txt.zst", "a cat\n"))
 
-    def test_without_zstandard(self, written: WriteContent, monkeypatch: pytest.MonkeyPatch) -> None:
-        """The error says what to install."""
-        path = written("p.txt.zst", zstd.compress(b"a cat\n"))
-        known = importlib.import_module
+    def test_without_zstandard(self, write_file: WriteContent, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Without the optional package, InputError names the extra to install."""
+        path = write_file("p.txt.zst", zstd.compress(b"a cat\n"))
+        import_module = importlib.import_module
 
-        def missing(name: str, package: str | None = None) -> Any:
+        def import_without_zstd(name: str, package: str | None = None) -> Any:
             if name.endswith("zstd"):
                 raise ImportError(name)
-            return known(name, package)
+            return import_module(name, package)
 
-        monkeypatch.setattr("krea_batch.sources.formats.line_file.import_module", missing)
+        monkeypatch.setattr("krea_batch.sources.formats.line_file.import_module", import_without_zstd)
         with pytest.raises(InputError, match=r"krea-batch\[zst\]"):
             check_and_read(path)
 
@@ -478,20 +478,24 @@ class TestFormatDetection:
         [(b'["a cat"]', ["a cat"]), (b'{"prompt": "a cat"}\n', ["a cat"]), (b'\n [{"prompt": "a cat"}]', ["a cat"])],
     )
     def test_json_without_a_name(self, stdin: bytes, expected: list[str]) -> None:
-        """What begins like JSON is told by its first bytes."""
+        """JSON and JSONL on standard input are detected by their first bytes."""
         assert prompts("-", stdin=stdin) == expected
 
-    def test_formats_that_cannot_be_detected(self, written: WriteContent) -> None:
-        """Prompts are not guessed from standard input: a broken JSONL would be paid for as prompts."""
-        for path in ("-", written("prompts", "a cat")):
+    def test_formats_that_cannot_be_detected(self, write_file: WriteContent) -> None:
+        """Plain text without .txt raises InputError: invalid JSONL, read as prompts, would be charged."""
+        for path in ("-", write_file("prompts", "a cat")):
             with pytest.raises(InputError, match="set --input-format to one of jsonl, json, csv"):
                 check_and_read(path, stdin=b"a cat\n")
         assert prompts("-", stdin=b"a cat\n", format=Format.TEXT) == ["a cat"]
 
-    def test_several_inputs(self, written: WriteContent) -> None:
-        """Files of several formats are one run, their numbers going on."""
-        paths = [written("a.jsonl", '{"prompt": "1"}\n'), written("b.csv", "prompt\n2\n"), written("c.txt", "3\n4\n")]
-        _, jobs = check_and_read(*paths, written("d.json", '["5"]'))
+    def test_several_inputs(self, write_file: WriteContent) -> None:
+        """Files of several formats can be combined, and their row numbers continue."""
+        paths = [
+            write_file("a.jsonl", '{"prompt": "1"}\n'),
+            write_file("b.csv", "prompt\n2\n"),
+            write_file("c.txt", "3\n4\n"),
+        ]
+        _, jobs = check_and_read(*paths, write_file("d.json", '["5"]'))
         assert [(job.id, job.prompt) for job in jobs] == [
             ("00001", "1"),
             ("00003", "2"),
@@ -508,20 +512,20 @@ class TestFormatDetection:
             ("p.txt", "a cat\n", "a dog\n"),
         ],
     )
-    def test_a_file_that_changes(self, written: WriteContent, name: str, before: str, after: str) -> None:
-        """No prompt that was not checked is given out, whatever the format."""
-        path = written(name, before)
+    def test_a_file_that_changes(self, write_file: WriteContent, name: str, before: str, after: str) -> None:
+        """For every format, a file that changed since its check raises InputError, and yields no unchecked prompt."""
+        path = write_file(name, before)
         with JobFiles([path]) as files:
             files.check()
-            written(name, after)
+            write_file(name, after)
             with pytest.raises(InputError, match="changed since it was checked"):
                 list(files)
 
 
 class TestSweeps:
-    def test_for_every_row(self, written: WriteContent) -> None:
-        """Each row is made with each combination; ids go on from the row's own."""
-        path = written("p.jsonl", '{"prompt": "a cat"}\n{"prompt": "a dog", "id": "dog"}\n')
+    def test_for_every_row(self, write_file: WriteContent) -> None:
+        """Every row is combined with every combination, and the suffix is added to its id."""
+        path = write_file("p.jsonl", '{"prompt": "a cat"}\n{"prompt": "a dog", "id": "dog"}\n')
         checked, jobs = check_and_read(path, axes=(make_axis("creativity", ["raw", "high"]),))
         assert [(job.id, job.creativity) for job in jobs] == [
             ("00001-creativity=raw", "raw"),
@@ -531,43 +535,43 @@ class TestSweeps:
         ]
         assert (checked.rows, checked.jobs) == (2, 4)
 
-    def test_in_the_job_file(self, written: WriteContent) -> None:
-        """A row can have a sweep of its own, beside rows without one."""
+    def test_in_the_job_file(self, write_file: WriteContent) -> None:
+        """A row may have its own sweep, and other rows need none."""
         line = '{"prompt": "a cat", "sweep": {"seed": "1..2", "creativity": ["raw"]}}'
-        _, jobs = check_and_read(written("p.jsonl", f'{line}\n{{"prompt": "a dog"}}\n'))
+        _, jobs = check_and_read(write_file("p.jsonl", f'{line}\n{{"prompt": "a dog"}}\n'))
         assert [(job.id, job.seed) for job in jobs[:2]] == [
             ("00001-creativity=raw-seed=1", 1),
             ("00001-creativity=raw-seed=2", 2),
         ]
         assert jobs[2] == Job(prompt="a dog", id="00002")
 
-    def test_repeats(self, written: WriteContent) -> None:
-        """Repeats are jobs of one request, even where duplicates are left out; a fixed seed forbids them."""
-        path = written("p.txt", "a cat\na cat\n")
+    def test_repeats(self, write_file: WriteContent) -> None:
+        """`dedupe` keeps repeats of one request; repeats with a fixed seed are a problem."""
+        path = write_file("p.txt", "a cat\na cat\n")
         _, jobs = check_and_read(path, axes=(make_axis("repeat", 2),), dedupe=True)
         assert [(job.id, job.metadata) for job in jobs] == [
             ("00001-repeat=1", {"repeat": 1}),
             ("00001-repeat=2", {"repeat": 2}),
         ]
-        seeded = written("p.jsonl", '{"prompt": "a cat", "seed": 1}')
+        seeded = write_file("p.jsonl", '{"prompt": "a cat", "seed": 1}')
         assert "makes the same image again" in first_problem(seeded, axes=(make_axis("repeat", 2),))
 
-    def test_template_of_columns_and_sweep(self, written: WriteContent) -> None:
-        """A prompt is made of columns and swept names; what it was made of stays with the job."""
-        path = written("p.csv", "animal,note\ncat,x\n")
+    def test_template_of_columns_and_sweep(self, write_file: WriteContent) -> None:
+        """A template inserts columns and swept names, and their values are kept in the metadata."""
+        path = write_file("p.csv", "animal,note\ncat,x\n")
         _, jobs = check_and_read(path, template="a {animal} in {place}", axes=(make_axis("place", ["Rome", "Bonn"]),))
         assert [(job.id, job.prompt, job.metadata) for job in jobs] == [
             ("00002-place=Rome", "a cat in Rome", {"animal": "cat", "note": "x", "place": "Rome"}),
             ("00002-place=Bonn", "a cat in Bonn", {"animal": "cat", "note": "x", "place": "Bonn"}),
         ]
 
-    def test_template_around_a_prompt(self, written: WriteContent) -> None:
-        """{prompt} is the row's own, and in JSONL the keys that the template uses need no --keep-extra."""
-        assert prompts(written("p.txt", "a cat\n"), template="{prompt}, in oil") == ["a cat, in oil"]
-        path = written("p.jsonl", '{"animal": "cat"}\n')
+    def test_template_around_a_prompt(self, write_file: WriteContent) -> None:
+        """{prompt} is the prompt of the row, and keys of JSONL that the template uses need no `keep_extra`."""
+        assert prompts(write_file("p.txt", "a cat\n"), template="{prompt}, in oil") == ["a cat, in oil"]
+        path = write_file("p.jsonl", '{"animal": "cat"}\n')
         assert prompts(path, template="a {animal}") == ["a cat"]
         assert '"animal" for the template' in first_problem(
-            written("q.jsonl", '{"prompt": "x"}'), template="a {animal}"
+            write_file("q.jsonl", '{"prompt": "x"}'), template="a {animal}"
         )
 
     @pytest.mark.parametrize(
@@ -581,13 +585,13 @@ class TestSweeps:
             ('{"prompt": "x", "sweep": {"seed": [1]}, "promt": 1}', '1: "promt" is not a field of a job; did you'),
         ],
     )
-    def test_sweeps_that_cannot_be(self, written: WriteContent, line: str, expected: str) -> None:
-        """A row whose sweep is wrong is a bad row."""
-        assert first_problem(written("p.jsonl", line)).startswith(expected)
+    def test_invalid_sweeps(self, write_file: WriteContent, line: str, expected: str) -> None:
+        """A row with an invalid sweep is invalid."""
+        assert first_problem(write_file("p.jsonl", line)).startswith(expected)
 
-    def test_ids_that_clash(self, written: WriteContent) -> None:
-        """An id made by a sweep that stands elsewhere is found, and the whole later row is bad."""
-        path = written(
+    def test_duplicate_ids_of_a_sweep(self, write_file: WriteContent) -> None:
+        """If an id made by a sweep equals that of an earlier row, the whole later row is invalid."""
+        path = write_file(
             "p.jsonl", '{"prompt": "a", "id": "x-seed=2"}\n{"prompt": "b", "id": "x", "sweep": {"seed": [1, 2]}}\n'
         )
         checked, jobs = check_and_read(path, skip_invalid=True)

@@ -1,4 +1,4 @@
-"""Many files are one checked stream of jobs, each with its own id."""
+"""Test that many files are read as one checked stream of jobs, each with its own id."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ WriteLines = Callable[..., str]
 
 @pytest.fixture
 def write(tmp_path: Path) -> WriteLines:
-    """Writes lines to a file of the test's folder, and gives its path."""
+    """Return a function that writes lines to a file in the test's directory and returns its path."""
 
     def writer(name: str, *lines: str | bytes) -> str:
         path = tmp_path / name
@@ -41,12 +41,12 @@ def read_jobs(*paths: str, keep_extra: bool = False, skip_invalid: bool = False)
 
 
 def problem_texts(problems: Sequence[LineProblem], folder: Path) -> list[str]:
-    """The problems as users see them, without the test's folder."""
+    """Return the problems as they are printed, without the test's directory."""
     return [str(problem).replace(f"{folder}/", "") for problem in problems]
 
 
-def test_ids_by_number_and_by_name(write: WriteLines) -> None:
-    """A line has the id that it gives, or its number, blank lines counted."""
+def test_given_and_default_ids(write: WriteLines) -> None:
+    """A line without an id, or with an empty one, gets its line number as id; blank lines count."""
     path = write("a.jsonl", '{"prompt": "x"}', "", '{"prompt": "y", "id": "why"}', '{"prompt": "z", "id": ""}')
     checked, jobs = read_jobs(path)
     assert checked == CheckResult(jobs=3, rows=3, bad_lines=0, duplicates=0, problems=(), notes=())
@@ -57,21 +57,21 @@ def test_ids_by_number_and_by_name(write: WriteLines) -> None:
     ]
 
 
-def test_numbers_go_on_over_files(write: WriteLines) -> None:
-    """A file that is added behind others renames none of their jobs."""
+def test_numbers_continue_over_files(write: WriteLines) -> None:
+    """Adding a file at the end changes no id of the files before it."""
     first, second = write("a.jsonl", '{"prompt": "x"}', ""), write("b.jsonl", '{"prompt": "y"}')
     assert [job.id for job in read_jobs(first)[1]] == ["00001"]
     assert [job.id for job in read_jobs(first, second)[1]] == ["00001", "00003"]
 
 
-def test_no_file_and_no_line(write: WriteLines) -> None:
-    """Nothing given is nothing to do, and no error."""
+def test_no_files_and_no_lines(write: WriteLines) -> None:
+    """No files, an empty file and blank lines give no jobs and no error."""
     assert read_jobs() == (CheckResult(0, 0, 0, 0, (), ()), [])
     assert read_jobs(write("empty.jsonl"), write("blank.jsonl", "", " ")) == (CheckResult(0, 0, 0, 0, (), ()), [])
 
 
 def test_all_problems_are_reported(write: WriteLines, tmp_path: Path) -> None:
-    """Every bad line is told as it is found, the first ones are kept, and all are counted."""
+    """Every invalid line is passed to `on_problem`; the result has the first 100, and counts all."""
     path = write("a.jsonl", *['{"promt": "x"}'] * 250, '{"prompt": "x"}')
     problems: list[LineProblem] = []
     with JobFiles([path]) as files:
@@ -82,8 +82,8 @@ def test_all_problems_are_reported(write: WriteLines, tmp_path: Path) -> None:
     ]
 
 
-def test_bad_lines_give_no_jobs(write: WriteLines) -> None:
-    """Jobs of files with bad lines are refused, unless these are to be skipped."""
+def test_invalid_lines(write: WriteLines) -> None:
+    """Files with invalid lines give no jobs, except with `skip_invalid`."""
     path = write("a.jsonl", '{"prompt": "x"}', "{", '{"prompt": "z"}')
     with JobFiles([path]) as files:
         files.check()
@@ -92,14 +92,14 @@ def test_bad_lines_give_no_jobs(write: WriteLines) -> None:
     assert [job.id for job in read_jobs(path, skip_invalid=True)[1]] == ["00001", "00003"]
 
 
-def test_unchecked_files_give_no_jobs(write: WriteLines) -> None:
-    """Jobs that nobody has checked cannot be taken."""
+def test_unchecked_files(write: WriteLines) -> None:
+    """Iterating before the check raises InternalError."""
     with JobFiles([write("a.jsonl", '{"prompt": "x"}')]) as files, pytest.raises(InternalError):
         iter(files)
 
 
 def test_same_id_in_one_file(write: WriteLines, tmp_path: Path) -> None:
-    """Two lines with one id are an error that names both places, and the later one is the bad one."""
+    """If two lines have the same id, the later one is invalid, and the problem names both lines."""
     path = write("a.jsonl", *(f'{{"prompt": "{name}", "id": "{name}"}}' for name in "abcbab"))
     checked, jobs = read_jobs(path, skip_invalid=True)
     assert sorted(problem_texts(checked.problems, tmp_path)) == [
@@ -112,7 +112,7 @@ def test_same_id_in_one_file(write: WriteLines, tmp_path: Path) -> None:
 
 
 def test_same_id_in_two_files(write: WriteLines, tmp_path: Path) -> None:
-    """One id in two files is found, and each place is named by its own file and line."""
+    """The same id in two files is found, and the problem names each file and line."""
     first = write("a.jsonl", "", '{"prompt": "x", "id": "cat"}')
     second = write("b.jsonl", '{"prompt": "y"}', '{"prompt": "z", "id": "cat"}')
     checked, jobs = read_jobs(first, second, skip_invalid=True)
@@ -123,8 +123,8 @@ def test_same_id_in_two_files(write: WriteLines, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("lines", [('"id": "00002"', ""), ("", '"id": "00001"')])
-def test_id_that_is_the_number_of_another_line(write: WriteLines, tmp_path: Path, lines: tuple[str, str]) -> None:
-    """An id that a line without one has by its number clashes with it, whichever comes first."""
+def test_id_equals_a_default_id(write: WriteLines, tmp_path: Path, lines: tuple[str, str]) -> None:
+    """An id that equals the default id of another line is a duplicate, whichever line is first."""
     path = write("a.jsonl", *('{"prompt": "x"' + (f", {line}" if line else "") + "}" for line in lines))
     checked, jobs = read_jobs(path, skip_invalid=True)
     (problem,) = problem_texts(checked.problems, tmp_path)
@@ -133,8 +133,8 @@ def test_id_that_is_the_number_of_another_line(write: WriteLines, tmp_path: Path
     assert len(jobs) == 1
 
 
-def test_id_that_is_its_own_number(write: WriteLines) -> None:
-    """A line may give its own number as its id, and a bad line takes no id."""
+def test_id_equals_its_own_line_number(write: WriteLines) -> None:
+    """A line may have its own line number as id, and the id of an invalid line is free for another."""
     path = write(
         "a.jsonl", '{"prompt": "x", "id": "00001"}', '{"prompt": "", "id": "y"}', '{"prompt": "y", "id": "y"}'
     )
@@ -143,8 +143,8 @@ def test_id_that_is_its_own_number(write: WriteLines) -> None:
     assert [job.id for job in jobs] == ["00001", "y"]
 
 
-def test_forged_hashes(write: WriteLines, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Ids that differ are never reported as the same, though all their hashes be one."""
+def test_equal_hashes_of_different_ids(write: WriteLines, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Different ids are never reported as duplicates, even if all their hashes are equal."""
     monkeypatch.setattr(duplicate_ids, "hash", lambda _: 7, raising=False)
     names = [f"job-{number}" for number in range(2000)]
     path = write("a.jsonl", *(f'{{"prompt": "x", "id": "{name}"}}' for name in [*names, "job-1999"]))
@@ -156,7 +156,7 @@ def test_forged_hashes(write: WriteLines, tmp_path: Path, monkeypatch: pytest.Mo
 
 
 def test_many_candidates_are_checked_in_batches(write: WriteLines, monkeypatch: pytest.MonkeyPatch) -> None:
-    """More equal ids than are held in memory are found all the same, by reading the files again and again."""
+    """With more duplicates than one batch holds, the files are read once per batch, and all are found."""
     monkeypatch.setattr(check, "CANDIDATE_BATCH", 10)
     lines = [f'{{"prompt": "x", "id": "{number}"}}' for number in range(100)]
     checked, jobs = read_jobs(write("a.jsonl", *lines), write("b.jsonl", *lines), skip_invalid=True)
@@ -164,54 +164,54 @@ def test_many_candidates_are_checked_in_batches(write: WriteLines, monkeypatch: 
     assert [job.id for job in jobs] == [str(number) for number in range(100)]
 
 
-FILE_NAME = st.sampled_from(["", "", "a", "b", "00001", "00002", "00004"])
+JOB_ID = st.sampled_from(["", "", "a", "b", "00001", "00002", "00004"])
 
 
-@given(st.lists(st.lists(FILE_NAME | st.just("bad"), max_size=4), max_size=3))
-def test_each_id_once(tmp_path_factory: pytest.TempPathFactory, names: list[list[str]]) -> None:
-    """Whatever the ids, the jobs given have each id once, first come first served, and every line is counted."""
+@given(st.lists(st.lists(JOB_ID | st.just("bad"), max_size=4), max_size=3))
+def test_each_id_once(tmp_path_factory: pytest.TempPathFactory, ids_by_file: list[list[str]]) -> None:
+    """For any ids, each id is yielded once, for its first line, and every other line is counted as invalid."""
     folder = tmp_path_factory.mktemp("jobs")
     paths, expected, number = [], [], 0
-    for place, file_names in enumerate(names):
-        paths.append(str(folder / f"{place}.jsonl"))
-        lines = ["{" if name == "bad" else f'{{"prompt": "x", "id": "{name}"}}' for name in file_names]
+    for file_index, file_ids in enumerate(ids_by_file):
+        paths.append(str(folder / f"{file_index}.jsonl"))
+        lines = ["{" if given_id == "bad" else f'{{"prompt": "x", "id": "{given_id}"}}' for given_id in file_ids]
         Path(paths[-1]).write_text("".join(f"{line}\n" for line in lines))
-        for name in file_names:
+        for given_id in file_ids:
             number += 1
-            job_id = name or f"{number:05d}"
-            if name != "bad" and job_id not in expected:
+            job_id = given_id or f"{number:05d}"
+            if given_id != "bad" and job_id not in expected:
                 expected.append(job_id)
     checked, jobs = read_jobs(*paths, skip_invalid=True)
     assert [job.id for job in jobs] == expected
     assert (checked.jobs, checked.bad_lines) == (len(expected), number - len(expected))
 
 
-def test_known_jobs(write: WriteLines, tmp_path: Path) -> None:
-    """A line whose id is in the ledger with another fingerprint is a bad line; what is the same, or new, is good."""
+def test_recorded_jobs(write: WriteLines, tmp_path: Path) -> None:
+    """A line is invalid if the ledger has its id with another fingerprint; unchanged and new lines are valid."""
     lines = [f'{{"prompt": "{number}", "id": "id-{number}"}}' for number in range(1, 1201)]
     path = write("a.jsonl", *lines, '{"prompt": "x"}')
-    record = {"id-7": fingerprint(Job(prompt="7")), "id-9": b"other", "id-1100": b"other", "01201": b"other"}
-    asked: list[int] = []
+    recorded = {"id-7": fingerprint(Job(prompt="7")), "id-9": b"other", "id-1100": b"other", "01201": b"other"}
+    batch_sizes: list[int] = []
 
-    def known(batch: Sequence[str]) -> dict[str, bytes]:
-        asked.append(len(batch))
-        return {job_id: record[job_id] for job_id in batch if job_id in record}
+    def lookup(batch: Sequence[str]) -> dict[str, bytes]:
+        batch_sizes.append(len(batch))
+        return {job_id: recorded[job_id] for job_id in batch if job_id in recorded}
 
     with JobFiles([path], skip_invalid=True) as files:
-        checked = files.check(known)
+        checked = files.check(lookup)
         jobs = list(files)
-    right = "was submitted; give it a new id, or choose another --out"
+    submitted_and_hint = "was submitted; give it a new id, or choose another --out"
     assert problem_texts(checked.problems, tmp_path) == [
-        f'a.jsonl:9: the line changed since its id "id-9" {right}',
-        f'a.jsonl:1100: the line changed since its id "id-1100" {right}',
-        f'a.jsonl:1201: the line changed since its id "01201" {right}',
+        f'a.jsonl:9: the line changed since its id "id-9" {submitted_and_hint}',
+        f'a.jsonl:1100: the line changed since its id "id-1100" {submitted_and_hint}',
+        f'a.jsonl:1201: the line changed since its id "01201" {submitted_and_hint}',
     ]
-    assert asked == [500, 500, 201]
+    assert batch_sizes == [500, 500, 201]
     assert (checked.jobs, checked.bad_lines, len(jobs)) == (1198, 3, 1198)
 
 
-def test_a_line_that_is_bad_twice_counts_once(write: WriteLines) -> None:
-    """A line that has an id twice and another fingerprint has two problems, and is one bad line."""
+def test_a_line_with_two_conflicts_counts_once(write: WriteLines) -> None:
+    """A line with a duplicate id and a changed fingerprint is counted as one invalid line."""
     path = write("a.jsonl", '{"prompt": "x", "id": "a"}', '{"prompt": "y", "id": "a"}')
     with JobFiles([path], skip_invalid=True) as files:
         checked = files.check(lambda ids: dict.fromkeys(ids, fingerprint(Job(prompt="z"))))
@@ -219,8 +219,8 @@ def test_a_line_that_is_bad_twice_counts_once(write: WriteLines) -> None:
         assert list(files) == []
 
 
-def test_notes_on_extra_fields(write: WriteLines, tmp_path: Path) -> None:
-    """A kept field that looks like a mistyped one is noted once, with its first place; others are not."""
+def test_notes_on_unknown_fields(write: WriteLines, tmp_path: Path) -> None:
+    """An unknown field that looks mistyped is noted once, with its first line; other fields are not."""
     path = write("a.jsonl", '{"prompt": "x", "tag": 1}', *['{"prompt": "x", "sead": 5}'] * 3)
     checked, jobs = read_jobs(path, keep_extra=True)
     assert problem_texts(checked.notes, tmp_path) == [
@@ -230,7 +230,7 @@ def test_notes_on_extra_fields(write: WriteLines, tmp_path: Path) -> None:
 
 
 def test_changed_between_check_and_run(write: WriteLines) -> None:
-    """A file that is edited after its check gives no unchecked job."""
+    """If a file is edited after its check, iterating raises InputError before an unchecked job is yielded."""
     path = write("a.jsonl", '{"prompt": "x"}')
     with JobFiles([path], skip_invalid=True) as files:
         files.check()
@@ -239,8 +239,8 @@ def test_changed_between_check_and_run(write: WriteLines) -> None:
             list(files)
 
 
-def test_gone_between_check_and_run(write: WriteLines) -> None:
-    """A file that is gone after its check is an InputError that names it."""
+def test_deleted_between_check_and_run(write: WriteLines) -> None:
+    """If a file is deleted after its check, iterating raises an InputError that names it."""
     path = write("a.jsonl", '{"prompt": "x"}')
     with JobFiles([path]) as files:
         files.check()
@@ -249,8 +249,8 @@ def test_gone_between_check_and_run(write: WriteLines) -> None:
             list(files)
 
 
-def test_checking_again_takes_the_file_as_it_was(write: WriteLines) -> None:
-    """One JobFiles stands for one content: a second check of an edited file is refused like a run."""
+def test_second_check(write: WriteLines) -> None:
+    """A second check of an unchanged file has the same result; of an edited file, it raises InputError."""
     path = write("a.jsonl", '{"prompt": "x"}')
     with JobFiles([path]) as files:
         assert files.check() == files.check()
@@ -260,7 +260,7 @@ def test_checking_again_takes_the_file_as_it_was(write: WriteLines) -> None:
 
 
 def test_standard_input(tmp_path: Path) -> None:
-    """Standard input is read once and given twice, whatever its line ends, and leaves nothing behind."""
+    """Standard input is spooled, so it can be iterated twice; no named temporary file is left."""
     stdin = io.BytesIO(b'\xef\xbb\xbf{"prompt": "x"}\r\n{"prompt": "y"}\r\n{')
     with JobFiles(["-"], skip_invalid=True, stdin=stdin, spool_dir=tmp_path) as files:
         checked = files.check()
@@ -269,14 +269,14 @@ def test_standard_input(tmp_path: Path) -> None:
     assert str(checked.problems[0]).startswith("<stdin>:3: the line ends before")
 
 
-def test_the_process_own_standard_input(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Without another, "-" is the standard input of the process."""
+def test_standard_input_of_the_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without the `stdin` parameter, "-" is the standard input of the process."""
     monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b'{"prompt": "x"}')))
     assert read_jobs("-")[1] == [Job(prompt="x", id="00001")]
 
 
 def test_named_pipe(tmp_path: Path) -> None:
-    """A pipe by its path, such as a shell's <(command), is read like standard input, and named by its path."""
+    """A pipe given by path, such as a shell's `<(command)`, is read like standard input; problems name its path."""
     pipe = tmp_path / "pipe"
     os.mkfifo(pipe)
     writer = threading.Thread(target=pipe.write_bytes, args=(b'{"prompt": "x"}\n{',))
@@ -287,14 +287,14 @@ def test_named_pipe(tmp_path: Path) -> None:
     assert problem_texts(checked.problems, tmp_path)[0].startswith("pipe:2: ")
 
 
-def test_no_room_for_standard_input(tmp_path: Path) -> None:
-    """Standard input that cannot be kept is an InputError with the way out."""
+def test_standard_input_cannot_be_spooled(tmp_path: Path) -> None:
+    """If standard input cannot be copied to a temporary file, InputError names TMPDIR."""
     with pytest.raises(InputError, match="TMPDIR"):
         JobFiles(["-"], stdin=io.BytesIO(b""), spool_dir=tmp_path / "none")
 
 
-def test_one_file_named_twice(write: WriteLines, tmp_path: Path) -> None:
-    """One file under two names is refused, for its lines without ids would be paid for twice."""
+def test_same_file_twice(write: WriteLines, tmp_path: Path) -> None:
+    """The same file by two paths raises InputError, since its lines without ids would be charged twice."""
     path = write("a.jsonl", '{"prompt": "x"}')
     (tmp_path / "b.jsonl").symlink_to(path)
     for paths in ([path, path], [path, str(tmp_path / "b.jsonl")], ["-", "-"]):
@@ -303,17 +303,16 @@ def test_one_file_named_twice(write: WriteLines, tmp_path: Path) -> None:
 
 
 def test_missing_file(write: WriteLines, tmp_path: Path) -> None:
-    """A missing file among others is an InputError that names it."""
+    """A missing file among others raises an InputError that names it."""
     files = JobFiles([write("a.jsonl", '{"prompt": "x"}'), str(tmp_path / "none.jsonl")])
     with files, pytest.raises(InputError, match=r"none\.jsonl: there is no such file"):
         files.check()
 
 
 def test_memory_does_not_grow_with_lines(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Four times the lines take no more memory, ids of one's own and ids by number alike."""
-    monkeypatch.setattr(
-        duplicate_ids, "BUCKET_ITEMS", 32
-    )  # full, and in the file, long before the smaller of the two ends
+    """Four times as many lines, half of them with default ids, take no more memory."""
+    # With small buckets, even the smaller file fills all of them and writes them to the temporary file.
+    monkeypatch.setattr(duplicate_ids, "BUCKET_ITEMS", 32)
 
     def peak_bytes(lines: int) -> int:
         path = tmp_path / f"{lines}.jsonl"
@@ -330,26 +329,26 @@ def test_memory_does_not_grow_with_lines(tmp_path: Path, monkeypatch: pytest.Mon
         finally:
             tracemalloc.stop()
 
-    peak_bytes(100)  # what is made once
+    peak_bytes(100)  # allocate what is allocated only once
     assert peak_bytes(80_000) < peak_bytes(20_000) + 300_000
 
 
 def test_progress(write: WriteLines, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Progress is told in bytes read of all bytes, and ends with all of them."""
+    """Progress is reported in bytes read and total bytes, and ends with all bytes read."""
     monkeypatch.setattr(check, "PROGRESS_LINES", 10)
     path = write("a.jsonl", *['{"prompt": "x"}'] * 30)
     reports: list[tuple[int, int]] = []
     with JobFiles([path]) as files:
-        files.check(on_progress=lambda done, of: reports.append((done, of)))
+        files.check(on_progress=lambda done, total: reports.append((done, total)))
     assert reports == [(480, 480)] * 4
 
 
 def test_progress_of_standard_input(tmp_path: Path) -> None:
-    """Asking how far the reading of standard input is does not disturb it, over many blocks."""
+    """Progress of spooled standard input increases to the total, and reporting it does not disturb the reading."""
     stdin = io.BytesIO(b'{"prompt": "x"}\n' * 100_000)
     reports: list[tuple[int, int]] = []
     with JobFiles(["-"], stdin=stdin, spool_dir=tmp_path) as files:
-        checked = files.check(on_progress=lambda done, of: reports.append((done, of)))
+        checked = files.check(on_progress=lambda done, total: reports.append((done, total)))
     assert checked.jobs == 100_000
     assert reports == sorted(reports)
     assert reports[0][0] < reports[-1][0] == reports[-1][1] == 1_600_000
@@ -357,9 +356,9 @@ def test_progress_of_standard_input(tmp_path: Path) -> None:
 
 @given(st.lists(st.binary(max_size=60) | st.just(b'{"prompt":"x"}'), max_size=5), st.booleans())
 def test_any_files(tmp_path_factory: pytest.TempPathFactory, contents: list[bytes], keep_extra: bool) -> None:
-    """Any bytes in any number of files give jobs, problems, or an error of our own."""
+    """Any bytes in any number of files give jobs, problems or an InputError, and no other exception."""
     folder = tmp_path_factory.mktemp("any")
-    paths = [str(folder / f"{place}.jsonl") for place in range(len(contents))]
+    paths = [str(folder / f"{file_index}.jsonl") for file_index in range(len(contents))]
     for path, content in zip(paths, contents, strict=True):
         Path(path).write_bytes(content)
     with suppress(InputError):

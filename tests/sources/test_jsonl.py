@@ -1,4 +1,4 @@
-"""A line is a job, or there is one sentence that says why not."""
+"""Test that a JSONL line is parsed into a job, or that one problem and hint explain why it is invalid."""
 
 from __future__ import annotations
 
@@ -28,12 +28,12 @@ UUID = "01234567-89ab-cdef-0123-456789ABCDEF"
 
 
 def problem_and_hint(line: bytes | str, *, keep_extra: bool = False) -> str:
-    """What is wrong with a bad line, and what would be right."""
+    """Return the problem and the hint of an invalid line."""
     raw = line.encode() if isinstance(line, str) else line
-    reader = JsonlParser(keep_extra=keep_extra)
-    assert reader.read(raw) is None
-    error = reader.diagnose(raw)
-    return f"{error.problem}, {error.hint}"
+    parser = JsonlParser(keep_extra=keep_extra)
+    assert parser.read(raw) is None
+    error = parser.diagnose(raw)
+    return f"{error.problem}; {error.hint}"
 
 
 def parse_job(line: bytes | str, *, keep_extra: bool = False) -> Job:
@@ -43,166 +43,166 @@ def parse_job(line: bytes | str, *, keep_extra: bool = False) -> Job:
 
 
 @pytest.mark.parametrize(
-    ("fields", "said"),
+    ("fields", "expected"),
     [
-        ('"promt": "y"', '"promt" is not a field of a job, did you mean "prompt"?'),
-        ('"Prompt": "y"', '"Prompt" is not a field of a job, did you mean "prompt"?'),
-        ('"aspectRatio": "1:1"', '"aspectRatio" is not a field of a job, did you mean "aspect_ratio"?'),
-        ('"aspect-ratio": "1:1"', '"aspect-ratio" is not a field of a job, did you mean "aspect_ratio"?'),
-        ('"sead": 1', '"sead" is not a field of a job, did you mean "seed"?'),
-        ('"caption": "y"', '"caption" is not a field of a job, did you mean "prompt"?'),
-        ('"colour": 1', '"colour" is not a field of a job, the fields are prompt, '),
-        ('"\\u001b[31m": 1', '"\\x1b[31m" is not a field of a job, '),
+        ('"promt": "y"', '"promt" is not a field of a job; did you mean "prompt"?'),
+        ('"Prompt": "y"', '"Prompt" is not a field of a job; did you mean "prompt"?'),
+        ('"aspectRatio": "1:1"', '"aspectRatio" is not a field of a job; did you mean "aspect_ratio"?'),
+        ('"aspect-ratio": "1:1"', '"aspect-ratio" is not a field of a job; did you mean "aspect_ratio"?'),
+        ('"sead": 1', '"sead" is not a field of a job; did you mean "seed"?'),
+        ('"caption": "y"', '"caption" is not a field of a job; did you mean "prompt"?'),
+        ('"colour": 1', '"colour" is not a field of a job; the fields are prompt, '),
+        ('"\\u001b[31m": 1', '"\\x1b[31m" is not a field of a job; '),
         (
             '"aspect_ratio": "1:2"',
-            '"aspect_ratio" is "1:2", use one of 1:1, 4:3, 3:2, 16:9, 2.35:1, 4:5, 2:3, 9:16',
+            '"aspect_ratio" is "1:2"; use one of 1:1, 4:3, 3:2, 16:9, 2.35:1, 4:5, 2:3, 9:16',
         ),
-        ('"aspect_ratio": "16x9"', '"aspect_ratio" is "16x9", write "16:9"'),
-        ('"aspect_ratio": 1', '"aspect_ratio" is 1, use one of 1:1, 4:3,'),
-        ('"creativity": "High"', '"creativity" is "High", write "high"'),
-        ('"creativity": "wild"', '"creativity" is "wild", use one of raw, low, medium, high'),
-        ('"seed": "5"', '"seed" is "5", write "seed": 5'),
-        ('"seed": 5.0', '"seed" is 5.0, write "seed": 5'),
-        ('"seed": 5.5', '"seed" is 5.5, use an integer of at most 64 bits, or leave it out'),
-        ('"seed": null', '"seed" is null, use an integer of at most'),
-        ('"seed": true', '"seed" is true, use an integer of at most'),
+        ('"aspect_ratio": "16x9"', '"aspect_ratio" is "16x9"; write "16:9"'),
+        ('"aspect_ratio": 1', '"aspect_ratio" is 1; use one of 1:1, 4:3,'),
+        ('"creativity": "High"', '"creativity" is "High"; write "high"'),
+        ('"creativity": "wild"', '"creativity" is "wild"; use one of raw, low, medium, high'),
+        ('"seed": "5"', '"seed" is "5"; write "seed": 5'),
+        ('"seed": 5.0', '"seed" is 5.0; write "seed": 5'),
+        ('"seed": 5.5', '"seed" is 5.5; use an integer of at most 64 bits, or leave it out'),
+        ('"seed": null', '"seed" is null; use an integer of at most'),
+        ('"seed": true', '"seed" is true; use an integer of at most'),
         (
             '"seed": 18446744073709551616',
-            '"seed" is 18446744073709551616, use an integer of at most 64 bits, or leave it',
+            '"seed" is 18446744073709551616; use an integer of at most 64 bits, or leave it',
         ),
         (
             '"seed": -9223372036854775809',
-            '"seed" is -9223372036854775809, use an integer of at most 64 bits, or leave it',
+            '"seed" is -9223372036854775809; use an integer of at most 64 bits, or leave it',
         ),
-        ('"id": 12', '"id" is 12, write "id": "12"'),
-        ('"id": true', '"id" is true, an id is used as a file name: no'),
-        ('"id": "a/b"', '"id" is "a/b", an id is used as a file name: no / \\ .. or control characters, at'),
-        ('"id": "a\\\\b"', '"id" is "a\\b", an id is used as a file name: no'),
-        ('"id": ".."', '"id" is "..", an id is used as a file name: no'),
-        ('"id": "../../etc/passwd"', '"id" is "../../etc/passwd", an id is used as a file name: no'),
-        ('"id": "."', '"id" is ".", an id is used as a file name: no'),
-        ('"id": "a\\u0000"', '"id" is "a\\x00", an id is used as a file name: no'),
-        ('"id": "a\\u009b"', '"id" is "a\\x9b", an id is used as a file name: no'),
-        ('"id": "' + "é" * 101 + '"', '"id" is 202 bytes long, use at most 200, which fit into a file'),
-        ('"id": "\\ud800"', '"id" contains \\ud800, a lone surrogate, write'),
-        ('"metadata": null', '"metadata" is null, write an object: {"key": "value"}'),
-        ('"metadata": [1]', '"metadata" is [1], write an object'),
+        ('"id": 12', '"id" is 12; write "id": "12"'),
+        ('"id": true', '"id" is true; an id is used as a file name: no'),
+        ('"id": "a/b"', '"id" is "a/b"; an id is used as a file name: no / \\ .. or control characters, at'),
+        ('"id": "a\\\\b"', '"id" is "a\\b"; an id is used as a file name: no'),
+        ('"id": ".."', '"id" is ".."; an id is used as a file name: no'),
+        ('"id": "../../etc/passwd"', '"id" is "../../etc/passwd"; an id is used as a file name: no'),
+        ('"id": "."', '"id" is "."; an id is used as a file name: no'),
+        ('"id": "a\\u0000"', '"id" is "a\\x00"; an id is used as a file name: no'),
+        ('"id": "a\\u009b"', '"id" is "a\\x9b"; an id is used as a file name: no'),
+        ('"id": "' + "é" * 101 + '"', '"id" is 202 bytes long; use at most 200, which fit into a file'),
+        ('"id": "\\ud800"', '"id" contains \\ud800, a lone surrogate; write'),
+        ('"metadata": null', '"metadata" is null; write an object: {"key": "value"}'),
+        ('"metadata": [1]', '"metadata" is [1]; write an object'),
         (
             '"styles": {"id": "a"}',
-            '"styles" is {"id": "a"}, write a list: "styles": [{"id": "…", "strength": 1.0}]',
+            '"styles" is {"id": "a"}; write a list: "styles": [{"id": "…", "strength": 1.0}]',
         ),
-        ('"styles": ["a"]', 'entry 1 of "styles" is "a", write {"id": "…", "strength": 1.0}'),
-        ('"styles": [{"id": "a"}, {}]', 'entry 2 of "styles" has no "id", write {"id": '),
-        ('"styles": [{"id": ""}]', '"id" in entry 1 of "styles" is "", use the style\'s id from Krea\'s'),
-        ('"styles": [{"id": 5}]', '"id" in entry 1 of "styles" is 5, use the style\'s id from Krea\'s'),
+        ('"styles": ["a"]', 'entry 1 of "styles" is "a"; write {"id": "…", "strength": 1.0}'),
+        ('"styles": [{"id": "a"}, {}]', 'entry 2 of "styles" has no "id"; write {"id": '),
+        ('"styles": [{"id": ""}]', '"id" in entry 1 of "styles" is ""; use the style\'s id from Krea\'s'),
+        ('"styles": [{"id": 5}]', '"id" in entry 1 of "styles" is 5; use the style\'s id from Krea\'s'),
         (
             '"styles": [{"id": "a", "strength": "1"}]',
-            '"strength" in entry 1 of "styles" is "1", use a number like 0.5',
+            '"strength" in entry 1 of "styles" is "1"; use a number like 0.5',
         ),
         (
             '"styles": [{"id": "a", "strength": true}]',
-            '"strength" in entry 1 of "styles" is true, use a number like 0.5',
+            '"strength" in entry 1 of "styles" is true; use a number like 0.5',
         ),
         (
             '"styles": [{"id": "a", "strenght": 1}]',
-            '"strenght" is not a field of entry 1 of "styles", did you mean "strength"?',
+            '"strenght" is not a field of entry 1 of "styles"; did you mean "strength"?',
         ),
-        ('"styles": [' + '{"id": "a"},' * 10 + '{"id": "a"}]', '"styles" has 11 entries, use at most 10'),
+        ('"styles": [' + '{"id": "a"},' * 10 + '{"id": "a"}]', '"styles" has 11 entries; use at most 10'),
         (
             '"image_style_references": [' + '{"image_url": "https://a.b"},' * 10 + '{"image_url": "https://a.b"}]',
-            '"image_style_references" has 11 entries, use at most 10',
+            '"image_style_references" has 11 entries; use at most 10',
         ),
         (
             '"image_style_references": [{"image_url": "http://a.b/c"}]',
-            '"image_url" in entry 1 of "image_style_references" is "http://a.b/c", use a complete https:// URL',
+            '"image_url" in entry 1 of "image_style_references" is "http://a.b/c"; use a complete https:// URL',
         ),
         ('"image_style_references": [{"image_url": "https://a.b/ c"}]', '"image_url" in entry 1 of'),
         (
             '"image_style_references": [{"url": "https://a.b"}]',
-            '"url" is not a field of entry 1 of "image_style_references", ',
+            '"url" is not a field of entry 1 of "image_style_references"; ',
         ),
         (
             '"moodboards": [{"id": "calm"}]',
-            '"id" in entry 1 of "moodboards" is "calm", use the moodboard\'s UUID, like 01234567-',
+            '"id" in entry 1 of "moodboards" is "calm"; use the moodboard\'s UUID, like 01234567-',
         ),
         (
             f'"moodboards": [{{"id": "{UUID}"}}, {{"id": "{UUID}"}}]',
-            '"moodboards" has 2 entries, use at most 1',
+            '"moodboards" has 2 entries; use at most 1',
         ),
-        ('"prompt": "y"', 'duplicate key "prompt", keep one'),
-        ('"metadata": {"a": 1, "a": 1}', 'duplicate key "a", keep one'),
-        ('"seed": NaN', "NaN is not valid JSON, use a finite number, or leave"),
-        ('"seed": -Infinity', "-Infinity is not valid JSON, use a finite"),
+        ('"prompt": "y"', 'duplicate key "prompt"; keep one'),
+        ('"metadata": {"a": 1, "a": 1}', 'duplicate key "a"; keep one'),
+        ('"seed": NaN', "NaN is not valid JSON; use a finite number, or leave"),
+        ('"seed": -Infinity', "-Infinity is not valid JSON; use a finite"),
         ('"metadata": {"a": 1e400}', "the number 1e400 is too large"),
         ('"seed": ' + "9" * 5000, "the number 99999999999999999999… has 5000 digits"),
         ('"metadata": {"a": ' + "9" * 5000 + "}", "the number 99999999999999999999… has 5000 digits"),
-        ('"metadata": {"a": [["\\udc00"]]}', '"a" contains \\udc00, a lone surrogate, write'),
-        ('"metadata": {"\\ud83d": 1}', "a key contains \\ud83d, a lone surrogate, write"),
-        ('"seed": None', "None is not valid JSON at character 23, write null"),
-        ('"seed": undefined', '"undefined" is not quoted at character 23, write "…"'),
-        ('"seed": 1,', "trailing comma at character 24, remove it"),
-        ("seed: 1", '"seed" is not quoted at character 15, write "…"'),
-        ('"id": "a\tb"', "control character in a string at character 23, write \\t for a tab and \\n for"),
-        ('"id": “a”', "unexpected quote “ at character 21, use the"),
-        ('"id": "C:\\images"', "unknown \\ escape at character 24, write \\\\ for a backslash"),
-        ('"id": "a" "seed": 1', "missing comma at character 25, separate"),
+        ('"metadata": {"a": [["\\udc00"]]}', '"a" contains \\udc00, a lone surrogate; write'),
+        ('"metadata": {"\\ud83d": 1}', "a key contains \\ud83d, a lone surrogate; write"),
+        ('"seed": None', "None is not valid JSON at character 23; write null"),
+        ('"seed": undefined', '"undefined" is not quoted at character 23; write "…"'),
+        ('"seed": 1,', "trailing comma at character 24; remove it"),
+        ("seed: 1", '"seed" is not quoted at character 15; write "…"'),
+        ('"id": "a\tb"', "control character in a string at character 23; write \\t for a tab and \\n for"),
+        ('"id": “a”', "unexpected quote “ at character 21; use the"),
+        ('"id": "C:\\images"', "unknown \\ escape at character 24; write \\\\ for a backslash"),
+        ('"id": "a" "seed": 1', "missing comma at character 25; separate"),
     ],
 )
-def test_bad_fields(fields: str, said: str) -> None:
-    """Whatever is wrong with a field, the sentence names it, shows it, and says what would be right."""
-    assert problem_and_hint('{"prompt":"x",' + fields + "}").startswith(said)
+def test_invalid_fields(fields: str, expected: str) -> None:
+    """For an invalid field, the problem has its name and value, and the hint says what to write."""
+    assert problem_and_hint('{"prompt":"x",' + fields + "}").startswith(expected)
 
 
 @pytest.mark.parametrize(
-    ("line", "said"),
+    ("line", "expected"),
     [
-        (b"{}", 'missing "prompt", write {"prompt": "what the image shows"}'),
-        (b'{"prompt": ""}', '"prompt" is empty, write in quotes what the image shows'),
+        (b"{}", 'missing "prompt"; write {"prompt": "what the image shows"}'),
+        (b'{"prompt": ""}', '"prompt" is empty; write in quotes what the image shows'),
         (b'{"prompt": " \\n\\u00a0"}', '"prompt" is empty'),
-        (b'{"prompt": 5}', '"prompt" is 5, write in quotes'),
-        (b'{"prompt": null}', '"prompt" is null, write in quotes'),
-        (b'{"prompt": "\\ud800"}', '"prompt" contains \\ud800, a lone surrogate, write the character'),
-        (b'{"prompt": "\xff"}', "byte 13 (0xff) is not UTF-8, save the file as UTF-8"),
+        (b'{"prompt": 5}', '"prompt" is 5; write in quotes'),
+        (b'{"prompt": null}', '"prompt" is null; write in quotes'),
+        (b'{"prompt": "\\ud800"}', '"prompt" contains \\ud800, a lone surrogate; write the character'),
+        (b'{"prompt": "\xff"}', "byte 13 (0xff) is not UTF-8; save the file as UTF-8"),
         (b'{"prompt": "\xed\xa0\x80"}', "byte 13 (0xed) is not UTF-8"),
-        (b'{"prompt" "x"}', 'missing colon at character 11, write "field": value'),
-        (b'{"prompt": }', 'missing value at character 12, write "field":'),
-        (b'{"prompt": "x", 5: 1}', 'missing field name at character 17, write "field": value'),
-        (b"{'prompt': 'x'}", "unexpected quote ' at character 2, use the"),
-        (b"{", "the line ends before the object is complete, write each job on one line"),
-        (b'{"prompt": "x"', "the line ends before the object is complete,"),
-        (b'{"prompt": "x', 'unterminated string at character 12, close it with " on the'),
-        (b'{"prompt": "x"},', "unexpected comma after the object at character 16, remove"),
+        (b'{"prompt" "x"}', 'missing colon at character 11; write "field": value'),
+        (b'{"prompt": }', 'missing value at character 12; write "field":'),
+        (b'{"prompt": "x", 5: 1}', 'missing field name at character 17; write "field": value'),
+        (b"{'prompt': 'x'}", "unexpected quote ' at character 2; use the"),
+        (b"{", "the line ends before the object is complete; write each job on one line"),
+        (b'{"prompt": "x"', "the line ends before the object is complete;"),
+        (b'{"prompt": "x', 'unterminated string at character 12; close it with " on the'),
+        (b'{"prompt": "x"},', "unexpected comma after the object at character 16; remove"),
         (
             b'{"prompt": "x"} {"prompt": "y"}',
-            "unexpected text after the object at character 17, write one job per line",
+            "unexpected text after the object at character 17; write one job per line",
         ),
-        (b"[]", "the line is [], not an object, write one object per line, without [ and ]"),
+        (b"[]", "the line is [], not an object; write one object per line, without [ and ]"),
         (b'"x"', 'the line is "x", not an object'),
         (b"null", "the line is null, not an object"),
         (b"12", "the line is 12, not an object"),
-        (b"a photo of a bench", "expected an object at character 1, write"),
-        (b"// a comment", "unexpected comment at character 1, remove"),
+        (b"a photo of a bench", "expected an object at character 1; write"),
+        (b"// a comment", "unexpected comment at character 1; remove"),
         (b"[" * 100_000, f"nested more than {MAX_DEPTH} levels deep"),
         (b"[" * 500 + b"]" * 500, f"nested more than {MAX_DEPTH} levels deep"),
         (b'{"a":' * 100_000, f"nested more than {MAX_DEPTH} levels deep"),
         (
             b'{"prompt": "x", "metadata": ' + b'{"a":' * 120 + b"1" + b"}" * 121,
-            "nested more than 100 levels deep, keep",
+            "nested more than 100 levels deep; keep",
         ),
         (
             b'{"prompt": "' + b"x" * MAX_LINE_BYTES + b'"}',
-            "the line is longer than 1 MiB, write one job per line, with",
+            "the line is longer than 1 MiB; write one job per line, with",
         ),
-        (b'{"prompt": "x", "seed": 01}', "missing comma at character 26, separate"),
+        (b'{"prompt": "x", "seed": 01}', "missing comma at character 26; separate"),
     ],
 )
-def test_bad_lines(line: bytes, said: str) -> None:
-    """What is no JSON object with a prompt is named for what it is, with the place where there is one."""
-    assert problem_and_hint(line).startswith(said)
+def test_invalid_lines_of_json(line: bytes, expected: str) -> None:
+    """For a line that is not a JSON object with a prompt, the problem says why, and where if it has a position."""
+    assert problem_and_hint(line).startswith(expected)
 
 
 def test_messages_are_short() -> None:
-    """However long a value is, its sentence fits on a few lines of a terminal."""
+    """Long names and values are truncated, so every message is shorter than 300 characters."""
     long = "x" * 100_000
     for line in (
         f'{{"prompt": "x", "{long}": 1}}',
@@ -232,12 +232,12 @@ def test_messages_are_short() -> None:
         '{"prompt": "x", "metadata": {}, "metadata": {}}',
     ],
 )
-def test_a_key_may_appear_only_once(line: str) -> None:
-    """A key that duplicate key is refused wherever and however it is written."""
+def test_duplicate_keys(line: str) -> None:
+    """A duplicate key is found at any position, also if it is escaped or has another value."""
     assert "duplicate key" in problem_and_hint(line)
 
 
-NAMES = st.sampled_from(
+MEMBERS = st.sampled_from(
     [
         '"prompt":"x"',
         '"prompt":"seed"',
@@ -257,12 +257,12 @@ NAMES = st.sampled_from(
 )
 
 
-@given(st.lists(NAMES, max_size=5))
-def test_only_lines_with_each_key_once_are_jobs(fields: list[str]) -> None:
-    """Of lines whose fields are all good, exactly those are jobs that have a prompt, and no key twice."""
+@given(st.lists(MEMBERS, max_size=5))
+def test_duplicate_keys_of_valid_fields(fields: list[str]) -> None:
+    """A line of valid fields is a job exactly if it has a prompt and no duplicate key."""
     keys = [field.split(":")[0] for field in fields]
-    good = '"prompt"' in keys and len(set(keys)) == len(keys)
-    assert (JsonlParser().read(("{" + ",".join(fields) + "}").encode()) is not None) == good
+    is_valid = '"prompt"' in keys and len(set(keys)) == len(keys)
+    assert (JsonlParser().read(("{" + ",".join(fields) + "}").encode()) is not None) == is_valid
 
 
 TEXTS = st.text(st.sampled_from('ab"\\\\ué{[: ,'), max_size=6)
@@ -272,7 +272,7 @@ VALUES = st.recursive(
 
 
 def json_text(value: object, *, ascii_only: bool) -> str:
-    """JSON in which an object is a list of pairs, so that a key can occur twice."""
+    """Return the JSON text of a value. A list of pairs becomes an object, so that a key can be duplicate."""
     if isinstance(value, list) and value and isinstance(value[0], tuple):
         pairs = (
             f"{json.dumps(key, ensure_ascii=ascii_only)}: {json_text(each, ascii_only=ascii_only)}"
@@ -290,7 +290,7 @@ def json_text(value: object, *, ascii_only: bool) -> str:
 def test_a_duplicate_key_is_found_by_counting_quotes(
     prompt: str, metadata: list[tuple[str, object]], ascii_only: bool, quotes_escaped: bool
 ) -> None:
-    """Exactly those lines are jobs that the slow reader takes for one, whatever quotes are in their texts."""
+    """The fast parser accepts exactly the lines that the strict one accepts, whatever quotes their texts contain."""
     line = f'{{"prompt": {json.dumps("x" + prompt)}, "metadata": {json_text(metadata, ascii_only=ascii_only)}}}'
     if quotes_escaped:
         line = line.replace('\\"', "\\u0022")
@@ -302,8 +302,8 @@ def test_a_duplicate_key_is_found_by_counting_quotes(
         assert JsonlParser().read(line.encode()) is not None
 
 
-def test_good_lines() -> None:
-    """Everything that the API document allows is read, with its defaults where nothing is said."""
+def test_valid_lines() -> None:
+    """Every value that the API document allows is accepted, and omitted fields get its defaults."""
     assert parse_job('{"prompt": "x"}') == Job(prompt="x")
     assert parse_job(b' {"prompt": "x", "id": ""} \r') == Job(prompt="x")
     assert parse_job('{"prompt": "\\ud83d\\ude00"}').prompt == "😀"
@@ -316,34 +316,34 @@ def test_good_lines() -> None:
 
 
 def test_keep_extra() -> None:
-    """Unknown fields are put into the metadata, beside what stands there, and their names are told."""
-    reader = JsonlParser(keep_extra=True)
-    job = reader.read(b'{"tag": [1], "prompt": "x", "metadata": {"a": 1}, "sead": 7}')
+    """Unknown fields are added to the metadata, and their names to `unknown_fields`."""
+    parser = JsonlParser(keep_extra=True)
+    job = parser.read(b'{"tag": [1], "prompt": "x", "metadata": {"a": 1}, "sead": 7}')
     assert job == Job(prompt="x", metadata={"a": 1, "tag": [1], "sead": 7})
-    assert reader.unknown_fields == ["tag", "sead"]
-    assert reader.read(b'{"prompt": "x", "metadata": {"a": 1}}') == Job(prompt="x", metadata={"a": 1})
-    assert reader.unknown_fields == ["tag", "sead"]
+    assert parser.unknown_fields == ["tag", "sead"]
+    assert parser.read(b'{"prompt": "x", "metadata": {"a": 1}}') == Job(prompt="x", metadata={"a": 1})
+    assert parser.unknown_fields == ["tag", "sead"]
 
 
 @pytest.mark.parametrize(
-    ("line", "said"),
+    ("line", "expected"),
     [
         (
             '{"prompt": "x", "a": 1, "metadata": {"a": 2}}',
-            '"a" is given twice, on the line and in metadata, keep one',
+            '"a" is given twice, on the line and in metadata; keep one',
         ),
-        ('{"prompt": "x", "a": 1, "metadata": 5}', '"metadata" is 5, write an object'),
-        ('{"prompt": "x", "a": 1, "a": 2}', 'duplicate key "a", keep one'),
-        ('{"prompt": "x", "a": 1, "seed": "x"}', '"seed" is "x", use an integer of at most'),
-        ('{"prompt": "x", "a": 1, "prompt": "y"}', 'duplicate key "prompt", keep one'),
-        ('{"promt": "x"}', 'missing "prompt", write {"prompt":'),
+        ('{"prompt": "x", "a": 1, "metadata": 5}', '"metadata" is 5; write an object'),
+        ('{"prompt": "x", "a": 1, "a": 2}', 'duplicate key "a"; keep one'),
+        ('{"prompt": "x", "a": 1, "seed": "x"}', '"seed" is "x"; use an integer of at most'),
+        ('{"prompt": "x", "a": 1, "prompt": "y"}', 'duplicate key "prompt"; keep one'),
+        ('{"promt": "x"}', 'missing "prompt"; write {"prompt":'),
         ('{"prompt": "x", "styles": [{"id": "a", "b": 1}]}', '"b" is not a field of entry 1 of "styles"'),
         ('{"prompt": "x", "a": "\\ud800"}', '"a" contains \\ud800, a'),
     ],
 )
-def test_keep_extra_keeps_the_other_rules(line: str, said: str) -> None:
-    """Keeping unknown fields lets nothing else pass, and never overwrites metadata."""
-    assert problem_and_hint(line, keep_extra=True).startswith(said)
+def test_keep_extra_with_invalid_lines(line: str, expected: str) -> None:
+    """With `keep_extra`, all other problems are still found, and metadata is never overwritten."""
+    assert problem_and_hint(line, keep_extra=True).startswith(expected)
 
 
 @given(st.binary(max_size=200), st.booleans())
@@ -351,10 +351,10 @@ def test_keep_extra_keeps_the_other_rules(line: str, said: str) -> None:
 @example(b"\xef\xbb\xbf{}", True)
 @example(b'{"prompt":"x","metadata":' + b"9" * 5000 + b"}", True)
 def test_any_bytes(line: bytes, keep_extra: bool) -> None:
-    """Any bytes at all are either a job or a sentence, and never an error of someone else's."""
-    reader = JsonlParser(keep_extra=keep_extra)
-    if reader.read(line) is None:
-        error = reader.diagnose(line)
+    """Any bytes are a job, or have a printable problem and hint; no other exception is raised."""
+    parser = JsonlParser(keep_extra=keep_extra)
+    if parser.read(line) is None:
+        error = parser.diagnose(line)
         assert error.problem
         assert error.hint
         assert str(error).isprintable()
@@ -370,11 +370,11 @@ FIELD_NAMES = st.sampled_from([*Job.__struct_fields__, "sead", "tag"])
 
 @given(st.dictionaries(FIELD_NAMES, JSON), st.booleans())
 def test_any_json(fields: dict[str, object], keep_extra: bool) -> None:
-    """Any values in the fields of a job are either a job or a sentence."""
+    """Any values in the fields of a job are a job, or have a specific problem."""
     line = json.dumps({"prompt": "x"} | fields).encode()
-    reader = JsonlParser(keep_extra=keep_extra)
-    if reader.read(line) is None:
-        assert "the line is not a job" not in reader.diagnose(line).problem
+    parser = JsonlParser(keep_extra=keep_extra)
+    if parser.read(line) is None:
+        assert "not a valid job" not in parser.diagnose(line).problem
 
 
 TEXT = st.text(st.characters(exclude_categories=["Cs"]), min_size=1)
@@ -397,6 +397,6 @@ JOBS = st.builds(
 
 
 @given(JOBS, st.booleans())
-def test_a_job_written_is_the_job_read(job: Job, keep_extra: bool) -> None:
-    """Any valid job, written as a line, is read as the same job."""
+def test_round_trip(job: Job, keep_extra: bool) -> None:
+    """Any valid job, encoded as a line, is parsed as the same job."""
     assert parse_job(msgspec.json.encode(job), keep_extra=keep_extra) == job

@@ -1,4 +1,4 @@
-"""Lines come out of files as they are, numbered, bounded, and the same each time."""
+"""Test that lines are read unchanged, with their numbers, in bounded memory, and equal each time."""
 
 from __future__ import annotations
 
@@ -38,16 +38,16 @@ def write_content(folder: Path, content: bytes, name: str = "jobs.jsonl") -> Lin
     ],
 )
 def test_lines_and_numbers(tmp_path: Path, content: bytes, lines: list[tuple[int, bytes]], count: int) -> None:
-    """A byte order mark is taken off, blank lines are ignored and counted, and a last newline ends a line."""
+    """A byte order mark is removed, blank lines are counted but not yielded, and a final newline starts no line."""
     file = write_content(tmp_path, content)
     assert list(file.lines()) == lines
     assert file.line_count == count
 
 
 @pytest.mark.parametrize("length", [1, 1000, BLOCK_BYTES - 1, BLOCK_BYTES, BLOCK_BYTES + 1, MAX_LINE_BYTES])
-def test_lines_over_blocks(tmp_path: Path, length: int) -> None:
-    """A line of any allowed length comes out whole, wherever the blocks of the file end."""
-    content = [bytes([65 + place]) * length for place in range(5)]
+def test_lines_across_blocks(tmp_path: Path, length: int) -> None:
+    """A line of any allowed length is yielded whole, wherever blocks end."""
+    content = [bytes([65 + n]) * length for n in range(5)]
     file = write_content(tmp_path, b"\n".join(content) + b"\n")
     assert [line for _, line in file.lines()] == content
 
@@ -55,20 +55,20 @@ def test_lines_over_blocks(tmp_path: Path, length: int) -> None:
 @pytest.mark.parametrize("end", [b"", b"\n", b"\n\n", b"\nlast"])
 @pytest.mark.parametrize("start", [b"", b"\xef\xbb\xbf", b"\n"])
 def test_lines_after_a_position(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, start: bytes, end: bytes) -> None:
-    """From wherever a reading was, the same lines with the same numbers come as if all had been read."""
+    """Reading after any block position yields the remaining lines with the same numbers as a full reading."""
     monkeypatch.setattr("krea_batch.sources.formats.line_file.BLOCK_BYTES", 16)
     text = b"\n".join(b"x" * length for length in (5, 0, 40, 1, 15, 16, 17, 0, 0, 3)) + end
     file = write_content(tmp_path, start + text)
-    places: list[FilePosition] = []
-    whole = list(file.lines(lambda lines, size_bytes, _: places.append(FilePosition(size_bytes, lines))))
-    assert len(places) > 4
-    for place in places:
-        assert list(file.lines(after=place)) == [line for line in whole if line[0] > place.lines]
-        assert file.line_count == (whole[-1][0] if not end.endswith(b"\n\n") else whole[-1][0] + 1)
+    positions: list[FilePosition] = []
+    all_lines = list(file.lines(lambda lines, size_bytes, _: positions.append(FilePosition(size_bytes, lines))))
+    assert len(positions) > 4
+    for position in positions:
+        assert list(file.lines(after=position)) == [line for line in all_lines if line[0] > position.lines]
+        assert file.line_count == (all_lines[-1][0] if not end.endswith(b"\n\n") else all_lines[-1][0] + 1)
 
 
-def test_long_line_is_cut(tmp_path: Path) -> None:
-    """A line of 10 MB is never held whole, is still known to be too long, and the lines around it are not lost."""
+def test_long_line_is_truncated(tmp_path: Path) -> None:
+    """A line of 10 MB is truncated to little more than the limit, and the lines before and after it are yielded."""
     file = write_content(tmp_path, b"before\n" + b"x" * 10_000_000 + b"\nafter\n")
     tracemalloc.start()
     try:
@@ -82,21 +82,21 @@ def test_long_line_is_cut(tmp_path: Path) -> None:
 
 
 def test_long_blank_line_is_not_blank(tmp_path: Path) -> None:
-    """A line too long to be looked at whole is never taken for a blank one, for a job could hide in it."""
+    """A truncated line of spaces is not ignored as blank, since a job may follow after the limit."""
     file = write_content(tmp_path, b" " * 2_000_000 + b'{"prompt": "x"}' + b" " * 2_000_000)
     assert [number for number, _ in file.lines()] == [1]
 
 
 @pytest.mark.parametrize("name", ["jobs.jsonl.gz", "jobs.jsonl"])
 def test_gzip(tmp_path: Path, name: str) -> None:
-    """Gzip is read by its first bytes, whatever the file is called, also in several members."""
+    """Gzip is detected by its first bytes, not by the file name, and may have several members."""
     file = write_content(tmp_path, gzip.compress(b"\xef\xbb\xbfa\nb") + gzip.compress(b"c\nd\n"), name)
     assert [line for _, line in file.lines()] == [b"a", b"bc", b"d"]
     assert file.line_count == 3
 
 
 @pytest.mark.parametrize(
-    ("name", "content", "said"),
+    ("name", "content", "expected"),
     [
         ("a.jsonl.gz", b'{"prompt": "x"}\n', "not a gzip file"),
         ("a.jsonl.gz", b"", "not a gzip file"),
@@ -108,45 +108,45 @@ def test_gzip(tmp_path: Path, name: str) -> None:
         ("a.jsonl", '{"prompt": "x"}'.encode("utf-16-be"), "encoded as UTF-16;"),
     ],
 )
-def test_unusable_content(tmp_path: Path, name: str, content: bytes, said: str) -> None:
-    """Content that cannot be lines of UTF-8 is an InputError that names the file and the reason."""
+def test_unusable_content(tmp_path: Path, name: str, content: bytes, expected: str) -> None:
+    """Damaged compression and UTF-16 raise an InputError that names the file and the reason."""
     file = write_content(tmp_path, content, name)
-    with pytest.raises(InputError) as caught:
+    with pytest.raises(InputError) as error_info:
         list(file.lines())
-    assert str(caught.value).startswith(f"{file.name}: {said}")
+    assert str(error_info.value).startswith(f"{file.name}: {expected}")
 
 
 def test_unusable_paths(tmp_path: Path) -> None:
-    """A path that is missing, a folder, or no path at all is an InputError that names it."""
-    for path, said in (
+    """A missing file, a directory, and an impossible path raise an InputError that names the path."""
+    for path, expected in (
         (str(tmp_path / "none.jsonl"), "there is no such file"),
         (str(tmp_path), "is a directory; name"),
         ("a\0b", "cannot be read (embedded"),
-        ("x" * 5000, "cannot be read (embedded"),
+        ("x" * 5000, "cannot be read (File name too long)"),
     ):
-        with pytest.raises(InputError) as caught:
+        with pytest.raises(InputError) as error_info:
             list(LineFile(path).lines())
-        assert str(caught.value).startswith(f"{path}: {said}")
+        assert str(error_info.value).startswith(f"{path}: {expected}")
 
 
 @pytest.mark.parametrize(
-    ("error", "said"),
+    ("error", "expected"),
     [
         (PermissionError(13, "Permission denied"), "permission denied; check"),
         (OSError(5, "Input/output error"), "cannot be read (Input/output error)"),
     ],
 )
-def test_disk_errors(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: OSError, said: str) -> None:
-    """What the system says against a file is an InputError that names it, and no bare OSError."""
+def test_disk_errors(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: OSError, expected: str) -> None:
+    """An OSError is raised as an InputError that names the file and the reason."""
     file = write_content(tmp_path, b"a\n")
 
     def raise_error(*_: object, **__: object) -> None:
         raise error
 
     monkeypatch.setattr(Path, "open", raise_error)
-    with pytest.raises(InputError) as caught:
+    with pytest.raises(InputError) as error_info:
         list(file.lines())
-    assert str(caught.value).startswith(f"{file.name}: {said}")
+    assert str(error_info.value).startswith(f"{file.name}: {expected}")
 
 
 @pytest.mark.parametrize(
@@ -155,25 +155,25 @@ def test_disk_errors(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: OSE
         pytest.param(lambda old: old.replace(b"line 7\n", b"line X\n"), id="same length"),
         pytest.param(lambda old: old + b"more\n", id="longer"),
         pytest.param(lambda old: old[:-7], id="shorter"),
-        pytest.param(lambda old: b"", id="emptied"),
-        pytest.param(lambda old: old + b"x" * BLOCK_BYTES, id="a block more"),
+        pytest.param(lambda old: b"", id="empty"),
+        pytest.param(lambda old: old + b"x" * BLOCK_BYTES, id="one block longer"),
     ],
 )
 def test_changed_file(tmp_path: Path, change: object) -> None:
-    """A file whose content differs from the first reading is refused before a line of the new block comes out."""
+    """If the content differs from the first reading, InputError is raised before a line of a changed block."""
     content = b"".join(b"line %d\n" % number for number in range(1000))
     file = write_content(tmp_path, content)
     list(file.lines())
     assert callable(change)
     Path(file.name).write_bytes(change(content))
-    seen: list[bytes] = []
+    lines_read: list[bytes] = []
     with pytest.raises(InputError, match="changed since it was checked"):
-        seen.extend(line for _, line in file.lines())
-    assert b"line X" not in seen
+        lines_read.extend(line for _, line in file.lines())
+    assert b"line X" not in lines_read
 
 
 def test_changed_while_being_read(tmp_path: Path) -> None:
-    """A later block that is edited while an earlier one is worked through gives no line."""
+    """If a later block is edited while an earlier one is processed, no line of it is yielded."""
     content = b"".join(b"line %6d\n" % number for number in range(100_000))
     file = write_content(tmp_path, content)
     list(file.lines())
@@ -182,15 +182,15 @@ def test_changed_while_being_read(tmp_path: Path) -> None:
     with Path(file.name).open("r+b") as edited:
         edited.seek(-12, os.SEEK_END)
         edited.write(b"LINE")
-    seen: list[bytes] = []
+    lines_read: list[bytes] = []
     with pytest.raises(InputError, match="changed since"):
-        seen.extend(line for _, line in lines)
-    assert seen
-    assert not any(line.startswith(b"LINE") for line in seen)
+        lines_read.extend(line for _, line in lines)
+    assert lines_read
+    assert not any(line.startswith(b"LINE") for line in lines_read)
 
 
-def test_touched_file_is_the_same(tmp_path: Path) -> None:
-    """A file that was copied back or touched, with the same content, is read again without a word."""
+def test_new_timestamp(tmp_path: Path) -> None:
+    """A file with another timestamp and the same content is read again without an error."""
     file = write_content(tmp_path, b"a\nb\n")
     first = list(file.lines())
     os.utime(file.name, (1, 1))
@@ -198,15 +198,15 @@ def test_touched_file_is_the_same(tmp_path: Path) -> None:
 
 
 def test_spooled_content_is_read_again() -> None:
-    """What was copied from a pipe is read as often as a file is."""
+    """A spooled copy of a pipe can be read repeatedly, like a file."""
     file = LineFile("<stdin>", io.BufferedRandom(io.BytesIO(b"a\nb\n")))  # type: ignore[arg-type]
     assert list(file.lines()) == list(file.lines()) == [(1, b"a"), (2, b"b")]
     assert file.size_bytes() == 4
     file.close()
 
 
-def test_numbers_go_on_over_files(tmp_path: Path) -> None:
-    """Running numbers count every line of the files before, blank ones too."""
+def test_row_numbers_continue_over_files(tmp_path: Path) -> None:
+    """Running numbers include every line of the files before, also blank ones."""
     files = [
         write_content(tmp_path, b"a\n\nb\n", "1.jsonl"),
         write_content(tmp_path, b"", "2.jsonl"),

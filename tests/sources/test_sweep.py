@@ -1,4 +1,4 @@
-"""Lists of values become jobs, with ids that stay the same."""
+"""Test that sweeps are expanded into jobs with stable ids, and that templates are rendered."""
 
 from __future__ import annotations
 
@@ -22,15 +22,15 @@ from krea_batch.sources.template import Template
 
 
 def suffixes(*axes: Axis) -> list[str]:
-    return [point.id_suffix for point in combinations(axes)]
+    return [combination.id_suffix for combination in combinations(axes)]
 
 
 def error_text(error: pytest.ExceptionInfo[JobError]) -> str:
-    return f"{error.value.problem}, {error.value.hint}"
+    return f"{error.value.problem}; {error.value.hint}"
 
 
-def test_ids_speak() -> None:
-    """Each combination has a suffix of the names and values, the last axis fastest."""
+def test_id_suffixes() -> None:
+    """Each combination has a suffix of its names and values; the last axis varies fastest."""
     assert suffixes(make_axis("creativity", ["raw", "high"]), make_axis("seed", [3, 4])) == [
         "-creativity=raw-seed=3",
         "-creativity=raw-seed=4",
@@ -40,8 +40,8 @@ def test_ids_speak() -> None:
     assert suffixes(make_axis("aspect_ratio", ["16:9", "2.35:1"])) == ["-aspect_ratio=16x9", "-aspect_ratio=2.35x1"]
 
 
-def test_the_order_of_the_axes_changes_no_id() -> None:
-    """Options in another order are the same images, not new ones to pay for."""
+def test_ids_do_not_depend_on_the_order_of_axes() -> None:
+    """The same sweeps in another order have the same ids, so no image is charged again."""
     axes = [
         make_axis("seed", [1, 2]),
         repeat_axis(2),
@@ -52,8 +52,8 @@ def test_the_order_of_the_axes_changes_no_id() -> None:
     assert suffixes(*axes)[0] == "-style=ink-creativity=raw-seed=1-repeat=1"
 
 
-def test_a_further_value_renames_nothing() -> None:
-    """Images that are paid keep their ids when the sweep grows."""
+def test_adding_a_value_changes_no_id() -> None:
+    """When a sweep grows, charged images keep their ids."""
     assert set(suffixes(make_axis("seed", [1, 2]))) < set(suffixes(make_axis("seed", [3, 1, 2])))
     assert set(suffixes(repeat_axis(2))) < set(suffixes(repeat_axis(3)))
 
@@ -62,14 +62,14 @@ def test_a_further_value_renames_nothing() -> None:
     ("text", "expected"),
     [("1..4", [1, 2, 3, 4]), ("7,11,12", [7, 11, 12]), ("1..2, 9", [1, 2, 9]), ("-1..1", [-1, 0, 1]), ("5..5", [5])],
 )
-def test_seeds(text: str, expected: list[int]) -> None:
-    """A range has both its ends, and parts are put together."""
+def test_valid_seeds(text: str, expected: list[int]) -> None:
+    """A range includes both ends, and commas join seeds and ranges."""
     assert parse_seeds(text) == expected
 
 
 @pytest.mark.parametrize("text", ["", "1..", "4..1", "a", "1-4", f"1..{MAX_JOBS_PER_ROW + 1}", "1,,2"])
-def test_what_is_no_seeds(text: str) -> None:
-    """What cannot be meant is an error that shows how to write it."""
+def test_invalid_seeds(text: str) -> None:
+    """An invalid text of seeds raises a JobError that shows the notation."""
     with pytest.raises(JobError, match=r"1\.\.4"):
         parse_seeds(text)
 
@@ -77,66 +77,66 @@ def test_what_is_no_seeds(text: str) -> None:
 @pytest.mark.parametrize(
     ("name", "values", "expected"),
     [
-        ("seed", [1, 1], '1 and 1 in the sweep of "seed" would be 1 in an id, keep one of them'),
-        ("style", ["a b", "a/b"], '"a b" and "a/b" in the sweep of "style" would be a_b in an id, name them: '),
-        ("style", [], 'the sweep of "style" has no values, '),
-        ("style", "ink", 'the sweep of "style" is "ink", write '),
-        ("style", ["?"], '"?" in the sweep of "style" cannot be written in an id, give it a name'),
-        ("styles", [[{"id": "x"}]], 'a value in the sweep of "styles" is [{"id": "x"}], name its values: '),
-        ("repeat", 0, "repeat is 0, write a whole number from 1 to 10,000"),
-        ("repeat", True, "repeat is true, "),
-        ("repeat", [1], "repeat is [1], "),
+        ("seed", [1, 1], '1 and 1 in the sweep of "seed" would be 1 in an id; keep one of them'),
+        ("style", ["a b", "a/b"], '"a b" and "a/b" in the sweep of "style" would be a_b in an id; name them: '),
+        ("style", [], 'the sweep of "style" has no values; '),
+        ("style", "ink", 'the sweep of "style" is "ink"; write '),
+        ("style", ["?"], '"?" in the sweep of "style" cannot be written in an id; give it a name'),
+        ("styles", [[{"id": "x"}]], 'a value in the sweep of "styles" is [{"id": "x"}]; name its values: '),
+        ("repeat", 0, "repeat is 0; write a whole number from 1 to 10,000"),
+        ("repeat", True, "repeat is true; "),
+        ("repeat", [1], "repeat is [1]; "),
     ],
 )
-def test_what_is_no_axis(name: str, values: object, expected: str) -> None:
-    """An error says which sweep, and what would be right."""
+def test_invalid_axes(name: str, values: object, expected: str) -> None:
+    """The problem names the sweep and the value, and the hint says what to write."""
     with pytest.raises(JobError) as error:
         make_axis(name, values)
     assert error_text(error).startswith(expected)
 
 
 def test_named_values() -> None:
-    """Values that have no word of their own are named in an object."""
+    """An object names values that cannot be written in an id, such as lists."""
     styles = make_axis("styles", {"ink": [{"id": "ink-7"}], "none": []})
-    assert [(point.id_suffix, point.values) for point in combinations([styles])] == [
+    assert [(combination.id_suffix, combination.values) for combination in combinations([styles])] == [
         ("-styles=ink", {"styles": [{"id": "ink-7"}]}),
         ("-styles=none", {"styles": []}),
     ]
 
 
-def test_long_values_are_cut_and_stay_apart() -> None:
-    """Two long texts that begin alike have words of their own."""
+def test_long_values_are_truncated_and_distinct() -> None:
+    """Two long texts with the same start have different suffixes."""
     first, second = suffixes(make_axis("place", ["x" * 100 + "1", "x" * 100 + "2"]))
     assert first != second
     assert len(first) < 60
 
 
 @pytest.mark.parametrize("text", ["creativity", "=raw", "creativity=", "seed=a", "repeat=x"])
-def test_what_is_no_sweep_on_the_command_line(text: str) -> None:
-    """A sweep is a field and its values."""
+def test_invalid_sweeps_on_the_command_line(text: str) -> None:
+    """A text that is not a field with valid values raises JobError."""
     with pytest.raises(JobError):
         parse_axis(text)
 
 
 def test_sweeps_on_the_command_line() -> None:
-    """Values are parted by commas; seeds are numbers."""
+    """Commas separate values, seeds are integers, and repeat is a count."""
     assert parse_axis("creativity=raw, high") == make_axis("creativity", ["raw", "high"])
     assert parse_axis("seed=1..3,9") == make_axis("seed", [1, 2, 3, 9])
     assert parse_axis("repeat=3") == repeat_axis(3)
 
 
-def test_what_cannot_be_swept() -> None:
-    """Only what the API takes and what the template uses changes an image."""
+def test_names_that_cannot_be_swept() -> None:
+    """Only API fields other than the prompt, and names in the template, can be swept."""
     check_axis_names([make_axis("animal", ["cat"]), make_axis("seed", [1]), repeat_axis(2)], ["animal"])
     with pytest.raises(JobError) as error:
         check_axis_names([make_axis("creativty", ["raw"])])
-    assert error_text(error) == '"creativty" cannot be swept, did you mean "creativity"?'
+    assert error_text(error) == '"creativty" cannot be swept; did you mean "creativity"?'
     with pytest.raises(JobError):
         check_axis_names([make_axis("prompt", ["a cat"])])
 
 
-def test_too_many_and_twice() -> None:
-    """A mistyped range and a sweep that is given twice are told before any job is made."""
+def test_too_many_jobs_and_duplicate_sweeps() -> None:
+    """Too many combinations, and a name swept twice, raise JobError before any job is made."""
     with pytest.raises(JobError, match="20,000"):
         next(combinations([make_axis("seed", "1..10000"), repeat_axis(2)]))
     with pytest.raises(JobError, match="swept twice"):
@@ -144,33 +144,33 @@ def test_too_many_and_twice() -> None:
 
 
 @given(st.lists(st.text(min_size=1, max_size=60), min_size=1, max_size=5, unique=True))
-def test_any_value_gives_a_good_id_or_an_error(values: list[str]) -> None:
-    """No value makes an id that is no file name, and no two combinations have one id."""
+def test_any_value_gives_a_valid_id_or_an_error(values: list[str]) -> None:
+    """Every value gives a valid and distinct id, or a JobError."""
     try:
-        made = suffixes(make_axis("name", values))
+        id_suffixes = suffixes(make_axis("name", values))
     except JobError:
         return
-    assert len(set(made)) == len(values)
-    for suffix in made:
+    assert len(set(id_suffixes)) == len(values)
+    for suffix in id_suffixes:
         check_id("00001" + suffix)
 
 
 def test_template() -> None:
-    """Names are replaced by values in one pass; doubled braces are braces."""
+    """Names are replaced by values in one pass; doubled braces become single braces."""
     template = Template("{{{animal}}} at {place}, {n}")
     assert template.names == ("animal", "place", "n")
     assert template.render({"animal": "a {place}", "place": "sea", "n": 2}) == "{a {place}} at sea, 2"
 
 
 @pytest.mark.parametrize("text", ["a cat", "{", "{}", "}", "{animal!r}", "{animal:>5}"])
-def test_what_is_no_template(text: str) -> None:
-    """A template without a name would be one prompt for every row."""
+def test_invalid_templates(text: str) -> None:
+    """A template without a name, which would give every row the same prompt, raises JobError, as does bad syntax."""
     with pytest.raises(JobError, match="template"):
         Template(text)
 
 
 @pytest.mark.parametrize("values", [{}, {"animal": None}, {"animal": ["cat"]}])
-def test_what_a_template_does_not_take(values: dict[str, object]) -> None:
-    """A prompt with a hole in it would be a wrong image."""
+def test_values_a_template_cannot_render(values: dict[str, object]) -> None:
+    """A missing value, null or a list raises JobError, since the prompt would be wrong."""
     with pytest.raises(JobError, match='"animal"'):
         Template("a {animal}").render(values)
