@@ -1,4 +1,4 @@
-"""The sample jobs are what their README says."""
+"""Test that the sample jobs are what their README says."""
 
 from __future__ import annotations
 
@@ -21,22 +21,22 @@ def jobs_of(name: str) -> list[Job]:
 
 
 @pytest.mark.parametrize("name", ["first.jsonl", "styled.jsonl", "five_hundred.jsonl"])
-def test_samples_are_good(name: str) -> None:
-    """Every line is a good job with an id and a prompt of its own kind of image."""
+def test_samples_are_valid(name: str) -> None:
+    """Every line is a valid job with an id and a prompt of usual length."""
     jobs = jobs_of(name)
     assert all(not job.id.isdigit() for job in jobs)
     assert all(20 <= len(job.prompt) <= 250 for job in jobs)
 
 
 def test_first() -> None:
-    """The first file is small and varied."""
+    """The first file has about ten jobs in at least six aspect ratios."""
     jobs = jobs_of("first.jsonl")
     assert 8 <= len(jobs) <= 12
     assert len({job.aspect_ratio for job in jobs}) >= 6
 
 
 def test_styled() -> None:
-    """The styled file shows every kind of style, a negative strength, and only addresses that are placeholders."""
+    """The styled file uses every kind of style and a negative strength; style ids and URLs are placeholders."""
     jobs = jobs_of("styled.jsonl")
     references = [reference for job in jobs for reference in job.image_style_references]
     assert any(reference.strength < 0 for reference in references)
@@ -46,7 +46,7 @@ def test_styled() -> None:
 
 
 def test_five_hundred() -> None:
-    """Five hundred different prompts are spread over every ratio and creativity, half of them with a seed."""
+    """The five hundred prompts are distinct and cover every aspect ratio and creativity."""
     jobs = jobs_of("five_hundred.jsonl")
     assert len({job.prompt for job in jobs}) == len(jobs) == 500
     ratios = Counter(job.aspect_ratio for job in jobs)
@@ -56,7 +56,7 @@ def test_five_hundred() -> None:
 
 
 def test_bad_lines(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Each bad line gets the message that is in the expected file, each a different one."""
+    """Every invalid line has the message in the expected file, and no two have the same problem."""
     monkeypatch.chdir(SAMPLES_DIR)
     problems: list[LineProblem] = []
     with JobFiles(["bad_lines.jsonl"]) as files:
