@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 
 from krea_batch import Engine
 from krea_batch.errors import SettingsError
+from krea_batch.pipeline.rate_limiter import RateLimiter
 from krea_batch.settings import MAX_NUMBER, OPTIONS, AmbiguousPolicy, ApiKey, Rate, Settings, Webhook, is_loopback
 
 OUT_DIR = Path("out")
@@ -243,19 +244,38 @@ def test_the_engine_has_a_parameter_for_each_setting() -> None:
     assert all(parameters[name].default is None for name in names), "None means the default of Settings"
 
 
-@pytest.mark.parametrize("name", OPTIONS)
-def test_the_engine_passes_each_setting_on(name: str) -> None:
-    """A value passed to `Engine` is in its settings."""
+def changed_value(name: str) -> Any:
+    """Return a valid value of a setting that is not its default."""
     values: dict[str, Any] = {
         "rate": Rate(3.0, "3/s"), "poll_rate": Rate(7.0, "7/s"), "shared_quota": True, "sink": "s3://bucket/folder",
         "ambiguous": AmbiguousPolicy.RESUBMIT, "gateway": "https://gateway.example",
         "webhook": Webhook(listen="127.0.0.1:0"),
     }  # fmt: skip
-    value = values.get(name, 7)
+    return values.get(name, 7)
+
+
+@pytest.mark.parametrize("name", OPTIONS)
+def test_the_engine_passes_each_setting_on(name: str) -> None:
+    """A value passed to `Engine` is in its settings."""
+    value = changed_value(name)
     default = getattr(Settings(out=OUT_DIR), name)
     assert value != default
     engine = Engine(OUT_DIR, api_key="key", **{name: value})
     assert getattr(engine.settings, name) == value
+
+
+@pytest.mark.parametrize("name", OPTIONS)
+def test_settings_and_a_single_setting(name: str) -> None:
+    """`Engine` takes its settings as one object or as keywords, not as both."""
+    with pytest.raises(SettingsError, match="cannot be combined"):
+        Engine(settings=Settings(out=OUT_DIR), api_key="key", **{name: changed_value(name)})
+
+
+def test_settings_and_a_rate_limiter() -> None:
+    """A rate limiter replaces the rate of the settings, and nothing else of them."""
+    settings = Settings(out=OUT_DIR, max_in_flight=7)
+    engine = Engine(settings=settings, api_key="key", rate_limiter=RateLimiter("3/s"))
+    assert engine.settings == msgspec.structs.replace(settings, rate=Rate(3.0, "3/s"))
 
 
 # ---- gateways --------------------------------------------------------------------------------------------

@@ -109,11 +109,11 @@ class Engine:
         given = {name: value for name, value in locals().items() if name in OPTIONS and value is not None}
         if rate_limiter is not None and "rate" in given:
             raise SettingsError("rate", "cannot be combined with rate_limiter, which has its own rate")
-        if rate_limiter is not None:
-            given["rate"] = rate_limiter.rate
         if not isinstance(given.get("sink", ""), str):
             del given["sink"]
         self.settings = _settings(out, settings, given)
+        if rate_limiter is not None:
+            self.settings = msgspec.structs.replace(self.settings, rate=rate_limiter.rate)
         self._rate_limiter = rate_limiter or RateLimiter(self.settings.rate)
         self._sink = open_sink(self.settings.sink) if sink is None or isinstance(sink, str) else sink
         self._client = gateway_client
@@ -614,9 +614,9 @@ def _settings(out: str | os.PathLike[str] | None, settings: Settings | None, giv
         if out is None:
             raise SettingsError("out", "missing", "pass the run directory, or settings=Settings(out=…)")
         return Settings.from_options(Path(out), **given)
-    if out is not None or given.keys() - {"rate"}:
+    if out is not None or given:
         raise SettingsError("settings", "cannot be combined with out or other settings")
-    return msgspec.structs.replace(settings, **given)
+    return settings
 
 
 def _find_key(given: str | ApiKey | None) -> ApiKey:
