@@ -11,7 +11,6 @@ import signal
 from collections.abc import Iterator
 from contextlib import AsyncExitStack
 from pathlib import Path
-from typing import Any
 
 from krea_batch.benchmark.cases import Case
 from krea_batch.benchmark.recorder import Recorder, measure_loop_lag
@@ -56,23 +55,21 @@ class RecordingGateway:
 
 async def run_engine(case: Case, recorder: Recorder) -> None:
     """Run the jobs of a case. The first SIGINT stops the run and waits for jobs in flight; the second aborts it."""
-    options: dict[str, Any] = {
-        "gateway": case.gateway,
-        "rate": case.rate,
-        "poll_interval_s": case.poll_interval_s,
-        "max_in_flight": case.max_in_flight,
-        "max_charges": case.jobs,  # never more than the command announced
-        "max_identical_failures": 20,  # as in `krea-batch run`, so that a mistake does not cost a whole benchmark
-    }
-    out = Path(case.out)
+    settings = Settings.from_options(
+        Path(case.out),
+        gateway=case.gateway,
+        rate=case.rate,
+        poll_interval_s=case.poll_interval_s,
+        max_in_flight=case.max_in_flight,
+        max_charges=case.jobs,  # never more than the command announced
+        max_identical_failures=20,  # as in `krea-batch run`, so that a mistake does not cost a whole benchmark
+    )
     async with AsyncExitStack() as stack:
-        settings = Settings.from_options(out, **options)
         client = await stack.enter_async_context(GatewayClient(settings, _key(case)))
         engine = Engine(
-            out,
+            settings=settings,
             gateway_client=RecordingGateway(client, recorder),
             listeners=[lambda event: _on_event(event, recorder)],
-            **options,
         )
         lag_task = asyncio.create_task(measure_loop_lag(recorder.record.loop_lags_ms))
         stack.callback(lag_task.cancel)
