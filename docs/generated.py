@@ -66,8 +66,7 @@ def states_table() -> str:
     for state, info in STATES.items():
         final = "yes" if info.final else ""
         resumes_as = f"`{info.resumes_as}`" if info.resumes_as else "–"
-        charged = "no" if state.value == "pending" else CHARGED[info.charged]
-        rows.append(f"| `{state}` | {info.doc} | {final} | {charged} | {resumes_as} |")
+        rows.append(f"| `{state}` | {info.doc} | {final} | {CHARGED[info.charged]} | {resumes_as} |")
     return "\n".join(["", *rows, ""])
 
 

@@ -161,7 +161,7 @@ class StateInfo(Struct, frozen=True, kw_only=True):
     """The properties of a state. Summaries, metrics, SQL checks and the reference derive from them.
 
     `final`: this run does nothing more with the job. `in_flight`: submitted and not final. `charged`: whether the
-    latest submission was charged; None if that is unknown or nothing was submitted. `resumes_as`: the state in which
+    latest submission was charged; None if that is unknown, False for a pending job. `resumes_as`: the state in which
     the next run continues the job, or None if it does not; `rules.lifecycle.on_resume` adds the conditions.
     `unsuccessful`: final for every later run too, and without an image. `retryable`: `krea-batch retry` can submit
     the job again, and does so without `--status` if `retried_by_default`. `label` is shown in summaries, `doc` in
@@ -173,7 +173,7 @@ class StateInfo(Struct, frozen=True, kw_only=True):
     final: bool = False
     in_flight: bool = False
     charged: bool | None = None
-    resumes_as: str | None = None
+    resumes_as: State | None = None
     unsuccessful: bool = False
     retryable: bool = False
     retried_by_default: bool = False
@@ -202,27 +202,28 @@ class State(StrEnum):
 
 STATES: Mapping[State, StateInfo] = {
     State.PENDING: StateInfo(
-        resumes_as="pending",
+        charged=False,
+        resumes_as=State.PENDING,
         label="not submitted yet",
         doc="Waits to be submitted, or to be submitted again after a refusal that charged nothing.",
     ),
     State.SUBMITTING: StateInfo(
         in_flight=True,
-        resumes_as="ambiguous",
+        resumes_as=State.AMBIGUOUS,
         label="being submitted",
         doc="The intent to submit is durable; the POST may have been sent.",
     ),
     State.ACCEPTED: StateInfo(
         in_flight=True,
         charged=True,
-        resumes_as="accepted",
+        resumes_as=State.ACCEPTED,
         label="generating",
         doc="The gateway has accepted the job; its request_id is durable.",
     ),
     State.FINISHED: StateInfo(
         in_flight=True,
         charged=True,
-        resumes_as="finished",
+        resumes_as=State.FINISHED,
         label="completed, not downloaded yet",
         doc="The gateway has completed the job; its images are being downloaded.",
     ),
@@ -239,7 +240,7 @@ STATES: Mapping[State, StateInfo] = {
     State.ERRORED: StateInfo(
         final=True,
         charged=False,
-        resumes_as="pending",
+        resumes_as=State.PENDING,
         retryable=True,
         retried_by_default=True,
         label="ended in ERROR (not charged); run again with a higher --max-attempts",
@@ -256,14 +257,14 @@ STATES: Mapping[State, StateInfo] = {
     ),
     State.AMBIGUOUS: StateInfo(
         final=True,
-        resumes_as="ambiguous",
+        resumes_as=State.AMBIGUOUS,
         label="ambiguous (may have been charged); decide with krea-batch resolve",
         doc="A POST was sent, and it is unknown whether the gateway accepted it.",
     ),
     State.TIMED_OUT: StateInfo(
         final=True,
         charged=True,
-        resumes_as="accepted",
+        resumes_as=State.ACCEPTED,
         label="timed out; run again to keep polling (no extra charge)",
         doc="The image did not arrive within `job_timeout_s`; the next run continues to poll.",
     ),

@@ -169,4 +169,4 @@ def on_resume(state: State, *, errors: int, max_attempts: int, resubmit_ambiguou
         return State.PENDING if resubmit_ambiguous else State.AMBIGUOUS
     if state is State.ERRORED and errors >= max_attempts:
         return None
-    return State(state.info.resumes_as) if state.info.resumes_as else None
+    return state.info.resumes_as
