@@ -5,15 +5,15 @@
 
 from __future__ import annotations
 
-from typing import get_args, get_type_hints
+from typing import get_args
 
 import click
 
-from krea_batch.cli.app import COMMANDS, app
-from krea_batch.cli.options.run_options import key_of
+from krea_batch.cli.app import COMMANDS, app, option_of
+from krea_batch.cli.options.run_options import DEFAULTS, TYPES
 from krea_batch.jobs import STATES
 from krea_batch.rules.lifecycle import TRANSITIONS
-from krea_batch.settings import OPTIONS, Rate, Settings
+from krea_batch.settings import OPTIONS, Rate
 
 WIDTH = 100
 CHARGED = {True: "yes", False: "no", None: "unknown"}
@@ -34,15 +34,10 @@ def help_of_all_commands() -> str:
 
 def settings_table() -> str:
     """Return a row for each setting: keyword, option, type, default, meaning."""
-    hints = get_type_hints(Settings)
     rows = ["| keyword of `Engine` | option | type | default | |", "|---|---|---|---|---|"]
-    for field in Settings.fields():
-        if (option := OPTIONS.get(field.name)) is None:
-            continue
-        flag = f"`--{key_of(field.name).replace('_', '-')}`" if option.command_line else "–"
-        rows.append(
-            f"| `{field.name}` | {flag} | {_type(hints[field.name])} | {_default(field.name)} | {option.help} |"
-        )
+    for name, option in OPTIONS.items():
+        flag = f"`{option_of(name)}`" if option.command_line else "–"
+        rows.append(f"| `{name}` | {flag} | {_type(TYPES[name])} | {_default(name)} | {option.help} |")
     return "\n".join(["", *rows, ""])
 
 
@@ -53,7 +48,7 @@ def _type(hint: object) -> str:
 
 def _default(name: str) -> str:
     option = OPTIONS[name]
-    default = next(field.default for field in Settings.fields() if field.name == name)
+    default = DEFAULTS[name]
     if default is None:
         return option.none_means or "none"
     text = f"`{default.text if isinstance(default, Rate) else default}`"

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from krea_batch.cli.options.run_options import ExampleOption
+from krea_batch.cli.options.run_options import ExampleOption, add_options
 from krea_batch.cli.ui.formatting import pluralize
 
 if TYPE_CHECKING:
@@ -78,9 +78,7 @@ _INPUT_OPTIONS = (
 
 def add_input_options(command: Callable[..., Any]) -> Callable[..., Any]:
     """Add the options to a command that takes JOBS."""
-    for option in reversed(_INPUT_OPTIONS):
-        command = option(command)
-    return command
+    return add_options(_INPUT_OPTIONS, command)
 
 
 def input_options(options: dict[str, Any]) -> InputOptions:
@@ -88,8 +86,7 @@ def input_options(options: dict[str, Any]) -> InputOptions:
     from krea_batch.errors import JobError, SettingsError
     from krea_batch.sources import InputOptions
     from krea_batch.sources.options import Format
-    from krea_batch.sources.sweep import check_axis_names, parse_axis, parse_seeds, repeat_axis
-    from krea_batch.sources.sweep import make_axis as axis_of
+    from krea_batch.sources.sweep import check_axis_names, make_axis, parse_axis, parse_seeds, repeat_axis
     from krea_batch.sources.template import Template
 
     template = options["prompt_template"] or ""
@@ -103,7 +100,7 @@ def input_options(options: dict[str, Any]) -> InputOptions:
             check_axis_names(axes, names)
         option = "seeds"
         if options["seeds"] is not None:
-            axes.append(axis_of("seed", parse_seeds(options["seeds"])))
+            axes.append(make_axis("seed", parse_seeds(options["seeds"])))
         option = "repeat"
         if options["repeat"] is not None:
             axes.append(repeat_axis(options["repeat"]))

@@ -9,6 +9,7 @@ from typing import Any, get_args, get_type_hints
 
 import click
 
+from krea_batch.cli.app import option_of
 from krea_batch.settings import KEY_VARIABLE, OPTIONS, Option, Rate, Settings
 
 Decorator = Callable[[Callable[..., Any]], Callable[..., Any]]
@@ -46,7 +47,7 @@ def setting_option(field: str, **changes: Any) -> Decorator:
         "example": option.example,
         "cls": ExampleOption,
     }
-    return click.option(f"--{key_of(field).replace('_', '-')}", key_of(field), **named | changes)
+    return click.option(option_of(field), key_of(field), **named | changes)
 
 
 def _click_type(hint: Any) -> Any:
@@ -118,7 +119,8 @@ _COMMAND_OPTIONS: tuple[Decorator, ...] = (
 )
 
 
-def _apply(options: tuple[Decorator, ...], command: Callable[..., Any]) -> Callable[..., Any]:
+def add_options(options: tuple[Decorator, ...], command: Callable[..., Any]) -> Callable[..., Any]:
+    """Add the options to a command, in this order."""
     for option in reversed(options):
         command = option(command)
     return command
@@ -126,13 +128,13 @@ def _apply(options: tuple[Decorator, ...], command: Callable[..., Any]) -> Calla
 
 def forecast_options(command: Callable[..., Any]) -> Callable[..., Any]:
     """Add the settings that change a run's duration or its polls."""
-    return _apply(tuple(setting_option(field) for field, option in OPTIONS.items() if option.forecast), command)
+    return add_options(tuple(setting_option(field) for field, option in OPTIONS.items() if option.forecast), command)
 
 
 def run_options(command: Callable[..., Any]) -> Callable[..., Any]:
     """Add all options of a command that runs the engine."""
     settings = tuple(setting_option(field) for field, option in OPTIONS.items() if option.command_line)
-    return _apply(settings + _COMMAND_OPTIONS, command)
+    return add_options(settings + _COMMAND_OPTIONS, command)
 
 
 def given_settings(options: Mapping[str, Any], *, forecast_only: bool = False) -> dict[str, Any]:

@@ -27,7 +27,7 @@ from krea_batch.cli.ui.run_session import find_key
 from krea_batch.errors import InputError
 from krea_batch.gateway.health import Unreachable, fetch_server_date
 from krea_batch.ledger import SQLITE_VERSION
-from krea_batch.settings import Settings
+from krea_batch.settings import KEY_VARIABLE, Settings
 
 TYPICAL_IMAGE_BYTES = 2_000_000  # chosen: the size of a one-megapixel image, rounded up
 MIN_FREE_IMAGES = 500  # chosen: warn below this
@@ -72,7 +72,7 @@ def _check_key(key_file: str | None) -> Finding:
         find_key(key_file)
     except InputError as error:
         return Finding("key", "fail", error.problem, error.hint)
-    source = key_file or "PIXAZO_API_KEY"
+    source = key_file or KEY_VARIABLE
     return Finding("key", "ok", f"found in {source} (not sent)")
 
 
