@@ -1,11 +1,11 @@
-"""Runs the benchmarks, one after the other, and writes what they print into benchmarks/README.md.
+"""Run the benchmarks one after the other, and write their output into benchmarks/README.md.
 
     python -m benchmarks                     all of them; about an hour
     python -m benchmarks polls in_flight     these; the other sections stay as they are
     python -m benchmarks --repeat 1          each case once
 
-Between two markers of the README stands what a benchmark printed; the text around is written by hand and stays. The
-table of goals at the top is gathered from all sections.
+The output of a benchmark replaces the text between its two markers in the README; other text is not changed. The
+table of goals at the top is collected from all sections.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ REPORTED_LIBRARIES = ("aiohttp", "anyio", "uvloop", "msgspec")
 
 
 def run(name: str, repeat: int | None) -> tuple[str, list[list[str]]]:
-    """What a benchmark prints, as Markdown, and the goals in it."""
+    """Run a benchmark; return its output as Markdown, and its goals."""
     options = ["--repeat", str(repeat)] if repeat and name in REPEATABLE else []
     command = [sys.executable, "-m", f"benchmarks.{name}", *options]
     process = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
@@ -58,7 +58,7 @@ def run(name: str, repeat: int | None) -> tuple[str, list[list[str]]]:
 
 
 def replace_section(text: str, name: str, content: str) -> str:
-    """The README with this between the markers of that name."""
+    """Return the README with this content between the markers of that name."""
     begin, end = f"<!-- {name} -->", f"<!-- /{name} -->"
     before, found, rest = text.partition(begin)
     _, ended, after = rest.partition(end)
@@ -68,13 +68,13 @@ def replace_section(text: str, name: str, content: str) -> str:
 
 
 def goal_table(text: str) -> str:
-    """The goals of all sections in one table."""
+    """Return a table of the goals of all sections."""
     rows = re.findall(r"^\| .+ \| (?:yes|no) \|$", text, re.MULTILINE)
     return "\n".join(["| what | goal | reached | met |", "|---|---|---|---|", *dict.fromkeys(rows)])
 
 
 def machine() -> str:
-    """Where this was measured."""
+    """Return a description of this machine."""
     model = re.search(r"model name\s*: (.+)", _read("/proc/cpuinfo"))
     memory = re.search(r"MemTotal:\s*(\d+)", _read("/proc/meminfo"))
     parts = [

@@ -1,9 +1,9 @@
-"""Is the time that `plan` forecasts the time that `run` takes?
+"""Is the estimate of `plan` the time that `run` takes?
 
-    python -m benchmarks.forecast                      four settings, each bound by something else; some six minutes
-    python -m benchmarks.forecast --share 0.02         the short form
+    python -m benchmarks.forecast                      four cases, each limited by something else; about six minutes
+    python -m benchmarks.forecast --scale 0.05         the short form: fewer jobs, shorter latencies
 
-For each: `krea-batch plan --json`, then `krea-batch run --json` against a simulator of its own with these settings.
+For each case: `krea-batch plan --json`, then `krea-batch run --json` against a simulator with the same settings.
 """
 
 from __future__ import annotations
@@ -14,17 +14,34 @@ import subprocess
 import sys
 import tempfile
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from benchmarks.report import report_goal
 from tests.processes import SimulatorProcess, clean_environment, write_jobs
 
 MAX_ERROR = 0.10
-FORECAST_CASES: dict[str, tuple[int, list[str], str, str]] = {
-    "the rate": (1000, ["--rate=10/s"], "lognormal:12,0.3", ""),
-    "jobs in flight": (300, ["--rate=20/s", "--max-in-flight=20"], "lognormal:6,0.3", ""),
-    "latency": (100, ["--rate=20/s"], "uniform:20,40", ""),
-    "the gateway's limit (429)": (300, ["--rate=40/s"], "lognormal:6,0.3", "8/s"),
+
+
+class ForecastCase(NamedTuple):
+    """Jobs, engine options, a latency as a format string of its scaled seconds, and a limit of the gateway."""
+
+    jobs: int
+    options: list[str]
+    latency: str
+    seconds: tuple[float, ...]
+    limit: str = ""
+
+    def scaled(self, scale: float) -> ForecastCase:
+        """Return the case with fewer jobs and shorter latencies."""
+        seconds = tuple(scale * each for each in self.seconds)
+        return self._replace(jobs=max(2, round(scale * self.jobs)), seconds=seconds)
+
+
+FORECAST_CASES = {
+    "the rate": ForecastCase(1000, ["--rate=10/s"], "lognormal:{:g},0.3", (12,)),
+    "jobs in flight": ForecastCase(300, ["--rate=20/s", "--max-in-flight=20"], "lognormal:{:g},0.3", (6,)),
+    "latency": ForecastCase(100, ["--rate=20/s"], "uniform:{:g},{:g}", (20, 40)),
+    "the gateway's limit (429)": ForecastCase(300, ["--rate=40/s"], "lognormal:{:g},0.3", (6,), "8/s"),
 }
 
 
@@ -43,21 +60,19 @@ def run_command(*arguments: str, cwd: Path) -> dict[str, Any]:
     return output
 
 
-def measure(jobs: int, options: list[str], latency: str, limit: str) -> tuple[dict[str, Any], float]:
-    """The forecast, and the seconds of the run."""
-    limits = [f"--submit-limit=sliding-window:{limit}"] if limit else []
+def measure(case: ForecastCase) -> tuple[dict[str, Any], float]:
+    """Return the output of `plan`, and the seconds that `run` takes."""
+    latency = f"--latency={case.latency.format(*case.seconds)}"
+    limits = [f"--submit-limit=sliding-window:{case.limit}"] if case.limit else []
+    gateway_limit = [f"--gateway-limit={case.limit}"] if case.limit else []
     with tempfile.TemporaryDirectory() as path:
         folder = Path(path)
-        write_jobs(folder / "jobs.jsonl", jobs)
-        gateway_limit = [f"--limit={limit}"] if limit else []
-        plan = run_command(
-            "plan", "jobs.jsonl", "--json", f"--latency={latency}", *options, *gateway_limit, cwd=folder
-        )
-        simulator = SimulatorProcess("--tiny", f"--latency={latency}", *limits)
+        write_jobs(folder / "jobs.jsonl", case.jobs)
+        plan = run_command("plan", "jobs.jsonl", "--json", latency, *case.options, *gateway_limit, cwd=folder)
+        simulator = SimulatorProcess("--tiny", latency, *limits)
+        gateway = f"--gateway={simulator.gateway_url}"
         try:
-            run = run_command(
-                "run", "jobs.jsonl", "--out=out", "--json", f"--gateway={simulator.gateway_url}", *options, cwd=folder
-            )
+            run = run_command("run", "jobs.jsonl", "--out=out", "--json", gateway, *case.options, cwd=folder)
         finally:
             simulator.close()
     return plan, run["seconds"]
@@ -65,23 +80,21 @@ def measure(jobs: int, options: list[str], latency: str, limit: str) -> tuple[di
 
 def main() -> None:
     parser = argparse.ArgumentParser()
-    parser.add_argument("--share", type=float, default=1.0, help="of the jobs of each case")
-    share = parser.parse_args().share
-    print("| bound by | forecast | run | off by | what plan says binds |")
+    parser.add_argument("--scale", type=float, default=1.0, help="multiplies the number of jobs and the latencies")
+    scale = parser.parse_args().scale
+    print("| limited by | estimate | run | error | bottleneck according to plan |")
     print("|---|---|---|---|---|")
     max_error = 0.0
-    for name, (jobs, options, latency, limit) in FORECAST_CASES.items():
-        plan, seconds = measure(max(2, round(share * jobs)), options, latency, limit)
+    for name, case in FORECAST_CASES.items():
+        plan, seconds = measure(case.scaled(scale))
         error = plan["seconds"] / seconds - 1
         max_error = max(max_error, abs(error))
         print(
             f"| {name} | {plan['seconds']:.1f} s | {seconds:.1f} s | {error:+.1%} | {plan['bottleneck']} |",
             flush=True,
         )
-    reached = f"{max_error:.1%} at the most"
-    report_goal(
-        "the time that plan forecasts, off the run's by", f"≤ {MAX_ERROR:.0%}", reached, met=max_error <= MAX_ERROR
-    )
+    reached, met = f"{max_error:.1%} at most", max_error <= MAX_ERROR
+    report_goal("error of the time that plan estimates", f"≤ {MAX_ERROR:.0%}", reached, met=met)
 
 
 if __name__ == "__main__":

@@ -1,11 +1,11 @@
-"""How long does a page of five thousand images take to be made, in how much memory, and how soon can it be used?
+"""How long does it take to write a page of 5,000 images, and when is it usable?
 
     python -m benchmarks.gallery                       5,000 images of 1024 pixels, of which 40 differ
     python -m benchmarks.gallery --images 30         the short form
 
-The simulator draws some images, which are then in the ledger under many names. `krea-batch report` is a process
-of its own; the page is opened in headless Chromium, from its file and from `krea-batch view`. It can be used once
-every image in sight is drawn and the page answers to a filter.
+The simulator draws a few images, and the ledger lists them under many names. `krea-batch report` runs in a process
+of its own. Headless Chromium opens the page from its file and from `krea-batch view`. The page is usable once all
+visible images are drawn and a filter takes effect.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ ALL_IMAGES_LOADED = """() => {
 
 
 class ReportCost(NamedTuple):
-    """What it took to make the report, and what came of it."""
+    """The cost of writing the report, and the size of its file."""
 
     seconds: float
     peak_mb: float
@@ -52,7 +52,7 @@ class ReportCost(NamedTuple):
 
 
 async def draw_images(out: Path, count: int) -> None:
-    """A run of images as the simulator draws them."""
+    """Make a run directory with images that the simulator draws."""
     async with (
         Simulator(SimulatorSettings(time_scale=100)) as simulator,
         Engine(out, gateway=simulator.gateway_url, api_key="benchmark", rate="100/s", poll_interval_s=0.5) as engine,
@@ -61,7 +61,7 @@ async def draw_images(out: Path, count: int) -> None:
 
 
 def copy_jobs(out: Path, count: int) -> None:
-    """Give the run as many jobs as are wanted, whose images are those that were drawn."""
+    """Add jobs to the ledger until there are `count`; they share the images that were drawn."""
     store = LedgerStore.open(out / "ledger.db")
     drawn = store.outcomes(0, DRAWN_IMAGES)[0]
 
@@ -85,7 +85,7 @@ def copy_jobs(out: Path, count: int) -> None:
 
 
 def make_report(out: Path) -> ReportCost:
-    """Make the report in a process of its own, and look at what that used."""
+    """Write the report in a process of its own, and measure its time and memory."""
     started_s = time.perf_counter()
     process = subprocess.Popen([*KREA_BATCH_COMMAND, "report", str(out), "--quiet"])
     _, status, usage = os.wait4(process.pid, 0)
@@ -96,7 +96,7 @@ def make_report(out: Path) -> ReportCost:
 
 @contextmanager
 def live_page(out: Path) -> Iterator[str]:
-    """The address of the live page of a run."""
+    """Serve the live page of a run, and give its address."""
     process = subprocess.Popen(
         [*KREA_BATCH_COMMAND, "view", str(out), "--port", "0", "--no-open"], stdout=subprocess.PIPE, text=True
     )
@@ -109,7 +109,7 @@ def live_page(out: Path) -> Iterator[str]:
 
 
 def open_page(browser: Browser, url: str, count: int) -> float:
-    """Seconds until the page of that address can be used."""
+    """Return the seconds until the page at that address is usable."""
     page = browser.new_page(viewport={"width": 1280, "height": 800})
     started_s = time.perf_counter()
     page.goto(url, wait_until="commit")
@@ -137,7 +137,7 @@ def main() -> None:
             with live_page(out) as url:
                 live_s = open_page(browser, url, count)
             browser.close()
-    print("| images | report made in | most memory | its size | usable from the file after | live after |")
+    print("| images | report written in | peak memory | its size | file usable after | live page usable after |")
     print("|---|---|---|---|---|---|")
     print(
         f"| {count:,} | {report_cost.seconds:.1f} s | {report_cost.peak_mb:.0f} MB | {report_cost.file_mb:.1f} MB "

@@ -1,11 +1,11 @@
-"""How near to the best possible are the polls, and how much better than polling every 5 or 10 seconds?
+"""How close are the polls to the optimum, and how much better than a poll every 5 or 10 seconds?
 
     python -m benchmarks.polls                 2,500 jobs from a cold start, for each kind of latency
     python -m benchmarks.polls --jobs 60       the short form
 
-The real engine runs on a loop with virtual time against a gateway with the given latencies. Cost is polls plus lag in
-units of the poll interval, a job. The best possible is computed by dynamic programming for the very latencies drawn:
-one sequence of ages to poll at, known in advance, that costs least. No engine can know it.
+The real engine runs on a loop with virtual time against a gateway with the given latencies. The cost of a
+job is its polls plus its lag, the lag in units of the poll interval. The optimum is the cheapest fixed sequence of
+ages to poll at; dynamic programming finds it from the latencies that were drawn, which no engine can know.
 """
 
 from __future__ import annotations
@@ -32,14 +32,14 @@ LATENCIES: dict[str, Callable[[Random], float]] = {
     "lognormal, median 12 s": lambda random: random.lognormvariate(2.485, 0.4),
     "lognormal, median 40 s": lambda random: random.lognormvariate(3.689, 0.3),
     "uniform, 5-30 s": lambda random: random.uniform(5, 30),
-    "two humps, 6 and 25 s": lambda random: (25 if random.random() < 0.3 else 6) * random.uniform(0.8, 1.2),
-    "all 15 s": lambda _: 15.0,
+    "bimodal, 6 and 25 s": lambda random: (25 if random.random() < 0.3 else 6) * random.uniform(0.8, 1.2),
+    "constant, 15 s": lambda _: 15.0,
     "shifts from 8 to 25 s": lambda random: random.lognormvariate(2.08, 0.2),  # and see below
 }
 
 
 class LatencyGateway(ScriptedGateway):
-    """Ends each job after its latency; keeps when it was polled."""
+    """Ends each job after its latency, and adds up polls and lag."""
 
     def __init__(self, latencies_s: list[float], *, has_timestamps: bool) -> None:
         super().__init__()
@@ -69,7 +69,7 @@ class LatencyGateway(ScriptedGateway):
 def engine_cost(
     latencies_s: list[float], *, has_timestamps: bool, kinds: tuple[Creativity, ...] = ("medium",)
 ) -> float:
-    """Cost a job of the real engine; the jobs are of these kinds in turn."""
+    """Return the cost per job of the real engine, with jobs of these kinds in turn."""
     gateway = LatencyGateway(latencies_s, has_timestamps=has_timestamps)
 
     async def main(out: str) -> None:
@@ -85,14 +85,14 @@ def engine_cost(
 
 
 def fixed_interval_cost(latencies_s: list[float], interval_s: float) -> float:
-    """Cost a job of polling every so many seconds."""
+    """Return the cost per job of a fixed poll interval."""
     polls = [max(1, -(-latency_s // interval_s)) for latency_s in latencies_s]
     pairs = zip(polls, latencies_s, strict=True)
     return sum(count + (count * interval_s - latency_s) / INTERVAL_S for count, latency_s in pairs) / len(latencies_s)
 
 
 def optimal_cost(latencies_s: list[float]) -> float:
-    """Cost a job of the best sequence of ages to poll at, on a grid of a hundredth of the interval."""
+    """Return the cost per job of the best sequence of ages, on a grid of a hundredth of the interval."""
     ends = sorted(latencies_s)
     step_s = INTERVAL_S / 100
     cells = int(ends[-1] / step_s) + 2
@@ -122,7 +122,7 @@ def optimal_cost(latencies_s: list[float]) -> float:
 
 
 def _two_kinds(jobs: int) -> None:
-    """Jobs of low creativity take 6 s, those of high creativity 25 s; the best possible knows which is which."""
+    """Print the row of two kinds of job, whose optimum knows the kind of each job."""
     random = Random(7)
     latencies_s = [(25 if n % 2 else 6) * random.uniform(0.8, 1.2) for n in range(jobs)]
     optimal = (
@@ -134,7 +134,7 @@ def _two_kinds(jobs: int) -> None:
         for has_timestamps in (True, False)
     )
     every_5_s, every_10_s = fixed_interval_cost(latencies_s, 5.0), fixed_interval_cost(latencies_s, 10.0)
-    _print_row("two kinds of jobs, 6 and 25 s", optimal, with_timestamps, without_timestamps, every_5_s, every_10_s)
+    _print_row("two kinds of job, 6 and 25 s", optimal, with_timestamps, without_timestamps, every_5_s, every_10_s)
 
 
 def _print_row(
@@ -151,7 +151,7 @@ def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--jobs", type=int, default=2500)
     jobs = parser.parse_args().jobs
-    print("| latencies | best | engine | ÷ best | without timestamps | ÷ best | every 5 s | every 10 s |")
+    print("| latencies | optimum | engine | ÷ optimum | without timestamps | ÷ optimum | every 5 s | every 10 s |")
     print("|---|---|---|---|---|---|---|---|")
     worst = 0.0
     for name, draw in LATENCIES.items():
@@ -168,8 +168,8 @@ def main() -> None:
         _print_row(name, optimal, with_timestamps, without_timestamps, every_5_s, every_10_s)
         worst = max(worst, with_timestamps / optimal)
     _two_kinds(jobs)  # half of them are submitted before the first slow one ends; no goal was set for that
-    label = "polls + lag ÷ the best possible, one kind of jobs, with timestamps"
-    report_goal(label, f"≤ {MAX_COST_RATIO}", f"{worst:.3f} at the most", met=worst <= MAX_COST_RATIO)
+    label = "polls + lag ÷ optimum, one kind of job, with timestamps"
+    report_goal(label, f"≤ {MAX_COST_RATIO}", f"{worst:.3f} at most", met=worst <= MAX_COST_RATIO)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""What a benchmark found goes in; lines that `python -m benchmarks` gathers for its table of goals go out."""
+"""Report goals as lines that `python -m benchmarks` collects into its table of goals."""
 
 from __future__ import annotations
 
@@ -6,5 +6,5 @@ GOAL = "goal"
 
 
 def report_goal(label: str, bound: str, reached: str, *, met: bool) -> None:
-    """Say what was to be reached, and what was."""
+    """Print what was to be reached, and what was reached."""
     print("\t".join((GOAL, label, bound, reached, "yes" if met else "no")), flush=True)

@@ -1,11 +1,11 @@
-"""How long does a run of a million recorded jobs take to its first new submit?
+"""How long does a run of a million recorded jobs take until its first new submit?
 
     python -m benchmarks.resume                        1,000,000 jobs in the ledger and 100 new ones after them
     python -m benchmarks.resume --jobs 2000 --repeat 1     the short form
 
-The real command goes on with a folder whose ledger and results hold every old job as succeeded, once after a run that
-ended in order, once after one that was killed. Measured is the time from the start of the process to the first POST
-that the simulator, a process of its own, has seen; and the most memory that the process had.
+The real command resumes a run directory in which every recorded job has succeeded, once after a run that ended
+normally and once after a run that was killed. Measured are the time from the start of the process to the first POST
+that the simulator sees, and the peak memory of the process. The simulator runs in a process of its own.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ RESUME_CASE = LimitCase("resume", "none", 1000, "1000/s", NEW_JOBS)
 
 
 class ResumeTimes(NamedTuple):
-    """Seconds from the start to the first new submit and to the end, and MiB at the most."""
+    """Seconds from the start to the first new submit and to the end, and peak memory in MiB."""
 
     first_s: float
     total_s: float
@@ -49,7 +49,7 @@ class ResumeTimes(NamedTuple):
 
 
 def prompts(count: int) -> list[str]:
-    """Lines as people write them, about 140 bytes each."""
+    """Return realistic lines of about 140 bytes."""
     return [
         f"a photograph of {n} red bicycles leaning on a wall, golden hour, 35 mm, film grain" for n in range(count)
     ]
@@ -62,7 +62,7 @@ def write_jobs(path: Path, count: int) -> None:
 
 
 def create_run(jobs_file: Path, out: Path, gateway: str, count: int, *, in_order: bool) -> None:
-    """Make the folder as a run would leave it that has brought the first `count` jobs of the file home."""
+    """Make the run directory of a run that has stored the first `count` jobs of the file."""
     (out / "images").mkdir(parents=True)
     store = LedgerStore.open(out / "ledger.db")
     run = store.transaction([lambda store: store.start_run(gateway, version("krea-batch"), ENDED_AT)])[0]
@@ -137,7 +137,7 @@ def measure(jobs_file: Path, count: int, folder: Path, *, in_order: bool) -> Res
 
 
 def submit_probe(gateway: str) -> None:
-    """A POST of our own, at the very start: the simulator's clock is its own."""
+    """Send a POST at the start, because the simulator has a clock of its own."""
     headers = {wire.KEY_HEADER: API_KEY} | wire.SUBMIT_HEADERS
     body = wire.encode_body(Job(prompt="now"))
     urllib.request.urlopen(urllib.request.Request(gateway + wire.SUBMIT_PATH, body, headers)).close()  # noqa: S310
@@ -148,7 +148,7 @@ def main() -> None:
     parser.add_argument("--jobs", type=int, default=1_000_000)
     parser.add_argument("--repeat", type=int, default=3)
     options = parser.parse_args()
-    print("| in the ledger | previous run | first new submit after | end after | peak memory |")
+    print("| recorded jobs | the last run | first new submit after | end after | peak memory |")
     print("|---|---|---|---|---|")
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
@@ -158,7 +158,7 @@ def main() -> None:
         for in_order in (True, False):
             runs = [measure(jobs_file, options.jobs, folder, in_order=in_order) for _ in range(options.repeat)]
             median = ResumeTimes(*(statistics.median(figures) for figures in zip(*runs, strict=True)))
-            previous_end = "ended in order" if in_order else "was killed"
+            previous_end = "ended normally" if in_order else "was killed"
             slowest_s = max(slowest_s, median.first_s)
             times = f"{median.first_s:.2f} s | {median.total_s:.1f} s"
             print(f"| {options.jobs:,} | {previous_end} | {times} | {median.peak_mib:.0f} MiB |", flush=True)

@@ -1,13 +1,13 @@
-"""Does a job cost more where there are more of them?
+"""Does a job cost more in a longer run?
 
     python -m benchmarks.scale                     1,000 to 100,000 jobs at 20 s latency, in simulated time
     python -m benchmarks.scale --max-jobs 300      the short form
 
-The real engine with its real ledger runs on a loop whose clock jumps, against a gateway that keeps books: each job is
-charged once, fetched once, and stored once, or the benchmark fails. Images go to a folder in memory where there is
-one. From 2,000 jobs on, as many are in flight in a short run as in a long one: what many in flight cost is another
-question, and benchmarks.in_flight answers it. Each size runs several times and the least counts, since whatever else
-the machine does only adds. The plot, benchmarks/scale.svg, shows processor time a job against their number.
+The real engine and its ledger run in virtual time against a scripted gateway. The benchmark fails unless each job is
+charged, downloaded and stored once. Images go to a file system in memory if there is one. From 2,000 jobs on, the
+number of jobs in flight is the same in all runs, because benchmarks.in_flight measures its cost separately. Each size
+runs several times and the minimum counts, because other load can only add time. The plot, benchmarks/scale.svg, shows
+the processor time per job over the number of jobs.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ MAX_GROWTH = 1.15  # chosen: what noise may look like
 
 
 class ScaleCost(NamedTuple):
-    """What one job cost among so many."""
+    """What one job costs in a run of so many."""
 
     jobs: int
     cpu_ms: float
@@ -52,7 +52,7 @@ class ScaleCost(NamedTuple):
 
 
 class FixedLatencyGateway(ScriptedGateway):
-    """Each job takes `LATENCY_S`; nobody's polls are remembered."""
+    """Each job takes `LATENCY_S`; polls are not recorded."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -82,7 +82,7 @@ def loop_time_s() -> float:
 
 
 def measure_in_fresh_process(jobs: int) -> ScaleCost:
-    """In a process of its own, whose memory is its own."""
+    """Measure in a process of its own, so that memory is that of one case."""
     with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as executor:
         return executor.submit(measure, jobs).result()
 
@@ -106,7 +106,7 @@ def measure(jobs: int) -> ScaleCost:
 
 
 def _check(out: Path, gateway: FixedLatencyGateway, jobs: int) -> None:
-    """Charged once, fetched once, stored once."""
+    """Check that each job was charged, downloaded and stored once."""
     assert len(gateway.charged) == jobs
     assert len(set(gateway.charged.values())) == jobs, "a job was paid for twice"
     assert len(gateway.downloads) == len(set(gateway.downloads)) == jobs
@@ -129,7 +129,7 @@ def draw_plot(results: list[ScaleCost], path: Path) -> None:
     axes.set_xscale("log")
     axes.set_ylim(0, 1.5 * max(one.cpu_ms for one in results))
     axes.set_xlabel("jobs in one run")
-    axes.set_ylabel("processor time a job, ms")
+    axes.set_ylabel("processor time per job, ms")
     axes.set_title("What a job costs in runs of 1,000 to 100,000")
     axes.grid(alpha=0.3)
     figure.savefig(path, metadata={"Date": None})
@@ -141,7 +141,7 @@ def main() -> None:
     parser.add_argument("--repeat", type=int, default=3)
     parser.add_argument("--plot", type=Path, default=PLOT)
     options = parser.parse_args()
-    print("| jobs | processor time a job | polls a job | peak memory |")
+    print("| jobs | processor time per job | polls per job | peak memory |")
     print("|---|---|---|---|")
     results = []
     for jobs in sorted({min(size, options.max_jobs) for size in JOB_COUNTS}):
@@ -153,8 +153,8 @@ def main() -> None:
         )
     draw_plot(results, options.plot)
     growth = results[-1].cpu_ms / results[min(1, len(results) - 1)].cpu_ms
-    reached = f"{growth:.2f} times one among {results[min(1, len(results) - 1)].jobs:,}"
-    report_goal(f"a job among {results[-1].jobs:,}", "costs no more", reached, met=growth <= MAX_GROWTH)
+    reached = f"{growth:.2f} times one of {results[min(1, len(results) - 1)].jobs:,}"
+    report_goal(f"a job of {results[-1].jobs:,}", "costs no more", reached, met=growth <= MAX_GROWTH)
 
 
 if __name__ == "__main__":

@@ -1,12 +1,11 @@
-"""Does a web service notice that its loop makes images, too?
+"""Does image generation slow down a web service on the same event loop?
 
-    python -m benchmarks.service                            500 concurrent generates beside 200 requests a second
+    python -m benchmarks.service                            500 concurrent generates during 200 requests per second
     python -m benchmarks.service --jobs 20 --repeat 1 --seconds 2   the short form
 
-A FastAPI service on uvicorn and uvloop answers requests of its own, 200 a second, first alone and then while 500
-tasks of the same loop wait in `engine.generate`. The requests come from this process at fixed instants, whether
-answers come or not; the simulator has a process of its own: three on the cores of one machine. Loop lag is how much
-later than asked a sleep of 10 ms ends.
+A FastAPI service on uvicorn and uvloop answers 200 requests of its own per second, first alone and then while 500
+tasks on the same loop wait in `engine.generate`. This process sends the requests at fixed times, whether or not
+answers arrive. Service and simulator have processes of their own. Loop lag is how late a sleep of 10 ms ends.
 """
 
 from __future__ import annotations
@@ -37,7 +36,7 @@ SUBMIT_RATE = "100/s"
 
 
 class ServiceTimes(NamedTuple):
-    """Milliseconds: latencies of the service's own requests, and lag of its loop."""
+    """Latencies of the service's own requests, and lag of its event loop, in milliseconds."""
 
     p50_ms: float
     p99_ms: float
@@ -45,7 +44,7 @@ class ServiceTimes(NamedTuple):
 
 
 def serve(out: str, gateway: str) -> None:
-    """The service; tells its address on standard output."""
+    """Run the service, which prints its address."""
     import socket
 
     import uvicorn
@@ -96,7 +95,7 @@ def serve(out: str, gateway: str) -> None:
 
 @contextmanager
 def service(gateway: str) -> Iterator[str]:
-    """The service in a process of its own. Gives its address."""
+    """Run the service in a process of its own, and give its address."""
     with tempfile.TemporaryDirectory() as out:
         command = [sys.executable, "-m", "benchmarks.service", "--serve", out, "--gateway", gateway]
         process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=os.environ | {"PYTHONPATH": "."})
@@ -114,7 +113,7 @@ def percentile(values: list[float], share: float) -> float:
 
 
 async def load(web: aiohttp.ClientSession, stop: asyncio.Event) -> list[float]:
-    """Latencies, in seconds, of requests at fixed instants, from when each was due."""
+    """Return the latencies in seconds of requests at fixed times, each from the time it was due."""
     latencies_s: list[float] = []
     pending: set[asyncio.Task[None]] = set()
 
@@ -136,7 +135,7 @@ async def load(web: aiohttp.ClientSession, stop: asyncio.Event) -> list[float]:
 
 
 async def measure_during(web: aiohttp.ClientSession, work: Any) -> ServiceTimes:
-    """What requests meet while something else goes on."""
+    """Measure the service's requests while something else runs."""
     done = asyncio.Event()
     async with web.get("/lag"):
         pass
@@ -150,7 +149,7 @@ async def measure_during(web: aiohttp.ClientSession, work: Any) -> ServiceTimes:
 
 
 async def measure_both(url: str, jobs: int, seconds: float) -> tuple[ServiceTimes, ServiceTimes]:
-    """Alone, and beside the images."""
+    """Measure the service alone, then during the generates."""
 
     async def generate() -> None:
         async with web.post(f"/images/{jobs}", timeout=aiohttp.ClientTimeout(total=600)) as response:
@@ -188,12 +187,12 @@ def main() -> None:
     baseline, concurrent = (
         ServiceTimes(*map(statistics.median, zip(*group, strict=True))) for group in zip(*runs, strict=True)
     )
-    for name, result in (("alone", baseline), (f"beside {options.jobs} concurrent generates", concurrent)):
+    for name, result in (("alone", baseline), (f"during {options.jobs} concurrent generates", concurrent)):
         print(f"| {name} | {result.p50_ms:.1f} ms | {result.p99_ms:.1f} ms | {result.lag_ms:.1f} ms |", flush=True)
     grown_ms = statistics.median(second.p99_ms - first.p99_ms for first, second in runs)
     goal = f"grows by ≤ {MAX_GROWTH_MS:.0f} ms"
     report_goal(
-        f"p99 of a service beside {options.jobs} generates",
+        f"p99 of a service during {options.jobs} generates",
         goal,
         f"{grown_ms:+.1f} ms",
         met=grown_ms <= MAX_GROWTH_MS,

@@ -3,10 +3,11 @@
     python -m benchmarks.throughput                        every kind of limit, three times each; medians
     python -m benchmarks.throughput --share 0.05 --repeat 1   the short form: a twentieth of the jobs
 
-Limits that are told are measured more often, since one stall of the machine spoils a short run. Those that are not
-told are low, and several of them are measured in parallel.
+Cases whose rate is the limit itself are repeated more often, because their runs are short and one stall of the
+machine distorts them. The other cases have a low limit, and several of them run in parallel.
+
 The real command runs against the simulator, each in a process of its own. What was accepted, and when, is read from
-the simulator's ledger. `used` is accepted submits a second, from the first to the last, over the limit.
+the simulator's ledger. `used` is accepted submits per second, from the first to the last, over the limit.
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ COMMAND = [sys.executable, "-m", "krea_batch"]
 
 
 class LimitCase(NamedTuple):
-    """A limit, what the engine is told of it, and how many jobs show what comes of it."""
+    """A limit of the gateway, the rate that the engine is given, and a number of jobs."""
 
     name: str
     limit: str
@@ -44,18 +45,18 @@ class LimitCase(NamedTuple):
 
     @property
     def is_configured(self) -> bool:
-        """Whether the engine is told the very limit."""
+        """Whether the engine's rate is the limit itself."""
         return self.rate == f"{self.per_s:g}/s"
 
 
 LIMIT_CASES = [
     *(
-        LimitCase(f"told {per_s}/s", f"{kind}:{per_s}/s", per_s, f"{per_s}/s", 15 * per_s)
+        LimitCase(f"rate {per_s}/s", f"{kind}:{per_s}/s", per_s, f"{per_s}/s", 15 * per_s)
         for per_s in (200, 800)
         for kind in ("fixed-window", "token-bucket", "sliding-window")
     ),
     *(
-        LimitCase(f"told {rate}, Retry-After: {retry_after}", f"{kind}:60/s", 60, rate, 2400, retry_after)
+        LimitCase(f"rate {rate}, Retry-After: {retry_after}", f"{kind}:60/s", 60, rate, 2400, retry_after)
         for rate in ("500/s", "auto")
         for retry_after in ("seconds", "none")
         for kind in ("fixed-window", "token-bucket", "sliding-window")
@@ -63,16 +64,14 @@ LIMIT_CASES = [
 ]
 
 
-GOALS = {"told 200/s": 0.985, "told 800/s": 0.97, "told 500/s": 0.92, "told auto": 0.90}
+GOALS = {"rate 200/s": 0.985, "rate 800/s": 0.97, "rate 500/s": 0.92, "rate auto": 0.90}
 MAX_PARALLEL_RUNS = 3  # chosen: runs at 60/s, each with its simulator a third of a core
-CONFIGURED_REPEAT_FACTOR = (
-    2  # chosen: where the limit is told, runs are short, and one stall of the machine spoils one
-)
-MAX_UTILISATION, MAX_RATE_LIMITED_PER_JOB = 1.01, 0.08  # of a limit that was told; 429s a job where it was not
+CONFIGURED_REPEAT_FACTOR = 2  # chosen: these runs are short, so one stall of the machine distorts a single run
+MAX_UTILISATION, MAX_RATE_LIMITED_PER_JOB = 1.01, 0.08  # the first for configured limits, the second for the others
 
 
 class ThroughputResult(NamedTuple):
-    """What came of a case: shares of the limit, 429s a job, and milliseconds of processor time a job."""
+    """The results of a case: shares of the limit, 429s per job, and milliseconds of processor time per job."""
 
     utilisation: float
     peak_utilisation: float
@@ -82,7 +81,7 @@ class ThroughputResult(NamedTuple):
 
 @contextmanager
 def run_simulator(case: LimitCase, *extra_options: str) -> Iterator[dict[str, str]]:
-    """A simulator with the limit of the case, and more options; gives its addresses."""
+    """Run a simulator with the limit of the case, and give its addresses."""
     options = [
         "--rate-limit",
         case.limit,
@@ -105,14 +104,14 @@ def run_simulator(case: LimitCase, *extra_options: str) -> Iterator[dict[str, st
 
 
 def fetch_posts(urls: dict[str, str]) -> list[dict[str, Any]]:
-    """The POSTs that a simulator has seen."""
+    """Return the POSTs that a simulator has received."""
     with urllib.request.urlopen(urls["admin_url"] + "/ledger") as response:  # noqa: S310 - loopback
         posts: list[dict[str, Any]] = json.load(response)["posts"]
     return posts
 
 
 def measure(case: LimitCase, jobs: int, parent_dir: str) -> ThroughputResult:
-    """Run a case in a new folder, which is not deleted before all is measured: see benchmarks.overhead."""
+    """Run a case in a new directory, which is kept until the end (see benchmarks.overhead)."""
     folder = tempfile.mkdtemp(dir=parent_dir)
     with run_simulator(case) as urls:
         lines = (json.dumps({"prompt": f"image {n}"}) + "\n" for n in range(jobs))
@@ -140,7 +139,7 @@ def main() -> None:
     parser.add_argument("--repeat", type=int, default=3)
     parser.add_argument("--only", default="")
     options = parser.parse_args()
-    print("| the engine is | limit | used | most in a second | 429s a job | CPU ms a job |")
+    print("| configured | limit | used | max in a second | 429s per job | CPU ms per job |")
     print("|---|---|---|---|---|---|")
     cases = [case for case in LIMIT_CASES if options.only in case.name + case.limit]
     repeat_factor = CONFIGURED_REPEAT_FACTOR if options.share == 1 else 1
@@ -167,7 +166,7 @@ def main() -> None:
 
 
 def _print_median(case: LimitCase, runs: list[ThroughputResult]) -> ThroughputResult:
-    """The medians of the runs of a case, as a row of the table."""
+    """Print the medians of a case's runs as a row of the table."""
     median = ThroughputResult(*(statistics.median(figures) for figures in zip(*runs, strict=True)))
     print(
         f"| {case.name} | {case.limit} | {median.utilisation:.3f} | {median.peak_utilisation:.3f} "
@@ -184,11 +183,11 @@ def _report_goal(prefix: str, min_utilisation: float, results: list[tuple[LimitC
         bound, met = f"≥ {min_utilisation}, ≤ {MAX_UTILISATION}", min_utilisation <= low and high <= MAX_UTILISATION
     else:
         bound, met = (
-            f"≥ {min_utilisation}, 429s a job ≤ {MAX_RATE_LIMITED_PER_JOB}",
+            f"≥ {min_utilisation}, 429s per job ≤ {MAX_RATE_LIMITED_PER_JOB}",
             min_utilisation <= low and rate_limited <= MAX_RATE_LIMITED_PER_JOB,
         )
-    reached = f"{low:.3f} to {high:.3f}, 429s a job {rate_limited:.4f}"
-    report_goal(f"used of a limit, {prefix}", bound, reached, met=met)
+    reached = f"{low:.3f} to {high:.3f}, 429s per job {rate_limited:.4f}"
+    report_goal(f"used of the limit, {prefix}", bound, reached, met=met)
 
 
 if __name__ == "__main__":

@@ -1,9 +1,9 @@
-"""How many lines a second does a whole check read, and how much memory does it take?
+"""How fast is a job file checked, and in how much memory?
 
     python -m benchmarks.validate                a million lines, and a thousand to compare the memory with
     python -m benchmarks.validate --lines 2000   the short form
 
-Each check runs in a process of its own, so that its peak of memory is nobody else's.
+Each check runs in a process of its own, so that its peak memory can be measured.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ def main() -> None:
 
 
 def write_jobs(path: Path, lines: int) -> None:
-    """A realistic file: prompts of about 90 characters, ids on half of the lines, some other fields."""
+    """Write a realistic file: prompts of about 90 characters, ids in half of the lines, some other fields."""
     random = Random(1)
     words = PHRASE.split()
     with path.open("w", encoding="utf-8") as file:
@@ -63,7 +63,7 @@ def in_fresh_process(path: Path) -> dict[str, float]:
 
 
 def check(path: Path) -> dict[str, float]:
-    """Check one file, then read its jobs as a run does."""
+    """Check one file, then read its jobs as `run` does."""
     from krea_batch.sources import JobFiles
 
     with JobFiles([str(path)]) as files:
