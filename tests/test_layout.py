@@ -5,7 +5,6 @@ from __future__ import annotations
 import ast
 import re
 from collections import defaultdict
-from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
 
@@ -37,8 +36,8 @@ IMPORTED_ONLY_IN: dict[str, set[str]] = {
 """Library, and the packages or modules that may import it; each of them does."""
 
 
-def modules() -> Iterator[Path]:
-    yield from (path for path in sorted(ROOT.glob("krea_batch/**/*.py")))
+def modules() -> list[Path]:
+    return sorted(ROOT.glob("krea_batch/**/*.py"))
 
 
 @pytest.mark.parametrize("package", PACKAGES, ids=lambda path: str(path.relative_to(ROOT)))
@@ -54,11 +53,8 @@ def test_a_package_lists_its_modules(package: Path) -> None:
 def test_module_names_are_used_once() -> None:
     """No two modules have one name, except those that a convention shares."""
     places = defaultdict(list)
-    for path in modules():
+    for path in [*modules(), *sorted(ROOT.glob("tests/**/*.py"))]:
         if path.stem not in SHARED_MODULE_NAMES and path.parent.name != "commands":
-            places[path.stem].append(str(path.relative_to(ROOT)))
-    for path in sorted(ROOT.glob("tests/**/*.py")):
-        if path.stem not in SHARED_MODULE_NAMES:
             places[path.stem].append(str(path.relative_to(ROOT)))
     assert [found for found in places.values() if len(found) > 1] == []
 

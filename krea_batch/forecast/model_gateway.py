@@ -6,8 +6,6 @@ It validates nothing and injects no faults; the simulator does.
 from __future__ import annotations
 
 import asyncio
-import struct
-import zlib
 from collections import deque
 from collections.abc import AsyncIterator
 from random import Random
@@ -15,22 +13,14 @@ from typing import Self
 
 from krea_batch.forecast.latency_model import Latencies
 from krea_batch.rules.verdicts import Accepted, Finished, PollVerdict, PostVerdict, Refusal, Refused, Waiting
+from krea_batch.testing.scripted_gateway import make_png
 
 SUBMIT_LATENCY_S = 0.05  # chosen: a round trip of some milliseconds, and some processing
 POLL_LATENCY_S = 0.03  # chosen: the same, with less processing
 DOWNLOAD_LATENCY_S = 0.1  # chosen: an image of 2 MB at 160 Mbit/s
 
 
-def _chunk(kind: bytes, data: bytes) -> bytes:
-    return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
-
-
-_PIXEL_PNG = (
-    b"\x89PNG\r\n\x1a\n"
-    + _chunk(b"IHDR", struct.pack(">IIBBBBB", 1, 1, 8, 0, 0, 0, 0))
-    + _chunk(b"IDAT", zlib.compress(b"\0\0"))
-    + _chunk(b"IEND", b"")
-)
+_PIXEL_PNG = make_png(1, 1)
 
 
 class OnePixelImage:

@@ -247,11 +247,11 @@ class LedgerStore(LedgerQueries):
 
         Raises RunDirError if earlier runs used another gateway.
         """
-        previous = self._sql.execute("SELECT gateway FROM runs ORDER BY run_no DESC LIMIT 1").fetchone()
-        if previous and previous[0] != gateway:
+        previous = self.gateway()
+        if previous and previous != gateway:
             raise RunDirError(
                 self.path,
-                f"its jobs were submitted to {previous[0]}, not to {gateway}",
+                f"its jobs were submitted to {previous}, not to {gateway}",
                 "use the same gateway, or another run directory",
             )
         cursor = self._sql.execute(

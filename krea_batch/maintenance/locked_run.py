@@ -49,6 +49,17 @@ class LockedRun:
         with self._stack:
             asyncio.run(self._write_results())
 
+    def _change(self, change: Callable[[LedgerStore], None]) -> None:
+        """Apply a change in one transaction."""
+
+        def change_and_mark(store: LedgerStore) -> None:
+            change(store)
+            # results.jsonl is out of date until the context is left. If the process is killed before, the next run
+            # sees None and rewrites the file.
+            store.set_results_size(None)
+
+        self._store.transaction([change_and_mark])
+
     async def _write_results(self) -> None:
         ledger = LedgerWriter(self._store)
         try:

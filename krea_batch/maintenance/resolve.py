@@ -79,8 +79,5 @@ class AmbiguousJobs(LockedRun):
                 if job_id not in ambiguous:
                     raise JobError("the job is not ambiguous", "see krea-batch resolve OUT --list", job_id=job_id)
                 decide(store, ambiguous[job_id])
-            # results.jsonl is out of date until the context is left. If the process is killed before, the next run
-            # sees None and rewrites the file.
-            store.set_results_size(None)
 
-        self._store.transaction([decide_all])
+        self._change(decide_all)

@@ -57,11 +57,8 @@ class RetryPlan(LockedRun):
         def requeue_all(store: LedgerStore) -> None:
             for job_id in job_ids:
                 store.retry(*by_id[job_id])
-            # results.jsonl is out of date until the context is left. If the process is killed before, the next run
-            # sees None and rewrites the file.
-            store.set_results_size(None)
 
-        self._store.transaction([requeue_all])
+        self._change(requeue_all)
 
     def open_jobs(self) -> int:
         """Return the number of jobs that the next run continues with, without a retry."""

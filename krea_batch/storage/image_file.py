@@ -18,7 +18,7 @@ from typing import ParamSpec, TypeVar
 from krea_batch.jobs import StoredFile
 from krea_batch.storage.atomic import fsync_path, open_for_writing
 from krea_batch.storage.png import PngError, PngValidator
-from krea_batch.storage.run_dir import IMAGES, candidate_names
+from krea_batch.storage.run_dir import IMAGES, candidate_names, has_content
 
 __all__ = ["ImageFile", "PngError", "commit_many", "remove_stale_parts", "stage"]
 
@@ -135,16 +135,10 @@ class ImageFile:
         """Rename to the first free name. A file with the same bytes is ours, from a run that was killed here."""
         for name in candidate_names(self.stem):
             final = f"{self.folder}/{name}"
-            if not os.path.lexists(final) or self._is_ours(Path(final)):
+            if not os.path.lexists(final) or has_content(Path(final), self.taken_bytes, self._digest.hexdigest()):
                 os.replace(self._part, final)  # noqa: PTH105
                 return name
         raise AssertionError("candidate_names does not end")
-
-    def _is_ours(self, final: Path) -> bool:
-        if final.is_symlink() or not final.is_file() or final.stat().st_size != self.taken_bytes:
-            return False
-        with final.open("rb") as file:
-            return hashlib.file_digest(file, "sha256").digest() == self._digest.digest()
 
 
 def remove_stale_parts(out: Path) -> None:

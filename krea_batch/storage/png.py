@@ -15,6 +15,11 @@ MAX_CHUNK_BYTES = 2**31 - 1  # PNG specification, 5.3
 _CHUNK_HEADER = struct.Struct(">I4s")
 
 
+def make_chunk(chunk_type: bytes, body: bytes) -> bytes:
+    """Return a chunk with its length and checksum."""
+    return _CHUNK_HEADER.pack(len(body), chunk_type) + body + struct.pack(">I", zlib.crc32(chunk_type + body))
+
+
 class PngError(ValueError):
     """The bytes are not one complete PNG; the text says why."""
 

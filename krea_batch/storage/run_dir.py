@@ -5,6 +5,7 @@ The lock is on the directory itself, so no lock file is left behind. It ends wit
 
 from __future__ import annotations
 
+import hashlib
 import os
 import time
 from collections.abc import Iterator
@@ -68,6 +69,14 @@ def candidate_names(stem: str) -> Iterator[str]:
     yield f"{stem}.png"
     for n in count(2):
         yield f"{stem}~{n}.png"  # the preferred name is a file of others, which is kept
+
+
+def has_content(path: Path, size_bytes: int, sha256: str) -> bool:
+    """Return whether a path is a regular file with this content. Raises OSError."""
+    if path.is_symlink() or not path.is_file() or path.stat().st_size != size_bytes:
+        return False
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest() == sha256
 
 
 def require_run(out: Path) -> None:

@@ -46,6 +46,7 @@ from krea_batch.rules.verdicts import (
     Refused,
     Waiting,
 )
+from krea_batch.storage.png import SIGNATURE, make_chunk
 
 __all__ = [
     "ACCEPT",
@@ -76,16 +77,13 @@ FINISH: Final = Finished
 def make_png(width: int = 4, height: int = 3, text: bytes = b"") -> bytes:
     """Return a small valid PNG; images with different `text` differ in their bytes."""
 
-    def chunk(kind: bytes, data: bytes) -> bytes:
-        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
-
     rows = (b"\0" + b"\x40\x80\xc0" * width) * height
     return (
-        b"\x89PNG\r\n\x1a\n"
-        + chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0))
-        + (chunk(b"tEXt", b"prompt\0" + text) if text else b"")
-        + chunk(b"IDAT", zlib.compress(rows))
-        + chunk(b"IEND", b"")
+        SIGNATURE
+        + make_chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0))
+        + (make_chunk(b"tEXt", b"prompt\0" + text) if text else b"")
+        + make_chunk(b"IDAT", zlib.compress(rows))
+        + make_chunk(b"IEND", b"")
     )
 
 

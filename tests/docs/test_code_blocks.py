@@ -167,7 +167,7 @@ async def test_the_service_of_fastapi(service: Callable[[str, str], Any], anyio_
             assert status == 200
             assert body.decode().rpartition("event: ")[2].startswith("JobEnded\ndata: {")
             assert await asgi_call(app, "GET", f"/images/{image_id}") == (200, b'{"status":"succeeded"}')
-            assert (await asgi_call(app, "GET", "/images/nobody"))[0] == 404
+            assert (await asgi_call(app, "GET", "/images/unknown"))[0] == 404
 
 
 @pytest.mark.anyio
@@ -181,7 +181,7 @@ async def test_the_service_of_aiohttp(service: Callable[[str, str], Any], anyio_
                 image_id = (await answer.json())["id"]
             async with client.get(f"/images/{image_id}") as answer:
                 assert (await answer.json())["status"] in {state.value for state in State}
-            async with client.get("/images/nobody") as answer:
+            async with client.get("/images/unknown") as answer:
                 assert answer.status == 404
 
 

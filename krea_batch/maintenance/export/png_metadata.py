@@ -15,7 +15,7 @@ from typing import Any
 import msgspec
 
 from krea_batch.jobs import Outcome
-from krea_batch.storage.png import SIGNATURE, PngError, PngValidator
+from krea_batch.storage.png import SIGNATURE, PngError, PngValidator, make_chunk
 
 PROMPT_KEYWORD = "Description"  # a keyword of the PNG specification, 11.3.3.1, which image viewers show
 SOFTWARE_KEYWORD = "Software"  # as above
@@ -52,7 +52,7 @@ def embed_texts(png: bytes, texts: dict[str, str]) -> bytes:
         for start, end, chunk_type, body in _parse_chunks(png)
         if chunk_type not in _TEXT_CHUNK_TYPES or _decode_keyword(body) not in texts
     )
-    added = b"".join(_make_chunk(b"iTXt", _itxt_body(keyword, text)) for keyword, text in texts.items())
+    added = b"".join(make_chunk(b"iTXt", _itxt_body(keyword, text)) for keyword, text in texts.items())
     ihdr_bytes = _AFTER_IHDR - len(SIGNATURE)
     return SIGNATURE + kept[:ihdr_bytes] + added + kept[ihdr_bytes:]
 
@@ -88,10 +88,6 @@ def _parse_chunks(png: bytes) -> list[tuple[int, int, bytes, bytes]]:
         )
         offset = end
     return chunks
-
-
-def _make_chunk(chunk_type: bytes, body: bytes) -> bytes:
-    return _LENGTH_AND_TYPE.pack(len(body), chunk_type) + body + struct.pack(">I", zlib.crc32(chunk_type + body))
 
 
 def _itxt_body(keyword: str, text: str) -> bytes:

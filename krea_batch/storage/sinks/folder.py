@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-import hashlib
 import os
 import shutil
 from pathlib import Path
 
 from krea_batch.storage.atomic import fsync_path
-from krea_batch.storage.run_dir import candidate_names
+from krea_batch.storage.run_dir import candidate_names, has_content
 from krea_batch.storage.sinks import SinkPermanentError, VerifiedImage
 
 
@@ -61,14 +60,7 @@ class FolderSink:
             try:
                 final.hardlink_to(part)
             except FileExistsError:
-                if not _has_same_bytes(final, image):
+                if not has_content(final, image.size_bytes, image.sha256):
                     continue
             return final
         raise AssertionError("candidate_names does not end")
-
-
-def _has_same_bytes(path: Path, image: VerifiedImage) -> bool:
-    if path.is_symlink() or not path.is_file() or path.stat().st_size != image.size_bytes:
-        return False
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest() == image.sha256
