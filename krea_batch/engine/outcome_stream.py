@@ -25,7 +25,7 @@ class OutcomeStream:
         self._window = anyio.Semaphore(max_pending)
         self._ended: asyncio.Queue[asyncio.Future[Outcome] | None] = asyncio.Queue()
         self._feeder: asyncio.Task[None] | None = None
-        self._started = self._taken = 0
+        self._started = self._yielded = 0
         self._error: BaseException | None = None
 
     def cancel(self) -> None:
@@ -38,7 +38,7 @@ class OutcomeStream:
         self._feeder = asyncio.create_task(self._feed(jobs))
         try:
             while (future := await self._next()) is not None:
-                self._taken += 1
+                self._yielded += 1
                 self._window.release()
                 if error := future.exception():
                     self._error = self._error or error
@@ -72,7 +72,7 @@ class OutcomeStream:
     async def _next(self) -> asyncio.Future[Outcome] | None:
         """Return the next outcome that has ended; None at the end of the source, once every outcome is taken."""
         assert self._feeder  # noqa: S101 - set by `outcomes`
-        while not (self._feeder.done() and self._taken == self._started):
+        while not (self._feeder.done() and self._yielded == self._started):
             future = await self._ended.get()
             if future is None:
                 await asyncio.wait([self._feeder])

@@ -83,7 +83,7 @@ class LedgerWriter:
             raise error
         future: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
         self._pending.append((operation, future))
-        if self._committing is None and not self._commit_timer.is_set:
+        if self._committing is None and not self._commit_timer.is_scheduled:
             self._schedule_commit()
         return future
 

@@ -153,10 +153,10 @@ class Downloader:
 
     async def _receive(self, download: _Download, image: ImageFile) -> list[bytes]:
         """Download the rest of an image. Return its last bytes, which are not written yet."""
-        etag = download.etag if image.taken_bytes else None
-        body = await self._run.gateway.download(download.url, offset=image.taken_bytes, etag=etag)
+        etag = download.etag if image.written_bytes else None
+        body = await self._run.gateway.download(download.url, offset=image.written_bytes, etag=etag)
         async with body:
-            if body.offset != image.taken_bytes:
+            if body.offset != image.written_bytes:
                 image.start_over()
             download.etag = body.etag
             return await self._stream_to_disk(body, image)

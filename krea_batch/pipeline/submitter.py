@@ -275,6 +275,7 @@ class Submitter:
         resubmit = self._run.settings.ambiguous is AmbiguousPolicy.RESUBMIT
         if resubmit and job.ambiguous_posts < MAX_AMBIGUOUS_RESUBMITS and not self._run.stopped:
             await self._run.record(LedgerStore.resubmit, job.job_no)
+            # Observers see one change: to them, an ambiguous job has ended.
             self._run.events.emit_state_change(job, State.SUBMITTING, State.PENDING)
             self._run.events.emit_retry(job, "submit", error.message)
             self.enqueue(job)

@@ -43,7 +43,7 @@ class MinInterval:
         self._timer: asyncio.TimerHandle | None = None
 
     @property
-    def is_set(self) -> bool:
+    def is_scheduled(self) -> bool:
         """Whether a start is scheduled."""
         return self._timer is not None
 

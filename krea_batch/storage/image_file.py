@@ -20,14 +20,14 @@ from krea_batch.storage.atomic import fsync_path, open_for_writing
 from krea_batch.storage.png import PngError, PngValidator
 from krea_batch.storage.run_dir import IMAGES, candidate_names, has_content
 
-__all__ = ["ImageFile", "PngError", "commit_many", "remove_stale_parts", "stage"]
+__all__ = ["ImageFile", "PngError", "commit_many", "remove_stale_parts", "write_to_part"]
 
 P = ParamSpec("P")
 T = TypeVar("T")
 
 MEDIA_TYPE = "image/png"
 
-_CLAIM_LOCK = Lock()  # without it, two disk threads could take the same free name
+_NAME_LOCK = Lock()  # without it, two disk threads could take the same free name
 
 
 class ImageFile:
@@ -41,13 +41,13 @@ class ImageFile:
     def __init__(self, out: Path, name: str, job_no: int, *, job_id: str = "", output: int = 1) -> None:
         self.job_id = job_id or name
         self.output = output
-        self.folder = f"{out}/{IMAGES}"  # Path objects would cost as much as the calls
+        self.images_dir = f"{out}/{IMAGES}"  # Path objects would cost as much as the calls
         self.stem = name
-        self._part = f"{self.folder}/{name}.{job_no}.png.part"
+        self._part = f"{self.images_dir}/{name}.{job_no}.png.part"
         self._fd = -1  # open from the last bytes until the sync
         self._validator = PngValidator()
         self._digest = hashlib.sha256()
-        self.taken_bytes = 0
+        self.written_bytes = 0
         self.is_complete = False  # every byte is written and validated
 
     @property
@@ -57,11 +57,11 @@ class ImageFile:
 
     def start_over(self) -> None:
         """Discard everything; the next bytes are the first ones."""
-        self._validator, self._digest, self.taken_bytes = PngValidator(), hashlib.sha256(), 0
+        self._validator, self._digest, self.written_bytes = PngValidator(), hashlib.sha256(), 0
 
     def write(self, chunks: Sequence[bytes]) -> None:
         """Write and validate the next bytes. Raises PngError, OSError."""
-        with self._opened() as fd:
+        with self._open_for_write() as fd:
             self._write(fd, chunks)
 
     def write_last(self, chunks: Sequence[bytes]) -> None:
@@ -71,7 +71,7 @@ class ImageFile:
         self._validator.finish()
         self.is_complete = True
 
-    def begin_sync(self) -> None:
+    def start_sync(self) -> None:
         """Make the disk start writing, which shortens the sync (measured: by a third)."""
         if self._fd >= 0 and (advise := getattr(os, "posix_fadvise", None)):  # not on macOS and Windows
             advise(self._fd, 0, 0, os.POSIX_FADV_DONTNEED)
@@ -88,7 +88,7 @@ class ImageFile:
 
     def commit_name(self) -> StoredFile:
         """Rename the file to its final name, which is durable once the directory is synced. Raises OSError."""
-        with _CLAIM_LOCK:
+        with _NAME_LOCK:
             name = self._claim_name()
         return self.to_record(f"{IMAGES}/{name}")
 
@@ -96,7 +96,7 @@ class ImageFile:
         """Return the record of the complete image, stored at `path`."""
         return StoredFile(
             path,
-            self.taken_bytes,
+            self.written_bytes,
             self._digest.hexdigest(),
             self._validator.width,
             self._validator.height,
@@ -110,10 +110,10 @@ class ImageFile:
         view = memoryview(data)
         while view:
             view = view[os.write(fd, view) :]
-        self.taken_bytes += len(data)
+        self.written_bytes += len(data)
 
     @contextmanager
-    def _opened(self) -> Iterator[int]:
+    def _open_for_write(self) -> Iterator[int]:
         """Open the file for one write only, so that a download can be dropped at any time."""
         fd = self._open()
         try:
@@ -123,7 +123,7 @@ class ImageFile:
 
     def _open(self) -> int:
         """Open the file at its end, or create it."""
-        if self.taken_bytes:
+        if self.written_bytes:
             return open_for_writing(self._part, os.O_APPEND)
         try:
             return open_for_writing(self._part, os.O_CREAT | os.O_EXCL)
@@ -134,8 +134,8 @@ class ImageFile:
     def _claim_name(self) -> str:
         """Rename to the first free name. A file with the same bytes is ours, from a run that was killed here."""
         for name in candidate_names(self.stem):
-            final = f"{self.folder}/{name}"
-            if not os.path.lexists(final) or has_content(Path(final), self.taken_bytes, self._digest.hexdigest()):
+            final = f"{self.images_dir}/{name}"
+            if not os.path.lexists(final) or has_content(Path(final), self.written_bytes, self._digest.hexdigest()):
                 os.replace(self._part, final)  # noqa: PTH105
                 return name
         raise AssertionError("candidate_names does not end")
@@ -148,26 +148,26 @@ def remove_stale_parts(out: Path) -> None:
             part.unlink()
 
 
-def stage(image: ImageFile, last: Sequence[bytes]) -> None:
+def write_to_part(image: ImageFile, last_chunks: Sequence[bytes]) -> None:
     """Write the last bytes of an image that stays in its `.part` file. Raises PngError, OSError."""
     try:
-        image.write_last(last)
-        image.begin_sync()
+        image.write_last(last_chunks)
+        image.start_sync()
     finally:
         image.close()
 
 
-def commit_many(last: Sequence[tuple[ImageFile, Sequence[bytes]]]) -> list[StoredFile | PngError | OSError]:
+def commit_many(last_chunks: Sequence[tuple[ImageFile, Sequence[bytes]]]) -> list[StoredFile | PngError | OSError]:
     """Write the last bytes of several images of one directory, and make bytes and names durable.
 
     Return a record or an error for each. Each step is done for all images before the next one, which costs a third
     less than one image after the other (measured).
     """
-    images = [image for image, _ in last]
+    images = [image for image, _ in last_chunks]
     try:
-        errors = [_result_or_error(image.write_last, chunks) for image, chunks in last]
+        errors = [_result_or_error(image.write_last, chunks) for image, chunks in last_chunks]
         for image in images:
-            _result_or_error(image.begin_sync)
+            _result_or_error(image.start_sync)
         errors = [error or _result_or_error(image.sync) for error, image in zip(errors, images, strict=True)]
     finally:
         for image in images:
@@ -176,7 +176,7 @@ def commit_many(last: Sequence[tuple[ImageFile, Sequence[bytes]]]) -> list[Store
         _result_or_error(image.commit_name) if error is None else error
         for error, image in zip(errors, images, strict=True)
     ]
-    sync_error = _result_or_error(fsync_path, images[0].folder)
+    sync_error = _result_or_error(fsync_path, images[0].images_dir)
     if sync_error is None:
         return results
     return [sync_error if isinstance(result, StoredFile) else result for result in results]

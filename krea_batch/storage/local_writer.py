@@ -29,10 +29,10 @@ class LocalImageWriter:
         self._waiting: list[_Waiting] = []
         self._groups = 0
 
-    async def finish(self, image: ImageFile, last: Sequence[bytes]) -> StoredFile:
+    async def finish(self, image: ImageFile, last_chunks: Sequence[bytes]) -> StoredFile:
         """Write an image's last bytes, and return its record when it is durable. Raises PngError, OSError."""
         future: asyncio.Future[StoredFile] = asyncio.get_running_loop().create_future()
-        self._waiting.append((image, last, future))
+        self._waiting.append((image, last_chunks, future))
         if self._groups == 0 or (self._groups < MAX_GROUPS and self._is_full()):
             self._start()
         return await future
@@ -41,13 +41,13 @@ class LocalImageWriter:
         waiting = self._waiting
         return (
             len(waiting) >= MAX_GROUP_IMAGES
-            or sum(len(data) for _, last, _ in waiting for data in last) >= MAX_GROUP_BYTES
+            or sum(len(data) for _, chunks, _ in waiting for data in chunks) >= MAX_GROUP_BYTES
         )
 
     def _start(self) -> None:
         group, self._waiting = self._waiting[:MAX_GROUP_IMAGES], self._waiting[MAX_GROUP_IMAGES:]
         self._groups += 1
-        work = self._disk.run(commit_many, [(image, last) for image, last, _ in group])
+        work = self._disk.run(commit_many, [(image, chunks) for image, chunks, _ in group])
         work.add_done_callback(functools.partial(self._on_done, group))
 
     def _on_done(self, group: list[_Waiting], work: asyncio.Future[list[StoredFile | PngError | OSError]]) -> None:

@@ -63,7 +63,7 @@ class ResultsFile:
     def append(self, outcome: Outcome) -> None:
         """Append a row, together with those that follow soon, or while the disk is busy."""
         self._rows.append(encode_row(outcome))
-        if self._writing is None and not self._append_trigger.is_set:
+        if self._writing is None and not self._append_trigger.is_scheduled:
             self._append_trigger.schedule(APPEND_INTERVAL_S)
 
     def buffer(self) -> None:

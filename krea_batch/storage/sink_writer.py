@@ -16,7 +16,7 @@ from typing import TypeVar
 from krea_batch.errors import RunStopped
 from krea_batch.jobs import StoredFile
 from krea_batch.storage.async_io import DiskThreads
-from krea_batch.storage.image_file import ImageFile, remove_stale_parts, stage
+from krea_batch.storage.image_file import ImageFile, remove_stale_parts, write_to_part
 from krea_batch.storage.sinks import Sink, SinkPermanentError, SinkTransientError, VerifiedImage
 
 PUT_TIMEOUT_S = 300.0  # chosen: 64 MiB, the largest image, at 2 Mbit/s
@@ -57,13 +57,13 @@ class SinkImageWriter:
         except SinkPermanentError as error:
             self._stop(RunStopped(error.reason, error.next_step))
 
-    async def finish(self, image: ImageFile, last: list[bytes]) -> StoredFile:
+    async def finish(self, image: ImageFile, last_chunks: list[bytes]) -> StoredFile:
         """Write an image's last bytes, and return its record when the sink has it.
 
         Raises PngError, OSError, SinkTransientError, SinkPermanentError.
         """
         if not image.is_complete:
-            await self._disk.run(stage, image, last)
+            await self._disk.run(write_to_part, image, last_chunks)
         record = image.to_record("")
         verified = VerifiedImage(
             image.job_id,
@@ -81,16 +81,16 @@ class SinkImageWriter:
         return image.to_record(path)
 
 
-async def _with_timeout(work: Awaitable[T], limit_s: float) -> T:
+async def _with_timeout(work: Awaitable[T], timeout_s: float) -> T:
     """Await a sink's result.
 
-    Raises SinkTransientError after `limit_s` seconds, and for the sink's own TimeoutErrors and OSErrors. OSErrors of
-    our disk are not changed.
+    Raises SinkTransientError after `timeout_s` seconds, and for the sink's own TimeoutErrors and OSErrors. An OSError
+    of the local disk is not changed.
     """
     try:
-        async with asyncio.timeout(limit_s):
+        async with asyncio.timeout(timeout_s):
             return await work
     except TimeoutError:
-        raise SinkTransientError(f"the sink did not answer within {limit_s:.0f} s") from None
+        raise SinkTransientError(f"the sink did not answer within {timeout_s:.0f} s") from None
     except OSError as error:
         raise SinkTransientError(error.strerror or type(error).__name__) from error

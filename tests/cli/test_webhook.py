@@ -29,17 +29,16 @@ def run_with_webhook(simulator: SimulatorProcess, tmp_path: Path, *options: str)
     return by_id
 
 
-def polls_per_job(rows_by_id: dict[str, Any]) -> float:
-    polls: int = sum(row["polls"] for row in rows_by_id.values())
-    return polls / len(rows_by_id)
-
-
 def test_valid_callbacks_save_polls(simulate: StartSimulator, tmp_path: Path) -> None:
-    """With callbacks, some of them sent twice, there are few polls, and each job is charged once."""
+    """Once callbacks have arrived, jobs need one poll; each job is charged once, though callbacks are sent twice.
+
+    Without callbacks, a third of these jobs needs two polls or more.
+    """
     simulated = simulate(*JOB_LATENCY_OPTIONS, "--fault", "webhook-twice=0.3")
     found = run_with_webhook(simulated, tmp_path, *LISTEN)
     assert {row["status"] for row in found.values()} == {"succeeded"}
-    assert polls_per_job(found) <= 1.3
+    later_polls = [row["polls"] for job_id, row in found.items() if int(job_id) > JOBS // 2]
+    assert later_polls.count(1) >= 0.9 * len(later_polls)
     counts = simulated.admin_request("/ledger")
     assert sum(post["charged"] for post in counts["posts"]) == JOBS
 

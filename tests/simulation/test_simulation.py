@@ -89,7 +89,7 @@ def test_renaming_before_the_sync_is_caught(tmp_path: Path, monkeypatch: pytest.
 
     def sync_after_name(self: ImageFile) -> StoredFile:
         disk = vars(image_file)["os"]
-        fd = disk.open(Path(self.folder).parent / stored_by_image[self].path, disk.O_WRONLY)
+        fd = disk.open(Path(self.images_dir).parent / stored_by_image[self].path, disk.O_WRONLY)
         disk.fsync(fd)
         disk.close(fd)
         return stored_by_image.pop(self)

@@ -160,14 +160,14 @@ class LineFile:
             yield block
 
     def _blocks(self) -> Iterator[bytes]:
-        with _as_input_errors(self.name), self._opened() as file:
+        with _as_input_errors(self.name), self._open_for_read() as file:
             stream = _decompressed(self.name, file)
             while block := stream.read(BLOCK_BYTES):
                 self.read_bytes = file.tell()
                 yield block
 
     @contextmanager
-    def _opened(self) -> Iterator[BufferedReader]:
+    def _open_for_read(self) -> Iterator[BufferedReader]:
         if self._spooled:
             self._spooled.seek(0)
             yield cast("BufferedReader", self._spooled)
