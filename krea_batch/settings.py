@@ -173,7 +173,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
             metavar="X",
             above=0,
             forecast=True,
-            help="Weight of latency against poll count; higher values poll more often.",
+            help="Weight of lag against the number of polls; higher values poll more often.",
         ),
     ] = 1.0  # chosen: one interval's lag is worth one poll
     job_timeout_s: Annotated[

@@ -15,7 +15,7 @@ from krea_batch.cli.ui.formatting import printable, say
 @click.argument("files", nargs=-1, required=True, type=click.Path(path_type=Path), metavar="FILE…")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object per file.")
 def inspect(files: tuple[Path, ...], as_json: bool) -> None:
-    """Show the text metadata in PNG files, such as `export --embed-metadata` writes it.
+    """Show the text metadata of PNG files, for example what `export --embed-metadata` wrote.
 
     The exit code is 2 if a file is not a complete PNG.
     """
