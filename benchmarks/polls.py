@@ -43,7 +43,7 @@ class LatencyGateway(ScriptedGateway):
 
     def __init__(self, latencies_s: list[float], *, has_timestamps: bool) -> None:
         super().__init__()
-        self.post_s = 0.0
+        self.submit_duration_s = 0.0
         self.latencies_s = latencies_s
         self.has_timestamps = has_timestamps  # the status says how long the job took
         self.accepted_s: dict[str, float] = {}
