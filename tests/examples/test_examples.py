@@ -27,6 +27,11 @@ PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 EXAMPLE_LATENCY_OPTIONS = ("--tiny", "--latency", "uniform:1,3")
 
 
+def client_session(url: str) -> aiohttp.ClientSession:
+    """Return a session without kept connections, which a service may close just when a request is sent."""
+    return aiohttp.ClientSession(url, connector=aiohttp.TCPConnector(force_close=True))
+
+
 def free_port() -> int:
     with socket.create_server(("127.0.0.1", 0)) as server:
         return int(server.getsockname()[1])
@@ -103,7 +108,7 @@ class TestService:
         service = ServiceProcess(tmp_path, simulated.gateway_url, callbacks=callbacks)
 
         async def use_service() -> None:
-            async with aiohttp.ClientSession(service.url) as web:
+            async with client_session(service.url) as web:
                 image_id = await create_image(web, prompt="a cat", seed=7)
                 final_status = await wait_until_ended(web, image_id)
                 assert final_status["status"] == "succeeded"
@@ -125,7 +130,7 @@ class TestService:
         service = ServiceProcess(tmp_path, simulated.gateway_url)
 
         async def use_service() -> None:
-            async with aiohttp.ClientSession(service.url) as web:
+            async with client_session(service.url) as web:
                 for job, expected_text in (
                     ({"prompt": ""}, "prompt"),
                     ({"prompt": "x", "creativity": "wild"}, "creativity"),
@@ -149,7 +154,7 @@ class TestService:
         service = ServiceProcess(tmp_path, simulated.gateway_url)
 
         async def use_service() -> None:
-            async with aiohttp.ClientSession(service.url) as web:
+            async with client_session(service.url) as web:
                 first = await create_image(web, prompt="one")
                 assert (await wait_until_ended(web, first))["status"] == "succeeded"
                 second = await create_image(web, prompt="two")
@@ -172,7 +177,7 @@ class TestService:
         ids: list[str] = []
 
         async def submit_all() -> None:
-            async with aiohttp.ClientSession(service.url) as web:
+            async with client_session(service.url) as web:
                 ids.extend(await asyncio.gather(*(create_image(web, prompt=f"image {n}") for n in range(400))))
                 while True:
                     async with web.get("/healthz") as response:
@@ -181,7 +186,7 @@ class TestService:
                     await asyncio.sleep(0.02)
 
         async def find_all() -> list[str]:
-            async with aiohttp.ClientSession(service.url) as web:
+            async with client_session(service.url) as web:
                 return [(await wait_until_ended(web, image_id))["status"] for image_id in ids]
 
         with service.running() as process:
