@@ -443,6 +443,8 @@ class Engine:
             )
         )
         rewriting = asyncio.create_task(self._rewrite_results(outcomes))
+        # While the snapshot is open, the WAL grows with every commit, and ledger.db stays as it was.
+        rewriting.add_done_callback(lambda _: snapshot.close())
         stack.push_async_callback(_cancel, rewriting)
 
     async def _work(self) -> None:

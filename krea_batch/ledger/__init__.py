@@ -1,6 +1,7 @@
 """The durable record of a run: SQLite in WAL mode. Calls return after fsync.
 
 database     opens or creates the file
+busy         waits while another program has locked it
 transitions  LedgerStore: one method per transition of a job
 queries      LedgerQueries: read-only questions
 writer       LedgerWriter: many transitions in one commit, on the ledger's own thread

@@ -1,25 +1,51 @@
-"""Opens or creates the SQLite file of a ledger, and checks that it is one."""
+"""Opens or creates the SQLite file of a ledger, and checks that it is one.
+
+The file has the prompts and the secret of the callback URLs, so only its owner may read it. SQLite gives the `-wal`
+and `-shm` files beside it the same mode.
+"""
 
 from __future__ import annotations
 
+import os
 import sqlite3
 from importlib.resources import files
 from pathlib import Path
 
 from krea_batch.errors import RunDirError
 from krea_batch.jobs import STATES, State
+from krea_batch.ledger.busy import is_busy, locked_error, wait_while_busy
+from krea_batch.storage.atomic import NO_FOLLOW
 
 APPLICATION_ID = 0x4B524541  # "KREA"
-SCHEMA_VERSION = 4
+SCHEMA_VERSION = 5
 SQLITE_VERSION = sqlite3.sqlite_version
 BUSY_TIMEOUT_S = 10.0  # chosen: read locks of other processes, such as `status`, are much shorter
+BUSY_ATTEMPT_S = 1.0  # chosen: how long SQLite waits for a lock by itself; `LedgerStore` then says so, and waits on
+WAL_LIMIT_BYTES = 4 << 20  # SQLite's own limit for checkpoints (1,000 pages); the file is cut to it when it is reused
 CACHE_KIB = 16_384  # measured: with the default of 2 MB, a job of 100,000 costs 1.3 times as much as one of 3,000
 MAX_CACHED_STATEMENTS = 512  # chosen: statements for several rows exist in several sizes
 
 
 def open_database(path: Path, *, read_only: bool = False) -> sqlite3.Connection:
-    """Open the file; create it unless `read_only`. Raises RunDirError for a foreign or newer file."""
-    connection = _connect(path, "rw" if read_only else "rwc")  # "ro" would leave WAL files behind
+    """Open the file; create it unless `read_only`.
+
+    Raises RunDirError for a foreign or newer file, for one that cannot be created, and for a missing one beside a
+    WAL; LedgerError if another program has locked the file for long; other errors of sqlite3.
+    """
+    _require_file_of_wal(path)
+    if not read_only:
+        _create_private(path)
+        return wait_while_busy(path, lambda: _open_existing(path, read_only=False))
+    try:
+        return _open_existing(path, read_only=True)
+    except sqlite3.OperationalError as error:
+        if is_busy(error):
+            raise locked_error(path) from error
+        raise
+
+
+def _open_existing(path: Path, *, read_only: bool) -> sqlite3.Connection:
+    connection = _connect(path)  # "ro" would leave WAL files behind
     try:
         _check_owner(connection, path)
         if not read_only:
@@ -30,9 +56,54 @@ def open_database(path: Path, *, read_only: bool = False) -> sqlite3.Connection:
     return _for_reading(connection) if read_only else connection
 
 
-def _connect(path: Path, mode: str) -> sqlite3.Connection:
+def empty_database() -> sqlite3.Connection:
+    """Return a ledger in memory, without jobs."""
+    connection = sqlite3.connect(":memory:", isolation_level=None, check_same_thread=False)
+    _create_tables(connection)
+    return connection
+
+
+def file_size(path: Path) -> int:
+    """Return the size of a file; 0 if there is none."""
+    try:
+        return path.stat().st_size
+    except FileNotFoundError:
+        return 0
+
+
+def wal_of(path: Path) -> Path:
+    """Return the write-ahead log of a ledger."""
+    return path.with_name(f"{path.name}-wal")
+
+
+def _require_file_of_wal(path: Path) -> None:
+    """Raise RunDirError if there is a WAL without the file it belongs to: SQLite would delete the WAL."""
+    if not file_size(path) and file_size(wal_of(path)):
+        raise RunDirError(
+            path,
+            f"the file is missing or empty, but {wal_of(path).name} has transactions of it",
+            f"copy the {path.name} of this run back, or move {wal_of(path).name} away",
+        )
+
+
+def _create_private(path: Path) -> None:
+    """Create the file for its owner only, unless it exists: SQLite would let everyone read it."""
+    try:
+        fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | NO_FOLLOW, 0o600)
+    except FileExistsError:
+        return
+    except OSError as error:
+        problem = f"cannot create the ledger ({error.strerror})"
+        raise RunDirError(path, problem, "use another run directory") from error
+    try:
+        os.fchmod(fd, 0o600)  # whatever the umask is
+    finally:
+        os.close(fd)
+
+
+def _connect(path: Path) -> sqlite3.Connection:
     return sqlite3.connect(
-        f"{path.absolute().as_uri()}?mode={mode}",
+        f"{path.absolute().as_uri()}?mode=rw",
         uri=True,
         timeout=BUSY_TIMEOUT_S,
         isolation_level=None,
@@ -65,8 +136,7 @@ def _for_reading(connection: sqlite3.Connection) -> sqlite3.Connection:
     """Return a read-only connection; an empty ledger if a process died while it created this one."""
     if not _has_tables(connection):
         connection.close()
-        connection = sqlite3.connect(":memory:", isolation_level=None)
-        _create_tables(connection)
+        connection = empty_database()
     connection.execute("PRAGMA query_only = ON")
     return connection
 
@@ -78,11 +148,13 @@ def _has_tables(connection: sqlite3.Connection) -> bool:
 def _initialize(connection: sqlite3.Connection) -> None:
     connection.execute("PRAGMA journal_mode = WAL")
     connection.execute("PRAGMA synchronous = FULL")
+    connection.execute(f"PRAGMA journal_size_limit = {WAL_LIMIT_BYTES}")
     connection.execute(f"PRAGMA cache_size = -{CACHE_KIB}")
     connection.execute("BEGIN")
     connection.execute("PRAGMA user_version = 0")  # fail now: SQLite opens files that it cannot write
     connection.execute("ROLLBACK")
     _create_tables(connection)
+    connection.execute(f"PRAGMA busy_timeout = {round(BUSY_ATTEMPT_S * 1000)}")
 
 
 def _create_tables(connection: sqlite3.Connection) -> None:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Self
 
@@ -16,12 +17,14 @@ from krea_batch.ledger.rows import (
     AmbiguousJob,
     Charges,
     JobTiming,
+    KnownJob,
     OpenJob,
     RunRecord,
     iso,
     open_job,
     outcome_of,
 )
+from krea_batch.storage.results_rows import ResultsMark
 
 OPEN_JOBS = "disposition IS NULL"  # must equal the condition of the index jobs_open
 UNSUCCESSFUL = "'unsuccessful'"
@@ -53,7 +56,7 @@ class LedgerQueries:
             finally:
                 self._sql.execute("ROLLBACK")
         except sqlite3.Error as error:
-            raise self._unreadable(error) from error
+            raise self.unreadable(error) from error
 
     def ambiguous_job(self, job_no: int) -> OpenJob | None:
         """Return the job with this number if it is ambiguous, else None."""
@@ -173,7 +176,7 @@ class LedgerQueries:
         try:
             return self.outcomes(after_job_no, limit)
         except sqlite3.Error as error:
-            raise self._unreadable(error) from error
+            raise self.unreadable(error) from error
 
     def counts(self) -> dict[State, int]:
         """Return the number of jobs in each state that has any."""
@@ -233,5 +236,88 @@ class LedgerQueries:
         ).fetchone()
         return Charges(*row)
 
-    def _unreadable(self, error: sqlite3.Error) -> LedgerError:
+    def submission_of(self, request_id: str) -> str | None:
+        """Return the id of the job with a submission of this request_id; None if there is none."""
+        sql = "SELECT job_id FROM submissions JOIN jobs USING (job_no) WHERE submissions.request_id = ?"
+        row = self._sql.execute(sql, (request_id,)).fetchone()
+        return row[0] if row else None
+
+    def find_numbered_job(self, job_id: str) -> tuple[int, State] | None:
+        """Return number and state of a job; None if the ledger does not have it."""
+        row = self._sql.execute("SELECT job_no, state FROM jobs WHERE job_id = ?", (job_id,)).fetchone()
+        return (row[0], State(row[1])) if row else None
+
+    def known_jobs(self, job_ids: Sequence[str]) -> dict[str, KnownJob]:
+        """Return those jobs that the ledger has, by id."""
+        rows = self._sql.execute(
+            "SELECT job_id, job_no, state, attempts, request_id, fingerprint FROM jobs"
+            f" WHERE job_id IN ({','.join('?' * len(job_ids))})",
+            job_ids,
+        )
+        return {
+            job_id: KnownJob(job_no, State(state), attempts, request_id, bytes(fingerprint))
+            for job_id, job_no, state, attempts, request_id, fingerprint in rows
+        }
+
+    def known_request_ids(self, request_ids: Sequence[str]) -> dict[str, int]:
+        """Return the number of the job for those request_ids that the ledger has."""
+        placeholders = ",".join("?" * len(request_ids))
+        sql = f"SELECT request_id, job_no FROM submissions WHERE request_id IN ({placeholders})"
+        return dict(self._sql.execute(sql, request_ids).fetchall())
+
+    def accepted_ids(self, job_ids: Sequence[str]) -> set[str]:
+        """Return those ids that are of jobs with an accepted submission."""
+        placeholders = ",".join("?" * len(job_ids))
+        sql = f"SELECT job_id FROM jobs WHERE job_id IN ({placeholders}) AND request_id IS NOT NULL"
+        return {job_id for (job_id,) in self._sql.execute(sql, job_ids)}
+
+    def accepted_folded_ids(self, folded_ids: Collection[str]) -> set[str]:
+        """Return those of `folded_ids` (ids after str.casefold) that are of such jobs. Reads every job."""
+        rows = self._sql.execute("SELECT job_id FROM jobs WHERE request_id IS NOT NULL")
+        return {folded for (job_id,) in rows if (folded := job_id.casefold()) in folded_ids}
+
+    def job_counts_after(self, job_no: int) -> dict[State, int]:
+        """Return the number of jobs in each state, of those with numbers above `job_no`."""
+        rows = self._sql.execute("SELECT state, count(*) FROM jobs WHERE job_no > ? GROUP BY state", (job_no,))
+        return {State(state): count for state, count in rows}
+
+    def last_job_no(self) -> int:
+        """Return the highest number of a job; 0 if there is none."""
+        (job_no,) = self._sql.execute("SELECT coalesce(max(job_no), 0) FROM jobs").fetchone()
+        return int(job_no)
+
+    def find_damage(self) -> str | None:
+        """Return the first inconsistency that SQLite finds in the file; None if there is none."""
+        try:
+            (problem,) = self._sql.execute("PRAGMA quick_check(1)").fetchone()
+        except sqlite3.DatabaseError as error:
+            problem = str(error)
+        return None if problem == "ok" else str(problem)
+
+    def has_jobs(self) -> bool:
+        """Return whether the ledger has any job."""
+        return self._sql.execute("SELECT 1 FROM jobs LIMIT 1").fetchone() is not None
+
+    def results_mark(self) -> ResultsMark | None:
+        """Return how far results.jsonl has rows of known jobs only, as far as recorded; None if that is unknown."""
+        row = self._sql.execute("SELECT size_bytes, tail_sha256 FROM results_mark").fetchone()
+        return ResultsMark(row[0], bytes(row[1])) if row else None
+
+    def unsubmitted_job_ids(self) -> Iterator[str]:
+        """Yield the ids of pending jobs without an accepted submission."""
+        rows = self._sql.execute(
+            f"SELECT job_id FROM jobs WHERE {OPEN_JOBS} AND state = 'pending' AND request_id IS NULL"
+        )
+        return (job_id for (job_id,) in rows)
+
+    @contextmanager
+    def errors_of_sqlite(self) -> Iterator[None]:
+        """Raise LedgerError for an error of SQLite."""
+        try:
+            yield
+        except sqlite3.Error as error:
+            raise self.unreadable(error) from error
+
+    def unreadable(self, error: sqlite3.Error) -> LedgerError:
+        """Return the LedgerError for an error of SQLite."""
         return LedgerError(self.path, f"cannot read the ledger ({error})", "check the disk")

@@ -52,6 +52,16 @@ class AmbiguousJob(msgspec.Struct, frozen=True):
     body: bytes
 
 
+class KnownJob(msgspec.Struct, frozen=True):
+    """What a row of results.jsonl is compared with. `request_id` is that of the latest accepted submission."""
+
+    job_no: int
+    state: State
+    attempts: int
+    request_id: str | None
+    fingerprint: bytes
+
+
 class Charges(msgspec.Struct, frozen=True):
     """Numbers of submissions that are charged, refunded (they ended in ERROR), and unknown (ambiguous)."""
 

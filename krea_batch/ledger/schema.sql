@@ -1,4 +1,4 @@
--- The ledger of a run: what was requested, what was charged, what became of it. Version 4.
+-- The ledger of a run: what was requested, what was charged, what became of it. Version 5.
 -- Instants are seconds since 1970 (UTC). States: krea_batch/jobs.py. Transitions: krea_batch/rules/lifecycle.py.
 -- The expression of the CHECK is filled in from the table of states when the file is created.
 
@@ -66,4 +66,12 @@ CREATE TABLE callback_secret (
 CREATE TABLE checkpoint (
     singleton INTEGER PRIMARY KEY CHECK (singleton = 1),
     data      BLOB NOT NULL
+) STRICT;
+
+-- The first bytes of results.jsonl, whose rows are all of jobs that this ledger has; see
+-- krea_batch/ledger/consistency.py.
+CREATE TABLE results_mark (
+    singleton   INTEGER PRIMARY KEY CHECK (singleton = 1),
+    size_bytes  INTEGER NOT NULL,
+    tail_sha256 BLOB    NOT NULL                 -- of the last bytes of them
 ) STRICT;

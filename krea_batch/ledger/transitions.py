@@ -22,6 +22,7 @@ from krea_batch.ledger.queries import OPEN_JOBS, UNSUCCESSFUL, LedgerQueries
 from krea_batch.ledger.rows import OUTCOME_COLUMNS, outcome_of
 from krea_batch.rules import lifecycle
 from krea_batch.rules.verdicts import Finished
+from krea_batch.storage.results_rows import ResultsMark
 
 T = TypeVar("T")
 
@@ -45,7 +46,7 @@ class LedgerStore(LedgerQueries):
             store._sql.execute("SELECT max(job_no) FROM jobs").fetchone()  # takes the snapshot
         except sqlite3.Error as error:
             store.close()
-            raise store._unreadable(error) from error
+            raise store.unreadable(error) from error
         return store
 
     @classmethod
@@ -299,6 +300,20 @@ class LedgerStore(LedgerQueries):
                 self._transition(job_no, old, new, "error_kind = NULL, error_message = NULL")
                 unended = unended or old in FINAL
         return unended
+
+    # ---- the files ---------------------------------------------------------------------------------------
+
+    def set_results_mark(self, mark: ResultsMark) -> None:
+        """Record that results.jsonl starts with these bytes, whose rows are all of jobs in the ledger."""
+        self._sql.execute(
+            "INSERT INTO results_mark VALUES (1, ?1, ?2)"
+            " ON CONFLICT (singleton) DO UPDATE SET size_bytes = ?1, tail_sha256 = ?2",
+            mark,
+        )
+
+    def checkpoint_wal(self) -> None:
+        """Copy the WAL into the file, as far as readers allow, without waiting for them."""
+        self._sql.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchall()
 
     # ---- helpers -----------------------------------------------------------------------------------------
 

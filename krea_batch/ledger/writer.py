@@ -3,12 +3,16 @@
 While one commit is being written, arriving transitions wait and share the next one, so that one thread keeps up with
 thousands of jobs. Transitions of the same kind go to SQLite in one statement. Callers must not put two transitions of
 one job into a batch, except after `record_later`: a caller that waits for a record continues only when it is durable.
+
+A second after a commit the WAL is copied into ledger.db, so that the file alone is never far behind and the WAL stays
+small. At the same time it is recorded how far results.jsonl goes, so that a start after a kill reads only the rest.
 """
 
 from __future__ import annotations
 
 import asyncio
 import functools
+import logging
 import sqlite3
 from collections.abc import AsyncIterator, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -17,15 +21,20 @@ from typing import Any, Concatenate, NamedTuple, ParamSpec, TypeVar
 
 from krea_batch.errors import KreaBatchError, LedgerError
 from krea_batch.jobs import Outcome
+from krea_batch.ledger.busy import wait_while_busy
 from krea_batch.ledger.paging import pages
 from krea_batch.ledger.transitions import LedgerStore
 from krea_batch.storage.async_io import MinInterval, resolve_all
+from krea_batch.storage.results_rows import mark_results
+from krea_batch.storage.run_dir import RESULTS
 
 P = ParamSpec("P")
 T = TypeVar("T")
+log = logging.getLogger("krea_batch")
 
 COMMIT_INTERVAL_S = 0.010  # chosen: minimum interval under load, so that each sync serves more transitions
 MAX_TRANSACTION_ROWS = 1000  # chosen: rows read in one transaction, a few milliseconds
+MAINTENANCE_INTERVAL_S = 1.0  # chosen: two syncs a second cost little, and a second of work is a small loss
 _MAX_BATCH = 1000  # measured: 131,000 records per second at this batch size, 7 ms per commit
 
 
@@ -40,6 +49,9 @@ class LedgerWriter:
         self._commit_timer = MinInterval(self._start_commit)
         self._last_batch_size = 0  # number of transitions in the last commit
         self._deferred_error: KreaBatchError | None = None  # from `record_later`
+        self._maintenance_timer: asyncio.TimerHandle | None = None
+        self._maintaining: asyncio.Future[None] | None = None
+        self._closing = False
         self.failure: LedgerError | None = None
 
     @classmethod
@@ -75,6 +87,13 @@ class LedgerWriter:
         while self._pending or self._committing:
             committing = self._committing or self._start_commit()
             await asyncio.wait([committing])
+        self._closing = True
+        if self._maintenance_timer:
+            self._maintenance_timer.cancel()
+        if self._maintaining:
+            await asyncio.wait([self._maintaining])
+        if self.failure is None:
+            await self._maintain()
         await asyncio.get_running_loop().run_in_executor(self._thread, self._store.close)
         self._thread.shutdown()
 
@@ -120,6 +139,26 @@ class LedgerWriter:
         resolve_all((future for _, future in batch), results)
         if self._pending:
             self._schedule_commit()
+        if self._maintenance_timer is None and not self._closing:
+            loop = asyncio.get_running_loop()
+            self._maintenance_timer = loop.call_later(MAINTENANCE_INTERVAL_S, self._maintain)
+
+    def _maintain(self) -> asyncio.Future[None]:
+        self._maintenance_timer = None
+        self._maintaining = asyncio.get_running_loop().run_in_executor(self._thread, maintain, self._store)
+        return self._maintaining
+
+
+def maintain(store: LedgerStore) -> None:
+    """Record how far results.jsonl goes, and copy the WAL into the file. A failure is left to the next commit."""
+    try:
+        # Every row in the file is of a job whose end is in the ledger: rows are written after the commit.
+        mark = mark_results(store.path.with_name(RESULTS))
+        if mark and mark != store.results_mark():
+            store.transaction([functools.partial(LedgerStore.set_results_mark, mark=mark)])
+        store.checkpoint_wal()
+    except (sqlite3.Error, OSError) as error:
+        log.debug("ledger not checkpointed path=%s error=%s", store.path, error)
 
 
 def commit(store: LedgerStore, operations: Sequence[Operation]) -> list[Any]:
@@ -129,7 +168,9 @@ def commit(store: LedgerStore, operations: Sequence[Operation]) -> list[Any]:
     """
     try:
         try:
-            return store.transaction([functools.partial(apply_all, operations)])[0]
+            return _transaction(store, functools.partial(apply_all, operations))
+        except LedgerError:
+            raise
         except KreaBatchError:
             return [_apply_alone(store, operation) for operation in operations]
     except (sqlite3.Error, OSError) as error:
@@ -142,9 +183,16 @@ def commit(store: LedgerStore, operations: Sequence[Operation]) -> list[Any]:
 
 def _apply_alone(store: LedgerStore, operation: Operation) -> Any:
     try:
-        return store.transaction([operation.apply])[0]
+        return _transaction(store, operation.apply)
+    except LedgerError:
+        raise
     except KreaBatchError as error:
         return error
+
+
+def _transaction(store: LedgerStore, operation: Callable[[LedgerStore], T]) -> T:
+    """Apply an operation in a transaction of its own, when no other program has locked the ledger."""
+    return wait_while_busy(store.path, lambda: store.transaction([operation]))[0]
 
 
 _BULK: dict[Callable[..., Any], Callable[[LedgerStore, Sequence[Any]], Sequence[Any]]] = {

@@ -8,5 +8,6 @@ image_file    a partial download: .part file, fsync, rename
 local_writer  stores images in the run directory, several per fsync
 sink_writer   verifies images and hands them to a sink
 results_file  results.jsonl
+results_rows  reads results.jsonl, and marks how far
 sinks         folders and object stores
 """

@@ -20,7 +20,7 @@ from krea_batch.storage.atomic import fsync_path, open_for_writing
 from krea_batch.storage.png import PngError, PngValidator
 from krea_batch.storage.run_dir import IMAGES, candidate_names, has_content
 
-__all__ = ["ImageFile", "PngError", "commit_many", "remove_stale_parts", "write_to_part"]
+__all__ = ["ImageFile", "PngError", "commit_many", "remove_stale_parts", "stale_parts", "write_to_part"]
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -141,11 +141,17 @@ class ImageFile:
         raise AssertionError("candidate_names does not end")
 
 
-def remove_stale_parts(out: Path) -> None:
-    """Delete the `.part` files of an earlier run. Raises OSError."""
+def stale_parts(out: Path) -> Iterator[Path]:
+    """Yield the `.part` files of an earlier run. Raises OSError."""
     for part in (out / IMAGES).glob("*.png.part"):
         if part.name.removesuffix(".png.part").rpartition(".")[2].isdecimal():  # no other names are ours
-            part.unlink()
+            yield part
+
+
+def remove_stale_parts(out: Path) -> None:
+    """Delete the `.part` files of an earlier run. Raises OSError."""
+    for part in stale_parts(out):
+        part.unlink()
 
 
 def write_to_part(image: ImageFile, last_chunks: Sequence[bytes]) -> None:

@@ -20,11 +20,11 @@ import msgspec
 from krea_batch.jobs import Outcome
 from krea_batch.storage.async_io import MinInterval, run_to_completion
 from krea_batch.storage.atomic import commit, open_for_writing
+from krea_batch.storage.run_dir import RESULTS
 
 T = TypeVar("T")
 Ts = TypeVarTuple("Ts")
 
-RESULTS = "results.jsonl"
 COPY_CHUNK_BYTES = 1 << 20
 APPEND_INTERVAL_S = 0.1  # chosen: minimum interval between appends
 

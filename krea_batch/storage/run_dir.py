@@ -8,15 +8,18 @@ from __future__ import annotations
 import hashlib
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from itertools import count
 from pathlib import Path
 
 from krea_batch.errors import RunDirError
+from krea_batch.storage.png import SIGNATURE, make_chunk
 
 LEDGER = "ledger.db"
+RESULTS = "results.jsonl"
 SIMULATOR_STATE_FILE = "simulated.jsonl"  # what the embedded simulator accepted
 IMAGES = "images"
+PNG_END = make_chunk(b"IEND", b"")
 MAX_LOCK_ATTEMPTS, LOCK_RETRY_S = 10, 0.01  # chosen: `is_locked` of other processes holds its lock for an instant
 
 
@@ -33,7 +36,8 @@ class RunDir:
         if os.name == "nt":
             raise RunDirError(self.path, "directories cannot be locked on Windows", "run krea-batch in WSL")
         try:
-            (self.path / IMAGES).mkdir(parents=True, exist_ok=True)
+            create_directory(self.path)
+            (self.path / IMAGES).mkdir(exist_ok=True)
             self._fd = os.open(self.path, os.O_RDONLY)
         except OSError as error:
             raise RunDirError(
@@ -71,6 +75,34 @@ def candidate_names(stem: str) -> Iterator[str]:
         yield f"{stem}~{n}.png"  # the preferred name is a file of others, which is kept
 
 
+def existing_images(out: Path, job_ids: Iterable[str]) -> list[str]:
+    """Return the preferred names of these jobs' images that exist in the run directory.
+
+    Every image that krea-batch wrote there is a whole PNG; other files are not counted. Raises OSError.
+    """
+    directory = f"{out}/{IMAGES}"
+    names = (f"{job_id}.png" for job_id in job_ids)
+    return [name for name in names if os.path.lexists(path := f"{directory}/{name}") and is_whole_png(Path(path))]
+
+
+def is_whole_png(path: Path) -> bool:
+    """Return whether a file begins and ends as a PNG, or cannot be read. Its content is not validated."""
+    try:
+        with path.open("rb") as file:
+            begins = file.read(len(SIGNATURE)) == SIGNATURE
+            file.seek(-len(PNG_END), os.SEEK_END)
+            return begins and file.read() == PNG_END
+    except PermissionError:
+        return True
+    except OSError:  # a directory, a broken link, or a file that is too short
+        return False
+
+
+def create_directory(path: Path) -> None:
+    """Create a directory for its owner only, unless it exists, and its parents as usual. Raises OSError."""
+    path.mkdir(mode=0o700, parents=True, exist_ok=True)
+
+
 def has_content(path: Path, size_bytes: int, sha256: str) -> bool:
     """Return whether a path is a regular file with this content. Raises OSError."""
     if path.is_symlink() or not path.is_file() or path.stat().st_size != size_bytes:
@@ -82,6 +114,13 @@ def has_content(path: Path, size_bytes: int, sha256: str) -> bool:
 def require_run(out: Path) -> None:
     """Raise RunDirError unless the directory has a run."""
     if not (out / LEDGER).is_file():
+        if (out / RESULTS).exists():
+            raise RunDirError(
+                out,
+                f"it has a {RESULTS}, but no {LEDGER}",
+                f"copy the {LEDGER} of this run back together with {LEDGER}-wal, or rebuild it with"
+                f" krea-batch recover {out}",
+            )
         raise RunDirError(out, "not a run directory", f"it has no {LEDGER}; pass the --out of a run")
 
 

@@ -15,7 +15,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from krea_batch.jobs import ErrorInfo, Outcome, State, StoredFile
-from krea_batch.storage.results_file import RESULTS, ResultsFile, encode_row
+from krea_batch.storage.results_file import ResultsFile, encode_row
+from krea_batch.storage.run_dir import RESULTS
 
 ROW_FIELDS = [  # docs/reference/files.md
     "id", "status", "request_id", "files", "error", "request", "metadata", "polls", "attempts",

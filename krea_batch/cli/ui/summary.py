@@ -14,8 +14,7 @@ from krea_batch.cli.ui.formatting import format_bytes, format_duration, pluraliz
 from krea_batch.errors import KreaBatchError
 from krea_batch.jobs import State
 from krea_batch.ledger import Charges, LedgerStore
-from krea_batch.storage.results_file import RESULTS
-from krea_batch.storage.run_dir import IMAGES, LEDGER
+from krea_batch.storage.run_dir import IMAGES, LEDGER, RESULTS
 
 FINAL_FIRST = sorted(State, key=lambda state: not state.info.final)
 """The states in the order of the summary."""
