@@ -33,6 +33,7 @@ from krea_batch.ledger import LedgerStore
 from krea_batch.settings import Settings
 from krea_batch.sources import JobFiles
 from krea_batch.storage.results_file import encode_row
+from krea_batch.storage.results_rows import mark_results
 
 NEW_JOBS = 100
 ENDED_AT = 1_700_000_000.0
@@ -90,6 +91,9 @@ def create_run(jobs_file: Path, out: Path, gateway: str, count: int, *, in_order
         while after_n is not None:
             outcomes, after_n = store.outcomes(after_n, 10_000)
             results.writelines(map(encode_row, outcomes))
+    mark = mark_results(out / "results.jsonl")
+    assert mark is not None
+    store.transaction([lambda store: store.set_results_mark(mark)])  # a run does so each second
     if checkpoint:
         store.transaction([lambda store: store.save_checkpoint(checkpoint[1])])
     if in_order:

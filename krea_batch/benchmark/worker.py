@@ -17,13 +17,14 @@ import msgspec
 from krea_batch.benchmark.cases import Case, Implementation
 from krea_batch.benchmark.recorder import Recorder
 from krea_batch.engine.event_loop import run_event_loop
+from krea_batch.storage.run_dir import create_directory
 
 PROGRESS_INTERVAL_S = 0.5  # chosen: short enough for a counter in the terminal
 
 
 def main() -> None:
     case = msgspec.json.decode(sys.stdin.buffer.read(), type=Case)
-    Path(case.out).mkdir(parents=True, exist_ok=True)
+    create_directory(Path(case.out))
     run_case = _case_runner(case)
     recorder = Recorder()
     done = threading.Event()

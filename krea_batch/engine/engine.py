@@ -33,7 +33,7 @@ from krea_batch.errors import InputError, KreaBatchError, RunStopped, SettingsEr
 from krea_batch.events import Event, JobEnded, Listener
 from krea_batch.gateway.callbacks import SECRET_BYTES, CallbackEndpoint, CallbackRouter, Receive, Scope, Send
 from krea_batch.jobs import Job, Outcome, State, validate_job
-from krea_batch.ledger import MAX_TRANSACTION_ROWS, Charges, LedgerStore, LedgerWriter, OpenJob, pages
+from krea_batch.ledger import MAX_TRANSACTION_ROWS, Charges, LedgerStore, OpenJob, open_ledger, pages
 from krea_batch.pipeline.admission import AdmissionQueue
 from krea_batch.pipeline.callback_handler import CallbackHandler
 from krea_batch.pipeline.context import RunContext
@@ -335,7 +335,7 @@ class Engine:
         run_dir = RunDir(self.settings.out)
         run_dir.lock()
         stack.callback(run_dir.unlock)
-        ledger = LedgerWriter.open(run_dir.ledger)
+        ledger = await open_ledger(run_dir.path)
         stack.push_async_callback(ledger.close)
         disk = ThreadPoolExecutor(DISK_THREADS, "krea-batch-disk")
         stack.callback(disk.shutdown)

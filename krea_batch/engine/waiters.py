@@ -10,10 +10,10 @@ import asyncio
 from collections.abc import Callable
 
 from krea_batch.engine.event_stream import EventStream
-from krea_batch.errors import RunStopped
+from krea_batch.errors import KreaBatchError, RunStopped
 from krea_batch.events import Event, JobEnded, RetryScheduled, StateChanged
 from krea_batch.jobs import FINAL, Outcome, State
-from krea_batch.ledger import LedgerStore
+from krea_batch.ledger import LedgerStore, check_new_jobs
 from krea_batch.pipeline.context import RunContext
 from krea_batch.pipeline.in_flight_job import InFlightJob, require_same_request
 
@@ -43,6 +43,11 @@ class WaiterRegistry:
         else:
             self._run.in_flight_fingerprints[job.id] = job.fingerprint
             waiter = self._create(job.id)
+            try:
+                await check_new_jobs(self._run.record, self._run.settings.out, [job.id])
+            except KreaBatchError as error:
+                self.fail(job.id, error)  # other callers may wait for it already
+                raise
             if durable:
                 await self._record(job)
             self._admit(job)

@@ -2,6 +2,8 @@
 
 database     opens or creates the file
 busy         waits while another program has locked it
+consistency  compares it with results.jsonl and images/ before anything is sent
+adoption     records the request_ids that it could not take when they arrived
 transitions  LedgerStore: one method per transition of a job
 queries      LedgerQueries: read-only questions
 writer       LedgerWriter: many transitions in one commit, on the ledger's own thread
@@ -12,6 +14,7 @@ schema.sql   the tables
 `synchronous` is FULL, because NORMAL was measured to lose acknowledged commits when the power fails.
 """
 
+from krea_batch.ledger.consistency import check_new_jobs, open_checked, open_ledger
 from krea_batch.ledger.database import SQLITE_VERSION
 from krea_batch.ledger.paging import pages
 from krea_batch.ledger.rows import AmbiguousJob, Charges, JobTiming, OpenJob, RunRecord
@@ -28,5 +31,8 @@ __all__ = [
     "LedgerWriter",
     "OpenJob",
     "RunRecord",
+    "check_new_jobs",
+    "open_checked",
+    "open_ledger",
     "pages",
 ]

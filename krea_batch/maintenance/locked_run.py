@@ -13,7 +13,8 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Self
 
-from krea_batch.ledger import LedgerStore, LedgerWriter
+from krea_batch.ledger import LedgerStore, LedgerWriter, open_checked
+from krea_batch.ledger.busy import wait_while_busy
 from krea_batch.storage.results_file import ResultsFile
 from krea_batch.storage.run_dir import RunDir, require_run
 
@@ -21,9 +22,9 @@ from krea_batch.storage.run_dir import RunDir, require_run
 class LockedRun:
     """A context manager that locks a run directory. Use it where no event loop is running.
 
-    Entering raises RunDirError if there is no run or another process uses it, LedgerError if the ledger cannot be
-    read. Leaving raises OSError if results.jsonl cannot be written; the changes stay in the ledger, and the next run
-    writes the file.
+    Entering raises RunDirError if there is no run, another process uses it, or its ledger is not the one of its
+    results; LedgerError if the ledger cannot be read. Leaving raises OSError if results.jsonl cannot be written; the
+    changes stay in the ledger, and the next run writes the file.
     """
 
     def __init__(self, out: Path, clock: Callable[[], float] = time.time) -> None:
@@ -37,11 +38,11 @@ class LockedRun:
             run_dir = RunDir(self._out)
             run_dir.lock()
             stack.callback(run_dir.unlock)
-            self._store = LedgerStore.open(run_dir.ledger)
+            self._store = open_checked(self._out)
             stack.callback(self._store.close)
             # A crash may have left a POST without a result. Its job may be charged, so it must be ambiguous before
             # the caller decides anything: no decision may submit it again by mistake.
-            self._store.transaction([LedgerStore.mark_in_flight_ambiguous])
+            self._transaction(LedgerStore.mark_in_flight_ambiguous)
             self._stack = stack.pop_all()
         return self
 
@@ -58,7 +59,10 @@ class LockedRun:
             # sees None and rewrites the file.
             store.set_results_size(None)
 
-        self._store.transaction([change_and_mark])
+        self._transaction(change_and_mark)
+
+    def _transaction(self, operation: Callable[[LedgerStore], None]) -> None:
+        wait_while_busy(self._store.path, lambda: self._store.transaction([operation]))
 
     async def _write_results(self) -> None:
         ledger = LedgerWriter(self._store)

@@ -12,7 +12,7 @@ from itertools import islice
 from typing import Protocol, runtime_checkable
 
 from krea_batch.jobs import Job
-from krea_batch.ledger import LedgerStore
+from krea_batch.ledger import LedgerStore, check_new_jobs
 from krea_batch.pipeline.context import RunContext
 from krea_batch.pipeline.in_flight_job import InFlightJob, build_in_flight_job, require_same_request
 
@@ -85,6 +85,8 @@ class Producer:
 
     async def _start_batch(self, batch: list[Job]) -> None:
         known = await self._run.record(LedgerStore.fingerprints, [job.id for job in batch])
+        new_ids = [job.id for job in batch if job.id not in known]
+        await check_new_jobs(self._run.record, self._run.settings.out, new_ids)
         self._run.stats.jobs_read += len(batch)
         for requested in batch:
             job = build_in_flight_job(requested)

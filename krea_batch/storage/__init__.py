@@ -9,5 +9,6 @@ local_writer  stores images in the run directory, several per fsync
 sink_writer   verifies images and hands them to a sink
 results_file  results.jsonl
 results_rows  reads results.jsonl, and marks how far
+spill         request_ids that the ledger could not take
 sinks         folders and object stores
 """

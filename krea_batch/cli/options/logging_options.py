@@ -29,8 +29,10 @@ def configure_logging(*, verbose: int, log_file: Path | None, log_format: str) -
 
 
 def _file_handler(path: Path) -> logging.Handler:
+    from krea_batch.storage.run_dir import create_directory
+
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)  # it may be in --out, which does not exist yet
+        create_directory(path.parent)  # it may be --out, which does not exist yet
         return logging.FileHandler(path, encoding="utf-8")
     except OSError as error:
         raise SettingsError("log_file", f"cannot write {path} ({error.strerror})", "check the path") from None

@@ -42,7 +42,7 @@ from krea_batch.ledger import LedgerStore
 from krea_batch.rules.lifecycle import count_ended
 from krea_batch.settings import KEY_VARIABLE, ApiKey, Settings, Webhook
 from krea_batch.sources import CheckResult, JobFiles
-from krea_batch.storage.run_dir import LEDGER, SIMULATOR_STATE_FILE
+from krea_batch.storage.run_dir import LEDGER, SIMULATOR_STATE_FILE, create_directory
 
 MAX_REPEATED_PROBLEMS = 5  # chosen: more lines with the same problem add nothing
 
@@ -136,7 +136,7 @@ async def start_simulator(stack: AsyncExitStack, out: Path, *, time_scale: float
     from krea_batch.testing.simulator import Simulator, SimulatorError, SimulatorSettings
 
     try:
-        await anyio.Path(out).mkdir(parents=True, exist_ok=True)
+        await anyio.to_thread.run_sync(create_directory, out)
         simulator = Simulator(SimulatorSettings(time_scale=time_scale, state_file=str(out / SIMULATOR_STATE_FILE)))
         await stack.enter_async_context(simulator)
     except SimulatorError as error:

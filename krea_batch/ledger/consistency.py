@@ -1,0 +1,301 @@
+"""Compares the ledger with results.jsonl and the images, before anything is sent.
+
+The ledger is written before results.jsonl, and both before another job is sent. So a row, or an image, of a job that
+the ledger does not have shows that the ledger is not the one of this run: it was deleted, restored from an older
+copy, or copied without its WAL. Its jobs would be submitted, and charged, a second time.
+
+A row that is older than the ledger is normal: rows are appended later, and a run may be killed in between.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import re
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
+from contextlib import closing
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from krea_batch.errors import RunDirError
+from krea_batch.jobs import State
+from krea_batch.ledger.adoption import adopt_spill
+from krea_batch.ledger.database import empty_database, file_size, wal_of
+from krea_batch.ledger.queries import LedgerQueries
+from krea_batch.ledger.rows import KnownJob
+from krea_batch.ledger.transitions import LedgerStore
+from krea_batch.ledger.writer import LedgerWriter
+from krea_batch.storage.async_io import run_to_completion
+from krea_batch.storage.image_file import stale_parts
+from krea_batch.storage.results_rows import matches_mark, read_lines
+from krea_batch.storage.run_dir import IMAGES, LEDGER, RESULTS, existing_images
+from krea_batch.storage.spill import SPILL, read_spill
+
+BATCH_ROWS = 500  # chosen: rows that are compared in one query
+MAX_EXAMPLES = 3  # chosen: enough to recognise a run
+
+Record = Callable[..., Awaitable[Any]]
+"""`LedgerWriter.record`."""
+
+_SUFFIX = re.compile(r"[-~][0-9]+$")  # of a further image, or of a name that was taken; see storage.run_dir
+
+
+class RowHead(msgspec.Struct, frozen=True):
+    """What is compared of a row of results.jsonl. Other fields are not read."""
+
+    id: str
+    status: str
+    request_id: str | None = None
+    attempts: int = 0
+
+
+_read_head = msgspec.json.Decoder(RowHead).decode
+
+
+async def open_ledger(out: Path) -> LedgerWriter:
+    """Do the same as `open_checked` without blocking the event loop, for use on it."""
+    opening = asyncio.get_running_loop().run_in_executor(None, open_checked, out)
+    try:
+        return LedgerWriter(await run_to_completion(opening))
+    except asyncio.CancelledError:
+        if not opening.cancelled() and opening.exception() is None:
+            opening.result().close()
+        raise
+
+
+def open_checked(out: Path) -> LedgerStore:
+    """Check the run directory, which is locked, open its ledger, and record the request_ids that it could not take.
+
+    Raises RunDirError as `check_run_dir` does, LedgerError, and OSError. Blocks.
+    """
+    check_run_dir(out)
+    store = LedgerStore.open(out / LEDGER)
+    try:
+        with store.errors_of_sqlite():
+            adopt_spill(store, out)
+    except BaseException:
+        store.close()
+        raise
+    return store
+
+
+def check_run_dir(out: Path) -> None:
+    """Raise RunDirError if the run directory has traces of jobs that its ledger does not have. Blocks.
+
+    Only the part of results.jsonl is read that the ledger does not know to be its own: after a normal end nothing,
+    after a kill the rows of the last second. Raises LedgerError if the ledger cannot be read.
+    """
+    path = out / LEDGER
+    if not path.exists() and not file_size(wal_of(path)):
+        ledger = LedgerStore(path, empty_database())
+    else:
+        ledger = LedgerStore.open(path, read_only=True)
+    try:
+        with closing(ledger), ledger.errors_of_sqlite():
+            _check(ledger, out)
+    except OSError as error:
+        raise RunDirError(out, f"cannot be read ({error})", "check its permissions and the disk") from error
+
+
+async def check_new_jobs(record: Record, out: Path, job_ids: Iterable[str]) -> None:
+    """Raise RunDirError if images exist of jobs that are about to be submitted for the first time.
+
+    The name of such an image says that the job is paid for. Other files in images/ do not matter.
+    """
+    if names := existing_images(out, job_ids):
+        await record(require_no_images, out, names)
+
+
+def require_no_images(store: LedgerQueries, out: Path, names: Sequence[str]) -> None:
+    """Raise RunDirError if one of these existing images can be of no accepted job of the ledger."""
+    if unknown := unknown_images(store, names):
+        raise _image_error(out, unknown)
+
+
+def unknown_images(store: LedgerQueries, names: Iterable[str]) -> list[str]:
+    """Return those names of images that no accepted job of the ledger can have written."""
+    remaining = iter(names)
+    unknown: dict[str, list[str]] = {}
+    while batch := list(islice(remaining, BATCH_ROWS)):
+        owners = {name: _possible_owners(name) for name in batch}
+        accepted = store.accepted_ids([job_id for job_ids in owners.values() for job_id in job_ids])
+        unknown |= {name: job_ids for name, job_ids in owners.items() if accepted.isdisjoint(job_ids)}
+    if not unknown:
+        return []
+    # On some file systems x.png and X.png are one file.
+    folded = {name: {job_id.casefold() for job_id in job_ids} for name, job_ids in unknown.items()}
+    accepted = store.accepted_folded_ids(set[str]().union(*folded.values()))
+    return [name for name in unknown if accepted.isdisjoint(folded[name])]
+
+
+def is_later(row: RowHead, job: KnownJob, *, request_known: bool) -> bool:
+    """Return whether a row says more about a job than the ledger does. Pure.
+
+    `request_known` is whether the ledger has a submission with the row's request_id. At the same number of attempts
+    the ledger may be later by a decision of the user (retry, resolve), or because it is resumed.
+    """
+    if row.attempts != job.attempts:
+        return row.attempts > job.attempts
+    if row.request_id is not None and not request_known:
+        return True
+    if row.status == job.state:
+        return False
+    match job.state:
+        case State.SUBMITTING:
+            return True
+        case State.AMBIGUOUS:  # to be decided: a row that has a result, or the decision, is later
+            return row.status in (State.SUCCEEDED, State.REJECTED, State.CANCELLED)
+        case State.ACCEPTED | State.FINISHED | State.TIMED_OUT:
+            ended = row.status in (State.SUCCEEDED, State.FAILED, State.ERRORED)
+            return ended and row.request_id == job.request_id
+        case _:
+            return row.status == State.SUCCEEDED and job.state is not State.SUCCEEDED
+
+
+def _possible_owners(image_name: str) -> list[str]:
+    """Return the ids of the jobs that an image of this name may belong to: x-2.png is of x-2, or the second of x."""
+    stem = image_name.removesuffix(".png")
+    owners = [stem]
+    while (shorter := _SUFFIX.sub("", owners[-1])) != owners[-1]:
+        owners.append(shorter)
+    return owners
+
+
+def _check(ledger: LedgerStore, out: Path) -> None:
+    has_jobs = ledger.has_jobs()
+    comparison = _Comparison()
+    comparison.read(ledger, out / RESULTS)
+    if comparison.unknown or comparison.later:
+        raise comparison.error(out, ledger_exists=(out / LEDGER).exists(), has_jobs=has_jobs)
+    if not has_jobs:
+        _require_fresh(out, unreadable=comparison.unreadable)
+    spilled = [line.spilled for line in read_spill(out) if line.spilled]
+    for each in spilled:
+        if ledger.find_numbered_job(each.job_id) is None:
+            raise RunDirError(
+                out,
+                f"{SPILL} has the request_id of job {each.job_id!r}, which {LEDGER} does not have: it is not the"
+                " ledger of this run",
+                f"copy the {LEDGER} of this run back together with {LEDGER}-wal, or move {SPILL} away",
+            )
+    if (mark := ledger.results_mark()) and file_size(out / RESULTS) < mark.size_bytes:
+        # Without its rows, the images are the only trace that an older ledger leaves.
+        pending = ledger.unsubmitted_job_ids()
+        while job_ids := list(islice(pending, BATCH_ROWS)):
+            require_no_images(ledger, out, existing_images(out, job_ids))
+
+
+def _require_fresh(out: Path, *, unreadable: int) -> None:
+    """Raise RunDirError if a directory whose ledger has no jobs has files that only a run writes."""
+    if unreadable:
+        raise RunDirError(
+            out,
+            f"{RESULTS} has {unreadable:,} lines that are not rows of krea-batch, and no ledger knows them",
+            "use another run directory, or move the file away",
+        )
+    if parts := sorted(part.name for part in stale_parts(out)):
+        raise RunDirError(
+            out,
+            f"{IMAGES}/ has {len(parts):,} unfinished downloads ({_examples(parts)}), but {LEDGER} is missing or has"
+            " no jobs: these jobs are paid for, and would be paid for again",
+            f"copy the {LEDGER} of this run back together with {LEDGER}-wal, or delete the files to start again",
+        )
+
+
+class _Comparison:
+    """What results.jsonl has that the ledger does not have."""
+
+    def __init__(self) -> None:
+        self.unknown: list[str] = []  # the first ids of jobs that are not in the ledger
+        self.unknown_rows = 0
+        self.later: list[str] = []  # the first ids of jobs with which the ledger is behind
+        self.later_rows = 0
+        self.unreadable = 0
+
+    def read(self, ledger: LedgerQueries, results: Path) -> None:
+        """Compare the rows that the ledger does not know to be its own."""
+        mark = ledger.results_mark()
+        start_bytes = mark.size_bytes if mark and matches_mark(results, mark) else 0
+        heads = self._heads(results, start_bytes)
+        while batch := list(islice(heads, BATCH_ROWS)):
+            self._compare(ledger, batch)
+
+    def error(self, out: Path, *, ledger_exists: bool, has_jobs: bool) -> RunDirError:
+        """Return what was probably left behind, and what to do."""
+        if not has_jobs:
+            state = "has no jobs" if ledger_exists else "is missing"
+            found = f"{LEDGER} {state}, but {RESULTS} has {_rows(self.unknown_rows)} (jobs {_examples(self.unknown)})"
+        else:
+            parts = []
+            if self.unknown_rows:
+                parts.append(f"{_rows(self.unknown_rows)} of jobs that it does not have ({_examples(self.unknown)})")
+            if self.later_rows:
+                parts.append(
+                    f"{_rows(self.later_rows)} of jobs that it has in an earlier state ({_examples(self.later)})"
+                )
+            found = (
+                f"{LEDGER} is older than {RESULTS}, which has {' and '.join(parts)}; it was restored from an older"
+                f" copy, or copied without {LEDGER}-wal"
+            )
+        return RunDirError(
+            out,
+            f"{found}. These jobs would be paid for again",
+            f"copy the {LEDGER} of this run back together with {LEDGER}-wal, or rebuild what is missing with"
+            f" krea-batch recover {out}",
+        )
+
+    def _heads(self, results: Path, start_bytes: int) -> Iterator[RowHead]:
+        for line in read_lines(results, start_bytes):
+            try:
+                if line.data is not None:
+                    yield _read_head(line.data)
+                    continue
+            except msgspec.MsgspecError:
+                pass
+            self.unreadable += 1
+
+    def _compare(self, ledger: LedgerQueries, rows: Sequence[RowHead]) -> None:
+        known = ledger.known_jobs([row.id for row in rows])
+        # Most rows have the request_id that the job has, so that no query is needed.
+        others = [
+            row.request_id
+            for row in rows
+            if row.request_id and row.id in known and known[row.id].request_id != row.request_id
+        ]
+        known_request_ids = ledger.known_request_ids(others) if others else {}
+        for row in rows:
+            job = known.get(row.id)
+            if job is None:
+                self.unknown_rows += 1
+                _add_example(self.unknown, row.id)
+                continue
+            request_known = row.request_id == job.request_id or row.request_id in known_request_ids
+            if is_later(row, job, request_known=request_known):
+                self.later_rows += 1
+                _add_example(self.later, row.id)
+
+
+def _add_example(examples: list[str], job_id: str) -> None:
+    if len(examples) <= MAX_EXAMPLES and job_id not in examples:
+        examples.append(job_id)
+
+
+def _examples(names: Sequence[str]) -> str:
+    return ", ".join(names[:MAX_EXAMPLES]) + (" …" if len(names) > MAX_EXAMPLES else "")
+
+
+def _rows(count: int) -> str:
+    return f"{count:,} row{'' if count == 1 else 's'}"
+
+
+def _image_error(out: Path, names: Sequence[str]) -> RunDirError:
+    count = f"{len(names):,} images" if len(names) > 1 else "an image"
+    return RunDirError(
+        out,
+        f"{IMAGES}/ has {count} of jobs that {LEDGER} would submit for the first time ({_examples(names)}):"
+        " they are probably paid for, and the ledger or its WAL was lost",
+        f"copy the {LEDGER} of this run back together with {LEDGER}-wal, or move these files away to pay for the jobs"
+        " again",
+    )
