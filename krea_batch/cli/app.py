@@ -31,6 +31,7 @@ COMMANDS = {
     "report": "Write images and charts into one HTML file.",
     "resolve": "Decide about ambiguous jobs.",
     "retry": "Resubmit failed jobs.",
+    "recover": "Rebuild a lost or older ledger from results.jsonl.",
     "verify": "Check images against the ledger; repair damaged ones.",
     "export": "Write images in formats of other tools.",
     "inspect": "Show the metadata in PNG files.",
@@ -199,6 +200,7 @@ EXAMPLES: dict[str, tuple[str, ...]] = {
         "krea-batch resolve runs/cats --abandon",
     ),
     "retry": ("krea-batch retry runs/cats --yes", "krea-batch retry runs/cats fox owl"),
+    "recover": ("krea-batch recover runs/cats", "krea-batch recover runs/cats --yes"),
     "verify": ("krea-batch verify runs/cats", "krea-batch verify runs/cats --repair"),
     "export": (
         "krea-batch export runs/cats --format imagefolder --output set --embed-metadata",

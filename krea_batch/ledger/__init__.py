@@ -3,6 +3,7 @@
 database     opens or creates the file
 busy         waits while another program has locked it
 consistency  compares it with results.jsonl and images/ before anything is sent
+rebuild      adds jobs of results.jsonl that it does not have
 adoption     records the request_ids that it could not take when they arrived
 transitions  LedgerStore: one method per transition of a job
 queries      LedgerQueries: read-only questions

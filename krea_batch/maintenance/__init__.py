@@ -2,6 +2,7 @@
 
 locked_run  exclusive access to the ledger of a run
 resolve     decisions about ambiguous jobs
+recover     rebuilds a ledger from results.jsonl
 retry       makes unsuccessful jobs pending again
 verify      compares images with the ledger, and repairs them
 export      writes images in the formats of other tools; also works during a run

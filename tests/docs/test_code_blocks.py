@@ -22,12 +22,13 @@ from tests.processes import StartSimulator, clean_environment, run_command, writ
 from tests.test_readme import make_ambiguous, readme_blocks
 
 NOT_RUN = ("make ", "pip ", "python3 -m venv ", ". ", "export ")  # these prepare a machine
+OTHER_PROGRAMS = ("sqlite3 ",)  # tested in tests/cli/test_recover_command.py
 OFFLINE_OPTIONS = {
     "retry": ["--simulate", "--time-scale=100", "--poll-interval=0.1"],
     "run": ["--simulate", "--time-scale=100", "--poll-interval=0.1"],
     "bench": ["--latency=fixed:0.1", "--poll-interval=0.1"],
 }
-COMMANDS_ON_A_RUN = ("plan", "status", "watch", "report", "resolve", "retry", "verify", "export")
+COMMANDS_ON_A_RUN = ("plan", "status", "watch", "report", "resolve", "retry", "recover", "verify", "export")
 SERVERS = ("view",)  # tested in tests/gallery
 OBJECT_STORE_OPTIONS = ("--sink",)  # tested in tests/storage
 NOT_EXECUTED = {
@@ -60,7 +61,7 @@ SCRIPTS = [block for block in PYTHON_BLOCKS if block.name not in NOT_EXECUTED an
 def commands(page: str) -> list[list[str]]:
     """Return the krea-batch commands of a page that the README does not have, with ports that are free anywhere."""
     lines = [line for block in code_blocks("sh") if block.page == page for line in block.text.splitlines()]
-    commands_to_run = [line for line in lines if not line.startswith(NOT_RUN)]
+    commands_to_run = [line for line in lines if not line.startswith((*NOT_RUN, *OTHER_PROGRAMS))]
     local = [line.replace("0.0.0.0:8080", "127.0.0.1:0").replace("9100", "0") for line in commands_to_run]
     return [
         shlex.split(line)

@@ -1,0 +1,128 @@
+"""Adds to the ledger what results.jsonl knows and the ledger does not.
+
+A row says how a job ended, so the job gets that state without the table of transitions. What a row cannot
+say is counted against the user's money: of earlier submissions of a job only the last accepted one is known, and how
+often the job ended in ERROR is taken to be its number of submissions, so that it is not submitted again unasked.
+"""
+
+from __future__ import annotations
+
+from datetime import datetime
+
+import msgspec
+
+from krea_batch.errors import RunDirError
+from krea_batch.jobs import Outcome, State
+from krea_batch.ledger.consistency import RowHead, is_later
+from krea_batch.ledger.rows import KnownJob
+from krea_batch.ledger.transitions import LedgerStore
+
+
+def rebuild_job(store: LedgerStore, row: Outcome, body: bytes, fingerprint: bytes) -> int | None:
+    """Add the job of a row, or update it if the row is later than the ledger. Idempotent.
+
+    Return the job's number, or None if the ledger knew the job as it is in the row, or in a later state.
+
+    `body` is the row's request, encoded as it was sent. Raises RunDirError if the ledger has another request under
+    the id, or another job with the request_id: the row is of another run.
+    """
+    job = store.known_jobs([row.id]).get(row.id)
+    owner = store.submission_of(row.request_id) if row.request_id else None
+    if (job and job.fingerprint != fingerprint) or (owner is not None and owner != row.id):
+        what = f"request_id {row.request_id}" if owner not in (None, row.id) else "id"
+        raise RunDirError(
+            store.path,
+            f"job {row.id!r} of results.jsonl is not the job that the ledger has under its {what}: the two files are"
+            " of different runs",
+            "move one of them away",
+        )
+    head = RowHead(row.id, row.status, row.request_id, row.attempts)
+    if job is None:
+        job_no = _insert(store, row, body, fingerprint)
+    elif is_later(head, job, request_known=owner is not None):
+        job_no = job.job_no
+        _update(store, job_no, row)
+    else:
+        return None
+    _record_submissions(store, job_no, row, job, request_known=owner is not None)
+    return job_no
+
+
+_COLUMNS = (
+    "state", "disposition", "request_id", "files", "attempts", "errors", "polls", "error_kind", "error_message",
+    "submitted_at", "accepted_at", "finished_at", "stored_at",
+)  # fmt: skip
+
+
+def _values(row: Outcome) -> tuple[object, ...]:
+    """Return the values of _COLUMNS."""
+    state = row.status
+    disposition = "succeeded" if state is State.SUCCEEDED else "unsuccessful" if state.info.unsuccessful else None
+    return (
+        state.value, disposition, row.request_id, msgspec.json.encode(row.files).decode(), row.attempts,
+        row.attempts if state is State.ERRORED else 0, row.polls,
+        row.error.kind if row.error else None, row.error.message if row.error else None,
+        seconds(row.submitted_at), seconds(row.accepted_at), seconds(row.finished_at), seconds(row.stored_at),
+    )  # fmt: skip
+
+
+def _insert(store: LedgerStore, row: Outcome, body: bytes, fingerprint: bytes) -> int:
+    columns = ("job_id", "body", "fingerprint", "metadata", *_COLUMNS)
+    metadata = msgspec.json.encode(row.metadata)
+    cursor = store._sql.execute(
+        f"INSERT INTO jobs ({', '.join(columns)}) VALUES ({', '.join('?' * len(columns))})",
+        (row.id, body, fingerprint, metadata, *_values(row)),
+    )
+    return int(cursor.lastrowid or 0)
+
+
+def _update(store: LedgerStore, job_no: int, row: Outcome) -> None:
+    keep = {"request_id": "coalesce(?, request_id)", "errors": "max(errors, ?)"}
+    assignments = ", ".join(f"{column} = {keep.get(column, '?')}" for column in _COLUMNS)
+    store._sql.execute(f"UPDATE jobs SET {assignments} WHERE job_no = ?", (*_values(row), job_no))
+
+
+def _record_submissions(
+    store: LedgerStore, job_no: int, row: Outcome, job: KnownJob | None, *, request_known: bool
+) -> None:
+    """Record the submissions that the row proves, and their results.
+
+    The ledger may have the latest one without its result: then `job` has as many attempts as the row.
+    """
+    latest_is_accepted = row.status.info.charged is True or row.status is State.ERRORED
+    open_submission = job is not None and job.attempts == row.attempts
+    sent_at = seconds(row.submitted_at) or seconds(row.accepted_at) or 0.0
+    refunded = int(row.status is State.ERRORED)
+    if row.request_id and not request_known:
+        values = ("accepted", row.request_id, refunded)
+        if not (latest_is_accepted and open_submission and _settle(store, job_no, *values)):
+            _add(store, job_no, sent_at, *values)
+    elif row.request_id and refunded:
+        store._sql.execute("UPDATE submissions SET refunded = 1 WHERE request_id = ?", (row.request_id,))
+    if not latest_is_accepted and row.attempts:
+        result = "refused" if row.status.info.charged is False else "ambiguous"
+        if not (open_submission and _settle(store, job_no, result, None, 0)):
+            _add(store, job_no, sent_at, result, None, 0)
+
+
+def _settle(store: LedgerStore, job_no: int, result: str, request_id: str | None, refunded: int) -> bool:
+    """Set the result of the latest submission if it is unknown. Return False if there is no such submission."""
+    cursor = store._sql.execute(
+        "UPDATE submissions SET result = ?, request_id = ?, refunded = ? WHERE submission_no ="
+        " (SELECT max(submission_no) FROM submissions WHERE job_no = ?)"
+        " AND (result IS NULL OR result = 'ambiguous')",
+        (result, request_id, refunded, job_no),
+    )
+    return cursor.rowcount == 1
+
+
+def _add(store: LedgerStore, job_no: int, sent_at: float, result: str, request_id: str | None, refunded: int) -> None:
+    store._sql.execute(
+        "INSERT INTO submissions (job_no, sent_at, result, request_id, refunded) VALUES (?, ?, ?, ?, ?)",
+        (job_no, sent_at, result, request_id, refunded),
+    )
+
+
+def seconds(instant: str | None) -> float | None:
+    """Return an instant of a row as seconds since 1970. Raises ValueError."""
+    return None if instant is None else datetime.fromisoformat(instant).timestamp()
