@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import asyncio
 import re
-from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
 from itertools import islice
 from pathlib import Path
@@ -39,7 +39,9 @@ MAX_EXAMPLES = 3  # chosen: enough to recognise a run
 Record = Callable[..., Awaitable[Any]]
 """`LedgerWriter.record`."""
 
-_SUFFIX = re.compile(r"[-~][0-9]+$")  # of a further image, or of a name that was taken; see storage.run_dir
+_SUFFIX = re.compile(
+    r"[-~](?:[2-9]|[1-9][0-9]+)$"
+)  # of a further image, or of a name that was taken; see storage.run_dir
 
 
 class RowHead(msgspec.Struct, frozen=True):
@@ -117,17 +119,19 @@ def require_no_images(store: LedgerQueries, out: Path, names: Sequence[str]) -> 
 def unknown_images(store: LedgerQueries, names: Iterable[str]) -> list[str]:
     """Return those names of images that no accepted job of the ledger can have written."""
     remaining = iter(names)
-    unknown: dict[str, list[str]] = {}
+    unknown: list[str] = []
     while batch := list(islice(remaining, BATCH_ROWS)):
-        owners = {name: _possible_owners(name) for name in batch}
-        accepted = store.accepted_ids([job_id for job_ids in owners.values() for job_id in job_ids])
-        unknown |= {name: job_ids for name, job_ids in owners.items() if accepted.isdisjoint(job_ids)}
+        files = store.accepted_files([job_id for name in batch for job_id in _possible_owners(name)])
+        unknown += [name for name in batch if not _is_of_any(name, files)]
     if not unknown:
         return []
     # On some file systems x.png and X.png are one file.
-    folded = {name: {job_id.casefold() for job_id in job_ids} for name, job_ids in unknown.items()}
-    accepted = store.accepted_folded_ids(set[str]().union(*folded.values()))
-    return [name for name in unknown if accepted.isdisjoint(folded[name])]
+    folded = {job_id for name in unknown for job_id in _possible_owners(name.casefold())}
+    files = {
+        job_id: paths and tuple(map(str.casefold, paths))
+        for job_id, paths in store.accepted_files_folded(folded).items()
+    }
+    return [name for name in unknown if not _is_of_any(name.casefold(), files)]
 
 
 def is_later(row: RowHead, job: KnownJob, *, request_known: bool) -> bool:
@@ -156,11 +160,20 @@ def is_later(row: RowHead, job: KnownJob, *, request_known: bool) -> bool:
 
 def _possible_owners(image_name: str) -> list[str]:
     """Return the ids of the jobs that an image of this name may belong to: x-2.png is of x-2, or the second of x."""
-    stem = image_name.removesuffix(".png")
-    owners = [stem]
+    owners = [image_name.removesuffix(".png")]
     while (shorter := _SUFFIX.sub("", owners[-1])) != owners[-1]:
         owners.append(shorter)
     return owners
+
+
+def _is_of_any(name: str, files: Mapping[str, tuple[str, ...] | None]) -> bool:
+    """Return whether an image can be of one of these accepted jobs, which have these files, or none yet."""
+    stem, *others = _possible_owners(name)
+    if stem in files:
+        return True
+    return any(
+        job_id in files and ((paths := files[job_id]) is None or f"{IMAGES}/{name}" in paths) for job_id in others
+    )
 
 
 def _check(ledger: LedgerStore, out: Path) -> None:

@@ -23,6 +23,7 @@ from krea_batch.ledger.rows import (
     iso,
     open_job,
     outcome_of,
+    read_files,
 )
 from krea_batch.storage.results_rows import ResultsMark
 
@@ -35,6 +36,8 @@ RESUMED_AS_THEY_ARE = ", ".join(
     f"'{state}'" for state in State if state.info.resumes_as == state and not state.info.final
 )
 """The states in which a run resumes jobs, as an SQL list."""
+
+_FILES_COLUMNS = "job_id, CASE WHEN state = 'succeeded' THEN files END"
 
 RETRYABLE_AND_RESUMED = ", ".join(f"'{state}'" for state in RETRYABLE if not state.info.unsuccessful)
 """The retryable states whose jobs a run may also resume without a retry by the user, as an SQL list."""
@@ -265,16 +268,16 @@ class LedgerQueries:
         sql = f"SELECT request_id, job_no FROM submissions WHERE request_id IN ({placeholders})"
         return dict(self._sql.execute(sql, request_ids).fetchall())
 
-    def accepted_ids(self, job_ids: Sequence[str]) -> set[str]:
-        """Return those ids that are of jobs with an accepted submission."""
+    def accepted_files(self, job_ids: Sequence[str]) -> dict[str, tuple[str, ...] | None]:
+        """Return the paths of the images of those ids that are of accepted jobs; None while images are missing."""
         placeholders = ",".join("?" * len(job_ids))
-        sql = f"SELECT job_id FROM jobs WHERE job_id IN ({placeholders}) AND request_id IS NOT NULL"
-        return {job_id for (job_id,) in self._sql.execute(sql, job_ids)}
+        sql = f"SELECT {_FILES_COLUMNS} FROM jobs WHERE job_id IN ({placeholders}) AND request_id IS NOT NULL"
+        return {job_id: _paths(files) for job_id, files in self._sql.execute(sql, job_ids)}
 
-    def accepted_folded_ids(self, folded_ids: Collection[str]) -> set[str]:
-        """Return those of `folded_ids` (ids after str.casefold) that are of such jobs. Reads every job."""
-        rows = self._sql.execute("SELECT job_id FROM jobs WHERE request_id IS NOT NULL")
-        return {folded for (job_id,) in rows if (folded := job_id.casefold()) in folded_ids}
+    def accepted_files_folded(self, folded_ids: Collection[str]) -> dict[str, tuple[str, ...] | None]:
+        """Do the same by the ids after str.casefold. Reads every job."""
+        rows = self._sql.execute(f"SELECT {_FILES_COLUMNS} FROM jobs WHERE request_id IS NOT NULL")
+        return {folded: _paths(files) for job_id, files in rows if (folded := job_id.casefold()) in folded_ids}
 
     def job_counts_after(self, job_no: int) -> dict[State, int]:
         """Return the number of jobs in each state, of those with numbers above `job_no`."""
@@ -321,3 +324,7 @@ class LedgerQueries:
     def unreadable(self, error: sqlite3.Error) -> LedgerError:
         """Return the LedgerError for an error of SQLite."""
         return LedgerError(self.path, f"cannot read the ledger ({error})", "check the disk")
+
+
+def _paths(files: str | None) -> tuple[str, ...] | None:
+    return None if files is None else tuple(file.path for file in read_files(files))

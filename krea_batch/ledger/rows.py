@@ -22,7 +22,7 @@ OPEN_JOB_COLUMNS = (
     "job_no, job_id, state, request_id, media, attempts, errors, polls, accepted_at,"
     f" coalesce({KIND_SQL}, ''), tenant"
 )
-_read_files = msgspec.json.Decoder(tuple[StoredFile, ...]).decode
+read_files = msgspec.json.Decoder(tuple[StoredFile, ...]).decode
 _read_media = msgspec.json.Decoder(Finished).decode
 
 
@@ -103,7 +103,7 @@ def outcome_of(row: Sequence[Any]) -> Outcome:
         id=job_id,
         status=State(state),
         request_id=request_id,
-        files=_read_files(stored),
+        files=read_files(stored),
         error=ErrorInfo(kind, message) if kind is not None else None,
         request=msgspec.json.decode(body),
         metadata=msgspec.json.decode(metadata),

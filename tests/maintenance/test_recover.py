@@ -175,6 +175,15 @@ class TestRefused:
         run_virtual(main())
         assert list(gateway.charged.values()) == ["j0", "j1", "new"]
 
+    def test_an_image_like_a_further_one_of_another_job(self, tmp_path: Path) -> None:
+        """`j0-2.png` is the image of a job `j0-2` if j0 is stored and does not have it."""
+        gateway = ScriptedGateway()
+        run(tmp_path, gateway, 1)
+        (tmp_path / "images" / "j0-2.png").write_bytes(make_png())
+        with pytest.raises(RunDirError, match=r"an image of jobs .* \(j0-2\.png\)"):
+            run_virtual(run_jobs(tmp_path, gateway, [*make_jobs(1), Job(prompt="j0-2", id="j0-2")]))
+        assert len(gateway.submitted_bodies) == 1
+
     def test_images_of_an_older_ledger_without_results(self, tmp_path: Path) -> None:
         """If results.jsonl is gone, too, images of jobs that an older ledger has as pending are refused."""
         gateway = ScriptedGateway()
@@ -242,6 +251,17 @@ class TestNotRefused:
         job = Job(prompt="j0-2", id="j0-2")
         run_virtual(run_jobs(tmp_path, gateway, [*make_jobs(1), job]))
         assert result_statuses(tmp_path) == {"j0": "succeeded", "j0-2": "succeeded"}
+
+    def test_names_that_differ_in_case_only(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        """On a file system where J0.png and j0.png are one file, a new job J0 is submitted beside j0."""
+        gateway = ScriptedGateway()
+        run(tmp_path, gateway, 1)
+        monkeypatch.setattr(
+            "krea_batch.ledger.consistency.existing_images",
+            lambda _, job_ids: [f"{job_id}.png" for job_id in job_ids],
+        )
+        run_virtual(run_jobs(tmp_path, gateway, [*make_jobs(1), Job(prompt="J0", id="J0")]))
+        assert result_statuses(tmp_path) == {"j0": "succeeded", "J0": "succeeded"}
 
     @pytest.mark.parametrize("end", [b'{"id":"j9","sta', b"\0" * 5000, b'{"id":1}\n', b"\n\n"])
     def test_a_damaged_end_of_results(self, tmp_path: Path, end: bytes) -> None:
