@@ -253,13 +253,13 @@ class LedgerQueries:
     def known_jobs(self, job_ids: Sequence[str]) -> dict[str, KnownJob]:
         """Return those jobs that the ledger has, by id."""
         rows = self._sql.execute(
-            "SELECT job_id, job_no, state, attempts, request_id, fingerprint FROM jobs"
+            "SELECT job_id, job_no, state, attempts, request_id FROM jobs"
             f" WHERE job_id IN ({','.join('?' * len(job_ids))})",
             job_ids,
         )
         return {
-            job_id: KnownJob(job_no, State(state), attempts, request_id, bytes(fingerprint))
-            for job_id, job_no, state, attempts, request_id, fingerprint in rows
+            job_id: KnownJob(job_no, State(state), attempts, request_id)
+            for job_id, job_no, state, attempts, request_id in rows
         }
 
     def known_request_ids(self, request_ids: Sequence[str]) -> dict[str, int]:

@@ -28,7 +28,8 @@ def rebuild_job(store: LedgerStore, row: Outcome, body: bytes, fingerprint: byte
     """
     job = store.known_jobs([row.id]).get(row.id)
     owner = store.submission_of(row.request_id) if row.request_id else None
-    if (job and job.fingerprint != fingerprint) or (owner is not None and owner != row.id):
+    is_other_request = job is not None and msgspec.json.decode(store.request_of(job.job_no)[0]) != row.request
+    if is_other_request or (owner is not None and owner != row.id):
         what = f"request_id {row.request_id}" if owner not in (None, row.id) else "id"
         raise RunDirError(
             store.path,

@@ -59,7 +59,6 @@ class KnownJob(msgspec.Struct, frozen=True):
     state: State
     attempts: int
     request_id: str | None
-    fingerprint: bytes
 
 
 class Charges(msgspec.Struct, frozen=True):

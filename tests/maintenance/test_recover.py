@@ -597,5 +597,5 @@ def test_which_is_later(
 ) -> None:
     """A row is later than the ledger if it shows a submission or a result that the ledger does not have."""
     head = RowHead("a", row, "r-1", attempts)
-    known = KnownJob(1, State(job), job_attempts, "r-1" if request_known else None, b"")
+    known = KnownJob(1, State(job), job_attempts, "r-1" if request_known else None)
     assert is_later(head, known, request_known=request_known) is later
