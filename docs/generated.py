@@ -12,7 +12,7 @@ import click
 from krea_batch.cli.app import COMMANDS, app, option_of
 from krea_batch.cli.options.run_options import DEFAULTS, TYPES
 from krea_batch.jobs import STATES
-from krea_batch.rules.lifecycle import TRANSITIONS
+from krea_batch.rules.lifecycle import ACTIONS, PATHS
 from krea_batch.settings import OPTIONS, Rate
 
 WIDTH = 100
@@ -66,9 +66,8 @@ def states_table() -> str:
 
 
 def transitions_table() -> str:
-    """Return a row for each state with the states that may follow it in a run."""
-    rows = ["| from | to |", "|---|---|"]
-    for state, following in TRANSITIONS.items():
-        names = ", ".join(f"`{name}`" for name in STATES if name in following) or "–"
-        rows.append(f"| `{state}` | {names} |")
+    """Return a row for each path of an action, with its meaning."""
+    rows = ["| transition | when |", "|---|---|"]
+    for action, meaning in ACTIONS.items():
+        rows += [f"| {' → '.join(f'`{state}`' for state in path)} | {meaning} |" for path in PATHS[action]]
     return "\n".join(["", *rows, ""])

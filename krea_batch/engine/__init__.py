@@ -2,8 +2,7 @@
 
 engine          Engine: submit jobs, wait for outcomes, stop and close
 handle          Handle: one job, to await or to iterate over
-waiters         the futures of callers who wait for jobs
-event_stream    a bounded stream of events that drops the oldest
+open_run        an open run directory: its lock, ledger and results, and the pipeline that works on it
 outcome_stream  the outcomes of a stream of jobs, with backpressure
 event_loop      run an async function on the fastest event loop that is installed
 """

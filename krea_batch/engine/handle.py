@@ -9,9 +9,9 @@ import asyncio
 from collections.abc import AsyncIterator, Generator
 from typing import Any
 
-from krea_batch.engine.waiters import JobWaiter
 from krea_batch.events import Event
 from krea_batch.jobs import Outcome, State
+from krea_batch.pipeline.waiters import JobWaiter
 
 
 class Handle:

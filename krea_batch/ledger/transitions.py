@@ -1,7 +1,7 @@
-"""The transitions of jobs, written to SQLite. Each public method is one transition.
+"""The transitions of jobs, written to SQLite. Each public method is one action of `rules.lifecycle`.
 
-Each UPDATE names the state that it starts from. If it changes no row, two parts of the engine disagree about a job;
-that is a bug, which is raised as InternalError and never written over.
+The states of an UPDATE are those of the action's path. If it changes no row, two parts of the engine disagree about a
+job; that is a bug, which is raised as InternalError and never written over.
 """
 
 from __future__ import annotations
@@ -16,11 +16,12 @@ from typing import Any, TypeVar
 import msgspec
 
 from krea_batch.errors import InternalError, RunDirError
-from krea_batch.jobs import FINAL, RETRYABLE, ErrorInfo, Outcome, State, StoredFile
+from krea_batch.jobs import FINAL, ErrorInfo, Outcome, State, StoredFile
 from krea_batch.ledger.database import open_database
 from krea_batch.ledger.queries import OPEN_JOBS, UNSUCCESSFUL, LedgerQueries
 from krea_batch.ledger.rows import OUTCOME_COLUMNS, outcome_of
 from krea_batch.rules import lifecycle
+from krea_batch.rules.lifecycle import Action, path_of
 from krea_batch.rules.verdicts import Finished
 from krea_batch.storage.results_rows import ResultsMark
 
@@ -112,7 +113,7 @@ class LedgerStore(LedgerQueries):
 
     def revert_intent(self, job_no: int, result: str) -> None:
         """Make a job pending again: its POST was `refused` or `not_sent`, so nothing was queued."""
-        self._transition(job_no, State.SUBMITTING, State.PENDING)
+        self._transition(job_no, Action.REVERT, State.SUBMITTING)
         self._set_result(job_no, result)
 
     def mark_accepted(self, job_no: int, request_id: str, at: float) -> bool:
@@ -126,37 +127,41 @@ class LedgerStore(LedgerQueries):
             self._fetch_all(f"{accept} WHERE job_no = column1 AND result IS NULL", accepted)
         except sqlite3.IntegrityError:  # submissions.request_id is UNIQUE
             return [self.mark_accepted(*job) for job in accepted] if len(accepted) > 1 else [False]
-        self._transition_many(
-            State.SUBMITTING, State.ACCEPTED, "request_id = column2, accepted_at = column3", accepted
-        )
+        assignments = "request_id = column2, accepted_at = column3"
+        self._transition_many(Action.ACCEPT, State.SUBMITTING, assignments, accepted)
         return [True] * len(accepted)
 
     def mark_rejected(self, job_no: int, error: ErrorInfo, at: float) -> Outcome:
         """Record that the gateway refuses this request for good."""
         self._set_result(job_no, "refused")
-        return self._end_job(job_no, State.SUBMITTING, State.REJECTED, error, at)
+        return self._end_job(job_no, Action.REJECT, State.SUBMITTING, error, at)
 
     def mark_ambiguous(self, job_no: int, error: ErrorInfo, at: float) -> Outcome:
         """Record that a POST was sent and that it is unknown whether the gateway accepted it."""
         self._set_result(job_no, "ambiguous")
-        return self._end_job(job_no, State.SUBMITTING, State.AMBIGUOUS, error, at)
+        return self._end_job(job_no, Action.MARK_AMBIGUOUS, State.SUBMITTING, error, at)
+
+    def resubmit_submitting(self, job_no: int) -> None:
+        """Record the same, and make the job pending: the user has chosen in advance to submit it again."""
+        self._set_result(job_no, "ambiguous")
+        self._transition(job_no, Action.RESUBMIT, State.SUBMITTING)
 
     # ---- ambiguous jobs ----------------------------------------------------------------------------------
 
     def resubmit(self, job_no: int) -> None:
         """Record the user's decision to submit an ambiguous job again."""
-        self._transition(job_no, State.AMBIGUOUS, State.PENDING, "error_kind = NULL, error_message = NULL")
+        self._transition(job_no, Action.RESUBMIT, State.AMBIGUOUS, "error_kind = NULL, error_message = NULL")
 
     def abandon(self, job_no: int, at: float) -> Outcome:
         """Record the user's decision not to submit an ambiguous job again; its charge stays unknown."""
-        return self._end_job(job_no, State.AMBIGUOUS, State.CANCELLED, _ABANDONED, at)
+        return self._end_job(job_no, Action.ABANDON, State.AMBIGUOUS, _ABANDONED, at)
 
     def adopt(self, job_no: int, request_id: str, at: float) -> bool:
         """Record that an ambiguous job was accepted under this request_id. Return False if another job has it."""
         if self._has_request_id(request_id):
             return False
         assignments = "request_id = ?, accepted_at = ?, finished_at = NULL, error_kind = NULL, error_message = NULL"
-        self._transition(job_no, State.AMBIGUOUS, State.ACCEPTED, assignments, (request_id, at))
+        self._transition(job_no, Action.ADOPT, State.AMBIGUOUS, assignments, (request_id, at))
         self._sql.execute(
             "UPDATE submissions SET result = 'accepted', request_id = ?1"
             " WHERE submission_no ="
@@ -179,14 +184,12 @@ class LedgerStore(LedgerQueries):
         for (job_no,) in self._sql.execute(
             f"SELECT job_no FROM jobs WHERE {OPEN_JOBS} AND state = 'submitting'"
         ).fetchall():
-            self._end_job(job_no, State.SUBMITTING, State.AMBIGUOUS, _KILLED, 0.0)
+            self._end_job(job_no, Action.MARK_AMBIGUOUS, State.SUBMITTING, _KILLED, 0.0)
 
     def retry(self, job_no: int, state: State) -> None:
         """Record the user's decision to submit an unsuccessful job again. Earlier charges stay recorded."""
-        if state not in RETRYABLE:
-            raise InternalError(f"a job that is {state} cannot be retried")
         assignments = "errors = 0, finished_at = NULL, error_kind = NULL, error_message = NULL"
-        self._update_state(job_no, state, State.PENDING, assignments)
+        self._transition(job_no, Action.RETRY, state, assignments)
 
     # ---- images -----------------------------------------------------------------------------------------
 
@@ -198,7 +201,7 @@ class LedgerStore(LedgerQueries):
         """Do the same for several jobs."""
         rows = [(job_no, msgspec.json.encode(output).decode(), at, polls) for job_no, output, at, polls in finished]
         assignments = "media = column2, finished_at = column3, polls = column4"
-        self._transition_many(State.ACCEPTED, State.FINISHED, assignments, rows)
+        self._transition_many(Action.FINISH, State.ACCEPTED, assignments, rows)
         return [None] * len(rows)
 
     def mark_stored(self, job_no: int, stored: Sequence[StoredFile], at: float) -> Outcome:
@@ -209,7 +212,7 @@ class LedgerStore(LedgerQueries):
         """Do the same for several jobs."""
         rows = [(job_no, msgspec.json.encode(files).decode(), at) for job_no, files, at in stored]
         assignments = "files = column2, stored_at = column3, error_kind = NULL, error_message = NULL"
-        self._transition_many(State.FINISHED, State.SUCCEEDED, assignments, rows)
+        self._transition_many(Action.STORE, State.FINISHED, assignments, rows)
         job_nos = [(job_no,) for job_no, *_ in rows]
         found = self._fetch_all(
             f"SELECT job_no, {OUTCOME_COLUMNS} FROM {{rows}} JOIN jobs ON job_no = column1", job_nos
@@ -219,27 +222,24 @@ class LedgerStore(LedgerQueries):
 
     def mark_failed(self, job_no: int, error: ErrorInfo, at: float, polls: int) -> Outcome:
         """Record that the gateway reported FAILED."""
-        return self._end_job(job_no, State.ACCEPTED, State.FAILED, error, at, polls)
+        return self._end_job(job_no, Action.FAIL, State.ACCEPTED, error, at, polls)
 
     def mark_errored(self, job_no: int, error: ErrorInfo, at: float, polls: int) -> Outcome:
         """Record that the gateway reported ERROR, and no attempt is left."""
         self._mark_refunded(job_no)
-        return self._end_job(job_no, State.ACCEPTED, State.ERRORED, error, at, polls)
+        return self._end_job(job_no, Action.GIVE_UP, State.ACCEPTED, error, at, polls)
 
     def requeue_errored(self, job_no: int, polls: int) -> None:
         """Record that the gateway reported ERROR, which is not charged, and make the job pending again."""
         self._mark_refunded(job_no)
-        lifecycle.check_transition(State.ERRORED, State.PENDING)
-        self._transition(job_no, State.ACCEPTED, State.ERRORED, "polls = ?", (polls,))
-        self._transition(job_no, State.ERRORED, State.PENDING)
+        self._transition(job_no, Action.REQUEUE, State.ACCEPTED, "polls = ?", (polls,))
 
-    def mark_timed_out(self, job_no: int, error: ErrorInfo, at: float, polls: int) -> Outcome:
-        """Record that this run stops waiting for the job. Its request_id is kept, and the next run polls again."""
-        finished = self._sql.execute(
-            "SELECT 1 FROM jobs WHERE job_no = ? AND state = 'finished'", (job_no,)
-        ).fetchone()
-        old = State.FINISHED if finished else State.ACCEPTED
-        return self._end_job(job_no, old, State.TIMED_OUT, error, at, polls)
+    def mark_timed_out(self, job_no: int, old: State, error: ErrorInfo, at: float, polls: int) -> Outcome:
+        """Record that this run stops waiting for an accepted or finished job.
+
+        Its request_id is kept, and the next run polls again.
+        """
+        return self._end_job(job_no, Action.TIME_OUT, old, error, at, polls)
 
     # ---- runs --------------------------------------------------------------------------------------------
 
@@ -297,7 +297,8 @@ class LedgerStore(LedgerQueries):
                 old, errors=errors, max_attempts=max_attempts, resubmit_ambiguous=resubmit_ambiguous
             )
             if new is not None and new is not old:
-                self._transition(job_no, old, new, "error_kind = NULL, error_message = NULL")
+                action = Action.RESUBMIT if old is State.AMBIGUOUS else Action.RESUME
+                self._transition(job_no, action, old, "error_kind = NULL, error_message = NULL")
                 unended = unended or old in FINAL
         return unended
 
@@ -318,14 +319,20 @@ class LedgerStore(LedgerQueries):
     # ---- helpers -----------------------------------------------------------------------------------------
 
     def _transition(
-        self, job_no: int, old: State, new: State, assignments: str = "", values: tuple[Any, ...] = ()
+        self, job_no: int, action: Action, old: State, assignments: str = "", values: tuple[Any, ...] = ()
     ) -> None:
-        lifecycle.check_transition(old, new)
-        self._update_state(job_no, old, new, assignments, values)
+        new = path_of(action, old)[-1]
+        extra = f", {assignments}" if assignments else ""
+        cursor = self._sql.execute(
+            f"UPDATE jobs SET state = ?{extra}{_disposition_sql(old, new)} WHERE job_no = ? AND state = ?",
+            (new.value, *values, job_no, old.value),
+        )
+        if cursor.rowcount != 1:
+            raise InternalError(f"job number {job_no} was to go from {old} to {new}, but is not {old}")
 
-    def _transition_many(self, old: State, new: State, assignments: str, rows: Sequence[tuple[Any, ...]]) -> None:
+    def _transition_many(self, action: Action, old: State, assignments: str, rows: Sequence[tuple[Any, ...]]) -> None:
         """Move several jobs; the first column of each row is the job's number."""
-        lifecycle.check_transition(old, new)
+        new = path_of(action, old)[-1]
         update = f"UPDATE jobs SET state = '{new}', {assignments}{_disposition_sql(old, new)} FROM {{rows}}"
         row_count = sum(
             cursor.rowcount
@@ -334,17 +341,6 @@ class LedgerStore(LedgerQueries):
         if row_count != len(rows):
             numbers = ", ".join(str(job_no) for job_no, *_ in rows)
             raise InternalError(f"job number {numbers} was to go from {old} to {new}, but is not {old}")
-
-    def _update_state(
-        self, job_no: int, old: State, new: State, assignments: str = "", values: tuple[Any, ...] = ()
-    ) -> None:
-        extra = f", {assignments}" if assignments else ""
-        cursor = self._sql.execute(
-            f"UPDATE jobs SET state = ?{extra}{_disposition_sql(old, new)} WHERE job_no = ? AND state = ?",
-            (new.value, *values, job_no, old.value),
-        )
-        if cursor.rowcount != 1:
-            raise InternalError(f"job number {job_no} was to go from {old} to {new}, but is not {old}")
 
     def _fetch_all(self, sql: str, rows: Sequence[tuple[Any, ...]]) -> list[Any]:
         """Return what a statement finds; `{rows}` in it stands for the rows, with column1, column2 and so on."""
@@ -359,12 +355,12 @@ class LedgerStore(LedgerQueries):
             yield self._sql.execute(_values_sql(sql, size, len(batch[0])), (*chain.from_iterable(batch), *nulls))
 
     def _end_job(
-        self, job_no: int, old: State, new: State, error: ErrorInfo, at: float, polls: int | None = None
+        self, job_no: int, action: Action, old: State, error: ErrorInfo, at: float, polls: int | None = None
     ) -> Outcome:
         self._transition(
             job_no,
+            action,
             old,
-            new,
             "error_kind = ?, error_message = ?, polls = coalesce(?, polls), finished_at = nullif(?, 0)",
             (error.kind, error.message, polls, at),
         )

@@ -7,7 +7,12 @@
 
 context           what all stages share: settings, gateway, ledger, clock, counters, the stop
 emitter           emits the events of a run and writes its log lines
-protocols         what the stages require of a gateway
+protocols         what the stages require of a gateway and of each other
+pipeline          the stages, connected: where a job goes from each of them
+executor          applies transitions: ledger, then counters, then events, then the next stage
+charge_budget     counts charges against `max_charges`
+waiters           the futures of callers who wait for jobs
+event_stream      a bounded stream of events that drops the oldest
 stats             the counters of a run
 in_flight_job     one job in flight, and the limit on their number
 producer          reads jobs from an iterable, in order, as the limit allows
@@ -19,7 +24,7 @@ callback_handler  callbacks of the gateway bring polls forward and resolve ambig
 downloader        downloads completed images and hands them to a writer of `storage`
 task_pool         the supervised tasks of a stage
 
-Stages do not import each other: the engine passes each the function that takes a job it has finished with. The
+Stages do not import each other: a job goes to its next stage through the executor and `pipeline.Pipeline`. The
 in-flight limit is the backpressure: a slow disk or CDN keeps jobs in flight, which slows submits, so no queue needs a
 bound of its own.
 """

@@ -13,10 +13,12 @@ from anyio.abc import TaskGroup
 
 from krea_batch.events import CallbackReceived, CallbackResult
 from krea_batch.gateway.wire import CallbackPayload
-from krea_batch.jobs import State
 from krea_batch.ledger import LedgerStore
 from krea_batch.pipeline.context import RunContext
+from krea_batch.pipeline.executor import TransitionExecutor
 from krea_batch.pipeline.in_flight_job import InFlightJob
+from krea_batch.rules import lifecycle
+from krea_batch.rules.lifecycle import Transition
 from krea_batch.rules.verdicts import PollFailed, Progress
 
 # chosen: one failed poll proves nothing, three prove little, and the gateway may send the callback again
@@ -27,19 +29,17 @@ class CallbackHandler:
     """Takes callbacks from the start of the run on.
 
     It is a stage of its own, because an ambiguous job may need several polls. `expedite` polls a waiting job now.
-    `on_adopted` takes a job that was ambiguous, with the result of its poll.
     """
 
     def __init__(
         self,
         run: RunContext,
-        *,
+        executor: TransitionExecutor,
         expedite: Callable[[int, CallbackPayload], CallbackResult],
-        on_adopted: Callable[[InFlightJob, Progress], None],
     ) -> None:
         self._run = run
+        self._executor = executor
         self._expedite = expedite
-        self._on_adopted = on_adopted
         self._tasks: TaskGroup | None = None
         self._resolving: set[int] = set()  # numbers of jobs that a callback may resolve just now
         self._expected: dict[int, float] = {}  # ambiguous jobs, and until when a callback may arrive for them
@@ -95,24 +95,21 @@ class CallbackHandler:
             if ambiguous is None:
                 return
             progress = await self._confirm(request_id)
-            if progress is None or not await self._run.record(
-                LedgerStore.adopt, job_no, request_id, self._run.wall_clock()
-            ):
-                return
+            if progress is not None:
+                await self._adopt(InFlightJob.from_ledger(ambiguous), lifecycle.adopt(request_id, progress))
         finally:
             self._resolving.discard(job_no)
-        job = InFlightJob.from_ledger(ambiguous)
-        job.request_id = request_id
-        job.accepted_s = job.last_polled_s = self._run.now_s()
+
+    async def _adopt(self, job: InFlightJob, transition: Transition) -> None:
         job.resumed = True
         self._run.in_flight_limit.acquire_resumed()
         self._run.in_flight_fingerprints[job.id] = b""  # The ledger has its fingerprint.
-        ended = self._run.stats.ended_by_state
-        ended[State.AMBIGUOUS] = max(0, ended[State.AMBIGUOUS] - 1)
-        self._expected.pop(job_no, None)
+        if not await self._executor.apply(job, transition):
+            self._run.in_flight_limit.release()
+            self._run.in_flight_fingerprints.pop(job.id, None)
+            return
+        self._expected.pop(job.job_no, None)
         self._adopted.set()
-        self._run.events.emit_state_change(job, State.AMBIGUOUS, State.ACCEPTED)
-        self._on_adopted(job, progress)
 
     async def _confirm(self, request_id: str) -> Progress | None:
         """Poll a request_id of a callback. Return its status, or None if the gateway does not know it."""

@@ -7,7 +7,6 @@ downloaded again, and a job whose images cannot be downloaded in this run keeps 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -15,13 +14,13 @@ import anyio
 
 from krea_batch.errors import RunStopped
 from krea_batch.gateway.url_policy import DownloadError
-from krea_batch.jobs import ErrorInfo, Outcome, State, StoredFile
-from krea_batch.ledger import LedgerStore
+from krea_batch.jobs import ErrorInfo, State, StoredFile
 from krea_batch.pipeline.context import RunContext
+from krea_batch.pipeline.executor import TransitionExecutor
 from krea_batch.pipeline.in_flight_job import InFlightJob
-from krea_batch.pipeline.protocols import ImageBody
+from krea_batch.pipeline.protocols import ImageBody, Stages
 from krea_batch.pipeline.task_pool import TaskPool
-from krea_batch.rules import backoff
+from krea_batch.rules import backoff, lifecycle
 from krea_batch.storage.image_file import ImageFile, PngError
 from krea_batch.storage.local_writer import LocalImageWriter
 from krea_batch.storage.sink_writer import SinkImageWriter
@@ -65,21 +64,15 @@ class _Download:
 class Downloader:
     """Downloads the images of completed jobs, `settings.downloads` at a time.
 
-    `on_ended` takes a job that ended here. `on_deferred` takes a job that stays in the ledger for the next run.
     Images are stored in the run directory, or by `sink`.
     """
 
     def __init__(
-        self,
-        run: RunContext,
-        *,
-        on_ended: Callable[[InFlightJob, Outcome], None],
-        on_deferred: Callable[[InFlightJob], None],
-        sink: Sink | None = None,
+        self, run: RunContext, executor: TransitionExecutor, stages: Stages, *, sink: Sink | None = None
     ) -> None:
         self._run = run
-        self._on_ended = on_ended
-        self._on_deferred = on_deferred
+        self._executor = executor
+        self._stages = stages
         self._queue: asyncio.Queue[_Download] = asyncio.Queue()
         self._host_paused_until_s: dict[str, float] = {}
         self._tasks = TaskPool()
@@ -136,10 +129,7 @@ class Downloader:
             self._run.stats.downloads += 1
             self._run.stats.downloaded_bytes += stored.bytes
             self._run.events.emit_image_stored(download.job, stored, started_s)
-        job = download.job
-        outcome = await self._run.record(LedgerStore.mark_stored, job.job_no, download.stored, self._run.wall_clock())
-        self._run.events.emit_state_change(job, State.FINISHED, State.SUCCEEDED)
-        self._on_ended(job, outcome)
+        await self._executor.apply(download.job, lifecycle.store(tuple(download.stored)))
 
     async def _store_next(self, download: _Download) -> StoredFile:
         """Download and store the next image. On errors, the bytes that arrived stay in its `.part`.
@@ -205,11 +195,7 @@ class Downloader:
 
     async def _time_out(self, job: InFlightJob, error: ErrorInfo) -> None:
         """End the job in this run. The next run polls it again, which also returns fresh URLs."""
-        outcome = await self._run.record(
-            LedgerStore.mark_timed_out, job.job_no, error, self._run.wall_clock(), job.polls
-        )
-        self._run.events.emit_state_change(job, State.FINISHED, State.TIMED_OUT)
-        self._on_ended(job, outcome)
+        await self._executor.apply(job, lifecycle.time_out(State.FINISHED, error))
 
     def _stop_for_disk(self, download: _Download, error: OSError) -> None:
         reason = f"cannot write an image of job {download.job.id!r} ({error.strerror})"
@@ -217,7 +203,7 @@ class Downloader:
 
     def _stop(self, download: _Download, reason: RunStopped) -> None:
         self._run.stop(reason)
-        self._on_deferred(download.job)
+        self._stages.defer(download.job)
 
 
 def _host(url: str) -> str:

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from itertools import pairwise
 
 from krea_batch.events import (
     Event,
@@ -36,8 +37,6 @@ from krea_batch.rules.verdicts import (
     Finished,
     PollFailed,
     PollVerdict,
-    PostVerdict,
-    Refused,
     Waiting,
 )
 
@@ -65,6 +64,7 @@ class EventEmitter:
         self._stats = stats
         self._now_s = now_s
         self.state_counts: Counter[State] = Counter()  # jobs of this run, by current state
+        self._failed_events: set[str] = set()  # kinds of events that a listener could not handle
 
     def add_listener(self, listener: Listener) -> None:
         """Call `listener` with every event from now on."""
@@ -75,9 +75,18 @@ class EventEmitter:
         self._listeners.remove(listener)
 
     def emit(self, event: Event) -> None:
-        """Call every listener, in the order in which they were added."""
+        """Call every listener, in the order in which they were added.
+
+        An exception of a listener is logged, once for each kind of event, and not passed on.
+        """
         for listener in self._listeners:
-            listener(event)
+            try:
+                listener(event)
+            except Exception:  # A listener is foreign code. Its bugs must not cost an image.
+                name = type(event).__name__
+                if name not in self._failed_events:
+                    self._failed_events.add(name)
+                    log.exception("! listener failed event=%s", name)
 
     # ---- events of the run -------------------------------------------------------------------------------
 
@@ -106,12 +115,14 @@ class EventEmitter:
 
     # ---- events of one job -------------------------------------------------------------------------------
 
-    def emit_state_change(self, job: InFlightJob, old: State, new: State) -> None:
-        log.debug("= job=%s from=%s to=%s request_id=%s", job.id, old, new, job.request_id)
-        self.state_counts[old] -= 1
-        self.state_counts[new] += 1
-        if self._listeners:
-            self.emit(StateChanged(job.id, old, new, job.request_id or None))
+    def emit_state_changes(self, job: InFlightJob, path: Sequence[State]) -> None:
+        """Report each transition of a path of states."""
+        for old, new in pairwise(path):
+            log.debug("= job=%s from=%s to=%s request_id=%s", job.id, old, new, job.request_id)
+            self.state_counts[old] -= 1
+            self.state_counts[new] += 1
+            if self._listeners:
+                self.emit(StateChanged(job.id, old, new, job.request_id or None))
 
     def emit_resumed(self, job: InFlightJob, state: State) -> None:
         """Report a job that an earlier run left in `state`."""
@@ -119,10 +130,9 @@ class EventEmitter:
         if self._listeners:
             self.emit(JobResumed(job.id, state, job.request_id or None))
 
-    def emit_submit(self, job: InFlightJob, result: SubmitResult, verdict: PostVerdict) -> None:
-        """Report the recorded result of a POST."""
+    def emit_submit(self, job: InFlightJob, result: SubmitResult, status: int) -> None:
+        """Report the recorded result of a POST. `status` is the HTTP status of a refusal, or 0."""
         if self._listeners:
-            status = verdict.status if isinstance(verdict, Refused) else 0
             self.emit(SubmitCompleted(job.id, result, status, self._now_s() - job.sent_s))
 
     def emit_poll(self, job: InFlightJob, verdict: PollVerdict) -> None:

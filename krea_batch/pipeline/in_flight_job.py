@@ -25,7 +25,6 @@ class InFlightJob:
 
     __slots__ = (
         "accepted_s",
-        "ambiguous_posts",
         "body",
         "callback_during_poll",
         "errors",
@@ -73,8 +72,7 @@ class InFlightJob:
         self.fingerprint = fingerprint
         self.metadata = metadata
         self.sent_s = 0.0  # when the last POST was sent
-        self.refusals = 0  # consecutive answers 500 or 503
-        self.ambiguous_posts = 0  # POSTs of this run with an unknown result
+        self.refusals = 0  # consecutive POSTs that ended with a 500 or 503, or ambiguous
         self.errors = 0  # accepted POSTs that ended in ERROR
 
         # Poll scheduler.

@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import heapq
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from itertools import count
 
 import anyio
@@ -19,15 +19,15 @@ from aiolimiter import AsyncLimiter
 from krea_batch.errors import GatewayError
 from krea_batch.events import CallbackResult
 from krea_batch.gateway.wire import CallbackPayload
-from krea_batch.jobs import ErrorInfo, Outcome, State
-from krea_batch.ledger import LedgerStore
+from krea_batch.jobs import ErrorInfo, State
 from krea_batch.pipeline.context import RunContext
+from krea_batch.pipeline.executor import TransitionExecutor
 from krea_batch.pipeline.in_flight_job import InFlightJob
+from krea_batch.pipeline.protocols import Stages
 from krea_batch.pipeline.rate_limiter import even_limiter
 from krea_batch.pipeline.task_pool import TaskPool
 from krea_batch.rules import lifecycle
 from krea_batch.rules.callback_reliability import CALLBACK_GRACE_S, CallbackReliability
-from krea_batch.rules.lifecycle import Download, EndJob, PollAgain, Requeue
 from krea_batch.rules.poll_schedule import EXPLORING_JOBS
 from krea_batch.rules.poll_schedule_by_kind import PollSchedules
 from krea_batch.rules.verdicts import Finished, PollFailed, PollVerdict, Progress, Waiting
@@ -41,27 +41,12 @@ IDLE_S = 3600.0  # chosen: how long to sleep while nothing is scheduled; an even
 
 
 class PollScheduler:
-    """Polls every accepted job when its schedule says so.
+    """Polls every accepted job when its schedule says so."""
 
-    `on_finished` takes a job whose images can be downloaded. `on_errored` takes a job to submit again after some
-    seconds. `on_ended` takes a job that ended here. `on_deferred` takes a job that stays in the ledger for the next
-    run.
-    """
-
-    def __init__(
-        self,
-        run: RunContext,
-        *,
-        on_finished: Callable[[InFlightJob], None],
-        on_errored: Callable[[InFlightJob, float], None],
-        on_ended: Callable[[InFlightJob, Outcome], None],
-        on_deferred: Callable[[InFlightJob], None],
-    ) -> None:
+    def __init__(self, run: RunContext, executor: TransitionExecutor, stages: Stages) -> None:
         self._run = run
-        self._on_finished = on_finished
-        self._on_errored = on_errored
-        self._on_ended = on_ended
-        self._on_deferred = on_deferred
+        self._executor = executor
+        self._stages = stages
         self._schedules = PollSchedules(run.settings.poll_interval_s, run.settings.poll_lag_weight)
         self._plan_version = self._schedules.version
         self._exploring_jobs = 0
@@ -243,36 +228,22 @@ class PollScheduler:
 
     async def _settle(self, job: InFlightJob, verdict: PollVerdict) -> None:
         """Record the result of a poll and hand the job to the next stage, or schedule its next poll."""
-        decision = lifecycle.after_poll(
+        transition = lifecycle.after_poll(
             verdict,
             errors=job.errors,
             max_attempts=self._run.settings.max_attempts,
             jitter=self._run.random(),
         )
-        match decision:
-            case Download(finished):
-                self._untrack_callback(job)
-                self._finish(job, finished)
-            case PollAgain(failure):
-                await self._poll_again(job, failure)
-            case Requeue(wait_s, reason):
-                await self._requeue(job, wait_s, reason)
-            case EndJob(state, kind, message):
-                mark_ended = LedgerStore.mark_failed if state is State.FAILED else LedgerStore.mark_errored
-                error = ErrorInfo(kind, message)
-                self._withdraw(job)
-                self._untrack_callback(job)
-                outcome = await self._run.record(mark_ended, job.job_no, error, self._run.wall_clock(), job.polls)
-                self._end(job, outcome)
-
-    def _finish(self, job: InFlightJob, finished: Finished) -> None:
-        self._observe(job, finished)
-        self._run.record_later(LedgerStore.mark_finished, job.job_no, finished, self._run.wall_clock(), job.polls)
-        job.finished = finished
-        job.failures = 0
-        self._run.events.emit_generation(job, self._trusted_latency_s(job, finished))
-        self._run.events.emit_state_change(job, State.ACCEPTED, State.FINISHED)
-        self._on_finished(job)
+        if transition is None:
+            await self._poll_again(job, verdict if isinstance(verdict, PollFailed) else None)
+            return
+        if isinstance(verdict, Finished):
+            self._observe(job, verdict)
+            self._run.events.emit_generation(job, self._trusted_latency_s(job, verdict))
+        else:
+            self._withdraw(job)
+        self._untrack_callback(job)
+        await self._executor.apply(job, transition)
 
     def _observe(self, job: InFlightJob, finished: Finished) -> None:
         """Add the job's latency to the schedules: the gateway's value if it is plausible, else our own.
@@ -346,32 +317,11 @@ class PollScheduler:
             return False
         self._run.stop(GatewayError(failure.status, failure.reason, "use a valid API key, then run again to resume"))
         self._by_job_no.pop(job.job_no, None)
-        self._on_deferred(job)
+        self._stages.defer(job)
         return True
 
     async def _time_out(self, job: InFlightJob, failure: PollFailed | None) -> None:
         message = f"not finished after {self._run.settings.job_timeout_s:g} s"
         if failure:
             message = f"{message} ({failure.reason})"
-        error = ErrorInfo("timed_out", message)
-        outcome = await self._run.record(
-            LedgerStore.mark_timed_out, job.job_no, error, self._run.wall_clock(), job.polls
-        )
-        self._end(job, outcome)
-
-    async def _requeue(self, job: InFlightJob, wait_s: float, reason: str) -> None:
-        """Submit a job again that ended in ERROR. Its request is read from the ledger."""
-        self._withdraw(job)
-        self._untrack_callback(job)
-        job.last_callback_s = -math.inf
-        await self._run.record(LedgerStore.requeue_errored, job.job_no, job.polls)
-        job.errors += 1
-        job.failures = job.key_refusals = 0
-        job.body, job.fingerprint, job.metadata = await self._run.record(LedgerStore.request_of, job.job_no)
-        self._run.events.emit_retry(job, "poll", reason)
-        self._run.events.emit_state_change(job, State.ACCEPTED, State.PENDING)
-        self._on_errored(job, wait_s)
-
-    def _end(self, job: InFlightJob, outcome: Outcome) -> None:
-        self._run.events.emit_state_change(job, State.ACCEPTED, outcome.status)
-        self._on_ended(job, outcome)
+        await self._executor.apply(job, lifecycle.time_out(State.ACCEPTED, ErrorInfo("timed_out", message)))

@@ -1,7 +1,7 @@
-"""What the stages require of a gateway, as protocols.
+"""What the stages require of a gateway and of each other, as protocols.
 
-`gateway.client.GatewayClient` implements them for the API. Other implementations are the scripted gateway of
-`testing`, the model of `forecast` and the recorder of `benchmark`.
+`gateway.client.GatewayClient` implements `Gateway` for the API. Other implementations are the scripted gateway of
+`testing`, the model of `forecast` and the recorder of `benchmark`. `pipeline.pipeline.Pipeline` implements `Stages`.
 """
 
 from __future__ import annotations
@@ -9,7 +9,9 @@ from __future__ import annotations
 from collections.abc import AsyncIterator
 from typing import Protocol, Self
 
-from krea_batch.rules.verdicts import PollVerdict, PostVerdict
+from krea_batch.jobs import Outcome
+from krea_batch.pipeline.in_flight_job import InFlightJob
+from krea_batch.rules.verdicts import PollVerdict, PostVerdict, Progress
 
 
 class ImageBody(Protocol):
@@ -36,3 +38,22 @@ class Gateway(Protocol):
     async def submit(self, body: bytes, *, callback: str = "") -> PostVerdict: ...
     async def poll(self, request_id: str) -> PollVerdict: ...
     async def download(self, url: str, *, offset: int = 0, etag: str | None = None) -> ImageBody: ...
+
+
+class Stages(Protocol):
+    """Where a job goes next. The stages hand jobs over here, so that none of them knows another."""
+
+    def submit(self, job: InFlightJob, wait_s: float = 0.0) -> None:
+        """Take a pending job that has a slot, to be submitted after `wait_s` seconds at the earliest."""
+
+    def poll(self, job: InFlightJob, progress: Progress) -> None:
+        """Take an accepted job, with the status that is known of it."""
+
+    def download(self, job: InFlightJob) -> None:
+        """Take a finished job."""
+
+    def end(self, job: InFlightJob, outcome: Outcome) -> None:
+        """Take a job that has ended for this run."""
+
+    def defer(self, job: InFlightJob) -> None:
+        """Take a job that stays in the ledger for the next run."""

@@ -25,7 +25,7 @@ from krea_batch import (
     State,
     StateChanged,
 )
-from krea_batch.engine.event_stream import EventStream
+from krea_batch.pipeline.event_stream import EventStream
 from krea_batch.rules.verdicts import Ambiguous, Finished, PollFailed, Refusal, Refused
 from krea_batch.testing.scripted_gateway import ACCEPT, ScriptedGateway
 from tests.engine_fixtures import ledger_states, rows_by_id

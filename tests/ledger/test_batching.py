@@ -87,7 +87,7 @@ def next_operations(n: int, stage: int, random: Random) -> list[Operation]:
             return (
                 [store(n)]
                 if random.random() < 0.7
-                else [operation(LedgerStore.mark_timed_out, n, BATCHING_ERROR, SOME_INSTANT_AT, 3)]
+                else [operation(LedgerStore.mark_timed_out, n, State.FINISHED, BATCHING_ERROR, SOME_INSTANT_AT, 3)]
             )
         case _:
             return []
@@ -150,7 +150,7 @@ def test_deferred_records_come_before_the_next_step(ledger: LedgerStore) -> None
         finish(1),
         store(1),
         finish(3),
-        operation(LedgerStore.mark_timed_out, 3, BATCHING_ERROR, SOME_INSTANT_AT, 1),
+        operation(LedgerStore.mark_timed_out, 3, State.FINISHED, BATCHING_ERROR, SOME_INSTANT_AT, 1),
         intent("e"),
     )
     outcomes = [results[0], results[2], results[4]]

@@ -15,7 +15,8 @@ import pytest
 from krea_batch import Engine, GatewayError, Job, RunStopped
 from krea_batch.jobs import Outcome
 from krea_batch.pipeline.producer import BATCH_JOBS
-from krea_batch.pipeline.submitter import MAX_AMBIGUOUS_RESUBMITS, MAX_QUEUED
+from krea_batch.pipeline.submitter import MAX_QUEUED
+from krea_batch.rules.lifecycle import MAX_AMBIGUOUS_POSTS
 from krea_batch.rules.verdicts import (
     Accepted,
     Ambiguous,
@@ -192,7 +193,7 @@ class TestSubmitResults:
         run_virtual(run_jobs(tmp_path, gateway, make_jobs(2), ambiguous="resubmit"))
         assert result_statuses(tmp_path) == {"j0": "succeeded", "j1": "ambiguous"}
         assert gateway.submitted_prompts.count("j0") == 2
-        assert gateway.submitted_prompts.count("j1") == MAX_AMBIGUOUS_RESUBMITS
+        assert gateway.submitted_prompts.count("j1") == MAX_AMBIGUOUS_POSTS
         assert rows_by_id(tmp_path)["j0"]["error"] is None
 
     def test_ambiguous_jobs_are_resubmitted_by_a_later_run(self, tmp_path: Path) -> None:

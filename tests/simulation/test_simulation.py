@@ -12,11 +12,11 @@ import pytest
 
 from krea_batch.jobs import StoredFile
 from krea_batch.ledger import LedgerStore
+from krea_batch.pipeline.executor import TransitionExecutor
 from krea_batch.pipeline.in_flight_job import InFlightJob
-from krea_batch.pipeline.submitter import Submitter
 from krea_batch.rules import lifecycle
-from krea_batch.rules.lifecycle import AfterPost, Requeue
-from krea_batch.rules.verdicts import Accepted, Ambiguous
+from krea_batch.rules.lifecycle import Action, Transition
+from krea_batch.rules.verdicts import Ambiguous, NotSent
 from krea_batch.storage import image_file
 from krea_batch.storage.image_file import ImageFile
 from tests.simulation.__main__ import run_seed
@@ -61,8 +61,8 @@ def test_retrying_a_cut_post_is_caught(tmp_path: Path, monkeypatch: pytest.Monke
     """A bug that retries a cut POST as if it had not been sent is found: a job is charged twice."""
     after_post = lifecycle.after_post
 
-    def requeue_cut_post(verdict: Any, **known: Any) -> AfterPost:
-        return Requeue(0.0, verdict.reason) if isinstance(verdict, Ambiguous) else after_post(verdict, **known)
+    def requeue_cut_post(verdict: Any, **known: Any) -> Transition:
+        return after_post(NotSent(verdict.reason) if isinstance(verdict, Ambiguous) else verdict, **known)
 
     monkeypatch.setattr(lifecycle, "after_post", requeue_cut_post)
     assert finds_violation(tmp_path, "was charged 2 times", first=25)
@@ -70,13 +70,14 @@ def test_retrying_a_cut_post_is_caught(tmp_path: Path, monkeypatch: pytest.Monke
 
 def test_recording_the_request_id_after_the_poll_is_caught(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A bug that polls before the request_id is recorded is found."""
-    record_accepted = Submitter._record_accepted
+    apply = TransitionExecutor.apply
 
-    async def poll_before_recording(self: Submitter, job: InFlightJob, accepted: Accepted) -> None:
-        await self._run.gateway.poll(accepted.request_id)
-        await record_accepted(self, job, accepted)
+    async def poll_before_recording(self: TransitionExecutor, job: InFlightJob, transition: Transition) -> bool:
+        if transition.action is Action.ACCEPT:
+            await self._run.gateway.poll(transition.request_id)
+        return await apply(self, job, transition)
 
-    monkeypatch.setattr(Submitter, "_record_accepted", poll_before_recording)
+    monkeypatch.setattr(TransitionExecutor, "apply", poll_before_recording)
     assert finds_violation(tmp_path, "which is not recorded")
 
 

@@ -9,12 +9,12 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 
-from krea_batch.engine.event_stream import EventStream
 from krea_batch.errors import KreaBatchError, RunStopped
 from krea_batch.events import Event, JobEnded, RetryScheduled, StateChanged
 from krea_batch.jobs import FINAL, Outcome, State
 from krea_batch.ledger import LedgerStore, check_new_jobs
 from krea_batch.pipeline.context import RunContext
+from krea_batch.pipeline.event_stream import EventStream
 from krea_batch.pipeline.in_flight_job import InFlightJob, require_same_request
 
 CLOSED = RunStopped("the engine is closed", "open it again to resume")

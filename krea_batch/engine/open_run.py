@@ -1,0 +1,223 @@
+"""An open run directory: its lock, ledger, results and gateway, and the pipeline that works on it.
+
+Everything exists once `open_run` has returned. It is closed in the opposite order, which rewrites results.jsonl.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import AsyncIterator, Awaitable, Callable
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import AsyncExitStack
+from functools import partial
+from importlib.metadata import version
+from random import Random
+from typing import Any
+
+import anyio
+import msgspec
+
+from krea_batch.errors import RunStopped
+from krea_batch.events import Listener
+from krea_batch.gateway.callbacks import SECRET_BYTES, CallbackEndpoint, CallbackRouter
+from krea_batch.jobs import Outcome
+from krea_batch.ledger import MAX_TRANSACTION_ROWS, LedgerStore, open_ledger, pages
+from krea_batch.pipeline.context import RunContext
+from krea_batch.pipeline.pipeline import Pipeline
+from krea_batch.pipeline.protocols import Gateway
+from krea_batch.pipeline.rate_limiter import RateLimiter
+from krea_batch.rules.fail_fast import IdenticalFailureGuard
+from krea_batch.settings import AmbiguousPolicy, ApiKey, Settings, Webhook
+from krea_batch.storage.async_io import run_to_completion
+from krea_batch.storage.results_file import EMPTY_PREFIX, ResultsFile, StablePrefix
+from krea_batch.storage.run_dir import LEDGER, RunDir
+from krea_batch.storage.sinks import Sink
+
+DISK_THREADS = 8  # chosen: an fsync is cheaper if others run in parallel; more threads than this gained little
+LATENCY_HISTORY = 500  # chosen: the weight of observations that a poll schedule keeps (poll_schedule.MAX_WEIGHT)
+
+
+class RunConfig(msgspec.Struct, frozen=True, kw_only=True):
+    """What an engine was created with. `gateway_client` replaces the client that would use `key`."""
+
+    settings: Settings
+    key: ApiKey | None
+    gateway_client: Gateway | None
+    rate_limiter: RateLimiter
+    sink: Sink | None
+    listeners: list[Listener]
+    clock: Callable[[], float]
+    random: Random
+
+
+class OpenRun:
+    """An open run directory with its pipeline."""
+
+    def __init__(self, config: RunConfig, context: RunContext, results: ResultsFile, pipeline: Pipeline) -> None:
+        self._config = config
+        self.context = context
+        self.pipeline = pipeline
+        self._results = results
+        self._kept = EMPTY_PREFIX  # the rows of results.jsonl that cannot change any more
+
+    async def work(
+        self,
+        endpoint: CallbackEndpoint,
+        *,
+        on_ready: Callable[[], None],
+        closing: asyncio.Event,
+        aborting: asyncio.Event,
+    ) -> None:
+        """Work on jobs until `closing` is set and all of them have ended, or `aborting` is set.
+
+        The jobs of earlier runs are resumed first; then `on_ready` is called.
+        """
+        self.context.events.emit_opened()
+        async with anyio.create_task_group() as stages:
+            self.pipeline.start(stages)
+            await self.pipeline.resume_open_jobs()
+            on_ready()
+            await closing.wait()
+            await _first_of(self.pipeline.wait_idle(), aborting.wait())
+            endpoint.router = None
+            stages.cancel_scope.cancel()
+
+    # ---- the start ---------------------------------------------------------------------------------------
+
+    async def recover(self, stack: AsyncExitStack) -> None:
+        """Record the start of the run, and move the jobs of earlier runs into the states in which it resumes them."""
+        record, settings, clock = self.context.record, self._config.settings, self._config.clock
+        results_bytes = await record(LedgerStore.results_bytes)
+        per_s = None if settings.rate.is_auto else settings.rate.per_s
+        run_no = await record(LedgerStore.start_run, settings.origin, version("krea-batch"), clock(), per_s)
+        stack.push_async_callback(self._finalize, run_no)
+        requeued = await record(
+            LedgerStore.recover,
+            max_attempts=settings.max_attempts,
+            resubmit_ambiguous=settings.ambiguous is AmbiguousPolicy.RESUBMIT,
+        )
+        self.pipeline.poll_scheduler.add_past_latencies(await record(LedgerStore.latencies, LATENCY_HISTORY))
+        if settings.max_charges is not None:  # Counting the charges of a million jobs takes half a second.
+            charges = await record(LedgerStore.charges)
+            self.pipeline.budget.add_charges(charges.charged + charges.unknown)
+        await self.pipeline.downloader.prepare()
+        if requeued or results_bytes is None or results_bytes != self._results.size_bytes():
+            await self._rewrite_results_in_background(stack)
+        elif settled := await record(LedgerStore.last_settled_job):
+            self._kept = StablePrefix(settled, results_bytes, self._results.identity())
+
+    async def listen(self, stack: AsyncExitStack, endpoint: CallbackEndpoint, webhook: Webhook) -> None:
+        """Let the gateway send a callback at the end of each job."""
+        secret = await self.context.record(LedgerStore.callback_secret, os.urandom(SECRET_BYTES))
+        router = CallbackRouter(secret, self.pipeline.callback_handler.on_callback)
+        if webhook.listen:
+            from krea_batch.gateway.callback_server import CallbackServer  # Imports aiohttp, which is slow to import.
+
+            server = await stack.enter_async_context(CallbackServer(webhook, endpoint))
+            host = webhook.listen_address[0]
+            router.base_url = f"http://{f'[{host}]' if ':' in host else host}:{server.port}"
+        router.base_url = webhook.url.rstrip("/") or router.base_url
+        self.context.callbacks = router
+        endpoint.router = router
+
+    async def _rewrite_results_in_background(self, stack: AsyncExitStack) -> None:
+        """Rewrite results.jsonl in the background; the previous run ended before doing so."""
+        context = self.context
+        snapshot = await context.on_disk(LedgerStore.snapshot, self._config.settings.out / LEDGER)
+        stack.callback(snapshot.close)
+        self._results.buffer()
+        outcomes = pages(
+            lambda after_no: run_to_completion(
+                context.on_disk(snapshot.outcomes_page, after_no, MAX_TRANSACTION_ROWS)
+            )
+        )
+        rewriting = asyncio.create_task(self._rewrite_results(outcomes))
+        # While the snapshot is open, the WAL grows with every commit, and ledger.db stays as it was.
+        rewriting.add_done_callback(lambda _: snapshot.close())
+        stack.push_async_callback(_cancel, rewriting)
+
+    # ---- the end -----------------------------------------------------------------------------------------
+
+    async def _finalize(self, run_no: int) -> None:
+        """Rewrite the results and record the end of the run. This is the last step before the ledger is closed."""
+        context = self.context
+        if context.ledger.failure:
+            return
+        with anyio.CancelScope(shield=True):
+            is_unchanged = self._results.identity() == self._kept.identity
+            kept = self._kept if is_unchanged else EMPTY_PREFIX
+            outcomes = context.ledger.outcomes(kept.last_job_no)
+            if await self._rewrite_results(outcomes, keep_bytes=kept.size_bytes):
+                await context.record(LedgerStore.set_results_size, self._results.size_bytes())
+            await context.record(LedgerStore.end_run, run_no, self._config.clock())
+
+    async def _rewrite_results(self, outcomes: AsyncIterator[list[Outcome]], *, keep_bytes: int = 0) -> bool:
+        """Rewrite results.jsonl after its first `keep_bytes`. Stop the run and return False if the disk fails."""
+        try:
+            await self._results.rewrite(outcomes, keep_bytes=keep_bytes)
+        except OSError as error:
+            _stop_for_results(self.context, error)
+            return False
+        return True
+
+
+async def open_run(stack: AsyncExitStack, config: RunConfig, endpoint: CallbackEndpoint) -> OpenRun:
+    """Open the run directory; `stack` closes it. Raises RunDirError, LedgerError."""
+    settings = config.settings
+    run_dir = RunDir(settings.out)
+    run_dir.lock()
+    stack.callback(run_dir.unlock)
+    ledger = await open_ledger(run_dir.path)
+    stack.push_async_callback(ledger.close)
+    disk = ThreadPoolExecutor(DISK_THREADS, "krea-batch-disk")
+    stack.callback(disk.shutdown)
+    context = RunContext(
+        settings,
+        config.gateway_client or await _connect(stack, config),
+        ledger,
+        disk,
+        clock=config.clock,
+        random=config.random,
+        listeners=config.listeners,
+        rate_limiter=config.rate_limiter,
+    )
+    results = ResultsFile(settings.out, disk, partial(_stop_for_results, context))
+    stack.push_async_callback(results.close)
+    has_succeeded = await context.record(LedgerStore.has_succeeded)
+    failure_guard = IdenticalFailureGuard(settings.max_identical_failures, has_succeeded=has_succeeded)
+    run = OpenRun(config, context, results, Pipeline(context, results, failure_guard, sink=config.sink))
+    await run.recover(stack)
+    if settings.webhook:
+        await run.listen(stack, endpoint, settings.webhook)
+    return run
+
+
+async def _connect(stack: AsyncExitStack, config: RunConfig) -> Gateway:
+    from krea_batch.gateway.client import GatewayClient  # Imports aiohttp, which is slow to import.
+
+    assert config.key is not None  # noqa: S101 - set if there is no gateway_client
+    return await stack.enter_async_context(GatewayClient(config.settings, config.key))
+
+
+def _stop_for_results(context: RunContext, error: OSError) -> None:
+    reason = f"cannot write results.jsonl ({error.strerror})"
+    context.stop(RunStopped(reason, "free some disk space, then run again to resume"))
+
+
+async def _first_of(*works: Awaitable[Any]) -> None:
+    """Wait until the first of several awaitables is done, and cancel the others."""
+    tasks = [asyncio.ensure_future(work) for work in works]
+    try:
+        await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        for task in tasks:
+            task.cancel()
+
+
+async def _cancel(task: asyncio.Task[Any]) -> None:
+    """Cancel a task and wait for its end. Raises the exception of a task that had failed."""
+    task.cancel()
+    await asyncio.wait([task])
+    if not task.cancelled():
+        task.result()

@@ -1,0 +1,152 @@
+"""Apply transitions to jobs. Nothing else in the pipeline changes the state of a job.
+
+The order of the steps must not change: the ledger, the job and the counters, the events, the next stage. Observers
+then never hear of something that a crash could undo, and nothing of theirs stands between an answer and its record.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import assert_never
+
+from krea_batch.errors import InternalError, LedgerError
+from krea_batch.jobs import ErrorInfo, Outcome, State
+from krea_batch.ledger import LedgerStore
+from krea_batch.pipeline.charge_budget import ChargeBudget
+from krea_batch.pipeline.context import RunContext
+from krea_batch.pipeline.emitter import log
+from krea_batch.pipeline.in_flight_job import InFlightJob
+from krea_batch.pipeline.protocols import Stages
+from krea_batch.rules.lifecycle import Action, Stage, Transition
+from krea_batch.rules.verdicts import Waiting
+
+_CHARGES = {Action.ACCEPT: 1, Action.MARK_AMBIGUOUS: 1, Action.RESUBMIT: 1, Action.REQUEUE: -1, Action.GIVE_UP: -1}
+"""By how much an action changes the charges of a run. ERROR is not charged."""
+
+
+class TransitionExecutor:
+    """Applies transitions to the jobs of a run, and hands each job to its next stage."""
+
+    def __init__(self, run: RunContext, budget: ChargeBudget, stages: Stages) -> None:
+        self._run = run
+        self._budget = budget
+        self._stages = stages
+
+    async def apply(self, job: InFlightJob, transition: Transition) -> bool:
+        """Apply a transition. It is durable at return, except `Action.FINISH`, which a poll can repeat.
+
+        Return False, with nothing changed, if the transition has a request_id that the ledger has for another job.
+        """
+        recorded = await self._record(job, transition)
+        if recorded is False:
+            return False
+        self._update_job(job, transition)
+        self._count(transition)
+        self._emit(job, transition)
+        if transition.stop:
+            self._run.stop(transition.stop)
+        self._hand_over(job, transition, recorded)
+        return True
+
+    async def _record(  # noqa: C901 - one case for each action
+        self, job: InFlightJob, transition: Transition
+    ) -> Outcome | bool:
+        """Record the transition in the ledger. Return the outcome of a job that ends, False as `apply` does."""
+        record, at, error = self._run.record, self._run.wall_clock(), transition.error or ErrorInfo("", "")
+        match transition.action:
+            case Action.SUBMIT:
+                job.job_no = await record(
+                    LedgerStore.record_intent, job.id, job.body, job.fingerprint, job.metadata, at, job.tenant
+                )
+            case Action.REVERT:
+                await record(LedgerStore.revert_intent, job.job_no, transition.submit_result or "not_sent")
+            case Action.ACCEPT:
+                return await self._record_accepted(job, transition, at)
+            case Action.REJECT:
+                return await record(LedgerStore.mark_rejected, job.job_no, error, at)
+            case Action.MARK_AMBIGUOUS:
+                return await record(LedgerStore.mark_ambiguous, job.job_no, error, at)
+            case Action.RESUBMIT:
+                await record(LedgerStore.resubmit_submitting, job.job_no)
+            case Action.FINISH:
+                assert transition.finished  # noqa: S101 - `after_poll` sets it
+                self._run.record_later(LedgerStore.mark_finished, job.job_no, transition.finished, at, job.polls)
+            case Action.FAIL:
+                return await record(LedgerStore.mark_failed, job.job_no, error, at, job.polls)
+            case Action.GIVE_UP:
+                return await record(LedgerStore.mark_errored, job.job_no, error, at, job.polls)
+            case Action.REQUEUE:
+                await record(LedgerStore.requeue_errored, job.job_no, job.polls)
+                job.body, job.fingerprint, job.metadata = await record(LedgerStore.request_of, job.job_no)
+            case Action.STORE:
+                return await record(LedgerStore.mark_stored, job.job_no, transition.files, at)
+            case Action.TIME_OUT:
+                return await record(LedgerStore.mark_timed_out, job.job_no, transition.old, error, at, job.polls)
+            case Action.ADOPT:
+                return await record(LedgerStore.adopt, job.job_no, transition.request_id, at)
+            case Action.RESUME | Action.ABANDON | Action.RETRY:
+                raise InternalError(f"{transition.action!r} is not an action of a run")
+            case _:
+                assert_never(transition.action)
+        return True
+
+    async def _record_accepted(self, job: InFlightJob, transition: Transition, at: float) -> bool:
+        try:
+            return await self._run.record(LedgerStore.mark_accepted, job.job_no, transition.request_id, at)
+        except LedgerError:
+            # The request_id exists nowhere else: with it, the user can resolve the job by hand.
+            log.error("! charged but not recorded: job=%s request_id=%s", job.id, transition.request_id)
+            raise
+
+    def _update_job(self, job: InFlightJob, transition: Transition) -> None:
+        match transition.action:
+            case Action.ACCEPT | Action.ADOPT:
+                job.request_id = transition.request_id
+                job.accepted_s = job.last_polled_s = self._run.now_s()
+                job.body = job.metadata = job.fingerprint = b""  # the ledger has them
+                job.refusals = 0
+            case Action.REQUEUE:
+                job.errors += 1
+                job.failures = job.key_refusals = 0
+                job.last_callback_s = -math.inf
+            case Action.FINISH:
+                job.finished = transition.finished
+                job.failures = 0
+            case _:
+                pass
+
+    def _count(self, transition: Transition) -> None:
+        stats = self._run.stats
+        if change := _CHARGES.get(transition.action):
+            self._budget.add_charges(change)
+        if transition.action is Action.ACCEPT:
+            stats.accepted += 1
+        elif transition.action is Action.ADOPT:  # The job may have become ambiguous in an earlier run.
+            stats.ended_by_state[State.AMBIGUOUS] = max(0, stats.ended_by_state[State.AMBIGUOUS] - 1)
+
+    def _emit(self, job: InFlightJob, transition: Transition) -> None:
+        events = self._run.events
+        if transition.submit_result:
+            events.emit_submit(job, transition.submit_result, transition.status)
+        events.emit_state_changes(job, transition.path)
+        if transition.retry_reason:
+            stage = "submit" if transition.submit_result else "poll"
+            events.emit_retry(job, stage, transition.retry_reason)
+
+    def _hand_over(self, job: InFlightJob, transition: Transition, recorded: Outcome | bool) -> None:
+        match transition.next_stage:
+            case None:
+                pass
+            case Stage.SUBMITTER:
+                self._stages.submit(job, transition.wait_s)
+            case Stage.POLL_SCHEDULER:
+                self._stages.poll(job, transition.progress or Waiting("QUEUED"))
+            case Stage.DOWNLOADER:
+                self._stages.download(job)
+            case Stage.END:
+                assert isinstance(recorded, Outcome)  # noqa: S101 - every action that ends a job records one
+                self._stages.end(job, recorded)
+            case Stage.NEXT_RUN:
+                self._stages.defer(job)
+            case _:
+                assert_never(transition.next_stage)
