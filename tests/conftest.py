@@ -1,7 +1,8 @@
-"""Shared by all tests: simulators as processes, child processes that can be interrupted, and Hypothesis' settings."""
+"""Shared by all tests: simulators as processes, children that can be interrupted, and failures of listeners."""
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator
 
 import pytest
@@ -30,3 +31,27 @@ def simulate() -> Iterator[StartSimulator]:
     yield start
     for simulator in started:
         simulator.close()
+
+
+class ListenerFailures(logging.Handler):
+    """Collects the exceptions of listeners, which the engine only logs."""
+
+    def __init__(self) -> None:
+        super().__init__(logging.ERROR)
+        self.errors: list[BaseException] = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        if "listener failed" in record.getMessage() and record.exc_info and record.exc_info[1]:
+            self.errors.append(record.exc_info[1])
+
+
+@pytest.fixture(autouse=True)
+def listener_failures() -> Iterator[list[BaseException]]:
+    """Fail a test whose listener raised, for example in an assertion; a test that expects this clears the list."""
+    handler = ListenerFailures()
+    logger = logging.getLogger("krea_batch")
+    logger.addHandler(handler)
+    yield handler.errors
+    logger.removeHandler(handler)
+    if handler.errors:
+        raise handler.errors[0]

@@ -62,6 +62,9 @@ def check_on_disk(out: Path, event: Event) -> None:
     The state `finished` is recorded without waiting: after a crash, another free poll finds it again.
     """
     match event:
+        case StateChanged(job_id, _, State.ERRORED | State.AMBIGUOUS as new):
+            # The job may pass through this state to pending, in one transaction.
+            assert ledger_states(out)[job_id] in (new, State.PENDING)
         case StateChanged(job_id, _, new) if new is not State.FINISHED:
             assert ledger_states(out)[job_id] == new
         case SubmitCompleted(job_id, result):
