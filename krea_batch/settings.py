@@ -231,9 +231,12 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     downloads: Annotated[int, Option(command_line=False, minimum=1, help="Maximum concurrent downloads.")] = (
         64  # chosen: 200 images a second where a CDN takes 0.3 s for one
     )
-    download_attempts: Annotated[
-        int, Option(command_line=False, minimum=1, help="Attempts before an image is left to the next run.")
-    ] = 8  # chosen: with backoff to 60 s
+    download_patience_s: Annotated[
+        float,
+        Option(
+            command_line=False, above=0, help="Seconds to retry a failing download before it is left to the next run."
+        ),
+    ] = 600.0  # chosen: a CDN that fails for ten minutes loses no image of this run; a retry is free
 
     @classmethod
     def from_options(cls, out: Path, **options: Any) -> Settings:

@@ -114,7 +114,7 @@ def test_from_options_reads_text() -> None:
         ("max_attempts", {"max_attempts": 0}),
         ("max_charges", {"max_charges": -1}),
         ("downloads", {"downloads": 0}),
-        ("download_attempts", {"download_attempts": 0}),
+        ("download_patience_s", {"download_patience_s": 0}),
         ("poll_interval_s", {"poll_interval_s": 0}),
         ("poll_interval_s", {"poll_interval_s": -5.0}),
         ("poll_interval_s", {"poll_interval_s": math.nan}),

@@ -86,7 +86,7 @@ class Engine:
         webhook: Webhook | None = None,
         request_timeout_s: float | None = None,
         downloads: int | None = None,
-        download_attempts: int | None = None,
+        download_patience_s: float | None = None,
     ) -> None:
         given = {name: value for name, value in locals().items() if name in OPTIONS and value is not None}
         if rate_limiter is not None and "rate" in given:

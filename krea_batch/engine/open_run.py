@@ -27,6 +27,7 @@ from krea_batch.pipeline.context import RunContext
 from krea_batch.pipeline.pipeline import Pipeline
 from krea_batch.pipeline.protocols import Gateway
 from krea_batch.pipeline.rate_limiter import RateLimiter
+from krea_batch.rules.delivery import DeliveryGuard
 from krea_batch.rules.fail_fast import IdenticalFailureGuard
 from krea_batch.settings import AmbiguousPolicy, ApiKey, Settings, Webhook
 from krea_batch.storage.async_io import run_to_completion
@@ -172,6 +173,7 @@ async def open_run(stack: AsyncExitStack, config: RunConfig, endpoint: CallbackE
     stack.push_async_callback(ledger.close)
     disk = ThreadPoolExecutor(DISK_THREADS, "krea-batch-disk")
     stack.callback(disk.shutdown)
+    has_succeeded = await ledger.record(LedgerStore.has_succeeded)
     context = RunContext(
         settings,
         config.gateway_client or await _connect(stack, config),
@@ -181,10 +183,10 @@ async def open_run(stack: AsyncExitStack, config: RunConfig, endpoint: CallbackE
         random=config.random,
         listeners=config.listeners,
         rate_limiter=config.rate_limiter,
+        delivery=DeliveryGuard(proven=has_succeeded),
     )
     results = ResultsFile(settings.out, disk, partial(_stop_for_results, context))
     stack.push_async_callback(results.close)
-    has_succeeded = await context.record(LedgerStore.has_succeeded)
     failure_guard = IdenticalFailureGuard(settings.max_identical_failures, has_succeeded=has_succeeded)
     run = OpenRun(config, context, results, Pipeline(context, results, failure_guard, sink=config.sink))
     await run.recover(stack)

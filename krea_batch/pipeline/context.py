@@ -23,6 +23,7 @@ from krea_batch.pipeline.protocols import Gateway
 from krea_batch.pipeline.rate_limiter import RateLimiter, monotonic_clock
 from krea_batch.pipeline.stats import RunStats
 from krea_batch.rules.backoff import RetryBudget
+from krea_batch.rules.delivery import DeliveryGuard
 from krea_batch.settings import Settings
 from krea_batch.storage.async_io import DiskThreads
 
@@ -45,6 +46,7 @@ class RunContext:
         random: Random,
         listeners: list[Listener],
         rate_limiter: RateLimiter,
+        delivery: DeliveryGuard,
     ) -> None:
         self._loop = asyncio.get_running_loop()
         self.settings = settings
@@ -63,6 +65,7 @@ class RunContext:
         rate_limiter.bind_loop()
         self.rate_limiter = rate_limiter
         self.stats.rate_per_s = rate_limiter.controller.per_s
+        self.delivery = delivery
         self.retries = RetryBudget(rate_limiter.controller.per_s)
         # Fingerprints of the jobs in flight, by id; empty once the ledger has the fingerprint.
         self.in_flight_fingerprints: dict[str, bytes] = {}

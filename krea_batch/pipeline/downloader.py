@@ -32,7 +32,7 @@ WRITE_BYTES = 2 << 20  # chosen: most images need one call of a disk thread; 64 
 class _Download:
     """The state of one job's downloads: the stored images, and the partial file of the next one."""
 
-    __slots__ = ("attempts", "etag", "image", "job", "stored")
+    __slots__ = ("attempts", "etag", "failing_since_s", "image", "job", "stored")
 
     def __init__(self, job: InFlightJob) -> None:
         self.job = job
@@ -40,6 +40,7 @@ class _Download:
         self.image: ImageFile | None = None
         self.etag: str | None = None
         self.attempts = 0  # failed ones, for the current image
+        self.failing_since_s = 0.0  # when the first of them failed
 
     @property
     def url(self) -> str:
@@ -126,6 +127,7 @@ class Downloader:
             stored = await self._store_next(download)
             download.stored.append(stored)
             download.image, download.etag, download.attempts = None, None, 0
+            self._run.delivery.record_stored()
             self._run.stats.downloads += 1
             self._run.stats.downloaded_bytes += stored.bytes
             self._run.events.emit_image_stored(download.job, stored, started_s)
@@ -178,12 +180,16 @@ class Downloader:
     async def _retry_later(self, download: _Download, stage: str, reason: str, min_wait_s: float = 0.0) -> None:
         job = download.job
         download.attempts += 1
+        self._run.delivery.record_failure(job.job_no, reason)
         self._run.events.emit_retry(job, stage, reason)
-        if download.attempts >= self._run.settings.download_attempts:
+        now_s = self._run.now_s()
+        if download.attempts == 1:
+            download.failing_since_s = now_s
+        elif now_s - download.failing_since_s >= self._run.settings.download_patience_s:
             await self._time_out(job, ErrorInfo(stage, f"tried {download.attempts} times: {reason}"))
             return
         wait_s = backoff.backoff_s(download.attempts, self._run.random())
-        wait_s = max(wait_s, self._run.retries.spend(self._run.now_s()), min_wait_s)
+        wait_s = max(wait_s, self._run.retries.spend(now_s), min_wait_s)
         self._run.call_later(wait_s, self._queue.put_nowait, download)
 
     def _pause_host(self, download: _Download, error: DownloadError) -> float:

@@ -117,6 +117,7 @@ class Pipeline:
     def end(self, job: InFlightJob, outcome: Outcome) -> None:
         """Take a job that has ended for this run."""
         self._run.in_flight_limit.release()
+        self.submitter.recheck()
         self._run.stats.ended_by_state[outcome.status] += 1
         if outcome.status is State.AMBIGUOUS:
             self.callback_handler.expect(job.job_no, self.poll_scheduler.callback_wait_s(job))

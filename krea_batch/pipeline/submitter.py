@@ -27,12 +27,14 @@ from krea_batch.pipeline.task_pool import TaskPool
 from krea_batch.rules import lifecycle
 from krea_batch.rules.circuit_breaker import CircuitBreaker
 from krea_batch.rules.lifecycle import Transition
+from krea_batch.rules.pending_limit import PendingLimit
 from krea_batch.rules.verdicts import Accepted, Ambiguous, NotSent, PollFailed, PostVerdict, Refusal, Refused
 from krea_batch.settings import AmbiguousPolicy
 
 POST_GRACE_S = 5.0  # chosen: most answers of pending POSTs arrive within it, and an abort stays fast
 MAX_QUEUED = 1000  # chosen: one second at 1000/s; jobs behind them stay in their file and need no memory
 MAX_CONCURRENT_POSTS = 256  # chosen: answers of 1 s at 256/s; a slower gateway gains nothing from more
+HOLD_REPORT_S = 60.0  # chosen: how often observers are told that submits are held
 
 
 class Submitter:
@@ -57,9 +59,11 @@ class Submitter:
         self._queue: asyncio.Queue[InFlightJob] = asyncio.Queue()
         self._queue_shrank = asyncio.Event()
         self._delayed: dict[InFlightJob, asyncio.TimerHandle] = {}
-        self._post_slots = asyncio.Semaphore(MAX_CONCURRENT_POSTS)
+        self._pending = 0  # jobs that are being submitted: from the intent to the record of the result
         self._pending_posts: set[asyncio.Task[Any] | None] = set()  # tasks that wait for an answer
+        self._pending_limit = PendingLimit(MAX_CONCURRENT_POSTS)
         self._breaker = CircuitBreaker()
+        self._conditions_changed = asyncio.Event()
         self._dispatch = anyio.CancelScope()
         run.on_stopping(self._stop)
 
@@ -99,18 +103,40 @@ class Submitter:
         job = await self._queue.get()
         self._queue_shrank.set()
         try:
-            await self._post_slots.acquire()
+            await self._wait_for_conditions()
             await self._budget.wait()
             await self._run.rate_limiter.acquire()
         except asyncio.CancelledError:
             self._stages.defer(job)
             raise
         self._budget.reserve()
+        self._pending += 1
         posts.spawn(self._submit(job))
+
+    async def _wait_for_conditions(self) -> None:
+        """Wait until another POST may be pending, and its image could be stored."""
+        while not self._may_submit():
+            if self._run.delivery.is_failing:
+                reason = f"no image can be stored: {self._run.delivery.reason}"
+                self._run.events.emit_submits_paused(HOLD_REPORT_S, reason)
+            self._conditions_changed.clear()
+            with anyio.move_on_after(HOLD_REPORT_S):
+                await self._conditions_changed.wait()
+
+    def _may_submit(self) -> bool:
+        per_s = self._run.rate_limiter.controller.per_s
+        max_pending = 1 if self._breaker.is_open else self._pending_limit.max_pending(per_s)
+        in_flight = self._run.in_flight_limit.in_use - self.waiting - 1  # without the job that asks
+        return self._pending < max_pending and self._run.delivery.may_submit(in_flight, per_s)
+
+    def recheck(self) -> None:
+        """Check again whether a POST may be sent: a job has ended, so an image may be stored."""
+        self._conditions_changed.set()
 
     # ---- one POST ----------------------------------------------------------------------------------------
 
     async def _submit(self, job: InFlightJob) -> None:
+        started_s = self._run.now_s()
         try:
             # The intent is recorded first: after a crash from here on, the job must not be submitted again unasked.
             await self._executor.apply(job, lifecycle.SUBMIT)
@@ -120,11 +146,14 @@ class Submitter:
                 return
             job.sent_s = sent_s
             verdict = await self._post(job)
+            if isinstance(verdict, Accepted | Refused):
+                self._pending_limit.record_answer(self._run.now_s() - started_s)
             await self._settle(job, verdict)
         finally:
             early_callback = self._run.early_callbacks.pop(job.job_no, None)
-            self._post_slots.release()
+            self._pending -= 1
             self._budget.release()
+            self.recheck()
         if early_callback:
             self._on_callback(job.job_no, early_callback)
 
@@ -172,16 +201,19 @@ class Submitter:
     def _decide(self, job: InFlightJob, verdict: PostVerdict) -> Transition:
         resubmit = self._run.settings.ambiguous is AmbiguousPolicy.RESUBMIT and not self._run.stopped
         transition = lifecycle.after_post(
-            verdict, refusals=job.refusals, jitter=self._run.random(), resubmit_ambiguous=resubmit
+            verdict,
+            refusals=job.refusals,
+            jitter=self._run.random(),
+            resubmit_ambiguous=resubmit,
+            is_outage=self._breaker.is_open,
         )
         is_rate_limited = isinstance(verdict, Refused) and verdict.refusal is Refusal.RATE_LIMITED
-        if transition.retry_reason and not is_rate_limited:
-            is_outage = not isinstance(verdict, Ambiguous) and self._breaker.is_degraded
-            if not isinstance(verdict, NotSent) and not is_outage:  # Errors of an outage do not count against a job.
-                job.refusals += 1
-            wait_s = max(transition.wait_s, self._run.retries.spend(self._run.now_s()))
-            return msgspec.structs.replace(transition, wait_s=wait_s)
-        return transition
+        if not transition.retry_reason or is_rate_limited:
+            return transition
+        counts = isinstance(verdict, Ambiguous) or (isinstance(verdict, Refused) and not self._breaker.is_degraded)
+        job.refusals += counts  # Refusals during an outage do not count against a job.
+        wait_s = max(transition.wait_s, self._run.retries.spend(self._run.now_s()))
+        return msgspec.structs.replace(transition, wait_s=wait_s)
 
     # ---- rate --------------------------------------------------------------------------------------------
 
@@ -193,44 +225,40 @@ class Submitter:
         """
         now_s = self._run.now_s()
         controller, events = self._run.rate_limiter.controller, self._run.events
-        pause: tuple[float, str] | None = None
+        pause_s, reason = self._breaker.record(verdict, sent_s, now_s, self._run.random()), ""
         match verdict:
-            case Refused(Refusal.RATE_LIMITED, status, detail, retry_after_s):
+            case Refused(Refusal.RATE_LIMITED, status, reason, retry_after_s):
                 self._run.stats.rate_limited += status == 429
                 controller.on_rate_limited(sent_s, now_s, retry_after_s)
-                pause = (controller.paused_s(now_s), detail)
+                pause_s = controller.paused_s(now_s)
             case NotSent(reason):
-                pause = self._back_off(reason, None, sent_s)
-            case Refused(Refusal.RETRYABLE, _, detail, retry_after_s):
+                pause_s = self._pause_for_outage(pause_s, reason)
+            case Refused(_, _, reason, retry_after_s):
                 controller.on_response(sent_s, now_s)
-                pause = self._back_off(detail, retry_after_s, sent_s)
-            case _:
+                pause_s = self._pause_for_outage(max(pause_s, retry_after_s or 0.0), reason)
+            case Ambiguous(reason):
                 controller.on_response(sent_s, now_s)
-                self._breaker.record_success()
+                pause_s = self._pause_for_outage(pause_s, reason)
+            case Accepted():
+                controller.on_response(sent_s, now_s)
         per_s = controller.per_s
 
         def report() -> None:
             events.emit_rate(per_s)
-            if pause:
-                events.emit_submits_paused(*pause)
+            if pause_s > 0:
+                events.emit_submits_paused(pause_s, reason)
 
         return report
 
-    def _back_off(self, reason: str, retry_after_s: float | None, sent_s: float) -> tuple[float, str] | None:
-        """Pause all submits during an outage; a single failure delays only its own job.
-
-        Return seconds and reason of the pause, or None.
-        """
+    def _pause_for_outage(self, pause_s: float, reason: str) -> float:
+        """Pause all submits for `pause_s` seconds, and stop the run if an outage lasts too long. Return `pause_s`."""
         now_s, timeout_s = self._run.now_s(), self._run.settings.job_timeout_s
-        pause_s = self._breaker.record_failure(sent_s, now_s, self._run.random())
         if self._breaker.is_open and now_s - self._breaker.failing_since_s >= timeout_s:
             outage = f"the gateway has accepted no request for {timeout_s:g} s ({reason})"
             self._run.stop(RunStopped(outage, "check the gateway, then run again to resume"))
-        wait_s = max(pause_s, retry_after_s or 0.0)
-        if wait_s <= 0:
-            return None
-        self._run.rate_limiter.controller.pause(now_s, wait_s)
-        return wait_s, reason
+        if pause_s > 0:
+            self._run.rate_limiter.controller.pause(now_s, pause_s)
+        return pause_s
 
     # ---- the end of the run ------------------------------------------------------------------------------
 

@@ -3,7 +3,9 @@
 verdicts               what an answer of the gateway means
 lifecycle              transitions between states, and the decision after each verdict
 backoff                retry delays with jitter, and the retry budget
-circuit_breaker        pauses all submits after many failures in a row
+circuit_breaker        holds all submits while the gateway fails, and lets one through at a time
+pending_limit          how many POSTs may be pending
+delivery               holds all submits while images cannot be stored
 fail_fast              stops a run whose jobs all fail with the same error
 rate_control           finds and keeps a rate limit
 poll_schedule          when to poll, from the latencies observed so far

@@ -10,7 +10,7 @@ class IdenticalFailureGuard:
 
     `max_failures` identical failures stop the run; 0 never does. Failed and rejected jobs count only at the start:
     once a job has ended differently, or succeeded in an earlier run, they may be bad prompts. Rejected jobs count
-    only until a POST is accepted. Consecutive ambiguous jobs always count, since each may have been charged.
+    only until a POST is accepted. Ambiguous jobs do not count: the circuit breaker holds submits for them.
     """
 
     __slots__ = ("_all_identical", "_consecutive", "_last_kind", "_max_identical", "_none_accepted")
@@ -36,8 +36,7 @@ class IdenticalFailureGuard:
         if outcome.error is None or not 0 < self._max_identical <= self._consecutive:
             return None
         message = outcome.error.message
-        if outcome.status is State.AMBIGUOUS:
-            return f"{self._consecutive} consecutive jobs are ambiguous and may have been charged ({message})"
-        if self._all_identical and (self._none_accepted or outcome.status is not State.REJECTED):
+        is_rejected, is_ambiguous = outcome.status is State.REJECTED, outcome.status is State.AMBIGUOUS
+        if self._all_identical and not is_ambiguous and (self._none_accepted or not is_rejected):
             return f"the first {self._consecutive} jobs all ended as {outcome.status.value} ({message})"
         return None

@@ -187,12 +187,20 @@ REVERT = Transition(action=Action.REVERT, old=State.SUBMITTING, next_stage=Stage
 """The POST of an intent was not sent, because submits were paused or the run was stopped in the meantime."""
 
 
-def after_post(verdict: PostVerdict, *, refusals: int, jitter: float, resubmit_ambiguous: bool = False) -> Transition:
+def after_post(
+    verdict: PostVerdict,
+    *,
+    refusals: int,
+    jitter: float,
+    resubmit_ambiguous: bool = False,
+    is_outage: bool = False,
+) -> Transition:
     """Return the transition of a submitting job after its POST.
 
     `refusals` is the number of earlier POSTs of this job in a row that ended with a 500 or 503, or ambiguous. 429s do
     not count: the rate controller handles them. `jitter` from 0 to 1 spreads the retries. `resubmit_ambiguous` is the
-    user's decision in advance.
+    user's decision in advance. During an outage (`is_outage`, by the circuit breaker), a refusal is not about the
+    job, so it is submitted again.
     """
     match verdict:
         case Accepted(request_id, progress):
@@ -210,7 +218,7 @@ def after_post(verdict: PostVerdict, *, refusals: int, jitter: float, resubmit_a
             resubmit = resubmit_ambiguous and refusals + 1 < MAX_AMBIGUOUS_POSTS
             return _after_ambiguous(verdict, backoff_s(refusals + 1, jitter) if resubmit else None)
         case Refused():
-            return _after_refusal(verdict, refusals, jitter)
+            return _after_refusal(verdict, refusals, jitter, is_outage=is_outage)
 
 
 def _after_ambiguous(verdict: Ambiguous, resubmit_after_s: float | None) -> Transition:
@@ -226,7 +234,7 @@ def _after_ambiguous(verdict: Ambiguous, resubmit_after_s: float | None) -> Tran
     )
 
 
-def _after_refusal(refused: Refused, refusals: int, jitter: float) -> Transition:
+def _after_refusal(refused: Refused, refusals: int, jitter: float, *, is_outage: bool) -> Transition:
     match refused.refusal:
         case Refusal.RATE_LIMITED:
             return _revert("refused", 0.0, refused.detail, refused.status)
@@ -239,9 +247,11 @@ def _after_refusal(refused: Refused, refusals: int, jitter: float) -> Transition
                 status=refused.status,
                 stop=GatewayError(refused.status, refused.detail, NEXT_STEPS.get(refused.status, FIX_CAUSE)),
             )
+        case Refusal.REJECTED if is_outage:
+            return _revert("refused", backoff_s(refusals + 1, jitter), refused.detail, refused.status)
         case Refusal.REJECTED:
             return _reject(refused, refused.detail)
-        case Refusal.RETRYABLE if refusals + 1 < MAX_REFUSALS:
+        case Refusal.RETRYABLE if is_outage or refusals + 1 < MAX_REFUSALS:
             wait_s = max(backoff_s(refusals + 1, jitter), refused.retry_after_s or 0.0)
             return _revert("refused", wait_s, refused.detail, refused.status)
         case Refusal.RETRYABLE:

@@ -171,14 +171,14 @@ class TestDownloadErrors:
         ids=["cut", "404", "HTML", "short"],
     )
     def test_a_failed_download_is_left_to_the_next_run(self, tmp_path: Path, error: Any) -> None:
-        """After download_attempts the job is timed out; the next run downloads it without a charge."""
+        """After download_patience_s the job is timed out; the next run downloads it without a charge."""
         gateway = ScriptedGateway()
         gateway.download_script["j0"] = [error]
-        run_virtual(run_jobs(tmp_path, gateway, make_jobs(2), download_attempts=3))
+        run_virtual(run_jobs(tmp_path, gateway, make_jobs(2), download_patience_s=60.0))
         assert result_statuses(tmp_path) == {"j0": "timed_out", "j1": "succeeded"}
         assert rows_by_id(tmp_path)["j0"]["request_id"]
         assert rows_by_id(tmp_path)["j0"]["error"]["kind"] == "download"
-        assert len([url for url, _ in gateway.downloads if "00000000" in url]) == 3
+        assert len([url for url, _ in gateway.downloads if "00000000" in url]) >= 3
         gateway.download_script.clear()
         run_virtual(run_jobs(tmp_path, gateway, make_jobs(2)))
         assert result_statuses(tmp_path) == {"j0": "succeeded", "j1": "succeeded"}

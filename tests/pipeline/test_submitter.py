@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -13,6 +14,8 @@ from typing import Any
 import pytest
 
 from krea_batch import Engine, GatewayError, Job, RunStopped
+from krea_batch.events import Event, SubmitsPaused
+from krea_batch.gateway.url_policy import DownloadError
 from krea_batch.jobs import Outcome
 from krea_batch.pipeline.producer import BATCH_JOBS
 from krea_batch.pipeline.submitter import MAX_QUEUED
@@ -269,12 +272,12 @@ class TestOrder:
 
 
 class TestRateLimiting:
-    @pytest.mark.parametrize(("per_s", "count"), [(5, 60), (50, 250), (500, 1500)])
+    @pytest.mark.parametrize(("per_s", "count"), [(5, 60), (50, 250), (500, 3500)])
     def test_the_rate_is_used_to_the_full_and_never_passed(self, tmp_path: Path, per_s: int, count: int) -> None:
         """No window of one second holds more than the rate and one, and 98 % of the rate is used."""
         gateway = ScriptedGateway()
         for job in make_jobs(count):
-            gateway.submit_script[job.id] = [REJECTED[400]]
+            gateway.submit_script[job.id] = [Refused(Refusal.REJECTED, 400, f"bad prompt {job.id}")]
         run_virtual(run_jobs(tmp_path, gateway, make_jobs(count), rate=f"{per_s}/s"))
         times_s = gateway.submit_times_s
         assert max_in_window(times_s) <= per_s + 1
@@ -285,7 +288,7 @@ class TestRateLimiting:
         """Commits that sometimes take long do not make POSTs leave together, above the rate."""
         gateway = ScriptedGateway()
         for job in make_jobs(count):
-            gateway.submit_script[job.id] = [REJECTED[400]]
+            gateway.submit_script[job.id] = [Refused(Refusal.REJECTED, 400, f"bad prompt {job.id}")]
         random = Random(7)
 
         def disk_s() -> float:
@@ -526,19 +529,14 @@ def test_the_body_of_a_post(tmp_path: Path) -> None:
 
 
 class TestIdenticalFailures:
-    @pytest.mark.parametrize(
-        ("verdict", "reason"),
-        [(REJECTED[400], "first 5 jobs"), (AMBIGUOUS_RESULT, "5 consecutive jobs")],
-        ids=["rejected", "ambiguous"],
-    )
-    def test_the_run_stops_and_the_next_resumes(self, tmp_path: Path, verdict: Any, reason: str) -> None:
-        """A run whose first jobs all fail alike stops; the next run submits the rest."""
+    def test_the_run_stops_and_the_next_resumes(self, tmp_path: Path) -> None:
+        """A run whose first jobs are all refused alike stops; the next run submits the rest."""
         gateway = ScriptedGateway()
         for job in make_jobs(30):
-            gateway.submit_script[job.id] = [verdict]
+            gateway.submit_script[job.id] = [REJECTED[400]]
         engine = run_virtual(run_jobs(tmp_path, gateway, make_jobs(100), rate="2/s", max_identical_failures=5))
         assert engine.stopped is not None
-        assert reason in engine.stopped.reason
+        assert "first 5 jobs" in engine.stopped.reason
         assert 5 <= len(gateway.submitted_bodies) <= 7
         gateway.submit_script.clear()
         run_virtual(run_jobs(tmp_path, gateway, make_jobs(100), rate="50/s", max_identical_failures=5))
@@ -560,10 +558,127 @@ class TestIdenticalFailures:
         """Rejected jobs among successful ones do not stop the run."""
         gateway = ScriptedGateway()
         for job in make_jobs(100)[10:60]:
-            gateway.submit_script[job.id] = [REJECTED[400]]
+            gateway.submit_script[job.id] = [Refused(Refusal.REJECTED, 400, f"bad prompt {job.id}")]
         engine = run_virtual(run_jobs(tmp_path, gateway, make_jobs(100), rate="2/s", max_identical_failures=5))
         assert engine.stopped is None
         assert len(rows_by_id(tmp_path)) == 100
+
+
+class OutageGateway(ScriptedGateway):
+    """Answers POSTs with `error` from `starts_s` to `ends_s`, each after `answers_after_s`; otherwise all is well."""
+
+    def __init__(self, error: Any, starts_s: float, ends_s: float, answers_after_s: float = 0.05) -> None:
+        super().__init__()
+        self.error = error
+        self.outage_s = (starts_s, ends_s)
+        self.answers_after_s = answers_after_s
+        self.failed_s: list[float] = []
+
+    async def submit(self, body: bytes, *, callback: str = "") -> Any:
+        now_s = asyncio.get_running_loop().time() - VIRTUAL_START_S
+        if not self.outage_s[0] <= now_s < self.outage_s[1]:
+            return await super().submit(body, callback=callback)
+        self.failed_s.append(now_s)
+        await asyncio.sleep(self.answers_after_s)
+        return self.error
+
+
+VIRTUAL_START_S = 1000.0  # the clock of virtual time starts here
+
+
+class TestOutages:
+    """In an outage few jobs are in doubt; then one POST at a time is sent, until the gateway is back."""
+
+    @pytest.mark.parametrize(
+        ("error", "answers_after_s"),
+        [
+            (Ambiguous("HTTP 502 does not say whether the job was queued"), 0.05),
+            (Ambiguous("the connection was cut"), 0.3),
+            (Ambiguous("no answer in 60 s"), 60.0),
+            (REJECTED[404], 0.05),
+            (REJECTED[405], 0.05),
+            (REJECTED[415], 0.05),
+            (REJECTED[400], 0.05),
+            (RETRYABLE, 0.05),
+            (NOT_SENT, 0.05),
+        ],
+        ids=["502", "cut", "hang", "404", "405", "415", "400 for all", "500", "not sent"],
+    )
+    def test_few_jobs_are_in_doubt(self, tmp_path: Path, error: Any, answers_after_s: float) -> None:
+        """With older jobs still ending, at most 25 jobs are ambiguous or rejected before submits are held."""
+        gateway = OutageGateway(error, 4.0, 304.0, answers_after_s)
+        engine = run_virtual(run_jobs(tmp_path, gateway, make_jobs(1200), rate="100/s", max_in_flight=1000))
+        assert engine.stopped is None
+        statuses = Counter(result_statuses(tmp_path).values())
+        first_s = min(gateway.failed_s)
+        probes_s = [at_s for at_s in gateway.failed_s if at_s > first_s + answers_after_s + 1.0]
+        in_doubt = statuses["ambiguous"] + statuses["rejected"]
+        assert in_doubt <= 25 + len(probes_s)
+        assert 2 <= len(probes_s) <= 25
+        assert all(later - earlier >= answers_after_s for earlier, later in itertools.pairwise(probes_s))
+        assert statuses["succeeded"] == 1200 - in_doubt
+        assert len(gateway.charged) == statuses["succeeded"]
+
+    def test_resubmitting_ambiguous_jobs_waits_for_the_gateway(self, tmp_path: Path) -> None:
+        """With ambiguous=resubmit, an outage costs few POSTs, and every job succeeds."""
+        gateway = OutageGateway(Ambiguous("HTTP 502"), 1.0, 31.0)
+        run_virtual(run_jobs(tmp_path, gateway, make_jobs(200), rate="100/s", ambiguous="resubmit"))
+        assert set(result_statuses(tmp_path).values()) == {"succeeded"}
+        assert len(gateway.failed_s) <= 40
+
+    def test_many_bad_prompts_in_a_row_end_rejected(self, tmp_path: Path) -> None:
+        """A long row of prompts that are refused with the same words delays the run, and does not end it."""
+        gateway = ScriptedGateway()
+        for job in make_jobs(200)[50:90]:
+            gateway.submit_script[job.id] = [REJECTED[400]]
+        engine = run_virtual(run_jobs(tmp_path, gateway, make_jobs(200), rate="10/s"))
+        assert engine.stopped is None
+        assert Counter(result_statuses(tmp_path).values()) == {"succeeded": 160, "rejected": 40}
+
+
+class TestDelivery:
+    """If images cannot be stored, few more are paid for."""
+
+    def test_images_that_can_never_be_stored(self, tmp_path: Path) -> None:
+        """Until the first image is stored, at most 100 jobs are paid for; observers are told why."""
+        gateway = ScriptedGateway()
+        events: list[Event] = []
+
+        async def download(*_: Any, **__: Any) -> Any:
+            raise DownloadError("refused to fetch: not a public address")
+
+        async def main() -> None:
+            async with Engine(
+                tmp_path, gateway_client=gateway, max_in_flight=2000, listeners=[events.append]
+            ) as engine:
+                running = asyncio.create_task(engine.run(make_jobs(2000)))
+                await asyncio.sleep(200.0)
+                engine.abort()
+                await asyncio.wait([running])
+
+        gateway.download = download  # type: ignore[method-assign]
+        run_virtual(main())
+        assert len(gateway.charged) <= 101
+        pauses = [event for event in events if isinstance(event, SubmitsPaused)]
+        assert any("no image can be stored: refused to fetch" in pause.reason for pause in pauses)
+
+    def test_images_that_can_no_longer_be_stored(self, tmp_path: Path) -> None:
+        """In the middle of a run, submits are held once ten jobs in a row have failed to store an image."""
+        gateway = ScriptedGateway()
+        charged: list[int] = []
+        download = gateway.download
+
+        async def failing_download(url: str, *, offset: int = 0, etag: str | None = None) -> Any:
+            if 60.0 <= asyncio.get_running_loop().time() - VIRTUAL_START_S < 160.0:
+                charged.append(len(gateway.charged))
+                raise DownloadError("HTTP 503", status=503)
+            return await download(url, offset=offset, etag=etag)
+
+        gateway.download = failing_download  # type: ignore[method-assign]
+        run_virtual(run_jobs(tmp_path, gateway, make_jobs(1500), rate="10/s"))
+        assert charged[-1] - charged[0] <= 60
+        assert set(result_statuses(tmp_path).values()) == {"succeeded"}
+        assert len(gateway.charged) == 1500
 
 
 class TestPartialOutage:

@@ -105,7 +105,7 @@ class Scenario:
             "rate": f"{rate}/s",
             "max_in_flight": random.choice([1, 3, 100]),
             "job_timeout_s": 1800.0 if no_faults else random.choice([30.0, 1800.0]),
-            "download_attempts": random.choice([2, 8]),
+            "download_patience_s": random.choice([5.0, 600.0]),
             "ambiguous": "resubmit" if self.may_resubmit and random.random() < 0.5 else "keep",
             "random": Random(random.random()),
         }
