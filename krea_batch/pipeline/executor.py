@@ -7,6 +7,7 @@ then never hear of something that a crash could undo, and nothing of theirs stan
 from __future__ import annotations
 
 import math
+import sys
 from typing import assert_never
 
 from krea_batch.errors import InternalError, LedgerError
@@ -19,6 +20,8 @@ from krea_batch.pipeline.in_flight_job import InFlightJob
 from krea_batch.pipeline.protocols import Stages
 from krea_batch.rules.lifecycle import Action, Stage, Transition
 from krea_batch.rules.verdicts import Waiting
+from krea_batch.storage.async_io import run_to_completion
+from krea_batch.storage.spill import write_spill
 
 _CHARGES = {Action.ACCEPT: 1, Action.MARK_AMBIGUOUS: 1, Action.RESUBMIT: 1, Action.REQUEUE: -1, Action.GIVE_UP: -1}
 """By how much an action changes the charges of a run. ERROR is not charged."""
@@ -94,9 +97,18 @@ class TransitionExecutor:
         try:
             return await self._run.record(LedgerStore.mark_accepted, job.job_no, transition.request_id, at)
         except LedgerError:
-            # The request_id exists nowhere else: with it, the user can resolve the job by hand.
-            log.error("! charged but not recorded: job=%s request_id=%s", job.id, transition.request_id)
+            await self._spill(job, transition.request_id, at)
             raise
+
+    async def _spill(self, job: InFlightJob, request_id: str, at: float) -> None:
+        """Keep a request_id that the ledger cannot take: it exists nowhere else, and its image is paid for."""
+        out = self._run.settings.out
+        log.error("! charged but not recorded: job=%s request_id=%s", job.id, request_id)
+        try:
+            await run_to_completion(self._run.on_disk(write_spill, out, job.id, request_id, at))
+        except OSError:
+            # The last resort, which an application sees even if it configures no logging.
+            sys.stderr.write(f"krea-batch: job {job.id!r} of {out} was charged; its request_id is {request_id}\n")
 
     def _update_job(self, job: InFlightJob, transition: Transition) -> None:
         match transition.action:

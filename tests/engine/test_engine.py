@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import shutil
 import socket
 import sqlite3
@@ -35,6 +36,7 @@ from krea_batch.errors import KreaBatchError
 from krea_batch.events import Event, RunStopping
 from krea_batch.gateway.url_policy import DownloadError
 from krea_batch.ledger import LedgerStore
+from krea_batch.pipeline import executor
 from krea_batch.rules.verdicts import Ambiguous, Errored, Failed, PollFailed, Refusal, Refused, Waiting
 from krea_batch.storage.results_file import ResultsFile
 from krea_batch.storage.results_file import encode_row as result_row
@@ -1144,7 +1146,7 @@ class TestBroken:
     def test_the_ledger_fails_with_a_pending_post(
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
     ) -> None:
-        """A charged request_id that cannot be recorded is logged; the job is ambiguous later."""
+        """A charged request_id that the ledger cannot take is kept beside it, and the next run stores the image."""
         gateway = ScriptedGateway()
 
         def raise_disk_error(*_: object) -> None:
@@ -1156,9 +1158,29 @@ class TestBroken:
                 run_virtual(run_jobs(tmp_path, gateway, make_jobs(1)))
         (request_id,) = gateway.charged
         assert request_id in caplog.text
+        assert request_id in (tmp_path / "unrecorded.jsonl").read_text()
         run_virtual(run_jobs(tmp_path, gateway, make_jobs(1)))
-        assert result_statuses(tmp_path) == {"j0": "ambiguous"}
+        assert result_statuses(tmp_path) == {"j0": "succeeded"}
         assert len(gateway.submitted_bodies) == 1
+
+    def test_neither_the_ledger_nor_a_file_takes_a_request_id(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+    ) -> None:
+        """A charged request_id that no file takes is written to standard error."""
+        gateway = ScriptedGateway()
+
+        def raise_disk_error(*_: object) -> None:
+            raise sqlite3.OperationalError("disk I/O error")
+
+        def raise_os_error(*_: object) -> None:
+            raise OSError(errno.EIO, "disk I/O error")
+
+        monkeypatch.setattr(LedgerStore, "mark_accepted", raise_disk_error)
+        monkeypatch.setattr(executor, "write_spill", raise_os_error)
+        with pytest.raises(LedgerError):
+            run_virtual(run_jobs(tmp_path, gateway, make_jobs(1)))
+        (request_id,) = gateway.charged
+        assert f"job 'j0' of {tmp_path} was charged; its request_id is {request_id}" in capfd.readouterr().err
 
     def test_a_listener_that_raises(self, tmp_path: Path, listener_failures: list[BaseException]) -> None:
         """A bug in a listener is logged once for each kind of event; the run and other listeners are not affected."""

@@ -296,7 +296,7 @@ def test_a_run_waits_for_a_locked_ledger(tmp_path: Path) -> None:
 
     async def main() -> None:
         async with Engine(tmp_path, gateway_client=gateway, rate="100/s") as engine:
-            await engine._run.record(dont_wait_in_sqlite)
+            await engine._open_run.context.record(dont_wait_in_sqlite)
             with on_log("! ledger locked", release):
                 await engine.run(make_jobs(10))
 
