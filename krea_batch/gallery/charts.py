@@ -57,10 +57,10 @@ class ChartData(msgspec.Struct):
             self.polls.append(timing.polls)
         if timing.finished_at is None:
             return
-        observed_s = timing.finished_at - timing.accepted_at
+        observed_s = max(0.0, timing.finished_at - timing.accepted_at)  # our clock may have been set back
         self.generation_s.append(observed_s if timing.took_s is None else timing.took_s)
         if timing.took_s is not None:
-            self.lag_s.append(max(0.0, observed_s - timing.took_s))  # the gateway's clock may be ahead
+            self.lag_s.append(observed_s - timing.took_s)
 
 
 def draw_charts(data: ChartData) -> list[tuple[str, str]]:

@@ -31,6 +31,11 @@ OPEN_JOBS = "disposition IS NULL"  # must equal the condition of the index jobs_
 UNSUCCESSFUL = "'unsuccessful'"
 UNSUCCESSFUL_JOBS = f"disposition = {UNSUCCESSFUL}"  # must equal that of jobs_unsuccessful
 
+OBSERVED_S = "finished_at - accepted_at"
+TRUSTED_TOOK_S = (
+    f"CASE WHEN json_extract(media, '$.took_s') BETWEEN 0 AND {OBSERVED_S} THEN json_extract(media, '$.took_s') END"
+)
+"""The gateway's own latency of a job, as SQL; NULL if it reported none, or one that our clock contradicts."""
 
 RESUMED_AS_THEY_ARE = ", ".join(
     f"'{state}'" for state in State if state.info.resumes_as == state and not state.info.final
@@ -130,10 +135,12 @@ class LedgerQueries:
     def latencies(self, limit: int) -> list[tuple[str, float]]:
         """Return kind and latency in seconds of the latest completed jobs, the oldest first.
 
-        The latency is the gateway's own where it reported one.
+        The latency is the gateway's own if it is at most the observed one, from the acceptance to the poll that found
+        the job completed. Else it is the observed one, unless a new run started in between: nobody polled meanwhile.
         """
         rows = self._sql.execute(
-            f"SELECT coalesce({KIND_SQL}, ''), coalesce(json_extract(media, '$.took_s'), finished_at - accepted_at)"
+            f"SELECT coalesce({KIND_SQL}, ''), coalesce({TRUSTED_TOOK_S}, CASE WHEN NOT EXISTS (SELECT 1 FROM runs"
+            f" WHERE started_at BETWEEN accepted_at AND finished_at) THEN {OBSERVED_S} END)"
             " FROM jobs WHERE media IS NOT NULL ORDER BY job_no DESC LIMIT ?",
             (limit,),
         )
@@ -221,7 +228,7 @@ class LedgerQueries:
     def timings_page(self, after_job_no: int, limit: int) -> list[JobTiming]:
         """Return the timings of up to `limit` accepted jobs, in order."""
         sql = (
-            "SELECT job_no, accepted_at, finished_at, stored_at, json_extract(media, '$.took_s'), polls FROM jobs"
+            f"SELECT job_no, accepted_at, finished_at, stored_at, {TRUSTED_TOOK_S}, polls FROM jobs"
             " WHERE job_no > ? AND accepted_at IS NOT NULL ORDER BY job_no LIMIT ?"
         )
         return [JobTiming(*row) for row in self._sql.execute(sql, (after_job_no, limit))]

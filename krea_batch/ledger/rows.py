@@ -78,7 +78,7 @@ class RunRecord(msgspec.Struct, frozen=True):
 
 
 class JobTiming(msgspec.Struct, frozen=True):
-    """When a job was accepted, seen completed, and stored. `took_s` is the gateway's own latency, or None."""
+    """When a job was accepted, seen completed, and stored. `took_s` is the gateway's latency, or None."""
 
     job_no: int
     accepted_at: float

@@ -24,6 +24,7 @@ class InFlightJob:
     """One job on its way through the stages. Times ending in `_s` are seconds of the event loop's monotonic clock."""
 
     __slots__ = (
+        "accepted_at",
         "accepted_s",
         "body",
         "callback_during_poll",
@@ -66,6 +67,7 @@ class InFlightJob:
         self.request_id = ""  # empty until accepted
         self.accepted_s = 0.0
         self.resumed = False  # from an earlier run, so it is unknown how long it has been waiting
+        self.accepted_at = 0.0  # seconds since 1970, of a resumed job
 
         # Submitter. The first three are empty once the job is accepted: the ledger has them.
         self.body = body
@@ -95,6 +97,7 @@ class InFlightJob:
         job = cls(record.job_id, kind=record.kind, tenant=record.tenant)
         job.job_no, job.errors, job.polls = record.job_no, record.errors, record.polls
         job.request_id = record.request_id or ""
+        job.accepted_at = record.accepted_at or 0.0
         return job
 
 

@@ -47,7 +47,9 @@ class PollScheduler:
         self._run = run
         self._executor = executor
         self._stages = stages
-        self._schedules = PollSchedules(run.settings.poll_interval_s, run.settings.poll_lag_weight)
+        self._schedules = PollSchedules(
+            run.settings.poll_interval_s, run.settings.poll_lag_weight, timeout_s=run.settings.job_timeout_s
+        )
         self._plan_version = self._schedules.version
         self._exploring_jobs = 0
         self._limiter: AsyncLimiter | None = None
@@ -79,7 +81,8 @@ class PollScheduler:
     def add_past_latencies(self, latencies_s: Iterable[tuple[str, float]]) -> None:
         """Add latencies of earlier runs, each with the kind of its job."""
         for kind, latency_s in latencies_s:
-            self._schedules.observe(kind, latency_s)
+            if latency_s <= self._run.settings.job_timeout_s:  # Longer ones cannot be seen within one run.
+                self._schedules.observe(kind, latency_s)
         self._plan_version = self._schedules.version
 
     def resume(self, job: InFlightJob) -> None:
@@ -253,7 +256,7 @@ class PollScheduler:
         age_s = self._run.now_s() - job.accepted_s
         last_polled_s = job.last_polled_s - job.accepted_s
         if job.resumed:
-            if finished.took_s is not None:
+            if finished.took_s is not None and 0 <= finished.took_s <= self._run.wall_clock() - job.accepted_at:
                 self._schedules.observe(job.kind, finished.took_s)
         elif (took_s := self._trusted_latency_s(job, finished)) is not None:
             self._schedules.observe(job.kind, took_s, last_polled_s)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from bisect import bisect_right
 from collections import deque
+from functools import partial
 
 from krea_batch.rules.poll_schedule import PollSchedule
 
@@ -20,12 +21,14 @@ KS_CRITICAL = 1.95  # Kolmogorov-Smirnov: exceeded by chance once in a thousand 
 
 
 class PollSchedules:
-    """The poll schedules of one run. `version` grows with each new plan of any of them."""
+    """The poll schedules of one run. `version` grows with each new plan of any of them.
 
-    def __init__(self, interval_s: float, lag_weight: float = 1.0) -> None:
-        self.shared = PollSchedule(interval_s, lag_weight)
-        self._interval_s = interval_s
-        self._lag_weight = lag_weight
+    No poll is placed later than `timeout_s` after the acceptance, unless the interval requires it.
+    """
+
+    def __init__(self, interval_s: float, lag_weight: float = 1.0, *, timeout_s: float = math.inf) -> None:
+        self._new_schedule = partial(PollSchedule, interval_s, lag_weight, timeout_s=timeout_s)
+        self.shared = self._new_schedule()
         self._by_kind: dict[str, PollSchedule] = {}
         self._recent_s: dict[str, deque[float]] = {}  # by kind: the latest latencies
         self._observed: dict[str, int] = {}  # by kind: the number of completed jobs
@@ -75,7 +78,7 @@ class PollSchedules:
         n, m = len(own_latencies_s), len(other_latencies_s)
         different = ks_distance(own_latencies_s, other_latencies_s) > KS_CRITICAL * math.sqrt((n + m) / (n * m))
         if different and kind not in self._by_kind:
-            own = self._by_kind[kind] = PollSchedule(self._interval_s, self._lag_weight)
+            own = self._by_kind[kind] = self._new_schedule()
             for latency_s in own_latencies_s:
                 own.observe(latency_s)
         elif not different and kind in self._by_kind:

@@ -76,7 +76,10 @@ def test_the_ledger_is_deleted(scenario: CrashScenario) -> None:
 
 def test_an_older_copy(scenario: CrashScenario) -> None:
     """A backup of the middle of the run is refused, recovered, and no job with a row is paid again."""
-    scenario.kill_after(1.5)
+    process = scenario.start()
+    wait_for_rows(scenario, process, 20)
+    process.kill()
+    process.wait()
     (scenario.directory / "backup").mkdir()
     for path in scenario.out.glob("ledger.db*"):
         shutil.copy(path, scenario.directory / "backup")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Iterable
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
 from random import Random
@@ -11,7 +12,8 @@ from typing import Any
 
 import pytest
 
-from krea_batch import Engine, GatewayError
+from krea_batch import Engine, GatewayError, Job, RunStopped
+from krea_batch.ledger import LedgerStore
 from krea_batch.rules.verdicts import Errored, Failed, Finished, PollFailed, Waiting
 from krea_batch.testing.scripted_gateway import ACCEPT, ScriptedGateway
 from tests.engine_fixtures import ledger_states, make_jobs, query_ledger, result_statuses, rows_by_id, run_jobs
@@ -295,3 +297,99 @@ class TestTimeOut:
         run_virtual(run_jobs(tmp_path, gateway, make_jobs(1)))
         assert result_statuses(tmp_path) == {"j0": "succeeded"}
         assert len(gateway.submitted_bodies) == 2
+
+
+class WrongLatencyScript(FixedLatencyScript):
+    """A gateway whose timestamps say that each job took `took_s`."""
+
+    def __init__(self, latencies_s: list[float], took_s: float) -> None:
+        super().__init__(latencies_s)
+        self._took_s = took_s
+
+    def finished(self, request_id: str, outputs: int = 1) -> Finished:
+        finished = super().finished(request_id, outputs)
+        return Finished(finished.media_urls, finished.media_type, self._took_s)
+
+
+def run_at(started_at: float, out: Path, gateway: ScriptedGateway, jobs: list[Job], **options: Any) -> Engine:
+    """Run jobs in virtual time, with a wall clock that starts at `started_at` and advances with it."""
+
+    async def main() -> Engine:
+        loop = asyncio.get_running_loop()
+        start_s = loop.time()
+        return await run_jobs(out, gateway, jobs, clock=lambda: started_at + loop.time() - start_s, **options)
+
+    return run_virtual(main())
+
+
+def first_poll_delays_s(gateway: FixedLatencyScript) -> list[float]:
+    return [times_s[0] - gateway.accepted_s[request_id] for request_id, times_s in gateway.poll_times_s.items()]
+
+
+class TestImplausibleLatencies:
+    @pytest.mark.parametrize("took_s", [28_812.0, 6.3e10, 1e300], ids=["eight hours", "year 1", "huge"])
+    def test_they_are_not_believed_by_the_next_run(self, tmp_path: Path, took_s: float) -> None:
+        """Latencies that the first run did not believe do not delay the polls of the second."""
+        jobs = make_jobs(80)
+        run_at(1e9, tmp_path, WrongLatencyScript([12.0], took_s), jobs[:40], rate="10/s")
+        gateway = WrongLatencyScript([12.0], took_s)
+        gateway.charged = {f"earlier {n}": "" for n in range(40)}  # so that request_ids stay unique
+        run_at(2e9, tmp_path, gateway, jobs, rate="10/s")
+        assert max(first_poll_delays_s(gateway)) < 30.0
+        assert set(result_statuses(tmp_path).values()) == {"succeeded"}
+
+    def test_they_are_not_believed_of_resumed_jobs(self, tmp_path: Path) -> None:
+        """Latencies of resumed jobs are believed only up to the time since their acceptance."""
+        gateway = WrongLatencyScript([12.0], 28_812.0)
+
+        async def interrupted() -> None:
+            async with Engine(tmp_path, gateway_client=gateway, clock=lambda: 1e9, rate="100/s") as engine:
+                running = asyncio.create_task(engine.run(make_jobs(40)))
+                await asyncio.sleep(4.0)
+                engine.abort()
+                with pytest.raises(RunStopped):
+                    await running
+
+        run_virtual(interrupted())
+        assert set(ledger_states(tmp_path).values()) == {"accepted"}
+        resumed = set(gateway.charged)
+        gateway.done_s = dict.fromkeys(gateway.done_s, 0.0)
+        run_at(1e9 + 60.0, tmp_path, gateway, make_jobs(80), rate="1/s")
+        delays_s = [
+            times_s[0] - gateway.accepted_s[request_id]
+            for request_id, times_s in gateway.poll_times_s.items()
+            if request_id not in resumed
+        ]
+        assert len(delays_s) == 40
+        assert max(delays_s) < 30.0
+
+    def test_a_wait_for_the_next_run_is_no_latency(self, tmp_path: Path) -> None:
+        """If the gateway reports no latencies, the time between two runs is not taken for one."""
+        store = LedgerStore.open(tmp_path / "ledger.db")
+        store.transaction([lambda store: store.start_run("g", "1", 900.0)])
+        for n in range(3):
+            store.transaction([partial(intent, n)])
+        finished = Finished(("https://cdn.example/a.png",), "image/png")
+        store.transaction([lambda store: store.mark_accepted(1, "r-1", 1000.0)])
+        store.transaction([lambda store: store.mark_finished(1, finished, 1012.0, 1)])
+        store.transaction([lambda store: store.mark_accepted(2, "r-2", 1005.0)])
+        store.transaction([lambda store: store.start_run("g", "1", 1500.0)])
+        store.transaction([lambda store: store.mark_finished(2, finished, 1501.0, 1)])
+        store.transaction([lambda store: store.mark_accepted(3, "r-3", 1600.0)])
+        store.transaction([lambda store: store.mark_finished(3, finished, 1500.0, 1)])  # the clock was set back
+        assert [latency_s for _, latency_s in store.latencies(10)] == [12.0]
+        store.close()
+
+    def test_no_first_poll_is_behind_the_timeout(self, tmp_path: Path) -> None:
+        """If jobs took longer than the time-out of this run, each is still polled once before it times out."""
+        jobs = make_jobs(80)
+        run_at(1e9, tmp_path, FixedLatencyScript([300.0]), jobs[:40], rate="10/s")
+        gateway = FixedLatencyScript([25.0])
+        gateway.charged = {f"earlier {n}": "" for n in range(40)}
+        run_at(2e9, tmp_path, gateway, jobs, rate="10/s", job_timeout_s=30.0)
+        assert set(result_statuses(tmp_path).values()) == {"succeeded"}
+        assert max(first_poll_delays_s(gateway)) <= 30.0 + 1e-3
+
+
+def intent(n: int, store: LedgerStore) -> None:
+    store.record_intent(f"j{n}", b"{}", b"f" * 32, b"{}", 999.0, "")

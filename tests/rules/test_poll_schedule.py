@@ -166,3 +166,65 @@ def test_backoff_doubles() -> None:
     waits_s = [PollSchedule(5.0).retry_delay_s(errors, None) for errors in range(1, 8)]
     assert waits_s == [5, 10, 20, 40, 60, 60, 60]
     assert all(before <= after for before, after in pairwise(waits_s))
+
+
+# Ages and latencies as a gateway with a wrong clock, or a clock that jumps, may give them.
+wild_ages = st.floats() | st.sampled_from([1e9, -1e9, 28_800.0, 6.3e10, math.inf, -math.inf, math.nan])
+wild_observations = st.lists(st.tuples(wild_ages, wild_ages, st.booleans(), st.booleans()), max_size=60)
+
+
+@settings(deadline=None, max_examples=100)
+@given(intervals, st.floats(1e-3, 1e9), wild_observations, wild_ages)
+def test_no_poll_is_behind_the_timeout(
+    interval_s: float, timeout_s: float, observations: list[tuple[float, float, bool, bool]], age_s: float
+) -> None:
+    """Whatever latencies are reported, a poll is placed before the time-out, or one interval after the last poll."""
+    schedule = PollSchedule(interval_s, timeout_s=timeout_s)
+    for latency_s, last_polled_s, completed, exact in observations:
+        if completed:
+            schedule.observe(latency_s, last_polled_s, exact=exact)
+        else:
+            schedule.observe_pending(latency_s, last_polled_s)
+    latest_s = max(interval_s, timeout_s)
+    assert interval_s <= schedule.first_poll_s() <= latest_s
+    assert interval_s <= schedule.quantile_s() <= latest_s
+    wait_s = schedule.next_poll_s(age_s)
+    assert interval_s <= wait_s
+    assert wait_s == interval_s or age_s + wait_s <= timeout_s * (1 + 1e-9) or not 0 <= age_s <= timeout_s
+
+
+@settings(deadline=None, max_examples=50)
+@given(wild_ages.filter(lambda age_s: not age_s < 100), st.integers(0, 200), st.booleans())
+def test_one_outlier_does_not_make_the_polls_coarse(outlier_s: float, position: int, completed: bool) -> None:
+    """One job that took a hundred times as long, or is said to have, moves the first poll by a cell at most."""
+    rng = random.Random(3)
+    latencies_s = [rng.gauss(15.0, 0.5) for _ in range(200)]
+    expected_s = learned(5.0, latencies_s).first_poll_s()
+    schedule = PollSchedule(5.0, timeout_s=1800.0)
+    for index, latency_s in enumerate(latencies_s):
+        if index == position:
+            schedule.observe(outlier_s) if completed else schedule.observe_pending(outlier_s)
+        schedule.observe(latency_s)
+    assert abs(schedule.first_poll_s() - expected_s) <= 0.5
+
+
+def test_polls_are_precise_again_after_a_slow_time() -> None:
+    """When jobs that took half an hour no longer count, the polls are as precise as before them."""
+    steady_s = [15.1] * 6000
+    before_s = learned(5.0, steady_s).first_poll_s()
+    assert 15.1 <= before_s <= 15.36
+    schedule = learned(5.0, [15.1] * 300 + [1700.0] * 100)
+    assert schedule.first_poll_s() > before_s
+    for latency_s in steady_s:
+        schedule.observe(latency_s)
+    assert schedule.first_poll_s() == before_s
+
+
+def test_jobs_behind_the_plan_are_polled_ever_less_often() -> None:
+    """A job that takes far longer than all others is polled a few dozen times, not every interval."""
+    schedule = PollSchedule(5.0, timeout_s=1800.0)
+    for _ in range(500):
+        schedule.observe(12.0)
+    ages_s = poll_ages_s(schedule, 1790.0)
+    assert len(ages_s) <= 60
+    assert ages_s[-1] <= 1800.0

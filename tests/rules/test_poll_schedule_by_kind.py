@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import deque
 from random import Random
 
@@ -83,3 +84,14 @@ def test_the_version_only_grows() -> None:
 def test_the_distance_of_two_samples(sample: list[float], other_sample: list[float], distance: float) -> None:
     """The distance of small samples is the one computed by hand."""
     assert ks_distance(deque(sample), other_sample) == pytest.approx(distance)
+
+
+@pytest.mark.parametrize("wrong_s", [math.nan, math.inf, -math.inf, 1e9, -1e9])
+def test_impossible_latencies_of_one_kind(wrong_s: float) -> None:
+    """If a gateway reports impossible latencies, no poll is behind the time-out and other kinds stay precise."""
+    schedules = PollSchedules(POLL_INTERVAL_S, timeout_s=1800.0)
+    for _ in range(100):
+        schedules.observe("wrong", wrong_s)
+        schedules.observe("right", 12.0)
+    assert POLL_INTERVAL_S <= schedules.for_kind("wrong").first_poll_s() <= 1800.0
+    assert 12.0 <= schedules.for_kind("right").first_poll_s() <= 13.0
