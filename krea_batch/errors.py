@@ -19,6 +19,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import msgspec
 
@@ -49,7 +50,22 @@ class LineProblem(msgspec.Struct, frozen=True):
         return f"{self.path}:{self.line}: {self.problem}; {self.hint}"
 
 
-class KreaBatchError(Exception):
+class PicklableError(Exception):
+    """An exception that can be pickled and copied, whatever its constructor takes.
+
+    `Exception` calls the constructor with `args`, which need not be the arguments that it takes.
+    """
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _without_init, (type(self), self.args), self.__dict__
+
+
+def _without_init(kind: type[PicklableError], args: tuple[Any, ...]) -> PicklableError:
+    """Return an exception with these `args`; its attributes are set by the caller."""
+    return kind.__new__(kind, *args)
+
+
+class KreaBatchError(PicklableError):
     """The base class of all errors that krea-batch raises on purpose."""
 
 

@@ -10,6 +10,7 @@ import re
 from ipaddress import IPv4Address, IPv6Address, ip_address, ip_network
 from urllib.parse import urlsplit
 
+from krea_batch.errors import PicklableError
 from krea_batch.settings import is_loopback
 
 MAX_IMAGE_BYTES = 64 << 20  # chosen: twenty times the largest PNG expected; bounds memory and disk
@@ -20,7 +21,7 @@ _NAT64 = ip_network("64:ff9b::/96")  # RFC 6052, 2.1
 _CONTENT_RANGE = re.compile(r"bytes (\d{1,12})-(\d{1,12})/(\d{1,12}|\*)")
 
 
-class DownloadError(Exception):
+class DownloadError(PicklableError):
     """An image could not be fetched this time. `status` is 0 if there was no response."""
 
     def __init__(self, reason: str, *, status: int = 0, retry_after_s: float | None = None) -> None:

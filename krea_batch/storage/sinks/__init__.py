@@ -25,7 +25,7 @@ from typing import Protocol
 
 from msgspec import Struct
 
-from krea_batch.errors import SettingsError
+from krea_batch.errors import PicklableError, SettingsError
 
 __all__ = ["Sink", "SinkPermanentError", "SinkTransientError", "VerifiedImage", "open_sink"]
 
@@ -73,7 +73,7 @@ class Sink(Protocol):
         ...
 
 
-class SinkTransientError(Exception):
+class SinkTransientError(PicklableError):
     """An image could not be stored this time; it is retried."""
 
     def __init__(self, reason: str) -> None:
@@ -81,7 +81,7 @@ class SinkTransientError(Exception):
         self.reason = reason
 
 
-class SinkPermanentError(Exception):
+class SinkPermanentError(PicklableError):
     """No image can be stored before a person does `next_step`. The run stops and can be resumed."""
 
     def __init__(self, reason: str, next_step: str) -> None:

@@ -23,7 +23,7 @@ class SimulatorError(Exception):
     """The simulator cannot start, or a setting is invalid; `field` names the setting, or is empty."""
 
     def __init__(self, problem: str, field: str = "") -> None:
-        super().__init__(problem)
+        super().__init__(problem, field)
         self.problem = problem
         self.field = field
 
