@@ -1,6 +1,9 @@
 """The run directory: its files, its lock, and the names of images.
 
 The lock is on the directory itself, so no lock file is left behind. It ends with the process, however that ends.
+
+It is an flock, which belongs to the open file description. A forked child shares that, and would keep the directory
+locked after its parent has ended, so a child closes its copy.
 """
 
 from __future__ import annotations
@@ -9,8 +12,10 @@ import hashlib
 import os
 import time
 from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from itertools import count
 from pathlib import Path
+from weakref import WeakSet
 
 from krea_batch.errors import RunDirError
 from krea_batch.storage.png import SIGNATURE, make_chunk
@@ -43,7 +48,17 @@ class RunDir:
             raise RunDirError(
                 self.path, f"cannot use the directory ({error.strerror})", "use another run directory"
             ) from error
-        if not _try_lock(self._fd):
+        _LOCKED.add(self)
+        try:
+            is_free = _try_lock(self._fd)
+        except OSError as error:
+            self.unlock()
+            raise RunDirError(
+                self.path,
+                f"directories cannot be locked on its file system ({error.strerror})",
+                "use a run directory on a local disk of this machine",
+            ) from error
+        if not is_free:
             self.unlock()
             raise RunDirError(
                 self.path, "another krea-batch is using it", "wait for it, or use another run directory"
@@ -51,21 +66,42 @@ class RunDir:
 
     def unlock(self) -> None:
         """Release the lock. Idempotent."""
+        _LOCKED.discard(self)
         if self._fd >= 0:
-            os.close(self._fd)
+            _release(self._fd)
             self._fd = -1
+
+    def _close_after_fork(self) -> None:
+        """Close the copy of a forked child. The parent keeps its lock."""
+        os.close(self._fd)
+        self._fd = -1
+
+
+_LOCKED = WeakSet[RunDir]()
+"""The run directories that this process has locked, or is about to."""
+
+
+def _close_all_after_fork() -> None:
+    while _LOCKED:
+        _LOCKED.pop()._close_after_fork()
+
+
+if hasattr(os, "register_at_fork"):  # not on Windows
+    os.register_at_fork(after_in_child=_close_all_after_fork)
 
 
 def is_locked(path: Path) -> bool:
-    """Return whether a process has locked the run directory."""
+    """Return whether a process has locked the run directory. Where that is impossible, no process has."""
     try:
         fd = os.open(path, os.O_RDONLY)
     except OSError:
         return False
     try:
         return not _try_lock(fd, shared=True)
+    except OSError:
+        return False
     finally:
-        os.close(fd)
+        _release(fd)
 
 
 def candidate_names(stem: str) -> Iterator[str]:
@@ -125,7 +161,10 @@ def require_run(out: Path) -> None:
 
 
 def _try_lock(fd: int, *, shared: bool = False) -> bool:
-    """Lock a directory exclusively, or `shared` with other queries. Return False if that is not possible."""
+    """Lock a directory exclusively, or `shared` with other queries. Return False if another process has it.
+
+    Raises OSError if the file system has no locks: some network file systems, and some in user space.
+    """
     import fcntl  # not on Windows
 
     for n in range(1 if shared else MAX_LOCK_ATTEMPTS):
@@ -133,7 +172,16 @@ def _try_lock(fd: int, *, shared: bool = False) -> bool:
             time.sleep(LOCK_RETRY_S)
         try:
             fcntl.flock(fd, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
-        except OSError:
+        except BlockingIOError:
             continue
         return True
     return False
+
+
+def _release(fd: int) -> None:
+    """Release a lock, if there is one, for every process that shares it, and close the file."""
+    import fcntl  # not on Windows
+
+    with suppress(OSError):  # There is no lock, because the file system has none.
+        fcntl.flock(fd, fcntl.LOCK_UN)
+    os.close(fd)

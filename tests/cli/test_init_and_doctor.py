@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import fcntl
 import json
 import re
 import shlex
@@ -13,7 +15,7 @@ import tomllib
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import click
 import pytest
@@ -155,6 +157,19 @@ class TestDoctor:
         monkeypatch.setenv("PIXAZO_API_KEY", "k")
         found = [each for each in run_diagnostics(Path("/proc/none"), gateway, None, 1) if each.check == "disk"]
         assert [each.state for each in found] == ["fail"]
+
+    def test_a_file_system_without_locks(self, gateway: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        """A directory that cannot be locked is a failure with the reason, and nothing is left in it."""
+
+        def fail(*_: int) -> NoReturn:
+            raise OSError(errno.ENOLCK, "No locks available")
+
+        monkeypatch.setattr(fcntl, "flock", fail)
+        found = [each for each in run_diagnostics(tmp_path, gateway, None, 1) if each.check == "disk"]
+        assert [each.state for each in found] == ["fail"]
+        assert "cannot be locked" in found[0].detail
+        assert "local disk" in found[0].hint
+        assert list(tmp_path.iterdir()) == []
 
 
 class TestCompletion:

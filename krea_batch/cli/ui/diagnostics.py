@@ -24,10 +24,11 @@ import msgspec
 
 from krea_batch.cli.ui.formatting import format_bytes, pluralize
 from krea_batch.cli.ui.run_session import find_key
-from krea_batch.errors import InputError
+from krea_batch.errors import InputError, RunDirError
 from krea_batch.gateway.health import Unreachable, fetch_server_date
 from krea_batch.ledger import SQLITE_VERSION
 from krea_batch.settings import KEY_VARIABLE, Settings
+from krea_batch.storage.run_dir import RunDir
 
 TYPICAL_IMAGE_BYTES = 2_000_000  # chosen: the size of a one-megapixel image, rounded up
 MIN_FREE_IMAGES = 500  # chosen: warn below this
@@ -104,6 +105,12 @@ def _check_disk(out: Path) -> list[Finding]:
             file.write(b"krea-batch")
             file.flush()
             os.fsync(file.fileno())
+        with tempfile.TemporaryDirectory(dir=existing_dir) as directory:
+            run_dir = RunDir(Path(directory))
+            run_dir.lock()
+            run_dir.unlock()
+    except RunDirError as error:
+        return [Finding("disk", "fail", f"{existing_dir}: {error.problem}", error.hint)]
     except OSError as error:
         return [Finding("disk", "fail", f"cannot write {existing_dir} ({error.strerror})", "use another --out")]
     free = shutil.disk_usage(existing_dir).free
