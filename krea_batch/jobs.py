@@ -29,7 +29,7 @@ CREATIVITIES: tuple[str, ...] = get_args(Creativity)
 MAX_REFERENCES = 10  # API document, image_style_references: maximum 10 entries
 MAX_STYLES = 10  # API document, styles: maximum 10 entries
 MAX_MOODBOARDS = 1  # API document, moodboards: maximum 1 entry per request
-MAX_ID_BYTES = 200  # chosen: file systems allow names of 255 bytes, and "-12.png.part" is appended
+MAX_ID_BYTES = 200  # chosen: file systems allow names of 255 bytes, and "-12.1234567890.png.part" is appended
 SEED_RANGE = (-(2**63), 2**64 - 1)  # chosen: the document gives no range; JSON encoders keep these exactly
 
 UUID_PATTERN = "[0-9a-fA-F]{8}-(?:[0-9a-fA-F]{4}-){3}[0-9a-fA-F]{12}"

@@ -5,13 +5,17 @@ A reader sees the old file or the new one, whole. After `commit` the new one sur
 
 from __future__ import annotations
 
+import errno
+import hashlib
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
 
+MAX_NAME_BYTES = 255  # the limit of ext4, XFS, Btrfs, APFS and NTFS
 NO_FOLLOW = getattr(os, "O_NOFOLLOW", 0)  # not on Windows
+_NOT_SUPPORTED = (errno.ENOTSUP, errno.EOPNOTSUPP, errno.EINVAL, errno.ENOTTY)  # of F_FULLFSYNC
 
 
 def open_for_writing(path: str | Path, flags: int = 0) -> int:
@@ -19,11 +23,42 @@ def open_for_writing(path: str | Path, flags: int = 0) -> int:
     return os.open(path, os.O_WRONLY | NO_FOLLOW | flags, 0o644)
 
 
+def part_path(final: Path) -> Path:
+    """Return the path of the hidden file that has the bytes of `final` until they are complete.
+
+    A name that would be too long is replaced by its hash.
+    """
+    name = f".{final.name}.part"
+    if len(os.fsencode(name)) > MAX_NAME_BYTES:
+        name = f".{hashlib.sha256(os.fsencode(final.name)).hexdigest()}.part"
+    return final.with_name(name)
+
+
+def sync_fd(fd: int) -> None:
+    """Make the bytes of an open file, or the names of a directory, durable. Raises OSError.
+
+    On macOS, fsync leaves them in the cache of the drive, and F_FULLFSYNC does not (fsync(2) of macOS). It is refused
+    by file systems that have nothing better than fsync.
+    """
+    if os.name != "nt":
+        import fcntl
+
+        if full_sync := getattr(fcntl, "F_FULLFSYNC", 0):
+            try:
+                fcntl.fcntl(fd, full_sync)
+            except OSError as error:
+                if error.errno not in _NOT_SUPPORTED:
+                    raise
+            else:
+                return
+    os.fsync(fd)
+
+
 def fsync_path(path: str | Path) -> None:
     """Make a file's bytes, or a directory's names, durable. Raises OSError."""
     fd = os.open(path, os.O_RDONLY)
     try:
-        os.fsync(fd)
+        sync_fd(fd)
     finally:
         os.close(fd)
 
@@ -41,7 +76,7 @@ def replacing(final: Path) -> Iterator[BinaryIO]:
 
     The bytes are in a hidden `.part` file beside `final` until then. Raises OSError.
     """
-    part = final.with_name(f".{final.name}.part")
+    part = part_path(final)
     part.unlink(missing_ok=True)
     try:
         with os.fdopen(open_for_writing(part, os.O_CREAT | os.O_EXCL), "wb") as file:

@@ -16,7 +16,7 @@ from threading import Lock
 from typing import ParamSpec, TypeVar
 
 from krea_batch.jobs import StoredFile
-from krea_batch.storage.atomic import fsync_path, open_for_writing
+from krea_batch.storage.atomic import fsync_path, open_for_writing, sync_fd
 from krea_batch.storage.png import PngError, PngValidator
 from krea_batch.storage.run_dir import IMAGES, candidate_names, has_content
 
@@ -78,7 +78,7 @@ class ImageFile:
 
     def sync(self) -> None:
         """Make the bytes durable. Raises OSError."""
-        os.fsync(self._fd)
+        sync_fd(self._fd)
 
     def close(self) -> None:
         """Close the file if it is open."""

@@ -2,15 +2,23 @@
 
 from __future__ import annotations
 
+import errno
+import fcntl
 import os
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from krea_batch.jobs import StoredFile
+from krea_batch.ledger.database import open_database
 from krea_batch.storage import atomic
 from krea_batch.storage.atomic import commit, fsync_path, open_for_writing, replacing
+from krea_batch.storage.image_file import ImageFile, commit_many
+from krea_batch.testing.scripted_gateway import make_png
 
+F_FULLFSYNC = 51  # of macOS, fcntl.h
 OLD, NEW = b"the old content", b"the new content"
 
 
@@ -218,3 +226,72 @@ def test_fsync_closes_the_file(final: Path, recording_os: RecordingOs) -> None:
     with pytest.raises(OSError, match="Input/output error"):
         fsync_path(final)
     assert len(os.listdir("/proc/self/fd")) == before
+
+
+class TestFullSync:
+    """On macOS only F_FULLFSYNC reaches the disk itself."""
+
+    @pytest.fixture
+    def full_syncs(self, monkeypatch: pytest.MonkeyPatch) -> list[int | None]:
+        """Return the list of errors of F_FULLFSYNC to come; None is a success. A system without it gets one."""
+        errors: list[int | None] = []
+
+        def full_sync(fd: int, command: int) -> int:
+            assert os.fstat(fd)
+            assert command == F_FULLFSYNC
+            if error := errors.pop(0):
+                raise OSError(error, os.strerror(error))
+            return 0
+
+        monkeypatch.setattr(fcntl, "F_FULLFSYNC", F_FULLFSYNC, raising=False)
+        monkeypatch.setattr(fcntl, "fcntl", full_sync)
+        return errors
+
+    def test_it_replaces_fsync(self, final: Path, recording_os: RecordingOs, full_syncs: list[int | None]) -> None:
+        """A commit syncs the file and the directory by F_FULLFSYNC, and not by fsync."""
+        full_syncs += [None, None]
+        with replacing(final) as file:
+            file.write(NEW)
+        assert full_syncs == []
+        assert recording_os.calls == [("replace", ".final.part", "final")]
+
+    @pytest.mark.parametrize("code", [errno.ENOTSUP, errno.EINVAL, errno.ENOTTY], ids=errno.errorcode.get)
+    def test_a_file_system_without_it(
+        self, final: Path, recording_os: RecordingOs, full_syncs: list[int | None], code: int
+    ) -> None:
+        """Where F_FULLFSYNC is not supported, fsync is used."""
+        full_syncs += [code, code]
+        with replacing(final) as file:
+            file.write(NEW)
+        assert recording_os.calls[0] == ("fsync", ".final.part")
+
+    def test_an_error_of_the_disk_is_raised(
+        self, final: Path, recording_os: RecordingOs, full_syncs: list[int | None]
+    ) -> None:
+        """If the disk fails, nothing is renamed: a later fsync might succeed although bytes are lost."""
+        full_syncs.append(errno.EIO)
+        with pytest.raises(OSError, match="Input/output error"), replacing(final):
+            pass
+        assert recording_os.calls == []
+
+    def test_images_are_synced_by_it(self, tmp_path: Path, full_syncs: list[int | None]) -> None:
+        """An image of the run directory and its name are synced by F_FULLFSYNC."""
+        (tmp_path / "images").mkdir()
+        full_syncs += [None, None]
+        (stored,) = commit_many([(ImageFile(tmp_path, "fox", 1, job_id="fox", output=1), [make_png()])])
+        assert isinstance(stored, StoredFile)
+        assert full_syncs == []
+
+    def test_the_ledger_asks_sqlite_for_it(self, tmp_path: Path) -> None:
+        """SQLite uses F_FULLFSYNC for commits and checkpoints of the ledger, where there is one."""
+        with closing(open_database(tmp_path / "ledger.db")) as connection:
+            for pragma in ("fullfsync", "checkpoint_fullfsync"):
+                assert connection.execute(f"PRAGMA {pragma}").fetchone() == (1,)
+
+
+@pytest.mark.parametrize("name", ["a" * 255, "ä" * 127], ids=["ASCII", "two bytes each"])
+def test_the_longest_names(tmp_path: Path, name: str) -> None:
+    """A file whose name is as long as a file system allows can be replaced, and nothing else stays."""
+    with replacing(tmp_path / name) as file:
+        file.write(NEW)
+    assert contents(tmp_path) == {name: NEW}

@@ -23,6 +23,7 @@ import msgspec
 from krea_batch.errors import InputError
 from krea_batch.maintenance.export.png_metadata import embed_texts, texts_for
 from krea_batch.maintenance.export.run_images import ExportedImage, RunImages
+from krea_batch.storage.atomic import part_path
 
 ROW_GROUP_BYTES = 64 << 20  # chosen: image bytes held in memory, here and by readers of the file
 SHARD_IMAGES = 1000  # chosen: with 2 MB per image, shards of the 1 to 2 GB that WebDataset's documentation advises
@@ -59,7 +60,7 @@ def export(
         raise InputError(f"{output} already exists", "use another --output, or add --force to replace it")
     write = WRITERS[format_name]
     output.parent.mkdir(parents=True, exist_ok=True)
-    part = output.parent / f".{output.name}.part"
+    part = part_path(output)
     _remove(part)
     try:
         write(run_images, part, options, on_progress or (lambda _: None))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import os
 import shutil
 from pathlib import Path
@@ -43,7 +44,9 @@ class FolderSink:
         probe.unlink()
 
     def _store(self, image: VerifiedImage) -> Path:
-        part = self.path / f".{image.sha256}.{image.name}.part"
+        # The hash keeps two jobs with the same image apart, and fits the longest name that a file system allows.
+        unique = hashlib.sha256(f"{image.sha256} {image.name}".encode()).hexdigest()
+        part = self.path / f".{unique}.part"
         try:
             shutil.copyfile(image.path, part)
             fsync_path(part)
