@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import difflib
 import sys
+from contextlib import suppress
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -46,6 +47,7 @@ COMMANDS = {
 """The commands, with their lines in `krea-batch --help`."""
 CONFIG_FILE = "krea-batch.toml"
 ENV_PREFIX = "KREA_BATCH"
+MAX_OPEN_FILES = (65_536, 10_240)  # chosen: more than a run opens; and OPEN_MAX of macOS, which may refuse more
 
 OK, SOME_FAILED, BAD_INPUT, STOPPED, INTERRUPTED = 0, 1, 2, 3, 130
 
@@ -114,6 +116,7 @@ def main() -> None:
     """Run the console script. An error of krea-batch is printed as a sentence, without a traceback."""
     from krea_batch.errors import InputError, InternalError, KreaBatchError
 
+    raise_open_files_limit()
     try:
         app(prog_name="krea-batch")
     except InternalError:
@@ -121,6 +124,25 @@ def main() -> None:
     except KreaBatchError as error:
         say(f"krea-batch: {error_text(error)}")
         sys.exit(BAD_INPUT if isinstance(error, InputError) else STOPPED)
+
+
+def raise_open_files_limit() -> None:
+    """Raise this process's soft limit of open files to its hard limit. Many systems set the soft one low.
+
+    The library leaves the limit to its caller.
+    """
+    if sys.platform == "win32":
+        return
+    import resource
+
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    for limit in MAX_OPEN_FILES:
+        wanted = limit if hard == resource.RLIM_INFINITY else min(hard, limit)
+        if soft == resource.RLIM_INFINITY or soft >= wanted:
+            return
+        with suppress(OSError, ValueError):
+            resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
+            return
 
 
 def error_text(error: Exception) -> str:

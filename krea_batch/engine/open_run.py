@@ -31,6 +31,7 @@ from krea_batch.rules.delivery import DeliveryGuard
 from krea_batch.rules.fail_fast import IdenticalFailureGuard
 from krea_batch.settings import AmbiguousPolicy, ApiKey, Settings, Webhook
 from krea_batch.storage.async_io import run_to_completion
+from krea_batch.storage.os_errors import next_step
 from krea_batch.storage.results_file import EMPTY_PREFIX, ResultsFile, StablePrefix
 from krea_batch.storage.run_dir import LEDGER, RunDir
 from krea_batch.storage.sinks import Sink
@@ -204,7 +205,7 @@ async def _connect(stack: AsyncExitStack, config: RunConfig) -> Gateway:
 
 def _stop_for_results(context: RunContext, error: OSError) -> None:
     reason = f"cannot write results.jsonl ({error.strerror})"
-    context.stop(RunStopped(reason, "free some disk space, then run again to resume"))
+    context.stop(RunStopped(reason, f"{next_step(error)}, then run again to resume"))
 
 
 async def _first_of(*works: Awaitable[Any]) -> None:

@@ -15,6 +15,7 @@ from krea_batch.errors import RunDirError
 from krea_batch.jobs import STATES, State
 from krea_batch.ledger.busy import is_busy, locked_error, wait_while_busy
 from krea_batch.storage.atomic import NO_FOLLOW
+from krea_batch.storage.os_errors import next_step
 
 APPLICATION_ID = 0x4B524541  # "KREA"
 SCHEMA_VERSION = 5
@@ -165,6 +166,27 @@ def _create_tables(connection: sqlite3.Connection) -> None:
     connection.executescript(
         f"BEGIN; PRAGMA application_id = {APPLICATION_ID}; PRAGMA user_version = {SCHEMA_VERSION};{schema()} COMMIT;"
     )
+
+
+def next_step_of(error: sqlite3.Error | OSError) -> str:
+    """Return what a user can do about an error of the ledger, as `storage.os_errors.next_step`."""
+    if isinstance(error, OSError):
+        return next_step(error)
+    name = str(getattr(error, "sqlite_errorname", ""))  # the errors of the sqlite3 module itself have none
+    return next((step for prefix, step in _NEXT_STEPS.items() if name.startswith(prefix)), "check the disk")
+
+
+_NEXT_STEPS = {
+    "SQLITE_FULL": "free some disk space",
+    "SQLITE_CANTOPEN": "check the permissions of the run directory and the limit of open files (ulimit -n)",
+    "SQLITE_READONLY": "check the permissions of the run directory",
+    "SQLITE_PERM": "check the permissions of the run directory",
+    "SQLITE_BUSY": "close the other program that uses the ledger",
+    "SQLITE_LOCKED": "close the other program that uses the ledger",
+    "SQLITE_NOTADB": "restore the ledger from a copy, or use another run directory",
+    "SQLITE_CORRUPT": "restore the ledger from a copy, or use another run directory",
+}
+"""What to do, by the beginning of the name of an SQLite result code (SQLite, Result and Error Codes)."""
 
 
 def schema() -> str:

@@ -10,6 +10,7 @@ from typing import Any, Self
 
 from krea_batch.errors import LedgerError
 from krea_batch.jobs import FINAL, RETRYABLE, Outcome, State
+from krea_batch.ledger.database import next_step_of
 from krea_batch.ledger.rows import (
     KIND_SQL,
     OPEN_JOB_COLUMNS,
@@ -330,7 +331,7 @@ class LedgerQueries:
 
     def unreadable(self, error: sqlite3.Error) -> LedgerError:
         """Return the LedgerError for an error of SQLite."""
-        return LedgerError(self.path, f"cannot read the ledger ({error})", "check the disk")
+        return LedgerError(self.path, f"cannot read the ledger ({error})", next_step_of(error))
 
 
 def _paths(files: str | None) -> tuple[str, ...] | None:

@@ -22,6 +22,7 @@ from typing import Any, Concatenate, NamedTuple, ParamSpec, TypeVar
 from krea_batch.errors import KreaBatchError, LedgerError
 from krea_batch.jobs import Outcome
 from krea_batch.ledger.busy import wait_while_busy
+from krea_batch.ledger.database import next_step_of
 from krea_batch.ledger.paging import pages
 from krea_batch.ledger.transitions import LedgerStore
 from krea_batch.storage.async_io import MinInterval, resolve_all
@@ -177,7 +178,7 @@ def commit(store: LedgerStore, operations: Sequence[Operation]) -> list[Any]:
         raise LedgerError(
             store.path,
             f"cannot write the ledger ({error})",
-            "free disk space or replace the disk, then run again to resume",
+            f"{next_step_of(error)}, then run again to resume",
         ) from error
 
 

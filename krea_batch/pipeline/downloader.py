@@ -23,6 +23,7 @@ from krea_batch.pipeline.task_pool import TaskPool
 from krea_batch.rules import backoff, lifecycle
 from krea_batch.storage.image_file import ImageFile, PngError
 from krea_batch.storage.local_writer import LocalImageWriter
+from krea_batch.storage.os_errors import is_out_of_files, next_step
 from krea_batch.storage.sink_writer import SinkImageWriter
 from krea_batch.storage.sinks import Sink, SinkPermanentError, SinkTransientError
 
@@ -118,8 +119,11 @@ class Downloader:
                 await self._retry_later(download, "sink", error.reason)
             except SinkPermanentError as error:
                 self._stop(download, RunStopped(error.reason, error.next_step))
-            except OSError as error:  # Errors of the network are DownloadErrors, so this is the disk.
-                self._stop_for_disk(download, error)
+            except OSError as error:  # Errors of the network are DownloadErrors, so this is a file.
+                if is_out_of_files(error):
+                    await self._retry_later(download, "download", f"cannot write the image ({error.strerror})")
+                else:
+                    self._stop_for_disk(download, error)
 
     async def _store_all(self, download: _Download) -> None:
         while not download.complete:
@@ -205,7 +209,7 @@ class Downloader:
 
     def _stop_for_disk(self, download: _Download, error: OSError) -> None:
         reason = f"cannot write an image of job {download.job.id!r} ({error.strerror})"
-        self._stop(download, RunStopped(reason, "free some disk space, then run again to resume"))
+        self._stop(download, RunStopped(reason, f"{next_step(error)}, then run again to resume"))
 
     def _stop(self, download: _Download, reason: RunStopped) -> None:
         self._run.stop(reason)

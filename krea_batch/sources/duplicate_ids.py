@@ -16,6 +16,7 @@ from tempfile import TemporaryFile
 from typing import IO
 
 from krea_batch.errors import InputError
+from krea_batch.storage.os_errors import is_out_of_files, next_step
 
 BUCKET_COUNT = 256  # chosen: with a hundred million lines, a bucket still takes less memory than a run
 BUCKET_ITEMS = 1024  # chosen: 8 KiB each, so 2 MiB in memory, and writes of a useful size
@@ -77,7 +78,7 @@ class DuplicateIdFinder:
         except OSError as error:
             raise InputError(
                 f"cannot write ids to a temporary file ({error.strerror})",
-                "set TMPDIR to a directory with free space",
+                next_step(error) if is_out_of_files(error) else "set TMPDIR to a directory with free space",
             ) from error
         del bucket[:]
 

@@ -2,6 +2,7 @@
 
 run_dir       the run directory: its files, its lock
 atomic        replace a file atomically
+os_errors     what to do about an error of the operating system
 async_io      asyncio helpers for file work
 png           validates PNG data while it streams
 image_file    a partial download: .part file, fsync, rename

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import functools
 import os
 from collections.abc import AsyncIterable, Callable, Iterable
 from concurrent.futures import Executor
@@ -21,12 +22,14 @@ from krea_batch.jobs import Outcome
 from krea_batch.storage.async_io import MinInterval, run_to_completion
 from krea_batch.storage.atomic import commit, open_for_writing
 from krea_batch.storage.run_dir import RESULTS
+from krea_batch.storage.os_errors import is_out_of_files
 
 T = TypeVar("T")
 Ts = TypeVarTuple("Ts")
 
 COPY_CHUNK_BYTES = 1 << 20
 APPEND_INTERVAL_S = 0.1  # chosen: minimum interval between appends
+RETRY_INTERVAL_S = 1.0  # chosen: minimum interval between appends while too many files are open
 
 
 class StablePrefix(NamedTuple):
@@ -57,6 +60,7 @@ class ResultsFile:
         self._on_error = on_error
         self._rows: list[bytes] = []
         self._buffering = False
+        self._closing = False
         self._writing: asyncio.Future[None] | None = None
         self._append_trigger = MinInterval(self._write)
 
@@ -83,6 +87,7 @@ class ResultsFile:
 
     async def close(self) -> None:
         """Write buffered rows."""
+        self._closing = True
         self._buffering = False
         while self._rows or self._writing is not None:
             self._write()
@@ -127,12 +132,15 @@ class ResultsFile:
         rows, self._rows = self._rows, []
         self._append_trigger.record_start()
         self._writing = asyncio.get_running_loop().run_in_executor(self._executor, _append, self._path, rows)
-        self._writing.add_done_callback(self._on_written)
+        self._writing.add_done_callback(functools.partial(self._on_written, rows))
 
-    def _on_written(self, done: asyncio.Future[None]) -> None:
+    def _on_written(self, rows: list[bytes], done: asyncio.Future[None]) -> None:
         self._writing = None
         error = None if done.cancelled() else done.exception()
-        if isinstance(error, OSError):
+        if isinstance(error, OSError) and is_out_of_files(error) and not self._closing:
+            self._rows[:0] = [] if self._buffering else rows  # The file was not opened, so no row is in it.
+            self._append_trigger.schedule(RETRY_INTERVAL_S)
+        elif isinstance(error, OSError):
             self._on_error(error)
         elif error is not None:
             raise error

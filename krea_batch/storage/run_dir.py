@@ -19,6 +19,7 @@ from weakref import WeakSet
 
 from krea_batch.errors import RunDirError
 from krea_batch.storage.png import SIGNATURE, make_chunk
+from krea_batch.storage.os_errors import next_step
 
 LEDGER = "ledger.db"
 RESULTS = "results.jsonl"
@@ -46,7 +47,9 @@ class RunDir:
             self._fd = os.open(self.path, os.O_RDONLY)
         except OSError as error:
             raise RunDirError(
-                self.path, f"cannot use the directory ({error.strerror})", "use another run directory"
+                self.path,
+                f"cannot use the directory ({error.strerror})",
+                f"{next_step(error)}, or use another run directory",
             ) from error
         _LOCKED.add(self)
         try:

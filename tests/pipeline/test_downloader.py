@@ -253,6 +253,29 @@ class TestDisk:
         assert len(gateway.submitted_bodies) == 1
         check_images(tmp_path)
 
+    @pytest.mark.parametrize("code", [errno.EMFILE, errno.ENFILE])
+    @pytest.mark.parametrize("method", ["write", "write_last", "commit_name"])
+    def test_too_many_open_files_are_waited_for(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: int, method: str
+    ) -> None:
+        """While too many files are open, the image is tried again later; the run goes on."""
+        original, failures = getattr(ImageFile, method), [code] if method == "write" else [code, code]
+
+        def fail_at_first(*args: Any) -> Any:
+            if failures:
+                raise OSError(failures[0], os.strerror(failures.pop()))
+            return original(*args)
+
+        gateway = ScriptedGateway()
+        if method == "write":
+            gateway.download_script["j0"] = [[image_of("j0")[:20], CONNECTION_CUT], COMPLETE_IMAGE]
+        monkeypatch.setattr(ImageFile, method, fail_at_first)
+        engine = run_virtual(run_jobs(tmp_path, gateway, make_jobs(1)))
+        assert engine.stopped is None
+        assert failures == []
+        assert result_statuses(tmp_path) == {"j0": "succeeded"}
+        check_images(tmp_path)
+
     def test_a_stop_leaves_no_file_open(self, tmp_path: Path) -> None:
         """A download of many megabytes that is interrupted by abort leaks no descriptor."""
         gateway = ScriptedGateway()

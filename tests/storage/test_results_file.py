@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import os
+import threading
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
 from concurrent.futures import Executor, ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import orjson
 import pytest
@@ -15,6 +17,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from krea_batch.jobs import ErrorInfo, Outcome, State, StoredFile
+from krea_batch.storage import results_file
+from krea_batch.storage.atomic import open_for_writing
 from krea_batch.storage.results_file import ResultsFile, encode_row
 from krea_batch.storage.run_dir import RESULTS
 
@@ -215,6 +219,48 @@ def test_a_disk_failure_is_reported(tmp_path: Path, disk: Executor) -> None:
 
     (error,) = with_results(tmp_path, disk, use)
     assert error.errno == errno.EISDIR
+
+
+@pytest.mark.parametrize("failures", [1, 3])
+def test_too_many_open_files_are_waited_for(
+    tmp_path: Path, disk: Executor, monkeypatch: pytest.MonkeyPatch, failures: int
+) -> None:
+    """While too many files are open, rows wait, in order, and no error is reported."""
+    left = [errno.EMFILE] * failures
+    written = threading.Event()
+
+    def fail_at_first(path: Path, flags: int = 0) -> int:
+        if left:
+            raise OSError(left[0], os.strerror(left.pop()))
+        written.set()
+        return open_for_writing(path, flags)
+
+    async def use(results: ResultsFile) -> None:
+        results.append(outcome("a"))
+        results.append(outcome("b"))
+        await asyncio.to_thread(written.wait)
+
+    monkeypatch.setattr(results_file, "open_for_writing", fail_at_first)
+    monkeypatch.setattr(results_file, "RETRY_INTERVAL_S", 0.0)
+    monkeypatch.setattr(results_file, "APPEND_INTERVAL_S", 0.0)
+    assert with_results(tmp_path, disk, use) == []
+    assert (tmp_path / RESULTS).read_bytes() == encode_row(outcome("a")) + encode_row(outcome("b"))
+
+
+def test_closing_does_not_wait_for_open_files_forever(
+    tmp_path: Path, disk: Executor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """If too many files are still open at the end, that is reported."""
+
+    def fail(*_: object) -> NoReturn:
+        raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+
+    async def use(results: ResultsFile) -> None:
+        results.append(outcome("a"))
+
+    monkeypatch.setattr(results_file, "open_for_writing", fail)
+    (error,) = with_results(tmp_path, disk, use)
+    assert error.errno == errno.EMFILE
 
 
 def test_symbolic_links_are_not_followed(tmp_path: Path, disk: Executor) -> None:

@@ -61,6 +61,7 @@ def export(
     from krea_batch.errors import InputError
     from krea_batch.maintenance.export import RunImages
     from krea_batch.maintenance.export.writers import ExportOptions
+    from krea_batch.storage.os_errors import next_step
 
     options = ExportOptions(embed=embed_metadata, shard_images=shard_size, force=force)
     if embed_metadata and format_ == "csv":
@@ -71,7 +72,7 @@ def export(
         except OSError as error:
             raise InputError(
                 f"cannot write {output} ({error.strerror})",
-                "check the directory and its free space, or use another --output",
+                f"{next_step(error)}, or use another --output",
             ) from None
     if not quiet:
         click.echo(f"{pluralize(count, 'image')} in {output}")

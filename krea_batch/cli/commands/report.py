@@ -39,6 +39,7 @@ def report(out: Path, output: Path | None, rate: str | None, thumbnails: int, qu
     from krea_batch.cli.ui.optional_deps import require_gallery_extra
     from krea_batch.errors import InputError
     from krea_batch.settings import Rate
+    from krea_batch.storage.os_errors import next_step
     from krea_batch.storage.run_dir import require_run
 
     require_run(out)
@@ -57,7 +58,7 @@ def report(out: Path, output: Path | None, rate: str | None, thumbnails: int, qu
     except OSError as error:
         raise InputError(
             f"cannot write {output_path} ({error.strerror})",
-            "check the directory and its free space, or use another --output",
+            f"{next_step(error)}, or use another --output",
         ) from None
     if not quiet:
         click.echo(f"{pluralize(count, 'image')} in {output_path}, {format_bytes(output_path.stat().st_size)}")

@@ -151,7 +151,7 @@ def _check_open_files(max_in_flight: int) -> Finding:
     limit, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
     needed = max_in_flight + OTHER_OPEN_FILES
     if limit != resource.RLIM_INFINITY and limit < needed:
-        hint = f"run ulimit -n {needed}, or use a lower --max-in-flight"
+        hint = f"raise the hard limit (ulimit -Hn) to {needed}, or use a lower --max-in-flight"
         return Finding(
             "files", "warn", f"limit of {limit:,} open files; {max_in_flight:,} jobs in flight may need more", hint
         )

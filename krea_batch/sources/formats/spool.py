@@ -12,6 +12,7 @@ from tempfile import TemporaryFile
 from typing import BinaryIO, cast
 
 from krea_batch.errors import InputError
+from krea_batch.storage.os_errors import is_out_of_files, next_step
 
 SPOOL_CHUNK_BYTES = 1 << 20  # chosen: few system calls, little memory
 
@@ -55,5 +56,7 @@ def spool_path(path: str, temp_dir: Path | None) -> BinaryIO:
 def _spool_error(name: str, error: OSError) -> InputError:
     return InputError(
         f"{name}: cannot be copied to a temporary file ({error.strerror})",
-        "use a regular file, or set TMPDIR to a directory with free space",
+        next_step(error)
+        if is_out_of_files(error)
+        else "use a regular file, or set TMPDIR to a directory with free space",
     )

@@ -9,6 +9,7 @@ import shutil
 from pathlib import Path
 
 from krea_batch.storage.atomic import fsync_path
+from krea_batch.storage.os_errors import next_step
 from krea_batch.storage.run_dir import candidate_names, has_content
 from krea_batch.storage.sinks import SinkPermanentError, VerifiedImage
 
@@ -29,9 +30,7 @@ class FolderSink:
             await asyncio.to_thread(self._prepare)
         except OSError as error:
             reason = f"cannot store images in {self.path} ({error.strerror})"
-            raise SinkPermanentError(
-                reason, "check the directory and its permissions, then run again to resume"
-            ) from None
+            raise SinkPermanentError(reason, f"{next_step(error)}, then run again to resume") from None
 
     async def put(self, image: VerifiedImage) -> str:
         """Store an image durably. Raises OSError."""
