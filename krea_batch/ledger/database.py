@@ -16,6 +16,7 @@ from krea_batch.jobs import STATES, State
 from krea_batch.ledger.busy import is_busy, locked_error, wait_while_busy
 from krea_batch.storage.atomic import NO_FOLLOW
 from krea_batch.storage.os_errors import next_step
+from krea_batch.storage.run_dir import is_locked
 
 APPLICATION_ID = 0x4B524541  # "KREA"
 SCHEMA_VERSION = 5
@@ -30,31 +31,30 @@ MAX_CACHED_STATEMENTS = 512  # chosen: statements for several rows exist in seve
 def open_database(path: Path, *, read_only: bool = False) -> sqlite3.Connection:
     """Open the file; create it unless `read_only`.
 
-    Raises RunDirError for a foreign or newer file, for one that cannot be created, and for a missing one beside a
-    WAL; LedgerError if another program has locked the file for long; other errors of sqlite3.
+    With `read_only`, the file may be on a disk, or in a directory, that cannot be written. Raises RunDirError for a
+    foreign or newer file, for one that cannot be created, and for a missing one beside a WAL; LedgerError if another
+    program has locked the file for long; other errors of sqlite3.
     """
     _require_file_of_wal(path)
     if not read_only:
         _create_private(path)
-        return wait_while_busy(path, lambda: _open_existing(path, read_only=False))
+        return wait_while_busy(path, lambda: _open_existing(path))
     try:
-        return _open_existing(path, read_only=True)
+        return _for_reading(_connect_to_read(path))
     except sqlite3.OperationalError as error:
         if is_busy(error):
             raise locked_error(path) from error
         raise
 
 
-def _open_existing(path: Path, *, read_only: bool) -> sqlite3.Connection:
-    connection = _connect(path)  # "ro" would leave WAL files behind
+def _open_existing(path: Path) -> sqlite3.Connection:
+    connection = _connect(path, "mode=rw")
     try:
-        _check_owner(connection, path)
-        if not read_only:
-            _initialize(connection)
+        _initialize(connection)
     except BaseException:
         connection.close()
         raise
-    return _for_reading(connection) if read_only else connection
+    return connection
 
 
 def empty_database() -> sqlite3.Connection:
@@ -102,15 +102,46 @@ def _create_private(path: Path) -> None:
         os.close(fd)
 
 
-def _connect(path: Path) -> sqlite3.Connection:
-    return sqlite3.connect(
-        f"{path.absolute().as_uri()}?mode=rw",
+def _connect_to_read(path: Path) -> sqlite3.Connection:
+    """Connect in the way that the directory allows (SQLite, Write-Ahead Logging, Read-Only Databases)."""
+    try:
+        return _connect(path, "mode=rw")  # Where it is possible, "ro" would leave WAL files behind.
+    except sqlite3.OperationalError as error:
+        if not _is_not_writable(error):
+            raise
+    try:
+        return _connect(path, "mode=ro")  # needs the files of a WAL
+    except sqlite3.OperationalError as error:
+        if not _is_not_writable(error) or is_locked(path.parent):
+            raise
+    wal = wal_of(path)
+    if file_size(wal):  # "immutable" would ignore it, and the jobs that only it has.
+        problem = f"{wal.name} cannot be read, because the directory cannot be written"
+        raise RunDirError(path, problem, f"copy {path.name} and {wal.name} to a writable directory and look there")
+    return _connect(path, "mode=ro&immutable=1")
+
+
+def _is_not_writable(error: sqlite3.Error) -> bool:
+    name = str(getattr(error, "sqlite_errorname", ""))
+    return name.startswith(("SQLITE_CANTOPEN", "SQLITE_READONLY"))
+
+
+def _connect(path: Path, query: str) -> sqlite3.Connection:
+    """Open the file and read its header. Raises sqlite3.Error, and RunDirError for a foreign or newer file."""
+    connection = sqlite3.connect(
+        f"{path.absolute().as_uri()}?{query}",
         uri=True,
         timeout=BUSY_TIMEOUT_S,
         isolation_level=None,
         check_same_thread=False,
         cached_statements=MAX_CACHED_STATEMENTS,
     )
+    try:
+        _check_owner(connection, path)
+    except BaseException:
+        connection.close()
+        raise
+    return connection
 
 
 def _check_owner(connection: sqlite3.Connection, path: Path) -> None:

@@ -17,7 +17,7 @@ import msgspec
 
 from krea_batch.errors import InternalError, RunDirError
 from krea_batch.jobs import FINAL, ErrorInfo, Outcome, State, StoredFile
-from krea_batch.ledger.database import open_database
+from krea_batch.ledger.database import next_step_of, open_database
 from krea_batch.ledger.queries import OPEN_JOBS, UNSUCCESSFUL, LedgerQueries
 from krea_batch.ledger.rows import OUTCOME_COLUMNS, outcome_of
 from krea_batch.rules import lifecycle
@@ -56,7 +56,9 @@ class LedgerStore(LedgerQueries):
         try:
             return cls(path, open_database(path, read_only=read_only))
         except sqlite3.Error as error:
-            raise RunDirError(path, f"cannot open the ledger ({error})", "use another run directory") from error
+            raise RunDirError(
+                path, f"cannot open the ledger ({error})", f"{next_step_of(error)}, or use another run directory"
+            ) from error
 
     def close(self) -> None:
         self._sql.close()
