@@ -41,7 +41,7 @@ FingerprintLookup = Callable[[Sequence[str]], Mapping[str, bytes]]
 class CheckResult(msgspec.Struct, frozen=True):
     """The result of a complete check: the valid `rows` and their `jobs`; `problems` and `notes` are truncated.
 
-    `duplicates` were left out because an earlier job has the same request.
+    `duplicates` were left out because an earlier job has the same request. `recorded` jobs are in the ledger.
     """
 
     jobs: int
@@ -50,6 +50,7 @@ class CheckResult(msgspec.Struct, frozen=True):
     duplicates: int
     problems: tuple[LineProblem, ...]
     notes: tuple[LineProblem, ...]
+    recorded: int = 0
 
 
 class Check:
@@ -79,6 +80,7 @@ class Check:
         self._total_bytes = 0
         self._jobs = checkpoint.jobs
         self._rows = checkpoint.rows
+        self._recorded_jobs = checkpoint.jobs
         self._unparsable_rows = 0
         # The running numbers of conflicting rows and, at the same index, how many jobs each of them would have had.
         self._conflicting_rows = array("q")
@@ -132,6 +134,7 @@ class Check:
             duplicates=self._deduplicator.dropped if self._deduplicator else 0,
             problems=tuple(self._problems),
             notes=tuple(self._notes.values()),
+            recorded=self._recorded_jobs,
         )
 
     def _read_file(self, each: Input, after: FilePosition, rows_before: int, on_progress: OnProgress | None) -> None:
@@ -218,6 +221,7 @@ class Check:
         if self._checkpoint.lines and len(self._recorded_ids) <= MAX_RECORDED_IDS:
             self._recorded_ids.update(recorded)
         for number, jobs, job_id, fingerprint in self._pending_lookups:
+            self._recorded_jobs += recorded.get(job_id) == fingerprint
             if recorded.get(job_id, fingerprint) != fingerprint:
                 problem = f"the line changed since its id {quoted(job_id)} was submitted"
                 self._add_conflict(number, jobs, JobError(problem, "give it a new id, or choose another --out"))

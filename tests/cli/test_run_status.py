@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import io
+import re
+from contextlib import closing
+from itertools import pairwise
 from pathlib import Path
 
 import msgspec
@@ -16,6 +20,8 @@ from krea_batch.cli.ui.run_status import (
     HISTORY_S,
     RATE_WINDOW_S,
     SPARKLINE_CHARS,
+    EndedJobs,
+    EngineStatusReader,
     LedgerStatusReader,
     RateHistory,
     RecentErrors,
@@ -23,11 +29,18 @@ from krea_batch.cli.ui.run_status import (
     remaining_s,
     sparkline,
 )
-from krea_batch.events import JobEnded, RetryScheduled
+from krea_batch.engine.engine import Engine
+from krea_batch.errors import RunStopped
+from krea_batch.events import JobEnded, RetryScheduled, StateChanged
 from krea_batch.jobs import ErrorInfo, Outcome, State
 from krea_batch.ledger import LedgerStore
-from krea_batch.rules.verdicts import Finished
+from krea_batch.rules.lifecycle import count_ended
+from krea_batch.rules.verdicts import Ambiguous, Errored, Failed, Finished, Refusal, Refused, Waiting
 from krea_batch.storage.run_dir import LEDGER
+from krea_batch.testing.scripted_gateway import ACCEPT, FINISH, ScriptedGateway
+from tests.engine_fixtures import make_jobs
+from tests.processes import run_command, write_jobs
+from tests.virtual_time_runs import run_virtual
 
 SOME_STATUS = RunStatus(
     total=1000,
@@ -224,3 +237,107 @@ def test_a_run_of_another_process(tmp_path: Path) -> None:
     assert after.submits_per_s == pytest.approx(0.8)
     assert not status_reader.is_running
     assert after.remaining_s is None
+
+
+class TestResumedRuns:
+    """The jobs that are done, in runs that resume others: each counted once, and never more than there are."""
+
+    def scripted(self) -> ScriptedGateway:
+        """Return a gateway at which each of the first jobs ends differently, if `max_attempts` is 1."""
+        gateway = ScriptedGateway()
+        gateway.submit_script["j0"] = [Refused(Refusal.REJECTED, 400, "bad"), ACCEPT]
+        gateway.submit_script["j1"] = [Ambiguous("cut"), ACCEPT]
+        gateway.poll_script["j2"] = [Failed("nsfw")]
+        gateway.poll_script["j3"] = [Errored("gpu"), FINISH]
+        gateway.poll_script["j4"] = [Waiting("PROCESSING")] * 5 + [FINISH]
+        return gateway
+
+    @pytest.mark.parametrize("max_attempts", [1, 2])
+    @pytest.mark.parametrize("ambiguous", ["keep", "resubmit"])
+    @pytest.mark.parametrize("jobs", [3, 8, 12], ids=lambda count: f"{count} jobs")
+    def test_every_job_is_counted_once(self, tmp_path: Path, max_attempts: int, ambiguous: str, jobs: int) -> None:
+        """Whatever ended or was interrupted before, `done` is right at every event and reaches the total."""
+        gateway, statuses = self.scripted(), list[RunStatus]()
+
+        async def first() -> None:
+            async with Engine(tmp_path, gateway_client=gateway, max_attempts=1, job_timeout_s=20.0) as engine:
+                running = asyncio.create_task(engine.run(make_jobs(8)))
+                await asyncio.sleep(60.0)
+                await running
+            async with Engine(tmp_path, gateway_client=gateway, max_attempts=1) as engine:
+                running = asyncio.create_task(engine.run(make_jobs(10)))
+                await asyncio.sleep(1.0)  # j8 and j9 are accepted and not done
+                engine.abort()
+                with pytest.raises(RunStopped):
+                    await running
+
+        async def second() -> None:
+            with closing(LedgerStore.open(tmp_path / LEDGER, read_only=True)) as store:
+                counts = store.counts()
+            recorded, total = sum(counts.values()), max(10, jobs)
+            assert recorded == 10
+            ended = EndedJobs(recorded)
+            engine = Engine(
+                tmp_path,
+                gateway_client=gateway,
+                max_attempts=max_attempts,
+                ambiguous=ambiguous,
+                listeners=[ended.on_event, lambda _: read()],
+            )
+            reader = EngineStatusReader(
+                engine, RecentErrors(), ended, total=total, succeeded_before=counts[State.SUCCEEDED]
+            )
+            started = False
+
+            def read() -> None:
+                if started:
+                    statuses.append(reader.read())
+
+            async with engine:
+                started = True
+                await engine.run(make_jobs(jobs))
+                statuses.append(reader.read())
+                assert statuses[-1].done == count_ended(await engine.counts())
+
+        run_virtual(first())
+        run_virtual(second())
+        assert all(status.succeeded <= status.done <= status.total for status in statuses)
+        assert statuses[-1].done == statuses[-1].total
+
+    def test_a_callback_that_resolves_an_ambiguous_job(self) -> None:
+        """An ambiguous job that is accepted after all is not done until it ends again."""
+        ended = EndedJobs(recorded=3)
+        steps = [State.PENDING, State.SUBMITTING, State.AMBIGUOUS, State.ACCEPTED, State.FINISHED, State.SUCCEEDED]
+        counts = []
+        for old, new in pairwise(steps):
+            ended.on_event(StateChanged("a", old, new))
+            counts.append(ended.count)
+        assert counts == [3, 4, 3, 3, 4]
+
+
+def done_and_total(stderr: str) -> list[tuple[int, int]]:
+    """Return both numbers of each line of progress."""
+    return [(int(done), int(total)) for done, total in re.findall(r"^(\d+)/(\d+) done", stderr, re.MULTILINE)]
+
+
+@pytest.mark.slow
+def test_progress_of_resumed_runs(tmp_path: Path) -> None:
+    """`run`, `retry` and `watch` never show more jobs done than there are, and end with all of them.
+
+    Jobs time out in the first run, and are complete when the second one resumes them. A third run adds others.
+    """
+    write_jobs(tmp_path / "jobs.jsonl", 30)
+    (tmp_path / "more.jsonl").write_text('{"id": "more", "prompt": "more"}\n{"id": "last", "prompt": "last"}\n')
+    options = ("--out", "out", "--simulate", "--rate=200/s", "--poll-interval=0.1")
+    run_command("run", "jobs.jsonl", *options, "--job-timeout=0.2", "--max-identical-failures=0", cwd=tmp_path)
+    for command, total in (
+        (("run", "jobs.jsonl", *options, "--time-scale=1000"), 30),
+        (("run", "more.jsonl", *options, "--time-scale=1000"), 32),
+        (("run", "jobs.jsonl", *options, "--time-scale=1000"), 32),
+        (("watch", "out"), 32),
+    ):
+        done = run_command(*command, cwd=tmp_path)
+        assert done.returncode == 0, done.stderr
+        shown = done_and_total(done.stderr)
+        assert all(count <= of for count, of in shown)
+        assert shown[-1] == (total, total)

@@ -66,7 +66,7 @@ def retry(
             _confirm(chosen, retry_plan.pending_count())
         retry_plan.resubmit(chosen)
         total = retry_plan.job_count()
-    checked = CheckResult(jobs=total, rows=total, bad_lines=0, duplicates=0, problems=(), notes=())
+    checked = CheckResult(jobs=total, rows=total, bad_lines=0, duplicates=0, problems=(), notes=(), recorded=total)
     with JobFiles(()) as no_files:
         no_files.check()
         sys.exit(run_event_loop(RunSession(settings, key, no_files, checked, options).run))

@@ -22,7 +22,7 @@ from krea_batch.cli.options.run_options import given_settings
 from krea_batch.cli.ui.check_progress import CheckProgress
 from krea_batch.cli.ui.formatting import pluralize, say
 from krea_batch.cli.ui.progress import INTERRUPT_REASON, EventAnnouncer, make_display, refresh_until_cancelled
-from krea_batch.cli.ui.run_status import EngineStatusReader, RecentErrors
+from krea_batch.cli.ui.run_status import EndedJobs, EngineStatusReader, RecentErrors
 from krea_batch.cli.ui.summary import RunSummary, RunTotals
 from krea_batch.engine.engine import Engine
 from krea_batch.errors import (
@@ -39,7 +39,6 @@ from krea_batch.events import Listener
 from krea_batch.forecast import Forecast
 from krea_batch.jobs import State
 from krea_batch.ledger import LedgerStore
-from krea_batch.rules.lifecycle import count_ended
 from krea_batch.settings import KEY_VARIABLE, ApiKey, Settings, Webhook
 from krea_batch.sources import CheckResult, JobFiles
 from krea_batch.storage.run_dir import LEDGER, SIMULATOR_STATE_FILE, create_directory
@@ -168,6 +167,11 @@ class RunSession:
         self._display = make_display(quiet=options["quiet"])
         self._announcer = EventAnnouncer(self._display.say, jobs=0 if options["quiet"] else checked.jobs)
         self._recent_errors = RecentErrors()
+        before = RunTotals.read(settings.out).counts if (settings.out / LEDGER).is_file() else {}
+        self._succeeded_before = before.get(State.SUCCEEDED, 0)
+        recorded = sum(before.values())
+        self._total = recorded + max(0, checked.jobs - checked.recorded)  # that the run directory will have
+        self._ended_jobs = EndedJobs(recorded)
 
     async def run(self) -> int:
         """Run until the end or a stop. Return the exit code."""
@@ -188,7 +192,7 @@ class RunSession:
             downloaded_bytes=stats.downloaded_bytes,
             bad_lines=self._checked.bad_lines,
             simulated=self._key is None,
-            not_started=max(0, self._checked.jobs - totals.total),
+            not_started=max(0, self._total - totals.total),
             sink=self._settings.sink,
             problem=problem,
         )
@@ -202,8 +206,8 @@ class RunSession:
             task_group.start_soon(self._handle_signals, engine)
             try:
                 async with engine:
-                    await engine.set_expected_jobs(self._checked.jobs)
-                    status_reader = await self._status_reader(engine)
+                    await engine.set_expected_jobs(self._total)
+                    status_reader = self._status_reader(engine)
                     task_group.start_soon(refresh_until_cancelled, self._display, status_reader.read)
                     await engine.run(self._files)
             except KreaBatchError as error:
@@ -213,19 +217,22 @@ class RunSession:
             raise problem
         return problem or engine.stopped
 
-    async def _status_reader(self, engine: Engine) -> EngineStatusReader:
-        counts = await engine.counts()
+    def _status_reader(self, engine: Engine) -> EngineStatusReader:
         return EngineStatusReader(
             engine,
             self._recent_errors,
-            total=self._checked.jobs,
-            done_before=count_ended(counts),
-            succeeded_before=counts.get(State.SUCCEEDED, 0),
+            self._ended_jobs,
+            total=self._total,
+            succeeded_before=self._succeeded_before,
             forecast=self._forecast,
         )
 
     def _listeners(self, stack: ExitStack) -> list[Listener]:
-        listeners: list[Listener] = [self._announcer.on_event, self._recent_errors.on_event]
+        listeners: list[Listener] = [
+            self._announcer.on_event,
+            self._recent_errors.on_event,
+            self._ended_jobs.on_event,
+        ]
         if self._options["metrics_port"]:
             listeners.append(serve_metrics(self._options["metrics_port"], stack, quiet=self._quiet))
         return listeners

@@ -18,7 +18,7 @@ import msgspec
 
 from krea_batch.cli.ui.formatting import format_bytes, format_duration
 from krea_batch.engine.engine import Engine
-from krea_batch.events import Event, JobEnded, RetryScheduled
+from krea_batch.events import Event, JobEnded, JobResumed, RetryScheduled, StateChanged
 from krea_batch.forecast import Forecast
 from krea_batch.jobs import State
 from krea_batch.ledger import LedgerStore
@@ -214,23 +214,46 @@ class RecentErrors:
         return tuple(Counter(self._recent).most_common(MAX_ERRORS_SHOWN))
 
 
+class EndedJobs:
+    """A listener that counts the jobs of a run directory that have ended, of `recorded` ones and of new ones.
+
+    A job may end more than once: an ambiguous one that a callback resolves ends again. And whether an earlier run
+    ended it does not say whether this run resumes it. So changes are counted, from the first event on.
+    """
+
+    def __init__(self, recorded: int) -> None:
+        self.count = recorded
+
+    def on_event(self, event: Event) -> None:
+        match event:
+            case JobResumed():
+                self.count -= 1
+            case StateChanged(_, old, new):
+                self.count += new.info.final - old.info.final
+            case _:
+                pass
+
+
 class EngineStatusReader:
-    """Reads the status from an engine's counters. `done_before` of the `total` jobs had ended before this run."""
+    """Reads the status from an engine's counters.
+
+    The run directory will have `total` jobs, of which `succeeded_before` had their images before this run.
+    """
 
     def __init__(
         self,
         engine: Engine,
         recent_errors: RecentErrors,
+        ended_jobs: EndedJobs,
         *,
         total: int,
-        done_before: int,
         succeeded_before: int,
         forecast: Forecast | None = None,
     ) -> None:
         self._engine = engine
         self._recent_errors = recent_errors
-        self._total = max(total, done_before)
-        self._done_before = done_before
+        self._ended_jobs = ended_jobs
+        self._total = total
         self._succeeded_before = succeeded_before
         self._forecast = forecast
         self._rate_history = RateHistory()
@@ -244,7 +267,7 @@ class EngineStatusReader:
             self._last_submit_s, self._submits = now_s, stats.submits
         self._rate_history.add(now_s, stats.submits, stats.ended)
         paused_s = stats.paused_until_s - now_s
-        done = self._done_before + stats.ended
+        done = self._ended_jobs.count
         succeeded = self._succeeded_before + stats.succeeded
         return RunStatus(
             total=self._total,
