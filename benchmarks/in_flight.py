@@ -58,7 +58,11 @@ class StatelessGateway:
         self._accepted = 0
         self.ideal_s = 0.0  # until the last one is finished, where each is submitted as soon as the rate lets it
 
-    async def submit(self, _: bytes, *, callback: str = "") -> PostVerdict:
+    async def submit(
+        self, _: bytes, *, callback: str = "", on_sending: Callable[[], None] | None = None
+    ) -> PostVerdict:
+        if on_sending:
+            on_sending()
         await asyncio.sleep(RESPONSE_LATENCY_S)
         latency_s = self._latency_s()
         self.ideal_s = max(self.ideal_s, self._accepted / RATE_LIMIT_PER_S + latency_s)

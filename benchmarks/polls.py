@@ -50,8 +50,10 @@ class LatencyGateway(ScriptedGateway):
         self.polls_made = 0
         self.lag_s = 0.0
 
-    async def submit(self, body: bytes, *, callback: str = "") -> PostVerdict:
-        accepted: Any = await super().submit(body)
+    async def submit(
+        self, body: bytes, *, callback: str = "", on_sending: Callable[[], None] | None = None
+    ) -> PostVerdict:
+        accepted: Any = await super().submit(body, on_sending=on_sending)
         self.accepted_s[accepted.request_id] = asyncio.get_running_loop().time()
         return accepted  # type: ignore[no-any-return]
 

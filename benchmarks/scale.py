@@ -20,6 +20,7 @@ import sqlite3
 import tempfile
 import time
 from collections import Counter
+from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
 from pathlib import Path
@@ -29,7 +30,7 @@ from typing import NamedTuple
 from benchmarks.report import report_goal
 from krea_batch import Engine, Job
 from krea_batch.engine.event_loop import tune_gc
-from krea_batch.rules.verdicts import Finished, PollVerdict, PostVerdict, Waiting
+from krea_batch.rules.verdicts import Accepted, Finished, PollVerdict, PostVerdict, Waiting
 from krea_batch.testing.scripted_gateway import ScriptedDownload, ScriptedGateway, make_png
 from tests.virtual_time_runs import run_virtual
 
@@ -59,11 +60,14 @@ class FixedLatencyGateway(ScriptedGateway):
         self.ends_s: dict[str, float] = {}
         self.polls_made: Counter[str] = Counter()
 
-    async def submit(self, body: bytes, *, callback: str = "") -> PostVerdict:
+    async def submit(
+        self, body: bytes, *, callback: str = "", on_sending: Callable[[], None] | None = None
+    ) -> PostVerdict:
         self.submitted_bodies.clear()
         self.submit_times_s.clear()
-        accepted = await super().submit(body, callback=callback)
-        self.ends_s[accepted.request_id] = loop_time_s() + LATENCY_S  # type: ignore[union-attr]
+        accepted = await super().submit(body, callback=callback, on_sending=on_sending)
+        assert isinstance(accepted, Accepted)
+        self.ends_s[accepted.request_id] = loop_time_s() + LATENCY_S
         return accepted
 
     async def poll(self, request_id: str) -> PollVerdict:

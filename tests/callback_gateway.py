@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 from random import Random
 from typing import Any
 
@@ -39,8 +40,10 @@ class CallbackGateway(ScriptedGateway):
         self._random = Random(7)
         self._callback_tasks: list[asyncio.Task[None]] = []
 
-    async def submit(self, body: bytes, *, callback: str = "") -> PostVerdict:
-        verdict = await super().submit(body)
+    async def submit(
+        self, body: bytes, *, callback: str = "", on_sending: Callable[[], None] | None = None
+    ) -> PostVerdict:
+        verdict = await super().submit(body, on_sending=on_sending)
         assert isinstance(verdict, Accepted)
         request_id = verdict.request_id
         duration_s = 6 + 9 * self._random.random()

@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AsyncExitStack
 from pathlib import Path
 
@@ -31,8 +31,10 @@ class RecordingGateway:
         self._gateway = gateway
         self._recorder = recorder
 
-    async def submit(self, body: bytes, *, callback: str = "") -> PostVerdict:
-        verdict = await self._gateway.submit(body)
+    async def submit(
+        self, body: bytes, *, callback: str = "", on_sending: Callable[[], None] | None = None
+    ) -> PostVerdict:
+        verdict = await self._gateway.submit(body, callback=callback, on_sending=on_sending)
         match verdict:
             case Accepted(request_id):
                 self._recorder.record_accepted(request_id)

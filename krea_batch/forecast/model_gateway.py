@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from random import Random
 from typing import Self
 
@@ -53,7 +53,11 @@ class ModelGateway:
         self._window: deque[float] = deque()
         self.accepted_s: list[float] = []
 
-    async def submit(self, body: bytes, *, callback: str = "") -> PostVerdict:
+    async def submit(
+        self, body: bytes, *, callback: str = "", on_sending: Callable[[], None] | None = None
+    ) -> PostVerdict:
+        if on_sending:
+            on_sending()
         now_s = asyncio.get_running_loop().time()
         refusal = self._check_limit(now_s)
         await asyncio.sleep(SUBMIT_LATENCY_S)

@@ -1,8 +1,10 @@
 """The gateway and its CDN over HTTP, and what their answers mean.
 
 wire             pure: a job to a request body, an answer to a verdict
+evidence         pure: the request_id in an answer that cannot be read as it should be
 client           submits, polls and downloads
-http             the HTTP client below it
+sessions         aiohttp's sessions below it: which connections a request may use
+proxies          the proxy of the environment
 url_policy       which URLs may be fetched, against requests to private addresses
 callbacks        callback URLs with unguessable tokens, and the endpoint that receives them
 callback_server  a server of its own for callbacks

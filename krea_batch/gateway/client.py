@@ -1,15 +1,14 @@
-"""The HTTP client of the gateway: submits, polls and downloads over aiohttp connections.
+"""The HTTP client of the gateway: submits, polls and downloads over aiohttp's sessions.
 
-Nothing is retried here, neither a POST nor a poll. Whether the first byte of a POST had been sent when it failed is
+Nothing is retried here, neither a POST nor a poll. Whether the first byte of a POST may have left when it failed is
 the difference between `NotSent` and `Ambiguous`.
 """
 
 from __future__ import annotations
 
 import asyncio
-import re
 import socket
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable, Mapping
 from datetime import UTC, datetime
 from typing import Any, Self
 from urllib.parse import urlsplit
@@ -18,15 +17,16 @@ import aiohttp
 from yarl import URL
 
 from krea_batch.gateway import wire
-from krea_batch.gateway.http import (
-    MAX_ORIGINS,
+from krea_batch.gateway.proxies import Proxy, find_proxy
+from krea_batch.gateway.sessions import (
     NETWORK_ERRORS,
-    HttpClient,
-    HttpResponse,
-    Origin,
+    KeptSessions,
+    ReceivedBody,
+    Transmission,
+    check_headers,
     describe_error,
-    header_lines,
-    read_capped,
+    length_bytes,
+    open_session,
 )
 from krea_batch.gateway.url_policy import (
     MAX_IMAGE_BYTES,
@@ -35,21 +35,23 @@ from krea_batch.gateway.url_policy import (
     response_offset,
     url_rejection_reason,
 )
-from krea_batch.rules.verdicts import Ambiguous, NotSent, PollFailed, PollVerdict, PostVerdict
+from krea_batch.rules.verdicts import NotSent, PollFailed, PollVerdict, PostVerdict
 from krea_batch.settings import ApiKey, Settings, is_loopback
 
-KEEPALIVE_S = 2.0  # chosen: below the 5 s after which common servers close idle connections
+# chosen: a load balancer waits 60 to 240 s for its upstream before it answers 504; three minutes more than our own
+# time-out cover that, and keep one of the submitter's POST slots for no longer
+LATE_ANSWER_S = 180.0
+LAST_LOOK_S = 5.0  # chosen: the time in which what was sent while this process stood still is sent again by TCP
 READ_TIMEOUT_S = 30.0  # chosen: a CDN that sends nothing for longer has stalled
 DOWNLOAD_TIMEOUT_S = 600.0  # chosen: 64 MiB at 1 Mbit/s; a slower download is resumed
 CHUNK_BYTES = 1 << 18  # chosen: bounds the memory of a download
-_PLAIN_URL = re.compile(r"(https?://[a-z0-9.-]+(?::[0-9]{1,5})?)(/[!-\"$-~]*)")  # nothing to quote, no fragment
-_SUBMIT_HEADERS = header_lines(wire.SUBMIT_HEADERS)
+MAX_CDN_HOSTS = 64  # chosen: the images of a run are on a few hosts
 
 
 class ImageDownload:
     """A download in progress. `offset` is the position of its first byte, `etag` a strong ETag or None."""
 
-    def __init__(self, response: HttpResponse, offset: int, deadline_s: float) -> None:
+    def __init__(self, response: aiohttp.ClientResponse, offset: int, deadline_s: float) -> None:
         self._response = response
         self._deadline_s = deadline_s  # in the event loop's clock
         self.offset = offset
@@ -78,74 +80,146 @@ class ImageDownload:
 
 
 class GatewayClient:
-    """The gateway and its CDN for one run; an async context manager. `submit` and `poll` raise no network errors."""
+    """The gateway and its CDN for one run; an async context manager. `submit` and `poll` raise no network errors.
+
+    Raises SettingsError when it is entered, if the proxy of the environment cannot be used.
+    """
 
     def __init__(self, settings: Settings, key: ApiKey) -> None:
         base = settings.gateway.rstrip("/")
         self._base = URL(base)
-        self._submit_target = URL(base + wire.SUBMIT_PATH).raw_path_qs
-        self._status_target = URL(base + wire.STATUS_PATH).raw_path_qs  # a request_id needs no quoting
+        self._submit_url = URL(base + wire.SUBMIT_PATH)
+        self._status_url = str(URL(base + wire.STATUS_PATH))  # a request_id needs no quoting
         self._key = key
         self._request_timeout_s = settings.request_timeout_s
         self._allow_loopback = is_loopback(urlsplit(base).hostname or "")
 
     async def __aenter__(self) -> Self:
-        self._gateway_connections = aiohttp.TCPConnector(limit=0, keepalive_timeout=KEEPALIVE_S)
-        self._gateway = HttpClient(self._gateway_connections, {wire.KEY_HEADER: self._key.reveal()})
-        self._origin = self._gateway.origin(self._base)
-        self._cdn_connections = aiohttp.TCPConnector(limit=0, socket_factory=self._open_public_socket)
-        self._cdn = HttpClient(self._cdn_connections, read_timeout_s=READ_TIMEOUT_S)
-        self._cdn_origins: dict[str, Origin] = {}  # by scheme and host: those already checked and allowed
+        proxy = find_proxy(self._base.scheme, self._base.host or "", self._base.port)
+        self._proxy_options = proxy.request_options if proxy else {}
+        self._cdn_proxies: dict[tuple[str, int | None], Proxy | None] = {}
+        self._posts = open_session(self._gateway_headers(), is_traced=True)
+        self._polls = KeptSessions(lambda: open_session(self._gateway_headers(), is_kept=True))
+        self._cdn = open_session(read_timeout_s=READ_TIMEOUT_S, socket_factory=self._open_public_socket)
+        # The proxy itself may have a private address, and it alone connects to the CDN.
+        self._proxied_cdn = open_session(read_timeout_s=READ_TIMEOUT_S)
         return self
 
     async def __aexit__(self, *_: object) -> None:
-        await self._gateway_connections.close()
-        await self._cdn_connections.close()
+        await self._posts.close()
+        await self._polls.close()
+        await self._cdn.close()
+        await self._proxied_cdn.close()
 
-    async def submit(self, body: bytes, *, callback: str = "") -> PostVerdict:
-        """POST a job's body once, and return the outcome. `callback` is the webhook URL."""
-        sent = False
+    def _gateway_headers(self) -> dict[str, str]:
+        return {wire.KEY_HEADER: self._key.reveal()}
 
-        def on_send() -> None:
-            nonlocal sent
-            sent = True
+    # ---- POSTs -------------------------------------------------------------------------------------------
 
-        headers = _SUBMIT_HEADERS + header_lines({wire.WEBHOOK_HEADER: callback}) if callback else _SUBMIT_HEADERS
+    async def submit(
+        self, body: bytes, *, callback: str = "", on_sending: Callable[[], None] | None = None
+    ) -> PostVerdict:
+        """POST a job's body once, and return the outcome. `callback` is the webhook URL.
+
+        `on_sending` is called once, just before the first byte can leave. If this is cancelled earlier, nothing was
+        sent. The connection may take `request_timeout_s`; the answer LATE_ANSWER_S more than that, since giving up
+        after a POST was sent leaves an image that may be paid for.
+        """
+        headers = wire.SUBMIT_HEADERS | {wire.WEBHOOK_HEADER: callback} if callback else wire.SUBMIT_HEADERS
+        check_headers(headers)
+        loop = asyncio.get_running_loop()
+        timer: asyncio.TimerHandle | None = None
+
+        def begin_sending() -> None:
+            nonlocal timer
+            timer = loop.call_later(self._request_timeout_s + LATE_ANSWER_S, look_once_more)
+            limit.reschedule(None)
+            if on_sending:
+                on_sending()
+
+        def look_once_more() -> None:
+            # If this process was stopped, the answer may lie in the socket: both are noticed at the same moment.
+            limit.reschedule(loop.time() + LAST_LOOK_S)
+
+        transmission = Transmission(begin_sending)
+        received = ReceivedBody(wire.MAX_JSON_BYTES)
+        response: aiohttp.ClientResponse | None = None
+        failure = ""
         try:
-            async with asyncio.timeout(self._request_timeout_s):
-                response = await self._gateway.request(
-                    "POST", self._origin, self._submit_target, headers, body, on_send=on_send
+            async with asyncio.timeout(self._request_timeout_s) as limit:
+                response = await self._posts.post(
+                    self._submit_url,
+                    data=body,
+                    headers=headers,
+                    allow_redirects=False,
+                    trace_request_ctx=transmission,
+                    **self._proxy_options,
                 )
-                answer = await _read_answer(response)
+                await received.read(response)
         except NETWORK_ERRORS as error:
-            return Ambiguous(describe_error(error)) if sent else NotSent(describe_error(error))
+            if not transmission.has_begun:
+                return NotSent(describe_error(error))
+            failure = describe_error(error)
+        finally:
+            if timer:
+                timer.cancel()
+            if response:
+                response.close()
+        answer = _answer(response, received) if response else None
+        if failure or answer is None:
+            return wire.in_doubt(failure, answer)
         return wire.read_post_answer(answer, now=datetime.now(UTC))
+
+    # ---- polls -------------------------------------------------------------------------------------------
 
     async def poll(self, request_id: str) -> PollVerdict:
         """GET a job's status once. `request_id` must satisfy `wire.is_request_id`."""
+        session, is_reused = self._polls.take()
+        is_trusted = False
         try:
             async with asyncio.timeout(self._request_timeout_s):
-                answer = await _read_answer(
-                    await self._gateway.request("GET", self._origin, self._status_target + request_id)
-                )
+                answer = await self._get_status(session, request_id)
+            is_trusted = wire.names_request(answer, request_id)
+            if wire.names_no_request(answer):
+                self._polls.stop_keeping()
         except NETWORK_ERRORS as error:
             return PollFailed(describe_error(error))
-        return wire.read_poll_answer(answer, request_id, now=datetime.now(UTC))
+        finally:
+            # The connection may be one answer behind unless its answer was for this request.
+            if is_trusted:
+                self._polls.give_back(session)
+            else:
+                self._polls.drop(session)
+        return wire.read_poll_answer(answer, request_id, now=datetime.now(UTC), is_reused=is_reused)
+
+    async def _get_status(self, session: aiohttp.ClientSession, request_id: str) -> wire.Answer:
+        received = ReceivedBody(wire.MAX_JSON_BYTES)
+        response = await session.get(
+            URL(self._status_url + request_id, encoded=True), allow_redirects=False, **self._proxy_options
+        )
+        try:
+            await received.read(response)
+        finally:
+            response.close()
+        return _answer(response, received)
+
+    # ---- downloads ---------------------------------------------------------------------------------------
 
     async def download(self, url: str, *, offset: int = 0, etag: str | None = None) -> ImageDownload:
         """Open an image, from `offset` if the CDN still has the same one (`etag`).
 
         The caller closes it (`async with`). Raises DownloadError.
         """
-        origin, target = self._resolve_url(url)
-        headers = header_lines({"Range": f"bytes={offset}-", "If-Range": etag}) if offset and etag else ""
+        if rejection := url_rejection_reason(url, allow_loopback=self._allow_loopback):
+            raise _refused_url(url, rejection)
+        headers = {"Range": f"bytes={offset}-", "If-Range": etag} if offset and etag else {}
         deadline_s = asyncio.get_running_loop().time() + DOWNLOAD_TIMEOUT_S
         try:
             async with asyncio.timeout_at(deadline_s):
-                response = await self._request_cdn(origin, target, headers)
+                response = await self._request_image(_verbatim_url(url), headers)
         except NETWORK_ERRORS as error:
             raise DownloadError(describe_error(error)) from None
-        except ValueError as error:  # characters that yarl accepts and a request line forbids
+        except ValueError as error:  # yarl and aiohttp reject some URLs only when they are used
             raise _refused_url(url, type(error).__name__) from None
         if response.status == 416 and headers:  # nothing follows the bytes we have, yet they are incomplete
             response.close()
@@ -156,43 +230,31 @@ class GatewayClient:
             response.close()
             raise
 
-    def _resolve_url(self, url: str) -> tuple[Origin, str]:
-        """Return the origin and the path with query of an image URL. Raises DownloadError.
+    async def _request_image(self, url: URL, headers: Mapping[str, str]) -> aiohttp.ClientResponse:
+        proxy = self._cdn_proxy(url)
+        session, options = (self._proxied_cdn, proxy.request_options) if proxy else (self._cdn, {})
+        return await session.get(url, headers=headers, allow_redirects=False, **options)
 
-        The images of a run are on a few hosts, so a checked origin is kept: checking every URL in full takes a
-        twentieth of the event loop's time.
-        """
-        plain = _PLAIN_URL.fullmatch(url)
-        if plain and (cached := self._cdn_origins.get(plain[1])):
-            return cached, plain[2]
-        if rejection := url_rejection_reason(url, allow_loopback=self._allow_loopback):
-            raise _refused_url(url, rejection)
-        try:
-            verbatim = _verbatim_url(url)
-            origin, target = self._cdn.origin(verbatim), verbatim.raw_path_qs
-        except ValueError as error:  # yarl and aiohttp reject some URLs only when they are used
-            raise _refused_url(url, type(error).__name__) from None
-        if plain and len(self._cdn_origins) < MAX_ORIGINS:
-            self._cdn_origins[plain[1]] = origin
-        return origin, target
+    def _cdn_proxy(self, url: URL) -> Proxy | None:
+        host = (url.host or "", url.port)
+        if host not in self._cdn_proxies:
+            if len(self._cdn_proxies) >= MAX_CDN_HOSTS:
+                self._cdn_proxies.clear()
+            self._cdn_proxies[host] = find_proxy(url.scheme, *host)
+        return self._cdn_proxies[host]
 
-    async def _request_cdn(self, origin: Origin, target: str, headers: str) -> HttpResponse:
-        """Request an image, again if the connection was closed: it may have been idle too long, and a GET is free."""
-        try:
-            return await self._cdn.request("GET", origin, target, headers)
-        except (aiohttp.ServerDisconnectedError, ConnectionError):
-            return await self._cdn.request("GET", origin, target, headers)
-
-    def _open_image(self, response: HttpResponse, requested_offset: int, deadline_s: float) -> ImageDownload:
+    def _open_image(
+        self, response: aiohttp.ClientResponse, requested_offset: int, deadline_s: float
+    ) -> ImageDownload:
         """Return the download of a response. Raises DownloadError if the response has no usable image."""
         if response.status not in (200, 206):
             wait_s = wire.retry_after_s(
                 response.headers.get("Retry-After"), response.headers.get("Date"), now=datetime.now(UTC)
             )
             raise DownloadError(f"HTTP {response.status}", status=response.status, retry_after_s=wait_s)
-        if response.is_encoded:
+        if response.headers.get("Content-Encoding", "identity").lower() != "identity":
             raise DownloadError("the image was sent compressed")
-        if response.length_bytes > MAX_IMAGE_BYTES:
+        if length_bytes(response) > MAX_IMAGE_BYTES:
             raise DownloadError(f"the image is larger than {MAX_IMAGE_BYTES} bytes")
         return ImageDownload(
             response,
@@ -217,9 +279,12 @@ def _verbatim_url(url: str) -> URL:
     return URL(url, encoded=url.isascii() and url.isprintable() and " " not in url)
 
 
-async def _read_answer(response: HttpResponse) -> wire.Answer:
-    try:
-        body = None if response.is_encoded else await read_capped(response, wire.MAX_JSON_BYTES)
-        return wire.Answer(response.status, body, response.headers.get("Retry-After"), response.headers.get("Date"))
-    finally:
-        response.close()
+def _answer(response: aiohttp.ClientResponse, received: ReceivedBody) -> wire.Answer:
+    headers = response.headers
+    return wire.Answer(
+        response.status,
+        bytes(received),
+        headers.get("Retry-After"),
+        headers.get("Date"),
+        is_complete=received.is_complete,
+    )

@@ -18,6 +18,7 @@ MAX_IMAGE_BYTES = 64 << 20  # chosen: twenty times the largest PNG expected; bou
 _GLOBAL_UNICAST_V6 = ip_network("2000::/3")  # RFC 4291, 2.4 and IANA's registry: nothing else is allocated
 _NAT64 = ip_network("64:ff9b::/96")  # RFC 6052, 2.1
 
+_NUMBER = re.compile(r"\d+|0[xX][0-9a-fA-F]*")  # WHATWG URL Standard, "ends in a number": then it is an IPv4 address
 _CONTENT_RANGE = re.compile(r"bytes (\d{1,12})-(\d{1,12})/(\d{1,12}|\*)")
 
 
@@ -50,7 +51,17 @@ def url_rejection_reason(url: str, *, allow_loopback: bool) -> str | None:
         return "the URL is not https"
     if is_local and not allow_loopback:
         return "the URL points to this machine"
+    if _is_numeric(host) and not is_public_address(host, allow_loopback=allow_loopback):
+        return "the URL points to a private address"
     return None
+
+
+def _is_numeric(host: str) -> bool:
+    """Return whether the host is an address and no name, also in a form that only some resolvers read (0x7f.1).
+
+    Direct connections are checked again when they are made. A proxy resolves the host itself.
+    """
+    return ":" in host or _NUMBER.fullmatch(host.rstrip(".").rpartition(".")[2]) is not None
 
 
 def is_public_address(address: str, *, allow_loopback: bool) -> bool:

@@ -2,6 +2,11 @@
 
 Requests follow the API document to the letter. Responses are parsed tolerantly, but not where money is involved: a
 response to a POST that is not clearly a refusal is `Ambiguous`.
+
+Which damaged answers to a POST are `Accepted` immediately: those of which the object can be read and its request_id is in
+its place, whatever the damage elsewhere (evidence.read_json). Where the request_id is only part of what came (a cut
+object, another place, a status other than 2xx, a polling_url of another request), the verdict is `Ambiguous` with the
+request_id as a candidate, which a poll has to prove.
 """
 
 from __future__ import annotations
@@ -11,10 +16,12 @@ import re
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from typing import Any
+from urllib.parse import unquote
 
 import msgspec
 import orjson
 
+from krea_batch.gateway import evidence
 from krea_batch.jobs import Job
 from krea_batch.rules.verdicts import (
     Accepted,
@@ -47,12 +54,13 @@ _RETRYABLE = frozenset({500, 503})
 
 
 class Answer(msgspec.Struct, frozen=True):
-    """An HTTP response that was read. `body` is None if it was too large, compressed or incomplete."""
+    """An HTTP response that was read. `is_complete` is False if the connection broke or the body was too large."""
 
     status: int
-    body: bytes | None
+    body: bytes
     retry_after: str | None = None
     date: str | None = None
+    is_complete: bool = True
 
 
 class CallbackPayload(msgspec.Struct, frozen=True):
@@ -66,6 +74,7 @@ class _Fields(msgspec.Struct):
     """The fields of a response that are used; their types are checked where they are used."""
 
     request_id: Any = None
+    polling_url: Any = None
     status: Any = None
     output: Any = None
     error: Any = None
@@ -112,43 +121,87 @@ def is_request_id(text: object) -> bool:
 def read_post_answer(answer: Answer, *, now: datetime) -> PostVerdict:
     """Interpret the response to a POST. `now` (UTC) is used for a Retry-After date without a Date header."""
     fields = _decode(answer.body)
+    if not answer.is_complete:
+        return in_doubt(f"the response (HTTP {answer.status}) was incomplete", answer)
     if 200 <= answer.status < 300:
         return _read_acceptance(answer, fields)
     detail = _detail(answer.status, fields)
     wait_s = retry_after_s(answer.retry_after, answer.date, now=now)
-    if answer.body is None:
-        return Ambiguous(f"the response (HTTP {answer.status}) was incomplete")
     if answer.status == 429 or (answer.status == 403 and wait_s is not None):
         return Refused(Refusal.RATE_LIMITED, answer.status, detail, wait_s)
     if answer.status in _FATAL:
         return Refused(Refusal.FATAL, answer.status, detail)
     if answer.status in _REJECTED:
         return Refused(Refusal.REJECTED, answer.status, detail)
-    if answer.status in _RETRYABLE and _is_error_body(fields):
+    # An error that names a request_id, wherever it stands, does not prove that nothing was queued.
+    if answer.status in _RETRYABLE and _is_error_body(fields) and not evidence.find_request_id(answer.body):
         return Refused(Refusal.RETRYABLE, answer.status, detail, wait_s)
-    return Ambiguous(f"HTTP {answer.status} does not say whether the job was queued")
+    return in_doubt(f"HTTP {answer.status} does not say whether the job was queued", answer)
 
 
 def _read_acceptance(answer: Answer, fields: _Fields | None) -> PostVerdict:
     if fields is None:
-        return Ambiguous(f"the response (HTTP {answer.status}) is invalid JSON")
+        return in_doubt(f"the response (HTTP {answer.status}) is invalid JSON", answer)
     if not is_request_id(fields.request_id):
-        return Ambiguous(f"the response (HTTP {answer.status}) has no valid request_id")
+        return in_doubt(f"the response (HTTP {answer.status}) has no valid request_id", answer)
+    if not _is_polled_at(fields.polling_url, fields.request_id):
+        # Two answers may have been mixed up. Which one belongs to this POST, only the status can tell.
+        return in_doubt("the response's polling_url names another request_id", answer)
     progress = _progress(fields)
     return Accepted(fields.request_id, Waiting("QUEUED") if isinstance(progress, PollFailed) else progress)
 
 
-def read_poll_answer(answer: Answer, request_id: str, *, now: datetime) -> PollVerdict:
-    """Interpret a status response for the job `request_id`."""
+def in_doubt(reason: str, answer: Answer | None) -> Ambiguous:
+    """Return the verdict of a POST that was sent without an answer, or with one that proves nothing."""
+    if answer is None:
+        return Ambiguous(reason)
     fields = _decode(answer.body)
-    if answer.status != 200:
+    named = fields.request_id if fields and is_request_id(fields.request_id) else None
+    kept = answer.body[: evidence.KEPT_ANSWER_BYTES]
+    return Ambiguous(reason, kept, named or evidence.find_request_id(answer.body))
+
+
+def _is_polled_at(polling_url: object, request_id: str) -> bool:
+    """Return whether a polling_url names this request_id, or none."""
+    if not isinstance(polling_url, str):
+        return True
+    _, is_status_url, rest = polling_url.partition(STATUS_PATH)
+    if is_status_url:
+        return unquote(re.split("[/?#]", rest)[0]) == request_id
+    return evidence.find_request_id(polling_url.encode("utf-8", "replace")) in (None, request_id)
+
+
+def read_poll_answer(answer: Answer, request_id: str, *, now: datetime, is_reused: bool = False) -> PollVerdict:
+    """Interpret a status response for the job `request_id`.
+
+    `is_reused` says that the connection carried another request before, so that a response without a request_id may
+    be the late answer to that one. In the API document every status response has a request_id; another gateway may
+    leave it out. Such a response is believed only on a connection of its own: COMPLETED could be another job's image,
+    FAILED would give up an image that is paid for, and ERROR would lead to a second POST.
+    """
+    fields = _decode(answer.body) if answer.is_complete else None
+    if not 200 <= answer.status < 300:
         wait_s = retry_after_s(answer.retry_after, answer.date, now=now)
         return PollFailed(_detail(answer.status, fields), answer.status, wait_s)
     if fields is None:
         return PollFailed("the status response is invalid", answer.status)
+    if fields.request_id is None and is_reused:
+        return PollFailed("the status response does not name its request", answer.status)
     if fields.request_id is not None and fields.request_id != request_id:
         return PollFailed("the status response is for another request", answer.status)
     return _progress(fields)
+
+
+def names_request(answer: Answer, request_id: str) -> bool:
+    """Return whether a response names the request, so that its connection is not one answer behind."""
+    fields = _decode(answer.body) if answer.is_complete else None
+    return fields is not None and fields.request_id == request_id
+
+
+def names_no_request(answer: Answer) -> bool:
+    """Return whether a status response is readable and has no request_id at all."""
+    fields = _decode(answer.body) if answer.is_complete and 200 <= answer.status < 300 else None
+    return fields is not None and fields.request_id is None
 
 
 def read_callback(body: bytes) -> CallbackPayload:
@@ -209,14 +262,16 @@ def _parse_timestamp(text: object) -> datetime | None:
     return timestamp if timestamp.tzinfo else timestamp.replace(tzinfo=UTC)
 
 
-def _decode(body: bytes | None) -> _Fields | None:
+def _decode(body: bytes) -> _Fields | None:
     """Return the known fields of a JSON object, or None if the body is not one."""
-    if body is None:
-        return None
     try:
         return _read_fields(body)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        pass
+    value = evidence.read_json(body)
+    if not isinstance(value, dict):
         return None
+    return _Fields(**{name: value.get(name) for name in _Fields.__struct_fields__})
 
 
 def _is_error_body(fields: _Fields | None) -> bool:

@@ -74,9 +74,15 @@ class NotSent(Struct, frozen=True):
 
 
 class Ambiguous(Struct, frozen=True):
-    """The POST was sent, and its answer does not prove that nothing was queued."""
+    """The POST was sent, and its answer does not prove that nothing was queued.
+
+    `answer` is the beginning of the answer's body as received, at most 4 KiB. `request_id` is the one that the answer
+    may name; only a poll can prove it.
+    """
 
     reason: str
+    answer: bytes = b""
+    request_id: str | None = None
 
 
 PostVerdict = Accepted | Refused | NotSent | Ambiguous

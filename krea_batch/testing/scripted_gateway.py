@@ -150,7 +150,9 @@ class ScriptedGateway:
         self.on_submit: Callable[[str], None] = lambda _prompt: None
         self.on_poll: Callable[[str], None] = lambda _request_id: None
 
-    async def submit(self, body: bytes, *, callback: str = "") -> PostVerdict:
+    async def submit(
+        self, body: bytes, *, callback: str = "", on_sending: Callable[[], None] | None = None
+    ) -> PostVerdict:
         """Return the next verdict for a POST, after `submit_duration_s`. The callback path is ignored."""
         request = orjson.loads(body)
         self.on_submit(request["prompt"])
@@ -158,6 +160,8 @@ class ScriptedGateway:
         self.submit_times_s.append(asyncio.get_running_loop().time())
         self.pending_submits += 1
         self.peak_pending_submits = max(self.peak_pending_submits, self.pending_submits)
+        if on_sending:
+            on_sending()
         try:
             await asyncio.sleep(self.submit_duration_s)
             entry = await _next_entry(self.submit_script[request["prompt"]], ACCEPT)

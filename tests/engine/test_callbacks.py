@@ -178,7 +178,7 @@ class TestAmbiguousJobs:
             gateway.app = engine.callbacks_app()
             posted = gateway.submit
 
-            async def submit(body: bytes, *, callback: str = "") -> PostVerdict:
+            async def submit(body: bytes, *, callback: str = "", **_: object) -> PostVerdict:
                 verdict = await posted(body, callback=callback)
                 (request_id,) = gateway.charged
                 await asyncio.sleep(20)  # There is no answer, but the image is generated and the callback is sent.

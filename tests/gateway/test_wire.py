@@ -34,7 +34,7 @@ ID = "krea-2-large-text-to-image_019dxxxx-xxxx-xxxx-xxxx-xxxxxxxxxxxx"
 MOODBOARD = "0b0e6a5c-1c7e-4d51-9d6f-0d7b3a2f4e11"
 MEDIA_URL = "https://pub-582b7213209642b9b995c96c95a30381.r2.dev/v1/krea-2-large-text-to-image_019dxxxx/output.png"
 
-QUEUED = {  # API document, Response
+QUEUED: dict[str, str] = {  # API document, Response
     "request_id": ID,
     "status": "QUEUED",
     "polling_url": f"https://gateway.pixazo.ai/v2/requests/status/{ID}",
@@ -87,18 +87,24 @@ GARBAGE_BODIES: dict[str, bytes] = {
     "lone surrogate": b'{"request_id": "abc", "status": "\\ud800"}',
     "single quotes": b"{'request_id': 'abc'}",
 }
+DAMAGED_BODIES = {"not UTF-8": "abc", "UTF-16": ID, "NaN": "abc", "lone surrogate": "abc"}
+"""The bodies of GARBAGE_BODIES whose object can be read nevertheless, with their request_ids."""
+
+UNREADABLE_BODIES = [name for name in GARBAGE_BODIES if name not in DAMAGED_BODIES]
 
 
 def parse_submit(status: int, body: object, **headers: str) -> PostVerdict:
-    return read_post_answer(Answer(status, to_bytes(body), **headers), now=NOW)
+    return read_post_answer(to_answer(status, body, **headers), now=NOW)
 
 
 def parse_poll(body: object, status: int = 200, **headers: str) -> PollVerdict:
-    return read_poll_answer(Answer(status, to_bytes(body), **headers), ID, now=NOW)
+    return read_poll_answer(to_answer(status, body, **headers), ID, now=NOW)
 
 
-def to_bytes(body: object) -> bytes | None:
-    return body if body is None or isinstance(body, bytes) else json.dumps(body).encode()
+def to_answer(status: int, body: object, **headers: str) -> Answer:
+    """Return an answer with these bytes or this object as its body; None: an answer that was cut before its body."""
+    data = b"" if body is None else body if isinstance(body, bytes) else json.dumps(body).encode()
+    return Answer(status, data, **headers, is_complete=body is not None)
 
 
 # ---- the body of a POST ----------------------------------------------------------------------------------
@@ -282,12 +288,72 @@ def test_request_ids_stay_in_their_segment(text: str) -> None:
 @pytest.mark.parametrize("status", [200, 202])
 @pytest.mark.parametrize(
     "body",
-    [*GARBAGE_BODIES.values(), b"{}", PAYMENT_REQUIRED_BODY, {"status": "QUEUED"}],
-    ids=[*GARBAGE_BODIES, *"123"],
+    [*(GARBAGE_BODIES[name] for name in UNREADABLE_BODIES), b"{}", PAYMENT_REQUIRED_BODY, {"status": "QUEUED"}],
+    ids=[*UNREADABLE_BODIES, *"123"],
 )
 def test_unreadable_2xx(status: int, body: object) -> None:
     """2xx without a readable request_id is ambiguous: the job may be queued and charged."""
     assert isinstance(parse_submit(status, body), Ambiguous)
+
+
+@pytest.mark.parametrize("name", DAMAGED_BODIES)
+def test_damage_in_another_field(name: str) -> None:
+    """2xx with a request_id in its place is accepted in spite of damage elsewhere, and such a status is read."""
+    request_id = DAMAGED_BODIES[name]
+    accepted = parse_submit(202, GARBAGE_BODIES[name])
+    assert isinstance(accepted, Accepted)
+    assert accepted.request_id == request_id
+    polled = read_poll_answer(to_answer(200, GARBAGE_BODIES[name]), request_id, now=NOW)
+    assert isinstance(polled, Waiting | PollFailed)
+    assert polled != PollFailed("the status response is invalid", 200)
+
+
+CANDIDATES: dict[str, tuple[int, object]] = {
+    "cut": (202, json.dumps(QUEUED).encode()[:-30]),
+    "only in polling_url": (202, {"status": "QUEUED", "polling_url": QUEUED["polling_url"]}),
+    "in a list": (200, [QUEUED]),
+    "under data": (200, {"data": QUEUED}),
+    "two objects": (202, json.dumps(QUEUED).encode() * 2),
+    "polling_url of another request": (
+        202,
+        QUEUED | {"polling_url": QUEUED["polling_url"].replace("019d", "019e")},
+    ),
+    "polling_url elsewhere, of another request": (
+        202,
+        QUEUED | {"polling_url": f"https://other.example/{ID.replace('019d', '019e')}"},
+    ),
+    "502": (502, QUEUED),
+    "504 page": (504, f"<html>upstream sent {ID}</html>".encode()),
+    "500 with an id in its message": (500, {"error": f"{ID} is queued, but its record is not written"}),
+    "302": (302, QUEUED),
+}
+
+
+@pytest.mark.parametrize(("status", "body"), CANDIDATES.values(), ids=CANDIDATES)
+def test_candidates(status: int, body: object) -> None:
+    """An answer in doubt keeps its text, and the request_id that it names for a poll to prove."""
+    answer = to_answer(status, body)
+    verdict = read_post_answer(answer, now=NOW)
+    assert isinstance(verdict, Ambiguous)
+    assert (verdict.request_id, verdict.answer) == (ID, answer.body)
+
+
+def test_what_is_kept_of_an_answer() -> None:
+    """An answer in doubt is kept up to 4 KiB; two request_ids give no candidate."""
+    verdict = parse_submit(504, b"<html>" + b"x" * 10_000)
+    assert isinstance(verdict, Ambiguous)
+    assert len(verdict.answer) == 4096
+    both = parse_submit(200, [QUEUED, QUEUED | {"request_id": ID.replace("019d", "019e")}])
+    assert isinstance(both, Ambiguous)
+    assert both.request_id is None
+
+
+def test_a_broken_answer_with_an_id_in_its_place() -> None:
+    """An answer that was cut behind a whole object is in doubt, with the object's request_id as the candidate."""
+    answer = Answer(202, b'{"request_id": "abc-1"}', is_complete=False)
+    verdict = read_post_answer(answer, now=NOW)
+    assert isinstance(verdict, Ambiguous)
+    assert verdict.request_id == "abc-1"
 
 
 # ---- results of a POST: refused or ambiguous -------------------------------------------------------------
@@ -437,7 +503,7 @@ def test_polled(changes: dict[str, Any], expected: PollVerdict) -> None:
 @pytest.mark.parametrize(
     "body",
     [
-        *GARBAGE_BODIES.values(),
+        *(GARBAGE_BODIES[name] for name in UNREADABLE_BODIES),
         b"{}",
         COMPLETED | {"request_id": "another"},
         COMPLETED | {"request_id": 5},
@@ -459,6 +525,22 @@ def test_polled(changes: dict[str, Any], expected: PollVerdict) -> None:
 def test_invalid_status_responses(body: object) -> None:
     """A status response that cannot be read, or is for another request, is a failed poll."""
     assert isinstance(parse_poll(body), PollFailed)
+
+
+@pytest.mark.parametrize("status", [200, 201, 202, 203])
+def test_polls_with_other_2xx(status: int) -> None:
+    """A status response with 202 is read like one with 200."""
+    assert parse_poll(COMPLETED, status) == FINISHED_VERDICT
+
+
+@pytest.mark.parametrize("body", [COMPLETED, ERROR, COMPLETED | {"status": "FAILED"}, {"status": "QUEUED"}])
+def test_a_status_without_a_request_id(body: dict[str, Any]) -> None:
+    """A status response that names no request is believed only on a connection of its own."""
+    answer = to_answer(200, {name: value for name, value in body.items() if name != "request_id"})
+    assert not isinstance(read_poll_answer(answer, ID, now=NOW), PollFailed)
+    assert isinstance(read_poll_answer(answer, ID, now=NOW, is_reused=True), PollFailed)
+    assert wire.names_no_request(answer)
+    assert not wire.names_request(answer, ID)
 
 
 @pytest.mark.parametrize("status", [code for code in range(100, 1000) if code // 100 != 2])
@@ -565,7 +647,7 @@ bodies = st.none() | st.binary(max_size=100) | responses
 @given(st.integers(100, 999), bodies, st.none() | header_like, st.none() | header_like)
 def test_no_answer_raises(status: int, body: bytes | None, retry_after: str | None, date: str | None) -> None:
     """No response raises. A POST is refused only by the API document's refusals. Verdicts can be encoded as UTF-8."""
-    answer = Answer(status, body, retry_after, date)
+    answer = Answer(status, body or b"", retry_after, date, is_complete=body is not None)
     verdict = read_post_answer(answer, now=NOW)
     assert isinstance(verdict, Accepted | Refused | Ambiguous)
     assert isinstance(verdict, Ambiguous) or status in REFUSALS or status // 100 == 2

@@ -165,7 +165,7 @@ class TestSubmitResults:
         gateway = ScriptedGateway()
         posted = gateway.submit
 
-        async def submit(body: bytes, *, callback: str = "") -> Any:
+        async def submit(body: bytes, *, callback: str = "", **_: object) -> Any:
             verdict = await posted(body)
             if asyncio.get_running_loop().time() < 1600.0:
                 gateway.charged.clear()
@@ -311,7 +311,7 @@ class TestRateLimiting:
         accepted_times_s: list[float] = []
         accept = gateway.submit
 
-        async def submit(body: bytes, *, callback: str = "") -> Any:
+        async def submit(body: bytes, *, callback: str = "", **_: object) -> Any:
             now_s = asyncio.get_running_loop().time()
             if len([at_s for at_s in accepted_times_s if at_s > now_s - 1.0]) >= limit_per_s:
                 gateway.submit_times_s.append(now_s)
@@ -689,7 +689,7 @@ class TestPartialOutage:
         failed_s: list[float] = []
         accept = gateway.submit
 
-        async def submit(body: bytes, *, callback: str = "") -> Any:
+        async def submit(body: bytes, *, callback: str = "", **_: object) -> Any:
             if random.random() < 0.5:
                 now_s = asyncio.get_running_loop().time()
                 gateway.submit_times_s.append(now_s)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -111,8 +112,12 @@ class RandomGateway(ScriptedGateway):
 
     # ---- POSTs -------------------------------------------------------------------------------------------
 
-    async def submit(self, body: bytes, *, callback: str = "") -> PostVerdict:
+    async def submit(
+        self, body: bytes, *, callback: str = "", on_sending: Callable[[], None] | None = None
+    ) -> PostVerdict:
         self._require_running_process()
+        if on_sending:
+            on_sending()
         prompt = body.split(b'"')[3].decode()
         sql = (
             "SELECT state, result FROM jobs JOIN submissions USING (job_no) WHERE job_id = ?"
