@@ -82,7 +82,7 @@ class ImageDownload:
 class GatewayClient:
     """The gateway and its CDN for one run; an async context manager. `submit` and `poll` raise no network errors.
 
-    Raises SettingsError when it is entered, if the proxy of the environment cannot be used.
+    Raises InputError when it is entered, if the proxy of the environment cannot be used.
     """
 
     def __init__(self, settings: Settings, key: ApiKey) -> None:
@@ -98,8 +98,8 @@ class GatewayClient:
         proxy = find_proxy(self._base.scheme, self._base.host or "", self._base.port)
         self._proxy_options = proxy.request_options if proxy else {}
         self._cdn_proxies: dict[tuple[str, int | None], Proxy | None] = {}
-        self._posts = open_session(self._gateway_headers(), is_traced=True)
-        self._polls = KeptSessions(lambda: open_session(self._gateway_headers(), is_kept=True))
+        self._posts = open_session(is_traced=True)
+        self._polls = KeptSessions(lambda: open_session(is_kept=True))
         self._cdn = open_session(read_timeout_s=READ_TIMEOUT_S, socket_factory=self._open_public_socket)
         # The proxy itself may have a private address, and it alone connects to the CDN.
         self._proxied_cdn = open_session(read_timeout_s=READ_TIMEOUT_S)
@@ -111,7 +111,7 @@ class GatewayClient:
         await self._cdn.close()
         await self._proxied_cdn.close()
 
-    def _gateway_headers(self) -> dict[str, str]:
+    def _key_headers(self) -> dict[str, str]:
         return {wire.KEY_HEADER: self._key.reveal()}
 
     # ---- POSTs -------------------------------------------------------------------------------------------
@@ -125,7 +125,9 @@ class GatewayClient:
         sent. The connection may take `request_timeout_s`; the answer LATE_ANSWER_S more than that, since giving up
         after a POST was sent leaves an image that may be paid for.
         """
-        headers = wire.SUBMIT_HEADERS | {wire.WEBHOOK_HEADER: callback} if callback else wire.SUBMIT_HEADERS
+        headers = self._key_headers() | wire.SUBMIT_HEADERS
+        if callback:
+            headers[wire.WEBHOOK_HEADER] = callback
         check_headers(headers)
         loop = asyncio.get_running_loop()
         timer: asyncio.TimerHandle | None = None
@@ -195,7 +197,10 @@ class GatewayClient:
     async def _get_status(self, session: aiohttp.ClientSession, request_id: str) -> wire.Answer:
         received = ReceivedBody(wire.MAX_JSON_BYTES)
         response = await session.get(
-            URL(self._status_url + request_id, encoded=True), allow_redirects=False, **self._proxy_options
+            URL(self._status_url + request_id, encoded=True),
+            headers=self._key_headers(),
+            allow_redirects=False,
+            **self._proxy_options,
         )
         try:
             await received.read(response)

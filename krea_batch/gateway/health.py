@@ -22,7 +22,7 @@ class Unreachable(Exception):
 
 
 def gateway_proxy(settings: Settings) -> Proxy | None:
-    """Return the proxy of requests to the gateway, or None. Raises SettingsError if it cannot be used."""
+    """Return the proxy of requests to the gateway, or None. Raises InputError if it cannot be used."""
     parts = urlsplit(settings.gateway)
     return find_proxy(parts.scheme, parts.hostname or "", parts.port)
 

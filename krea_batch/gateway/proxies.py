@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 from urllib.parse import unquote, urlsplit
 from urllib.request import getproxies, proxy_bypass
 
-from krea_batch.errors import SettingsError
+from krea_batch.errors import InputError
 
 
 class Proxy(NamedTuple):
@@ -35,7 +35,7 @@ class Proxy(NamedTuple):
 
 
 def find_proxy(scheme: str, host: str, port: int | None = None) -> Proxy | None:
-    """Return the proxy for requests to this host, or None. Raises SettingsError if it cannot be used."""
+    """Return the proxy for requests to this host, or None. Raises InputError if it cannot be used."""
     # NO_PROXY may name a host with its port; an IPv6 address with a port would match nothing there.
     if scheme != "https" or proxy_bypass(f"{host}:{port}" if port and ":" not in host else host):
         return None
@@ -50,10 +50,10 @@ def _parse(url: str) -> Proxy:
         parts = urlsplit(url if "://" in url else f"http://{url}")
         host, port = parts.hostname, parts.port
     except ValueError:
-        raise SettingsError("HTTPS_PROXY", "the proxy is not a valid URL", hint) from None
+        raise InputError("HTTPS_PROXY is not a valid URL", hint) from None
     if parts.scheme != "http" or not host:
-        problem = f"a proxy with {parts.scheme}:// is not supported" if host else "the proxy has no host"
-        raise SettingsError("HTTPS_PROXY", problem, hint)
+        problem = f"is a {parts.scheme}:// proxy, which is not supported" if host else "has no host"
+        raise InputError(f"HTTPS_PROXY {problem}", hint)
     headers = {}
     if parts.username is not None:
         credentials = f"{unquote(parts.username)}:{unquote(parts.password or '')}"

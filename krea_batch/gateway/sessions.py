@@ -70,21 +70,20 @@ async def _send_once(request: aiohttp.ClientRequest, handler: aiohttp.ClientHand
 
 
 def open_session(
-    headers: Mapping[str, str] = {},
     *,
     is_kept: bool = False,
     is_traced: bool = False,
     read_timeout_s: float | None = None,
     socket_factory: aiohttp.SocketFactoryType | None = None,
 ) -> aiohttp.ClientSession:
-    """Return a session whose requests contain `headers`, without cookies, passwords of ~/.netrc and decompression.
+    """Return a session without cookies, passwords of ~/.netrc and decompression.
+
+    The key is not among its headers, since aiohttp sends those of a session to a proxy too, unencrypted.
 
     With `is_kept` it has a single connection, which it keeps for KEEPALIVE_S; otherwise each request has a new one.
     With `is_traced` each request passes a `Transmission` as `trace_request_ctx`. A response that pauses for
-    `read_timeout_s` fails with a time-out; other time-outs are the caller's. Raises ValueError for a header that
-    cannot be sent.
+    `read_timeout_s` fails with a time-out; other time-outs are the caller's.
     """
-    check_headers(headers)
     connection_options: dict[str, Any] = {"limit": 1, "keepalive_timeout": KEEPALIVE_S} if is_kept else {"limit": 0}
     trace_configs = []
     if is_traced:
@@ -96,7 +95,7 @@ def open_session(
     once = {} if is_kept else {"Connection": "keep-alive"}
     return aiohttp.ClientSession(
         connector=aiohttp.TCPConnector(force_close=not is_kept, socket_factory=socket_factory, **connection_options),
-        headers={"Accept-Encoding": "identity", **once, **headers},
+        headers={"Accept-Encoding": "identity", **once},
         cookie_jar=aiohttp.DummyCookieJar(),
         timeout=aiohttp.ClientTimeout(sock_connect=CONNECT_TIMEOUT_S, sock_read=read_timeout_s),
         auto_decompress=False,

@@ -3,10 +3,10 @@
 Requests follow the API document to the letter. Responses are parsed tolerantly, but not where money is involved: a
 response to a POST that is not clearly a refusal is `Ambiguous`.
 
-Which damaged answers to a POST are `Accepted` immediately: those of which the object can be read and its request_id is in
-its place, whatever the damage elsewhere (evidence.read_json). Where the request_id is only part of what came (a cut
-object, another place, a status other than 2xx, a polling_url of another request), the verdict is `Ambiguous` with the
-request_id as a candidate, which a poll has to prove.
+A damaged answer to a POST is `Accepted` immediately if its object can be read and has its request_id in its place,
+whatever the damage elsewhere (evidence.read_json). If the request_id is only part of what came (a cut object, another
+place, a status other than 2xx, a polling_url of another request), the verdict is `Ambiguous` with the request_id as a
+candidate, which a poll has to prove.
 """
 
 from __future__ import annotations

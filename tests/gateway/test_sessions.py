@@ -15,7 +15,7 @@ import pytest
 
 from krea_batch.gateway import client as client_module
 from krea_batch.gateway.client import GatewayClient
-from krea_batch.gateway.sessions import KEEPALIVE_S, KeptSessions, describe_error, open_session
+from krea_batch.gateway.sessions import KEEPALIVE_S, KeptSessions, check_headers, describe_error, open_session
 from krea_batch.gateway.url_policy import DownloadError
 from krea_batch.rules.verdicts import Accepted, Ambiguous, NotSent, PollFailed, Waiting
 from krea_batch.settings import ApiKey, Settings
@@ -45,7 +45,7 @@ def test_line_breaks_in_headers_are_refused() -> None:
 
     assert run_against_server(fixed_response(http_response(202, ACCEPTED_RESPONSE)), use) == 0
     with pytest.raises(ValueError, match="line break"):
-        open_session({"Ocp-Apim-Subscription-Key": "s3cret\n"})
+        check_headers({"Ocp-Apim-Subscription-Key": "s3cret\n"})
 
 
 def test_what_is_sent_besides_the_documented_headers() -> None:

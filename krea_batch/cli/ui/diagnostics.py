@@ -25,7 +25,7 @@ import msgspec
 from krea_batch.cli.ui.formatting import format_bytes, pluralize
 from krea_batch.cli.ui.run_session import find_key
 from krea_batch.errors import InputError, RunDirError
-from krea_batch.gateway.health import Unreachable, fetch_server_date
+from krea_batch.gateway.health import Unreachable, fetch_server_date, gateway_proxy
 from krea_batch.ledger import SQLITE_VERSION
 from krea_batch.settings import KEY_VARIABLE, Settings
 from krea_batch.storage.run_dir import RunDir
@@ -83,19 +83,28 @@ def _check_gateway_and_clock(out: Path, gateway: str) -> Finding:
     except InputError as error:
         return Finding("gateway", "fail", error.problem, error.hint)
     try:
-        server_date = asyncio.run(fetch_server_date(settings))
+        proxy = gateway_proxy(settings)
+    except InputError as error:
+        return Finding("gateway", "fail", str(error))
+    through = f" through the proxy {proxy.url}" if proxy else ""
+    try:
+        server_date = asyncio.run(fetch_server_date(settings, proxy))
     except Unreachable as error:
-        hint = "check this machine's network, proxy and firewall"
-        return Finding("gateway", "fail", f"{settings.gateway} is not reachable ({error})", hint)
+        hint = (
+            "check HTTPS_PROXY and NO_PROXY, and this machine's network and firewall"
+            if proxy
+            else "check this machine's network and firewall; if it needs a proxy, set HTTPS_PROXY"
+        )
+        return Finding("gateway", "fail", f"{settings.gateway} is not reachable{through} ({error})", hint)
     if server_date is None:
-        return Finding("gateway", "ok", f"{settings.gateway} answers, without a date")
+        return Finding("gateway", "ok", f"{settings.gateway} answers{through}, without a date")
     skew_s = (datetime.now(UTC) - parsedate_to_datetime(server_date)).total_seconds()
     if abs(skew_s) > MAX_CLOCK_SKEW_S:
         direction = "ahead of" if skew_s > 0 else "behind"
         return Finding(
             "clock", "warn", f"this clock is {abs(skew_s):.0f} s {direction} the gateway's", "synchronise it with NTP"
         )
-    return Finding("gateway", "ok", f"{settings.gateway} answers, and the clocks agree")
+    return Finding("gateway", "ok", f"{settings.gateway} answers{through}, and the clocks agree")
 
 
 def _check_disk(out: Path) -> list[Finding]:
