@@ -149,7 +149,7 @@ def test_a_proxy_that_is_not_there(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_addresses_behind_a_proxy(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The proxy resolves names, so only an address that stands in the URL itself is refused."""
+    """The proxy resolves names, so only an address in the URL itself is refused."""
 
     async def main() -> None:
         async with client("https://gateway.example") as gateway:
