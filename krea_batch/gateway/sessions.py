@@ -198,6 +198,8 @@ def describe_error(error: Exception) -> str:
             return f"the proxy refused to connect (HTTP {status})"
         case aiohttp.ClientProxyConnectionError(os_error=os_error):
             return f"no connection to the proxy ({os_error.strerror or type(os_error).__name__})"
+        case aiohttp.ClientConnectorCertificateError(certificate_error=OSError(strerror=str(reason))):
+            return f"no connection ({reason})"
         case aiohttp.ClientConnectorError(os_error=os_error):
             return f"no connection ({os_error.strerror or type(os_error).__name__})"
         case aiohttp.ClientResponseError():
