@@ -33,11 +33,12 @@ def help_of_all_commands() -> str:
 
 
 def settings_table() -> str:
-    """Return a row for each setting: keyword, option, type, default, meaning."""
-    rows = ["| keyword of `Engine` | option | type | default | |", "|---|---|---|---|---|"]
+    """Return a row for each setting, with whether `krea-batch.toml` may have it."""
+    rows = ["| keyword of `Engine` | option | type | default | in the file | |", "|---|---|---|---|---|---|"]
     for name, option in OPTIONS.items():
         flag = f"`{option_of(name)}`" if option.command_line else "–"
-        rows.append(f"| `{name}` | {flag} | {_type(TYPES[name])} | {_default(name)} | {option.help} |")
+        file = "yes" if option.file else ""
+        rows.append(f"| `{name}` | {flag} | {_type(TYPES[name])} | {_default(name)} | {file} | {option.help} |")
     return "\n".join(["", *rows, ""])
 
 

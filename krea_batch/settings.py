@@ -119,6 +119,10 @@ class Option(msgspec.Struct, frozen=True, kw_only=True):
     and `above` are limits of numbers: at least `minimum`, or more than `above`. `example` is shown where there is no
     default. `command_default` replaces the default on the command line. `command_line` is False for settings that
     only the library has. Settings with `forecast` change the result of `plan`.
+
+    Settings with `file` may be set in `krea-batch.toml`, which is read from the working directory and may have been
+    written by someone else. So a setting has it only if no value of it changes where the key goes, what is spent, or
+    what is written, and the default is False.
     """
 
     help: str
@@ -130,6 +134,7 @@ class Option(msgspec.Struct, frozen=True, kw_only=True):
     command_default: int | None = None
     command_line: bool = True
     forecast: bool = False
+    file: bool = False
 
 
 MAX_NUMBER = 1e7  # chosen: seconds, about four months; no setting has a use for more
@@ -145,27 +150,31 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     rate: Annotated[
         Rate,
         Option(
-            metavar="RATE", forecast=True, help="Maximum submit rate: 10/s, 600/min, 5000/h; auto finds the limit."
+            metavar="RATE",
+            forecast=True,
+            file=True,
+            help="Maximum submit rate: 10/s, 600/min, 5000/h; auto finds the limit.",
         ),
     ] = Rate(10.0, "10/s")  # chosen: polite, since the API document names no limit
-    max_in_flight: Annotated[int, Option(metavar="N", minimum=1, forecast=True, help="Maximum jobs in flight.")] = (
-        500  # chosen: at 10/s and 50 s a job this is the whole rate
-    )
+    max_in_flight: Annotated[
+        int, Option(metavar="N", minimum=1, forecast=True, file=True, help="Maximum jobs in flight.")
+    ] = 500  # chosen: at 10/s and 50 s a job this is the whole rate
     poll_interval_s: Annotated[
-        float, Option(metavar="S", above=0, forecast=True, help="Minimum seconds between polls of a job.")
+        float, Option(metavar="S", above=0, forecast=True, file=True, help="Minimum seconds between polls of a job.")
     ] = 5.0  # API document, Typical Workflow: poll every 5-10 seconds
     poll_rate: Annotated[
         Rate | None,
         Option(
             metavar="RATE",
             forecast=True,
+            file=True,
             none_means="as needed",
             example="50/s",
             help="Maximum poll rate over all jobs.",
         ),
     ] = None
     shared_quota: Annotated[
-        bool, Option(forecast=True, help="Count polls and submits against one limit, --rate.")
+        bool, Option(forecast=True, file=True, help="Count polls and submits against one limit, --rate.")
     ] = False
     poll_lag_weight: Annotated[
         float,
@@ -173,6 +182,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
             metavar="X",
             above=0,
             forecast=True,
+            file=True,
             help="Weight of lag against the number of polls; higher values poll more often.",
         ),
     ] = 1.0  # chosen: one interval's lag is worth one poll
@@ -181,6 +191,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
         Option(
             metavar="S",
             above=0,
+            file=True,
             help="Seconds to wait for an accepted job in this run; the next run continues to poll.",
         ),
     ] = 1800.0  # chosen: 100 times the API document's 15 s example
@@ -198,7 +209,6 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
             metavar="N",
             minimum=0,
             none_means="no limit",
-            example=1000,
             help="Stop before more than N submits are charged, counting all runs of the directory.",
         ),
     ] = None
@@ -216,7 +226,6 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
         Option(
             metavar="URL",
             none_means="OUT/images",
-            example="s3://bucket/folder",
             help="Store images in an object store: s3://bucket/folder, gs://…, az://….",
         ),
     ] = None

@@ -173,7 +173,8 @@ def option_of(parameter: str) -> str:
 def _load_config(path: Path) -> dict[str, dict[str, Any]]:
     """Return the defaults of each command from `krea-batch.toml` in the working directory.
 
-    The file has options by their long names. Raises click.UsageError for an option that no command has.
+    The file has options by their long names. Raises click.UsageError for an option that no command has, and for one
+    that the file may not set: the directory may come from someone else, as a download or a checkout does.
     """
     if not path.is_file():
         return {}
@@ -183,18 +184,46 @@ def _load_config(path: Path) -> dict[str, dict[str, Any]]:
         options = msgspec.toml.decode(path.read_bytes(), type=dict[str, Any])
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise click.UsageError(f"{path}: {error}") from None
-    known: dict[str, set[str]] = {}
+    known = _options_of_commands()
+    for name in options:
+        if not any(name in of_command for of_command in known.values()):
+            close_matches = difflib.get_close_matches(name, set().union(*known.values()), 1)
+            hint = f" Did you mean {close_matches[0]!r}?" if close_matches else ""
+            raise click.UsageError(f"{path}: no such option {name!r}.{hint}")
+        found = [of_command[name] for of_command in known.values() if name in of_command]
+        if not any(_may_be_in_file(option) for option in found):
+            raise click.UsageError(
+                f"{path}: {name!r} cannot be set in this file, which must not change where the API key goes, what is "
+                f"spent, or what is written. Use --{name} on the command line, or {ENV_PREFIX}_"
+                f"{(found[0].name or '').upper()} in the environment."
+            )
+    return {
+        command: {
+            option.name or "": options[name]
+            for name, option in of_command.items()
+            if name in options and _may_be_in_file(option)
+        }
+        for command, of_command in known.items()
+    }
+
+
+def _options_of_commands() -> dict[str, dict[str, click.Option]]:
+    """Return the options of each command by their long names."""
+    known: dict[str, dict[str, click.Option]] = {}
     for name in COMMANDS:
         command = app.get_command(click.Context(app), name)
-        known[name] = {param.name or "" for param in command.params} if command else set()
-    all_names = set().union(*known.values())
-    for option in options:
-        if option.replace("-", "_") not in all_names:
-            close_matches = difflib.get_close_matches(option.replace("-", "_"), all_names, 1)
-            hint = f" Did you mean {close_matches[0].replace('_', '-')!r}?" if close_matches else ""
-            raise click.UsageError(f"{path}: no such option {option!r}.{hint}")
-    by_param_name = {option.replace("-", "_"): value for option, value in options.items()}
-    return {name: {key: value for key, value in by_param_name.items() if key in known[name]} for name in COMMANDS}
+        options = [param for param in command.params if isinstance(param, click.Option)] if command else []
+        known[name] = {long_name: option for option in options for long_name in _long_names(option)}
+    return known
+
+
+def _long_names(option: click.Option) -> list[str]:
+    return [text.removeprefix("--") for text in option.opts if text.startswith("--")]
+
+
+def _may_be_in_file(option: click.Option) -> bool:
+    """Return whether `krea-batch.toml` may set the option. Only an option that says so may be set."""
+    return getattr(option, "file", False) is True
 
 
 EXAMPLES: dict[str, tuple[str, ...]] = {

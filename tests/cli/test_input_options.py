@@ -135,10 +135,3 @@ def test_invalid_input_options(folder: Path, options: list[str], expected: str) 
     done = validate("p.csv", *options)
     assert done.exit_code == 2
     assert expected in done.stderr
-
-
-def test_defaults_from_a_file(folder: Path) -> None:
-    """krea-batch.toml accepts lists for repeatable options."""
-    (folder / "krea-batch.toml").write_text('sweep = ["creativity=raw,high"]\nseeds = "1..2"\n')
-    (folder / "p.txt").write_text("a cat\n")
-    assert validate("p.txt").stdout.startswith("4 valid jobs")

@@ -76,12 +76,9 @@ class TestMetrics:
         assert metrics["downloads_total",] >= metrics["jobs_total", "succeeded"]
         assert not [name for name, *_ in metrics if name.endswith("_created")]
 
-    @pytest.mark.parametrize("source", ["environment", "file"])
-    def test_port_from_environment_or_file(self, source: str, simulate: StartSimulator, tmp_path: Path) -> None:
-        """The port can be set in the environment or in krea-batch.toml; a free port is printed also with --quiet."""
+    def test_port_from_environment(self, simulate: StartSimulator, tmp_path: Path) -> None:
+        """The port can be set in the environment; a free port is printed also with --quiet."""
         write_jobs(tmp_path / "jobs.jsonl", 1)
-        if source == "file":
-            (tmp_path / "krea-batch.toml").write_text("metrics-port = 0\n")
         arguments = (
             "run",
             "jobs.jsonl",
@@ -92,10 +89,7 @@ class TestMetrics:
             *METRICS_RUN_OPTIONS,
             "--quiet",
         )
-        if source == "environment":
-            done = run_command(*arguments, cwd=tmp_path, KREA_BATCH_METRICS_PORT="0")
-        else:
-            done = run_command(*arguments, cwd=tmp_path)
+        done = run_command(*arguments, cwd=tmp_path, KREA_BATCH_METRICS_PORT="0")
         assert done.returncode == 0, done.stderr
         assert done.stderr.startswith("Metrics: http://127.0.0.1:")
 

@@ -432,12 +432,14 @@ class TestOutput:
         """Options can be set in krea-batch.toml or, with precedence, the environment; unknown ones are named."""
         write_jobs(tmp_path / "jobs.jsonl", 2)
         gateway = simulate(*RUN_SIMULATOR_OPTIONS)
-        (tmp_path / "krea-batch.toml").write_text(
-            f'out = "from-file"\ngateway = "{gateway.gateway_url}"\npoll-interval = 0.5\nrate = "nonsense"\n'
-        )
-        done = run_command("run", "jobs.jsonl", cwd=tmp_path, KREA_BATCH_RATE="500/s")
+        (tmp_path / "krea-batch.toml").write_text('poll-interval = 0.5\nlog-format = "json"\nrate = "nonsense"\n')
+        done = run_command(
+            "run", "jobs.jsonl", "-vv", cwd=tmp_path,
+            KREA_BATCH_RATE="500/s", KREA_BATCH_OUT="given", KREA_BATCH_GATEWAY=gateway.gateway_url,
+        )  # fmt: skip
         assert done.returncode == 0, done.stderr
-        assert (tmp_path / "from-file/results.jsonl").exists()
+        assert (tmp_path / "given/results.jsonl").exists()
+        assert '{"time":' in done.stderr
         (tmp_path / "krea-batch.toml").write_text('rat = "1/s"\n')
         done = run_command("run", "jobs.jsonl", "--out", "o", cwd=tmp_path)
         assert done.returncode == 2

@@ -250,7 +250,7 @@ class TestSinkErrors:
         assert "secret" not in str(raised.value)
 
     def test_the_url_is_a_setting(self, tmp_path: Path) -> None:
-        """The URL of a sink is a setting, so the environment and krea-batch.toml can have it."""
+        """The URL of a sink is a setting, so the environment can have it."""
         assert Settings(out=tmp_path).sink is None
         assert Settings.from_options(tmp_path, sink=BUCKET_URL).sink == BUCKET_URL
 

@@ -8,7 +8,7 @@ from typing import Any
 import click
 
 from krea_batch.cli.app import CONFIG_FILE, SOME_FAILED
-from krea_batch.cli.options.run_options import ExampleOption
+from krea_batch.cli.options.run_options import RunOption
 from krea_batch.cli.ui.formatting import say
 
 JOBS_FILE = "jobs.jsonl"
@@ -20,9 +20,8 @@ SAMPLE_JOBS = """\
 HEADER = """\
 # Defaults of krea-batch for commands started in this directory. Remove the # from a line to set it.
 # Options on the command line take precedence, then KREA_BATCH_… in the environment, then this file.
-# Do not put the API key here: set PIXAZO_API_KEY, or use api-key-file.
+# These are all options that this file may set. None changes where the API key goes, what is spent or what is written.
 """
-EXCLUDED_OPTIONS = ("jobs", "out", "as_json", "verbose", "quiet", "yes")  # they belong to one call
 
 
 @click.command()
@@ -50,22 +49,21 @@ def init(folder: Path) -> None:
 
 
 def config_text() -> str:
-    """Return a `krea-batch.toml` with every option of `run` and its default, commented out."""
+    """Return a `krea-batch.toml` with every option of `run` that it may set and its default, commented out."""
     from krea_batch.cli.commands.run import run
 
-    options = [each for each in run.params if isinstance(each, click.Option) and each.name not in EXCLUDED_OPTIONS]
+    options = [option for option in run.params if isinstance(option, RunOption) and option.file]
     return "\n".join(
         [HEADER, *(f"# {' '.join((each.help or '').split())}\n#{_option_line(each)}\n" for each in options)]
     )
 
 
-def _option_line(option: click.Option) -> str:
+def _option_line(option: RunOption) -> str:
     """Return the line of an option, with its default or an example."""
     import json
 
     name = option.opts[0].lstrip("-")
-    example = option.example if isinstance(option, ExampleOption) else None
-    value: Any = False if option.is_flag else option.default if example is None else example
+    value: Any = False if option.is_flag else option.default if option.example is None else option.example
     return f"{name} = {json.dumps(value, ensure_ascii=False)}"  # JSON and TOML write these types alike
 
 

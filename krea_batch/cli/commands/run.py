@@ -10,7 +10,7 @@ import click
 
 from krea_batch.cli.app import BAD_INPUT
 from krea_batch.cli.options.input_options import add_input_options, input_options
-from krea_batch.cli.options.run_options import ExampleOption, run_options
+from krea_batch.cli.options.run_options import run_options
 
 
 @click.command()
@@ -26,8 +26,6 @@ from krea_batch.cli.options.run_options import ExampleOption, run_options
 @add_input_options
 @click.option(
     "--confirm-above",
-    cls=ExampleOption,
-    example=100,
     type=click.IntRange(min=0),
     metavar="N",
     help="In a terminal, ask for confirmation if more than N images will be charged.",

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from krea_batch.cli.options.run_options import ExampleOption, add_options
+from krea_batch.cli.options.run_options import add_options
 from krea_batch.cli.ui.formatting import pluralize
 
 if TYPE_CHECKING:
@@ -18,29 +18,21 @@ INPUT_FORMATS = ("jsonl", "json", "csv", "tsv", "text", "parquet")
 _INPUT_OPTIONS = (
     click.option(
         "--input-format",
-        cls=ExampleOption,
-        example="text",
         type=click.Choice(INPUT_FORMATS),
         help="Format of the JOBS.  [default: by name and first bytes]",
     ),
     click.option(
         "--prompt-column",
-        cls=ExampleOption,
-        example="caption",
         metavar="NAME",
         help="Column or key of the prompt.",
     ),
     click.option(
         "--id-column",
-        cls=ExampleOption,
-        example="nr",
         metavar="NAME",
         help='Column or key of the id; "" for none, which numbers the lines.',
     ),
     click.option(
         "--column",
-        cls=ExampleOption,
-        example=["seed=start"],
         multiple=True,
         metavar="FIELD=COLUMN",
         help="Column or key of another field: --column seed=Seed (repeatable).",
@@ -50,29 +42,21 @@ _INPUT_OPTIONS = (
     click.option("--dedupe", is_flag=True, help="Drop jobs whose request duplicates an earlier one."),
     click.option(
         "--prompt-template",
-        cls=ExampleOption,
-        example="{prompt}, oil on canvas",
         metavar="TEXT",
         help="Build each prompt from columns or keys: '{prompt}, oil on canvas', '{animal} at {place}'.",
     ),
     click.option(
         "--sweep",
-        cls=ExampleOption,
-        example=["creativity=raw,high"],
         multiple=True,
         metavar="FIELD=A,B,…",
         help="Run each job with each of these values, e.g. creativity=raw,high. Several sweeps are combined.",
     ),
     click.option(
         "--seeds",
-        cls=ExampleOption,
-        example="1..4",
         metavar="RANGE",
         help="Run each job with each of these seeds: 1..4, or 7,11,12.",
     ),
-    click.option(
-        "--repeat", cls=ExampleOption, example=4, type=int, metavar="N", help="Run each job N times, without a seed."
-    ),
+    click.option("--repeat", type=int, metavar="N", help="Run each job N times, without a seed."),
 )
 
 

@@ -18,12 +18,17 @@ TYPES = get_type_hints(Settings)
 DEFAULTS = {field.name: field.default for field in Settings.fields()}
 
 
-class ExampleOption(click.Option):
-    """An option without a default, with an example value for the settings file."""
+class RunOption(click.Option):
+    """An option with what click does not know of it.
 
-    def __init__(self, *args: Any, example: Any = None, **kwargs: Any) -> None:
+    `example` is a value for the settings file where there is no default. `file` says whether the settings file may
+    set the option; see `krea_batch.settings.Option`.
+    """
+
+    def __init__(self, *args: Any, example: Any = None, file: bool = False, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.example = example
+        self.file = file
 
 
 def key_of(field: str) -> str:
@@ -45,7 +50,8 @@ def setting_option(field: str, **changes: Any) -> Decorator:
         "metavar": option.metavar,
         "help": option.help + (f"  [default: {option.none_means}]" if option.none_means else ""),
         "example": option.example,
-        "cls": ExampleOption,
+        "file": option.file,
+        "cls": RunOption,
     }
     return click.option(option_of(field), key_of(field), **named | changes)
 
@@ -62,8 +68,6 @@ def api_key_file_option(**changes: Any) -> Decorator:
     named: dict[str, Any] = {
         "type": click.Path(path_type=Path, dir_okay=False),
         "help": f"Read the API key from a file instead of {KEY_VARIABLE}.",
-        "example": "key.txt",
-        "cls": ExampleOption,
     }
     return click.option("--api-key-file", **named | changes)
 
@@ -73,15 +77,11 @@ _COMMAND_OPTIONS: tuple[Decorator, ...] = (
     click.option(
         "--webhook-listen",
         metavar="HOST:PORT",
-        cls=ExampleOption,
-        example="0.0.0.0:8080",
         help="Listen there for callbacks of the gateway, so that fewer polls are needed.",
     ),
     click.option(
         "--webhook-url",
         metavar="URL",
-        cls=ExampleOption,
-        example="https://my.host/krea",
         help="URL at which the gateway reaches --webhook-listen: https, except on loopback.",
     ),
     click.option("--simulate", is_flag=True, help="Use the built-in offline gateway: real PNGs, no key, no cost."),
@@ -98,8 +98,6 @@ _COMMAND_OPTIONS: tuple[Decorator, ...] = (
     click.option(
         "--log-file",
         type=click.Path(path_type=Path, dir_okay=False),
-        cls=ExampleOption,
-        example="run.log",
         help="Append the log to a file instead; -vv also logs each change of state.",
     ),
     click.option(
@@ -107,13 +105,13 @@ _COMMAND_OPTIONS: tuple[Decorator, ...] = (
         type=click.Choice(["text", "json"]),
         default="text",
         show_default=True,
+        cls=RunOption,
+        file=True,
         help="Format of a log line: key=value, or a JSON object.",
     ),
     click.option(
         "--metrics-port",
         metavar="[HOST:]PORT",
-        cls=ExampleOption,
-        example="9100",
         help="Serve Prometheus metrics during the run, on loopback unless HOST is given; 0: any free port.",
     ),
 )
