@@ -130,7 +130,7 @@ class TestExportFormats:
         assert json.loads(as_json.stdout)["texts"]["Description"] == FINISHED_RUN_PROMPTS[2]
 
     def test_ids_from(self, finished_run: Path, tmp_path: Path) -> None:
-        """Only the listed jobs are exported, from a file or standard input; an id without an image is an error."""
+        """Only the listed jobs are exported, from a file or standard input; an unknown id is an error."""
         (tmp_path / "ids").write_text("job.3\njob.0\n")
         run_export(finished_run, "--format", "zip", "--output", "a.zip", "--ids-from", "ids", cwd=tmp_path)
         with zipfile.ZipFile(tmp_path / "a.zip") as file:
@@ -148,7 +148,7 @@ class TestExportFormats:
             stdin=b"job.9\njob.1\n",
         )
         assert done.returncode == 2
-        assert "1 of the ids has no image: job.9" in done.stderr
+        assert "standard input:1: the job 'job.9' is not in this run" in done.stderr
         assert not (tmp_path / "c.zip").exists()
 
 

@@ -66,7 +66,7 @@ def export(
     options = ExportOptions(embed=embed_metadata, shard_images=shard_size, force=force)
     if embed_metadata and format_ == "csv":
         raise click.UsageError("--embed-metadata cannot be used with csv, which does not copy the images")
-    with RunImages(out, read_ids(ids_from)) as images:
+    with RunImages(out, read_ids(ids_from, out)) as images:
         try:
             count = _export_with_progress(images, format_, output, options, quiet=quiet)
         except OSError as error:

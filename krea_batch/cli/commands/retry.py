@@ -48,10 +48,10 @@ def retry(
     from krea_batch.sources import CheckResult, JobFiles
     from krea_batch.storage.run_dir import require_run
 
-    requested_ids = [*ids, *(read_ids(ids_from) or [])]
+    require_run(out)
+    requested_ids = [*ids, *(read_ids(ids_from, out) or [])]
     if requested_ids and status:
         raise click.UsageError("--status cannot be combined with ids")
-    require_run(out)
     options["out"] = out
     settings, key = settings_and_key(options)
     configure_logging(verbose=options["verbose"], log_file=options["log_file"], log_format=options["log_format"])
