@@ -16,11 +16,12 @@ import sys
 from contextlib import suppress
 from importlib import import_module
 from pathlib import Path
+from types import TracebackType
 from typing import Any
 
 import click
 
-from krea_batch.cli.ui.formatting import say
+from krea_batch.cli.ui.formatting import printable, say
 
 COMMANDS = {
     "run": "Generate an image for each prompt.",
@@ -72,6 +73,14 @@ class _LazyGroup(click.Group):
         with formatter.section("Commands"):
             formatter.write_dl(list(COMMANDS.items()))
 
+    def invoke(self, ctx: click.Context) -> Any:
+        """Invoke the command. An error message of click may repeat text from outside, such as a file name."""
+        try:
+            return super().invoke(ctx)
+        except click.ClickException as error:
+            error.message = printable(error.message)  # type: ignore[misc]  # Final only for type checkers
+            raise
+
     def resolve_command(
         self, ctx: click.Context, args: list[str]
     ) -> tuple[str | None, click.Command | None, list[str]]:
@@ -117,6 +126,7 @@ def main() -> None:
     from krea_batch.errors import InputError, InternalError, KreaBatchError
 
     raise_open_files_limit()
+    sys.excepthook = _print_traceback
     try:
         app(prog_name="krea-batch")
     except InternalError:
@@ -143,6 +153,14 @@ def raise_open_files_limit() -> None:
         with suppress(OSError, ValueError):
             resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
             return
+
+
+def _print_traceback(kind: type[BaseException], error: BaseException, traceback: TracebackType | None) -> None:
+    """Print the traceback of a bug as Python does, with escapes: a message may repeat text from outside."""
+    from traceback import format_exception
+
+    for line in "".join(format_exception(kind, error, traceback)).rstrip("\n").split("\n"):
+        say(line)
 
 
 def error_text(error: Exception) -> str:

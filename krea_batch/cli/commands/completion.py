@@ -20,9 +20,10 @@ def completion(shell: str) -> None:
     from click.shell_completion import get_completion_class
 
     from krea_batch.cli.app import app
+    from krea_batch.cli.ui.formatting import show
 
     completion_class = get_completion_class(shell)
     if completion_class is None:
         raise click.UsageError(f"the installed click does not support {shell}")
     script = completion_class(app, {}, "krea-batch", "_KREA_BATCH_COMPLETE").source()
-    click.echo(script)
+    show(*script.split("\n"))

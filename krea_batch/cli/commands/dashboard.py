@@ -9,5 +9,6 @@ import click
 def dashboard() -> None:
     """Print a Grafana dashboard for `krea-batch run --metrics-port`, as JSON to import."""
     from krea_batch import observability
+    from krea_batch.cli.ui.formatting import show_json
 
-    click.echo(observability.dashboard(), nl=False)
+    show_json(observability.dashboard().rstrip("\n"))

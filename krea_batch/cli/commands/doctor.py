@@ -33,14 +33,15 @@ def doctor(out: Path, gateway: str, api_key_file: Path | None, max_in_flight: in
     import msgspec
 
     from krea_batch.cli.ui.diagnostics import run_diagnostics
-    from krea_batch.cli.ui.formatting import styled_status
+    from krea_batch.cli.ui.formatting import show, show_json, show_state
 
     findings = run_diagnostics(out, gateway, str(api_key_file) if api_key_file else None, max_in_flight)
     worst = max((finding.state for finding in findings), key=list(EXIT_CODE_OF_STATE).index)
     if as_json:
-        click.echo(msgspec.json.encode({"state": worst, "findings": findings}))
+        show_json(msgspec.json.encode({"state": worst, "findings": findings}))
     else:
         for finding in findings:
-            hint = f"\n              {finding.hint}" if finding.hint else ""
-            click.echo(f"{styled_status(finding.state)} {finding.check:8} {finding.detail}{hint}")
+            show_state(finding.state, f"{finding.check:8} {finding.detail}")
+            if finding.hint:
+                show(f"              {finding.hint}")
     sys.exit(EXIT_CODE_OF_STATE[worst])

@@ -57,7 +57,7 @@ def export(
     zip           images and metadata.jsonl in one file
     """
     from krea_batch.cli.options.job_id_file import read_ids
-    from krea_batch.cli.ui.formatting import pluralize
+    from krea_batch.cli.ui.formatting import pluralize, show
     from krea_batch.errors import InputError
     from krea_batch.maintenance.export import RunImages
     from krea_batch.maintenance.export.writers import ExportOptions
@@ -75,7 +75,7 @@ def export(
                 f"{next_step(error)}, or use another --output",
             ) from None
     if not quiet:
-        click.echo(f"{pluralize(count, 'image')} in {output}")
+        show(f"{pluralize(count, 'image')} in {output}")
 
 
 def _export_with_progress(

@@ -9,7 +9,7 @@ import click
 
 from krea_batch.cli.app import CONFIG_FILE, SOME_FAILED
 from krea_batch.cli.options.run_options import RunOption
-from krea_batch.cli.ui.formatting import say
+from krea_batch.cli.ui.formatting import say, show
 
 JOBS_FILE = "jobs.jsonl"
 SAMPLE_JOBS = """\
@@ -41,10 +41,14 @@ def init(folder: Path) -> None:
         say(f"krea-batch: {folder / name} exists and is kept")
     if len(existing) == 2:
         raise SystemExit(SOME_FAILED)
-    cd_command = "" if folder == Path() else f"cd {folder}\n  "
-    click.echo(
-        f"try it offline, free of charge:\n  {cd_command}krea-batch run {JOBS_FILE} --out out --simulate\n"
-        f"against the real API:\n  export PIXAZO_API_KEY=…\n  krea-batch run {JOBS_FILE} --out images"
+    show("try it offline, free of charge:")
+    if folder != Path():
+        show(f"  cd {folder}")
+    show(
+        f"  krea-batch run {JOBS_FILE} --out out --simulate",
+        "against the real API:",
+        "  export PIXAZO_API_KEY=…",
+        f"  krea-batch run {JOBS_FILE} --out images",
     )
 
 

@@ -8,7 +8,9 @@ from pathlib import Path
 import click
 
 from krea_batch.cli.app import BAD_INPUT, OK
-from krea_batch.cli.ui.formatting import printable, say
+from krea_batch.cli.ui.formatting import path_text, say, show, show_json
+
+MAX_KEYWORD_CHARS = 79  # PNG specification, 11.3.3.1
 
 
 @click.command()
@@ -34,9 +36,9 @@ def inspect(files: tuple[Path, ...], as_json: bool) -> None:
             code = BAD_INPUT
             continue
         if as_json:
-            click.echo(msgspec.json.encode({"file": str(path), "texts": texts}))
+            show_json(msgspec.json.encode({"file": path_text(path), "texts": texts}))
         else:
-            click.echo("\n".join([str(path), *_lines(texts)]))
+            show(str(path), *_lines(texts))
     sys.exit(code)
 
 
@@ -51,11 +53,11 @@ def _lines(texts: dict[str, str]) -> list[str]:
     shown = {keyword: text for keyword, text in texts.items() if keyword != DETAILS_KEYWORD}
     try:
         details = msgspec.json.decode(texts.get(DETAILS_KEYWORD, "{}"), type=dict[str, object])
-    except msgspec.DecodeError:
+    except (msgspec.DecodeError, RecursionError):  # the text may have been written by anyone
         details = {DETAILS_KEYWORD: texts[DETAILS_KEYWORD]}
     request = details.pop("request", {})
     if isinstance(request, dict):
         details |= {key: value for key, value in request.items() if key != "prompt"}
     shown |= {key: msgspec.json.encode(value).decode().strip('"') for key, value in details.items() if value}
-    width = max(map(len, shown))
-    return [f"  {keyword:<{width}}  {printable(text)}" for keyword, text in shown.items()]
+    width = min(max(map(len, shown), default=0), MAX_KEYWORD_CHARS)
+    return [f"  {keyword:<{width}}  {text}" for keyword, text in shown.items()]

@@ -60,6 +60,7 @@ def plan(
     import msgspec
 
     from krea_batch.cli.ui.forecast_output import forecast_lines, forecast_request, remaining_jobs
+    from krea_batch.cli.ui.formatting import show, show_json
     from krea_batch.cli.ui.run_session import check_jobs
     from krea_batch.forecast import forecast
     from krea_batch.settings import Settings
@@ -73,6 +74,6 @@ def plan(
     result = forecast(msgspec.structs.replace(request, jobs=remaining_jobs(checked.jobs, out)))
     if as_json:
         fields = msgspec.to_builtins(result) | {"cost": None if price is None else result.jobs * price}
-        click.echo(msgspec.json.encode(fields))
+        show_json(msgspec.json.encode(fields))
     else:
-        click.echo("\n".join(forecast_lines(result, price)))
+        show(*forecast_lines(result, price))

@@ -35,7 +35,7 @@ def report(out: Path, output: Path | None, rate: str | None, thumbnails: int, qu
     The file works offline and without other files: filters, a grid of sweeps, a lightbox. It links to the
     full-size images by relative paths, which work as long as the file is not moved.
     """
-    from krea_batch.cli.ui.formatting import format_bytes, pluralize
+    from krea_batch.cli.ui.formatting import format_bytes, pluralize, show
     from krea_batch.cli.ui.optional_deps import require_gallery_extra
     from krea_batch.errors import InputError
     from krea_batch.settings import Rate
@@ -61,7 +61,7 @@ def report(out: Path, output: Path | None, rate: str | None, thumbnails: int, qu
             f"{next_step(error)}, or use another --output",
         ) from None
     if not quiet:
-        click.echo(f"{pluralize(count, 'image')} in {output_path}, {format_bytes(output_path.stat().st_size)}")
+        show(f"{pluralize(count, 'image')} in {output_path}, {format_bytes(output_path.stat().st_size)}")
 
 
 def _image_count(out: Path) -> int:

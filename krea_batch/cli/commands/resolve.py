@@ -87,7 +87,7 @@ def _parse_adopt(adopt: tuple[str, ...]) -> dict[str, str]:
 def _print_ambiguous(ambiguous: list[AmbiguousJob], out: Path, *, as_json: bool) -> None:
     import msgspec
 
-    from krea_batch.cli.ui.formatting import pluralize, printable
+    from krea_batch.cli.ui.formatting import pluralize, show, show_json
 
     if as_json:
         fields = [
@@ -99,25 +99,27 @@ def _print_ambiguous(ambiguous: list[AmbiguousJob], out: Path, *, as_json: bool)
             }
             for job in ambiguous
         ]
-        click.echo(msgspec.json.encode({"ambiguous": fields}))
+        show_json(msgspec.json.encode({"ambiguous": fields}))
         return
     if not ambiguous:
-        click.echo(f"no ambiguous jobs in {out}")
+        show(f"no ambiguous jobs in {out}")
         return
-    click.echo(f"{pluralize(len(ambiguous), 'ambiguous job')} in {out}: each may have been charged")
+    show(f"{pluralize(len(ambiguous), 'ambiguous job')} in {out}: each may have been charged")
     for job in ambiguous:
         prompt = " ".join(msgspec.json.decode(job.body)["prompt"].split())
-        click.echo(f"  {job.job_id}  submitted {job.submitted_at}  {job.reason}\n      {printable(prompt)[:100]}")
-    click.echo("decide with --adopt JOB=REQUEST_ID, --resubmit or --abandon")
+        show(f"  {job.job_id}  submitted {job.submitted_at}  {job.reason}", f"      {prompt[:100]}")
+    show("decide with --adopt JOB=REQUEST_ID, --resubmit or --abandon")
 
 
 def _print_decision(decided: dict[str, int], remaining: list[AmbiguousJob], *, as_json: bool) -> None:
     import orjson
 
+    from krea_batch.cli.ui.formatting import show, show_json
+
     if as_json:
-        click.echo(orjson.dumps(decided | {"ambiguous": len(remaining)}).decode())
+        show_json(orjson.dumps(decided | {"ambiguous": len(remaining)}))
         return
     (decision, count) = next(iter(decided.items()))
-    click.echo(f"{count:,} {decision}, {len(remaining):,} still ambiguous")
+    show(f"{count:,} {decision}, {len(remaining):,} still ambiguous")
     if decision != "abandoned":
-        click.echo("run the same command as before to resume")
+        show("run the same command as before to resume")

@@ -42,6 +42,7 @@ def retry(
     """
     from krea_batch.cli.options.job_id_file import read_ids
     from krea_batch.cli.options.logging_options import configure_logging
+    from krea_batch.cli.ui.formatting import show
     from krea_batch.cli.ui.run_session import RunSession, settings_and_key
     from krea_batch.engine.event_loop import run_event_loop
     from krea_batch.maintenance.retry import RetryPlan
@@ -60,7 +61,7 @@ def retry(
             retry_plan.select(requested_ids) if requested_ids else retry_plan.jobs(_states(status or DEFAULT_STATES))
         )
         if not chosen and not retry_plan.open_jobs():
-            click.echo(f"nothing to resubmit: no job in {out} is {' or '.join(status or DEFAULT_STATES)}")
+            show(f"nothing to resubmit: no job in {out} is {' or '.join(status or DEFAULT_STATES)}")
             sys.exit(OK)
         if chosen and not (yes or options["simulate"]):
             _confirm(chosen, retry_plan.pending_count())
@@ -78,14 +79,14 @@ def _states(names: tuple[str, ...]) -> list[State]:
 
 def _confirm(chosen: dict[str, State], waiting: int) -> None:
     """Ask for confirmation, and exit with 2 without it."""
-    from krea_batch.cli.ui.formatting import pluralize
+    from krea_batch.cli.ui.formatting import pluralize, say
 
     states = ", ".join(f"{count:,} {state.value}" for state, count in Counter(chosen.values()).items())
     jobs, charges = pluralize(len(chosen), "job"), pluralize(len(chosen) + waiting, "charge")
     also = f", {waiting:,} not submitted yet" if waiting else ""
-    click.echo(f"{jobs} to resubmit ({states}){also}: up to {charges}", err=True)
+    say(f"{jobs} to resubmit ({states}){also}: up to {charges}")
     if not sys.stdin.isatty():
         raise click.UsageError("cannot ask for confirmation (not a terminal); pass --yes")
     if not click.confirm("Continue?", err=True):
-        click.echo("Nothing was submitted.", err=True)
+        say("Nothing was submitted.")
         sys.exit(BAD_INPUT)

@@ -60,7 +60,9 @@ def schema() -> None:
     """Print the JSON Schema (draft 2020-12) of a job line."""
     import json
 
-    click.echo(json.dumps(job_schema(), indent=2, ensure_ascii=False))
+    from krea_batch.cli.ui.formatting import show_json
+
+    show_json(json.dumps(job_schema(), indent=2, ensure_ascii=False))
 
 
 def job_schema() -> dict[str, Any]:

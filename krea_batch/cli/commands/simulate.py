@@ -6,6 +6,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from krea_batch.cli.ui.formatting import show, show_json
+
 if TYPE_CHECKING:
     from krea_batch.testing.simulator import Simulator, SimulatorError, SimulatorSettings
 
@@ -92,7 +94,7 @@ def simulate(
     from krea_batch.testing.simulator.faults import FAULTS
 
     if "list" in faults:
-        click.echo("\n".join(f"{name:<16} {meaning}" for name, meaning in FAULTS.items()))
+        show(*(f"{name:<16} {meaning}" for name, meaning in FAULTS.items()))
         return
     try:
         settings = SimulatorSettings(
@@ -121,22 +123,22 @@ async def _serve(settings: SimulatorSettings, as_json: bool) -> None:
     if not as_json:
         totals = simulator.totals()
         counts = (f"{totals[name]:,} {name}" for name in ("accepted", "charged", "polls", "downloads"))
-        click.echo("\n" + ", ".join(counts))
+        show("", ", ".join(counts))
 
 
 def _print_urls(simulator: Simulator, as_json: bool) -> None:
-    """Print the addresses; click.echo flushes each line."""
+    """Print the addresses; each line is flushed."""
     urls = {name: getattr(simulator, name) for name in ("gateway_url", "cdn_url", "admin_url")}
     if as_json:
         import orjson
 
-        click.echo(orjson.dumps(urls))
+        show_json(orjson.dumps(urls))
         return
-    click.echo(f"gateway  {urls['gateway_url']}")
-    click.echo(f"images   {urls['cdn_url']}")
-    click.echo(f"admin    {urls['admin_url']}/totals")
-    click.echo(f"PIXAZO_API_KEY=any krea-batch run JOBS --out DIR --gateway {urls['gateway_url']}")
-    click.echo("Press Ctrl-C to stop.")
+    show(f"gateway  {urls['gateway_url']}")
+    show(f"images   {urls['cdn_url']}")
+    show(f"admin    {urls['admin_url']}/totals")
+    show(f"PIXAZO_API_KEY=any krea-batch run JOBS --out DIR --gateway {urls['gateway_url']}")
+    show("Press Ctrl-C to stop.")
 
 
 def _parse_fault(text: str) -> tuple[str, float]:

@@ -14,13 +14,13 @@ def status(out: Path, as_json: bool) -> None:
     """Show how many jobs of the run in OUT are in which state, and what was charged."""
     import orjson
 
-    from krea_batch.cli.ui.formatting import pluralize
+    from krea_batch.cli.ui.formatting import pluralize, show, show_json
     from krea_batch.cli.ui.summary import RunTotals
     from krea_batch.storage.run_dir import require_run
 
     require_run(out)
     totals = RunTotals.read(out)
     if as_json:
-        click.echo(orjson.dumps(totals.fields()).decode())
+        show_json(orjson.dumps(totals.fields()))
     else:
-        click.echo("\n".join([f"{pluralize(totals.total, 'job')} in {out}", *totals.lines()]))
+        show(f"{pluralize(totals.total, 'job')} in {out}", *totals.lines())

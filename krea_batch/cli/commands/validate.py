@@ -10,7 +10,7 @@ import click
 from krea_batch.cli.app import BAD_INPUT, OK, error_text
 from krea_batch.cli.options.input_options import add_input_options, expansion_notices, input_options
 from krea_batch.cli.ui.check_progress import CheckProgress
-from krea_batch.cli.ui.formatting import pluralize, say
+from krea_batch.cli.ui.formatting import pluralize, say, show, show_json
 
 if TYPE_CHECKING:
     from krea_batch.sources import CheckResult
@@ -44,9 +44,9 @@ def validate(jobs: tuple[str, ...], *, as_json: bool, quiet: bool, **options: An
     if not checked.jobs and not checked.bad_lines:
         say("krea-batch: no jobs found; write one prompt or one JSON object per line (see krea-batch schema)")
     if as_json:
-        click.echo(_as_json(checked))
+        show_json(_as_json(checked))
     elif not quiet:
-        click.echo(
+        show(
             f"{pluralize(checked.jobs, 'valid job')}, {pluralize(checked.bad_lines, 'invalid line')} "
             f"in {pluralize(len(jobs), 'file')}"
         )

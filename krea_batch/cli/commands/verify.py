@@ -10,7 +10,7 @@ import click
 
 from krea_batch.cli.app import OK, SOME_FAILED
 from krea_batch.cli.options.run_options import api_key_file_option, setting_option
-from krea_batch.cli.ui.formatting import say
+from krea_batch.cli.ui.formatting import pluralize, say, show, show_json
 from krea_batch.settings import KEY_VARIABLE
 
 if TYPE_CHECKING:
@@ -161,18 +161,16 @@ def _mismatch(image: ExportedImage, problem: str, *, repaired: bool = False) -> 
 def _print_report(out: Path, checked: int, mismatches: list[Mismatch], *, as_json: bool, quiet: bool) -> None:
     import msgspec
 
-    from krea_batch.cli.ui.formatting import pluralize
-
     repaired = sum(mismatch.repaired for mismatch in mismatches)
     if as_json:
         fields = {"images": checked, "mismatches": len(mismatches), "repaired": repaired, "details": mismatches}
-        click.echo(msgspec.json.encode(fields))
+        show_json(msgspec.json.encode(fields))
         return
     for mismatch in mismatches:
         say(f"{out / mismatch.path}: {mismatch.problem}{'; repaired' if mismatch.repaired else ''}")
     if quiet:
         return
     result = f"{len(mismatches):,} damaged or missing" if mismatches else "all correct"
-    click.echo(f"{pluralize(checked, 'image')}, {result}{f', {repaired:,} repaired' if repaired else ''}")
+    show(f"{pluralize(checked, 'image')}, {result}{f', {repaired:,} repaired' if repaired else ''}")
     if mismatches and not repaired:
-        click.echo("krea-batch verify OUT --repair downloads them again, free of charge")
+        show("krea-batch verify OUT --repair downloads them again, free of charge")

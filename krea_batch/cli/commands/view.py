@@ -24,6 +24,7 @@ def view(out: Path, port: int, open_: bool) -> None:
     """
     import anyio
 
+    from krea_batch.cli.ui.formatting import show
     from krea_batch.cli.ui.optional_deps import require_gallery_extra
     from krea_batch.errors import InputError
     from krea_batch.storage.run_dir import require_run
@@ -33,7 +34,7 @@ def view(out: Path, port: int, open_: bool) -> None:
         from krea_batch.gallery.server import Gallery, serve
 
     def on_ready(url: str) -> None:
-        click.echo(f"Showing {out} at {url}  (press Ctrl-C to stop)")
+        show(f"Showing {out} at {url}  (press Ctrl-C to stop)")
         if open_:
             click.launch(url)
 

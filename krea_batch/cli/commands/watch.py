@@ -19,7 +19,7 @@ def watch(out: Path) -> None:
     """
     import time
 
-    from krea_batch.cli.ui.formatting import pluralize
+    from krea_batch.cli.ui.formatting import pluralize, say, show
     from krea_batch.cli.ui.progress import make_display
     from krea_batch.cli.ui.run_status import LedgerStatusReader
     from krea_batch.cli.ui.summary import RunTotals
@@ -35,13 +35,11 @@ def watch(out: Path) -> None:
             time.sleep(max(WATCH_INTERVAL_S, display.interval_s))
     except KeyboardInterrupt:
         display.close()
-        click.echo("Detached; the run continues.", err=True)
+        say("Detached; the run continues.")
         return
     display.close()
     totals = RunTotals.read(out)
-    click.echo(
-        "\n".join([f"{pluralize(totals.total, 'job')} in {out}; no process is working on it", *totals.lines()])
-    )
+    show(f"{pluralize(totals.total, 'job')} in {out}; no process is working on it", *totals.lines())
     sys.exit(OK if totals.all_succeeded else SOME_FAILED)
 
 

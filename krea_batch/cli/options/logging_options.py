@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from krea_batch.cli.ui.formatting import say
+from krea_batch.cli.ui.formatting import printable, printable_json, say
 from krea_batch.errors import SettingsError
 
 if TYPE_CHECKING:
@@ -24,8 +25,29 @@ def configure_logging(*, verbose: int, log_file: Path | None, log_format: str) -
     from krea_batch.observability import JsonFormatter, LogfmtFormatter
 
     handler = _file_handler(log_file) if log_file else logging.StreamHandler()
-    handler.setFormatter(JsonFormatter() if log_format == "json" else LogfmtFormatter())
+    as_json = log_format == "json"
+    handler.setFormatter(
+        _EscapingFormatter(JsonFormatter(), printable_json)
+        if as_json
+        else _EscapingFormatter(LogfmtFormatter(), _printable_lines)
+    )
     logging.basicConfig(handlers=[handler], level=logging.DEBUG if verbose > 1 else logging.INFO)
+
+
+class _EscapingFormatter(logging.Formatter):
+    """Escapes what another formatter returns: a log is read in terminals, and other libraries log to it, too."""
+
+    def __init__(self, inner: logging.Formatter, escape: Callable[[str], str]) -> None:
+        super().__init__()
+        self._inner = inner
+        self._escape = escape
+
+    def format(self, record: logging.LogRecord) -> str:
+        return self._escape(self._inner.format(record))
+
+
+def _printable_lines(text: str) -> str:
+    return "\n".join(map(printable, text.split("\n")))
 
 
 def _file_handler(path: Path) -> logging.Handler:

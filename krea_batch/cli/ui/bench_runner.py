@@ -34,7 +34,7 @@ from krea_batch.benchmark.measurements import CaseResult
 from krea_batch.benchmark.output import bench_report, write_bench_json
 from krea_batch.benchmark.runner import BenchRunner
 from krea_batch.cli.app import BAD_INPUT, INTERRUPTED, OK, SOME_FAILED, STOPPED
-from krea_batch.cli.ui.formatting import pluralize, say
+from krea_batch.cli.ui.formatting import pluralize, printable, say, show, show_json
 from krea_batch.cli.ui.progress import make_display
 from krea_batch.cli.ui.run_session import find_key
 from krea_batch.cli.ui.summary import RunTotals
@@ -198,7 +198,7 @@ class BenchStatus(msgspec.Struct, frozen=True):
     def render(self, encoding: str) -> RenderableType:
         from rich.text import Text
 
-        return Text(self.as_line())
+        return Text(printable(self.as_line()))
 
 
 class BenchProgress:
@@ -250,10 +250,10 @@ def _write_results(rows: list[CaseResult], content: dict[str, Any], options: dic
     else:
         say(f"No plots without matplotlib: {INSTALL_COMMAND}")
     if options["as_json"]:
-        click.echo(orjson.dumps(content, option=orjson.OPT_INDENT_2))
+        show_json(orjson.dumps(content, option=orjson.OPT_INDENT_2))
     elif not options["quiet"]:
         _print_table(rows)
-        click.echo("Wrote " + ", ".join(str(path) for path in written))
+        show("Wrote " + ", ".join(str(path) for path in written))
 
 
 def _print_table(rows: list[CaseResult]) -> None:

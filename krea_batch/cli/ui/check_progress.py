@@ -9,7 +9,7 @@ import sys
 import time
 from typing import TYPE_CHECKING, Self
 
-from krea_batch.cli.ui.formatting import say
+from krea_batch.cli.ui.formatting import printable, say
 
 if TYPE_CHECKING:
     from rich.progress import Progress
@@ -49,7 +49,7 @@ class CheckProgress:
     def print_line(self, line: object) -> None:
         """Print a line on standard error, above the bar."""
         if self._bar:
-            self._bar.console.print(str(line), markup=False, highlight=False, soft_wrap=True)
+            self._bar.console.print(printable(str(line)), markup=False, highlight=False, soft_wrap=True)
         else:
             say(str(line))
 

@@ -1,9 +1,22 @@
-"""Numbers, durations and sizes as text."""
+"""Numbers, durations and sizes as text, and the functions that print.
+
+Whatever is printed may have come from outside: prompts, ids, file names, texts in images, messages of the gateway. In
+a terminal, control characters in it could hide lines, change the title or type commands. So nothing else in `cli`
+calls `click.echo`, and these functions escape.
+"""
 
 from __future__ import annotations
 
+import os
+import re
+from pathlib import Path
+
 import click
 
+# C0 and C1 controls and DEL (ECMA-48), line and paragraph separators, controls of the direction of text (Unicode
+# Standard Annex 9, and the deprecated ones beside them), and lone surrogates, which cannot be encoded.
+_CONTROLS = re.compile("[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u206f\ud800-\udfff]")
+_CONTROLS_IN_JSON = re.compile("[\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u206f]")  # JSON escapes C0 itself
 _COLOURS = {"ok": "green", "warn": "yellow", "fail": "red"}
 
 
@@ -28,18 +41,37 @@ def pluralize(count: int, noun: str) -> str:
     return f"{count:,} {noun}" if count == 1 else f"{count:,} {noun}s"
 
 
-def styled_status(state: str) -> str:
-    """Return `ok`, `warn` or `fail`, four characters wide, coloured (click removes colours outside terminals)."""
-    import os
+def printable(text: str) -> str:
+    """Return the text as one line, with escapes such as `\\x1b` for characters that could control a terminal."""
+    return _CONTROLS.sub(lambda match: match[0].encode("unicode_escape").decode(), text)
 
-    return click.style(f"{state:4}", fg=None if os.environ.get("NO_COLOR") else _COLOURS[state])
+
+def printable_json(text: str) -> str:
+    """Return JSON with escapes for characters that could control a terminal; its value stays the same."""
+    return _CONTROLS_IN_JSON.sub(lambda match: f"\\u{ord(match[0]):04x}", text)
+
+
+def path_text(path: Path) -> str:
+    """Return a path for JSON, which has no way to write the bytes of a name that is not UTF-8."""
+    return os.fsencode(path).decode("utf-8", "backslashreplace")
 
 
 def say(line: str) -> None:
-    """Print a line on standard error, in characters that any terminal can show."""
-    click.echo(line.encode("utf-8", "backslashreplace").decode(), err=True)
+    """Print a line on standard error."""
+    click.echo(printable(line), err=True)
 
 
-def printable(text: str) -> str:
-    """Return the text with spaces for characters that could move a terminal's cursor."""
-    return "".join(character if character.isprintable() else " " for character in text)
+def show(*lines: str) -> None:
+    """Print lines on standard output."""
+    click.echo("\n".join(map(printable, lines)))
+
+
+def show_json(text: str | bytes) -> None:
+    """Print JSON on standard output."""
+    click.echo(printable_json(text.decode() if isinstance(text, bytes) else text))
+
+
+def show_state(state: str, line: str) -> None:
+    """Print `ok`, `warn` or `fail` in colour (click removes colours outside terminals), and a line after it."""
+    word = click.style(f"{state:4}", fg=None if os.environ.get("NO_COLOR") else _COLOURS[state])
+    click.echo(f"{word} {printable(line)}")

@@ -10,7 +10,7 @@ import sys
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Protocol
 
-from krea_batch.cli.ui.formatting import say
+from krea_batch.cli.ui.formatting import printable, say
 from krea_batch.events import Event, RunClosed, RunStopping, SubmitsPaused
 
 if TYPE_CHECKING:
@@ -114,7 +114,7 @@ class LiveDisplay:
         self._live.update(status.render(self._live.console.encoding), refresh=True)
 
     def say(self, line: str) -> None:
-        self._live.console.print(line, highlight=False, markup=False)
+        self._live.console.print(printable(line), highlight=False, markup=False)
 
     def close(self) -> None:
         self._live.stop()

@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import anyio
-import click
 import msgspec
 
 from krea_batch.cli.app import INTERRUPTED, OK, SOME_FAILED, STOPPED, error_text
@@ -20,7 +19,7 @@ from krea_batch.cli.options.input_options import expansion_notices
 from krea_batch.cli.options.logging_options import serve_metrics
 from krea_batch.cli.options.run_options import given_settings
 from krea_batch.cli.ui.check_progress import CheckProgress
-from krea_batch.cli.ui.formatting import pluralize, say
+from krea_batch.cli.ui.formatting import pluralize, say, show, show_json
 from krea_batch.cli.ui.progress import INTERRUPT_REASON, EventAnnouncer, make_display, refresh_until_cancelled
 from krea_batch.cli.ui.run_status import EndedJobs, EngineStatusReader, RecentErrors
 from krea_batch.cli.ui.summary import RunSummary, RunTotals
@@ -263,9 +262,9 @@ class RunSession:
 
     def _print_summary(self, summary: RunSummary) -> None:
         if self._options["as_json"]:
-            click.echo(summary.as_json())
+            show_json(summary.as_json())
         elif not self._quiet:
-            click.echo(summary.as_text())
+            show(*summary.lines())
         elif summary.problem:
             say(f"krea-batch: {error_text(summary.problem)}")
 

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from krea_batch.cli.ui.formatting import format_bytes, format_duration
+from krea_batch.cli.ui.formatting import format_bytes, format_duration, printable
 from krea_batch.engine.engine import Engine
 from krea_batch.events import Event, JobEnded, JobResumed, RetryScheduled, StateChanged
 from krea_batch.forecast import Forecast
@@ -141,7 +141,7 @@ def _details(status: RunStatus, encoding: str) -> RenderableType:
         jobs.append(f"   {status.unsuccessful:,} failed", style="red")
     table.add_row("jobs", jobs)
     for index, (reason, count) in enumerate(status.top_errors):
-        table.add_row("" if index else "errors", Text(f"{count:,} times: {reason}", style="yellow"))
+        table.add_row("" if index else "errors", Text(f"{count:,} times: {printable(reason)}", style="yellow"))
     return table
 
 

@@ -10,7 +10,7 @@ import msgspec
 import orjson
 
 from krea_batch.cli.app import error_text
-from krea_batch.cli.ui.formatting import format_bytes, format_duration, pluralize
+from krea_batch.cli.ui.formatting import format_bytes, format_duration, path_text, pluralize
 from krea_batch.errors import KreaBatchError
 from krea_batch.jobs import State
 from krea_batch.ledger import Charges, LedgerStore
@@ -53,7 +53,7 @@ class RunTotals(msgspec.Struct, frozen=True):
 
     def fields(self) -> dict[str, Any]:
         return {
-            "out": str(self.out),
+            "out": path_text(self.out),
             "jobs": {state.value: count for state, count in self.counts.items()},
             "charges": msgspec.to_builtins(self.charges),
         }
@@ -71,7 +71,8 @@ class RunSummary(msgspec.Struct, frozen=True):
     sink: str | None
     problem: KreaBatchError | None
 
-    def as_text(self) -> str:
+    def lines(self) -> list[str]:
+        """Return the lines of the summary."""
         took = f"{format_duration(self.seconds)}, {format_bytes(self.downloaded_bytes)}"
         heading = f"{pluralize(self.totals.total, 'job')} in {took}" + (
             " (simulated, no cost)" if self.simulated else ""
@@ -85,7 +86,7 @@ class RunSummary(msgspec.Struct, frozen=True):
         lines.append(f"results:  {self.totals.out / RESULTS}")
         if self.problem:
             lines.append(f"stopped early: {error_text(self.problem)}")
-        return "\n".join(lines)
+        return lines
 
     def as_json(self) -> str:
         fields = self.totals.fields() | {
