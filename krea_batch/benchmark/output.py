@@ -18,11 +18,16 @@ import msgspec
 import orjson
 
 from krea_batch.benchmark.measurements import CaseResult
+from krea_batch.errors import InputError
+from krea_batch.storage.outputs import replacing_output
 
 if TYPE_CHECKING:
     from rich.table import Table
 
 BENCH_JSON = "bench.json"
+BENCH_JSON_START = b'{\n  "krea_batch": '  # see `bench_report`
+PLOT_CREATOR = "krea-batch bench"  # in the metadata of each plot
+MARK_BYTES = 4096  # chosen: the metadata of an SVG is at its start
 COLUMN_TITLES = (
     "implementation", "limit", "jobs", "accepted/s", "of limit", "429s/job", "polls/job", "lag s",
     "CPU ms/job", "KiB/job", "loop lag ms",
@@ -88,5 +93,19 @@ def bench_report(rows: Sequence[CaseResult], options: dict[str, Any], measured_a
 def write_bench_json(folder: Path, content: dict[str, Any]) -> Path:
     """Write bench.json into the directory, and return its path. An earlier one is replaced."""
     path = folder / BENCH_JSON
-    path.write_bytes(orjson.dumps(content, option=orjson.OPT_INDENT_2 | orjson.OPT_APPEND_NEWLINE))
+    write_bench_file(path, orjson.dumps(content, option=orjson.OPT_INDENT_2 | orjson.OPT_APPEND_NEWLINE))
     return path
+
+
+def write_bench_file(path: Path, data: bytes) -> None:
+    """Write a file of a benchmark atomically. Raises InputError if another file has its name."""
+    with replacing_output(path, check_bench_file) as part:
+        part.write_bytes(data)
+
+
+def check_bench_file(path: Path) -> None:
+    """Raise InputError unless the existing file is one of a benchmark."""
+    with path.open("rb") as file:
+        start = file.read(MARK_BYTES)
+    if not (start.startswith(BENCH_JSON_START) if path.name == BENCH_JSON else PLOT_CREATOR.encode() in start):
+        raise InputError(f"{path} exists and is no file of krea-batch bench", "use another --out")

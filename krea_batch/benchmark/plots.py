@@ -7,12 +7,14 @@ viewer's own font.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from io import BytesIO
 from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from krea_batch.benchmark.cases import Implementation
 from krea_batch.benchmark.measurements import CaseResult
+from krea_batch.benchmark.output import PLOT_CREATOR, write_bench_file
 
 if TYPE_CHECKING:
     from matplotlib.artist import Artist
@@ -38,7 +40,10 @@ RC_PARAMS: dict[Any, Any] = {
 
 
 def write_plots(folder: Path, rows: Sequence[CaseResult]) -> list[Path]:
-    """Draw every plot into the directory, and return the paths. Raises ImportError without matplotlib."""
+    """Draw every plot into the directory, and return the paths.
+
+    Raises InputError if another file has the name of a plot, ImportError without matplotlib.
+    """
     import matplotlib as mpl
     from matplotlib.figure import Figure
 
@@ -49,7 +54,9 @@ def write_plots(folder: Path, rows: Sequence[CaseResult]) -> list[Path]:
             draw(figure, rows)
             _shared_legend(figure)
             path = folder / f"{name}.svg"
-            figure.savefig(path, metadata={"Date": None})
+            svg = BytesIO()
+            figure.savefig(svg, format="svg", metadata={"Date": None, "Creator": PLOT_CREATOR})
+            write_bench_file(path, svg.getvalue())
             written.append(path)
     return written
 

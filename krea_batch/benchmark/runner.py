@@ -20,6 +20,7 @@ import msgspec
 from krea_batch.benchmark.cases import Case, CaseRecord, WorkerProgress
 from krea_batch.benchmark.measurements import CaseResult, case_result
 from krea_batch.errors import InputError, InternalError, RunStopped
+from krea_batch.storage.atomic import replacing
 
 RESULT_FILE = "result.json"  # in the run directory of a charged case: its result, for a second run of the command
 TERMINATE_TIMEOUT_S = 10.0  # chosen: a child that has not ended by then is killed
@@ -88,7 +89,8 @@ class BenchRunner:
         if not record.accepted_at and result_file.is_file():
             return msgspec.json.decode(result_file.read_bytes(), type=CaseResult)
         result = case_result(case, record)
-        result_file.write_bytes(msgspec.json.encode(result))
+        with replacing(result_file) as file:
+            file.write(msgspec.json.encode(result))
         return result
 
     def _run_worker(self, case: Case) -> CaseRecord | None:

@@ -7,7 +7,6 @@ a hundred, which the page unpacks when they are scrolled into view.
 from __future__ import annotations
 
 import base64
-import io
 import os
 from collections.abc import Callable
 from contextlib import closing
@@ -19,15 +18,18 @@ from typing import IO, Any
 import msgspec
 from jinja2 import Environment, PackageLoader
 
+from krea_batch.errors import InputError
 from krea_batch.gallery import charts
 from krea_batch.gallery.thumbnails import WIDTH_PX, local_image_path, thumbnails
 from krea_batch.jobs import STATES, Outcome
 from krea_batch.ledger import LedgerStore
 from krea_batch.ledger.paging import first_column, iter_rows
-from krea_batch.storage.atomic import replacing
+from krea_batch.storage.outputs import check_output, replacing_output
 from krea_batch.storage.run_dir import LEDGER, require_run
 
 THUMBNAILS_PER_BLOCK = 100  # chosen: thumbnails that are decoded together, about 600 kB
+REPORT_MARK = b'<meta name="generator" content="krea-batch report">'  # as in page.html.j2
+MARK_BYTES = 4096  # chosen: the mark is in the head of the page, before the style sheet
 THUMBNAILS_PLACEHOLDER = "<!-- thumbnails -->"  # as in page.html.j2
 
 
@@ -59,9 +61,12 @@ def write_report(
 ) -> int:
     """Write the report of a run atomically. Returns the number of images in it.
 
-    `on_progress` is called for each image. Raises RunDirError, LedgerError, OSError.
+    `on_progress` is called for each image. Raises RunDirError, LedgerError, OSError, and InputError if `output` is an
+    existing file that is no report, or part of a run.
     """
     require_run(out)
+    if os.path.lexists(output):  # before the work, so that a mistake costs no time
+        _check_report(check_output(output, run=out))
     chart_data, rows, image_paths = charts.ChartData(), [], []
     with closing(LedgerStore.snapshot(out / LEDGER)) as store:
         for job_no, outcome in iter_rows(store.jobs_page, first_column):
@@ -80,11 +85,18 @@ def write_report(
         errors=chart_data.errors.most_common(8),
     ).split(THUMBNAILS_PLACEHOLDER)
     del rows
-    with replacing(output) as file, io.TextIOWrapper(file, encoding="utf-8") as text:
+    with replacing_output(output, _check_report, run=out) as part, part.open("w", encoding="utf-8") as text:
         text.write(head)
         _write_thumbnails(text, image_paths, width_px, on_progress or (lambda _: None))
         text.write(tail)
     return len(image_paths)
+
+
+def _check_report(path: Path) -> None:
+    """Raise InputError unless the existing file is a report."""
+    with path.open("rb") as file:
+        if REPORT_MARK not in file.read(MARK_BYTES):
+            raise InputError(f"{path} exists and is no report of krea-batch", "use another --output")
 
 
 def _write_thumbnails(

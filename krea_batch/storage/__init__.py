@@ -3,6 +3,7 @@
 run_dir       the run directory: its files, its lock
 atomic        replace a file atomically
 os_errors     what to do about an error of the operating system
+outputs       guards what commands write where the user points them
 async_io      asyncio helpers for file work
 png           validates PNG data while it streams
 image_file    a partial download: .part file, fsync, rename

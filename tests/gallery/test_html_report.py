@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 from playwright.sync_api import Page, expect
 
+from krea_batch.gallery.report import REPORT_MARK
 from krea_batch.jobs import State
 from tests.gallery.conftest import HOSTILE_TEXT, JOB_NUMBERS, MIXED_JOBS
 from tests.gallery.gallery_fixtures import (
@@ -296,11 +297,12 @@ class TestWriting:
     def test_a_full_disk(self, tmp_path: Path) -> None:
         """A write that fails halfway leaves the old report unchanged, and no part of the new one."""
         out = make_run(tmp_path / "run", *(SeedJob(id=f"{n}") for n in range(50)))
-        (out / "report.html").write_text("the old report")
+        old_report = REPORT_MARK + b"the old report"
+        (out / "report.html").write_bytes(old_report)
         done = run_command("report", out, cwd=tmp_path, PYTHONPATH=full_disk(tmp_path))
         assert done.returncode == 2
         assert "report.html (File too large)" in done.stderr
-        assert (out / "report.html").read_text() == "the old report"
+        assert (out / "report.html").read_bytes() == old_report
         assert sorted(path.name for path in out.iterdir()) == ["images", "ledger.db", "report.html"]
 
     def test_an_invalid_rate(self, tmp_path: Path) -> None:

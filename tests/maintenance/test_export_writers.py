@@ -154,14 +154,19 @@ class TestExportFormats:
 
 class TestExportErrors:
     def test_existing_output_is_kept(self, finished_run: Path, tmp_path: Path) -> None:
-        """An existing output is replaced only with --force."""
-        (tmp_path / "set").mkdir()
-        (tmp_path / "set" / "mine").write_text("x")
-        done = run_command("export", finished_run, "--format", "imagefolder", "--output", "set", cwd=tmp_path)
-        assert (done.returncode, (tmp_path / "set" / "mine").exists()) == (2, True)
+        """An existing export is replaced only with --force, and anything else never."""
+        arguments = (finished_run, "--format", "imagefolder", "--output", "set")
+        run_export(*arguments, cwd=tmp_path)
+        inode = (tmp_path / "set").stat().st_ino
+        done = run_command("export", *arguments, cwd=tmp_path)
+        assert (done.returncode, (tmp_path / "set").stat().st_ino) == (2, inode)
         assert "add --force" in done.stderr
-        run_export(finished_run, "--format", "imagefolder", "--output", "set", "--force", cwd=tmp_path)
-        assert not (tmp_path / "set" / "mine").exists()
+        run_export(*arguments, "--force", cwd=tmp_path)
+        assert (tmp_path / "set").stat().st_ino != inode
+        (tmp_path / "set" / "mine").write_text("x")
+        done = run_command("export", *arguments, "--force", cwd=tmp_path)
+        assert (done.returncode, (tmp_path / "set" / "mine").exists()) == (2, True)
+        assert "use another --output" in done.stderr
 
     @pytest.mark.parametrize("name", list(WRITERS))
     def test_damaged_image(self, finished_run: Path, tmp_path: Path, name: str) -> None:
@@ -218,7 +223,7 @@ main()
 
 @pytest.mark.parametrize("name", [name for name in WRITERS if name != "csv"])
 def test_killed_during_export(finished_run: Path, tmp_path: Path, name: str) -> None:
-    """After kill -9 there is no output, and the next export deletes the part file."""
+    """After kill -9 there is no output; the next export succeeds, and names the part that was left."""
     arguments = ["export", str(finished_run), "--format", name, "--output", "set"]
     process = subprocess.Popen(
         [sys.executable, "-c", SLOW_EXPORT_SCRIPT, *arguments],
@@ -233,6 +238,7 @@ def test_killed_during_export(finished_run: Path, tmp_path: Path, name: str) -> 
     process.send_signal(signal.SIGKILL)
     process.communicate(timeout=PROCESS_TIMEOUT_S)
     assert not (tmp_path / "set").exists()
-    assert (tmp_path / ".set.part").exists()
-    run_export(finished_run, "--format", name, "--output", "set", cwd=tmp_path)
-    assert sorted(path.name for path in tmp_path.iterdir() if path.name != "cache") == ["set"]
+    (part,) = tmp_path.glob(".krea-batch-*.part")
+    done = run_export(finished_run, "--format", name, "--output", "set", cwd=tmp_path)
+    assert f"{part.name} was left by an export that was killed" in done.stderr
+    assert sorted(path.name for path in tmp_path.iterdir() if path.name != "cache") == [part.name, "set"]

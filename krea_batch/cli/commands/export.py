@@ -35,7 +35,7 @@ EXPORT_FORMATS = ("imagefolder", "parquet", "webdataset", "csv", "zip")
     metavar="N",
     help="Images per shard of a WebDataset.",
 )
-@click.option("--force", is_flag=True, help="Replace DEST if it exists.")
+@click.option("--force", is_flag=True, help="Replace DEST if it is an export of krea-batch with nothing else in it.")
 @click.option("--quiet", "-q", is_flag=True, help="Print only errors.")
 def export(
     out: Path,
@@ -57,11 +57,12 @@ def export(
     zip           images and metadata.jsonl in one file
     """
     from krea_batch.cli.options.job_id_file import read_ids
-    from krea_batch.cli.ui.formatting import pluralize, show
+    from krea_batch.cli.ui.formatting import pluralize, say, show
     from krea_batch.errors import InputError
     from krea_batch.maintenance.export import RunImages
     from krea_batch.maintenance.export.writers import ExportOptions
     from krea_batch.storage.os_errors import next_step
+    from krea_batch.storage.outputs import left_parts
 
     options = ExportOptions(embed=embed_metadata, shard_images=shard_size, force=force)
     if embed_metadata and format_ == "csv":
@@ -74,8 +75,11 @@ def export(
                 f"cannot write {output} ({error.strerror})",
                 f"{next_step(error)}, or use another --output",
             ) from None
-    if not quiet:
-        show(f"{pluralize(count, 'image')} in {output}")
+    if quiet:
+        return
+    show(f"{pluralize(count, 'image')} in {output}")
+    for part in left_parts(output):
+        say(f"{part} was left by an export that was killed, or is in use by one that runs; else you can delete it")
 
 
 def _export_with_progress(

@@ -55,7 +55,9 @@ def retry(
         raise click.UsageError("--status cannot be combined with ids")
     options["out"] = out
     settings, key = settings_and_key(options)
-    configure_logging(verbose=options["verbose"], log_file=options["log_file"], log_format=options["log_format"])
+    configure_logging(
+        verbose=options["verbose"], log_file=options["log_file"], log_format=options["log_format"], out=options["out"]
+    )
     with RetryPlan(out) as retry_plan:
         chosen = (
             retry_plan.select(requested_ids) if requested_ids else retry_plan.jobs(_states(status or DEFAULT_STATES))

@@ -45,7 +45,9 @@ def run(jobs: tuple[str, ...], **options: Any) -> None:
     from krea_batch.sources import JobFiles
 
     settings, key = settings_and_key(options)
-    configure_logging(verbose=options["verbose"], log_file=options["log_file"], log_format=options["log_format"])
+    configure_logging(
+        verbose=options["verbose"], log_file=options["log_file"], log_format=options["log_format"], out=options["out"]
+    )
     with JobFiles(jobs, options=input_options(options), skip_invalid=options["skip_invalid"]) as files:
         checked = check_jobs(files, settings, skip_invalid=options["skip_invalid"], quiet=options["quiet"])
         forecast = show_forecast(checked, settings, options)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -96,6 +97,8 @@ def simulate(
     if "list" in faults:
         show(*(f"{name:<16} {meaning}" for name, meaning in FAULTS.items()))
         return
+    if options["state_file"]:
+        _check_state_file(Path(options["state_file"]))
     try:
         settings = SimulatorSettings(
             faults=dict(map(_parse_fault, faults)),
@@ -106,6 +109,20 @@ def simulate(
         run_event_loop(_serve, settings, as_json)
     except SimulatorError as problem:
         raise _usage_error(problem) from None
+
+
+def _check_state_file(path: Path) -> None:
+    from krea_batch.cli.ui.run_session import check_state_file
+    from krea_batch.errors import InputError
+    from krea_batch.storage.outputs import check_output
+    from krea_batch.storage.run_dir import SIMULATOR_STATE_FILE
+
+    try:
+        if path.name != SIMULATOR_STATE_FILE:  # a run's own state file may be continued
+            check_output(path)
+        check_state_file(path)
+    except InputError as error:
+        raise click.BadParameter(str(error), param_hint="'--state-file'") from None
 
 
 async def _serve(settings: SimulatorSettings, as_json: bool) -> None:

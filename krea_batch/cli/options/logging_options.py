@@ -3,28 +3,34 @@
 from __future__ import annotations
 
 import logging
+import os
+import re
 from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from krea_batch.cli.ui.formatting import printable, printable_json, say
-from krea_batch.errors import SettingsError
+from krea_batch.errors import InputError, SettingsError
 
 if TYPE_CHECKING:
     from krea_batch.observability import MetricsListener
 
 
-def configure_logging(*, verbose: int, log_file: Path | None, log_format: str) -> None:
+_LOG_LINE = re.compile(rb'(\{"time":")?\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z')
+
+
+def configure_logging(*, verbose: int, log_file: Path | None, log_format: str, out: Path) -> None:
     """Log to `log_file` if there is one, else to standard error if `verbose` is set.
 
-    Errors and pauses are logged; with `verbose` above 1 also each change of a job's state. Raises SettingsError.
+    `out` is the run directory, whose own files cannot be logged to. Errors and pauses are logged; with `verbose`
+    above 1 also each change of a job's state. Raises SettingsError.
     """
     if not (verbose or log_file):
         return
     from krea_batch.observability import JsonFormatter, LogfmtFormatter
 
-    handler = _file_handler(log_file) if log_file else logging.StreamHandler()
+    handler = _file_handler(log_file, out) if log_file else logging.StreamHandler()
     as_json = log_format == "json"
     handler.setFormatter(
         _EscapingFormatter(JsonFormatter(), printable_json)
@@ -50,14 +56,27 @@ def _printable_lines(text: str) -> str:
     return "\n".join(map(printable, text.split("\n")))
 
 
-def _file_handler(path: Path) -> logging.Handler:
+def _file_handler(path: Path, out: Path) -> logging.Handler:
+    """Return a handler that appends to the file, which may be in the run directory. Raises SettingsError."""
+    from krea_batch.storage.outputs import check_output, open_for_append
     from krea_batch.storage.run_dir import create_directory
 
     try:
-        create_directory(path.parent)  # it may be --out, which does not exist yet
-        return logging.FileHandler(path, encoding="utf-8")
+        check_output(path, run=out)
+        create_directory(path.parent)  # it may be in --out, which may not exist yet
+        fd = open_for_append(path, _is_log_line, "log")
     except OSError as error:
         raise SettingsError("log_file", f"cannot write {path} ({error.strerror})", "check the path") from None
+    except InputError as error:
+        raise SettingsError("log_file", error.problem, error.hint) from None
+    handler = logging.FileHandler(path, encoding="utf-8", delay=True)
+    handler.setStream(os.fdopen(fd, "a", encoding="utf-8"))
+    return handler
+
+
+def _is_log_line(line: bytes) -> bool:
+    """Return whether a line starts as the lines of both formats do."""
+    return _LOG_LINE.match(line) is not None
 
 
 def serve_metrics(listen: str, stack: ExitStack, *, quiet: bool) -> MetricsListener:

@@ -6,6 +6,7 @@ engine's `max_charges` limits each run to that number.
 
 from __future__ import annotations
 
+import os
 import signal
 import sys
 import tempfile
@@ -31,7 +32,7 @@ from krea_batch.benchmark.cases import (
     run_dir_name,
 )
 from krea_batch.benchmark.measurements import CaseResult
-from krea_batch.benchmark.output import bench_report, write_bench_json
+from krea_batch.benchmark.output import BENCH_JSON, bench_report, check_bench_file, write_bench_json
 from krea_batch.benchmark.runner import BenchRunner
 from krea_batch.cli.app import BAD_INPUT, INTERRUPTED, OK, SOME_FAILED, STOPPED
 from krea_batch.cli.ui.formatting import pluralize, printable, say, show, show_json
@@ -40,6 +41,7 @@ from krea_batch.cli.ui.run_session import find_key
 from krea_batch.cli.ui.summary import RunTotals
 from krea_batch.errors import InputError
 from krea_batch.settings import Settings
+from krea_batch.storage.outputs import check_output
 from krea_batch.storage.run_dir import LEDGER
 
 if TYPE_CHECKING:
@@ -75,10 +77,22 @@ def _check_options(options: dict[str, Any]) -> None:
         raise click.UsageError(
             "--compare cannot be combined with --gateway: each script would be charged for all images"
         )
+    _check_out(options["out"])
     if options["gateway"]:
         find_key(options["api_key_file"])
     if options["compare"] and not find_spec("requests"):
         raise InputError("--compare needs the package requests", INSTALL_COMMAND)
+
+
+def _check_out(out: Path) -> None:
+    """Raise InputError if the directory is part of a run, or has files of others with the names of a benchmark's."""
+    from krea_batch.benchmark.plots import PLOTS
+
+    folder = check_output(Path(os.path.realpath(out)))
+    for name in (BENCH_JSON, *(f"{plot}.svg" for plot in PLOTS)):
+        path = check_output(folder / name)
+        if path.exists():
+            check_bench_file(path)
 
 
 def _cases(options: dict[str, Any], folder: Path) -> list[Case]:

@@ -40,8 +40,10 @@ from krea_batch.jobs import State
 from krea_batch.ledger import LedgerStore
 from krea_batch.settings import KEY_VARIABLE, ApiKey, Settings, Webhook
 from krea_batch.sources import CheckResult, JobFiles
+from krea_batch.storage.outputs import open_for_append
 from krea_batch.storage.run_dir import LEDGER, SIMULATOR_STATE_FILE, create_directory
 
+STATE_FILE_START = b'{"request_id":"'  # of each line; see `krea_batch.testing.simulator.job_log.LoggedJob`
 MAX_REPEATED_PROBLEMS = 5  # chosen: more lines with the same problem add nothing
 
 
@@ -135,11 +137,24 @@ async def start_simulator(stack: AsyncExitStack, out: Path, *, time_scale: float
 
     try:
         await anyio.to_thread.run_sync(create_directory, out)
+        check_state_file(out / SIMULATOR_STATE_FILE)
         simulator = Simulator(SimulatorSettings(time_scale=time_scale, state_file=str(out / SIMULATOR_STATE_FILE)))
         await stack.enter_async_context(simulator)
     except SimulatorError as error:
         raise SettingsError("simulate", "the simulator cannot start", str(error)) from None
     return simulator.gateway_url
+
+
+def check_state_file(path: Path) -> None:
+    """Raise InputError unless the simulator may append to the file: it is new, or has jobs of a simulator."""
+
+    def is_own_line(line: bytes) -> bool:
+        return line.startswith(STATE_FILE_START) or STATE_FILE_START.startswith(line)  # a kill may cut the line
+
+    try:
+        os.close(open_for_append(path, is_own_line, "state file"))
+    except OSError as error:
+        raise InputError(f"cannot write {path} ({error.strerror})", "check the path") from None
 
 
 class RunSession:

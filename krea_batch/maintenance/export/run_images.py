@@ -96,6 +96,8 @@ class RunImages:
                 if "://" in file.path:
                     hint = "copy them to a local directory with the tools of your object store"
                     raise InputError(f"the images are in {file.path.rpartition('/')[0]}, not on this disk", hint)
+                if Path(file.path).is_absolute() or ".." in Path(file.path).parts:
+                    raise InputError(f"{file.path} is not in the run directory", "the ledger may be someone else's")
                 number += 1
                 yield ExportedImage(number, outcome, file, self.out / file.path)
 

@@ -1,14 +1,12 @@
 """Write the images of a run as a directory or file that other tools load.
 
-A writer writes to a hidden `.NAME.part` beside the output, which is renamed once it is complete. If the process is
-killed, the part file stays, and the next export to the same name deletes it.
+A writer writes into a hidden directory beside the output. What it wrote gets the name of the output once it is
+complete.
 """
 
 from __future__ import annotations
 
 import csv
-import os
-import shutil
 import tarfile
 import zipfile
 from collections.abc import Callable, Iterable
@@ -22,18 +20,18 @@ import msgspec
 
 from krea_batch.errors import InputError
 from krea_batch.maintenance.export.png_metadata import embed_texts, texts_for
+from krea_batch.maintenance.export.recognition import COLUMNS, CSV_HEADER, METADATA_FILE, is_export
 from krea_batch.maintenance.export.run_images import ExportedImage, RunImages
-from krea_batch.storage.atomic import part_path
+from krea_batch.storage.outputs import check_output, replacing_output
 
 ROW_GROUP_BYTES = 64 << 20  # chosen: image bytes held in memory, here and by readers of the file
 SHARD_IMAGES = 1000  # chosen: with 2 MB per image, shards of the 1 to 2 GB that WebDataset's documentation advises
-METADATA_FILE = "metadata.jsonl"  # Hugging Face datasets, "Create an image dataset": its name, and `file_name` first
 
 OnExported = Callable[[int], None]
 
 
 class ExportOptions(msgspec.Struct, frozen=True, kw_only=True):
-    """How to export. `embed` writes the request into each PNG; `force` replaces an existing output."""
+    """How to export. `embed` writes the request into each PNG; `force` replaces an existing export."""
 
     embed: bool = False
     shard_images: int = SHARD_IMAGES
@@ -49,27 +47,25 @@ def export(
 ) -> int:
     """Write the images of a run to `output` in the named format, a key of WRITERS. Return the number of images.
 
-    `on_progress` is called with 1 after each image. If an image cannot be read or written, no part file is left and
-    an existing `output` stays as it was. Raises InputError if there are no images, `output` exists without `force`,
-    an image differs from the ledger, or pyarrow is required and not installed; OSError if writing fails.
+    `on_progress` is called with 1 after each image. If an image cannot be read or written, no part is left and an
+    existing `output` stays as it was. Raises InputError if there are no images, `output` exists and is no export or
+    `force` is not set, it is part of a run, an image differs from the ledger, or pyarrow is required and not
+    installed; OSError if writing fails.
     """
     count = run_images.count()
     if not count:
         raise InputError(f"{run_images.out} has no images", "see krea-batch status OUT")
-    if os.path.lexists(output) and not options.force:
-        raise InputError(f"{output} already exists", "use another --output, or add --force to replace it")
-    write = WRITERS[format_name]
-    output.parent.mkdir(parents=True, exist_ok=True)
-    part = part_path(output)
-    _remove(part)
-    try:
-        write(run_images, part, options, on_progress or (lambda _: None))
-        if options.force:
-            _remove(output)
-        part.rename(output)
-    except BaseException:
-        _remove(part)
-        raise
+
+    def check_existing(path: Path) -> None:
+        if not is_export(path):
+            problem = f"{output} already exists, and is no export of krea-batch or has other files in it"
+            raise InputError(problem, "use another --output")
+        if not options.force:
+            raise InputError(f"{output} already exists", "use another --output, or add --force to replace it")
+
+    check_output(output, run=run_images.out).parent.mkdir(parents=True, exist_ok=True)
+    with replacing_output(output, check_existing, run=run_images.out) as part:
+        WRITERS[format_name](run_images, part, options, on_progress or (lambda _: None))
     return count
 
 
@@ -103,7 +99,7 @@ def _csv(run_images: RunImages, part: Path, _: ExportOptions, on_progress: OnExp
             columns = image.columns()
             columns.pop("metadata")
             if image.number == 1:
-                rows.writerow(["path", *columns, *(f"metadata.{key}" for key in keys)])
+                rows.writerow([*CSV_HEADER, *(f"metadata.{key}" for key in keys)])
             values = [image.outcome.metadata.get(key) for key in keys]
             rows.writerow([image.path.absolute(), *columns.values(), *map(_csv_cell, values)])
             on_progress(1)
@@ -156,7 +152,7 @@ def _parquet(run_images: RunImages, part: Path, options: ExportOptions, on_progr
 def _schema(arrow: Any, seed: Any) -> Any:
     numbers = {"width": arrow.int32(), "height": arrow.int32(), "bytes": arrow.int64(), "seed": seed}
     image = arrow.struct([("bytes", arrow.binary()), ("path", arrow.string())])
-    columns = [("image", image), *((name, numbers.get(name, arrow.string())) for name in _COLUMNS)]
+    columns = [("image", image), *((name, numbers.get(name, arrow.string())) for name in COLUMNS)]
     features = {"image": {"_type": "Image"}} | {
         name: {"dtype": str(arrow_type), "_type": "Value"} for name, arrow_type in columns if name != "image"
     }
@@ -178,32 +174,6 @@ def _image_bytes(image: ExportedImage, options: ExportOptions) -> bytes:
 def _csv_cell(value: object) -> object:
     return msgspec.json.encode(value).decode() if isinstance(value, list | dict) else value
 
-
-def _remove(path: Path) -> None:
-    if path.is_dir() and not path.is_symlink():
-        shutil.rmtree(path)
-    else:
-        path.unlink(missing_ok=True)
-
-
-_COLUMNS = (
-    "id",
-    "prompt",
-    "aspect_ratio",
-    "creativity",
-    "seed",
-    "image_style_references",
-    "styles",
-    "moodboards",
-    "request_id",
-    "width",
-    "height",
-    "bytes",
-    "sha256",
-    "submitted_at",
-    "stored_at",
-    "metadata",
-)
 
 WRITERS: dict[str, Callable[[RunImages, Path, ExportOptions, OnExported], None]] = {
     "imagefolder": _imagefolder,
