@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import signal
 import subprocess
-import sys
 import urllib.request
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -19,6 +18,7 @@ import msgspec
 
 from krea_batch.benchmark.cases import Case, CaseRecord, WorkerProgress
 from krea_batch.benchmark.measurements import CaseResult, case_result
+from krea_batch.engine.child_process import child_environment, python_command
 from krea_batch.errors import InputError, InternalError, RunStopped
 from krea_batch.storage.atomic import replacing
 
@@ -96,8 +96,9 @@ class BenchRunner:
     def _run_worker(self, case: Case) -> CaseRecord | None:
         """Run a worker to its end. Returns None if it was interrupted; raises RunStopped if it fails."""
         record: CaseRecord | None = None
-        command = [sys.executable, "-m", "krea_batch.benchmark.worker"]
-        with _child(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as worker:
+        command = python_command("krea_batch.benchmark.worker")
+        env = child_environment(with_key=not case.simulated and case.key_file is None)
+        with _child(command, env, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as worker:
             assert worker.stdin is not None  # noqa: S101 - for mypy
             assert worker.stdout is not None  # noqa: S101 - for mypy
             self._worker, self._simulated = worker, case.simulated
@@ -124,8 +125,8 @@ class BenchRunner:
         """Start a simulator with the limit of the case; yield its URLs by name, or none if it was interrupted."""
         limit = f"token-bucket:{case.per_s:g}/s"
         options = ["--port", "0", "--json", "--tiny", "--rate-limit", limit, "--latency", self._latency]
-        command = [sys.executable, "-m", "krea_batch", "simulate", *options]
-        with _child(command, stdout=subprocess.PIPE) as simulator:
+        command = python_command("krea_batch", "simulate", *options)
+        with _child(command, child_environment(with_key=False), stdout=subprocess.PIPE) as simulator:
             assert simulator.stdout is not None  # noqa: S101 - for mypy
             line = simulator.stdout.readline()
             if not line and not self.interrupts:
@@ -134,9 +135,9 @@ class BenchRunner:
 
 
 @contextmanager
-def _child(command: list[str], **pipes: Any) -> Iterator[subprocess.Popen[bytes]]:
+def _child(command: list[str], env: dict[str, str], **pipes: Any) -> Iterator[subprocess.Popen[bytes]]:
     """Start a child process that does not outlive the block."""
-    process = subprocess.Popen(command, start_new_session=True, **pipes)  # noqa: S603 - our own commands
+    process = subprocess.Popen(command, env=env, start_new_session=True, **pipes)  # noqa: S603 - our own commands
     try:
         yield process
     finally:

@@ -6,6 +6,7 @@ import json
 import os
 import signal
 import subprocess
+import sys
 import xml.etree.ElementTree as ET
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from tests.processes import (
     COMMAND,
     PROCESS_TIMEOUT_S,
     StartSimulator,
+    clean_environment,
     run_command,
     run_in_terminal,
     start_command,
@@ -140,6 +142,44 @@ class TestSimulated:
         assert command.returncode == 130
         assert "Traceback" not in stderr
         assert not [pid for pid in children if Path(f"/proc/{pid}").exists()]
+
+    def test_a_hostile_working_directory(self, tmp_path: Path) -> None:
+        """A module that lies in the working directory is not run, neither by the workers nor by the simulator."""
+        for name in ("click", "msgspec", "krea_batch"):
+            (tmp_path / f"{name}.py").write_text("open('owned', 'w')\n")
+        done = subprocess.run(
+            [
+                Path(sys.executable).with_name("krea-batch"),
+                "bench",
+                *BENCH_SIMULATOR_OPTIONS[2:],
+                "--rates",
+                "40/s",
+                "-q",
+            ],
+            cwd=tmp_path,
+            env=clean_environment(),
+            capture_output=True,
+            text=True,
+            timeout=PROCESS_TIMEOUT_S,
+        )
+        assert done.returncode == 0, done.stderr
+        assert not (tmp_path / "owned").exists()
+
+    @pytest.mark.skipif(not Path("/proc/self/environ").exists(), reason="reads /proc")
+    def test_children_have_no_key(self, tmp_path: Path) -> None:
+        """The worker and the simulator of a simulated benchmark have the API key neither in argv nor in environ."""
+        command = start_command(
+            "bench", "--rates", "5/s", "--jobs", "500", "--out", "report", cwd=tmp_path, key="very-secret"
+        )
+        assert command.stderr is not None
+        while "accepted" not in command.stderr.readline():
+            assert command.poll() is None
+        children = descendant_pids(command.pid)
+        seen = [Path(f"/proc/{pid}/{name}").read_bytes() for pid in children for name in ("environ", "cmdline")]
+        command.send_signal(signal.SIGINT)
+        command.communicate(timeout=PROCESS_TIMEOUT_S)
+        assert len(children) == 2
+        assert not [text for text in seen if b"very-secret" in text]
 
 
 class TestCharged:

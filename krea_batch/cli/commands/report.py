@@ -37,12 +37,14 @@ def report(out: Path, output: Path | None, rate: str | None, thumbnails: int, qu
     """
     from krea_batch.cli.ui.formatting import format_bytes, pluralize, show
     from krea_batch.cli.ui.optional_deps import require_gallery_extra
+    from krea_batch.engine.child_process import forget_key
     from krea_batch.errors import InputError
     from krea_batch.settings import Rate
     from krea_batch.storage.os_errors import next_step
     from krea_batch.storage.run_dir import require_run
 
     require_run(out)
+    forget_key()  # matplotlib may start programs that look for fonts
     limit_per_s = Rate.parse(rate, "rate").per_s if rate else None
     output_path = output or out / "report.html"
     with require_gallery_extra():

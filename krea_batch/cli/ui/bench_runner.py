@@ -39,6 +39,7 @@ from krea_batch.cli.ui.formatting import pluralize, printable, say, show, show_j
 from krea_batch.cli.ui.progress import make_display
 from krea_batch.cli.ui.run_session import find_key
 from krea_batch.cli.ui.summary import RunTotals
+from krea_batch.engine.child_process import forget_key
 from krea_batch.errors import InputError
 from krea_batch.settings import Settings
 from krea_batch.storage.outputs import check_output
@@ -260,6 +261,7 @@ def _write_results(rows: list[CaseResult], content: dict[str, Any], options: dic
     if find_spec("matplotlib"):
         from krea_batch.benchmark.plots import write_plots
 
+        forget_key()  # matplotlib may start programs that look for fonts
         written += write_plots(options["out"], rows)
     else:
         say(f"No plots without matplotlib: {INSTALL_COMMAND}")

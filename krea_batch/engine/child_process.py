@@ -1,0 +1,27 @@
+"""Child processes that run this package: how they are started, and what they inherit."""
+
+from __future__ import annotations
+
+import os
+import sys
+
+from krea_batch.settings import KEY_VARIABLE
+
+
+def python_command(module: str, *arguments: str) -> list[str]:
+    """Return the command that runs a module with this interpreter.
+
+    Without -P, Python would import modules from the working directory, which may come from someone else: a file
+    click.py there would run instead of the library.
+    """
+    return [sys.executable, "-P", "-m", module, *arguments]
+
+
+def child_environment(*, with_key: bool) -> dict[str, str]:
+    """Return the environment for a child process, which has the API key only if the child needs it."""
+    return {name: value for name, value in os.environ.items() if with_key or name != KEY_VARIABLE}
+
+
+def forget_key() -> None:
+    """Remove the API key from the environment of this process, which children that others start inherit."""
+    os.environ.pop(KEY_VARIABLE, None)
