@@ -209,7 +209,8 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
             metavar="N",
             minimum=0,
             none_means="no limit",
-            help="Stop before more than N submits are charged, counting all runs of the directory.",
+            help="Stop before more than N submits are charged, counting all runs of the directory; none: no limit. "
+            "`retry` keeps to that of the latest run.",
         ),
     ] = None
     max_identical_failures: Annotated[

@@ -92,7 +92,8 @@ class OpenRun:
         record, settings, clock = self.context.record, self._config.settings, self._config.clock
         results_bytes = await record(LedgerStore.results_bytes)
         per_s = None if settings.rate.is_auto else settings.rate.per_s
-        run_no = await record(LedgerStore.start_run, settings.origin, version("krea-batch"), clock(), per_s)
+        start = (settings.origin, version("krea-batch"), clock(), per_s)
+        run_no = await record(LedgerStore.start_run, *start, max_charges=settings.max_charges)
         stack.push_async_callback(self._finalize, run_no)
         requeued = await record(
             LedgerStore.recover,

@@ -2,8 +2,9 @@
 
 The ledger is read once a second, from the first job that has not ended, and changes are sent to every open page.
 
-Only files in the ledger are served. Requests for another host name (DNS rebinding) and POSTs without the page's token
-are refused.
+Only files in the ledger are served. Every user of this machine can connect to the port, so each request needs the
+secret of the URL that is printed. The first request sets it as a cookie. Requests for another host name (DNS
+rebinding) and POSTs without the page's token, which other pages cannot read, are refused.
 """
 
 from __future__ import annotations
@@ -11,7 +12,6 @@ from __future__ import annotations
 import asyncio
 import secrets
 import signal
-import sys
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager, closing, suppress
@@ -25,6 +25,7 @@ import anyio.to_thread
 import msgspec
 from aiohttp import web
 
+from krea_batch.engine.child_process import child_environment, python_command
 from krea_batch.gallery.report import item, render_page, script_csp_source
 from krea_batch.gallery.thumbnails import ThumbnailCache, local_image_path
 from krea_batch.jobs import FINAL, Outcome
@@ -45,6 +46,15 @@ SECURITY_HEADERS = {
     "Referrer-Policy": "no-referrer",
     "Cross-Origin-Resource-Policy": "same-origin",  # no other site can show the images of a run
 }
+FORBIDDEN_TEXT = (
+    "Open the URL that krea-batch view printed. It has a secret, since other users of this machine could connect."
+)
+# The browser then goes to the page without the secret, so that it is in no history. A redirect would not do: if the
+# URL was opened from another page, browsers send no SameSite=Strict cookie with the redirected request.
+OPENING_PAGE = (
+    '<!doctype html><meta charset="utf-8"><meta http-equiv="refresh" content="0;url=/">'
+    '<link rel="icon" href="data:,"><title>krea-batch</title>'
+)
 
 RequestHandler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
@@ -55,8 +65,10 @@ class Gallery:
     def __init__(self, out: Path) -> None:
         require_run(out)
         self.out = out
+        self.secret = secrets.token_urlsafe()
         self.token = secrets.token_urlsafe()
         self.retrying = False
+        self._environment = child_environment(with_key=not self.simulated)
         self._reread_all = False  # read all jobs again, including those that had ended
         self.run_status: dict[str, Any] = {}  # the number of jobs, and whether a process is running
         self._outcomes: dict[int, Outcome] = {}
@@ -66,6 +78,10 @@ class Gallery:
     @property
     def simulated(self) -> bool:
         return (self.out / SIMULATOR_STATE_FILE).is_file()
+
+    def has_jobs(self, ids: list[str]) -> bool:
+        """Return whether each of these is the id of a job."""
+        return {outcome.id for outcome in self._outcomes.values()}.issuperset(ids)
 
     def items(self) -> bytes:
         """Return all jobs as JSON."""
@@ -120,24 +136,32 @@ class Gallery:
             rows = iter_rows(partial(_jobs_page, store), first_column, after_job_no)
             changed = [row for row in rows if self._outcomes.get(row[0]) != row[1]]
         self._outcomes.update(changed)
-        self.run_status = {"expected_jobs": run.expected_jobs if run else None, "running": running}
+        self.run_status = {
+            "expected_jobs": run.expected_jobs if run else None,
+            "max_charges": run.max_charges if run else None,
+            "running": running,
+        }
         return changed
 
     async def retry(self, ids: list[str]) -> None:
-        """Resubmit these jobs with `krea-batch retry` in a separate process, and send its last lines to the pages."""
+        """Resubmit these jobs with `krea-batch retry` in a separate process, and send its last lines to the pages.
+
+        The command keeps to --max-charges of the latest run. Set `retrying` before; it is False at the end.
+        """
         simulate = ["--simulate"] if self.simulated else []
-        command = [sys.executable, "-m", "krea_batch", "retry", str(self.out), "--yes", "--ids-from=-", *simulate]
-        self.retrying = True
+        arguments = ("retry", str(self.out.absolute()), "--yes", "--ids-from=-", *simulate)
+        command = python_command("krea_batch", *arguments)
         try:
             process = await asyncio.create_subprocess_exec(
                 *command,
                 stdin=asyncio.subprocess.PIPE,
                 stdout=asyncio.subprocess.PIPE,
                 stderr=asyncio.subprocess.STDOUT,
+                env=self._environment,
                 start_new_session=True,  # only `_interrupt` passes on a Ctrl-C in the terminal
             )
             try:
-                retry_output, _ = await process.communicate("\n".join(ids).encode())
+                retry_output, _ = await process.communicate("".join(f"{job_id}\n" for job_id in ids).encode())
             except asyncio.CancelledError:
                 await _interrupt(process)
                 raise
@@ -180,7 +204,9 @@ class GalleryApp:
         self.closing = False
 
     def build(self) -> web.Application:
-        app = web.Application(middlewares=[_require_local_host], client_max_size=MAX_RETRY_BODY_BYTES)
+        app = web.Application(
+            middlewares=[_require_local_host, self._require_secret], client_max_size=MAX_RETRY_BODY_BYTES
+        )
         app.on_response_prepare.append(_add_security_headers)
         app.router.add_get("/", self.index)
         app.router.add_get("/items", self.items)
@@ -189,6 +215,24 @@ class GalleryApp:
         app.router.add_get(r"/thumbnail/{job_no:[0-9]+}", self.thumbnail)
         app.router.add_post("/retry", self.retry)
         return app
+
+    @web.middleware
+    async def _require_secret(self, request: web.Request, handler: RequestHandler) -> web.StreamResponse:
+        """Refuse requests without the secret, in a cookie or in the query of the page's URL."""
+        cookie_name = f"krea-batch-{request.url.port}"  # cookies are shared by all ports of a host
+        is_opened = (
+            request.path == "/" and request.method == "GET" and self._is_secret(request.query.get("token", ""))
+        )
+        if not is_opened:
+            if not self._is_secret(request.cookies.get(cookie_name, "")):
+                raise web.HTTPForbidden(text=FORBIDDEN_TEXT)
+            return await handler(request)
+        response = web.Response(text=OPENING_PAGE, content_type="text/html", headers={"Cache-Control": "no-store"})
+        response.set_cookie(cookie_name, self._gallery.secret, path="/", httponly=True, samesite="Strict")
+        return response
+
+    def _is_secret(self, text: str) -> bool:
+        return secrets.compare_digest(_header_bytes(text), self._gallery.secret.encode())
 
     async def index(self, _: web.Request) -> web.Response:
         gallery = self._gallery
@@ -201,7 +245,7 @@ class GalleryApp:
             charts=[],
             errors=[],
         )
-        return web.Response(text=text, content_type="text/html")
+        return web.Response(text=text, content_type="text/html", headers={"Cache-Control": "no-store"})
 
     async def items(self, _: web.Request) -> web.Response:
         return web.Response(body=self._gallery.items(), content_type="application/json")
@@ -237,8 +281,11 @@ class GalleryApp:
             ids = msgspec.json.decode(await request.read(), type=list[str])
         except msgspec.DecodeError:
             raise web.HTTPBadRequest from None
+        if not gallery.has_jobs(ids):
+            raise web.HTTPBadRequest
         if gallery.retrying or not ids:
             raise web.HTTPConflict
+        gallery.retrying = True  # here, not in the task, which starts later: two requests would start two
         task = asyncio.create_task(gallery.retry(ids))
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
@@ -267,7 +314,10 @@ async def _add_security_headers(_: web.Request, response: web.StreamResponse) ->
 
 
 async def serve(gallery: Gallery, port: int, on_ready: Callable[[str], Any]) -> None:
-    """Serve until cancelled. `on_ready` is called with the URL. Raises OSError if it cannot listen on the port."""
+    """Serve until cancelled. `on_ready` is called with the URL, which has the secret.
+
+    Raises OSError if it cannot listen on the port.
+    """
     await gallery.refresh()
     app = GalleryApp(gallery)
     runner = web.AppRunner(app.build(), access_log=None, shutdown_timeout=1.0)
@@ -275,7 +325,7 @@ async def serve(gallery: Gallery, port: int, on_ready: Callable[[str], Any]) -> 
     try:
         site = web.TCPSite(runner, "127.0.0.1", port)
         await site.start()
-        on_ready(f"http://127.0.0.1:{runner.addresses[0][1]}/")
+        on_ready(f"http://127.0.0.1:{runner.addresses[0][1]}/?token={gallery.secret}")
         while True:
             await asyncio.sleep(REFRESH_INTERVAL_S)
             await gallery.refresh()

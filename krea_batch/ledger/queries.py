@@ -97,7 +97,7 @@ class LedgerQueries:
 
     def latest_run(self) -> RunRecord | None:
         """Return the latest run, or None."""
-        sql = "SELECT started_at, rate_per_s, expected_jobs FROM runs ORDER BY run_no DESC LIMIT 1"
+        sql = "SELECT started_at, rate_per_s, expected_jobs, max_charges FROM runs ORDER BY run_no DESC LIMIT 1"
         row = self._sql.execute(sql).fetchone()
         return RunRecord(*row) if row else None
 

@@ -70,11 +70,15 @@ class Charges(msgspec.Struct, frozen=True):
 
 
 class RunRecord(msgspec.Struct, frozen=True):
-    """A run. `rate_per_s` is None if the limit is found automatically, `expected_jobs` if the number is unknown."""
+    """A run. `rate_per_s` is None if the limit is found automatically, `expected_jobs` if the number is unknown.
+
+    `max_charges` is None if there is no limit.
+    """
 
     started_at: float
     rate_per_s: float | None
     expected_jobs: int | None
+    max_charges: int | None
 
 
 class JobTiming(msgspec.Struct, frozen=True):

@@ -52,6 +52,7 @@ CREATE TABLE runs (
     gateway       TEXT NOT NULL,                 -- where the request_ids of this run directory are valid
     version       TEXT NOT NULL,                 -- of krea-batch
     rate_per_s    REAL,                          -- maximum submit rate; NULL: the limit is found
+    max_charges   INTEGER,                       -- --max-charges, which retries keep to; NULL: no limit
     expected_jobs INTEGER,                       -- that the run directory will have; NULL: unknown
     results_bytes INTEGER                        -- size of results.jsonl once it is complete and synced
 ) STRICT;

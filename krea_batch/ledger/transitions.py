@@ -245,7 +245,15 @@ class LedgerStore(LedgerQueries):
 
     # ---- runs --------------------------------------------------------------------------------------------
 
-    def start_run(self, gateway: str, version: str, at: float, rate_per_s: float | None = None) -> int:
+    def start_run(
+        self,
+        gateway: str,
+        version: str,
+        at: float,
+        rate_per_s: float | None = None,
+        *,
+        max_charges: int | None = None,
+    ) -> int:
         """Record the start of a run with at most `rate_per_s` submits per second, and return its number.
 
         Raises RunDirError if earlier runs used another gateway.
@@ -258,8 +266,8 @@ class LedgerStore(LedgerQueries):
                 "use the same gateway, or another run directory",
             )
         cursor = self._sql.execute(
-            "INSERT INTO runs (started_at, gateway, version, rate_per_s) VALUES (?, ?, ?, ?)",
-            (at, gateway, version, rate_per_s),
+            "INSERT INTO runs (started_at, gateway, version, rate_per_s, max_charges) VALUES (?, ?, ?, ?, ?)",
+            (at, gateway, version, rate_per_s, max_charges),
         )
         return int(cursor.lastrowid or 0)
 

@@ -194,6 +194,47 @@ def test_a_killed_retry_resumes(simulate: StartSimulator, tmp_path: Path) -> Non
     assert len([post for post in gateway.admin_request("/ledger")["posts"] if post["charged"]]) <= 4
 
 
+class TestLimit:
+    def stopped_run(self, simulate: StartSimulator, folder: Path) -> tuple[SimulatorProcess, Path]:
+        """Return a gateway, and a run with --max-charges 6 whose four jobs have failed and are charged."""
+        gateway, out = failed_run(simulate, folder)
+        options = ("--gateway", gateway.gateway_url, *RETRY_RUN_OPTIONS, "-q")
+        run_command("run", "jobs.jsonl", "--out", "out", "--max-charges", "6", *options, cwd=folder)
+        assert charge_counts(out)["charged"] == 4
+        return gateway, out
+
+    def retry(self, gateway: SimulatorProcess, out: Path, *options: str) -> tuple[int, str]:
+        common = ("--yes", "--gateway", gateway.gateway_url, *RETRY_RUN_OPTIONS)
+        done = run_command("retry", out, *common, *options, cwd=out.parent)
+        return done.returncode, done.stderr
+
+    def test_of_the_latest_run(self, simulate: StartSimulator, tmp_path: Path) -> None:
+        """Without --max-charges a retry keeps to that of the latest run, and says so; so does the next one."""
+        gateway, out = self.stopped_run(simulate, tmp_path)
+        for _ in range(2):
+            code, said = self.retry(gateway, out)
+            assert code == 3
+            assert "--max-charges 6, as in the latest run; --max-charges none removes the limit" in said
+            assert charge_counts(out)["charged"] == 6
+
+    @pytest.mark.parametrize(("limit", "charged", "code"), [("7", 7, 3), ("none", 8, 0), ("0", 4, 3)])
+    def test_a_given_one_is_used(
+        self, simulate: StartSimulator, tmp_path: Path, limit: str, charged: int, code: int
+    ) -> None:
+        """A given --max-charges replaces the remembered one, and `none` removes it."""
+        gateway, out = self.stopped_run(simulate, tmp_path)
+        exit_code, said = self.retry(gateway, out, "--max-charges", limit)
+        assert (exit_code, charge_counts(out)["charged"]) == (code, charged)
+        assert "latest run" not in said
+
+    def test_an_invalid_one(self, simulate: StartSimulator, tmp_path: Path) -> None:
+        """A limit that is neither a number nor none is an error, and nothing is submitted."""
+        gateway, out = self.stopped_run(simulate, tmp_path)
+        for limit in ("all", "-1", "", "1.5"):
+            assert self.retry(gateway, out, f"--max-charges={limit}")[0] == 2
+        assert charge_counts(out)["charged"] == 4
+
+
 def test_simulated_runs_need_no_confirmation(tmp_path: Path) -> None:
     """With --simulate nothing is charged, so the command does not ask."""
     write_jobs(tmp_path / "jobs.jsonl", 1)

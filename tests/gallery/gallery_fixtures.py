@@ -10,7 +10,7 @@ import json
 import re
 import signal
 import subprocess
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import lru_cache, partial
 from hashlib import sha256
 from io import BytesIO
@@ -158,18 +158,28 @@ after that, so a test that stops the server of an open page allows them all."""
 
 
 class RunningView:
-    """`krea-batch view` in its own process."""
+    """`krea-batch view` in its own process. `url` is the printed one, which has the secret."""
 
-    def __init__(self, out: Path, *, port: int = 0, key: str = "test-key", **env: str) -> None:
+    def __init__(
+        self,
+        out: Path,
+        *,
+        port: int = 0,
+        key: str = "test-key",
+        command: Sequence[str] = COMMAND,
+        cwd: Path | None = None,
+        **env: str,
+    ) -> None:
         self.process = subprocess.Popen(
-            [*COMMAND, "view", str(out), "--no-open", "--port", str(port)],
+            [*command, "view", str(out), "--no-open", "--port", str(port)],
+            cwd=cwd,
             env=clean_environment(PIXAZO_API_KEY=key, **env),
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
         )
         assert self.process.stdout is not None
-        url_match = re.search(r"http://127\.0\.0\.1:(\d+)/", self.process.stdout.readline())
+        url_match = re.search(r"http://127\.0\.0\.1:(\d+)/\?token=\S+", self.process.stdout.readline())
         assert url_match is not None, self.process.communicate(timeout=PROCESS_TIMEOUT_S)[1]
         self.url, self.port = url_match[0], int(url_match[1])
 

@@ -178,19 +178,20 @@ class TestArriving:
         assert visible_ids(page) == ["one", "two"]
 
     def test_the_server_restarts(self, start_view: StartView, open_page: OpenPage, tmp_path: Path) -> None:
-        """An open page reconnects to a new server on the same port, and shows what it missed."""
+        """An open page of a server that was restarted asks for the new URL, which shows everything."""
         out = make_run(tmp_path / "run", SeedJob(id="one"))
         first = start_view(out)
-        page = open_page(first.url, allowed_errors=CONNECTION_ERRORS)
-        leave_note(page)
+        page = open_page(first.url, allowed_errors=(*CONNECTION_ERRORS, FORBIDDEN_STATUS))
         assert first.close() == (0, "")
         make_run(out, SeedJob(id="two"))
         second = start_view(out, port=first.port)
+        expect(page.locator("#message")).to_contain_text("open the URL that", timeout=LIVE_TIMEOUT_MS)
+        page.goto(second.url)
         expect(tile(page, "two")).to_be_visible(timeout=LIVE_TIMEOUT_MS)
         assert is_colour(rendered_colour(tile(page, "two").locator("img")), 2)
-        make_run(out, SeedJob(id="three"))
-        expect(tile(page, "three")).to_be_visible(timeout=LIVE_TIMEOUT_MS)
-        assert has_note(page)
+        assert page.url == f"http://127.0.0.1:{second.port}/"
+        page.reload()
+        expect(tile(page, "two")).to_be_visible(timeout=LIVE_TIMEOUT_MS)
         assert second.close()[0] == 0
 
 
@@ -310,21 +311,19 @@ class TestRetry:
     def test_a_page_of_the_previous_server(
         self, failed_run: Path, gateway: SimulatorProcess, start_retrying_view: StartView, open_page: OpenPage
     ) -> None:
-        """A retry from a page that was opened before the server restarted says to reload, and then works."""
+        """A retry from a page of a server that was restarted spends nothing, and asks for the new URL."""
         first = start_retrying_view(failed_run)
         page = open_page(first.url, allowed_errors=(*CONNECTION_ERRORS, FORBIDDEN_STATUS))
         assert first.close() == (0, "")
-        start_retrying_view(failed_run, port=first.port)
-        make_run(failed_run, SeedJob(id="new"))
-        expect(tile(page, "new")).to_be_visible(timeout=LIVE_TIMEOUT_MS)
+        second = start_retrying_view(failed_run, port=first.port)
         page.get_by_role("button", name="Retry failed").click()
         page.get_by_role("button", name="Resubmit").click()
-        expect(page.locator("#message")).to_contain_text("reload", timeout=LIVE_TIMEOUT_MS, ignore_case=True)
+        expect(page.locator("#message")).to_contain_text("open the URL that", timeout=LIVE_TIMEOUT_MS)
         assert len(gateway.admin_request("/ledger")["posts"]) == 3
-        page.reload()
+        page.goto(second.url)
         page.get_by_role("button", name="Retry failed").click()
         page.get_by_role("button", name="Resubmit").click()
-        wait_for_images(page, 4)
+        wait_for_images(page, 3)
         assert len(gateway.admin_request("/ledger")["posts"]) == 6
 
     def test_ctrl_c_during_a_retry(

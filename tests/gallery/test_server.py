@@ -2,20 +2,29 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
+import os
 import re
+import signal
 import socket
+import subprocess
+import sys
 from http.client import HTTPConnection, HTTPResponse
 from pathlib import Path
+from typing import Any, cast
+from urllib.parse import urlsplit
 
 import pytest
+from aiohttp import web
 from playwright.sync_api import expect
 
+from krea_batch.gallery.server import Gallery, GalleryApp
 from krea_batch.jobs import State
 from tests.engine_fixtures import ledger_states
 from tests.gallery.conftest import JOB_NUMBERS, MIXED_JOBS
 from tests.gallery.gallery_fixtures import CONNECTION_ERRORS, OpenPage, SeedJob, StartView, make_run
-from tests.processes import PROCESS_TIMEOUT_S, SimulatorProcess, run_command
+from tests.processes import COMMAND, PROCESS_TIMEOUT_S, SimulatorProcess, clean_environment, run_command
 
 pytestmark = pytest.mark.slow
 
@@ -27,16 +36,34 @@ class ViewResponse:
         self.status, self.headers, self.body = response.status, response.headers, response.read()
 
 
+def port_of(url: str) -> int:
+    port = urlsplit(url).port
+    assert port is not None
+    return port
+
+
+def cookie_of(url: str) -> str:
+    """Return the cookie that a browser has once it has opened the printed URL."""
+    return f"krea-batch-{port_of(url)}={url.partition('token=')[2]}"
+
+
 def raw_request(
-    url: str, path: str, method: str = "GET", *, host: str | None = None, body: str | None = None, **headers: str
+    url: str,
+    path: str,
+    method: str = "GET",
+    *,
+    host: str | None = None,
+    body: str | None = None,
+    with_cookie: bool = True,
+    **headers: str,
 ) -> ViewResponse:
     """Send a request for exactly this path, without normalising it."""
-    port = re.fullmatch(r"http://(.*):(\d+)/", url)
-    assert port is not None
-    connection = HTTPConnection(port[1], int(port[2]), timeout=PROCESS_TIMEOUT_S)
+    connection = HTTPConnection("127.0.0.1", port_of(url), timeout=PROCESS_TIMEOUT_S)
     try:
         connection.putrequest(method, path, skip_host=True, skip_accept_encoding=True)
-        connection.putheader("Host", host if host is not None else f"{port[1]}:{port[2]}")
+        connection.putheader("Host", host if host is not None else f"127.0.0.1:{port_of(url)}")
+        if with_cookie and "Cookie" not in headers:
+            connection.putheader("Cookie", cookie_of(url))
         for name, value in headers.items():
             connection.putheader(name.replace("_", "-"), value)
         if body is not None:
@@ -54,6 +81,29 @@ def token(url: str) -> str:
     return match[1]
 
 
+class EventReader:
+    """Reads the events that the page would receive."""
+
+    def __init__(self, url: str) -> None:
+        self._connection = HTTPConnection("127.0.0.1", port_of(url), timeout=PROCESS_TIMEOUT_S)
+        self._connection.request("GET", "/events", headers={"Cookie": cookie_of(url)})
+        self._response = self._connection.getresponse()
+
+    def __enter__(self) -> EventReader:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._response.close()
+        self._connection.close()
+
+    def wait_for(self, event: str) -> dict[str, Any]:
+        """Return the data of the next event of that name."""
+        while self._response.readline() != f"event: {event}\n".encode():
+            assert not self._response.closed
+        data: dict[str, Any] = json.loads(self._response.readline().removeprefix(b"data: "))
+        return data
+
+
 class TestRoutes:
     @pytest.mark.parametrize(
         "host", ["evil.example", "evil.example:8788", "127.0.0.1.evil.example", "", "10.0.0.1", "["]
@@ -68,8 +118,7 @@ class TestRoutes:
     @pytest.mark.parametrize("name", ["127.0.0.1", "localhost"])
     def test_names_of_this_machine_are_accepted(self, name: str, mixed_url: str) -> None:
         """A request for 127.0.0.1 or localhost is answered."""
-        port = mixed_url.rstrip("/").rpartition(":")[2]
-        assert raw_request(mixed_url, "/items", host=f"{name}:{port}").status == 200
+        assert raw_request(mixed_url, "/items", host=f"{name}:{port_of(mixed_url)}").status == 200
 
     @pytest.mark.parametrize(
         "path",
@@ -129,6 +178,95 @@ class TestRoutes:
         (scripts,) = re.findall(r"script-src ([^;]*)", policy)
         assert "'unsafe-inline'" not in scripts
         assert "'unsafe-eval'" not in scripts
+
+
+class TestSecret:
+    @pytest.mark.parametrize(
+        "path",
+        [
+            "/",
+            "/items",
+            "/events",
+            "/thumbnail/1",
+            "/image/1/0",
+            "/none",
+            "/retry",
+            "/?token=",
+            "/?token=x",
+            "/items?",
+        ],
+    )
+    @pytest.mark.parametrize("method", ["GET", "POST", "HEAD"])
+    def test_without_it_nothing_is_served(self, method: str, path: str, mixed_url: str) -> None:
+        """A request of another user of this machine, who has no secret, gets nothing of the run."""
+        for cookie in ("", f"krea-batch-{port_of(mixed_url)}=", f"krea-batch-{port_of(mixed_url)}=x", "token=é"):
+            response = raw_request(mixed_url, path, method, with_cookie=False, Cookie=cookie)
+            assert response.status == 403
+            assert b"owl" not in response.body
+            assert "Set-Cookie" not in response.headers
+
+    def test_the_printed_url_sets_a_cookie(self, mixed_url: str) -> None:
+        """The printed URL sets the secret as a cookie that scripts and other sites cannot use."""
+        parts = urlsplit(mixed_url)
+        response = raw_request(mixed_url, f"/?{parts.query}", with_cookie=False)
+        assert response.status == 200
+        assert b'content="0;url=/"' in response.body
+        cookie = response.headers["Set-Cookie"]
+        assert cookie.startswith(cookie_of(mixed_url))
+        assert {part.strip() for part in cookie.split(";")[1:]} == {"HttpOnly", "Path=/", "SameSite=Strict"}
+        assert response.headers["Cache-Control"] == "no-store"
+        page = raw_request(mixed_url, "/", Cookie=cookie.partition(";")[0])
+        assert b"data-token" in page.body
+        secret = parts.query.partition("=")[2].encode()
+        assert secret not in page.body + response.body
+
+    @pytest.mark.parametrize("path", ["/items", "/image/1/0", "/retry"])
+    def test_it_is_used_in_the_url_of_the_page_only(self, path: str, mixed_url: str) -> None:
+        """Only the page is opened by the URL; everything else needs the cookie."""
+        assert raw_request(mixed_url, f"{path}?{urlsplit(mixed_url).query}", with_cookie=False).status == 403
+
+    def test_no_two_servers_have_the_same(self, start_view: StartView, mixed_run: Path, mixed_url: str) -> None:
+        """Each server has a secret of its own, and refuses that of another."""
+        other = start_view(mixed_run).url
+        assert raw_request(other, "/items").status == 200
+        secret = mixed_url.partition("token=")[2]
+        assert raw_request(other, f"/?token={secret}", with_cookie=False).status == 403
+        assert raw_request(other, "/items", Cookie=f"krea-batch-{port_of(other)}={secret}").status == 403
+
+    def test_it_is_in_no_argument(self, mixed_run: Path, tmp_path: Path) -> None:
+        """The browser is given a file that only this user can read, since all users see the arguments of a process.
+
+        Nor does the browser inherit the API key.
+        """
+        seen = tmp_path / "seen"
+        launcher = tmp_path / "bin" / "xdg-open"
+        launcher.parent.mkdir()
+        launcher.write_text(
+            '#!/bin/sh\npath="${1#file://}"\n'
+            f'{{ echo "$@"; ls -ld "$path" "${{path%/*}}"; cat "$path"; echo; env; }} > {seen}.part\n'
+            f"mv {seen}.part {seen}\n"
+        )
+        launcher.chmod(0o755)
+        process = subprocess.Popen(
+            [*COMMAND, "view", str(mixed_run), "--port", "0"],
+            env=clean_environment(PIXAZO_API_KEY="very-secret", PATH=f"{launcher.parent}:{os.environ['PATH']}"),
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        assert process.stdout is not None
+        url = re.search(r"http://\S+", process.stdout.readline())
+        assert url is not None
+        while not seen.exists():
+            assert process.poll() is None
+        process.send_signal(signal.SIGINT)
+        process.communicate(timeout=PROCESS_TIMEOUT_S)
+        arguments, first_mode, second_mode, *rest = seen.read_text().splitlines()
+        assert url[0] not in arguments
+        assert "token" not in arguments
+        assert "drwx------" in first_mode + second_mode  # the directory, so that nobody else reaches the file
+        assert f"url={url[0]}" in rest[0]
+        assert "very-secret" not in seen.read_text()
+        assert not Path(arguments.removeprefix("file://")).exists()
 
 
 class TestRunDirectories:
@@ -206,26 +344,94 @@ class TestStartAndStop:
 
     def test_only_loopback(self, mixed_url: str) -> None:
         """The server listens on 127.0.0.1 and on no other address of this machine."""
-        port = int(mixed_url.rstrip("/").rpartition(":")[2])
         with pytest.raises(OSError, match="refused"):
-            socket.create_connection(("127.0.0.2", port), timeout=PROCESS_TIMEOUT_S).close()
+            socket.create_connection(("127.0.0.2", port_of(mixed_url)), timeout=PROCESS_TIMEOUT_S).close()
 
 
 class TestRetry:
+    def test_two_requests_start_one_retry(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        """A second request that arrives before the first retry has begun to run is refused."""
+
+        class RetryRequest:
+            headers: dict[str, str]
+
+            async def read(self) -> bytes:
+                return b'["one"]'
+
+        async def send_two() -> None:
+            gallery = Gallery(make_run(tmp_path / "run", SeedJob(id="one", status=State.FAILED)))
+            await gallery.refresh()
+            started: list[list[str]] = []
+
+            async def retry(ids: list[str]) -> None:
+                started.append(ids)
+
+            monkeypatch.setattr(gallery, "retry", retry)
+            app, request = GalleryApp(gallery), RetryRequest()
+            request.headers = {"X-Token": gallery.token}
+            assert (await app.retry(cast("web.Request", request))).status == 202
+            with pytest.raises(web.HTTPConflict):
+                await app.retry(cast("web.Request", request))
+            await asyncio.sleep(0)
+            assert started == [["one"]]
+
+        asyncio.run(send_two())
+
+    @pytest.mark.parametrize("ids", [["00001\n00002"], ["none"], ["00001", " 00002"], ["00001\r"], [""]])
+    def test_unknown_ids(
+        self, ids: list[str], failed_run: Path, gateway: SimulatorProcess, start_view: StartView
+    ) -> None:
+        """Ids that the run does not have are refused, and nothing is submitted."""
+        url = start_view(failed_run, KREA_BATCH_GATEWAY=gateway.gateway_url).url
+        response = raw_request(url, "/retry", "POST", body=json.dumps(ids), X_Token=token(url))
+        assert response.status == 400
+        assert set(ledger_states(failed_run).values()) == {State.ERRORED}
+
+    def test_a_hostile_working_directory(
+        self, failed_run: Path, gateway: SimulatorProcess, start_view: StartView, tmp_path: Path
+    ) -> None:
+        """A retry does not run a module that lies in the working directory."""
+        hostile = tmp_path / "hostile"
+        hostile.mkdir()
+        for name in ("click", "krea_batch"):
+            (hostile / f"{name}.py").write_text(f"open({str(tmp_path / 'owned')!r}, 'w')\n")
+        command = [str(Path(sys.executable).with_name("krea-batch"))]
+        env = {"KREA_BATCH_GATEWAY": gateway.gateway_url, "KREA_BATCH_POLL_INTERVAL": "0.1"}
+        url = start_view(failed_run, command=command, cwd=hostile, **env).url
+        with EventReader(url) as events:
+            assert raw_request(url, "/retry", "POST", body='["00001"]', X_Token=token(url)).status == 202
+            events.wait_for("retry_output")
+        assert ledger_states(failed_run)["00001"] == State.SUCCEEDED
+        assert not (tmp_path / "owned").exists()
+
+    def test_the_limit_of_the_run(self, failed_run: Path, gateway: SimulatorProcess, start_view: StartView) -> None:
+        """A retry keeps to --max-charges of the latest run, which the run directory remembers."""
+        options = ("--max-attempts=1", "--poll-interval=0.1", "-q", "--gateway", gateway.gateway_url)
+        run_command("run", "jobs.jsonl", "--out", "run", "--max-charges=2", *options, cwd=failed_run.parent)
+        before = gateway.admin_request("/totals")["charged"]
+        url = start_view(failed_run, KREA_BATCH_GATEWAY=gateway.gateway_url, KREA_BATCH_POLL_INTERVAL="0.1").url
+        body = json.dumps(["00001", "00002", "00003"])
+        with EventReader(url) as events:
+            assert raw_request(url, "/retry", "POST", body=body, X_Token=token(url)).status == 202
+            output = events.wait_for("retry_output")
+        assert not output["ok"]
+        assert "max-charges" in output["text"]
+        assert gateway.admin_request("/totals")["charged"] == before + 2
+
     def test_other_pages_cannot_retry(
         self, failed_run: Path, gateway: SimulatorProcess, start_view: StartView
     ) -> None:
         """Without the page's token, or from another origin or host, a POST is refused and nothing is submitted."""
         running_view = start_view(failed_run)
         posts = len(gateway.admin_request("/ledger")["posts"])
-        own, page_token = running_view.url.rstrip("/"), token(running_view.url)
-        other_headers = [
+        own, page_token = f"http://127.0.0.1:{running_view.port}", token(running_view.url)
+        other_headers: list[dict[str, Any]] = [
             {"Authorization": f"Bearer {page_token}"},
             {"X_Csrf_Token": page_token},
-            {"Cookie": f"token={page_token}"},
+            {"Cookie": f"{cookie_of(running_view.url)}; token={page_token}"},
         ]
         for body in ("{}", json.dumps({"token": page_token}), json.dumps({"ids": ["00001"], "confirm": True}), ""):
-            json_type = {"Content_Type": "application/json"}
+            json_type: dict[str, Any] = {"Content_Type": "application/json"}
             responses = [
                 raw_request(running_view.url, "/retry", "POST", body=body, Origin=own, **json_type),
                 raw_request(running_view.url, "/retry", "POST", body=body, Origin=own, Content_Type="text/plain"),
@@ -246,8 +452,7 @@ class TestRetry:
 
 def test_bytes_that_are_not_http(mixed_url: str) -> None:
     """Bytes that are not HTTP are answered with 400, and the page is still served."""
-    port = int(mixed_url.rstrip("/").rpartition(":")[2])
-    with socket.create_connection(("127.0.0.1", port), PROCESS_TIMEOUT_S) as connection:
+    with socket.create_connection(("127.0.0.1", port_of(mixed_url)), PROCESS_TIMEOUT_S) as connection:
         connection.sendall(b"\x16\x03\x01 no http\r\n\r\n")
         response = HTTPResponse(connection)
         response.begin()

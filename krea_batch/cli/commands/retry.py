@@ -54,6 +54,7 @@ def retry(
     if requested_ids and status:
         raise click.UsageError("--status cannot be combined with ids")
     options["out"] = out
+    _keep_max_charges(out, options)
     settings, key = settings_and_key(options)
     configure_logging(
         verbose=options["verbose"], log_file=options["log_file"], log_format=options["log_format"], out=options["out"]
@@ -73,6 +74,25 @@ def retry(
     with JobFiles(()) as no_files:
         no_files.check()
         sys.exit(run_event_loop(RunSession(settings, key, no_files, checked, options).run))
+
+
+def _keep_max_charges(out: Path, options: dict[str, Any]) -> None:
+    """Use --max-charges of the latest run if it is not given: a retry does not spend more than was allowed."""
+    from contextlib import closing
+
+    from krea_batch.cli.ui.formatting import say
+    from krea_batch.ledger import LedgerStore
+    from krea_batch.storage.run_dir import LEDGER
+
+    if options["max_charges"] is not None:
+        return
+    with closing(LedgerStore.open(out / LEDGER, read_only=True)) as store:
+        (latest_run,) = store.read(LedgerStore.latest_run)
+    if latest_run is None or latest_run.max_charges is None:
+        return
+    options["max_charges"] = latest_run.max_charges
+    if not options["quiet"]:
+        say(f"--max-charges {latest_run.max_charges:,}, as in the latest run; --max-charges none removes the limit")
 
 
 def _states(names: tuple[str, ...]) -> list[State]:

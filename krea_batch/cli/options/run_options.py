@@ -56,7 +56,21 @@ def setting_option(field: str, **changes: Any) -> Decorator:
     return click.option(option_of(field), key_of(field), **named | changes)
 
 
+NO_LIMIT = "none"
+
+
+class NumberOrNone(click.ParamType[Any]):
+    """A number, or `none` for no limit, which differs from an option that is not given."""
+
+    name = "integer or none"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        return NO_LIMIT if value == NO_LIMIT else click.INT.convert(value, param, ctx)
+
+
 def _click_type(hint: Any) -> Any:
+    if hint == int | None:
+        return NumberOrNone()
     kind = next((arg for arg in get_args(hint) if arg is not type(None)), hint)
     if issubclass(kind, StrEnum):
         return click.Choice([choice.value for choice in kind])
@@ -136,9 +150,9 @@ def run_options(command: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def given_settings(options: Mapping[str, Any], *, forecast_only: bool = False) -> dict[str, Any]:
-    """Return the fields of `Settings` among a command's options, without those that are None."""
+    """Return the fields of `Settings` among a command's options, without those that are None or have no limit."""
     return {
         field: options[key_of(field)]
         for field, option in OPTIONS.items()
-        if options.get(key_of(field)) is not None and (option.forecast or not forecast_only)
+        if options.get(key_of(field)) not in (None, NO_LIMIT) and (option.forecast or not forecast_only)
     }
