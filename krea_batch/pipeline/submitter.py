@@ -34,6 +34,7 @@ from krea_batch.settings import AmbiguousPolicy
 POST_GRACE_S = 5.0  # chosen: most answers of pending POSTs arrive within it, and an abort stays fast
 MAX_QUEUED = 1000  # chosen: one second at 1000/s; jobs behind them stay in their file and need no memory
 MAX_CONCURRENT_POSTS = 256  # chosen: answers of 1 s at 256/s; a slower gateway gains nothing from more
+MAX_PROOF_POLLS = 3  # chosen: a gateway that fails at the POST may fail at the first poll, too
 HOLD_REPORT_S = 60.0  # chosen: how often observers are told that submits are held
 
 
@@ -161,28 +162,48 @@ class Submitter:
         self._run.stats.submits += 1
         task = current_task()
         self._pending_posts.add(task)
+        sending = False
+
+        def on_sending() -> None:
+            nonlocal sending
+            sending = True
+
         try:
-            if not self._run.callbacks:
-                return await self._run.gateway.submit(job.body)
-            self._run.early_callbacks[job.job_no] = None
-            callback = self._run.callbacks.url_of(job.job_no)
-            verdict = await self._run.gateway.submit(job.body, callback=callback)
-            return await self._confirm_by_poll(job, verdict)
+            callback = ""
+            if self._run.callbacks:
+                self._run.early_callbacks[job.job_no] = None
+                callback = self._run.callbacks.url_of(job.job_no)
+            verdict = await self._run.gateway.submit(job.body, callback=callback, on_sending=on_sending)
+            return await self._prove(job, verdict)
         except asyncio.CancelledError:
             # The cancellation is not passed on: the result of a POST that was sent must be recorded.
             if task:
                 task.uncancel()
+            if not sending:
+                return NotSent("the run was stopped before anything was sent")
             return Ambiguous("the run was stopped before the answer arrived")
         finally:
             self._pending_posts.discard(task)
 
-    async def _confirm_by_poll(self, job: InFlightJob, verdict: PostVerdict) -> PostVerdict:
-        """Turn an ambiguous POST into an accepted one if a callback named its request_id and a poll confirms it."""
-        early_callback = self._run.early_callbacks.get(job.job_no)
-        if not isinstance(verdict, Ambiguous) or early_callback is None or early_callback.request_id is None:
+    async def _prove(self, job: InFlightJob, verdict: PostVerdict) -> PostVerdict:
+        """Turn an ambiguous POST into an accepted one if a poll finds the request_id that is likely its own.
+
+        The request_id is from a callback with the token of the job, or from an answer that is damaged otherwise.
+        """
+        if not isinstance(verdict, Ambiguous):
             return verdict
-        progress = await self._run.gateway.poll(early_callback.request_id)
-        return verdict if isinstance(progress, PollFailed) else Accepted(early_callback.request_id, progress)
+        early_callback = self._run.early_callbacks.get(job.job_no)
+        request_id = (early_callback and early_callback.request_id) or verdict.request_id
+        if not request_id:
+            return verdict
+        for attempt in range(MAX_PROOF_POLLS):
+            if attempt:
+                await asyncio.sleep(self._run.settings.poll_interval_s)
+            progress = await self._run.gateway.poll(request_id)
+            self._run.stats.polls += 1
+            if not isinstance(progress, PollFailed):
+                return Accepted(request_id, progress)
+        return Ambiguous(f"{verdict.reason}; its request_id may be {request_id}")
 
     def _cancel_pending_posts(self) -> None:
         for task in self._pending_posts:

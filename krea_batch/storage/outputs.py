@@ -17,8 +17,7 @@ from pathlib import Path
 
 from krea_batch.errors import InputError
 from krea_batch.storage.atomic import NO_FOLLOW, fsync_path
-from krea_batch.storage.results_file import RESULTS
-from krea_batch.storage.run_dir import IMAGES, LEDGER, SIMULATOR_STATE_FILE
+from krea_batch.storage.run_dir import IMAGES, LEDGER, RESULTS, SIMULATOR_STATE_FILE
 
 CheckExisting = Callable[[Path], None]
 """Raises InputError unless the existing file or directory at the path may be replaced."""

@@ -21,8 +21,8 @@ import msgspec
 from krea_batch.jobs import Outcome
 from krea_batch.storage.async_io import MinInterval, run_to_completion
 from krea_batch.storage.atomic import commit, open_for_writing
-from krea_batch.storage.run_dir import RESULTS
 from krea_batch.storage.os_errors import is_out_of_files
+from krea_batch.storage.run_dir import RESULTS
 
 T = TypeVar("T")
 Ts = TypeVarTuple("Ts")

@@ -18,8 +18,8 @@ from pathlib import Path
 from weakref import WeakSet
 
 from krea_batch.errors import RunDirError
-from krea_batch.storage.png import SIGNATURE, make_chunk
 from krea_batch.storage.os_errors import next_step
+from krea_batch.storage.png import SIGNATURE, make_chunk
 
 LEDGER = "ledger.db"
 RESULTS = "results.jsonl"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
 from random import Random
@@ -27,6 +27,7 @@ from krea_batch.rules.verdicts import (
     Failed,
     Finished,
     NotSent,
+    PollFailed,
     Refusal,
     Refused,
     Waiting,
@@ -207,6 +208,38 @@ class TestSubmitResults:
         run_virtual(run_jobs(tmp_path, gateway, make_jobs(1), ambiguous="resubmit"))
         assert result_statuses(tmp_path) == {"j0": "succeeded"}
         assert len(gateway.submitted_bodies) == 2
+
+    def test_an_ambiguous_answer_that_names_its_request_id(self, tmp_path: Path) -> None:
+        """A poll proves the request_id that a damaged answer names; the job succeeds with one POST."""
+        gateway = ScriptedGateway()
+        for n, job in enumerate(make_jobs(4)):
+            request_id = f"krea-2-large-text-to-image_{n}"
+            gateway.charged[request_id] = job.id
+            gateway.submit_script[job.id] = [Ambiguous("the answer is cut", b"{", request_id)]
+        gateway.poll_script["j3"] = [PollFailed("not found", 404)]
+        run_virtual(run_jobs(tmp_path, gateway, make_jobs(4)))
+        assert result_statuses(tmp_path) == dict.fromkeys(["j0", "j1", "j2"], "succeeded") | {"j3": "ambiguous"}
+        assert "may be krea-2-large-text-to-image_3" in rows_by_id(tmp_path)["j3"]["error"]["message"]
+        assert len(gateway.submitted_bodies) == 4
+
+    def test_a_stop_before_anything_is_sent(self, tmp_path: Path) -> None:
+        """POSTs that are still connecting when the grace ends were not sent: their jobs stay pending."""
+
+        class ConnectingGateway(ScriptedGateway):
+            async def submit(
+                self, body: bytes, *, callback: str = "", on_sending: Callable[[], None] | None = None
+            ) -> Any:
+                await asyncio.sleep(3600.0)
+
+        async def main() -> None:
+            async with Engine(tmp_path, gateway_client=ConnectingGateway(), rate="100/s") as engine:
+                running = asyncio.create_task(engine.run(make_jobs(20)))
+                await asyncio.sleep(2.0)
+                engine.abort()
+                await asyncio.wait([running])
+
+        run_virtual(main())
+        assert set(ledger_states(tmp_path).values()) == {"pending"}
 
     def test_one_request_id_for_two_jobs(self, tmp_path: Path) -> None:
         """A second job with the same request_id is ambiguous; the first keeps the id and its image."""
@@ -574,10 +607,10 @@ class OutageGateway(ScriptedGateway):
         self.answers_after_s = answers_after_s
         self.failed_s: list[float] = []
 
-    async def submit(self, body: bytes, *, callback: str = "") -> Any:
+    async def submit(self, body: bytes, *, callback: str = "", on_sending: Callable[[], None] | None = None) -> Any:
         now_s = asyncio.get_running_loop().time() - VIRTUAL_START_S
         if not self.outage_s[0] <= now_s < self.outage_s[1]:
-            return await super().submit(body, callback=callback)
+            return await super().submit(body, callback=callback, on_sending=on_sending)
         self.failed_s.append(now_s)
         await asyncio.sleep(self.answers_after_s)
         return self.error
