@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import click
 
 from krea_batch.cli.app import BAD_INPUT
+from krea_batch.cli.ui.formatting import pluralize, printable, say, show
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -25,7 +26,7 @@ ledger.db-wal of this ledger.db, copy both back together instead."""
 
 
 @click.command()
-@click.argument("out", type=click.Path(path_type=Path, exists=True, file_okay=False))
+@click.argument("out", type=click.Path(path_type=Path, file_okay=False))
 @click.option("--yes", "-y", is_flag=True, help="Do not ask for confirmation.")
 def recover(out: Path, yes: bool) -> None:
     """Rebuild the jobs that the ledger of the run in OUT does not have from results.jsonl.
@@ -41,19 +42,19 @@ def recover(out: Path, yes: bool) -> None:
     def confirm(report: RecoverReport) -> bool:
         nonlocal confirmed
         _print_report(report)
-        click.echo(UNKNOWN_JOBS)
+        show(*UNKNOWN_JOBS.splitlines())
         confirmed = yes or _ask()
         return confirmed
 
     report = recover_run(out, confirm)
     if not report.changes:
         _print_report(report)
-        click.echo("nothing to rebuild: the ledger knows every row")
+        show("nothing to rebuild: the ledger knows every row")
     elif not confirmed:
-        click.echo("Nothing was changed.", err=True)
+        say("Nothing was changed.")
         sys.exit(BAD_INPUT)
     else:
-        click.echo(f"rebuilt {report.changes:,}; run the same command as before to resume")
+        show(f"rebuilt {report.changes:,}; run the same command as before to resume")
 
 
 def _ask() -> bool:
@@ -63,43 +64,37 @@ def _ask() -> bool:
 
 
 def _print_report(report: RecoverReport) -> None:
-    from krea_batch.cli.ui.formatting import pluralize
-
     ledger = "; ledger.db is missing" if report.ledger_was_missing else ""
-    click.echo(f"results.jsonl has {pluralize(report.rows, 'row')}{ledger}")
+    show(f"results.jsonl has {pluralize(report.rows, 'row')}{ledger}")
     _print_jobs("to add", report.added)
     _print_jobs("to update", report.updated)
     if report.known_rows:
-        click.echo(f"  {pluralize(report.known_rows, 'row')} known already")
+        show(f"  {pluralize(report.known_rows, 'row')} known already")
     if report.last_line_incomplete:
-        click.echo("  the last line is incomplete, so its job is not rebuilt")
+        show("  the last line is incomplete, so its job is not rebuilt")
     if report.unreadable_lines:
         numbers = ", ".join(map(str, report.unreadable)) + (
             " …" if report.unreadable_lines > len(report.unreadable) else ""
         )
         lines = pluralize(report.unreadable_lines, "line")
-        click.echo(
+        show(
             f"  {lines} cannot be read, so their jobs are not rebuilt: {numbers}. Copy the file before you run again,"
             " since the run replaces it"
         )
     if report.missing_images:
         images = pluralize(report.missing_images, "image")
-        click.echo(f"  {images} of rows not in place: see krea-batch verify OUT --repair")
+        show(f"  {images} of rows not in place: see krea-batch verify OUT --repair")
     _print_names("of no job in the ledger; move them away to pay for these jobs again", report.unknown_images)
     _print_names("unfinished downloads of no job in the ledger", report.unfinished_downloads)
 
 
 def _print_jobs(what: str, counts: Mapping[State, int]) -> None:
-    from krea_batch.cli.ui.formatting import pluralize
-
     if counts:
         states = ", ".join(f"{count:,} {state.value}" for state, count in counts.items())
-        click.echo(f"  {pluralize(sum(counts.values()), 'job')} {what}: {states}")
+        show(f"  {pluralize(sum(counts.values()), 'job')} {what}: {states}")
 
 
 def _print_names(problem: str, names: Sequence[str]) -> None:
-    from krea_batch.cli.ui.formatting import pluralize, printable
-
     if names:
         shown = ", ".join(map(printable, names[:MAX_NAMES])) + (" …" if len(names) > MAX_NAMES else "")
-        click.echo(f"  {pluralize(len(names), 'file')} in images/ ({problem}): {shown}")
+        show(f"  {pluralize(len(names), 'file')} in images/ ({problem}): {shown}")

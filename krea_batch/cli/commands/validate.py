@@ -57,4 +57,6 @@ def _as_json(checked: CheckResult) -> str:
     """Return the counts, and the first problems and notes as objects of path, line, problem and hint."""
     import msgspec
 
-    return msgspec.json.encode(checked).decode()
+    counts = msgspec.to_builtins(checked)
+    del counts["recorded"]  # No ledger was read.
+    return msgspec.json.encode(counts).decode()
