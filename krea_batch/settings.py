@@ -219,7 +219,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
             metavar="N",
             minimum=0,
             command_default=20,
-            help="Stop if the first N jobs fail with the same error, or N consecutive jobs are ambiguous (0 = off).",
+            help="Stop if the first N jobs fail with the same error (0 = off).",
         ),
     ] = 0  # chosen: the first users of a service may well all send bad requests
     sink: Annotated[
