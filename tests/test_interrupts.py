@@ -74,7 +74,7 @@ def test_children_ignore_sigint_without_the_helper() -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_a_run_stops_in_order(simulate: StartSimulator, tmp_path: Path, number: signal.Signals) -> None:
     """`krea-batch run` with SIGINT ignored stops in order on a signal that is sent to it, and can be resumed."""
     write_jobs(tmp_path / "jobs.jsonl", 60)
@@ -92,6 +92,29 @@ def test_a_run_stops_in_order(simulate: StartSimulator, tmp_path: Path, number: 
     charged = gateway.admin_request("/totals")["charged"]
     assert 5 <= len(stored) == charged < 60
     assert subprocess.run(command, cwd=tmp_path, env=environment, timeout=PROCESS_TIMEOUT_S).returncode == 0
+    assert gateway.admin_request("/totals")["charged"] == 60
+
+
+@pytest.mark.slow
+def test_a_run_goes_on_after_its_terminal(simulate: StartSimulator, tmp_path: Path) -> None:
+    """Started with nohup, a run goes on after SIGHUP, and after the reader of its messages has gone."""
+    write_jobs(tmp_path / "jobs.jsonl", 60)
+    gateway = simulate("--tiny", "--latency", "fixed:0.1", "--fault", "submit-500=0.2")
+    command = ["nohup", *COMMAND, "run", "jobs.jsonl", "--out", "out", "--gateway", gateway.gateway_url]
+    command += ["--rate", "20/s", "--poll-interval", "0.2", "-v"]
+    environment = clean_environment(PIXAZO_API_KEY="test-key")
+    with subprocess.Popen(
+        command, cwd=tmp_path, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE
+    ) as process:
+        assert process.stderr is not None
+        assert process.stderr.readline()
+        process.stderr.close()
+        while gateway.admin_request("/totals")["accepted"] < 5:
+            assert process.poll() is None
+            time.sleep(0.01)
+        process.send_signal(signal.SIGHUP)
+        assert process.wait(PROCESS_TIMEOUT_S) == 0
+    assert {row["status"] for row in result_rows(tmp_path / "out")} == {"succeeded"}
     assert gateway.admin_request("/totals")["charged"] == 60
 
 

@@ -48,7 +48,7 @@ MAX_RETRY_AFTER_S = 3600.0  # chosen: try at least once an hour
 MAX_DETAIL_CHARS = 300  # chosen: enough for a sentence in a result row
 
 _REQUEST_ID = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9_~:-]|\.(?!\.)){0,199}")
-_REJECTED = frozenset({400, 404, 405, 413, 415, 422})
+_REJECTED = frozenset({400, 404, 405, 411, 413, 414, 415, 417, 422, 431, 505})
 _FATAL = frozenset({401, 402, 403})
 _RETRYABLE = frozenset({500, 503})
 
@@ -129,9 +129,11 @@ def read_post_answer(answer: Answer, *, now: datetime) -> PostVerdict:
     wait_s = retry_after_s(answer.retry_after, answer.date, now=now)
     if answer.status == 429 or (answer.status == 403 and wait_s is not None):
         return Refused(Refusal.RATE_LIMITED, answer.status, detail, wait_s)
-    if answer.status in _FATAL:
+    # A firewall answers some prompts with a 403 page of its own, which says nothing about the key.
+    is_page = answer.status == 403 and fields is None and bool(answer.body)
+    if answer.status in _FATAL and not is_page:
         return Refused(Refusal.FATAL, answer.status, detail)
-    if answer.status in _REJECTED:
+    if answer.status in _REJECTED or is_page:
         return Refused(Refusal.REJECTED, answer.status, detail)
     # An error that names a request_id, wherever it stands, does not prove that nothing was queued.
     if answer.status in _RETRYABLE and _is_error_body(fields) and not evidence.find_request_id(answer.body):

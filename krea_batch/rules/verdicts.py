@@ -54,7 +54,7 @@ class Refusal(StrEnum):
 
     RATE_LIMITED = "rate_limited"  # 429, or 403 with Retry-After (a quota): pause all submits
     RETRYABLE = "retryable"  # 500 or 503 with the error body of the API document: retry
-    REJECTED = "rejected"  # 400, 404, 405, 413, 415, 422: this body will never be accepted
+    REJECTED = "rejected"  # 400, 404, 405, 411, 413, 414, 415, 417, 422, 431, 505, or a 403 page: never accepted
     FATAL = "fatal"  # 401, 402, 403: nothing more will be accepted with this key
 
 

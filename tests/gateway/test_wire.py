@@ -358,6 +358,8 @@ def test_a_broken_answer_with_an_id_in_its_place() -> None:
 
 # ---- results of a POST: refused or ambiguous -------------------------------------------------------------
 
+REFUSALS = {400, 401, 402, 403, 404, 405, 411, 413, 414, 415, 417, 422, 429, 431, 500, 503, 505}
+
 
 @pytest.mark.parametrize(
     ("status", "body", "refusal", "detail"),
@@ -371,7 +373,14 @@ def test_a_broken_answer_with_an_id_in_its_place() -> None:
             "Insufficient Balance: Your wallet does not have enough balance.",
         ),
         (403, b"", Refusal.FATAL, "HTTP 403"),
+        (403, {"message": "no access to this model"}, Refusal.FATAL, "no access to this model"),
+        (403, b"<html>Request blocked</html>", Refusal.REJECTED, "HTTP 403"),
         (404, b"<html>", Refusal.REJECTED, "HTTP 404"),
+        (411, b"", Refusal.REJECTED, "HTTP 411"),
+        (414, b"", Refusal.REJECTED, "HTTP 414"),
+        (417, b"", Refusal.REJECTED, "HTTP 417"),
+        (431, b"", Refusal.REJECTED, "HTTP 431"),
+        (505, b"", Refusal.REJECTED, "HTTP 505"),
         (405, b"", Refusal.REJECTED, "HTTP 405"),
         (413, {"error": {"message": "too large"}}, Refusal.REJECTED, "too large"),
         (415, {"error": {"message": 5}}, Refusal.REJECTED, "HTTP 415"),
@@ -390,7 +399,7 @@ def test_refused(status: int, body: object, refusal: Refusal, detail: str) -> No
     assert verdict.detail.isprintable()
 
 
-@pytest.mark.parametrize("status", [400, 401, 402, 403, 404, 405, 413, 415, 422, 429])
+@pytest.mark.parametrize("status", sorted(REFUSALS - {500, 503}))
 @pytest.mark.parametrize("body", GARBAGE_BODIES.values(), ids=GARBAGE_BODIES)
 def test_refusals_need_no_message(status: int, body: bytes) -> None:
     """A complete response with the status of a refusal is a refusal, whatever its body is."""
@@ -418,9 +427,6 @@ def test_refusals_need_no_message(status: int, body: bytes) -> None:
 def test_a_500_that_proves_nothing(status: int, body: object) -> None:
     """500 or 503 without the API document's error body, or with a request_id in it, is ambiguous."""
     assert isinstance(parse_submit(status, body), Ambiguous)
-
-
-REFUSALS = {400, 401, 402, 403, 404, 405, 413, 415, 422, 429, 500, 503}
 
 
 @pytest.mark.parametrize("status", [code for code in range(100, 1000) if code not in REFUSALS and code // 100 != 2])

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import re
+from contextlib import suppress
 from pathlib import Path
 
 import click
@@ -57,8 +58,9 @@ def path_text(path: Path) -> str:
 
 
 def say(line: str) -> None:
-    """Print a line on standard error."""
-    click.echo(printable(line), err=True)
+    """Print a line on standard error. If its reader or the terminal is gone, nothing is printed: a run goes on."""
+    with suppress(OSError):
+        click.echo(printable(line), err=True)
 
 
 def show(*lines: str) -> None:

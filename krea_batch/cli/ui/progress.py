@@ -120,6 +120,32 @@ class LiveDisplay:
         self._live.stop()
 
 
+class FailsafeDisplay:
+    """Another display, until the terminal or the reader of the output is gone. The run goes on without it."""
+
+    def __init__(self, display: Display) -> None:
+        self._display = display
+        self._is_gone = False
+        self.interval_s = display.interval_s
+
+    def show(self, status: Status) -> None:
+        self._call(lambda: self._display.show(status))
+
+    def say(self, line: str) -> None:
+        self._call(lambda: self._display.say(line))
+
+    def close(self) -> None:
+        self._call(self._display.close)
+
+    def _call(self, method: Callable[[], None]) -> None:
+        if self._is_gone:
+            return
+        try:
+            method()
+        except OSError:
+            self._is_gone = True
+
+
 def make_display(*, quiet: bool, transient: bool = False) -> Display:
     """Return a live display in a terminal, plain lines elsewhere, nothing with `--quiet`.
 
@@ -131,7 +157,11 @@ def make_display(*, quiet: bool, transient: bool = False) -> Display:
         return LineDisplay()
     from rich.console import Console
 
-    return LiveDisplay(Console(stderr=True), transient=transient)
+    class TerminalConsole(Console):
+        def on_broken_pipe(self) -> None:
+            raise BrokenPipeError  # instead of SystemExit, which would end the run
+
+    return FailsafeDisplay(LiveDisplay(TerminalConsole(stderr=True), transient=transient))
 
 
 async def refresh_until_cancelled(display: Display, read: Callable[[], Status]) -> None:

@@ -262,7 +262,7 @@ class RunSession:
         return msgspec.structs.replace(self._settings, gateway=url), ApiKey("simulated")
 
     async def _handle_signals(self, engine: Engine) -> None:
-        with anyio.open_signal_receiver(signal.SIGINT, signal.SIGTERM) as received:
+        with anyio.open_signal_receiver(*_stop_signals()) as received:
             async for _ in received:
                 self._interrupts += 1
                 if self._interrupts == 1:
@@ -289,3 +289,12 @@ class RunSession:
         if summary.problem:
             return STOPPED
         return OK if summary.totals.all_succeeded else SOME_FAILED
+
+
+def _stop_signals() -> list[signal.Signals]:
+    """Return the signals that stop a run. A closed terminal (SIGHUP) is one, unless it is ignored, as by nohup."""
+    signals = [signal.SIGINT, signal.SIGTERM]
+    hangup = getattr(signal, "SIGHUP", None)  # not on Windows
+    if hangup is not None and signal.getsignal(hangup) is not signal.SIG_IGN:
+        signals.append(hangup)
+    return signals
