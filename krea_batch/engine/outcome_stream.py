@@ -12,17 +12,22 @@ from krea_batch.jobs import Job, Outcome
 StartJob = Callable[[Job], Awaitable[asyncio.Future[Outcome]]]
 """Starts a job. Returns the future of its outcome once the job has been admitted."""
 
+MAX_STARTING = 32  # chosen: jobs that start together share a group commit of the ledger, at most every 10 ms
+
 
 class OutcomeStream:
     """The jobs of one caller of `Engine.stream`.
 
-    At most `max_pending` outcomes are pending or not taken yet; then the source is not read any further.
+    At most `max_pending` outcomes are pending or not taken yet; then the source is not read any further. It is read
+    at most MAX_STARTING jobs ahead of those that have been admitted.
     """
 
     def __init__(self, start_job: StartJob, max_pending: int, *, ordered: bool) -> None:
         self._start_job = start_job
         self._ordered = ordered
         self._window = anyio.Semaphore(max_pending)
+        self._starting = anyio.Semaphore(MAX_STARTING)
+        self._starts: set[asyncio.Task[None]] = set()
         self._ended: asyncio.Queue[asyncio.Future[Outcome] | None] = asyncio.Queue()
         self._feeder: asyncio.Task[None] | None = None
         self._started = self._yielded = 0
@@ -57,17 +62,38 @@ class OutcomeStream:
         return self._feeder is not None and self._feeder.cancelled()
 
     async def _feed(self, jobs: Iterable[Job] | AsyncIterable[Job]) -> None:
+        """Read the source, and start each job in a task. The first job that cannot be started ends the reading."""
         try:
             async for job in _iterate(jobs):
                 await self._window.acquire()
-                outcome = await self._start_job(job)
+                await self._starting.acquire()
+                if self._error:
+                    return
+                outcome: asyncio.Future[Outcome] = asyncio.get_running_loop().create_future()
                 self._started += 1
                 if self._ordered:
                     self._ended.put_nowait(outcome)
                 else:
                     outcome.add_done_callback(self._ended.put_nowait)
+                task = asyncio.create_task(self._start(job, outcome))
+                self._starts.add(task)
+                task.add_done_callback(self._starts.discard)
         finally:
             self._ended.put_nowait(None)
+
+    async def _start(self, job: Job, outcome: asyncio.Future[Outcome]) -> None:
+        """Start a job whose result goes to `outcome`."""
+        try:
+            started = await self._start_job(job)
+        except BaseException as error:
+            self._error = self._error or error
+            _settle(outcome, error)
+            if isinstance(error, asyncio.CancelledError):
+                raise
+            return
+        finally:
+            self._starting.release()
+        started.add_done_callback(lambda done: _settle(outcome, done.exception() or done.result()))
 
     async def _next(self) -> asyncio.Future[Outcome] | None:
         """Return the next outcome that has ended; None at the end of the source, once every outcome is taken."""
@@ -80,6 +106,17 @@ class OutcomeStream:
                 await asyncio.wait([future])
                 return future
         return None
+
+
+def _settle(outcome: asyncio.Future[Outcome], result: Outcome | BaseException) -> None:
+    """Set the result or the exception of a future that is not done."""
+    if outcome.done():
+        return
+    if isinstance(result, BaseException):
+        outcome.set_exception(result)
+        outcome.exception()  # Retrieved, because no one may be waiting for it.
+    else:
+        outcome.set_result(result)
 
 
 async def _iterate(jobs: Iterable[Job] | AsyncIterable[Job]) -> AsyncIterator[Job]:

@@ -168,6 +168,42 @@ class TestSubmitting:
         assert {outcome.id for outcome in outcomes} == {"j0", "j1", "j2", "j3", "j4"}
         check_ledger(tmp_path, gateway)
 
+    @pytest.mark.parametrize("ordered", [False, True])
+    def test_stream_uses_the_rate(self, tmp_path: Path, ordered: bool) -> None:
+        """stream submits at the rate, although each job is looked up in the ledger first."""
+        gateway = ScriptedGateway()
+
+        async def main() -> list[Outcome]:
+            async with make_engine(tmp_path, gateway, rate="200/s", max_in_flight=5000) as engine:
+                return [outcome async for outcome in engine.stream(make_jobs(2000), ordered=ordered)]
+
+        outcomes = run_virtual(main(), thread_duration_s=lambda: 0.01)
+        assert len(outcomes) == 2000
+        assert not ordered or [outcome.id for outcome in outcomes] == [job.id for job in make_jobs(2000)]
+        assert gateway.submitted_prompts == [job.id for job in make_jobs(2000)]
+        times_s = gateway.submit_times_s
+        assert (len(times_s) - 1) / (times_s[-1] - times_s[0]) >= 0.97 * 200
+
+    def test_a_job_that_cannot_be_started_ends_the_stream(self, tmp_path: Path) -> None:
+        """A job that is not valid ends the reading; the jobs before it succeed, and then its error is raised."""
+        gateway, outcomes, read = ScriptedGateway(), list[Outcome](), list[str]()
+
+        def source() -> Iterator[Job]:
+            for job in [*make_jobs(3), Job(prompt="changed", id="j0"), *make_jobs(500)[3:]]:
+                read.append(job.id)
+                yield job
+
+        async def main() -> None:
+            async with make_engine(tmp_path, gateway) as engine:
+                async for outcome in engine.stream(source()):
+                    outcomes.append(outcome)
+
+        with pytest.raises(JobError, match="j0"):
+            run_virtual(main())
+        assert {"j0", "j1", "j2"} <= {outcome.id for outcome in outcomes}
+        assert len(read) < 100
+        check_ledger(tmp_path, gateway)
+
     def test_leaving_a_stream_loses_nothing(self, tmp_path: Path) -> None:
         """Jobs that an abandoned stream had submitted succeed all the same."""
         gateway = ScriptedGateway()
