@@ -6,6 +6,7 @@ that job. What its body says is used only if the poll confirms it.
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import hmac
 from collections.abc import Awaitable, Callable, MutableMapping
@@ -14,11 +15,12 @@ from typing import Any
 from krea_batch.gateway import wire
 
 MAX_CALLBACK_BYTES = 64 << 10  # chosen: a status response takes a few hundred bytes
+MAX_BODY_S = 10.0  # chosen: a few hundred bytes over a slow line
 SECRET_BYTES = 32  # RFC 2104, 3: the key of an HMAC should be as long as its hash
 _TOKEN_CHARS = 32  # chosen: 128 bits, which cannot be guessed
 _MAX_DIGITS = 18  # chosen: every such number is within SQLite's 64 bits
 
-OK, UNKNOWN, NOT_POST, TOO_LARGE, UNAVAILABLE = 204, 404, 405, 413, 503
+OK, UNKNOWN, NOT_POST, TIMED_OUT, TOO_LARGE, UNAVAILABLE = 204, 404, 405, 408, 413, 503
 
 Scope = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
@@ -84,7 +86,13 @@ class CallbackEndpoint:
             return
         if scope["type"] != "http":  # for example a WebSocket
             return
-        status = self.receive(scope["method"], scope["path"], await _body_of(receive))
+        try:
+            async with asyncio.timeout(MAX_BODY_S):
+                body = await _body_of(receive)
+        except TimeoutError:
+            status = TIMED_OUT
+        else:
+            status = self.receive(scope["method"], scope["path"], body)
         await send({"type": "http.response.start", "status": status, "headers": []})
         await send({"type": "http.response.body", "body": b""})
 

@@ -7,6 +7,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from threading import BoundedSemaphore
+from typing import Any
+from wsgiref.simple_server import WSGIServer
 
 import prometheus_client
 from msgspec import Struct
@@ -15,6 +18,8 @@ from prometheus_client import CollectorRegistry
 from krea_batch.errors import SettingsError
 
 METRICS_PORT = "metrics_port"
+MAX_CONNECTIONS = 16  # chosen: a Prometheus server needs one
+MAX_REQUEST_S = 5.0  # chosen: a request is sent in one packet
 
 
 class Address(Struct, frozen=True):
@@ -41,6 +46,25 @@ class Address(Struct, frozen=True):
         return f"http://{host}:{self.port}/metrics"
 
 
+def _limit_connections(server: WSGIServer) -> None:
+    """Bound the number and the time of connections: each takes a thread and a file descriptor from the run."""
+    free = BoundedSemaphore(MAX_CONNECTIONS)
+
+    class LimitedHandler(server.RequestHandlerClass):  # type: ignore[misc, name-defined]
+        timeout = MAX_REQUEST_S  # of the socket, see socketserver.StreamRequestHandler
+
+        def __init__(self, *args: Any) -> None:
+            try:
+                super().__init__(*args)  # handles the request
+            except TimeoutError:
+                pass  # the client sent nothing
+            finally:
+                free.release()
+
+    server.RequestHandlerClass = LimitedHandler
+    server.verify_request = lambda *_: free.acquire(blocking=False)  # type: ignore[method-assign]
+
+
 @contextmanager
 def serve_registry(registry: CollectorRegistry, address: Address) -> Iterator[Address]:
     """Serve the metrics until the block ends; yield the address with its actual port.
@@ -53,6 +77,7 @@ def serve_registry(registry: CollectorRegistry, address: Address) -> Iterator[Ad
         reason = error.strerror if isinstance(error, OSError) else "invalid host name"
         problem = f"cannot listen on {address.host}:{address.port} ({reason})"
         raise SettingsError(METRICS_PORT, problem, "use another port, or 0 for any free port") from None
+    _limit_connections(server)
     try:
         yield Address(address.host, server.server_port)
     finally:

@@ -3,13 +3,25 @@
 from __future__ import annotations
 
 import json
+import shlex
 import socket
+import subprocess
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tests.processes import SimulatorProcess, StartSimulator, result_rows, run_command, write_jobs
+from tests.processes import (
+    COMMAND,
+    PROCESS_TIMEOUT_S,
+    SimulatorProcess,
+    StartSimulator,
+    clean_environment,
+    result_rows,
+    run_command,
+    write_jobs,
+)
 
 pytestmark = pytest.mark.slow
 
@@ -90,3 +102,39 @@ def test_a_webhook_port_in_use(simulate: StartSimulator, tmp_path: Path) -> None
     assert done.returncode == 2
     assert address in done.stderr
     assert json.dumps(simulated.admin_request("/ledger")["posts"]) == "[]"
+
+
+@pytest.mark.parametrize(
+    "data",
+    [b"", b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 100\r\n\r\n{", b"\0\r\n\r\n"],
+    ids=["idle", "half sent", "not HTTP"],
+)
+def test_connections_of_strangers(data: bytes, simulate: StartSimulator, tmp_path: Path) -> None:
+    """Hundreds of open connections, with few file descriptors, neither stop the run nor delay its end."""
+    simulated = simulate("--tiny", "--latency", "fixed:5")
+    write_jobs(tmp_path / "jobs.jsonl", 40)
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    options = ("--gateway", simulated.gateway_url, "--rate", "20/s", "--poll-interval", "0.5")
+    listen = ("--webhook-listen", f"127.0.0.1:{port}", "--json")
+    command = shlex.join([*COMMAND, "run", "jobs.jsonl", "--out", "out", *options, *listen])
+    process = subprocess.Popen(
+        ["sh", "-c", f"ulimit -n 200; exec {command}"],
+        cwd=tmp_path,
+        env=clean_environment(PIXAZO_API_KEY="k"),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    while simulated.admin_request("/totals")["accepted"] < 2:
+        assert process.poll() is None
+    with ExitStack() as stack:
+        for _ in range(300):
+            with suppress(ConnectionError):  # the connections are closed, also while they are opened
+                connection = stack.enter_context(socket.create_connection(("127.0.0.1", port), PROCESS_TIMEOUT_S))
+                connection.sendall(data)
+        stdout, stderr = process.communicate(timeout=PROCESS_TIMEOUT_S)
+    assert process.returncode == 0, stderr
+    assert "Traceback" not in stderr
+    assert json.loads(stdout)["jobs"] == {"succeeded": 40}
+    assert json.loads(stdout)["seconds"] < 50  # one connection held the end for 60 s

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import socket
+import threading
 import urllib.error
 import urllib.request
+from contextlib import ExitStack, suppress
 
 import pytest
 from prometheus_client import CollectorRegistry
@@ -11,7 +14,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from krea_batch import SettingsError
 from krea_batch.events import RunStopping
-from krea_batch.observability import MetricsListener
+from krea_batch.observability import MetricsListener, metrics_server
 from krea_batch.observability.metrics_server import Address, serve_registry
 
 
@@ -46,6 +49,26 @@ def test_metrics_are_served_until_closed() -> None:
         assert samples(address)["krea_batch_early_stops_total"] == 1
     with pytest.raises(urllib.error.URLError):
         samples(address)
+
+
+@pytest.mark.parametrize("data", [b"", b"GET /metrics HT"])
+def test_idle_connections(data: bytes, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    """Connections that send no request take a bounded number of threads, and are closed after a time."""
+    monkeypatch.setattr(metrics_server, "MAX_REQUEST_S", 0.2)
+    threads = threading.active_count()
+    with serve_registry(MetricsListener().registry, Address("127.0.0.1", 0)) as address, ExitStack() as stack:
+        connections = [
+            stack.enter_context(socket.create_connection((address.host, address.port))) for _ in range(100)
+        ]
+        for connection in connections:
+            with suppress(ConnectionError):
+                connection.sendall(data)
+        assert threading.active_count() <= threads + 1 + metrics_server.MAX_CONNECTIONS
+        for connection in connections:
+            with suppress(ConnectionResetError):
+                assert connection.recv(1) == b""
+        assert "krea_batch_early_stops_total" in samples(address)
+    assert "Traceback" not in capsys.readouterr().err
 
 
 def samples(address: Address) -> dict[str, float]:
