@@ -8,23 +8,28 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from io import BytesIO
 from os import cpu_count
 from pathlib import Path
-from threading import Lock
+from threading import Lock, Semaphore
 
 from PIL import Image
 
 WIDTH_PX = 240  # chosen: sharp at the size shown by the page; about 6 kB each
 WEBP_QUALITY = 70
 REDUCING_GAP = 1.0  # chosen: a third of the time of 3.0, without a visible difference at this size
+FORMATS = ("PNG", "JPEG", "WEBP", "GIF")  # of images; Pillow would run other programs for some further formats
+# A PNG of half a megabyte can have 170 million pixels, which take 1.4 GB. Pillow itself raises only above those.
+MAX_PIXELS = 4096 * 4096  # chosen: several times the size of an image of the API; takes 130 MB
 MAX_CACHED = 2000  # chosen: about 12 MB
 
 
 def thumbnail(path: Path, width_px: int = WIDTH_PX) -> bytes | None:
-    """Return a WebP of at most `width_px` pixels each way; None if the file is not a readable image."""
+    """Return a WebP of at most `width_px` pixels each way; None if the file is not a readable image, or too large."""
     try:
-        with Image.open(path) as image:
+        with Image.open(path, formats=FORMATS) as image:  # reads the header only
+            if image.width * image.height > MAX_PIXELS:
+                return None
             small = image.convert("RGB")
             small.thumbnail((width_px, width_px), reducing_gap=REDUCING_GAP)
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError, Image.DecompressionBombWarning):
         return None
     file = BytesIO()
     small.save(file, "WEBP", quality=WEBP_QUALITY, method=2)
@@ -59,6 +64,7 @@ class ThumbnailCache:
     def __init__(self) -> None:
         self._cache: OrderedDict[Path, bytes] = OrderedDict()
         self._lock = Lock()  # used by many threads
+        self._decoding = Semaphore(cpu_count() or 1)  # more would take memory, and save no time
 
     def get(self, path: Path) -> bytes | None:
         """Return the thumbnail of an image, from memory or made now. Blocks."""
@@ -66,7 +72,8 @@ class ThumbnailCache:
             if path in self._cache:
                 self._cache.move_to_end(path)
                 return self._cache[path]
-        data = thumbnail(path)
+        with self._decoding:
+            data = thumbnail(path)
         if data:
             with self._lock:
                 self._cache[path] = data

@@ -1,4 +1,4 @@
-"""The port for callbacks: whoever connects to it, the run goes on and ends."""
+"""The port for callbacks: the run goes on and ends, no matter who connects to it."""
 
 from __future__ import annotations
 

@@ -59,3 +59,12 @@ def test_compressed_text_is_too_long() -> None:
     info.add_text("Bomb", "x" * (MAX_TEXT_BYTES + 1), zip=True)
     with pytest.raises(PngError, match="longer than"):
         read_texts(png_with_texts(info))
+
+
+def test_compressed_texts_are_too_long_together() -> None:
+    """Chunks whose texts are below the limit one by one, and above it together, raise PngError."""
+    info = PngInfo()
+    for n in range(5):
+        info.add_text(f"Bomb {n}", "x" * (MAX_TEXT_BYTES // 4), zip=True)
+    with pytest.raises(PngError, match="longer than"):
+        read_texts(png_with_texts(info))

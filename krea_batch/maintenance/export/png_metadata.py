@@ -60,15 +60,19 @@ def embed_texts(png: bytes, texts: dict[str, str]) -> bytes:
 def read_texts(png: bytes) -> dict[str, str]:
     """Return the texts of a PNG: keyword to text.
 
-    Raises PngError if it is not a complete PNG, or if a compressed text is damaged or longer than MAX_TEXT_BYTES.
+    Raises PngError if it is not a complete PNG, or if a compressed text is damaged, or all of them
+    are longer than MAX_TEXT_BYTES.
     """
     validator = PngValidator()
     validator.feed(png)
     validator.finish()
     texts: dict[str, str] = {}
+    left_bytes = MAX_TEXT_BYTES
     for _, _, chunk_type, body in _parse_chunks(png):
         if chunk_type in _TEXT_CHUNK_TYPES:
-            texts[_decode_keyword(body)] = _decode_text(chunk_type, body)
+            text, inflated_bytes = _decode_text(chunk_type, body, left_bytes)
+            texts[_decode_keyword(body)] = text
+            left_bytes -= inflated_bytes
     return texts
 
 
@@ -99,26 +103,30 @@ def _decode_keyword(body: bytes) -> str:
     return body.partition(b"\0")[0].decode("latin-1")
 
 
-def _decode_text(chunk_type: bytes, body: bytes) -> str:
+def _decode_text(chunk_type: bytes, body: bytes, max_bytes: int) -> tuple[str, int]:
+    """Return the text of a chunk, and how many bytes of it were compressed before: at most `max_bytes`."""
     rest = body.partition(b"\0")[2]
     if chunk_type == b"tEXt":
-        return rest.decode("latin-1")
+        return rest.decode("latin-1"), 0
     if chunk_type == b"zTXt":
-        return _inflate(rest[1:]).decode("latin-1")
-    compressed = rest[:1] == b"\1"
+        text = _inflate(rest[1:], max_bytes)
+        return text.decode("latin-1"), len(text)
     text = rest[2:].split(b"\0", 2)[-1]
-    return (_inflate(text) if compressed else text).decode("utf-8", "replace")
+    if rest[:1] != b"\1":
+        return text.decode("utf-8", "replace"), 0
+    text = _inflate(text, max_bytes)
+    return text.decode("utf-8", "replace"), len(text)
 
 
-def _inflate(data: bytes) -> bytes:
-    """Decompress a text. The limit protects against a small chunk that expands to gigabytes."""
+def _inflate(data: bytes, max_bytes: int) -> bytes:
+    """Decompress a text. The limit protects against small chunks that expand to gigabytes."""
     decompressor = zlib.decompressobj()
     try:
-        text = decompressor.decompress(data, MAX_TEXT_BYTES)
+        text = decompressor.decompress(data, max_bytes + 1)  # 0 would mean no limit
     except zlib.error as error:
         raise PngError(f"a compressed text is damaged ({error})") from None
-    if decompressor.unconsumed_tail:
-        raise PngError(f"a compressed text is longer than {MAX_TEXT_BYTES >> 20} MiB")
+    if len(text) > max_bytes:
+        raise PngError(f"compressed texts are longer than {MAX_TEXT_BYTES >> 20} MiB")
     return text
 
 
