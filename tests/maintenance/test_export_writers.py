@@ -18,12 +18,15 @@ import datasets
 import pyarrow.parquet as pq
 import pytest
 import webdataset
+from hypothesis import given
+from hypothesis import strategies as st
 from PIL import Image
 from PIL.PngImagePlugin import PngImageFile
 
 from krea_batch.errors import InputError, RunDirError
-from krea_batch.maintenance.export import WRITERS, RunImages, export
+from krea_batch.maintenance.export import WRITERS, RunImages, export, writers
 from krea_batch.maintenance.export.writers import ExportOptions
+from tests.gallery.gallery_fixtures import SeedJob, make_run
 from tests.maintenance.conftest import FINISHED_RUN_PROMPTS
 from tests.processes import PROCESS_TIMEOUT_S, clean_environment, run_command
 
@@ -94,13 +97,26 @@ class TestExportFormats:
 
     def test_csv(self, finished_run: Path, tmp_path: Path) -> None:
         """There is one row per image and one column per metadata key; paths are those of the run's images."""
-        run_export(finished_run, "--format", "csv", "--output", "set.csv", cwd=tmp_path)
+        run_export(finished_run, "--format", "csv", "--output", "set.csv", "--raw-cells", cwd=tmp_path)
         with (tmp_path / "set.csv").open(encoding="utf-8", newline="") as file:
             rows = list(csv.DictReader(file))
         assert [row["prompt"] for row in rows] == FINISHED_RUN_PROMPTS
         assert [row["metadata.set"] for row in rows] == ["0", "1", "0", "1"]
         assert rows[0]["metadata.tags"] == '["x"]'
         assert {Path(row["path"]) for row in rows} == set((finished_run / "images").glob("*.png"))
+
+    def test_csv_for_spreadsheets(self, finished_run: Path, tmp_path: Path) -> None:
+        """A prompt that a spreadsheet would evaluate begins with an apostrophe, and the command says so."""
+        done = run_export(finished_run, "--format", "csv", "--output", "set.csv", cwd=tmp_path)
+        assert "1 cell has an apostrophe" in done.stderr
+        with (tmp_path / "set.csv").open(encoding="utf-8", newline="") as file:
+            rows = list(csv.DictReader(file))
+        assert rows[1]["prompt"] == "'" + FINISHED_RUN_PROMPTS[1]
+        assert [row["prompt"] for row in rows if not row["prompt"].startswith("'")] == [
+            prompt for prompt in FINISHED_RUN_PROMPTS if not prompt.startswith("=")
+        ]
+        run_export(finished_run, "--format", "csv", "--output", "quiet.csv", "-q", cwd=tmp_path)
+        assert (tmp_path / "quiet.csv").read_bytes() == (tmp_path / "set.csv").read_bytes()
 
     def test_zip(self, finished_run: Path, tmp_path: Path) -> None:
         """The file contains the images byte for byte, and one metadata row for each."""
@@ -150,6 +166,69 @@ class TestExportFormats:
         assert done.returncode == 2
         assert "standard input:1: the job 'job.9' is not in this run" in done.stderr
         assert not (tmp_path / "c.zip").exists()
+
+
+LIVE_CELLS = [
+    "=1+1",
+    "+1",
+    "-1",
+    "@SUM(1)",
+    "\t=1",
+    "\r=1",
+    "\n=1",
+    "  =1",
+    "\u00a0=1",
+    "＝1",
+    "＋1",
+    "－1",
+    "＠x",
+    "'=1",
+    "'",
+]
+PLAIN_CELLS = ["a cat", "1", "a=1", "1-1", "é", "", "(=1)", '"=1']
+
+
+class TestCells:
+    def written(self, tmp_path: Path, texts: list[str], **options: Any) -> list[dict[str, str]]:
+        """Export jobs with these prompts, ids and metadata, and return the rows of the CSV."""
+        jobs = [
+            SeedJob(
+                id=f"{text.strip() or 'x'}{n}".replace("\r", ""), prompt=text or "x", metadata={"=key": text, "n": -n}
+            )
+            for n, text in enumerate(texts)
+        ]
+        with RunImages(make_run(tmp_path / "out", *jobs)) as images:
+            export(images, "csv", tmp_path / "set.csv", ExportOptions(**options))
+        with (tmp_path / "set.csv").open(encoding="utf-8", newline="") as file:
+            return list(csv.DictReader(file))
+
+    def test_live_cells(self, tmp_path: Path) -> None:
+        """Each text that a spreadsheet would evaluate has one apostrophe more: prompt, id and metadata."""
+        for row, text in zip(self.written(tmp_path, LIVE_CELLS), LIVE_CELLS, strict=True):
+            assert row["prompt"] == row["metadata.=key"] == f"'{text}"
+            assert row["id"][0] == "'"
+
+    def test_plain_cells(self, tmp_path: Path) -> None:
+        """Other texts, and numbers, stay as they are."""
+        for n, (row, text) in enumerate(zip(self.written(tmp_path, PLAIN_CELLS), PLAIN_CELLS, strict=True)):
+            assert (row["prompt"], row["metadata.=key"], row["metadata.n"]) == (text or "x", text, str(-n))
+
+    def test_raw_cells(self, tmp_path: Path) -> None:
+        """With raw cells every text is as it was."""
+        rows = self.written(tmp_path, LIVE_CELLS, raw_cells=True)
+        assert [row["prompt"] for row in rows] == LIVE_CELLS
+
+    @given(text=st.text(st.sampled_from("'=+-@\t a＝\u00a0"), min_size=1, max_size=6))
+    def test_the_text_can_be_restored(self, text: str) -> None:
+        """Removing the first apostrophe of a cell always gives the text back."""
+        cell = f"'{text}" if writers._EVALUATED.match(text) else text
+        assert cell.removeprefix("'") == text
+        assert not cell.lstrip().startswith(("=", "+", "-", "@", "＝"))
+
+    def test_only_with_csv(self, finished_run: Path, tmp_path: Path) -> None:
+        """`--raw-cells` is an error with the other formats, which have texts as they are."""
+        done = run_command("export", finished_run, "--format=zip", "--output=x", "--raw-cells", cwd=tmp_path)
+        assert (done.returncode, "--raw-cells can be used with csv only" in done.stderr) == (2, True)
 
 
 class TestExportErrors:

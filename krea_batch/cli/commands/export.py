@@ -35,6 +35,12 @@ EXPORT_FORMATS = ("imagefolder", "parquet", "webdataset", "csv", "zip")
     metavar="N",
     help="Images per shard of a WebDataset.",
 )
+@click.option(
+    "--raw-cells",
+    is_flag=True,
+    help="With csv: write texts that begin with =, +, -, @ as they are. Without it, they get an apostrophe, since "
+    "spreadsheets would evaluate them as formulas.",
+)
 @click.option("--force", is_flag=True, help="Replace DEST if it is an export of krea-batch with nothing else in it.")
 @click.option("--quiet", "-q", is_flag=True, help="Print only errors.")
 def export(
@@ -44,6 +50,7 @@ def export(
     ids_from: str | None,
     embed_metadata: bool,
     shard_size: int,
+    raw_cells: bool,
     force: bool,
     quiet: bool,
 ) -> None:
@@ -64,7 +71,15 @@ def export(
     from krea_batch.storage.os_errors import next_step
     from krea_batch.storage.outputs import left_parts
 
-    options = ExportOptions(embed=embed_metadata, shard_images=shard_size, force=force)
+    if raw_cells and format_ != "csv":
+        raise click.UsageError("--raw-cells can be used with csv only; other formats have texts as they are")
+    options = ExportOptions(
+        embed=embed_metadata,
+        shard_images=shard_size,
+        force=force,
+        raw_cells=raw_cells,
+        on_notice=(lambda _: None) if quiet else say,
+    )
     if embed_metadata and format_ == "csv":
         raise click.UsageError("--embed-metadata cannot be used with csv, which does not copy the images")
     with RunImages(out, read_ids(ids_from, out)) as images:

@@ -7,6 +7,7 @@ complete.
 from __future__ import annotations
 
 import csv
+import re
 import tarfile
 import zipfile
 from collections.abc import Callable, Iterable
@@ -27,15 +28,25 @@ from krea_batch.storage.outputs import check_output, replacing_output
 ROW_GROUP_BYTES = 64 << 20  # chosen: image bytes held in memory, here and by readers of the file
 SHARD_IMAGES = 1000  # chosen: with 2 MB per image, shards of the 1 to 2 GB that WebDataset's documentation advises
 
+# OWASP, CSV Injection: what spreadsheets take for a formula, also after spaces and in full width. A text that begins
+# with an apostrophe gets another one, so that removing the first apostrophe of a cell always restores the text.
+_EVALUATED = re.compile(r"'|\s*[=+\-@＝＋－＠]|[\t\r\n]")
+
 OnExported = Callable[[int], None]
 
 
 class ExportOptions(msgspec.Struct, frozen=True, kw_only=True):
-    """How to export. `embed` writes the request into each PNG; `force` replaces an existing export."""
+    """How to export. `embed` writes the request into each PNG; `force` replaces an existing export.
+
+    A CSV has an apostrophe before each text that a spreadsheet would evaluate, unless `raw_cells` is set.
+    `on_notice` is called with a sentence about what was changed.
+    """
 
     embed: bool = False
     shard_images: int = SHARD_IMAGES
     force: bool = False
+    raw_cells: bool = False
+    on_notice: Callable[[str], None] = lambda _: None
 
 
 def export(
@@ -90,8 +101,18 @@ def _zip(run_images: RunImages, part: Path, options: ExportOptions, on_progress:
         file.writestr(METADATA_FILE, rows.getvalue(), zipfile.ZIP_DEFLATED)
 
 
-def _csv(run_images: RunImages, part: Path, _: ExportOptions, on_progress: OnExported) -> None:
+def _csv(run_images: RunImages, part: Path, options: ExportOptions, on_progress: OnExported) -> None:
     """Write one row per image, with a column per metadata key. `path` is the image in the run; it is not copied."""
+    changed = 0
+
+    def cell(value: object) -> object:
+        nonlocal changed
+        text = msgspec.json.encode(value).decode() if isinstance(value, list | dict) else value
+        if not isinstance(text, str) or options.raw_cells or not _EVALUATED.match(text):
+            return text
+        changed += 1
+        return f"'{text}"
+
     keys = list(dict.fromkeys(key for image in run_images.images() for key in image.outcome.metadata))
     with part.open("w", encoding="utf-8", newline="") as file:
         rows = csv.writer(file)
@@ -101,8 +122,13 @@ def _csv(run_images: RunImages, part: Path, _: ExportOptions, on_progress: OnExp
             if image.number == 1:
                 rows.writerow([*CSV_HEADER, *(f"metadata.{key}" for key in keys)])
             values = [image.outcome.metadata.get(key) for key in keys]
-            rows.writerow([image.path.absolute(), *columns.values(), *map(_csv_cell, values)])
+            rows.writerow([cell(str(image.path.absolute())), *map(cell, columns.values()), *map(cell, values)])
             on_progress(1)
+    if changed:
+        options.on_notice(
+            f"{changed:,} cell{' has' if changed == 1 else 's have'} an apostrophe before a text that a spreadsheet "
+            "would evaluate; --raw-cells writes it as it is"
+        )
 
 
 def _webdataset(run_images: RunImages, part: Path, options: ExportOptions, on_progress: OnExported) -> None:
@@ -169,10 +195,6 @@ def _seed_type(arrow: Any, images: Iterable[ExportedImage]) -> Any:
 def _image_bytes(image: ExportedImage, options: ExportOptions) -> bytes:
     data = image.read()
     return embed_texts(data, texts_for(image.outcome)) if options.embed else data
-
-
-def _csv_cell(value: object) -> object:
-    return msgspec.json.encode(value).decode() if isinstance(value, list | dict) else value
 
 
 WRITERS: dict[str, Callable[[RunImages, Path, ExportOptions, OnExported], None]] = {
