@@ -236,6 +236,10 @@ class LedgerStore(LedgerQueries):
         self._mark_refunded(job_no)
         self._transition(job_no, Action.REQUEUE, State.ACCEPTED, "polls = ?", (polls,))
 
+    def refresh_urls(self, job_no: int) -> None:
+        """Record that the URLs of a finished job have expired, so that it is polled again."""
+        self._transition(job_no, Action.REFRESH, State.FINISHED, "media = NULL, finished_at = NULL")
+
     def mark_timed_out(self, job_no: int, old: State, error: ErrorInfo, at: float, polls: int) -> Outcome:
         """Record that this run stops waiting for an accepted or finished job.
 

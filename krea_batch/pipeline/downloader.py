@@ -27,6 +27,8 @@ from krea_batch.storage.os_errors import is_out_of_files, next_step
 from krea_batch.storage.sink_writer import SinkImageWriter
 from krea_batch.storage.sinks import Sink, SinkPermanentError, SinkTransientError
 
+EXPIRED_STATUSES = frozenset({401, 403, 404, 410})  # chosen: what stores answer for a signed URL that has expired
+MAX_REFRESHES = 3  # chosen: if fresh URLs fail, too, they have not expired
 WRITE_BYTES = 2 << 20  # chosen: most images need one call of a disk thread; 64 downloads hold 128 MB at most
 
 
@@ -111,6 +113,10 @@ class Downloader:
             try:
                 await self._store_all(download)
             except DownloadError as error:
+                finished = download.job.finished
+                if finished and error.status in EXPIRED_STATUSES and download.job.refreshes < MAX_REFRESHES:
+                    await self._executor.apply(download.job, lifecycle.refresh(finished))
+                    continue
                 await self._retry_later(download, "download", error.reason, self._pause_host(download, error))
             except PngError as error:
                 download.image = None  # Its bytes are useless: download all of them again.

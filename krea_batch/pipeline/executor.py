@@ -83,6 +83,8 @@ class TransitionExecutor:
                 job.body, job.fingerprint, job.metadata = await record(LedgerStore.request_of, job.job_no)
             case Action.STORE:
                 return await record(LedgerStore.mark_stored, job.job_no, transition.files, at)
+            case Action.REFRESH:
+                await record(LedgerStore.refresh_urls, job.job_no)
             case Action.TIME_OUT:
                 return await record(LedgerStore.mark_timed_out, job.job_no, transition.old, error, at, job.polls)
             case Action.ADOPT:
@@ -124,6 +126,9 @@ class TransitionExecutor:
             case Action.FINISH:
                 job.finished = transition.finished
                 job.failures = 0
+            case Action.REFRESH:
+                job.refreshes += 1
+                job.resumed = True  # The next poll says nothing about how long the job takes.
             case _:
                 pass
 

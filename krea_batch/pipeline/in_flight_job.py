@@ -43,6 +43,7 @@ class InFlightJob:
         "metadata",
         "on_schedule",
         "polls",
+        "refreshes",
         "refusals",
         "request_id",
         "resumed",
@@ -90,6 +91,7 @@ class InFlightJob:
 
         # Downloader.
         self.finished: Finished | None = None
+        self.refreshes = 0  # polls for fresh URLs
 
     @classmethod
     def from_ledger(cls, record: OpenJob) -> InFlightJob:

@@ -58,6 +58,7 @@ class Action(StrEnum):
     GIVE_UP = "give_up"
     REQUEUE = "requeue"
     STORE = "store"
+    REFRESH = "refresh"
     TIME_OUT = "time_out"
     RESUME = "resume"
     RESUBMIT = "resubmit"
@@ -77,6 +78,7 @@ ACTIONS: Mapping[Action, str] = {
     Action.GIVE_UP: "A poll found the job in ERROR, and no attempt is left.",
     Action.REQUEUE: "A poll found the job in ERROR, which is not charged.",
     Action.STORE: "Every image of the job is stored.",
+    Action.REFRESH: "The URLs of the images have expired; a poll returns fresh ones.",
     Action.TIME_OUT: "This run waits no longer.",
     Action.RESUME: "A new run starts.",
     Action.RESUBMIT: "`krea-batch resolve --resubmit`, or `--ambiguous resubmit` in advance.",
@@ -99,6 +101,7 @@ PATHS: Mapping[Action, tuple[tuple[State, ...], ...]] = {
     Action.GIVE_UP: ((_S.ACCEPTED, _S.ERRORED),),
     Action.REQUEUE: ((_S.ACCEPTED, _S.ERRORED, _S.PENDING),),
     Action.STORE: ((_S.FINISHED, _S.SUCCEEDED),),
+    Action.REFRESH: ((_S.FINISHED, _S.ACCEPTED),),
     Action.TIME_OUT: ((_S.ACCEPTED, _S.TIMED_OUT), (_S.FINISHED, _S.TIMED_OUT)),
     # At the start of a run.
     Action.RESUME: ((_S.TIMED_OUT, _S.ACCEPTED), (_S.ERRORED, _S.PENDING)),
@@ -345,6 +348,11 @@ def adopt(request_id: str, progress: Progress) -> Transition:
 def store(files: tuple[StoredFile, ...]) -> Transition:
     """Return the transition of a finished job whose images are all durable."""
     return Transition(action=Action.STORE, old=State.FINISHED, next_stage=Stage.END, files=files)
+
+
+def refresh(finished: Finished) -> Transition:
+    """Return the transition of a finished job whose URLs have expired. It is polled immediately."""
+    return Transition(action=Action.REFRESH, old=State.FINISHED, next_stage=Stage.POLL_SCHEDULER, progress=finished)
 
 
 # ---- the start of a run ----------------------------------------------------------------------------------

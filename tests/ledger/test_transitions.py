@@ -100,6 +100,7 @@ TRANSITION_CASES: dict[str, tuple[StoreOperation, set[State], State]] = {
     "mark_failed": (lambda store: store.mark_failed(1, STORE_ERROR, 9.0, 5), {State.ACCEPTED}, State.FAILED),
     "mark_errored": (lambda store: store.mark_errored(1, STORE_ERROR, 9.0, 5), {State.ACCEPTED}, State.ERRORED),
     "requeue_errored": (requeue_errored(), {State.ACCEPTED}, State.PENDING),
+    "refresh_urls": (lambda store: store.refresh_urls(1), {State.FINISHED}, State.ACCEPTED),
     "mark_timed_out": (
         lambda store: store.mark_timed_out(
             1, State.FINISHED if State.FINISHED in store.counts() else State.ACCEPTED, STORE_ERROR, 9.0, 5

@@ -11,7 +11,8 @@ from typing import Any
 
 import pytest
 
-from krea_batch import Engine, Job
+from krea_batch import Engine, Job, State
+from krea_batch.events import Event, StateChanged
 from krea_batch.gateway.url_policy import DownloadError
 from krea_batch.ledger import LedgerStore
 from krea_batch.rules.verdicts import Finished
@@ -184,6 +185,25 @@ class TestDownloadErrors:
         assert result_statuses(tmp_path) == {"j0": "succeeded", "j1": "succeeded"}
         assert len(gateway.submitted_bodies) == 2
         check_images(tmp_path)
+
+    @pytest.mark.parametrize("status", [403, 404, 410])
+    def test_urls_that_have_expired(self, tmp_path: Path, status: int) -> None:
+        """A job whose URLs have expired is polled for fresh ones, in this run or the next, without another POST."""
+
+        class SignedUrlGateway(ScriptedGateway):
+            def finished(self, request_id: str, outputs: int = 1) -> Finished:
+                signature = len(self.poll_times_s[request_id])
+                return Finished((f"https://cdn.example/{request_id}/{signature}.png",), "image/png")
+
+        gateway = SignedUrlGateway()
+        gateway.download_script["j0"] = [DownloadError(f"HTTP {status}", status=status), COMPLETE_IMAGE]
+        events: list[Event] = []
+        run_virtual(run_jobs(tmp_path, gateway, make_jobs(1), listeners=[events.append]))
+        assert result_statuses(tmp_path) == {"j0": "succeeded"}
+        assert len(set(gateway.downloads)) == 2
+        assert len(gateway.submitted_bodies) == 1
+        changes = [(event.old, event.new) for event in events if isinstance(event, StateChanged)]
+        assert (State.FINISHED, State.ACCEPTED) in changes
 
     def test_retry_after_pauses_the_host(self, tmp_path: Path) -> None:
         """A host that answers 429 with Retry-After gets no request of any download for that time."""

@@ -49,7 +49,7 @@ EXPECTED_TRANSITIONS: dict[str, set[str]] = {
     "pending": {"submitting"},
     "submitting": {"accepted", "pending", "rejected", "ambiguous"},
     "accepted": {"finished", "failed", "errored", "timed_out"},
-    "finished": {"succeeded", "timed_out"},
+    "finished": {"succeeded", "timed_out", "accepted"},  # URLs that have expired
     "succeeded": set(),
     "failed": {"pending"},  # krea-batch retry, as for the next two
     "rejected": {"pending"},
@@ -138,6 +138,7 @@ def test_a_job_is_accepted_only_after_a_durable_intent() -> None:
         State.SUBMITTING,
         State.AMBIGUOUS,
         State.TIMED_OUT,
+        State.FINISHED,
     }
     assert {old for old in State if State.SUBMITTING in TRANSITIONS[old]} == {State.PENDING}
 
