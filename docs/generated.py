@@ -50,9 +50,9 @@ def _type(hint: object) -> str:
 def _default(name: str) -> str:
     option = OPTIONS[name]
     default = DEFAULTS[name]
-    if default is None:
-        return option.none_means or "none"
     text = f"`{default.text if isinstance(default, Rate) else default}`"
+    if default is None:
+        text = option.none_means or "none"
     return text if option.command_default is None else f"{text}; on the command line `{option.command_default}`"
 
 

@@ -214,14 +214,15 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
         ),
     ] = None
     max_identical_failures: Annotated[
-        int,
+        int | None,
         Option(
             metavar="N",
             minimum=0,
             command_default=20,
-            help="Stop if the first N jobs fail with the same error (0 = off).",
+            none_means="never stop, but hold submits",
+            help="Stop if the first N jobs fail with the same error (0 = off, also for holding submits).",
         ),
-    ] = 0  # chosen: the first users of a service may well all send bad requests
+    ] = None  # chosen: the first users of a service may well all send bad requests
     sink: Annotated[
         str | None,
         Option(

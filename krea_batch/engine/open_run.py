@@ -189,7 +189,7 @@ async def open_run(stack: AsyncExitStack, config: RunConfig, endpoint: CallbackE
     )
     results = ResultsFile(settings.out, disk, partial(_stop_for_results, context))
     stack.push_async_callback(results.close)
-    failure_guard = IdenticalFailureGuard(settings.max_identical_failures, has_succeeded=has_succeeded)
+    failure_guard = IdenticalFailureGuard(settings.max_identical_failures or 0, has_succeeded=has_succeeded)
     run = OpenRun(config, context, results, Pipeline(context, results, failure_guard, sink=config.sink))
     await run.recover(stack)
     if settings.webhook:

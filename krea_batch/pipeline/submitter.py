@@ -63,7 +63,7 @@ class Submitter:
         self._pending = 0  # jobs that are being submitted: from the intent to the record of the result
         self._pending_posts: set[asyncio.Task[Any] | None] = set()  # tasks that wait for an answer
         self._pending_limit = PendingLimit(MAX_CONCURRENT_POSTS)
-        self._breaker = CircuitBreaker()
+        self._breaker = CircuitBreaker(identical_refusals=run.settings.max_identical_failures != 0)
         self._conditions_changed = asyncio.Event()
         self._dispatch = anyio.CancelScope()
         run.on_stopping(self._stop)

@@ -19,10 +19,14 @@ ENDPOINT_STATUSES = frozenset({404, 405, 411, 415, 417, 505})
 
 
 class CircuitBreaker:
-    """Whether the gateway is available, by the answers to the POSTs of all jobs."""
+    """Whether the gateway is available, by the answers to the POSTs of all jobs.
+
+    Without `identical_refusals`, any number of bodies may be refused with the same words.
+    """
 
     __slots__ = (
         "_consecutive_failures",
+        "_counts_refusals",
         "_failure_share",
         "_identical_refusals",
         "_last_refusal",
@@ -31,7 +35,8 @@ class CircuitBreaker:
         "failing_since_s",
     )
 
-    def __init__(self) -> None:
+    def __init__(self, *, identical_refusals: bool = True) -> None:
+        self._counts_refusals = identical_refusals
         self._failure_share = 0.0  # share of the latest requests that failed, exponentially smoothed
         self._consecutive_failures = 0
         self._last_refusal: tuple[int, str] | None = None
@@ -74,7 +79,7 @@ class CircuitBreaker:
         self._last_refusal = refusal
         if refused.status in ENDPOINT_STATUSES:
             return self._record_failure(sent_s, now_s, jitter)
-        if self._identical_refusals > IDENTICAL_REFUSALS:
+        if self._counts_refusals and self._identical_refusals > IDENTICAL_REFUSALS:
             self._consecutive_failures = max(self._consecutive_failures, OPEN_AFTER)
             return self._record_failure(sent_s, now_s, jitter)
         return self._record_success()

