@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 import time
 from collections import Counter
 from pathlib import Path
@@ -10,7 +12,16 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from tests.processes import SimulatorProcess, StartSimulator, result_rows, run_command, start_command, write_jobs
+from tests.processes import (
+    PROCESS_TIMEOUT_S,
+    SimulatorProcess,
+    StartSimulator,
+    clean_environment,
+    result_rows,
+    run_command,
+    start_command,
+    write_jobs,
+)
 
 pytestmark = pytest.mark.slow
 
@@ -227,6 +238,31 @@ class TestTheKey:
             assert done.returncode in (2, 3)
             assert CANARY_KEY not in done.stdout + done.stderr
         assert self.files_with_key(tmp_path) == [str(tmp_path / "key")]
+
+    def test_it_is_in_no_crash(self, simulate: StartSimulator, tmp_path: Path) -> None:
+        """A bug in the middle of a POST ends the run with a traceback, which does not contain the key."""
+        write_jobs(tmp_path / "jobs.jsonl", 1)
+        script = (
+            "from krea_batch.cli.app import main\n"
+            "from krea_batch.gateway import client\n"
+            "async def fail(self, *_, **__):\n"
+            "    raise ZeroDivisionError(f'a bug in {self!r}')\n"
+            "client.GatewayClient.submit = fail\n"
+            "main()\n"
+        )
+        options = ("run", "jobs.jsonl", "--out", "out", "-vv", "--gateway", simulate("--tiny").gateway_url)
+        done = subprocess.run(
+            [sys.executable, "-c", script, *options],
+            cwd=tmp_path,
+            env=clean_environment(PIXAZO_API_KEY=CANARY_KEY),
+            capture_output=True,
+            text=True,
+            timeout=PROCESS_TIMEOUT_S,
+        )
+        assert done.returncode not in (0, 2)
+        assert "ZeroDivisionError: a bug in" in done.stderr
+        assert CANARY_KEY not in done.stdout + done.stderr
+        assert self.files_with_key(tmp_path) == []
 
 
 def test_a_shared_quota(simulate: StartSimulator, tmp_path: Path) -> None:

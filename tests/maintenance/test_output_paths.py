@@ -13,6 +13,7 @@ from click.testing import CliRunner, Result
 
 from krea_batch.cli.app import app
 from krea_batch.errors import InputError
+from tests.gallery.gallery_fixtures import SeedJob, make_run
 from tests.processes import StartSimulator, run_command, write_jobs
 
 FORMATS = ("imagefolder", "parquet", "webdataset", "csv", "zip")
@@ -304,6 +305,21 @@ def test_a_charged_bench(simulate: StartSimulator, tmp_path: Path) -> None:
     assert "bench.json exists and is no file of krea-batch bench" in done.stderr
     assert gateway.admin_request("/totals")["posts"] == 0
     assert (tmp_path / "report/bench.json").read_text() == "mine"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("prefix", ["../", "images/../../", "absolute"])
+def test_paths_in_a_ledger(prefix: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A path in a ledger that leaves the run directory is neither exported nor repaired."""
+    monkeypatch.setenv("PIXAZO_API_KEY", "k")
+    monkeypatch.chdir(tmp_path)
+    make_run(tmp_path / "world" / "run", SeedJob(id="one", prefix=f"{tmp_path}/" if prefix == "absolute" else prefix))
+    (image,) = tmp_path.rglob("one.png")
+    image.write_text("mine")
+    for arguments in (("verify", "world/run", "--repair"), ("export", "world/run", "--format=zip", "-o", "set.zip")):
+        done = refused(*arguments)
+        assert "is not in the run directory" in str(done.exception)
+    assert image.read_text() == "mine"
 
 
 @pytest.mark.slow
