@@ -48,7 +48,9 @@ def write_plots(folder: Path, rows: Sequence[CaseResult]) -> list[Path]:
     from matplotlib.figure import Figure
 
     written = []
-    with mpl.rc_context(RC_PARAMS):
+    with mpl.rc_context():
+        mpl.rcdefaults()  # a matplotlibrc of the working directory could have LaTeX run
+        mpl.rcParams.update(RC_PARAMS)
         for name, draw in PLOTS.items():
             figure = Figure(figsize=SIZE_IN)
             draw(figure, rows)

@@ -65,6 +65,14 @@ class ChartData(msgspec.Struct):
 
 def draw_charts(data: ChartData) -> list[tuple[str, str]]:
     """Return title and SVG of each chart that has data."""
+    import matplotlib as mpl
+
+    with mpl.rc_context():
+        mpl.rcdefaults()  # a matplotlibrc of the working directory could have LaTeX run
+        return _draw_charts(data)
+
+
+def _draw_charts(data: ChartData) -> list[tuple[str, str]]:
     charts = []
     if len(data.accepted_s) + len(data.not_accepted_s) > 1:
         charts.append(("Submits per second", _throughput_chart(data)))

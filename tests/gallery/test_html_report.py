@@ -278,6 +278,15 @@ class TestWriting:
         assert '"two"' in (out / "report.html").read_text()
         assert sorted(path.name for path in out.iterdir()) == ["images", "ledger.db", "report.html"]
 
+    def test_a_matplotlibrc(self, tmp_path: Path) -> None:
+        """A matplotlibrc of the working directory changes nothing; it could have LaTeX run on a hostile preamble."""
+        out = make_run(tmp_path / "run", SeedJob(id="one"), SeedJob(id="two"))
+        assert run_command("report", out, "-o", "plain.html", cwd=tmp_path).returncode == 0
+        (tmp_path / "matplotlibrc").write_text("text.usetex: True\ntext.latex.preamble: \\input{hostile}\n")
+        done = run_command("report", out, "-o", "other.html", cwd=tmp_path)
+        assert done.returncode == 0, done.stderr
+        assert (tmp_path / "other.html").read_bytes() == (tmp_path / "plain.html").read_bytes()
+
     def test_a_missing_directory(self, tmp_path: Path) -> None:
         """If the report cannot be written, the command says so and exits with 2."""
         out = make_run(tmp_path / "run", SeedJob(id="one"))

@@ -11,6 +11,7 @@ import pytest
 from axe_playwright_python.sync_playwright import Axe
 from playwright.sync_api import Locator, Page, expect
 
+from krea_batch.cli.options.job_id_file import read_ids
 from krea_batch.jobs import State
 from tests.gallery.conftest import HOSTILE_TEXT, JOB_NUMBERS, MIXED_JOBS
 from tests.gallery.gallery_fixtures import (
@@ -432,6 +433,16 @@ class TestMarks:
         assert rows["owl-creativity=raw-seed=2"]["parameters"]["seed"] == 2
         assert [file["path"] for file in rows["cat"]["files"]] == ["images/cat.png", "images/cat-2.png"]
         assert (rows["bear"]["status"], rows["bear"]["error"]) == ("failed", FAILED_ERROR.message)
+
+    def test_saved_ids_are_read_back(self, start_view: StartView, open_page: OpenPage, tmp_path: Path) -> None:
+        """`--ids-from` reads exactly the ids that the page saves, with spaces and separators of lines in them."""
+        ids = ["cat", " cat", "cat ", "a\u2028b", "a", "b", "\ufeffcat", "=1"]
+        out = make_run(tmp_path / "run", *(SeedJob(id=job_id) for job_id in ids))
+        page = open_page(start_view(out).url)
+        page.evaluate("ids => ids.forEach(toggleMark)", ids)
+        _, text = saved_file(page, "Save ids")
+        (tmp_path / "ids.txt").write_text(text, "utf-8", newline="")
+        assert read_ids(str(tmp_path / "ids.txt"), out) == ids
 
 
 class TestKeyboard:
