@@ -69,7 +69,7 @@ OF_A_RUN = (
     "runs/cats/../others/images/x", "runs", ".", "..", "lost", "lost/images", "lost/results.jsonl",
     "lost/images/x", "links/run", "links/run/images", "links/run/images/x", "links/run/ledger.db",
     "links/run/../others", "links/ledger", "links/hard", "links/hard-ledger", "links/nowhere",
-    "runs/cats/.results.jsonl.part",
+    "runs/cats/.results.jsonl.part", "runs/cats/unrecorded.jsonl", "runs/cats/result.json",
 )  # fmt: skip
 """Paths that lead to a run, a part of it, or something that holds it."""
 OF_A_STRANGER = (
