@@ -38,10 +38,11 @@ def browser() -> Iterator[Browser]:
 
 
 @pytest.fixture
-def open_page(browser: Browser) -> Iterator[OpenPage]:
+def open_page(browser: Browser, start_view: StartView) -> Iterator[OpenPage]:
     """Open pages. The test fails if one logs an error or a warning, throws, or sends a request to another server.
 
-    Messages that contain one of `allowed_errors` are ignored.
+    Messages that contain one of `allowed_errors` are ignored. The fixture needs `start_view` so that pages are closed
+    before their servers, which reset connections.
     """
     contexts: list[BrowserContext] = []
     page_errors: list[str] = []
