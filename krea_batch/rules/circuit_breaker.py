@@ -80,8 +80,7 @@ class CircuitBreaker:
         if refused.status in ENDPOINT_STATUSES:
             return self._record_failure(sent_s, now_s, jitter)
         if self._counts_refusals and self._identical_refusals > IDENTICAL_REFUSALS:
-            self._consecutive_failures = max(self._consecutive_failures, OPEN_AFTER)
-            return self._record_failure(sent_s, now_s, jitter)
+            return self._record_failure(sent_s, now_s, jitter, min_consecutive=OPEN_AFTER + 1)
         return self._record_success()
 
     def _record_success(self) -> float:
@@ -89,11 +88,11 @@ class CircuitBreaker:
         self._failure_share -= self._failure_share * FAILURE_SMOOTHING
         return 0.0
 
-    def _record_failure(self, sent_s: float, now_s: float, jitter: float) -> float:
+    def _record_failure(self, sent_s: float, now_s: float, jitter: float, *, min_consecutive: int = 1) -> float:
         self._failure_share += (1.0 - self._failure_share) * FAILURE_SMOOTHING
-        if self._consecutive_failures == 0 or self.failing_since_s == 0:
+        if self._consecutive_failures == 0:
             self.failing_since_s = now_s
-        self._consecutive_failures += 1
+        self._consecutive_failures = max(self._consecutive_failures + 1, min_consecutive)
         if not self.is_open or (self._pause_count and sent_s < self._pause_started_s):
             return 0.0
         self._pause_count += 1

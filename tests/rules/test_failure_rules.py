@@ -83,6 +83,16 @@ class TestCircuitBreaker:
         ]
         assert pauses_s == [0.0] * IDENTICAL_REFUSALS + [0.5]
 
+    def test_identical_refusals_after_an_earlier_failure(self) -> None:
+        """Identical refusals are an outage that starts with them, not with a failure long before."""
+        breaker = CircuitBreaker()
+        breaker.record(FAILURES[0], 5.0, 5.0, 1.0)
+        breaker.record(ACCEPTED, 6.0, 6.0, 1.0)
+        for _ in range(IDENTICAL_REFUSALS + 1):
+            breaker.record(Refused(Refusal.REJECTED, 400, "model not found"), 5000.0, 5000.0, 1.0)
+        assert breaker.is_open
+        assert breaker.failing_since_s == 5000.0
+
     def test_an_accepted_post_closes_it(self) -> None:
         """After an outage, the first accepted POST closes the circuit breaker."""
         breaker = CircuitBreaker()
