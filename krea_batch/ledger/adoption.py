@@ -19,7 +19,7 @@ def adopt_spill(store: LedgerStore, out: Path) -> None:
     """Record the request_ids of OUT/unrecorded.jsonl in the ledger, and remove the file when that is durable.
 
     A line stays in the file if its job is neither submitting nor ambiguous, or cannot be read. Idempotent. Blocks.
-    Call it before anybody decides about ambiguous jobs. Raises OSError, sqlite3.Error.
+    Call it before any decision about ambiguous jobs. Raises OSError, sqlite3.Error.
     """
     lines = read_spill(out)
     if not lines:

@@ -137,7 +137,8 @@ class LedgerQueries:
         """Return kind and latency in seconds of the latest completed jobs, the oldest first.
 
         The latency is the gateway's own if it is at most the observed one, from the acceptance to the poll that found
-        the job completed. Else it is the observed one, unless a new run started in between: nobody polled meanwhile.
+        the job completed. Else it is the observed one, unless a new run started in between: until then, no poll was
+        sent, so it says nothing.
         """
         rows = self._sql.execute(
             f"SELECT coalesce({KIND_SQL}, ''), coalesce({TRUSTED_TOOK_S}, CASE WHEN NOT EXISTS (SELECT 1 FROM runs"

@@ -1,6 +1,6 @@
 """Apply transitions to jobs. Nothing else in the pipeline changes the state of a job.
 
-The order of the steps must not change: the ledger, the job and the counters, the events, the next stage. Observers
+The order of the steps must not change: the ledger, the job and the counters, the events, the next stage. Listeners
 then never hear of something that a crash could undo, and nothing of theirs stands between an answer and its record.
 """
 

@@ -35,7 +35,7 @@ POST_GRACE_S = 5.0  # chosen: most answers of pending POSTs arrive within it, an
 MAX_QUEUED = 1000  # chosen: one second at 1000/s; jobs behind them stay in their file and need no memory
 MAX_CONCURRENT_POSTS = 256  # chosen: answers of 1 s at 256/s; a slower gateway gains nothing from more
 MAX_PROOF_POLLS = 3  # chosen: a gateway that fails at the POST may fail at the first poll, too
-HOLD_REPORT_S = 60.0  # chosen: how often observers are told that submits are held
+HOLD_REPORT_S = 60.0  # chosen: how often listeners are told that submits are held
 
 
 class Submitter:
@@ -239,9 +239,9 @@ class Submitter:
     # ---- rate --------------------------------------------------------------------------------------------
 
     def _update_rate(self, verdict: PostVerdict, sent_s: float) -> Callable[[], None]:
-        """Adjust the rate to the result of a POST. Return a function that reports the changes to observers.
+        """Adjust the rate to the result of a POST. Return a function that reports the changes to listeners.
 
-        The rate is adjusted immediately, because other POSTs may be about to be sent. Observers are told after the
+        The rate is adjusted immediately, because other POSTs may be about to be sent. Listeners are told after the
         result is recorded.
         """
         now_s = self._run.now_s()

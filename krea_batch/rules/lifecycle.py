@@ -139,7 +139,7 @@ class Stage(StrEnum):
 
 
 class Transition(Struct, frozen=True, kw_only=True):
-    """A transition of a job: what the ledger records, what observers are told, and who takes the job then.
+    """A transition of a job: what the ledger records, what listeners are told, and who takes the job then.
 
     Without a `next_stage`, the stage that applies the transition keeps the job. `submit_result` is set if the
     transition is the result of a POST, with the `status` of a refusal. `retry_reason` is set if a request is

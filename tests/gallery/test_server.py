@@ -264,7 +264,7 @@ class TestSecret:
         arguments, first_mode, second_mode, *rest = seen.read_text().splitlines()
         assert url[0] not in arguments
         assert "token" not in arguments
-        assert "drwx------" in first_mode + second_mode  # the directory, so that nobody else reaches the file
+        assert "drwx------" in first_mode + second_mode  # the directory, so that no other user can open the file
         assert f"url={url[0]}" in rest[0]
         assert "very-secret" not in seen.read_text()
         assert not Path(arguments.removeprefix("file://")).exists()

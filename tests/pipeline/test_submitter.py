@@ -673,7 +673,7 @@ class TestDelivery:
     """If images cannot be stored, few more are paid for."""
 
     def test_images_that_can_never_be_stored(self, tmp_path: Path) -> None:
-        """Until the first image is stored, at most 100 jobs are paid for; observers are told why."""
+        """Until the first image is stored, at most 100 jobs are paid for; listeners are told why."""
         gateway = ScriptedGateway()
         events: list[Event] = []
 
