@@ -19,10 +19,6 @@ from krea_batch.pipeline.executor import TransitionExecutor
 from krea_batch.pipeline.in_flight_job import InFlightJob
 from krea_batch.rules import lifecycle
 from krea_batch.rules.lifecycle import Transition
-from krea_batch.rules.verdicts import PollFailed, Progress
-
-# chosen: one failed poll proves nothing, three prove little, and the gateway may send the callback again
-MAX_CONFIRM_POLLS = 3
 
 
 class CallbackHandler:
@@ -94,7 +90,7 @@ class CallbackHandler:
             ambiguous = await self._run.record(LedgerStore.ambiguous_job, job_no)
             if ambiguous is None:
                 return
-            progress = await self._confirm(request_id)
+            progress = await self._run.prove(request_id)
             if progress is not None:
                 await self._adopt(InFlightJob.from_ledger(ambiguous), lifecycle.adopt(request_id, progress))
         finally:
@@ -110,13 +106,3 @@ class CallbackHandler:
             return
         self._expected.pop(job.job_no, None)
         self._adopted.set()
-
-    async def _confirm(self, request_id: str) -> Progress | None:
-        """Poll a request_id of a callback. Return its status, or None if the gateway does not know it."""
-        for _ in range(MAX_CONFIRM_POLLS):
-            progress = await self._run.gateway.poll(request_id)
-            self._run.stats.polls += 1
-            if not isinstance(progress, PollFailed):
-                return progress
-            await asyncio.sleep(self._run.settings.poll_interval_s)
-        return None

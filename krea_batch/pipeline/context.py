@@ -24,8 +24,11 @@ from krea_batch.pipeline.rate_limiter import RateLimiter, monotonic_clock
 from krea_batch.pipeline.stats import RunStats
 from krea_batch.rules.backoff import RetryBudget
 from krea_batch.rules.delivery import DeliveryGuard
+from krea_batch.rules.verdicts import PollFailed, Progress
 from krea_batch.settings import Settings
 from krea_batch.storage.async_io import DiskThreads
+
+MAX_PROOF_POLLS = 3  # chosen: one failed poll proves nothing, three prove little
 
 
 class RunContext:
@@ -78,6 +81,17 @@ class RunContext:
     def call_later(self, wait_s: float, call: Callable[..., None], *args: Any) -> asyncio.TimerHandle:
         """Call a function after `wait_s` seconds, without a task that waits."""
         return self._loop.call_later(wait_s, call, *args)
+
+    async def prove(self, request_id: str) -> Progress | None:
+        """Poll a request_id of unknown origin. Return its status, or None if the gateway does not know it."""
+        for attempt in range(MAX_PROOF_POLLS):
+            if attempt:
+                await asyncio.sleep(self.settings.poll_interval_s)
+            progress = await self.gateway.poll(request_id)
+            self.stats.polls += 1
+            if not isinstance(progress, PollFailed):
+                return progress
+        return None
 
     def on_stopping(self, call: Callable[[], None]) -> None:
         """Call `call` when the run starts to stop."""

@@ -28,13 +28,12 @@ from krea_batch.rules import lifecycle
 from krea_batch.rules.circuit_breaker import CircuitBreaker
 from krea_batch.rules.lifecycle import Transition
 from krea_batch.rules.pending_limit import PendingLimit
-from krea_batch.rules.verdicts import Accepted, Ambiguous, NotSent, PollFailed, PostVerdict, Refusal, Refused
+from krea_batch.rules.verdicts import Accepted, Ambiguous, NotSent, PostVerdict, Refusal, Refused
 from krea_batch.settings import AmbiguousPolicy
 
 POST_GRACE_S = 5.0  # chosen: most answers of pending POSTs arrive within it, and an abort stays fast
 MAX_QUEUED = 1000  # chosen: one second at 1000/s; jobs behind them stay in their file and need no memory
 MAX_CONCURRENT_POSTS = 256  # chosen: answers of 1 s at 256/s; a slower gateway gains nothing from more
-MAX_PROOF_POLLS = 3  # chosen: a gateway that fails at the POST may fail at the first poll, too
 HOLD_REPORT_S = 60.0  # chosen: how often listeners are told that submits are held
 
 
@@ -196,13 +195,9 @@ class Submitter:
         request_id = (early_callback and early_callback.request_id) or verdict.request_id
         if not request_id:
             return verdict
-        for attempt in range(MAX_PROOF_POLLS):
-            if attempt:
-                await asyncio.sleep(self._run.settings.poll_interval_s)
-            progress = await self._run.gateway.poll(request_id)
-            self._run.stats.polls += 1
-            if not isinstance(progress, PollFailed):
-                return Accepted(request_id, progress)
+        progress = await self._run.prove(request_id)
+        if progress is not None:
+            return Accepted(request_id, progress)
         return Ambiguous(f"{verdict.reason}; its request_id may be {request_id}")
 
     def _cancel_pending_posts(self) -> None:
