@@ -106,6 +106,24 @@ def result_rows(out: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in (out / "results.jsonl").read_text().splitlines()]
 
 
+def answer_in_terminal(answer: str, *arguments: str | Path, cwd: Path, key: str = "test-key") -> int:
+    """Run the command with a terminal as its input, answer its question, and return the exit code."""
+    terminal, child_terminal = pty.openpty()
+    process = subprocess.Popen(
+        [*COMMAND, *map(str, arguments)],
+        cwd=cwd,
+        env=clean_environment(**({"PIXAZO_API_KEY": key} if key else {})),
+        stdin=child_terminal,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    )
+    os.write(terminal, answer.encode())
+    process.communicate(timeout=PROCESS_TIMEOUT_S)
+    os.close(terminal)
+    os.close(child_terminal)
+    return process.returncode
+
+
 def run_in_terminal(command: list[str], cwd: Path) -> tuple[int, str]:
     """Run a command in a new terminal. Returns its exit code and all output of the terminal."""
     terminal, child_terminal = pty.openpty()

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import pty
 import shlex
 import shutil
 import sqlite3
@@ -18,10 +16,9 @@ from tests.crash.crash_scenario import SIMULATOR_OPTIONS, CrashScenario
 from tests.docs.pages import code_blocks
 from tests.engine_fixtures import ledger_states
 from tests.processes import (
-    COMMAND,
     PROCESS_TIMEOUT_S,
     StartSimulator,
-    clean_environment,
+    answer_in_terminal,
     result_rows,
     run_command,
 )
@@ -179,26 +176,9 @@ def test_it_asks(scenario: CrashScenario) -> None:
     assert "pass --yes" in refused.stderr
     assert not (scenario.out / "ledger.db").exists()
     for answer, code in (("n\n", 2), ("y\n", 0)):
-        assert recover_in_terminal(scenario.out, answer) == code
+        assert answer_in_terminal(answer, "recover", scenario.out, cwd=scenario.directory, key="") == code
         assert (scenario.out / "ledger.db").exists() is (code == 0)
     assert set(ledger_states(scenario.out).values()) == {"succeeded"}
-
-
-def recover_in_terminal(out: Path, answer: str) -> int:
-    """Run the command, give this answer, and return the exit code."""
-    terminal, child_terminal = pty.openpty()
-    process = subprocess.Popen(
-        [*COMMAND, "recover", str(out)],
-        env=clean_environment(),
-        stdin=child_terminal,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-    )
-    os.write(terminal, answer.encode())
-    process.communicate(timeout=PROCESS_TIMEOUT_S)
-    os.close(terminal)
-    os.close(child_terminal)
-    return process.returncode
 
 
 def test_a_directory_without_results(tmp_path: Path) -> None:

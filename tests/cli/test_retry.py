@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
-import pty
 import signal
-import subprocess
 import time
 from pathlib import Path
 from typing import Any
@@ -19,11 +16,10 @@ from krea_batch.ledger import LedgerStore
 from krea_batch.maintenance.retry import RetryPlan
 from tests.engine_fixtures import ledger_states
 from tests.processes import (
-    COMMAND,
     PROCESS_TIMEOUT_S,
     SimulatorProcess,
     StartSimulator,
-    clean_environment,
+    answer_in_terminal,
     run_command,
     start_command,
     write_jobs,
@@ -129,20 +125,8 @@ def test_confirmation_in_a_terminal(
 ) -> None:
     """In a terminal the answer decides whether the jobs are resubmitted."""
     gateway, out = failed_run(simulate, tmp_path)
-    terminal, child_terminal = pty.openpty()
-    process = subprocess.Popen(
-        [*COMMAND, "retry", str(out), "--gateway", gateway.gateway_url, *RETRY_RUN_OPTIONS],
-        cwd=tmp_path,
-        env=clean_environment(PIXAZO_API_KEY="k"),
-        stdin=child_terminal,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-    )
-    os.write(terminal, answer.encode())
-    process.communicate(timeout=PROCESS_TIMEOUT_S)
-    os.close(terminal)
-    os.close(child_terminal)
-    assert process.returncode == code
+    command = ("retry", out, "--gateway", gateway.gateway_url, *RETRY_RUN_OPTIONS)
+    assert answer_in_terminal(answer, *command, cwd=tmp_path) == code
     assert set(ledger_states(out).values()) == {state}
 
 
