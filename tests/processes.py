@@ -10,7 +10,9 @@ import subprocess
 import sys
 import threading
 import urllib.request
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -122,6 +124,20 @@ def answer_in_terminal(answer: str, *arguments: str | Path, cwd: Path, key: str 
     os.close(terminal)
     os.close(child_terminal)
     return process.returncode
+
+
+@contextmanager
+def http_server(handler: type[BaseHTTPRequestHandler]) -> Iterator[str]:
+    """Serve requests with `handler` in a thread, and yield the URL of the server."""
+    server = HTTPServer(("127.0.0.1", 0), handler)
+    thread = threading.Thread(target=server.serve_forever)
+    thread.start()
+    try:
+        yield f"http://127.0.0.1:{server.server_port}"
+    finally:
+        server.shutdown()
+        thread.join()
+        server.server_close()
 
 
 def run_in_terminal(command: list[str], cwd: Path) -> tuple[int, str]:

@@ -10,10 +10,9 @@ import shlex
 import shutil
 import subprocess
 import sys
-import threading
 import tomllib
 from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, HTTPServer
+from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -26,7 +25,7 @@ from krea_batch.cli.commands.init import config_text
 from krea_batch.cli.options.run_options import RunOption
 from krea_batch.cli.ui import diagnostics
 from krea_batch.cli.ui.diagnostics import run_diagnostics
-from tests.processes import clean_environment, run_command
+from tests.processes import clean_environment, http_server, run_command
 
 
 def call(*arguments: str) -> Result:
@@ -91,13 +90,8 @@ class DatedGateway(BaseHTTPRequestHandler):
 @pytest.fixture
 def gateway() -> Iterator[str]:
     DatedGateway.date, DatedGateway.requests = "", []
-    server = HTTPServer(("127.0.0.1", 0), DatedGateway)
-    thread = threading.Thread(target=server.serve_forever)
-    thread.start()
-    yield f"http://127.0.0.1:{server.server_port}"
-    server.shutdown()
-    thread.join()
-    server.server_close()
+    with http_server(DatedGateway) as url:
+        yield url
 
 
 class TestDoctor:

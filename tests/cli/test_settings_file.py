@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, HTTPServer
+from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +13,7 @@ from click.testing import CliRunner
 
 from krea_batch.cli.app import COMMANDS, app
 from krea_batch.settings import OPTIONS
-from tests.processes import run_command, write_jobs
+from tests.processes import http_server, run_command, write_jobs
 
 HARMLESS = {
     "rate", "max-in-flight", "poll-interval", "poll-rate", "shared-quota", "poll-lag-weight", "job-timeout",
@@ -66,13 +65,8 @@ class Stranger(BaseHTTPRequestHandler):
 def stranger() -> Iterator[str]:
     """The URL of a server that is not the gateway."""
     Stranger.seen = []
-    server = HTTPServer(("127.0.0.1", 0), Stranger)
-    thread = threading.Thread(target=server.serve_forever)
-    thread.start()
-    yield f"http://127.0.0.1:{server.server_port}"
-    server.shutdown()
-    thread.join()
-    server.server_close()
+    with http_server(Stranger) as url:
+        yield url
 
 
 @pytest.mark.parametrize("name", sorted(set(ALL_OPTIONS) - HARMLESS))
