@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import click
 
 from krea_batch.cli.app import BAD_INPUT
-from krea_batch.cli.ui.formatting import pluralize, printable, say, show
+from krea_batch.cli.ui.formatting import ask_to_continue, pluralize, printable, say, show
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -43,7 +43,7 @@ def recover(out: Path, yes: bool) -> None:
         nonlocal confirmed
         _print_report(report)
         show(*UNKNOWN_JOBS.splitlines())
-        confirmed = yes or _ask()
+        confirmed = yes or ask_to_continue()
         return confirmed
 
     report = recover_run(out, confirm)
@@ -55,12 +55,6 @@ def recover(out: Path, yes: bool) -> None:
         sys.exit(BAD_INPUT)
     else:
         show(f"rebuilt {report.changes:,}; run the same command as before to resume")
-
-
-def _ask() -> bool:
-    if not sys.stdin.isatty():
-        raise click.UsageError("cannot ask for confirmation (not a terminal); pass --yes")
-    return click.confirm("Continue?", err=True)
 
 
 def _print_report(report: RecoverReport) -> None:

@@ -101,14 +101,12 @@ def _states(names: tuple[str, ...]) -> list[State]:
 
 def _confirm(chosen: dict[str, State], waiting: int) -> None:
     """Ask for confirmation, and exit with 2 without it."""
-    from krea_batch.cli.ui.formatting import pluralize, say
+    from krea_batch.cli.ui.formatting import ask_to_continue, pluralize, say
 
     states = ", ".join(f"{count:,} {state.value}" for state, count in Counter(chosen.values()).items())
     jobs, charges = pluralize(len(chosen), "job"), pluralize(len(chosen) + waiting, "charge")
     also = f", {waiting:,} not submitted yet" if waiting else ""
     say(f"{jobs} to resubmit ({states}){also}: up to {charges}")
-    if not sys.stdin.isatty():
-        raise click.UsageError("cannot ask for confirmation (not a terminal); pass --yes")
-    if not click.confirm("Continue?", err=True):
+    if not ask_to_continue():
         say("Nothing was submitted.")
         sys.exit(BAD_INPUT)

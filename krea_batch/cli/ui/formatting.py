@@ -1,4 +1,4 @@
-"""Numbers, durations and sizes as text, and the functions that print.
+"""Numbers, durations and sizes as text, and the functions that print and ask.
 
 Whatever is printed may have come from outside: prompts, ids, file names, texts in images, messages of the gateway. In
 a terminal, control characters in it could hide lines, change the title or type commands. So nothing else in `cli`
@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import re
+import sys
 from contextlib import suppress
 from pathlib import Path
 
@@ -77,3 +78,10 @@ def show_state(state: str, line: str) -> None:
     """Print `ok`, `warn` or `fail` in colour (click removes colours outside terminals), and a line after it."""
     word = click.style(f"{state:4}", fg=None if os.environ.get("NO_COLOR") else _COLOURS[state])
     click.echo(f"{word} {printable(line)}")
+
+
+def ask_to_continue() -> bool:
+    """Ask on standard error whether to continue. Raises click.UsageError if standard input is not a terminal."""
+    if not sys.stdin.isatty():
+        raise click.UsageError("cannot ask for confirmation (not a terminal); pass --yes")
+    return click.confirm("Continue?", err=True)
