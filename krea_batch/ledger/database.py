@@ -220,9 +220,14 @@ _NEXT_STEPS = {
 """What to do, by the beginning of the name of an SQLite result code (SQLite, Result and Error Codes)."""
 
 
+DISPOSITIONS = {State.SUCCEEDED: "succeeded"} | {
+    state: "unsuccessful" for state, info in STATES.items() if info.unsuccessful
+}
+"""The column `disposition` by state. Other states have none: this run or a later one resumes the job."""
+
+
 def schema() -> str:
-    """Return the statements that create the tables, with the dispositions from the table of states."""
-    unsuccessful = ", ".join(f"'{state}'" for state, info in STATES.items() if info.unsuccessful)
-    succeeded = f"WHEN state = '{State.SUCCEEDED}' THEN 'succeeded'"
-    disposition = f"CASE {succeeded} WHEN state IN ({unsuccessful}) THEN 'unsuccessful' END"
+    """Return the statements that create the tables, with the dispositions from DISPOSITIONS."""
+    cases = " ".join(f"WHEN '{state}' THEN '{disposition}'" for state, disposition in DISPOSITIONS.items())
+    disposition = f"CASE state {cases} END"
     return files("krea_batch.ledger").joinpath("schema.sql").read_text("utf-8").format(disposition=disposition)

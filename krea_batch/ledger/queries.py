@@ -29,8 +29,7 @@ from krea_batch.ledger.rows import (
 from krea_batch.storage.results_rows import ResultsMark
 
 OPEN_JOBS = "disposition IS NULL"  # must equal the condition of the index jobs_open
-UNSUCCESSFUL = "'unsuccessful'"
-UNSUCCESSFUL_JOBS = f"disposition = {UNSUCCESSFUL}"  # must equal that of jobs_unsuccessful
+UNSUCCESSFUL_JOBS = "disposition = 'unsuccessful'"  # must equal that of jobs_unsuccessful
 
 OBSERVED_S = "finished_at - accepted_at"
 TRUSTED_TOOK_S = (

@@ -14,6 +14,7 @@ import msgspec
 from krea_batch.errors import RunDirError
 from krea_batch.jobs import Outcome, State
 from krea_batch.ledger.consistency import RowHead, is_later
+from krea_batch.ledger.database import DISPOSITIONS
 from krea_batch.ledger.rows import KnownJob
 from krea_batch.ledger.transitions import LedgerStore
 
@@ -58,9 +59,8 @@ _COLUMNS = (
 def _values(row: Outcome) -> tuple[object, ...]:
     """Return the values of _COLUMNS."""
     state = row.status
-    disposition = "succeeded" if state is State.SUCCEEDED else "unsuccessful" if state.info.unsuccessful else None
     return (
-        state.value, disposition, row.request_id, msgspec.json.encode(row.files).decode(), row.attempts,
+        state.value, DISPOSITIONS.get(state), row.request_id, msgspec.json.encode(row.files).decode(), row.attempts,
         row.attempts if state is State.ERRORED else 0, row.polls,
         row.error.kind if row.error else None, row.error.message if row.error else None,
         seconds(row.submitted_at), seconds(row.accepted_at), seconds(row.finished_at), seconds(row.stored_at),

@@ -17,8 +17,8 @@ import msgspec
 
 from krea_batch.errors import InternalError, RunDirError
 from krea_batch.jobs import FINAL, ErrorInfo, Outcome, State, StoredFile
-from krea_batch.ledger.database import next_step_of, open_database
-from krea_batch.ledger.queries import OPEN_JOBS, UNSUCCESSFUL, LedgerQueries
+from krea_batch.ledger.database import DISPOSITIONS, next_step_of, open_database
+from krea_batch.ledger.queries import OPEN_JOBS, LedgerQueries
 from krea_batch.ledger.rows import OUTCOME_COLUMNS, outcome_of
 from krea_batch.rules import lifecycle
 from krea_batch.rules.lifecycle import Action, path_of
@@ -28,9 +28,6 @@ from krea_batch.storage.results_rows import ResultsMark
 T = TypeVar("T")
 
 MAX_ROWS = 64  # measured: more rows in one statement do not make a row cheaper
-_DISPOSITIONS = {State.SUCCEEDED: "'succeeded'"} | {state: UNSUCCESSFUL for state in State if state.info.unsuccessful}
-"""The disposition of the states that no run resumes, as SQL literals."""
-
 Intent = tuple[str, bytes, bytes, bytes, float, str]
 """The arguments of `record_intent`."""
 
@@ -407,7 +404,9 @@ def _values_sql(sql: str, rows: int, columns: int) -> str:
 
 def _disposition_sql(old: State, new: State) -> str:
     """Return what a transition sets besides the state."""
-    return f", disposition = {_DISPOSITIONS.get(new, 'NULL')}" if new in _DISPOSITIONS or old in _DISPOSITIONS else ""
+    if new in DISPOSITIONS:
+        return f", disposition = '{DISPOSITIONS[new]}'"
+    return ", disposition = NULL" if old in DISPOSITIONS else ""
 
 
 _ABANDONED = ErrorInfo("abandoned", "ambiguous, and the user decided not to submit it again")
