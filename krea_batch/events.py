@@ -84,11 +84,15 @@ class GenerationCompleted(Struct, frozen=True):
 
 
 class ImageStored(Struct, frozen=True):
-    """An image is verified and durable, `took_s` seconds after its last download was started."""
+    """An image is verified and durable, `took_s` seconds after its last download was started.
+
+    `defect` is that of `StoredFile`: empty for a valid PNG.
+    """
 
     job_id: str
     bytes: int
     took_s: float
+    defect: str = ""
 
 
 class CallbackReceived(Struct, frozen=True):

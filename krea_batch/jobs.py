@@ -288,8 +288,12 @@ RETRYABLE = tuple(state for state in State if state.info.retryable)
 """The states, all without an image, from which `krea-batch retry` requeues a job."""
 
 
-class StoredFile(Struct, frozen=True):
-    """A stored image, complete and durable. `path` is relative to the run directory, or is what the sink returned."""
+class StoredFile(Struct, frozen=True, omit_defaults=True):
+    """A stored image, complete and durable. `path` is relative to the run directory, or is what the sink returned.
+
+    `width` and `height` are in pixels, 0 if unknown. `defect` says why it is not a valid PNG, and is empty if it is;
+    then it is left out of `results.jsonl`.
+    """
 
     path: str
     bytes: int
@@ -297,6 +301,7 @@ class StoredFile(Struct, frozen=True):
     width: int
     height: int
     media_type: str
+    defect: str = ""
 
 
 class ErrorInfo(Struct, frozen=True):

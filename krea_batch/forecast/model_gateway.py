@@ -29,6 +29,7 @@ class OnePixelImage:
     def __init__(self) -> None:
         self.offset = 0
         self.etag: str | None = None
+        self.is_sized = True
 
     async def __aenter__(self) -> Self:
         return self

@@ -31,6 +31,7 @@ from krea_batch.gallery.thumbnails import ThumbnailCache, local_image_path
 from krea_batch.jobs import FINAL, Outcome
 from krea_batch.ledger import LedgerStore
 from krea_batch.ledger.paging import first_column, iter_rows
+from krea_batch.storage.image_types import MEDIA_TYPES
 from krea_batch.storage.run_dir import LEDGER, SIMULATOR_STATE_FILE, is_locked, require_run
 
 REFRESH_INTERVAL_S = 1.0  # chosen: short enough for a person who watches
@@ -254,7 +255,8 @@ class GalleryApp:
         path = self._gallery.path(int(request.match_info["job_no"]), int(request.match_info["file_index"]))
         if path is None or not await anyio.Path(path).is_file():
             raise web.HTTPNotFound
-        return web.FileResponse(path, headers={"Content-Type": "image/png"})
+        media_type = MEDIA_TYPES.get(path.suffix, "application/octet-stream")
+        return web.FileResponse(path, headers={"Content-Type": media_type})
 
     async def thumbnail(self, request: web.Request) -> web.Response:
         path = self._gallery.path(int(request.match_info["job_no"]), 0)

@@ -31,6 +31,7 @@ from krea_batch.gateway.sessions import (
 from krea_batch.gateway.url_policy import (
     MAX_IMAGE_BYTES,
     DownloadError,
+    announces_size,
     is_public_address,
     response_offset,
     url_rejection_reason,
@@ -49,12 +50,13 @@ MAX_CDN_HOSTS = 64  # chosen: the images of a run are on a few hosts
 
 
 class ImageDownload:
-    """A download in progress. `offset` is the position of its first byte, `etag` a strong ETag or None."""
+    """A download in progress; see `protocols.ImageBody`."""
 
     def __init__(self, response: aiohttp.ClientResponse, offset: int, deadline_s: float) -> None:
         self._response = response
         self._deadline_s = deadline_s  # in the event loop's clock
         self.offset = offset
+        self.is_sized = announces_size(response.status, response.headers)
         etag = response.headers.get("ETag", "")
         self.etag = etag if etag.startswith('"') and etag.isascii() else None  # weak ETags cannot be sent in If-Range
 

@@ -7,6 +7,7 @@ resolves to is checked again when the connection is made.
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from ipaddress import IPv4Address, IPv6Address, ip_address, ip_network
 from urllib.parse import urlsplit
 
@@ -85,6 +86,17 @@ def _embedded_ipv4(ip: IPv4Address | IPv6Address) -> IPv4Address | IPv6Address:
     if ip in _NAT64:
         return IPv4Address(int(ip) & 0xFFFF_FFFF)
     return ip.ipv4_mapped or ip.sixtofour or ip
+
+
+def announces_size(status: int, headers: Mapping[str, str]) -> bool:
+    """Return whether a response says where the image ends, so that one that breaks off is noticed.
+
+    A part (206) must be the last one.
+    """
+    if status == 206:
+        match = _CONTENT_RANGE.fullmatch(headers.get("Content-Range", ""))
+        return match is not None and match[3] == str(int(match[2]) + 1)
+    return "Content-Length" in headers or headers.get("Transfer-Encoding", "").lower() == "chunked"
 
 
 def response_offset(status: int, content_range: str | None, requested_offset: int) -> int:

@@ -14,7 +14,7 @@ import re
 from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
 from itertools import islice
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any
 
 import msgspec
@@ -160,7 +160,7 @@ def is_later(row: RowHead, job: KnownJob, *, request_known: bool) -> bool:
 
 def _possible_owners(image_name: str) -> list[str]:
     """Return the ids of the jobs that an image of this name may belong to: x-2.png is of x-2, or the second of x."""
-    owners = [image_name.removesuffix(".png")]
+    owners = [PurePath(image_name).stem]
     while (shorter := _SUFFIX.sub("", owners[-1])) != owners[-1]:
         owners.append(shorter)
     return owners

@@ -24,8 +24,9 @@ from krea_batch.ledger.busy import wait_while_busy
 from krea_batch.ledger.consistency import unknown_images
 from krea_batch.ledger.rebuild import rebuild_job, seconds
 from krea_batch.storage.image_file import stale_parts
+from krea_batch.storage.image_types import EXTENSIONS
 from krea_batch.storage.results_rows import read_lines
-from krea_batch.storage.run_dir import IMAGES, LEDGER, RESULTS, RunDir, is_whole_png
+from krea_batch.storage.run_dir import IMAGES, LEDGER, RESULTS, RunDir, is_image
 
 MAX_UNREADABLE_LINES = 10  # chosen: enough to find them
 
@@ -155,8 +156,9 @@ def decode_row(line: bytes) -> tuple[Outcome, bytes]:
 
 def _inspect_images(store: LedgerStore, out: Path, report: RecoverReport) -> None:
     with os.scandir(out / IMAGES) as entries:
-        unknown_names = unknown_images(store, (entry.name for entry in entries if entry.name.endswith(".png")))
-    report.unknown_images = sorted(name for name in unknown_names if is_whole_png(out / IMAGES / name))
+        extensions = tuple(EXTENSIONS.values())
+        unknown_names = unknown_images(store, (entry.name for entry in entries if entry.name.endswith(extensions)))
+    report.unknown_images = sorted(name for name in unknown_names if is_image(out / IMAGES / name))
     parts = [part.name for part in stale_parts(out)]
     of_parts = {name: f"{name.removesuffix('.png.part').rpartition('.')[0]}.png" for name in parts}
     unknown = set(unknown_images(store, of_parts.values()))

@@ -20,7 +20,8 @@ from krea_batch.pipeline.protocols import ImageBody
 from krea_batch.rules.backoff import backoff_s
 from krea_batch.rules.verdicts import Errored, Failed, Finished, PollFailed, PollVerdict
 from krea_batch.storage.atomic import replacing
-from krea_batch.storage.png import PngError, PngValidator
+from krea_batch.storage.image_types import ImageValidator
+from krea_batch.storage.png import ImageError
 
 MAX_CONCURRENT_REPAIRS = 8  # chosen: repairs are few, and the gateway's limit is unknown here
 MAX_REPAIR_ATTEMPTS = 5  # chosen: with backoff doubling from 0.5 s, about eight seconds of failures
@@ -52,20 +53,20 @@ def check_images(run_images: RunImages) -> Iterator[tuple[ExportedImage, str | N
 
 
 def find_mismatch(image: ExportedImage) -> str | None:
-    """Return how the file differs from the ledger; None if it is a valid PNG with the recorded bytes."""
-    validator, digest, size_bytes = PngValidator(), hashlib.sha256(), 0
+    """Return how the file differs from the ledger; None if it is a complete image with the recorded bytes."""
+    validator, digest, size_bytes = ImageValidator(), hashlib.sha256(), 0
     try:
         with image.path.open("rb") as file:
             while data := file.read(READ_CHUNK_BYTES):
                 size_bytes += len(data)
                 digest.update(data)
                 validator.feed(data)
-            validator.finish()
+            validator.finish(is_sized=bool(image.file.defect), keep_surplus=bool(image.file.defect))
     except FileNotFoundError:
         return "missing"
     except OSError as error:
         return f"cannot be read ({error.strerror})"
-    except PngError as error:
+    except ImageError as error:
         return f"incomplete or damaged ({error})"
     if size_bytes != image.file.bytes:
         return f"{size_bytes:,} bytes instead of {image.file.bytes:,}"

@@ -21,7 +21,7 @@ from krea_batch.pipeline.in_flight_job import InFlightJob
 from krea_batch.pipeline.protocols import ImageBody, Stages
 from krea_batch.pipeline.task_pool import TaskPool
 from krea_batch.rules import backoff, lifecycle
-from krea_batch.storage.image_file import ImageFile, PngError
+from krea_batch.storage.image_file import ImageError, ImageFile
 from krea_batch.storage.local_writer import LocalImageWriter
 from krea_batch.storage.os_errors import is_out_of_files, next_step
 from krea_batch.storage.sink_writer import SinkImageWriter
@@ -51,10 +51,11 @@ class _Download:
         return self._urls[len(self.stored)]
 
     def next_image(self, out: Path) -> ImageFile:
-        """Return an empty file for the next image: `<id>.png`, and `<id>-2.png` and so on for further images."""
+        """Return an empty file for the next image: `<id>`, and `<id>-2` and so on for further images."""
         job, output = self.job, len(self.stored) + 1
         name = job.id if output == 1 else f"{job.id}-{output}"
-        return ImageFile(out, name, job.job_no, job_id=job.id, output=output)
+        # Bytes after the end of a PNG may be gone in the next response. If they are not, the CDN has them.
+        return ImageFile(out, name, job.job_no, job_id=job.id, output=output, keep_surplus=self.attempts > 0)
 
     @property
     def complete(self) -> bool:
@@ -118,7 +119,7 @@ class Downloader:
                     await self._executor.apply(download.job, lifecycle.refresh(finished))
                     continue
                 await self._retry_later(download, "download", error.reason, self._pause_host(download, error))
-            except PngError as error:
+            except ImageError as error:
                 download.image = None  # Its bytes are useless: download all of them again.
                 await self._retry_later(download, "download", f"the image is incomplete or damaged: {error}")
             except SinkTransientError as error:  # The image stays in its `.part` and is not downloaded again.
@@ -139,6 +140,7 @@ class Downloader:
             download.image, download.etag, download.attempts = None, None, 0
             self._run.delivery.record_stored()
             self._run.stats.downloads += 1
+            self._run.stats.defects += bool(stored.defect)
             self._run.stats.downloaded_bytes += stored.bytes
             self._run.events.emit_image_stored(download.job, stored, started_s)
         await self._executor.apply(download.job, lifecycle.store(tuple(download.stored)))
@@ -146,7 +148,7 @@ class Downloader:
     async def _store_next(self, download: _Download) -> StoredFile:
         """Download and store the next image. On errors, the bytes that arrived stay in its `.part`.
 
-        Raises DownloadError, PngError, SinkTransientError, SinkPermanentError and OSError.
+        Raises DownloadError, ImageError, SinkTransientError, SinkPermanentError and OSError.
         """
         image = download.image or download.next_image(self._run.settings.out)
         download.image = image
@@ -160,7 +162,7 @@ class Downloader:
         async with body:
             if body.offset != image.written_bytes:
                 image.start_over()
-            download.etag = body.etag
+            download.etag, image.is_sized = body.etag, body.is_sized
             return await self._stream_to_disk(body, image)
 
     async def _stream_to_disk(self, body: ImageBody, image: ImageFile) -> list[bytes]:

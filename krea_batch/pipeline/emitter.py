@@ -151,8 +151,10 @@ class EventEmitter:
 
     def emit_image_stored(self, job: InFlightJob, stored: StoredFile, started_s: float) -> None:
         """Report a stored image whose download started at `started_s`."""
+        if stored.defect:
+            log.warning("! job=%s file=%s defect=%s", job.id, stored.path, stored.defect)
         if self._listeners:
-            self.emit(ImageStored(job.id, stored.bytes, self._now_s() - started_s))
+            self.emit(ImageStored(job.id, stored.bytes, self._now_s() - started_s, stored.defect))
 
     def emit_retry(self, job: InFlightJob, stage: str, reason: str) -> None:
         log.info("! job=%s stage=%s reason=%s", job.id, stage, reason)

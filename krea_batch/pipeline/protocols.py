@@ -17,11 +17,13 @@ from krea_batch.rules.verdicts import PollVerdict, PostVerdict, Progress
 class ImageBody(Protocol):
     """The body of an image download, an async context manager.
 
-    `offset` is the position of its first byte in the image. `etag` is a strong ETag, or None.
+    `offset` is the position of its first byte in the image. `etag` is a strong ETag, or None. `is_sized` is whether
+    the response says where the image ends, so that `chunks` raises if it breaks off.
     """
 
     offset: int
     etag: str | None
+    is_sized: bool
 
     def chunks(self) -> AsyncIterator[bytes]: ...
     async def __aenter__(self) -> Self: ...

@@ -22,6 +22,7 @@ class RunStats(msgspec.Struct):
     polls: int = 0
     callbacks: int = 0  # for a job of this run directory
     downloads: int = 0  # images stored
+    defects: int = 0  # those of them that are not valid PNGs
     downloaded_bytes: int = 0
     ended_by_state: Counter[State] = msgspec.field(default_factory=Counter)  # jobs that this run brought to an end
     skipped: int = 0  # jobs that an earlier run ended

@@ -6,6 +6,7 @@ os_errors     what to do about an error of the operating system
 outputs       guards what commands write where the user points them
 async_io      asyncio helpers for file work
 png           validates PNG data while it streams
+image_types   the types of images, and the check of an image as it streams
 image_file    a partial download: .part file, fsync, rename
 local_writer  stores images in the run directory, several per fsync
 sink_writer   verifies images and hands them to a sink

@@ -1,7 +1,7 @@
 """Partial downloads: bytes are written to a `.part` file, validated, synced, and renamed when they are complete.
 
-A file in `images/` that ends in `.png` is always complete: it gets its name after the PNG is validated and the file
-is synced, and before the directory is synced. Everything here blocks and runs in a disk thread. Images are committed
+A file with the name of an image is always complete: it gets its name after it is validated and synced, and before
+the directory is synced. Everything here blocks and runs in a disk thread. Images are committed
 several at a time, since consecutive syncs share the disk's work.
 """
 
@@ -17,15 +17,14 @@ from typing import ParamSpec, TypeVar
 
 from krea_batch.jobs import StoredFile
 from krea_batch.storage.atomic import fsync_path, open_for_writing, sync_fd
-from krea_batch.storage.png import PngError, PngValidator
+from krea_batch.storage.image_types import EXTENSIONS, PNG, ImageValidator, measure_image
+from krea_batch.storage.png import ImageError
 from krea_batch.storage.run_dir import IMAGES, candidate_names, has_content
 
-__all__ = ["ImageFile", "PngError", "commit_many", "remove_stale_parts", "stale_parts", "write_to_part"]
+__all__ = ["ImageError", "ImageFile", "commit_many", "remove_stale_parts", "stale_parts", "write_to_part"]
 
 P = ParamSpec("P")
 T = TypeVar("T")
-
-MEDIA_TYPE = "image/png"
 
 _NAME_LOCK = Lock()  # without it, two disk threads could take the same free name
 
@@ -35,18 +34,24 @@ class ImageFile:
 
     `name` is the name without suffix: the job's id, or `<id>-2` for its second image. The job's number in the ledger
     (`job_no`) distinguishes the `.part` file from that of a job whose id is `<id>-2`, or differs in case only.
-    `output` is the number of the image in its job, from 1.
+    `output` is the number of the image in its job, from 1. With `keep_surplus`, a PNG is kept although bytes follow
+    its end. Set `is_sized` if the response announced the image's size; see `ImageValidator`.
     """
 
-    def __init__(self, out: Path, name: str, job_no: int, *, job_id: str = "", output: int = 1) -> None:
+    def __init__(
+        self, out: Path, name: str, job_no: int, *, job_id: str = "", output: int = 1, keep_surplus: bool = False
+    ) -> None:
         self.job_id = job_id or name
         self.output = output
         self.images_dir = f"{out}/{IMAGES}"  # Path objects would cost as much as the calls
         self.stem = name
         self._part = f"{self.images_dir}/{name}.{job_no}.png.part"
         self._fd = -1  # open from the last bytes until the sync
-        self._validator = PngValidator()
+        self._validator = ImageValidator()
+        self._size_px = 0, 0
         self._digest = hashlib.sha256()
+        self.is_sized = False
+        self._keep_surplus = keep_surplus
         self.written_bytes = 0
         self.is_complete = False  # every byte is written and validated
 
@@ -57,18 +62,20 @@ class ImageFile:
 
     def start_over(self) -> None:
         """Discard everything; the next bytes are the first ones."""
-        self._validator, self._digest, self.written_bytes = PngValidator(), hashlib.sha256(), 0
+        self._validator, self._digest, self.written_bytes = ImageValidator(), hashlib.sha256(), 0
 
     def write(self, chunks: Sequence[bytes]) -> None:
-        """Write and validate the next bytes. Raises PngError, OSError."""
+        """Write and validate the next bytes. Raises ImageError, OSError."""
         with self._open_for_write() as fd:
             self._write(fd, chunks)
 
     def write_last(self, chunks: Sequence[bytes]) -> None:
-        """Write the last bytes, and keep the file open until `close`. Raises PngError if the image is incomplete."""
+        """Write the last bytes, and keep the file open until `close`. Raises ImageError if it is incomplete."""
         self._fd = self._open()
         self._write(self._fd, chunks)
-        self._validator.finish()
+        self._validator.finish(is_sized=self.is_sized, keep_surplus=self._keep_surplus)
+        is_png = self._validator.media_type == PNG
+        self._size_px = (self._validator.width, self._validator.height) if is_png else measure_image(self.part)
         self.is_complete = True
 
     def start_sync(self) -> None:
@@ -98,9 +105,9 @@ class ImageFile:
             path,
             self.written_bytes,
             self._digest.hexdigest(),
-            self._validator.width,
-            self._validator.height,
-            MEDIA_TYPE,
+            *self._size_px,
+            self._validator.media_type,
+            self._validator.defect,
         )
 
     def _write(self, fd: int, chunks: Sequence[bytes]) -> None:
@@ -133,7 +140,7 @@ class ImageFile:
 
     def _claim_name(self) -> str:
         """Rename to the first free name. A file with the same bytes is ours, from a run that was killed here."""
-        for name in candidate_names(self.stem):
+        for name in candidate_names(self.stem, EXTENSIONS[self._validator.media_type]):
             final = f"{self.images_dir}/{name}"
             if not os.path.lexists(final) or has_content(Path(final), self.written_bytes, self._digest.hexdigest()):
                 os.replace(self._part, final)  # noqa: PTH105
@@ -155,7 +162,7 @@ def remove_stale_parts(out: Path) -> None:
 
 
 def write_to_part(image: ImageFile, last_chunks: Sequence[bytes]) -> None:
-    """Write the last bytes of an image that stays in its `.part` file. Raises PngError, OSError."""
+    """Write the last bytes of an image that stays in its `.part` file. Raises ImageError, OSError."""
     try:
         image.write_last(last_chunks)
         image.start_sync()
@@ -163,7 +170,7 @@ def write_to_part(image: ImageFile, last_chunks: Sequence[bytes]) -> None:
         image.close()
 
 
-def commit_many(last_chunks: Sequence[tuple[ImageFile, Sequence[bytes]]]) -> list[StoredFile | PngError | OSError]:
+def commit_many(last_chunks: Sequence[tuple[ImageFile, Sequence[bytes]]]) -> list[StoredFile | ImageError | OSError]:
     """Write the last bytes of several images of one directory, and make bytes and names durable.
 
     Return a record or an error for each. Each step is done for all images before the next one, which costs a third
@@ -188,9 +195,9 @@ def commit_many(last_chunks: Sequence[tuple[ImageFile, Sequence[bytes]]]) -> lis
     return [sync_error if isinstance(result, StoredFile) else result for result in results]
 
 
-def _result_or_error(step: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T | PngError | OSError:
+def _result_or_error(step: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T | ImageError | OSError:
     """Return the result of a step, or its error."""
     try:
         return step(*args, **kwargs)
-    except (PngError, OSError) as error:
+    except (ImageError, OSError) as error:
         return error

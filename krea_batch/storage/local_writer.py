@@ -12,7 +12,7 @@ from collections.abc import Sequence
 
 from krea_batch.jobs import StoredFile
 from krea_batch.storage.async_io import DiskThreads, resolve_all
-from krea_batch.storage.image_file import ImageFile, PngError, commit_many
+from krea_batch.storage.image_file import ImageError, ImageFile, commit_many
 
 MAX_GROUP_IMAGES = 32  # measured: larger groups do not make an image cheaper
 MAX_GROUP_BYTES = 8 << 20  # chosen: a disk thread checks and writes this in 20 ms
@@ -30,7 +30,7 @@ class LocalImageWriter:
         self._groups = 0
 
     async def finish(self, image: ImageFile, last_chunks: Sequence[bytes]) -> StoredFile:
-        """Write an image's last bytes, and return its record when it is durable. Raises PngError, OSError."""
+        """Write an image's last bytes, and return its record when it is durable. Raises ImageError, OSError."""
         future: asyncio.Future[StoredFile] = asyncio.get_running_loop().create_future()
         self._waiting.append((image, last_chunks, future))
         if self._groups == 0 or (self._groups < MAX_GROUPS and self._is_full()):
@@ -50,7 +50,7 @@ class LocalImageWriter:
         work = self._disk.run(commit_many, [(image, chunks) for image, chunks, _ in group])
         work.add_done_callback(functools.partial(self._on_done, group))
 
-    def _on_done(self, group: list[_Waiting], work: asyncio.Future[list[StoredFile | PngError | OSError]]) -> None:
+    def _on_done(self, group: list[_Waiting], work: asyncio.Future[list[StoredFile | ImageError | OSError]]) -> None:
         self._groups -= 1
         if work.cancelled():
             results: Sequence[StoredFile | BaseException] = [asyncio.CancelledError()] * len(group)

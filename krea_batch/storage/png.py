@@ -20,14 +20,19 @@ def make_chunk(chunk_type: bytes, body: bytes) -> bytes:
     return _CHUNK_HEADER.pack(len(body), chunk_type) + body + struct.pack(">I", zlib.crc32(chunk_type + body))
 
 
-class PngError(ValueError):
+class ImageError(ValueError):
+    """The bytes are not one complete image; the text says why."""
+
+
+class PngError(ImageError):
     """The bytes are not one complete PNG; the text says why."""
 
 
 class PngValidator:
     """Checks a PNG as it streams. `feed` all bytes in order, then call `finish`; both may raise PngError.
 
-    `width` and `height` (pixels) are set once the IHDR chunk has passed.
+    `width` and `height` (pixels) are set once the IHDR chunk has passed. `surplus_bytes` counts what follows the end;
+    `finish` raises PngError for it.
     """
 
     __slots__ = (
@@ -39,12 +44,14 @@ class PngValidator:
         "_seen_data",
         "_started",
         "height",
+        "surplus_bytes",
         "width",
     )
 
     def __init__(self) -> None:
         self.width = 0
         self.height = 0
+        self.surplus_bytes = 0
         self._buffered = b""  # bytes of an incomplete signature, chunk header, IHDR or checksum
         self._started = False
         self._ended = False
@@ -68,11 +75,14 @@ class PngValidator:
         """Raise PngError unless the last byte fed was the last of an IEND chunk."""
         if not self._ended or self._buffered:
             raise PngError("the image is cut short")
+        if self.surplus_bytes:
+            raise PngError("unexpected bytes after the end of the image")
 
     def _consume(self, view: memoryview) -> int:
         """Check a signature, chunk header, part of a body or checksum, and return its bytes; 0: more are needed."""
         if self._ended:
-            raise PngError("unexpected bytes after the end of the image")
+            self.surplus_bytes += len(view)
+            return len(view)
         if not self._started:
             return self._read_signature(view)
         if not self._kind:

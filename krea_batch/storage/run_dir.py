@@ -18,8 +18,9 @@ from pathlib import Path
 from weakref import WeakSet
 
 from krea_batch.errors import RunDirError
+from krea_batch.storage.image_types import EXTENSIONS, HEAD_BYTES, PNG, detect_media_type
 from krea_batch.storage.os_errors import next_step
-from krea_batch.storage.png import SIGNATURE, make_chunk
+from krea_batch.storage.png import make_chunk
 
 LEDGER = "ledger.db"
 RESULTS = "results.jsonl"
@@ -107,30 +108,37 @@ def is_locked(path: Path) -> bool:
         _release(fd)
 
 
-def candidate_names(stem: str) -> Iterator[str]:
+def candidate_names(stem: str, extension: str) -> Iterator[str]:
     """Yield possible names of an image in a folder or a bucket, the preferred first, without end."""
-    yield f"{stem}.png"
+    yield f"{stem}{extension}"
     for n in count(2):
-        yield f"{stem}~{n}.png"  # the preferred name is a file of others, which is kept
+        yield f"{stem}~{n}{extension}"  # the preferred name is a file of others, which is kept
 
 
 def existing_images(out: Path, job_ids: Iterable[str]) -> list[str]:
     """Return the preferred names of these jobs' images that exist in the run directory.
 
-    Every image that krea-batch wrote there is a whole PNG; other files are not counted. Raises OSError.
+    Files that krea-batch cannot have written are not counted. Raises OSError.
     """
     directory = f"{out}/{IMAGES}"
-    names = (f"{job_id}.png" for job_id in job_ids)
-    return [name for name in names if os.path.lexists(path := f"{directory}/{name}") and is_whole_png(Path(path))]
+    names = (f"{job_id}{extension}" for job_id in job_ids for extension in EXTENSIONS.values())
+    return [name for name in names if os.path.lexists(path := f"{directory}/{name}") and is_image(Path(path))]
 
 
-def is_whole_png(path: Path) -> bool:
-    """Return whether a file begins and ends as a PNG, or cannot be read. Its content is not validated."""
+def is_image(path: Path) -> bool:
+    """Return whether a file may be an image that krea-batch wrote, or cannot be read. Its content is not validated.
+
+    Its first bytes show the type of its name, and a PNG has an end.
+    """
     try:
         with path.open("rb") as file:
-            begins = file.read(len(SIGNATURE)) == SIGNATURE
-            file.seek(-len(PNG_END), os.SEEK_END)
-            return begins and file.read() == PNG_END
+            media_type = detect_media_type(file.read(HEAD_BYTES))
+            if media_type is None or EXTENSIONS[media_type] != path.suffix:
+                return False
+            if media_type != PNG:
+                return True
+            file.seek(0)
+            return PNG_END in file.read()
     except PermissionError:
         return True
     except OSError:  # a directory, a broken link, or a file that is too short

@@ -60,7 +60,7 @@ class SinkImageWriter:
     async def finish(self, image: ImageFile, last_chunks: list[bytes]) -> StoredFile:
         """Write an image's last bytes, and return its record when the sink has it.
 
-        Raises PngError, OSError, SinkTransientError, SinkPermanentError.
+        Raises ImageError, OSError, SinkTransientError, SinkPermanentError.
         """
         if not image.is_complete:
             await self._disk.run(write_to_part, image, last_chunks)
@@ -75,6 +75,7 @@ class SinkImageWriter:
             record.width,
             record.height,
             record.media_type,
+            record.defect,
         )
         path = await self._cancellable(lambda: _with_timeout(self._sink.put(verified), PUT_TIMEOUT_S))
         await self._disk.run(image.part.unlink)

@@ -91,14 +91,21 @@ class ScriptedDownload:
     """A download that sends these pieces in order: bytes are sent, a float waits (seconds), an exception is raised.
 
     `offset` is where the first byte lies in the image, as a 206 response says it. `etag` is None if there is none.
+    `is_sized` is whether the response has a Content-Length, or the last byte of the image in its Content-Range.
     """
 
     def __init__(
-        self, pieces: Iterable[bytes | Exception | float], offset: int = 0, etag: str | None = '"e"'
+        self,
+        pieces: Iterable[bytes | Exception | float],
+        offset: int = 0,
+        etag: str | None = '"e"',
+        *,
+        is_sized: bool = False,
     ) -> None:
         self._pieces = list(pieces)
         self.offset = offset
         self.etag = etag
+        self.is_sized = is_sized
 
     async def __aenter__(self) -> Self:
         return self

@@ -656,6 +656,30 @@ def test_etags(header: str, etag: str | None) -> None:
     assert run_against_server(fixed_response(http_response(200, b"x", f"ETag: {header}")), use) == etag
 
 
+@pytest.mark.parametrize(
+    ("response", "is_sized"),
+    [
+        (http_response(200, b"x"), True),
+        (b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n1\r\nx\r\n0\r\n\r\n", True),
+        (b"HTTP/1.1 200 OK\r\nConnection: close\r\n\r\nx", False),
+        (http_response(206, b"x", "Content-Range: bytes 8-8/9"), True),
+        (http_response(206, b"x", "Content-Range: bytes 8-8/10"), False),
+        (http_response(206, b"x", "Content-Range: bytes 8-8/*"), False),
+    ],
+    ids=["length", "chunks", "until the end", "last part", "another part", "part of unknown size"],
+)
+def test_whether_the_response_says_where_the_image_ends(response: bytes, is_sized: bool) -> None:
+    """It does with a Content-Length, with chunks, or as the last part; not by the end of the connection."""
+
+    async def use(gateway: GatewayClient, server: RawServer) -> bool:
+        offset = 8 if b" 206 " in response else 0
+        async with await gateway.download(server.url + "/a.png", offset=offset, etag='"e"') as download:
+            assert [chunk async for chunk in download.chunks()] == [b"x"]
+            return download.is_sized
+
+    assert run_against_server(fixed_response(response, cut=True), use) is is_sized
+
+
 BROKEN_IMAGES: dict[str, tuple[RequestHandler, int]] = {
     "404": (fixed_response(http_response(404)), 404),
     "403": (fixed_response(http_response(403, b"<xml>expired")), 403),

@@ -11,8 +11,8 @@ from typing import Any
 
 import pytest
 
-from krea_batch import Engine, Job, State
-from krea_batch.events import Event, StateChanged
+from krea_batch import Engine, Job, RunDirError, State
+from krea_batch.events import Event, ImageStored, StateChanged
 from krea_batch.gateway.url_policy import DownloadError
 from krea_batch.ledger import LedgerStore
 from krea_batch.rules.verdicts import Finished
@@ -220,6 +220,73 @@ class TestDownloadErrors:
         run_virtual(run_jobs(tmp_path, gateway, make_jobs(50), rate="5/s"))
         assert not [at_s for at_s in times_s if times_s[0] + 0.2 < at_s < times_s[0] + 60.0]
         assert set(result_statuses(tmp_path).values()) == {"succeeded"}
+
+
+class TestOtherTypes:
+    """Images that are not valid PNGs are paid for, too."""
+
+    JPEG = b"\xff\xd8\xff\xe0 not a complete one, but of the announced size"
+
+    def test_an_image_of_another_type(self, tmp_path: Path) -> None:
+        """It is downloaded once, and stored under its own type with what is wrong with it."""
+        gateway = ScriptedGateway()
+        gateway.download_script["j0"] = [ScriptedDownload([self.JPEG], is_sized=True)]
+        events: list[Event] = []
+        run_virtual(run_jobs(tmp_path, gateway, make_jobs(2), listeners=[events.append]))
+        assert result_statuses(tmp_path) == {"j0": "succeeded", "j1": "succeeded"}
+        (file,) = rows_by_id(tmp_path)["j0"]["files"]
+        assert (file["path"], file["media_type"]) == ("images/j0.jpg", "image/jpeg")
+        assert (file["width"], file["height"]) == (0, 0)
+        assert file["defect"] == "image/jpeg instead of image/png; only its size was checked"
+        assert only_file(tmp_path) == self.JPEG
+        assert "defect" not in rows_by_id(tmp_path)["j1"]["files"][0]
+        assert {event.job_id: event.defect for event in events if isinstance(event, ImageStored)} == {
+            "j0": file["defect"],
+            "j1": "",
+        }
+        assert len(gateway.downloads) == 2
+
+    def test_a_part_completes_it(self, tmp_path: Path) -> None:
+        """After a cut, the last part completes an image of another type as it does a PNG."""
+        gateway = ScriptedGateway()
+        gateway.download_script["j0"] = [
+            ScriptedDownload([self.JPEG[:20], CONNECTION_CUT], is_sized=True),
+            ScriptedDownload([self.JPEG[20:]], offset=20, is_sized=True),
+        ]
+        run_virtual(run_jobs(tmp_path, gateway, make_jobs(1)))
+        assert only_file(tmp_path) == self.JPEG
+
+    def test_without_a_size(self, tmp_path: Path) -> None:
+        """An image of another type whose size is unknown may be cut, so it is downloaded again."""
+        gateway = ScriptedGateway()
+        gateway.download_script["j0"] = [[self.JPEG[:20]], ScriptedDownload([self.JPEG], is_sized=True)]
+        run_virtual(run_jobs(tmp_path, gateway, make_jobs(1)))
+        assert only_file(tmp_path) == self.JPEG
+        assert len(gateway.downloads) == 2
+
+    @pytest.mark.parametrize("is_clean_later", [True, False])
+    def test_bytes_after_the_end(self, tmp_path: Path, is_clean_later: bool) -> None:
+        """Bytes after the end of a PNG may be gone in the second response; if not, the image is kept with them."""
+        surplus = ScriptedDownload([image_of("j0") + b"more"], is_sized=True)
+        gateway = ScriptedGateway()
+        gateway.download_script["j0"] = [surplus, COMPLETE_IMAGE if is_clean_later else surplus]
+        run_virtual(run_jobs(tmp_path, gateway, make_jobs(1)))
+        (file,) = rows_by_id(tmp_path)["j0"]["files"]
+        assert file["path"] == "images/j0.png"
+        assert only_file(tmp_path) == image_of("j0") + (b"" if is_clean_later else b"more")
+        assert file.get("defect") == (None if is_clean_later else "4 bytes after the end of the PNG")
+        assert len(gateway.downloads) == 2
+
+    def test_a_lost_ledger(self, tmp_path: Path) -> None:
+        """Without ledger and results, a stored image of another type shows that its job is paid for."""
+        gateway = ScriptedGateway()
+        gateway.download_script["j0"] = [ScriptedDownload([self.JPEG], is_sized=True)]
+        run_virtual(run_jobs(tmp_path, gateway, make_jobs(1)))
+        for name in ("ledger.db", "results.jsonl"):
+            (tmp_path / name).unlink()
+        with pytest.raises(RunDirError, match=r"j0\.jpg"):
+            run_virtual(run_jobs(tmp_path, gateway, make_jobs(1)))
+        assert len(gateway.submitted_bodies) == 1
 
 
 class TestDisk:

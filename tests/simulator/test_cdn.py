@@ -286,6 +286,7 @@ def test_a_key_at_the_cdn_is_counted() -> None:
         ("cdn-cut", 200, "image/png"),
         ("cdn-corrupt", 200, "image/png"),
         ("cdn-trailing", 200, "image/png"),
+        ("cdn-jpeg", 200, "image/jpeg"),
         ("cdn-slow", 200, "image/png"),
     ],
 )
@@ -312,13 +313,16 @@ def test_faults_of_the_cdn(fault: str, status: int, kind: str) -> None:
                 assert damaged.body.startswith(correct.body)
                 assert len(damaged.body) > len(correct.body)
                 assert damaged.headers["content-length"] == str(len(damaged.body))
+            case "cdn-jpeg":
+                with Image.open(BytesIO(damaged.body)) as jpeg, Image.open(BytesIO(correct.body)) as png:
+                    assert (jpeg.format, jpeg.size) == ("JPEG", png.size)
             case "cdn-slow":
                 assert damaged.body == correct.body
             case "cdn-html":
                 assert damaged.body.startswith(b"<html>")
             case _:
                 assert damaged.json["error"]
-        complete = 2 if fault in ("cdn-corrupt", "cdn-trailing", "cdn-slow") else 1
+        complete = 2 if fault in ("cdn-corrupt", "cdn-trailing", "cdn-jpeg", "cdn-slow") else 1
         assert client.totals()["downloads"] == complete
 
     run_with_simulator(

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from krea_batch.jobs import StoredFile
-from krea_batch.storage.image_file import ImageFile, PngError, commit_many
+from krea_batch.storage.image_file import ImageError, ImageFile, commit_many
 from krea_batch.testing.scripted_gateway import make_png
 
 CAT_PNG = make_png(text=b"cat")
@@ -35,7 +35,7 @@ def part_names(out: Path) -> list[Path]:
 
 
 def finish_or_error(image: ImageFile, last_chunk: Sequence[bytes]) -> StoredFile:
-    """Commit one image and return its record. Raises PngError, OSError."""
+    """Commit one image and return its record. Raises ImageError, OSError."""
     (result,) = commit_many([(image, last_chunk)])
     if not isinstance(result, StoredFile):
         raise result
@@ -76,10 +76,10 @@ class TestCompleteImages:
         ids=["nothing", "HTML", "one byte short", "cut", "a wrong byte", "trailing", "twice", "JPEG"],
     )
     def test_an_incomplete_image_gets_no_name(self, out: Path, body: bytes) -> None:
-        """Bytes that are not one complete PNG raise PngError, and no .png file appears."""
-        with pytest.raises(PngError):
+        """Bytes that are not one complete PNG raise ImageError, and no file gets the name of an image."""
+        with pytest.raises(ImageError):
             finish_or_error(ImageFile(out, "x", 1), [body])
-        assert not [name for name in image_names(out) if name.endswith(".png")]
+        assert part_names(out) == [out / "images" / name for name in image_names(out)]
 
     def test_start_over(self, out: Path) -> None:
         """After `start_over`, the file has no bytes of the first attempt."""

@@ -10,7 +10,7 @@ import pytest
 
 from krea_batch.jobs import StoredFile
 from krea_batch.storage import local_writer
-from krea_batch.storage.image_file import ImageFile, PngError
+from krea_batch.storage.image_file import ImageError, ImageFile
 from krea_batch.storage.local_writer import MAX_GROUP_IMAGES, MAX_GROUPS, LocalImageWriter
 from krea_batch.testing.scripted_gateway import make_png
 from tests.virtual_time_runs import run_virtual
@@ -90,7 +90,7 @@ def test_one_that_fails_fails_alone(out: Path) -> None:
     bodies = [make_png(text=b"0"), b"<html>", make_png(text=b"2"), make_png(text=b"3")]
     first, html, blocked, last = finish_all(SlowDisk(), out, bodies)
     assert isinstance(first, StoredFile)
-    assert isinstance(html, PngError)
+    assert isinstance(html, ImageError)
     assert isinstance(blocked, OSError)
     assert isinstance(last, StoredFile)
 

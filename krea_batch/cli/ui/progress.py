@@ -11,7 +11,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Protocol
 
 from krea_batch.cli.ui.formatting import printable, say
-from krea_batch.events import Event, RunClosed, RunStopping, SubmitsPaused
+from krea_batch.events import Event, ImageStored, RunClosed, RunStopping, SubmitsPaused
 
 if TYPE_CHECKING:
     from rich.console import Console, RenderableType
@@ -26,12 +26,17 @@ REPEAT_ANNOUNCEMENT_S = 60.0  # chosen: one line per minute of an outage
 
 
 class EventAnnouncer:
-    """A listener that prints a line for long pauses, early stops, and the rewrite of the results of many `jobs`."""
+    """A listener that prints a line for what a user should know soon.
+
+    These are long pauses, the first image that is not a valid PNG, early stops, and the rewrite of the results of
+    many `jobs`.
+    """
 
     def __init__(self, say: Callable[[str], None], *, jobs: int = 0) -> None:
         self._say = say
         self._jobs = jobs
         self._last_pause_reason = ""
+        self._has_announced_defect = False
         self._last_announced_s = 0.0
 
     def on_event(self, event: Event) -> None:
@@ -41,6 +46,9 @@ class EventAnnouncer:
                 if reason != self._last_pause_reason or now_s - self._last_announced_s >= REPEAT_ANNOUNCEMENT_S:
                     self._say(f"Paused: {reason}. Resuming in {wait_s:.0f} s.")
                     self._last_pause_reason, self._last_announced_s = reason, now_s
+            case ImageStored(job_id, defect=defect) if defect and not self._has_announced_defect:
+                self._say(f"Not a valid PNG, but stored: the image of job {job_id} ({defect}).")
+                self._has_announced_defect = True
             case RunStopping(reason) if reason != INTERRUPT_REASON:
                 self._say(f"Stopping: {reason}. Waiting for jobs in flight to finish.")
             case RunClosed() if self._jobs >= MIN_ANNOUNCED_ROWS:

@@ -204,6 +204,7 @@ class RunSession:
             totals=totals,
             seconds=loop.time() - started_s,
             downloaded_bytes=stats.downloaded_bytes,
+            defects=stats.defects,
             bad_lines=self._checked.bad_lines,
             simulated=self._key is None,
             not_started=max(0, self._total - totals.total),

@@ -65,6 +65,7 @@ class RunSummary(msgspec.Struct, frozen=True):
     totals: RunTotals
     seconds: float
     downloaded_bytes: int
+    defects: int
     bad_lines: int
     simulated: bool
     not_started: int
@@ -82,6 +83,8 @@ class RunSummary(msgspec.Struct, frozen=True):
             lines.append(f"  {pluralize(self.not_started, 'job')} of the input not started")
         if self.bad_lines:
             lines.append(f"  {pluralize(self.bad_lines, 'invalid line')} skipped")
+        if self.defects:
+            lines.append(f"  {pluralize(self.defects, 'image')} not a valid PNG; see `defect` in the results")
         lines.append(f"images:   {self.sink or self.totals.out / IMAGES}")
         lines.append(f"results:  {self.totals.out / RESULTS}")
         if self.problem:
@@ -92,6 +95,7 @@ class RunSummary(msgspec.Struct, frozen=True):
         fields = self.totals.fields() | {
             "seconds": round(self.seconds, 3),
             "downloaded_bytes": self.downloaded_bytes,
+            "defects": self.defects,
             "bad_lines": self.bad_lines,
             "not_started": self.not_started,
             "simulated": self.simulated,

@@ -45,7 +45,7 @@ def texts_for(outcome: Outcome) -> dict[str, str]:
 def embed_texts(png: bytes, texts: dict[str, str]) -> bytes:
     """Return the PNG with these texts after its IHDR chunk, as iTXt chunks.
 
-    Existing texts with the same keywords are replaced, others are kept. `png` must be complete.
+    Existing texts with the same keywords are replaced, others are kept. `png` must be a valid PNG.
     """
     kept = b"".join(
         png[start:end]

@@ -36,7 +36,7 @@ OnExported = Callable[[int], None]
 
 
 class ExportOptions(msgspec.Struct, frozen=True, kw_only=True):
-    """How to export. `embed` writes the request into each PNG; `force` replaces an existing export.
+    """How to export. `embed` writes the request into each valid PNG; `force` replaces an existing export.
 
     A CSV has an apostrophe before each text that a spreadsheet would evaluate, unless `raw_cells` is set.
     `on_notice` is called with a sentence about what was changed.
@@ -77,6 +77,10 @@ def export(
     check_output(output, run=run_images.out).parent.mkdir(parents=True, exist_ok=True)
     with replacing_output(output, check_existing, run=run_images.out) as part:
         WRITERS[format_name](run_images, part, options, on_progress or (lambda _: None))
+    if options.embed and (defects := sum(bool(image.file.defect) for image in run_images.images())):
+        options.on_notice(
+            f"no metadata in {defects:,} image{' that is' if defects == 1 else 's that are'} not a valid PNG"
+        )
     return count
 
 
@@ -132,7 +136,7 @@ def _csv(run_images: RunImages, part: Path, options: ExportOptions, on_progress:
 
 
 def _webdataset(run_images: RunImages, part: Path, options: ExportOptions, on_progress: OnExported) -> None:
-    """Write tar shards of `<number>.png` and `<number>.json`.
+    """Write tar shards of `<number>.png`, or another extension, and `<number>.json`.
 
     Files are not named by job id: an id may contain dots, and WebDataset splits names at the first dot.
     """
@@ -142,7 +146,7 @@ def _webdataset(run_images: RunImages, part: Path, options: ExportOptions, on_pr
         with tarfile.open(part / f"shard-{n:06d}.tar", "w") as shard:
             for image in chain([first], islice(images, options.shard_images - 1)):
                 fields = image.columns() | {"metadata": image.outcome.metadata}
-                _add(shard, f"{image.number:09d}.png", _image_bytes(image, options))
+                _add(shard, f"{image.number:09d}{image.path.suffix}", _image_bytes(image, options))
                 _add(shard, f"{image.number:09d}.json", msgspec.json.encode(fields))
                 on_progress(1)
 
@@ -194,7 +198,9 @@ def _seed_type(arrow: Any, images: Iterable[ExportedImage]) -> Any:
 
 def _image_bytes(image: ExportedImage, options: ExportOptions) -> bytes:
     data = image.read()
-    return embed_texts(data, texts_for(image.outcome)) if options.embed else data
+    if options.embed and not image.file.defect:
+        return embed_texts(data, texts_for(image.outcome))
+    return data
 
 
 WRITERS: dict[str, Callable[[RunImages, Path, ExportOptions, OnExported], None]] = {

@@ -26,15 +26,17 @@ from typing import Protocol
 from msgspec import Struct
 
 from krea_batch.errors import PicklableError, SettingsError
+from krea_batch.storage.image_types import EXTENSIONS
 
 __all__ = ["Sink", "SinkPermanentError", "SinkTransientError", "VerifiedImage", "open_sink"]
 
 
 class VerifiedImage(Struct, frozen=True):
-    """A complete image with valid PNG checksums.
+    """A complete image: a PNG with valid checksums, unless there is a `defect`, which says what it is instead.
 
     `name` is its name without suffix: the job's id, or `<id>-2` for the second image. `output` counts from 1. `path`
-    is the file that has the bytes until `put` returns; do not move or change it.
+    is the file that has the bytes until `put` returns; do not move or change it. `width` and `height` are in pixels,
+    0 if unknown.
     """
 
     job_id: str
@@ -46,6 +48,12 @@ class VerifiedImage(Struct, frozen=True):
     width: int
     height: int
     media_type: str
+    defect: str = ""
+
+    @property
+    def extension(self) -> str:
+        """The extension of its type, such as ".png"."""
+        return EXTENSIONS[self.media_type]
 
     async def read(self) -> bytes:
         """Return the bytes."""

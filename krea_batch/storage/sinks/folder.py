@@ -57,7 +57,7 @@ class FolderSink:
 
     def _link_free_name(self, part: Path, image: VerifiedImage) -> Path:
         """Link `part` to the first free name; a file with the same bytes from an earlier run counts as free."""
-        for name in candidate_names(image.name):
+        for name in candidate_names(image.name, image.extension):
             final = self.path / name
             try:
                 final.hardlink_to(part)

@@ -111,7 +111,7 @@ class ObjectStoreSink:
 
     async def _store_under_free_name(self, image: VerifiedImage) -> str:
         """Store the image under the first free name, or find it where an earlier run stored it."""
-        for name in candidate_names(image.name):
+        for name in candidate_names(image.name, image.extension):
             key = self._prefix + name
             if await self._is_free(key) and await self._create(key, image):
                 return key

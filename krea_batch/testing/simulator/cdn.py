@@ -11,6 +11,7 @@ from collections import OrderedDict
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from importlib.util import find_spec
+from io import BytesIO
 
 from aiohttp import web
 
@@ -25,7 +26,16 @@ MAX_CACHE_BYTES = 64 << 20  # chosen: repeated requests for an image follow soon
 MAX_INLINE_BYTES = 64 << 10  # chosen: making a tiny image of this size costs less than handing it to a thread
 SLOW_CHUNKS = 20
 _FILE_NAME = re.compile(r"output(?:-([2-4]))?\.png")
-_DOWNLOAD_FAULTS = ("cdn-404", "cdn-503", "cdn-html", "cdn-cut", "cdn-corrupt", "cdn-trailing", "cdn-slow")
+_DOWNLOAD_FAULTS = (
+    "cdn-404",
+    "cdn-503",
+    "cdn-html",
+    "cdn-cut",
+    "cdn-corrupt",
+    "cdn-trailing",
+    "cdn-jpeg",
+    "cdn-slow",
+)
 
 
 class Cdn:
@@ -74,7 +84,8 @@ class Cdn:
 
     async def _send(self, request: web.Request, image: bytes, etag: str, fault: str | None) -> web.StreamResponse:
         length = len(image)
-        headers = {"ETag": etag, "Accept-Ranges": "bytes", "Content-Type": "image/png"}
+        media_type = "image/jpeg" if fault == "cdn-jpeg" else "image/png"
+        headers = {"ETag": etag, "Accept-Ranges": "bytes", "Content-Type": media_type}
         byte_range = resolve_range(request.headers.get("Range"), request.headers.get("If-Range"), etag, length)
         if byte_range is None:
             headers["Content-Range"] = f"bytes */{length}"
@@ -172,7 +183,18 @@ def _corrupt(image: bytes, fault: str | None) -> bytes:
     if fault == "cdn-corrupt":
         middle = len(image) // 2
         return image[:middle] + bytes([image[middle] ^ 0x10]) + image[middle + 1 :]
+    if fault == "cdn-jpeg":
+        return _to_jpeg(image)
     return image + b"<!-- served by a cache -->" if fault == "cdn-trailing" else image
+
+
+def _to_jpeg(png: bytes) -> bytes:
+    from PIL import Image
+
+    file = BytesIO()
+    with Image.open(BytesIO(png)) as image:
+        image.convert("RGB").save(file, "JPEG")
+    return file.getvalue()
 
 
 def _output_number(name: str) -> int:

@@ -45,6 +45,7 @@ FAULTS: dict[str, str] = {
     "cdn-corrupt": "one byte of a download is wrong",
     "cdn-html": "a download is an HTML page with status 200",
     "cdn-trailing": "a download has extra bytes after the image",
+    "cdn-jpeg": "a download is a JPEG (requires Pillow)",
     "cdn-slow": "a download takes the slow duration",
     "webhook-lost": "a webhook is never sent",
     "webhook-twice": "a webhook is sent twice",
