@@ -24,6 +24,7 @@ import orjson
 from krea_batch.gateway import evidence
 from krea_batch.jobs import Job
 from krea_batch.rules.verdicts import (
+    PENDING_STATUSES,
     Accepted,
     Ambiguous,
     Errored,
@@ -46,6 +47,7 @@ SUBMIT_HEADERS = {"Content-Type": "application/json", "Cache-Control": "no-cache
 MAX_JSON_BYTES = 1 << 20  # chosen: a thousand times a usual response; bounds memory
 MAX_RETRY_AFTER_S = 3600.0  # chosen: try at least once an hour
 MAX_DETAIL_CHARS = 300  # chosen: enough for a sentence in a result row
+MAX_STATUS_CHARS = 40  # chosen: enough for a status that the API document does not list
 
 _REQUEST_ID = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9_~:-]|\.(?!\.)){0,199}")
 _REJECTED = frozenset({400, 404, 405, 411, 413, 414, 415, 417, 422, 431, 505})
@@ -212,22 +214,32 @@ def read_callback(body: bytes) -> CallbackPayload:
     if fields is None:
         return CallbackPayload()
     request_id = fields.request_id if is_request_id(fields.request_id) else None
-    return CallbackPayload(request_id, not isinstance(_progress(fields), Waiting))
+    progress = _progress(fields)
+    # A callback may announce COMPLETED without the output, which the poll then has.
+    return CallbackPayload(request_id, not isinstance(progress, Waiting) or progress.status == "COMPLETED")
 
 
 def _progress(fields: _Fields) -> PollVerdict:
-    """Interpret the status. Unknown values mean "not yet"; no status but an output means finished."""
+    """Interpret the status. One that the API document does not list is judged by the other fields.
+
+    With an output the job is finished, and with only a `completed_at` it has ended without one. Otherwise, and for
+    COMPLETED without an output, it is not known to have ended.
+    """
     status = fields.status.upper() if isinstance(fields.status, str) else ""
+    if status in PENDING_STATUSES:
+        return Waiting(status)
     if status == "FAILED":
         return Failed(_error_text(fields))
     if status == "ERROR":
         return Errored(_error_text(fields))
-    if status not in ("COMPLETED", ""):
-        return Waiting(status[:40])
     finished = _read_output(fields)
     if finished is not None:
         return finished
-    return PollFailed("COMPLETED without a media_url" if status else "the status response has no status", 200)
+    if not status:
+        return PollFailed("the status response has no status", 200)
+    if status != "COMPLETED" and _parse_timestamp(fields.completed_at):
+        return Failed(f"{status[:MAX_STATUS_CHARS]}: {_error_text(fields)}".rstrip(": "))
+    return Waiting(status[:MAX_STATUS_CHARS])
 
 
 def _read_output(fields: _Fields) -> Finished | None:

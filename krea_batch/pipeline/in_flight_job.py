@@ -34,6 +34,7 @@ class InFlightJob:
         "fingerprint",
         "finished",
         "heap_seq",
+        "hopeless_polls",
         "id",
         "job_no",
         "key_refusals",
@@ -83,6 +84,7 @@ class InFlightJob:
         self.last_polled_s = 0.0  # when a poll last found the job unfinished; the acceptance before that
         self.failures = 0  # consecutive polls without a readable answer
         self.key_refusals = 0  # consecutive polls answered 401 or 403
+        self.hopeless_polls = 0  # consecutive polls without a sign that the job will end
         self.heap_seq = -1  # sequence number of the next poll in the heap; -1 if none is scheduled
         self.on_schedule = False  # the next poll is where the plan of the poll schedule puts it
         self.exploring = False  # polled every interval, while latencies are unknown

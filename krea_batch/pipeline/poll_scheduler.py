@@ -238,7 +238,8 @@ class PollScheduler:
             jitter=self._run.random(),
         )
         if transition is None:
-            await self._poll_again(job, verdict if isinstance(verdict, PollFailed) else None)
+            assert isinstance(verdict, Waiting | PollFailed)  # noqa: S101 - all others have a transition
+            await self._poll_again(job, verdict)
             return
         if isinstance(verdict, Finished):
             self._observe(job, verdict)
@@ -273,8 +274,9 @@ class PollScheduler:
         took_s = finished.took_s
         return took_s if took_s is not None and last_polled_s <= took_s <= age_s else None
 
-    async def _poll_again(self, job: InFlightJob, failure: PollFailed | None) -> None:
+    async def _poll_again(self, job: InFlightJob, verdict: Waiting | PollFailed) -> None:
         """Schedule the next poll of an unfinished job, or end it after `job_timeout_s`."""
+        failure = verdict if isinstance(verdict, PollFailed) else None
         now_s = self._run.now_s()
         schedule = self._schedules.for_kind(job.kind)
         min_wait_s = schedule.interval_s
@@ -299,11 +301,12 @@ class PollScheduler:
                     self._run.rate_limiter.controller.on_rate_limited(now_s, now_s, failure.retry_after_s)
         if job.callback_during_poll:
             job.callback_during_poll, wait_s, min_wait_s = False, 0.0, 0.0
+        job.hopeless_polls = job.hopeless_polls + 1 if lifecycle.is_hopeless(verdict) else 0
         timeout_s = self._run.settings.job_timeout_s
-        if now_s - job.accepted_s >= timeout_s:
+        if now_s - job.accepted_s >= timeout_s or self._is_given_up(job):
             self._withdraw(job)
             self._by_job_no.pop(job.job_no, None)
-            await self._time_out(job, failure)
+            await self._time_out(job, verdict)
         else:
             job.on_schedule = failure is None and now_s + wait_s < job.accepted_s + timeout_s
             self._schedule_poll(job, min(wait_s, max(job.accepted_s + timeout_s - now_s, min_wait_s)))
@@ -323,8 +326,17 @@ class PollScheduler:
         self._stages.defer(job)
         return True
 
-    async def _time_out(self, job: InFlightJob, failure: PollFailed | None) -> None:
-        message = f"not finished after {self._run.settings.job_timeout_s:g} s"
-        if failure:
-            message = f"{message} ({failure.reason})"
+    def _is_given_up(self, job: InFlightJob) -> bool:
+        """Return whether a job that an earlier run has waited for long enough still shows no sign of an end."""
+        return (
+            job.accepted_at > 0  # of an earlier run
+            and self._run.wall_clock() - job.accepted_at >= self._run.settings.job_timeout_s
+            and job.hopeless_polls >= lifecycle.MAX_HOPELESS_POLLS
+        )
+
+    async def _time_out(self, job: InFlightJob, verdict: Waiting | PollFailed) -> None:
+        waited_s = self._run.settings.job_timeout_s
+        if self._is_given_up(job):
+            waited_s = self._run.wall_clock() - job.accepted_at
+        message = f"not finished after {waited_s:.0f} s ({lifecycle.describe_poll(verdict)})"
         await self._executor.apply(job, lifecycle.time_out(State.ACCEPTED, ErrorInfo("timed_out", message)))

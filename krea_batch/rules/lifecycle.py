@@ -42,6 +42,8 @@ from krea_batch.rules.verdicts import (
 )
 
 MAX_REFUSALS = 8  # chosen: with delays that double up to 60 s, this outlasts two minutes of 500s for one job
+GONE_STATUSES = frozenset({404, 410})  # RFC 9110, 15.5.5 and 15.5.11: not found, gone
+MAX_HOPELESS_POLLS = 3  # chosen: for a job that an earlier run gave up; one poll may be an error of the gateway
 MAX_AMBIGUOUS_POSTS = 5  # chosen: if one answer in ten is lost, one job in 100,000 reaches this limit
 
 
@@ -315,6 +317,22 @@ def after_poll(verdict: PollVerdict, *, errors: int, max_attempts: int, jitter: 
             )
         case Errored(detail):
             return _end_accepted(Action.GIVE_UP, "error", detail)
+
+
+def is_hopeless(verdict: PollVerdict) -> bool:
+    """Return whether a poll gives no sign that the job will end: no such request, or a status that is not listed."""
+    match verdict:
+        case Waiting():
+            return not verdict.is_listed
+        case PollFailed(status=status):
+            return status in GONE_STATUSES
+        case _:
+            return False
+
+
+def describe_poll(verdict: Waiting | PollFailed) -> str:
+    """Return what the last poll of an unfinished job said."""
+    return f"its status is {verdict.status}" if isinstance(verdict, Waiting) else verdict.reason
 
 
 def _end_accepted(action: Action, kind: str, detail: str) -> Transition:

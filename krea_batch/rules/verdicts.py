@@ -9,11 +9,18 @@ from enum import StrEnum
 
 from msgspec import Struct
 
+PENDING_STATUSES = frozenset({"QUEUED", "PROCESSING"})  # API document, Status Values
+
 
 class Waiting(Struct, frozen=True):
     """The job is queued, in progress, or in an unknown state. `status` is the gateway's status."""
 
     status: str
+
+    @property
+    def is_listed(self) -> bool:
+        """Whether the API document lists the status for a job that has not ended."""
+        return self.status in PENDING_STATUSES
 
 
 class Finished(Struct, frozen=True):

@@ -208,7 +208,7 @@ def test_ids_and_metadata_do_not_change_the_fingerprint() -> None:
         ({"polling_url": None, "eta_s": 12.5, "extra": {"a": [1, None]}}, Waiting("QUEUED")),
         (COMPLETED, FINISHED_VERDICT),
         ({**COMPLETED, "status": None}, FINISHED_VERDICT),
-        ({"status": "COMPLETED"}, Waiting("QUEUED")),  # without an output, a poll decides
+        ({"status": "COMPLETED"}, Waiting("COMPLETED")),  # without an output, a poll decides
         (ERROR, Errored("Description of the error")),
         ({"status": "FAILED", "error": "nsfw"}, Failed("nsfw")),
     ],
@@ -470,6 +470,19 @@ def test_messages_are_truncated() -> None:
 # ---- polls -----------------------------------------------------------------------------------------------
 
 
+NO_OUTPUT = {"output": None, "completed_at": None}
+OUTPUTS_WITHOUT_A_URL: list[Any] = [
+    None,
+    [],
+    {},
+    {"media_url": None},
+    {"media_url": []},
+    {"media_url": ""},
+    {"media_url": [None, 5]},
+    {"media_url": {"0": MEDIA_URL}},
+]
+
+
 @pytest.mark.parametrize(
     ("changes", "expected"),
     [
@@ -485,8 +498,14 @@ def test_messages_are_truncated() -> None:
         ({"request_id": None}, FINISHED_VERDICT),
         ({"status": "QUEUED"}, Waiting("QUEUED")),
         ({"status": "PROCESSING"}, Waiting("PROCESSING")),
-        ({"status": "Cancelled?"}, Waiting("CANCELLED?")),
-        ({"status": "x" * 500}, Waiting("X" * 40)),
+        ({"status": "Cancelled?"} | NO_OUTPUT, Waiting("CANCELLED?")),
+        ({"status": "x" * 500} | NO_OUTPUT, Waiting("X" * 40)),
+        ({"status": "QUEUED", "output": None}, Waiting("QUEUED")),
+        ({"status": "SUCCEEDED"}, FINISHED_VERDICT),
+        ({"status": "moderated", "output": None, "error": "unsafe"}, Failed("MODERATED: unsafe")),
+        ({"status": "EXPIRED", "output": {"media_url": []}}, Failed("EXPIRED")),
+        ({"status": "EXPIRED", "output": None, "completed_at": "soon"}, Waiting("EXPIRED")),
+        *(({"output": output}, Waiting("COMPLETED")) for output in OUTPUTS_WITHOUT_A_URL),
         ({"status": "FAILED", "error": "nsfw"}, Failed("nsfw")),
         ({"status": "failed", "error": None}, Failed("")),
         ({"status": "FAILED", "error": {"message": "deep"}}, Failed("deep")),
@@ -502,7 +521,11 @@ def test_messages_are_truncated() -> None:
     ],
 )
 def test_polled(changes: dict[str, Any], expected: PollVerdict) -> None:
-    """Each status of the API document has its verdict. Unknown ones mean "not yet". A single URL is allowed."""
+    """Each status of the API document has its verdict. A single URL is allowed.
+
+    An unknown status with an output means finished, with only a `completed_at` it means failed. Without both it means
+    "not yet", as COMPLETED without a URL does.
+    """
     assert parse_poll(COMPLETED | changes) == expected
 
 
@@ -514,14 +537,6 @@ def test_polled(changes: dict[str, Any], expected: PollVerdict) -> None:
         COMPLETED | {"request_id": "another"},
         COMPLETED | {"request_id": 5},
         ERROR | {"request_id": "another"},
-        COMPLETED | {"output": None},
-        COMPLETED | {"output": []},
-        COMPLETED | {"output": {}},
-        COMPLETED | {"output": {"media_url": None}},
-        COMPLETED | {"output": {"media_url": []}},
-        COMPLETED | {"output": {"media_url": ""}},
-        COMPLETED | {"output": {"media_url": [None, 5]}},
-        COMPLETED | {"output": {"media_url": {"0": MEDIA_URL}}},
         {"request_id": ID},
         {"request_id": ID, "status": 5},
         PAYMENT_REQUIRED_BODY,

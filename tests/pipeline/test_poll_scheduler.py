@@ -14,7 +14,7 @@ import pytest
 
 from krea_batch import Engine, GatewayError, Job, RunStopped
 from krea_batch.ledger import LedgerStore
-from krea_batch.rules.verdicts import Errored, Failed, Finished, PollFailed, Waiting
+from krea_batch.rules.verdicts import Errored, Failed, Finished, PollFailed, PollVerdict, Waiting
 from krea_batch.testing.scripted_gateway import ACCEPT, ScriptedGateway
 from tests.engine_fixtures import ledger_states, make_jobs, query_ledger, result_statuses, rows_by_id, run_jobs
 from tests.virtual_time_runs import run_virtual
@@ -297,6 +297,46 @@ class TestTimeOut:
         run_virtual(run_jobs(tmp_path, gateway, make_jobs(1)))
         assert result_statuses(tmp_path) == {"j0": "succeeded"}
         assert len(gateway.submitted_bodies) == 2
+
+
+class TestHopelessJobs:
+    """Jobs that an earlier run gave up, and whose status shows no sign of an end."""
+
+    @pytest.mark.parametrize(
+        ("verdict", "said"),
+        [
+            (Waiting("EXPIRED"), "its status is EXPIRED"),
+            (Waiting("COMPLETED"), "its status is COMPLETED"),
+            (PollFailed("no such request", 404), "no such request"),
+            (PollFailed("gone", 410), "gone"),
+        ],
+    )
+    def test_three_polls_in_each_later_run(self, tmp_path: Path, verdict: PollVerdict, said: str) -> None:
+        """The first run waits for job_timeout_s, later ones for three polls; the row says what the gateway said."""
+        gateway = ScriptedGateway()
+        gateway.poll_script["j0"] = [verdict]
+        options: dict[str, Any] = {"job_timeout_s": 300.0}
+        run_virtual(run_jobs(tmp_path, gateway, make_jobs(1), clock=lambda: 1e9, **options))
+        (polls,) = gateway.poll_times_s.values()
+        assert polls[-1] - polls[0] > 200
+        for _ in range(2):
+            before = len(polls)
+            run_virtual(run_jobs(tmp_path, gateway, make_jobs(1), clock=lambda: 1e9 + 400.0, **options))
+            assert len(polls) - before == 3
+            error = rows_by_id(tmp_path)["j0"]["error"]
+            assert error["kind"] == "timed_out"
+            assert said in error["message"]
+        assert len(gateway.submitted_bodies) == 1
+
+    def test_a_job_in_progress_is_polled_on(self, tmp_path: Path) -> None:
+        """A job that is still QUEUED or PROCESSING is waited for in every run."""
+        gateway = ScriptedGateway()
+        gateway.poll_script["j0"] = [Waiting("PROCESSING")]
+        for at in (1e9, 1e9 + 400.0):
+            run_virtual(run_jobs(tmp_path, gateway, make_jobs(1), job_timeout_s=300.0, clock=partial(float, at)))
+            (polls,) = gateway.poll_times_s.values()
+            assert polls[-1] - polls[0] > 200
+            polls.clear()
 
 
 class WrongLatencyScript(FixedLatencyScript):
