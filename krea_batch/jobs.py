@@ -265,6 +265,7 @@ STATES: Mapping[State, StateInfo] = {
         final=True,
         charged=True,
         resumes_as=State.ACCEPTED,
+        retryable=True,
         label="timed out; run again to keep polling (no extra charge)",
         doc="The image did not arrive within `job_timeout_s`; the next run continues to poll.",
     ),
@@ -273,7 +274,7 @@ STATES: Mapping[State, StateInfo] = {
         unsuccessful=True,
         retryable=True,
         label="cancelled",
-        doc="A user decided not to submit an ambiguous job again.",
+        doc="A user decided not to submit an ambiguous job again, or not to wait for one that timed out.",
     ),
 }
 """The table of states. To add a state, add a member of `State`, a row here, and transitions in `rules.lifecycle`."""
@@ -286,6 +287,9 @@ FINAL = frozenset(state for state in State if state.info.final)
 
 RETRYABLE = tuple(state for state in State if state.info.retryable)
 """The states, all without an image, from which `krea-batch retry` requeues a job."""
+
+RETRIED_BY_DEFAULT = tuple(state for state in RETRYABLE if state.info.retried_by_default)
+"""Those of them from which it does so without --status."""
 
 
 class StoredFile(Struct, frozen=True, omit_defaults=True):

@@ -15,7 +15,7 @@ import pytest
 
 from krea_batch import Engine, Job
 from krea_batch.cli.app import COMMANDS
-from krea_batch.jobs import ASPECT_RATIOS, CREATIVITIES, FIELDS, ErrorInfo
+from krea_batch.jobs import ASPECT_RATIOS, CREATIVITIES, FIELDS, ErrorInfo, State
 from krea_batch.ledger import LedgerStore
 from krea_batch.testing.simulator import Simulator, SimulatorSettings
 from tests.processes import StartSimulator, run_command, write_jobs
@@ -37,6 +37,17 @@ def make_ambiguous(out: Path) -> None:
     store._sql.execute("DELETE FROM jobs WHERE job_id = 'fox'")
     job_no = store.record_intent("fox", b'{"prompt":"a fox"}', bytes(32), b"{}", 1.0, "")
     store.mark_ambiguous(job_no, ErrorInfo("ambiguous", "the connection was cut"), 2.0)
+    store.close()
+
+
+def make_timed_out(out: Path) -> None:
+    """Make the job `fox` of a run timed out, whatever its state."""
+    make_ambiguous(out)
+    store = LedgerStore.open(out / "ledger.db")
+    found = store.find_numbered_job("fox")
+    assert found
+    store.adopt(found[0], "krea-2-large-text-to-image_fox", 3.0)
+    store.mark_timed_out(found[0], State.ACCEPTED, ErrorInfo("timed_out", "not finished"), 4.0, 1)
     store.close()
 
 
@@ -64,8 +75,12 @@ def test_the_commands_of_the_command_line_run(simulate: StartSimulator, tmp_path
             "run": ["--simulate", "--time-scale", "100", "--poll-interval", "0.1"],
             "retry": ["--simulate", "--time-scale", "100", "--poll-interval", "0.1"],
             "bench": ["--jobs", "4", "--latency", "fixed:0.1", "--poll-interval", "0.1"],
+            "resolve": ["--simulate"],
         }.get(command[0], [])
         done = run_command(*command, *(o for o in offline if o not in command), cwd=tmp_path)
+        if "--adopt" in command:  # the simulator is asked, and does not know the request_id of the example
+            assert (done.returncode, "the gateway does not know" in done.stderr) == (2, True)
+            continue
         assert done.returncode == 0, f"{command}: {done.stdout}{done.stderr}"
 
 

@@ -2,6 +2,7 @@
 
 wire             pure: a job to a request body, an answer to a verdict
 evidence         pure: the request_id in an answer that cannot be read as it should be
+proof            whether the gateway knows a request_id
 client           submits, polls and downloads
 sessions         aiohttp's sessions below it: which connections a request may use
 proxies          the proxy of the environment

@@ -88,9 +88,12 @@ class LedgerQueries:
         rows = self._sql.execute(
             "SELECT job_no, job_id, submitted_at, coalesce(error_message, 'being submitted'), body FROM jobs"
             f" WHERE {OPEN_JOBS} AND state IN ('ambiguous', 'submitting') ORDER BY job_no"
-        )
+        ).fetchall()
+        # Submissions have no index on their job, so one query reads all answers. The latest of a job comes last.
+        sql = "SELECT job_no, answer FROM submissions WHERE answer IS NOT NULL ORDER BY submission_no"
+        answers: dict[int, bytes] = dict(self._sql.execute(sql)) if rows else {}
         return [
-            AmbiguousJob(job_no, job_id, iso(submitted_at), reason, bytes(body))
+            AmbiguousJob(job_no, job_id, iso(submitted_at), reason, bytes(body), answers.get(job_no, b""))
             for job_no, job_id, submitted_at, reason, body in rows
         ]
 

@@ -43,13 +43,14 @@ class OpenJob(msgspec.Struct, frozen=True):
 
 
 class AmbiguousJob(msgspec.Struct, frozen=True):
-    """An ambiguous job. `submitted_at` is UTC, ISO 8601; `body` is as sent."""
+    """An ambiguous job. `submitted_at` is UTC, ISO 8601; `body` is as sent, `answer` the first KiBs that came."""
 
     job_no: int
     job_id: str
     submitted_at: str | None
     reason: str
     body: bytes
+    answer: bytes = b""
 
 
 class KnownJob(msgspec.Struct, frozen=True):

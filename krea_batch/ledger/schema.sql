@@ -1,4 +1,4 @@
--- The ledger of a run: what was requested, what was charged, what became of it. Version 5.
+-- The ledger of a run: what was requested, what was charged, what became of it. Version 6.
 -- Instants are seconds since 1970 (UTC). States: krea_batch/jobs.py. Transitions: krea_batch/rules/lifecycle.py.
 -- The expression of the CHECK is filled in from the table of states when the file is created.
 
@@ -40,7 +40,8 @@ CREATE TABLE submissions (
     sent_at       REAL    NOT NULL,
     result        TEXT,                          -- accepted, refused, not_sent, ambiguous; NULL: in flight
     request_id    TEXT    UNIQUE,
-    refunded      INTEGER NOT NULL DEFAULT 0     -- 1: the gateway reported ERROR, which is not charged
+    refunded      INTEGER NOT NULL DEFAULT 0,    -- 1: the gateway reported ERROR, which is not charged
+    answer        BLOB                           -- the beginning of an answer that does not prove the result
 ) STRICT;
 
 CREATE INDEX submissions_in_flight ON submissions (job_no) WHERE result IS NULL;

@@ -135,14 +135,17 @@ class LedgerStore(LedgerQueries):
         self._set_result(job_no, "refused")
         return self._end_job(job_no, Action.REJECT, State.SUBMITTING, error, at)
 
-    def mark_ambiguous(self, job_no: int, error: ErrorInfo, at: float) -> Outcome:
-        """Record that a POST was sent and that it is unknown whether the gateway accepted it."""
-        self._set_result(job_no, "ambiguous")
+    def mark_ambiguous(self, job_no: int, error: ErrorInfo, at: float, answer: bytes = b"") -> Outcome:
+        """Record that a POST was sent and that it is unknown whether the gateway accepted it.
+
+        `answer` is the beginning of its answer, which `krea-batch resolve` shows.
+        """
+        self._set_result(job_no, "ambiguous", answer)
         return self._end_job(job_no, Action.MARK_AMBIGUOUS, State.SUBMITTING, error, at)
 
-    def resubmit_submitting(self, job_no: int) -> None:
+    def resubmit_submitting(self, job_no: int, answer: bytes = b"") -> None:
         """Record the same, and make the job pending: the user has chosen in advance to submit it again."""
-        self._set_result(job_no, "ambiguous")
+        self._set_result(job_no, "ambiguous", answer)
         self._transition(job_no, Action.RESUBMIT, State.SUBMITTING)
 
     # ---- ambiguous jobs ----------------------------------------------------------------------------------
@@ -151,9 +154,9 @@ class LedgerStore(LedgerQueries):
         """Record the user's decision to submit an ambiguous job again."""
         self._transition(job_no, Action.RESUBMIT, State.AMBIGUOUS, "error_kind = NULL, error_message = NULL")
 
-    def abandon(self, job_no: int, at: float) -> Outcome:
-        """Record the user's decision not to submit an ambiguous job again; its charge stays unknown."""
-        return self._end_job(job_no, Action.ABANDON, State.AMBIGUOUS, _ABANDONED, at)
+    def abandon(self, job_no: int, state: State, at: float) -> Outcome:
+        """Record the user's decision not to submit an ambiguous job again, or not to wait for one that timed out."""
+        return self._end_job(job_no, Action.ABANDON, state, _ABANDONED[state], at)
 
     def adopt(self, job_no: int, request_id: str, at: float) -> bool:
         """Record that an ambiguous job was accepted under this request_id. Return False if another job has it."""
@@ -382,10 +385,10 @@ class LedgerStore(LedgerQueries):
             self._sql.execute("SELECT 1 FROM submissions WHERE request_id = ?", (request_id,)).fetchone() is not None
         )
 
-    def _set_result(self, job_no: int, result: str) -> None:
+    def _set_result(self, job_no: int, result: str, answer: bytes = b"") -> None:
         self._sql.execute(
-            "UPDATE submissions SET result = ? WHERE job_no = ? AND result IS NULL",
-            (result, job_no),
+            "UPDATE submissions SET result = ?, answer = nullif(?, x'') WHERE job_no = ? AND result IS NULL",
+            (result, answer, job_no),
         )
 
     def _mark_refunded(self, job_no: int) -> None:
@@ -409,5 +412,8 @@ def _disposition_sql(old: State, new: State) -> str:
     return ", disposition = NULL" if old in DISPOSITIONS else ""
 
 
-_ABANDONED = ErrorInfo("abandoned", "ambiguous, and the user decided not to submit it again")
+_ABANDONED = {
+    State.AMBIGUOUS: ErrorInfo("abandoned", "ambiguous, and the user decided not to submit it again"),
+    State.TIMED_OUT: ErrorInfo("abandoned", "timed out, and the user decided not to wait for it"),
+}
 _KILLED = ErrorInfo("ambiguous", "the process ended while the POST was pending")

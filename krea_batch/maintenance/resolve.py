@@ -4,22 +4,26 @@
         ambiguous.adopt({"fox": "krea-2-large-text-to-image_019d…"})
         ambiguous.abandon(job.job_id for job in ambiguous.jobs)
 
-A decision is in the ledger when its method returns, and in results.jsonl when the context is left. Nothing is sent
-from here. A job to resubmit becomes pending, a job with a known request_id becomes accepted, and the next run
-continues with both.
+A decision is in the ledger when its method returns, and in results.jsonl when the context is left. A job to resubmit
+becomes pending, a job with a known request_id becomes accepted, and the next run continues with both. Nothing is sent
+from here but the polls of `confirm`, which are free.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Mapping
 from contextlib import closing
 from pathlib import Path
 from typing import Any
 
 from krea_batch.errors import JobError
+from krea_batch.gateway.proof import prove
 from krea_batch.gateway.wire import is_request_id
+from krea_batch.jobs import State
 from krea_batch.ledger import AmbiguousJob, LedgerStore
 from krea_batch.maintenance.locked_run import LockedRun
+from krea_batch.rules.lifecycle import GONE_STATUSES
+from krea_batch.rules.verdicts import PollFailed, PollVerdict
 from krea_batch.storage.run_dir import LEDGER, require_run
 
 
@@ -34,11 +38,31 @@ def list_ambiguous(out: Path) -> list[AmbiguousJob]:
     return list(jobs)
 
 
+async def confirm(
+    request_ids: Mapping[str, str],
+    poll: Callable[[str], Awaitable[PollVerdict]],
+    *,
+    interval_s: float,
+) -> None:
+    """Raise JobError unless the gateway knows each of these request_ids (job id to request_id), by polls.
+
+    `poll` is `GatewayClient.poll`; a failed poll is repeated after `interval_s` seconds. Without this check, a
+    request_id with a typing error would be polled in every run.
+    """
+    for job_id, request_id in request_ids.items():
+        verdict = await prove(poll, request_id, interval_s=interval_s)
+        if not isinstance(verdict, PollFailed):
+            continue
+        if verdict.status in GONE_STATUSES:
+            raise JobError(f"the gateway does not know {request_id}", "look it up again", job_id=job_id)
+        raise JobError(f"{request_id} cannot be checked ({verdict.reason})", "try again later", job_id=job_id)
+
+
 class AmbiguousJobs(LockedRun):
     """The ambiguous jobs of a run that no process uses; a context manager that locks the run directory.
 
     Each method applies to all given jobs, or to none if one of them is invalid. Raises RunDirError if there is no run
-    or another process uses it; JobError for a job that is not ambiguous. Use it where no event loop is running.
+    or another process uses it; JobError for a job in another state. Use it where no event loop is running.
     """
 
     @property
@@ -51,25 +75,47 @@ class AmbiguousJobs(LockedRun):
         self._decide(job_ids, lambda store, job: store.resubmit(job.job_no))
 
     def abandon(self, job_ids: Iterable[str]) -> None:
-        """End the jobs as cancelled. Whether they were charged stays unknown."""
-        self._decide(job_ids, lambda store, job: store.abandon(job.job_no, self._clock()))
+        """End jobs that are ambiguous or timed out as cancelled. The charge of an ambiguous one stays unknown."""
+
+        def abandon_all(store: LedgerStore) -> None:
+            for job_id in dict.fromkeys(job_ids):
+                found = store.find_numbered_job(job_id)
+                if found is None or found[1] not in (State.AMBIGUOUS, State.TIMED_OUT):
+                    raise _not_ambiguous(store, job_id)
+                store.abandon(*found, self._clock())
+
+        self._change(abandon_all)
 
     def adopt(self, request_ids: Mapping[str, str]) -> None:
         """Record that the jobs were accepted with these request_ids: job id to request_id.
 
-        The next run polls and stores them; nothing is charged again. Raises JobError also for a text that is not a
-        request_id, and for a request_id of another job.
+        The next run polls and stores them; nothing is charged again. Use `confirm` before. Raises JobError as
+        `check_adoption` does.
         """
+        self.check_adoption(request_ids)
 
         def decide(store: LedgerStore, job: AmbiguousJob) -> None:
-            request_id = request_ids[job.job_id]
-            if not is_request_id(request_id):
-                hint = "copy it as the gateway returned it, e.g. krea-2-large-text-to-image_019d…"
-                raise JobError(f"{request_id!r} is not a request_id", hint, job_id=job.job_id)
-            if not store.adopt(job.job_no, request_id, self._clock()):
-                raise JobError(f"{request_id} belongs to another job", "look it up again", job_id=job.job_id)
+            if not store.adopt(job.job_no, request_ids[job.job_id], self._clock()):
+                raise _of_another_job(job.job_id, request_ids[job.job_id])
 
         self._decide(request_ids, decide)
+
+    def check_adoption(self, request_ids: Mapping[str, str]) -> None:
+        """Raise JobError if `adopt` could not record one of these request_ids; nothing is changed.
+
+        The job is not ambiguous, the text is not a request_id, or it is the request_id of another job.
+        """
+        ambiguous = {job.job_id for job in self.jobs}
+        seen: set[str] = set()
+        for job_id, request_id in request_ids.items():
+            if job_id not in ambiguous:
+                raise _not_ambiguous(self._store, job_id)
+            if not is_request_id(request_id):
+                hint = "copy it as the gateway returned it, e.g. krea-2-large-text-to-image_019d…"
+                raise JobError(f"{request_id!r} is not a request_id", hint, job_id=job_id)
+            if request_id in seen or self._store.submission_of(request_id) is not None:
+                raise _of_another_job(job_id, request_id)
+            seen.add(request_id)
 
     def _decide(self, job_ids: Iterable[str], decide: Callable[[LedgerStore, AmbiguousJob], Any]) -> None:
         ambiguous = {job.job_id: job for job in self.jobs}
@@ -77,7 +123,22 @@ class AmbiguousJobs(LockedRun):
         def decide_all(store: LedgerStore) -> None:
             for job_id in dict.fromkeys(job_ids):
                 if job_id not in ambiguous:
-                    raise JobError("the job is not ambiguous", "see krea-batch resolve OUT --list", job_id=job_id)
+                    raise _not_ambiguous(store, job_id)
                 decide(store, ambiguous[job_id])
 
         self._change(decide_all)
+
+
+def _of_another_job(job_id: str, request_id: str) -> JobError:
+    return JobError(f"{request_id} belongs to another job", "look it up again", job_id=job_id)
+
+
+def _not_ambiguous(store: LedgerStore, job_id: str) -> JobError:
+    _, state = store.find_numbered_job(job_id) or (0, None)
+    if state is State.TIMED_OUT:
+        hint = (
+            "run again to keep polling, end it with --abandon, or pay again with krea-batch retry --status timed_out"
+        )
+        return JobError("the job is not ambiguous but timed_out", hint, job_id=job_id)
+    problem = f"the job is not ambiguous but {state}" if state else "the job is not in this run"
+    return JobError(problem, "see krea-batch resolve OUT --list", job_id=job_id)

@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable
 
 from krea_batch.errors import JobError
-from krea_batch.jobs import RETRYABLE, State
+from krea_batch.jobs import RETRIED_BY_DEFAULT, RETRYABLE, State
 from krea_batch.ledger import LedgerStore
 from krea_batch.maintenance.locked_run import LockedRun
 
@@ -26,15 +26,16 @@ _NOT_RETRYABLE = {
 class RetryPlan(LockedRun):
     """The unsuccessful jobs of a run that no process uses; a context manager. Raises as `LockedRun` does."""
 
-    def jobs(self, states: Collection[State] = RETRYABLE) -> dict[str, State]:
-        """Return the jobs that ended in one of these states: id to state, in submit order."""
+    def jobs(self, states: Collection[State] = RETRIED_BY_DEFAULT) -> dict[str, State]:
+        """Return the jobs that ended in one of these states of RETRYABLE: id to state, in submit order."""
         return {job_id: state for _, job_id, state in self._store.unsuccessful_jobs(states)}
 
-    def select(self, job_ids: Iterable[str]) -> dict[str, State]:
+    def select(self, job_ids: Iterable[str], states: Collection[State] = ()) -> dict[str, State]:
         """Return the jobs with these ids: id to state.
 
         Jobs in progress are left out, since the next run continues them anyway. Raises JobError for a job that is
-        not in the run, has its image, or is ambiguous.
+        not in the run, has its image, is ambiguous, or ended in none of `states`, if there are any. A job that timed
+        out may still arrive without another charge, so TIMED_OUT must be among them.
         """
         selected: dict[str, State] = {}
         for job_id in dict.fromkeys(job_ids):
@@ -43,6 +44,15 @@ class RetryPlan(LockedRun):
                 raise JobError("the job is not in this run", "see krea-batch status OUT", job_id=job_id)
             if outcome.status in _NOT_RETRYABLE:
                 raise JobError(*_NOT_RETRYABLE[outcome.status], job_id=job_id)
+            if outcome.status is State.TIMED_OUT and outcome.status not in states:
+                raise JobError(
+                    "it timed out, and its image may still arrive",
+                    "run again to keep polling without a charge, or add --status timed_out to pay for it again",
+                    job_id=job_id,
+                )
+            if states and outcome.status not in states:
+                wanted = " or ".join(states)
+                raise JobError(f"it is {outcome.status}, not {wanted}", "see krea-batch status OUT", job_id=job_id)
             if outcome.status in RETRYABLE:
                 selected[job_id] = outcome.status
         return selected
@@ -63,7 +73,7 @@ class RetryPlan(LockedRun):
     def open_jobs(self) -> int:
         """Return the number of jobs that the next run continues with, without a retry."""
         counts = self._store.counts()
-        resumed = [state for state in State if state.info.resumes_as in _IN_PROGRESS and not state.info.retryable]
+        resumed = {state for state in State if state.info.resumes_as in _IN_PROGRESS} - {*RETRIED_BY_DEFAULT}
         return sum(counts.get(state, 0) for state in resumed)
 
     def pending_count(self) -> int:

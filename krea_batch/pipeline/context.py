@@ -15,6 +15,7 @@ from typing import Any
 from krea_batch.errors import RunStopped
 from krea_batch.events import Listener
 from krea_batch.gateway.callbacks import CallbackRouter
+from krea_batch.gateway.proof import prove
 from krea_batch.gateway.wire import CallbackPayload
 from krea_batch.ledger import LedgerWriter
 from krea_batch.pipeline.emitter import EventEmitter
@@ -24,11 +25,9 @@ from krea_batch.pipeline.rate_limiter import RateLimiter, monotonic_clock
 from krea_batch.pipeline.stats import RunStats
 from krea_batch.rules.backoff import RetryBudget
 from krea_batch.rules.delivery import DeliveryGuard
-from krea_batch.rules.verdicts import PollFailed, Progress
+from krea_batch.rules.verdicts import PollFailed, PollVerdict, Progress
 from krea_batch.settings import Settings
 from krea_batch.storage.async_io import DiskThreads
-
-MAX_PROOF_POLLS = 3  # chosen: one failed poll proves nothing, three prove little
 
 
 class RunContext:
@@ -84,14 +83,12 @@ class RunContext:
 
     async def prove(self, request_id: str) -> Progress | None:
         """Poll a request_id of unknown origin. Return its status, or None if the gateway does not know it."""
-        for attempt in range(MAX_PROOF_POLLS):
-            if attempt:
-                await asyncio.sleep(self.settings.poll_interval_s)
-            progress = await self.gateway.poll(request_id)
-            self.stats.polls += 1
-            if not isinstance(progress, PollFailed):
-                return progress
-        return None
+        verdict = await prove(self._counted_poll, request_id, interval_s=self.settings.poll_interval_s)
+        return None if isinstance(verdict, PollFailed) else verdict
+
+    async def _counted_poll(self, request_id: str) -> PollVerdict:
+        self.stats.polls += 1
+        return await self.gateway.poll(request_id)
 
     def on_stopping(self, call: Callable[[], None]) -> None:
         """Call `call` when the run starts to stop."""

@@ -68,9 +68,9 @@ class TransitionExecutor:
             case Action.REJECT:
                 return await record(LedgerStore.mark_rejected, job.job_no, error, at)
             case Action.MARK_AMBIGUOUS:
-                return await record(LedgerStore.mark_ambiguous, job.job_no, error, at)
+                return await record(LedgerStore.mark_ambiguous, job.job_no, error, at, transition.answer)
             case Action.RESUBMIT:
-                await record(LedgerStore.resubmit_submitting, job.job_no)
+                await record(LedgerStore.resubmit_submitting, job.job_no, transition.answer)
             case Action.FINISH:
                 assert transition.finished  # noqa: S101 - `after_poll` sets it
                 self._run.record_later(LedgerStore.mark_finished, job.job_no, transition.finished, at, job.polls)

@@ -198,7 +198,7 @@ class Submitter:
         progress = await self._run.prove(request_id)
         if progress is not None:
             return Accepted(request_id, progress)
-        return Ambiguous(f"{verdict.reason}; its request_id may be {request_id}")
+        return Ambiguous(f"{verdict.reason}; its request_id may be {request_id}", verdict.answer)
 
     def _cancel_pending_posts(self) -> None:
         for task in self._pending_posts:

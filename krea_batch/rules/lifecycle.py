@@ -110,7 +110,7 @@ PATHS: Mapping[Action, tuple[tuple[State, ...], ...]] = {
     # By a decision of the user, some of which can be made in advance, or by proof.
     Action.RESUBMIT: ((_S.AMBIGUOUS, _S.PENDING), (_S.SUBMITTING, _S.AMBIGUOUS, _S.PENDING)),
     Action.ADOPT: ((_S.AMBIGUOUS, _S.ACCEPTED),),
-    Action.ABANDON: ((_S.AMBIGUOUS, _S.CANCELLED),),
+    Action.ABANDON: ((_S.AMBIGUOUS, _S.CANCELLED), (_S.TIMED_OUT, _S.CANCELLED)),
     Action.RETRY: tuple((state, _S.PENDING) for state in RETRYABLE),
 }
 """The paths of states that each action makes, each from another state."""
@@ -159,6 +159,7 @@ class Transition(Struct, frozen=True, kw_only=True):
     finished: Finished | None = None
     files: tuple[StoredFile, ...] = ()
     error: ErrorInfo | None = None
+    answer: bytes = b""
     retry_reason: str = ""
     wait_s: float = 0.0
     stop: RunStopped | None = None
@@ -234,6 +235,7 @@ def _after_ambiguous(verdict: Ambiguous, resubmit_after_s: float | None) -> Tran
         next_stage=Stage.SUBMITTER if resubmit else Stage.END,
         submit_result="ambiguous",
         error=ErrorInfo("ambiguous", verdict.reason),
+        answer=verdict.answer,
         retry_reason=verdict.reason if resubmit else "",
         wait_s=resubmit_after_s or 0.0,
     )

@@ -53,7 +53,7 @@ def test_every_decision_about_ambiguous_jobs(gateway: SimulatorProcess, tmp_path
     posts = gateway.admin_request("/ledger")["posts"]
     by_prompt = {post["body"]["prompt"]: post["request_id"] for post in posts}
     adopt = [f"--adopt={n + 1:05d}={by_prompt[f'image {n}']}" for n in (0, 1)]
-    adopted = run_command("resolve", "out", *adopt, cwd=tmp_path)
+    adopted = run_command("resolve", "out", *adopt, "--gateway", gateway.gateway_url, cwd=tmp_path)
     assert adopted.stdout.startswith("2 adopted, 4 still ambiguous"), adopted.stderr
     abandoned = run_command("resolve", "out", "--abandon", "00003", "00004", cwd=tmp_path)
     assert abandoned.stdout.startswith("2 abandoned, 2 still ambiguous")
@@ -74,8 +74,9 @@ def test_every_decision_about_ambiguous_jobs(gateway: SimulatorProcess, tmp_path
 @pytest.mark.parametrize(
     ("arguments", "expected"),
     [
-        (["--resubmit", "fox"], "job 'fox': the job is not ambiguous"),
-        (["--abandon", "00001", "fox"], "job 'fox': the job is not ambiguous"),
+        (["--resubmit", "fox"], "job 'fox': the job is not in this run"),
+        (["--abandon", "00001", "fox"], "job 'fox': the job is not in this run"),
+        (["--adopt", "fox=a"], "job 'fox': the job is not in this run"),
         (["--adopt", "00001=../../x"], "is not a request_id"),
         (["--adopt", "00001"], "not JOB=REQUEST_ID"),
         (["--adopt", "00001=a", "--adopt", "00001=b"], "more than once"),
@@ -93,6 +94,67 @@ def test_invalid_decisions_change_nothing(
     assert done.returncode == 2
     assert expected in done.stderr
     assert list(statuses_by_id(tmp_path).values()) == ["ambiguous"] * 6
+
+
+def test_a_request_id_is_adopted_only_if_the_gateway_knows_it(gateway: SimulatorProcess, tmp_path: Path) -> None:
+    """A wrong request_id is refused after three polls. Without a key or a gateway, nothing is adopted."""
+    request_id = gateway.admin_request("/ledger")["posts"][0]["request_id"]
+    command = ("resolve", "out", "--gateway", gateway.gateway_url)
+    polls_before = gateway.admin_request("/totals")["polls"]
+    typo = run_command(*command, "--adopt", f"00001={request_id[:-1]}!", cwd=tmp_path)
+    assert "is not a request_id" in typo.stderr
+    wrong = request_id[:-1] + ("0" if request_id[-1] != "0" else "1")
+    done = run_command(*command, f"--adopt=00002={request_id}", f"--adopt=00001={wrong}", cwd=tmp_path)
+    assert done.returncode == 2
+    assert f"job '00001': the gateway does not know {wrong}; look it up again" in done.stderr
+    assert gateway.admin_request("/totals")["polls"] == polls_before + 4
+    assert "no API key" in run_command(*command, f"--adopt=00001={request_id}", cwd=tmp_path, key="").stderr
+    elsewhere = ("resolve", "out", "--gateway", "http://127.0.0.1:9", f"--adopt=00001={request_id}")
+    assert f"{request_id} cannot be checked (no connection" in run_command(*elsewhere, cwd=tmp_path).stderr
+    assert list(statuses_by_id(tmp_path).values()) == ["ambiguous"] * 6
+
+
+def test_the_answer_is_shown(simulate: StartSimulator, tmp_path: Path) -> None:
+    """The list has what the gateway answered, which may tell the user whether the job was accepted."""
+    simulator = simulate("--tiny", "--fault", "submit-504=1")
+    write_jobs(tmp_path / "jobs.jsonl", 1)
+    run_command(*RESOLVE_RUN_COMMAND, "--gateway", simulator.gateway_url, cwd=tmp_path)
+    assert "      the answer was: <html>" in run_command("resolve", "out", cwd=tmp_path).stdout
+    (job,) = json.loads(run_command("resolve", "out", "--json", cwd=tmp_path).stdout)["ambiguous"]
+    assert job["answer"].startswith("<html>")
+
+
+@pytest.fixture
+def timed_out(simulate: StartSimulator, tmp_path: Path) -> SimulatorProcess:
+    """A gateway that takes long for the two jobs of the run in `out`, which have timed out."""
+    simulator = simulate("--tiny", "--latency", "fixed:60")
+    write_jobs(tmp_path / "jobs.jsonl", 2)
+    command = (*RESOLVE_RUN_COMMAND, "--gateway", simulator.gateway_url, "--job-timeout", "1")
+    assert "2 timed out" in run_command(*command, cwd=tmp_path).stdout
+    return simulator
+
+
+def test_jobs_that_timed_out(timed_out: SimulatorProcess, tmp_path: Path) -> None:
+    """A timed-out job can be abandoned or, explicitly, paid for again; resolve and retry say how."""
+    for action in (["--resubmit"], ["--adopt"]):
+        job = "00001" if action == ["--resubmit"] else "00001=a"
+        done = run_command("resolve", "out", *action, job, cwd=tmp_path)
+        assert done.returncode == 2
+        assert "the job is not ambiguous but timed_out" in done.stderr
+        assert "--abandon" in done.stderr
+    assert run_command("resolve", "out", "--abandon", "00001", cwd=tmp_path).stdout.startswith("1 abandoned")
+    assert statuses_by_id(tmp_path) == {"00001": "cancelled", "00002": "timed_out"}
+
+    retry = ("retry", "out", "00002", "--yes", "--gateway", timed_out.gateway_url, "--job-timeout", "1")
+    refused = run_command(*retry, cwd=tmp_path)
+    assert refused.returncode == 2
+    assert "it timed out, and its image may still arrive" in refused.stderr
+    assert "--status timed_out" in refused.stderr
+    assert timed_out.admin_request("/totals")["charged"] == 2
+    assert run_command(*retry, "--status", "timed_out", cwd=tmp_path).returncode == 1
+    assert timed_out.admin_request("/totals")["charged"] == 3
+    failed = run_command(*retry, "--status", "failed", cwd=tmp_path)
+    assert failed.returncode == 2
 
 
 def test_resolve_without_a_run(tmp_path: Path) -> None:

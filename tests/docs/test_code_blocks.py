@@ -19,7 +19,7 @@ from krea_batch import Engine, State
 from krea_batch.testing.simulator import Simulator, SimulatorSettings
 from tests.docs.pages import ROOT, Block, code_blocks
 from tests.processes import StartSimulator, clean_environment, run_command, write_jobs
-from tests.test_readme import make_ambiguous, readme_blocks
+from tests.test_readme import make_ambiguous, make_timed_out, readme_blocks
 
 NOT_RUN = ("make ", "pip ", "python3 -m venv ", ". ", "export ")  # these prepare a machine
 OTHER_PROGRAMS = ("sqlite3 ",)  # tested in tests/cli/test_recover_command.py
@@ -93,6 +93,8 @@ def test_the_commands_run(tmp_path: Path, page: str) -> None:
             )
         if command[0] == "resolve":
             make_ambiguous(out / "runs/cats")
+        if "timed_out" in command:
+            make_timed_out(out / "runs/cats")
         offline = [option for option in OFFLINE_OPTIONS.get(command[0], []) if option not in command]
         done = run_command(*command, *offline, cwd=out)
         assert done.returncode == 0, f"{command}: {done.stderr}"

@@ -74,7 +74,7 @@ STEPS_TO: dict[State, list[StoreOperation]] = {
     State.CANCELLED: [
         intent(),
         lambda store: store.mark_ambiguous(1, STORE_ERROR, 3.0),
-        lambda store: store.abandon(1, 4.0),
+        lambda store: store.abandon(1, State.AMBIGUOUS, 4.0),
     ],
 }
 
@@ -94,7 +94,13 @@ TRANSITION_CASES: dict[str, tuple[StoreOperation, set[State], State]] = {
     "resubmit_submitting": (lambda store: store.resubmit_submitting(1), {State.SUBMITTING}, State.PENDING),
     "retry": (lambda store: store.retry(1, unsuccessful_state_of(store)), set(RETRYABLE), State.PENDING),
     "resubmit": (lambda store: store.resubmit(1), {State.AMBIGUOUS}, State.PENDING),
-    "abandon": (lambda store: store.abandon(1, 9.0), {State.AMBIGUOUS}, State.CANCELLED),
+    "abandon": (
+        lambda store: store.abandon(
+            1, State.TIMED_OUT if State.TIMED_OUT in store.counts() else State.AMBIGUOUS, 9.0
+        ),
+        {State.AMBIGUOUS, State.TIMED_OUT},
+        State.CANCELLED,
+    ),
     "adopt": (lambda store: store.adopt(1, "r-9", 9.0), {State.AMBIGUOUS}, State.ACCEPTED),
     "mark_finished": (finish(), {State.ACCEPTED}, State.FINISHED),
     "mark_failed": (lambda store: store.mark_failed(1, STORE_ERROR, 9.0, 5), {State.ACCEPTED}, State.FAILED),
@@ -406,6 +412,16 @@ def test_an_adopted_job_is_charged_under_its_request_id(store: LedgerStore) -> N
     found = store.find_job("a")
     assert found is not None
     assert (found.request_id, found.status) == ("r-2", State.ACCEPTED)
+
+
+def test_the_answer_of_an_ambiguous_job(store: LedgerStore) -> None:
+    """An ambiguous job has the beginning of the latest answer, if there was one."""
+    apply_all(store, intent("a"), lambda store: store.mark_ambiguous(1, STORE_ERROR, 3.0, b"<html>502"))
+    apply_all(store, intent("b"), lambda store: store.mark_ambiguous(2, STORE_ERROR, 3.0))
+    assert [job.answer for job in store.ambiguous_jobs()] == [b"<html>502", b""]
+    apply_all(store, lambda store: store.resubmit(1), intent("a"), lambda store: store.resubmit_submitting(1, b"cut"))
+    apply_all(store, intent("a"), LedgerStore.mark_in_flight_ambiguous)
+    assert [job.answer for job in store.ambiguous_jobs()] == [b"cut", b""]
 
 
 def test_ambiguous_jobs_include_pending_posts(store: LedgerStore) -> None:

@@ -56,7 +56,7 @@ EXPECTED_TRANSITIONS: dict[str, set[str]] = {
     "cancelled": {"pending"},
     "errored": {"pending"},  # not charged: submitted again
     "ambiguous": {"pending", "accepted", "cancelled"},  # resubmitted, adopted, abandoned
-    "timed_out": {"accepted"},  # polled again by the next run
+    "timed_out": {"accepted", "pending", "cancelled"},  # polled again by the next run, retried, abandoned
 }
 
 FINISHED_IMAGE = Finished(("https://cdn.example/a.png",), "image/png")
@@ -115,6 +115,12 @@ def test_path_of(action: Action, old: State) -> None:
 def test_a_way_out_of_every_state(old: State) -> None:
     """From every state but `succeeded`, actions lead to an image; only `succeeded` is the end."""
     assert (State.SUCCEEDED in reachable(old, set(Action))) == (old is not State.SUCCEEDED)
+
+
+def test_a_command_leads_on_from_every_end() -> None:
+    """From every final state but `succeeded` a decision of the user leads on, whatever the gateway says."""
+    decided = {path[0] for action in USER_ACTIONS for path in PATHS[action]}
+    assert decided == FINAL - {State.SUCCEEDED} | {State.SUBMITTING}  # `--ambiguous resubmit`, decided in advance
 
 
 def test_retry_is_for_jobs_without_an_image() -> None:

@@ -7,9 +7,14 @@ from typing import TYPE_CHECKING
 
 import click
 
+from krea_batch.cli.options.run_options import api_key_file_option, setting_option
+from krea_batch.settings import KEY_VARIABLE
+
 if TYPE_CHECKING:
     from krea_batch.ledger import AmbiguousJob
     from krea_batch.maintenance.resolve import AmbiguousJobs
+
+MAX_SHOWN_CHARS = 100  # chosen: of a prompt or an answer; fits a line of most terminals
 
 
 @click.command()
@@ -23,8 +28,11 @@ if TYPE_CHECKING:
     multiple=True,
     metavar="JOB=REQUEST_ID",
     help="The job was accepted under this request_id (see the provider's dashboard, or ask its support); "
-    "the next run downloads the image (repeatable).",
+    "the next run downloads the image (repeatable). The gateway is asked first whether it knows it.",
 )
+@setting_option("gateway")
+@api_key_file_option(help=f"Read the API key from a file instead of {KEY_VARIABLE}; only --adopt needs it.")
+@click.option("--simulate", is_flag=True, help="With --adopt: the run used --simulate.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 def resolve(
     out: Path,
@@ -33,12 +41,16 @@ def resolve(
     resubmit: bool,
     abandon: bool,
     adopt: tuple[str, ...],
+    gateway: str,
+    api_key_file: Path | None,
+    simulate: bool,
     as_json: bool,
 ) -> None:
     """Decide about the ambiguous jobs of the run in OUT: all of them, or only each JOB.
 
-    A job is ambiguous if it was submitted and no answer proves whether it was accepted, and so charged. This
-    command sends nothing. Afterwards, run the same command as before to resume.
+    A job is ambiguous if it was submitted and no answer proves whether it was accepted, and so charged. --abandon
+    also ends a JOB that is timed_out. This command submits nothing. Afterwards, run the same command as before to
+    resume.
     """
     from krea_batch.maintenance.resolve import AmbiguousJobs, list_ambiguous
 
@@ -51,8 +63,12 @@ def resolve(
         return
     if adopt and jobs:
         raise click.UsageError("--adopt cannot be combined with JOB arguments")
+    request_ids = _parse_adopt(adopt)
     with AmbiguousJobs(out) as ambiguous:
-        decided = _decide(ambiguous, jobs, _parse_adopt(adopt), resubmit=resubmit)
+        if request_ids:
+            ambiguous.check_adoption(request_ids)
+            _confirm(request_ids, out, gateway, api_key_file, simulate=simulate)
+        decided = _decide(ambiguous, jobs, request_ids, resubmit=resubmit)
         remaining = ambiguous.jobs
     _print_decision(decided, remaining, as_json=as_json)
 
@@ -70,6 +86,28 @@ def _decide(
         return {"resubmitted": len(chosen)}
     ambiguous.abandon(chosen)
     return {"abandoned": len(chosen)}
+
+
+def _confirm(
+    request_ids: dict[str, str], out: Path, gateway: str, api_key_file: Path | None, *, simulate: bool
+) -> None:
+    """Raise JobError for a request_id that the gateway does not know."""
+    from krea_batch.cli.app import OK
+    from krea_batch.cli.ui.run_gateway import open_run_gateway
+    from krea_batch.cli.ui.run_session import find_key
+    from krea_batch.engine.event_loop import run_event_loop
+    from krea_batch.maintenance.resolve import confirm
+    from krea_batch.settings import ApiKey, Settings
+
+    key = ApiKey("simulated") if simulate else find_key(str(api_key_file) if api_key_file else None)
+    settings = Settings.from_options(out=out, gateway=gateway)
+
+    async def poll_each() -> int:
+        async with open_run_gateway(settings, key, simulate=simulate) as client:
+            await confirm(request_ids, client.poll, interval_s=settings.poll_interval_s)
+        return OK
+
+    run_event_loop(poll_each)
 
 
 def _parse_adopt(adopt: tuple[str, ...]) -> dict[str, str]:
@@ -95,6 +133,7 @@ def _print_ambiguous(ambiguous: list[AmbiguousJob], out: Path, *, as_json: bool)
                 "id": job.job_id,
                 "submitted_at": job.submitted_at,
                 "reason": job.reason,
+                "answer": job.answer.decode("utf-8", "replace") or None,
                 "request": msgspec.Raw(job.body),
             }
             for job in ambiguous
@@ -107,7 +146,10 @@ def _print_ambiguous(ambiguous: list[AmbiguousJob], out: Path, *, as_json: bool)
     show(f"{pluralize(len(ambiguous), 'ambiguous job')} in {out}: each may have been charged")
     for job in ambiguous:
         prompt = " ".join(msgspec.json.decode(job.body)["prompt"].split())
-        show(f"  {job.job_id}  submitted {job.submitted_at}  {job.reason}", f"      {prompt[:100]}")
+        show(f"  {job.job_id}  submitted {job.submitted_at}  {job.reason}", f"      {prompt[:MAX_SHOWN_CHARS]}")
+        if job.answer:
+            answer = " ".join(job.answer.decode("utf-8", "replace").split())
+            show(f"      the answer was: {answer[:MAX_SHOWN_CHARS]}")
     show("decide with --adopt JOB=REQUEST_ID, --resubmit or --abandon")
 
 

@@ -11,10 +11,9 @@ import click
 
 from krea_batch.cli.app import BAD_INPUT, OK
 from krea_batch.cli.options.run_options import run_options
-from krea_batch.jobs import RETRYABLE, State
+from krea_batch.jobs import RETRIED_BY_DEFAULT, RETRYABLE, State
 
 RETRYABLE_STATES = tuple(state.value for state in RETRYABLE)
-DEFAULT_STATES = tuple(state.value for state in RETRYABLE if state.info.retried_by_default)
 
 
 @click.command()
@@ -24,7 +23,8 @@ DEFAULT_STATES = tuple(state.value for state in RETRYABLE if state.info.retried_
     "--status",
     type=click.Choice(RETRYABLE_STATES),
     multiple=True,
-    help=f"States of the jobs to resubmit if no ID is given (repeatable).  [default: {', '.join(DEFAULT_STATES)}]",
+    help="States of the jobs to resubmit (repeatable). Jobs that are timed_out may still arrive without another "
+    f"charge.  [default without an ID: {', '.join(RETRIED_BY_DEFAULT)}]",
 )
 @click.option(
     "--ids-from", metavar="FILE", help="Resubmit the jobs whose ids are in FILE, one per line; - for standard input."
@@ -51,8 +51,6 @@ def retry(
 
     require_run(out)
     requested_ids = [*ids, *(read_ids(ids_from, out) or [])]
-    if requested_ids and status:
-        raise click.UsageError("--status cannot be combined with ids")
     options["out"] = out
     _keep_max_charges(out, options)
     settings, key = settings_and_key(options)
@@ -60,11 +58,13 @@ def retry(
         verbose=options["verbose"], log_file=options["log_file"], log_format=options["log_format"], out=options["out"]
     )
     with RetryPlan(out) as retry_plan:
-        chosen = (
-            retry_plan.select(requested_ids) if requested_ids else retry_plan.jobs(_states(status or DEFAULT_STATES))
-        )
+        states = [State(name) for name in status]
+        if requested_ids:
+            chosen = retry_plan.select(requested_ids, states)
+        else:
+            chosen = retry_plan.jobs(states or RETRIED_BY_DEFAULT)
         if not chosen and not retry_plan.open_jobs():
-            show(f"nothing to resubmit: no job in {out} is {' or '.join(status or DEFAULT_STATES)}")
+            show(f"nothing to resubmit: no job in {out} is {' or '.join(states or RETRIED_BY_DEFAULT)}")
             sys.exit(OK)
         if chosen and not (yes or options["simulate"]):
             _confirm(chosen, retry_plan.pending_count())
@@ -93,10 +93,6 @@ def _keep_max_charges(out: Path, options: dict[str, Any]) -> None:
     options["max_charges"] = latest_run.max_charges
     if not options["quiet"]:
         say(f"--max-charges {latest_run.max_charges:,}, as in the latest run; --max-charges none removes the limit")
-
-
-def _states(names: tuple[str, ...]) -> list[State]:
-    return [State(name) for name in names]
 
 
 def _confirm(chosen: dict[str, State], waiting: int) -> None:

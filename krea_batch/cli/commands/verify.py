@@ -98,22 +98,13 @@ def _repair_run(
 async def _repair_images(
     damaged: list[tuple[ExportedImage, str]], settings: Settings, key: ApiKey, *, simulate: bool
 ) -> list[Mismatch]:
-    from contextlib import AsyncExitStack
-
     import anyio
-    import msgspec
 
-    from krea_batch.cli.ui.run_session import start_simulator
-    from krea_batch.gateway.client import GatewayClient
+    from krea_batch.cli.ui.run_gateway import open_run_gateway
     from krea_batch.maintenance.verify import MAX_CONCURRENT_REPAIRS
 
     results: dict[int, Mismatch] = {}
-    async with AsyncExitStack() as stack:
-        if simulate:
-            url = await start_simulator(stack, settings.out)
-            settings = msgspec.structs.replace(settings, gateway=url)
-        _check_origin(settings)
-        gateway = await stack.enter_async_context(GatewayClient(settings, key))
+    async with open_run_gateway(settings, key, simulate=simulate) as gateway:
         limiter = anyio.CapacityLimiter(MAX_CONCURRENT_REPAIRS)
 
         async def repair_one(n: int, image: ExportedImage, problem: str) -> None:
@@ -134,22 +125,6 @@ async def _repair_image(image: ExportedImage, problem: str, gateway: RepairGatew
     except RepairFailed as error:
         return _mismatch(image, f"{problem}; {error}")
     return _mismatch(image, problem, repaired=True)
-
-
-def _check_origin(settings: Settings) -> None:
-    """Raise RunDirError if the run used another gateway, which knows other request_ids."""
-    from contextlib import closing
-
-    from krea_batch.errors import RunDirError
-    from krea_batch.ledger import LedgerStore
-    from krea_batch.storage.run_dir import LEDGER
-
-    with closing(LedgerStore.open(settings.out / LEDGER, read_only=True)) as store:
-        (origin,) = store.read(LedgerStore.gateway)
-    if origin != settings.origin:
-        problem = f"the jobs were submitted to {origin}, not to {settings.origin}"
-        hint = "add --simulate" if "127.0.0.1" in str(origin) else "use the same --gateway"
-        raise RunDirError(settings.out, problem, hint)
 
 
 def _mismatch(image: ExportedImage, problem: str, *, repaired: bool = False) -> Mismatch:

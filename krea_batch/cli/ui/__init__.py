@@ -1,6 +1,7 @@
 """What people see.
 
 run_session      a run of the command line, from the check of its input to its summary
+run_gateway      the gateway of a run that is idle
 progress         the live display
 run_status       the numbers of the display
 summary          the summary at the end of a run
