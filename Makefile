@@ -34,6 +34,7 @@ check: $(VENV)/.dev
 
 generate: $(VENV)/.dev
 	$(BIN)/cog -r $(GENERATED)
+	$(BIN)/python -m docs.state_diagram > docs/reference/states.svg
 
 docs: $(VENV)/.dev
 	$(BIN)/mkdocs build --strict
