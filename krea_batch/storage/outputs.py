@@ -17,6 +17,7 @@ from pathlib import Path
 
 from krea_batch.errors import InputError
 from krea_batch.storage.atomic import NO_FOLLOW, fsync_path
+from krea_batch.storage.os_errors import next_step
 from krea_batch.storage.run_dir import IMAGES, LEDGER, RESULTS, SIMULATOR_STATE_FILE
 from krea_batch.storage.spill import SPILL
 
@@ -29,6 +30,11 @@ _RUN_NAMES = frozenset({IMAGES, SIMULATOR_STATE_FILE, SPILL, "result.json"})
 _RUN_PREFIXES = (LEDGER, RESULTS, ".")
 _PART_PREFIX, _PART_SUFFIX = ".krea-batch-", ".part"
 _FIRST_LINE_BYTES = 1 << 16  # chosen: longer than the first line of any log
+
+
+def unwritable_output(output: Path, error: OSError) -> InputError:
+    """Return the error of a command that could not write its --output."""
+    return InputError(f"cannot write {output} ({error.strerror})", f"{next_step(error)}, or use another --output")
 
 
 def check_output(output: Path, *, run: Path | None = None) -> Path:

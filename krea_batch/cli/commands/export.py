@@ -65,11 +65,9 @@ def export(
     """
     from krea_batch.cli.options.job_id_file import read_ids
     from krea_batch.cli.ui.formatting import pluralize, say, show
-    from krea_batch.errors import InputError
     from krea_batch.maintenance.export import RunImages
     from krea_batch.maintenance.export.writers import ExportOptions
-    from krea_batch.storage.os_errors import next_step
-    from krea_batch.storage.outputs import left_parts
+    from krea_batch.storage.outputs import left_parts, unwritable_output
 
     if raw_cells and format_ != "csv":
         raise click.UsageError("--raw-cells can be used with csv only; other formats have texts as they are")
@@ -86,10 +84,7 @@ def export(
         try:
             count = _export_with_progress(images, format_, output, options, quiet=quiet)
         except OSError as error:
-            raise InputError(
-                f"cannot write {output} ({error.strerror})",
-                f"{next_step(error)}, or use another --output",
-            ) from None
+            raise unwritable_output(output, error) from None
     if quiet:
         return
     show(f"{pluralize(count, 'image')} in {output}")

@@ -38,9 +38,8 @@ def report(out: Path, output: Path | None, rate: str | None, thumbnails: int, qu
     from krea_batch.cli.ui.formatting import format_bytes, pluralize, show
     from krea_batch.cli.ui.optional_deps import require_gallery_extra
     from krea_batch.engine.child_process import forget_key
-    from krea_batch.errors import InputError
     from krea_batch.settings import Rate
-    from krea_batch.storage.os_errors import next_step
+    from krea_batch.storage.outputs import unwritable_output
     from krea_batch.storage.run_dir import require_run
 
     require_run(out)
@@ -58,10 +57,7 @@ def report(out: Path, output: Path | None, rate: str | None, thumbnails: int, qu
                     out, output_path, limit_per_s=limit_per_s, width_px=thumbnails, on_progress=bar.update
                 )
     except OSError as error:
-        raise InputError(
-            f"cannot write {output_path} ({error.strerror})",
-            f"{next_step(error)}, or use another --output",
-        ) from None
+        raise unwritable_output(output_path, error) from None
     if not quiet:
         show(f"{pluralize(count, 'image')} in {output_path}, {format_bytes(output_path.stat().st_size)}")
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import os
 import signal
-import sys
 import tempfile
 import time
 from collections.abc import Iterator
@@ -35,7 +34,7 @@ from krea_batch.benchmark.measurements import CaseResult
 from krea_batch.benchmark.output import BENCH_JSON, bench_report, check_bench_file, write_bench_json
 from krea_batch.benchmark.runner import BenchRunner
 from krea_batch.cli.app import BAD_INPUT, INTERRUPTED, OK, SOME_FAILED, STOPPED
-from krea_batch.cli.ui.formatting import pluralize, printable, say, show, show_json
+from krea_batch.cli.ui.formatting import ask_to_continue, pluralize, printable, say, show, show_json
 from krea_batch.cli.ui.progress import make_display
 from krea_batch.cli.ui.run_session import find_key
 from krea_batch.cli.ui.summary import RunTotals
@@ -136,7 +135,7 @@ def _check_settings(case: Case) -> None:
 
 
 def _confirm_charges(cases: list[Case], options: dict[str, Any]) -> bool:
-    """Show what will be charged, and ask. Raises InputError if it cannot ask."""
+    """Show what will be charged, and ask. Raises click.UsageError if it cannot ask."""
     images_to_charge = [max(0, case.jobs - _charged_or_unknown(case)) for case in cases]
     for case, images in zip(cases, images_to_charge, strict=True):
         already_charged = case.jobs - images
@@ -148,11 +147,7 @@ def _confirm_charges(cases: list[Case], options: dict[str, Any]) -> bool:
     total = sum(images_to_charge)
     cost = f", {price:g} each, {price * total:,.2f} in total" if price is not None else ""
     say(f"In total, {pluralize(total, 'image')} will be charged at {options['gateway']}{cost}.")
-    if options["yes"] or not total:
-        return True
-    if not sys.stdin.isatty():
-        raise InputError("cannot ask for confirmation (not a terminal)", "pass --yes")
-    return click.confirm("Continue?", default=False, err=True)
+    return bool(options["yes"]) or not total or ask_to_continue()
 
 
 def _charged_or_unknown(case: Case) -> int:
