@@ -1,8 +1,8 @@
 """Finds the request_id in an answer that cannot be read as it should be. Pure.
 
 A request_id in the answer to a POST means that the job was accepted, and probably paid for, however damaged the
-answer is. `read_json` reads an object in spite of damage elsewhere. `find_request_id` finds the one request_id in
-bytes that are not an object; it is only a candidate, and a poll has to prove it.
+answer is. `read_json` reads an object in spite of damage elsewhere. `find_request_ids` finds request_ids in any
+bytes; the only one is a candidate, and a poll has to prove it.
 """
 
 from __future__ import annotations
@@ -46,13 +46,12 @@ def read_json(body: bytes) -> Any:
         return None
 
 
-def find_request_id(body: bytes) -> str | None:
-    """Return the only string in the body that is a request_id of this model; None if there is none or another one."""
+def find_request_ids(body: bytes) -> set[str]:
+    """Return the strings in the body that are request_ids of this model."""
     # Without its zeros, UTF-16 or UTF-32 of an id is the id itself.
     text = decompress(body)[:MAX_SEARCHED_BYTES].replace(b"\0", b"").decode("ascii", "replace")
     text = unquote(_ASCII_ESCAPE.sub(_unescape, text))
-    found = set(_REQUEST_ID.findall(text))
-    return found.pop() if len(found) == 1 else None
+    return set(_REQUEST_ID.findall(text))
 
 
 def decompress(body: bytes) -> bytes:

@@ -5,8 +5,9 @@ response to a POST that is not clearly a refusal is `Ambiguous`.
 
 A damaged answer to a POST is `Accepted` immediately if its object can be read and has its request_id in its place,
 whatever the damage elsewhere (evidence.read_json). If the request_id is only part of what came (a cut object, another
-place, a status other than 2xx, a polling_url of another request), the verdict is `Ambiguous` with the request_id as a
-candidate, which a poll has to prove.
+place, a status other than 2xx), the verdict is `Ambiguous` with the request_id as a candidate, which a poll has to
+prove. An answer that names two request_ids has no candidate: a poll can prove that both exist, not which one is that
+of the POST, and the other one may be a job whose image this job would get.
 """
 
 from __future__ import annotations
@@ -47,6 +48,7 @@ SUBMIT_HEADERS = {"Content-Type": "application/json", "Cache-Control": "no-cache
 MAX_JSON_BYTES = 1 << 20  # chosen: a thousand times a usual response; bounds memory
 MAX_RETRY_AFTER_S = 3600.0  # chosen: try at least once an hour
 MAX_DETAIL_CHARS = 300  # chosen: enough for a sentence in a result row
+MAX_NAMED_IDS = 3  # chosen: two are enough to ask the provider about
 MAX_STATUS_CHARS = 40  # chosen: enough for a status that the API document does not list
 
 _REQUEST_ID = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9_~:-]|\.(?!\.)){0,199}")
@@ -138,7 +140,7 @@ def read_post_answer(answer: Answer, *, now: datetime) -> PostVerdict:
     if answer.status in _REJECTED or is_page:
         return Refused(Refusal.REJECTED, answer.status, detail)
     # An error that names a request_id, wherever it stands, does not prove that nothing was queued.
-    if answer.status in _RETRYABLE and _is_error_body(fields) and not evidence.find_request_id(answer.body):
+    if answer.status in _RETRYABLE and _is_error_body(fields) and not evidence.find_request_ids(answer.body):
         return Refused(Refusal.RETRYABLE, answer.status, detail, wait_s)
     return in_doubt(f"HTTP {answer.status} does not say whether the job was queued", answer)
 
@@ -148,8 +150,7 @@ def _read_acceptance(answer: Answer, fields: _Fields | None) -> PostVerdict:
         return in_doubt(f"the response (HTTP {answer.status}) is invalid JSON", answer)
     if not is_request_id(fields.request_id):
         return in_doubt(f"the response (HTTP {answer.status}) has no valid request_id", answer)
-    if not _is_polled_at(fields.polling_url, fields.request_id):
-        # Two answers may have been mixed up. Which one belongs to this POST, only the status can tell.
+    if _ids_in_polling_url(fields) - {fields.request_id}:  # Two answers may have been mixed up.
         return in_doubt("the response's polling_url names another request_id", answer)
     progress = _progress(fields)
     return Accepted(fields.request_id, Waiting("QUEUED") if isinstance(progress, PollFailed) else progress)
@@ -159,20 +160,29 @@ def in_doubt(reason: str, answer: Answer | None) -> Ambiguous:
     """Return the verdict of a POST that was sent without an answer, or with one that proves nothing."""
     if answer is None:
         return Ambiguous(reason)
-    fields = _decode(answer.body)
-    named = fields.request_id if fields and is_request_id(fields.request_id) else None
+    named = _named_ids(answer.body)
     kept = answer.body[: evidence.KEPT_ANSWER_BYTES]
-    return Ambiguous(reason, kept, named or evidence.find_request_id(answer.body))
+    if len(named) > 1:
+        return Ambiguous(f"{reason} (it names {' and '.join(sorted(named)[:MAX_NAMED_IDS])})", kept)
+    return Ambiguous(reason, kept, named.pop() if named else None)
 
 
-def _is_polled_at(polling_url: object, request_id: str) -> bool:
-    """Return whether a polling_url names this request_id, or none."""
-    if not isinstance(polling_url, str):
-        return True
-    _, is_status_url, rest = polling_url.partition(STATUS_PATH)
+def _named_ids(body: bytes) -> set[str]:
+    """Return the request_ids that an answer names, wherever they stand."""
+    found = evidence.find_request_ids(body)
+    if (fields := _decode(body)) is None:
+        return found
+    return found | {text for text in (fields.request_id, *_ids_in_polling_url(fields)) if is_request_id(text)}
+
+
+def _ids_in_polling_url(fields: _Fields) -> set[str]:
+    """Return the request_id that the polling_url names; of a URL of unknown form, those of this model."""
+    if not isinstance(fields.polling_url, str):
+        return set()
+    _, is_status_url, rest = fields.polling_url.partition(STATUS_PATH)
     if is_status_url:
-        return unquote(re.split("[/?#]", rest)[0]) == request_id
-    return evidence.find_request_id(polling_url.encode("utf-8", "replace")) in (None, request_id)
+        return {unquote(re.split("[/?#]", rest)[0])}
+    return evidence.find_request_ids(fields.polling_url.encode("utf-8", "replace"))
 
 
 def read_poll_answer(answer: Answer, request_id: str, *, now: datetime, is_reused: bool = False) -> PollVerdict:

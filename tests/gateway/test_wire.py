@@ -314,14 +314,6 @@ CANDIDATES: dict[str, tuple[int, object]] = {
     "in a list": (200, [QUEUED]),
     "under data": (200, {"data": QUEUED}),
     "two objects": (202, json.dumps(QUEUED).encode() * 2),
-    "polling_url of another request": (
-        202,
-        QUEUED | {"polling_url": QUEUED["polling_url"].replace("019d", "019e")},
-    ),
-    "polling_url elsewhere, of another request": (
-        202,
-        QUEUED | {"polling_url": f"https://other.example/{ID.replace('019d', '019e')}"},
-    ),
     "502": (502, QUEUED),
     "504 page": (504, f"<html>upstream sent {ID}</html>".encode()),
     "500 with an id in its message": (500, {"error": f"{ID} is queued, but its record is not written"}),
@@ -339,13 +331,38 @@ def test_candidates(status: int, body: object) -> None:
 
 
 def test_what_is_kept_of_an_answer() -> None:
-    """An answer in doubt is kept up to 4 KiB; two request_ids give no candidate."""
+    """An answer in doubt is kept up to 4 KiB."""
     verdict = parse_submit(504, b"<html>" + b"x" * 10_000)
     assert isinstance(verdict, Ambiguous)
     assert len(verdict.answer) == 4096
-    both = parse_submit(200, [QUEUED, QUEUED | {"request_id": ID.replace("019d", "019e")}])
-    assert isinstance(both, Ambiguous)
-    assert both.request_id is None
+
+
+OTHER_ID = ID.replace("019d", "019e")
+TWO_IDS: dict[str, tuple[int, object]] = {
+    "a list of two": (200, [QUEUED, QUEUED | {"request_id": OTHER_ID}]),
+    "polling_url of another request": (202, QUEUED | {"polling_url": QUEUED["polling_url"].replace(ID, OTHER_ID)}),
+    "polling_url elsewhere": (202, QUEUED | {"polling_url": f"https://other.example/{OTHER_ID}"}),
+    "the key twice": (202, json.dumps(QUEUED).encode()[:-1] + b', "request_id": "%s"}' % OTHER_ID.encode()),
+    "an error": (500, {"error": f"{ID} waits for {OTHER_ID}"}),
+    "an error with an id in its place": (500, {"error": f"waits for {OTHER_ID}", "request_id": ID}),
+}
+
+
+@pytest.mark.parametrize(("status", "body"), TWO_IDS.values(), ids=TWO_IDS)
+def test_two_request_ids(status: int, body: object) -> None:
+    """An answer that names two request_ids is in doubt, has no candidate, and its reason names both."""
+    verdict = parse_submit(status, body)
+    assert isinstance(verdict, Ambiguous)
+    assert verdict.request_id is None
+    assert verdict.reason.endswith(f"(it names {ID} and {OTHER_ID})")
+
+
+def test_two_request_ids_of_another_form() -> None:
+    """The request_id and its polling_url may have another form than those of this model."""
+    url = QUEUED["polling_url"].replace(ID, "abc-2")
+    verdict = parse_submit(202, {"request_id": "abc-1", "status": "QUEUED", "polling_url": url})
+    assert isinstance(verdict, Ambiguous)
+    assert verdict.request_id is None
 
 
 def test_a_broken_answer_with_an_id_in_its_place() -> None:
