@@ -162,6 +162,7 @@ class Submitter:
         task = current_task()
         self._pending_posts.add(task)
         sending = False
+        verdict: PostVerdict = Ambiguous("the run was stopped before the answer arrived")
 
         def on_sending() -> None:
             nonlocal sending
@@ -180,25 +181,36 @@ class Submitter:
                 task.uncancel()
             if not sending:
                 return NotSent("the run was stopped before anything was sent")
-            return Ambiguous("the run was stopped before the answer arrived")
+            return self._name_candidates(job, verdict)
         finally:
             self._pending_posts.discard(task)
 
     async def _prove(self, job: InFlightJob, verdict: PostVerdict) -> PostVerdict:
-        """Turn an ambiguous POST into an accepted one if a poll finds the request_id that is likely its own.
+        """Turn an ambiguous POST into an accepted one if a poll finds the request_id that is likely its own."""
+        for request_id in self._candidates(job, verdict):
+            progress = await self._run.prove(request_id)
+            if progress is not None:
+                return Accepted(request_id, progress)
+        return self._name_candidates(job, verdict)
 
-        The request_id is from a callback with the token of the job, or from an answer that is damaged otherwise.
+    def _name_candidates(self, job: InFlightJob, verdict: PostVerdict) -> PostVerdict:
+        """Add the request_ids that an ambiguous POST may have to its reason: they stand nowhere else."""
+        candidates = self._candidates(job, verdict)
+        if not (candidates and isinstance(verdict, Ambiguous)):
+            return verdict
+        reason = f"{verdict.reason}; its request_id may be {' or '.join(candidates)}"
+            return Ambiguous(reason, verdict.answer)
+
+    def _candidates(self, job: InFlightJob, verdict: PostVerdict) -> list[str]:
+        """Return the request_ids that an ambiguous POST may have, none for other verdicts.
+
+        One is from an answer that is damaged otherwise, one from a callback with the token of the job.
         """
         if not isinstance(verdict, Ambiguous):
-            return verdict
+            return []
         early_callback = self._run.early_callbacks.get(job.job_no)
-        request_id = (early_callback and early_callback.request_id) or verdict.request_id
-        if not request_id:
-            return verdict
-        progress = await self._run.prove(request_id)
-        if progress is not None:
-            return Accepted(request_id, progress)
-        return Ambiguous(f"{verdict.reason}; its request_id may be {request_id}", verdict.answer)
+        named = (verdict.request_id, early_callback and early_callback.request_id)
+        return list(dict.fromkeys(request_id for request_id in named if request_id))
 
     def _cancel_pending_posts(self) -> None:
         for task in self._pending_posts:

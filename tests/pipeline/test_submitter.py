@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from krea_batch import Engine, GatewayError, Job, RunStopped
+from krea_batch import Engine, GatewayError, Job, RunStopped, Webhook
 from krea_batch.events import Event, SubmitsPaused
 from krea_batch.gateway.url_policy import DownloadError
 from krea_batch.jobs import Outcome
@@ -33,6 +33,7 @@ from krea_batch.rules.verdicts import (
     Waiting,
 )
 from krea_batch.testing.scripted_gateway import ACCEPT, ScriptedGateway
+from tests.asgi_client import call_asgi
 from tests.engine_fixtures import ledger_states, make_jobs, query_ledger, result_statuses, rows_by_id, run_jobs
 from tests.virtual_time_runs import run_virtual
 from tests.window_stats import max_in_window
@@ -221,6 +222,52 @@ class TestSubmitResults:
         assert result_statuses(tmp_path) == dict.fromkeys(["j0", "j1", "j2"], "succeeded") | {"j3": "ambiguous"}
         assert "may be krea-2-large-text-to-image_3" in rows_by_id(tmp_path)["j3"]["error"]["message"]
         assert len(gateway.submitted_bodies) == 4
+
+    def test_a_callback_names_another_request_than_the_answer(self, tmp_path: Path) -> None:
+        """If a damaged answer and a callback name different request_ids, that of the answer is tried first."""
+        gateway = ScriptedGateway()
+        gateway.charged = {"krea_own": "j0", "krea_other": "j1"}
+        gateway.submit_script["j1"] = [Accepted("krea_other", Waiting("QUEUED"))]
+        gateway.submit_script["j0"] = [(5.0, Ambiguous("the answer is cut", b"{", "krea_own"))]
+        urls: list[str] = []
+
+        async def main() -> None:
+            webhook = Webhook("https://my.host/krea")
+            async with Engine(tmp_path, gateway_client=gateway, webhook=webhook) as engine:
+                app, submit = engine.callbacks_app(), gateway.submit
+
+                async def submit_and_call(body: bytes, *, callback: str = "", **options: Any) -> Any:
+                    if b'"j0"' in body:
+                        urls.append(callback)
+                    return await submit(body, callback=callback, **options)
+
+                gateway.submit = submit_and_call  # type: ignore[method-assign]
+                running = asyncio.create_task(engine.run(reversed(make_jobs(2))))
+                await asyncio.sleep(2.0)
+                assert await call_asgi(app, urls[0], b'{"request_id": "krea_other", "status": "COMPLETED"}') == 204
+                await running
+
+        run_virtual(main())
+        found = rows_by_id(tmp_path)
+        assert {job_id: row["request_id"] for job_id, row in found.items()} == {"j0": "krea_own", "j1": "krea_other"}
+
+    def test_a_stop_while_a_request_id_is_proven(self, tmp_path: Path) -> None:
+        """If the run is aborted before polls have proven a request_id, the error of the job names it."""
+        gateway = ScriptedGateway()
+        gateway.charged["krea_maybe"] = "j0"
+        gateway.submit_script["j0"] = [Ambiguous("the answer is cut", b"{", "krea_maybe")]
+        gateway.poll_script["j0"] = [PollFailed("no answer in time")]
+
+        async def main() -> None:
+            async with Engine(tmp_path, gateway_client=gateway, poll_interval_s=60.0) as engine:
+                running = asyncio.create_task(engine.run(make_jobs(1)))
+                await asyncio.sleep(10.0)
+                engine.abort()
+                await asyncio.wait([running])
+
+        run_virtual(main())
+        error = rows_by_id(tmp_path)["j0"]["error"]
+        assert error["message"] == "the answer is cut; its request_id may be krea_maybe"
 
     def test_a_stop_before_anything_is_sent(self, tmp_path: Path) -> None:
         """POSTs that are still connecting when the grace ends were not sent: their jobs stay pending."""
