@@ -68,7 +68,7 @@ class TransitionExecutor:
             case Action.REJECT:
                 return await record(LedgerStore.mark_rejected, job.job_no, error, at)
             case Action.MARK_AMBIGUOUS:
-                return await record(LedgerStore.mark_ambiguous, job.job_no, error, at, transition.answer)
+                return await self._record_ambiguous(job, transition, error, at)
             case Action.RESUBMIT:
                 await record(LedgerStore.resubmit_submitting, job.job_no, transition.answer)
             case Action.FINISH:
@@ -100,6 +100,19 @@ class TransitionExecutor:
             return await self._run.record(LedgerStore.mark_accepted, job.job_no, transition.request_id, at)
         except LedgerError:
             await self._spill(job, transition.request_id, at)
+            raise
+
+    async def _record_ambiguous(
+        self, job: InFlightJob, transition: Transition, error: ErrorInfo, at: float
+    ) -> Outcome:
+        try:
+            return await self._run.record(LedgerStore.mark_ambiguous, job.job_no, error, at, transition.answer)
+        except LedgerError:
+            # The next run finds the POST without a result. The reason may name a request_id, which is nowhere else.
+            log.error("! in doubt but not recorded: job=%s reason=%s", job.id, error.message)
+            out = self._run.settings.out
+            text = f"it is unknown whether job {job.id!r} of {out} was charged: {error.message}"
+            sys.stderr.write(f"krea-batch: {text}\n")
             raise
 
     async def _spill(self, job: InFlightJob, request_id: str, at: float) -> None:

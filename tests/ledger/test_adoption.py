@@ -17,7 +17,7 @@ from krea_batch.ledger.adoption import adopt_spill
 from krea_batch.ledger.consistency import open_checked
 from krea_batch.maintenance.resolve import AmbiguousJobs
 from krea_batch.storage.spill import SPILL, SpilledId, keep_spill, read_spill, write_spill
-from krea_batch.testing.scripted_gateway import ScriptedGateway
+from krea_batch.testing.scripted_gateway import Ambiguous, PollFailed, ScriptedGateway
 from tests.engine_fixtures import ledger_states, make_jobs, query_ledger, result_statuses, run_jobs
 from tests.virtual_time_runs import run_virtual
 
@@ -49,6 +49,26 @@ def test_no_request_id_is_lost(tmp_path: Path, ambiguous: str) -> None:
     assert not (tmp_path / SPILL).exists()
     charged = query_ledger(tmp_path, "SELECT count(*) FROM submissions WHERE result = 'accepted'")
     assert charged == [(5,)]
+
+
+def test_a_doubt_that_cannot_be_recorded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Why a POST is ambiguous, and which request_id it may have, is written to standard error as the last resort."""
+    gateway = ScriptedGateway()
+    gateway.charged["krea_maybe"] = "j0"
+    gateway.submit_script["j0"] = [Ambiguous("the answer is cut", b"{", "krea_maybe")]
+    gateway.poll_script["j0"] = [PollFailed("no answer in time")]
+
+    def fail(*_: object) -> Any:
+        raise sqlite3.OperationalError("database or disk is full")
+
+    monkeypatch.setattr(LedgerStore, "mark_ambiguous", fail)
+    with pytest.raises(LedgerError):
+        run_virtual(run_jobs(tmp_path, gateway, make_jobs(1)))
+    error = capsys.readouterr().err
+    assert f"job 'j0' of {tmp_path}" in error
+    assert "the answer is cut; its request_id may be krea_maybe" in error
 
 
 def test_before_a_decision(tmp_path: Path) -> None:
