@@ -145,10 +145,10 @@ class Submitter:
                 await self._executor.apply(job, lifecycle.REVERT)
                 return
             job.sent_s = sent_s
-            verdict = await self._post(job)
+            verdict, doubt = await self._post(job)
             if isinstance(verdict, Accepted | Refused):
                 self._pending_limit.record_answer(self._run.now_s() - started_s)
-            await self._settle(job, verdict)
+            await self._settle(job, verdict, doubt)
         finally:
             early_callback = self._run.early_callbacks.pop(job.job_no, None)
             self._pending -= 1
@@ -157,7 +157,8 @@ class Submitter:
         if early_callback:
             self._on_callback(job.job_no, early_callback)
 
-    async def _post(self, job: InFlightJob) -> PostVerdict:
+    async def _post(self, job: InFlightJob) -> tuple[PostVerdict, str]:
+        """Send the POST of a job. Return its result, and what was in doubt before a poll proved it, "" if nothing."""
         self._run.stats.submits += 1
         task = current_task()
         self._pending_posts.add(task)
@@ -174,18 +175,21 @@ class Submitter:
                 self._run.early_callbacks[job.job_no] = None
                 callback = self._run.callbacks.url_of(job.job_no)
             verdict = await self._run.gateway.submit(job.body, callback=callback, on_sending=on_sending)
-            return await self._prove(job, verdict)
+            if not isinstance(verdict, Ambiguous):
+                return verdict, ""
+            return await self._prove(job, verdict), self._name_candidates(job, verdict).reason
         except asyncio.CancelledError:
             # The cancellation is not passed on: the result of a POST that was sent must be recorded.
             if task:
                 task.uncancel()
             if not sending:
-                return NotSent("the run was stopped before anything was sent")
-            return self._name_candidates(job, verdict)
+                return NotSent("the run was stopped before anything was sent"), ""
+            assert isinstance(verdict, Ambiguous)  # noqa: S101 - nothing is awaited after the others
+            return self._name_candidates(job, verdict), ""
         finally:
             self._pending_posts.discard(task)
 
-    async def _prove(self, job: InFlightJob, verdict: PostVerdict) -> PostVerdict:
+    async def _prove(self, job: InFlightJob, verdict: Ambiguous) -> PostVerdict:
         """Turn an ambiguous POST into an accepted one if a poll finds the request_id that is likely its own."""
         for request_id in self._candidates(job, verdict):
             progress = await self._run.prove(request_id)
@@ -193,21 +197,18 @@ class Submitter:
                 return Accepted(request_id, progress)
         return self._name_candidates(job, verdict)
 
-    def _name_candidates(self, job: InFlightJob, verdict: PostVerdict) -> PostVerdict:
+    def _name_candidates(self, job: InFlightJob, verdict: Ambiguous) -> Ambiguous:
         """Add the request_ids that an ambiguous POST may have to its reason: they stand nowhere else."""
-        candidates = self._candidates(job, verdict)
-        if not (candidates and isinstance(verdict, Ambiguous)):
-            return verdict
-        reason = f"{verdict.reason}; its request_id may be {' or '.join(candidates)}"
+        if candidates := self._candidates(job, verdict):
+            reason = f"{verdict.reason}; its request_id may be {' or '.join(candidates)}"
             return Ambiguous(reason, verdict.answer)
+        return verdict
 
-    def _candidates(self, job: InFlightJob, verdict: PostVerdict) -> list[str]:
-        """Return the request_ids that an ambiguous POST may have, none for other verdicts.
+    def _candidates(self, job: InFlightJob, verdict: Ambiguous) -> list[str]:
+        """Return the request_ids that an ambiguous POST may have.
 
         One is from an answer that is damaged otherwise, one from a callback with the token of the job.
         """
-        if not isinstance(verdict, Ambiguous):
-            return []
         early_callback = self._run.early_callbacks.get(job.job_no)
         named = (verdict.request_id, early_callback and early_callback.request_id)
         return list(dict.fromkeys(request_id for request_id in named if request_id))
@@ -217,13 +218,13 @@ class Submitter:
             if task:
                 task.cancel()
 
-    async def _settle(self, job: InFlightJob, verdict: PostVerdict) -> None:
-        """Record the result of a POST and hand the job to the next stage."""
+    async def _settle(self, job: InFlightJob, verdict: PostVerdict, doubt: str) -> None:
+        """Record the result of a POST, as `_post` returns it, and hand the job to the next stage."""
         report = self._update_rate(verdict, job.sent_s)
         transition = self._decide(job, verdict)
         if not await self._executor.apply(job, transition):
             message = f"the gateway returned the request_id of another job, {transition.request_id}"
-            await self._executor.apply(job, self._decide(job, Ambiguous(message)))
+            await self._executor.apply(job, self._decide(job, Ambiguous(f"{doubt}; {message}" if doubt else message)))
         report()
 
     def _decide(self, job: InFlightJob, verdict: PostVerdict) -> Transition:

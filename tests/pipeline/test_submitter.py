@@ -251,6 +251,18 @@ class TestSubmitResults:
         found = rows_by_id(tmp_path)
         assert {job_id: row["request_id"] for job_id, row in found.items()} == {"j0": "krea_own", "j1": "krea_other"}
 
+    def test_a_candidate_that_is_another_jobs(self, tmp_path: Path) -> None:
+        """If another job has the request_id that a poll has proven, the error says what was in doubt before."""
+        gateway = ScriptedGateway()
+        gateway.charged["krea_j0"] = "j0"
+        gateway.submit_script["j0"] = [Accepted("krea_j0", Waiting("QUEUED"))]
+        gateway.submit_script["j1"] = [(1.0, Ambiguous("the answer is cut (krea_a)", b"{", "krea_j0"))]
+        run_virtual(run_jobs(tmp_path, gateway, make_jobs(2)))
+        assert result_statuses(tmp_path) == {"j0": "succeeded", "j1": "ambiguous"}
+        message = rows_by_id(tmp_path)["j1"]["error"]["message"]
+        assert message.startswith("the answer is cut (krea_a); its request_id may be krea_j0; ")
+        assert message.endswith("the request_id of another job, krea_j0")
+
     def test_a_stop_while_a_request_id_is_proven(self, tmp_path: Path) -> None:
         """If the run is aborted before polls have proven a request_id, the error of the job names it."""
         gateway = ScriptedGateway()
