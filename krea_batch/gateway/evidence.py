@@ -2,7 +2,7 @@
 
 A request_id in the answer to a POST means that the job was accepted, and probably paid for, however damaged the
 answer is. `read_json` reads an object in spite of damage elsewhere. `find_request_ids` finds request_ids in any
-bytes; the only one is a candidate, and a poll has to prove it.
+bytes; they are only candidates, and polls have to prove one.
 """
 
 from __future__ import annotations

@@ -5,9 +5,9 @@ response to a POST that is not clearly a refusal is `Ambiguous`.
 
 A damaged answer to a POST is `Accepted` immediately if its object can be read and has its request_id in its place,
 whatever the damage elsewhere (evidence.read_json). If the request_id is only part of what came (a cut object, another
-place, a status other than 2xx), the verdict is `Ambiguous` with the request_id as a candidate, which a poll has to
-prove. An answer that names two request_ids has no candidate: a poll can prove that both exist, not which one is that
-of the POST, and the other one may be a job whose image this job would get.
+place, a status other than 2xx, a polling_url of another request), the verdict is `Ambiguous` with the request_id as a
+candidate, which a poll has to prove. If there are two, the gateway must know one and deny the other. If it knows
+both, one of them is of another job, whose image this job might get.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ SUBMIT_HEADERS = {"Content-Type": "application/json", "Cache-Control": "no-cache
 MAX_JSON_BYTES = 1 << 20  # chosen: a thousand times a usual response; bounds memory
 MAX_RETRY_AFTER_S = 3600.0  # chosen: try at least once an hour
 MAX_DETAIL_CHARS = 300  # chosen: enough for a sentence in a result row
-MAX_NAMED_IDS = 3  # chosen: two are enough to ask the provider about
+MAX_CANDIDATES = 3  # chosen: an answer that names more is a list of other jobs
 MAX_STATUS_CHARS = 40  # chosen: enough for a status that the API document does not list
 
 _REQUEST_ID = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9_~:-]|\.(?!\.)){0,199}")
@@ -160,11 +160,9 @@ def in_doubt(reason: str, answer: Answer | None) -> Ambiguous:
     """Return the verdict of a POST that was sent without an answer, or with one that proves nothing."""
     if answer is None:
         return Ambiguous(reason)
-    named = _named_ids(answer.body)
+    named = sorted(_named_ids(answer.body))
     kept = answer.body[: evidence.KEPT_ANSWER_BYTES]
-    if len(named) > 1:
-        return Ambiguous(f"{reason} (it names {' and '.join(sorted(named)[:MAX_NAMED_IDS])})", kept)
-    return Ambiguous(reason, kept, named.pop() if named else None)
+    return Ambiguous(reason, kept, tuple(named) if len(named) <= MAX_CANDIDATES else ())
 
 
 def _named_ids(body: bytes) -> set[str]:

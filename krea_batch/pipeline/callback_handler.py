@@ -19,6 +19,7 @@ from krea_batch.pipeline.executor import TransitionExecutor
 from krea_batch.pipeline.in_flight_job import InFlightJob
 from krea_batch.rules import lifecycle
 from krea_batch.rules.lifecycle import Transition
+from krea_batch.rules.verdicts import PollFailed
 
 
 class CallbackHandler:
@@ -91,7 +92,7 @@ class CallbackHandler:
             if ambiguous is None:
                 return
             progress = await self._run.prove(request_id)
-            if progress is not None:
+            if not isinstance(progress, PollFailed):
                 await self._adopt(InFlightJob.from_ledger(ambiguous), lifecycle.adopt(request_id, progress))
         finally:
             self._resolving.discard(job_no)

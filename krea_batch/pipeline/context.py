@@ -25,7 +25,7 @@ from krea_batch.pipeline.rate_limiter import RateLimiter, monotonic_clock
 from krea_batch.pipeline.stats import RunStats
 from krea_batch.rules.backoff import RetryBudget
 from krea_batch.rules.delivery import DeliveryGuard
-from krea_batch.rules.verdicts import PollFailed, PollVerdict, Progress
+from krea_batch.rules.verdicts import PollVerdict
 from krea_batch.settings import Settings
 from krea_batch.storage.async_io import DiskThreads
 
@@ -81,10 +81,9 @@ class RunContext:
         """Call a function after `wait_s` seconds, without a task that waits."""
         return self._loop.call_later(wait_s, call, *args)
 
-    async def prove(self, request_id: str) -> Progress | None:
-        """Poll a request_id of unknown origin. Return its status, or None if the gateway does not know it."""
-        verdict = await prove(self._counted_poll, request_id, interval_s=self.settings.poll_interval_s)
-        return None if isinstance(verdict, PollFailed) else verdict
+    async def prove(self, request_id: str) -> PollVerdict:
+        """Poll a request_id of unknown origin, as `gateway.proof.prove` does."""
+        return await prove(self._counted_poll, request_id, interval_s=self.settings.poll_interval_s)
 
     async def _counted_poll(self, request_id: str) -> PollVerdict:
         self.stats.polls += 1

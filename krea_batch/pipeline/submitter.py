@@ -28,7 +28,7 @@ from krea_batch.rules import lifecycle
 from krea_batch.rules.circuit_breaker import CircuitBreaker
 from krea_batch.rules.lifecycle import Transition
 from krea_batch.rules.pending_limit import PendingLimit
-from krea_batch.rules.verdicts import Accepted, Ambiguous, NotSent, PostVerdict, Refusal, Refused
+from krea_batch.rules.verdicts import Accepted, Ambiguous, NotSent, PollFailed, PostVerdict, Refusal, Refused
 from krea_batch.settings import AmbiguousPolicy
 
 POST_GRACE_S = 5.0  # chosen: most answers of pending POSTs arrive within it, and an abort stays fast
@@ -190,10 +190,13 @@ class Submitter:
             self._pending_posts.discard(task)
 
     async def _prove(self, job: InFlightJob, verdict: Ambiguous) -> PostVerdict:
-        """Turn an ambiguous POST into an accepted one if a poll finds the request_id that is likely its own."""
-        for request_id in self._candidates(job, verdict):
+        """Turn an ambiguous POST into an accepted one if polls find the request_id that is likely its own."""
+        polled = [(request_id, await self._run.prove(request_id)) for request_id in verdict.request_ids]
+        if accepted := lifecycle.prove_one(polled):
+            return accepted
+        if request_id := self._called_back(job):
             progress = await self._run.prove(request_id)
-            if progress is not None:
+            if not isinstance(progress, PollFailed):
                 return Accepted(request_id, progress)
         return self._name_candidates(job, verdict)
 
@@ -207,11 +210,15 @@ class Submitter:
     def _candidates(self, job: InFlightJob, verdict: Ambiguous) -> list[str]:
         """Return the request_ids that an ambiguous POST may have.
 
-        One is from an answer that is damaged otherwise, one from a callback with the token of the job.
+        They are from an answer that is damaged otherwise, and from a callback with the token of the job.
         """
-        early_callback = self._run.early_callbacks.get(job.job_no)
-        named = (verdict.request_id, early_callback and early_callback.request_id)
+        named = (*verdict.request_ids, self._called_back(job))
         return list(dict.fromkeys(request_id for request_id in named if request_id))
+
+    def _called_back(self, job: InFlightJob) -> str | None:
+        """Return the request_id of a callback that arrived while the POST was pending, or None."""
+        early_callback = self._run.early_callbacks.get(job.job_no)
+        return early_callback.request_id if early_callback else None
 
     def _cancel_pending_posts(self) -> None:
         for task in self._pending_posts:

@@ -15,7 +15,7 @@ Rules that the table keeps:
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from enum import StrEnum
 from itertools import pairwise
 
@@ -286,6 +286,16 @@ def _reject(refused: Refused, detail: str) -> Transition:
         status=refused.status,
         error=ErrorInfo(f"http_{refused.status}", detail),
     )
+
+
+def prove_one(polled: Sequence[tuple[str, PollVerdict]]) -> Accepted | None:
+    """Return the acceptance of a POST whose answer names these request_ids, from a poll of each; None if in doubt.
+
+    A poll proves that a request_id exists, not whose it is. So the gateway must know one, and deny the others.
+    """
+    known = [Accepted(request_id, verdict) for request_id, verdict in polled if not isinstance(verdict, PollFailed)]
+    denied = sum(isinstance(verdict, PollFailed) and verdict.status in GONE_STATUSES for _, verdict in polled)
+    return known[0] if len(known) == 1 and denied == len(polled) - 1 else None
 
 
 # ---- polls -----------------------------------------------------------------------------------------------

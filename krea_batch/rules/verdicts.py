@@ -83,13 +83,13 @@ class NotSent(Struct, frozen=True):
 class Ambiguous(Struct, frozen=True):
     """The POST was sent, and its answer does not prove that nothing was queued.
 
-    `answer` is the beginning of the answer's body as received, at most 4 KiB. `request_id` is the one that the answer
-    may name; only a poll can prove it.
+    `answer` is the beginning of the answer's body as received, at most 4 KiB. `request_ids` are those that the answer
+    names; only polls can prove one.
     """
 
     reason: str
     answer: bytes = b""
-    request_id: str | None = None
+    request_ids: tuple[str, ...] = ()
 
 
 PostVerdict = Accepted | Refused | NotSent | Ambiguous

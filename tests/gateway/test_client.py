@@ -472,7 +472,7 @@ def test_a_response_that_never_ends() -> None:
         await asyncio.Event().wait()
 
     verdict = run_against_server(send_without_end, submit, timeout_s=SHORT_TIMEOUT_S)
-    assert verdict == Ambiguous("timed out", ACCEPTED_RESPONSE, "abc-1")
+    assert verdict == Ambiguous("timed out", ACCEPTED_RESPONSE, ("abc-1",))
 
 
 def test_a_server_that_closes_silently() -> None:

@@ -327,7 +327,7 @@ def test_candidates(status: int, body: object) -> None:
     answer = to_answer(status, body)
     verdict = read_post_answer(answer, now=NOW)
     assert isinstance(verdict, Ambiguous)
-    assert (verdict.request_id, verdict.answer) == (ID, answer.body)
+    assert (verdict.request_ids, verdict.answer) == ((ID,), answer.body)
 
 
 def test_what_is_kept_of_an_answer() -> None:
@@ -350,11 +350,17 @@ TWO_IDS: dict[str, tuple[int, object]] = {
 
 @pytest.mark.parametrize(("status", "body"), TWO_IDS.values(), ids=TWO_IDS)
 def test_two_request_ids(status: int, body: object) -> None:
-    """An answer that names two request_ids is in doubt, has no candidate, and its reason names both."""
+    """An answer that names two request_ids is in doubt, and both are candidates."""
     verdict = parse_submit(status, body)
     assert isinstance(verdict, Ambiguous)
-    assert verdict.request_id is None
-    assert verdict.reason.endswith(f"(it names {ID} and {OTHER_ID})")
+    assert verdict.request_ids == (ID, OTHER_ID)
+
+
+def test_many_request_ids() -> None:
+    """An answer that names many request_ids, as a list of jobs does, has no candidate."""
+    verdict = parse_submit(504, " ".join(f"{ID[:-1]}{digit}" for digit in range(4)).encode())
+    assert isinstance(verdict, Ambiguous)
+    assert verdict.request_ids == ()
 
 
 def test_two_request_ids_of_another_form() -> None:
@@ -362,7 +368,7 @@ def test_two_request_ids_of_another_form() -> None:
     url = QUEUED["polling_url"].replace(ID, "abc-2")
     verdict = parse_submit(202, {"request_id": "abc-1", "status": "QUEUED", "polling_url": url})
     assert isinstance(verdict, Ambiguous)
-    assert verdict.request_id is None
+    assert verdict.request_ids == ("abc-1", "abc-2")
 
 
 def test_a_broken_answer_with_an_id_in_its_place() -> None:
@@ -370,7 +376,7 @@ def test_a_broken_answer_with_an_id_in_its_place() -> None:
     answer = Answer(202, b'{"request_id": "abc-1"}', is_complete=False)
     verdict = read_post_answer(answer, now=NOW)
     assert isinstance(verdict, Ambiguous)
-    assert verdict.request_id == "abc-1"
+    assert verdict.request_ids == ("abc-1",)
 
 
 # ---- results of a POST: refused or ambiguous -------------------------------------------------------------

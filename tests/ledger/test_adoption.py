@@ -57,7 +57,7 @@ def test_a_doubt_that_cannot_be_recorded(
     """Why a POST is ambiguous, and which request_id it may have, is written to standard error as the last resort."""
     gateway = ScriptedGateway()
     gateway.charged["krea_maybe"] = "j0"
-    gateway.submit_script["j0"] = [Ambiguous("the answer is cut", b"{", "krea_maybe")]
+    gateway.submit_script["j0"] = [Ambiguous("the answer is cut", b"{", ("krea_maybe",))]
     gateway.poll_script["j0"] = [PollFailed("no answer in time")]
 
     def fail(*_: object) -> Any:

@@ -32,7 +32,7 @@ from krea_batch.rules.verdicts import (
     Refused,
     Waiting,
 )
-from krea_batch.testing.scripted_gateway import ACCEPT, ScriptedGateway
+from krea_batch.testing.scripted_gateway import ACCEPT, FINISH, ScriptedGateway
 from tests.asgi_client import call_asgi
 from tests.engine_fixtures import ledger_states, make_jobs, query_ledger, result_statuses, rows_by_id, run_jobs
 from tests.virtual_time_runs import run_virtual
@@ -216,19 +216,38 @@ class TestSubmitResults:
         for n, job in enumerate(make_jobs(4)):
             request_id = f"krea-2-large-text-to-image_{n}"
             gateway.charged[request_id] = job.id
-            gateway.submit_script[job.id] = [Ambiguous("the answer is cut", b"{", request_id)]
+            gateway.submit_script[job.id] = [Ambiguous("the answer is cut", b"{", (request_id,))]
         gateway.poll_script["j3"] = [PollFailed("not found", 404)]
         run_virtual(run_jobs(tmp_path, gateway, make_jobs(4)))
         assert result_statuses(tmp_path) == dict.fromkeys(["j0", "j1", "j2"], "succeeded") | {"j3": "ambiguous"}
         assert "may be krea-2-large-text-to-image_3" in rows_by_id(tmp_path)["j3"]["error"]["message"]
         assert len(gateway.submitted_bodies) == 4
 
+    @pytest.mark.parametrize(
+        ("other", "status"),
+        [(PollFailed("not found", 404), "succeeded"), (PollFailed("no answer"), "ambiguous"), (FINISH, "ambiguous")],
+        ids=["denied", "unknown", "known"],
+    )
+    def test_an_answer_that_names_two_request_ids(self, tmp_path: Path, other: Any, status: str) -> None:
+        """The job is accepted only if the gateway knows one and denies the other, which may be another job."""
+        gateway = ScriptedGateway()
+        gateway.charged = {"krea_own": "j0", "krea_other": "j1"}
+        gateway.submit_script["j0"] = [Ambiguous("two ids", b"{", ("krea_other", "krea_own"))]
+        gateway.poll_script["j1"] = [other]
+        run_virtual(run_jobs(tmp_path, gateway, make_jobs(1)))
+        row = rows_by_id(tmp_path)["j0"]
+        assert row["status"] == status
+        assert row["request_id"] == ("krea_own" if status == "succeeded" else None)
+        if status == "ambiguous":
+            assert "its request_id may be krea_other or krea_own" in row["error"]["message"]
+        assert len(gateway.submitted_bodies) == 1
+
     def test_a_callback_names_another_request_than_the_answer(self, tmp_path: Path) -> None:
         """If a damaged answer and a callback name different request_ids, that of the answer is tried first."""
         gateway = ScriptedGateway()
         gateway.charged = {"krea_own": "j0", "krea_other": "j1"}
         gateway.submit_script["j1"] = [Accepted("krea_other", Waiting("QUEUED"))]
-        gateway.submit_script["j0"] = [(5.0, Ambiguous("the answer is cut", b"{", "krea_own"))]
+        gateway.submit_script["j0"] = [(5.0, Ambiguous("the answer is cut", b"{", ("krea_own",)))]
         urls: list[str] = []
 
         async def main() -> None:
@@ -256,7 +275,7 @@ class TestSubmitResults:
         gateway = ScriptedGateway()
         gateway.charged["krea_j0"] = "j0"
         gateway.submit_script["j0"] = [Accepted("krea_j0", Waiting("QUEUED"))]
-        gateway.submit_script["j1"] = [(1.0, Ambiguous("the answer is cut (krea_a)", b"{", "krea_j0"))]
+        gateway.submit_script["j1"] = [(1.0, Ambiguous("the answer is cut (krea_a)", b"{", ("krea_j0",)))]
         run_virtual(run_jobs(tmp_path, gateway, make_jobs(2)))
         assert result_statuses(tmp_path) == {"j0": "succeeded", "j1": "ambiguous"}
         message = rows_by_id(tmp_path)["j1"]["error"]["message"]
@@ -267,7 +286,7 @@ class TestSubmitResults:
         """If the run is aborted before polls have proven a request_id, the error of the job names it."""
         gateway = ScriptedGateway()
         gateway.charged["krea_maybe"] = "j0"
-        gateway.submit_script["j0"] = [Ambiguous("the answer is cut", b"{", "krea_maybe")]
+        gateway.submit_script["j0"] = [Ambiguous("the answer is cut", b"{", ("krea_maybe",))]
         gateway.poll_script["j0"] = [PollFailed("no answer in time")]
 
         async def main() -> None:
