@@ -1,4 +1,4 @@
-"""Shared by all tests: simulators as processes, children that can be interrupted, and failures of listeners."""
+"""Shared by all tests: simulators, children that can be interrupted, and failures of listeners."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from collections.abc import Iterator
 import pytest
 from hypothesis import settings
 
-from tests.processes import SimulatorProcess, StartSimulator, let_children_be_interrupted
+from tests.processes import RunningSimulator, SimulatorThread, StartSimulator, let_children_be_interrupted
 
 let_children_be_interrupted()
 
@@ -22,10 +22,10 @@ settings.load_profile("without deadline")
 @pytest.fixture
 def simulate() -> Iterator[StartSimulator]:
     """Start simulators, which are stopped at the end of the test."""
-    started: list[SimulatorProcess] = []
+    started: list[RunningSimulator] = []
 
-    def start(*options: str) -> SimulatorProcess:
-        started.append(SimulatorProcess(*options))
+    def start(*options: str) -> RunningSimulator:
+        started.append(SimulatorThread(*options))
         return started[-1]
 
     yield start

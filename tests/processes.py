@@ -1,4 +1,4 @@
-"""Run the command and the simulator as real processes, and read the results."""
+"""Run the command as a real process against a simulator, and read the results."""
 
 from __future__ import annotations
 
@@ -11,10 +11,15 @@ import sys
 import threading
 import urllib.request
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from typing import Any
+
+from anyio.from_thread import start_blocking_portal
+
+from krea_batch.cli.commands.simulate import simulate, simulator_settings
+from krea_batch.testing.simulator import Simulator
 
 COMMAND = [sys.executable, "-m", "krea_batch"]
 PROCESS_TIMEOUT_S = 120.0
@@ -31,17 +36,11 @@ def let_children_be_interrupted() -> None:
         signal.signal(signal.SIGINT, lambda *_: None)
 
 
-class SimulatorProcess:
-    """A simulator in its own process."""
+class RunningSimulator:
+    """A simulator that answers at `gateway_url`, and tells its accounting at `admin_url`."""
 
-    def __init__(self, *options: str) -> None:
-        self.process = subprocess.Popen(
-            [*COMMAND, "simulate", "--port", "0", "--json", *options], stdout=subprocess.PIPE, text=True
-        )
-        assert self.process.stdout is not None
-        urls = json.loads(self.process.stdout.readline())
-        self.gateway_url: str = urls["gateway_url"]
-        self.admin_url: str = urls["admin_url"]
+    gateway_url: str
+    admin_url: str
 
     def admin_request(self, path: str, body: dict[str, Any] | None = None) -> dict[str, Any]:
         """GET an admin URL, or POST `body` to it."""
@@ -53,11 +52,46 @@ class SimulatorProcess:
         return parsed
 
     def close(self) -> None:
+        """Stop it. Stopping twice has no effect."""
+        raise NotImplementedError
+
+
+class SimulatorThread(RunningSimulator):
+    """A simulator with these options of `krea-batch simulate`, with its own event loop in a thread of this process.
+
+    Tests start many of them, and a process would take 0.4 s of processor time to start.
+    """
+
+    def __init__(self, *options: str) -> None:
+        with simulate.make_context("simulate", ["--port=0", *options]) as context:
+            del context.params["as_json"]
+            simulator = Simulator(simulator_settings(**context.params))
+        self._stack = ExitStack()
+        portal = self._stack.enter_context(start_blocking_portal(backend_options={"use_uvloop": True}))
+        self._stack.enter_context(portal.wrap_async_context_manager(simulator))
+        self.gateway_url, self.admin_url = simulator.gateway_url, simulator.admin_url
+
+    def close(self) -> None:
+        self._stack.close()
+
+
+class SimulatorProcess(RunningSimulator):
+    """A simulator in its own process, for benchmarks."""
+
+    def __init__(self, *options: str) -> None:
+        self.process = subprocess.Popen(
+            [*COMMAND, "simulate", "--port", "0", "--json", *options], stdout=subprocess.PIPE, text=True
+        )
+        assert self.process.stdout is not None
+        urls = json.loads(self.process.stdout.readline())
+        self.gateway_url, self.admin_url = urls["gateway_url"], urls["admin_url"]
+
+    def close(self) -> None:
         self.process.send_signal(signal.SIGTERM)
         self.process.communicate(timeout=PROCESS_TIMEOUT_S)
 
 
-StartSimulator = Callable[..., SimulatorProcess]
+StartSimulator = Callable[..., RunningSimulator]
 """The fixture `simulate`: start a simulator with these options."""
 
 

@@ -14,7 +14,7 @@ from PIL import Image
 
 from tests.processes import (
     PROCESS_TIMEOUT_S,
-    SimulatorProcess,
+    RunningSimulator,
     StartSimulator,
     clean_environment,
     result_rows,
@@ -38,7 +38,7 @@ def faults(**probabilities: float) -> list[str]:
     ]
 
 
-def run_against(simulator: SimulatorProcess, folder: Path, *extra_options: str) -> Any:
+def run_against(simulator: RunningSimulator, folder: Path, *extra_options: str) -> Any:
     options = (
         "--out",
         "out",
@@ -53,7 +53,7 @@ def run_against(simulator: SimulatorProcess, folder: Path, *extra_options: str) 
     return run_command("run", "jobs.jsonl", *options, cwd=folder)
 
 
-def submissions_by_prompt(simulator: SimulatorProcess) -> Counter[str]:
+def submissions_by_prompt(simulator: RunningSimulator) -> Counter[str]:
     """Return how often each prompt was POSTed, with any result."""
     return Counter(post["body"]["prompt"] for post in simulator.admin_request("/ledger")["posts"])
 
@@ -83,7 +83,7 @@ def test_many_faults_at_once_charge_each_job_once(simulate: StartSimulator, tmp_
 
 
 class TestLostResponses:
-    def gateway_losing_responses(self, simulate: StartSimulator, folder: Path) -> SimulatorProcess:
+    def gateway_losing_responses(self, simulate: StartSimulator, folder: Path) -> RunningSimulator:
         write_jobs(folder / "jobs.jsonl", 400)
         return simulate(*CHARGES_SIMULATOR_OPTIONS, *faults(submit_lost=0.05, submit_garbled=0.05))
 

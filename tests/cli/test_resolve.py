@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.processes import SimulatorProcess, StartSimulator, result_rows, run_command, write_jobs
+from tests.processes import RunningSimulator, StartSimulator, result_rows, run_command, write_jobs
 
 pytestmark = pytest.mark.slow
 
@@ -15,7 +15,7 @@ RESOLVE_RUN_COMMAND = ("run", "jobs.jsonl", "--out", "out", "--rate", "500/s", "
 
 
 @pytest.fixture
-def gateway(simulate: StartSimulator, tmp_path: Path) -> SimulatorProcess:
+def gateway(simulate: StartSimulator, tmp_path: Path) -> RunningSimulator:
     """A gateway that charged six jobs of the run in `out`, with all answers lost, and now answers again."""
     simulator = simulate("--tiny", "--latency", "fixed:0.2", "--fault", "submit-lost=1")
     write_jobs(tmp_path / "jobs.jsonl", 6)
@@ -31,7 +31,7 @@ def statuses_by_id(folder: Path) -> dict[str, str]:
     return {row["id"]: row["status"] for row in result_rows(folder / "out")}
 
 
-def test_list_changes_nothing(gateway: SimulatorProcess, tmp_path: Path) -> None:
+def test_list_changes_nothing(gateway: RunningSimulator, tmp_path: Path) -> None:
     """--list, the default, shows ids, prompts and the decisions; running the batch again charges nothing."""
     shown = run_command("resolve", "out", "--list", cwd=tmp_path)
     assert shown.returncode == 0
@@ -48,7 +48,7 @@ def test_list_changes_nothing(gateway: SimulatorProcess, tmp_path: Path) -> None
     assert set(statuses_by_id(tmp_path).values()) == {"ambiguous"}
 
 
-def test_every_decision_about_ambiguous_jobs(gateway: SimulatorProcess, tmp_path: Path) -> None:
+def test_every_decision_about_ambiguous_jobs(gateway: RunningSimulator, tmp_path: Path) -> None:
     """Adopted jobs get their images without a charge, abandoned jobs end, and resubmitted jobs are charged again."""
     posts = gateway.admin_request("/ledger")["posts"]
     by_prompt = {post["body"]["prompt"]: post["request_id"] for post in posts}
@@ -87,7 +87,7 @@ def test_every_decision_about_ambiguous_jobs(gateway: SimulatorProcess, tmp_path
     ],
 )
 def test_invalid_decisions_change_nothing(
-    gateway: SimulatorProcess, tmp_path: Path, arguments: list[str], expected: str
+    gateway: RunningSimulator, tmp_path: Path, arguments: list[str], expected: str
 ) -> None:
     """An invalid job, request_id or combination gives exit 2 with the reason, and all six jobs stay ambiguous."""
     done = run_command("resolve", "out", *arguments, cwd=tmp_path)

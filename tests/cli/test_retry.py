@@ -17,7 +17,7 @@ from krea_batch.maintenance.retry import RetryPlan
 from tests.engine_fixtures import ledger_states
 from tests.processes import (
     PROCESS_TIMEOUT_S,
-    SimulatorProcess,
+    RunningSimulator,
     StartSimulator,
     answer_in_terminal,
     run_command,
@@ -32,11 +32,11 @@ RETRY_RUN_OPTIONS = ("--poll-interval=0.1", "--rate=100/s")
 
 
 @pytest.fixture
-def gateway(simulate: StartSimulator) -> SimulatorProcess:
+def gateway(simulate: StartSimulator) -> RunningSimulator:
     return simulate("--latency=fixed:0.1", "--tiny")
 
 
-def run_jobs_at(gateway: SimulatorProcess, folder: Path, jobs: int = 4) -> Path:
+def run_jobs_at(gateway: RunningSimulator, folder: Path, jobs: int = 4) -> Path:
     """Run jobs in `out`, and return that run directory."""
     write_jobs(folder / "jobs.jsonl", jobs)
     run_command(
@@ -47,7 +47,7 @@ def run_jobs_at(gateway: SimulatorProcess, folder: Path, jobs: int = 4) -> Path:
 
 def failed_run(
     simulate: StartSimulator, folder: Path, fault_name: str = "job-failed"
-) -> tuple[SimulatorProcess, Path]:
+) -> tuple[RunningSimulator, Path]:
     """Run jobs that all fail. Return a gateway without faults that knows these jobs, and the run directory."""
     gateway = simulate(
         "--latency=fixed:0.1", "--tiny", "--fault", f"{fault_name}=1", "--state-file", str(folder / "state.jsonl")
@@ -130,7 +130,7 @@ def test_confirmation_in_a_terminal(
     assert set(ledger_states(out).values()) == {state}
 
 
-def test_jobs_that_cannot_be_retried(gateway: SimulatorProcess, tmp_path: Path) -> None:
+def test_jobs_that_cannot_be_retried(gateway: RunningSimulator, tmp_path: Path) -> None:
     """A job with its image, an ambiguous job and an unknown id are refused with the reason; nothing is submitted."""
     out = run_jobs_at(gateway, tmp_path)
     make_ambiguous(out)
@@ -148,7 +148,7 @@ def test_jobs_that_cannot_be_retried(gateway: SimulatorProcess, tmp_path: Path) 
     assert len(gateway.admin_request("/ledger")["posts"]) == 4
 
 
-def test_abandoned_jobs_only_with_status_cancelled(gateway: SimulatorProcess, tmp_path: Path) -> None:
+def test_abandoned_jobs_only_with_status_cancelled(gateway: RunningSimulator, tmp_path: Path) -> None:
     """An abandoned job is not resubmitted by default, but with --status cancelled."""
     out = run_jobs_at(gateway, tmp_path, 1)
     make_ambiguous(out)
@@ -179,7 +179,7 @@ def test_a_killed_retry_resumes(simulate: StartSimulator, tmp_path: Path) -> Non
 
 
 class TestLimit:
-    def stopped_run(self, simulate: StartSimulator, folder: Path) -> tuple[SimulatorProcess, Path]:
+    def stopped_run(self, simulate: StartSimulator, folder: Path) -> tuple[RunningSimulator, Path]:
         """Return a gateway, and a run with --max-charges 6 whose four jobs have failed and are charged."""
         gateway, out = failed_run(simulate, folder)
         options = ("--gateway", gateway.gateway_url, *RETRY_RUN_OPTIONS, "-q")
@@ -187,7 +187,7 @@ class TestLimit:
         assert charge_counts(out)["charged"] == 4
         return gateway, out
 
-    def retry(self, gateway: SimulatorProcess, out: Path, *options: str) -> tuple[int, str]:
+    def retry(self, gateway: RunningSimulator, out: Path, *options: str) -> tuple[int, str]:
         common = ("--yes", "--gateway", gateway.gateway_url, *RETRY_RUN_OPTIONS)
         done = run_command("retry", out, *common, *options, cwd=out.parent)
         return done.returncode, done.stderr
@@ -233,7 +233,7 @@ def test_simulated_runs_need_no_confirmation(tmp_path: Path) -> None:
 
 
 class TestRules:
-    def test_retry_is_all_or_nothing(self, gateway: SimulatorProcess, tmp_path: Path) -> None:
+    def test_retry_is_all_or_nothing(self, gateway: RunningSimulator, tmp_path: Path) -> None:
         """If one of the jobs cannot be retried, none of them changes."""
         out = run_jobs_at(gateway, tmp_path)
         store = LedgerStore.open(out / "ledger.db")

@@ -18,7 +18,7 @@ from krea_batch.rules.pending_limit import INITIAL_PENDING
 from tests.processes import (
     COMMAND,
     PROCESS_TIMEOUT_S,
-    SimulatorProcess,
+    RunningSimulator,
     StartSimulator,
     clean_environment,
     result_rows,
@@ -152,7 +152,7 @@ class TestCompleteRuns:
 
 
 class TestStops:
-    def arguments(self, gateway: SimulatorProcess, *extra_options: str) -> tuple[str, ...]:
+    def arguments(self, gateway: RunningSimulator, *extra_options: str) -> tuple[str, ...]:
         return (
             "run",
             "jobs.jsonl",
@@ -165,11 +165,11 @@ class TestStops:
             *extra_options,
         )
 
-    def wait_until(self, gateway: SimulatorProcess, accepted: int, process: subprocess.Popen[str]) -> None:
+    def wait_until(self, gateway: RunningSimulator, accepted: int, process: subprocess.Popen[str]) -> None:
         while gateway.admin_request("/totals")["accepted"] < accepted:
             assert process.poll() is None, process.communicate()
 
-    def finish(self, gateway: SimulatorProcess, tmp_path: Path, count: int) -> None:
+    def finish(self, gateway: RunningSimulator, tmp_path: Path, count: int) -> None:
         """Assert that the same command completes the run, with one charge per job."""
         done = run_command(*self.arguments(gateway, "--rate", "500/s"), cwd=tmp_path)
         assert done.returncode == 0, done.stderr + done.stdout
@@ -269,7 +269,7 @@ class TestRefusals:
     """Mistakes that give exit code 2 before anything is charged."""
 
     def assert_refused(
-        self, tmp_path: Path, *arguments: str, gateway: SimulatorProcess | None = None, key: str = "k"
+        self, tmp_path: Path, *arguments: str, gateway: RunningSimulator | None = None, key: str = "k"
     ) -> str:
         gateway_option = ("--gateway", gateway.gateway_url) if gateway else ()
         done = run_command("run", *arguments, "--out", "out", *gateway_option, cwd=tmp_path, key=key)

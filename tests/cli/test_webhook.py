@@ -15,7 +15,7 @@ import pytest
 from tests.processes import (
     COMMAND,
     PROCESS_TIMEOUT_S,
-    SimulatorProcess,
+    RunningSimulator,
     StartSimulator,
     clean_environment,
     result_rows,
@@ -30,7 +30,7 @@ LISTEN = ("--webhook-listen", "127.0.0.1:0")
 JOB_LATENCY_OPTIONS = ("--tiny", "--latency", "uniform:2,4")
 
 
-def run_with_webhook(simulator: SimulatorProcess, tmp_path: Path, *options: str) -> dict[str, Any]:
+def run_with_webhook(simulator: RunningSimulator, tmp_path: Path, *options: str) -> dict[str, Any]:
     """Run a batch to its end, and return its rows by id."""
     jobs = write_jobs(tmp_path / "jobs.jsonl", JOBS)
     run_options = ("--rate", "40/s", "--poll-interval", "1", "--gateway", simulator.gateway_url)

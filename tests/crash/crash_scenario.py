@@ -14,7 +14,7 @@ from PIL import Image
 from tests.processes import (
     COMMAND,
     PROCESS_TIMEOUT_S,
-    SimulatorProcess,
+    RunningSimulator,
     clean_environment,
     result_rows,
     run_command,
@@ -28,7 +28,7 @@ RUN_OPTIONS = ("--rate", "200/s", "--poll-interval", "0.3")
 class CrashScenario:
     """A run of `count` jobs into `out`, which is started, killed and resumed."""
 
-    def __init__(self, simulator: SimulatorProcess, directory: Path, count: int, out: Path | None = None) -> None:
+    def __init__(self, simulator: RunningSimulator, directory: Path, count: int, out: Path | None = None) -> None:
         self.simulator = simulator
         self.directory = directory
         self.out = out or directory / "out"

@@ -18,7 +18,7 @@ from typing import Any
 import aiohttp
 import pytest
 
-from tests.processes import PROCESS_TIMEOUT_S, SimulatorProcess, StartSimulator, clean_environment
+from tests.processes import PROCESS_TIMEOUT_S, RunningSimulator, StartSimulator, clean_environment
 
 pytestmark = pytest.mark.slow
 
@@ -95,7 +95,7 @@ async def wait_until_ended(web: aiohttp.ClientSession, image_id: str) -> dict[st
         return status
 
 
-def charged_prompts(simulator: SimulatorProcess) -> list[str]:
+def charged_prompts(simulator: RunningSimulator) -> list[str]:
     """Return the prompts of all POSTs that were charged."""
     return [post["body"]["prompt"] for post in simulator.admin_request("/ledger")["posts"] if post["charged"]]
 

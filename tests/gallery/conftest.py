@@ -14,7 +14,7 @@ from playwright.sync_api import Browser, BrowserContext, Page, sync_playwright
 from krea_batch.jobs import State
 from tests.engine_fixtures import ledger_states
 from tests.gallery.gallery_fixtures import OpenPage, RunningView, SeedJob, StartView, make_run, sweep_jobs
-from tests.processes import SimulatorProcess, StartSimulator, run_command, write_jobs
+from tests.processes import RunningSimulator, StartSimulator, run_command, write_jobs
 
 BROWSER_ARGUMENTS = [
     "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
@@ -127,13 +127,13 @@ def mixed_url(mixed_run: Path) -> Iterator[str]:
 
 
 @pytest.fixture
-def gateway(simulate: StartSimulator) -> SimulatorProcess:
+def gateway(simulate: StartSimulator) -> RunningSimulator:
     """A simulator at which each job ends in ERROR at first, and succeeds when it is resubmitted."""
     return simulate("--latency=fixed:0.1", "--tiny", "--fault", "job-first-error=1")
 
 
 @pytest.fixture
-def failed_run(gateway: SimulatorProcess, tmp_path: Path) -> Path:
+def failed_run(gateway: RunningSimulator, tmp_path: Path) -> Path:
     """A run of three jobs that are all errored."""
     write_jobs(tmp_path / "jobs.jsonl", 3)
     options = ("--max-attempts=1", "--poll-interval=0.1", "--rate=20/s", "-q", "--gateway", gateway.gateway_url)

@@ -28,7 +28,7 @@ from tests.gallery.gallery_fixtures import (
 )
 from tests.processes import (
     PROCESS_TIMEOUT_S,
-    SimulatorProcess,
+    RunningSimulator,
     StartSimulator,
     run_command,
     start_command,
@@ -197,12 +197,12 @@ class TestArriving:
 
 class TestRetry:
     @pytest.fixture
-    def start_retrying_view(self, start_view: StartView, gateway: SimulatorProcess) -> StartView:
+    def start_retrying_view(self, start_view: StartView, gateway: RunningSimulator) -> StartView:
         """Start `view` with the gateway of the run in its environment, where its retries read it."""
         return partial(start_view, KREA_BATCH_GATEWAY=gateway.gateway_url, KREA_BATCH_POLL_INTERVAL="0.1")
 
     def test_nothing_is_submitted_without_confirmation(
-        self, failed_run: Path, gateway: SimulatorProcess, start_retrying_view: StartView, open_page: OpenPage
+        self, failed_run: Path, gateway: RunningSimulator, start_retrying_view: StartView, open_page: OpenPage
     ) -> None:
         """The dialog says how many jobs may be charged, has the focus on Cancel, and submits nothing by itself."""
         page = open_page(start_retrying_view(failed_run).url)
@@ -220,7 +220,7 @@ class TestRetry:
         assert set(ledger_states(failed_run).values()) == {State.ERRORED}
 
     def test_a_confirmed_retry(
-        self, failed_run: Path, gateway: SimulatorProcess, start_retrying_view: StartView, open_page: OpenPage
+        self, failed_run: Path, gateway: RunningSimulator, start_retrying_view: StartView, open_page: OpenPage
     ) -> None:
         """Each failed job is submitted once, the images appear in the page, and nothing is left to retry."""
         page = open_page(start_retrying_view(failed_run).url)
@@ -246,7 +246,7 @@ class TestRetry:
         expect(page.locator("#confirm-retry")).to_contain_text("Up to 4 jobs will be charged.")
 
     def test_a_double_click_submits_once(
-        self, failed_run: Path, gateway: SimulatorProcess, start_retrying_view: StartView, open_page: OpenPage
+        self, failed_run: Path, gateway: RunningSimulator, start_retrying_view: StartView, open_page: OpenPage
     ) -> None:
         """Two clicks on Resubmit submit each job once."""
         page = open_page(start_retrying_view(failed_run).url)
@@ -256,7 +256,7 @@ class TestRetry:
         assert len(gateway.admin_request("/ledger")["posts"]) == 6
 
     def test_with_an_active_filter(
-        self, failed_run: Path, gateway: SimulatorProcess, start_retrying_view: StartView, open_page: OpenPage
+        self, failed_run: Path, gateway: RunningSimulator, start_retrying_view: StartView, open_page: OpenPage
     ) -> None:
         """The dialog says how many jobs are submitted, whatever the filters hide."""
         page = open_page(start_retrying_view(failed_run).url)
@@ -272,7 +272,7 @@ class TestRetry:
         assert len(gateway.admin_request("/ledger")["posts"]) == 3 + count
 
     def test_without_an_api_key(
-        self, failed_run: Path, gateway: SimulatorProcess, start_retrying_view: StartView, open_page: OpenPage
+        self, failed_run: Path, gateway: RunningSimulator, start_retrying_view: StartView, open_page: OpenPage
     ) -> None:
         """Without an API key nothing is submitted, and the page shows the error."""
         page = open_page(start_retrying_view(failed_run, key="").url, allowed_errors=("400", "403", "409", "500"))
@@ -282,7 +282,7 @@ class TestRetry:
         assert len(gateway.admin_request("/ledger")["posts"]) == 3
 
     def test_another_gateway(
-        self, failed_run: Path, gateway: SimulatorProcess, start_view: StartView, open_page: OpenPage
+        self, failed_run: Path, gateway: RunningSimulator, start_view: StartView, open_page: OpenPage
     ) -> None:
         """If `view` is configured with another gateway than the run, nothing is submitted, and the page says why."""
         page = open_page(start_view(failed_run).url)
@@ -309,7 +309,7 @@ class TestRetry:
         assert dialog_details(page)["submits"] == "2"
 
     def test_a_page_of_the_previous_server(
-        self, failed_run: Path, gateway: SimulatorProcess, start_retrying_view: StartView, open_page: OpenPage
+        self, failed_run: Path, gateway: RunningSimulator, start_retrying_view: StartView, open_page: OpenPage
     ) -> None:
         """A retry from a page of a server that was restarted spends nothing, and asks for the new URL."""
         first = start_retrying_view(failed_run)
@@ -327,7 +327,7 @@ class TestRetry:
         assert len(gateway.admin_request("/ledger")["posts"]) == 6
 
     def test_ctrl_c_during_a_retry(
-        self, failed_run: Path, gateway: SimulatorProcess, start_retrying_view: StartView, open_page: OpenPage
+        self, failed_run: Path, gateway: RunningSimulator, start_retrying_view: StartView, open_page: OpenPage
     ) -> None:
         """Ctrl-C stops the retry too: it waits for the response of a pending POST, and no job is ambiguous."""
         gateway.admin_request("/settings", {"faults": {"submit-hang": 1.0}, "hang_duration_s": 1.0})

@@ -25,7 +25,7 @@ from krea_batch.jobs import State
 from tests.engine_fixtures import ledger_states
 from tests.gallery.conftest import JOB_NUMBERS, MIXED_JOBS
 from tests.gallery.gallery_fixtures import CONNECTION_ERRORS, OpenPage, SeedJob, StartView, make_run
-from tests.processes import COMMAND, PROCESS_TIMEOUT_S, SimulatorProcess, clean_environment, run_command
+from tests.processes import COMMAND, PROCESS_TIMEOUT_S, RunningSimulator, clean_environment, run_command
 
 pytestmark = pytest.mark.slow
 
@@ -381,7 +381,7 @@ class TestRetry:
 
     @pytest.mark.parametrize("ids", [["00001\n00002"], ["none"], ["00001", " 00002"], ["00001\r"], [""]])
     def test_unknown_ids(
-        self, ids: list[str], failed_run: Path, gateway: SimulatorProcess, start_view: StartView
+        self, ids: list[str], failed_run: Path, gateway: RunningSimulator, start_view: StartView
     ) -> None:
         """Ids that the run does not have are refused, and nothing is submitted."""
         url = start_view(failed_run, KREA_BATCH_GATEWAY=gateway.gateway_url).url
@@ -390,7 +390,7 @@ class TestRetry:
         assert set(ledger_states(failed_run).values()) == {State.ERRORED}
 
     def test_a_hostile_working_directory(
-        self, failed_run: Path, gateway: SimulatorProcess, start_view: StartView, tmp_path: Path
+        self, failed_run: Path, gateway: RunningSimulator, start_view: StartView, tmp_path: Path
     ) -> None:
         """A retry does not run a module that lies in the working directory."""
         hostile = tmp_path / "hostile"
@@ -406,7 +406,7 @@ class TestRetry:
         assert ledger_states(failed_run)["00001"] == State.SUCCEEDED
         assert not (tmp_path / "owned").exists()
 
-    def test_the_limit_of_the_run(self, failed_run: Path, gateway: SimulatorProcess, start_view: StartView) -> None:
+    def test_the_limit_of_the_run(self, failed_run: Path, gateway: RunningSimulator, start_view: StartView) -> None:
         """A retry keeps to --max-charges of the latest run, which the run directory remembers."""
         options = ("--max-attempts=1", "--poll-interval=0.1", "-q", "--gateway", gateway.gateway_url)
         run_command("run", "jobs.jsonl", "--out", "run", "--max-charges=2", *options, cwd=failed_run.parent)
@@ -421,7 +421,7 @@ class TestRetry:
         assert gateway.admin_request("/totals")["charged"] == before + 2
 
     def test_other_pages_cannot_retry(
-        self, failed_run: Path, gateway: SimulatorProcess, start_view: StartView
+        self, failed_run: Path, gateway: RunningSimulator, start_view: StartView
     ) -> None:
         """Without the page's token, or from another origin or host, a POST is refused and nothing is submitted."""
         running_view = start_view(failed_run)

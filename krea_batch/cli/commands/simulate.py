@@ -83,15 +83,13 @@ if TYPE_CHECKING:
 @click.option("--state-file", default="", metavar="FILE", help="Keep accepted jobs in FILE across restarts.")
 @click.option("--seed", default=0, show_default=True, help="Random seed.")
 @click.option("--json", "as_json", is_flag=True, help="Print the addresses as one JSON object.")
-def simulate(
-    faults: tuple[str, ...], slow_duration: float, hang_duration: float, as_json: bool, **options: Any
-) -> None:
+def simulate(faults: tuple[str, ...], as_json: bool, **options: Any) -> None:
     """Simulate the Krea 2 Large gateway and its CDN offline, as the API document specifies them.
 
     /_admin/totals and /_admin/ledger at the gateway's address show what was charged.
     """
     from krea_batch.engine.event_loop import run_event_loop
-    from krea_batch.testing.simulator import SimulatorError, SimulatorSettings
+    from krea_batch.testing.simulator import SimulatorError
     from krea_batch.testing.simulator.faults import FAULTS
 
     if "list" in faults:
@@ -100,15 +98,23 @@ def simulate(
     if options["state_file"]:
         _check_state_file(Path(options["state_file"]))
     try:
-        settings = SimulatorSettings(
-            faults=dict(map(_parse_fault, faults)),
-            slow_duration_s=slow_duration,
-            hang_duration_s=hang_duration,
-            **options,
-        )
-        run_event_loop(_serve, settings, as_json)
+        run_event_loop(_serve, simulator_settings(faults, **options), as_json)
     except SimulatorError as problem:
         raise _usage_error(problem) from None
+
+
+def simulator_settings(
+    faults: tuple[str, ...], slow_duration: float, hang_duration: float, **options: Any
+) -> SimulatorSettings:
+    """Return the settings that the options of the command give. Raises SimulatorError and click's errors."""
+    from krea_batch.testing.simulator import SimulatorSettings
+
+    return SimulatorSettings(
+        faults=dict(map(_parse_fault, faults)),
+        slow_duration_s=slow_duration,
+        hang_duration_s=hang_duration,
+        **options,
+    )
 
 
 def _check_state_file(path: Path) -> None:
