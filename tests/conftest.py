@@ -1,8 +1,9 @@
-"""Shared by all tests: simulators, children that can be interrupted, and failures of listeners."""
+"""Shared by all tests: simulators, children that start fast and can be interrupted, and failures of listeners."""
 
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Iterator
 
 import pytest
@@ -11,6 +12,10 @@ from hypothesis import settings
 from tests.processes import RunningSimulator, SimulatorThread, StartSimulator, let_children_be_interrupted
 
 let_children_be_interrupted()
+
+# Images of containers often set it. The hundreds of processes that the tests start would then each compile the
+# package, which is a third of the processor time of a short run. Workers of pytest-xdist inherit the change.
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 
 # On a busy machine an example may take any time. The other settings are those of the current profile (on CI: "ci").
 settings.register_profile(
