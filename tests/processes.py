@@ -26,14 +26,15 @@ PROCESS_TIMEOUT_S = 120.0
 
 
 def let_children_be_interrupted() -> None:
-    """Make SIGINT reach the processes that this one starts, even if this one was started with SIGINT ignored.
+    """Make SIGINT and SIGHUP reach the processes that this one starts, even if this one was started to ignore them.
 
-    A shell starts background jobs with SIGINT ignored, and a process passes that on to its children: a test that
-    interrupts a child would wait forever. A handler is not passed on, so children start with the default action. It
-    does nothing here, so this process still ignores SIGINT.
+    A shell starts background jobs with SIGINT ignored, and nohup with SIGHUP ignored. A process passes that on to its
+    children: a test that interrupts a child would wait forever. A handler is not passed on, so children start with
+    the default action. It does nothing here, so this process still ignores the signal.
     """
-    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
-        signal.signal(signal.SIGINT, lambda *_: None)
+    for number in (signal.SIGINT, signal.SIGHUP):
+        if signal.getsignal(number) is signal.SIG_IGN:
+            signal.signal(number, lambda *_: None)
 
 
 class RunningSimulator:
