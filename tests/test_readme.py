@@ -51,11 +51,34 @@ def make_timed_out(out: Path) -> None:
     store.close()
 
 
+def offline_options(command: list[str], gateway: str) -> list[str]:
+    """Return options with which a command of the documentation charges nothing and ends soon.
+
+    A simulated gateway answers it, unless the command starts its own one.
+    """
+    match command[0]:
+        case "run" | "retry":
+            simulated = ["--time-scale=100"] if "--simulate" in command else [f"--gateway={gateway}"]
+            return [*simulated, "--poll-interval=0.1"]
+        case "bench":
+            jobs = [] if "--jobs" in command else ["--jobs=4"]
+            return [*jobs, "--latency=fixed:0.1", "--poll-interval=0.1"]
+        case "doctor":
+            return [f"--gateway={gateway}"]
+        case "resolve" if "--adopt" in command:
+            return [f"--gateway={gateway}"]
+        case _:
+            return []
+
+
 @pytest.mark.slow
 def test_the_commands_of_the_command_line_run(simulate: StartSimulator, tmp_path: Path) -> None:
     """Each krea-batch command of the README succeeds, offline."""
-    gateway = simulate().gateway_url
-    write_jobs(tmp_path / "jobs.jsonl", 2)
+    gateway = simulate("--tiny", "--latency", "fixed:0.1").gateway_url
+    simulated = tmp_path / "simulated"
+    simulated.mkdir()
+    for folder in (tmp_path, simulated):
+        write_jobs(folder / "jobs.jsonl", 2)
     (tmp_path / "prompts.txt").write_text("a cat\n")
     (tmp_path / "prompts.csv").write_text("prompt\na cat\n")
     lines = [line.split("#")[0].strip() for block in readme_blocks("sh") for line in block.splitlines()]
@@ -67,17 +90,11 @@ def test_the_commands_of_the_command_line_run(simulate: StartSimulator, tmp_path
     for command in commands:
         if command[0] in ("simulate", "view") or (command[0] == "bench" and "--gateway" in command):
             continue  # servers: tests/simulator, tests/gallery; real charges: tests/cli/test_bench
-        if command[0] == "doctor":
-            command += ["--gateway", gateway]
         if command[0] == "resolve":
             make_ambiguous(tmp_path / "runs/cats")
-        offline = {
-            "run": ["--simulate", "--time-scale", "100", "--poll-interval", "0.1"],
-            "retry": ["--simulate", "--time-scale", "100", "--poll-interval", "0.1"],
-            "bench": ["--jobs", "4", "--latency", "fixed:0.1", "--poll-interval", "0.1"],
-            "resolve": ["--simulate"],
-        }.get(command[0], [])
-        done = run_command(*command, *(o for o in offline if o not in command), cwd=tmp_path)
+        # A run directory belongs to one gateway.
+        folder = simulated if "--simulate" in command else tmp_path
+        done = run_command(*command, *offline_options(command, gateway), cwd=folder)
         if "--adopt" in command:  # the simulator is asked, and does not know the request_id of the example
             assert (done.returncode, "the gateway does not know" in done.stderr) == (2, True)
             continue
