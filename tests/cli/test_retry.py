@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import shutil
 import signal
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -28,12 +30,13 @@ from tests.test_readme import make_ambiguous
 
 pytestmark = pytest.mark.slow
 
+GATEWAY_OPTIONS = ("--latency=fixed:0.1", "--tiny")
 RETRY_RUN_OPTIONS = ("--poll-interval=0.1", "--rate=100/s")
 
 
 @pytest.fixture
 def gateway(simulate: StartSimulator) -> RunningSimulator:
-    return simulate("--latency=fixed:0.1", "--tiny")
+    return simulate(*GATEWAY_OPTIONS)
 
 
 def run_jobs_at(gateway: RunningSimulator, folder: Path, jobs: int = 4) -> Path:
@@ -45,16 +48,34 @@ def run_jobs_at(gateway: RunningSimulator, folder: Path, jobs: int = 4) -> Path:
     return folder / "out"
 
 
+FailedRun = Callable[..., tuple[RunningSimulator, Path]]
+"""The fixture `failed_run`: return a gateway without faults and a run directory whose jobs all failed at it."""
+
+
+@pytest.fixture(scope="module")
+def made_runs() -> dict[str, Path]:
+    """Return the folders of failed runs by fault, of which tests use copies."""
+    return {}
+
+
+@pytest.fixture
 def failed_run(
-    simulate: StartSimulator, folder: Path, fault_name: str = "job-failed"
-) -> tuple[RunningSimulator, Path]:
-    """Run jobs that all fail. Return a gateway without faults that knows these jobs, and the run directory."""
-    gateway = simulate(
-        "--latency=fixed:0.1", "--tiny", "--fault", f"{fault_name}=1", "--state-file", str(folder / "state.jsonl")
-    )
-    out = run_jobs_at(gateway, folder)
-    gateway.close()
-    return simulate("--latency=fixed:0.1", "--tiny", "--state-file", str(folder / "state.jsonl")), out
+    simulate: StartSimulator, made_runs: dict[str, Path], tmp_path_factory: pytest.TempPathFactory, tmp_path: Path
+) -> FailedRun:
+    def make(fault: str) -> Path:
+        folder = tmp_path_factory.mktemp(fault)
+        gateway = simulate(*GATEWAY_OPTIONS, "--fault", f"{fault}=1", "--state-file", str(folder / "state.jsonl"))
+        run_jobs_at(gateway, folder)
+        gateway.close()
+        return folder
+
+    def copy(fault: str = "job-failed") -> tuple[RunningSimulator, Path]:
+        if fault not in made_runs:
+            made_runs[fault] = make(fault)
+        shutil.copytree(made_runs[fault], tmp_path, dirs_exist_ok=True)
+        return simulate(*GATEWAY_OPTIONS, "--state-file", str(tmp_path / "state.jsonl")), tmp_path / "out"
+
+    return copy
 
 
 def charge_counts(out: Path) -> dict[str, int]:
@@ -67,11 +88,9 @@ def charge_counts(out: Path) -> dict[str, int]:
     ("fault", "state", "charged"),
     [("job-failed", "failed", 8), ("submit-400", "rejected", 4), ("job-error", "errored", 4)],
 )
-def test_all_unsuccessful_jobs(
-    simulate: StartSimulator, tmp_path: Path, fault: str, state: str, charged: int
-) -> None:
+def test_all_unsuccessful_jobs(failed_run: FailedRun, tmp_path: Path, fault: str, state: str, charged: int) -> None:
     """Each job is submitted once more and gets its image; earlier charges stay in the ledger."""
-    gateway, out = failed_run(simulate, tmp_path, fault)
+    gateway, out = failed_run(fault)
     assert set(ledger_states(out).values()) == {state}
     done = run_command("retry", out, "--yes", "--gateway", gateway.gateway_url, *RETRY_RUN_OPTIONS, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
@@ -87,9 +106,9 @@ def test_all_unsuccessful_jobs(
     assert charge_counts(out)["charged"] == charged
 
 
-def test_only_the_given_ids(simulate: StartSimulator, tmp_path: Path) -> None:
+def test_only_the_given_ids(failed_run: FailedRun, tmp_path: Path) -> None:
     """With ids, on the command line or in a file, only these jobs are resubmitted."""
-    gateway, out = failed_run(simulate, tmp_path)
+    gateway, out = failed_run()
     options = ("--yes", "--gateway", gateway.gateway_url, *RETRY_RUN_OPTIONS)
     assert run_command("retry", out, "00002", *options, cwd=tmp_path).returncode == 1
     assert ledger_states(out) == {"00001": "failed", "00002": "succeeded", "00003": "failed", "00004": "failed"}
@@ -97,9 +116,9 @@ def test_only_the_given_ids(simulate: StartSimulator, tmp_path: Path) -> None:
     assert [job for job, state in ledger_states(out).items() if state == "failed"] == ["00004"]
 
 
-def test_without_a_terminal_to_confirm(simulate: StartSimulator, tmp_path: Path) -> None:
+def test_without_a_terminal_to_confirm(failed_run: FailedRun, tmp_path: Path) -> None:
     """Without a terminal and without --yes, the exit code is 2, and nothing is submitted."""
-    gateway, out = failed_run(simulate, tmp_path)
+    gateway, out = failed_run()
     done = run_command("retry", out, "--gateway", gateway.gateway_url, cwd=tmp_path)
     assert done.returncode == 2
     assert "4 jobs to resubmit (4 failed): up to 4 charges" in done.stderr
@@ -108,9 +127,9 @@ def test_without_a_terminal_to_confirm(simulate: StartSimulator, tmp_path: Path)
     assert not gateway.admin_request("/ledger")["posts"]
 
 
-def test_pending_jobs_are_counted_as_charges(simulate: StartSimulator, tmp_path: Path) -> None:
+def test_pending_jobs_are_counted_as_charges(failed_run: FailedRun, tmp_path: Path) -> None:
     """Jobs that were never submitted are resumed too, so the question counts their charges."""
-    gateway, out = failed_run(simulate, tmp_path)
+    gateway, out = failed_run()
     store = LedgerStore.open(out / "ledger.db")
     store.transaction([lambda store: store.enqueue("later", b'{"prompt":"a"}', bytes(32), b"{}", "")])
     store.close()
@@ -121,10 +140,10 @@ def test_pending_jobs_are_counted_as_charges(simulate: StartSimulator, tmp_path:
 
 @pytest.mark.parametrize(("answer", "state", "code"), [("n\n", "failed", 2), ("y\n", "succeeded", 0)])
 def test_confirmation_in_a_terminal(
-    simulate: StartSimulator, tmp_path: Path, answer: str, state: str, code: int
+    failed_run: FailedRun, tmp_path: Path, answer: str, state: str, code: int
 ) -> None:
     """In a terminal the answer decides whether the jobs are resubmitted."""
-    gateway, out = failed_run(simulate, tmp_path)
+    gateway, out = failed_run()
     command = ("retry", out, "--gateway", gateway.gateway_url, *RETRY_RUN_OPTIONS)
     assert answer_in_terminal(answer, *command, cwd=tmp_path) == code
     assert set(ledger_states(out).values()) == {state}
@@ -161,9 +180,9 @@ def test_abandoned_jobs_only_with_status_cancelled(gateway: RunningSimulator, tm
     assert charge_counts(out) == {"charged": 2, "refunded": 0, "unknown": 1}
 
 
-def test_a_killed_retry_resumes(simulate: StartSimulator, tmp_path: Path) -> None:
+def test_a_killed_retry_resumes(failed_run: FailedRun, tmp_path: Path) -> None:
     """After kill -9 during a retry, `run` resumes the jobs, and each job has at most one further POST."""
-    gateway, out = failed_run(simulate, tmp_path)
+    gateway, out = failed_run()
     process = start_command("retry", out, "--yes", "--gateway", gateway.gateway_url, "--rate=2/s", cwd=tmp_path)
     deadline_s = time.monotonic() + PROCESS_TIMEOUT_S
     while not gateway.admin_request("/ledger")["posts"] and time.monotonic() < deadline_s:
@@ -179,11 +198,11 @@ def test_a_killed_retry_resumes(simulate: StartSimulator, tmp_path: Path) -> Non
 
 
 class TestLimit:
-    def stopped_run(self, simulate: StartSimulator, folder: Path) -> tuple[RunningSimulator, Path]:
+    def stopped_run(self, failed_run: FailedRun) -> tuple[RunningSimulator, Path]:
         """Return a gateway, and a run with --max-charges 6 whose four jobs have failed and are charged."""
-        gateway, out = failed_run(simulate, folder)
+        gateway, out = failed_run()
         options = ("--gateway", gateway.gateway_url, *RETRY_RUN_OPTIONS, "-q")
-        run_command("run", "jobs.jsonl", "--out", "out", "--max-charges", "6", *options, cwd=folder)
+        run_command("run", "jobs.jsonl", "--out", "out", "--max-charges", "6", *options, cwd=out.parent)
         assert charge_counts(out)["charged"] == 4
         return gateway, out
 
@@ -192,9 +211,9 @@ class TestLimit:
         done = run_command("retry", out, *common, *options, cwd=out.parent)
         return done.returncode, done.stderr
 
-    def test_of_the_latest_run(self, simulate: StartSimulator, tmp_path: Path) -> None:
+    def test_of_the_latest_run(self, failed_run: FailedRun) -> None:
         """Without --max-charges a retry keeps to that of the latest run, and says so; so does the next one."""
-        gateway, out = self.stopped_run(simulate, tmp_path)
+        gateway, out = self.stopped_run(failed_run)
         for _ in range(2):
             code, said = self.retry(gateway, out)
             assert code == 3
@@ -202,18 +221,16 @@ class TestLimit:
             assert charge_counts(out)["charged"] == 6
 
     @pytest.mark.parametrize(("limit", "charged", "code"), [("7", 7, 3), ("none", 8, 0), ("0", 4, 3)])
-    def test_a_given_one_is_used(
-        self, simulate: StartSimulator, tmp_path: Path, limit: str, charged: int, code: int
-    ) -> None:
+    def test_a_given_one_is_used(self, failed_run: FailedRun, limit: str, charged: int, code: int) -> None:
         """A given --max-charges replaces the remembered one, and `none` removes it."""
-        gateway, out = self.stopped_run(simulate, tmp_path)
+        gateway, out = self.stopped_run(failed_run)
         exit_code, said = self.retry(gateway, out, "--max-charges", limit)
         assert (exit_code, charge_counts(out)["charged"]) == (code, charged)
         assert "latest run" not in said
 
-    def test_an_invalid_one(self, simulate: StartSimulator, tmp_path: Path) -> None:
+    def test_an_invalid_one(self, failed_run: FailedRun) -> None:
         """A limit that is neither a number nor none is an error, and nothing is submitted."""
-        gateway, out = self.stopped_run(simulate, tmp_path)
+        gateway, out = self.stopped_run(failed_run)
         for limit in ("all", "-1", "", "1.5"):
             assert self.retry(gateway, out, f"--max-charges={limit}")[0] == 2
         assert charge_counts(out)["charged"] == 4
