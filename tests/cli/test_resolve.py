@@ -3,28 +3,54 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
+from typing import NamedTuple
 
 import pytest
 
-from tests.processes import RunningSimulator, StartSimulator, result_rows, run_command, write_jobs
+from tests.processes import RunningSimulator, SimulatorThread, StartSimulator, result_rows, run_command, write_jobs
 
 pytestmark = pytest.mark.slow
 
+GATEWAY_OPTIONS = ("--tiny", "--latency", "fixed:0.2")
+STATE = "state.jsonl"
 RESOLVE_RUN_COMMAND = ("run", "jobs.jsonl", "--out", "out", "--rate", "500/s", "--poll-interval", "0.3")
+
+
+class AmbiguousRun(NamedTuple):
+    """A folder with a run in `out`, whose six jobs were charged and are ambiguous, and the state of its gateway."""
+
+    folder: Path
+    request_ids: dict[str, str]
+    """The request_id that the gateway gave the job of each prompt."""
+
+
+@pytest.fixture(scope="module")
+def ambiguous_run(tmp_path_factory: pytest.TempPathFactory) -> AmbiguousRun:
+    """Return a run of which tests use copies."""
+    folder = tmp_path_factory.mktemp("ambiguous")
+    simulator = SimulatorThread(*GATEWAY_OPTIONS, "--state-file", str(folder / STATE), "--fault", "submit-lost=1")
+    write_jobs(folder / "jobs.jsonl", 6)
+    done = run_command(*RESOLVE_RUN_COMMAND, "--gateway", simulator.gateway_url, cwd=folder)
+    posts = simulator.admin_request("/ledger")["posts"]
+    simulator.close()
+    assert done.returncode == 1
+    assert "6 ambiguous" in done.stdout
+    assert "charges: 0 charged, 0 refunded (ERROR), 6 unknown (ambiguous)" in done.stdout
+    assert len(posts) == 6
+    return AmbiguousRun(folder, {post["body"]["prompt"]: post["request_id"] for post in posts})
+
+
+@pytest.fixture(autouse=True)
+def _copied_run(ambiguous_run: AmbiguousRun, tmp_path: Path) -> None:
+    shutil.copytree(ambiguous_run.folder, tmp_path, dirs_exist_ok=True)
 
 
 @pytest.fixture
 def gateway(simulate: StartSimulator, tmp_path: Path) -> RunningSimulator:
-    """A gateway that charged six jobs of the run in `out`, with all answers lost, and now answers again."""
-    simulator = simulate("--tiny", "--latency", "fixed:0.2", "--fault", "submit-lost=1")
-    write_jobs(tmp_path / "jobs.jsonl", 6)
-    done = run_command(*RESOLVE_RUN_COMMAND, "--gateway", simulator.gateway_url, cwd=tmp_path)
-    assert done.returncode == 1
-    assert "6 ambiguous" in done.stdout
-    assert "charges: 0 charged, 0 refunded (ERROR), 6 unknown (ambiguous)" in done.stdout
-    simulator.admin_request("/settings", {"faults": {}})
-    return simulator
+    """The gateway of the run, which now answers. Its counts start at 0."""
+    return simulate(*GATEWAY_OPTIONS, "--state-file", str(tmp_path / STATE))
 
 
 def statuses_by_id(folder: Path) -> dict[str, str]:
@@ -44,14 +70,15 @@ def test_list_changes_nothing(gateway: RunningSimulator, tmp_path: Path) -> None
     assert [job["request"]["prompt"] for job in as_json["ambiguous"]] == [f"image {n}" for n in range(6)]
     again = run_command(*RESOLVE_RUN_COMMAND, "--gateway", gateway.gateway_url, cwd=tmp_path)
     assert again.returncode == 1
-    assert gateway.admin_request("/totals")["charged"] == 6
+    assert gateway.admin_request("/totals")["charged"] == 0
     assert set(statuses_by_id(tmp_path).values()) == {"ambiguous"}
 
 
-def test_every_decision_about_ambiguous_jobs(gateway: RunningSimulator, tmp_path: Path) -> None:
+def test_every_decision_about_ambiguous_jobs(
+    gateway: RunningSimulator, ambiguous_run: AmbiguousRun, tmp_path: Path
+) -> None:
     """Adopted jobs get their images without a charge, abandoned jobs end, and resubmitted jobs are charged again."""
-    posts = gateway.admin_request("/ledger")["posts"]
-    by_prompt = {post["body"]["prompt"]: post["request_id"] for post in posts}
+    by_prompt = ambiguous_run.request_ids
     adopt = [f"--adopt={n + 1:05d}={by_prompt[f'image {n}']}" for n in (0, 1)]
     adopted = run_command("resolve", "out", *adopt, "--gateway", gateway.gateway_url, cwd=tmp_path)
     assert adopted.stdout.startswith("2 adopted, 4 still ambiguous"), adopted.stderr
@@ -68,7 +95,7 @@ def test_every_decision_about_ambiguous_jobs(gateway: RunningSimulator, tmp_path
     ends = ["succeeded", "succeeded", "cancelled", "cancelled", "succeeded", "succeeded"]
     assert [status for _, status in sorted(statuses_by_id(tmp_path).items())] == ends
     assert {row["id"]: row["request_id"] for row in result_rows(tmp_path / "out")}["00001"] == by_prompt["image 0"]
-    assert gateway.admin_request("/totals")["charged"] == 8
+    assert gateway.admin_request("/totals")["charged"] == 2
 
 
 @pytest.mark.parametrize(
@@ -86,9 +113,7 @@ def test_every_decision_about_ambiguous_jobs(gateway: RunningSimulator, tmp_path
         (["--adopt", "00001=a", "00002"], "cannot be combined with JOB"),
     ],
 )
-def test_invalid_decisions_change_nothing(
-    gateway: RunningSimulator, tmp_path: Path, arguments: list[str], expected: str
-) -> None:
+def test_invalid_decisions_change_nothing(tmp_path: Path, arguments: list[str], expected: str) -> None:
     """An invalid job, request_id or combination gives exit 2 with the reason, and all six jobs stay ambiguous."""
     done = run_command("resolve", "out", *arguments, cwd=tmp_path)
     assert done.returncode == 2
@@ -159,9 +184,9 @@ def test_jobs_that_timed_out(timed_out: SimulatorProcess, tmp_path: Path) -> Non
 
 def test_resolve_without_a_run(tmp_path: Path) -> None:
     """A directory without a ledger is refused, and stays empty."""
-    (tmp_path / "out").mkdir()
+    (tmp_path / "empty").mkdir()
     for arguments in ([], ["--resubmit"]):
-        done = run_command("resolve", "out", *arguments, cwd=tmp_path)
+        done = run_command("resolve", "empty", *arguments, cwd=tmp_path)
         assert done.returncode == 2
         assert "not a run directory" in done.stderr
-    assert list((tmp_path / "out").iterdir()) == []
+    assert list((tmp_path / "empty").iterdir()) == []
