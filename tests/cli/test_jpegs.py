@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from tests.processes import SimulatorProcess, StartSimulator, result_rows, run_command, write_jobs
+from tests.processes import RunningSimulator, StartSimulator, result_rows, run_command, write_jobs
 
 pytestmark = pytest.mark.slow
 
@@ -17,11 +17,11 @@ RUN_OPTIONS = ("run", "jobs.jsonl", "--out", "out", "--poll-interval", "0.1", "-
 
 
 @pytest.fixture
-def gateway(simulate: StartSimulator) -> SimulatorProcess:
+def gateway(simulate: StartSimulator) -> RunningSimulator:
     return simulate("--tiny", "--latency", "fixed:0.1", "--fault", "cdn-jpeg=1")
 
 
-def test_jpegs_instead_of_pngs(gateway: SimulatorProcess, tmp_path: Path) -> None:
+def test_jpegs_instead_of_pngs(gateway: RunningSimulator, tmp_path: Path) -> None:
     """They are downloaded once, named in the summary, and correct for `verify`; `export` keeps their type."""
     write_jobs(tmp_path / "jobs.jsonl", 3)
     done = run_command(*RUN_OPTIONS, "--gateway", gateway.gateway_url, cwd=tmp_path)
@@ -49,7 +49,7 @@ def test_jpegs_instead_of_pngs(gateway: SimulatorProcess, tmp_path: Path) -> Non
         assert [name for name in shard.getnames() if name.endswith(".jpg")] == [f"00000000{n}.jpg" for n in (1, 2, 3)]
 
 
-def test_a_damaged_jpeg_is_repaired(gateway: SimulatorProcess, tmp_path: Path) -> None:
+def test_a_damaged_jpeg_is_repaired(gateway: RunningSimulator, tmp_path: Path) -> None:
     """`verify` finds a JPEG that was changed, and `--repair` downloads it again."""
     write_jobs(tmp_path / "jobs.jsonl", 1)
     run_command(*RUN_OPTIONS, "--gateway", gateway.gateway_url, cwd=tmp_path)

@@ -121,9 +121,11 @@ def test_invalid_decisions_change_nothing(tmp_path: Path, arguments: list[str], 
     assert list(statuses_by_id(tmp_path).values()) == ["ambiguous"] * 6
 
 
-def test_a_request_id_is_adopted_only_if_the_gateway_knows_it(gateway: SimulatorProcess, tmp_path: Path) -> None:
+def test_a_request_id_is_adopted_only_if_the_gateway_knows_it(
+    gateway: RunningSimulator, ambiguous_run: AmbiguousRun, tmp_path: Path
+) -> None:
     """A wrong request_id is refused after three polls. Without a key or a gateway, nothing is adopted."""
-    request_id = gateway.admin_request("/ledger")["posts"][0]["request_id"]
+    request_id = ambiguous_run.request_ids["image 0"]
     command = ("resolve", "out", "--gateway", gateway.gateway_url)
     polls_before = gateway.admin_request("/totals")["polls"]
     typo = run_command(*command, "--adopt", f"00001={request_id[:-1]}!", cwd=tmp_path)
@@ -142,43 +144,41 @@ def test_a_request_id_is_adopted_only_if_the_gateway_knows_it(gateway: Simulator
 def test_the_answer_is_shown(simulate: StartSimulator, tmp_path: Path) -> None:
     """The list has what the gateway answered, which may tell the user whether the job was accepted."""
     simulator = simulate("--tiny", "--fault", "submit-504=1")
-    write_jobs(tmp_path / "jobs.jsonl", 1)
-    run_command(*RESOLVE_RUN_COMMAND, "--gateway", simulator.gateway_url, cwd=tmp_path)
-    assert "      the answer was: <html>" in run_command("resolve", "out", cwd=tmp_path).stdout
-    (job,) = json.loads(run_command("resolve", "out", "--json", cwd=tmp_path).stdout)["ambiguous"]
+    folder = tmp_path / "answered"
+    folder.mkdir()
+    write_jobs(folder / "jobs.jsonl", 1)
+    run_command(*RESOLVE_RUN_COMMAND, "--gateway", simulator.gateway_url, cwd=folder)
+    assert "      the answer was: <html>" in run_command("resolve", "out", cwd=folder).stdout
+    (job,) = json.loads(run_command("resolve", "out", "--json", cwd=folder).stdout)["ambiguous"]
     assert job["answer"].startswith("<html>")
 
 
-@pytest.fixture
-def timed_out(simulate: StartSimulator, tmp_path: Path) -> SimulatorProcess:
-    """A gateway that takes long for the two jobs of the run in `out`, which have timed out."""
-    simulator = simulate("--tiny", "--latency", "fixed:60")
-    write_jobs(tmp_path / "jobs.jsonl", 2)
-    command = (*RESOLVE_RUN_COMMAND, "--gateway", simulator.gateway_url, "--job-timeout", "1")
-    assert "2 timed out" in run_command(*command, cwd=tmp_path).stdout
-    return simulator
-
-
-def test_jobs_that_timed_out(timed_out: SimulatorProcess, tmp_path: Path) -> None:
+def test_jobs_that_timed_out(simulate: StartSimulator, tmp_path: Path) -> None:
     """A timed-out job can be abandoned or, explicitly, paid for again; resolve and retry say how."""
+    simulator = simulate("--tiny", "--latency", "fixed:60")
+    folder = tmp_path / "timed out"
+    folder.mkdir()
+    write_jobs(folder / "jobs.jsonl", 2)
+    command = (*RESOLVE_RUN_COMMAND, "--gateway", simulator.gateway_url, "--job-timeout", "1")
+    assert "2 timed out" in run_command(*command, cwd=folder).stdout
     for action in (["--resubmit"], ["--adopt"]):
         job = "00001" if action == ["--resubmit"] else "00001=a"
-        done = run_command("resolve", "out", *action, job, cwd=tmp_path)
+        done = run_command("resolve", "out", *action, job, cwd=folder)
         assert done.returncode == 2
         assert "the job is not ambiguous but timed_out" in done.stderr
         assert "--abandon" in done.stderr
-    assert run_command("resolve", "out", "--abandon", "00001", cwd=tmp_path).stdout.startswith("1 abandoned")
-    assert statuses_by_id(tmp_path) == {"00001": "cancelled", "00002": "timed_out"}
+    assert run_command("resolve", "out", "--abandon", "00001", cwd=folder).stdout.startswith("1 abandoned")
+    assert statuses_by_id(folder) == {"00001": "cancelled", "00002": "timed_out"}
 
-    retry = ("retry", "out", "00002", "--yes", "--gateway", timed_out.gateway_url, "--job-timeout", "1")
-    refused = run_command(*retry, cwd=tmp_path)
+    retry = ("retry", "out", "00002", "--yes", "--gateway", simulator.gateway_url, "--job-timeout", "1")
+    refused = run_command(*retry, cwd=folder)
     assert refused.returncode == 2
     assert "it timed out, and its image may still arrive" in refused.stderr
     assert "--status timed_out" in refused.stderr
-    assert timed_out.admin_request("/totals")["charged"] == 2
-    assert run_command(*retry, "--status", "timed_out", cwd=tmp_path).returncode == 1
-    assert timed_out.admin_request("/totals")["charged"] == 3
-    failed = run_command(*retry, "--status", "failed", cwd=tmp_path)
+    assert simulator.admin_request("/totals")["charged"] == 2
+    assert run_command(*retry, "--status", "timed_out", cwd=folder).returncode == 1
+    assert simulator.admin_request("/totals")["charged"] == 3
+    failed = run_command(*retry, "--status", "failed", cwd=folder)
     assert failed.returncode == 2
 
 
