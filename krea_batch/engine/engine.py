@@ -25,13 +25,14 @@ import msgspec
 from krea_batch.engine.handle import Handle
 from krea_batch.engine.open_run import OpenRun, RunConfig, open_run
 from krea_batch.engine.outcome_stream import OutcomeStream
-from krea_batch.errors import InputError, KreaBatchError, RunStopped, SettingsError
+from krea_batch.errors import InputError, JobError, KreaBatchError, RunStopped, SettingsError
 from krea_batch.events import Event, Listener
 from krea_batch.gateway.callbacks import CallbackEndpoint, Receive, Scope, Send
 from krea_batch.jobs import Job, Outcome, State, validate_job
 from krea_batch.ledger import Charges, LedgerStore
 from krea_batch.pipeline.event_stream import EventStream
 from krea_batch.pipeline.in_flight_job import build_in_flight_job
+from krea_batch.pipeline.pipeline import Pipeline
 from krea_batch.pipeline.protocols import Gateway
 from krea_batch.pipeline.rate_limiter import RateLimiter
 from krea_batch.pipeline.stats import RunStats
@@ -43,6 +44,8 @@ if TYPE_CHECKING:
     from krea_batch.gateway.callback_server import Handler
 
 T = TypeVar("T")
+
+NOT_STARTED = ("the engine is not started", "use `async with Engine(…)`, or await its `start` first")
 
 
 class Engine:
@@ -251,18 +254,24 @@ class Engine:
     async def run(self, jobs: Iterable[Job]) -> None:
         """Submit every job, and wait until all have ended, or after a stop until the jobs in flight have.
 
-        Every job needs an id. Jobs that are in the run directory are not submitted again. Raises InputError if a job
-        has changed since, or the source cannot be read; before that, the jobs in flight are completed.
+        Every job needs an id. Jobs that are in the run directory are not submitted again. Jobs of other callers with
+        the same ids are the same jobs.
+
+        Raises JobError for a job whose id another request has; the jobs before it have ended by then, and other
+        callers are not affected. Raises InputError if the source cannot be read; the run then stops, and the jobs in
+        flight are completed.
         """
-        context, pipeline = self._open_run.context, self._open_run.pipeline
+        context, pipeline = self._open_run.context, self._ready_pipeline
+        producer = pipeline.producer()
         try:
-            await self._or_engine_failure(pipeline.producer.work(jobs))
+            await self._or_engine_failure(producer.work(jobs))
         except InputError as error:
-            context.stop(RunStopped(error.problem, error.hint))
+            if not isinstance(error, JobError):  # A job that has changed is no reason to stop other callers.
+                context.stop(RunStopped(error.problem, error.hint))
             await self._or_engine_failure(pipeline.wait_idle())
             raise
         await self._or_engine_failure(pipeline.wait_idle())
-        pipeline.producer.save_checkpoint()
+        producer.save_checkpoint()
 
     async def submit(self, job: Job, *, tenant: str = "") -> Handle:
         """Submit a job, and return once its request_id is durable, or it has ended without one.
@@ -291,7 +300,7 @@ class Engine:
 
     async def get(self, job_id: str) -> Handle | None:
         """Return a handle on the job with this id, of any run in the run directory; None if there is no such job."""
-        waiter = await self._run_shielded(self._open_run.pipeline.waiters.find(job_id))
+        waiter = await self._run_shielded(self._ready_pipeline.waiters.find(job_id))
         return Handle(job_id, waiter) if waiter else None
 
     async def stream(
@@ -345,14 +354,21 @@ class Engine:
     @property
     def _open_run(self) -> OpenRun:
         if self._run is None:
-            raise InputError("the engine is not started", "use `async with Engine(…)`, or await its `start` first")
+            raise InputError(*NOT_STARTED)
         return self._run
+
+    @property
+    def _ready_pipeline(self) -> Pipeline:
+        """The pipeline, once it has taken the jobs of earlier runs: before, no job can be found or started."""
+        if not self._ready.is_set():
+            raise InputError(*NOT_STARTED)
+        return self._open_run.pipeline
 
     def _fail_waiters(self, run: OpenRun, error: BaseException) -> None:
         """Fail all remaining waiters, and end the streams: the stages have ended."""
         self._closed = True
         run.context.events.emit_closed()
-        run.pipeline.waiters.fail_all(CLOSED if isinstance(error, asyncio.CancelledError) else error)
+        run.pipeline.waiters.close(CLOSED if isinstance(error, asyncio.CancelledError) else error)
         for stream in self._event_streams:
             stream.close()
         self._cancel_outcome_streams()
@@ -366,7 +382,7 @@ class Engine:
 
     async def _register_job(self, job: Job, tenant: str, *, durable: bool = False) -> tuple[Handle, JobWaiter]:
         """Start a new job, or find the one with its id. Raises JobError and RunStopped."""
-        waiters = self._open_run.pipeline.waiters
+        waiters = self._ready_pipeline.waiters
         job = validate_job(job)
         if not job.id:
             job = msgspec.structs.replace(job, id=uuid.uuid4().hex)

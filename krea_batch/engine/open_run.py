@@ -81,7 +81,9 @@ class OpenRun:
             await self.pipeline.resume_open_jobs()
             on_ready()
             await closing.wait()
-            await _first_of(self.pipeline.wait_idle(), aborting.wait())
+            # The stages are cancelled in the step in which no job is left: a job that came later would be half done.
+            while not (aborting.is_set() or self.pipeline.is_idle):
+                await _first_of(self.pipeline.wait_idle(), aborting.wait())
             endpoint.router = None
             stages.cancel_scope.cancel()
 

@@ -15,7 +15,7 @@ schema.sql   the tables
 `synchronous` is FULL, because NORMAL was measured to lose acknowledged commits when the power fails.
 """
 
-from krea_batch.ledger.consistency import check_new_jobs, open_checked, open_ledger
+from krea_batch.ledger.consistency import find_known_jobs, open_checked, open_ledger
 from krea_batch.ledger.database import SQLITE_VERSION
 from krea_batch.ledger.paging import pages
 from krea_batch.ledger.rows import AmbiguousJob, Charges, JobTiming, OpenJob, RunRecord
@@ -32,7 +32,7 @@ __all__ = [
     "LedgerWriter",
     "OpenJob",
     "RunRecord",
-    "check_new_jobs",
+    "find_known_jobs",
     "open_checked",
     "open_ledger",
     "pages",

@@ -11,11 +11,10 @@ from __future__ import annotations
 
 import asyncio
 import re
-from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
 from itertools import islice
 from pathlib import Path, PurePath
-from typing import Any
 
 import msgspec
 
@@ -35,9 +34,6 @@ from krea_batch.storage.spill import SPILL, read_spill
 
 BATCH_ROWS = 500  # chosen: rows that are compared in one query
 MAX_EXAMPLES = 3  # chosen: enough to recognise a run
-
-Record = Callable[..., Awaitable[Any]]
-"""`LedgerWriter.record`."""
 
 _SUFFIX = re.compile(
     r"[-~](?:[2-9]|[1-9][0-9]+)$"
@@ -101,13 +97,16 @@ def check_run_dir(out: Path) -> None:
         raise RunDirError(out, f"cannot be read ({error})", "check its permissions and the disk") from error
 
 
-async def check_new_jobs(record: Record, out: Path, job_ids: Iterable[str]) -> None:
-    """Raise RunDirError if images exist of jobs that are about to be submitted for the first time.
+def find_known_jobs(store: LedgerQueries, out: Path, job_ids: Sequence[str]) -> dict[str, bytes]:
+    """Return the fingerprints of those ids that the ledger has; the others may be submitted for the first time.
 
-    The name of such an image says that the job is paid for. Other files in images/ do not matter.
+    Raises RunDirError if there is an image of one of these: its name says that the job is paid for. Other files in
+    images/ do not matter.
     """
-    if names := existing_images(out, job_ids):
-        await record(require_no_images, out, names)
+    known = store.fingerprints(job_ids)
+    if names := existing_images(out, (job_id for job_id in job_ids if job_id not in known)):
+        require_no_images(store, out, names)
+    return known
 
 
 def require_no_images(store: LedgerQueries, out: Path, names: Sequence[str]) -> None:

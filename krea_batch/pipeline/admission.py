@@ -9,8 +9,6 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable
 
-import anyio
-
 from krea_batch.pipeline.context import RunContext
 from krea_batch.pipeline.in_flight_job import InFlightJob
 from krea_batch.rules.round_robin import RoundRobinQueue
@@ -36,8 +34,6 @@ class AdmissionQueue:
         self._on_deferred = on_deferred
         self._waiting: RoundRobinQueue[InFlightJob] = RoundRobinQueue()
         self._not_empty = asyncio.Event()
-        self._empty = anyio.Event()
-        self._empty.set()
         run.on_stopping(self._stop)
 
     def put(self, job: InFlightJob) -> None:
@@ -48,8 +44,6 @@ class AdmissionQueue:
         self._waiting.put(job.tenant, job)
         self._run.stats.jobs_queued += 1
         self._not_empty.set()
-        if self._empty.is_set():
-            self._empty = anyio.Event()
 
     async def work(self) -> None:
         """Admit jobs, forever."""
@@ -64,15 +58,10 @@ class AdmissionQueue:
             self._update_count()
             self._next_stage(job)
 
-    async def wait_idle(self) -> None:
-        """Wait until the queue is empty."""
-        await self._empty.wait()
-
     def _update_count(self) -> None:
         self._run.stats.jobs_queued = len(self._waiting)
         if not self._waiting:
             self._not_empty.clear()
-            self._empty.set()
 
     def _stop(self) -> None:
         deferred = list(self._waiting.drain())

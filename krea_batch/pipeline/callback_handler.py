@@ -100,10 +100,10 @@ class CallbackHandler:
     async def _adopt(self, job: InFlightJob, transition: Transition) -> None:
         job.resumed = True
         self._run.in_flight_limit.acquire_resumed()
-        self._run.in_flight_fingerprints[job.id] = b""  # The ledger has its fingerprint.
+        self._run.taken_ids.take(job.id)
         if not await self._executor.apply(job, transition):
             self._run.in_flight_limit.release()
-            self._run.in_flight_fingerprints.pop(job.id, None)
+            self._run.taken_ids.release(job.id)
             return
         self._expected.pop(job.job_no, None)
         self._adopted.set()

@@ -19,7 +19,7 @@ from krea_batch.gateway.proof import prove
 from krea_batch.gateway.wire import CallbackPayload
 from krea_batch.ledger import LedgerWriter
 from krea_batch.pipeline.emitter import EventEmitter
-from krea_batch.pipeline.in_flight_job import InFlightLimit
+from krea_batch.pipeline.in_flight_job import InFlightLimit, TakenIds
 from krea_batch.pipeline.protocols import Gateway
 from krea_batch.pipeline.rate_limiter import RateLimiter, monotonic_clock
 from krea_batch.pipeline.stats import RunStats
@@ -69,8 +69,7 @@ class RunContext:
         self.stats.rate_per_s = rate_limiter.controller.per_s
         self.delivery = delivery
         self.retries = RetryBudget(rate_limiter.controller.per_s)
-        # Fingerprints of the jobs in flight, by id; empty once the ledger has the fingerprint.
-        self.in_flight_fingerprints: dict[str, bytes] = {}
+        self.taken_ids = TakenIds()
         self.callbacks: CallbackRouter | None = None
         # By job number: the callback that arrived while the job's POST was pending, None until one does.
         self.early_callbacks: dict[int, CallbackPayload | None] = {}

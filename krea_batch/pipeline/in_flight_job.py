@@ -1,4 +1,4 @@
-"""A job in flight, and the limit on their number.
+"""A job in flight, the limit on their number, and the ids that are taken.
 
 An `InFlightJob` holds only what the next stages need; the rest is in the ledger. This is why tens of thousands of
 jobs in flight fit into memory.
@@ -6,8 +6,10 @@ jobs in flight fit into memory.
 
 from __future__ import annotations
 
+import asyncio
 import math
 import sys
+from collections.abc import Collection
 from contextlib import suppress
 
 import anyio
@@ -112,38 +114,71 @@ class InFlightLimit:
         self.limit = limit
         self.in_use = 0
         self._free = anyio.Semaphore(limit, fast_acquire=True)
-        self._idle = anyio.Event()
-        self._idle.set()
 
     async def acquire(self) -> None:
         """Wait for a free slot, first come, first served."""
         await self._free.acquire()
-        self._count(+1)
+        self.in_use += 1
 
     def acquire_resumed(self) -> None:
         """Take a slot for a job that is in flight already, even if none is free."""
         # Above the limit, `release` frees no slot until the count is below the limit again.
         with suppress(anyio.WouldBlock):
             self._free.acquire_nowait()
-        self._count(+1)
+        self.in_use += 1
 
     def release(self) -> None:
         """Free the slot of a job that ended or was left to the next run."""
-        self._count(-1)
+        self.in_use -= 1
         if self.in_use < self.limit:
             self._free.release()
 
-    async def wait_idle(self) -> None:
-        """Wait until no job is in flight."""
-        while self.in_use:
-            await self._idle.wait()
 
-    def _count(self, change: int) -> None:
-        self.in_use += change
-        if self.in_use == 0:
-            self._idle.set()
-        elif change > 0 and self._idle.is_set():
-            self._idle = anyio.Event()
+class TakenIds:
+    """The ids of the jobs that are queued or in flight, with the fingerprints of their requests.
+
+    A caller takes an id in the same step of the event loop in which it finds that neither the ledger nor this table
+    has it, so no two callers start one job. The id is released when the job has ended, or is left.
+    """
+
+    def __init__(self) -> None:
+        self._fingerprints: dict[str, bytes] = {}
+        self._released = asyncio.Event()
+        self._none_taken = asyncio.Event()
+        self._none_taken.set()
+
+    def __contains__(self, job_id: str) -> bool:
+        return job_id in self._fingerprints
+
+    def __len__(self) -> int:
+        return len(self._fingerprints)
+
+    def take(self, job_id: str, fingerprint: bytes = b"") -> None:
+        """Take an id. The fingerprint may be empty if the ledger has it."""
+        self._fingerprints[job_id] = fingerprint
+        self._none_taken.clear()
+
+    def release(self, job_id: str) -> None:
+        """Release an id. Idempotent."""
+        if self._fingerprints.pop(job_id, None) is not None:
+            self._released.set()
+        if not self._fingerprints:
+            self._none_taken.set()
+
+    def fingerprint_of(self, job_id: str) -> bytes:
+        """Return the fingerprint of a taken id; empty if it is not taken, or the ledger has it."""
+        return self._fingerprints.get(job_id, b"")
+
+    async def wait_release(self, job_ids: Collection[str]) -> None:
+        """Wait until one of these ids is not taken."""
+        while all(job_id in self for job_id in job_ids):
+            self._released.clear()
+            await self._released.wait()
+
+    async def wait_none(self) -> None:
+        """Wait until no id is taken."""
+        while self:
+            await self._none_taken.wait()
 
 
 def build_in_flight_job(job: Job, tenant: str = "") -> InFlightJob:

@@ -58,7 +58,6 @@ class Pipeline:
             self._on_admitted,
             self._on_not_admitted,
         )
-        self.producer = Producer(run, self.submitter.wait_for_capacity, self._on_produced)
         self.waiters = WaiterRegistry(run, self.admission.put)
 
     # ---- the tasks ---------------------------------------------------------------------------------------
@@ -68,11 +67,19 @@ class Pipeline:
         for stage in (self.callback_handler, self.admission, self.submitter, self.poll_scheduler, self.downloader):
             tasks.start_soon(stage.work)
 
+    def producer(self) -> Producer:
+        """Return a producer for the jobs of one source."""
+        return Producer(self._run, self.submitter.wait_for_capacity, self._on_admitted, self.waiters.take_over)
+
+    @property
+    def is_idle(self) -> bool:
+        """Whether no job is queued or in flight, and no callback for an ambiguous job is expected."""
+        return not self._run.taken_ids and not self.callback_handler.expecting
+
     async def wait_idle(self) -> None:
         """Wait until no job is queued or in flight, and no callback for an ambiguous job is expected."""
-        while self._run.stats.jobs_queued or self._run.in_flight_limit.in_use or self.callback_handler.expecting:
-            await self.admission.wait_idle()
-            await self._run.in_flight_limit.wait_idle()
+        while not self.is_idle:
+            await self._run.taken_ids.wait_none()
             await self.callback_handler.wait()
 
     async def resume_open_jobs(self) -> None:
@@ -85,7 +92,7 @@ class Pipeline:
 
     async def _resume(self, record: OpenJob) -> None:
         job = InFlightJob.from_ledger(record)
-        self._run.in_flight_fingerprints[job.id] = b""  # The ledger has its fingerprint.
+        self._run.taken_ids.take(job.id)
         self._run.events.emit_resumed(job, record.state)
         if record.state is State.PENDING:
             job.body, job.fingerprint, job.metadata = await self._run.record(LedgerStore.request_of, job.job_no)
@@ -125,24 +132,19 @@ class Pipeline:
             self._run.stop(RunStopped(reason, "fix the cause, then run again to resume"))
         self._run.events.emit(JobEnded(outcome))
         self._results.append(outcome)
-        self._run.in_flight_fingerprints.pop(job.id, None)
+        self._run.taken_ids.release(job.id)
         self.waiters.on_ended(outcome)
 
     def defer(self, job: InFlightJob) -> None:
         """Take a job that stays in the ledger for the next run."""
         self._run.in_flight_limit.release()
-        self._run.in_flight_fingerprints.pop(job.id, None)
+        self._run.taken_ids.release(job.id)
         # Without a stop, the stages are ending because of an error, which the waiters get once they have ended.
         if self._run.stopped:
             self.waiters.fail(job.id)
 
-    def _on_produced(self, job: InFlightJob) -> None:
-        """Take a job of the producer, with its slot."""
-        self._run.in_flight_fingerprints[job.id] = job.fingerprint
-        self.submit(job)
-
     def _on_admitted(self, job: InFlightJob) -> None:
-        """Take a job from the admission queue, with its slot."""
+        """Take a job from a producer or the admission queue, with its slot."""
         self.waiters.on_admitted(job)
         self.submit(job)
 

@@ -7,12 +7,13 @@ memory of a few batches.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Awaitable, Callable, Iterable, Mapping
 from itertools import islice
 from typing import Protocol, runtime_checkable
 
+from krea_batch.errors import JobError
 from krea_batch.jobs import Job
-from krea_batch.ledger import LedgerStore, check_new_jobs
+from krea_batch.ledger import LedgerStore, find_known_jobs
 from krea_batch.pipeline.context import RunContext
 from krea_batch.pipeline.in_flight_job import InFlightJob, build_in_flight_job, require_same_request
 
@@ -34,9 +35,10 @@ class Checkpointed(Protocol):
 
 
 class Producer:
-    """Starts every job of a source that the ledger does not know.
+    """Starts every job of one source that the ledger does not know.
 
-    `wait_for_capacity` is awaited before each job. `next_stage` takes a job that has a slot of the in-flight limit.
+    `wait_for_capacity` is awaited before each job. `next_stage` takes a job that has a slot of the in-flight limit,
+    `on_left` one that was read and is not started.
     """
 
     def __init__(
@@ -44,16 +46,20 @@ class Producer:
         run: RunContext,
         wait_for_capacity: Callable[[], Awaitable[None]],
         next_stage: Callable[[InFlightJob], None],
+        on_left: Callable[[InFlightJob], None],
     ) -> None:
         self._run = run
         self._wait_for_capacity = wait_for_capacity
         self._next_stage = next_stage
+        self._on_left = on_left
         self._read = 0
         # Jobs that may not be in the ledger yet, each with the number of jobs read before it.
         self._unrecorded: deque[tuple[int, InFlightJob]] = deque()
         # Checkpoints that wait until every job before them is in the ledger.
         self._checkpoints: deque[tuple[int, bytes]] = deque()
         self._latest: tuple[int, bytes] | None = None
+        # Jobs that other callers were to start, and that were not in the ledger when this was last looked up.
+        self._of_others: list[InFlightJob] = []
 
     async def work(self, jobs: Iterable[Job]) -> None:
         """Start all jobs, or as many as possible before the run stops.
@@ -66,11 +72,15 @@ class Producer:
             self._run.stats.jobs_read += source.skipped
             self._run.stats.skipped += source.skipped
         while not self._run.stopped and (batch := list(islice(remaining, BATCH_JOBS))):
-            await self._start_batch(batch)
+            self._run.stats.jobs_read += len(batch)
+            await self._start_batch([build_in_flight_job(job) for job in batch])
             if source and (checkpoint := source.checkpoint()) and checkpoint != self._latest:
                 self._latest = checkpoint
                 self._checkpoints.append(checkpoint)
             self.save_checkpoint()
+        while not self._run.stopped and self._of_others:
+            await self._run.taken_ids.wait_release([job.id for job in self._of_others])
+            await self._start_batch([])
 
     def save_checkpoint(self) -> None:
         """Record the latest checkpoint, if there is a new one before which every job is in the ledger."""
@@ -83,26 +93,57 @@ class Producer:
         if latest:
             self._run.record_later(LedgerStore.save_checkpoint, latest)
 
-    async def _start_batch(self, batch: list[Job]) -> None:
-        known = await self._run.record(LedgerStore.fingerprints, [job.id for job in batch])
-        new_ids = [job.id for job in batch if job.id not in known]
-        await check_new_jobs(self._run.record, self._run.settings.out, new_ids)
-        self._run.stats.jobs_read += len(batch)
-        for requested in batch:
-            job = build_in_flight_job(requested)
-            if job.id in known or job.id in self._run.in_flight_fingerprints:
-                require_same_request(job, known.get(job.id) or self._run.in_flight_fingerprints[job.id])
-                self._run.stats.skipped += 1
-                if job.id not in known:  # A caller has just submitted it, and it may not be in the ledger yet.
-                    self._unrecorded.append((self._read, job))
-                self._read += 1
-                continue
-            await self._wait_for_capacity()
-            await self._run.in_flight_limit.acquire()
-            if self._run.stopped:
-                self._run.in_flight_limit.release()
-                return
-            known[job.id] = job.fingerprint
-            self._unrecorded.append((self._read, job))
+    async def _start_batch(self, batch: list[InFlightJob]) -> None:
+        """Start the new jobs of a batch, and those earlier ones that another caller was to start and has left.
+
+        Raises JobError for a job that has changed, after starting the jobs before it.
+        """
+        of_others, self._of_others = self._of_others, []
+        jobs = [*of_others, *batch]
+        known = await self._run.record(find_known_jobs, self._run.settings.out, [job.id for job in jobs])
+        # One step of the event loop, up to the next await: no other caller takes an id that is free here.
+        self._track_unrecorded(batch, known)
+        new: deque[InFlightJob] = deque()
+        conflict: JobError | None = None
+        for job in jobs:
+            try:
+                if self._take(job, known):
+                    new.append(job)
+            except JobError as error:
+                conflict = error
+                break
+        try:
+            while new:
+                await self._wait_for_capacity()
+                await self._run.in_flight_limit.acquire()
+                if self._run.stopped:
+                    self._run.in_flight_limit.release()
+                    return
+                self._next_stage(new.popleft())
+        finally:
+            for job in new:
+                self._on_left(job)
+        if conflict:
+            raise conflict
+
+    def _take(self, job: InFlightJob, known: Mapping[str, bytes]) -> bool:
+        """Take the id of a new job. Return False if it is known, and raise JobError if it is of another request."""
+        taken_ids = self._run.taken_ids
+        if job.id in known:
+            require_same_request(job, known[job.id])
+            self._run.stats.skipped += 1
+            return False
+        if job.id in taken_ids:
+            require_same_request(job, taken_ids.fingerprint_of(job.id))
+            self._of_others.append(job)
+            return False
+        taken_ids.take(job.id, job.fingerprint)
+        return True
+
+    def _track_unrecorded(self, batch: list[InFlightJob], known: Mapping[str, bytes]) -> None:
+        """Add the jobs of a batch that the ledger does not have, and remove those that other callers recorded."""
+        self._unrecorded = deque(entry for entry in self._unrecorded if entry[1].id not in known)
+        for job in batch:
+            if job.id not in known:
+                self._unrecorded.append((self._read, job))
             self._read += 1
-            self._next_stage(job)

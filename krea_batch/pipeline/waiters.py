@@ -12,7 +12,7 @@ from collections.abc import Callable
 from krea_batch.errors import KreaBatchError, RunStopped
 from krea_batch.events import Event, JobEnded, RetryScheduled, StateChanged
 from krea_batch.jobs import FINAL, Outcome, State
-from krea_batch.ledger import LedgerStore, check_new_jobs
+from krea_batch.ledger import LedgerStore, find_known_jobs
 from krea_batch.pipeline.context import RunContext
 from krea_batch.pipeline.event_stream import EventStream
 from krea_batch.pipeline.in_flight_job import InFlightJob, require_same_request
@@ -27,6 +27,7 @@ class WaiterRegistry:
         self._run = run
         self._admit = admit
         self._waiters: dict[str, JobWaiter] = {}
+        self._closed_by: BaseException | None = None
 
     # ---- for callers -------------------------------------------------------------------------------------
 
@@ -35,30 +36,37 @@ class WaiterRegistry:
 
         Raises JobError if another job has the id, and RunStopped.
         """
-        fingerprint = await self._recorded_fingerprint(job.id) or self._run.in_flight_fingerprints.get(job.id)
-        if fingerprint:
+        known = await self._run.record(find_known_jobs, self._run.settings.out, [job.id])
+        # One step of the event loop, up to the next await: no other caller takes an id that is free here.
+        if fingerprint := known.get(job.id) or self._run.taken_ids.fingerprint_of(job.id):
             require_same_request(job, fingerprint)
-        elif self._run.stopped:
-            raise self._run.stopped
-        else:
-            self._run.in_flight_fingerprints[job.id] = job.fingerprint
-            waiter = self._create(job.id)
+            waiter = await self._find_known(job.id)
+            if durable and not known and not waiter.outcome.done():
+                await self._record(job)  # The caller that started the job may not have recorded it yet.
+            return waiter
+        if error := self._run.stopped or self._closed_by:
+            raise error
+        self._run.taken_ids.take(job.id, job.fingerprint)
+        waiter = self._create(job.id)
+        if durable:
             try:
-                await check_new_jobs(self._run.record, self._run.settings.out, [job.id])
+                await self._record(job)
             except KreaBatchError as error:
                 self.fail(job.id, error)  # other callers may wait for it already
                 raise
-            if durable:
-                await self._record(job)
+        self._admit(job)
+        return waiter
+
+    def take_over(self, job: InFlightJob) -> None:
+        """Take a job that was to be started for a `run`, and is not; it is started if another caller waits for it."""
+        if job.id in self._waiters:
             self._admit(job)
-            return waiter
-        if durable:  # The caller that started the job may not have recorded it yet.
-            await self._record(job)
-        return await self._find_known(job.id)
+        else:
+            self._run.taken_ids.release(job.id)
 
     async def find(self, job_id: str) -> JobWaiter | None:
         """Return the waiter of a job that is in flight or in the ledger; None if there is no such job."""
-        if await self._recorded_fingerprint(job_id) or job_id in self._run.in_flight_fingerprints:
+        if await self._run.record(LedgerStore.fingerprints, [job_id]) or job_id in self._run.taken_ids:
             return await self._find_known(job_id)
         return None
 
@@ -81,12 +89,13 @@ class WaiterRegistry:
 
     def fail(self, job_id: str, error: BaseException | None = None) -> None:
         """Fail the waiter of a job that does not continue in this run."""
-        self._run.in_flight_fingerprints.pop(job_id, None)
+        self._run.taken_ids.release(job_id)
         if waiter := self._remove(job_id):
             waiter.fail(error or self._run.stopped or CLOSED)
 
-    def fail_all(self, error: BaseException) -> None:
-        """Fail all remaining waiters."""
+    def close(self, error: BaseException) -> None:
+        """Fail all remaining waiters, and those of later callers."""
+        self._closed_by = error
         for job_id in list(self._waiters):
             self.fail(job_id, error)
 
@@ -100,23 +109,21 @@ class WaiterRegistry:
         row = await self._run.record(LedgerStore.find_job, job_id)
         if row and not waiter.outcome.done():
             self._restore(waiter, row)
+        if self._closed_by and not waiter.outcome.done():
+            self.fail(job_id, self._closed_by)
         return waiter
 
     def _restore(self, waiter: JobWaiter, row: Outcome) -> None:
         if row.status in FINAL:
             self._remove(row.id)
             waiter.end(row)
-        elif row.id not in self._run.in_flight_fingerprints:
+        elif row.id not in self._run.taken_ids:
             self.fail(row.id)  # A stop left the job to the next run.
         elif row.status is not State.PENDING:
             waiter.restore(row)
 
     async def _record(self, job: InFlightJob) -> None:
         await self._run.record(LedgerStore.enqueue, job.id, job.body, job.fingerprint, job.metadata, job.tenant)
-
-    async def _recorded_fingerprint(self, job_id: str) -> bytes | None:
-        """Return the fingerprint that the ledger has for this id, if any."""
-        return (await self._run.record(LedgerStore.fingerprints, [job_id])).get(job_id)
 
     def _create(self, job_id: str) -> JobWaiter:
         if not self._waiters:
@@ -149,10 +156,12 @@ class JobWaiter:
         self.accepted: asyncio.Future[None] = loop.create_future()
         self.outcome: asyncio.Future[Outcome] = loop.create_future()
         self._streams: list[EventStream] = []
+        self._has_events = False
 
     def on_event(self, event: StateChanged | RetryScheduled) -> None:
         """Update the state, and pass the event on to the streams."""
         if isinstance(event, StateChanged):
+            self._has_events = True
             self.state = event.new
             self.request_id = event.request_id or self.request_id
         for stream in self._streams:
@@ -171,11 +180,12 @@ class JobWaiter:
             self.accepted.set_result(None)
 
     def restore(self, row: Outcome) -> None:
-        """Take the state of a job that was in flight before anyone waited for it."""
-        self.state = row.status
+        """Take the state of a job that was in flight before anyone waited for it. Events since then are later."""
         self.mark_admitted()
-        if row.request_id:
-            self.accept(row.request_id)
+        if not self._has_events:
+            self.state, self.request_id = row.status, row.request_id
+        if self.request_id:
+            self.accept(self.request_id)
 
     def end(self, outcome: Outcome) -> None:
         """Resolve every future, and end the streams with a JobEnded."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import gzip
 import hashlib
 import json
@@ -14,7 +15,12 @@ from typing import Any
 import pytest
 from PIL import Image
 
+from krea_batch import Engine, Job
+from krea_batch.cli.ui.run_session import RunSession, check_jobs
 from krea_batch.rules.pending_limit import INITIAL_PENDING
+from krea_batch.settings import Settings
+from krea_batch.sources import JobFiles
+from krea_batch.testing.scripted_gateway import ScriptedGateway
 from tests.processes import (
     COMMAND,
     PROCESS_TIMEOUT_S,
@@ -472,3 +478,25 @@ class TestOutput:
         )
         assert done.stderr.strip() == "[]"
         assert "run" in done.stdout
+
+
+def test_a_job_that_changed_after_the_check(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A line whose id another run has used since the check is not sent; the run ends with 3 and names the job."""
+    path = tmp_path / "jobs.jsonl"
+    path.write_text('{"id": "new", "prompt": "new"}\n{"id": "x", "prompt": "this"}\n')
+    settings = Settings.from_options(tmp_path / "out", gateway="http://127.0.0.1:1", poll_interval_s=0.05)
+    options = {"quiet": False, "as_json": False, "metrics_port": None, "time_scale": 100.0}
+    with JobFiles([str(path)]) as files:
+        session = RunSession(
+            settings, None, files, check_jobs(files, settings, skip_invalid=False, quiet=True), options
+        )
+        other = Engine(settings=settings, gateway_client=ScriptedGateway())
+        asyncio.run(generate_in(other, Job(prompt="other", id="x")))
+        assert asyncio.run(session.run()) == 3
+    assert {row["id"]: row["request"]["prompt"] for row in result_rows(settings.out)} == {"x": "other", "new": "new"}
+    assert "job 'x': the job has changed since this id was submitted" in capsys.readouterr().out
+
+
+async def generate_in(engine: Engine, job: Job) -> None:
+    async with engine:
+        assert (await engine.generate(job)).succeeded

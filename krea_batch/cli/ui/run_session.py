@@ -26,6 +26,7 @@ from krea_batch.cli.ui.summary import RunSummary, RunTotals
 from krea_batch.engine.engine import Engine
 from krea_batch.errors import (
     InputError,
+    JobError,
     JobFileError,
     KreaBatchError,
     LedgerError,
@@ -226,7 +227,7 @@ class RunSession:
                     task_group.start_soon(refresh_until_cancelled, self._display, status_reader.read)
                     await engine.run(self._files)
             except KreaBatchError as error:
-                problem = (engine.stopped if isinstance(error, InputError) else None) or error
+                problem = _stop_of(error, engine)
             task_group.cancel_scope.cancel()
         if problem is not None and not isinstance(problem, (RunStopped, LedgerError)):
             raise problem
@@ -290,6 +291,13 @@ class RunSession:
         if summary.problem:
             return STOPPED
         return OK if summary.totals.all_succeeded else SOME_FAILED
+
+
+def _stop_of(error: KreaBatchError, engine: Engine) -> KreaBatchError:
+    """Return why the run ended, for an error of the engine; an error of the input may have come after charges."""
+    if isinstance(error, JobError):
+        return RunStopped(f"job {error.job_id!r}: {error.problem}", error.hint)
+    return (engine.stopped if isinstance(error, InputError) else None) or error
 
 
 def _stop_signals() -> list[signal.Signals]:
