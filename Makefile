@@ -43,7 +43,7 @@ simtest: $(VENV)/.dev
 	$(BIN)/python -m tests.simulation --seeds $(SEEDS)
 
 crashtest: $(VENV)/.dev
-	KILLS=$(KILLS) $(BIN)/python -m pytest tests/crash -v -rsP
+	TMPDIR=$${TMPDIR:-/var/tmp} KILLS=$(KILLS) $(BIN)/python -m pytest tests/crash -v -rsP
 
 bench: $(VENV)/.dev
 	$(BIN)/python -m benchmarks

@@ -1,21 +1,33 @@
-"""Shared by all tests: simulators, children that start fast and can be interrupted, and failures of listeners."""
+"""Shared by all tests: where their files are, simulators, children of tests, and failures of listeners."""
 
 from __future__ import annotations
 
 import logging
 import os
+import tempfile
 from collections.abc import Iterator
 
 import pytest
 from hypothesis import settings
 
-from tests.processes import RunningSimulator, SimulatorThread, StartSimulator, let_children_be_interrupted
+from tests.processes import (
+    MEMORY,
+    RunningSimulator,
+    SimulatorThread,
+    StartSimulator,
+    has_room_in_memory,
+    let_children_be_interrupted,
+)
 
 let_children_be_interrupted()
 
 # Images of containers often set it. The hundreds of processes that the tests start would then each compile the
 # package, which is a third of the processor time of a short run. Workers of pytest-xdist inherit the change.
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+
+# On a disk, waiting for fsync takes most of the time of the tests, much more when other processes use it.
+if "TMPDIR" not in os.environ and has_room_in_memory():
+    os.environ["TMPDIR"] = tempfile.tempdir = MEMORY
 
 # On a busy machine an example may take any time. The other settings are those of the current profile (on CI: "ci").
 settings.register_profile(

@@ -23,6 +23,18 @@ from krea_batch.testing.simulator import Simulator
 
 COMMAND = [sys.executable, "-m", "krea_batch"]
 PROCESS_TIMEOUT_S = 120.0
+MEMORY = "/dev/shm"  # noqa: S108 - a file system in memory, on Linux
+MIN_MEMORY_BYTES = 2 << 30  # chosen: twice what all tests leave behind
+
+
+def has_room_in_memory() -> bool:
+    """Return whether the temporary files of all tests fit into MEMORY, and programs can be started from there."""
+    try:
+        file_system = os.statvfs(MEMORY)
+    except OSError:
+        return False
+    free_bytes = file_system.f_bavail * file_system.f_frsize
+    return free_bytes >= MIN_MEMORY_BYTES and not file_system.f_flag & (os.ST_NOEXEC | os.ST_RDONLY)
 
 
 def let_children_be_interrupted() -> None:
