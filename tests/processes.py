@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 import urllib.request
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -22,7 +23,7 @@ from krea_batch.cli.commands.simulate import simulate, simulator_settings
 from krea_batch.testing.simulator import Simulator
 
 COMMAND = [sys.executable, "-m", "krea_batch"]
-PROCESS_TIMEOUT_S = 120.0
+PROCESS_TIMEOUT_S = 600.0  # chosen: ends a test that hangs, and no other on a machine that is busy with other work
 MEMORY = "/dev/shm"  # noqa: S108 - a file system in memory, on Linux
 MIN_MEMORY_BYTES = 2 << 30  # chosen: twice what all tests leave behind
 
@@ -145,6 +146,15 @@ def start_command(*arguments: str | Path, cwd: Path, key: str = "test-key") -> s
         stderr=subprocess.PIPE,
         text=True,
     )
+
+
+def wait_until(condition: Callable[[], object], process: subprocess.Popen[Any] | None = None) -> None:
+    """Wait until a condition holds. The process that will make it true must not end before that."""
+    deadline_s = time.monotonic() + PROCESS_TIMEOUT_S
+    while not condition():
+        assert process is None or process.poll() is None, "the process has ended"
+        assert time.monotonic() < deadline_s, "the condition does not become true"
+        time.sleep(0.01)
 
 
 def write_jobs(path: Path, count: int, **fields: Any) -> Path:

@@ -18,6 +18,7 @@ from tests.processes import (
     clean_environment,
     result_rows,
     run_command,
+    wait_until,
     write_jobs,
 )
 
@@ -50,6 +51,10 @@ class CrashScenario:
             stdout=subprocess.DEVNULL,
             stderr=stderr,
         )
+
+    def wait_for_accepted(self, count: int, process: subprocess.Popen[bytes]) -> None:
+        """Wait until the gateway has accepted this many jobs of the process that was started."""
+        wait_until(lambda: self.simulator.admin_request("/totals")["accepted"] >= count, process)
 
     def kill_after(self, seconds: float) -> bool:
         """Run the command and kill it after this time. Returns False if it had already ended."""
