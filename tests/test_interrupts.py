@@ -6,7 +6,6 @@ import json
 import signal
 import subprocess
 import sys
-import time
 import urllib.request
 from pathlib import Path
 from textwrap import dedent
@@ -19,6 +18,7 @@ from tests.processes import (
     StartSimulator,
     clean_environment,
     result_rows,
+    wait_until,
     write_jobs,
 )
 
@@ -83,9 +83,7 @@ def test_a_run_stops_in_order(simulate: StartSimulator, tmp_path: Path, number: 
     command += ["--rate", "20/s", "--poll-interval", "0.2", "--quiet"]
     environment = clean_environment(PIXAZO_API_KEY="test-key")
     process = subprocess.Popen(with_sigint_ignored(*command), cwd=tmp_path, env=environment)
-    while gateway.admin_request("/totals")["accepted"] < 5:
-        assert process.poll() is None
-        time.sleep(0.01)
+    wait_until(lambda: gateway.admin_request("/totals")["accepted"] >= 5, process)
     process.send_signal(number)
     assert process.wait(PROCESS_TIMEOUT_S) == 130
     stored = [row for row in result_rows(tmp_path / "out") if row["status"] == "succeeded"]
@@ -109,9 +107,7 @@ def test_a_run_goes_on_after_its_terminal(simulate: StartSimulator, tmp_path: Pa
         assert process.stderr is not None
         assert process.stderr.readline()
         process.stderr.close()
-        while gateway.admin_request("/totals")["accepted"] < 5:
-            assert process.poll() is None
-            time.sleep(0.01)
+        wait_until(lambda: gateway.admin_request("/totals")["accepted"] >= 5, process)
         process.send_signal(signal.SIGHUP)
         assert process.wait(PROCESS_TIMEOUT_S) == 0
     assert {row["status"] for row in result_rows(tmp_path / "out")} == {"succeeded"}
@@ -143,9 +139,7 @@ def test_a_bench_completes_charged_jobs(simulate: StartSimulator, tmp_path: Path
         env=clean_environment(PIXAZO_API_KEY="test-key"),
         stderr=subprocess.DEVNULL,
     )
-    while gateway.admin_request("/totals")["charged"] < 2:
-        assert process.poll() is None
-        time.sleep(0.01)
+    wait_until(lambda: gateway.admin_request("/totals")["charged"] >= 2, process)
     process.send_signal(signal.SIGTERM)
     assert process.wait(PROCESS_TIMEOUT_S) == 130
     charged = gateway.admin_request("/totals")["charged"]

@@ -18,7 +18,7 @@ from krea_batch.cli.app import COMMANDS
 from krea_batch.jobs import ASPECT_RATIOS, CREATIVITIES, FIELDS, ErrorInfo, State
 from krea_batch.ledger import LedgerStore
 from krea_batch.testing.simulator import Simulator, SimulatorSettings
-from tests.processes import StartSimulator, run_command, write_jobs
+from tests.processes import PROCESS_TIMEOUT_S, StartSimulator, run_command, write_jobs
 
 ROOT = Path(__file__).parent.parent
 README_TEXT = (ROOT / "README.md").read_text("utf-8")
@@ -112,7 +112,7 @@ def test_the_example_of_the_library_runs(tmp_path: Path) -> None:
     assert simulated != example
     simulated = "from krea_batch.testing.simulator import Simulator, SimulatorSettings\n" + simulated
     done = subprocess.run(
-        [sys.executable, "-c", simulated], cwd=tmp_path, capture_output=True, text=True, timeout=120
+        [sys.executable, "-c", simulated], cwd=tmp_path, capture_output=True, text=True, timeout=PROCESS_TIMEOUT_S
     )
     assert done.returncode == 0, done.stderr
     assert len(done.stdout.splitlines()) == 101

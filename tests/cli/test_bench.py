@@ -21,6 +21,7 @@ from tests.processes import (
     run_command,
     run_in_terminal,
     start_command,
+    wait_until,
 )
 
 pytestmark = pytest.mark.slow
@@ -231,8 +232,7 @@ class TestCharged:
         gateway = simulate("--tiny", "--latency", "uniform:0.1,0.4")
         options = ("bench", "--rates", "2/s", "--jobs", "20", "--poll-interval", "0.2", "--yes", "--out", "report")
         command = start_command(*options, "--gateway", gateway.gateway_url, cwd=tmp_path)
-        while gateway.admin_request("/totals")["charged"] < 2:
-            assert command.poll() is None
+        wait_until(lambda: gateway.admin_request("/totals")["charged"] >= 2, command)
         os.kill(command.pid, signal.SIGINT)
         _, stderr = command.communicate(timeout=PROCESS_TIMEOUT_S)
         assert command.returncode == 130, stderr

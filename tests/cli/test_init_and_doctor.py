@@ -25,7 +25,7 @@ from krea_batch.cli.commands.init import config_text
 from krea_batch.cli.options.run_options import RunOption
 from krea_batch.cli.ui import diagnostics
 from krea_batch.cli.ui.diagnostics import run_diagnostics
-from tests.processes import clean_environment, http_server, run_command
+from tests.processes import PROCESS_TIMEOUT_S, clean_environment, http_server, run_command
 
 
 def call(*arguments: str) -> Result:
@@ -186,7 +186,9 @@ class TestCompletion:
             '_krea_batch_completion krea-batch; printf "%s\\n" "${COMPREPLY[@]}"'
         )
         env = clean_environment(PATH=f"{program.parent}:/usr/bin:/bin")
-        done = subprocess.run([bash, "-c", script], cwd=tmp_path, env=env, capture_output=True, text=True, timeout=60)
+        done = subprocess.run(
+            [bash, "-c", script], cwd=tmp_path, env=env, capture_output=True, text=True, timeout=PROCESS_TIMEOUT_S
+        )
         assert expected in done.stdout.split(), done.stderr
 
 

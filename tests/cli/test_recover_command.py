@@ -21,6 +21,7 @@ from tests.processes import (
     answer_in_terminal,
     result_rows,
     run_command,
+    wait_until,
 )
 
 pytestmark = pytest.mark.slow
@@ -134,8 +135,7 @@ def test_the_backup_of_the_documentation(scenario: CrashScenario) -> None:
 def wait_for_rows(scenario: CrashScenario, process: subprocess.Popen[bytes], count: int) -> None:
     """Wait until results.jsonl has this many rows."""
     results = scenario.out / "results.jsonl"
-    while not results.exists() or results.read_bytes().count(b"\n") < count:
-        assert process.poll() is None
+    wait_until(lambda: results.exists() and results.read_bytes().count(b"\n") >= count, process)
 
 
 def copy_without_jobs(ledger: Path) -> None:

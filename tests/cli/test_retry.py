@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import shutil
 import signal
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -24,6 +23,7 @@ from tests.processes import (
     answer_in_terminal,
     run_command,
     start_command,
+    wait_until,
     write_jobs,
 )
 from tests.test_readme import make_ambiguous
@@ -184,9 +184,7 @@ def test_a_killed_retry_resumes(failed_run: FailedRun, tmp_path: Path) -> None:
     """After kill -9 during a retry, `run` resumes the jobs, and each job has at most one further POST."""
     gateway, out = failed_run()
     process = start_command("retry", out, "--yes", "--gateway", gateway.gateway_url, "--rate=2/s", cwd=tmp_path)
-    deadline_s = time.monotonic() + PROCESS_TIMEOUT_S
-    while not gateway.admin_request("/ledger")["posts"] and time.monotonic() < deadline_s:
-        time.sleep(0.02)
+    wait_until(lambda: gateway.admin_request("/ledger")["posts"], process)
     process.send_signal(signal.SIGKILL)
     process.communicate(timeout=PROCESS_TIMEOUT_S)
     options: dict[str, Any] = {"cwd": tmp_path}

@@ -38,8 +38,8 @@ from krea_batch.rules.lifecycle import count_ended
 from krea_batch.rules.verdicts import Ambiguous, Errored, Failed, Finished, Refusal, Refused, Waiting
 from krea_batch.storage.run_dir import LEDGER
 from krea_batch.testing.scripted_gateway import ACCEPT, FINISH, ScriptedGateway
-from tests.engine_fixtures import make_jobs
-from tests.processes import run_command, write_jobs
+from tests.engine_fixtures import ledger_states, make_jobs
+from tests.processes import StartSimulator, run_command, write_jobs
 from tests.virtual_time_runs import run_virtual
 
 SOME_STATUS = RunStatus(
@@ -321,19 +321,23 @@ def done_and_total(stderr: str) -> list[tuple[int, int]]:
 
 
 @pytest.mark.slow
-def test_progress_of_resumed_runs(tmp_path: Path) -> None:
+def test_progress_of_resumed_runs(simulate: StartSimulator, tmp_path: Path) -> None:
     """`run`, `retry` and `watch` never show more jobs done than there are, and end with all of them.
 
-    Jobs time out in the first run, and are complete when the second one resumes them. A third run adds others.
+    Jobs time out in the first run, whose polls all fail, and the second one resumes them. A third run adds
+    others.
     """
+    simulator = simulate("--tiny", "--latency=fixed:0.1", "--fault=poll-500")
     write_jobs(tmp_path / "jobs.jsonl", 30)
     (tmp_path / "more.jsonl").write_text('{"id": "more", "prompt": "more"}\n{"id": "last", "prompt": "last"}\n')
-    options = ("--out", "out", "--simulate", "--rate=200/s", "--poll-interval=0.1")
+    options = ("--out", "out", "--gateway", simulator.gateway_url, "--rate=200/s", "--poll-interval=0.1")
     run_command("run", "jobs.jsonl", *options, "--job-timeout=0.2", "--max-identical-failures=0", cwd=tmp_path)
+    assert set(ledger_states(tmp_path / "out").values()) == {"timed_out"}
+    simulator.admin_request("/settings", {"faults": {}})
     for command, total in (
-        (("run", "jobs.jsonl", *options, "--time-scale=1000"), 30),
-        (("run", "more.jsonl", *options, "--time-scale=1000"), 32),
-        (("run", "jobs.jsonl", *options, "--time-scale=1000"), 32),
+        (("run", "jobs.jsonl", *options), 30),
+        (("run", "more.jsonl", *options), 32),
+        (("run", "jobs.jsonl", *options), 32),
         (("watch", "out"), 32),
     ):
         done = run_command(*command, cwd=tmp_path)

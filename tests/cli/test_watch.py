@@ -17,6 +17,7 @@ from krea_batch.storage.run_dir import RunDir, is_locked
 from tests.processes import (
     COMMAND,
     PROCESS_TIMEOUT_S,
+    RunningSimulator,
     StartSimulator,
     clean_environment,
     run_command,
@@ -27,29 +28,38 @@ from tests.processes import (
 
 @pytest.mark.slow
 class TestWatch:
+    def start_run(self, gateway: RunningSimulator, folder: Path) -> subprocess.Popen[str]:
+        """Start a run of 60 jobs, and return its process once its directory is locked and the jobs are counted."""
+        options = ("--out", "out", "--gateway", gateway.gateway_url, "--rate", "200/s", "--poll-interval", "0.1")
+        run = start_command("run", "jobs.jsonl", *options, cwd=folder)
+        assert run.stderr is not None
+        assert "0/60" in run.stderr.readline()
+        return run
+
     def test_until_the_run_ends(self, simulate: StartSimulator, tmp_path: Path) -> None:
         """The command prints how many jobs are done, ends when the run ends, and has the exit code of the run."""
         write_jobs(tmp_path / "jobs.jsonl", 60)
-        gateway = simulate("--tiny", "--latency", "fixed:1").gateway_url
-        run = start_command("run", "jobs.jsonl", "--out", "out", "--gateway", gateway, "--rate", "20/s", cwd=tmp_path)
-        assert run.stderr is not None
-        assert "0/60" in run.stderr.readline()  # the run directory is locked, and the jobs are counted
-        watched = run_command("watch", "out", cwd=tmp_path)
+        gateway = simulate("--tiny", "--latency", "fixed:0.1", "--fault", "submit-503=1")
+        run = self.start_run(gateway, tmp_path)
+        watching = start_command("watch", "out", cwd=tmp_path)
+        assert watching.stderr is not None
+        first_line = watching.stderr.readline()
+        gateway.admin_request("/settings", {"faults": {}})
+        output, stderr = watching.communicate(timeout=PROCESS_TIMEOUT_S)
         run.communicate(timeout=PROCESS_TIMEOUT_S)
         assert run.returncode == 0
-        assert watched.returncode == 0, watched.stderr
-        counts = [int(count) for count in re.findall(r"^(\d+)/60 done", watched.stderr, re.MULTILINE)]
+        assert watching.returncode == 0, stderr
+        counts = [int(count) for count in re.findall(r"^(\d+)/60 done", first_line + stderr, re.MULTILINE)]
         assert counts == sorted(counts)
+        assert counts[0] == 0
         assert counts[-1] == 60
-        assert "60 stored" in watched.stdout
+        assert "60 stored" in output
 
     def test_ctrl_c_detaches(self, simulate: StartSimulator, tmp_path: Path) -> None:
         """Ctrl-C ends the display and prints that the run continues, which it does."""
-        write_jobs(tmp_path / "jobs.jsonl", 100)
-        gateway = simulate("--tiny", "--latency", "fixed:1").gateway_url
-        run = start_command("run", "jobs.jsonl", "--out", "out", "--gateway", gateway, "--rate", "20/s", cwd=tmp_path)
-        assert run.stderr is not None
-        run.stderr.readline()
+        write_jobs(tmp_path / "jobs.jsonl", 60)
+        gateway = simulate("--tiny", "--latency", "fixed:0.1", "--fault", "submit-503=1")
+        run = self.start_run(gateway, tmp_path)
         watching = start_command("watch", "out", cwd=tmp_path)
         assert watching.stderr is not None
         watching.stderr.readline()
@@ -58,6 +68,7 @@ class TestWatch:
         assert watching.returncode == 0
         assert stderr.endswith("Detached; the run continues.\n")
         assert run.poll() is None
+        gateway.admin_request("/settings", {"faults": {}})
         run.communicate(timeout=PROCESS_TIMEOUT_S)
         assert run.returncode == 0
 

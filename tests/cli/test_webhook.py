@@ -20,6 +20,7 @@ from tests.processes import (
     clean_environment,
     result_rows,
     run_command,
+    wait_until,
     write_jobs,
 )
 
@@ -27,7 +28,7 @@ pytestmark = pytest.mark.slow
 
 JOBS = 120
 LISTEN = ("--webhook-listen", "127.0.0.1:0")
-JOB_LATENCY_OPTIONS = ("--tiny", "--latency", "uniform:2,4")
+JOB_LATENCY_OPTIONS = ("--tiny", "--latency", "uniform:1,2")
 
 
 def run_with_webhook(simulator: RunningSimulator, tmp_path: Path, *options: str) -> dict[str, Any]:
@@ -46,7 +47,7 @@ def test_valid_callbacks_save_polls(simulate: StartSimulator, tmp_path: Path) ->
 
     Without callbacks, a third of these jobs needs two polls or more.
     """
-    simulated = simulate(*JOB_LATENCY_OPTIONS, "--fault", "webhook-twice=0.3")
+    simulated = simulate("--tiny", "--latency", "uniform:2,4", "--fault", "webhook-twice=0.3")
     found = run_with_webhook(simulated, tmp_path, *LISTEN)
     assert {row["status"] for row in found.values()} == {"succeeded"}
     later_polls = [row["polls"] for job_id, row in found.items() if int(job_id) > JOBS // 2]
@@ -126,8 +127,7 @@ def test_connections_of_strangers(data: bytes, simulate: StartSimulator, tmp_pat
         stderr=subprocess.PIPE,
         text=True,
     )
-    while simulated.admin_request("/totals")["accepted"] < 2:
-        assert process.poll() is None
+    wait_until(lambda: simulated.admin_request("/totals")["accepted"] >= 2, process)
     with ExitStack() as stack:
         for _ in range(300):
             with suppress(ConnectionError):  # the connections are closed, also while they are opened
@@ -137,4 +137,4 @@ def test_connections_of_strangers(data: bytes, simulate: StartSimulator, tmp_pat
     assert process.returncode == 0, stderr
     assert "Traceback" not in stderr
     assert json.loads(stdout)["jobs"] == {"succeeded": 40}
-    assert json.loads(stdout)["seconds"] < 50  # one connection held the end for 60 s
+    assert json.loads(stdout)["seconds"] < 60  # one connection held the end for 60 s more

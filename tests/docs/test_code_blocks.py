@@ -19,7 +19,14 @@ import krea_batch as library
 from krea_batch import Engine, State
 from krea_batch.testing.simulator import Simulator, SimulatorSettings
 from tests.docs.pages import ROOT, Block, code_blocks
-from tests.processes import SimulatorThread, StartSimulator, clean_environment, run_command, write_jobs
+from tests.processes import (
+    PROCESS_TIMEOUT_S,
+    SimulatorThread,
+    StartSimulator,
+    clean_environment,
+    run_command,
+    write_jobs,
+)
 from tests.test_readme import make_ambiguous, make_timed_out, offline_options, readme_blocks
 
 NOT_RUN = ("make ", "pip ", "python3 -m venv ", ". ", "export ")  # these prepare a machine
@@ -118,7 +125,11 @@ def test_the_python_is_typed(tmp_path: Path) -> None:
     files = sorted(map(str, tmp_path.glob("*.py")))
     assert len(files) == len(PYTHON_BLOCKS) >= 10
     done = subprocess.run(
-        [sys.executable, "-m", "mypy", "--strict", *files], cwd=ROOT, capture_output=True, text=True, timeout=300
+        [sys.executable, "-m", "mypy", "--strict", *files],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=PROCESS_TIMEOUT_S,
     )
     assert done.returncode == 0, done.stdout
 
@@ -141,7 +152,7 @@ def test_the_scripts_run(tmp_path: Path, simulate: StartSimulator, script: Block
         env=clean_environment(),
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=PROCESS_TIMEOUT_S,
     )
     assert done.returncode == 0, done.stderr
     if "Engine(" in script.text:

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import signal
 import socket
 import sqlite3
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -18,7 +16,7 @@ from typing import Any
 import aiohttp
 import pytest
 
-from tests.processes import PROCESS_TIMEOUT_S, RunningSimulator, StartSimulator, clean_environment
+from tests.processes import PROCESS_TIMEOUT_S, RunningSimulator, StartSimulator, clean_environment, wait_until
 
 pytestmark = pytest.mark.slow
 
@@ -66,13 +64,11 @@ class ServiceProcess:
             process.wait(PROCESS_TIMEOUT_S)
 
     def _wait(self, process: subprocess.Popen[bytes]) -> None:
-        deadline_s = time.monotonic() + PROCESS_TIMEOUT_S
-        while time.monotonic() < deadline_s and process.poll() is None:
+        def is_listening() -> bool:
             with socket.socket() as probe:
-                if probe.connect_ex(("127.0.0.1", self.port)) == 0:
-                    return
-            time.sleep(0.05)
-        raise AssertionError("the service did not start")
+                return probe.connect_ex(("127.0.0.1", self.port)) == 0
+
+        wait_until(is_listening, process)
 
 
 async def create_image(web: aiohttp.ClientSession, **job: Any) -> str:
@@ -253,7 +249,4 @@ class TestWorker:
         assert len(charged) == len(set(charged))
 
     def wait(self, tmp_path: Path, done: Any) -> None:
-        deadline_s = time.monotonic() + PROCESS_TIMEOUT_S
-        while not done(sum(status is not None for _, status, _ in self.messages(tmp_path))):
-            assert time.monotonic() < deadline_s, json.dumps(self.messages(tmp_path))
-            time.sleep(0.05)
+        wait_until(lambda: done(sum(status is not None for _, status, _ in self.messages(tmp_path))))

@@ -9,19 +9,21 @@ from typing import Any
 from urllib.parse import urlsplit
 
 import pytest
-from playwright.sync_api import Browser, BrowserContext, Page, sync_playwright
+from playwright.sync_api import Browser, BrowserContext, Page, expect, sync_playwright
 
 from krea_batch.jobs import State
 from tests.engine_fixtures import ledger_states
 from tests.gallery.gallery_fixtures import OpenPage, RunningView, SeedJob, StartView, make_run, sweep_jobs
-from tests.processes import RunningSimulator, StartSimulator, run_command, write_jobs
+from tests.processes import PROCESS_TIMEOUT_S, RunningSimulator, StartSimulator, run_command, write_jobs
 
 BROWSER_ARGUMENTS = [
     "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
     "--disable-component-update", "--disable-sync",
 ]  # fmt: skip
 BROWSER_NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
-PAGE_TIMEOUT_MS = 10_000.0
+PAGE_TIMEOUT_MS = 1000 * PROCESS_TIMEOUT_S / 4
+
+expect.set_options(timeout=PAGE_TIMEOUT_MS)
 
 
 @pytest.fixture(scope="package")

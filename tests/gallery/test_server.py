@@ -25,7 +25,7 @@ from krea_batch.jobs import State
 from tests.engine_fixtures import ledger_states
 from tests.gallery.conftest import JOB_NUMBERS, MIXED_JOBS
 from tests.gallery.gallery_fixtures import CONNECTION_ERRORS, OpenPage, SeedJob, StartView, make_run
-from tests.processes import COMMAND, PROCESS_TIMEOUT_S, RunningSimulator, clean_environment, run_command
+from tests.processes import COMMAND, PROCESS_TIMEOUT_S, RunningSimulator, clean_environment, run_command, wait_until
 
 pytestmark = pytest.mark.slow
 
@@ -257,8 +257,7 @@ class TestSecret:
         assert process.stdout is not None
         url = re.search(r"http://\S+", process.stdout.readline())
         assert url is not None
-        while not seen.exists():
-            assert process.poll() is None
+        wait_until(seen.exists, process)
         process.send_signal(signal.SIGINT)
         process.communicate(timeout=PROCESS_TIMEOUT_S)
         arguments, first_mode, second_mode, *rest = seen.read_text().splitlines()

@@ -34,13 +34,14 @@ from krea_batch.rules.verdicts import (
     Waiting,
 )
 from krea_batch.settings import ApiKey, Settings
+from tests.processes import PROCESS_TIMEOUT_S
 
 T = TypeVar("T")
 CLIENT_KEY = "s3cret-k3y-0123456789"
 SUBMIT_BODY = b'{"prompt":"a cat"}'
 ACCEPTED_RESPONSE = b'{"request_id":"abc-1","status":"QUEUED"}'
 SHORT_TIMEOUT_S = 0.2  # for requests that time out
-LONG_TIMEOUT_S = 20.0  # for requests that do not
+LONG_TIMEOUT_S = PROCESS_TIMEOUT_S  # for requests that do not
 
 
 class RawRequest:

@@ -22,6 +22,7 @@ from krea_batch.ledger import Charges, LedgerStore
 from krea_batch.ledger.database import APPLICATION_ID, SCHEMA_VERSION, schema
 from krea_batch.rules import lifecycle
 from krea_batch.rules.verdicts import Finished
+from tests.processes import PROCESS_TIMEOUT_S
 
 REQUEST_BODY = b'{"prompt":"a cat"}'
 FINGERPRINT = b"f" * 32
@@ -618,7 +619,7 @@ def test_a_read_only_file(path: Path, folder_mode: int) -> None:
         Path(copy).chmod(0o444)
         public.chmod(folder_mode)
         process = subprocess.run(
-            [sys.executable, "-c", OPEN_UNPRIVILEGED, copy], capture_output=True, text=True, timeout=60
+            [sys.executable, "-c", OPEN_UNPRIVILEGED, copy], capture_output=True, text=True, timeout=PROCESS_TIMEOUT_S
         )
     finally:
         public.chmod(0o755)
@@ -663,7 +664,7 @@ os.kill(os.getpid(), 9)
 
 def test_killed_in_a_transaction(path: Path) -> None:
     """After kill -9, committed transitions are in the ledger and others are not."""
-    subprocess.run([sys.executable, "-c", KILLED_SCRIPT, path], timeout=60)
+    subprocess.run([sys.executable, "-c", KILLED_SCRIPT, path], timeout=PROCESS_TIMEOUT_S)
     store = LedgerStore.open(path)
     assert store.counts() == {State.ACCEPTED: 1}
     assert apply_all(store, intent("b")) == 2

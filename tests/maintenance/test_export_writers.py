@@ -286,15 +286,18 @@ class TestExportErrors:
         assert file_contents() == before
 
 
-SLOW_EXPORT_SCRIPT = """
-import sys, time
+STUCK_EXPORT_SCRIPT = """
+import signal
 from krea_batch.maintenance.export import run_images
 read = run_images.ExportedImage.read
-def read_slowly(self):
+images_read = []
+def read_once(self):
     print("reading", flush=True)
-    time.sleep(0.2)
+    if images_read:
+        signal.pause()
+    images_read.append(self)
     return read(self)
-run_images.ExportedImage.read = read_slowly
+run_images.ExportedImage.read = read_once
 from krea_batch.cli.app import main
 main()
 """
@@ -305,7 +308,7 @@ def test_killed_during_export(finished_run: Path, tmp_path: Path, name: str) -> 
     """After kill -9 there is no output; the next export succeeds, and names the part that was left."""
     arguments = ["export", str(finished_run), "--format", name, "--output", "set"]
     process = subprocess.Popen(
-        [sys.executable, "-c", SLOW_EXPORT_SCRIPT, *arguments],
+        [sys.executable, "-c", STUCK_EXPORT_SCRIPT, *arguments],
         cwd=tmp_path,
         env=clean_environment(),
         stdout=subprocess.PIPE,

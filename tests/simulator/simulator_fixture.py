@@ -16,11 +16,12 @@ from typing import Any, NamedTuple, Self, TypeVar
 import aiohttp
 
 from krea_batch.testing.simulator import Simulator, SimulatorSettings
+from tests.processes import PROCESS_TIMEOUT_S
 
 T = TypeVar("T")
 SIMULATOR_KEY = "s3cret-k3y-0123456789"
 CLOCK_START_AT = 1774951200.0  # 2026-03-31T10:00:00Z, the time of the API document's example
-CLIENT_TIMEOUT_S = 60.0
+CLIENT_TIMEOUT_S = PROCESS_TIMEOUT_S
 SUBMIT_PATH = "/krea-2-large-text-to-image/v1/krea-2-large-text-to-image-request"
 MODEL = "krea-2-large-text-to-image"
 CAT_BODY: dict[str, Any] = {"prompt": "a cat"}

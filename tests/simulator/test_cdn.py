@@ -19,6 +19,7 @@ from PIL import Image
 from krea_batch.testing.simulator.body_validation import CREATIVITY, VALID_ASPECT_RATIOS
 from krea_batch.testing.simulator.drawing.images import IMAGE_SIZES, draw
 from krea_batch.testing.simulator.drawing.tiny_png import PNG_FILE_SIGNATURE, tiny_image
+from tests.processes import PROCESS_TIMEOUT_S
 from tests.simulator.simulator_fixture import CAT_BODY, SIMULATOR_KEY, SimulatorClient, run_with_simulator
 
 NO_LATENCY: dict[str, Any] = {"latency": "fixed:0"}
@@ -482,7 +483,7 @@ def test_images_are_the_same_in_every_process() -> None:
             env=os.environ | {"PYTHONHASHSEED": hash_seed},
             capture_output=True,
             text=True,
-            timeout=60,
+            timeout=PROCESS_TIMEOUT_S,
         )
         assert run.stdout.strip() == hashlib.sha256(made).hexdigest(), run.stderr
 
