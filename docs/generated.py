@@ -43,7 +43,8 @@ def settings_table() -> str:
 
 
 def _type(hint: object) -> str:
-    names = [getattr(kind, "__name__", str(kind)) for kind in get_args(hint) or (hint,) if kind is not type(None)]
+    kinds = [kind for kind in get_args(hint) or (hint,) if kind not in (type(None), Ellipsis)]
+    names = [getattr(kind, "__name__", str(kind)) for kind in kinds]
     return ", ".join(f"`{name}`" for name in names)
 
 
@@ -51,7 +52,7 @@ def _default(name: str) -> str:
     option = OPTIONS[name]
     default = DEFAULTS[name]
     text = f"`{default.text if isinstance(default, Rate) else default}`"
-    if default is None:
+    if default in (None, ()):
         text = option.none_means or "none"
     return text if option.command_default is None else f"{text}; on the command line `{option.command_default}`"
 

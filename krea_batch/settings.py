@@ -10,7 +10,7 @@ import re
 from collections.abc import Mapping
 from enum import StrEnum
 from functools import lru_cache
-from ipaddress import ip_address
+from ipaddress import IPv4Network, IPv6Network, ip_address, ip_network
 from pathlib import Path
 from typing import Annotated, Any, get_origin, get_type_hints
 from urllib.parse import urlsplit
@@ -26,6 +26,7 @@ _RATE = re.compile(r"(?P<count>\d+(?:\.\d+)?)\s*/\s*(?P<unit>s|sec|second|m|min|
 _INVALID_IN_URLS = re.compile(r"[\s\x00-\x20\x7f%<>\"\\^`{|}]")
 SINK_SCHEMES = ("s3", "gs", "az")  # those of obstore that name a bucket or container
 AUTO = "auto"
+IPNetwork = IPv4Network | IPv6Network
 MAX_PER_S = 10_000.0  # chosen: more than one event loop can submit
 _UNIT_S = {"s": 1.0, "m": 60.0, "h": 3600.0}
 
@@ -232,6 +233,15 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
         ),
     ] = None
     gateway: Annotated[str, Option(metavar="URL", help="Base URL of the API.")] = GATEWAY_URL
+    allow_networks: Annotated[
+        tuple[str, ...],
+        Option(
+            metavar="NETWORK",
+            none_means="public addresses only",
+            help="Also fetch images from the addresses of this network: 198.18.0.0/15 if a VPN or proxy tool answers "
+            "DNS with fake addresses, 64:ff9b:1::/48 for a local NAT64 (repeatable).",
+        ),
+    ] = ()
     webhook: Annotated[
         Webhook | None,
         Option(command_line=False, none_means="polls only", help="Where the gateway calls when a job ends."),
@@ -261,6 +271,9 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
             options["poll_rate"] = _parse_rate(options["poll_rate"], "poll_rate")
         if "ambiguous" in options:
             options["ambiguous"] = _parse_ambiguous(options["ambiguous"])
+        if "allow_networks" in options:
+            networks = options["allow_networks"]
+            options["allow_networks"] = (networks,) if isinstance(networks, str) else tuple(networks)
         return cls(out=out, **options)
 
     @classmethod
@@ -274,7 +287,13 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
         parts = urlsplit(self.gateway)
         return f"{parts.scheme}://{parts.hostname}"
 
+    @property
+    def allowed_networks(self) -> tuple[IPNetwork, ...]:
+        """The networks of `allow_networks`."""
+        return tuple(map(_parse_network, self.allow_networks))
+
     def __post_init__(self) -> None:
+        _ = self.allowed_networks
         if problem := _gateway_problem(self.gateway):
             raise SettingsError("gateway", f"{self.gateway!r}: {problem}", f"use e.g. {GATEWAY_URL}")
         if self.sink is not None and (problem := _sink_problem(self.sink)):
@@ -347,6 +366,14 @@ def _webhook_problem(url: str) -> str | None:
     if parts.scheme != "https" and not is_loopback(host):
         return "the secret in its path would be sent unencrypted"
     return None
+
+
+def _parse_network(text: str) -> IPNetwork:
+    try:
+        return ip_network(text)
+    except ValueError:
+        hint = "use e.g. 198.18.0.0/15 or 64:ff9b:1::/48"
+        raise SettingsError("allow_networks", f"{text!r} is not a network", hint) from None
 
 
 def _parse_rate(value: object, parameter: str) -> Rate:

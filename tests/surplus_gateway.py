@@ -35,6 +35,7 @@ class SurplusGateway:
         self._answers = 0
         self._polls: dict[str, int] = {}
         self.url = ""
+        self.cdn_url = ""  # of the images; by default the gateway's
         self.prompts: list[str] = []  # of each POST
         self.request_ids: dict[str, str] = {}  # by prompt
 
@@ -87,7 +88,10 @@ class SurplusGateway:
         self._polls[name] = self._polls.get(name, 0) + 1
         status: dict[str, Any] = {"request_id": name, "status": "PROCESSING", "output": None}
         if self._polls[name] > 1:
-            output = {"media_url": [f"{self.url}/images/{name}.png"], "media_type": "image/png"}
+            output = {
+                "media_url": [f"{self.cdn_url or self.url}/images/{name}.png"],
+                "media_type": "image/png",
+            }
             status |= {"status": "COMPLETED", "output": output}
         return "poll", name, http_response(200, json.dumps(status).encode())
 

@@ -6,6 +6,7 @@ import copy
 import inspect
 import math
 import pickle
+from ipaddress import ip_network
 from pathlib import Path
 from typing import Any
 
@@ -249,7 +250,7 @@ def changed_value(name: str) -> Any:
     values: dict[str, Any] = {
         "rate": Rate(3.0, "3/s"), "poll_rate": Rate(7.0, "7/s"), "shared_quota": True, "sink": "s3://bucket/folder",
         "ambiguous": AmbiguousPolicy.RESUBMIT, "gateway": "https://gateway.example",
-        "webhook": Webhook(listen="127.0.0.1:0"),
+        "webhook": Webhook(listen="127.0.0.1:0"), "allow_networks": ("10.0.0.0/8",),
     }  # fmt: skip
     return values.get(name, 7)
 
@@ -336,6 +337,17 @@ def test_what_is_no_gateway(url: str) -> None:
     with pytest.raises(SettingsError) as caught:
         Settings.from_options(OUT_DIR, gateway=url)
     assert caught.value.parameter == "gateway"
+
+
+@pytest.mark.parametrize("network", ["", "10.0.0.1/8", "10.0.0.0/33", "fake", "*", "10.0.0.0-10.0.0.9", "1::/200"])
+def test_what_is_no_network(network: str) -> None:
+    """A text that is no network is an error; one network may be given as a text, several in any iterable."""
+    with pytest.raises(SettingsError) as caught:
+        Settings.from_options(OUT_DIR, allow_networks=["198.18.0.0/15", network])
+    assert caught.value.parameter == "allow_networks"
+    for given_networks in ("10.0.0.0/8", ["10.0.0.0/8"], iter(["10.0.0.0/8"])):
+        settings = Settings.from_options(OUT_DIR, allow_networks=given_networks)
+        assert settings.allowed_networks == (ip_network("10.0.0.0/8"),)
 
 
 @given(st.text(max_size=30) | st.from_regex(r"https?://[\[\]@:/?#\\.a-z0-9%-]{0,30}", fullmatch=True))

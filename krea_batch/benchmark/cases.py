@@ -40,6 +40,7 @@ class Case(msgspec.Struct, frozen=True, kw_only=True):
     out: str
     prompt: str
     gateway: str = ""
+    allow_networks: tuple[str, ...] = ()
     key_file: str | None = None
     simulated: bool = True
 

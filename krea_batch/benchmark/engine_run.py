@@ -60,27 +60,28 @@ async def run_engine(case: Case, recorder: Recorder) -> None:
     settings = Settings.from_options(
         Path(case.out),
         gateway=case.gateway,
+        allow_networks=case.allow_networks,
         rate=case.rate,
         poll_interval_s=case.poll_interval_s,
         max_in_flight=case.max_in_flight,
         max_charges=case.jobs,  # never more than the command announced
         max_identical_failures=20,  # as in `krea-batch run`, so that a mistake does not cost a whole benchmark
     )
-    async with AsyncExitStack() as stack:
-        client = await stack.enter_async_context(GatewayClient(settings, _key(case)))
-        engine = Engine(
-            settings=settings,
-            gateway_client=RecordingGateway(client, recorder),
-            listeners=[lambda event: _on_event(event, recorder)],
-        )
-        lag_task = asyncio.create_task(measure_loop_lag(recorder.record.loop_lags_ms))
-        stack.callback(lag_task.cancel)
-        try:
+    try:
+        async with AsyncExitStack() as stack:
+            client = await stack.enter_async_context(GatewayClient(settings, _key(case)))
+            engine = Engine(
+                settings=settings,
+                gateway_client=RecordingGateway(client, recorder),
+                listeners=[lambda event: _on_event(event, recorder)],
+            )
+            lag_task = asyncio.create_task(measure_loop_lag(recorder.record.loop_lags_ms))
+            stack.callback(lag_task.cancel)
             async with engine:
                 _handle_interrupts(engine)
                 await engine.run(_jobs(case))
-        except KreaBatchError as error:
-            recorder.record.problem = str(error)
+    except KreaBatchError as error:
+        recorder.record.problem = str(error)
 
 
 def _key(case: Case) -> ApiKey:

@@ -185,6 +185,8 @@ def option_of(parameter: str) -> str:
     """Return the option of a parameter that a SettingsError names: `max_in_flight`, `webhook.url`."""
     if parameter == "api_key":
         return "--api-key-file"
+    if parameter == "allow_networks":
+        return "--allow-network"  # one at a time
     return "--" + parameter.removesuffix("_s").replace("_", "-").replace(".", "-")
 
 

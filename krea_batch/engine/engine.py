@@ -86,6 +86,7 @@ class Engine:
         max_identical_failures: int | None = None,
         sink: Sink | str | None = None,
         gateway: str | None = None,
+        allow_networks: Iterable[str] | None = None,
         webhook: Webhook | None = None,
         request_timeout_s: float | None = None,
         downloads: int | None = None,

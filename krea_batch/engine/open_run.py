@@ -22,7 +22,7 @@ from krea_batch.errors import RunStopped
 from krea_batch.events import Listener
 from krea_batch.gateway.callbacks import SECRET_BYTES, CallbackEndpoint, CallbackRouter
 from krea_batch.jobs import Outcome
-from krea_batch.ledger import MAX_TRANSACTION_ROWS, LedgerStore, open_ledger, pages
+from krea_batch.ledger import MAX_TRANSACTION_ROWS, LedgerStore, LedgerWriter, open_ledger, pages
 from krea_batch.pipeline.context import RunContext
 from krea_batch.pipeline.pipeline import Pipeline
 from krea_batch.pipeline.protocols import Gateway
@@ -37,6 +37,7 @@ from krea_batch.storage.run_dir import LEDGER, RunDir
 from krea_batch.storage.sinks import Sink
 
 DISK_THREADS = 8  # chosen: an fsync is cheaper if others run in parallel; more threads than this gained little
+MAX_KNOWN_IMAGES = 20  # chosen: the images of a run are on a few hosts
 LATENCY_HISTORY = 500  # chosen: the weight of observations that a poll schedule keeps (poll_schedule.MAX_WEIGHT)
 
 
@@ -180,7 +181,7 @@ async def open_run(stack: AsyncExitStack, config: RunConfig, endpoint: CallbackE
     has_succeeded = await ledger.record(LedgerStore.has_succeeded)
     context = RunContext(
         settings,
-        config.gateway_client or await _connect(stack, config),
+        config.gateway_client or await _connect(stack, config, ledger),
         ledger,
         disk,
         clock=config.clock,
@@ -199,11 +200,13 @@ async def open_run(stack: AsyncExitStack, config: RunConfig, endpoint: CallbackE
     return run
 
 
-async def _connect(stack: AsyncExitStack, config: RunConfig) -> Gateway:
+async def _connect(stack: AsyncExitStack, config: RunConfig, ledger: LedgerWriter) -> Gateway:
+    from krea_batch.gateway.address_check import hosts_of
     from krea_batch.gateway.client import GatewayClient  # Imports aiohttp, which is slow to import.
 
     assert config.key is not None  # noqa: S101 - set if there is no gateway_client
-    return await stack.enter_async_context(GatewayClient(config.settings, config.key))
+    cdn_hosts = hosts_of(await ledger.record(LedgerStore.latest_media_urls, MAX_KNOWN_IMAGES))
+    return await stack.enter_async_context(GatewayClient(config.settings, config.key, cdn_hosts=cdn_hosts))
 
 
 def _stop_for_results(context: RunContext, error: OSError) -> None:

@@ -7,6 +7,7 @@ client           submits, polls and downloads
 sessions         aiohttp's sessions below it: which connections a request may use
 proxies          the proxy of the environment
 url_policy       which URLs may be fetched, against requests to private addresses
+address_check    whether images could be fetched, before they are paid for
 callbacks        callback URLs with unguessable tokens, and the endpoint that receives them
 callback_server  a server of its own for callbacks
 health           the gateway's clock, for `krea-batch doctor`

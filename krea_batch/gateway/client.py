@@ -7,8 +7,9 @@ the difference between `NotSent` and `Ambiguous`.
 from __future__ import annotations
 
 import asyncio
+import errno
 import socket
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any, Self
 from urllib.parse import urlsplit
@@ -17,6 +18,7 @@ import aiohttp
 from yarl import URL
 
 from krea_batch.gateway import wire
+from krea_batch.gateway.address_check import find_refused_host
 from krea_batch.gateway.proxies import Proxy, find_proxy
 from krea_batch.gateway.sessions import (
     NETWORK_ERRORS,
@@ -32,7 +34,9 @@ from krea_batch.gateway.url_policy import (
     MAX_IMAGE_BYTES,
     DownloadError,
     announces_size,
-    is_public_address,
+    check_networks,
+    is_allowed_address,
+    network_to_allow,
     response_offset,
     url_rejection_reason,
 )
@@ -84,10 +88,13 @@ class ImageDownload:
 class GatewayClient:
     """The gateway and its CDN for one run; an async context manager. `submit` and `poll` raise no network errors.
 
-    Raises InputError when it is entered, if the proxy of the environment cannot be used.
+    `cdn_hosts` are those from which images came before. Raises InputError when it is entered, if the proxy of the
+    environment cannot be used, or if no image could be fetched from a host because of its address.
     """
 
-    def __init__(self, settings: Settings, key: ApiKey) -> None:
+    def __init__(self, settings: Settings, key: ApiKey, *, cdn_hosts: Sequence[str] = ()) -> None:
+        self._settings = settings
+        self._cdn_hosts = cdn_hosts
         base = settings.gateway.rstrip("/")
         self._base = URL(base)
         self._submit_url = URL(base + wire.SUBMIT_PATH)
@@ -95,14 +102,18 @@ class GatewayClient:
         self._key = key
         self._request_timeout_s = settings.request_timeout_s
         self._allow_loopback = is_loopback(urlsplit(base).hostname or "")
+        self._networks = settings.allowed_networks
+        check_networks(self._networks)
 
     async def __aenter__(self) -> Self:
         proxy = find_proxy(self._base.scheme, self._base.host or "", self._base.port)
         self._proxy_options = proxy.request_options if proxy else {}
+        if refused := await find_refused_host(self._settings, self._cdn_hosts):
+            raise refused.error
         self._cdn_proxies: dict[tuple[str, int | None], Proxy | None] = {}
         self._posts = open_session(is_traced=True)
         self._polls = KeptSessions(lambda: open_session(is_kept=True))
-        self._cdn = open_session(read_timeout_s=READ_TIMEOUT_S, socket_factory=self._open_public_socket)
+        self._cdn = open_session(read_timeout_s=READ_TIMEOUT_S, socket_factory=self._open_allowed_socket)
         # The proxy itself may have a private address, and it alone connects to the CDN.
         self._proxied_cdn = open_session(read_timeout_s=READ_TIMEOUT_S)
         return self
@@ -217,7 +228,8 @@ class GatewayClient:
 
         The caller closes it (`async with`). Raises DownloadError.
         """
-        if rejection := url_rejection_reason(url, allow_loopback=self._allow_loopback):
+        rejection = url_rejection_reason(url, allow_loopback=self._allow_loopback, networks=self._networks)
+        if rejection:
             raise _refused_url(url, rejection)
         headers = {"Range": f"bytes={offset}-", "If-Range": etag} if offset and etag else {}
         deadline_s = asyncio.get_running_loop().time() + DOWNLOAD_TIMEOUT_S
@@ -269,11 +281,13 @@ class GatewayClient:
             deadline_s,
         )
 
-    def _open_public_socket(self, address: tuple[Any, ...]) -> socket.socket:
+    def _open_allowed_socket(self, address: tuple[Any, ...]) -> socket.socket:
         """Open a socket for a resolved address unless it is in a private network (SECURITY.md)."""
         family, kind, protocol, _, sockaddr = address
-        if not is_public_address(str(sockaddr[0]), allow_loopback=self._allow_loopback):
-            raise PermissionError(f"{sockaddr[0]} is not a public address")
+        host = str(sockaddr[0])
+        if not is_allowed_address(host, allow_loopback=self._allow_loopback, networks=self._networks):
+            advice = f"; see allow_networks ({network})" if (network := network_to_allow(host)) else ""
+            raise PermissionError(errno.EACCES, f"{host} is not a public address{advice}")
         return socket.socket(family, kind, protocol)
 
 

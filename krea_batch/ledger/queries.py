@@ -25,6 +25,7 @@ from krea_batch.ledger.rows import (
     open_job,
     outcome_of,
     read_files,
+    read_media,
 )
 from krea_batch.storage.results_rows import ResultsMark
 
@@ -149,6 +150,13 @@ class LedgerQueries:
             (limit,),
         )
         return [(kind, took_s) for kind, took_s in rows if took_s is not None and took_s >= 0][::-1]
+
+    def latest_media_urls(self, limit: int) -> list[str]:
+        """Return the URLs of the images of the latest completed jobs."""
+        rows = self._sql.execute(
+            "SELECT media FROM jobs WHERE media IS NOT NULL ORDER BY job_no DESC LIMIT ?", (limit,)
+        )
+        return [url for (media,) in rows for url in read_media(media).media_urls]
 
     def request_of(self, job_no: int) -> tuple[bytes, bytes, bytes]:
         """Return body, fingerprint and metadata of a job, for another POST."""

@@ -23,7 +23,7 @@ OPEN_JOB_COLUMNS = (
     f" coalesce({KIND_SQL}, ''), tenant"
 )
 read_files = msgspec.json.Decoder(tuple[StoredFile, ...]).decode
-_read_media = msgspec.json.Decoder(Finished).decode
+read_media = msgspec.json.Decoder(Finished).decode
 
 
 class OpenJob(msgspec.Struct, frozen=True):
@@ -96,7 +96,7 @@ class JobTiming(msgspec.Struct, frozen=True):
 def open_job(row: tuple[Any, ...]) -> OpenJob:
     """Return the job in a row of OPEN_JOB_COLUMNS."""
     job_no, job_id, state, request_id, media, *rest = row
-    return OpenJob(job_no, job_id, State(state), request_id, _read_media(media) if media else None, *rest)
+    return OpenJob(job_no, job_id, State(state), request_id, read_media(media) if media else None, *rest)
 
 
 def outcome_of(row: Sequence[Any]) -> Outcome:

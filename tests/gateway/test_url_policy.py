@@ -9,7 +9,15 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from krea_batch.gateway.url_policy import DownloadError, is_public_address, response_offset, url_rejection_reason
+from krea_batch.errors import SettingsError
+from krea_batch.gateway.url_policy import (
+    DownloadError,
+    check_networks,
+    is_allowed_address,
+    network_to_allow,
+    response_offset,
+    url_rejection_reason,
+)
 
 DOCUMENT_URL = (  # API document, Response (Completed)
     "https://pub-582b7213209642b9b995c96c95a30381.r2.dev/v1/krea-2-large-text-to-image_019dxxxx/output.png"
@@ -115,6 +123,10 @@ PRIVATE_ADDRESSES = [
 EMBEDDED_ADDRESSES = ["10.0.0.1", "192.168.0.1", "169.254.169.254", "127.0.0.1", "0.0.0.0"]
 
 
+def networks(*texts: str) -> list[ipaddress.IPv4Network | ipaddress.IPv6Network]:
+    return [ipaddress.ip_network(text) for text in texts]
+
+
 def six_to_four_address(ip: str) -> str:
     return str(ipaddress.IPv6Address((0x2002 << 112) | (int(ipaddress.IPv4Address(ip)) << 80) | 1))
 
@@ -123,7 +135,7 @@ def six_to_four_address(ip: str) -> str:
 @pytest.mark.parametrize("address", PRIVATE_ADDRESSES)
 def test_private_addresses(address: str, loopback: bool) -> None:
     """No private, link-local, site-local, shared, multicast or reserved address is public, also with loopback."""
-    assert not is_public_address(address, allow_loopback=loopback)
+    assert not is_allowed_address(address, allow_loopback=loopback)
 
 
 @pytest.mark.parametrize("ip", EMBEDDED_ADDRESSES)
@@ -131,7 +143,7 @@ def test_private_addresses(address: str, loopback: bool) -> None:
 def test_embedded_addresses(ip: str, form: str) -> None:
     """An IPv6 address with an embedded private IPv4 address (mapped, compatible, NAT64, 6to4) is not public."""
     address = six_to_four_address(ip) if form == "6to4" else form.format(ip)
-    assert not is_public_address(address, allow_loopback=False)
+    assert not is_allowed_address(address, allow_loopback=False)
 
 
 @pytest.mark.parametrize(
@@ -148,15 +160,15 @@ def test_embedded_addresses(ip: str, form: str) -> None:
 )
 def test_public_addresses(address: str) -> None:
     """Global unicast addresses are public."""
-    assert is_public_address(address, allow_loopback=False)
-    assert is_public_address(address, allow_loopback=True)
+    assert is_allowed_address(address, allow_loopback=False)
+    assert is_allowed_address(address, allow_loopback=True)
 
 
 @pytest.mark.parametrize("address", ["127.0.0.1", "127.255.0.1", "::1", "::ffff:127.0.0.1"])
 def test_loopback_addresses(address: str) -> None:
     """Loopback addresses are allowed only with `allow_loopback`."""
-    assert is_public_address(address, allow_loopback=True)
-    assert not is_public_address(address, allow_loopback=False)
+    assert is_allowed_address(address, allow_loopback=True)
+    assert not is_allowed_address(address, allow_loopback=False)
 
 
 @given(st.text(max_size=30) | st.from_regex(r"[0-9a-f:.%]{1,40}", fullmatch=True), st.booleans())
@@ -165,9 +177,9 @@ def test_no_address_raises(address: str, loopback: bool) -> None:
     try:
         ipaddress.ip_address(address.partition("%")[0])
     except ValueError:
-        assert not is_public_address(address, allow_loopback=loopback)
+        assert not is_allowed_address(address, allow_loopback=loopback)
     else:
-        is_public_address(address, allow_loopback=loopback)
+        is_allowed_address(address, allow_loopback=loopback)
 
 
 @given(st.text(max_size=60) | st.from_regex(r"https?://[\[\]@:/?#\\.a-z0-9%-]{0,30}", fullmatch=True), st.booleans())
@@ -182,9 +194,122 @@ def test_no_url_raises(url: str, loopback: bool) -> None:
 @given(st.ip_addresses())
 def test_no_private_address_passes(ip: ipaddress.IPv4Address | ipaddress.IPv6Address) -> None:
     """Every address that is public is global and unicast."""
-    if is_public_address(str(ip), allow_loopback=False):
+    if is_allowed_address(str(ip), allow_loopback=False):
         assert ip.is_global or (isinstance(ip, ipaddress.IPv6Address) and ip.ipv4_mapped is not None)
         assert not (ip.is_multicast or ip.is_loopback or ip.is_link_local or ip.is_unspecified)
+
+
+# ---- networks of the settings ---------------------------------------------------------------------------
+
+NEVER_ALLOWED = [
+    "127.0.0.1",
+    "127.8.8.8",
+    "::1",
+    "::ffff:127.0.0.1",
+    "::127.0.0.1",
+    "0.0.0.0",
+    "::",
+    "169.254.169.254",
+    "::ffff:169.254.169.254",
+    "64:ff9b::169.254.169.254",
+    "64:ff9b:1::169.254.169.254",
+    "64:ff9b:1:a9fe:a9:fe00::",
+    "64:ff9b:1::127.0.0.1",
+    six_to_four_address("169.254.169.254"),
+    "fe80::1",
+    "fe80::1%eth0",
+    "fec0::1",
+    "fd00:ec2::254",
+    "fd20:ce::254",
+    "100.100.100.200",
+    "192.0.0.192",
+    "255.255.255.255",
+    "224.0.0.1",
+    "ff02::1",
+]
+EVERYTHING = networks("0.0.0.0/0", "::/0", "64:ff9b:1::/48", "64:ff9b:1::/96")
+
+
+@pytest.mark.parametrize("address", NEVER_ALLOWED)
+def test_addresses_that_no_network_allows(address: str) -> None:
+    """Loopback, link-local, multicast and cloud metadata addresses are refused, whatever the settings allow."""
+    assert not is_allowed_address(address, allow_loopback=False, networks=EVERYTHING)
+    assert network_to_allow(address) is None
+    host = f"[{address}]" if ":" in address else address
+    assert url_rejection_reason(f"https://{host}/a.png", allow_loopback=False, networks=EVERYTHING)
+
+
+@pytest.mark.parametrize(
+    ("address", "network"),
+    [
+        ("198.18.0.7", "198.18.0.0/15"),
+        ("198.19.255.255", "198.18.0.0/15"),
+        ("::ffff:198.18.0.7", "198.18.0.0/15"),
+        ("10.1.2.3", "10.0.0.0/8"),
+        ("192.168.1.1", "192.168.0.0/16"),
+        ("100.64.0.1", "100.64.0.0/10"),
+        ("fd12:3456::1", "fc00::/7"),
+        ("64:ff9b:1::93.184.216.34", "64:ff9b:1::/48"),
+        ("64:ff9b:1:5db8:d8:2200::", "64:ff9b:1::/48"),
+        ("64:ff9b:1:fffe::93.184.216.34", "64:ff9b:1:fffe::/96"),
+    ],
+)
+def test_addresses_of_a_network(address: str, network: str) -> None:
+    """An address of a network that the settings allow is allowed, and only then; so is a URL with it."""
+    allowed = networks(network)
+    assert not is_allowed_address(address, allow_loopback=False)
+    assert is_allowed_address(address, allow_loopback=False, networks=allowed)
+    assert not is_allowed_address(
+        address, allow_loopback=False, networks=networks("198.51.100.0/24", "2001:db8::/32")
+    )
+    url = f"https://[{address}]/a.png" if ":" in address else f"https://{address}/a.png"
+    assert url_rejection_reason(url, allow_loopback=False)
+    assert url_rejection_reason(url, allow_loopback=False, networks=allowed) is None
+    assert url_rejection_reason(url.replace("https", "http"), allow_loopback=False, networks=allowed)
+    assert network_to_allow(address) == ipaddress.ip_network(network)
+
+
+@pytest.mark.parametrize("prefix", ["64:ff9b:1::/48", "64:ff9b:1::/96"])
+@pytest.mark.parametrize("ip", ["10.0.0.1", "192.168.0.1", "198.18.0.1"])
+def test_private_addresses_behind_a_local_nat64(ip: str, prefix: str) -> None:
+    """Behind a NAT64 that is allowed, an embedded private address is refused unless its own network is allowed."""
+    address = f"64:ff9b:1::{ip}"
+    assert not is_allowed_address(address, allow_loopback=False, networks=networks(prefix))
+    assert is_allowed_address(address, allow_loopback=False, networks=networks(prefix, f"{ip}/32"))
+
+
+@pytest.mark.parametrize("length", [48, 56, 64, 96])
+@pytest.mark.parametrize(
+    ("ip", "is_allowed"), [("93.184.216.34", True), ("93.10.0.1", True), ("10.184.216.34", False)]
+)
+def test_prefixes_of_a_nat64(length: int, ip: str, is_allowed: bool) -> None:
+    """The IPv4 address is read where a prefix of that length has it (RFC 6052, 2.2)."""
+    high_bits = {48: 16, 56: 8, 64: 0}.get(length)
+    ipv4 = int(ipaddress.IPv4Address(ip))
+    if high_bits is None:
+        embedded = ipv4
+    else:  # some bits before bits 64 to 71, which are zero, and the others behind them
+        low_bits = 32 - high_bits
+        embedded = (ipv4 >> low_bits) << 64 | (ipv4 & ((1 << low_bits) - 1)) << 56 - low_bits
+    address = ipaddress.IPv6Address(int(ipaddress.IPv6Address("64:ff9b:1::")) | embedded)
+    network = networks(f"64:ff9b:1::/{length}")
+    assert is_allowed_address(str(address), allow_loopback=False, networks=network) is is_allowed
+
+
+@given(st.ip_addresses(), st.ip_addresses().map(ipaddress.ip_network) | st.sampled_from(EVERYTHING))
+def test_no_network_allows_this_machine(
+    ip: ipaddress.IPv4Address | ipaddress.IPv6Address, network: ipaddress.IPv4Network | ipaddress.IPv6Network
+) -> None:
+    """With any network of the settings, no address of this machine, its link or a multicast group is allowed."""
+    if is_allowed_address(str(ip), allow_loopback=False, networks=[network, *networks(str(ip))]):
+        assert not (ip.is_multicast or ip.is_loopback or ip.is_link_local or ip.is_unspecified)
+
+
+@pytest.mark.parametrize("network", ["127.0.0.0/8", "127.0.0.1/32", "::1/128", "169.254.169.254/32", "fe80::/64"])
+def test_networks_that_allow_nothing(network: str) -> None:
+    """A network of addresses that are never allowed is an error."""
+    with pytest.raises(SettingsError, match="never allowed"):
+        check_networks(networks(network))
 
 
 # ---- partial responses -----------------------------------------------------------------------------------

@@ -38,6 +38,7 @@ from krea_batch.cli.options.run_options import api_key_file_option, setting_opti
 )
 @click.option("--compare", is_flag=True, help="Also measure ordinary scripts (simulator only).")
 @click.option("--gateway", metavar="URL", help="Measure against a real gateway; its images are charged.")
+@setting_option("allow_networks")
 @click.option(
     "--prompt",
     default="a lighthouse in a storm, oil on canvas",

@@ -22,10 +22,18 @@ EXIT_CODE_OF_STATE = {"ok": OK, "warn": SOME_FAILED, "fail": BAD_INPUT}
     help="Planned run directory.  [default: the working directory]",
 )
 @setting_option("gateway")
+@setting_option("allow_networks")
 @api_key_file_option(help=f"Check this file's API key instead of {KEY_VARIABLE}. The key is not sent.")
 @setting_option("max_in_flight")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
-def doctor(out: Path, gateway: str, api_key_file: Path | None, max_in_flight: int, as_json: bool) -> None:
+def doctor(
+    out: Path,
+    gateway: str,
+    allow_networks: tuple[str, ...],
+    api_key_file: Path | None,
+    max_in_flight: int,
+    as_json: bool,
+) -> None:
     """Check the API key, disk, clock, connection to the gateway, and installed packages. Nothing is charged.
 
     The exit code is 0 if everything is fine, 1 if there are warnings, and 2 if a run is not possible.
@@ -35,7 +43,8 @@ def doctor(out: Path, gateway: str, api_key_file: Path | None, max_in_flight: in
     from krea_batch.cli.ui.diagnostics import run_diagnostics
     from krea_batch.cli.ui.formatting import show, show_json, show_state
 
-    findings = run_diagnostics(out, gateway, str(api_key_file) if api_key_file else None, max_in_flight)
+    key_file = str(api_key_file) if api_key_file else None
+    findings = run_diagnostics(out, gateway, key_file, max_in_flight, allow_networks)
     worst = max((finding.state for finding in findings), key=list(EXIT_CODE_OF_STATE).index)
     if as_json:
         show_json(msgspec.json.encode({"state": worst, "findings": findings}))

@@ -11,12 +11,12 @@ import click
 from krea_batch.cli.app import OK, SOME_FAILED
 from krea_batch.cli.options.run_options import api_key_file_option, setting_option
 from krea_batch.cli.ui.formatting import pluralize, say, show, show_json
-from krea_batch.settings import KEY_VARIABLE
+from krea_batch.settings import KEY_VARIABLE, Settings
 
 if TYPE_CHECKING:
     from krea_batch.maintenance.export.run_images import ExportedImage, RunImages
     from krea_batch.maintenance.verify import Mismatch, RepairGateway
-    from krea_batch.settings import ApiKey, Settings
+    from krea_batch.settings import ApiKey
 
 
 @click.command()
@@ -25,12 +25,20 @@ if TYPE_CHECKING:
     "--repair", is_flag=True, help="Re-download damaged or missing images. Free of charge; nothing is resubmitted."
 )
 @setting_option("gateway")
+@setting_option("allow_networks")
 @api_key_file_option(help=f"Read the API key from a file instead of {KEY_VARIABLE}; only --repair needs it.")
 @click.option("--simulate", is_flag=True, help="With --repair: the run used --simulate.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 @click.option("--quiet", "-q", is_flag=True, help="Print only mismatches.")
 def verify(
-    out: Path, repair: bool, gateway: str, api_key_file: Path | None, simulate: bool, as_json: bool, quiet: bool
+    out: Path,
+    repair: bool,
+    gateway: str,
+    allow_networks: tuple[str, ...],
+    api_key_file: Path | None,
+    simulate: bool,
+    as_json: bool,
+    quiet: bool,
 ) -> None:
     """Check every image of the run in OUT against the ledger: present, complete, and with the recorded content.
 
@@ -40,7 +48,8 @@ def verify(
 
     with RunImages(out) as images:
         if repair:
-            checked, mismatches = _repair_run(images, out, gateway, api_key_file, simulate=simulate)
+            settings = Settings.from_options(out=out, gateway=gateway, allow_networks=allow_networks)
+            checked, mismatches = _repair_run(images, settings, api_key_file, simulate=simulate)
         else:
             checked, mismatches = _check_all(images)
     _print_report(out, checked, mismatches, as_json=as_json, quiet=quiet)
@@ -68,17 +77,16 @@ def _find_damaged(images: RunImages) -> tuple[int, list[tuple[ExportedImage, str
 
 
 def _repair_run(
-    images: RunImages, out: Path, gateway: str, api_key_file: Path | None, *, simulate: bool
+    images: RunImages, settings: Settings, api_key_file: Path | None, *, simulate: bool
 ) -> tuple[int, list[Mismatch]]:
     """Check all images and re-download damaged ones. The run directory is locked meanwhile."""
     from krea_batch.cli.ui.run_session import find_key
     from krea_batch.engine.event_loop import run_event_loop
-    from krea_batch.settings import ApiKey, Settings
+    from krea_batch.settings import ApiKey
     from krea_batch.storage.run_dir import RunDir
 
     key = ApiKey("simulated") if simulate else find_key(str(api_key_file) if api_key_file else None)
-    settings = Settings.from_options(out=out, gateway=gateway)
-    run_dir = RunDir(out)
+    run_dir = RunDir(settings.out)
     run_dir.lock()
     try:
         checked, damaged = _find_damaged(images)

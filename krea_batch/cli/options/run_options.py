@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from enum import StrEnum
 from pathlib import Path
-from typing import Any, get_args, get_type_hints
+from typing import Any, get_args, get_origin, get_type_hints
 
 import click
 
@@ -42,13 +42,15 @@ def setting_option(field: str, **changes: Any) -> Decorator:
     default = DEFAULTS[field] if option.command_default is None else option.command_default
     if isinstance(default, Rate):
         default = default.text
+    is_empty = default in (None, ())
     named: dict[str, Any] = {
         "type": _click_type(TYPES[field]),
         "is_flag": TYPES[field] is bool,
+        "multiple": get_origin(TYPES[field]) is tuple,
         "default": default.value if isinstance(default, StrEnum) else default,
-        "show_default": default is not None and TYPES[field] is not bool,
+        "show_default": not is_empty and TYPES[field] is not bool,
         "metavar": option.metavar,
-        "help": option.help + (f"  [default: {option.none_means}]" if option.none_means and default is None else ""),
+        "help": option.help + (f"  [default: {option.none_means}]" if option.none_means and is_empty else ""),
         "example": option.example,
         "file": option.file,
         "cls": RunOption,

@@ -111,6 +111,7 @@ def _cases(options: dict[str, Any], folder: Path) -> list[Case]:
                 out=str(folder / implementation.name.lower() / run_dir_name(rate)),
                 prompt=options["prompt"],
                 gateway=options["gateway"] or "",
+                allow_networks=options["allow_networks"],
                 key_file=str(options["api_key_file"]) if options["api_key_file"] else None,
                 simulated=not options["gateway"],
             )
@@ -127,6 +128,7 @@ def _check_settings(case: Case) -> None:
         poll_interval_s=case.poll_interval_s,
         max_in_flight=case.max_in_flight,
         rate=case.rate,
+        allow_networks=case.allow_networks,
         **gateway,
     )
 

@@ -13,6 +13,8 @@ import shutil
 import ssl
 import sys
 import tempfile
+from collections.abc import Sequence
+from contextlib import closing
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from importlib.metadata import version
@@ -22,13 +24,18 @@ from typing import Literal
 
 import msgspec
 
+from krea_batch.cli.app import error_text, option_of
 from krea_batch.cli.ui.formatting import format_bytes, pluralize
 from krea_batch.cli.ui.run_session import find_key
-from krea_batch.errors import InputError, RunDirError
+from krea_batch.engine.open_run import MAX_KNOWN_IMAGES
+from krea_batch.errors import InputError, LedgerError, RunDirError, SettingsError
+from krea_batch.gateway.address_check import find_refused_host, hosts_of
 from krea_batch.gateway.health import Unreachable, fetch_server_date, gateway_proxy
-from krea_batch.ledger import SQLITE_VERSION
+from krea_batch.gateway.proxies import Proxy
+from krea_batch.gateway.url_policy import check_networks
+from krea_batch.ledger import SQLITE_VERSION, LedgerStore
 from krea_batch.settings import KEY_VARIABLE, Settings
-from krea_batch.storage.run_dir import RunDir
+from krea_batch.storage.run_dir import LEDGER, RunDir
 
 TYPICAL_IMAGE_BYTES = 2_000_000  # chosen: the size of a one-megapixel image, rounded up
 MIN_FREE_IMAGES = 500  # chosen: warn below this
@@ -56,11 +63,13 @@ class Finding(msgspec.Struct, frozen=True):
     hint: str = ""
 
 
-def run_diagnostics(out: Path, gateway: str, key_file: str | None, max_in_flight: int) -> list[Finding]:
+def run_diagnostics(
+    out: Path, gateway: str, key_file: str | None, max_in_flight: int, allow_networks: Sequence[str] = ()
+) -> list[Finding]:
     """Return all findings, the most important first."""
     return [
         _check_key(key_file),
-        _check_gateway_and_clock(out, gateway),
+        *_check_gateway(out, gateway, allow_networks),
         *_check_disk(out),
         _check_open_files(max_in_flight),
         _list_versions(),
@@ -77,15 +86,38 @@ def _check_key(key_file: str | None) -> Finding:
     return Finding("key", "ok", f"found in {source} (not sent)")
 
 
-def _check_gateway_and_clock(out: Path, gateway: str) -> Finding:
+def _check_gateway(out: Path, gateway: str, allow_networks: Sequence[str]) -> list[Finding]:
     try:
-        settings = Settings.from_options(out=out, gateway=gateway)
-    except InputError as error:
-        return Finding("gateway", "fail", error.problem, error.hint)
-    try:
+        settings = Settings.from_options(out=out, gateway=gateway, allow_networks=allow_networks)
+        check_networks(settings.allowed_networks)
         proxy = gateway_proxy(settings)
+        refused = asyncio.run(find_refused_host(settings, _known_cdn_hosts(out)))
     except InputError as error:
-        return Finding("gateway", "fail", str(error))
+        return [Finding("gateway", "fail", error_text(error))]
+    findings = [_check_clock(settings, proxy)]
+    if refused:
+        findings.append(Finding("images", "fail", refused.error.problem, _hint_of(refused.error)))
+    return findings
+
+
+def _known_cdn_hosts(out: Path) -> list[str]:
+    """Return the hosts from which images of the run came, if there is a run that can be read."""
+    if not (out / LEDGER).is_file():
+        return []
+    try:
+        with closing(LedgerStore.open(out / LEDGER, read_only=True)) as store:
+            (urls,) = store.read(lambda store: store.latest_media_urls(MAX_KNOWN_IMAGES))
+    except (RunDirError, LedgerError):
+        return []
+    return hosts_of(urls)
+
+
+def _hint_of(error: InputError) -> str:
+    """Return what to do, with the option instead of the parameter."""
+    return f"{option_of(error.parameter)}: {error.hint}" if isinstance(error, SettingsError) else error.hint
+
+
+def _check_clock(settings: Settings, proxy: Proxy | None) -> Finding:
     through = f" through the proxy {proxy.url}" if proxy else ""
     try:
         server_date = asyncio.run(fetch_server_date(settings, proxy))
