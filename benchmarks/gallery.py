@@ -1,7 +1,7 @@
 """How long does it take to write a page of 5,000 images, and when is it usable?
 
     python -m benchmarks.gallery                       5,000 images of 1024 pixels, of which 40 differ
-    python -m benchmarks.gallery --images 30         the short form
+    python -m benchmarks.gallery --images 8          the short form
 
 The simulator draws a few images, and the ledger lists them under many names. `krea-batch report` runs in a process
 of its own. Headless Chromium opens the page from its file and from `krea-batch view`. The page is usable once all

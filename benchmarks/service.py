@@ -1,7 +1,7 @@
 """Does image generation slow down a web service on the same event loop?
 
     python -m benchmarks.service                            500 concurrent generates during 200 requests per second
-    python -m benchmarks.service --jobs 20 --repeat 1 --seconds 2   the short form
+    python -m benchmarks.service --jobs 20 --repeat 1 --seconds 1 --latency fixed:1   the short form
 
 A FastAPI service on uvicorn and uvloop answers 200 requests of its own per second, first alone and then while 500
 tasks on the same loop wait in `engine.generate`. This process sends the requests at fixed times, whether or not
@@ -166,6 +166,7 @@ def main() -> None:
     parser.add_argument("--jobs", type=int, default=500)
     parser.add_argument("--seconds", type=float, default=15.0)
     parser.add_argument("--repeat", type=int, default=3)
+    parser.add_argument("--latency", default="uniform:4,12")
     parser.add_argument("--serve", type=Path)
     parser.add_argument("--gateway", default="")
     options = parser.parse_args()
@@ -176,7 +177,7 @@ def main() -> None:
 
     runs = []
     for _ in range(options.repeat):
-        simulated = SimulatorProcess("--latency", "uniform:4,12", "--image-bytes", "20000")
+        simulated = SimulatorProcess("--latency", options.latency, "--image-bytes", "20000")
         try:
             with service(simulated.gateway_url) as url:
                 runs.append(uvloop.run(measure_both(url, options.jobs, options.seconds)))

@@ -115,7 +115,9 @@ def test_tenants() -> None:
 @pytest.mark.slow
 def test_service() -> None:
     """It prints a row for the service alone and one for it during the generates, and a goal."""
-    head, _, alone, beside, goal = run_benchmark("service", "--jobs", "20", "--repeat", "1", "--seconds", "2")
+    head, _, alone, beside, goal = run_benchmark(
+        "service", "--jobs", "20", "--repeat", "1", "--seconds", "1", "--latency", "fixed:1"
+    )
     assert alone.count("|") == beside.count("|") == head.count("|")
     assert goal.startswith("goal\tp99 of a service during 20 generates")
 
@@ -134,11 +136,11 @@ def test_forecast() -> None:
 @pytest.mark.slow
 def test_gallery() -> None:
     """It prints a row, a goal for writing the report, and one for the page."""
-    head, _, row, made, used = run_benchmark("gallery", "--images", "30")
-    assert row.startswith("| 30 | ")
+    head, _, row, made, used = run_benchmark("gallery", "--images", "8")
+    assert row.startswith("| 8 | ")
     assert row.count("|") == head.count("|")
-    assert made.startswith("goal\treport of 30 images")
-    assert used.startswith("goal\tpage of 30 images")
+    assert made.startswith("goal\treport of 8 images")
+    assert used.startswith("goal\tpage of 8 images")
 
 
 def test_output_is_written_between_the_markers() -> None:

@@ -15,7 +15,9 @@ from typing import Any
 
 import aiohttp
 import pytest
+from click.testing import CliRunner
 
+from krea_batch.cli.app import app
 from krea_batch.testing.simulator.faults import FAULTS
 from tests.simulator.simulator_fixture import CAT_BODY, CLIENT_TIMEOUT_S, SIMULATOR_KEY, SUBMIT_PATH
 
@@ -161,7 +163,9 @@ def test_the_list_of_faults() -> None:
 )
 def test_invalid_options(options: list[str], expected: str) -> None:
     """An invalid option ends with exit code 2 and a message that names it."""
-    assert expected in refusal_text("--port", "0", *options)
+    done = CliRunner().invoke(app, ["simulate", "--port", "0", *options])
+    assert (done.exit_code, done.stdout) == (2, "")
+    assert expected in done.stderr
 
 
 def test_a_port_in_use() -> None:
