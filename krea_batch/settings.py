@@ -214,6 +214,13 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
             "`retry` keeps to that of the latest run.",
         ),
     ] = None
+    count_server_errors: Annotated[
+        bool,
+        Option(
+            help="Let --max-charges count submits that were answered with 500 or 503, too: the API document does not "
+            "say that they are free. `retry` keeps to this of the latest run."
+        ),
+    ] = False
     max_identical_failures: Annotated[
         int | None,
         Option(

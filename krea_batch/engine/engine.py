@@ -83,6 +83,7 @@ class Engine:
         max_attempts: int | None = None,
         ambiguous: AmbiguousPolicy | str | None = None,
         max_charges: int | None = None,
+        count_server_errors: bool | None = None,
         max_identical_failures: int | None = None,
         sink: Sink | str | None = None,
         gateway: str | None = None,

@@ -96,7 +96,12 @@ class OpenRun:
         results_bytes = await record(LedgerStore.results_bytes)
         per_s = None if settings.rate.is_auto else settings.rate.per_s
         start = (settings.origin, version("krea-batch"), clock(), per_s)
-        run_no = await record(LedgerStore.start_run, *start, max_charges=settings.max_charges)
+        run_no = await record(
+            LedgerStore.start_run,
+            *start,
+            max_charges=settings.max_charges,
+            count_server_errors=settings.count_server_errors,
+        )
         stack.push_async_callback(self._finalize, run_no)
         requeued = await record(
             LedgerStore.recover,
@@ -106,7 +111,7 @@ class OpenRun:
         self.pipeline.poll_scheduler.add_past_latencies(await record(LedgerStore.latencies, LATENCY_HISTORY))
         if settings.max_charges is not None:  # Counting the charges of a million jobs takes half a second.
             charges = await record(LedgerStore.charges)
-            self.pipeline.budget.add_charges(charges.charged + charges.unknown)
+            self.pipeline.budget.add_charges(charges.limited(count_server_errors=settings.count_server_errors))
         await self.pipeline.downloader.prepare()
         if requeued or results_bytes is None or results_bytes != self._results.size_bytes():
             await self._rewrite_results_in_background(stack)

@@ -26,6 +26,7 @@ from krea_batch.gateway import evidence
 from krea_batch.jobs import Job
 from krea_batch.rules.verdicts import (
     PENDING_STATUSES,
+    SERVER_ERRORS,
     Accepted,
     Ambiguous,
     Errored,
@@ -54,7 +55,6 @@ MAX_STATUS_CHARS = 40  # chosen: enough for a status that the API document does 
 _REQUEST_ID = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9_~:-]|\.(?!\.)){0,199}")
 _REJECTED = frozenset({400, 404, 405, 411, 413, 414, 415, 417, 422, 431, 505})
 _FATAL = frozenset({401, 402, 403})
-_RETRYABLE = frozenset({500, 503})
 
 
 class Answer(msgspec.Struct, frozen=True):
@@ -140,7 +140,7 @@ def read_post_answer(answer: Answer, *, now: datetime) -> PostVerdict:
     if answer.status in _REJECTED or is_page:
         return Refused(Refusal.REJECTED, answer.status, detail)
     # An error that names a request_id, wherever it stands, does not prove that nothing was queued.
-    if answer.status in _RETRYABLE and _is_error_body(fields) and not evidence.find_request_ids(answer.body):
+    if answer.status in SERVER_ERRORS and _is_error_body(fields) and not evidence.find_request_ids(answer.body):
         return Refused(Refusal.RETRYABLE, answer.status, detail, wait_s)
     return in_doubt(f"HTTP {answer.status} does not say whether the job was queued", answer)
 

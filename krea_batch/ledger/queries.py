@@ -100,9 +100,14 @@ class LedgerQueries:
 
     def latest_run(self) -> RunRecord | None:
         """Return the latest run, or None."""
-        sql = "SELECT started_at, rate_per_s, expected_jobs, max_charges FROM runs ORDER BY run_no DESC LIMIT 1"
-        row = self._sql.execute(sql).fetchone()
-        return RunRecord(*row) if row else None
+        row = self._sql.execute(
+            "SELECT started_at, rate_per_s, expected_jobs, max_charges, count_server_errors FROM runs"
+            " ORDER BY run_no DESC LIMIT 1"
+        ).fetchone()
+        if row is None:
+            return None
+        started_at, rate_per_s, expected_jobs, max_charges, count_server_errors = row
+        return RunRecord(started_at, rate_per_s, expected_jobs, max_charges, bool(count_server_errors))
 
     def gateway(self) -> str | None:
         """Return the gateway of the latest run, as `Settings.origin`, or None."""
@@ -254,7 +259,8 @@ class LedgerQueries:
         row = self._sql.execute(
             "SELECT count(*) FILTER (WHERE result = 'accepted' AND NOT refunded),"
             " count(*) FILTER (WHERE refunded),"
-            " count(*) FILTER (WHERE result = 'ambiguous' OR result IS NULL) FROM submissions"
+            " count(*) FILTER (WHERE result = 'ambiguous' OR result IS NULL),"
+            " count(*) FILTER (WHERE result = 'server_error') FROM submissions"
         ).fetchone()
         return Charges(*row)
 

@@ -17,6 +17,7 @@ from krea_batch.ledger.consistency import RowHead, is_later
 from krea_batch.ledger.database import DISPOSITIONS
 from krea_batch.ledger.rows import KnownJob
 from krea_batch.ledger.transitions import LedgerStore
+from krea_batch.rules.verdicts import SERVER_ERRORS
 
 
 def rebuild_job(store: LedgerStore, row: Outcome, body: bytes, fingerprint: bytes) -> int | None:
@@ -101,9 +102,14 @@ def _record_submissions(
     elif row.request_id and refunded:
         store._sql.execute("UPDATE submissions SET refunded = 1 WHERE request_id = ?", (row.request_id,))
     if not latest_is_accepted and row.attempts:
-        result = "refused" if row.status.info.charged is False else "ambiguous"
+        result = "ambiguous" if row.status.info.charged is not False else _result_of_refusal(row)
         if not (open_submission and _settle(store, job_no, result, None, 0)):
             _add(store, job_no, sent_at, result, None, 0)
+
+
+def _result_of_refusal(row: Outcome) -> str:
+    is_server_error = row.error and row.error.kind in {f"http_{status}" for status in SERVER_ERRORS}
+    return "server_error" if is_server_error else "refused"
 
 
 def _settle(store: LedgerStore, job_no: int, result: str, request_id: str | None, refunded: int) -> bool:

@@ -63,11 +63,20 @@ class KnownJob(msgspec.Struct, frozen=True):
 
 
 class Charges(msgspec.Struct, frozen=True):
-    """Numbers of submissions that are charged, refunded (they ended in ERROR), and unknown (ambiguous)."""
+    """Numbers of submissions that are charged, refunded (they ended in ERROR), and unknown (ambiguous).
+
+    `server_errors` were answered with 500 or 503. Nothing was queued, but the API document does not say that they are
+    free.
+    """
 
     charged: int = 0
     refunded: int = 0
     unknown: int = 0
+    server_errors: int = 0
+
+    def limited(self, *, count_server_errors: bool) -> int:
+        """Return how many of them count against a limit of charges."""
+        return self.charged + self.unknown + (self.server_errors if count_server_errors else 0)
 
 
 class RunRecord(msgspec.Struct, frozen=True):
@@ -80,6 +89,7 @@ class RunRecord(msgspec.Struct, frozen=True):
     rate_per_s: float | None
     expected_jobs: int | None
     max_charges: int | None
+    count_server_errors: bool
 
 
 class JobTiming(msgspec.Struct, frozen=True):

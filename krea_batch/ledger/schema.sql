@@ -1,4 +1,4 @@
--- The ledger of a run: what was requested, what was charged, what became of it. Version 6.
+-- The ledger of a run: what was requested, what was charged, what became of it. Version 7.
 -- Instants are seconds since 1970 (UTC). States: krea_batch/jobs.py. Transitions: krea_batch/rules/lifecycle.py.
 -- The expression of the CHECK is filled in from the table of states when the file is created.
 
@@ -38,7 +38,7 @@ CREATE TABLE submissions (
     submission_no INTEGER PRIMARY KEY,
     job_no        INTEGER NOT NULL REFERENCES jobs (job_no),
     sent_at       REAL    NOT NULL,
-    result        TEXT,                          -- accepted, refused, not_sent, ambiguous; NULL: in flight
+    result        TEXT,                          -- accepted, refused, server_error, not_sent, ambiguous; NULL: in flight
     request_id    TEXT    UNIQUE,
     refunded      INTEGER NOT NULL DEFAULT 0,    -- 1: the gateway reported ERROR, which is not charged
     answer        BLOB                           -- the beginning of an answer that does not prove the result
@@ -54,6 +54,7 @@ CREATE TABLE runs (
     version       TEXT NOT NULL,                 -- of krea-batch
     rate_per_s    REAL,                          -- maximum submit rate; NULL: the limit is found
     max_charges   INTEGER,                       -- --max-charges, which retries keep to; NULL: no limit
+    count_server_errors INTEGER NOT NULL DEFAULT 0, -- 1: max_charges counts submissions answered with 500 or 503
     expected_jobs INTEGER,                       -- that the run directory will have; NULL: unknown
     results_bytes INTEGER                        -- size of results.jsonl once it is complete and synced
 ) STRICT;

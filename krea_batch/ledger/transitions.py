@@ -111,7 +111,7 @@ class LedgerStore(LedgerQueries):
         return [job_no for job_no, _ in submissions]
 
     def revert_intent(self, job_no: int, result: str) -> None:
-        """Make a job pending again: its POST was `refused` or `not_sent`, so nothing was queued."""
+        """Make a job pending again: its POST was `refused`, a `server_error` or `not_sent`, so nothing was queued."""
         self._transition(job_no, Action.REVERT, State.SUBMITTING)
         self._set_result(job_no, result)
 
@@ -130,9 +130,9 @@ class LedgerStore(LedgerQueries):
         self._transition_many(Action.ACCEPT, State.SUBMITTING, assignments, accepted)
         return [True] * len(accepted)
 
-    def mark_rejected(self, job_no: int, error: ErrorInfo, at: float) -> Outcome:
-        """Record that the gateway refuses this request for good."""
-        self._set_result(job_no, "refused")
+    def mark_rejected(self, job_no: int, error: ErrorInfo, at: float, result: str = "refused") -> Outcome:
+        """Record that the gateway refuses this request for good. `result` is `refused` or `server_error`."""
+        self._set_result(job_no, result)
         return self._end_job(job_no, Action.REJECT, State.SUBMITTING, error, at)
 
     def mark_ambiguous(self, job_no: int, error: ErrorInfo, at: float, answer: bytes = b"") -> Outcome:
@@ -257,6 +257,7 @@ class LedgerStore(LedgerQueries):
         rate_per_s: float | None = None,
         *,
         max_charges: int | None = None,
+        count_server_errors: bool = False,
     ) -> int:
         """Record the start of a run with at most `rate_per_s` submits per second, and return its number.
 
@@ -270,8 +271,9 @@ class LedgerStore(LedgerQueries):
                 "use the same gateway, or another run directory",
             )
         cursor = self._sql.execute(
-            "INSERT INTO runs (started_at, gateway, version, rate_per_s, max_charges) VALUES (?, ?, ?, ?, ?)",
-            (at, gateway, version, rate_per_s, max_charges),
+            "INSERT INTO runs (started_at, gateway, version, rate_per_s, max_charges, count_server_errors)"
+            " VALUES (?, ?, ?, ?, ?, ?)",
+            (at, gateway, version, rate_per_s, max_charges, count_server_errors),
         )
         return int(cursor.lastrowid or 0)
 

@@ -62,11 +62,13 @@ class TransitionExecutor:
                     LedgerStore.record_intent, job.id, job.body, job.fingerprint, job.metadata, at, job.tenant
                 )
             case Action.REVERT:
-                await record(LedgerStore.revert_intent, job.job_no, transition.submit_result or "not_sent")
+                result = "server_error" if transition.is_server_error else transition.submit_result or "not_sent"
+                await record(LedgerStore.revert_intent, job.job_no, result)
             case Action.ACCEPT:
                 return await self._record_accepted(job, transition, at)
             case Action.REJECT:
-                return await record(LedgerStore.mark_rejected, job.job_no, error, at)
+                result = "server_error" if transition.is_server_error else "refused"
+                return await record(LedgerStore.mark_rejected, job.job_no, error, at, result)
             case Action.MARK_AMBIGUOUS:
                 return await self._record_ambiguous(job, transition, error, at)
             case Action.RESUBMIT:
@@ -149,6 +151,8 @@ class TransitionExecutor:
         stats = self._run.stats
         if change := _CHARGES.get(transition.action):
             self._budget.add_charges(change)
+        if transition.is_server_error and self._run.settings.count_server_errors:
+            self._budget.add_charges(1)
         if transition.action is Action.ACCEPT:
             stats.accepted += 1
         elif transition.action is Action.ADOPT:  # The job may have become ambiguous in an earlier run.

@@ -26,6 +26,7 @@ from krea_batch.events import SubmitResult
 from krea_batch.jobs import RETRYABLE, ErrorInfo, State, StoredFile
 from krea_batch.rules.backoff import backoff_s
 from krea_batch.rules.verdicts import (
+    SERVER_ERRORS,
     Accepted,
     Ambiguous,
     Errored,
@@ -168,6 +169,11 @@ class Transition(Struct, frozen=True, kw_only=True):
     def path(self) -> tuple[State, ...]:
         """The states that the job passes through, from `old` on."""
         return path_of(self.action, self.old)
+
+    @property
+    def is_server_error(self) -> bool:
+        """Whether the POST was answered with 500 or 503."""
+        return self.status in SERVER_ERRORS
 
 
 def count_ended(counts: Mapping[State, int]) -> int:

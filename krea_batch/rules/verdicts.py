@@ -56,6 +56,10 @@ class Accepted(Struct, frozen=True):
     progress: Progress
 
 
+SERVER_ERRORS = frozenset({500, 503})
+"""The statuses of `Refusal.RETRYABLE`. The API document does not call such a POST free, as it does ERROR."""
+
+
 class Refusal(StrEnum):
     """How to react to a refused POST."""
 

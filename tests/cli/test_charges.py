@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 from collections import Counter
@@ -115,6 +116,48 @@ class TestLostResponses:
         assert done.returncode == 0, done.stdout
         charged = simulator.admin_request("/totals")["charged"]
         assert f"charges: 400 charged, 0 refunded (ERROR), {charged - 400} unknown" in done.stdout
+
+
+class TestServerErrors:
+    """Submits answered with 500 are sent again; the API document does not say that they are free."""
+
+    def test_they_are_shown(self, simulate: StartSimulator, tmp_path: Path) -> None:
+        """The summary and `status` say how many there were, and count them apart."""
+        simulator = simulate(*CHARGES_SIMULATOR_OPTIONS, *faults(submit_500=0.3))
+        write_jobs(tmp_path / "jobs.jsonl", 60)
+        done = run_against(simulator, tmp_path)
+        assert done.returncode == 0, done.stdout
+        count = simulator.admin_request("/totals")["refused"]["500"]
+        assert count > 5
+        line = f"           {count} submits answered with 500 or 503 (--count-server-errors counts them)\n"
+        shown = run_command("status", "out", cwd=tmp_path)
+        for output in (done.stdout, shown.stdout):
+            assert f"  charges: 60 charged, 0 refunded (ERROR), 0 unknown (ambiguous)\n{line}" in output
+        as_json = json.loads(run_command("status", "out", "--json", cwd=tmp_path).stdout)
+        assert as_json["charges"] == {"charged": 60, "refunded": 0, "unknown": 0, "server_errors": count}
+
+    def test_they_are_counted_if_asked(self, simulate: StartSimulator, tmp_path: Path) -> None:
+        """With --count-server-errors they use up --max-charges, over all runs of the directory and in `retry`."""
+        simulator = simulate(*CHARGES_SIMULATOR_OPTIONS, *faults(submit_500=0.3))
+        write_jobs(tmp_path / "jobs.jsonl", 100)
+
+        def counted() -> int:
+            totals = simulator.admin_request("/totals")
+            return int(totals["accepted"] + totals["refused"]["500"])
+
+        strict = ("--max-charges", "40", "--count-server-errors")
+        for _ in range(2):
+            done = run_against(simulator, tmp_path, *strict)
+            assert done.returncode == 3, done.stdout
+            assert "--max-charges is reached (40)" in done.stdout
+            assert counted() == 40
+        retry = ("--yes", "--gateway", simulator.gateway_url, "--poll-interval", "0.3")
+        retried = run_command("retry", "out", *retry, cwd=tmp_path)
+        assert "--max-charges 40 --count-server-errors, as in the latest run" in retried.stderr
+        assert counted() == 40
+        done = run_against(simulator, tmp_path, "--max-charges", "40")
+        assert done.returncode == 3
+        assert simulator.admin_request("/totals")["accepted"] == 40
 
 
 def test_no_balance_stops_the_run(simulate: StartSimulator, tmp_path: Path) -> None:

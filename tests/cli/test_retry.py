@@ -177,7 +177,7 @@ def test_abandoned_jobs_only_with_status_cancelled(gateway: RunningSimulator, tm
     assert ledger_states(out)["fox"] == "cancelled"
     assert run_command("retry", out, "--status", "cancelled", *options, cwd=tmp_path).returncode == 0
     assert ledger_states(out)["fox"] == "succeeded"
-    assert charge_counts(out) == {"charged": 2, "refunded": 0, "unknown": 1}
+    assert charge_counts(out) == {"charged": 2, "refunded": 0, "unknown": 1, "server_errors": 0}
 
 
 def test_a_killed_retry_resumes(failed_run: FailedRun, tmp_path: Path) -> None:

@@ -416,7 +416,7 @@ class TestOutput:
         done = run_command(*arguments, "--json", cwd=tmp_path)
         summary = json.loads(done.stdout)
         assert summary["jobs"] == {"succeeded": 2}
-        assert summary["charges"] == {"charged": 2, "refunded": 0, "unknown": 0}
+        assert summary["charges"] == {"charged": 2, "refunded": 0, "unknown": 0, "server_errors": 0}
         quiet = run_command(*arguments, "--quiet", cwd=tmp_path)
         assert (quiet.returncode, quiet.stdout, quiet.stderr) == (0, "", "")
 

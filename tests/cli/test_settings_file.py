@@ -95,7 +95,7 @@ def test_settings_are_not_allowed_by_default() -> None:
     allowed = {name.removesuffix("_s").replace("_", "-") for name, option in OPTIONS.items() if option.file}
     assert allowed == HARMLESS - {"log-format"}
     for never in ("gateway", "max_charges", "ambiguous", "max_attempts", "max_identical_failures", "sink", "webhook",
-                  "allow_networks"):  # fmt: skip
+                  "allow_networks", "count_server_errors"):  # fmt: skip
         assert not OPTIONS[never].file
 
 

@@ -211,9 +211,13 @@ def test_charges(store: LedgerStore, path: Path, state: State) -> None:
 
 
 def test_each_post_counts(store: LedgerStore) -> None:
-    """Each POST of a job counts in the charges: refused, not sent, refunded after ERROR, ambiguous and accepted."""
+    """Each POST of a job counts in the charges: refused, not sent, refunded after ERROR, ambiguous and accepted.
+
+    Those answered with 500 or 503 are counted apart.
+    """
     steps: list[StoreOperation] = [
         intent(), revert(result="refused"), intent(), revert(result="not_sent"),
+        intent(), revert(result="server_error"), intent(), revert(result="server_error"),
         intent(), accept(request_id="r-1"), requeue_errored(), intent(), accept(request_id="r-2"), requeue_errored(),
         intent(), lambda store: store.mark_ambiguous(1, STORE_ERROR, 5.0), lambda store: store.resubmit(1),
         intent(), accept(request_id="r-3"), finish(),
@@ -221,9 +225,11 @@ def test_each_post_counts(store: LedgerStore) -> None:
     ]  # fmt: skip
     for step in steps:
         last = apply_all(store, step)
-    assert store.charges() == Charges(charged=1, refunded=2, unknown=1)
+    charges = store.charges()
+    assert charges == Charges(charged=1, refunded=2, unknown=1, server_errors=2)
+    assert (charges.limited(count_server_errors=False), charges.limited(count_server_errors=True)) == (2, 4)
     assert isinstance(last, Outcome)
-    assert (last.status, last.request_id, last.attempts, last.error) == (State.SUCCEEDED, "r-3", 6, None)
+    assert (last.status, last.request_id, last.attempts, last.error) == (State.SUCCEEDED, "r-3", 8, None)
 
 
 def test_charges_of_many(store: LedgerStore) -> None:
@@ -469,6 +475,20 @@ def test_pages_of_open_jobs(store: LedgerStore) -> None:
     assert [job.job_no for job in store.open_jobs(3, 3)] == [4, 5, 6]
     assert [job.job_no for job in store.open_jobs(6, 3)] == [7]
     assert store.open_jobs(7, 3) == []
+
+
+def test_the_limit_of_the_latest_run(store: LedgerStore) -> None:
+    """The limit of charges of the latest run is remembered, with what it counts."""
+    for limit, strict in ((None, False), (7, True), (8, False)):
+        apply_all(
+            store,
+            lambda store, limit=limit, strict=strict: store.start_run(  # type: ignore[misc]
+                "https://a", "0.1", 1.0, max_charges=limit, count_server_errors=strict
+            ),
+        )
+        latest = store.latest_run()
+        assert latest
+        assert (latest.max_charges, latest.count_server_errors) == (limit, strict)
 
 
 def test_a_run_directory_has_one_gateway(store: LedgerStore) -> None:

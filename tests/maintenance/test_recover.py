@@ -6,6 +6,7 @@ import asyncio
 import json
 import shutil
 from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from krea_batch import Engine, Job
 from krea_batch.errors import RunDirError
 from krea_batch.gateway import wire
 from krea_batch.jobs import State
-from krea_batch.ledger import LedgerStore
+from krea_batch.ledger import Charges, LedgerStore
 from krea_batch.ledger.consistency import RowHead, check_run_dir, is_later
 from krea_batch.ledger.rows import KnownJob
 from krea_batch.maintenance.recover import RecoverReport, decode_row, recover_run
@@ -384,6 +385,17 @@ class TestRecover:
             key: row for key, row in rows.items() if key != "j4"
         }
         assert recover_run(tmp_path).changes == 0
+
+    def test_a_job_that_was_answered_500(self, tmp_path: Path) -> None:
+        """The last POST of a job that ended so is a server error again, which is counted apart."""
+        gateway = ScriptedGateway()
+        gateway.submit_script["j0"] = [Refused(Refusal.RETRYABLE, 500, "internal error")]
+        run(tmp_path, gateway, 600, max_in_flight=20)
+        assert rows_by_id(tmp_path)["j0"]["status"] == "rejected"
+        delete_ledger(tmp_path)
+        recover_run(tmp_path)
+        with closing(LedgerStore.open(tmp_path / "ledger.db", read_only=True)) as store:
+            assert store.charges() == Charges(charged=599, server_errors=1)
 
     def test_the_rest_of_the_jobs_is_submitted(self, tmp_path: Path) -> None:
         """After `recover`, new jobs of the same file are submitted, and a changed one is refused as before."""

@@ -116,7 +116,7 @@ class TestSubmitResults:
         results = [
             result for (result,) in query_ledger(tmp_path, "SELECT result FROM submissions ORDER BY submission_no")
         ]
-        assert results == ["not_sent" if refusal is NOT_SENT else "refused"] * 3 + ["accepted"]
+        assert results == ["not_sent" if refusal is NOT_SENT else "server_error"] * 3 + ["accepted"]
 
     def test_retry_after_of_a_503_is_followed(self, tmp_path: Path) -> None:
         """The Retry-After of a 503 is the minimum delay of its job."""
@@ -139,14 +139,19 @@ class TestSubmitResults:
         assert pauses_s[:3] == pytest.approx([0.5, 1.0, 2.0], abs=0.01)
 
     def test_one_failing_job_among_good_ones_is_rejected(self, tmp_path: Path) -> None:
-        """A job that is always answered 500, alone, ends rejected and delays no other job."""
+        """A job that is always answered 500, alone, ends rejected and delays no other job; each 500 is recorded."""
         gateway = ScriptedGateway()
         gateway.submit_script["j0"] = [RETRYABLE]
         run_virtual(run_jobs(tmp_path, gateway, make_jobs(600), rate="5/s", max_in_flight=20))
         found = result_statuses(tmp_path)
         assert found.pop("j0") == "rejected"
         assert set(found.values()) == {"succeeded"}
-        assert 8 <= gateway.submitted_prompts.count("j0") < 16
+        posts = gateway.submitted_prompts.count("j0")
+        assert 8 <= posts < 16
+        results = query_ledger(
+            tmp_path, "SELECT result FROM submissions JOIN jobs USING (job_no) WHERE job_id = 'j0'"
+        )
+        assert results == [("server_error",)] * posts
 
     @pytest.mark.parametrize("error", [RETRYABLE, UNAVAILABLE, NOT_SENT], ids=["500", "503", "not sent"])
     def test_an_endless_outage_stops_the_run(self, tmp_path: Path, error: Any) -> None:
@@ -523,6 +528,28 @@ class TestBounds:
         run_virtual(run_jobs(tmp_path, gateway, make_jobs(40), rate="100/s", max_charges=10))
         assert len(gateway.charged) == 10
         assert list(result_statuses(tmp_path).values()).count("succeeded") == 10
+
+    @pytest.mark.parametrize("post_s", [0.01, 5.0], ids=["quick answers", "slow answers"])
+    def test_server_errors_use_up_max_charges_if_asked(self, tmp_path: Path, post_s: float) -> None:
+        """With count_server_errors, each 500 and 503 counts like an accepted POST, in this run and the next."""
+        gateway = ScriptedGateway()
+        gateway.submit_duration_s = post_s
+        for n in range(0, 50, 5):
+            gateway.submit_script[f"j{n}"] = [RETRYABLE, UNAVAILABLE, ACCEPT]
+        strict = {"rate": "100/s", "count_server_errors": True}
+
+        def counted() -> int:
+            (count,) = query_ledger(
+                tmp_path, "SELECT count(*) FROM submissions WHERE result IN ('accepted', 'server_error')"
+            )[0]
+            return int(count)
+
+        for limit in (10, 14):
+            engine = run_virtual(run_jobs(tmp_path, gateway, make_jobs(50), max_charges=limit, **strict))
+            assert engine.stopped is not None
+            assert f"max_charges is reached ({limit})" in str(engine.stopped)
+            assert counted() == len(gateway.submitted_bodies) == limit
+        assert len(gateway.charged) < 14
 
     def test_errors_do_not_use_up_max_charges(self, tmp_path: Path) -> None:
         """A job that ends errored was not charged, and makes room for another."""

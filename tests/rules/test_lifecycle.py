@@ -268,6 +268,7 @@ def test_requeued(verdict: Refused | NotSent, refusals: int, wait_s: float) -> N
     assert transition.wait_s == wait_s
     assert transition.submit_result == ("refused" if is_refused else "not_sent")
     assert transition.status == (verdict.status if isinstance(verdict, Refused) else 0)
+    assert transition.is_server_error == (transition.status in (500, 503))
     assert transition.retry_reason == (verdict.detail if isinstance(verdict, Refused) else verdict.reason)
 
 
@@ -287,6 +288,7 @@ def test_repeated_refusals_reject_the_job(status: int, detail: str, jitter: floa
     assert {transition.action for transition in transitions[:-1]} == {Action.REVERT}
     last = transitions[-1]
     assert last.action is Action.REJECT
+    assert all(transition.is_server_error for transition in transitions)
     assert last.error
     assert str(MAX_REFUSALS) in last.error.message
     assert detail in last.error.message

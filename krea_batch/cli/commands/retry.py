@@ -77,7 +77,7 @@ def retry(
 
 
 def _keep_max_charges(out: Path, options: dict[str, Any]) -> None:
-    """Use --max-charges of the latest run if it is not given: a retry does not spend more than was allowed."""
+    """Use the limit of the latest run if none is given: a retry does not spend more than was allowed."""
     from contextlib import closing
 
     from krea_batch.cli.ui.formatting import say
@@ -91,8 +91,11 @@ def _keep_max_charges(out: Path, options: dict[str, Any]) -> None:
     if latest_run is None or latest_run.max_charges is None:
         return
     options["max_charges"] = latest_run.max_charges
+    options["count_server_errors"] |= latest_run.count_server_errors
     if not options["quiet"]:
-        say(f"--max-charges {latest_run.max_charges:,}, as in the latest run; --max-charges none removes the limit")
+        strict = " --count-server-errors" if options["count_server_errors"] else ""
+        limit = f"--max-charges {latest_run.max_charges:,}{strict}"
+        say(f"{limit}, as in the latest run; --max-charges none removes the limit")
 
 
 def _confirm(chosen: dict[str, State], waiting: int) -> None:

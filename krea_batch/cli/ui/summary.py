@@ -49,7 +49,11 @@ class RunTotals(msgspec.Struct, frozen=True):
         ]
         charges = self.charges
         known = f"{charges.charged:,} charged, {charges.refunded:,} refunded (ERROR)"
-        return [*rows, f"  charges: {known}, {charges.unknown:,} unknown (ambiguous)"]
+        rows.append(f"  charges: {known}, {charges.unknown:,} unknown (ambiguous)")
+        if charges.server_errors:
+            submits = pluralize(charges.server_errors, "submit")
+            rows.append(f"           {submits} answered with 500 or 503 (--count-server-errors counts them)")
+        return rows
 
     def fields(self) -> dict[str, Any]:
         return {
