@@ -18,14 +18,17 @@ pytestmark = pytest.mark.slow
 JOBS = 100
 POSTS_BEFORE = 20  # whose jobs end during the outage
 OUTAGE_S = 2.0
+ANSWER_S = 0.05
 MAX_IN_DOUBT = 25
 PAGE = b"<html>Bad gateway</html>"
 OUTAGES: dict[str, bytes | None] = {
     "502": http_response(502, PAGE),
+    "504": http_response(504, PAGE),
     "520": http_response(520, PAGE),
     "cut": None,
     "hang": http_response(504, PAGE),
     "404": http_response(404, PAGE),
+    "405": http_response(405, PAGE),
     "415": http_response(415, PAGE),
 }
 
@@ -33,13 +36,16 @@ OUTAGES: dict[str, bytes | None] = {
 class OutageServer(SurplusGateway):
     """Answers every POST with an error for a while, and polls and downloads as always.
 
-    In the outage named "hang" no answer is sent before its end. `failed_s` has the times of the POSTs that failed.
+    In the outage named "hang" no answer is sent before its end. `failed_s` has the times of the POSTs that failed,
+    `pending` how many others were unanswered then.
     """
 
     def __init__(self, outage: str) -> None:
         super().__init__("nowhere", set())
         self._outage = outage
         self.failed_s: list[float] = []
+        self.pending: list[int] = []
+        self._unanswered = 0
 
     async def __call__(self, request: RawRequest, writer: asyncio.StreamWriter) -> None:
         now_s = asyncio.get_running_loop().time()
@@ -48,9 +54,11 @@ class OutageServer(SurplusGateway):
             await super().__call__(request, writer)
             return
         self.failed_s.append(now_s)
+        self.pending.append(self._unanswered)
+        self._unanswered += 1
         answer = OUTAGES[self._outage]
-        if self._outage == "hang":
-            await asyncio.sleep(self.failed_s[0] + OUTAGE_S - now_s)
+        await asyncio.sleep(self.failed_s[0] + OUTAGE_S - now_s if self._outage == "hang" else ANSWER_S)
+        self._unanswered -= 1
         if answer is None:
             writer.close()
         else:
@@ -59,7 +67,10 @@ class OutageServer(SurplusGateway):
 
 @pytest.mark.parametrize("outage", OUTAGES)
 def test_an_outage(tmp_path: Path, outage: str) -> None:
-    """At most 25 jobs and the probes are in doubt or rejected; all others get their image, each with one charge."""
+    """At most 25 jobs and the probes are in doubt or rejected; all others get their image, each with one charge.
+
+    There is one probe at a time.
+    """
     write_jobs(tmp_path / "jobs.jsonl", JOBS)
     gateway = OutageServer(outage)
     with serving(gateway) as url:
@@ -74,6 +85,7 @@ def test_an_outage(tmp_path: Path, outage: str) -> None:
     assert Counter(gateway.prompts).most_common(1)[0][1] == 1
     assert json.loads(done.stdout)["charges"]["charged"] == len(gateway.prompts) == JOBS - in_doubt
     assert gateway.failed_s
-    probes = [at_s for at_s in gateway.failed_s if at_s > gateway.failed_s[0] + OUTAGE_S / 2]
-    assert len(gateway.failed_s) - len(probes) <= MAX_IN_DOUBT
-    assert in_doubt <= MAX_IN_DOUBT + len(probes)
+    is_probe = [at_s > gateway.failed_s[0] + OUTAGE_S / 2 for at_s in gateway.failed_s]
+    assert is_probe.count(False) <= MAX_IN_DOUBT
+    assert in_doubt <= MAX_IN_DOUBT + is_probe.count(True)
+    assert [others for others, probe in zip(gateway.pending, is_probe, strict=True) if probe and others] == []
