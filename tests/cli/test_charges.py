@@ -311,15 +311,19 @@ class TestTheKey:
 
 
 def test_a_shared_quota(simulate: StartSimulator, tmp_path: Path) -> None:
-    """With --shared-quota, polls and submits stay within one limit: all jobs succeed, few requests are refused."""
-    simulator = simulate(*CHARGES_SIMULATOR_OPTIONS, "--rate-limit", "sliding-window:40/s", "--shared-limit")
-    write_jobs(tmp_path / "jobs.jsonl", 120)
+    """With --shared-quota, polls and submits stay within one limit: all jobs succeed, few requests are refused.
+
+    Without it, 20 are refused here. The limit is higher than the rate, because a simulator that stood still on a busy
+    machine counts the requests that waited together with those that follow.
+    """
+    simulator = simulate(*CHARGES_SIMULATOR_OPTIONS, "--rate-limit", "sliding-window:50/s", "--shared-limit")
+    write_jobs(tmp_path / "jobs.jsonl", 200)
     options = ("--rate", "40/s", "--shared-quota", "--poll-interval", "0.5")
     done = run_against(simulator, tmp_path, *options)
     assert done.returncode == 0, done.stdout + done.stderr
     totals = simulator.admin_request("/totals")
-    assert totals["charged"] == 120
+    assert totals["charged"] == 200
     refused = sum(post["status"] == 429 for post in simulator.admin_request("/ledger")["posts"]) + totals.get(
         "polls_429", 0
     )
-    assert refused <= 0.05 * (120 + totals["polls"])
+    assert refused <= 8
