@@ -10,10 +10,9 @@ import pytest
 from click.testing import CliRunner, Result
 
 from krea_batch.cli.app import app
-from tests.processes import run_command
+from tests.processes import RunningSimulator, StartSimulator, run_command
 
 AWKWARD_PROMPTS = ["-dash", "# hash", "@at", "{} {x}", '"quoted" "words', "🦊 füße", "x" * 2500, "-dash"]
-SIMULATED_RUN_COMMAND = ("--simulate", "--time-scale=1000", "--rate=100/s", "--poll-interval=0.1")
 
 
 @pytest.fixture
@@ -21,6 +20,17 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Change to an empty working directory, and return it."""
     monkeypatch.chdir(tmp_path)
     return tmp_path
+
+
+@pytest.fixture
+def gateway(simulate: StartSimulator) -> RunningSimulator:
+    return simulate("--tiny", "--latency=fixed:0.1")
+
+
+@pytest.fixture
+def run_options(gateway: RunningSimulator) -> tuple[str, ...]:
+    """Return options of a run that ends soon."""
+    return ("--out", "out", "--gateway", gateway.gateway_url, "--rate=100/s", "--poll-interval=0.1")
 
 
 def validate(*args: str, stdin: str = "") -> Result:
@@ -34,29 +44,27 @@ def result_lines(out: Path) -> list[dict[str, Any]]:
 @pytest.mark.slow
 class TestRun:
     @pytest.mark.parametrize("end", ["\n", "\r\n"])
-    def test_text(self, tmp_path: Path, end: str) -> None:
+    def test_text(self, run_options: tuple[str, ...], tmp_path: Path, end: str) -> None:
         """Each line of a text file becomes one image with that prompt unchanged; repeated lines become several."""
         (tmp_path / "p.txt").write_bytes(end.join(AWKWARD_PROMPTS).encode())
-        done = run_command("run", "p.txt", "--out", "out", *SIMULATED_RUN_COMMAND, cwd=tmp_path)
+        done = run_command("run", "p.txt", *run_options, cwd=tmp_path)
         assert done.returncode == 0, done.stderr
         assert "p.txt: read as text, one prompt per line" in done.stderr
         rows = result_lines(tmp_path / "out")
         assert sorted(row["request"]["prompt"] for row in rows) == sorted(AWKWARD_PROMPTS)
         assert len(list((tmp_path / "out" / "images").glob("*.png"))) == len(AWKWARD_PROMPTS)
 
-    def test_tsv_with_a_sweep(self, tmp_path: Path) -> None:
+    def test_tsv_with_a_sweep(self, run_options: tuple[str, ...], tmp_path: Path) -> None:
         """A sweep over a table makes one image per combination, with the values in its id."""
         (tmp_path / "p.tsv").write_text('Prompt\tCategory\n"a" cat\tpets\na dog\tpets\n')
         done = run_command(
             "run",
             "p.tsv",
-            "--out",
-            "out",
             "--sweep",
             "creativity=raw,high",
             "--seeds",
             "1..2",
-            *SIMULATED_RUN_COMMAND,
+            *run_options,
             cwd=tmp_path,
         )
         assert done.returncode == 0, done.stderr
@@ -67,27 +75,29 @@ class TestRun:
         assert {"prompt": '"a" cat', "creativity": "high", "seed": 2}.items() <= row["request"].items()
         assert row["metadata"] == {"Category": "pets"}
 
-    def test_a_larger_sweep_charges_only_new_images(self, tmp_path: Path) -> None:
+    def test_a_larger_sweep_charges_only_new_images(
+        self, gateway: RunningSimulator, run_options: tuple[str, ...], tmp_path: Path
+    ) -> None:
         """The same command with a further value submits only the new images."""
         (tmp_path / "p.txt").write_text("a cat\na dog\n")
         for seeds, total in (("1..2", 4), ("1..3", 6), ("3,2,1", 6)):
-            done = run_command("run", "p.txt", "--out", "out", "--seeds", seeds, *SIMULATED_RUN_COMMAND, cwd=tmp_path)
+            done = run_command("run", "p.txt", "--seeds", seeds, *run_options, cwd=tmp_path)
             assert done.returncode == 0, done.stderr
-            assert len((tmp_path / "out" / "simulated.jsonl").read_text().splitlines()) == total
+            assert gateway.admin_request("/totals")["charged"] == total
             assert all(row["attempts"] == 1 for row in result_lines(tmp_path / "out"))
 
-    def test_a_template_changes_the_lines_of_an_earlier_run(self, tmp_path: Path) -> None:
+    def test_a_template_changes_the_lines_of_an_earlier_run(
+        self, run_options: tuple[str, ...], tmp_path: Path
+    ) -> None:
         """The checkpoint of a run is not used with another template: the changed prompts are checked and refused."""
         (tmp_path / "p.txt").write_text("a cat\n")
-        assert run_command("run", "p.txt", "--out", "out", *SIMULATED_RUN_COMMAND, cwd=tmp_path).returncode == 0
+        assert run_command("run", "p.txt", *run_options, cwd=tmp_path).returncode == 0
         done = run_command(
             "run",
             "p.txt",
-            "--out",
-            "out",
             "--prompt-template",
             "{prompt} in oil",
-            *SIMULATED_RUN_COMMAND,
+            *run_options,
             cwd=tmp_path,
         )
         assert done.returncode == 2

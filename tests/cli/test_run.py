@@ -95,8 +95,9 @@ class TestCompleteRuns:
         """With --simulate and no key, real images with the requested aspect ratio are stored."""
         (tmp_path / "jobs.jsonl").write_text('{"prompt": "a fox", "aspect_ratio": "16:9", "id": "fox"}\n')
         done = run_command(
-            "run", "jobs.jsonl", "--out", "out", "--simulate", "--time-scale", "50", cwd=tmp_path, key=""
-        )
+            "run", "jobs.jsonl", "--out", "out", "--simulate", "--time-scale=50", "--poll-interval=0.1",
+            cwd=tmp_path, key="",
+        )  # fmt: skip
         assert done.returncode == 0, done.stderr
         assert_all_stored(tmp_path / "out", {"fox": "a fox"})
         with Image.open(tmp_path / "out/images/fox.png") as image:

@@ -85,7 +85,9 @@ class TestWatch:
     def test_in_a_terminal(self, tmp_path: Path) -> None:
         """In a terminal the live display has the bars of the stages."""
         write_jobs(tmp_path / "jobs.jsonl", 2)
-        run_command("run", "jobs.jsonl", "--out", "out", "--simulate", "--time-scale", "100", cwd=tmp_path)
+        run_command(
+            "run", "jobs.jsonl", "--out", "out", "--simulate", "--time-scale=100", "--poll-interval=0.1", cwd=tmp_path
+        )
         terminal, child_terminal = pty.openpty()
         done = subprocess.run(
             [*COMMAND, "watch", "out"],
