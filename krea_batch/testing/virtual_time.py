@@ -14,8 +14,9 @@ from __future__ import annotations
 
 import asyncio
 import selectors
+import socket
 from collections.abc import Callable, Coroutine
-from typing import Any, TypeVar, TypeVarTuple, Unpack
+from typing import Any, NoReturn, TypeVar, TypeVarTuple, Unpack
 
 from krea_batch.errors import InternalError
 
@@ -68,6 +69,10 @@ class VirtualTimeLoop(asyncio.SelectorEventLoop):
         else:
             self.call_later(self._thread_duration_s(), self._run_call, _resolve, future, func, *args)
         return future
+
+    async def getaddrinfo(self, *_args: Any, **_kwargs: Any) -> NoReturn:
+        """Raise the error of a machine without network: a real name server would be waited for in real time."""
+        raise socket.gaierror(socket.EAI_AGAIN, "there is no network in virtual time")
 
     def _run_call(
         self,

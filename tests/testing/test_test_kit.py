@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import inspect
+import socket
 from collections.abc import Iterable
 from pathlib import Path
 from textwrap import dedent
@@ -111,3 +112,13 @@ def test_the_example_in_the_docstring_works(module: ModuleType, tmp_path: Path) 
 def test_public_names_exist(module: ModuleType) -> None:
     """Every name in `__all__` exists."""
     assert set(module.__all__) <= set(vars(module))
+
+
+def test_no_name_server_is_asked_in_virtual_time() -> None:
+    """Name look-ups fail as on a machine without network, and no time really passes."""
+
+    async def look_up() -> None:
+        await asyncio.get_running_loop().getaddrinfo("gateway.pixazo.ai", 443)
+
+    with pytest.raises(socket.gaierror, match="no network in virtual time"):
+        run_virtual(look_up())
