@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import gc
 import multiprocessing
 import os
 import sys
@@ -10,14 +11,24 @@ import tempfile
 import time
 import traceback
 from pathlib import Path
+from typing import NamedTuple
 
-from tests.simulation.scenario import ROUNDS, Scenario
+from tests.simulation.scenario import Scenario
 
 SHARED_MEMORY_DIR = Path("/dev/shm")  # noqa: S108 - fsync costs nothing there, and power loss is simulated
 
 
-def run_seed(seed: int, *, verbose: bool = False) -> tuple[int, int, str]:
-    """Run one seed in a new directory. Returns the seed, its number of crashes, and the violation or ''."""
+class SeedResult(NamedTuple):
+    """How a seed went. `failure` is the violation that it found, or ''."""
+
+    seed: int
+    runs: int
+    crashes: int
+    failure: str
+
+
+def run_seed(seed: int, *, verbose: bool = False) -> SeedResult:
+    """Run one seed in a new directory."""
     parent_dir = SHARED_MEMORY_DIR if SHARED_MEMORY_DIR.is_dir() else None
     with tempfile.TemporaryDirectory(prefix="krea-batch-simulation-", dir=parent_dir) as path:
         scenario = Scenario(seed, Path(path) / "out")
@@ -30,20 +41,20 @@ def run_seed(seed: int, *, verbose: bool = False) -> tuple[int, int, str]:
             failure = str(error)
         if verbose:
             print(*scenario.log, sep="\n")
-    return seed, scenario.crashes, failure
+    return SeedResult(seed, scenario.runs, scenario.crashes, failure)
 
 
 def run_seeds(seeds: range) -> int:
     """Run seeds on all cores, print those that fail, and return their number."""
-    started_s, crashes, failures = time.monotonic(), 0, 0
-    with multiprocessing.Pool(os.cpu_count()) as pool:
-        for done, (seed, seed_crashes, failure) in enumerate(pool.imap_unordered(run_seed, seeds, chunksize=4), 1):
-            crashes += seed_crashes
-            if failure:
+    started_s, runs, crashes, failures = time.monotonic(), 0, 0, 0
+    with multiprocessing.Pool(os.cpu_count(), initializer=gc.freeze) as pool:
+        for done, result in enumerate(pool.imap_unordered(run_seed, seeds, chunksize=4), 1):
+            runs += result.runs
+            crashes += result.crashes
+            if result.failure:
                 failures += 1
-                print(f"{failure}\n  run again: python -m tests.simulation --seed {seed}", flush=True)
+                print(f"{result.failure}\n  run again: python -m tests.simulation --seed {result.seed}", flush=True)
             if done % 1000 == 0 or done == len(seeds):
-                runs = done * (ROUNDS + 1)
                 runs_per_minute = runs / (time.monotonic() - started_s) * 60
                 counts = f"{done:,} seeds, {runs:,} runs ({runs_per_minute:,.0f} per minute), {crashes:,} crashes"
                 print(f"{counts}, {failures} failed", flush=True)
@@ -57,7 +68,7 @@ def main() -> int:
     parser.add_argument("--first", type=int, default=0, help="first seed")
     options = parser.parse_args()
     if options.seed is not None:
-        *_, failure = run_seed(options.seed, verbose=True)
+        failure = run_seed(options.seed, verbose=True).failure
         print(failure or f"seed {options.seed} passed")
         return int(bool(failure))
     return int(run_seeds(range(options.first, options.first + options.seeds)) > 0)

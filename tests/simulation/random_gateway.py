@@ -1,4 +1,6 @@
-"""A gateway and CDN with random outcomes, which charges and checks the requests of the engine.
+"""A gateway that accepts POSTs with random outcomes, charges for them, and checks the requests of the engine.
+
+Its statuses, callbacks and images are in `random_statuses`, `random_callbacks` and `random_cdn`.
 
 The outcome of a request depends on the seed, on its subject and on the number of the attempt, not on the order of
 requests. The strings in the keys are part of the seed: a change gives every seed different outcomes.
@@ -9,96 +11,100 @@ from __future__ import annotations
 import asyncio
 from collections import Counter
 from collections.abc import Callable
-from pathlib import Path
 from random import Random
 from typing import Any
 
-from krea_batch.gateway.url_policy import DownloadError
-from krea_batch.rules.verdicts import (
-    Accepted,
-    Ambiguous,
-    Errored,
-    Failed,
-    Finished,
-    NotSent,
-    PollFailed,
-    PollVerdict,
-    PostVerdict,
-    Refusal,
-    Refused,
-    Waiting,
-)
-from krea_batch.testing.scripted_gateway import ScriptedDownload, ScriptedGateway, make_png
-from tests.asgi_client import call_asgi
-from tests.engine_fixtures import query_ledger
+import aiohttp
+
+from krea_batch.gateway import wire
+from krea_batch.gateway.client import LATE_ANSWER_S
+from tests.simulation import answers
+from tests.simulation.answers import CANDIDATE, CLEAR, CONFLICT, NOTHING, refusal
+from tests.simulation.ledger_reader import LedgerReader
+from tests.simulation.network import Connection, Reply, Request, broken
+from tests.simulation.outages import Outage
+from tests.simulation.random_callbacks import RandomCallbacks
+from tests.simulation.random_cdn import RandomCdn
+from tests.simulation.random_statuses import RandomStatuses
+from tests.simulation.weighted_choice import weighted_choice
+
+REQUEST_TIMEOUT_S = 60.0  # the default of the engine
+GATEWAY = "https://gateway.pixazo.ai/"
+
 
 SUBMIT_OUTCOMES: list[tuple[int, Any]] = [
-    (60, "accept"),
-    (5, "accept, but the response is lost"),
+    (55, "accept"),
+    (4, "accept, but the response is lost"),
+    (10, "accept, but the response is damaged"),
+    (3, "accept, but the response is late"),
     (1, "accept, but the response has another job's request_id"),
-    (4, Ambiguous("cut before it was queued")),
-    (6, Refused(Refusal.RATE_LIMITED, 429, "slow down", 3.0)),
-    (2, Refused(Refusal.RATE_LIMITED, 429, "slow down")),
-    (2, Refused(Refusal.RATE_LIMITED, 403, "quota", 20.0)),
-    (6, Refused(Refusal.RETRYABLE, 500, "internal")),
-    (3, Refused(Refusal.RETRYABLE, 503, "unavailable", 5.0)),
-    (6, NotSent("no connection")),
-    (2, Refused(Refusal.REJECTED, 422, "bad")),
-    (1, Refused(Refusal.FATAL, 402, "no money")),
+    (1, "accept, but a time-out page comes first"),
+    (4, "cut before it was queued"),
+    (1, "a page that says nothing"),
+    (6, refusal(429, "slow down", "3")),
+    (2, refusal(429, "slow down")),
+    (2, refusal(403, "quota", "20")),
+    (6, refusal(500, "internal")),
+    (3, refusal(503, "unavailable", "5")),
+    (5, "no connection"),
+    (1, "no connection in time"),
+    (2, refusal(422, "bad")),
+    (1, refusal(402, "no money")),
 ]
-POLL_OUTCOMES: list[tuple[int, Any]] = [
-    (50, "actual status"),
-    (20, Waiting("PROCESSING")),
-    (5, Waiting("PONDERING")),
-    (4, PollFailed("internal", 500)),
-    (3, PollFailed("slow down", 429, 8.0)),
-    (2, PollFailed("slow down", 429)),
-    (2, PollFailed("unauthorized", 401)),
-    (3, PollFailed("no answer in time")),
-    (2, PollFailed("not found", 404)),
-]
-JOB_OUTCOMES: list[tuple[int, str]] = [(75, "one"), (10, "two"), (7, "failed"), (12, "error")]
-CALLBACK_OUTCOMES: list[tuple[int, str]] = [
-    (40, "lost"),
-    (35, "one"),
-    (10, "two"),
-    (5, "for another request"),
-    (5, "forged"),
-    (5, "unreadable"),
-]
-DOWNLOAD_OUTCOMES: list[tuple[int, str]] = [
-    (50, "whole"),
-    (15, "cut"),
-    (5, "cut without an ETag"),
-    (5, "from the start"),
-    (5, "HTML"),
-    (4, "trailing"),
-    (4, "a wrong byte"),
-    (4, "short"),
-    (4, "404"),
-    (4, "429"),
-]
+FEW_FAULTS: list[tuple[int, Any]] = [(98, "accept"), (2, refusal(500, "internal"))]
 
 
-def weighted_choice(random: Random, table: list[tuple[int, Any]]) -> Any:
-    """Return an entry of a table of weights and entries."""
-    return random.choices([entry for _, entry in table], [weight for weight, _ in table])[0]
+class Post:
+    """A POST: its prompt, what becomes of it, and the request_id that it is charged under, "" if it is not.
+
+    `finds` says what a client can find in the answer, and `is_read` whether it has read it. `other` is the request_id
+    of another POST that the answer may name as well.
+    """
+
+    def __init__(self, prompt: str, random: Random, outcome: Any, outage: Outage | None) -> None:
+        self.prompt = prompt
+        self.random = random
+        self.outcome = outcome
+        self.outage = outage
+        self.request_id = ""
+        self.other = ""
+        self.finds = NOTHING
+        self.is_read = False
 
 
-class RandomGateway(ScriptedGateway):
-    """Chooses each outcome from the seed and its subject. `violations` lists requests that must not happen."""
+class RandomGateway:
+    """The server of a simulation. `violations` lists requests that must not happen.
 
-    def __init__(self, seed: int, out: Path) -> None:
-        super().__init__()
+    `clock` returns the seconds since 1970. What belongs to one process: `posts`, `submit_times_s`, `polled`,
+    `proven`, the outages and the flags; `start_process` clears it.
+    """
+
+    def __init__(self, seed: int, ledger: LedgerReader, clock: Callable[[], float], *, few_faults: bool) -> None:
         self.seed = seed
-        self.out = out
-        self.no_faults = False
-        self.process_crashed = False  # a request of a crashed process does not reach the gateway
+        self.clock = clock
+        self.few_faults = few_faults
+        self.cdn = RandomCdn(self)
+        self.statuses = RandomStatuses(self)
+        self.callbacks = RandomCallbacks(self)
+        self.charged: dict[str, str] = {}  # prompts by request_id
         self.violations: list[str] = []
         self.attempts: Counter[str] = Counter()
-        self.reported_errors: dict[str, set[str]] = {}  # request_ids that ended in ERROR, by prompt
-        self.app: Any = None  # receives callbacks
-        self.callback_request_ids: set[str] = set()  # named by valid callbacks
+        self.no_faults = False
+        self.ledger = ledger
+        self.named: set[str] = set()  # request_ids in callbacks and damaged answers, which may be polled
+        self._posts: dict[Request, Post] = {}  # those that are being sent
+        self.start_process([], [])
+
+    def start_process(self, outages: list[Outage], cdn_outages: list[Outage]) -> None:
+        """Forget what belongs to the last process. The outages are those of the next one."""
+        self.process_crashed = False  # a request of a crashed process does not reach the gateway
+        self.gives_up_early = False  # the process was told to abort, or its ledger has failed
+        self.outages = outages
+        self.cdn.outages = cdn_outages
+        self.posts: list[Post] = []
+        self.submit_times_s: list[float] = []
+        self.polled: Counter[str] = Counter()
+        self.proven: set[str] = set()  # request_ids for which a poll has returned a readable status
 
     def random_for(self, *key: str) -> Random:
         """Return the random generator of the next attempt on a subject."""
@@ -106,139 +112,159 @@ class RandomGateway(ScriptedGateway):
         self.attempts[name] += 1
         return Random(f"{self.seed}/{name}/{self.attempts[name]}")
 
-    def _require_running_process(self) -> None:
+    # ---- the server of `network` -------------------------------------------------------------------------
+
+    async def connect(self, request: Request) -> None:
+        """Open a connection. Raises what aiohttp raises if that fails, and CancelledError in a crashed process."""
         if self.process_crashed:
             raise asyncio.CancelledError
+        has_key = wire.KEY_HEADER in request.headers
+        if has_key != request.url.startswith(GATEWAY):
+            self.violations.append(f"{request.url} was requested {'with' if has_key else 'without'} the key")
+        if request.method == "POST":
+            await self._connect_post(request)
+
+    def receive(self, request: Request, connection: Connection) -> list[Reply]:
+        """Return what the server sends on this connection because of a request."""
+        if self.process_crashed:
+            raise asyncio.CancelledError
+        if connection.strange:
+            self.violations.append(f"a connection was used again that had brought {connection.strange}")
+        if request.method == "POST":
+            return self._accept_post(request, self._posts.pop(request))
+        if request.url.startswith(GATEWAY):
+            return self._answer_poll(request, connection)
+        return self.cdn.answer(request)
+
+    def on_read(self, request: Request, reply: Reply) -> None:
+        """Learn that the client has read a reply to its end, or up to where it broke off."""
+        if isinstance(request.subject, Post):
+            self._on_answer_read(request.subject)
+        elif reply.names and reply.names == request.subject:
+            self.proven.add(request.subject)
+
+    def on_given_up(self, request: Request, reply: Reply, *, has_begun: bool) -> None:
+        """Learn that the client no longer waits for a reply, of which it has read a part if it `has_begun`."""
+        post = request.subject
+        if not isinstance(post, Post):
+            return
+        if has_begun:
+            post.finds = CANDIDATE if post.finds == CLEAR else post.finds
+            self._on_answer_read(post)
+        if self.process_crashed or self.gives_up_early:
+            post.is_read = False  # A client that is cancelled does not look at what it has read.
+            return
+        now_s = asyncio.get_running_loop().time()
+        waited_s = now_s - request.sent_s
+        if reply.ends_s < now_s - 0.001:
+            self.violations.append(f"the answer to a POST of {post.prompt} had arrived, and was not read")
+        elif waited_s < REQUEST_TIMEOUT_S + LATE_ANSWER_S - 0.001:
+            self.violations.append(f"the answer to a POST of {post.prompt} was given up after {waited_s:.3f} s")
+
+    def _on_answer_read(self, post: Post) -> None:
+        post.is_read = True
+        if post.finds in (CANDIDATE, CONFLICT):
+            self.named.add(post.request_id)
+        if post.finds == CONFLICT:  # The client asks the gateway for both, which must know one and deny the other.
+            self.named.add(post.other)
 
     # ---- POSTs -------------------------------------------------------------------------------------------
 
-    async def submit(
-        self, body: bytes, *, callback: str = "", on_sending: Callable[[], None] | None = None
-    ) -> PostVerdict:
-        self._require_running_process()
-        if on_sending:
-            on_sending()
-        prompt = body.split(b'"')[3].decode()
+    async def _connect_post(self, request: Request) -> None:
+        prompt = request.body.split(b'"')[3].decode()
+        random = self.random_for("post", prompt)
+        table = FEW_FAULTS if self.few_faults else SUBMIT_OUTCOMES
+        outcome = "accept" if self.no_faults else weighted_choice(random, table)
+        outage = self._outage()
+        self._posts[request] = request.subject = Post(prompt, random, outcome, outage)
+        if outage and outage.kind == "not sent":
+            outage.prompts_s.append((prompt, asyncio.get_running_loop().time()))
+            await asyncio.sleep(0.05)
+            outcome = "no connection"
+        if outcome == "no connection in time":
+            await asyncio.sleep(2 * REQUEST_TIMEOUT_S)
+        if outcome == "no connection":
+            raise aiohttp.ClientConnectorError(None, OSError(111, "Connection refused"))  # type: ignore[arg-type]
+
+    def _accept_post(self, request: Request, post: Post) -> list[Reply]:
+        """Check a POST, queue and charge its job or not, and answer."""
         sql = (
             "SELECT state, result FROM jobs JOIN submissions USING (job_no) WHERE job_id = ?"
             " ORDER BY submission_no DESC LIMIT 1"
         )
-        if query_ledger(self.out, sql, prompt) != [("submitting", None)]:
-            self.violations.append(f"a POST of {prompt} without a recorded intent")
-        self.submit_times_s.append(asyncio.get_running_loop().time())
-        random = self.random_for("post", prompt)
-        outcome = "accept" if self.no_faults else weighted_choice(random, SUBMIT_OUTCOMES)
-        request_id = f"krea_{len(self.charged):04d}"
-        if isinstance(outcome, str):
-            self.charged[request_id] = prompt  # whatever happens to the response
-            if callback:
-                self._schedule_callback(request_id, callback)
-        await asyncio.sleep(random.choice([0.01, 0.1, 0.5, 2.0, 20.0]))
-        if outcome == "accept, but the response is lost":
-            return Ambiguous("the connection was cut")
-        if outcome == "accept, but the response has another job's request_id":
-            recorded = query_ledger(self.out, "SELECT min(request_id) FROM submissions")
-            request_id = recorded[0][0] or request_id
-        return Accepted(request_id, Waiting("QUEUED")) if isinstance(outcome, str) else outcome
+        if self.ledger.query(sql, post.prompt) != [("submitting", None)]:
+            self.violations.append(f"a POST of {post.prompt} without a recorded intent")
+        now_s = asyncio.get_running_loop().time()
+        self.submit_times_s.append(now_s)
+        self.posts.append(post)
+        outage = post.outage
+        is_accepted = isinstance(post.outcome, str) and post.outcome.startswith("accept")
+        if outage:
+            outage.prompts_s.append((post.prompt, now_s))
+            is_accepted = outage.may_charge(post.random)
+        if is_accepted:
+            post.request_id = answers.request_id_of(len(self.charged))
+            self.charged[post.request_id] = post.prompt  # whatever happens to the response
+            if callback := request.headers.get(wire.WEBHOOK_HEADER):
+                self.callbacks.schedule(post.request_id, callback)
+        if outage:
+            return [outage.reply(request)]
+        reply = self._post_reply(request, post)
+        if post.outcome == "accept, but a time-out page comes first":  # and the connection is not used again
+            post.finds = NOTHING
+            return [Reply(408, b"<html>408 Request Time-out</html>"), reply]
+        return [reply]
 
-    # ---- callbacks ---------------------------------------------------------------------------------------
+    def _post_reply(self, request: Request, post: Post) -> Reply:
+        delay_s = post.random.choice([0.01, 0.05, 0.1] if self.few_faults else [0.01, 0.1, 0.5, 2.0, 20.0])
+        outcome = post.outcome
+        if isinstance(outcome, dict):
+            return answers.refusal_reply(request, delay_s, **outcome)
+        if outcome == "a page that says nothing":
+            return Reply(502, b"<html>Bad Gateway</html>", delay_s=delay_s, to=request)
+        if outcome in ("cut before it was queued", "accept, but the response is lost"):
+            return broken(aiohttp.ServerDisconnectedError(), delay_s)
+        if outcome == "accept, but the response is late":
+            delay_s = post.random.choice([59.0, 61.0, 100.0, 235.0, 236.0, 300.0])
+        answer = self._post_answer(post)
+        post.finds = answer.finds
+        return Reply(answer.status, *answer.parts, delay_s=delay_s, to=request)
 
-    def _schedule_callback(self, request_id: str, url: str) -> None:
-        """Send callbacks after random delays; for a slow POST, mostly before its response."""
-        random = self.random_for("call", request_id)
-        outcome = weighted_choice(random, CALLBACK_OUTCOMES)
-        loop = asyncio.get_running_loop()
-        for _ in range(0 if outcome == "lost" else 2 if outcome == "two" else 1):
-            delay_s = random.choice([0.0, 0.3, 4.0, 30.0])
-            loop.call_later(delay_s, lambda: loop.create_task(self._send_callback(outcome, request_id, url)))
+    def _post_answer(self, post: Post) -> answers.PostAnswer:
+        if post.outcome == "accept, but the response is damaged":
+            damage = post.random.choice(answers.DAMAGES)
+            post.other = self._other_request_id(post)
+            return damage(post.request_id, post.other, post.random)
+        if post.outcome == "accept, but the response has another job's request_id":
+            recorded = self.ledger.query("SELECT min(request_id) FROM submissions")[0][0]
+            body = answers.encode(answers.accepted(recorded or post.request_id))
+            return answers.PostAnswer(202, (body,), NOTHING if recorded else CLEAR)
+        body = answers.encode(answers.accepted(post.request_id))
+        if self.few_faults or post.random.random() < 0.9:
+            return answers.PostAnswer(202, (body,))
+        return answers.PostAnswer(202, (body[:100], post.random.choice([0.01, 1.0, 5.0]), body[100:]))
 
-    async def _send_callback(self, outcome: str, request_id: str, url: str) -> None:
-        if self.process_crashed or self.app is None:
-            return
-        named_request_id = request_id
-        if outcome == "for another request":
-            recorded = [
-                named
-                for (named,) in query_ledger(self.out, "SELECT request_id FROM submissions WHERE result = 'accepted'")
-            ]
-            named_request_id = self.random_for("named", request_id).choice([*recorded, "unknown"])
-        if outcome == "forged":
-            url = url[:-1] + ("0" if url[-1] != "0" else "1")
-        elif outcome != "unreadable":
-            self.callback_request_ids.add(named_request_id)
-        body = (
-            b"\xff"
-            if outcome == "unreadable"
-            else b'{"request_id": "%s", "status": "COMPLETED"}' % named_request_id.encode()
-        )
-        status = await call_asgi(self.app, url, body)
-        if (outcome == "forged") != (status == 404) and status != 503:
-            self.violations.append(f"a callback ({outcome}) was answered {status}")
+    def _other_request_id(self, post: Post) -> str:
+        """Return the request_id of another POST, often a recent one, or one that does not exist."""
+        others = [request_id for request_id, prompt in self.charged.items() if prompt != post.prompt]
+        if not others:
+            return answers.request_id_of(999_999)
+        random = Random(post.request_id)
+        return others[-1] if random.random() < 0.5 else random.choice(others)
+
+    def _outage(self) -> Outage | None:
+        """Return the outage of this moment, if there is one."""
+        now_s = asyncio.get_running_loop().time()
+        return next((outage for outage in self.outages if outage.start_s <= now_s < outage.end_s), None)
 
     # ---- polls -------------------------------------------------------------------------------------------
 
-    async def poll(self, request_id: str) -> PollVerdict:
-        self._require_running_process()
-        recorded = query_ledger(
-            self.out, "SELECT 1 FROM submissions WHERE request_id = ? AND result = 'accepted'", request_id
-        )
-        if not recorded and request_id not in self.callback_request_ids:
+    def _answer_poll(self, request: Request, connection: Connection) -> list[Reply]:
+        request_id = request.subject = request.url.rpartition("/")[2]
+        sql = "SELECT 1 FROM submissions WHERE request_id = ? AND result = 'accepted'"
+        if request_id not in self.named and not self.ledger.query(sql, request_id):
             self.violations.append(f"a poll of {request_id}, which is not recorded")
-        random = self.random_for("poll", request_id)
-        await asyncio.sleep(random.choice([0.05, 0.2, 3.0]))
-        if request_id not in self.charged:
-            return PollFailed("not found", 404)
-        outcome: PollVerdict | str = "actual status" if self.no_faults else weighted_choice(random, POLL_OUTCOMES)
-        return self.final_verdict(request_id) if isinstance(outcome, str) else outcome
-
-    def final_verdict(self, request_id: str) -> PollVerdict:
-        """Return how a job ends; the same at every call."""
-        outcome = weighted_choice(Random(f"{self.seed}/end/{request_id}"), JOB_OUTCOMES)
-        if outcome == "failed":
-            return Failed("nsfw")
-        if outcome == "error":
-            self.reported_errors.setdefault(self.charged[request_id], set()).add(request_id)
-            return Errored("gpu")
-        outputs = 2 if outcome == "two" else 1
-        return Finished(
-            tuple(f"https://cdn.example/{request_id}/{n}.png" for n in range(1, outputs + 1)), "image/png"
-        )
-
-    # ---- images ------------------------------------------------------------------------------------------
-
-    async def download(self, url: str, *, offset: int = 0, etag: str | None = None) -> ScriptedDownload:
-        self._require_running_process()
-        random = self.random_for("fetch", url)
-        await asyncio.sleep(random.choice([0.05, 0.5]))
-        outcome = "whole" if self.no_faults else weighted_choice(random, DOWNLOAD_OUTCOMES)
-        request_id, name = url.split("/")[-2:]
-        full_image = image_bytes(self.charged[request_id], int(name[0]))
-        start = offset if etag == '"e"' and outcome != "from the start" else 0
-        rest = full_image[start:]
-        position = random.randrange(len(rest)) if rest else 0
-        connection_cut = DownloadError("the connection was cut")
-        delay_s = random.choice([0.0, 0.3, 5.0])
-        match outcome:
-            case "404" | "429":
-                raise DownloadError(
-                    f"HTTP {outcome}", status=int(outcome), retry_after_s=5.0 if outcome == "429" else None
-                )
-            case "HTML":
-                return ScriptedDownload([b"<html>"])
-            case "cut" | "cut without an ETag":
-                return ScriptedDownload(
-                    [rest[:position], delay_s, connection_cut], start, '"e"' if outcome == "cut" else None
-                )
-            case "trailing":
-                return ScriptedDownload([rest, b"more"], start)
-            case "a wrong byte":
-                return ScriptedDownload([rest[:position], bytes([rest[position] ^ 1]), rest[position + 1 :]], start)
-            case "short":
-                return ScriptedDownload([rest[:position]], start)
-            case _:
-                return ScriptedDownload([rest[:position], delay_s, rest[position:]], start)
-
-
-def image_bytes(prompt: str, file_index: int) -> bytes:
-    """Return the image of one output of a job; all of them differ."""
-    return make_png(text=f"{prompt}/{file_index}".encode())
+        self.polled[request_id] += 1
+        if outage := self._outage():
+            return [outage.reply(request)]
+        return self.statuses.answer(request, connection, request_id)
