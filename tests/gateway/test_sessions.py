@@ -21,6 +21,7 @@ from krea_batch.rules.verdicts import Accepted, Ambiguous, NotSent, PollFailed, 
 from krea_batch.settings import ApiKey, Settings
 from tests.gateway.test_client import (
     ACCEPTED_RESPONSE,
+    LONG_TIMEOUT_S,
     SUBMIT_BODY,
     RawRequest,
     RawServer,
@@ -180,8 +181,8 @@ def test_a_late_answer_is_read() -> None:
     jump: list[Callable[[float], None]] = []
 
     async def answer_late(_: RawRequest, writer: asyncio.StreamWriter) -> None:
-        for _step in range(3):  # the time-out of 20 s has passed long ago
-            jump[0](client_module.LATE_ANSWER_S / 3)
+        for _step in range(3):  # the time-out has passed long ago
+            jump[0]((LONG_TIMEOUT_S + client_module.LATE_ANSWER_S / 2) / 3)
             await asyncio.sleep(0)
             await asyncio.sleep(0)
         writer.write(http_response(202, ACCEPTED_RESPONSE))
@@ -221,7 +222,7 @@ def test_a_post_is_given_up_in_the_end() -> None:
     jump: list[Callable[[float], None]] = []
 
     async def stop(_: RawRequest, __: asyncio.StreamWriter) -> None:
-        jump[0](client_module.LATE_ANSWER_S + 20.0)
+        jump[0](LONG_TIMEOUT_S + client_module.LATE_ANSWER_S)
         await asyncio.sleep(0)
         await asyncio.sleep(0)
         jump[0](client_module.LAST_LOOK_S + 1.0)
