@@ -30,7 +30,7 @@ from krea_batch.storage.png import PngValidator
 from krea_batch.storage.run_dir import RESULTS
 from krea_batch.storage.spill import SPILL, read_spill
 from tests.engine_fixtures import rows_by_id
-from tests.simulation.answers import CANDIDATE, CLEAR, NOTHING
+from tests.simulation.answers import CANDIDATE, CLEAR, CONFLICT, NOTHING
 from tests.simulation.outages import Outage
 from tests.simulation.random_cdn import image_bytes
 from tests.simulation.random_gateway import Post
@@ -135,7 +135,9 @@ class Invariants:
             return False
         if post.finds == CANDIDATE:
             was_polled = gateway.polled[request_id] or gateway.gives_up_early
-            if request_id in gateway.proven or not was_polled:
+            # The answer to a later POST may name it as well, and is then proven or not for that job.
+            names_it_too = any(other.finds == CONFLICT and other.other == request_id for other in gateway.posts)
+            if not was_polled or (request_id in gateway.proven and not names_it_too):
                 return False
         errors = self._ledger.query("SELECT error_message FROM jobs WHERE job_id = ?", post.prompt)
         return self._may_be_forgotten(post) or request_id in str(errors)
