@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
+from functools import lru_cache
 from ipaddress import IPv4Address, IPv6Address, ip_address, ip_network
 from urllib.parse import urlsplit
 
@@ -60,7 +61,7 @@ class DownloadError(PicklableError):
         self.retry_after_s = retry_after_s
 
 
-def url_rejection_reason(url: str, *, allow_loopback: bool, networks: Sequence[IPNetwork] = ()) -> str | None:
+def url_rejection_reason(url: str, *, allow_loopback: bool, networks: tuple[IPNetwork, ...] = ()) -> str | None:
     """Return why nothing may be fetched from this URL, or None if it is allowed.
 
     `allow_loopback` is True only if the gateway itself is on this machine. `networks` are those of the settings.
@@ -92,7 +93,8 @@ def _is_numeric(host: str) -> bool:
     return ":" in host or _NUMBER.fullmatch(host.rstrip(".").rpartition(".")[2]) is not None
 
 
-def is_allowed_address(address: str, *, allow_loopback: bool, networks: Sequence[IPNetwork] = ()) -> bool:
+@lru_cache(maxsize=256)  # A run connects to few addresses, twice for each job.
+def is_allowed_address(address: str, *, allow_loopback: bool, networks: tuple[IPNetwork, ...] = ()) -> bool:
     """Return whether an image may be fetched from an address: a public one, or one of `networks`.
 
     A loopback address is allowed only with `allow_loopback`, whatever `networks` are.
@@ -112,7 +114,7 @@ def network_to_allow(address: str) -> IPNetwork | None:
     ip = _embedded_ipv4(ip_address(address.partition("%")[0]))
     nat64 = ip_network((int(ip) >> 32 << 32, 96)) if ip in LOCAL_NAT64 else LOCAL_NAT64
     for network in (FAKE_IP, LOCAL_NAT64, nat64, *PRIVATE_NETWORKS):
-        if ip in network and is_allowed_address(address, allow_loopback=False, networks=[network]):
+        if ip in network and is_allowed_address(address, allow_loopback=False, networks=(network,)):
             return network
     return None
 

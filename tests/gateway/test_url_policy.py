@@ -123,8 +123,8 @@ PRIVATE_ADDRESSES = [
 EMBEDDED_ADDRESSES = ["10.0.0.1", "192.168.0.1", "169.254.169.254", "127.0.0.1", "0.0.0.0"]
 
 
-def networks(*texts: str) -> list[ipaddress.IPv4Network | ipaddress.IPv6Network]:
-    return [ipaddress.ip_network(text) for text in texts]
+def networks(*texts: str) -> tuple[ipaddress.IPv4Network | ipaddress.IPv6Network, ...]:
+    return tuple(ipaddress.ip_network(text) for text in texts)
 
 
 def six_to_four_address(ip: str) -> str:
@@ -301,7 +301,7 @@ def test_no_network_allows_this_machine(
     ip: ipaddress.IPv4Address | ipaddress.IPv6Address, network: ipaddress.IPv4Network | ipaddress.IPv6Network
 ) -> None:
     """With any network of the settings, no address of this machine, its link or a multicast group is allowed."""
-    if is_allowed_address(str(ip), allow_loopback=False, networks=[network, *networks(str(ip))]):
+    if is_allowed_address(str(ip), allow_loopback=False, networks=(network, *networks(str(ip)))):
         assert not (ip.is_multicast or ip.is_loopback or ip.is_link_local or ip.is_unspecified)
 
 
