@@ -190,22 +190,22 @@ class GatewayClient:
     async def poll(self, request_id: str) -> PollVerdict:
         """GET a job's status once. `request_id` must satisfy `wire.is_request_id`."""
         session, is_reused = self._polls.take()
-        is_trusted = False
+        polled = None
         try:
             async with asyncio.timeout(self._request_timeout_s):
                 answer = await self._get_status(session, request_id)
-            is_trusted = wire.names_request(answer, request_id)
-            if wire.names_no_request(answer):
-                self._polls.stop_keeping()
+            polled = wire.read_poll_answer(answer, request_id, now=datetime.now(UTC), is_reused=is_reused)
         except NETWORK_ERRORS as error:
             return PollFailed(describe_error(error))
         finally:
             # The connection may be one answer behind unless its answer was for this request.
-            if is_trusted:
+            if polled and polled.names_request:
                 self._polls.give_back(session)
             else:
                 self._polls.drop(session)
-        return wire.read_poll_answer(answer, request_id, now=datetime.now(UTC), is_reused=is_reused)
+        if polled.names_none:
+            self._polls.stop_keeping()
+        return polled.verdict
 
     async def _get_status(self, session: aiohttp.ClientSession, request_id: str) -> wire.Answer:
         received = ReceivedBody(wire.MAX_JSON_BYTES)

@@ -16,7 +16,7 @@ import hashlib
 import re
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
-from typing import Any
+from typing import Any, NamedTuple
 from urllib.parse import unquote
 
 import msgspec
@@ -65,6 +65,17 @@ class Answer(msgspec.Struct, frozen=True):
     retry_after: str | None = None
     date: str | None = None
     is_complete: bool = True
+
+
+class PolledStatus(NamedTuple):
+    """What a status response says, and whether it names the request of the poll.
+
+    `names_none` says that it is readable and has no request_id at all.
+    """
+
+    verdict: PollVerdict
+    names_request: bool = False
+    names_none: bool = False
 
 
 class CallbackPayload(msgspec.Struct, frozen=True):
@@ -183,7 +194,7 @@ def _ids_in_polling_url(fields: _Fields) -> set[str]:
     return evidence.find_request_ids(fields.polling_url.encode("utf-8", "replace"))
 
 
-def read_poll_answer(answer: Answer, request_id: str, *, now: datetime, is_reused: bool = False) -> PollVerdict:
+def read_poll_answer(answer: Answer, request_id: str, *, now: datetime, is_reused: bool = False) -> PolledStatus:
     """Interpret a status response for the job `request_id`.
 
     `is_reused` says that the connection carried another request before, so that a response without a request_id may
@@ -192,28 +203,19 @@ def read_poll_answer(answer: Answer, request_id: str, *, now: datetime, is_reuse
     FAILED would give up an image that is paid for, and ERROR would lead to a second POST.
     """
     fields = _decode(answer.body) if answer.is_complete else None
+    named = fields.request_id if fields else None
+    names_request = named == request_id
     if not 200 <= answer.status < 300:
         wait_s = retry_after_s(answer.retry_after, answer.date, now=now)
-        return PollFailed(_detail(answer.status, fields), answer.status, wait_s)
+        return PolledStatus(PollFailed(_detail(answer.status, fields), answer.status, wait_s), names_request)
     if fields is None:
-        return PollFailed("the status response is invalid", answer.status)
-    if fields.request_id is None and is_reused:
-        return PollFailed("the status response does not name its request", answer.status)
-    if fields.request_id is not None and fields.request_id != request_id:
-        return PollFailed("the status response is for another request", answer.status)
-    return _progress(fields)
-
-
-def names_request(answer: Answer, request_id: str) -> bool:
-    """Return whether a response names the request, so that its connection is not one answer behind."""
-    fields = _decode(answer.body) if answer.is_complete else None
-    return fields is not None and fields.request_id == request_id
-
-
-def names_no_request(answer: Answer) -> bool:
-    """Return whether a status response is readable and has no request_id at all."""
-    fields = _decode(answer.body) if answer.is_complete and 200 <= answer.status < 300 else None
-    return fields is not None and fields.request_id is None
+        return PolledStatus(PollFailed("the status response is invalid", answer.status))
+    if named is None and is_reused:
+        failed = PollFailed("the status response does not name its request", answer.status)
+        return PolledStatus(failed, names_none=True)
+    if named is not None and not names_request:
+        return PolledStatus(PollFailed("the status response is for another request", answer.status))
+    return PolledStatus(_progress(fields), names_request, names_none=named is None)
 
 
 def read_callback(body: bytes) -> CallbackPayload:

@@ -98,7 +98,7 @@ def parse_submit(status: int, body: object, **headers: str) -> PostVerdict:
 
 
 def parse_poll(body: object, status: int = 200, **headers: str) -> PollVerdict:
-    return read_poll_answer(to_answer(status, body, **headers), ID, now=NOW)
+    return read_poll_answer(to_answer(status, body, **headers), ID, now=NOW).verdict
 
 
 def to_answer(status: int, body: object, **headers: str) -> Answer:
@@ -303,7 +303,7 @@ def test_damage_in_another_field(name: str) -> None:
     accepted = parse_submit(202, GARBAGE_BODIES[name])
     assert isinstance(accepted, Accepted)
     assert accepted.request_id == request_id
-    polled = read_poll_answer(to_answer(200, GARBAGE_BODIES[name]), request_id, now=NOW)
+    polled = read_poll_answer(to_answer(200, GARBAGE_BODIES[name]), request_id, now=NOW).verdict
     assert isinstance(polled, Waiting | PollFailed)
     assert polled != PollFailed("the status response is invalid", 200)
 
@@ -581,10 +581,11 @@ def test_polls_with_other_2xx(status: int) -> None:
 def test_a_status_without_a_request_id(body: dict[str, Any]) -> None:
     """A status response that names no request is believed only on a connection of its own."""
     answer = to_answer(200, {name: value for name, value in body.items() if name != "request_id"})
-    assert not isinstance(read_poll_answer(answer, ID, now=NOW), PollFailed)
-    assert isinstance(read_poll_answer(answer, ID, now=NOW, is_reused=True), PollFailed)
-    assert wire.names_no_request(answer)
-    assert not wire.names_request(answer, ID)
+    for is_reused in (False, True):
+        polled = read_poll_answer(answer, ID, now=NOW, is_reused=is_reused)
+        assert isinstance(polled.verdict, PollFailed) == is_reused
+        assert polled.names_none
+        assert not polled.names_request
 
 
 @pytest.mark.parametrize("status", [code for code in range(100, 1000) if code // 100 != 2])
@@ -696,7 +697,7 @@ def test_no_answer_raises(status: int, body: bytes | None, retry_after: str | No
     assert isinstance(verdict, Accepted | Refused | Ambiguous)
     assert isinstance(verdict, Ambiguous) or status in REFUSALS or status // 100 == 2
     assert isinstance(verdict, Accepted) <= (status // 100 == 2)
-    polled = read_poll_answer(answer, ID, now=NOW)
+    polled = read_poll_answer(answer, ID, now=NOW).verdict
     repr((verdict, polled)).encode()
     if isinstance(polled, Finished):
         assert polled.media_urls

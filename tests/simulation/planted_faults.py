@@ -15,7 +15,7 @@ import msgspec
 import pytest
 
 from krea_batch.gateway import client, evidence, wire
-from krea_batch.gateway.wire import Answer
+from krea_batch.gateway.wire import Answer, PolledStatus
 from krea_batch.jobs import State, StoredFile
 from krea_batch.ledger import LedgerStore, busy, consistency
 from krea_batch.pipeline.charge_budget import ChargeBudget
@@ -25,7 +25,7 @@ from krea_batch.pipeline.in_flight_job import InFlightJob
 from krea_batch.rules import lifecycle
 from krea_batch.rules.circuit_breaker import CircuitBreaker
 from krea_batch.rules.lifecycle import Action, Stage, Transition
-from krea_batch.rules.verdicts import Ambiguous, NotSent, PollVerdict
+from krea_batch.rules.verdicts import Ambiguous, NotSent
 from krea_batch.storage import image_file, results_file, spill
 from krea_batch.storage.image_file import ImageFile
 from krea_batch.storage.run_dir import RESULTS
@@ -120,7 +120,7 @@ def believe_another_requests_status(monkeypatch: pytest.MonkeyPatch) -> None:
     """A status is believed whichever request it names."""
     read_poll_answer = wire.read_poll_answer
 
-    def read_any(answer: Answer, request_id: str, **options: Any) -> PollVerdict:
+    def read_any(answer: Answer, request_id: str, **options: Any) -> PolledStatus:
         named = evidence.find_request_ids(answer.body) or {request_id}
         return read_poll_answer(answer, named.pop(), **options)
 
@@ -129,7 +129,12 @@ def believe_another_requests_status(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def keep_every_connection(monkeypatch: pytest.MonkeyPatch) -> None:
     """A connection is kept that has brought an answer to another request."""
-    monkeypatch.setattr(wire, "names_request", lambda *_: True)
+    read_poll_answer = wire.read_poll_answer
+
+    def name_any(answer: Answer, request_id: str, **options: Any) -> PolledStatus:
+        return read_poll_answer(answer, request_id, **options)._replace(names_request=True)
+
+    monkeypatch.setattr(wire, "read_poll_answer", name_any)
 
 
 def wait_after_unknown_final_words(monkeypatch: pytest.MonkeyPatch) -> None:
