@@ -7,7 +7,7 @@ lead to.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -18,6 +18,8 @@ from krea_batch.gateway import client, evidence, wire
 from krea_batch.gateway.wire import Answer, PolledStatus
 from krea_batch.jobs import State, StoredFile
 from krea_batch.ledger import LedgerStore, busy, consistency
+from krea_batch.maintenance.resolve import AmbiguousJobs
+from krea_batch.maintenance.retry import RetryPlan
 from krea_batch.pipeline.charge_budget import ChargeBudget
 from krea_batch.pipeline.emitter import EventEmitter
 from krea_batch.pipeline.executor import TransitionExecutor
@@ -207,6 +209,26 @@ def wait_for_no_lock(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(busy, "MAX_LOCKED_S", 0.0)
 
 
+# ---- commands --------------------------------------------------------------------------------------------
+
+
+def retry_all_jobs(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A retry of some jobs submits all that ended without an image."""
+    resubmit = RetryPlan.resubmit
+    monkeypatch.setattr(RetryPlan, "resubmit", lambda self, _: resubmit(self, self.jobs()))
+
+
+def adopt_for_another_job(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The request_id that the user gives for one job is recorded for another."""
+    adopt = AmbiguousJobs.adopt
+
+    def adopt_for_first(self: AmbiguousJobs, request_ids: Mapping[str, str]) -> None:
+        (request_id,) = request_ids.values()
+        adopt(self, {self.jobs[0].job_id: request_id})
+
+    monkeypatch.setattr(AmbiguousJobs, "adopt", adopt_for_first)
+
+
 # ---- listeners -------------------------------------------------------------------------------------------
 
 
@@ -239,5 +261,7 @@ PLANTED_FAULTS = [
     PlantedFault(write_no_spill, "is lost", first=9),
     PlantedFault(adopt_no_spill, "was not adopted", first=9),
     PlantedFault(wait_for_no_lock, "another program has locked the ledger", first=4),
+    PlantedFault(retry_all_jobs, "was charged 2 times"),
+    PlantedFault(adopt_for_another_job, "does not belong to"),
     PlantedFault(let_listeners_raise, "ListenerError"),
 ]
