@@ -122,7 +122,8 @@ def existing_images(out: Path, job_ids: Iterable[str]) -> list[str]:
     """
     directory = f"{out}/{IMAGES}"
     names = (f"{job_id}{extension}" for job_id in job_ids for extension in EXTENSIONS.values())
-    return [name for name in names if os.path.lexists(path := f"{directory}/{name}") and is_image(Path(path))]
+    # For a name that does not exist, `access` takes half as long as `stat`, which raises.
+    return [name for name in names if os.access(path := f"{directory}/{name}", os.F_OK) and is_image(Path(path))]
 
 
 def is_image(path: Path) -> bool:
