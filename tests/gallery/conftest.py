@@ -83,7 +83,7 @@ def open_page(browser: Browser, start_view: StartView) -> Iterator[OpenPage]:
 
 
 @pytest.fixture
-def start_view() -> Iterator[StartView]:
+def start_view(tmp_path: Path) -> Iterator[StartView]:
     """Start `krea-batch view` for runs, each in its own process. They are stopped at the end of the test."""
     started: list[RunningView] = []
 
