@@ -16,6 +16,7 @@ from random import Random
 
 import pytest
 
+from krea_batch.rules.pending_limit import INITIAL_PENDING
 from tests.crash.crash_scenario import SIMULATOR_OPTIONS, CrashScenario
 from tests.processes import PROCESS_TIMEOUT_S, StartSimulator, result_rows, run_command, wait_until
 
@@ -137,7 +138,7 @@ def test_a_power_cut(simulate: StartSimulator, tmp_path: Path) -> None:
         scenario.finish()
         ambiguous = scenario.check_accounting()
         assert len(result_rows(scenario.out)) == 300
-    assert ambiguous <= 8 * cuts
+    assert ambiguous <= INITIAL_PENDING * cuts
 
 
 def new_image(path: Path) -> Path:

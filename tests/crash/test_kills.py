@@ -10,6 +10,7 @@ from random import Random
 
 import pytest
 
+from krea_batch.rules.pending_limit import INITIAL_PENDING
 from tests.crash.crash_scenario import SIMULATOR_OPTIONS, CrashScenario
 from tests.processes import PROCESS_TIMEOUT_S, StartSimulator
 
@@ -17,7 +18,7 @@ pytestmark = pytest.mark.slow
 
 MIN_KILLS = int(os.environ.get("KILLS", "10"))
 CRASH_JOBS = 600
-AMBIGUOUS_PER_KILL = 8  # chosen: at 200/s, 2 POSTs are pending for some 10 ms each; four times that
+AMBIGUOUS_PER_KILL = INITIAL_PENDING  # about as many POSTs are pending at a kill, on a busy machine
 
 SYSTEM_CALLS = {
     "sync": "fsync,fdatasync",
