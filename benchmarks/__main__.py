@@ -28,6 +28,7 @@ BENCHMARKS = (
     "validate",
     "polls",
     "throughput",
+    "limiters",
     "overhead",
     "in_flight",
     "resume",

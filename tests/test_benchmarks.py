@@ -57,6 +57,20 @@ def test_throughput() -> None:
 
 
 @pytest.mark.slow
+def test_limiters(tmp_path: Path) -> None:
+    """It prints a row for all limiters and one for each kind, draws a plot, and has two goals for each row."""
+    plot = tmp_path / "limiters.svg"
+    head, _, *lines = run_benchmark("limiters", "--limiters", "3", "--plot", str(plot))
+    rows = [line for line in lines if line.startswith("|")]
+    assert rows[0].startswith("| told 3 to 30 times the limit | 3 |")
+    assert all(row.count("|") == head.count("|") for row in rows)
+    assert len(lines) - len(rows) == 6
+    assert "<svg" in plot.read_text()
+    [result] = run_benchmark("limiters", "--seed", "7", "--told", "50")
+    assert result.startswith("JudgeResult(case=LimiterCase(seed=7, ")
+
+
+@pytest.mark.slow
 def test_overhead() -> None:
     """It prints a row for each size of image and for TLS, with the price of fresh connections."""
     _, _, *rows, goal = run_benchmark("overhead", "--jobs", "60", "--repeat", "1")
