@@ -1,0 +1,238 @@
+"""Search a rate limit: hold a rate, probe above it in steps, and estimate it again from what a refusal shows.
+
+Submits are spread evenly at a rate, because a rate that is spread evenly is accepted by a limiter of any shape. The
+estimate itself is in `limit_estimate`. `now_s` and `sent_s` are monotonic.
+"""
+
+from __future__ import annotations
+
+import math
+from array import array
+from bisect import bisect_left, bisect_right
+from collections import deque
+from typing import NamedTuple
+
+from krea_batch.rules.limit_estimate import Cycle, Estimate, after_refusal
+
+MIN_MEMORY_S = 1.0  # chosen: Retry-After has whole seconds, so shorter windows cannot be told from buckets
+MAX_MEMORY_S = 300.0  # chosen: windows of five minutes are found; a limit over hours is better configured
+KEPT_S = 2 * MAX_MEMORY_S  # chosen: a window of five minutes, and a pause that was guessed too long
+MIN_REQUESTS = 4.0  # chosen: a memory shorter than so many requests shows no rate
+SATURATED_SHARE = 0.3  # chosen: a cycle with so much refusal began and ended with a full window, so it is as long
+MIN_STEP_S = 0.25  # chosen: faster steps find a limit no sooner than answers arrive
+STEPS_PER_MEMORY = 16  # chosen: a probe doubles the rate within half of a long window
+STEPS_TO_GAP = 4  # chosen: a probe reaches the rate that was refused before in four equal steps
+MAX_GROWTH = 2.0  # chosen: by one step, as TCP's slow start (RFC 5681, 3.1)
+USED_SHARE = 0.7  # chosen: sending less than this share of the allowed rate shows nothing about the limit
+LOCAL_SUBMITS = 4  # chosen: so many submits show whether the rate was used when one was refused
+IDLE_S = 2.0  # chosen: after a break as long as the slowest answers, a new cycle starts
+MIN_DURATION_S = 1e-3  # chosen: of a cycle, so that there is no division by zero
+RESUMED_PROBE_DELAY_S = 5.0  # chosen: then the limit of an earlier run is confirmed, or a higher one found
+KEPT_RATES = 64  # chosen: more steps than a probe has while answers are awaited
+
+
+class AcceptedSubmits:
+    """The send times of accepted submits, as long as a limiter may remember them."""
+
+    def __init__(self) -> None:
+        self._sent_s = array("d")
+
+    def add(self, sent_s: float) -> None:
+        """Record an accepted submit; answers arrive nearly in the order of the submits."""
+        times_s = self._sent_s
+        times_s.insert(bisect_right(times_s, sent_s), sent_s)
+        half = len(times_s) // 2
+        if half > 1000 and times_s[half] < sent_s - KEPT_S:
+            del times_s[:half]
+
+    def count_since(self, start_s: float) -> int:
+        """Return how many were sent at or after `start_s`."""
+        return len(self._sent_s) - bisect_left(self._sent_s, start_s)
+
+
+class _Refusal(NamedTuple):
+    """A refusal, and what was known before it."""
+
+    sent_s: float
+    refused_per_s: float
+    previous_per_s: float
+    probe_started_s: float | None
+    was_used: bool
+    base_held_s: float
+    held_s: float
+    cycle_started_s: float
+    accepted: int
+    estimate: Estimate
+
+
+class RateSearch:
+    """The rate at which submits are sent. `max_per_s` is never exceeded; without `is_known` it is to be found."""
+
+    def __init__(self, per_s: float, max_per_s: float, *, is_known: bool) -> None:
+        self.per_s = per_s
+        self._max_per_s = max_per_s
+        self.estimate = Estimate(per_s) if is_known else Estimate(per_s, gap=math.inf, probe_delay_s=0.0)
+        self.memory_s = 0.0  # how far back the limiter looks, as far as refusals have shown it
+        self._accepted = AcceptedSubmits()
+        self._latest_sent_s: deque[float] = deque(maxlen=LOCAL_SUBMITS)
+        self._rates: deque[tuple[float, float]] = deque([(-math.inf, per_s)], maxlen=KEPT_RATES)  # from when, rate
+        self._cycle_started_s: float | None = None
+        self._resumed_s = -math.inf
+        self._refusal: _Refusal | None = None  # the latest one
+        self._probe_step = 0
+        self._probe_started_s = 0.0
+        self._step_started_s = 0.0
+        self._sent_in_step = 0
+
+    def on_sent(self, now_s: float, due_s: float, answer_s: float) -> None:
+        """Record a submit, which was due at `due_s`, and take the next step of a probe if it is time.
+
+        `answer_s` is how long answers take, since a step is not judged before they can have arrived.
+        """
+        self._latest_sent_s.append(now_s)
+        if self._cycle_started_s is None or now_s - due_s > IDLE_S:
+            self._cycle_started_s = self._step_started_s = self._resumed_s = now_s
+            self._sent_in_step = 0
+            return
+        self._sent_in_step += 1
+        step_s = self._step_s(answer_s)
+        if self.per_s >= self._max_per_s or now_s - self._step_started_s < step_s:
+            return
+        is_used = self._sent_in_step >= USED_SHARE * self.per_s * (now_s - self._step_started_s)
+        self._step_started_s, self._sent_in_step = now_s, 0
+        is_due = self._probe_step > 0 or now_s - self._resumed_s >= self.estimate.probe_delay_s
+        if is_used and is_due:
+            self._take_step(now_s)
+
+    def on_accepted(self, sent_s: float) -> None:
+        """Record that a submit was accepted."""
+        self._accepted.add(sent_s)
+
+    def accepted_between(self, start_s: float, end_s: float) -> int:
+        """Return how many accepted submits were sent from `start_s` until `end_s`."""
+        return self._accepted.count_since(start_s) - self._accepted.count_since(end_s)
+
+    def restart_cycle(self) -> None:
+        """Forget the current cycle: submits were paused for another reason than the limit."""
+        self._cycle_started_s = None
+
+    def resume(self, now_s: float, refused_s: float, refusing_until_s: float, answer_s: float) -> None:
+        """Decide on the rate at the end of a pause.
+
+        `refused_s` is when the first refused submit was sent. Until `refusing_until_s`, at least, the limiter would
+        have refused every submit.
+        """
+        refusal = self._refusal
+        if refusal is None or self._accepted.count_since(self._resumed_s) or not refusal.accepted:
+            refusal = self._refusal = self._describe(refused_s)
+        # Else nothing was accepted since the last pause: it was too short, so decide again with all of it.
+        cycle_s = now_s - refusal.cycle_started_s
+        unproven_s = max(0.0, now_s - max(refusing_until_s, refusal.sent_s))
+        self._learn_memory(refusing_until_s - refusal.sent_s, cycle_s, unproven_s)
+        memory_s = self._horizon_s()
+        start_s = max(refusal.cycle_started_s, now_s - KEPT_S)
+        if refusal.probe_started_s is not None:
+            start_s = max(start_s, min(refusal.probe_started_s, now_s - 2 * memory_s))
+        span_s = min(max(memory_s, cycle_s), MAX_MEMORY_S)
+        cycle = Cycle(
+            refused_per_s=refusal.refused_per_s,
+            previous_per_s=refusal.previous_per_s,
+            is_probe=refusal.probe_started_s is not None,
+            was_used=refusal.was_used,
+            base_held_s=refusal.base_held_s,
+            held_s=refusal.held_s,
+            duration_s=max(now_s - start_s, MIN_DURATION_S),
+            accepted=self._accepted.count_since(start_s),
+            unproven_s=unproven_s,
+            refused_count=self.accepted_between(refusal.sent_s - memory_s, refusal.sent_s),
+            achieved_per_s=self._accepted.count_since(now_s - span_s) / span_s,
+            memory_s=memory_s,
+            step_s=self._step_s(answer_s),
+        )
+        estimate, is_over = after_refusal(refusal.estimate, cycle)
+        self._cycle_started_s = now_s if is_over else refusal.cycle_started_s
+        self._hold(now_s, estimate)
+
+    @property
+    def is_new(self) -> bool:
+        """Whether no submit was sent so far."""
+        return self._cycle_started_s is None and self._refusal is None
+
+    def assume(self, per_s: float, memory_s: float, *, gap: float) -> None:
+        """Start with an estimate of an earlier run, which is not confirmed."""
+        if per_s < self._max_per_s:
+            self.memory_s = memory_s
+            self.estimate = Estimate(per_s, gap=gap, is_first=False, probe_delay_s=RESUMED_PROBE_DELAY_S)
+            self._set_rate(-math.inf, per_s)
+
+    def restart(self, now_s: float, estimate: Estimate) -> None:
+        """Start a cycle with another estimate."""
+        self._refusal = None
+        self._cycle_started_s = now_s
+        self._hold(now_s, estimate)
+
+    def _hold(self, now_s: float, estimate: Estimate) -> None:
+        """Continue at an estimated rate, without a probe for now."""
+        self.estimate = estimate
+        self._resumed_s = self._step_started_s = now_s
+        self._probe_step = self._sent_in_step = 0
+        self._set_rate(now_s, self.estimate.per_s)
+
+    # ---- steps of a probe --------------------------------------------------------------------------------
+
+    def _take_step(self, now_s: float) -> None:
+        """Raise the rate: evenly up to the rate that was refused before, then by steps that double."""
+        self._probe_step += 1
+        if self._probe_step == 1:
+            self._probe_started_s = now_s
+        beyond = self._probe_step - STEPS_TO_GAP
+        steps = self._probe_step if beyond <= 0 else STEPS_TO_GAP + 2.0**beyond
+        per_s = self.estimate.per_s * (1.0 + self.estimate.gap * steps / STEPS_TO_GAP)
+        self._set_rate(now_s, min(per_s, self.per_s * MAX_GROWTH))
+
+    def _set_rate(self, now_s: float, per_s: float) -> None:
+        self.per_s = min(per_s, self._max_per_s)
+        self._rates.append((now_s, self.per_s))
+
+    def _step_s(self, answer_s: float) -> float:
+        """Return how long a step of a probe takes."""
+        return max(MIN_STEP_S, 1.25 * answer_s + 2.0 / self.per_s, self._horizon_s() / STEPS_PER_MEMORY)
+
+    # ---- what a refusal shows ----------------------------------------------------------------------------
+
+    def _horizon_s(self) -> float:
+        """Return over how long a time a rate is judged."""
+        return max(MIN_MEMORY_S, self.memory_s, MIN_REQUESTS / self.estimate.per_s)
+
+    def _describe(self, sent_s: float) -> _Refusal:
+        refused_per_s, previous_per_s = self._rates_until(sent_s)
+        is_probe = refused_per_s > self.estimate.per_s
+        cycle_started_s = sent_s if self._cycle_started_s is None else min(sent_s, self._cycle_started_s)
+        before = [at_s for at_s in self._latest_sent_s if at_s < sent_s]
+        return _Refusal(
+            sent_s=sent_s,
+            refused_per_s=refused_per_s,
+            previous_per_s=max(previous_per_s, self.estimate.per_s),
+            probe_started_s=self._probe_started_s if is_probe else None,
+            was_used=not before or sent_s - before[0] <= 2 * len(before) / refused_per_s,
+            base_held_s=(self._probe_started_s if is_probe else sent_s) - self._resumed_s,
+            held_s=sent_s - self._resumed_s,
+            cycle_started_s=cycle_started_s,
+            accepted=self._accepted.count_since(cycle_started_s),
+            estimate=self.estimate,
+        )
+
+    def _rates_until(self, sent_s: float) -> tuple[float, float]:
+        """Return the rate at that time, and the last lower one before it."""
+        rates = [per_s for from_s, per_s in self._rates if from_s <= sent_s] or [self._rates[0][1]]
+        return rates[-1], next((per_s for per_s in reversed(rates) if per_s < rates[-1]), rates[-1])
+
+    def _learn_memory(self, refusing_s: float, cycle_s: float, unproven_s: float) -> None:
+        """Learn how far back the limiter looks: at least as long as it refuses."""
+        is_saturated = refusing_s > SATURATED_SHARE * cycle_s
+        full_s = math.sqrt(cycle_s * max(cycle_s - unproven_s, refusing_s))
+        memory_s = min(full_s if is_saturated else refusing_s, MAX_MEMORY_S)
+        if memory_s > self.memory_s:
+            self.memory_s = memory_s
+        elif is_saturated and cycle_s >= self.memory_s:
+            self.memory_s = (self.memory_s + memory_s) / 2

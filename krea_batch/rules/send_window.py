@@ -1,0 +1,66 @@
+"""The promise of a configured rate: no window of one second has more requests than the rate, plus one.
+
+A limiter of the gateway counts requests when they arrive. Requests that are sent slightly more than a second apart
+may arrive closer together, so a window is a little longer than a second. `now_s` and `sent_s` are monotonic.
+"""
+
+from __future__ import annotations
+
+import math
+from bisect import insort
+from collections import deque
+from itertools import takewhile
+
+WINDOW_S = 1.0
+MARGIN_S = 0.008  # measured: requests sent this much more than a window apart also arrive a window apart
+MAX_MARGIN_S = 0.04  # chosen: the margin is doubled up to this if the network or a busy event loop needs more
+COLD_MARGIN_S = 0.04  # chosen: the first requests wait for DNS, connections and TLS, those behind them do not
+WARM_UP_S = 0.5  # chosen: how long requests count as the first ones
+
+
+class SendWindow:
+    """The send times of the latest requests, as far as they count."""
+
+    def __init__(self, per_s: float) -> None:
+        self._per_s = per_s
+        self._count = max(1, math.ceil(per_s * WINDOW_S - 1e-9))
+        self._sent_s: deque[float] = deque(maxlen=self._count)
+        self._first_sent_s: float | None = None
+        self._margin_s = MARGIN_S
+
+    def free_s(self) -> float:
+        """Return when the next request may be sent."""
+        if len(self._sent_s) < self._count or self._first_sent_s is None:
+            return -math.inf
+        is_cold = self._sent_s[0] - self._first_sent_s < WARM_UP_S
+        return self._sent_s[0] + self._count / self._per_s + (COLD_MARGIN_S if is_cold else self._margin_s)
+
+    def add(self, now_s: float) -> None:
+        """Count a request that is sent now."""
+        if self._first_sent_s is None:
+            self._first_sent_s = now_s
+        self._sent_s.append(now_s)
+
+    def delay(self, sent_s: float, late_s: float) -> None:
+        """Count a request as sent later, because it was delayed on its way.
+
+        Delayed requests arrive together, in one window of the gateway with requests that were sent a second later.
+        """
+        # A window may have many requests, but only few were sent after a late one.
+        later: deque[float] = deque()
+        while self._sent_s and self._sent_s[-1] > sent_s:
+            later.appendleft(self._sent_s.pop())
+        if self._sent_s and self._sent_s[-1] == sent_s:
+            insort(later, self._sent_s.pop() + late_s)
+        self._sent_s.extend(later)
+
+    def sent_after(self, start_s: float) -> int:
+        """Return how many of the latest requests were sent after `start_s`, at most those of one window."""
+        return sum(1 for _ in takewhile(lambda at_s: at_s > start_s, reversed(self._sent_s)))
+
+    def widen(self) -> bool:
+        """Make the windows longer, since requests arrive closer to each other than they are sent, if possible."""
+        if self._margin_s >= MAX_MARGIN_S:
+            return False
+        self._margin_s *= 2
+        return True

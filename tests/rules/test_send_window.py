@@ -1,0 +1,66 @@
+"""Test rules.send_window and rules.answer_latency: windows of a second, and requests that were delayed."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+
+from krea_batch.rules.answer_latency import AnswerLatency
+from krea_batch.rules.send_window import COLD_MARGIN_S, MARGIN_S, MAX_MARGIN_S, WARM_UP_S, SendWindow
+
+
+class TestTheWindow:
+    @pytest.mark.parametrize(
+        ("per_s", "sent_s", "free_s"),
+        [
+            (3.0, [], -math.inf),
+            (3.0, [0.0, 0.1], -math.inf),
+            (3.0, [0.0, 0.1, 0.2], 1.0 + COLD_MARGIN_S),
+            (3.0, [0.0, 0.1, 5.0, 5.1, 5.2], 6.0 + MARGIN_S),
+            (2.5, [0.0, 5.0, 5.0, 5.0], 6.2 + MARGIN_S),  # three in 1.2 s
+            (0.5, [0.0, 9.0], 11.0 + MARGIN_S),
+        ],
+    )
+    def test_when_the_next_request_is_free(self, per_s: float, sent_s: list[float], free_s: float) -> None:
+        """As many requests as the rate allows are free at any time, the next one a window later."""
+        window = SendWindow(per_s)
+        for at_s in sent_s:
+            window.add(at_s)
+        assert window.free_s() == pytest.approx(free_s)
+
+    def test_a_delayed_request_counts_when_it_arrives(self) -> None:
+        """A request that was late counts as sent later; one that does not count any more changes nothing."""
+        window = SendWindow(2.0)
+        for at_s in (0.0, WARM_UP_S, 1.0):
+            window.add(at_s)
+        window.delay(0.0, 9.0)
+        window.delay(WARM_UP_S, 0.3)
+        assert window.free_s() == pytest.approx(WARM_UP_S + 0.3 + 1.0 + MARGIN_S)
+        assert window.sent_after(0.9) == 1
+
+    def test_the_margin_is_doubled_up_to_a_limit(self) -> None:
+        """Windows get longer if requests arrive too close to each other, but not without end."""
+        window, widened = SendWindow(1.0), 0
+        while window.widen():
+            widened += 1
+        assert MAX_MARGIN_S / 2 < MARGIN_S * 2 ** (widened - 1) <= 2 * MAX_MARGIN_S
+
+
+class TestLateAnswers:
+    def test_an_answer_that_takes_far_longer_is_late(self) -> None:
+        """After regular answers, one that takes four times as long is late by the difference."""
+        latency = AnswerLatency()
+        assert not any(latency.observe(0.1 + n % 3 * 0.01, 50.0) for n in range(100))
+        assert latency.observe(0.4, 50.0) == pytest.approx(0.29, abs=0.01)
+        assert latency.usual_s == pytest.approx(0.11, abs=0.01)
+        assert latency.long_s > latency.usual_s
+
+    def test_slower_answers_become_usual(self) -> None:
+        """If all answers get slower, they are not late for long."""
+        latency = AnswerLatency()
+        for _ in range(50):
+            latency.observe(0.1, 10.0)
+        late = [latency.observe(0.5, 10.0) > 0 for _ in range(50)]
+        assert late[0]
+        assert not any(late[25:])
