@@ -12,6 +12,7 @@ send_window            no window of one second has more requests than the config
 answer_latency         how long answers take, and whether one is late
 rate_search            holds a rate, probes above it, and estimates it again after a refusal
 limit_estimate         what a refusal shows about a rate limit of any shape
+jobs_limit             recognises a limit on the jobs in process, and caps them
 poll_schedule          when to poll, from the latencies observed so far
 poll_schedule_by_kind  separate poll schedules for jobs that take differently long
 callback_reliability   whether the gateway delivers callbacks reliably
