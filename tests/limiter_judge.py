@@ -31,6 +31,7 @@ MIN_RUN_S, MIN_WINDOWS = 600.0, 20  # a run is this long after its first window,
 SETTLE_S, SETTLE_WINDOWS = 60.0, 2  # within this time a changed limit is to be followed, whichever is longer
 JOB_SIGMA = 0.3  # as the simulator's latencies
 CLOCK_STEP_S = 1e-6
+JOB_END = -1.0  # instead of a send time: the client knows that a job has ended
 COMMIT_S = 0.012  # the longest time until the intent of a submit is durable
 KIND_WEIGHTS = {"bucket": 35, "fixed window": 25, "sliding window": 25, "jobs in process": 15}
 RETRY_AFTER_FORMS = ("exact", "seconds", "missing")
@@ -297,18 +298,23 @@ def run_client(gateway: JudgedGateway, controller: RateController) -> None:
     pending_limit = PendingLimit(MAX_PENDING)
     numbers = count()
     arrivals: list[tuple[float, int, float]] = []  # when it arrives, a number, when it was sent
-    answers: list[tuple[float, int, float, float]] = []  # when, a number, when it was sent, wait
+    answers: list[tuple[float, int, float, float]] = []  # when, a number, when it was sent or JOB_END, wait
     pending, now_s, due_s = 0, START_S, START_S
     while now_s < gateway.end_s:
-        may_send = pending < pending_limit.max_pending(controller.per_s)
+        may_send = controller.has_room() and pending < pending_limit.max_pending(controller.per_s)
         send_s = max(now_s + controller.wait_s(now_s), due_s - BURST_S) if may_send else math.inf
         answer_s = answers[0][0] if answers else math.inf
         if arrivals and arrivals[0][0] <= min(send_s, answer_s):
             arrive_s, number, sent_s = heapq.heappop(arrivals)
-            wait_s, _ = gateway.submit(arrive_s)
+            wait_s, end_s = gateway.submit(arrive_s)
             heapq.heappush(answers, (arrive_s + gateway.latency_s(), number, sent_s, wait_s))
+            if not wait_s:
+                heapq.heappush(answers, (end_s + gateway.lag_s(), number, JOB_END, 0.0))
         elif answer_s <= send_s:
             now_s, _, sent_s, wait_s = heapq.heappop(answers)
+            if sent_s == JOB_END:
+                controller.on_job_ended()
+                continue
             pending -= 1
             pending_limit.record_answer(now_s - sent_s)
             if wait_s:
@@ -363,7 +369,9 @@ class RateLimiterClient:
         sent_s = await self._rate_limiter.confirm()
         if sent_s is not None:
             await asyncio.sleep(gateway.delay_s())
-            wait_s, _ = gateway.submit(loop.time())
+            wait_s, end_s = gateway.submit(loop.time())
+            if not wait_s:
+                loop.call_at(end_s + gateway.lag_s(), self._rate_limiter.on_job_ended)
             await asyncio.sleep(gateway.latency_s())
             self._pending_limit.record_answer(loop.time() - sent_s)
             if wait_s:

@@ -195,6 +195,7 @@ async def open_run(stack: AsyncExitStack, config: RunConfig, endpoint: CallbackE
         rate_limiter=config.rate_limiter,
         delivery=DeliveryGuard(proven=has_succeeded),
     )
+    stack.callback(context.release_in_process)
     results = ResultsFile(settings.out, disk, partial(_stop_for_results, context))
     stack.push_async_callback(results.close)
     failure_guard = IdenticalFailureGuard(settings.max_identical_failures or 0, has_succeeded=has_succeeded)

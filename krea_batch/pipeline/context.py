@@ -19,7 +19,7 @@ from krea_batch.gateway.proof import prove
 from krea_batch.gateway.wire import CallbackPayload
 from krea_batch.ledger import LedgerWriter
 from krea_batch.pipeline.emitter import EventEmitter
-from krea_batch.pipeline.in_flight_job import InFlightLimit, TakenIds
+from krea_batch.pipeline.in_flight_job import InFlightJob, InFlightLimit, TakenIds
 from krea_batch.pipeline.protocols import Gateway
 from krea_batch.pipeline.rate_limiter import RateLimiter, monotonic_clock
 from krea_batch.pipeline.stats import RunStats
@@ -73,6 +73,7 @@ class RunContext:
         self.callbacks: CallbackRouter | None = None
         # By job number: the callback that arrived while the job's POST was pending, None until one does.
         self.early_callbacks: dict[int, CallbackPayload | None] = {}
+        self._in_process = 0  # jobs of this run, as the rate limiter counts them
         self.stopped: RunStopped | None = None
         self._on_stopping: list[Callable[[], None]] = []
 
@@ -87,6 +88,31 @@ class RunContext:
     async def _counted_poll(self, request_id: str) -> PollVerdict:
         self.stats.polls += 1
         return await self.gateway.poll(request_id)
+
+    # ---- the jobs in process at the gateway, whose number may be limited ---------------------------------
+
+    def count_in_process(self, job: InFlightJob) -> None:
+        """Count an accepted job, which the rate limiter counts already."""
+        job.in_process = True
+        self._in_process += 1
+
+    def resume_in_process(self, job: InFlightJob) -> None:
+        """Count a job that an earlier run submitted."""
+        self.rate_limiter.on_job_resumed()
+        self.count_in_process(job)
+
+    def end_in_process(self, job: InFlightJob) -> None:
+        """Record that a job has ended at the gateway, or is not watched any more. Idempotent."""
+        if job.in_process:
+            job.in_process = False
+            self._in_process -= 1
+            self.rate_limiter.on_job_ended()
+
+    def release_in_process(self) -> None:
+        """Stop counting the jobs that are left to the next run: the rate limiter may be shared by other engines."""
+        for _ in range(self._in_process):
+            self.rate_limiter.on_job_ended()
+        self._in_process = 0
 
     def on_stopping(self, call: Callable[[], None]) -> None:
         """Call `call` when the run starts to stop."""

@@ -38,6 +38,7 @@ class InFlightJob:
         "heap_seq",
         "hopeless_polls",
         "id",
+        "in_process",
         "job_no",
         "key_refusals",
         "kind",
@@ -70,6 +71,7 @@ class InFlightJob:
         self.job_no = 0  # number in the ledger; 0 until it is recorded there
         self.request_id = ""  # empty until accepted
         self.accepted_s = 0.0
+        self.in_process = False  # accepted, and not known to have ended at the gateway
         self.resumed = False  # from an earlier run, so it is unknown how long it has been waiting
         self.accepted_at = 0.0  # seconds since 1970, of a resumed job
 

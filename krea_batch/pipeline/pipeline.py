@@ -103,6 +103,7 @@ class Pipeline:
             job.finished = record.media
             self.downloader.put(job)
         else:
+            self._run.resume_in_process(job)
             self.poll_scheduler.resume(job)
 
     # ---- from stage to stage -----------------------------------------------------------------------------

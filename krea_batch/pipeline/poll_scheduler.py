@@ -247,6 +247,7 @@ class PollScheduler:
         else:
             self._withdraw(job)
         self._untrack_callback(job)
+        self._run.end_in_process(job)
         await self._executor.apply(job, transition)
 
     def _observe(self, job: InFlightJob, finished: Finished) -> None:
@@ -306,6 +307,7 @@ class PollScheduler:
         if now_s - job.accepted_s >= timeout_s or self._is_given_up(job):
             self._withdraw(job)
             self._by_job_no.pop(job.job_no, None)
+            self._run.end_in_process(job)
             await self._time_out(job, verdict)
         else:
             job.on_schedule = failure is None and now_s + wait_s < job.accepted_s + timeout_s
@@ -323,6 +325,7 @@ class PollScheduler:
             return False
         self._run.stop(GatewayError(failure.status, failure.reason, "use a valid API key, then run again to resume"))
         self._by_job_no.pop(job.job_no, None)
+        self._run.end_in_process(job)
         self._stages.defer(job)
         return True
 

@@ -1,13 +1,15 @@
 """When the next POST may be sent. One rate limiter can be shared by several engines.
 
 aiolimiter's leaky bucket spreads the submits. `rules.rate_control` above it decides the rate, pauses submits after a
-429, and keeps each window of one second under the rate, which a leaky bucket alone does not.
+429, caps the jobs in process if their number is limited, and keeps each window of one second under the rate, which a
+leaky bucket alone does not.
 """
 
 from __future__ import annotations
 
 import asyncio
 import time
+from collections import deque
 from collections.abc import Callable
 
 from aiolimiter import AsyncLimiter
@@ -16,6 +18,10 @@ from krea_batch.errors import SettingsError
 from krea_batch.rules.rate_control import RateController
 from krea_batch.settings import Rate
 
+COMMIT_SMOOTHING = 0.125  # RFC 6298, 2: alpha
+LEAD = 1.5  # chosen: intents that take half as long again still do not delay their POST
+MIN_LEAD_S, MAX_LEAD_S = 0.02, 0.1  # measured: an intent is durable after 10 to 20 ms; on a slow disk after 60 ms
+MAX_UNSENT_S = 10.0  # chosen: a submit that was let through before so long is not going to be sent any more
 BURST_S = 0.02  # measured: catching up on 20 ms uses 99 % of rates of 50-5000/s; without it, 96 % or less
 
 
@@ -46,9 +52,10 @@ class RateLimiter:
     rate.
     """
 
-    # A submit passes in two steps: `acquire` waits until it is due, then its intent is recorded, then `confirm` lets
-    # it go. The time of a commit varies. If only `acquire` kept the window, POSTs would leave in a burst after a long
-    # commit, above the rate.
+    # A submit passes in two steps: `acquire` waits until it is nearly due, then its intent is recorded, and `confirm`
+    # lets it go when it is due. The time of a commit varies. If only `acquire` waited, POSTs would leave in a burst
+    # after a long commit, above the rate. `acquire` lets a submit through as much earlier as a commit usually takes,
+    # and no earlier: a job whose intent is recorded is ambiguous after a crash.
 
     def __init__(self, rate: Rate | str) -> None:
         self.rate = rate if isinstance(rate, Rate) else Rate.parse(rate)
@@ -58,6 +65,9 @@ class RateLimiter:
         self._limiter_per_s = self.controller.per_s
         self._queue_lock = asyncio.Lock()
         self._confirm_lock = asyncio.Lock()
+        self._changed = asyncio.Event()  # a submit was confirmed or given up, or a job has ended
+        self._unsent_s: deque[float] = deque()  # when submits were let through that are not confirmed yet
+        self._commit_s = MIN_LEAD_S / LEAD  # the usual time from `acquire` to `confirm`
 
     def __repr__(self) -> str:
         return f"RateLimiter({self.rate.text!r})"
@@ -72,30 +82,70 @@ class RateLimiter:
             raise SettingsError("rate_limiter", "bound to a different event loop", "create one for each event loop")
 
     async def acquire(self) -> None:
-        """Wait until the next submit is due, first come, first served."""
+        """Wait until the next submit is nearly due, first come, first served. `confirm` or `give_up` follows."""
         async with self._queue_lock:
             if self._limiter_per_s != self.controller.per_s:
                 self._limiter, self._limiter_per_s = even_limiter(self.controller.per_s), self.controller.per_s
             await self._limiter.acquire()
-            await self._wait_for_window()
+            while (wait_s := self._lead_wait_s()) > 0:
+                await self._sleep_or_change(wait_s)
+            self._unsent_s.append(self._now_s())
 
     async def confirm(self) -> float | None:
         """Count a submit that is due, and return its send time, or None if submits are paused by now."""
-        async with self._confirm_lock:
-            while (wait_s := self.controller.wait_s(self._now_s())) > 0:
-                if self.controller.paused_s(self._now_s()) > 0:
-                    return None
-                await asyncio.sleep(wait_s)
-            now_s = self._now_s()
-            self.controller.on_sent(now_s)
-            return now_s
+        acquired_s = self._unsent_s[0] if self._unsent_s else self._now_s()
+        self._commit_s += COMMIT_SMOOTHING * (min(self._now_s() - acquired_s, MAX_LEAD_S) - self._commit_s)
+        try:
+            async with self._confirm_lock:
+                while (wait_s := self.controller.wait_s(self._now_s())) > 0:
+                    if self.controller.paused_s(self._now_s()) > 0:
+                        return None
+                    await asyncio.sleep(wait_s)
+                now_s = self._now_s()
+                self.controller.on_sent(now_s)
+                return now_s
+        finally:
+            self.give_up()
+
+    def give_up(self) -> None:
+        """Forget a submit that was let through and will not be sent."""
+        if self._unsent_s:
+            self._unsent_s.popleft()
+        self._changed.set()
+
+    def on_job_resumed(self) -> None:
+        """Count a job in process that an earlier run submitted."""
+        self.controller.on_job_resumed()
+
+    def on_job_ended(self) -> None:
+        """Record that a job is not in process any more."""
+        self.controller.on_job_ended()
+        self._changed.set()
 
     async def acquire_shared(self) -> None:
         """Wait until another request that counts against the same limit may be sent, and count it."""
-        await self._wait_for_window()
-        self.controller.on_other_request(self._now_s())
-
-    async def _wait_for_window(self) -> None:
-        """Wait until the controller allows one more request."""
         while (wait_s := self.controller.wait_s(self._now_s())) > 0:  # noqa: ASYNC110 - only the clock sets this event
             await asyncio.sleep(wait_s)
+        self.controller.on_other_request(self._now_s())
+
+    async def _sleep_or_change(self, wait_s: float) -> None:
+        """Wait until something changes, but not longer than `wait_s`."""
+        self._changed.clear()
+        timer = asyncio.get_running_loop().call_later(wait_s, self._changed.set)
+        try:
+            await self._changed.wait()
+        finally:
+            timer.cancel()
+
+    def _lead_wait_s(self) -> float:
+        """Return how long the next submit has to wait before its intent is recorded."""
+        now_s = self._now_s()
+        while self._unsent_s and self._unsent_s[0] < now_s - MAX_UNSENT_S:
+            self._unsent_s.popleft()
+        unsent = len(self._unsent_s)
+        if not self.controller.has_room(unsent):
+            return MAX_UNSENT_S
+        if (paused_s := self.controller.paused_s(now_s)) > 0:
+            return paused_s
+        lead_s = min(max(LEAD * self._commit_s, MIN_LEAD_S), MAX_LEAD_S)
+        return self.controller.wait_s(now_s) + unsent / self.controller.per_s - lead_s

@@ -137,11 +137,15 @@ class Submitter:
 
     async def _submit(self, job: InFlightJob) -> None:
         started_s = self._run.now_s()
+        is_let_through = True
         try:
             # The intent is recorded first: after a crash from here on, the job must not be submitted again unasked.
             await self._executor.apply(job, lifecycle.SUBMIT)
+            is_let_through = False
             sent_s = await self._run.rate_limiter.confirm()
             if sent_s is None or self._run.stopped:  # Submits were paused, or the run was stopped, since the intent.
+                if sent_s is not None:
+                    self._run.rate_limiter.controller.on_not_sent(sent_s)
                 await self._executor.apply(job, lifecycle.REVERT)
                 return
             job.sent_s = sent_s
@@ -150,6 +154,8 @@ class Submitter:
                 self._pending_limit.record_answer(self._run.now_s() - started_s)
             await self._settle(job, verdict, doubt)
         finally:
+            if is_let_through:
+                self._run.rate_limiter.give_up()
             early_callback = self._run.early_callbacks.pop(job.job_no, None)
             self._pending -= 1
             self._budget.release()
@@ -228,8 +234,11 @@ class Submitter:
     async def _settle(self, job: InFlightJob, verdict: PostVerdict, doubt: str) -> None:
         """Record the result of a POST, as `_post` returns it, and hand the job to the next stage."""
         report = self._update_rate(verdict, job.sent_s)
+        if isinstance(verdict, Accepted):
+            self._run.count_in_process(job)
         transition = self._decide(job, verdict)
         if not await self._executor.apply(job, transition):
+            self._run.end_in_process(job)
             message = f"the gateway returned the request_id of another job, {transition.request_id}"
             await self._executor.apply(job, self._decide(job, Ambiguous(f"{doubt}; {message}" if doubt else message)))
         report()
@@ -268,12 +277,13 @@ class Submitter:
                 controller.on_rate_limited(sent_s, now_s, retry_after_s)
                 pause_s = controller.paused_s(now_s)
             case NotSent(reason):
+                controller.on_not_sent(sent_s)
                 pause_s = self._pause_for_outage(pause_s, reason)
             case Refused(_, _, reason, retry_after_s):
-                controller.on_response(sent_s, now_s)
+                controller.on_response(sent_s, now_s, accepted=False)
                 pause_s = self._pause_for_outage(max(pause_s, retry_after_s or 0.0), reason)
             case Ambiguous(reason):
-                controller.on_response(sent_s, now_s)
+                controller.on_response(sent_s, now_s, accepted=False)
                 pause_s = self._pause_for_outage(pause_s, reason)
             case Accepted():
                 controller.on_response(sent_s, now_s)

@@ -1,0 +1,128 @@
+"""Limits that the engine has to find, in virtual time: every way in uses them alike, and the next run knows them."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from random import Random
+from typing import Any
+
+import pytest
+
+from krea_batch import Engine, Job, RateLimiter
+from krea_batch.rules.found_limit import FoundLimit
+from tests.limited_gateway import LimitedGateway
+from tests.limiter_judge import START_S, JudgedGateway, LimiterCase, draw_limiter
+from tests.virtual_time_runs import run_virtual
+
+JOBS = 1500
+SHARED: dict[str, Any] = {"max_in_flight": 2000, "poll_interval_s": 1.0}
+
+BUCKET = draw_limiter(0)._replace(
+    kind="bucket", per_s=20.0, number=5, window_s=0.25, job_s=4.0, retry_after="seconds",
+    counts_refused=False, jitter_s=0.002, latency_s=0.1, lag_s=0.1,
+)  # fmt: skip
+PROCESSED = BUCKET._replace(kind="jobs in process", per_s=5.0, number=20, window_s=4.0)
+
+
+def used_share(judged: JudgedGateway) -> float:
+    """Return how much of the limit was used, from ten seconds after the start to the last acceptance."""
+    accepted_s = [at_s for at_s in judged.accepted_s if at_s > START_S + 10.0]
+    return len(accepted_s) / (judged.case.per_s * (accepted_s[-1] - START_S - 10.0))
+
+
+def open_limited(out: Path, judged: JudgedGateway, **options: Any) -> Engine:
+    options.setdefault("rate", "200/s")
+    return Engine(out, gateway_client=LimitedGateway(judged), random=Random(1), **SHARED | options)
+
+
+def jobs(count: int = JOBS, name: str = "image") -> list[Job]:
+    return [Job(id=f"{name}-{n}", prompt=f"{name} {n}") for n in range(count)]
+
+
+async def by_run(out: Path, judged: JudgedGateway) -> None:
+    async with open_limited(out, judged) as engine:
+        await engine.run(jobs())
+
+
+async def by_stream(out: Path, judged: JudgedGateway) -> None:
+    async with open_limited(out, judged) as engine:
+        assert len([outcome async for outcome in engine.stream(jobs())]) == JOBS
+
+
+async def by_enqueue(out: Path, judged: JudgedGateway) -> None:
+    async with open_limited(out, judged) as engine:
+        for job in jobs():
+            await engine.enqueue(job)
+
+
+async def by_tenants(out: Path, judged: JudgedGateway) -> None:
+    async with open_limited(out, judged) as engine:
+        for n, job in enumerate(jobs()):
+            await engine.enqueue(job, tenant=f"tenant {n % 7}")
+
+
+async def by_two_engines(out: Path, judged: JudgedGateway) -> None:
+    limiter = RateLimiter("200/s")
+    options: dict[str, Any] = {"rate": None, "rate_limiter": limiter}
+    async with open_limited(out / "a", judged, **options) as one, open_limited(out / "b", judged, **options) as other:
+        await asyncio.gather(one.run(jobs(JOBS // 2, "cat")), other.run(jobs(JOBS // 2, "dog")))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("case", "min_share"), [(BUCKET, 0.9), (PROCESSED, 0.8)], ids=["bucket", "jobs in process"])
+@pytest.mark.parametrize("submit_all", [by_run, by_stream, by_enqueue, by_tenants, by_two_engines])
+def test_every_way_in_uses_a_limit_alike(
+    tmp_path: Path, case: LimiterCase, min_share: float, submit_all: Callable[[Path, JudgedGateway], Awaitable[None]]
+) -> None:
+    """However jobs are submitted, the engine finds a limit far below its rate of 200/s, and uses 90 % of it.
+
+    It uses less of a limit on jobs in process, since it knows the end of a job of four seconds only at its next poll.
+    """
+    judged = JudgedGateway(case)
+
+    async def main() -> None:
+        await submit_all(tmp_path, judged)
+
+    run_virtual(main())
+    assert used_share(judged) >= min_share
+    assert judged.rate_limited <= 0.15 * JOBS
+
+
+@pytest.mark.parametrize(
+    ("found", "text"),
+    [
+        (FoundLimit(59.7), "59.7/s"),
+        (FoundLimit(162.3, 1.05), "162/s"),
+        (FoundLimit(5.0, 60.3), "300 per minute"),
+        (FoundLimit(6.0, 9.0), "60 per 10 s"),
+        (FoundLimit(2.0, 200.0), "600 per 5 minutes"),
+        (FoundLimit(0.5), "0.5/s"),
+        (FoundLimit(4.0, 1.0, 20), "20 jobs in process"),
+    ],
+)
+def test_the_limit_in_words(found: FoundLimit, text: str) -> None:
+    """A limit is expressed in the window over which it is counted."""
+    assert str(found) == text
+
+
+def test_jobs_that_an_engine_leaves_do_not_count(tmp_path: Path) -> None:
+    """If an engine leaves jobs in process, another engine with the same rate limiter is not held up by them."""
+    judged = JudgedGateway(PROCESSED)
+    limiter_jobs: list[int] = []
+
+    async def main() -> None:
+        limiter = RateLimiter("200/s")
+        options: dict[str, Any] = {"rate": None, "rate_limiter": limiter}
+        engine = open_limited(tmp_path / "a", judged, **options)
+        await engine.start()
+        for job in jobs(15):
+            await engine.submit(job)
+        await engine.aclose(detach=True)
+        async with open_limited(tmp_path / "b", judged, **options) as other:
+            await other.run(jobs(40, "dog"))
+        limiter_jobs.append(limiter.controller.jobs_in_process)
+
+    run_virtual(main())
+    assert limiter_jobs == [0]

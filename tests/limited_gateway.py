@@ -1,0 +1,40 @@
+"""A scripted gateway behind a limiter of the judge (`tests.limiter_judge`)."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+
+import orjson
+
+from krea_batch.rules.verdicts import PollVerdict, PostVerdict, Refusal, Refused, Waiting
+from krea_batch.testing.scripted_gateway import ScriptedGateway
+from tests.limiter_judge import JudgedGateway
+
+
+class LimitedGateway(ScriptedGateway):
+    """Accepts jobs as the limiter allows. Several gateways may share one limiter, as engines share a key."""
+
+    def __init__(self, judged: JudgedGateway) -> None:
+        super().__init__()
+        self._judged = judged
+        self._end_s: dict[str, float] = {}
+
+    async def submit(
+        self, body: bytes, *, callback: str = "", on_sending: Callable[[], None] | None = None
+    ) -> PostVerdict:
+        if on_sending:
+            on_sending()
+        await asyncio.sleep(self._judged.delay_s())
+        wait_s, end_s = self._judged.submit(asyncio.get_running_loop().time())
+        await asyncio.sleep(self._judged.latency_s())
+        if wait_s:
+            return Refused(Refusal.RATE_LIMITED, 429, "Too Many Requests", self._judged.retry_after_s(wait_s))
+        verdict = self.accept(orjson.loads(body)["prompt"])
+        self._end_s[verdict.request_id] = end_s
+        return verdict
+
+    async def poll(self, request_id: str) -> PollVerdict:
+        await asyncio.sleep(0.05)
+        is_over = asyncio.get_running_loop().time() >= self._end_s[request_id]
+        return self.finished(request_id) if is_over else Waiting("PROCESSING")
