@@ -108,6 +108,7 @@ class OpenRun:
             max_attempts=settings.max_attempts,
             resubmit_ambiguous=settings.ambiguous is AmbiguousPolicy.RESUBMIT,
         )
+        await self.context.resume_found_limit()
         self.pipeline.poll_scheduler.add_past_latencies(await record(LedgerStore.latencies, LATENCY_HISTORY))
         if settings.max_charges is not None:  # Counting the charges of a million jobs takes half a second.
             charges = await record(LedgerStore.charges)
@@ -161,6 +162,7 @@ class OpenRun:
             outcomes = context.ledger.outcomes(kept.last_job_no)
             if await self._rewrite_results(outcomes, keep_bytes=kept.size_bytes):
                 await context.record(LedgerStore.set_results_size, self._results.size_bytes())
+            context.record_found_limit(self._config.rate_limiter.controller.found)
             await context.record(LedgerStore.end_run, run_no, self._config.clock())
 
     async def _rewrite_results(self, outcomes: AsyncIterator[list[Outcome]], *, keep_bytes: int = 0) -> bool:

@@ -132,6 +132,11 @@ class LedgerQueries:
         row = self._sql.execute("SELECT data FROM checkpoint").fetchone()
         return bytes(row[0]) if row else None
 
+    def found_limit(self) -> tuple[bytes, float] | None:
+        """Return what `save_found_limit` recorded last, and when; or None."""
+        row = self._sql.execute("SELECT data, found_at FROM found_limit").fetchone()
+        return (bytes(row[0]), row[1]) if row else None
+
     def open_jobs(self, after_job_no: int, limit: int) -> list[OpenJob]:
         """Return up to `limit` jobs to resume with numbers above `after_job_no`, in order."""
         rows = self._sql.execute(

@@ -1,4 +1,4 @@
--- The ledger of a run: what was requested, what was charged, what became of it. Version 7.
+-- The ledger of a run: what was requested, what was charged, what became of it. Version 8.
 -- Instants are seconds since 1970 (UTC). States: krea_batch/jobs.py. Transitions: krea_batch/rules/lifecycle.py.
 -- The expression of the CHECK is filled in from the table of states when the file is created.
 
@@ -77,4 +77,12 @@ CREATE TABLE results_mark (
     singleton   INTEGER PRIMARY KEY CHECK (singleton = 1),
     size_bytes  INTEGER NOT NULL,
     tail_sha256 BLOB    NOT NULL                 -- of the last bytes of them
+) STRICT;
+
+-- The limit of the gateway that the last run has found, as long as it was not the configured rate: JSON, see
+-- krea_batch/rules/found_limit.py. A run that starts soon after it uses it.
+CREATE TABLE found_limit (
+    singleton INTEGER PRIMARY KEY CHECK (singleton = 1),
+    data      BLOB NOT NULL,
+    found_at  REAL NOT NULL
 ) STRICT;

@@ -295,6 +295,14 @@ class LedgerStore(LedgerQueries):
             "INSERT INTO checkpoint VALUES (1, ?1) ON CONFLICT (singleton) DO UPDATE SET data = ?1", (data,)
         )
 
+    def save_found_limit(self, data: bytes, at: float) -> None:
+        """Record the limit of the gateway that this run has found."""
+        self._sql.execute(
+            "INSERT INTO found_limit VALUES (1, ?1, ?2)"
+            " ON CONFLICT (singleton) DO UPDATE SET data = ?1, found_at = ?2",
+            (data, at),
+        )
+
     def end_run(self, run_no: int, at: float) -> None:
         """Record the normal end of a run."""
         self._sql.execute("UPDATE runs SET ended_at = ? WHERE run_no = ?", (at, run_no))

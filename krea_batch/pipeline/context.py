@@ -7,17 +7,20 @@ InternalError, a ledger that fails or `Engine.abort` ends them sooner.
 from __future__ import annotations
 
 import asyncio
+import math
 from collections.abc import Callable
 from concurrent.futures import Executor
 from random import Random
 from typing import Any
+
+import msgspec
 
 from krea_batch.errors import RunStopped
 from krea_batch.events import Listener
 from krea_batch.gateway.callbacks import CallbackRouter
 from krea_batch.gateway.proof import prove
 from krea_batch.gateway.wire import CallbackPayload
-from krea_batch.ledger import LedgerWriter
+from krea_batch.ledger import LedgerStore, LedgerWriter
 from krea_batch.pipeline.emitter import EventEmitter
 from krea_batch.pipeline.in_flight_job import InFlightJob, InFlightLimit, TakenIds
 from krea_batch.pipeline.protocols import Gateway
@@ -25,6 +28,7 @@ from krea_batch.pipeline.rate_limiter import RateLimiter, monotonic_clock
 from krea_batch.pipeline.stats import RunStats
 from krea_batch.rules.backoff import RetryBudget
 from krea_batch.rules.delivery import DeliveryGuard
+from krea_batch.rules.found_limit import MAX_AGE_S, FoundLimit
 from krea_batch.rules.verdicts import PollVerdict
 from krea_batch.settings import Settings
 from krea_batch.storage.async_io import DiskThreads
@@ -73,6 +77,8 @@ class RunContext:
         self.callbacks: CallbackRouter | None = None
         # By job number: the callback that arrived while the job's POST was pending, None until one does.
         self.early_callbacks: dict[int, CallbackPayload | None] = {}
+        self._recorded_limit: FoundLimit | None = None
+        self._limit_recorded_s = -math.inf
         self._in_process = 0  # jobs of this run, as the rate limiter counts them
         self.stopped: RunStopped | None = None
         self._on_stopping: list[Callable[[], None]] = []
@@ -88,6 +94,23 @@ class RunContext:
     async def _counted_poll(self, request_id: str) -> PollVerdict:
         self.stats.polls += 1
         return await self.gateway.poll(request_id)
+
+    # ---- the limit of the gateway, which the next run may start with -------------------------------------
+
+    def record_found_limit(self, found: FoundLimit | None, interval_s: float = 0.0) -> None:
+        """Record a limit that was found, at most once in `interval_s`."""
+        now_s = self.now_s()
+        if found is None or found is self._recorded_limit or now_s < self._limit_recorded_s + interval_s:
+            return
+        self._recorded_limit, self._limit_recorded_s = found, now_s
+        self.record_later(LedgerStore.save_found_limit, msgspec.json.encode(found), self.wall_clock())
+
+    async def resume_found_limit(self) -> None:
+        """Start with the limit that an earlier run has found, if it was not long ago."""
+        recorded = await self.record(LedgerStore.found_limit)
+        if recorded and 0 <= self.wall_clock() - recorded[1] <= MAX_AGE_S:
+            self.rate_limiter.controller.resume(msgspec.json.decode(recorded[0], type=FoundLimit))
+            self.stats.rate_per_s = self.rate_limiter.controller.per_s
 
     # ---- the jobs in process at the gateway, whose number may be limited ---------------------------------
 

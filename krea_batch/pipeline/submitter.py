@@ -34,6 +34,7 @@ from krea_batch.settings import AmbiguousPolicy
 POST_GRACE_S = 5.0  # chosen: most answers of pending POSTs arrive within it, and an abort stays fast
 MAX_QUEUED = 1000  # chosen: one second at 1000/s; jobs behind them stay in their file and need no memory
 MAX_CONCURRENT_POSTS = 256  # chosen: answers of 1 s at 256/s; a slower gateway gains nothing from more
+FOUND_LIMIT_INTERVAL_S = 10.0  # chosen: a killed run knows its limit as of ten seconds ago
 HOLD_REPORT_S = 60.0  # chosen: how often listeners are told that submits are held
 
 
@@ -287,7 +288,8 @@ class Submitter:
                 pause_s = self._pause_for_outage(pause_s, reason)
             case Accepted():
                 controller.on_response(sent_s, now_s)
-        per_s = controller.per_s
+        per_s, found = controller.per_s, controller.found
+        self._run.record_found_limit(found, FOUND_LIMIT_INTERVAL_S)
 
         def report() -> None:
             events.emit_rate(per_s)

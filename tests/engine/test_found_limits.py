@@ -8,10 +8,12 @@ from pathlib import Path
 from random import Random
 from typing import Any
 
+import msgspec
 import pytest
 
-from krea_batch import Engine, Job, RateLimiter
-from krea_batch.rules.found_limit import FoundLimit
+from krea_batch import Engine, Event, Job, RateChanged, RateLimiter
+from krea_batch.rules.found_limit import MAX_AGE_S, FoundLimit
+from tests.engine_fixtures import query_ledger
 from tests.limited_gateway import LimitedGateway
 from tests.limiter_judge import START_S, JudgedGateway, LimiterCase, draw_limiter
 from tests.virtual_time_runs import run_virtual
@@ -88,6 +90,69 @@ def test_every_way_in_uses_a_limit_alike(
     run_virtual(main())
     assert used_share(judged) >= min_share
     assert judged.rate_limited <= 0.15 * JOBS
+
+
+class TestTheNextRun:
+    def run_once(
+        self, out: Path, case: LimiterCase, name: str, *, count: int = 300, clock_s: float = 0.0
+    ) -> tuple[JudgedGateway, list[float]]:
+        """Run some jobs. Return what the gateway saw, and the rates that were emitted."""
+        judged, rates_per_s = JudgedGateway(case), list[float]()
+
+        def listener(event: Event) -> None:
+            if isinstance(event, RateChanged):
+                rates_per_s.append(event.per_s)
+
+        async def main() -> None:
+            loop = asyncio.get_running_loop()
+            clock = lambda: clock_s + loop.time()  # noqa: E731 - of the virtual loop
+            async with open_limited(out, judged, clock=clock, listeners=[listener]) as engine:
+                await engine.run(jobs(count, name))
+
+        run_virtual(main())
+        return judged, rates_per_s
+
+    def test_it_starts_slightly_below_the_limit(self, tmp_path: Path) -> None:
+        """A limit that a run has found is known to the next one, which has hardly any 429s."""
+        first, _ = self.run_once(tmp_path, BUCKET, "first")
+        second, rates_per_s = self.run_once(tmp_path, BUCKET, "second", clock_s=60.0)
+        assert first.rate_limited > second.rate_limited
+        assert 0.8 * 20 <= rates_per_s[0] <= 20
+
+    def test_it_knows_the_jobs_in_process(self, tmp_path: Path) -> None:
+        """A limit on jobs in process is remembered, too."""
+        self.run_once(tmp_path, PROCESSED, "first", count=900)
+        [(data,)] = query_ledger(tmp_path, "SELECT data FROM found_limit")
+        assert msgspec.json.decode(data, type=FoundLimit).max_jobs in range(18, 26)
+        second, _ = self.run_once(tmp_path, PROCESSED, "second", clock_s=60.0)
+        assert second.rate_limited <= 45
+
+    def test_it_forgets_after_a_while(self, tmp_path: Path) -> None:
+        """A limit that was found long ago is searched again."""
+        self.run_once(tmp_path, BUCKET, "first")
+        _, rates_per_s = self.run_once(tmp_path, BUCKET, "second", clock_s=3600.0 + MAX_AGE_S)
+        assert rates_per_s[0] == 200.0
+
+    def test_a_killed_run_has_recorded_it(self, tmp_path: Path) -> None:
+        """The limit is recorded during a run, so that a kill does not lose it."""
+        judged = JudgedGateway(BUCKET)
+
+        async def main() -> None:
+            engine = open_limited(tmp_path, judged)
+            await engine.start()
+            for job in jobs(600):
+                await engine.enqueue(job)
+            await asyncio.sleep(20.0)
+            rows = query_ledger(tmp_path, "SELECT data FROM found_limit")
+            assert msgspec.json.decode(rows[0][0], type=FoundLimit).per_s < 30
+            await engine.aclose(detach=True)
+
+        run_virtual(main())
+
+    def test_without_a_refusal_nothing_is_recorded(self, tmp_path: Path) -> None:
+        """A configured rate that was never refused is no limit of the gateway."""
+        self.run_once(tmp_path, BUCKET._replace(per_s=2000.0, number=2000), "first")
+        assert query_ledger(tmp_path, "SELECT count(*) FROM found_limit") == [(0,)]
 
 
 @pytest.mark.parametrize(
