@@ -102,9 +102,14 @@ class CallbackReceived(Struct, frozen=True):
 
 
 class RateChanged(Struct, frozen=True):
-    """The submit rate is `per_s` from now on. Emitted when a run starts and at each change."""
+    """The submit rate is `per_s` from now on. Emitted when a run starts and at each change.
+
+    `found_limit` is the limit of the gateway in words ("60/s", "300 per minute", "20 jobs in process"), as far as it
+    has refused submits; else it is empty.
+    """
 
     per_s: float
+    found_limit: str = ""
 
 
 class SubmitsPaused(Struct, frozen=True):

@@ -31,6 +31,7 @@ from krea_batch.events import (
 from krea_batch.jobs import IN_FLIGHT, State, StoredFile
 from krea_batch.pipeline.in_flight_job import InFlightJob
 from krea_batch.pipeline.stats import RunStats
+from krea_batch.rules.found_limit import FoundLimit
 from krea_batch.rules.verdicts import (
     Errored,
     Failed,
@@ -65,6 +66,7 @@ class EventEmitter:
         self._now_s = now_s
         self.state_counts: Counter[State] = Counter()  # jobs of this run, by current state
         self._failed_events: set[str] = set()  # kinds of events that a listener could not handle
+        self._found_limit: FoundLimit | None = None
 
     def add_listener(self, listener: Listener) -> None:
         """Call `listener` with every event from now on."""
@@ -92,13 +94,15 @@ class EventEmitter:
 
     def emit_opened(self) -> None:
         """Report the initial rate, just before the stages start."""
-        self.emit(RateChanged(self._stats.rate_per_s))
+        self.emit(RateChanged(self._stats.rate_per_s, self._stats.found_limit))
 
-    def emit_rate(self, per_s: float) -> None:
-        """Report the submit rate, if it has changed."""
-        if per_s != self._stats.rate_per_s:
-            self._stats.rate_per_s = per_s
-            self.emit(RateChanged(per_s))
+    def emit_rate(self, per_s: float, found: FoundLimit | None) -> None:
+        """Report the submit rate and the limit of the gateway that was found, if one of them has changed."""
+        if per_s == self._stats.rate_per_s and found is self._found_limit:
+            return
+        self._found_limit = found
+        self._stats.rate_per_s, self._stats.found_limit = per_s, str(found or "")
+        self.emit(RateChanged(per_s, self._stats.found_limit))
 
     def emit_submits_paused(self, wait_s: float, reason: str) -> None:
         self._stats.paused_until_s = max(self._stats.paused_until_s, self._now_s() + wait_s)

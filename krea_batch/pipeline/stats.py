@@ -12,8 +12,8 @@ from krea_batch.jobs import State
 class RunStats(msgspec.Struct):
     """Counters of one run.
 
-    All are totals since the run started, except `jobs_queued`, `in_flight`, `downloading`, `rate_per_s` and
-    `paused_until_s`, which are current values.
+    All are totals since the run started, except `jobs_queued`, `in_flight`, `downloading`, `rate_per_s`,
+    `found_limit` and `paused_until_s`, which are current values.
     """
 
     submits: int = 0  # POSTs sent
@@ -31,6 +31,7 @@ class RunStats(msgspec.Struct):
     in_flight: int = 0
     downloading: int = 0  # in flight, completed and not stored yet
     rate_per_s: float = 0.0  # current submit rate
+    found_limit: str = ""  # the limit of the gateway, as far as it has refused submits: "60/s", "20 jobs in process"
     paused_until_s: float = 0.0  # the event loop's clock; submits wait until then
 
     @property

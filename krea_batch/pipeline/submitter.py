@@ -292,7 +292,7 @@ class Submitter:
         self._run.record_found_limit(found, FOUND_LIMIT_INTERVAL_S)
 
         def report() -> None:
-            events.emit_rate(per_s)
+            events.emit_rate(per_s, found)
             if pause_s > 0:
                 events.emit_submits_paused(pause_s, reason)
 

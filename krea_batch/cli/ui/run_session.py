@@ -211,6 +211,7 @@ class RunSession:
             not_started=max(0, self._total - totals.total),
             sink=self._settings.sink,
             problem=problem,
+            found_limit=stats.found_limit,
         )
         self._print_summary(summary)
         return self._exit_code(summary)

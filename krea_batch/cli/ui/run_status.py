@@ -47,6 +47,7 @@ class RunStatus(msgspec.Struct, frozen=True, kw_only=True):
     submitted: int
     submits_per_s: float
     limit_per_s: float | None
+    found_limit: str = ""  # the limit of the gateway, in words
     polls: int | None = None
     downloaded_bytes: int | None = None
     remaining_s: float | None = None
@@ -69,6 +70,8 @@ class RunStatus(msgspec.Struct, frozen=True, kw_only=True):
     @property
     def rate_text(self) -> str:
         """The submit rate and the limit as text."""
+        if self.found_limit:
+            return f"{self.submits_per_s:.1f}/s, limit {self.found_limit}"
         return f"{self.submits_per_s:.1f}/s" + ("" if self.limit_per_s is None else f" of {self.limit_per_s:g}/s")
 
     def render(self, encoding: str) -> RenderableType:
@@ -279,6 +282,7 @@ class EngineStatusReader:
             submitted=stats.submits,
             submits_per_s=self._rate_history.rates_per_s(RATE_WINDOW_S)[0],
             limit_per_s=stats.rate_per_s,
+            found_limit=stats.found_limit,
             polls=stats.polls,
             downloaded_bytes=stats.downloaded_bytes,
             remaining_s=None if paused_s > 0 else self._remaining_s(now_s, self._total - done, stats.in_flight),

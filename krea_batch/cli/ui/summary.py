@@ -64,7 +64,10 @@ class RunTotals(msgspec.Struct, frozen=True):
 
 
 class RunSummary(msgspec.Struct, frozen=True):
-    """The summary at the end of a run. `problem` is why it stopped early, or None."""
+    """The summary at the end of a run.
+
+    `problem` is why it stopped early, or None. `found_limit` is the limit of the gateway that was found, in words.
+    """
 
     totals: RunTotals
     seconds: float
@@ -75,6 +78,7 @@ class RunSummary(msgspec.Struct, frozen=True):
     not_started: int
     sink: str | None
     problem: KreaBatchError | None
+    found_limit: str = ""
 
     def lines(self) -> list[str]:
         """Return the lines of the summary."""
@@ -83,6 +87,8 @@ class RunSummary(msgspec.Struct, frozen=True):
             " (simulated, no cost)" if self.simulated else ""
         )
         lines = [heading, *self.totals.lines()]
+        if self.found_limit:
+            lines.append(f"  limit of the gateway: {self.found_limit}")
         if self.not_started:
             lines.append(f"  {pluralize(self.not_started, 'job')} of the input not started")
         if self.bad_lines:
@@ -103,6 +109,7 @@ class RunSummary(msgspec.Struct, frozen=True):
             "bad_lines": self.bad_lines,
             "not_started": self.not_started,
             "simulated": self.simulated,
+            "found_limit": self.found_limit or None,
             "stopped": error_text(self.problem) if self.problem else None,
         }
         return orjson.dumps(fields).decode()
