@@ -148,7 +148,7 @@ def test_the_list_of_faults() -> None:
         (["--cdn-port", "-1"], "--cdn-port"),
         (["--latency", "slow"], "--latency"),
         (["--time-scale", "0"], "--time-scale"),
-        (["--rate-limit", "10/s"], "--rate-limit"),
+        (["--rate-limit", "10/s"], "--limit"),
         (["--poll-limit", "fast"], "--poll-limit"),
         (["--retry-after", "soon"], "--retry-after"),
         (["--fault", "poll-501=1"], "--fault"),

@@ -376,6 +376,7 @@ def test_max_posts_in_any_second(times_s: list[int]) -> None:
         ("workers", -1),
         ("submit_limit", "10"),
         ("poll_limit", "10"),
+        ("poll_limit", "jobs-in-process:5"),
         ("retry_after", ""),
         ("faults", {"x": 1.0}),
         ("fault_max_attempts", -1),

@@ -8,10 +8,12 @@ from hypothesis import strategies as st
 
 from krea_batch.testing.simulator.request_limits import (
     FixedWindow,
+    JobsInProcess,
     RequestLimit,
     SlidingWindow,
     TokenBucket,
     parse_limit,
+    parse_poll_limit,
 )
 
 LIMITS_START_AT = 1774951200.0  # a minute of the clock starts here
@@ -152,6 +154,10 @@ def test_a_sliding_window_does_not() -> None:
         ("token-bucket:90/min,3", 1.5, 3),
         ("token-bucket:7200/h", 2, 2),
         ("token-bucket:1.5/s,1", 1.5, 1),
+        ("token-bucket:30/10s,4", 3, 4),
+        ("gcra:60/s", 60, 1),
+        ("gcra:60/s,5", 60, 5),
+        ("gcra:60/m", 1, 1),
     ],
 )
 def test_syntax_of_buckets(text: str, per_s: float, burst: float) -> None:
@@ -169,6 +175,9 @@ def test_syntax_of_buckets(text: str, per_s: float, burst: float) -> None:
         ("fixed-window:10.0/s", FixedWindow, 10, 1),
         ("sliding-window:10/s", SlidingWindow, 10, 1),
         ("sliding-window:100/h", SlidingWindow, 100, 3600),
+        ("sliding-window:60/10s", SlidingWindow, 60, 10),
+        ("sliding-window:60/2.5s+refused", SlidingWindow, 60, 2.5),
+        ("fixed-window:300/5m", FixedWindow, 300, 300),
     ],
 )
 def test_syntax_of_windows(text: str, kind: type[FixedWindow | SlidingWindow], count: int, window_s: float) -> None:
@@ -219,6 +228,14 @@ def test_a_window_that_is_never_full() -> None:
         "sliding-window:0.5/s",
         "sliding-window:10/s,20",
         "leaky-bucket:10/s",
+        "gcra:0/s",
+        "fixed-window:60/0s",
+        "fixed-window:60/-1s",
+        "fixed-window:60/s+refused",
+        "sliding-window:10/s+accepted",
+        "jobs-in-process:0",
+        "jobs-in-process:2.5",
+        "jobs-in-process:20/s",
         "sliding-window:" + "9" * 400 + "/s",
     ],
 )
@@ -227,4 +244,44 @@ def test_invalid_limits(text: str) -> None:
     with pytest.raises(ValueError, match="invalid limit ") as raised:
         parse_limit(text)
     assert repr(text) in str(raised.value)
-    assert "-window:10/s" in str(raised.value)
+    assert "-window" in str(raised.value)
+
+
+@pytest.mark.parametrize("text", ["gcra:10/s+refused", "token-bucket:10/s,5+refused", "sliding-window:10/s+refused"])
+def test_refused_requests_that_count(text: str) -> None:
+    """With +refused, a client that never waits is not accepted again; one that waits as told is."""
+    limit, plain = parse_limit(text), parse_limit(text.removesuffix("+refused"))
+    assert limit is not None and plain is not None
+    times_s = [LIMITS_START_AT + n / 100 for n in range(1000)]
+    assert len(accepted_times(limit, times_s)) <= 10
+    assert len(accepted_times(plain, times_s)) >= 90
+    wait_s = limit.take(times_s[-1])
+    assert limit.take(times_s[-1] + wait_s + TOLERANCE_S) == 0.0
+
+
+def test_jobs_in_process() -> None:
+    """Twenty jobs are accepted; the next one when the first of them has ended."""
+    limit = parse_limit("jobs-in-process:20")
+    assert isinstance(limit, JobsInProcess)
+    for n in range(20):
+        assert limit.take(LIMITS_START_AT) == 0.0
+        limit.on_accepted(LIMITS_START_AT + 10 + n)
+    assert limit.take(LIMITS_START_AT + 1) == pytest.approx(9.0)
+    assert limit.take(LIMITS_START_AT + 10) == 0.0
+    limit.on_accepted(LIMITS_START_AT + 50)
+    assert limit.take(LIMITS_START_AT + 10.5) > 0.0
+    limit.forget_jobs()
+    assert limit.take(LIMITS_START_AT + 10.5) == 0.0
+
+
+def test_a_request_that_is_not_accepted_is_no_job() -> None:
+    """A request that passes the limit, and is refused for its body, does not count as a job."""
+    limit = JobsInProcess(1)
+    assert limit.take(LIMITS_START_AT) == limit.take(LIMITS_START_AT) == 0.0
+
+
+def test_polls_are_no_jobs() -> None:
+    """A limit on jobs in process cannot limit polls."""
+    with pytest.raises(ValueError, match="limits submits only"):
+        parse_poll_limit("jobs-in-process:20")
+    assert isinstance(parse_poll_limit("gcra:60/s"), TokenBucket)

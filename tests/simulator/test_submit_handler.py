@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from krea_batch.testing.simulator import SimulatorError, SimulatorSettings
 from tests.simulator.simulator_fixture import (
     CAT_BODY,
     CLOCK_START_AT,
@@ -392,6 +393,32 @@ def test_limits_of_submits_and_polls() -> None:
     run_with_simulator(
         shared, submit_limit="sliding-window:2/s", poll_limit="sliding-window:100/s", shared_limit=True
     )
+
+
+def test_a_limit_on_jobs_in_process() -> None:
+    """Jobs are refused while so many are in process, also after a change; polls and bad bodies are no jobs."""
+
+    async def ask(client: SimulatorClient) -> None:
+        request_id = await client.submit_accepted()
+        assert (await client.post({})).status == 400
+        assert (await client.post()).status == 202
+        refused = await client.post()
+        assert (refused.status, refused.headers["retry-after"]) == (429, "15")
+        assert (await client.poll(request_id)).status == 200
+        await client.admin("settings", {"submit_limit": "jobs-in-process:3"})
+        assert [(await client.post()).status for _ in range(2)] == [202, 429]
+        client.clock.at += 15
+        assert (await client.post()).status == 202
+        await client.admin("reset", {})
+        assert [(await client.post()).status for _ in range(4)] == [202, 202, 202, 429]
+
+    run_with_simulator(ask, submit_limit="jobs-in-process:2", latency="fixed:15")
+
+
+def test_polls_cannot_share_a_limit_on_jobs() -> None:
+    """A limit on jobs in process cannot be shared with polls."""
+    with pytest.raises(SimulatorError, match="polls cannot count"):
+        SimulatorSettings(submit_limit="jobs-in-process:2", shared_limit=True)
 
 
 def test_max_posts_in_a_second() -> None:

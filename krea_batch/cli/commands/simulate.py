@@ -33,12 +33,14 @@ if TYPE_CHECKING:
 )
 @click.option("--workers", default=0, metavar="N", help="Maximum concurrent jobs.  [default: no limit]")
 @click.option(
+    "--limit",
     "--rate-limit",
     "--submit-limit",
     "submit_limit",
     default="none",
     metavar="LIMIT",
-    help="Rate limit of submits: token-bucket:10/s or 10/s,20 (burst), fixed-window:60/m, sliding-window:10/s.",
+    help="Limit of submits: token-bucket:10/s or 10/s,20 (burst), gcra:60/s, fixed-window:300/m, "
+    "sliding-window:60/10s or jobs-in-process:20. With +refused, refused submits count, too.",
 )
 @click.option("--poll-limit", default="none", metavar="LIMIT", help="Rate limit of polls.")
 @click.option("--shared-limit", is_flag=True, help="Count polls against the limit of submits.")
@@ -177,7 +179,7 @@ def _parse_fault(text: str) -> tuple[str, float]:
 
 def _usage_error(problem: SimulatorError) -> click.UsageError:
     """Return the error in terms of the command line."""
-    names = {"submit_limit": "rate-limit", "faults": "fault"}
+    names = {"submit_limit": "limit", "faults": "fault"}
     option = names.get(problem.field, problem.field.removesuffix("_s").replace("_", "-"))
     if not option:
         return click.UsageError(str(problem))

@@ -91,6 +91,7 @@ class Simulator:
         if settings.state_file:
             try:
                 self._job_log = JobLog(Path(settings.state_file), state.accounting)
+                state.count_jobs_in_process()
             except OSError as error:
                 raise SimulatorError(f"{settings.state_file}: {error.strerror}", "state_file") from None
         self._cdn = Cdn(state)

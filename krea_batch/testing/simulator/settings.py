@@ -14,7 +14,7 @@ import msgspec
 
 from krea_batch.testing.simulator.faults import check_faults
 from krea_batch.testing.simulator.latency import LatencyDistribution
-from krea_batch.testing.simulator.request_limits import parse_limit
+from krea_batch.testing.simulator.request_limits import JobsInProcess, parse_limit, parse_poll_limit
 
 RETRY_AFTER_FORMS = ("seconds", "date", "none")
 
@@ -49,7 +49,7 @@ class SimulatorSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknow
     workers: int = 0
     """Jobs processed simultaneously; others are QUEUED. 0 means unlimited (the API document names no limit)."""
     submit_limit: str = "none"
-    """Rate limit of POSTs in real time, see `request_limits`. The API document names a 429 but no rate."""
+    """Limit of POSTs in real time, see `request_limits`. The API document names a 429 but no limit."""
     poll_limit: str = "none"
     """Rate limit of polls in real time."""
     shared_limit: bool = False
@@ -89,6 +89,8 @@ class SimulatorSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknow
                 parse(getattr(self, name))
             except ValueError as error:
                 raise SimulatorError(str(error), name) from None
+        if self.shared_limit and isinstance(parse_limit(self.submit_limit), JobsInProcess):
+            raise SimulatorError("polls cannot count against a limit on jobs in process", "shared_limit")
         for name, (is_valid, hint) in _VALUE_RULES.items():
             value = getattr(self, name)
             if not is_valid(value):
@@ -103,7 +105,7 @@ class SimulatorSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknow
 _PARSERS: dict[str, Callable[[Any], object]] = {
     "latency": LatencyDistribution,
     "submit_limit": parse_limit,
-    "poll_limit": parse_limit,
+    "poll_limit": parse_poll_limit,
     "faults": check_faults,
 }
 

@@ -11,7 +11,7 @@ from aiohttp import web
 from krea_batch.testing.simulator.accounting import Accounting
 from krea_batch.testing.simulator.faults import FaultInjector
 from krea_batch.testing.simulator.job_planner import MODEL_ID, JobPlanner, SimulatedJob
-from krea_batch.testing.simulator.request_limits import RequestLimit, parse_limit
+from krea_batch.testing.simulator.request_limits import RequestLimit, parse_limit, parse_poll_limit
 from krea_batch.testing.simulator.responses import format_instant, rate_limited
 from krea_batch.testing.simulator.settings import SimulatorSettings
 
@@ -50,15 +50,25 @@ class SimulatorState:
             self.job_planner = JobPlanner(settings.latency, settings.time_scale, settings.workers, settings.outputs)
         if changed("submit_limit"):
             self.submit_limit = parse_limit(settings.submit_limit)
+            if not initial:
+                self.count_jobs_in_process()
         if changed("poll_limit"):
-            self.own_poll_limit = parse_limit(settings.poll_limit)
+            self.own_poll_limit = parse_poll_limit(settings.poll_limit)
         self.poll_limit = self.submit_limit if settings.shared_limit else self.own_poll_limit
         if not initial and changed("balance"):
             self.accounting.balance = settings.balance
 
+    def count_jobs_in_process(self) -> None:
+        """Let the limit of submits know the accepted jobs."""
+        if self.submit_limit:
+            for job in self.accounting.jobs.values():
+                self.submit_limit.on_accepted(job.done_at)
+
     def reset(self) -> None:
         """Forget all jobs and counts, and set the balance to that of the settings."""
         self.accounting = Accounting(self.settings.balance)
+        if self.submit_limit:
+            self.submit_limit.forget_jobs()
         self.started_at = self.now()
 
     def accepts_key(self, request: web.Request) -> bool:

@@ -97,6 +97,8 @@ class SubmitHandler:
         accounting.accepted[body_hash] += 1
         job = SimulatedJob(new_request_id(), body, state.now(), body_hash, accounting.accepted[body_hash])
         state.job_planner.plan(job, state.fault_injector)
+        if state.submit_limit:
+            state.submit_limit.on_accepted(job.done_at)
         fault = state.fault_injector.first_fault(_FAULTS_AFTER_ACCEPT, body_hash, attempt)
         status = 200 if state.fault_injector.should_fail("submit-200", body_hash, attempt) else 202
         recorded_status, delivered = _FAULTS_AFTER_ACCEPT.get(fault or "", (status, True))
