@@ -5,6 +5,7 @@ A `Case` is sent to a worker, which sends back `WorkerProgress` and then a `Case
 
 from __future__ import annotations
 
+import re
 from enum import StrEnum
 
 import msgspec
@@ -12,6 +13,7 @@ import msgspec
 from krea_batch.errors import SettingsError
 from krea_batch.settings import Rate
 
+FIND_DURATION_S = 60.0  # chosen: a limit is found within seconds, and used for the rest of a minute
 MEASURE_DURATION_S = 10.0  # chosen: long enough for a steady rate, short enough for four cases
 MIN_SUBMIT_WINDOW_S = 30.0  # chosen: 32 threads would need eight minutes for the jobs of ten seconds at 400/s
 SLOWDOWN_LIMIT = 3.0  # chosen: a script that is three times slower than the limit is slow enough to stop measuring
@@ -29,7 +31,11 @@ BASELINES = (Implementation.THREADS, Implementation.TASKS)
 
 
 class Case(msgspec.Struct, frozen=True, kw_only=True):
-    """One measurement. `gateway` is set once its simulator has started; `out` is the run directory."""
+    """One measurement.
+
+    `gateway` is set once its simulator has started; `out` is the run directory. `per_s` is the limit, which the
+    engine is told as its `rate`. With a `limit`, in the words of `krea-batch simulate`, it has to find it.
+    """
 
     implementation: Implementation
     rate: str
@@ -43,6 +49,17 @@ class Case(msgspec.Struct, frozen=True, kw_only=True):
     allow_networks: tuple[str, ...] = ()
     key_file: str | None = None
     simulated: bool = True
+    limit: str = ""
+
+    @property
+    def simulator_limit(self) -> str:
+        """The limit of the simulator; without one of its own, a token bucket of the rate."""
+        return self.limit or f"token-bucket:{self.per_s:g}/s"
+
+    @property
+    def name(self) -> str:
+        """What distinguishes this case from others of its implementation."""
+        return self.limit or self.rate
 
     @property
     def submit_window_s(self) -> float:
@@ -83,11 +100,24 @@ def parse_rates(text: str) -> list[Rate]:
     return rates
 
 
+_LIMIT = re.compile(r"[a-z-]+:(\d+(?:\.\d+)?)/(\d+(?:\.\d+)?)?(s|m|min|h)\b.*")
+_PERIODS_S = {"s": 1.0, "m": 60.0, "min": 60.0, "h": 3600.0}
+
+
+def parse_limit_per_s(text: str) -> float:
+    """Return the rate of a limit as `krea-batch simulate` takes it. Raises SettingsError if it has none."""
+    match = _LIMIT.fullmatch(text)
+    per_s = float(match[1]) / (float(match[2] or 1) * _PERIODS_S[match[3]]) if match else 0.0
+    if per_s <= 0:
+        raise SettingsError("limit", f"invalid limit {text!r}", "use e.g. gcra:60/s or sliding-window:60/10s")
+    return per_s
+
+
 def run_dir_name(rate: Rate) -> str:
     """Return the name of the run directory of a rate: `5-per-s`."""
     return rate.text.replace(" ", "").replace("/", "-per-")
 
 
-def jobs_for_rate(rate: Rate, jobs: int | None) -> int:
+def jobs_for_rate(per_s: float, jobs: int | None, duration_s: float = MEASURE_DURATION_S) -> int:
     """Return `jobs`, or if it is None, as many jobs as the rate allows in the time of a measurement."""
-    return jobs or max(2, round(rate.per_s * MEASURE_DURATION_S))
+    return jobs or max(2, round(per_s * duration_s))

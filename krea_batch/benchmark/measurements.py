@@ -28,6 +28,7 @@ class CaseResult(msgspec.Struct, frozen=True, kw_only=True):
 
     implementation: Implementation
     rate: str
+    limit: str = ""  # that the engine had to find
     limit_per_s: float
     jobs: int
     accepted: int
@@ -45,6 +46,11 @@ class CaseResult(msgspec.Struct, frozen=True, kw_only=True):
     loop_lag_ms: Percentiles | None
     problem: str | None = None
 
+    @property
+    def name(self) -> str:
+        """The limit that was measured."""
+        return self.limit or self.rate
+
 
 def case_result(case: Case, record: CaseRecord) -> CaseResult:
     """Compute the result of one case."""
@@ -53,6 +59,7 @@ def case_result(case: Case, record: CaseRecord) -> CaseResult:
     return CaseResult(
         implementation=case.implementation,
         rate=case.rate,
+        limit=case.limit,
         limit_per_s=case.per_s,
         jobs=case.jobs,
         accepted=accepted,

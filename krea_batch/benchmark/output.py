@@ -57,7 +57,7 @@ def cells(row: CaseResult) -> list[str]:
     jobs = f"{row.accepted:,}" if row.accepted == row.jobs else f"{row.accepted:,} of {row.jobs:,}"
     return [
         row.implementation.value,
-        row.rate,
+        row.name,
         jobs,
         _number(row.accepted_per_s, ".1f"),
         _number(row.limit_utilisation, ".3f"),

@@ -117,14 +117,13 @@ class BenchRunner:
             finally:
                 self._worker = None
         if record is None and not self.interrupts:
-            raise RunStopped(f"{case.implementation} at {case.rate} failed", "see its error above")
+            raise RunStopped(f"{case.implementation} at {case.name} failed", "see its error above")
         return record
 
     @contextmanager
     def _simulator(self, case: Case) -> Iterator[dict[str, str]]:
         """Start a simulator with the limit of the case; yield its URLs by name, or none if it was interrupted."""
-        limit = f"token-bucket:{case.per_s:g}/s"
-        options = ["--port", "0", "--json", "--tiny", "--rate-limit", limit, "--latency", self._latency]
+        options = ["--port", "0", "--json", "--tiny", "--limit", case.simulator_limit, "--latency", self._latency]
         command = python_command("krea_batch", "simulate", *options)
         with _child(command, child_environment(with_key=False), stdout=subprocess.PIPE) as simulator:
             assert simulator.stdout is not None  # noqa: S101 - for mypy

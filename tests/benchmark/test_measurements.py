@@ -99,9 +99,9 @@ class TestRates:
 
     def test_the_default_number_of_jobs_takes_ten_seconds(self) -> None:
         """Without a number, there are as many jobs as the rate allows in ten seconds, but at least two."""
-        assert jobs_for_rate(Rate.parse("50/s"), None) == 500
-        assert jobs_for_rate(Rate.parse("50/s"), 7) == 7
-        assert jobs_for_rate(Rate.parse("1/h"), None) == 2
+        assert jobs_for_rate(50.0, None) == 500
+        assert jobs_for_rate(50.0, 7) == 7
+        assert jobs_for_rate(1 / 3600, None) == 2
 
     def test_the_run_directory_of_a_rate(self) -> None:
         """The name of the run directory is the rate, without a path separator."""

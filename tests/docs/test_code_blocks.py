@@ -32,7 +32,7 @@ from tests.test_readme import make_ambiguous, make_timed_out, offline_options, r
 NOT_RUN = ("make ", "pip ", "python3 -m venv ", ". ", "export ")  # these prepare a machine
 OTHER_PROGRAMS = ("sqlite3 ",)  # tested in tests/cli/test_recover_command.py
 COMMANDS_ON_A_RUN = ("plan", "status", "watch", "report", "resolve", "retry", "recover", "verify", "export")
-SERVERS = ("view",)  # tested in tests/gallery
+SERVERS = ("view", "simulate")  # tested in tests/gallery and tests/simulator
 OBJECT_STORE_OPTIONS = ("--sink",)  # tested in tests/storage
 NOT_EXECUTED = {
     "howto_callbacks_0": "needs a public host; tested in tests/engine/test_callbacks.py and tests/test_public_api.py",

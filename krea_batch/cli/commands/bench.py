@@ -20,10 +20,18 @@ from krea_batch.cli.options.run_options import api_key_file_option, setting_opti
     help="Rate limits to measure; the simulator enforces each, and the engine is configured with it.",
 )
 @click.option(
+    "--limit",
+    "limits",
+    multiple=True,
+    metavar="LIMIT",
+    help="Also a limit that the engine has to find, as for krea-batch simulate: gcra:60/s, sliding-window:60/10s "
+    "(repeatable, simulator only).",
+)
+@click.option(
     "--jobs",
     type=click.IntRange(min=1),
     metavar="N",
-    help="Jobs per rate.  [default: 10 s at the rate]",
+    help="Jobs per rate.  [default: 10 s at the rate, 60 s at a limit to find]",
 )
 @click.option(
     "--latency",

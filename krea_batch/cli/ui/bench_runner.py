@@ -23,10 +23,12 @@ import orjson
 
 from krea_batch.benchmark.cases import (
     BASELINES,
+    FIND_DURATION_S,
     Case,
     Implementation,
     WorkerProgress,
     jobs_for_rate,
+    parse_limit_per_s,
     parse_rates,
     run_dir_name,
 )
@@ -40,7 +42,7 @@ from krea_batch.cli.ui.run_session import find_key
 from krea_batch.cli.ui.summary import RunTotals
 from krea_batch.engine.child_process import forget_key
 from krea_batch.errors import InputError
-from krea_batch.settings import Settings
+from krea_batch.settings import AUTO, Settings
 from krea_batch.storage.outputs import check_output
 from krea_batch.storage.run_dir import LEDGER
 
@@ -80,6 +82,8 @@ def _check_options(options: dict[str, Any]) -> None:
     _check_out(options["out"])
     if options["gateway"]:
         find_key(options["api_key_file"])
+    if options["gateway"] and options["limits"]:
+        raise click.UsageError("--limit cannot be combined with --gateway, which has its own limit")
     if options["compare"] and not find_spec("requests"):
         raise InputError("--compare needs the package requests", INSTALL_COMMAND)
 
@@ -96,28 +100,38 @@ def _check_out(out: Path) -> None:
 
 
 def _cases(options: dict[str, Any], folder: Path) -> list[Case]:
-    """Return all cases, rate by rate. Raises SettingsError."""
+    """Return all cases, rate by rate, then the limits that the engine has to find. Raises SettingsError."""
     cases = []
     for rate in parse_rates(options["rates"]):
-        jobs = jobs_for_rate(rate, options["jobs"])
         for implementation in (Implementation.ENGINE, *(BASELINES if options["compare"] else ())):
-            case = Case(
-                implementation=implementation,
-                rate=rate.text,
-                per_s=rate.per_s,
-                jobs=jobs,
-                poll_interval_s=options["poll_interval"],
-                max_in_flight=jobs if options["max_in_flight"] is None else options["max_in_flight"],
-                out=str(folder / implementation.name.lower() / run_dir_name(rate)),
-                prompt=options["prompt"],
-                gateway=options["gateway"] or "",
-                allow_networks=options["allow_networks"],
-                key_file=str(options["api_key_file"]) if options["api_key_file"] else None,
-                simulated=not options["gateway"],
-            )
-            _check_settings(case)
-            cases.append(case)
+            out = folder / implementation.name.lower() / run_dir_name(rate)
+            jobs = jobs_for_rate(rate.per_s, options["jobs"])
+            cases.append(_case(options, out, jobs, implementation=implementation, rate=rate.text, per_s=rate.per_s))
+    for number, limit in enumerate(options["limits"]):
+        per_s = parse_limit_per_s(limit)
+        jobs = jobs_for_rate(per_s, options["jobs"], FIND_DURATION_S)
+        out = folder / "engine" / f"limit-{number}"
+        facts = {"implementation": Implementation.ENGINE, "rate": AUTO, "per_s": per_s, "limit": limit}
+        cases.append(_case(options, out, jobs, **facts))
     return cases
+
+
+def _case(options: dict[str, Any], out: Path, jobs: int, **facts: Any) -> Case:
+    """Return a case with the options of the command. Raises SettingsError."""
+    case = Case(
+        jobs=jobs,
+        poll_interval_s=options["poll_interval"],
+        max_in_flight=jobs if options["max_in_flight"] is None else options["max_in_flight"],
+        out=str(out),
+        prompt=options["prompt"],
+        gateway=options["gateway"] or "",
+        allow_networks=options["allow_networks"],
+        key_file=str(options["api_key_file"]) if options["api_key_file"] else None,
+        simulated=not options["gateway"],
+        **facts,
+    )
+    _check_settings(case)
+    return case
 
 
 def _check_settings(case: Case) -> None:
@@ -203,7 +217,7 @@ class BenchStatus(msgspec.Struct, frozen=True):
     def as_line(self) -> str:
         progress = self.progress
         return (
-            f"{self.case.implementation} at {self.case.rate}: {progress.accepted:,}/{self.case.jobs:,} accepted, "
+            f"{self.case.implementation} at {self.case.name}: {progress.accepted:,}/{self.case.jobs:,} accepted, "
             f"{progress.stored:,} stored, {progress.rate_limited:,} rate-limited, {progress.polls:,} polls"
         )
 
@@ -230,7 +244,7 @@ class BenchProgress:
 
     def case_started(self, case: Case) -> None:
         self._last_shown_s = time.monotonic()
-        self._say(f"{case.implementation} at {case.rate}: {pluralize(case.jobs, 'job')}")
+        self._say(f"{case.implementation} at {case.name}: {pluralize(case.jobs, 'job')}")
 
     def case_progress(self, case: Case, progress: WorkerProgress) -> None:
         if time.monotonic() - self._last_shown_s >= self._display.interval_s:
@@ -241,7 +255,7 @@ class BenchProgress:
         used = ""
         if row.limit_utilisation is not None:
             used = f", {row.accepted_per_s:.1f}/s, {row.limit_utilisation:.1%} of the limit"
-        self._say(f"{row.implementation} at {row.rate}: {row.accepted:,} accepted{used}")
+        self._say(f"{row.implementation} at {row.name}: {row.accepted:,} accepted{used}")
         if row.problem:
             say(f"krea-batch: {row.problem}")
 
@@ -259,7 +273,7 @@ def _write_results(rows: list[CaseResult], content: dict[str, Any], options: dic
         from krea_batch.benchmark.plots import write_plots
 
         forget_key()  # matplotlib may start programs that look for fonts
-        written += write_plots(options["out"], rows)
+        written += write_plots(options["out"], [row for row in rows if not row.limit])
     else:
         say(f"No plots without matplotlib: {INSTALL_COMMAND}")
     if options["as_json"]:
