@@ -72,7 +72,7 @@ class PollScheduler:
         schedule = self._schedules.for_kind(job.kind)
         job.exploring = self._exploring_jobs < EXPLORING_JOBS and schedule.exploring
         self._exploring_jobs += job.exploring
-        if schedule.imprecise and self._run.random() < EXPLORED_SHARE:
+        if schedule.estimate.imprecise and self._run.random() < EXPLORED_SHARE:
             min_s = schedule.interval_s
             self._schedule_poll(job, min_s + self._run.random() * (schedule.first_poll_s() - min_s))
         else:

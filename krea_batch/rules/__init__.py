@@ -14,6 +14,8 @@ rate_search            holds a rate, probes above it, and estimates it again aft
 limit_estimate         what a refusal shows about a rate limit of any shape
 jobs_limit             recognises a limit on the jobs in process, and caps them
 found_limit            the limit that was found, in words and for the next run
+latency_estimate       how long jobs take, from completed jobs and from polls that found jobs unfinished
+poll_trials            when jobs end, if the gateway does not say so
 poll_schedule          when to poll, from the latencies observed so far
 poll_schedule_by_kind  separate poll schedules for jobs that take differently long
 callback_reliability   whether the gateway delivers callbacks reliably

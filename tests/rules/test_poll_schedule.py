@@ -52,7 +52,6 @@ def test_never_closer_than_the_interval(interval_s: float, latencies_s: list[flo
 def test_the_schedule_before_any_observation(interval_s: float) -> None:
     """Without observations, jobs are polled after some intervals, as in the API document, and again."""
     schedule = PollSchedule(interval_s)
-    assert schedule.exploring
     ages_s = poll_ages_s(schedule, 12 * interval_s)
     assert ages_s[0] <= 6 * interval_s
     assert len(ages_s) <= 6
@@ -63,7 +62,6 @@ def test_the_schedule_before_any_observation(interval_s: float) -> None:
 def test_it_learns_a_steady_latency(latency_s: float) -> None:
     """Jobs that all take equally long are found completed by their first poll, with almost no lag."""
     schedule = learned(5.0, [latency_s] * 1000)
-    assert not schedule.exploring
     (age_s,) = poll_ages_s(schedule, latency_s)
     assert age_s - latency_s <= max(0.25, latency_s / 100)
 
@@ -110,10 +108,10 @@ def test_the_plan_is_nearly_optimal(draw: Callable[[random.Random], float]) -> N
 
 
 def test_unfinished_jobs_count() -> None:
-    """If 20 jobs took 6 s and 100 are unfinished at 20 s, jobs are not polled at 6 s."""
+    """If 20 jobs took 6 s and 200 are unfinished at 20 s, jobs are not polled at 6 s."""
     schedule = learned(5.0, [6.0] * 20)
     assert schedule.first_poll_s() < 8
-    for _ in range(100):
+    for _ in range(200):
         schedule.observe_pending(10.0)
         schedule.observe_pending(20.0, 10.0)
     assert schedule.first_poll_s() > 15
@@ -137,8 +135,33 @@ def test_inexact_latencies_are_narrowed_down() -> None:
             schedule.observe(age_s + 5.0, age_s, exact=False)
         else:
             schedule.observe(age_s, exact=False)
-    assert schedule.imprecise
+    assert schedule.estimate.imprecise
     assert 11.5 <= schedule.first_poll_s() <= 14.0
+
+
+def test_two_humps_are_recognised_without_timestamps() -> None:
+    """If the gateway reports no latencies, jobs that end at 6 or 25 s are soon polled a little after that."""
+    random_, schedule = random.Random(2), PollSchedule(5.0)
+    for n in range(600):
+        latency_s, age_s, last_polled_s = random_.choice((6.0, 25.0)), 0.0, 0.0
+        while age_s < latency_s:
+            last_polled_s, wait_s = age_s, schedule.next_poll_s(age_s)
+            age_s += random_.uniform(5.0, wait_s) if n % 10 == 0 else wait_s
+            if age_s < latency_s:
+                schedule.observe_pending(age_s, last_polled_s)
+        schedule.observe(age_s, last_polled_s, exact=False)
+    first_s, second_s = poll_ages_s(schedule, 25.0)
+    assert 6.0 <= first_s <= 7.0
+    assert 25.0 <= second_s <= 26.0
+
+
+def test_the_plan_waits_with_the_oldest_jobs() -> None:
+    """While the oldest jobs are still unfinished, younger ones are first polled later than half of their age."""
+    schedule = PollSchedule(5.0)
+    for age_s in (5.0, 10.0, 20.0, 40.0, 80.0):
+        for _ in range(40):
+            schedule.observe_pending(age_s, age_s / 2 if age_s > 5.0 else 0.0)
+        assert schedule.first_poll_s() > age_s / 2
 
 
 def test_a_new_plan_is_reported() -> None:
