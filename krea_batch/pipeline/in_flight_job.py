@@ -91,7 +91,7 @@ class InFlightJob:
         self.hopeless_polls = 0  # consecutive polls without a sign that the job will end
         self.heap_seq = -1  # sequence number of the next poll in the heap; -1 if none is scheduled
         self.on_schedule = False  # the next poll is where the plan of the poll schedule puts it
-        self.exploring = False  # polled every interval, while latencies are unknown
+        self.exploring = False  # polled often, to learn how long jobs take
         self.last_callback_s = -math.inf  # when a callback last expedited a poll
         self.callback_during_poll = False  # a callback arrived while a poll was pending
 

@@ -28,7 +28,6 @@ from krea_batch.pipeline.rate_limiter import even_limiter
 from krea_batch.pipeline.task_pool import TaskPool
 from krea_batch.rules import lifecycle
 from krea_batch.rules.callback_reliability import CALLBACK_GRACE_S, CallbackReliability
-from krea_batch.rules.poll_schedule import EXPLORING_JOBS
 from krea_batch.rules.poll_schedule_by_kind import PollSchedules
 from krea_batch.rules.verdicts import Finished, PollFailed, PollVerdict, Progress, Waiting
 
@@ -51,7 +50,6 @@ class PollScheduler:
             run.settings.poll_interval_s, run.settings.poll_lag_weight, timeout_s=run.settings.job_timeout_s
         )
         self._plan_version = self._schedules.version
-        self._exploring_jobs = 0
         self._limiter: AsyncLimiter | None = None
         self._heap: list[tuple[float, int, InFlightJob]] = []
         self._by_job_no: dict[int, InFlightJob] = {}  # accepted jobs, if callbacks may name them
@@ -69,14 +67,13 @@ class PollScheduler:
         if not isinstance(progress, Waiting):
             self._schedule_poll(job, 0.0)
             return
-        schedule = self._schedules.for_kind(job.kind)
-        job.exploring = self._exploring_jobs < EXPLORING_JOBS and schedule.exploring
-        self._exploring_jobs += job.exploring
-        if schedule.estimate.imprecise and self._run.random() < EXPLORED_SHARE:
-            min_s = schedule.interval_s
-            self._schedule_poll(job, min_s + self._run.random() * (schedule.first_poll_s() - min_s))
+        exploring_poll_s = self._schedules.first_exploring_poll_s(job.kind)
+        job.exploring = exploring_poll_s is not None
+        if exploring_poll_s is not None:
+            self._schedule_poll(job, exploring_poll_s)
         else:
-            self._schedule_by_plan(job)
+            wait_s, job.on_schedule = self._next_poll(job)
+            self._schedule_poll(job, wait_s)
 
     def add_past_latencies(self, latencies_s: Iterable[tuple[str, float]]) -> None:
         """Add latencies of earlier runs, each with the kind of its job."""
@@ -150,25 +147,39 @@ class PollScheduler:
             with anyio.move_on_after(due_s - now_s):
                 await self._due_changed.wait()
 
-    def _schedule_by_plan(self, job: InFlightJob) -> None:
-        """Schedule the next poll by the plan, counted from the last poll, or from the acceptance."""
-        job.on_schedule = True
-        self._schedule_poll(job, self._due_s(job) - self._run.now_s())
+    def _next_poll(self, job: InFlightJob) -> tuple[float, bool]:
+        """Return the seconds from the last poll or the acceptance to the next poll, and whether it is where planned.
 
-    def _due_s(self, job: InFlightJob) -> float:
+        Jobs that explore are polled sooner than planned, and so are a few others if the gateway reports no latencies.
+        """
+        schedule, planned_s = self._schedules.for_kind(job.kind), self._planned_wait_s(job)
+        age_s = job.last_polled_s - job.accepted_s
+        if job.exploring:
+            job.exploring = schedule.is_worth_exploring(age_s)
+            wait_s = schedule.exploring_poll_s(age_s) if job.exploring else planned_s
+        elif schedule.estimate.imprecise and not job.resumed and self._run.random() < EXPLORED_SHARE:
+            wait_s = schedule.interval_s + self._run.random() * (planned_s - schedule.interval_s)
+        else:
+            wait_s = planned_s
+        return wait_s, wait_s >= planned_s
+
+    def _planned_wait_s(self, job: InFlightJob) -> float:
+        """Return the seconds from the last poll, or from the acceptance, to the next poll by the plan."""
         schedule = self._schedules.for_kind(job.kind)
-        if job.exploring and schedule.exploring:
-            return job.last_polled_s + schedule.interval_s
         if self._reliability.reliable and job.last_polled_s == job.accepted_s:
-            return job.accepted_s + schedule.quantile_s()
-        return job.last_polled_s + schedule.next_poll_s(job.last_polled_s - job.accepted_s)
+            return schedule.quantile_s()
+        return schedule.next_poll_s(job.last_polled_s - job.accepted_s)
+
+    def _replan_if_changed(self) -> None:
+        if self._plan_version != self._schedules.version:
+            self._replan()
 
     def _replan(self) -> None:
         """Reschedule the waiting polls by the current plan."""
         self._plan_version = self._schedules.version
         if len(self._heap) <= MAX_RESCHEDULED:
             self._heap = [
-                (self._due_s(job) if job.on_schedule else due_s, heap_seq, job)
+                (job.last_polled_s + self._planned_wait_s(job) if job.on_schedule else due_s, heap_seq, job)
                 for due_s, heap_seq, job in self._heap
                 if heap_seq == job.heap_seq
             ]
@@ -266,8 +277,7 @@ class PollScheduler:
             self._schedules.observe(job.kind, job.last_callback_s - job.accepted_s, last_polled_s)
         else:
             self._schedules.observe(job.kind, age_s, last_polled_s, exact=False)
-        if self._plan_version != self._schedules.version:
-            self._replan()
+        self._replan_if_changed()
 
     def _trusted_latency_s(self, job: InFlightJob, finished: Finished) -> float | None:
         """Return how long the job took by the gateway, if that is between the last two polls; else None."""
@@ -287,8 +297,10 @@ class PollScheduler:
                 last_polled_s = job.last_polled_s - job.accepted_s
                 self._schedules.observe_pending(job.kind, now_s - job.accepted_s, last_polled_s)
             job.last_polled_s = now_s
-            wait_s = self._due_s(job) - now_s
+            self._replan_if_changed()
+            wait_s, on_schedule = self._next_poll(job)
         else:
+            on_schedule = False
             job.failures += 1
             self._run.events.emit_retry(job, "poll", failure.reason)
             wait_s = schedule.retry_delay_s(job.failures, failure.retry_after_s)
@@ -310,7 +322,7 @@ class PollScheduler:
             self._run.end_in_process(job)
             await self._time_out(job, verdict)
         else:
-            job.on_schedule = failure is None and now_s + wait_s < job.accepted_s + timeout_s
+            job.on_schedule = on_schedule and now_s + wait_s < job.accepted_s + timeout_s
             self._schedule_poll(job, min(wait_s, max(job.accepted_s + timeout_s - now_s, min_wait_s)))
 
     def _withdraw(self, job: InFlightJob) -> None:

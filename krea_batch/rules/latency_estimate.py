@@ -45,6 +45,7 @@ class LatencyEstimate:
         "_completed",
         "_completed_weight",
         "_imprecise_share",
+        "_interval_s",
         "_max_age_s",
         "_pending",
         "_trials",
@@ -55,6 +56,7 @@ class LatencyEstimate:
     )
 
     def __init__(self, interval_s: float, *, timeout_s: float = math.inf) -> None:
+        self._interval_s = interval_s
         self._max_age_s = min(timeout_s, MAX_AGE_INTERVALS * interval_s)
         self.unit_s = interval_s / CELLS_PER_INTERVAL  # the width of the narrowest cells
         self.cell_units = 1  # width of a cell, a power of 2
@@ -65,6 +67,15 @@ class LatencyEstimate:
         self._completed_weight = 0.0
         self._pending: dict[int, float] = {}  # by age in units: jobs last polled there, and not finished
         self._trials = PollTrials()
+
+    def copy(self) -> LatencyEstimate:
+        """Return a copy that takes its own observations."""
+        copied = LatencyEstimate(self._interval_s, timeout_s=self._max_age_s)
+        copied.cell_units, copied.observed_jobs = self.cell_units, self.observed_jobs
+        copied.oldest_units, copied._imprecise_share = self.oldest_units, self._imprecise_share
+        copied._completed, copied._completed_weight = self._completed.copy(), self._completed_weight
+        copied._pending, copied._trials = self._pending.copy(), self._trials.copy()
+        return copied
 
     # ---- observations ------------------------------------------------------------------------------------
 
@@ -124,11 +135,17 @@ class LatencyEstimate:
         """Whether the gateway does not report latencies, so that some jobs should be polled early to learn them."""
         return self._imprecise_share > 0.5
 
+    def jobs_older_than(self, age_s: float) -> float:
+        """Return how many of the observed jobs took longer than `age_s`, or were unfinished at a higher age."""
+        units = self._age_units(age_s)
+        older = sum(count for (_, age), count in self._trials.completed.items() if age > units)
+        return older + sum(_count_above(units, counts) for counts in (self._completed, self._pending))
+
     def adapt_cells(self) -> None:
         """Choose the narrowest cells with which MAX_CELLS of them cover all jobs but a few."""
         if self.cell_units == 1 and self.oldest_units < MAX_CELLS:
             return
-        ended = self._ended_units()
+        ended = self.ended_units()
         total = sum(ended.values()) + sum(self._pending.values())
         max_jobs = max(MAX_UNCOVERED_JOBS, MAX_UNCOVERED_SHARE * total)
 
@@ -141,16 +158,20 @@ class LatencyEstimate:
         while self.cell_units > 1 and uncovered_jobs(self.cell_units // 2) <= COVERED_AGAIN * max_jobs:
             self.cell_units //= 2
 
-    def _ended_units(self) -> dict[int, float]:
+    def ended_units(self) -> dict[int, float]:
         """Return, by age in units, the jobs that were completed there, or were found to be by a poll there."""
         ended = self._completed.copy()
         for (_, age), count in self._trials.completed.items():
             _add(ended, age, count)
         return ended
 
+    def pending_units(self) -> dict[int, float]:
+        """Return, by age in units, the unfinished jobs that were last polled there."""
+        return self._pending
+
     def survival(self) -> list[float]:
         """Return, by cell, the share of jobs that take longer: the product-limit estimate, the prior included."""
-        completed, pending = self._with_prior(), _jobs_by_cell(self._pending, self.cell_units)
+        completed, pending = self._with_prior(), jobs_by_cell(self._pending, self.cell_units)
         if not self._trials.completed:
             return _product_limit(completed, pending)
         if self.imprecise:
@@ -164,11 +185,11 @@ class LatencyEstimate:
         """Return the completed jobs by cell, plus the weighted prior."""
         prior = _prior(self.cell_units / CELLS_PER_INTERVAL)
         weight = 1.0 / (1.0 + self.observed_jobs / PRIOR_HALVED_AFTER)
-        completed = _jobs_by_cell(self._completed, self.cell_units)
+        completed = jobs_by_cell(self._completed, self.cell_units)
         return [count + weight * prior_count for count, prior_count in zip_longest(completed, prior, fillvalue=0.0)]
 
 
-def _jobs_by_cell(counts: dict[int, float], cell_units: int) -> list[float]:
+def jobs_by_cell(counts: dict[int, float], cell_units: int) -> list[float]:
     """Return jobs at ages in units by cell. One cell more, behind the last, has those that the cells do not cover."""
     cells = [0.0] * (min(MAX_CELLS, -(-max(counts, default=0) // cell_units)) + 1)
     for age, count in counts.items():

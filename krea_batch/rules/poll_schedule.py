@@ -6,6 +6,7 @@ latencies,
 
     polls + lag_weight · lag / interval          lag: from the end of the job to the poll that finds it
 
+The first jobs explore: they are polled more often than planned, while no other jobs have shown how long jobs take.
 All times are seconds since the acceptance of a job, or differences. A plan has the cells of its `LatencyEstimate`.
 """
 
@@ -17,7 +18,9 @@ from collections.abc import Sequence
 
 from krea_batch.rules.latency_estimate import CELLS_PER_INTERVAL, MAX_AGE_INTERVALS, LatencyEstimate
 
-EXPLORING_JOBS = 10  # chosen: the first jobs are polled every interval, so that short latencies are found soon
+EXPLORING_JOBS = 10  # chosen: the first jobs explore; fewer do not show two humps, more cost polls
+EXPLORING_GROWTH = 0.2  # chosen: of its age; a job that explores is polled some 20 times, however long it takes
+MIN_EXPLORED_SHARE = 0.05  # chosen: the ages that fewer jobs reach are not worth exploring
 FIRST_REPLAN_JOBS = 4  # chosen: completed jobs; the first ones show when the others end
 DRIFT_THRESHOLD = 0.1  # chosen: if the distribution has moved by less, a new plan is no better
 DRIFT_FLOOR = 0.05  # chosen: share of jobs; differences at ages that fewer jobs reach count less
@@ -104,10 +107,20 @@ class PollSchedule:
         """Return the wait from `age_s` on, or a shorter one up to the time-out, but at least the interval."""
         return max(self.interval_s, min(wait_s, self._timeout_s - age_s))
 
-    @property
-    def exploring(self) -> bool:
-        """Whether so little is known that a few jobs should be polled every interval."""
-        return self.estimate.observed_jobs < EXPLORING_JOBS
+    def first_exploring_poll_s(self, delay: float) -> float:
+        """Return the seconds from the acceptance to the first poll of a job that explores, `delay` intervals late."""
+        return self._before_timeout_s((1.0 + delay) * self.interval_s, 0.0)
+
+    def exploring_poll_s(self, age_s: float) -> float:
+        """Return the seconds from a poll at `age_s` to the next one of a job that explores; at most `next_poll_s`."""
+        return max(self.interval_s, min(EXPLORING_GROWTH * age_s, self.next_poll_s(age_s)))
+
+    def is_worth_exploring(self, age_s: float) -> bool:
+        """Return whether jobs should explore what happens after `age_s`: few have so far, and many may get so old."""
+        return (
+            self._plan.share_older_than(age_s) >= MIN_EXPLORED_SHARE
+            and self.estimate.jobs_older_than(age_s) < EXPLORING_JOBS
+        )
 
     def retry_delay_s(self, failures: int, retry_after_s: float | None) -> float:
         """Return the seconds to the next poll after `failures` consecutive polls without a readable answer."""
@@ -167,6 +180,11 @@ class _Plan:
         self._cell_s = cell_units * unit_s
         self.cell_units = cell_units
         self.survival = survival
+
+    def share_older_than(self, age_s: float) -> float:
+        """Return the share of jobs that the plan expects to take longer; 0 beyond the plan."""
+        cell = int(age_s / self._cell_s + 1e-6)
+        return self.survival[cell] if cell < len(self.survival) else 0.0
 
     def quantile_s(self, share: float) -> float:
         """Return the age by which this share of the jobs has ended."""

@@ -2,22 +2,28 @@
 
 The kind of a job is every field of its request that may change how long it takes: aspect ratio and creativity. All
 jobs share one schedule, which has the most observations. A kind gets its own schedule once its latencies differ
-significantly from those of all other kinds (two-sample Kolmogorov-Smirnov test).
+significantly from those of all other kinds. The test is the log-rank test, which counts unfinished jobs as well: that
+the jobs of one kind have ended and those of another have not shows the difference long before the others end. Of its
+versions this is the one that takes the largest difference up to any age (Fleming, Harrington and O'Sullivan, 1987).
 """
 
 from __future__ import annotations
 
 import math
-from bisect import bisect_right
-from collections import deque
+from collections import Counter, defaultdict
+from collections.abc import Iterable
 from functools import partial
+from itertools import zip_longest
 
-from krea_batch.rules.poll_schedule import PollSchedule
+from krea_batch.rules.latency_estimate import LatencyEstimate, jobs_by_cell
+from krea_batch.rules.poll_schedule import EXPLORING_JOBS, PollSchedule
 
-SAMPLE_SIZE = 200  # chosen: latencies per kind; enough for the test, and to start a schedule with
-MIN_SAMPLE_SIZE = 20  # chosen: fewer latencies of a kind prove too little
-KS_TEST_EVERY = 10  # chosen: jobs of a kind between two tests
-KS_CRITICAL = 1.95  # Kolmogorov-Smirnov: exceeded by chance once in a thousand tests
+MAX_EXPLORING_JOBS = 60  # chosen: of all kinds; a run with dozens of kinds does not poll most of its jobs often
+TEST_EVERY = 2  # chosen: polls of a kind between two tests at first; the sooner kinds are told apart, the better
+MAX_TEST_EVERY = 50  # chosen: polls between two tests later, when one more poll changes little
+MIN_VARIANCE = 0.5  # chosen: of the difference in jobs; the test is not valid for one or two ends
+SPLIT_ABOVE = 3.5  # standard deviations; exceeded by chance once in a thousand tests
+MERGE_BELOW = 2.0  # standard deviations; kinds that are equal are below in nine of ten tests
 
 
 class PollSchedules:
@@ -28,11 +34,14 @@ class PollSchedules:
 
     def __init__(self, interval_s: float, lag_weight: float = 1.0, *, timeout_s: float = math.inf) -> None:
         self._new_schedule = partial(PollSchedule, interval_s, lag_weight, timeout_s=timeout_s)
+        self._new_estimate = partial(LatencyEstimate, interval_s, timeout_s=timeout_s)
         self.shared = self._new_schedule()
         self._by_kind: dict[str, PollSchedule] = {}
-        self._recent_s: dict[str, deque[float]] = {}  # by kind: the latest latencies
-        self._observed: dict[str, int] = {}  # by kind: the number of completed jobs
+        self._estimates: dict[str, LatencyEstimate] = {}  # by kind
+        self._observations: Counter[str] = Counter()  # by kind
+        self._next_test: dict[str, int] = {}  # by kind: after how many observations
         self._merged_versions = 0  # versions of schedules that were merged into the shared one
+        self._exploring: Counter[str] = Counter()  # by kind: the jobs that began to explore
 
     @property
     def version(self) -> int:
@@ -42,53 +51,107 @@ class PollSchedules:
         """Return the schedule for jobs of this kind."""
         return self._by_kind.get(kind, self.shared) if self._by_kind else self.shared
 
+    def first_exploring_poll_s(self, kind: str) -> float | None:
+        """Return the seconds from the acceptance to the first poll of a job that explores, None if this job does not.
+
+        The first polls of these jobs are spread over one interval, so that together they see every age.
+        """
+        begun = self._exploring[kind]
+        known = self._estimate(kind).observed_jobs >= EXPLORING_JOBS
+        if known or begun >= EXPLORING_JOBS or self._exploring.total() >= MAX_EXPLORING_JOBS:
+            return None
+        self._exploring[kind] += 1
+        return self.shared.first_exploring_poll_s(begun / EXPLORING_JOBS)
+
+    # ---- observations ------------------------------------------------------------------------------------
+
     def observe(self, kind: str, latency_s: float, last_polled_s: float = 0.0, *, exact: bool = True) -> None:
         """Add a completed job, as `PollSchedule.observe`."""
-        self.shared.observe(latency_s, last_polled_s, exact=exact)
-        if own := self._by_kind.get(kind):
+        # The test is first: a new plan that is shared would cause polls of all kinds, which the test may avert.
+        if (own := self._own(kind)) is not None:
             own.observe(latency_s, last_polled_s, exact=exact)
-        self._recent_s.setdefault(kind, deque(maxlen=SAMPLE_SIZE)).append(latency_s)
-        self._observed[kind] = observed = self._observed.get(kind, 0) + 1
-        if len(self._observed) > 1 and observed >= MIN_SAMPLE_SIZE and observed % KS_TEST_EVERY == 0:
-            self._split_or_merge(kind)
+            self._maybe_test(kind)
+        self.shared.observe(latency_s, last_polled_s, exact=exact)
 
     def observe_pending(self, kind: str, age_s: float, last_polled_s: float = 0.0) -> None:
         """Add a poll that found a job unfinished, as `PollSchedule.observe_pending`."""
-        self.shared.observe_pending(age_s, last_polled_s)
-        if own := self._by_kind.get(kind):
+        if (own := self._own(kind)) is not None:
             own.observe_pending(age_s, last_polled_s)
+            self._maybe_test(kind)
+        self.shared.observe_pending(age_s, last_polled_s)
 
     def withdraw(self, kind: str, last_polled_s: float) -> None:
         """Remove an unfinished job, as `PollSchedule.withdraw`."""
         self.shared.withdraw(last_polled_s)
-        if own := self._by_kind.get(kind):
+        if (own := self._own(kind)) is not None:
             own.withdraw(last_polled_s)
+
+    def _own(self, kind: str) -> PollSchedule | LatencyEstimate | None:
+        """Return what takes observations of this kind besides the shared schedule; None for a single kind."""
+        estimate = self._estimate(kind)
+        return None if estimate is self.shared.estimate else self._by_kind.get(kind, estimate)
+
+    def _estimate(self, kind: str) -> LatencyEstimate:
+        """Return the estimate of a kind. While there is a single kind, the shared schedule plans by it."""
+        if kind not in self._estimates:
+            for first_kind, estimate in self._estimates.items():
+                if estimate is self.shared.estimate:
+                    self._estimates[first_kind] = estimate.copy()
+            self._estimates[kind] = self._new_estimate() if self._estimates else self.shared.estimate
+        return self._estimates[kind]
+
+    # ---- the test ----------------------------------------------------------------------------------------
+
+    def _maybe_test(self, kind: str) -> None:
+        self._observations[kind] = observations = self._observations[kind] + 1
+        if observations >= self._next_test.setdefault(kind, TEST_EVERY):
+            self._next_test[kind] = observations + max(TEST_EVERY, min(MAX_TEST_EVERY, observations // 4))
+            self._split_or_merge(kind)
 
     def _split_or_merge(self, kind: str) -> None:
         """Give a kind its own schedule if its latencies differ from all others; else let it use the shared one."""
-        own_latencies_s = self._recent_s[kind]
-        other_latencies_s = [
-            latency_s
-            for other_kind, recent_s in self._recent_s.items()
-            if other_kind != kind
-            for latency_s in recent_s
-        ]
-        if len(other_latencies_s) < MIN_SAMPLE_SIZE:
+        estimate = self._estimates[kind]
+        others = [other for other in self._estimates.values() if other is not estimate]
+        cell_units = self.shared.estimate.cell_units
+        deviation = log_rank(*_by_cell([estimate], cell_units), *_by_cell(others, cell_units))
+        if deviation is None:
             return
-        n, m = len(own_latencies_s), len(other_latencies_s)
-        different = ks_distance(own_latencies_s, other_latencies_s) > KS_CRITICAL * math.sqrt((n + m) / (n * m))
-        if different and kind not in self._by_kind:
-            own = self._by_kind[kind] = self._new_schedule()
-            for latency_s in own_latencies_s:
-                own.observe(latency_s)
-        elif not different and kind in self._by_kind:
+        if deviation > SPLIT_ABOVE and kind not in self._by_kind:
+            self._by_kind[kind] = self._new_schedule(estimate=estimate)
+        elif deviation < MERGE_BELOW and kind in self._by_kind:
             self._merged_versions += self._by_kind.pop(kind).version + 1
 
 
-def ks_distance(sample: deque[float], other_sample: list[float]) -> float:
-    """Return the largest difference between the empirical distributions of two samples (Kolmogorov-Smirnov)."""
-    first, second = sorted(sample), sorted(other_sample)
-    return max(
-        abs(bisect_right(first, value) / len(first) - bisect_right(second, value) / len(second))
-        for value in (*first, *second)
-    )
+def _by_cell(estimates: Iterable[LatencyEstimate], cell_units: int) -> tuple[list[float], list[float]]:
+    """Return, by cell, the jobs of these estimates that ended there, and those that were unfinished there."""
+    ended: dict[int, float] = defaultdict(float)
+    pending: dict[int, float] = defaultdict(float)
+    for estimate in estimates:
+        for counts, added in ((ended, estimate.ended_units()), (pending, estimate.pending_units())):
+            for age, count in added.items():
+                counts[age] += count
+    return jobs_by_cell(ended, cell_units), jobs_by_cell(pending, cell_units)
+
+
+def log_rank(
+    ended: list[float], pending: list[float], other_ended: list[float], other_pending: list[float]
+) -> float | None:
+    """Return by how many standard deviations two samples differ, None if too few jobs ended for the test.
+
+    Each sample has, by cell, the jobs that ended there, and those that were unfinished there when last polled.
+    """
+    at_risk, others_at_risk = sum(ended) + sum(pending), sum(other_ended) + sum(other_pending)
+    difference = largest = variance = 0.0
+    for own, own_pending, other, pending_there in zip_longest(
+        ended, pending, other_ended, other_pending, fillvalue=0.0
+    ):
+        total, ends = at_risk + others_at_risk, own + other
+        if ends > 0 and total > 1:
+            difference += own - ends * at_risk / total
+            variance += ends * at_risk * others_at_risk / total**2 * max(0.0, total - ends) / (total - 1)
+            largest = max(largest, abs(difference))
+        at_risk -= own + own_pending
+        others_at_risk -= other + pending_there
+        if min(at_risk, others_at_risk) <= 1e-9:
+            break
+    return largest / math.sqrt(variance) if variance > MIN_VARIANCE else None

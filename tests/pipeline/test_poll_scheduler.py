@@ -40,9 +40,10 @@ def gaps_s(times_s: Iterable[float]) -> list[float]:
 class FixedLatencyScript(ScriptedGateway):
     """A gateway whose jobs are completed after the given latencies, which are used in turn."""
 
-    def __init__(self, latencies_s: list[float]) -> None:
+    def __init__(self, latencies_s: list[float], *, has_timestamps: bool = False) -> None:
         super().__init__()
         self._latencies_s = latencies_s
+        self._has_timestamps = has_timestamps  # the status says how long the job took
         self.done_s: dict[str, float] = {}
         self.accepted_s: dict[str, float] = {}
 
@@ -57,6 +58,11 @@ class FixedLatencyScript(ScriptedGateway):
         now_s = asyncio.get_running_loop().time()
         self.poll_script[self.charged[request_id]] = [Finished if now_s >= self.done_s[request_id] else STILL_WAITING]
         return await super().poll(request_id)
+
+    def finished(self, request_id: str, outputs: int = 1) -> Finished:
+        finished = super().finished(request_id, outputs)
+        took_s = self.done_s[request_id] - self.accepted_s[request_id] if self._has_timestamps else None
+        return Finished(finished.media_urls, finished.media_type, took_s)
 
 
 class TestInterval:
@@ -100,6 +106,22 @@ class TestInterval:
         lags_s = [times_s[-1] - gateway.done_s[request_id] for request_id, times_s in gateway.poll_times_s.items()]
         assert engine.stats().polls < 600 * 40 / 5 * 0.6
         assert sum(lags_s) / len(lags_s) < 6.0
+
+
+class TestKinds:
+    """Two kinds of jobs in turn, of 6 and 25 s."""
+
+    @pytest.mark.parametrize("has_timestamps", [True, False])
+    def test_slow_jobs_are_not_polled_when_fast_ones_end(self, tmp_path: Path, has_timestamps: bool) -> None:
+        """A few jobs of each kind explore; the others are polled once, not long after they are completed."""
+        gateway = FixedLatencyScript([6.0, 25.0], has_timestamps=has_timestamps)
+        jobs = [Job(id=f"j{n}", prompt=f"j{n}", creativity="high" if n % 2 else "low") for n in range(600)]
+        run_virtual(run_jobs(tmp_path, gateway, jobs, rate="20/s"))
+        polls = {id_: len(times_s) for id_, times_s in gateway.poll_times_s.items()}
+        assert sum(count > 2 for count in polls.values()) <= 60
+        assert sum(polls.values()) <= 1.25 * len(jobs)
+        lags_s = [times_s[-1] - gateway.done_s[request_id] for request_id, times_s in gateway.poll_times_s.items()]
+        assert sum(lags_s) / len(lags_s) <= 1.0
 
 
 class TestStatuses:

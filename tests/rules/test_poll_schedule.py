@@ -164,6 +164,33 @@ def test_the_plan_waits_with_the_oldest_jobs() -> None:
         assert schedule.first_poll_s() > age_s / 2
 
 
+class TestExploring:
+    def test_a_job_that_explores_is_polled_at_least_as_often(self) -> None:
+        """It is polled every interval at first, then ever less often, and never later than planned."""
+        schedule = learned(5.0, [300.0] * 20)
+        for age_s in (0.0, 5.0, 20.0, 60.0, 150.0, 290.0):
+            wait_s = schedule.exploring_poll_s(age_s)
+            assert 5.0 <= wait_s <= max(5.0, 0.2 * age_s)
+            assert wait_s <= schedule.next_poll_s(age_s)
+
+    def test_until_enough_jobs_are_older(self) -> None:
+        """An age is worth exploring until ten jobs are known to be unfinished at it."""
+        schedule = PollSchedule(5.0)
+        for _ in range(9):
+            schedule.observe_pending(10.0)
+        assert schedule.is_worth_exploring(5.0)
+        assert schedule.is_worth_exploring(10.0)
+        schedule.observe(12.0)
+        assert not schedule.is_worth_exploring(5.0)
+        assert schedule.is_worth_exploring(10.0)
+
+    def test_not_what_few_jobs_reach(self) -> None:
+        """Ages that hardly a job reaches are not explored."""
+        schedule = learned(5.0, [10.0] * 200)
+        assert not schedule.is_worth_exploring(12.0)
+        assert not schedule.is_worth_exploring(1e9)
+
+
 def test_a_new_plan_is_reported() -> None:
     """The version grows with a new plan, and not while latencies are as expected."""
     schedule = learned(5.0, [15.0] * 700)

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections import deque
 from random import Random
 
 import pytest
 
-from krea_batch.rules.poll_schedule_by_kind import MIN_SAMPLE_SIZE, PollSchedules, ks_distance
+from krea_batch.rules.poll_schedule import EXPLORING_JOBS
+from krea_batch.rules.poll_schedule_by_kind import MAX_EXPLORING_JOBS, PollSchedules, log_rank
 
 POLL_INTERVAL_S = 5.0
 
@@ -38,7 +38,7 @@ def test_kinds_that_do_not_differ_share_a_schedule() -> None:
 
 def test_few_observations_are_not_enough() -> None:
     """With too few observations of both kinds, they share one schedule."""
-    schedules = learned_schedules(MIN_SAMPLE_SIZE - 1, low=(5.5, 6.5), high=(24.0, 26.0))
+    schedules = learned_schedules(5, low=(5.5, 6.5), high=(24.0, 26.0))
     assert schedules.for_kind("low") is schedules.for_kind("high") is schedules.shared
 
 
@@ -52,7 +52,7 @@ def test_kinds_that_differ_no_more_share_again() -> None:
     """If the latencies of the kinds become equal, they share one schedule again."""
     schedules, rng = learned_schedules(100, low=(5.5, 6.5), high=(24.0, 26.0)), Random(4)
     assert schedules.for_kind("low") is not schedules.shared
-    for _ in range(400):
+    for _ in range(2000):  # Until the old latencies no longer count.
         for kind in ("low", "high"):
             schedules.observe(kind, rng.uniform(10.0, 12.0))
     assert schedules.for_kind("low") is schedules.for_kind("high") is schedules.shared
@@ -73,17 +73,102 @@ def test_the_version_only_grows() -> None:
 
 
 @pytest.mark.parametrize(
-    ("sample", "other_sample", "distance"),
+    ("ended", "pending", "other_ended", "other_pending", "deviation"),
     [
-        ([1, 2, 3], [1, 2, 3], 0.0),
-        ([1, 2], [3, 4], 1.0),
-        ([1, 2, 3, 4], [3, 4, 5, 6], 0.5),
-        ([1], [1, 1, 1, 2], 0.25),
+        ([0, 2, 2], [], [0, 2, 2], [], 0.0),
+        ([0, 4], [], [0, 0, 4], [], 7**0.5),  # difference 2, variance 4/7
+        ([0, 4], [], [], [0, 0, 4], 7**0.5),  # the others have not ended
+        ([0, 4], [], [], [4], None),  # the others were not polled at the age at which the first ended
+        ([0, 1], [], [0, 0, 1], [], None),  # too few
+        ([], [0, 5], [], [0, 0, 5], None),  # none has ended
+        ([0, 4, 0, 0, 4], [], [0, 0, 4, 4], [], 2 / (0.8 + 64 / 99 + 4 / 7) ** 0.5),  # largest at the first ends
     ],
 )
-def test_the_distance_of_two_samples(sample: list[float], other_sample: list[float], distance: float) -> None:
-    """The distance of small samples is the one computed by hand."""
-    assert ks_distance(deque(sample), other_sample) == pytest.approx(distance)
+def test_the_deviation_of_two_samples(
+    ended: list[float],
+    pending: list[float],
+    other_ended: list[float],
+    other_pending: list[float],
+    deviation: float | None,
+) -> None:
+    """The deviation of small samples is the one computed by hand, whichever of them comes first."""
+    expected = None if deviation is None else pytest.approx(deviation)
+    assert log_rank(ended, pending, other_ended, other_pending) == expected
+    assert log_rank(other_ended, other_pending, ended, pending) == expected
+
+
+def test_unfinished_jobs_show_that_kinds_differ() -> None:
+    """If all jobs of one kind ended at 6 s, and those of the other did not, both have a schedule of their own."""
+    schedules = PollSchedules(POLL_INTERVAL_S)
+    for age_s in (7.0, 14.0):
+        for _ in range(10):
+            if age_s == 7.0:
+                schedules.observe("low", 6.0)
+            schedules.observe_pending("high", age_s, age_s - 7.0)
+    assert schedules.for_kind("low").first_poll_s() < 10.0
+    assert schedules.for_kind("high").first_poll_s() > 14.0
+    assert schedules.for_kind("high") is not schedules.shared
+
+
+def test_chance_hardly_splits_kinds() -> None:
+    """Kinds whose latencies have the same distribution share one schedule, but for one in ten."""
+    split = 0
+    for seed in range(8):
+        random, schedules = Random(seed), PollSchedules(POLL_INTERVAL_S)
+        for n in range(800):
+            kind, latency_s = f"k{n % 4}", random.lognormvariate(2.5, 0.4)
+            age_s = last_polled_s = 0.0
+            while (age_s := age_s + schedules.for_kind(kind).next_poll_s(last_polled_s)) < latency_s:
+                schedules.observe_pending(kind, age_s, last_polled_s)
+                last_polled_s = age_s
+            exact = seed % 2 == 0
+            schedules.observe(kind, latency_s if exact else age_s, last_polled_s, exact=exact)
+        split += sum(schedules.for_kind(f"k{n}") is not schedules.shared for n in range(4))
+    assert split <= 3
+
+
+def test_a_second_kind_leaves_what_is_known_of_the_first() -> None:
+    """When a second kind appears, the first keeps its latencies, and does not get those of the second."""
+    schedules = PollSchedules(POLL_INTERVAL_S)
+    for _ in range(100):
+        schedules.observe("first", 8.0)
+    for _ in range(100):
+        schedules.observe("second", 40.0)
+    assert 8.0 <= schedules.for_kind("first").first_poll_s() <= 8.5
+    assert 40.0 <= schedules.for_kind("second").first_poll_s() <= 40.5
+    schedules.withdraw("third", 3.0)
+    assert schedules.for_kind("third") is schedules.shared
+
+
+class TestExploring:
+    def test_the_first_jobs_of_each_kind_explore(self) -> None:
+        """The first polls of the first jobs of a kind are spread over an interval; later jobs do not explore."""
+        schedules = PollSchedules(POLL_INTERVAL_S)
+        for kind in ("low", "high"):
+            waits_s = [schedules.first_exploring_poll_s(kind) for _ in range(EXPLORING_JOBS)]
+            assert waits_s == [POLL_INTERVAL_S * (1 + n / EXPLORING_JOBS) for n in range(EXPLORING_JOBS)]
+            assert schedules.first_exploring_poll_s(kind) is None
+
+    def test_not_behind_the_timeout(self) -> None:
+        """The first poll of a job that explores is not behind the time-out, and not sooner than the interval."""
+        for timeout_s in (3.0, 7.0):
+            schedules = PollSchedules(POLL_INTERVAL_S, timeout_s=timeout_s)
+            waits_s = [schedules.first_exploring_poll_s("low") for _ in range(EXPLORING_JOBS)]
+            assert waits_s[0] == POLL_INTERVAL_S
+            assert waits_s[-1] == max(POLL_INTERVAL_S, timeout_s)
+
+    def test_a_known_kind_is_not_explored(self) -> None:
+        """If latencies of a kind are known from an earlier run, its jobs do not explore, and those of others do."""
+        schedules = learned_schedules(EXPLORING_JOBS, known=(10.0, 20.0))
+        assert schedules.first_exploring_poll_s("known") is None
+        assert schedules.first_exploring_poll_s("new") == POLL_INTERVAL_S
+        assert schedules.first_exploring_poll_s("known") is None
+
+    def test_many_kinds(self) -> None:
+        """With dozens of kinds, few of the jobs explore."""
+        schedules = PollSchedules(POLL_INTERVAL_S)
+        waits_s = [schedules.first_exploring_poll_s(f"k{n % 32}") for n in range(1000)]
+        assert sum(wait_s is not None for wait_s in waits_s) == MAX_EXPLORING_JOBS
 
 
 @pytest.mark.parametrize("wrong_s", [math.nan, math.inf, -math.inf, 1e9, -1e9])

@@ -86,3 +86,12 @@ def test_old_trials_count_less() -> None:
         trials.add(0, 50, completed=False)
     assert trials.survival(1, MAX_CELLS)[50] > 0.99
     assert sum(trials.completed.values()) < 0.01 * MAX_TRIALS
+
+
+def test_a_copy_takes_its_own_trials() -> None:
+    """What is added to a copy is not added to the original."""
+    trials = trials_of((0, 2, 3, 1))
+    copied = trials.copy()
+    copied.add(0, 2, completed=True)
+    assert trials.survival(1, MAX_CELLS)[2] == pytest.approx(0.25)
+    assert copied.survival(1, MAX_CELLS)[2] == pytest.approx(0.2)
