@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from functools import partial
 from itertools import pairwise
 from pathlib import Path
@@ -14,8 +14,20 @@ import pytest
 
 from krea_batch import Engine, GatewayError, Job, RunStopped
 from krea_batch.ledger import LedgerStore
-from krea_batch.rules.verdicts import Errored, Failed, Finished, PollFailed, PollVerdict, Waiting
+from krea_batch.rules.verdicts import (
+    Errored,
+    Failed,
+    Finished,
+    PollFailed,
+    PollVerdict,
+    PostVerdict,
+    Refusal,
+    Refused,
+    Waiting,
+)
+from krea_batch.settings import Rate
 from krea_batch.testing.scripted_gateway import ACCEPT, ScriptedGateway
+from krea_batch.testing.simulator.request_limits import parse_limit
 from tests.engine_fixtures import ledger_states, make_jobs, query_ledger, result_statuses, rows_by_id, run_jobs
 from tests.virtual_time_runs import run_virtual
 from tests.window_stats import max_in_window
@@ -275,6 +287,63 @@ class TestBounds:
         lags_s = [times_s[-1] - gateway.done_s[request_id] for request_id, times_s in gateway.poll_times_s.items()]
         assert sum(lags_s) / len(lags_s) < 2 * 5.0
         assert max(lags_s) < 8 * 5.0
+
+
+class SharedLimitScript(FixedLatencyScript):
+    """A gateway with one limit for submits and polls."""
+
+    def __init__(self, latencies_s: list[float], limit: str) -> None:
+        super().__init__(latencies_s)
+        parsed = parse_limit(limit)
+        assert parsed is not None
+        self._limit = parsed
+        self.refused = 0
+
+    def _wait_s(self) -> float:
+        """Count a request, and return 0, or the seconds to wait if it is above the limit."""
+        wait_s = self._limit.take(asyncio.get_running_loop().time())
+        self.refused += wait_s > 0
+        return wait_s
+
+    async def submit(
+        self, body: bytes, *, callback: str = "", on_sending: Callable[[], None] | None = None
+    ) -> PostVerdict:
+        if wait_s := self._wait_s():
+            return Refused(Refusal.RATE_LIMITED, 429, "slow down", wait_s)
+        return await super().submit(body, callback=callback, on_sending=on_sending)
+
+    async def poll(self, request_id: str) -> Any:
+        if wait_s := self._wait_s():
+            return PollFailed("slow down", 429, wait_s)
+        return await super().poll(request_id)
+
+
+class TestSharedQuota:
+    @pytest.mark.parametrize(
+        ("rate", "limit"),
+        [
+            ("20/s", "sliding-window:20/s"),
+            ("20/s", "fixed-window:20/s"),
+            ("20/s", "token-bucket:20/s"),
+            ("90/min", "token-bucket:90/min,2"),
+        ],
+    )
+    def test_submits_and_polls_share_one_limit(self, tmp_path: Path, rate: str, limit: str) -> None:
+        """With the rate of the limit, none is refused, nearly all of it is used, and neither of the two starves."""
+        random, per_s = Random(5), Rate.parse(rate).per_s
+        gateway = SharedLimitScript([random.lognormvariate(2.5, 0.4) for _ in range(100)], limit)
+        jobs = make_jobs(round(40 * per_s))
+        run_virtual(run_jobs(tmp_path, gateway, jobs, rate=rate, shared_quota=True))
+        assert set(result_statuses(tmp_path).values()) == {"succeeded"}
+        assert gateway.refused == 0
+        polls_s = sorted(at_s for times_s in gateway.poll_times_s.values() for at_s in times_s)
+        from_s, to_s = polls_s[0] + 10.0, gateway.submit_times_s[-1]  # while both are sent
+        submits, polls = (
+            sum(from_s <= at_s < to_s for at_s in times_s) / (to_s - from_s) / per_s
+            for times_s in (gateway.submit_times_s, polls_s)
+        )
+        assert 0.95 <= submits + polls <= 1.05
+        assert min(submits, polls) >= 0.3
 
 
 class TestTimeOut:
