@@ -21,7 +21,7 @@ from krea_batch.cli.options.run_options import api_key_file_option, setting_opti
 )
 @click.option(
     "--limit",
-    "limits",
+    "submit_limit",
     multiple=True,
     metavar="LIMIT",
     help="Also a limit that the engine has to find, as for krea-batch simulate: gcra:60/s, sliding-window:60/10s "

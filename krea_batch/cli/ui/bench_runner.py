@@ -82,7 +82,7 @@ def _check_options(options: dict[str, Any]) -> None:
     _check_out(options["out"])
     if options["gateway"]:
         find_key(options["api_key_file"])
-    if options["gateway"] and options["limits"]:
+    if options["gateway"] and options["submit_limit"]:
         raise click.UsageError("--limit cannot be combined with --gateway, which has its own limit")
     if options["compare"] and not find_spec("requests"):
         raise InputError("--compare needs the package requests", INSTALL_COMMAND)
@@ -107,7 +107,7 @@ def _cases(options: dict[str, Any], folder: Path) -> list[Case]:
             out = folder / implementation.name.lower() / run_dir_name(rate)
             jobs = jobs_for_rate(rate.per_s, options["jobs"])
             cases.append(_case(options, out, jobs, implementation=implementation, rate=rate.text, per_s=rate.per_s))
-    for number, limit in enumerate(options["limits"]):
+    for number, limit in enumerate(options["submit_limit"]):
         per_s = parse_limit_per_s(limit)
         jobs = jobs_for_rate(per_s, options["jobs"], FIND_DURATION_S)
         out = folder / "engine" / f"limit-{number}"
