@@ -1061,7 +1061,7 @@ class TestBackpressure:
         gateway.on_poll = lambda _: charged_counts.append(len(gateway.charged))
         charged_counts: list[int] = []
         for job in make_jobs(2000):
-            gateway.poll_script[job.id] = [Waiting("QUEUED"), Waiting("QUEUED"), Failed("done")]
+            gateway.poll_script[job.id] = [Waiting("QUEUED"), Failed("done")]
         run_virtual(run_jobs(tmp_path, gateway, make_jobs(2000), rate="1000/s", max_in_flight=2000))
         assert list(result_statuses(tmp_path).values()) == ["failed"] * 2000
         assert len(gateway.submitted_bodies) == 2000
