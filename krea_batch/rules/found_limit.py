@@ -27,5 +27,5 @@ class FoundLimit(Struct, frozen=True):
         windows_s = (window_s for window_s in WINDOWS if self.memory_s <= window_s * WINDOW_TOLERANCE)
         window_s = next(windows_s, max(WINDOWS))
         count = self.per_s * window_s
-        number = f"{count:.3g}" if count < 100 else f"{count:.0f}"
+        number = f"{count:.0f}" if count >= 10 else f"{count:.2g}"  # it is an estimate
         return f"{number}/s" if window_s == 1.0 else f"{number} per {WINDOWS[window_s]}"

@@ -158,7 +158,7 @@ class TestTheNextRun:
 @pytest.mark.parametrize(
     ("found", "text"),
     [
-        (FoundLimit(59.7), "59.7/s"),
+        (FoundLimit(59.7), "60/s"),
         (FoundLimit(162.3, 1.05), "162/s"),
         (FoundLimit(5.0, 60.3), "300 per minute"),
         (FoundLimit(6.0, 9.0), "60 per 10 s"),

@@ -44,13 +44,13 @@ class EventAnnouncer:
             case SubmitsPaused(wait_s, _, reason) if wait_s >= MIN_ANNOUNCED_PAUSE_S:
                 now_s = asyncio.get_running_loop().time()
                 if reason != self._last_pause_reason or now_s - self._last_announced_s >= REPEAT_ANNOUNCEMENT_S:
-                    self._say(f"Paused: {reason}. Resuming in {wait_s:.0f} s.")
+                    self._say(f"Paused: {reason.rstrip('.')}. Resuming in {wait_s:.0f} s.")
                     self._last_pause_reason, self._last_announced_s = reason, now_s
             case ImageStored(job_id, defect=defect) if defect and not self._has_announced_defect:
                 self._say(f"Not a valid PNG, but stored: the image of job {job_id} ({defect}).")
                 self._has_announced_defect = True
             case RunStopping(reason) if reason != INTERRUPT_REASON:
-                self._say(f"Stopping: {reason}. Waiting for jobs in flight to finish.")
+                self._say(f"Stopping: {reason.rstrip('.')}. Waiting for jobs in flight to finish.")
             case RunClosed() if self._jobs >= MIN_ANNOUNCED_ROWS:
                 self._say("Rewriting results.jsonl.")
             case _:

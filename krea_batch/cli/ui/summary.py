@@ -88,7 +88,7 @@ class RunSummary(msgspec.Struct, frozen=True):
         )
         lines = [heading, *self.totals.lines()]
         if self.found_limit:
-            lines.append(f"  limit of the gateway: {self.found_limit}")
+            lines.append(f"  limit of the gateway: about {self.found_limit}")
         if self.not_started:
             lines.append(f"  {pluralize(self.not_started, 'job')} of the input not started")
         if self.bad_lines:
