@@ -5,20 +5,26 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable
 
+from krea_batch.rules.lifecycle import GONE_STATUSES
 from krea_batch.rules.verdicts import PollFailed, PollVerdict
 
 MAX_PROOF_POLLS = 3  # chosen: one failed poll proves nothing, three prove little
 
 
 async def prove(poll: Callable[[str], Awaitable[PollVerdict]], request_id: str, *, interval_s: float) -> PollVerdict:
-    """Poll a request_id until an answer names it, at most MAX_PROOF_POLLS times. Return the last verdict.
+    """Poll a request_id until an answer names it, at most MAX_PROOF_POLLS times.
 
-    A PollFailed proves nothing; any other verdict shows that the gateway knows the request_id.
+    Any verdict but a PollFailed shows that the gateway knows the request_id. A PollFailed with one of GONE_STATUSES
+    shows that it does not, since every poll was answered so: right after a POST, one such answer may be an error.
     """
-    verdict = await poll(request_id)
-    for _ in range(MAX_PROOF_POLLS - 1):
-        if not isinstance(verdict, PollFailed):
-            break
-        await asyncio.sleep(interval_s)
+    failed: PollFailed | None = None
+    for n in range(MAX_PROOF_POLLS):
+        if n:
+            await asyncio.sleep(interval_s)
         verdict = await poll(request_id)
-    return verdict
+        if not isinstance(verdict, PollFailed):
+            return verdict
+        if failed is None or verdict.status not in GONE_STATUSES:
+            failed = verdict
+    assert failed  # noqa: S101 - there was a poll
+    return failed

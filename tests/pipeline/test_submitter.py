@@ -229,16 +229,23 @@ class TestSubmitResults:
         assert len(gateway.submitted_bodies) == 4
 
     @pytest.mark.parametrize(
-        ("other", "status"),
-        [(PollFailed("not found", 404), "succeeded"), (PollFailed("no answer"), "ambiguous"), (FINISH, "ambiguous")],
-        ids=["denied", "unknown", "known"],
+        ("polls", "status"),
+        [
+            ([PollFailed("not found", 404)] * 3, "succeeded"),
+            ([PollFailed("not found", 404), FINISH], "ambiguous"),
+            ([PollFailed("no answer"), PollFailed("not found", 404), PollFailed("not found", 404)], "ambiguous"),
+            ([PollFailed("not found", 404), PollFailed("error", 500), PollFailed("not found", 404)], "ambiguous"),
+            ([PollFailed("no answer")] * 3, "ambiguous"),
+            ([FINISH], "ambiguous"),
+        ],
+        ids=["denied", "known late", "once unknown", "unknown between", "unknown", "known"],
     )
-    def test_an_answer_that_names_two_request_ids(self, tmp_path: Path, other: Any, status: str) -> None:
-        """The job is accepted only if the gateway knows one and denies the other, which may be another job."""
+    def test_an_answer_that_names_two_request_ids(self, tmp_path: Path, polls: list[Any], status: str) -> None:
+        """The job is accepted only if the gateway knows one and always denies the other, which may be another job."""
         gateway = ScriptedGateway()
         gateway.charged = {"krea_own": "j0", "krea_other": "j1"}
         gateway.submit_script["j0"] = [Ambiguous("two ids", b"{", ("krea_other", "krea_own"))]
-        gateway.poll_script["j1"] = [other]
+        gateway.poll_script["j1"] = polls
         run_virtual(run_jobs(tmp_path, gateway, make_jobs(1)))
         row = rows_by_id(tmp_path)["j0"]
         assert row["status"] == status
