@@ -144,6 +144,7 @@ class RateLimiter:
             self._unsent_s.popleft()
         unsent = len(self._unsent_s)
         if not self.controller.has_room(unsent):
+            self.controller.on_full(now_s)
             return MAX_UNSENT_S
         if (paused_s := self.controller.paused_s(now_s)) > 0:
             return paused_s

@@ -29,6 +29,7 @@ RAISE_AFTER_TURNOVERS = 1.0  # chosen: a limit that was raised is noticed after 
 LARGEST_CUT = 8  # chosen: of refusals that follow each other, one lowers the cap by an eighth at most
 MAX_UNEXPLAINED = 2  # chosen: refusals in a row far below the cap
 DROP_BELOW = 0.75  # chosen: of the first cap; then the limit has changed, or was none
+MAX_FULL_S = 120.0  # chosen: if no job ends for so long, one more is tried; a 429 costs a waiting run nothing
 DISTRUST_S = 300.0  # chosen: a limit that was recognised by mistake is not looked for again for so long
 
 
@@ -60,10 +61,22 @@ class JobsLimit:
         self._accepted_at_cap = 0
         self._unexplained = 0
         self._distrust_until_s = -float("inf")
+        self._full_since_s: float | None = None
 
     def has_room(self, unsent: int = 0) -> bool:
         """Return whether another job may be submitted, besides those that are about to be."""
         return self.cap is None or self.jobs + unsent < self.cap
+
+    def on_full(self, now_s: float) -> None:
+        """Record that a submit waits for room. If no job ends for MAX_FULL_S, let one more through.
+
+        Jobs that the gateway has lost, and others that never end, would hold up a run until they time out.
+        """
+        if self._full_since_s is None:
+            self._full_since_s = now_s
+        elif self.cap is not None and now_s - self._full_since_s >= MAX_FULL_S:
+            self.cap += 1
+            self._full_since_s = now_s
 
     def on_sent(self, sent_s: float, per_s: float) -> None:
         """Count a submit."""
@@ -106,6 +119,7 @@ class JobsLimit:
     def on_ended(self) -> None:
         """Record that a job has ended."""
         self.jobs -= 1
+        self._full_since_s = None
 
     # ---- is it the jobs? ---------------------------------------------------------------------------------
 

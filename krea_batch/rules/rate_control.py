@@ -64,6 +64,10 @@ class RateController:
         """Return whether another job may be in process, besides those that are about to be submitted."""
         return self._jobs.has_room(unsent)
 
+    def on_full(self, now_s: float) -> None:
+        """Record that a submit waits because too many jobs are in process."""
+        self._jobs.on_full(now_s)
+
     @property
     def jobs_in_process(self) -> int:
         """The jobs in process, and submits without an answer, as far as they are known."""

@@ -12,6 +12,7 @@ from krea_batch import RateLimiter
 from krea_batch.pipeline.rate_limiter import MAX_LEAD_S, MAX_UNSENT_S
 from krea_batch.pipeline.task_pool import TaskPool
 from krea_batch.rules.found_limit import RESUMED_SHARE, FoundLimit
+from krea_batch.rules.jobs_limit import MAX_FULL_S
 from tests.virtual_time_runs import run_virtual
 
 
@@ -109,6 +110,27 @@ class TestTheCapOnJobs:
         run_virtual(main())
         assert times_s[2] < 1.0
         assert 5.0 <= times_s[3] < 5.1
+
+    def test_jobs_that_never_end_do_not_hold_up_others(self) -> None:
+        """If no job ends for two minutes, one more is submitted, and then one every two minutes."""
+        rate_limiter = RateLimiter("100/s")
+        rate_limiter.controller.resume(FoundLimit(100.0, max_jobs=3))
+        times_s: list[float] = []
+
+        async def main() -> None:
+            loop = asyncio.get_running_loop()
+            rate_limiter.bind_loop()
+            for _ in range(5):
+                await rate_limiter.acquire()
+                sent_s = await rate_limiter.confirm()
+                assert sent_s is not None
+                rate_limiter.controller.on_response(sent_s, loop.time())
+                times_s.append(sent_s - 1000.0)
+
+        run_virtual(main())
+        assert times_s[2] < 1.0
+        assert MAX_FULL_S <= times_s[3] < MAX_FULL_S + 20.0
+        assert 2 * MAX_FULL_S <= times_s[4] < 2 * MAX_FULL_S + 40.0
 
     def test_resumed_jobs_count(self) -> None:
         """Jobs that an earlier run submitted take room."""

@@ -13,6 +13,7 @@ from krea_batch.rules.jobs_limit import (
     DISTRUST_S,
     DROP_BELOW,
     LARGEST_CUT,
+    MAX_FULL_S,
     MAX_UNEXPLAINED,
     RAISE_AFTER_JOBS,
     REFUSALS,
@@ -149,6 +150,19 @@ class TestTheCap:
         assert caps[-1] == 0
         assert max(before - after for before, after in pairwise(caps[:-1])) <= cap // LARGEST_CUT
         assert min(caps[:-1]) >= DROP_BELOW * cap
+
+    def test_a_full_cap_is_raised_when_no_job_ends(self, gateway: LimitedJobs) -> None:
+        """The cap is raised by one if submits wait for two minutes without the end of a job, and not sooner."""
+        limit, cap = gateway.limit, gateway.limit.cap
+        assert cap is not None
+        caps = []
+        for seconds in (0.0, MAX_FULL_S - 1.0, MAX_FULL_S, MAX_FULL_S + 1.0):
+            limit.on_full(gateway.now_s + seconds)
+            caps.append(limit.cap)
+        assert caps == [cap, cap, cap + 1, cap + 1]
+        limit.on_ended()
+        limit.on_full(gateway.now_s + 10 * MAX_FULL_S)
+        assert limit.cap == cap + 1
 
     def test_jobs_that_are_about_to_be_submitted_count(self, gateway: LimitedJobs) -> None:
         """There is no room for more than the cap, including submits whose intent is being recorded."""
