@@ -7,7 +7,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 OUT ?= demo
 SEEDS ?= 10000
 KILLS ?= 200
-WORKERS ?= -n 3 --dist worksteal
+WORKERS ?= -n 4 --dist worksteal
 
 # Silence the end-of-life notice of Material for MkDocs.
 export NO_MKDOCS_2_WARNING := 1
