@@ -289,9 +289,10 @@ class Submitter:
             case Accepted():
                 controller.on_response(sent_s, now_s)
         per_s, found = controller.per_s, controller.found
-        self._run.record_found_limit(found, FOUND_LIMIT_INTERVAL_S)
 
         def report() -> None:
+            # Not sooner: if the ledger has failed, this raises, and the request_id has to be kept first.
+            self._run.record_found_limit(found, FOUND_LIMIT_INTERVAL_S)
             events.emit_rate(per_s, found)
             if pause_s > 0:
                 events.emit_submits_paused(pause_s, reason)

@@ -36,6 +36,12 @@ def test_seeds(first: int) -> None:
     assert sum(result.crashes for result in results) > 0
 
 
+@pytest.mark.parametrize("seed", [1358, 2070, 9272])
+def test_seeds_that_failed_before(seed: int) -> None:
+    """Seeds that have found rare bugs pass."""
+    assert run_seed(seed).failure == ""
+
+
 def test_a_seed_is_reproducible(tmp_path: Path) -> None:
     """Two runs of one seed take the same steps and have the same charges."""
     histories = []
