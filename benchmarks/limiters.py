@@ -2,7 +2,7 @@
 
     python -m benchmarks.limiters                      300 random limiters in each row; about ten minutes
     python -m benchmarks.limiters --limiters 3         the short form
-    python -m benchmarks.limiters --seed 1017          one limiter; --told 600 or --auto, --changes
+    python -m benchmarks.limiters --seed 1017          one limiter; --rate 600 or --auto, --changes
 
 The rate rule runs in virtual time against random limiters (`tests.limiter_judge`): token buckets, fixed and sliding
 windows, limits on jobs in process; with Retry-After exact, in whole seconds or missing. The seeds are not those with
@@ -17,19 +17,19 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from benchmarks.report import report_goal
-from tests.limiter_judge import KIND_WEIGHTS, JudgeResult, draw_limiter, draw_told_per_s, judge
+from tests.limiter_judge import KIND_WEIGHTS, JudgeResult, draw_limiter, draw_configured_per_s, judge
 
 FIRST_SEED = 1000  # the constants were chosen with seeds below
 PLOT = Path(__file__).with_name("limiters.svg")
-ROWS = {"told 3 to 30 times the limit": "told", "auto": "auto", "the limit halves or doubles": "change"}
-GOALS = {"told": (0.97, 0.90), "auto": (0.95, 0.85), "change": (0.90, 0.0)}  # median, 5th percentile
+ROWS = {"configured 3 to 30 times too high": "configured", "auto": "auto", "the limit halves or doubles": "change"}
+GOALS = {"configured": (0.97, 0.90), "auto": (0.95, 0.85), "change": (0.90, 0.0)}  # median, 5th percentile
 MAX_RATE_LIMITED = (0.05, 0.15)  # 429s a job: median, 95th percentile
 
 
 def run(seed: int, row: str) -> JudgeResult:
     """Run the rule against the limiter of a seed."""
     case = draw_limiter(seed, changes=row == "change")
-    return judge(case, None if row == "auto" else draw_told_per_s(case))
+    return judge(case, None if row == "auto" else draw_configured_per_s(case))
 
 
 def percentile(values: Iterable[float], share: float) -> float:
@@ -96,13 +96,13 @@ def main() -> None:
     parser.add_argument("--first-seed", type=int, default=FIRST_SEED)
     parser.add_argument("--plot", type=Path, default=PLOT)
     parser.add_argument("--seed", type=int, help="run this limiter only")
-    parser.add_argument("--told", type=float, help="the rate that the rule is told, per second")
+    parser.add_argument("--rate", type=float, help="the configured rate, per second")
     parser.add_argument("--auto", action="store_true")
     parser.add_argument("--changes", action="store_true")
     options = parser.parse_args()
     if options.seed is not None:
         case = draw_limiter(options.seed, changes=options.changes)
-        print(judge(case, None if options.auto else options.told or draw_told_per_s(case)))
+        print(judge(case, None if options.auto else options.rate or draw_configured_per_s(case)))
         return
     print("| | limiters | used, median | used, 5th percentile | 429s per job, median | 95th percentile |")
     print("|---|---|---|---|---|---|")

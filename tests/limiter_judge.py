@@ -1,7 +1,7 @@
 """Judge the rate rule in virtual time against random limiters of a gateway. They share no code with the product.
 
-    judge(draw_limiter(17), told_per_s=600.0)   the rule is told a rate
-    judge(draw_limiter(17))                     it has to find the limit (`auto`)
+    judge(draw_limiter(17), configured_per_s=600.0)   with a configured rate
+    judge(draw_limiter(17))                           it has to find the limit (`auto`)
 
 The client submits an endless backlog as the submitter does: the rate limiter spreads submits evenly below the rate
 rule, and no more POSTs are pending than `PendingLimit` allows. A seed always gives the same limiter and the same run.
@@ -111,7 +111,7 @@ def draw_limiter(seed: int, *, changes: bool = False, max_per_s: float = 200.0) 
     )
 
 
-def draw_told_per_s(case: LimiterCase) -> float:
+def draw_configured_per_s(case: LimiterCase) -> float:
     """Return a rate that is far too high for a limiter."""
     return case.per_s * log_uniform(Random(f"told {case.seed}"), 3.0, 30.0)
 
@@ -285,9 +285,9 @@ class JudgedGateway:
 # ---- the client ------------------------------------------------------------------------------------------
 
 
-def judge(case: LimiterCase, told_per_s: float | None = None) -> JudgeResult:
-    """Run the rate rule against a limiter. Without a told rate, it has to find the limit (`auto`)."""
-    controller = RateController(told_per_s or MAX_PER_S, discover=told_per_s is None)
+def judge(case: LimiterCase, configured_per_s: float | None = None) -> JudgeResult:
+    """Run the rate rule against a limiter. Without a configured rate, it has to find the limit (`auto`)."""
+    controller = RateController(configured_per_s or MAX_PER_S, discover=configured_per_s is None)
     gateway = JudgedGateway(case)
     run_client(gateway, controller)
     return gateway.result()
@@ -333,10 +333,10 @@ def run_client(gateway: JudgedGateway, controller: RateController) -> None:
 # ---- the same client with the real rate limiter ----------------------------------------------------------
 
 
-def judge_rate_limiter(case: LimiterCase, told_per_s: float | None = None) -> JudgeResult:
+def judge_rate_limiter(case: LimiterCase, configured_per_s: float | None = None) -> JudgeResult:
     """Run the real `RateLimiter` against a limiter, in virtual time. It takes ten times as long as `judge`."""
     gateway = JudgedGateway(case)
-    rate = Rate(MAX_PER_S, AUTO) if told_per_s is None else Rate(told_per_s, f"{told_per_s}/s")
+    rate = Rate(MAX_PER_S, AUTO) if configured_per_s is None else Rate(configured_per_s, f"{configured_per_s}/s")
     run_virtual(RateLimiterClient(gateway, RateLimiter(rate)).run())
     return gateway.result()
 

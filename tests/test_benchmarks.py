@@ -63,11 +63,11 @@ def test_limiters(tmp_path: Path) -> None:
     plot = tmp_path / "limiters.svg"
     head, _, *lines = run_benchmark("limiters", "--limiters", "3", "--plot", str(plot))
     rows = [line for line in lines if line.startswith("|")]
-    assert rows[0].startswith("| told 3 to 30 times the limit | 3 |")
+    assert rows[0].startswith("| configured 3 to 30 times too high | 3 |")
     assert all(row.count("|") == head.count("|") for row in rows)
     assert len(lines) - len(rows) == 6
     assert "<svg" in plot.read_text()
-    [result] = run_benchmark("limiters", "--seed", "7", "--told", "50")
+    [result] = run_benchmark("limiters", "--seed", "7", "--rate", "50")
     assert result.startswith("JudgeResult(case=LimiterCase(seed=7, ")
 
 

@@ -33,8 +33,8 @@ BASELINES = (Implementation.THREADS, Implementation.TASKS)
 class Case(msgspec.Struct, frozen=True, kw_only=True):
     """One measurement.
 
-    `gateway` is set once its simulator has started; `out` is the run directory. `per_s` is the limit, which the
-    engine is told as its `rate`. With a `limit`, in the words of `krea-batch simulate`, it has to find it.
+    `gateway` is set once its simulator has started; `out` is the run directory. `per_s` is the limit, which is also
+    the engine's configured `rate`. A `limit`, in the syntax of `krea-batch simulate`, is one that it has to find.
     """
 
     implementation: Implementation

@@ -19,7 +19,7 @@ from krea_batch.rules.latency_estimate import LatencyEstimate, jobs_by_cell
 from krea_batch.rules.poll_schedule import EXPLORING_JOBS, PollSchedule
 
 MAX_EXPLORING_JOBS = 60  # chosen: of all kinds; a run with dozens of kinds does not poll most of its jobs often
-TEST_EVERY = 2  # chosen: polls of a kind between two tests at first; the sooner kinds are told apart, the better
+TEST_EVERY = 2  # chosen: polls of a kind between two tests at first; the sooner a difference is found, the better
 MAX_TEST_EVERY = 50  # chosen: polls between two tests later, when one more poll changes little
 MIN_VARIANCE = 0.5  # chosen: of the difference in jobs; the test is not valid for one or two ends
 SPLIT_ABOVE = 3.5  # standard deviations; exceeded by chance once in a thousand tests

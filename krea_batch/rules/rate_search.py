@@ -14,7 +14,7 @@ from typing import NamedTuple
 
 from krea_batch.rules.limit_estimate import Cycle, Estimate, after_refusal
 
-MIN_MEMORY_S = 1.0  # chosen: Retry-After has whole seconds, so shorter windows cannot be told from buckets
+MIN_MEMORY_S = 1.0  # chosen: Retry-After has whole seconds, so shorter windows look like buckets
 MAX_MEMORY_S = 300.0  # chosen: windows of five minutes are found; a limit over hours is better configured
 KEPT_S = 2 * MAX_MEMORY_S  # chosen: a window of five minutes, and a pause that was guessed too long
 MIN_REQUESTS = 4.0  # chosen: a memory shorter than so many requests shows no rate

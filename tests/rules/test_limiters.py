@@ -18,7 +18,7 @@ from tests.limiter_judge import (
     LimiterCase,
     ProcessedJobs,
     draw_limiter,
-    draw_told_per_s,
+    draw_configured_per_s,
     judge,
     judge_rate_limiter,
 )
@@ -83,7 +83,7 @@ class TestTheJudge:
         """The same seed gives the same limiter and the same run; all kinds are drawn."""
         case = draw_limiter(8, max_per_s=5.0)
         assert case == draw_limiter(8, max_per_s=5.0)
-        assert judge(case, draw_told_per_s(case)) == judge(case, draw_told_per_s(case))
+        assert judge(case, draw_configured_per_s(case)) == judge(case, draw_configured_per_s(case))
         assert {draw_limiter(seed).kind for seed in range(50)} == {*KIND_WEIGHTS}
 
     def test_a_change_of_the_limit(self) -> None:

@@ -352,7 +352,7 @@ def test_auto(kind: str, retry_after: bool) -> None:
 
 
 @pytest.mark.parametrize(
-    ("discover", "min_used", "min_mean"), [(False, 0.88, 0.9), (True, 0.75, 0.83)], ids=["told", "auto"]
+    ("discover", "min_used", "min_mean"), [(False, 0.88, 0.9), (True, 0.75, 0.83)], ids=["configured", "auto"]
 )
 def test_whenever_the_windows_start(discover: bool, min_used: float, min_mean: float) -> None:
     """With windows of a second, and Retry-After in whole seconds, most of a limit is used from the start.

@@ -162,7 +162,7 @@ class SimulatedSession:
     async def post(
         self, url: Any, *, data: bytes, headers: Mapping[str, str], trace_request_ctx: Transmission, **_: object
     ) -> SimulatedResponse:
-        """Send a POST. `trace_request_ctx` is told just before its first byte is sent."""
+        """Send a POST. `trace_request_ctx.begin` is called just before its first byte is sent."""
         return await self._send(Request("POST", str(url), headers, data), trace_request_ctx.begin)
 
     async def get(self, url: Any, *, headers: Mapping[str, str], **_: object) -> SimulatedResponse:

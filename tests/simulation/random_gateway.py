@@ -98,7 +98,7 @@ class RandomGateway:
     def start_process(self, outages: list[Outage], cdn_outages: list[Outage]) -> None:
         """Forget what belongs to the last process. The outages are those of the next one."""
         self.process_crashed = False  # a request of a crashed process does not reach the gateway
-        self.gives_up_early = False  # the process was told to abort, or its ledger has failed
+        self.gives_up_early = False  # the process aborts, or its ledger has failed
         self.outages = outages
         self.cdn.outages = cdn_outages
         self.posts: list[Post] = []

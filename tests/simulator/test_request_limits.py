@@ -249,7 +249,7 @@ def test_invalid_limits(text: str) -> None:
 
 @pytest.mark.parametrize("text", ["gcra:10/s+refused", "token-bucket:10/s,5+refused", "sliding-window:10/s+refused"])
 def test_refused_requests_that_count(text: str) -> None:
-    """With +refused, a client that never waits is not accepted again; one that waits as told is."""
+    """With +refused, a client that never waits is not accepted again; one that waits for Retry-After is."""
     limit, plain = parse_limit(text), parse_limit(text.removesuffix("+refused"))
     assert limit is not None and plain is not None
     times_s = [LIMITS_START_AT + n / 100 for n in range(1000)]
