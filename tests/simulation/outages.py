@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from random import Random
 
 import aiohttp
@@ -59,3 +60,9 @@ def random_outages(random: Random, kinds: list[str], share: float) -> list[Outag
         return []
     start_s = START_S + random.choice([0.0, 0.5, 2.0, 15.0]) * random.random()
     return [Outage(random.choice(kinds), start_s, start_s + random.choice([2.0, 10.0, 60.0, 300.0]))]
+
+
+def current_outage(outages: list[Outage]) -> Outage | None:
+    """Return the outage of this moment, if there is one."""
+    now_s = asyncio.get_running_loop().time()
+    return next((outage for outage in outages if outage.start_s <= now_s < outage.end_s), None)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from random import Random
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
@@ -11,7 +10,7 @@ import aiohttp
 
 from krea_batch.testing.scripted_gateway import make_png
 from tests.simulation.network import Part, Reply, Request
-from tests.simulation.outages import Outage
+from tests.simulation.outages import Outage, current_outage
 from tests.simulation.weighted_choice import weighted_choice
 
 if TYPE_CHECKING:
@@ -48,8 +47,7 @@ class RandomCdn:
 
     def answer(self, request: Request) -> list[Reply]:
         """Return the response to a request for an image."""
-        now_s = asyncio.get_running_loop().time()
-        if outage := next((outage for outage in self.outages if outage.start_s <= now_s < outage.end_s), None):
+        if outage := current_outage(self.outages):
             return [outage.reply(request)]
         parts = urlsplit(request.url)
         random = self._gateway.random_for("fetch", parts.path)

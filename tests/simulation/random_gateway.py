@@ -22,7 +22,7 @@ from tests.simulation import answers
 from tests.simulation.answers import CANDIDATE, CLEAR, CONFLICT, NOTHING, refusal
 from tests.simulation.ledger_reader import LedgerReader
 from tests.simulation.network import Connection, Reply, Request, broken
-from tests.simulation.outages import Outage
+from tests.simulation.outages import Outage, current_outage
 from tests.simulation.random_callbacks import RandomCallbacks
 from tests.simulation.random_cdn import RandomCdn
 from tests.simulation.random_statuses import RandomStatuses
@@ -175,7 +175,7 @@ class RandomGateway:
         random = self.random_for("post", prompt)
         table = FEW_FAULTS if self.few_faults else SUBMIT_OUTCOMES
         outcome = "accept" if self.no_faults else weighted_choice(random, table)
-        outage = self._outage()
+        outage = current_outage(self.outages)
         self._posts[request] = request.subject = Post(prompt, random, outcome, outage)
         if outage and outage.kind == "not sent":
             outage.prompts_s.append((prompt, asyncio.get_running_loop().time()))
@@ -252,11 +252,6 @@ class RandomGateway:
         random = Random(post.request_id)
         return others[-1] if random.random() < 0.5 else random.choice(others)
 
-    def _outage(self) -> Outage | None:
-        """Return the outage of this moment, if there is one."""
-        now_s = asyncio.get_running_loop().time()
-        return next((outage for outage in self.outages if outage.start_s <= now_s < outage.end_s), None)
-
     # ---- polls -------------------------------------------------------------------------------------------
 
     def _answer_poll(self, request: Request, connection: Connection) -> list[Reply]:
@@ -265,6 +260,6 @@ class RandomGateway:
         if request_id not in self.named and not self.ledger.query(sql, request_id):
             self.violations.append(f"a poll of {request_id}, which is not recorded")
         self.polled[request_id] += 1
-        if outage := self._outage():
+        if outage := current_outage(self.outages):
             return [outage.reply(request)]
         return self.statuses.answer(request, connection, request_id)
