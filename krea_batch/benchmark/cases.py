@@ -5,7 +5,6 @@ A `Case` is sent to a worker, which sends back `WorkerProgress` and then a `Case
 
 from __future__ import annotations
 
-import re
 from enum import StrEnum
 
 import msgspec
@@ -98,19 +97,6 @@ def parse_rates(text: str) -> list[Rate]:
         if rate.per_s in [earlier.per_s for earlier in rates[:index]]:
             raise SettingsError("rates", f"{rate.text!r} is given twice", "give each rate once")
     return rates
-
-
-_LIMIT = re.compile(r"[a-z-]+:(\d+(?:\.\d+)?)/(\d+(?:\.\d+)?)?(s|m|min|h)\b.*")
-_PERIODS_S = {"s": 1.0, "m": 60.0, "min": 60.0, "h": 3600.0}
-
-
-def parse_limit_per_s(text: str) -> float:
-    """Return the rate of a limit as `krea-batch simulate` takes it. Raises SettingsError if it has none."""
-    match = _LIMIT.fullmatch(text)
-    per_s = float(match[1]) / (float(match[2] or 1) * _PERIODS_S[match[3]]) if match else 0.0
-    if per_s <= 0:
-        raise SettingsError("limit", f"invalid limit {text!r}", "use e.g. gcra:60/s or sliding-window:60/10s")
-    return per_s
 
 
 def run_dir_name(rate: Rate) -> str:

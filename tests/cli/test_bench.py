@@ -101,6 +101,15 @@ class TestSimulated:
             assert row["lag_mean_s"] is not None
         assert rows == bench_results(tmp_path / "krea-batch-bench")
 
+    def test_a_limit_to_find_has_a_row_of_its_own(self, tmp_path: Path) -> None:
+        """With --limit there is one more row, of a run whose rate is `auto`."""
+        options = (*BENCH_SIMULATOR_OPTIONS[2:], "--rates", "40/s", "--limit", "gcra:20/s")
+        done = run_command("bench", *options, "--json", "-q", cwd=tmp_path, key="")
+        assert done.returncode == 0, done.stderr
+        rows = json.loads(done.stdout)["results"]
+        assert [(row["rate"], row["limit"]) for row in rows] == [("40/s", ""), ("auto", "gcra:20/s")]
+        assert all(row["accepted"] == row["stored"] == 8 for row in rows)
+
     def test_in_a_terminal_the_progress_is_removed(self, tmp_path: Path) -> None:
         """In a terminal the counts of the running case are shown in place, and removed at the end."""
         arguments = ("bench", *BENCH_SIMULATOR_OPTIONS[2:], "--rates", "5/s", "--out", "report")
@@ -117,6 +126,8 @@ class TestSimulated:
             (("--rates", "20/s,20/s"), "is given twice"),
             (("--poll-interval", "0"), "--poll-interval"),
             (("--latency", "forever"), "--latency"),
+            (("--limit", "fast:60/s"), "--limit: 'fast:60/s' is not a rate limit"),
+            (("--limit", "jobs-in-process:3"), "--limit: 'jobs-in-process:3' is not a rate limit"),
             (("--compare", "--gateway", "http://127.0.0.1:9"), "each script would be charged"),
         ],
     )

@@ -28,7 +28,6 @@ from krea_batch.benchmark.cases import (
     Implementation,
     WorkerProgress,
     jobs_for_rate,
-    parse_limit_per_s,
     parse_rates,
     run_dir_name,
 )
@@ -41,10 +40,11 @@ from krea_batch.cli.ui.progress import make_display
 from krea_batch.cli.ui.run_session import find_key
 from krea_batch.cli.ui.summary import RunTotals
 from krea_batch.engine.child_process import forget_key
-from krea_batch.errors import InputError
+from krea_batch.errors import InputError, SettingsError
 from krea_batch.settings import AUTO, Settings
 from krea_batch.storage.outputs import check_output
 from krea_batch.storage.run_dir import LEDGER
+from krea_batch.testing.simulator.request_limits import parse_limit
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -108,12 +108,23 @@ def _cases(options: dict[str, Any], folder: Path) -> list[Case]:
             jobs = jobs_for_rate(rate.per_s, options["jobs"])
             cases.append(_case(options, out, jobs, implementation=implementation, rate=rate.text, per_s=rate.per_s))
     for number, limit in enumerate(options["submit_limit"]):
-        per_s = parse_limit_per_s(limit)
+        per_s = _limit_per_s(limit)
         jobs = jobs_for_rate(per_s, options["jobs"], FIND_DURATION_S)
         out = folder / "engine" / f"limit-{number}"
         facts = {"implementation": Implementation.ENGINE, "rate": AUTO, "per_s": per_s, "limit": limit}
         cases.append(_case(options, out, jobs, **facts))
     return cases
+
+
+def _limit_per_s(text: str) -> float:
+    """Return the rate that a limit of the simulator allows. Raises SettingsError if it has none."""
+    try:
+        limit = parse_limit(text)
+    except ValueError:
+        limit = None
+    if limit is None or limit.per_s is None:
+        raise SettingsError("limit", f"{text!r} is not a rate limit", "use e.g. gcra:60/s or sliding-window:60/10s")
+    return limit.per_s
 
 
 def _case(options: dict[str, Any], out: Path, jobs: int, **facts: Any) -> Case:

@@ -33,7 +33,12 @@ _TIME_TOLERANCE_S = 1e-6  # chosen: a float of seconds since 1970 is precise to 
 
 
 class RequestLimit:
-    """A limit. `take` counts the request and returns 0.0, or returns the seconds to wait."""
+    """A limit. `take` counts the request and returns 0.0, or returns the seconds to wait.
+
+    `per_s` is what it allows in the long run, None if that depends on the jobs.
+    """
+
+    per_s: float | None = None
 
     def take(self, now_s: float) -> float:
         raise NotImplementedError
@@ -47,7 +52,8 @@ class RequestLimit:
 
 class TokenBucket(RequestLimit):
     def __init__(self, per_s: float, burst: float, *, counts_refused: bool = False) -> None:
-        self.per_s, self.burst = per_s, burst
+        self.per_s: float = per_s
+        self.burst = burst
         self._counts_refused = counts_refused
         self._tokens, self._at_s = burst, 0.0
 
@@ -65,6 +71,7 @@ class TokenBucket(RequestLimit):
 class FixedWindow(RequestLimit):
     def __init__(self, count: int, window_s: float) -> None:
         self.count, self.window_s = count, window_s
+        self.per_s = count / window_s
         self._window, self._used = -1, 0
 
     def take(self, now_s: float) -> float:
@@ -80,6 +87,7 @@ class FixedWindow(RequestLimit):
 class SlidingWindow(RequestLimit):
     def __init__(self, count: int, window_s: float, *, counts_refused: bool = False) -> None:
         self.window_s = window_s
+        self.per_s = count / window_s
         self._counts_refused = counts_refused
         self._counted_times_s: deque[float] = deque(maxlen=min(count, sys.maxsize))
 
