@@ -100,7 +100,7 @@ class RunContext:
     def record_found_limit(self, found: FoundLimit | None, interval_s: float = 0.0) -> None:
         """Record a limit that was found, at most once in `interval_s`."""
         now_s = self.now_s()
-        if found is None or found is self._recorded_limit or now_s < self._limit_recorded_s + interval_s:
+        if found is None or found == self._recorded_limit or now_s < self._limit_recorded_s + interval_s:
             return
         self._recorded_limit, self._limit_recorded_s = found, now_s
         self.record_later(LedgerStore.save_found_limit, msgspec.json.encode(found), self.wall_clock())

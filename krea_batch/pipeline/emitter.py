@@ -98,7 +98,7 @@ class EventEmitter:
 
     def emit_rate(self, per_s: float, found: FoundLimit | None) -> None:
         """Report the submit rate and the limit of the gateway that was found, if one of them has changed."""
-        if per_s == self._stats.rate_per_s and found is self._found_limit:
+        if per_s == self._stats.rate_per_s and found == self._found_limit:
             return
         self._found_limit = found
         self._stats.rate_per_s, self._stats.found_limit = per_s, str(found or "")

@@ -52,8 +52,6 @@ class RateController:
         self._consecutive_429 = 0  # without an accepted submit between them
         self._accepted_since_pause = 0
         self._estimate_before_cap: Estimate | None = None
-        self._found: FoundLimit | None = None
-        self._found_estimate: Estimate | None = None  # that `_found` was made from
 
     @property
     def per_s(self) -> float:
@@ -79,9 +77,7 @@ class RateController:
         estimate, max_jobs = self._search.estimate, self._jobs.cap
         if max_jobs is None and estimate.is_first:
             return None
-        if estimate is not self._found_estimate or self._found is None or self._found.max_jobs != max_jobs:
-            self._found_estimate, self._found = estimate, FoundLimit(estimate.per_s, self._search.memory_s, max_jobs)
-        return self._found
+        return FoundLimit(estimate.per_s, self._search.memory_s, max_jobs)
 
     def resume(self, found: FoundLimit) -> None:
         """Start slightly below a limit that an earlier run has found, unless submits were sent already."""

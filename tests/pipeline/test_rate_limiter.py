@@ -89,25 +89,32 @@ def test_a_pause_between_the_two_steps() -> None:
     assert max(later - earlier for earlier, later in pairwise(submits.sent_s)) >= 2.0
 
 
+def submit_jobs(rate_limiter: RateLimiter, count: int, *, first_ends_s: float | None = None) -> list[float]:
+    """Submit jobs, which are accepted, and return when. With `first_ends_s`, a job ends at that time."""
+    times_s: list[float] = []
+
+    async def main() -> None:
+        loop = asyncio.get_running_loop()
+        rate_limiter.bind_loop()
+        if first_ends_s is not None:
+            loop.call_later(first_ends_s, rate_limiter.on_job_ended)
+        for _ in range(count):
+            await rate_limiter.acquire()
+            sent_s = await rate_limiter.confirm()
+            assert sent_s is not None
+            rate_limiter.controller.on_response(sent_s, loop.time())
+            times_s.append(sent_s - 1000.0)
+
+    run_virtual(main())
+    return times_s
+
+
 class TestTheCapOnJobs:
     def test_submits_wait_for_room(self) -> None:
         """With a cap of three jobs, the fourth submit waits until a job has ended."""
         rate_limiter = RateLimiter("100/s")
         rate_limiter.controller.resume(FoundLimit(100.0, max_jobs=3))
-        times_s: list[float] = []
-
-        async def main() -> None:
-            loop = asyncio.get_running_loop()
-            rate_limiter.bind_loop()
-            loop.call_later(5.0, rate_limiter.on_job_ended)
-            for _ in range(4):
-                await rate_limiter.acquire()
-                sent_s = await rate_limiter.confirm()
-                assert sent_s is not None
-                rate_limiter.controller.on_response(sent_s, loop.time())
-                times_s.append(sent_s - 1000.0)
-
-        run_virtual(main())
+        times_s = submit_jobs(rate_limiter, 4, first_ends_s=5.0)
         assert times_s[2] < 1.0
         assert 5.0 <= times_s[3] < 5.1
 
@@ -115,19 +122,7 @@ class TestTheCapOnJobs:
         """If no job ends for two minutes, one more is submitted, and then one every two minutes."""
         rate_limiter = RateLimiter("100/s")
         rate_limiter.controller.resume(FoundLimit(100.0, max_jobs=3))
-        times_s: list[float] = []
-
-        async def main() -> None:
-            loop = asyncio.get_running_loop()
-            rate_limiter.bind_loop()
-            for _ in range(5):
-                await rate_limiter.acquire()
-                sent_s = await rate_limiter.confirm()
-                assert sent_s is not None
-                rate_limiter.controller.on_response(sent_s, loop.time())
-                times_s.append(sent_s - 1000.0)
-
-        run_virtual(main())
+        times_s = submit_jobs(rate_limiter, 5)
         assert times_s[2] < 1.0
         assert MAX_FULL_S <= times_s[3] < MAX_FULL_S + 20.0
         assert 2 * MAX_FULL_S <= times_s[4] < 2 * MAX_FULL_S + 40.0
