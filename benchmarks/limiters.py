@@ -13,11 +13,11 @@ from __future__ import annotations
 
 import argparse
 import statistics
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
-from benchmarks.report import report_goal
-from tests.limiter_judge import KIND_WEIGHTS, JudgeResult, draw_limiter, draw_configured_per_s, judge
+from benchmarks.report import percentile, report_goal
+from tests.limiter_judge import KIND_WEIGHTS, JudgeResult, draw_configured_per_s, draw_limiter, judge
 
 FIRST_SEED = 1000  # the constants were chosen with seeds below
 PLOT = Path(__file__).with_name("limiters.svg")
@@ -32,30 +32,25 @@ def run(seed: int, row: str) -> JudgeResult:
     return judge(case, None if row == "auto" else draw_configured_per_s(case))
 
 
-def percentile(values: Iterable[float], share: float) -> float:
-    """Return the value that this share of the values does not exceed."""
-    ordered = sorted(values)
-    return ordered[min(len(ordered) - 1, int(share * len(ordered)))]
+def reached_by(results: Sequence[JudgeResult]) -> tuple[float, float, float, float]:
+    """Return the median and the 5th percentile of the shares, the median and the 95th percentile of 429s per job."""
+    shares = [result.share for result in results]
+    refused = [result.rate_limited_per_job for result in results]
+    return (
+        statistics.median(shares), percentile(shares, 0.05),
+        statistics.median(refused), percentile(refused, 0.95),
+    )  # fmt: skip
 
 
 def print_row(name: str, results: Sequence[JudgeResult]) -> None:
-    shares = [result.share for result in results]
-    refused = [result.rate_limited_per_job for result in results]
-    print(
-        f"| {name} | {len(results)} | {statistics.median(shares):.3f} | {percentile(shares, 0.05):.3f} "
-        f"| {statistics.median(refused):.4f} | {percentile(refused, 0.95):.3f} |",
-        flush=True,
-    )
+    share, low_share, refused, high_refused = reached_by(results)
+    cells = f"{share:.3f} | {low_share:.3f} | {refused:.4f} | {high_refused:.3f}"
+    print(f"| {name} | {len(results)} | {cells} |", flush=True)
 
 
 def report(row: str, results: Sequence[JudgeResult]) -> None:
     """Report the goals of a row."""
-    shares = [result.share for result in results]
-    refused = [result.rate_limited_per_job for result in results]
-    reached = (
-        statistics.median(shares), percentile(shares, 0.05),
-        statistics.median(refused), percentile(refused, 0.95),
-    )  # fmt: skip
+    reached = reached_by(results)
     min_median, min_low = GOALS[row]
     bound = f"median ≥ {min_median}" + (f", 5th percentile ≥ {min_low}" if min_low else "")
     report_goal(

@@ -26,7 +26,7 @@ from typing import Any, NamedTuple
 
 import aiohttp
 
-from benchmarks.report import report_goal
+from benchmarks.report import percentile, report_goal
 from tests.processes import SimulatorProcess
 
 REQUESTS_PER_S = 200
@@ -105,11 +105,6 @@ def service(gateway: str) -> Iterator[str]:
         finally:
             process.terminate()
             process.wait()
-
-
-def percentile(values: list[float], share: float) -> float:
-    ordered = sorted(values)
-    return ordered[min(len(ordered) - 1, int(share * len(ordered)))] if ordered else 0.0
 
 
 async def load(web: aiohttp.ClientSession, stop: asyncio.Event) -> list[float]:

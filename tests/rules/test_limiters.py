@@ -17,8 +17,8 @@ from tests.limiter_judge import (
     JudgedGateway,
     LimiterCase,
     ProcessedJobs,
-    draw_limiter,
     draw_configured_per_s,
+    draw_limiter,
     judge,
     judge_rate_limiter,
 )
