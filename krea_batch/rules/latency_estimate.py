@@ -45,19 +45,17 @@ class LatencyEstimate:
         "_completed",
         "_completed_weight",
         "_imprecise_share",
-        "_interval_s",
-        "_max_age_s",
         "_pending",
         "_trials",
         "cell_units",
+        "max_age_s",
         "observed_jobs",
         "oldest_units",
         "unit_s",
     )
 
     def __init__(self, interval_s: float, *, timeout_s: float = math.inf) -> None:
-        self._interval_s = interval_s
-        self._max_age_s = min(timeout_s, MAX_AGE_INTERVALS * interval_s)
+        self.max_age_s = min(timeout_s, MAX_AGE_INTERVALS * interval_s)
         self.unit_s = interval_s / CELLS_PER_INTERVAL  # the width of the narrowest cells
         self.cell_units = 1  # width of a cell, a power of 2
         self.observed_jobs = 0  # completed jobs, including those that no longer count
@@ -67,15 +65,6 @@ class LatencyEstimate:
         self._completed_weight = 0.0
         self._pending: dict[int, float] = {}  # by age in units: jobs last polled there, and not finished
         self._trials = PollTrials()
-
-    def copy(self) -> LatencyEstimate:
-        """Return a copy that takes its own observations."""
-        copied = LatencyEstimate(self._interval_s, timeout_s=self._max_age_s)
-        copied.cell_units, copied.observed_jobs = self.cell_units, self.observed_jobs
-        copied.oldest_units, copied._imprecise_share = self.oldest_units, self._imprecise_share
-        copied._completed, copied._completed_weight = self._completed.copy(), self._completed_weight
-        copied._pending, copied._trials = self._pending.copy(), self._trials.copy()
-        return copied
 
     # ---- observations ------------------------------------------------------------------------------------
 
@@ -117,7 +106,7 @@ class LatencyEstimate:
 
     def _age_units(self, age_s: float) -> int:
         """Return an age in units, rounded up to what is kept. NaN counts as 0, an age above the maximum as that."""
-        units = math.ceil(min(max(0.0, age_s), self._max_age_s) / self.unit_s - 1e-6)
+        units = math.ceil(min(max(0.0, age_s), self.max_age_s) / self.unit_s - 1e-6)
         if units <= MAX_CELLS:
             return max(0, units)
         width = _resolution_units(units)

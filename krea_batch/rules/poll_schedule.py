@@ -16,7 +16,7 @@ import math
 from bisect import bisect_left
 from collections.abc import Sequence
 
-from krea_batch.rules.latency_estimate import CELLS_PER_INTERVAL, MAX_AGE_INTERVALS, LatencyEstimate
+from krea_batch.rules.latency_estimate import CELLS_PER_INTERVAL, LatencyEstimate
 
 EXPLORING_JOBS = 10  # chosen: the first jobs explore; fewer do not show two humps, more cost polls
 EXPLORING_GROWTH = 0.2  # chosen: of its age; a job that explores is polled some 20 times, however long it takes
@@ -42,7 +42,6 @@ class PollSchedule:
     __slots__ = (
         "_checked_oldest_units",
         "_lag_weight",
-        "_max_age_s",
         "_next_check",
         "_observations",
         "_plan",
@@ -66,7 +65,6 @@ class PollSchedule:
         self.version = 0
         self.estimate = estimate or LatencyEstimate(interval_s, timeout_s=timeout_s)
         self._timeout_s = timeout_s
-        self._max_age_s = min(timeout_s, MAX_AGE_INTERVALS * interval_s)
         self._lag_weight = lag_weight
         self._observations = 0
         self._replan_at_observed = 0  # this many completed jobs cause a new plan, even without drift
@@ -90,13 +88,12 @@ class PollSchedule:
 
     # ---- when to poll ------------------------------------------------------------------------------------
 
-    def first_poll_s(self) -> float:
-        """Return the seconds from the acceptance to the first poll."""
-        return self.next_poll_s(0.0)
-
     def next_poll_s(self, age_s: float) -> float:
-        """Return the seconds from a poll at `age_s`, which found the job unfinished, to the next poll."""
-        known_age_s = min(max(0.0, age_s), self._max_age_s)
+        """Return the seconds to the next poll, from a poll at `age_s` that found the job unfinished.
+
+        At 0, they are the seconds from the acceptance to the first poll.
+        """
+        known_age_s = min(max(0.0, age_s), self.estimate.max_age_s)
         return self._before_timeout_s(self._plan.next_poll_age_s(known_age_s) - known_age_s, age_s)
 
     def quantile_s(self) -> float:

@@ -12,6 +12,7 @@ from __future__ import annotations
 import math
 from collections import Counter, defaultdict
 from collections.abc import Iterable
+from copy import deepcopy
 from functools import partial
 from itertools import zip_longest
 
@@ -96,7 +97,7 @@ class PollSchedules:
         if kind not in self._estimates:
             for first_kind, estimate in self._estimates.items():
                 if estimate is self.shared.estimate:
-                    self._estimates[first_kind] = estimate.copy()
+                    self._estimates[first_kind] = deepcopy(estimate)
             self._estimates[kind] = self._new_estimate() if self._estimates else self.shared.estimate
         return self._estimates[kind]
 

@@ -52,16 +52,6 @@ class PollTrials:
             )
             self._weight = sum(self.completed.values()) + sum(self.unfinished.values())
 
-    def copy(self) -> PollTrials:
-        """Return a copy that takes its own trials."""
-        copied = PollTrials()
-        copied.completed, copied.unfinished, copied._weight = (
-            self.completed.copy(),
-            self.unfinished.copy(),
-            self._weight,
-        )
-        return copied
-
     def survival(self, cell_units: int, max_cells: int) -> list[float]:
         """Return, by cell, the share of jobs that take longer, up to the last cell with a trial."""
         blocks = self._blocks(cell_units, max_cells)

@@ -9,7 +9,6 @@ from __future__ import annotations
 import math
 from bisect import insort
 from collections import deque
-from itertools import takewhile
 
 WINDOW_S = 1.0
 MARGIN_S = 0.008  # measured: requests sent this much more than a window apart also arrive a window apart
@@ -53,10 +52,6 @@ class SendWindow:
         if self._sent_s and self._sent_s[-1] == sent_s:
             insort(later, self._sent_s.pop() + late_s)
         self._sent_s.extend(later)
-
-    def sent_after(self, start_s: float) -> int:
-        """Return how many of the latest requests were sent after `start_s`, at most those of one window."""
-        return sum(1 for _ in takewhile(lambda at_s: at_s > start_s, reversed(self._sent_s)))
 
     def widen(self) -> bool:
         """Make the windows longer, since requests arrive closer to each other than they are sent, if possible."""

@@ -26,7 +26,7 @@ def learned(interval_s: float, latencies_s: list[float]) -> PollSchedule:
 
 def poll_ages_s(schedule: PollSchedule, latency_s: float) -> list[float]:
     """Return the ages at which a job that takes `latency_s` is polled, up to the poll that finds it completed."""
-    ages_s = [schedule.first_poll_s()]
+    ages_s = [schedule.next_poll_s(0.0)]
     while ages_s[-1] < latency_s:
         ages_s.append(ages_s[-1] + schedule.next_poll_s(ages_s[-1]))
     return ages_s
@@ -44,7 +44,7 @@ def polls_and_lag(schedule: PollSchedule, latencies_s: list[float]) -> float:
 def test_never_closer_than_the_interval(interval_s: float, latencies_s: list[float], age_s: float) -> None:
     """Whatever was observed, a job is polled no sooner than the interval, and not never."""
     schedule = learned(interval_s, latencies_s)
-    for gap_s in (schedule.first_poll_s(), schedule.next_poll_s(age_s)):
+    for gap_s in (schedule.next_poll_s(0.0), schedule.next_poll_s(age_s)):
         assert interval_s <= gap_s <= 1e5
 
 
@@ -110,11 +110,11 @@ def test_the_plan_is_nearly_optimal(draw: Callable[[random.Random], float]) -> N
 def test_unfinished_jobs_count() -> None:
     """If 20 jobs took 6 s and 200 are unfinished at 20 s, jobs are not polled at 6 s."""
     schedule = learned(5.0, [6.0] * 20)
-    assert schedule.first_poll_s() < 8
+    assert schedule.next_poll_s(0.0) < 8
     for _ in range(200):
         schedule.observe_pending(10.0)
         schedule.observe_pending(20.0, 10.0)
-    assert schedule.first_poll_s() > 15
+    assert schedule.next_poll_s(0.0) > 15
 
 
 @settings(deadline=None, max_examples=30)
@@ -122,7 +122,7 @@ def test_unfinished_jobs_count() -> None:
 def test_it_follows_a_shift(before_s: float, after_s: float) -> None:
     """If latencies change, old ones are discounted and first polls follow the new ones."""
     schedule = learned(5.0, [before_s] * 2000 + [after_s] * 4000)
-    assert after_s - 1e-6 <= schedule.first_poll_s() <= after_s + 0.5
+    assert after_s - 1e-6 <= schedule.next_poll_s(0.0) <= after_s + 0.5
 
 
 def test_inexact_latencies_are_narrowed_down() -> None:
@@ -136,7 +136,7 @@ def test_inexact_latencies_are_narrowed_down() -> None:
         else:
             schedule.observe(age_s, exact=False)
     assert schedule.estimate.imprecise
-    assert 11.5 <= schedule.first_poll_s() <= 14.0
+    assert 11.5 <= schedule.next_poll_s(0.0) <= 14.0
 
 
 def test_two_humps_are_recognised_without_timestamps() -> None:
@@ -161,7 +161,7 @@ def test_the_plan_waits_with_the_oldest_jobs() -> None:
     for age_s in (5.0, 10.0, 20.0, 40.0, 80.0):
         for _ in range(40):
             schedule.observe_pending(age_s, age_s / 2 if age_s > 5.0 else 0.0)
-        assert schedule.first_poll_s() > age_s / 2
+        assert schedule.next_poll_s(0.0) > age_s / 2
 
 
 class TestExploring:
@@ -236,7 +236,7 @@ def test_no_poll_is_behind_the_timeout(
         else:
             schedule.observe_pending(latency_s, last_polled_s)
     latest_s = max(interval_s, timeout_s)
-    assert interval_s <= schedule.first_poll_s() <= latest_s
+    assert interval_s <= schedule.next_poll_s(0.0) <= latest_s
     assert interval_s <= schedule.quantile_s() <= latest_s
     wait_s = schedule.next_poll_s(age_s)
     assert interval_s <= wait_s
@@ -249,25 +249,25 @@ def test_one_outlier_does_not_make_the_polls_coarse(outlier_s: float, position: 
     """One job that took a hundred times as long, or is said to have, moves the first poll by a cell at most."""
     rng = random.Random(3)
     latencies_s = [rng.gauss(15.0, 0.5) for _ in range(200)]
-    expected_s = learned(5.0, latencies_s).first_poll_s()
+    expected_s = learned(5.0, latencies_s).next_poll_s(0.0)
     schedule = PollSchedule(5.0, timeout_s=1800.0)
     for index, latency_s in enumerate(latencies_s):
         if index == position:
             schedule.observe(outlier_s) if completed else schedule.observe_pending(outlier_s)
         schedule.observe(latency_s)
-    assert abs(schedule.first_poll_s() - expected_s) <= 0.5
+    assert abs(schedule.next_poll_s(0.0) - expected_s) <= 0.5
 
 
 def test_polls_are_precise_again_after_a_slow_time() -> None:
     """When jobs that took half an hour no longer count, the polls are as precise as before them."""
     steady_s = [15.1] * 6000
-    before_s = learned(5.0, steady_s).first_poll_s()
+    before_s = learned(5.0, steady_s).next_poll_s(0.0)
     assert 15.1 <= before_s <= 15.36
     schedule = learned(5.0, [15.1] * 300 + [1700.0] * 100)
-    assert schedule.first_poll_s() > before_s
+    assert schedule.next_poll_s(0.0) > before_s
     for latency_s in steady_s:
         schedule.observe(latency_s)
-    assert schedule.first_poll_s() == before_s
+    assert schedule.next_poll_s(0.0) == before_s
 
 
 def test_jobs_behind_the_plan_are_polled_ever_less_often() -> None:

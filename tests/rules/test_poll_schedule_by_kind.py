@@ -25,8 +25,8 @@ def learned_schedules(count: int, **kinds_s: tuple[float, float]) -> PollSchedul
 def test_kinds_that_differ_have_separate_schedules() -> None:
     """Jobs of each kind are first polled when jobs of that kind end."""
     schedules = learned_schedules(100, low=(5.5, 6.5), high=(24.0, 26.0))
-    assert 6.0 < schedules.for_kind("low").first_poll_s() < 8.0
-    assert 24.0 < schedules.for_kind("high").first_poll_s() < 28.0
+    assert 6.0 < schedules.for_kind("low").next_poll_s(0.0) < 8.0
+    assert 24.0 < schedules.for_kind("high").next_poll_s(0.0) < 28.0
 
 
 def test_kinds_that_do_not_differ_share_a_schedule() -> None:
@@ -105,8 +105,8 @@ def test_unfinished_jobs_show_that_kinds_differ() -> None:
             if age_s == 7.0:
                 schedules.observe("low", 6.0)
             schedules.observe_pending("high", age_s, age_s - 7.0)
-    assert schedules.for_kind("low").first_poll_s() < 10.0
-    assert schedules.for_kind("high").first_poll_s() > 14.0
+    assert schedules.for_kind("low").next_poll_s(0.0) < 10.0
+    assert schedules.for_kind("high").next_poll_s(0.0) > 14.0
     assert schedules.for_kind("high") is not schedules.shared
 
 
@@ -134,8 +134,8 @@ def test_a_second_kind_leaves_what_is_known_of_the_first() -> None:
         schedules.observe("first", 8.0)
     for _ in range(100):
         schedules.observe("second", 40.0)
-    assert 8.0 <= schedules.for_kind("first").first_poll_s() <= 8.5
-    assert 40.0 <= schedules.for_kind("second").first_poll_s() <= 40.5
+    assert 8.0 <= schedules.for_kind("first").next_poll_s(0.0) <= 8.5
+    assert 40.0 <= schedules.for_kind("second").next_poll_s(0.0) <= 40.5
     schedules.withdraw("third", 3.0)
     assert schedules.for_kind("third") is schedules.shared
 
@@ -178,5 +178,5 @@ def test_impossible_latencies_of_one_kind(wrong_s: float) -> None:
     for _ in range(100):
         schedules.observe("wrong", wrong_s)
         schedules.observe("right", 12.0)
-    assert POLL_INTERVAL_S <= schedules.for_kind("wrong").first_poll_s() <= 1800.0
-    assert 12.0 <= schedules.for_kind("right").first_poll_s() <= 13.0
+    assert POLL_INTERVAL_S <= schedules.for_kind("wrong").next_poll_s(0.0) <= 1800.0
+    assert 12.0 <= schedules.for_kind("right").next_poll_s(0.0) <= 13.0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from copy import deepcopy
 from itertools import pairwise
 from random import Random
 
@@ -91,7 +92,7 @@ def test_old_trials_count_less() -> None:
 def test_a_copy_takes_its_own_trials() -> None:
     """What is added to a copy is not added to the original."""
     trials = trials_of((0, 2, 3, 1))
-    copied = trials.copy()
+    copied = deepcopy(trials)
     copied.add(0, 2, completed=True)
     assert trials.survival(1, MAX_CELLS)[2] == pytest.approx(0.25)
     assert copied.survival(1, MAX_CELLS)[2] == pytest.approx(0.2)

@@ -37,7 +37,6 @@ class TestTheWindow:
         window.delay(0.0, 9.0)
         window.delay(WARM_UP_S, 0.3)
         assert window.free_s() == pytest.approx(WARM_UP_S + 0.3 + 1.0 + MARGIN_S)
-        assert window.sent_after(0.9) == 1
 
     def test_the_margin_is_doubled_up_to_a_limit(self) -> None:
         """Windows get longer if requests arrive too close to each other, but not without end."""
