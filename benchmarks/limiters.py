@@ -16,7 +16,8 @@ import statistics
 from collections.abc import Sequence
 from pathlib import Path
 
-from benchmarks.report import percentile, report_goal
+from benchmarks.report import report_goal
+from krea_batch.benchmark.measurements import percentile
 from tests.limiter_judge import KIND_WEIGHTS, JudgeResult, draw_configured_per_s, draw_limiter, judge
 
 FIRST_SEED = 1000  # the constants were chosen with seeds below
@@ -34,11 +35,11 @@ def run(seed: int, row: str) -> JudgeResult:
 
 def reached_by(results: Sequence[JudgeResult]) -> tuple[float, float, float, float]:
     """Return the median and the 5th percentile of the shares, the median and the 95th percentile of 429s per job."""
-    shares = [result.share for result in results]
-    refused = [result.rate_limited_per_job for result in results]
+    shares = sorted(result.share for result in results)
+    refused = sorted(result.rate_limited_per_job for result in results)
     return (
-        statistics.median(shares), percentile(shares, 0.05),
-        statistics.median(refused), percentile(refused, 0.95),
+        statistics.median(shares), percentile(shares, 5),
+        statistics.median(refused), percentile(refused, 95),
     )  # fmt: skip
 
 

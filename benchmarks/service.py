@@ -26,7 +26,8 @@ from typing import Any, NamedTuple
 
 import aiohttp
 
-from benchmarks.report import percentile, report_goal
+from benchmarks.report import report_goal
+from krea_batch.benchmark.measurements import percentile
 from tests.processes import SimulatorProcess
 
 REQUESTS_PER_S = 200
@@ -83,7 +84,7 @@ def serve(out: str, gateway: str) -> None:
 
     @app.get("/lag")
     async def lag() -> float:
-        worst = percentile(lags_s, 0.99)
+        worst = percentile(sorted(lags_s), 99) if lags_s else 0.0
         lags_s.clear()
         return worst
 
@@ -137,10 +138,10 @@ async def measure_during(web: aiohttp.ClientSession, work: Any) -> ServiceTimes:
     loading = asyncio.create_task(load(web, done))
     await work
     done.set()
-    latencies_s = await loading
+    latencies_s = sorted(await loading)
     async with web.get("/lag") as answer:
         lag_s = float(await answer.text())
-    return ServiceTimes(1000 * percentile(latencies_s, 0.5), 1000 * percentile(latencies_s, 0.99), 1000 * lag_s)
+    return ServiceTimes(1000 * percentile(latencies_s, 50), 1000 * percentile(latencies_s, 99), 1000 * lag_s)
 
 
 async def measure_both(url: str, jobs: int, seconds: float) -> tuple[ServiceTimes, ServiceTimes]:
