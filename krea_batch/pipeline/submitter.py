@@ -35,6 +35,7 @@ POST_GRACE_S = 5.0  # chosen: most answers of pending POSTs arrive within it, an
 MAX_QUEUED = 1000  # chosen: one second at 1000/s; jobs behind them stay in their file and need no memory
 MAX_CONCURRENT_POSTS = 256  # chosen: answers of 1 s at 256/s; a slower gateway gains nothing from more
 FOUND_LIMIT_INTERVAL_S = 10.0  # chosen: a killed run knows its limit as of ten seconds ago
+NEVER_REACHED_S = 20.0  # chosen: enough for a network that is just coming up, and little for a mistyped address
 HOLD_REPORT_S = 60.0  # chosen: how often listeners are told that submits are held
 
 
@@ -64,6 +65,7 @@ class Submitter:
         self._pending_posts: set[asyncio.Task[Any] | None] = set()  # tasks that wait for an answer
         self._pending_limit = PendingLimit(MAX_CONCURRENT_POSTS)
         self._breaker = CircuitBreaker(identical_refusals=run.settings.max_identical_failures != 0)
+        self._was_reached = False  # whether a POST of this run was sent
         self._conditions_changed = asyncio.Event()
         self._dispatch = anyio.CancelScope()
         run.on_stopping(self._stop)
@@ -166,7 +168,6 @@ class Submitter:
 
     async def _post(self, job: InFlightJob) -> tuple[PostVerdict, str]:
         """Send the POST of a job. Return its result, and what was in doubt before a poll proved it, "" if nothing."""
-        self._run.stats.submits += 1
         task = current_task()
         self._pending_posts.add(task)
         sending = False
@@ -175,6 +176,7 @@ class Submitter:
         def on_sending() -> None:
             nonlocal sending
             sending = True
+            self._run.stats.submits += 1
 
         try:
             callback = ""
@@ -272,6 +274,7 @@ class Submitter:
         now_s = self._run.now_s()
         controller, events = self._run.rate_limiter.controller, self._run.events
         pause_s, reason = self._breaker.record(verdict, sent_s, now_s, self._run.random()), ""
+        self._was_reached = self._was_reached or not isinstance(verdict, NotSent)
         match verdict:
             case Refused(Refusal.RATE_LIMITED, status, reason, retry_after_s):
                 self._run.stats.rate_limited += status == 429
@@ -305,9 +308,19 @@ class Submitter:
         if self._breaker.is_open and now_s - self._breaker.failing_since_s >= timeout_s:
             outage = f"the gateway has accepted no request for {timeout_s:g} s ({reason})"
             self._run.stop(RunStopped(outage, "check the gateway, then run again to resume"))
+        if self._breaker.is_open and not self._was_reached:
+            pause_s = self._stop_if_never_reached(pause_s, now_s, reason)
         if pause_s > 0:
             self._run.rate_limiter.controller.pause(now_s, pause_s)
         return pause_s
+
+    def _stop_if_never_reached(self, pause_s: float, now_s: float, reason: str) -> float:
+        """Stop the run if it could not send a first POST for NEVER_REACHED_S. Return the pause."""
+        remaining_s = self._breaker.failing_since_s + NEVER_REACHED_S - now_s
+        if remaining_s <= 0:
+            next_step = "check the gateway's address and the network with krea-batch doctor, then run again"
+            self._run.stop(RunStopped(f"no request has reached the gateway ({reason})", next_step))
+        return min(pause_s, max(0.0, remaining_s))
 
     # ---- the end of the run ------------------------------------------------------------------------------
 

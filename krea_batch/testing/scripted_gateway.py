@@ -167,11 +167,12 @@ class ScriptedGateway:
         self.submit_times_s.append(asyncio.get_running_loop().time())
         self.pending_submits += 1
         self.peak_pending_submits = max(self.peak_pending_submits, self.pending_submits)
-        if on_sending:
+        script = self.submit_script[request["prompt"]]
+        if on_sending and not (script and isinstance(script[0], NotSent)):
             on_sending()
         try:
             await asyncio.sleep(self.submit_duration_s)
-            entry = await _next_entry(self.submit_script[request["prompt"]], ACCEPT)
+            entry = await _next_entry(script, ACCEPT)
         finally:
             self.pending_submits -= 1
         if entry is not ACCEPT:

@@ -53,6 +53,10 @@ def resubmit_delays_s(gateway: ScriptedGateway) -> list[float]:
     return [later - earlier for earlier, later in itertools.pairwise(times_s)]
 
 
+async def loop_time() -> float:
+    return asyncio.get_running_loop().time()
+
+
 class TestSubmitResults:
     def test_accepted_is_stored(self, tmp_path: Path) -> None:
         """The image of an accepted POST is stored, and there is only one POST."""
@@ -157,7 +161,7 @@ class TestSubmitResults:
     def test_an_endless_outage_stops_the_run(self, tmp_path: Path, error: Any) -> None:
         """If no POST is accepted for job_timeout_s, the run stops; the jobs stay for the next one."""
         gateway = ScriptedGateway()
-        gateway.submit_script["j0"] = gateway.submit_script["j1"] = [error]
+        gateway.submit_script["j0"] = gateway.submit_script["j1"] = [RETRYABLE, error]
         engine = run_virtual(run_jobs(tmp_path, gateway, make_jobs(2), job_timeout_s=600.0))
         assert engine.stopped is not None
         assert "accepted no request for 600 s" in str(engine.stopped)
@@ -166,16 +170,35 @@ class TestSubmitResults:
         run_virtual(run_jobs(tmp_path, gateway, make_jobs(2)))
         assert set(result_statuses(tmp_path).values()) == {"succeeded"}
 
+    def test_a_gateway_that_was_never_reached_stops_the_run_soon(self, tmp_path: Path) -> None:
+        """A wrong address or a missing network is no outage: the run stops within a minute, and nothing was sent."""
+        gateway = ScriptedGateway()
+        gateway.submit_script["j0"] = gateway.submit_script["j1"] = [NOT_SENT]
+
+        async def main() -> tuple[Engine, float]:
+            engine = await run_jobs(tmp_path, gateway, make_jobs(2))
+            return engine, asyncio.get_running_loop().time()
+
+        started_s = run_virtual(loop_time())
+        engine, ended_s = run_virtual(main())
+        assert ended_s - started_s < 60.0
+        assert isinstance(engine.stopped, RunStopped)
+        assert "no request has reached the gateway (no connection)" in str(engine.stopped)
+        assert "krea-batch doctor" in str(engine.stopped)
+        assert engine.stats().submits == 0
+        assert set(ledger_states(tmp_path).values()) == {"pending"}
+
     @pytest.mark.parametrize("refusal", [RETRYABLE, NOT_SENT], ids=["500", "not sent"])
     def test_an_outage_does_not_count_against_jobs(self, tmp_path: Path, refusal: Any) -> None:
         """An outage of ten minutes costs few POSTs, no money and no job."""
         gateway = ScriptedGateway()
         posted = gateway.submit
 
-        async def submit(body: bytes, *, callback: str = "", **_: object) -> Any:
-            verdict = await posted(body)
-            if asyncio.get_running_loop().time() < 1600.0:
-                gateway.charged.clear()
+        async def submit(body: bytes, **options: Any) -> Any:
+            is_first = not gateway.submitted_bodies
+            verdict = await posted(body, **options)
+            if not is_first and asyncio.get_running_loop().time() < 1600.0:
+                del gateway.charged[verdict.request_id]
                 return refusal
             return verdict
 
