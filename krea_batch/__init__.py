@@ -135,3 +135,8 @@ def __getattr__(name: str) -> Any:
     if name not in _MODULES:
         raise AttributeError(f"module 'krea_batch' has no attribute {name!r}")
     return getattr(import_module(f"krea_batch.{_MODULES[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    """Return the public names, for tab completion in notebooks."""
+    return sorted({*_MODULES, *(name for name in globals() if name.startswith("__")), "__version__"})

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, assert_type
 
 import aiohttp
+import anyio
 import pytest
 from aiohttp import web
 
@@ -187,6 +188,14 @@ async def test_every_public_name_is_there(anyio_backend: object) -> None:
     for name in krea_batch.__all__:
         value = getattr(krea_batch, name)
         assert name in {"__version__", "Event", "Listener"} or value.__doc__
+
+
+async def test_completion_offers_every_public_name(anyio_backend: object) -> None:
+    """`dir` has the public names before any of them was used, and no others but dunder names."""
+    script = "import krea_batch; print(*dir(krea_batch))"
+    process = await anyio.run_process([sys.executable, "-c", script])
+    listed = process.stdout.decode().split()
+    assert {name for name in listed if not name.startswith("__")} == set(krea_batch.__all__) - {"__version__"}
 
 
 async def test_type_checkers_see_every_public_name(anyio_backend: object) -> None:

@@ -198,6 +198,7 @@ class TestSubmitResults:
             is_first = not gateway.submitted_bodies
             verdict = await posted(body, **options)
             if not is_first and asyncio.get_running_loop().time() < 1600.0:
+                assert isinstance(verdict, Accepted)
                 del gateway.charged[verdict.request_id]
                 return refusal
             return verdict
