@@ -21,6 +21,7 @@ from krea_batch.sources.checkpoint import Checkpoint
 from krea_batch.sources.dedupe import Deduplicator
 from krea_batch.sources.duplicate_ids import DuplicateIdFinder, default_id
 from krea_batch.sources.field_errors import closest_match
+from krea_batch.sources.formats.encoding import EncodingError
 from krea_batch.sources.formats.line_file import FilePosition
 from krea_batch.sources.inputs import Input, numbered_rows, with_positions
 from krea_batch.sources.json_errors import quoted
@@ -139,12 +140,16 @@ class Check:
 
     def _read_file(self, each: Input, after: FilePosition, rows_before: int, on_progress: OnProgress | None) -> None:
         parser, read, add = self._parser, self._parser.read, self._id_finder.add
+        wrongly_encoded = 0
         for line_number, row in each.rows(after=after):
             number = rows_before + line_number
             jobs = read(number, row)
             if not jobs:
                 self._unparsable_rows += 1
-                self._report(number, parser.diagnose(number, row))
+                error = parser.diagnose(number, row)
+                wrongly_encoded += isinstance(error, EncodingError)
+                if not isinstance(error, EncodingError) or wrongly_encoded == 1:
+                    self._report(number, error)
                 continue
             if self._deduplicator:
                 jobs = self._deduplicator.filter(number, jobs)
@@ -158,6 +163,8 @@ class Check:
                 self._note_unknown_fields(number)
             if on_progress and not line_number % PROGRESS_LINES:
                 self._report_progress(on_progress)
+        if wrongly_encoded > 1:
+            each.notices.append(f"{each.name}: {wrongly_encoded:,} rows are in another encoding; only the first is shown")
 
     def _add_ids_before_checkpoint(self) -> None:
         """Add the lines before the checkpoint whose id also occurs after it, or all of them if there are too many.

@@ -45,6 +45,7 @@ class Input:
 
     def __init__(self, file: LineFile, format_: Format, options: InputOptions, *, guess: str = "") -> None:
         self.file = file
+        file.encoding = options.encoding
         self.name = file.name
         self.format = format_
         self.notices = [f"{file.name}: {guess}"] if guess else []
@@ -65,11 +66,13 @@ class Input:
         if self.format is Format.JSONL and not self._options.columns:
             yield from self.file.lines(on_block, after)  # directly, since this is the path for a million lines
             self.row_count = self.file.line_count
+            self._add_file_notices()
             return
         self.row_count = 0
         for self.row_count, row in self._read(on_block, after):  # noqa: B020 - the last value is kept
             yield self.row_count, row
         self.row_count = max(self.row_count, self.file.line_count)
+        self._add_file_notices()
 
     def _read(self, on_block: OnBlock | None, after: FilePosition) -> Iterator[tuple[int, Row]]:
         file, options, on_notice = self.file, self._options, self._add_notice
@@ -88,6 +91,10 @@ class Input:
                 return tables.tsv_rows(file, options, on_notice)
             case Format.PARQUET | Format.ARROW:
                 return parquet.rows(file, options, on_notice, arrow=self.format is Format.ARROW)
+
+    def _add_file_notices(self) -> None:
+        for notice in self.file.notices:
+            self._add_notice(notice)
 
     def _add_notice(self, notice: str) -> None:
         text = f"{self.name}: {notice}"
@@ -139,9 +146,10 @@ def _detect_format(file: LineFile, options: InputOptions) -> Input:
     suffix = (path.with_suffix("") if path.suffix in _COMPRESSED_SUFFIXES else path).suffix.lower()
     if format_ := _FORMAT_BY_SUFFIX.get(suffix):
         return Input(file, format_, options)
-    head = file.head()
-    if head.startswith(_PARQUET_MAGIC):
+    if file.raw_head().startswith(_PARQUET_MAGIC):
         return Input(file, Format.PARQUET, options, guess="read as Parquet")
+    file.encoding = options.encoding
+    head = file.head()
     if suffix == ".txt":
         if _starts_with_job(head):
             return Input(file, Format.JSONL, options, guess="read as JSONL, because its first line is a job")

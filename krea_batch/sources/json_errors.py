@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from typing import Any, NoReturn
 
 from krea_batch.errors import InputError, JobError
+from krea_batch.sources.formats.encoding import UTF_8_HINT, EncodingError
 
 MAX_DEPTH = 100  # chosen: no metadata needs more, and every encoder and call stack can handle it
 
@@ -106,9 +107,8 @@ def _decode_utf_8(line: bytes) -> str:
     try:
         return line.decode()
     except UnicodeDecodeError as error:
-        raise JobError(
-            f"byte {error.start + 1} (0x{line[error.start]:02x}) is not UTF-8", "save the file as UTF-8"
-        ) from None
+        problem = f"byte {error.start + 1} (0x{line[error.start]:02x}) is not UTF-8"
+        raise EncodingError(problem, UTF_8_HINT) from None
 
 
 def _object_of_pairs(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

@@ -34,7 +34,8 @@ class InputOptions(msgspec.Struct, frozen=True, kw_only=True):
     `format`: None to detect it from the name and the first bytes. `keep_extra`: put unknown fields into the metadata.
     `columns`: field of a job to the column or key that has it; an empty name means none. `skip_comments`: ignore
     lines of a text that start with #. `dedupe`: drop a job whose request duplicates an earlier one. `template`: the
-    prompt with column names in braces. `axes`: sweeps that apply to every row.
+    prompt with column names in braces. `axes`: sweeps that apply to every row. `encoding`: of text without a byte
+    order mark, as `encoding_name` returns it; empty for UTF-8.
     """
 
     format: Format | None = None
@@ -44,6 +45,7 @@ class InputOptions(msgspec.Struct, frozen=True, kw_only=True):
     dedupe: bool = False
     template: str = ""
     axes: tuple[Axis, ...] = ()
+    encoding: str = ""
 
     def fingerprint(self) -> str:
         """Return a text that is equal for options that make the same jobs from the same bytes."""

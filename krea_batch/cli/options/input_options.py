@@ -37,6 +37,11 @@ _INPUT_OPTIONS = (
         metavar="FIELD=COLUMN",
         help="Column or key of another field: --column seed=Seed (repeatable).",
     ),
+    click.option(
+        "--encoding",
+        metavar="NAME",
+        help="Encoding of files that are not UTF-8, e.g. cp1252; a byte order mark takes precedence.",
+    ),
     click.option("--keep-extra", is_flag=True, help="Put unknown fields of a job line into its metadata."),
     click.option("--skip-comments", is_flag=True, help="In text files, ignore lines starting with #."),
     click.option("--dedupe", is_flag=True, help="Drop jobs whose request duplicates an earlier one."),
@@ -69,14 +74,17 @@ def input_options(options: dict[str, Any]) -> InputOptions:
     """Return how to read the files. Raises SettingsError, which names the invalid option."""
     from krea_batch.errors import JobError, SettingsError
     from krea_batch.sources import InputOptions
+    from krea_batch.sources.formats.encoding import encoding_name
     from krea_batch.sources.options import Format
     from krea_batch.sources.sweep import check_axis_names, make_axis, parse_axis, parse_seeds, repeat_axis
     from krea_batch.sources.template import Template
 
     template = options["prompt_template"] or ""
     axes = []
-    option = "prompt_template"
+    option = "encoding"
     try:
+        encoding = encoding_name(options["encoding"]) if options["encoding"] is not None else ""
+        option = "prompt_template"
         names = Template(template).names if template else ()
         option = "sweep"
         for text in options["sweep"]:
@@ -98,6 +106,7 @@ def input_options(options: dict[str, Any]) -> InputOptions:
         dedupe=options["dedupe"],
         template=template,
         axes=tuple(axes),
+        encoding=encoding,
     )
 
 

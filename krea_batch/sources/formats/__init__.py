@@ -1,6 +1,7 @@
 """The formats of job files.
 
 line_file      lines of any length, also compressed, with their positions
+encoding       converts text to UTF-8 with LF as line end
 jsonl          a JSON object per line
 text           a prompt per line, or per file
 tables         CSV and TSV

@@ -16,11 +16,13 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from importlib import import_module
 from io import SEEK_END, BufferedReader
+from itertools import chain
 from pathlib import Path
 from types import ModuleType
 from typing import IO, BinaryIO, NamedTuple, cast
 
 from krea_batch.errors import InputError
+from krea_batch.sources.formats.encoding import UTF_8, find_encoding, has_cr_line_ends, to_utf_8
 
 MAX_LINE_BYTES = 1 << 20
 """Chosen: 1 MiB, as for gateway responses. The longest sensible prompt is a hundredth of it,
@@ -31,11 +33,8 @@ BLOCK_BYTES = 1 << 18  # benchmarks/validate.py: larger blocks are not faster an
 OnBlock = Callable[[int, int, str], None]
 """Called with the number of lines consumed, and the size in bytes and SHA-256 of the text that they end."""
 
-_BOM = b"\xef\xbb\xbf"
 _GZIP = b"\x1f\x8b"
 _ZSTD = b"\x28\xb5\x2f\xfd"  # RFC 8878, section 3.1.1
-_UTF_16 = (b"\xff\xfe", b"\xfe\xff")
-_UTF_8_HINT = "save it as UTF-8"
 
 
 class FilePosition(NamedTuple):
@@ -52,13 +51,17 @@ class LineFile:
     """One job file. `name` is used in problems; `spooled` is the content of a path that can be read only once.
 
     Lines are numbered from 1, including blank ones. `line_count` is known after the first complete reading. A file is
-    read by one reader at a time.
+    read by one reader at a time. `encoding`: empty for UTF-8; a byte order mark takes precedence. `notices` says how
+    the text was converted. `mixes_line_ends`: a text whose lines end with CR also has LF.
     """
 
     def __init__(self, name: str, spooled: BinaryIO | None = None) -> None:
         self.name = name
         self.line_count = 0
         self.read_bytes = 0
+        self.encoding = ""
+        self.notices: list[str] = []
+        self.mixes_line_ends = False
         self._spooled = spooled
         self._spooled_bytes = spooled.seek(0, SEEK_END) if spooled else 0
         self._checksums: array[int] | None = None
@@ -82,7 +85,7 @@ class LineFile:
         """Yield each non-blank line that ends after a position, with its number and without its newline.
 
         A line longer than MAX_LINE_BYTES is truncated but stays longer than that, so the caller can reject it. Raises
-        InputError if the file cannot be read, begins with another encoding than UTF-8, or has changed.
+        InputError if the file cannot be read or decoded, or has changed.
         """
         number = size_bytes = 0
         digest = hashlib.sha256()
@@ -120,21 +123,38 @@ class LineFile:
         """Yield binary content in blocks, each verified against the first reading. Raises like `lines`."""
         yield from self._verified_blocks()
 
+    def raw_head(self) -> bytes:
+        """Return the first block, to detect a binary format. Raises like `raw_blocks`."""
+        return next(self._blocks(), b"")
+
     def head(self) -> bytes:
-        """Return the first block, to detect the format. Raises like `lines`, except for encodings."""
-        return next(self._blocks(), b"").removeprefix(_BOM)
+        """Return the first block of the text, to detect the format. Raises like `lines`."""
+        return next(self._text(self._blocks()), b"")
 
     def blocks(self) -> Iterator[bytes]:
         """Yield the text in blocks, not yet verified; `lines` verifies later that they were the same."""
         yield from self._text(self._recorded_blocks())
 
     def _text(self, blocks: Iterator[bytes]) -> Iterator[bytes]:
-        """Yield the blocks without a byte order mark."""
+        """Yield the text of the blocks as UTF-8 without a byte order mark. Line ends of CR alone become LF."""
         first = next(blocks, b"")
-        if first.startswith(_UTF_16) or b"\0" in first[:2]:
-            raise InputError(f"{self.name}: encoded as UTF-16", _UTF_8_HINT)
-        yield first.removeprefix(_BOM)
-        yield from blocks
+        encoding, mark_bytes = find_encoding(first, self.encoding, self.name)
+        first = first[mark_bytes:]
+        if encoding != UTF_8:
+            blocks = to_utf_8(chain([first] if first else [], blocks), encoding, self.name, self._add_notice)
+            first = next(blocks, b"")
+        if not has_cr_line_ends(first):
+            yield first
+            yield from blocks
+            return
+        self._add_notice("lines end with CR, as old Macs write them")
+        for block in chain([first], blocks):
+            self.mixes_line_ends = self.mixes_line_ends or b"\n" in block
+            yield block.replace(b"\r", b"\n")
+
+    def _add_notice(self, notice: str) -> None:
+        if notice not in self.notices:
+            self.notices.append(notice)
 
     def _verified_blocks(self) -> Iterator[bytes]:
         """Yield the blocks, each verified against the first reading."""

@@ -15,6 +15,7 @@ from typing import Any
 from krea_batch.errors import InputError, JobError
 from krea_batch.jobs import FIELDS
 from krea_batch.sources.field_errors import closest_match
+from krea_batch.sources.formats.encoding import UTF_8_HINT, EncodingError
 from krea_batch.sources.formats.line_file import MAX_LINE_BYTES, LineFile
 from krea_batch.sources.json_errors import parse_value, quoted
 from krea_batch.sources.options import InputOptions
@@ -198,7 +199,7 @@ def _require_utf_8(cells: Sequence[str]) -> None:
     for cell in cells:
         for char in cell:
             if "\udc80" <= char <= "\udcff":  # how `surrogateescape` represents a byte that is not UTF-8
-                raise JobError(f"byte 0x{ord(char) - 0xDC00:02x} is not UTF-8", "save the file as UTF-8")
+                raise EncodingError(f"byte 0x{ord(char) - 0xDC00:02x} is not UTF-8", UTF_8_HINT)
 
 
 def _prepend(first: str, rest: Iterator[str]) -> Iterator[str]:

@@ -6,7 +6,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from krea_batch.errors import JobError
+from krea_batch.errors import InputError, JobError
+from krea_batch.sources.formats.encoding import LINE_ENDS_HINT, UTF_8_HINT, EncodingError
 from krea_batch.sources.formats.line_file import MAX_LINE_BYTES, FilePosition, LineFile, OnBlock
 from krea_batch.sources.options import InputOptions
 
@@ -17,7 +18,13 @@ def lines(file: LineFile, options: InputOptions, on_block: OnBlock | None, after
     """Yield a prompt for each line that is not blank, nor a comment if comments are to be skipped."""
     for number, line in file.lines(on_block, after):
         if not (options.skip_comments and line.lstrip().startswith(b"#")):
-            yield number, _prompt_row(line.removesuffix(b"\r"), "the line")
+            text = line.rstrip(b"\r")
+            if b"\r" in text:
+                yield number, JobError("a carriage return (CR) in the line: line ends are mixed", LINE_ENDS_HINT)
+            else:
+                yield number, _prompt_row(text, "the line")
+    if file.mixes_line_ends:
+        raise InputError(f"{file.name}: some lines end with CR and some with LF", LINE_ENDS_HINT)
 
 
 def whole_file(file: LineFile) -> Rows:
@@ -33,4 +40,4 @@ def _prompt_row(text: bytes, source: str) -> dict[str, Any] | JobError:
     try:
         return {"prompt": text.decode()}
     except UnicodeDecodeError as error:
-        return JobError(f"byte {error.start + 1} (0x{text[error.start]:02x}) is not UTF-8", "save the file as UTF-8")
+        return EncodingError(f"byte {error.start + 1} (0x{text[error.start]:02x}) is not UTF-8", UTF_8_HINT)
