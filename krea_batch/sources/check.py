@@ -164,7 +164,9 @@ class Check:
             if on_progress and not line_number % PROGRESS_LINES:
                 self._report_progress(on_progress)
         if wrongly_encoded > 1:
-            each.notices.append(f"{each.name}: {wrongly_encoded:,} rows are in another encoding; only the first is shown")
+            each.notices.append(
+                f"{each.name}: {wrongly_encoded:,} rows are in another encoding; only the first is shown"
+            )
 
     def _add_ids_before_checkpoint(self) -> None:
         """Add the lines before the checkpoint whose id also occurs after it, or all of them if there are too many.

@@ -35,7 +35,8 @@ class InputOptions(msgspec.Struct, frozen=True, kw_only=True):
     `columns`: field of a job to the column or key that has it; an empty name means none. `skip_comments`: ignore
     lines of a text that start with #. `dedupe`: drop a job whose request duplicates an earlier one. `template`: the
     prompt with column names in braces. `axes`: sweeps that apply to every row. `encoding`: of text without a byte
-    order mark, as `encoding_name` returns it; empty for UTF-8.
+    order mark, as `encoding_name` returns it; empty for UTF-8. `no_header`: the first row of a table is a job, and
+    its columns are named 1, 2, and so on.
     """
 
     format: Format | None = None
@@ -46,6 +47,7 @@ class InputOptions(msgspec.Struct, frozen=True, kw_only=True):
     template: str = ""
     axes: tuple[Axis, ...] = ()
     encoding: str = ""
+    no_header: bool = False
 
     def fingerprint(self) -> str:
         """Return a text that is equal for options that make the same jobs from the same bytes."""

@@ -42,6 +42,11 @@ _INPUT_OPTIONS = (
         metavar="NAME",
         help="Encoding of files that are not UTF-8, e.g. cp1252; a byte order mark takes precedence.",
     ),
+    click.option(
+        "--no-header",
+        is_flag=True,
+        help="The first row of a table is a job; its columns are named 1, 2, … and the first is the prompt.",
+    ),
     click.option("--keep-extra", is_flag=True, help="Put unknown fields of a job line into its metadata."),
     click.option("--skip-comments", is_flag=True, help="In text files, ignore lines starting with #."),
     click.option("--dedupe", is_flag=True, help="Drop jobs whose request duplicates an earlier one."),
@@ -107,6 +112,7 @@ def input_options(options: dict[str, Any]) -> InputOptions:
         template=template,
         axes=tuple(axes),
         encoding=encoding,
+        no_header=options["no_header"],
     )
 
 

@@ -4,7 +4,8 @@ line_file      lines of any length, also compressed, with their positions
 encoding       converts text to UTF-8 with LF as line end
 jsonl          a JSON object per line
 text           a prompt per line, or per file
-tables         CSV and TSV
+tables         rows of CSV, TSV and other tables
+cells          the cells of CSV and TSV files
 json_document  a JSON array or object
 parquet        Parquet, and Arrow files of the datasets library
 spool          keeps what can be read only once, such as standard input

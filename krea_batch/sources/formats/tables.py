@@ -6,17 +6,19 @@ without an option. How each column is used is reported, since a wrong guess cost
 
 from __future__ import annotations
 
-import codecs
-import csv
 import re
+from array import array
 from collections.abc import Callable, Iterator, Sequence
+from itertools import chain
 from typing import Any
+
+import msgspec
 
 from krea_batch.errors import InputError, JobError
 from krea_batch.jobs import FIELDS
 from krea_batch.sources.field_errors import closest_match
-from krea_batch.sources.formats.encoding import UTF_8_HINT, EncodingError
-from krea_batch.sources.formats.line_file import MAX_LINE_BYTES, LineFile
+from krea_batch.sources.formats.cells import Cells, csv_cells, tsv_cells
+from krea_batch.sources.formats.line_file import LineFile
 from krea_batch.sources.json_errors import parse_value, quoted
 from krea_batch.sources.options import InputOptions
 from krea_batch.sources.template import Template
@@ -26,7 +28,12 @@ Rows = Iterator[tuple[int, dict[str, Any] | JobError]]
 
 PROMPT_COLUMNS = ("prompt", "prompts", "text", "caption", "captions", "description")
 _JSON_FIELDS = ("image_style_references", "styles", "moodboards", "metadata", "sweep")
+_MIN_PROMPT_WORDS = 3  # chosen: names of columns are seldom longer; only the order of a hint depends on it
 _INTEGER = re.compile(r"\s*[+-]?\d{1,20}\s*")
+
+
+class _HeaderError(InputError):
+    """The first row cannot be the header. Perhaps it is not meant to be one."""
 
 
 class Columns:
@@ -37,7 +44,7 @@ class Columns:
         self._header = [column.strip() for column in header]
         for n, column in enumerate(self._header):
             if column and column in self._header[:n]:
-                raise InputError(f"{name}: two columns are named {quoted(column)}", "rename one of them")
+                raise _HeaderError(f"{name}: two columns are named {quoted(column)}", "rename one of them")
         self._fields: dict[int, str] = {}
         self._assign_chosen(options)
         self._assign_by_name(options)
@@ -73,10 +80,10 @@ class Columns:
             ]
             if not matches:
                 suggestion = closest_match(column, tuple(self._header))
-                hint = (
-                    f"did you mean {quoted(suggestion)}?" if suggestion else f"the columns are {self._column_list()}"
-                )
-                raise InputError(f"{self._name}: there is no column {quoted(column)}", hint)
+                problem = f"{self._name}: there is no column {quoted(column)}"
+                if suggestion:
+                    raise InputError(problem, f"did you mean {quoted(suggestion)}?")
+                raise _HeaderError(problem, f"the columns are {self._column_list()}")
             if matches[0] in self._fields:
                 raise InputError(
                     f"{self._name}: {quoted(column)} is assigned to both {self._fields[matches[0]]} and {field}",
@@ -102,7 +109,7 @@ class Columns:
                     return
         if not options.template:
             hint = f"set --prompt-column; the columns are {self._column_list()}"
-            raise InputError(f"{self._name}: no column is named prompt", hint)
+            raise _HeaderError(f"{self._name}: no column is named prompt", hint)
         if missing := [name for name in Template(options.template).names if name not in self._header]:
             swept = [each.name for each in options.axes]
             if unknown := [name for name in missing if name not in swept]:
@@ -137,87 +144,108 @@ def _convert_cell(field: str, value: Any) -> Any:
 
 
 def csv_rows(file: LineFile, options: InputOptions, on_notice: OnNotice) -> Rows:
-    """Yield the rows of a CSV file with a header, numbered by the lines on which they begin."""
-    lines = _decode_lines(file)
-    first = next(lines, "")
-    while first and first.isspace():
-        first = next(lines, "")
-    delimiter = max(",;\t", key=first.count)
-    if delimiter != ",":
-        on_notice("separated by tabs" if delimiter == "\t" else f"separated by {delimiter}")
-    reader = csv.reader(_prepend(first, lines), delimiter=delimiter, strict=True)
-    yield from _rows(file, reader, options, on_notice)
-
-
-class _TsvReader:
-    """Reads tab-separated rows, in which quotes have no meaning. Like `csv.reader`, it knows its line number."""
-
-    def __init__(self, lines: Iterator[str]) -> None:
-        self._lines = lines
-        self.line_num = 0
-
-    def __iter__(self) -> Iterator[list[str]]:
-        return self
-
-    def __next__(self) -> list[str]:
-        line = next(self._lines)
-        self.line_num += 1
-        text = line.removesuffix("\n").removesuffix("\r")
-        return text.split("\t") if text else []
+    """Yield the rows of a CSV file, numbered by the lines on which they begin."""
+    return rows_of_cells(file.name, csv_cells(file, on_notice), options, on_notice)
 
 
 def tsv_rows(file: LineFile, options: InputOptions, on_notice: OnNotice) -> Rows:
-    """Yield the rows of a TSV file with a header, numbered by their lines."""
-    yield from _rows(file, _TsvReader(_decode_lines(file)), options, on_notice)
+    """Yield the rows of a TSV file, numbered by their lines."""
+    return rows_of_cells(file.name, tsv_cells(file), options, on_notice)
 
 
-def _rows(file: LineFile, reader: Any, options: InputOptions, on_notice: OnNotice) -> Rows:
-    columns: Columns | None = None
-    while True:
-        number = reader.line_num + 1
+def rows_of_cells(name: str, cells: Cells, options: InputOptions, on_notice: OnNotice) -> Rows:
+    """Yield the rows of a table of text cells, whose first row is the header unless options say otherwise.
+
+    Empty rows, further copies of the header, and rows without a prompt at the end are left out.
+    """
+    filled: Cells = ((number, row) for number, row in cells if isinstance(row, JobError) or any(map(str.strip, row)))
+    number, header = next(filled, (0, JobError("", "")))
+    if not number:
+        return
+    if isinstance(header, JobError):
+        raise InputError(f"{name}:{number}: cannot read the header: {header.problem}", header.hint)
+    if options.no_header:
+        columns = _numbered_columns(name, header, options, on_notice)
+        filled = chain([(number, header)], filled)
+        header = []
+    else:
         try:
-            cells = next(reader)
-            _require_utf_8(cells)
-            if columns is None:
-                if any(cells):
-                    columns = Columns(file.name, cells, options, on_notice)
-            elif any(cells):
-                yield number, columns.row(cells)
-        except StopIteration:
-            return
-        except csv.Error as error:
-            if columns is None:
-                raise InputError(f"{file.name}: cannot read the header ({error})", "see --input-format") from None
-            yield number, JobError(f"cannot read the row ({error})", 'write " in a quoted cell as ""')
-        except JobError as error:
-            if columns is None:
-                raise InputError(f"{file.name}: {error.problem}", error.hint) from None
-            yield number, error
+            columns = Columns(name, header, options, on_notice)
+        except _HeaderError as error:
+            raise InputError(error.problem, _header_hint(error.hint, header, next(filled, None))) from None
+    rows = _rows(filled, columns, header, on_notice)
+    yield from without_empty_end(rows, options, on_notice)
 
 
-def _require_utf_8(cells: Sequence[str]) -> None:
-    for cell in cells:
-        for char in cell:
-            if "\udc80" <= char <= "\udcff":  # how `surrogateescape` represents a byte that is not UTF-8
-                raise EncodingError(f"byte 0x{ord(char) - 0xDC00:02x} is not UTF-8", UTF_8_HINT)
+def _rows(cells: Cells, columns: Columns, header: Sequence[str], on_notice: OnNotice) -> Rows:
+    header = [cell.strip() for cell in header]
+    repeated = array("q")
+    for number, row in cells:
+        if isinstance(row, JobError):
+            yield number, row
+        elif header and [cell.strip("\ufeff \t") for cell in row] == header:
+            repeated.append(number)
+        else:
+            try:
+                yield number, columns.row(row)
+            except JobError as error:
+                yield number, error
+    if repeated:
+        on_notice(_left_out(repeated, "like the header"))
 
 
-def _prepend(first: str, rest: Iterator[str]) -> Iterator[str]:
-    yield first
-    yield from rest
+def without_empty_end(rows: Rows, options: InputOptions, on_notice: OnNotice) -> Rows:
+    """Leave out rows at the end that have no prompt, such as those in which only a box is ticked.
+
+    Elsewhere a missing prompt is a mistake, which the parser reports.
+    """
+    names = Template(options.template).names if options.template else ("prompt",)
+    pending = array("q")
+    for number, row in rows:
+        if isinstance(row, dict) and not any(_has_value(row, name) for name in names):
+            pending.append(number)
+            continue
+        for earlier in pending:
+            yield earlier, JobError(f'"{names[0]}" is empty', "write a prompt, or remove the row")
+        pending = array("q")
+        yield number, row
+    if pending:
+        on_notice(_left_out(pending, "without a prompt at the end"))
 
 
-def _decode_lines(file: LineFile) -> Iterator[str]:
-    """Yield the lines of the file with their line endings."""
-    decode = codecs.getincrementaldecoder("utf-8")("surrogateescape").decode
-    rest = ""
-    for block in file.text():
-        lines = (rest + decode(block)).split("\n")
-        rest = lines.pop()
-        if len(rest) > MAX_LINE_BYTES:
-            raise InputError(f"{file.name}: a line is longer than {MAX_LINE_BYTES >> 20} MiB", "see --input-format")
-        for line in lines:
-            yield line + "\n"
-    rest += decode(b"", True)
-    if rest:
-        yield rest
+def _has_value(row: dict[str, Any], name: str) -> bool:
+    """Return whether a field, or else a key of the metadata, is not blank; True for one that the table lacks."""
+    value = row.get(name, row["metadata"].get(name, "" if name in FIELDS else None))
+    return value is None or bool(str(value).strip())
+
+
+def _left_out(numbers: Sequence[int], kind: str) -> str:
+    if len(numbers) == 1:
+        return f"left out 1 row {kind}, in line {numbers[0]}"
+    return f"left out {len(numbers):,} rows {kind}; the first is in line {numbers[0]}"
+
+
+def _numbered_columns(name: str, first_row: Sequence[str], options: InputOptions, on_notice: OnNotice) -> Columns:
+    """Return columns named 1, 2, …, of which the first is the prompt. Raises InputError if the first is a header."""
+    chosen = {**options.columns}
+    if "prompt" not in chosen and not options.template:
+        chosen["prompt"] = "1"
+    numbers = [str(n) for n in range(1, len(first_row) + 1)]
+    columns = Columns(name, numbers, msgspec.structs.replace(options, columns=chosen), on_notice)
+    prompt = dict(zip(numbers, first_row, strict=True)).get(chosen.get("prompt", ""), "")
+    if _is_prompt_column(prompt):
+        raise InputError(f"{name}: the first row is a header", "leave out --no-header, or remove the row")
+    return columns
+
+
+def _header_hint(hint: str, header: Sequence[str], next_row: tuple[int, list[str] | JobError] | None) -> str:
+    """Return the hint for a first row that may be a title, or a row of a table without a header."""
+    if next_row and isinstance(next_row[1], list) and any(map(_is_prompt_column, next_row[1])):
+        return f"line {next_row[0]} looks like the header; remove the lines before it"
+    if any(len(cell.split()) >= _MIN_PROMPT_WORDS or _INTEGER.fullmatch(cell) for cell in header):
+        return f"if the first row is a prompt and not a header, add --no-header; else {hint}"
+    return f"{hint}; or add --no-header if the first row is not a header"
+
+
+def _is_prompt_column(name: str) -> bool:
+    return name.strip().lower() in PROMPT_COLUMNS
