@@ -16,9 +16,10 @@ from typing import Any, BinaryIO
 import msgspec
 
 from krea_batch.errors import InputError, JobError
-from krea_batch.sources.formats import json_document, parquet, tables, text
+from krea_batch.sources.formats import json_document, parquet, sheet, tables, text
 from krea_batch.sources.formats.line_file import FILE_START, FilePosition, LineFile, OnBlock
 from krea_batch.sources.formats.spool import is_read_once, spool, spool_path
+from krea_batch.sources.formats.unread import require_readable
 from krea_batch.sources.options import SELECTABLE, Format, InputOptions
 
 STDIN_NAME = "<stdin>"  # the name of standard input in problems, as in compilers
@@ -33,6 +34,7 @@ _FORMAT_BY_SUFFIX = {
     ".tab": Format.TSV,
     ".parquet": Format.PARQUET,
     ".arrow": Format.ARROW,
+    **dict.fromkeys((".xlsx", ".xlsm", ".xlsb", ".xls", ".ods"), Format.SHEET),
 }
 _COMPRESSED_SUFFIXES = (".gz", ".zst")
 _PARQUET_MAGIC = b"PAR1"
@@ -89,6 +91,8 @@ class Input:
                 return tables.csv_rows(file, options, on_notice)
             case Format.TSV:
                 return tables.tsv_rows(file, options, on_notice)
+            case Format.SHEET:
+                return sheet.rows(file, options, on_notice)
             case Format.PARQUET | Format.ARROW:
                 return parquet.rows(file, options, on_notice, arrow=self.format is Format.ARROW)
 
@@ -144,10 +148,17 @@ def _open_input(file: LineFile, options: InputOptions) -> Input:
 def _detect_format(file: LineFile, options: InputOptions) -> Input:
     path = Path(file.name)
     suffix = (path.with_suffix("") if path.suffix in _COMPRESSED_SUFFIXES else path).suffix.lower()
-    if format_ := _FORMAT_BY_SUFFIX.get(suffix):
+    require_readable(file.name, suffix)
+    format_ = _FORMAT_BY_SUFFIX.get(suffix)
+    if format_ and format_ not in (Format.CSV, Format.TSV):
         return Input(file, format_, options)
-    if file.raw_head().startswith(_PARQUET_MAGIC):
+    raw_head = file.raw_head()
+    if raw_head.startswith(_PARQUET_MAGIC):
         return Input(file, Format.PARQUET, options, guess="read as Parquet")
+    if raw_head.startswith(sheet.MAGICS):
+        return Input(file, Format.SHEET, options, guess="read as a workbook")
+    if format_:
+        return Input(file, format_, options)
     file.encoding = options.encoding
     head = file.head()
     if suffix == ".txt":

@@ -27,7 +27,7 @@ from krea_batch.sources.checkpoint import EMPTY, Checkpoint, FilePrefix
 from krea_batch.sources.dedupe import Deduplicator
 from krea_batch.sources.duplicate_ids import default_id
 from krea_batch.sources.inputs import Input, numbered_rows, open_inputs
-from krea_batch.sources.options import InputOptions
+from krea_batch.sources.options import Format, InputOptions
 from krea_batch.sources.parser import RowParser
 
 _force_setattr = msgspec.structs.force_setattr
@@ -67,6 +67,7 @@ class JobFiles:
             for path in paths:
                 for each in open_inputs(path, self._options, stdin or sys.stdin.buffer, spool_dir):
                     self._inputs.append(each)
+            _require_used(self._options, self._inputs)
         except BaseException:
             self.close()
             raise
@@ -191,6 +192,15 @@ def _contains(numbers: Sequence[int], number: int) -> bool:
     """Return True if the sorted `numbers` contain this one."""
     index = bisect_left(numbers, number)
     return index < len(numbers) and numbers[index] == number
+
+
+def _require_used(options: InputOptions, inputs: Sequence[Input]) -> None:
+    """Raise InputError for an option that applies to none of the files."""
+    formats = {each.format for each in inputs}
+    if options.sheet and Format.SHEET not in formats:
+        raise InputError("--sheet is given, but no file is a workbook", "leave it out")
+    if options.no_header and not formats & {Format.CSV, Format.TSV, Format.SHEET}:
+        raise InputError("--no-header is given, but no file is a table", "leave it out, or set --input-format csv")
 
 
 def _require_distinct_files(paths: Sequence[str]) -> None:

@@ -18,13 +18,14 @@ class Format(StrEnum):
     JSON = "json"
     CSV = "csv"
     TSV = "tsv"
+    SHEET = "sheet"
     TEXT = "text"
     PARQUET = "parquet"
     ARROW = "arrow"
     TEXT_FILE = "text file"
 
 
-SELECTABLE = (Format.JSONL, Format.JSON, Format.CSV, Format.TSV, Format.TEXT, Format.PARQUET)
+SELECTABLE = (Format.JSONL, Format.JSON, Format.CSV, Format.TSV, Format.SHEET, Format.TEXT, Format.PARQUET)
 """The formats that a user may name; the others are found in directories."""
 
 
@@ -36,7 +37,7 @@ class InputOptions(msgspec.Struct, frozen=True, kw_only=True):
     lines of a text that start with #. `dedupe`: drop a job whose request duplicates an earlier one. `template`: the
     prompt with column names in braces. `axes`: sweeps that apply to every row. `encoding`: of text without a byte
     order mark, as `encoding_name` returns it; empty for UTF-8. `no_header`: the first row of a table is a job, and
-    its columns are named 1, 2, and so on.
+    its columns are named 1, 2, and so on. `sheet`: its name in a workbook; empty for the first.
     """
 
     format: Format | None = None
@@ -48,6 +49,7 @@ class InputOptions(msgspec.Struct, frozen=True, kw_only=True):
     axes: tuple[Axis, ...] = ()
     encoding: str = ""
     no_header: bool = False
+    sheet: str = ""
 
     def fingerprint(self) -> str:
         """Return a text that is equal for options that make the same jobs from the same bytes."""

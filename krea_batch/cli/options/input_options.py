@@ -13,7 +13,7 @@ from krea_batch.cli.ui.formatting import pluralize
 if TYPE_CHECKING:
     from krea_batch.sources import CheckResult, InputOptions
 
-INPUT_FORMATS = ("jsonl", "json", "csv", "tsv", "text", "parquet")
+INPUT_FORMATS = ("jsonl", "json", "csv", "tsv", "sheet", "text", "parquet")
 
 _INPUT_OPTIONS = (
     click.option(
@@ -47,6 +47,7 @@ _INPUT_OPTIONS = (
         is_flag=True,
         help="The first row of a table is a job; its columns are named 1, 2, … and the first is the prompt.",
     ),
+    click.option("--sheet", default="", metavar="NAME", help="Sheet of a workbook.  [default: the first]"),
     click.option("--keep-extra", is_flag=True, help="Put unknown fields of a job line into its metadata."),
     click.option("--skip-comments", is_flag=True, help="In text files, ignore lines starting with #."),
     click.option("--dedupe", is_flag=True, help="Drop jobs whose request duplicates an earlier one."),
@@ -113,6 +114,7 @@ def input_options(options: dict[str, Any]) -> InputOptions:
         axes=tuple(axes),
         encoding=encoding,
         no_header=options["no_header"],
+        sheet=options["sheet"],
     )
 
 

@@ -50,6 +50,7 @@ EXTRAS = {
     "metrics": "prometheus_client",
     "otel": "opentelemetry",
     "parquet": "pyarrow",
+    "sheets": "python_calamine",
     "fast": "uvloop",
 }
 

@@ -6,7 +6,9 @@ jsonl          a JSON object per line
 text           a prompt per line, or per file
 tables         rows of CSV, TSV and other tables
 cells          the cells of CSV and TSV files
+sheet          a sheet of a workbook
 json_document  a JSON array or object
 parquet        Parquet, and Arrow files of the datasets library
+unread         what to do with formats that are not read
 spool          keeps what can be read only once, such as standard input
 """

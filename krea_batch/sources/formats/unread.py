@@ -1,0 +1,35 @@
+"""Formats that people bring and that are not read: what they are, and how their prompts can be read."""
+
+from __future__ import annotations
+
+from krea_batch.errors import InputError
+
+_ONE_A_LINE = "write its prompts into a .txt file, one in each line"
+_DOCUMENT = ("a text document, which is not read", _ONE_A_LINE)
+_WEB_PAGE = ("a web page, which is not read", _ONE_A_LINE)
+_ARCHIVE = ("an archive, which is not read", "unpack it, and name the files in it")
+_COMPRESSED = ("compressed in a way that is not read", "decompress it, or compress it with gzip or zstd")
+_OTHER_TABLE = ("a table in a format that is not read", "save it as Parquet or CSV")
+_IMAGE = ("an image, not a list of prompts", _ONE_A_LINE)
+
+_PROBLEM_AND_HINT_BY_SUFFIX = {
+    ".numbers": ("an Apple Numbers document, which is not read", "export it as CSV or Excel: File > Export To"),
+    ".gsheet": ("a link to a Google sheet, not the sheet", "download the sheet as CSV: File > Download"),
+    ".gdoc": ("a link to a Google document, not the document", _ONE_A_LINE),
+    ".fods": ("a flat OpenDocument sheet, which is not read", "save it as .ods or CSV"),
+    ".toml": ("TOML, which is not read", "write JSON or CSV"),
+    ".xml": ("XML, which is not read", "write JSON or CSV"),
+    **dict.fromkeys((".docx", ".doc", ".odt", ".rtf", ".pages", ".pdf"), _DOCUMENT),
+    **dict.fromkeys((".html", ".htm"), _WEB_PAGE),
+    **dict.fromkeys((".zip", ".7z", ".rar", ".tar", ".tgz"), _ARCHIVE),
+    **dict.fromkeys((".xz", ".bz2", ".br", ".lz4"), _COMPRESSED),
+    **dict.fromkeys((".feather", ".orc", ".avro", ".sqlite", ".db", ".pkl", ".pickle", ".h5", ".dta"), _OTHER_TABLE),
+    **dict.fromkeys((".png", ".jpg", ".jpeg", ".webp", ".gif"), _IMAGE),
+}
+
+
+def require_readable(name: str, suffix: str) -> None:
+    """Raise InputError for a file whose suffix is that of a format that is not read."""
+    if found := _PROBLEM_AND_HINT_BY_SUFFIX.get(suffix):
+        problem, hint = found
+        raise InputError(f"{name}: {problem}", hint)
