@@ -12,6 +12,7 @@ duplicate_ids  finds ids that are used twice, with bounded memory
 checkpoint     how far the files were read, so that a resumed run skips the rest
 json_errors    explains invalid JSON
 field_errors   explains invalid fields
+values         converts values to the types of the fields
 formats        one module per format
 
 Files are read twice: once to check every row, once to run. Memory does not grow with the number of rows, except for

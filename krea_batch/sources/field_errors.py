@@ -130,23 +130,10 @@ def _value_error(name: str, value: object) -> JobError:
 
 def _suggestion(name: str, value: object) -> str | None:
     """Return what to write instead, if the value suggests it."""
-    if name == "id" and isinstance(value, int) and not isinstance(value, bool):
-        return f'write "id": "{quoted(value)}"'
-    if name == "seed":
-        whole = _whole_number(value)
-        return None if whole is None else f'write "seed": {whole}'
     if name in ("aspect_ratio", "creativity") and isinstance(value, str):
         allowed = ASPECT_RATIOS if name == "aspect_ratio" else CREATIVITIES
         normalized = value.strip().lower().replace("x", ":").replace("/", ":")
         return f'write "{normalized}"' if normalized in allowed else None
-    return None
-
-
-def _whole_number(value: object) -> int | None:
-    if isinstance(value, float) and value.is_integer() and abs(value) < 2**53:
-        return int(value)
-    if isinstance(value, str) and value.isascii() and value.isdigit() and len(value) < 19:
-        return int(value)
     return None
 
 

@@ -57,11 +57,14 @@ def parse_object(line: bytes) -> dict[str, Any]:
 def parse_value(text: str) -> Any:
     """Return the JSON value of a cell. Raises JobError."""
     try:
-        return _DECODER.decode(text)
+        value = _DECODER.decode(text)
     except json.JSONDecodeError as error:
         raise _syntax_error(text, error) from None
     except RecursionError:
         raise _too_deep() from None
+    _check_depth(value)
+    _check_surrogates(value)
+    return value
 
 
 def parse_document(content: bytes, name: str) -> Any:

@@ -21,6 +21,7 @@ from krea_batch.sources.json_errors import parse_object, quoted
 from krea_batch.sources.options import InputOptions
 from krea_batch.sources.sweep import REPEAT, Axis, Combination, check_axis_names, combinations, make_axis
 from krea_batch.sources.template import Template
+from krea_batch.sources.values import convert_fields
 
 
 class RowParser:
@@ -77,7 +78,7 @@ class RowParser:
     def _jobs(self, number: int, row: Row) -> Iterator[Job]:
         if isinstance(row, JobError):
             raise row
-        fields = parse_object(row) if isinstance(row, bytes) else dict(row)
+        fields = convert_fields(parse_object(row) if isinstance(row, bytes) else row)
         sweep = fields.pop("sweep", {})
         metadata = fields.setdefault("metadata", {})
         if isinstance(metadata, dict):
@@ -103,7 +104,7 @@ class RowParser:
     def _row_axes(self, sweep: object) -> tuple[Axis, ...]:
         if not isinstance(sweep, dict):
             raise JobError(f'"sweep" is {quoted(sweep)}', 'write "sweep": {"creativity": ["raw", "high"]}')
-        axes = tuple(make_axis(name, values) for name, values in sweep.items())
+        axes = tuple(make_axis(name, values) for name, values in sweep.items() if values is not None)
         check_axis_names(axes, self._template.names if self._template else ())
         return axes
 

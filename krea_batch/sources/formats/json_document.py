@@ -87,5 +87,5 @@ def _rename_fields(
             continue
         if name in fields or (name != key and name in row and name not in field_by_column):
             return JobError(f"both {quoted(key)} and {quoted(name)} set {name}", "keep one of them")
-        fields[name] = str(value) if name == "id" and isinstance(value, int) else value
+        fields[name] = value
     return fields

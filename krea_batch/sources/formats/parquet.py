@@ -63,7 +63,7 @@ def _rows(file: IO[bytes], name: str, options: InputOptions, on_notice: OnNotice
     column_names = [each.name for each in schema if not _contains_binary(each.type)]
     if skipped_columns := [each.name for each in schema if _contains_binary(each.type)]:
         on_notice(f"ignored {', '.join(skipped_columns)}, which contains binary data")
-    columns = Columns(name, column_names, options, on_notice)
+    columns = Columns(name, column_names, options, on_notice, is_text=False)
     number = 0
     for batch in batches:
         for row in batch.select(column_names).to_pylist():

@@ -19,17 +19,17 @@ from krea_batch.jobs import FIELDS
 from krea_batch.sources.field_errors import closest_match
 from krea_batch.sources.formats.cells import Cells, csv_cells, tsv_cells
 from krea_batch.sources.formats.line_file import LineFile
-from krea_batch.sources.json_errors import parse_value, quoted
+from krea_batch.sources.json_errors import quoted
 from krea_batch.sources.options import InputOptions
 from krea_batch.sources.template import Template
+from krea_batch.sources.values import convert_fields
 
 OnNotice = Callable[[str], None]
 Rows = Iterator[tuple[int, dict[str, Any] | JobError]]
 
 PROMPT_COLUMNS = ("prompt", "prompts", "text", "caption", "captions", "description")
-_JSON_FIELDS = ("image_style_references", "styles", "moodboards", "metadata", "sweep")
 _MIN_PROMPT_WORDS = 3  # chosen: names of columns are seldom longer; only the order of a hint depends on it
-_INTEGER = re.compile(r"\s*[+-]?\d{1,20}\s*")
+_WHOLE_FLOAT = re.compile(r"(0|[1-9][0-9]{0,14})\.0")
 
 
 class _HeaderError(InputError):
@@ -37,10 +37,24 @@ class _HeaderError(InputError):
 
 
 class Columns:
-    """Maps the columns of a table to fields. Raises InputError if that is ambiguous."""
+    """Maps the columns of a table to fields. Raises InputError if that is ambiguous.
 
-    def __init__(self, name: str, header: Sequence[str], options: InputOptions, on_notice: OnNotice) -> None:
+    With `is_text`, cells have no type: an id "7.0" is a whole number that another program wrote as a float, because
+    an id is missing elsewhere in its column.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        header: Sequence[str],
+        options: InputOptions,
+        on_notice: OnNotice,
+        *,
+        is_text: bool = True,
+    ) -> None:
         self._name = name
+        self._on_notice = on_notice
+        self._is_text = is_text
         self._header = [column.strip() for column in header]
         for n, column in enumerate(self._header):
             if column and column in self._header[:n]:
@@ -56,19 +70,23 @@ class Columns:
         if len(cells) > len(self._header) and any(cells[len(self._header) :]):
             problem = f"the row has {len(cells)} cells but the header {len(self._header)} columns"
             raise JobError(problem, "quote cells that contain the separator, or remove the extra cell")
-        fields: dict[str, Any] = {}
-        for n, field in self._fields.items():
-            value = cells[n] if n < len(cells) else None
-            if value is not None and (value != "" or field == "prompt"):
-                fields[field] = _convert_cell(field, value)
-        metadata = fields.setdefault("metadata", {})
+        fields = {field: self._cell(cells, n) for n, field in self._fields.items()}
+        metadata = fields["metadata"] = convert_fields({"metadata": fields.get("metadata")}).get("metadata", {})
         if not isinstance(metadata, dict):
             raise JobError(f'"metadata" is {quoted(metadata)}', 'write an object: {"key": "value"}')
         for n, column in self._extra.items():
             if column in metadata:
                 raise JobError(f"{quoted(column)} is both a column and a key of the metadata", "keep one of them")
-            metadata[column] = cells[n] if n < len(cells) else ""
+            metadata[column] = self._cell(cells, n)
         return fields
+
+    def _cell(self, cells: Sequence[Any], n: int) -> Any:
+        """Return a cell; rows may be shorter than the header."""
+        value = cells[n] if n < len(cells) else ""
+        if self._is_text and self._fields.get(n) == "id" and (match := _WHOLE_FLOAT.fullmatch(value)):
+            self._on_notice('ids such as "7.0" are read as "7"')
+            return match[1]
+        return value
 
     def _assign_chosen(self, options: InputOptions) -> None:
         """Assign the columns that options name."""
@@ -128,19 +146,6 @@ class Columns:
 
     def _column_list(self) -> str:
         return ", ".join(map(quoted, self._header))
-
-
-def _convert_cell(field: str, value: Any) -> Any:
-    """Convert a cell to the type of its field; invalid values are left for the parser to report."""
-    if isinstance(value, str):
-        if field == "seed" and _INTEGER.fullmatch(value):
-            return int(value)
-        return parse_value(value) if field in _JSON_FIELDS else value
-    if field == "id" and isinstance(value, int):
-        return str(value)
-    if field == "seed" and isinstance(value, float) and value.is_integer():
-        return int(value)
-    return value
 
 
 def csv_rows(file: LineFile, options: InputOptions, on_notice: OnNotice) -> Rows:
@@ -242,7 +247,7 @@ def _header_hint(hint: str, header: Sequence[str], next_row: tuple[int, list[str
     """Return the hint for a first row that may be a title, or a row of a table without a header."""
     if next_row and isinstance(next_row[1], list) and any(map(_is_prompt_column, next_row[1])):
         return f"line {next_row[0]} looks like the header; remove the lines before it"
-    if any(len(cell.split()) >= _MIN_PROMPT_WORDS or _INTEGER.fullmatch(cell) for cell in header):
+    if any(len(cell.split()) >= _MIN_PROMPT_WORDS or cell.strip().isdecimal() for cell in header):
         return f"if the first row is a prompt and not a header, add --no-header; else {hint}"
     return f"{hint}; or add --no-header if the first row is not a header"
 

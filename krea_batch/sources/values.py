@@ -1,0 +1,82 @@
+"""Converts the values of a row to the types of a job's fields, alike for every format.
+
+A format says how a value is written, not what it means: the same table makes the same jobs as JSONL, JSON, CSV, TSV
+and Parquet. Whatever is not certain is left as it is, and is then reported as an invalid value.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Mapping
+from decimal import Decimal
+from typing import Any
+
+from krea_batch.jobs import FIELDS
+from krea_batch.sources.json_errors import parse_value
+
+LIST_FIELDS = ("image_style_references", "styles", "moodboards")
+_JSON_FIELDS = (*LIST_FIELDS, "metadata", "sweep")
+_WHOLE_NUMBER = re.compile(r"\s*([+-]?[0-9]{1,20})(\.0+)?\s*")
+_MAX_EXACT = 2**53  # IEEE 754: from here on, not every whole number is a float, so another seed may have been meant
+
+
+def is_missing(value: object) -> bool:
+    """Return whether a value says that nothing is given: null, NaN or an empty text."""
+    return value is None or value == "" or (isinstance(value, float) and math.isnan(value))
+
+
+def convert_fields(fields: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a copy of the fields of a row with converted values, without optional fields that are not given.
+
+    Converting twice changes nothing. Names that are not fields are kept with their values. Raises JobError if the
+    text of a list or object is not valid JSON.
+    """
+    converted: dict[str, Any] = {}
+    for name, value in fields.items():
+        if name == "prompt" or (name not in FIELDS and name != "sweep"):
+            converted[name] = value
+        elif not is_missing(value) and not (name != "id" and isinstance(value, str) and value.isspace()):
+            converted[name] = convert(name, value)
+    return converted
+
+
+def convert(field: str, value: Any) -> Any:
+    """Return a value as its field needs it, or unchanged if that is not certain. Raises JobError for invalid JSON."""
+    if field == "seed":
+        number = _whole_number(value)
+        return value if number is None else number
+    if field == "id":
+        number = None if isinstance(value, str) else _whole_number(value)
+        return value if number is None else str(number)
+    if field not in _JSON_FIELDS:
+        return value
+    if isinstance(value, str) and value.lstrip()[:1] in ("[", "{"):
+        value = parse_value(value)
+    if field in LIST_FIELDS and isinstance(value, list):
+        return [_without_missing(entry) for entry in value]
+    return value
+
+
+def _whole_number(value: object) -> int | None:
+    if isinstance(value, str):
+        match = _WHOLE_NUMBER.fullmatch(value)
+        if not match or (match[2] and abs(int(match[1])) >= _MAX_EXACT):
+            return None
+        return int(match[1])
+    if isinstance(value, bool):
+        return None
+    if isinstance(value, int):
+        return value
+    if isinstance(value, float) and value.is_integer() and abs(value) < _MAX_EXACT:
+        return int(value)
+    if isinstance(value, Decimal) and value.is_finite() and value == value.to_integral_value():
+        return int(value)
+    return None
+
+
+def _without_missing(entry: object) -> object:
+    """Return an entry of a list without optional keys that are null; Parquet gives every entry the same keys."""
+    if not isinstance(entry, dict):
+        return entry
+    return {key: value for key, value in entry.items() if value is not None or key != "strength"}
