@@ -3,10 +3,12 @@
 job_files      JobFiles: check all files, then iterate over their jobs
 check          checks every row before anything is charged
 inputs         opens files, directories and standard input, and finds their format
-options        how files are read: format, columns, template, sweep
+options        how files are read: format, columns, template, sweep, prompt syntax
 parser         makes the jobs of a row: one, or as many as its sweep has
 sweep          combinations of field values
 template       prompts made from columns
+prompt_syntax  recognises the syntax of other tools in prompts, and reads arguments of A1111 and Midjourney
+dynamic_prompts  expands {a|b} and __name__
 dedupe         drops jobs whose request duplicates an earlier one
 duplicate_ids  finds ids that are used twice, with bounded memory
 checkpoint     how far the files were read, so that a resumed run skips the rest

@@ -25,7 +25,9 @@ from krea_batch.sources.formats.encoding import EncodingError
 from krea_batch.sources.formats.line_file import FilePosition
 from krea_batch.sources.inputs import Input, numbered_rows, with_positions
 from krea_batch.sources.json_errors import quoted
+from krea_batch.sources.options import Format
 from krea_batch.sources.parser import RowParser
+from krea_batch.sources.prompt_syntax import SyntaxCounter, SyntaxFinding
 
 MAX_PROBLEMS_KEPT = 100  # chosen: more than a user reads; `on_problem` gets all
 MAX_NOTES_KEPT = 100  # chosen: one per mistyped name
@@ -43,6 +45,8 @@ class CheckResult(msgspec.Struct, frozen=True):
     """The result of a complete check: the valid `rows` and their `jobs`; `problems` and `notes` are truncated.
 
     `duplicates` were left out because an earlier job has the same request. `recorded` jobs are in the ledger.
+    `unread_syntax`: the syntaxes of other tools that would be sent as they are. `kept_arguments`: the names of
+    arguments in prompts that were put into the metadata.
     """
 
     jobs: int
@@ -52,6 +56,8 @@ class CheckResult(msgspec.Struct, frozen=True):
     problems: tuple[LineProblem, ...]
     notes: tuple[LineProblem, ...]
     recorded: int = 0
+    unread_syntax: tuple[SyntaxFinding, ...] = ()
+    kept_arguments: tuple[str, ...] = ()
 
 
 class Check:
@@ -67,8 +73,10 @@ class Check:
         *,
         checkpoint: Checkpoint,
         dedupe: bool,
+        syntax: SyntaxCounter,
     ) -> None:
         self._inputs = inputs
+        self._syntax = syntax
         self._parser = parser
         self._deduplicator = Deduplicator() if dedupe else None
         self._lookup = lookup
@@ -136,11 +144,17 @@ class Check:
             problems=tuple(self._problems),
             notes=tuple(self._notes.values()),
             recorded=self._recorded_jobs,
+            unread_syntax=tuple(
+                self._syntax.finding(syntax, *self._file_and_line(number))
+                for syntax, (number, _) in self._syntax.first_rows.items()
+            ),
+            kept_arguments=tuple(self._parser.arguments.kept),
         )
 
     def _read_file(self, each: Input, after: FilePosition, rows_before: int, on_progress: OnProgress | None) -> None:
         parser, read, add = self._parser, self._parser.read, self._id_finder.add
         wrongly_encoded = 0
+        count_syntax, is_line = not self._syntax.is_off, each.format is Format.TEXT
         for line_number, row in each.rows(after=after):
             number = rows_before + line_number
             jobs = read(number, row)
@@ -155,6 +169,11 @@ class Check:
                 jobs = self._deduplicator.filter(number, jobs)
             self._jobs += len(jobs)
             self._rows += 1
+            if count_syntax and jobs:
+                prompt = jobs[0].prompt
+                # The condition of `may_have_syntax`, because a call for each of a million prompts takes longer.
+                if "-" in prompt or "_" in prompt or "{" in prompt or ":" in prompt or "—" in prompt or "–" in prompt:
+                    self._syntax.add(number, prompt, is_line=is_line)
             for job in jobs:
                 add(job.id or default_id(number), number)
                 if self._lookup:

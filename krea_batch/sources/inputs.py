@@ -36,6 +36,7 @@ _FORMAT_BY_SUFFIX = {
     ".arrow": Format.ARROW,
     **dict.fromkeys((".xlsx", ".xlsm", ".xlsb", ".xls", ".ods"), Format.SHEET),
 }
+_PROMPT_UNITS = {Format.TEXT: "line", Format.TEXT_FILE: "file", Format.TEXT_BLOCKS: "block"}
 _COMPRESSED_SUFFIXES = (".gz", ".zst")
 _PARQUET_MAGIC = b"PAR1"
 _DIGITS = re.compile(r"(\d+)")
@@ -85,6 +86,8 @@ class Input:
                 return text.lines(file, options, on_block, after)
             case Format.TEXT_FILE:
                 return text.whole_file(file)
+            case Format.TEXT_BLOCKS:
+                return text.blocks(file, options.separator)
             case Format.JSON:
                 return json_document.rename_keys(json_document.rows(file), options)
             case Format.CSV:
@@ -139,6 +142,8 @@ def open_inputs(path: str, options: InputOptions, stdin: BinaryIO, spool_dir: Pa
 def _open_input(file: LineFile, options: InputOptions) -> Input:
     """Open a file as input. Its format is the selected one, or detected from its name, or from its first bytes."""
     try:
+        if options.format is Format.TEXT:
+            return _text_input(file, options, is_guess=False)
         return Input(file, options.format, options) if options.format else _detect_format(file, options)
     except InputError:
         file.close()
@@ -162,15 +167,24 @@ def _detect_format(file: LineFile, options: InputOptions) -> Input:
     file.encoding = options.encoding
     head = file.head()
     if suffix == ".txt":
-        if _starts_with_job(head):
+        if not options.separator and _starts_with_job(head):
             return Input(file, Format.JSONL, options, guess="read as JSONL, because its first line is a job")
-        return Input(file, Format.TEXT, options, guess="read as text, one prompt per line")
+        return _text_input(file, options)
     if head.lstrip()[:1] == b"[" or (suffix == ".json" and not _starts_with_job(head)):
         return Input(file, Format.JSON, options, guess="" if suffix == ".json" else "read as JSON")
     if not head or head.isspace() or head.lstrip()[:1] == b"{":
         return Input(file, Format.JSONL, options, guess="read as JSONL" if suffix == ".json" else "")
+    if options.separator:
+        return _text_input(file, options)
     hint = f"set --input-format to one of {_CHOICES}"
     raise InputError(f"{file.name}: cannot detect the format from its name or first bytes", hint)
+
+
+def _text_input(file: LineFile, options: InputOptions, *, is_guess: bool = True) -> Input:
+    """Return a text file as input, with what one prompt of it is."""
+    format_ = options.text_format()
+    guess = f"read as text, one prompt per {_PROMPT_UNITS[format_]}" if is_guess else ""
+    return Input(file, format_, options, guess=guess)
 
 
 def _starts_with_job(head: bytes) -> bool:

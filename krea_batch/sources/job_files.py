@@ -29,6 +29,7 @@ from krea_batch.sources.duplicate_ids import default_id
 from krea_batch.sources.inputs import Input, numbered_rows, open_inputs
 from krea_batch.sources.options import Format, InputOptions
 from krea_batch.sources.parser import RowParser
+from krea_batch.sources.prompt_syntax import SyntaxCounter
 
 _force_setattr = msgspec.structs.force_setattr
 
@@ -129,7 +130,14 @@ class JobFiles:
         parser = RowParser(self._options)
         checkpoint, dedupe = self._resumed_from, self._options.dedupe
         with Check(
-            self._inputs, parser, lookup, on_problem, self._spool_dir, checkpoint=checkpoint, dedupe=dedupe
+            self._inputs,
+            parser,
+            lookup,
+            on_problem,
+            self._spool_dir,
+            checkpoint=checkpoint,
+            dedupe=dedupe,
+            syntax=SyntaxCounter(self._options),
         ) as check:
             check.read_lines(on_progress)
             check.find_duplicate_ids()

@@ -1,8 +1,9 @@
-"""How job files are read: format, columns, template, sweep."""
+"""How job files are read: format, columns, template, sweep, prompt syntax."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import hashlib
+from collections.abc import Mapping, Sequence
 from enum import StrEnum
 from typing import Any
 
@@ -23,10 +24,27 @@ class Format(StrEnum):
     PARQUET = "parquet"
     ARROW = "arrow"
     TEXT_FILE = "text file"
+    TEXT_BLOCKS = "text blocks"
 
 
 SELECTABLE = (Format.JSONL, Format.JSON, Format.CSV, Format.TSV, Format.SHEET, Format.TEXT, Format.PARQUET)
 """The formats that a user may name; the others are found in directories."""
+
+
+class TextUnit(StrEnum):
+    """What one prompt is in a text file."""
+
+    LINE = "line"
+    FILE = "file"
+
+
+class PromptSyntax(StrEnum):
+    """The syntax of another tool that is read in prompts; PLAIN sends what is not read as it is."""
+
+    DYNAMIC = "dynamic"
+    A1111 = "a1111"
+    MIDJOURNEY = "midjourney"
+    PLAIN = "plain"
 
 
 class InputOptions(msgspec.Struct, frozen=True, kw_only=True):
@@ -37,7 +55,10 @@ class InputOptions(msgspec.Struct, frozen=True, kw_only=True):
     lines of a text that start with #. `dedupe`: drop a job whose request duplicates an earlier one. `template`: the
     prompt with column names in braces. `axes`: sweeps that apply to every row. `encoding`: of text without a byte
     order mark, as `encoding_name` returns it; empty for UTF-8. `no_header`: the first row of a table is a job, and
-    its columns are named 1, 2, and so on. `sheet`: its name in a workbook; empty for the first.
+    its columns are named 1, 2, and so on. `sheet`: its name in a workbook; empty for the first. `text_unit`: what one
+    prompt of a text file is; None for a line, and in a directory for a file. `separator`: the line between the prompts
+    of a text file.
+    `prompt_syntax`: the syntaxes that are read in prompts. `wildcards`: the values of dynamic prompts by name.
     """
 
     format: Format | None = None
@@ -50,10 +71,25 @@ class InputOptions(msgspec.Struct, frozen=True, kw_only=True):
     encoding: str = ""
     no_header: bool = False
     sheet: str = ""
+    text_unit: TextUnit | None = None
+    separator: str = ""
+    prompt_syntax: tuple[PromptSyntax, ...] = ()
+    wildcards: Mapping[str, Sequence[str]] = {}
 
     def fingerprint(self) -> str:
         """Return a text that is equal for options that make the same jobs from the same bytes."""
-        return msgspec.json.encode(self, order="deterministic").decode()
+        syntaxes = tuple(sorted(each for each in self.prompt_syntax if each is not PromptSyntax.PLAIN))
+        relevant = msgspec.structs.replace(self, prompt_syntax=syntaxes, wildcards={})
+        fingerprint = msgspec.json.encode(relevant, order="deterministic").decode()
+        if not self.wildcards:
+            return fingerprint
+        return fingerprint + hashlib.sha256(msgspec.json.encode(self.wildcards, order="deterministic")).hexdigest()
+
+    def text_format(self) -> Format:
+        """Return the format in which a text file is read."""
+        if self.separator:
+            return Format.TEXT_BLOCKS
+        return Format.TEXT_FILE if self.text_unit is TextUnit.FILE else Format.TEXT
 
     def field_by_column(self) -> dict[str, Any]:
         """Return the columns or keys that have another name than their field: column to field."""

@@ -15,10 +15,12 @@ from krea_batch.errors import JobError
 from krea_batch.jobs import FIELDS, Job
 from krea_batch.sources import field_errors
 from krea_batch.sources.duplicate_ids import default_id
+from krea_batch.sources.dynamic_prompts import PROMPT_CHOICES, expand
 from krea_batch.sources.formats.jsonl import JsonlParser, id_of
 from krea_batch.sources.inputs import Row
 from krea_batch.sources.json_errors import parse_object, quoted
-from krea_batch.sources.options import InputOptions
+from krea_batch.sources.options import InputOptions, PromptSyntax
+from krea_batch.sources.prompt_syntax import ORIGINAL_PROMPT, ArgumentReader, add_metadata, recognise
 from krea_batch.sources.sweep import REPEAT, Axis, Combination, check_axis_names, combinations, make_axis
 from krea_batch.sources.template import Template
 from krea_batch.sources.values import convert_fields
@@ -35,7 +37,11 @@ class RowParser:
         self._keep_extra = options.keep_extra
         self._axes = options.axes
         self._template = Template(options.template) if options.template else None
-        self._is_plain = not (options.axes or options.template)
+        self.arguments = ArgumentReader(options.prompt_syntax)
+        self._is_dynamic = PromptSyntax.DYNAMIC in options.prompt_syntax
+        self._wildcards = options.wildcards
+        reads_syntax = any(each is not PromptSyntax.PLAIN for each in options.prompt_syntax)
+        self._is_plain = not (options.axes or options.template or reads_syntax)
         names = self._template.names if self._template else ()
         check_axis_names(self._axes, names)
         for _ in combinations(self._axes):  # report a sweep that is too large before the first row
@@ -83,14 +89,34 @@ class RowParser:
         metadata = fields.setdefault("metadata", {})
         if isinstance(metadata, dict):
             fields["metadata"] = self._with_extra(fields, dict(metadata))
+        self.arguments.read(fields)
         axes = (*self._axes, *self._row_axes(sweep))
         if not axes and not self._template:
-            yield _job(fields, keep_extra=self._keep_extra)
+            yield self._job(number, fields)
             return
         _require_given_once(fields, axes)
         base_id = (fields.get("id") or default_id(number)) if axes else ""
         for combination in combinations(axes):
-            yield _job(self._fields_at(fields, combination, base_id), keep_extra=self._keep_extra)
+            yield self._job(number, self._fields_at(fields, combination, base_id))
+
+    def _job(self, number: int, fields: dict[str, Any]) -> Job:
+        if self._is_dynamic:
+            self._expand(number, fields)
+        return _job(fields, keep_extra=self._keep_extra)
+
+    def _expand(self, number: int, fields: dict[str, Any]) -> None:
+        """Expand a dynamic prompt. The choices depend on the id, so that they are the same in each reading."""
+        prompt, metadata = fields.get("prompt"), fields.get("metadata")
+        if not isinstance(prompt, str) or not isinstance(metadata, dict):
+            return
+        if all(syntax is not PromptSyntax.DYNAMIC for syntax, _ in recognise(prompt)):
+            return
+        job_id = fields.get("id")
+        text, choices = expand(prompt, str(job_id or default_id(number)), self._wildcards)
+        expanded = dict(metadata)  # The combinations of a sweep share their metadata.
+        add_metadata(expanded, PROMPT_CHOICES, choices)
+        expanded.setdefault(ORIGINAL_PROMPT, prompt)
+        fields["prompt"], fields["metadata"] = text, expanded
 
     def _with_extra(self, fields: dict[str, Any], metadata: dict[str, Any]) -> dict[str, Any]:
         """Move unknown fields into the metadata."""

@@ -63,6 +63,8 @@ def test_json(folder: Path) -> None:
         "duplicates": 0,
         "problems": [problem],
         "notes": [],
+        "unread_syntax": [],
+        "kept_arguments": [],
     }
     assert result.stderr.startswith("a.jsonl:2: ")
     assert result.exit_code == 2

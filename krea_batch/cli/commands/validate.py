@@ -54,7 +54,7 @@ def validate(jobs: tuple[str, ...], *, as_json: bool, quiet: bool, **options: An
 
 
 def _as_json(checked: CheckResult) -> str:
-    """Return the counts, and the first problems and notes as objects of path, line, problem and hint."""
+    """Return the counts, the first problems and notes, and what was recognised in prompts."""
     import msgspec
 
     counts = msgspec.to_builtins(checked)

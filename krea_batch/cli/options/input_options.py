@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from krea_batch.cli.options.run_options import add_options
 from krea_batch.cli.ui.formatting import pluralize
+from krea_batch.cli.ui.prompt_syntax_notices import syntax_notices
 
 if TYPE_CHECKING:
     from krea_batch.sources import CheckResult, InputOptions
 
 INPUT_FORMATS = ("jsonl", "json", "csv", "tsv", "sheet", "text", "parquet")
+PROMPT_SYNTAXES = ("dynamic", "a1111", "midjourney", "plain")
 
 _INPUT_OPTIONS = (
     click.option(
@@ -50,6 +53,11 @@ _INPUT_OPTIONS = (
     click.option("--sheet", default="", metavar="NAME", help="Sheet of a workbook.  [default: the first]"),
     click.option("--keep-extra", is_flag=True, help="Put unknown fields of a job line into its metadata."),
     click.option("--skip-comments", is_flag=True, help="In text files, ignore lines starting with #."),
+    click.option(
+        "--separator",
+        metavar="TEXT",
+        help="In text files, read the lines between lines that are TEXT as one prompt: --separator=---",
+    ),
     click.option("--dedupe", is_flag=True, help="Drop jobs whose request duplicates an earlier one."),
     click.option(
         "--prompt-template",
@@ -68,6 +76,18 @@ _INPUT_OPTIONS = (
         help="Run each job with each of these seeds: 1..4, or 7,11,12.",
     ),
     click.option("--repeat", type=int, metavar="N", help="Run each job N times, without a seed."),
+    click.option(
+        "--prompt-syntax",
+        type=click.Choice(PROMPT_SYNTAXES),
+        multiple=True,
+        help="Read {a|b} and __NAME__ (dynamic), the arguments of A1111 or Midjourney, or send all as it is (plain);"
+        " repeatable.",
+    ),
+    click.option(
+        "--wildcards",
+        type=click.Path(path_type=Path, exists=True, file_okay=False),
+        help="With --prompt-syntax dynamic: the directory of the files NAME.txt for __NAME__.",
+    ),
 )
 
 
@@ -81,7 +101,8 @@ def input_options(options: dict[str, Any]) -> InputOptions:
     from krea_batch.errors import JobError, SettingsError
     from krea_batch.sources import InputOptions
     from krea_batch.sources.formats.encoding import encoding_name
-    from krea_batch.sources.options import Format
+    from krea_batch.sources.dynamic_prompts import read_wildcards
+    from krea_batch.sources.options import Format, PromptSyntax
     from krea_batch.sources.sweep import check_axis_names, make_axis, parse_axis, parse_seeds, repeat_axis
     from krea_batch.sources.template import Template
 
@@ -104,6 +125,10 @@ def input_options(options: dict[str, Any]) -> InputOptions:
             axes.append(repeat_axis(options["repeat"]))
     except JobError as error:
         raise SettingsError(option, error.problem, error.hint) from None
+    if options["separator"] is not None and not options["separator"].strip():
+        raise SettingsError("separator", "is blank", "give the text of the lines between prompts: --separator=---")
+    if options["wildcards"] and "dynamic" not in options["prompt_syntax"]:
+        raise SettingsError("wildcards", "requires --prompt-syntax dynamic")
     return InputOptions(
         format=Format(options["input_format"]) if options["input_format"] else None,
         keep_extra=options["keep_extra"],
@@ -115,12 +140,15 @@ def input_options(options: dict[str, Any]) -> InputOptions:
         encoding=encoding,
         no_header=options["no_header"],
         sheet=options["sheet"],
+        separator=(options["separator"] or "").strip(),
+        prompt_syntax=tuple(map(PromptSyntax, options["prompt_syntax"])),
+        wildcards=read_wildcards(options["wildcards"]) if options["wildcards"] else {},
     )
 
 
 def expansion_notices(checked: CheckResult) -> list[str]:
-    """Return a sentence for each reason why the number of jobs differs from the number of rows."""
-    notices = []
+    """Return a sentence for each reason why jobs are not what the rows seem to be, or not as many."""
+    notices = syntax_notices(checked)
     if checked.duplicates:
         notices.append(
             f"{pluralize(checked.duplicates, 'job')} dropped, whose requests duplicate earlier ones (--dedupe)"

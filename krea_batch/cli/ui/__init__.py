@@ -6,6 +6,7 @@ progress         the live display
 run_status       the numbers of the display
 summary          the summary at the end of a run
 check_progress   the progress of a check
+prompt_syntax_notices  what is said about prompts with the syntax of other tools
 forecast_output  a forecast in words
 bench_runner     a benchmark, from its question to its table
 diagnostics      the checks of `krea-batch doctor`

@@ -1,4 +1,4 @@
-"""Reads plain text: one prompt per line, or one per file, without changing a byte."""
+"""Reads plain text: one prompt per line, per file, or per block between separators, without changing a byte."""
 
 from __future__ import annotations
 
@@ -32,6 +32,47 @@ def whole_file(file: LineFile) -> Rows:
     content = b"".join(file.text())
     row = _prompt_row(content.removesuffix(b"\n").removesuffix(b"\r"), "the file")
     yield 1, row if isinstance(row, JobError) else row | {"id": Path(file.name).stem}
+
+
+def blocks(file: LineFile, separator: str) -> Rows:
+    """Yield the text between lines that are the separator as one prompt, numbered by the lines on which they begin.
+
+    Blank lines at the start and the end of a block are left out, and so are blocks without text.
+    """
+    wanted = separator.strip().encode()
+    block: list[bytes] = []
+    first_number = size_bytes = 0
+    for number, line in _all_lines(file):
+        if line.strip() == wanted:
+            if block:
+                yield first_number, _block_row(block)
+            block, size_bytes = [], 0
+        elif block or (not line.isspace() and line):
+            first_number = first_number if block else number
+            if size_bytes <= MAX_LINE_BYTES:  # The rest of a block that is too long is not kept.
+                block.append(line)
+            size_bytes += len(line) + 1
+    if block:
+        yield first_number, _block_row(block)
+
+
+def _block_row(block: list[bytes]) -> dict[str, Any] | JobError:
+    while not block[-1].strip():
+        block.pop()
+    return _prompt_row(b"\n".join(block).removesuffix(b"\r"), "the block")
+
+
+def _all_lines(file: LineFile) -> Iterator[tuple[int, bytes]]:
+    """Yield every line with its number, without its newline. One that is too long is truncated but stays too long."""
+    number, rest = 0, b""
+    for data in file.text():
+        parts = (rest + data).split(b"\n")
+        rest = parts.pop()[: MAX_LINE_BYTES + 1]
+        for line in parts:
+            number += 1
+            yield number, line
+    if rest:
+        yield number + 1, rest
 
 
 def _prompt_row(text: bytes, source: str) -> dict[str, Any] | JobError:

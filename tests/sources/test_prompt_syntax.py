@@ -1,0 +1,150 @@
+"""The prompt syntax of other tools: what is recognised, and what A1111 and Midjourney arguments become."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from krea_batch.errors import JobError
+from krea_batch.sources.options import PromptSyntax
+from krea_batch.sources.prompt_syntax import ArgumentReader, may_have_syntax, recognise
+
+INFO_TEXT = """a red kite, (sky:1.2) <lora:kites:0.8>
+over a field
+Negative prompt: blurry,
+low quality
+Steps: 20, Sampler: DPM++ 2M, CFG scale: 7, Seed: 42, Size: 768x512, Lora hashes: "kites: 12, x: 3\""""
+
+
+def recognised(prompt: str) -> list[str]:
+    found = [str(syntax) for syntax, _ in recognise(prompt)]
+    assert may_have_syntax(prompt) or not found
+    return found
+
+
+def read(prompt: str, *syntaxes: PromptSyntax, **fields: Any) -> dict[str, Any]:
+    row = {"prompt": prompt, "metadata": {}, **fields}
+    ArgumentReader(syntaxes or (PromptSyntax.A1111,)).read(row)
+    return row
+
+
+@pytest.mark.parametrize(
+    ("prompt", "expected"),
+    [
+        ("a {red|blue} kite", ["dynamic"]),
+        ("a {red {kite|car}} there", ["dynamic"]),
+        ("a {2$$calm|wild} sea", ["dynamic"]),
+        ("a {2$$__moods__} sea", ["dynamic"]),
+        ("a kite over a __place__", ["dynamic"]),
+        ("a __colours/warm*__ kite", ["dynamic"]),
+        ("${season={summer|winter}} in ${season}", ["dynamic"]),
+        ('--prompt "a red kite" --seed 7', ["a1111"]),
+        ("a red kite --negative_prompt blurry", ["a1111"]),
+        ("a kite <lora:kites:0.8>", ["a1111"]),
+        ("a (red:1.3) kite", ["a1111"]),
+        ("Negative prompt: blurry", ["a1111"]),
+        ("Steps: 20, Sampler: Euler a, Seed: 7", ["a1111"]),
+        (INFO_TEXT, ["a1111"]),
+        ("a red kite --ar 16:9", ["midjourney"]),
+        ("a red kite --seed 7", ["midjourney"]),
+        ("a red kite --v 6 --tile", ["midjourney"]),
+        ("a red kite —ar 16:9", ["midjourney"]),
+        ("a red kite –no clouds", ["midjourney"]),
+        ("hot:: dog::2", ["midjourney"]),
+        ("a {red, blue} kite", ["midjourney"]),
+        ("a {red|blue} kite --ar 16:9", ["dynamic", "midjourney"]),
+        ("a well-known kite -- red, at 10:30 (at 16:9)", []),
+        ("a kite — red — and --", []),
+        ("{} {x} {{y}} snake_case ____ a::", ["midjourney"]),
+        ("{} {x} {{y}} snake_case ____ <b>: (a:b)", []),
+        ("-dash", []),
+        ('a sign that says "Note: closed"', []),
+    ],
+)
+def test_recognised(prompt: str, expected: list[str]) -> None:
+    """Syntax of other tools is recognised wherever it is in the prompt; ordinary punctuation is not."""
+    assert recognised(prompt) == expected
+
+
+@pytest.mark.parametrize(
+    ("prompt", "fields", "arguments"),
+    [
+        ('--prompt "a red kite" --seed 7', {"prompt": "a red kite", "seed": 7}, None),
+        ("--prompt a king's hat --seed -1", {"prompt": "a king's hat"}, None),
+        (
+            '--prompt "a \\"big\\" kite" --negative_prompt "blurry, --x" --steps 50',
+            {"prompt": 'a "big" kite'},
+            {"negative_prompt": "blurry, --x", "steps": "50"},
+        ),
+        ('--prompt "a kite" over a field --seed=3', {"prompt": "a kite over a field", "seed": 3}, None),
+        ("a kite --width 1024 --height 576", {"prompt": "a kite", "aspect_ratio": "16:9"}, None),
+        ("a kite --width 1024", {"prompt": "a kite"}, {"width": "1024"}),
+        ("a kite --AR 4:3 --seed 7 --v 6", {"prompt": "a kite", "aspect_ratio": "4:3", "seed": 7}, {"v": "6"}),
+        ("a kite —ar 32:18 --no red, blue --tile", {"aspect_ratio": "16:9"}, {"no": "red, blue", "tile": ""}),
+        ("a kite --ar 235:100", {"prompt": "a kite", "aspect_ratio": "2.35:1"}, None),
+        ("a (red:1.3), kite <lora:kites:0.8>", {"prompt": "a red, kite"}, {"networks": "<lora:kites:0.8>"}),
+        (
+            INFO_TEXT,
+            {"prompt": "a red kite, sky\nover a field", "seed": 42, "aspect_ratio": "3:2"},
+            {
+                "negative_prompt": "blurry,\nlow quality",
+                "steps": "20",
+                "sampler": "DPM++ 2M",
+                "cfg_scale": "7",
+                "lora_hashes": '"kites: 12, x: 3"',
+                "networks": "<lora:kites:0.8>",
+            },
+        ),
+    ],
+)
+def test_arguments(prompt: str, fields: dict[str, Any], arguments: dict[str, str] | None) -> None:
+    """Seed and aspect ratio become fields, other arguments and the original prompt go into the metadata."""
+    row = read(prompt)
+    assert {"prompt": row["prompt"]} | fields == {key: value for key, value in row.items() if key != "metadata"}
+    expected: dict[str, Any] = {"original_prompt": prompt}
+    assert row["metadata"] == (expected | {"prompt_arguments": arguments} if arguments else expected)
+
+
+def test_a_prompt_without_arguments() -> None:
+    """A prompt without arguments stays as it is, and nothing is recorded about it."""
+    for prompt in ("a well-known kite", "  a   kite -- red  "):
+        assert read(prompt) == {"prompt": prompt, "metadata": {}}
+
+
+@pytest.mark.parametrize(
+    ("prompt", "problem", "hint"),
+    [
+        ("a kite --ar 21:9", '--ar is "21:9", an aspect ratio that the API does not have', "the nearest is 2.35:1"),
+        ("a kite --ar wide", '--ar is "wide"', "use one of 1:1, 4:3, 3:2, 16:9, 2.35:1, 4:5, 2:3, 9:16"),
+        ("a kite --ar 1:0", '--ar is "1:0"', "use one of"),
+        ("a kite --width 832 --height 1216", "width and height are 832:1216", "the nearest is 2:3"),
+        ("a kite --seed x", '--seed is "x"', "write a whole number"),
+        ("a kite --seed 1 --seed 2", "--seed is given twice", "keep one of them"),
+        ("a kite --v 6 over a field", 'text follows --v: "6 over a field"', "write it before the arguments"),
+        ('a kite --no "red', "a quote of --no is not closed", 'write --no "…"'),
+        ("--seed 7", 'no prompt in "--seed 7"', "write the prompt before the arguments"),
+        ("a car --prompt a kite", 'both "a car" and --prompt are given', "keep one of them"),
+        ("Steps: 20, Seed: 7", "has no prompt", "--whole-file"),
+    ],
+)
+def test_invalid_arguments(prompt: str, problem: str, hint: str) -> None:
+    """An argument that cannot be used is an error which says what would be right."""
+    with pytest.raises(JobError) as caught:
+        read(prompt)
+    assert problem in caught.value.problem
+    assert hint in caught.value.hint
+
+
+def test_arguments_and_fields_that_differ() -> None:
+    """A row may repeat the value of its prompt, but not give another."""
+    assert read("a kite --seed 7", seed=7)["seed"] == 7
+    with pytest.raises(JobError, match="seed is 8 in the row and 7 in its prompt"):
+        read("a kite --seed 7", seed=8)
+
+
+def test_midjourney_leaves_weights() -> None:
+    """Weights and networks of A1111 are read with its syntax only."""
+    prompt = "a (red:1.3) kite <lora:kites:0.8>"
+    assert read(prompt, PromptSyntax.MIDJOURNEY)["prompt"] == prompt
+    assert read(f"{prompt} --seed 7", PromptSyntax.MIDJOURNEY)["prompt"] == prompt
