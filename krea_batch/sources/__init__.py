@@ -3,6 +3,7 @@
 job_files      JobFiles: check all files, then iterate over their jobs
 check          checks every row before anything is charged
 inputs         opens files, directories and standard input, and finds their format
+folder_texts   which files of a directory are read, and whether each is one prompt or many
 options        how files are read: format, columns, template, sweep, prompt syntax
 parser         makes the jobs of a row: one, or as many as its sweep has
 sweep          combinations of field values

@@ -16,11 +16,15 @@ from typing import Any, BinaryIO
 import msgspec
 
 from krea_batch.errors import InputError, JobError
+from krea_batch.sources.folder_texts import TextCount, is_job_file, left_out_note
 from krea_batch.sources.formats import json_document, parquet, sheet, tables, text
 from krea_batch.sources.formats.line_file import FILE_START, FilePosition, LineFile, OnBlock
 from krea_batch.sources.formats.spool import is_read_once, spool, spool_path
 from krea_batch.sources.formats.unread import require_readable
 from krea_batch.sources.options import SELECTABLE, Format, InputOptions
+
+SOURCE_FILE = "source_file"
+"""Key of the metadata: the file of a directory that a row comes from."""
 
 STDIN_NAME = "<stdin>"  # the name of standard input in problems, as in compilers
 
@@ -44,15 +48,30 @@ _CHOICES = ", ".join(SELECTABLE)
 
 
 class Input:
-    """One file and its format. `notices` says what was guessed about it, once its rows have been read."""
+    """One file and its format. `notices` says what was guessed about it, once its rows have been read.
 
-    def __init__(self, file: LineFile, format_: Format, options: InputOptions, *, guess: str = "") -> None:
+    `source_file` is put into the metadata of its rows. `text_count`: the lines of a text that may be one prompt or
+    many, once its rows have been read; None if that is clear.
+    """
+
+    def __init__(
+        self,
+        file: LineFile,
+        format_: Format,
+        options: InputOptions,
+        *,
+        guess: str = "",
+        source_file: str = "",
+        text_count: TextCount | None = None,
+    ) -> None:
         self.file = file
         file.encoding = options.encoding
         self.name = file.name
         self.format = format_
         self.notices = [f"{file.name}: {guess}"] if guess else []
         self.row_count = 0
+        self.text_count = text_count
+        self._source_file = source_file
         self._options = options
 
     @property
@@ -66,14 +85,14 @@ class Input:
         `on_block` is called with the position reached, for formats that support checkpoints; only rows `after` such a
         position are yielded.
         """
-        if self.format is Format.JSONL and not self._options.columns:
+        if self.format is Format.JSONL and not self._options.columns and not self._source_file:
             yield from self.file.lines(on_block, after)  # directly, since this is the path for a million lines
             self.row_count = self.file.line_count
             self._add_file_notices()
             return
         self.row_count = 0
         for self.row_count, row in self._read(on_block, after):  # noqa: B020 - the last value is kept
-            yield self.row_count, row
+            yield self.row_count, self._with_source_file(row) if self._source_file else row
         self.row_count = max(self.row_count, self.file.line_count)
         self._add_file_notices()
 
@@ -102,6 +121,14 @@ class Input:
     def _add_file_notices(self) -> None:
         for notice in self.file.notices:
             self._add_notice(notice)
+
+    def _with_source_file(self, row: Row) -> Row:
+        if not isinstance(row, dict):
+            return row
+        if self.text_count:
+            self.text_count.count(row["prompt"])
+        metadata = row.get("metadata", {})
+        return row | {"metadata": {SOURCE_FILE: self._source_file} | metadata} if isinstance(metadata, dict) else row
 
     def _add_notice(self, notice: str) -> None:
         text = f"{self.name}: {notice}"
@@ -166,16 +193,14 @@ def _detect_format(file: LineFile, options: InputOptions) -> Input:
         return Input(file, format_, options)
     file.encoding = options.encoding
     head = file.head()
-    if suffix == ".txt":
-        if not options.separator and _starts_with_job(head):
+    if suffix == ".txt" or (options.chooses_text and suffix != ".json"):
+        if options.text_format() is Format.TEXT and _starts_with_job(head):
             return Input(file, Format.JSONL, options, guess="read as JSONL, because its first line is a job")
         return _text_input(file, options)
     if head.lstrip()[:1] == b"[" or (suffix == ".json" and not _starts_with_job(head)):
         return Input(file, Format.JSON, options, guess="" if suffix == ".json" else "read as JSON")
     if not head or head.isspace() or head.lstrip()[:1] == b"{":
         return Input(file, Format.JSONL, options, guess="read as JSONL" if suffix == ".json" else "")
-    if options.separator:
-        return _text_input(file, options)
     hint = f"set --input-format to one of {_CHOICES}"
     raise InputError(f"{file.name}: cannot detect the format from its name or first bytes", hint)
 
@@ -198,7 +223,7 @@ def _starts_with_job(head: bytes) -> bool:
 
 
 def _open_folder(folder: Path, options: InputOptions) -> Iterator[Input]:
-    """Open a Hugging Face dataset written by `save_to_disk`, Parquet files, or text files with one prompt each."""
+    """Open a Hugging Face dataset written by `save_to_disk`, Parquet files, or text files."""
     if (folder / "state.json").is_file():
         for name in parquet.dataset_files(folder):
             yield Input(LineFile(str(name)), Format.ARROW, options)
@@ -206,22 +231,39 @@ def _open_folder(folder: Path, options: InputOptions) -> Iterator[Input]:
     if (folder / "dataset_dict.json").is_file():
         splits = ", ".join(str(each.parent) for each in sorted(folder.glob("*/state.json")))
         raise InputError(f"{folder}: a dataset with several splits", f"name one of them: {splits}")
-    files = sorted(
-        (each for each in folder.iterdir() if each.is_file()), key=lambda each: natural_sort_key(each.name)
-    )
-    visible = [each for each in files if not each.name.startswith(".")]
+    entries = sorted(folder.iterdir(), key=lambda each: natural_sort_key(each.name))
+    visible = [each for each in entries if each.is_file() and is_job_file(each)]
     for suffix, format_ in ((".parquet", Format.PARQUET), (".txt", Format.TEXT_FILE)):
         if chosen := [each for each in visible if each.suffix.lower() == suffix]:
-            ignored = len(visible) - len(chosen)
-            others = f"; {ignored:,} other files are ignored" if ignored else ""
             for index, each in enumerate(chosen):
-                opened = Input(LineFile(str(each)), format_, options)
+                opened = _open_in_folder(folder, each, format_, options)
                 if not index:
-                    kind = "text files with one prompt each" if format_ is Format.TEXT_FILE else "Parquet files"
-                    opened.notices.append(f"{folder}: {len(chosen):,} {kind}{others}")
+                    kind = _kind_of_files(opened.format, len(chosen))
+                    opened.notices.insert(0, f"{folder}: {kind}{left_out_note(entries, chosen)}")
                 yield opened
             return
-    raise InputError(f"{folder}: a directory without text (.txt) or Parquet files", "name the job files in it")
+    problem = f"{folder}: a directory without text (.txt) or Parquet files{left_out_note(entries, ())}"
+    raise InputError(problem, "name the job files in it")
+
+
+def _open_in_folder(folder: Path, path: Path, format_: Format, options: InputOptions) -> Input:
+    """Open one file of a directory. A text file is one prompt unless options say something else."""
+    file, text_count, guess = LineFile(str(path)), None, ""
+    if format_ is not Format.PARQUET:
+        format_ = options.text_format()
+        if not options.chooses_text and options.format is not Format.TEXT:
+            format_, text_count = Format.TEXT_FILE, TextCount(str(folder))
+        elif format_ is Format.TEXT and options.format is None and _starts_with_job(file.head()):
+            format_, guess = Format.JSONL, "read as JSONL, because its first line is a job"
+    return Input(file, format_, options, guess=guess, source_file=path.name, text_count=text_count)
+
+
+def _kind_of_files(format_: Format, count: int) -> str:
+    if format_ is Format.PARQUET:
+        return f"{count:,} Parquet file{'s' * (count != 1)}"
+    return f"{count:,} text file{'s' * (count != 1)}, one {'job' if format_ is Format.JSONL else 'prompt'} per " + (
+        _PROMPT_UNITS.get(format_, "line")
+    )
 
 
 def natural_sort_key(name: str) -> list[tuple[bool, int, str]]:

@@ -26,6 +26,7 @@ from krea_batch.sources.check import Check, CheckResult, FingerprintLookup, OnPr
 from krea_batch.sources.checkpoint import EMPTY, Checkpoint, FilePrefix
 from krea_batch.sources.dedupe import Deduplicator
 from krea_batch.sources.duplicate_ids import default_id
+from krea_batch.sources.folder_texts import require_clear_texts
 from krea_batch.sources.inputs import Input, numbered_rows, open_inputs
 from krea_batch.sources.options import Format, InputOptions
 from krea_batch.sources.parser import RowParser
@@ -69,6 +70,7 @@ class JobFiles:
                 for each in open_inputs(path, self._options, stdin or sys.stdin.buffer, spool_dir):
                     self._inputs.append(each)
             _require_used(self._options, self._inputs)
+            _require_text(self._inputs, self._options)
         except BaseException:
             self.close()
             raise
@@ -125,7 +127,8 @@ class JobFiles:
 
         `lookup` is called with batches of ids and returns the fingerprints of those in the ledger. `on_problem` is
         called for each invalid line when it is found, conflicting ids last. `on_progress` is called with the bytes
-        read and the total. Raises InputError if a file cannot be read.
+        read and the total. Raises InputError if a file cannot be read, or if text files of a directory may be one
+        prompt or many.
         """
         parser = RowParser(self._options)
         checkpoint, dedupe = self._resumed_from, self._options.dedupe
@@ -142,6 +145,7 @@ class JobFiles:
             check.read_lines(on_progress)
             check.find_duplicate_ids()
             self._conflicting_rows = check.conflicting_rows()
+            require_clear_texts([(each.name, each.text_count) for each in self._inputs if each.text_count])
             self._checked = check.result()
         return self._checked
 
@@ -194,6 +198,14 @@ class JobFiles:
         checkpoint = Checkpoint(tuple(self._prefixes), rows, jobs, self._options.fingerprint())
         if checkpoint.lines > resumed_from.lines:
             self._checkpoint = self._jobs_yielded, checkpoint.encode()
+
+
+def _require_text(inputs: Sequence[Input], options: InputOptions) -> None:
+    """Raise InputError if an option for text files would have no effect."""
+    texts = (Format.TEXT, Format.TEXT_FILE, Format.TEXT_BLOCKS)
+    if options.chooses_text and all(each.format not in texts and ".txt" not in each.name for each in inputs):
+        problem = f"{inputs[0].name}: --lines, --whole-file and --separator are for text files"
+        raise InputError(problem, "leave them out, or name a text file")
 
 
 def _contains(numbers: Sequence[int], number: int) -> bool:

@@ -56,9 +56,9 @@ class InputOptions(msgspec.Struct, frozen=True, kw_only=True):
     prompt with column names in braces. `axes`: sweeps that apply to every row. `encoding`: of text without a byte
     order mark, as `encoding_name` returns it; empty for UTF-8. `no_header`: the first row of a table is a job, and
     its columns are named 1, 2, and so on. `sheet`: its name in a workbook; empty for the first. `text_unit`: what one
-    prompt of a text file is; None for a line, and in a directory for a file. `separator`: the line between the prompts
-    of a text file.
-    `prompt_syntax`: the syntaxes that are read in prompts. `wildcards`: the values of dynamic prompts by name.
+    prompt of a text file is; None for a line, and in a directory for a file. `separator`: the line between prompts in
+    a text file. `prompt_syntax`: the syntaxes that are read in prompts. `wildcards`: the values of dynamic prompts by
+    name.
     """
 
     format: Format | None = None
@@ -84,6 +84,11 @@ class InputOptions(msgspec.Struct, frozen=True, kw_only=True):
         if not self.wildcards:
             return fingerprint
         return fingerprint + hashlib.sha256(msgspec.json.encode(self.wildcards, order="deterministic")).hexdigest()
+
+    @property
+    def chooses_text(self) -> bool:
+        """Whether an option says what one prompt of a text file is."""
+        return self.text_unit is not None or bool(self.separator)
 
     def text_format(self) -> Format:
         """Return the format in which a text file is read."""

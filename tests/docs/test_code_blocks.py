@@ -101,6 +101,8 @@ def test_the_commands_run(tmp_path: Path, page: str, gateway: str, finished_run:
         out.mkdir()
         write_jobs(out / "jobs.jsonl", 2)
         (out / "prompts.txt").write_text("a cat\na dog\n")
+        (out / "captions").mkdir()
+        (out / "captions" / "cat.txt").write_text("a cat\non a mat\n")
         (out / "wildcards").mkdir()
         (out / "wildcards" / "place.txt").write_text("field\nbridge\n")
         (out / "prompts.csv").write_text("Nr,prompt,Caption,Start\n7,a cat,a big cat,1\n")

@@ -22,7 +22,7 @@ from krea_batch.errors import InputError
 from krea_batch.jobs import Job
 from krea_batch.sources import CheckResult, InputOptions, JobFiles
 from krea_batch.sources.inputs import natural_sort_key
-from krea_batch.sources.options import Format
+from krea_batch.sources.options import Format, TextUnit
 from krea_batch.sources.sweep import make_axis
 
 AWKWARD_CELLS = [
@@ -401,7 +401,7 @@ class TestFolders:
         ):
             write_file(f"texts/{name}", text)
         write_file("texts/readme.md", "x")
-        _, jobs = check_and_read(str(tmp_path / "texts"))
+        _, jobs = check_and_read(str(tmp_path / "texts"), text_unit=TextUnit.FILE)
         assert [(job.id, job.prompt) for job in jobs] == [("007", "bond"), ("p9", "nine\nlines"), ("p10", "ten")]
 
     def test_empty_text(self, write_file: WriteContent, tmp_path: Path) -> None:

@@ -14,6 +14,7 @@ from krea_batch.cli.ui.prompt_syntax_notices import syntax_notices
 
 if TYPE_CHECKING:
     from krea_batch.sources import CheckResult, InputOptions
+    from krea_batch.sources.options import TextUnit
 
 INPUT_FORMATS = ("jsonl", "json", "csv", "tsv", "sheet", "text", "parquet")
 PROMPT_SYNTAXES = ("dynamic", "a1111", "midjourney", "plain")
@@ -53,6 +54,8 @@ _INPUT_OPTIONS = (
     click.option("--sheet", default="", metavar="NAME", help="Sheet of a workbook.  [default: the first]"),
     click.option("--keep-extra", is_flag=True, help="Put unknown fields of a job line into its metadata."),
     click.option("--skip-comments", is_flag=True, help="In text files, ignore lines starting with #."),
+    click.option("--lines", is_flag=True, help="In text files and directories of them, each line is a prompt."),
+    click.option("--whole-file", is_flag=True, help="In text files and directories of them, each file is a prompt."),
     click.option(
         "--separator",
         metavar="TEXT",
@@ -100,8 +103,8 @@ def input_options(options: dict[str, Any]) -> InputOptions:
     """Return how to read the files. Raises SettingsError, which names the invalid option."""
     from krea_batch.errors import JobError, SettingsError
     from krea_batch.sources import InputOptions
-    from krea_batch.sources.formats.encoding import encoding_name
     from krea_batch.sources.dynamic_prompts import read_wildcards
+    from krea_batch.sources.formats.encoding import encoding_name
     from krea_batch.sources.options import Format, PromptSyntax
     from krea_batch.sources.sweep import check_axis_names, make_axis, parse_axis, parse_seeds, repeat_axis
     from krea_batch.sources.template import Template
@@ -140,6 +143,7 @@ def input_options(options: dict[str, Any]) -> InputOptions:
         encoding=encoding,
         no_header=options["no_header"],
         sheet=options["sheet"],
+        text_unit=_text_unit(options),
         separator=(options["separator"] or "").strip(),
         prompt_syntax=tuple(map(PromptSyntax, options["prompt_syntax"])),
         wildcards=read_wildcards(options["wildcards"]) if options["wildcards"] else {},
@@ -156,6 +160,19 @@ def expansion_notices(checked: CheckResult) -> list[str]:
     if checked.jobs + checked.duplicates != checked.rows:
         notices.append(f"{pluralize(checked.rows, 'row')} make {pluralize(checked.jobs, 'job')}")
     return notices
+
+
+def _text_unit(options: dict[str, Any]) -> TextUnit | None:
+    """Return what one prompt of a text file is. Raises SettingsError for options that contradict each other."""
+    from krea_batch.errors import SettingsError
+    from krea_batch.sources.options import TextUnit
+
+    given = [name for name in ("lines", "whole_file", "separator") if options[name]]
+    if len(given) > 1:
+        raise SettingsError(given[0], f"cannot be combined with --{given[1].replace('_', '-')}", "keep one of them")
+    if given and options["input_format"] not in (None, "text"):
+        raise SettingsError(given[0], "is for text files", f"leave out --input-format {options['input_format']}")
+    return {"lines": TextUnit.LINE, "whole_file": TextUnit.FILE}.get(given[0]) if given else None
 
 
 def _columns(options: dict[str, Any]) -> dict[str, str]:

@@ -72,6 +72,11 @@ class LineFile:
         if self._spooled:
             self._spooled.close()
 
+    @property
+    def is_spooled(self) -> bool:
+        """Whether it is a pipe or standard input, whose name says nothing about its content."""
+        return self._spooled is not None
+
     def size_bytes(self) -> int:
         """Return the size on disk in bytes, for progress; 0 if unknown."""
         if self._spooled:

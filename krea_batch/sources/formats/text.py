@@ -28,10 +28,11 @@ def lines(file: LineFile, options: InputOptions, on_block: OnBlock | None, after
 
 
 def whole_file(file: LineFile) -> Rows:
-    """Yield the whole file as one prompt; its id is the file name without `.txt`."""
+    """Yield the whole file as one prompt; its id is the file name without `.txt`, or none if it has no name."""
     content = b"".join(file.text())
     row = _prompt_row(content.removesuffix(b"\n").removesuffix(b"\r"), "the file")
-    yield 1, row if isinstance(row, JobError) else row | {"id": Path(file.name).stem}
+    name = Path(file.name).name.removesuffix(".gz").removesuffix(".zst")
+    yield 1, row if isinstance(row, JobError) or file.is_spooled else row | {"id": Path(name).stem}
 
 
 def blocks(file: LineFile, separator: str) -> Rows:
