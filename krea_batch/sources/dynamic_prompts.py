@@ -19,11 +19,12 @@ from krea_batch.sources.json_errors import quoted
 PROMPT_CHOICES = "prompt_choices"
 """Key of the metadata: what was chosen, in the order of the prompt."""
 
+MAX_CHOICES = 1000  # chosen: far more than a prompt has; wildcards in wildcards can double at each level
 MAX_DEPTH = 50  # chosen: wildcards of real collections are nested five deep
 
 _SPECIAL = re.compile(r"\\([{}|])|\$\{|\{|\}|__([A-Za-z0-9*][\w*./-]*?)__")
 _WEIGHT = re.compile(r"\s*(\d+(?:\.\d+)?)::")
-_COUNT = re.compile(r"\s*(\d*)(-?)(\d*)\$\$(?:(.*?)\$\$)?", re.DOTALL)
+_COUNT = re.compile(r"\s*(\d{0,4})(-?)(\d{0,4})\$\$(?:(.*?)\$\$)?", re.DOTALL)
 _SEPARATOR = ", "  # as in the syntax guide of Dynamic Prompts
 
 Wildcards = Mapping[str, Sequence[str]]
@@ -65,7 +66,7 @@ class _Expansion:
 
     def expand(self, text: str, depth: int = 0) -> str:
         if depth > MAX_DEPTH:
-            raise JobError(f"wildcards are nested more than {MAX_DEPTH} deep", "a wildcard may refer to itself")
+            raise JobError(f"choices are nested more than {MAX_DEPTH} deep", "a wildcard may refer to itself")
         parts, position = [], 0
         while match := _SPECIAL.search(text, position):
             parts.append(text[position : match.start()])
@@ -106,6 +107,8 @@ class _Expansion:
     def _record(self, option: str, depth: int) -> str:
         """Return the expansion of an option, and add it to the choices before those within it."""
         index = len(self.choices)
+        if index >= MAX_CHOICES:
+            raise JobError(f"the prompt has more than {MAX_CHOICES:,} choices", "use fewer wildcards in wildcards")
         self.choices.append("")
         self.choices[index] = self.expand(_WEIGHT.sub("", option, count=1).strip(), depth + 1)
         return self.choices[index]

@@ -11,7 +11,7 @@ from krea_batch.errors import InputError
 MAX_NAMES_SHOWN = 10  # chosen: a line or two in a terminal
 
 _NOT_PROMPTS = ("readme", "license", "licence")
-_SEPARATOR_LINE = re.compile(r"^\s*([-=*~_#])\1{2,}\s*$", re.MULTILINE)
+_SEPARATOR_LINE = re.compile(r"^[ \t]*([-=*~_#])\1{2,}[ \t\r]*$", re.MULTILINE)
 _LINE_ENDS = re.compile(r"[\r\n]+")
 
 

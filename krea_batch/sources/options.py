@@ -78,7 +78,7 @@ class InputOptions(msgspec.Struct, frozen=True, kw_only=True):
 
     def fingerprint(self) -> str:
         """Return a text that is equal for options that make the same jobs from the same bytes."""
-        syntaxes = tuple(sorted(each for each in self.prompt_syntax if each is not PromptSyntax.PLAIN))
+        syntaxes = tuple(sorted({*self.prompt_syntax} - {PromptSyntax.PLAIN}))
         relevant = msgspec.structs.replace(self, prompt_syntax=syntaxes, wildcards={})
         fingerprint = msgspec.json.encode(relevant, order="deterministic").decode()
         if not self.wildcards:

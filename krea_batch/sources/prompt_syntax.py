@@ -33,7 +33,7 @@ _MIDJOURNEY_NAMES = (
     "ar|aspect|chaos|c|no|quality|q|seed|stop|style|stylize|s|tile|version|v|niji|weird|w|raw|iw|sref|sw|sv|cref|cw"
     "|oref|ow|repeat|r|video|fast|relax|turbo|draft|exp|profile|p|hd|sameseed|upbeta|uplight|test|testp|creative"
 )
-_DYNAMIC = re.compile(r"\{[^{}]*\||\{\d*-?\d*\$\$|__[A-Za-z0-9*][\w*./-]*?__|\$\{\w+\W")
+_DYNAMIC = re.compile(r"\{[^{}]*\||\{\d{0,4}-?\d{0,4}\$\$|__[A-Za-z0-9*][\w*./-]*?__|\$\{\w+\W")
 _ARGUMENT = re.compile(rf"(?:^|\s)(?:--[A-Za-z][\w-]*|[—–](?:{_MIDJOURNEY_NAMES})(?=\s|$))", re.IGNORECASE)
 _A1111_ARGUMENT = re.compile(
     r"(?:^|\s)--(?:prompt|negative[_-]prompt|prompt_for_display|steps|cfg[_-]scale|sampler[_-](?:name|index)|width"
@@ -44,17 +44,12 @@ _NETWORK = re.compile(r"<(?:lora|lyco|hypernet):[^<>]+>")
 _WEIGHT = re.compile(r"\(([^()]+):\d*\.\d+\)")
 _INFO_LINE = re.compile(r"^(?:Negative prompt:|Steps: \d+,)", re.MULTILINE)
 _MULTI_PROMPT = re.compile(r"\S::(?:-?\d|\s|$)")
-_PERMUTATION = re.compile(r"\{[^{}|:\"]+,[^{}|:\"]+\}")
+_PERMUTATION = re.compile(r"\{[^{}|:\",]+,[^{}|:\"]+\}")
 
 _SEPARATOR_LINE = re.compile(r"\s*([-=*~_#])\1{2,}\s*")
 
-_ASSIGNMENT = re.compile(
-    rf"(?:^|\s+)(?:--(?P<name>[A-Za-z][\w-]*)|[—–](?P<dashed>{_MIDJOURNEY_NAMES})(?=\s|$))(?:=|\s+|$)"
-    r"(?P<value>\"(?:[^\"\\]|\\.)*\"(?=\s+(?:--[A-Za-z]|[—–])|\s*$)|.*?)"
-    rf"(?=\s+(?:--[A-Za-z]|[—–](?:{_MIDJOURNEY_NAMES})(?:\s|$))|\s*$)",
-    re.IGNORECASE | re.DOTALL,
-)
-_INFO_VALUE = re.compile(r"\s*([\w ./-]+):\s*(\"(?:[^\"\\]|\\.)*\"|[^,]*)(?:,|$)")
+_QUOTED = re.compile(r"\s*\"(?:[^\"\\]|\\.)*\"", re.DOTALL)
+_INFO_VALUE = re.compile(r"([\w ./-]{1,60}):\s*(\"(?:[^\"\\]|\\.)*\"|[^,]*)(?:,|$)")
 _TEXT_ARGUMENTS = (
     *("prompt", "negative_prompt", "prompt_for_display", "no", "n", "styles", "style", "sampler_name", "sd_model"),
     *("sampler_index", "outpath_samples", "outpath_grids", "sref", "cref", "oref", "p", "profile"),
@@ -92,7 +87,7 @@ def recognise(prompt: str) -> Iterator[tuple[PromptSyntax, str]]:
             return
     if match := _a1111_match(prompt):
         yield PromptSyntax.A1111, _example(prompt, match)
-    elif match := _ARGUMENT.search(prompt) or _MULTI_PROMPT.search(prompt):
+    elif match := _midjourney_match(prompt):
         yield PromptSyntax.MIDJOURNEY, _example(prompt, match)
 
 
@@ -102,6 +97,13 @@ def _a1111_match(prompt: str) -> re.Match[str] | None:
             if match := pattern.search(prompt):
                 return match
     return _A1111_ARGUMENT.search(prompt) if "--" in prompt else None
+
+
+def _midjourney_match(prompt: str) -> re.Match[str] | None:
+    may_have_arguments = "--" in prompt or "—" in prompt or "–" in prompt
+    if may_have_arguments and (match := _ARGUMENT.search(prompt)):
+        return match
+    return _MULTI_PROMPT.search(prompt) if "::" in prompt else None
 
 
 def _example(prompt: str, match: re.Match[str]) -> str:
@@ -190,15 +192,18 @@ def add_metadata(metadata: dict[str, Any], name: str, value: object) -> None:
 
 def _read_arguments(text: str) -> tuple[str, dict[str, str]]:
     """Return the prompt and the other arguments of a line. Raises JobError."""
-    first = _ARGUMENT.search(text)
-    assert first  # noqa: S101 - the caller has searched
-    before = text[: first.start()].strip()
+    match = _ARGUMENT.search(text)
+    before = text[: match.start()].strip() if match else text
     arguments: dict[str, str] = {}
-    for match in _ASSIGNMENT.finditer(text, first.start()):
-        name = (match["name"] or match["dashed"]).lower().replace("-", "_")
+    while match:
+        name = match[0].strip().lstrip("-—–").lower().replace("-", "_")
         if name in arguments:
             raise JobError(f"--{name} is given twice", "keep one of them")
-        arguments[name] = value = _unquote(match["value"].strip(), name)
+        start = match.end() + text.startswith("=", match.end())
+        quoted_value = _QUOTED.match(text, start)
+        match = _ARGUMENT.search(text, quoted_value.end() if quoted_value else start)
+        value = _unquote(text[start : match.start() if match else len(text)].strip(), name)
+        arguments[name] = value
         if len(value.split()) > 1 and name not in _TEXT_ARGUMENTS:
             raise JobError(f"text follows --{name}: {quoted(value)}", "write it before the arguments")
     prompt = arguments.pop("prompt", "")
@@ -245,7 +250,7 @@ def _without_networks(text: str) -> tuple[str, list[str]]:
     """Return the text without `<lora:…>` and without the numbers of `(word:1.2)`, and the former."""
     networks = _NETWORK.findall(text)
     if networks:
-        text = re.sub(r"[ ,]*" + _NETWORK.pattern, "", text).strip(" ,")
+        text = re.sub(r"[ ,]{0,4}" + _NETWORK.pattern, "", text).strip(" ,")
     return _WEIGHT.sub(r"\1", text), networks
 
 

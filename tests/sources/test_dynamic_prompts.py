@@ -17,6 +17,8 @@ WILDCARDS = {
     "loop": ("__loop__",),
 }
 
+DOUBLING = {f"n{n}": (f"__n{n + 1}__ __n{n + 1}__",) for n in range(40)} | {"n40": ("x",)}
+
 
 def texts(prompt: str, count: int = 300) -> Counter[str]:
     return Counter(expand(prompt, f"{number:05d}", WILDCARDS)[0] for number in range(count))
@@ -82,6 +84,8 @@ def test_the_id_decides() -> None:
         ),
         ("a __empty__", {"empty": ()}, "no values for the wildcard __empty__", "into empty.txt"),
         ("a __loop__", WILDCARDS, "nested more than 50 deep", "may refer to itself"),
+        ("__n0__", DOUBLING, "more than 1,000 choices", "use fewer wildcards in wildcards"),
+        ("{" * 1000 + "}" * 1000, {}, "nested more than 50 deep", ""),
         ("{0::a|0::b}", {}, "all weights of a variant are 0", "above 0"),
     ],
 )

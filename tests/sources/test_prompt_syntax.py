@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from krea_batch.errors import JobError
-from krea_batch.sources.options import PromptSyntax
+from krea_batch.sources.options import InputOptions, PromptSyntax, TextUnit
 from krea_batch.sources.prompt_syntax import ArgumentReader, may_have_syntax, recognise
 
 INFO_TEXT = """a red kite, (sky:1.2) <lora:kites:0.8>
@@ -148,3 +148,39 @@ def test_midjourney_leaves_weights() -> None:
     prompt = "a (red:1.3) kite <lora:kites:0.8>"
     assert read(prompt, PromptSyntax.MIDJOURNEY)["prompt"] == prompt
     assert read(f"{prompt} --seed 7", PromptSyntax.MIDJOURNEY)["prompt"] == prompt
+
+
+@pytest.mark.parametrize(
+    "prompt",
+    [
+        "{" + "1" * 10**6,
+        "{" + "a," * 500_000,
+        "(" * 10**6 + "x:1",
+        "a --no" + " " * 10**6 + ".",
+        "__a/" * 250_000,
+        "{" * 10**6,
+    ],
+    ids=lambda text: text[:4],
+)
+def test_long_prompts(prompt: str) -> None:
+    """A prompt of the greatest length is examined in time that grows with its length, not with its square."""
+    assert len(recognised(prompt)) <= 1
+    read(prompt)
+
+
+def test_long_parameters() -> None:
+    """So are long parameters that A1111 saved."""
+    assert read("a kite\nSteps: 20, " + "x" * 10**6)["prompt"] == "a kite"
+
+
+def test_the_fingerprint_of_the_options() -> None:
+    """A checkpoint is used with `plain`, which changes no job, but not with another syntax or other wildcards."""
+    plain = InputOptions(prompt_syntax=(PromptSyntax.PLAIN,))
+    dynamic = (PromptSyntax.DYNAMIC,)
+    assert plain.fingerprint() == InputOptions().fingerprint()
+    texts = {
+        InputOptions(prompt_syntax=dynamic, wildcards=wildcards).fingerprint()
+        for wildcards in ({}, {"a": ("b",)}, {"a": ("c",)})
+    }
+    assert len(texts | {plain.fingerprint()}) == 4
+    assert InputOptions(text_unit=TextUnit.FILE).fingerprint() != InputOptions(separator="---").fingerprint()
