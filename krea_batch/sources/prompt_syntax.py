@@ -48,6 +48,7 @@ _PERMUTATION = re.compile(r"\{[^{}|:\",]+,[^{}|:\"]+\}")
 
 _SEPARATOR_LINE = re.compile(r"\s*([-=*~_#])\1{2,}\s*")
 
+_IMAGINE = re.compile(r"/imagine\s+(?:prompt\s*:?\s*)?", re.IGNORECASE)  # of Discord
 _QUOTED = re.compile(r"\s*\"(?:[^\"\\]|\\.)*\"", re.DOTALL)
 _INFO_VALUE = re.compile(r"([\w ./-]{1,60}):\s*(\"(?:[^\"\\]|\\.)*\"|[^,]*)(?:,|$)")
 _TEXT_ARGUMENTS = (
@@ -70,11 +71,6 @@ class SyntaxFinding(msgspec.Struct, frozen=True):
     path: str
     line: int
     example: str
-
-
-def may_have_syntax(prompt: str) -> bool:
-    """Return False for most prompts that `recognise` finds nothing in. This takes a tenth of a microsecond."""
-    return "-" in prompt or "_" in prompt or "{" in prompt or ":" in prompt or "—" in prompt or "–" in prompt
 
 
 def recognise(prompt: str) -> Iterator[tuple[PromptSyntax, str]]:
@@ -100,6 +96,8 @@ def _a1111_match(prompt: str) -> re.Match[str] | None:
 
 
 def _midjourney_match(prompt: str) -> re.Match[str] | None:
+    if prompt[0] == "/" and (match := _IMAGINE.match(prompt)):
+        return match
     may_have_arguments = "--" in prompt or "—" in prompt or "–" in prompt
     if may_have_arguments and (match := _ARGUMENT.search(prompt)):
         return match
@@ -148,9 +146,9 @@ class ArgumentReader:
     def read(self, fields: dict[str, Any]) -> None:
         """Move the arguments of the prompt into fields and metadata. Raises JobError."""
         prompt, metadata = fields.get("prompt"), fields.get("metadata")
-        if not isinstance(prompt, str) or not isinstance(metadata, dict) or not may_have_syntax(prompt):
+        if not isinstance(prompt, str) or not isinstance(metadata, dict) or not prompt:
             return
-        text = prompt
+        text = _IMAGINE.sub("", prompt, count=1) if self._reads_midjourney and prompt[0] == "/" else prompt
         arguments: dict[str, str] = {}
         if self._reads_a1111 and _INFO_LINE.search(text):
             text, arguments = _read_info(text)

@@ -87,7 +87,9 @@ def test_a_run_is_refused_and_the_advice_works(folder: Path, syntax: str) -> Non
     for option in ("--quiet", "--yes"):
         done = run("p.txt", option)
         assert done.returncode == 2
-        assert done.stderr.splitlines()[-1].startswith("krea-batch: p.txt:2: 1 of 2 rows with ")
+        assert done.stderr.splitlines()[-1].startswith(
+            "krea-batch: p.txt:2: nothing was submitted, because of 1 of 2 rows with "
+        )
         assert not Path("out").exists()
     done = run("p.txt", "--prompt-syntax", "plain")
     assert done.returncode == 0, done.stderr
@@ -169,7 +171,7 @@ def test_separated_blocks(folder: Path) -> None:
     Path("p.txt").write_bytes(f"---\r\n{first}\r\n---\r\n\r\n---\n{second}\n\n".encode())
     done = run("p.txt")
     for stderr in (done.stderr, invoke("validate", "p.txt").stderr):
-        assert "p.txt:1: 3 of 6 rows would be the prompt ---" in stderr
+        assert "3 of 6 rows with a line that seems to separate prompts of several lines" in stderr
         assert "--separator='---' reads the lines between as one prompt" in stderr
     assert (done.returncode, Path("out").exists()) == (2, False)
     done = run("p.txt", "--separator=---")

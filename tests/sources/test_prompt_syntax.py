@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from krea_batch.errors import JobError
-from krea_batch.sources.options import InputOptions, PromptSyntax, TextUnit
-from krea_batch.sources.prompt_syntax import ArgumentReader, may_have_syntax, recognise
+from krea_batch.sources import InputOptions, JobFiles
+from krea_batch.sources.options import PromptSyntax, TextUnit
+from krea_batch.sources.prompt_syntax import ArgumentReader, recognise
 
 INFO_TEXT = """a red kite, (sky:1.2) <lora:kites:0.8>
 over a field
@@ -17,10 +20,43 @@ low quality
 Steps: 20, Sampler: DPM++ 2M, CFG scale: 7, Seed: 42, Size: 768x512, Lora hashes: "kites: 12, x: 3\""""
 
 
+RECOGNISED = [
+    ("a {red|blue} kite", ["dynamic"]),
+    ("a {red {kite|car}} there", ["dynamic"]),
+    ("a {2$$calm|wild} sea", ["dynamic"]),
+    ("a {2$$__moods__} sea", ["dynamic"]),
+    ("a kite over a __place__", ["dynamic"]),
+    ("a __colours/warm*__ kite", ["dynamic"]),
+    ("${season={summer|winter}} in ${season}", ["dynamic"]),
+    ('--prompt "a red kite" --seed 7', ["a1111"]),
+    ("a red kite --negative_prompt blurry", ["a1111"]),
+    ("a kite <lora:kites:0.8>", ["a1111"]),
+    ("a (red:1.3) kite", ["a1111"]),
+    ("Negative prompt: blurry", ["a1111"]),
+    ("Steps: 20, Sampler: Euler a, Seed: 7", ["a1111"]),
+    (INFO_TEXT, ["a1111"]),
+    ("a red kite --ar 16:9", ["midjourney"]),
+    ("a red kite --seed 7", ["midjourney"]),
+    ("a red kite --v 6 --tile", ["midjourney"]),
+    ("a red kite —ar 16:9", ["midjourney"]),
+    ("a red kite –no clouds", ["midjourney"]),
+    ("hot:: dog::2", ["midjourney"]),
+    ("/imagine prompt: a kite", ["midjourney"]),
+    ("/imagine a kite", ["midjourney"]),
+    ("/r/kites", []),
+    ("a {red, blue} kite", ["midjourney"]),
+    ("a {red|blue} kite --ar 16:9", ["dynamic", "midjourney"]),
+    ("a well-known kite -- red, at 10:30 (at 16:9)", []),
+    ("a kite — red — and --", []),
+    ("{} {x} {{y}} snake_case ____ a::", ["midjourney"]),
+    ("{} {x} {{y}} snake_case ____ <b>: (a:b)", []),
+    ("-dash", []),
+    ('a sign that says "Note: closed"', []),
+]
+
+
 def recognised(prompt: str) -> list[str]:
-    found = [str(syntax) for syntax, _ in recognise(prompt)]
-    assert may_have_syntax(prompt) or not found
-    return found
+    return [str(syntax) for syntax, _ in recognise(prompt)]
 
 
 def read(prompt: str, *syntaxes: PromptSyntax, **fields: Any) -> dict[str, Any]:
@@ -29,42 +65,23 @@ def read(prompt: str, *syntaxes: PromptSyntax, **fields: Any) -> dict[str, Any]:
     return row
 
 
-@pytest.mark.parametrize(
-    ("prompt", "expected"),
-    [
-        ("a {red|blue} kite", ["dynamic"]),
-        ("a {red {kite|car}} there", ["dynamic"]),
-        ("a {2$$calm|wild} sea", ["dynamic"]),
-        ("a {2$$__moods__} sea", ["dynamic"]),
-        ("a kite over a __place__", ["dynamic"]),
-        ("a __colours/warm*__ kite", ["dynamic"]),
-        ("${season={summer|winter}} in ${season}", ["dynamic"]),
-        ('--prompt "a red kite" --seed 7', ["a1111"]),
-        ("a red kite --negative_prompt blurry", ["a1111"]),
-        ("a kite <lora:kites:0.8>", ["a1111"]),
-        ("a (red:1.3) kite", ["a1111"]),
-        ("Negative prompt: blurry", ["a1111"]),
-        ("Steps: 20, Sampler: Euler a, Seed: 7", ["a1111"]),
-        (INFO_TEXT, ["a1111"]),
-        ("a red kite --ar 16:9", ["midjourney"]),
-        ("a red kite --seed 7", ["midjourney"]),
-        ("a red kite --v 6 --tile", ["midjourney"]),
-        ("a red kite —ar 16:9", ["midjourney"]),
-        ("a red kite –no clouds", ["midjourney"]),
-        ("hot:: dog::2", ["midjourney"]),
-        ("a {red, blue} kite", ["midjourney"]),
-        ("a {red|blue} kite --ar 16:9", ["dynamic", "midjourney"]),
-        ("a well-known kite -- red, at 10:30 (at 16:9)", []),
-        ("a kite — red — and --", []),
-        ("{} {x} {{y}} snake_case ____ a::", ["midjourney"]),
-        ("{} {x} {{y}} snake_case ____ <b>: (a:b)", []),
-        ("-dash", []),
-        ('a sign that says "Note: closed"', []),
-    ],
-)
+@pytest.mark.parametrize(("prompt", "expected"), RECOGNISED)
 def test_recognised(prompt: str, expected: list[str]) -> None:
     """Syntax of other tools is recognised wherever it is in the prompt; ordinary punctuation is not."""
     assert recognised(prompt) == expected
+
+
+def test_a_check_counts_them(tmp_path: Path) -> None:
+    """A check counts every row in which a syntax is recognised, and names the first."""
+    path = tmp_path / "p.jsonl"
+    path.write_text("".join(json.dumps({"prompt": prompt}) + "\n" for prompt, _ in RECOGNISED))
+    with JobFiles([str(path)]) as files:
+        found = {each.syntax: (each.rows, each.line) for each in files.check().unread_syntax}
+    lines: dict[str, list[int]] = {}
+    for line, (_, syntaxes) in enumerate(RECOGNISED, 1):
+        for syntax in syntaxes:
+            lines.setdefault(syntax, []).append(line)
+    assert found == {syntax: (len(numbers), numbers[0]) for syntax, numbers in lines.items()}
 
 
 @pytest.mark.parametrize(
@@ -184,3 +201,11 @@ def test_the_fingerprint_of_the_options() -> None:
     }
     assert len(texts | {plain.fingerprint()}) == 4
     assert InputOptions(text_unit=TextUnit.FILE).fingerprint() != InputOptions(separator="---").fingerprint()
+
+
+@pytest.mark.parametrize("prompt", ["/imagine prompt: a kite --seed 7", "/imagine a kite --seed 7"])
+def test_imagine(prompt: str) -> None:
+    """The command of Discord is not part of the prompt."""
+    row = read(prompt, PromptSyntax.MIDJOURNEY)
+    assert (row["prompt"], row["seed"]) == ("a kite", 7)
+    assert row["metadata"] == {"original_prompt": prompt}

@@ -13,17 +13,25 @@ if TYPE_CHECKING:
     from krea_batch.sources import CheckResult
     from krea_batch.sources.prompt_syntax import SyntaxFinding
 
+SEPARATOR = "separator"  # as in krea_batch.sources.prompt_syntax, which is slow to import
+
 _DESCRIPTIONS = {
-    "dynamic": ("dynamic prompts", "--prompt-syntax dynamic expands them (--wildcards DIR for __NAME__)"),
+    "dynamic": ("dynamic prompts", "--prompt-syntax dynamic expands them (with --wildcards DIR for __NAME__)"),
     "a1111": ("the syntax of A1111", "--prompt-syntax a1111 reads it"),
     "midjourney": ("arguments of Midjourney", "--prompt-syntax midjourney reads --ar and --seed"),
+    SEPARATOR: (
+        "a line that seems to separate prompts of several lines",
+        "--separator='{example}' reads the lines between as one prompt, --lines reads each line as one",
+    ),
 }
-_PLAIN_HINT = "--prompt-syntax plain sends prompts as they are"
 
 
 def syntax_notices(checked: CheckResult) -> list[str]:
     """Return a sentence for each syntax that was recognised and not read, and one for arguments that were kept."""
-    notices = [f"{each.path}:{each.line}: {_problem(each, checked)}; {_hint(each)}" for each in checked.unread_syntax]
+    notices = [
+        f"{each.path}:{each.line}: {_rows(each, checked)}, which would be sent as text: {each.example}; {_hint(each)}"
+        for each in checked.unread_syntax
+    ]
     if checked.kept_arguments:
         names = ", ".join(checked.kept_arguments)
         notices.append(f"arguments that the API does not have were put into the metadata, not sent: {names}")
@@ -41,26 +49,21 @@ def confirm_syntax(checked: CheckResult, options: dict[str, Any]) -> bool:
         from krea_batch.errors import InputError
 
         first = checked.unread_syntax[0]
-        raise InputError(
-            f"{first.path}:{first.line}: {_problem(first, checked)} (nothing was submitted)",
-            "; ".join(dict.fromkeys(_hint(each) for each in checked.unread_syntax)),
-        )
+        problem = f"nothing was submitted, because of {_rows(first, checked)}"
+        raise InputError(f"{first.path}:{first.line}: {problem}", _hint(*checked.unread_syntax))
     if click.confirm("Send these prompts as they are?", err=True):
         return True
     say("Nothing was submitted.")
     return False
 
 
-def _problem(finding: SyntaxFinding, checked: CheckResult) -> str:
-    rows = f"{finding.rows:,} of {pluralize(checked.rows, 'row')}"
-    if finding.syntax == "separator":
-        return f"{rows} would be the prompt {finding.example}, which seems to separate prompts of several lines"
-    return f"{rows} with {_DESCRIPTIONS[finding.syntax][0]}, which would be sent as text: {finding.example}"
+def _rows(finding: SyntaxFinding, checked: CheckResult) -> str:
+    return f"{finding.rows:,} of {pluralize(checked.rows, 'row')} with {_DESCRIPTIONS[finding.syntax][0]}"
 
 
-def _hint(finding: SyntaxFinding) -> str:
-    if finding.syntax == "separator":
-        return (
-            f"--separator='{finding.example}' reads the lines between as one prompt, --lines reads each line as one"
-        )
-    return f"{_DESCRIPTIONS[finding.syntax][1]}, {_PLAIN_HINT}"
+def _hint(*findings: SyntaxFinding) -> str:
+    """Return the options that read what was found, and the one that sends it as it is."""
+    hints = [_DESCRIPTIONS[each.syntax][1].format(example=each.example) for each in findings]
+    if any(each.syntax != SEPARATOR for each in findings):
+        hints.append("--prompt-syntax plain sends prompts as they are")
+    return ", ".join(hints)
