@@ -10,8 +10,10 @@ sweep          combinations of field values
 template       prompts made from columns
 prompt_syntax  recognises the syntax of other tools in prompts, and reads arguments of A1111 and Midjourney
 dynamic_prompts  expands {a|b} and __name__
-dedupe         drops jobs whose request duplicates an earlier one
+dedupe         counts jobs whose request repeats an earlier one, or drops them
+duplicates_file  the jobs that were dropped, as a file of the run directory
 duplicate_ids  finds ids that are used twice, with bounded memory
+hash_buckets   hashes of a million rows in bounded memory
 checkpoint     how far the files were read, so that a resumed run skips the rest
 json_errors    explains invalid JSON
 field_errors   explains invalid fields

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from array import array
 from bisect import bisect_right
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Self
 
@@ -18,11 +18,13 @@ from krea_batch.errors import JobError, LineProblem
 from krea_batch.gateway import wire
 from krea_batch.jobs import Job
 from krea_batch.sources.checkpoint import Checkpoint
-from krea_batch.sources.dedupe import Deduplicator
+from krea_batch.sources.dedupe import Deduplicator, hash_of_request
 from krea_batch.sources.duplicate_ids import DuplicateIdFinder, default_id
+from krea_batch.sources.duplicates_file import DuplicateJob, DuplicateJobs
 from krea_batch.sources.field_errors import closest_match
 from krea_batch.sources.formats.encoding import EncodingError
 from krea_batch.sources.formats.line_file import FilePosition
+from krea_batch.sources.hash_buckets import HashBuckets
 from krea_batch.sources.inputs import Input, numbered_rows, with_positions
 from krea_batch.sources.json_errors import quoted
 from krea_batch.sources.options import Format
@@ -44,9 +46,9 @@ FingerprintLookup = Callable[[Sequence[str]], Mapping[str, bytes]]
 class CheckResult(msgspec.Struct, frozen=True):
     """The result of a complete check: the valid `rows` and their `jobs`; `problems` and `notes` are truncated.
 
-    `duplicates` were left out because an earlier job has the same request. `recorded` jobs are in the ledger.
-    `unread_syntax`: the syntaxes of other tools that would be sent as they are. `kept_arguments`: the names of
-    arguments in prompts that were put into the metadata.
+    `duplicates` were left out because an earlier job has the same request. `repeated` jobs have one, too, and
+    were not left out. `recorded` jobs are in the ledger. `unread_syntax`: the syntaxes of other tools that would be
+    sent as they are. `kept_arguments`: the names of arguments in prompts that were put into the metadata.
     """
 
     jobs: int
@@ -56,6 +58,7 @@ class CheckResult(msgspec.Struct, frozen=True):
     problems: tuple[LineProblem, ...]
     notes: tuple[LineProblem, ...]
     recorded: int = 0
+    repeated: int = 0
     unread_syntax: tuple[SyntaxFinding, ...] = ()
     kept_arguments: tuple[str, ...] = ()
 
@@ -72,19 +75,24 @@ class Check:
         spool_dir: Path | None,
         *,
         checkpoint: Checkpoint,
-        dedupe: bool,
+        duplicates: DuplicateJobs | None,
         syntax: SyntaxCounter,
     ) -> None:
         self._inputs = inputs
         self._syntax = syntax
         self._parser = parser
-        self._deduplicator = Deduplicator() if dedupe else None
+        self._deduplicator = Deduplicator(self._add_duplicate) if duplicates else None
+        self._duplicates = duplicates
+        self._may_equal_default_id = False  # whether a row has an id that another row could have by default
+        self._requests: list[int] = []  # hashes of the requests of the latest rows
+        self._request_buckets = HashBuckets(spool_dir)  # those of all others
         self._lookup = lookup
         self._checkpoint = checkpoint  # all jobs before it are in the ledger, unchanged
         # Ids after the checkpoint that are in the ledger. They are no longer collected once there are too many.
         self._recorded_ids: set[str] = set()
         self._on_problem = on_problem
         self._id_finder = DuplicateIdFinder(spool_dir)
+        self._add_id = self._id_finder.add
         self._rows_before: list[int] = []  # for each file: the rows of the files before it
         self._total_bytes = 0
         self._jobs = checkpoint.jobs
@@ -103,6 +111,7 @@ class Check:
 
     def __exit__(self, *_: object) -> None:
         self._id_finder.close()
+        self._request_buckets.close()
 
     def read_lines(self, on_progress: OnProgress | None) -> None:
         """Read every line after the checkpoint and compare its jobs with the ledger."""
@@ -114,12 +123,15 @@ class Check:
             rows_before += each.row_count
         if self._pending_lookups:
             self._run_lookups()
+        self._count_requests()
         self._report_progress(on_progress)
 
     def find_duplicate_ids(self) -> None:
         """Find the lines that repeat the id of an earlier line."""
         if self._checkpoint.lines and (self._recorded_ids or not self._lookup):
             self._add_ids_before_checkpoint()
+        if self._may_equal_default_id and not self._checkpoint.lines:
+            self._add_default_ids()
         numbers = array("q")
         for candidates in self._id_finder.candidates():
             numbers.extend(candidates)
@@ -144,6 +156,7 @@ class Check:
             problems=tuple(self._problems),
             notes=tuple(self._notes.values()),
             recorded=self._recorded_jobs,
+            repeated=self._request_buckets.count_repeats(),
             unread_syntax=tuple(
                 self._syntax.finding(syntax, *self._file_and_line(number))
                 for syntax, (number, _) in self._syntax.first_rows.items()
@@ -152,9 +165,36 @@ class Check:
         )
 
     def _read_file(self, each: Input, after: FilePosition, rows_before: int, on_progress: OnProgress | None) -> None:
-        parser, read, add = self._parser, self._parser.read, self._id_finder.add
-        wrongly_encoded = 0
+        # This is the path for a million lines, so it has no function call per line that it can do without.
+        add_request, add_id, deduplicator, lookup = (
+            self._requests.append,
+            self._add_id,
+            self._deduplicator,
+            self._lookup,
+        )
+        is_resumed = bool(self._checkpoint.lines)
+        for number, jobs in self._valid_rows(each, after, rows_before, on_progress):
+            if deduplicator:
+                jobs = deduplicator.filter(number, jobs)  # noqa: PLW2901 - those of them that are new
+            self._jobs += len(jobs)
+            for job in jobs:
+                add_request(hash_of_request(job))
+                if job_id := job.id:
+                    add_id(job_id, number)
+                    if job_id.isdigit() and job_id != default_id(number):
+                        self._may_equal_default_id = True
+                elif is_resumed:
+                    add_id(default_id(number), number)
+                if lookup:
+                    self._queue_lookup(number, len(jobs), job)
+
+    def _valid_rows(
+        self, each: Input, after: FilePosition, rows_before: int, on_progress: OnProgress | None
+    ) -> Iterator[tuple[int, tuple[Job, ...]]]:
+        """Yield the running number and the jobs of each valid row, and report the others."""
+        parser, read, unknown_fields = self._parser, self._parser.read, self._parser.unknown_fields
         count_syntax, is_line = not self._syntax.is_off, each.format is Format.TEXT
+        wrongly_encoded = 0
         for line_number, row in each.rows(after=after):
             number = rows_before + line_number
             jobs = read(number, row)
@@ -165,11 +205,8 @@ class Check:
                 if not isinstance(error, EncodingError) or wrongly_encoded == 1:
                     self._report(number, error)
                 continue
-            if self._deduplicator:
-                jobs = self._deduplicator.filter(number, jobs)
-            self._jobs += len(jobs)
             self._rows += 1
-            if count_syntax and jobs:
+            if count_syntax:
                 prompt = jobs[0].prompt
                 # Nothing is recognised in a prompt without these characters. Examining each takes ten times longer.
                 if (
@@ -182,18 +219,31 @@ class Check:
                     or "–" in prompt
                 ):
                     self._syntax.add(number, prompt, is_line=is_line)
-            for job in jobs:
-                add(job.id or default_id(number), number)
-                if self._lookup:
-                    self._queue_lookup(number, len(jobs), job)
-            if parser.unknown_fields:
+            yield number, jobs
+            if unknown_fields:
                 self._note_unknown_fields(number)
-            if on_progress and not line_number % PROGRESS_LINES:
+            if not line_number % PROGRESS_LINES:
+                self._count_requests()
                 self._report_progress(on_progress)
         if wrongly_encoded > 1:
             each.notices.append(
                 f"{each.name}: {wrongly_encoded:,} rows are in another encoding; only the first is shown"
             )
+
+    def _add_duplicate(self, number: int, job_id: str, first_id: str) -> None:
+        if self._duplicates:
+            self._duplicates.add(DuplicateJob(job_id, first_id, self._location(number)))
+
+    def _count_requests(self) -> None:
+        self._request_buckets.add_all(self._requests)
+        self._requests.clear()
+
+    def _add_default_ids(self) -> None:
+        """Add the ids of the rows without one, which were left out while no other row had a number as id."""
+        for number, row in numbered_rows(self._inputs):
+            if any(not job.id for job in self._parser.read(number, row)):
+                self._id_finder.add(default_id(number), number)
+        self._parser.unknown_fields.clear()
 
     def _add_ids_before_checkpoint(self) -> None:
         """Add the lines before the checkpoint whose id also occurs after it, or all of them if there are too many.

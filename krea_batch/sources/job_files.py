@@ -26,6 +26,7 @@ from krea_batch.sources.check import Check, CheckResult, FingerprintLookup, OnPr
 from krea_batch.sources.checkpoint import EMPTY, Checkpoint, FilePrefix
 from krea_batch.sources.dedupe import Deduplicator
 from krea_batch.sources.duplicate_ids import default_id
+from krea_batch.sources.duplicates_file import DuplicateJobs
 from krea_batch.sources.folder_texts import require_clear_texts
 from krea_batch.sources.inputs import Input, numbered_rows, open_inputs
 from krea_batch.sources.options import Format, InputOptions
@@ -64,6 +65,7 @@ class JobFiles:
         self._rows_read = 0  # in the current iteration
         self._prefixes: list[FilePrefix] = []  # how far each file has been read in it
         self._checkpoint: tuple[int, bytes] | None = None
+        self.duplicates = DuplicateJobs(spool_dir)
         self._inputs: list[Input] = []
         try:
             for path in paths:
@@ -85,6 +87,7 @@ class JobFiles:
         """Delete the temporary files."""
         for each in self._inputs:
             each.file.close()
+        self.duplicates.close()
 
     @property
     def skipped(self) -> int:
@@ -131,15 +134,15 @@ class JobFiles:
         prompt or many.
         """
         parser = RowParser(self._options)
-        checkpoint, dedupe = self._resumed_from, self._options.dedupe
+        self.duplicates.close()
         with Check(
             self._inputs,
             parser,
             lookup,
             on_problem,
             self._spool_dir,
-            checkpoint=checkpoint,
-            dedupe=dedupe,
+            checkpoint=self._resumed_from,
+            duplicates=self.duplicates if self._options.dedupe else None,
             syntax=SyntaxCounter(self._options),
         ) as check:
             check.read_lines(on_progress)

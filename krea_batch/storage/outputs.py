@@ -18,7 +18,7 @@ from pathlib import Path
 from krea_batch.errors import InputError
 from krea_batch.storage.atomic import NO_FOLLOW, fsync_path
 from krea_batch.storage.os_errors import next_step
-from krea_batch.storage.run_dir import IMAGES, LEDGER, RESULTS, SIMULATOR_STATE_FILE
+from krea_batch.storage.run_dir import DUPLICATES, IMAGES, LEDGER, RESULTS, SIMULATOR_STATE_FILE
 from krea_batch.storage.spill import SPILL
 
 CheckExisting = Callable[[Path], None]
@@ -26,7 +26,7 @@ CheckExisting = Callable[[Path], None]
 
 # The names of a run's own files and directories; result.json is that of a benchmark. The others begin so: the ledger
 # and its WAL, the results, hidden parts of all files.
-_RUN_NAMES = frozenset({IMAGES, SIMULATOR_STATE_FILE, SPILL, "result.json"})
+_RUN_NAMES = frozenset({IMAGES, DUPLICATES, SIMULATOR_STATE_FILE, SPILL, "result.json"})
 _RUN_PREFIXES = (LEDGER, RESULTS, ".")
 _PART_PREFIX, _PART_SUFFIX = ".krea-batch-", ".part"
 _FIRST_LINE_BYTES = 1 << 16  # chosen: longer than the first line of any log

@@ -24,6 +24,7 @@ from krea_batch.storage.png import make_chunk
 
 LEDGER = "ledger.db"
 RESULTS = "results.jsonl"
+DUPLICATES = "duplicates.jsonl"  # what --dedupe left out
 SIMULATOR_STATE_FILE = "simulated.jsonl"  # what the embedded simulator accepted
 IMAGES = "images"
 PNG_END = make_chunk(b"IEND", b"")

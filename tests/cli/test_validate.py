@@ -29,7 +29,7 @@ def call(*arguments: str, stdin: str | None = None) -> Result:
 
 def test_valid_files(folder: Path) -> None:
     """Valid files give a summary on standard output, nothing on standard error, and exit code 0."""
-    (folder / "a.jsonl").write_text('{"prompt": "x"}\n' * 3)
+    (folder / "a.jsonl").write_text("".join(f'{{"prompt": "{n}"}}\n' for n in range(3)))
     (folder / "b.jsonl").write_text('{"prompt": "x"}\n')
     result = call("a.jsonl", "b.jsonl")
     assert (result.exit_code, result.stdout, result.stderr) == (0, "4 valid jobs, 0 invalid lines in 2 files\n", "")
@@ -61,6 +61,7 @@ def test_json(folder: Path) -> None:
         "rows": 1,
         "bad_lines": 1,
         "duplicates": 0,
+        "repeated": 0,
         "problems": [problem],
         "notes": [],
         "unread_syntax": [],
@@ -128,7 +129,7 @@ def immediate_progress(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.usefixtures("immediate_progress")
 def test_long_files_show_progress(folder: Path) -> None:
     """Without a terminal, progress is printed as lines on standard error, but not with --quiet or --json."""
-    (folder / "a.jsonl").write_text('{"prompt": "x"}\n' * 35_000)
+    (folder / "a.jsonl").write_text("".join(f'{{"prompt": "{n}"}}\n' for n in range(35_000)))
     percentages = [int(line.split()[1]) for line in call("a.jsonl").stderr.splitlines()]
     assert len(percentages) == 4  # every 10,000 lines, and at the end
     assert percentages == sorted(percentages)
@@ -139,7 +140,7 @@ def test_long_files_show_progress(folder: Path) -> None:
 
 def test_short_files_show_no_progress(folder: Path) -> None:
     """A check that takes less than a second prints no progress."""
-    (folder / "a.jsonl").write_text('{"prompt": "x"}\n' * 20_000)
+    (folder / "a.jsonl").write_text("".join(f'{{"prompt": "{n}"}}\n' for n in range(20_000)))
     assert call("a.jsonl").stderr == ""
 
 

@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 
 from krea_batch.errors import InputError
 from krea_batch.sources import duplicate_ids
-from krea_batch.sources.duplicate_ids import BUCKET_COUNT, BUCKET_ITEMS, DuplicateIdFinder, default_id
+from krea_batch.sources.duplicate_ids import DuplicateIdFinder, default_id
+from krea_batch.sources.hash_buckets import BUCKET_COUNT, BUCKET_ITEMS
 
 
 def candidates_of(finder: DuplicateIdFinder) -> list[int]:

@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from krea_batch.errors import InputError, InternalError, JobFileError, LineProblem
 from krea_batch.gateway.wire import fingerprint
 from krea_batch.jobs import Job
-from krea_batch.sources import CheckResult, InputOptions, JobFiles, check, duplicate_ids
+from krea_batch.sources import CheckResult, InputOptions, JobFiles, check, duplicate_ids, hash_buckets
 
 WriteLines = Callable[..., str]
 
@@ -312,7 +312,7 @@ def test_missing_file(write: WriteLines, tmp_path: Path) -> None:
 def test_memory_does_not_grow_with_lines(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Four times as many lines, half of them with default ids, take no more memory."""
     # With small buckets, even the smaller file fills all of them and writes them to the temporary file.
-    monkeypatch.setattr(duplicate_ids, "BUCKET_ITEMS", 32)
+    monkeypatch.setattr(hash_buckets, "BUCKET_ITEMS", 32)
 
     def peak_bytes(lines: int) -> int:
         path = tmp_path / f"{lines}.jsonl"

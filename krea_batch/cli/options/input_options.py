@@ -157,6 +157,11 @@ def expansion_notices(checked: CheckResult) -> list[str]:
         notices.append(
             f"{pluralize(checked.duplicates, 'job')} dropped, whose requests duplicate earlier ones (--dedupe)"
         )
+    if checked.repeated:
+        noun = "row" if checked.jobs == checked.rows else "job"
+        asks, them = ("asks", "it") if checked.repeated == 1 else ("ask", "them")
+        repeated = f"{checked.repeated:,} of {pluralize(checked.jobs, noun)}"
+        notices.append(f"{repeated} {asks} for the same image as an earlier {noun}; --dedupe leaves {them} out")
     if checked.jobs + checked.duplicates != checked.rows:
         notices.append(f"{pluralize(checked.rows, 'row')} make {pluralize(checked.jobs, 'job')}")
     return notices

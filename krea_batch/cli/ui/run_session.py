@@ -7,7 +7,7 @@ import os
 import signal
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import AsyncExitStack, ExitStack
+from contextlib import AsyncExitStack, ExitStack, closing
 from pathlib import Path
 from typing import Any
 
@@ -42,7 +42,7 @@ from krea_batch.ledger import LedgerStore
 from krea_batch.settings import KEY_VARIABLE, ApiKey, Settings, Webhook
 from krea_batch.sources import CheckResult, JobFiles
 from krea_batch.storage.outputs import open_for_append
-from krea_batch.storage.run_dir import LEDGER, SIMULATOR_STATE_FILE, create_directory
+from krea_batch.storage.run_dir import DUPLICATES, LEDGER, SIMULATOR_STATE_FILE, create_directory
 
 STATE_FILE_START = b'{"request_id":"'  # of each line; see `krea_batch.testing.simulator.job_log.LoggedJob`
 MAX_REPEATED_PROBLEMS = 5  # chosen: more lines with the same problem add nothing
@@ -196,6 +196,7 @@ class RunSession:
             listeners = self._listeners(stack.enter_context(ExitStack()))
             engine = await self._create_engine(stack, listeners)
             problem = await self._run_engine(engine)
+        self._write_duplicates()
         try:
             totals = RunTotals.read(self._settings.out)
         except (RunDirError, LedgerError) as error:
@@ -277,6 +278,17 @@ class RunSession:
                 else:
                     engine.abort(INTERRUPT_REASON)
                     self._display.say("Stopping now. Jobs in flight are saved; run again to resume.")
+
+    def _write_duplicates(self) -> None:
+        """Write which jobs were left out as duplicates of which, with --dedupe."""
+        out = self._settings.out
+        if not self._checked.duplicates:
+            return
+        try:
+            with closing(LedgerStore.open(out / LEDGER, read_only=True)) as store:
+                self._files.duplicates.write(out, lambda job_id: store.read(lambda each: each.find_job(job_id))[0])
+        except OSError as error:
+            say(f"krea-batch: cannot write {out / DUPLICATES} ({error.strerror}); run again to write it")
 
     def _print_summary(self, summary: RunSummary) -> None:
         if self._options["as_json"]:
