@@ -6,6 +6,7 @@ of the axes does not depend on the order in which they are given, and adding a v
 
 from __future__ import annotations
 
+import csv
 import hashlib
 import itertools
 import math
@@ -106,7 +107,11 @@ def parse_axis(text: str) -> Axis:
         return make_axis(name, parse_seeds(values))
     if name == REPEAT:
         return repeat_axis(int(values) if values.isascii() and values.isdigit() else values)
-    return make_axis(name, [value.strip() for value in values.split(",")])
+    try:
+        (texts,) = csv.reader([values], skipinitialspace=True, strict=True)
+    except (csv.Error, ValueError) as error:
+        raise JobError(f"the sweep is {quoted(text)} ({error})", 'write place="Rome, Italy",Bonn') from None
+    return make_axis(name, [value.strip() for value in texts])
 
 
 def check_axis_names(axes: Iterable[Axis], template_names: Iterable[str] = ()) -> None:

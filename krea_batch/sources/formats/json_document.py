@@ -5,13 +5,14 @@ The document is read into memory as a whole; JSONL is the format for millions of
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 from krea_batch.errors import InputError, JobError
 from krea_batch.sources.formats.line_file import MAX_LINE_BYTES, LineFile
 from krea_batch.sources.json_errors import parse_document, parse_object, quoted
 from krea_batch.sources.options import InputOptions
+from krea_batch.sources.template import Template
 
 MAX_DOCUMENT_BYTES = 1 << 28  # chosen: about two million prompts; parsed, they take ten times the memory
 _EXPECTED_SHAPES = 'write [{"prompt": "…"}, …], ["a prompt", …] or {"an id": "a prompt", …}'
@@ -54,6 +55,7 @@ def _row(job_id: str, value: object) -> dict[str, Any] | JobError:
 def rename_keys(source: Iterable[tuple[int, bytes | dict[str, Any] | JobError]], options: InputOptions) -> Rows:
     """Rename the keys that options assign to fields."""
     field_by_column = options.field_by_column()
+    template_names = Template(options.template).names if options.template else ()
     ignored_fields = {field for field, column in options.columns.items() if not column}
     for number, row in source:
         if isinstance(row, bytes):
@@ -65,7 +67,7 @@ def rename_keys(source: Iterable[tuple[int, bytes | dict[str, Any] | JobError]],
             number,
             row
             if isinstance(row, JobError) or not (field_by_column or ignored_fields)
-            else _rename_fields(row, field_by_column, ignored_fields),
+            else _rename_fields(row, field_by_column, ignored_fields, template_names),
         )
 
 
@@ -78,7 +80,7 @@ def _parse_line(line: bytes) -> dict[str, Any]:
 
 
 def _rename_fields(
-    row: dict[str, Any], field_by_column: dict[str, Any], ignored_fields: set[str]
+    row: dict[str, Any], field_by_column: dict[str, Any], ignored_fields: set[str], template_names: Sequence[str]
 ) -> dict[str, Any] | JobError:
     fields: dict[str, Any] = {}
     for key, value in row.items():
@@ -88,4 +90,6 @@ def _rename_fields(
         if name in fields or (name != key and name in row and name not in field_by_column):
             return JobError(f"both {quoted(key)} and {quoted(name)} set {name}", "keep one of them")
         fields[name] = value
+        if name != key and key in template_names:
+            fields[key] = value  # the parser puts it into the metadata
     return fields

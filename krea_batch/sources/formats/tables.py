@@ -63,6 +63,10 @@ class Columns:
         self._assign_chosen(options)
         self._assign_by_name(options)
         self._extra = {n: column for n, column in enumerate(self._header) if column and n not in self._fields}
+        names = Template(options.template).names if options.template else ()
+        self._in_template = {
+            n: self._header[n] for n, field in self._fields.items() if field != self._header[n] in names
+        }
         self._report(on_notice)
 
     def row(self, cells: Sequence[Any]) -> dict[str, Any]:
@@ -74,7 +78,7 @@ class Columns:
         metadata = fields["metadata"] = convert_fields({"metadata": fields.get("metadata")}).get("metadata", {})
         if not isinstance(metadata, dict):
             raise JobError(f'"metadata" is {quoted(metadata)}', 'write an object: {"key": "value"}')
-        for n, column in self._extra.items():
+        for n, column in (self._extra | self._in_template).items():
             if column in metadata:
                 raise JobError(f"{quoted(column)} is both a column and a key of the metadata", "keep one of them")
             metadata[column] = self._cell(cells, n)
