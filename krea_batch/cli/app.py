@@ -78,6 +78,8 @@ class _LazyGroup(click.Group):
         try:
             return super().invoke(ctx)
         except click.ClickException as error:
+            if isinstance(error, click.NoSuchOption):
+                _add_hint(error)
             error.message = printable(error.message)  # type: ignore[misc]  # Final only for type checkers
             raise
 
@@ -88,6 +90,15 @@ class _LazyGroup(click.Group):
         if args[0] not in COMMANDS and close_matches and not args[0].startswith("-"):
             ctx.fail(f"No such command {args[0]!r}. Did you mean {close_matches[0]!r}?")
         return super().resolve_command(ctx, args)
+
+
+def _add_hint(error: click.NoSuchOption) -> None:
+    """Add what to use instead, if the name is one that other tools have."""
+    from krea_batch.cli.options.selection_options import hint_for
+
+    if hint := hint_for(error):
+        error.message += f" ({hint})"  # type: ignore[misc]  # Final only for type checkers
+        error.possibilities = None  # type: ignore[misc]
 
 
 EXIT_CODES = """\b

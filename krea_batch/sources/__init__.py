@@ -5,6 +5,8 @@ check          checks every row before anything is charged
 inputs         opens files, directories and standard input, and finds their format
 folder_texts   which files of a directory are read, and whether each is one prompt or many
 options        how files are read: format, columns, template, sweep, prompt syntax
+fixed_values   values that apply to every row
+selection      the first jobs, or a sample of them
 parser         makes the jobs of a row: one, or as many as its sweep has
 sweep          combinations of field values
 template       prompts made from columns

@@ -49,6 +49,7 @@ class CheckResult(msgspec.Struct, frozen=True):
     `duplicates` were left out because an earlier job has the same request. `repeated` jobs have one, too, and
     were not left out. `recorded` jobs are in the ledger. `unread_syntax`: the syntaxes of other tools that would be
     sent as they are. `kept_arguments`: the names of arguments in prompts that were put into the metadata.
+    `unselected` jobs were left out by `limit` or `sample`; all other jobs are in `jobs`.
     """
 
     jobs: int
@@ -61,6 +62,7 @@ class CheckResult(msgspec.Struct, frozen=True):
     repeated: int = 0
     unread_syntax: tuple[SyntaxFinding, ...] = ()
     kept_arguments: tuple[str, ...] = ()
+    unselected: int = 0
 
 
 class Check:

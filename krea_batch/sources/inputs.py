@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterator, Sequence
+from io import BufferedReader, BytesIO
 from itertools import chain, repeat
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -26,6 +27,7 @@ from krea_batch.sources.options import SELECTABLE, Format, InputOptions
 SOURCE_FILE = "source_file"
 """Key of the metadata: the file of a directory that a row comes from."""
 
+PROMPTS_NAME = "--prompt"
 STDIN_NAME = "<stdin>"  # the name of standard input in problems, as in compilers
 
 Row = bytes | dict[str, Any] | JobError
@@ -164,6 +166,16 @@ def open_inputs(path: str, options: InputOptions, stdin: BinaryIO, spool_dir: Pa
         yield from _open_folder(Path(path), options)
     else:
         yield _open_input(LineFile(path, spool_path(path, spool_dir) if is_read_once(path) else None), options)
+
+
+def prompts_input(prompts: Sequence[str], options: InputOptions) -> Input:
+    """Return an input of prompts that are given directly, one row each."""
+    content = b"".join(msgspec.json.encode({"prompt": prompt}) + b"\n" for prompt in prompts)
+    return Input(
+        LineFile(PROMPTS_NAME, BufferedReader(BytesIO(content))),
+        Format.JSONL,
+        msgspec.structs.replace(options, columns={}),
+    )
 
 
 def _open_input(file: LineFile, options: InputOptions) -> Input:

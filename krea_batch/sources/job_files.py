@@ -15,23 +15,26 @@ import stat
 import sys
 from bisect import bisect_left
 from collections.abc import Iterator, Sequence
+from itertools import islice
 from pathlib import Path
 from typing import BinaryIO, Self
 
 import msgspec
 
 from krea_batch.errors import InputError, InternalError, JobFileError
+from krea_batch.gateway import wire
 from krea_batch.jobs import Job
-from krea_batch.sources.check import Check, CheckResult, FingerprintLookup, OnProblem, OnProgress
+from krea_batch.sources.check import LOOKUP_BATCH, Check, CheckResult, FingerprintLookup, OnProblem, OnProgress
 from krea_batch.sources.checkpoint import EMPTY, Checkpoint, FilePrefix
 from krea_batch.sources.dedupe import Deduplicator
 from krea_batch.sources.duplicate_ids import default_id
 from krea_batch.sources.duplicates_file import DuplicateJobs
 from krea_batch.sources.folder_texts import require_clear_texts
-from krea_batch.sources.inputs import Input, numbered_rows, open_inputs
+from krea_batch.sources.inputs import Input, numbered_rows, open_inputs, prompts_input
 from krea_batch.sources.options import Format, InputOptions
 from krea_batch.sources.parser import RowParser
 from krea_batch.sources.prompt_syntax import SyntaxCounter
+from krea_batch.sources.selection import Selection
 
 _force_setattr = msgspec.structs.force_setattr
 
@@ -40,8 +43,8 @@ class JobFiles:
     """Job files in the given order; "-" is standard input. A context manager, since it may hold temporary files.
 
     `options`: how the files are read. `skip_invalid`: iteration leaves out invalid lines, and of two lines with the
-    same id the later. `stdin` and `spool_dir` replace the process's own. Raises InputError if a file is named twice
-    or cannot be read, or if a template or sweep is invalid.
+    same id the later. `prompts` follow the files, as rows of their own. `stdin` and `spool_dir` replace the process's
+    own. Raises InputError if a file is named twice or cannot be read, or if a template or sweep is invalid.
     """
 
     def __init__(
@@ -52,10 +55,12 @@ class JobFiles:
         skip_invalid: bool = False,
         stdin: BinaryIO | None = None,
         spool_dir: Path | None = None,
+        prompts: Sequence[str] = (),
     ) -> None:
         _require_distinct_files(paths)
         self._options = options or InputOptions()
         RowParser(self._options)  # report invalid options before any file is opened
+        self._selection = Selection(self._options)
         self._skip_invalid = skip_invalid
         self._spool_dir = spool_dir
         self._conflicting_rows: Sequence[int] = ()  # running numbers of rows that conflict with others
@@ -71,6 +76,8 @@ class JobFiles:
             for path in paths:
                 for each in open_inputs(path, self._options, stdin or sys.stdin.buffer, spool_dir):
                     self._inputs.append(each)
+            if prompts:
+                self._inputs.append(prompts_input(prompts, self._options))
             _require_used(self._options, self._inputs)
             _require_text(self._inputs, self._options)
         except BaseException:
@@ -107,7 +114,7 @@ class JobFiles:
         same_options = (
             checkpoint and not self._options.dedupe and checkpoint.options_fingerprint == self._options.fingerprint()
         )
-        if checkpoint and same_options and checkpoint.matches(self._inputs):
+        if checkpoint and same_options and not self._options.selects and checkpoint.matches(self._inputs):
             self._resumed_from = checkpoint
 
     def checkpoint(self) -> tuple[int, bytes] | None:
@@ -116,7 +123,7 @@ class JobFiles:
         Store it once all these jobs are in the ledger. None if there is no checkpoint: lines are invalid, or none was
         read.
         """
-        if self._checked is None or self._checked.bad_lines or self._options.dedupe:
+        if self._checked is None or self._checked.bad_lines or self._options.dedupe or self._options.selects:
             return None
         return self._checkpoint
 
@@ -150,6 +157,8 @@ class JobFiles:
             self._conflicting_rows = check.conflicting_rows()
             require_clear_texts([(each.name, each.text_count) for each in self._inputs if each.text_count])
             self._checked = check.result()
+        if self._options.selects and (self._skip_invalid or not self._checked.bad_lines):
+            self._select(self._checked, lookup)
         return self._checked
 
     def __iter__(self) -> Iterator[Job]:
@@ -163,7 +172,22 @@ class JobFiles:
             raise JobFileError(self._checked.problems, self._checked.bad_lines)
         return self._jobs()
 
+    def _select(self, checked: CheckResult, lookup: FingerprintLookup | None) -> None:
+        """Select jobs, and count them as the only ones."""
+        self._selection.read(self._all_jobs())
+        jobs = recorded = 0
+        selected = self._jobs()
+        while batch := list(islice(selected, LOOKUP_BATCH)):
+            jobs += len(batch)
+            if lookup:
+                known = lookup([job.id for job in batch])
+                recorded += sum(known.get(job.id) == wire.fingerprint(job) for job in batch)
+        self._checked = msgspec.structs.replace(checked, jobs=jobs, recorded=recorded, unselected=checked.jobs - jobs)
+
     def _jobs(self) -> Iterator[Job]:
+        return self._selection.filter(self._all_jobs()) if self._options.selects else self._all_jobs()
+
+    def _all_jobs(self) -> Iterator[Job]:
         parser = RowParser(self._options)
         read = parser.read
         deduplicator = Deduplicator() if self._options.dedupe else None

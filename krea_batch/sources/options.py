@@ -58,7 +58,8 @@ class InputOptions(msgspec.Struct, frozen=True, kw_only=True):
     its columns are named 1, 2, and so on. `sheet`: its name in a workbook; empty for the first. `text_unit`: what one
     prompt of a text file is; None for a line, and in a directory for a file. `separator`: the line between prompts in
     a text file. `prompt_syntax`: the syntaxes that are read in prompts. `wildcards`: the values of dynamic prompts by
-    name.
+    name. `fixed`: values of fields that apply to every row. `limit`: take the first jobs only. `sample`: take only so
+    many jobs, chosen by `sample_seed`.
     """
 
     format: Format | None = None
@@ -75,6 +76,10 @@ class InputOptions(msgspec.Struct, frozen=True, kw_only=True):
     separator: str = ""
     prompt_syntax: tuple[PromptSyntax, ...] = ()
     wildcards: Mapping[str, Sequence[str]] = {}
+    fixed: Mapping[str, Any] = {}
+    limit: int | None = None
+    sample: int | None = None
+    sample_seed: int = 0
 
     def fingerprint(self) -> str:
         """Return a text that is equal for options that make the same jobs from the same bytes."""
@@ -95,6 +100,11 @@ class InputOptions(msgspec.Struct, frozen=True, kw_only=True):
         if self.separator:
             return Format.TEXT_BLOCKS
         return Format.TEXT_FILE if self.text_unit is TextUnit.FILE else Format.TEXT
+
+    @property
+    def selects(self) -> bool:
+        """Whether some of the jobs are left out."""
+        return self.limit is not None or self.sample is not None
 
     def field_by_column(self) -> dict[str, Any]:
         """Return the columns or keys that have another name than their field: column to field."""

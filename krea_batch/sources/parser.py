@@ -16,6 +16,7 @@ from krea_batch.jobs import FIELDS, Job
 from krea_batch.sources import field_errors
 from krea_batch.sources.duplicate_ids import default_id
 from krea_batch.sources.dynamic_prompts import PROMPT_CHOICES, expand
+from krea_batch.sources.fixed_values import with_fixed_values
 from krea_batch.sources.formats.jsonl import JsonlParser, id_of
 from krea_batch.sources.inputs import Row
 from krea_batch.sources.json_errors import parse_object, quoted
@@ -41,7 +42,8 @@ class RowParser:
         self._is_dynamic = PromptSyntax.DYNAMIC in options.prompt_syntax
         self._wildcards = options.wildcards
         reads_syntax = any(each is not PromptSyntax.PLAIN for each in options.prompt_syntax)
-        self._is_plain = not (options.axes or options.template or reads_syntax)
+        self._fixed = options.fixed
+        self._is_plain = not (options.axes or options.template or options.fixed or reads_syntax)
         names = self._template.names if self._template else ()
         check_axis_names(self._axes, names)
         for _ in combinations(self._axes):  # report a sweep that is too large before the first row
@@ -86,6 +88,7 @@ class RowParser:
             raise row
         fields = convert_fields(parse_object(row) if isinstance(row, bytes) else row)
         sweep = fields.pop("sweep", {})
+        fields = with_fixed_values(fields, self._fixed)
         metadata = fields.setdefault("metadata", {})
         if isinstance(metadata, dict):
             fields["metadata"] = self._with_extra(fields, dict(metadata))

@@ -7,12 +7,13 @@ from typing import Any
 
 import click
 
-from krea_batch.cli.options.input_options import add_input_options, input_options
+from krea_batch.cli.options.input_options import add_input_options
 from krea_batch.cli.options.run_options import forecast_options
+from krea_batch.cli.options.selection_options import open_job_files
 
 
 @click.command()
-@click.argument("jobs", nargs=-1, required=True, metavar="JOBS…")
+@click.argument("jobs", nargs=-1, metavar="JOBS…")
 @click.option(
     "--out",
     type=click.Path(path_type=Path, file_okay=False),
@@ -57,6 +58,30 @@ def plan(
 
     The estimate runs the real engine in virtual time, with the given settings, against a model of the gateway.
     """
+    show_plan(
+        jobs,
+        options,
+        out=out,
+        price=price,
+        latency=latency,
+        latency_from=latency_from,
+        gateway_limit=gateway_limit,
+        as_json=as_json,
+    )
+
+
+def show_plan(
+    jobs: tuple[str, ...],
+    options: dict[str, Any],
+    *,
+    out: Path | None,
+    price: float | None = None,
+    latency: str | None = None,
+    latency_from: Path | None = None,
+    gateway_limit: str | None = None,
+    as_json: bool,
+) -> None:
+    """Print the estimate of a run with these options."""
     import msgspec
 
     from krea_batch.cli.ui.forecast_output import forecast_lines, forecast_request, remaining_jobs
@@ -64,12 +89,11 @@ def plan(
     from krea_batch.cli.ui.run_session import check_jobs
     from krea_batch.forecast import forecast
     from krea_batch.settings import Settings
-    from krea_batch.sources import JobFiles
 
     skip_invalid = options["skip_invalid"]
     # Mistakes in the options are reported before the job files are read.
     request = forecast_request(0, options, latency=latency, latency_from=latency_from, gateway_limit=gateway_limit)
-    with JobFiles(jobs, options=input_options(options), skip_invalid=skip_invalid) as files:
+    with open_job_files(jobs, options, skip_invalid=skip_invalid) as files:
         checked = check_jobs(files, Settings(out=out or Path()), skip_invalid=skip_invalid, quiet=as_json)
     result = forecast(msgspec.structs.replace(request, jobs=remaining_jobs(checked.jobs, out)))
     if as_json:

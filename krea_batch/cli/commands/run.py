@@ -9,12 +9,14 @@ from typing import Any
 import click
 
 from krea_batch.cli.app import BAD_INPUT
-from krea_batch.cli.options.input_options import add_input_options, input_options
-from krea_batch.cli.options.run_options import run_options
+from krea_batch.cli.commands.plan import show_plan
+from krea_batch.cli.options.input_options import add_input_options
+from krea_batch.cli.options.run_options import given_settings, run_options
+from krea_batch.cli.options.selection_options import open_job_files, require_jobs
 
 
 @click.command()
-@click.argument("jobs", nargs=-1, required=True, metavar="JOBS…")
+@click.argument("jobs", nargs=-1, metavar="JOBS…")
 @click.option(
     "--out",
     required=True,
@@ -30,6 +32,7 @@ from krea_batch.cli.options.run_options import run_options
     metavar="N",
     help="In a terminal, ask for confirmation if more than N images will be charged.",
 )
+@click.option("--dry-run", is_flag=True, help="Check and estimate as `krea-batch plan` does. Nothing is sent.")
 @click.option("--yes", "-y", is_flag=True, help="Do not ask for confirmation.")
 def run(jobs: tuple[str, ...], **options: Any) -> None:
     """Generate an image for each prompt in the JOBS: files of JSONL, JSON, CSV, TSV, Parquet or text (also .gz and
@@ -43,13 +46,18 @@ def run(jobs: tuple[str, ...], **options: Any) -> None:
     from krea_batch.cli.ui.prompt_syntax_notices import confirm_syntax
     from krea_batch.cli.ui.run_session import RunSession, check_jobs, settings_and_key
     from krea_batch.engine.event_loop import run_event_loop
-    from krea_batch.sources import JobFiles
+    from krea_batch.settings import Settings
 
+    require_jobs(jobs, options)
+    if options["dry_run"]:
+        Settings.from_options(options["out"], **given_settings(options))  # report invalid settings
+        show_plan(jobs, options, out=options["out"], as_json=options["as_json"])
+        return
     settings, key = settings_and_key(options)
     configure_logging(
         verbose=options["verbose"], log_file=options["log_file"], log_format=options["log_format"], out=options["out"]
     )
-    with JobFiles(jobs, options=input_options(options), skip_invalid=options["skip_invalid"]) as files:
+    with open_job_files(jobs, options, skip_invalid=options["skip_invalid"]) as files:
         checked = check_jobs(files, settings, skip_invalid=options["skip_invalid"], quiet=options["quiet"])
         if not confirm_syntax(checked, options):
             sys.exit(BAD_INPUT)

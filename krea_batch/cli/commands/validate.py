@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from krea_batch.cli.app import BAD_INPUT, OK, error_text
-from krea_batch.cli.options.input_options import add_input_options, expansion_notices, input_options
+from krea_batch.cli.options.input_options import add_input_options, expansion_notices
+from krea_batch.cli.options.selection_options import open_job_files
 from krea_batch.cli.ui.check_progress import CheckProgress
 from krea_batch.cli.ui.formatting import pluralize, say, show, show_json
 
@@ -17,7 +18,7 @@ if TYPE_CHECKING:
 
 
 @click.command()
-@click.argument("jobs", nargs=-1, required=True, metavar="JOBS…")
+@click.argument("jobs", nargs=-1, metavar="JOBS…")
 @add_input_options
 @click.option("--json", "as_json", is_flag=True, help="Print the summary as one JSON object on standard output.")
 @click.option("--quiet", "-q", is_flag=True, help="Print only invalid lines.")
@@ -27,11 +28,10 @@ def validate(jobs: tuple[str, ...], *, as_json: bool, quiet: bool, **options: An
     Invalid lines are listed as "FILE:LINE: problem; hint". The exit code is 0 if all rows are valid, else 2.
     """
     from krea_batch.errors import InputError
-    from krea_batch.sources import JobFiles
 
     try:
         with (
-            JobFiles(jobs, options=input_options(options)) as files,
+            open_job_files(jobs, options) as files,
             CheckProgress(quiet=quiet or as_json) as progress,
         ):
             checked = files.check(on_problem=progress.print_line, on_progress=progress.update)
@@ -48,7 +48,7 @@ def validate(jobs: tuple[str, ...], *, as_json: bool, quiet: bool, **options: An
     elif not quiet:
         show(
             f"{pluralize(checked.jobs, 'valid job')}, {pluralize(checked.bad_lines, 'invalid line')} "
-            f"in {pluralize(len(jobs), 'file')}"
+            f"in {pluralize(len(jobs), 'file') if jobs else pluralize(len(options['prompt']), 'prompt')}"
         )
     sys.exit(OK if checked.jobs and not checked.bad_lines else BAD_INPUT)
 

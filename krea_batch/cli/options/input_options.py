@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from krea_batch.cli.options.run_options import add_options
+from krea_batch.cli.options.selection_options import add_selection_options, selection_notice, with_selection
 from krea_batch.cli.ui.formatting import pluralize
 from krea_batch.cli.ui.prompt_syntax_notices import syntax_notices
 
@@ -96,7 +97,7 @@ _INPUT_OPTIONS = (
 
 def add_input_options(command: Callable[..., Any]) -> Callable[..., Any]:
     """Add the options to a command that takes JOBS."""
-    return add_options(_INPUT_OPTIONS, command)
+    return add_options(_INPUT_OPTIONS, add_selection_options(command))
 
 
 def input_options(options: dict[str, Any]) -> InputOptions:
@@ -132,7 +133,7 @@ def input_options(options: dict[str, Any]) -> InputOptions:
         raise SettingsError("separator", "is blank", "give the text of the lines between prompts: --separator=---")
     if options["wildcards"] and "dynamic" not in options["prompt_syntax"]:
         raise SettingsError("wildcards", "requires --prompt-syntax dynamic")
-    return InputOptions(
+    read_options = InputOptions(
         format=Format(options["input_format"]) if options["input_format"] else None,
         keep_extra=options["keep_extra"],
         columns=_columns(options),
@@ -148,6 +149,7 @@ def input_options(options: dict[str, Any]) -> InputOptions:
         prompt_syntax=tuple(map(PromptSyntax, options["prompt_syntax"])),
         wildcards=read_wildcards(options["wildcards"]) if options["wildcards"] else {},
     )
+    return with_selection(read_options, options)
 
 
 def expansion_notices(checked: CheckResult) -> list[str]:
@@ -158,13 +160,15 @@ def expansion_notices(checked: CheckResult) -> list[str]:
             f"{pluralize(checked.duplicates, 'job')} dropped, whose requests duplicate earlier ones (--dedupe)"
         )
     if checked.repeated:
-        noun = "row" if checked.jobs == checked.rows else "job"
+        jobs = checked.jobs + checked.unselected
+        noun = "row" if jobs == checked.rows else "job"
         asks, them = ("asks", "it") if checked.repeated == 1 else ("ask", "them")
-        repeated = f"{checked.repeated:,} of {pluralize(checked.jobs, noun)}"
+        repeated = f"{checked.repeated:,} of {pluralize(jobs, noun)}"
         notices.append(f"{repeated} {asks} for the same image as an earlier {noun}; --dedupe leaves {them} out")
-    if checked.jobs + checked.duplicates != checked.rows:
-        notices.append(f"{pluralize(checked.rows, 'row')} make {pluralize(checked.jobs, 'job')}")
-    return notices
+    jobs = checked.jobs + checked.unselected
+    if jobs + checked.duplicates != checked.rows:
+        notices.append(f"{pluralize(checked.rows, 'row')} make {pluralize(jobs, 'job')}")
+    return notices + selection_notice(checked)
 
 
 def _text_unit(options: dict[str, Any]) -> TextUnit | None:

@@ -1,0 +1,129 @@
+"""Options of commands that read job files: which jobs, and values for all of them; and hints for names people try."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from krea_batch.cli.options.run_options import add_options
+from krea_batch.cli.ui.formatting import pluralize
+
+if TYPE_CHECKING:
+    from krea_batch.sources import CheckResult, InputOptions, JobFiles
+
+_SELECTION_OPTIONS = (
+    click.option("--prompt", multiple=True, metavar="TEXT", help="A prompt, instead of JOBS (repeatable)."),
+    click.option(
+        "--set",
+        multiple=True,
+        metavar="FIELD=VALUE",
+        help="Give every job this value, e.g. aspect_ratio=16:9 (repeatable).",
+    ),
+    click.option("--limit", type=click.IntRange(min=1), metavar="N", help="Take only the first N jobs."),
+    click.option(
+        "--sample",
+        type=click.IntRange(min=1),
+        metavar="N",
+        help="Take only N jobs, chosen at random; the same ones in each run.",
+    ),
+    click.option(
+        "--sample-seed", type=int, default=0, show_default=True, metavar="SEED", help="Choose another --sample."
+    ),
+)
+
+_PROMPT_HINT = "set it for all jobs with"
+HINTS = {
+    "--aspect-ratio": f"{_PROMPT_HINT} --set aspect_ratio=16:9, or try several with --sweep aspect_ratio=1:1,16:9",
+    "--ar": f"{_PROMPT_HINT} --set aspect_ratio=16:9, or try several with --sweep aspect_ratio=1:1,16:9",
+    "--size": f"{_PROMPT_HINT} --set aspect_ratio=16:9; the API chooses the size",
+    "--width": f"{_PROMPT_HINT} --set aspect_ratio=16:9; the API chooses the size",
+    "--height": f"{_PROMPT_HINT} --set aspect_ratio=16:9; the API chooses the size",
+    "--creativity": f"{_PROMPT_HINT} --set creativity=high, or try several with --sweep creativity=raw,high",
+    "--seed": f"{_PROMPT_HINT} --set seed=7, or make several images of each prompt with --seeds 1..4",
+    "--styles": f'{_PROMPT_HINT} --set \'styles=[{{"id": "…"}}]\'',
+    "-n": "--limit N takes the first N jobs, --repeat N makes N images of each",
+    "--num-images": "--repeat N makes N images of each job",
+    "--count": "--limit N takes the first N jobs, --repeat N makes N images of each",
+    "--api-key": "set PIXAZO_API_KEY, or use --api-key-file FILE: other users of the machine see a command line",
+    "-k": "set PIXAZO_API_KEY, or use --api-key-file FILE: other users of the machine see a command line",
+    "-o": "use --out DIR",
+    "--output": "use --out DIR",
+    "--output-dir": "use --out DIR",
+    "-p": "use --prompt TEXT",
+    "-j": "use --max-in-flight N",
+    "--concurrency": "use --max-in-flight N",
+    "--workers": "use --max-in-flight N",
+    "--resume": "not needed: run the same command again to resume",
+    "--force": "not needed: run the same command again to resume; nothing is made twice",
+}
+"""What to use instead of options that other tools have."""
+
+
+def add_selection_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Add the options to a command that takes JOBS."""
+    return add_options(_SELECTION_OPTIONS, command)
+
+
+def hint_for(error: click.NoSuchOption) -> str | None:
+    """Return what to use instead of an unknown option, for a command that takes JOBS."""
+    if error.ctx is None or not any(param.name == "jobs" for param in error.ctx.command.params):
+        return None
+    return HINTS.get(error.option_name)
+
+
+def open_job_files(jobs: tuple[str, ...], options: dict[str, Any], *, skip_invalid: bool = False) -> JobFiles:
+    """Open the JOBS, or the prompts of --prompt. Raises click.UsageError unless one of them is given."""
+    from krea_batch.cli.options.input_options import input_options
+    from krea_batch.sources import JobFiles
+
+    require_jobs(jobs, options)
+    return JobFiles(jobs, options=input_options(options), skip_invalid=skip_invalid, prompts=options["prompt"])
+
+
+def require_jobs(jobs: tuple[str, ...], options: dict[str, Any]) -> None:
+    """Raise click.UsageError unless either JOBS or --prompt are given."""
+    if bool(jobs) == bool(options["prompt"]):
+        raise click.UsageError(
+            "JOBS cannot be combined with --prompt." if jobs else "Missing argument 'JOBS…', or --prompt TEXT."
+        )
+    if len(jobs) == 1 and " " in jobs[0] and not Path(jobs[0]).exists():
+        raise click.UsageError(f"There is no file {jobs[0]!r}. If it is a prompt, use --prompt {jobs[0]!r}.")
+
+
+def with_selection(input_options: InputOptions, options: dict[str, Any]) -> InputOptions:
+    """Return the input options with the selection and the fixed values. Raises SettingsError."""
+    import msgspec
+
+    from krea_batch.errors import JobError, SettingsError
+    from krea_batch.sources.fixed_values import parse_fixed_value
+
+    if options["limit"] is not None and options["sample"] is not None:
+        raise SettingsError("sample", "cannot be combined with --limit", "use one of them")
+    fixed: dict[str, Any] = {}
+    for text in options["set"]:
+        try:
+            name, value = parse_fixed_value(text)
+        except JobError as error:
+            raise SettingsError("set", error.problem, error.hint) from None
+        if name in fixed:
+            raise SettingsError("set", f"{name} is given more than once", f"use --sweep {name}=… for several values")
+        if any(axis.name == name for axis in input_options.axes):
+            raise SettingsError("set", f"{name} is both set and swept", "keep one of them")
+        fixed[name] = value
+    return msgspec.structs.replace(
+        input_options,
+        fixed=fixed,
+        limit=options["limit"],
+        sample=options["sample"],
+        sample_seed=options["sample_seed"],
+    )
+
+
+def selection_notice(checked: CheckResult) -> list[str]:
+    """Return a sentence about the jobs that --limit or --sample leaves out."""
+    if not checked.unselected:
+        return []
+    return [f"{checked.jobs:,} of {pluralize(checked.jobs + checked.unselected, 'job')} selected"]
