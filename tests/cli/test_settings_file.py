@@ -23,14 +23,14 @@ HARMLESS = {
 
 
 def options_of_all_commands() -> dict[str, click.Option]:
-    """Return the options of all commands by their long names."""
+    """Return the options of all commands by their long names; of two with one name, that of the first command."""
     options: dict[str, click.Option] = {}
     for name in COMMANDS:
         command = app.get_command(click.Context(app), name)
         assert command is not None
         for param in command.params:
             if isinstance(param, click.Option):
-                options |= {text.removeprefix("--"): param for text in param.opts if text.startswith("--")}
+                options = {text.removeprefix("--"): param for text in param.opts if text.startswith("--")} | options
     return options
 
 
