@@ -26,6 +26,7 @@ PROMPT_ARGUMENTS = "prompt_arguments"
 SEPARATOR = "separator"
 """The finding of lines such as ---, which separate prompts of several lines."""
 
+MAX_NESTED_WEIGHTS = 10  # chosen: real prompts have three
 MAX_EXAMPLE_CHARS = 40  # chosen: enough to recognise the place
 
 # Word processors turn two hyphens into a dash, so Midjourney prompts are often pasted with one.
@@ -249,7 +250,11 @@ def _without_networks(text: str) -> tuple[str, list[str]]:
     networks = _NETWORK.findall(text)
     if networks:
         text = re.sub(r"[ ,]{0,4}" + _NETWORK.pattern, "", text).strip(" ,")
-    return _WEIGHT.sub(r"\1", text), networks
+    for _ in range(MAX_NESTED_WEIGHTS):
+        text, count = _WEIGHT.subn(r"\1", text)
+        if not count:
+            break
+    return text, networks
 
 
 def _take_seed(arguments: dict[str, str]) -> int | None:

@@ -94,6 +94,13 @@ class TestOneOrMany:
         jobs, _ = read(path, text_unit=TextUnit.LINE)
         assert jobs == [("00001", "a kite", "a.txt"), ("00002", "a boat", "a.txt")]
 
+    def test_a_long_list(self, write_folder: WriteFolder) -> None:
+        """A list that is too long for a prompt is an invalid row whose advice reads it."""
+        path = write_folder(a="a red kite over a field\n" * 50_000)
+        with JobFiles([path]) as files:
+            assert files.check().problems[0].hint == "shorten the prompt, or read each line as one: --lines"
+        assert len(read(path, text_unit=TextUnit.LINE)[0]) == 50_000
+
     def test_many_lists(self, write_folder: WriteFolder) -> None:
         """No line of a large directory of lists is lost."""
         lists = {f"list{n}": "".join(f"prompt {n} {line}\n" for line in range(173)) for n in range(103)}

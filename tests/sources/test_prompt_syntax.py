@@ -96,6 +96,7 @@ def test_a_check_counts_them(tmp_path: Path) -> None:
         ),
         ('--prompt "a kite" over a field --seed=3', {"prompt": "a kite over a field", "seed": 3}, None),
         ("a kite --width 1024 --height 576", {"prompt": "a kite", "aspect_ratio": "16:9"}, None),
+        ("a ((red:1.1) and (blue:0.5):1.3) kite", {"prompt": "a red and blue kite"}, None),
         ("a kite --width 1024", {"prompt": "a kite"}, {"width": "1024"}),
         ("a kite --AR 4:3 --seed 7 --v 6", {"prompt": "a kite", "aspect_ratio": "4:3", "seed": 7}, {"v": "6"}),
         ("a kite —ar 32:18 --no red, blue --tile", {"aspect_ratio": "16:9"}, {"no": "red, blue", "tile": ""}),

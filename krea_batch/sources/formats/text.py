@@ -78,7 +78,8 @@ def _all_lines(file: LineFile) -> Iterator[tuple[int, bytes]]:
 
 def _prompt_row(text: bytes, source: str) -> dict[str, Any] | JobError:
     if len(text) > MAX_LINE_BYTES:
-        return JobError(f"{source} is longer than {MAX_LINE_BYTES >> 20} MiB", "shorten the prompt")
+        hint = "shorten the prompt" + ", or read each line as one: --lines" * (source == "the file")
+        return JobError(f"{source} is longer than {MAX_LINE_BYTES >> 20} MiB", hint)
     try:
         return {"prompt": text.decode()}
     except UnicodeDecodeError as error:
