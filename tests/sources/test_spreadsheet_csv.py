@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import os
 from pathlib import Path
 from typing import Any
 
@@ -117,6 +118,14 @@ class TestRows:
         )
         path = write(tmp_path, "prompt,image\na cat,x\na dog," + "A" * 3 * MAX_LINE_BYTES)
         assert input_error(path) == ":3: the line is longer than 1 MiB; leave out the column with the long cells"
+
+    def test_the_file_is_closed_after_an_error(self, tmp_path: Path) -> None:
+        """An error in the header leaves no open file behind, even while its traceback is kept."""
+        path = write(tmp_path, "wish\na cat\n")
+        with pytest.raises(InputError) as error:
+            check_and_read(path)
+        assert error.value.__traceback__
+        assert path not in [os.path.realpath(each) for each in Path("/proc/self/fd").iterdir()]
 
     def test_a_quote_that_is_never_closed(self, tmp_path: Path) -> None:
         """A quote that is never closed would hide the rows after it, so it is an error."""

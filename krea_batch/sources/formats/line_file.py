@@ -62,15 +62,17 @@ class LineFile:
         self.encoding = ""
         self.notices: list[str] = []
         self.mixes_line_ends = False
+        self._open_file: BufferedReader | None = None  # an error keeps it open as long as its traceback is kept
         self._spooled = spooled
         self._spooled_bytes = spooled.seek(0, SEEK_END) if spooled else 0
         self._checksums: array[int] | None = None
         self._head_checksums: list[int] = []  # checksums of the blocks that `blocks` has yielded
 
     def close(self) -> None:
-        """Close a spooled copy. Nothing else is open between readings."""
-        if self._spooled:
-            self._spooled.close()
+        """Close a spooled copy, and the file of a reading that an error ended."""
+        for file in (self._spooled, self._open_file):
+            if file:
+                file.close()
 
     @property
     def is_spooled(self) -> bool:
@@ -198,6 +200,7 @@ class LineFile:
             yield cast("BufferedReader", self._spooled)
             return
         with Path(self.name).open("rb") as file:
+            self._open_file = file
             yield file
 
     def _changed_error(self) -> InputError:
