@@ -18,7 +18,7 @@ import msgspec
 
 from krea_batch.errors import InputError, JobError
 from krea_batch.sources.folder_texts import TextCount, is_job_file, left_out_note
-from krea_batch.sources.formats import json_document, parquet, sheet, tables, text
+from krea_batch.sources.formats import json_document, markdown, parquet, sheet, tables, text, yaml_document
 from krea_batch.sources.formats.line_file import FILE_START, FilePosition, LineFile, OnBlock
 from krea_batch.sources.formats.spool import is_read_once, spool, spool_path
 from krea_batch.sources.formats.unread import require_readable
@@ -40,9 +40,14 @@ _FORMAT_BY_SUFFIX = {
     ".tab": Format.TSV,
     ".parquet": Format.PARQUET,
     ".arrow": Format.ARROW,
+    ".yaml": Format.YAML,
+    ".yml": Format.YAML,
+    ".md": Format.MARKDOWN,
+    ".markdown": Format.MARKDOWN,
     **dict.fromkeys((".xlsx", ".xlsm", ".xlsb", ".xls", ".ods"), Format.SHEET),
 }
 _PROMPT_UNITS = {Format.TEXT: "line", Format.TEXT_FILE: "file", Format.TEXT_BLOCKS: "block"}
+_TABLE_READERS = {Format.CSV: tables.csv_rows, Format.TSV: tables.tsv_rows, Format.SHEET: sheet.rows}
 _COMPRESSED_SUFFIXES = (".gz", ".zst")
 _PARQUET_MAGIC = b"PAR1"
 _DIGITS = re.compile(r"(\d+)")
@@ -111,12 +116,12 @@ class Input:
                 return text.blocks(file, options.separator)
             case Format.JSON:
                 return json_document.rename_keys(json_document.rows(file), options)
-            case Format.CSV:
-                return tables.csv_rows(file, options, on_notice)
-            case Format.TSV:
-                return tables.tsv_rows(file, options, on_notice)
-            case Format.SHEET:
-                return sheet.rows(file, options, on_notice)
+            case Format.YAML:
+                return json_document.rename_keys(yaml_document.rows(file, on_notice), options)
+            case Format.MARKDOWN:
+                return markdown.rows(file, on_notice)
+            case Format.CSV | Format.TSV | Format.SHEET:
+                return _TABLE_READERS[self.format](file, options, on_notice)
             case Format.PARQUET | Format.ARROW:
                 return parquet.rows(file, options, on_notice, arrow=self.format is Format.ARROW)
 

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from typing import Any, NoReturn
 
 from krea_batch.errors import InputError, JobError
-from krea_batch.sources.formats.encoding import UTF_8_HINT, EncodingError
+from krea_batch.sources.formats.encoding import decode_utf_8
 
 MAX_DEPTH = 100  # chosen: no metadata needs more, and every encoder and call stack can handle it
 
@@ -37,7 +37,7 @@ _WORD = re.compile(r"[A-Za-z_]\w*")
 
 def parse_object(line: bytes) -> dict[str, Any]:
     """Return the object on the line. Raises JobError unless the line is exactly one valid JSON object."""
-    text = _decode_utf_8(line).strip()
+    text = decode_utf_8(line).strip()
     try:
         value = _DECODER.decode(text)
     except json.JSONDecodeError as error:
@@ -70,7 +70,7 @@ def parse_value(text: str) -> Any:
 def parse_document(content: bytes, name: str) -> Any:
     """Return the JSON value of a file. Raises InputError, which names the line."""
     try:
-        text = _decode_utf_8(content)
+        text = decode_utf_8(content)
         value = _DECODER.decode(text)
         if text.count("[") + text.count("{") > MAX_DEPTH:
             _check_depth(value)
@@ -104,14 +104,6 @@ def quoted(value: object) -> str:
     shortened = text[:_MAX_QUOTED_CHARS] + ("…" if len(text) > _MAX_QUOTED_CHARS else "")
     printable = "".join(char if char.isprintable() else repr(char)[1:-1] for char in shortened)
     return f'"{printable}"' if isinstance(value, str) else printable
-
-
-def _decode_utf_8(line: bytes) -> str:
-    try:
-        return line.decode()
-    except UnicodeDecodeError as error:
-        problem = f"byte {error.start + 1} (0x{line[error.start]:02x}) is not UTF-8"
-        raise EncodingError(problem, UTF_8_HINT) from None
 
 
 def _object_of_pairs(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

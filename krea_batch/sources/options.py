@@ -20,6 +20,8 @@ class Format(StrEnum):
     CSV = "csv"
     TSV = "tsv"
     SHEET = "sheet"
+    YAML = "yaml"
+    MARKDOWN = "markdown"
     TEXT = "text"
     PARQUET = "parquet"
     ARROW = "arrow"
@@ -27,7 +29,17 @@ class Format(StrEnum):
     TEXT_BLOCKS = "text blocks"
 
 
-SELECTABLE = (Format.JSONL, Format.JSON, Format.CSV, Format.TSV, Format.SHEET, Format.TEXT, Format.PARQUET)
+SELECTABLE = (
+    Format.JSONL,
+    Format.JSON,
+    Format.CSV,
+    Format.TSV,
+    Format.SHEET,
+    Format.TEXT,
+    Format.PARQUET,
+    Format.YAML,
+    Format.MARKDOWN,
+)
 """The formats that a user may name; the others are found in directories."""
 
 

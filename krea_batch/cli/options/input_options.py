@@ -17,8 +17,8 @@ if TYPE_CHECKING:
     from krea_batch.sources import CheckResult, InputOptions
     from krea_batch.sources.options import TextUnit
 
-INPUT_FORMATS = ("jsonl", "json", "csv", "tsv", "sheet", "text", "parquet")
 PROMPT_SYNTAXES = ("dynamic", "a1111", "midjourney", "plain")
+INPUT_FORMATS = ("jsonl", "json", "csv", "tsv", "sheet", "text", "parquet", "yaml", "markdown")
 
 _INPUT_OPTIONS = (
     click.option(

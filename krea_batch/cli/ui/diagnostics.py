@@ -51,6 +51,7 @@ EXTRAS = {
     "otel": "opentelemetry",
     "parquet": "pyarrow",
     "sheets": "python_calamine",
+    "yaml": "yaml",
     "fast": "uvloop",
 }
 

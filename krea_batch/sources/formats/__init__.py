@@ -8,6 +8,8 @@ tables         rows of CSV, TSV and other tables
 cells          the cells of CSV and TSV files
 sheet          a sheet of a workbook
 json_document  a JSON array or object
+yaml_document  a YAML list or mapping
+markdown       the list items of a Markdown file
 parquet        Parquet, and Arrow files of the datasets library
 unread         what to do with formats that are not read
 spool          keeps what can be read only once, such as standard input

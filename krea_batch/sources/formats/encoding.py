@@ -36,6 +36,15 @@ class EncodingError(JobError):
     """A row is not UTF-8. It is reported once for a file, since the other rows are encoded in the same way."""
 
 
+def decode_utf_8(content: bytes) -> str:
+    """Return the text. Raises EncodingError with the position of the first byte that is not UTF-8."""
+    try:
+        return content.decode()
+    except UnicodeDecodeError as error:
+        problem = f"byte {error.start + 1} (0x{content[error.start]:02x}) is not UTF-8"
+        raise EncodingError(problem, UTF_8_HINT) from None
+
+
 def encoding_name(name: str) -> str:
     """Return the standard name of an encoding. Raises JobError if it is unknown or not one of text."""
     try:

@@ -9,6 +9,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 from krea_batch.errors import InputError, JobError
+from krea_batch.sources.formats.encoding import EncodingError, decode_utf_8
 from krea_batch.sources.formats.line_file import MAX_LINE_BYTES, LineFile
 from krea_batch.sources.json_errors import parse_document, parse_object, quoted
 from krea_batch.sources.options import InputOptions
@@ -22,14 +23,31 @@ Rows = Iterator[tuple[int, dict[str, Any] | JobError]]
 
 def rows(file: LineFile) -> Rows:
     """Yield the jobs of an array of objects or prompts, or of an object whose keys are ids, numbered from 1."""
+    yield from rows_of_value(parse_document(read_document(file, MAX_DOCUMENT_BYTES), file.name), file.name)
+
+
+def read_document(file: LineFile, max_bytes: int) -> bytes:
+    """Return the text of a file as a whole. Raises InputError if it is longer."""
     blocks, size_bytes = [], 0
     for block in file.text():
         blocks.append(block)
         size_bytes += len(block)
-        if size_bytes > MAX_DOCUMENT_BYTES:
-            problem = f"{file.name}: longer than {MAX_DOCUMENT_BYTES >> 20} MiB"
+        if size_bytes > max_bytes:
+            problem = f"{file.name}: longer than {max_bytes >> 20} MiB"
             raise InputError(problem, "write one object per line (JSONL), which is not read as a whole")
-    value = parse_document(b"".join(blocks), file.name)
+    return b"".join(blocks)
+
+
+def read_text(file: LineFile, max_bytes: int) -> str:
+    """Return the decoded text of a file as a whole. Raises InputError if it is longer, or not UTF-8."""
+    try:
+        return decode_utf_8(read_document(file, max_bytes))
+    except EncodingError as error:
+        raise InputError(f"{file.name}: {error.problem}", error.hint) from None
+
+
+def rows_of_value(value: Any, name: str) -> Rows:
+    """Yield the jobs of the value of a document, numbered from 1."""
     if isinstance(value, dict) and isinstance(value.get("prompt"), str):
         value = [value]
     if isinstance(value, list):
@@ -37,7 +55,7 @@ def rows(file: LineFile) -> Rows:
     elif isinstance(value, dict):
         entries = list(value.items())
     else:
-        raise InputError(f"{file.name}: {quoted(value)} is neither an array nor an object", _EXPECTED_SHAPES)
+        raise InputError(f"{name}: {quoted(value)} is neither an array nor an object", _EXPECTED_SHAPES)
     for number, (job_id, each) in enumerate(entries, 1):
         yield number, _row(job_id, each)
 

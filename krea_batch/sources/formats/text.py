@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from krea_batch.errors import InputError, JobError
-from krea_batch.sources.formats.encoding import LINE_ENDS_HINT, UTF_8_HINT, EncodingError
+from krea_batch.sources.formats.encoding import LINE_ENDS_HINT, EncodingError, decode_utf_8
 from krea_batch.sources.formats.line_file import MAX_LINE_BYTES, FilePosition, LineFile, OnBlock
 from krea_batch.sources.options import InputOptions
 
@@ -81,6 +81,6 @@ def _prompt_row(text: bytes, source: str) -> dict[str, Any] | JobError:
         hint = "shorten the prompt" + ", or read each line as one: --lines" * (source == "the file")
         return JobError(f"{source} is longer than {MAX_LINE_BYTES >> 20} MiB", hint)
     try:
-        return {"prompt": text.decode()}
-    except UnicodeDecodeError as error:
-        return EncodingError(f"byte {error.start + 1} (0x{text[error.start]:02x}) is not UTF-8", UTF_8_HINT)
+        return {"prompt": decode_utf_8(text)}
+    except EncodingError as error:
+        return error
