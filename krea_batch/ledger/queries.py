@@ -179,6 +179,15 @@ class LedgerQueries:
         rows = self._sql.execute(f"SELECT job_id, fingerprint FROM jobs WHERE job_id IN ({placeholders})", job_ids)
         return {job_id: bytes(fingerprint) for job_id, fingerprint in rows}
 
+    def numbered_jobs(self, after_job_no: int, limit: int) -> list[tuple[int, str, bytes]]:
+        """Return job number, id and fingerprint of up to `limit` jobs whose ids are digits, in order."""
+        rows = self._sql.execute(
+            "SELECT job_no, job_id, fingerprint FROM jobs WHERE job_no > ? AND job_id NOT GLOB '*[^0-9]*'"
+            " ORDER BY job_no LIMIT ?",
+            (after_job_no, limit),
+        )
+        return [(job_no, job_id, bytes(fingerprint)) for job_no, job_id, fingerprint in rows]
+
     def outcome(self, job_no: int) -> Outcome:
         """Return the outcome of a job."""
         row = self._sql.execute(f"SELECT {OUTCOME_COLUMNS} FROM jobs WHERE job_no = ?", (job_no,)).fetchone()

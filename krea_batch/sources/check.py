@@ -27,6 +27,7 @@ from krea_batch.sources.formats.line_file import FilePosition
 from krea_batch.sources.hash_buckets import HashBuckets
 from krea_batch.sources.inputs import Input, numbered_rows, with_positions
 from krea_batch.sources.json_errors import quoted
+from krea_batch.sources.moved_rows import RecordedJobs, RowIds, assign_ids
 from krea_batch.sources.options import Format
 from krea_batch.sources.parser import RowParser
 from krea_batch.sources.prompt_syntax import SyntaxCounter, SyntaxFinding
@@ -79,6 +80,8 @@ class Check:
         checkpoint: Checkpoint,
         duplicates: DuplicateJobs | None,
         syntax: SyntaxCounter,
+        recorded_jobs: RecordedJobs | None,
+        submit_changed: bool,
     ) -> None:
         self._inputs = inputs
         self._syntax = syntax
@@ -89,6 +92,11 @@ class Check:
         self._requests: list[int] = []  # hashes of the requests of the latest rows
         self._request_buckets = HashBuckets(spool_dir)  # those of all others
         self._lookup = lookup
+        self._recorded = recorded_jobs
+        self._submit_changed = submit_changed
+        self.row_ids = RowIds()  # the ids of rows without one that are not their numbers
+        # Rows without an id: whose number has another request in the ledger, and whose number is not in it.
+        self._changed_numbers = self._new_numbers = 0
         self._checkpoint = checkpoint  # all jobs before it are in the ledger, unchanged
         # Ids after the checkpoint that are in the ledger. They are no longer collected once there are too many.
         self._recorded_ids: set[str] = set()
@@ -106,7 +114,7 @@ class Check:
         self._conflicting_jobs = array("q")
         self._problems: list[LineProblem] = []
         self._notes: dict[str, LineProblem] = {}
-        self._pending_lookups: list[tuple[int, int, str, bytes]] = []
+        self._pending_lookups: list[tuple[int, int, Job, bytes]] = []
 
     def __enter__(self) -> Self:
         return self
@@ -127,6 +135,26 @@ class Check:
             self._run_lookups()
         self._count_requests()
         self._report_progress(on_progress)
+
+    def assign_ids(self) -> None:
+        """Find the ids of rows without one whose numbers have changed. Call it after `read_lines`."""
+        recorded = self._recorded
+        may_have_moved = self._changed_numbers or (
+            self._new_numbers and recorded and recorded.count > self._recorded_jobs
+        )
+        if recorded is None or not may_have_moved:
+            return
+        self.row_ids = assign_ids(self._all_rows(), recorded, submit_changed=self._submit_changed)
+        self._recorded_jobs += self.row_ids.kept
+        for number in self.row_ids.changed:
+            self._add_conflict(number, 1, _changed_error(number, ""))
+
+    def _all_rows(self) -> Iterator[tuple[int, tuple[Job, ...]]]:
+        """Yield the jobs of all valid rows again, without duplicates that were left out."""
+        dropped = self._deduplicator.was_dropped if self._deduplicator else lambda number, job: False
+        for number, row in numbered_rows(self._inputs):
+            yield number, tuple(job for job in self._parser.read(number, row) if not dropped(number, job))
+        self._parser.unknown_fields.clear()
 
     def find_duplicate_ids(self) -> None:
         """Find the lines that repeat the id of an earlier line."""
@@ -244,7 +272,7 @@ class Check:
         """Add the ids of the rows without one, which were left out while no other row had a number as id."""
         for number, row in numbered_rows(self._inputs):
             if any(not job.id for job in self._parser.read(number, row)):
-                self._id_finder.add(default_id(number), number)
+                self._id_finder.add(self.row_ids.id_of(number), number)
         self._parser.unknown_fields.clear()
 
     def _add_ids_before_checkpoint(self) -> None:
@@ -275,7 +303,7 @@ class Check:
             for job in jobs:
                 if self._deduplicator and self._deduplicator.was_dropped(number, job):
                     continue
-                job_id = job.id or default_id(number)
+                job_id = job.id or self.row_ids.id_of(number)
                 earlier, earlier_is_default = first_by_id.setdefault(job_id, (number, not job.id))
                 if earlier != number:
                     error = self._duplicate_id_error(earlier, number, job_id, earlier_is_default or not job.id)
@@ -297,7 +325,7 @@ class Check:
         return JobError(problem, "give one of them another id")
 
     def _queue_lookup(self, number: int, jobs: int, job: Job) -> None:
-        self._pending_lookups.append((number, jobs, job.id or default_id(number), wire.fingerprint(job)))
+        self._pending_lookups.append((number, jobs, job, wire.fingerprint(job)))
         if len(self._pending_lookups) >= LOOKUP_BATCH:
             self._run_lookups()
 
@@ -305,14 +333,20 @@ class Check:
         """Look up the collected jobs in the ledger, and report those whose request has changed."""
         if not self._lookup:
             return
-        recorded = self._lookup([job_id for _, _, job_id, _ in self._pending_lookups])
+        recorded = self._lookup([job.id or default_id(number) for number, _, job, _ in self._pending_lookups])
         if self._checkpoint.lines and len(self._recorded_ids) <= MAX_RECORDED_IDS:
             self._recorded_ids.update(recorded)
-        for number, jobs, job_id, fingerprint in self._pending_lookups:
-            self._recorded_jobs += recorded.get(job_id) == fingerprint
-            if recorded.get(job_id, fingerprint) != fingerprint:
-                problem = f"the line changed since its id {quoted(job_id)} was submitted"
-                self._add_conflict(number, jobs, JobError(problem, "give it a new id, or choose another --out"))
+        for number, jobs, job, fingerprint in self._pending_lookups:
+            known = recorded.get(job.id or default_id(number))
+            if known == fingerprint:
+                self._recorded_jobs += 1
+            elif job.id or not self._recorded:
+                if known is not None:
+                    self._add_conflict(number, jobs, _changed_error(number, job.id))
+            elif known is None:
+                self._new_numbers += 1
+            else:
+                self._changed_numbers += 1
         self._pending_lookups.clear()
 
     def _note_unknown_fields(self, number: int) -> None:
@@ -345,3 +379,13 @@ class Check:
     def _report_progress(self, on_progress: OnProgress | None) -> None:
         if on_progress:
             on_progress(sum(each.file.read_bytes for each in self._inputs), self._total_bytes)
+
+
+def _changed_error(number: int, job_id: str) -> JobError:
+    """Return the error for a row whose id, empty for its number, has another request in the ledger."""
+    problem = f"the line changed since its id {quoted(job_id or default_id(number))} was submitted"
+    if not job_id:
+        return JobError(problem, "restore it, or add --submit-changed, which pays for a new image")
+    if job_id.startswith(f"{default_id(number)}-"):  # of a sweep
+        return JobError(problem, "restore it, or choose another --out, which pays for all lines")
+    return JobError(problem, "give it a new id, or choose another --out")

@@ -5,7 +5,8 @@
         for job in files: ...
 
 A line without an id gets its running number over all files, including blank and invalid lines. So correcting a line
-or adding a file at the end never changes the id of a job before it. A job with a new id would be charged again.
+or adding a file at the end never changes the id of a job before it. A job with a new id would be charged again, so
+lines that have moved since an earlier run keep their ids: see `moved_rows`.
 """
 
 from __future__ import annotations
@@ -27,10 +28,10 @@ from krea_batch.jobs import Job
 from krea_batch.sources.check import LOOKUP_BATCH, Check, CheckResult, FingerprintLookup, OnProblem, OnProgress
 from krea_batch.sources.checkpoint import EMPTY, Checkpoint, FilePrefix
 from krea_batch.sources.dedupe import Deduplicator
-from krea_batch.sources.duplicate_ids import default_id
 from krea_batch.sources.duplicates_file import DuplicateJobs
 from krea_batch.sources.folder_texts import require_clear_texts
 from krea_batch.sources.inputs import Input, numbered_rows, open_inputs, prompts_input
+from krea_batch.sources.moved_rows import RecordedJobs, RowIds
 from krea_batch.sources.options import Format, InputOptions
 from krea_batch.sources.parser import RowParser
 from krea_batch.sources.prompt_syntax import SyntaxCounter
@@ -61,6 +62,8 @@ class JobFiles:
         self._options = options or InputOptions()
         RowParser(self._options)  # report invalid options before any file is opened
         self._selection = Selection(self._options)
+        self._row_ids = RowIds()
+        self._submit_changed = self._options.submit_changed or bool(prompts)
         self._skip_invalid = skip_invalid
         self._spool_dir = spool_dir
         self._conflicting_rows: Sequence[int] = ()  # running numbers of rows that conflict with others
@@ -103,7 +106,14 @@ class JobFiles:
 
     def notices(self) -> list[str]:
         """What was guessed about the files, one sentence each, once they are checked."""
-        return [notice for each in self._inputs for notice in each.notices]
+        notices = [notice for each in self._inputs for notice in each.notices]
+        if self._row_ids.rows:
+            kept, new = self._row_ids.kept, len(self._row_ids.rows) - self._row_ids.kept
+            notices.append(
+                f"edited since an earlier run; rows that moved and keep their ids: {kept:,}; "
+                f"new rows that get the next free numbers: {new:,}"
+            )
+        return notices
 
     def resume_from(self, data: bytes | None) -> None:
         """Skip the jobs that the checkpoint of an earlier run covers, if the files still begin with the same bytes.
@@ -125,6 +135,8 @@ class JobFiles:
         """
         if self._checked is None or self._checked.bad_lines or self._options.dedupe or self._options.selects:
             return None
+        if self._row_ids.rows:
+            return None  # the numbers of the lines are not their ids, as a checkpoint would say
         return self._checkpoint
 
     def check(
@@ -132,13 +144,16 @@ class JobFiles:
         lookup: FingerprintLookup | None = None,
         on_problem: OnProblem | None = None,
         on_progress: OnProgress | None = None,
+        *,
+        recorded_jobs: RecordedJobs | None = None,
     ) -> CheckResult:
         """Check every line of every file, and every id against all others.
 
         `lookup` is called with batches of ids and returns the fingerprints of those in the ledger. `on_problem` is
         called for each invalid line when it is found, conflicting ids last. `on_progress` is called with the bytes
-        read and the total. Raises InputError if a file cannot be read, or if text files of a directory may be one
-        prompt or many.
+        read and the total. With `recorded_jobs` of the ledger, rows without an id keep those under which they were
+        submitted, whatever their numbers are now. Raises InputError if a file cannot be read, or if text files of a
+        directory may be one prompt or many.
         """
         parser = RowParser(self._options)
         self.duplicates.close()
@@ -151,8 +166,12 @@ class JobFiles:
             checkpoint=self._resumed_from,
             duplicates=self.duplicates if self._options.dedupe else None,
             syntax=SyntaxCounter(self._options),
+            recorded_jobs=recorded_jobs,
+            submit_changed=self._submit_changed,
         ) as check:
             check.read_lines(on_progress)
+            check.assign_ids()
+            self._row_ids = check.row_ids
             check.find_duplicate_ids()
             self._conflicting_rows = check.conflicting_rows()
             require_clear_texts([(each.name, each.text_count) for each in self._inputs if each.text_count])
@@ -208,7 +227,7 @@ class JobFiles:
             for job in unique:
                 if not job.id:
                     # The job is not shared with any other code yet, and a copy would cost more.
-                    _force_setattr(job, "id", default_id(number))
+                    _force_setattr(job, "id", self._row_ids.id_of(number))
                 self._jobs_yielded += 1
                 yield job
 

@@ -71,7 +71,8 @@ class InputOptions(msgspec.Struct, frozen=True, kw_only=True):
     prompt of a text file is; None for a line, and in a directory for a file. `separator`: the line between prompts in
     a text file. `prompt_syntax`: the syntaxes that are read in prompts. `wildcards`: the values of dynamic prompts by
     name. `fixed`: values of fields that apply to every row. `limit`: take the first jobs only. `sample`: take only so
-    many jobs, chosen by `sample_seed`.
+    many jobs, chosen by `sample_seed`. `submit_changed`: a row without an id that may have been changed since an
+    earlier run is a new job.
     """
 
     format: Format | None = None
@@ -92,6 +93,7 @@ class InputOptions(msgspec.Struct, frozen=True, kw_only=True):
     limit: int | None = None
     sample: int | None = None
     sample_seed: int = 0
+    submit_changed: bool = False
 
     def fingerprint(self) -> str:
         """Return a text that is equal for options that make the same jobs from the same bytes."""

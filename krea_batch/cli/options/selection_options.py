@@ -32,6 +32,11 @@ _SELECTION_OPTIONS = (
     click.option(
         "--sample-seed", type=int, default=0, show_default=True, metavar="SEED", help="Choose another --sample."
     ),
+    click.option(
+        "--submit-changed",
+        is_flag=True,
+        help="Submit lines without an id that changed since an earlier run as new jobs.",
+    ),
 )
 
 _PROMPT_HINT = "set it for all jobs with"
@@ -119,6 +124,7 @@ def with_selection(input_options: InputOptions, options: dict[str, Any]) -> Inpu
         limit=options["limit"],
         sample=options["sample"],
         sample_seed=options["sample_seed"],
+        submit_changed=options["submit_changed"],
     )
 
 

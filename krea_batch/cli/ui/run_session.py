@@ -6,7 +6,7 @@ import asyncio
 import os
 import signal
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AsyncExitStack, ExitStack, closing
 from pathlib import Path
 from typing import Any
@@ -39,8 +39,10 @@ from krea_batch.events import Listener
 from krea_batch.forecast import Forecast
 from krea_batch.jobs import State
 from krea_batch.ledger import LedgerStore
+from krea_batch.ledger.paging import iter_rows
 from krea_batch.settings import KEY_VARIABLE, ApiKey, Settings, Webhook
 from krea_batch.sources import CheckResult, JobFiles
+from krea_batch.sources.moved_rows import RecordedJobs
 from krea_batch.storage.outputs import open_for_append
 from krea_batch.storage.run_dir import DUPLICATES, LEDGER, SIMULATOR_STATE_FILE, create_directory
 
@@ -89,7 +91,11 @@ def check_jobs(files: JobFiles, settings: Settings, *, skip_invalid: bool, quiet
         if store:
             files.resume_from(*store.read(LedgerStore.checkpoint))
         with CheckProgress(quiet=quiet) as progress:
-            checked = files.check(lookup=_fingerprint_lookup(store) if store else None, on_progress=progress.update)
+            checked = files.check(
+                lookup=_fingerprint_lookup(store) if store else None,
+                on_progress=progress.update,
+                recorded_jobs=_recorded_jobs(store) if store else None,
+            )
     finally:
         if store:
             store.close()
@@ -127,6 +133,20 @@ def _fingerprint_lookup(store: LedgerStore) -> Callable[[Sequence[str]], Mapping
         return fingerprints
 
     return known
+
+
+def _recorded_jobs(store: LedgerStore) -> RecordedJobs:
+    """Return the jobs of the ledger for rows without an id."""
+
+    def page(after_job_no: int, limit: int) -> list[tuple[int, str, bytes]]:
+        rows: list[tuple[int, str, bytes]] = store.read(lambda store: store.numbered_jobs(after_job_no, limit))[0]
+        return rows
+
+    def numbered() -> Iterator[tuple[str, bytes]]:
+        return ((job_id, fingerprint) for _, job_id, fingerprint in iter_rows(page, lambda row: row[0]))
+
+    (counts,) = store.read(LedgerStore.counts)
+    return RecordedJobs(sum(counts.values()), numbered)
 
 
 async def start_simulator(stack: AsyncExitStack, out: Path, *, time_scale: float = 1.0) -> str:
