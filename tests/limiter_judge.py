@@ -301,7 +301,7 @@ def run_client(gateway: JudgedGateway, controller: RateController) -> None:
     answers: list[tuple[float, int, float, float]] = []  # when, a number, when it was sent or JOB_END, wait
     pending, now_s, due_s = 0, START_S, START_S
     while now_s < gateway.end_s:
-        may_send = controller.has_room() and pending < pending_limit.max_pending(controller.per_s)
+        may_send = controller.has_room() and pending < pending_limit.max_pending(controller.pace_per_s)
         send_s = max(now_s + controller.wait_s(now_s), due_s - BURST_S) if may_send else math.inf
         answer_s = answers[0][0] if answers else math.inf
         if arrivals and arrivals[0][0] <= min(send_s, answer_s):
@@ -326,7 +326,7 @@ def run_client(gateway: JudgedGateway, controller: RateController) -> None:
         else:
             controller.on_sent(now_s)
             pending += 1
-            due_s = max(due_s, now_s) + 1.0 / controller.per_s
+            due_s = max(due_s, now_s) + 1.0 / controller.pace_per_s
             heapq.heappush(arrivals, (now_s + gateway.delay_s(), next(numbers), now_s))
 
 
@@ -356,7 +356,7 @@ class RateLimiterClient:
         self._rate_limiter.bind_loop()
         async with TaskPool() as posts:
             while loop.time() < self._gateway.end_s:
-                while self._pending >= self._pending_limit.max_pending(self._rate_limiter.controller.per_s):
+                while self._pending >= self._pending_limit.max_pending(self._rate_limiter.controller.pace_per_s):
                     self._answered.clear()
                     await self._answered.wait()
                 await self._rate_limiter.acquire()

@@ -22,6 +22,8 @@ COMMIT_SMOOTHING = 0.125  # RFC 6298, 2: alpha
 LEAD = 1.5  # chosen: intents that take half as long again still do not delay their POST
 MIN_LEAD_S, MAX_LEAD_S = 0.02, 0.1  # measured: an intent is durable after 10 to 20 ms; on a slow disk after 60 ms
 MAX_UNSENT_S = 10.0  # chosen: a submit that was let through before so long is not going to be sent any more
+MAX_CONFIRM_S = 1.0  # chosen: a submit that has to wait longer gives up its intent, as after a pause
+MAX_SLEEP_S = 1.0  # chosen: a limit may be raised while a submit waits for it
 BURST_S = 0.02  # measured: catching up on 20 ms uses 99 % of rates of 50-5000/s; without it, 96 % or less
 
 
@@ -84,21 +86,21 @@ class RateLimiter:
     async def acquire(self) -> None:
         """Wait until the next submit is nearly due, first come, first served. `confirm` or `give_up` follows."""
         async with self._queue_lock:
-            if self._limiter_per_s != self.controller.per_s:
-                self._limiter, self._limiter_per_s = even_limiter(self.controller.per_s), self.controller.per_s
+            if self._limiter_per_s != (pace_per_s := self.controller.pace_per_s):
+                self._limiter, self._limiter_per_s = even_limiter(pace_per_s), pace_per_s
             await self._limiter.acquire()
             while (wait_s := self._lead_wait_s()) > 0:
-                await self._sleep_or_change(wait_s)
+                await self._sleep_or_change(min(wait_s, MAX_SLEEP_S))
             self._unsent_s.append(self._now_s())
 
     async def confirm(self) -> float | None:
-        """Count a submit that is due, and return its send time, or None if submits are paused by now."""
+        """Count a submit that is due, and return its send time, or None if it has to wait for long by now."""
         acquired_s = self._unsent_s[0] if self._unsent_s else self._now_s()
         self._commit_s += COMMIT_SMOOTHING * (min(self._now_s() - acquired_s, MAX_LEAD_S) - self._commit_s)
         try:
             async with self._confirm_lock:
                 while (wait_s := self.controller.wait_s(self._now_s())) > 0:
-                    if self.controller.paused_s(self._now_s()) > 0:
+                    if wait_s > MAX_CONFIRM_S or self.controller.paused_s(self._now_s()) > 0:
                         return None
                     await asyncio.sleep(wait_s)
                 now_s = self._now_s()
@@ -149,4 +151,4 @@ class RateLimiter:
         if (paused_s := self.controller.paused_s(now_s)) > 0:
             return paused_s
         lead_s = min(max(LEAD * self._commit_s, MIN_LEAD_S), MAX_LEAD_S)
-        return self.controller.wait_s(now_s) + unsent / self.controller.per_s - lead_s
+        return self.controller.wait_s(now_s, unsent) + unsent / self.controller.pace_per_s - lead_s

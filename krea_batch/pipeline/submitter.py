@@ -127,10 +127,10 @@ class Submitter:
                 await self._conditions_changed.wait()
 
     def _may_submit(self) -> bool:
-        per_s = self._run.rate_limiter.controller.per_s
-        max_pending = 1 if self._breaker.is_open else self._pending_limit.max_pending(per_s)
+        controller = self._run.rate_limiter.controller
+        max_pending = 1 if self._breaker.is_open else self._pending_limit.max_pending(controller.pace_per_s)
         in_flight = self._run.in_flight_limit.in_use - self.waiting - 1  # without the job that asks
-        return self._pending < max_pending and self._run.delivery.may_submit(in_flight, per_s)
+        return self._pending < max_pending and self._run.delivery.may_submit(in_flight, controller.per_s)
 
     def recheck(self) -> None:
         """Check again whether a POST may be sent: a job has ended, so an image may be stored."""

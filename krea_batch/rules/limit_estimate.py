@@ -30,6 +30,7 @@ HELD_STEPS = 4.0  # chosen: a rate is held if it was accepted for as many steps 
 LONG_MEMORIES = 4.0  # chosen: a rate that was accepted for so long is not refused for its height alone
 MAX_DECREASE = 1.0  # chosen: the rate is at most halved by one refusal, as by TCP (RFC 5681, 3.1)
 MIN_CONFIDENCE = 1 / 16  # chosen: trials are never given up entirely, since the limiter may change
+MIN_TRIAL_CONFIDENCE = 1.0  # chosen: after a failed trial, the middle is tried once, as each trial costs a pause
 FAILED_GAP_SHARE = 1 / 4  # chosen: a failed trial leaves a quarter of the gap to be searched, a step of a probe
 MIN_LOSS_S = 0.3  # chosen: a refused probe costs at least an answer and some 429s
 PROBE_DELAY_POWER = 1.5  # measured: 2 repeats expensive probes of small gaps, 1 searches large gaps too slowly
@@ -185,7 +186,11 @@ def _after_failed_trial(before: Estimate, cycle: Cycle, fallback_per_s: float) -
     per_s = max(fallback_per_s, min(before.per_s, cycle.achieved_per_s))
     middle_per_s = math.sqrt(fallback_per_s * before.per_s)
     confidence = max(before.confidence / 2, MIN_CONFIDENCE)
-    if fallback_per_s > before.held_per_s and middle_per_s > per_s * (1.0 + MIN_GAP):
+    if (
+        before.confidence >= MIN_TRIAL_CONFIDENCE
+        and fallback_per_s > before.held_per_s
+        and middle_per_s > per_s * (1.0 + MIN_GAP)
+    ):
         after = _estimate(before, middle_per_s, before.per_s / middle_per_s - 1.0)
         return replace(after, confidence=confidence, fallback_per_s=fallback_per_s)
     after = _estimate(before, per_s, FAILED_GAP_SHARE * min(before.gap, before.per_s / per_s - 1.0))

@@ -58,6 +58,11 @@ class RateController:
         """The rate now."""
         return self._search.per_s
 
+    @property
+    def pace_per_s(self) -> float:
+        """The rate of submits that follow each other: higher than `per_s` while a window is filled."""
+        return self._search.pace_per_s
+
     def has_room(self, unsent: int = 0) -> bool:
         """Return whether another job may be in process, besides those that are about to be submitted."""
         return self._jobs.has_room(unsent)
@@ -74,10 +79,10 @@ class RateController:
     @property
     def found(self) -> FoundLimit | None:
         """The limit of the gateway, as far as refusals have shown one below the configured rate."""
-        estimate, max_jobs = self._search.estimate, self._jobs.cap
-        if max_jobs is None and estimate.is_first:
+        per_s, max_jobs = self._search.limit_per_s, self._jobs.cap
+        if max_jobs is None and per_s is None:
             return None
-        return FoundLimit(estimate.per_s, self._search.memory_s, max_jobs)
+        return FoundLimit(per_s or self.per_s, self._search.memory_s, max_jobs)
 
     def resume(self, found: FoundLimit) -> None:
         """Start slightly below a limit that an earlier run has found, unless submits were sent already."""
@@ -87,13 +92,14 @@ class RateController:
 
     # ---- when the next request may be sent ---------------------------------------------------------------
 
-    def wait_s(self, now_s: float) -> float:
-        """Return the seconds until a submit may be sent; 0 if it may be sent now."""
+    def wait_s(self, now_s: float, unsent: int = 0) -> float:
+        """Return the seconds until a submit may be sent, besides `unsent` others that are about to be; 0 if now."""
         if self._refused_s is not None and now_s >= self._paused_until_s:
             self._resume(now_s, self._refused_s)
         free_s = self._window.free_s()
         if self.per_s < self.ceiling_per_s:
-            free_s = max(free_s, self._due_s - max(0.0, TIMER_S - 1.0 / self.per_s))
+            free_s = max(free_s, self._due_s - max(0.0, TIMER_S - 1.0 / self.pace_per_s))
+            free_s = max(free_s, self._search.free_s(unsent))
         return max(0.0, self._paused_until_s - now_s, free_s - now_s)
 
     def paused_s(self, now_s: float) -> float:
@@ -112,12 +118,12 @@ class RateController:
         self._window.add(now_s)
         self._jobs.on_sent(now_s, self.per_s)
         self._search.on_sent(now_s, max(self._due_s, self._paused_until_s), self._latency.long_s)
-        self._due_s = max(self._due_s, now_s) + 1.0 / self.per_s
+        self._due_s = max(self._due_s, now_s) + 1.0 / self.pace_per_s
 
     def on_other_request(self, now_s: float) -> None:
         """Record that another request is sent that counts against the same limit."""
         self._window.add(now_s)
-        self._due_s = max(self._due_s, now_s) + 1.0 / self.per_s
+        self._due_s = max(self._due_s, now_s) + 1.0 / self.pace_per_s
         self._search.on_accepted(now_s)
 
     def on_response(self, sent_s: float, now_s: float, *, accepted: bool = True) -> None:
@@ -134,6 +140,7 @@ class RateController:
 
     def on_not_sent(self, sent_s: float) -> None:
         """Record that a submit was not sent after all."""
+        self._search.on_not_accepted(sent_s)
         self._jobs.on_not_accepted(sent_s)
 
     def on_job_resumed(self) -> None:
@@ -151,6 +158,7 @@ class RateController:
         """
         self._observe_latency(sent_s, now_s)
         submit = self._jobs.on_not_accepted(sent_s)
+        self._search.on_not_accepted(sent_s)
         is_new = sent_s >= self._rate_valid_from_s
         if is_new and self._refused_s is None and self._is_configured_rate(sent_s) and self._window.widen():
             self._pause_after_429(now_s, retry_after_s)

@@ -1,53 +1,36 @@
 """Search a rate limit: hold a rate, probe above it in steps, and estimate it again from what a refusal shows.
 
-Submits are spread evenly at a rate, because a rate that is spread evenly is accepted by a limiter of any shape. The
-estimate itself is in `limit_estimate`. `now_s` and `sent_s` are monotonic.
+Submits are spread evenly at a rate, because a rate that is spread evenly is accepted by a limiter of any shape. Only
+a limiter with a long window is used differently, by `window_fill`. What a refusal shows about the limit is in
+`limit_estimate`. `now_s` and `sent_s` are monotonic.
 """
 
 from __future__ import annotations
 
 import math
-from array import array
-from bisect import bisect_left, bisect_right
 from collections import deque
 from typing import NamedTuple
 
-from krea_batch.rules.limit_estimate import Cycle, Estimate, after_refusal
+from msgspec.structs import replace
+
+from krea_batch.rules.limit_estimate import MIN_GAP, Cycle, Estimate, after_refusal
+from krea_batch.rules.submit_log import KEPT_S, MAX_MEMORY_S, SubmitLog
+from krea_batch.rules.window_fill import MIN_COUNT, SATURATED_SHARE, WindowFill, is_window
 
 MIN_MEMORY_S = 1.0  # chosen: Retry-After has whole seconds, so shorter windows look like buckets
-MAX_MEMORY_S = 300.0  # chosen: windows of five minutes are found; a limit over hours is better configured
-KEPT_S = 2 * MAX_MEMORY_S  # chosen: a window of five minutes, and a pause that was guessed too long
 MIN_REQUESTS = 4.0  # chosen: a memory shorter than so many requests shows no rate
-SATURATED_SHARE = 0.3  # chosen: a cycle with so much refusal began and ended with a full window, so it is as long
 MIN_STEP_S = 0.25  # chosen: faster steps find a limit no sooner than answers arrive
 STEPS_PER_MEMORY = 16  # chosen: a probe doubles the rate within half of a long window
 STEPS_TO_GAP = 4  # chosen: a probe reaches the rate that was refused before in four equal steps
 MAX_GROWTH = 2.0  # chosen: by one step, as TCP's slow start (RFC 5681, 3.1)
+KNOWN_GROWTH = 1.5  # measured: with 2, a fixed window of a second is overshot so far that two windows look like one
+KNOWN_COUNT = 10  # chosen: a rate from so many submits is known roughly
 USED_SHARE = 0.7  # chosen: sending less than this share of the allowed rate shows nothing about the limit
 LOCAL_SUBMITS = 4  # chosen: so many submits show whether the rate was used when one was refused
 IDLE_S = 2.0  # chosen: after a break as long as the slowest answers, a new cycle starts
 MIN_DURATION_S = 1e-3  # chosen: of a cycle, so that there is no division by zero
 RESUMED_PROBE_DELAY_S = 5.0  # chosen: then the limit of an earlier run is confirmed, or a higher one found
 KEPT_RATES = 64  # chosen: more steps than a probe has while answers are awaited
-
-
-class AcceptedSubmits:
-    """The send times of accepted submits, as long as a limiter may remember them."""
-
-    def __init__(self) -> None:
-        self._sent_s = array("d")
-
-    def add(self, sent_s: float) -> None:
-        """Record an accepted submit; answers arrive nearly in the order of the submits."""
-        times_s = self._sent_s
-        times_s.insert(bisect_right(times_s, sent_s), sent_s)
-        half = len(times_s) // 2
-        if half > 1000 and times_s[half] < sent_s - KEPT_S:
-            del times_s[:half]
-
-    def count_since(self, start_s: float) -> int:
-        """Return how many were sent at or after `start_s`."""
-        return len(self._sent_s) - bisect_left(self._sent_s, start_s)
 
 
 class _Refusal(NamedTuple):
@@ -73,12 +56,15 @@ class RateSearch:
         self._max_per_s = max_per_s
         self.estimate = Estimate(per_s) if is_known else Estimate(per_s, gap=math.inf, probe_delay_s=0.0)
         self.memory_s = 0.0  # how far back the limiter looks, as far as refusals have shown it
-        self._accepted = AcceptedSubmits()
+        self._log = SubmitLog()
         self._latest_sent_s: deque[float] = deque(maxlen=LOCAL_SUBMITS)
         self._rates: deque[tuple[float, float]] = deque([(-math.inf, per_s)], maxlen=KEPT_RATES)  # from when, rate
         self._cycle_started_s: float | None = None
         self._resumed_s = -math.inf
         self._refusal: _Refusal | None = None  # the latest one
+        self._fill: WindowFill | None = None
+        self._may_fill = True
+        self._answer_s = 0.0
         self._probe_step = 0
         self._probe_started_s = 0.0
         self._step_started_s = 0.0
@@ -90,6 +76,10 @@ class RateSearch:
         `answer_s` is how long answers take, since a step is not judged before they can have arrived.
         """
         self._latest_sent_s.append(now_s)
+        self._log.on_sent(now_s)
+        self._answer_s = answer_s
+        if self._fill is not None:
+            return
         if self._cycle_started_s is None or now_s - due_s > IDLE_S:
             self._cycle_started_s = self._step_started_s = self._resumed_s = now_s
             self._sent_in_step = 0
@@ -106,11 +96,41 @@ class RateSearch:
 
     def on_accepted(self, sent_s: float) -> None:
         """Record that a submit was accepted."""
-        self._accepted.add(sent_s)
+        self._log.on_accepted(sent_s)
+        fill = self._fill
+        if fill is None:
+            return
+        if not fill.on_accepted(sent_s):
+            self._may_fill = False
+            self.restart(sent_s, self.estimate)
+        elif fill.per_s >= self._max_per_s:
+            self.restart(sent_s, replace(self.estimate, per_s=self._max_per_s))
+        else:
+            self.per_s = fill.per_s
+
+    def on_not_accepted(self, sent_s: float) -> None:
+        """Record that a submit was refused, or not sent."""
+        self._log.on_not_accepted(sent_s)
+
+    @property
+    def pace_per_s(self) -> float:
+        """The rate of submits that follow each other: higher than `per_s` while a window is filled."""
+        return self.per_s if self._fill is None else min(self._max_per_s, self._fill.pace_per_s(self._answer_s))
+
+    @property
+    def limit_per_s(self) -> float | None:
+        """The limit of the gateway, as far as it is known; None if nothing was refused."""
+        if self._fill is not None:
+            return self._fill.count / self._fill.window_s
+        return None if self.estimate.is_first else self.estimate.per_s
+
+    def free_s(self, unsent: int) -> float:
+        """Return when a window has room for a submit, besides `unsent` others that are about to be sent."""
+        return -math.inf if self._fill is None else self._fill.free_s(unsent, self._answer_s)
 
     def accepted_between(self, start_s: float, end_s: float) -> int:
         """Return how many accepted submits were sent from `start_s` until `end_s`."""
-        return self._accepted.count_since(start_s) - self._accepted.count_since(end_s)
+        return self._log.count(start_s, end_s)
 
     def restart_cycle(self) -> None:
         """Forget the current cycle: submits were paused for another reason than the limit."""
@@ -122,8 +142,10 @@ class RateSearch:
         `refused_s` is when the first refused submit was sent. Until `refusing_until_s`, at least, the limiter would
         have refused every submit.
         """
+        if self._fill is not None and self._goes_on_filling(self._fill, now_s, refused_s):
+            return
         refusal = self._refusal
-        if refusal is None or self._accepted.count_since(self._resumed_s) or not refusal.accepted:
+        if refusal is None or self._log.count(self._resumed_s) or not refusal.accepted:
             refusal = self._refusal = self._describe(refused_s)
         # Else nothing was accepted since the last pause: it was too short, so decide again with all of it.
         cycle_s = now_s - refusal.cycle_started_s
@@ -142,16 +164,42 @@ class RateSearch:
             base_held_s=refusal.base_held_s,
             held_s=refusal.held_s,
             duration_s=max(now_s - start_s, MIN_DURATION_S),
-            accepted=self._accepted.count_since(start_s),
+            accepted=self._log.count(start_s),
             unproven_s=unproven_s,
             refused_count=self.accepted_between(refusal.sent_s - memory_s, refusal.sent_s),
-            achieved_per_s=self._accepted.count_since(now_s - span_s) / span_s,
+            achieved_per_s=self._log.count(now_s - span_s) / span_s,
             memory_s=memory_s,
             step_s=self._step_s(answer_s),
         )
         estimate, is_over = after_refusal(refusal.estimate, cycle)
         self._cycle_started_s = now_s if is_over else refusal.cycle_started_s
         self._hold(now_s, estimate)
+        self._start_fill(now_s, refusal, refusing_until_s)
+
+    def _start_fill(self, now_s: float, refusal: _Refusal, refusing_until_s: float) -> None:
+        """Fill a window next, if the cycle that has ended looks like one."""
+        cycle_s, count = now_s - refusal.cycle_started_s, self._log.count(refusal.cycle_started_s)
+        if not self._may_fill or not is_window(refusing_until_s - refusal.sent_s, cycle_s):
+            return
+        if count < MIN_COUNT or cycle_s > MAX_MEMORY_S or count / cycle_s >= self._max_per_s:
+            return
+        self._fill = WindowFill(self._log, count, refusing_until_s - refusal.cycle_started_s, cycle_s, now_s)
+        self._probe_started_s = now_s
+        self._set_rate(now_s, self._fill.pace_per_s(self._answer_s))
+        self.per_s = self._fill.per_s
+
+    def _goes_on_filling(self, fill: WindowFill, now_s: float, refused_s: float) -> bool:
+        """Return whether the rate is decided without the refusal that ends a cycle."""
+        if fill.resume(now_s, refused_s):
+            self.memory_s, self.per_s = fill.window_s, fill.per_s
+            self._cycle_started_s = self._resumed_s = now_s
+            return True
+        self._fill, self._may_fill = None, False
+        if not fill.is_known:
+            return False
+        per_s = fill.count / fill.window_s
+        self.restart(now_s, replace(self.estimate, per_s=per_s, gap=MIN_GAP, fallback_per_s=None))
+        return True
 
     @property
     def is_new(self) -> bool:
@@ -167,7 +215,7 @@ class RateSearch:
 
     def restart(self, now_s: float, estimate: Estimate) -> None:
         """Start a cycle with another estimate."""
-        self._refusal = None
+        self._fill = self._refusal = None
         self._cycle_started_s = now_s
         self._hold(now_s, estimate)
 
@@ -188,7 +236,8 @@ class RateSearch:
         beyond = self._probe_step - STEPS_TO_GAP
         steps = self._probe_step if beyond <= 0 else STEPS_TO_GAP + 2.0**beyond
         per_s = self.estimate.per_s * (1.0 + self.estimate.gap * steps / STEPS_TO_GAP)
-        self._set_rate(now_s, min(per_s, self.per_s * MAX_GROWTH))
+        growth = KNOWN_GROWTH if self.estimate.refused_count >= KNOWN_COUNT else MAX_GROWTH
+        self._set_rate(now_s, min(per_s, self.per_s * growth))
 
     def _set_rate(self, now_s: float, per_s: float) -> None:
         self.per_s = min(per_s, self._max_per_s)
@@ -218,7 +267,7 @@ class RateSearch:
             base_held_s=(self._probe_started_s if is_probe else sent_s) - self._resumed_s,
             held_s=sent_s - self._resumed_s,
             cycle_started_s=cycle_started_s,
-            accepted=self._accepted.count_since(cycle_started_s),
+            accepted=self._log.count(cycle_started_s),
             estimate=self.estimate,
         )
 

@@ -109,6 +109,20 @@ def submit_jobs(rate_limiter: RateLimiter, count: int, *, first_ends_s: float | 
     return times_s
 
 
+def test_a_submit_does_not_wait_for_long_with_its_intent() -> None:
+    """If a submit is no longer due when its intent is recorded, it is given up, to be acquired again."""
+
+    async def main() -> None:
+        rate_limiter = RateLimiter("0.2/s")
+        rate_limiter.bind_loop()
+        await rate_limiter.acquire()
+        await rate_limiter.acquire()
+        assert await rate_limiter.confirm() is not None
+        assert await rate_limiter.confirm() is None
+
+    run_virtual(main())
+
+
 class TestTheCapOnJobs:
     def test_submits_wait_for_room(self) -> None:
         """With a cap of three jobs, the fourth submit waits until a job has ended."""

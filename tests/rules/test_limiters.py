@@ -103,3 +103,12 @@ class TestTheJudge:
         case = limiter(kind, 20, 4.0)
         assert judge(case, 50.0).share == pytest.approx(judge_rate_limiter(case, 50.0).share, abs=0.05)
         assert judge(case).share == pytest.approx(judge_rate_limiter(case).share, abs=0.05)
+
+
+@pytest.mark.parametrize("change", [0.5, 2.0])
+@pytest.mark.parametrize("kind", ["fixed window", "sliding window"])
+def test_the_rate_limiter_fills_windows_of_a_changed_limit(kind: str, change: float) -> None:
+    """With tasks and the real rate limiter, windows of 10 s are filled, also after their number has changed."""
+    result = judge_rate_limiter(limiter(kind, 60, 10.0, change=change), 100.0)
+    assert result.share >= 0.9
+    assert result.rate_limited_per_job <= 0.05

@@ -9,10 +9,8 @@ import pytest
 from krea_batch.rules.limit_estimate import MIN_GAP, Estimate
 from krea_batch.rules.rate_search import (
     IDLE_S,
-    KEPT_S,
     MAX_GROWTH,
     STEPS_TO_GAP,
-    AcceptedSubmits,
     RateSearch,
 )
 
@@ -131,15 +129,3 @@ class TestRefusals:
         now_s, _ = run(search, 300.0, 302.0)
         refuse(search, now_s)
         assert search.per_s > 60.0
-
-
-def test_accepted_submits_are_counted_in_order() -> None:
-    """Answers may arrive in another order than their submits; old ones are forgotten."""
-    accepted = AcceptedSubmits()
-    for sent_s in (1.0, 3.0, 2.0, 3.0):
-        accepted.add(sent_s)
-    assert [accepted.count_since(start_s) for start_s in (0.0, 2.0, 3.0, 3.1)] == [4, 3, 2, 0]
-    for n in range(5000):
-        accepted.add(2 * KEPT_S + n)
-    assert accepted.count_since(0.0) == pytest.approx(KEPT_S, rel=4.0)
-    assert accepted.count_since(2 * KEPT_S + 5000 - KEPT_S) == KEPT_S
