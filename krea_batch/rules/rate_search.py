@@ -2,7 +2,7 @@
 
 Submits are spread evenly at a rate, because a rate that is spread evenly is accepted by a limiter of any shape. Only
 a limiter with a long window is used differently, by `window_fill`. What a refusal shows about the limit is in
-`limit_estimate`. `now_s` and `sent_s` are monotonic.
+`limit_estimate`, and in `bucket_fit` for token buckets. `now_s` and `sent_s` are monotonic.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from typing import NamedTuple
 
 from msgspec.structs import replace
 
+from krea_batch.rules.bucket_fit import MAX_SUBMITS, BucketCycle, fit_rates
 from krea_batch.rules.limit_estimate import MIN_GAP, Cycle, Estimate, after_refusal
 from krea_batch.rules.submit_log import KEPT_S, MAX_MEMORY_S, SubmitLog
 from krea_batch.rules.window_fill import MIN_COUNT, SATURATED_SHARE, WindowFill, is_window
@@ -30,6 +31,7 @@ LOCAL_SUBMITS = 4  # chosen: so many submits show whether the rate was used when
 IDLE_S = 2.0  # chosen: after a break as long as the slowest answers, a new cycle starts
 MIN_DURATION_S = 1e-3  # chosen: of a cycle, so that there is no division by zero
 RESUMED_PROBE_DELAY_S = 5.0  # chosen: then the limit of an earlier run is confirmed, or a higher one found
+BUCKET_CYCLES = 3  # chosen: two determine a bucket, and a third one shows whether it is one
 KEPT_RATES = 64  # chosen: more steps than a probe has while answers are awaited
 
 
@@ -65,6 +67,8 @@ class RateSearch:
         self._fill: WindowFill | None = None
         self._may_fill = True
         self._answer_s = 0.0
+        self._bucket_cycles: deque[BucketCycle] = deque(maxlen=BUCKET_CYCLES)
+        self._bucket_per_s: tuple[float, float] | None = None
         self._probe_step = 0
         self._probe_started_s = 0.0
         self._step_started_s = 0.0
@@ -146,7 +150,9 @@ class RateSearch:
             return
         refusal = self._refusal
         if refusal is None or self._log.count(self._resumed_s) or not refusal.accepted:
+            previous_s = refusal.sent_s if refusal is not None else -math.inf
             refusal = self._refusal = self._describe(refused_s)
+            self._fit_bucket(refusal, self._resumed_s - previous_s)
         # Else nothing was accepted since the last pause: it was too short, so decide again with all of it.
         cycle_s = now_s - refusal.cycle_started_s
         unproven_s = max(0.0, now_s - max(refusing_until_s, refusal.sent_s))
@@ -170,11 +176,27 @@ class RateSearch:
             achieved_per_s=self._log.count(now_s - span_s) / span_s,
             memory_s=memory_s,
             step_s=self._step_s(answer_s),
+            bucket_per_s=self._bucket_per_s,
         )
         estimate, is_over = after_refusal(refusal.estimate, cycle)
         self._cycle_started_s = now_s if is_over else refusal.cycle_started_s
         self._hold(now_s, estimate)
         self._start_fill(now_s, refusal, refusing_until_s)
+
+    def _fit_bucket(self, refusal: _Refusal, pause_s: float) -> None:
+        """Find the buckets that explain the latest refusals; `pause_s` is the pause before this one."""
+        self._bucket_per_s = None
+        start_s = self._resumed_s
+        accepted_s = self._log.times_s(start_s, refusal.sent_s)
+        if len(accepted_s) > MAX_SUBMITS and refusal.probe_started_s is not None:
+            start_s, pause_s = refusal.probe_started_s, math.inf  # A rate that was held leaves a bucket full.
+            accepted_s = self._log.times_s(start_s, refusal.sent_s)
+        if len(accepted_s) > MAX_SUBMITS:
+            self._bucket_cycles.clear()
+            return
+        self._bucket_cycles.append(BucketCycle(pause_s, start_s, accepted_s, refusal.sent_s, refusal.refused_per_s))
+        if len(self._bucket_cycles) > 1:
+            self._bucket_per_s = fit_rates(self._bucket_cycles)
 
     def _start_fill(self, now_s: float, refusal: _Refusal, refusing_until_s: float) -> None:
         """Fill a window next, if the cycle that has ended looks like one."""
