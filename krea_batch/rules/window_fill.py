@@ -29,7 +29,7 @@ MIN_SHARE = 0.5  # chosen: if fewer submits than this share of the number are ac
 MAX_FAILURES = 3  # chosen: refusals in windows that were not filled; then an even rate is better
 PACE = 16.0  # chosen: a window is filled in a sixteenth of it
 MIN_PACE = 2.0  # chosen: in any case in a half
-PENDING_SHARE = 0.04  # chosen: of a window; so many submits may be refused at once, and may count as well
+PENDING_SHARE = 0.04  # chosen: of a window; so many submits may be refused together, and may count as well
 PROBE_DELAY_S = 45.0  # chosen: a limit that was raised is followed within a minute or two windows
 PROBE_SUBMITS = 50  # chosen: one 429 for so many submits at most
 

@@ -48,7 +48,7 @@ def test_a_bucket_is_found(per_s: float, burst: int, jitter_s: float) -> None:
 
 
 def test_a_bucket_without_a_burst() -> None:
-    """GCRA loses what is not used at once, so its rate is between that before the refusal and the refused one."""
+    """GCRA loses what is not used immediately, so its rate is between that before the refusal and the refused one."""
     rates = fit_rates(two_cycles(TokenBucket(60.0, 1)))
     assert rates is not None
     assert rates[0] <= 60.0 <= rates[1] <= MAX_RATIO * rates[0]

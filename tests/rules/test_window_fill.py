@@ -35,7 +35,7 @@ class FillRun:
     fill: WindowFill = field(init=False)
 
     def __post_init__(self) -> None:
-        """Fill the first window at once, and learn its length from the wait."""
+        """Fill the first window immediately, and learn its length from the wait."""
         self.limit.take(self.now_s)
         self.log.on_accepted(self.now_s)
         while not (wait_s := self.limit.take(self.now_s)):
