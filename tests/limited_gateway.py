@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 from collections.abc import Callable
 
 import orjson
 
-from krea_batch.rules.verdicts import PollVerdict, PostVerdict, Refusal, Refused, Waiting
+from krea_batch.rules.verdicts import Accepted, PollVerdict, PostVerdict, Refusal, Refused, Waiting
 from krea_batch.testing.scripted_gateway import ScriptedGateway
 from tests.limiter_judge import JudgedGateway
+
+_numbers = itertools.count()
 
 
 class LimitedGateway(ScriptedGateway):
@@ -33,6 +36,12 @@ class LimitedGateway(ScriptedGateway):
         verdict = self.accept(orjson.loads(body)["prompt"])
         self._end_s[verdict.request_id] = end_s
         return verdict
+
+    def accept(self, prompt: str) -> Accepted:
+        """Charge a new job and return its verdict. No two gateways return the same request_id."""
+        request_id = f"krea-2-large-text-to-image_{next(_numbers):08d}"
+        self.charged[request_id] = prompt
+        return Accepted(request_id, Waiting("QUEUED"))
 
     async def poll(self, request_id: str) -> PollVerdict:
         await asyncio.sleep(0.05)

@@ -12,15 +12,16 @@ steps that double, as long as none follows. `sent_s` is monotonic.
 from __future__ import annotations
 
 from collections import deque
+from statistics import mean, pstdev
 from typing import NamedTuple
 
-REFUSALS = 5  # chosen: so many are compared; four might agree by chance
-MAX_SPREAD = 0.1  # chosen: of the numbers of jobs at the refusals; the jobs not known to have ended vary by as much
-MIN_SPREAD_JOBS = 2
+REFUSALS = 8  # measured: with five, half as many rate limits again are taken for limits on jobs
+MAX_DEVIATION = 0.1  # chosen: of the numbers of jobs at the refusals; the jobs not known to have ended vary as much
+MIN_DEVIATION_JOBS = 1.5
 MIN_TURNOVER = 0.25  # chosen: so many jobs have been replaced, else the number could not have changed
 MIN_ACCEPTED = 4
 KEPT_SUBMITS = 2000  # chosen: twice the turnover of a thousand jobs
-MIN_RANK = 0.8  # chosen: five refusals that are independent of the jobs have it in one of a hundred cases
+MIN_RANK = 0.74  # chosen: eight refusals that are independent of the jobs have it in one of a hundred cases
 MIN_RANK_ADVANTAGE = 0.3  # measured: with 0.15, more rate limits are taken for limits on jobs, by a half
 BOUND_SHARE = 0.9  # chosen: a refusal with fewer jobs than this share of the cap is not about the jobs
 RAISE_AFTER_JOBS = 10.0  # chosen: one refusal for ten jobs at most
@@ -54,6 +55,7 @@ class JobsLimit:
         self._accepted: deque[tuple[float, Submit]] = deque(maxlen=KEPT_SUBMITS)
         self._refusals: deque[tuple[Submit, int]] = deque(maxlen=REFUSALS)  # with the accepted submits until then
         self._first_cap = 0
+        self._held_cap = 0  # the cap before it was raised in steps
         self._raise_by = 1
         self._raise_after = 0.0  # so many accepted submits at the cap
         self._lower_by = 1
@@ -134,18 +136,22 @@ class JobsLimit:
             self._refusals.append((refusal, self._accepted_count))
         if now_s < self._distrust_until_s or not self._is_limit_on_jobs(sent_s):
             return False
-        cap = max(1, round(sum(submit.jobs for submit, _ in self._refusals) / len(self._refusals)))
-        self.cap = self._first_cap = cap
+        self.assume(max(1, round(mean(submit.jobs for submit, _ in self._refusals))))
+        return True
+
+    def assume(self, cap: int | None) -> None:
+        """Hold this cap from now on."""
+        self.cap = cap
+        self._first_cap = self._held_cap = cap or 0
         self._raise_by, self._lower_by, self._raise_after = 1, 1, 0.0
         self._accepted_at_cap = self._unexplained = 0
-        return True
 
     def _is_limit_on_jobs(self, sent_s: float) -> bool:
         if len(self._refusals) < REFUSALS:
             return False
         counts = [submit.jobs for submit, _ in self._refusals]
         highest, turnover = max(counts), self._refusals[-1][1] - self._refusals[0][1]
-        is_same = highest - min(counts) <= max(MIN_SPREAD_JOBS, MAX_SPREAD * highest)
+        is_same = pstdev(counts) <= max(MIN_DEVIATION_JOBS, MAX_DEVIATION * mean(counts))
         if not is_same or turnover < max(MIN_ACCEPTED, MIN_TURNOVER * highest):
             return False
         before = [submit for at_s, submit in self._accepted if at_s < sent_s][-max(2 * turnover, 2 * MIN_ACCEPTED) :]
@@ -160,7 +166,8 @@ class JobsLimit:
         return below / max(1, len(accepted) * len(refused))
 
     def _adjust(self, cap: int, refusal: Submit, now_s: float, accepted: int) -> bool:
-        if refusal.jobs < BOUND_SHARE * cap - 1:
+        # Without an accepted submit since the last pause, the limit may have been lowered far below the cap.
+        if accepted and refusal.jobs < BOUND_SHARE * min(cap, self._held_cap) - 1:
             self._unexplained += 1
             if self._unexplained >= MAX_UNEXPLAINED:
                 self._drop(now_s + DISTRUST_S)
@@ -169,6 +176,7 @@ class JobsLimit:
         is_hasty = accepted < RAISE_AFTER_JOBS
         self._lower_by = min(2 * self._lower_by, max(1, cap // LARGEST_CUT)) if is_hasty else 1
         self.cap = max(1, min(cap - max(self._lower_by, self._raise_by // 2), refusal.jobs))
+        self._held_cap = self.cap
         if not accepted:  # The limit has been lowered: the jobs in process have to become fewer.
             self._first_cap = self.cap
         # A cap that is higher by one gains a job per turnover; a refusal costs as many as ended during its pause.

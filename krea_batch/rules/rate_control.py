@@ -88,7 +88,7 @@ class RateController:
         """Start slightly below a limit that an earlier run has found, unless submits were sent already."""
         if self._search.is_new:
             self._search.assume(RESUMED_SHARE * found.per_s, found.memory_s, gap=1.0 / RESUMED_SHARE - 1.0)
-            self._jobs.cap = found.max_jobs
+            self._jobs.assume(found.max_jobs)
 
     # ---- when the next request may be sent ---------------------------------------------------------------
 

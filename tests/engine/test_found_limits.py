@@ -73,7 +73,7 @@ async def by_two_engines(out: Path, judged: JudgedGateway) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("case", "min_share"), [(BUCKET, 0.9), (PROCESSED, 0.8)], ids=["bucket", "jobs in process"])
+@pytest.mark.parametrize(("case", "min_share"), [(BUCKET, 0.9), (PROCESSED, 0.75)], ids=["bucket", "jobs in process"])
 @pytest.mark.parametrize("submit_all", [by_run, by_stream, by_enqueue, by_tenants, by_two_engines])
 def test_every_way_in_uses_a_limit_alike(
     tmp_path: Path, case: LimiterCase, min_share: float, submit_all: Callable[[Path, JudgedGateway], Awaitable[None]]
@@ -120,12 +120,12 @@ class TestTheNextRun:
         assert 0.8 * 20 <= rates_per_s[0] <= 20
 
     def test_it_knows_the_jobs_in_process(self, tmp_path: Path) -> None:
-        """A limit on jobs in process is remembered, too."""
-        self.run_once(tmp_path, PROCESSED, "first", count=900)
+        """A limit on jobs in process is remembered, too, so that the next run has fewer 429s."""
+        first, _ = self.run_once(tmp_path, PROCESSED, "first", count=900)
         [(data,)] = query_ledger(tmp_path, "SELECT data FROM found_limit")
         assert msgspec.json.decode(data, type=FoundLimit).max_jobs in range(18, 26)
-        second, _ = self.run_once(tmp_path, PROCESSED, "second", clock_s=60.0)
-        assert second.rate_limited <= 45
+        second, _ = self.run_once(tmp_path, PROCESSED, "second", clock_s=300.0)
+        assert second.rate_limited / 300 < first.rate_limited / 900
 
     def test_it_forgets_after_a_while(self, tmp_path: Path) -> None:
         """A limit that was found long ago is searched again."""

@@ -130,6 +130,16 @@ class TestTheCap:
         assert gateway.limit.cap is not None
         assert 9 <= gateway.limit.cap <= 13
 
+    def test_steps_that_raise_it_do_not_make_refusals_unexplained(self, gateway: LimitedJobs) -> None:
+        """A cap that was raised too far is lowered by a refusal at the old number, and not given up."""
+        cap = gateway.limit.cap
+        assert cap is not None
+        gateway.limit.cap = cap + 8
+        for _ in range(MAX_UNEXPLAINED):
+            assert gateway.limit.explains(Submit(cap, 8.0), gateway.now_s, gateway.now_s, 20)
+        assert gateway.limit.cap is not None
+        assert gateway.limit.cap <= cap
+
     def test_refusals_far_below_it(self, gateway: LimitedJobs) -> None:
         """If submits are refused with far fewer jobs in process, the cap was a mistake; it does not return soon."""
         for _ in range(MAX_UNEXPLAINED):
