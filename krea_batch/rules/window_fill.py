@@ -52,7 +52,7 @@ class WindowFill:
     def __init__(
         self, log: SubmitLog, count: int, refused_span_s: float, accepted_span_s: float, now_s: float
     ) -> None:
-        self.count = self.limit = count
+        self.count = self.limit = self._first_count = count
         self._log = log
         self._refused_span_s = min(refused_span_s, accepted_span_s)
         self._accepted_span_s = accepted_span_s
@@ -116,7 +116,8 @@ class WindowFill:
         self._since_probe += 1
         self._since_refusal += 1
         span_s = sent_s - self._log.before(sent_s, self.limit)
-        if self._refused_span_s < span_s < self._accepted_span_s:
+        # Fewer submits than a window allows fit into less than a window, so they do not show its length.
+        if self.limit >= self._first_count and self._refused_span_s < span_s < self._accepted_span_s:
             self._accepted_span_s = span_s
         if self.is_known or self._since_probe > self.count:
             self._known_span_s = self._accepted_span_s
@@ -136,10 +137,10 @@ class WindowFill:
     def resume(self, now_s: float, refused_s: float) -> bool:
         """Decide what a refusal shows, at the end of the pause after it. Return False if it shows no window."""
         log, oldest_s = self._log, self._log.before(refused_s, self.count)
-        if log.count(self._resumed_s):
+        if log.count(self._resumed_s) or refused_s > self._resumed_s + PRECISION * self.window_s:
             self._cause = self._find_cause(refused_s)
             self._refused_s = refused_s
-        # Else nothing was accepted since the last pause, which was too short, and the cause is the same.
+        # Else the last pause was too short, and the cause is the same.
         if self._cause is _Cause.NO_WINDOW and not self.is_known:
             return False
         if self._cause is _Cause.LONGER and not self._lengthen(refused_s - oldest_s, now_s - oldest_s):
@@ -151,19 +152,21 @@ class WindowFill:
         """Find the cause of a refusal after accepted submits, and lower the number if it is that."""
         self._failures = 0 if self._since_refusal >= FULL_SHARE * self.count else self._failures + 1
         self._since_refusal = 0
-        in_window = self._log.count(refused_s - self.window_s, refused_s)
+        # A window that was filled again is hardly longer than `_accepted_span_s`: all these submits may be in it.
+        span_s = self._accepted_span_s if self.is_known else self.window_s
+        in_window = self._log.count(refused_s - span_s, refused_s)
+        latest = self._log.count(refused_s - self.window_s / 2, refused_s)
+        if in_window >= MIN_SHARE * self.count and latest <= max(STARTED_SUBMITS, STARTED_SHARE * self.count):
+            self._set_count(self.count)
+            return _Cause.LONGER
         if self._probe_step:
             # A window is longer than `_refused_span_s`, so what was accepted within that is in one window.
             self._set_count(max(self.count, self._log.count(refused_s - self._refused_span_s, refused_s)))
             return _Cause.NO_WINDOW if in_window < MIN_SHARE * self.count else _Cause.KNOWN
         if in_window < MIN_SHARE * self.count:
-            self._set_count(min(in_window, self.count))
+            self._set_count(max(in_window, self.count // 2))
             return _Cause.NO_WINDOW
-        if self._log.count(refused_s - self.window_s / 2, refused_s) <= max(
-            STARTED_SUBMITS, STARTED_SHARE * self.count
-        ):
-            return _Cause.LONGER
-        self._set_count(min(in_window, self.count))
+        self._set_count(min(self._log.count(refused_s - self.window_s, refused_s), self.count))
         return _Cause.KNOWN
 
     def _set_count(self, count: int) -> None:

@@ -110,6 +110,15 @@ def test_refused_submits_that_count() -> None:
     assert not run.ended
 
 
+def test_a_window_that_was_tried_too_short_keeps_its_number() -> None:
+    """A refusal long after the window was filled shows a longer window, and not a lower number."""
+    run = FillRun(SlidingWindow(40, 10.0), 40)
+    run.fill = WindowFill(run.log, 40, 5.0, 9.5, run.now_s)
+    run.run(130.0)
+    assert (run.fill.count, run.ended) == (40, False)
+    assert run.fill.window_s == pytest.approx(10.0, rel=0.03)
+
+
 @pytest.mark.parametrize("limit", [TokenBucket(0.3, 8), JobsInProcess(8)], ids=["bucket", "jobs in process"])
 def test_other_limiters_are_not_filled(limit: RequestLimit) -> None:
     """A limiter that accepts less than half of the number after its pause has no window."""
