@@ -15,6 +15,7 @@ import functools
 import stat
 import sys
 from bisect import bisect_left
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from itertools import islice
 from pathlib import Path
@@ -36,6 +37,8 @@ from krea_batch.sources.options import Format, InputOptions
 from krea_batch.sources.parser import RowParser
 from krea_batch.sources.prompt_syntax import SyntaxCounter
 from krea_batch.sources.selection import Selection
+
+MAX_NOTICES_OF_A_KIND = 3  # chosen: a directory may have thousands of files
 
 _force_setattr = msgspec.structs.force_setattr
 
@@ -105,8 +108,11 @@ class JobFiles:
         return self._resumed_from.jobs
 
     def notices(self) -> list[str]:
-        """What was guessed about the files, one sentence each, once they are checked."""
-        notices = [notice for each in self._inputs for notice in each.notices]
+        """What was guessed about the files, one sentence each, once they are checked.
+
+        If more than a few files have the same kind of notice, only the first is in the list.
+        """
+        notices = _once_for_many_files(self._inputs)
         if self._row_ids.rows:
             kept, new = self._row_ids.kept, len(self._row_ids.rows) - self._row_ids.kept
             notices.append(
@@ -267,6 +273,23 @@ def _require_used(options: InputOptions, inputs: Sequence[Input]) -> None:
         raise InputError("--sheet is given, but no file is a workbook", "leave it out")
     if options.no_header and not formats & {Format.CSV, Format.TSV, Format.SHEET}:
         raise InputError("--no-header is given, but no file is a table", "leave it out, or set --input-format csv")
+
+
+def _once_for_many_files(inputs: Sequence[Input]) -> list[str]:
+    """Return the notices of all inputs, and of many that differ only in their file the first."""
+    notices = [
+        (notice, notice.removeprefix(f"{each.name}: ").partition(": ")[0])
+        for each in inputs
+        for notice in each.notices
+    ]
+    counts = Counter(kind for _, kind in notices)
+    shown: dict[str, str] = {}
+    for notice, kind in notices:
+        if counts[kind] <= MAX_NOTICES_OF_A_KIND:
+            shown[notice] = notice
+        else:
+            shown.setdefault(kind, f"{notice} (and {counts[kind] - 1:,} more files alike)")
+    return list(shown.values())
 
 
 def _require_distinct_files(paths: Sequence[str]) -> None:

@@ -79,6 +79,15 @@ class TestEncodings:
         assert (checked.bad_lines, len(checked.problems), [job.prompt for job in jobs]) == (2, 1, ["a cat"])
         assert "2 rows are in another encoding; only the first is shown" in format_notices(path)
 
+    def test_many_files(self, tmp_path: Path) -> None:
+        """The same notice about many files of a directory is shown once, with their number."""
+        for n in range(5):
+            write(tmp_path, f"{n}.txt", f"für {n}".encode("cp1252"))
+        with JobFiles([str(tmp_path)], options=InputOptions(encoding="cp1252")) as files:
+            assert files.check().jobs == 5
+            (told,) = [each for each in files.notices() if "cp1252" in each]
+        assert told == f"{tmp_path / '0.txt'}: read as cp1252: für 0 (and 4 more files alike)"
+
     def test_bytes_that_an_encoding_does_not_have(self, tmp_path: Path) -> None:
         """Bytes that the chosen encoding does not have are refused with their line."""
         path = write(tmp_path, "p.txt", b"a cat\nx\x81\n")
