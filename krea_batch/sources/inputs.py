@@ -213,6 +213,9 @@ def _detect_format(file: LineFile, options: InputOptions) -> Input:
     if suffix == ".txt" or (options.chooses_text and suffix != ".json"):
         if options.text_format() is Format.TEXT and _starts_with_job(head):
             return Input(file, Format.JSONL, options, guess="read as JSONL, because its first line is a job")
+        if not options.chooses_text and tables.starts_with_header(head):
+            problem = f"{file.name}: the first line looks like the header of a table"
+            raise InputError(problem, "set --input-format csv to read it as one, or text if it is a prompt")
         return _text_input(file, options)
     if head.lstrip()[:1] == b"[" or (suffix == ".json" and not _starts_with_job(head)):
         return Input(file, Format.JSON, options, guess="" if suffix == ".json" else "read as JSON")

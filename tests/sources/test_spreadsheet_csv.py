@@ -141,6 +141,37 @@ class TestRows:
         assert first_problem(path).startswith("3: a carriage return (CR) in the row: line ends are mixed; convert")
         assert [job.prompt for job in check_and_read(path, skip_invalid=True)[1]] == ["a cat", "an elk"]
 
+    def test_error_values(self, tmp_path: Path) -> None:
+        """What a spreadsheet shows for a failed formula is no prompt; in other columns it is metadata."""
+        path = write(tmp_path, "prompt,note\n#NAME?,x\na cat,#REF!\nErr:508,x\n")
+        assert first_problem(path).startswith('2: "prompt" is #NAME?, the error value of a spreadsheet; write the')
+        _, (job,) = check_and_read(path, skip_invalid=True)
+        assert (job.prompt, job.metadata) == ("a cat", {"note": "#REF!"})
+
+
+class TestTablesInTextFiles:
+    @pytest.mark.parametrize(
+        "text",
+        ["Prompt\tSeed\na cat\t7\n", "Nr;Caption\n7;a cat\n", '"id","text"\n7,a cat\n', "Prompts\na cat\n"],
+    )
+    @pytest.mark.parametrize("encoding", ["utf-8", "utf-16"])
+    def test_the_advice_works(self, tmp_path: Path, text: str, encoding: str) -> None:
+        """A text that begins with the header of a table is refused, since a header is no prompt; both ways work."""
+        path = tmp_path / "p.txt"
+        path.write_bytes(text.encode(encoding))
+        error = input_error(str(path))
+        assert error == (
+            ": the first line looks like the header of a table; set --input-format csv to read it as one, or text if "
+            "it is a prompt"
+        )
+        assert prompts(str(path), format=Format.CSV) == ["a cat"]
+        assert len(prompts(str(path), format=Format.TEXT)) == 2
+
+    def test_prompts_with_separators(self, tmp_path: Path) -> None:
+        """Prompts with commas, and words that a header could have among others, are prompts."""
+        lines = ["a prompt, a text", "a cat; caption in gold", "prompt"]
+        assert prompts(write(tmp_path, "\n".join(lines), "p.txt")) == lines
+
 
 class TestWithoutHeader:
     TEXT = "a cat over a field,7\na dog,8\n"

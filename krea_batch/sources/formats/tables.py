@@ -30,6 +30,7 @@ Rows = Iterator[tuple[int, dict[str, Any] | JobError]]
 PROMPT_COLUMNS = ("prompt", "prompts", "text", "caption", "captions", "description")
 _MIN_PROMPT_WORDS = 3  # chosen: names of columns are seldom longer; only the order of a hint depends on it
 _WHOLE_FLOAT = re.compile(r"(0|[1-9][0-9]{0,14})\.0")
+_ERROR_VALUE = re.compile(r"#(NULL!|DIV/0!|VALUE!|REF!|NAME\?|NUM!|N/A|SPILL!|CALC!)|Err:\d{3}")
 
 
 class _HeaderError(InputError):
@@ -152,6 +153,13 @@ class Columns:
         return ", ".join(map(quoted, self._header))
 
 
+def starts_with_header(head: bytes) -> bool:
+    """Return whether the first line of a text looks like a header with a column of prompts."""
+    line = head.lstrip().partition(b"\n")[0].decode(errors="replace")
+    cells = [cell.strip(' "') for cell in re.split("[,;\t]", line.strip())]
+    return any(map(_is_prompt_column, cells)) if len(cells) > 1 else cells[0].lower() in ("prompt", "prompts")
+
+
 def csv_rows(file: LineFile, options: InputOptions, on_notice: OnNotice) -> Rows:
     """Yield the rows of a CSV file, numbered by the lines on which they begin."""
     return rows_of_cells(file.name, csv_cells(file, on_notice), options, on_notice)
@@ -196,11 +204,19 @@ def _rows(cells: Cells, columns: Columns, header: Sequence[str], on_notice: OnNo
             repeated.append(number)
         else:
             try:
-                yield number, columns.row(row)
+                yield number, _without_error_value(columns.row(row))
             except JobError as error:
                 yield number, error
     if repeated:
         on_notice(_left_out(repeated, "like the header"))
+
+
+def _without_error_value(fields: dict[str, Any]) -> dict[str, Any]:
+    """Return the fields. Raises JobError if the prompt is what a spreadsheet shows for a formula that failed."""
+    prompt = str(fields.get("prompt", ""))
+    if _ERROR_VALUE.fullmatch(prompt):
+        raise JobError(f'"prompt" is {prompt}, the error value of a spreadsheet', "write the prompt as text")
+    return fields
 
 
 def without_empty_end(rows: Rows, options: InputOptions, on_notice: OnNotice) -> Rows:
