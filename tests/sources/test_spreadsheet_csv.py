@@ -49,6 +49,15 @@ class TestSeparatorLine:
         text = f"sep={separator}\nprompt{separator}seed\na cat; asleep{separator}7\n"
         assert prompts(write(tmp_path, text)) == ["a cat; asleep"]
 
+    @pytest.mark.parametrize("header", ["prompt|seed", '"Prompt"|Seed', "Nr|prompts"])
+    def test_pipes(self, tmp_path: Path, header: str) -> None:
+        """A header that separates a column of prompts with | is enough; in other first lines | may be a choice."""
+        path = write(tmp_path, f"{header}\na cat, asleep|7\n")
+        assert len(prompts(path, columns={"id": ""})) == 1
+        assert "separated by |" in format_notices(path)
+        assert prompts(write(tmp_path, "a {red|blue} kite\n"), no_header=True) == ["a {red|blue} kite"]
+        assert prompts(write(tmp_path, "prompt\na {red|blue} kite\n")) == ["a {red|blue} kite"]
+
     def test_tsv(self, tmp_path: Path) -> None:
         """The line is left out of TSV, too."""
         assert prompts(write(tmp_path, "sep=\t\nprompt\tseed\na cat\t7\n", "p.tsv")) == ["a cat"]

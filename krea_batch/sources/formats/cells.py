@@ -28,7 +28,7 @@ def csv_cells(file: LineFile, on_notice: OnNotice) -> Cells:
     while first and first.isspace():
         first = next(lines, "")
         skipped_lines += 1
-    delimiter = max(",;\t", key=first.count)
+    delimiter = _delimiter(first)
     if match := _SEPARATOR_LINE.fullmatch(first):
         delimiter = match[1]
         first = next(lines, "")
@@ -58,6 +58,14 @@ def tsv_cells(file: LineFile) -> Cells:
             continue
         cells = text.split("\t") if text else []
         yield number, _wrongly_encoded(cells) or cells
+
+
+def _delimiter(first: str) -> str:
+    """Return the separator of the first line. A | is one only in a header with a prompt: {a|b} may be in a prompt."""
+    cells = [cell.strip(' "').lower() for cell in first.strip().split("|")]
+    if len(cells) > 1 and any(cell in ("prompt", "prompts") for cell in cells):
+        return "|"
+    return max(",;\t", key=first.count)
 
 
 def _allow_long_cells() -> None:
