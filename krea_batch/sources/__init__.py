@@ -20,6 +20,9 @@ moved_rows     ids of rows that have moved since an earlier run
 checkpoint     how far the files were read, so that a resumed run skips the rest
 json_errors    explains invalid JSON
 field_errors   explains invalid fields
+key_paths      finds values in nested objects: params.seed
+data_sets      finds the files of data sets
+own_files      reads results and exports of krea-batch as jobs again
 values         converts values to the types of the fields
 formats        one module per format
 

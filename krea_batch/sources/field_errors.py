@@ -6,6 +6,7 @@ invalid one; only then a message is made.
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Iterable
 from difflib import get_close_matches
 from functools import lru_cache
@@ -28,6 +29,7 @@ from krea_batch.jobs import (
     Style,
 )
 from krea_batch.sources.json_errors import quoted
+from krea_batch.sources.key_paths import paths_in, steps_to, value_at, wrapper_path
 
 SIMILARITY = 0.7  # chosen: matches a swapped, missing or doubled letter, but not "tag" or "include"
 _CACHED_NAMES = 1024  # chosen: the names in a file repeat
@@ -75,7 +77,8 @@ def closest_match(name: str, names: tuple[str, ...] = FIELDS) -> str | None:
 def diagnose(fields: dict[str, Any], *, keep_extra: bool = False) -> JobError | None:
     """Return what is wrong with the fields of a job, or None if they are valid."""
     return (
-        (_metadata_conflict(fields) if keep_extra else _unknown_field(fields, FIELDS, "a job"))
+        _nested_prompt(fields)
+        or (_metadata_conflict(fields) if keep_extra else _unknown_field(fields, FIELDS, "a job"))
         or _missing_prompt(fields)
         or _first(_field_error(name, fields[name]) for name in FIELDS if name in fields)
     )
@@ -102,6 +105,24 @@ def _metadata_conflict(fields: dict[str, Any]) -> JobError | None:
         if name not in FIELDS and isinstance(metadata, dict) and name in metadata:
             return JobError(f"{quoted(name)} is given twice, on the line and in metadata", "keep one")
     return None
+
+
+def _nested_prompt(fields: dict[str, Any]) -> JobError | None:
+    """Explain a row whose prompts are deeper in it."""
+    if "prompt" in fields:
+        return None
+    if (keys := wrapper_path(fields)) and keys[0] not in FIELDS:
+        return JobError(
+            f"the line is a list, {quoted('.'.join(keys))}, not a job", "read it with --input-format json"
+        )
+    path = next((each for each in paths_in(fields) if each.endswith(".prompt")), None)
+    if path is None or not isinstance(value_at(fields, steps_to(fields, path) or ()), str):
+        return None
+    id_option = " --id-column custom_id" if "custom_id" in fields else ""
+    return JobError(
+        f'missing "prompt", but there is a {quoted(path)}',
+        f"choose it with --prompt-column {shlex.quote(path)}{id_option} --keep-extra",
+    )
 
 
 def _missing_prompt(fields: dict[str, Any]) -> JobError | None:

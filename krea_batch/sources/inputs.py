@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterator, Sequence
+from functools import cached_property
 from io import BufferedReader, BytesIO
 from itertools import chain, repeat
 from pathlib import Path
@@ -17,11 +18,14 @@ from typing import Any, BinaryIO
 import msgspec
 
 from krea_batch.errors import InputError, JobError
+from krea_batch.sources import data_sets, own_files
 from krea_batch.sources.folder_texts import TextCount, is_job_file, left_out_note
 from krea_batch.sources.formats import json_document, markdown, parquet, sheet, tables, text, yaml_document
-from krea_batch.sources.formats.line_file import FILE_START, FilePosition, LineFile, OnBlock
+from krea_batch.sources.formats.line_file import BLOCK_BYTES, FILE_START, FilePosition, LineFile, OnBlock
+from krea_batch.sources.formats.renamed_keys import KeyRenamer
 from krea_batch.sources.formats.spool import is_read_once, spool, spool_path
 from krea_batch.sources.formats.unread import require_readable
+from krea_batch.sources.key_paths import wrapper_path
 from krea_batch.sources.options import SELECTABLE, Format, InputOptions
 
 SOURCE_FILE = "source_file"
@@ -50,6 +54,7 @@ _PROMPT_UNITS = {Format.TEXT: "line", Format.TEXT_FILE: "file", Format.TEXT_BLOC
 _TABLE_READERS = {Format.CSV: tables.csv_rows, Format.TSV: tables.tsv_rows, Format.SHEET: sheet.rows}
 _COMPRESSED_SUFFIXES = (".gz", ".zst")
 _PARQUET_MAGIC = b"PAR1"
+_WRAPPED_LIST = re.compile(rb'\{\s*"[^"]*"\s*:\s*\[')
 _DIGITS = re.compile(r"(\d+)")
 _CHOICES = ", ".join(SELECTABLE)
 
@@ -80,11 +85,21 @@ class Input:
         self.text_count = text_count
         self._source_file = source_file
         self._options = options
+        self._renamer = KeyRenamer(options)
+        self._keys_found = False  # whether all keys that options name were found
 
     @property
     def supports_checkpoints(self) -> bool:
         """Whether equal bytes at the start of the file prove to a later run that its rows are unchanged."""
-        return self.format in (Format.JSONL, Format.TEXT)
+        return self.format in (Format.JSONL, Format.TEXT) and not self._is_own_file
+
+    @cached_property
+    def _is_own_file(self) -> bool:
+        """Whether krea-batch has written the file."""
+        notice = own_files.jsonl_notice(self.file.head()) if self.format is Format.JSONL else None
+        if notice:
+            self._add_notice(notice)
+        return notice is not None
 
     def rows(self, on_block: OnBlock | None = None, after: FilePosition = FILE_START) -> Iterator[tuple[int, Row]]:
         """Yield every row with its number, from 1. Raises InputError if the file cannot be read or has changed.
@@ -92,7 +107,7 @@ class Input:
         `on_block` is called with the position reached, for formats that support checkpoints; only rows `after` such a
         position are yielded.
         """
-        if self.format is Format.JSONL and not self._options.columns and not self._source_file:
+        if self._is_plain_jsonl():
             yield from self.file.lines(on_block, after)  # directly, since this is the path for a million lines
             self.row_count = self.file.line_count
             self._add_file_notices()
@@ -103,11 +118,34 @@ class Input:
         self.row_count = max(self.row_count, self.file.line_count)
         self._add_file_notices()
 
+    def _is_plain_jsonl(self) -> bool:
+        return (
+            self.format is Format.JSONL
+            and not self._options.columns
+            and not self._source_file
+            and not self._is_own_file
+        )
+
+    def _lines(self, on_block: OnBlock | None, after: FilePosition) -> Iterator[tuple[int, Row]]:
+        """Return the rows of JSONL whose keys are renamed, or that krea-batch has written."""
+        file, rename = self.file, self._renamer.rename
+        if self._is_own_file:
+            return ((number, rename(row)) for number, row in own_files.jsonl_rows(file.lines()))
+        if not self._keys_found:
+            self._renamer.require_keys(file.name, (line for _, line in file.lines()))
+            self._keys_found = True
+        return ((number, rename(line)) for number, line in file.lines(on_block, after))
+
+    def _entries(self, source: json_document.Rows) -> Iterator[tuple[int, Row]]:
+        rows = list(source)
+        self._renamer.require_keys(self.name, (row for _, _, row in rows))
+        return ((number, self._renamer.rename(row, key)) for number, key, row in rows)
+
     def _read(self, on_block: OnBlock | None, after: FilePosition) -> Iterator[tuple[int, Row]]:
         file, options, on_notice = self.file, self._options, self._add_notice
         match self.format:
             case Format.JSONL:
-                return json_document.rename_keys(file.lines(on_block, after), options)
+                return self._lines(on_block, after)
             case Format.TEXT:
                 return text.lines(file, options, on_block, after)
             case Format.TEXT_FILE:
@@ -115,9 +153,9 @@ class Input:
             case Format.TEXT_BLOCKS:
                 return text.blocks(file, options.separator)
             case Format.JSON:
-                return json_document.rename_keys(json_document.rows(file), options)
+                return self._entries(json_document.rows(file, options, on_notice))
             case Format.YAML:
-                return json_document.rename_keys(yaml_document.rows(file, on_notice), options)
+                return self._entries(yaml_document.rows(file, options, on_notice))
             case Format.MARKDOWN:
                 return markdown.rows(file, on_notice)
             case Format.CSV | Format.TSV | Format.SHEET:
@@ -165,6 +203,7 @@ def numbered_rows(
 
 def open_inputs(path: str, options: InputOptions, stdin: BinaryIO, spool_dir: Path | None) -> Iterator[Input]:
     """Yield the inputs of a path: a file, a pipe, "-" for `stdin`, or the files of a directory. Raises InputError."""
+    data_sets.require_local(path)
     if path == "-":
         yield _open_input(LineFile(STDIN_NAME, spool(stdin, STDIN_NAME, spool_dir)), options)
     elif Path(path).is_dir():
@@ -217,7 +256,7 @@ def _detect_format(file: LineFile, options: InputOptions) -> Input:
             problem = f"{file.name}: the first line looks like the header of a table"
             raise InputError(problem, "set --input-format csv to read it as one, or text if it is a prompt")
         return _text_input(file, options)
-    if head.lstrip()[:1] == b"[" or (suffix == ".json" and not _starts_with_job(head)):
+    if head.lstrip()[:1] == b"[" or (suffix == ".json" and not _starts_with_job(head)) or _is_wrapped(head):
         return Input(file, Format.JSON, options, guess="" if suffix == ".json" else "read as JSON")
     if not head or head.isspace() or head.lstrip()[:1] == b"{":
         return Input(file, Format.JSONL, options, guess="read as JSONL" if suffix == ".json" else "")
@@ -242,6 +281,19 @@ def _starts_with_job(head: bytes) -> bool:
     return isinstance(value, dict) and ("prompt" in value or bool(newline and rest.strip()))
 
 
+def _is_wrapped(head: bytes) -> bool:
+    """Whether this is the beginning of a document in one object, rather than of a job per line."""
+    first, newline, rest = head.lstrip().partition(b"\n")
+    if first.rstrip() == b"{":
+        return True
+    if newline and rest.strip():
+        return False
+    try:
+        return wrapper_path(msgspec.json.decode(first)) is not None
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        return not newline and bool(_WRAPPED_LIST.match(first)) and len(head) >= BLOCK_BYTES
+
+
 def _open_folder(folder: Path, options: InputOptions) -> Iterator[Input]:
     """Open a Hugging Face dataset written by `save_to_disk`, Parquet files, or text files."""
     if (folder / "state.json").is_file():
@@ -262,8 +314,27 @@ def _open_folder(folder: Path, options: InputOptions) -> Iterator[Input]:
                     opened.notices.insert(0, f"{folder}: {kind}{left_out_note(entries, chosen)}")
                 yield opened
             return
-    problem = f"{folder}: a directory without text (.txt) or Parquet files{left_out_note(entries, ())}"
-    raise InputError(problem, "name the job files in it")
+    yield from _open_data_set(folder, left_out_note(entries, ()), options)
+
+
+def _open_data_set(folder: Path, left_out: str, options: InputOptions) -> Iterator[Input]:
+    """Open the rows of an imagefolder, or the Parquet files of a data set that was downloaded from the Hub."""
+    metadata = folder / data_sets.METADATA_FILE
+    if metadata.is_file():
+        yield Input(LineFile(str(metadata)), Format.JSONL, options, guess="the rows of the images in its directory")
+        return
+    files = data_sets.snapshot_files(folder)
+    if not files:
+        raise data_sets.unreadable_folder(folder, left_out)
+    count = f"{len(files):,} Parquet {'file' if len(files) == 1 else 'files'} of a data set"
+    for index, each in enumerate(files):
+        yield Input(
+            LineFile(str(each)),
+            Format.PARQUET,
+            options,
+            guess="" if index else count,
+            source_file=f"data/{each.name}",
+        )
 
 
 def _open_in_folder(folder: Path, path: Path, format_: Format, options: InputOptions) -> Input:

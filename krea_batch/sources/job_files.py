@@ -32,6 +32,7 @@ from krea_batch.sources.dedupe import Deduplicator
 from krea_batch.sources.duplicates_file import DuplicateJobs
 from krea_batch.sources.folder_texts import require_clear_texts
 from krea_batch.sources.inputs import Input, numbered_rows, open_inputs, prompts_input
+from krea_batch.sources.json_errors import quoted
 from krea_batch.sources.moved_rows import RecordedJobs, RowIds
 from krea_batch.sources.options import Format, InputOptions
 from krea_batch.sources.parser import RowParser
@@ -86,6 +87,7 @@ class JobFiles:
                 self._inputs.append(prompts_input(prompts, self._options))
             _require_used(self._options, self._inputs)
             _require_text(self._inputs, self._options)
+            _require_keys_to_choose(self._inputs, self._options)
         except BaseException:
             self.close()
             raise
@@ -301,6 +303,14 @@ def _require_distinct_files(paths: Sequence[str]) -> None:
             raise InputError(f"{path}: the same file as {path_by_identity[identity]}", "name each file once")
         if identity:
             path_by_identity[identity] = path
+
+
+def _require_keys_to_choose(inputs: Sequence[Input], options: InputOptions) -> None:
+    """Raise InputError if options name columns and all files are texts, which have none."""
+    column = next((column for column in options.columns.values() if column), None)
+    if column and inputs and all(each.format in (Format.TEXT, Format.TEXT_FILE) for each in inputs):
+        problem = f"{inputs[0].name}: there is no column {quoted(column)}, because it is a text of prompts"
+        raise InputError(problem, "leave out the option that names it, or set --input-format")
 
 
 def _identity(path: str) -> object:

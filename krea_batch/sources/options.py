@@ -119,7 +119,3 @@ class InputOptions(msgspec.Struct, frozen=True, kw_only=True):
     def selects(self) -> bool:
         """Whether some of the jobs are left out."""
         return self.limit is not None or self.sample is not None
-
-    def field_by_column(self) -> dict[str, Any]:
-        """Return the columns or keys that have another name than their field: column to field."""
-        return {column: field for field, column in self.columns.items() if column and column != field}

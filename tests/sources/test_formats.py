@@ -317,8 +317,11 @@ class TestJson:
         """Two keys for one field are a problem; neither is preferred."""
         path = write_file("p.jsonl", '{"text": "a cat", "prompt": "x"}')
         assert first_problem(path, columns={"prompt": "text"}) == (
-            '1: both "text" and "prompt" set prompt; keep one of them'
+            '1: "prompt" is given, but prompt comes from "text"; remove "prompt", or add --keep-extra, which puts it '
+            "into the metadata"
         )
+        _, (job,) = check_and_read(path, columns={"prompt": "text"}, keep_extra=True)
+        assert (job.prompt, job.metadata) == ("a cat", {"prompt": "x"})
 
 
 CSV_TABLE = {

@@ -29,7 +29,7 @@ _INPUT_OPTIONS = (
     click.option(
         "--prompt-column",
         metavar="NAME",
-        help="Column or key of the prompt.",
+        help="Column, key or path of the prompt.",
     ),
     click.option(
         "--id-column",
@@ -40,7 +40,7 @@ _INPUT_OPTIONS = (
         "--column",
         multiple=True,
         metavar="FIELD=COLUMN",
-        help="Column or key of another field: --column seed=Seed (repeatable).",
+        help="Column, key or path of another field: --column seed=params.seed (repeatable).",
     ),
     click.option(
         "--encoding",

@@ -10,6 +10,7 @@ sheet          a sheet of a workbook
 json_document  a JSON array or object
 yaml_document  a YAML list or mapping
 markdown       the list items of a Markdown file
+renamed_keys   takes fields from the keys that options name
 parquet        Parquet, and Arrow files of the datasets library
 unread         what to do with formats that are not read
 spool          keeps what can be read only once, such as standard input

@@ -1,29 +1,35 @@
-"""Reads a JSON document of jobs, and renames keys to fields.
+"""Reads a JSON document of jobs.
 
 The document is read into memory as a whole; JSONL is the format for millions of jobs.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from krea_batch.errors import InputError, JobError
 from krea_batch.sources.formats.encoding import EncodingError, decode_utf_8
-from krea_batch.sources.formats.line_file import MAX_LINE_BYTES, LineFile
-from krea_batch.sources.json_errors import parse_document, parse_object, quoted
+from krea_batch.sources.formats.line_file import LineFile
+from krea_batch.sources.json_errors import parse_document, quoted
+from krea_batch.sources.key_paths import steps_to, value_at, wrapper_path
 from krea_batch.sources.options import InputOptions
-from krea_batch.sources.template import Template
 
 MAX_DOCUMENT_BYTES = 1 << 28  # chosen: about two million prompts; parsed, they take ten times the memory
 _EXPECTED_SHAPES = 'write [{"prompt": "…"}, …], ["a prompt", …] or {"an id": "a prompt", …}'
 
-Rows = Iterator[tuple[int, dict[str, Any] | JobError]]
+OnNotice = Callable[[str], None]
+Rows = Iterator[tuple[int, str, dict[str, Any] | JobError]]
 
 
-def rows(file: LineFile) -> Rows:
-    """Yield the jobs of an array of objects or prompts, or of an object whose keys are ids, numbered from 1."""
-    yield from rows_of_value(parse_document(read_document(file, MAX_DOCUMENT_BYTES), file.name), file.name)
+def rows(file: LineFile, options: InputOptions, on_notice: OnNotice) -> Rows:
+    """Yield the rows of an array of objects or prompts, or of an object whose keys are ids, numbered from 1.
+
+    The second value is the key of the entry, empty in an array. An object around an array is removed, and a notice
+    says so.
+    """
+    value = parse_document(read_document(file, MAX_DOCUMENT_BYTES), file.name)
+    yield from rows_of_value(value, file.name, options, on_notice)
 
 
 def read_document(file: LineFile, max_bytes: int) -> bytes:
@@ -46,68 +52,47 @@ def read_text(file: LineFile, max_bytes: int) -> str:
         raise InputError(f"{file.name}: {error.problem}", error.hint) from None
 
 
-def rows_of_value(value: Any, name: str) -> Rows:
-    """Yield the jobs of the value of a document, numbered from 1."""
-    if isinstance(value, dict) and isinstance(value.get("prompt"), str):
-        value = [value]
+def rows_of_value(value: Any, name: str, options: InputOptions, on_notice: OnNotice) -> Rows:
+    """Yield the rows of the value of a document, as `rows` does."""
+    prompt_path = options.columns.get("prompt") or "prompt"
+    value = [value] if _is_job(value, prompt_path) else _without_wrapper(value, prompt_path, name, on_notice)
     if isinstance(value, list):
         entries = [("", each) for each in value]
     elif isinstance(value, dict):
         entries = list(value.items())
     else:
         raise InputError(f"{name}: {quoted(value)} is neither an array nor an object", _EXPECTED_SHAPES)
-    for number, (job_id, each) in enumerate(entries, 1):
-        yield number, _row(job_id, each)
+    for number, (key, each) in enumerate(entries, 1):
+        yield number, key, _row(each)
 
 
-def _row(job_id: str, value: object) -> dict[str, Any] | JobError:
+def _is_job(value: object, prompt_path: str) -> bool:
+    """Return whether an object is one job, rather than an object whose keys are ids."""
+    steps = steps_to(value, prompt_path) if isinstance(value, dict) else None
+    return steps is not None and isinstance(value_at(value, steps), str)
+
+
+def _without_wrapper(value: Any, prompt_path: str, name: str, on_notice: OnNotice) -> Any:
+    """Return the array in an object such as `{"prompts": […]}` or `{"data": {"prompts": […]}}`, or the value."""
+    path = wrapper_path(value)
+    parent = value_at(value, path[:-1]) if path else {}
+    if path and not _is_job(parent, prompt_path):
+        ignored = ", ".join(quoted(key) for key in parent if key != path[-1])
+        on_notice(f"read the list {quoted('.'.join(path))}" + (f" and ignored {ignored}" if ignored else ""))
+        return parent[path[-1]]
+    if isinstance(value, dict) and value and all(isinstance(each, list) for each in value.values()):
+        problem = f"{name}: {' and '.join(map(quoted, list(value)[:2]))} are both lists"
+        raise InputError(problem, 'write one object per job: [{"prompt": "…", "seed": 7}, …]')
+    by_column = value.get(prompt_path) if isinstance(value, dict) else None
+    if isinstance(by_column, dict) and not _is_job(by_column, prompt_path):
+        problem = f"{name}: {quoted(prompt_path)} has the values of all rows"
+        raise InputError(problem, 'write one object per job: [{"prompt": "…", "seed": 7}, …]')
+    return value
+
+
+def _row(value: object) -> dict[str, Any] | JobError:
     if isinstance(value, str):
-        value = {"prompt": value}
+        return {"prompt": value}
     if not isinstance(value, dict):
         return JobError(f"{quoted(value)} is neither an object nor a prompt", _EXPECTED_SHAPES)
-    if job_id and "id" in value:
-        return JobError(f"the entry has both the key {quoted(job_id)} and an id", "keep one of them")
-    return {"id": job_id, **value} if job_id else value
-
-
-def rename_keys(source: Iterable[tuple[int, bytes | dict[str, Any] | JobError]], options: InputOptions) -> Rows:
-    """Rename the keys that options assign to fields."""
-    field_by_column = options.field_by_column()
-    template_names = Template(options.template).names if options.template else ()
-    ignored_fields = {field for field, column in options.columns.items() if not column}
-    for number, row in source:
-        if isinstance(row, bytes):
-            try:
-                row = _parse_line(row)  # noqa: PLW2901 - the same row, parsed
-            except JobError as error:
-                row = error  # noqa: PLW2901
-        yield (
-            number,
-            row
-            if isinstance(row, JobError) or not (field_by_column or ignored_fields)
-            else _rename_fields(row, field_by_column, ignored_fields, template_names),
-        )
-
-
-def _parse_line(line: bytes) -> dict[str, Any]:
-    if len(line) > MAX_LINE_BYTES:
-        raise JobError(
-            f"the line is longer than {MAX_LINE_BYTES >> 20} MiB", "write one job per line, with less metadata"
-        )
-    return parse_object(line)
-
-
-def _rename_fields(
-    row: dict[str, Any], field_by_column: dict[str, Any], ignored_fields: set[str], template_names: Sequence[str]
-) -> dict[str, Any] | JobError:
-    fields: dict[str, Any] = {}
-    for key, value in row.items():
-        name = field_by_column.get(key, key)
-        if key in ignored_fields:
-            continue
-        if name in fields or (name != key and name in row and name not in field_by_column):
-            return JobError(f"both {quoted(key)} and {quoted(name)} set {name}", "keep one of them")
-        fields[name] = value
-        if name != key and key in template_names:
-            fields[key] = value  # the parser puts it into the metadata
-    return fields
+    return value

@@ -6,13 +6,14 @@ Everything that is not a list item is left out, and counted in a notice: heading
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
 from typing import Any
 
 import msgspec
 
 from krea_batch.errors import InputError, JobError
 from krea_batch.sources.formats.encoding import OnNotice
-from krea_batch.sources.formats.json_document import Rows, read_text
+from krea_batch.sources.formats.json_document import read_text
 from krea_batch.sources.formats.line_file import LineFile
 
 MAX_MARKDOWN_BYTES = 1 << 25  # chosen: as for YAML, since it is parsed as a whole
@@ -29,7 +30,7 @@ class _Item(msgspec.Struct):
     has_block: bool = False
 
 
-def rows(file: LineFile, on_notice: OnNotice) -> Rows:
+def rows(file: LineFile, on_notice: OnNotice) -> Iterator[tuple[int, dict[str, Any] | JobError]]:
     """Yield a prompt for each list item, numbered by its line."""
     from markdown_it import MarkdownIt
 

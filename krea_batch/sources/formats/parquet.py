@@ -12,7 +12,7 @@ from pathlib import Path
 from tempfile import TemporaryFile
 from typing import IO, Any
 
-from krea_batch.errors import InputError, JobError
+from krea_batch.errors import InputError
 from krea_batch.sources.formats.line_file import LineFile
 from krea_batch.sources.formats.tables import Columns, OnNotice, Rows
 from krea_batch.sources.options import InputOptions
@@ -63,15 +63,21 @@ def _rows(file: IO[bytes], name: str, options: InputOptions, on_notice: OnNotice
     column_names = [each.name for each in schema if not _contains_binary(each.type)]
     if skipped_columns := [each.name for each in schema if _contains_binary(each.type)]:
         on_notice(f"ignored {', '.join(skipped_columns)}, which contains binary data")
-    columns = Columns(name, column_names, options, on_notice, is_text=False)
+    nested = [path for each in schema if each.name in column_names for path in _paths_in_type(each.name, each.type)]
+    columns = Columns(name, column_names, options, on_notice, is_text=False, nested=nested)
     number = 0
     for batch in batches:
         for row in batch.select(column_names).to_pylist():
             number += 1
-            try:
-                yield number, columns.row([row[each] for each in column_names])
-            except JobError as error:
-                yield number, error
+            yield from columns.numbered_row(number, [row[each] for each in column_names])
+
+
+def _paths_in_type(name: str, arrow_type: Any) -> Iterator[str]:
+    """Yield the paths of the values in a column of structs, such as `params.seed`."""
+    if import_module("pyarrow").types.is_struct(arrow_type):
+        for field in (arrow_type.field(n) for n in range(arrow_type.num_fields)):
+            yield f"{name}.{field.name}"
+            yield from _paths_in_type(f"{name}.{field.name}", field.type)
 
 
 def _contains_binary(arrow_type: Any) -> bool:

@@ -16,10 +16,12 @@ import msgspec
 
 from krea_batch.errors import InputError, JobError
 from krea_batch.jobs import FIELDS
+from krea_batch.sources import own_files
 from krea_batch.sources.field_errors import closest_match
 from krea_batch.sources.formats.cells import Cells, csv_cells, tsv_cells
 from krea_batch.sources.formats.line_file import LineFile
 from krea_batch.sources.json_errors import quoted
+from krea_batch.sources.key_paths import steps_to, value_at, without
 from krea_batch.sources.options import InputOptions
 from krea_batch.sources.template import Template
 from krea_batch.sources.values import convert_fields
@@ -41,7 +43,7 @@ class Columns:
     """Maps the columns of a table to fields. Raises InputError if that is ambiguous.
 
     With `is_text`, cells have no type: an id "7.0" is a whole number that another program wrote as a float, because
-    an id is missing elsewhere in its column.
+    an id is missing elsewhere in its column. `nested` are the paths of values inside columns that options may name.
     """
 
     def __init__(
@@ -52,6 +54,7 @@ class Columns:
         on_notice: OnNotice,
         *,
         is_text: bool = True,
+        nested: Sequence[str] = (),
     ) -> None:
         self._name = name
         self._on_notice = on_notice
@@ -60,38 +63,76 @@ class Columns:
         for n, column in enumerate(self._header):
             if column and column in self._header[:n]:
                 raise _HeaderError(f"{name}: two columns are named {quoted(column)}", "rename one of them")
+        self._nested = nested
+        self._last_id: object = None
         self._fields: dict[int, str] = {}
+        self._paths: dict[str, str] = {}  # field to the path of its value inside a column
         self._assign_chosen(options)
         self._assign_by_name(options)
-        self._extra = {n: column for n, column in enumerate(self._header) if column and n not in self._fields}
+        self._is_export = own_files.is_export(self._header)
+        self._extra = {
+            n: column
+            for n, column in enumerate(self._header)
+            if column and n not in self._fields and not (self._is_export and own_files.is_added_by_run(column))
+        }
         names = Template(options.template).names if options.template else ()
         self._in_template = {
             n: self._header[n] for n, field in self._fields.items() if field != self._header[n] in names
         }
-        self._report(on_notice)
+        self._report(options, on_notice)
 
     def row(self, cells: Sequence[Any]) -> dict[str, Any]:
         """Return the fields of a row. Raises JobError if it has too many cells, or one holds invalid JSON."""
         if len(cells) > len(self._header) and any(cells[len(self._header) :]):
             problem = f"the row has {len(cells)} cells but the header {len(self._header)} columns"
             raise JobError(problem, "quote cells that contain the separator, or remove the extra cell")
-        fields = {field: self._cell(cells, n) for n, field in self._fields.items()}
+        if self._paths:
+            cells, nested_fields = self._take_nested(cells)
+        else:
+            nested_fields = {}
+        fields = nested_fields | {field: self._cell(cells, n) for n, field in self._fields.items()}
         metadata = fields["metadata"] = convert_fields({"metadata": fields.get("metadata")}).get("metadata", {})
         if not isinstance(metadata, dict):
             raise JobError(f'"metadata" is {quoted(metadata)}', 'write an object: {"key": "value"}')
         for n, column in (self._extra | self._in_template).items():
-            if column in metadata:
+            key = column.removeprefix(own_files.METADATA_PREFIX) or column
+            value = self._cell(cells, n)
+            if key in metadata:
                 raise JobError(f"{quoted(column)} is both a column and a key of the metadata", "keep one of them")
-            metadata[column] = self._cell(cells, n)
+            if not self._is_export or value != "":  # in an export, an empty cell is a key that the job does not have
+                metadata[key] = value
         return fields
+
+    def _take_nested(self, cells: Sequence[Any]) -> tuple[list[Any], dict[str, Any]]:
+        """Return the cells without the values that fields are taken from, and these fields."""
+        row = rest = dict(zip(self._header, cells, strict=True))
+        fields = {}
+        for field, path in self._paths.items():
+            if steps := steps_to(row, path):
+                fields[field] = value_at(row, steps)
+                rest = without(rest, steps)
+        return [rest.get(column) for column in self._header], fields
 
     def _cell(self, cells: Sequence[Any], n: int) -> Any:
         """Return a cell; rows may be shorter than the header."""
         value = cells[n] if n < len(cells) else ""
+        if self._is_text and self._is_export:
+            value = own_files.unescape_cell(value)
         if self._is_text and self._fields.get(n) == "id" and (match := _WHOLE_FLOAT.fullmatch(value)):
             self._on_notice('ids such as "7.0" are read as "7"')
             return match[1]
         return value
+
+    def numbered_row(self, number: int, cells: Sequence[Any]) -> Rows:
+        """Yield a row or its error; nothing if it is another image of the job before it in an export."""
+        try:
+            row = _without_error_value(self.row(cells))
+        except JobError as error:
+            yield number, error
+            return
+        if not self._is_export or row.get("id") != self._last_id:
+            yield number, row
+        self._last_id = row.get("id")
 
     def _assign_chosen(self, options: InputOptions) -> None:
         """Assign the columns that options name."""
@@ -101,8 +142,11 @@ class Columns:
             matches = [n for n, each in enumerate(self._header) if each == column] or [
                 n for n, each in enumerate(self._header) if each.lower() == column.lower()
             ]
+            if not matches and column in self._nested:
+                self._paths[field] = column
+                continue
             if not matches:
-                suggestion = closest_match(column, tuple(self._header))
+                suggestion = closest_match(column, (*self._header, *self._nested))
                 problem = f"{self._name}: there is no column {quoted(column)}"
                 if suggestion:
                     raise InputError(problem, f"did you mean {quoted(suggestion)}?")
@@ -116,7 +160,11 @@ class Columns:
 
     def _assign_by_name(self, options: InputOptions) -> None:
         """Assign the columns whose name is that of a field."""
-        assigned = {*self._fields.values(), *(field for field, column in options.columns.items() if not column)}
+        assigned = {
+            *self._fields.values(),
+            *self._paths,
+            *(field for field, column in options.columns.items() if not column),
+        }
         for n, column in enumerate(self._header):
             normalized = column.lower().replace(" ", "_").replace("-", "_")
             if n in self._fields or normalized not in (*FIELDS, "sweep") or normalized in assigned:
@@ -131,26 +179,39 @@ class Columns:
                     self._fields[n] = "prompt"
                     return
         if not options.template:
-            hint = f"set --prompt-column; the columns are {self._column_list()}"
-            raise _HeaderError(f"{self._name}: no column is named prompt", hint)
+            raise self._no_prompt_error(options)
         if missing := [name for name in Template(options.template).names if name not in self._header]:
             swept = [each.name for each in options.axes]
             if unknown := [name for name in missing if name not in swept]:
                 hint = f"the columns are {self._column_list()}"
                 raise InputError(f"{self._name}: the template uses {unknown[0]}, but no column has that name", hint)
 
-    def _report(self, on_notice: OnNotice) -> None:
-        parts = [f"{field} from {quoted(self._header[n])}" for n, field in self._fields.items()]
+    def _no_prompt_error(self, options: InputOptions) -> InputError:
+        for field, column in options.columns.items():
+            if column and column.lower() in PROMPT_COLUMNS:
+                problem = (
+                    f"{self._name}: {quoted(column)} is assigned to {field}, so no column is left for the prompt"
+                )
+                return InputError(problem, f"choose another column for {field}, or set --prompt-column")
+        hint = f"set --prompt-column; the columns are {self._column_list()}"
+        return _HeaderError(f"{self._name}: no column is named prompt", hint)
+
+    def _report(self, options: InputOptions, on_notice: OnNotice) -> None:
+        if self._is_export:
+            on_notice(own_files.EXPORT_NOTICE)
+        sources = [(field, self._header[n]) for n, field in self._fields.items()] + list(self._paths.items())
+        parts = [f"{field} from {quoted(source)}" for field, source in sources]
         if self._extra:
             parts.append(f"{', '.join(map(quoted, self._extra.values()))} put into the metadata")
         on_notice("; ".join(parts))
         for column in self._extra.values():
             suggestion = closest_match(column)
-            if suggestion and suggestion != "prompt" and suggestion not in self._fields.values():
+            taken = (*self._fields.values(), *self._paths, *options.columns, "prompt")
+            if suggestion and suggestion not in taken and not column.startswith(own_files.METADATA_PREFIX):
                 on_notice(f'{quoted(column)} was put into the metadata; did you mean "{suggestion}"?')
 
     def _column_list(self) -> str:
-        return ", ".join(map(quoted, self._header))
+        return ", ".join(map(quoted, (*self._header, *self._nested)))
 
 
 def starts_with_header(head: bytes) -> bool:
@@ -203,10 +264,7 @@ def _rows(cells: Cells, columns: Columns, header: Sequence[str], on_notice: OnNo
         elif header and [cell.strip("\ufeff \t") for cell in row] == header:
             repeated.append(number)
         else:
-            try:
-                yield number, _without_error_value(columns.row(row))
-            except JobError as error:
-                yield number, error
+            yield from columns.numbered_row(number, row)
     if repeated:
         on_notice(_left_out(repeated, "like the header"))
 

@@ -16,6 +16,7 @@ from krea_batch.sources.formats.encoding import OnNotice
 from krea_batch.sources.formats.json_document import Rows, read_text, rows_of_value
 from krea_batch.sources.formats.line_file import LineFile
 from krea_batch.sources.json_errors import MAX_DEPTH, quoted
+from krea_batch.sources.options import InputOptions
 
 MAX_YAML_BYTES = 1 << 25  # chosen: a fifth of a million prompts; YAML is for lists that people write
 
@@ -25,7 +26,7 @@ _INT = re.compile(r"[-+]?(0|[1-9][0-9]{0,29})")  # longer ones stay text, which 
 _FLOAT = re.compile(r"[-+]?(0|[1-9][0-9]*)(\.[0-9]*([eE][-+]?[0-9]+)?|[eE][-+]?[0-9]+)")
 
 
-def rows(file: LineFile, on_notice: OnNotice) -> Rows:
+def rows(file: LineFile, options: InputOptions, on_notice: OnNotice) -> Rows:
     """Yield the jobs of the document, or one job for each of several documents, numbered from 1."""
     yaml = _import_yaml(file.name)
     text = read_text(file, MAX_YAML_BYTES)
@@ -43,7 +44,7 @@ def rows(file: LineFile, on_notice: OnNotice) -> Rows:
         first, count = reader.comment_lines[0], len(reader.comment_lines)
         on_notice(f"comments after values are left out: {count:,}, the first in line {first}")
     if documents:
-        yield from rows_of_value(documents[0] if len(documents) == 1 else documents, file.name)
+        yield from rows_of_value(documents[0] if len(documents) == 1 else documents, file.name, options, on_notice)
 
 
 class _Reader:
