@@ -21,7 +21,7 @@ from krea_batch.errors import InputError, JobError
 from krea_batch.sources import data_sets, own_files
 from krea_batch.sources.folder_texts import TextCount, is_job_file, left_out_note
 from krea_batch.sources.formats import json_document, markdown, parquet, sheet, tables, text, yaml_document
-from krea_batch.sources.formats.line_file import BLOCK_BYTES, FILE_START, FilePosition, LineFile, OnBlock
+from krea_batch.sources.formats.line_file import FILE_START, FilePosition, LineFile, OnBlock
 from krea_batch.sources.formats.renamed_keys import KeyRenamer
 from krea_batch.sources.formats.spool import is_read_once, spool, spool_path
 from krea_batch.sources.formats.unread import require_readable
@@ -286,12 +286,11 @@ def _is_wrapped(head: bytes) -> bool:
     first, newline, rest = head.lstrip().partition(b"\n")
     if first.rstrip() == b"{":
         return True
-    if newline and rest.strip():
-        return False
     try:
-        return wrapper_path(msgspec.json.decode(first)) is not None
+        value = msgspec.json.decode(first)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
-        return not newline and bool(_WRAPPED_LIST.match(first)) and len(head) >= BLOCK_BYTES
+        return bool(_WRAPPED_LIST.match(first))
+    return not (newline and rest.strip()) and wrapper_path(value) is not None
 
 
 def _open_folder(folder: Path, options: InputOptions) -> Iterator[Input]:

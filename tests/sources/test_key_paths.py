@@ -172,6 +172,7 @@ def test_wrappers(tmp_path: Path, document: Any, notice: str) -> None:
     for indent in (None, 2):
         text = json.dumps(document, indent=indent).encode()
         assert [job.prompt for job in read("-", stdin=text)] == ["a", "b"]
+    assert [job.prompt for job in read("-", stdin=b'{"prompts": ["a",\n"b"]}')] == ["a", "b"]
 
 
 @pytest.mark.parametrize(
