@@ -12,6 +12,7 @@ The module of a command is imported when the command is used, so that `krea-batc
 from __future__ import annotations
 
 import difflib
+import io
 import sys
 from contextlib import suppress
 from importlib import import_module
@@ -138,6 +139,8 @@ def main() -> None:
 
     raise_open_files_limit()
     sys.excepthook = _print_traceback
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # Not every output can show the letters of all prompts.
     try:
         app(prog_name="krea-batch")
     except InternalError:

@@ -27,6 +27,7 @@ from krea_batch.sources.formats.spool import is_read_once, spool, spool_path
 from krea_batch.sources.formats.unread import require_readable
 from krea_batch.sources.key_paths import wrapper_path
 from krea_batch.sources.options import SELECTABLE, Format, InputOptions
+from krea_batch.storage.image_types import MEDIA_TYPES
 
 SOURCE_FILE = "source_file"
 """Key of the metadata: the file of a directory that a row comes from."""
@@ -114,7 +115,9 @@ class Input:
             return
         self.row_count = 0
         for self.row_count, row in self._read(on_block, after):  # noqa: B020 - the last value is kept
-            yield self.row_count, self._with_source_file(row) if self._source_file else row
+            if self._source_file:
+                row = self._with_source_file(row)  # noqa: PLW2901 - the same row, with more metadata
+            yield self.row_count, self._without_extension(row) if self._options.columns.get("id") else row
         self.row_count = max(self.row_count, self.file.line_count)
         self._add_file_notices()
 
@@ -174,6 +177,17 @@ class Input:
             self.text_count.count(row["prompt"])
         metadata = row.get("metadata", {})
         return row | {"metadata": {SOURCE_FILE: self._source_file} | metadata} if isinstance(metadata, dict) else row
+
+    def _without_extension(self, row: Row) -> Row:
+        """Return a row whose id is not followed by the extension of an image, since its image gets one."""
+        job_id = row.get("id") if isinstance(row, dict) else None
+        if not isinstance(row, dict) or not isinstance(job_id, str):
+            return row
+        stem, dot, extension = job_id.rpartition(".")
+        if not stem or f"{dot}{extension.lower()}" not in (*MEDIA_TYPES, ".jpeg"):
+            return row
+        self._add_notice("the ids are names of images; their extension is left out, since each image gets its own")
+        return row | {"id": stem}
 
     def _add_notice(self, notice: str) -> None:
         text = f"{self.name}: {notice}"

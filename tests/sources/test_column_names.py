@@ -62,3 +62,22 @@ def test_unfinished_quotes(text: str) -> None:
     with pytest.raises(JobError) as caught:
         parse_axis(text)
     assert 'place="Rome, Italy",Bonn' in caught.value.hint
+
+
+FILE_NAMES = ("kite_001.png", "door.v2.JPEG", "plain")
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("p.csv", "filename,prompt\nkite_001.png,a kite\ndoor.v2.JPEG,a door\nplain,an owl\n"),
+        ("p.jsonl", "".join(f'{{"filename": "{name}", "prompt": "x"}}\n' for name in FILE_NAMES)),
+    ],
+)
+def test_ids_that_are_names_of_images(tmp_path: Path, name: str, content: str) -> None:
+    """If a column of file names is the id, images get these names, and not two extensions. A notice says so."""
+    (tmp_path / name).write_text(content)
+    with JobFiles([str(tmp_path / name)], options=InputOptions(columns={"id": "filename"})) as files:
+        assert files.check().problems == ()
+        assert [job.id for job in files] == ["kite_001", "door.v2", "plain"]
+        assert sum("names of images" in notice for notice in files.notices()) == 1

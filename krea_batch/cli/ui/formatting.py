@@ -7,6 +7,7 @@ calls `click.echo`, and these functions escape.
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import sys
@@ -70,8 +71,13 @@ def show(*lines: str) -> None:
 
 
 def show_json(text: str | bytes) -> None:
-    """Print JSON on standard output."""
-    click.echo(printable_json(text.decode() if isinstance(text, bytes) else text))
+    """Print JSON on standard output, with escapes for letters that its encoding does not have."""
+    shown = printable_json(text.decode() if isinstance(text, bytes) else text)
+    try:
+        shown.encode(sys.stdout.encoding or "utf-8")
+    except UnicodeEncodeError:
+        shown = "".join(char if char.isascii() else json.dumps(char)[1:-1] for char in shown)
+    click.echo(shown)
 
 
 def show_state(state: str, line: str) -> None:
