@@ -118,8 +118,10 @@ def test_the_place_of_a_nested_prompt_is_named(tmp_path: Path) -> None:
 def test_a_name_that_nothing_has(tmp_path: Path, suffix: str, name: str) -> None:
     """An option that names what no row has raises InputError in every format, before any row is read."""
     path = tmp_path / f"p{suffix}"
-    if suffix in (".csv", ".txt"):
+    if suffix == ".csv":
         path.write_text("prompt,params\na cat,x\n")
+    elif suffix == ".txt":
+        path.write_text("a cat\n")
     else:
         write(path, PHOTOS)
     with pytest.raises(InputError, match=f'(there is no column|no row has the key) "{name}"'):
