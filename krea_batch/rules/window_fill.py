@@ -52,7 +52,7 @@ class WindowFill:
     def __init__(
         self, log: SubmitLog, count: int, refused_span_s: float, accepted_span_s: float, now_s: float
     ) -> None:
-        self.count = self.limit = self._first_count = count
+        self.count = self.limit = self._full_count = count
         self._log = log
         self._refused_span_s = min(refused_span_s, accepted_span_s)
         self._accepted_span_s = accepted_span_s
@@ -117,7 +117,7 @@ class WindowFill:
         self._since_refusal += 1
         span_s = sent_s - self._log.before(sent_s, self.limit)
         # Fewer submits than a window allows fit into less than a window, so they do not show its length.
-        if self.limit >= self._first_count and self._refused_span_s < span_s < self._accepted_span_s:
+        if self.limit >= self._full_count and self._refused_span_s < span_s < self._accepted_span_s:
             self._accepted_span_s = span_s
         if self.is_known or self._since_probe > self.count:
             self._known_span_s = self._accepted_span_s
@@ -162,6 +162,7 @@ class WindowFill:
         if self._probe_step:
             # A window is longer than `_refused_span_s`, so what was accepted within that is in one window.
             self._set_count(max(self.count, self._log.count(refused_s - self._refused_span_s, refused_s)))
+            self._full_count = self.count  # One more was refused.
             return _Cause.NO_WINDOW if in_window < MIN_SHARE * self.count else _Cause.KNOWN
         if in_window < MIN_SHARE * self.count:
             self._set_count(max(in_window, self.count // 2))
