@@ -107,6 +107,8 @@ def test_the_commands_run(tmp_path: Path, page: str, gateway: str, finished_run:
         (out / "wildcards" / "place.txt").write_text("field\nbridge\n")
         (out / "prompts.csv").write_text("Nr,prompt,Caption,Start\n7,a cat,a big cat,1\n")
         (out / "bare.csv").write_text("7,a cat,1\n8,a dog,2\n")
+        (out / "photos.jsonl").write_text('{"prompt": "a cat", "params": {"seed": 7}}\n')
+        (out / "batch.jsonl").write_text('{"custom_id": "img-1", "body": {"prompt": "a red kite"}}\n')
         if command[0] == "inspect":
             shutil.copyfile(finished_run / "images" / "00001.png", out / "cat.png")
         if command[0] in SERVERS:
