@@ -58,12 +58,8 @@ class JsonlParser:
 
     def diagnose(self, line: bytes) -> JobError:
         """Return the reason why `read` returned None."""
-        if len(line) > MAX_LINE_BYTES:
-            return JobError(
-                f"the line is longer than {MAX_LINE_BYTES >> 20} MiB", "write one job per line, with less metadata"
-            )
         try:
-            fields = convert_fields(json_errors.parse_object(line))
+            fields = convert_fields(parse_line(line))
             diagnosis = field_errors.diagnose(fields, keep_extra=self.keep_extra)
         except JobError as error:
             return error
@@ -87,6 +83,15 @@ class JsonlParser:
             return None
         self.unknown_fields.extend(names)
         return job
+
+
+def parse_line(line: bytes) -> dict[str, Any]:
+    """Return the object on a line. Raises JobError."""
+    if len(line) > MAX_LINE_BYTES:
+        raise JobError(
+            f"the line is longer than {MAX_LINE_BYTES >> 20} MiB", "write one job per line, with less metadata"
+        )
+    return json_errors.parse_object(line)
 
 
 def id_of(line: bytes) -> str:

@@ -12,8 +12,8 @@ from typing import Any
 
 from krea_batch.errors import InputError, JobError
 from krea_batch.sources.field_errors import closest_match
-from krea_batch.sources.formats.line_file import MAX_LINE_BYTES
-from krea_batch.sources.json_errors import parse_object, quoted
+from krea_batch.sources.formats.jsonl import parse_line
+from krea_batch.sources.json_errors import quoted
 from krea_batch.sources.key_paths import paths_in, steps_to, value_at, without
 from krea_batch.sources.options import InputOptions
 from krea_batch.sources.template import Template
@@ -128,11 +128,7 @@ def parse_row(row: JsonRow) -> dict[str, Any] | JobError:
     """Return the object on a line; a row that is parsed already stays as it is."""
     if not isinstance(row, bytes):
         return row
-    if len(row) > MAX_LINE_BYTES:
-        return JobError(
-            f"the line is longer than {MAX_LINE_BYTES >> 20} MiB", "write one job per line, with less metadata"
-        )
     try:
-        return parse_object(row)
+        return parse_line(row)
     except JobError as error:
         return error
