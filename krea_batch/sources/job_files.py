@@ -41,6 +41,7 @@ from krea_batch.sources.selection import Selection
 
 MAX_NOTICES_OF_A_KIND = 3  # chosen: a directory may have thousands of files
 
+_TEXTS = (Format.TEXT, Format.TEXT_FILE, Format.TEXT_BLOCKS)
 _force_setattr = msgspec.structs.force_setattr
 
 
@@ -85,9 +86,7 @@ class JobFiles:
                     self._inputs.append(each)
             if prompts:
                 self._inputs.append(prompts_input(prompts, self._options))
-            _require_used(self._options, self._inputs)
-            _require_text(self._inputs, self._options)
-            _require_keys_to_choose(self._inputs, self._options)
+            _require_effects(self._options, self._inputs)
         except BaseException:
             self.close()
             raise
@@ -254,27 +253,27 @@ class JobFiles:
             self._checkpoint = self._jobs_yielded, checkpoint.encode()
 
 
-def _require_text(inputs: Sequence[Input], options: InputOptions) -> None:
-    """Raise InputError if an option for text files would have no effect."""
-    texts = (Format.TEXT, Format.TEXT_FILE, Format.TEXT_BLOCKS)
-    if options.chooses_text and all(each.format not in texts and ".txt" not in each.name for each in inputs):
-        problem = f"{inputs[0].name}: --lines, --whole-file and --separator are for text files"
-        raise InputError(problem, "leave them out, or name a text file")
-
-
 def _contains(numbers: Sequence[int], number: int) -> bool:
     """Return True if the sorted `numbers` contain this one."""
     index = bisect_left(numbers, number)
     return index < len(numbers) and numbers[index] == number
 
 
-def _require_used(options: InputOptions, inputs: Sequence[Input]) -> None:
+def _require_effects(options: InputOptions, inputs: Sequence[Input]) -> None:
     """Raise InputError for an option that applies to none of the files."""
     formats = {each.format for each in inputs}
     if options.sheet and Format.SHEET not in formats:
         raise InputError("--sheet is given, but no file is a workbook", "leave it out")
     if options.no_header and not formats & {Format.CSV, Format.TSV, Format.SHEET}:
         raise InputError("--no-header is given, but no file is a table", "leave it out, or set --input-format csv")
+    has_texts = any(each.format in _TEXTS or ".txt" in each.name for each in inputs)
+    if options.chooses_text and not has_texts:
+        problem = f"{inputs[0].name}: --lines, --whole-file and --separator are for text files"
+        raise InputError(problem, "leave them out, or name a text file")
+    column = next((column for column in options.columns.values() if column), None)
+    if column and inputs and formats <= {Format.TEXT, Format.TEXT_FILE}:
+        problem = f"{inputs[0].name}: there is no column {quoted(column)}, because it is a text of prompts"
+        raise InputError(problem, "leave out the option that names it, or set --input-format")
 
 
 def _once_for_many_files(inputs: Sequence[Input]) -> list[str]:
@@ -303,14 +302,6 @@ def _require_distinct_files(paths: Sequence[str]) -> None:
             raise InputError(f"{path}: the same file as {path_by_identity[identity]}", "name each file once")
         if identity:
             path_by_identity[identity] = path
-
-
-def _require_keys_to_choose(inputs: Sequence[Input], options: InputOptions) -> None:
-    """Raise InputError if options name columns and all files are texts, which have none."""
-    column = next((column for column in options.columns.values() if column), None)
-    if column and inputs and all(each.format in (Format.TEXT, Format.TEXT_FILE) for each in inputs):
-        problem = f"{inputs[0].name}: there is no column {quoted(column)}, because it is a text of prompts"
-        raise InputError(problem, "leave out the option that names it, or set --input-format")
 
 
 def _identity(path: str) -> object:
