@@ -156,15 +156,16 @@ class WindowFill:
         span_s = self._accepted_span_s if self.is_known else self.window_s
         in_window = self._log.count(refused_s - span_s, refused_s)
         latest = self._log.count(refused_s - self.window_s / 2, refused_s)
-        if in_window >= MIN_SHARE * self.count and latest <= max(STARTED_SUBMITS, STARTED_SHARE * self.count):
+        is_filled = in_window >= MIN_SHARE * self.count
+        if is_filled and latest <= max(STARTED_SUBMITS, STARTED_SHARE * self.count):
             self._set_count(self.count)
             return _Cause.LONGER
         if self._probe_step:
             # A window is longer than `_refused_span_s`, so what was accepted within that is in one window.
             self._set_count(max(self.count, self._log.count(refused_s - self._refused_span_s, refused_s)))
             self._full_count = self.count  # One more was refused.
-            return _Cause.NO_WINDOW if in_window < MIN_SHARE * self.count else _Cause.KNOWN
-        if in_window < MIN_SHARE * self.count:
+            return _Cause.KNOWN if is_filled else _Cause.NO_WINDOW
+        if not is_filled:
             self._set_count(max(in_window, self.count // 2))
             return _Cause.NO_WINDOW
         self._set_count(min(self._log.count(refused_s - self.window_s, refused_s), self.count))
