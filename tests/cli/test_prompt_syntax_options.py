@@ -183,7 +183,7 @@ def test_separated_blocks(folder: Path) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize(("answer", "exit_code"), [("y", 0), ("n", 2)])
 def test_a_terminal_asks(folder: Path, answer: str, exit_code: int) -> None:
-    """In a terminal, the user is told what would be sent, and the answer decides."""
+    """In a terminal, a message says what would be sent, and the answer of the user decides."""
     write("p.txt", PROMPTS["midjourney"])
     command = InteractiveCommand("run", "p.txt", "--simulate", "--time-scale=1000", "--out=out", cwd=folder)
     command.read_until("Send these prompts as they are? [y/N]: ")

@@ -40,7 +40,7 @@ def test_the_selection_is_told() -> None:
     ],
 )
 def test_wrong_values_are_told_once(arguments: tuple[str, ...], message: str, tmp_path: Path) -> None:
-    """A wrong value is told before files are read, so that a missing file makes no difference."""
+    """A wrong value is reported before files are read, so that a missing file makes no difference."""
     done = run_command("validate", "none.txt", *arguments, cwd=tmp_path)
     assert done.returncode == 2
     assert message in done.stderr

@@ -1,4 +1,4 @@
-"""Test that text in other encodings and with other line ends is read or refused, and that a person is told."""
+"""Test that text in other encodings and with other line ends is read with a notice, or refused."""
 
 from __future__ import annotations
 

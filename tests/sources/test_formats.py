@@ -81,6 +81,13 @@ def format_notices(path: str, **options: Any) -> list[str]:
         return [notice.removeprefix(f"{path}: ") for notice in files.notices()]
 
 
+def input_error(path: str, **options: Any) -> str:
+    """Return the error of a file, without its path."""
+    with pytest.raises(InputError) as error:
+        check_and_read(path, **options)
+    return str(error.value).removeprefix(path)
+
+
 def first_problem(path: str, **options: Any) -> str:
     """Return the first problem of a file, without its path."""
     checked, _ = check_and_read(path, skip_invalid=True, **options)

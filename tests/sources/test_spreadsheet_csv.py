@@ -5,7 +5,6 @@ from __future__ import annotations
 import csv
 import os
 from pathlib import Path
-from typing import Any
 
 import pytest
 from click.testing import CliRunner
@@ -14,20 +13,13 @@ from krea_batch.cli.app import app
 from krea_batch.errors import InputError
 from krea_batch.sources.formats.line_file import MAX_LINE_BYTES
 from krea_batch.sources.options import Format
-from tests.sources.test_formats import check_and_read, first_problem, format_notices, prompts
+from tests.sources.test_formats import check_and_read, first_problem, format_notices, input_error, prompts
 
 
 def write(folder: Path, content: str, name: str = "p.csv") -> str:
     path = folder / name
     path.write_text(content, newline="")
     return str(path)
-
-
-def input_error(path: str, **options: Any) -> str:
-    """Return the error of a file, without its path."""
-    with pytest.raises(InputError) as error:
-        check_and_read(path, **options)
-    return str(error.value).removeprefix(path)
 
 
 class TestSeparatorLine:

@@ -1,10 +1,9 @@
-"""Test that YAML and Markdown lists are read as they are meant, and that what is in doubt is told or refused."""
+"""Test that YAML and Markdown lists are read as they are meant, and that doubtful parts are reported or refused."""
 
 from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import Any
 
 import pytest
 import yaml
@@ -13,23 +12,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from krea_batch.cli.app import app
-from krea_batch.errors import InputError
 from krea_batch.sources.formats import markdown, yaml_document
 from krea_batch.sources.options import Format
-from tests.sources.test_formats import check_and_read, first_problem, format_notices, prompts
+from tests.sources.test_formats import check_and_read, first_problem, format_notices, input_error, prompts
 
 
 def write(folder: Path, name: str, content: str | bytes) -> str:
     path = folder / name
     path.write_bytes(content.encode() if isinstance(content, str) else content)
     return str(path)
-
-
-def input_error(path: str, **options: Any) -> str:
-    """Return the error of a file, without its path."""
-    with pytest.raises(InputError) as error:
-        check_and_read(path, **options)
-    return str(error.value).removeprefix(path)
 
 
 class TestYaml:
