@@ -300,9 +300,11 @@ def run_client(gateway: JudgedGateway, controller: RateController) -> None:
     arrivals: list[tuple[float, int, float]] = []  # when it arrives, a number, when it was sent
     answers: list[tuple[float, int, float, float]] = []  # when, a number, when it was sent or JOB_END, wait
     pending, now_s, due_s = 0, START_S, START_S
+    send_s: float | None = None  # when the next request is sent; None if the controller has to be asked
     while now_s < gateway.end_s:
-        may_send = controller.has_room() and pending < pending_limit.max_pending(controller.pace_per_s)
-        send_s = max(now_s + controller.wait_s(now_s), due_s - BURST_S) if may_send else math.inf
+        if send_s is None:
+            may_send = controller.has_room() and pending < pending_limit.max_pending(controller.pace_per_s)
+            send_s = max(now_s + controller.wait_s(now_s), due_s - BURST_S) if may_send else math.inf
         answer_s = answers[0][0] if answers else math.inf
         if arrivals and arrivals[0][0] <= min(send_s, answer_s):
             arrive_s, number, sent_s = heapq.heappop(arrivals)
@@ -310,17 +312,18 @@ def run_client(gateway: JudgedGateway, controller: RateController) -> None:
             heapq.heappush(answers, (arrive_s + gateway.latency_s(), number, sent_s, wait_s))
             if not wait_s:
                 heapq.heappush(answers, (end_s + gateway.lag_s(), number, JOB_END, 0.0))
-        elif answer_s <= send_s:
+            continue
+        if answer_s <= send_s:
             now_s, _, sent_s, wait_s = heapq.heappop(answers)
             if sent_s == JOB_END:
                 controller.on_job_ended()
-                continue
-            pending -= 1
-            pending_limit.record_answer(now_s - sent_s)
-            if wait_s:
-                controller.on_rate_limited(sent_s, now_s, gateway.retry_after_s(wait_s))
             else:
-                controller.on_response(sent_s, now_s)
+                pending -= 1
+                pending_limit.record_answer(now_s - sent_s)
+                if wait_s:
+                    controller.on_rate_limited(sent_s, now_s, gateway.retry_after_s(wait_s))
+                else:
+                    controller.on_response(sent_s, now_s)
         elif send_s > now_s:
             now_s = max(send_s, now_s + CLOCK_STEP_S)
         else:
@@ -328,6 +331,7 @@ def run_client(gateway: JudgedGateway, controller: RateController) -> None:
             pending += 1
             due_s = max(due_s, now_s) + 1.0 / controller.pace_per_s
             heapq.heappush(arrivals, (now_s + gateway.delay_s(), next(numbers), now_s))
+        send_s = None
 
 
 # ---- the same client with the real rate limiter ----------------------------------------------------------

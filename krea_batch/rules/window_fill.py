@@ -83,8 +83,9 @@ class WindowFill:
 
     def pace_per_s(self, answer_s: float) -> float:
         """Return the rate of submits that follow each other, if answers take `answer_s`."""
+        per_s = self.per_s
         pace_per_s = PENDING_SHARE * self.count / answer_s if answer_s > 0 else math.inf
-        return min(PACE * self.per_s, max(MIN_PACE * self.per_s, pace_per_s))
+        return min(PACE * per_s, max(MIN_PACE * per_s, pace_per_s))
 
     def free_s(self, unsent: int, answer_s: float) -> float:
         """Return when there is room for a submit, besides `unsent` others that are about to be sent.
