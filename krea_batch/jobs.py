@@ -97,7 +97,7 @@ class Job(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
             raise TypeError(f"the prompt is {type(self.prompt).__name__}, not str")
         if not self.prompt or self.prompt.isspace():
             raise ValueError("the prompt is empty")
-        if self.id:
+        if self.id and not _SIMPLE_ID.fullmatch(self.id):  # Nearly every id ends here, in a third of the time.
             check_id(self.id)
         if self.seed is not UNSET:
             check_seed(self.seed)
@@ -110,8 +110,6 @@ _decode_job = msgspec.json.Decoder(Job).decode
 
 def check_id(job_id: str) -> None:
     """Raise ValueError unless the id is safe as a file name in the run directory."""
-    if _SIMPLE_ID.fullmatch(job_id):
-        return  # Nearly every id ends here, in a third of the time of the checks below.
     if len(job_id.encode("utf-8", "surrogatepass")) > MAX_ID_BYTES:
         raise ValueError(f"id {job_id[:40]!r}… is longer than {MAX_ID_BYTES} bytes")
     if job_id == "." or _INVALID_IN_FILE_NAMES.search(job_id):

@@ -24,7 +24,7 @@ def hash_of_request(job: Job) -> int:
 
     In a million requests, the probability that two different ones share a hash is 3e-8.
     """
-    if job.image_style_references or job.styles or job.moodboards or REPEAT in job.metadata:
+    if job.image_style_references or job.styles or job.moodboards or (job.metadata and REPEAT in job.metadata):
         return hash(_request_key(job))
     if job.seed is UNSET:
         return hash((job.prompt, job.aspect_ratio, job.creativity))

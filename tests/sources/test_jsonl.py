@@ -239,9 +239,12 @@ MEMBERS = st.sampled_from(
     [
         '"prompt":"x"',
         '"prompt":"seed"',
+        '"prompt":"aspect_ratio"',
         '"prompt":"\\"id\\""',
         '"id":"a"',
         '"id":""',
+        '"id":"creativity"',
+        '"id":"a\\"creativity\\":"',
         '"seed":1',
         '"aspect_ratio":"1:1"',
         '"aspect_ratio":"3:2"',
@@ -249,6 +252,7 @@ MEMBERS = st.sampled_from(
         '"creativity":"medium"',
         '"styles":[]',
         '"styles":[{"id":"a"},{"id":"a"}]',
+        '"styles":[{"id":"creativity"},{"id":"aspect_ratio"}]',
         '"metadata":{"id":1}',
         '"metadata":{"aspect_ratio":1,"creativity":2}',
     ]

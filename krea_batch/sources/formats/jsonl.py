@@ -50,7 +50,7 @@ class JsonlParser:
         extra_quotes = line.count(b'"') - _min_quotes(job)
         if (
             extra_quotes
-            and not _quotes_explained_by_text(extra_quotes, line, job)
+            and not _are_quotes_explained(extra_quotes, line, job)
             and not json_errors.is_strict_json(line)
         ):
             return None
@@ -122,8 +122,8 @@ def _min_quotes(job: Job) -> int:
     return quotes
 
 
-def _quotes_explained_by_text(extra_quotes: int, line: bytes, job: Job) -> bool:
-    """Return True if prompt and metadata contain all the extra quotes of the line, and nothing is deeply nested.
+def _are_quotes_explained(extra_quotes: int, line: bytes, job: Job) -> bool:
+    """Return True if prompt, metadata and defaults have all the extra quotes, and nothing is nested deeply.
 
     A duplicate key is in the job once, so its line has two extra quotes. This takes a third of the time of parsing
     the line again; False proves nothing. For example, `{"prompt": "x", "metadata": {"a": 1}}` has 4 extra quotes: 2
@@ -133,6 +133,10 @@ def _quotes_explained_by_text(extra_quotes: int, line: bytes, job: Job) -> bool:
     quotes = job.prompt.count('"')
     if job.metadata:
         quotes += 2 + _encode(job.metadata).count(b'"')
+    elif not (job.image_style_references or job.styles or job.moodboards):
+        # No value is an object that could have these keys, so they are the keys of the job, with their defaults.
+        quotes += 4 * (job.aspect_ratio == "1:1" and b'"aspect_ratio":' in line)
+        quotes += 4 * (job.creativity == "medium" and b'"creativity":' in line)
     may_be_too_deep = line.count(b"[") + line.count(b"{") > json_errors.MAX_DEPTH
     return quotes == extra_quotes and not may_be_too_deep and b"\\u" not in line  # \u0022 is an escaped quote
 
