@@ -34,6 +34,8 @@ T = TypeVar("T")
 log = logging.getLogger("krea_batch")
 
 COMMIT_INTERVAL_S = 0.010  # chosen: minimum interval under load, so that each sync serves more transitions
+BUSY_INTERVAL_S = 0.015  # measured: at some hundred jobs a second, this saves a twentieth of the processor time
+BUSY_BATCH = 12  # chosen: as many transitions in one commit as 300 jobs a second make
 MAX_TRANSACTION_ROWS = 1000  # chosen: rows read in one transaction, a few milliseconds
 MAINTENANCE_INTERVAL_S = 1.0  # chosen: two syncs a second cost little, and a second of work is a small loss
 _MAX_BATCH = 1000  # measured: 131,000 records per second at this batch size, 7 ms per commit
@@ -108,8 +110,11 @@ class LedgerWriter:
         return future
 
     def _schedule_commit(self) -> None:
-        # A single caller is not delayed.
-        self._commit_timer.schedule(COMMIT_INTERVAL_S if self._last_batch_size > 1 else 0.0)
+        if self._last_batch_size <= 1:
+            self._commit_timer.schedule(0.0)  # A single caller is not delayed.
+        else:
+            is_busy = self._last_batch_size >= BUSY_BATCH
+            self._commit_timer.schedule(BUSY_INTERVAL_S if is_busy else COMMIT_INTERVAL_S)
 
     def _on_deferred_done(self, done: asyncio.Future[Any]) -> None:
         if not done.cancelled() and isinstance(error := done.exception(), KreaBatchError):
