@@ -12,7 +12,7 @@ WORKERS ?= -n 4 --dist worksteal
 # Silence the end-of-life notice of Material for MkDocs.
 export NO_MKDOCS_2_WARNING := 1
 
-GENERATED := docs/reference/command-line.md docs/reference/settings.md docs/reference/files.md
+GENERATED := docs/reference/command-line.md docs/reference/settings.md docs/reference/files.md docs/reference/messages.md
 
 .PHONY: demo test check generate docs bench simtest crashtest clean
 

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import html
 from typing import get_args
 
 import click
@@ -14,8 +15,11 @@ from krea_batch.cli.options.run_options import DEFAULTS, TYPES
 from krea_batch.jobs import STATES
 from krea_batch.rules.lifecycle import ACTIONS, PATHS
 from krea_batch.settings import OPTIONS, Rate
+from tests.messages.all_cases import CASES
+from tests.messages.message_case import ANY, MessageCase
 
 WIDTH = 100
+MAX_SHOWN_CHARS = 90  # chosen: longer ones make a table that is hard to read
 CHARGED = {True: "yes", False: "no", None: "unknown"}
 
 
@@ -73,3 +77,36 @@ def transitions_table() -> str:
     for action, meaning in ACTIONS.items():
         rows += [f"| {' → '.join(f'`{state}`' for state in path)} | {meaning} |" for path in PATHS[action]]
     return "\n".join(["", *rows, ""])
+
+
+def messages_tables() -> str:
+    """Return a table for each kind of input, with each message and an example of what follows its advice."""
+    parts = []
+    for topic, cases in CASES.items():
+        rows = [f"## {topic}", "", "| message | instead of | write |", "|---|---|---|"]
+        by_message: dict[str, MessageCase] = {}
+        for case in cases:
+            by_message.setdefault(case.message, case)
+        rows += [f"| {_code(message)} | {' | '.join(_change(case))} |" for message, case in by_message.items()]
+        parts.append("\n".join(rows))
+    return "\n" + "\n\n".join(parts) + "\n\n"
+
+
+def _change(case: MessageCase) -> tuple[str, str]:
+    """Return what is wrong in the example of a message, and what is right."""
+    if case.new_args:
+        return _code(case.args), _code(case.new_args)
+    for name, content in case.new_files.items():
+        before = case.files.get(name, b"")
+        if isinstance(before, str) and isinstance(content, str):
+            return _code(before), _code(content)
+    return "", ""
+
+
+def _code(text: str) -> str:
+    """Return text as code in a cell of a table; empty if it is too long for one, except a message."""
+    is_message = "; " in text
+    if len(text) > MAX_SHOWN_CHARS and not is_message:
+        return ""
+    escaped = html.escape(text.strip().replace(ANY, "…"), quote=False).replace("|", "&#124;")
+    return f"<code>{'<br>'.join(escaped.splitlines())}</code>" if escaped else ""

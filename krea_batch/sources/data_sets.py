@@ -18,7 +18,10 @@ _HUB_DATASET = re.compile(r"(?:huggingface\.co/)?datasets/([^/?#@]+/[^/?#@]+)")
 _SPLIT = re.compile(r"(.+?)-\d+-of-\d+(?:-[0-9a-f]+)?\.parquet")
 METADATA_FILE = "metadata.jsonl"  # Hugging Face datasets, "Create an image dataset"
 RESULTS_FILE = "results.jsonl"
-_JOB_FILE_SUFFIXES = (".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".gz", ".zst")
+_JOB_FILE_SUFFIXES = (
+    *(".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".tab", ".gz", ".zst", ".yaml", ".yml", ".md", ".markdown"),
+    *(".xlsx", ".xlsm", ".xlsb", ".xls", ".ods"),
+)
 _FOLDER_SUFFIXES = (".parquet", ".txt")
 
 
@@ -69,7 +72,7 @@ def unreadable_folder(folder: Path, left_out: str) -> InputError:
     problem = f"{folder}: a directory without text (.txt) or Parquet files{left_out}"
     candidates = list(_candidates(folder))
     if not candidates:
-        return InputError(problem, "name the job files in it")
+        return InputError(problem, "name a directory that has some, or a job file")
     return InputError(problem, f"name the job files in it: {', '.join(map(str, candidates[:5]))}")
 
 

@@ -82,7 +82,9 @@ class _Expansion:
             elif match[0] == "}":
                 raise JobError(f"a closing brace without an opening one in {quoted(text)}", "write \\} for a brace")
             else:
-                raise JobError(f"variables such as {quoted(text[match.start() :])} are not read", "write its value")
+                raise JobError(
+                    f"variables such as {quoted(text[match.start() :])} are not read", "write the value itself"
+                )
         return "".join(parts) + text[position:]
 
     def _variant(self, body: str, depth: int) -> str:

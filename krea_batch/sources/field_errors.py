@@ -30,6 +30,7 @@ from krea_batch.jobs import (
 )
 from krea_batch.sources.json_errors import quoted
 from krea_batch.sources.key_paths import paths_in, steps_to, value_at, wrapper_path
+from krea_batch.sources.values import JSON_EXAMPLES
 
 SIMILARITY = 0.7  # chosen: matches a swapped, missing or doubled letter, but not "tag" or "include"
 _CACHED_NAMES = 1024  # chosen: the names in a file repeat
@@ -41,18 +42,13 @@ _LIST_FIELDS: dict[str, tuple[type[msgspec.Struct], int]] = {
     "styles": (Style, MAX_STYLES),
     "moodboards": (Moodboard, MAX_MOODBOARDS),
 }
-_ENTRY_EXAMPLES = {
-    "image_style_references": '{"image_url": "https://…", "strength": 1.0}',
-    "styles": '{"id": "…", "strength": 1.0}',
-    "moodboards": '{"id": "a UUID", "strength": 0.23}',
-}
 _HINTS = {
     "prompt": "write in quotes what the image shows",
     "aspect_ratio": f"use one of {', '.join(ASPECT_RATIOS)}",
     "creativity": f"use one of {', '.join(CREATIVITIES)}",
     "seed": "use an integer of at most 64 bits, or leave it out",
     "id": f"an id is used as a file name: no / \\ .. or control characters, at most {MAX_ID_BYTES} bytes",
-    "metadata": 'write an object: {"key": "value"}',
+    "metadata": f"write an object: {JSON_EXAMPLES['metadata']}",
     "image_url": "use a complete https:// URL",
     "strength": "use a number like 0.5 or -1",
 }
@@ -113,7 +109,8 @@ def _nested_prompt(fields: dict[str, Any]) -> JobError | None:
         return None
     if (keys := wrapper_path(fields)) and keys[0] not in FIELDS:
         return JobError(
-            f"the line is a list, {quoted('.'.join(keys))}, not a job", "read it with --input-format json"
+            f"the line is an object around the list {quoted('.'.join(keys))}, not a job",
+            "read it with --input-format json",
         )
     path = next((each for each in paths_in(fields) if each.endswith(".prompt")), None)
     if path is None or not isinstance(value_at(fields, steps_to(fields, path) or ()), str):
@@ -142,6 +139,10 @@ def _field_error(name: str, value: object) -> JobError | None:
 def _value_error(name: str, value: object) -> JobError:
     if name == "prompt" and isinstance(value, str):
         return JobError('"prompt" is empty', _HINTS["prompt"])
+    if name == "prompt" and isinstance(value, list | dict):
+        return JobError(f'"prompt" is {quoted(value)}', 'write one job for each prompt: {"prompt": "…"}')
+    if name == "id" and not isinstance(value, str):
+        return JobError(f'"id" is {quoted(value)}', "write it in quotes")
     if name == "id" and isinstance(value, str) and len(value.encode()) > MAX_ID_BYTES:
         return JobError(
             f'"id" is {len(value.encode())} bytes long', f"use at most {MAX_ID_BYTES}, which fit into a file name"
@@ -161,14 +162,14 @@ def _suggestion(name: str, value: object) -> str | None:
 def _list_error(name: str, value: object) -> JobError:
     entry_type, max_entries = _LIST_FIELDS[name]
     if not isinstance(value, list):
-        return JobError(f'"{name}" is {quoted(value)}', f'write a list: "{name}": [{_ENTRY_EXAMPLES[name]}]')
+        return JobError(f'"{name}" is {quoted(value)}', f'write a list: "{name}": {JSON_EXAMPLES[name]}')
     if len(value) > max_entries:
         return JobError(f'"{name}" has {len(value)} entries', f"use at most {max_entries}")
     error = _first(
-        _entry_error(f'entry {position} of "{name}"', entry, entry_type, _ENTRY_EXAMPLES[name])
+        _entry_error(f'entry {position} of "{name}"', entry, entry_type, JSON_EXAMPLES[name][1:-1])
         for position, entry in enumerate(value, 1)
     )
-    return error or JobError(f'"{name}" is {quoted(value)}', f"write [{_ENTRY_EXAMPLES[name]}]")
+    return error or JobError(f'"{name}" is {quoted(value)}', f"write {JSON_EXAMPLES[name]}")
 
 
 def _entry_error(location: str, entry: object, entry_type: type[msgspec.Struct], example: str) -> JobError | None:

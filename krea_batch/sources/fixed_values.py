@@ -12,8 +12,9 @@ from krea_batch.errors import JobError
 from krea_batch.jobs import Job
 from krea_batch.sources import field_errors
 from krea_batch.sources.field_errors import closest_match
-from krea_batch.sources.json_errors import parse_value, quoted
+from krea_batch.sources.json_errors import quoted
 from krea_batch.sources.sweep import SWEEPABLE
+from krea_batch.sources.values import parse_json
 
 _TEXT_FIELDS = ("aspect_ratio", "creativity")
 _INTEGER = re.compile(r"\s*[+-]?\d{1,20}\s*")
@@ -32,10 +33,7 @@ def parse_fixed_value(text: str) -> tuple[str, Any]:
     if name == "seed" and _INTEGER.fullmatch(value_text):
         value = int(value_text)
     elif name not in (*_TEXT_FIELDS, "seed"):
-        try:
-            value = parse_value(value_text)
-        except JobError as error:
-            raise JobError(f"{quoted(name)} is {quoted(value_text)} ({error.problem})", "write a JSON list") from None
+        value = parse_json(name, value_text)
     fields = {"prompt": "a prompt", name: value}
     try:
         msgspec.convert(fields, Job)

@@ -54,7 +54,7 @@ def require_clear_texts(counts: Sequence[tuple[str, TextCount]]) -> None:
             continue
         name, first = several[0]
         problem = (
-            f"{folder}: {len(several):,} of {len(files):,} text files have several lines, the first "
+            f"{folder}: text files with several lines: {len(several):,} of {len(files):,}, the first "
             f"{Path(name).name} ({first.lines:,} lines), and each may be one prompt or a list"
         )
         lines = sum(each.lines for _, each in files)

@@ -41,6 +41,13 @@ from krea_batch.sources.selection import Selection
 
 MAX_NOTICES_OF_A_KIND = 3  # chosen: a directory may have thousands of files
 
+_NO_JOBS_HINT = 'write one job per line: {"prompt": "a red kite"}'
+_NO_JOBS_HINTS = {
+    **dict.fromkeys((Format.CSV, Format.TSV, Format.SHEET), 'write a header with "prompt", and one job per row'),
+    **dict.fromkeys((Format.TEXT, Format.TEXT_FILE, Format.TEXT_BLOCKS), "write one prompt per line"),
+    **dict.fromkeys((Format.JSON, Format.YAML), 'write a list of prompts: ["a red kite", "a blue door"]'),
+    **dict.fromkeys((Format.PARQUET, Format.ARROW), "choose files with rows"),
+}
 _TEXTS = (Format.TEXT, Format.TEXT_FILE, Format.TEXT_BLOCKS)
 _force_setattr = msgspec.structs.force_setattr
 
@@ -121,6 +128,14 @@ class JobFiles:
                 f"new rows that get the next free numbers: {new:,}"
             )
         return notices
+
+    def no_jobs_error(self) -> InputError:
+        """Return the error for files that are valid and have no jobs."""
+        if self._checked and self._checked.bad_lines:
+            return InputError("no line is valid", "fix them")
+        names = ", ".join(dict.fromkeys(each.name for each in self._inputs[:MAX_NOTICES_OF_A_KIND]))
+        format_ = self._inputs[0].format if self._inputs else Format.JSONL
+        return InputError(f"{names or 'JOBS'}: no jobs found", _NO_JOBS_HINTS.get(format_, _NO_JOBS_HINT))
 
     def resume_from(self, data: bytes | None) -> None:
         """Skip the jobs that the checkpoint of an earlier run covers, if the files still begin with the same bytes.

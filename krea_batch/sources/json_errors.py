@@ -32,6 +32,7 @@ _PARSER_MESSAGES = (  # prefix of json.JSONDecodeError.msg, problem, hint
     ("Expecting value", "missing value", 'write "field": value'),
 )
 _JOB_EXAMPLE = 'write {"prompt": "what the image shows"}'
+_BLANKS = re.compile(r"[ \t\r\n]*")
 _WORD = re.compile(r"[A-Za-z_]\w*")
 
 
@@ -79,11 +80,41 @@ def parse_document(content: bytes, name: str) -> Any:
     except json.JSONDecodeError as error:
         problem = f"{name}:{error.lineno}: invalid JSON at character {error.colno} ({error.msg})"
         raise InputError(problem, "fix it, or use --input-format if the file is not JSON") from None
-    except JobError as error:
-        raise InputError(f"{name}: {error.problem}", error.hint) from None
-    except RecursionError:
-        raise InputError(f"{name}: nested too deeply", "keep metadata flat") from None
+    except (JobError, RecursionError) as error:
+        job_error = error if isinstance(error, JobError) else _too_deep()
+        raise InputError(f"{name}{_place_of_error(content)}: {job_error.problem}", job_error.hint) from None
     return value
+
+
+def _place_of_error(content: bytes) -> str:
+    """Return the line of a byte that is not UTF-8, or of an invalid entry, after a colon; empty if it is unknown.
+
+    The decoder does not tell where the value is that it refuses, so the entries of the list are decoded one by one.
+    """
+    try:
+        text = content.decode()
+    except UnicodeDecodeError as error:
+        line = content.count(b"\n", 0, error.start) + 1
+        return f":{line}"
+    position = text.find("[")
+    while 0 <= position < len(text) and text[position] in "[,":
+        start = _end_of_blanks(text, position + 1)
+        try:
+            value, end = _DECODER.raw_decode(text, start)
+            _check_depth(value)
+            _check_surrogates(value)
+        except json.JSONDecodeError:
+            return ""
+        except (JobError, RecursionError):
+            line = text.count("\n", 0, start) + 1
+            return f":{line}"
+        position = _end_of_blanks(text, end)
+    return ""
+
+
+def _end_of_blanks(text: str, start: int) -> int:
+    match = _BLANKS.match(text, start)
+    return match.end() if match else start
 
 
 def is_strict_json(line: bytes) -> bool:
@@ -120,7 +151,9 @@ def _parse_integer(digits: str) -> int:
     try:
         return int(digits)
     except ValueError:  # Python's limit is 4300 digits
-        raise JobError(f"the number {digits[:20]}… has {len(digits)} digits", "use at most 64 bits") from None
+        raise JobError(
+            f"the number {digits[:20]}… has {len(digits)} digits", "use a number of at most 64 bits"
+        ) from None
 
 
 def _parse_float(text: str) -> float:

@@ -147,7 +147,8 @@ class RowParser:
             swept["id"] = base_id + combination.id_suffix if isinstance(base_id, str) else base_id
         if self._template:
             metadata = swept["metadata"] if isinstance(swept["metadata"], dict) else {}
-            swept["prompt"] = self._template.render(metadata | {key: swept[key] for key in FIELDS if key in swept})
+            values = {key: value for key, value in swept.items() if key != "metadata"}
+            swept["prompt"] = self._template.render(metadata | values)
         return swept
 
 
@@ -162,7 +163,8 @@ def _require_given_once(fields: dict[str, Any], axes: tuple[Axis, ...]) -> None:
     if REPEAT in swept_names and ("seed" in fields or "seed" in swept_names):
         repeats = next(len(each.values) for each in axes if each.name == REPEAT)
         if repeats > 1:
-            raise JobError("repeat with a fixed seed makes the same image again", "sweep the seed instead: 1..4")
+            hint = "leave out the repeat, or leave out the seed to get different images"
+            raise JobError("repeat with a fixed seed makes the same image again", hint)
 
 
 def _job(fields: dict[str, Any], *, keep_extra: bool) -> Job:

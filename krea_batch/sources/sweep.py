@@ -64,12 +64,13 @@ def make_axis(name: str, values: object) -> Axis:
         raise JobError(f"the sweep of {quoted(name)} has no values", "give at least one, or remove it")
     for n, (slug, value) in enumerate(slugs_and_values):
         for other_slug, other in slugs_and_values[:n]:
+            if slug == other_slug and other == value:
+                raise JobError(f"{quoted(value)} is twice in the sweep of {quoted(name)}", "keep one of them")
             if slug == other_slug:
                 problem = (
                     f"{quoted(other)} and {quoted(value)} in the sweep of {quoted(name)} would be {slug} in an id"
                 )
-                hint = "keep one of them" if other == value else 'name them: {"first": …, "second": …}'
-                raise JobError(problem, hint)
+                raise JobError(problem, 'name them: {"first": …, "second": …}')
     return Axis(name, tuple(slugs_and_values))
 
 
@@ -87,8 +88,12 @@ def parse_seeds(text: str) -> list[int]:
         item = part.strip()
         if match := _SEEDS_FROM_TO.fullmatch(item):
             first, last = int(match[1]), int(match[2])
-            if not 0 <= last - first < MAX_JOBS_PER_ROW:
-                raise JobError(f"the seeds {item} are {last - first + 1:,}", f"give 1 to {MAX_JOBS_PER_ROW:,}: 1..4")
+            if last < first:
+                raise JobError(f"the seeds {item} end before they begin", f"write {last}..{first}")
+            if last - first >= MAX_JOBS_PER_ROW:
+                raise JobError(
+                    f"the seeds {item} are {last - first + 1:,}", f"use at most {MAX_JOBS_PER_ROW:,}, such as 1..4"
+                )
             seeds.extend(range(first, last + 1))
         elif re.fullmatch(r"-?\d{1,20}", item):
             seeds.append(int(item))

@@ -35,7 +35,8 @@ class Template:
 
     def _value(self, values: Mapping[str, Any], name: str) -> str:
         if name not in values:
-            raise JobError(f"no {quoted(name)} for the template", f"there are {', '.join(values)}")
+            hint = f"the row has {', '.join(map(quoted, values))}" if values else "add it to the row"
+            raise JobError(f"no {quoted(name)} for the template", hint)
         value = values[name]
         if isinstance(value, str):
             return value

@@ -12,11 +12,19 @@ from collections.abc import Mapping
 from decimal import Decimal
 from typing import Any
 
+from krea_batch.errors import JobError
 from krea_batch.jobs import FIELDS
-from krea_batch.sources.json_errors import parse_value
+from krea_batch.sources.json_errors import parse_value, quoted
 
 LIST_FIELDS = ("image_style_references", "styles", "moodboards")
-_JSON_FIELDS = (*LIST_FIELDS, "metadata", "sweep")
+JSON_EXAMPLES = {
+    "image_style_references": '[{"image_url": "https://…", "strength": 1.0}]',
+    "styles": '[{"id": "…", "strength": 1.0}]',
+    "moodboards": '[{"id": "a UUID", "strength": 0.23}]',
+    "metadata": '{"key": "value"}',
+    "sweep": '{"creativity": ["raw", "high"]}',
+}
+"""The fields whose values are lists or objects, which tables and options write as JSON."""
 _WHOLE_NUMBER = re.compile(r"\s*([+-]?[0-9]{1,20})(\.0+)?\s*")
 _MAX_EXACT = 2**53  # IEEE 754: from here on, not every whole number is a float, so another seed may have been meant
 
@@ -49,13 +57,22 @@ def convert(field: str, value: Any) -> Any:
     if field == "id":
         number = None if isinstance(value, str) else _whole_number(value)
         return value if number is None else str(number)
-    if field not in _JSON_FIELDS:
+    if field not in JSON_EXAMPLES:
         return value
     if isinstance(value, str) and value.lstrip()[:1] in ("[", "{"):
-        value = parse_value(value)
+        value = parse_json(field, value)
     if field in LIST_FIELDS and isinstance(value, list):
         return [_without_missing(entry) for entry in value]
     return value
+
+
+def parse_json(field: str, text: str) -> Any:
+    """Return the value of a field that is written as JSON in a cell or an option. Raises JobError."""
+    try:
+        return parse_value(text)
+    except JobError as error:
+        problem = f"{quoted(field)} is {quoted(text)} ({error.problem})"
+        raise JobError(problem, f"write JSON: {JSON_EXAMPLES[field]}") from None
 
 
 def _whole_number(value: object) -> int | None:

@@ -130,7 +130,7 @@ def test_standard_input_of_any_format(folder: Path) -> None:
     [
         (["--sweep", "creativty=raw"], '--sweep: "creativty" cannot be swept; did you mean "creativity"?'),
         (["--sweep", "creativity"], '--sweep: the sweep is "creativity"; write a field and its values'),
-        (["--seeds", "4..1"], "--seeds: the seeds 4..1 are"),
+        (["--seeds", "4..1"], "--seeds: the seeds 4..1 end before they begin; write 1..4"),
         (["--repeat", "0"], "--repeat: repeat is 0"),
         (["--prompt-template", "a cat"], '--prompt-template: the template "a cat" names no column'),
         (["--column", "sead=x"], "--column: invalid value 'sead=x'; use FIELD=COLUMN"),

@@ -32,7 +32,7 @@ def test_a_run(folder: Path, option: str, ids: list[str]) -> None:
     command = ("run", "lists", "--simulate", "--time-scale=1000", "--out=out")
     done = run_command(*command, cwd=folder)
     assert done.returncode == 2
-    assert "lists: 1 of 2 text files have several lines, the first animals.txt (2 lines)" in done.stderr
+    assert "lists: text files with several lines: 1 of 2, the first animals.txt (2 lines)" in done.stderr
     assert f"{option} makes {len(ids)}" in done.stderr
     assert not (folder / "out").exists()
     done = run_command(*command, option, cwd=folder)

@@ -73,7 +73,7 @@ def test_every_format(folder: Path, suffix: str, syntax: str) -> None:
         done = invoke(command, f"p.{suffix}")
         assert done.exit_code == 0, done.stderr
         notice = next(each for each in done.stderr.splitlines() if "--prompt-syntax" in each)
-        assert notice.startswith(f"p.{suffix}:{line}: 1 of 2 rows with ")
+        assert notice.startswith(f"p.{suffix}:{line}: 1 of 2 rows has ")
         assert f"--prompt-syntax {syntax} " in notice
         assert "--prompt-syntax plain sends prompts as they are" in notice
         assert "--prompt-syntax" not in invoke(command, f"p.{suffix}", "--prompt-syntax", "plain").stderr
@@ -88,7 +88,7 @@ def test_a_run_is_refused_and_the_advice_works(folder: Path, syntax: str) -> Non
         done = run("p.txt", option)
         assert done.returncode == 2
         assert done.stderr.splitlines()[-1].startswith(
-            "krea-batch: p.txt:2: nothing was submitted, because of 1 of 2 rows with "
+            "krea-batch: p.txt:2: nothing was submitted, since 1 of 2 rows has "
         )
         assert not Path("out").exists()
     done = run("p.txt", "--prompt-syntax", "plain")
@@ -137,7 +137,7 @@ def test_two_syntaxes(folder: Path) -> None:
     """What one syntax leaves is still in doubt, and several can be read together."""
     write("p.txt", "a {red|blue} kite --ar 16:9")
     done = invoke("validate", "p.txt", "--prompt-syntax", "midjourney")
-    assert "1 of 2 rows with dynamic prompts" in done.stderr
+    assert "1 of 2 rows has dynamic prompts" in done.stderr
     done = invoke("validate", "p.txt", "--prompt-syntax", "midjourney", "--prompt-syntax", "dynamic")
     assert "1 of 2 rows" not in done.stderr
     done = invoke("validate", "p.txt", "--prompt-syntax", "midjourney", "--sweep", "aspect_ratio=1:1")
@@ -160,7 +160,10 @@ def test_wildcards_require_dynamic(folder: Path) -> None:
     write("p.txt", "a boat")
     (folder / "w").mkdir()
     done = invoke("validate", "p.txt", "--wildcards", "w")
-    assert (done.exit_code, done.stderr) == (2, "krea-batch: --wildcards: requires --prompt-syntax dynamic\n")
+    assert (done.exit_code, done.stderr) == (
+        2,
+        "krea-batch: --wildcards: requires --prompt-syntax dynamic; add it, or leave out --wildcards\n",
+    )
     assert invoke("validate", "p.txt", "--separator", " ").exit_code == 2
 
 
@@ -171,7 +174,7 @@ def test_separated_blocks(folder: Path) -> None:
     Path("p.txt").write_bytes(f"---\r\n{first}\r\n---\r\n\r\n---\n{second}\n\n".encode())
     done = run("p.txt")
     for stderr in (done.stderr, invoke("validate", "p.txt").stderr):
-        assert "3 of 6 rows with a line that seems to separate prompts of several lines" in stderr
+        assert "3 of 6 rows have a line that seems to separate prompts of several lines" in stderr
         assert "--separator='---' reads the lines between as one prompt" in stderr
     assert (done.returncode, Path("out").exists()) == (2, False)
     done = run("p.txt", "--separator=---")
@@ -187,7 +190,7 @@ def test_a_terminal_asks(folder: Path, answer: str, exit_code: int) -> None:
     write("p.txt", PROMPTS["midjourney"])
     command = InteractiveCommand("run", "p.txt", "--simulate", "--time-scale=1000", "--out=out", cwd=folder)
     command.read_until("Send these prompts as they are? [y/N]: ")
-    assert "1 of 2 rows with arguments of Midjourney" in command.text
+    assert "1 of 2 rows has arguments of Midjourney" in command.text
     command.type(f"{answer}\n")
     assert command.end() == exit_code
     assert Path("out").exists() is (answer == "y")

@@ -69,7 +69,7 @@ def test_the_id_decides() -> None:
     [
         ("a {red|blue kite", {}, "a brace is not closed", "close it"),
         ("a red} kite", {}, "a closing brace without an opening one", "write \\} for a brace"),
-        ("a ${x=1} kite", {}, "variables such as", "write its value"),
+        ("a ${x=1} kite", {}, "variables such as", "write the value itself"),
         (
             "a __place__",
             {},

@@ -63,7 +63,7 @@ class TestOneOrMany:
             with pytest.raises(InternalError):
                 list(files)
         assert str(caught.value) == (
-            f"{path}: 1 of 2 text files have several lines, the first b.txt (3 lines), and each may be one prompt "
+            f"{path}: text files with several lines: 1 of 2, the first b.txt (3 lines), and each may be one prompt "
             "or a list; --lines makes 4 prompts, one of each line, --whole-file makes 2, one of each file"
         )
 

@@ -294,10 +294,10 @@ class TestJson:
         ("content", "expected"),
         [
             ('["a",\n"b"\n"c"]', ":3: invalid JSON at character 1"),
-            ('[{"prompt": "a", "prompt": "b"}]', ': duplicate key "prompt"; keep one'),
+            ('[{"prompt": "a", "prompt": "b"}]', ':1: duplicate key "prompt"; keep one'),
             ('"a cat"', ': "a cat" is neither an array nor an object; write '),
-            ("[NaN]", ": NaN is not valid JSON; "),
-            ('["' + "\\ud800" + '"]', ": the line contains \\ud800, a lone surrogate"),
+            ("[NaN]", ":1: NaN is not valid JSON; "),
+            ('["' + "\\ud800" + '"]', ":1: the line contains \\ud800, a lone surrogate"),
         ],
     )
     def test_invalid_documents(self, write_file: WriteContent, content: str, expected: str) -> None:
@@ -422,7 +422,7 @@ class TestFolders:
 
     def test_unknown_folders(self, tmp_path: Path) -> None:
         """A directory without text or Parquet files raises InputError."""
-        with pytest.raises(InputError, match="name the job files in it"):
+        with pytest.raises(InputError, match="name a directory that has some"):
             check_and_read(str(tmp_path))
 
     def test_natural_order(self) -> None:

@@ -206,7 +206,10 @@ def test_documents_by_column(tmp_path: Path, document: Any, expected: str) -> No
 def test_a_wrapper_on_a_line(tmp_path: Path) -> None:
     """A line of JSONL that is a list of jobs says how to read it, and that works."""
     path = write(tmp_path / "p.jsonl", [{"prompts": ["a", "b"]}])
-    assert first_problem(path) == '1: the line is a list, "prompts", not a job; read it with --input-format json'
+    assert (
+        first_problem(path)
+        == '1: the line is an object around the list "prompts", not a job; read it with --input-format json'
+    )
     assert [job.prompt for job in read(path, format="json")] == ["a", "b"]
 
 

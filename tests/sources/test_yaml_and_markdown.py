@@ -70,13 +70,13 @@ class TestYaml:
     @pytest.mark.parametrize(
         ("content", "expected"),
         [
-            ("- &a {prompt: x}\n- *a\n", ":2: the reference *a is not read from YAML; write out what it refers to"),
+            ("- &a {prompt: x}\n- *a\n", ":2: the reference *a is not read; write out what it refers to"),
             ("- a\n- !!python/object:os.system x\n", ":2: the tag tag:yaml.org,2002:python/object:os.system is not"),
             ("- a cat: b: c\n", ":1: invalid YAML (mapping values are not allowed in this context); put a prompt"),
-            ("- prompt: x\n  prompt: y\n", ':2: the repeated key "prompt" is not read from YAML; keep one'),
-            ("? [a]\n: b\n", ":1: a key that is not text is not read from YAML; use text"),
-            ("[" * 200_000, ":1: deep nesting is not read from YAML"),
-            ("- " * 200_000, ":1: deep nesting is not read from YAML"),
+            ("- prompt: x\n  prompt: y\n", ':2: duplicate key "prompt"; keep one'),
+            ("? [a]\n: b\n", ":1: a key that is a list or mapping is not read; use text"),
+            ("[" * 200_000, ":1: nested more than 100 levels deep"),
+            ("- " * 200_000, ":1: nested more than 100 levels deep"),
             ("- \x07", ": cannot be read as YAML (unacceptable character #x0007: "),
             ("a cat\n", ': "a cat" is neither an array nor an object'),
             (b"- f\xfcr\n", ": byte 4 (0xfc) is not UTF-8; save the file as UTF-8"),
@@ -145,8 +145,8 @@ class TestMarkdown:
         ]
         assert format_notices(path) == [
             "read as Markdown: each list item is a prompt; left out 5 other lines, the first is line 1",
-            "check boxes are not part of the prompts (1 items), and ticked items are read, too",
-            "1 of the prompts keep their Markdown, such as **bold**; the first is in line 8",
+            "check boxes are not part of the prompts (1 item), and ticked items are read, too",
+            "prompts that keep their Markdown, such as **bold**: 1, the first in line 8",
         ]
 
     def test_only_a_list(self, tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import zipfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import IO
 from xml.sax.saxutils import escape
 
 Cell = str | float | bool | None
@@ -14,10 +15,11 @@ _OOXML = "http://schemas.openxmlformats.org"
 _ODF = "urn:oasis:names:tc:opendocument:xmlns"
 
 
-def write_xlsx(path: Path, sheets: Sheets, *, hidden: Sequence[str] = ()) -> str:
+def write_xlsx(path: Path | IO[bytes], sheets: Sheets, *, hidden: Sequence[str] = ()) -> str:
     """Write a workbook with these sheets, and return its path."""
     relations = f"{_OOXML}/officeDocument/2006/relationships"
     types, links, entries = "", "", ""
+    main = f'xmlns="{_OOXML}/spreadsheetml/2006/main"'
     with zipfile.ZipFile(path, "w") as file:
         for n, (name, rows) in enumerate(sheets.items(), 1):
             state = ' state="hidden"' if name in hidden else ""
@@ -26,7 +28,6 @@ def write_xlsx(path: Path, sheets: Sheets, *, hidden: Sequence[str] = ()) -> str
             content_type = "application/vnd.openxmlformats-officedocument.spreadsheetml.worksheet+xml"
             types += f'<Override PartName="/xl/worksheets/sheet{n}.xml" ContentType="{content_type}"/>'
             data = "".join(f'<row r="{y}">{_xlsx_cells(y, row)}</row>' for y, row in enumerate(rows, 1))
-            main = f'xmlns="{_OOXML}/spreadsheetml/2006/main"'
             file.writestr(
                 f"xl/worksheets/sheet{n}.xml", f"<worksheet {main}><sheetData>{data}</sheetData></worksheet>"
             )

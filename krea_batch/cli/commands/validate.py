@@ -36,13 +36,14 @@ def validate(jobs: tuple[str, ...], *, as_json: bool, quiet: bool, **options: An
         ):
             checked = files.check(on_problem=progress.print_line, on_progress=progress.update)
             notices = files.notices()
+            no_jobs_error = files.no_jobs_error()
     except InputError as error:
         say(f"krea-batch: {error_text(error)}")
         sys.exit(BAD_INPUT)
     for notice in () if quiet else (*notices, *map(str, checked.notes), *expansion_notices(checked)):
         say(notice)
     if not checked.jobs and not checked.bad_lines:
-        say("krea-batch: no jobs found; write one prompt or one JSON object per line (see krea-batch schema)")
+        say(f"krea-batch: {no_jobs_error}")
     if as_json:
         show_json(_as_json(checked))
     elif not quiet:

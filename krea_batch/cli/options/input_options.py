@@ -132,7 +132,7 @@ def input_options(options: dict[str, Any]) -> InputOptions:
     if options["separator"] is not None and not options["separator"].strip():
         raise SettingsError("separator", "is blank", "give the text of the lines between prompts: --separator=---")
     if options["wildcards"] and "dynamic" not in options["prompt_syntax"]:
-        raise SettingsError("wildcards", "requires --prompt-syntax dynamic")
+        raise SettingsError("wildcards", "requires --prompt-syntax dynamic", "add it, or leave out --wildcards")
     read_options = InputOptions(
         format=Format(options["input_format"]) if options["input_format"] else None,
         keep_extra=options["keep_extra"],

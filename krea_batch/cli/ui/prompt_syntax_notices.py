@@ -49,7 +49,7 @@ def confirm_syntax(checked: CheckResult, options: dict[str, Any]) -> bool:
         from krea_batch.errors import InputError
 
         first = checked.unread_syntax[0]
-        problem = f"nothing was submitted, because of {_rows(first, checked)}"
+        problem = f"nothing was submitted, since {_rows(first, checked)}"
         raise InputError(f"{first.path}:{first.line}: {problem}", _hint(*checked.unread_syntax))
     if click.confirm("Send these prompts as they are?", err=True):
         return True
@@ -58,7 +58,8 @@ def confirm_syntax(checked: CheckResult, options: dict[str, Any]) -> bool:
 
 
 def _rows(finding: SyntaxFinding, checked: CheckResult) -> str:
-    return f"{finding.rows:,} of {pluralize(checked.rows, 'row')} with {_DESCRIPTIONS[finding.syntax][0]}"
+    has = "has" if finding.rows == 1 else "have"
+    return f"{finding.rows:,} of {pluralize(checked.rows, 'row')} {has} {_DESCRIPTIONS[finding.syntax][0]}"
 
 
 def _hint(*findings: SyntaxFinding) -> str:

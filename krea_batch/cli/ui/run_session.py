@@ -110,7 +110,7 @@ def check_jobs(files: JobFiles, settings: Settings, *, skip_invalid: bool, quiet
     if checked.bad_lines and not skip_invalid:
         raise JobFileError(checked.problems, checked.bad_lines)
     if not checked.jobs:
-        raise InputError("no jobs found", "write one prompt or one JSON object per line (see krea-batch schema)")
+        raise files.no_jobs_error()
     return checked
 
 

@@ -14,6 +14,7 @@ import zlib
 from array import array
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from difflib import get_close_matches
 from importlib import import_module
 from io import SEEK_END, BufferedReader
 from itertools import chain
@@ -258,6 +259,17 @@ class _ZstdReader:
         return block
 
 
+def _hint_for_missing(name: str) -> str:
+    """Return what may have been meant by the name of a file that is not there."""
+    path = Path(name)
+    if any(char in path.name for char in "*?["):
+        return "no file matches the pattern; check it, and its directory"
+    if not path.parent.is_dir():
+        return "check the path"
+    close = get_close_matches(path.name, [each.name for each in path.parent.iterdir()], n=1)
+    return f"did you mean {path.with_name(close[0])}?" if close else "check the path"
+
+
 def _checksum(block: bytes) -> int:
     return zlib.crc32(block) << 32 | len(block)
 
@@ -268,7 +280,7 @@ def _as_input_errors(name: str) -> Iterator[None]:
     try:
         yield
     except FileNotFoundError as error:
-        raise InputError(f"{name}: there is no such file", "check the path") from error
+        raise InputError(f"{name}: there is no such file", _hint_for_missing(name)) from error
     except IsADirectoryError as error:
         raise InputError(f"{name}: is a directory", "name the job files in it") from error
     except PermissionError as error:

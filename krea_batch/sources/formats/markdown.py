@@ -44,12 +44,13 @@ def rows(file: LineFile, on_notice: OnNotice) -> Iterator[tuple[int, dict[str, A
     on_notice(f"read as Markdown: each list item is a prompt{_left_out(tokens, lines)}")
     boxes = [item for item in items if item.inline and _CHECK_BOX.match(item.inline[0].content)]
     if boxes:
-        on_notice(f"check boxes are not part of the prompts ({len(boxes):,} items), and ticked items are read, too")
+        count = f"{len(boxes):,} item{'s' * (len(boxes) > 1)}"
+        on_notice(f"check boxes are not part of the prompts ({count}), and ticked items are read, too")
     marked_up = [item for item in items if any(child.type not in _PLAIN for child in _children(item))]
     if marked_up:
         first = marked_up[0].first_line
         on_notice(
-            f"{len(marked_up):,} of the prompts keep their Markdown, such as **bold**; the first is in line {first}"
+            f"prompts that keep their Markdown, such as **bold**: {len(marked_up):,}, the first in line {first}"
         )
     for item in items:
         yield item.first_line, _row(item, lines)

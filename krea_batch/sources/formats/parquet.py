@@ -30,10 +30,9 @@ def rows(file: LineFile, options: InputOptions, on_notice: OnNotice, *, arrow: b
         try:
             yield from _rows(temp_file, file.name, options, on_notice, arrow=arrow)
         except arrow_module.ArrowException as error:
-            format_name = "an Arrow stream" if arrow else "a Parquet file"
-            raise InputError(
-                f"{file.name}: cannot be read as {format_name} ({error})", "see --input-format"
-            ) from None
+            problem = f"{file.name}: cannot be read as {'an Arrow stream' if arrow else 'a Parquet file'} ({error})"
+            hint = "copy or write it again" + ("" if arrow else ", or name its format with --input-format")
+            raise InputError(problem, hint) from None
 
 
 def dataset_files(folder: Path) -> Iterator[Path]:

@@ -68,21 +68,21 @@ class _Reader:
 
     def _value(self, event: Any, depth: int) -> Any:
         if isinstance(event, self._yaml.AliasEvent):
-            raise self._error(event, f"the reference *{event.anchor}", "write out what it refers to")
+            raise self._error(event, f"the reference *{event.anchor} is not read", "write out what it refers to")
         if event.tag:
-            raise self._error(event, f"the tag {event.tag}", "leave it out")
+            raise self._error(event, f"the tag {event.tag} is not read", "leave it out")
         if isinstance(event, self._yaml.ScalarEvent):
             return self._scalar(event)
         if depth >= MAX_DEPTH:
-            raise self._error(event, "deep nesting", "keep metadata flat")
+            raise self._error(event, f"nested more than {MAX_DEPTH} levels deep", "keep metadata flat")
         if isinstance(event, self._yaml.SequenceStartEvent):
             return [self._value(each, depth + 1) for each in self._until(self._yaml.SequenceEndEvent)]
         found: dict[str, Any] = {}
         for key in self._until(self._yaml.MappingEndEvent):
             if not isinstance(key, self._yaml.ScalarEvent):
-                raise self._error(key, "a key that is not text", "use text")
+                raise self._error(key, "a key that is a list or mapping is not read", "use text as the key")
             if key.value in found:
-                raise self._error(key, f"the repeated key {quoted(key.value)}", "keep one")
+                raise self._error(key, f"duplicate key {quoted(key.value)}", "keep one")
             found[key.value] = self._value(next(self._events), depth + 1)
         return found
 
@@ -105,8 +105,8 @@ class _Reader:
             return int(text)
         return float(text) if _FLOAT.fullmatch(text) else text
 
-    def _error(self, event: Any, what: str, hint: str) -> InputError:
-        return InputError(f"{self._name}:{event.start_mark.line + 1}: {what} is not read from YAML", hint)
+    def _error(self, event: Any, problem: str, hint: str) -> InputError:
+        return InputError(f"{self._name}:{event.start_mark.line + 1}: {problem}", hint)
 
 
 def _import_yaml(name: str) -> Any:
