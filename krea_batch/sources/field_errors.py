@@ -6,6 +6,7 @@ invalid one; only then a message is made.
 
 from __future__ import annotations
 
+import re
 import shlex
 from collections.abc import Iterable
 from difflib import get_close_matches
@@ -30,7 +31,7 @@ from krea_batch.jobs import (
 )
 from krea_batch.sources.json_errors import quoted
 from krea_batch.sources.key_paths import paths_in, steps_to, value_at, wrapper_path
-from krea_batch.sources.values import JSON_EXAMPLES
+from krea_batch.sources.values import JSON_EXAMPLES, is_unusable
 
 SIMILARITY = 0.7  # chosen: matches a swapped, missing or doubled letter, but not "tag" or "include"
 _CACHED_NAMES = 1024  # chosen: the names in a file repeat
@@ -52,6 +53,8 @@ _HINTS = {
     "image_url": "use a complete https:// URL",
     "strength": "use a number like 0.5 or -1",
 }
+_EXPONENT = re.compile(r"\s*[+-]?\d+([.,]\d+)?[eE][+-]?\d+\s*")
+_NO_VALUES = ("null", "none", "nan", "na", "n/a", "#n/a", "-")
 _STYLE_ID = "use the style's id from Krea's catalogue"
 _MOODBOARD_ID = "use the moodboard's UUID, like 01234567-89ab-cdef-0123-456789abcdef"
 
@@ -107,7 +110,7 @@ def _nested_prompt(fields: dict[str, Any]) -> JobError | None:
     """Explain a row whose prompts are deeper in it."""
     if "prompt" in fields:
         return None
-    if (keys := wrapper_path(fields)) and keys[0] not in FIELDS:
+    if (keys := wrapper_path(fields)) and keys[0] not in FIELDS and _has_prompts(value_at(fields, keys)):
         return JobError(
             f"the line is an object around the list {quoted('.'.join(keys))}, not a job",
             "read it with --input-format json",
@@ -122,6 +125,12 @@ def _nested_prompt(fields: dict[str, Any]) -> JobError | None:
     )
 
 
+def _has_prompts(entries: list[Any]) -> bool:
+    return bool(entries) and (
+        isinstance(entries[0], str) or (isinstance(entries[0], dict) and "prompt" in entries[0])
+    )
+
+
 def _missing_prompt(fields: dict[str, Any]) -> JobError | None:
     if "prompt" in fields:
         return None
@@ -133,25 +142,38 @@ def _field_error(name: str, value: object) -> JobError | None:
         msgspec.convert({"prompt": "x", name: value}, Job)
     except msgspec.ValidationError:
         return _list_error(name, value) if name in _LIST_FIELDS else _value_error(name, value)
-    return None
+    return unusable_prompt(value) if name == "prompt" and isinstance(value, str) else None
 
 
-def _value_error(name: str, value: object) -> JobError:
+def unusable_prompt(prompt: str) -> JobError | None:
+    """Return why a prompt cannot be what was meant, or None if it can."""
+    if "\0" in prompt:
+        return JobError('"prompt" contains a NUL character', "remove it, or name the encoding with --encoding")
+    return JobError('"prompt" is empty', _HINTS["prompt"]) if prompt.isspace() or is_unusable(prompt) else None
+
+
+def _value_error(name: str, value: object) -> JobError | None:
     if name == "prompt" and isinstance(value, str):
-        return JobError('"prompt" is empty', _HINTS["prompt"])
+        return unusable_prompt(value)
     if name == "prompt" and isinstance(value, list | dict):
         return JobError(f'"prompt" is {quoted(value)}', 'write one job for each prompt: {"prompt": "…"}')
     if name == "id" and not isinstance(value, str):
         return JobError(f'"id" is {quoted(value)}', "write it in quotes")
-    if name == "id" and isinstance(value, str) and len(value.encode()) > MAX_ID_BYTES:
-        return JobError(
-            f'"id" is {len(value.encode())} bytes long', f"use at most {MAX_ID_BYTES}, which fit into a file name"
-        )
+    if (
+        name == "id"
+        and isinstance(value, str)
+        and (size := len(value.encode("utf-8", "surrogatepass"))) > MAX_ID_BYTES
+    ):
+        return JobError(f'"id" is {size} bytes long', f"use at most {MAX_ID_BYTES}, which fit into a file name")
     return JobError(f'"{name}" is {quoted(value)}', _suggestion(name, value) or _HINTS[name])
 
 
 def _suggestion(name: str, value: object) -> str | None:
     """Return what to write instead, if the value suggests it."""
+    if name == "seed" and isinstance(value, str) and _EXPONENT.fullmatch(value):
+        return "write all its digits; in a spreadsheet, format the column as a number without decimals"
+    if name == "seed" and isinstance(value, str) and value.strip().lower() in _NO_VALUES:
+        return "leave it empty, or leave it out"
     if name in ("aspect_ratio", "creativity") and isinstance(value, str):
         allowed = ASPECT_RATIOS if name == "aspect_ratio" else CREATIVITIES
         normalized = value.strip().lower().replace("x", ":").replace("/", ":")

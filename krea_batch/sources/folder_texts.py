@@ -35,6 +35,14 @@ def is_job_file(path: Path) -> bool:
     return not path.name.startswith(".") and not path.name.lower().startswith(_NOT_PROMPTS)
 
 
+def require_utf_8_name(path: Path) -> None:
+    """Raise InputError for a file whose name cannot be the id of a job, nor be written into results."""
+    try:
+        path.name.encode()
+    except UnicodeEncodeError:
+        raise InputError(f"{path}: the name of the file is not UTF-8", "rename it") from None
+
+
 def left_out_note(entries: Iterable[Path], chosen: Iterable[Path]) -> str:
     """Return the end of a notice that names the entries of a directory that are not read; empty if there are none."""
     read = set(chosen)

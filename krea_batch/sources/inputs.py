@@ -19,12 +19,12 @@ import msgspec
 
 from krea_batch.errors import InputError, JobError
 from krea_batch.sources import data_sets, own_files
-from krea_batch.sources.folder_texts import TextCount, is_job_file, left_out_note
+from krea_batch.sources.folder_texts import TextCount, is_job_file, left_out_note, require_utf_8_name
 from krea_batch.sources.formats import json_document, markdown, parquet, sheet, tables, text, yaml_document
 from krea_batch.sources.formats.line_file import FILE_START, FilePosition, LineFile, OnBlock
 from krea_batch.sources.formats.renamed_keys import KeyRenamer
 from krea_batch.sources.formats.spool import is_read_once, spool, spool_path
-from krea_batch.sources.formats.unread import require_readable
+from krea_batch.sources.formats.unread import require_readable, require_readable_start
 from krea_batch.sources.key_paths import wrapper_path
 from krea_batch.sources.options import SELECTABLE, Format, InputOptions
 from krea_batch.storage.image_types import MEDIA_TYPES
@@ -33,6 +33,7 @@ SOURCE_FILE = "source_file"
 """Key of the metadata: the file of a directory that a row comes from."""
 
 PROMPTS_NAME = "--prompt"
+MIN_LIST_ITEMS = 3  # chosen: fewer lines may begin with a number or a hyphen by chance
 STDIN_NAME = "<stdin>"  # the name of standard input in problems, as in compilers
 
 Row = bytes | dict[str, Any] | JobError
@@ -56,6 +57,8 @@ _TABLE_READERS = {Format.CSV: tables.csv_rows, Format.TSV: tables.tsv_rows, Form
 _COMPRESSED_SUFFIXES = (".gz", ".zst")
 _PARQUET_MAGIC = b"PAR1"
 _WRAPPED_LIST = re.compile(rb'\{\s*"[^"]*"\s*:\s*\[')
+_JSON_START = re.compile(rb"""\s*(?:\[\s*["']|\[?\s*\{\s*["']|[\[{]\s*\n)""")
+_LIST_ITEM = re.compile(rb"\s*(?:[0-9]{1,6}[.)]|[-*+])\s+\S")
 _DIGITS = re.compile(r"(\d+)")
 _CHOICES = ", ".join(SELECTABLE)
 
@@ -215,11 +218,16 @@ def numbered_rows(
         rows_before += each.row_count
 
 
-def open_inputs(path: str, options: InputOptions, stdin: BinaryIO, spool_dir: Path | None) -> Iterator[Input]:
+def open_inputs(
+    path: str, options: InputOptions, stdin: BinaryIO | Callable[[], BinaryIO], spool_dir: Path | None
+) -> Iterator[Input]:
     """Yield the inputs of a path: a file, a pipe, "-" for `stdin`, or the files of a directory. Raises InputError."""
+    if not path:
+        raise InputError("the name of a file is empty", "name a file, or . for all files of this directory")
     data_sets.require_local(path)
     if path == "-":
-        yield _open_input(LineFile(STDIN_NAME, spool(stdin, STDIN_NAME, spool_dir)), options)
+        source = stdin() if callable(stdin) else stdin
+        yield _open_input(LineFile(STDIN_NAME, spool(source, STDIN_NAME, spool_dir)), options)
     elif Path(path).is_dir():
         yield from _open_folder(Path(path), options)
     else:
@@ -251,6 +259,7 @@ def _detect_format(file: LineFile, options: InputOptions) -> Input:
     path = Path(file.name)
     suffix = (path.with_suffix("") if path.suffix in _COMPRESSED_SUFFIXES else path).suffix.lower()
     require_readable(file.name, suffix)
+    require_readable_start(file.name, file.raw_head())
     format_ = _FORMAT_BY_SUFFIX.get(suffix)
     if format_ and format_ not in (Format.CSV, Format.TSV):
         return Input(file, format_, options)
@@ -266,9 +275,7 @@ def _detect_format(file: LineFile, options: InputOptions) -> Input:
     if suffix == ".txt" or (options.chooses_text and suffix != ".json"):
         if options.text_format() is Format.TEXT and _starts_with_job(head):
             return Input(file, Format.JSONL, options, guess="read as JSONL, because its first line is a job")
-        if not options.chooses_text and tables.starts_with_header(head):
-            problem = f"{file.name}: the first line looks like the header of a table"
-            raise InputError(problem, "set --input-format csv to read it as one, or text if it is a prompt")
+        _require_prompts(file.name, head, options)
         return _text_input(file, options)
     if head.lstrip()[:1] == b"[" or (suffix == ".json" and not _starts_with_job(head)) or _is_wrapped(head):
         return Input(file, Format.JSON, options, guess="" if suffix == ".json" else "read as JSON")
@@ -278,11 +285,33 @@ def _detect_format(file: LineFile, options: InputOptions) -> Input:
     raise InputError(f"{file.name}: cannot detect the format from its name or first bytes", hint)
 
 
+def _require_prompts(name: str, head: bytes, options: InputOptions) -> None:
+    """Raise InputError for a text that begins like a table or JSON, unless options say what one prompt of it is."""
+    if options.chooses_text:
+        return
+    if tables.starts_with_header(head):
+        problem = f"{name}: the first line looks like the header of a table"
+        raise InputError(problem, "set --input-format csv to read it as one, or text if it is a prompt")
+    if _JSON_START.match(head):
+        problem = f"{name}: the text begins like JSON"
+        raise InputError(problem, "set --input-format json to read it as such, or text if these are prompts")
+
+
 def _text_input(file: LineFile, options: InputOptions, *, is_guess: bool = True) -> Input:
     """Return a text file as input, with what one prompt of it is."""
     format_ = options.text_format()
     guess = f"read as text, one prompt per {_PROMPT_UNITS[format_]}" if is_guess else ""
-    return Input(file, format_, options, guess=guess)
+    opened = Input(file, format_, options, guess=guess)
+    if is_guess and format_ is Format.TEXT and _is_list(file.head()):
+        notice = "the lines begin with numbers or bullets, which are sent; --input-format markdown leaves them out"
+        opened.notices.append(f"{file.name}: {notice}")
+    return opened
+
+
+def _is_list(head: bytes) -> bool:
+    """Return whether the first lines that are not blank all begin like list items."""
+    lines = [line for line in head.splitlines() if line.strip()][:MIN_LIST_ITEMS]
+    return len(lines) == MIN_LIST_ITEMS and all(map(_LIST_ITEM.match, lines))
 
 
 def _starts_with_job(head: bytes) -> bool:
@@ -352,6 +381,7 @@ def _open_data_set(folder: Path, left_out: str, options: InputOptions) -> Iterat
 
 def _open_in_folder(folder: Path, path: Path, format_: Format, options: InputOptions) -> Input:
     """Open one file of a directory. A text file is one prompt unless options say something else."""
+    require_utf_8_name(path)
     file, text_count, guess = LineFile(str(path)), None, ""
     if format_ is not Format.PARQUET:
         format_ = options.text_format()

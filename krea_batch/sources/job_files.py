@@ -89,8 +89,8 @@ class JobFiles:
         self._inputs: list[Input] = []
         try:
             for path in paths:
-                for each in open_inputs(path, self._options, stdin or sys.stdin.buffer, spool_dir):
-                    self._inputs.append(each)
+                self._inputs.extend(open_inputs(path, self._options, stdin or _standard_input, spool_dir))
+            _require_distinct_files([each.name for each in self._inputs if not each.file.is_spooled])
             if prompts:
                 self._inputs.append(prompts_input(prompts, self._options))
             _require_effects(self._options, self._inputs)
@@ -266,6 +266,13 @@ class JobFiles:
         checkpoint = Checkpoint(tuple(self._prefixes), rows, jobs, self._options.fingerprint())
         if checkpoint.lines > resumed_from.lines:
             self._checkpoint = self._jobs_yielded, checkpoint.encode()
+
+
+def _standard_input() -> BinaryIO:
+    """Return standard input. Raises InputError if the process was started without one, as by some schedulers."""
+    if sys.stdin is None:
+        raise InputError("standard input is closed", "name a file instead of -")
+    return sys.stdin.buffer
 
 
 def _contains(numbers: Sequence[int], number: int) -> bool:

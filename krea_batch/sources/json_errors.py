@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from typing import Any, NoReturn
 
 from krea_batch.errors import InputError, JobError
-from krea_batch.sources.formats.encoding import decode_utf_8
+from krea_batch.sources.formats.encoding import BYTE_ORDER_MARK, decode_utf_8
 
 MAX_DEPTH = 100  # chosen: no metadata needs more, and every encoder and call stack can handle it
 
@@ -38,7 +38,7 @@ _WORD = re.compile(r"[A-Za-z_]\w*")
 
 def parse_object(line: bytes) -> dict[str, Any]:
     """Return the object on the line. Raises JobError unless the line is exactly one valid JSON object."""
-    text = decode_utf_8(line).strip()
+    text = decode_utf_8(line).strip().removeprefix(BYTE_ORDER_MARK)
     try:
         value = _DECODER.decode(text)
     except json.JSONDecodeError as error:
@@ -79,7 +79,10 @@ def parse_document(content: bytes, name: str) -> Any:
             _check_surrogates(value)
     except json.JSONDecodeError as error:
         problem = f"{name}:{error.lineno}: invalid JSON at character {error.colno} ({error.msg})"
-        raise InputError(problem, "fix it, or use --input-format if the file is not JSON") from None
+        hint = "fix it, or use --input-format if the file is not JSON"
+        if error.msg == "Extra data":
+            hint = "put all into one list, [ and ] around them and a comma between them"
+        raise InputError(problem, hint) from None
     except (JobError, RecursionError) as error:
         job_error = error if isinstance(error, JobError) else _too_deep()
         raise InputError(f"{name}{_place_of_error(content)}: {job_error.problem}", job_error.hint) from None

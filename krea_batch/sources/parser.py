@@ -169,7 +169,10 @@ def _require_given_once(fields: dict[str, Any], axes: tuple[Axis, ...]) -> None:
 
 def _job(fields: dict[str, Any], *, keep_extra: bool) -> Job:
     try:
-        return msgspec.convert(fields, Job)
+        job = msgspec.convert(fields, Job)
     except (msgspec.ValidationError, RecursionError) as error:
         diagnosis = field_errors.diagnose(fields, keep_extra=keep_extra)
         raise diagnosis or JobError(f"not a valid job ({error})", "see `krea-batch schema`") from None
+    if unusable := field_errors.unusable_prompt(job.prompt):
+        raise unusable
+    return job

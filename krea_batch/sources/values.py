@@ -13,7 +13,7 @@ from decimal import Decimal
 from typing import Any
 
 from krea_batch.errors import JobError
-from krea_batch.jobs import FIELDS
+from krea_batch.jobs import ASPECT_RATIOS, FIELDS
 from krea_batch.sources.json_errors import parse_value, quoted
 
 LIST_FIELDS = ("image_style_references", "styles", "moodboards")
@@ -25,8 +25,16 @@ JSON_EXAMPLES = {
     "sweep": '{"creativity": ["raw", "high"]}',
 }
 """The fields whose values are lists or objects, which tables and options write as JSON."""
+INVISIBLE = "\u200b\u200c\u200d\u2060\ufeff"  # the Unicode Standard, section 23.2: they have no width
+_BLANKS = " \t\r\n\u00a0" + INVISIBLE
 _WHOLE_NUMBER = re.compile(r"\s*([+-]?[0-9]{1,20})(\.0+)?\s*")
+_RATIO_AS_TIME = re.compile(r"\s*(\d{1,2}):(\d{1,2})(?::00)?\s*")  # a spreadsheet makes the time 16:09:00 of 16:9
 _MAX_EXACT = 2**53  # IEEE 754: from here on, not every whole number is a float, so another seed may have been meant
+
+
+def is_unusable(prompt: str) -> bool:
+    """Return whether a prompt has a NUL character, as in a file that is no text, or nothing that is visible."""
+    return "\0" in prompt or not prompt.strip(_BLANKS)
 
 
 def is_missing(value: object) -> bool:
@@ -57,6 +65,9 @@ def convert(field: str, value: Any) -> Any:
     if field == "id":
         number = None if isinstance(value, str) else _whole_number(value)
         return value if number is None else str(number)
+    if field == "aspect_ratio" and isinstance(value, str) and (match := _RATIO_AS_TIME.fullmatch(value)):
+        ratio = f"{int(match[1])}:{int(match[2])}"
+        return ratio if ratio in ASPECT_RATIOS else value
     if field not in JSON_EXAMPLES:
         return value
     if isinstance(value, str) and value.lstrip()[:1] in ("[", "{"):

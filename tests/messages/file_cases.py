@@ -24,6 +24,36 @@ def _unread(message: str, suffix: str, new_name: str = "a.txt", new_content: Con
 
 CASES: tuple[MessageCase, ...] = (
     MessageCase(
+        message="the name of a file is empty; name a file, or . for all files of this directory",
+        files={"a.txt": "a cat"},
+        args="''",
+        new_args=".",
+    ),
+    MessageCase(
+        message="d/a.txt: the same file as d/a.txt; name each file once",
+        files={"d/a.txt": "a cat"},
+        args="d d/a.txt",
+        new_args="d",
+    ),
+    file(
+        "a.txt",
+        "a.txt: a pointer of Git LFS, not the file itself; run git lfs pull",
+        "version https://git-lfs.github.com/spec/v1\noid sha256:4d\nsize 1\n",
+        "a cat\n",
+    ),
+    file(
+        "a.csv",
+        "a.csv: a web page, which is not read; write its prompts into a .txt file, one in each line",
+        "<!DOCTYPE html><html>log in</html>",
+        "prompt\na cat\n",
+    ),
+    file(
+        "a.jsonl.gz",
+        'a.jsonl.gz:1: expected an object at character 1; write {"prompt": "what the image shows"}',
+        gzipped("\x1f\x8b"),
+        gzipped(JSONL),
+    ),
+    MessageCase(
         message="job.jsonl: there is no such file; did you mean jobs.jsonl?",
         files={"jobs.jsonl": JSONL},
         args="job.jsonl",

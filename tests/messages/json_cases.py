@@ -11,6 +11,26 @@ LONG_LINE = '{"prompt": "a cat", "metadata": {"a": "' + "x" * (1 << 20) + '"}}'
 LONG_NUMBER = "7" * 5000
 
 CASES: tuple[MessageCase, ...] = (
+    file(
+        "a.json",
+        'a.json: an object with the lists "images", "jobs", not a list of jobs; write the list with '
+        "the prompts into a file of its own: jq '.[\"jobs\"]' a.json > jobs.json",
+        '{"images": [{"id": 1}], "jobs": [{"prompt": "a cat"}], "info": {}}',
+        '[{"prompt": "a cat"}]',
+    ),
+    file(
+        "a.json",
+        "a.json:3: invalid JSON at character 1 (Extra data); put all into one list, [ and ] around "
+        "them and a comma between them",
+        '{"prompt": "a cat",\n"id": "x"}\n{"prompt": "a dog",\n"id": "y"}',
+        '[{"prompt": "a cat",\n"id": "x"},\n{"prompt": "a dog",\n"id": "y"}]',
+        prompts=("a cat", "a dog"),
+    ),
+    line(
+        'jobs.jsonl:1: "prompt" contains a NUL character; remove it, or name the encoding with --encoding',
+        '{"prompt": "a\\u0000 cat"}',
+        '{"prompt": "a cat"}',
+    ),
     line(
         'jobs.jsonl:1: the line is [{"prompt": "a cat"}], not an object; write one object per line, without [ and ]',
         f"[{CAT}]",

@@ -9,6 +9,58 @@ CSV = "prompt\na cat\n"
 LONG = "x" * ((1 << 20) + 10)
 
 CASES: tuple[MessageCase, ...] = (
+    option(
+        "a.tsv:2: quotes seem to enclose a cell; set --input-format csv to read the cell in them, "
+        "or tsv to keep the quotes",
+        "a.tsv",
+        'prompt\tseed\n"a cat"\t7\n',
+        "",
+        "--input-format csv",
+    ),
+    option(
+        "a.tsv:2: quotes seem to enclose a cell; set --input-format csv to read the cell in them, "
+        "or tsv to keep the quotes",
+        "a.tsv",
+        'prompt\tseed\n"a cat"\t7\n',
+        "",
+        "--input-format tsv",
+        prompts=('"a cat"',),
+    ),
+    option(
+        "a.csv:2: the row has 2 cells, and the header has 1; put cells that contain the separator "
+        "in quotes, or remove the extra cell; --input-format tsv reads each line as one cell",
+        "a.csv",
+        "prompt\na cat, red\n",
+        "",
+        "--input-format tsv",
+        prompts=("a cat, red",),
+    ),
+    file(
+        "a.csv",
+        "a.csv:2: the row has 3 cells, and the header has 2; remove the blanks before quotes",
+        'prompt, note\n"a cat", "b, c"\n',
+        'prompt,note\n"a cat","b, c"\n',
+    ),
+    file(
+        "a.tsv",
+        "a.tsv:2: the row has 3 cells, and the header has 2; remove the extra cell, or set "
+        "--input-format csv if quotes enclose cells",
+        "prompt\tnote\na cat\tb\tc\n",
+        "prompt\tnote\na cat\tb c\n",
+    ),
+    file(
+        "a.csv",
+        'a.csv:2: "seed" is "1E+03"; write all its digits; in a spreadsheet, format the column as a '
+        "number without decimals",
+        "prompt,seed\na cat,1E+03\n",
+        "prompt,seed\na cat,1000\n",
+    ),
+    file(
+        "a.csv",
+        'a.csv:2: "seed" is "null"; leave it empty, or leave it out',
+        "prompt,seed\na cat,null\n",
+        "prompt,seed\na cat,\n",
+    ),
     file(
         "a.xlsx",
         "a.xlsx: a workbook without sheets; name another file",
@@ -17,8 +69,8 @@ CASES: tuple[MessageCase, ...] = (
     ),
     file(
         "a.csv",
-        "a.csv:2: the row has 3 cells but the header 2 columns; quote cells that contain the "
-        "separator, or remove the extra cell",
+        "a.csv:2: the row has 3 cells, and the header has 2; "
+        "put cells that contain the separator in quotes, or remove the extra cell",
         "prompt,note\na cat,x,y\n",
         'prompt,note\na cat,"x,y"\n',
     ),

@@ -48,6 +48,8 @@ NOT_FROM_A_FILE = {
     "is a directory": "a file is replaced by a directory during a run: tests/sources/test_line_file.py",
     "write one object per line (JSONL), which": "a file of 256 MiB: tests/sources/test_yaml_and_markdown.py",
     "MAX_WORKBOOK_BYTES": "a workbook of 256 MiB: tests/sources/test_workbooks.py",
+    "the name of the file is not UTF-8": "a file system that has such names: tests/sources/test_edge_inputs.py",
+    "standard input is closed": "a process of its own: tests/sources/test_edge_inputs.py",
     "save it without one": "an encrypted workbook, which no library of the tests can write",
     "permission denied": "the tests may run as root: tests/sources/test_line_file.py",
     "cannot be read ({reason})": "a damaged disk: tests/sources/test_line_file.py",

@@ -10,6 +10,32 @@ BOTH = ("a cat", "a dog")
 BLOCKS = "a cat\non a roof\n---\na dog\n"
 
 TEXTS: tuple[MessageCase, ...] = (
+    option(
+        "a.txt: the text begins like JSON; set --input-format json to read it as such, or text if these are prompts",
+        "a.txt",
+        '["a cat", "a dog"]',
+        "",
+        "--input-format json",
+        prompts=BOTH,
+    ),
+    option(
+        "a.txt: the text begins like JSON; set --input-format json to read it as such, or text if these are prompts",
+        "a.txt",
+        '["a cat", "a dog"]',
+        "",
+        "--input-format text",
+        prompts=('["a cat", "a dog"]',),
+    ),
+    option(
+        "a.txt: the lines begin with numbers or bullets, which are sent; --input-format markdown leaves them out",
+        "a.txt",
+        "1. a cat\n2. a dog\n3. an owl\n",
+        "",
+        "--input-format markdown",
+        prompts=(*BOTH, "an owl"),
+        is_notice=True,
+    ),
+    file("a.txt", 'a.txt:1: "prompt" is empty; write in quotes what the image shows', "\u200b\na cat\n", "a cat\n"),
     file("a.txt", "a.txt:1: the line is longer than 1 MiB; shorten the prompt", LONG, "a cat"),
     option(
         "a.txt:1: the file is longer than 1 MiB; shorten the prompt, or read each line as one: --lines",

@@ -305,9 +305,8 @@ def test_same_file_twice(write: WriteLines, tmp_path: Path) -> None:
 
 def test_missing_file(write: WriteLines, tmp_path: Path) -> None:
     """A missing file among others raises an InputError that names it."""
-    files = JobFiles([write("a.jsonl", '{"prompt": "x"}'), str(tmp_path / "none.jsonl")])
-    with files, pytest.raises(InputError, match=r"none\.jsonl: there is no such file"):
-        files.check()
+    with pytest.raises(InputError, match=r"none\.jsonl: there is no such file"):
+        JobFiles([write("a.jsonl", '{"prompt": "x"}'), str(tmp_path / "none.jsonl")])
 
 
 def test_memory_does_not_grow_with_lines(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -23,6 +23,7 @@ from krea_batch.sources import json_errors
 from krea_batch.sources.formats.jsonl import JsonlParser
 from krea_batch.sources.formats.line_file import MAX_LINE_BYTES
 from krea_batch.sources.json_errors import MAX_DEPTH
+from krea_batch.sources.values import is_unusable
 
 UUID = "01234567-89ab-cdef-0123-456789ABCDEF"
 
@@ -384,7 +385,7 @@ STRENGTHS = st.floats(allow_nan=False, allow_infinity=False)
 IDS = st.text(st.characters(exclude_categories=["Cs", "Cc"], exclude_characters="/\\."), max_size=50)
 JOBS = st.builds(
     Job,
-    prompt=TEXT.filter(lambda text: not text.isspace()),
+    prompt=TEXT.filter(lambda text: not text.isspace() and not is_unusable(text)),
     aspect_ratio=st.sampled_from(ASPECT_RATIOS),
     creativity=st.sampled_from(CREATIVITIES),
     seed=st.just(msgspec.UNSET) | st.integers(*SEED_RANGE),

@@ -17,6 +17,7 @@ from krea_batch.cli.app import app
 from krea_batch.errors import InputError
 from krea_batch.sources import JobFiles
 from krea_batch.sources.formats import sheet
+from krea_batch.sources.values import is_unusable
 from tests.sources.test_formats import check_and_read, csv_of, format_notices, prompts
 from tests.sources.workbooks import Cell, Sheets, write_ods, write_xlsx
 
@@ -153,7 +154,7 @@ class TestWorkbooks:
         """Every prompt of a sheet is read unchanged, with its seed."""
         path = write_xlsx(tmp_path_factory.getbasetemp() / "any.xlsx", {"S": [["prompt", "seed"], *rows]})
         _, jobs = check_and_read(path, skip_invalid=True)
-        expected = [(prompt, seed) for prompt, seed in rows if prompt.strip()]
+        expected = [(prompt, seed) for prompt, seed in rows if prompt.strip() and not is_unusable(prompt)]
         assert [(job.prompt, job.seed if isinstance(job.seed, int) else None) for job in jobs] == expected
 
 

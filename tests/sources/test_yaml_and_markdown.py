@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from krea_batch.cli.app import app
 from krea_batch.sources.formats import markdown, yaml_document
 from krea_batch.sources.options import Format
+from krea_batch.sources.values import is_unusable
 from tests.sources.test_formats import check_and_read, first_problem, format_notices, input_error, prompts
 
 
@@ -108,7 +109,7 @@ class TestYaml:
         path = tmp_path_factory.getbasetemp() / "any.yaml"
         path.write_bytes(yaml.safe_dump([{"prompt": text} for text in texts], allow_unicode=True).encode())
         jobs = check_and_read(str(path), skip_invalid=True)[1]
-        assert [job.prompt for job in jobs] == [text for text in texts if text.strip()]
+        assert [job.prompt for job in jobs] == [text for text in texts if text.strip() and not is_unusable(text)]
 
 
 MARKDOWN = """\

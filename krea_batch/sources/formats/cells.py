@@ -9,12 +9,19 @@ from collections.abc import Iterator
 from itertools import chain
 
 from krea_batch.errors import InputError, JobError
-from krea_batch.sources.formats.encoding import LINE_ENDS_HINT, UTF_8_HINT, EncodingError, OnNotice
+from krea_batch.sources.formats.encoding import (
+    BYTE_ORDER_MARK,
+    LINE_ENDS_HINT,
+    UTF_8_HINT,
+    EncodingError,
+    OnNotice,
+)
 from krea_batch.sources.formats.line_file import MAX_LINE_BYTES, LineFile
 
 Cells = Iterator[tuple[int, list[str] | JobError]]
 
 _SEPARATOR_LINE = re.compile(r'"?sep=([^"\r\n])"?[,;\t]*\s*', re.IGNORECASE)  # Excel's own, not a row
+_ENCLOSED = re.compile(r'"(?:[^"]|"")*"')
 _NOT_UTF_8 = re.compile("[\udc80-\udcff]")  # how `surrogateescape` represents a byte that is not UTF-8
 _LONG_LINE_HINT = "leave out the column with the long cells"
 
@@ -47,8 +54,12 @@ def csv_cells(file: LineFile, on_notice: OnNotice) -> Cells:
             yield number, _row_error(str(error))
 
 
-def tsv_cells(file: LineFile) -> Cells:
-    """Yield the cells of each line, in which quotes have no meaning, with its number; or why it cannot be read."""
+def tsv_cells(file: LineFile, *, is_chosen: bool) -> Cells:
+    """Yield the cells of each line, in which quotes have no meaning, with its number; or why it cannot be read.
+
+    Many programs write such files with quotes around cells. Raises InputError for these, unless the user has chosen
+    the format: the quotes would be sent.
+    """
     for number, line in enumerate(_decode_lines(file), 1):
         text = line.rstrip("\r\n")
         if number == 1 and _SEPARATOR_LINE.fullmatch(line):
@@ -57,7 +68,15 @@ def tsv_cells(file: LineFile) -> Cells:
             yield number, _row_error("new-line character")
             continue
         cells = text.split("\t") if text else []
+        if not is_chosen and '"' in text and any(map(_seems_enclosed, cells)):
+            problem = f"{file.name}:{number}: quotes seem to enclose a cell"
+            raise InputError(problem, "set --input-format csv to read the cell in them, or tsv to keep the quotes")
         yield number, _wrongly_encoded(cells) or cells
+
+
+def _seems_enclosed(cell: str) -> bool:
+    """Return whether a cell is in quotes as in CSV, or begins one that goes on after a tab or a newline."""
+    return cell.startswith('"') and (cell.count('"') % 2 == 1 or bool(_ENCLOSED.fullmatch(cell)))
 
 
 def _delimiter(first: str) -> str:
@@ -108,7 +127,7 @@ def _decode_lines(file: LineFile) -> Iterator[str]:
             problem = f"{file.name}:{number}: the line is longer than {MAX_LINE_BYTES >> 20} MiB"
             raise InputError(problem, _LONG_LINE_HINT)
         for line in lines:
-            yield line + "\n"
+            yield line.removeprefix(BYTE_ORDER_MARK) + "\n"
     rest += decode(b"", True)
     if rest:
-        yield rest
+        yield rest.removeprefix(BYTE_ORDER_MARK)

@@ -15,6 +15,9 @@ from krea_batch.errors import InputError, JobError
 OnNotice = Callable[[str], None]
 
 UTF_8 = "utf-8"
+BYTE_ORDER_MARK = "\ufeff"
+"""Also begins a line where another file was appended to one that had ended, and is then no part of the line."""
+
 UTF_8_HINT = (
     'save the file as UTF-8 (in Excel "CSV UTF-8"), or read it with --encoding cp1252 if Excel or Windows wrote it'
 )

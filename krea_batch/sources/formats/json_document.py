@@ -5,6 +5,8 @@ The document is read into memory as a whole; JSONL is the format for millions of
 
 from __future__ import annotations
 
+import json
+import shlex
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -28,7 +30,10 @@ def rows(file: LineFile, options: InputOptions, on_notice: OnNotice) -> Rows:
     The second value is the key of the entry, empty in an array. An object around an array is removed, and a notice
     says so.
     """
-    value = parse_document(read_document(file, MAX_DOCUMENT_BYTES), file.name)
+    content = read_document(file, MAX_DOCUMENT_BYTES)
+    if not content.strip():
+        return
+    value = parse_document(content, file.name)
     yield from rows_of_value(value, file.name, options, on_notice)
 
 
@@ -80,14 +85,27 @@ def _without_wrapper(value: Any, prompt_path: str, name: str, on_notice: OnNotic
         ignored = ", ".join(quoted(key) for key in parent if key != path[-1])
         on_notice(f"read the list {quoted('.'.join(path))}" + (f" and ignored {ignored}" if ignored else ""))
         return parent[path[-1]]
-    if isinstance(value, dict) and value and all(isinstance(each, list) for each in value.values()):
-        problem = f"{name}: {' and '.join(map(quoted, list(value)[:2]))} are both lists"
-        raise InputError(problem, 'write one object per job: [{"prompt": "…", "seed": 7}, …]')
+    if isinstance(value, dict) and any(isinstance(each, list) for each in value.values()):
+        raise _lists_error(value, name)
     by_column = value.get(prompt_path) if isinstance(value, dict) else None
     if isinstance(by_column, dict) and not _is_job(by_column, prompt_path):
         problem = f"{name}: {quoted(prompt_path)} has the values of all rows"
         raise InputError(problem, 'write one object per job: [{"prompt": "…", "seed": 7}, …]')
     return value
+
+
+def _lists_error(value: dict[str, Any], name: str) -> InputError:
+    """Return the error for an object that has lists, and that does not say in which of them the jobs are."""
+    lists_by_key = {key: each for key, each in value.items() if isinstance(each, list)}
+    tables = [key for key, each in lists_by_key.items() if any(isinstance(row, dict) for row in each)]
+    lists = tables or list(lists_by_key)
+    if not tables and len(lists) == len(value):
+        problem = f"{name}: {' and '.join(map(quoted, lists[:2]))} are both lists"
+        return InputError(problem, 'write one object per job: [{"prompt": "…", "seed": 7}, …]')
+    names = f"the list{'s' * (len(lists) > 1)} {', '.join(map(quoted, lists))}"
+    command = f"jq {shlex.quote(f'.[{json.dumps(lists[-1])}]')} {shlex.quote(name)} > jobs.json"
+    hint = f"write the list with the prompts into a file of its own: {command}"
+    return InputError(f"{name}: an object with {names}, not a list of jobs", hint)
 
 
 def _row(value: object) -> dict[str, Any] | JobError:

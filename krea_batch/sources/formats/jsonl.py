@@ -15,7 +15,7 @@ from krea_batch.errors import JobError
 from krea_batch.jobs import FIELDS, Job
 from krea_batch.sources import field_errors, json_errors
 from krea_batch.sources.formats.line_file import MAX_LINE_BYTES
-from krea_batch.sources.values import convert_fields
+from krea_batch.sources.values import convert_fields, is_unusable
 
 _decode_line = msgspec.json.Decoder(Job).decode
 _encode = msgspec.json.Encoder().encode
@@ -54,7 +54,7 @@ class JsonlParser:
             and not json_errors.is_strict_json(line)
         ):
             return None
-        return job
+        return None if is_unusable(job.prompt) else job
 
     def diagnose(self, line: bytes) -> JobError:
         """Return the reason why `read` returned None."""
@@ -79,6 +79,8 @@ class JsonlParser:
                     return None
                 fields["metadata"] = metadata | {name: fields.pop(name) for name in names}
             job = msgspec.convert(fields, Job)
+            if is_unusable(job.prompt):
+                return None
         except (JobError, msgspec.ValidationError):
             return None
         self.unknown_fields.extend(names)

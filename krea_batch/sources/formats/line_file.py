@@ -29,6 +29,7 @@ MAX_LINE_BYTES = 1 << 20
 """Chosen: 1 MiB, as for gateway responses. The longest sensible prompt is a hundredth of it,
 and a file without lines is noticed before it fills the memory."""
 
+SIMILARITY = 0.8  # chosen: a letter more or less, but not another name with the same extension
 BLOCK_BYTES = 1 << 18  # benchmarks/validate.py: larger blocks are not faster and take more memory
 
 OnBlock = Callable[[int, int, str], None]
@@ -264,9 +265,11 @@ def _hint_for_missing(name: str) -> str:
     path = Path(name)
     if any(char in path.name for char in "*?["):
         return "no file matches the pattern; check it, and its directory"
+    if path.is_symlink():
+        return f"it is a link to {path.readlink()}"
     if not path.parent.is_dir():
         return "check the path"
-    close = get_close_matches(path.name, [each.name for each in path.parent.iterdir()], n=1)
+    close = get_close_matches(path.name, [each.name for each in path.parent.iterdir()], 1, SIMILARITY)
     return f"did you mean {path.with_name(close[0])}?" if close else "check the path"
 
 

@@ -22,14 +22,15 @@ from krea_batch.sources.formats.cells import Cells, csv_cells, tsv_cells
 from krea_batch.sources.formats.line_file import LineFile
 from krea_batch.sources.json_errors import quoted
 from krea_batch.sources.key_paths import steps_to, value_at, without
-from krea_batch.sources.options import InputOptions
+from krea_batch.sources.options import Format, InputOptions
 from krea_batch.sources.template import Template
-from krea_batch.sources.values import convert_fields
+from krea_batch.sources.values import INVISIBLE, convert_fields
 
 OnNotice = Callable[[str], None]
 Rows = Iterator[tuple[int, dict[str, Any] | JobError]]
 
 PROMPT_COLUMNS = ("prompt", "prompts", "text", "caption", "captions", "description")
+_BLANKS_IN_HEADERS = " \t\r\n\u00a0" + INVISIBLE  # web pages and spreadsheets put them around names
 _MIN_PROMPT_WORDS = 3  # chosen: names of columns are seldom longer; only the order of a hint depends on it
 _WHOLE_FLOAT = re.compile(r"(0|[1-9][0-9]{0,14})\.0")
 _ERROR_VALUE = re.compile(r"#(NULL!|DIV/0!|VALUE!|REF!|NAME\?|NUM!|N/A|SPILL!|CALC!)|Err:\d{3}")
@@ -43,7 +44,8 @@ class Columns:
     """Maps the columns of a table to fields. Raises InputError if that is ambiguous.
 
     With `is_text`, cells have no type: an id "7.0" is a whole number that another program wrote as a float, because
-    an id is missing elsewhere in its column. `nested` are the paths of values inside columns that options may name.
+    an id is missing elsewhere in its column. `has_quotes`: quotes enclose cells in the format. `nested` are the
+    paths of values inside columns that options may name.
     """
 
     def __init__(
@@ -54,12 +56,14 @@ class Columns:
         on_notice: OnNotice,
         *,
         is_text: bool = True,
+        has_quotes: bool = True,
         nested: Sequence[str] = (),
     ) -> None:
         self._name = name
         self._on_notice = on_notice
         self._is_text = is_text
-        self._header = [column.strip() for column in header]
+        self._has_quotes = has_quotes
+        self._header = [column.strip(_BLANKS_IN_HEADERS) for column in header]
         for n, column in enumerate(self._header):
             if column and column in self._header[:n]:
                 raise _HeaderError(f"{name}: two columns are named {quoted(column)}", "rename one of them")
@@ -84,8 +88,8 @@ class Columns:
     def row(self, cells: Sequence[Any]) -> dict[str, Any]:
         """Return the fields of a row. Raises JobError if it has too many cells, or one holds invalid JSON."""
         if len(cells) > len(self._header) and any(cells[len(self._header) :]):
-            problem = f"the row has {len(cells)} cells but the header {len(self._header)} columns"
-            raise JobError(problem, "quote cells that contain the separator, or remove the extra cell")
+            problem = f"the row has {len(cells)} cells, and the header has {len(self._header)}"
+            raise JobError(problem, self._extra_cell_hint(cells))
         if self._paths:
             cells, nested_fields = self._take_nested(cells)
         else:
@@ -102,6 +106,14 @@ class Columns:
             if not self._is_export or value != "":  # in an export, an empty cell is a key that the job does not have
                 metadata[key] = value
         return fields
+
+    def _extra_cell_hint(self, cells: Sequence[Any]) -> str:
+        if not self._has_quotes:
+            return "remove the extra cell, or set --input-format csv if quotes enclose cells"
+        if any(isinstance(cell, str) and cell.lstrip() != cell and cell.lstrip().startswith('"') for cell in cells):
+            return "remove the blanks before quotes"
+        hint = "put cells that contain the separator in quotes, or remove the extra cell"
+        return hint if len(self._header) > 1 else f"{hint}; --input-format tsv reads each line as one cell"
 
     def _take_nested(self, cells: Sequence[Any]) -> tuple[list[Any], dict[str, Any]]:
         """Return the cells without the values that fields are taken from, and these fields."""
@@ -228,10 +240,13 @@ def csv_rows(file: LineFile, options: InputOptions, on_notice: OnNotice) -> Rows
 
 def tsv_rows(file: LineFile, options: InputOptions, on_notice: OnNotice) -> Rows:
     """Yield the rows of a TSV file, numbered by their lines."""
-    return rows_of_cells(file.name, tsv_cells(file), options, on_notice)
+    cells = tsv_cells(file, is_chosen=options.format is Format.TSV)
+    return rows_of_cells(file.name, cells, options, on_notice, has_quotes=False)
 
 
-def rows_of_cells(name: str, cells: Cells, options: InputOptions, on_notice: OnNotice) -> Rows:
+def rows_of_cells(
+    name: str, cells: Cells, options: InputOptions, on_notice: OnNotice, *, has_quotes: bool = True
+) -> Rows:
     """Yield the rows of a table of text cells, whose first row is the header unless options say otherwise.
 
     Empty rows, further copies of the header, and rows without a prompt at the end are left out.
@@ -248,7 +263,7 @@ def rows_of_cells(name: str, cells: Cells, options: InputOptions, on_notice: OnN
         header = []
     else:
         try:
-            columns = Columns(name, header, options, on_notice)
+            columns = Columns(name, header, options, on_notice, has_quotes=has_quotes)
         except _HeaderError as error:
             raise InputError(error.problem, _header_hint(error.hint, header, next(filled, None))) from None
     rows = _rows(filled, columns, header, on_notice)
@@ -256,12 +271,12 @@ def rows_of_cells(name: str, cells: Cells, options: InputOptions, on_notice: OnN
 
 
 def _rows(cells: Cells, columns: Columns, header: Sequence[str], on_notice: OnNotice) -> Rows:
-    header = [cell.strip() for cell in header]
+    header = [cell.strip(_BLANKS_IN_HEADERS) for cell in header]
     repeated = array("q")
     for number, row in cells:
         if isinstance(row, JobError):
             yield number, row
-        elif header and [cell.strip("\ufeff \t") for cell in row] == header:
+        elif header and [cell.strip(_BLANKS_IN_HEADERS) for cell in row] == header:
             repeated.append(number)
         else:
             yield from columns.numbered_row(number, row)

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from krea_batch.errors import InputError, JobError
-from krea_batch.sources.formats.encoding import LINE_ENDS_HINT, EncodingError, decode_utf_8
+from krea_batch.sources.formats.encoding import BYTE_ORDER_MARK, LINE_ENDS_HINT, EncodingError, decode_utf_8
 from krea_batch.sources.formats.line_file import MAX_LINE_BYTES, FilePosition, LineFile, OnBlock
 from krea_batch.sources.options import InputOptions
 
@@ -18,7 +18,7 @@ def lines(file: LineFile, options: InputOptions, on_block: OnBlock | None, after
     """Yield a prompt for each line that is not blank, nor a comment if comments are to be skipped."""
     for number, line in file.lines(on_block, after):
         if not (options.skip_comments and line.lstrip().startswith(b"#")):
-            text = line.rstrip(b"\r")
+            text = line.rstrip(b"\r").removeprefix(BYTE_ORDER_MARK.encode())
             if b"\r" in text:
                 yield number, JobError("a carriage return (CR) in the line: line ends are mixed", LINE_ENDS_HINT)
             else:

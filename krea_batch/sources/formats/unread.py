@@ -28,6 +28,28 @@ _PROBLEM_AND_HINT_BY_SUFFIX = {
 }
 
 
+_PROBLEM_AND_HINT_BY_START = (
+    (b"version https://git-lfs.github.com/spec/", ("a pointer of Git LFS, not the file itself", "run git lfs pull")),
+    (b"%PDF-", ("a PDF document, which is not read", _ONE_A_LINE)),
+    (b"\x89PNG\r\n", _IMAGE),
+    (b"\xff\xd8\xff", _IMAGE),
+    (b"<!doctype html", _WEB_PAGE),
+    (b"<html", _WEB_PAGE),
+    (b"\x1f\x8b", ("compressed twice", "decompress it once")),
+    (b"BZh", _COMPRESSED),
+    (b"\xfd7zXZ\0", _COMPRESSED),
+    (b"SQLite format 3\0", _OTHER_TABLE),
+)
+"""First bytes in lower case where that makes no difference, and what to do with a file that has them."""
+
+
+def require_readable_start(name: str, head: bytes) -> None:
+    """Raise InputError for a file whose content is of a format that is not read, whatever its name says."""
+    for start, (problem, hint) in _PROBLEM_AND_HINT_BY_START:
+        if head.startswith(start) or head[: len(start)].lower() == start:
+            raise InputError(f"{name}: {problem}", hint)
+
+
 def require_readable(name: str, suffix: str) -> None:
     """Raise InputError for a file whose suffix is that of a format that is not read."""
     if found := _PROBLEM_AND_HINT_BY_SUFFIX.get(suffix):

@@ -36,7 +36,9 @@ def rows(file: LineFile, options: InputOptions, on_notice: OnNotice) -> Rows:
     except yaml.MarkedYAMLError as error:
         line = error.problem_mark.line + 1 if error.problem_mark else 1
         problem = f"{file.name}:{line}: invalid YAML ({error.problem})"
-        raise InputError(problem, 'put a prompt that contains ": " or " #" in quotes') from None
+        has_tab = "\t" in text.split("\n")[line - 1] if line <= text.count("\n") + 1 else False
+        hint = 'put a prompt that contains ": " or " #" in quotes' + (", and use blanks instead of tabs" * has_tab)
+        raise InputError(problem, hint) from None
     except yaml.YAMLError as error:
         reason = str(error).splitlines()[0]
         raise InputError(f"{file.name}: cannot be read as YAML ({reason})", "write JSON instead") from None
