@@ -6,12 +6,14 @@ their split: `train-00000-of-00001.parquet`. An imagefolder has its rows in `met
 
 from __future__ import annotations
 
+import os
 import re
 import shlex
 from collections.abc import Iterator
 from pathlib import Path
 
 from krea_batch.errors import InputError
+from krea_batch.sources.folder_texts import is_job_file
 
 _URL = re.compile(r"([a-z][a-z0-9+.-]+)://(.*)", re.IGNORECASE)
 _HUB_DATASET = re.compile(r"(?:huggingface\.co/)?datasets/([^/?#@]+/[^/?#@]+)")
@@ -79,10 +81,14 @@ def unreadable_folder(folder: Path, left_out: str) -> InputError:
 def _candidates(folder: Path) -> Iterator[Path]:
     """Yield files that may be job files, and directories that have some."""
     for each in sorted(folder.iterdir()):
-        is_job_file = each.is_file() and each.suffix.lower() in _JOB_FILE_SUFFIXES
-        if not each.name.startswith(".") and (is_job_file or _has_job_files(each)):
+        has_jobs = is_job_file(each) and each.is_file() and each.suffix.lower() in _JOB_FILE_SUFFIXES
+        if has_jobs or (not each.name.startswith(".") and _has_job_files(each)):
             yield each
 
 
 def _has_job_files(path: Path) -> bool:
-    return path.is_dir() and any(each.suffix.lower() in _FOLDER_SUFFIXES for each in path.iterdir())
+    return (
+        path.is_dir()
+        and os.access(path, os.R_OK | os.X_OK)
+        and any(each.suffix.lower() in _FOLDER_SUFFIXES for each in path.iterdir())
+    )

@@ -21,7 +21,7 @@ from krea_batch.errors import InputError, JobError
 from krea_batch.sources import data_sets, own_files
 from krea_batch.sources.folder_texts import TextCount, is_job_file, left_out_note, require_utf_8_name
 from krea_batch.sources.formats import json_document, markdown, parquet, sheet, tables, text, yaml_document
-from krea_batch.sources.formats.line_file import FILE_START, FilePosition, LineFile, OnBlock
+from krea_batch.sources.formats.line_file import FILE_START, FilePosition, LineFile, OnBlock, as_input_errors
 from krea_batch.sources.formats.renamed_keys import KeyRenamer
 from krea_batch.sources.formats.spool import is_read_once, spool, spool_path
 from krea_batch.sources.formats.unread import require_readable, require_readable_start
@@ -225,13 +225,14 @@ def open_inputs(
     if not path:
         raise InputError("the name of a file is empty", "name a file, or . for all files of this directory")
     data_sets.require_local(path)
-    if path == "-":
-        source = stdin() if callable(stdin) else stdin
-        yield _open_input(LineFile(STDIN_NAME, spool(source, STDIN_NAME, spool_dir)), options)
-    elif Path(path).is_dir():
-        yield from _open_folder(Path(path), options)
-    else:
-        yield _open_input(LineFile(path, spool_path(path, spool_dir) if is_read_once(path) else None), options)
+    with as_input_errors(path):
+        if path == "-":
+            source = stdin() if callable(stdin) else stdin
+            yield _open_input(LineFile(STDIN_NAME, spool(source, STDIN_NAME, spool_dir)), options)
+        elif Path(path).is_dir():
+            yield from _open_folder(Path(path), options)
+        else:
+            yield _open_input(LineFile(path, spool_path(path, spool_dir) if is_read_once(path) else None), options)
 
 
 def prompts_input(prompts: Sequence[str], options: InputOptions) -> Input:

@@ -73,10 +73,10 @@ CASES: tuple[MessageCase, ...] = (
         new_args="d/jobs.jsonl",
     ),
     MessageCase(
-        message="d: a directory without text (.txt) or Parquet files; left out: jobs.jsonl; name the job "
-        "files in it: d/jobs.jsonl",
-        files={"d/jobs.jsonl": JSONL},
-        args="d --input-format jsonl",
+        message="d: a directory without text (.txt) or Parquet files; left out: README.md, jobs.jsonl; "
+        "name the job files in it: d/jobs.jsonl",
+        files={"d/jobs.jsonl": JSONL, "d/README.md": "x"},
+        args="d",
         new_args="d/jobs.jsonl",
     ),
     MessageCase(

@@ -10,6 +10,7 @@ import subprocess
 import sys
 from decimal import Decimal
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import pyarrow as pa
@@ -230,6 +231,31 @@ class TestNames:
         os.mkfifo(tmp_path / "a.txt")
         write(tmp_path, "b.txt", "a cat")
         assert prompts(str(tmp_path)) == ["a cat"]
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs another user")
+def test_what_another_user_may_not_read() -> None:
+    """A directory that may not be searched, and a file in it, are named; one within another is left out."""
+    with TemporaryDirectory(dir="/tmp") as name:
+        folder = Path(name)
+        folder.chmod(0o755)
+        path = write(folder, "closed/a.txt", "a cat")
+        write(folder, "open/jobs.jsonl", CAT)
+        (folder / "open" / "closed").mkdir()
+        script = (
+            "import os, sys; from krea_batch.sources import JobFiles; from krea_batch.errors import InputError\n"
+            "os.setuid(65534)\n"
+            "for path in sys.argv[1:]:\n"
+            "    try: JobFiles([path])\n"
+            "    except InputError as error: print(error)\n"
+        )
+        (folder / "closed").chmod(0o700)
+        (folder / "open" / "closed").chmod(0o700)
+        command = [sys.executable, "-c", script, path, str(folder / "closed"), str(folder / "open")]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        denied = "permission denied; check its permissions"
+        assert done.stdout.splitlines()[:2] == [f"{path}: {denied}", f"{folder}/closed: {denied}"], done.stderr
+        assert done.stdout.splitlines()[2].endswith(f"name the job files in it: {folder}/open/jobs.jsonl")
 
 
 def test_standard_input_that_is_closed() -> None:

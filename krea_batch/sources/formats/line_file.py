@@ -189,7 +189,7 @@ class LineFile:
             yield block
 
     def _blocks(self) -> Iterator[bytes]:
-        with _as_input_errors(self.name), self._open_for_read() as file:
+        with as_input_errors(self.name), self._open_for_read() as file:
             stream = _decompressed(self.name, file)
             while block := stream.read(BLOCK_BYTES):
                 self.read_bytes = file.tell()
@@ -278,7 +278,7 @@ def _checksum(block: bytes) -> int:
 
 
 @contextmanager
-def _as_input_errors(name: str) -> Iterator[None]:
+def as_input_errors(name: str) -> Iterator[None]:
     """Convert errors of the operating system to InputError with the name of the file."""
     try:
         yield
