@@ -223,6 +223,8 @@ def _strings(value: object, name: str) -> Iterator[tuple[str, str]]:
 
 def _syntax_error(text: str, error: json.JSONDecodeError) -> JobError:
     position = error.pos
+    if text == "[":
+        return JobError("the line is the beginning of a list", "read the file with --input-format json")
     if position >= len(text):
         return JobError("the line ends before the object is complete", "write each job on one line")
     comma = _trailing_comma(text, position)

@@ -26,7 +26,7 @@ JSON_EXAMPLES = {
 }
 """The fields whose values are lists or objects, which tables and options write as JSON."""
 INVISIBLE = "\u200b\u200c\u200d\u2060\ufeff"  # the Unicode Standard, section 23.2: they have no width
-_BLANKS = " \t\r\n\u00a0" + INVISIBLE
+_BLANKS = " \x7f\u00a0" + INVISIBLE + "".join(map(chr, range(32)))  # DOS ended texts with the character 26
 _WHOLE_NUMBER = re.compile(r"\s*([+-]?[0-9]{1,20})(\.0+)?\s*")
 _RATIO_AS_TIME = re.compile(r"\s*(\d{1,2}):(\d{1,2})(?::00)?\s*")  # a spreadsheet makes the time 16:09:00 of 16:9
 _MAX_EXACT = 2**53  # IEEE 754: from here on, not every whole number is a float, so another seed may have been meant

@@ -11,6 +11,13 @@ LONG_LINE = '{"prompt": "a cat", "metadata": {"a": "' + "x" * (1 << 20) + '"}}'
 LONG_NUMBER = "7" * 5000
 
 CASES: tuple[MessageCase, ...] = (
+    option(
+        "a.jsonl:1: the line is the beginning of a list; read the file with --input-format json",
+        "a.jsonl",
+        '[\n{"prompt": "a cat"}\n]',
+        "",
+        "--input-format json",
+    ),
     file(
         "a.json",
         'a.json: an object with the lists "images", "jobs", not a list of jobs; write the list with '

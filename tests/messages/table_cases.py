@@ -9,6 +9,12 @@ CSV = "prompt\na cat\n"
 LONG = "x" * ((1 << 20) + 10)
 
 CASES: tuple[MessageCase, ...] = (
+    file(
+        "a.parquet",
+        'a.parquet: the column "prompt" is binary; write it as a column of strings',
+        parquet([{"prompt": b"a cat"}]),
+        parquet([{"prompt": "a cat"}]),
+    ),
     option(
         "a.tsv:2: quotes seem to enclose a cell; set --input-format csv to read the cell in them, "
         "or tsv to keep the quotes",
@@ -187,7 +193,8 @@ CASES: tuple[MessageCase, ...] = (
     ),
     file(
         "a.csv",
-        "a.csv:2: cannot read the row (',' expected after '\"'); write \" in a quoted cell as \"\"",
+        "a.csv:2: cannot read the row (',' expected after '\"'); "
+        'write " in a quoted cell as "", and no blanks around quotes',
         'prompt\n"a" cat\n',
         'prompt\n"""a"" cat"\n',
         prompts=('"a" cat',),

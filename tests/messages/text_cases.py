@@ -210,7 +210,21 @@ TEXTS: tuple[MessageCase, ...] = (
 YAML: tuple[MessageCase, ...] = (
     file(
         "a.yaml",
-        'a.yaml:1: invalid YAML (<…>); put a prompt that contains ": " or " #" in quotes',
+        'a.yaml:1: "a cat: red" is a key and its value; put the prompt in quotes',
+        "- a cat: red\n",
+        '- "a cat: red"\n',
+        prompts=("a cat: red",),
+    ),
+    file(
+        "a.yaml",
+        "a.yaml:1: invalid YAML (found character that cannot start any token); use blanks instead of tabs",
+        "-\tprompt: a cat\n",
+        "- prompt: a cat\n",
+    ),
+    file(
+        "a.yaml",
+        'a.yaml:1: invalid YAML (<…>); put a prompt in quotes if it contains ": " or " #", '
+        "or begins with one of { [ * & ! | > @ % `",
         "- prompt: a cat: on a roof\n",
         '- prompt: "a cat: on a roof"\n',
         prompts=("a cat: on a roof",),

@@ -102,6 +102,9 @@ REFUSED: list[tuple[str, str | bytes, str]] = [
     ),
     ("a.parquet", parquet(prompt=[["a cat"]]), '1: "prompt" is ["a cat"]; write one job for each prompt'),
     ("a.parquet", parquet(prompt=["a", None]), '2: "prompt" is null'),
+    ("a.txt", "a cat\n\x1a", '2: "prompt" is empty'),
+    ("a.jsonl", f"[\n{CAT}\n]", "1: the line is the beginning of a list; read the file with --input-format json"),
+    ("a.yaml", "- a cat: red\n", '1: "a cat: red" is a key and its value; put the prompt in quotes'),
     ("a.yaml", "- a cat\n- ~\n", "2: null is neither an object nor a prompt"),
     ("a.md", "- Cats\n  - a cat\n", "1: the item has a list of its own; make it a heading"),
 ]
@@ -141,6 +144,9 @@ NOT_PROMPTS: list[tuple[str, str | bytes, str]] = [
     ("a.tsv", 'prompt\tseed\n"a\tcat"\t7\n', ":2: quotes seem to enclose a cell; set --input-format csv"),
     ("a.yaml", "x: &a {seed: 7}\njobs: [{<<: *a, prompt: a}]\n", ":2: the reference *a is not read"),
     ("a.yaml", "-\tprompt: a\n", ":1: invalid YAML ("),
+    ("a.yaml", "- {red|blue} kite\n", ":1: invalid YAML ("),
+    ("a.parquet", parquet(prompt=[b"a cat"]), ': the column "prompt" is binary; write it as a column of strings'),
+    ("a.csv", '"prompt" ,seed\n', ":1: cannot read the header: cannot read the row ("),
 ]
 
 

@@ -14,7 +14,8 @@ from typing import IO, Any
 
 from krea_batch.errors import InputError
 from krea_batch.sources.formats.line_file import LineFile
-from krea_batch.sources.formats.tables import Columns, OnNotice, Rows
+from krea_batch.sources.formats.tables import PROMPT_COLUMNS, Columns, OnNotice, Rows
+from krea_batch.sources.json_errors import quoted
 from krea_batch.sources.options import InputOptions
 
 BATCH_ROWS = 1024  # chosen: rows in memory
@@ -62,6 +63,7 @@ def _rows(file: IO[bytes], name: str, options: InputOptions, on_notice: OnNotice
     column_names = [each.name for each in schema if not _contains_binary(each.type)]
     if skipped_columns := [each.name for each in schema if _contains_binary(each.type)]:
         on_notice(f"ignored {', '.join(skipped_columns)}, which contains binary data")
+        _require_text_prompts(name, skipped_columns, column_names, options)
     nested = [path for each in schema if each.name in column_names for path in _paths_in_type(each.name, each.type)]
     columns = Columns(name, column_names, options, on_notice, is_text=False, nested=nested)
     number = 0
@@ -69,6 +71,15 @@ def _rows(file: IO[bytes], name: str, options: InputOptions, on_notice: OnNotice
         for row in batch.select(column_names).to_pylist():
             number += 1
             yield from columns.numbered_row(number, [row[each] for each in column_names])
+
+
+def _require_text_prompts(name: str, binary: list[str], others: list[str], options: InputOptions) -> None:
+    """Raise InputError if the prompts are in a binary column, as programs write texts without their type."""
+    chosen = options.columns.get("prompt")
+    candidates = (chosen.lower(),) if chosen else PROMPT_COLUMNS
+    found = next((each for each in binary if each.lower() in candidates), None)
+    if found and not any(each.lower() in candidates for each in others):
+        raise InputError(f"{name}: the column {quoted(found)} is binary", "write it as a column of strings")
 
 
 def _paths_in_type(name: str, arrow_type: Any) -> Iterator[str]:

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from importlib import import_module
 from typing import Any
 
-from krea_batch.errors import InputError
+from krea_batch.errors import InputError, JobError
 from krea_batch.sources.formats.encoding import OnNotice
 from krea_batch.sources.formats.json_document import Rows, read_text, rows_of_value
 from krea_batch.sources.formats.line_file import LineFile
@@ -19,6 +19,8 @@ from krea_batch.sources.json_errors import MAX_DEPTH, quoted
 from krea_batch.sources.options import InputOptions
 
 MAX_YAML_BYTES = 1 << 25  # chosen: a fifth of a million prompts; YAML is for lists that people write
+
+_QUOTES_HINT = 'put a prompt in quotes if it contains ": " or " #", or begins with one of { [ * & ! | > @ % `'
 
 _NULL = re.compile(r"~|null|Null|NULL|")
 _BOOL = re.compile(r"true|True|TRUE|false|False|FALSE")
@@ -37,7 +39,7 @@ def rows(file: LineFile, options: InputOptions, on_notice: OnNotice) -> Rows:
         line = error.problem_mark.line + 1 if error.problem_mark else 1
         problem = f"{file.name}:{line}: invalid YAML ({error.problem})"
         has_tab = "\t" in text.split("\n")[line - 1] if line <= text.count("\n") + 1 else False
-        hint = 'put a prompt that contains ": " or " #" in quotes' + (", and use blanks instead of tabs" * has_tab)
+        hint = "use blanks instead of tabs" if has_tab else _QUOTES_HINT
         raise InputError(problem, hint) from None
     except yaml.YAMLError as error:
         reason = str(error).splitlines()[0]
@@ -46,7 +48,17 @@ def rows(file: LineFile, options: InputOptions, on_notice: OnNotice) -> Rows:
         first, count = reader.comment_lines[0], len(reader.comment_lines)
         on_notice(f"comments after values are left out: {count:,}, the first in line {first}")
     if documents:
-        yield from rows_of_value(documents[0] if len(documents) == 1 else documents, file.name, options, on_notice)
+        value = documents[0] if len(documents) == 1 else documents
+        for number, key, row in rows_of_value(value, file.name, options, on_notice):
+            yield number, key, _without_split_prompt(row) if isinstance(row, dict) and not key else row
+
+
+def _without_split_prompt(row: dict[str, Any]) -> dict[str, Any] | JobError:
+    """Return the row, or an error for a prompt with ": " in it, which YAML splits there."""
+    (name, value), *others = row.items() or [("", None)]
+    if others or " " not in name:
+        return row
+    return JobError(f"{quoted(f'{name}: {value}')} is a key and its value", "put the prompt in quotes")
 
 
 class _Reader:
