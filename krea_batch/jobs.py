@@ -30,12 +30,15 @@ MAX_REFERENCES = 10  # API document, image_style_references: maximum 10 entries
 MAX_STYLES = 10  # API document, styles: maximum 10 entries
 MAX_MOODBOARDS = 1  # API document, moodboards: maximum 1 entry per request
 MAX_ID_BYTES = 200  # chosen: file systems allow names of 255 bytes, and "-12.1234567890.png.part" is appended
+MAX_IMAGE_NAME_BYTES = 800  # chosen: with a prefix, it fits into the 1,024 bytes of an object's key on S3
 SEED_RANGE = (-(2**63), 2**64 - 1)  # chosen: the document gives no range; JSON encoders keep these exactly
 
 UUID_PATTERN = "[0-9a-fA-F]{8}-(?:[0-9a-fA-F]{4}-){3}[0-9a-fA-F]{12}"
 _UUID = re.compile(UUID_PATTERN)
 _SIMPLE_ID = re.compile(rf"[A-Za-z0-9_-]{{1,{MAX_ID_BYTES}}}")
 _INVALID_IN_FILE_NAMES = re.compile(r"[/\\\x00-\x1f\x7f-\x9f]|\.\.")
+_INVALID_IN_PARTS = re.compile(r"[\\\x00-\x1f\x7f-\x9f]")
+_LIKE_A_FILE = re.compile(r"\.(?:png|jpe?g|webp|gif|avif|part)$", re.IGNORECASE)
 _INVALID_IN_IMAGE_URLS = re.compile(r"[\s\x00-\x1f\x7f-\x9f]")
 
 
@@ -76,10 +79,11 @@ class Job(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """One requested image: the fields of the request, and `id` and `metadata`, which are never sent.
 
     `id` identifies the job in the ledger and in results, and names its files. If it is empty, the reader of a job
-    file sets the line number, and `Engine.submit` a random id. `seed` is sent only if it is set.
+    file sets the line number, and `Engine.submit` a random id. `seed` is sent only if it is set. `image_name` names
+    the files of the job instead of the id. It may have folders (`cats/1`); an image's extension in it is not used.
 
-    Raises TypeError if the prompt or the seed has the wrong type, and ValueError for a value that is not allowed.
-    While decoding, msgspec converts both to ValidationError.
+    Raises TypeError if the prompt, the seed or the name has the wrong type, and ValueError for a value that is not
+    allowed. While decoding, msgspec converts both to ValidationError.
     """
 
     prompt: str
@@ -90,6 +94,7 @@ class Job(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     styles: Annotated[tuple[Style, ...], Meta(max_length=MAX_STYLES)] = ()
     moodboards: Annotated[tuple[Moodboard, ...], Meta(max_length=MAX_MOODBOARDS)] = ()
     id: str = ""
+    image_name: str = ""
     metadata: dict[str, Any] = {}  # msgspec copies an empty default for each instance
 
     def __post_init__(self) -> None:
@@ -99,6 +104,8 @@ class Job(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
             raise ValueError("the prompt is empty")
         if self.id and not _SIMPLE_ID.fullmatch(self.id):  # Nearly every id ends here, in a third of the time.
             check_id(self.id)
+        if self.image_name:
+            check_image_name(self.image_name)
         if self.seed is not UNSET:
             check_seed(self.seed)
 
@@ -118,6 +125,34 @@ def check_id(job_id: str) -> None:
         job_id.encode()
     except UnicodeEncodeError:
         raise ValueError(f"id {job_id!r} contains a lone surrogate") from None
+
+
+def check_image_name(name: str) -> None:
+    """Raise ValueError unless the name is safe as a relative path with slashes, and TypeError if it is not text.
+
+    A file system may be unable to tell a folder from a file of the same name, so a folder is not named like one.
+    """
+    if not isinstance(name, str):
+        raise TypeError(f"image_name is {type(name).__name__}, not str")
+    *folders, last = name.split("/")
+    if any(part in ("", ".", "..") or _INVALID_IN_PARTS.search(part) for part in (*folders, last)):
+        raise ValueError(f"image_name {name[:80]!r} cannot be used as a path")
+    if any(_LIKE_A_FILE.search(folder) for folder in folders):
+        raise ValueError(f"image_name {name[:80]!r} has a folder that is named like a file")
+    if not without_image_extension(last):
+        raise ValueError(f"image_name {name[:80]!r} is an extension without a name")
+    try:
+        sizes_bytes = [len(part.encode()) for part in (*folders, last)]
+    except UnicodeEncodeError:
+        raise ValueError(f"image_name {name[:80]!r} contains a lone surrogate") from None
+    if max(sizes_bytes) > MAX_ID_BYTES or sum(sizes_bytes) + len(folders) > MAX_IMAGE_NAME_BYTES:
+        limits = f"{MAX_ID_BYTES} bytes in a part or {MAX_IMAGE_NAME_BYTES} in all"
+        raise ValueError(f"image_name {name[:40]!r}… is longer than {limits}")
+
+
+def without_image_extension(name: str) -> str:
+    """Return a file name without the extension of an image, which is given by the image itself."""
+    return _LIKE_A_FILE.sub("", name)
 
 
 def check_seed(seed: int) -> None:

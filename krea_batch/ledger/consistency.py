@@ -14,7 +14,7 @@ import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
 from itertools import islice
-from pathlib import Path, PurePath
+from pathlib import Path
 
 import msgspec
 
@@ -27,7 +27,7 @@ from krea_batch.ledger.rows import KnownJob
 from krea_batch.ledger.transitions import LedgerStore
 from krea_batch.ledger.writer import LedgerWriter
 from krea_batch.storage.async_io import run_to_completion
-from krea_batch.storage.image_file import stale_parts
+from krea_batch.storage.image_file import PART_SUFFIX, stale_parts
 from krea_batch.storage.results_rows import matches_mark, read_lines
 from krea_batch.storage.run_dir import IMAGES, LEDGER, RESULTS, existing_images
 from krea_batch.storage.spill import SPILL, read_spill
@@ -97,15 +97,15 @@ def check_run_dir(out: Path) -> None:
         raise RunDirError(out, f"cannot be read ({error})", "check its permissions and the disk") from error
 
 
-def find_known_jobs(store: LedgerQueries, out: Path, job_ids: Sequence[str]) -> dict[str, bytes]:
+def find_known_jobs(store: LedgerQueries, out: Path, names: Mapping[str, str]) -> dict[str, bytes]:
     """Return the fingerprints of those ids that the ledger has; the others may be submitted for the first time.
 
-    Raises RunDirError if there is an image of one of these: its name says that the job is paid for. Other files in
-    images/ do not matter.
+    `names` has the names of the jobs' images, without extension, by the ids of the jobs. Raises RunDirError if there
+    is an image of one of the others: its name says that the job is paid for. Other files in images/ do not matter.
     """
-    known = store.fingerprints(job_ids)
-    if names := existing_images(out, (job_id for job_id in job_ids if job_id not in known)):
-        require_no_images(store, out, names)
+    known = store.fingerprints(list(names))
+    if images := existing_images(out, (name for job_id, name in names.items() if job_id not in known)):
+        require_no_images(store, out, images)
     return known
 
 
@@ -116,21 +116,31 @@ def require_no_images(store: LedgerQueries, out: Path, names: Sequence[str]) -> 
 
 
 def unknown_images(store: LedgerQueries, names: Iterable[str]) -> list[str]:
-    """Return those names of images that no accepted job of the ledger can have written."""
+    """Return those names of images that no accepted job of the ledger can have written.
+
+    A name is a path below images/, with slashes.
+    """
     remaining = iter(names)
     unknown: list[str] = []
     while batch := list(islice(remaining, BATCH_ROWS)):
-        files = store.accepted_files([job_id for name in batch for job_id in _possible_owners(name)])
+        files = store.accepted_files([owner for name in batch for owner in _possible_owners(name)])
         unknown += [name for name in batch if not _is_of_any(name, files)]
     if not unknown:
         return []
     # On some file systems x.png and X.png are one file.
-    folded = {job_id for name in unknown for job_id in _possible_owners(name.casefold())}
+    folded = {owner for name in unknown for owner in _possible_owners(name.casefold())}
     files = {
-        job_id: paths and tuple(map(str.casefold, paths))
-        for job_id, paths in store.accepted_files_folded(folded).items()
+        owner: paths and tuple(map(str.casefold, paths))
+        for owner, paths in store.accepted_files_folded(folded).items()
     }
     return [name for name in unknown if not _is_of_any(name.casefold(), files)]
+
+
+def unknown_parts(store: LedgerQueries, parts: Iterable[str]) -> list[str]:
+    """Return those names of `.part` files that no accepted job of the ledger can have written; see `ImageFile`."""
+    owners = {part: _possible_owners(part.removesuffix(PART_SUFFIX)) for part in parts}
+    accepted = store.accepted_ids([job_id for job_ids in owners.values() for job_id in job_ids])
+    return [part for part, job_ids in owners.items() if accepted.isdisjoint(job_ids)]
 
 
 def is_later(row: RowHead, job: KnownJob, *, request_known: bool) -> bool:
@@ -158,8 +168,8 @@ def is_later(row: RowHead, job: KnownJob, *, request_known: bool) -> bool:
 
 
 def _possible_owners(image_name: str) -> list[str]:
-    """Return the ids of the jobs that an image of this name may belong to: x-2.png is of x-2, or the second of x."""
-    owners = [PurePath(image_name).stem]
+    """Return the names of the jobs that an image may belong to: x-2.png is of x-2, or the second of x."""
+    owners = [image_name.rpartition(".")[0]]
     while (shorter := _SUFFIX.sub("", owners[-1])) != owners[-1]:
         owners.append(shorter)
     return owners
@@ -171,7 +181,7 @@ def _is_of_any(name: str, files: Mapping[str, tuple[str, ...] | None]) -> bool:
     if stem in files:
         return True
     return any(
-        job_id in files and ((paths := files[job_id]) is None or f"{IMAGES}/{name}" in paths) for job_id in others
+        owner in files and ((paths := files[owner]) is None or f"{IMAGES}/{name}" in paths) for owner in others
     )
 
 
@@ -194,9 +204,9 @@ def _check(ledger: LedgerStore, out: Path) -> None:
             )
     if (mark := ledger.results_mark()) and file_size(out / RESULTS) < mark.size_bytes:
         # Without its rows, the images are the only trace that an older ledger leaves.
-        pending = ledger.unsubmitted_job_ids()
-        while job_ids := list(islice(pending, BATCH_ROWS)):
-            require_no_images(ledger, out, existing_images(out, job_ids))
+        pending = ledger.unsubmitted_names()
+        while names := list(islice(pending, BATCH_ROWS)):
+            require_no_images(ledger, out, existing_images(out, names))
 
 
 def _require_fresh(out: Path, *, unreadable: int) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Self
@@ -43,7 +43,7 @@ RESUMED_AS_THEY_ARE = ", ".join(
 )
 """The states in which a run resumes jobs, as an SQL list."""
 
-_FILES_COLUMNS = "job_id, CASE WHEN state = 'succeeded' THEN files END"
+_FILES_SQL = "CASE WHEN state = 'succeeded' THEN files END"
 
 RETRYABLE_AND_RESUMED = ", ".join(f"'{state}'" for state in RETRYABLE if not state.info.unsuccessful)
 """The retryable states whose jobs a run may also resume without a retry by the user, as an SQL list."""
@@ -307,16 +307,32 @@ class LedgerQueries:
         sql = f"SELECT request_id, job_no FROM submissions WHERE request_id IN ({placeholders})"
         return dict(self._sql.execute(sql, request_ids).fetchall())
 
-    def accepted_files(self, job_ids: Sequence[str]) -> dict[str, tuple[str, ...] | None]:
-        """Return the paths of the images of those ids that are of accepted jobs; None while images are missing."""
-        placeholders = ",".join("?" * len(job_ids))
-        sql = f"SELECT {_FILES_COLUMNS} FROM jobs WHERE job_id IN ({placeholders}) AND request_id IS NOT NULL"
-        return {job_id: _paths(files) for job_id, files in self._sql.execute(sql, job_ids)}
+    def accepted_files(self, names: Sequence[str]) -> dict[str, tuple[str, ...] | None]:
+        """Return the paths of the images of the accepted jobs with these names; None while images are missing.
 
-    def accepted_files_folded(self, folded_ids: Collection[str]) -> dict[str, tuple[str, ...] | None]:
-        """Do the same by the ids after str.casefold. Reads every job."""
-        rows = self._sql.execute(f"SELECT {_FILES_COLUMNS} FROM jobs WHERE request_id IS NOT NULL")
-        return {folded: _paths(files) for job_id, files in rows if (folded := job_id.casefold()) in folded_ids}
+        The name of a job is its `image_name`, or else its id.
+        """
+        placeholders = ",".join(f"?{n}" for n in range(1, len(names) + 1))
+        rows = self._sql.execute(
+            f"SELECT job_id, {_FILES_SQL} FROM jobs WHERE job_id IN ({placeholders}) AND request_id IS NOT NULL"
+            f" AND image_name IS NULL UNION ALL SELECT image_name, {_FILES_SQL} FROM jobs"
+            f" WHERE image_name IN ({placeholders}) AND image_name IS NOT NULL AND request_id IS NOT NULL",
+            names,
+        )
+        return _paths_by_name(rows)
+
+    def accepted_files_folded(self, folded_names: Collection[str]) -> dict[str, tuple[str, ...] | None]:
+        """Do the same by the names after str.casefold. Reads every job."""
+        rows = self._sql.execute(
+            f"SELECT coalesce(image_name, job_id), {_FILES_SQL} FROM jobs WHERE request_id IS NOT NULL"
+        )
+        return _paths_by_name((folded, files) for name, files in rows if (folded := name.casefold()) in folded_names)
+
+    def accepted_ids(self, job_ids: Sequence[str]) -> set[str]:
+        """Return those of these ids that are of accepted jobs."""
+        placeholders = ",".join("?" * len(job_ids))
+        sql = f"SELECT job_id FROM jobs WHERE job_id IN ({placeholders}) AND request_id IS NOT NULL"
+        return {job_id for (job_id,) in self._sql.execute(sql, job_ids)}
 
     def job_counts_after(self, job_no: int) -> dict[State, int]:
         """Return the number of jobs in each state, of those with numbers above `job_no`."""
@@ -345,12 +361,13 @@ class LedgerQueries:
         row = self._sql.execute("SELECT size_bytes, tail_sha256 FROM results_mark").fetchone()
         return ResultsMark(row[0], bytes(row[1])) if row else None
 
-    def unsubmitted_job_ids(self) -> Iterator[str]:
-        """Yield the ids of pending jobs without an accepted submission."""
+    def unsubmitted_names(self) -> Iterator[str]:
+        """Yield the names of the images of pending jobs without an accepted submission."""
         rows = self._sql.execute(
-            f"SELECT job_id FROM jobs WHERE {OPEN_JOBS} AND state = 'pending' AND request_id IS NULL"
+            f"SELECT coalesce(image_name, job_id) FROM jobs WHERE {OPEN_JOBS}"
+            " AND state = 'pending' AND request_id IS NULL"
         )
-        return (job_id for (job_id,) in rows)
+        return (name for (name,) in rows)
 
     @contextmanager
     def errors_of_sqlite(self) -> Iterator[None]:
@@ -365,5 +382,13 @@ class LedgerQueries:
         return LedgerError(self.path, f"cannot read the ledger ({error})", next_step_of(error))
 
 
-def _paths(files: str | None) -> tuple[str, ...] | None:
-    return None if files is None else tuple(file.path for file in read_files(files))
+def _paths_by_name(rows: Iterable[tuple[str, str | None]]) -> dict[str, tuple[str, ...] | None]:
+    """Return the paths of all images by the name of their jobs; None if a job of the name has no images yet."""
+    paths: dict[str, tuple[str, ...] | None] = {}
+    for name, files in rows:
+        others = paths.get(name, ())
+        if files is None or others is None:
+            paths[name] = None
+        else:
+            paths[name] = (*others, *(file.path for file in read_files(files)))
+    return paths

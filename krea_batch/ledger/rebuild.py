@@ -18,6 +18,7 @@ from krea_batch.ledger.database import DISPOSITIONS
 from krea_batch.ledger.rows import KnownJob
 from krea_batch.ledger.transitions import LedgerStore
 from krea_batch.rules.verdicts import SERVER_ERRORS
+from krea_batch.storage.run_dir import IMAGES, TAKEN_SUFFIX
 
 
 def rebuild_job(store: LedgerStore, row: Outcome, body: bytes, fingerprint: bytes) -> int | None:
@@ -69,13 +70,23 @@ def _values(row: Outcome) -> tuple[object, ...]:
 
 
 def _insert(store: LedgerStore, row: Outcome, body: bytes, fingerprint: bytes) -> int:
-    columns = ("job_id", "body", "fingerprint", "metadata", *_COLUMNS)
+    columns = ("job_id", "body", "fingerprint", "metadata", "image_name", *_COLUMNS)
     metadata = msgspec.json.encode(row.metadata)
     cursor = store._sql.execute(
         f"INSERT INTO jobs ({', '.join(columns)}) VALUES ({', '.join('?' * len(columns))})",
-        (row.id, body, fingerprint, metadata, *_values(row)),
+        (row.id, body, fingerprint, metadata, _image_name_of(row), *_values(row)),
     )
     return int(cursor.lastrowid or 0)
+
+
+def _image_name_of(row: Outcome) -> str | None:
+    """Return the name of the job's first image if it is not the id, as far as a row has images."""
+    folder = f"{IMAGES}/"
+    if not row.files or not row.files[0].path.startswith(folder):
+        return None
+    name = row.files[0].path.removeprefix(folder).rpartition(".")[0]
+    preferred = TAKEN_SUFFIX.sub("", name)
+    return None if row.id in (name, preferred) else preferred
 
 
 def _update(store: LedgerStore, job_no: int, row: Outcome) -> None:

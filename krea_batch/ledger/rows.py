@@ -20,14 +20,14 @@ _BODY_TEXT = "CAST(body AS TEXT)"
 KIND_SQL = f"json_extract({_BODY_TEXT}, '$.aspect_ratio') || ' ' || json_extract({_BODY_TEXT}, '$.creativity')"
 OPEN_JOB_COLUMNS = (
     "job_no, job_id, state, request_id, media, attempts, errors, polls, accepted_at,"
-    f" coalesce({KIND_SQL}, ''), tenant"
+    f" coalesce({KIND_SQL}, ''), tenant, coalesce(image_name, '')"
 )
 read_files = msgspec.json.Decoder(tuple[StoredFile, ...]).decode
 read_media = msgspec.json.Decoder(Finished).decode
 
 
 class OpenJob(msgspec.Struct, frozen=True):
-    """A job that has not ended. `accepted_at` is seconds since 1970."""
+    """A job that has not ended. `accepted_at` is seconds since 1970, `image_name` empty if the id names its files."""
 
     job_no: int
     job_id: str
@@ -40,6 +40,7 @@ class OpenJob(msgspec.Struct, frozen=True):
     accepted_at: float | None
     kind: str
     tenant: str
+    image_name: str
 
 
 class AmbiguousJob(msgspec.Struct, frozen=True):

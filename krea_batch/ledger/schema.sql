@@ -1,4 +1,4 @@
--- The ledger of a run: what was requested, what was charged, what became of it. Version 8.
+-- The ledger of a run: what was requested, what was charged, what became of it. Version 9.
 -- Instants are seconds since 1970 (UTC). States: krea_batch/jobs.py. Transitions: krea_batch/rules/lifecycle.py.
 -- The expression of the CHECK is filled in from the table of states when the file is created.
 
@@ -11,6 +11,7 @@ CREATE TABLE jobs (
     body          BLOB    NOT NULL,              -- JSON, exactly as it is sent
     fingerprint   BLOB    NOT NULL,              -- SHA-256 of the body
     metadata      BLOB    NOT NULL,              -- JSON, never sent
+    image_name    TEXT,                          -- names the files of images instead of the id; NULL: the id does
     tenant        TEXT    NOT NULL DEFAULT '',   -- for fairness between callers
     request_id    TEXT,                          -- of the latest accepted submission
     media         TEXT,                          -- JSON {{"media_urls": […], "media_type": …}} once finished
@@ -32,6 +33,9 @@ CREATE INDEX jobs_open ON jobs (job_no) WHERE disposition IS NULL;
 
 -- The jobs that ended without an image, which are few.
 CREATE INDEX jobs_unsuccessful ON jobs (job_no) WHERE disposition = 'unsuccessful';
+
+-- Finds the jobs that an image may belong to.
+CREATE INDEX jobs_image_name ON jobs (image_name) WHERE image_name IS NOT NULL;
 
 -- Every intent to POST, since each may be charged.
 CREATE TABLE submissions (

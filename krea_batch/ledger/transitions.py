@@ -28,7 +28,7 @@ from krea_batch.storage.results_rows import ResultsMark
 T = TypeVar("T")
 
 MAX_ROWS = 64  # measured: more rows in one statement do not make a row cheaper
-Intent = tuple[str, bytes, bytes, bytes, float, str]
+Intent = tuple[str, bytes, bytes, bytes, float, str, str]
 """The arguments of `record_intent`."""
 
 
@@ -74,25 +74,38 @@ class LedgerStore(LedgerQueries):
 
     # ---- submitting --------------------------------------------------------------------------------------
 
-    def enqueue(self, job_id: str, body: bytes, fingerprint: bytes, metadata: bytes, tenant: str) -> None:
+    def enqueue(
+        self, job_id: str, body: bytes, fingerprint: bytes, metadata: bytes, tenant: str, image_name: str = ""
+    ) -> None:
         """Record a new job as pending. A job that is recorded already is not changed."""
         self._sql.execute(
-            "INSERT INTO jobs (job_id, state, body, fingerprint, metadata, tenant) VALUES (?, 'pending', ?, ?, ?, ?)"
-            " ON CONFLICT (job_id) DO NOTHING",
-            (job_id, body, fingerprint, metadata, tenant),
+            "INSERT INTO jobs (job_id, state, body, fingerprint, metadata, tenant, image_name)"
+            " VALUES (?, 'pending', ?, ?, ?, ?, nullif(?, '')) ON CONFLICT (job_id) DO NOTHING",
+            (job_id, body, fingerprint, metadata, tenant, image_name),
         )
 
     def record_intent(
-        self, job_id: str, body: bytes, fingerprint: bytes, metadata: bytes, at: float, tenant: str
+        self,
+        job_id: str,
+        body: bytes,
+        fingerprint: bytes,
+        metadata: bytes,
+        at: float,
+        tenant: str,
+        image_name: str = "",
     ) -> int:
-        """Record the intent to POST a new or pending job, and return its number. The POST may be sent at return."""
-        return self.record_intents([(job_id, body, fingerprint, metadata, at, tenant)])[0]
+        """Record the intent to POST a new or pending job, and return its number. The POST may be sent at return.
+
+        A pending job keeps the `image_name` with which it was recorded.
+        """
+        return self.record_intents([(job_id, body, fingerprint, metadata, at, tenant, image_name)])[0]
 
     def record_intents(self, intents: Sequence[Intent]) -> list[int]:
         """Do the same for several jobs."""
         written = self._fetch_all(
-            "INSERT INTO jobs (job_id, state, body, fingerprint, metadata, submitted_at, tenant, attempts)"
-            " SELECT column1, 'submitting', column2, column3, column4, column5, column6, 1"
+            "INSERT INTO jobs (job_id, state, body, fingerprint, metadata, submitted_at, tenant, image_name,"
+            " attempts)"
+            " SELECT column1, 'submitting', column2, column3, column4, column5, column6, nullif(column7, ''), 1"
             " FROM {rows} WHERE column1 IS NOT NULL"
             " ON CONFLICT (job_id) DO UPDATE SET state = 'submitting', attempts = attempts + 1,"
             " submitted_at = excluded.submitted_at"
@@ -103,7 +116,7 @@ class LedgerStore(LedgerQueries):
         if len(written) != len(intents):  # a job that is passed twice is written once
             ids = " or ".join(repr(job_id) for job_id, *_ in intents)
             raise InternalError(f"job {ids} is not pending, so it cannot be submitted")
-        submissions = [(job_nos[job_id], at) for job_id, _, _, _, at, _ in intents]
+        submissions = [(job_nos[job_id], at) for job_id, _, _, _, at, *_ in intents]
         self._fetch_all(
             "INSERT INTO submissions (job_no, sent_at) SELECT column1, column2 FROM {rows} WHERE column1 IS NOT NULL",
             submissions,

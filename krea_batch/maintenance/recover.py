@@ -21,12 +21,11 @@ from krea_batch.gateway import wire
 from krea_batch.jobs import Job, Outcome, State
 from krea_batch.ledger import LedgerStore
 from krea_batch.ledger.busy import wait_while_busy
-from krea_batch.ledger.consistency import unknown_images
+from krea_batch.ledger.consistency import unknown_images, unknown_parts
 from krea_batch.ledger.rebuild import rebuild_job, seconds
 from krea_batch.storage.image_file import stale_parts
-from krea_batch.storage.image_types import EXTENSIONS
 from krea_batch.storage.results_rows import read_lines
-from krea_batch.storage.run_dir import IMAGES, LEDGER, RESULTS, RunDir, is_image
+from krea_batch.storage.run_dir import IMAGES, LEDGER, RESULTS, RunDir, image_names, is_image
 
 MAX_UNREADABLE_LINES = 10  # chosen: enough to find them
 
@@ -155,14 +154,9 @@ def decode_row(line: bytes) -> tuple[Outcome, bytes]:
 
 
 def _inspect_images(store: LedgerStore, out: Path, report: RecoverReport) -> None:
-    with os.scandir(out / IMAGES) as entries:
-        extensions = tuple(EXTENSIONS.values())
-        unknown_names = unknown_images(store, (entry.name for entry in entries if entry.name.endswith(extensions)))
+    unknown_names = unknown_images(store, image_names(out))
     report.unknown_images = sorted(name for name in unknown_names if is_image(out / IMAGES / name))
-    parts = [part.name for part in stale_parts(out)]
-    of_parts = {name: f"{name.removesuffix('.png.part').rpartition('.')[0]}.png" for name in parts}
-    unknown = set(unknown_images(store, of_parts.values()))
-    report.unfinished_downloads = sorted(name for name, image in of_parts.items() if image in unknown)
+    report.unfinished_downloads = sorted(unknown_parts(store, (part.name for part in stale_parts(out))))
 
 
 def _exists(out: Path, path: str) -> bool:

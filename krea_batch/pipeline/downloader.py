@@ -51,9 +51,9 @@ class _Download:
         return self._urls[len(self.stored)]
 
     def next_image(self, out: Path) -> ImageFile:
-        """Return an empty file for the next image: `<id>`, and `<id>-2` and so on for further images."""
+        """Return an empty file for the next image: `<name>`, and `<name>-2` and so on for further images."""
         job, output = self.job, len(self.stored) + 1
-        name = job.id if output == 1 else f"{job.id}-{output}"
+        name = job.name if output == 1 else f"{job.name}-{output}"
         # Bytes after the end of a PNG may be gone in the next response. If they are not, the CDN has them.
         return ImageFile(out, name, job.job_no, job_id=job.id, output=output, keep_surplus=self.attempts > 0)
 

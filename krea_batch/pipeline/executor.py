@@ -59,7 +59,14 @@ class TransitionExecutor:
         match transition.action:
             case Action.SUBMIT:
                 job.job_no = await record(
-                    LedgerStore.record_intent, job.id, job.body, job.fingerprint, job.metadata, at, job.tenant
+                    LedgerStore.record_intent,
+                    job.id,
+                    job.body,
+                    job.fingerprint,
+                    job.metadata,
+                    at,
+                    job.tenant,
+                    job.image_name,
                 )
             case Action.REVERT:
                 result = "server_error" if transition.is_server_error else transition.submit_result or "not_sent"

@@ -17,7 +17,7 @@ import msgspec
 
 from krea_batch.errors import JobError
 from krea_batch.gateway import wire
-from krea_batch.jobs import Job
+from krea_batch.jobs import Job, without_image_extension
 from krea_batch.ledger import OpenJob
 from krea_batch.rules.verdicts import Finished
 
@@ -45,6 +45,7 @@ class InFlightJob:
         "last_callback_s",
         "last_polled_s",
         "metadata",
+        "name",
         "on_schedule",
         "polls",
         "refreshes",
@@ -63,9 +64,11 @@ class InFlightJob:
         metadata: bytes = b"{}",
         kind: str = "",
         tenant: str = "",
+        image_name: str = "",
     ) -> None:
         # The job itself, for all stages.
         self.id = job_id
+        self.name = image_name or job_id  # of its images, without extension
         self.tenant = tenant
         self.kind = kind  # the fields of the request that may change how long the job takes
         self.job_no = 0  # number in the ledger; 0 until it is recorded there
@@ -99,10 +102,15 @@ class InFlightJob:
         self.finished: Finished | None = None
         self.refreshes = 0  # polls for fresh URLs
 
+    @property
+    def image_name(self) -> str:
+        """The name of its images if it is not the id; else empty."""
+        return "" if self.name == self.id else self.name
+
     @classmethod
     def from_ledger(cls, record: OpenJob) -> InFlightJob:
         """Return a job of an earlier run, without its request."""
-        job = cls(record.job_id, kind=record.kind, tenant=record.tenant)
+        job = cls(record.job_id, kind=record.kind, tenant=record.tenant, image_name=record.image_name)
         job.job_no, job.errors, job.polls = record.job_no, record.errors, record.polls
         job.request_id = record.request_id or ""
         job.accepted_at = record.accepted_at or 0.0
@@ -187,7 +195,8 @@ def build_in_flight_job(job: Job, tenant: str = "") -> InFlightJob:
     """Return the in-flight job for a valid job, which has its id."""
     body = wire.encode_body(job)
     kind = sys.intern(f"{job.aspect_ratio} {job.creativity}")  # There are few kinds, and every job holds one.
-    return InFlightJob(job.id, body, wire.fingerprint_of(body), msgspec.json.encode(job.metadata), kind, tenant)
+    metadata, name = msgspec.json.encode(job.metadata), without_image_extension(job.image_name)
+    return InFlightJob(job.id, body, wire.fingerprint_of(body), metadata, kind, tenant, name)
 
 
 def require_same_request(job: InFlightJob, fingerprint: bytes) -> None:

@@ -100,7 +100,7 @@ class Producer:
         """
         of_others, self._of_others = self._of_others, []
         jobs = [*of_others, *batch]
-        known = await self._run.record(find_known_jobs, self._run.settings.out, [job.id for job in jobs])
+        known = await self._run.record(find_known_jobs, self._run.settings.out, {job.id: job.name for job in jobs})
         # One step of the event loop, up to the next await: no other caller takes an id that is free here.
         self._track_unrecorded(batch, known)
         new: deque[InFlightJob] = deque()

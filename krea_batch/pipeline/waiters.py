@@ -36,7 +36,7 @@ class WaiterRegistry:
 
         Raises JobError if another job has the id, and RunStopped.
         """
-        known = await self._run.record(find_known_jobs, self._run.settings.out, [job.id])
+        known = await self._run.record(find_known_jobs, self._run.settings.out, {job.id: job.name})
         # One step of the event loop, up to the next await: no other caller takes an id that is free here.
         if fingerprint := known.get(job.id) or self._run.taken_ids.fingerprint_of(job.id):
             require_same_request(job, fingerprint)
@@ -123,7 +123,9 @@ class WaiterRegistry:
             waiter.restore(row)
 
     async def _record(self, job: InFlightJob) -> None:
-        await self._run.record(LedgerStore.enqueue, job.id, job.body, job.fingerprint, job.metadata, job.tenant)
+        await self._run.record(
+            LedgerStore.enqueue, job.id, job.body, job.fingerprint, job.metadata, job.tenant, job.image_name
+        )
 
     def _create(self, job_id: str) -> JobWaiter:
         if not self._waiters:

@@ -21,6 +21,7 @@ from krea_batch.jobs import (
     CREATIVITIES,
     FIELDS,
     MAX_ID_BYTES,
+    MAX_IMAGE_NAME_BYTES,
     MAX_MOODBOARDS,
     MAX_REFERENCES,
     MAX_STYLES,
@@ -49,6 +50,8 @@ _HINTS = {
     "creativity": f"use one of {', '.join(CREATIVITIES)}",
     "seed": "use an integer of at most 64 bits, or leave it out",
     "id": f"an id is used as a file name: no / \\ .. or control characters, at most {MAX_ID_BYTES} bytes",
+    "image_name": "write the path of the image below images/, such as cats/1: no .. or control characters, at most"
+    f" {MAX_ID_BYTES} bytes in a part and {MAX_IMAGE_NAME_BYTES} in all",
     "metadata": f"write an object: {JSON_EXAMPLES['metadata']}",
     "image_url": "use a complete https:// URL",
     "strength": "use a number like 0.5 or -1",

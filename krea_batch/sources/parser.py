@@ -12,7 +12,7 @@ from typing import Any
 import msgspec
 
 from krea_batch.errors import JobError
-from krea_batch.jobs import FIELDS, Job
+from krea_batch.jobs import FIELDS, Job, without_image_extension
 from krea_batch.sources import field_errors
 from krea_batch.sources.duplicate_ids import default_id
 from krea_batch.sources.dynamic_prompts import PROMPT_CHOICES, expand
@@ -145,6 +145,8 @@ class RowParser:
             swept["metadata"] = fields["metadata"] | swept_metadata
         if base_id:
             swept["id"] = base_id + combination.id_suffix if isinstance(base_id, str) else base_id
+        if isinstance(name := swept.get("image_name"), str):
+            swept["image_name"] = without_image_extension(name) + combination.id_suffix
         if self._template:
             metadata = swept["metadata"] if isinstance(swept["metadata"], dict) else {}
             values = {key: value for key, value in swept.items() if key != "metadata"}

@@ -21,7 +21,7 @@ from krea_batch.jobs import FIELDS
 from krea_batch.sources.field_errors import closest_match
 from krea_batch.sources.json_errors import quoted
 
-SWEEPABLE = tuple(name for name in FIELDS if name not in ("prompt", "id", "metadata"))
+SWEEPABLE = tuple(name for name in FIELDS if name not in ("prompt", "id", "image_name", "metadata"))
 REPEAT = "repeat"
 MAX_JOBS_PER_ROW = 10_000  # chosen: more jobs for one prompt are a mistyped range
 MAX_SLUG_CHARS = 40  # chosen: three slugs of this length fit into an id

@@ -26,14 +26,17 @@ __all__ = ["ImageError", "ImageFile", "commit_many", "remove_stale_parts", "stal
 P = ParamSpec("P")
 T = TypeVar("T")
 
+PART_SUFFIX = ".png.part"
 _NAME_LOCK = Lock()  # without it, two disk threads could take the same free name
 
 
 class ImageFile:
     """The partial download of one image.
 
-    `name` is the name without suffix: the job's id, or `<id>-2` for its second image. The job's number in the ledger
-    (`job_no`) distinguishes the `.part` file from that of a job whose id is `<id>-2`, or differs in case only.
+    `name` is the path below images/ without suffix: the job's name, or `<name>-2` for its second image. Its folders
+    are created when the image gets its name. The `.part` file is in images/ itself and named by the job's id; the
+    job's number in the ledger (`job_no`) distinguishes it from that of a job whose id is `<id>-2`, or differs in case
+    only.
     `output` is the number of the image in its job, from 1. With `keep_surplus`, a PNG is kept although bytes follow
     its end. Set `is_sized` if the response announced the image's size; see `ImageValidator`.
     """
@@ -45,7 +48,8 @@ class ImageFile:
         self.output = output
         self.images_dir = f"{out}/{IMAGES}"  # Path objects would cost as much as the calls
         self.stem = name
-        self._part = f"{self.images_dir}/{name}.{job_no}.png.part"
+        part_name = self.job_id if output == 1 else f"{self.job_id}-{output}"
+        self._part = f"{self.images_dir}/{part_name}.{job_no}{PART_SUFFIX}"
         self._fd = -1  # open from the last bytes until the sync
         self._validator = ImageValidator()
         self._size_px = 0, 0
@@ -59,6 +63,13 @@ class ImageFile:
     def part(self) -> Path:
         """The file that has the bytes until the commit."""
         return Path(self._part)
+
+    @property
+    def folders(self) -> Iterator[str]:
+        """The directories between images/ and the image."""
+        for end, char in enumerate(self.stem):
+            if char == "/":
+                yield f"{self.images_dir}/{self.stem[:end]}"
 
     def start_over(self) -> None:
         """Discard everything; the next bytes are the first ones."""
@@ -94,7 +105,9 @@ class ImageFile:
             os.close(fd)
 
     def commit_name(self) -> StoredFile:
-        """Rename the file to its final name, which is durable once the directory is synced. Raises OSError."""
+        """Rename the file to its final name, which is durable once its directories are synced. Raises OSError."""
+        for folder in self.folders:
+            os.makedirs(folder, exist_ok=True)  # noqa: PTH103
         with _NAME_LOCK:
             name = self._claim_name()
         return self.to_record(f"{IMAGES}/{name}")
@@ -150,8 +163,8 @@ class ImageFile:
 
 def stale_parts(out: Path) -> Iterator[Path]:
     """Yield the `.part` files of an earlier run. Raises OSError."""
-    for part in (out / IMAGES).glob("*.png.part"):
-        if part.name.removesuffix(".png.part").rpartition(".")[2].isdecimal():  # no other names are ours
+    for part in (out / IMAGES).glob(f"*{PART_SUFFIX}"):
+        if part.name.removesuffix(PART_SUFFIX).rpartition(".")[2].isdecimal():  # no other names are ours
             yield part
 
 
@@ -171,7 +184,7 @@ def write_to_part(image: ImageFile, last_chunks: Sequence[bytes]) -> None:
 
 
 def commit_many(last_chunks: Sequence[tuple[ImageFile, Sequence[bytes]]]) -> list[StoredFile | ImageError | OSError]:
-    """Write the last bytes of several images of one directory, and make bytes and names durable.
+    """Write the last bytes of several images of one run, and make bytes and names durable.
 
     Return a record or an error for each. Each step is done for all images before the next one, which costs a third
     less than one image after the other (measured).
@@ -189,7 +202,11 @@ def commit_many(last_chunks: Sequence[tuple[ImageFile, Sequence[bytes]]]) -> lis
         _result_or_error(image.commit_name) if error is None else error
         for error, image in zip(errors, images, strict=True)
     ]
-    sync_error = _result_or_error(fsync_path, images[0].images_dir)
+    # A directory that another group or a killed run has created may not be durable yet, so none is left out.
+    folders = {folder for image, result in zip(images, results, strict=True) if isinstance(result, StoredFile)
+               for folder in image.folders}  # fmt: skip
+    sync_errors = [_result_or_error(fsync_path, folder) for folder in (*folders, images[0].images_dir)]
+    sync_error = next((error for error in sync_errors if error), None)
     if sync_error is None:
         return results
     return [sync_error if isinstance(result, StoredFile) else result for result in results]

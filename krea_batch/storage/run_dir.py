@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import re
 import time
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
@@ -28,6 +29,7 @@ DUPLICATES = "duplicates.jsonl"  # what --dedupe left out
 SIMULATOR_STATE_FILE = "simulated.jsonl"  # what the embedded simulator accepted
 IMAGES = "images"
 PNG_END = make_chunk(b"IEND", b"")
+TAKEN_SUFFIX = re.compile(r"~(?:[2-9]|[1-9][0-9]+)$")  # of an image whose name was taken; see `candidate_names`
 MAX_LOCK_ATTEMPTS, LOCK_RETRY_S = 10, 0.01  # chosen: `is_locked` of other processes holds its lock for an instant
 
 
@@ -116,15 +118,32 @@ def candidate_names(stem: str, extension: str) -> Iterator[str]:
         yield f"{stem}~{n}{extension}"  # the preferred name is a file of others, which is kept
 
 
-def existing_images(out: Path, job_ids: Iterable[str]) -> list[str]:
-    """Return the preferred names of these jobs' images that exist in the run directory.
+def existing_images(out: Path, names: Iterable[str]) -> list[str]:
+    """Return the images of these names, given without extension, that exist in the run directory.
 
     Files that krea-batch cannot have written are not counted. Raises OSError.
     """
     directory = f"{out}/{IMAGES}"
-    names = (f"{job_id}{extension}" for job_id in job_ids for extension in EXTENSIONS.values())
+    paths = (f"{name}{extension}" for name in names for extension in EXTENSIONS.values())
     # For a name that does not exist, `access` takes half as long as `stat`, which raises.
-    return [name for name in names if os.access(path := f"{directory}/{name}", os.F_OK) and is_image(Path(path))]
+    return [each for each in paths if os.access(path := f"{directory}/{each}", os.F_OK) and is_image(Path(path))]
+
+
+def image_names(out: Path) -> Iterator[str]:
+    """Yield the names of all files below images/ that have the extension of an image, as paths with slashes.
+
+    Symbolic links to directories are not followed. Raises OSError.
+    """
+    images = out / IMAGES
+
+    def fail(error: OSError) -> None:
+        raise error
+
+    for folder, _, files in os.walk(images, onerror=fail):
+        prefix = Path(folder).relative_to(images).as_posix()
+        for file in files:
+            if file.endswith(tuple(EXTENSIONS.values())):
+                yield file if prefix == "." else f"{prefix}/{file}"
 
 
 def is_image(path: Path) -> bool:

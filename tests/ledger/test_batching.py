@@ -27,7 +27,7 @@ def operation(transition: Any, *args: Any) -> Operation:
 
 
 def intent(job_id: str, body: bytes = b'{"prompt":"a \xc3\xa9"}', fingerprint: bytes = bytes(range(32))) -> Operation:
-    return operation(LedgerStore.record_intent, job_id, body, fingerprint, b"{}", SOME_INSTANT_AT, "ann")
+    return operation(LedgerStore.record_intent, job_id, body, fingerprint, b"{}", SOME_INSTANT_AT, "ann", "")
 
 
 def accept(n: int, request_id: str = "") -> Operation:

@@ -41,7 +41,7 @@ def mode(path: Path) -> int:
 
 
 async def record_intent(ledger: LedgerWriter, job_id: str) -> int:
-    return await ledger.record(LedgerStore.record_intent, job_id, b"{}", b"f" * 32, b"{}", 1.0, "")
+    return await ledger.record(LedgerStore.record_intent, job_id, b"{}", b"f" * 32, b"{}", 1.0, "", "")
 
 
 async def complete_jobs(ledger: LedgerWriter, first: int, count: int) -> None:

@@ -71,7 +71,7 @@ def with_ledger(
 
 
 async def record_intent(ledger: LedgerWriter, job_id: str) -> int:
-    return await ledger.record(LedgerStore.record_intent, job_id, b"{}", b"f" * 32, b"{}", 1.0, "")
+    return await ledger.record(LedgerStore.record_intent, job_id, b"{}", b"f" * 32, b"{}", 1.0, "", "")
 
 
 async def gather_results(*operations: Awaitable[Any]) -> list[Any]:

@@ -35,6 +35,10 @@ DESCRIPTIONS = {
             "bytes of UTF-8, without / \\ .. and control characters. Default: the line number, like 00001, "
             "counted over all files."
         ),
+        "image_name": (
+            "Names the image file instead of the id. It may have folders: cats/1. An extension is not used, since "
+            "the image has its own. At most 200 bytes of UTF-8 in a part, without \\ .. and control characters."
+        ),
         "metadata": "Your own data. It is kept with the result and never sent.",
     },
     "ImageStyleReference": {
@@ -88,7 +92,14 @@ def _add_descriptions(definition: dict[str, Any], descriptions: dict[str, str]) 
 
 def _add_constraints(definitions: dict[str, Any]) -> None:
     """Add what `Job` checks in code, and restore the API document's order, which msgspec sorts."""
-    from krea_batch.jobs import ASPECT_RATIOS, CREATIVITIES, MAX_ID_BYTES, SEED_RANGE, UUID_PATTERN
+    from krea_batch.jobs import (
+        ASPECT_RATIOS,
+        CREATIVITIES,
+        MAX_ID_BYTES,
+        MAX_IMAGE_NAME_BYTES,
+        SEED_RANGE,
+        UUID_PATTERN,
+    )
     from krea_batch.sources.sweep import MAX_JOBS_PER_ROW, REPEAT, SWEEPABLE
 
     job = definitions["Job"]["properties"]
@@ -111,5 +122,10 @@ def _add_constraints(definitions: dict[str, Any]) -> None:
     job["seed"] |= {"minimum": SEED_RANGE[0], "maximum": SEED_RANGE[1]}
     del job["id"]["default"]  # an empty id means the line number
     job["id"] |= {"pattern": r"^(?!\.$)(?!.*\.\.)[^/\\\u0000-\u001f\u007f-\u009f]*$", "maxLength": MAX_ID_BYTES}
+    del job["image_name"]["default"]  # an empty name means the id
+    job["image_name"] |= {
+        "pattern": r"^(?!/)(?!.*(?:^|/)\.{0,2}(?:/|$))[^\\\u0000-\u001f\u007f-\u009f]*$|^$",
+        "maxLength": MAX_IMAGE_NAME_BYTES,
+    }
     definitions["ImageStyleReference"]["properties"]["image_url"]["pattern"] = r"^https://\S+$"
     definitions["Moodboard"]["properties"]["id"]["pattern"] = f"^{UUID_PATTERN}$"

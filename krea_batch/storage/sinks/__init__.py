@@ -34,7 +34,8 @@ __all__ = ["Sink", "SinkPermanentError", "SinkTransientError", "VerifiedImage", 
 class VerifiedImage(Struct, frozen=True):
     """A complete image: a PNG with valid checksums, unless there is a `defect`, which says what it is instead.
 
-    `name` is its name without suffix: the job's id, or `<id>-2` for the second image. `output` counts from 1. `path`
+    `name` is its name without suffix: the job's name, or `<name>-2` for the second image. The name of a job is its
+    `image_name`, which may have folders (`cats/1`), or else its id. `output` counts from 1. `path`
     is the file that has the bytes until `put` returns; do not move or change it. `width` and `height` are in pixels,
     0 if unknown.
     """

@@ -15,10 +15,10 @@ from krea_batch.storage.sinks import SinkPermanentError, VerifiedImage
 
 
 class FolderSink:
-    """Stores images as `<path>/<id>.png`; results name them by their full path.
+    """Stores images as `<path>/<name>.png`; results name them by their full path.
 
     The run directory does not need it. A file with other content is never overwritten: the image is then
-    `<id>~2.png`. The file system must support hard links, which take a name only if it is free.
+    `<name>~2.png`. The file system must support hard links, which take a name only if it is free.
     """
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
@@ -52,13 +52,16 @@ class FolderSink:
             final = self._link_free_name(part, image)
         finally:
             part.unlink(missing_ok=True)
-        fsync_path(self.path)
+        # A directory that a killed run has created may not be durable yet, so none is left out.
+        for folder in final.relative_to(self.path).parents:
+            fsync_path(self.path / folder)
         return final
 
     def _link_free_name(self, part: Path, image: VerifiedImage) -> Path:
         """Link `part` to the first free name; a file with the same bytes from an earlier run counts as free."""
         for name in candidate_names(image.name, image.extension):
             final = self.path / name
+            final.parent.mkdir(parents=True, exist_ok=True)
             try:
                 final.hardlink_to(part)
             except FileExistsError:
