@@ -38,7 +38,7 @@ _UUID = re.compile(UUID_PATTERN)
 _SIMPLE_ID = re.compile(rf"[A-Za-z0-9_-]{{1,{MAX_ID_BYTES}}}")
 _INVALID_IN_FILE_NAMES = re.compile(r"[/\\\x00-\x1f\x7f-\x9f]|\.\.")
 _INVALID_IN_PARTS = re.compile(r"[\\\x00-\x1f\x7f-\x9f]")
-_LIKE_A_FILE = re.compile(r"\.(?:png|jpe?g|webp|gif|avif|part)$", re.IGNORECASE)
+LIKE_A_FILE = re.compile(r"\.(?:png|jpe?g|webp|gif|avif|part)$", re.IGNORECASE)
 _INVALID_IN_IMAGE_URLS = re.compile(r"[\s\x00-\x1f\x7f-\x9f]")
 
 
@@ -137,7 +137,7 @@ def check_image_name(name: str) -> None:
     *folders, last = name.split("/")
     if any(part in ("", ".", "..") or _INVALID_IN_PARTS.search(part) for part in (*folders, last)):
         raise ValueError(f"image_name {name[:80]!r} cannot be used as a path")
-    if any(_LIKE_A_FILE.search(folder) for folder in folders):
+    if any(LIKE_A_FILE.search(folder) for folder in folders):
         raise ValueError(f"image_name {name[:80]!r} has a folder that is named like a file")
     if not without_image_extension(last):
         raise ValueError(f"image_name {name[:80]!r} is an extension without a name")
@@ -152,7 +152,7 @@ def check_image_name(name: str) -> None:
 
 def without_image_extension(name: str) -> str:
     """Return a file name without the extension of an image, which is given by the image itself."""
-    return _LIKE_A_FILE.sub("", name)
+    return LIKE_A_FILE.sub("", name)
 
 
 def check_seed(seed: int) -> None:

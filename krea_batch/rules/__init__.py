@@ -23,4 +23,5 @@ poll_schedule          when to poll, from the latencies observed so far
 poll_schedule_by_kind  separate poll schedules for jobs that take differently long
 callback_reliability   whether the gateway delivers callbacks reliably
 round_robin            a queue that serves tenants in turn
+image_names            names of images from templates, and names that other systems take
 """

@@ -47,10 +47,11 @@ FingerprintLookup = Callable[[Sequence[str]], Mapping[str, bytes]]
 class CheckResult(msgspec.Struct, frozen=True):
     """The result of a complete check: the valid `rows` and their `jobs`; `problems` and `notes` are truncated.
 
-    `duplicates` were left out because an earlier job has the same request. `repeated` jobs have one, too, and
-    were not left out. `recorded` jobs are in the ledger. `unread_syntax`: the syntaxes of other tools that would be
-    sent as they are. `kept_arguments`: the names of arguments in prompts that were put into the metadata.
-    `unselected` jobs were left out by `limit` or `sample`; all other jobs are in `jobs`.
+    `duplicates` were left out because an earlier job has the same request. `repeated` jobs have one, too, and were
+    not left out. `repeated_names`: images that an option gives the name of an earlier one. `recorded` jobs are in
+    the ledger. `unread_syntax`: the syntaxes of other tools that would be sent as they are. `kept_arguments`: the
+    names of arguments in prompts that were put into the metadata. `unselected` jobs were left out by `limit` or
+    `sample`; all other jobs are in `jobs`.
     """
 
     jobs: int
@@ -61,6 +62,7 @@ class CheckResult(msgspec.Struct, frozen=True):
     notes: tuple[LineProblem, ...]
     recorded: int = 0
     repeated: int = 0
+    repeated_names: int = 0
     unread_syntax: tuple[SyntaxFinding, ...] = ()
     kept_arguments: tuple[str, ...] = ()
     unselected: int = 0
@@ -91,6 +93,10 @@ class Check:
         self._may_equal_default_id = False  # whether a row has an id that another row could have by default
         self._requests: list[int] = []  # hashes of the requests of the latest rows
         self._request_buckets = HashBuckets(spool_dir)  # those of all others
+        self._names: list[
+            int
+        ] = []  # hashes of the names of images of the latest rows, if an option says what they are
+        self._name_buckets = HashBuckets(spool_dir)
         self._lookup = lookup
         self._recorded = recorded_jobs
         self._submit_changed = submit_changed
@@ -122,6 +128,7 @@ class Check:
     def __exit__(self, *_: object) -> None:
         self._id_finder.close()
         self._request_buckets.close()
+        self._name_buckets.close()
 
     def read_lines(self, on_progress: OnProgress | None) -> None:
         """Read every line after the checkpoint and compare its jobs with the ledger."""
@@ -187,6 +194,7 @@ class Check:
             notes=tuple(self._notes.values()),
             recorded=self._recorded_jobs,
             repeated=self._request_buckets.count_repeats(),
+            repeated_names=self._name_buckets.count_repeats(),
             unread_syntax=tuple(
                 self._syntax.finding(syntax, *self._file_and_line(number))
                 for syntax, (number, _) in self._syntax.first_rows.items()
@@ -203,12 +211,15 @@ class Check:
             self._lookup,
         )
         is_resumed = bool(self._checkpoint.lines)
+        names = self._names if self._parser.has_names else None
         for number, jobs in self._valid_rows(each, after, rows_before, on_progress):
             if deduplicator:
                 jobs = deduplicator.filter(number, jobs)  # noqa: PLW2901 - those of them that are new
             self._jobs += len(jobs)
             for job in jobs:
                 add_request(hash_of_request(job))
+                if names is not None:
+                    names.append(hash((job.image_name or job.id or default_id(number)).casefold()))
                 if job_id := job.id:
                     add_id(job_id, number)
                     if job_id.isdigit() and job_id != default_id(number):
@@ -267,6 +278,8 @@ class Check:
     def _count_requests(self) -> None:
         self._request_buckets.add_all(self._requests)
         self._requests.clear()
+        self._name_buckets.add_all(self._names)
+        self._names.clear()
 
     def _add_default_ids(self) -> None:
         """Add the ids of the rows without one, which were left out while no other row had a number as id."""

@@ -250,6 +250,7 @@ class JobFiles:
                 if not job.id:
                     # The job is not shared with any other code yet, and a copy would cost more.
                     _force_setattr(job, "id", self._row_ids.id_of(number))
+                    parser.set_image_name(job, job.id)
                 self._jobs_yielded += 1
                 yield job
 

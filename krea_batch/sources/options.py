@@ -72,7 +72,8 @@ class InputOptions(msgspec.Struct, frozen=True, kw_only=True):
     a text file. `prompt_syntax`: the syntaxes that are read in prompts. `wildcards`: the values of dynamic prompts by
     name. `fixed`: values of fields that apply to every row. `limit`: take the first jobs only. `sample`: take only so
     many jobs, chosen by `sample_seed`. `submit_changed`: a row without an id that may have been changed since an
-    earlier run is a new job.
+    earlier run is a new job. `name`: a template of the `image_name` of each job, see `rules.image_names`; empty for
+    none. `portable_names`: the names of images have only lower-case ASCII letters, digits, `.`, `_` and `-`.
     """
 
     format: Format | None = None
@@ -94,6 +95,8 @@ class InputOptions(msgspec.Struct, frozen=True, kw_only=True):
     sample: int | None = None
     sample_seed: int = 0
     submit_changed: bool = False
+    name: str = ""
+    portable_names: bool = False
 
     def fingerprint(self) -> str:
         """Return a text that is equal for options that make the same jobs from the same bytes."""

@@ -13,6 +13,7 @@ import msgspec
 
 from krea_batch.errors import JobError
 from krea_batch.jobs import FIELDS, Job, without_image_extension
+from krea_batch.rules.image_names import NameTemplate, safe_path, values_of
 from krea_batch.sources import field_errors
 from krea_batch.sources.duplicate_ids import default_id
 from krea_batch.sources.dynamic_prompts import PROMPT_CHOICES, expand
@@ -26,11 +27,14 @@ from krea_batch.sources.sweep import REPEAT, Axis, Combination, check_axis_names
 from krea_batch.sources.template import Template
 from krea_batch.sources.values import convert_fields
 
+_force_setattr = msgspec.structs.force_setattr
+
 
 class RowParser:
     """Parses rows into jobs. Raises JobError if the template or the sweep is invalid.
 
     `unknown_fields` collects the names of fields that were put into the metadata; the caller reads and clears it.
+    `has_names` says whether an option names the images.
     """
 
     def __init__(self, options: InputOptions) -> None:
@@ -43,7 +47,14 @@ class RowParser:
         self._wildcards = options.wildcards
         reads_syntax = any(each is not PromptSyntax.PLAIN for each in options.prompt_syntax)
         self._fixed = options.fixed
-        self._is_plain = not (options.axes or options.template or options.fixed or reads_syntax)
+        self._name = NameTemplate(options.name, portable=options.portable_names) if options.name else None
+        self._portable_names = options.portable_names
+        self.has_names = self._name is not None or options.portable_names
+        self._is_plain = not (options.axes or options.template or options.fixed or reads_syntax or self.has_names)
+        self._kept_names = {
+            *(self._template.names if self._template else ()),
+            *(self._name.names if self._name else ()),
+        }
         names = self._template.names if self._template else ()
         check_axis_names(self._axes, names)
         for _ in combinations(self._axes):  # report a sweep that is too large before the first row
@@ -70,6 +81,19 @@ class RowParser:
         ids = tuple(job.id or default_id(number) for job in self.read(number, row))
         self.unknown_fields.clear()
         return ids
+
+    def set_image_name(self, job: Job, job_id: str) -> None:
+        """Set the name of the images of a job that this has read, if an option says what it is. Raises JobError.
+
+        Call it again if the job gets another id than its default one.
+        """
+        name = job.image_name
+        if self._name:
+            name = self._name.render(values_of(job, job_id))
+        elif self._portable_names and (name or job.id):  # A default id is portable.
+            name = safe_path(name or job.id, portable=True)
+        if name not in (job.image_name, job.id):
+            _force_setattr(job, "image_name", name)  # The job is not shared with any other code yet.
 
     def diagnose(self, number: int, row: Row) -> JobError:
         """Return the reason why `read` returned nothing."""
@@ -105,7 +129,11 @@ class RowParser:
     def _job(self, number: int, fields: dict[str, Any]) -> Job:
         if self._is_dynamic:
             self._expand(number, fields)
-        return _job(fields, keep_extra=self._keep_extra)
+        if self._name and fields.get("image_name"):
+            raise JobError('"image_name" is given in the row, and --name for all rows', "keep one of them")
+        job = _job(fields, keep_extra=self._keep_extra)
+        self.set_image_name(job, job.id or default_id(number))
+        return job
 
     def _expand(self, number: int, fields: dict[str, Any]) -> None:
         """Expand a dynamic prompt. The choices depend on the id, so that they are the same in each reading."""
@@ -124,7 +152,7 @@ class RowParser:
     def _with_extra(self, fields: dict[str, Any], metadata: dict[str, Any]) -> dict[str, Any]:
         """Move unknown fields into the metadata."""
         for name in [name for name in fields if name not in FIELDS]:
-            if name in metadata or not (self._keep_extra or (self._template and name in self._template.names)):
+            if name in metadata or not (self._keep_extra or name in self._kept_names):
                 continue
             metadata[name] = fields.pop(name)
             self.unknown_fields.append(name)

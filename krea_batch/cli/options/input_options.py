@@ -88,6 +88,15 @@ _INPUT_OPTIONS = (
         " repeatable.",
     ),
     click.option(
+        "--name",
+        metavar="TEMPLATE",
+        help="Name images by fields, columns and metadata keys, not by id: '{id}_{seed}', '{animal}/{prompt}'; a "
+        "slash makes a folder.",
+    ),
+    click.option(
+        "--portable-names", is_flag=True, help="Name images with lower-case ASCII letters, digits and . _ - only."
+    ),
+    click.option(
         "--wildcards",
         type=click.Path(path_type=Path, exists=True, file_okay=False),
         help="With --prompt-syntax dynamic: the directory of the files NAME.txt for __NAME__.",
@@ -103,6 +112,7 @@ def add_input_options(command: Callable[..., Any]) -> Callable[..., Any]:
 def input_options(options: dict[str, Any]) -> InputOptions:
     """Return how to read the files. Raises SettingsError, which names the invalid option."""
     from krea_batch.errors import JobError, SettingsError
+    from krea_batch.rules.image_names import NameTemplate
     from krea_batch.sources import InputOptions
     from krea_batch.sources.dynamic_prompts import read_wildcards
     from krea_batch.sources.formats.encoding import encoding_name
@@ -117,6 +127,9 @@ def input_options(options: dict[str, Any]) -> InputOptions:
         encoding = encoding_name(options["encoding"]) if options["encoding"] is not None else ""
         option = "prompt_template"
         names = Template(template).names if template else ()
+        option = "name"
+        if options["name"] is not None:
+            NameTemplate(options["name"])
         option = "sweep"
         for text in options["sweep"]:
             axes.append(parse_axis(text))
@@ -147,6 +160,8 @@ def input_options(options: dict[str, Any]) -> InputOptions:
         text_unit=_text_unit(options),
         separator=(options["separator"] or "").strip(),
         prompt_syntax=tuple(map(PromptSyntax, options["prompt_syntax"])),
+        name=options["name"] or "",
+        portable_names=options["portable_names"],
         wildcards=read_wildcards(options["wildcards"]) if options["wildcards"] else {},
     )
     return with_selection(read_options, options)
@@ -165,6 +180,9 @@ def expansion_notices(checked: CheckResult) -> list[str]:
         asks, them = ("asks", "it") if checked.repeated == 1 else ("ask", "them")
         repeated = f"{checked.repeated:,} of {pluralize(jobs, noun)}"
         notices.append(f"{repeated} {asks} for the same image as an earlier {noun}; --dedupe leaves {them} out")
+    if checked.repeated_names:
+        names = pluralize(checked.repeated_names, "image")
+        notices.append(f"{names} would have the name of an earlier one, and get ~2, ~3 and so on after it")
     jobs = checked.jobs + checked.unselected
     if jobs + checked.duplicates != checked.rows:
         notices.append(f"{pluralize(checked.rows, 'row')} make {pluralize(jobs, 'job')}")
