@@ -13,8 +13,6 @@ from collections.abc import Mapping
 from string import Formatter
 from typing import Any
 
-from pathvalidate import sanitize_filename
-
 from krea_batch.errors import JobError
 from krea_batch.jobs import LIKE_A_FILE, MAX_ID_BYTES, Job, check_image_name, without_image_extension
 
@@ -100,6 +98,8 @@ def safe_path(text: str, *, portable: bool = False) -> str:
 
 def safe_part(part: str, *, portable: bool = False) -> str:
     """Return a valid name of a file or folder on Windows, and so elsewhere; with `portable`, see `NameTemplate`."""
+    from pathvalidate import sanitize_filename  # It is slow to import, and most runs have no names to make.
+
     if portable:
         ascii_text = unicodedata.normalize("NFKD", part).encode("ascii", "ignore").decode().lower()
         part = _UNPORTABLE.sub("-", ascii_text).strip("-.") or _hash(part)

@@ -62,6 +62,7 @@ def test_json(folder: Path) -> None:
         "bad_lines": 1,
         "duplicates": 0,
         "repeated": 0,
+        "repeated_names": 0,
         "unselected": 0,
         "problems": [problem],
         "notes": [],

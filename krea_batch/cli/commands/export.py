@@ -41,6 +41,16 @@ EXPORT_FORMATS = ("imagefolder", "parquet", "webdataset", "csv", "zip")
     help="With csv: write texts that begin with =, +, -, @ as they are. Without it, they get an apostrophe, since "
     "spreadsheets would evaluate them as formulas.",
 )
+@click.option(
+    "--name",
+    default="",
+    metavar="TEMPLATE",
+    help="Name the images in the export: '{id}_{seed}', '{animal}/{prompt}'; a slash makes a folder. There are also "
+    "{output}, {number}, {width}, {height} and {sha256}.",
+)
+@click.option(
+    "--portable-names", is_flag=True, help="Name images with lower-case ASCII letters, digits and . _ - only."
+)
 @click.option("--force", is_flag=True, help="Replace DEST if it is an export of krea-batch with nothing else in it.")
 @click.option("--quiet", "-q", is_flag=True, help="Print only errors.")
 def export(
@@ -51,6 +61,8 @@ def export(
     embed_metadata: bool,
     shard_size: int,
     raw_cells: bool,
+    name: str,
+    portable_names: bool,
     force: bool,
     quiet: bool,
 ) -> None:
@@ -71,11 +83,16 @@ def export(
 
     if raw_cells and format_ != "csv":
         raise click.UsageError("--raw-cells can be used with csv only; other formats have texts as they are")
+    if (name or portable_names) and format_ == "csv":
+        option = "--name" if name else "--portable-names"
+        raise click.UsageError(f"{option} cannot be used with csv, which does not copy the images")
     options = ExportOptions(
         embed=embed_metadata,
         shard_images=shard_size,
         force=force,
         raw_cells=raw_cells,
+        name=name,
+        portable_names=portable_names,
         on_notice=(lambda _: None) if quiet else say,
     )
     if embed_metadata and format_ == "csv":

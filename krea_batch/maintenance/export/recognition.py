@@ -67,14 +67,28 @@ def is_export(path: Path) -> bool:
 
 
 def _is_directory_export(path: Path) -> bool:
-    with os.scandir(path) as entries:
-        names = {entry.name for entry in entries if entry.is_file(follow_symlinks=False)}
-    if len(names) != sum(1 for _ in path.iterdir()):
-        return False  # it has a directory, a link or a device
+    names = _names_in(path)
+    if names is None:
+        return False
     if METADATA_FILE in names:
         with (path / METADATA_FILE).open("rb") as rows:
             return names - {METADATA_FILE} <= {_decode_row(row).file_name for row in rows}
     return all(_SHARD.fullmatch(name) and _is_shard(path / name) for name in names)
+
+
+def _names_in(path: Path) -> set[str] | None:
+    """Return the paths of all files in a directory; None if it has a link, a device, or a directory without files."""
+    names: set[str] = set()
+    with os.scandir(path) as entries:
+        for entry in entries:
+            if entry.is_file(follow_symlinks=False):
+                names.add(entry.name)
+                continue
+            below = _names_in(path / entry.name) if entry.is_dir(follow_symlinks=False) else None
+            if not below:
+                return None
+            names |= {f"{entry.name}/{name}" for name in below}
+    return names
 
 
 def _is_shard(path: Path) -> bool:

@@ -16,7 +16,7 @@ import msgspec
 from krea_batch.errors import InputError
 from krea_batch.jobs import Outcome, State, StoredFile
 from krea_batch.ledger import LedgerStore
-from krea_batch.storage.run_dir import LEDGER, require_run
+from krea_batch.storage.run_dir import IMAGES, LEDGER, require_run
 
 EXPORT_PAGE_ROWS = 500  # chosen: ledger rows per query, which limits the memory used
 
@@ -24,17 +24,22 @@ _LIST_FIELDS = ("image_style_references", "styles", "moodboards")
 
 
 class ExportedImage(msgspec.Struct, frozen=True):
-    """One image of a job. `path` is the file on disk; `number` counts the images of the run from 1."""
+    """One image of a job. `path` is the file on disk.
+
+    `number` counts the images of the run from 1, and `output` those of the job.
+    """
 
     number: int
     outcome: Outcome
     file: StoredFile
     path: Path
+    output: int = 1
 
     @property
-    def name(self) -> str:
-        """The file name, without directories."""
-        return PurePosixPath(self.file.path.replace(os.sep, "/")).name
+    def stem(self) -> str:
+        """The path below images/, with slashes and without extension."""
+        parts = PurePosixPath(self.file.path.replace(os.sep, "/")).with_suffix("").parts
+        return "/".join(parts[1:] if parts[0] == IMAGES else parts[-1:])
 
     def read(self) -> bytes:
         """Return the bytes of the file. Raises InputError if it cannot be read or differs from the ledger."""
@@ -92,14 +97,14 @@ class RunImages:
         """Yield each image. Every call starts again. Raises InputError for an image in an object store."""
         number = 0
         for outcome in self._outcomes():
-            for file in outcome.files:
+            for output, file in enumerate(outcome.files, 1):
                 if "://" in file.path:
                     hint = "copy them to a local directory with the tools of your object store"
                     raise InputError(f"the images are in {file.path.rpartition('/')[0]}, not on this disk", hint)
                 if Path(file.path).is_absolute() or ".." in Path(file.path).parts:
                     raise InputError(f"{file.path} is not in the run directory", "the ledger may be someone else's")
                 number += 1
-                yield ExportedImage(number, outcome, file, self.out / file.path)
+                yield ExportedImage(number, outcome, file, self.out / file.path, output)
 
     def count(self) -> int:
         """Return the number of images. Raises InputError if one of `ids` has none, and as `images` does."""

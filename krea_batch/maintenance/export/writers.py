@@ -20,6 +20,7 @@ from typing import Any
 import msgspec
 
 from krea_batch.errors import InputError
+from krea_batch.maintenance.export.image_paths import ImagePaths
 from krea_batch.maintenance.export.png_metadata import embed_texts, texts_for
 from krea_batch.maintenance.export.recognition import COLUMNS, CSV_HEADER, METADATA_FILE, is_export
 from krea_batch.maintenance.export.run_images import ExportedImage, RunImages
@@ -39,13 +40,17 @@ class ExportOptions(msgspec.Struct, frozen=True, kw_only=True):
     """How to export. `embed` writes the request into each valid PNG; `force` replaces an existing export.
 
     A CSV has an apostrophe before each text that a spreadsheet would evaluate, unless `raw_cells` is set.
-    `on_notice` is called with a sentence about what was changed.
+    `name` is a template of the paths of the images in the export, and `portable_names` keeps these to a few
+    characters (`rules.image_names`); a CSV has neither, since it has the paths of the run. `on_notice` is called with
+    a sentence about what was changed.
     """
 
     embed: bool = False
     shard_images: int = SHARD_IMAGES
     force: bool = False
     raw_cells: bool = False
+    name: str = ""
+    portable_names: bool = False
     on_notice: Callable[[str], None] = lambda _: None
 
 
@@ -67,6 +72,8 @@ def export(
     if not count:
         raise InputError(f"{run_images.out} has no images", "see krea-batch status OUT")
 
+    _paths(options)  # an invalid template
+
     def check_existing(path: Path) -> None:
         if not is_export(path):
             problem = f"{output} already exists, and is no export of krea-batch or has other files in it"
@@ -87,20 +94,28 @@ def export(
 def _imagefolder(run_images: RunImages, part: Path, options: ExportOptions, on_progress: OnExported) -> None:
     """Write a directory of PNGs with `metadata.jsonl`, for `datasets.load_dataset("imagefolder")`."""
     part.mkdir()
+    paths = _paths(options)
     with (part / METADATA_FILE).open("wb") as rows:
         for image in run_images.images():
-            (part / image.name).write_bytes(_image_bytes(image, options))
-            rows.write(msgspec.json.encode({"file_name": image.name, **image.columns()}) + b"\n")
+            path = paths.path_of(image)
+            (part / path).parent.mkdir(parents=True, exist_ok=True)
+            (part / path).write_bytes(_image_bytes(image, options))
+            rows.write(msgspec.json.encode({"file_name": path, **image.columns()}) + b"\n")
             on_progress(1)
 
 
 def _zip(run_images: RunImages, part: Path, options: ExportOptions, on_progress: OnExported) -> None:
-    """Write PNGs and `metadata.jsonl` into a ZIP file. PNGs are stored, since they do not compress further."""
+    """Write PNGs and `metadata.jsonl` into a ZIP file. PNGs are stored, since they do not compress further.
+
+    The paths are valid on Windows, since a ZIP file is what people send there.
+    """
     rows = BytesIO()
+    paths = _paths(options, is_safe=True)
     with zipfile.ZipFile(part, "w", zipfile.ZIP_STORED) as file:
         for image in run_images.images():
-            file.writestr(f"images/{image.name}", _image_bytes(image, options))
-            rows.write(msgspec.json.encode({"file_name": f"images/{image.name}", **image.columns()}) + b"\n")
+            path = f"images/{paths.path_of(image)}"
+            file.writestr(path, _image_bytes(image, options))
+            rows.write(msgspec.json.encode({"file_name": path, **image.columns()}) + b"\n")
             on_progress(1)
         file.writestr(METADATA_FILE, rows.getvalue(), zipfile.ZIP_DEFLATED)
 
@@ -138,16 +153,19 @@ def _csv(run_images: RunImages, part: Path, options: ExportOptions, on_progress:
 def _webdataset(run_images: RunImages, part: Path, options: ExportOptions, on_progress: OnExported) -> None:
     """Write tar shards of `<number>.png`, or another extension, and `<number>.json`.
 
-    Files are not named by job id: an id may contain dots, and WebDataset splits names at the first dot.
+    Files are not named by job id: an id may contain dots, and WebDataset splits names at the first dot. In names of a
+    template, dots are replaced.
     """
     part.mkdir()
+    paths = _paths(options, has_dots=False)
     images = run_images.images()
     for n, first in enumerate(images):
         with tarfile.open(part / f"shard-{n:06d}.tar", "w") as shard:
             for image in chain([first], islice(images, options.shard_images - 1)):
                 fields = image.columns() | {"metadata": image.outcome.metadata}
-                _add(shard, f"{image.number:09d}{image.path.suffix}", _image_bytes(image, options))
-                _add(shard, f"{image.number:09d}.json", msgspec.json.encode(fields))
+                key = paths.stem_of(image) if options.name else f"{image.number:09d}"
+                _add(shard, f"{key}{image.path.suffix}", _image_bytes(image, options))
+                _add(shard, f"{key}.json", msgspec.json.encode(fields))
                 on_progress(1)
 
 
@@ -165,11 +183,12 @@ def _parquet(run_images: RunImages, part: Path, options: ExportOptions, on_progr
         raise InputError("writing Parquet requires pyarrow", "pip install 'krea-batch[parquet]'") from None
     schema = _schema(arrow, _seed_type(arrow, run_images.images()))
     size_bytes = 0
+    paths = _paths(options)
     rows: list[dict[str, Any]] = []
     with parquet.ParquetWriter(part, schema) as file:
         for image in run_images.images():
             data = _image_bytes(image, options)
-            rows.append({"image": {"bytes": data, "path": image.name}, **image.columns()})
+            rows.append({"image": {"bytes": data, "path": paths.path_of(image)}, **image.columns()})
             size_bytes += len(data)
             if size_bytes >= ROW_GROUP_BYTES:
                 file.write_table(arrow.Table.from_pylist(rows, schema))
@@ -194,6 +213,10 @@ def _seed_type(arrow: Any, images: Iterable[ExportedImage]) -> Any:
     """Return the narrowest integer type that holds every seed: a seed may have 64 bits, signed or unsigned."""
     seeds = [seed for image in images if (seed := image.outcome.request.get("seed")) is not None]
     return arrow.uint64() if seeds and max(seeds) >= 1 << 63 else arrow.int64()
+
+
+def _paths(options: ExportOptions, *, is_safe: bool = False, has_dots: bool = True) -> ImagePaths:
+    return ImagePaths(options.name, portable=options.portable_names, is_safe=is_safe, has_dots=has_dots)
 
 
 def _image_bytes(image: ExportedImage, options: ExportOptions) -> bytes:
