@@ -115,6 +115,8 @@ def _min_quotes(job: Job) -> int:
     quotes = 4
     if job.id:
         quotes += 4
+    if job.image_name:
+        quotes += 4
     if job.seed is not msgspec.UNSET:
         quotes += 2
     if job.aspect_ratio != "1:1":
