@@ -7,6 +7,7 @@ several at a time, since consecutive syncs share the disk's work.
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
 from collections.abc import Callable, Iterator, Sequence
@@ -107,6 +108,8 @@ class ImageFile:
     def commit_name(self) -> StoredFile:
         """Rename the file to its final name, which is durable once its directories are synced. Raises OSError."""
         for folder in self.folders:
+            if os.path.islink(folder):  # noqa: PTH114 - it would lead elsewhere
+                raise OSError(errno.ELOOP, os.strerror(errno.ELOOP), folder)
             os.makedirs(folder, exist_ok=True)  # noqa: PTH103
         with _NAME_LOCK:
             name = self._claim_name()

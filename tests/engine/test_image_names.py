@@ -7,10 +7,13 @@ import errno
 from pathlib import Path
 from typing import Any
 
+import obstore
 import pytest
+from obstore.store import MemoryStore
 
 from krea_batch import Engine, Job
 from krea_batch.errors import RunDirError
+from krea_batch.gallery.report import write_report
 from krea_batch.jobs import State, StoredFile
 from krea_batch.maintenance.export import RunImages
 from krea_batch.maintenance.recover import recover_run
@@ -19,6 +22,7 @@ from krea_batch.storage import atomic
 from krea_batch.storage.image_file import ImageFile, commit_many
 from krea_batch.storage.sinks import VerifiedImage
 from krea_batch.storage.sinks.folder import FolderSink
+from krea_batch.storage.sinks.object_store import ObjectStoreSink
 from krea_batch.testing.scripted_gateway import Failed, ScriptedGateway, make_png
 from tests.engine_fixtures import query_ledger, rows_by_id, run_jobs
 from tests.virtual_time_runs import run_until_killed, run_virtual
@@ -194,6 +198,16 @@ class TestDurableFolders:
         assert (tmp_path / "images/a").read_bytes() == b"mine"
         assert (tmp_path / "images/j0.0.png.part").read_bytes() == make_png()
 
+    def test_a_link_is_no_folder(self, tmp_path: Path) -> None:
+        """A symbolic link in place of a folder is not followed: it would lead out of the run directory."""
+        (tmp_path / "images").mkdir()
+        (tmp_path / "elsewhere").mkdir()
+        (tmp_path / "images/a").symlink_to(tmp_path / "elsewhere")
+        (result,) = commit_many([(ImageFile(tmp_path, "a/b/1", 1, job_id="j"), [make_png()])])
+        assert isinstance(result, OSError)
+        assert result.errno == errno.ELOOP
+        assert list((tmp_path / "elsewhere").iterdir()) == []
+
 
 def test_a_folder_sink_has_folders(tmp_path: Path) -> None:
     """Another directory gets the same paths as images/ would."""
@@ -201,6 +215,22 @@ def test_a_folder_sink_has_folders(tmp_path: Path) -> None:
     found = {job_id: row["files"][0]["path"] for job_id, row in rows_by_id(tmp_path / "out").items()}
     assert found == {job_id: f"{tmp_path}/nas/{path.removeprefix('images/')}" for job_id, path in PATHS.items()}
     assert all(Path(path).is_file() for path in found.values())
+
+
+def test_an_object_store_has_folders(tmp_path: Path) -> None:
+    """The keys of objects have the folders of the names."""
+    store = MemoryStore()
+    run(tmp_path, ScriptedGateway(), sink=ObjectStoreSink(store, prefix="run"))
+    objects = [entry["path"] for batch in obstore.list(store) for entry in batch]
+    assert sorted(objects) == sorted(path.replace("images/", "run/") for path in PATHS.values())
+
+
+def test_the_report_shows_images_in_folders(tmp_path: Path) -> None:
+    """A report links the images in folders as the others."""
+    run(tmp_path / "out", ScriptedGateway())
+    write_report(tmp_path / "out", tmp_path / "report.html")
+    text = (tmp_path / "report.html").read_text()
+    assert all(f"out/{path}" in text for path in PATHS.values())
 
 
 def test_a_sink_gets_the_name_with_folders(tmp_path: Path) -> None:
