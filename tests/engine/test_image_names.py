@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import hashlib
 from pathlib import Path
 from typing import Any
 
@@ -218,11 +219,15 @@ def test_a_folder_sink_has_folders(tmp_path: Path) -> None:
 
 
 def test_an_object_store_has_folders(tmp_path: Path) -> None:
-    """The keys of objects have the folders of the names."""
+    """The key of an object has the folders of the name."""
+    data = make_png()
+    (tmp_path / "part").write_bytes(data)
+    digest = hashlib.sha256(data).hexdigest()
+    image = VerifiedImage("1", 1, "cats/old/a", tmp_path / "part", len(data), digest, 4, 3, "image/png")
     store = MemoryStore()
-    run(tmp_path, ScriptedGateway(), sink=ObjectStoreSink(store, prefix="run"))
-    objects = [entry["path"] for batch in obstore.list(store) for entry in batch]
-    assert sorted(objects) == sorted(path.replace("images/", "run/") for path in PATHS.values())
+    path = asyncio.run(ObjectStoreSink(store, prefix="run").put(image))
+    assert path.endswith("/run/cats/old/a.png")
+    assert bytes(obstore.get(store, "run/cats/old/a.png").bytes()) == data
 
 
 def test_the_report_shows_images_in_folders(tmp_path: Path) -> None:
