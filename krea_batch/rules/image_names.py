@@ -20,6 +20,7 @@ MAX_PROMPT_CHARS = 60  # chosen: a name stays readable in a list of files
 HASH_CHARS = 8  # chosen: a collision is harmless, since no image replaces another
 _SANITIZE_CHARS = 100_000  # chosen: more than any name has, since `_shorten` cuts it
 
+_SIMPLE = re.compile(rf"[A-Za-z0-9_-]{{8,{MAX_ID_BYTES}}}")  # longer than any device of Windows, such as CONOUT$
 _INVALID = re.compile(r'[/\\<>:"|?*\x00-\x1f\x7f-\x9f\ud800-\udfff]')  # Windows, Naming Files; and POSIX
 _UNPORTABLE = re.compile(r"[^a-z0-9._-]+")  # POSIX.1-2017, 3.282 Portable Filename Character Set, in lower case
 _HINT = "write fields in braces, {id}_{seed}, a slash for a folder, and {{ }} for braces"
@@ -98,11 +99,13 @@ def safe_path(text: str, *, portable: bool = False) -> str:
 
 def safe_part(part: str, *, portable: bool = False) -> str:
     """Return a valid name of a file or folder on Windows, and so elsewhere; with `portable`, see `NameTemplate`."""
-    from pathvalidate import sanitize_filename  # It is slow to import, and most runs have no names to make.
-
     if portable:
         ascii_text = unicodedata.normalize("NFKD", part).encode("ascii", "ignore").decode().lower()
         part = _UNPORTABLE.sub("-", ascii_text).strip("-.") or _hash(part)
+    if _SIMPLE.fullmatch(part):
+        return part
+    from pathvalidate import sanitize_filename  # It is slow to import, and most runs have no names to make.
+
     # The second time is for what the first has left at the end, such as the dot of "a .".
     for _ in range(2):
         part = sanitize_filename(

@@ -158,10 +158,18 @@ class ImageFile:
         """Rename to the first free name. A file with the same bytes is ours, from a run that was killed here."""
         for name in candidate_names(self.stem, EXTENSIONS[self._validator.media_type]):
             final = f"{self.images_dir}/{name}"
-            if not os.path.lexists(final) or has_content(Path(final), self.written_bytes, self._digest.hexdigest()):
+            # Many images may want one name, so a name that is taken costs a single call.
+            try:
+                is_free = os.lstat(final).st_size == self.written_bytes and self._has_content(final)
+            except FileNotFoundError:
+                is_free = True
+            if is_free:
                 os.replace(self._part, final)  # noqa: PTH105
                 return name
         raise AssertionError("candidate_names does not end")
+
+    def _has_content(self, path: str) -> bool:
+        return has_content(Path(path), self.written_bytes, self._digest.hexdigest())
 
 
 def stale_parts(out: Path) -> Iterator[Path]:
