@@ -348,11 +348,11 @@ class ErrorInfo(Struct, frozen=True):
     message: str
 
 
-class Outcome(Struct, frozen=True, kw_only=True):
+class Outcome(Struct, frozen=True, kw_only=True, dict=True):
     """The outcome of one job: a row of `results.jsonl`.
 
     Instants are UTC in ISO 8601, or None if they have not occurred. `request` is the body as sent. `polls` counts
-    status requests, `attempts` counts POSTs.
+    status requests, `attempts` counts POSTs. A notebook shows the first image, or why there is none.
     """
 
     id: str
@@ -373,3 +373,8 @@ class Outcome(Struct, frozen=True, kw_only=True):
     def succeeded(self) -> bool:
         """Whether every image of the job is stored."""
         return self.status is State.SUCCEEDED
+
+    def _repr_mimebundle_(self, include: object = None, exclude: object = None) -> Any:
+        """Return what a notebook shows. See `krea_batch.storage.notebook_display`."""
+        display = self.__dict__.get("display")
+        return display(self) if display else {"text/plain": repr(self)}

@@ -19,7 +19,7 @@ class Handle:
 
     Any number of tasks can do either. Cancelling them never loses the image. Both raise RunStopped if the engine
     stops before the job ends; the next engine on the run directory resumes the job, and its `get` returns a new
-    handle.
+    handle. A notebook shows the image of a job that has ended.
     """
 
     def __init__(self, job_id: str, waiter: JobWaiter) -> None:
@@ -56,3 +56,7 @@ class Handle:
 
     def __repr__(self) -> str:
         return f"Handle(id={self.id!r}, status={self.status.value!r}, request_id={self.request_id!r})"
+
+    def _repr_mimebundle_(self, include: object = None, exclude: object = None) -> Any:
+        """Return what a notebook shows: the image once the job has ended."""
+        return self.outcome._repr_mimebundle_() if self.outcome else {"text/plain": repr(self)}

@@ -16,6 +16,7 @@ from krea_batch.ledger import LedgerStore, find_known_jobs
 from krea_batch.pipeline.context import RunContext
 from krea_batch.pipeline.event_stream import EventStream
 from krea_batch.pipeline.in_flight_job import InFlightJob, require_same_request
+from krea_batch.storage.notebook_display import show_in_notebooks
 
 CLOSED = RunStopped("the engine is closed", "open it again to resume")
 
@@ -28,6 +29,7 @@ class WaiterRegistry:
         self._admit = admit
         self._waiters: dict[str, JobWaiter] = {}
         self._closed_by: BaseException | None = None
+        self._run_dir = run.settings.out.absolute()  # The caller may change its working directory.
 
     # ---- for callers -------------------------------------------------------------------------------------
 
@@ -85,6 +87,7 @@ class WaiterRegistry:
     def on_ended(self, outcome: Outcome) -> None:
         """Resolve every future of a job whose end is recorded."""
         if waiter := self._remove(outcome.id):
+            show_in_notebooks(outcome, self._run_dir)
             waiter.end(outcome)
 
     def fail(self, job_id: str, error: BaseException | None = None) -> None:
@@ -116,6 +119,7 @@ class WaiterRegistry:
     def _restore(self, waiter: JobWaiter, row: Outcome) -> None:
         if row.status in FINAL:
             self._remove(row.id)
+            show_in_notebooks(row, self._run_dir)
             waiter.end(row)
         elif row.id not in self._run.taken_ids:
             self.fail(row.id)  # A stop left the job to the next run.
