@@ -1,6 +1,6 @@
 """Generate images in batches through the Krea 2 Large API, without paying for one twice or losing one.
 
-    from krea_batch import Engine, Job
+    from krea_batch import Engine, Job, run
 
 engine          what callers hold: Engine, Handle, streams of events and outcomes
 pipeline        the stages of a run: submit, poll, download
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
     from krea_batch.engine.engine import Engine as Engine
     from krea_batch.engine.handle import Handle as Handle
+    from krea_batch.engine.synchronous import run as run
     from krea_batch.errors import GatewayError as GatewayError
     from krea_batch.errors import InputError as InputError
     from krea_batch.errors import InternalError as InternalError
@@ -116,6 +117,7 @@ _MODULES = {
     "SubmitsPaused": "events",
     "VerifiedImage": "storage.sinks",
     "Webhook": "settings",
+    "run": "engine.synchronous",
 }
 """Every public name, and the module that defines it. The imports above repeat the names for type checkers only."""
 

@@ -40,16 +40,14 @@ NOT_EXECUTED = {
     "howto_callbacks_2": "as above",
     "howto_sinks_0": "needs a bucket; tested in tests/storage",
 }
-SERVICES = ("howto_embed_1", "howto_embed_2")
+SERVICES = ("howto_embed_3", "howto_embed_4")
 SIMULATED_SCRIPT = """
-import runpy, sys
+import functools, runpy, sys
 import krea_batch
-from krea_batch.engine.engine import Engine as Real
 
-def simulated(out, **options):
-    return Real(out, **{"gateway": sys.argv[1], "api_key": "none", "poll_interval_s": 0.1} | options)
-
-krea_batch.Engine = simulated
+options = {"gateway": sys.argv[1], "api_key": "none", "poll_interval_s": 0.1}
+krea_batch.Engine = functools.partial(krea_batch.Engine, **options)
+krea_batch.run = functools.partial(krea_batch.run, **options)
 runpy.run_path(sys.argv[2], run_name="__main__")
 """
 DOCS_SIMULATOR = SimulatorSettings(tiny=True, latency="fixed:0.3")
@@ -162,7 +160,7 @@ def test_the_scripts_run(tmp_path: Path, simulate: StartSimulator, script: Block
         timeout=PROCESS_TIMEOUT_S,
     )
     assert done.returncode == 0, done.stderr
-    if "Engine(" in script.text:
+    if "Engine(" in script.text or "krea_batch.run(" in script.text:
         rows = [row for path in tmp_path.glob("runs/*/results.jsonl") for row in path.read_text().splitlines()]
         assert {json.loads(row)["status"] for row in rows} == {"succeeded"}
 
@@ -189,7 +187,7 @@ def service(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str, s
 async def test_the_service_of_fastapi(service: Callable[[str, str], Any], anyio_backend: object) -> None:
     """The FastAPI service answers 202 with an id, streams events until the end, and answers 404 for other ids."""
     async with Simulator(DOCS_SIMULATOR) as simulator:
-        app = service("howto_embed_1", simulator.gateway_url)
+        app = service("howto_embed_3", simulator.gateway_url)
         async with app.router.lifespan_context(app):
             status, body = await asgi_call(app, "POST", "/images", b"prompt=an%20owl&user=ann")
             assert status == 202
@@ -205,7 +203,7 @@ async def test_the_service_of_fastapi(service: Callable[[str, str], Any], anyio_
 async def test_the_service_of_aiohttp(service: Callable[[str, str], Any], anyio_backend: object) -> None:
     """The aiohttp service answers 202 with an id, finds the job by it, and answers 404 for other ids."""
     async with Simulator(DOCS_SIMULATOR) as simulator:
-        app = service("howto_embed_2", simulator.gateway_url)
+        app = service("howto_embed_4", simulator.gateway_url)
         async with TestClient(TestServer(app)) as client:
             async with client.post("/images", params={"prompt": "an owl"}) as answer:
                 assert answer.status == 202
