@@ -30,6 +30,7 @@ from krea_batch.gateway.sessions import (
     length_bytes,
     open_session,
 )
+from krea_batch.gateway.trusted_certificates import open_context
 from krea_batch.gateway.url_policy import (
     MAX_IMAGE_BYTES,
     DownloadError,
@@ -88,8 +89,9 @@ class ImageDownload:
 class GatewayClient:
     """The gateway and its CDN for one run; an async context manager. `submit` and `poll` raise no network errors.
 
-    `cdn_hosts` are those from which images came before. Raises InputError when it is entered, if the proxy of the
-    environment cannot be used, or if no image could be fetched from a host because of its address.
+    `cdn_hosts` are those from which images came before. Raises InputError when it is entered, if the proxy or the
+    certificates of the environment cannot be used, or if no image could be fetched from a host because of its
+    address.
     """
 
     def __init__(self, settings: Settings, key: ApiKey, *, cdn_hosts: Sequence[str] = ()) -> None:
@@ -111,11 +113,12 @@ class GatewayClient:
         if refused := await find_refused_host(self._settings, self._cdn_hosts):
             raise refused.error
         self._cdn_proxies: dict[tuple[str, int | None], Proxy | None] = {}
-        self._posts = open_session(is_traced=True)
-        self._polls = KeptSessions(lambda: open_session(is_kept=True))
-        self._cdn = open_session(read_timeout_s=READ_TIMEOUT_S, socket_factory=self._open_allowed_socket)
+        tls = open_context()
+        self._posts = open_session(is_traced=True, tls=tls)
+        self._polls = KeptSessions(lambda: open_session(is_kept=True, tls=tls))
+        self._cdn = open_session(read_timeout_s=READ_TIMEOUT_S, socket_factory=self._open_allowed_socket, tls=tls)
         # The proxy itself may have a private address, and it alone connects to the CDN.
-        self._proxied_cdn = open_session(read_timeout_s=READ_TIMEOUT_S)
+        self._proxied_cdn = open_session(read_timeout_s=READ_TIMEOUT_S, tls=tls)
         return self
 
     async def __aexit__(self, *_: object) -> None:

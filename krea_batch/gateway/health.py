@@ -11,6 +11,7 @@ from urllib.parse import urlsplit
 from krea_batch.gateway import wire
 from krea_batch.gateway.proxies import Proxy, find_proxy
 from krea_batch.gateway.sessions import NETWORK_ERRORS, describe_error, open_session
+from krea_batch.gateway.trusted_certificates import open_context
 from krea_batch.settings import Settings
 
 HEALTH_TIMEOUT_S = 10.0  # chosen: no response by then counts as unreachable
@@ -28,13 +29,13 @@ def gateway_proxy(settings: Settings) -> Proxy | None:
 
 
 async def fetch_server_date(settings: Settings, proxy: Proxy | None = None) -> str | None:
-    """Return the Date header of the gateway's response, whatever its status. Raises Unreachable."""
+    """Return the Date header of the gateway's response, whatever its status. Raises Unreachable, InputError."""
     url = settings.gateway.rstrip("/") + wire.STATUS_PATH + PROBE_REQUEST_ID
     options = proxy.request_options if proxy else {}
     try:
         async with (
             asyncio.timeout(HEALTH_TIMEOUT_S),
-            open_session() as session,
+            open_session(tls=open_context()) as session,
             session.get(url, allow_redirects=False, **options) as response,
         ):
             return response.headers.get("Date")

@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import asyncio
 import re
+import ssl
 import time
 from collections import deque
 from collections.abc import Callable, Mapping
@@ -24,6 +25,8 @@ from types import SimpleNamespace
 from typing import Any
 
 import aiohttp
+
+from krea_batch.gateway.trusted_certificates import describe_certificate_error
 
 CONNECT_TIMEOUT_S = 15.0  # chosen: a handshake that takes longer is unlikely to finish
 KEEPALIVE_S = 2.0  # chosen: below the 5 s after which common servers close idle connections
@@ -75,6 +78,7 @@ def open_session(
     is_traced: bool = False,
     read_timeout_s: float | None = None,
     socket_factory: aiohttp.SocketFactoryType | None = None,
+    tls: ssl.SSLContext | bool = True,
 ) -> aiohttp.ClientSession:
     """Return a session without cookies, passwords of ~/.netrc and decompression.
 
@@ -82,7 +86,7 @@ def open_session(
 
     With `is_kept` it has a single connection, which it keeps for KEEPALIVE_S; otherwise each request has a new one.
     With `is_traced` each request passes a `Transmission` as `trace_request_ctx`. A response that pauses for
-    `read_timeout_s` fails with a time-out; other time-outs are the caller's.
+    `read_timeout_s` fails with a time-out; other time-outs are the caller's. `tls` is that of `open_context`.
     """
     connection_options: dict[str, Any] = {"limit": 1, "keepalive_timeout": KEEPALIVE_S} if is_kept else {"limit": 0}
     trace_configs = []
@@ -94,7 +98,9 @@ def open_session(
     # answer, and then sends one answer too many, makes aiohttp's parser refuse both, also the one that is paid for.
     once = {} if is_kept else {"Connection": "keep-alive"}
     return aiohttp.ClientSession(
-        connector=aiohttp.TCPConnector(force_close=not is_kept, socket_factory=socket_factory, **connection_options),
+        connector=aiohttp.TCPConnector(
+            force_close=not is_kept, socket_factory=socket_factory, ssl=tls, **connection_options
+        ),
         headers={"Accept-Encoding": "identity", **once},
         cookie_jar=aiohttp.DummyCookieJar(),
         timeout=aiohttp.ClientTimeout(sock_connect=CONNECT_TIMEOUT_S, sock_read=read_timeout_s),
@@ -198,8 +204,8 @@ def describe_error(error: Exception) -> str:
             return f"the proxy refused to connect (HTTP {status})"
         case aiohttp.ClientProxyConnectionError(os_error=os_error):
             return f"no connection to the proxy ({os_error.strerror or type(os_error).__name__})"
-        case aiohttp.ClientConnectorCertificateError(certificate_error=OSError(strerror=str(reason))):
-            return f"no connection ({reason})"
+        case aiohttp.ClientConnectorCertificateError(certificate_error=certificate_error):
+            return describe_certificate_error(certificate_error)
         case aiohttp.ClientConnectorError(os_error=os_error):
             return f"no connection ({os_error.strerror or type(os_error).__name__})"
         case aiohttp.ClientResponseError():

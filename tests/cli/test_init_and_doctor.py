@@ -104,6 +104,7 @@ class TestDoctor:
         assert [finding["check"] for finding in report["findings"]] == [
             "key",
             "gateway",
+            "certificates",
             "disk",
             "files",
             "versions",

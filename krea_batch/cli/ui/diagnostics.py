@@ -32,6 +32,7 @@ from krea_batch.errors import InputError, LedgerError, RunDirError, SettingsErro
 from krea_batch.gateway.address_check import find_refused_host, hosts_of
 from krea_batch.gateway.health import Unreachable, fetch_server_date, gateway_proxy
 from krea_batch.gateway.proxies import Proxy
+from krea_batch.gateway.trusted_certificates import find_bundle, open_context, system_paths
 from krea_batch.gateway.url_policy import check_networks
 from krea_batch.ledger import SQLITE_VERSION, LedgerStore
 from krea_batch.settings import KEY_VARIABLE, Settings
@@ -93,10 +94,11 @@ def _check_gateway(out: Path, gateway: str, allow_networks: Sequence[str]) -> li
         settings = Settings.from_options(out=out, gateway=gateway, allow_networks=allow_networks)
         check_networks(settings.allowed_networks)
         proxy = gateway_proxy(settings)
+        open_context()
         refused = asyncio.run(find_refused_host(settings, _known_cdn_hosts(out)))
     except InputError as error:
         return [Finding("gateway", "fail", error_text(error))]
-    findings = [_check_clock(settings, proxy)]
+    findings = [_check_clock(settings, proxy), _check_certificates()]
     if refused:
         findings.append(Finding("images", "fail", refused.error.problem, _hint_of(refused.error)))
     return findings
@@ -139,6 +141,20 @@ def _check_clock(settings: Settings, proxy: Proxy | None) -> Finding:
             "clock", "warn", f"this clock is {abs(skew_s):.0f} s {direction} the gateway's", "synchronise it with NTP"
         )
     return Finding("gateway", "ok", f"{settings.gateway} answers{through}, and the clocks agree")
+
+
+def _check_certificates() -> Finding:
+    """Say which certificates are trusted. Those that `open_context` cannot read have been reported."""
+    bundle = find_bundle()
+    if bundle is None:
+        paths = system_paths()
+        if not paths:
+            hint = "set SSL_CERT_FILE to a file with the certificates to trust"
+            return Finding("certificates", "warn", "this system has no certificates that OpenSSL finds", hint)
+        return Finding("certificates", "ok", f"those of the system are trusted ({', '.join(paths)})")
+    if not os.access(bundle.path, os.R_OK):
+        return Finding("certificates", "warn", f"{bundle} cannot be read", "correct it, or remove it")
+    return Finding("certificates", "ok", f"those of {bundle} are trusted")
 
 
 def _check_disk(out: Path) -> list[Finding]:
