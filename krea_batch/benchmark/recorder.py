@@ -64,7 +64,8 @@ def memory_kib(*, peak: bool = False) -> int:
     """Return the memory of this process, now or at its peak. Systems without /proc report only the peak."""
     if _PROC_STATUS.is_file():
         name = "VmHWM:" if peak else "VmRSS:"
-        return next(int(line.split()[1]) for line in _PROC_STATUS.read_text().splitlines() if line.startswith(name))
+        lines = _PROC_STATUS.read_text("utf-8").splitlines()
+        return next(int(line.split()[1]) for line in lines if line.startswith(name))
     max_rss = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return max_rss // 1024 if sys.platform == "darwin" else max_rss  # macOS counts bytes
 

@@ -13,6 +13,8 @@ from __future__ import annotations
 
 import difflib
 import io
+import locale
+import os
 import sys
 from contextlib import suppress
 from importlib import import_module
@@ -54,6 +56,18 @@ MAX_OPEN_FILES = (65_536, 10_240)  # chosen: more than a run opens; and OPEN_MAX
 OK, SOME_FAILED, BAD_INPUT, STOPPED, INTERRUPTED = 0, 1, 2, 3, 130
 
 
+class _Text(click.types.StringParamType):
+    """A text of the command line. Bytes that are not UTF-8 are in it as lone surrogates, which cannot be encoded."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        text = super().convert(value, param, ctx)
+        try:
+            text.encode()
+        except UnicodeEncodeError:
+            self.fail(f"{text!r} is not UTF-8; write it in UTF-8, or into a file", param, ctx)
+        return text
+
+
 class _LazyGroup(click.Group):
     """Imports the module of a command when the command is used."""
 
@@ -65,6 +79,9 @@ class _LazyGroup(click.Group):
             return None
         command: click.Command = getattr(import_module(f"krea_batch.cli.commands.{name}"), name)
         command.context_settings.setdefault("auto_envvar_prefix", ENV_PREFIX)
+        for param in command.params:
+            if param.type is click.STRING:  # Paths are click.Path, and may have any bytes.
+                param.type = _Text()
         command.short_help = COMMANDS[name]
         command.epilog = epilog(name)
         return command
@@ -137,6 +154,7 @@ def main() -> None:
     """Run the console script. An error of krea-batch is printed as a sentence, without a traceback."""
     from krea_batch.errors import InputError, InternalError, KreaBatchError
 
+    restart_in_utf8_mode()
     raise_open_files_limit()
     sys.excepthook = _print_traceback
     if isinstance(sys.stdout, io.TextIOWrapper):
@@ -148,6 +166,20 @@ def main() -> None:
     except KreaBatchError as error:
         say(f"krea-batch: {error_text(error)}")
         sys.exit(BAD_INPUT if isinstance(error, InputError) else STOPPED)
+
+
+def restart_in_utf8_mode() -> None:
+    """Start this command again in Python's UTF-8 mode, unless file names and arguments are UTF-8 already.
+
+    Otherwise, in a locale such as de_DE.ISO-8859-1, or C without Python's own remedy (PEP 540), the ids of jobs could
+    not name files. The encoding of the output stays that of the locale.
+    """
+    if sys.getfilesystemencoding() == "utf-8" or sys.flags.utf8_mode or not sys.executable:
+        return
+    encoding = locale.getencoding()
+    os.environ.setdefault("PYTHONIOENCODING", f"{encoding}:backslashreplace")
+    os.environ["PYTHONUTF8"] = "1"  # for child processes
+    os.execv(sys.executable, [sys.executable, "-X", "utf8", *sys.orig_argv[1:]])  # noqa: S606 - this program
 
 
 def raise_open_files_limit() -> None:

@@ -24,7 +24,7 @@ from krea_batch.gallery.thumbnails import WIDTH_PX, local_image_path, thumbnails
 from krea_batch.jobs import STATES, Outcome
 from krea_batch.ledger import LedgerStore
 from krea_batch.ledger.paging import first_column, iter_rows
-from krea_batch.storage.outputs import check_output, replacing_output
+from krea_batch.storage.outputs import check_output, path_text, replacing_output
 from krea_batch.storage.run_dir import LEDGER, require_run
 
 THUMBNAILS_PER_BLOCK = 100  # chosen: thumbnails that are decoded together, about 600 kB
@@ -76,7 +76,7 @@ def write_report(
         chart_data.load(store)
     chart_data.limit_per_s = limit_per_s or chart_data.limit_per_s
     head, tail = render_page(
-        title=out.name,
+        title=path_text(Path(out.name)),
         live=False,
         token="",
         simulated=False,
@@ -117,7 +117,7 @@ def _with_relative_paths(row: dict[str, Any], out: Path, output: Path) -> dict[s
     for file in row["files"]:
         image_path = local_image_path(out, file["path"])
         if image_path:
-            file["path"] = Path(os.path.relpath(image_path.absolute(), output.parent.absolute())).as_posix()
+            file["path"] = path_text(Path(os.path.relpath(image_path.absolute(), output.parent.absolute())))
     return row
 
 

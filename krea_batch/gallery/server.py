@@ -32,6 +32,7 @@ from krea_batch.jobs import FINAL, Outcome
 from krea_batch.ledger import LedgerStore
 from krea_batch.ledger.paging import first_column, iter_rows
 from krea_batch.storage.image_types import MEDIA_TYPES
+from krea_batch.storage.outputs import path_text
 from krea_batch.storage.run_dir import LEDGER, SIMULATOR_STATE_FILE, is_locked, require_run
 
 REFRESH_INTERVAL_S = 1.0  # chosen: short enough for a person who watches
@@ -238,7 +239,7 @@ class GalleryApp:
     async def index(self, _: web.Request) -> web.Response:
         gallery = self._gallery
         text = render_page(
-            title=gallery.out.name,
+            title=path_text(Path(gallery.out.name)),
             live=True,
             token=gallery.token,
             simulated=gallery.simulated,

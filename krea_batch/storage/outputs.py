@@ -32,6 +32,11 @@ _PART_PREFIX, _PART_SUFFIX = ".krea-batch-", ".part"
 _FIRST_LINE_BYTES = 1 << 16  # chosen: longer than the first line of any log
 
 
+def path_text(path: Path) -> str:
+    """Return a path as UTF-8 can write it, with escapes for the bytes of a name that is not UTF-8."""
+    return os.fsencode(path).decode("utf-8", "backslashreplace")
+
+
 def unwritable_output(output: Path, error: OSError) -> InputError:
     """Return the error of a command that could not write its --output."""
     return InputError(f"cannot write {output} ({error.strerror})", f"{next_step(error)}, or use another --output")

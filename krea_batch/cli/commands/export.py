@@ -23,6 +23,7 @@ EXPORT_FORMATS = ("imagefolder", "parquet", "webdataset", "csv", "zip")
 )
 @click.option(
     "--ids-from",
+    type=click.Path(),
     metavar="FILE",
     help="Export only the jobs whose ids are in FILE, one per line; - for standard input.",
 )

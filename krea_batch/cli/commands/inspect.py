@@ -8,7 +8,8 @@ from pathlib import Path
 import click
 
 from krea_batch.cli.app import BAD_INPUT, OK
-from krea_batch.cli.ui.formatting import path_text, say, show, show_json
+from krea_batch.cli.ui.formatting import say, show, show_json
+from krea_batch.storage.outputs import path_text
 
 MAX_KEYWORD_CHARS = 79  # PNG specification, 11.3.3.1
 

@@ -13,7 +13,7 @@ from krea_batch.cli.options.selection_options import open_job_files
 
 
 @click.command()
-@click.argument("jobs", nargs=-1, metavar="JOBS…")
+@click.argument("jobs", nargs=-1, type=click.Path(), metavar="JOBS…")
 @click.option(
     "--out",
     type=click.Path(path_type=Path, file_okay=False),

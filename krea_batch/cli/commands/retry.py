@@ -27,7 +27,10 @@ RETRYABLE_STATES = tuple(state.value for state in RETRYABLE)
     f"charge.  [default without an ID: {', '.join(RETRIED_BY_DEFAULT)}]",
 )
 @click.option(
-    "--ids-from", metavar="FILE", help="Resubmit the jobs whose ids are in FILE, one per line; - for standard input."
+    "--ids-from",
+    type=click.Path(),
+    metavar="FILE",
+    help="Resubmit the jobs whose ids are in FILE, one per line; - for standard input.",
 )
 @click.option("--yes", "-y", is_flag=True, help="Do not ask for confirmation; each job may be charged again.")
 @run_options

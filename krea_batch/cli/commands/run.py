@@ -16,7 +16,7 @@ from krea_batch.cli.options.selection_options import open_job_files, require_job
 
 
 @click.command()
-@click.argument("jobs", nargs=-1, metavar="JOBS…")
+@click.argument("jobs", nargs=-1, type=click.Path(), metavar="JOBS…")
 @click.option(
     "--out",
     required=True,

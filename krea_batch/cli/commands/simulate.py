@@ -82,7 +82,9 @@ if TYPE_CHECKING:
     metavar="S",
     help="Seconds that the faults submit-hang and poll-hang take.",
 )
-@click.option("--state-file", default="", metavar="FILE", help="Keep accepted jobs in FILE across restarts.")
+@click.option(
+    "--state-file", type=click.Path(), default="", metavar="FILE", help="Keep accepted jobs in FILE across restarts."
+)
 @click.option("--seed", default=0, show_default=True, help="Random seed.")
 @click.option("--json", "as_json", is_flag=True, help="Print the addresses as one JSON object.")
 def simulate(faults: tuple[str, ...], as_json: bool, **options: Any) -> None:

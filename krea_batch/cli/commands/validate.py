@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 @click.command()
-@click.argument("jobs", nargs=-1, metavar="JOBS…")
+@click.argument("jobs", nargs=-1, type=click.Path(), metavar="JOBS…")
 @add_input_options
 @click.option("--json", "as_json", is_flag=True, help="Print the summary as one JSON object on standard output.")
 @click.option("--quiet", "-q", is_flag=True, help="Print only invalid lines.")

@@ -12,7 +12,6 @@ import os
 import re
 import sys
 from contextlib import suppress
-from pathlib import Path
 
 import click
 
@@ -52,11 +51,6 @@ def printable(text: str) -> str:
 def printable_json(text: str) -> str:
     """Return JSON with escapes for characters that could control a terminal; its value stays the same."""
     return _CONTROLS_IN_JSON.sub(lambda match: f"\\u{ord(match[0]):04x}", text)
-
-
-def path_text(path: Path) -> str:
-    """Return a path for JSON, which has no way to write the bytes of a name that is not UTF-8."""
-    return os.fsencode(path).decode("utf-8", "backslashreplace")
 
 
 def say(line: str) -> None:

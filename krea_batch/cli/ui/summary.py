@@ -10,10 +10,11 @@ import msgspec
 import orjson
 
 from krea_batch.cli.app import error_text
-from krea_batch.cli.ui.formatting import format_bytes, format_duration, path_text, pluralize
+from krea_batch.cli.ui.formatting import format_bytes, format_duration, pluralize
 from krea_batch.errors import KreaBatchError
 from krea_batch.jobs import State
 from krea_batch.ledger import Charges, LedgerStore
+from krea_batch.storage.outputs import path_text
 from krea_batch.storage.run_dir import IMAGES, LEDGER, RESULTS
 
 FINAL_FIRST = sorted(State, key=lambda state: not state.info.final)

@@ -24,7 +24,7 @@ from krea_batch.maintenance.export.image_paths import ImagePaths
 from krea_batch.maintenance.export.png_metadata import embed_texts, texts_for
 from krea_batch.maintenance.export.recognition import COLUMNS, CSV_HEADER, METADATA_FILE, is_export
 from krea_batch.maintenance.export.run_images import ExportedImage, RunImages
-from krea_batch.storage.outputs import check_output, replacing_output
+from krea_batch.storage.outputs import check_output, path_text, replacing_output
 
 ROW_GROUP_BYTES = 64 << 20  # chosen: image bytes held in memory, here and by readers of the file
 SHARD_IMAGES = 1000  # chosen: with 2 MB per image, shards of the 1 to 2 GB that WebDataset's documentation advises
@@ -141,7 +141,7 @@ def _csv(run_images: RunImages, part: Path, options: ExportOptions, on_progress:
             if image.number == 1:
                 rows.writerow([*CSV_HEADER, *(f"metadata.{key}" for key in keys)])
             values = [image.outcome.metadata.get(key) for key in keys]
-            rows.writerow([cell(str(image.path.absolute())), *map(cell, columns.values()), *map(cell, values)])
+            rows.writerow([cell(path_text(image.path.absolute())), *map(cell, columns.values()), *map(cell, values)])
             on_progress(1)
     if changed:
         options.on_notice(
