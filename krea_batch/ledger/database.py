@@ -6,6 +6,7 @@ and `-shm` files beside it the same mode.
 
 from __future__ import annotations
 
+import errno
 import os
 import sqlite3
 from importlib.resources import files
@@ -197,6 +198,25 @@ def _create_tables(connection: sqlite3.Connection) -> None:
     connection.executescript(
         f"BEGIN; PRAGMA application_id = {APPLICATION_ID}; PRAGMA user_version = {SCHEMA_VERSION};{schema()} COMMIT;"
     )
+
+
+def open_error(path: Path, error: sqlite3.Error) -> RunDirError:
+    """Return the error for a ledger that cannot be opened. The operating system knows the cause that SQLite hides."""
+    problem, step = f"cannot open the ledger ({error})", next_step_of(error)
+    if _is_not_writable(error) and (denied := _find_denied(path)):
+        file, verb, number = denied
+        problem, step = f"cannot {verb} {file} ({os.strerror(number)})", next_step(OSError(number, ""))
+    return RunDirError(path, problem, f"{step}, or use another run directory")
+
+
+def _find_denied(path: Path) -> tuple[Path, str, int] | None:
+    """Return the first file of the ledger that may not be read or written, which of both, and the errno for it."""
+    for needed, verb in ((os.R_OK, "read"), (os.W_OK, "write")):
+        for file in (path.parent, path, wal_of(path), path.with_name(f"{path.name}-shm")):
+            if file.exists() and not os.access(file, needed):
+                is_read_only_disk = needed == os.W_OK and os.statvfs(file).f_flag & os.ST_RDONLY
+                return file, verb, errno.EROFS if is_read_only_disk else errno.EACCES
+    return None
 
 
 def next_step_of(error: sqlite3.Error | OSError) -> str:

@@ -17,7 +17,7 @@ import msgspec
 
 from krea_batch.errors import InternalError, RunDirError
 from krea_batch.jobs import FINAL, ErrorInfo, Outcome, State, StoredFile
-from krea_batch.ledger.database import DISPOSITIONS, next_step_of, open_database
+from krea_batch.ledger.database import DISPOSITIONS, open_database, open_error
 from krea_batch.ledger.queries import OPEN_JOBS, LedgerQueries
 from krea_batch.ledger.rows import OUTCOME_COLUMNS, outcome_of
 from krea_batch.rules import lifecycle
@@ -53,9 +53,7 @@ class LedgerStore(LedgerQueries):
         try:
             return cls(path, open_database(path, read_only=read_only))
         except sqlite3.Error as error:
-            raise RunDirError(
-                path, f"cannot open the ledger ({error})", f"{next_step_of(error)}, or use another run directory"
-            ) from error
+            raise open_error(path, error) from error
 
     def close(self) -> None:
         self._sql.close()

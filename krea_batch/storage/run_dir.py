@@ -50,11 +50,7 @@ class RunDir:
             (self.path / IMAGES).mkdir(exist_ok=True)
             self._fd = os.open(self.path, os.O_RDONLY)
         except OSError as error:
-            raise RunDirError(
-                self.path,
-                f"cannot use the directory ({error.strerror})",
-                f"{next_step(error)}, or use another run directory",
-            ) from error
+            raise unusable_directory(self.path, error) from error
         _LOCKED.add(self)
         try:
             is_free = _try_lock(self._fd)
@@ -164,6 +160,12 @@ def is_image(path: Path) -> bool:
         return True
     except OSError:  # a directory, a broken link, or a file that is too short
         return False
+
+
+def unusable_directory(path: Path, error: OSError) -> RunDirError:
+    """Return the error for a run directory that cannot be created or opened."""
+    problem = f"cannot use the directory ({error.strerror})"
+    return RunDirError(path, problem, f"{next_step(error)}, or use another run directory")
 
 
 def create_directory(path: Path) -> None:

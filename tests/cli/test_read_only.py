@@ -11,8 +11,10 @@ from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
 
+import click
 import pytest
 
+from krea_batch.cli.app import app
 from krea_batch.ledger import LedgerStore
 from krea_batch.storage.run_dir import LEDGER, RunDir
 from tests.processes import COMMAND, PROCESS_TIMEOUT_S, clean_environment, run_command
@@ -96,6 +98,55 @@ COMMANDS = {
 }
 
 
+NOT_IN_TABLE = {
+    "view": "test_the_page_of_a_read_only_directory",
+    "retry": "test_a_command_that_writes",
+    "recover": "test_a_command_that_writes",
+}
+WRITING = {
+    "retry": ["retry", "{out}", "--yes"],
+    "recover": ["recover", "{out}", "--yes"],
+    "resolve": ["resolve", "{out}", "--abandon"],
+}
+
+
+def test_every_command_on_a_run_is_tested() -> None:
+    """A new command on the directory of a run needs a line in COMMANDS, or a test of its own."""
+    group = click.Context(app)
+    with_run = {
+        name
+        for name in app.list_commands(group)
+        if any(param.name == "out" and isinstance(param, click.Argument) for param in load(group, name).params)
+    }
+    assert with_run - {"run", "doctor"} == (set(COMMANDS) - {"inspect", "plan"}) | set(NOT_IN_TABLE)
+
+
+def load(group: click.Context, name: str) -> click.Command:
+    command = app.get_command(group, name)
+    assert command
+    return command
+
+
+@pytest.mark.parametrize("name", WRITING)
+def test_a_command_that_writes(out: Path, tmp_path: Path, name: str) -> None:
+    """It says which path it may not write, and changes nothing."""
+    make_read_only(out)
+    arguments = [argument.replace("{out}", str(out)) for argument in WRITING[name]]
+    done = run_as_reader(*COMMAND, *arguments, cwd=tmp_path)
+    assert (done.returncode, done.stdout) == (2, ""), done.stderr
+    assert f"cannot write {out} (Permission denied); check the permissions" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert {path.name for path in out.iterdir()} == {"images", LEDGER, "results.jsonl", "simulated.jsonl"}
+
+
+def test_a_run_of_another_user(out: Path, tmp_path: Path) -> None:
+    """If its files may not be read either, the command names the first of them."""
+    (out / LEDGER).chmod(0)
+    done = run_as_reader(*COMMAND, "status", out, cwd=tmp_path)
+    assert done.returncode == 2
+    assert f"cannot read {out / LEDGER} (Permission denied); check the permissions" in done.stderr
+
+
 @pytest.mark.parametrize("name", COMMANDS)
 def test_a_read_only_directory(out: Path, tmp_path: Path, name: str) -> None:
     """The command does the same as in a writable directory, and changes nothing."""
@@ -157,6 +208,18 @@ def test_a_run_in_progress_is_read_as_it_is(out: Path, tmp_path: Path) -> None:
     run_dir.unlock()
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout)["jobs"] == {"succeeded": 3, "submitting": 1}
+
+
+@pytest.mark.parametrize("options", [["--simulate"], ["--gateway", "http://127.0.0.1:9"]], ids=" ".join)
+def test_a_run_directory_that_cannot_be_created(tmp_path: Path, options: list[str]) -> None:
+    """`run` says so, also for a run on the simulator, which keeps a file there."""
+    (tmp_path / "prompts.txt").write_text("a red kite\n")
+    parent = tmp_path / "parent"
+    parent.mkdir(0o555)
+    done = run_as_reader(*COMMAND, "run", "prompts.txt", "--out", parent / "out", *options, cwd=tmp_path)
+    assert done.returncode == 2, done.stderr
+    assert "cannot use the directory (Permission denied); check the permissions" in done.stderr
+    assert "Traceback" not in done.stderr
 
 
 def test_a_run_in_a_read_only_directory_does_not_start(out: Path, tmp_path: Path) -> None:

@@ -44,7 +44,7 @@ from krea_batch.settings import KEY_VARIABLE, ApiKey, Settings, Webhook
 from krea_batch.sources import CheckResult, JobFiles
 from krea_batch.sources.moved_rows import RecordedJobs
 from krea_batch.storage.outputs import open_for_append
-from krea_batch.storage.run_dir import DUPLICATES, LEDGER, SIMULATOR_STATE_FILE, create_directory
+from krea_batch.storage.run_dir import DUPLICATES, LEDGER, SIMULATOR_STATE_FILE, create_directory, unusable_directory
 
 STATE_FILE_START = b'{"request_id":"'  # of each line; see `krea_batch.testing.simulator.job_log.LoggedJob`
 MAX_REPEATED_PROBLEMS = 5  # chosen: more lines with the same problem add nothing
@@ -152,12 +152,15 @@ def _recorded_jobs(store: LedgerStore) -> RecordedJobs:
 async def start_simulator(stack: AsyncExitStack, out: Path, *, time_scale: float = 1.0) -> str:
     """Start the simulator on this event loop, and return its URL. It keeps its jobs in the run directory.
 
-    Raises SettingsError if it cannot start.
+    Raises SettingsError if it cannot start, and RunDirError if the run directory cannot be created.
     """
     from krea_batch.testing.simulator import Simulator, SimulatorError, SimulatorSettings
 
     try:
         await anyio.to_thread.run_sync(create_directory, out)
+    except OSError as error:
+        raise unusable_directory(out, error) from error
+    try:
         check_state_file(out / SIMULATOR_STATE_FILE)
         simulator = Simulator(SimulatorSettings(time_scale=time_scale, state_file=str(out / SIMULATOR_STATE_FILE)))
         await stack.enter_async_context(simulator)
