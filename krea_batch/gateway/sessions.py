@@ -202,12 +202,8 @@ def describe_error(error: Exception) -> str:
             return "timed out"
         case aiohttp.ClientHttpProxyError(status=status):
             return f"the proxy refused to connect (HTTP {status})"
-        case aiohttp.ClientProxyConnectionError(os_error=os_error):
-            return f"no connection to the proxy ({os_error.strerror or type(os_error).__name__})"
-        case aiohttp.ClientConnectorCertificateError(certificate_error=certificate_error):
-            return describe_certificate_error(certificate_error)
-        case aiohttp.ClientConnectorError(os_error=os_error):
-            return f"no connection ({os_error.strerror or type(os_error).__name__})"
+        case aiohttp.ClientConnectorError() | aiohttp.ClientConnectorCertificateError():
+            return _describe_failed_connection(error)
         case aiohttp.ClientResponseError():
             return "the response is not valid HTTP"
         case aiohttp.ClientPayloadError():
@@ -218,3 +214,20 @@ def describe_error(error: Exception) -> str:
             return reason
         case _:
             return type(error).__name__
+
+
+def _describe_failed_connection(
+    error: aiohttp.ClientConnectorError | aiohttp.ClientConnectorCertificateError,
+) -> str:
+    match error:
+        case aiohttp.ClientConnectorCertificateError(certificate_error=certificate_error):
+            return describe_certificate_error(certificate_error)
+        case aiohttp.ClientConnectorDNSError(host=host, os_error=os_error):  # the host may be the proxy's
+            return f"no connection ({host}: {os_error.strerror or type(os_error).__name__})"
+        case aiohttp.ClientConnectorSSLError(os_error=ssl.SSLError(reason=str(reason))):
+            return f"no TLS connection ({reason.replace('_', ' ').lower()})"
+        case aiohttp.ClientProxyConnectionError(os_error=os_error):
+            return f"no connection to the proxy ({os_error.strerror or type(os_error).__name__})"
+        case _:
+            os_error = error.os_error
+            return f"no connection ({os_error.strerror or type(os_error).__name__})"

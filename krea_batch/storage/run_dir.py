@@ -63,6 +63,9 @@ class RunDir:
             ) from error
         if not is_free:
             self.unlock()
+            if any(other.path.exists() and self.path.samefile(other.path) for other in _LOCKED):
+                hint = "close it (`aclose`, or leave its `async with`), or use another run directory"
+                raise RunDirError(self.path, "another Engine of this process is using it", hint)
             raise RunDirError(
                 self.path, "another krea-batch is using it", "wait for it, or use another run directory"
             )

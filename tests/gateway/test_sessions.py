@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 import signal
 import subprocess
 import sys
@@ -392,9 +393,35 @@ def test_a_silent_cdn_times_out(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_descriptions_of_errors() -> None:
-    """Errors are described in our own words, without addresses, headers or what a server sent."""
+    """Errors are described in our own words, without paths, headers or what a server sent."""
     assert describe_error(TimeoutError()) == "timed out"
     assert describe_error(aiohttp.ServerTimeoutError("x.example")) == "timed out"
     assert describe_error(aiohttp.ClientPayloadError("secret")) == "the response was cut off"
     assert describe_error(aiohttp.ClientOSError(104, "Cannot write to x.example")) == "the connection was lost"
     assert describe_error(OSError(24, "Too many open files")) == "Too many open files"
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize("variable", ["gateway", "proxy"])
+async def test_a_name_that_cannot_be_resolved_is_told(variable: str) -> None:
+    """The name may be that of the gateway or of the proxy, so the description has it."""
+    proxy = "http://proxy.invalid:3128" if variable == "proxy" else None
+    async with open_session() as session:
+        with pytest.raises(aiohttp.ClientConnectorDNSError) as raised:
+            await session.get("https://gateway.invalid/", proxy=proxy)
+    assert re.fullmatch(rf"no connection \({variable}\.invalid: .+\)", describe_error(raised.value))
+
+
+@pytest.mark.anyio
+async def test_a_server_without_tls_is_told() -> None:
+    """The description says that TLS failed, and not where in Python."""
+
+    async def answer(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.write(b"HTTP/1.1 400 Bad Request\r\n\r\n")
+        writer.close()
+
+    server = await asyncio.start_server(answer, "127.0.0.1", 0)
+    async with server, open_session() as session:
+        with pytest.raises(aiohttp.ClientConnectorError) as raised:
+            await session.get(f"https://127.0.0.1:{server.sockets[0].getsockname()[1]}/")
+    assert re.fullmatch(r"no TLS connection \([a-z ]+\)", describe_error(raised.value))

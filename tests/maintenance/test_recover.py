@@ -523,7 +523,7 @@ class TestRecover:
         async def main() -> None:
             async with Engine(tmp_path, gateway_client=ScriptedGateway()):
                 (tmp_path / "results.jsonl").touch()
-                with pytest.raises(RunDirError, match="another krea-batch"):
+                with pytest.raises(RunDirError, match="another Engine of this process"):
                     recover_run(tmp_path)
 
         run_virtual(main())

@@ -60,9 +60,9 @@ def test_it_is_created_with_its_parents(tmp_path: Path) -> None:
 
 def test_one_owner_at_a_time(tmp_path: Path) -> None:
     """A second lock in the same process is refused until the first is released. Releasing twice does no harm."""
-    first, second = RunDir(tmp_path / "out"), RunDir(tmp_path / "out")
+    first, second = RunDir(tmp_path / "out"), RunDir(tmp_path / ".." / tmp_path.name / "out")
     first.lock()
-    with pytest.raises(RunDirError, match="another krea-batch is using it"):
+    with pytest.raises(RunDirError, match="another Engine of this process is using it; close it"):
         second.lock()
     first.unlock()
     first.unlock()
