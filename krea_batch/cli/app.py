@@ -174,12 +174,15 @@ def restart_in_utf8_mode() -> None:
     Otherwise, in a locale such as de_DE.ISO-8859-1, or C without Python's own remedy (PEP 540), the ids of jobs could
     not name files. The encoding of the output stays that of the locale.
     """
-    if sys.getfilesystemencoding() == "utf-8" or sys.flags.utf8_mode or not sys.executable:
+    if sys.getfilesystemencoding() == "utf-8" or sys.flags.utf8_mode:
         return
+    from krea_batch.engine.child_process import command_in_utf8_mode
+
     encoding = locale.getencoding()
     os.environ.setdefault("PYTHONIOENCODING", f"{encoding}:backslashreplace")
     os.environ["PYTHONUTF8"] = "1"  # for child processes
-    os.execv(sys.executable, [sys.executable, "-X", "utf8", *sys.orig_argv[1:]])  # noqa: S606 - this program
+    command = command_in_utf8_mode()
+    os.execv(command[0], command)  # noqa: S606 - this program
 
 
 def raise_open_files_limit() -> None:

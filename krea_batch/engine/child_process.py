@@ -17,6 +17,11 @@ def python_command(module: str, *arguments: str) -> list[str]:
     return [sys.executable, "-P", "-m", module, *arguments]
 
 
+def command_in_utf8_mode() -> list[str]:
+    """Return the command that starts this process again in Python's UTF-8 mode."""
+    return [sys.executable, "-X", "utf8", *sys.orig_argv[1:]]
+
+
 def child_environment(*, with_key: bool) -> dict[str, str]:
     """Return the environment for a child process, which has the API key only if the child needs it."""
     return {name: value for name, value in os.environ.items() if with_key or name != KEY_VARIABLE}
