@@ -52,5 +52,5 @@ def test_every_child_is_started_so() -> None:
         for node in ast.walk(ast.parse(path.read_text("utf-8"))):
             if isinstance(node, ast.Attribute) and ast.unparse(node) == "sys.executable":
                 found.append(path.name)
-    assert found == ["child_process.py"]
+    assert set(found) == {"child_process.py"}
     assert sys.executable == python_command("krea_batch")[0]
