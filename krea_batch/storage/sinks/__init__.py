@@ -20,6 +20,8 @@ A sink of your own is a class with the two methods of `Sink`:
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Protocol
 
@@ -106,12 +108,16 @@ def open_sink(url: str | None) -> Sink | None:
     """Return the sink of a URL, or None for the run directory. Raises SettingsError."""
     if url is None:
         return None
-    try:
+    with obstore_required("sink"):
         from krea_batch.storage.sinks.object_store import ObjectStoreSink  # obstore is optional
-    except ModuleNotFoundError:
-        problem, hint = (
-            "object stores need obstore, which is not installed",
-            "run: pip install 'krea-batch[object-store]'",
-        )
-        raise SettingsError("sink", problem, hint) from None
     return ObjectStoreSink.from_url(url)
+
+
+@contextmanager
+def obstore_required(parameter: str) -> Iterator[None]:
+    """Raise SettingsError if the import in this context fails because obstore is not installed."""
+    try:
+        yield
+    except ModuleNotFoundError:
+        hint = "run: pip install 'krea-batch[object-store]'"
+        raise SettingsError(parameter, "object stores need obstore, which is not installed", hint) from None

@@ -41,7 +41,7 @@ SHA256_ATTRIBUTE = "sha256"  # key in the metadata of an object
 
 _STATUS_IN_ERROR = re.compile(r"status code: (\d{3})")
 _CODE_IN_ERROR = re.compile(r"<Code>(\w+)</Code>")
-_MISSING_ERRORS = (FileNotFoundError,)  # obstore, for a missing bucket or object
+MISSING_ERRORS = (FileNotFoundError,)  # obstore, for a missing bucket or object
 _DENIED_ERRORS = (PermissionDeniedError, UnauthenticatedError)
 _S3_TIMEOUT_CODE = "<Code>RequestTimeout</Code>"  # S3, Error Responses: a 400 that may pass
 _RERUN_HINT = "run again to resume"
@@ -58,25 +58,13 @@ class ObjectStoreSink:
     def __init__(self, store: ObjectStore, prefix: str = "", *, url: str = "") -> None:
         self._store = store
         self._prefix = f"{prefix.strip('/')}/" if prefix.strip("/") else ""
-        self.url = (url or _url_of(store)).rstrip("/")
+        self.url = (url or url_of(store)).rstrip("/")
         self._large = asyncio.Semaphore(MAX_LARGE_UPLOADS)
 
     @classmethod
     def from_url(cls, url: str) -> ObjectStoreSink:
         """Return the sink of a URL such as s3://bucket/folder. Raises SettingsError."""
-        options: Any = {"timeout": REQUEST_TIMEOUT, "allow_http": _allows_http()}
-        try:
-            store: Any = from_url(
-                url,
-                client_options=options,
-                retry_config={"max_retries": STORE_RETRIES, "retry_timeout": timedelta(seconds=120)},
-            )
-        except (BaseError, UnknownConfigurationKeyError, ValueError) as error:
-            problem = f"cannot open {url} ({type(error).__name__})"
-            raise SettingsError(
-                "sink", problem, "check the bucket's name and the store's environment variables"
-            ) from None
-        return cls(store, url=url)
+        return cls(open_store(url, "sink", max_retries=STORE_RETRIES), url=url)
 
     async def check(self) -> None:
         """Raise SinkPermanentError if the bucket is missing or refuses the credentials, else SinkTransientError.
@@ -85,9 +73,9 @@ class ObjectStoreSink:
         """
         try:
             await obstore.list_with_delimiter_async(self._store, self._prefix or None)
-        except (BaseError, *_MISSING_ERRORS) as error:
-            if not _is_list_denied(error):
-                raise self._sink_error(error) from None
+        except (BaseError, *MISSING_ERRORS) as error:
+            if not is_list_denied(error):
+                raise store_error(error, self.url, "sink") from None
             await self._write_probe()
 
     async def _write_probe(self) -> None:
@@ -96,8 +84,8 @@ class ObjectStoreSink:
             await obstore.put_async(self._store, key, b"", use_multipart=False)
             with suppress(PermissionDeniedError):  # the empty object stays; the next run overwrites it
                 await obstore.delete_async(self._store, key)
-        except (BaseError, *_MISSING_ERRORS) as error:
-            raise self._sink_error(error) from None
+        except (BaseError, *MISSING_ERRORS) as error:
+            raise store_error(error, self.url, "sink") from None
 
     async def put(self, image: VerifiedImage) -> str:
         """Store an image. Raises SinkTransientError, SinkPermanentError."""
@@ -105,8 +93,8 @@ class ObjectStoreSink:
         try:
             async with large:
                 key = await self._store_under_free_name(image)
-        except (BaseError, *_MISSING_ERRORS) as error:
-            raise self._sink_error(error) from None
+        except (BaseError, *MISSING_ERRORS) as error:
+            raise store_error(error, self.url, "sink") from None
         return f"{self.url}/{key}"
 
     async def _store_under_free_name(self, image: VerifiedImage) -> str:
@@ -158,24 +146,38 @@ class ObjectStoreSink:
             digest.update(chunk)
         return digest.hexdigest()
 
-    def _sink_error(self, error: Exception) -> SinkTransientError | SinkPermanentError:
-        """Return our error for an error of the store, whose text may contain secrets and is not repeated."""
-        text = str(error)
-        status = _status_of(text)
-        if isinstance(error, _MISSING_ERRORS) or status == 404:
-            return SinkPermanentError(f"no bucket for {self.url}", f"create it or fix the sink, then {_RERUN_HINT}")
-        if isinstance(error, _DENIED_ERRORS) or (status in (400, 401, 403) and _S3_TIMEOUT_CODE not in text):
-            reason = f"{self.url} refuses these credentials (HTTP {status or 403})"
-            return SinkPermanentError(reason, f"check the store's credentials and permissions, then {_RERUN_HINT}")
-        if isinstance(error, (InvalidPathError, NotSupportedError)) or 300 <= status < 400 or status == 501:
-            reason = f"{self.url} does not support this upload ({_error_label(error, status)})"
-            return SinkPermanentError(reason, f"check the sink and the store's region, then {_RERUN_HINT}")
-        return SinkTransientError(
-            f"{self.url} is not reachable" if not status else f"{self.url} answered HTTP {status}"
+
+def open_store(url: str, parameter: str, *, max_retries: int) -> ObjectStore:
+    """Return the store of a URL such as s3://bucket/folder, for a setting. Raises SettingsError."""
+    options: Any = {"timeout": REQUEST_TIMEOUT, "allow_http": _allows_http()}
+    try:
+        return from_url(
+            url,
+            client_options=options,
+            retry_config={"max_retries": max_retries, "retry_timeout": timedelta(seconds=120)},
         )
+    except (BaseError, UnknownConfigurationKeyError, ValueError) as error:
+        problem = f"cannot open {url} ({type(error).__name__})"
+        hint = "check the bucket's name and the store's environment variables"
+        raise SettingsError(parameter, problem, hint) from None
 
 
-def _is_list_denied(error: Exception) -> bool:
+def store_error(error: Exception, url: str, setting: str) -> SinkTransientError | SinkPermanentError:
+    """Return our error for an error of the store, whose text may contain secrets and is not repeated."""
+    text = str(error)
+    status = _status_of(text)
+    if isinstance(error, MISSING_ERRORS) or status == 404:
+        return SinkPermanentError(f"no bucket for {url}", f"create it or fix the {setting}, then {_RERUN_HINT}")
+    if isinstance(error, _DENIED_ERRORS) or (status in (400, 401, 403) and _S3_TIMEOUT_CODE not in text):
+        reason = f"{url} refuses these credentials (HTTP {status or 403})"
+        return SinkPermanentError(reason, f"check the store's credentials and permissions, then {_RERUN_HINT}")
+    if isinstance(error, (InvalidPathError, NotSupportedError)) or 300 <= status < 400 or status == 501:
+        reason = f"{url} does not support this upload ({_error_label(error, status)})"
+        return SinkPermanentError(reason, f"check the {setting} and the store's region, then {_RERUN_HINT}")
+    return SinkTransientError(f"{url} is not reachable" if not status else f"{url} answered HTTP {status}")
+
+
+def is_list_denied(error: Exception) -> bool:
     """Return whether the credentials are valid and only may not list. Invalid ones get a 403, too."""
     text = str(error)
     code = _CODE_IN_ERROR.search(text)
@@ -197,7 +199,7 @@ def _allows_http() -> bool:
     return os.environ.get("AWS_ALLOW_HTTP", "").lower() in ("1", "true")
 
 
-def _url_of(store: ObjectStore) -> str:
+def url_of(store: ObjectStore) -> str:
     """Return the base URL of a store that the caller created."""
     if isinstance(store, S3Store):
         url = f"s3://{store.config.get('bucket', '')}"
