@@ -41,16 +41,49 @@ _INVALID_IN_PARTS = re.compile(r"[\\\x00-\x1f\x7f-\x9f]")
 LIKE_A_FILE = re.compile(r"\.(?:png|jpe?g|webp|gif|avif|part)$", re.IGNORECASE)
 _INVALID_IN_IMAGE_URLS = re.compile(r"[\s\x00-\x1f\x7f-\x9f]")
 
+CONTENT_NAME_PATTERN = r"[0-9a-f]{64}\.(?:png|jpg|webp)"
+"""The name of the content of a local reference image, and of its object: its SHA-256 and its extension."""
+
+_OBJECT_URL = re.compile(rf'(?!https?:)(?:sha256:|[^"\\\s]+/){CONTENT_NAME_PATTERN}')
+
 
 class ImageStyleReference(Struct, frozen=True, forbid_unknown_fields=True):
-    """An image that guides the style. A negative strength steers away from it."""
+    """An image that guides the style: a URL, or a local file. A negative strength steers away from it.
 
-    image_url: str
+    A local file, `image_path`, is uploaded to `references`, a setting of the run, before the job is submitted.
+    """
+
+    image_url: str = ""
     strength: float = 1.0
+    image_path: str = ""
 
     def __post_init__(self) -> None:
-        check_image_url(self.image_url)
+        if self.image_url and self.image_path:
+            raise ValueError("a style reference has both image_url and image_path")
+        if self.image_path:
+            check_image_path(self.image_path)
+        else:
+            check_image_url(self.image_url)
         check_strength(self.strength)
+
+
+class FileReference(ImageStyleReference, frozen=True):
+    """A style reference whose file was read: `image_url` names its content.
+
+    The URL is "sha256:" or the URL of a directory of an object store, followed by the name of the content: its
+    SHA-256 and the extension of its type. It is what the ledger and the results have; a URL with a signature takes
+    its place when the job is submitted. `image_path` is empty for a row of results.
+    """
+
+    def __post_init__(self) -> None:
+        if not is_object_url(self.image_url):
+            raise ValueError(f"{self.image_url[:80]!r} does not name the content of an image")
+        check_strength(self.strength)
+
+    @property
+    def name(self) -> str:
+        """The name of the content, such as "9f86….png"."""
+        return self.image_url.replace(":", "/").rpartition("/")[2]
 
 
 class Style(Struct, frozen=True, forbid_unknown_fields=True):
@@ -173,6 +206,21 @@ def check_image_url(url: str) -> None:
         raise ValueError(f"image_url {url[:80]!r} is not an HTTPS URL")
 
 
+def check_image_path(path: str) -> None:
+    """Raise ValueError for text that can be no path: without a name, or with a null byte or a lone surrogate."""
+    if not path.strip() or "\0" in path:
+        raise ValueError(f"image_path {path[:80]!r} is not a path")
+    try:
+        path.encode()
+    except UnicodeEncodeError:
+        raise ValueError(f"image_path {path[:80]!r} contains a lone surrogate") from None
+
+
+def is_object_url(url: str) -> bool:
+    """Return whether a URL names the content of an image, as that of a `FileReference` does."""
+    return _OBJECT_URL.fullmatch(url) is not None
+
+
 def check_strength(strength: float) -> None:
     """Raise ValueError for NaN and infinities, which JSON cannot represent."""
     if not math.isfinite(strength):
@@ -185,9 +233,22 @@ def validate_job(job: Job) -> Job:
     Raises JobError if a field is invalid.
     """
     try:
-        return _decode_job(msgspec.json.encode(job))
+        return _decode_job(msgspec.json.encode(_with_paths(job)))
     except (msgspec.MsgspecError, TypeError, ValueError, OverflowError, RecursionError) as error:
         raise JobError(str(error), "see `krea-batch schema` for the fields of a job", job_id=job.id) from None
+
+
+def _with_paths(job: Job) -> Job:
+    """Return the job with its local reference images as they are in a job file: by their paths."""
+    if not any(isinstance(reference, FileReference) for reference in job.image_style_references):
+        return job
+    references = tuple(
+        ImageStyleReference(strength=each.strength, image_path=each.image_path)
+        if isinstance(each, FileReference)
+        else each
+        for each in job.image_style_references
+    )
+    return msgspec.structs.replace(job, image_style_references=references)
 
 
 class StateInfo(Struct, frozen=True, kw_only=True):

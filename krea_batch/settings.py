@@ -24,7 +24,7 @@ GATEWAY_URL = "https://gateway.pixazo.ai"  # API document, Base URL
 
 _RATE = re.compile(r"(?P<count>\d+(?:\.\d+)?)\s*/\s*(?P<unit>s|sec|second|m|min|minute|h|hour)")
 _INVALID_IN_URLS = re.compile(r"[\s\x00-\x20\x7f%<>\"\\^`{|}]")
-SINK_SCHEMES = ("s3", "gs", "az")  # those of obstore that name a bucket or container
+OBJECT_STORE_SCHEMES = ("s3", "gs", "az")  # those of obstore that name a bucket or container
 AUTO = "auto"
 IPNetwork = IPv4Network | IPv6Network
 MAX_PER_S = 10_000.0  # chosen: more than one event loop can submit
@@ -239,6 +239,15 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
             help="Store images in an object store: s3://bucket/folder, gs://…, az://….",
         ),
     ] = None
+    references: Annotated[
+        str | None,
+        Option(
+            metavar="URL",
+            none_means="none",
+            help="Upload local reference images (image_path) to an object store, from which the gateway fetches them "
+            "by signed URLs: s3://bucket/folder, gs://…, az://….",
+        ),
+    ] = None
     gateway: Annotated[str, Option(metavar="URL", help="Base URL of the API.")] = GATEWAY_URL
     allow_networks: Annotated[
         tuple[str, ...],
@@ -303,8 +312,10 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
         _ = self.allowed_networks
         if problem := _gateway_problem(self.gateway):
             raise SettingsError("gateway", f"{self.gateway!r}: {problem}", f"use e.g. {GATEWAY_URL}")
-        if self.sink is not None and (problem := _sink_problem(self.sink)):
-            raise SettingsError("sink", problem, "use e.g. s3://bucket/folder")
+        for name in ("sink", "references"):
+            url = getattr(self, name)
+            if url is not None and (problem := _object_store_problem(url)):
+                raise SettingsError(name, problem, "use e.g. s3://bucket/folder")
         for name, option in OPTIONS.items():
             _check_range(name, option, getattr(self, name))
 
@@ -327,14 +338,14 @@ def _check_range(name: str, option: Option, value: Any) -> None:
         raise SettingsError(name, f"must be less than {MAX_NUMBER:,.0f} (got {value})")
 
 
-def _sink_problem(url: str) -> str | None:
-    """Return what is wrong with a sink's URL, or None. Secrets in it are not repeated."""
+def _object_store_problem(url: str) -> str | None:
+    """Return what is wrong with the URL of an object store, or None. Secrets in it are not repeated."""
     try:
         parts = urlsplit(url)
     except ValueError:
         return "not a valid URL"
-    if parts.scheme not in SINK_SCHEMES:
-        return f"unknown scheme {parts.scheme!r}; the object stores are {', '.join(SINK_SCHEMES)}"
+    if parts.scheme not in OBJECT_STORE_SCHEMES:
+        return f"unknown scheme {parts.scheme!r}; the object stores are {', '.join(OBJECT_STORE_SCHEMES)}"
     if "@" in parts.netloc or parts.query or parts.fragment:
         return "only bucket and folder are allowed; put credentials into the environment"
     if not parts.netloc or _INVALID_IN_URLS.search(url) or "//" in parts.path or "/../" in f"{parts.path}/":

@@ -24,7 +24,7 @@ IMPORTED_ONLY_IN: dict[str, set[str]] = {
         "krea_batch.benchmark.baseline_scripts",
     },
     "aiolimiter": {"krea_batch.pipeline", "krea_batch.benchmark.baseline_scripts"},
-    "obstore": {"krea_batch.storage.sinks.object_store"},
+    "obstore": {"krea_batch.storage.reference_store", "krea_batch.storage.sinks.object_store"},
     "opentelemetry": {"krea_batch.observability.traces"},
     "prometheus_client": {
         "krea_batch.observability.metrics", "krea_batch.observability.metrics_server",

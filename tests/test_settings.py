@@ -249,7 +249,7 @@ def changed_value(name: str) -> Any:
     """Return a valid value of a setting that is not its default."""
     values: dict[str, Any] = {
         "rate": Rate(3.0, "3/s"), "poll_rate": Rate(7.0, "7/s"), "shared_quota": True, "sink": "s3://bucket/folder",
-        "count_server_errors": True,
+        "references": "s3://bucket/refs", "count_server_errors": True,
         "ambiguous": AmbiguousPolicy.RESUBMIT, "gateway": "https://gateway.example",
         "webhook": Webhook(listen="127.0.0.1:0"), "allow_networks": ("10.0.0.0/8",),
     }  # fmt: skip

@@ -31,17 +31,17 @@ from krea_batch.gateway.callbacks import CallbackEndpoint, Receive, Scope, Send
 from krea_batch.jobs import Job, Outcome, State, validate_job
 from krea_batch.ledger import Charges, LedgerStore
 from krea_batch.pipeline.event_stream import EventStream
-from krea_batch.pipeline.in_flight_job import build_in_flight_job
 from krea_batch.pipeline.pipeline import Pipeline
 from krea_batch.pipeline.protocols import Gateway
 from krea_batch.pipeline.rate_limiter import RateLimiter
 from krea_batch.pipeline.stats import RunStats
 from krea_batch.pipeline.waiters import CLOSED, JobWaiter
 from krea_batch.settings import KEY_VARIABLE, OPTIONS, AmbiguousPolicy, ApiKey, Rate, Settings, Webhook
-from krea_batch.storage.sinks import Sink, open_sink
+from krea_batch.storage.sinks import Sink, obstore_required, open_sink
 
 if TYPE_CHECKING:
     from krea_batch.gateway.callback_server import Handler
+    from krea_batch.storage.reference_store import ReferenceStore
 
 T = TypeVar("T")
 
@@ -56,8 +56,9 @@ class Engine:
 
     `out` is the run directory. Most keywords are the fields of `Settings`, which can be passed as `settings` instead;
     rates may be text ("10/s"). `api_key` defaults to the environment variable PIXAZO_API_KEY. `sink` is the storage
-    of images: a URL (s3://bucket/prefix), a `Sink`, or None for the run directory. `rate_limiter` replaces `rate` by
-    one that other engines share. `listeners` are called with each event.
+    of images: a URL (s3://bucket/prefix), a `Sink`, or None for the run directory. `references` is where local
+    reference images are uploaded: such a URL, or a `ReferenceStore`. `rate_limiter` replaces `rate` by one that other
+    engines share. `listeners` are called with each event.
 
     Raises SettingsError. `start` also raises RunDirError and LedgerError.
     """
@@ -86,6 +87,7 @@ class Engine:
         count_server_errors: bool | None = None,
         max_identical_failures: int | None = None,
         sink: Sink | str | None = None,
+        references: ReferenceStore | str | None = None,
         gateway: str | None = None,
         allow_networks: Iterable[str] | None = None,
         webhook: Webhook | None = None,
@@ -96,8 +98,9 @@ class Engine:
         given = {name: value for name, value in locals().items() if name in OPTIONS and value is not None}
         if rate_limiter is not None and "rate" in given:
             raise SettingsError("rate", "cannot be combined with rate_limiter, which has its own rate")
-        if not isinstance(given.get("sink", ""), str):
-            del given["sink"]
+        for name in ("sink", "references"):
+            if not isinstance(given.get(name, ""), str):
+                del given[name]
         self.settings = _settings(out, settings, given)
         if rate_limiter is not None:
             self.settings = msgspec.structs.replace(self.settings, rate=rate_limiter.rate)
@@ -107,6 +110,9 @@ class Engine:
             gateway_client=gateway_client,
             rate_limiter=rate_limiter or RateLimiter(self.settings.rate),
             sink=open_sink(self.settings.sink) if sink is None or isinstance(sink, str) else sink,
+            references=_open_references(self.settings.references)
+            if references is None or isinstance(references, str)
+            else references,
             listeners=list(listeners),
             clock=clock,
             random=random or Random(),  # noqa: S311 - spreads retries, protects nothing
@@ -388,7 +394,8 @@ class Engine:
         job = validate_job(job)
         if not job.id:
             job = msgspec.structs.replace(job, id=uuid.uuid4().hex)
-        waiter = await self._run_shielded(waiters.register(build_in_flight_job(job, tenant), durable=durable))
+        built = await self._open_run.pipeline.references.build(job, tenant)
+        waiter = await self._run_shielded(waiters.register(built, durable=durable))
         return Handle(job.id, waiter), waiter
 
     async def _run_shielded(self, work: Coroutine[Any, Any, T]) -> T:
@@ -422,6 +429,15 @@ def _settings(out: str | os.PathLike[str] | None, settings: Settings | None, giv
     if out is not None or given:
         raise SettingsError("settings", "cannot be combined with out or other settings")
     return settings
+
+
+def _open_references(url: str | None) -> ReferenceStore | None:
+    """Return the store for local reference images, or None. Raises SettingsError."""
+    if url is None:
+        return None
+    with obstore_required("references"):
+        from krea_batch.storage.reference_store import ReferenceStore  # obstore is optional
+    return ReferenceStore.from_url(url)
 
 
 def _find_key(given: str | ApiKey | None) -> ApiKey:

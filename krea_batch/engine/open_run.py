@@ -13,7 +13,7 @@ from contextlib import AsyncExitStack
 from functools import partial
 from importlib.metadata import version
 from random import Random
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import anyio
 import msgspec
@@ -36,6 +36,9 @@ from krea_batch.storage.results_file import EMPTY_PREFIX, ResultsFile, StablePre
 from krea_batch.storage.run_dir import LEDGER, RunDir
 from krea_batch.storage.sinks import Sink
 
+if TYPE_CHECKING:
+    from krea_batch.storage.reference_store import ReferenceStore  # obstore is optional
+
 DISK_THREADS = 8  # chosen: an fsync is cheaper if others run in parallel; more threads than this gained little
 MAX_KNOWN_IMAGES = 20  # chosen: the images of a run are on a few hosts
 LATENCY_HISTORY = 500  # chosen: the weight of observations that a poll schedule keeps (poll_schedule.MAX_WEIGHT)
@@ -49,6 +52,7 @@ class RunConfig(msgspec.Struct, frozen=True, kw_only=True):
     gateway_client: Gateway | None
     rate_limiter: RateLimiter
     sink: Sink | None
+    references: ReferenceStore | None
     listeners: list[Listener]
     clock: Callable[[], float]
     random: Random
@@ -114,6 +118,7 @@ class OpenRun:
             charges = await record(LedgerStore.charges)
             self.pipeline.budget.add_charges(charges.limited(count_server_errors=settings.count_server_errors))
         await self.pipeline.downloader.prepare()
+        await self.pipeline.references.check()
         if requeued or results_bytes is None or results_bytes != self._results.size_bytes():
             await self._rewrite_results_in_background(stack)
         elif settled := await record(LedgerStore.last_settled_job):
@@ -201,7 +206,9 @@ async def open_run(stack: AsyncExitStack, config: RunConfig, endpoint: CallbackE
     results = ResultsFile(settings.out, disk, partial(_stop_for_results, context))
     stack.push_async_callback(results.close)
     failure_guard = IdenticalFailureGuard(settings.max_identical_failures or 0, has_succeeded=has_succeeded)
-    run = OpenRun(config, context, results, Pipeline(context, results, failure_guard, sink=config.sink))
+    pipeline = Pipeline(context, results, failure_guard, sink=config.sink, references=config.references)
+    stack.push_async_callback(pipeline.references.close)
+    run = OpenRun(config, context, results, pipeline)
     await run.recover(stack)
     if settings.webhook:
         await run.listen(stack, endpoint, settings.webhook)

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import hashlib
 import re
+from collections.abc import Mapping
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from typing import Any, NamedTuple
@@ -23,7 +24,7 @@ import msgspec
 import orjson
 
 from krea_batch.gateway import evidence
-from krea_batch.jobs import Job
+from krea_batch.jobs import CONTENT_NAME_PATTERN, Job
 from krea_batch.rules.verdicts import (
     PENDING_STATUSES,
     SERVER_ERRORS,
@@ -53,6 +54,8 @@ MAX_CANDIDATES = 3  # chosen: an answer that names more is a list of other jobs
 MAX_STATUS_CHARS = 40  # chosen: enough for a status that the API document does not list
 
 _REQUEST_ID = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9_~:-]|\.(?!\.)){0,199}")
+# In the bytes of a body only a key is followed by a colon: the quotes in a prompt are escaped.
+_OBJECT_URL_KEY = re.compile(rf'"image_url":"(?!https?:)(?:sha256:|[^"]+/)({CONTENT_NAME_PATTERN})"'.encode())
 _REJECTED = frozenset({400, 404, 405, 411, 413, 414, 415, 417, 422, 431, 505})
 _FATAL = frozenset({401, 402, 403})
 
@@ -124,8 +127,29 @@ def fingerprint(job: Job) -> bytes:
 
 
 def fingerprint_of(body: bytes) -> bytes:
-    """Return the fingerprint of a body made by `encode_body`: its key order is fixed, so its bytes are canonical."""
+    """Return the fingerprint of a body made by `encode_body`: its key order is fixed, so its bytes are canonical.
+
+    A local reference image counts by its content, wherever its object is.
+    """
+    if b'"image_url":' in body:
+        body = with_object_urls(body, "sha256:")
     return hashlib.sha256(body).digest()
+
+
+def with_object_urls(body: bytes, base_url: str) -> bytes:
+    """Return a body of `encode_body` whose local reference images are below this URL. `base_url` ends with / or :."""
+    return _OBJECT_URL_KEY.sub(lambda match: b'"image_url":"' + base_url.encode() + match[1] + b'"', body)
+
+
+def object_names(body: bytes) -> dict[str, str]:
+    """Return the local reference images in a body of `encode_body`: name of the content to its URL, as recorded."""
+    found = _OBJECT_URL_KEY.finditer(body)
+    return {match[1].decode(): match[0].decode().removeprefix('"image_url":"').removesuffix('"') for match in found}
+
+
+def with_signed_urls(body: bytes, urls: Mapping[str, str]) -> bytes:
+    """Return a body of `encode_body` to be sent, with the URL of each local reference image by its name."""
+    return _OBJECT_URL_KEY.sub(lambda match: b'"image_url":' + orjson.dumps(urls[match[1].decode()]), body)
 
 
 def is_request_id(text: object) -> bool:

@@ -19,6 +19,7 @@ producer          reads jobs from an iterable, in order, as the limit allows
 admission         the fair queue of jobs that callers submit
 rate_limiter      when the next POST may be sent; shared by engines
 submitter         POSTs jobs: the only stage that spends money
+reference_uploads  uploads local reference images before the jobs that need them
 poll_scheduler    polls accepted jobs: one heap of due times, one task
 callback_handler  callbacks of the gateway bring polls forward and resolve ambiguous jobs
 downloader        downloads completed images and hands them to a writer of `storage`

@@ -139,7 +139,7 @@ class TransitionExecutor:
             case Action.ACCEPT | Action.ADOPT:
                 job.request_id = transition.request_id
                 job.accepted_s = job.last_polled_s = self._run.now_s()
-                job.body = job.metadata = job.fingerprint = b""  # the ledger has them
+                job.body = job.signed_body = job.metadata = job.fingerprint = b""  # the ledger has them
                 job.refusals = 0
             case Action.REQUEUE:
                 job.errors += 1

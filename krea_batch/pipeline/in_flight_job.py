@@ -53,6 +53,7 @@ class InFlightJob:
         "request_id",
         "resumed",
         "sent_s",
+        "signed_body",
         "tenant",
     )
 
@@ -82,6 +83,7 @@ class InFlightJob:
         self.body = body
         self.fingerprint = fingerprint
         self.metadata = metadata
+        self.signed_body = b""  # with signed URLs of local reference images, if it has any
         self.sent_s = 0.0  # when the last POST was sent
         self.refusals = 0  # consecutive POSTs that ended with a 500 or 503, or ambiguous
         self.errors = 0  # accepted POSTs that ended in ERROR

@@ -6,6 +6,7 @@ jobs ─► producer, admission ─► submitter ─► poll_scheduler ─► do
 from __future__ import annotations
 
 from functools import partial
+from typing import TYPE_CHECKING
 
 from anyio.abc import TaskGroup
 
@@ -22,12 +23,16 @@ from krea_batch.pipeline.executor import TransitionExecutor
 from krea_batch.pipeline.in_flight_job import InFlightJob
 from krea_batch.pipeline.poll_scheduler import PollScheduler
 from krea_batch.pipeline.producer import Producer
+from krea_batch.pipeline.reference_uploads import ReferenceUploads
 from krea_batch.pipeline.submitter import Submitter
 from krea_batch.pipeline.waiters import WaiterRegistry
 from krea_batch.rules.fail_fast import IdenticalFailureGuard
 from krea_batch.rules.verdicts import Progress
 from krea_batch.storage.results_file import ResultsFile
 from krea_batch.storage.sinks import Sink
+
+if TYPE_CHECKING:
+    from krea_batch.storage.reference_store import ReferenceStore  # obstore is optional
 
 MAX_ADMITTED = 16  # chosen: jobs at the submitter have had their turn; 16 of them take 20 ms at 800/s
 
@@ -42,16 +47,20 @@ class Pipeline:
         failure_guard: IdenticalFailureGuard,
         *,
         sink: Sink | None,
+        references: ReferenceStore | None,
     ) -> None:
         self._run = run
         self._results = results
         self._failure_guard = failure_guard
         self.budget = ChargeBudget(run.settings.max_charges, run.stop)
+        self.references = ReferenceUploads(run, references)
         executor = TransitionExecutor(run, self.budget, self)
         self.downloader = Downloader(run, executor, self, sink=sink)
         self.poll_scheduler = PollScheduler(run, executor, self)
         self.callback_handler = CallbackHandler(run, executor, self.poll_scheduler.on_callback)
-        self.submitter = Submitter(run, executor, self, self.budget, self.callback_handler.on_callback)
+        self.submitter = Submitter(
+            run, executor, self, self.budget, self.references, self.callback_handler.on_callback
+        )
         self.admission = AdmissionQueue(
             run,
             partial(self.submitter.wait_for_capacity, MAX_ADMITTED),
@@ -69,7 +78,13 @@ class Pipeline:
 
     def producer(self) -> Producer:
         """Return a producer for the jobs of one source."""
-        return Producer(self._run, self.submitter.wait_for_capacity, self._on_admitted, self.waiters.take_over)
+        return Producer(
+            self._run,
+            self.references.build,
+            self.submitter.wait_for_capacity,
+            self._on_admitted,
+            self.waiters.take_over,
+        )
 
     @property
     def is_idle(self) -> bool:

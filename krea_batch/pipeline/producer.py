@@ -15,7 +15,7 @@ from krea_batch.errors import JobError
 from krea_batch.jobs import Job
 from krea_batch.ledger import LedgerStore, find_known_jobs
 from krea_batch.pipeline.context import RunContext
-from krea_batch.pipeline.in_flight_job import InFlightJob, build_in_flight_job, require_same_request
+from krea_batch.pipeline.in_flight_job import InFlightJob, require_same_request
 
 BATCH_JOBS = 256  # chosen: one query of the ledger for many jobs; small against the memory of a run
 
@@ -37,18 +37,20 @@ class Checkpointed(Protocol):
 class Producer:
     """Starts every job of one source that the ledger does not know.
 
-    `wait_for_capacity` is awaited before each job. `next_stage` takes a job that has a slot of the in-flight limit,
-    `on_left` one that was read and is not started.
+    `build` returns the in-flight job of a job, or raises JobError. `wait_for_capacity` is awaited before each job.
+    `next_stage` takes a job that has a slot of the in-flight limit, `on_left` one that was read and is not started.
     """
 
     def __init__(
         self,
         run: RunContext,
+        build: Callable[[Job], Awaitable[InFlightJob]],
         wait_for_capacity: Callable[[], Awaitable[None]],
         next_stage: Callable[[InFlightJob], None],
         on_left: Callable[[InFlightJob], None],
     ) -> None:
         self._run = run
+        self._build = build
         self._wait_for_capacity = wait_for_capacity
         self._next_stage = next_stage
         self._on_left = on_left
@@ -64,7 +66,8 @@ class Producer:
     async def work(self, jobs: Iterable[Job]) -> None:
         """Start all jobs, or as many as possible before the run stops.
 
-        Raises JobError if the request of a known job has changed, and whatever reading `jobs` raises.
+        Raises JobError if the request of a known job has changed or a local image cannot be used, and what reading
+        `jobs` raises.
         """
         remaining = iter(jobs)
         source = jobs if isinstance(jobs, Checkpointed) else None
@@ -73,7 +76,10 @@ class Producer:
             self._run.stats.skipped += source.skipped
         while not self._run.stopped and (batch := list(islice(remaining, BATCH_JOBS))):
             self._run.stats.jobs_read += len(batch)
-            await self._start_batch([build_in_flight_job(job) for job in batch])
+            built, invalid = await self._build_all(batch)
+            await self._start_batch(built)
+            if invalid:
+                raise invalid
             if source and (checkpoint := source.checkpoint()) and checkpoint != self._latest:
                 self._latest = checkpoint
                 self._checkpoints.append(checkpoint)
@@ -81,6 +87,16 @@ class Producer:
         while not self._run.stopped and self._of_others:
             await self._run.taken_ids.wait_release([job.id for job in self._of_others])
             await self._start_batch([])
+
+    async def _build_all(self, jobs: list[Job]) -> tuple[list[InFlightJob], JobError | None]:
+        """Return the in-flight jobs before the first one that cannot be built, and its error, if there is one."""
+        built = []
+        for job in jobs:
+            try:
+                built.append(await self._build(job))
+            except JobError as error:
+                return built, error
+        return built, None
 
     def save_checkpoint(self) -> None:
         """Record the latest checkpoint, if there is a new one before which every job is in the ledger."""

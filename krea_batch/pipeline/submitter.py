@@ -23,6 +23,7 @@ from krea_batch.pipeline.context import RunContext
 from krea_batch.pipeline.executor import TransitionExecutor
 from krea_batch.pipeline.in_flight_job import InFlightJob
 from krea_batch.pipeline.protocols import Stages
+from krea_batch.pipeline.reference_uploads import ReferenceUploads
 from krea_batch.pipeline.task_pool import TaskPool
 from krea_batch.rules import lifecycle
 from krea_batch.rules.circuit_breaker import CircuitBreaker
@@ -51,9 +52,11 @@ class Submitter:
         executor: TransitionExecutor,
         stages: Stages,
         budget: ChargeBudget,
+        references: ReferenceUploads,
         on_callback: Callable[[int, CallbackPayload], None],
     ) -> None:
         self._run = run
+        self._references = references
         self._executor = executor
         self._stages = stages
         self._budget = budget
@@ -74,7 +77,9 @@ class Submitter:
         """Take a pending job, to be submitted after `wait_s` seconds at the earliest."""
         if self._run.stopped:
             self._stages.defer(job)
-        elif wait_s > 0:
+            return
+        self._references.start(job)
+        if wait_s > 0:
             self._delayed[job] = self._run.call_later(wait_s, self._enqueue_delayed, job)
         else:
             self._queue.put_nowait(job)
@@ -108,6 +113,7 @@ class Submitter:
         try:
             await self._wait_for_conditions()
             await self._budget.wait()
+            await self._references.prepare(job)
             await self._run.rate_limiter.acquire()
         except asyncio.CancelledError:
             self._stages.defer(job)
@@ -183,7 +189,8 @@ class Submitter:
             if self._run.callbacks:
                 self._run.early_callbacks[job.job_no] = None
                 callback = self._run.callbacks.url_of(job.job_no)
-            verdict = await self._run.gateway.submit(job.body, callback=callback, on_sending=on_sending)
+            body = job.signed_body or job.body
+            verdict = await self._run.gateway.submit(body, callback=callback, on_sending=on_sending)
             if not isinstance(verdict, Ambiguous):
                 return verdict, ""
             return await self._prove(job, verdict), self._name_candidates(job, verdict).reason

@@ -16,6 +16,7 @@ dedupe         counts jobs whose request repeats an earlier one, or drops them
 duplicates_file  the jobs that were dropped, as a file of the run directory
 duplicate_ids  finds ids that are used twice, with bounded memory
 hash_buckets   hashes of a million rows in bounded memory
+reference_paths  reads local reference images, relative to their job file
 moved_rows     ids of rows that have moved since an earlier run
 checkpoint     how far the files were read, so that a resumed run skips the rest
 json_errors    explains invalid JSON

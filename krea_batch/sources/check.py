@@ -51,7 +51,8 @@ class CheckResult(msgspec.Struct, frozen=True):
     not left out. `repeated_names`: images that an option gives the name of an earlier one. `recorded` jobs are in
     the ledger. `unread_syntax`: the syntaxes of other tools that would be sent as they are. `kept_arguments`: the
     names of arguments in prompts that were put into the metadata. `unselected` jobs were left out by `limit` or
-    `sample`; all other jobs are in `jobs`.
+    `sample`; all other jobs are in `jobs`. `references` is the number of different local reference
+    images of the valid rows, `reference_bytes` their size.
     """
 
     jobs: int
@@ -66,6 +67,8 @@ class CheckResult(msgspec.Struct, frozen=True):
     unread_syntax: tuple[SyntaxFinding, ...] = ()
     kept_arguments: tuple[str, ...] = ()
     unselected: int = 0
+    references: int = 0
+    reference_bytes: int = 0
 
 
 class Check:

@@ -53,7 +53,8 @@ _HINTS = {
     "image_name": "write the path of the image below images/, such as cats/1: no .. or control characters, at most"
     f" {MAX_ID_BYTES} bytes in a part and {MAX_IMAGE_NAME_BYTES} in all",
     "metadata": f"write an object: {JSON_EXAMPLES['metadata']}",
-    "image_url": "use a complete https:// URL",
+    "image_url": "use a complete https:// URL, or image_path for a local file",
+    "image_path": "use the path of an image, relative to the job file",
     "strength": "use a number like 0.5 or -1",
 }
 _EXPONENT = re.compile(r"\s*[+-]?\d+([.,]\d+)?[eE][+-]?\d+\s*")
@@ -207,6 +208,10 @@ def _entry_error(location: str, entry: object, entry_type: type[msgspec.Struct],
     if not isinstance(entry, dict):
         return JobError(f"{location} is {quoted(entry)}", f"write {example}")
     key = entry_type.__struct_fields__[0]
+    if entry_type is ImageStyleReference and entry.get("image_path", "") != "":
+        if entry.get("image_url", "") != "":
+            return JobError(f'{location} has both "image_url" and "image_path"', "keep one of them")
+        key = "image_path"
     if unknown := _unknown_field(entry, entry_type.__struct_fields__, location):
         return unknown
     if key not in entry:
@@ -214,5 +219,5 @@ def _entry_error(location: str, entry: object, entry_type: type[msgspec.Struct],
     strength = entry.get("strength", 1.0)
     if isinstance(strength, bool) or not isinstance(strength, int | float):
         return JobError(f'"strength" in {location} is {quoted(strength)}', _HINTS["strength"])
-    hint = {ImageStyleReference: _HINTS["image_url"], Style: _STYLE_ID}.get(entry_type, _MOODBOARD_ID)
+    hint = {ImageStyleReference: _HINTS.get(key, ""), Style: _STYLE_ID}.get(entry_type, _MOODBOARD_ID)
     return JobError(f'"{key}" in {location} is {quoted(entry[key])}', hint)

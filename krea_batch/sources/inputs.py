@@ -90,6 +90,8 @@ class Input:
         self._source_file = source_file
         self._options = options
         self._renamer = KeyRenamer(options)
+        self.directory = str(Path(file.name).parent)  # to which paths in its rows are relative
+        self.on_read: Callable[[str], None] = lambda directory: None  # called when reading its rows starts
         self._keys_found = False  # whether all keys that options name were found
 
     @property
@@ -111,6 +113,7 @@ class Input:
         `on_block` is called with the position reached, for formats that support checkpoints; only rows `after` such a
         position are yielded.
         """
+        self.on_read(self.directory)
         if self._is_plain_jsonl():
             yield from self.file.lines(on_block, after)  # directly, since this is the path for a million lines
             self.row_count = self.file.line_count
@@ -232,7 +235,11 @@ def open_inputs(
         elif Path(path).is_dir():
             yield from _open_folder(Path(path), options)
         else:
-            yield _open_input(LineFile(path, spool_path(path, spool_dir) if is_read_once(path) else None), options)
+            spooled = spool_path(path, spool_dir) if is_read_once(path) else None
+            opened = _open_input(LineFile(path, spooled), options)
+            if spooled:
+                opened.directory = ""  # that of a pipe means nothing
+            yield opened
 
 
 def prompts_input(prompts: Sequence[str], options: InputOptions) -> Input:

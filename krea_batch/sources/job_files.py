@@ -16,7 +16,7 @@ import stat
 import sys
 from bisect import bisect_left
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from itertools import islice
 from pathlib import Path
 from typing import BinaryIO, Self
@@ -37,7 +37,9 @@ from krea_batch.sources.moved_rows import RecordedJobs, RowIds
 from krea_batch.sources.options import Format, InputOptions
 from krea_batch.sources.parser import RowParser
 from krea_batch.sources.prompt_syntax import SyntaxCounter
+from krea_batch.sources.reference_paths import ReferencePaths
 from krea_batch.sources.selection import Selection
+from krea_batch.storage.reference_files import content_names
 
 MAX_NOTICES_OF_A_KIND = 3  # chosen: a directory may have thousands of files
 
@@ -74,6 +76,7 @@ class JobFiles:
         self._options = options or InputOptions()
         RowParser(self._options)  # report invalid options before any file is opened
         self._selection = Selection(self._options)
+        self.references = ReferencePaths()
         self._row_ids = RowIds()
         self._submit_changed = self._options.submit_changed or bool(prompts)
         self._skip_invalid = skip_invalid
@@ -94,6 +97,8 @@ class JobFiles:
             if prompts:
                 self._inputs.append(prompts_input(prompts, self._options))
             _require_effects(self._options, self._inputs)
+            for each in self._inputs:
+                each.on_read = self.references.enter
         except BaseException:
             self.close()
             raise
@@ -157,6 +162,8 @@ class JobFiles:
         """
         if self._checked is None or self._checked.bad_lines or self._options.dedupe or self._options.selects:
             return None
+        if self.references.first_path is not None:
+            return None  # a later run has to read the images again, which may have been edited
         if self._row_ids.rows:
             return None  # the numbers of the lines are not their ids, as a checkpoint would say
         return self._checkpoint
@@ -177,7 +184,7 @@ class JobFiles:
         submitted, whatever their numbers are now. Raises InputError if a file cannot be read, or if text files of a
         directory may be one prompt or many.
         """
-        parser = RowParser(self._options)
+        parser = RowParser(self._options, self.references)
         self.duplicates.close()
         with Check(
             self._inputs,
@@ -197,7 +204,7 @@ class JobFiles:
             check.find_duplicate_ids()
             self._conflicting_rows = check.conflicting_rows()
             require_clear_texts([(each.name, each.text_count) for each in self._inputs if each.text_count])
-            self._checked = check.result()
+            self._checked = self._with_references(check.result())
         if self._options.selects and (self._skip_invalid or not self._checked.bad_lines):
             self._select(self._checked, lookup)
         return self._checked
@@ -217,19 +224,29 @@ class JobFiles:
         """Select jobs, and count them as the only ones."""
         self._selection.read(self._all_jobs())
         jobs = recorded = 0
+        names: set[str] = set()
         selected = self._jobs()
         while batch := list(islice(selected, LOOKUP_BATCH)):
             jobs += len(batch)
+            names.update(name for job in batch for name in content_names(job))
             if lookup:
                 known = lookup([job.id for job in batch])
                 recorded += sum(known.get(job.id) == wire.fingerprint(job) for job in batch)
-        self._checked = msgspec.structs.replace(checked, jobs=jobs, recorded=recorded, unselected=checked.jobs - jobs)
+        self._checked = msgspec.structs.replace(
+            self._with_references(checked, names), jobs=jobs, recorded=recorded, unselected=checked.jobs - jobs
+        )
+
+    def _with_references(self, checked: CheckResult, names: Collection[str] | None = None) -> CheckResult:
+        """Count the local reference images of all jobs, or those with these names."""
+        files = [each for each in self.references.files if names is None or each.name in names]
+        size_bytes = sum(each.size_bytes for each in files)
+        return msgspec.structs.replace(checked, references=len(files), reference_bytes=size_bytes)
 
     def _jobs(self) -> Iterator[Job]:
         return self._selection.filter(self._all_jobs()) if self._options.selects else self._all_jobs()
 
     def _all_jobs(self) -> Iterator[Job]:
-        parser = RowParser(self._options)
+        parser = RowParser(self._options, self.references)
         read = parser.read
         deduplicator = Deduplicator() if self._options.dedupe else None
         self._jobs_yielded, self._rows_read, self._prefixes, self._checkpoint = 0, 0, [], None

@@ -23,6 +23,7 @@ from krea_batch.sources.inputs import Row
 from krea_batch.sources.json_errors import parse_object, quoted
 from krea_batch.sources.options import InputOptions, PromptSyntax
 from krea_batch.sources.prompt_syntax import ORIGINAL_PROMPT, ArgumentReader, add_metadata, recognise
+from krea_batch.sources.reference_paths import ReferencePaths
 from krea_batch.sources.sweep import REPEAT, Axis, Combination, check_axis_names, combinations, make_axis
 from krea_batch.sources.template import Template
 from krea_batch.sources.values import convert_fields
@@ -33,11 +34,12 @@ _force_setattr = msgspec.structs.force_setattr
 class RowParser:
     """Parses rows into jobs. Raises JobError if the template or the sweep is invalid.
 
-    `unknown_fields` collects the names of fields that were put into the metadata; the caller reads and clears it.
-    `has_names` says whether an option names the images.
+    `references` reads local reference images. `unknown_fields` collects the names of fields that were put into the
+    metadata; the caller reads and clears it. `has_names` says whether an option names the images.
     """
 
-    def __init__(self, options: InputOptions) -> None:
+    def __init__(self, options: InputOptions, references: ReferencePaths | None = None) -> None:
+        self._references = references or ReferencePaths()
         self._jsonl = JsonlParser(keep_extra=options.keep_extra)
         self._keep_extra = options.keep_extra
         self._axes = options.axes
@@ -66,12 +68,19 @@ class RowParser:
         if self._is_plain and type(row) is bytes:
             job = self._jsonl.read(row)
             if job is not None:
-                return (job,)
+                return (job,) if not job.image_style_references else self._resolved(job)
             if b'"sweep"' not in row:
                 return ()
         try:
             return tuple(self._jobs(number, row))
         except JobError:
+            return ()
+
+    def _resolved(self, job: Job) -> tuple[Job, ...]:
+        try:
+            return (self._references.resolve(job),)
+        except JobError:
+            self.unknown_fields.clear()  # of a row that is invalid
             return ()
 
     def ids(self, number: int, row: Row) -> tuple[str, ...]:
@@ -98,9 +107,10 @@ class RowParser:
     def diagnose(self, number: int, row: Row) -> JobError:
         """Return the reason why `read` returned nothing."""
         if self._is_plain and isinstance(row, bytes):
-            diagnosis = self._jsonl.diagnose(row)
-            if b'"sweep"' not in row:
-                return diagnosis
+            job = self._jsonl.read(row)
+            self.unknown_fields.clear()
+            if job is None and b'"sweep"' not in row:
+                return self._jsonl.diagnose(row)
         try:
             tuple(self._jobs(number, row))
         except JobError as error:
@@ -131,7 +141,7 @@ class RowParser:
             self._expand(number, fields)
         if self._name and fields.get("image_name"):
             raise JobError('"image_name" is given in the row, and --name for all rows', "keep one of them")
-        job = _job(fields, keep_extra=self._keep_extra)
+        job = self._references.resolve(_job(fields, keep_extra=self._keep_extra))
         self.set_image_name(job, job.id or default_id(number))
         return job
 

@@ -25,6 +25,7 @@ JSON_EXAMPLES = {
     "sweep": '{"creativity": ["raw", "high"]}',
 }
 """The fields whose values are lists or objects, which tables and options write as JSON."""
+_OPTIONAL_KEYS = ("strength", "image_url", "image_path")
 INVISIBLE = "\u200b\u200c\u200d\u2060\ufeff"  # the Unicode Standard, section 23.2: they have no width
 _BLANKS = " \x7f\u00a0" + INVISIBLE + "".join(map(chr, range(32)))  # DOS ended texts with the character 26
 _WHOLE_NUMBER = re.compile(r"\s*([+-]?[0-9]{1,20})(\.0+)?\s*")
@@ -72,6 +73,8 @@ def convert(field: str, value: Any) -> Any:
         return value
     if isinstance(value, str) and value.lstrip()[:1] in ("[", "{"):
         value = parse_json(field, value)
+    if field == "image_style_references" and isinstance(value, str) and value.lstrip()[:1] not in ("[", "{"):
+        value = [{"image_url" if "://" in value else "image_path": value.strip()}]
     if field in LIST_FIELDS and isinstance(value, list):
         return [_without_missing(entry) for entry in value]
     return value
@@ -107,4 +110,4 @@ def _without_missing(entry: object) -> object:
     """Return an entry of a list without optional keys that are null; Parquet gives every entry the same keys."""
     if not isinstance(entry, dict):
         return entry
-    return {key: value for key, value in entry.items() if value is not None or key != "strength"}
+    return {key: value for key, value in entry.items() if value is not None or key not in _OPTIONAL_KEYS}

@@ -94,8 +94,8 @@ def test_settings_are_not_allowed_by_default() -> None:
     """A setting may be in the file only if its table entry says so, and these are the harmless ones."""
     allowed = {name.removesuffix("_s").replace("_", "-") for name, option in OPTIONS.items() if option.file}
     assert allowed == HARMLESS - {"log-format"}
-    for never in ("gateway", "max_charges", "ambiguous", "max_attempts", "max_identical_failures", "sink", "webhook",
-                  "allow_networks", "count_server_errors"):  # fmt: skip
+    for never in ("gateway", "max_charges", "ambiguous", "max_attempts", "max_identical_failures", "sink",
+                  "references", "webhook", "allow_networks", "count_server_errors"):  # fmt: skip
         assert not OPTIONS[never].file
 
 

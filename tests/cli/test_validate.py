@@ -64,6 +64,8 @@ def test_json(folder: Path) -> None:
         "repeated": 0,
         "repeated_names": 0,
         "unselected": 0,
+        "references": 0,
+        "reference_bytes": 0,
         "problems": [problem],
         "notes": [],
         "unread_syntax": [],

@@ -113,7 +113,7 @@ def parse_job(line: bytes | str, *, keep_extra: bool = False) -> Job:
         ),
         (
             '"image_style_references": [{"image_url": "http://a.b/c"}]',
-            '"image_url" in entry 1 of "image_style_references" is "http://a.b/c"; use a complete https:// URL',
+            '"image_url" in entry 1 of "image_style_references" is "http://a.b/c"; use a complete https:// URL, or',
         ),
         ('"image_style_references": [{"image_url": "https://a.b/ c"}]', '"image_url" in entry 1 of'),
         (

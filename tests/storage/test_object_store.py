@@ -9,7 +9,7 @@ import signal
 import subprocess
 import threading
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -38,21 +38,6 @@ BUCKET_URL = f"s3://{BUCKET}/runs/cats"
 PREFIX = "runs/cats/"
 SINK_SIMULATOR_OPTIONS = {"rate": "1000/s", "poll_interval_s": 0.05}
 SINK_RUN_OPTIONS = ("--rate", "200/s", "--poll-interval", "0.1")
-
-
-@pytest.fixture(scope="module")
-def server() -> Iterator[S3Server]:
-    with S3Server() as s3_server:
-        yield s3_server
-
-
-@pytest.fixture
-def bucket(server: S3Server, monkeypatch: pytest.MonkeyPatch) -> S3Server:
-    """An empty bucket whose proxy forwards everything; the environment of this process leads to it."""
-    server.reset()
-    for name, value in server.environment.items():
-        monkeypatch.setenv(name, value)
-    return server
 
 
 def staged_upload(folder: Path, name: str = "fox", data: bytes = b"") -> VerifiedImage:

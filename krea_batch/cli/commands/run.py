@@ -44,7 +44,7 @@ def run(jobs: tuple[str, ...], **options: Any) -> None:
     from krea_batch.cli.options.logging_options import configure_logging
     from krea_batch.cli.ui.forecast_output import confirm_charges, show_forecast
     from krea_batch.cli.ui.prompt_syntax_notices import confirm_syntax
-    from krea_batch.cli.ui.run_session import RunSession, check_jobs, settings_and_key
+    from krea_batch.cli.ui.run_session import RunSession, check_jobs, require_references, settings_and_key
     from krea_batch.engine.event_loop import run_event_loop
     from krea_batch.settings import Settings
 
@@ -61,6 +61,7 @@ def run(jobs: tuple[str, ...], **options: Any) -> None:
         checked = check_jobs(files, settings, skip_invalid=options["skip_invalid"], quiet=options["quiet"])
         if not confirm_syntax(checked, options):
             sys.exit(BAD_INPUT)
+        require_references(files, settings)
         forecast = show_forecast(checked, settings, options)
         if not confirm_charges(forecast, options):
             sys.exit(BAD_INPUT)

@@ -44,6 +44,9 @@ DESCRIPTIONS = {
     "ImageStyleReference": {
         "": "An image that guides the style.",
         "image_url": "HTTPS URL of the image, which the gateway must be able to reach.",
+        "image_path": (
+            "Path of a local PNG, JPEG or WebP, relative to the job file. `--references` says where it is uploaded."
+        ),
         "strength": STRENGTH_DESCRIPTION,
     },
     "Style": {
@@ -127,5 +130,10 @@ def _add_constraints(definitions: dict[str, Any]) -> None:
         "pattern": r"^(?!/)(?!.*(?:^|/)\.{0,2}(?:/|$))[^\\\u0000-\u001f\u007f-\u009f]*$|^$",
         "maxLength": MAX_IMAGE_NAME_BYTES,
     }
-    definitions["ImageStyleReference"]["properties"]["image_url"]["pattern"] = r"^https://\S+$"
+    reference = definitions["ImageStyleReference"]
+    for name, pattern in (("image_url", r"^https://\S+$"), ("image_path", r"\S")):
+        del reference["properties"][name]["default"]  # an empty text means that it is not given
+        reference["properties"][name]["pattern"] = pattern
+    reference["required"] = []
+    reference["oneOf"] = [{"required": ["image_url"]}, {"required": ["image_path"]}]
     definitions["Moodboard"]["properties"]["id"]["pattern"] = f"^{UUID_PATTERN}$"

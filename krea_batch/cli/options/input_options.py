@@ -10,7 +10,7 @@ import click
 
 from krea_batch.cli.options.run_options import add_options
 from krea_batch.cli.options.selection_options import add_selection_options, selection_notice, with_selection
-from krea_batch.cli.ui.formatting import pluralize
+from krea_batch.cli.ui.formatting import format_bytes, pluralize
 from krea_batch.cli.ui.prompt_syntax_notices import syntax_notices
 
 if TYPE_CHECKING:
@@ -186,6 +186,9 @@ def expansion_notices(checked: CheckResult) -> list[str]:
     jobs = checked.jobs + checked.unselected
     if jobs + checked.duplicates != checked.rows:
         notices.append(f"{pluralize(checked.rows, 'row')} make {pluralize(jobs, 'job')}")
+    if checked.references:
+        images, size = pluralize(checked.references, "local reference image"), format_bytes(checked.reference_bytes)
+        notices.append(f"{images}, {size}: `run` uploads those that its --references does not have yet")
     return notices + selection_notice(checked)
 
 

@@ -8,6 +8,7 @@ from typing import Any
 
 VALID_ASPECT_RATIOS = ("1:1", "4:3", "3:2", "16:9", "2.35:1", "4:5", "2:3", "9:16")
 CREATIVITY = ("raw", "low", "medium", "high")
+_LOOPBACK_URL = re.compile(r"http://(127\.0\.0\.1|localhost|\[::1\])[:/]")
 _UUID_FORMAT = re.compile(r"[0-9a-fA-F]{8}(-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}")
 
 
@@ -56,12 +57,17 @@ def _list_of(
     return check
 
 
+def _is_https(url: str) -> bool:
+    """Return whether the URL is one of HTTPS. An object store of a test on this machine may have HTTP."""
+    return url.startswith("https://") or _LOOPBACK_URL.match(url) is not None
+
+
 _FIELDS: dict[str, Callable[[Any], str | None]] = {
     "prompt": lambda value: None,
     "aspect_ratio": _one_of(*VALID_ASPECT_RATIOS),
     "creativity": _one_of(*CREATIVITY),
     "seed": _integer,
-    "image_style_references": _list_of(10, "image_url", lambda url: url.startswith("https://"), "an HTTPS URL"),
+    "image_style_references": _list_of(10, "image_url", _is_https, "an HTTPS URL"),
     "styles": _list_of(10, "id", bool, "a style identifier"),
     "moodboards": _list_of(1, "id", lambda text: _UUID_FORMAT.fullmatch(text) is not None, "a UUID"),
 }
