@@ -8,8 +8,8 @@ CREATE TABLE jobs (
     state         TEXT    NOT NULL,
     disposition   TEXT                           -- succeeded, unsuccessful; NULL: this run or a later one resumes it
         CHECK (disposition IS NULL OR disposition = {disposition}),
-    body          BLOB    NOT NULL,              -- JSON, exactly as it is sent
-    fingerprint   BLOB    NOT NULL,              -- SHA-256 of the body
+    body          BLOB    NOT NULL,              -- JSON, as it is sent, except for signed URLs
+    fingerprint   BLOB    NOT NULL,              -- SHA-256 of the body, see wire.fingerprint_of
     metadata      BLOB    NOT NULL,              -- JSON, never sent
     image_name    TEXT,                          -- names the files of images instead of the id; NULL: the id does
     tenant        TEXT    NOT NULL DEFAULT '',   -- for fairness between callers

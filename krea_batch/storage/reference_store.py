@@ -1,7 +1,7 @@
 """Uploads local reference images to an object store, and signs the URLs from which the gateway fetches them.
 
 An object's name is that of its content, so each content is uploaded once, by whichever run comes first, and nothing
-is ever overwritten. Whom a signed URL reaches can read the object until it expires. It is made just before a job
+is ever overwritten. Anyone who has a signed URL can read the object until it expires. It is made just before a job
 is submitted, and is kept nowhere: the ledger, the results and the log have the URL of the object, unsigned.
 """
 

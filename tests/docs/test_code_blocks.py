@@ -33,12 +33,13 @@ NOT_RUN = ("make ", "pip ", "python3 -m venv ", ". ", "export ")  # these prepar
 OTHER_PROGRAMS = ("sqlite3 ",)  # tested in tests/cli/test_recover_command.py
 COMMANDS_ON_A_RUN = ("plan", "status", "watch", "report", "resolve", "retry", "recover", "verify", "export")
 SERVERS = ("view", "simulate")  # tested in tests/gallery and tests/simulator
-OBJECT_STORE_OPTIONS = ("--sink",)  # tested in tests/storage
+OBJECT_STORE_OPTIONS = ("--sink", "--references")  # tested in tests/storage
 NOT_EXECUTED = {
     "howto_callbacks_0": "needs a public host; tested in tests/engine/test_callbacks.py and tests/test_public_api.py",
     "howto_callbacks_1": "as above",
     "howto_callbacks_2": "as above",
     "howto_sinks_0": "needs a bucket; tested in tests/storage",
+    "howto_references_0": "as above",
 }
 SERVICES = ("howto_embed_3", "howto_embed_4")
 SIMULATED_SCRIPT = """

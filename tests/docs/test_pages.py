@@ -13,6 +13,7 @@ from krea_batch.cli.app import BAD_INPUT, INTERRUPTED, OK, SOME_FAILED, STOPPED,
 from krea_batch.jobs import ASPECT_RATIOS, CREATIVITIES, FIELDS, Outcome, State
 from krea_batch.observability import MetricsListener
 from krea_batch.settings import Settings
+from krea_batch.testing.scripted_gateway import make_png
 from tests.docs.pages import PAGES, ROOT, code_blocks, names_in_backticks, table_rows
 from tests.processes import run_command
 from tests.test_security import collect_test_names
@@ -78,6 +79,8 @@ def test_the_example_jobs_are_jobs(tmp_path: Path) -> None:
     """Every job line of the pages passes `krea-batch validate`."""
     found = code_blocks("json")
     assert len(found) >= 2
+    (tmp_path / "refs").mkdir()
+    (tmp_path / "refs/gouache.png").write_bytes(make_png())
     for block in found:
         assert all(json.loads(line) for line in block.text.splitlines())
         (tmp_path / "jobs.jsonl").write_text(block.text)
