@@ -72,7 +72,7 @@ class FileReference(ImageStyleReference, frozen=True):
 
     The URL is "sha256:" or the URL of a directory of an object store, followed by the name of the content: its
     SHA-256 and the extension of its type. It is what the ledger and the results have; a URL with a signature takes
-    its place when the job is submitted. `image_path` is empty for a row of results.
+    its place when the job is submitted. `image_path` is empty if only the object is known, as in a row of results.
     """
 
     def __post_init__(self) -> None:
@@ -227,28 +227,45 @@ def check_strength(strength: float) -> None:
         raise ValueError(f"strength {strength} is not a finite number")
 
 
+def convert_job(fields: Mapping[str, Any]) -> Job:
+    """Return the job with these fields, as `msgspec.convert` does, which raises ValidationError.
+
+    A reference image may also have the URL that krea-batch records for a local one, so that results are jobs again.
+    """
+    references = fields.get("image_style_references")
+    if not isinstance(references, list | tuple) or not any(map(_is_object_entry, references)):
+        return msgspec.convert(fields, Job)
+    others = [
+        each | {"image_url": "https://object", "image_path": ""} if _is_object_entry(each) else each
+        for each in references
+    ]
+    job = msgspec.convert({**fields, "image_style_references": others}, Job)
+    converted = tuple(
+        FileReference(each["image_url"], other.strength, str(each.get("image_path", "")))
+        if _is_object_entry(each)
+        else other
+        for each, other in zip(references, job.image_style_references, strict=True)
+    )
+    return msgspec.structs.replace(job, image_style_references=converted)
+
+
+def _is_object_entry(entry: object) -> bool:
+    """Return whether an entry of `image_style_references` has the URL that is recorded for a local image."""
+    return isinstance(entry, dict) and is_object_url(str(entry.get("image_url")))
+
+
 def validate_job(job: Job) -> Job:
     """Return an equal job whose fields have passed the checks of a job file: types, ranges, JSON-encodable.
 
     Raises JobError if a field is invalid.
     """
     try:
-        return _decode_job(msgspec.json.encode(_with_paths(job)))
+        encoded = msgspec.json.encode(job)
+        if any(isinstance(each, FileReference) for each in job.image_style_references):
+            return convert_job(msgspec.json.decode(encoded))
+        return _decode_job(encoded)
     except (msgspec.MsgspecError, TypeError, ValueError, OverflowError, RecursionError) as error:
         raise JobError(str(error), "see `krea-batch schema` for the fields of a job", job_id=job.id) from None
-
-
-def _with_paths(job: Job) -> Job:
-    """Return the job with its local reference images as they are in a job file: by their paths."""
-    if not any(isinstance(reference, FileReference) for reference in job.image_style_references):
-        return job
-    references = tuple(
-        ImageStyleReference(strength=each.strength, image_path=each.image_path)
-        if isinstance(each, FileReference)
-        else each
-        for each in job.image_style_references
-    )
-    return msgspec.structs.replace(job, image_style_references=references)
 
 
 class StateInfo(Struct, frozen=True, kw_only=True):

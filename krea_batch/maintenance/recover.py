@@ -13,13 +13,12 @@ import os
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any
 
 import msgspec
 
 from krea_batch.errors import RunDirError
 from krea_batch.gateway import wire
-from krea_batch.jobs import MAX_REFERENCES, FileReference, ImageStyleReference, Job, Outcome, State, is_object_url
+from krea_batch.jobs import Outcome, State, convert_job
 from krea_batch.ledger import LedgerStore
 from krea_batch.ledger.busy import wait_while_busy
 from krea_batch.ledger.consistency import unknown_images, unknown_parts
@@ -144,7 +143,7 @@ def decode_row(line: bytes) -> tuple[Outcome, bytes]:
     RecursionError, if the line is no row of a job that has ended.
     """
     row = _read_row(line)
-    job = _convert_job({**row.request, "id": row.id})
+    job = convert_job({**row.request, "id": row.id})  # checks the id, which names files
     if not row.status.info.final:
         raise ValueError(f"a row of a job that is {row.status}")
     if row.request_id is not None and not wire.is_request_id(row.request_id):
@@ -152,18 +151,6 @@ def decode_row(line: bytes) -> tuple[Outcome, bytes]:
     for instant in (row.submitted_at, row.accepted_at, row.finished_at, row.stored_at):
         seconds(instant)
     return row, wire.encode_body(job)
-
-
-def _convert_job(fields: dict[str, Any]) -> Job:
-    """Return the job of a request as it was recorded: local reference images have the URLs of their objects."""
-    references = fields.pop("image_style_references", [])
-    is_object = [isinstance(each, dict) and is_object_url(str(each.get("image_url"))) for each in references]
-    kinds = [FileReference if each else ImageStyleReference for each in is_object]
-    if len(references) > MAX_REFERENCES:
-        raise ValueError(f"{len(references)} reference images")
-    job = msgspec.convert(fields, Job)  # checks the id, which names files
-    converted = tuple(map(msgspec.convert, references, kinds))
-    return msgspec.structs.replace(job, image_style_references=converted)
 
 
 def _inspect_images(store: LedgerStore, out: Path, report: RecoverReport) -> None:

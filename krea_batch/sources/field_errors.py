@@ -26,9 +26,10 @@ from krea_batch.jobs import (
     MAX_REFERENCES,
     MAX_STYLES,
     ImageStyleReference,
-    Job,
     Moodboard,
     Style,
+    convert_job,
+    is_object_url,
 )
 from krea_batch.sources.json_errors import quoted
 from krea_batch.sources.key_paths import paths_in, steps_to, value_at, wrapper_path
@@ -143,7 +144,7 @@ def _missing_prompt(fields: dict[str, Any]) -> JobError | None:
 
 def _field_error(name: str, value: object) -> JobError | None:
     try:
-        msgspec.convert({"prompt": "x", name: value}, Job)
+        convert_job({"prompt": "x", name: value})
     except msgspec.ValidationError:
         return _list_error(name, value) if name in _LIST_FIELDS else _value_error(name, value)
     return unusable_prompt(value) if name == "prompt" and isinstance(value, str) else None
@@ -199,6 +200,8 @@ def _list_error(name: str, value: object) -> JobError:
 
 
 def _entry_error(location: str, entry: object, entry_type: type[msgspec.Struct], example: str) -> JobError | None:
+    if entry_type is ImageStyleReference and isinstance(entry, dict) and is_object_url(str(entry.get("image_url"))):
+        entry = entry | {"image_url": "https://object"}  # what is recorded for a local image is valid
     try:
         msgspec.convert(entry, entry_type)
     except msgspec.ValidationError:

@@ -162,7 +162,7 @@ class JobFiles:
         """
         if self._checked is None or self._checked.bad_lines or self._options.dedupe or self._options.selects:
             return None
-        if self.references.first_path is not None:
+        if self.references.first is not None:
             return None  # a later run has to read the images again, which may have been edited
         if self._row_ids.rows:
             return None  # the numbers of the lines are not their ids, as a checkpoint would say

@@ -12,7 +12,7 @@ from typing import Any
 import msgspec
 
 from krea_batch.errors import JobError
-from krea_batch.jobs import FIELDS, Job, without_image_extension
+from krea_batch.jobs import FIELDS, Job, convert_job, without_image_extension
 from krea_batch.rules.image_names import NameTemplate, safe_path, values_of
 from krea_batch.sources import field_errors
 from krea_batch.sources.duplicate_ids import default_id
@@ -209,7 +209,7 @@ def _require_given_once(fields: dict[str, Any], axes: tuple[Axis, ...]) -> None:
 
 def _job(fields: dict[str, Any], *, keep_extra: bool) -> Job:
     try:
-        job = msgspec.convert(fields, Job)
+        job = convert_job(fields)
     except (msgspec.ValidationError, RecursionError) as error:
         diagnosis = field_errors.diagnose(fields, keep_extra=keep_extra)
         raise diagnosis or JobError(f"not a valid job ({error})", "see `krea-batch schema`") from None

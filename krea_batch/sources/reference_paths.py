@@ -7,7 +7,7 @@ refuses an image that has other bytes by then.
 from __future__ import annotations
 
 from krea_batch.errors import JobError
-from krea_batch.jobs import Job
+from krea_batch.jobs import FileReference, Job
 from krea_batch.storage.reference_files import ReferenceFile, has_paths, read_reference, with_contents
 
 
@@ -16,6 +16,7 @@ class ReferencePaths:
 
     def __init__(self) -> None:
         self.directory = ""
+        self.first: str | None = None  # the first of them, by its path or else the name of its content
         self._read: dict[str, ReferenceFile | JobError] = {}
 
     def enter(self, directory: str) -> None:
@@ -24,12 +25,12 @@ class ReferencePaths:
 
     def resolve(self, job: Job) -> Job:
         """Return the job with the contents of its local reference images. Raises JobError."""
-        return with_contents(job, self._file, self.directory) if has_paths(job) else job
-
-    @property
-    def first_path(self) -> str | None:
-        """The first path that was read, or None."""
-        return next(iter(self._read), None)
+        if has_paths(job):
+            job = with_contents(job, self._file, self.directory)
+        for each in job.image_style_references:
+            if isinstance(each, FileReference):
+                self.first = self.first or each.image_path or each.name
+        return job
 
     @property
     def files(self) -> list[ReferenceFile]:

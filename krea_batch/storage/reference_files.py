@@ -61,7 +61,10 @@ def with_contents(job: Job, read: Callable[[str], ReferenceFile], directory: str
         file = read(str(Path(directory) / each.image_path))
         references.append(FileReference(f"sha256:{file.name}", each.strength, file.path))
         paths.setdefault(file.name, file.path)
-    metadata: dict[str, Any] = job.metadata | {REFERENCE_FILES: paths}
+    earlier = job.metadata.get(REFERENCE_FILES)
+    metadata: dict[str, Any] = job.metadata | {
+        REFERENCE_FILES: (earlier if isinstance(earlier, dict) else {}) | paths
+    }
     return msgspec.structs.replace(job, image_style_references=tuple(references), metadata=metadata)
 
 

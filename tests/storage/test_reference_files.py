@@ -11,7 +11,7 @@ import pytest
 
 from krea_batch.errors import JobError
 from krea_batch.gateway import wire
-from krea_batch.jobs import FileReference, ImageStyleReference, Job, validate_job
+from krea_batch.jobs import FileReference, ImageStyleReference, Job, convert_job, validate_job
 from krea_batch.storage.reference_files import (
     MAX_REFERENCE_BYTES,
     REFERENCE_FILES,
@@ -120,11 +120,19 @@ class TestRequests:
         assert job.metadata == {"page": 12, REFERENCE_FILES: {name: str(tmp_path / "fox.png")}}
 
     def test_a_job_that_was_read_is_valid(self, tmp_path: Path) -> None:
-        """A job whose images were read passes the check of the library, by its paths."""
+        """A job whose images were read passes the check of the library, which changes nothing."""
         (tmp_path / "fox.png").write_bytes(IMAGES[".png"])
-        checked = validate_job(job_with(tmp_path / "fox.png"))
-        (reference,) = checked.image_style_references
-        assert (reference.image_path, reference.image_url) == (str(tmp_path / "fox.png"), "")
+        job = job_with(tmp_path / "fox.png")
+        assert validate_job(job) == job
+
+    def test_a_recorded_request_is_the_same_job(self, tmp_path: Path) -> None:
+        """The URL that is recorded for a local image makes the same request again, and other fields are checked."""
+        (tmp_path / "fox.png").write_bytes(IMAGES[".png"])
+        job = job_with(tmp_path / "fox.png")
+        body = wire.with_object_urls(wire.encode_body(job), "s3://bucket/refs/")
+        assert wire.fingerprint(convert_job(msgspec.json.decode(body))) == wire.fingerprint(job)
+        with pytest.raises(msgspec.ValidationError, match="strength"):
+            convert_job(msgspec.json.decode(body.replace(b"0.7", b'"much"')))
 
     @pytest.mark.parametrize(
         "reference",
@@ -139,6 +147,6 @@ class TestRequests:
         ],
     )
     def test_references_that_are_not_valid(self, reference: dict[str, str]) -> None:
-        """A reference has either an HTTPS URL or a path; what only krea-batch writes is no URL of a user."""
+        """A reference has either an HTTPS URL or a path."""
         with pytest.raises(msgspec.ValidationError):
             msgspec.convert(reference, ImageStyleReference)

@@ -228,6 +228,22 @@ class TestCommand:
         assert run_command(*arguments, cwd=tmp_path).returncode == 0
         assert len(charged_posts(simulator)) == 4
 
+    def test_results_and_exports_are_jobs(self, tmp_path: Path, bucket: S3Server, simulate: StartSimulator) -> None:
+        """Results and exports make the same jobs again, with the objects that the store has."""
+        simulator = simulate("--tiny", "--latency", "fixed:0.1")
+        write_job_file(tmp_path)
+        arguments = run_arguments(simulator.gateway_url)
+        assert run_command(*arguments, cwd=tmp_path).returncode == 0
+        assert run_command("export", "out", "--format", "csv", "--output", "out.csv", cwd=tmp_path).returncode == 0
+        (tmp_path / "refs/fox.png").unlink()
+        for jobs, out in (("out/results.jsonl", "out"), ("out.csv", "out"), ("out.csv", "again")):
+            again = run_command("run", jobs, "--out", out, *arguments[4:], cwd=tmp_path)
+            assert again.returncode == 0, again.stderr
+        assert len(charged_posts(simulator)) == 8
+        assert len(bucket.uploaded_keys()) == 2
+        without = run_command("run", "out.csv", "--out", "third", "--gateway", simulator.gateway_url, cwd=tmp_path)
+        assert (without.returncode, "add --references" in without.stderr) == (2, True)
+
 
 class TestEngine:
     def test_a_job_of_the_library(self, tmp_path: Path, bucket: S3Server, fox: Path) -> None:

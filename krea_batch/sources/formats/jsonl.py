@@ -12,7 +12,7 @@ from typing import Any
 import msgspec
 
 from krea_batch.errors import JobError
-from krea_batch.jobs import FIELDS, Job
+from krea_batch.jobs import FIELDS, Job, convert_job
 from krea_batch.sources import field_errors, json_errors
 from krea_batch.sources.formats.line_file import MAX_LINE_BYTES
 from krea_batch.sources.values import convert_fields, is_unusable
@@ -78,7 +78,7 @@ class JsonlParser:
                 if "sweep" in names or not isinstance(metadata, dict) or any(name in metadata for name in names):
                     return None
                 fields["metadata"] = metadata | {name: fields.pop(name) for name in names}
-            job = msgspec.convert(fields, Job)
+            job = convert_job(fields)
             if is_unusable(job.prompt):
                 return None
         except (JobError, msgspec.ValidationError):
