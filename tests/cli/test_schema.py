@@ -82,4 +82,5 @@ def test_patterns(printed_schema: dict[str, Any]) -> None:
     parts = printed_schema["$defs"]
     assert not re.search(printed_schema["properties"]["prompt"]["pattern"], " \n")
     assert not re.search(parts["ImageStyleReference"]["properties"]["image_url"]["pattern"], "http://a.b")
+    assert parts["ImageStyleReference"]["oneOf"] == [{"required": ["image_url"]}, {"required": ["image_path"]}]
     assert re.search(parts["Moodboard"]["properties"]["id"]["pattern"], "01234567-89ab-cdef-0123-456789abcdef")
