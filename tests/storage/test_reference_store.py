@@ -181,7 +181,7 @@ class TestCommand:
         bucket.after_request = lambda _: None
         result = run_command(*arguments, cwd=tmp_path)
         assert result.returncode == 0, result.stderr
-        assert len(bucket.objects()) == 2
+        assert Counter(bucket.uploaded_keys()) == {key_of(FOX): 1, key_of(OWL): 1}
         assert Counter(post["body"]["prompt"] for post in charged_posts(simulator)) == {
             f"image {number}": 1 for number in range(4)
         }
