@@ -429,11 +429,9 @@ class ErrorInfo(Struct, frozen=True):
 class Outcome(Struct, frozen=True, kw_only=True, dict=True):
     """The outcome of one job: a row of `results.jsonl`.
 
-    Instants are UTC in ISO 8601, or None if they have not occurred. `request` is the body as sent. `polls` counts
-    status requests, `attempts` counts POSTs. A notebook shows the first image, or why there is none.
     Instants are UTC in ISO 8601, or None if they have not occurred. `request` is the body as sent, but a local
     reference image has the URL of its object instead of the signed one. `polls` counts status requests, `attempts`
-    counts POSTs.
+    counts POSTs. A notebook shows the first image, or why there is none.
     """
 
     id: str
