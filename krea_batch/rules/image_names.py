@@ -38,8 +38,10 @@ class NameTemplate:
             parts = list(Formatter().parse(text))
         except ValueError as error:
             raise JobError(f"invalid name {text!r} ({error})", _HINT) from None
-        if any(name == "" or conversion or "{" in (spec or "") for _, name, spec, conversion in parts):
+        if any(name == "" for _, name, _, _ in parts):
             raise JobError(f"the name {text!r} has braces without a field", _HINT)
+        if any(conversion or "{" in (spec or "") for _, _, spec, conversion in parts):
+            raise JobError(f"the name {text!r} has braces with more than a field and its format", _HINT)
         if invalid := next(
             (match for before, *_ in parts if (match := _INVALID.search(before.replace("/", "")))), None
         ):

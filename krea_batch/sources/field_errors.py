@@ -30,13 +30,16 @@ from krea_batch.jobs import (
     Style,
     convert_job,
     is_object_url,
+    without_image_extension,
 )
+from krea_batch.rules.image_names import safe_path
 from krea_batch.sources.json_errors import quoted
 from krea_batch.sources.key_paths import paths_in, steps_to, value_at, wrapper_path
 from krea_batch.sources.values import JSON_EXAMPLES, is_unusable
 
 SIMILARITY = 0.7  # chosen: matches a swapped, missing or doubled letter, but not "tag" or "include"
 _CACHED_NAMES = 1024  # chosen: the names in a file repeat
+_MAX_SUGGESTED_CHARS = 80  # chosen: a message that fits into a line or two
 
 _SYNONYMS = {"text": "prompt", "caption": "prompt", "description": "prompt", "ratio": "aspect_ratio"}
 
@@ -45,6 +48,8 @@ _LIST_FIELDS: dict[str, tuple[type[msgspec.Struct], int]] = {
     "styles": (Style, MAX_STYLES),
     "moodboards": (Moodboard, MAX_MOODBOARDS),
 }
+_ENTRY_EXAMPLES = {name: JSON_EXAMPLES[name][1:-1] for name in _LIST_FIELDS}
+_ENTRY_EXAMPLES["image_style_references"] += ', or {"image_path": "…"} for a local file'
 _HINTS = {
     "prompt": "write in quotes what the image shows",
     "aspect_ratio": f"use one of {', '.join(ASPECT_RATIOS)}",
@@ -183,7 +188,18 @@ def _suggestion(name: str, value: object) -> str | None:
         allowed = ASPECT_RATIOS if name == "aspect_ratio" else CREATIVITIES
         normalized = value.strip().lower().replace("x", ":").replace("/", ":")
         return f'write "{normalized}"' if normalized in allowed else None
+    if name == "image_name" and isinstance(value, str):
+        return _suggested_path(value)
     return None
+
+
+def _suggested_path(name: str) -> str | None:
+    """Return what to write instead of a path of an image that has other slashes, or a folder named like a file."""
+    parts = [part for part in name.replace("\\", "/").split("/") if part not in ("", ".")]
+    is_clear = (
+        parts and ".." not in parts and without_image_extension(parts[-1]) and len(name) <= _MAX_SUGGESTED_CHARS
+    )
+    return f"write {quoted(safe_path('/'.join(parts)))}" if is_clear else None
 
 
 def _list_error(name: str, value: object) -> JobError:
@@ -193,7 +209,7 @@ def _list_error(name: str, value: object) -> JobError:
     if len(value) > max_entries:
         return JobError(f'"{name}" has {len(value)} entries', f"use at most {max_entries}")
     error = _first(
-        _entry_error(f'entry {position} of "{name}"', entry, entry_type, JSON_EXAMPLES[name][1:-1])
+        _entry_error(f'entry {position} of "{name}"', entry, entry_type, _ENTRY_EXAMPLES[name])
         for position, entry in enumerate(value, 1)
     )
     return error or JobError(f'"{name}" is {quoted(value)}', f"write {JSON_EXAMPLES[name]}")

@@ -31,14 +31,14 @@ CASES: tuple[MessageCase, ...] = (
     _field('jobs.jsonl:1: "sead" is not a field of a job; did you mean "seed"?', '"sead": 7', '"seed": 7'),
     _field(
         'jobs.jsonl:1: "category" is not a field of a job; the fields are prompt, aspect_ratio, '
-        "creativity, seed, image_style_references, styles, moodboards, id, metadata; --keep-extra "
+        "creativity, seed, image_style_references, styles, moodboards, id, image_name, metadata; --keep-extra "
         "puts others into metadata",
         '"category": "x"',
         '"metadata": {"category": "x"}',
     ),
     option(
         'jobs.jsonl:1: "category" is not a field of a job; the fields are prompt, aspect_ratio, '
-        "creativity, seed, image_style_references, styles, moodboards, id, metadata; --keep-extra "
+        "creativity, seed, image_style_references, styles, moodboards, id, image_name, metadata; --keep-extra "
         "puts others into metadata",
         "jobs.jsonl",
         '{"prompt": "a cat", "category": "x"}',
@@ -125,9 +125,9 @@ CASES: tuple[MessageCase, ...] = (
         '"metadata": {"key": "value"}',
     ),
     _reference(
-        '"https://example.com/a.png"',
+        "7",
         URL,
-        'jobs.jsonl:1: "image_style_references" is "https://example.com/a.png"; write a list: '
+        'jobs.jsonl:1: "image_style_references" is 7; write a list: '
         '"image_style_references": [{"image_url": "https://…", "strength": 1.0}]',
     ),
     _reference(
@@ -139,30 +139,25 @@ CASES: tuple[MessageCase, ...] = (
         '["https://example.com/a.png"]',
         URL,
         'jobs.jsonl:1: entry 1 of "image_style_references" is "https://example.com/a.png"; write '
-        '{"image_url": "https://…", "strength": 1.0}',
+        '{"image_url": "https://…", "strength": 1.0}, or {"image_path": "…"} for a local file',
     ),
     _reference(
         '[{"url": "https://example.com/a.png"}]',
         URL,
         'jobs.jsonl:1: "url" is not a field of entry 1 of "image_style_references"; the fields are '
-        "image_url, strength",
-    ),
-    _reference(
-        '[{"image_path": "a.png"}]',
-        URL,
-        'jobs.jsonl:1: "image_path" is not a field of entry 1 of "image_style_references"; the '
-        "fields are image_url, strength",
+        "image_url, strength, image_path",
     ),
     _reference(
         '[{"strength": 1.0}]',
         URL,
         'jobs.jsonl:1: entry 1 of "image_style_references" has no "image_url"; write {"image_url": '
-        '"https://…", "strength": 1.0}',
+        '"https://…", "strength": 1.0}, or {"image_path": "…"} for a local file',
     ),
     _reference(
         '[{"image_url": "a.png"}]',
         URL,
-        'jobs.jsonl:1: "image_url" in entry 1 of "image_style_references" is "a.png"; use a complete https:// URL',
+        'jobs.jsonl:1: "image_url" in entry 1 of "image_style_references" is "a.png"; use a complete https:// '
+        "URL, or image_path for a local file",
     ),
     _reference(
         '[{"image_url": "https://example.com/a.png", "strength": "1"}]',
@@ -173,7 +168,7 @@ CASES: tuple[MessageCase, ...] = (
         '[{"image_url": "https://example.com/a.png", "weight": 1}]',
         URL,
         'jobs.jsonl:1: "weight" is not a field of entry 1 of "image_style_references"; the fields '
-        "are image_url, strength",
+        "are image_url, strength, image_path",
     ),
     _field(
         'jobs.jsonl:1: "id" in entry 1 of "styles" is ""; use the style\'s id from Krea\'s catalogue',

@@ -48,7 +48,7 @@ CASES: tuple[MessageCase, ...] = (
     ),
     _option(
         "--column: invalid value 'sead=x'; use FIELD=COLUMN; the fields are prompt, aspect_ratio, "
-        "creativity, seed, image_style_references, styles, moodboards, id, metadata",
+        "creativity, seed, image_style_references, styles, moodboards, id, image_name, metadata",
         "--column sead=x",
         "--column seed=x",
         content="prompt,x\na cat,7\n",

@@ -31,6 +31,8 @@ MODULES = sorted(
     for path in (
         *PACKAGE.glob("sources/**/*.py"),
         *(PACKAGE / "cli" / "options" / name for name in ("input_options.py", "selection_options.py")),
+        PACKAGE / "rules" / "image_names.py",
+        PACKAGE / "storage" / "reference_files.py",
     )
 )
 NOT_SITES = (Path(__file__), Path(errors.__file__), Path(click.exceptions.__file__))
@@ -57,6 +59,9 @@ NOT_FROM_A_FILE = {
     "cannot be opened ({error.strerror})": "a pipe without permission: tests/sources/test_job_files.py",
     "cannot write hashes to a temporary file": "a full disk: tests/sources/test_duplicate_ids.py",
     "set TMPDIR to a directory with free space": "as above: tests/sources/test_moved_rows.py",
+    "is a local reference image, which": "the advice needs a bucket: tests/storage/test_reference_store.py",
+    "has changed since it was checked": "an image is edited during a run: tests/storage/test_reference_files.py",
+    "use a smaller one": "an image of 32 MiB: tests/storage/test_reference_files.py",
     "pip install": "an extra that is not installed: tests/sources/test_formats.py",
 }
 """Text in the source of an error that no case brings, and why."""

@@ -45,8 +45,8 @@ def test_names(template: str, name: str) -> None:
 @pytest.mark.parametrize(("template", "problem"), [
     ("x", "has no field"),
     ("{}", "without a field"),
-    ("{id!r}", "without a field"),
-    ("{id:{seed}}", "without a field"),
+    ("{id!r}", "with more than a field"),
+    ("{id:{seed}}", "with more than a field"),
     ("{id", "invalid name"),
     ("/{id}", "empty part"),
     ("{id}/", "empty part"),

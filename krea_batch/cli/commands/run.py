@@ -12,7 +12,7 @@ from krea_batch.cli.app import BAD_INPUT
 from krea_batch.cli.commands.plan import show_plan
 from krea_batch.cli.options.input_options import add_input_options
 from krea_batch.cli.options.run_options import given_settings, run_options
-from krea_batch.cli.options.selection_options import open_job_files, require_jobs
+from krea_batch.cli.options.selection_options import open_job_files, require_jobs, require_references
 
 
 @click.command()
@@ -44,7 +44,7 @@ def run(jobs: tuple[str, ...], **options: Any) -> None:
     from krea_batch.cli.options.logging_options import configure_logging
     from krea_batch.cli.ui.forecast_output import confirm_charges, show_forecast
     from krea_batch.cli.ui.prompt_syntax_notices import confirm_syntax
-    from krea_batch.cli.ui.run_session import RunSession, check_jobs, require_references, settings_and_key
+    from krea_batch.cli.ui.run_session import RunSession, check_jobs, settings_and_key
     from krea_batch.engine.event_loop import run_event_loop
     from krea_batch.settings import Settings
 

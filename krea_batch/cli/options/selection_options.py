@@ -12,6 +12,7 @@ from krea_batch.cli.options.run_options import add_options
 from krea_batch.cli.ui.formatting import pluralize
 
 if TYPE_CHECKING:
+    from krea_batch.settings import Settings
     from krea_batch.sources import CheckResult, InputOptions, JobFiles
 
 _SELECTION_OPTIONS = (
@@ -96,6 +97,18 @@ def require_jobs(jobs: tuple[str, ...], options: dict[str, Any]) -> None:
         )
     if len(jobs) == 1 and " " in jobs[0] and not Path(jobs[0]).exists():
         raise click.UsageError(f"There is no file {jobs[0]!r}. If it is a prompt, use --prompt {jobs[0]!r}.")
+
+
+def require_references(files: JobFiles, settings: Settings) -> None:
+    """Raise SettingsError if the jobs have local reference images, and there is no place from which to send them."""
+    from krea_batch.errors import SettingsError
+
+    if files.references.first is not None and settings.references is None:
+        raise SettingsError(
+            "references",
+            f"missing, and {files.references.first} is a local reference image, which the gateway cannot read",
+            "add --references s3://bucket/folder, to which such images are uploaded",
+        )
 
 
 def with_selection(input_options: InputOptions, options: dict[str, Any]) -> InputOptions:

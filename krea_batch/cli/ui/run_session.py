@@ -114,16 +114,6 @@ def check_jobs(files: JobFiles, settings: Settings, *, skip_invalid: bool, quiet
     return checked
 
 
-def require_references(files: JobFiles, settings: Settings) -> None:
-    """Raise SettingsError if the jobs have local reference images, and there is no place from which to send them."""
-    if files.references.first is not None and settings.references is None:
-        raise SettingsError(
-            "references",
-            f"missing, and {files.references.first} is a local reference image, which the gateway cannot read",
-            "add --references s3://bucket/folder, to which such images are uploaded",
-        )
-
-
 def _limit_repeats(problems: Iterable[LineProblem]) -> list[LineProblem]:
     """Return the problems in order, of equal ones only the first: an invalid field is usually in every line."""
     repeats = Counter[tuple[str, str]]()
