@@ -51,6 +51,7 @@ krea_batch.Engine = functools.partial(krea_batch.Engine, **options)
 krea_batch.run = functools.partial(krea_batch.run, **options)
 runpy.run_path(sys.argv[2], run_name="__main__")
 """
+FIELDS: dict[str, Any] = {"seed": 7, "metadata": {"set": "train"}}  # what `--name` names
 DOCS_SIMULATOR = SimulatorSettings(tiny=True, latency="fixed:0.3")
 
 README_COMMANDS = {
@@ -84,7 +85,7 @@ def gateway() -> Iterator[str]:
 def finished_run(gateway: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Return the directory of a run of two jobs that has ended. Tests use copies of it."""
     folder = tmp_path_factory.mktemp("finished")
-    write_jobs(folder / "jobs.jsonl", 2)
+    write_jobs(folder / "jobs.jsonl", 2, **FIELDS)
     command = ["run", "jobs.jsonl", "--out", "run"]
     assert run_command(*command, *offline_options(command, gateway), cwd=folder).returncode == 0
     return folder / "run"
@@ -98,7 +99,7 @@ def test_the_commands_run(tmp_path: Path, page: str, gateway: str, finished_run:
         assert name == "krea-batch", f"unexpected command {name}"
         out = tmp_path / f"{n}"
         out.mkdir()
-        write_jobs(out / "jobs.jsonl", 2)
+        write_jobs(out / "jobs.jsonl", 2, **FIELDS)
         (out / "prompts.txt").write_text("a cat\na dog\n")
         (out / "captions").mkdir()
         (out / "captions" / "cat.txt").write_text("a cat\non a mat\n")
@@ -108,6 +109,8 @@ def test_the_commands_run(tmp_path: Path, page: str, gateway: str, finished_run:
         (out / "bare.csv").write_text("7,a cat,1\n8,a dog,2\n")
         (out / "photos.jsonl").write_text('{"prompt": "a cat", "params": {"seed": 7}}\n')
         (out / "batch.jsonl").write_text('{"custom_id": "img-1", "body": {"prompt": "a red kite"}}\n')
+        if command[0] == "run":  # `export` writes a file of this name
+            (out / "cats.csv").write_text("id,prompt,set,seed\na,a cat,train,7\nb,a big cat,test,8\n")
         if command[0] == "inspect":
             shutil.copyfile(finished_run / "images" / "00001.png", out / "cat.png")
         if command[0] in SERVERS:
