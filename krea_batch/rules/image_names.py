@@ -128,12 +128,17 @@ def _hash(text: str) -> str:
     return hashlib.sha256(text.encode(errors="surrogatepass")).hexdigest()[:HASH_CHARS]
 
 
+def _is_usable(value: object) -> bool:
+    return value is not None and not isinstance(value, list | dict | bool)
+
+
 def _text(values: Mapping[str, Any], name: str, spec: str) -> str:
     if name not in values:
-        hint = f"there are {', '.join(values)}" if name != "seed" else "give each job a seed, or leave out {seed}"
+        usable = ", ".join(each for each, value in values.items() if _is_usable(value))
+        hint = f"there are {usable}" if name != "seed" else "give each job a seed, or leave out {seed}"
         raise JobError(f'no "{name}" for the name of the image', hint)
     value = values[name]
-    if value is None or isinstance(value, list | dict | bool):
+    if not _is_usable(value):
         raise JobError(f'"{name}" of the image\'s name is {value!r:.60}', "use text or a number")
     try:
         text = format(value, spec)

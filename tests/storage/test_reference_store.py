@@ -71,6 +71,13 @@ def charged_posts(simulator: Any) -> list[dict[str, Any]]:
     return [post for post in simulator.admin_request("/ledger")["posts"] if post["charged"]]
 
 
+def stored_paths(out: Path) -> dict[str, str]:
+    """Return the path of the only image of each job, which is there."""
+    paths = {row["id"]: row["files"][0]["path"] for row in result_rows(out)}
+    assert all((out / path).is_file() for path in paths.values())
+    return paths
+
+
 def job_with(path: Path, job_id: str = "j") -> Job:
     return Job(id=job_id, prompt=job_id, image_style_references=(ImageStyleReference(image_path=str(path)),))
 
@@ -130,8 +137,8 @@ class TestCommand:
         assert f"2 local reference images, {len(FOX) + len(OWL)} B" in result.stderr
         assert bucket.requests == []
 
-    def test_without_a_store(self, tmp_path: Path, simulate: StartSimulator) -> None:
-        """Without --references, a job file with local images is an error before anything is sent."""
+    def test_without_a_store(self, tmp_path: Path, bucket: S3Server, simulate: StartSimulator) -> None:
+        """Without --references, a job file with local images is an error before a request, and its advice works."""
         simulator = simulate("--tiny")
         write_job_file(tmp_path)
         arguments = run_arguments(simulator.gateway_url)
@@ -141,6 +148,9 @@ class TestCommand:
         assert "refs/fox.png is a local reference image" in result.stderr
         assert "add --references s3://bucket/folder" in result.stderr
         assert not simulator.admin_request("/ledger")["posts"]
+        assert not (tmp_path / "out").exists()
+        advised = run_command(*without, "--references", f"s3://{BUCKET}/folder", cwd=tmp_path)
+        assert advised.returncode == 0, advised.stderr
 
     def test_an_edited_image_is_another_request(
         self, tmp_path: Path, bucket: S3Server, simulate: StartSimulator
@@ -227,6 +237,57 @@ class TestCommand:
         assert recovered.returncode == 0, recovered.stderr
         assert run_command(*arguments, cwd=tmp_path).returncode == 0
         assert len(charged_posts(simulator)) == 4
+
+    def test_images_with_names(self, tmp_path: Path, bucket: S3Server, simulate: StartSimulator) -> None:
+        """`--name` names images, not requests: a run without it charges nothing. A rebuilt ledger has the names."""
+        simulator = simulate("--tiny", "--latency", "fixed:0.1")
+        write_job_file(tmp_path)
+        arguments = run_arguments(simulator.gateway_url)
+        named = run_command(*arguments, "--name", "{creativity}/{prompt}_{id}", cwd=tmp_path)
+        assert named.returncode == 0, named.stderr
+        paths = {f"j{number}": f"images/medium/image-{number}_j{number}.png" for number in range(4)}
+        assert stored_paths(tmp_path / "out") == paths
+        assert sorted(bucket.uploaded_keys()) == sorted([key_of(FOX), key_of(OWL)])
+        (tmp_path / "out/ledger.db").unlink()
+        recovered = run_command("recover", "out", "--yes", cwd=tmp_path)
+        assert recovered.returncode == 0, recovered.stderr
+        assert "4 jobs to add: 4 succeeded" in recovered.stdout
+        assert "of no job in the ledger" not in recovered.stdout
+        verified = run_command("verify", "out", "--json", cwd=tmp_path)
+        assert verified.returncode == 0, verified.stdout
+        assert run_command(*arguments, cwd=tmp_path).returncode == 0
+        assert stored_paths(tmp_path / "out") == paths
+        assert len(charged_posts(simulator)) == 4
+        assert len(bucket.uploaded_keys()) == 2
+
+    def test_a_name_in_doubt(self, tmp_path: Path, bucket: S3Server, simulate: StartSimulator) -> None:
+        """A name that cannot be made is an error before an upload; it lists no paths of images as its fields."""
+        simulator = simulate("--tiny")
+        write_job_file(tmp_path, 1)
+        result = run_command(*run_arguments(simulator.gateway_url), "--name", "{place}", cwd=tmp_path)
+        assert result.returncode == 2
+        fields = "id, prompt, aspect_ratio, creativity"
+        assert f'jobs.jsonl:1: no "place" for the name of the image; there are {fields}\n' in result.stderr
+        assert bucket.requests == []
+        assert not simulator.admin_request("/ledger")["posts"]
+
+    def test_resubmit(self, tmp_path: Path, bucket: S3Server, simulate: StartSimulator) -> None:
+        """Jobs that are submitted again by `resolve` have URLs of now, and the objects that the store has."""
+        lost = simulate("--tiny", "--latency", "fixed:0.1", "--fault", "submit-lost=1")
+        write_job_file(tmp_path, 2)
+        stopped = run_command(*run_arguments(lost.gateway_url), "--name", "{prompt}/{id}", cwd=tmp_path)
+        assert (stopped.returncode, "2 ambiguous" in stopped.stdout) == (1, True), stopped.stderr
+        resolved = run_command("resolve", "out", "--resubmit", cwd=tmp_path)
+        assert resolved.stdout.startswith("2 resubmitted, 0 still ambiguous"), resolved.stderr
+        simulator = simulate("--tiny", "--latency", "fixed:0.1")
+        again = run_command(*run_arguments(simulator.gateway_url), cwd=tmp_path)
+        assert again.returncode == 0, again.stderr
+        posts = charged_posts(simulator)
+        assert sorted(post["body"]["prompt"] for post in posts) == ["image 0", "image 1"]
+        for post in posts:
+            assert get(post["body"]["image_style_references"][0]["image_url"])[0] == FOX
+        assert len(bucket.uploaded_keys()) == 2
+        assert stored_paths(tmp_path / "out") == {f"j{n}": f"images/image-{n}/j{n}.png" for n in range(2)}
 
     def test_results_and_exports_are_jobs(self, tmp_path: Path, bucket: S3Server, simulate: StartSimulator) -> None:
         """Results and exports make the same jobs again, with the objects that the store has."""
