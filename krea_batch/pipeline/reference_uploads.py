@@ -102,7 +102,7 @@ class ReferenceUploads:
                 problem = _stop_of(error)
         if problem:
             self._run.stop(problem)
-            await asyncio.sleep(0)  # The stop has cancelled the caller, which is told here.
+            await asyncio.sleep(0)  # The stop has cancelled the caller: raise CancelledError here.
 
     async def close(self) -> None:
         """Cancel the uploads that are not done."""

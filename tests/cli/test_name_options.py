@@ -45,7 +45,7 @@ def stored_paths(out: Path) -> dict[str, str]:
 
 
 def test_a_template_with_folders(tmp_path: Path) -> None:
-    """Columns, fields and the prompt make paths. An image whose name is taken gets the next one, which is told."""
+    """Columns, fields and the prompt make paths. An image whose name is taken gets the next one, as a notice says."""
     printed = run(tmp_path, "--name", "{animal}/{prompt}_{seed:03}")
     assert stored_paths(tmp_path / "o") == {
         "a": "images/Cats/a-cat-asleep_001.png",
@@ -110,7 +110,7 @@ def test_a_sweep_of_a_named_row(tmp_path: Path) -> None:
      'a.csv:2: "image_name" is given in the row, and --name for all rows; keep one of them'),
 ])  # fmt: skip
 def test_nothing_is_charged_for_a_name_in_doubt(tmp_path: Path, options: tuple[str, ...], message: str) -> None:
-    """A name that cannot be made is told with file and line before anything is charged."""
+    """A name that cannot be made is reported with file and line before anything is charged."""
     table = "id,prompt,animal,seed,path\na,a cat,cats,1,../x\nb,a dog,,,\n"
     assert message in run(tmp_path, *options, table=table, code=2)
     assert not (tmp_path / "o/results.jsonl").exists()
