@@ -12,6 +12,7 @@ import hashlib
 import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from itertools import accumulate
 from pathlib import Path
 from threading import Lock
 from typing import ParamSpec, TypeVar
@@ -67,10 +68,9 @@ class ImageFile:
 
     @property
     def folders(self) -> Iterator[str]:
-        """The directories between images/ and the image."""
-        for end, char in enumerate(self.stem):
-            if char == "/":
-                yield f"{self.images_dir}/{self.stem[:end]}"
+        """The directories between images/ and the image, from the outermost."""
+        parts = self.stem.split("/")[:-1]
+        return (f"{self.images_dir}/{folder}" for folder in accumulate(parts, "{}/{}".format))
 
     def start_over(self) -> None:
         """Discard everything; the next bytes are the first ones."""
