@@ -1,4 +1,4 @@
-"""Run an async function on the fastest event loop that is installed. For a process that does nothing else."""
+"""Run an async function on the fastest event loop that is installed."""
 
 from __future__ import annotations
 
@@ -12,11 +12,19 @@ Ts = TypeVarTuple("Ts")
 
 
 def run_event_loop(main: Callable[[Unpack[Ts]], Awaitable[T]], *args: *Ts) -> T:
-    """Run `main(*args)` to completion, on uvloop if it is installed, and return its result. Tunes the gc."""
+    """Run `main(*args)` to completion, on uvloop if it is installed, and return its result. Tunes the gc.
+
+    For a process that does nothing else.
+    """
     import anyio
 
     tune_gc()
-    return anyio.run(main, *args, backend_options={"use_uvloop": find_spec("uvloop") is not None})
+    return anyio.run(main, *args, backend_options=backend_options())
+
+
+def backend_options() -> dict[str, bool]:
+    """Return the options with which anyio uses uvloop if it is installed."""
+    return {"use_uvloop": find_spec("uvloop") is not None}
 
 
 def tune_gc() -> None:

@@ -12,13 +12,13 @@ import inspect
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import Future
-from importlib.util import find_spec
 from typing import Concatenate, ParamSpec, TypeVar
 
 import msgspec
 from anyio.from_thread import BlockingPortal, start_blocking_portal
 
 from krea_batch.engine.engine import Engine
+from krea_batch.engine.event_loop import backend_options
 from krea_batch.errors import InputError, JobError
 from krea_batch.gateway import wire
 from krea_batch.jobs import Job, Outcome, validate_job
@@ -63,7 +63,7 @@ def run(jobs: Jobs, *args: object, **settings: object) -> list[Outcome]:
     """
     checked = list_jobs(jobs)
     engine = Engine(*args, **settings)  # type: ignore[arg-type]  # checked by _with_parameters_of
-    with start_blocking_portal("asyncio", {"use_uvloop": find_spec("uvloop") is not None}) as portal:
+    with start_blocking_portal("asyncio", backend_options()) as portal:
         return _wait(portal, engine, portal.start_task_soon(_outcomes, engine, checked))
 
 
@@ -109,7 +109,7 @@ def list_jobs(jobs: Jobs) -> list[Job]:
     listed = []
     for position, given in enumerate(jobs):
         job = _validate(position, given)
-        fingerprint = wire.fingerprint_of(wire.encode_body(job))
+        fingerprint = wire.fingerprint(job)
         if not job.id:
             repeats[fingerprint] += 1
             repeat = f"-{repeats[fingerprint]}" if repeats[fingerprint] > 1 else ""
