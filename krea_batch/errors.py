@@ -162,3 +162,8 @@ class LedgerError(KreaBatchError):
 
 class InternalError(KreaBatchError):
     """An invariant of the engine does not hold: a bug, please report it. The run ends; the ledger keeps all jobs."""
+
+
+def escape_unprintable(text: str) -> str:
+    """Return the text with escapes such as `\\x1b` for characters that are not printable."""
+    return "".join(char if char.isprintable() else repr(char)[1:-1] for char in text)

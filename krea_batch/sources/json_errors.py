@@ -11,7 +11,7 @@ import re
 from collections.abc import Iterator
 from typing import Any, NoReturn
 
-from krea_batch.errors import InputError, JobError
+from krea_batch.errors import InputError, JobError, escape_unprintable
 from krea_batch.sources.formats.encoding import BYTE_ORDER_MARK, decode_utf_8
 
 MAX_DEPTH = 100  # chosen: no metadata needs more, and every encoder and call stack can handle it
@@ -136,7 +136,7 @@ def quoted(value: object) -> str:
     """Return a value as it is written in a job line, with printable characters only, and shortened."""
     text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
     shortened = text[:_MAX_QUOTED_CHARS] + ("…" if len(text) > _MAX_QUOTED_CHARS else "")
-    printable = "".join(char if char.isprintable() else repr(char)[1:-1] for char in shortened)
+    printable = escape_unprintable(shortened)
     return f'"{printable}"' if isinstance(value, str) else printable
 
 

@@ -11,6 +11,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from krea_batch.errors import escape_unprintable
 from krea_batch.jobs import Outcome
 
 MAX_EMBEDDED_BYTES = 8 << 20  # chosen: a notebook keeps the image in its file, a third larger than it is
@@ -50,4 +51,4 @@ def _text(outcome: Outcome) -> str:
         return repr(outcome)
     problem = f"{outcome.id}: {outcome.status.value}: {outcome.error.message} ({outcome.error.kind})"
     # The gateway wrote the message, and a terminal would follow its control characters.
-    return "".join(char if char.isprintable() else repr(char)[1:-1] for char in problem)
+    return escape_unprintable(problem)
