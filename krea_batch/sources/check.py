@@ -51,8 +51,8 @@ class CheckResult(msgspec.Struct, frozen=True):
     not left out. `repeated_names`: images that an option gives the name of an earlier one. `recorded` jobs are in
     the ledger. `unread_syntax`: the syntaxes of other tools that would be sent as they are. `kept_arguments`: the
     names of arguments in prompts that were put into the metadata. `unselected` jobs were left out by `limit` or
-    `sample`; all other jobs are in `jobs`. `references` is the number of different local reference
-    images of the valid rows, `reference_bytes` their size.
+    `sample`; all other jobs are in `jobs`. `references` is the number of different local reference images of the
+    valid rows, `reference_bytes` their size.
     """
 
     jobs: int
@@ -96,10 +96,8 @@ class Check:
         self._may_equal_default_id = False  # whether a row has an id that another row could have by default
         self._requests: list[int] = []  # hashes of the requests of the latest rows
         self._request_buckets = HashBuckets(spool_dir)  # those of all others
-        self._names: list[
-            int
-        ] = []  # hashes of the names of images of the latest rows, if an option says what they are
-        self._name_buckets = HashBuckets(spool_dir)
+        self._names: list[int] = []  # hashes of the names of images, if an option gives them, of the latest rows
+        self._name_buckets = HashBuckets(spool_dir)  # those of all others
         self._lookup = lookup
         self._recorded = recorded_jobs
         self._submit_changed = submit_changed
@@ -143,7 +141,7 @@ class Check:
             rows_before += each.row_count
         if self._pending_lookups:
             self._run_lookups()
-        self._count_requests()
+        self._count_hashes()
         self._report_progress(on_progress)
 
     def assign_ids(self) -> None:
@@ -267,7 +265,7 @@ class Check:
             if unknown_fields:
                 self._note_unknown_fields(number)
             if not line_number % PROGRESS_LINES:
-                self._count_requests()
+                self._count_hashes()
                 self._report_progress(on_progress)
         if wrongly_encoded > 1:
             each.notices.append(
@@ -278,7 +276,7 @@ class Check:
         if self._duplicates:
             self._duplicates.add(DuplicateJob(job_id, first_id, self._location(number)))
 
-    def _count_requests(self) -> None:
+    def _count_hashes(self) -> None:
         self._request_buckets.add_all(self._requests)
         self._requests.clear()
         self._name_buckets.add_all(self._names)
