@@ -14,16 +14,14 @@ from pathlib import Path
 
 from krea_batch.errors import InputError
 from krea_batch.sources.folder_texts import is_job_file
+from krea_batch.sources.options import COMPRESSED_SUFFIXES, FORMAT_BY_SUFFIX
 
 _URL = re.compile(r"([a-z][a-z0-9+.-]+)://(.*)", re.IGNORECASE)
 _HUB_DATASET = re.compile(r"(?:huggingface\.co/)?datasets/([^/?#@]+/[^/?#@]+)")
 _SPLIT = re.compile(r"(.+?)-\d+-of-\d+(?:-[0-9a-f]+)?\.parquet")
 METADATA_FILE = "metadata.jsonl"  # Hugging Face datasets, "Create an image dataset"
 RESULTS_FILE = "results.jsonl"
-_JOB_FILE_SUFFIXES = (
-    *(".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".tab", ".gz", ".zst", ".yaml", ".yml", ".md", ".markdown"),
-    *(".xlsx", ".xlsm", ".xlsb", ".xls", ".ods"),
-)
+_JOB_FILE_SUFFIXES = (*FORMAT_BY_SUFFIX, ".json", *COMPRESSED_SUFFIXES)
 _FOLDER_SUFFIXES = (".parquet", ".txt")
 
 

@@ -26,7 +26,7 @@ from krea_batch.sources.formats.renamed_keys import KeyRenamer
 from krea_batch.sources.formats.spool import is_read_once, spool, spool_path
 from krea_batch.sources.formats.unread import require_readable, require_readable_start
 from krea_batch.sources.key_paths import wrapper_path
-from krea_batch.sources.options import SELECTABLE, Format, InputOptions
+from krea_batch.sources.options import COMPRESSED_SUFFIXES, FORMAT_BY_SUFFIX, SELECTABLE, Format, InputOptions
 from krea_batch.storage.image_types import MEDIA_TYPES
 
 SOURCE_FILE = "source_file"
@@ -38,23 +38,8 @@ STDIN_NAME = "<stdin>"  # the name of standard input in problems, as in compiler
 
 Row = bytes | dict[str, Any] | JobError
 
-_FORMAT_BY_SUFFIX = {
-    ".jsonl": Format.JSONL,
-    ".ndjson": Format.JSONL,
-    ".csv": Format.CSV,
-    ".tsv": Format.TSV,
-    ".tab": Format.TSV,
-    ".parquet": Format.PARQUET,
-    ".arrow": Format.ARROW,
-    ".yaml": Format.YAML,
-    ".yml": Format.YAML,
-    ".md": Format.MARKDOWN,
-    ".markdown": Format.MARKDOWN,
-    **dict.fromkeys((".xlsx", ".xlsm", ".xlsb", ".xls", ".ods"), Format.SHEET),
-}
 _PROMPT_UNITS = {Format.TEXT: "line", Format.TEXT_FILE: "file", Format.TEXT_BLOCKS: "block"}
 _TABLE_READERS = {Format.CSV: tables.csv_rows, Format.TSV: tables.tsv_rows, Format.SHEET: sheet.rows}
-_COMPRESSED_SUFFIXES = (".gz", ".zst")
 _PARQUET_MAGIC = b"PAR1"
 _WRAPPED_LIST = re.compile(rb'\{\s*"[^"]*"\s*:\s*\[')
 _JSON_START = re.compile(rb"""\s*(?:\[\s*["']|\[?\s*\{\s*["']|[\[{]\s*\n)""")
@@ -265,13 +250,13 @@ def _open_input(file: LineFile, options: InputOptions) -> Input:
 
 def _detect_format(file: LineFile, options: InputOptions) -> Input:
     path = Path(file.name)
-    suffix = (path.with_suffix("") if path.suffix in _COMPRESSED_SUFFIXES else path).suffix.lower()
+    suffix = (path.with_suffix("") if path.suffix in COMPRESSED_SUFFIXES else path).suffix.lower()
     require_readable(file.name, suffix)
-    require_readable_start(file.name, file.raw_head())
-    format_ = _FORMAT_BY_SUFFIX.get(suffix)
+    raw_head = file.raw_head()
+    require_readable_start(file.name, raw_head)
+    format_ = FORMAT_BY_SUFFIX.get(suffix)
     if format_ and format_ not in (Format.CSV, Format.TSV):
         return Input(file, format_, options)
-    raw_head = file.raw_head()
     if raw_head.startswith(_PARQUET_MAGIC):
         return Input(file, Format.PARQUET, options, guess="read as Parquet")
     if raw_head.startswith(sheet.MAGICS):

@@ -42,6 +42,24 @@ SELECTABLE = (
 )
 """The formats that a user may name; the others are found in directories."""
 
+FORMAT_BY_SUFFIX = {
+    ".jsonl": Format.JSONL,
+    ".ndjson": Format.JSONL,
+    ".csv": Format.CSV,
+    ".tsv": Format.TSV,
+    ".tab": Format.TSV,
+    ".parquet": Format.PARQUET,
+    ".arrow": Format.ARROW,
+    ".yaml": Format.YAML,
+    ".yml": Format.YAML,
+    ".md": Format.MARKDOWN,
+    ".markdown": Format.MARKDOWN,
+    **dict.fromkeys((".xlsx", ".xlsm", ".xlsb", ".xls", ".ods"), Format.SHEET),
+}
+"""The formats that a name is enough to tell; JSON and text are looked into."""
+
+COMPRESSED_SUFFIXES = (".gz", ".zst")
+
 
 class TextUnit(StrEnum):
     """What one prompt is in a text file."""
