@@ -233,25 +233,27 @@ def convert_job(fields: Mapping[str, Any]) -> Job:
     A reference image may also have the URL that krea-batch records for a local one, so that results are jobs again.
     """
     references = fields.get("image_style_references")
-    if not isinstance(references, list | tuple) or not any(map(_is_object_entry, references)):
+    if not isinstance(references, list | tuple):
         return msgspec.convert(fields, Job)
-    others = [
-        each | {"image_url": "https://object", "image_path": ""} if _is_object_entry(each) else each
-        for each in references
-    ]
+    others = [as_url_entry(each) for each in references]
+    if others == list(references):
+        return msgspec.convert(fields, Job)
     job = msgspec.convert({**fields, "image_style_references": others}, Job)
     converted = tuple(
-        FileReference(each["image_url"], other.strength, str(each.get("image_path", "")))
-        if _is_object_entry(each)
-        else other
-        for each, other in zip(references, job.image_style_references, strict=True)
+        other if entry is each else FileReference(each["image_url"], other.strength, str(each.get("image_path", "")))
+        for each, entry, other in zip(references, others, job.image_style_references, strict=True)
     )
     return msgspec.structs.replace(job, image_style_references=converted)
 
 
-def _is_object_entry(entry: object) -> bool:
-    """Return whether an entry of `image_style_references` has the URL that is recorded for a local image."""
-    return isinstance(entry, dict) and is_object_url(str(entry.get("image_url")))
+def as_url_entry(entry: Any) -> Any:
+    """Return an entry of `image_style_references`; one with the URL recorded for a local image with any other URL.
+
+    What else is wrong with it is then found by the checks of an entry with a URL.
+    """
+    if isinstance(entry, dict) and is_object_url(str(entry.get("image_url"))):
+        return entry | {"image_url": "https://object", "image_path": ""}
+    return entry
 
 
 def validate_job(job: Job) -> Job:

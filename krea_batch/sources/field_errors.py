@@ -28,8 +28,8 @@ from krea_batch.jobs import (
     ImageStyleReference,
     Moodboard,
     Style,
+    as_url_entry,
     convert_job,
-    is_object_url,
     without_image_extension,
 )
 from krea_batch.rules.image_names import safe_path
@@ -216,8 +216,8 @@ def _list_error(name: str, value: object) -> JobError:
 
 
 def _entry_error(location: str, entry: object, entry_type: type[msgspec.Struct], example: str) -> JobError | None:
-    if entry_type is ImageStyleReference and isinstance(entry, dict) and is_object_url(str(entry.get("image_url"))):
-        entry = entry | {"image_url": "https://object"}  # what is recorded for a local image is valid
+    if entry_type is ImageStyleReference:
+        entry = as_url_entry(entry)
     try:
         msgspec.convert(entry, entry_type)
     except msgspec.ValidationError:

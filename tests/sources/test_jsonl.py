@@ -236,6 +236,13 @@ def test_duplicate_keys(line: str) -> None:
     assert "duplicate key" in problem_and_hint(line)
 
 
+def test_recorded_references_are_not_blamed() -> None:
+    """A local reference image as it is recorded, with its path, is valid; the error names the entry that is not."""
+    recorded = {"image_url": f"s3://b/{'0' * 64}.png", "image_path": "a.png"}
+    line = json.dumps({"prompt": "x", "image_style_references": [recorded, {"image_url": "http://x.org/a.png"}]})
+    assert '"image_url" in entry 2 of "image_style_references" is' in problem_and_hint(line)
+
+
 MEMBERS = st.sampled_from(
     [
         '"prompt":"x"',
