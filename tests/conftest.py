@@ -1,4 +1,4 @@
-"""Shared by all tests: where their files are, simulators, children of tests, and failures of listeners."""
+"""Shared by all tests: their files and working directory, simulators, children of tests, failures of listeners."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import logging
 import os
 import tempfile
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 from hypothesis import settings
@@ -41,6 +42,13 @@ def pytest_collection_finish() -> None:
     """Exclude modules and tests from garbage collection. Otherwise each full collection takes 0.1 s."""
     gc.collect()
     gc.freeze()
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Change to an empty working directory, and return it."""
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
 
 
 @pytest.fixture

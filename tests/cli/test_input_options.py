@@ -16,13 +16,6 @@ AWKWARD_PROMPTS = ["-dash", "# hash", "@at", "{} {x}", '"quoted" "words', "🦊 
 
 
 @pytest.fixture
-def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Change to an empty working directory, and return it."""
-    monkeypatch.chdir(tmp_path)
-    return tmp_path
-
-
-@pytest.fixture
 def gateway(simulate: StartSimulator) -> RunningSimulator:
     return simulate("--tiny", "--latency=fixed:0.1")
 

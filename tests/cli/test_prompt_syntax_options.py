@@ -23,13 +23,6 @@ PROMPTS = {
 }
 
 
-@pytest.fixture
-def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Change to an empty working directory, and return it."""
-    monkeypatch.chdir(tmp_path)
-    return tmp_path
-
-
 def invoke(*args: str) -> Result:
     return CliRunner().invoke(app, args)
 

@@ -16,13 +16,6 @@ from krea_batch.cli.ui import check_progress
 from tests.processes import run_in_terminal
 
 
-@pytest.fixture
-def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Change to an empty working directory, and return it."""
-    monkeypatch.chdir(tmp_path)
-    return tmp_path
-
-
 def call(*arguments: str, stdin: str | None = None) -> Result:
     return CliRunner().invoke(validate, arguments, input=stdin)
 

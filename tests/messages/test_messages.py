@@ -67,13 +67,6 @@ NOT_FROM_A_FILE = {
 """Text in the source of an error that no case brings, and why."""
 
 
-@pytest.fixture
-def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Change to an empty working directory, and return it."""
-    monkeypatch.chdir(tmp_path)
-    return tmp_path
-
-
 def write(files: Mapping[str, Content]) -> None:
     for name, content in files.items():
         path = Path(name)
