@@ -38,6 +38,11 @@ settings.register_profile(
 settings.load_profile("without deadline")
 
 
+def pytest_make_parametrize_id(val: object, argname: str) -> str | None:
+    """Leave bytes out of the names of tests: they may differ in each worker (the time in gzip), which refuse that."""
+    return argname if isinstance(val, bytes) else None
+
+
 def pytest_collection_finish() -> None:
     """Exclude modules and tests from garbage collection. Otherwise each full collection takes 0.1 s."""
     gc.collect()
