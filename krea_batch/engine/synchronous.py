@@ -11,7 +11,7 @@ from __future__ import annotations
 import inspect
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
-from concurrent.futures import Future
+from concurrent.futures import Future, wait
 from typing import Concatenate, ParamSpec, TypeVar
 
 import msgspec
@@ -74,17 +74,19 @@ async def _outcomes(engine: Engine, jobs: list[Job]) -> list[Outcome]:
 
 def _wait(portal: BlockingPortal, engine: Engine, future: Future[list[Outcome]]) -> list[Outcome]:
     """Wait for the outcomes. Ctrl-C stops the run, and is raised when it has ended."""
-    interrupts = 0
+    interrupts = handled = 0
     while True:
         try:
-            error = future.exception()
-        except KeyboardInterrupt:
+            while handled < interrupts:
+                handled += 1
+                portal.start_task_soon(_stop, engine, handled > 1)
+            wait([future])
+            break
+        except KeyboardInterrupt:  # also while an earlier one is handled
             interrupts += 1
-            portal.start_task_soon(_stop, engine, interrupts > 1)
-            continue
-        if interrupts:
-            raise KeyboardInterrupt from error
-        return future.result()
+    if interrupts:
+        raise KeyboardInterrupt from future.exception()
+    return future.result()
 
 
 def _stop(engine: Engine, immediately: bool) -> None:
