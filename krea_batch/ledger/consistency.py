@@ -97,14 +97,18 @@ def check_run_dir(out: Path) -> None:
         raise RunDirError(out, f"cannot be read ({error})", "check its permissions and the disk") from error
 
 
-def find_known_jobs(store: LedgerQueries, out: Path, names: Mapping[str, str]) -> dict[str, bytes]:
+def find_known_jobs(
+    store: LedgerQueries, out: Path, names: Mapping[str, str], *, had_images: bool = True
+) -> dict[str, bytes]:
     """Return the fingerprints of those ids that the ledger has; the others may be submitted for the first time.
 
     `names` has the names of the jobs' images, without extension, by the ids of the jobs. Raises RunDirError if there
     is an image of one of the others: its name says that the job is paid for. Other files in images/ do not matter.
+    Without `had_images`, images/ was empty when this process locked the run directory, and nothing is looked up.
     """
     known = store.fingerprints(list(names))
-    if images := existing_images(out, (name for job_id, name in names.items() if job_id not in known)):
+    new = (name for job_id, name in names.items() if job_id not in known)
+    if had_images and (images := existing_images(out, new)):
         require_no_images(store, out, images)
     return known
 

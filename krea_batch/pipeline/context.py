@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from concurrent.futures import Executor
 from random import Random
 from typing import Any
@@ -20,7 +20,7 @@ from krea_batch.events import Listener
 from krea_batch.gateway.callbacks import CallbackRouter
 from krea_batch.gateway.proof import prove
 from krea_batch.gateway.wire import CallbackPayload
-from krea_batch.ledger import LedgerStore, LedgerWriter
+from krea_batch.ledger import LedgerStore, LedgerWriter, find_known_jobs
 from krea_batch.pipeline.emitter import EventEmitter
 from krea_batch.pipeline.in_flight_job import InFlightJob, InFlightLimit, TakenIds
 from krea_batch.pipeline.protocols import Gateway
@@ -32,6 +32,7 @@ from krea_batch.rules.found_limit import MAX_AGE_S, FoundLimit
 from krea_batch.rules.verdicts import PollVerdict
 from krea_batch.settings import Settings
 from krea_batch.storage.async_io import DiskThreads
+from krea_batch.storage.run_dir import has_images
 
 
 class RunContext:
@@ -77,6 +78,7 @@ class RunContext:
         self.callbacks: CallbackRouter | None = None
         # By job number: the callback that arrived while the job's POST was pending, None until one does.
         self.early_callbacks: dict[int, CallbackPayload | None] = {}
+        self._had_images = has_images(settings.out)
         self._recorded_limit: FoundLimit | None = None
         self._limit_recorded_s = -math.inf
         self._in_process = 0  # jobs of this run, as the rate limiter counts them
@@ -86,6 +88,11 @@ class RunContext:
     def call_later(self, wait_s: float, call: Callable[..., None], *args: Any) -> asyncio.TimerHandle:
         """Call a function after `wait_s` seconds, without a task that waits."""
         return self._loop.call_later(wait_s, call, *args)
+
+    async def find_known(self, jobs: Iterable[InFlightJob]) -> dict[str, bytes]:
+        """Return the fingerprints of those jobs that the ledger has. Raises as `find_known_jobs` does."""
+        names = {job.id: job.name for job in jobs}
+        return await self.record(find_known_jobs, self.settings.out, names, had_images=self._had_images)
 
     async def prove(self, request_id: str) -> PollVerdict:
         """Poll a request_id of unknown origin, as `gateway.proof.prove` does."""

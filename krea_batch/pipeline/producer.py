@@ -13,7 +13,7 @@ from typing import Protocol, runtime_checkable
 
 from krea_batch.errors import JobError
 from krea_batch.jobs import Job
-from krea_batch.ledger import LedgerStore, find_known_jobs
+from krea_batch.ledger import LedgerStore
 from krea_batch.pipeline.context import RunContext
 from krea_batch.pipeline.in_flight_job import InFlightJob, require_same_request
 
@@ -116,7 +116,7 @@ class Producer:
         """
         of_others, self._of_others = self._of_others, []
         jobs = [*of_others, *batch]
-        known = await self._run.record(find_known_jobs, self._run.settings.out, {job.id: job.name for job in jobs})
+        known = await self._run.find_known(jobs)
         # One step of the event loop, up to the next await: no other caller takes an id that is free here.
         self._track_unrecorded(batch, known)
         new: deque[InFlightJob] = deque()

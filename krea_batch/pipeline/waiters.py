@@ -12,7 +12,7 @@ from collections.abc import Callable
 from krea_batch.errors import KreaBatchError, RunStopped
 from krea_batch.events import Event, JobEnded, RetryScheduled, StateChanged
 from krea_batch.jobs import FINAL, Outcome, State
-from krea_batch.ledger import LedgerStore, find_known_jobs
+from krea_batch.ledger import LedgerStore
 from krea_batch.pipeline.context import RunContext
 from krea_batch.pipeline.event_stream import EventStream
 from krea_batch.pipeline.in_flight_job import InFlightJob, require_same_request
@@ -38,7 +38,7 @@ class WaiterRegistry:
 
         Raises JobError if another job has the id, and RunStopped.
         """
-        known = await self._run.record(find_known_jobs, self._run.settings.out, {job.id: job.name})
+        known = await self._run.find_known([job])
         # One step of the event loop, up to the next await: no other caller takes an id that is free here.
         if fingerprint := known.get(job.id) or self._run.taken_ids.fingerprint_of(job.id):
             require_same_request(job, fingerprint)

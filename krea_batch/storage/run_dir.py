@@ -128,6 +128,17 @@ def existing_images(out: Path, names: Iterable[str]) -> list[str]:
     return [each for each in paths if os.access(path := f"{directory}/{each}", os.F_OK) and is_image(Path(path))]
 
 
+def has_images(out: Path) -> bool:
+    """Return whether the run directory has anything in images/, or it cannot be read."""
+    try:
+        with os.scandir(out / IMAGES) as entries:
+            return any(entries)
+    except FileNotFoundError:
+        return False
+    except OSError:
+        return True
+
+
 def image_names(out: Path) -> Iterator[str]:
     """Yield the names of all files below images/ that have the extension of an image, as paths with slashes.
 

@@ -15,7 +15,7 @@ from click.testing import CliRunner
 
 from krea_batch.cli.app import app
 from krea_batch.errors import RunDirError
-from krea_batch.storage.run_dir import IMAGES, LEDGER, RunDir, is_locked, require_run
+from krea_batch.storage.run_dir import IMAGES, LEDGER, RunDir, has_images, is_locked, require_run
 from tests.processes import clean_environment
 
 LOCK_SCRIPT = """
@@ -168,3 +168,16 @@ def test_a_file_system_without_locks(tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert isinstance(result.exception, RunDirError)
     assert "another krea-batch" not in str(result.exception)
     assert not (tmp_path / "out" / LEDGER).exists()
+
+
+def test_whether_a_run_directory_has_images(tmp_path: Path) -> None:
+    assert not has_images(tmp_path)
+    (tmp_path / IMAGES).mkdir()
+    assert not has_images(tmp_path)
+    (tmp_path / IMAGES / "animals").mkdir()
+    assert has_images(tmp_path)
+
+
+def test_what_cannot_be_read_may_have_images(tmp_path: Path) -> None:
+    (tmp_path / IMAGES).touch()
+    assert has_images(tmp_path)
