@@ -29,6 +29,7 @@ BENCHMARKS = (
     "polls",
     "throughput",
     "limiters",
+    "run_starts",
     "overhead",
     "in_flight",
     "resume",
@@ -39,7 +40,7 @@ BENCHMARKS = (
     "forecast",
     "gallery",
 )
-REPEATABLE = frozenset({"validate", "throughput", "overhead", "resume", "service"})
+REPEATABLE = frozenset({"validate", "throughput", "run_starts", "overhead", "resume", "service"})
 REPORTED_LIBRARIES = ("aiohttp", "anyio", "uvloop", "msgspec")
 
 

@@ -45,6 +45,15 @@ def test_polls() -> None:
 
 
 @pytest.mark.slow
+def test_run_starts() -> None:
+    """It prints a row for each limit, with the share that was used and the 429s."""
+    head, _, row, goal = run_benchmark("run_starts", "--share", "0.05", "--only", "sliding-window:60/10s")
+    assert row.startswith("| sliding window | sliding-window:60/10s | 500/s | 600 | ")
+    assert row.count("|") == head.count("|")
+    assert goal.startswith("goal\tused of a limit from the start of a run\t≥ 0.92\t")
+
+
+@pytest.mark.slow
 def test_throughput() -> None:
     """It prints a row for each kind of limit, with utilisation, refusals and processor time."""
     head, _, *rows, goal = run_benchmark("throughput", "--repeat", "1", "--share", "0.05", "--only", "rate 200/s")

@@ -1,0 +1,67 @@
+"""How much of a limit is used from the start of a run, if neither its value nor its kind is configured?
+
+    python -m benchmarks.run_starts                        every limit once; eight minutes
+    python -m benchmarks.run_starts --share 0.05           the short form: a twentieth of the jobs
+
+The real command runs against the simulator, each in a process of its own, several at a time: the limits are low.
+`used` leaves out the burst that a limiter lets through first: (jobs - burst) / limit / time between the first and the
+last acceptance.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import tempfile
+from concurrent.futures import ThreadPoolExecutor
+
+from benchmarks.report import report_goal
+from benchmarks.throughput import MAX_PARALLEL_RUNS, LimitCase, ThroughputResult, measure
+
+JOB_S = 5  # of the limit on jobs in process
+CASES = [
+    LimitCase(name, limit, per_s, rate, jobs, latency=latency, burst=burst, poll_interval="1")
+    for name, limit, per_s, burst, rate, jobs, latency in (
+        ("bucket", "token-bucket:60/s", 60, 60, "500/s", 4000, "lognormal:2,0.3"),
+        ("window of a second", "fixed-window:60/s", 60, 60, "500/s", 4000, "lognormal:2,0.3"),
+        ("bucket with a small burst", "token-bucket:60/s,10", 60, 10, "500/s", 4000, "lognormal:2,0.3"),
+        ("evenly spread requests", "gcra:60/s", 60, 1, "500/s", 4000, "lognormal:2,0.3"),
+        ("sliding window", "sliding-window:60/10s", 6, 60, "500/s", 600, "lognormal:2,0.3"),
+        ("window of a minute", "fixed-window:300/m", 5, 300, "500/s", 900, "lognormal:2,0.3"),
+        ("sliding window of a minute", "sliding-window:300/m", 5, 300, "500/s", 900, "lognormal:2,0.3"),
+        ("slow bucket", "token-bucket:2/s,5", 2, 5, "20/s", 240, "lognormal:2,0.3"),
+        ("bucket with a small burst", "token-bucket:60/s,10", 60, 10, "auto", 4000, "lognormal:2,0.3"),
+        ("jobs in process", "jobs-in-process:20", 20 / JOB_S, 20, "50/s", 400, f"fixed:{JOB_S}"),
+    )
+]
+MIN_USED = 0.92
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--share", type=float, default=1.0)
+    parser.add_argument("--repeat", type=int, default=1)
+    parser.add_argument("--only", default="")
+    options = parser.parse_args()
+    print("| limiter | limit | configured | jobs | used | 429s per job |")
+    print("|---|---|---|---|---|---|")
+    used: dict[LimitCase, float] = {}
+    with tempfile.TemporaryDirectory() as folder, ThreadPoolExecutor(MAX_PARALLEL_RUNS) as executor:
+
+        def run(case: LimitCase) -> ThroughputResult:
+            return measure(case, max(case.burst + 20, int(case.jobs * options.share)), folder)
+
+        cases = [case for case in CASES if options.only in case.limit]
+        results = [(case, [executor.submit(run, case) for _ in range(options.repeat)]) for case in cases]
+        for case, runs in results:
+            used[case] = statistics.median(each.result().utilisation for each in runs)
+            refused = statistics.median(each.result().rate_limited_per_job for each in runs)
+            cells = f"{case.jobs:,} | {used[case]:.3f} | {refused:.3f}"
+            print(f"| {case.name} | {case.limit} | {case.rate} | {cells} |", flush=True)
+    low, high = min(used.values()), max(used.values())
+    reached = f"{low:.3f} to {high:.3f}"
+    report_goal("used of a limit from the start of a run", f"≥ {MIN_USED}", reached, met=low >= MIN_USED)
+
+
+if __name__ == "__main__":
+    main()
