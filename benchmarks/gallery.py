@@ -29,7 +29,7 @@ from playwright.sync_api import Browser, sync_playwright
 from benchmarks.report import report_goal
 from krea_batch import Engine, Job
 from krea_batch.jobs import StoredFile
-from krea_batch.ledger import LedgerStore
+from krea_batch.ledger.sqlite import SqliteLedger
 from krea_batch.rules.verdicts import Finished
 from krea_batch.testing.simulator import Simulator, SimulatorSettings
 
@@ -62,10 +62,10 @@ async def draw_images(out: Path, count: int) -> None:
 
 def copy_jobs(out: Path, count: int) -> None:
     """Add jobs to the ledger until there are `count`; they share the images that were drawn."""
-    store = LedgerStore.open(out / "ledger.db")
+    store = SqliteLedger.open(out / "ledger.db")
     drawn = store.outcomes(0, DRAWN_IMAGES)[0]
 
-    def insert_jobs(store: LedgerStore) -> None:
+    def insert_jobs(store: SqliteLedger) -> None:
         for n in range(len(drawn), count):
             source = drawn[n % len(drawn)]
             (file,) = source.files
@@ -80,7 +80,7 @@ def copy_jobs(out: Path, count: int) -> None:
             stored = StoredFile(path, file.bytes, file.sha256, file.width, file.height, file.media_type)
             store.mark_stored(number, (stored,), 1e9 + n / 50 + 14)
 
-    store.transaction([insert_jobs])
+    store.transaction(insert_jobs)
     store.close()
 
 

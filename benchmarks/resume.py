@@ -29,7 +29,7 @@ from benchmarks.report import report_goal
 from benchmarks.throughput import COMMAND, LimitCase, fetch_posts, run_simulator
 from krea_batch import Job
 from krea_batch.gateway import wire
-from krea_batch.ledger import LedgerStore
+from krea_batch.ledger.sqlite import SqliteLedger
 from krea_batch.settings import Settings
 from krea_batch.sources import JobFiles
 from krea_batch.storage.results_file import encode_row
@@ -65,8 +65,8 @@ def write_jobs(path: Path, count: int) -> None:
 def create_run(jobs_file: Path, out: Path, gateway: str, count: int, *, in_order: bool) -> None:
     """Make the run directory of a run that has stored the first `count` jobs of the file."""
     (out / "images").mkdir(parents=True)
-    store = LedgerStore.open(out / "ledger.db")
-    run = store.transaction([lambda store: store.start_run(gateway, version("krea-batch"), ENDED_AT)])[0]
+    store = SqliteLedger.open(out / "ledger.db")
+    run = store.transaction(lambda store: store.start_run(gateway, version("krea-batch"), ENDED_AT))
     sql = store._sql
     with JobFiles([str(jobs_file)]) as files:
         files.check()
@@ -93,14 +93,13 @@ def create_run(jobs_file: Path, out: Path, gateway: str, count: int, *, in_order
             results.writelines(map(encode_row, outcomes))
     mark = mark_results(out / "results.jsonl")
     assert mark is not None
-    store.transaction([lambda store: store.set_results_mark(mark)])  # a run does so each second
+    store.transaction(lambda store: store.set_results_mark(mark))  # a run does so each second
     if checkpoint:
-        store.transaction([lambda store: store.save_checkpoint(checkpoint[1])])
+        store.transaction(lambda store: store.save_checkpoint(checkpoint[1]))
     if in_order:
         size_bytes = (out / "results.jsonl").stat().st_size
-        store.transaction(
-            [lambda store: store.set_results_size(size_bytes), lambda store: store.end_run(run, ENDED_AT)]
-        )
+        store.transaction(lambda store: store.set_results_size(size_bytes))
+        store.transaction(lambda store: store.end_run(run, ENDED_AT))
     store.close()
 
 

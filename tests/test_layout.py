@@ -31,7 +31,7 @@ IMPORTED_ONLY_IN: dict[str, set[str]] = {
         "krea_batch.cli.options.logging_options",
     },
     "rich": {"krea_batch.cli", "krea_batch.benchmark.output"},
-    "sqlite3": {"krea_batch.ledger", "krea_batch.sources.moved_rows"},
+    "sqlite3": {"krea_batch.ledger.sqlite", "krea_batch.sources.moved_rows"},
 }  # fmt: skip
 """Library, and the packages or modules that may import it; each of them does."""
 

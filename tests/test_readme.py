@@ -16,7 +16,7 @@ import pytest
 from krea_batch import Engine, Job
 from krea_batch.cli.app import COMMANDS
 from krea_batch.jobs import ASPECT_RATIOS, CREATIVITIES, FIELDS, ErrorInfo, State
-from krea_batch.ledger import LedgerStore
+from krea_batch.ledger.sqlite import SqliteLedger
 from krea_batch.testing.simulator import Simulator, SimulatorSettings
 from tests.processes import PROCESS_TIMEOUT_S, StartSimulator, run_command, write_jobs
 
@@ -32,7 +32,7 @@ def readme_blocks(language: str) -> list[str]:
 def make_ambiguous(out: Path) -> None:
     """Make the job `fox` of a run ambiguous, whatever its state."""
     (out / "images").mkdir(parents=True, exist_ok=True)
-    store = LedgerStore.open(out / "ledger.db")
+    store = SqliteLedger.open(out / "ledger.db")
     store._sql.execute("DELETE FROM submissions WHERE job_no IN (SELECT job_no FROM jobs WHERE job_id = 'fox')")
     store._sql.execute("DELETE FROM jobs WHERE job_id = 'fox'")
     job_no = store.record_intent("fox", b'{"prompt":"a fox"}', bytes(32), b"{}", 1.0, "")
@@ -43,7 +43,7 @@ def make_ambiguous(out: Path) -> None:
 def make_timed_out(out: Path) -> None:
     """Make the job `fox` of a run timed out, whatever its state."""
     make_ambiguous(out)
-    store = LedgerStore.open(out / "ledger.db")
+    store = SqliteLedger.open(out / "ledger.db")
     found = store.find_numbered_job("fox")
     assert found
     store.adopt(found[0], "krea-2-large-text-to-image_fox", 3.0)

@@ -29,7 +29,7 @@ from krea_batch.errors import InputError, JobError, KreaBatchError, RunStopped, 
 from krea_batch.events import Event, Listener
 from krea_batch.gateway.callbacks import CallbackEndpoint, Receive, Scope, Send
 from krea_batch.jobs import Job, Outcome, State, validate_job
-from krea_batch.ledger import Charges, LedgerStore
+from krea_batch.ledger import Charges, Ledger
 from krea_batch.pipeline.event_stream import EventStream
 from krea_batch.pipeline.pipeline import Pipeline
 from krea_batch.pipeline.protocols import Gateway
@@ -247,15 +247,15 @@ class Engine:
 
     async def charges(self) -> Charges:
         """Return how many POSTs of this run directory were charged, in this run and earlier ones."""
-        return await self._open_run.context.record(LedgerStore.charges)
+        return await self._open_run.context.record(Ledger.charges)
 
     async def counts(self) -> dict[State, int]:
         """Return the number of jobs of the run directory in each state."""
-        return await self._open_run.context.record(LedgerStore.counts)
+        return await self._open_run.context.record(Ledger.counts)
 
     async def set_expected_jobs(self, jobs: int) -> None:
         """Record how many jobs the run directory is expected to have, for progress displays of other processes."""
-        await self._open_run.context.record(LedgerStore.set_expected_jobs, jobs)
+        await self._open_run.context.record(Ledger.set_expected_jobs, jobs)
 
     # ---- jobs and outcomes -------------------------------------------------------------------------------
 

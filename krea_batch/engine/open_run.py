@@ -22,7 +22,15 @@ from krea_batch.errors import RunStopped
 from krea_batch.events import Listener
 from krea_batch.gateway.callbacks import SECRET_BYTES, CallbackEndpoint, CallbackRouter
 from krea_batch.jobs import Outcome
-from krea_batch.ledger import MAX_TRANSACTION_ROWS, LedgerStore, LedgerWriter, open_ledger, pages
+from krea_batch.ledger import (
+    MAX_TRANSACTION_ROWS,
+    Ledger,
+    LedgerWriter,
+    open_ledger,
+    pages,
+    read_outcomes,
+    snapshot_ledger,
+)
 from krea_batch.pipeline.context import RunContext
 from krea_batch.pipeline.pipeline import Pipeline
 from krea_batch.pipeline.protocols import Gateway
@@ -33,7 +41,7 @@ from krea_batch.settings import AmbiguousPolicy, ApiKey, Settings, Webhook
 from krea_batch.storage.async_io import run_to_completion
 from krea_batch.storage.os_errors import next_step
 from krea_batch.storage.results_file import EMPTY_PREFIX, ResultsFile, StablePrefix
-from krea_batch.storage.run_dir import LEDGER, RunDir
+from krea_batch.storage.run_dir import RunDir
 from krea_batch.storage.sinks import Sink
 
 if TYPE_CHECKING:
@@ -97,36 +105,36 @@ class OpenRun:
     async def recover(self, stack: AsyncExitStack) -> None:
         """Record the start of the run, and move the jobs of earlier runs into the states in which it resumes them."""
         record, settings, clock = self.context.record, self._config.settings, self._config.clock
-        results_bytes = await record(LedgerStore.results_bytes)
+        results_bytes = await record(Ledger.results_bytes)
         per_s = None if settings.rate.is_auto else settings.rate.per_s
         start = (settings.origin, version("krea-batch"), clock(), per_s)
         run_no = await record(
-            LedgerStore.start_run,
+            Ledger.start_run,
             *start,
             max_charges=settings.max_charges,
             count_server_errors=settings.count_server_errors,
         )
         stack.push_async_callback(self._finalize, run_no)
         requeued = await record(
-            LedgerStore.recover,
+            Ledger.recover,
             max_attempts=settings.max_attempts,
             resubmit_ambiguous=settings.ambiguous is AmbiguousPolicy.RESUBMIT,
         )
         await self.context.resume_found_limit()
-        self.pipeline.poll_scheduler.add_past_latencies(await record(LedgerStore.latencies, LATENCY_HISTORY))
+        self.pipeline.poll_scheduler.add_past_latencies(await record(Ledger.latencies, LATENCY_HISTORY))
         if settings.max_charges is not None:  # Counting the charges of a million jobs takes half a second.
-            charges = await record(LedgerStore.charges)
+            charges = await record(Ledger.charges)
             self.pipeline.budget.add_charges(charges.limited(count_server_errors=settings.count_server_errors))
         await self.pipeline.downloader.prepare()
         await self.pipeline.references.check()
         if requeued or results_bytes is None or results_bytes != self._results.size_bytes():
             await self._rewrite_results_in_background(stack)
-        elif settled := await record(LedgerStore.last_settled_job):
+        elif settled := await record(Ledger.last_settled_job):
             self._kept = StablePrefix(settled, results_bytes, self._results.identity())
 
     async def listen(self, stack: AsyncExitStack, endpoint: CallbackEndpoint, webhook: Webhook) -> None:
         """Let the gateway send a callback at the end of each job."""
-        secret = await self.context.record(LedgerStore.callback_secret, os.urandom(SECRET_BYTES))
+        secret = await self.context.record(Ledger.callback_secret, os.urandom(SECRET_BYTES))
         router = CallbackRouter(secret, self.pipeline.callback_handler.on_callback)
         if webhook.listen:
             from krea_batch.gateway.callback_server import CallbackServer  # Imports aiohttp, which is slow to import.
@@ -141,12 +149,12 @@ class OpenRun:
     async def _rewrite_results_in_background(self, stack: AsyncExitStack) -> None:
         """Rewrite results.jsonl in the background; the previous run ended before doing so."""
         context = self.context
-        snapshot = await context.on_disk(LedgerStore.snapshot, self._config.settings.out / LEDGER)
+        snapshot = await context.on_disk(snapshot_ledger, self._config.settings.out)
         stack.callback(snapshot.close)
         self._results.buffer()
         outcomes = pages(
             lambda after_no: run_to_completion(
-                context.on_disk(snapshot.outcomes_page, after_no, MAX_TRANSACTION_ROWS)
+                context.on_disk(read_outcomes, snapshot, after_no, MAX_TRANSACTION_ROWS)
             )
         )
         rewriting = asyncio.create_task(self._rewrite_results(outcomes))
@@ -166,9 +174,9 @@ class OpenRun:
             kept = self._kept if is_unchanged else EMPTY_PREFIX
             outcomes = context.ledger.outcomes(kept.last_job_no)
             if await self._rewrite_results(outcomes, keep_bytes=kept.size_bytes):
-                await context.record(LedgerStore.set_results_size, self._results.size_bytes())
+                await context.record(Ledger.set_results_size, self._results.size_bytes())
             context.record_found_limit(self._config.rate_limiter.controller.found)
-            await context.record(LedgerStore.end_run, run_no, self._config.clock())
+            await context.record(Ledger.end_run, run_no, self._config.clock())
 
     async def _rewrite_results(self, outcomes: AsyncIterator[list[Outcome]], *, keep_bytes: int = 0) -> bool:
         """Rewrite results.jsonl after its first `keep_bytes`. Stop the run and return False if the disk fails."""
@@ -190,7 +198,7 @@ async def open_run(stack: AsyncExitStack, config: RunConfig, endpoint: CallbackE
     stack.push_async_callback(ledger.close)
     disk = ThreadPoolExecutor(DISK_THREADS, "krea-batch-disk")
     stack.callback(disk.shutdown)
-    has_succeeded = await ledger.record(LedgerStore.has_succeeded)
+    has_succeeded = await ledger.record(Ledger.has_succeeded)
     context = RunContext(
         settings,
         config.gateway_client or await _connect(stack, config, ledger),
@@ -220,7 +228,7 @@ async def _connect(stack: AsyncExitStack, config: RunConfig, ledger: LedgerWrite
     from krea_batch.gateway.client import GatewayClient  # Imports aiohttp, which is slow to import.
 
     assert config.key is not None  # noqa: S101 - set if there is no gateway_client
-    cdn_hosts = hosts_of(await ledger.record(LedgerStore.latest_media_urls, MAX_KNOWN_IMAGES))
+    cdn_hosts = hosts_of(await ledger.record(Ledger.latest_media_urls, MAX_KNOWN_IMAGES))
     return await stack.enter_async_context(GatewayClient(config.settings, config.key, cdn_hosts=cdn_hosts))
 
 

@@ -11,7 +11,7 @@ from typing import Any
 import msgspec
 
 from krea_batch.jobs import Outcome
-from krea_batch.ledger import JobTiming, LedgerStore
+from krea_batch.ledger import JobTiming, LedgerReader
 from krea_batch.ledger.paging import first_column, iter_rows
 
 MAX_BINS = 60  # chosen: bars that can still be distinguished at 480 pixels
@@ -43,7 +43,7 @@ class ChartData(msgspec.Struct):
         if outcome.error:
             self.errors[outcome.error.message] += 1
 
-    def load(self, store: LedgerStore) -> None:
+    def load(self, store: LedgerReader) -> None:
         """Add all submissions and timings, and the rate of the latest run."""
         run = store.latest_run()
         self.limit_per_s = run.rate_per_s if run else None

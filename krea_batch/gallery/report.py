@@ -22,10 +22,10 @@ from krea_batch.errors import InputError
 from krea_batch.gallery import charts
 from krea_batch.gallery.thumbnails import WIDTH_PX, local_image_path, thumbnails
 from krea_batch.jobs import STATES, Outcome
-from krea_batch.ledger import LedgerStore
+from krea_batch.ledger import snapshot_ledger
 from krea_batch.ledger.paging import first_column, iter_rows
 from krea_batch.storage.outputs import check_output, path_text, replacing_output
-from krea_batch.storage.run_dir import LEDGER, require_run
+from krea_batch.storage.run_dir import require_run
 
 THUMBNAILS_PER_BLOCK = 100  # chosen: thumbnails that are decoded together, about 600 kB
 REPORT_MARK = b'<meta name="generator" content="krea-batch report">'  # as in page.html.j2
@@ -68,7 +68,7 @@ def write_report(
     if os.path.lexists(output):  # before the work, so that a mistake costs no time
         _check_report(check_output(output, run=out))
     chart_data, rows, image_paths = charts.ChartData(), [], []
-    with closing(LedgerStore.snapshot(out / LEDGER)) as store:
+    with closing(snapshot_ledger(out)) as store:
         for job_no, outcome in iter_rows(store.jobs_page, first_column):
             chart_data.add_outcome(outcome)
             rows.append(_with_relative_paths(item(job_no, outcome), out, output))

@@ -14,7 +14,7 @@ import secrets
 import signal
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager, closing, suppress
+from contextlib import asynccontextmanager, suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -29,11 +29,11 @@ from krea_batch.engine.child_process import child_environment, python_command
 from krea_batch.gallery.report import item, render_page, script_csp_source
 from krea_batch.gallery.thumbnails import ThumbnailCache, local_image_path
 from krea_batch.jobs import FINAL, Outcome
-from krea_batch.ledger import LedgerStore
+from krea_batch.ledger import LedgerReader, read_ledger
 from krea_batch.ledger.paging import first_column, iter_rows
 from krea_batch.storage.image_types import MEDIA_TYPES
 from krea_batch.storage.outputs import path_text
-from krea_batch.storage.run_dir import LEDGER, SIMULATOR_STATE_FILE, is_locked, require_run
+from krea_batch.storage.run_dir import SIMULATOR_STATE_FILE, is_locked, require_run
 
 REFRESH_INTERVAL_S = 1.0  # chosen: short enough for a person who watches
 MAX_RETRY_BODY_BYTES = 64 * 1024 * 1024  # chosen: 300,000 of the longest ids
@@ -127,8 +127,8 @@ class Gallery:
 
     def _read_changes(self) -> list[tuple[int, Outcome]]:
         running = is_locked(self.out)  # before the ledger, so that the last changes of a run are not missed
-        with closing(LedgerStore.open(self.out / LEDGER, read_only=True)) as store:
-            counts, run = store.read(LedgerStore.counts, LedgerStore.latest_run)
+        with read_ledger(self.out) as store:
+            counts, run = store.read(LedgerReader.counts, LedgerReader.latest_run)
             ended = Counter(outcome.status for outcome in self._outcomes.values() if outcome.status in FINAL)
             # If a final state has fewer jobs than before, jobs that had ended were resubmitted.
             reread_all = self._reread_all or any(count > counts.get(state, 0) for state, count in ended.items())
@@ -175,7 +175,7 @@ class Gallery:
         self.broadcast("retry_output", {"ok": process.returncode in (0, 1), "text": text})
 
 
-def _jobs_page(store: LedgerStore, after_job_no: int, limit: int) -> list[tuple[int, Outcome]]:
+def _jobs_page(store: LedgerReader, after_job_no: int, limit: int) -> list[tuple[int, Outcome]]:
     """Read a page of jobs in one transaction. Raises LedgerError."""
     (page,) = store.read(lambda store: store.jobs_page(after_job_no, limit))
     return page  # type: ignore[no-any-return]

@@ -1,34 +1,29 @@
-"""The durable record of a run: SQLite in WAL mode. Calls return after fsync.
+"""The durable record of a run. Calls return when it is durable.
 
-database     opens or creates the file
-busy         waits while another program has locked it
+protocol     Ledger and LedgerReader: the transitions of jobs, and read-only questions
+sqlite       SqliteLedger: the ledger in a file
+opening      opens the ledger of a run directory
 consistency  compares it with results.jsonl and images/ before anything is sent
-rebuild      adds jobs of results.jsonl that it does not have
 adoption     records the request_ids that it could not take when they arrived
-transitions  LedgerStore: one method per transition of a job
-queries      LedgerQueries: read-only questions
 writer       LedgerWriter: many transitions in one commit, on the ledger's own thread
 rows         the values that rows are read as
 paging       iterates over rows in pages
-schema.sql   the tables
-
-`synchronous` is FULL, because NORMAL was measured to lose acknowledged commits when the power fails.
 """
 
 from krea_batch.ledger.consistency import find_known_jobs, open_checked, open_ledger
-from krea_batch.ledger.database import SQLITE_VERSION
-from krea_batch.ledger.paging import pages
+from krea_batch.ledger.opening import read_ledger, snapshot_ledger
+from krea_batch.ledger.paging import pages, read_outcomes
+from krea_batch.ledger.protocol import Ledger, LedgerReader
 from krea_batch.ledger.rows import AmbiguousJob, Charges, JobTiming, OpenJob, RunRecord
-from krea_batch.ledger.transitions import LedgerStore
 from krea_batch.ledger.writer import MAX_TRANSACTION_ROWS, LedgerWriter
 
 __all__ = [
     "MAX_TRANSACTION_ROWS",
-    "SQLITE_VERSION",
     "AmbiguousJob",
     "Charges",
     "JobTiming",
-    "LedgerStore",
+    "Ledger",
+    "LedgerReader",
     "LedgerWriter",
     "OpenJob",
     "RunRecord",
@@ -36,4 +31,7 @@ __all__ = [
     "open_checked",
     "open_ledger",
     "pages",
+    "read_ledger",
+    "read_outcomes",
+    "snapshot_ledger",
 ]

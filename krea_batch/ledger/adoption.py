@@ -8,24 +8,22 @@ from functools import partial
 from pathlib import Path
 
 from krea_batch.jobs import State
-from krea_batch.ledger.busy import wait_while_busy
-from krea_batch.ledger.transitions import LedgerStore
+from krea_batch.ledger.protocol import Ledger
 from krea_batch.storage.spill import SPILL, SpilledId, keep_spill, read_spill
 
 log = logging.getLogger("krea_batch")
 
 
-def adopt_spill(store: LedgerStore, out: Path) -> None:
+def adopt_spill(ledger: Ledger, out: Path) -> None:
     """Record the request_ids of OUT/unrecorded.jsonl in the ledger, and remove the file when that is durable.
 
     A line stays in the file if its job is neither submitting nor ambiguous, or cannot be read. Idempotent. Blocks.
-    Call it before any decision about ambiguous jobs. Raises OSError, sqlite3.Error.
+    Call it before any decision about ambiguous jobs. Raises OSError, LedgerError.
     """
     lines = read_spill(out)
     if not lines:
         return
-    operation = partial(adopt_spilled, spilled=[line.spilled for line in lines])
-    [adopted] = wait_while_busy(store.path, lambda: store.transaction([operation]))
+    adopted = ledger.transaction(partial(adopt_spilled, spilled=[line.spilled for line in lines]))
     remaining = [line for line, done in zip(lines, adopted, strict=True) if not done]
     for line in remaining:
         log.warning("! request_id not recorded file=%s line=%s", out / SPILL, line.data.decode("utf-8", "replace"))
@@ -33,21 +31,21 @@ def adopt_spill(store: LedgerStore, out: Path) -> None:
         keep_spill(out, remaining)
 
 
-def adopt_spilled(store: LedgerStore, spilled: Sequence[SpilledId | None]) -> list[bool]:
+def adopt_spilled(ledger: Ledger, spilled: Sequence[SpilledId | None]) -> list[bool]:
     """Record that submitting or ambiguous jobs were accepted. Return for each whether the ledger has it now."""
-    return [each is not None and _adopt(store, each) for each in spilled]
+    return [each is not None and _adopt(ledger, each) for each in spilled]
 
 
-def _adopt(store: LedgerStore, spilled: SpilledId) -> bool:
-    found = store.submission_of(spilled.request_id)
+def _adopt(ledger: Ledger, spilled: SpilledId) -> bool:
+    found = ledger.submission_of(spilled.request_id)
     if found is not None:
         return found == spilled.job_id
-    job = store.find_numbered_job(spilled.job_id)
+    job = ledger.find_numbered_job(spilled.job_id)
     if job is None:
         return False
     job_no, state = job
     accept: dict[State, Callable[[int, str, float], bool]] = {
-        State.SUBMITTING: store.mark_accepted,
-        State.AMBIGUOUS: store.adopt,
+        State.SUBMITTING: ledger.mark_accepted,
+        State.AMBIGUOUS: ledger.adopt,
     }
     return state in accept and accept[state](job_no, spilled.request_id, spilled.at)

@@ -12,7 +12,7 @@ from __future__ import annotations
 import asyncio
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import closing
+from functools import partial
 from itertools import islice
 from pathlib import Path
 
@@ -21,15 +21,14 @@ import msgspec
 from krea_batch.errors import RunDirError
 from krea_batch.jobs import State
 from krea_batch.ledger.adoption import adopt_spill
-from krea_batch.ledger.database import empty_database, file_size, wal_of
-from krea_batch.ledger.queries import LedgerQueries
+from krea_batch.ledger.opening import open_for_changes, read_if_any
+from krea_batch.ledger.protocol import Ledger, LedgerReader
 from krea_batch.ledger.rows import KnownJob
-from krea_batch.ledger.transitions import LedgerStore
 from krea_batch.ledger.writer import LedgerWriter
 from krea_batch.storage.async_io import run_to_completion
 from krea_batch.storage.image_file import PART_SUFFIX, stale_parts
 from krea_batch.storage.results_rows import matches_mark, read_lines
-from krea_batch.storage.run_dir import IMAGES, LEDGER, RESULTS, existing_images
+from krea_batch.storage.run_dir import IMAGES, LEDGER, RESULTS, existing_images, file_size
 from krea_batch.storage.spill import SPILL, read_spill
 
 BATCH_ROWS = 500  # chosen: rows that are compared in one query
@@ -63,20 +62,19 @@ async def open_ledger(out: Path) -> LedgerWriter:
         raise
 
 
-def open_checked(out: Path) -> LedgerStore:
+def open_checked(out: Path) -> Ledger:
     """Check the run directory, which is locked, open its ledger, and record the request_ids that it could not take.
 
     Raises RunDirError as `check_run_dir` does, LedgerError, and OSError. Blocks.
     """
     check_run_dir(out)
-    store = LedgerStore.open(out / LEDGER)
+    ledger = open_for_changes(out)
     try:
-        with store.errors_of_sqlite():
-            adopt_spill(store, out)
+        adopt_spill(ledger, out)
     except BaseException:
-        store.close()
+        ledger.close()
         raise
-    return store
+    return ledger
 
 
 def check_run_dir(out: Path) -> None:
@@ -85,20 +83,15 @@ def check_run_dir(out: Path) -> None:
     Only the part of results.jsonl is read that the ledger does not know to be its own: after a normal end nothing,
     after a kill the rows of the last second. Raises LedgerError if the ledger cannot be read.
     """
-    path = out / LEDGER
-    if not path.exists() and not file_size(wal_of(path)):
-        ledger = LedgerStore(path, empty_database())
-    else:
-        ledger = LedgerStore.open(path, read_only=True)
     try:
-        with closing(ledger), ledger.errors_of_sqlite():
-            _check(ledger, out)
+        with read_if_any(out) as ledger:
+            ledger.read(partial(_check, out=out))
     except OSError as error:
         raise RunDirError(out, f"cannot be read ({error})", "check its permissions and the disk") from error
 
 
 def find_known_jobs(
-    store: LedgerQueries, out: Path, names: Mapping[str, str], *, had_images: bool = True
+    store: LedgerReader, out: Path, names: Mapping[str, str], *, had_images: bool = True
 ) -> dict[str, bytes]:
     """Return the fingerprints of those ids that the ledger has; the others may be submitted for the first time.
 
@@ -113,13 +106,13 @@ def find_known_jobs(
     return known
 
 
-def require_no_images(store: LedgerQueries, out: Path, names: Sequence[str]) -> None:
+def require_no_images(store: LedgerReader, out: Path, names: Sequence[str]) -> None:
     """Raise RunDirError if one of these existing images can be of no accepted job of the ledger."""
     if unknown := unknown_images(store, names):
         raise _image_error(out, unknown)
 
 
-def unknown_images(store: LedgerQueries, names: Iterable[str]) -> list[str]:
+def unknown_images(store: LedgerReader, names: Iterable[str]) -> list[str]:
     """Return those names of images that no accepted job of the ledger can have written.
 
     A name is a path below images/, with slashes.
@@ -140,7 +133,7 @@ def unknown_images(store: LedgerQueries, names: Iterable[str]) -> list[str]:
     return [name for name in unknown if not _is_of_any(name.casefold(), files)]
 
 
-def unknown_parts(store: LedgerQueries, parts: Iterable[str]) -> list[str]:
+def unknown_parts(store: LedgerReader, parts: Iterable[str]) -> list[str]:
     """Return those names of `.part` files that no accepted job of the ledger can have written; see `ImageFile`."""
     owners = {part: _possible_owners(part.removesuffix(PART_SUFFIX)) for part in parts}
     accepted = store.accepted_ids([job_id for job_ids in owners.values() for job_id in job_ids])
@@ -189,7 +182,7 @@ def _is_of_any(name: str, files: Mapping[str, tuple[str, ...] | None]) -> bool:
     )
 
 
-def _check(ledger: LedgerStore, out: Path) -> None:
+def _check(ledger: LedgerReader, out: Path) -> None:
     has_jobs = ledger.has_jobs()
     comparison = _Comparison()
     comparison.read(ledger, out / RESULTS)
@@ -240,7 +233,7 @@ class _Comparison:
         self.later_rows = 0
         self.unreadable = 0
 
-    def read(self, ledger: LedgerQueries, results: Path) -> None:
+    def read(self, ledger: LedgerReader, results: Path) -> None:
         """Compare the rows that the ledger does not know to be its own."""
         mark = ledger.results_mark()
         start_bytes = mark.size_bytes if mark and matches_mark(results, mark) else 0
@@ -282,7 +275,7 @@ class _Comparison:
                 pass
             self.unreadable += 1
 
-    def _compare(self, ledger: LedgerQueries, rows: Sequence[RowHead]) -> None:
+    def _compare(self, ledger: LedgerReader, rows: Sequence[RowHead]) -> None:
         known = ledger.known_jobs([row.id for row in rows])
         # Most rows have the request_id that the job has, so that no query is needed.
         others = [

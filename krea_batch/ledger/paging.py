@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from functools import partial
 from typing import Any, TypeVar
 
 from krea_batch.jobs import Outcome
+from krea_batch.ledger.protocol import LedgerReader
 
 _Page = tuple[list[Outcome], int | None]
 
@@ -16,6 +18,13 @@ async def pages(read_page: Callable[[int], Awaitable[_Page]], after_job_no: int 
     while next_job_no is not None:
         outcomes, next_job_no = await read_page(next_job_no)
         yield outcomes
+
+
+def read_outcomes(ledger: LedgerReader, after_job_no: int, limit: int) -> _Page:
+    """Return a page of outcomes, as `LedgerReader.outcomes` does. Raises LedgerError."""
+    page: _Page
+    (page,) = ledger.read(partial(LedgerReader.outcomes, after_job_no=after_job_no, limit=limit))
+    return page
 
 
 T = TypeVar("T")

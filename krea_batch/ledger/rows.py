@@ -16,12 +16,6 @@ OUTCOME_COLUMNS = (
     "job_id, state, request_id, files, error_kind, error_message, body, metadata, polls, attempts, "
     "submitted_at, accepted_at, finished_at, stored_at"
 )
-_BODY_TEXT = "CAST(body AS TEXT)"
-KIND_SQL = f"json_extract({_BODY_TEXT}, '$.aspect_ratio') || ' ' || json_extract({_BODY_TEXT}, '$.creativity')"
-OPEN_JOB_COLUMNS = (
-    "job_no, job_id, state, request_id, media, attempts, errors, polls, accepted_at,"
-    f" coalesce({KIND_SQL}, ''), tenant, coalesce(image_name, '')"
-)
 read_files = msgspec.json.Decoder(tuple[StoredFile, ...]).decode
 read_media = msgspec.json.Decoder(Finished).decode
 

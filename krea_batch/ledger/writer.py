@@ -13,18 +13,14 @@ from __future__ import annotations
 import asyncio
 import functools
 import logging
-import sqlite3
 from collections.abc import AsyncIterator, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 from typing import Any, Concatenate, NamedTuple, ParamSpec, TypeVar
 
 from krea_batch.errors import KreaBatchError, LedgerError
 from krea_batch.jobs import Outcome
-from krea_batch.ledger.busy import wait_while_busy
-from krea_batch.ledger.database import next_step_of
 from krea_batch.ledger.paging import pages
-from krea_batch.ledger.transitions import LedgerStore
+from krea_batch.ledger.protocol import Ledger
 from krea_batch.storage.async_io import MinInterval, resolve_all
 from krea_batch.storage.results_rows import mark_results
 from krea_batch.storage.run_dir import RESULTS
@@ -44,8 +40,8 @@ _MAX_BATCH = 1000  # measured: 131,000 records per second at this batch size, 7 
 class LedgerWriter:
     """The ledger of one run directory, for use on one event loop."""
 
-    def __init__(self, store: LedgerStore) -> None:
-        self._store = store
+    def __init__(self, ledger: Ledger) -> None:
+        self._ledger = ledger
         self._thread = ThreadPoolExecutor(1, "krea-batch-ledger")
         self._pending: list[tuple[Operation, asyncio.Future[Any]]] = []
         self._committing: asyncio.Future[Any] | None = None
@@ -57,15 +53,8 @@ class LedgerWriter:
         self._closing = False
         self.failure: LedgerError | None = None
 
-    @classmethod
-    def open(cls, path: Path) -> LedgerWriter:
-        """Open or create the ledger at `path`. Raises RunDirError for a foreign or newer file."""
-        return cls(LedgerStore.open(path))
-
-    async def record(
-        self, transition: Callable[Concatenate[LedgerStore, P], T], *args: P.args, **kwargs: P.kwargs
-    ) -> T:
-        """Apply a method of `LedgerStore`, and return its result when it is durable.
+    async def record(self, transition: Callable[Concatenate[Ledger, P], T], *args: P.args, **kwargs: P.kwargs) -> T:
+        """Apply a method of `Ledger`, and return its result when it is durable.
 
         Cancelling the caller does not undo it. Raises LedgerError if the disk fails, and from then on for every call.
         """
@@ -73,7 +62,7 @@ class LedgerWriter:
         return result
 
     def record_later(
-        self, transition: Callable[Concatenate[LedgerStore, P], T], *args: P.args, **kwargs: P.kwargs
+        self, transition: Callable[Concatenate[Ledger, P], T], *args: P.args, **kwargs: P.kwargs
     ) -> None:
         """Do the same without waiting. It is durable before any later `record` is.
 
@@ -83,7 +72,7 @@ class LedgerWriter:
 
     def outcomes(self, after_job_no: int = 0) -> AsyncIterator[list[Outcome]]:
         """Yield pages of outcomes of ended jobs with numbers above `after_job_no`, in order."""
-        return pages(lambda after_no: self.record(LedgerStore.outcomes, after_no, MAX_TRANSACTION_ROWS), after_job_no)
+        return pages(lambda after_no: self.record(Ledger.outcomes, after_no, MAX_TRANSACTION_ROWS), after_job_no)
 
     async def close(self) -> None:
         """Commit what is pending, then close the file."""
@@ -97,7 +86,7 @@ class LedgerWriter:
             await asyncio.wait([self._maintaining])
         if self.failure is None:
             await self._maintain()
-        await asyncio.get_running_loop().run_in_executor(self._thread, self._store.close)
+        await asyncio.get_running_loop().run_in_executor(self._thread, self._ledger.close)
         self._thread.shutdown()
 
     def _enqueue(self, operation: Operation) -> asyncio.Future[Any]:
@@ -126,7 +115,7 @@ class LedgerWriter:
         operations = [operation for operation, _ in batch]
         self._last_batch_size = len(operations)
         loop = asyncio.get_running_loop()
-        self._committing = loop.run_in_executor(self._thread, commit, self._store, operations)
+        self._committing = loop.run_in_executor(self._thread, commit, self._ledger, operations)
         self._committing.add_done_callback(functools.partial(self._on_committed, batch))
         return self._committing
 
@@ -151,61 +140,49 @@ class LedgerWriter:
 
     def _maintain(self) -> asyncio.Future[None]:
         self._maintenance_timer = None
-        self._maintaining = asyncio.get_running_loop().run_in_executor(self._thread, maintain, self._store)
+        self._maintaining = asyncio.get_running_loop().run_in_executor(self._thread, maintain, self._ledger)
         return self._maintaining
 
 
-def maintain(store: LedgerStore) -> None:
-    """Record how far results.jsonl goes, and copy the WAL into the file. A failure is left to the next commit."""
+def maintain(ledger: Ledger) -> None:
+    """Record how far results.jsonl goes, and keep the ledger small. A failure is left to the next commit."""
     try:
         # Every row in the file is of a job whose end is in the ledger: rows are written after the commit.
-        mark = mark_results(store.path.with_name(RESULTS))
-        if mark and mark != store.results_mark():
-            store.transaction([functools.partial(LedgerStore.set_results_mark, mark=mark)])
-        store.checkpoint_wal()
-    except (sqlite3.Error, OSError) as error:
-        log.debug("ledger not checkpointed path=%s error=%s", store.path, error)
+        mark = mark_results(ledger.path.with_name(RESULTS))
+        if mark and [mark] != ledger.read(Ledger.results_mark):
+            ledger.transaction(functools.partial(Ledger.set_results_mark, mark=mark))
+        ledger.maintain()
+    except (LedgerError, OSError) as error:
+        log.debug("ledger not maintained path=%s error=%s", ledger.path, error)
 
 
-def commit(store: LedgerStore, operations: Sequence[Operation]) -> list[Any]:
+def commit(ledger: Ledger, operations: Sequence[Operation]) -> list[Any]:
     """Apply the operations in one transaction; if one is refused, apply each in its own.
 
     Return a result or a KreaBatchError for each operation. Raises LedgerError if the disk fails.
     """
     try:
-        try:
-            return _transaction(store, functools.partial(apply_all, operations))
-        except LedgerError:
-            raise
-        except KreaBatchError:
-            return [_apply_alone(store, operation) for operation in operations]
-    except (sqlite3.Error, OSError) as error:
-        raise LedgerError(
-            store.path,
-            f"cannot write the ledger ({error})",
-            f"{next_step_of(error)}, then run again to resume",
-        ) from error
+        return ledger.transaction(functools.partial(apply_all, operations))
+    except LedgerError:
+        raise
+    except KreaBatchError:
+        return [_apply_alone(ledger, operation) for operation in operations]
 
 
-def _apply_alone(store: LedgerStore, operation: Operation) -> Any:
+def _apply_alone(ledger: Ledger, operation: Operation) -> Any:
     try:
-        return _transaction(store, operation.apply)
+        return ledger.transaction(operation.apply)
     except LedgerError:
         raise
     except KreaBatchError as error:
         return error
 
 
-def _transaction(store: LedgerStore, operation: Callable[[LedgerStore], T]) -> T:
-    """Apply an operation in a transaction of its own, when no other program has locked the ledger."""
-    return wait_while_busy(store.path, lambda: store.transaction([operation]))[0]
-
-
-_BULK: dict[Callable[..., Any], Callable[[LedgerStore, Sequence[Any]], Sequence[Any]]] = {
-    LedgerStore.mark_finished: LedgerStore.mark_finished_many,
-    LedgerStore.mark_stored: LedgerStore.mark_stored_many,
-    LedgerStore.mark_accepted: LedgerStore.mark_accepted_many,
-    LedgerStore.record_intent: LedgerStore.record_intents,
+_BULK: dict[Callable[..., Any], Callable[[Ledger, Sequence[Any]], Sequence[Any]]] = {
+    Ledger.mark_finished: Ledger.mark_finished_many,
+    Ledger.mark_stored: Ledger.mark_stored_many,
+    Ledger.mark_accepted: Ledger.mark_accepted_many,
+    Ledger.record_intent: Ledger.record_intents,
 }
 
 
@@ -216,11 +193,11 @@ class Operation(NamedTuple):
     args: tuple[Any, ...]
     kwargs: dict[str, Any]
 
-    def apply(self, store: LedgerStore) -> Any:
-        return self.transition(store, *self.args, **self.kwargs)
+    def apply(self, ledger: Ledger) -> Any:
+        return self.transition(ledger, *self.args, **self.kwargs)
 
 
-def apply_all(operations: Sequence[Operation], store: LedgerStore) -> list[Any]:
+def apply_all(operations: Sequence[Operation], ledger: Ledger) -> list[Any]:
     """Apply all operations, and return their results in order. Raises what the first failing one raises."""
     results: list[Any] = [None] * len(operations)
     others: list[int] = []
@@ -229,9 +206,9 @@ def apply_all(operations: Sequence[Operation], store: LedgerStore) -> list[Any]:
         positions.get(operation.transition, others).append(position)
     for transition, same_kind in positions.items():
         if same_kind:
-            kind_results = _BULK[transition](store, [operations[position].args for position in same_kind])
+            kind_results = _BULK[transition](ledger, [operations[position].args for position in same_kind])
             for position, result in zip(same_kind, kind_results, strict=True):
                 results[position] = result
     for position in others:
-        results[position] = operations[position].apply(store)
+        results[position] = operations[position].apply(ledger)
     return results

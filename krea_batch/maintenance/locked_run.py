@@ -13,8 +13,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Self
 
-from krea_batch.ledger import LedgerStore, LedgerWriter, open_checked
-from krea_batch.ledger.busy import wait_while_busy
+from krea_batch.ledger import Ledger, LedgerWriter, open_checked
 from krea_batch.storage.results_file import ResultsFile
 from krea_batch.storage.run_dir import RunDir, require_run
 
@@ -42,7 +41,7 @@ class LockedRun:
             stack.callback(self._store.close)
             # A crash may have left a POST without a result. Its job may be charged, so it must be ambiguous before
             # the caller decides anything: no decision may submit it again by mistake.
-            self._transaction(LedgerStore.mark_in_flight_ambiguous)
+            self._store.transaction(Ledger.mark_in_flight_ambiguous)
             self._stack = stack.pop_all()
         return self
 
@@ -50,19 +49,16 @@ class LockedRun:
         with self._stack:
             asyncio.run(self._write_results())
 
-    def _change(self, change: Callable[[LedgerStore], None]) -> None:
+    def _change(self, change: Callable[[Ledger], None]) -> None:
         """Apply a change in one transaction."""
 
-        def change_and_mark(store: LedgerStore) -> None:
+        def change_and_mark(store: Ledger) -> None:
             change(store)
             # results.jsonl is out of date until the context is left. If the process is killed before, the next run
             # sees None and rewrites the file.
             store.set_results_size(None)
 
-        self._transaction(change_and_mark)
-
-    def _transaction(self, operation: Callable[[LedgerStore], None]) -> None:
-        wait_while_busy(self._store.path, lambda: self._store.transaction([operation]))
+        self._store.transaction(change_and_mark)
 
     async def _write_results(self) -> None:
         ledger = LedgerWriter(self._store)
@@ -70,7 +66,7 @@ class LockedRun:
             with ThreadPoolExecutor(1) as executor:
                 results = ResultsFile(self._out, executor, _raise)
                 await results.rewrite(ledger.outcomes())
-                await ledger.record(LedgerStore.set_results_size, results.size_bytes())
+                await ledger.record(Ledger.set_results_size, results.size_bytes())
         finally:
             await ledger.close()
 

@@ -19,10 +19,9 @@ import msgspec
 from krea_batch.errors import RunDirError
 from krea_batch.gateway import wire
 from krea_batch.jobs import Outcome, State, convert_job
-from krea_batch.ledger import LedgerStore
-from krea_batch.ledger.busy import wait_while_busy
 from krea_batch.ledger.consistency import unknown_images, unknown_parts
-from krea_batch.ledger.rebuild import rebuild_job, seconds
+from krea_batch.ledger.sqlite import SqliteLedger
+from krea_batch.ledger.sqlite.rebuild import rebuild_job, seconds
 from krea_batch.storage.image_file import stale_parts
 from krea_batch.storage.results_rows import read_lines
 from krea_batch.storage.run_dir import IMAGES, LEDGER, RESULTS, RunDir, image_names, is_image
@@ -75,12 +74,11 @@ def recover_run(out: Path, confirm: Callable[[RecoverReport], bool] = lambda rep
         report = RecoverReport(ledger_was_missing=not run_dir.ledger.exists())
         if report.ledger_was_missing:
             stack.callback(_remove_empty_ledger, run_dir.ledger)
-        store = LedgerStore.open(run_dir.ledger)
+        store = SqliteLedger.open(run_dir.ledger)
         stack.callback(store.close)
         try:
-            with store.errors_of_sqlite():
-                _require_undamaged(store)
-                wait_while_busy(store.path, lambda: _rebuild(store, out, report, confirm))
+            _require_undamaged(store)
+            _rebuild(store, out, report, confirm)
         except OSError as error:
             raise RunDirError(out, f"cannot be read ({error})", "check its permissions and the disk") from error
     return report
@@ -90,8 +88,8 @@ class _NotConfirmed(Exception):
     """Rolls the transaction back."""
 
 
-def _rebuild(store: LedgerStore, out: Path, report: RecoverReport, confirm: Callable[[RecoverReport], bool]) -> None:
-    def rebuild_all(store: LedgerStore) -> None:
+def _rebuild(store: SqliteLedger, out: Path, report: RecoverReport, confirm: Callable[[RecoverReport], bool]) -> None:
+    def rebuild_all(store: SqliteLedger) -> None:
         _rebuild_rows(store, out, report)
         _inspect_images(store, out, report)
         if not report.changes or not confirm(report):
@@ -100,13 +98,13 @@ def _rebuild(store: LedgerStore, out: Path, report: RecoverReport, confirm: Call
         store.set_results_size(None)
 
     try:
-        store.transaction([rebuild_all])
+        store.transaction(rebuild_all)
     except _NotConfirmed:
         return
-    store.checkpoint_wal()
+    store.maintain()
 
 
-def _rebuild_rows(store: LedgerStore, out: Path, report: RecoverReport) -> None:
+def _rebuild_rows(store: SqliteLedger, out: Path, report: RecoverReport) -> None:
     last_job_no = store.last_job_no()
     updated: dict[int, State] = {}
     for row, body in _rows(out / RESULTS, report):
@@ -153,7 +151,7 @@ def decode_row(line: bytes) -> tuple[Outcome, bytes]:
     return row, wire.encode_body(job)
 
 
-def _inspect_images(store: LedgerStore, out: Path, report: RecoverReport) -> None:
+def _inspect_images(store: SqliteLedger, out: Path, report: RecoverReport) -> None:
     unknown_names = unknown_images(store, image_names(out))
     report.unknown_images = sorted(name for name in unknown_names if is_image(out / IMAGES / name))
     report.unfinished_downloads = sorted(unknown_parts(store, (part.name for part in stale_parts(out))))
@@ -164,7 +162,7 @@ def _exists(out: Path, path: str) -> bool:
     return "://" in path or os.path.lexists(out / path)
 
 
-def _require_undamaged(store: LedgerStore) -> None:
+def _require_undamaged(store: SqliteLedger) -> None:
     """Raise RunDirError if the ledger is damaged, as by a WAL that is not its own."""
     problem = store.find_damage()
     if problem is not None:
@@ -177,7 +175,7 @@ def _remove_empty_ledger(ledger: Path) -> None:
     """Remove the ledger that was created here if nothing was rebuilt."""
     if not ledger.exists():
         return
-    store = LedgerStore.open(ledger, read_only=True)
+    store = SqliteLedger.open(ledger, read_only=True)
     is_empty = not store.has_jobs()
     store.close()
     if is_empty:

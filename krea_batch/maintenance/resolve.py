@@ -12,7 +12,6 @@ from here but the polls of `confirm`, which are free.
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Iterable, Mapping
-from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -20,11 +19,11 @@ from krea_batch.errors import JobError
 from krea_batch.gateway.proof import prove
 from krea_batch.gateway.wire import is_request_id
 from krea_batch.jobs import State
-from krea_batch.ledger import AmbiguousJob, LedgerStore
+from krea_batch.ledger import AmbiguousJob, Ledger, LedgerReader, read_ledger
 from krea_batch.maintenance.locked_run import LockedRun
 from krea_batch.rules.lifecycle import GONE_STATUSES
 from krea_batch.rules.verdicts import PollFailed, PollVerdict
-from krea_batch.storage.run_dir import LEDGER, require_run
+from krea_batch.storage.run_dir import require_run
 
 
 def list_ambiguous(out: Path) -> list[AmbiguousJob]:
@@ -33,8 +32,8 @@ def list_ambiguous(out: Path) -> list[AmbiguousJob]:
     Jobs are included whose POST is in flight, or was when the process ended. Raises RunDirError if there is no run.
     """
     require_run(out)
-    with closing(LedgerStore.open(out / LEDGER, read_only=True)) as store:
-        (jobs,) = store.read(LedgerStore.ambiguous_jobs)
+    with read_ledger(out) as store:
+        (jobs,) = store.read(LedgerReader.ambiguous_jobs)
     return list(jobs)
 
 
@@ -77,7 +76,7 @@ class AmbiguousJobs(LockedRun):
     def abandon(self, job_ids: Iterable[str]) -> None:
         """End jobs that are ambiguous or timed out as cancelled. The charge of an ambiguous one stays unknown."""
 
-        def abandon_all(store: LedgerStore) -> None:
+        def abandon_all(store: Ledger) -> None:
             for job_id in dict.fromkeys(job_ids):
                 found = store.find_numbered_job(job_id)
                 if found is None or found[1] not in (State.AMBIGUOUS, State.TIMED_OUT):
@@ -94,7 +93,7 @@ class AmbiguousJobs(LockedRun):
         """
         self.check_adoption(request_ids)
 
-        def decide(store: LedgerStore, job: AmbiguousJob) -> None:
+        def decide(store: Ledger, job: AmbiguousJob) -> None:
             if not store.adopt(job.job_no, request_ids[job.job_id], self._clock()):
                 raise _of_another_job(job.job_id, request_ids[job.job_id])
 
@@ -117,10 +116,10 @@ class AmbiguousJobs(LockedRun):
                 raise _of_another_job(job_id, request_id)
             seen.add(request_id)
 
-    def _decide(self, job_ids: Iterable[str], decide: Callable[[LedgerStore, AmbiguousJob], Any]) -> None:
+    def _decide(self, job_ids: Iterable[str], decide: Callable[[Ledger, AmbiguousJob], Any]) -> None:
         ambiguous = {job.job_id: job for job in self.jobs}
 
-        def decide_all(store: LedgerStore) -> None:
+        def decide_all(store: Ledger) -> None:
             for job_id in dict.fromkeys(job_ids):
                 if job_id not in ambiguous:
                     raise _not_ambiguous(store, job_id)
@@ -133,7 +132,7 @@ def _of_another_job(job_id: str, request_id: str) -> JobError:
     return JobError(f"{request_id} belongs to another job", "look it up again", job_id=job_id)
 
 
-def _not_ambiguous(store: LedgerStore, job_id: str) -> JobError:
+def _not_ambiguous(store: Ledger, job_id: str) -> JobError:
     _, state = store.find_numbered_job(job_id) or (0, None)
     if state is State.TIMED_OUT:
         hint = (

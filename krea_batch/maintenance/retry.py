@@ -13,7 +13,7 @@ from collections.abc import Collection, Iterable
 
 from krea_batch.errors import JobError
 from krea_batch.jobs import RETRIED_BY_DEFAULT, RETRYABLE, State
-from krea_batch.ledger import LedgerStore
+from krea_batch.ledger import Ledger
 from krea_batch.maintenance.locked_run import LockedRun
 
 _IN_PROGRESS = (State.PENDING, State.ACCEPTED, State.FINISHED)  # the next run submits, polls or downloads them
@@ -64,7 +64,7 @@ class RetryPlan(LockedRun):
         """
         by_id = {job_id: (job_no, state) for job_no, job_id, state in self._store.unsuccessful_jobs(RETRYABLE)}
 
-        def requeue_all(store: LedgerStore) -> None:
+        def requeue_all(store: Ledger) -> None:
             for job_id in job_ids:
                 store.retry(*by_id[job_id])
 

@@ -13,7 +13,7 @@ from anyio.abc import TaskGroup
 
 from krea_batch.events import CallbackReceived, CallbackResult
 from krea_batch.gateway.wire import CallbackPayload
-from krea_batch.ledger import LedgerStore
+from krea_batch.ledger import Ledger
 from krea_batch.pipeline.context import RunContext
 from krea_batch.pipeline.executor import TransitionExecutor
 from krea_batch.pipeline.in_flight_job import InFlightJob
@@ -88,7 +88,7 @@ class CallbackHandler:
     async def _resolve_ambiguous(self, job_no: int, request_id: str) -> None:
         """Give an ambiguous job the request_id of a callback, if a poll finds a job with that id."""
         try:
-            ambiguous = await self._run.record(LedgerStore.ambiguous_job, job_no)
+            ambiguous = await self._run.record(Ledger.ambiguous_job, job_no)
             if ambiguous is None:
                 return
             progress = await self._run.prove(request_id)

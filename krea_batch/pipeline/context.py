@@ -20,7 +20,7 @@ from krea_batch.events import Listener
 from krea_batch.gateway.callbacks import CallbackRouter
 from krea_batch.gateway.proof import prove
 from krea_batch.gateway.wire import CallbackPayload
-from krea_batch.ledger import LedgerStore, LedgerWriter, find_known_jobs
+from krea_batch.ledger import Ledger, LedgerWriter, find_known_jobs
 from krea_batch.pipeline.emitter import EventEmitter
 from krea_batch.pipeline.in_flight_job import InFlightJob, InFlightLimit, TakenIds
 from krea_batch.pipeline.protocols import Gateway
@@ -110,11 +110,11 @@ class RunContext:
         if found is None or found == self._recorded_limit or now_s < self._limit_recorded_s + interval_s:
             return
         self._recorded_limit, self._limit_recorded_s = found, now_s
-        self.record_later(LedgerStore.save_found_limit, msgspec.json.encode(found), self.wall_clock())
+        self.record_later(Ledger.save_found_limit, msgspec.json.encode(found), self.wall_clock())
 
     async def resume_found_limit(self) -> None:
         """Start with the limit that an earlier run has found, if it was not long ago."""
-        recorded = await self.record(LedgerStore.found_limit)
+        recorded = await self.record(Ledger.found_limit)
         if recorded and 0 <= self.wall_clock() - recorded[1] <= MAX_AGE_S:
             self.rate_limiter.controller.resume(msgspec.json.decode(recorded[0], type=FoundLimit))
             self.stats.rate_per_s = self.rate_limiter.controller.per_s

@@ -12,7 +12,7 @@ from typing import assert_never
 
 from krea_batch.errors import InternalError, LedgerError
 from krea_batch.jobs import ErrorInfo, Outcome, State
-from krea_batch.ledger import LedgerStore
+from krea_batch.ledger import Ledger
 from krea_batch.pipeline.charge_budget import ChargeBudget
 from krea_batch.pipeline.context import RunContext
 from krea_batch.pipeline.emitter import log
@@ -59,7 +59,7 @@ class TransitionExecutor:
         match transition.action:
             case Action.SUBMIT:
                 job.job_no = await record(
-                    LedgerStore.record_intent,
+                    Ledger.record_intent,
                     job.id,
                     job.body,
                     job.fingerprint,
@@ -70,34 +70,34 @@ class TransitionExecutor:
                 )
             case Action.REVERT:
                 result = "server_error" if transition.is_server_error else transition.submit_result or "not_sent"
-                await record(LedgerStore.revert_intent, job.job_no, result)
+                await record(Ledger.revert_intent, job.job_no, result)
             case Action.ACCEPT:
                 return await self._record_accepted(job, transition, at)
             case Action.REJECT:
                 result = "server_error" if transition.is_server_error else "refused"
-                return await record(LedgerStore.mark_rejected, job.job_no, error, at, result)
+                return await record(Ledger.mark_rejected, job.job_no, error, at, result)
             case Action.MARK_AMBIGUOUS:
                 return await self._record_ambiguous(job, transition, error, at)
             case Action.RESUBMIT:
-                await record(LedgerStore.resubmit_submitting, job.job_no, transition.answer)
+                await record(Ledger.resubmit_submitting, job.job_no, transition.answer)
             case Action.FINISH:
                 assert transition.finished  # noqa: S101 - `after_poll` sets it
-                self._run.record_later(LedgerStore.mark_finished, job.job_no, transition.finished, at, job.polls)
+                self._run.record_later(Ledger.mark_finished, job.job_no, transition.finished, at, job.polls)
             case Action.FAIL:
-                return await record(LedgerStore.mark_failed, job.job_no, error, at, job.polls)
+                return await record(Ledger.mark_failed, job.job_no, error, at, job.polls)
             case Action.GIVE_UP:
-                return await record(LedgerStore.mark_errored, job.job_no, error, at, job.polls)
+                return await record(Ledger.mark_errored, job.job_no, error, at, job.polls)
             case Action.REQUEUE:
-                await record(LedgerStore.requeue_errored, job.job_no, job.polls)
-                job.body, job.fingerprint, job.metadata = await record(LedgerStore.request_of, job.job_no)
+                await record(Ledger.requeue_errored, job.job_no, job.polls)
+                job.body, job.fingerprint, job.metadata = await record(Ledger.request_of, job.job_no)
             case Action.STORE:
-                return await record(LedgerStore.mark_stored, job.job_no, transition.files, at)
+                return await record(Ledger.mark_stored, job.job_no, transition.files, at)
             case Action.REFRESH:
-                await record(LedgerStore.refresh_urls, job.job_no)
+                await record(Ledger.refresh_urls, job.job_no)
             case Action.TIME_OUT:
-                return await record(LedgerStore.mark_timed_out, job.job_no, transition.old, error, at, job.polls)
+                return await record(Ledger.mark_timed_out, job.job_no, transition.old, error, at, job.polls)
             case Action.ADOPT:
-                return await record(LedgerStore.adopt, job.job_no, transition.request_id, at)
+                return await record(Ledger.adopt, job.job_no, transition.request_id, at)
             case Action.RESUME | Action.ABANDON | Action.RETRY:
                 raise InternalError(f"{transition.action!r} is not an action of a run")
             case _:
@@ -106,7 +106,7 @@ class TransitionExecutor:
 
     async def _record_accepted(self, job: InFlightJob, transition: Transition, at: float) -> bool:
         try:
-            return await self._run.record(LedgerStore.mark_accepted, job.job_no, transition.request_id, at)
+            return await self._run.record(Ledger.mark_accepted, job.job_no, transition.request_id, at)
         except LedgerError:
             await self._spill(job, transition.request_id, at)
             raise
@@ -115,7 +115,7 @@ class TransitionExecutor:
         self, job: InFlightJob, transition: Transition, error: ErrorInfo, at: float
     ) -> Outcome:
         try:
-            return await self._run.record(LedgerStore.mark_ambiguous, job.job_no, error, at, transition.answer)
+            return await self._run.record(Ledger.mark_ambiguous, job.job_no, error, at, transition.answer)
         except LedgerError:
             # The next run finds the POST without a result. The reason may name a request_id, which is nowhere else.
             log.error("! in doubt but not recorded: job=%s reason=%s", job.id, error.message)

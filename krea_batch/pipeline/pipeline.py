@@ -13,7 +13,7 @@ from anyio.abc import TaskGroup
 from krea_batch.errors import RunStopped
 from krea_batch.events import JobEnded
 from krea_batch.jobs import Outcome, State
-from krea_batch.ledger import MAX_TRANSACTION_ROWS, LedgerStore, OpenJob
+from krea_batch.ledger import MAX_TRANSACTION_ROWS, Ledger, OpenJob
 from krea_batch.pipeline.admission import AdmissionQueue
 from krea_batch.pipeline.callback_handler import CallbackHandler
 from krea_batch.pipeline.charge_budget import ChargeBudget
@@ -100,7 +100,7 @@ class Pipeline:
     async def resume_open_jobs(self) -> None:
         """Take the jobs that an earlier run left, each in the stage of its state."""
         after_no = 0
-        while batch := await self._run.record(LedgerStore.open_jobs, after_no, MAX_TRANSACTION_ROWS):
+        while batch := await self._run.record(Ledger.open_jobs, after_no, MAX_TRANSACTION_ROWS):
             for record in batch:
                 await self._resume(record)
             after_no = batch[-1].job_no
@@ -110,7 +110,7 @@ class Pipeline:
         self._run.taken_ids.take(job.id)
         self._run.events.emit_resumed(job, record.state)
         if record.state is State.PENDING:
-            job.body, job.fingerprint, job.metadata = await self._run.record(LedgerStore.request_of, job.job_no)
+            job.body, job.fingerprint, job.metadata = await self._run.record(Ledger.request_of, job.job_no)
             self.admission.put(job)
             return
         self._run.in_flight_limit.acquire_resumed()

@@ -13,7 +13,7 @@ from typing import Protocol, runtime_checkable
 
 from krea_batch.errors import JobError
 from krea_batch.jobs import Job
-from krea_batch.ledger import LedgerStore
+from krea_batch.ledger import Ledger
 from krea_batch.pipeline.context import RunContext
 from krea_batch.pipeline.in_flight_job import InFlightJob, require_same_request
 
@@ -107,7 +107,7 @@ class Producer:
         while self._checkpoints and self._checkpoints[0][0] <= recorded:
             latest = self._checkpoints.popleft()[1]
         if latest:
-            self._run.record_later(LedgerStore.save_checkpoint, latest)
+            self._run.record_later(Ledger.save_checkpoint, latest)
 
     async def _start_batch(self, batch: list[InFlightJob]) -> None:
         """Start the new jobs of a batch, and those earlier ones that another caller was to start and has left.

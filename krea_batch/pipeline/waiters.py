@@ -12,7 +12,7 @@ from collections.abc import Callable
 from krea_batch.errors import KreaBatchError, RunStopped
 from krea_batch.events import Event, JobEnded, RetryScheduled, StateChanged
 from krea_batch.jobs import FINAL, Outcome, State
-from krea_batch.ledger import LedgerStore
+from krea_batch.ledger import Ledger
 from krea_batch.pipeline.context import RunContext
 from krea_batch.pipeline.event_stream import EventStream
 from krea_batch.pipeline.in_flight_job import InFlightJob, require_same_request
@@ -68,7 +68,7 @@ class WaiterRegistry:
 
     async def find(self, job_id: str) -> JobWaiter | None:
         """Return the waiter of a job that is in flight or in the ledger; None if there is no such job."""
-        if await self._run.record(LedgerStore.fingerprints, [job_id]) or job_id in self._run.taken_ids:
+        if await self._run.record(Ledger.fingerprints, [job_id]) or job_id in self._run.taken_ids:
             return await self._find_known(job_id)
         return None
 
@@ -109,7 +109,7 @@ class WaiterRegistry:
         if waiter := self._waiters.get(job_id):
             return waiter
         waiter = self._create(job_id)
-        row = await self._run.record(LedgerStore.find_job, job_id)
+        row = await self._run.record(Ledger.find_job, job_id)
         if row and not waiter.outcome.done():
             self._restore(waiter, row)
         if self._closed_by and not waiter.outcome.done():
@@ -128,7 +128,7 @@ class WaiterRegistry:
 
     async def _record(self, job: InFlightJob) -> None:
         await self._run.record(
-            LedgerStore.enqueue, job.id, job.body, job.fingerprint, job.metadata, job.tenant, job.image_name
+            Ledger.enqueue, job.id, job.body, job.fingerprint, job.metadata, job.tenant, job.image_name
         )
 
     def _create(self, job_id: str) -> JobWaiter:

@@ -96,6 +96,14 @@ if hasattr(os, "register_at_fork"):  # not on Windows
     os.register_at_fork(after_in_child=_close_all_after_fork)
 
 
+def file_size(path: Path) -> int:
+    """Return the size of a file; 0 if there is none."""
+    try:
+        return path.stat().st_size
+    except FileNotFoundError:
+        return 0
+
+
 def is_locked(path: Path) -> bool:
     """Return whether a process has locked the run directory. Where that is impossible, no process has."""
     try:

@@ -16,7 +16,7 @@ from krea_batch.cli.app import app
 from krea_batch.cli.options.job_id_file import read_ids
 from krea_batch.errors import InputError, RunDirError
 from krea_batch.jobs import ErrorInfo, State, check_id
-from krea_batch.ledger import LedgerStore
+from krea_batch.ledger.sqlite import SqliteLedger
 from tests.engine_fixtures import ledger_states, query_ledger
 from tests.processes import run_command
 
@@ -31,13 +31,14 @@ AWKWARD_IDS = (
 def make_failed_run(out: Path, *ids: str) -> Path:
     """Write a ledger in which each of these jobs has failed."""
     out.mkdir(exist_ok=True)
-    store = LedgerStore.open(out / "ledger.db")
+    store = SqliteLedger.open(out / "ledger.db")
 
-    def insert(store: LedgerStore, job_id: str) -> None:
+    def insert(store: SqliteLedger, job_id: str) -> None:
         job_no = store.record_intent(job_id, BODY, sha256(BODY).digest(), b"{}", 1.0, "")
         store.mark_rejected(job_no, ErrorInfo("http_400", "no"), 2.0)
 
-    store.transaction([partial(insert, job_id=job_id) for job_id in ids])
+    for job_id in ids:
+        store.transaction(partial(insert, job_id=job_id))
     store.close()
     return out
 

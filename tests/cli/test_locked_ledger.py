@@ -31,7 +31,7 @@ print("locked", flush=True)
 sys.stdin.read()
 """
 IMPATIENT_SCRIPT = """
-from krea_batch.ledger import busy
+from krea_batch.ledger.sqlite import busy
 busy.MAX_LOCKED_S = 0.5
 from krea_batch.cli.app import main
 main()

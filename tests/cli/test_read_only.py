@@ -15,7 +15,7 @@ import click
 import pytest
 
 from krea_batch.cli.app import app
-from krea_batch.ledger import LedgerStore
+from krea_batch.ledger.sqlite import SqliteLedger
 from krea_batch.storage.run_dir import LEDGER, RunDir
 from tests.processes import COMMAND, PROCESS_TIMEOUT_S, clean_environment, run_command
 
@@ -61,8 +61,8 @@ def make_read_only(out: Path) -> None:
 
 def leave_wal(out: Path) -> None:
     """Leave the files of a process that was killed after it had started a fourth job."""
-    with closing(LedgerStore.open(out / LEDGER)) as store:
-        store.transaction([lambda store: store.record_intent("late", b'{"prompt":"x"}', b"f" * 32, b"{}", 9.0, "")])
+    with closing(SqliteLedger.open(out / LEDGER)) as store:
+        store.transaction(lambda store: store.record_intent("late", b'{"prompt":"x"}', b"f" * 32, b"{}", 9.0, ""))
         for name in (WAL, SHM):
             shutil.copyfile(out / name, out.with_name(name))
     for name in (WAL, SHM):
@@ -200,8 +200,8 @@ def test_a_run_in_progress_is_read_as_it_is(out: Path, tmp_path: Path) -> None:
     """While another user's run is in progress, its latest jobs are seen."""
     run_dir = RunDir(out)
     run_dir.lock()
-    with closing(LedgerStore.open(out / LEDGER)) as store:
-        store.transaction([lambda store: store.record_intent("late", b'{"prompt":"x"}', b"f" * 32, b"{}", 9.0, "")])
+    with closing(SqliteLedger.open(out / LEDGER)) as store:
+        store.transaction(lambda store: store.record_intent("late", b'{"prompt":"x"}', b"f" * 32, b"{}", 9.0, ""))
         make_read_only(out)
         done = run_as_reader(*COMMAND, "status", out, "--json", cwd=tmp_path)
         out.chmod(0o755)

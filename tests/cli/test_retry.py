@@ -13,7 +13,7 @@ import pytest
 
 from krea_batch.errors import InternalError, JobError
 from krea_batch.jobs import State
-from krea_batch.ledger import LedgerStore
+from krea_batch.ledger.sqlite import SqliteLedger
 from krea_batch.maintenance.retry import RetryPlan
 from tests.engine_fixtures import ledger_states
 from tests.processes import (
@@ -130,8 +130,8 @@ def test_without_a_terminal_to_confirm(failed_run: FailedRun, tmp_path: Path) ->
 def test_pending_jobs_are_counted_as_charges(failed_run: FailedRun, tmp_path: Path) -> None:
     """Jobs that were never submitted are resumed too, so the question counts their charges."""
     gateway, out = failed_run()
-    store = LedgerStore.open(out / "ledger.db")
-    store.transaction([lambda store: store.enqueue("later", b'{"prompt":"a"}', bytes(32), b"{}", "")])
+    store = SqliteLedger.open(out / "ledger.db")
+    store.transaction(lambda store: store.enqueue("later", b'{"prompt":"a"}', bytes(32), b"{}", ""))
     store.close()
     done = run_command("retry", out, "--gateway", gateway.gateway_url, cwd=tmp_path)
     assert done.returncode == 2
@@ -239,7 +239,7 @@ def test_simulated_runs_need_no_confirmation(tmp_path: Path) -> None:
     write_jobs(tmp_path / "jobs.jsonl", 1)
     simulated = ("--simulate", "--time-scale=100", *RETRY_RUN_OPTIONS)
     assert run_command("run", "jobs.jsonl", "--out", "out", *simulated, cwd=tmp_path).returncode == 0
-    store = LedgerStore.open(tmp_path / "out" / "ledger.db")
+    store = SqliteLedger.open(tmp_path / "out" / "ledger.db")
     store._sql.execute("UPDATE jobs SET state = 'failed', disposition = 'unsuccessful', files = '[]'")
     store.close()
     done = run_command("retry", "out", *simulated, cwd=tmp_path, key="")
@@ -251,7 +251,7 @@ class TestRules:
     def test_retry_is_all_or_nothing(self, gateway: RunningSimulator, tmp_path: Path) -> None:
         """If one of the jobs cannot be retried, none of them changes."""
         out = run_jobs_at(gateway, tmp_path)
-        store = LedgerStore.open(out / "ledger.db")
+        store = SqliteLedger.open(out / "ledger.db")
         store._sql.execute("UPDATE jobs SET state = 'failed', disposition = 'unsuccessful' WHERE job_id < '00003'")
         (n,) = store._sql.execute("SELECT job_no FROM jobs WHERE job_id = '00003'").fetchone()
         with pytest.raises(InternalError, match="succeeded"):

@@ -33,7 +33,7 @@ from krea_batch.engine.engine import Engine
 from krea_batch.errors import RunStopped
 from krea_batch.events import JobEnded, RetryScheduled, StateChanged
 from krea_batch.jobs import ErrorInfo, Outcome, State
-from krea_batch.ledger import LedgerStore
+from krea_batch.ledger.sqlite import SqliteLedger
 from krea_batch.rules.lifecycle import count_ended
 from krea_batch.rules.verdicts import Ambiguous, Errored, Failed, Finished, Refusal, Refused, Waiting
 from krea_batch.storage.run_dir import LEDGER
@@ -212,14 +212,14 @@ def with_changes(status: RunStatus, **changes: object) -> RunStatus:
 
 def test_a_run_of_another_process(tmp_path: Path) -> None:
     """The ledger alone gives the job counts, the limit, the rate and the errors of a run of another process."""
-    store = LedgerStore.open(tmp_path / LEDGER)
+    store = SqliteLedger.open(tmp_path / LEDGER)
     status_reader = LedgerStatusReader(tmp_path, clock=iter([0.0, 5.0]).__next__)
-    store.transaction([lambda store: store.start_run("https://a", "0", 0.0, 12.0)])
-    store.transaction([lambda store: store.set_expected_jobs(10)])
+    store.transaction(lambda store: store.start_run("https://a", "0", 0.0, 12.0))
+    store.transaction(lambda store: store.set_expected_jobs(10))
     before = status_reader.read()
     assert (before.total, before.done, before.limit_per_s, before.top_errors) == (10, 0, 12.0, ())
 
-    def jobs(store: LedgerStore) -> None:
+    def jobs(store: SqliteLedger) -> None:
         for n in range(4):
             number = store.record_intent(f"{n}", b'{"prompt":"a"}', bytes(32), b"{}", 1.0, "")
             store.mark_accepted(number, f"r{n}", 2.0)
@@ -229,7 +229,7 @@ def test_a_run_of_another_process(tmp_path: Path) -> None:
         store.mark_failed(3, ErrorInfo("failed", "no"), 4.0, 1)
         store.enqueue("later", b'{"prompt":"a"}', bytes(32), b"{}", "")
 
-    store.transaction([jobs])
+    store.transaction(jobs)
     after = status_reader.read()
     store.close()
     assert (after.total, after.done, after.succeeded, after.in_flight, after.downloading) == (10, 2, 1, 2, 1)
@@ -272,7 +272,7 @@ class TestResumedRuns:
                     await running
 
         async def second() -> None:
-            with closing(LedgerStore.open(tmp_path / LEDGER, read_only=True)) as store:
+            with closing(SqliteLedger.open(tmp_path / LEDGER, read_only=True)) as store:
                 counts = store.counts()
             recorded, total = sum(counts.values()), max(10, jobs)
             assert recorded == 10

@@ -23,7 +23,7 @@ from krea_batch.cli.ui.progress import LiveDisplay
 from krea_batch.cli.ui.run_status import RunStatus
 from krea_batch.errors import InternalError
 from krea_batch.jobs import ErrorInfo
-from krea_batch.ledger import LedgerStore
+from krea_batch.ledger.sqlite import SqliteLedger
 from krea_batch.maintenance.export.png_metadata import embed_texts
 from krea_batch.storage.png import make_chunk
 from krea_batch.testing.scripted_gateway import make_png
@@ -56,9 +56,9 @@ def hostile_run(tmp_path: Path) -> Path:
     """A run whose prompts, messages and tenant are hostile. The ids cannot be, except for bidi controls."""
     out = tmp_path / "out"
     out.mkdir()
-    store = LedgerStore.open(out / "ledger.db")
+    store = SqliteLedger.open(out / "ledger.db")
 
-    def insert(store: LedgerStore, job_id: str, *, ambiguous: bool) -> None:
+    def insert(store: SqliteLedger, job_id: str, *, ambiguous: bool) -> None:
         body = json.dumps({"prompt": HOSTILE + "\nnext", "aspect_ratio": "1:1", "creativity": "raw"}).encode()
         metadata = json.dumps({HOSTILE: HOSTILE}).encode()
         job_no = store.record_intent(job_id, body, sha256(body).digest(), metadata, 1.0, HOSTILE)
@@ -66,7 +66,8 @@ def hostile_run(tmp_path: Path) -> Path:
         (store.mark_ambiguous if ambiguous else store.mark_rejected)(job_no, error, 2.0)
 
     store.start_run("http://127.0.0.1:9", "0", 1.0)
-    store.transaction([partial(insert, job_id=f"{state}\u202e", ambiguous=state == "a") for state in "ar"])
+    for state in "ar":
+        store.transaction(partial(insert, job_id=f"{state}\u202e", ambiguous=state == "a"))
     store.close()
     return out
 

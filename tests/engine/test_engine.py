@@ -35,7 +35,7 @@ from krea_batch import (
 from krea_batch.errors import KreaBatchError
 from krea_batch.events import Event, RunStopping
 from krea_batch.gateway.url_policy import DownloadError
-from krea_batch.ledger import LedgerStore
+from krea_batch.ledger.sqlite import SqliteLedger
 from krea_batch.pipeline import executor
 from krea_batch.rules.verdicts import Ambiguous, Errored, Failed, PollFailed, Refusal, Refused, Waiting
 from krea_batch.storage.results_file import ResultsFile
@@ -909,17 +909,17 @@ class TestResults:
             _timed_out_waiting(out, gateway)
             gateway.poll_script.clear()
         read_after: list[int] = []
-        outcomes = LedgerStore.outcomes
+        outcomes = SqliteLedger.outcomes
 
-        def record_read(self: LedgerStore, after_n: int, limit: int) -> Any:
-            read_after.append(after_n)
-            return outcomes(self, after_n, limit)
+        def record_read(self: SqliteLedger, after_job_no: int, limit: int) -> Any:
+            read_after.append(after_job_no)
+            return outcomes(self, after_job_no, limit)
 
-        monkeypatch.setattr(LedgerStore, "outcomes", record_read)
+        monkeypatch.setattr(SqliteLedger, "outcomes", record_read)
         run_virtual(run_jobs(out, gateway, make_jobs(7)))
         assert (min(read_after) == 3) == all_ended
         check_ledger(out, gateway)
-        with closing(LedgerStore.open(out / "ledger.db", read_only=True)) as store:
+        with closing(SqliteLedger.open(out / "ledger.db", read_only=True)) as store:
             expected, _ = outcomes(store, 0, 100)
         assert (out / "results.jsonl").read_bytes() == b"".join(map(result_row, expected))
         assert len(expected) == 7
@@ -1078,7 +1078,7 @@ def within(seconds: float, work: Coroutine[Any, Any, Any]) -> Any:
 
 
 FAILING_TRANSITIONS = [
-    "record_intent", "mark_accepted", "mark_finished", "mark_stored", "mark_failed", "mark_ambiguous",
+    "record_intents", "mark_accepted_many", "mark_finished_many", "mark_stored_many", "mark_failed", "mark_ambiguous",
     "revert_intent", "mark_rejected",
 ]  # fmt: skip
 
@@ -1132,7 +1132,7 @@ class TestBroken:
                     [outcome async for outcome in engine.stream(make_jobs(100))]
 
         with monkeypatch.context() as patch:
-            patch.setattr(LedgerStore, method, raise_error)
+            patch.setattr(SqliteLedger, method, raise_error)
             with pytest.raises(raised):
                 within(600.0, work())
         assert all(at_s <= failed_s[0] for at_s in gateway.submit_times_s)
@@ -1189,7 +1189,7 @@ class TestBroken:
             raise sqlite3.OperationalError("disk I/O error")
 
         with monkeypatch.context() as patch:
-            patch.setattr(LedgerStore, "mark_accepted", raise_disk_error)
+            patch.setattr(SqliteLedger, "mark_accepted_many", raise_disk_error)
             with pytest.raises(LedgerError):
                 run_virtual(run_jobs(tmp_path, gateway, make_jobs(1)))
         (request_id,) = gateway.charged
@@ -1211,7 +1211,7 @@ class TestBroken:
         def raise_os_error(*_: object) -> None:
             raise OSError(errno.EIO, "disk I/O error")
 
-        monkeypatch.setattr(LedgerStore, "mark_accepted", raise_disk_error)
+        monkeypatch.setattr(SqliteLedger, "mark_accepted_many", raise_disk_error)
         monkeypatch.setattr(executor, "write_spill", raise_os_error)
         with pytest.raises(LedgerError):
             run_virtual(run_jobs(tmp_path, gateway, make_jobs(1)))

@@ -22,7 +22,7 @@ from PIL import Image
 from playwright.sync_api import ElementHandle, Locator, Page
 
 from krea_batch.jobs import ErrorInfo, State, StoredFile
-from krea_batch.ledger import LedgerStore
+from krea_batch.ledger.sqlite import SqliteLedger
 from krea_batch.rules.verdicts import Finished
 from tests.processes import COMMAND, PROCESS_TIMEOUT_S, clean_environment
 
@@ -62,11 +62,12 @@ def make_run(out: Path, *jobs: SeedJob, gateway: str | None = "http://127.0.0.1:
     `gateway` is recorded as the gateway of the first run; with None, no run is recorded.
     """
     (out / "images").mkdir(parents=True, exist_ok=True)
-    store = LedgerStore.open(out / "ledger.db")
+    store = SqliteLedger.open(out / "ledger.db")
     try:
         if gateway and store.gateway() is None:
             store.start_run(gateway, "test", 1.0)
-        store.transaction(partial(_insert_job, out=out, job=job) for job in jobs)
+        for job in jobs:
+            store.transaction(partial(_insert_job, out=out, job=job))
     finally:
         store.close()
     return out
@@ -101,7 +102,7 @@ def width_px(job_no: int, file_index: int = 1) -> int:
     return 300 + (job_no + file_index - 1) % IMAGE_VARIANTS
 
 
-def _insert_job(store: LedgerStore, *, out: Path, job: SeedJob) -> None:
+def _insert_job(store: SqliteLedger, *, out: Path, job: SeedJob) -> None:
     body, metadata = job.body(), json.dumps(job.metadata).encode()
     if job.status is State.PENDING:
         store.enqueue(job.id, body, sha256(body).digest(), metadata, "")
@@ -117,7 +118,7 @@ def _insert_job(store: LedgerStore, *, out: Path, job: SeedJob) -> None:
         _insert_outcome(store, job_no, out, job, at)
 
 
-def _insert_outcome(store: LedgerStore, job_no: int, out: Path, job: SeedJob, at: float) -> None:
+def _insert_outcome(store: SqliteLedger, job_no: int, out: Path, job: SeedJob, at: float) -> None:
     if job.status is State.FAILED:
         store.mark_failed(job_no, ErrorInfo(FAILED_ERROR.kind, job.error_message), at, 2)
     elif job.status is State.ERRORED:

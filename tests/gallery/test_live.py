@@ -11,7 +11,7 @@ import pytest
 from playwright.sync_api import APIResponse, Page, Route, expect
 
 from krea_batch.jobs import State
-from krea_batch.ledger import LedgerStore
+from krea_batch.ledger.sqlite import SqliteLedger
 from tests.engine_fixtures import ledger_states
 from tests.gallery.gallery_fixtures import (
     AMBIGUOUS_ERROR,
@@ -151,7 +151,7 @@ class TestArriving:
         )
         page = open_page(start_view(out).url)
         tile(page, "two").locator(".open").focus()
-        with closing(LedgerStore.open(out / "ledger.db")) as store:
+        with closing(SqliteLedger.open(out / "ledger.db")) as store:
             store.mark_ambiguous(2, AMBIGUOUS_ERROR, 3.0)
         expect(tile(page, "two")).to_contain_text("ambiguous")
         assert page.evaluate("document.activeElement.closest('.tile')?.dataset.id") == "two"
@@ -168,7 +168,7 @@ class TestArriving:
         page.route("**/items", lambda route: delayed.append((route, route.fetch())))
         with page.expect_request("**/items"):
             page.reload(wait_until="commit")
-        with closing(LedgerStore.open(out / "ledger.db")) as store:
+        with closing(SqliteLedger.open(out / "ledger.db")) as store:
             store.mark_ambiguous(2, AMBIGUOUS_ERROR, 3.0)
         expect(tile(other_page, "two")).to_contain_text("ambiguous")
         ((route, old),) = delayed

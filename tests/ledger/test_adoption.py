@@ -12,9 +12,10 @@ from typing import Any
 import pytest
 
 from krea_batch.errors import LedgerError, RunDirError
-from krea_batch.ledger import LedgerStore, writer
+from krea_batch.ledger import Ledger, writer
 from krea_batch.ledger.adoption import adopt_spill
 from krea_batch.ledger.consistency import open_checked
+from krea_batch.ledger.sqlite import SqliteLedger
 from krea_batch.maintenance.resolve import AmbiguousJobs
 from krea_batch.storage.spill import SPILL, SpilledId, keep_spill, read_spill, write_spill
 from krea_batch.testing.scripted_gateway import Ambiguous, PollFailed, ScriptedGateway
@@ -29,7 +30,7 @@ def run_with_a_ledger_that_fails(out: Path, gateway: ScriptedGateway, count: int
         raise sqlite3.OperationalError("database or disk is full")
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(writer._BULK, LedgerStore.mark_accepted, fail)
+        patch.setitem(writer._BULK, Ledger.mark_accepted, fail)
         with pytest.raises(LedgerError):
             run_virtual(run_jobs(out, gateway, make_jobs(count), rate="100/s"))
     for request_id, prompt in gateway.charged.items():
@@ -63,7 +64,7 @@ def test_a_doubt_that_cannot_be_recorded(
     def fail(*_: object) -> Any:
         raise sqlite3.OperationalError("database or disk is full")
 
-    monkeypatch.setattr(LedgerStore, "mark_ambiguous", fail)
+    monkeypatch.setattr(SqliteLedger, "mark_ambiguous", fail)
     with pytest.raises(LedgerError):
         run_virtual(run_jobs(tmp_path, gateway, make_jobs(1)))
     error = capsys.readouterr().err
@@ -103,7 +104,7 @@ def test_the_file_is_kept_until_the_adoption_is_durable(tmp_path: Path, monkeypa
         raise sqlite3.OperationalError("disk I/O error")
 
     with monkeypatch.context() as patch:
-        patch.setattr(LedgerStore, "mark_accepted", fail)
+        patch.setattr(SqliteLedger, "mark_accepted", fail)
         with pytest.raises(LedgerError):
             open_checked(tmp_path)
     assert (tmp_path / SPILL).read_bytes() == before
@@ -120,8 +121,8 @@ def test_lines_that_cannot_be_recorded_stay(tmp_path: Path, caplog: pytest.LogCa
     """A line that is torn, or whose job has another request_id, stays in the file and is logged; others are done."""
     gateway = ScriptedGateway()
     run_virtual(run_jobs(tmp_path, gateway, make_jobs(2)))
-    store = LedgerStore.open(tmp_path / "ledger.db")
-    store.transaction([lambda store: store.record_intent("new", b"{}", bytes(32), b"{}", 1.0, "")])
+    store = SqliteLedger.open(tmp_path / "ledger.db")
+    store.transaction(lambda store: store.record_intent("new", b"{}", bytes(32), b"{}", 1.0, ""))
     write_spill(tmp_path, "j0", "another-request_id", 1.0)
     with (tmp_path / SPILL).open("ab") as file:
         file.write(b'{"job_id":"j1","requ')

@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 
 from krea_batch.errors import InternalError
 from krea_batch.jobs import ErrorInfo, Outcome, State, StoredFile
-from krea_batch.ledger import LedgerStore
+from krea_batch.ledger import Ledger
+from krea_batch.ledger.sqlite import SqliteLedger
 from krea_batch.ledger.writer import Operation, apply_all, commit
 from krea_batch.rules.verdicts import Finished
 
@@ -27,16 +28,16 @@ def operation(transition: Any, *args: Any) -> Operation:
 
 
 def intent(job_id: str, body: bytes = b'{"prompt":"a \xc3\xa9"}', fingerprint: bytes = bytes(range(32))) -> Operation:
-    return operation(LedgerStore.record_intent, job_id, body, fingerprint, b"{}", SOME_INSTANT_AT, "ann", "")
+    return operation(Ledger.record_intent, job_id, body, fingerprint, b"{}", SOME_INSTANT_AT, "ann", "")
 
 
 def accept(n: int, request_id: str = "") -> Operation:
-    return operation(LedgerStore.mark_accepted, n, request_id or f"r-{n}", SOME_INSTANT_AT)
+    return operation(Ledger.mark_accepted, n, request_id or f"r-{n}", SOME_INSTANT_AT)
 
 
 def finish(n: int) -> Operation:
     return operation(
-        LedgerStore.mark_finished,
+        Ledger.mark_finished,
         n,
         Finished((f"https://cdn.example/{n}.png",), "image/png", 12.5),
         SOME_INSTANT_AT,
@@ -46,23 +47,23 @@ def finish(n: int) -> Operation:
 
 def store(n: int) -> Operation:
     return operation(
-        LedgerStore.mark_stored, n, [StoredFile(f"images/{n}.png", n, "0" * 64, 4, 3, "image/png")], SOME_INSTANT_AT
+        Ledger.mark_stored, n, [StoredFile(f"images/{n}.png", n, "0" * 64, 4, 3, "image/png")], SOME_INSTANT_AT
     )
 
 
-def apply_batch(ledger: LedgerStore, *operations: Operation) -> list[Any]:
-    return ledger.transaction([partial(apply_all, operations)])[0]
+def apply_batch(ledger: SqliteLedger, *operations: Operation) -> list[Any]:
+    return ledger.transaction(partial(apply_all, operations))
 
 
-def all_rows_of(ledger: LedgerStore) -> list[Any]:
+def all_rows_of(ledger: SqliteLedger) -> list[Any]:
     """Return all rows of jobs and of submissions."""
     rows = ledger._sql.execute("SELECT * FROM jobs ORDER BY job_no").fetchall()
     return [*rows, *ledger._sql.execute("SELECT * FROM submissions ORDER BY submission_no").fetchall()]
 
 
 @pytest.fixture
-def ledger(tmp_path: Path) -> Iterator[LedgerStore]:
-    opened = LedgerStore.open(tmp_path / "ledger.db")
+def ledger(tmp_path: Path) -> Iterator[SqliteLedger]:
+    opened = SqliteLedger.open(tmp_path / "ledger.db")
     yield opened
     opened.close()
 
@@ -74,20 +75,20 @@ def next_operations(n: int, stage: int, random: Random) -> list[Operation]:
     """Return operations that are allowed for job number `n` in this stage."""
     match stage:
         case 0:
-            return [accept(n)] if random.random() < 0.8 else [operation(LedgerStore.revert_intent, n, "refused")]
+            return [accept(n)] if random.random() < 0.8 else [operation(Ledger.revert_intent, n, "refused")]
         case 1 if random.random() < 0.5:
             return [finish(n), store(n)]
         case 1:
             return (
                 [finish(n)]
                 if random.random() < 0.7
-                else [operation(LedgerStore.mark_failed, n, BATCHING_ERROR, SOME_INSTANT_AT, 3)]
+                else [operation(Ledger.mark_failed, n, BATCHING_ERROR, SOME_INSTANT_AT, 3)]
             )
         case 2:
             return (
                 [store(n)]
                 if random.random() < 0.7
-                else [operation(LedgerStore.mark_timed_out, n, State.FINISHED, BATCHING_ERROR, SOME_INSTANT_AT, 3)]
+                else [operation(Ledger.mark_timed_out, n, State.FINISHED, BATCHING_ERROR, SOME_INSTANT_AT, 3)]
             )
         case _:
             return []
@@ -101,7 +102,7 @@ def test_a_batch_equals_its_operations_one_by_one(
     """Rows and results are the same, whether operations are applied in a batch or one by one."""
     folder = tmp_path_factory.mktemp("ledgers")
     random = Random(seed)
-    single, batched = LedgerStore.open(folder / "single.db"), LedgerStore.open(folder / "batched.db")
+    single, batched = SqliteLedger.open(folder / "single.db"), SqliteLedger.open(folder / "batched.db")
     stages: dict[int, int] = {}
     for _ in range(8):
         by_job = []
@@ -109,7 +110,7 @@ def test_a_batch_equals_its_operations_one_by_one(
             if stage < 3 and random.random() < 0.6:
                 operations = next_operations(n, stage, random)
                 last = operations[-1].transition
-                stages[n] = {LedgerStore.mark_accepted: 1, LedgerStore.mark_finished: 2}.get(last, 3)
+                stages[n] = {Ledger.mark_accepted: 1, Ledger.mark_finished: 2}.get(last, 3)
                 by_job.append(operations)
         new = random.randint(0, count - len(stages)) if len(stages) < count else 0
         by_job += [[intent(f"job-{len(stages) + index}")] for index in range(new)]
@@ -117,7 +118,7 @@ def test_a_batch_equals_its_operations_one_by_one(
         stages |= dict.fromkeys(range(len(stages) + 1, len(stages) + new + 1), 0)
         batch = [operation for operations in by_job for operation in operations]
         if batch:
-            results = [single.transaction([operation.apply])[0] for operation in batch]
+            results = [single.transaction(operation.apply) for operation in batch]
             assert apply_batch(batched, *batch) == results
             assert all_rows_of(single) == all_rows_of(batched)
     single.close()
@@ -125,7 +126,7 @@ def test_a_batch_equals_its_operations_one_by_one(
 
 
 @pytest.mark.parametrize("count", [1, 2, 63, 64, 65, 200])
-def test_batches_of_any_size(ledger: LedgerStore, count: int) -> None:
+def test_batches_of_any_size(ledger: SqliteLedger, count: int) -> None:
     """In a batch of any size, each job has its own number, result and row."""
     ids = [f"job-{index}" for index in range(count)]
     numbers = apply_batch(ledger, *map(intent, ids))
@@ -139,7 +140,7 @@ def test_batches_of_any_size(ledger: LedgerStore, count: int) -> None:
     assert ledger.charges().charged == count
 
 
-def test_deferred_records_come_before_the_next_step(ledger: LedgerStore) -> None:
+def test_deferred_records_come_before_the_next_step(ledger: SqliteLedger) -> None:
     """One batch may finish and store a job, or finish it and mark it timed out, among operations of other jobs."""
     apply_batch(ledger, *map(intent, "abcd"))
     apply_batch(ledger, *map(accept, (1, 2, 3, 4)))
@@ -150,7 +151,7 @@ def test_deferred_records_come_before_the_next_step(ledger: LedgerStore) -> None
         finish(1),
         store(1),
         finish(3),
-        operation(LedgerStore.mark_timed_out, 3, State.FINISHED, BATCHING_ERROR, SOME_INSTANT_AT, 1),
+        operation(Ledger.mark_timed_out, 3, State.FINISHED, BATCHING_ERROR, SOME_INSTANT_AT, 1),
         intent("e"),
     )
     outcomes = [results[0], results[2], results[4]]
@@ -158,7 +159,7 @@ def test_deferred_records_come_before_the_next_step(ledger: LedgerStore) -> None
     assert results[5] == 5
 
 
-def test_bytes_are_stored_unchanged(ledger: LedgerStore) -> None:
+def test_bytes_are_stored_unchanged(ledger: SqliteLedger) -> None:
     """Body and fingerprint are read back byte for byte."""
     body, fingerprint = b'{"prompt":"\xf0\x9f\xa6\x8a \\u0000 {rows}"}', bytes(range(224, 256))
     (n,) = apply_batch(ledger, intent("a", body, fingerprint))
@@ -168,19 +169,19 @@ def test_bytes_are_stored_unchanged(ledger: LedgerStore) -> None:
 # ---- refused operations ----------------------------------------------------------------------------------
 
 
-def test_two_intents_of_one_job_are_refused(ledger: LedgerStore) -> None:
+def test_two_intents_of_one_job_are_refused(ledger: SqliteLedger) -> None:
     """A batch with two intents of one job raises InternalError, since a second POST could be charged."""
     with pytest.raises(InternalError, match="'a'"):
         apply_batch(ledger, intent("a"), intent("b"), intent("a"))
     assert all_rows_of(ledger) == []
     apply_batch(ledger, intent("c"))
-    apply_batch(ledger, operation(LedgerStore.revert_intent, 1, "refused"))
+    apply_batch(ledger, operation(Ledger.revert_intent, 1, "refused"))
     with pytest.raises(InternalError, match="'c'"):
         apply_batch(ledger, intent("c"), intent("c"))
     assert ledger.counts() == {State.PENDING: 1}
 
 
-def test_a_refused_operation_is_refused_alone(ledger: LedgerStore) -> None:
+def test_a_refused_operation_is_refused_alone(ledger: SqliteLedger) -> None:
     """If an operation of a batch is refused, `commit` applies all others."""
     apply_batch(ledger, *map(intent, "abc"))
     results = commit(ledger, [accept(1), accept(2), accept(2), accept(9), accept(3)])
@@ -191,7 +192,7 @@ def test_a_refused_operation_is_refused_alone(ledger: LedgerStore) -> None:
     assert ledger.counts() == {State.ACCEPTED: 3}
 
 
-def test_a_job_in_another_state(ledger: LedgerStore) -> None:
+def test_a_job_in_another_state(ledger: SqliteLedger) -> None:
     """A batch with a job in another state than expected raises InternalError and changes no job."""
     apply_batch(ledger, *map(intent, "ab"))
     apply_batch(ledger, accept(1))
@@ -202,7 +203,7 @@ def test_a_job_in_another_state(ledger: LedgerStore) -> None:
 
 
 @pytest.mark.parametrize("earlier", [True, False], ids=["of an earlier batch", "of the same batch"])
-def test_a_duplicate_request_id(ledger: LedgerStore, earlier: bool) -> None:
+def test_a_duplicate_request_id(ledger: SqliteLedger, earlier: bool) -> None:
     """Two jobs never share a request_id: the first one keeps it, and the result of the other one is False."""
     apply_batch(ledger, *map(intent, "abcd"))
     first = [accept(1, "same")]

@@ -18,8 +18,9 @@ import pytest
 from krea_batch import Engine
 from krea_batch.errors import LedgerError, RunDirError
 from krea_batch.jobs import State
-from krea_batch.ledger import LedgerStore, LedgerWriter, busy
-from krea_batch.ledger.database import WAL_LIMIT_BYTES
+from krea_batch.ledger import Ledger, LedgerWriter
+from krea_batch.ledger.sqlite import SqliteLedger, busy
+from krea_batch.ledger.sqlite.database import WAL_LIMIT_BYTES
 from krea_batch.ledger.writer import MAINTENANCE_INTERVAL_S
 from krea_batch.maintenance.resolve import AmbiguousJobs
 from krea_batch.rules.verdicts import Finished
@@ -41,16 +42,16 @@ def mode(path: Path) -> int:
 
 
 async def record_intent(ledger: LedgerWriter, job_id: str) -> int:
-    return await ledger.record(LedgerStore.record_intent, job_id, b"{}", b"f" * 32, b"{}", 1.0, "", "")
+    return await ledger.record(Ledger.record_intent, job_id, b"{}", b"f" * 32, b"{}", 1.0, "", "")
 
 
 async def complete_jobs(ledger: LedgerWriter, first: int, count: int) -> None:
     """Take jobs through all transitions, one after the other, so that each has commits of its own."""
     for n in range(first, first + count):
         job_no = await record_intent(ledger, f"j{n}")
-        await ledger.record(LedgerStore.mark_accepted, job_no, f"r-{n}", 2.0)
-        await ledger.record(LedgerStore.mark_finished, job_no, FINISHED, 3.0, 1)
-        await ledger.record(LedgerStore.mark_stored, job_no, [], 4.0)
+        await ledger.record(Ledger.mark_accepted, job_no, f"r-{n}", 2.0)
+        await ledger.record(Ledger.mark_finished, job_no, FINISHED, 3.0, 1)
+        await ledger.record(Ledger.mark_stored, job_no, [], 4.0)
 
 
 def states_without_wal(path: Path) -> dict[str, str]:
@@ -97,7 +98,7 @@ def test_only_the_owner_reads_a_new_ledger(tmp_path: Path, mask: int) -> None:
 def test_the_umask_cannot_lock_the_owner_out(path: Path) -> None:
     """A umask that takes the owner's rights does not change the mode of the ledger."""
     with umask(0o377):
-        LedgerStore.open(path).close()
+        SqliteLedger.open(path).close()
     assert mode(path) == 0o600
 
 
@@ -116,7 +117,7 @@ def test_a_link_that_leads_nowhere(tmp_path: Path, path: Path) -> None:
     """A ledger is not created at the place that a symbolic link names."""
     path.symlink_to(tmp_path / "elsewhere.db")
     with pytest.raises(RunDirError):
-        LedgerStore.open(path)
+        SqliteLedger.open(path)
     assert not (tmp_path / "elsewhere.db").exists()
 
 
@@ -127,7 +128,7 @@ def test_ledger_db_alone_is_not_far_behind(path: Path) -> None:
     """A second after the last commit, ledger.db alone has every job."""
 
     async def main() -> None:
-        ledger = LedgerWriter.open(path)
+        ledger = LedgerWriter(SqliteLedger.open(path))
         await complete_jobs(ledger, 0, 60)
         assert len(states_without_wal(path)) < 60
         await asyncio.sleep(MAINTENANCE_INTERVAL_S + 0.1)
@@ -142,10 +143,10 @@ def test_the_wal_is_bounded_beside_a_reader(path: Path) -> None:
     """While a reader has a snapshot open, the WAL grows; afterwards it is cut, and stays under its limit."""
 
     async def main() -> None:
-        ledger = LedgerWriter.open(path)
+        ledger = LedgerWriter(SqliteLedger.open(path))
         wal = path.with_name("ledger.db-wal")
         await complete_jobs(ledger, 0, 300)
-        reader = LedgerStore.snapshot(path)
+        reader = SqliteLedger.snapshot(path)
         await complete_jobs(ledger, 300, 700)
         grown = wal.stat().st_size
         assert grown > WAL_LIMIT_BYTES
@@ -179,11 +180,11 @@ def test_the_wal_is_bounded_after_a_kill(tmp_path: Path) -> None:
 
 def test_the_wal_is_copied_when_the_ledger_is_closed(path: Path) -> None:
     """Closing copies the WAL even if another process reads the ledger."""
-    reader: list[LedgerStore] = []
+    reader: list[SqliteLedger] = []
 
     async def main() -> None:
-        ledger = LedgerWriter.open(path)
-        reader.append(LedgerStore.open(path, read_only=True))
+        ledger = LedgerWriter(SqliteLedger.open(path))
+        reader.append(SqliteLedger.open(path, read_only=True))
         await complete_jobs(ledger, 0, 5)
         await ledger.close()
 
@@ -195,12 +196,12 @@ def test_the_wal_is_copied_when_the_ledger_is_closed(path: Path) -> None:
 def test_a_failed_checkpoint_does_no_harm(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """If the WAL cannot be copied, the next commit succeeds all the same."""
 
-    def fail(_: LedgerStore) -> None:
-        raise sqlite3.OperationalError("disk I/O error")
+    def fail(ledger: SqliteLedger) -> None:
+        raise LedgerError(ledger.path, "disk I/O error", "check the disk")
 
     async def main() -> None:
-        ledger = LedgerWriter.open(path)
-        monkeypatch.setattr(LedgerStore, "checkpoint_wal", fail)
+        ledger = LedgerWriter(SqliteLedger.open(path))
+        monkeypatch.setattr(SqliteLedger, "maintain", fail)
         for n in range(3):
             await complete_jobs(ledger, n, 1)
             await asyncio.sleep(MAINTENANCE_INTERVAL_S + 0.1)
@@ -251,13 +252,14 @@ def on_log(start: str, call: Callable[[], None]) -> Iterator[OnLog]:
         logging.getLogger("krea_batch").removeHandler(handler)
 
 
-def dont_wait_in_sqlite(store: LedgerStore) -> None:
+def dont_wait_in_sqlite(store: Ledger) -> None:
+    assert isinstance(store, SqliteLedger)
     store._sql.execute("PRAGMA busy_timeout = 0")
 
 
 def test_a_locked_ledger_is_waited_for(path: Path) -> None:
     """While another program has locked the ledger, records wait, the event loop goes on, and none is lost."""
-    store = LedgerStore.open(path)
+    store = SqliteLedger.open(path)
     dont_wait_in_sqlite(store)
 
     async def main() -> list[int]:
@@ -265,7 +267,7 @@ def test_a_locked_ledger_is_waited_for(path: Path) -> None:
         first = await record_intent(ledger, "a")
         other, seen = OtherProgram(path), threading.Event()
         with on_log("! ledger locked", seen.set) as handler:
-            accepted = asyncio.ensure_future(ledger.record(LedgerStore.mark_accepted, first, "r-1", 2.0))
+            accepted = asyncio.ensure_future(ledger.record(Ledger.mark_accepted, first, "r-1", 2.0))
             intents = [asyncio.ensure_future(record_intent(ledger, f"{n}")) for n in range(5)]
             while not seen.is_set():  # the event loop is free meanwhile
                 await asyncio.sleep(0.001)
@@ -308,7 +310,7 @@ def test_a_run_waits_for_a_locked_ledger(tmp_path: Path) -> None:
 
 def test_a_ledger_that_is_locked_for_long(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """After the patience is used up, callers get a LedgerError that names the cause and the next step."""
-    store = LedgerStore.open(path)
+    store = SqliteLedger.open(path)
     dont_wait_in_sqlite(store)
     monkeypatch.setattr(busy, "MAX_LOCKED_S", 0.0)
 
@@ -325,7 +327,7 @@ def test_a_ledger_that_is_locked_for_long(path: Path, monkeypatch: pytest.Monkey
 
 def test_the_start_waits_for_a_locked_ledger(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A run, and a decision, that start while the ledger is locked wait for it."""
-    monkeypatch.setattr("krea_batch.ledger.database.BUSY_TIMEOUT_S", 0.0)
+    monkeypatch.setattr("krea_batch.ledger.sqlite.database.BUSY_TIMEOUT_S", 0.0)
     gateway = ScriptedGateway()
     run_virtual(run_jobs(tmp_path, gateway, make_jobs(1)))
     other = OtherProgram(tmp_path / "ledger.db")

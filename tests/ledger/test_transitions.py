@@ -16,10 +16,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from krea_batch.errors import InternalError, RunDirError
+from krea_batch.errors import InternalError, LedgerError, RunDirError
 from krea_batch.jobs import FINAL, RETRYABLE, ErrorInfo, Outcome, State, StoredFile
-from krea_batch.ledger import Charges, LedgerStore
-from krea_batch.ledger.database import APPLICATION_ID, SCHEMA_VERSION, schema
+from krea_batch.ledger import Charges, Ledger
+from krea_batch.ledger.sqlite import SqliteLedger
+from krea_batch.ledger.sqlite.database import APPLICATION_ID, SCHEMA_VERSION, schema
 from krea_batch.rules import lifecycle
 from krea_batch.rules.verdicts import Finished
 from tests.processes import PROCESS_TIMEOUT_S
@@ -32,12 +33,12 @@ ABANDONED_ERROR = ErrorInfo("abandoned", "ambiguous, and the user decided not to
 FINISHED_TWO_OUTPUTS = Finished(("https://cdn.example/a.png", "https://cdn.example/b.png"), "image/png", 12.5)
 STORED_FILE = StoredFile("images/a.png", 10, "0" * 64, 4, 3, "image/png")
 
-StoreOperation = Callable[[LedgerStore], Any]
+StoreOperation = Callable[[SqliteLedger], Any]
 
 
-def apply_all(store: LedgerStore, *operations: StoreOperation) -> Any:
+def apply_all(store: SqliteLedger, *operations: StoreOperation) -> Any:
     """Apply the operations in one transaction, and return the result of the last one."""
-    return store.transaction(operations)[-1]
+    return store.transaction(lambda store: [operation(store) for operation in operations])[-1]
 
 
 def intent(job_id: str = "a", at: float = 1.0) -> StoreOperation:
@@ -80,7 +81,7 @@ STEPS_TO: dict[State, list[StoreOperation]] = {
 }
 
 
-def unsuccessful_state_of(store: LedgerStore) -> State:
+def unsuccessful_state_of(store: SqliteLedger) -> State:
     """Return the retryable state of the job; `failed` if it is in none."""
     return next((state for state in RETRYABLE if state in store.counts()), State.FAILED)
 
@@ -138,19 +139,19 @@ def path(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def store(path: Path) -> Iterator[LedgerStore]:
-    opened = LedgerStore.open(path)
+def store(path: Path) -> Iterator[SqliteLedger]:
+    opened = SqliteLedger.open(path)
     yield opened
     opened.close()
 
 
-def bring_to(store: LedgerStore, state: State) -> None:
+def bring_to(store: SqliteLedger, state: State) -> None:
     """Bring the first job into a state, with one transaction per operation."""
     for step in STEPS_TO[state]:
         apply_all(store, step)
 
 
-def state_of(store: LedgerStore) -> State:
+def state_of(store: SqliteLedger) -> State:
     (state,) = store.counts()
     return state
 
@@ -168,7 +169,7 @@ def dump_database(path: Path) -> list[str]:
 
 @pytest.mark.parametrize("state", STEPS_TO)
 @pytest.mark.parametrize("method", TRANSITION_CASES)
-def test_every_transition(store: LedgerStore, path: Path, state: State, method: str) -> None:
+def test_every_transition(store: SqliteLedger, path: Path, state: State, method: str) -> None:
     """A transition of the table is applied. Any other raises InternalError and changes nothing."""
     bring_to(store, state)
     operation, allowed, new = TRANSITION_CASES[method]
@@ -184,7 +185,7 @@ def test_every_transition(store: LedgerStore, path: Path, state: State, method: 
 
 
 @pytest.mark.parametrize("method", [name for name in TRANSITION_CASES if name != "record_intent"])
-def test_jobs_that_are_not_recorded(store: LedgerStore, method: str) -> None:
+def test_jobs_that_are_not_recorded(store: SqliteLedger, method: str) -> None:
     """A transition of a job that the ledger does not have raises InternalError."""
     with pytest.raises(InternalError):
         apply_all(store, TRANSITION_CASES[method][0])
@@ -193,7 +194,7 @@ def test_jobs_that_are_not_recorded(store: LedgerStore, method: str) -> None:
 
 def test_the_transitions_are_those_of_the_table() -> None:
     """The methods of the store make the transitions of the table in rules/lifecycle.py, and all of them."""
-    assert all(callable(getattr(LedgerStore, method)) for method in TRANSITION_CASES)
+    assert all(callable(getattr(SqliteLedger, method)) for method in TRANSITION_CASES)
     made = {(old, new) for _, allowed, new in TRANSITION_CASES.values() for old in allowed}
     at_start = {(path[0], path[-1]) for path in lifecycle.PATHS[lifecycle.Action.RESUME]}  # by `recover`
     table = {(path[0], path[-1]) for paths in lifecycle.PATHS.values() for path in paths}
@@ -201,16 +202,16 @@ def test_the_transitions_are_those_of_the_table() -> None:
 
 
 @pytest.mark.parametrize("state", STEPS_TO)
-def test_charges(store: LedgerStore, path: Path, state: State) -> None:
+def test_charges(store: SqliteLedger, path: Path, state: State) -> None:
     """Accepted POSTs are charged, or refunded after ERROR. Pending and ambiguous ones are unknown."""
     bring_to(store, state)
     assert store.charges() == EXPECTED_CHARGES[state]
-    reopened = LedgerStore.open(path)
+    reopened = SqliteLedger.open(path)
     assert reopened.charges() == EXPECTED_CHARGES[state]
     reopened.close()
 
 
-def test_each_post_counts(store: LedgerStore) -> None:
+def test_each_post_counts(store: SqliteLedger) -> None:
     """Each POST of a job counts in the charges: refused, not sent, refunded after ERROR, ambiguous and accepted.
 
     Those answered with 500 or 503 are counted apart.
@@ -232,7 +233,7 @@ def test_each_post_counts(store: LedgerStore) -> None:
     assert (last.status, last.request_id, last.attempts, last.error) == (State.SUCCEEDED, "r-3", 8, None)
 
 
-def test_charges_of_many(store: LedgerStore) -> None:
+def test_charges_of_many(store: SqliteLedger) -> None:
     """Charges are summed over all jobs."""
     for index in range(1, 11):
         apply_all(store, intent(f"job-{index}"))
@@ -243,7 +244,7 @@ def test_charges_of_many(store: LedgerStore) -> None:
     assert store.charges() == Charges(charged=2, refunded=3, unknown=5)
 
 
-def test_a_request_id_belongs_to_one_job(store: LedgerStore, path: Path) -> None:
+def test_a_request_id_belongs_to_one_job(store: SqliteLedger, path: Path) -> None:
     """A request_id of another job is refused and changes nothing; the job can then be marked ambiguous."""
     apply_all(store, intent("a"), accept(1, "r"))
     apply_all(store, intent("b"))
@@ -254,20 +255,20 @@ def test_a_request_id_belongs_to_one_job(store: LedgerStore, path: Path) -> None
     assert store.charges() == Charges(charged=1, unknown=1)
 
 
-def test_a_request_id_twice_in_one_transaction(store: LedgerStore) -> None:
+def test_a_request_id_twice_in_one_transaction(store: SqliteLedger) -> None:
     """If two jobs get the same request_id in one commit, the first one keeps it."""
     apply_all(store, intent("a"), intent("b"))
-    assert store.transaction([accept(1, "r"), accept(2, "r")]) == [True, False]
+    assert store.transaction(lambda store: [accept(1, "r")(store), accept(2, "r")(store)]) == [True, False]
 
 
-def test_the_request_id_of_an_earlier_post_of_the_same_job(store: LedgerStore) -> None:
+def test_the_request_id_of_an_earlier_post_of_the_same_job(store: SqliteLedger) -> None:
     """A second POST of a job with the request_id of its first one is not recorded as accepted."""
     apply_all(store, intent(), accept(1, "r"), requeue_errored(), intent())
     assert apply_all(store, accept(1, "r")) is False
     assert store.charges() == Charges(refunded=1, unknown=1)
 
 
-def test_a_changed_body_under_an_old_id(store: LedgerStore) -> None:
+def test_a_changed_body_under_an_old_id(store: SqliteLedger) -> None:
     """A pending job is not submitted with another fingerprint. A new id is a new job."""
     apply_all(store, intent(), revert())
     with pytest.raises(InternalError):
@@ -277,7 +278,7 @@ def test_a_changed_body_under_an_old_id(store: LedgerStore) -> None:
     assert store.fingerprints(["a", "b", "c"]) == {"a": FINGERPRINT, "b": FINGERPRINT}
 
 
-def test_a_failed_operation_rolls_back_its_transaction(store: LedgerStore) -> None:
+def test_a_failed_operation_rolls_back_its_transaction(store: SqliteLedger) -> None:
     """The operations of a transaction are applied together or not at all."""
     apply_all(store, intent("a"))
     with pytest.raises(InternalError):
@@ -288,7 +289,7 @@ def test_a_failed_operation_rolls_back_its_transaction(store: LedgerStore) -> No
 # ---- rows ------------------------------------------------------------------------------------------------
 
 
-def test_the_outcome_of_a_succeeded_job(store: LedgerStore) -> None:
+def test_the_outcome_of_a_succeeded_job(store: SqliteLedger) -> None:
     """The outcome has every field of a results row, with instants in UTC, in milliseconds."""
     apply_all(store, lambda store: store.record_intent("a", REQUEST_BODY, FINGERPRINT, METADATA, 1_774_951_200.0, ""))
     apply_all(store, lambda store: store.mark_accepted(1, "r-1", 1_774_951_200.25), finish())
@@ -304,7 +305,7 @@ def test_the_outcome_of_a_succeeded_job(store: LedgerStore) -> None:
 
 
 @pytest.mark.parametrize("state", [state for state in STEPS_TO if state in FINAL - {State.SUCCEEDED}])
-def test_outcomes_of_unsuccessful_jobs(store: LedgerStore, state: State) -> None:
+def test_outcomes_of_unsuccessful_jobs(store: SqliteLedger, state: State) -> None:
     """The outcome of a job that did not succeed has the reason, and the request_id if there was one."""
     bring_to(store, state)
     outcome = store.outcome(1)
@@ -316,7 +317,7 @@ def test_outcomes_of_unsuccessful_jobs(store: LedgerStore, state: State) -> None
 
 
 @pytest.mark.parametrize("state", STEPS_TO)
-def test_only_jobs_that_have_ended_have_result_rows(store: LedgerStore, state: State) -> None:
+def test_only_jobs_that_have_ended_have_result_rows(store: SqliteLedger, state: State) -> None:
     """`outcomes` returns jobs that have ended; `find_job` finds a job in any state."""
     bring_to(store, state)
     outcomes, _ = store.outcomes(0, 10)
@@ -327,7 +328,7 @@ def test_only_jobs_that_have_ended_have_result_rows(store: LedgerStore, state: S
     assert store.find_job("b") is None
 
 
-def test_enqueued_jobs_are_recorded(store: LedgerStore) -> None:
+def test_enqueued_jobs_are_recorded(store: SqliteLedger) -> None:
     """An enqueued job is pending without a submission. To enqueue it again changes nothing, also after its POST."""
     for _ in range(2):
         apply_all(store, lambda store: store.enqueue("a", REQUEST_BODY, FINGERPRINT, METADATA, "ann"))
@@ -346,7 +347,7 @@ def test_enqueued_jobs_are_recorded(store: LedgerStore) -> None:
 @given(st.integers(1, 7))
 def test_pages_of_outcomes(limit: int) -> None:
     """Pages of any size contain each ended job once, in the order of the first submissions."""
-    store = LedgerStore(Path("x"), _in_memory())
+    store = SqliteLedger(Path("x"), _in_memory())
     for index in range(1, 16):
         apply_all(store, intent(f"job-{index}"))
         if index % 3:
@@ -371,10 +372,10 @@ def _in_memory() -> sqlite3.Connection:
 
 @pytest.mark.parametrize("resubmit", [False, True])
 @pytest.mark.parametrize("state", STEPS_TO)
-def test_recovered_from_each_state(store: LedgerStore, path: Path, state: State, resubmit: bool) -> None:
+def test_recovered_from_each_state(store: SqliteLedger, path: Path, state: State, resubmit: bool) -> None:
     """After a kill in any state, the next run resumes the job; only a pending POST becomes ambiguous."""
     bring_to(store, state)  # then the process is killed: nothing is closed
-    reopened = LedgerStore.open(path)
+    reopened = SqliteLedger.open(path)
     apply_all(reopened, lambda store: store.recover(max_attempts=3, resubmit_ambiguous=resubmit))
     expected = lifecycle.on_resume(state, errors=1, max_attempts=3, resubmit_ambiguous=resubmit) or state
     assert state_of(reopened) is expected
@@ -393,7 +394,7 @@ def test_recovered_from_each_state(store: LedgerStore, path: Path, state: State,
     reopened.close()
 
 
-def test_recovering_twice_changes_nothing_more(store: LedgerStore, path: Path) -> None:
+def test_recovering_twice_changes_nothing_more(store: SqliteLedger, path: Path) -> None:
     """Recovery is idempotent, so a run that is killed during its recovery does no harm."""
     for index, state in enumerate(STEPS_TO, 1):
         apply_all(store, intent(f"job-{index}"))
@@ -405,7 +406,7 @@ def test_recovering_twice_changes_nothing_more(store: LedgerStore, path: Path) -
     assert dump_database(path) == before
 
 
-def test_an_adopted_job_is_charged_under_its_request_id(store: LedgerStore) -> None:
+def test_an_adopted_job_is_charged_under_its_request_id(store: SqliteLedger) -> None:
     """The latest ambiguous POST of the job becomes the accepted one. A request_id of another job is refused."""
     bring_to(store, State.AMBIGUOUS)
     apply_all(
@@ -421,29 +422,29 @@ def test_an_adopted_job_is_charged_under_its_request_id(store: LedgerStore) -> N
     assert (found.request_id, found.status) == ("r-2", State.ACCEPTED)
 
 
-def test_the_answer_of_an_ambiguous_job(store: LedgerStore) -> None:
+def test_the_answer_of_an_ambiguous_job(store: SqliteLedger) -> None:
     """An ambiguous job has the beginning of the latest answer, if there was one."""
     apply_all(store, intent("a"), lambda store: store.mark_ambiguous(1, STORE_ERROR, 3.0, b"<html>502"))
     apply_all(store, intent("b"), lambda store: store.mark_ambiguous(2, STORE_ERROR, 3.0))
     assert [job.answer for job in store.ambiguous_jobs()] == [b"<html>502", b""]
     apply_all(store, lambda store: store.resubmit(1), intent("a"), lambda store: store.resubmit_submitting(1, b"cut"))
-    apply_all(store, intent("a"), LedgerStore.mark_in_flight_ambiguous)
+    apply_all(store, intent("a"), Ledger.mark_in_flight_ambiguous)
     assert [job.answer for job in store.ambiguous_jobs()] == [b"cut", b""]
 
 
-def test_ambiguous_jobs_include_pending_posts(store: LedgerStore) -> None:
+def test_ambiguous_jobs_include_pending_posts(store: SqliteLedger) -> None:
     """Jobs with a pending POST are listed with the ambiguous ones, and are ambiguous once their process has ended."""
     apply_all(store, intent("a"), intent("b"), intent("c"), intent("d"))
     apply_all(store, lambda store: store.mark_ambiguous(1, STORE_ERROR, 3.0), revert(3), accept(4))
     assert [(job.job_id, job.reason, job.body) for job in store.ambiguous_jobs()] == [
         ("a", STORE_ERROR.message, REQUEST_BODY), ("b", "being submitted", REQUEST_BODY),
     ]  # fmt: skip
-    apply_all(store, LedgerStore.mark_in_flight_ambiguous)
+    apply_all(store, Ledger.mark_in_flight_ambiguous)
     assert store.counts() == {State.AMBIGUOUS: 2, State.PENDING: 1, State.ACCEPTED: 1}
     assert [job.job_no for job in store.ambiguous_jobs()] == [1, 2]
 
 
-def test_a_killed_post_is_ambiguous(store: LedgerStore) -> None:
+def test_a_killed_post_is_ambiguous(store: SqliteLedger) -> None:
     """A job whose process ended during its POST is ambiguous and says so. The charge of that POST stays unknown."""
     apply_all(store, intent())
     apply_all(store, lambda store: store.recover(max_attempts=3, resubmit_ambiguous=False))
@@ -455,7 +456,7 @@ def test_a_killed_post_is_ambiguous(store: LedgerStore) -> None:
     assert store.charges() == Charges(charged=1, unknown=1)
 
 
-def test_errors_are_counted_over_runs(store: LedgerStore) -> None:
+def test_errors_are_counted_over_runs(store: SqliteLedger) -> None:
     """A job with `max_attempts` ERRORs in all runs is not submitted by a new run."""
     for attempt in range(1, 3):
         apply_all(store, intent(), accept(1, f"r-{attempt}"), requeue_errored())
@@ -467,7 +468,7 @@ def test_errors_are_counted_over_runs(store: LedgerStore) -> None:
     assert store.open_jobs(0, 10)[0].errors == 3
 
 
-def test_pages_of_open_jobs(store: LedgerStore) -> None:
+def test_pages_of_open_jobs(store: SqliteLedger) -> None:
     """Pages of open jobs are in the order of their numbers and have at most `limit` jobs."""
     for index in range(1, 8):
         apply_all(store, intent(f"job-{index}"), accept(index, f"r-{index}"))
@@ -477,7 +478,7 @@ def test_pages_of_open_jobs(store: LedgerStore) -> None:
     assert store.open_jobs(7, 3) == []
 
 
-def test_the_limit_of_the_latest_run(store: LedgerStore) -> None:
+def test_the_limit_of_the_latest_run(store: SqliteLedger) -> None:
     """The limit of charges of the latest run is remembered, with what it counts."""
     for limit, strict in ((None, False), (7, True), (8, False)):
         apply_all(
@@ -491,7 +492,7 @@ def test_the_limit_of_the_latest_run(store: LedgerStore) -> None:
         assert (latest.max_charges, latest.count_server_errors) == (limit, strict)
 
 
-def test_a_run_directory_has_one_gateway(store: LedgerStore) -> None:
+def test_a_run_directory_has_one_gateway(store: SqliteLedger) -> None:
     """A run at another gateway is refused: request_ids are valid at one gateway only."""
     run = apply_all(store, lambda store: store.start_run("https://a", "0.1", 1.0))
     apply_all(store, lambda store: store.end_run(run, 2.0))
@@ -507,7 +508,7 @@ method_names = st.lists(st.sampled_from(sorted(TRANSITION_CASES)) | st.just("rec
 @given(method_names)
 def test_no_order_of_transitions_breaks_the_invariants(methods: list[str]) -> None:
     """In any order of transitions, a job is charged again only after an ERROR or a resubmit by the user."""
-    store = LedgerStore(Path("x"), _in_memory())
+    store = SqliteLedger(Path("x"), _in_memory())
     charged, resubmits, request = 0, 0, 0
     for method in methods:
         request += 1
@@ -515,7 +516,7 @@ def test_no_order_of_transitions_breaks_the_invariants(methods: list[str]) -> No
         if method == "mark_accepted":
             operation = accept(1, f"r-{request}")
         if method == "adopt":
-            operation = partial(LedgerStore.adopt, job_no=1, request_id=f"r-{request}", at=9.0)
+            operation = partial(Ledger.adopt, job_no=1, request_id=f"r-{request}", at=9.0)
         try:
             apply_all(store, operation)
         except InternalError:
@@ -529,7 +530,7 @@ def test_no_order_of_transitions_breaks_the_invariants(methods: list[str]) -> No
     store.close()
 
 
-def _recover(store: LedgerStore) -> None:
+def _recover(store: SqliteLedger) -> None:
     store.recover(max_attempts=100, resubmit_ambiguous=False)
 
 
@@ -570,7 +571,7 @@ def test_foreign_files(path: Path, make: Callable[[Path], object], read_only: bo
     make(path)
     before = path.read_bytes() if path.is_file() else b""
     with pytest.raises(RunDirError) as caught:
-        LedgerStore.open(path, read_only=read_only)
+        SqliteLedger.open(path, read_only=read_only)
     assert caught.value.path == path
     assert (path.read_bytes() if path.is_file() else b"") == before
     if path.is_file():
@@ -580,16 +581,16 @@ def test_foreign_files(path: Path, make: Callable[[Path], object], read_only: bo
 def test_a_missing_file(path: Path) -> None:
     """Opening a missing ledger for reading raises RunDirError and does not create it."""
     with pytest.raises(RunDirError):
-        LedgerStore.open(path, read_only=True)
+        SqliteLedger.open(path, read_only=True)
     assert not path.exists()
     with pytest.raises(RunDirError):
-        LedgerStore.open(path.parent / "none" / "ledger.db")
+        SqliteLedger.open(path.parent / "none" / "ledger.db")
 
 
 def test_an_empty_file_reads_as_an_empty_ledger(path: Path) -> None:
     """After a kill during the creation of the ledger, readers see an empty ledger."""
     path.touch()
-    reader = LedgerStore.open(path, read_only=True)
+    reader = SqliteLedger.open(path, read_only=True)
     assert (reader.counts(), reader.charges(), reader.ambiguous_jobs()) == ({}, Charges(), [])
     assert reader.fingerprints(["a"]) == {}
     reader.close()
@@ -599,7 +600,7 @@ def test_an_empty_file_reads_as_an_empty_ledger(path: Path) -> None:
 def test_an_empty_file_becomes_a_ledger(path: Path) -> None:
     """An empty file, which a crash may leave, is opened as a new ledger."""
     path.touch()
-    store = LedgerStore.open(path)
+    store = SqliteLedger.open(path)
     apply_all(store, intent())
     store.close()
 
@@ -607,7 +608,7 @@ def test_an_empty_file_becomes_a_ledger(path: Path) -> None:
 @pytest.mark.parametrize("name", ["a b.db", "what?.db", "hash#.db", "50%25.db", "ünï.db"])
 def test_file_names_with_special_characters(tmp_path: Path, name: str) -> None:
     """Characters with a meaning in URLs are allowed in the path."""
-    store = LedgerStore.open(tmp_path / name)
+    store = SqliteLedger.open(tmp_path / name)
     store.close()
     assert (tmp_path / name).is_file()
 
@@ -616,11 +617,12 @@ OPEN_UNPRIVILEGED = """
 import os, sys
 from pathlib import Path
 from krea_batch.errors import RunDirError
-from krea_batch.ledger import LedgerStore
+from krea_batch.ledger import Ledger
+from krea_batch.ledger.sqlite import SqliteLedger
 if os.geteuid() == 0:
     os.setuid(65534)
 try:
-    LedgerStore.open(Path(sys.argv[1]))
+    SqliteLedger.open(Path(sys.argv[1]))
 except RunDirError as error:
     print(error)
 """
@@ -630,7 +632,7 @@ except RunDirError as error:
 @pytest.mark.parametrize("folder_mode", [0o555, 0o777])
 def test_a_read_only_file(path: Path, folder_mode: int) -> None:
     """A ledger that cannot be written is refused when it is opened, before anything is charged."""
-    store = LedgerStore.open(path)
+    store = SqliteLedger.open(path)
     apply_all(store, intent())
     store.close()
     public = Path(tempfile.mkdtemp())  # other users cannot read pytest's own directories
@@ -650,19 +652,19 @@ def test_a_read_only_file(path: Path, folder_mode: int) -> None:
     assert "ledger.db: " in process.stdout
 
 
-def test_a_reader_beside_a_writer(store: LedgerStore, path: Path) -> None:
+def test_a_reader_beside_a_writer(store: SqliteLedger, path: Path) -> None:
     """A second connection can read the ledger while the first one writes, and cannot write."""
     apply_all(store, intent())
-    reader = LedgerStore.open(path, read_only=True)
+    reader = SqliteLedger.open(path, read_only=True)
     apply_all(store, accept())
     assert state_of(reader) is State.ACCEPTED
-    with pytest.raises(sqlite3.OperationalError, match="readonly"):
+    with pytest.raises(LedgerError, match="readonly"):
         apply_all(reader, finish())
     reader.close()
     assert state_of(store) is State.ACCEPTED
 
 
-def test_commits_are_synced(store: LedgerStore, path: Path) -> None:
+def test_commits_are_synced(store: SqliteLedger, path: Path) -> None:
     """The ledger uses WAL mode and syncs each commit, since the request_id of a charge must survive a power cut."""
     (mode,) = store._sql.execute("PRAGMA journal_mode").fetchone()
     (synchronous,) = store._sql.execute("PRAGMA synchronous").fetchone()
@@ -672,10 +674,11 @@ def test_commits_are_synced(store: LedgerStore, path: Path) -> None:
 KILLED_SCRIPT = """
 import os, sys
 from pathlib import Path
-from krea_batch.ledger import LedgerStore
-store = LedgerStore.open(Path(sys.argv[1]))
-store.transaction([lambda s: s.record_intent("a", b"{}", b"f" * 32, b"{}", 1.0, "")])
-store.transaction([lambda s: s.mark_accepted(1, "r-1", 2.0)])
+from krea_batch.ledger import Ledger
+from krea_batch.ledger.sqlite import SqliteLedger
+store = SqliteLedger.open(Path(sys.argv[1]))
+store.transaction(lambda s: s.record_intent("a", b"{}", b"f" * 32, b"{}", 1.0, ""))
+store.transaction(lambda s: s.mark_accepted(1, "r-1", 2.0))
 store._sql.execute("BEGIN IMMEDIATE")
 store.record_intent("b", b"{}", b"f" * 32, b"{}", 1.0, "")
 os.kill(os.getpid(), 9)
@@ -685,7 +688,7 @@ os.kill(os.getpid(), 9)
 def test_killed_in_a_transaction(path: Path) -> None:
     """After kill -9, committed transitions are in the ledger and others are not."""
     subprocess.run([sys.executable, "-c", KILLED_SCRIPT, path], timeout=PROCESS_TIMEOUT_S)
-    store = LedgerStore.open(path)
+    store = SqliteLedger.open(path)
     assert store.counts() == {State.ACCEPTED: 1}
     assert apply_all(store, intent("b")) == 2
     store.close()

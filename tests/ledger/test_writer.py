@@ -12,7 +12,8 @@ import pytest
 
 from krea_batch.errors import InternalError, LedgerError, RunDirError
 from krea_batch.jobs import ErrorInfo, State
-from krea_batch.ledger import LedgerStore, LedgerWriter
+from krea_batch.ledger import Ledger, LedgerWriter
+from krea_batch.ledger.sqlite import SqliteLedger
 from krea_batch.ledger.writer import Operation, commit
 from krea_batch.rules.verdicts import Finished
 from tests.virtual_time_runs import run_virtual
@@ -58,7 +59,7 @@ def with_ledger(
     """Open a ledger on a disk that can fail, use it, and close it."""
 
     async def main() -> T:
-        store = LedgerStore.open(path)
+        store = SqliteLedger.open(path)
         disk = FailingConnection(store._sql)
         store._sql = disk  # type: ignore[assignment]
         ledger = LedgerWriter(store)
@@ -71,7 +72,7 @@ def with_ledger(
 
 
 async def record_intent(ledger: LedgerWriter, job_id: str) -> int:
-    return await ledger.record(LedgerStore.record_intent, job_id, b"{}", b"f" * 32, b"{}", 1.0, "", "")
+    return await ledger.record(Ledger.record_intent, job_id, b"{}", b"f" * 32, b"{}", 1.0, "", "")
 
 
 async def gather_results(*operations: Awaitable[Any]) -> list[Any]:
@@ -79,7 +80,7 @@ async def gather_results(*operations: Awaitable[Any]) -> list[Any]:
 
 
 def recorded_counts(path: Path) -> dict[State, int]:
-    store = LedgerStore.open(path, read_only=True)
+    store = SqliteLedger.open(path, read_only=True)
     counts = store.counts()
     store.close()
     return counts
@@ -91,7 +92,7 @@ def test_a_record_is_durable_when_it_returns(path: Path) -> None:
     async def use(ledger: LedgerWriter, _: FailingConnection) -> None:
         assert await record_intent(ledger, "a") == 1
         assert recorded_counts(path) == {State.SUBMITTING: 1}
-        assert await ledger.record(LedgerStore.mark_accepted, 1, "r-1", 2.0) is True
+        assert await ledger.record(Ledger.mark_accepted, 1, "r-1", 2.0) is True
         assert recorded_counts(path) == {State.ACCEPTED: 1}
 
     with_ledger(path, use)
@@ -133,15 +134,15 @@ def test_a_refused_transition_is_rolled_back(path: Path) -> None:
 
     async def use(ledger: LedgerWriter, _: FailingConnection) -> None:
         await record_intent(ledger, "a")
-        await ledger.record(LedgerStore.mark_accepted, 1, "r-1", 2.0)
-        await ledger.record(LedgerStore.mark_finished, 1, FINISHED, 3.0, 1)
-        before = await ledger.record(LedgerStore.charges)
+        await ledger.record(Ledger.mark_accepted, 1, "r-1", 2.0)
+        await ledger.record(Ledger.mark_finished, 1, FINISHED, 3.0, 1)
+        before = await ledger.record(Ledger.charges)
         for group_size in (1, 20):
             results = await gather_results(
-                *(ledger.record(LedgerStore.mark_errored, 1, SOME_ERROR, 4.0, 2) for _ in range(group_size))
+                *(ledger.record(Ledger.mark_errored, 1, SOME_ERROR, 4.0, 2) for _ in range(group_size))
             )
             assert all(isinstance(result, InternalError) for result in results)
-        assert await ledger.record(LedgerStore.charges) == before
+        assert await ledger.record(Ledger.charges) == before
 
     with_ledger(path, use)
 
@@ -150,9 +151,9 @@ def test_run_dir_errors_reach_their_caller(path: Path) -> None:
     """A run at another gateway raises RunDirError for its caller, and the ledger stays usable."""
 
     async def use(ledger: LedgerWriter, _: FailingConnection) -> None:
-        await ledger.record(LedgerStore.start_run, "https://a", "0.1", 1.0)
+        await ledger.record(Ledger.start_run, "https://a", "0.1", 1.0)
         with pytest.raises(RunDirError):
-            await ledger.record(LedgerStore.start_run, "https://b", "0.1", 1.0)
+            await ledger.record(Ledger.start_run, "https://b", "0.1", 1.0)
         assert await record_intent(ledger, "a") == 1
 
     with_ledger(path, use)
@@ -164,7 +165,6 @@ DISK_ERRORS = [
     sqlite3.OperationalError("database or disk is full"),
     sqlite3.OperationalError("disk I/O error"),
     sqlite3.DatabaseError("database disk image is malformed"),
-    OSError(28, "No space left on device"),
 ]
 
 
@@ -186,7 +186,7 @@ def test_the_disk_fails(path: Path, at: str, error: Exception) -> None:
             with pytest.raises(LedgerError):
                 await record_intent(ledger, "after")
         with pytest.raises(LedgerError):
-            await ledger.record(LedgerStore.charges)
+            await ledger.record(Ledger.charges)
 
     with_ledger(path, use)
     assert recorded_counts(path) == {State.SUBMITTING: 1}
@@ -232,10 +232,10 @@ def test_the_disk_fails_after_a_refusal(path: Path) -> None:
 
 def test_commit_maps_foreign_errors(path: Path) -> None:
     """`commit` raises LedgerError for every sqlite3 error."""
-    store = LedgerStore.open(path)
+    store = SqliteLedger.open(path)
     store.close()
     with pytest.raises(LedgerError):
-        commit(store, [Operation(LedgerStore.charges, (), {})])
+        commit(store, [Operation(Ledger.charges, (), {})])
 
 
 # ---- cancellation and close ------------------------------------------------------------------------------
@@ -261,7 +261,7 @@ def test_close_commits_pending_operations(path: Path) -> None:
     """`close` commits the queued transitions, also those of cancelled callers."""
 
     async def main() -> None:
-        ledger = LedgerWriter.open(path)
+        ledger = LedgerWriter(SqliteLedger.open(path))
         tasks = [asyncio.ensure_future(record_intent(ledger, f"job-{n}")) for n in range(1200)]
         await asyncio.sleep(0)
         for task in tasks:
@@ -279,9 +279,9 @@ def test_order_is_kept(path: Path) -> None:
     async def use(ledger: LedgerWriter, _: FailingConnection) -> None:
         results = await gather_results(
             record_intent(ledger, "a"),
-            ledger.record(LedgerStore.mark_accepted, 1, "r-1", 2.0),
-            ledger.record(LedgerStore.mark_finished, 1, FINISHED, 3.0, 1),
-            ledger.record(LedgerStore.mark_stored, 1, [], 4.0),
+            ledger.record(Ledger.mark_accepted, 1, "r-1", 2.0),
+            ledger.record(Ledger.mark_finished, 1, FINISHED, 3.0, 1),
+            ledger.record(Ledger.mark_stored, 1, [], 4.0),
         )
         assert not [result for result in results if isinstance(result, BaseException)]
 
@@ -292,7 +292,7 @@ def test_order_is_kept(path: Path) -> None:
 def test_a_bug_in_a_transition_is_not_swallowed(path: Path) -> None:
     """An unexpected exception reaches the caller, and its transition is not in the ledger."""
 
-    def broken(store: LedgerStore) -> None:
+    def broken(store: Ledger) -> None:
         store.record_intent("half", b"{}", b"f" * 32, b"{}", 1.0, "")
         raise ZeroDivisionError
 
@@ -310,7 +310,7 @@ def test_a_deferred_record_is_durable_before_a_later_one(path: Path) -> None:
 
     async def use(ledger: LedgerWriter, disk: FailingConnection) -> dict[State, int]:
         n = await record_intent(ledger, "a")
-        ledger.record_later(LedgerStore.mark_accepted, n, "r-1", 2.0)
+        ledger.record_later(Ledger.mark_accepted, n, "r-1", 2.0)
         await record_intent(ledger, "b")
         return recorded_counts(path)
 
@@ -322,7 +322,7 @@ def test_close_commits_a_deferred_record(path: Path) -> None:
 
     async def use(ledger: LedgerWriter, disk: FailingConnection) -> None:
         n = await record_intent(ledger, "a")
-        ledger.record_later(LedgerStore.mark_accepted, n, "r-1", 2.0)
+        ledger.record_later(Ledger.mark_accepted, n, "r-1", 2.0)
 
     with_ledger(path, use)
     assert recorded_counts(path) == {State.ACCEPTED: 1}
@@ -333,13 +333,13 @@ def test_a_refused_deferred_record_raises_later(path: Path) -> None:
 
     async def use(ledger: LedgerWriter, disk: FailingConnection) -> None:
         n = await record_intent(ledger, "a")
-        ledger.record_later(LedgerStore.adopt, n, "r-1", 2.0)
+        ledger.record_later(Ledger.adopt, n, "r-1", 2.0)
         results = await gather_results(record_intent(ledger, "b"))
         assert isinstance(results[0], int), "it was already queued"
         with pytest.raises(InternalError, match="job number 1"):
             await record_intent(ledger, "c")
         with pytest.raises(InternalError, match="job number 1"):
-            ledger.record_later(LedgerStore.mark_accepted, n, "r-1", 2.0)
+            ledger.record_later(Ledger.mark_accepted, n, "r-1", 2.0)
 
     with_ledger(path, use)
     assert recorded_counts(path) == {State.SUBMITTING: 2}

@@ -18,9 +18,10 @@ from krea_batch import Engine, Job
 from krea_batch.errors import RunDirError
 from krea_batch.gateway import wire
 from krea_batch.jobs import State
-from krea_batch.ledger import Charges, LedgerStore
+from krea_batch.ledger import Charges
 from krea_batch.ledger.consistency import RowHead, check_run_dir, is_later
 from krea_batch.ledger.rows import KnownJob
+from krea_batch.ledger.sqlite import SqliteLedger
 from krea_batch.maintenance.recover import RecoverReport, decode_row, recover_run
 from krea_batch.maintenance.retry import RetryPlan
 from krea_batch.storage.results_file import encode_row
@@ -189,8 +190,8 @@ class TestRefused:
         """If results.jsonl is gone, too, images of jobs that an older ledger has as pending are refused."""
         gateway = ScriptedGateway()
         run(tmp_path, gateway, 1)
-        store = LedgerStore.open(tmp_path / "ledger.db")
-        store.transaction([lambda store: store.enqueue("paid", b'{"prompt":"paid"}', bytes(32), b"{}", "")])
+        store = SqliteLedger.open(tmp_path / "ledger.db")
+        store.transaction(lambda store: store.enqueue("paid", b'{"prompt":"paid"}', bytes(32), b"{}", ""))
         store.close()
         (tmp_path / "images" / "paid.png").write_bytes(make_png())
         (tmp_path / "results.jsonl").unlink()
@@ -394,7 +395,7 @@ class TestRecover:
         assert rows_by_id(tmp_path)["j0"]["status"] == "rejected"
         delete_ledger(tmp_path)
         recover_run(tmp_path)
-        with closing(LedgerStore.open(tmp_path / "ledger.db", read_only=True)) as store:
+        with closing(SqliteLedger.open(tmp_path / "ledger.db", read_only=True)) as store:
             assert store.charges() == Charges(charged=599, server_errors=1)
 
     def test_the_rest_of_the_jobs_is_submitted(self, tmp_path: Path) -> None:
@@ -415,8 +416,8 @@ class TestRecover:
             async with Engine(out, gateway_client=gateway, rate="10/s", job_timeout_s=600.0) as engine:
                 running = asyncio.create_task(engine.run(make_jobs(JOBS)))
                 await asyncio.sleep(killed_s)
-                with LedgerStore.open(out / "ledger.db", read_only=True)._sql as source:
-                    store = LedgerStore.open(tmp_path / "backup")
+                with SqliteLedger.open(out / "ledger.db", read_only=True)._sql as source:
+                    store = SqliteLedger.open(tmp_path / "backup")
                     source.backup(store._sql)
                     store.close()
                 await running
@@ -536,7 +537,7 @@ class TestRecover:
 
 
 def charges_of(out: Path) -> dict[str, int]:
-    store = LedgerStore.open(out / "ledger.db", read_only=True)
+    store = SqliteLedger.open(out / "ledger.db", read_only=True)
     charges = store.charges()
     store.close()
     return {"charged": charges.charged, "unknown": charges.unknown}

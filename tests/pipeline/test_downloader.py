@@ -14,7 +14,7 @@ import pytest
 from krea_batch import Engine, Job, RunDirError, State
 from krea_batch.events import Event, ImageStored, StateChanged
 from krea_batch.gateway.url_policy import DownloadError
-from krea_batch.ledger import LedgerStore
+from krea_batch.ledger.sqlite import SqliteLedger
 from krea_batch.rules.verdicts import Finished
 from krea_batch.storage.image_file import ImageFile
 from krea_batch.testing.scripted_gateway import ScriptedDownload, ScriptedGateway, make_png
@@ -306,7 +306,7 @@ class TestDisk:
 
         gateway = ScriptedGateway()
         with monkeypatch.context() as patch:
-            patch.setattr(LedgerStore, "mark_stored", kill)
+            patch.setattr(SqliteLedger, "mark_stored_many", kill)
             with pytest.raises(KeyError):
                 run_virtual(run_jobs(tmp_path, gateway, make_jobs(1)))
         assert ledger_states(tmp_path) == {"j0": "finished"}

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from krea_batch import Engine, GatewayError, Job, RunStopped
-from krea_batch.ledger import LedgerStore
+from krea_batch.ledger.sqlite import SqliteLedger
 from krea_batch.rules.verdicts import (
     Errored,
     Failed,
@@ -496,18 +496,18 @@ class TestImplausibleLatencies:
 
     def test_a_wait_for_the_next_run_is_no_latency(self, tmp_path: Path) -> None:
         """If the gateway reports no latencies, the time between two runs is not taken for one."""
-        store = LedgerStore.open(tmp_path / "ledger.db")
-        store.transaction([lambda store: store.start_run("g", "1", 900.0)])
+        store = SqliteLedger.open(tmp_path / "ledger.db")
+        store.transaction(lambda store: store.start_run("g", "1", 900.0))
         for n in range(3):
-            store.transaction([partial(intent, n)])
+            store.transaction(partial(intent, n))
         finished = Finished(("https://cdn.example/a.png",), "image/png")
-        store.transaction([lambda store: store.mark_accepted(1, "r-1", 1000.0)])
-        store.transaction([lambda store: store.mark_finished(1, finished, 1012.0, 1)])
-        store.transaction([lambda store: store.mark_accepted(2, "r-2", 1005.0)])
-        store.transaction([lambda store: store.start_run("g", "1", 1500.0)])
-        store.transaction([lambda store: store.mark_finished(2, finished, 1501.0, 1)])
-        store.transaction([lambda store: store.mark_accepted(3, "r-3", 1600.0)])
-        store.transaction([lambda store: store.mark_finished(3, finished, 1500.0, 1)])  # the clock was set back
+        store.transaction(lambda store: store.mark_accepted(1, "r-1", 1000.0))
+        store.transaction(lambda store: store.mark_finished(1, finished, 1012.0, 1))
+        store.transaction(lambda store: store.mark_accepted(2, "r-2", 1005.0))
+        store.transaction(lambda store: store.start_run("g", "1", 1500.0))
+        store.transaction(lambda store: store.mark_finished(2, finished, 1501.0, 1))
+        store.transaction(lambda store: store.mark_accepted(3, "r-3", 1600.0))
+        store.transaction(lambda store: store.mark_finished(3, finished, 1500.0, 1))  # the clock was set back
         assert [latency_s for _, latency_s in store.latencies(10)] == [12.0]
         store.close()
 
@@ -522,5 +522,5 @@ class TestImplausibleLatencies:
         assert max(first_poll_delays_s(gateway)) <= 30.0 + 1e-3
 
 
-def intent(n: int, store: LedgerStore) -> None:
+def intent(n: int, store: SqliteLedger) -> None:
     store.record_intent(f"j{n}", b"{}", b"f" * 32, b"{}", 999.0, "")

@@ -6,14 +6,14 @@ import errno
 import math
 import os
 import sqlite3
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from random import Random
 from types import SimpleNamespace
 from typing import Any
 from unittest.mock import patch
 
-from krea_batch.ledger import LedgerStore, busy
+from krea_batch.ledger.sqlite import SqliteLedger, busy
 from krea_batch.pipeline import executor
 from krea_batch.storage import spill
 from tests.simulation.process import START_S, SimulatedLoop, sleep_in_thread
@@ -42,19 +42,19 @@ class LedgerFaults:
         if not self.kind:
             yield
             return
-        transact = LedgerStore.transaction
+        attempt = SqliteLedger._attempt
 
-        def transaction(store: LedgerStore, operations: Iterable[Callable[[LedgerStore], Any]]) -> list[Any]:
+        def faulty_attempt(store: SqliteLedger, operation: Callable[[SqliteLedger], Any]) -> Any:
             now_s = loop.time()
             if not self._starts_s <= now_s < self._ends_s:
-                return transact(store, operations)
+                return attempt(store, operation)
             if self.kind.startswith("locked"):
                 # The first to wait gives up soon; from now on the run may end at any moment.
                 if now_s >= self._starts_s + PATIENCE_S - PAUSE_S:
                     self._fail(on_failure)
                 raise _sqlite_error("database is locked", sqlite3.SQLITE_BUSY, "SQLITE_BUSY")
             if self.kind == "unclear commit" and not self.has_failed:  # the disk reports an error after the write
-                transact(store, operations)
+                attempt(store, operation)
             self._fail(on_failure)
             raise _sqlite_error("database or disk is full", sqlite3.SQLITE_FULL, "SQLITE_FULL")
 
@@ -64,7 +64,7 @@ class LedgerFaults:
         loop.runs_threads = self.kind.startswith("locked")
         write_spill = write_no_spill if "spill" in self.kind else spill.write_spill
         with (
-            patch.object(LedgerStore, "transaction", transaction),
+            patch.object(SqliteLedger, "_attempt", faulty_attempt),
             patch.object(busy, "time", SimpleNamespace(monotonic=loop.time, sleep=sleep_in_thread)),
             patch.object(busy, "PAUSE_S", PAUSE_S),
             patch.object(executor, "write_spill", write_spill),

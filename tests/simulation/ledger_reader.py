@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 
-class LedgerReader:
+class LedgerFileReader:
     """A connection of its own, which is opened when it is needed and kept until `close`."""
 
     def __init__(self, out: Path) -> None:

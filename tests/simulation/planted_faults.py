@@ -7,7 +7,7 @@ lead to.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -17,7 +17,8 @@ import pytest
 from krea_batch.gateway import client, evidence, wire
 from krea_batch.gateway.wire import Answer, PolledStatus
 from krea_batch.jobs import State, StoredFile
-from krea_batch.ledger import LedgerStore, busy, consistency
+from krea_batch.ledger import Ledger, consistency
+from krea_batch.ledger.sqlite import SqliteLedger, busy
 from krea_batch.maintenance.resolve import AmbiguousJobs
 from krea_batch.maintenance.retry import RetryPlan
 from krea_batch.pipeline.charge_budget import ChargeBudget
@@ -59,11 +60,12 @@ def retry_a_cut_post(monkeypatch: pytest.MonkeyPatch) -> None:
 def forget_an_acceptance(monkeypatch: pytest.MonkeyPatch) -> None:
     """An accepted POST is recorded as refused."""
 
-    def forget_acceptance(self: LedgerStore, n: int, request_id: str, at: float) -> bool:
-        self.revert_intent(n, "refused")
-        return False
+    def forget_acceptances(self: SqliteLedger, accepted: Sequence[tuple[int, str, float]]) -> list[bool]:
+        for job_no, _, _ in accepted:
+            self.revert_intent(job_no, "refused")
+        return [False] * len(accepted)
 
-    monkeypatch.setattr(LedgerStore, "mark_accepted", forget_acceptance)
+    monkeypatch.setattr(SqliteLedger, "mark_accepted_many", forget_acceptances)
 
 
 def poll_before_recording(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -184,7 +186,7 @@ def write_the_row_first(monkeypatch: pytest.MonkeyPatch) -> None:
 
     async def append_row_first(self: TransitionExecutor, job: InFlightJob, transition: Transition) -> bool:
         if transition.action is Action.STORE:
-            outcome = await self._run.record(LedgerStore.find_job, job.id)
+            outcome = await self._run.record(Ledger.find_job, job.id)
             assert outcome
             row = msgspec.structs.replace(outcome, status=State.SUCCEEDED, files=transition.files)
             results_file._append(self._run.settings.out / RESULTS, [results_file.encode_row(row)])

@@ -20,7 +20,7 @@ from krea_batch.gateway import wire
 from krea_batch.gateway.client import LATE_ANSWER_S
 from tests.simulation import answers
 from tests.simulation.answers import CANDIDATE, CLEAR, CONFLICT, NOTHING, refusal
-from tests.simulation.ledger_reader import LedgerReader
+from tests.simulation.ledger_reader import LedgerFileReader
 from tests.simulation.network import Connection, Reply, Request, broken
 from tests.simulation.outages import Outage, current_outage
 from tests.simulation.random_callbacks import RandomCallbacks
@@ -79,7 +79,7 @@ class RandomGateway:
     `proven`, the outages and the flags; `start_process` clears it.
     """
 
-    def __init__(self, seed: int, ledger: LedgerReader, clock: Callable[[], float], *, few_faults: bool) -> None:
+    def __init__(self, seed: int, ledger: LedgerFileReader, clock: Callable[[], float], *, few_faults: bool) -> None:
         self.seed = seed
         self.clock = clock
         self.few_faults = few_faults

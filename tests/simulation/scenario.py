@@ -21,7 +21,7 @@ from krea_batch.maintenance.resolve import AmbiguousJobs
 from krea_batch.maintenance.retry import RetryPlan
 from krea_batch.rules import poll_schedule
 from tests.simulation.invariants import FOREIGN_FILES, Invariants
-from tests.simulation.ledger_reader import LedgerReader
+from tests.simulation.ledger_reader import LedgerFileReader
 from tests.simulation.network import connected_to
 from tests.simulation.process import CrashingLoop, SimulatedLoop, run_crashing, run_to_the_end
 from tests.simulation.random_gateway import RandomGateway
@@ -49,7 +49,7 @@ class Scenario:
         self.job_ids = [f"j{n}" for n in range(MANY_JOBS)] if has_many_jobs else JOB_IDS
         self.jobs = [Job(prompt=job_id, id=job_id) for job_id in self.job_ids]
         self.rounds = 2 if has_many_jobs else ROUNDS
-        self.ledger = LedgerReader(out)
+        self.ledger = LedgerFileReader(out)
         self.gateway = RandomGateway(seed, self.ledger, self.clock, few_faults=has_many_jobs)
         self.invariants = Invariants(self)
         self.may_resubmit = self.random.random() < 0.3

@@ -12,7 +12,8 @@ import pytest
 
 from krea_batch import Engine, InputError, Job
 from krea_batch.gateway import wire
-from krea_batch.ledger import LedgerStore
+from krea_batch.ledger import Ledger
+from krea_batch.ledger.sqlite import SqliteLedger
 from krea_batch.pipeline import producer
 from krea_batch.sources import InputOptions, JobFiles, check
 from krea_batch.sources.checkpoint import Checkpoint
@@ -264,8 +265,8 @@ async def run_job_file(out: Path, gateway: ScriptedGateway, path: str, max_in_fl
     """Run the job file once, as the command does."""
     with JobFiles([path]) as files:
         if (out / "ledger.db").is_file():
-            store = LedgerStore.open(out / "ledger.db", read_only=True)
-            files.resume_from(*store.read(LedgerStore.checkpoint))
+            store = SqliteLedger.open(out / "ledger.db", read_only=True)
+            files.resume_from(*store.read(Ledger.checkpoint))
             store.close()
         files.check()
         async with Engine(

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from krea_batch.jobs import StoredFile
-from krea_batch.ledger.database import open_database
+from krea_batch.ledger.sqlite.database import open_database
 from krea_batch.storage import atomic
 from krea_batch.storage.atomic import commit, fsync_path, open_for_writing, replacing
 from krea_batch.storage.image_file import ImageFile, commit_many

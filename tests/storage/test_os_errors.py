@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from krea_batch.ledger.database import next_step_of
+from krea_batch.ledger.sqlite.database import next_step_of
 from krea_batch.storage.os_errors import is_out_of_files, next_step
 from tests.processes import clean_environment
 

@@ -13,7 +13,7 @@ import pytest
 
 from krea_batch import Engine, Job, RunStopped
 from krea_batch.gateway.url_policy import DownloadError
-from krea_batch.ledger import LedgerStore
+from krea_batch.ledger.sqlite import SqliteLedger
 from krea_batch.rules.verdicts import Finished
 from krea_batch.storage.sink_writer import CHECK_TIMEOUT_S, PUT_TIMEOUT_S
 from krea_batch.storage.sinks import SinkPermanentError, SinkTransientError, VerifiedImage
@@ -234,7 +234,7 @@ class TestAbortAndKill:
 
         gateway, sink = ScriptedGateway(), ScriptedSink()
         with monkeypatch.context() as patch:
-            patch.setattr(LedgerStore, "mark_stored", kill)
+            patch.setattr(SqliteLedger, "mark_stored_many", kill)
             with pytest.raises(KeyError):
                 run_virtual(run_jobs(tmp_path, gateway, make_jobs(1), sink=sink))
         assert set(sink.stored) == {"j0"}

@@ -81,16 +81,14 @@ def retry(
 
 def _keep_max_charges(out: Path, options: dict[str, Any]) -> None:
     """Use the limit of the latest run if none is given: a retry does not spend more than was allowed."""
-    from contextlib import closing
 
     from krea_batch.cli.ui.formatting import say
-    from krea_batch.ledger import LedgerStore
-    from krea_batch.storage.run_dir import LEDGER
+    from krea_batch.ledger import LedgerReader, read_ledger
 
     if options["max_charges"] is not None:
         return
-    with closing(LedgerStore.open(out / LEDGER, read_only=True)) as store:
-        (latest_run,) = store.read(LedgerStore.latest_run)
+    with read_ledger(out) as store:
+        (latest_run,) = store.read(LedgerReader.latest_run)
     if latest_run is None or latest_run.max_charges is None:
         return
     options["max_charges"] = latest_run.max_charges

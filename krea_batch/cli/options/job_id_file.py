@@ -7,13 +7,12 @@ nothing is removed from them: a changed id may be that of another job, which wou
 from __future__ import annotations
 
 import sys
-from contextlib import closing
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from krea_batch.ledger import LedgerStore
+    from krea_batch.ledger import LedgerReader
 
 BYTE_ORDER_MARK = "\ufeff"  # some editors on Windows start a file with it
 IDS_PER_QUERY = 500  # chosen: SQLite allows 32,766 parameters; more ids per query save no time
@@ -27,14 +26,14 @@ def read_ids(path: str | None, out: Path) -> list[str] | None:
     that cannot be read, has no id, or has one that is not in the run; and as `require_run` does.
     """
     from krea_batch.errors import InputError
-    from krea_batch.ledger import LedgerStore
-    from krea_batch.storage.run_dir import LEDGER, require_run
+    from krea_batch.ledger import read_ledger
+    from krea_batch.storage.run_dir import require_run
 
     if path is None:
         return None
     require_run(out)
     candidates = [_spellings(line, is_first=not n) for n, line in enumerate(_read_lines(path))]
-    with closing(LedgerStore.open(out / LEDGER, read_only=True)) as store:
+    with read_ledger(out) as store:
         known = _known_ids(store, [spelling for spellings in candidates for spelling in spellings])
     name = "standard input" if path == "-" else path
     ids: list[str] = []
@@ -69,13 +68,13 @@ def _spellings(line: str, *, is_first: bool) -> list[str]:
     return spellings
 
 
-def _known_ids(store: LedgerStore, ids: list[str]) -> set[str]:
+def _known_ids(store: LedgerReader, ids: list[str]) -> set[str]:
     """Return those of the ids that the run has."""
-    from krea_batch.ledger import LedgerStore
+    from krea_batch.ledger import LedgerReader
 
     known: set[str] = set()
     for start in range(0, len(ids), IDS_PER_QUERY):
         page = ids[start : start + IDS_PER_QUERY]
-        (fingerprints,) = store.read(partial(LedgerStore.fingerprints, job_ids=page))
+        (fingerprints,) = store.read(partial(LedgerReader.fingerprints, job_ids=page))
         known.update(fingerprints)
     return known

@@ -14,7 +14,6 @@ import ssl
 import sys
 import tempfile
 from collections.abc import Sequence
-from contextlib import closing
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from importlib.metadata import version
@@ -34,7 +33,8 @@ from krea_batch.gateway.health import Unreachable, fetch_server_date, gateway_pr
 from krea_batch.gateway.proxies import Proxy
 from krea_batch.gateway.trusted_certificates import find_bundle, open_context, system_paths
 from krea_batch.gateway.url_policy import check_networks
-from krea_batch.ledger import SQLITE_VERSION, LedgerStore
+from krea_batch.ledger import read_ledger
+from krea_batch.ledger.sqlite import SQLITE_VERSION
 from krea_batch.settings import KEY_VARIABLE, Settings
 from krea_batch.storage.run_dir import LEDGER, RunDir
 
@@ -109,7 +109,7 @@ def _known_cdn_hosts(out: Path) -> list[str]:
     if not (out / LEDGER).is_file():
         return []
     try:
-        with closing(LedgerStore.open(out / LEDGER, read_only=True)) as store:
+        with read_ledger(out) as store:
             (urls,) = store.read(lambda store: store.latest_media_urls(MAX_KNOWN_IMAGES))
     except (RunDirError, LedgerError):
         return []

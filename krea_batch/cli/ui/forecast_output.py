@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sys
-from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +14,7 @@ from krea_batch.errors import RunDirError, SettingsError
 from krea_batch.forecast import Forecast, ForecastRequest, forecast
 from krea_batch.forecast.estimate import MAX_SIMULATED_JOBS, MAX_SIMULATED_JOBS_QUICK, SIMULATED_IMAGE_BYTES
 from krea_batch.forecast.latency_model import DEFAULT_LATENCY, Latencies, empirical, parse_latencies, scaled
-from krea_batch.ledger import LedgerStore
+from krea_batch.ledger import LedgerReader, read_ledger
 from krea_batch.rules.lifecycle import count_ended
 from krea_batch.settings import Rate, Settings
 from krea_batch.sources import CheckResult
@@ -56,7 +55,7 @@ def forecast_request(
 def _latencies_of_run(out: Path) -> tuple[Latencies, float]:
     """Return the latencies of an earlier run, and the mean size of its images in bytes."""
     require_run(out)
-    with closing(LedgerStore.open(out / LEDGER, read_only=True)) as store:
+    with read_ledger(out) as store:
         (samples,) = store.read(lambda store: store.latencies(MAX_LATENCY_SAMPLES))
         (page, _) = store.read(lambda store: store.outcomes(0, MAX_LATENCY_SAMPLES))[0]
     if not samples:
@@ -69,8 +68,8 @@ def remaining_jobs(jobs: int, out: Path | None) -> int:
     """Return how many of the jobs have not ended in the run directory."""
     if out is None or not (out / LEDGER).is_file():
         return jobs
-    with closing(LedgerStore.open(out / LEDGER, read_only=True)) as store:
-        (counts,) = store.read(LedgerStore.counts)
+    with read_ledger(out) as store:
+        (counts,) = store.read(LedgerReader.counts)
     return max(0, jobs - count_ended(counts))
 
 
@@ -125,6 +124,6 @@ def _run_with_latencies(out: Path) -> Path | None:
     """Return the run directory if it has latencies to learn from."""
     if not (out / LEDGER).is_file():
         return None
-    with closing(LedgerStore.open(out / LEDGER, read_only=True)) as store:
+    with read_ledger(out) as store:
         (samples,) = store.read(lambda store: store.latencies(1))
     return out if samples else None

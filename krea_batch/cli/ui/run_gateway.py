@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
-from contextlib import AsyncExitStack, asynccontextmanager, closing
+from contextlib import AsyncExitStack, asynccontextmanager
 
 import msgspec
 
 from krea_batch.cli.ui.run_session import start_simulator
 from krea_batch.errors import RunDirError
 from krea_batch.gateway.client import GatewayClient
-from krea_batch.ledger import LedgerStore
+from krea_batch.ledger import LedgerReader, read_ledger
 from krea_batch.settings import ApiKey, Settings
-from krea_batch.storage.run_dir import LEDGER
 
 
 @asynccontextmanager
@@ -25,8 +24,8 @@ async def open_run_gateway(settings: Settings, key: ApiKey, *, simulate: bool) -
         if simulate:
             url = await start_simulator(stack, settings.out)
             settings = msgspec.structs.replace(settings, gateway=url)
-        with closing(LedgerStore.open(settings.out / LEDGER, read_only=True)) as store:
-            (origin,) = store.read(LedgerStore.gateway)
+        with read_ledger(settings.out) as store:
+            (origin,) = store.read(LedgerReader.gateway)
         if origin != settings.origin:
             problem = f"the jobs were submitted to {origin}, not to {settings.origin}"
             hint = "add --simulate" if "127.0.0.1" in str(origin) else "use the same --gateway"

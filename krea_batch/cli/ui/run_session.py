@@ -7,7 +7,7 @@ import os
 import signal
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import AsyncExitStack, ExitStack, closing
+from contextlib import AsyncExitStack, ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -38,7 +38,7 @@ from krea_batch.errors import (
 from krea_batch.events import Listener
 from krea_batch.forecast import Forecast
 from krea_batch.jobs import State
-from krea_batch.ledger import LedgerStore
+from krea_batch.ledger import LedgerReader, read_ledger
 from krea_batch.ledger.paging import iter_rows
 from krea_batch.settings import KEY_VARIABLE, ApiKey, Settings, Webhook
 from krea_batch.sources import CheckResult, JobFiles
@@ -85,20 +85,16 @@ def find_key(key_file: str | None) -> ApiKey:
 
 def check_jobs(files: JobFiles, settings: Settings, *, skip_invalid: bool, quiet: bool) -> CheckResult:
     """Check every line before anything is charged. Raises JobFileError for invalid lines, unless they are skipped."""
-    ledger = settings.out / LEDGER
-    store = LedgerStore.open(ledger, read_only=True) if ledger.is_file() else None
-    try:
+    with ExitStack() as stack:
+        store = stack.enter_context(read_ledger(settings.out)) if (settings.out / LEDGER).is_file() else None
         if store:
-            files.resume_from(*store.read(LedgerStore.checkpoint))
+            files.resume_from(*store.read(LedgerReader.checkpoint))
         with CheckProgress(quiet=quiet) as progress:
             checked = files.check(
                 lookup=_fingerprint_lookup(store) if store else None,
                 on_progress=progress.update,
                 recorded_jobs=_recorded_jobs(store) if store else None,
             )
-    finally:
-        if store:
-            store.close()
     shown = _limit_repeats(checked.problems)
     for problem in shown:
         say(str(problem))
@@ -125,7 +121,7 @@ def _limit_repeats(problems: Iterable[LineProblem]) -> list[LineProblem]:
     return shown
 
 
-def _fingerprint_lookup(store: LedgerStore) -> Callable[[Sequence[str]], Mapping[str, bytes]]:
+def _fingerprint_lookup(store: LedgerReader) -> Callable[[Sequence[str]], Mapping[str, bytes]]:
     """Return a function that looks up the fingerprints of those ids that the ledger has."""
 
     def known(job_ids: Sequence[str]) -> Mapping[str, bytes]:
@@ -135,7 +131,7 @@ def _fingerprint_lookup(store: LedgerStore) -> Callable[[Sequence[str]], Mapping
     return known
 
 
-def _recorded_jobs(store: LedgerStore) -> RecordedJobs:
+def _recorded_jobs(store: LedgerReader) -> RecordedJobs:
     """Return the jobs of the ledger for rows without an id."""
 
     def page(after_job_no: int, limit: int) -> list[tuple[int, str, bytes]]:
@@ -145,7 +141,7 @@ def _recorded_jobs(store: LedgerStore) -> RecordedJobs:
     def numbered() -> Iterator[tuple[str, bytes]]:
         return ((job_id, fingerprint) for _, job_id, fingerprint in iter_rows(page, lambda row: row[0]))
 
-    (counts,) = store.read(LedgerStore.counts)
+    (counts,) = store.read(LedgerReader.counts)
     return RecordedJobs(sum(counts.values()), numbered)
 
 
@@ -308,7 +304,7 @@ class RunSession:
         if not self._checked.duplicates:
             return
         try:
-            with closing(LedgerStore.open(out / LEDGER, read_only=True)) as store:
+            with read_ledger(out) as store:
                 self._files.duplicates.write(out, lambda job_id: store.read(lambda each: each.find_job(job_id))[0])
         except OSError as error:
             say(f"krea-batch: cannot write {out / DUPLICATES} ({error.strerror}); run again to write it")

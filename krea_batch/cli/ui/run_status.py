@@ -10,7 +10,6 @@ import asyncio
 import time
 from collections import Counter, deque
 from collections.abc import Callable
-from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -21,9 +20,9 @@ from krea_batch.engine.engine import Engine
 from krea_batch.events import Event, JobEnded, JobResumed, RetryScheduled, StateChanged
 from krea_batch.forecast import Forecast
 from krea_batch.jobs import State
-from krea_batch.ledger import LedgerStore
+from krea_batch.ledger import LedgerReader, read_ledger
 from krea_batch.rules.lifecycle import count_ended
-from krea_batch.storage.run_dir import LEDGER, is_locked
+from krea_batch.storage.run_dir import is_locked
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -322,11 +321,11 @@ class LedgerStatusReader:
     def read(self) -> RunStatus:
         """Read the status. Raises RunDirError, LedgerError."""
         self.is_running = is_locked(self._out)  # read first, so that what the end of the run writes is seen
-        with closing(LedgerStore.open(self._out / LEDGER, read_only=True)) as store:
+        with read_ledger(self._out) as store:
             counts, submissions, run, errors = store.read(
-                LedgerStore.counts,
-                LedgerStore.submission_count,
-                LedgerStore.latest_run,
+                LedgerReader.counts,
+                LedgerReader.submission_count,
+                LedgerReader.latest_run,
                 lambda store: store.top_errors(MAX_ERRORS_SHOWN),
             )
         done = count_ended(counts)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +12,9 @@ from krea_batch.cli.app import error_text
 from krea_batch.cli.ui.formatting import format_bytes, format_duration, pluralize
 from krea_batch.errors import KreaBatchError
 from krea_batch.jobs import State
-from krea_batch.ledger import Charges, LedgerStore
+from krea_batch.ledger import Charges, LedgerReader, read_ledger
 from krea_batch.storage.outputs import path_text
-from krea_batch.storage.run_dir import IMAGES, LEDGER, RESULTS
+from krea_batch.storage.run_dir import IMAGES, RESULTS
 
 FINAL_FIRST = sorted(State, key=lambda state: not state.info.final)
 """The states in the order of the summary."""
@@ -31,8 +30,8 @@ class RunTotals(msgspec.Struct, frozen=True):
     @classmethod
     def read(cls, out: Path) -> RunTotals:
         """Read them from the ledger. Raises RunDirError if there is none, LedgerError if it cannot be read."""
-        with closing(LedgerStore.open(out / LEDGER, read_only=True)) as store:
-            return cls(out, *store.read(LedgerStore.counts, LedgerStore.charges))
+        with read_ledger(out) as store:
+            return cls(out, *store.read(LedgerReader.counts, LedgerReader.charges))
 
     @property
     def total(self) -> int:

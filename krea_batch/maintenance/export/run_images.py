@@ -15,8 +15,8 @@ import msgspec
 
 from krea_batch.errors import InputError
 from krea_batch.jobs import Outcome, State, StoredFile
-from krea_batch.ledger import LedgerStore
-from krea_batch.storage.run_dir import IMAGES, LEDGER, require_run
+from krea_batch.ledger import read_outcomes, snapshot_ledger
+from krea_batch.storage.run_dir import IMAGES, require_run
 
 EXPORT_PAGE_ROWS = 500  # chosen: ledger rows per query, which limits the memory used
 
@@ -85,7 +85,7 @@ class RunImages:
         require_run(out)
         self.out = out
         self._ids = None if ids is None else set(ids)
-        self._store = LedgerStore.snapshot(out / LEDGER)
+        self._store = snapshot_ledger(out)
 
     def __enter__(self) -> Self:
         return self
@@ -122,7 +122,7 @@ class RunImages:
     def _outcomes(self) -> Iterator[Outcome]:
         after: int | None = 0
         while after is not None:
-            page, after = self._store.outcomes_page(after, EXPORT_PAGE_ROWS)
+            page, after = read_outcomes(self._store, after, EXPORT_PAGE_ROWS)
             for outcome in page:
                 if outcome.status is State.SUCCEEDED and (self._ids is None or outcome.id in self._ids):
                     yield outcome

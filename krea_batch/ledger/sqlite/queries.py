@@ -10,10 +10,7 @@ from typing import Any, Self
 
 from krea_batch.errors import LedgerError
 from krea_batch.jobs import FINAL, RETRYABLE, Outcome, State
-from krea_batch.ledger.database import next_step_of
 from krea_batch.ledger.rows import (
-    KIND_SQL,
-    OPEN_JOB_COLUMNS,
     OUTCOME_COLUMNS,
     AmbiguousJob,
     Charges,
@@ -27,7 +24,15 @@ from krea_batch.ledger.rows import (
     read_files,
     read_media,
 )
+from krea_batch.ledger.sqlite.database import next_step_of
 from krea_batch.storage.results_rows import ResultsMark
+
+_BODY_TEXT = "CAST(body AS TEXT)"
+KIND_SQL = f"json_extract({_BODY_TEXT}, '$.aspect_ratio') || ' ' || json_extract({_BODY_TEXT}, '$.creativity')"
+OPEN_JOB_COLUMNS = (
+    "job_no, job_id, state, request_id, media, attempts, errors, polls, accepted_at,"
+    f" coalesce({KIND_SQL}, ''), tenant, coalesce(image_name, '')"
+)
 
 OPEN_JOBS = "disposition IS NULL"  # must equal the condition of the index jobs_open
 UNSUCCESSFUL_JOBS = "disposition = 'unsuccessful'"  # must equal that of jobs_unsuccessful
@@ -49,33 +54,33 @@ RETRYABLE_AND_RESUMED = ", ".join(f"'{state}'" for state in RETRYABLE if not sta
 """The retryable states whose jobs a run may also resume without a retry by the user, as an SQL list."""
 
 
-class LedgerQueries:
-    """Read-only queries of one run's SQLite file. Instants are seconds since 1970."""
+class SqliteQueries:
+    """Read-only queries of one run's SQLite file. See `LedgerReader` for its methods."""
 
     def __init__(self, path: Path, connection: sqlite3.Connection) -> None:
         self.path = path
         self._sql = connection
 
+    def close(self) -> None:
+        self._sql.close()
+
     def read(self, *queries: Callable[[Self], Any]) -> list[Any]:
-        """Return the results of several queries in one transaction. Raises LedgerError if the file cannot be read."""
-        try:
+        with self.errors():
+            if self._sql.in_transaction:  # a snapshot is
+                return [query(self) for query in queries]
             self._sql.execute("BEGIN")
             try:
                 return [query(self) for query in queries]
             finally:
                 self._sql.execute("ROLLBACK")
-        except sqlite3.Error as error:
-            raise self.unreadable(error) from error
 
     def ambiguous_job(self, job_no: int) -> OpenJob | None:
-        """Return the job with this number if it is ambiguous, else None."""
         row = self._sql.execute(
             f"SELECT {OPEN_JOB_COLUMNS} FROM jobs WHERE job_no = ? AND state = 'ambiguous'", (job_no,)
         ).fetchone()
         return open_job(row) if row else None
 
     def unsuccessful_jobs(self, states: Collection[State]) -> list[tuple[int, str, State]]:
-        """Return number, id and state of the jobs in these states, which must be retryable ones."""
         rows = self._sql.execute(
             f"SELECT job_no, job_id, state FROM jobs WHERE {UNSUCCESSFUL_JOBS}"
             " UNION ALL SELECT job_no, job_id, state FROM jobs"
@@ -85,7 +90,6 @@ class LedgerQueries:
         return [(job_no, job_id, State(state)) for job_no, job_id, state in rows if State(state) in states]
 
     def ambiguous_jobs(self) -> list[AmbiguousJob]:
-        """Return the jobs that are ambiguous, or whose POST is in flight (or was, when its process ended)."""
         rows = self._sql.execute(
             "SELECT job_no, job_id, submitted_at, coalesce(error_message, 'being submitted'), body FROM jobs"
             f" WHERE {OPEN_JOBS} AND state IN ('ambiguous', 'submitting') ORDER BY job_no"
@@ -99,7 +103,6 @@ class LedgerQueries:
         ]
 
     def latest_run(self) -> RunRecord | None:
-        """Return the latest run, or None."""
         row = self._sql.execute(
             "SELECT started_at, rate_per_s, expected_jobs, max_charges, count_server_errors FROM runs"
             " ORDER BY run_no DESC LIMIT 1"
@@ -110,17 +113,14 @@ class LedgerQueries:
         return RunRecord(started_at, rate_per_s, expected_jobs, max_charges, bool(count_server_errors))
 
     def gateway(self) -> str | None:
-        """Return the gateway of the latest run, as `Settings.origin`, or None."""
         row = self._sql.execute("SELECT gateway FROM runs ORDER BY run_no DESC LIMIT 1").fetchone()
         return row[0] if row else None
 
     def results_bytes(self) -> int | None:
-        """Return the size of results.jsonl if it was complete when the latest run ended, else None."""
         row = self._sql.execute("SELECT results_bytes FROM runs ORDER BY run_no DESC LIMIT 1").fetchone()
         return row[0] if row else None
 
     def last_settled_job(self) -> int:
-        """Return the number of the last job if no job will change any more, else 0."""
         (job_no,) = self._sql.execute(
             f"SELECT CASE WHEN EXISTS (SELECT 1 FROM jobs WHERE {OPEN_JOBS}) THEN 0"
             " ELSE (SELECT coalesce(max(job_no), 0) FROM jobs) END"
@@ -128,17 +128,14 @@ class LedgerQueries:
         return int(job_no)
 
     def checkpoint(self) -> bytes | None:
-        """Return what `save_checkpoint` recorded last, or None."""
         row = self._sql.execute("SELECT data FROM checkpoint").fetchone()
         return bytes(row[0]) if row else None
 
     def found_limit(self) -> tuple[bytes, float] | None:
-        """Return what `save_found_limit` recorded last, and when; or None."""
         row = self._sql.execute("SELECT data, found_at FROM found_limit").fetchone()
         return (bytes(row[0]), row[1]) if row else None
 
     def open_jobs(self, after_job_no: int, limit: int) -> list[OpenJob]:
-        """Return up to `limit` jobs to resume with numbers above `after_job_no`, in order."""
         rows = self._sql.execute(
             f"SELECT {OPEN_JOB_COLUMNS} FROM jobs WHERE {OPEN_JOBS}"
             f" AND state IN ({RESUMED_AS_THEY_ARE}) AND job_no > ? ORDER BY job_no LIMIT ?",
@@ -147,12 +144,6 @@ class LedgerQueries:
         return [open_job(row) for row in rows]
 
     def latencies(self, limit: int) -> list[tuple[str, float]]:
-        """Return kind and latency in seconds of the latest completed jobs, the oldest first.
-
-        The latency is the gateway's own if it is at most the observed one, from the acceptance to the poll that found
-        the job completed. Else it is the observed one, unless a new run started in between: until then, no poll was
-        sent, so it says nothing.
-        """
         rows = self._sql.execute(
             f"SELECT coalesce({KIND_SQL}, ''), coalesce({TRUSTED_TOOK_S}, CASE WHEN NOT EXISTS (SELECT 1 FROM runs"
             f" WHERE started_at BETWEEN accepted_at AND finished_at) THEN {OBSERVED_S} END)"
@@ -162,25 +153,21 @@ class LedgerQueries:
         return [(kind, took_s) for kind, took_s in rows if took_s is not None and took_s >= 0][::-1]
 
     def latest_media_urls(self, limit: int) -> list[str]:
-        """Return the URLs of the images of the latest completed jobs."""
         rows = self._sql.execute(
             "SELECT media FROM jobs WHERE media IS NOT NULL ORDER BY job_no DESC LIMIT ?", (limit,)
         )
         return [url for (media,) in rows for url in read_media(media).media_urls]
 
     def request_of(self, job_no: int) -> tuple[bytes, bytes, bytes]:
-        """Return body, fingerprint and metadata of a job, for another POST."""
         row = self._sql.execute("SELECT body, fingerprint, metadata FROM jobs WHERE job_no = ?", (job_no,)).fetchone()
         return bytes(row[0]), bytes(row[1]), bytes(row[2])
 
     def fingerprints(self, job_ids: Sequence[str]) -> dict[str, bytes]:
-        """Return the fingerprints of those ids that the ledger has."""
         placeholders = ",".join("?" * len(job_ids))
         rows = self._sql.execute(f"SELECT job_id, fingerprint FROM jobs WHERE job_id IN ({placeholders})", job_ids)
         return {job_id: bytes(fingerprint) for job_id, fingerprint in rows}
 
     def numbered_jobs(self, after_job_no: int, limit: int) -> list[tuple[int, str, bytes]]:
-        """Return job number, id and fingerprint of up to `limit` jobs whose ids are digits, in order."""
         rows = self._sql.execute(
             "SELECT job_no, job_id, fingerprint FROM jobs WHERE job_no > ? AND job_id NOT GLOB '*[^0-9]*'"
             " ORDER BY job_no LIMIT ?",
@@ -189,17 +176,14 @@ class LedgerQueries:
         return [(job_no, job_id, bytes(fingerprint)) for job_no, job_id, fingerprint in rows]
 
     def outcome(self, job_no: int) -> Outcome:
-        """Return the outcome of a job."""
         row = self._sql.execute(f"SELECT {OUTCOME_COLUMNS} FROM jobs WHERE job_no = ?", (job_no,)).fetchone()
         return outcome_of(row)
 
     def find_job(self, job_id: str) -> Outcome | None:
-        """Return the outcome of a job by its id, whether it has ended or not; None if the ledger does not have it."""
         row = self._sql.execute(f"SELECT {OUTCOME_COLUMNS} FROM jobs WHERE job_id = ?", (job_id,)).fetchone()
         return outcome_of(row) if row else None
 
     def outcomes(self, after_job_no: int, limit: int) -> tuple[list[Outcome], int | None]:
-        """Return a page of outcomes of ended jobs, and the number after which to continue (None at the end)."""
         rows = self._sql.execute(
             f"SELECT {OUTCOME_COLUMNS}, job_no FROM jobs WHERE job_no > ? ORDER BY job_no LIMIT ?",
             (after_job_no, limit),
@@ -208,19 +192,10 @@ class LedgerQueries:
         return ended, rows[-1][-1] if rows else None
 
     def jobs_page(self, after_job_no: int, limit: int) -> list[tuple[int, Outcome]]:
-        """Return number and outcome of up to `limit` jobs, ended or not, in order."""
         sql = f"SELECT {OUTCOME_COLUMNS}, job_no FROM jobs WHERE job_no > ? ORDER BY job_no LIMIT ?"
         return [(row[-1], outcome_of(row[:-1])) for row in self._sql.execute(sql, (after_job_no, limit))]
 
-    def outcomes_page(self, after_job_no: int, limit: int) -> tuple[list[Outcome], int | None]:
-        """Do the same as `outcomes`, and raise LedgerError if the file cannot be read."""
-        try:
-            return self.outcomes(after_job_no, limit)
-        except sqlite3.Error as error:
-            raise self.unreadable(error) from error
-
     def counts(self) -> dict[State, int]:
-        """Return the number of jobs in each state that has any."""
         rows = self._sql.execute(
             f"SELECT state, count(*) FROM jobs WHERE {OPEN_JOBS} GROUP BY state UNION ALL"
             f" SELECT state, count(*) FROM jobs WHERE {UNSUCCESSFUL_JOBS} GROUP BY state"
@@ -233,13 +208,11 @@ class LedgerQueries:
         return counts
 
     def submission_count(self) -> int:
-        """Return the number of submissions of all runs."""
         # Submissions are never deleted, so the highest number is their count.
         (count,) = self._sql.execute("SELECT coalesce(max(submission_no), 0) FROM submissions").fetchone()
         return int(count)
 
     def top_errors(self, limit: int) -> list[tuple[str, int]]:
-        """Return the most common error messages of jobs without an image, with their numbers."""
         sql = (
             f"SELECT message, count(*) FROM (SELECT error_message AS message FROM jobs WHERE {UNSUCCESSFUL_JOBS}"
             " UNION ALL"
@@ -249,7 +222,6 @@ class LedgerQueries:
         return self._sql.execute(sql, (limit,)).fetchall()
 
     def submissions_page(self, after_submission_no: int, limit: int) -> list[tuple[int, float, str]]:
-        """Return number, instant and result of up to `limit` submissions, in order."""
         sql = (
             "SELECT submission_no, sent_at, coalesce(result, 'in_flight') FROM submissions"
             " WHERE submission_no > ? ORDER BY submission_no LIMIT ?"
@@ -257,7 +229,6 @@ class LedgerQueries:
         return self._sql.execute(sql, (after_submission_no, limit)).fetchall()
 
     def timings_page(self, after_job_no: int, limit: int) -> list[JobTiming]:
-        """Return the timings of up to `limit` accepted jobs, in order."""
         sql = (
             f"SELECT job_no, accepted_at, finished_at, stored_at, {TRUSTED_TOOK_S}, polls FROM jobs"
             " WHERE job_no > ? AND accepted_at IS NOT NULL ORDER BY job_no LIMIT ?"
@@ -265,11 +236,9 @@ class LedgerQueries:
         return [JobTiming(*row) for row in self._sql.execute(sql, (after_job_no, limit))]
 
     def has_succeeded(self) -> bool:
-        """Return whether any job has succeeded."""
         return self._sql.execute("SELECT 1 FROM jobs WHERE state = 'succeeded' LIMIT 1").fetchone() is not None
 
     def charges(self) -> Charges:
-        """Return the charges of all runs of the directory."""
         row = self._sql.execute(
             "SELECT count(*) FILTER (WHERE result = 'accepted' AND NOT refunded),"
             " count(*) FILTER (WHERE refunded),"
@@ -279,18 +248,15 @@ class LedgerQueries:
         return Charges(*row)
 
     def submission_of(self, request_id: str) -> str | None:
-        """Return the id of the job with a submission of this request_id; None if there is none."""
         sql = "SELECT job_id FROM submissions JOIN jobs USING (job_no) WHERE submissions.request_id = ?"
         row = self._sql.execute(sql, (request_id,)).fetchone()
         return row[0] if row else None
 
     def find_numbered_job(self, job_id: str) -> tuple[int, State] | None:
-        """Return number and state of a job; None if the ledger does not have it."""
         row = self._sql.execute("SELECT job_no, state FROM jobs WHERE job_id = ?", (job_id,)).fetchone()
         return (row[0], State(row[1])) if row else None
 
     def known_jobs(self, job_ids: Sequence[str]) -> dict[str, KnownJob]:
-        """Return those jobs that the ledger has, by id."""
         rows = self._sql.execute(
             "SELECT job_id, job_no, state, attempts, request_id FROM jobs"
             f" WHERE job_id IN ({','.join('?' * len(job_ids))})",
@@ -302,16 +268,11 @@ class LedgerQueries:
         }
 
     def known_request_ids(self, request_ids: Sequence[str]) -> dict[str, int]:
-        """Return the number of the job for those request_ids that the ledger has."""
         placeholders = ",".join("?" * len(request_ids))
         sql = f"SELECT request_id, job_no FROM submissions WHERE request_id IN ({placeholders})"
         return dict(self._sql.execute(sql, request_ids).fetchall())
 
     def accepted_files(self, names: Sequence[str]) -> dict[str, tuple[str, ...] | None]:
-        """Return the paths of the images of the accepted jobs with these names; None while images are missing.
-
-        The name of a job is its `image_name`, or else its id.
-        """
         placeholders = ",".join(f"?{n}" for n in range(1, len(names) + 1))
         rows = self._sql.execute(
             f"SELECT job_id, {_FILES_SQL} FROM jobs WHERE job_id IN ({placeholders}) AND request_id IS NOT NULL"
@@ -322,25 +283,21 @@ class LedgerQueries:
         return _paths_by_name(rows)
 
     def accepted_files_folded(self, folded_names: Collection[str]) -> dict[str, tuple[str, ...] | None]:
-        """Do the same by the names after str.casefold. Reads every job."""
         rows = self._sql.execute(
             f"SELECT coalesce(image_name, job_id), {_FILES_SQL} FROM jobs WHERE request_id IS NOT NULL"
         )
         return _paths_by_name((folded, files) for name, files in rows if (folded := name.casefold()) in folded_names)
 
     def accepted_ids(self, job_ids: Sequence[str]) -> set[str]:
-        """Return those of these ids that are of accepted jobs."""
         placeholders = ",".join("?" * len(job_ids))
         sql = f"SELECT job_id FROM jobs WHERE job_id IN ({placeholders}) AND request_id IS NOT NULL"
         return {job_id for (job_id,) in self._sql.execute(sql, job_ids)}
 
     def job_counts_after(self, job_no: int) -> dict[State, int]:
-        """Return the number of jobs in each state, of those with numbers above `job_no`."""
         rows = self._sql.execute("SELECT state, count(*) FROM jobs WHERE job_no > ? GROUP BY state", (job_no,))
         return {State(state): count for state, count in rows}
 
     def last_job_no(self) -> int:
-        """Return the highest number of a job; 0 if there is none."""
         (job_no,) = self._sql.execute("SELECT coalesce(max(job_no), 0) FROM jobs").fetchone()
         return int(job_no)
 
@@ -353,16 +310,13 @@ class LedgerQueries:
         return None if problem == "ok" else str(problem)
 
     def has_jobs(self) -> bool:
-        """Return whether the ledger has any job."""
         return self._sql.execute("SELECT 1 FROM jobs LIMIT 1").fetchone() is not None
 
     def results_mark(self) -> ResultsMark | None:
-        """Return how far results.jsonl has rows of known jobs only, as far as recorded; None if that is unknown."""
         row = self._sql.execute("SELECT size_bytes, tail_sha256 FROM results_mark").fetchone()
         return ResultsMark(row[0], bytes(row[1])) if row else None
 
     def unsubmitted_names(self) -> Iterator[str]:
-        """Yield the names of the images of pending jobs without an accepted submission."""
         rows = self._sql.execute(
             f"SELECT coalesce(image_name, job_id) FROM jobs WHERE {OPEN_JOBS}"
             " AND state = 'pending' AND request_id IS NULL"
@@ -370,7 +324,7 @@ class LedgerQueries:
         return (name for (name,) in rows)
 
     @contextmanager
-    def errors_of_sqlite(self) -> Iterator[None]:
+    def errors(self) -> Iterator[None]:
         """Raise LedgerError for an error of SQLite."""
         try:
             yield

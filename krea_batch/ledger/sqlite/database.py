@@ -14,16 +14,16 @@ from pathlib import Path
 
 from krea_batch.errors import RunDirError
 from krea_batch.jobs import STATES, State
-from krea_batch.ledger.busy import is_busy, locked_error, wait_while_busy
+from krea_batch.ledger.sqlite.busy import is_busy, locked_error, wait_while_busy
 from krea_batch.storage.atomic import NO_FOLLOW
 from krea_batch.storage.os_errors import next_step
-from krea_batch.storage.run_dir import is_locked
+from krea_batch.storage.run_dir import file_size, is_locked
 
 APPLICATION_ID = 0x4B524541  # "KREA"
 SCHEMA_VERSION = 9
 SQLITE_VERSION = sqlite3.sqlite_version
 BUSY_TIMEOUT_S = 10.0  # chosen: read locks of other processes, such as `status`, are much shorter
-BUSY_ATTEMPT_S = 1.0  # chosen: how long SQLite waits for a lock by itself; `LedgerStore` then says so, and waits on
+BUSY_ATTEMPT_S = 1.0  # chosen: how long SQLite waits for a lock by itself; then `wait_while_busy` does
 WAL_LIMIT_BYTES = 4 << 20  # SQLite's own limit for checkpoints (1,000 pages); the file is cut to it when it is reused
 CACHE_KIB = 16_384  # measured: with the default of 2 MB, a job of 100,000 costs 1.3 times as much as one of 3,000
 MAX_CACHED_STATEMENTS = 512  # chosen: statements for several rows exist in several sizes
@@ -63,14 +63,6 @@ def empty_database() -> sqlite3.Connection:
     connection = sqlite3.connect(":memory:", isolation_level=None, check_same_thread=False)
     _create_tables(connection)
     return connection
-
-
-def file_size(path: Path) -> int:
-    """Return the size of a file; 0 if there is none."""
-    try:
-        return path.stat().st_size
-    except FileNotFoundError:
-        return 0
 
 
 def wal_of(path: Path) -> Path:
@@ -250,4 +242,4 @@ def schema() -> str:
     """Return the statements that create the tables, with the dispositions from DISPOSITIONS."""
     cases = " ".join(f"WHEN '{state}' THEN '{disposition}'" for state, disposition in DISPOSITIONS.items())
     disposition = f"CASE state {cases} END"
-    return files("krea_batch.ledger").joinpath("schema.sql").read_text("utf-8").format(disposition=disposition)
+    return files("krea_batch.ledger.sqlite").joinpath("schema.sql").read_text("utf-8").format(disposition=disposition)

@@ -14,14 +14,14 @@ import msgspec
 from krea_batch.errors import RunDirError
 from krea_batch.jobs import Outcome, State
 from krea_batch.ledger.consistency import RowHead, is_later
-from krea_batch.ledger.database import DISPOSITIONS
 from krea_batch.ledger.rows import KnownJob
-from krea_batch.ledger.transitions import LedgerStore
+from krea_batch.ledger.sqlite.database import DISPOSITIONS
+from krea_batch.ledger.sqlite.ledger import SqliteLedger
 from krea_batch.rules.verdicts import SERVER_ERRORS
 from krea_batch.storage.run_dir import IMAGES, TAKEN_SUFFIX
 
 
-def rebuild_job(store: LedgerStore, row: Outcome, body: bytes, fingerprint: bytes) -> int | None:
+def rebuild_job(ledger: SqliteLedger, row: Outcome, body: bytes, fingerprint: bytes) -> int | None:
     """Add the job of a row, or update it if the row is later than the ledger. Idempotent.
 
     Return the job's number, or None if the ledger knew the job as it is in the row, or in a later state.
@@ -29,26 +29,26 @@ def rebuild_job(store: LedgerStore, row: Outcome, body: bytes, fingerprint: byte
     `body` is the row's request, encoded as it was sent. Raises RunDirError if the ledger has another request under
     the id, or another job with the request_id: the row is of another run.
     """
-    job = store.known_jobs([row.id]).get(row.id)
-    owner = store.submission_of(row.request_id) if row.request_id else None
-    is_other_request = job is not None and msgspec.json.decode(store.request_of(job.job_no)[0]) != row.request
+    job = ledger.known_jobs([row.id]).get(row.id)
+    owner = ledger.submission_of(row.request_id) if row.request_id else None
+    is_other_request = job is not None and msgspec.json.decode(ledger.request_of(job.job_no)[0]) != row.request
     if is_other_request or (owner is not None and owner != row.id):
         what = f"request_id {row.request_id}" if owner not in (None, row.id) else "id"
         raise RunDirError(
-            store.path,
+            ledger.path,
             f"job {row.id!r} of results.jsonl is not the job that the ledger has under its {what}: the two files are"
             " of different runs",
             "move one of them away",
         )
     head = RowHead(row.id, row.status, row.request_id, row.attempts)
     if job is None:
-        job_no = _insert(store, row, body, fingerprint)
+        job_no = _insert(ledger, row, body, fingerprint)
     elif is_later(head, job, request_known=owner is not None):
         job_no = job.job_no
-        _update(store, job_no, row)
+        _update(ledger, job_no, row)
     else:
         return None
-    _record_submissions(store, job_no, row, job, request_known=owner is not None)
+    _record_submissions(ledger, job_no, row, job, request_known=owner is not None)
     return job_no
 
 
@@ -69,10 +69,10 @@ def _values(row: Outcome) -> tuple[object, ...]:
     )  # fmt: skip
 
 
-def _insert(store: LedgerStore, row: Outcome, body: bytes, fingerprint: bytes) -> int:
+def _insert(ledger: SqliteLedger, row: Outcome, body: bytes, fingerprint: bytes) -> int:
     columns = ("job_id", "body", "fingerprint", "metadata", "image_name", *_COLUMNS)
     metadata = msgspec.json.encode(row.metadata)
-    cursor = store._sql.execute(
+    cursor = ledger._sql.execute(
         f"INSERT INTO jobs ({', '.join(columns)}) VALUES ({', '.join('?' * len(columns))})",
         (row.id, body, fingerprint, metadata, _image_name_of(row), *_values(row)),
     )
@@ -89,14 +89,14 @@ def _image_name_of(row: Outcome) -> str | None:
     return None if row.id in (name, preferred) else preferred
 
 
-def _update(store: LedgerStore, job_no: int, row: Outcome) -> None:
+def _update(ledger: SqliteLedger, job_no: int, row: Outcome) -> None:
     keep = {"request_id": "coalesce(?, request_id)", "errors": "max(errors, ?)"}
     assignments = ", ".join(f"{column} = {keep.get(column, '?')}" for column in _COLUMNS)
-    store._sql.execute(f"UPDATE jobs SET {assignments} WHERE job_no = ?", (*_values(row), job_no))
+    ledger._sql.execute(f"UPDATE jobs SET {assignments} WHERE job_no = ?", (*_values(row), job_no))
 
 
 def _record_submissions(
-    store: LedgerStore, job_no: int, row: Outcome, job: KnownJob | None, *, request_known: bool
+    ledger: SqliteLedger, job_no: int, row: Outcome, job: KnownJob | None, *, request_known: bool
 ) -> None:
     """Record the submissions that the row proves, and their results.
 
@@ -108,14 +108,14 @@ def _record_submissions(
     refunded = int(row.status is State.ERRORED)
     if row.request_id and not request_known:
         values = ("accepted", row.request_id, refunded)
-        if not (latest_is_accepted and open_submission and _settle(store, job_no, *values)):
-            _add(store, job_no, sent_at, *values)
+        if not (latest_is_accepted and open_submission and _settle(ledger, job_no, *values)):
+            _add(ledger, job_no, sent_at, *values)
     elif row.request_id and refunded:
-        store._sql.execute("UPDATE submissions SET refunded = 1 WHERE request_id = ?", (row.request_id,))
+        ledger._sql.execute("UPDATE submissions SET refunded = 1 WHERE request_id = ?", (row.request_id,))
     if not latest_is_accepted and row.attempts:
         result = "ambiguous" if row.status.info.charged is not False else _result_of_refusal(row)
-        if not (open_submission and _settle(store, job_no, result, None, 0)):
-            _add(store, job_no, sent_at, result, None, 0)
+        if not (open_submission and _settle(ledger, job_no, result, None, 0)):
+            _add(ledger, job_no, sent_at, result, None, 0)
 
 
 def _result_of_refusal(row: Outcome) -> str:
@@ -123,9 +123,9 @@ def _result_of_refusal(row: Outcome) -> str:
     return "server_error" if is_server_error else "refused"
 
 
-def _settle(store: LedgerStore, job_no: int, result: str, request_id: str | None, refunded: int) -> bool:
+def _settle(ledger: SqliteLedger, job_no: int, result: str, request_id: str | None, refunded: int) -> bool:
     """Set the result of the latest submission if it is unknown. Return False if there is no such submission."""
-    cursor = store._sql.execute(
+    cursor = ledger._sql.execute(
         "UPDATE submissions SET result = ?, request_id = ?, refunded = ? WHERE submission_no ="
         " (SELECT max(submission_no) FROM submissions WHERE job_no = ?)"
         " AND (result IS NULL OR result = 'ambiguous')",
@@ -134,8 +134,10 @@ def _settle(store: LedgerStore, job_no: int, result: str, request_id: str | None
     return cursor.rowcount == 1
 
 
-def _add(store: LedgerStore, job_no: int, sent_at: float, result: str, request_id: str | None, refunded: int) -> None:
-    store._sql.execute(
+def _add(
+    ledger: SqliteLedger, job_no: int, sent_at: float, result: str, request_id: str | None, refunded: int
+) -> None:
+    ledger._sql.execute(
         "INSERT INTO submissions (job_no, sent_at, result, request_id, refunded) VALUES (?, ?, ?, ?, ?)",
         (job_no, sent_at, result, request_id, refunded),
     )

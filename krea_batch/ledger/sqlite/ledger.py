@@ -1,25 +1,26 @@
-"""The transitions of jobs, written to SQLite. Each public method is one action of `rules.lifecycle`.
+"""The transitions of jobs, written to SQLite.
 
-The states of an UPDATE are those of the action's path. If it changes no row, two parts of the engine disagree about a
-job; that is a bug, which is raised as InternalError and never written over.
+The states of an UPDATE are those of the action's path. If it changes no row, InternalError is raised.
 """
 
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import lru_cache
 from itertools import chain, repeat
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Self, TypeVar
 
 import msgspec
 
-from krea_batch.errors import InternalError, RunDirError
+from krea_batch.errors import InternalError, LedgerError, RunDirError
 from krea_batch.jobs import FINAL, ErrorInfo, Outcome, State, StoredFile
-from krea_batch.ledger.database import DISPOSITIONS, open_database, open_error
-from krea_batch.ledger.queries import OPEN_JOBS, LedgerQueries
+from krea_batch.ledger.protocol import Intent
 from krea_batch.ledger.rows import OUTCOME_COLUMNS, outcome_of
+from krea_batch.ledger.sqlite.busy import wait_while_busy
+from krea_batch.ledger.sqlite.database import DISPOSITIONS, empty_database, next_step_of, open_database, open_error
+from krea_batch.ledger.sqlite.queries import OPEN_JOBS, SqliteQueries
 from krea_batch.rules import lifecycle
 from krea_batch.rules.lifecycle import Action, path_of
 from krea_batch.rules.verdicts import Finished
@@ -28,15 +29,13 @@ from krea_batch.storage.results_rows import ResultsMark
 T = TypeVar("T")
 
 MAX_ROWS = 64  # measured: more rows in one statement do not make a row cheaper
-Intent = tuple[str, bytes, bytes, bytes, float, str, str]
-"""The arguments of `record_intent`."""
 
 
-class LedgerStore(LedgerQueries):
-    """The SQLite file of one run. Not thread-safe: `LedgerWriter` calls it from its one thread."""
+class SqliteLedger(SqliteQueries):
+    """The ledger of one run in an SQLite file. See `Ledger` for its methods."""
 
     @classmethod
-    def snapshot(cls, path: Path) -> LedgerStore:
+    def snapshot(cls, path: Path) -> SqliteLedger:
         """Open the file for reading, as it is now, whatever is written to it later. Raises as `open` does."""
         store = cls.open(path, read_only=True)
         try:
@@ -48,34 +47,47 @@ class LedgerStore(LedgerQueries):
         return store
 
     @classmethod
-    def open(cls, path: Path, *, read_only: bool = False) -> LedgerStore:
+    def empty(cls, path: Path) -> SqliteLedger:
+        """Return a ledger without jobs, in memory, in place of the file at `path`."""
+        return cls(path, empty_database())
+
+    @classmethod
+    def open(cls, path: Path, *, read_only: bool = False) -> SqliteLedger:
         """Open the file; create it unless `read_only`. Raises RunDirError for a foreign or newer file."""
         try:
             return cls(path, open_database(path, read_only=read_only))
         except sqlite3.Error as error:
             raise open_error(path, error) from error
 
-    def close(self) -> None:
-        self._sql.close()
+    def transaction(self, operation: Callable[[Self], T]) -> T:
+        try:
+            return wait_while_busy(self.path, lambda: self._attempt(operation))
+        except sqlite3.Error as error:
+            problem = f"cannot write the ledger ({error})"
+            raise LedgerError(self.path, problem, f"{next_step_of(error)}, then run again to resume") from error
 
-    def transaction(self, operations: Iterable[Callable[[LedgerStore], T]]) -> list[T]:
-        """Apply all operations in one transaction. It is durable at return; if one raises, nothing is written."""
+    def _attempt(self, operation: Callable[[Self], T]) -> T:
+        """Apply an operation in a transaction, unless another program has locked the file."""
         self._sql.execute("BEGIN IMMEDIATE")
         try:
-            results = [operation(self) for operation in operations]
+            result = operation(self)
             self._sql.execute("COMMIT")
         except BaseException:
             if self._sql.in_transaction:
                 self._sql.execute("ROLLBACK")
             raise
-        return results
+        return result
+
+    def maintain(self) -> None:
+        """Copy the WAL into the file, as far as readers allow."""
+        with self.errors():
+            self._sql.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchall()
 
     # ---- submitting --------------------------------------------------------------------------------------
 
     def enqueue(
         self, job_id: str, body: bytes, fingerprint: bytes, metadata: bytes, tenant: str, image_name: str = ""
     ) -> None:
-        """Record a new job as pending. A job that is recorded already is not changed."""
         self._sql.execute(
             "INSERT INTO jobs (job_id, state, body, fingerprint, metadata, tenant, image_name)"
             " VALUES (?, 'pending', ?, ?, ?, ?, nullif(?, '')) ON CONFLICT (job_id) DO NOTHING",
@@ -92,14 +104,9 @@ class LedgerStore(LedgerQueries):
         tenant: str,
         image_name: str = "",
     ) -> int:
-        """Record the intent to POST a new or pending job, and return its number. The POST may be sent at return.
-
-        A pending job keeps the `image_name` with which it was recorded.
-        """
         return self.record_intents([(job_id, body, fingerprint, metadata, at, tenant, image_name)])[0]
 
     def record_intents(self, intents: Sequence[Intent]) -> list[int]:
-        """Do the same for several jobs."""
         written = self._fetch_all(
             "INSERT INTO jobs (job_id, state, body, fingerprint, metadata, submitted_at, tenant, image_name,"
             " attempts)"
@@ -122,16 +129,13 @@ class LedgerStore(LedgerQueries):
         return [job_no for job_no, _ in submissions]
 
     def revert_intent(self, job_no: int, result: str) -> None:
-        """Make a job pending again: its POST was `refused`, a `server_error` or `not_sent`, so nothing was queued."""
         self._transition(job_no, Action.REVERT, State.SUBMITTING)
         self._set_result(job_no, result)
 
     def mark_accepted(self, job_no: int, request_id: str, at: float) -> bool:
-        """Record the request_id of an accepted, charged POST. Return False, unchanged, if another job has it."""
         return self.mark_accepted_many([(job_no, request_id, at)])[0]
 
     def mark_accepted_many(self, accepted: Sequence[tuple[int, str, float]]) -> list[bool]:
-        """Do the same for several jobs."""
         accept = "UPDATE submissions SET result = 'accepted', request_id = column2 FROM {rows}"
         try:
             self._fetch_all(f"{accept} WHERE job_no = column1 AND result IS NULL", accepted)
@@ -142,35 +146,26 @@ class LedgerStore(LedgerQueries):
         return [True] * len(accepted)
 
     def mark_rejected(self, job_no: int, error: ErrorInfo, at: float, result: str = "refused") -> Outcome:
-        """Record that the gateway refuses this request for good. `result` is `refused` or `server_error`."""
         self._set_result(job_no, result)
         return self._end_job(job_no, Action.REJECT, State.SUBMITTING, error, at)
 
     def mark_ambiguous(self, job_no: int, error: ErrorInfo, at: float, answer: bytes = b"") -> Outcome:
-        """Record that a POST was sent and that it is unknown whether the gateway accepted it.
-
-        `answer` is the beginning of its answer, which `krea-batch resolve` shows.
-        """
         self._set_result(job_no, "ambiguous", answer)
         return self._end_job(job_no, Action.MARK_AMBIGUOUS, State.SUBMITTING, error, at)
 
     def resubmit_submitting(self, job_no: int, answer: bytes = b"") -> None:
-        """Record the same, and make the job pending: the user has chosen in advance to submit it again."""
         self._set_result(job_no, "ambiguous", answer)
         self._transition(job_no, Action.RESUBMIT, State.SUBMITTING)
 
     # ---- ambiguous jobs ----------------------------------------------------------------------------------
 
     def resubmit(self, job_no: int) -> None:
-        """Record the user's decision to submit an ambiguous job again."""
         self._transition(job_no, Action.RESUBMIT, State.AMBIGUOUS, "error_kind = NULL, error_message = NULL")
 
     def abandon(self, job_no: int, state: State, at: float) -> Outcome:
-        """Record the user's decision not to submit an ambiguous job again, or not to wait for one that timed out."""
         return self._end_job(job_no, Action.ABANDON, state, _ABANDONED[state], at)
 
     def adopt(self, job_no: int, request_id: str, at: float) -> bool:
-        """Record that an ambiguous job was accepted under this request_id. Return False if another job has it."""
         if self._has_request_id(request_id):
             return False
         assignments = "request_id = ?, accepted_at = ?, finished_at = NULL, error_kind = NULL, error_message = NULL"
@@ -184,7 +179,6 @@ class LedgerStore(LedgerQueries):
         return True
 
     def callback_secret(self, new_secret: bytes) -> bytes:
-        """Return the secret of the callback URLs; store `new_secret` if there is none yet."""
         self._sql.execute(
             "INSERT INTO callback_secret VALUES (1, ?) ON CONFLICT (singleton) DO NOTHING", (new_secret,)
         )
@@ -192,7 +186,6 @@ class LedgerStore(LedgerQueries):
         return bytes(secret)
 
     def mark_in_flight_ambiguous(self) -> None:
-        """Mark jobs as ambiguous whose POST was in flight when the process ended."""
         self._sql.execute("UPDATE submissions SET result = 'ambiguous' WHERE result IS NULL")
         for (job_no,) in self._sql.execute(
             f"SELECT job_no FROM jobs WHERE {OPEN_JOBS} AND state = 'submitting'"
@@ -200,29 +193,24 @@ class LedgerStore(LedgerQueries):
             self._end_job(job_no, Action.MARK_AMBIGUOUS, State.SUBMITTING, _KILLED, 0.0)
 
     def retry(self, job_no: int, state: State) -> None:
-        """Record the user's decision to submit an unsuccessful job again. Earlier charges stay recorded."""
         assignments = "errors = 0, finished_at = NULL, error_kind = NULL, error_message = NULL"
         self._transition(job_no, Action.RETRY, state, assignments)
 
     # ---- images -----------------------------------------------------------------------------------------
 
     def mark_finished(self, job_no: int, finished: Finished, at: float, polls: int) -> None:
-        """Record that the gateway has completed the images, and their URLs."""
         self.mark_finished_many([(job_no, finished, at, polls)])
 
     def mark_finished_many(self, finished: Sequence[tuple[int, Finished, float, int]]) -> list[None]:
-        """Do the same for several jobs."""
         rows = [(job_no, msgspec.json.encode(output).decode(), at, polls) for job_no, output, at, polls in finished]
         assignments = "media = column2, finished_at = column3, polls = column4"
         self._transition_many(Action.FINISH, State.ACCEPTED, assignments, rows)
         return [None] * len(rows)
 
     def mark_stored(self, job_no: int, stored: Sequence[StoredFile], at: float) -> Outcome:
-        """Record that every image of the job is stored, and return its outcome."""
         return self.mark_stored_many([(job_no, stored, at)])[0]
 
     def mark_stored_many(self, stored: Sequence[tuple[int, Sequence[StoredFile], float]]) -> list[Outcome]:
-        """Do the same for several jobs."""
         rows = [(job_no, msgspec.json.encode(files).decode(), at) for job_no, files, at in stored]
         assignments = "files = column2, stored_at = column3, error_kind = NULL, error_message = NULL"
         self._transition_many(Action.STORE, State.FINISHED, assignments, rows)
@@ -234,28 +222,20 @@ class LedgerStore(LedgerQueries):
         return [outcomes[job_no] for (job_no,) in job_nos]
 
     def mark_failed(self, job_no: int, error: ErrorInfo, at: float, polls: int) -> Outcome:
-        """Record that the gateway reported FAILED."""
         return self._end_job(job_no, Action.FAIL, State.ACCEPTED, error, at, polls)
 
     def mark_errored(self, job_no: int, error: ErrorInfo, at: float, polls: int) -> Outcome:
-        """Record that the gateway reported ERROR, and no attempt is left."""
         self._mark_refunded(job_no)
         return self._end_job(job_no, Action.GIVE_UP, State.ACCEPTED, error, at, polls)
 
     def requeue_errored(self, job_no: int, polls: int) -> None:
-        """Record that the gateway reported ERROR, which is not charged, and make the job pending again."""
         self._mark_refunded(job_no)
         self._transition(job_no, Action.REQUEUE, State.ACCEPTED, "polls = ?", (polls,))
 
     def refresh_urls(self, job_no: int) -> None:
-        """Record that the URLs of a finished job have expired, so that it is polled again."""
         self._transition(job_no, Action.REFRESH, State.FINISHED, "media = NULL, finished_at = NULL")
 
     def mark_timed_out(self, job_no: int, old: State, error: ErrorInfo, at: float, polls: int) -> Outcome:
-        """Record that this run stops waiting for an accepted or finished job.
-
-        Its request_id is kept, and the next run polls again.
-        """
         return self._end_job(job_no, Action.TIME_OUT, old, error, at, polls)
 
     # ---- runs --------------------------------------------------------------------------------------------
@@ -270,10 +250,6 @@ class LedgerStore(LedgerQueries):
         max_charges: int | None = None,
         count_server_errors: bool = False,
     ) -> int:
-        """Record the start of a run with at most `rate_per_s` submits per second, and return its number.
-
-        Raises RunDirError if earlier runs used another gateway.
-        """
         previous = self.gateway()
         if previous and previous != gateway:
             raise RunDirError(
@@ -289,25 +265,21 @@ class LedgerStore(LedgerQueries):
         return int(cursor.lastrowid or 0)
 
     def set_expected_jobs(self, expected_jobs: int) -> None:
-        """Record how many jobs the run directory will have."""
         self._sql.execute(
             "UPDATE runs SET expected_jobs = ? WHERE run_no = (SELECT max(run_no) FROM runs)", (expected_jobs,)
         )
 
     def set_results_size(self, size_bytes: int | None) -> None:
-        """Record the size of a complete results.jsonl; None if it is not complete."""
         self._sql.execute(
             "UPDATE runs SET results_bytes = ? WHERE run_no = (SELECT max(run_no) FROM runs)", (size_bytes,)
         )
 
     def save_checkpoint(self, data: bytes) -> None:
-        """Record how far the job files were read, as far as every job is in the ledger."""
         self._sql.execute(
             "INSERT INTO checkpoint VALUES (1, ?1) ON CONFLICT (singleton) DO UPDATE SET data = ?1", (data,)
         )
 
     def save_found_limit(self, data: bytes, at: float) -> None:
-        """Record the limit of the gateway that this run has found."""
         self._sql.execute(
             "INSERT INTO found_limit VALUES (1, ?1, ?2)"
             " ON CONFLICT (singleton) DO UPDATE SET data = ?1, found_at = ?2",
@@ -315,14 +287,9 @@ class LedgerStore(LedgerQueries):
         )
 
     def end_run(self, run_no: int, at: float) -> None:
-        """Record the normal end of a run."""
         self._sql.execute("UPDATE runs SET ended_at = ? WHERE run_no = ?", (at, run_no))
 
     def recover(self, *, max_attempts: int, resubmit_ambiguous: bool) -> bool:
-        """Move jobs of earlier runs into the states in which this run resumes them.
-
-        Return True if jobs that had ended are open again.
-        """
         unended = False
         self.mark_in_flight_ambiguous()
         rows = self._sql.execute(f"SELECT job_no, state, errors FROM jobs WHERE {OPEN_JOBS}").fetchall()
@@ -340,16 +307,11 @@ class LedgerStore(LedgerQueries):
     # ---- the files ---------------------------------------------------------------------------------------
 
     def set_results_mark(self, mark: ResultsMark) -> None:
-        """Record that results.jsonl starts with these bytes, whose rows are all of jobs in the ledger."""
         self._sql.execute(
             "INSERT INTO results_mark VALUES (1, ?1, ?2)"
             " ON CONFLICT (singleton) DO UPDATE SET size_bytes = ?1, tail_sha256 = ?2",
             mark,
         )
-
-    def checkpoint_wal(self) -> None:
-        """Copy the WAL into the file, as far as readers allow, without waiting for them."""
-        self._sql.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchall()
 
     # ---- helpers -----------------------------------------------------------------------------------------
 
