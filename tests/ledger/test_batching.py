@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from random import Random
@@ -15,9 +15,9 @@ from hypothesis import strategies as st
 from krea_batch.errors import InternalError
 from krea_batch.jobs import ErrorInfo, Outcome, State, StoredFile
 from krea_batch.ledger import Ledger
-from krea_batch.ledger.sqlite import SqliteLedger
 from krea_batch.ledger.writer import Operation, apply_all, commit
 from krea_batch.rules.verdicts import Finished
+from tests.ledger.places import PLACES, LedgerPlace
 
 SOME_INSTANT_AT = 1_774_951_200.123456
 BATCHING_ERROR = ErrorInfo("kind", "a message")
@@ -51,21 +51,8 @@ def store(n: int) -> Operation:
     )
 
 
-def apply_batch(ledger: SqliteLedger, *operations: Operation) -> list[Any]:
+def apply_batch(ledger: Ledger, *operations: Operation) -> list[Any]:
     return ledger.transaction(partial(apply_all, operations))
-
-
-def all_rows_of(ledger: SqliteLedger) -> list[Any]:
-    """Return all rows of jobs and of submissions."""
-    rows = ledger._sql.execute("SELECT * FROM jobs ORDER BY job_no").fetchall()
-    return [*rows, *ledger._sql.execute("SELECT * FROM submissions ORDER BY submission_no").fetchall()]
-
-
-@pytest.fixture
-def ledger(tmp_path: Path) -> Iterator[SqliteLedger]:
-    opened = SqliteLedger.open(tmp_path / "ledger.db")
-    yield opened
-    opened.close()
 
 
 # ---- the same results ------------------------------------------------------------------------------------
@@ -94,15 +81,16 @@ def next_operations(n: int, stage: int, random: Random) -> list[Operation]:
             return []
 
 
+@pytest.mark.parametrize("make_place", PLACES.values(), ids=PLACES)
 @settings(max_examples=40, deadline=None)
 @given(seed=st.integers(0, 2**32), count=st.integers(1, 150))
 def test_a_batch_equals_its_operations_one_by_one(
-    tmp_path_factory: pytest.TempPathFactory, seed: int, count: int
+    make_place: Callable[[Path], LedgerPlace], tmp_path_factory: pytest.TempPathFactory, seed: int, count: int
 ) -> None:
     """Rows and results are the same, whether operations are applied in a batch or one by one."""
-    folder = tmp_path_factory.mktemp("ledgers")
+    places = [make_place(tmp_path_factory.mktemp(name)) for name in ("single", "batched")]
     random = Random(seed)
-    single, batched = SqliteLedger.open(folder / "single.db"), SqliteLedger.open(folder / "batched.db")
+    single, batched = (place.open() for place in places)
     stages: dict[int, int] = {}
     for _ in range(8):
         by_job = []
@@ -120,13 +108,13 @@ def test_a_batch_equals_its_operations_one_by_one(
         if batch:
             results = [single.transaction(operation.apply) for operation in batch]
             assert apply_batch(batched, *batch) == results
-            assert all_rows_of(single) == all_rows_of(batched)
+            assert places[0].dump() == places[1].dump()
     single.close()
     batched.close()
 
 
 @pytest.mark.parametrize("count", [1, 2, 63, 64, 65, 200])
-def test_batches_of_any_size(ledger: SqliteLedger, count: int) -> None:
+def test_batches_of_any_size(ledger: Ledger, count: int) -> None:
     """In a batch of any size, each job has its own number, result and row."""
     ids = [f"job-{index}" for index in range(count)]
     numbers = apply_batch(ledger, *map(intent, ids))
@@ -140,7 +128,7 @@ def test_batches_of_any_size(ledger: SqliteLedger, count: int) -> None:
     assert ledger.charges().charged == count
 
 
-def test_deferred_records_come_before_the_next_step(ledger: SqliteLedger) -> None:
+def test_deferred_records_come_before_the_next_step(ledger: Ledger) -> None:
     """One batch may finish and store a job, or finish it and mark it timed out, among operations of other jobs."""
     apply_batch(ledger, *map(intent, "abcd"))
     apply_batch(ledger, *map(accept, (1, 2, 3, 4)))
@@ -159,7 +147,7 @@ def test_deferred_records_come_before_the_next_step(ledger: SqliteLedger) -> Non
     assert results[5] == 5
 
 
-def test_bytes_are_stored_unchanged(ledger: SqliteLedger) -> None:
+def test_bytes_are_stored_unchanged(ledger: Ledger) -> None:
     """Body and fingerprint are read back byte for byte."""
     body, fingerprint = b'{"prompt":"\xf0\x9f\xa6\x8a \\u0000 {rows}"}', bytes(range(224, 256))
     (n,) = apply_batch(ledger, intent("a", body, fingerprint))
@@ -169,11 +157,12 @@ def test_bytes_are_stored_unchanged(ledger: SqliteLedger) -> None:
 # ---- refused operations ----------------------------------------------------------------------------------
 
 
-def test_two_intents_of_one_job_are_refused(ledger: SqliteLedger) -> None:
+def test_two_intents_of_one_job_are_refused(ledger: Ledger, place: LedgerPlace) -> None:
     """A batch with two intents of one job raises InternalError, since a second POST could be charged."""
+    before = place.dump()
     with pytest.raises(InternalError, match="'a'"):
         apply_batch(ledger, intent("a"), intent("b"), intent("a"))
-    assert all_rows_of(ledger) == []
+    assert place.dump() == before
     apply_batch(ledger, intent("c"))
     apply_batch(ledger, operation(Ledger.revert_intent, 1, "refused"))
     with pytest.raises(InternalError, match="'c'"):
@@ -181,7 +170,7 @@ def test_two_intents_of_one_job_are_refused(ledger: SqliteLedger) -> None:
     assert ledger.counts() == {State.PENDING: 1}
 
 
-def test_a_refused_operation_is_refused_alone(ledger: SqliteLedger) -> None:
+def test_a_refused_operation_is_refused_alone(ledger: Ledger) -> None:
     """If an operation of a batch is refused, `commit` applies all others."""
     apply_batch(ledger, *map(intent, "abc"))
     results = commit(ledger, [accept(1), accept(2), accept(2), accept(9), accept(3)])
@@ -192,18 +181,18 @@ def test_a_refused_operation_is_refused_alone(ledger: SqliteLedger) -> None:
     assert ledger.counts() == {State.ACCEPTED: 3}
 
 
-def test_a_job_in_another_state(ledger: SqliteLedger) -> None:
+def test_a_job_in_another_state(ledger: Ledger, place: LedgerPlace) -> None:
     """A batch with a job in another state than expected raises InternalError and changes no job."""
     apply_batch(ledger, *map(intent, "ab"))
     apply_batch(ledger, accept(1))
-    before = all_rows_of(ledger)
+    before = place.dump()
     with pytest.raises(InternalError, match="1, 2"):
         apply_batch(ledger, finish(1), finish(2))
-    assert all_rows_of(ledger) == before
+    assert place.dump() == before
 
 
 @pytest.mark.parametrize("earlier", [True, False], ids=["of an earlier batch", "of the same batch"])
-def test_a_duplicate_request_id(ledger: SqliteLedger, earlier: bool) -> None:
+def test_a_duplicate_request_id(ledger: Ledger, earlier: bool) -> None:
     """Two jobs never share a request_id: the first one keeps it, and the result of the other one is False."""
     apply_batch(ledger, *map(intent, "abcd"))
     first = [accept(1, "same")]

@@ -1,0 +1,21 @@
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from krea_batch.ledger import Ledger
+from tests.ledger.places import PLACES, LedgerPlace
+
+
+@pytest.fixture(params=PLACES)
+def place(request: pytest.FixtureRequest, tmp_path: Path) -> LedgerPlace:
+    return PLACES[request.param](tmp_path)
+
+
+@pytest.fixture
+def ledger(place: LedgerPlace) -> Iterator[Ledger]:
+    opened = place.open()
+    yield opened
+    opened.close()
