@@ -11,6 +11,7 @@ import errno
 import socket
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from datetime import UTC, datetime
+from functools import partial
 from typing import Any, Self
 from urllib.parse import urlsplit
 
@@ -57,9 +58,8 @@ MAX_CDN_HOSTS = 64  # chosen: the images of a run are on a few hosts
 class ImageDownload:
     """A download in progress; see `protocols.ImageBody`."""
 
-    def __init__(self, response: aiohttp.ClientResponse, offset: int, deadline_s: float) -> None:
+    def __init__(self, response: aiohttp.ClientResponse, offset: int) -> None:
         self._response = response
-        self._deadline_s = deadline_s  # in the event loop's clock
         self.offset = offset
         self.is_sized = announces_size(response.status, response.headers)
         etag = response.headers.get("ETag", "")
@@ -73,14 +73,12 @@ class ImageDownload:
 
     async def chunks(self) -> AsyncIterator[bytes]:
         """Yield the bytes, at most 64 MiB including `offset`. Raises DownloadError if the transfer breaks off."""
-        received_bytes, loop = self.offset, asyncio.get_running_loop()
+        received_bytes = self.offset
         try:
             while chunk := await self._response.content.read(CHUNK_BYTES):  # each read is limited by READ_TIMEOUT_S
                 received_bytes += len(chunk)
                 if received_bytes > MAX_IMAGE_BYTES:
                     raise DownloadError(f"the image is larger than {MAX_IMAGE_BYTES} bytes")
-                if loop.time() > self._deadline_s:
-                    raise TimeoutError
                 yield chunk
         except NETWORK_ERRORS as error:
             raise DownloadError(describe_error(error)) from None
@@ -115,10 +113,13 @@ class GatewayClient:
         self._cdn_proxies: dict[tuple[str, int | None], Proxy | None] = {}
         tls = open_context()
         self._posts = open_session(is_traced=True, tls=tls)
-        self._polls = KeptSessions(lambda: open_session(is_kept=True, tls=tls))
-        self._cdn = open_session(read_timeout_s=READ_TIMEOUT_S, socket_factory=self._open_allowed_socket, tls=tls)
+        self._polls = KeptSessions(
+            lambda: open_session(is_kept=True, total_timeout_s=self._request_timeout_s, tls=tls)
+        )
+        open_cdn = partial(open_session, total_timeout_s=DOWNLOAD_TIMEOUT_S, read_timeout_s=READ_TIMEOUT_S, tls=tls)
+        self._cdn = open_cdn(socket_factory=self._open_allowed_socket)
         # The proxy itself may have a private address, and it alone connects to the CDN.
-        self._proxied_cdn = open_session(read_timeout_s=READ_TIMEOUT_S, tls=tls)
+        self._proxied_cdn = open_cdn()
         return self
 
     async def __aexit__(self, *_: object) -> None:
@@ -195,8 +196,7 @@ class GatewayClient:
         session, is_reused = self._polls.take()
         polled = None
         try:
-            async with asyncio.timeout(self._request_timeout_s):
-                answer = await self._get_status(session, request_id)
+            answer = await self._get_status(session, request_id)
             polled = wire.read_poll_answer(answer, request_id, now=datetime.now(UTC), is_reused=is_reused)
         except NETWORK_ERRORS as error:
             return PollFailed(describe_error(error))
@@ -235,10 +235,8 @@ class GatewayClient:
         if rejection:
             raise _refused_url(url, rejection)
         headers = {"Range": f"bytes={offset}-", "If-Range": etag} if offset and etag else {}
-        deadline_s = asyncio.get_running_loop().time() + DOWNLOAD_TIMEOUT_S
         try:
-            async with asyncio.timeout_at(deadline_s):
-                response = await self._request_image(_verbatim_url(url), headers)
+            response = await self._request_image(_verbatim_url(url), headers)
         except NETWORK_ERRORS as error:
             raise DownloadError(describe_error(error)) from None
         except ValueError as error:  # yarl and aiohttp reject some URLs only when they are used
@@ -247,7 +245,7 @@ class GatewayClient:
             response.close()
             return await self.download(url)
         try:
-            return self._open_image(response, offset if headers else 0, deadline_s)
+            return self._open_image(response, offset if headers else 0)
         except DownloadError:
             response.close()
             raise
@@ -265,9 +263,7 @@ class GatewayClient:
             self._cdn_proxies[host] = find_proxy(url.scheme, *host)
         return self._cdn_proxies[host]
 
-    def _open_image(
-        self, response: aiohttp.ClientResponse, requested_offset: int, deadline_s: float
-    ) -> ImageDownload:
+    def _open_image(self, response: aiohttp.ClientResponse, requested_offset: int) -> ImageDownload:
         """Return the download of a response. Raises DownloadError if the response has no usable image."""
         if response.status not in (200, 206):
             wait_s = wire.retry_after_s(
@@ -278,11 +274,8 @@ class GatewayClient:
             raise DownloadError("the image was sent compressed")
         if length_bytes(response) > MAX_IMAGE_BYTES:
             raise DownloadError(f"the image is larger than {MAX_IMAGE_BYTES} bytes")
-        return ImageDownload(
-            response,
-            response_offset(response.status, response.headers.get("Content-Range"), requested_offset),
-            deadline_s,
-        )
+        offset = response_offset(response.status, response.headers.get("Content-Range"), requested_offset)
+        return ImageDownload(response, offset)
 
     def _open_allowed_socket(self, address: tuple[Any, ...]) -> socket.socket:
         """Open a socket for a resolved address unless it is in a private network (SECURITY.md)."""

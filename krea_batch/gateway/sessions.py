@@ -76,6 +76,7 @@ def open_session(
     *,
     is_kept: bool = False,
     is_traced: bool = False,
+    total_timeout_s: float | None = None,
     read_timeout_s: float | None = None,
     socket_factory: aiohttp.SocketFactoryType | None = None,
     tls: ssl.SSLContext | bool = True,
@@ -85,8 +86,9 @@ def open_session(
     The key is not among its headers, since aiohttp sends those of a session to a proxy too, unencrypted.
 
     With `is_kept` it has a single connection, which it keeps for KEEPALIVE_S; otherwise each request has a new one.
-    With `is_traced` each request passes a `Transmission` as `trace_request_ctx`. A response that pauses for
-    `read_timeout_s` fails with a time-out; other time-outs are the caller's. `tls` is that of `open_context`.
+    With `is_traced` each request passes a `Transmission` as `trace_request_ctx`. A request fails with a time-out if
+    it is not read to its end within `total_timeout_s`, or if its response pauses for `read_timeout_s`. `tls` is that
+    of `open_context`.
     """
     connection_options: dict[str, Any] = {"limit": 1, "keepalive_timeout": KEEPALIVE_S} if is_kept else {"limit": 0}
     trace_configs = []
@@ -103,7 +105,9 @@ def open_session(
         ),
         headers={"Accept-Encoding": "identity", **once},
         cookie_jar=aiohttp.DummyCookieJar(),
-        timeout=aiohttp.ClientTimeout(sock_connect=CONNECT_TIMEOUT_S, sock_read=read_timeout_s),
+        timeout=aiohttp.ClientTimeout(
+            total=total_timeout_s, sock_connect=CONNECT_TIMEOUT_S, sock_read=read_timeout_s
+        ),
         auto_decompress=False,
         trace_configs=trace_configs,
         middlewares=(_send_once,),
