@@ -115,7 +115,7 @@ class Downloader:
                 await self._store_all(download)
             except DownloadError as error:
                 finished = download.job.finished
-                if finished and error.status in EXPIRED_STATUSES and download.job.refreshes < MAX_REFRESHES:
+                if finished and _needs_fresh_urls(download, error):
                     await self._executor.apply(download.job, lifecycle.refresh(finished))
                     continue
                 await self._retry_later(download, "download", error.reason, self._pause_host(download, error))
@@ -222,6 +222,18 @@ class Downloader:
     def _stop(self, download: _Download, reason: RunStopped) -> None:
         self._run.stop(reason)
         self._stages.defer(download.job)
+
+
+def _needs_fresh_urls(download: _Download, error: DownloadError) -> bool:
+    """Return whether a poll may help: the URLs have expired, or their host does not answer and they are old.
+
+    URLs of an earlier run may name a host that has moved since. The port of the simulator differs in each run.
+    """
+    job, image = download.job, download.image
+    if error.status in EXPIRED_STATUSES:
+        return job.refreshes < MAX_REFRESHES
+    is_resumed = job.accepted_at > 0
+    return is_resumed and error.status == 0 and job.refreshes == 0 and not (image and image.written_bytes)
 
 
 def _host(url: str) -> str:

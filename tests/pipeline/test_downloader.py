@@ -205,6 +205,34 @@ class TestDownloadErrors:
         changes = [(event.old, event.new) for event in events if isinstance(event, StateChanged)]
         assert (State.FINISHED, State.ACCEPTED) in changes
 
+    def test_urls_of_an_earlier_run_whose_host_is_gone(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        """A job that was left completed is polled for fresh URLs if the host of the old ones does not answer."""
+
+        class MovingGateway(ScriptedGateway):
+            host = "old.example"
+
+            def finished(self, request_id: str, outputs: int = 1) -> Finished:
+                return Finished((f"https://{self.host}/{request_id}/1.png",), "image/png")
+
+            async def download(self, url: str, **more: Any) -> ScriptedDownload:
+                if self.host not in url:
+                    raise DownloadError("no connection")
+                return await super().download(url, **more)
+
+        def raise_disk_full(*_: object) -> None:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+        gateway = MovingGateway()
+        with monkeypatch.context() as patch:
+            patch.setattr(ImageFile, "commit_name", raise_disk_full)
+            run_virtual(run_jobs(tmp_path, gateway, make_jobs(1)))
+        assert ledger_states(tmp_path) == {"j0": "finished"}
+        gateway.host = "new.example"
+        run_virtual(run_jobs(tmp_path, gateway, make_jobs(1)))
+        assert result_statuses(tmp_path) == {"j0": "succeeded"}
+        assert len(gateway.submitted_bodies) == 1
+        check_images(tmp_path)
+
     def test_retry_after_pauses_the_host(self, tmp_path: Path) -> None:
         """A host that answers 429 with Retry-After gets no request of any download for that time."""
         gateway = ScriptedGateway()
