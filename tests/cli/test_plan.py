@@ -61,6 +61,7 @@ def test_remaining_jobs_of_a_run(tmp_path: Path) -> None:
     assert forecast["seconds"] < 10  # a tenth of the usual latency
     sizes = [path.stat().st_size for path in (tmp_path / "out" / "images").iterdir()]
     assert forecast["bytes"] == round(4 * sum(sizes) / len(sizes))
+    assert run_plan(tmp_path, "--out", "out", "--seeds", "1..2")["jobs"] == 20  # none of which is one of the six
 
 
 @pytest.mark.parametrize(

@@ -17,7 +17,7 @@ from krea_batch.cli.options.selection_options import open_job_files
 @click.option(
     "--out",
     type=click.Path(path_type=Path, file_okay=False),
-    help="Run directory; count only the jobs that it has not finished.",
+    help="Run directory; leave out the jobs that it has finished.",
 )
 @click.option("--price", type=click.FloatRange(min=0), metavar="X", help="Price per image.")
 @click.option(
@@ -95,7 +95,7 @@ def show_plan(
     request = forecast_request(0, options, latency=latency, latency_from=latency_from, gateway_limit=gateway_limit)
     with open_job_files(jobs, options, skip_invalid=skip_invalid) as files:
         checked = check_jobs(files, Settings(out=out or Path()), skip_invalid=skip_invalid, quiet=as_json)
-    result = forecast(msgspec.structs.replace(request, jobs=remaining_jobs(checked.jobs, out)))
+    result = forecast(msgspec.structs.replace(request, jobs=remaining_jobs(checked, out)))
     if as_json:
         fields = msgspec.to_builtins(result) | {"cost": None if price is None else result.jobs * price}
         show_json(msgspec.json.encode(fields))

@@ -64,13 +64,14 @@ def _latencies_of_run(out: Path) -> tuple[Latencies, float]:
     return empirical([took_s for _, took_s in samples]), sum(sizes) / len(sizes) if sizes else SIMULATED_IMAGE_BYTES
 
 
-def remaining_jobs(jobs: int, out: Path | None) -> int:
-    """Return how many of the jobs have not ended in the run directory."""
+def remaining_jobs(checked: CheckResult, out: Path | None) -> int:
+    """Return how many jobs a run has to do: those that are not in the run directory, and its unfinished ones."""
     if out is None or not (out / LEDGER).is_file():
-        return jobs
+        return checked.jobs
     with read_ledger(out) as store:
         (counts,) = store.read(LedgerReader.counts)
-    return max(0, jobs - count_ended(counts))
+    unfinished: int = sum(counts.values()) - count_ended(counts)
+    return max(0, checked.jobs - checked.recorded) + unfinished
 
 
 def forecast_lines(result: Forecast, price: float | None) -> list[str]:
@@ -96,7 +97,7 @@ def show_forecast(checked: CheckResult, settings: Settings, options: dict[str, A
     """Show an estimate in a terminal and return it; None elsewhere, or if no jobs are left."""
     if options["quiet"] or not sys.stderr.isatty():
         return None
-    jobs_left = remaining_jobs(checked.jobs, settings.out)
+    jobs_left = remaining_jobs(checked, settings.out)
     if not jobs_left:
         return None
     request = forecast_request(
