@@ -143,7 +143,7 @@ def app(ctx: click.Context) -> None:
 
     \b
     krea-batch init                                         write a settings file and a first job file
-    krea-batch run jobs.jsonl --out runs/cats --simulate    try it offline, free of charge
+    krea-batch run jobs.jsonl --out runs/try --simulate     try it offline, free of charge
     krea-batch run jobs.jsonl --out runs/cats               use the real API
     krea-batch view runs/cats                               show the images in your browser
     """
@@ -297,7 +297,7 @@ def _may_be_in_file(option: click.Option) -> bool:
 
 EXAMPLES: dict[str, tuple[str, ...]] = {
     "run": (
-        "krea-batch run jobs.jsonl --out runs/cats --simulate",
+        "krea-batch run jobs.jsonl --out runs/try --simulate",
         "krea-batch run jobs.jsonl --out runs/cats --rate 10/s --max-charges 100",
         "krea-batch run prompts.csv --out runs/grid --sweep creativity=raw,high --seeds 1..4",
         "zcat prompts.txt.gz | krea-batch run - --out runs/many --rate auto",

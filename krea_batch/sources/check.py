@@ -397,9 +397,9 @@ class Check:
 
 def _changed_error(number: int, job_id: str) -> JobError:
     """Return the error for a row whose id, empty for its number, has another request in the ledger."""
-    problem = f"the line changed since its id {quoted(job_id or default_id(number))} was submitted"
+    problem = f"the line or an option changed since its id {quoted(job_id or default_id(number))} was submitted"
     if not job_id:
-        return JobError(problem, "restore it, or add --submit-changed, which pays for a new image")
+        return JobError(problem, "restore it; or use another --out, or --submit-changed, which pays for new images")
     if job_id.startswith(f"{default_id(number)}-"):  # of a sweep
-        return JobError(problem, "restore it, or choose another --out, which pays for all lines")
-    return JobError(problem, "give it a new id, or choose another --out")
+        return JobError(problem, "restore it; or use another --out, which pays for all lines")
+    return JobError(problem, "restore it, give the line a new id, or use another --out")

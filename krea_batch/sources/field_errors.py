@@ -130,7 +130,7 @@ def _nested_prompt(fields: dict[str, Any]) -> JobError | None:
         return None
     id_option = " --id-column custom_id" if "custom_id" in fields else ""
     return JobError(
-        f'missing "prompt", but there is a {quoted(path)}',
+        f'missing "prompt", but the job has {quoted(path)}',
         f"choose it with --prompt-column {shlex.quote(path)}{id_option} --keep-extra",
     )
 

@@ -65,7 +65,7 @@ def make_axis(name: str, values: object) -> Axis:
     for n, (slug, value) in enumerate(slugs_and_values):
         for other_slug, other in slugs_and_values[:n]:
             if slug == other_slug and other == value:
-                raise JobError(f"{quoted(value)} is twice in the sweep of {quoted(name)}", "keep one of them")
+                raise JobError(f"{quoted(value)} occurs twice in the sweep of {quoted(name)}", "keep one of them")
             if slug == other_slug:
                 problem = (
                     f"{quoted(other)} and {quoted(value)} in the sweep of {quoted(name)} would be {slug} in an id"

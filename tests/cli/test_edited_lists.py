@@ -67,7 +67,8 @@ def test_a_changed_list_is_refused(tmp_path: Path) -> None:
     write(path, ["kite", "a green door"])
     done = run(path)
     assert done.returncode == 2
-    assert 'the line changed since its id "00002" was submitted; restore it, or add --submit-changed' in done.stderr
+    assert 'the line or an option changed since its id "00002" was submitted; restore it;' in done.stderr
+    assert "or --submit-changed, which pays for new images" in done.stderr
     assert run(path, "--submit-changed").returncode == 0
     assert prompts_by_id(tmp_path) == {"00001": "kite", "00002": "door", "00003": "a green door"}
     assert run(path).returncode == 0

@@ -94,7 +94,7 @@ class TestRun:
             cwd=tmp_path,
         )
         assert done.returncode == 2
-        assert "the line changed since its id" in done.stderr
+        assert "the line or an option changed since its id" in done.stderr
 
 
 def test_formats_are_reported_and_counted(folder: Path) -> None:

@@ -111,7 +111,7 @@ def test_dynamic_prompts(folder: Path) -> None:
     (folder / "w" / "place.txt").write_text("city\n")
     changed = run(*command)
     assert changed.returncode == 2
-    assert "the line changed since its id" in changed.stderr
+    assert "the line or an option changed since its id" in changed.stderr
 
 
 @pytest.mark.slow

@@ -499,3 +499,14 @@ def test_a_job_that_changed_after_the_check(tmp_path: Path, capsys: pytest.Captu
 async def generate_in(engine: Engine, job: Job) -> None:
     async with engine:
         assert (await engine.generate(job)).succeeded
+
+
+def test_the_real_gateway_after_a_simulation(tmp_path: Path) -> None:
+    """The run directory of a simulation is refused for the real gateway, and the error says what it is."""
+    write_jobs(tmp_path / "jobs.jsonl", 1)
+    options = ("jobs.jsonl", "--out", "out", "-q")
+    assert run_command("run", *options, "--simulate", "--time-scale=100", cwd=tmp_path).returncode == 0
+    done = run_command("run", *options, cwd=tmp_path)
+    assert done.returncode == 2
+    assert "http://127.0.0.1 (the simulator, or another gateway of this machine), not to https://" in done.stderr
+    assert "use another run directory" in done.stderr

@@ -59,7 +59,7 @@ CASES: tuple[MessageCase, ...] = (
         "--input-format json",
     ),
     option(
-        'jobs.jsonl:1: missing "prompt", but there is a "body.prompt"; choose it with '
+        'jobs.jsonl:1: missing "prompt", but the job has "body.prompt"; choose it with '
         "--prompt-column body.prompt --id-column custom_id --keep-extra",
         "jobs.jsonl",
         '{"custom_id": "x", "body": {"prompt": "a cat"}}',
@@ -203,7 +203,7 @@ CASES: tuple[MessageCase, ...] = (
         '"sweep": {"seed": [7]}',
     ),
     _field(
-        'jobs.jsonl:1: 7 is twice in the sweep of "seed"; keep one of them',
+        'jobs.jsonl:1: 7 occurs twice in the sweep of "seed"; keep one of them',
         '"sweep": {"seed": [7, 7]}',
         '"sweep": {"seed": [7]}',
     ),

@@ -119,7 +119,7 @@ CASES: tuple[MessageCase, ...] = (
         ("a cat in Rome, Italy", "a cat in Bonn"),
     ),
     _option(
-        '--sweep: "raw" is twice in the sweep of "creativity"; keep one of them',
+        '--sweep: "raw" occurs twice in the sweep of "creativity"; keep one of them',
         "--sweep creativity=raw,raw",
         "--sweep creativity=raw",
     ),

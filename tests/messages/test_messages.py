@@ -46,7 +46,7 @@ NOT_FROM_A_FILE = {
     'f"write {JSON_EXAMPLES[name]}"': "for a list that is invalid as a whole though each of its entries is valid",
     "changed since it was checked": "the file is edited during a run: tests/sources/test_line_file.py",
     "pays for": "a line that was submitted has changed: tests/cli/test_edited_lists.py",
-    "give it a new id, or choose another --out": "as above",
+    "restore it, give the line a new id, or use another --out": "as above",
     "is a directory": "a file is replaced by a directory during a run: tests/sources/test_line_file.py",
     "write one object per line (JSONL), which": "a file of 256 MiB: tests/sources/test_yaml_and_markdown.py",
     "MAX_WORKBOOK_BYTES": "a workbook of 256 MiB: tests/sources/test_workbooks.py",

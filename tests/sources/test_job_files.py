@@ -200,12 +200,12 @@ def test_recorded_jobs(write: WriteLines, tmp_path: Path) -> None:
     with JobFiles([path], skip_invalid=True) as files:
         checked = files.check(lookup)
         jobs = list(files)
-    restore_hint = "restore it, or add --submit-changed, which pays for a new image"
-    submitted_and_hint = "was submitted; give it a new id, or choose another --out"
+    restore_hint = "restore it; or use another --out, or --submit-changed, which pays for new images"
+    submitted_and_hint = "was submitted; restore it, give the line a new id, or use another --out"
     assert problem_texts(checked.problems, tmp_path) == [
-        f'a.jsonl:9: the line changed since its id "id-9" {submitted_and_hint}',
-        f'a.jsonl:1100: the line changed since its id "id-1100" {submitted_and_hint}',
-        f'a.jsonl:1201: the line changed since its id "01201" was submitted; {restore_hint}',
+        f'a.jsonl:9: the line or an option changed since its id "id-9" {submitted_and_hint}',
+        f'a.jsonl:1100: the line or an option changed since its id "id-1100" {submitted_and_hint}',
+        f'a.jsonl:1201: the line or an option changed since its id "01201" was submitted; {restore_hint}',
     ]
     assert batch_sizes == [500, 500, 201]
     assert (checked.jobs, checked.bad_lines, len(jobs)) == (1198, 3, 1198)

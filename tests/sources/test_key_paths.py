@@ -108,7 +108,7 @@ def test_the_place_of_a_nested_prompt_is_named(tmp_path: Path) -> None:
     """The hint about a line without a prompt names the options that read it."""
     path = write(tmp_path / "p.jsonl", BATCH)
     assert first_problem(path) == (
-        '1: missing "prompt", but there is a "body.prompt"; '
+        '1: missing "prompt", but the job has "body.prompt"; '
         "choose it with --prompt-column body.prompt --id-column custom_id --keep-extra"
     )
 

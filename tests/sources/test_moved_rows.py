@@ -13,7 +13,7 @@ from krea_batch.jobs import Job
 from krea_batch.sources import CheckResult, InputOptions, JobFiles
 from krea_batch.sources.moved_rows import RecordedJobs, number_of
 
-ADVICE = "or add --submit-changed, which pays for a new image"
+ADVICE = "or use another --out, or --submit-changed, which pays for new images"
 
 Ledger = dict[str, bytes]
 
@@ -74,7 +74,7 @@ def test_a_changed_line(tmp_path: Path) -> None:
     path.write_text("kite\na green door\nboat\n")
     checked, _, _ = read(path, ledger)
     assert [str(problem) for problem in checked.problems] == [
-        f'{path}:2: the line changed since its id "00002" was submitted; restore it, {ADVICE}'
+        f'{path}:2: the line or an option changed since its id "00002" was submitted; restore it; {ADVICE}'
     ]
     checked, jobs, _ = read(path, ledger, submit_changed=True)
     assert checked.bad_lines == 0

@@ -77,7 +77,7 @@ def test_invalid_seeds(text: str) -> None:
 @pytest.mark.parametrize(
     ("name", "values", "expected"),
     [
-        ("seed", [1, 1], '1 is twice in the sweep of "seed"; keep one of them'),
+        ("seed", [1, 1], '1 occurs twice in the sweep of "seed"; keep one of them'),
         ("style", ["a b", "a/b"], '"a b" and "a/b" in the sweep of "style" would be a_b in an id; name them: '),
         ("style", [], 'the sweep of "style" has no values; '),
         ("style", "ink", 'the sweep of "style" is "ink"; write '),

@@ -164,7 +164,7 @@ class TestCommand:
         (tmp_path / "refs/owl.png").write_bytes(make_png(text=b"another owl"))
         result = run_command(*arguments, cwd=tmp_path)
         assert result.returncode == 2
-        assert 'jobs.jsonl:2: the line changed since its id "j1" was submitted' in result.stderr
+        assert 'jobs.jsonl:2: the line or an option changed since its id "j1" was submitted' in result.stderr
         assert "jobs.jsonl:4:" in result.stderr
         assert "jobs.jsonl:1:" not in result.stderr
         assert len(charged_posts(simulator)) == 4

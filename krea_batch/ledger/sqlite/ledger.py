@@ -254,8 +254,8 @@ class SqliteLedger(SqliteQueries):
         if previous and previous != gateway:
             raise RunDirError(
                 self.path,
-                f"its jobs were submitted to {previous}, not to {gateway}",
-                "use the same gateway, or another run directory",
+                f"its jobs were submitted to {_describe(previous)}, not to {_describe(gateway)}",
+                "use another run directory, or the same gateway",
             )
         cursor = self._sql.execute(
             "INSERT INTO runs (started_at, gateway, version, rate_per_s, max_charges, count_server_errors)"
@@ -386,6 +386,11 @@ class SqliteLedger(SqliteQueries):
 def _values_sql(sql: str, rows: int, columns: int) -> str:
     row = f"({', '.join('?' * columns)})"
     return sql.format(rows=f"(VALUES {', '.join([row] * rows)})")
+
+
+def _describe(origin: str) -> str:
+    """Return the origin of a gateway, and what it may be if it is on this machine: users know it by an option."""
+    return f"{origin} (the simulator, or another gateway of this machine)" if "//127.0.0.1" in origin else origin
 
 
 def _disposition_sql(old: State, new: State) -> str:
