@@ -43,6 +43,10 @@ _TABLE_READERS = {Format.CSV: tables.csv_rows, Format.TSV: tables.tsv_rows, Form
 _PARQUET_MAGIC = b"PAR1"
 _WRAPPED_LIST = re.compile(rb'\{\s*"[^"]*"\s*:\s*\[')
 _JSON_START = re.compile(rb"""\s*(?:\[\s*["']|\[?\s*\{\s*["']|[\[{]\s*\n)""")
+_QUOTED_ITEM = re.compile(rb"""\s*(["']).*\1\s*,\s*""")
+_CODE_START = re.compile(rb"\s*\w+\s*=\s*[\[({]\s*")
+_FIELD = re.compile(rb"\s*(?:prompt|seed|aspect_ratio|creativity)\s*[:=]", re.IGNORECASE)
+_COMMENT = re.compile(rb"^[ \t]*#", re.MULTILINE)
 _LIST_ITEM = re.compile(rb"\s*(?:[0-9]{1,6}[.)]|[-*+])\s+\S")
 _DIGITS = re.compile(r"(\d+)")
 _CHOICES = ", ".join(SELECTABLE)
@@ -288,6 +292,15 @@ def _require_prompts(name: str, head: bytes, options: InputOptions) -> None:
     if _JSON_START.match(head):
         problem = f"{name}: the text begins like JSON"
         raise InputError(problem, "set --input-format json to read it as such, or text if these are prompts")
+    first_line = next((line for line in head.splitlines() if line.strip()), b"")
+    if _QUOTED_ITEM.fullmatch(first_line) or _CODE_START.fullmatch(first_line):
+        problem = f"{name}: the text begins like a list in a program"
+        raise InputError(
+            problem, "leave out its quotes, commas and brackets, or set --input-format text to send them"
+        )
+    if _FIELD.match(first_line):
+        problem = f"{name}: the first line begins with the name of a field"
+        raise InputError(problem, "write only the prompts, or JSONL, or set --input-format text to send the lines")
 
 
 def _text_input(file: LineFile, options: InputOptions, *, is_guess: bool = True) -> Input:
@@ -297,6 +310,9 @@ def _text_input(file: LineFile, options: InputOptions, *, is_guess: bool = True)
     opened = Input(file, format_, options, guess=guess)
     if is_guess and format_ is Format.TEXT and _is_list(file.head()):
         notice = "the lines begin with numbers or bullets, which are sent; --input-format markdown leaves them out"
+        opened.notices.append(f"{file.name}: {notice}")
+    if is_guess and format_ is Format.TEXT and not options.skip_comments and _COMMENT.search(file.head()):
+        notice = "lines begin with #, which are sent as prompts; --skip-comments leaves them out"
         opened.notices.append(f"{file.name}: {notice}")
     return opened
 

@@ -310,6 +310,8 @@ def _require_effects(options: InputOptions, inputs: Sequence[Input]) -> None:
     if options.chooses_text and not has_texts:
         problem = f"{inputs[0].name}: --lines, --whole-file and --separator are for text files"
         raise InputError(problem, "leave them out, or name a text file")
+    if options.skip_comments and not has_texts:
+        raise InputError(f"{inputs[0].name}: --skip-comments is for text files", "leave it out, or name a text file")
     column = next((column for column in options.columns.values() if column), None)
     if column and inputs and formats <= {Format.TEXT, Format.TEXT_FILE}:
         problem = f"{inputs[0].name}: there is no column {quoted(column)}, because it is a text of prompts"

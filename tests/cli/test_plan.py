@@ -70,6 +70,9 @@ def test_remaining_jobs_of_a_run(tmp_path: Path) -> None:
         (["--latency", "soon"], "--latency: invalid latency 'soon'; write 12s"),
         (["--latency", "5s", "--latency-from", "out"], "--latency-from: cannot be combined with --latency"),
         (["--latency-from", "out"], "not a run directory"),
+        (["--price", "nan"], "'nan' is not a price. Write a number without a currency: 0.05"),
+        (["--price", "-1"], "'-1' is not a price"),
+        (["--price", "$0.05"], "'$0.05' is not a price"),
         (["--gateway-limit", "fast"], "--gateway-limit: invalid rate 'fast'"),
     ],
 )

@@ -60,6 +60,12 @@ CASES: tuple[MessageCase, ...] = (
     ),
     _option("--sample: cannot be combined with --limit; use one of them", "--limit 1 --sample 1", "--limit 1"),
     _option(
+        "--sample-seed: requires --sample; add --sample N, or leave it out",
+        "--sample-seed 3",
+        "--sample 1 --sample-seed 3",
+    ),
+    _option("a.csv: --skip-comments is for text files; leave it out, or name a text file", "--skip-comments", ""),
+    _option(
         "--set: seed is given more than once; use --sweep seed=… for several values",
         "--set seed=7 --set seed=8",
         "--sweep seed=7,8",
@@ -197,5 +203,11 @@ CASES: tuple[MessageCase, ...] = (
         message="There is no file 'a cat'. If it is a prompt, use --prompt 'a cat'.",
         args="'a cat'",
         new_args="--prompt 'a cat'",
+    ),
+    MessageCase(
+        message="The prompt 'a.txt' is the name of a file. Leave out --prompt to read the file.",
+        files={"a.txt": "a cat\n"},
+        args="--prompt a.txt",
+        new_args="a.txt",
     ),
 )

@@ -26,6 +26,38 @@ TEXTS: tuple[MessageCase, ...] = (
         "--input-format text",
         prompts=('["a cat", "a dog"]',),
     ),
+    file(
+        "a.txt",
+        "a.txt: the text begins like a list in a program; leave out its quotes, commas and brackets, or set "
+        "--input-format text to send them",
+        '"a cat",\n"a dog"\n',
+        LIST,
+        prompts=BOTH,
+    ),
+    file(
+        "a.txt",
+        "a.txt: the text begins like a list in a program; leave out its quotes, commas and brackets, or set "
+        "--input-format text to send them",
+        "prompts = [\n    'a cat',\n    'a dog',\n]\n",
+        LIST,
+        prompts=BOTH,
+    ),
+    file(
+        "a.txt",
+        "a.txt: the first line begins with the name of a field; write only the prompts, or JSONL, or set "
+        "--input-format text to send the lines",
+        "prompt: a cat\nseed: 7\n",
+        '{"prompt": "a cat", "seed": 7}\n',
+    ),
+    option(
+        "a.txt: lines begin with #, which are sent as prompts; --skip-comments leaves them out",
+        "a.txt",
+        "# animals\na cat\na dog\n",
+        "",
+        "--skip-comments",
+        prompts=BOTH,
+        is_notice=True,
+    ),
     option(
         "a.txt: the lines begin with numbers or bullets, which are sent; --input-format markdown leaves them out",
         "a.txt",

@@ -108,7 +108,7 @@ class TestText:
         _, jobs = check_and_read(path)
         assert [job.prompt for job in jobs] == [*AWKWARD_CELLS, "last"]
         assert jobs[-1].id == f"{len(AWKWARD_CELLS) + 2:05d}"
-        assert format_notices(path) == ["read as text, one prompt per line"]
+        assert format_notices(path)[0] == "read as text, one prompt per line"
 
     def test_byte_order_mark(self, write_file: WriteContent) -> None:
         """A byte order mark is not part of the first prompt."""

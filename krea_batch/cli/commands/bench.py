@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from krea_batch.cli.options.run_options import api_key_file_option, setting_option
+from krea_batch.cli.options.run_options import PRICE, api_key_file_option, setting_option
 
 
 @click.command()
@@ -56,7 +56,7 @@ from krea_batch.cli.options.run_options import api_key_file_option, setting_opti
 )
 @click.option(
     "--price",
-    type=click.FloatRange(min=0),
+    type=PRICE,
     metavar="X",
     help="Price per image, to show the total before starting.",
 )

@@ -8,7 +8,7 @@ from typing import Any
 import click
 
 from krea_batch.cli.options.input_options import add_input_options
-from krea_batch.cli.options.run_options import forecast_options
+from krea_batch.cli.options.run_options import PRICE, forecast_options
 from krea_batch.cli.options.selection_options import open_job_files
 
 
@@ -19,7 +19,7 @@ from krea_batch.cli.options.selection_options import open_job_files
     type=click.Path(path_type=Path, file_okay=False),
     help="Run directory; leave out the jobs that it has finished.",
 )
-@click.option("--price", type=click.FloatRange(min=0), metavar="X", help="Price per image.")
+@click.option("--price", type=PRICE, metavar="X", help="Price per image.")
 @click.option(
     "--latency",
     metavar="DIST",

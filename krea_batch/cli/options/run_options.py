@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from enum import StrEnum
 from pathlib import Path
@@ -59,6 +60,25 @@ def setting_option(field: str, **changes: Any) -> Decorator:
 
 
 NO_LIMIT = "none"
+
+
+class Price(click.ParamType[float]):
+    """A price per image in any currency."""
+
+    name = "price"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        """Return the number. Fails for text, which may have a currency, and for what is no price."""
+        try:
+            price = float(value)
+        except ValueError:
+            price = math.nan
+        if not 0 <= price < math.inf:
+            self.fail(f"{value!r} is not a price. Write a number without a currency: 0.05", param, ctx)
+        return price
+
+
+PRICE = Price()
 
 
 class NumberOrNone(click.ParamType[Any]):

@@ -62,6 +62,7 @@ HINTS = {
     "-j": "use --max-in-flight N",
     "--concurrency": "use --max-in-flight N",
     "--workers": "use --max-in-flight N",
+    "--price": "use it with krea-batch plan, which shows the cost; --max-charges N limits a run",
     "--resume": "not needed: run the same command again to resume",
     "--force": "not needed: run the same command again to resume; nothing is made twice",
 }
@@ -97,6 +98,15 @@ def require_jobs(jobs: tuple[str, ...], options: dict[str, Any]) -> None:
         )
     if len(jobs) == 1 and " " in jobs[0] and not Path(jobs[0]).exists():
         raise click.UsageError(f"There is no file {jobs[0]!r}. If it is a prompt, use --prompt {jobs[0]!r}.")
+    if file := next((each for each in options["prompt"] if Path(each).suffix and _is_file(each)), None):
+        raise click.UsageError(f"The prompt {file!r} is the name of a file. Leave out --prompt to read the file.")
+
+
+def _is_file(text: str) -> bool:
+    try:
+        return Path(text).is_file()
+    except (OSError, ValueError):  # A prompt may be too long for a name, or have a NUL character.
+        return False
 
 
 def require_references(files: JobFiles, settings: Settings) -> None:
@@ -120,6 +130,8 @@ def with_selection(input_options: InputOptions, options: dict[str, Any]) -> Inpu
 
     if options["limit"] is not None and options["sample"] is not None:
         raise SettingsError("sample", "cannot be combined with --limit", "use one of them")
+    if options["sample_seed"] and options["sample"] is None:
+        raise SettingsError("sample_seed", "requires --sample", "add --sample N, or leave it out")
     fixed: dict[str, Any] = {}
     for text in options["set"]:
         try:
