@@ -215,19 +215,21 @@ def _print_traceback(kind: type[BaseException], error: BaseException, traceback:
 def error_text(error: Exception) -> str:
     """Return an error as the command line shows it: with options instead of parameters."""
     from krea_batch.errors import InputError, JobFileError, RunStopped, SettingsError
-    from krea_batch.settings import OPTIONS
 
     if isinstance(error, SettingsError):
         return f"{option_of(error.parameter)}: {InputError.__str__(error)}"
     if isinstance(error, JobFileError):
         return f"{error.problem}; fix {'it' if error.count == 1 else 'them'}, or use --skip-invalid"
-    text = str(error)
-    if isinstance(error, RunStopped):
-        # Only the first word: a name anywhere else may be part of a path or of a message of the gateway.
-        name, space, rest = text.partition(" ")
-        if name in OPTIONS and "_" in name:
-            return f"{option_of(name)}{space}{rest}"
-    return text
+    return reason_text(str(error)) if isinstance(error, RunStopped) else str(error)
+
+
+def reason_text(reason: str) -> str:
+    """Return why a run stops as the command line shows it: with an option if it begins with a parameter."""
+    from krea_batch.settings import OPTIONS
+
+    # Only the first word: a name anywhere else may be part of a path or of a message of the gateway.
+    name, space, rest = reason.partition(" ")
+    return f"{option_of(name)}{space}{rest}" if name in OPTIONS and "_" in name else reason
 
 
 def option_of(parameter: str) -> str:

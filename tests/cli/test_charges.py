@@ -150,6 +150,7 @@ class TestServerErrors:
             done = run_against(simulator, tmp_path, *strict)
             assert done.returncode == 3, done.stdout
             assert "--max-charges is reached (40)" in done.stdout
+            assert "Stopping: --max-charges is reached (40)" in done.stderr
             assert counted() == 40
         retry = ("--yes", "--gateway", simulator.gateway_url, "--poll-interval", "0.3")
         retried = run_command("retry", "out", *retry, cwd=tmp_path)

@@ -10,6 +10,7 @@ import sys
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Protocol
 
+from krea_batch.cli.app import reason_text
 from krea_batch.cli.ui.formatting import printable, say
 from krea_batch.events import Event, ImageStored, RunClosed, RunStopping, SubmitsPaused
 
@@ -50,7 +51,7 @@ class EventAnnouncer:
                 self._say(f"Not a valid PNG, but stored: the image of job {job_id} ({defect}).")
                 self._has_announced_defect = True
             case RunStopping(reason) if reason != INTERRUPT_REASON:
-                self._say(f"Stopping: {reason.rstrip('.')}. Waiting for jobs in flight to finish.")
+                self._say(f"Stopping: {reason_text(reason).rstrip('.')}. Waiting for jobs in flight to finish.")
             case RunClosed() if self._jobs >= MIN_ANNOUNCED_ROWS:
                 self._say("Rewriting results.jsonl.")
             case _:
