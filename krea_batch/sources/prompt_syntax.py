@@ -44,7 +44,7 @@ _A1111_ARGUMENT = re.compile(
 _NETWORK = re.compile(r"<(?:lora|lyco|hypernet):[^<>]+>")
 _WEIGHT = re.compile(r"\(([^()]+):\d*\.\d+\)")
 _INFO_LINE = re.compile(r"^(?:Negative prompt:|Steps: \d+,)", re.MULTILINE)
-_MULTI_PROMPT = re.compile(r"\S::(?:-?\d|\s|$)")
+_MULTI_PROMPT = re.compile(r"\S{1,30}::(?:-?\d|\s|$)")
 _PERMUTATION = re.compile(r"\{[^{}|:\",]+,[^{}|:\"]+\}")
 
 _SEPARATOR_LINE = re.compile(r"\s*([-=*~_#])\1{2,}\s*")
