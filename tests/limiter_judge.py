@@ -303,7 +303,7 @@ def run_client(gateway: JudgedGateway, controller: RateController) -> None:
     send_s: float | None = None  # when the next request is sent; None if the controller has to be asked
     while now_s < gateway.end_s:
         if send_s is None:
-            may_send = controller.has_room() and pending < pending_limit.max_pending(controller.pace_per_s)
+            may_send = controller.has_room(now_s) and pending < pending_limit.max_pending(controller.pace_per_s)
             send_s = max(now_s + controller.wait_s(now_s), due_s - BURST_S) if may_send else math.inf
         answer_s = answers[0][0] if answers else math.inf
         if arrivals and arrivals[0][0] <= min(send_s, answer_s):

@@ -145,7 +145,7 @@ class RateLimiter:
         while self._unsent_s and self._unsent_s[0] < now_s - MAX_UNSENT_S:
             self._unsent_s.popleft()
         unsent = len(self._unsent_s)
-        if not self.controller.has_room(unsent):
+        if not self.controller.has_room(now_s, unsent):
             self.controller.on_full(now_s)
             return MAX_UNSENT_S
         if (paused_s := self.controller.paused_s(now_s)) > 0:

@@ -63,8 +63,9 @@ class RateController:
         """The rate of submits that follow each other: higher than `per_s` while a window is filled."""
         return self._search.pace_per_s
 
-    def has_room(self, unsent: int = 0) -> bool:
+    def has_room(self, now_s: float, unsent: int = 0) -> bool:
         """Return whether another job may be in process, besides those that are about to be submitted."""
+        self._end_pause(now_s)  # which may lower the cap
         return self._jobs.has_room(unsent)
 
     def on_full(self, now_s: float) -> None:
@@ -94,8 +95,7 @@ class RateController:
 
     def wait_s(self, now_s: float, unsent: int = 0) -> float:
         """Return the seconds until a submit may be sent, besides `unsent` others that are about to be; 0 if now."""
-        if self._refused_s is not None and now_s >= self._paused_until_s:
-            self._resume(now_s, self._refused_s)
+        self._end_pause(now_s)
         free_s = self._window.free_s()
         if self.per_s < self.ceiling_per_s:
             free_s = max(free_s, self._due_s - max(0.0, TIMER_S - 1.0 / self.pace_per_s))
@@ -190,6 +190,10 @@ class RateController:
         """Whether the gateway accepted about as many submits in the last window as the user configured."""
         accepted = self._search.accepted_between(sent_s - WINDOW_S, sent_s)
         return self.per_s == self.ceiling_per_s and accepted >= FULL_SHARE * self.per_s * WINDOW_S
+
+    def _end_pause(self, now_s: float) -> None:
+        if self._refused_s is not None and now_s >= self._paused_until_s:
+            self._resume(now_s, self._refused_s)
 
     def _resume(self, now_s: float, refused_s: float) -> None:
         """Decide on the rate, or on the cap on jobs, at the end of a pause."""

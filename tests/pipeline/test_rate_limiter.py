@@ -146,9 +146,9 @@ class TestTheCapOnJobs:
         rate_limiter = RateLimiter("100/s")
         rate_limiter.controller.resume(FoundLimit(100.0, max_jobs=2))
         rate_limiter.on_job_resumed()
-        assert rate_limiter.controller.has_room()
+        assert rate_limiter.controller.has_room(0.0)
         rate_limiter.on_job_resumed()
-        assert not rate_limiter.controller.has_room()
+        assert not rate_limiter.controller.has_room(0.0)
 
 
 def test_submits_that_are_given_up_do_not_count() -> None:

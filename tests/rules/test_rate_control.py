@@ -11,6 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from krea_batch.rules.found_limit import FoundLimit
 from krea_batch.rules.rate_control import (
     DISCOVERY_START_PER_S,
     MAX_PAUSE_WITHOUT_RETRY_AFTER_S,
@@ -271,6 +272,18 @@ class TestTheRateAfterA429:
         assert controller.paused_s(1.1) == 0.5
         controller.wait_s(2.0)
         assert controller.per_s == lowered_per_s
+
+    def test_a_cap_on_jobs_is_lowered_before_the_next_submit(self) -> None:
+        """At the end of a pause, no submit uses the room that the cap had before the refusal."""
+        controller = RateController(100)
+        controller.resume(FoundLimit(100.0, max_jobs=10))
+        for n in range(9):
+            controller.on_sent(n / 10)
+            controller.on_response(n / 10, n / 10)
+        controller.on_sent(0.9)
+        controller.on_rate_limited(0.9, 1.0, 0.5)  # The tenth job was one too many.
+        assert controller.has_room(1.4)
+        assert not controller.has_room(1.6)
 
     def test_submits_are_spread_below_the_configured_rate(self) -> None:
         """Once a lower limit is found, submits are evenly spread, since its bursts are unknown."""
