@@ -42,6 +42,7 @@ class RateController:
         self._search = RateSearch(start_per_s, ceiling_per_s, is_known=not discover)
         self._jobs = JobsLimit()
         self._due_s = -math.inf  # when the next submit is due at an even rate
+        self._latest_sent_s = -math.inf
         self._paused_until_s = -math.inf
 
         # The current refusal: from a 429 until the end of its pause.
@@ -119,6 +120,7 @@ class RateController:
         self._jobs.on_sent(now_s, self.per_s)
         self._search.on_sent(now_s, max(self._due_s, self._paused_until_s), self._latency.long_s)
         self._due_s = max(self._due_s, now_s) + 1.0 / self.pace_per_s
+        self._latest_sent_s = now_s
 
     def on_other_request(self, now_s: float) -> None:
         """Record that another request is sent that counts against the same limit."""
@@ -202,7 +204,9 @@ class RateController:
             self._search.resume(now_s, refused_s, self._refusing_until_s, self._latency.long_s)
         self._refused_s = self._refused_submit = None
         self._accepted_since_pause = 0
-        self._rate_valid_from_s = self._due_s = now_s
+        self._rate_valid_from_s = now_s
+        # A submit that was pending at the refusal may have been accepted after it.
+        self._due_s = max(now_s, self._latest_sent_s + 1.0 / self.pace_per_s)
 
     def _is_about_jobs(self, submit: Submit, refused_s: float, now_s: float) -> bool:
         """Whether the refusal is about the jobs in process. Then the rate stays, or is free to grow."""

@@ -105,6 +105,13 @@ class TestTheJudge:
         assert judge(case).share == pytest.approx(judge_rate_limiter(case).share, abs=0.05)
 
 
+@pytest.mark.parametrize("latency_s", [0.3, 0.7, 1.3])
+def test_evenly_spread_requests_whose_answers_take_longer_than_the_next_one(latency_s: float) -> None:
+    """A burst of one is used well, though several submits are pending when one of them is refused."""
+    result = judge(limiter("bucket", 1, 0.5)._replace(latency_s=latency_s), 16.0)
+    assert result.share >= 0.9
+
+
 @pytest.mark.parametrize("change", [0.5, 2.0])
 @pytest.mark.parametrize("kind", ["fixed window", "sliding window"])
 def test_the_rate_limiter_fills_windows_of_a_changed_limit(kind: str, change: float) -> None:

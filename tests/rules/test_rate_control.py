@@ -273,6 +273,18 @@ class TestTheRateAfterA429:
         controller.wait_s(2.0)
         assert controller.per_s == lowered_per_s
 
+    def test_submits_that_were_pending_at_a_refusal_are_not_followed_too_closely(self) -> None:
+        """If a submit was sent shortly before the end of a pause, the next one is due as long after it as usual."""
+        controller = RateController(100)
+        controller.resume(FoundLimit(2.0))
+        gap_s = 1.0 / controller.per_s
+        for n in range(3):
+            controller.on_sent(n * gap_s)
+        controller.on_response(0.0, 2.1 * gap_s)
+        controller.on_rate_limited(gap_s, 2.1 * gap_s, 0.1)  # The third one may have been accepted after it.
+        now_s = submit_next(controller, 2.1 * gap_s)
+        assert now_s - 2 * gap_s >= 1.0 / controller.per_s - EPSILON_S
+
     def test_a_cap_on_jobs_is_lowered_before_the_next_submit(self) -> None:
         """At the end of a pause, no submit uses the room that the cap had before the refusal."""
         controller = RateController(100)
