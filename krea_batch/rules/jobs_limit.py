@@ -23,6 +23,9 @@ MIN_ACCEPTED = 4
 KEPT_SUBMITS = 2000  # chosen: twice the turnover of a thousand jobs
 MIN_RANK = 0.74  # chosen: eight refusals that are independent of the jobs have it in one of a hundred cases
 MIN_RANK_ADVANTAGE = 0.3  # measured: with 0.15, more rate limits are taken for limits on jobs, by a half
+EXACT_DEVIATION_JOBS = 0.5  # chosen: the same number at all refusals but a few
+MIN_EXACT_RANK = 0.9  # chosen: hardly a submit was accepted with that number
+MIN_BUSY_SHARE = 0.7  # chosen: accepted with half the number or more; a half of them if it grows from none each time
 BOUND_SHARE = 0.9  # chosen: a refusal with fewer jobs than this share of the cap is not about the jobs
 RAISE_AFTER_JOBS = 10.0  # chosen: one refusal for ten jobs at most
 RAISE_AFTER_SHARE = 1 / 16  # chosen: of the cap; a limit that has doubled is followed within a turnover
@@ -157,6 +160,11 @@ class JobsLimit:
         before = [submit for at_s, submit in self._accepted if at_s < sent_s][-max(2 * turnover, 2 * MIN_ACCEPTED) :]
         jobs_rank = self._mean_rank([submit.jobs for submit in before], counts)
         rate_rank = self._mean_rank([submit.per_s for submit in before], [s.per_s for s, _ in self._refusals])
+        if pstdev(counts) <= EXACT_DEVIATION_JOBS and jobs_rank >= MIN_EXACT_RANK:
+            # A window that is filled fast has the same number at each refusal, too, but starts with none.
+            busy = sum(2 * submit.jobs >= min(counts) for submit in before)
+            if busy >= MIN_BUSY_SHARE * len(before):
+                return True
         return jobs_rank >= MIN_RANK and jobs_rank >= rate_rank + MIN_RANK_ADVANTAGE
 
     @staticmethod

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import heapq
 from collections.abc import Callable
-from itertools import pairwise
+from itertools import cycle, pairwise
 from random import Random
 
 import pytest
@@ -70,6 +70,30 @@ def test_a_limit_on_jobs_is_recognised() -> None:
         gateway.submit(rates.choice((3.0, 6.0, 12.0)))
     assert gateway.limit.cap in (19, 20, 21)
     assert gateway.refused <= 5 * REFUSALS
+
+
+def test_refusals_at_the_same_number_are_enough() -> None:
+    """If only probes are refused, their rates are the highest, too; but their numbers of jobs are all the same."""
+    gateway = LimitedJobs(lambda jobs: jobs < 6)
+    rates = cycle([0.4] * 30 + [2.0] * 4)
+    while gateway.limit.cap is None and gateway.now_s < 1000:
+        gateway.submit(next(rates))
+    assert gateway.limit.cap == 6
+
+
+def test_a_window_that_is_filled_fast_is_not_taken_for_one() -> None:
+    """If thirty jobs are accepted in the first seconds of each minute, thirty are in process at each refusal."""
+    limit, minutes = JobsLimit(), range(3 * REFUSALS)
+    for minute in minutes:
+        for n in range(30):
+            limit.on_sent(60.0 * minute + n / 10, 10.0)
+            limit.on_accepted(60.0 * minute + n / 10)
+        limit.on_sent(60.0 * minute + 3.0, 12.0)
+        submit = limit.on_not_accepted(60.0 * minute + 3.0)
+        assert submit == Submit(30, 12.0)
+        for _ in range(30):
+            limit.on_ended()
+        assert not limit.explains(submit, 60.0 * minute + 3.0, 60.0 * minute + 60.0, 30)
 
 
 def test_a_rate_limit_is_not_taken_for_one() -> None:

@@ -112,6 +112,13 @@ def test_evenly_spread_requests_whose_answers_take_longer_than_the_next_one(late
     assert result.share >= 0.9
 
 
+@pytest.mark.parametrize("number", [4, 6, 10])
+def test_few_jobs_in_process(number: int) -> None:
+    """A limit on a few jobs in process is recognised and used well."""
+    result = judge(limiter("jobs in process", number, 6.0)._replace(retry_after="seconds"), 4.0)
+    assert result.share >= 0.85
+
+
 @pytest.mark.parametrize("change", [0.5, 2.0])
 @pytest.mark.parametrize("kind", ["fixed window", "sliding window"])
 def test_the_rate_limiter_fills_windows_of_a_changed_limit(kind: str, change: float) -> None:
