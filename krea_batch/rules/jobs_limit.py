@@ -29,6 +29,8 @@ MIN_BUSY_SHARE = 0.7  # chosen: accepted with half the number or more; a half of
 BOUND_SHARE = 0.9  # chosen: a refusal with fewer jobs than this share of the cap is not about the jobs
 RAISE_AFTER_JOBS = 10.0  # chosen: one refusal for ten jobs at most
 RAISE_AFTER_SHARE = 1 / 16  # chosen: of the cap; a limit that has doubled is followed within a turnover
+MAX_RAISE_AFTER_JOBS = 40.0  # chosen: one refusal for forty jobs, if raising a small cap did not help
+RAISE_AFTER_S = 45.0  # chosen: but a limit that was raised is noticed after so long, unless jobs are slow
 RAISE_AFTER_TURNOVERS = 1.0  # chosen: a limit that was raised is noticed after so many turnovers at most
 LARGEST_CUT = 8  # chosen: of refusals that follow each other, one lowers the cap by an eighth at most
 MAX_UNEXPLAINED = 2  # chosen: refusals in a row far below the cap
@@ -64,6 +66,7 @@ class JobsLimit:
         self._lower_by = 1
         self._patience = RAISE_AFTER_JOBS
         self._accepted_at_cap = 0
+        self._lowered_s = -float("inf")
         self._unexplained = 0
         self._distrust_until_s = -float("inf")
         self._full_since_s: float | None = None
@@ -101,7 +104,8 @@ class JobsLimit:
         self._accepted.append((sent_s, submit))
         if self.cap is not None and submit.jobs >= self.cap - 1:
             self._accepted_at_cap += 1
-            if self._accepted_at_cap >= max(RAISE_AFTER_JOBS, self._raise_after, RAISE_AFTER_SHARE * self.cap):
+            is_due = self._accepted_at_cap >= self._raise_after or sent_s - self._lowered_s >= RAISE_AFTER_S
+            if is_due and self._accepted_at_cap >= max(RAISE_AFTER_JOBS, RAISE_AFTER_SHARE * self.cap):
                 self._accepted_at_cap, self._raise_after, self._lower_by = 0, 0.0, 1
                 self.cap += self._raise_by
                 self._raise_by *= 2
@@ -190,7 +194,8 @@ class JobsLimit:
         # A cap that is higher by one gains a job per turnover; a refusal costs as many as ended during its pause.
         ended = max(0, refusal.jobs - self.jobs)
         self._patience = 2 * self._patience if self._raise_by <= 4 else RAISE_AFTER_JOBS
-        self._patience = min(self._patience, max(RAISE_AFTER_JOBS, RAISE_AFTER_TURNOVERS * cap))
+        self._patience = min(self._patience, max(MAX_RAISE_AFTER_JOBS, RAISE_AFTER_TURNOVERS * cap))
+        self._lowered_s = now_s
         self._raise_after = max(self._patience, min(ended**2 / 2, RAISE_AFTER_TURNOVERS * cap))
         self._raise_by, self._accepted_at_cap = 1, 0
         if self.cap < DROP_BELOW * self._first_cap:

@@ -114,9 +114,10 @@ def test_evenly_spread_requests_whose_answers_take_longer_than_the_next_one(late
 
 @pytest.mark.parametrize("number", [4, 6, 10])
 def test_few_jobs_in_process(number: int) -> None:
-    """A limit on a few jobs in process is recognised and used well."""
+    """A limit on a few jobs in process is recognised and used well, without a 429 for every ten jobs."""
     result = judge(limiter("jobs in process", number, 6.0)._replace(retry_after="seconds"), 4.0)
     assert result.share >= 0.85
+    assert result.rate_limited_per_job <= 0.07
 
 
 @pytest.mark.parametrize("change", [0.5, 2.0])
