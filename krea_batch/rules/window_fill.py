@@ -151,7 +151,7 @@ class WindowFill:
 
     def _find_cause(self, refused_s: float) -> _Cause:
         """Find the cause of a refusal after accepted submits, and lower the number if it is that."""
-        self._failures = 0 if self._since_refusal >= FULL_SHARE * self.count else self._failures + 1
+        failures = 0 if self._since_refusal >= FULL_SHARE * self.count else self._failures + 1
         self._since_refusal = 0
         # A window that was filled again is hardly longer than `_accepted_span_s`: all these submits may be in it.
         span_s = self._accepted_span_s if self.is_known else self.window_s
@@ -160,7 +160,10 @@ class WindowFill:
         is_filled = in_window >= MIN_SHARE * self.count
         if is_filled and latest <= max(STARTED_SUBMITS, STARTED_SHARE * self.count):
             self._set_count(self.count)
+            if self.is_known:
+                self._failures = failures
             return _Cause.LONGER
+        self._failures = failures
         if self._probe_step:
             # A window is longer than `_refused_span_s`, so what was accepted within that is in one window.
             self._set_count(max(self.count, self._log.count(refused_s - self._refused_span_s, refused_s)))

@@ -28,6 +28,7 @@ class FillRun:
     limit: RequestLimit
     count: int
     whole_seconds: bool = False
+    pause_s: float | None = None  # after a 429 without Retry-After
     now_s: float = START_S
     log: SubmitLog = field(default_factory=SubmitLog)
     refused_s: list[float] = field(default_factory=list)
@@ -70,7 +71,7 @@ class FillRun:
             return True
         self.log.on_not_accepted(sent_s)
         self.refused_s.append(sent_s - START_S)
-        self.now_s += self._retry_after_s(wait_s)
+        self.now_s += self._retry_after_s(wait_s) if self.pause_s is None else self.pause_s
         self.ended = not self.fill.resume(self.now_s, sent_s)
         return False
 
@@ -117,6 +118,16 @@ def test_a_window_that_was_tried_too_short_keeps_its_number() -> None:
     run.run(130.0)
     assert (run.fill.count, run.ended) == (40, False)
     assert run.fill.window_s == pytest.approx(10.0, rel=0.03)
+
+
+def test_a_length_that_is_bisected_from_far_below() -> None:
+    """However often a window is tried too short while its length is searched, it is still taken for a window."""
+    run = FillRun(SlidingWindow(40, 100.0), 40)
+    run.fill, run.pause_s = WindowFill(run.log, 40, 55.0, 101.0, START_S + 101.0), 0.5
+    run.now_s = START_S + 101.0
+    run.run(1000.0)
+    assert not run.ended
+    assert run.fill.window_s == pytest.approx(100.0, rel=0.02)
 
 
 @pytest.mark.parametrize("limit", [TokenBucket(0.3, 8), JobsInProcess(8)], ids=["bucket", "jobs in process"])
