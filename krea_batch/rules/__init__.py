@@ -7,13 +7,14 @@ circuit_breaker        holds all submits while the gateway fails, and lets one t
 pending_limit          how many POSTs may be pending
 delivery               holds all submits while images cannot be stored
 fail_fast              stops a run whose jobs all fail with the same error
-rate_control           keeps the configured rate, pauses after a 429, and joins the rules of the next nine lines:
+rate_control           keeps the configured rate, pauses after a 429, and joins the rules of the next ten lines:
 send_window            no window of one second has more requests than the configured rate, plus one
 answer_latency         how long answers take, and whether one is late
 rate_search            holds a rate, probes above it, and estimates it again after a refusal
 submit_log             when submits were sent: those without an answer, and accepted ones
 window_fill            fills a window as soon as it has room
 bucket_fit             the rates of token buckets that explain the latest refusals
+window_fit             the numbers of windows of a second that explain them
 limit_estimate         what a refusal shows about a rate limit of any shape
 jobs_limit             recognises a limit on the jobs in process, and caps them
 found_limit            the limit that was found, in words and for the next run

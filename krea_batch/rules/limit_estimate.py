@@ -78,7 +78,7 @@ class Cycle(NamedTuple):
     achieved_per_s: float  # over the memory of the limiter, or the cycle if that is longer
     memory_s: float
     step_s: float  # of a probe
-    bucket_per_s: tuple[float, float] | None = None  # the rates of the buckets that explain the latest refusals
+    fitted_per_s: tuple[float, float] | None = None  # the rates of the limiters that explain the latest refusals
 
     @property
     def lower_per_s(self) -> float:
@@ -104,8 +104,8 @@ def after_refusal(before: Estimate, cycle: Cycle) -> tuple[Estimate, bool]:
     is_over = True
     if not cycle.accepted:  # The limiter is closed, whatever the rate is.
         after = _estimate(before, before.per_s / 2, 2 * before.gap + 1)
-    elif cycle.bucket_per_s is not None:
-        after = _after_fit(before, cycle, *cycle.bucket_per_s)
+    elif cycle.fitted_per_s is not None:
+        after = _after_fit(before, cycle, *cycle.fitted_per_s)
     elif _is_same_count(before, cycle):
         count = min(before.refused_count, cycle.refused_count)
         after = _estimate(before, count / cycle.memory_s / (1.0 + MIN_GAP / 2), MIN_GAP)
@@ -178,7 +178,7 @@ def _is_same_count(before: Estimate, cycle: Cycle) -> bool:
 
 
 def _after_fit(before: Estimate, cycle: Cycle, low_per_s: float, high_per_s: float) -> Estimate:
-    """Take the rate of a bucket that explains the refusals, slightly below it once it is known well."""
+    """Take the rate of a limiter that explains the refusals, slightly below it once it is known well."""
     per_s = math.sqrt(low_per_s * high_per_s)
     if high_per_s < NARROW * low_per_s:
         return _estimate(before, per_s / (1.0 + MIN_GAP), MIN_GAP)

@@ -2,7 +2,8 @@
 
 Submits are spread evenly at a rate, because a rate that is spread evenly is accepted by a limiter of any shape. Only
 a limiter with a long window is used differently, by `window_fill`. What a refusal shows about the limit is in
-`limit_estimate`, and in `bucket_fit` for token buckets. `now_s` and `sent_s` are monotonic.
+`limit_estimate`, in `bucket_fit` for token buckets, and in `window_fit` for windows of a second. `now_s` and `sent_s`
+are monotonic.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from krea_batch.rules.bucket_fit import MAX_SUBMITS, BucketCycle, fit_rates
 from krea_batch.rules.limit_estimate import MIN_GAP, Cycle, Estimate, after_refusal
 from krea_batch.rules.submit_log import KEPT_S, MAX_MEMORY_S, SubmitLog
 from krea_batch.rules.window_fill import MIN_COUNT, SATURATED_SHARE, WindowFill, is_window
+from krea_batch.rules.window_fit import MAX_CYCLES, RELEVANT_S, WindowCycle, fit_counts
 
 MIN_MEMORY_S = 1.0  # chosen: Retry-After has whole seconds, so shorter windows look like buckets
 MIN_REQUESTS = 4.0  # chosen: a memory shorter than so many requests shows no rate
@@ -68,7 +70,8 @@ class RateSearch:
         self._may_fill = True
         self._answer_s = 0.0
         self._bucket_cycles: deque[BucketCycle] = deque(maxlen=BUCKET_CYCLES)
-        self._bucket_per_s: tuple[float, float] | None = None
+        self._window_cycles: deque[WindowCycle] = deque(maxlen=MAX_CYCLES)
+        self._fitted_per_s: tuple[float, float] | None = None
         self._probe_step = 0
         self._probe_started_s = 0.0
         self._step_started_s = 0.0
@@ -152,7 +155,7 @@ class RateSearch:
         if refusal is None or self._log.count(self._resumed_s) or not refusal.accepted:
             previous_s = refusal.sent_s if refusal is not None else -math.inf
             refusal = self._refusal = self._describe(refused_s)
-            self._fit_bucket(refusal, self._resumed_s - previous_s)
+            self._fitted_per_s = self._fit_window(refusal) or self._fit_bucket(refusal, self._resumed_s - previous_s)
         # Else nothing was accepted since the last pause: it was too short, so decide again with all of it.
         cycle_s = now_s - refusal.cycle_started_s
         unproven_s = max(0.0, now_s - max(refusing_until_s, refusal.sent_s))
@@ -176,16 +179,21 @@ class RateSearch:
             achieved_per_s=self._log.count(now_s - span_s) / span_s,
             memory_s=memory_s,
             step_s=self._step_s(answer_s),
-            bucket_per_s=self._bucket_per_s,
+            fitted_per_s=self._fitted_per_s,
         )
         estimate, is_over = after_refusal(refusal.estimate, cycle)
         self._cycle_started_s = now_s if is_over else refusal.cycle_started_s
         self._hold(now_s, estimate)
         self._start_fill(now_s, refusal, refusing_until_s)
 
-    def _fit_bucket(self, refusal: _Refusal, pause_s: float) -> None:
+    def _fit_window(self, refusal: _Refusal) -> tuple[float, float] | None:
+        """Find the windows of a second that explain the latest refusals."""
+        start_s = max(self._resumed_s, refusal.sent_s - RELEVANT_S)
+        self._window_cycles.append(WindowCycle(self._log.times_s(start_s, refusal.sent_s), refusal.sent_s))
+        return fit_counts(self._window_cycles)
+
+    def _fit_bucket(self, refusal: _Refusal, pause_s: float) -> tuple[float, float] | None:
         """Find the buckets that explain the latest refusals; `pause_s` is the pause before this one."""
-        self._bucket_per_s = None
         start_s = self._resumed_s
         accepted_s = self._log.times_s(start_s, refusal.sent_s)
         if len(accepted_s) > MAX_SUBMITS and refusal.probe_started_s is not None:
@@ -193,10 +201,9 @@ class RateSearch:
             accepted_s = self._log.times_s(start_s, refusal.sent_s)
         if len(accepted_s) > MAX_SUBMITS:
             self._bucket_cycles.clear()
-            return
+            return None
         self._bucket_cycles.append(BucketCycle(pause_s, start_s, accepted_s, refusal.sent_s, refusal.refused_per_s))
-        if len(self._bucket_cycles) > 1:
-            self._bucket_per_s = fit_rates(self._bucket_cycles)
+        return fit_rates(self._bucket_cycles) if len(self._bucket_cycles) > 1 else None
 
     def _start_fill(self, now_s: float, refusal: _Refusal, refusing_until_s: float) -> None:
         """Fill a window next, if the cycle that has ended looks like one."""

@@ -275,7 +275,7 @@ numbers = st.floats(0.0, 500.0, allow_nan=False)
         achieved_per_s=numbers,
         memory_s=st.floats(1.0, 300.0),
         step_s=st.floats(0.25, 20.0),
-        bucket_per_s=st.none() | st.tuples(st.floats(0.2, 10.0), st.floats(10.0, 1000.0)),
+        fitted_per_s=st.none() | st.tuples(st.floats(0.2, 10.0), st.floats(10.0, 1000.0)),
     ),
 )
 def test_any_cycle_gives_a_rate(before: Estimate, cycle: Cycle) -> None:
