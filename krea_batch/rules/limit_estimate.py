@@ -181,7 +181,7 @@ def _after_fit(before: Estimate, cycle: Cycle, low_per_s: float, high_per_s: flo
     """Take the rate of a limiter that explains the refusals, slightly below it once it is known well."""
     per_s = math.sqrt(low_per_s * high_per_s)
     if high_per_s < NARROW * low_per_s:
-        return _estimate(before, per_s / (1.0 + MIN_GAP), MIN_GAP)
+        return _estimate(before, per_s / (1.0 + MIN_GAP / 2), MIN_GAP)
     return _estimate(before, per_s, high_per_s / per_s - 1.0)
 
 

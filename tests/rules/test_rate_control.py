@@ -380,13 +380,13 @@ def test_auto(kind: str, retry_after: bool) -> None:
     ("limit", "configured_per_s", "jobs", "per_s", "burst", "min_used"),
     [
         ("token-bucket:60/s", 500, 4000, 60.0, 60, 0.95),
-        ("token-bucket:60/s,10", 500, 4000, 60.0, 10, 0.90),
+        ("token-bucket:60/s,10", 500, 4000, 60.0, 10, 0.92),
         ("gcra:60/s", 500, 4000, 60.0, 1, 0.70),
         ("sliding-window:60/10s", 500, 600, 6.0, 60, 0.92),
         ("fixed-window:300/m", 500, 900, 5.0, 300, 0.92),
         ("sliding-window:300/m", 500, 900, 5.0, 300, 0.92),
         ("token-bucket:2/s,5", 20, 240, 2.0, 5, 0.96),
-        ("token-bucket:60/s,10", None, 4000, 60.0, 10, 0.88),
+        ("token-bucket:60/s,10", None, 4000, 60.0, 10, 0.92),
     ],
 )
 @pytest.mark.parametrize("eighth", [0, 3])
